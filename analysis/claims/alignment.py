@@ -1,0 +1,51 @@
+"""Claim (c): the inner gradients of a meta-trained network point the same way.
+
+A = (|sum g|^2 / sum |g|^2 - 1) / (K - 1) is 0 for orthogonal gradients whatever their norms. Orthogonality
+alone is too weak a null (A -> 1 for any network as alpha -> 0), so the untrained network at the same alpha
+is the second, and the two rows belong together.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import xarray as xr
+
+from analysis.claims.comparison import UNTRAINED, Comparison, first_and_last, paired, points, trained_learners
+from analysis.claims.plan import Plan
+from analysis.claims.verdict import Question, Verdict, conclude
+from analysis.schema import BY_NAME
+
+QUANTITY = "alignment"
+
+
+def alignment_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
+    """For every trained learner: A against 0, and against its own checkpoint 0, task by task."""
+    title = "the inner gradients of the meta-trained network are aligned"
+    first, last = first_and_last(ds)
+    verdicts = []
+    for learner in trained_learners(ds):
+        trained = points(ds, QUANTITY, learner, checkpoint=last)[..., None]  # one value a task: a single "step"
+        untrained = points(ds, QUANTITY, learner, checkpoint=first)[..., None]
+        question = Question(
+            "alignment",
+            title,
+            learner,
+            "0",
+            "all steps",
+            "against orthogonal",
+            QUANTITY,
+            BY_NAME[QUANTITY].units,
+            "positive",
+        )
+        beside = replace(question, baseline=UNTRAINED, comparison="against untrained")
+        for asked, baseline in ((question, np.zeros_like(trained)), (beside, untrained)):
+            comparison = _defined(paired(trained, baseline, plan), ds.sizes["step_i"])
+            verdicts.append(conclude(asked, comparison, margin=plan.margins.alignment, confidence=plan.confidence))
+    return verdicts
+
+
+def _defined(comparison: Comparison, steps: int) -> Comparison:
+    """With one inner step there is one gradient and no A: an obstacle, not divergence."""
+    if steps > 1:
+        return comparison
+    return replace(comparison, num_diverged=0, obstacle="alignment needs at least two inner steps")

@@ -1,0 +1,224 @@
+"""The command line. Heavy imports wait until a command runs, so that help is instant."""
+
+import errno
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import App, CycloptsError, Parameter
+
+if TYPE_CHECKING:
+    from analysis.claims import Verdict
+    from analysis.config import StudyConfig
+    from analysis.folder import StudyFolder
+    from analysis.progress import Reporter
+    from analysis.study import Resources
+
+Out = Annotated[Path | None, Parameter(name="--out", help="Folder of the study [default: runs/NAME].")]
+Seeds = Annotated[
+    tuple[int, ...] | None,
+    Parameter(name=["--seeds", "--seed"], consume_multiple=True, help="Seeds, e.g. --seeds 0 1 2; more can be added later."),
+]
+Workers = Annotated[
+    int | None, Parameter(name="--workers", help="Processes, one thread each; 0: in this one [default: one per core].")
+]
+Device = Annotated[Literal["cpu", "cuda"], Parameter(name="--device", help="Where the tensors live.")]
+Folder = Annotated[Path, Parameter(help="Folder of a study.")]
+
+app = App(
+    name="hessian-tools",
+    help="Does meta-learning suppress the Hessian along its inner loop, and does SHOT? Train, measure, test, draw.",
+    version_flags=["--version"],
+    help_on_error=False,
+)
+
+
+@app.command
+def demo(*, out: Out = None, seeds: Seeds = None, workers: Workers = None, device: Device = "cpu") -> None:
+    """The bundled study, minutes on two cores; the same command resumes it."""
+    study("demo", out=out, seeds=seeds, workers=workers, device=device)
+
+
+@app.command
+def study(
+    file: Annotated[str, Parameter(help="A study's YAML file, or a bundled study: demo, micro.")],
+    *,
+    out: Out = None,
+    seeds: Seeds = None,
+    workers: Workers = None,
+    device: Device = "cpu",
+) -> None:
+    """Train, record, measure, test, draw and report; resumes where it stopped."""
+    from analysis import study as parts
+
+    def work(folder: "StudyFolder", say: "Reporter", resources: "Resources") -> None:
+        verdicts = parts.run(folder, say, resources)
+        _tell(verdicts, say)
+        say.say(f"report: {folder.path / 'report.html'}")
+
+    _in_folder(_begin(file, out, seeds), work, workers, device)
+
+
+@app.command
+def train(
+    file: Annotated[str, Parameter(help="A study's YAML file, a bundled study, or the folder of one.")],
+    *,
+    out: Out = None,
+    seeds: Seeds = None,
+    workers: Workers = None,
+    device: Device = "cpu",
+) -> None:
+    """Only train; checkpoints are kept and an interrupted run goes on."""
+    from analysis import study as parts
+
+    _in_folder(_begin(file, out, seeds), parts.train, workers, device)
+
+
+@app.command
+def measure(folder: Folder, *, workers: Workers = None, device: Device = "cpu") -> None:
+    """Only record the inner loops and measure the curvature along them."""
+    from analysis import study as parts
+    from analysis.folder import open_folder
+
+    _in_folder(lambda: open_folder(folder), parts.measure, workers, device)
+
+
+@app.command
+def test(folder: Folder) -> None:
+    """Only the verdicts, from measurements that exist."""
+    from analysis import study as parts
+    from analysis.folder import open_folder
+
+    _in_folder(lambda: open_folder(folder), lambda found, say, _: _tell(parts.test(found), say), 0, "cpu")
+
+
+@app.command
+def figures(folder: Folder) -> None:
+    """Only the figures, as PDF and PNG."""
+    from analysis import study as parts
+    from analysis.folder import open_folder
+
+    _in_folder(lambda: open_folder(folder), lambda found, say, _: _list(parts.figures(found, say), say), 0, "cpu")
+
+
+@app.command
+def report(folder: Folder) -> None:
+    """Only report.html, from verdicts and figures that exist."""
+    from analysis import study as parts
+    from analysis.folder import open_folder
+
+    _in_folder(lambda: open_folder(folder), lambda found, say, _: _list([parts.report(found)], say), 0, "cpu")
+
+
+@app.command
+def info(path: Folder) -> None:
+    """What a study's folder holds and how far it is."""
+    from analysis.folder import open_folder
+    from analysis.inventory import describe
+
+    for line in describe(open_folder(path)):
+        print(line)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: exit status 0 done, 1 interrupted or failed, 2 a mistake in what was asked."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """The exit status of one command line; mistakes are told in at most two lines on standard error."""
+    from analysis.config import UserError
+
+    try:
+        app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+    except CycloptsError as e:
+        return _fail(" ".join(str(e).split()) + "; see hessian-tools --help", 2)
+    except UserError as e:
+        return _fail(str(e), 2)
+    except KeyboardInterrupt:
+        return _fail("stopped; the same command goes on from here", 1)
+    except OSError as e:
+        if e.errno == errno.ENOSPC:
+            return _fail(f"no space left on the device ({e.filename or 'the study folder'}); free some and run the same command", 2)
+        if isinstance(e, PermissionError):
+            return _fail(f"may not write {e.filename}; choose another --out", 2)
+        raise
+    except _mistakes() as e:
+        return _fail(str(e), 2)
+    return 0
+
+
+def _mistakes() -> tuple[type[Exception], ...]:
+    """Errors that are about what the user gave, not about this program. Called only when one was raised."""
+    from analysis.claims import PlanError
+    from analysis.engines import WorkerLost
+    from hessian_tools.loss import HiddenStateError
+    from hessian_tools.runs.files import DamagedFileError
+    from hessian_tools.runs.manifest import ForeignRunError
+
+    return HiddenStateError, PlanError, DamagedFileError, ForeignRunError, WorkerLost
+
+
+def _begin(source: str, out: Path | None, seeds: tuple[int, ...] | None) -> Callable[[], "StudyFolder"]:
+    """What opens the folder: checked in full before anything is written."""
+    from analysis.claims.plan import BUNDLED as PLAN
+    from analysis.config import load_study, overridden
+    from analysis.folder import STUDY, create_folder
+    from analysis.setting import check
+
+    place = Path(source)
+    if (place / STUDY).is_file():  # a study's own folder: go on there
+        out, source = out or place, str(place / STUDY)
+    config = overridden(load_study(source), {"seeds": seeds})
+    check(config)
+    return lambda: create_folder(config, out or Path("runs") / config.name, claims=PLAN.read_text(encoding="utf-8"))
+
+
+def _in_folder(
+    opened: Callable[[], "StudyFolder"],
+    work: Callable[["StudyFolder", "Reporter", "Resources"], object],
+    workers: int | None,
+    device: str,
+) -> None:
+    from analysis.engines import available_cores
+    from analysis.folder import locked
+    from analysis.progress import reporter
+    from analysis.study import Resources
+
+    if workers is not None and workers < 0:
+        raise _user_error(f"--workers {workers} must be 0 (this process) or a number of processes")
+    _refuse_missing_device(device)
+    folder = opened()
+    if workers is None:
+        workers = 0 if device == "cuda" else available_cores()
+    with locked(folder.path):
+        work(folder, reporter(), Resources(workers, device))
+
+
+def _refuse_missing_device(device: str) -> None:
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise _user_error("--device cuda: this torch sees no CUDA device; use --device cpu, or install a CUDA build")
+
+
+def _user_error(text: str) -> Exception:
+    from analysis.config import UserError
+
+    return UserError(text)
+
+
+def _tell(verdicts: "list[Verdict]", say: "Reporter") -> None:
+    for verdict in verdicts:
+        say.say(f"{verdict.outcome.upper():<14} {verdict.title}: {verdict.sentence}")
+
+
+def _list(paths: list[Path], say: "Reporter") -> None:
+    for path in paths:
+        say.say(str(path))
+
+
+def _fail(text: str, status: int) -> int:
+    print(f"hessian-tools: {text}", file=sys.stderr)
+    return status

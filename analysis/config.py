@@ -1,0 +1,249 @@
+"""A study's configuration: YAML in, checked models out; every mistake is answered in a line or two."""
+
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from hessian_tools.runs.manifest import digest
+
+Positive = Annotated[int, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0)]
+BUNDLED = ("demo", "micro")
+
+
+class UserError(Exception):
+    """A mistake in what the user gave: shown in at most two lines, exit status 2."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
+
+
+class DataConfig(_Strict):
+    """The tasks. queries and test_queries are query images per class in training and on held-out tasks."""
+
+    name: Literal["quickdraw", "sine-line"] = "quickdraw"
+    ways: Positive = 5
+    shots: Positive = 1
+    queries: Positive = 15
+    test_queries: Positive = 15
+
+
+class NetworkConfig(_Strict):
+    """The network: conv4 (width, normalisation) or mlp (hidden layer sizes)."""
+
+    name: Literal["conv4", "mlp"] = "conv4"
+    width: Positive = 64
+    normalisation: Literal["batch", "none"] = "batch"
+    hidden: tuple[Positive, ...] = (40, 40)
+
+
+class StepSizeSearch(_Strict):
+    """Choosing one inner learning rate for all learners: brief training of one learner without SHOT per candidate.
+
+    The candidate with the best validation accuracy (lowest loss for regression) wins; the seed is none of the study's.
+    """
+
+    candidates: tuple[Rate, ...] = Field(min_length=1)
+    learner: str = "maml"
+    meta_steps: Positive = 60
+    validation_tasks: Positive = 100
+    seed: int = 1000
+
+
+class InnerConfig(_Strict):
+    """The inner loop: number of steps, and one step size for all learners, given or chosen."""
+
+    steps: Positive = 3
+    step_size: Rate | StepSizeSearch = 0.1
+
+
+class ShotConfig(_Strict):
+    """SHOT's penalty; see hessian_tools.Shot."""
+
+    weight: float = 0.1
+    target_steps: Positive = 1
+    reference_steps: Positive | None = None
+    distance: Literal["kl_reference_target", "kl_target_reference", "squared_error"] = "kl_reference_target"
+    detach_reference: bool = True
+
+
+class LearnerConfig(_Strict):
+    """One learner. "untrained" is the control: the initial network, adapted by the same inner loop."""
+
+    algorithm: Literal["maml", "untrained"] = "maml"
+    first_order: bool = False
+    shot: ShotConfig | None = None
+
+    @model_validator(mode="after")
+    def _untrained_is_plain(self) -> "LearnerConfig":
+        if self.algorithm == "untrained" and (self.first_order or self.shot):
+            raise ValueError("an untrained learner takes neither first_order nor shot")
+        return self
+
+
+class TrainSettings(_Strict):
+    """The outer loop, for every learner alike."""
+
+    checkpoints: tuple[Annotated[int, Field(ge=0)], ...] = (0, 30, 100, 300)
+    meta_batch: Positive = 4
+    learning_rate: Rate = 1e-3
+    validation_tasks: Annotated[int, Field(ge=0)] = 50
+    save_every: Positive | None = None
+
+    @model_validator(mode="after")
+    def _rising_from_zero(self) -> "TrainSettings":
+        steps = self.checkpoints
+        if len(steps) < 2 or steps[0] != 0 or list(steps) != sorted(set(steps)):
+            raise ValueError("checkpoints must rise from 0 and name at least two, such as [0, 30, 100, 300]")
+        return self
+
+
+class LevelConfig(_Strict):
+    """How much is measured at a point: eigenvalues by magnitude, their relative tolerance, trace probes."""
+
+    eigenvalues: Positive = 5
+    tolerance: Rate = 1e-3
+    probes: Annotated[int, Field(ge=2)] = 20
+    max_matvecs: Positive = 80
+
+
+class MeasureConfig(_Strict):
+    """Held-out tasks: all get the light measurement, the first few the full one at the first and last checkpoint."""
+
+    tasks: Positive = 16
+    full_tasks: Annotated[int, Field(ge=0)] = 4
+    light: LevelConfig = LevelConfig(eigenvalues=1, tolerance=1e-2, probes=4, max_matvecs=40)
+    full: LevelConfig = LevelConfig()
+    block: Positive = 4
+    evaluation_tasks: Positive = 100
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _full_within_tasks(self) -> "MeasureConfig":
+        if self.full_tasks > self.tasks:
+            raise ValueError(f"full_tasks={self.full_tasks} exceeds tasks={self.tasks}")
+        if self.light.eigenvalues > self.full.eigenvalues or self.light.probes > self.full.probes:
+            raise ValueError("the light measurement asks for more eigenvalues or probes than the full one")
+        return self
+
+
+class StudyConfig(_Strict):
+    """The whole study: what ``study.yaml`` holds."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    data: DataConfig = DataConfig()
+    network: NetworkConfig = NetworkConfig()
+    inner: InnerConfig = InnerConfig()
+    learners: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")], LearnerConfig] = Field(min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0, 1), min_length=1)
+    train: TrainSettings = TrainSettings()
+    measure: MeasureConfig = MeasureConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "StudyConfig":
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds {list(self.seeds)} hold one twice")
+        search = self.inner.step_size
+        if isinstance(search, StepSizeSearch):
+            chosen = self.learners.get(search.learner)
+            if chosen is None or chosen.shot or chosen.algorithm == "untrained":
+                raise ValueError(
+                    f"inner.step_size.learner={search.learner!r} must name a trained learner of this study without shot"
+                )
+            if search.seed in self.seeds:
+                raise ValueError(f"inner.step_size.seed={search.seed} is one of the study's seeds; choose another")
+        return self
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the whole configuration."""
+        return digest(self.model_dump(mode="json"))
+
+
+def load_study(source: str | Path) -> StudyConfig:
+    """The study of a YAML file, or a bundled one by name (demo, micro)."""
+    return parse_study(study_text(source), source=str(source))
+
+
+def study_text(source: str | Path) -> str:
+    """The YAML text of a file or of a bundled study."""
+    if str(source) in BUNDLED:
+        return (resources.files("analysis") / "studies" / f"{source}.yaml").read_text(encoding="utf-8")
+    path = Path(source)
+    if not path.is_file():
+        raise UserError(f"there is no study file {path}; give a YAML file or one of the bundled: {', '.join(BUNDLED)}")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not a text file; a study is YAML in UTF-8") from None
+
+
+def parse_study(text: str, *, source: str) -> StudyConfig:
+    """A checked configuration; the first mistake is named with its place and what is allowed."""
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as e:
+        mark = getattr(e, "problem_mark", None)
+        place = f" at line {mark.line + 1}" if mark else ""
+        raise UserError(f"{source} is not YAML{place}: {getattr(e, 'problem', None) or 'cannot be parsed'}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{source} holds no settings; a study is a YAML mapping with name, learners, seeds, ...")
+    try:
+        return StudyConfig.model_validate(raw)
+    except ValidationError as e:
+        raise UserError(f"{source}: {_first_mistake(e)}") from None
+
+
+def _first_mistake(error: ValidationError) -> str:
+    # An unknown key is likelier to be the cause than a value that then seems missing or odd.
+    mistakes = sorted(error.errors(), key=lambda m: m["type"] != "extra_forbidden")
+    mistake = mistakes[0]
+    place = ".".join(str(part) for part in mistake["loc"] if part not in ("float", "StepSizeSearch"))
+    if mistake["type"] == "extra_forbidden":
+        known = _known_keys(mistake["loc"][:-1])
+        near = get_close_matches(str(mistake["loc"][-1]), known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"allowed are {', '.join(known)}"
+        return f"unknown key {place!r}; {hint}"
+    if mistake["type"] == "value_error":
+        return f"{place + ': ' if place else ''}{mistake['msg'].removeprefix('Value error, ')}"
+    got = "" if mistake["type"] == "missing" else f" (got {mistake['input']!r})"
+    return f"{place}: {mistake['msg'][:1].lower()}{mistake['msg'][1:]}{got}"
+
+
+def _known_keys(path: Iterable[Any]) -> list[str]:
+    model: Any = StudyConfig
+    for part in path:
+        if part in ("float", "StepSizeSearch"):
+            model = StepSizeSearch
+            continue
+        field = model.model_fields.get(part) if isinstance(model, type) and issubclass(model, BaseModel) else None
+        if field is None:
+            model = LearnerConfig if model is StudyConfig or isinstance(part, str) else model
+            continue
+        model = _inner_model(field.annotation, part)
+    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+
+
+def _inner_model(annotation: Any, part: str) -> Any:
+    if part == "learners":
+        return StudyConfig  # the next part is a learner's name
+    if part == "shot":
+        return ShotConfig
+    if part == "step_size":
+        return StepSizeSearch
+    return annotation
+
+
+def overridden(config: StudyConfig, changes: Mapping[str, Any]) -> StudyConfig:
+    """The study with top-level settings replaced, checked again."""
+    raw = config.model_dump(mode="json") | {k: v for k, v in changes.items() if v is not None}
+    try:
+        return StudyConfig.model_validate(raw)
+    except ValidationError as e:
+        raise UserError(_first_mistake(e)) from None

@@ -1,0 +1,134 @@
+"""A study's folder: what lies where, whose it is, and who may write in it."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import xarray as xr
+import yaml
+
+from analysis import store
+from analysis.config import StudyConfig, UserError, parse_study
+from analysis.schema import stack_runs
+from hessian_tools.runs.files import read_json, write_text
+
+STUDY, CLAIMS, VERDICTS, REPORT, STEP_SIZE = "study.yaml", "claims.yaml", "verdicts.json", "report.html", "step_size.json"
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """Paths of a study and its configuration."""
+
+    path: Path
+    config: StudyConfig
+
+    def run(self, learner: str, seed: int) -> Path:
+        """The folder of one learner with one seed."""
+        return self.path / "runs" / f"{learner}-seed{seed}"
+
+    @property
+    def runs(self) -> list[tuple[str, int]]:
+        """Every (learner, seed) of the study."""
+        return [(learner, seed) for learner in self.config.learners for seed in self.config.seeds]
+
+    @property
+    def figures(self) -> Path:
+        """Where figures are drawn."""
+        return self.path / "figures"
+
+    @property
+    def step_size(self) -> float:
+        """The inner learning rate of all learners: given, or as chosen."""
+        given = self.config.inner.step_size
+        if isinstance(given, float):
+            return given
+        path = self.path / STEP_SIZE
+        if not path.exists():
+            raise UserError(f"the inner step size of {self.path} is not chosen yet; run 'hessian-tools train' first")
+        return float(read_json(path)["step_size"])
+
+
+def create_folder(config: StudyConfig, path: Path, *, claims: str) -> StudyFolder:
+    """The folder of a new study, or of the same one begun before; more seeds or learners may be added.
+
+    claims: the text of the pre-registered plan; a folder keeps the one it was begun with.
+    """
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file; --out names a folder")
+    if (path / STUDY).exists():
+        _refuse_another(config, open_folder(path))
+        if (path / CLAIMS).exists() and (path / CLAIMS).read_text(encoding="utf-8") != claims:
+            raise UserError(
+                f"{path / CLAIMS} is not the plan of this version; a plan is fixed before the data:"
+                " test with the version that began the study, or choose another --out"
+            )
+    elif path.exists() and any(p for p in path.iterdir() if not p.name.startswith(".")):
+        raise UserError(f"{path} is not empty and holds no {STUDY}; choose another --out")
+    path.mkdir(parents=True, exist_ok=True)
+    store.sweep(path)
+    write_text(path / CLAIMS, claims)
+    write_text(path / STUDY, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    return StudyFolder(path, config)
+
+
+def open_folder(path: str | Path) -> StudyFolder:
+    """A study that exists."""
+    path = Path(path)
+    if not (path / STUDY).is_file():
+        what = "is no study folder" if path.exists() else "does not exist"
+        raise UserError(f"{path} {what}: there is no {STUDY} in it; name the folder a study was written to")
+    return StudyFolder(path, parse_study((path / STUDY).read_text(encoding="utf-8"), source=str(path / STUDY)))
+
+
+def open_study(path: str | Path) -> xr.Dataset:
+    """Everything measured in a study, all runs over dims learner and seed; see ``analysis.schema``."""
+    folder = open_folder(path)
+    stores = {run: folder.run(*run) / store.NAME for run in folder.runs}
+    runs = {run: store.open_run(place) for run, place in stores.items() if place.exists()}
+    if not runs:
+        raise UserError(f"nothing is measured yet in {path}; run 'hessian-tools measure {path}' first")
+    ds = stack_runs(runs, list(folder.config.learners))
+    ds.attrs = {"study": folder.config.name, "split": "test"}  # what is the same in every run
+    return ds
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One writer at a time; the lock goes with the process, however it ends."""
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:  # no such locks on Windows: the user is trusted there
+        yield
+        return
+    with (path / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                f"another hessian-tools is at work in {path}; wait for it, or choose another --out"
+            ) from None
+        os.set_inheritable(file.fileno(), False)
+        yield
+
+
+def _refuse_another(wanted: StudyConfig, found: StudyFolder) -> None:
+    old, new = found.config.model_dump(mode="json"), wanted.model_dump(mode="json")
+    for key in old:
+        same = old[key] == new[key]
+        if key == "seeds":
+            same = set(old[key]) <= set(new[key])
+        if key == "learners":
+            same = all(new[key].get(name) == learner for name, learner in old[key].items())
+        if not same:
+            raise UserError(
+                f"{found.path} holds another study: its {key} is {_short(old[key])}, yours {_short(new[key])};"
+                " choose another --out (only seeds and learners may be added)"
+            )
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 70 else text[:67] + "..."

@@ -1,0 +1,1 @@
+"""Plots: pure functions ``(ds, ax, ...) -> ax``, one concept a file; every mean they draw is made in ``summary``."""

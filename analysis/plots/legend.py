@@ -1,0 +1,108 @@
+"""Legend entries: methods by their fixed look, what the band is, reference lines, and how many units diverged."""
+
+from collections.abc import Mapping, Sequence
+
+import xarray as xr
+from matplotlib.artist import Artist
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from analysis.plots.curve import BAND_ALPHA
+from analysis.plots.references import NULL_LOOK
+from analysis.plots.states import panel_learners, states
+from analysis.plots.summary import band_label, diverged_units
+from analysis.style import GREY, MethodStyle, method_label, method_style
+
+
+def method_handles(names: Sequence[str]) -> list[Artist]:
+    """One line with its marker for each method; the untrained network is a level and has no marker."""
+    handles: list[Artist] = []
+    for name in names:
+        style = method_style(name)
+        marker = "" if name == "untrained" else style.marker
+        label = method_label(name)
+        handles.append(Line2D([], [], color=style.color, linestyle=style.linestyle, marker=marker, label=label))
+    return handles
+
+
+def band_handle(num_seeds: int) -> Artist:
+    """What the band is, in words."""
+    return Patch(color="black", alpha=BAND_ALPHA, linewidth=0, label=band_label(num_seeds))
+
+
+def threshold_handle(label: str) -> Artist:
+    """The dashed black line of a threshold."""
+    return Line2D([], [], color="black", linestyle=(0, (4, 2)), linewidth=0.8, label=label)
+
+
+def null_handle(label: str) -> Artist:
+    """The grey band of a null."""
+    return Patch(**NULL_LOOK, label=label)
+
+
+def chance_handle(ways: float) -> Artist:
+    """The dotted black line of chance."""
+    return Line2D([], [], color="black", linestyle=(0, (1, 2)), linewidth=0.8, label=f"chance (1/{ways:g})")
+
+
+def quantity_handles(quantities: Mapping[str, tuple[str, str, str]]) -> list[Artist]:
+    """Marker, line and label of quantities that share a panel; black, as colour belongs to the method."""
+    return [
+        Line2D([], [], color="black", marker=marker, linestyle=line, label=label)
+        for marker, line, label in quantities.values()
+    ]
+
+
+def dots_handle(label: str) -> Artist:
+    """Small dots: single tasks."""
+    return Line2D([], [], color="black", marker="o", markersize=1.8, markeredgewidth=0, linestyle="none", label=label)
+
+
+def state_handles(ds: xr.Dataset, values: xr.DataArray) -> list[Artist]:
+    """Grey and open for the first checkpoint, the method's colour and filled for the last."""
+    drawn = [state for name in panel_learners(ds) for state in states(values, ds, name)]
+    handles: list[Artist] = []
+    for first, before in ((True, ""), (False, "in colour: ")):
+        iterations = {int(ds["checkpoint"][state.checkpoint]) for state in drawn if state.first is first}
+        if not iterations:
+            continue
+        label = before + (f"meta-iteration {min(iterations)}" if len(iterations) == 1 else "each learner's last")
+        label = "untrained" if first and iterations == {0} else label
+        look = MethodStyle(GREY, "o", ":") if first else MethodStyle(method_style(drawn[0].name).color, "o", "-")
+        face = "white" if first else look.color
+        line = Line2D([], [], color=look.color, linestyle=look.linestyle, marker="o", markerfacecolor=face, label=label)
+        handles.append(line)
+    return handles
+
+
+def diverged_handles(ds: xr.Dataset, *, crossed: bool = True) -> list[Artist]:
+    """The count of diverged task units, when there are any; ``crossed``: the figure marks the means they lack."""
+    counts, tried = diverged_units(ds)
+    return lost_handles(int(counts.sum()), tried, what="task units", crossed=crossed)
+
+
+def lost_handles(lost: int, tried: int, *, what: str = "evaluations", crossed: bool = True) -> list[Artist]:
+    """'2 of 64 task units diverged: not in the means', with the cross that marks the means they are missing from."""
+    if lost == 0:
+        return []
+    label = f"{lost} of {tried} {what} diverged: not in the means"
+    marker = "x" if crossed else ""
+    return [Line2D([], [], color=GREY, marker=marker, linestyle="none", markersize=6, markeredgewidth=1.1, label=label)]
+
+
+def outside_legends(figure: Figure, above: Sequence[Artist], below: Sequence[Artist]) -> None:
+    """What lines are, above the panels; references, bands and notes below them. The panels make room for both."""
+    _fitting_legend(figure, above, "outside upper left")
+    _fitting_legend(figure, below, "outside lower left")
+
+
+def _fitting_legend(figure: Figure, handles: Sequence[Artist], loc: str, most_columns: int = 5) -> None:
+    """A legend with as many columns as fit into the width of the figure, which its texts decide: they are measured."""
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    for columns in range(min(most_columns, len(handles)), 0, -1):
+        legend = figure.legend(handles=list(handles), loc=loc, ncols=columns)
+        if legend.get_window_extent(renderer).width <= figure.bbox.width or columns == 1:
+            return
+        legend.remove()

@@ -1,0 +1,137 @@
+"""Progress with time left: a bar on a terminal, plain lines in a pipe."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import monotonic
+from typing import Protocol, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+class Stage(Protocol):
+    """One countable piece of work."""
+
+    def advance(self, amount: float = 1.0, note: str = "") -> None:
+        """Some of it is done."""
+
+
+class Reporter(Protocol):
+    """Where a study says what it is doing."""
+
+    def stage(self, name: str, total: float, unit: str) -> "StageContext":
+        """A context that yields a Stage."""
+        ...
+
+    def say(self, text: str) -> None:
+        """One line for the reader."""
+
+
+class StageContext(Protocol):
+    """``with reporter.stage(...) as stage``."""
+
+    def __enter__(self) -> Stage: ...
+
+    def __exit__(self, *exc: object) -> bool | None: ...
+
+
+class Quiet:
+    """Says nothing: for notebooks and tests."""
+
+    @contextmanager
+    def stage(self, name: str, total: float, unit: str) -> Iterator[Stage]:
+        """A stage nobody watches."""
+        yield _Silent()
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+
+class Lines:
+    """Plain lines without control codes, at most one every few seconds."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self.stream = stream or sys.stdout
+
+    @contextmanager
+    def stage(self, name: str, total: float, unit: str) -> Iterator[Stage]:
+        """Announces the stage, its progress and its end."""
+        stage = _LineStage(self, name, total, unit)
+        self.say(f"{name}: {total:.0f} {unit}")
+        yield stage
+        self.say(f"{name}: done in {_clock(monotonic() - stage.started)}")
+
+    def say(self, text: str) -> None:
+        """One line, at once."""
+        print(text, file=self.stream, flush=True)
+
+
+class Bars:
+    """A rich progress bar per stage, for a terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    @contextmanager
+    def stage(self, name: str, total: float, unit: str) -> Iterator[Stage]:
+        """A bar with counts, elapsed time and time left."""
+        columns = (
+            TextColumn("{task.description:<12}"),
+            BarColumn(bar_width=28),
+            TextColumn("{task.completed:.0f}/{task.total:.0f} " + unit),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            TextColumn("{task.fields[note]}", style="dim"),
+        )
+        with Progress(*columns, console=self.console) as progress:
+            task = progress.add_task(name, total=total, note="")
+            yield _BarStage(progress, task)
+            progress.update(task, note="")
+
+    def say(self, text: str) -> None:
+        """One line above the bars."""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def reporter() -> Reporter:
+    """Bars where standard output is a terminal, lines elsewhere."""
+    console = Console()
+    return Bars(console) if console.is_terminal else Lines()
+
+
+class _Silent:
+    def advance(self, amount: float = 1.0, note: str = "") -> None:
+        pass
+
+
+class _BarStage:
+    def __init__(self, progress: Progress, task: object) -> None:
+        self.progress, self.task = progress, task
+
+    def advance(self, amount: float = 1.0, note: str = "") -> None:
+        self.progress.update(self.task, advance=amount, note=note)  # type: ignore[arg-type]
+
+
+class _LineStage:
+    def __init__(self, lines: Lines, name: str, total: float, unit: str) -> None:
+        self.lines, self.name, self.total, self.unit = lines, name, total, unit
+        self.done, self.started, self.said = 0.0, monotonic(), monotonic()
+
+    def advance(self, amount: float = 1.0, note: str = "") -> None:
+        self.done += amount
+        now = monotonic()
+        if now - self.said < SECONDS_BETWEEN_LINES or self.done >= self.total:
+            return
+        self.said = now
+        left = (now - self.started) / self.done * (self.total - self.done) if self.done else 0.0
+        tail = f"  {note}" if note else ""
+        self.lines.say(f"{self.name}: {self.done:.0f}/{self.total:.0f} {self.unit}, {_clock(left)} left{tail}")
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

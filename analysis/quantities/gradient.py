@@ -1,0 +1,30 @@
+"""Curvature along the inner gradient: |Hg|/|g|, rho, alpha rho, and rho where filters have unit norm."""
+
+from analysis.quantities.points import Points
+from analysis.quantities.quantity import Quantity, Values
+from hessian_tools.curvature import along, product_asymmetry, rho_normalised
+
+
+def measure(points: Points) -> Values:
+    """Errors come from the asymmetry of the product as computed: z'(Hg) and g'(Hz) should be equal."""
+    products, g = points.products, points.gradients
+    found = along(g, products.hg)
+    z = points.probes.unsqueeze(1).expand_as(products.hz)
+    error = product_asymmetry(products.hg, g, products.hz, z)
+    return {
+        "rho": found.rho,
+        "rho_error": error,
+        "alpha_rho": points.step_size * found.rho,
+        "alpha_rho_error": points.step_size * error,
+        "hg_ratio": found.hg_ratio,
+        "hg_ratio_error": error,
+        "rho_normalised": rho_normalised(products.scale, g, products.hd2g),
+    }
+
+
+GRADIENT = Quantity(
+    "gradient",
+    ("rho", "rho_error", "alpha_rho", "alpha_rho_error", "hg_ratio", "hg_ratio_error", "rho_normalised"),
+    "Lee, Yoo, Kwak 2023, equation 3",
+    measure,
+)

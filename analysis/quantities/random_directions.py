@@ -1,0 +1,29 @@
+"""Trace, and curvature along random directions: one set of Rademacher probes gives both."""
+
+import torch
+
+from analysis.quantities.points import Points
+from analysis.quantities.quantity import Quantity, Values
+
+
+def measure(points: Points) -> Values:
+    """z'Hz of each probe estimates the trace; over |z|^2, the number of parameters, it is rho along z."""
+    samples = (points.probes.unsqueeze(1) * points.products.hz).sum(-2)
+    stderr = samples.std(-1) / samples.shape[-1] ** 0.5
+    params = points.thetas.shape[-1]
+    trace = samples.mean(-1)
+    return {
+        "trace": trace,
+        "trace_stderr": stderr,
+        "trace_sample": samples,
+        "rho_random": trace / params,
+        "rho_random_stderr": stderr / params,
+    }
+
+
+RANDOM_DIRECTIONS = Quantity(
+    "random directions",
+    ("trace", "trace_stderr", "trace_sample", "rho_random", "rho_random_stderr"),
+    "Girard 1989; Hutchinson 1990",
+    measure,
+)

@@ -1,0 +1,94 @@
+"""From a configuration to the things it names: tasks, network, learner, training run."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from torch import nn
+
+from analysis.config import LearnerConfig, StudyConfig, UserError
+from hessian_tools.data import TaskSource, open_tasks
+from hessian_tools.meta import learners
+from hessian_tools.meta.learners import Learner
+from hessian_tools.meta.shot import Shot
+from hessian_tools.nets import MLP, Conv4
+from hessian_tools.train import TrainConfig
+
+
+def tasks(config: StudyConfig, *, held_out: bool = False) -> TaskSource:
+    """The study's tasks, with the query size of training or of held-out measurement."""
+    data = config.data
+    queries = data.test_queries if held_out else data.queries
+    try:
+        return open_tasks(data.name, ways=data.ways, shots=data.shots, queries=queries)
+    except ValueError as e:
+        raise UserError(f"data: {e}") from None
+
+
+def network(config: StudyConfig) -> Callable[[], nn.Module]:
+    """What builds the study's network."""
+    source, net = tasks(config), config.network
+    if net.name == "mlp":
+        inputs = 1
+        for length in source.input_shape:
+            inputs *= length
+        return partial(MLP, (inputs, *net.hidden, source.outputs))
+    if len(source.input_shape) != 3:
+        raise UserError(f"network: conv4 needs images, {config.data.name} has none; use name: mlp")
+    return partial(
+        Conv4, source.outputs, width=net.width, input_shape=source.input_shape, normalisation=net.normalisation
+    )
+
+
+def learner(config: StudyConfig, name: str, *, step_size: float) -> Learner:
+    """A learner of the study; the untrained control adapts by the same inner loop."""
+    return learners.maml(config.inner.steps, step_size, first_order=config.learners[name].first_order)
+
+
+def shot(settings: LearnerConfig) -> Shot | None:
+    """The learner's SHOT penalty, if it has one."""
+    return Shot(**settings.shot.model_dump()) if settings.shot else None
+
+
+def checkpoints(config: StudyConfig, name: str) -> tuple[int, ...]:
+    """The meta-iterations a learner is kept at; the untrained control has only the first."""
+    return (0,) if config.learners[name].algorithm == "untrained" else config.train.checkpoints
+
+
+def training(config: StudyConfig, name: str, seed: int, *, step_size: float, folder: Path | None, device: str) -> TrainConfig:
+    """The training run of one learner with one seed."""
+    outer = config.train
+    try:
+        return TrainConfig(
+            learner=learner(config, name, step_size=step_size),
+            tasks=tasks(config),
+            network=network(config),
+            seed=seed,
+            shot=shot(config.learners[name]),
+            checkpoints=checkpoints(config, name),
+            meta_batch=outer.meta_batch,
+            learning_rate=outer.learning_rate,
+            validation_tasks=outer.validation_tasks,
+            device=device,
+            folder=folder,
+            save_every=outer.save_every,
+        )
+    except ValueError as e:
+        raise UserError(f"learners.{name}: {e}") from None
+
+
+def check(config: StudyConfig) -> None:
+    """Refuse what the data or the learners cannot do, before anything is written."""
+    build = network(config)
+    for source in (tasks(config), tasks(config, held_out=True)):
+        for split in ("train", "val", "test"):
+            try:
+                source.episode(seed=0, split=split, index=0)
+            except ValueError as e:
+                raise UserError(f"data: {e}") from None
+    try:
+        build()
+    except ValueError as e:
+        raise UserError(f"network: {e}") from None
+    for name in config.learners:
+        training(config, name, config.seeds[0], step_size=1.0, folder=None, device="cpu")

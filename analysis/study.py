@@ -1,0 +1,179 @@
+"""A study from beginning to end; every part can be stopped at any moment and started again."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from analysis import measure as measuring
+from analysis import setting, step_size, store
+from analysis.claims import Verdict, judge, load_plan, verdicts_from_json, verdicts_to_json
+from analysis.config import StudyConfig, UserError
+from analysis.engines import Emit, run_units
+from analysis.figures import FIGURES, save
+from analysis.folder import CLAIMS, REPORT, VERDICTS, StudyFolder, open_study
+from analysis.progress import Reporter
+from analysis.report import render
+from analysis.setup_facts import command, facts, notes
+from hessian_tools.runs.checkpoints import checkpoint_path
+from hessian_tools.runs.files import write_text
+from hessian_tools.runs.manifest import claim_folder, environment
+from hessian_tools.train import diverged_at, meta_train
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Where the work runs. workers 0: in this process."""
+
+    workers: int = 0
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class TrainUnit:
+    """One training run."""
+
+    config: StudyConfig
+    folder: Path
+    learner: str
+    seed: int
+    step_size: float
+    device: str
+
+    @property
+    def run(self) -> Path:
+        """The run's folder."""
+        return StudyFolder(self.folder, self.config).run(self.learner, self.seed)
+
+
+def run(folder: StudyFolder, reporter: Reporter, resources: Resources) -> list[Verdict]:
+    """Train, measure, test, draw, report; what is there already is not done again."""
+    train(folder, reporter, resources)
+    measure(folder, reporter, resources)
+    verdicts = test(folder)
+    figures(folder, reporter)
+    report(folder)
+    return verdicts
+
+
+def train(folder: StudyFolder, reporter: Reporter, resources: Resources) -> None:
+    """Choose the step size if the study asks for it, then train every run that is not complete."""
+    alpha = step_size.choose(folder, reporter, workers=resources.workers, device=resources.device)
+    units = [
+        TrainUnit(folder.config, folder.path, learner, seed, alpha, resources.device)
+        for learner, seed in folder.runs
+    ]
+    for unit in units:
+        _claim(unit)
+    # The costliest first: with SHOT, then second order, then first order.
+    units.sort(key=lambda u: (u.config.learners[u.learner].shot is None, u.config.learners[u.learner].first_order))
+    waiting = [unit for unit in units if not _trained(unit)]
+    total = sum(setting.checkpoints(u.config, u.learner)[-1] for u in waiting)
+    with reporter.stage("train", total, "meta-iterations") as stage:
+        run_units(train_unit, waiting, workers=resources.workers, emit=stage.advance)
+    for unit in units:
+        stopped = diverged_at(unit.run)
+        if stopped is not None:
+            reporter.say(f"{unit.learner} seed {unit.seed} diverged at meta-iteration {stopped}; recorded as such")
+
+
+def train_unit(unit: TrainUnit, emit: Emit) -> None:
+    """Train one run; each meta-iteration is reported, those of an earlier session at once."""
+    training = setting.training(
+        unit.config, unit.learner, unit.seed, step_size=unit.step_size, folder=unit.run, device=unit.device
+    )
+    done = 0
+
+    def advance(meta_step: int, loss: float) -> None:
+        nonlocal done
+        emit(meta_step - done, f"{unit.learner} seed {unit.seed}  loss {loss:.2f}")
+        done = meta_step
+
+    for checkpoint in meta_train(training, progress=advance):
+        if not checkpoint.diverged and checkpoint.meta_step > done:
+            advance(checkpoint.meta_step, checkpoint.validation_loss)
+
+
+def measure(folder: StudyFolder, reporter: Reporter, resources: Resources) -> None:
+    """Record the inner loops on held-out tasks and measure the curvature along them."""
+    for learner, seed in folder.runs:
+        measuring.allocate(folder, learner, seed)
+    units = measuring.units(folder, device=resources.device)
+    missing = [unit for unit in units if not _present(unit)]
+    if missing:
+        first = missing[0]
+        raise UserError(
+            f"{first.run} has no checkpoint at meta-iteration {first.checkpoint}; run 'hessian-tools train' first"
+        )
+    with reporter.stage("measure", len(units), "units") as stage:
+        run_units(measuring.measure_unit, units, workers=resources.workers, emit=stage.advance)
+
+
+def test(folder: StudyFolder) -> list[Verdict]:
+    """The verdicts, from the measurements and the plan that was fixed before them."""
+    plan = load_plan(folder.path / CLAIMS)
+    verdicts = judge(open_study(folder.path), plan)
+    write_text(folder.path / VERDICTS, verdicts_to_json(verdicts))
+    return verdicts
+
+
+def figures(folder: StudyFolder, reporter: Reporter) -> list[Path]:
+    """Every figure as PDF and PNG."""
+    ds = open_study(folder.path)
+    store.sweep(folder.path)
+    saved: list[Path] = []
+    with reporter.stage("draw", len(FIGURES), "figures") as stage:
+        for name, figure in FIGURES.items():
+            saved += save(figure.draw(ds), folder.figures / name)
+            stage.advance(1, name)
+    return saved
+
+
+def report(folder: StudyFolder) -> Path:
+    """The study on one self-contained page."""
+    verdicts = verdicts_from_json(_read(folder.path / VERDICTS, "test"))
+    images = {name: folder.figures / f"{name}.png" for name in FIGURES}
+    for image in images.values():
+        if not image.exists():
+            raise UserError(f"{image} is not drawn yet; run 'hessian-tools figures {folder.path}' first")
+    page = render(
+        ds=open_study(folder.path),
+        verdicts=verdicts,
+        figures=images,
+        setup=facts(folder),
+        command=command(folder),
+        notes=notes(folder),
+        step_size_table=step_size.table(folder),
+    )
+    write_text(folder.path / REPORT, page)
+    return folder.path / REPORT
+
+
+def _claim(unit: TrainUnit) -> None:
+    config = unit.config.model_dump(mode="json")
+    settings = {key: config[key] for key in ("data", "network", "train", "measure")}
+    settings |= {
+        "steps": config["inner"]["steps"],
+        "step_size": unit.step_size,
+        "learner": config["learners"][unit.learner],
+        "seed": unit.seed,
+    }
+    found = environment(device=unit.device) | {
+        "threads": 1,
+        "data_digest": setting.tasks(unit.config).digest,
+        "claims_digest": load_plan(unit.folder / CLAIMS).digest,
+    }
+    claim_folder(unit.run, settings, facts=found)
+
+
+def _trained(unit: TrainUnit) -> bool:
+    kept = setting.checkpoints(unit.config, unit.learner)
+    return diverged_at(unit.run) is not None or all(checkpoint_path(unit.run, step).exists() for step in kept)
+
+
+def _present(unit: measuring.Unit) -> bool:
+    return checkpoint_path(unit.run, unit.checkpoint).exists() or diverged_at(unit.run) is not None
+
+
+def _read(path: Path, part: str) -> str:
+    if not path.exists():
+        raise UserError(f"{path} does not exist yet; run 'hessian-tools {part} {path.parent}' first")
+    return path.read_text(encoding="utf-8")

@@ -1,0 +1,61 @@
+"""hessian-tools: inner loops of meta-learners, and the curvature along them.
+
+``import hessian_tools as ht`` gives the names below; the study built on them is the package ``analysis``.
+"""
+
+from hessian_tools.curvature import (
+    EigenPairs,
+    Estimate,
+    Extremes,
+    Hessian,
+    extremal_eigenpairs,
+    gradient,
+    hessian,
+    top_eigenpairs,
+    trace,
+)
+from hessian_tools.flat import ParamLayout, flatten
+from hessian_tools.loss import HiddenStateError, Loss, make_loss
+from hessian_tools.meta import learners
+from hessian_tools.meta.inner import adapt
+from hessian_tools.meta.learners import Learner
+from hessian_tools.meta.objective import meta_loss
+from hessian_tools.meta.recording import record
+from hessian_tools.meta.shot import Shot
+from hessian_tools.nets import MLP, Conv4, normalised_weights, seeded
+from hessian_tools.rng import stream
+from hessian_tools.train import Checkpoint, TrainConfig, meta_train
+from hessian_tools.trajectory import SaveAt, Trajectory
+
+__all__ = [
+    "MLP",
+    "Checkpoint",
+    "Conv4",
+    "EigenPairs",
+    "Estimate",
+    "Extremes",
+    "Hessian",
+    "HiddenStateError",
+    "Learner",
+    "Loss",
+    "ParamLayout",
+    "SaveAt",
+    "Shot",
+    "TrainConfig",
+    "Trajectory",
+    "adapt",
+    "extremal_eigenpairs",
+    "flatten",
+    "gradient",
+    "hessian",
+    "learners",
+    "make_loss",
+    "meta_loss",
+    "meta_train",
+    "normalised_weights",
+    "record",
+    "seeded",
+    "stream",
+    "top_eigenpairs",
+    "trace",
+]

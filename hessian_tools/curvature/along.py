@@ -1,0 +1,151 @@
+"""Curvature along given directions: pure functions of products already computed, so nothing is computed twice."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hessian_tools.flat import ParamLayout
+
+# Lee 2023, Eq. 3: a step -alpha g is effective if the integral over t in [0, 1] of |g|^2 - alpha t g'Hg is positive.
+# The integral is |g|^2 - (alpha/2) g'Hg = |g|^2 (1 - alpha rho / 2), with rho = g'Hg / g'g;
+# so it is positive exactly if alpha * rho < 2: the descent lemma, along the gradient.
+DESCENT_THRESHOLD = 2.0
+
+
+@dataclass(frozen=True)
+class AlongGradient:
+    """rho = g'Hg / g'g [1/step size], hg_ratio = |Hg| / |g| [1/step size], grad_norm = |g|; NaN ratios where g = 0."""
+
+    rho: Float[Tensor, "*point"]
+    hg_ratio: Float[Tensor, "*point"]
+    grad_norm: Float[Tensor, "*point"]
+
+
+def along(g: Float[Tensor, "*point param"], hg: Float[Tensor, "*point param"]) -> AlongGradient:
+    """Curvature along the gradient, from g and the product Hg.
+
+    Compare alpha * rho with DESCENT_THRESHOLD. |rho| <= hg_ratio always (Cauchy and Schwarz).
+
+    >>> result = along(torch.tensor([1.0, 1.0]), torch.tensor([3.0, 1.0]))  # H = diag(3, 1)
+    >>> float(result.rho), float(result.hg_ratio)
+    (2.0, 2.2360680103302)
+    """
+    norm = g.norm(dim=-1)
+    unit = g / norm[..., None]
+    return AlongGradient((unit * hg).sum(-1) / norm, hg.norm(dim=-1) / norm, norm)
+
+
+def cos_displacement(
+    gradients: Float[Tensor, "*point step param"], displacement: Float[Tensor, "*point param"]
+) -> Float[Tensor, "*point step"]:
+    """cos(-g_k, theta_K - theta_0) at every inner step (Lee 2023, figure 3); NaN where either is zero.
+
+    Compare with :func:`cosine_null`: orthogonal gradients already reach it.
+
+    >>> cos_displacement(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([-1.0, -1.0]))
+    tensor([0.7071, 0.7071])
+    """
+    dot = -(gradients * displacement[..., None, :]).sum(-1)
+    return dot / (gradients.norm(dim=-1) * displacement.norm(dim=-1)[..., None])
+
+
+def alignment(gram: Float[Tensor, "*point step step"]) -> Float[Tensor, "*point"]:
+    """A = (|sum_k g_k|^2 / sum_k |g_k|^2 - 1) / (K - 1), from the Gram matrix of the K inner gradients.
+
+    0 when they are orthogonal whatever their norms, 1 when equal, negative when they oscillate. NaN for
+    K < 2 and for zero gradients. Orthogonality is a weak null: A -> 1 as the step size -> 0 for any network.
+
+    >>> float(alignment(torch.ones(3, 3))), float(alignment(torch.eye(3)))
+    (1.0, 0.0)
+    """
+    trace, steps = gram.diagonal(dim1=-2, dim2=-1).sum(-1), gram.shape[-1]
+    return (gram.sum((-2, -1)) - trace) / ((steps - 1) * trace)
+
+
+def cosine_null(steps: int) -> tuple[float, float]:
+    """Where the mean cosine of ``cos_displacement`` lies if the gradients are orthogonal: [1/K, 1/sqrt(K)].
+
+    Then the squared cosines sum to one: the mean is 1/sqrt(K) for equal norms, 1/K if one gradient is all.
+
+    >>> cosine_null(4)
+    (0.25, 0.5)
+    """
+    if steps < 1:
+        raise ValueError(f"steps={steps}: give the number of inner gradients, 1 or more")
+    return 1 / steps, steps**-0.5
+
+
+def filter_scale(
+    layout: ParamLayout, theta: Float[Tensor, "*point param"], normalised: Iterable[str]
+) -> Float[Tensor, "*point param"]:
+    """d: the norm of its filter on each entry of the named weights, 1 elsewhere.
+
+    normalised: names in the layout of weights whose filters (slices along their first axis) are
+    followed by normalisation. There H ~ 1/|w|^2 and g ~ 1/|w|, so growing weights fake falling curvature;
+    D H D and D g, D = diag(d), do not change when such filters are rescaled. Raises ValueError for unknown names.
+    """
+    normalised = set(normalised)
+    if unknown := sorted(normalised - set(layout.names)):
+        raise ValueError(f"no parameter named {unknown[0]!r}; the layout has {', '.join(layout.names)}")
+    pieces = []
+    for name, shape, piece in zip(layout.names, layout.shapes, theta.split(list(layout.sizes), dim=-1), strict=True):
+        if name in normalised:
+            filters = piece.unflatten(-1, (shape[0], -1))
+            pieces.append(filters.norm(dim=-1, keepdim=True).expand_as(filters).flatten(-2))
+        else:
+            pieces.append(torch.ones_like(piece))
+    return torch.cat(pieces, dim=-1)
+
+
+def rho_normalised(
+    d: Float[Tensor, "*point param"], g: Float[Tensor, "*point param"], h_d2g: Float[Tensor, "*point param"]
+) -> Float[Tensor, "*point"]:
+    """Scale-free curvature along the gradient: (Dg)'(DHD)(Dg) / |Dg|^2 = (d^2 g)'H(d^2 g) / |d g|^2.
+
+    h_d2g: the product ``H.mv(d**2 * g)``. Unchanged by rescaling filters under normalisation, exactly as
+    its eps -> 0. NaN where g = 0.
+
+    >>> d, g, H = torch.tensor([2.0, 1.0]), torch.tensor([1.0, 0.0]), torch.diag(torch.tensor([3.0, 5.0]))
+    >>> float(rho_normalised(d, g, H @ (d**2 * g)))  # 2 * 3 * 2
+    12.0
+    """
+    return (d**2 * g * h_d2g).sum(-1) / ((d * g) ** 2).sum(-1)
+
+
+def product_asymmetry(
+    hg: Float[Tensor, "*point param"],
+    g: Float[Tensor, "*point param"],
+    hz: Float[Tensor, "*point param probe"],
+    z: Float[Tensor, "*#point param probe"],
+) -> Float[Tensor, "*point"]:
+    """The rounding error of bilinear forms of H: the largest |z'Hg - g'Hz| over the probes, g and z at unit length.
+
+    H is symmetric, its computed products are not quite. This measures the error of rho = g'Hg / g'g by
+    errors of the same kind: its order of magnitude, not a bound. Costs nothing where probes were multiplied anyway.
+
+    >>> e = torch.eye(2)
+    >>> float(product_asymmetry(torch.tensor([0.0, 1.0]), e[0], torch.tensor([[1.25], [0.0]]), e[:, 1:]))
+    0.25
+    """
+    norms = g.norm(dim=-1)[..., None] * z.norm(dim=-2)
+    difference = (hg[..., None] * z).sum(-2) - (g[..., None] * hz).sum(-2)
+    return (difference.abs() / norms).amax(-1)
+
+
+def small_step_difference(
+    hg: Float[Tensor, "*point param"], *, tau: float, target_steps: int, reference_steps: int
+) -> Float[Tensor, "*point param"]:
+    """theta_reference - theta_target to leading order: (tau^2 / 2)(1/T - 1/R) Hg, with an error of O(tau^3).
+
+    T target steps and R reference steps of plain gradient descent from one start, on one batch, each of
+    total time tau = step size times steps. Gradient descent with step h follows the flow up to
+    -(h/2) tau H g: so T steps and R steps differ by that with h = tau/T less h = tau/R. Smooth networks only:
+    kinks (ReLU, max-pool) break the order.
+
+    >>> small_step_difference(torch.tensor([2.0]), tau=0.3, target_steps=1, reference_steps=3)  # 3 * 0.1**2 * 2
+    tensor([0.0600])
+    """
+    return tau**2 / 2 * (1 / target_steps - 1 / reference_steps) * hg

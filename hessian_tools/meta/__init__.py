@@ -1,0 +1,1 @@
+"""Inner loops, learners, SHOT and the outer objective: pure functions of a loss, without data or files."""

@@ -1,0 +1,56 @@
+"""Recording an inner loop: the same loop that training differentiates, read out."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hessian_tools.loss import Batch, Loss
+from hessian_tools.meta.inner import Gradient, learner_path, support_gradient
+from hessian_tools.meta.learners import Learner
+from hessian_tools.meta.objective import accuracy
+from hessian_tools.trajectory import SaveAt, Trajectory
+
+_NUMBERS_ONLY = SaveAt()
+
+
+def record(
+    learner: Learner,
+    loss: Loss,
+    theta: Float[Tensor, " param"],
+    support: Batch,
+    query: Batch,
+    *,
+    save: SaveAt = _NUMBERS_ONLY,
+) -> Trajectory:
+    """The trajectory of one task from ``theta``: K + 1 points, each with its gradient on the support set.
+
+    Costs K + 1 gradients and K + 1 passes over the query set. Numbers that are not finite are kept
+    as they are; see ``Trajectory.diverged``.
+    """
+    loss.refuse_hidden_state(theta, support)
+    start = theta.detach()
+    path = learner_path(learner, loss, start, support)
+    gradients = [*path.gradients, support_gradient(loss, path.adapted, support)]
+    with torch.no_grad():
+        return _read_out(loss, torch.stack(path.thetas), gradients, support, query, save)
+
+
+def _read_out(
+    loss: Loss, thetas: Tensor, gradients: list[Gradient], support: Batch, query: Batch, save: SaveAt
+) -> Trajectory:
+    x, y = query
+    outputs = [loss.outputs(theta, x) for theta in thetas]
+    vectors = torch.stack([g.vector for g in gradients])
+    stepped = vectors[:-1]
+    return Trajectory(
+        support_loss=torch.stack([g.loss for g in gradients]),
+        query_loss=torch.stack([loss.criterion(out, y) for out in outputs]),
+        support_accuracy=torch.stack([accuracy(g.outputs, support[1]) for g in gradients if g.outputs is not None]),
+        query_accuracy=torch.stack([accuracy(out, y) for out in outputs]),
+        theta_norm=thetas.norm(dim=-1),
+        grad_norm=vectors.norm(dim=-1),
+        displacement=(thetas - thetas[0]).norm(dim=-1),
+        gram=stepped @ stepped.T,
+        thetas=thetas if save.thetas else None,
+        gradients=vectors if save.gradients else None,
+    )

@@ -1,0 +1,1 @@
+"""A run on disk: manifest, checkpoints, metrics; every file whole or absent."""

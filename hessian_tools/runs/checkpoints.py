@@ -1,0 +1,62 @@
+"""Checkpoints on disk: safetensors, never pickle; the newest state holds everything that resuming needs."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from hessian_tools.runs.files import DamagedFileError, write_atomic
+
+FOLDER = "checkpoints"
+
+
+def save(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors atomically."""
+    copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    write_atomic(path, lambda part: save_file(copies, part))
+
+
+def load(path: Path) -> dict[str, Tensor]:
+    """Tensors of a file, on the CPU; a plain error names a file that is damaged."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as e:
+        raise DamagedFileError(f"{path} cannot be read as safetensors ({e}); remove it and run the same command again") from e
+
+
+def checkpoint_path(folder: Path, meta_step: int) -> Path:
+    """Where the parameters at one meta-iteration lie."""
+    return folder / FOLDER / f"{meta_step:07d}.safetensors"
+
+
+def load_theta(folder: Path, meta_step: int) -> Tensor:
+    """The parameters [param] at one meta-iteration of a run."""
+    path = checkpoint_path(folder, meta_step)
+    if not path.exists():
+        raise DamagedFileError(f"{folder} has no checkpoint at meta-iteration {meta_step}; train the run first")
+    return load(path)["theta"]
+
+
+def state_path(folder: Path) -> Path:
+    """Where the newest complete training state lies."""
+    return folder / FOLDER / "state.safetensors"
+
+
+def adam_state(optimiser: torch.optim.Adam, theta: Tensor, meta_step: int) -> dict[str, Tensor]:
+    """Everything a resumed run needs: parameters, Adam's moments, the meta-iteration (episodes follow from it)."""
+    tensors = {"theta": theta.detach(), "meta_step": torch.tensor(meta_step)}
+    return tensors | {f"adam.{name}": value for name, value in optimiser.state.get(theta, {}).items()}
+
+
+def restore_adam(optimiser: torch.optim.Adam, theta: Tensor, tensors: Mapping[str, Tensor]) -> int:
+    """Put a saved state back; returns the meta-iteration it was saved at."""
+    with torch.no_grad():
+        theta.copy_(tensors["theta"])
+    moments = {name.removeprefix("adam."): t for name, t in tensors.items() if name.startswith("adam.")}
+    if moments:
+        packed = optimiser.state_dict()
+        optimiser.load_state_dict({"state": {0: moments}, "param_groups": packed["param_groups"]})
+    return int(tensors["meta_step"])

@@ -1,0 +1,47 @@
+"""Writing so that a process killed at any moment leaves the old file or the new one, never half of one."""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+
+class DamagedFileError(ValueError):
+    """A file of a run that cannot be read as what it should be."""
+
+
+def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a hidden neighbour, then move it into place in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.partial")
+    try:
+        write(part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """A text file, atomically."""
+    write_atomic(path, lambda part: _write(part, text))
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """A JSON file for people to read too, atomically."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; a plain error names a file that holds something else."""
+    try:
+        value = json.loads(path.read_text())
+    except json.JSONDecodeError as e:
+        raise DamagedFileError(f"{path} is not JSON ({e}); remove it and run the same command again") from None
+    if not isinstance(value, dict):
+        raise DamagedFileError(f"{path} holds no JSON object; remove it and run the same command again")
+    return value
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

@@ -1,0 +1,250 @@
+"""Meta-training: tasks, network, learner and a run on disk, put together.
+
+Where training diverges (a meta-loss or meta-gradient that is not finite) the stated rule is: stop,
+record the meta-iteration, keep what was saved before it; later checkpoints do not exist and are
+reported as diverged by whatever reads the run.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hessian_tools.data import TaskSource
+from hessian_tools.flat import flatten
+from hessian_tools.loss import Loss, cast_like, make_loss
+from hessian_tools.meta.inner import learner_path
+from hessian_tools.meta.learners import Learner
+from hessian_tools.meta.objective import Aux, accuracy, meta_loss
+from hessian_tools.meta.shot import Shot, squared_error
+from hessian_tools.nets import seeded
+from hessian_tools.runs import checkpoints, metrics
+from hessian_tools.runs.files import read_json, write_json
+
+DIVERGED = "diverged.json"
+SAVE_SECONDS = 10.0
+
+Progress = Callable[[int, float], None]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One run: a learner trained on tasks with a seed.
+
+    network: builds the module; its parameters are drawn from ``seed``. checkpoints: meta-iterations
+    to keep, 0 being the untrained network; the last one ends the run. save_every: meta-iterations
+    between resumable states (one is also saved every ten seconds); None: only at checkpoints.
+    """
+
+    learner: Learner
+    tasks: TaskSource
+    network: Callable[[], nn.Module]
+    seed: int = 0
+    shot: Shot | None = None
+    checkpoints: tuple[int, ...] = (0, 10, 30, 100, 300)
+    meta_batch: int = 4
+    learning_rate: float = 1e-3
+    validation_tasks: int = 50
+    validation_seed: int = 0
+    device: str = "cpu"
+    folder: Path | None = None
+    save_every: int | None = None
+
+    def __post_init__(self) -> None:
+        steps = self.checkpoints
+        if not steps or min(steps) < 0 or list(steps) != sorted(set(steps)):
+            raise ValueError(f"checkpoints={list(steps)} must be rising meta-iterations from 0, e.g. 0, 10, 30, 100")
+        if self.meta_batch < 1:
+            raise ValueError(f"meta_batch={self.meta_batch} must be at least 1 task")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate={self.learning_rate} must be positive")
+        if self.shot is not None:
+            self.shot.reference_count(self.learner.steps)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The parameters [param] at a meta-iteration, and the validation loss and accuracy there."""
+
+    meta_step: int
+    theta: Tensor
+    validation_loss: float
+    validation_accuracy: float
+    diverged: bool = False
+
+
+@dataclass
+class _State:
+    loss: Loss
+    theta: Tensor
+    optimiser: torch.optim.Adam
+    meta_step: int = 0
+    saved_at: float = field(default_factory=monotonic)
+
+
+def logarithmic_schedule(last: int) -> tuple[int, ...]:
+    """0, 1, 3, 10, 30, 100, ... up to and including ``last``.
+
+    >>> logarithmic_schedule(300)
+    (0, 1, 3, 10, 30, 100, 300)
+    """
+    steps = {0, last}
+    for power in range(len(str(last))):
+        steps |= {s for s in (10**power, 3 * 10**power) if s <= last}
+    return tuple(sorted(steps))
+
+
+def task_loss(config: TrainConfig) -> tuple[Loss, Tensor]:
+    """The loss of the run's tasks, and the untrained parameters [param] on the run's device."""
+    model = seeded(config.network, seed=config.seed)
+    theta, layout = flatten(model)
+    criterion = F.cross_entropy if config.tasks.kind == "classification" else squared_error
+    return make_loss(model.to(config.device), criterion, layout), theta.to(config.device)
+
+
+def meta_train(config: TrainConfig, *, progress: Progress | None = None) -> Iterator[Checkpoint]:
+    """Train; yield each checkpoint as it is reached.
+
+    With ``config.folder`` the run is on disk and the same call resumes it: checkpoints that are
+    there are yielded again from disk, and training goes on from the newest saved state with the same
+    numbers an undisturbed run would have had (CPU, same number of threads).
+    progress: called with (meta-iteration, query loss) after every outer step.
+    """
+    state = _start(config)
+    for meta_step in config.checkpoints:
+        if config.folder and checkpoints.checkpoint_path(config.folder, meta_step).exists():
+            yield _read(config.folder, meta_step)
+            continue
+        finite = _advance(state, config, meta_step, progress)
+        if not finite:
+            yield Checkpoint(meta_step, state.theta.detach().clone(), float("nan"), float("nan"), diverged=True)
+            return
+        checkpoint = _validate(state, config, meta_step)
+        if config.folder:
+            _save_checkpoint(config.folder, checkpoint)
+            _save_state(state, config.folder)
+        yield checkpoint
+
+
+def diverged_at(folder: Path) -> int | None:
+    """The meta-iteration at which a run on disk left the finite numbers, or None."""
+    path = folder / DIVERGED
+    return int(read_json(path)["meta_step"]) if path.exists() else None
+
+
+def evaluate(
+    learner: Learner, loss: Loss, theta: Tensor, tasks: TaskSource, *, split: str, num_tasks: int, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Query losses and accuracies [task] after adaptation on held-out tasks; the batch at hand normalises (transductive)."""
+    losses, accuracies = [], []
+    for index in range(num_tasks):
+        support, query = (cast_like(b, theta) for b in tasks.episode(seed=seed, split=split, index=index))
+        adapted = learner_path(learner, loss, theta.detach(), support).adapted
+        with torch.no_grad():
+            outputs = loss.outputs(adapted, query[0])
+            losses.append(loss.criterion(outputs, query[1]))
+            accuracies.append(accuracy(outputs, query[1]))
+    return torch.stack(losses), torch.stack(accuracies)
+
+
+def _start(config: TrainConfig) -> _State:
+    loss, theta = task_loss(config)
+    theta.requires_grad_()
+    state = _State(loss, theta, torch.optim.Adam([theta], lr=config.learning_rate))
+    first = config.tasks.episode(seed=config.seed, split="train", index=0)
+    loss.refuse_hidden_state(theta, first.support)
+    if config.folder and checkpoints.state_path(config.folder).exists():
+        saved = checkpoints.load(checkpoints.state_path(config.folder))
+        state.meta_step = checkpoints.restore_adam(state.optimiser, theta, saved)
+        metrics.keep_until(config.folder / metrics.NAME, state.meta_step)
+    elif config.folder:
+        metrics.keep_until(config.folder / metrics.NAME, -1)
+    return state
+
+
+def _advance(state: _State, config: TrainConfig, until: int, progress: Progress | None) -> bool:
+    """Outer steps up to a meta-iteration; False when one of them was not finite."""
+    if state.meta_step > until:
+        raise ValueError(
+            f"the saved state is at meta-iteration {state.meta_step}, past the missing checkpoint {until};"
+            f" remove {config.folder} and train again"
+        )
+    while state.meta_step < until:
+        aux, finite = _outer_step(state, config)
+        if not finite:
+            if config.folder:
+                write_json(config.folder / DIVERGED, {"meta_step": state.meta_step + 1})
+            return False
+        state.meta_step += 1
+        row = _row(state.meta_step, aux)
+        if config.folder:
+            metrics.append(config.folder / metrics.NAME, row)
+            if _save_is_due(state, config):
+                _save_state(state, config.folder)
+        if progress:
+            progress(state.meta_step, row["query_loss"])
+    return True
+
+
+def _outer_step(state: _State, config: TrainConfig) -> tuple[list[Aux], bool]:
+    state.optimiser.zero_grad()
+    seen = []
+    for j in range(config.meta_batch):
+        index = state.meta_step * config.meta_batch + j
+        episode = cast_like(config.tasks.episode(seed=config.seed, split="train", index=index), state.theta)
+        value, aux = meta_loss(config.learner, state.loss, state.theta, *episode, shot=config.shot)
+        (value / config.meta_batch).backward()
+        seen.append(aux)
+    gradient = state.theta.grad
+    losses = torch.stack([aux.query_loss for aux in seen])
+    if gradient is None or not (torch.isfinite(gradient).all() and torch.isfinite(losses).all()):
+        return seen, False
+    state.optimiser.step()
+    return seen, True
+
+
+def _row(meta_step: int, aux: list[Aux]) -> dict[str, Any]:
+    mean = {name: float(torch.stack([getattr(a, name) for a in aux]).mean()) for name in Aux.__dataclass_fields__}
+    return {"meta_step": meta_step} | {k: (None if v != v else v) for k, v in mean.items()}
+
+
+def _validate(state: _State, config: TrainConfig, meta_step: int) -> Checkpoint:
+    theta = state.theta.detach().clone()
+    if not config.validation_tasks:
+        return Checkpoint(meta_step, theta, float("nan"), float("nan"))
+    losses, accuracies = evaluate(
+        config.learner,
+        state.loss,
+        theta,
+        config.tasks,
+        split="val",
+        num_tasks=config.validation_tasks,
+        seed=config.validation_seed,
+    )
+    return Checkpoint(meta_step, theta, float(losses.mean()), float(accuracies.mean()))
+
+
+def _save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+    numbers = torch.tensor([checkpoint.validation_loss, checkpoint.validation_accuracy], dtype=torch.float64)
+    path = checkpoints.checkpoint_path(folder, checkpoint.meta_step)
+    checkpoints.save(path, {"theta": checkpoint.theta, "validation": numbers})
+
+
+def _read(folder: Path, meta_step: int) -> Checkpoint:
+    tensors = checkpoints.load(checkpoints.checkpoint_path(folder, meta_step))
+    return Checkpoint(meta_step, tensors["theta"], *tensors["validation"].tolist())
+
+
+def _save_is_due(state: _State, config: TrainConfig) -> bool:
+    every = config.save_every
+    return bool(every and state.meta_step % every == 0) or monotonic() - state.saved_at > SAVE_SECONDS
+
+
+def _save_state(state: _State, folder: Path) -> None:
+    checkpoints.save(checkpoints.state_path(folder), checkpoints.adam_state(state.optimiser, state.theta, state.meta_step))
+    state.saved_at = monotonic()

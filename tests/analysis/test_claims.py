@@ -1,0 +1,217 @@
+"""The three claims on planted truth, falsehood and too little data; divergence, missing data, JSON."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+from planted import Effect, planted_study, truth
+
+from analysis.claims import (
+    CLAIMS,
+    Verdict,
+    judge,
+    load_plan,
+    verdicts_from_json,
+    verdicts_to_json,
+)
+from analysis.claims.comparison import paired
+from analysis.claims.shot import shot_pairs
+from analysis.claims.verdict import Question, conclude
+from analysis.schema import STATUS_MEANINGS
+from analysis.statistics import decide, half_width
+from hessian_tools.rng import numpy_stream
+
+PLAN = load_plan()
+QUICK = dataclasses.replace(PLAN, bootstrap=dataclasses.replace(PLAN.bootstrap, resamples=200))
+TRUE = {"maml": Effect(-0.4, -0.2, 0.2), "maml-shot": Effect(-0.6, -0.32, 0.4)}
+NAMES = ("untrained", "maml", "maml-shot")
+
+
+def study(**options: Any) -> xr.Dataset:
+    """A small planted study; keyword-only options of ``planted_study``."""
+    common: dict[str, Any] = {"learners": NAMES, "effects": TRUE, "checkpoints": (0, 100), "evaluation_tasks": 2}
+    return planted_study(**(common | options))
+
+
+def pick(verdicts: list[Verdict], **where: str) -> list[Verdict]:
+    """The verdicts whose fields have the given values; at least one."""
+    found = [v for v in verdicts if all(getattr(v, key) == value for key, value in where.items())]
+    assert found, where
+    return found
+
+
+def test_planted_truth_is_supported_and_recovered() -> None:
+    ds = study(seeds=range(5))
+    verdicts = judge(ds, QUICK)
+    assert {v.outcome for v in verdicts} == {"supported"}
+    assert len(verdicts) == 2 * 4 + 4 + 2 * 2
+    true = truth(ds)["effects"]
+    for verdict in verdicts:
+        if verdict.comparison in ("against orthogonal", "equal support loss"):
+            continue
+        key = (
+            "alignment" if verdict.claim == "alignment" else {"step 0": "first", "later steps": "later"}[verdict.steps]
+        )
+        expected = true[verdict.learner][key] - (true["maml"][key] if verdict.claim == "shot" else 0)
+        assert verdict.effect == pytest.approx(expected, abs=0.06)
+        assert verdict.low < verdict.effect < verdict.high
+        assert verdict.effect == pytest.approx(verdict.trained_value - verdict.baseline_value)
+        assert (verdict.num_seeds, verdict.num_tasks, verdict.num_diverged, verdict.share_compared) == (5, 16, 0, 1.0)
+        assert verdict.seeds_to_decide is None
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5, 10])
+def test_verdict_intervals_cover_at_every_number_of_seeds(seeds: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nominal 95 %, from points to verdict; 2500 studies: the bounds are 4.6 standard errors away (chance 4e-6)."""
+    monkeypatch.setattr("analysis.claims.comparison.task_bootstrap", lambda *_, **__: (np.nan, np.nan))
+    question = judge(study(seeds=(0,)), QUICK)[0]
+    question = Question(**{f.name: getattr(question, f.name) for f in dataclasses.fields(Question)})
+    stream = numpy_stream(0, "coverage", seeds)
+    baseline = stream.randn(2500, seeds, 8, 1) + 3.0 * stream.randn(2500, seeds, 1, 1)
+    trained = baseline - 0.3 + 0.2 * stream.randn(2500, seeds, 1, 1) + 0.1 * stream.randn(2500, seeds, 8, 1)
+    found = [
+        conclude(question, paired(t, b, QUICK), margin=0.1, confidence=0.95)
+        for t, b in zip(trained, baseline, strict=True)
+    ]
+    assert 0.93 < np.mean([v.low <= -0.3 <= v.high for v in found]) < 0.97
+    assert np.mean([v.outcome == "not supported" for v in found]) < 0.03
+
+
+@pytest.mark.parametrize("claim", sorted(CLAIMS))
+@pytest.mark.parametrize("sign", [0.0, -1.0])
+def test_planted_falsehood_is_not_supported(claim: str, sign: float) -> None:
+    """Nothing there (0) and the opposite (-1), where both directions of prediction are asked."""
+    effects = {name: Effect(sign * e.first, sign * e.later, sign * e.alignment) for name, e in TRUE.items()}
+    ds = study(seeds=range(6), seed_spread=0.01, effects=effects)
+    for verdict in CLAIMS[claim](ds, QUICK):
+        if verdict.comparison != "against orthogonal" or sign:  # an untrained network's gradients do align
+            wanted = "not supported" if verdict.comparison != "against orthogonal" else verdict.outcome
+            assert verdict.outcome == wanted, verdict.sentence
+    if sign:
+        words = [v.sentence for v in CLAIMS[claim](ds, QUICK) if v.comparison == "raw"]
+        assert all("opposite to the claim" in text for text in words)
+
+
+@pytest.mark.parametrize("claim", sorted(CLAIMS))
+def test_too_little_data_is_inconclusive_and_says_how_much_would_do(claim: str) -> None:
+    """Two seeds that disagree; the advised number is where the rule decides, one fewer is not."""
+    undecided = []
+    for seed in range(4):
+        verdicts = CLAIMS[claim](study(seeds=(0, 1), seed_spread=0.25, seed=seed), QUICK)
+        undecided += [v for v in verdicts if v.outcome == "inconclusive" and v.share_compared == 1.0]
+    assert undecided
+    for verdict in undecided:
+        assert f"about {verdict.seeds_to_decide} seeds would decide" in verdict.sentence
+        mean = verdict.effect if verdict.predicted == "positive" else -verdict.effect
+        sd = (verdict.high - verdict.low) / 2 / half_width(1.0, 2)
+        rule = []
+        for num in (verdict.seeds_to_decide - 1, verdict.seeds_to_decide):
+            half = half_width(sd, num)
+            rule.append(decide(mean - half, mean + half, margin=verdict.margin))
+        assert rule[0] == "inconclusive" != rule[1]
+        assert 3 <= verdict.seeds_to_decide <= 10_000
+
+
+def test_one_seed_is_inconclusive_with_nan_bounds_and_survives_json() -> None:
+    verdicts = judge(study(seeds=(0,)), QUICK)
+    assert {v.outcome for v in verdicts} == {"inconclusive"}
+    assert all(np.isnan([v.low, v.high]).all() and np.isfinite(v.effect) for v in verdicts)
+    assert all(v.seeds_to_decide is None and "at least 2" in v.sentence for v in verdicts)
+    text = verdicts_to_json(verdicts)
+    assert "NaN" not in text
+    assert "null" in text
+    again = verdicts_from_json(text)
+    assert [repr(v) for v in again] == [repr(v) for v in verdicts]
+    assert again[0] != verdicts[0] or np.isfinite(again[0].low)  # NaN is not equal to itself: hence repr
+
+
+def test_step_groups_are_judged_apart() -> None:
+    ds = study(seeds=range(6), seed_spread=0.01, effects={"maml": Effect(-0.5, 0.0)})
+    found = {v.steps: v.outcome for v in pick(judge(ds, QUICK), claim="suppression", learner="maml", comparison="raw")}
+    assert found == {"step 0": "supported", "later steps": "not supported"}
+
+
+def test_margin_is_a_share_of_the_baseline_in_absolute_terms() -> None:
+    ds = study(seeds=(0, 1, 2))
+    ds["alpha_rho"][{"task": slice(0, 8), "checkpoint": 0}] *= -1  # magnitudes: signs do not cancel in the scale
+    verdict = pick(judge(ds, QUICK), claim="suppression", learner="maml", steps="step 0", comparison="raw")[0]
+    scale = abs(ds["alpha_rho"].isel(learner=1, checkpoint=0, inner_step=0)).mean()
+    assert verdict.margin == pytest.approx(0.1 * float(scale))
+    assert pick(judge(ds, QUICK), claim="alignment")[0].margin == 0.05
+
+
+def test_differences_are_taken_task_by_task_and_seed_by_seed() -> None:
+    """Levels of tasks and seeds far larger than the effect: only pairing gives narrow intervals, NaN or not."""
+    stream = np.random.RandomState(0)
+    baseline = 5.0 * stream.randn(3, 12, 1) + 20.0 * stream.randn(3, 1, 1) + np.zeros((3, 12, 2))
+    trained = baseline - 0.5 + 0.001 * stream.randn(3, 12, 2)
+    trained[0, 3, 1] = np.nan  # one step lost: the whole unit goes, on both sides
+    comparison = paired(trained, baseline, QUICK)
+    np.testing.assert_allclose(comparison.effects, -0.5, atol=0.002)
+    np.testing.assert_allclose(comparison.trained - comparison.baseline, comparison.effects)
+    assert comparison.bootstrap[1] - comparison.bootstrap[0] < 0.002
+    assert (comparison.num_diverged, comparison.num_units) == (1, 36)
+
+
+def test_shot_pairs_by_name() -> None:
+    ds = planted_study(learners=("untrained", "fomaml", "maml", "maml-shot", "boil-shot"), evaluation_tasks=2)
+    assert shot_pairs(ds) == [("maml-shot", "maml")]
+    assert CLAIMS["shot"](study(learners=("untrained", "maml")), QUICK) == []
+
+
+def test_diverged_units_are_left_out_counted_and_named() -> None:
+    plain, ds = study(), study(diverged=[("maml", 0, 1), ("maml", 2, 5)])
+    where = {"claim": "suppression", "learner": "maml", "steps": "later steps", "comparison": "raw"}
+    verdict = pick(judge(ds, QUICK), **where)[0]
+    difference = plain["alpha_rho"].isel(learner=1, checkpoint=-1) - plain["alpha_rho"].isel(learner=1, checkpoint=0)
+    unit = difference.isel(inner_step=slice(1, None)).mean("inner_step").values
+    unit[0, 1] = unit[2, 5] = np.nan
+    assert verdict.effect == pytest.approx(np.nanmean(unit, axis=1).mean())
+    assert verdict.num_diverged == 2
+    assert "2 of 48 units" in verdict.sentence
+    for other in pick(judge(ds, QUICK), learner="maml"):
+        assert other.num_diverged == 2  # step 0 of a diverged unit as well: its status counts, not its NaNs
+    ds = plain.copy(deep=True)
+    ds["alpha_rho"][{"learner": 1, "seed": 0, "checkpoint": -1, "task": 7, "inner_step": 2}] = np.inf
+    assert pick(judge(ds, QUICK), **where)[0].num_diverged == 1
+
+
+def test_a_seed_or_a_learner_that_diverged_whole() -> None:
+    lost = [("maml", 0, task) for task in range(16)]
+    first = judge(study(diverged=lost), QUICK)[0]
+    assert first.num_seeds == 2
+    assert "1 seed left out" in first.sentence
+    everything = [("maml", seed, task) for seed in range(3) for task in range(16)]
+    for verdict in pick(judge(study(diverged=everything), QUICK), learner="maml"):
+        assert verdict.outcome == "inconclusive"
+        assert "all 48 units diverged" in verdict.sentence
+        assert verdict.num_seeds == 0
+        assert verdict.num_diverged == 48
+        assert verdict.seeds_to_decide is None
+
+
+def test_missing_measurements_are_an_error_that_says_what_to_do() -> None:
+    ds = study()
+    ds["status"][{"learner": 1, "seed": 2, "checkpoint": -1, "task": 3}] = STATUS_MEANINGS.index("not_measured")
+    with pytest.raises(
+        ValueError, match=r"measure the study first: maml at checkpoint 100 lacks 1 of 48 units \(seed 2\)"
+    ):
+        judge(ds, QUICK)
+    with pytest.raises(ValueError, match="needs checkpoint 0 and a later one"):
+        judge(study(checkpoints=(0,)), QUICK)
+
+
+def test_one_inner_step_has_no_alignment() -> None:
+    verdicts = pick(judge(study(steps=1), QUICK), claim="alignment")
+    assert all(v.outcome == "inconclusive" and "at least two inner steps" in v.sentence for v in verdicts)
+    assert all(v.num_diverged == 0 for v in verdicts)
+
+
+def test_judging_changes_nothing_and_repeats() -> None:
+    ds = study(diverged=[("maml", 0, 1)])
+    before = ds.copy(deep=True)
+    first = judge(ds, QUICK)
+    xr.testing.assert_identical(ds, before)
+    assert judge(ds, QUICK) == first

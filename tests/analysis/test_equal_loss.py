@@ -1,0 +1,118 @@
+"""Matching at equal loss: exact on lines, nothing where curvature is only loss, all of it where it is not."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from planted import Effect, planted_study
+
+from analysis.claims import Verdict, judge, load_plan
+from analysis.claims.equal_loss import bracketed, matched, matched_means
+from hessian_tools.rng import numpy_stream
+
+PLAN = load_plan()
+QUICK = dataclasses.replace(PLAN, bootstrap=dataclasses.replace(PLAN.bootstrap, resamples=200))
+NAMES = ("untrained", "maml", "maml-shot")
+EFFECTS = {"maml": Effect(-0.2, -0.12), "maml-shot": Effect(-0.36, -0.2)}
+
+
+def rows(loss_driven: bool) -> list[tuple[Verdict, Verdict]]:
+    """(raw, at equal loss) for suppression and shot, each learner and step group, 5 quiet seeds."""
+    ds = planted_study(
+        learners=NAMES, effects=EFFECTS, seeds=range(5), tasks=40, checkpoints=(0, 100), seed_spread=0.01,
+        evaluation_tasks=2, loss_driven=loss_driven,
+    )  # fmt: skip
+    verdicts = [v for v in judge(ds, QUICK) if v.claim != "alignment"]
+    return list(zip(verdicts[::2], verdicts[1::2], strict=True))
+
+
+def test_a_fall_that_is_only_the_loss_vanishes_at_equal_loss() -> None:
+    for raw, equal in rows(loss_driven=True):
+        assert (raw.comparison, equal.comparison) == ("raw", "equal support loss")
+        assert raw.outcome == "supported"
+        assert abs(equal.effect) < 0.15 * abs(raw.effect)
+        assert equal.outcome in ("not supported", "inconclusive"), equal.sentence
+        if equal.share_compared > 0.8:
+            assert equal.outcome == "not supported", equal.sentence
+
+
+def test_a_fall_that_is_not_the_loss_stays() -> None:
+    for raw, equal in rows(loss_driven=False):
+        assert raw.outcome == equal.outcome == "supported"
+        assert equal.effect == pytest.approx(raw.effect, abs=0.03)
+        assert equal.margin == raw.margin
+        assert 0.8 < equal.share_compared <= 1.0
+        assert equal.effect == pytest.approx(equal.trained_value - equal.baseline_value)
+        assert equal.bootstrap_low < equal.effect < equal.bootstrap_high
+        assert f"{equal.share_compared:.0%} of the points" in equal.sentence
+
+
+def test_losses_that_hardly_overlap_are_inconclusive_whatever_the_numbers() -> None:
+    effects = {"maml": Effect(-0.7, -0.3)}
+    ds = planted_study(learners=NAMES[:2], effects=effects, seeds=range(4), tasks=12, loss_driven=True)
+    verdict = next(v for v in judge(ds, QUICK) if v.comparison == "equal support loss" and v.steps == "step 0")
+    assert verdict.share_compared < 0.5
+    assert verdict.outcome == "inconclusive"
+    assert verdict.seeds_to_decide is None
+    assert "the losses hardly overlap" in verdict.sentence
+    assert "more seeds would not help" in verdict.sentence
+
+
+def test_bracket_by_hand() -> None:
+    """On a line it is exact at every loss inside; outside, and with neighbours on one side only, there is no match."""
+    x0 = np.array([[0.0, 0.02], [0.05, 0.09], [0.5, 0.52]])
+    y0 = 3.0 + 2.0 * x0
+    x = np.array([-0.01, 0.0, 0.03, 0.07, 0.2, 0.51, 0.53, -np.inf])
+    found = bracketed(x, x0, y0, np.ones((3, 1)), caliper=0.1)[:, 0]
+    inside = [1, 2, 3, 5]
+    np.testing.assert_allclose(found[inside], 3.0 + 2.0 * x[inside], rtol=1e-12)
+    assert np.isnan(np.delete(found, inside)).all()
+    assert np.isnan(bracketed(x[2:3], x0, y0, np.ones((3, 1)), caliper=0.005)).all()
+
+
+def test_curved_dependence_at_the_edge_of_the_overlap_leaves_little_bias() -> None:
+    """Trained losses lower by one spread: a plain mean in the caliper reads 5 times as much as suppression."""
+    stream = numpy_stream(0, "edge")
+    x0, x = 0.15 * stream.randn(3000, 12, 1), 0.15 * stream.randn(3000, 12, 1) - 0.15
+    bias, naive = [], []
+    for loss, loss0 in zip(x[:400], x0[:400], strict=True):
+        value, value0, _ = matched_means(
+            loss, np.exp(2 * loss), loss0, np.exp(2 * loss0), np.ones((12, 1)), caliper=0.1
+        )
+        bias.append(value[0] - value0[0])
+        near = np.abs(loss - loss0.T) <= 0.1
+        some = near.any(axis=1)
+        mean0 = (near @ np.exp(2 * loss0))[some, 0] / near[some].sum(axis=1)
+        naive.append((np.exp(2 * loss)[some, 0] - mean0).mean() if some.any() else np.nan)
+    assert np.nanmean(naive) < -0.015
+    assert abs(np.nanmean(bias)) < 0.3 * abs(np.nanmean(naive))
+
+
+def test_resampling_is_the_same_as_repeating_tasks() -> None:
+    stream = numpy_stream(0, "counts")
+    x, y, x0, y0 = (stream.randn(5, 3) * 0.1 for _ in range(4))
+    counts = np.array([2, 0, 1, 1, 1])
+    again = [np.repeat(side, counts, axis=0) for side in (x, y, x0, y0)]
+    whole = matched_means(x, y, x0, y0, counts[:, None].astype(float), caliper=0.1)
+    np.testing.assert_allclose(whole, matched_means(*again, np.ones((5, 1)), caliper=0.1), rtol=1e-12)
+
+
+def test_every_usable_point_is_counted_matched_or_not() -> None:
+    loss0 = np.exp(np.array([-0.05, -0.03, -0.01, 0.03, 0.05, 0.01])).reshape(1, 6, 1)
+    loss = np.exp(np.array([-1.0, -0.04, 0.0, 0.04, 1.0, 0.0])).reshape(1, 6, 1)
+    value = np.zeros((1, 6, 1))
+    loss[0, 0] = 0.0  # saturated: no logarithm, no match, still counted
+    value[0, 5] = np.nan  # diverged: not counted as a point
+    comparison = matched(value, np.ones((1, 6, 1)), loss, loss0, QUICK)
+    assert comparison.share == pytest.approx(3 / 5)
+    assert comparison.num_diverged == 1
+    assert comparison.obstacle is None
+    np.testing.assert_allclose(comparison.effects, -1.0)
+
+
+def test_points_match_within_their_own_seed_only() -> None:
+    """The second seed's baseline covers the first seed's losses; that must not help."""
+    loss = np.ones((2, 4, 1)) * np.array([1.0, 9.0])[:, None, None]
+    comparison = matched(np.zeros_like(loss), np.ones_like(loss), loss, loss[::-1], QUICK)
+    assert comparison.share == 0.0
+    assert np.isnan(comparison.effects).all()

@@ -1,0 +1,60 @@
+"""The plan: strict reading with plain errors, and a digest of the content alone."""
+
+from typing import Any
+
+import pytest
+import yaml
+
+from analysis.claims import PlanError, load_plan, plan_from_mapping
+from analysis.claims.plan import BUNDLED
+
+PLAN = load_plan()
+
+
+def content() -> dict[str, Any]:
+    """The bundled plan as plain mappings, fresh each time."""
+    return yaml.safe_load(BUNDLED.read_text(encoding="utf-8"))
+
+
+def test_digest_depends_on_content_only(tmp_path: Any) -> None:
+    reordered = dict(reversed(content().items()))
+    (tmp_path / "claims.yaml").write_text("# another layout\n" + yaml.safe_dump(reordered), encoding="utf-8")
+    assert load_plan(tmp_path / "claims.yaml").digest == PLAN.digest
+    changed = content()
+    changed["margins"]["shot"] = 0.2
+    assert plan_from_mapping(changed).digest != PLAN.digest
+    assert plan_from_mapping(content()) == PLAN
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (["confidnce"], 0.9, "unknown key 'confidnce'; did you mean 'confidence'"),
+        (["margins", "supression"], 0.1, "margins has an unknown key 'supression'; did you mean 'suppression'"),
+        (["margins", "shot"], "small", "margins: shot is 'small'; give a number above 0"),
+        (["margins", "shot"], 0, "margins: shot is 0; give a number above 0"),
+        (["confidence"], 95, "confidence is 95; give a number"),
+        (["equal_loss"], None, "equal_loss must be a mapping with the keys caliper, least_share"),
+        (["step_groups"], {}, "step_groups must name at least one group"),
+        (["step_groups", "step 0"], {"first": 0}, "step_groups: step 0 lacks last"),
+        (["step_groups", "step 0"], {"first": 2, "last": 1}, "last is 1; give an inner step not before first"),
+        (["step_groups", "step 0"], {"first": -1, "last": 1}, "first is -1"),
+        (["bootstrap", "resamples"], 10, "give at least 100"),
+    ],
+)
+def test_plan_errors_are_plain(path: list[str], value: Any, message: str) -> None:
+    data = content()
+    place = data
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    with pytest.raises(PlanError, match=message.replace("(", r"\(")):
+        plan_from_mapping(data)
+
+
+def test_plan_that_is_not_yaml(tmp_path: Any) -> None:
+    (tmp_path / "claims.yaml").write_text("margins: [", encoding="utf-8")
+    with pytest.raises(PlanError, match=r"claims\.yaml is not valid YAML"):
+        load_plan(tmp_path / "claims.yaml")
+    with pytest.raises(PlanError, match="the plan must be a mapping"):
+        plan_from_mapping(None)

@@ -1,0 +1,135 @@
+"""Intervals cover what they say; the bootstrap does not, and why it never decides; seeds_to_decide against the rule."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from analysis.statistics import (
+    decide,
+    half_width,
+    resampled_counts,
+    seed_interval,
+    seed_means,
+    seeds_to_decide,
+    task_bootstrap,
+)
+from hessian_tools.rng import numpy_stream
+
+EFFECT = -0.3
+
+
+def studies(num: int, seeds: int, *, tasks: int = 8, seed_sd: float = 0.2, task_sd: float = 0.1) -> np.ndarray:
+    """Paired differences of many simulated studies [study, seed, task], seed variance dominant, about EFFECT."""
+    stream = numpy_stream(0, "studies", seeds)
+    return EFFECT + seed_sd * stream.randn(num, seeds, 1) + task_sd * stream.randn(num, seeds, tasks)
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5, 10])
+def test_student_t_on_seed_means_covers_at_every_number_of_seeds(seeds: int) -> None:
+    """Nominal 95 %; 4000 studies: the bounds are 5.8 standard errors away, so chance fails with 1e-8."""
+    intervals = [seed_interval(seed_means(study)) for study in studies(4000, seeds)]
+    covered = np.mean([i.low <= EFFECT <= i.high for i in intervals])
+    assert 0.93 < covered < 0.97
+    assert all(i.num == seeds for i in intervals)
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5, 10])
+def test_the_task_bootstrap_undercovers_the_effect_and_covers_its_own_seeds(seeds: int) -> None:
+    """It answers another question: how well were these seeds measured."""
+    stream = numpy_stream(1, "fixed", seeds)
+    deviation = 0.2 * stream.randn(200, seeds, 1)
+    effects = EFFECT + deviation + 0.1 * stream.randn(200, seeds, 16)
+    bounds = np.array([task_bootstrap(study, resamples=300, seed=i) for i, study in enumerate(effects)])
+    ours = EFFECT + deviation.mean(axis=(1, 2))
+    cover = lambda true: np.mean((bounds[:, 0] <= true) & (true <= bounds[:, 1]))  # noqa: E731
+    assert cover(EFFECT) < 0.6
+    assert 0.85 < cover(ours) < 0.99
+
+
+def test_interval_against_scipy_and_degenerate_sizes() -> None:
+    values = np.array([0.3, -0.1, 0.25, 0.6])
+    interval = seed_interval(values, confidence=0.9)
+    low, high = stats.t.interval(0.9, 3, loc=values.mean(), scale=stats.sem(values))
+    np.testing.assert_allclose([interval.low, interval.high], [low, high], rtol=1e-12)
+    np.testing.assert_allclose(interval.sd, np.std(values, ddof=1), rtol=1e-12)
+    assert seed_interval(np.append(values, np.nan), confidence=0.9) == interval
+    one, none = seed_interval(np.array([0.5])), seed_interval(np.array([np.nan]))
+    assert (one.mean, one.num, none.num) == (0.5, 1, 0)
+    assert np.isnan([one.low, one.high, one.sd, none.mean]).all()
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        seed_interval(values, confidence=95)
+
+
+def test_seed_means_leave_out_nan_tasks() -> None:
+    effects = np.array([[1.0, np.nan, 3.0], [np.nan, np.nan, np.nan]])
+    np.testing.assert_array_equal(seed_means(effects), [2.0, np.nan])
+
+
+def test_bootstrap_is_reproducible_ignores_nan_and_has_the_closed_spread() -> None:
+    stream = numpy_stream(0, "spread")
+    effects = stream.randn(3, 40)
+    low, high = task_bootstrap(effects, resamples=4000)
+    assert (low, high) == task_bootstrap(effects, resamples=4000)
+    assert (low, high) != task_bootstrap(effects, resamples=4000, seed=1)
+    stderr = np.sqrt((effects.var(axis=1) / 40).sum()) / 3  # bootstrap variance of a mean: sum of var_s / n_s over S^2
+    np.testing.assert_allclose(high - low, 2 * 1.96 * stderr, rtol=0.06)
+    padded = np.concatenate([effects, np.full((3, 5), np.nan)], axis=1)
+    assert task_bootstrap(padded, resamples=4000) == (low, high)
+    assert np.isnan(task_bootstrap(np.full((2, 4), np.nan))).all()
+    counts = resampled_counts(7, resamples=9, stream=stream)
+    assert counts.shape == (7, 9)
+    assert (counts.sum(axis=0) == 7).all()
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "outcome"),
+    [
+        (0.05, 0.4, "supported"),
+        (0.2, 0.4, "supported"),
+        (-0.1, 0.4, "inconclusive"),
+        (0.0, 0.4, "inconclusive"),
+        (-0.3, -0.1, "not supported"),  # opposite
+        (-0.05, 0.05, "not supported"),  # absent
+        (0.02, 0.08, "not supported"),  # sure, and too small to matter
+        (float("nan"), float("nan"), "inconclusive"),
+    ],
+)
+def test_decision_rule(low: float, high: float, outcome: str) -> None:
+    assert decide(low, high, margin=0.1) == outcome
+
+
+@settings(max_examples=150, deadline=None)
+@given(mean=st.floats(-1, 1), sd=st.floats(0.01, 3), margin=st.floats(0.02, 0.5))
+def test_seeds_to_decide_is_where_the_rule_first_decides(mean: float, sd: float, margin: float) -> None:
+    def outcome(num: int) -> str:
+        half = half_width(sd, num)
+        return decide(mean - half, mean + half, margin=margin)
+
+    num = seeds_to_decide(mean, sd, margin=margin)
+    if num is None:
+        assert outcome(10_000) == "inconclusive"
+    else:
+        assert outcome(num) != "inconclusive"
+        assert outcome(num - 1) == "inconclusive"  # with one seed always
+
+
+def test_seeds_to_decide_where_nothing_helps() -> None:
+    assert seeds_to_decide(0.1, float("nan"), margin=0.1) is None
+    assert seeds_to_decide(1e-6, 10.0, margin=1e-6) is None
+    assert seeds_to_decide(0.3, 0.3, margin=0.1, most=4) is None
+    assert seeds_to_decide(0.3, 0.0, margin=0.1) == 2
+
+
+def test_seeds_to_decide_is_right_about_new_studies() -> None:
+    """About half of the studies of the advised size decide (their intervals end near 0), fewer of half that size."""
+    num = seeds_to_decide(-EFFECT, 0.4, margin=0.1)
+    assert num is not None
+    rates = []
+    for size in (num, num // 2):
+        simulated = -studies(600, size, seed_sd=0.4, task_sd=1e-6)
+        found = [seed_interval(seed_means(study)) for study in simulated]
+        rates.append(np.mean([decide(i.low, i.high, margin=0.1) != "inconclusive" for i in found]))
+    assert 0.4 < rates[0] < 0.75
+    assert rates[1] < rates[0] - 0.15

@@ -1,0 +1,163 @@
+"""Losses with known Hessians: the table that every curvature test runs on. Float64, a few points each."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from hessian_tools.flat import flatten
+from hessian_tools.loss import Batch, LossFunction, make_loss
+from hessian_tools.rng import stream
+
+DTYPE = torch.float64
+POINTS = 3
+
+
+@dataclass(frozen=True)
+class Case:
+    """A loss at POINTS points: thetas [point, param], batch with a leading point axis, dense [point, param, param]."""
+
+    name: str
+    loss: LossFunction
+    thetas: Tensor
+    batch: Batch
+    dense: Tensor
+
+    def at(self, point: int) -> tuple[Tensor, Batch, Tensor]:
+        """theta, batch and Hessian of one point."""
+        return self.thetas[point], at(self.batch, point), self.dense[point]
+
+
+def at(batch: Batch, point: int) -> Batch:
+    """One point's batch."""
+    return tuple(leaf[point] for leaf in batch) if isinstance(batch, tuple) else batch[point]
+
+
+def randn(*shape: int, path: str, dtype: torch.dtype = DTYPE) -> Tensor:
+    """Standard normal numbers of a named use."""
+    return torch.randn(*shape, generator=stream(0, "cases", path), dtype=dtype)
+
+
+SPECTRA: dict[str, Tensor] = {
+    "decaying": 10.0 * 0.7 ** torch.arange(24, dtype=DTYPE),
+    "indefinite": torch.linspace(-9.0, 11.0, 24, dtype=DTYPE) ** 3 / 100,
+    "low_rank": torch.cat([torch.tensor([7.0, -5.0, 2.0], dtype=DTYPE), torch.zeros(21, dtype=DTYPE)]),
+    "outliers": torch.cat([torch.tensor([50.0, 30.0, -20.0], dtype=DTYPE), torch.linspace(-0.5, 0.5, 21, dtype=DTYPE)]),
+    "clustered": torch.cat([torch.linspace(4.99, 5.01, 8, dtype=DTYPE), torch.linspace(-1.0, 1.0, 16, dtype=DTYPE)]),
+}
+
+
+def quadratic(theta: Tensor, A: Tensor) -> Tensor:
+    """theta'A theta / 2, whose Hessian is A where A is symmetric."""
+    return theta @ A @ theta / 2
+
+
+def symmetric(spectrum: Tensor, *, points: int = POINTS, path: str = "basis") -> Tensor:
+    """Matrices [point, n, n] of one spectrum in random bases."""
+    n = len(spectrum)
+    Q = torch.linalg.qr(randn(points, n, n, path=f"{path}/{n}")).Q
+    A = (Q * spectrum) @ Q.mT
+    return (A + A.mT) / 2
+
+
+def quadratic_case(name: str) -> Case:
+    A = symmetric(SPECTRA[name], path=name)
+    return Case(f"quadratic-{name}", quadratic, randn(POINTS, A.shape[-1], path="theta"), A, A)
+
+
+def linear_regression() -> Case:
+    """Mean squared error: H = 2 X'X / n."""
+    x, y = randn(POINTS, 8, 5, path="x"), randn(POINTS, 8, path="y")
+
+    def loss(theta: Tensor, batch: Batch) -> Tensor:
+        return ((batch[0] @ theta - batch[1]) ** 2).mean()
+
+    return Case("linear-regression", loss, randn(POINTS, 5, path="theta"), (x, y), 2 * x.mT @ x / 8)
+
+
+def logistic_regression() -> Case:
+    """H = X' diag(p (1 - p)) X / n."""
+    x, theta = randn(POINTS, 8, 5, path="x"), randn(POINTS, 5, path="theta")
+    y = (randn(POINTS, 8, path="y") > 0).to(DTYPE)
+
+    def loss(theta: Tensor, batch: Batch) -> Tensor:
+        return nn.functional.binary_cross_entropy_with_logits(batch[0] @ theta, batch[1])
+
+    p = torch.sigmoid(x @ theta[..., None])
+    return Case("logistic-regression", loss, theta, (x, y), x.mT @ (p * (1 - p) * x) / 8)
+
+
+def softmax_regression() -> Case:
+    """H = mean over examples of (diag(p) - p p') kron x x', theta the row-major [class, feature] matrix."""
+    x, theta = randn(POINTS, 8, 4, path="x"), randn(POINTS, 12, path="theta")
+    y = torch.randint(0, 3, (POINTS, 8), generator=stream(0, "cases", "labels"))
+
+    def loss(theta: Tensor, batch: Batch) -> Tensor:
+        return nn.functional.cross_entropy(batch[0] @ theta.view(3, 4).T, batch[1])
+
+    p = (x @ theta.view(POINTS, 3, 4).mT).softmax(-1)
+    classes = torch.diag_embed(p) - p[..., :, None] * p[..., None, :]
+    dense = torch.einsum("...nab,...nc,...nd->...acbd", classes, x, x).reshape(POINTS, 12, 12) / 8
+    return Case("softmax-regression", loss, theta, (x, y), dense)
+
+
+def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Mean squared error that torch can differentiate forward over reverse."""
+    return ((outputs - targets) ** 2).mean()
+
+
+def network_case(name: str, model: nn.Module, criterion: Callable[[Tensor, Tensor], Tensor], batch: Batch) -> Case:
+    theta, layout = flatten(model)
+    loss = make_loss(model, criterion, layout)
+    thetas = theta.to(DTYPE) + 0.1 * randn(POINTS, layout.numel, path=name)
+    dense = torch.stack([dense_hessian(loss, thetas[i], at(batch, i)) for i in range(POINTS)])
+    return Case(name, loss, thetas, batch, dense)
+
+
+def tanh_mlp() -> Case:
+    """A smooth network, 1-6-6-1."""
+    model = seeded(lambda: nn.Sequential(nn.Linear(1, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 1)))
+    batch = (randn(POINTS, 7, 1, path="x"), randn(POINTS, 7, 1, path="y"))
+    return network_case("tanh-mlp", model, squared_error, batch)
+
+
+def conv_batchnorm() -> Case:
+    """Convolution, BatchNorm on batch statistics, ReLU, max-pool, twice; 3 classes."""
+    batch = (randn(POINTS, 6, 1, 8, 8, path="images"), torch.tensor([0, 1, 2, 0, 1, 2]).expand(POINTS, 6))
+    return network_case("conv-batchnorm", seeded(small_conv), nn.functional.cross_entropy, batch)
+
+
+def small_conv(*, eps: float = 1e-5, activation: Callable[[], nn.Module] = nn.ReLU) -> nn.Module:
+    """A network of the study's kind with 221 parameters."""
+
+    def block(inputs: int) -> list[nn.Module]:
+        norm = nn.BatchNorm2d(4, eps=eps, track_running_stats=False)
+        return [nn.Conv2d(inputs, 4, 3, padding=1), norm, activation(), nn.MaxPool2d(2)]
+
+    return nn.Sequential(*block(1), *block(4), nn.Flatten(), nn.Linear(16, 3))
+
+
+def seeded(build: Callable[[], nn.Module]) -> nn.Module:
+    """A model with reproducible weights; the global random state is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return build()
+
+
+def dense_hessian(loss: LossFunction, theta: Tensor, batch: Batch) -> Tensor:
+    """Row by row, reverse over reverse: torch.func.hessian is wrong through F.batch_norm on some routes."""
+    theta = theta.detach().clone().requires_grad_()
+    (g,) = torch.autograd.grad(loss(theta, batch), theta, create_graph=True)
+    rows = [torch.autograd.grad(g[i], theta, retain_graph=True, materialize_grads=True)[0] for i in range(len(theta))]
+    return torch.stack(rows).detach()
+
+
+CLOSED_FORM = [
+    *(quadratic_case(name) for name in SPECTRA),
+    linear_regression(),
+    logistic_regression(),
+    softmax_regression(),
+]
+NETWORKS = [tanh_mlp(), conv_batchnorm()]
+CASES = CLOSED_FORM + NETWORKS

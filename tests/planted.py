@@ -1,0 +1,215 @@
+"""A whole study with known answers: every variable filled, the true effects written beside them.
+
+For tests of claims, plots and reports, which read a study's Dataset and never train anything.
+``truth(ds)`` gives what was planted; the numbers scatter around it by seed, task and point.
+"""
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import xarray as xr
+
+from analysis.schema import LEVEL_MEANINGS, STATUS_MEANINGS, Sizes, blank_run, stack_runs
+from hessian_tools.rng import numpy_stream
+
+LAYERS = ("features.0.weight", "features.0.bias", "head.weight", "head.bias")
+SPECTRUM = np.array([1.0, -0.49, -0.46, 0.29, 0.19])  # relative to the largest: the task Hessian is indefinite
+LEVELS = (1.0, 0.6)  # untrained alpha rho at step 0 and at later steps
+ALIGNMENT = 0.25  # of the untrained network
+LOSS, LOSS_SD = 1.6, 0.15  # support loss before adaptation; spread of its logarithm between tasks
+FULL_TASKS = 4
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What meta-training does to a learner by the last checkpoint: changes from the untrained network."""
+
+    first: float = 0.0  # alpha rho at step 0
+    later: float = 0.0  # alpha rho, mean over steps 1..K
+    alignment: float = 0.0
+
+
+DEFAULT_EFFECTS: Mapping[str, Effect] = {
+    "maml": Effect(-0.45, -0.2, 0.2),
+    "maml-shot": Effect(-0.6, -0.35, 0.4),
+    "fomaml": Effect(-0.65, -0.3, 0.15),
+}
+
+
+@dataclass(frozen=True)
+class _Options:
+    step_size: float
+    seed_spread: float
+    task_spread: float
+    loss_driven: bool
+    seed: int
+
+
+def planted_study(
+    *,
+    learners: Sequence[str] = ("untrained", "maml", "maml-shot", "fomaml"),
+    seeds: Sequence[int] = (0, 1, 2),
+    tasks: int = 16,
+    checkpoints: Sequence[int] = (0, 30, 100, 300),
+    steps: int = 3,
+    step_size: float = 0.1,
+    effects: Mapping[str, Effect] = DEFAULT_EFFECTS,
+    seed_spread: float = 0.03,
+    task_spread: float = 0.05,
+    loss_driven: bool = False,
+    diverged: Collection[tuple[str, int, int]] = (),
+    evaluation_tasks: int = 40,
+    seed: int = 0,
+) -> xr.Dataset:
+    """A study with planted effects, reproducible from ``seed``; a learner not in ``effects`` has none.
+
+    A seed's change is the true one plus ``seed_spread`` times a normal number; points scatter around it by
+    ``task_spread``. At checkpoint 0 all learners of a seed are one network and have equal numbers; "untrained"
+    has that checkpoint only. ``loss_driven``: alpha rho is the squared support loss and training moves it only
+    through the loss, so the effect at equal loss is 0 (else alpha rho does not depend on the loss).
+    ``diverged``: units (learner, seed, task) lost after inner step 0 at the last checkpoint.
+    """
+    options = _Options(step_size, seed_spread, task_spread, loss_driven, seed)
+    runs = {}
+    for name in learners:
+        saved = tuple(checkpoints)[:1] if name == "untrained" else tuple(checkpoints)
+        sizes = Sizes(saved, tuple(range(tasks)), steps, LAYERS, len(SPECTRUM), 8, evaluation_tasks)
+        for at in seeds:
+            ds = _run(sizes, name, at, max(checkpoints), effects.get(name, Effect()), options)
+            lost = [task for learner, s, task in diverged if (learner, s) == (name, at)]
+            runs[name, at] = _diverge(ds, lost) if lost else ds
+    study = stack_runs(runs, tuple(learners))
+    true = {name: asdict(_raw_effect(effects.get(name, Effect()), steps, loss_driven)) for name in learners}
+    levels = {"first": LEVELS[0], "later": LEVELS[1], "alignment": ALIGNMENT}
+    study.attrs["planted"] = json.dumps({"loss_driven": loss_driven, "untrained": levels, "effects": true})
+    return study
+
+
+def truth(ds: xr.Dataset) -> dict:
+    """What was planted: ``effects[learner]`` (raw changes first, later, alignment), ``untrained``, ``loss_driven``."""
+    return json.loads(ds.attrs["planted"])
+
+
+def _raw_effect(effect: Effect, steps: int, loss_driven: bool) -> Effect:
+    """The expected raw change: as asked for, or what the planted fall of the loss makes of it (log-normal mean)."""
+    if not loss_driven:
+        return effect
+    level = LEVELS[0] * np.exp(-0.5 * np.arange(steps + 1) + 2 * LOSS_SD**2)  # of (loss / LOSS)^2
+    relative = (effect.first / LEVELS[0], effect.later / LEVELS[1])
+    return Effect(float(level[0] * relative[0]), float(level[1:].mean() * relative[1]), effect.alignment)
+
+
+def _run(sizes: Sizes, name: str, at: int, last: int, effect: Effect, options: _Options) -> xr.Dataset:
+    """One run, filled: losses, curvature and alignment first, then all that has to agree with them."""
+    progress = np.sqrt(np.array(sizes.checkpoints) / max(last, 1))
+    loss, alpha_rho, alignment = _core(sizes, name, at, progress, effect, options)
+    ds = blank_run(sizes)
+    ds["step_size"][()], ds["num_params"][()] = options.step_size, 1761
+    noise = numpy_stream(options.seed, "rest", at)  # without the name: checkpoint 0 is equal for all learners
+    for index in range(len(sizes.checkpoints)):
+        one = ds.isel(checkpoint=index)  # a view: what is written below lands in ds
+        _fill_trajectory(one, loss[index], alignment[index], options.step_size, noise)
+        _fill_curvature(one, alpha_rho[index], options.step_size, noise, index in (0, len(progress) - 1))
+        shape = one["evaluation_loss"].shape
+        one["evaluation_accuracy"][:] = np.clip(0.42 + 0.12 * progress[index] + 0.09 * noise.randn(*shape), 0, 1)
+        one["evaluation_loss"][:] = np.exp(0.35 - 0.2 * progress[index] + 0.1 * noise.randn(*shape))
+        one["status"][:], one["done"][:], one["evaluation_done"][()] = STATUS_MEANINGS.index("measured"), 1, 1
+    return ds
+
+
+def _core(
+    sizes: Sizes, name: str, at: int, progress: np.ndarray, effect: Effect, options: _Options
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Support loss and alpha rho [checkpoint, task, step], alignment [checkpoint, task]."""
+    step = np.arange(sizes.steps + 1)
+    shape = (len(sizes.tasks), len(step))
+    start = numpy_stream(options.seed, "start", at)  # the seed's untrained network, shared by its learners
+    seed_level, task_level = 0.05 * start.randn(), 0.1 * start.randn(shape[0], 1)
+    log_loss = np.log(LOSS) - 0.25 * step + LOSS_SD * start.randn(*shape)
+    untrained = np.where(step == 0, *LEVELS) + seed_level + task_level + options.task_spread * start.randn(*shape)
+    aligned = ALIGNMENT + options.task_spread * start.randn(shape[0])
+
+    drift = numpy_stream(options.seed, "drift", name, at).randn(3) * options.seed_spread
+    change = np.where(step == 0, effect.first, effect.later)
+    own = np.where(step == 0, drift[0], drift[1])
+    draws = numpy_stream(options.seed, "noise", name, at).randn(len(progress), *shape, 3)
+    draws = draws * (progress > 0)[:, None, None, None]  # none at checkpoint 0
+    gain = progress[:, None, None]
+    shift = 0.5 * np.log1p(change / np.where(step == 0, *LEVELS)) if options.loss_driven else -0.03
+    loss = np.exp(log_loss + gain * shift + 0.02 * draws[..., 0])
+    if options.loss_driven:
+        alpha_rho = LEVELS[0] * (loss / LOSS) ** 2 + gain * own
+    else:
+        alpha_rho = untrained + gain * (change + own)
+    alpha_rho = alpha_rho + options.task_spread * draws[..., 1]
+    alignment = aligned + progress[:, None] * (effect.alignment + drift[2]) + options.task_spread * draws[..., 0, 2]
+    return loss, alpha_rho, alignment
+
+
+def _fill_trajectory(
+    ds: xr.Dataset, loss: np.ndarray, alignment: np.ndarray, step_size: float, noise: np.random.RandomState
+) -> None:
+    """Losses, norms and a Gram matrix that has the wanted alignment [task]; ds is one checkpoint."""
+    steps = ds.sizes["step_i"]
+    norms = 2.0 * np.exp(-0.15 * np.arange(steps + 1) + 0.1 * noise.randn(*loss.shape))
+    square, total = (norms[:, :-1] ** 2).sum(-1), norms[:, :-1].sum(-1) ** 2
+    if steps > 1:  # equal cosines c between gradients: A (K - 1) sum n^2 = c ((sum n)^2 - sum n^2)
+        cosine = np.clip(alignment * (steps - 1) * square / (total - square), -0.9 / (steps - 1), 1.0)
+        ds["alignment"][:] = cosine * (total - square) / square / (steps - 1)
+    else:
+        cosine = np.zeros(len(loss))
+    gram = norms[:, :-1, None] * norms[:, None, :-1]
+    gram = gram * np.where(np.eye(steps, dtype=bool), 1.0, cosine[:, None, None])
+    whole = np.sqrt(gram.sum((1, 2)))
+    ds["gram"][:] = gram
+    ds["grad_norm"][:] = norms
+    ds["cos_displacement"][:, :-1] = gram.sum(-1) / norms[:, :-1] / whole[:, None]
+    for k in range(steps + 1):
+        ds["displacement"][:, k] = step_size * np.sqrt(gram[:, :k, :k].sum((1, 2)))
+    ds["theta_norm"][:] = 12.0 + 0.01 * ds["displacement"].values
+    ds["layer_norm"][:] = ds["theta_norm"].values[..., None] * np.array([0.8, 0.1, 0.58, 0.11])
+    ds["support_loss"][:] = loss
+    ds["query_loss"][:] = loss * np.exp(0.1 + 0.05 * np.abs(noise.randn(*loss.shape)))
+    ds["support_accuracy"][:] = np.clip(1.1 - 0.5 * loss, 0.05, 1.0)
+    ds["query_accuracy"][:] = np.clip(1.0 - 0.45 * ds["query_loss"].values, 0.05, 1.0)
+
+
+def _fill_curvature(
+    ds: xr.Dataset, alpha_rho: np.ndarray, step_size: float, noise: np.random.RandomState, full_here: bool
+) -> None:
+    """Everything about the Hessian, from alpha rho [task, step]; spectrum and trace in full on the first tasks only."""
+    rho = alpha_rho / step_size
+    for name, value in {"rho": rho, "alpha_rho": alpha_rho, "hg_ratio": np.abs(rho) * 1.4 + 0.5}.items():
+        ds[name][:] = value
+        ds[f"{name}_error"][:] = 1e-5 * np.abs(value) + 1e-7
+    ds["rho_normalised"][:] = 9.0 * rho
+    ds["rho_random"][:] = 0.02 + 0.01 * noise.randn(*rho.shape)
+    ds["rho_random_stderr"][:] = 0.01
+    top = 3.0 * np.abs(rho) + 5.0
+    full = (np.arange(len(rho)) < FULL_TASKS) & full_here
+    ds["level"][:] = np.where(full, LEVEL_MEANINGS.index("full"), LEVEL_MEANINGS.index("light"))
+    ds["eigenvalue"][:] = top[..., None] * SPECTRUM
+    ds["eigenvalue"][~full, :, 1:] = np.nan
+    ds["eigenvalue_residual"][:] = 1e-3 * np.abs(ds["eigenvalue"].values)
+    for end, share in (("max", SPECTRUM.max()), ("min", SPECTRUM.min())):
+        ds[f"eigenvalue_{end}"][:] = top * share
+        ds[f"eigenvalue_{end}_residual"][:] = 1e-3 * np.abs(top * share)
+    samples = (0.8 * top)[..., None] + 300.0 * noise.randn(1, 1, ds.sizes["probe"])  # probes shared along a task
+    samples = np.where(full[:, None, None], samples + 30.0 * noise.randn(*rho.shape, samples.shape[-1]), np.nan)
+    ds["trace_sample"][:] = samples
+    ds["trace"][:] = samples.mean(-1)
+    ds["trace_stderr"][:] = samples.std(-1, ddof=1) / np.sqrt(samples.shape[-1])
+
+
+def _diverge(ds: xr.Dataset, tasks: list[int]) -> xr.Dataset:
+    """The same run with some tasks lost at the last checkpoint: NaN after inner step 0, status 2, done."""
+    last, rows = ds.sizes["checkpoint"] - 1, [list(ds["task"].values).index(task) for task in tasks]
+    for name, variable in ds.data_vars.items():
+        if variable.dims[:3] == ("checkpoint", "task", "inner_step"):
+            ds[name][last, rows, 1:] = np.nan
+        elif variable.dims[:2] == ("checkpoint", "task") and variable.dtype.kind == "f":
+            ds[name][last, rows] = np.nan
+    ds["status"][last, rows] = STATUS_MEANINGS.index("diverged")
+    return ds
