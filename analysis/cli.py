@@ -10,7 +10,6 @@ from cyclopts import App, CycloptsError, Parameter
 
 if TYPE_CHECKING:
     from analysis.claims import Verdict
-    from analysis.config import StudyConfig
     from analysis.folder import StudyFolder
     from analysis.progress import Reporter
     from analysis.study import Resources
@@ -18,7 +17,9 @@ if TYPE_CHECKING:
 Out = Annotated[Path | None, Parameter(name="--out", help="Folder of the study [default: runs/NAME].")]
 Seeds = Annotated[
     tuple[int, ...] | None,
-    Parameter(name=["--seeds", "--seed"], consume_multiple=True, help="Seeds, e.g. --seeds 0 1 2; more can be added later."),
+    Parameter(
+        name=["--seeds", "--seed"], consume_multiple=True, help="Seeds, e.g. --seeds 0 1 2; more can be added later."
+    ),
 ]
 Workers = Annotated[
     int | None, Parameter(name="--workers", help="Processes, one thread each; 0: in this one [default: one per core].")
@@ -128,7 +129,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(arguments: list[str] | None = None) -> int:
     """The exit status of one command line; mistakes are told in at most two lines on standard error."""
-    from analysis.config import UserError
+    from analysis.errors import UserError
 
     try:
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
@@ -140,7 +141,10 @@ def run(arguments: list[str] | None = None) -> int:
         return _fail("stopped; the same command goes on from here", 1)
     except OSError as e:
         if e.errno == errno.ENOSPC:
-            return _fail(f"no space left on the device ({e.filename or 'the study folder'}); free some and run the same command", 2)
+            return _fail(
+                f"no space left on the device ({e.filename or 'the study folder'}); free some and run the same command",
+                2,
+            )
         if isinstance(e, PermissionError):
             return _fail(f"may not write {e.filename}; choose another --out", 2)
         raise
@@ -204,14 +208,16 @@ def _refuse_missing_device(device: str) -> None:
 
 
 def _user_error(text: str) -> Exception:
-    from analysis.config import UserError
+    from analysis.errors import UserError
 
     return UserError(text)
 
 
 def _tell(verdicts: "list[Verdict]", say: "Reporter") -> None:
-    for verdict in verdicts:
-        say.say(f"{verdict.outcome.upper():<14} {verdict.title}: {verdict.sentence}")
+    from analysis.claims.listing import verdict_lines
+
+    for line in verdict_lines(verdicts):
+        say.say(line)
 
 
 def _list(paths: list[Path], say: "Reporter") -> None:
@@ -222,3 +228,7 @@ def _list(paths: list[Path], say: "Reporter") -> None:
 def _fail(text: str, status: int) -> int:
     print(f"hessian-tools: {text}", file=sys.stderr)
     return status
+
+
+if __name__ == "__main__":
+    main()

@@ -9,15 +9,12 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from analysis.errors import UserError
 from hessian_tools.runs.manifest import digest
 
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0)]
 BUNDLED = ("demo", "micro")
-
-
-class UserError(Exception):
-    """A mistake in what the user gave: shown in at most two lines, exit status 2."""
 
 
 class _Strict(BaseModel):

@@ -91,13 +91,17 @@ def _serve(connection: Connection, work: Work, parent: int) -> None:
     import torch
 
     torch.set_num_threads(1)
+
+    def emit(amount: float, note: str) -> None:
+        connection.send(("progress", (amount, note)))
+
     while True:
         try:
             unit = connection.recv()
         except EOFError:
             return
         try:
-            work(unit, lambda amount, note="": connection.send(("progress", (amount, note))))
+            work(unit, emit)
             connection.send(("done", None))
         except Exception as e:
             connection.send(("error", e))

@@ -10,11 +10,18 @@ import xarray as xr
 import yaml
 
 from analysis import store
-from analysis.config import StudyConfig, UserError, parse_study
+from analysis.config import StudyConfig, parse_study
+from analysis.errors import UserError
 from analysis.schema import stack_runs
 from hessian_tools.runs.files import read_json, write_text
 
-STUDY, CLAIMS, VERDICTS, REPORT, STEP_SIZE = "study.yaml", "claims.yaml", "verdicts.json", "report.html", "step_size.json"
+STUDY, CLAIMS, VERDICTS, REPORT, STEP_SIZE = (
+    "study.yaml",
+    "claims.yaml",
+    "verdicts.json",
+    "report.html",
+    "step_size.json",
+)
 
 
 @dataclass(frozen=True)

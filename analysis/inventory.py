@@ -15,8 +15,9 @@ def describe(folder: StudyFolder) -> Iterator[str]:
     """Lines for people."""
     config = folder.config
     yield f"study {config.name} ({config.digest[:12]}) in {folder.path}"
-    yield f"{config.data.name} {config.data.ways}-way {config.data.shots}-shot, {config.network.name}, seeds " + ", ".join(
-        map(str, config.seeds)
+    yield (
+        f"{config.data.name} {config.data.ways}-way {config.data.shots}-shot, {config.network.name}, seeds "
+        + ", ".join(map(str, config.seeds))
     )
     for learner, seed in folder.runs:
         yield f"  {learner:<12} seed {seed}: {_training(folder, learner, seed)}; {_measuring(folder, learner, seed)}"

@@ -6,6 +6,7 @@ loops, measures the curvature at their points in the same pass, and writes one c
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,7 @@ def units(folder: StudyFolder, *, device: str) -> list[Unit]:
     """Every unit of a study, the costly ones first."""
     plan = folder.config.measure
     blocks: list[tuple[int, ...] | None] = [*_blocks(plan.tasks, plan.full_tasks, plan.block), None]
+
     def unit(learners: tuple[str, ...], seed: int, checkpoint: int, block: tuple[int, ...] | None) -> Unit:
         return Unit(folder.config, folder.path, learners, seed, folder.step_size, checkpoint, block, device)
 
@@ -143,7 +145,7 @@ def measure_unit(unit: Unit, emit: Emit) -> None:
 def _blocks(tasks: int, full: int, size: int) -> list[tuple[int, ...]]:
     """Blocks of at most ``size`` tasks that do not straddle the full and the light ones."""
     cuts = sorted({*range(0, full, size), *range(full, tasks, size), tasks})
-    return [tuple(range(a, b)) for a, b in zip(cuts, cuts[1:], strict=False)]
+    return [tuple(range(a, b)) for a, b in pairwise(cuts)]
 
 
 def _values(unit: Unit) -> dict[str, np.ndarray]:

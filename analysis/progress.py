@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from time import monotonic
 from typing import Protocol, TextIO
 
@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 SECONDS_BETWEEN_LINES = 5.0
+EARLY = 0.05
 
 
 class Stage(Protocol):
@@ -22,20 +23,12 @@ class Stage(Protocol):
 class Reporter(Protocol):
     """Where a study says what it is doing."""
 
-    def stage(self, name: str, total: float, unit: str) -> "StageContext":
+    def stage(self, name: str, total: float, unit: str) -> AbstractContextManager[Stage]:
         """A context that yields a Stage."""
         ...
 
     def say(self, text: str) -> None:
         """One line for the reader."""
-
-
-class StageContext(Protocol):
-    """``with reporter.stage(...) as stage``."""
-
-    def __enter__(self) -> Stage: ...
-
-    def __exit__(self, *exc: object) -> bool | None: ...
 
 
 class Quiet:
@@ -127,9 +120,10 @@ class _LineStage:
         if now - self.said < SECONDS_BETWEEN_LINES or self.done >= self.total:
             return
         self.said = now
-        left = (now - self.started) / self.done * (self.total - self.done) if self.done else 0.0
+        left = f", {_clock((now - self.started) / self.done * (self.total - self.done))} left"
+        early = self.done < EARLY * self.total  # starting up counts too much then to tell a time
         tail = f"  {note}" if note else ""
-        self.lines.say(f"{self.name}: {self.done:.0f}/{self.total:.0f} {self.unit}, {_clock(left)} left{tail}")
+        self.lines.say(f"{self.name}: {self.done:.0f}/{self.total:.0f} {self.unit}{'' if early else left}{tail}")
 
 
 def _clock(seconds: float) -> str:

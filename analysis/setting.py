@@ -6,7 +6,8 @@ from pathlib import Path
 
 from torch import nn
 
-from analysis.config import LearnerConfig, StudyConfig, UserError
+from analysis.config import LearnerConfig, StudyConfig
+from analysis.errors import UserError
 from hessian_tools.data import TaskSource, open_tasks
 from hessian_tools.meta import learners
 from hessian_tools.meta.learners import Learner
@@ -55,7 +56,9 @@ def checkpoints(config: StudyConfig, name: str) -> tuple[int, ...]:
     return (0,) if config.learners[name].algorithm == "untrained" else config.train.checkpoints
 
 
-def training(config: StudyConfig, name: str, seed: int, *, step_size: float, folder: Path | None, device: str) -> TrainConfig:
+def training(
+    config: StudyConfig, name: str, seed: int, *, step_size: float, folder: Path | None, device: str
+) -> TrainConfig:
     """The training run of one learner with one seed."""
     outer = config.train
     try:

@@ -77,6 +77,6 @@ def _chosen(folder: StudyFolder) -> str:
     if not isinstance(search, StepSizeSearch):
         return "given, the same for all learners"
     return (
-        f"the same for all learners, chosen on {search.learner} (no SHOT): {search.meta_steps} meta-iterations with seed"
-        f" {search.seed} for each candidate, best mean accuracy on {search.validation_tasks} validation tasks"
+        f"the same for all learners, chosen on {search.learner} (no SHOT): {search.meta_steps} meta-iterations with"
+        f" seed {search.seed} for each candidate, best mean accuracy on {search.validation_tasks} validation tasks"
     )

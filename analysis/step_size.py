@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from analysis import setting
-from analysis.config import StepSizeSearch, StudyConfig, UserError
+from analysis.config import StepSizeSearch, StudyConfig
 from analysis.engines import Emit, run_units
+from analysis.errors import UserError
 from analysis.folder import STEP_SIZE, StudyFolder
 from analysis.progress import Reporter
 from hessian_tools.runs.files import read_json, write_json
@@ -54,7 +55,9 @@ def choose(folder: StudyFolder, reporter: Reporter, *, workers: int, device: str
         path,
         {"step_size": best, "search": search.model_dump(mode="json"), "digest": digest(rows), "candidates": rows},
     )
-    reporter.say(f"step size {best:g}, the best of {', '.join(f'{s:g}' for s in search.candidates)} for {search.learner}")
+    reporter.say(
+        f"step size {best:g}, the best of {', '.join(f'{s:g}' for s in search.candidates)} for {search.learner}"
+    )
     return best
 
 
@@ -71,7 +74,9 @@ def try_candidate(candidate: Candidate, emit: Emit) -> None:
     if candidate.result.exists():
         emit(search.meta_steps, "")
         return
-    *_, last = meta_train(_training(candidate, search), progress=lambda step, _: emit(1, f"alpha {candidate.step_size:g}"))
+    *_, last = meta_train(
+        _training(candidate, search), progress=lambda step, _: emit(1, f"alpha {candidate.step_size:g}")
+    )
     row: dict[str, Any] = {"step_size": candidate.step_size, "diverged": last.diverged}
     if not last.diverged:
         row |= {"validation_accuracy": last.validation_accuracy, "validation_loss": last.validation_loss}
@@ -92,7 +97,9 @@ def _best(rows: list[dict[str, Any]], *, classification: bool) -> float:
     finite = [row for row in rows if not row["diverged"]]
     if not finite:
         tried = ", ".join(f"{row['step_size']:g}" for row in rows)
-        raise UserError(f"training diverged at every step size of inner.step_size.candidates ({tried}); add smaller ones")
+        raise UserError(
+            f"training diverged at every step size of inner.step_size.candidates ({tried}); add smaller ones"
+        )
     if classification:
         return max(finite, key=lambda row: (row["validation_accuracy"], -row["step_size"]))["step_size"]
     return min(finite, key=lambda row: (row["validation_loss"], row["step_size"]))["step_size"]

@@ -6,8 +6,9 @@ from pathlib import Path
 from analysis import measure as measuring
 from analysis import setting, step_size, store
 from analysis.claims import Verdict, judge, load_plan, verdicts_from_json, verdicts_to_json
-from analysis.config import StudyConfig, UserError
+from analysis.config import StudyConfig
 from analysis.engines import Emit, run_units
+from analysis.errors import UserError
 from analysis.figures import FIGURES, save
 from analysis.folder import CLAIMS, REPORT, VERDICTS, StudyFolder, open_study
 from analysis.progress import Reporter
@@ -58,8 +59,7 @@ def train(folder: StudyFolder, reporter: Reporter, resources: Resources) -> None
     """Choose the step size if the study asks for it, then train every run that is not complete."""
     alpha = step_size.choose(folder, reporter, workers=resources.workers, device=resources.device)
     units = [
-        TrainUnit(folder.config, folder.path, learner, seed, alpha, resources.device)
-        for learner, seed in folder.runs
+        TrainUnit(folder.config, folder.path, learner, seed, alpha, resources.device) for learner, seed in folder.runs
     ]
     for unit in units:
         _claim(unit)

@@ -13,6 +13,7 @@ from zlib import crc32
 import matplotlib as mpl
 
 Width = Literal["single", "double"]
+Line = Literal["-", "--", "-.", ":"]
 
 INCHES: dict[str, float] = {"single": 3.25, "double": 6.75}
 """Width of one column and of the full text of a two-column paper."""
@@ -83,7 +84,7 @@ class MethodStyle:
 
     color: str
     marker: str
-    linestyle: str
+    linestyle: Line
 
 
 GREY = "#6f6f6f"
@@ -107,7 +108,7 @@ METHODS: dict[str, MethodStyle] = {
 # Tol's muted scheme, safe for colour-blind readers too, and apart from the colours above.
 _SPARE_COLORS = ("#882255", "#999933", "#44AA99", "#CC6677", "#AA4499", "#117733")
 _SPARE_MARKERS = ("p", "*", "d", "8", "H", "s")
-_SPARE_LINES = ("-", "--", "-.")
+_SPARE_LINES: tuple[Line, ...] = ("-", "--", "-.")
 
 
 def method_style(name: str) -> MethodStyle:

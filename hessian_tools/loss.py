@@ -75,14 +75,16 @@ class Loss:
         if moved:
             raise HiddenStateError(_hidden_state_message(self.model, moved[0].rpartition(".")[0], "moves its buffers"))
         if drew:
-            raise HiddenStateError(_hidden_state_message(self.model, _random_module(self.model), "draws random numbers"))
+            raise HiddenStateError(
+                _hidden_state_message(self.model, _random_module(self.model), "draws random numbers")
+            )
         if not torch.equal(first, second) and torch.isfinite(first).all():
             raise HiddenStateError(_hidden_state_message(self.model, "", "gives another output the second time"))
         self._checked = True
 
     def _tensors(self, theta: Tensor) -> dict[str, Tensor]:
         moved = self.layout.unflatten(theta)
-        fixed = {name: p for name, p in self.model.named_parameters() if name not in moved}
+        fixed: dict[str, Tensor] = {name: p for name, p in self.model.named_parameters() if name not in moved}
         fixed |= dict(self.model.named_buffers())
         return {name: cast_like(t.detach(), theta) for name, t in fixed.items()} | moved
 
@@ -124,7 +126,9 @@ def _cuda_devices(theta: Tensor) -> list[torch.device]:
 
 
 def _random_module(model: nn.Module) -> str:
-    dropouts = [name for name, m in model.named_modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.training]
+    dropouts = [
+        name for name, m in model.named_modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.training
+    ]
     return dropouts[0] if dropouts else ""
 
 

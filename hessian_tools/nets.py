@@ -1,6 +1,7 @@
 """The networks of the study: ordinary modules, no state beyond their parameters."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +51,7 @@ class MLP(nn.Module):
         if len(sizes) < 2:
             raise ValueError(f"sizes={list(sizes)} needs at least an input and an output size")
         hidden: list[nn.Module] = []
-        for inputs, outputs in zip(sizes[:-2], sizes[1:-1], strict=True):
+        for inputs, outputs in pairwise(sizes[:-1]):
             hidden += [nn.Linear(inputs, outputs), activation()]
         self.body = nn.Sequential(*hidden)
         self.head = nn.Linear(sizes[-2], sizes[-1])
@@ -79,7 +80,7 @@ def normalised_weights(model: nn.Module) -> tuple[str, ...]:
         if not isinstance(module, nn.Sequential):
             continue
         children = list(module.named_children())
-        for (name, layer), (_, after) in zip(children, children[1:], strict=False):
+        for (name, layer), (_, after) in pairwise(children):
             if isinstance(after, norms) and isinstance(layer, nn.Linear | nn.modules.conv._ConvNd):
                 found.append(".".join(part for part in (path, name, "weight") if part))
     return tuple(found)

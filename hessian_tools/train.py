@@ -140,7 +140,7 @@ def diverged_at(folder: Path) -> int | None:
 def evaluate(
     learner: Learner, loss: Loss, theta: Tensor, tasks: TaskSource, *, split: str, num_tasks: int, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Query losses and accuracies [task] after adaptation on held-out tasks; the batch at hand normalises (transductive)."""
+    """Query losses and accuracies [task] after adaptation; batch statistics are the query set's own (transductive)."""
     losses, accuracies = [], []
     for index in range(num_tasks):
         support, query = (cast_like(b, theta) for b in tasks.episode(seed=seed, split=split, index=index))
@@ -246,5 +246,7 @@ def _save_is_due(state: _State, config: TrainConfig) -> bool:
 
 
 def _save_state(state: _State, folder: Path) -> None:
-    checkpoints.save(checkpoints.state_path(folder), checkpoints.adam_state(state.optimiser, state.theta, state.meta_step))
+    checkpoints.save(
+        checkpoints.state_path(folder), checkpoints.adam_state(state.optimiser, state.theta, state.meta_step)
+    )
     state.saved_at = monotonic()

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -56,4 +57,5 @@ def stack(trajectories: Sequence[Trajectory]) -> Trajectory:
     if not trajectories:
         raise ValueError("no trajectory to stack; record at least one task")
     columns = {f.name: [getattr(t, f.name) for t in trajectories] for f in fields(Trajectory)}
-    return Trajectory(**{name: None if rows[0] is None else torch.stack(rows) for name, rows in columns.items()})
+    stacked: dict[str, Any] = {n: None if rows[0] is None else torch.stack(rows) for n, rows in columns.items()}
+    return Trajectory(**stacked)

@@ -42,7 +42,8 @@ class Verdict(Question):
     ``low``, ``high``: Student t over seeds; ``bootstrap_*``: tasks resampled, conditional on these seeds. ``margin``:
     smallest effect of interest, absolute. ``baseline_value``, ``trained_value``: means over the units compared.
     ``num_seeds``: with something to compare; ``num_tasks``: per seed; ``num_diverged``: (seed, task) units left out.
-    ``share_compared``: of the points. ``seeds_to_decide``: None once decided, or where no number of seeds would do.
+    ``share_compared``: of the points. ``seeds_to_decide``: None once decided,
+    with one seed (no spread to reckon from), or where no number of seeds would do.
     NaN where a number does not exist, such as an interval from one seed.
     """
 

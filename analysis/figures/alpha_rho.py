@@ -25,11 +25,11 @@ def draw(ds: xr.Dataset) -> Figure:
         for step, ax in enumerate(axes):
             over_training(ds, ax, summary=summary.at(inner_step=step), incomplete=missing)
             ax.set_title(step_title(step, points))
-        in_sight = curvature_axis(axes[0], *summary.span)
+        remark = curvature_axis(axes[0], *summary.span)
         for ax in axes:
             threshold(ax)
         left_labels(axes, r"$\alpha\rho=\alpha\,g^{\mathsf{T}}Hg\,/\,g^{\mathsf{T}}g$")
-        label = r"threshold $\alpha\rho = 2$" + ("" if in_sight else " (above the axis)")
+        label = r"threshold $\alpha\rho = 2$" + (f" ({remark})" if remark else "")
         notes = [threshold_handle(label), band_handle(summary.num_seeds), *diverged_handles(ds)]
         outside_legends(figure, method_handles(learner_names(ds)), notes)
     return figure

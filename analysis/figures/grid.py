@@ -33,7 +33,8 @@ def panels(number: int, *, xlabel: str, row_height: float = 1.75, share_y: bool 
 def left_labels(axes: list[Axes], label: str) -> None:
     """The y label on the panels of the first column only, as the panels share y."""
     for ax in axes:
-        if ax.get_subplotspec().is_first_col():
+        place = ax.get_subplotspec()
+        if place is not None and place.is_first_col():
             ax.set_ylabel(label)
 
 

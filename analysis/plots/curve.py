@@ -1,7 +1,5 @@
 """One summary as a line: the mean over seeds, its band, and each seed while they are few."""
 
-from collections.abc import Sequence
-
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
@@ -13,9 +11,7 @@ BAND_ALPHA = 0.16
 SEED_ALPHA = 0.45
 
 
-def curve(
-    summary: Summary, ax: Axes, *, x: Sequence[float], style: MethodStyle, name: str, filled: bool = True
-) -> Axes:
+def curve(summary: Summary, ax: Axes, *, x: np.ndarray, style: MethodStyle, name: str, filled: bool = True) -> Axes:
     """The mean (thick), the band, and thin lines for up to four seeds; points without a value are left out.
 
     Lines carry gids, ``mean:<name>`` and ``seed:<name>:<seed>``, by which a test or an editor finds them.

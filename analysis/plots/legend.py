@@ -1,6 +1,7 @@
 """Legend entries: methods by their fixed look, what the band is, reference lines, and how many units diverged."""
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import xarray as xr
 from matplotlib.artist import Artist
@@ -13,7 +14,9 @@ from analysis.plots.curve import BAND_ALPHA
 from analysis.plots.references import NULL_LOOK
 from analysis.plots.states import panel_learners, states
 from analysis.plots.summary import band_label, diverged_units
-from analysis.style import GREY, MethodStyle, method_label, method_style
+from analysis.style import GREY, Line, MethodStyle, method_label, method_style
+
+Place = Literal["outside upper left", "outside lower left"]
 
 
 def method_handles(names: Sequence[str]) -> list[Artist]:
@@ -47,7 +50,7 @@ def chance_handle(ways: float) -> Artist:
     return Line2D([], [], color="black", linestyle=(0, (1, 2)), linewidth=0.8, label=f"chance (1/{ways:g})")
 
 
-def quantity_handles(quantities: Mapping[str, tuple[str, str, str]]) -> list[Artist]:
+def quantity_handles(quantities: Mapping[str, tuple[str, Line, str]]) -> list[Artist]:
     """Marker, line and label of quantities that share a panel; black, as colour belongs to the method."""
     return [
         Line2D([], [], color="black", marker=marker, linestyle=line, label=label)
@@ -98,7 +101,7 @@ def outside_legends(figure: Figure, above: Sequence[Artist], below: Sequence[Art
     _fitting_legend(figure, below, "outside lower left")
 
 
-def _fitting_legend(figure: Figure, handles: Sequence[Artist], loc: str, most_columns: int = 5) -> None:
+def _fitting_legend(figure: Figure, handles: Sequence[Artist], loc: Place, most_columns: int = 5) -> None:
     """A legend with as many columns as fit into the width of the figure, which its texts decide: they are measured."""
     renderer = FigureCanvasAgg(figure).get_renderer()
     for columns in range(min(most_columns, len(handles)), 0, -1):

@@ -1,6 +1,6 @@
 """A quantity against meta-training: x is the meta-iteration, one line a learner."""
 
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -33,11 +33,17 @@ def over_training(ds: xr.Dataset, ax: Axes, *, summary: Summary, incomplete: xr.
     return training_axis(ax, checkpoints)
 
 
-def cross_out(summary: Summary, ax: Axes, *, x: Sequence[float], missing: np.ndarray, name: str) -> Axes:
+def cross_out(summary: Summary, ax: Axes, *, x: np.ndarray, missing: np.ndarray, name: str) -> Axes:
     """Crosses over the means that lack diverged units; at the top edge where every unit diverged."""
     positions, mean = np.asarray(x, dtype=float), summary.mean.values
     color = method_style(name).color
-    cross = {"marker": "x", "linestyle": "none", "markersize": 6.5, "markeredgewidth": 1.1, "color": color}
+    cross: dict[str, Any] = {
+        "marker": "x",
+        "linestyle": "none",
+        "markersize": 6.5,
+        "markeredgewidth": 1.1,
+        "color": color,
+    }
     partial = (missing > 0) & np.isfinite(mean)
     if partial.any():
         ax.plot(positions[partial], mean[partial], gid=f"diverged:{name}", zorder=5, **cross)
@@ -66,7 +72,7 @@ def untrained_summary(ds: xr.Dataset, summary: Summary) -> Summary | None:
     return summary.at(learner=int(there[0]), checkpoint=0)
 
 
-def training_axis(ax: Axes, checkpoints: Sequence[int]) -> Axes:
+def training_axis(ax: Axes, checkpoints: np.ndarray) -> Axes:
     """x grows by decades from the first positive checkpoint on, with 0 on the axis; ticks are the checkpoints."""
     positive = [int(point) for point in checkpoints if point > 0]
     logarithmic = bool(positive) and positive[-1] > 4 * positive[0]
@@ -84,7 +90,7 @@ def training_axis(ax: Axes, checkpoints: Sequence[int]) -> Axes:
     return ax
 
 
-def _thinned_labels(checkpoints: Sequence[int], places: np.ndarray, gap: float = 0.17) -> list[str]:
+def _thinned_labels(checkpoints: np.ndarray, places: np.ndarray, gap: float = 0.17) -> list[str]:
     """A label for the first and last checkpoint and for those between that leave room (share of the axis)."""
     kept = [0, len(places) - 1]
     for index in range(len(places) - 2, 0, -1):

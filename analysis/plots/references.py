@@ -1,5 +1,7 @@
 """Lines and bands to compare with: the descent threshold, the null of the cosine, chance, the untrained network."""
 
+from typing import Any
+
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
@@ -11,7 +13,7 @@ THRESHOLD = 2.0
 """A gradient step lowers the quadratic model of the loss iff alpha * rho is below this."""
 
 # Hatched, so that no one takes it for a band over seeds.
-NULL_LOOK: dict[str, object] = {"facecolor": "none", "edgecolor": LIGHT_GREY, "hatch": "/////", "linewidth": 0.0}
+NULL_LOOK: dict[str, Any] = {"facecolor": "none", "edgecolor": LIGHT_GREY, "hatch": "/////", "linewidth": 0.0}
 
 # Above the threshold values may be anything (a diverging loop); below it is where learners differ.
 _FAR_BELOW = 0.4
@@ -26,24 +28,23 @@ def threshold(ax: Axes, value: float = THRESHOLD) -> Axes:
     return ax
 
 
-def curvature_axis(ax: Axes, low: float, high: float) -> bool:
-    """Set y for alpha * rho between ``low`` and ``high``; True when the threshold is on the axis.
+def curvature_axis(ax: Axes, low: float, high: float) -> str:
+    """Set y for alpha * rho between ``low`` and ``high``; returns what a reader must know of the axis, or "".
 
-    Linear with the threshold in sight when values come within a fifth of it; linear without it when they do not
-    (the figure then says that it lies above); linear to the threshold and logarithmic beyond it when values far
-    exceed it.
+    Linear with the threshold in sight when values come within a fifth of it; linear without it when they do not;
+    linear to the threshold and logarithmic beyond it when values far exceed it.
     """
     if not np.isfinite([low, high]).all():
         low, high = 0.0, THRESHOLD
     if high > _FAR_ABOVE or low < -_FAR_ABOVE:
         ax.set_yscale("symlog", linthresh=THRESHOLD, linscale=1.5)
         ax.set_ylim(1.3 * low if low < 0 else 0.0, max(1.3 * high, 1.2 * THRESHOLD))
-        return True
+        return "logarithmic beyond it"
     near = high >= _FAR_BELOW
     top = max(high, THRESHOLD) if near else high
     pad = 0.06 * (top - min(low, 0.0)) or 1e-3
     ax.set_ylim(min(low - pad, 0.0), top + pad)
-    return near
+    return "" if near else "above the axis"
 
 
 def cosine_null(ax: Axes, steps: int) -> Axes:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from analysis.plots.along_steps import along_steps, task_values
 from analysis.plots.summary import measured, probe_error, summarise
 from analysis.schema import learner_names
-from analysis.style import GREY, MethodStyle, method_style
+from analysis.style import GREY, Line, MethodStyle, method_style
 
 SHIFT = 0.12
 
@@ -28,7 +28,7 @@ class State:
         """Grey for the first checkpoint, the method's own for the last."""
         return GREY if self.first else method_style(self.name).color
 
-    def look(self, marker: str, linestyle: str) -> MethodStyle:
+    def look(self, marker: str, linestyle: Line) -> MethodStyle:
         """Marker and line tell quantities apart here, colour tells states apart."""
         return MethodStyle(self.color, marker, ":" if self.first else linestyle)
 
@@ -61,7 +61,7 @@ def panel_learners(ds: xr.Dataset) -> list[str]:
     return trained or names
 
 
-EXTREMES: dict[str, tuple[str, str, str]] = {
+EXTREMES: dict[str, tuple[str, Line, str]] = {
     "max": ("^", "-", "largest eigenvalue"),
     "min": ("v", "--", "smallest eigenvalue"),
 }
@@ -94,7 +94,7 @@ def full_spectra(eigenvalues: xr.DataArray) -> xr.DataArray:
     return eigenvalues.where(eigenvalues.notnull().all("eigen_index"))
 
 
-DIRECTIONS: dict[str, tuple[str, str, str]] = {
+DIRECTIONS: dict[str, tuple[str, Line, str]] = {
     "top": ("^", "-.", r"$\alpha\lambda_{\max}$: sharpest direction"),
     "gradient": ("o", "-", r"$\alpha\rho$: along the gradient"),
     "random": ("s", "--", r"$\alpha\rho_{\mathrm{random}}$: random directions"),

@@ -34,8 +34,8 @@ class Summary:
 
     def at(self, **indexers: int) -> "Summary":
         """The summary at some positions of its dimensions (as ``isel``); the kind of band stays the study's."""
-        parts = (part.isel(indexers) for part in (self.per_seed, self.mean, self.low, self.high))
-        return Summary(*parts, num_seeds=self.num_seeds)
+        per_seed, mean, low, high = (part.isel(indexers) for part in (self.per_seed, self.mean, self.low, self.high))
+        return Summary(per_seed, mean, low, high, self.num_seeds)
 
     @property
     def span(self) -> tuple[float, float]:

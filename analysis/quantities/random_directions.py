@@ -1,7 +1,5 @@
 """Trace, and curvature along random directions: one set of Rademacher probes gives both."""
 
-import torch
-
 from analysis.quantities.points import Points
 from analysis.quantities.quantity import Quantity, Values
 

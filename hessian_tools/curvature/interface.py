@@ -64,7 +64,7 @@ class Operator(ABC):
         product = self.products(V.permute(1, 2, 0, 3).reshape(num_points, rows, -1))
         return product.reshape(num_points, rows, prod(outer), columns).permute(2, 0, 1, 3).reshape(*lead, rows, columns)
 
-    def mv(self, v: Float[Tensor, "*point param"]) -> Float[Tensor, "*point param"]:
+    def mv(self, v: Float[Tensor, "... param"]) -> Float[Tensor, "... param"]:
         """One vector a point: v [point, param], or [param] for a single point or the same v at every point."""
         return (self @ v[..., None])[..., 0]
 

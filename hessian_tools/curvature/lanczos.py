@@ -20,7 +20,7 @@ from hessian_tools.rng import stream
 
 Which = Literal["LM", "LA", "SA", "BE"]
 
-# A residual below this many eps * |H| is rounding, and no rtol is asked of it.
+# A residual, or what is left of a new direction, below this many eps * |H| is rounding.
 ROUNDING = 64
 # Steer a little below what is asked, to leave room for the rounding of the true residual.
 STEER = 0.9
@@ -57,7 +57,7 @@ class Ritz:
 
     points: Int[Tensor, " point"]
     vectors: Float[Tensor, "point pair param"]
-    rows: tuple[Int[Tensor, "point k"], ...]
+    rows: tuple[Int[Tensor, "point _"], ...]
     norm: Float[Tensor, " point"]
     num_matvecs: Int[Tensor, " point"]
 
@@ -67,11 +67,12 @@ def lanczos(H: Operator, wishes: tuple[Wanted, ...], *, seed: int, max_steps: in
 
     All points start from one vector, drawn from ``stream(seed, "lanczos", 0)``. A point leaves the
     batch when all its wishes are met, when a number is not finite (its vectors are then NaN), or after
-    ``max_steps`` products. An exhausted Krylov space is left by a new random vector. Memory: one vector
-    of length param per point and step. One start cannot see the second copy of a multiple eigenvalue
-    unless rounding, or an exhausted space, brings it in.
+    ``max_steps`` products. Memory: one vector of length param per point and step.
+
+    One start sees one copy of a multiple eigenvalue. Where its Krylov space is exhausted, a new random
+    vector follows, and another, until an exhausted space has brought no wish a better value.
     """
-    run, most = _start(H, seed), min(max_steps, H.num_params)
+    run, most = _start(H, wishes, seed), min(max_steps, H.num_params)
     left: list[Ritz] = []
     while len(run.points):
         run = _advance(run, seed)
@@ -79,8 +80,10 @@ def lanczos(H: Operator, wishes: tuple[Wanted, ...], *, seed: int, max_steps: in
         if broken.any():
             left.append(_unknown(run.keep(broken), wishes))
             run = run.keep(~broken)
-        if len(run.points) and (run.steps == most or run.steps % max(1, run.steps // 16) == 0):
-            leaving = _met(run, wishes) | (run.steps == most)
+        due = run.steps == most or run.steps % max(1, run.steps // 16) == 0
+        if len(run.points) and (due or run.exhausted.any()):
+            leaving, run = _finished(run, wishes)
+            leaving |= run.steps == most
             if leaving.any():
                 left.append(_ritz(run.keep(leaving), wishes))
                 run = run.keep(~leaving)
@@ -89,13 +92,22 @@ def lanczos(H: Operator, wishes: tuple[Wanted, ...], *, seed: int, max_steps: in
 
 @dataclass(frozen=True)
 class _Run:
-    """The points still running: basis vectors as rows (room for more behind), coefficients in float64 on the CPU."""
+    """The points still running: basis vectors as rows (room for more behind), coefficients in float64 on the CPU.
+
+    found: the wanted values when a Krylov space was last exhausted, NaN before that.
+    """
 
     H: Operator
     points: Int[Tensor, " point"]
     basis: Float[Tensor, "point room param"]
     alphas: Float[Tensor, "point step"]
     betas: Float[Tensor, "point step"]
+    found: Float[Tensor, "point wanted"]
+
+    @property
+    def exhausted(self) -> Bool[Tensor, " point"]:
+        """Where the last step left the Krylov space."""
+        return self.betas[:, -1] == 0
 
     @property
     def steps(self) -> int:
@@ -106,16 +118,17 @@ class _Run:
         where = who.nonzero()[:, 0]
         H = self.H if len(where) in (0, len(who)) else self.H.select(where)
         basis = self.basis if who.all() else self.basis[where.to(self.basis.device)]
-        return _Run(H, self.points[where], basis, self.alphas[where], self.betas[where])
+        return _Run(H, self.points[where], basis, self.alphas[where], self.betas[where], self.found[where])
 
 
-def _start(H: Operator, seed: int) -> _Run:
+def _start(H: Operator, wishes: tuple[Wanted, ...], seed: int) -> _Run:
     num_points, num_params = H.num_points or 1, H.num_params
     first = _random_vector(H, seed, 0)
     basis = torch.empty(num_points, min(16, num_params), num_params, dtype=H.dtype, device=H.device)
     basis[:, 0] = first / first.norm()
     nothing = torch.empty(num_points, 0, dtype=torch.float64)
-    return _Run(H, torch.arange(num_points), basis, nothing, nothing)
+    found = torch.full((num_points, sum(wish.k for wish in wishes)), torch.nan, dtype=torch.float64)
+    return _Run(H, torch.arange(num_points), basis, nothing, nothing, found)
 
 
 def _random_vector(H: Operator, seed: int, step: int) -> Float[Tensor, " param"]:
@@ -134,7 +147,7 @@ def _advance(run: _Run, seed: int) -> _Run:
     run = replace(run, alphas=_append(run.alphas, alpha), betas=_append(run.betas, beta))
     # What is left of a direction in an exhausted Krylov space is rounding: start again at random.
     scale = torch.cat([run.alphas.abs(), run.betas], dim=-1).amax(-1)
-    spent = (run.betas[:, -1] <= 4 * torch.finfo(run.H.dtype).eps * scale) | (steps == num_params)
+    spent = (run.betas[:, -1] <= ROUNDING * torch.finfo(run.H.dtype).eps * scale) | (steps == num_params)
     run.betas[spent, -1] = 0.0
     if steps == num_params:
         return run
@@ -178,17 +191,20 @@ def _decompose(run: _Run) -> tuple[Float[Tensor, "point value"], Float[Tensor, "
     return values, vectors
 
 
-def _met(run: _Run, wishes: tuple[Wanted, ...]) -> Bool[Tensor, " point"]:
-    """Where the recurrence's residuals satisfy every wish."""
+def _finished(run: _Run, wishes: tuple[Wanted, ...]) -> tuple[Bool[Tensor, " point"], _Run]:
+    """Where every wish is met by the recurrence's residuals; once exhausted, where exhaustion brought nothing new."""
     met = torch.ones(len(run.points), dtype=torch.bool)
     if run.steps < max(wish.k for wish in wishes):
-        return ~met
+        return ~met, run
     values, vectors = _decompose(run)
     residuals, norm = run.betas[:, -1:] * vectors[:, -1].abs(), values.abs().amax(-1)
-    for wish in wishes:
-        small = residuals <= STEER * wish.tolerance(values, norm, run.H.dtype)
-        met &= small.gather(-1, wish.pick(values)).all(-1)
-    return met
+    picks = [wish.pick(values) for wish in wishes]
+    for wish, pick in zip(wishes, picks, strict=True):
+        met &= (residuals <= STEER * wish.tolerance(values, norm, run.H.dtype)).gather(-1, pick).all(-1)
+    wanted = values.gather(-1, torch.cat(picks, dim=-1))
+    settled = ((wanted - run.found).abs() <= ROUNDING * torch.finfo(run.H.dtype).eps * norm[:, None]).all(-1)
+    run = replace(run, found=torch.where(run.exhausted[:, None], wanted, run.found))
+    return torch.where((run.betas == 0).any(-1), run.exhausted & settled, met), run
 
 
 def _ritz(run: _Run, wishes: tuple[Wanted, ...]) -> Ritz:

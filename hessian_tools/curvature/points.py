@@ -21,7 +21,7 @@ from hessian_tools.curvature.memory import products_at_once
 from hessian_tools.loss import Batch, Loss, LossFunction, cast_like
 
 Batching = Literal["vmap", "loop"]
-Weights = Literal["size"] | Sequence[float]
+Weights = Literal["size"] | Sequence[float | int]
 
 
 @dataclass(frozen=True)

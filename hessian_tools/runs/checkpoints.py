@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialised
 from torch import Tensor
 
 from hessian_tools.runs.files import DamagedFileError, write_atomic
@@ -16,7 +17,8 @@ FOLDER = "checkpoints"
 def save(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors atomically."""
     copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    write_atomic(path, lambda part: save_file(copies, part))
+    # As bytes, because safetensors' own writer hides a full disk behind an error of its own.
+    write_atomic(path, lambda part: _write(part, serialised(copies)))
 
 
 def load(path: Path) -> dict[str, Tensor]:
@@ -24,7 +26,9 @@ def load(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as e:
-        raise DamagedFileError(f"{path} cannot be read as safetensors ({e}); remove it and run the same command again") from e
+        raise DamagedFileError(
+            f"{path} cannot be read as safetensors ({e}); remove it and run the same command again"
+        ) from e
 
 
 def checkpoint_path(folder: Path, meta_step: int) -> Path:
@@ -60,3 +64,7 @@ def restore_adam(optimiser: torch.optim.Adam, theta: Tensor, tensors: Mapping[st
         packed = optimiser.state_dict()
         optimiser.load_state_dict({"state": {0: moments}, "param_groups": packed["param_groups"]})
     return int(tensors["meta_step"])
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.write_bytes(content)

@@ -43,7 +43,7 @@ def pick(verdicts: list[Verdict], **where: str) -> list[Verdict]:
 
 
 def test_planted_truth_is_supported_and_recovered() -> None:
-    ds = study(seeds=range(5))
+    ds = study(seeds=range(5), checkpoints=(0, 30, 100))
     verdicts = judge(ds, QUICK)
     assert {v.outcome for v in verdicts} == {"supported"}
     assert len(verdicts) == 2 * 4 + 4 + 2 * 2
@@ -86,12 +86,21 @@ def test_planted_falsehood_is_not_supported(claim: str, sign: float) -> None:
     effects = {name: Effect(sign * e.first, sign * e.later, sign * e.alignment) for name, e in TRUE.items()}
     ds = study(seeds=range(6), seed_spread=0.01, effects=effects)
     for verdict in CLAIMS[claim](ds, QUICK):
-        if verdict.comparison != "against orthogonal" or sign:  # an untrained network's gradients do align
-            wanted = "not supported" if verdict.comparison != "against orthogonal" else verdict.outcome
-            assert verdict.outcome == wanted, verdict.sentence
+        if verdict.comparison != "against orthogonal":  # an untrained network's gradients do align: next test
+            assert verdict.outcome == "not supported", verdict.sentence
     if sign:
         words = [v.sentence for v in CLAIMS[claim](ds, QUICK) if v.comparison == "raw"]
         assert all("opposite to the claim" in text for text in words)
+
+
+def test_gradients_that_are_orthogonal_or_oscillate_are_not_aligned() -> None:
+    ds = study(
+        seeds=range(6), seed_spread=0.01, effects={"maml": Effect(alignment=-0.25), "maml-shot": Effect(alignment=-0.5)}
+    )
+    found = pick(judge(ds, QUICK), comparison="against orthogonal")
+    assert [v.outcome for v in found] == ["not supported", "not supported"]
+    assert found[1].effect < -0.2
+    assert "opposite to the claim" in found[1].sentence
 
 
 @pytest.mark.parametrize("claim", sorted(CLAIMS))

@@ -1,0 +1,148 @@
+"""The report of a study: one HTML file with its answer first, then what the answer stands on."""
+
+import base64
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from analysis.claims.verdict import Verdict
+from analysis.figures import FIGURES, words
+from analysis.plots.summary import measured
+from analysis.report_accuracy import accuracy_table
+from analysis.report_page import DASH, Html, bullets, element, image, number, page, row, table
+from analysis.report_verdicts import answer, verdict_tables
+from analysis.style import DPI
+
+TITLE = "Does meta-learning suppress the Hessian along its inner loop?"
+QUESTION = (
+    "A gradient-based meta-learner chooses an initial network from which a few gradient steps solve a new task: does "
+    "it, without being told to, choose one where the curvature along these steps is small? And does SHOT (Lee, Yoo and "
+    "Kwak, NeurIPS 2023, arXiv 2310.02751), which asks for it in the loss, suppress it more than the same learner "
+    "without SHOT?"
+)
+_DISPLAY = 1.5 * 96 / DPI  # CSS pixels per PNG pixel: half as large again as in print
+
+
+def render(
+    *,
+    ds: xr.Dataset,
+    verdicts: Sequence[Verdict],
+    figures: Mapping[str, Path],
+    setup: Mapping[str, str],
+    command: str,
+    notes: Sequence[str] = (),
+    step_size_table: Sequence[Mapping[str, Any]] | None = None,
+) -> str:
+    """The whole report as one HTML text; ``figures`` are PNG files, read and put inside.
+
+    ``notes`` are what a reader must not overlook, ``setup`` names and values of how the study was made,
+    ``step_size_table`` the candidates of the search for alpha, one mapping each. Everything is escaped.
+    """
+    name = str(ds.attrs.get("study", ""))
+    body = [
+        element("h1", TITLE),
+        element("p", f"Study “{name}”" if name else "A study with hessian-tools", css="soft"),
+        element("p", QUESTION, css="lead"),
+        element("h2", "The answer of this study"),
+        answer(verdicts),
+        *([element("aside", element("b", "Note"), bullets(notes))] if notes else []),
+        *_verdicts(verdicts),
+        element("h2", "Set-up"),
+        table(("What", "Value"), [row((what, value)) for what, value in setup.items()]),
+        *_step_sizes(step_size_table),
+        element("h2", "Accuracy on held-out tasks"),
+        accuracy_table(ds),
+        element("h2", "Figures"),
+        element(
+            "p", "Each figure is also a PDF of the same name, at its final size, beside these PNG files.", css="soft"
+        ),
+        *(_figure(ds, position, *item) for position, item in enumerate(figures.items(), start=1)),
+        element("h2", "How the numbers were made, and their errors"),
+        bullets(_methods(ds)),
+        element("h2", "How to reproduce this"),
+        element("pre", element("code", command)),
+    ]
+    return page(TITLE, body)
+
+
+def _verdicts(verdicts: Sequence[Verdict]) -> list[Html]:
+    """How to read the tables, then the tables."""
+    if not verdicts:
+        return []
+    reading = (
+        "alpha rho = alpha g'Hg / g'g is the curvature of the support loss along the inner gradient times the inner "
+        "learning rate; an effect is trained minus baseline, so a negative effect on alpha rho is suppression.",
+        "Supported: the interval over seeds excludes 0 on the claimed side and reaches the smallest effect of "
+        "interest. Not supported: the whole interval falls short of that smallest effect. Inconclusive: all else; one "
+        "seed always is.",
+        "The interval over seeds is Student t on one number per seed and decides alone. The bootstrap resamples tasks "
+        "within these seeds: it says how well these seeds were measured and nothing about other seeds.",
+        "Curvature follows the loss, so a fall may only mirror a lower loss; the comparison at equal support loss "
+        "removes that. Step 0 and later steps differ and are judged apart.",
+        f"There are {len(verdicts)} rows, and each interval stands for itself: nothing is corrected for their number. "
+        "Of many rows without any effect, about one in twenty would exclude 0 at 95 %, half of these on the claimed "
+        "side.",
+    )
+    return [element("h2", "Verdicts"), bullets(reading), verdict_tables(verdicts)]
+
+
+def _step_sizes(rows: Sequence[Mapping[str, Any]] | None) -> list[Html]:
+    """The candidates of the step-size search; nothing when alpha was given."""
+    if not rows:
+        return []
+    columns = list(dict.fromkeys(key for candidate in rows for key in candidate))
+    header = [column.replace("_", " ") for column in columns]
+    lines = [row([_cell(candidate.get(column)) for column in columns]) for candidate in rows]
+    return [element("h3", "Search for the inner learning rate"), table(header, lines)]
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return DASH
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return number(float(value), digits=4) if isinstance(value, int | float) else str(value)
+
+
+def _figure(ds: xr.Dataset, position: int, name: str, path: Path) -> Html:
+    """One figure inside the page, with its caption."""
+    content = Path(path).read_bytes()
+    width = int.from_bytes(content[16:20], "big")  # of a PNG's header
+    caption = FIGURES[name].caption(ds) if name in FIGURES else name
+    source = "data:image/png;base64," + base64.b64encode(content).decode("ascii")
+    alt = caption.split(". ")[0]
+    words_below = element(
+        "figcaption", element("b", f"Figure {position}."), " ", caption, " ", element("code", f"{name}.pdf")
+    )
+    return element("figure", image(source, alt=alt, width=round(width * _DISPLAY)), words_below, id=f"figure-{name}")
+
+
+def _methods(ds: xr.Dataset) -> list[Html | str]:
+    """What was computed, and how large each kind of error is in this study."""
+    return [
+        "Curvature is that of the support loss at every point of the inner loop, by exact Hessian-vector products on "
+        "the trajectory that the learner itself takes; nothing is by finite differences.",
+        "alpha rho: rounding, from the measured asymmetry of the product, "
+        f"{_error(ds, 'alpha_rho', 'alpha_rho_error')}.",
+        "Eigenvalues: the residual |Hv - lambda v| says that some eigenvalue lies that near, not that none was missed; "
+        f"for the largest algebraic it is {_error(ds, 'eigenvalue_max', 'eigenvalue_max_residual')}.",
+        "Random directions and traces: the standard error over probes; probes are shared along a task, never between "
+        f"tasks. For the trace it is {_error(ds, 'trace', 'trace_stderr')}.",
+        "Replication: means are over tasks within a seed first, then over seeds; inner steps are never counted as "
+        "repetitions.",
+        words.diverged(ds),
+    ]
+
+
+def _error(ds: xr.Dataset, name: str, error: str) -> str:
+    """'typically 0.01 % of the value (median), at most 2 % of it' with the share taken at each point."""
+    value, bound = np.abs(measured(ds, name).values), measured(ds, error).values
+    there = np.isfinite(value) & np.isfinite(bound) & (value > 0)
+    if not there.any():
+        return "not known, as nothing was measured"
+    share = 100 * bound[there] / value[there]
+    median, largest = float(np.median(share)), float(share.max())
+    return f"{number(median, digits=2)} % of the value in the median, {number(largest, digits=2)} % at most"

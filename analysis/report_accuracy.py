@@ -1,0 +1,71 @@
+"""The accuracy table of a report: every seed on its own, then over the seeds, each against its untrained start."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import xarray as xr
+
+from analysis.report_page import DASH, MINUS, Html, element, row, table
+from analysis.schema import learner_names
+from analysis.statistics import Interval, seed_interval, seed_means
+from analysis.style import method_label
+
+
+def accuracy_table(ds: xr.Dataset) -> Html:
+    """Query accuracy (for regression: loss) after adaptation on held-out tasks, at each learner's last checkpoint."""
+    accuracy = bool(ds["evaluation_accuracy"].notnull().any())
+    values = ds["evaluation_accuracy"] * 100 if accuracy else ds["evaluation_loss"]
+    if not bool(values.notnull().any()):
+        return element("p", "No held-out task was evaluated.")
+    unit, decimals = ("%", 1) if accuracy else ("loss", 3)
+    header = ("Learner", "Meta-iteration", "Seed", f"Untrained, {unit}", f"Trained, {unit}", "Difference", "Tasks")
+    rows = [
+        line for position in range(len(learner_names(ds))) for line in _learner_rows(ds, values, position, decimals)
+    ]
+    caption = (
+        f"Query {'accuracy' if accuracy else 'loss'} after the inner loop on held-out tasks. Single seeds: mean ± half "
+        "a 95 % Student t interval over that seed's tasks; differences are paired task by task. All seeds: mean of the "
+        "seeds' means ± half a 95 % Student t interval over the seeds."
+    )
+    return table(header, rows, caption=caption)
+
+
+def _learner_rows(ds: xr.Dataset, values: xr.DataArray, position: int, decimals: int) -> list[Html]:
+    """One row a seed and, with several seeds, one over them."""
+    mine = values.isel(learner=position).transpose("checkpoint", "seed", "evaluation_task").values
+    checkpoints = [int(point) for point in ds["checkpoint"].values]
+    there = np.flatnonzero(np.isfinite(mine).any((1, 2)))
+    label = method_label(learner_names(ds)[position])
+    if there.size == 0:
+        return [row((label, DASH, "all", DASH, DASH, DASH, "0"))]
+    last = int(there[-1])
+    missing = np.full_like(mine[0], np.nan)
+    start = mine[0] if checkpoints[0] == 0 else missing
+    end = mine[last] if checkpoints[last] > 0 else missing
+    sides = (start, end, end - start)
+    iteration = str(checkpoints[last])
+    rows = []
+    for index, seed in enumerate(ds["seed"].values):
+        cells = _cells([seed_interval(side[index]) for side in sides], decimals)
+        rows.append(row((label, iteration, str(int(seed)), *cells, str(int(np.isfinite(mine[last][index]).sum())))))
+    if len(rows) > 1:
+        cells = _cells([seed_interval(seed_means(side)) for side in sides], decimals)
+        total = str(int(np.isfinite(mine[last]).sum()))
+        rows.append(row((label, iteration, "all", *cells, total), css="total"))
+    return rows
+
+
+def _cells(intervals: Sequence[Interval], decimals: int) -> list[Html]:
+    """Start, end and change; the change with its sign."""
+    signs = (False, False, True)
+    texts = (_text(value, decimals, signed=signed) for value, signed in zip(intervals, signs, strict=True))
+    return [element("span", text, css="num") for text in texts]
+
+
+def _text(value: Interval, decimals: int, *, signed: bool) -> str:
+    if not np.isfinite(value.mean):
+        return DASH
+    half = (value.high - value.low) / 2
+    text = f"{value.mean:+.{decimals}f}" if signed else f"{value.mean:.{decimals}f}"
+    text = text.replace("-", MINUS)
+    return f"{text} ± {half:.{decimals}f}" if np.isfinite(half) else text

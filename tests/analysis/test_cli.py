@@ -1,0 +1,191 @@
+"""The command line: mistakes get one or two plain lines, status 2, and leave nothing half-written."""
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from analysis.cli import run
+from analysis.config import study_text
+from hessian_tools.runs import files
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def study_file(here: Path, old: str = "", new: str = "") -> str:
+    text = study_text("micro")
+    assert old in text
+    (here / "mine.yaml").write_text(text.replace(old, new, 1))
+    return "mine.yaml"
+
+
+def refused(capsys: pytest.CaptureFixture, arguments: list[str]) -> str:
+    assert run(arguments) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    lines = said.err.strip().splitlines()
+    assert 1 <= len(lines) <= 2
+    assert lines[0].startswith("hessian-tools: ")
+    assert "Traceback" not in said.err
+    return said.err
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("seeds: [0, 1]", "sedes: [0, 1]", "unknown key 'sedes'; did you mean 'seeds'?"),
+        ("meta_batch: 2", "meta_bach: 2", "unknown key 'train.meta_bach'; did you mean 'meta_batch'?"),
+        ("weight: 0.1", "wieght: 0.1", "unknown key 'learners.maml-shot.shot.wieght'; did you mean 'weight'?"),
+        ("probes: 2", "prob: 2", "unknown key 'measure.light.prob'; did you mean 'probes'?"),
+        ("width: 4", "width: wide", "network.width: input should be a valid integer"),
+        ("algorithm: maml}", "algorithm: mamll}", "learners.maml.algorithm: input should be 'maml' or 'untrained'"),
+        ("[0, 4, 12]", "[4, 12]", "checkpoints must rise from 0"),
+        ("seeds: [0, 1]", "seeds: [0, 0]", "seeds [0, 0] hold one twice"),
+        ("full_tasks: 2", "full_tasks: 9", "full_tasks=9 exceeds tasks=4"),
+        ("name: micro", "name: [micro", "is not YAML at line"),
+        ("ways: 3", "ways: 60", "ways=60"),
+        ("test_queries: 3", "test_queries: 30", "20"),
+        ("algorithm: maml, shot: {weight: 0.1}", "shot: {target_steps: 2}", "cannot be the reference"),
+        ("name: quickdraw", "name: sine-line", "conv4 needs images"),
+        ("step_size: 0.1", "step_size: -1", "inner.step_size"),
+        ("step_size: 0.1", "step_size: {candidates: [0.1], learner: maml-shot}", "without shot"),
+    ],
+)
+def test_a_mistake_in_a_study_is_named_and_nothing_is_written(here, capsys, old, new, said):
+    file = study_file(here, old, new)
+    message = refused(capsys, ["study", file])
+    assert said in message
+    assert [path.name for path in here.iterdir()] == ["mine.yaml"]
+
+
+def test_missing_and_foreign_folders(here, capsys, micro_study):
+    assert "there is no study file nowhere.yaml" in refused(capsys, ["study", "nowhere.yaml"])
+    for command in ("measure", "test", "figures", "report", "info"):
+        assert "nowhere does not exist" in refused(capsys, [command, "nowhere"])
+    (here / "foreign").mkdir()
+    (here / "foreign" / "letter.txt").write_text("dear")
+    assert "is no study folder" in refused(capsys, ["measure", "foreign"])
+    assert "is not empty and holds no study.yaml" in refused(capsys, ["study", "micro", "--out", "foreign"])
+    assert [path.name for path in (here / "foreign").iterdir()] == ["letter.txt"]
+    (here / "file").write_text("")
+    assert "is a file" in refused(capsys, ["study", "micro", "--out", "file"])
+
+
+def test_a_folder_of_another_study_is_refused_and_left_alone(here, capsys, micro_study):
+    shutil.copytree(micro_study, here / "study")
+    before = (here / "study" / "study.yaml").read_bytes()
+    file = study_file(here, "width: 4", "width: 8")
+    assert "holds another study: its network is" in refused(capsys, ["study", file, "--out", "study"])
+    assert "its seeds is [0, 1], yours [0]" in refused(capsys, ["study", "micro", "--seeds", "0", "--out", "study"])
+    assert (here / "study" / "study.yaml").read_bytes() == before
+    (here / "study" / "claims.yaml").write_text("confidence: 0.5\n")
+    assert "a plan is fixed before the data" in refused(capsys, ["study", "micro", "--out", "study"])
+
+
+def test_wrong_options(here, capsys):
+    assert "--help" in refused(capsys, ["study"])
+    assert "--help" in refused(capsys, ["demmo"])
+    assert "--help" in refused(capsys, ["demo", "--seeds", "zero"])
+    assert "--workers -1" in refused(capsys, ["demo", "--workers", "-1"])
+    assert list(here.iterdir()) == []
+
+
+def test_parts_say_which_part_comes_first(here, capsys):
+    from analysis.config import load_study
+    from analysis.folder import create_folder
+
+    plan = (Path(sys.modules["analysis.config"].__file__).parent / "claims" / "claims.yaml").read_text()
+    create_folder(load_study("micro"), here / "study", claims=plan)
+    assert "run 'hessian-tools train' first" in refused(capsys, ["measure", "study"])
+
+
+def test_a_second_command_on_the_same_folder_waits_its_turn(here, capsys, micro_study):
+    from analysis.folder import locked
+
+    shutil.copytree(micro_study, here / "study")
+    with locked(here / "study"):
+        assert "another hessian-tools is at work in study" in refused(capsys, ["test", "study"])
+
+
+def test_a_full_disk_is_told_and_the_command_goes_on_afterwards(here, capsys, monkeypatch, micro_study):
+    written = files.write_atomic
+
+    def full(path, write):
+        if path.suffix == ".safetensors":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        written(path, write)
+
+    monkeypatch.setattr("hessian_tools.runs.checkpoints.write_atomic", full)
+    assert run(["train", "micro", "--out", "study", "--workers", "0"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("hessian-tools: no space left on the device (")
+    assert error.count("\n") == 1
+    assert not list(here.rglob("*.safetensors"))
+    assert not list(here.rglob("*.partial"))
+    monkeypatch.setattr("hessian_tools.runs.checkpoints.write_atomic", written)
+    assert run(["train", "micro", "--out", "study", "--workers", "0"]) == 0
+
+
+def test_a_study_that_diverges_says_so_everywhere(here, capsys):
+    file = study_file(here, "step_size: 0.1", "step_size: 1.0e+30")
+    assert run(["study", file, "--out", "study", "--workers", "0"]) == 0
+    said = capsys.readouterr().out
+    assert "maml seed 0 diverged at meta-iteration 1; recorded as such" in said
+    assert "inconclusive" in said
+    assert "diverged at meta-iteration 1" in (here / "study" / "report.html").read_text()
+    assert run(["info", "study"]) == 0
+    assert "maml         seed 0: diverged at meta-iteration 1" in capsys.readouterr().out
+
+
+def test_info_and_parts_on_a_complete_study(here, capsys, micro_study):
+    shutil.copytree(micro_study, here / "study")
+    assert run(["info", "study"]) == 0
+    said = capsys.readouterr().out
+    assert "maml         seed 1: trained to 12; measured (12 task units)" in said
+    assert "verdicts: " in said
+    (here / "study" / "figures" / "accuracy.png").unlink()
+    assert "figures study' first" in refused(capsys, ["report", "study"])
+    for command in ("test", "figures", "report"):
+        assert run([command, "study"]) == 0
+    assert (here / "study" / "figures" / "accuracy.png").read_bytes() == (
+        micro_study / "figures" / "accuracy.png"
+    ).read_bytes()
+
+
+def test_seeds_can_be_added_and_the_first_ones_stay(here, capsys, micro_study):
+    import xarray as xr
+
+    from analysis.folder import open_study
+
+    shutil.copytree(micro_study, here / "study")
+    assert run(["study", "study", "--seeds", "0", "1", "2", "--workers", "0"]) == 0
+    ds = open_study("study")
+    assert ds["seed"].values.tolist() == [0, 1, 2]
+    xr.testing.assert_identical(ds.sel(seed=[0, 1]), open_study(micro_study))
+
+
+def test_progress_in_a_pipe_has_no_control_codes(here, capsys, micro_study):
+    assert run(["figures", str(micro_study)]) == 0
+    said = capsys.readouterr().out
+    assert "draw: 5 figures" in said
+    assert "\x1b" not in said
+    assert "\r" not in said
+
+
+def test_help_is_instant_and_needs_no_torch():
+    code = "import sys, analysis.cli as c; c.run(['--help']); assert 'torch' not in sys.modules; print('no torch')"
+    start = time.monotonic()
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "no torch" in found.stdout
+    for command in ("demo", "study", "train", "measure", "test", "figures", "report", "info"):
+        assert command in found.stdout
+    assert time.monotonic() - start < 10  # a second on a quiet machine

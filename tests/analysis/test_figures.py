@@ -1,0 +1,322 @@
+"""Figures are tested by what they draw: the numbers in their lines, their panels, colours, references and notes."""
+
+import warnings
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+import xarray as xr
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from planted import planted_study
+
+from analysis import style
+from analysis.figures import FIGURES, save
+from analysis.figures.eigenvalues import residuals
+from analysis.plots.summary import band_label, measured, probe_error, summarise, t_half_width
+
+NAMES = tuple(FIGURES)
+
+
+@pytest.fixture(scope="module")
+def ds() -> xr.Dataset:
+    study = planted_study(tasks=6, evaluation_tasks=8, diverged=[("maml", 0, 3), ("fomaml", 1, 2)])
+    study.attrs["ways"] = 5
+    return study
+
+
+def line(ax, gid: str):
+    found = [one for one in ax.lines if one.get_gid() == gid]
+    assert len(found) == 1, f"{gid}: {len(found)} lines"
+    return found[0]
+
+
+def legend_texts(figure: Figure) -> list[str]:
+    return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+
+
+def visible(figure: Figure):
+    return [ax for ax in figure.axes if ax.get_visible()]
+
+
+# ---- summary
+
+
+def test_summary_is_mean_over_tasks_then_over_seeds_with_their_range(ds):
+    values = ds["alpha_rho"].where(ds["status"] == 1)
+    per_seed = values.mean("task")
+    summary = summarise(measured(ds, "alpha_rho"))
+    np.testing.assert_allclose(summary.mean, per_seed.mean("seed"), rtol=1e-12)
+    np.testing.assert_allclose(summary.low, per_seed.min("seed").where(per_seed.notnull().sum("seed") > 1))
+    assert band_label(summary.num_seeds) == "band: range over 3 seeds; thin: each seed"
+
+
+def test_unequal_numbers_of_tasks_do_not_weight_seeds():
+    values = xr.DataArray([[1.0, 1.0, 1.0], [4.0, np.nan, np.nan]], dims=("seed", "task"))
+    assert float(summarise(values).mean) == 2.5
+
+
+def test_five_seeds_have_a_t_interval_against_the_closed_form():
+    values = xr.DataArray([[1.0], [2.0], [3.0], [4.0], [5.0]], dims=("seed", "task"))
+    summary = summarise(values)
+    half = 2.776445 * np.sqrt(2.5 / 5)  # t with 4 degrees of freedom
+    np.testing.assert_allclose([summary.low, summary.high], [3 - half, 3 + half], rtol=1e-6)
+    assert "95% t interval over 5 seeds" in band_label(summary.num_seeds)
+
+
+def test_one_seed_has_no_band():
+    summary = summarise(xr.DataArray([[1.0, 2.0]], dims=("seed", "task")))
+    assert np.isnan(summary.low)
+    assert np.isnan(t_half_width(xr.DataArray([1.0], dims="seed")))
+    assert band_label(1) == "one seed: no band"
+
+
+def test_probe_error_adds_in_squares_over_tasks_and_not_over_seeds():
+    stderr = xr.DataArray(np.full((3, 4), 0.2), dims=("seed", "task"))
+    assert float(probe_error(stderr)) == pytest.approx(0.2 / 2)
+
+
+# ---- style
+
+
+def test_colour_belongs_to_the_method_in_every_figure(ds):
+    few = planted_study(learners=("untrained", "fomaml"), seeds=(0,), tasks=4, checkpoints=(0, 10))
+    for study in (ds, few):
+        for name in ("alpha_rho", "alignment", "accuracy"):
+            drawn = line(FIGURES[name].draw(study).axes[0], "mean:fomaml")
+            assert to_hex(drawn.get_color(), keep_alpha=False) == "#009e73"
+            assert drawn.get_marker() == style.method_style("fomaml").marker
+
+
+def test_other_names_have_a_look_of_their_own_by_name_alone():
+    assert style.method_style("reptile") == style.method_style("reptile")
+    assert style.method_style("MAML_SHOT") == style.method_style("maml-shot")
+    known = {method.color for method in style.METHODS.values()}
+    assert not {style.method_style(name).color for name in ("reptile", "leo", "meta-sgd", "x")} & known
+
+
+def test_method_colours_and_markers_differ():
+    looks = list(style.METHODS.values())
+    assert len({look.color for look in looks}) == len({look.marker for look in looks}) == len(looks)
+
+
+def test_context_restores_the_callers_settings():
+    before = dict(mpl.rcParams)
+    with style.context(width="single"):
+        assert mpl.rcParams["figure.figsize"] == [3.25, 3.25 * 0.75]
+        assert mpl.rcParams["pdf.fonttype"] == 42
+    assert dict(mpl.rcParams) == before
+
+
+def test_unknown_width_is_refused():
+    with pytest.raises(ValueError, match="single, double"):
+        style.rc_params(width="triple")  # type: ignore[arg-type]
+
+
+# ---- the five figures
+
+
+def test_alpha_rho_has_a_panel_a_point_with_the_summary_in_its_lines(ds):
+    figure = FIGURES["alpha_rho"].draw(ds)
+    assert [ax.get_title("left") for ax in figure.axes] == ["step 0", "step 1", "step 2", "adapted (after 3 steps)"]
+    summary = summarise(measured(ds, "alpha_rho"))
+    for step, ax in enumerate(figure.axes):
+        for position, name in enumerate(("untrained", "maml", "maml-shot", "fomaml")):
+            drawn = np.asarray(line(ax, f"mean:{name}").get_ydata(), dtype=float)
+            expected = summary.mean.isel(learner=position, inner_step=step).values
+            np.testing.assert_allclose(drawn, expected[:1].repeat(2) if name == "untrained" else expected)
+        np.testing.assert_allclose(line(ax, "seed:maml:1").get_ydata(), summary.per_seed[1, 1, :, step])
+        assert list(line(ax, "threshold").get_ydata()) == [2, 2]
+        assert ax.get_ylim() == figure.axes[0].get_ylim()
+    assert figure.axes[0].get_ylim()[1] > 2
+    assert figure.axes[0].get_ylabel()
+    assert {ax.get_xlabel() for ax in figure.axes} == {"meta-iteration"}
+
+
+@pytest.mark.parametrize(
+    ("factor", "scale", "words"), [(0.01, "linear", " (above the axis)"), (50.0, "symlog", " (logarithmic beyond it)")]
+)
+def test_alpha_rho_far_from_the_threshold(ds, factor, scale, words):
+    study = ds.assign(alpha_rho=ds["alpha_rho"] * factor)
+    figure = FIGURES["alpha_rho"].draw(study)
+    assert r"threshold $\alpha\rho = 2$" + words in legend_texts(figure)
+    assert figure.axes[0].get_yscale() == scale
+    low, high = figure.axes[0].get_ylim()
+    mean = summarise(measured(study, "alpha_rho")).mean
+    assert low <= float(mean.min()) <= float(mean.max()) <= high
+
+
+def test_zero_is_on_the_axis_of_meta_iterations(ds):
+    ax = FIGURES["alpha_rho"].draw(ds).axes[0]
+    assert ax.get_xscale() == "symlog"
+    assert list(ax.get_xticks()) == [0, 30, 100, 300]
+    assert ax.get_xlim()[0] < 0
+
+
+def test_eigenvalues_draw_means_of_extremes_and_single_tasks(ds):
+    figure = FIGURES["eigenvalues"].draw(ds)
+    assert [ax.get_title("left") for ax in figure.axes] == ["MAML", "MAML + SHOT", "FOMAML"]
+    summary = summarise(measured(ds, "eigenvalue_max"))
+    drawn = line(figure.axes[1], "mean:max:last:maml-shot").get_ydata()
+    np.testing.assert_allclose(drawn, summary.mean.isel(learner=2, checkpoint=-1))
+    full = ds["eigenvalue"].isel(learner=2, checkpoint=-1)
+    full = full.where(full.notnull().all("eigen_index"))
+    assert len(line(figure.axes[1], "tasks:last:maml-shot").get_ydata()) == int(full.notnull().sum())
+    assert line(figure.axes[0], "mean:max:first:maml").get_color() == style.GREY
+    assert "smaller than the markers" in residuals(ds)
+    assert "larger than the markers" in residuals(ds.assign(eigenvalue_max_residual=ds["eigenvalue_max_residual"] + 9))
+
+
+def test_alignment_has_its_null_and_the_untrained_level(ds):
+    left, right = FIGURES["alignment"].draw(ds).axes
+    band = next(patch for patch in left.patches if patch.get_gid() == "null")
+    np.testing.assert_allclose([band.get_y(), band.get_y() + band.get_height()], [1 / 3, 3**-0.5])
+    assert list(line(right, "zero").get_ydata()) == [0, 0]
+    level = summarise(measured(ds, "alignment")).mean.isel(learner=0, checkpoint=0)
+    untrained = [one for one in right.lines if one.get_gid() == "mean:untrained"]
+    np.testing.assert_allclose(untrained[0].get_ydata(), float(level))
+
+
+def test_accuracy_has_chance_and_falls_back_to_loss(ds):
+    figure = FIGURES["accuracy"].draw(ds)
+    assert list(line(figure.axes[0], "chance").get_ydata()) == [0.2, 0.2]
+    mean = summarise(ds["evaluation_accuracy"]).mean
+    np.testing.assert_allclose(line(figure.axes[0], "mean:maml").get_ydata(), mean.isel(learner=1))
+    regression = ds.assign(evaluation_accuracy=ds["evaluation_accuracy"] * np.nan)
+    assert FIGURES["accuracy"].draw(regression).axes[0].get_ylabel() == "query loss"
+    assert "Query loss" in FIGURES["accuracy"].caption(regression)
+
+
+def test_directions_scale_curvature_by_alpha(ds):
+    figure = FIGURES["directions"].draw(ds)
+    random = summarise(measured(ds, "rho_random") * 0.1).mean.isel(learner=1, checkpoint=-1)
+    np.testing.assert_allclose(line(figure.axes[0], "mean:random:last:maml").get_ydata(), random)
+    assert any(collection.get_gid() == "error:random:last:maml" for collection in figure.axes[0].collections)
+    assert figure.axes[0].get_yscale() == "symlog"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_diverged_units_are_counted_in_figure_and_caption(ds, name):
+    if name == "accuracy":
+        accuracy = ds["evaluation_accuracy"].copy()
+        accuracy[1, 0, -1, :2] = np.nan
+        figure = FIGURES[name].draw(ds.assign(evaluation_accuracy=accuracy))
+        assert any(text.startswith("2 of ") and "diverged" in text for text in legend_texts(figure))
+        assert line(figure.axes[0], "diverged:maml").get_marker() == "x"
+        return
+    tried = int((ds["status"] > 0).sum())
+    assert f"2 of {tried} task units diverged: not in the means" in legend_texts(FIGURES[name].draw(ds))
+    assert f"2 of {tried} task units" in FIGURES[name].caption(ds)
+
+
+def test_a_mean_without_diverged_units_is_crossed_out_and_a_lost_one_stands_at_the_top(ds):
+    ax = FIGURES["alpha_rho"].draw(ds).axes[0]
+    assert list(line(ax, "diverged:maml").get_xdata()) == [300]
+    lost = planted_study(tasks=2, seeds=(0,), learners=("maml",), diverged=[("maml", 0, 0), ("maml", 0, 1)])
+    ax = FIGURES["alpha_rho"].draw(lost).axes[0]
+    assert list(line(ax, "all diverged:maml").get_xdata()) == [300]
+    assert 300 not in line(ax, "mean:maml").get_xdata()
+
+
+# ---- edge cases
+
+
+def _without(study: xr.Dataset, *names: str) -> xr.Dataset:
+    return study.assign({name: study[name] * np.nan for name in names})
+
+
+_SMALL = {"tasks": 4, "evaluation_tasks": 4}
+EDGES = {
+    "one seed": lambda: planted_study(seeds=(0,), **_SMALL),
+    "two seeds, two checkpoints": lambda: planted_study(seeds=(0, 1), checkpoints=(0, 100), **_SMALL),
+    "one inner step": lambda: planted_study(steps=1, learners=("untrained", "maml"), **_SMALL),
+    "five steps, five seeds": lambda: planted_study(steps=5, seeds=range(5), checkpoints=(0, 9), **_SMALL),
+    "untrained alone": lambda: planted_study(learners=("untrained",), **_SMALL),
+    "no untrained": lambda: planted_study(learners=("maml",), **_SMALL),
+    "no eigenvalues": lambda: _without(
+        planted_study(**_SMALL), "eigenvalue", "eigenvalue_max", "eigenvalue_min", "eigenvalue_max_residual"
+    ),
+    "nothing measured": lambda: (lambda study: study.assign(status=study["status"] * 0))(planted_study(**_SMALL)),
+}
+
+
+@pytest.mark.parametrize("edge", EDGES)
+def test_every_figure_draws_and_speaks_at_the_edges(edge):
+    study = EDGES[edge]()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name, module in FIGURES.items():
+            figure = module.draw(study)
+            figure.draw_without_rendering()
+            assert figure.get_size_inches()[0] in (3.25, 6.75), name
+            assert "nan" not in module.caption(study), name
+
+
+def test_two_seeds_show_each_seed_and_say_so():
+    figure = FIGURES["alpha_rho"].draw(planted_study(seeds=(0, 1), **_SMALL))
+    assert "band: range over 2 seeds; thin: each seed" in legend_texts(figure)
+    assert line(figure.axes[0], "seed:maml:0").get_linewidth() < line(figure.axes[0], "mean:maml").get_linewidth()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_text_leaves_the_figure_and_legends_cover_no_panel(ds, name):
+    figure = FIGURES[name].draw(ds)
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    page = figure.bbox
+    panels = [ax.get_tightbbox(renderer) for ax in visible(figure)]
+    for legend in figure.legends:
+        box = legend.get_window_extent(renderer)
+        assert box.x0 >= page.x0 - 1
+        assert box.x1 <= page.x1 + 1
+        assert not any(box.overlaps(panel) for panel in panels)
+    for panel in panels:
+        assert panel.x0 >= -1
+        assert panel.x1 <= page.x1 + 1
+
+
+# ---- saving
+
+
+def test_saved_files_are_the_same_bytes_twice_and_embed_type_42_fonts(ds, tmp_path):
+    for folder in ("one", "two"):
+        save(FIGURES["eigenvalues"].draw(ds), tmp_path / folder / "figure")
+    for suffix in (".pdf", ".png"):
+        first, second = ((tmp_path / folder / f"figure{suffix}").read_bytes() for folder in ("one", "two"))
+        assert first == second
+    content = (tmp_path / "one" / "figure.pdf").read_bytes()
+    assert b"/CIDFontType2" in content  # how matplotlib embeds Type 42
+    assert b"/FontFile2" in content
+    assert b"/Type3" not in content
+    assert b"CreationDate" not in content
+
+
+def test_saving_replaces_in_whole_and_leaves_nothing_hidden(ds, tmp_path):
+    stem = tmp_path / "accuracy"
+    (tmp_path / ".accuracy.pdf.partial").write_bytes(b"orphan of a killed run")
+    (tmp_path / "accuracy.pdf").write_bytes(b"old")
+    pdf, png = save(FIGURES["accuracy"].draw(ds), stem)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["accuracy.pdf", "accuracy.png"]
+    assert pdf.read_bytes().startswith(b"%PDF")
+    assert int.from_bytes(png.read_bytes()[16:20], "big") == 3.25 * 300
+
+
+def test_a_failed_save_keeps_the_old_file(tmp_path):
+    class Broken(Figure):
+        def savefig(self, *args, **kwargs):
+            raise OSError("disk full")
+
+    (tmp_path / "figure.pdf").write_bytes(b"old")
+    with pytest.raises(OSError, match="disk full"):
+        save(Broken(), tmp_path / "figure")
+    assert [path.name for path in tmp_path.iterdir()] == ["figure.pdf"]
+    assert (tmp_path / "figure.pdf").read_bytes() == b"old"
+
+
+def test_drawing_leaves_the_study_as_it_is(ds):
+    before = ds.copy(deep=True)
+    for module in FIGURES.values():
+        module.draw(ds)
+        module.caption(ds)
+    xr.testing.assert_identical(ds, before)

@@ -1,0 +1,93 @@
+"""A study killed anywhere and started again ends with the numbers of an undisturbed one."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import xarray as xr
+
+from analysis.figures import FIGURES
+from analysis.folder import open_folder, open_study
+from hessian_tools.runs.checkpoints import checkpoint_path
+
+PATIENCE = 90.0
+
+
+def begin(out: Path, *, workers: int) -> subprocess.Popen:
+    command = [sys.executable, "-m", "analysis.cli", "study", "micro", "--out", str(out), "--workers", str(workers)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def some_training(out: Path) -> bool:
+    return any(path.read_text().count("\n") >= 4 for path in out.glob("runs/*/metrics.jsonl"))
+
+
+def some_measuring(out: Path) -> bool:
+    return any(out.glob("runs/*/measurements.zarr/done/c/**/0"))
+
+
+def some_drawing(out: Path) -> bool:
+    return any(out.glob("figures/*.pdf"))
+
+
+def stop_when(process: subprocess.Popen, reached: Callable[[], bool], how: signal.Signals) -> None:
+    limit = time.monotonic() + PATIENCE
+    while not reached():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < limit, "the study did not get that far"
+        time.sleep(0.002)
+    os.kill(process.pid, how)
+
+
+def assert_same(out: Path, expected: Path) -> None:
+    xr.testing.assert_identical(open_study(out), open_study(expected))
+    assert (out / "verdicts.json").read_bytes() == (expected / "verdicts.json").read_bytes()
+    for name in FIGURES:
+        assert (out / "figures" / f"{name}.pdf").read_bytes() == (expected / "figures" / f"{name}.pdf").read_bytes()
+    there = open_folder(expected)
+    for learner, seed in there.runs:
+        a = checkpoint_path(open_folder(out).run(learner, seed), 0)
+        assert a.read_bytes() == checkpoint_path(there.run(learner, seed), 0).read_bytes()
+    assert not list(out.rglob("*.partial"))
+
+
+@pytest.mark.parametrize("reached", [some_training, some_measuring, some_drawing])
+def test_killed_and_started_again(tmp_path: Path, micro_study: Path, reached: Callable[[Path], bool]) -> None:
+    out = tmp_path / "study"
+    process = begin(out, workers=2)
+    stop_when(process, lambda: reached(out), signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert not (out / "report.html").exists()
+    again = begin(out, workers=2)
+    _, errors = again.communicate(timeout=PATIENCE)
+    assert (again.returncode, errors) == (0, "")
+    assert_same(out, micro_study)
+
+
+def test_ctrl_c_is_answered_in_a_line_and_the_same_command_goes_on(tmp_path: Path, micro_study: Path) -> None:
+    out = tmp_path / "study"
+    process = begin(out, workers=2)
+    stop_when(process, lambda: some_training(out), signal.SIGINT)
+    _, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1
+    assert errors == "hessian-tools: stopped; the same command goes on from here\n"
+    again = begin(out, workers=0)
+    again.communicate(timeout=PATIENCE)
+    assert again.returncode == 0
+    assert_same(out, micro_study)
+
+
+def test_a_complete_study_is_not_done_again(micro_study: Path) -> None:
+    written = {path: path.stat().st_mtime_ns for path in micro_study.glob("runs/*/checkpoints/*")}
+    chunks = {path: path.stat().st_mtime_ns for path in micro_study.glob("runs/*/*.zarr/rho/c/**/*")}
+    process = begin(micro_study, workers=0)
+    process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0
+    assert written == {path: path.stat().st_mtime_ns for path in written}
+    assert chunks == {path: path.stat().st_mtime_ns for path in chunks}

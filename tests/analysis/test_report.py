@@ -1,0 +1,254 @@
+"""The report: self-contained, balanced HTML that holds every verdict, figure and fact it was given, escaped."""
+
+import base64
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from planted import planted_study
+
+from analysis.claims.verdict import Verdict
+from analysis.figures import FIGURES
+from analysis.report import render
+from analysis.report_accuracy import accuracy_table
+from analysis.report_page import DASH, MINUS, element, interval, number
+from analysis.statistics import seed_interval
+
+VOID = {"meta", "img", "br"}
+PNG = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
+)
+VERDICT = Verdict(
+    claim="suppression",
+    title="meta-training lowers the curvature",
+    learner="maml",
+    baseline="untrained",
+    steps="step 0",
+    comparison="raw",
+    quantity="alpha_rho",
+    units="1",
+    predicted="negative",
+    effect=-0.4,
+    low=-0.5,
+    high=-0.3,
+    bootstrap_low=-0.45,
+    bootstrap_high=-0.35,
+    margin=0.1,
+    baseline_value=1.0,
+    trained_value=0.6,
+    num_seeds=3,
+    num_tasks=16,
+    num_diverged=0,
+    share_compared=1.0,
+    seeds_to_decide=None,
+    outcome="supported",
+    sentence="Supported: step 0 of maml, raw.",
+)
+VERDICTS = [
+    VERDICT,
+    replace(
+        VERDICT,
+        comparison="equal support loss",
+        outcome="inconclusive",
+        share_compared=0.81,
+        low=float("nan"),
+        high=float("nan"),
+        sentence="Inconclusive: 0.1 < |effect| & only one seed.",
+    ),
+    replace(VERDICT, steps="later steps", outcome="not supported", num_diverged=2, sentence="Not supported later."),
+    replace(VERDICT, claim="shot", title="SHOT lowers it", learner="maml-shot", baseline="maml", sentence="SHOT does."),
+    replace(
+        VERDICT,
+        claim="alignment",
+        title="gradients align",
+        steps="all steps",
+        comparison="against orthogonal",
+        baseline="0",
+        predicted="positive",
+        sentence="Aligned.",
+    ),
+]
+
+
+class Reader(HTMLParser):
+    """Checks that elements close in order; keeps the text, the sources and the targets."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.texts: list[str] = []
+        self.tags: list[str] = []
+        self.outside: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.outside += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+
+@pytest.fixture(scope="module")
+def ds() -> xr.Dataset:
+    study = planted_study(tasks=4, evaluation_tasks=6, diverged=[("maml", 0, 3)])
+    study.attrs["study"] = "demo"
+    return study
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("figures")
+    paths = {name: folder / f"{name}.png" for name in FIGURES}
+    for path in paths.values():
+        path.write_bytes(PNG)
+    return paths
+
+
+def report(ds: xr.Dataset, images: dict[str, Path], **changes) -> str:
+    given = {
+        "ds": ds,
+        "verdicts": VERDICTS,
+        "figures": images,
+        "setup": {"Data": "quickdraw, 5-way 1-shot", "Network": "<conv4> & co"},
+        "command": "hessian-tools study demo --seeds 0 1 2",
+        "notes": ["maml, seed 0, diverged at meta-iteration 30."],
+        "step_size_table": [
+            {"step_size": 0.05, "diverged": False, "validation_accuracy": 0.41},
+            {"step_size": 0.5, "diverged": True},
+        ],
+    }
+    return render(**(given | changes))
+
+
+def test_it_is_balanced_and_needs_nothing_from_outside(ds, images):
+    text = report(ds, images)
+    reader = Reader(text)
+    assert reader.open == []
+    assert len(reader.outside) == len(FIGURES)
+    assert all(source.startswith("data:image/png;base64,") for source in reader.outside)
+    assert "script" not in reader.tags
+    assert "link" not in reader.tags
+    assert not re.search(r"url\(|@import|https?://", text)
+
+
+def test_every_figure_is_inside_with_its_caption_and_pdf_name(ds, images):
+    text = report(ds, images)
+    seen = Reader(text).text
+    assert text.count(base64.b64encode(PNG).decode()) == len(FIGURES)
+    for name, module in FIGURES.items():
+        assert module.caption(ds) in seen
+        assert f"{name}.pdf" in seen
+    assert not any(str(path.parent) in text for path in images.values())
+
+
+def test_every_verdict_is_there_with_its_sentence_outcome_and_numbers(ds, images):
+    text = report(ds, images)
+    seen = Reader(text).text
+    for verdict in VERDICTS:
+        assert verdict.sentence in seen
+    assert text.count('class="badge supported"') == 3
+    assert '<span class="badge not">not supported</span>' in text
+    assert '<span class="badge inconclusive">inconclusive</span>' in text
+    assert f"{MINUS}0.4 [{MINUS}0.5, {MINUS}0.3]" in seen
+    assert "81% of points compared" in seen
+    assert "2 diverged" in seen
+    assert "MAML + SHOT against MAML" in seen
+    assert "There are 5 rows" in seen
+    assert "nothing is corrected for their number" in seen
+
+
+def test_the_answer_counts_outcomes_claim_by_claim(ds, images):
+    seen = Reader(report(ds, images)).text
+    answer = seen[seen.index("The answer of this study") : seen.index("Verdicts")]
+    assert "supported in 1 of 3 comparisons (MAML: step 0 raw)" in answer
+    assert "not supported in 1 of 3 comparisons (MAML: later steps raw)" in answer
+    assert "inconclusive in 1 of 3 comparisons (MAML: step 0 at equal support loss)" in answer
+    assert "(SHOT lowers it): supported in the only comparison" in answer
+
+
+def test_parts_come_in_the_order_of_a_reader(ds, images):
+    text = report(ds, images)
+    heads = re.findall(r"<h[12]>(.*?)</h[12]>", text)
+    assert [head.split()[0] for head in heads] == [
+        "Does",
+        "The",
+        "Verdicts",
+        "Set-up",
+        "Accuracy",
+        "Figures",
+        "How",
+        "How",
+    ]
+
+
+def test_texts_are_escaped(ds, images):
+    text = report(ds, images, notes=["<script>alert(1)</script>"], command="a && b > c")
+    assert "<script>" not in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+    assert "&lt;conv4&gt; &amp; co" in text
+    assert "a &amp;&amp; b &gt; c" in text
+    assert "0.1 &lt; |effect| &amp; only one seed" in text
+
+
+def test_set_up_search_notes_and_command_are_there(ds, images):
+    seen = Reader(report(ds, images)).text
+    for words in ("quickdraw, 5-way 1-shot", "validation accuracy", "0.41", "hessian-tools study demo --seeds 0 1 2"):
+        assert words in seen
+    assert "maml, seed 0, diverged at meta-iteration 30." in seen
+    assert "Search for the inner learning rate" not in Reader(report(ds, images, step_size_table=None)).text
+
+
+def test_without_verdicts_notes_or_figures_it_still_stands(ds):
+    reader = Reader(report(ds, {}, verdicts=[], notes=()))
+    assert reader.open == []
+    assert "No verdict was made" in reader.text
+    assert "aside" not in reader.tags
+
+
+def test_it_is_the_same_text_twice(ds, images):
+    assert report(ds, images) == report(ds, images)
+
+
+def test_accuracy_of_a_seed_is_paired_with_its_untrained_start(ds):
+    cells = Reader(accuracy_table(ds).text).texts
+    maml = ds["evaluation_accuracy"].isel(learner=1) * 100
+    end, start = maml.isel(checkpoint=-1).values, maml.isel(checkpoint=0).values
+    one = seed_interval(end[0] - start[0])
+    assert f"{one.mean:+.1f} ± {(one.high - one.low) / 2:.1f}".replace("-", MINUS) in cells
+    over = seed_interval((end - start).mean(-1))
+    assert f"{over.mean:+.1f} ± {(over.high - over.low) / 2:.1f}".replace("-", MINUS) in cells
+    assert cells.count("untrained") == 4  # three seeds and all of them
+
+
+def test_accuracy_at_the_edges(ds):
+    one = planted_study(tasks=2, seeds=(0,), evaluation_tasks=3, learners=("maml",))
+    assert "all" not in Reader(accuracy_table(one).text).texts
+    loss = ds.assign(evaluation_accuracy=ds["evaluation_accuracy"] * np.nan)
+    assert "Query loss" in accuracy_table(loss).text
+    empty = loss.assign(evaluation_loss=loss["evaluation_loss"] * np.nan)
+    assert "No held-out task was evaluated" in accuracy_table(empty).text
+    lost = ds.assign(evaluation_accuracy=ds["evaluation_accuracy"].where(ds["learner"] != 1))
+    assert DASH in Reader(accuracy_table(lost).text).texts
+
+
+def test_numbers_and_elements():
+    assert number(-0.25, signed=True) == f"{MINUS}0.25"
+    assert number(1 / 3) == "0.333"
+    assert interval(float("nan"), 1.0) == DASH
+    assert element("a", "x", title='"<').text == '<a title="&quot;&lt;">x</a>'

@@ -1,0 +1,33 @@
+"""Fixtures shared by tests in different places."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)  # tests run in several processes; one thread each
+
+
+@contextmanager
+def only_one(lock: Path) -> Iterator[None]:
+    """Across the processes of a parallel test run."""
+    fcntl = pytest.importorskip("fcntl", reason="needs POSIX file locks")
+    with lock.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture(scope="session")
+def micro_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled micro study, complete, made once by the command line in this process. Read it, never write in it."""
+    from analysis.cli import run
+
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    out = shared / "micro-study"
+    with only_one(shared / "micro-study.lock"):
+        assert run(["study", "micro", "--out", str(out), "--workers", "0"]) == 0
+    return out

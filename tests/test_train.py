@@ -1,0 +1,152 @@
+"""Training: resumed equals undisturbed, divergence is recorded, mistakes are named."""
+
+import json
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+
+from hessian_tools import Conv4, Shot, TrainConfig, learners, meta_train
+from hessian_tools.data import open_tasks
+from hessian_tools.nets import MLP
+from hessian_tools.runs import checkpoints, metrics
+from hessian_tools.runs.manifest import ForeignRunError, claim_folder
+from hessian_tools.train import diverged_at, evaluate, logarithmic_schedule, task_loss
+
+IMAGES = TrainConfig(
+    learner=learners.maml(2, 0.1),
+    tasks=open_tasks("quickdraw", ways=3, shots=1, queries=2),
+    network=partial(Conv4, 3, width=4),
+    shot=Shot(),
+    checkpoints=(0, 3, 7),
+    meta_batch=2,
+    validation_tasks=3,
+    save_every=2,
+)
+
+
+class StoppedError(Exception):
+    pass
+
+
+def stop_at(step):
+    def progress(meta_step, _):
+        if meta_step == step:
+            raise StoppedError
+
+    return progress
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 6])
+def test_a_run_stopped_anywhere_and_resumed_equals_the_undisturbed_run(tmp_path, step):
+    expected = list(meta_train(IMAGES))
+    config = replace(IMAGES, folder=tmp_path)
+    with pytest.raises(StoppedError):
+        list(meta_train(config, progress=stop_at(step)))
+    found = list(meta_train(config))
+    assert [c.meta_step for c in found] == [0, 3, 7]
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a.theta, b.theta)
+        assert (a.validation_loss, a.validation_accuracy) == (b.validation_loss, b.validation_accuracy)
+    assert not torch.equal(found[0].theta, found[1].theta)
+    assert [row["meta_step"] for row in metrics.read(tmp_path / metrics.NAME)] == list(range(1, 8))
+
+
+def test_a_complete_run_is_read_not_trained_again(tmp_path):
+    config = replace(IMAGES, folder=tmp_path)
+    first = list(meta_train(config))
+    steps = []
+    again = list(meta_train(config, progress=lambda step, _: steps.append(step)))
+    assert steps == []
+    assert all(torch.equal(a.theta, b.theta) for a, b in zip(first, again, strict=True))
+
+
+def test_a_half_written_metrics_line_is_passed_over(tmp_path):
+    path = tmp_path / metrics.NAME
+    metrics.append(path, {"meta_step": 1, "query_loss": 2.0})
+    with path.open("a") as file:
+        file.write('{"meta_step": 2, "que')
+    assert metrics.read(path) == [{"meta_step": 1, "query_loss": 2.0}]
+
+
+def test_learners_of_one_seed_start_alike_and_see_the_same_tasks(tmp_path):
+    plain = list(meta_train(replace(IMAGES, shot=None)))
+    shot = list(meta_train(IMAGES))
+    other = list(meta_train(replace(IMAGES, seed=1)))
+    assert torch.equal(plain[0].theta, shot[0].theta)
+    assert not torch.equal(plain[-1].theta, shot[-1].theta)
+    assert not torch.equal(plain[0].theta, other[0].theta)
+
+
+def test_a_run_that_diverges_is_recorded_and_stops(tmp_path):
+    config = replace(IMAGES, learner=learners.maml(2, 1e30), folder=tmp_path)
+    found = list(meta_train(config))
+    assert [c.diverged for c in found] == [False, True]
+    assert diverged_at(tmp_path) == 1
+    assert not checkpoints.checkpoint_path(tmp_path, 3).exists()
+    assert diverged_at(tmp_path / "elsewhere") is None
+
+
+def test_training_learns_the_regression_tasks():
+    config = TrainConfig(
+        learner=learners.maml(1, 0.01),
+        tasks=open_tasks("sine-line"),
+        network=partial(MLP, (1, 40, 40, 1)),
+        checkpoints=(0, 150),
+        learning_rate=3e-3,
+        validation_tasks=40,
+    )
+    before, after = meta_train(config)
+    assert after.validation_loss < 0.8 * before.validation_loss
+    assert after.validation_accuracy != after.validation_accuracy  # NaN: regression has none
+
+
+def test_evaluation_is_transductive_adaptation_on_held_out_tasks():
+    loss, theta = task_loss(IMAGES)
+    losses, accuracies = evaluate(IMAGES.learner, loss, theta, IMAGES.tasks, split="test", num_tasks=3, seed=4)
+    support, query = IMAGES.tasks.episode(seed=4, split="test", index=2)
+    point = theta
+    for _ in range(2):
+        u = point.clone().requires_grad_()
+        point = point - 0.1 * torch.autograd.grad(loss(u, support), u)[0]
+    assert torch.allclose(losses[2], loss(point, query), rtol=1e-4)
+    assert 0 <= accuracies.min() <= accuracies.max() <= 1
+
+
+def test_a_folder_of_another_run_is_refused(tmp_path):
+    claim_folder(tmp_path, {"seed": 0, "width": 4}, facts={})
+    claim_folder(tmp_path, {"seed": 0, "width": 4}, facts={})
+    with pytest.raises(ForeignRunError, match="width is 4 there, 8 here"):
+        claim_folder(tmp_path, {"seed": 0, "width": 8}, facts={})
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(ValueError, match="is not JSON"):
+        claim_folder(tmp_path, {"seed": 0}, facts={})
+
+
+def test_mistakes_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"checkpoints=\[3, 0\] must be rising"):
+        replace(IMAGES, checkpoints=(3, 0))
+    with pytest.raises(ValueError, match="meta_batch=0"):
+        replace(IMAGES, meta_batch=0)
+    with pytest.raises(ValueError, match="cannot be the reference"):
+        replace(IMAGES, learner=learners.maml(1, 0.1))
+    list(meta_train(replace(IMAGES, folder=tmp_path)))
+    checkpoints.checkpoint_path(tmp_path, 3).unlink()
+    with pytest.raises(ValueError, match="past the missing checkpoint 3"):
+        list(meta_train(replace(IMAGES, folder=tmp_path)))
+    checkpoints.checkpoint_path(tmp_path, 0).write_bytes(b"not safetensors")
+    with pytest.raises(ValueError, match="cannot be read as safetensors"):
+        list(meta_train(replace(IMAGES, folder=tmp_path)))
+
+
+def test_the_schedule_is_logarithmic_from_zero():
+    assert logarithmic_schedule(30) == (0, 1, 3, 10, 30)
+    assert logarithmic_schedule(500)[-2:] == (300, 500)
+
+
+def test_the_metrics_are_numbers_or_null(tmp_path):
+    list(meta_train(replace(IMAGES, folder=tmp_path, shot=None)))
+    rows = [json.loads(line) for line in (tmp_path / metrics.NAME).read_text().splitlines()]
+    assert all(row["shot_distance"] is None for row in rows)
+    assert all(isinstance(row["query_loss"], float) for row in rows)
