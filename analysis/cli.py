@@ -21,6 +21,9 @@ Seeds = Annotated[
         name=["--seeds", "--seed"], consume_multiple=True, help="Seeds, e.g. --seeds 0 1 2; more can be added later."
     ),
 ]
+Claims = Annotated[
+    Path | None, Parameter(name="--claims", help="Plan of the claims of a new study [default: the bundled one].")
+]
 Workers = Annotated[
     int | None, Parameter(name="--workers", help="Processes, one thread each; 0: in this one [default: one per core].")
 ]
@@ -47,6 +50,7 @@ def study(
     *,
     out: Out = None,
     seeds: Seeds = None,
+    claims: Claims = None,
     workers: Workers = None,
     device: Device = "cpu",
 ) -> None:
@@ -58,7 +62,7 @@ def study(
         _tell(verdicts, say)
         say.say(f"report: {folder.path / 'report.html'}")
 
-    _in_folder(_begin(file, out, seeds), work, workers, device)
+    _in_folder(_begin(file, out, seeds, claims), work, workers, device)
 
 
 @app.command
@@ -67,13 +71,14 @@ def train(
     *,
     out: Out = None,
     seeds: Seeds = None,
+    claims: Claims = None,
     workers: Workers = None,
     device: Device = "cpu",
 ) -> None:
     """Only train; checkpoints are kept and an interrupted run goes on."""
     from analysis import study as parts
 
-    _in_folder(_begin(file, out, seeds), parts.train, workers, device)
+    _in_folder(_begin(file, out, seeds, claims), parts.train, workers, device)
 
 
 @app.command
@@ -164,9 +169,11 @@ def _mistakes() -> tuple[type[Exception], ...]:
     return HiddenStateError, PlanError, DamagedFileError, ForeignRunError, WorkerLost
 
 
-def _begin(source: str, out: Path | None, seeds: tuple[int, ...] | None) -> Callable[[], "StudyFolder"]:
+def _begin(
+    source: str, out: Path | None, seeds: tuple[int, ...] | None, claims: Path | None
+) -> Callable[[], "StudyFolder"]:
     """What opens the folder: checked in full before anything is written."""
-    from analysis.claims.plan import BUNDLED as PLAN
+    from analysis.claims import load_plan
     from analysis.config import load_study, overridden
     from analysis.folder import STUDY, create_folder
     from analysis.setting import check
@@ -176,7 +183,11 @@ def _begin(source: str, out: Path | None, seeds: tuple[int, ...] | None) -> Call
         out, source = out or place, str(place / STUDY)
     config = overridden(load_study(source), {"seeds": seeds})
     check(config)
-    return lambda: create_folder(config, out or Path("runs") / config.name, claims=PLAN.read_text(encoding="utf-8"))
+    if claims is not None and not claims.is_file():
+        raise _user_error(f"there is no plan of the claims {claims}; start from a copy of analysis/claims/claims.yaml")
+    load_plan(claims)
+    plan = claims.read_text(encoding="utf-8") if claims else None
+    return lambda: create_folder(config, out or Path("runs") / config.name, claims=plan)
 
 
 def _in_folder(

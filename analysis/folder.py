@@ -10,9 +10,11 @@ import xarray as xr
 import yaml
 
 from analysis import store
+from analysis.claims import Verdict, verdicts_from_json
+from analysis.claims.plan import BUNDLED as PLAN
 from analysis.config import StudyConfig, parse_study
 from analysis.errors import UserError
-from analysis.schema import stack_runs
+from analysis.schema import VARIABLES, stack_runs
 from hessian_tools.runs.files import read_json, write_text
 
 STUDY, CLAIMS, VERDICTS, REPORT, STEP_SIZE = (
@@ -57,25 +59,27 @@ class StudyFolder:
         return float(read_json(path)["step_size"])
 
 
-def create_folder(config: StudyConfig, path: Path, *, claims: str) -> StudyFolder:
+def create_folder(config: StudyConfig, path: Path, *, claims: str | None = None) -> StudyFolder:
     """The folder of a new study, or of the same one begun before; more seeds or learners may be added.
 
-    claims: the text of the pre-registered plan; a folder keeps the one it was begun with.
+    claims: the text of a checked plan, the bundled one if None; a folder keeps the one it was begun with.
     """
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file; --out names a folder")
     if (path / STUDY).exists():
         _refuse_another(config, open_folder(path))
-        if (path / CLAIMS).exists() and (path / CLAIMS).read_text(encoding="utf-8") != claims:
+        kept = (path / CLAIMS).read_text(encoding="utf-8") if (path / CLAIMS).exists() else claims
+        if claims not in (None, kept):
             raise UserError(
-                f"{path / CLAIMS} is not the plan of this version; a plan is fixed before the data:"
-                " test with the version that began the study, or choose another --out"
+                f"{path} was begun with another plan of the claims, and a plan is fixed before the data;"
+                " leave --claims out, or choose another --out"
             )
+        claims = kept
     elif path.exists() and any(p for p in path.iterdir() if not p.name.startswith(".")):
         raise UserError(f"{path} is not empty and holds no {STUDY}; choose another --out")
     path.mkdir(parents=True, exist_ok=True)
     store.sweep(path)
-    write_text(path / CLAIMS, claims)
+    write_text(path / CLAIMS, claims or PLAN.read_text(encoding="utf-8"))
     write_text(path / STUDY, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     return StudyFolder(path, config)
 
@@ -85,7 +89,7 @@ def open_folder(path: str | Path) -> StudyFolder:
     path = Path(path)
     if not (path / STUDY).is_file():
         what = "is no study folder" if path.exists() else "does not exist"
-        raise UserError(f"{path} {what}: there is no {STUDY} in it; name the folder a study was written to")
+        raise UserError(f"{path} {what}: there is no {STUDY} in it; 'hessian-tools demo' makes one")
     return StudyFolder(path, parse_study((path / STUDY).read_text(encoding="utf-8"), source=str(path / STUDY)))
 
 
@@ -98,7 +102,17 @@ def open_study(path: str | Path) -> xr.Dataset:
         raise UserError(f"nothing is measured yet in {path}; run 'hessian-tools measure {path}' first")
     ds = stack_runs(runs, list(folder.config.learners))
     ds.attrs = {"study": folder.config.name, "split": "test"}  # what is the same in every run
-    return ds
+    if folder.config.data.name != "sine-line":
+        ds.attrs["ways"] = folder.config.data.ways
+    return ds.sortby("checkpoint")[[variable.name for variable in VARIABLES]]  # zarr lists them in no fixed order
+
+
+def open_verdicts(path: str | Path) -> list[Verdict]:
+    """What was concluded from a study's measurements."""
+    place = open_folder(path).path / VERDICTS
+    if not place.exists():
+        raise UserError(f"{place} does not exist yet; run 'hessian-tools test {place.parent}' first")
+    return verdicts_from_json(place.read_text(encoding="utf-8"))
 
 
 @contextmanager

@@ -5,8 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from analysis import setting, store
-from analysis.claims import verdicts_from_json
-from analysis.folder import REPORT, VERDICTS, StudyFolder
+from analysis.folder import REPORT, VERDICTS, StudyFolder, open_verdicts
 from hessian_tools.runs.checkpoints import checkpoint_path
 from hessian_tools.train import diverged_at
 
@@ -50,8 +49,7 @@ def _measuring(folder: StudyFolder, learner: str, seed: int) -> str:
 
 
 def _verdicts(folder: StudyFolder) -> str:
-    path = folder.path / VERDICTS
-    if not path.exists():
+    if not (folder.path / VERDICTS).exists():
         return "verdicts: none yet"
-    outcomes = [verdict.outcome for verdict in verdicts_from_json(path.read_text(encoding="utf-8"))]
+    outcomes = [verdict.outcome for verdict in open_verdicts(folder.path)]
     return "verdicts: " + ", ".join(f"{outcomes.count(o)} {o}" for o in dict.fromkeys(outcomes))

@@ -5,17 +5,18 @@ from pathlib import Path
 
 from analysis import measure as measuring
 from analysis import setting, step_size, store
-from analysis.claims import Verdict, judge, load_plan, verdicts_from_json, verdicts_to_json
+from analysis.claims import Verdict, judge, load_plan, verdicts_to_json
 from analysis.config import StudyConfig
 from analysis.engines import Emit, run_units
 from analysis.errors import UserError
 from analysis.figures import FIGURES, save
-from analysis.folder import CLAIMS, REPORT, VERDICTS, StudyFolder, open_study
+from analysis.folder import CLAIMS, REPORT, VERDICTS, StudyFolder, open_study, open_verdicts
 from analysis.progress import Reporter
 from analysis.report import render
 from analysis.setup_facts import command, facts, notes
 from hessian_tools.runs.checkpoints import checkpoint_path
-from hessian_tools.runs.files import write_text
+from hessian_tools.runs.files import read_json, write_text
+from hessian_tools.runs.manifest import NAME as MANIFEST
 from hessian_tools.runs.manifest import claim_folder, environment
 from hessian_tools.train import diverged_at, meta_train
 
@@ -57,12 +58,8 @@ def run(folder: StudyFolder, reporter: Reporter, resources: Resources) -> list[V
 
 def train(folder: StudyFolder, reporter: Reporter, resources: Resources) -> None:
     """Choose the step size if the study asks for it, then train every run that is not complete."""
-    alpha = step_size.choose(folder, reporter, workers=resources.workers, device=resources.device)
-    units = [
-        TrainUnit(folder.config, folder.path, learner, seed, alpha, resources.device) for learner, seed in folder.runs
-    ]
-    for unit in units:
-        _claim(unit)
+    step_size.choose(folder, reporter, workers=resources.workers, device=resources.device)
+    units = _claimed_units(folder, resources)
     # The costliest first: with SHOT, then second order, then first order.
     units.sort(key=lambda u: (u.config.learners[u.learner].shot is None, u.config.learners[u.learner].first_order))
     waiting = [unit for unit in units if not _trained(unit)]
@@ -94,6 +91,7 @@ def train_unit(unit: TrainUnit, emit: Emit) -> None:
 
 def measure(folder: StudyFolder, reporter: Reporter, resources: Resources) -> None:
     """Record the inner loops on held-out tasks and measure the curvature along them."""
+    _claimed_units(folder, resources)
     for learner, seed in folder.runs:
         measuring.allocate(folder, learner, seed)
     units = measuring.units(folder, device=resources.device)
@@ -110,6 +108,7 @@ def measure(folder: StudyFolder, reporter: Reporter, resources: Resources) -> No
 def test(folder: StudyFolder) -> list[Verdict]:
     """The verdicts, from the measurements and the plan that was fixed before them."""
     plan = load_plan(folder.path / CLAIMS)
+    _refuse_a_changed_plan(folder, plan.digest)
     verdicts = judge(open_study(folder.path), plan)
     write_text(folder.path / VERDICTS, verdicts_to_json(verdicts))
     return verdicts
@@ -129,14 +128,13 @@ def figures(folder: StudyFolder, reporter: Reporter) -> list[Path]:
 
 def report(folder: StudyFolder) -> Path:
     """The study on one self-contained page."""
-    verdicts = verdicts_from_json(_read(folder.path / VERDICTS, "test"))
     images = {name: folder.figures / f"{name}.png" for name in FIGURES}
     for image in images.values():
         if not image.exists():
             raise UserError(f"{image} is not drawn yet; run 'hessian-tools figures {folder.path}' first")
     page = render(
         ds=open_study(folder.path),
-        verdicts=verdicts,
+        verdicts=open_verdicts(folder.path),
         figures=images,
         setup=facts(folder),
         command=command(folder),
@@ -145,6 +143,17 @@ def report(folder: StudyFolder) -> Path:
     )
     write_text(folder.path / REPORT, page)
     return folder.path / REPORT
+
+
+def _claimed_units(folder: StudyFolder, resources: Resources) -> list[TrainUnit]:
+    """Every run, its folder marked as this study's; a folder that holds another run is refused."""
+    units = [
+        TrainUnit(folder.config, folder.path, learner, seed, folder.step_size, resources.device)
+        for learner, seed in folder.runs
+    ]
+    for unit in units:
+        _claim(unit)
+    return units
 
 
 def _claim(unit: TrainUnit) -> None:
@@ -164,6 +173,15 @@ def _claim(unit: TrainUnit) -> None:
     claim_folder(unit.run, settings, facts=found)
 
 
+def _refuse_a_changed_plan(folder: StudyFolder, digest: str) -> None:
+    manifests = [folder.run(*run) / MANIFEST for run in folder.runs]
+    if any(read_json(path)["claims_digest"] != digest for path in manifests if path.exists()):
+        raise UserError(
+            f"{folder.path / CLAIMS} was changed after the runs were begun, and a plan is fixed before the data;"
+            " put it back, or begin a study with --claims and another --out"
+        )
+
+
 def _trained(unit: TrainUnit) -> bool:
     kept = setting.checkpoints(unit.config, unit.learner)
     return diverged_at(unit.run) is not None or all(checkpoint_path(unit.run, step).exists() for step in kept)
@@ -171,9 +189,3 @@ def _trained(unit: TrainUnit) -> bool:
 
 def _present(unit: measuring.Unit) -> bool:
     return checkpoint_path(unit.run, unit.checkpoint).exists() or diverged_at(unit.run) is not None
-
-
-def _read(path: Path, part: str) -> str:
-    if not path.exists():
-        raise UserError(f"{path} does not exist yet; run 'hessian-tools {part} {path.parent}' first")
-    return path.read_text(encoding="utf-8")

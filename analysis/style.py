@@ -7,7 +7,7 @@ paper's column without scaling, so that 8 pt in here is 8 pt on paper.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 from zlib import crc32
 
 import matplotlib as mpl
@@ -149,5 +149,7 @@ def rc_params(*, width: Width = "single", height: float | None = None) -> dict[s
 @contextmanager
 def context(*, width: Width = "single", height: float | None = None) -> Iterator[None]:
     """Draw under these rcParams; the caller's own come back afterwards."""
-    with mpl.rc_context(rc_params(width=width, height=height)):
+    # Any: matplotlib's annotations want its own literal names as keys.
+    parameters: dict[Any, Any] = dict(rc_params(width=width, height=height))
+    with mpl.rc_context(parameters):
         yield

@@ -158,11 +158,12 @@ def dense_hessian(loss: LossFunction, theta: Tensor, batch: Batch) -> Tensor:
 @contextmanager
 def without_type_checks() -> Iterator[None]:
     """As users run it: what is refused must be refused by the code, not by the tests' checks of annotations."""
+    before = config.jaxtyping_disable
     config.update("jaxtyping_disable", True)
     try:
         yield
     finally:
-        config.update("jaxtyping_disable", False)
+        config.update("jaxtyping_disable", before)
 
 
 CLOSED_FORM = [

@@ -34,6 +34,8 @@ def sentence(
         head += _needed(interval, seeds_needed) + "; "
     elif outcome == "not supported":
         parts.append(_why_not(question, interval, numbers))
+    if outcome != "inconclusive" and interval.num == 2:
+        parts.append("two seeds can agree by luck, so add some before relying on it")
     return head + "; ".join([*parts, *_left_out(question, comparison, interval)]) + "."
 
 

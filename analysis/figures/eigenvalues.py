@@ -37,6 +37,7 @@ def draw(ds: xr.Dataset) -> Figure:
             for state in states(values, ds, name):
                 extremes(ds, ax, state=state)
             zero(ax).set_title(method_label(name), color=method_style(name).color)
+        axes[0].set_yscale("asinh", linear_width=_linear_width(ds))
         left_labels(axes, "eigenvalue of the Hessian")
         notes = [dots_handle(f"{ds.sizes['eigen_index']} largest by magnitude, each task")]
         if _edge(ds, dict(zip(learners, axes, strict=True))):
@@ -52,7 +53,8 @@ def caption(ds: xr.Dataset) -> str:
     spectra = full_spectra(measured(ds, "eigenvalue"))
     return (
         "Largest and smallest algebraic eigenvalue of the support loss's Hessian along the inner loop (triangles: "
-        f"means), at the first (grey, open) and last (colour, filled) checkpoint. {words.sample(values)} Dots are the "
+        "means), at the first (grey, open) and last (colour, filled) checkpoint; the axis is linear up to about "
+        f"{_linear_width(ds):.2g} and logarithmic beyond. {words.sample(values)} Dots are the "
         f"{ds.sizes['eigen_index']} largest eigenvalues by magnitude of each single task measured in full "
         f"({tasks_per_seed(spectra.isel(eigen_index=0))} a seed); they are not averaged, as their signs differ from "
         f"task to task. {residuals(ds)} {words.band(values)} {words.diverged(ds)}"
@@ -61,14 +63,24 @@ def caption(ds: xr.Dataset) -> str:
 
 def residuals(ds: xr.Dataset) -> str:
     """How large the residuals are, and whether they, drawn as error bars on the means, can be seen."""
-    ends = [summarise(measured(ds, f"eigenvalue_{end}")).span for end in ("max", "min")]
-    bounds = [summarise(measured(ds, f"eigenvalue_{end}_residual")).mean.values for end in ("max", "min")]
-    largest = np.nanmax(np.concatenate([bound.ravel() for bound in bounds]), initial=-np.inf)
-    extent = max(ends[0][1], ends[1][1]) - min(ends[0][0], ends[1][0])
-    if not np.isfinite([largest, extent]).all():
+    means, errors = (np.concatenate([_means(ds, end + kind) for end in ("max", "min")]) for kind in ("", "_residual"))
+    if not np.isfinite(errors).any():
         return "No eigenvalue was measured."
-    seen = "smaller than the markers" if largest < _MARKER_SHARE * extent else "in places larger than the markers"
-    return f"Error bars are mean residuals |Hv - lambda v|, at most {largest:.2g}: {seen}."
+    drawn = np.arcsinh(np.stack([means - errors, means, means + errors]) / _linear_width(ds))
+    extent = np.nanmax(drawn) - np.nanmin(drawn)
+    bars = np.nanmax(np.abs(np.diff(drawn, axis=0)))
+    seen = "smaller than the markers" if bars < _MARKER_SHARE * extent else "in places larger than the markers"
+    return f"Error bars are mean residuals |Hv - lambda v|, at most {np.nanmax(errors):.2g}: {seen}."
+
+
+def _means(ds: xr.Dataset, name: str) -> np.ndarray:
+    return summarise(measured(ds, f"eigenvalue_{name}")).mean.values.ravel()
+
+
+def _linear_width(ds: xr.Dataset) -> float:
+    """Below it the axis is linear, beyond it logarithmic: eigenvalues fall by orders of magnitude along the loop."""
+    largest = np.nanmax(np.abs(measured(ds, "eigenvalue_max").values), initial=0.0)
+    return largest / 100 if largest > 0 else 1.0
 
 
 def _edge(ds: xr.Dataset, axes: dict[str, Axes]) -> bool:

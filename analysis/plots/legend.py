@@ -102,9 +102,14 @@ def outside_legends(figure: Figure, above: Sequence[Artist], below: Sequence[Art
 
 
 def _fitting_legend(figure: Figure, handles: Sequence[Artist], loc: Place, most_columns: int = 5) -> None:
-    """A legend with as many columns as fit into the width of the figure, which its texts decide: they are measured."""
+    """A legend with as few rows as fit into the width of the figure, which its texts decide: they are measured.
+
+    Its columns are filled evenly, or a last row of one entry would stand apart from its kind.
+    """
     renderer = FigureCanvasAgg(figure).get_renderer()
-    for columns in range(min(most_columns, len(handles)), 0, -1):
+    fewest = -(-len(handles) // most_columns) if handles else 1
+    for rows in range(fewest, max(len(handles), 1) + 1):
+        columns = max(-(-len(handles) // rows), 1)
         legend = figure.legend(handles=list(handles), loc=loc, ncols=columns)
         if legend.get_window_extent(renderer).width <= figure.bbox.width or columns == 1:
             return

@@ -123,7 +123,10 @@ def product_asymmetry(
     """The rounding error of bilinear forms of H: the largest |z'Hg - g'Hz| over the probes, g and z at unit length.
 
     H is symmetric, its computed products are not quite. This measures the error of rho = g'Hg / g'g by
-    errors of the same kind: its order of magnitude, not a bound. Costs nothing where probes were multiplied anyway.
+    errors of the same kind: an estimate, not a bound, and on the low side. In float32, on Conv4 of width 16
+    (32 points), the actual error of rho was 7 times this in the median and up to 40 times with 8 random
+    probes; 1.7 times with Hg itself as one more direction, worth its product where the error matters
+    (it was 1e-7 of rho). Costs nothing where probes were multiplied anyway. NaN where g or a probe is 0.
 
     >>> e = torch.eye(2)
     >>> float(product_asymmetry(torch.tensor([0.0, 1.0]), e[0], torch.tensor([[1.25], [0.0]]), e[:, 1:]))

@@ -79,7 +79,7 @@ class Operator(ABC):
         here = self if self.num_points is None else self.select(torch.tensor([point]))
 
         def matmat(columns: np.ndarray) -> np.ndarray:
-            V = torch.as_tensor(columns).to(self.device, self.dtype).reshape(self.num_params, -1)
+            V = torch.tensor(columns).to(self.device, self.dtype).reshape(self.num_params, -1)
             return here.products(V[None])[0].cpu().numpy()
 
         kind = torch.empty(0, dtype=self.dtype).numpy().dtype

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import ceil
 from typing import Any, Literal
 
 import torch
@@ -176,7 +177,9 @@ def _at(batch: Batch, point: int) -> Batch:
     return _map_tensors(lambda leaf: leaf[point], batch)
 
 
-def _slices(total: int, size: int) -> list[slice]:
+def _slices(total: int, most: int) -> list[slice]:
+    """Pieces of nearly equal length, none longer than ``most``: a short last piece would cost nearly a whole one."""
+    size = ceil(total / ceil(total / most))
     return [slice(start, min(start + size, total)) for start in range(0, total, size)]
 
 

@@ -87,8 +87,25 @@ def test_a_folder_of_another_study_is_refused_and_left_alone(here, capsys, micro
     assert "holds another study: its network is" in refused(capsys, ["study", file, "--out", "study"])
     assert "its seeds is [0, 1], yours [0]" in refused(capsys, ["study", "micro", "--seeds", "0", "--out", "study"])
     assert (here / "study" / "study.yaml").read_bytes() == before
-    (here / "study" / "claims.yaml").write_text("confidence: 0.5\n")
-    assert "a plan is fixed before the data" in refused(capsys, ["study", "micro", "--out", "study"])
+    manifest = here / "study" / "runs" / "maml-seed0" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"width": 4', '"width": 8'))
+    message = refused(capsys, ["study", "micro", "--out", "study"])
+    assert "maml-seed0 holds a run of another study: network is" in message
+
+
+def test_the_plan_of_the_claims_is_the_users_until_the_study_begins(here, capsys, micro_study):
+    from analysis.claims.plan import BUNDLED
+
+    plan = BUNDLED.read_text().replace("confidence: 0.95", "confidence: 0.9")
+    (here / "plan.yaml").write_text(plan)
+    (here / "odd.yaml").write_text(plan.replace("margins", "margin"))
+    assert "did you mean 'margins'?" in refused(capsys, ["study", "micro", "--claims", "odd.yaml"])
+    assert "no plan of the claims none.yaml" in refused(capsys, ["study", "micro", "--claims", "none.yaml"])
+    shutil.copytree(micro_study, here / "study")
+    said = refused(capsys, ["study", "micro", "--claims", "plan.yaml", "--out", "study"])
+    assert "was begun with another plan" in said
+    (here / "study" / "claims.yaml").write_text(plan)
+    assert "was changed after the runs were begun" in refused(capsys, ["test", "study"])
 
 
 def test_wrong_options(here, capsys):
@@ -103,8 +120,7 @@ def test_parts_say_which_part_comes_first(here, capsys):
     from analysis.config import load_study
     from analysis.folder import create_folder
 
-    plan = (Path(sys.modules["analysis.config"].__file__).parent / "claims" / "claims.yaml").read_text()
-    create_folder(load_study("micro"), here / "study", claims=plan)
+    create_folder(load_study("micro"), here / "study")
     assert "run 'hessian-tools train' first" in refused(capsys, ["measure", "study"])
 
 

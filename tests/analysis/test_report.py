@@ -14,8 +14,8 @@ from planted import planted_study
 from analysis.claims.verdict import Verdict
 from analysis.figures import FIGURES
 from analysis.report import render
-from analysis.report_accuracy import accuracy_table
-from analysis.report_page import DASH, MINUS, element, interval, number
+from analysis.report.accuracy import accuracy_table
+from analysis.report.page import DASH, MINUS, element, interval, number
 from analysis.statistics import seed_interval
 
 VOID = {"meta", "img", "br"}

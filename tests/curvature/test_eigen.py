@@ -1,13 +1,15 @@
 """Eigenpairs: every stated residual is true, known spectra, awkward sizes, other libraries."""
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
 from cases import NETWORKS, SPECTRA, Case, quadratic, randn, symmetric, without_type_checks
 from scipy.sparse.linalg import eigsh
-from torch import Tensor
+from torch import Tensor, nn
 
-from hessian_tools.curvature import EigenPairs, Hessian, extremal_eigenpairs, hessian, top_eigenpairs
+from hessian_tools.curvature import EigenPairs, Hessian, extremal_eigenpairs, hessian, top_eigenpairs, trace
 
 WHICH = ("LM", "LA", "SA", "BE")
 
@@ -214,6 +216,26 @@ def test_networks_against_dense_and_scipy(case: Case) -> None:
     torch.testing.assert_close(pairs.values, wanted, rtol=1e-8, atol=1e-8)
     values = eigsh(H.to_scipy(point=1), k=5, return_eigenvectors=False, v0=np.ones(H.num_params))
     np.testing.assert_allclose(np.sort(pairs.values[1].numpy()), np.sort(values), rtol=1e-7)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_network_against_pyhessian() -> None:
+    """Its power iteration, stopped tightly; its trace within both error bars."""
+    peer = pytest.importorskip("pyhessian")
+    case = next(case for case in NETWORKS if case.name == "conv-batchnorm")
+    theta, batch, _ = case.at(0)
+    model = deepcopy(case.loss.model).double()
+    nn.utils.vector_to_parameters(theta, model.parameters())
+    H = hessian(case.loss, theta, batch)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        theirs = peer.hessian(model, nn.functional.cross_entropy, data=batch, cuda=False)
+        values = theirs.eigenvalues(maxIter=1000, tol=1e-9, top_n=2)[0]
+        samples = theirs.trace(maxIter=200, tol=0.0)
+    assert top_eigenpairs(H, k=2).values.tolist() == pytest.approx(values, rel=1e-3)
+    ours = trace(H, num_probes=200)
+    error = (float(ours.stderr) ** 2 + np.var(samples, ddof=1) / len(samples)) ** 0.5
+    assert abs(float(ours.value) - np.mean(samples)) < 4 * error
 
 
 def test_deterministic_in_the_seed() -> None:

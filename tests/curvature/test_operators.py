@@ -95,6 +95,13 @@ def test_list_of_unequal_batches_is_the_whole_batch(points: bool) -> None:
     assert not torch.allclose(equal.to_dense(), dense)
 
 
+def test_products_do_not_need_grad_mode() -> None:
+    with torch.no_grad():
+        close(hessian(CONV.loss, CONV.thetas, CONV.batch).to_dense(), CONV.dense)
+    parameter = nn.Parameter(CONV.thetas.clone())
+    close(hessian(CONV.loss, parameter, CONV.batch).to_dense(), CONV.dense)
+
+
 def test_batch_is_any_pytree_and_takes_the_dtype_of_theta() -> None:
     def loss(theta: Tensor, batch: dict[str, object]) -> Tensor:
         return batch["scale"] * (batch["pair"][0] * theta**2).sum() / 2

@@ -11,9 +11,9 @@ import xarray as xr
 from analysis.claims.verdict import Verdict
 from analysis.figures import FIGURES, words
 from analysis.plots.summary import measured
-from analysis.report_accuracy import accuracy_table
-from analysis.report_page import DASH, Html, bullets, element, image, number, page, row, table
-from analysis.report_verdicts import answer, verdict_tables
+from analysis.report.accuracy import accuracy_table
+from analysis.report.page import DASH, Html, bullets, element, image, number, page, row, table
+from analysis.report.verdicts import answer, verdict_tables
 from analysis.style import DPI
 
 TITLE = "Does meta-learning suppress the Hessian along its inner loop?"

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
-from analysis.report_page import DASH, MINUS, Html, element, row, table
+from analysis.report.page import DASH, MINUS, Html, element, row, table
 from analysis.schema import learner_names
 from analysis.statistics import Interval, seed_interval, seed_means
 from analysis.style import method_label

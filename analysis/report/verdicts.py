@@ -1,9 +1,10 @@
 """The verdicts of a report: a summary in words, and one table a claim."""
 
 from collections.abc import Sequence
+from math import isnan
 
 from analysis.claims.verdict import Verdict
-from analysis.report_page import DASH, TIMES, Html, bullets, element, interval, join, number, row, table
+from analysis.report.page import DASH, TIMES, Html, bullets, element, interval, join, number, row, table
 from analysis.style import method_label
 
 CLAIMS = ("suppression", "shot", "alignment")
@@ -47,7 +48,23 @@ def _claim_summary(letter: str, title: str, verdicts: list[Verdict]) -> Html:
             head = element("b", f"{outcome} in {_share(len(found), total)}")
             counted.append(head if len(found) == total else join([head, f" ({_where(found)})"]))
     text = join([element("b", f"Claim {letter}"), f" ({title}): "])
-    return join([text, join(counted, ", "), "."])
+    return join([text, join(counted, ", "), ". ", _levels(verdicts)])
+
+
+def _levels(verdicts: Sequence[Verdict]) -> str:
+    """What was measured, whatever the outcome: means over seeds, baseline to trained, of the plain comparisons."""
+    plain = [v for v in verdicts if v.comparison in ("raw", "against untrained") and not isnan(v.effect)]
+    sentences = []
+    for steps in dict.fromkeys(v.steps for v in plain):
+        levels = "; ".join(
+            f"{method_label(v.learner)} {number(v.baseline_value)} → {number(v.trained_value)}"
+            for v in plain
+            if v.steps == steps
+        )
+        sentences.append(
+            f"Mean {plain[0].quantity.replace('_', ' ')}, {steps} ({_against(plain[0])} → learner): {levels}."
+        )
+    return " ".join(sentences)
 
 
 def _share(found: int, total: int) -> str:
@@ -112,3 +129,7 @@ def _size(verdict: Verdict) -> str:
 def badge(outcome: str) -> Html:
     """The outcome as text; its colour only repeats it."""
     return element("span", outcome, css=f"badge {outcome.split()[0]}")
+
+
+def _against(verdict: Verdict) -> str:
+    return "the learner without SHOT" if verdict.claim == "shot" else "untrained"

@@ -1,0 +1,161 @@
+"""What a study stored against the same numbers computed plainly: dense Hessians in float64 at the recorded points."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+import analysis
+from analysis import measure as measuring
+from analysis import setting
+from analysis.config import load_study, overridden
+from analysis.folder import StudyFolder, open_folder, open_study
+from analysis.quantities import QUANTITIES
+from analysis.schema import BY_NAME, VARIABLES, learner_code, learner_names
+from hessian_tools import SaveAt, make_loss, record
+from hessian_tools.flat import flatten
+from hessian_tools.nets import seeded
+from hessian_tools.runs.checkpoints import load_theta
+from hessian_tools.train import task_loss
+
+LEARNER, SEED, CHECKPOINT, TASK = "maml-shot", 1, 12, 1  # measured in full
+
+
+@pytest.fixture(scope="module")
+def point(micro_study: Path):
+    """One task of the micro study: what was stored, and its trajectory and dense Hessians made again by hand."""
+    folder = open_folder(micro_study)
+    ds = open_study(micro_study)
+    stored = ds.sel(learner=learner_code(ds, LEARNER), seed=SEED, checkpoint=CHECKPOINT, task=TASK)
+    training = setting.training(folder.config, LEARNER, SEED, step_size=0.1, folder=None, device="cpu")
+    loss, _ = task_loss(training)
+    theta = load_theta(folder.run(LEARNER, SEED), CHECKPOINT)
+    tasks = setting.tasks(folder.config, held_out=True)
+    support, query = tasks.episode(seed=SEED, split="test", index=TASK)
+    trajectory = record(training.learner, loss, theta, support, query, save=SaveAt(thetas=True))
+    model = seeded(training.network, seed=0).double()
+    exact = make_loss(model, torch.nn.functional.cross_entropy, flatten(model)[1])
+    thetas = trajectory.thetas.double()
+    return stored, trajectory, thetas, [dense(exact, t, support) for t in thetas]
+
+
+def dense(loss, theta, batch):
+    """Gradient and Hessian, reverse over reverse, row by row."""
+    t = theta.clone().requires_grad_()
+    (g,) = torch.autograd.grad(loss(t, batch), t, create_graph=True)
+    rows = [torch.autograd.grad(g[i], t, retain_graph=True)[0] for i in range(len(t))]
+    return g.detach(), torch.stack(rows)
+
+
+def test_the_trajectory_is_stored_as_recorded(point):
+    stored, trajectory, _, _ = point
+    for name in ("support_loss", "query_loss", "query_accuracy", "theta_norm", "grad_norm", "displacement", "gram"):
+        np.testing.assert_allclose(stored[name], getattr(trajectory, name).double(), rtol=1e-6)
+    gram = trajectory.gram.double()
+    expected = (gram.sum() - gram.trace()) / gram.trace()  # K = 2
+    np.testing.assert_allclose(stored["alignment"], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_curvature_along_the_gradient(point):
+    stored, _, thetas, hessians = point
+    for k, (g, H) in enumerate(hessians):
+        rho = float(g @ H @ g / (g @ g))
+        at = stored.sel(inner_step=k)
+        assert float(at["rho"]) == pytest.approx(rho, rel=1e-3)
+        assert float(at["alpha_rho"]) == pytest.approx(0.1 * rho, rel=1e-3)
+        assert float(at["hg_ratio"]) == pytest.approx(float((H @ g).norm() / g.norm()), rel=1e-3)
+        assert 0 < float(at["rho_error"]) < 1e-3 * abs(rho)
+    moved = thetas[-1] - thetas[0]
+    cosines = [float(-g @ moved / (g.norm() * moved.norm())) for g, _ in hessians]
+    np.testing.assert_allclose(stored["cos_displacement"][:-1], cosines[:-1], rtol=1e-3)
+    assert np.isnan(stored["cos_displacement"][-1])
+
+
+def test_eigenvalues_lie_within_their_residuals(point):
+    stored, _, _, hessians = point
+    for k, (_, H) in enumerate(hessians):
+        exact = torch.linalg.eigvalsh(H).numpy()
+        at = stored.sel(inner_step=k)
+        by_magnitude = exact[np.argsort(-np.abs(exact))][:2]
+        for name, wanted in (
+            ("eigenvalue", by_magnitude),
+            ("eigenvalue_max", exact[-1]),
+            ("eigenvalue_min", exact[0]),
+        ):
+            allowed = at[f"{name}_residual"].values + 1e-4 * np.abs(exact).max()
+            assert np.all(np.abs(at[name].values - wanted) <= allowed)
+
+
+def test_trace_samples_their_error_and_random_directions(point):
+    stored, _, thetas, hessians = point
+    for k, (_, H) in enumerate(hessians):
+        at = stored.sel(inner_step=k)
+        samples = at["trace_sample"].values
+        assert float(at["trace"]) == pytest.approx(samples.mean(), rel=1e-5)
+        assert float(at["trace_stderr"]) == pytest.approx(samples.std(ddof=1) / 2, rel=1e-5)  # four probes
+        assert abs(float(at["trace"]) - float(H.trace())) < 6 * float(at["trace_stderr"])
+        assert float(at["rho_random"]) == pytest.approx(samples.mean() / thetas.shape[1], rel=1e-5)
+
+
+def test_every_quantity_is_in_the_schema_and_every_variable_has_its_error():
+    filled = {name for quantity in QUANTITIES for name in quantity.variables}
+    assert filled <= set(BY_NAME)
+    assert {v.error for v in VARIABLES if v.error} <= set(BY_NAME)
+    assert len([name for quantity in QUANTITIES for name in quantity.variables]) == len(filled)
+    measured = {v.name for v in VARIABLES if v.dims[:2] == ("checkpoint", "task")} - {"level", "status", "done"}
+    assert filled == measured
+
+
+def test_light_units_hold_what_was_asked_and_nan_elsewhere(micro_study):
+    ds = open_study(micro_study)
+    full = ds.sel(learner=learner_code(ds, "maml"), seed=0, checkpoint=12, task=[0, 1])
+    light = ds.sel(learner=learner_code(ds, "maml"), seed=0, checkpoint=12, task=[2, 3])
+    assert (full["level"] == 2).all()
+    assert full["eigenvalue"].notnull().all()
+    assert full["trace_sample"].notnull().all()
+    assert (light["level"] == 1).all()
+    assert light["eigenvalue"].isel(eigen_index=0).notnull().all()
+    assert light["eigenvalue"].isel(eigen_index=1).isnull().all()
+    assert light["trace_sample"].isel(probe=[0, 1]).notnull().all()
+    assert light["trace_sample"].isel(probe=[2, 3]).isnull().all()
+    assert (ds["status"].sel(learner=learner_code(ds, "maml")) == 1).all()
+
+
+def test_before_training_all_learners_of_a_seed_are_one_network(micro_study):
+    ds = open_study(micro_study).sel(checkpoint=0)
+    first = ds.isel(learner=0).drop_vars("learner")
+    for other in range(1, ds.sizes["learner"]):
+        xr.testing.assert_equal(first, ds.isel(learner=other).drop_vars("learner"))
+    # and seeds differ in their network and in their held-out tasks
+    assert not np.isclose(ds["support_loss"].sel(seed=0), ds["support_loss"].sel(seed=1)).any()
+
+
+def test_a_store_opens_in_one_line_with_labels(micro_study):
+    run = xr.open_zarr(micro_study / "runs" / "maml-seed0" / "measurements.zarr", consolidated=False)
+    assert run["eigenvalue"].dims == ("checkpoint", "task", "inner_step", "eigen_index")
+    assert run["eigenvalue"].attrs["error_variable"] == "eigenvalue_residual"
+    assert run["checkpoint"].values.tolist() == [0, 4, 12]
+    assert run.attrs["learner"] == "maml"
+    assert (run["done"] == 1).all()
+    ds = analysis.open_study(micro_study)
+    assert learner_names(ds) == ["untrained", "maml", "maml-shot"]
+    assert ds["layer"].attrs["flag_meanings"].split()[0] == "body.0.0.weight"
+    assert [str(name) for name in ds.data_vars] == [v.name for v in VARIABLES]
+
+
+@pytest.mark.parametrize(("tasks", "full", "block"), [(16, 4, 4), (4, 2, 2), (7, 3, 2), (5, 0, 4), (3, 3, 8)])
+def test_units_cover_every_task_once_and_write_whole_chunks(tmp_path, tasks, full, block):
+    settings = load_study("micro").model_dump(mode="json")["measure"]
+    config = overridden(
+        load_study("micro"), {"measure": settings | {"tasks": tasks, "full_tasks": full, "block": block}}
+    )
+    found = measuring.units(StudyFolder(tmp_path, config), device="cpu")
+    last = [u for u in found if u.learner == "maml" and u.seed == 0 and u.checkpoint == 12 and u.tasks]
+    assert sorted(t for u in last for t in u.tasks) == list(range(tasks))
+    assert sorted(t for u in last if u.level == measuring.FULL for t in u.tasks) == list(range(full))
+    chunk = measuring.chunk_tasks(config)
+    for unit in last:
+        assert unit.tasks[0] % chunk == 0
+        assert len(unit.tasks) % chunk == 0 or unit.tasks[-1] == tasks - 1

@@ -1,0 +1,138 @@
+"""What plots stand on: means and bands against closed forms, a fixed look for each method, files written whole."""
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+import xarray as xr
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from planted import planted_study
+
+from analysis import style
+from analysis.figures import FIGURES, save
+from analysis.plots.summary import band_label, measured, probe_error, summarise, t_half_width
+
+
+@pytest.fixture(scope="module")
+def ds() -> xr.Dataset:
+    study = planted_study(tasks=6, evaluation_tasks=8, diverged=[("maml", 0, 3), ("fomaml", 1, 2)])
+    study.attrs["ways"] = 5
+    return study
+
+
+def line(ax, gid: str):
+    found = [one for one in ax.lines if one.get_gid() == gid]
+    assert len(found) == 1, f"{gid}: {len(found)} lines"
+    return found[0]
+
+
+# ---- summary
+
+
+def test_summary_is_mean_over_tasks_then_over_seeds_with_their_range(ds):
+    values = ds["alpha_rho"].where(ds["status"] == 1)
+    per_seed = values.mean("task")
+    summary = summarise(measured(ds, "alpha_rho"))
+    np.testing.assert_allclose(summary.mean, per_seed.mean("seed"), rtol=1e-12)
+    np.testing.assert_allclose(summary.low, per_seed.min("seed").where(per_seed.notnull().sum("seed") > 1))
+    assert band_label(summary.num_seeds) == "band: range over 3 seeds; thin: each seed"
+
+
+def test_unequal_numbers_of_tasks_do_not_weight_seeds():
+    values = xr.DataArray([[1.0, 1.0, 1.0], [4.0, np.nan, np.nan]], dims=("seed", "task"))
+    assert float(summarise(values).mean) == 2.5
+
+
+def test_five_seeds_have_a_t_interval_against_the_closed_form():
+    values = xr.DataArray([[1.0], [2.0], [3.0], [4.0], [5.0]], dims=("seed", "task"))
+    summary = summarise(values)
+    half = 2.776445 * np.sqrt(2.5 / 5)  # t with 4 degrees of freedom
+    np.testing.assert_allclose([summary.low, summary.high], [3 - half, 3 + half], rtol=1e-6)
+    assert "95% t interval over 5 seeds" in band_label(summary.num_seeds)
+
+
+def test_one_seed_has_no_band():
+    summary = summarise(xr.DataArray([[1.0, 2.0]], dims=("seed", "task")))
+    assert np.isnan(summary.low)
+    assert np.isnan(t_half_width(xr.DataArray([1.0], dims="seed")))
+    assert band_label(1) == "one seed: no band"
+
+
+def test_probe_error_adds_in_squares_over_tasks_and_not_over_seeds():
+    stderr = xr.DataArray(np.full((3, 4), 0.2), dims=("seed", "task"))
+    assert float(probe_error(stderr)) == pytest.approx(0.2 / 2)
+
+
+# ---- style
+
+
+def test_colour_belongs_to_the_method_in_every_figure(ds):
+    few = planted_study(learners=("untrained", "fomaml"), seeds=(0,), tasks=4, checkpoints=(0, 10))
+    for study in (ds, few):
+        for name in ("alpha_rho", "alignment", "accuracy"):
+            drawn = line(FIGURES[name].draw(study).axes[0], "mean:fomaml")
+            assert to_hex(drawn.get_color(), keep_alpha=False) == "#009e73"
+            assert drawn.get_marker() == style.method_style("fomaml").marker
+
+
+def test_other_names_have_a_look_of_their_own_by_name_alone():
+    assert style.method_style("reptile") == style.method_style("reptile")
+    assert style.method_style("MAML_SHOT") == style.method_style("maml-shot")
+    known = {method.color for method in style.METHODS.values()}
+    assert not {style.method_style(name).color for name in ("reptile", "leo", "meta-sgd", "x")} & known
+
+
+def test_method_colours_and_markers_differ():
+    looks = list(style.METHODS.values())
+    assert len({look.color for look in looks}) == len({look.marker for look in looks}) == len(looks)
+
+
+def test_context_restores_the_callers_settings():
+    before = dict(mpl.rcParams)
+    with style.context(width="single"):
+        assert mpl.rcParams["figure.figsize"] == [3.25, 3.25 * 0.75]
+        assert mpl.rcParams["pdf.fonttype"] == 42
+    assert dict(mpl.rcParams) == before
+
+
+def test_unknown_width_is_refused():
+    with pytest.raises(ValueError, match="single, double"):
+        style.rc_params(width="triple")  # type: ignore[arg-type]
+
+
+# ---- saving
+
+
+def test_saved_files_are_the_same_bytes_twice_and_embed_type_42_fonts(ds, tmp_path):
+    for folder in ("one", "two"):
+        save(FIGURES["eigenvalues"].draw(ds), tmp_path / folder / "figure")
+    for suffix in (".pdf", ".png"):
+        first, second = ((tmp_path / folder / f"figure{suffix}").read_bytes() for folder in ("one", "two"))
+        assert first == second
+    content = (tmp_path / "one" / "figure.pdf").read_bytes()
+    assert b"/CIDFontType2" in content  # how matplotlib embeds Type 42
+    assert b"/FontFile2" in content
+    assert b"/Type3" not in content
+    assert b"CreationDate" not in content
+
+
+def test_saving_replaces_in_whole_and_leaves_nothing_hidden(ds, tmp_path):
+    stem = tmp_path / "accuracy"
+    (tmp_path / ".accuracy.pdf.partial").write_bytes(b"orphan of a killed run")
+    (tmp_path / "accuracy.pdf").write_bytes(b"old")
+    pdf, png = save(FIGURES["accuracy"].draw(ds), stem)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["accuracy.pdf", "accuracy.png"]
+    assert pdf.read_bytes().startswith(b"%PDF")
+    assert int.from_bytes(png.read_bytes()[16:20], "big") == 3.25 * 300
+
+
+def test_a_failed_save_keeps_the_old_file(tmp_path):
+    class Broken(Figure):
+        def savefig(self, *args, **kwargs):
+            raise OSError("disk full")
+
+    (tmp_path / "figure.pdf").write_bytes(b"old")
+    with pytest.raises(OSError, match="disk full"):
+        save(Broken(), tmp_path / "figure")
+    assert [path.name for path in tmp_path.iterdir()] == ["figure.pdf"]
+    assert (tmp_path / "figure.pdf").read_bytes() == b"old"
