@@ -25,7 +25,11 @@ Claims = Annotated[
     Path | None, Parameter(name="--claims", help="Plan of the claims of a new study [default: the bundled one].")
 ]
 Workers = Annotated[
-    int | None, Parameter(name="--workers", help="Processes, one thread each; 0: in this one [default: one per core].")
+    int | None,
+    Parameter(
+        name="--workers",
+        help="Processes, one thread each; 0: in this one [default: one per core; 0 for a small study].",
+    ),
 ]
 Device = Annotated[Literal["cpu", "cuda"], Parameter(name="--device", help="Where the tensors live.")]
 Folder = Annotated[Path, Parameter(help="Folder of a study.")]
@@ -35,6 +39,7 @@ app = App(
     help="Does meta-learning suppress the Hessian along its inner loop, and does SHOT? Train, measure, test, draw.",
     version_flags=["--version"],
     help_on_error=False,
+    suppress_keyboard_interrupt=False,  # answered below, in our words
 )
 
 
@@ -56,13 +61,17 @@ def study(
 ) -> None:
     """Train, record, measure, test, draw and report; resumes where it stopped."""
     from analysis import study as parts
+    from analysis.folder import begin
+
+    place, plan = _checked(file, out, seeds, claims)
 
     def work(folder: "StudyFolder", say: "Reporter", resources: "Resources") -> None:
+        begin(folder, claims=plan)
         verdicts = parts.run(folder, say, resources)
         _tell(verdicts, say)
         say.say(f"report: {folder.path / 'report.html'}")
 
-    _in_folder(_begin(file, out, seeds, claims), work, workers, device)
+    _in_folder(place, work, workers, device)
 
 
 @app.command
@@ -77,8 +86,15 @@ def train(
 ) -> None:
     """Only train; checkpoints are kept and an interrupted run goes on."""
     from analysis import study as parts
+    from analysis.folder import begin
 
-    _in_folder(_begin(file, out, seeds, claims), parts.train, workers, device)
+    place, plan = _checked(file, out, seeds, claims)
+
+    def work(folder: "StudyFolder", say: "Reporter", resources: "Resources") -> None:
+        begin(folder, claims=plan)
+        parts.train(folder, say, resources)
+
+    _in_folder(place, work, workers, device)
 
 
 @app.command
@@ -87,34 +103,43 @@ def measure(folder: Folder, *, workers: Workers = None, device: Device = "cpu") 
     from analysis import study as parts
     from analysis.folder import open_folder
 
-    _in_folder(lambda: open_folder(folder), parts.measure, workers, device)
+    _in_folder(open_folder(folder), parts.measure, workers, device)
 
 
 @app.command
 def test(folder: Folder) -> None:
     """Only the verdicts, from measurements that exist."""
     from analysis import study as parts
-    from analysis.folder import open_folder
+    from analysis.folder import open_folder, open_study
 
-    _in_folder(lambda: open_folder(folder), lambda found, say, _: _tell(parts.test(found), say), 0, "cpu")
+    def work(found: "StudyFolder", say: "Reporter", _: object) -> None:
+        _tell(parts.test(found, open_study(found.path)), say)
+
+    _in_folder(open_folder(folder), work, 0, "cpu")
 
 
 @app.command
 def figures(folder: Folder) -> None:
     """Only the figures, as PDF and PNG."""
     from analysis import study as parts
-    from analysis.folder import open_folder
+    from analysis.folder import open_folder, open_study
 
-    _in_folder(lambda: open_folder(folder), lambda found, say, _: _list(parts.figures(found, say), say), 0, "cpu")
+    def work(found: "StudyFolder", say: "Reporter", _: object) -> None:
+        _list(parts.figures(found, open_study(found.path), say), say)
+
+    _in_folder(open_folder(folder), work, 0, "cpu")
 
 
 @app.command
 def report(folder: Folder) -> None:
     """Only report.html, from verdicts and figures that exist."""
     from analysis import study as parts
-    from analysis.folder import open_folder
+    from analysis.folder import open_folder, open_study
 
-    _in_folder(lambda: open_folder(folder), lambda found, say, _: _list([parts.report(found)], say), 0, "cpu")
+    def work(found: "StudyFolder", say: "Reporter", _: object) -> None:
+        _list([parts.report(found, open_study(found.path))], say)
+
+    _in_folder(open_folder(folder), work, 0, "cpu")
 
 
 @app.command
@@ -160,22 +185,22 @@ def run(arguments: list[str] | None = None) -> int:
 
 def _mistakes() -> tuple[type[Exception], ...]:
     """Errors that are about what the user gave, not about this program. Called only when one was raised."""
-    from analysis.claims import PlanError
+    from analysis.claims import NotMeasuredError, PlanError
     from analysis.engines import WorkerLost
     from hessian_tools.loss import HiddenStateError
     from hessian_tools.runs.files import DamagedFileError
     from hessian_tools.runs.manifest import ForeignRunError
 
-    return HiddenStateError, PlanError, DamagedFileError, ForeignRunError, WorkerLost
+    return NotMeasuredError, HiddenStateError, PlanError, DamagedFileError, ForeignRunError, WorkerLost
 
 
-def _begin(
+def _checked(
     source: str, out: Path | None, seeds: tuple[int, ...] | None, claims: Path | None
-) -> Callable[[], "StudyFolder"]:
-    """What opens the folder: checked in full before anything is written."""
+) -> tuple["StudyFolder", str | None]:
+    """The study's folder and the plan of its claims: everything is checked, nothing written yet."""
     from analysis.claims import load_plan
     from analysis.config import load_study, overridden
-    from analysis.folder import STUDY, create_folder
+    from analysis.folder import STUDY, plan_folder
     from analysis.setting import check
 
     place = Path(source)
@@ -187,28 +212,27 @@ def _begin(
         raise _user_error(f"there is no plan of the claims {claims}; start from a copy of analysis/claims/claims.yaml")
     load_plan(claims)
     plan = claims.read_text(encoding="utf-8") if claims else None
-    return lambda: create_folder(config, out or Path("runs") / config.name, claims=plan)
+    return plan_folder(config, out or Path("runs") / config.name), plan
 
 
 def _in_folder(
-    opened: Callable[[], "StudyFolder"],
+    folder: "StudyFolder",
     work: Callable[["StudyFolder", "Reporter", "Resources"], object],
     workers: int | None,
     device: str,
 ) -> None:
-    from analysis.engines import available_cores
+    from analysis.engines import Crew, available_cores
     from analysis.folder import locked
     from analysis.progress import reporter
-    from analysis.study import Resources
+    from analysis.study import Resources, small
 
     if workers is not None and workers < 0:
         raise _user_error(f"--workers {workers} must be 0 (this process) or a number of processes")
     _refuse_missing_device(device)
-    folder = opened()
     if workers is None:
-        workers = 0 if device == "cuda" else available_cores()
-    with locked(folder.path):
-        work(folder, reporter(), Resources(workers, device))
+        workers = 0 if device == "cuda" or small(folder.config) else available_cores()
+    with locked(folder.path), Crew(workers) as crew:
+        work(folder, reporter(), Resources(crew, device))
 
 
 def _refuse_missing_device(device: str) -> None:

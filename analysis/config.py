@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -214,27 +214,21 @@ def _first_mistake(error: ValidationError) -> str:
 
 
 def _known_keys(path: Iterable[Any]) -> list[str]:
-    model: Any = StudyConfig
+    """Keys allowed at a place; parts of the path that are no field are names of learners or alternatives of a union."""
+    model: type[BaseModel] = StudyConfig
     for part in path:
-        if part in ("float", "StepSizeSearch"):
-            model = StepSizeSearch
-            continue
-        field = model.model_fields.get(part) if isinstance(model, type) and issubclass(model, BaseModel) else None
-        if field is None:
-            model = LearnerConfig if model is StudyConfig or isinstance(part, str) else model
-            continue
-        model = _inner_model(field.annotation, part)
-    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+        if part in model.model_fields:
+            inner = _model_in(model.model_fields[part].annotation)
+            if inner is None:
+                return []
+            model = inner
+    return list(model.model_fields)
 
 
-def _inner_model(annotation: Any, part: str) -> Any:
-    if part == "learners":
-        return StudyConfig  # the next part is a learner's name
-    if part == "shot":
-        return ShotConfig
-    if part == "step_size":
-        return StepSizeSearch
-    return annotation
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for found in map(_model_in, get_args(annotation)) if found), None)
 
 
 def overridden(config: StudyConfig, changes: Mapping[str, Any]) -> StudyConfig:

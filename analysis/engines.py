@@ -27,28 +27,38 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run_units(work: Work, units: Sequence[Any], *, workers: int, emit: Emit) -> None:
-    """Do every unit. workers: processes; 0 does it here. emit is called in this process with (amount, note).
+class Crew:
+    """The worker processes of a study, started when first needed and kept for all its parts.
 
-    The first error of a unit is raised here after the other workers are stopped.
+    workers: processes; 0 does the work in this one. Leaving the context stops them at once.
     """
-    count = min(workers, len(units))
-    if count == 0:
-        _run_here(work, units, emit)
-        return
-    context = mp.get_context("spawn")
-    crew = [_Worker(context, work) for _ in range(count)]
-    try:
-        _dispatch(crew, list(units), emit)
-    finally:
-        for worker in crew:
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self._crew: list[_Worker] = []
+
+    def __enter__(self) -> "Crew":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for worker in self._crew:
             worker.stop()
+
+    def run(self, work: Work, units: Sequence[Any], *, emit: Emit) -> None:
+        """Do every unit. emit is called in this process with (amount, note). The first error is raised here."""
+        if self.workers == 0:
+            _run_here(work, units, emit)
+            return
+        context = mp.get_context("spawn")
+        while len(self._crew) < min(self.workers, len(units)):
+            self._crew.append(_Worker(context))
+        _dispatch(self._crew, work, list(units), emit)
 
 
 class _Worker:
-    def __init__(self, context: Any, work: Work) -> None:
+    def __init__(self, context: Any) -> None:
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, work, os.getpid()), daemon=True)
+        self.process = context.Process(target=_serve, args=(theirs, os.getpid()), daemon=True)
         self.process.start()
         theirs.close()
 
@@ -58,10 +68,10 @@ class _Worker:
         self.process.join()
 
 
-def _dispatch(crew: list[_Worker], waiting: list[Any], emit: Emit) -> None:
+def _dispatch(crew: list[_Worker], work: Work, waiting: list[Any], emit: Emit) -> None:
     busy = {}
-    for worker in crew:
-        worker.connection.send(waiting.pop(0))
+    for worker in crew[: len(waiting)]:
+        worker.connection.send((work, waiting.pop(0)))
         busy[worker.connection] = worker
     while busy:
         for connection in wait(list(busy)):
@@ -71,7 +81,7 @@ def _dispatch(crew: list[_Worker], waiting: list[Any], emit: Emit) -> None:
             elif kind == "error":
                 raise value
             elif waiting:
-                connection.send(waiting.pop(0))  # type: ignore[union-attr]
+                busy[connection].connection.send((work, waiting.pop(0)))
             else:
                 del busy[connection]
 
@@ -85,7 +95,7 @@ def _receive(connection: Any) -> tuple[str, Any]:
         ) from None
 
 
-def _serve(connection: Connection, work: Work, parent: int) -> None:
+def _serve(connection: Connection, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which stops its workers
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     import torch
@@ -97,7 +107,7 @@ def _serve(connection: Connection, work: Work, parent: int) -> None:
 
     while True:
         try:
-            unit = connection.recv()
+            work, unit = connection.recv()
         except EOFError:
             return
         try:

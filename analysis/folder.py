@@ -59,29 +59,32 @@ class StudyFolder:
         return float(read_json(path)["step_size"])
 
 
-def create_folder(config: StudyConfig, path: Path, *, claims: str | None = None) -> StudyFolder:
-    """The folder of a new study, or of the same one begun before; more seeds or learners may be added.
-
-    claims: the text of a checked plan, the bundled one if None; a folder keeps the one it was begun with.
-    """
+def plan_folder(config: StudyConfig, path: Path) -> StudyFolder:
+    """The folder of a new study, or of the same one begun before; only looks, and refuses what it must not touch."""
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file; --out names a folder")
     if (path / STUDY).exists():
         _refuse_another(config, open_folder(path))
-        kept = (path / CLAIMS).read_text(encoding="utf-8") if (path / CLAIMS).exists() else claims
-        if claims not in (None, kept):
-            raise UserError(
-                f"{path} was begun with another plan of the claims, and a plan is fixed before the data;"
-                " leave --claims out, or choose another --out"
-            )
-        claims = kept
     elif path.exists() and any(p for p in path.iterdir() if not p.name.startswith(".")):
         raise UserError(f"{path} is not empty and holds no {STUDY}; choose another --out")
-    path.mkdir(parents=True, exist_ok=True)
-    store.sweep(path)
-    write_text(path / CLAIMS, claims or PLAN.read_text(encoding="utf-8"))
-    write_text(path / STUDY, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     return StudyFolder(path, config)
+
+
+def begin(folder: StudyFolder, *, claims: str | None = None) -> None:
+    """Write what a study's folder starts with, and sweep what a killed process left; hold the lock.
+
+    claims: the text of a checked plan, the bundled one if None; a folder keeps the one it was begun with.
+    """
+    place = folder.path / CLAIMS
+    kept = place.read_text(encoding="utf-8") if place.exists() else claims
+    if claims not in (None, kept):
+        raise UserError(
+            f"{folder.path} was begun with another plan of the claims, and a plan is fixed before the data;"
+            " leave --claims out, or choose another --out"
+        )
+    store.sweep(folder.path)
+    write_text(place, kept or PLAN.read_text(encoding="utf-8"))
+    write_text(folder.path / STUDY, yaml.safe_dump(folder.config.model_dump(mode="json"), sort_keys=False))
 
 
 def open_folder(path: str | Path) -> StudyFolder:

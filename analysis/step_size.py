@@ -12,7 +12,7 @@ from typing import Any
 
 from analysis import setting
 from analysis.config import StepSizeSearch, StudyConfig
-from analysis.engines import Emit, run_units
+from analysis.engines import Crew, Emit
 from analysis.errors import UserError
 from analysis.folder import STEP_SIZE, StudyFolder
 from analysis.progress import Reporter
@@ -38,7 +38,7 @@ class Candidate:
         return self.folder / HIDDEN / f"{self.step_size}.json"
 
 
-def choose(folder: StudyFolder, reporter: Reporter, *, workers: int, device: str) -> float:
+def choose(folder: StudyFolder, reporter: Reporter, *, crew: Crew, device: str) -> float:
     """The study's step size; the search is made once and kept with all its numbers."""
     search = folder.config.inner.step_size
     if not isinstance(search, StepSizeSearch):
@@ -48,7 +48,7 @@ def choose(folder: StudyFolder, reporter: Reporter, *, workers: int, device: str
         return float(read_json(path)["step_size"])
     candidates = [Candidate(folder.config, folder.path, step, device) for step in search.candidates]
     with reporter.stage("step size", len(candidates) * search.meta_steps, "meta-iterations") as stage:
-        run_units(try_candidate, candidates, workers=workers, emit=stage.advance)
+        crew.run(try_candidate, candidates, emit=stage.advance)
     rows = [read_json(candidate.result) for candidate in candidates]
     best = _best(rows, classification=setting.tasks(folder.config).kind == "classification")
     write_json(

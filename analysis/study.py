@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import xarray as xr
+
 from analysis import measure as measuring
 from analysis import setting, step_size, store
 from analysis.claims import Verdict, judge, load_plan, verdicts_to_json
 from analysis.config import StudyConfig
-from analysis.engines import Emit, run_units
+from analysis.engines import Crew, Emit
 from analysis.errors import UserError
 from analysis.figures import FIGURES, save
 from analysis.folder import CLAIMS, REPORT, VERDICTS, StudyFolder, open_study, open_verdicts
@@ -23,9 +25,9 @@ from hessian_tools.train import diverged_at, meta_train
 
 @dataclass(frozen=True)
 class Resources:
-    """Where the work runs. workers 0: in this process."""
+    """Where the work runs."""
 
-    workers: int = 0
+    crew: Crew
     device: str = "cpu"
 
 
@@ -46,26 +48,33 @@ class TrainUnit:
         return StudyFolder(self.folder, self.config).run(self.learner, self.seed)
 
 
+def small(config: StudyConfig) -> bool:
+    """Whether starting worker processes, some seconds, would cost more than it brings."""
+    return len(config.learners) * len(config.seeds) * config.train.checkpoints[-1] * config.train.meta_batch < 500
+
+
 def run(folder: StudyFolder, reporter: Reporter, resources: Resources) -> list[Verdict]:
     """Train, measure, test, draw, report; what is there already is not done again."""
     train(folder, reporter, resources)
     measure(folder, reporter, resources)
-    verdicts = test(folder)
-    figures(folder, reporter)
-    report(folder)
+    ds = open_study(folder.path)
+    verdicts = test(folder, ds)
+    figures(folder, ds, reporter)
+    report(folder, ds)
     return verdicts
 
 
 def train(folder: StudyFolder, reporter: Reporter, resources: Resources) -> None:
     """Choose the step size if the study asks for it, then train every run that is not complete."""
-    step_size.choose(folder, reporter, workers=resources.workers, device=resources.device)
+    step_size.choose(folder, reporter, crew=resources.crew, device=resources.device)
     units = _claimed_units(folder, resources)
     # The costliest first: with SHOT, then second order, then first order.
     units.sort(key=lambda u: (u.config.learners[u.learner].shot is None, u.config.learners[u.learner].first_order))
     waiting = [unit for unit in units if not _trained(unit)]
     total = sum(setting.checkpoints(u.config, u.learner)[-1] for u in waiting)
-    with reporter.stage("train", total, "meta-iterations") as stage:
-        run_units(train_unit, waiting, workers=resources.workers, emit=stage.advance)
+    if waiting:
+        with reporter.stage("train", total, "meta-iterations") as stage:
+            resources.crew.run(train_unit, waiting, emit=stage.advance)
     for unit in units:
         stopped = diverged_at(unit.run)
         if stopped is not None:
@@ -102,21 +111,20 @@ def measure(folder: StudyFolder, reporter: Reporter, resources: Resources) -> No
             f"{first.run} has no checkpoint at meta-iteration {first.checkpoint}; run 'hessian-tools train' first"
         )
     with reporter.stage("measure", len(units), "units") as stage:
-        run_units(measuring.measure_unit, units, workers=resources.workers, emit=stage.advance)
+        resources.crew.run(measuring.measure_unit, units, emit=stage.advance)
 
 
-def test(folder: StudyFolder) -> list[Verdict]:
+def test(folder: StudyFolder, ds: xr.Dataset) -> list[Verdict]:
     """The verdicts, from the measurements and the plan that was fixed before them."""
     plan = load_plan(folder.path / CLAIMS)
     _refuse_a_changed_plan(folder, plan.digest)
-    verdicts = judge(open_study(folder.path), plan)
+    verdicts = judge(ds, plan)
     write_text(folder.path / VERDICTS, verdicts_to_json(verdicts))
     return verdicts
 
 
-def figures(folder: StudyFolder, reporter: Reporter) -> list[Path]:
+def figures(folder: StudyFolder, ds: xr.Dataset, reporter: Reporter) -> list[Path]:
     """Every figure as PDF and PNG."""
-    ds = open_study(folder.path)
     store.sweep(folder.path)
     saved: list[Path] = []
     with reporter.stage("draw", len(FIGURES), "figures") as stage:
@@ -126,14 +134,14 @@ def figures(folder: StudyFolder, reporter: Reporter) -> list[Path]:
     return saved
 
 
-def report(folder: StudyFolder) -> Path:
+def report(folder: StudyFolder, ds: xr.Dataset) -> Path:
     """The study on one self-contained page."""
     images = {name: folder.figures / f"{name}.png" for name in FIGURES}
     for image in images.values():
         if not image.exists():
             raise UserError(f"{image} is not drawn yet; run 'hessian-tools figures {folder.path}' first")
     page = render(
-        ds=open_study(folder.path),
+        ds=ds,
         verdicts=open_verdicts(folder.path),
         figures=images,
         setup=facts(folder),

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 import xarray as xr
 
 from analysis.claims.alignment import alignment_verdicts
+from analysis.claims.comparison import NotMeasuredError
 from analysis.claims.plan import Plan, PlanError, load_plan, plan_from_mapping
 from analysis.claims.shot import shot_verdicts
 from analysis.claims.suppression import suppression_verdicts
@@ -20,13 +21,14 @@ CLAIMS: Mapping[str, Callable[[xr.Dataset, Plan], list[Verdict]]] = {
 def judge(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
     """Every claim on a study, in the order of the registry; the Dataset is left as it is.
 
-    Raises ValueError, with what to run, if the study has not been measured in full.
+    Raises NotMeasuredError, with what to run, if the study has not been measured in full.
     """
     return [verdict for claim in CLAIMS.values() for verdict in claim(ds, plan)]
 
 
 __all__ = [
     "CLAIMS",
+    "NotMeasuredError",
     "Plan",
     "PlanError",
     "Verdict",

@@ -12,6 +12,10 @@ from analysis.statistics import seed_means, task_bootstrap
 UNTRAINED = "untrained"
 
 
+class NotMeasuredError(ValueError):
+    """A study that has not been measured in full; the message says what to run."""
+
+
 @dataclass(frozen=True)
 class Comparison:
     """Two sides compared, per seed; effect = trained - baseline over the same units.
@@ -40,18 +44,20 @@ def trained_learners(ds: xr.Dataset) -> list[str]:
 
 
 def first_and_last(ds: xr.Dataset) -> tuple[int, int]:
-    """Checkpoint 0, the untrained network with each seed's start, and the last one; ValueError without both."""
+    """Checkpoint 0, the untrained network with each seed's start, and the last one; NotMeasuredError without both."""
     checkpoints = sorted(int(value) for value in ds["checkpoint"].values)
     if checkpoints[0] != 0 or len(checkpoints) < 2:
         has = ", ".join(map(str, checkpoints))
-        raise ValueError(f"measure the study first: a claim needs checkpoint 0 and a later one; this study has {has}")
+        raise NotMeasuredError(
+            f"measure the study first: a claim needs checkpoint 0 and a later one; this study has {has}"
+        )
     return 0, checkpoints[-1]
 
 
 def points(ds: xr.Dataset, variable: str, learner: str, *, checkpoint: int) -> np.ndarray:
     """The values of a learner at a checkpoint [seed, task, ...], NaN for units that diverged.
 
-    ValueError if any unit has not been measured: a verdict on a part of a study would be another study.
+    NotMeasuredError if any unit has not been measured: a verdict on a part of a study would be another study.
     """
     one = ds[[variable, "status"]].sel(learner=learner_code(ds, learner), checkpoint=checkpoint)
     one = one.transpose("seed", "task", ...)
@@ -59,7 +65,7 @@ def points(ds: xr.Dataset, variable: str, learner: str, *, checkpoint: int) -> n
     missing = np.argwhere(status == STATUS_MEANINGS.index("not_measured"))
     if len(missing):
         seeds = sorted({int(ds["seed"].values[row]) for row, _ in missing})
-        raise ValueError(
+        raise NotMeasuredError(
             f"measure the study first: {learner} at checkpoint {checkpoint} lacks {len(missing)} of {status.size} "
             f"units (seed {', '.join(map(str, seeds))}); `hessian-tools measure` goes on where it stopped"
         )

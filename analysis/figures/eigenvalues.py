@@ -66,11 +66,12 @@ def residuals(ds: xr.Dataset) -> str:
     means, errors = (np.concatenate([_means(ds, end + kind) for end in ("max", "min")]) for kind in ("", "_residual"))
     if not np.isfinite(errors).any():
         return "No eigenvalue was measured."
+    means, errors = means[np.isfinite(errors)], errors[np.isfinite(errors)]
     drawn = np.arcsinh(np.stack([means - errors, means, means + errors]) / _linear_width(ds))
-    extent = np.nanmax(drawn) - np.nanmin(drawn)
-    bars = np.nanmax(np.abs(np.diff(drawn, axis=0)))
+    extent = np.ptp(drawn)
+    bars = np.max(np.abs(np.diff(drawn, axis=0)))
     seen = "smaller than the markers" if bars < _MARKER_SHARE * extent else "in places larger than the markers"
-    return f"Error bars are mean residuals |Hv - lambda v|, at most {np.nanmax(errors):.2g}: {seen}."
+    return f"Error bars are mean residuals |Hv - lambda v|, at most {np.max(errors):.2g}: {seen}."
 
 
 def _means(ds: xr.Dataset, name: str) -> np.ndarray:
@@ -79,8 +80,9 @@ def _means(ds: xr.Dataset, name: str) -> np.ndarray:
 
 def _linear_width(ds: xr.Dataset) -> float:
     """Below it the axis is linear, beyond it logarithmic: eigenvalues fall by orders of magnitude along the loop."""
-    largest = np.nanmax(np.abs(measured(ds, "eigenvalue_max").values), initial=0.0)
-    return largest / 100 if largest > 0 else 1.0
+    values = np.abs(measured(ds, "eigenvalue_max").values)
+    largest = np.max(values[np.isfinite(values)], initial=0.0)
+    return float(largest) / 100 or 1.0
 
 
 def _edge(ds: xr.Dataset, axes: dict[str, Axes]) -> bool:

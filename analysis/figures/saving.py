@@ -22,8 +22,9 @@ def save(figure: Figure, path_stem: Path | str) -> tuple[Path, Path]:
     """
     stem = Path(path_stem)
     stem.parent.mkdir(parents=True, exist_ok=True)
-    pdf, png = (_write(figure, stem, suffix) for suffix in METADATA)
-    return pdf, png
+    pdf = _write(figure, stem, ".pdf")
+    figure.set_layout_engine("none")  # laid out by now: not to be done, nor to come out otherwise, a second time
+    return pdf, _write(figure, stem, ".png")
 
 
 def _write(figure: Figure, stem: Path, suffix: str) -> Path:

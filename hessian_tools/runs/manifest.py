@@ -46,7 +46,7 @@ def claim_folder(folder: Path, config: Mapping[str, Any], *, facts: Mapping[str,
     path = folder / NAME
     if path.exists():
         found = read_json(path)
-        if found.get("config_digest") != digest(config):
+        if digest(found.get("config", {})) != digest(config):
             raise ForeignRunError(_difference(folder, found.get("config", {}), config))
         return
     write_json(path, {"config_digest": digest(config), "config": dict(config), **facts})

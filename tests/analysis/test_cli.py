@@ -48,9 +48,9 @@ def refused(capsys: pytest.CaptureFixture, arguments: list[str]) -> str:
         ("probes: 2", "prob: 2", "unknown key 'measure.light.prob'; did you mean 'probes'?"),
         ("width: 4", "width: wide", "network.width: input should be a valid integer"),
         ("algorithm: maml}", "algorithm: mamll}", "learners.maml.algorithm: input should be 'maml' or 'untrained'"),
-        ("[0, 4, 12]", "[4, 12]", "checkpoints must rise from 0"),
+        ("[0, 2, 5]", "[2, 5]", "checkpoints must rise from 0"),
         ("seeds: [0, 1]", "seeds: [0, 0]", "seeds [0, 0] hold one twice"),
-        ("full_tasks: 2", "full_tasks: 9", "full_tasks=9 exceeds tasks=4"),
+        ("full_tasks: 3", "full_tasks: 9", "full_tasks=9 exceeds tasks=3"),
         ("name: micro", "name: [micro", "is not YAML at line"),
         ("ways: 3", "ways: 60", "ways=60"),
         ("test_queries: 3", "test_queries: 30", "20"),
@@ -118,9 +118,9 @@ def test_wrong_options(here, capsys):
 
 def test_parts_say_which_part_comes_first(here, capsys):
     from analysis.config import load_study
-    from analysis.folder import create_folder
+    from analysis.folder import StudyFolder, begin
 
-    create_folder(load_study("micro"), here / "study")
+    begin(StudyFolder(here / "study", load_study("micro")))
     assert "run 'hessian-tools train' first" in refused(capsys, ["measure", "study"])
 
 
@@ -166,7 +166,7 @@ def test_info_and_parts_on_a_complete_study(here, capsys, micro_study):
     shutil.copytree(micro_study, here / "study")
     assert run(["info", "study"]) == 0
     said = capsys.readouterr().out
-    assert "maml         seed 1: trained to 12; measured (12 task units)" in said
+    assert "maml         seed 1: trained to 5; measured (9 task units)" in said
     assert "verdicts: " in said
     (here / "study" / "figures" / "accuracy.png").unlink()
     assert "figures study' first" in refused(capsys, ["report", "study"])

@@ -20,7 +20,7 @@ from hessian_tools.nets import seeded
 from hessian_tools.runs.checkpoints import load_theta
 from hessian_tools.train import task_loss
 
-LEARNER, SEED, CHECKPOINT, TASK = "maml-shot", 1, 12, 1  # measured in full
+LEARNER, SEED, CHECKPOINT, TASK = "maml-shot", 1, 5, 1  # measured in full
 
 
 @pytest.fixture(scope="module")
@@ -110,8 +110,8 @@ def test_every_quantity_is_in_the_schema_and_every_variable_has_its_error():
 
 def test_light_units_hold_what_was_asked_and_nan_elsewhere(micro_study):
     ds = open_study(micro_study)
-    full = ds.sel(learner=learner_code(ds, "maml"), seed=0, checkpoint=12, task=[0, 1])
-    light = ds.sel(learner=learner_code(ds, "maml"), seed=0, checkpoint=12, task=[2, 3])
+    full = ds.sel(learner=learner_code(ds, "maml"), seed=0, checkpoint=5)
+    light = ds.sel(learner=learner_code(ds, "maml"), seed=0, checkpoint=2)
     assert (full["level"] == 2).all()
     assert full["eigenvalue"].notnull().all()
     assert full["trace_sample"].notnull().all()
@@ -136,7 +136,7 @@ def test_a_store_opens_in_one_line_with_labels(micro_study):
     run = xr.open_zarr(micro_study / "runs" / "maml-seed0" / "measurements.zarr", consolidated=False)
     assert run["eigenvalue"].dims == ("checkpoint", "task", "inner_step", "eigen_index")
     assert run["eigenvalue"].attrs["error_variable"] == "eigenvalue_residual"
-    assert run["checkpoint"].values.tolist() == [0, 4, 12]
+    assert run["checkpoint"].values.tolist() == [0, 2, 5]
     assert run.attrs["learner"] == "maml"
     assert (run["done"] == 1).all()
     ds = analysis.open_study(micro_study)
@@ -152,7 +152,7 @@ def test_units_cover_every_task_once_and_write_whole_chunks(tmp_path, tasks, ful
         load_study("micro"), {"measure": settings | {"tasks": tasks, "full_tasks": full, "block": block}}
     )
     found = measuring.units(StudyFolder(tmp_path, config), device="cpu")
-    last = [u for u in found if u.learner == "maml" and u.seed == 0 and u.checkpoint == 12 and u.tasks]
+    last = [u for u in found if u.learner == "maml" and u.seed == 0 and u.checkpoint == 5 and u.tasks]
     assert sorted(t for u in last for t in u.tasks) == list(range(tasks))
     assert sorted(t for u in last if u.level == measuring.FULL for t in u.tasks) == list(range(full))
     chunk = measuring.chunk_tasks(config)
