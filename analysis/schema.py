@@ -78,9 +78,9 @@ VARIABLES: tuple[Variable, ...] = (
     _point("layer_norm", "1", "Euclidean norm of each parameter tensor", "layer"),
     # curvature of the support loss
     _point("hg_ratio", "1", "|Hg| / |g|", error="hg_ratio_error"),
-    _point("hg_ratio_error", "1", "float32 error of |Hg| / |g|, from the measured asymmetry of the product"),
+    _point("hg_ratio_error", "1", "float32 error of |Hg| / |g|: asymmetry of the product + 8 eps |Hg| / |g|"),
     _point("rho", "1", "curvature along the gradient rho = g'Hg / g'g", error="rho_error"),
-    _point("rho_error", "1", "float32 error of rho, from the measured asymmetry of the product"),
+    _point("rho_error", "1", "float32 error of rho: asymmetry of the product + 8 eps |Hg| / |g|"),
     _point(
         "alpha_rho",
         "1",

@@ -1,16 +1,21 @@
 """Curvature along the inner gradient: |Hg|/|g|, rho, alpha rho, and rho where filters have unit norm."""
 
+import torch
+
 from analysis.quantities.points import Points
 from analysis.quantities.quantity import Quantity, Values
-from hessian_tools.curvature import along, product_asymmetry, rho_normalised
+from hessian_tools.curvature import along, product_asymmetry, rho_normalised, rounding_error
 
 
 def measure(points: Points) -> Values:
-    """Errors come from the asymmetry of the product as computed: z'(Hg) and g'(Hz) should be equal."""
+    """Errors are those of float32, measured by the asymmetry of the products: z'(Hg) and g'(Hz) should be equal."""
     products, g = points.products, points.gradients
     found = along(g, products.hg)
-    z = points.probes.unsqueeze(1).expand_as(products.hz)
-    error = product_asymmetry(products.hg, g, products.hz, z)
+    z = torch.cat(
+        [products.scale[..., None] ** 2 * g[..., None], points.probes.unsqueeze(1).expand_as(products.hz)], -1
+    )
+    hz = torch.cat([products.hd2g[..., None], products.hz], -1)
+    error = rounding_error(found.hg_ratio, product_asymmetry(products.hg, g, hz, z))
     return {
         "rho": found.rho,
         "rho_error": error,

@@ -10,6 +10,7 @@ from hessian_tools.curvature.along import (
     filter_scale,
     product_asymmetry,
     rho_normalised,
+    rounding_error,
     small_step_difference,
 )
 from hessian_tools.curvature.eigen import EigenPairs, Extremes, extremal_eigenpairs, top_eigenpairs
@@ -36,6 +37,7 @@ __all__ = [
     "product_asymmetry",
     "rademacher",
     "rho_normalised",
+    "rounding_error",
     "small_step_difference",
     "top_eigenpairs",
     "trace",
