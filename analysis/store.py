@@ -29,8 +29,11 @@ def create(folder: Path, sizes: Sizes, *, block: int, attrs: Mapping[str, Any]) 
     shutil.rmtree(part, ignore_errors=True)
     blank = blank_run(sizes).assign_attrs(attrs)
     encoding = {v.name: {"chunks": _chunks(v, blank, block), "fill_value": _fill(v)} for v in VARIABLES if v.dims}
-    blank.to_zarr(part, zarr_format=3, consolidated=False, encoding=encoding)
-    os.rename(part, path)
+    try:
+        blank.to_zarr(part, zarr_format=3, consolidated=False, encoding=encoding)
+        os.rename(part, path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
     return path
 
 

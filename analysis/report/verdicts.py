@@ -95,7 +95,7 @@ def verdict_tables(verdicts: Sequence[Verdict]) -> Html:
 
 
 def _lines(verdict: Verdict) -> tuple[Html, Html]:
-    baseline = verdict.baseline if verdict.baseline == "0" else method_label(verdict.baseline)
+    baseline = "orthogonal gradients" if verdict.baseline == "0" else method_label(verdict.baseline)
     levels = f"{number(verdict.baseline_value)} → {number(verdict.trained_value)}"
     levels = DASH if levels == f"{DASH} → {DASH}" else levels
     unit = "" if verdict.units == "1" else f" {verdict.units}"
