@@ -163,6 +163,20 @@ class StudyConfig(_Strict):
         return digest(self.model_dump(mode="json"))
 
 
+def trained(config: StudyConfig) -> dict[str, bool]:
+    """Which learners are trained: all but the untrained controls."""
+    return {name: learner.algorithm != "untrained" for name, learner in config.learners.items()}
+
+
+def without_shot(config: StudyConfig) -> dict[str, str]:
+    """For each learner with SHOT the one that is the same but for SHOT, where the study has it."""
+    plain = {learner: name for name, learner in config.learners.items() if learner.shot is None}
+    bare = {
+        name: learner.model_copy(update={"shot": None}) for name, learner in config.learners.items() if learner.shot
+    }
+    return {name: plain[learner] for name, learner in bare.items() if learner in plain}
+
+
 def load_study(source: str | Path) -> StudyConfig:
     """The study of a YAML file, or a bundled one by name (demo, micro)."""
     return parse_study(study_text(source), source=str(source))

@@ -12,9 +12,9 @@ import yaml
 from analysis import store
 from analysis.claims import Verdict, verdicts_from_json
 from analysis.claims.plan import BUNDLED as PLAN
-from analysis.config import StudyConfig, parse_study
+from analysis.config import StudyConfig, parse_study, trained, without_shot
 from analysis.errors import UserError
-from analysis.schema import VARIABLES, stack_runs
+from analysis.schema import VARIABLES, describe_learners, stack_runs
 from hessian_tools.runs.files import read_json, write_text
 
 STUDY, CLAIMS, VERDICTS, REPORT, STEP_SIZE = (
@@ -104,6 +104,7 @@ def open_study(path: str | Path) -> xr.Dataset:
     if not runs:
         raise UserError(f"nothing is measured yet in {path}; run 'hessian-tools measure {path}' first")
     ds = stack_runs(runs, list(folder.config.learners))
+    ds = describe_learners(ds, trained=trained(folder.config), without_shot=without_shot(folder.config))
     ds.attrs = {"study": folder.config.name, "split": "test"}  # what is the same in every run
     if folder.config.data.name != "sine-line":
         ds.attrs["ways"] = folder.config.data.ways

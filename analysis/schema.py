@@ -157,6 +157,33 @@ def learner_names(ds: xr.Dataset) -> list[str]:
     return [meanings[int(code)] for code in ds["learner"].values]
 
 
+def describe_learners(ds: xr.Dataset, *, trained: Mapping[str, bool], without_shot: Mapping[str, str]) -> xr.Dataset:
+    """Add what the learners are, as coordinates: claims and figures must not guess it from names.
+
+    ``trained``: 0 for an untrained control. ``without_shot``: for a learner with SHOT, the code of the learner that
+    is the same but for SHOT; -1 where there is none.
+    """
+    names = learner_names(ds)
+    codes = {name: int(code) for name, code in zip(names, ds["learner"].values, strict=True)}
+    partners = [codes.get(without_shot.get(name, ""), -1) for name in names]
+    return ds.assign_coords(
+        trained=("learner", np.array([trained[name] for name in names], dtype=np.int8)),
+        without_shot=("learner", np.array(partners, dtype=np.int64)),
+    )
+
+
+def trained_learners(ds: xr.Dataset) -> list[str]:
+    """Every learner that is no untrained control."""
+    return [name for name, trained in zip(learner_names(ds), ds["trained"].values, strict=True) if trained]
+
+
+def shot_pairs(ds: xr.Dataset) -> list[tuple[str, str]]:
+    """(learner with SHOT, the same learner without) for every pair the study has."""
+    meanings = ds["learner"].attrs["flag_meanings"].split()
+    pairs = zip(learner_names(ds), ds["without_shot"].values, strict=True)
+    return [(name, meanings[int(code)]) for name, code in pairs if code >= 0]
+
+
 def learner_code(ds: xr.Dataset, name: str) -> int:
     """The code of a learner, for ``ds.sel(learner=...)``."""
     names = learner_names(ds)

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import xarray as xr
 
-from analysis.schema import LEVEL_MEANINGS, STATUS_MEANINGS, Sizes, blank_run, stack_runs
+from analysis.schema import LEVEL_MEANINGS, STATUS_MEANINGS, Sizes, blank_run, describe_learners, stack_runs
 from hessian_tools.rng import numpy_stream
 
 LAYERS = ("features.0.weight", "features.0.bias", "head.weight", "head.bias")
@@ -80,7 +80,11 @@ def planted_study(
             ds = _run(sizes, name, at, max(checkpoints), effects.get(name, Effect()), options)
             lost = [task for learner, s, task in diverged if (learner, s) == (name, at)]
             runs[name, at] = _diverge(ds, lost) if lost else ds
-    study = stack_runs(runs, tuple(learners))
+    study = describe_learners(
+        stack_runs(runs, tuple(learners)),
+        trained={name: name != "untrained" for name in learners},
+        without_shot={name: name.removesuffix("-shot") for name in learners if name.endswith("-shot")},
+    )
     true = {name: asdict(_raw_effect(effects.get(name, Effect()), steps, loss_driven)) for name in learners}
     levels = {"first": LEVELS[0], "later": LEVELS[1], "alignment": ALIGNMENT}
     study.attrs["planted"] = json.dumps({"loss_driven": loss_driven, "untrained": levels, "effects": true})

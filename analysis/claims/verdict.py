@@ -108,10 +108,10 @@ def _outcome(
     return outcome, seeds_to_decide(mean, interval.sd, margin=margin, confidence=confidence)
 
 
-def verdicts_to_json(verdicts: Sequence[Verdict]) -> str:
-    """The verdicts as JSON text; a number that does not exist is null."""
+def verdicts_to_json(verdicts: Sequence[Verdict], **facts: str) -> str:
+    """The verdicts as JSON text, after facts about what they rest on; a number that does not exist is null."""
     rows = [{key: _null(value) for key, value in asdict(verdict).items()} for verdict in verdicts]
-    return json.dumps({"verdicts": rows}, indent=1, allow_nan=False) + "\n"
+    return json.dumps(facts | {"verdicts": rows}, indent=1, allow_nan=False) + "\n"
 
 
 def verdicts_from_json(text: str) -> list[Verdict]:
