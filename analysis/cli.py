@@ -1,6 +1,7 @@
 """The command line. Heavy imports wait until a command runs, so that help is instant."""
 
 import errno
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -148,7 +149,7 @@ def info(path: Folder) -> None:
     from analysis.folder import open_folder
     from analysis.inventory import describe
 
-    for line in describe(open_folder(path)):
+    for line in list(describe(open_folder(path))):  # all of it, or an error alone
         print(line)
 
 
@@ -169,29 +170,39 @@ def run(arguments: list[str] | None = None) -> int:
         return _fail(str(e), 2)
     except KeyboardInterrupt:
         return _fail("stopped; the same command goes on from here", 1)
+    except BrokenPipeError:  # the reader of a pipe has left; there is nobody to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as e:
-        if e.errno == errno.ENOSPC:
-            return _fail(
-                f"no space left on the device ({e.filename or 'the study folder'}); free some and run the same command",
-                2,
-            )
-        if isinstance(e, PermissionError):
-            return _fail(f"may not write {e.filename}; choose another --out", 2)
-        raise
+        return _fail(_told(e), 2)
+    except _lost() as e:
+        return _fail(str(e), 1)
     except _mistakes() as e:
         return _fail(str(e), 2)
     return 0
 
 
+def _told(error: OSError) -> str:
+    place = error.filename or "the study folder"
+    if error.errno == errno.ENOSPC:
+        return f"no space left on the device ({place}); free some and run the same command"
+    return f"{place}: {error.strerror or error}; mend that, or choose another --out"
+
+
+def _lost() -> type[Exception]:
+    from analysis.engines import WorkerLost
+
+    return WorkerLost
+
+
 def _mistakes() -> tuple[type[Exception], ...]:
     """Errors that are about what the user gave, not about this program. Called only when one was raised."""
     from analysis.claims import NotMeasuredError, PlanError
-    from analysis.engines import WorkerLost
     from hessian_tools.loss import HiddenStateError
     from hessian_tools.runs.files import DamagedFileError
     from hessian_tools.runs.manifest import ForeignRunError
 
-    return NotMeasuredError, HiddenStateError, PlanError, DamagedFileError, ForeignRunError, WorkerLost
+    return NotMeasuredError, HiddenStateError, PlanError, DamagedFileError, ForeignRunError
 
 
 def _checked(
@@ -210,7 +221,7 @@ def _checked(
     check(config)
     if claims is not None and not claims.is_file():
         raise _user_error(f"there is no plan of the claims {claims}; start from a copy of analysis/claims/claims.yaml")
-    load_plan(claims)
+    load_plan(claims).check_steps(config.inner.steps)
     plan = claims.read_text(encoding="utf-8") if claims else None
     return plan_folder(config, out or Path("runs") / config.name), plan
 

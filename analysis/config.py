@@ -7,14 +7,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from analysis.errors import UserError
 from hessian_tools.runs.manifest import digest
+from hessian_tools.train import logarithmic_schedule
 
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, strict=True)]
+Natural = Annotated[int, Field(ge=0, strict=True)]
+Flag = Annotated[bool, Field(strict=True)]
 Rate = Annotated[float, Field(gt=0)]
 BUNDLED = ("demo", "micro")
+UNION_PARTS = ("constrained-float", "float", "StepSizeSearch")  # pydantic's names for the alternatives of a union
 
 
 class _Strict(BaseModel):
@@ -50,7 +54,7 @@ class StepSizeSearch(_Strict):
     learner: str = "maml"
     meta_steps: Positive = 60
     validation_tasks: Positive = 100
-    seed: int = 1000
+    seed: Natural = 1000
 
 
 class InnerConfig(_Strict):
@@ -67,14 +71,14 @@ class ShotConfig(_Strict):
     target_steps: Positive = 1
     reference_steps: Positive | None = None
     distance: Literal["kl_reference_target", "kl_target_reference", "squared_error"] = "kl_reference_target"
-    detach_reference: bool = True
+    detach_reference: Flag = True
 
 
 class LearnerConfig(_Strict):
     """One learner. "untrained" is the control: the initial network, adapted by the same inner loop."""
 
     algorithm: Literal["maml", "untrained"] = "maml"
-    first_order: bool = False
+    first_order: Flag = False
     shot: ShotConfig | None = None
 
     @model_validator(mode="after")
@@ -85,13 +89,21 @@ class LearnerConfig(_Strict):
 
 
 class TrainSettings(_Strict):
-    """The outer loop, for every learner alike."""
+    """The outer loop, for every learner alike.
 
-    checkpoints: tuple[Annotated[int, Field(ge=0)], ...] = (0, 30, 100, 300)
+    checkpoints: meta-iterations, or one number N for the logarithmic schedule 0, 1, 3, 10, 30, ... up to N.
+    """
+
+    checkpoints: tuple[Natural, ...] = (0, 30, 100, 300)
     meta_batch: Positive = 4
     learning_rate: Rate = 1e-3
-    validation_tasks: Annotated[int, Field(ge=0)] = 50
+    validation_tasks: Natural = 50
     save_every: Positive | None = None
+
+    @field_validator("checkpoints", mode="before")
+    @classmethod
+    def _logarithmic(cls, value: Any) -> Any:
+        return logarithmic_schedule(value) if type(value) is int and value > 0 else value
 
     @model_validator(mode="after")
     def _rising_from_zero(self) -> "TrainSettings":
@@ -106,20 +118,30 @@ class LevelConfig(_Strict):
 
     eigenvalues: Positive = 5
     tolerance: Rate = 1e-3
-    probes: Annotated[int, Field(ge=2)] = 20
+    probes: Annotated[int, Field(ge=2, strict=True)] = 20
     max_matvecs: Positive = 80
+
+    @model_validator(mode="after")
+    def _enough_products(self) -> "LevelConfig":
+        least = 2 * (self.eigenvalues + 2)
+        if self.max_matvecs < least:
+            raise ValueError(
+                f"max_matvecs={self.max_matvecs} cannot find and check {self.eigenvalues} eigenvalues and both ends;"
+                f" give {least} or more"
+            )
+        return self
 
 
 class MeasureConfig(_Strict):
     """Held-out tasks: all get the light measurement, the first few the full one at the first and last checkpoint."""
 
     tasks: Positive = 16
-    full_tasks: Annotated[int, Field(ge=0)] = 4
+    full_tasks: Natural = 4
     light: LevelConfig = LevelConfig(eigenvalues=1, tolerance=1e-2, probes=4, max_matvecs=40)
     full: LevelConfig = LevelConfig()
     block: Positive = 4
     evaluation_tasks: Positive = 100
-    seed: int = 0
+    seed: Natural = 0
 
     @model_validator(mode="after")
     def _full_within_tasks(self) -> "MeasureConfig":
@@ -138,7 +160,7 @@ class StudyConfig(_Strict):
     network: NetworkConfig = NetworkConfig()
     inner: InnerConfig = InnerConfig()
     learners: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")], LearnerConfig] = Field(min_length=1)
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0, 1), min_length=1)
+    seeds: tuple[Natural, ...] = Field(default=(0, 1), min_length=1)
     train: TrainSettings = TrainSettings()
     measure: MeasureConfig = MeasureConfig()
 
@@ -215,7 +237,7 @@ def _first_mistake(error: ValidationError) -> str:
     # An unknown key is likelier to be the cause than a value that then seems missing or odd.
     mistakes = sorted(error.errors(), key=lambda m: m["type"] != "extra_forbidden")
     mistake = mistakes[0]
-    place = ".".join(str(part) for part in mistake["loc"] if part not in ("float", "StepSizeSearch"))
+    place = ".".join(str(part) for part in mistake["loc"] if part not in UNION_PARTS)
     if mistake["type"] == "extra_forbidden":
         known = _known_keys(mistake["loc"][:-1])
         near = get_close_matches(str(mistake["loc"][-1]), known, n=1, cutoff=0.5)

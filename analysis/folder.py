@@ -1,29 +1,26 @@
 """A study's folder: what lies where, whose it is, and who may write in it."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import xarray as xr
 import yaml
 
 from analysis import store
-from analysis.claims import Verdict, verdicts_from_json
+from analysis.claims import Plan, Verdict, load_plan, verdicts_from_json
 from analysis.claims.plan import BUNDLED as PLAN
 from analysis.config import StudyConfig, parse_study, trained, without_shot
 from analysis.errors import UserError
 from analysis.schema import VARIABLES, describe_learners, stack_runs
 from hessian_tools.runs.files import read_json, write_text
 
-STUDY, CLAIMS, VERDICTS, REPORT, STEP_SIZE = (
-    "study.yaml",
-    "claims.yaml",
-    "verdicts.json",
-    "report.html",
-    "step_size.json",
-)
+STUDY, CLAIMS, VERDICTS, REPORT = "study.yaml", "claims.yaml", "verdicts.json", "report.html"
+STEP_SIZE, DRAWN = "step_size.json", "drawn.json"
 
 
 @dataclass(frozen=True)
@@ -76,15 +73,16 @@ def begin(folder: StudyFolder, *, claims: str | None = None) -> None:
     claims: the text of a checked plan, the bundled one if None; a folder keeps the one it was begun with.
     """
     place = folder.path / CLAIMS
-    kept = place.read_text(encoding="utf-8") if place.exists() else claims
+    kept = _text(place) if place.exists() else claims
     if claims not in (None, kept):
         raise UserError(
             f"{folder.path} was begun with another plan of the claims, and a plan is fixed before the data;"
             " leave --claims out, or choose another --out"
         )
     store.sweep(folder.path)
-    write_text(place, kept or PLAN.read_text(encoding="utf-8"))
+    # study.yaml first: a folder without it is somebody else's.
     write_text(folder.path / STUDY, yaml.safe_dump(folder.config.model_dump(mode="json"), sort_keys=False))
+    write_text(place, kept or PLAN.read_text(encoding="utf-8"))
 
 
 def open_folder(path: str | Path) -> StudyFolder:
@@ -93,7 +91,7 @@ def open_folder(path: str | Path) -> StudyFolder:
     if not (path / STUDY).is_file():
         what = "is no study folder" if path.exists() else "does not exist"
         raise UserError(f"{path} {what}: there is no {STUDY} in it; 'hessian-tools demo' makes one")
-    return StudyFolder(path, parse_study((path / STUDY).read_text(encoding="utf-8"), source=str(path / STUDY)))
+    return StudyFolder(path, parse_study(_text(path / STUDY), source=str(path / STUDY)))
 
 
 def open_study(path: str | Path) -> xr.Dataset:
@@ -111,18 +109,48 @@ def open_study(path: str | Path) -> xr.Dataset:
     return ds.sortby("checkpoint")[[variable.name for variable in VARIABLES]]  # zarr lists them in no fixed order
 
 
+def plan_of(folder: StudyFolder) -> Plan:
+    """The plan the study was begun with."""
+    place = folder.path / CLAIMS
+    if not place.exists():
+        raise UserError(f"{place} is gone; put it back, or begin another study")
+    _text(place)
+    return load_plan(place)
+
+
+def content_digest(ds: xr.Dataset) -> str:
+    """SHA-256 of every number of a study: what verdicts and figures say they rest on."""
+    content = hashlib.sha256()
+    for name in sorted(map(str, ds.variables)):
+        content.update(name.encode() + np.ascontiguousarray(ds[name].values).tobytes())
+    return content.hexdigest()
+
+
+def stale(folder: StudyFolder, ds: xr.Dataset) -> list[str]:
+    """Which of "verdicts" and "figures" were made from other measurements than are there now."""
+    places = {"verdicts": folder.path / VERDICTS, "figures": folder.figures / DRAWN}
+    now = content_digest(ds)
+    return [part for part, path in places.items() if path.exists() and read_json(path).get("measurements") != now]
+
+
 def open_verdicts(path: str | Path) -> list[Verdict]:
     """What was concluded from a study's measurements."""
     place = open_folder(path).path / VERDICTS
     if not place.exists():
         raise UserError(f"{place} does not exist yet; run 'hessian-tools test {place.parent}' first")
-    return verdicts_from_json(place.read_text(encoding="utf-8"))
+    try:
+        return verdicts_from_json(_text(place))
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{place} is damaged; run 'hessian-tools test {place.parent}' to make it again") from None
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """One writer at a time; the lock goes with the process, however it ends."""
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"the folder {path} cannot be made ({e.strerror}); choose another --out") from None
     try:
         import fcntl
     except ImportError:  # no such locks on Windows: the user is trusted there
@@ -157,3 +185,10 @@ def _refuse_another(wanted: StudyConfig, found: StudyFolder) -> None:
 def _short(value: object) -> str:
     text = str(value)
     return text if len(text) <= 70 else text[:67] + "..."
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is damaged: it is no text in UTF-8; put it back or begin another study") from None

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from analysis import setting, store
-from analysis.folder import REPORT, VERDICTS, StudyFolder, open_verdicts
+from analysis.folder import REPORT, VERDICTS, StudyFolder, open_study, open_verdicts, stale
 from hessian_tools.runs.checkpoints import checkpoint_path
 from hessian_tools.train import diverged_at
 
@@ -20,9 +20,10 @@ def describe(folder: StudyFolder) -> Iterator[str]:
     )
     for learner, seed in folder.runs:
         yield f"  {learner:<12} seed {seed}: {_training(folder, learner, seed)}; {_measuring(folder, learner, seed)}"
-    yield _verdicts(folder)
+    old = _stale(folder)
+    yield _verdicts(folder) + (" (of older measurements)" if "verdicts" in old else "")
     drawn = sorted(path.stem for path in folder.figures.glob("*.pdf"))
-    yield f"figures: {', '.join(drawn) or 'none yet'}"
+    yield f"figures: {', '.join(drawn) or 'none yet'}" + (" (of older measurements)" if "figures" in old else "")
     report = folder.path / REPORT
     yield f"report: {report if report.exists() else 'none yet'}"
 
@@ -46,6 +47,11 @@ def _measuring(folder: StudyFolder, learner: str, seed: int) -> str:
     if np.all(done == 1):
         return f"measured ({done.size} task units)"
     return f"{int(np.sum(done == 1))} of {done.size} task units measured"
+
+
+def _stale(folder: StudyFolder) -> list[str]:
+    measured = any((folder.run(*run) / store.NAME).exists() for run in folder.runs)
+    return stale(folder, open_study(folder.path)) if measured else []
 
 
 def _verdicts(folder: StudyFolder) -> str:

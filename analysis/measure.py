@@ -31,6 +31,8 @@ from hessian_tools.trajectory import SaveAt, Trajectory, stack
 
 MEASURED, DIVERGED = STATUS_MEANINGS.index("measured"), STATUS_MEANINGS.index("diverged")
 LIGHT, FULL = LEVEL_MEANINGS.index("light"), LEVEL_MEANINGS.index("full")
+# Below it the square of the gradient is gone in float32, and with it rho.
+ZERO_GRADIENT = 1e-18
 VECTORS = SaveAt(thetas=True, gradients=True)
 
 
@@ -165,7 +167,16 @@ def _values(unit: Unit) -> dict[str, np.ndarray]:
             if quantity.curvature:
                 value[~finite] = float("nan")
             values[name] = _padded(name, value, unit.config)
+    _mark_overflow(values)
     return values
+
+
+def _mark_overflow(values: dict[str, np.ndarray]) -> None:
+    """A task whose losses are finite but whose curvature is not has diverged too; a zero gradient has no rho."""
+    if "alpha_rho" in values:
+        moving = values["grad_norm"] >= ZERO_GRADIENT
+        lost = [moving & ~np.isfinite(values[name]) for name in ("alpha_rho", "rho_normalised")]
+        values["status"][np.any(lost, axis=(0, 2))] = DIVERGED
 
 
 def _points(unit: Unit) -> Points:

@@ -65,8 +65,8 @@ LEVEL_MEANINGS = ("none", "light", "full")
 
 VARIABLES: tuple[Variable, ...] = (
     # the trajectory itself
-    _point("support_loss", "nat", "loss on the support set"),
-    _point("query_loss", "nat", "loss on the query set"),
+    _point("support_loss", "1", "loss on the support set (cross-entropy in nat, or squared error)"),
+    _point("query_loss", "1", "loss on the query set (cross-entropy in nat, or squared error)"),
     _point("support_accuracy", "1", "accuracy on the support set"),
     _point("query_accuracy", "1", "accuracy on the query set"),
     _point("theta_norm", "1", "Euclidean norm of the parameters |theta_k|"),
@@ -101,7 +101,7 @@ VARIABLES: tuple[Variable, ...] = (
     _point("trace_stderr", "1", "standard error of the trace"),
     _point("trace_sample", "1", "z'Hz of each Rademacher probe, shared along a task", "probe"),
     # many more held-out tasks, accuracy only
-    Variable("evaluation_loss", ("checkpoint", "evaluation_task"), "nat", "query loss after adaptation"),
+    Variable("evaluation_loss", ("checkpoint", "evaluation_task"), "1", "query loss after adaptation"),
     Variable("evaluation_accuracy", ("checkpoint", "evaluation_task"), "1", "query accuracy after adaptation"),
     # state of the measurement
     Variable("level", TASK, "1", "how much was measured: " + ", ".join(LEVEL_MEANINGS), dtype="int8"),

@@ -9,6 +9,7 @@ from torch import nn
 from analysis.config import LearnerConfig, StudyConfig
 from analysis.errors import UserError
 from hessian_tools.data import TaskSource, open_tasks
+from hessian_tools.flat import flatten
 from hessian_tools.meta import learners
 from hessian_tools.meta.learners import Learner
 from hessian_tools.meta.shot import Shot
@@ -90,8 +91,11 @@ def check(config: StudyConfig) -> None:
             except ValueError as e:
                 raise UserError(f"data: {e}") from None
     try:
-        build()
+        num_params = flatten(build())[1].numel
     except ValueError as e:
         raise UserError(f"network: {e}") from None
+    wanted = max(config.measure.full.eigenvalues, 1)
+    if wanted > num_params:
+        raise UserError(f"measure.full.eigenvalues={wanted} of a network with {num_params} parameters; ask for fewer")
     for name in config.learners:
         training(config, name, config.seeds[0], step_size=1.0, folder=None, device="cpu")

@@ -14,12 +14,13 @@ def facts(folder: StudyFolder) -> dict[str, str]:
     """The set-up, one line each, in the order a reader asks."""
     config, data, outer, plan = folder.config, folder.config.data, folder.config.train, folder.config.measure
     layout = flatten(seeded(setting.network(config), seed=0))[1]
+    classes = setting.tasks(config).kind == "classification"
     manifest = read_json(folder.run(*folder.runs[0]) / MANIFEST)
     libraries = ", ".join(f"{name} {version}" for name, version in manifest["libraries"].items())
     return {
         "Data": f"{data.name}, {data.ways}-way {data.shots}-shot, {data.queries} query images a class in training and"
         f" {data.test_queries} on held-out tasks"
-        if setting.tasks(config).kind == "classification"
+        if classes
         else f"{data.name} regression",
         "Network": f"{config.network.name}, {layout.numel:,} parameters",
         "Learners": "; ".join(f"{name}: {_describe(learner)}" for name, learner in config.learners.items()),
@@ -29,7 +30,7 @@ def facts(folder: StudyFolder) -> dict[str, str]:
         "Seeds": f"{len(config.seeds)}: {', '.join(map(str, config.seeds))} (initial parameters, training tasks and"
         " held-out tasks)",
         "Held-out tasks": f"{plan.tasks} a seed with curvature at every inner step ({plan.full_tasks} of them in full),"
-        f" {plan.evaluation_tasks} a seed for accuracy; classes never trained on",
+        f" {plan.evaluation_tasks} a seed for accuracy" + ("; classes never trained on" if classes else ""),
         "Curvature": f"of the support loss; light: {plan.light.probes} probes, eigenvalues to {plan.light.tolerance:g};"
         f" full: {plan.full.probes} probes, top {plan.full.eigenvalues} to {plan.full.tolerance:g}",
         "Precision": f"{manifest['dtype']} on {manifest['device']}, {manifest['threads']} thread per process",

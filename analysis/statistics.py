@@ -124,7 +124,8 @@ def seeds_to_decide(
     """The smallest number of seeds at which ``decide`` would decide if ``mean`` and ``sd`` stayed as they are.
 
     ``mean`` has the claimed direction as positive. None if ``most`` seeds would not do, or if ``sd`` is NaN
-    (one seed shows no spread). A guide only: with few seeds ``sd`` itself is known to a factor of two or worse.
+    (one seed shows no spread). About half of the studies of that size decide, since their own means scatter around
+    this one: plan for more. A guide only: with few seeds ``sd`` itself is known to a factor of two or worse.
     """
     _check_confidence(confidence)
 

@@ -7,6 +7,7 @@ scaled by it.
 """
 
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +79,8 @@ def try_candidate(candidate: Candidate, emit: Emit) -> None:
         _training(candidate, search), progress=lambda step, _: emit(1, f"alpha {candidate.step_size:g}")
     )
     row: dict[str, Any] = {"step_size": candidate.step_size, "diverged": last.diverged}
-    if not last.diverged:
-        row |= {"validation_accuracy": last.validation_accuracy, "validation_loss": last.validation_loss}
+    found = {"validation_accuracy": last.validation_accuracy, "validation_loss": last.validation_loss}
+    row |= {name: value for name, value in found.items() if isfinite(value)}
     write_json(candidate.result, row)
 
 
@@ -94,7 +95,8 @@ def _training(candidate: Candidate, search: StepSizeSearch) -> TrainConfig:
 
 
 def _best(rows: list[dict[str, Any]], *, classification: bool) -> float:
-    finite = [row for row in rows if not row["diverged"]]
+    judged = "validation_accuracy" if classification else "validation_loss"
+    finite = [row for row in rows if isinstance(row.get(judged), float)]
     if not finite:
         tried = ", ".join(f"{row['step_size']:g}" for row in rows)
         raise UserError(

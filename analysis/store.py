@@ -7,7 +7,8 @@ any moment leaves a store in which every flagged unit is complete.
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import xarray as xr
 import zarr
 
 from analysis.schema import BY_NAME, VARIABLES, Sizes, Variable, blank_run
+from hessian_tools.runs.files import DamagedFileError
 
 NAME = "measurements.zarr"
 
@@ -38,19 +40,23 @@ def create(folder: Path, sizes: Sizes, *, block: int, attrs: Mapping[str, Any]) 
 
 
 def open_run(path: Path) -> xr.Dataset:
-    """A run's measurements in memory."""
-    with xr.open_zarr(path, consolidated=False, chunks=None) as ds:
+    """A run's measurements in memory; in one line of your own: ``xr.open_zarr(path, consolidated=False)``."""
+    with _readable(path), xr.open_zarr(path, consolidated=False, chunks=None) as ds:
         return ds.load()
 
 
 def is_done(path: Path, checkpoint: int, block: slice) -> bool:
     """Whether a unit is complete."""
-    return bool(np.all(_array(path, "done")[checkpoint, block] == 1))
+    done = _array(path, "done")
+    with _readable(path):
+        return bool(np.all(done[checkpoint, block] == 1))
 
 
 def evaluation_is_done(path: Path, checkpoint: int) -> bool:
     """Whether the evaluation at a checkpoint is complete."""
-    return bool(_array(path, "evaluation_done")[checkpoint] == 1)
+    done = _array(path, "evaluation_done")
+    with _readable(path):
+        return bool(done[checkpoint] == 1)
 
 
 def write_unit(path: Path, checkpoint: int, block: slice, values: Mapping[str, np.ndarray]) -> None:
@@ -94,8 +100,19 @@ def _fill(variable: Variable) -> float | int:
     return float("nan") if variable.dtype == "float64" else 0
 
 
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Whatever a damaged store raises, and zarr has many names for it, is told as one thing."""
+    try:
+        yield
+    except Exception as e:
+        reason = str(e).splitlines()[0][:100] if str(e) else type(e).__name__
+        raise DamagedFileError(f"{path} is damaged ({reason}); remove it and measure again") from e
+
+
 def _array(path: Path, name: str) -> Any:
-    return zarr.open_array(path, path=name, mode="r")
+    with _readable(path):
+        return zarr.open_array(path, path=name, mode="r")
 
 
 def _writable(group: zarr.Group, name: str) -> Any:

@@ -7,17 +7,28 @@ import xarray as xr
 
 from analysis import measure as measuring
 from analysis import setting, step_size, store
-from analysis.claims import Verdict, judge, load_plan, verdicts_to_json
+from analysis.claims import Verdict, judge, verdicts_to_json
 from analysis.config import StudyConfig
 from analysis.engines import Crew, Emit
 from analysis.errors import UserError
 from analysis.figures import FIGURES, save
-from analysis.folder import CLAIMS, REPORT, VERDICTS, StudyFolder, open_study, open_verdicts
+from analysis.folder import (
+    CLAIMS,
+    DRAWN,
+    REPORT,
+    VERDICTS,
+    StudyFolder,
+    content_digest,
+    open_study,
+    open_verdicts,
+    plan_of,
+    stale,
+)
 from analysis.progress import Reporter
 from analysis.report import render
 from analysis.setup_facts import command, facts, notes
 from hessian_tools.runs.checkpoints import checkpoint_path
-from hessian_tools.runs.files import read_json, write_text
+from hessian_tools.runs.files import read_json, write_json, write_text
 from hessian_tools.runs.manifest import NAME as MANIFEST
 from hessian_tools.runs.manifest import claim_folder, environment
 from hessian_tools.train import diverged_at, meta_train
@@ -116,10 +127,12 @@ def measure(folder: StudyFolder, reporter: Reporter, resources: Resources) -> No
 
 def test(folder: StudyFolder, ds: xr.Dataset) -> list[Verdict]:
     """The verdicts, from the measurements and the plan that was fixed before them."""
-    plan = load_plan(folder.path / CLAIMS)
+    plan = plan_of(folder)
     _refuse_a_changed_plan(folder, plan.digest)
+    _refuse_a_part(folder)
     verdicts = judge(ds, plan)
-    write_text(folder.path / VERDICTS, verdicts_to_json(verdicts))
+    facts = {"measurements": content_digest(ds), "plan": plan.digest}
+    write_text(folder.path / VERDICTS, verdicts_to_json(verdicts, **facts))
     return verdicts
 
 
@@ -131,6 +144,7 @@ def figures(folder: StudyFolder, ds: xr.Dataset, reporter: Reporter) -> list[Pat
         for name, figure in FIGURES.items():
             saved += save(figure.draw(ds), folder.figures / name)
             stage.advance(1, name)
+    write_json(folder.figures / DRAWN, {"measurements": content_digest(ds)})
     return saved
 
 
@@ -140,6 +154,11 @@ def report(folder: StudyFolder, ds: xr.Dataset) -> Path:
     for image in images.values():
         if not image.exists():
             raise UserError(f"{image} is not drawn yet; run 'hessian-tools figures {folder.path}' first")
+    for part in stale(folder, ds):
+        raise UserError(
+            f"the {part} of {folder.path} rest on other measurements than are there now;"
+            f" run 'hessian-tools {part.replace('verdicts', 'test')} {folder.path}' first"
+        )
     page = render(
         ds=ds,
         verdicts=open_verdicts(folder.path),
@@ -148,6 +167,7 @@ def report(folder: StudyFolder, ds: xr.Dataset) -> Path:
         command=command(folder),
         notes=notes(folder),
         step_size_table=step_size.table(folder),
+        confidence=plan_of(folder).confidence,
     )
     write_text(folder.path / REPORT, page)
     return folder.path / REPORT
@@ -176,9 +196,18 @@ def _claim(unit: TrainUnit) -> None:
     found = environment(device=unit.device) | {
         "threads": 1,
         "data_digest": setting.tasks(unit.config).digest,
-        "claims_digest": load_plan(unit.folder / CLAIMS).digest,
+        "claims_digest": plan_of(StudyFolder(unit.folder, unit.config)).digest,
     }
     claim_folder(unit.run, settings, facts=found)
+
+
+def _refuse_a_part(folder: StudyFolder) -> None:
+    for learner, seed in folder.runs:
+        if not (folder.run(learner, seed) / store.NAME).exists():
+            raise UserError(
+                f"{learner} seed {seed} is not measured yet, and a verdict on a part would be on another study;"
+                f" run 'hessian-tools measure {folder.path}' first"
+            )
 
 
 def _refuse_a_changed_plan(folder: StudyFolder, digest: str) -> None:

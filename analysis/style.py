@@ -89,11 +89,15 @@ class MethodStyle:
 
 GREY = "#6f6f6f"
 LIGHT_GREY = "#b9b9b9"
+DARK = "#333333"
+"""Stands for "the method's own colour" where a legend speaks of all methods."""
 
-# Colour belongs to the method, in every figure. The first six are Okabe and Ito's (2008) without black and the yellow
-# that vanishes on white. A learner without SHOT is drawn solid, with SHOT dashed.
+CONTROL = MethodStyle(GREY, "s", ":")
+"""The look of an untrained control, whatever its name: grey belongs to what was not trained."""
+
+# Colour belongs to the method, in every figure. The first six are Okabe and Ito's (2008) without the yellow that
+# vanishes on white. A learner without SHOT is drawn solid, with SHOT dashed.
 METHODS: dict[str, MethodStyle] = {
-    "untrained": MethodStyle(GREY, "s", ":"),
     "supervised": MethodStyle("#000000", "X", "-."),
     "maml": MethodStyle("#0072B2", "o", "-"),
     "maml-shot": MethodStyle("#D55E00", "^", "--"),

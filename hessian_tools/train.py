@@ -6,7 +6,7 @@ reported as diverged by whatever reads the run.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -65,6 +65,11 @@ class TrainConfig:
             raise ValueError(f"learning_rate={self.learning_rate} must be positive")
         if self.shot is not None:
             self.shot.reference_count(self.learner.steps)
+            if self.tasks.kind == "regression" and self.shot.distance.startswith("kl"):
+                raise ValueError(
+                    f"distance={self.shot.distance!r} compares class probabilities, which regression has none of;"
+                    " use distance 'squared_error'"
+                )
 
 
 @dataclass(frozen=True)
@@ -120,6 +125,9 @@ def meta_train(config: TrainConfig, *, progress: Progress | None = None) -> Iter
         if config.folder and checkpoints.checkpoint_path(config.folder, meta_step).exists():
             yield _read(config.folder, meta_step)
             continue
+        if config.folder and state.meta_step > meta_step:
+            yield _made_again(config, config.folder, meta_step, progress)
+            continue
         finite = _advance(state, config, meta_step, progress)
         if not finite:
             yield Checkpoint(meta_step, state.theta.detach().clone(), float("nan"), float("nan"), diverged=True)
@@ -129,6 +137,13 @@ def meta_train(config: TrainConfig, *, progress: Progress | None = None) -> Iter
             _save_checkpoint(config.folder, checkpoint)
             _save_state(state, config.folder)
         yield checkpoint
+
+
+def _made_again(config: TrainConfig, folder: Path, meta_step: int, progress: Progress | None) -> Checkpoint:
+    """A checkpoint that was removed though training is past it: trained to once more, with the same numbers."""
+    *_, checkpoint = meta_train(replace(config, folder=None, checkpoints=(meta_step,)), progress=progress)
+    _save_checkpoint(folder, checkpoint)
+    return checkpoint
 
 
 def diverged_at(folder: Path) -> int | None:
@@ -169,11 +184,6 @@ def _start(config: TrainConfig) -> _State:
 
 def _advance(state: _State, config: TrainConfig, until: int, progress: Progress | None) -> bool:
     """Outer steps up to a meta-iteration; False when one of them was not finite."""
-    if state.meta_step > until:
-        raise ValueError(
-            f"the saved state is at meta-iteration {state.meta_step}, past the missing checkpoint {until};"
-            f" remove {config.folder} and train again"
-        )
     while state.meta_step < until:
         aux, finite = _outer_step(state, config)
         if not finite:

@@ -44,6 +44,7 @@ class _Options:
     seed_spread: float
     task_spread: float
     loss_driven: bool
+    growing_weights: bool
     seed: int
 
 
@@ -59,6 +60,9 @@ def planted_study(
     seed_spread: float = 0.03,
     task_spread: float = 0.05,
     loss_driven: bool = False,
+    growing_weights: bool = False,
+    untrained: Collection[str] = ("untrained",),
+    without_shot: Mapping[str, str] | None = None,
     diverged: Collection[tuple[str, int, int]] = (),
     evaluation_tasks: int = 40,
     seed: int = 0,
@@ -66,24 +70,28 @@ def planted_study(
     """A study with planted effects, reproducible from ``seed``; a learner not in ``effects`` has none.
 
     A seed's change is the true one plus ``seed_spread`` times a normal number; points scatter around it by
-    ``task_spread``. At checkpoint 0 all learners of a seed are one network and have equal numbers; "untrained"
-    has that checkpoint only. ``loss_driven``: alpha rho is the squared support loss and training moves it only
+    ``task_spread``. At checkpoint 0 all learners of a seed are one network and have equal numbers; a control
+    in ``untrained`` has that checkpoint only. ``without_shot``: the pairs; by default "x-shot" goes with "x".
+    ``loss_driven``: alpha rho is the squared support loss and training moves it only
     through the loss, so the effect at equal loss is 0 (else alpha rho does not depend on the loss).
+    ``growing_weights``: it moves alpha rho only through the weights' norm, so rho at unit filter norm does not change.
     ``diverged``: units (learner, seed, task) lost after inner step 0 at the last checkpoint.
     """
-    options = _Options(step_size, seed_spread, task_spread, loss_driven, seed)
+    options = _Options(step_size, seed_spread, task_spread, loss_driven, growing_weights, seed)
     runs = {}
     for name in learners:
-        saved = tuple(checkpoints)[:1] if name == "untrained" else tuple(checkpoints)
+        saved = tuple(checkpoints)[:1] if name in untrained else tuple(checkpoints)
         sizes = Sizes(saved, tuple(range(tasks)), steps, LAYERS, len(SPECTRUM), 8, evaluation_tasks)
         for at in seeds:
             ds = _run(sizes, name, at, max(checkpoints), effects.get(name, Effect()), options)
             lost = [task for learner, s, task in diverged if (learner, s) == (name, at)]
             runs[name, at] = _diverge(ds, lost) if lost else ds
+    if without_shot is None:
+        without_shot = {name: name.removesuffix("-shot") for name in learners if name.endswith("-shot")}
     study = describe_learners(
         stack_runs(runs, tuple(learners)),
-        trained={name: name != "untrained" for name in learners},
-        without_shot={name: name.removesuffix("-shot") for name in learners if name.endswith("-shot")},
+        trained={name: name not in untrained for name in learners},
+        without_shot=without_shot,
     )
     true = {name: asdict(_raw_effect(effects.get(name, Effect()), steps, loss_driven)) for name in learners}
     levels = {"first": LEVELS[0], "later": LEVELS[1], "alignment": ALIGNMENT}
@@ -109,6 +117,7 @@ def _run(sizes: Sizes, name: str, at: int, last: int, effect: Effect, options: _
     """One run, filled: losses, curvature and alignment first, then all that has to agree with them."""
     progress = np.sqrt(np.array(sizes.checkpoints) / max(last, 1))
     loss, alpha_rho, alignment = _core(sizes, name, at, progress, effect, options)
+    unit, growth = _at_unit_norm(alpha_rho, progress, effect, options)
     ds = blank_run(sizes)
     ds["step_size"][()], ds["num_params"][()] = options.step_size, 1761
     noise = numpy_stream(options.seed, "rest", at)  # without the name: checkpoint 0 is equal for all learners
@@ -116,6 +125,9 @@ def _run(sizes: Sizes, name: str, at: int, last: int, effect: Effect, options: _
         one = ds.isel(checkpoint=index)  # a view: what is written below lands in ds
         _fill_trajectory(one, loss[index], alignment[index], options.step_size, noise)
         _fill_curvature(one, alpha_rho[index], options.step_size, noise, index in (0, len(progress) - 1))
+        one["rho_normalised"][:] = 9.0 * unit[index] / options.step_size
+        for norm in ("theta_norm", "layer_norm"):
+            one[norm][:] *= growth[index]
         shape = one["evaluation_loss"].shape
         one["evaluation_accuracy"][:] = np.clip(0.42 + 0.12 * progress[index] + 0.09 * noise.randn(*shape), 0, 1)
         one["evaluation_loss"][:] = np.exp(0.35 - 0.2 * progress[index] + 0.1 * noise.randn(*shape))
@@ -150,6 +162,17 @@ def _core(
     alpha_rho = alpha_rho + options.task_spread * draws[..., 1]
     alignment = aligned + progress[:, None] * (effect.alignment + drift[2]) + options.task_spread * draws[..., 0, 2]
     return loss, alpha_rho, alignment
+
+
+def _at_unit_norm(
+    alpha_rho: np.ndarray, progress: np.ndarray, effect: Effect, options: _Options
+) -> tuple[np.ndarray, np.ndarray]:
+    """alpha rho had no weight grown [checkpoint, task, step], and the growth [checkpoint]: rho ~ 1/w^2."""
+    if not options.growing_weights:
+        return alpha_rho, np.ones_like(progress)
+    change = np.where(np.arange(alpha_rho.shape[-1]) == 0, effect.first, effect.later)
+    growth = np.sqrt(LEVELS[0] / (LEVELS[0] + progress * effect.first))
+    return alpha_rho - progress[:, None, None] * change, growth
 
 
 def _fill_trajectory(
@@ -188,7 +211,6 @@ def _fill_curvature(
     for name, value in {"rho": rho, "alpha_rho": alpha_rho, "hg_ratio": np.abs(rho) * 1.4 + 0.5}.items():
         ds[name][:] = value
         ds[f"{name}_error"][:] = 1e-5 * np.abs(value) + 1e-7
-    ds["rho_normalised"][:] = 9.0 * rho
     ds["rho_random"][:] = 0.02 + 0.01 * noise.randn(*rho.shape)
     ds["rho_random_stderr"][:] = 0.01
     top = 3.0 * np.abs(rho) + 5.0

@@ -5,11 +5,12 @@ from collections.abc import Callable, Mapping
 import xarray as xr
 
 from analysis.claims.alignment import alignment_verdicts
-from analysis.claims.comparison import NotMeasuredError
 from analysis.claims.plan import Plan, PlanError, load_plan, plan_from_mapping
+from analysis.claims.points import NotMeasuredError
 from analysis.claims.shot import shot_verdicts
 from analysis.claims.suppression import suppression_verdicts
 from analysis.claims.verdict import Verdict, verdicts_from_json, verdicts_to_json
+from analysis.schema import trained_learners
 
 CLAIMS: Mapping[str, Callable[[xr.Dataset, Plan], list[Verdict]]] = {
     "suppression": suppression_verdicts,
@@ -21,8 +22,12 @@ CLAIMS: Mapping[str, Callable[[xr.Dataset, Plan], list[Verdict]]] = {
 def judge(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
     """Every claim on a study, in the order of the registry; the Dataset is left as it is.
 
-    Raises NotMeasuredError, with what to run, if the study has not been measured in full.
+    Empty for a study without a trained learner. Raises PlanError if the plan asks for inner steps that the study
+    does not have, and NotMeasuredError, with what to run, if it has not been measured in full.
     """
+    if not trained_learners(ds):
+        return []
+    plan.check_steps(ds.sizes["inner_step"] - 1)
     return [verdict for claim in CLAIMS.values() for verdict in claim(ds, plan)]
 
 

@@ -10,20 +10,22 @@ from dataclasses import replace
 import numpy as np
 import xarray as xr
 
-from analysis.claims.comparison import UNTRAINED, Comparison, first_and_last, paired, points, trained_learners
+from analysis.claims.comparison import Comparison, paired
 from analysis.claims.plan import Plan
+from analysis.claims.points import UNTRAINED, diverged, first_and_last, points
 from analysis.claims.verdict import Question, Verdict, conclude
-from analysis.schema import BY_NAME
+from analysis.schema import BY_NAME, trained_learners
 
 QUANTITY = "alignment"
 
 
 def alignment_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
-    """For every trained learner: A against 0, and against its own checkpoint 0, task by task."""
+    """For every trained learner: A against 0, and against its own checkpoint 0, task by task. Empty without one."""
     title = "the inner gradients of the meta-trained network are aligned"
-    first, last = first_and_last(ds)
+    learners = trained_learners(ds)
+    first, last = first_and_last(ds) if learners else (0, 0)
     verdicts = []
-    for learner in trained_learners(ds):
+    for learner in learners:
         trained = points(ds, QUANTITY, learner, checkpoint=last)[..., None]  # one value a task: a single "step"
         untrained = points(ds, QUANTITY, learner, checkpoint=first)[..., None]
         question = Question(
@@ -38,14 +40,16 @@ def alignment_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
             "positive",
         )
         beside = replace(question, baseline=UNTRAINED, comparison="against untrained")
-        for asked, baseline in ((question, np.zeros_like(trained)), (beside, untrained)):
-            comparison = _defined(paired(trained, baseline, plan), ds.sizes["step_i"])
+        lost = diverged(ds, learner, checkpoint=last)
+        either = lost | diverged(ds, learner, checkpoint=first)
+        for asked, baseline, without in ((question, np.zeros_like(trained), lost), (beside, untrained, either)):
+            comparison = _defined(paired(trained, baseline, plan, diverged=without), ds.sizes["step_i"])
             verdicts.append(conclude(asked, comparison, margin=plan.margins.alignment, confidence=plan.confidence))
     return verdicts
 
 
 def _defined(comparison: Comparison, steps: int) -> Comparison:
-    """With one inner step there is one gradient and no A: an obstacle, not divergence."""
+    """With one inner step there is one gradient and no A: an obstacle, not a gradient of zero."""
     if steps > 1:
         return comparison
-    return replace(comparison, num_diverged=0, obstacle="alignment needs at least two inner steps")
+    return replace(comparison, num_undefined=0, obstacle="alignment needs at least two inner steps")

@@ -1,19 +1,13 @@
-"""What a claim compares: points read from a study, paired by seed and task, one effect per seed."""
+"""What a claim compares: two sides paired by seed and task, one effect per seed."""
 
 from dataclasses import dataclass
 
 import numpy as np
-import xarray as xr
 
 from analysis.claims.plan import Plan
-from analysis.schema import STATUS_MEANINGS, learner_code, learner_names
 from analysis.statistics import seed_means, task_bootstrap
 
-UNTRAINED = "untrained"
-
-
-class NotMeasuredError(ValueError):
-    """A study that has not been measured in full; the message says what to run."""
+IDENTICAL = "both sides are identical to the last bit; the difference was not put to the test"
 
 
 @dataclass(frozen=True)
@@ -21,9 +15,10 @@ class Comparison:
     """Two sides compared, per seed; effect = trained - baseline over the same units.
 
     ``effects``, ``trained``, ``baseline``: [seed], NaN where a seed has nothing left. ``scale``: mean |baseline|
-    over the paired points. ``num_diverged`` counts the (seed, task) units left out of ``num_units`` because
-    either side diverged or is not finite. ``share``: of the points, how many could be compared. ``obstacle``:
-    words for why no verdict is possible whatever the numbers, or None.
+    over the paired points. Of ``num_units`` (seed, task) units, ``num_diverged`` were left out because either side
+    diverged, and ``num_undefined`` because a measured side has no value (the gradient is zero). ``share``: of the
+    points, how many could be compared. ``num_thin``: seeds left out for too few such points. ``obstacle``: words
+    for why no verdict is possible whatever the numbers, the short form before a semicolon; or None.
     """
 
     effects: np.ndarray
@@ -34,58 +29,27 @@ class Comparison:
     num_tasks: int
     num_units: int
     num_diverged: int
+    num_undefined: int = 0
     share: float = 1.0
+    num_thin: int = 0
     obstacle: str | None = None
 
 
-def trained_learners(ds: xr.Dataset) -> list[str]:
-    """Every learner of the study but the untrained network."""
-    return [name for name in learner_names(ds) if name != UNTRAINED]
+def complete(*sides: np.ndarray, diverged: np.ndarray | None = None) -> np.ndarray:
+    """Units [seed, task] that did not diverge, with every value finite on every side; sides [seed, task, ...]."""
+    keep = [np.isfinite(side).reshape(*side.shape[:2], -1).all(-1) for side in sides]
+    if diverged is not None:
+        keep.append(~diverged)
+    return np.asarray(np.logical_and.reduce(keep))
 
 
-def first_and_last(ds: xr.Dataset) -> tuple[int, int]:
-    """Checkpoint 0, the untrained network with each seed's start, and the last one; NotMeasuredError without both."""
-    checkpoints = sorted(int(value) for value in ds["checkpoint"].values)
-    if checkpoints[0] != 0 or len(checkpoints) < 2:
-        has = ", ".join(map(str, checkpoints))
-        raise NotMeasuredError(
-            f"measure the study first: a claim needs checkpoint 0 and a later one; this study has {has}"
-        )
-    return 0, checkpoints[-1]
-
-
-def points(ds: xr.Dataset, variable: str, learner: str, *, checkpoint: int) -> np.ndarray:
-    """The values of a learner at a checkpoint [seed, task, ...], NaN for units that diverged.
-
-    NotMeasuredError if any unit has not been measured: a verdict on a part of a study would be another study.
-    """
-    one = ds[[variable, "status"]].sel(learner=learner_code(ds, learner), checkpoint=checkpoint)
-    one = one.transpose("seed", "task", ...)
-    status = one["status"].values
-    missing = np.argwhere(status == STATUS_MEANINGS.index("not_measured"))
-    if len(missing):
-        seeds = sorted({int(ds["seed"].values[row]) for row, _ in missing})
-        raise NotMeasuredError(
-            f"measure the study first: {learner} at checkpoint {checkpoint} lacks {len(missing)} of {status.size} "
-            f"units (seed {', '.join(map(str, seeds))}); `hessian-tools measure` goes on where it stopped"
-        )
-    values = one[variable].values.astype(np.float64)  # a copy: the study is never written to
-    values[status == STATUS_MEANINGS.index("diverged")] = np.nan
-    return values
-
-
-def complete(*sides: np.ndarray) -> np.ndarray:
-    """Units [seed, task] with every value finite on every side; sides [seed, task, ...]."""
-    finite = [np.isfinite(side).reshape(*side.shape[:2], -1).all(-1) for side in sides]
-    return np.asarray(np.logical_and.reduce(finite))
-
-
-def paired(trained: np.ndarray, baseline: np.ndarray, plan: Plan) -> Comparison:
+def paired(trained: np.ndarray, baseline: np.ndarray, plan: Plan, *, diverged: np.ndarray | None = None) -> Comparison:
     """Task by task differences, averaged over steps, then tasks, one number per seed; sides [seed, task, step].
 
     A unit enters with all its steps or not at all, so that both sides and all units average the same steps.
+    ``diverged``: units [seed, task] lost on either side; any other unit with a NaN counts as undefined.
     """
-    keep = complete(trained, baseline)
+    keep = complete(trained, baseline, diverged=diverged)
     means = [np.where(keep, side.mean(axis=-1), np.nan) for side in (trained, baseline)]
     return Comparison(
         effects=seed_means(means[0] - means[1]),
@@ -99,9 +63,24 @@ def paired(trained: np.ndarray, baseline: np.ndarray, plan: Plan) -> Comparison:
             seed=plan.bootstrap.seed,
         ),
         num_tasks=keep.shape[1],
-        num_units=keep.size,
-        num_diverged=int((~keep).sum()),
+        obstacle=IDENTICAL if identical(trained, baseline, keep) else None,
+        **left_out(keep, diverged),
     )
+
+
+def left_out(keep: np.ndarray, diverged: np.ndarray | None) -> dict[str, int]:
+    """How many units there are, and why some do not enter; keep, diverged [seed, task]."""
+    num_diverged = 0 if diverged is None else int(diverged.sum())
+    return {
+        "num_units": keep.size,
+        "num_diverged": num_diverged,
+        "num_undefined": int((~keep).sum()) - num_diverged,
+    }
+
+
+def identical(trained: np.ndarray, baseline: np.ndarray, keep: np.ndarray) -> bool:
+    """Whether every kept point has the same value on both sides: then training or SHOT did nothing at all."""
+    return bool(keep.any()) and np.array_equal(trained[keep], baseline[keep])
 
 
 def scale_of(baseline: np.ndarray, keep: np.ndarray) -> float:

@@ -8,42 +8,54 @@ How: among the baseline points within a caliper in log loss, take the mean of th
 loss and of those at or above it, and interpolate between the two means at the point's own loss. A plain
 mean inside the caliper is biased where it matters: at the edge of the overlap all matches lie on one side
 (trained losses are lower, so the matches are higher), and what is left of the loss reads as suppression. The
-interpolation removes this to first order, fits nothing, never extrapolates, and needs one point on each side;
-a point without both has no match. It is left out and counted, and the estimate speaks of the overlap only.
+interpolation undoes this bias to first order, fits nothing, never extrapolates, and needs one point on each side;
+a point without both has no match. It is left out and counted. So this compares where the losses overlap and says
+nothing of the rest, and points of equal loss may still differ in other ways. A seed where too few points have a match
+is left out as a whole: the few it has are no picture of it.
 """
 
 import numpy as np
 
-from analysis.claims.comparison import Comparison, complete, scale_of
+from analysis.claims.comparison import IDENTICAL, Comparison, complete, identical, left_out, scale_of
 from analysis.claims.plan import Plan
 from analysis.statistics import percentile_interval, resampled_counts
 from hessian_tools.rng import numpy_stream
 
 
 def matched(
-    trained: np.ndarray, baseline: np.ndarray, trained_loss: np.ndarray, baseline_loss: np.ndarray, plan: Plan
+    trained: np.ndarray,
+    baseline: np.ndarray,
+    trained_loss: np.ndarray,
+    baseline_loss: np.ndarray,
+    plan: Plan,
+    *,
+    diverged: np.ndarray | None = None,
 ) -> Comparison:
     """Differences at equal loss, one per seed; all four [seed, task, step], losses positive.
 
-    Units that diverged on either side are left out of both, as in the raw comparison. The bootstrap resamples
-    the tasks of both sides together and matches anew. An obstacle is set where too few points have a match.
+    Units that diverged on either side [seed, task] are left out of both, as in the raw comparison. The bootstrap
+    resamples the tasks of both sides together and matches anew. A seed needs the plan's least share of its points
+    matched; an obstacle is set where such seeds leave fewer than two.
     """
-    keep = complete(trained, baseline, trained_loss, baseline_loss)
+    keep = complete(trained, baseline, trained_loss, baseline_loss, diverged=diverged)
     with np.errstate(divide="ignore"):  # a loss of 0 has no logarithm: never matched, counted as such
         sides = [trained, np.log(trained_loss), baseline, np.log(baseline_loss)]
-    estimates, draws, matches = [], [], 0.0
+    estimates, shares, draws = [], [], []
     for seed, kept in enumerate(keep):
         y, x, y0, x0 = (side[seed, kept] for side in sides)
         once = matched_means(x, y, x0, y0, np.ones((len(y), 1)), caliper=plan.equal_loss.caliper)
-        estimates.append(once[:2, 0])
-        matches += float(once[2, 0]) * y.size
-        if np.isfinite(once[0, 0]):
+        shares.append(once[2, 0])
+        enough = shares[-1] >= plan.equal_loss.least_share
+        estimates.append(once[:2, 0] if enough else np.full(2, np.nan))
+        if enough:
             stream = numpy_stream(plan.bootstrap.seed, "matched bootstrap", seed)
             counts = resampled_counts(len(y), resamples=plan.bootstrap.resamples, stream=stream)
             again = matched_means(x, y, x0, y0, counts, caliper=plan.equal_loss.caliper)
             draws.append(again[0] - again[1])
     level, reference = np.array(estimates).T
-    share = matches / max(int(keep.sum()) * trained.shape[-1], 1)
+    share = float(np.array(shares) @ keep.sum(axis=1)) / max(int(keep.sum()), 1)
+    num_thin = int((keep.any(axis=1) & np.isnan(level)).sum())
+    same = identical(trained, baseline, keep) and identical(trained_loss, baseline_loss, keep)
     return Comparison(
         effects=level - reference,
         trained=level,
@@ -51,10 +63,10 @@ def matched(
         scale=scale_of(baseline, keep),
         bootstrap=percentile_interval(np.mean(draws, axis=0) if draws else np.empty(0), confidence=plan.confidence),
         num_tasks=keep.shape[1],
-        num_units=keep.size,
-        num_diverged=int((~keep).sum()),
         share=share,
-        obstacle=_obstacle(share, plan) if keep.any() else None,
+        num_thin=num_thin,
+        obstacle=IDENTICAL if same else _obstacle(share, num_thin, int(np.isfinite(level).sum()), plan),
+        **left_out(keep, diverged),
     )
 
 
@@ -98,10 +110,10 @@ def bracketed(x: np.ndarray, x0: np.ndarray, y0: np.ndarray, counts: np.ndarray,
     return np.asarray(below + share * (above - below))
 
 
-def _obstacle(share: float, plan: Plan) -> str | None:
-    if share >= plan.equal_loss.least_share:
+def _obstacle(share: float, num_thin: int, num_left: int, plan: Plan) -> str | None:
+    if num_thin == 0 or num_left >= 2:
         return None
-    return (
-        f"the losses hardly overlap: {share:.0%} of the points have a match within {plan.equal_loss.caliper:g} "
-        "in log loss; more seeds would not help"
-    )
+    within = f"a match within {plan.equal_loss.caliper:g} in log loss"
+    if num_left:
+        return f"the losses overlap in one seed only; elsewhere too few points have {within}"
+    return f"the losses hardly overlap: {share:.0%} of the points have {within}; more seeds would not help"

@@ -6,22 +6,29 @@ from math import isnan
 
 from analysis.claims.verdict import Verdict
 
+AT = {"unit filter norm": ", unit filter norm", "equal support loss": ", equal loss"}
+
 
 def verdict_lines(verdicts: Sequence[Verdict]) -> Iterator[str]:
-    """One heading per claim, one line per comparison: outcome, who against whom, effect and 95 % interval."""
+    """One heading per claim, one line per comparison: outcome, who against whom, effect and 95 % interval.
+
+    The effect is one of the quantity in the heading; a row at unit filter norm is about rho, not alpha rho.
+    """
     for title, rows in groupby(verdicts, key=lambda v: v.title):
         found = list(rows)
         quantity = found[0].quantity.replace("_", " ")
-        yield f"{title[:1].upper()}{title[1:]}?  ({quantity}, learner minus baseline, [interval over seeds])"
+        other = "; rho at unit filter norm" if any(v.comparison == "unit filter norm" for v in found) else ""
+        yield f"{title[:1].upper()}{title[1:]}?  ({quantity}{other}, learner minus baseline, [interval over seeds])"
+        width = max(54, *(len(_who(v)) for v in found))
         for v in found:
-            yield f"  {v.outcome:<14} {_who(v):<54} {_effect(v)}{_wanted(v)}"
+            yield f"  {v.outcome:<14} {_who(v):<{width}} {_effect(v)}{_wanted(v)}"
 
 
 def _who(v: Verdict) -> str:
     if v.comparison == "against orthogonal":
         return f"{v.learner} against orthogonal gradients"
     where = "" if v.steps == "all steps" else f", {v.steps}"
-    return f"{v.learner} against {v.baseline}{where}" + (", equal loss" if v.comparison == "equal support loss" else "")
+    return f"{v.learner} against {v.baseline}{where}{AT.get(v.comparison, '')}"
 
 
 def _effect(v: Verdict) -> str:
@@ -31,10 +38,10 @@ def _effect(v: Verdict) -> str:
 
 
 def _wanted(v: Verdict) -> str:
+    if v.obstacle:
+        return "  " + v.obstacle.partition(";")[0]
     if v.outcome != "inconclusive" or isnan(v.effect):
         return ""
-    if v.share_compared < 0.5:
-        return f"  losses overlap in {v.share_compared:.0%} of the points"
     if v.num_seeds < 2:
         return "  no spread without a second seed"
     return f"  about {v.seeds_to_decide} seeds would decide" if v.seeds_to_decide else "  more seeds would not decide"

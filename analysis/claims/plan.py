@@ -19,7 +19,7 @@ class PlanError(ValueError):
 
 @dataclass(frozen=True)
 class Margins:
-    """Smallest effects of interest: a share of the baseline's mean |alpha rho|, and an absolute alignment."""
+    """Smallest effects of interest: a share of the baseline's mean |curvature|, and an absolute alignment."""
 
     suppression: float
     shot: float
@@ -40,7 +40,7 @@ class StepGroup:
 
 @dataclass(frozen=True)
 class EqualLoss:
-    """Comparison at equal support loss: caliper in log loss, and the least share of points with a match."""
+    """Comparison at equal support loss: caliper in log loss, and the least share of a seed's points with a match."""
 
     caliper: float
     least_share: float
@@ -68,6 +68,16 @@ class Plan:
     def digest(self) -> str:
         """SHA-256 (hex) of the content in a canonical form: sorted keys, no layout, no comments."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+    def check_steps(self, steps: int) -> None:
+        """PlanError if a step group has no point, or names one that is not there, with ``steps`` inner steps."""
+        for name, group in self.step_groups.items():
+            for key, step in (("first", group.first), ("last", group.last)):
+                if step != "adapted" and step > steps:
+                    raise PlanError(
+                        f"step_groups: {name}: {key} is {step}; this study has {steps} inner steps, so give at most "
+                        f"{steps}, the adapted point"
+                    )
 
 
 def load_plan(path: Path | str | None = None) -> Plan:

@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from analysis.claims.comparison import UNTRAINED, Comparison
+from analysis.claims.comparison import Comparison
 from analysis.statistics import Interval, Outcome
 
 if TYPE_CHECKING:  # verdict.py imports this file
     from analysis.claims.verdict import Question
 
-NAMES = {"alpha_rho": "alpha rho", "alignment": "the alignment A"}
+NAMES = {"alpha_rho": "alpha rho", "rho_normalised": "rho at unit filter norm", "alignment": "the alignment A"}
+MINUS = "\N{MINUS SIGN}"
 
 
 def sentence(
@@ -25,7 +26,8 @@ def sentence(
     if comparison.num_diverged == comparison.num_units:
         return f"Inconclusive: all {comparison.num_units} units diverged, nothing is left to compare."
     if interval.num == 0:
-        return f"Inconclusive: {comparison.obstacle or 'nothing is left to compare'}."
+        why = comparison.obstacle or "nothing is left to compare"
+        return f"Inconclusive: {'; '.join([why, *_units_left_out(comparison)])}."
     parts = [_levels(question, interval, numbers, confidence)]
     head = f"{outcome.capitalize()} with {plural(interval.num, 'seed')}: "
     if comparison.obstacle:
@@ -47,19 +49,29 @@ def plural(num: int, noun: str) -> str:
     return f"{num} {noun}" if num == 1 else f"{num} {noun}s"
 
 
+def number(value: float, *, signed: bool = False) -> str:
+    """Three significant digits with a real minus sign.
+
+    >>> number(-0.01234) == MINUS + "0.0123", number(2, signed=True)
+    (True, '+2')
+    """
+    return (f"{value:+.3g}" if signed else f"{value:.3g}").replace("-", MINUS)
+
+
 def _levels(question: "Question", interval: Interval, numbers: Mapping[str, float], confidence: float) -> str:
     where = f"over {question.steps}" if question.steps == "all steps" else f"at {question.steps}"
     text = f"{NAMES.get(question.quantity, question.quantity)} of {question.learner} {where} "
     if question.comparison == "against orthogonal":
-        text += f"is {numbers['trained_value']:.3g} (orthogonal gradients: 0)"
+        text += f"is {number(numbers['trained_value'])} (orthogonal gradients: 0)"
     else:
-        baseline = "the untrained network" if question.baseline == UNTRAINED else question.baseline
+        baseline = question.baseline if question.claim == "shot" else "the untrained network"
         at = ", at equal support loss" if question.comparison == "equal support loss" else ""
-        text += f"is {numbers['trained_value']:.3g} against {numbers['baseline_value']:.3g} of {baseline}{at}"
-    text += f", a difference of {interval.mean:+.3g}"
+        text += f"is {number(numbers['trained_value'])} against {number(numbers['baseline_value'])} of {baseline}{at}"
+    text += f", a difference of {number(interval.mean, signed=True)}"
     if interval.num > 1:
-        text += f" ({100 * confidence:g} % interval over seeds {interval.low:+.3g} to {interval.high:+.3g})"
-    return text + f", smallest effect of interest {numbers['margin']:.3g}"
+        ends = f"{number(interval.low, signed=True)} to {number(interval.high, signed=True)}"
+        text += f" ({100 * confidence:g} % interval over seeds {ends})"
+    return text + f", smallest effect of interest {number(numbers['margin'])}"
 
 
 def _needed(interval: Interval, seeds_needed: int | None) -> str:
@@ -67,7 +79,8 @@ def _needed(interval: Interval, seeds_needed: int | None) -> str:
         return "one seed shows no spread between seeds, at least 2 are needed"
     if seeds_needed is None:
         return "not even 10 000 seeds would decide if mean and spread stay as they are"
-    return f"about {plural(seeds_needed, 'seed')} would decide if mean and spread stay as they are"
+    seeds = plural(seeds_needed, "seed")
+    return f"about {seeds} would decide in about half of such studies, if mean and spread stay as they are"
 
 
 def _why_not(question: "Question", interval: Interval, numbers: Mapping[str, float]) -> str:
@@ -84,10 +97,16 @@ def _left_out(question: "Question", comparison: Comparison, interval: Interval) 
     parts = []
     if question.comparison == "equal support loss" and not comparison.obstacle:
         parts.append(f"{comparison.share:.0%} of the points have a match at their loss")
-    if comparison.num_diverged:
-        units = plural(comparison.num_units, "unit")
-        parts.append(f"{comparison.num_diverged} of {units} (seed, task) diverged, left out of both sides")
-    lost = len(comparison.effects) - interval.num
-    if lost:
-        parts.append(f"{plural(lost, 'seed')} left out: nothing to compare")
+    parts += _units_left_out(comparison)
+    if comparison.num_thin:
+        parts.append(f"{plural(comparison.num_thin, 'seed')} left out: too few of their points have a match")
+    empty = len(comparison.effects) - interval.num - comparison.num_thin
+    if empty:
+        parts.append(f"{plural(empty, 'seed')} left out: nothing to compare")
     return parts
+
+
+def _units_left_out(comparison: Comparison) -> list[str]:
+    units = plural(comparison.num_units, "unit")
+    reasons = {"diverged": comparison.num_diverged, "have no value, the gradient is zero": comparison.num_undefined}
+    return [f"{num} of {units} (seed, task) {why}, left out of both sides" for why, num in reasons.items() if num]

@@ -3,27 +3,33 @@
 Each trained learner at the last checkpoint against itself at checkpoint 0: the untrained network with
 the same initialisation, on the same tasks, at the same inner learning rate (Lee, Yoo, Kwak 2023 claim it
 for the inner loop but measure no curvature).
+
+Three comparisons for each learner and step group. Raw: alpha rho as it is. At unit filter norm: rho where each filter
+that a normalisation follows has unit norm, since H ~ 1/|w|^2 there and growing weights alone let rho fall; without
+normalisation it is rho itself. At equal support loss: ``equal_loss``.
 """
 
 from dataclasses import replace
 
 import xarray as xr
 
-from analysis.claims.comparison import UNTRAINED, first_and_last, paired, points, trained_learners
+from analysis.claims.comparison import paired
 from analysis.claims.equal_loss import matched
 from analysis.claims.plan import Plan
+from analysis.claims.points import UNTRAINED, diverged, first_and_last, points
 from analysis.claims.verdict import Question, Verdict, conclude
-from analysis.schema import BY_NAME
+from analysis.schema import BY_NAME, trained_learners
 
-QUANTITY, LOSS = "alpha_rho", "support_loss"
+QUANTITY, UNIT, LOSS = "alpha_rho", "rho_normalised", "support_loss"
 
 
 def suppression_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
-    """For every trained learner and step group: raw, and at equal support loss."""
+    """For every trained learner and step group, all three comparisons. Empty without a trained learner."""
     title = "meta-training lowers the curvature along the inner gradient"
-    first, last = first_and_last(ds)
+    learners = trained_learners(ds)
+    first, last = first_and_last(ds) if learners else (0, 0)
     verdicts = []
-    for learner in trained_learners(ds):
+    for learner in learners:
         question = Question(
             "suppression", title, learner, UNTRAINED, "", "raw", QUANTITY, BY_NAME[QUANTITY].units, "negative"
         )
@@ -34,21 +40,28 @@ def suppression_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
 def lower_curvature(
     ds: xr.Dataset, plan: Plan, question: Question, baseline: tuple[str, int], last: int, margin: float
 ) -> list[Verdict]:
-    """The question for each step group, raw and at equal loss; ``baseline``: learner and checkpoint compared with.
+    """The question for each step group and comparison; ``baseline``: learner and checkpoint compared with.
 
-    ``margin`` is the share of the baseline's mean |alpha rho| in the step group; raw and matched rows have the same.
+    ``margin`` is the share of the baseline's mean |quantity| in the step group; raw and matched rows have the same.
     """
-    sides = [points(ds, name, question.learner, checkpoint=last) for name in (QUANTITY, LOSS)]
-    sides += [points(ds, name, baseline[0], checkpoint=baseline[1]) for name in (QUANTITY, LOSS)]
+    who, at = baseline
+    sides = [
+        (points(ds, name, question.learner, checkpoint=last), points(ds, name, who, checkpoint=at))
+        for name in (QUANTITY, UNIT, LOSS)
+    ]
+    lost = diverged(ds, question.learner, checkpoint=last) | diverged(ds, who, checkpoint=at)
+    in_unit = replace(question, quantity=UNIT, units=BY_NAME[UNIT].units)
     verdicts = []
     for steps, group in plan.step_groups.items():
         rows = group.rows(ds.sizes["inner_step"] - 1)
-        value, loss, value0, loss0 = (side[:, :, rows] for side in sides)
-        raw = paired(value, value0, plan)
-        equal = matched(value, value0, loss, loss0, plan)
-        for asked, comparison in (
-            (replace(question, steps=steps, comparison="raw"), raw),
-            (replace(question, steps=steps, comparison="equal support loss"), equal),
+        value, unit, loss = ((trained[:, :, rows], other[:, :, rows]) for trained, other in sides)
+        raw = paired(*value, plan, diverged=lost)
+        normed = paired(*unit, plan, diverged=lost)
+        equal = matched(*value, *loss, plan, diverged=lost)
+        for asked, comparison, scale in (
+            (replace(question, steps=steps, comparison="raw"), raw, raw.scale),
+            (replace(in_unit, steps=steps, comparison="unit filter norm"), normed, normed.scale),
+            (replace(question, steps=steps, comparison="equal support loss"), equal, raw.scale),
         ):
-            verdicts.append(conclude(asked, comparison, margin=margin * raw.scale, confidence=plan.confidence))
+            verdicts.append(conclude(asked, comparison, margin=margin * scale, confidence=plan.confidence))
     return verdicts

@@ -2,7 +2,7 @@
 
 The rule is ``analysis.statistics.decide``, applied to the Student t interval over seeds with the claimed
 direction as positive. The bootstrap interval stands beside it and never decides: it knows nothing of
-other seeds. A row with an obstacle (nothing left, hardly any overlap in loss) is inconclusive by that alone.
+other seeds. A row with an obstacle (hardly any overlap in loss, identical sides) is inconclusive by that alone.
 """
 
 import json
@@ -16,7 +16,7 @@ from analysis.claims.sentence import sentence
 from analysis.statistics import Interval, Outcome, decide, seed_interval, seeds_to_decide
 
 Claim = Literal["suppression", "shot", "alignment"]
-Kind = Literal["raw", "equal support loss", "against orthogonal", "against untrained"]
+Kind = Literal["raw", "unit filter norm", "equal support loss", "against orthogonal", "against untrained"]
 Direction = Literal["negative", "positive"]
 
 
@@ -41,9 +41,11 @@ class Verdict(Question):
 
     ``low``, ``high``: Student t over seeds; ``bootstrap_*``: tasks resampled, conditional on these seeds. ``margin``:
     smallest effect of interest, absolute. ``baseline_value``, ``trained_value``: means over the units compared.
-    ``num_seeds``: with something to compare; ``num_tasks``: per seed; ``num_diverged``: (seed, task) units left out.
-    ``share_compared``: of the points. ``seeds_to_decide``: None once decided,
-    with one seed (no spread to reckon from), or where no number of seeds would do.
+    ``num_seeds``: with something to compare; ``num_tasks``: per seed; ``num_diverged``: (seed, task) units left out;
+    ``num_undefined``: further ones, measured but without a value, since their gradient is zero. ``share_compared``: of
+    the points. ``seeds_to_decide``: where about half of such studies would decide; None once decided, with one seed (no
+    spread to reckon from), with an obstacle, or where no number of seeds would do. ``obstacle``: why no verdict was
+    possible whatever the numbers, or None.
     NaN where a number does not exist, such as an interval from one seed.
     """
 
@@ -62,6 +64,8 @@ class Verdict(Question):
     seeds_to_decide: int | None
     outcome: Outcome
     sentence: str
+    num_undefined: int = 0
+    obstacle: str | None = None
 
 
 def conclude(question: Question, comparison: Comparison, *, margin: float, confidence: float) -> Verdict:
@@ -89,6 +93,8 @@ def conclude(question: Question, comparison: Comparison, *, margin: float, confi
         seeds_to_decide=num,
         outcome=outcome,
         sentence=words,
+        num_undefined=comparison.num_undefined,
+        obstacle=comparison.obstacle,
     )
 
 

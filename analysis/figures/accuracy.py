@@ -6,46 +6,47 @@ from matplotlib.figure import Figure
 from analysis import style
 from analysis.figures import words
 from analysis.figures.grid import panels
-from analysis.plots.legend import band_handle, chance_handle, lost_handles, method_handles, outside_legends
-from analysis.plots.over_training import over_training, untrained_summary
+from analysis.plots.legend import (
+    band_handle,
+    chance_handle,
+    learner_handles,
+    lost_handles,
+    outside_legends,
+    untrained_handle,
+)
+from analysis.plots.over_training import over_training, shared_start
 from analysis.plots.references import chance_line, untrained_line
-from analysis.plots.summary import lost_evaluations, summarise
-from analysis.schema import learner_names
+from analysis.plots.summary import evaluated, has_accuracy, lost_evaluations, summarise
 
 NAME = "accuracy"
 
 
-def shown(ds: xr.Dataset) -> str:
-    """Accuracy; for regression, which has none, the query loss."""
-    return "evaluation_accuracy" if bool(ds["evaluation_accuracy"].notnull().any()) else "evaluation_loss"
-
-
 def draw(ds: xr.Dataset) -> Figure:
     """One panel in a single column, with the untrained network and chance."""
-    name = shown(ds)
-    missing, tried = lost_evaluations(ds, name)
-    summary = summarise(ds[name])
+    accuracy = has_accuracy(ds)
+    missing, tried = lost_evaluations(ds)
+    summary = summarise(evaluated(ds))
     with style.context(width="single"):
         figure, (ax,) = panels(1, xlabel="meta-iteration", row_height=2.1)
         over_training(ds, ax, summary=summary, incomplete=missing)
-        untrained_line(ax, untrained_summary(ds, summary))
-        ax.set_ylabel("query accuracy" if name == "evaluation_accuracy" else "query loss")
+        start = [untrained_handle()] if untrained_line(ax, shared_start(ds, summary)) else []
+        ax.set_ylabel("query accuracy" if accuracy else "query loss")
         notes = [band_handle(summary.num_seeds), *lost_handles(int(missing.sum()), tried)]
-        if name == "evaluation_accuracy" and "ways" in ds.attrs:
+        if accuracy and "ways" in ds.attrs:
             chance_line(ds, ax)
             notes.insert(0, chance_handle(float(ds.attrs["ways"])))
-        outside_legends(figure, method_handles(learner_names(ds)), notes)
+        outside_legends(figure, [*start, *learner_handles(ds)], notes)
     return figure
 
 
 def caption(ds: xr.Dataset) -> str:
     """What is drawn, over how many seeds and tasks, and what the bands are."""
-    name = shown(ds)
-    lost, tried = lost_evaluations(ds, name)
-    what = "Query accuracy" if name == "evaluation_accuracy" else "Query loss"
+    values = evaluated(ds)
+    lost, tried = lost_evaluations(ds)
+    what = "Query accuracy" if has_accuracy(ds) else "Query loss"
     count = int(lost.sum())
     gone = f" {count} of {tried} evaluations diverged and are not in the means (crosses)." if count else ""
     return (
         f"{what} after the inner loop on held-out tasks, against the meta-iteration; dotted: the untrained network. "
-        f"{words.sample(ds[name])} {words.band(ds[name])}{gone}"
+        f"{words.sample(values)} {words.band(values)}{gone}"
     )

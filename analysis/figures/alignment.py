@@ -6,11 +6,17 @@ from matplotlib.figure import Figure
 from analysis import style
 from analysis.figures import words
 from analysis.figures.grid import panels
-from analysis.plots.legend import band_handle, diverged_handles, method_handles, null_handle, outside_legends
-from analysis.plots.over_training import over_training, untrained_summary
+from analysis.plots.legend import (
+    band_handle,
+    diverged_handles,
+    learner_handles,
+    null_handle,
+    outside_legends,
+    untrained_handle,
+)
+from analysis.plots.over_training import over_training, shared_start
 from analysis.plots.references import cosine_null, untrained_line, zero
 from analysis.plots.summary import diverged_units, mean_over, measured, summarise
-from analysis.schema import learner_names
 
 NAME = "alignment"
 
@@ -23,9 +29,11 @@ def draw(ds: xr.Dataset) -> Figure:
     alignment = summarise(measured(ds, "alignment"))
     with style.context(width="double"):
         figure, axes = panels(2, xlabel="meta-iteration", row_height=2.1, share_y=False)
+        levels = []
         for ax, summary in zip(axes, (cosine, alignment), strict=True):
             over_training(ds, ax, summary=summary, incomplete=missing)
-            untrained_line(ax, untrained_summary(ds, summary))
+            levels.append(untrained_line(ax, shared_start(ds, summary)))
+        start = [untrained_handle()] if any(levels) else []
         low, high = axes[0].get_ylim()
         cosine_null(axes[0], steps).set_ylim(min(low, 0.9 / steps), min(max(high, 1.1 * steps**-0.5), 1.02))
         axes[0].set_title("mean cosine along the inner loop")
@@ -37,7 +45,7 @@ def draw(ds: xr.Dataset) -> Figure:
             axes[1].text(0.5, 0.5, "one inner step: $A$ is not defined", transform=axes[1].transAxes, ha="center")
         null = null_handle(r"orthogonal gradients: $[1/K,\ 1/\sqrt{K}]$, " + f"$K={steps}$")
         notes = [null, band_handle(cosine.num_seeds), *diverged_handles(ds)]
-        outside_legends(figure, method_handles(learner_names(ds)), notes)
+        outside_legends(figure, [*start, *learner_handles(ds)], notes)
     return figure
 
 

@@ -6,11 +6,10 @@ from matplotlib.figure import Figure
 from analysis import style
 from analysis.figures import words
 from analysis.figures.grid import left_labels, panels, step_title
-from analysis.plots.legend import band_handle, diverged_handles, method_handles, outside_legends, threshold_handle
+from analysis.plots.legend import band_handle, diverged_handles, learner_handles, outside_legends, threshold_handle
 from analysis.plots.over_training import over_training
-from analysis.plots.references import curvature_axis, threshold
+from analysis.plots.references import THRESHOLD, curvature_axis, threshold
 from analysis.plots.summary import diverged_units, measured, summarise
-from analysis.schema import learner_names
 
 NAME = "alpha_rho"
 
@@ -28,10 +27,13 @@ def draw(ds: xr.Dataset) -> Figure:
         remark = curvature_axis(axes[0], *summary.span)
         for ax in axes:
             threshold(ax)
-        left_labels(axes, r"$\alpha\rho=\alpha\,g^{\mathsf{T}}Hg\,/\,g^{\mathsf{T}}g$")
-        label = r"threshold $\alpha\rho = 2$" + (f" ({remark})" if remark else "")
+        scale = f"\n({remark})" if remark else ""
+        left_labels(axes, r"$\alpha\rho=\alpha\,g^{\mathsf{T}}Hg\,/\,g^{\mathsf{T}}g$" + scale)
+        label = r"threshold $\alpha\rho = 2$"
+        if axes[0].get_ylim()[1] < THRESHOLD:
+            label += " (above the axis)"
         notes = [threshold_handle(label), band_handle(summary.num_seeds), *diverged_handles(ds)]
-        outside_legends(figure, method_handles(learner_names(ds)), notes)
+        outside_legends(figure, learner_handles(ds), notes)
     return figure
 
 

@@ -15,10 +15,11 @@ from analysis.plots.legend import (
     state_handles,
     threshold_handle,
 )
+from analysis.plots.look import learner_style
 from analysis.plots.references import THRESHOLD, threshold
 from analysis.plots.states import DIRECTIONS, curvatures, directions, panel_learners, states
 from analysis.plots.summary import measured, seeds_with_values, summarise, tasks_per_seed
-from analysis.style import method_label, method_style
+from analysis.style import method_label
 
 NAME = "directions"
 
@@ -32,13 +33,13 @@ def draw(ds: xr.Dataset) -> Figure:
         for name, ax in zip(learners, axes, strict=True):
             for state in states(values, ds, name):
                 directions(ds, ax, state=state)
-            ax.set_title(method_label(name), color=method_style(name).color)
+            ax.set_title(method_label(name), color=learner_style(ds, name).color)
         smallest, low, high = magnitudes(ds)
         axes[0].set_yscale("symlog", linthresh=smallest, linscale=0.5)
         axes[0].set_ylim(1.6 * low if low < 0 else -0.2 * smallest, max(1.6 * high, 1.5 * THRESHOLD))
         for ax in axes:
             threshold(ax)
-        left_labels(axes, r"$\alpha\,\times$ curvature")
+        left_labels(axes, r"$\alpha\,\times$ curvature" + f"\n(linear within ±{smallest:g})")
         notes = [threshold_handle("threshold 2"), band_handle(seeds_with_values(values))]
         notes += diverged_handles(ds, crossed=False)
         outside_legends(figure, [*state_handles(ds, values), *quantity_handles(DIRECTIONS)], notes)

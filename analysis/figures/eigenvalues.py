@@ -17,11 +17,12 @@ from analysis.plots.legend import (
     state_handles,
     threshold_handle,
 )
-from analysis.plots.references import threshold, zero
+from analysis.plots.look import learner_style
+from analysis.plots.references import decade_ticks, threshold, zero
 from analysis.plots.states import EXTREMES, extremes, full_spectra, panel_learners, states
 from analysis.plots.summary import measured, seeds_with_values, summarise, tasks_per_seed
 from analysis.schema import learner_names
-from analysis.style import method_label, method_style
+from analysis.style import method_label
 
 NAME = "eigenvalues"
 _MARKER_SHARE = 0.012  # half a marker as a share of the axis: 1.75 pt of about 145 pt
@@ -36,9 +37,11 @@ def draw(ds: xr.Dataset) -> Figure:
         for name, ax in zip(learners, axes, strict=True):
             for state in states(values, ds, name):
                 extremes(ds, ax, state=state)
-            zero(ax).set_title(method_label(name), color=method_style(name).color)
-        axes[0].set_yscale("asinh", linear_width=_linear_width(ds))
-        left_labels(axes, "eigenvalue of the Hessian")
+            zero(ax).set_title(method_label(name), color=learner_style(ds, name).color)
+        linear = _linear_width(ds)
+        axes[0].set_yscale("asinh", linear_width=linear)
+        decade_ticks(axes[0], linear)
+        left_labels(axes, f"eigenvalue of the Hessian\n(linear within ±{linear:.2g})")
         notes = [dots_handle(f"{ds.sizes['eigen_index']} largest by magnitude, each task")]
         if _edge(ds, dict(zip(learners, axes, strict=True))):
             notes.append(threshold_handle(r"$2/\alpha$"))

@@ -1,7 +1,7 @@
 """Legend entries: methods by their fixed look, what the band is, reference lines, and how many units diverged."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import xarray as xr
 from matplotlib.artist import Artist
@@ -11,23 +11,30 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from analysis.plots.curve import BAND_ALPHA
+from analysis.plots.look import controls, learner_style
 from analysis.plots.references import NULL_LOOK
 from analysis.plots.states import panel_learners, states
 from analysis.plots.summary import band_label, diverged_units
-from analysis.style import GREY, Line, MethodStyle, method_label, method_style
+from analysis.schema import learner_names
+from analysis.style import CONTROL, DARK, GREY, Line, method_label
 
 Place = Literal["outside upper left", "outside lower left"]
 
 
-def method_handles(names: Sequence[str]) -> list[Artist]:
-    """One line with its marker for each method; the untrained network is a level and has no marker."""
+def learner_handles(ds: xr.Dataset) -> list[Artist]:
+    """One line with its marker for each learner; an untrained control is a level and has no marker."""
     handles: list[Artist] = []
-    for name in names:
-        style = method_style(name)
-        marker = "" if name == "untrained" else style.marker
+    for name in learner_names(ds):
+        style = learner_style(ds, name)
+        marker = "" if name in controls(ds) else style.marker
         label = method_label(name)
         handles.append(Line2D([], [], color=style.color, linestyle=style.linestyle, marker=marker, label=label))
     return handles
+
+
+def untrained_handle() -> Artist:
+    """The grey dotted level of the untrained network in a study without a control."""
+    return Line2D([], [], color=CONTROL.color, linestyle=CONTROL.linestyle, label="untrained")
 
 
 def band_handle(num_seeds: int) -> Artist:
@@ -64,19 +71,19 @@ def dots_handle(label: str) -> Artist:
 
 
 def state_handles(ds: xr.Dataset, values: xr.DataArray) -> list[Artist]:
-    """Grey and open for the first checkpoint, the method's colour and filled for the last."""
+    """Grey and open for the first checkpoint; dark and filled, without a line, for the last one in any colour."""
     drawn = [state for name in panel_learners(ds) for state in states(values, ds, name)]
     handles: list[Artist] = []
-    for first, before in ((True, ""), (False, "in colour: ")):
+    for first in (True, False):
         iterations = {int(ds["checkpoint"][state.checkpoint]) for state in drawn if state.first is first}
         if not iterations:
             continue
-        label = before + (f"meta-iteration {min(iterations)}" if len(iterations) == 1 else "each learner's last")
+        label = f"meta-iteration {min(iterations)}" if len(iterations) == 1 else "each learner's last checkpoint"
         label = "untrained" if first and iterations == {0} else label
-        look = MethodStyle(GREY, "o", ":") if first else MethodStyle(method_style(drawn[0].name).color, "o", "-")
-        face = "white" if first else look.color
-        line = Line2D([], [], color=look.color, linestyle=look.linestyle, marker="o", markerfacecolor=face, label=label)
-        handles.append(line)
+        label += "" if first else " (in the learner's colour)"
+        look: dict[str, Any] = {"color": GREY, "linestyle": CONTROL.linestyle, "markerfacecolor": "white"}
+        look = look if first else {"color": DARK, "linestyle": "none"}
+        handles.append(Line2D([], [], marker="o", markersize=4.5, label=label, **look))
     return handles
 
 

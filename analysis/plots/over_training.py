@@ -8,41 +8,40 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from analysis.plots.curve import curve, level
+from analysis.plots.look import controls, learner_style
 from analysis.plots.summary import Summary
 from analysis.schema import learner_names
-from analysis.style import method_style
-
-UNTRAINED = "untrained"
+from analysis.style import MethodStyle
 
 
 def over_training(ds: xr.Dataset, ax: Axes, *, summary: Summary, incomplete: xr.DataArray | None = None) -> Axes:
     """Draw a summary with dimensions learner and checkpoint against the meta-iteration.
 
-    The untrained network has one checkpoint and is drawn as a level. ``incomplete`` (learner, checkpoint) counts
+    An untrained control has one checkpoint and is drawn as a level. ``incomplete`` (learner, checkpoint) counts
     the units missing from a mean because they diverged: such a point gets a cross.
     """
-    checkpoints = ds["checkpoint"].values
+    checkpoints, untrained = ds["checkpoint"].values, controls(ds)
     for position, name in enumerate(learner_names(ds)):
-        own, style = summary.at(learner=position), method_style(name)
-        if name == UNTRAINED:
+        own, style = summary.at(learner=position), learner_style(ds, name)
+        if name in untrained:
             level(_at_start(own), ax, style=style, name=name)
         else:
             curve(own, ax, x=checkpoints, style=style, name=name)
         if incomplete is not None:
-            cross_out(own, ax, x=checkpoints, missing=incomplete.isel(learner=position).values, name=name)
+            missing = incomplete.isel(learner=position).values
+            cross_out(own, ax, x=checkpoints, missing=missing, style=style, name=name)
     return training_axis(ax, checkpoints)
 
 
-def cross_out(summary: Summary, ax: Axes, *, x: np.ndarray, missing: np.ndarray, name: str) -> Axes:
+def cross_out(summary: Summary, ax: Axes, *, x: np.ndarray, missing: np.ndarray, style: MethodStyle, name: str) -> Axes:
     """Crosses over the means that lack diverged units; at the top edge where every unit diverged."""
     positions, mean = np.asarray(x, dtype=float), summary.mean.values
-    color = method_style(name).color
     cross: dict[str, Any] = {
         "marker": "x",
         "linestyle": "none",
         "markersize": 6.5,
         "markeredgewidth": 1.1,
-        "color": color,
+        "color": style.color,
     }
     partial = (missing > 0) & np.isfinite(mean)
     if partial.any():
@@ -55,14 +54,14 @@ def cross_out(summary: Summary, ax: Axes, *, x: np.ndarray, missing: np.ndarray,
     return ax
 
 
-def untrained_summary(ds: xr.Dataset, summary: Summary) -> Summary | None:
-    """The untrained network's level: its own run, or checkpoint 0 where all learners agree there; else None.
+def shared_start(ds: xr.Dataset, summary: Summary) -> Summary | None:
+    """The level of the untrained network in a study without a control: checkpoint 0, where all learners agree there.
 
-    Learners with different inner learning rates start from different levels: then there is not one to draw.
+    None with a control, which ``over_training`` draws, and where learners with different inner learning rates
+    start from different levels: then there is not one to draw.
     """
-    names = learner_names(ds)
-    if UNTRAINED in names:
-        return _at_start(summary.at(learner=names.index(UNTRAINED)))
+    if controls(ds):
+        return None
     means = summary.mean.isel(checkpoint=0).values
     there = np.flatnonzero(np.isfinite(means))
     if int(ds["checkpoint"].values[0]) != 0 or there.size == 0:

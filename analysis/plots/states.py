@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 
 from analysis.plots.along_steps import along_steps, task_values
 from analysis.plots.summary import measured, probe_error, summarise
-from analysis.schema import learner_names
+from analysis.schema import learner_names, trained_learners
 from analysis.style import GREY, Line, MethodStyle, method_style
 
 SHIFT = 0.12
@@ -55,10 +55,8 @@ def states(values: xr.DataArray, ds: xr.Dataset, name: str) -> list[State]:
 
 
 def panel_learners(ds: xr.Dataset) -> list[str]:
-    """Learners with a panel of their own: the untrained network only when it is alone, as it is each one's start."""
-    names = learner_names(ds)
-    trained = [name for name in names if name != "untrained"]
-    return trained or names
+    """Learners with a panel of their own: untrained controls only when alone, as they are each one's start."""
+    return trained_learners(ds) or learner_names(ds)
 
 
 EXTREMES: dict[str, tuple[str, Line, str]] = {

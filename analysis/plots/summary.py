@@ -93,14 +93,15 @@ def band_label(num_seeds: int) -> str:
 
 
 def probe_error(stderr: xr.DataArray) -> xr.DataArray:
-    """Standard error, from the probes alone, of a mean over tasks and seeds.
+    """Standard error, from the probes alone, of a mean over tasks within each seed and then over the seeds.
 
-    Tasks have their own probes, so their errors add in squares. Seeds may share a task's probes, so their errors
-    are averaged, which is an upper bound.
+    Every task of every seed has probes of its own (steps, checkpoints and learners share a task's), so errors add
+    in squares: Var = sum_s sum_t stderr^2 / (S n_s)^2, which is sum stderr^2 / N^2 where seeds have equally many tasks.
     """
     count = stderr.notnull().sum("task")
-    per_seed = (stderr**2).sum("task") ** 0.5 / count.where(count > 0)
-    return mean_over(per_seed, "seed")
+    per_seed = (stderr**2).sum("task") / count.where(count > 0) ** 2
+    seeds = per_seed.notnull().sum("seed")
+    return per_seed.sum("seed") ** 0.5 / seeds.where(seeds > 0)
 
 
 def seeds_with_values(values: xr.DataArray) -> int:
@@ -125,8 +126,22 @@ def diverged_units(ds: xr.Dataset) -> tuple[xr.DataArray, int]:
     return (status == DIVERGED).sum(["seed", "task"]), tried
 
 
-def lost_evaluations(ds: xr.Dataset, name: str) -> tuple[xr.DataArray, int]:
-    """Evaluations without a number (the inner loop diverged) per learner and checkpoint, and the number tried."""
+def has_accuracy(ds: xr.Dataset) -> bool:
+    """Whether tasks have an accuracy at all: those of regression have none."""
+    return bool(np.isfinite(ds["evaluation_accuracy"]).any())
+
+
+def evaluated(ds: xr.Dataset) -> xr.DataArray:
+    """Query accuracy of every evaluation, for regression the query loss; NaN where the inner loop diverged.
+
+    A loss that is not finite tells: outputs that are NaN still have an accuracy, that of always naming one class.
+    """
+    name = "evaluation_accuracy" if has_accuracy(ds) else "evaluation_loss"
+    return ds[name].where(np.isfinite(ds["evaluation_loss"]) & np.isfinite(ds[name]))
+
+
+def lost_evaluations(ds: xr.Dataset) -> tuple[xr.DataArray, int]:
+    """Evaluations that diverged per learner and checkpoint, and the number tried."""
     done = ds["evaluation_done"] == 1
-    lost = (ds[name].isnull() & done).sum(["seed", "evaluation_task"])
+    lost = (evaluated(ds).isnull() & done).sum(["seed", "evaluation_task"])
     return lost, int(done.sum()) * ds.sizes["evaluation_task"]

@@ -5,39 +5,48 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
+from analysis.plots.summary import evaluated, has_accuracy
 from analysis.report.page import DASH, MINUS, Html, element, row, table
 from analysis.schema import learner_names
 from analysis.statistics import Interval, seed_interval, seed_means
 from analysis.style import method_label
 
 
-def accuracy_table(ds: xr.Dataset) -> Html:
+def accuracy_table(ds: xr.Dataset, *, confidence: float = 0.95) -> Html:
     """Query accuracy (for regression: loss) after adaptation on held-out tasks, at each learner's last checkpoint."""
-    accuracy = bool(ds["evaluation_accuracy"].notnull().any())
-    values = ds["evaluation_accuracy"] * 100 if accuracy else ds["evaluation_loss"]
+    accuracy = has_accuracy(ds)
+    values = evaluated(ds) * (100 if accuracy else 1)
     if not bool(values.notnull().any()):
-        return element("p", "No held-out task was evaluated.")
+        lost = bool((ds["evaluation_done"] == 1).any())
+        return element("p", "Every evaluation diverged." if lost else "No held-out task was evaluated.")
     unit, decimals = ("%", 1) if accuracy else ("loss", 3)
     header = ("Learner", "Meta-iteration", "Seed", f"Untrained, {unit}", f"Trained, {unit}", "Difference", "Tasks")
     rows = [
-        line for position in range(len(learner_names(ds))) for line in _learner_rows(ds, values, position, decimals)
+        line
+        for position in range(len(learner_names(ds)))
+        for line in _learner_rows(ds, values, position, decimals, confidence)
     ]
-    caption = (
-        f"Query {'accuracy' if accuracy else 'loss'} after the inner loop on held-out tasks. Single seeds: mean ± half "
-        "a 95 % Student t interval over that seed's tasks; differences are paired task by task. All seeds: mean of the "
-        "seeds' means ± half a 95 % Student t interval over the seeds."
+    return table(header, rows, caption=_caption(accuracy, 100 * confidence))
+
+
+def _caption(accuracy: bool, level: float) -> str:
+    what = "Query accuracy" if accuracy else "Query loss (lower is better)"
+    return (
+        f"{what} after the inner loop on held-out tasks. Single seeds: mean ± half a {level:g} % Student t interval "
+        "over that seed's tasks; differences are paired task by task. All seeds: mean of the seeds' means ± half a "
+        f"{level:g} % Student t interval over the seeds."
     )
-    return table(header, rows, caption=caption)
 
 
-def _learner_rows(ds: xr.Dataset, values: xr.DataArray, position: int, decimals: int) -> list[Html]:
+def _learner_rows(ds: xr.Dataset, values: xr.DataArray, position: int, decimals: int, confidence: float) -> list[Html]:
     """One row a seed and, with several seeds, one over them."""
     mine = values.isel(learner=position).transpose("checkpoint", "seed", "evaluation_task").values
+    done = ds["evaluation_done"].isel(learner=position).transpose("checkpoint", "seed").values == 1
     checkpoints = [int(point) for point in ds["checkpoint"].values]
     there = np.flatnonzero(np.isfinite(mine).any((1, 2)))
     label = method_label(learner_names(ds)[position])
     if there.size == 0:
-        return [row((label, DASH, "all", DASH, DASH, DASH, "0"))]
+        return [row((label, DASH, "all", DASH, DASH, DASH, _count(mine, done)))]
     last = int(there[-1])
     missing = np.full_like(mine[0], np.nan)
     start = mine[0] if checkpoints[0] == 0 else missing
@@ -46,13 +55,20 @@ def _learner_rows(ds: xr.Dataset, values: xr.DataArray, position: int, decimals:
     iteration = str(checkpoints[last])
     rows = []
     for index, seed in enumerate(ds["seed"].values):
-        cells = _cells([seed_interval(side[index]) for side in sides], decimals)
-        rows.append(row((label, iteration, str(int(seed)), *cells, str(int(np.isfinite(mine[last][index]).sum())))))
+        cells = _cells([seed_interval(side[index], confidence=confidence) for side in sides], decimals)
+        tasks = _count(mine[last, index], done[last, index])
+        rows.append(row((label, iteration, str(int(seed)), *cells, tasks)))
     if len(rows) > 1:
-        cells = _cells([seed_interval(seed_means(side)) for side in sides], decimals)
-        total = str(int(np.isfinite(mine[last]).sum()))
-        rows.append(row((label, iteration, "all", *cells, total), css="total"))
+        cells = _cells([seed_interval(seed_means(side), confidence=confidence) for side in sides], decimals)
+        rows.append(row((label, iteration, "all", *cells, _count(mine[last], done[last])), css="total"))
     return rows
+
+
+def _count(values: np.ndarray, done: np.ndarray) -> str:
+    """'100', or '98; 2 diverged': tasks [..., task] with a number, and those evaluated without one."""
+    there = np.isfinite(values)
+    lost = int((~there & np.asarray(done)[..., None]).sum())
+    return f"{there.sum()}; {lost} diverged" if lost else str(there.sum())
 
 
 def _cells(intervals: Sequence[Interval], decimals: int) -> list[Html]:

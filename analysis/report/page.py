@@ -36,6 +36,7 @@ tr.sentence td { padding: 0 .75rem .7rem 0; max-width: 0; }
 /* On a narrow screen the table scrolls and its sentences stay in sight. */
 tr.sentence div { position: sticky; left: 0; max-width: calc(100vw - 3.5rem); }
 tbody tr.total { border-top: 1px solid var(--soft); border-bottom: 1px solid var(--soft); }
+tbody tr.last { border-bottom: 1px solid var(--soft); }
 tbody tr.total td { font-weight: 600; }
 tbody th { font-weight: 600; }
 .num { white-space: nowrap; }
@@ -111,14 +112,16 @@ def row(cells: Iterable[Child], *, css: str = "") -> Html:
 
 
 def number(value: float, *, digits: int = 3, signed: bool = False) -> str:
-    """Three significant digits with a real minus sign; a dash where there is no number.
+    """Three significant digits with a real minus sign, no exponent below a million; a dash where there is no number.
 
-    >>> number(-0.01234, signed=True) == MINUS + "0.0123", number(float("nan")) == DASH, number(2)
-    (True, True, '2')
+    >>> number(-0.01234, signed=True) == MINUS + "0.0123", number(float("nan")) == DASH, number(2), number(1234.5)
+    (True, True, '2', '1230')
     """
     if not math.isfinite(value):
         return DASH
-    text = f"{value:+.{digits}g}" if signed else f"{value:.{digits}g}"
+    sign = "+" if signed else ""
+    rounded = float(f"{value:.{digits}g}")
+    text = f"{rounded:{sign}.0f}" if 10**digits <= abs(rounded) < 1e6 else f"{rounded:{sign}.{digits}g}"
     return text.replace("-", MINUS)
 
 

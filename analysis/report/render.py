@@ -10,9 +10,10 @@ import xarray as xr
 
 from analysis.claims.verdict import Verdict
 from analysis.figures import FIGURES, words
-from analysis.plots.summary import measured
+from analysis.plots.summary import has_accuracy, measured
 from analysis.report.accuracy import accuracy_table
 from analysis.report.page import DASH, Html, bullets, element, image, number, page, row, table
+from analysis.report.scale import scale_section
 from analysis.report.verdicts import answer, verdict_tables
 from analysis.style import DPI
 
@@ -35,11 +36,13 @@ def render(
     command: str,
     notes: Sequence[str] = (),
     step_size_table: Sequence[Mapping[str, Any]] | None = None,
+    confidence: float = 0.95,
 ) -> str:
     """The whole report as one HTML text; ``figures`` are PNG files, read and put inside.
 
     ``notes`` are what a reader must not overlook, ``setup`` names and values of how the study was made,
-    ``step_size_table`` the candidates of the search for alpha, one mapping each. Everything is escaped.
+    ``step_size_table`` the candidates of the search for alpha, one mapping each; ``confidence`` is
+    that of the intervals of the verdicts, used for the tables too. Everything is escaped.
     """
     name = str(ds.attrs.get("study", ""))
     body = [
@@ -49,12 +52,13 @@ def render(
         element("h2", "The answer of this study"),
         answer(verdicts),
         *([element("aside", element("b", "Note"), bullets(notes))] if notes else []),
-        *_verdicts(verdicts),
+        *_verdicts(verdicts, confidence),
+        *scale_section(ds),
         element("h2", "Set-up"),
         table(("What", "Value"), [row((what, value)) for what, value in setup.items()]),
         *_step_sizes(step_size_table),
-        element("h2", "Accuracy on held-out tasks"),
-        accuracy_table(ds),
+        element("h2", f"{'Accuracy' if has_accuracy(ds) else 'Loss'} on held-out tasks"),
+        accuracy_table(ds, confidence=confidence),
         element("h2", "Figures"),
         element(
             "p", "Each figure is also a PDF of the same name, at its final size, beside these PNG files.", css="soft"
@@ -68,25 +72,32 @@ def render(
     return page(TITLE, body)
 
 
-def _verdicts(verdicts: Sequence[Verdict]) -> list[Html]:
+def _verdicts(verdicts: Sequence[Verdict], confidence: float) -> list[Html]:
     """How to read the tables, then the tables."""
     if not verdicts:
         return []
-    reading = (
+    reading = [
         "alpha rho = alpha g'Hg / g'g is the curvature of the support loss along the inner gradient times the inner "
         "learning rate; an effect is trained minus baseline, so a negative effect on alpha rho is suppression.",
         "Supported: the interval over seeds excludes 0 on the claimed side and reaches the smallest effect of "
         "interest. Not supported: the whole interval falls short of that smallest effect. Inconclusive: all else; one "
         "seed always is.",
-        "The interval over seeds is Student t on one number per seed and decides alone. The bootstrap resamples tasks "
-        "within these seeds: it says how well these seeds were measured and nothing about other seeds.",
+        f"The {100 * confidence:g} % interval over seeds is Student t on one number per seed and decides alone. The "
+        "bootstrap resamples tasks within these seeds: it says how well these seeds were measured and nothing about "
+        "other seeds.",
         "Curvature follows the loss, so a fall may only mirror a lower loss; the comparison at equal support loss "
-        "removes that. Step 0 and later steps differ and are judged apart.",
+        "compares where the losses overlap. Step 0 and later steps differ and are judged apart.",
         f"There are {len(verdicts)} rows, and each interval stands for itself: nothing is corrected for their number. "
-        "Of many rows without any effect, about one in twenty would exclude 0 at 95 %, half of these on the claimed "
-        "side.",
-    )
-    return [element("h2", "Verdicts"), bullets(reading), verdict_tables(verdicts)]
+        f"Of many rows without any effect, about {100 * (1 - confidence):.3g} % would exclude 0, half of these on the "
+        "claimed side.",
+    ]
+    if any(verdict.quantity == "rho_normalised" for verdict in verdicts):
+        reading.insert(
+            -1,
+            "Growing weights can lower curvature by themselves. The comparison at unit filter norm judges rho, without "
+            "alpha, where each filter before a normalisation has norm one, so that rescaling filters changes nothing.",
+        )
+    return [element("h2", "Verdicts"), bullets(reading), verdict_tables(verdicts, confidence=confidence)]
 
 
 def _step_sizes(rows: Sequence[Mapping[str, Any]] | None) -> list[Html]:

@@ -9,12 +9,12 @@ from analysis.style import method_label
 
 CLAIMS = ("suppression", "shot", "alignment")
 OUTCOMES = ("supported", "not supported", "inconclusive")
-_COLUMNS = (
+COLUMNS = (
     "Learner against baseline",
     "Where",
     "Comparison",
     "Baseline, trained",
-    "Effect, interval over seeds",
+    "Effect, {level:g} % interval over seeds",
     "Bootstrap over tasks",
     "Smallest effect of interest",
     f"Seeds {TIMES} tasks",
@@ -46,9 +46,21 @@ def _claim_summary(letter: str, title: str, verdicts: list[Verdict]) -> Html:
         found = [verdict for verdict in verdicts if verdict.outcome == outcome]
         if found:
             head = element("b", f"{outcome} in {_share(len(found), total)}")
-            counted.append(head if len(found) == total else join([head, f" ({_where(found)})"]))
+            remarks = [_where(found)] if len(found) < total else []
+            remarks += _caveat(found)
+            counted.append(join([head, f" ({'; '.join(remarks)})"]) if remarks else head)
     text = join([element("b", f"Claim {letter}"), f" ({title}): "])
     return join([text, join(counted, ", "), ". ", _levels(verdicts)])
+
+
+def _caveat(verdicts: Sequence[Verdict]) -> list[str]:
+    """What to add to an outcome that rests on two seeds, the fewest that decide: they can agree by luck."""
+    few = [verdict for verdict in verdicts if verdict.num_seeds == 2 and verdict.outcome != "inconclusive"]
+    if not few:
+        return []
+    if len(few) == len(verdicts):
+        return ["two seeds; add some before relying on it"]
+    return [f"{len(few)} of these on two seeds; add some before relying on them"]
 
 
 def _levels(verdicts: Sequence[Verdict]) -> str:
@@ -78,52 +90,78 @@ def _where(verdicts: Sequence[Verdict]) -> str:
     """'MAML: step 0 raw, step 0 at equal support loss; FOMAML: later steps raw'."""
     places: dict[str, list[str]] = {}
     for verdict in verdicts:
-        between = {"raw": " ", "equal support loss": " at "}.get(verdict.comparison, "")
-        steps = verdict.steps if between else ""
-        places.setdefault(method_label(verdict.learner), []).append(f"{steps}{between}{verdict.comparison}")
+        between = "" if verdict.comparison == "raw" else "at "
+        alone = verdict.comparison.startswith("against")  # "against orthogonal": of all steps
+        place = verdict.comparison if alone else f"{verdict.steps} {between}{verdict.comparison}"
+        places.setdefault(method_label(verdict.learner), []).append(place)
     return "; ".join(f"{learner}: {', '.join(found)}" for learner, found in places.items())
 
 
-def verdict_tables(verdicts: Sequence[Verdict]) -> Html:
-    """One table a claim; under each row the sentence of its verdict."""
+def verdict_tables(verdicts: Sequence[Verdict], *, confidence: float = 0.95) -> Html:
+    """One table a claim; under each row the sentence of its verdict. ``confidence``: of the intervals."""
     parts = []
+    header = [column.format(level=100 * confidence) for column in COLUMNS]
     for letter, title, rows in grouped(verdicts):
         parts.append(element("h3", f"Claim {letter}: {title[:1].upper()}{title[1:]}"))
         lines = [line for verdict in rows for line in _lines(verdict)]
-        parts.append(table(_COLUMNS, lines, wide=True))
+        parts.append(table(header, lines, wide=True))
     return join(parts, "\n")
 
 
 def _lines(verdict: Verdict) -> tuple[Html, Html]:
-    baseline = "orthogonal gradients" if verdict.baseline == "0" else method_label(verdict.baseline)
     levels = f"{number(verdict.baseline_value)} → {number(verdict.trained_value)}"
     levels = DASH if levels == f"{DASH} → {DASH}" else levels
-    unit = "" if verdict.units == "1" else f" {verdict.units}"
-    effect = join(
-        [element("b", number(verdict.effect, signed=True) + unit), Html("<br>"), interval(verdict.low, verdict.high)]
-    )
     cells = (
-        f"{method_label(verdict.learner)} against {baseline}",
+        f"{method_label(verdict.learner)} against {_baseline(verdict)}",
         verdict.steps,
-        verdict.comparison,
+        verdict.comparison + (" (rho)" if verdict.quantity == "rho_normalised" else ""),
         element("span", levels, css="num"),
-        element("span", effect, css="num"),
+        element("span", _effect(verdict), css="num"),
         element("span", interval(verdict.bootstrap_low, verdict.bootstrap_high), css="num"),
         number(verdict.margin if verdict.predicted == "positive" else -verdict.margin, signed=True),
         _size(verdict),
         badge(verdict.outcome),
     )
-    words = element("tr", element("td", element("div", verdict.sentence), colspan=str(len(_COLUMNS))), css="sentence")
+    words = element("tr", element("td", element("div", verdict.sentence), colspan=str(len(COLUMNS))), css="sentence")
     return row(cells), words
 
 
+def _baseline(verdict: Verdict) -> str:
+    """Only the claim on SHOT has a learner for its baseline; any learner may be called "untrained"."""
+    if verdict.claim == "shot":
+        return method_label(verdict.baseline)
+    return "orthogonal gradients" if verdict.baseline == "0" else "its untrained start"
+
+
+def _effect(verdict: Verdict) -> Html:
+    """The effect over its interval, or in words why there is none."""
+    if isnan(verdict.effect):
+        return join([_nothing(verdict)])
+    unit = "" if verdict.units == "1" else f" {verdict.units}"
+    effect = element("b", number(verdict.effect, signed=True) + unit)
+    return join([effect, Html("<br>"), interval(verdict.low, verdict.high)])
+
+
+def _nothing(verdict: Verdict) -> str:
+    """Why there is nothing to compare: a margin, a share of the baseline, is known unless no unit was left."""
+    if verdict.comparison == "equal support loss" and not isnan(verdict.margin):
+        return "no overlap in loss" if verdict.share_compared == 0 else "too little overlap in loss"
+    if verdict.obstacle:
+        return verdict.obstacle.split(";")[0]
+    return "all units diverged" if verdict.num_diverged else "nothing to compare"
+
+
 def _size(verdict: Verdict) -> str:
-    text = f"{verdict.num_seeds} {TIMES} {verdict.num_tasks}"
+    nothing = isnan(verdict.effect)
+    parts = [] if nothing else [f"{verdict.num_seeds} {TIMES} {verdict.num_tasks}"]
     if verdict.num_diverged:
-        text += f"; {verdict.num_diverged} diverged"
-    if verdict.share_compared < 1:
-        text += f"; {verdict.share_compared:.0%} of points compared"
-    return text
+        parts.append(f"{verdict.num_diverged} diverged")
+    if verdict.num_undefined:
+        parts.append(f"{verdict.num_undefined} without a gradient")
+    if (0 if nothing else -1) < verdict.share_compared < 1:
+        share = f"{100 * verdict.share_compared:.0f} %"
+        parts.append(f"{share} of points {'have a match' if nothing else 'compared'}")
+    return "; ".join(parts) or DASH
 
 
 def badge(outcome: str) -> Html:

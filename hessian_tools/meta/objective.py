@@ -79,7 +79,7 @@ def shot_distance(
 
 
 def accuracy(outputs: Tensor, y: Tensor) -> Float[Tensor, ""]:
-    """Share of examples whose largest output is the label; NaN for real-valued targets."""
-    if y.is_floating_point():
+    """Share of examples whose largest output is the label; NaN for real-valued targets and for outputs not finite."""
+    if y.is_floating_point() or not torch.isfinite(outputs).all():
         return torch.full((), float("nan"), dtype=outputs.dtype, device=outputs.device)
     return (outputs.argmax(-1) == y.to(outputs.device)).to(outputs.dtype).mean()

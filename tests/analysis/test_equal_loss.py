@@ -7,11 +7,17 @@ import pytest
 from planted import Effect, planted_study
 
 from analysis.claims import Verdict, judge, load_plan
+from analysis.claims.comparison import Comparison
 from analysis.claims.equal_loss import bracketed, matched, matched_means
+from analysis.claims.listing import verdict_lines
+from analysis.claims.verdict import Question, conclude
 from hessian_tools.rng import numpy_stream
 
 PLAN = load_plan()
 QUICK = dataclasses.replace(PLAN, bootstrap=dataclasses.replace(PLAN.bootstrap, resamples=200))
+QUESTION = Question(
+    "suppression", "lower", "maml", "untrained", "step 0", "equal support loss", "alpha_rho", "1", "negative"
+)
 NAMES = ("untrained", "maml", "maml-shot")
 EFFECTS = {"maml": Effect(-0.2, -0.12), "maml-shot": Effect(-0.36, -0.2)}
 
@@ -23,7 +29,7 @@ def rows(loss_driven: bool) -> list[tuple[Verdict, Verdict]]:
         evaluation_tasks=2, loss_driven=loss_driven,
     )  # fmt: skip
     verdicts = [v for v in judge(ds, QUICK) if v.claim != "alignment"]
-    return list(zip(verdicts[::2], verdicts[1::2], strict=True))
+    return list(zip(verdicts[::3], verdicts[2::3], strict=True))
 
 
 def test_a_fall_that_is_only_the_loss_vanishes_at_equal_loss() -> None:
@@ -103,9 +109,10 @@ def test_every_usable_point_is_counted_matched_or_not() -> None:
     value = np.zeros((1, 6, 1))
     loss[0, 0] = 0.0  # saturated: no logarithm, no match, still counted
     value[0, 5] = np.nan  # diverged: not counted as a point
-    comparison = matched(value, np.ones((1, 6, 1)), loss, loss0, QUICK)
+    lost = np.arange(6)[None] == 5
+    comparison = matched(value, np.ones((1, 6, 1)), loss, loss0, QUICK, diverged=lost)
     assert comparison.share == pytest.approx(3 / 5)
-    assert comparison.num_diverged == 1
+    assert (comparison.num_diverged, comparison.num_undefined, comparison.num_units) == (1, 0, 6)
     assert comparison.obstacle is None
     np.testing.assert_allclose(comparison.effects, -1.0)
 
@@ -116,3 +123,52 @@ def test_points_match_within_their_own_seed_only() -> None:
     comparison = matched(np.zeros_like(loss), np.ones_like(loss), loss, loss[::-1], QUICK)
     assert comparison.share == 0.0
     assert np.isnan(comparison.effects).all()
+
+
+def overlapping(*shares: float) -> Comparison:
+    """The same effect of -1 in every seed, where a given share of 10 points each has a match; the rest is far off."""
+    spread = np.linspace(-0.05, 0.05, 10)
+    loss0 = np.exp(np.tile(spread, (len(shares), 1)))[..., None]
+    loss = np.exp(np.array([np.where(np.arange(10) < round(10 * share), 0.8 * spread, 5.0) for share in shares]))
+    value = np.random.RandomState(0).randn(len(shares), 10, 1) * 1e-3
+    return matched(value - 1.0, value, loss[..., None], loss0, QUICK)
+
+
+def test_a_seed_with_too_few_matches_is_left_out_and_counted() -> None:
+    """Pooled, 50 % of these points match; but the third and fourth seed are hardly there."""
+    comparison = overlapping(0.9, 0.8, 0.2, 0.1)
+    assert comparison.share == pytest.approx(0.5)
+    np.testing.assert_array_equal(np.isnan(comparison.effects), [False, False, True, True])
+    np.testing.assert_array_equal(np.isnan(comparison.trained), np.isnan(comparison.baseline))
+    np.testing.assert_allclose(comparison.effects[:2], -1.0, atol=0.01)
+    assert (comparison.num_thin, comparison.obstacle) == (2, None)
+    verdict = conclude(QUESTION, comparison, margin=0.1, confidence=0.95)
+    assert (verdict.outcome, verdict.num_seeds, verdict.share_compared) == ("supported", 2, comparison.share)
+    assert "2 seeds left out: too few of their points have a match" in verdict.sentence
+    assert "nothing to compare" not in verdict.sentence
+
+
+@pytest.mark.parametrize(
+    ("shares", "left", "words"),
+    [((0.9, 0.4, 0.4), 1, "the losses overlap in one seed only"), ((0.4, 0.4), 0, "the losses hardly overlap: 40%")],
+)
+def test_fewer_than_two_seeds_left_are_an_obstacle(shares: tuple[float, ...], left: int, words: str) -> None:
+    comparison = overlapping(*shares)
+    verdict = conclude(QUESTION, comparison, margin=0.1, confidence=0.95)
+    assert (verdict.outcome, verdict.num_seeds, verdict.seeds_to_decide) == ("inconclusive", left, None)
+    assert verdict.sentence.startswith(f"Inconclusive: {words}")
+    assert verdict.obstacle == comparison.obstacle
+    assert words in list(verdict_lines([verdict]))[1]
+
+
+def test_one_seed_that_overlaps_lacks_a_second_seed_not_overlap() -> None:
+    comparison = overlapping(0.9)
+    assert (comparison.num_thin, comparison.obstacle) == (0, None)
+
+
+def test_a_seed_that_diverged_is_not_one_without_overlap() -> None:
+    loss = np.exp(np.tile(np.linspace(-0.05, 0.05, 10), (2, 1)))[..., None]
+    lost = np.tile([[True], [False]], (1, 10))
+    comparison = matched(np.zeros_like(loss), np.ones_like(loss), loss, loss, QUICK, diverged=lost)
+    assert (comparison.num_thin, comparison.num_diverged, comparison.obstacle) == (0, 10, None)
+    assert comparison.share > 0.7

@@ -12,6 +12,7 @@ from planted import planted_study
 from analysis import style
 from analysis.figures import FIGURES
 from analysis.figures.eigenvalues import residuals
+from analysis.plots.references import curvature_axis
 from analysis.plots.summary import measured, summarise
 
 NAMES = tuple(FIGURES)
@@ -59,16 +60,73 @@ def test_alpha_rho_has_a_panel_a_point_with_the_summary_in_its_lines(ds):
 
 
 @pytest.mark.parametrize(
-    ("factor", "scale", "words"), [(0.01, "linear", " (above the axis)"), (50.0, "symlog", " (logarithmic beyond it)")]
+    ("factor", "scale", "words", "remark"),
+    [(0.01, "linear", " (above the axis)", ""), (50.0, "symlog", "", "\n(linear below 2, logarithmic beyond)")],
 )
-def test_alpha_rho_far_from_the_threshold(ds, factor, scale, words):
+def test_alpha_rho_far_from_the_threshold(ds, factor, scale, words, remark):
     study = ds.assign(alpha_rho=ds["alpha_rho"] * factor)
     figure = FIGURES["alpha_rho"].draw(study)
     assert r"threshold $\alpha\rho = 2$" + words in legend_texts(figure)
     assert figure.axes[0].get_yscale() == scale
+    assert figure.axes[0].get_ylabel().partition("$\n")[2] == remark.removeprefix("\n")
     low, high = figure.axes[0].get_ylim()
     mean = summarise(measured(study, "alpha_rho")).mean
     assert low <= float(mean.min()) <= float(mean.max()) <= high
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "wanted", "remark"),
+    [
+        (0.0, 18.0, "0 0.5 1 1.5 2 5 10 20", "linear below 2, logarithmic beyond"),
+        (-9.0, 40.0, "\u221210 \u22122 \u22121 0 1 2 10", "linear within ±2, logarithmic beyond"),
+        (0.0, 3e4, "0 1 2 10 100 1000 10000", "linear below 2, logarithmic beyond"),
+    ],
+)
+def test_an_axis_linear_below_2_has_plain_ticks(low, high, wanted, remark):
+    ax = Figure().subplots()
+    assert curvature_axis(ax, low, high) == remark
+    labels = [label.get_text() for label in ax.get_yticklabels()]
+    assert set(wanted.split()) <= set(labels)
+    assert not any("$" in label or "e" in label for label in labels)
+    assert [float(label.replace("\u2212", "-")) for label in labels] == list(ax.get_yticks())
+    below, above = ax.get_ylim()
+    assert all(below <= tick <= above for tick in ax.get_yticks())
+
+
+def test_the_trained_state_has_a_neutral_entry_in_the_legend(ds):
+    for name in ("eigenvalues", "directions"):
+        figure = FIGURES[name].draw(ds)
+        entry = "meta-iteration 300 (in the learner's colour)"
+        handles = {h.get_label(): h for legend in figure.legends for h in legend.legend_handles}
+        assert handles[entry].get_color() == style.DARK
+        assert handles[entry].get_marker() == "o"
+        assert handles["untrained"].get_markerfacecolor() == "white"
+
+
+def test_a_control_is_known_by_its_training_and_not_by_its_name():
+    study = planted_study(
+        learners=("control", "untrained", "maml"), untrained=("control",), tasks=4, seeds=(0,), evaluation_tasks=4
+    )
+    for name in ("alpha_rho", "alignment", "accuracy"):
+        figure = FIGURES[name].draw(study)
+        level, curve = (line(figure.axes[0], f"mean:{learner}") for learner in ("control", "untrained"))
+        assert (level.get_color(), level.get_linestyle(), level.get_marker()) == (style.GREY, ":", "None")
+        assert len(set(level.get_ydata())) == 1
+        assert curve.get_color() == style.method_style("untrained").color != style.GREY
+        assert list(curve.get_xdata()) == [0, 30, 100, 300]
+        handles = {h.get_label(): h for legend in figure.legends for h in legend.legend_handles}
+        assert handles["control"].get_color() == style.GREY
+        assert handles["untrained"].get_color() == curve.get_color()
+    for name in ("eigenvalues", "directions"):
+        assert [ax.get_title("left") for ax in visible(FIGURES[name].draw(study))] == ["untrained", "MAML"]
+
+
+def test_without_a_control_the_common_start_is_drawn_and_named():
+    study = planted_study(learners=("maml", "fomaml"), tasks=4, seeds=(0, 1), evaluation_tasks=4)
+    figure = FIGURES["accuracy"].draw(study)
+    start = float(study["evaluation_accuracy"].isel(learner=0, checkpoint=0).mean())
+    np.testing.assert_allclose(line(figure.axes[0], "untrained").get_ydata(), start)
+    assert "untrained" in legend_texts(figure)
 
 
 def test_zero_is_on_the_axis_of_meta_iterations(ds):
@@ -98,8 +156,7 @@ def test_alignment_has_its_null_and_the_untrained_level(ds):
     np.testing.assert_allclose([band.get_y(), band.get_y() + band.get_height()], [1 / 3, 3**-0.5])
     assert list(line(right, "zero").get_ydata()) == [0, 0]
     level = summarise(measured(ds, "alignment")).mean.isel(learner=0, checkpoint=0)
-    untrained = [one for one in right.lines if one.get_gid() == "mean:untrained"]
-    np.testing.assert_allclose(untrained[0].get_ydata(), float(level))
+    np.testing.assert_allclose(line(right, "mean:untrained").get_ydata(), float(level))
 
 
 def test_accuracy_has_chance_and_falls_back_to_loss(ds):
@@ -110,6 +167,26 @@ def test_accuracy_has_chance_and_falls_back_to_loss(ds):
     regression = ds.assign(evaluation_accuracy=ds["evaluation_accuracy"] * np.nan)
     assert FIGURES["accuracy"].draw(regression).axes[0].get_ylabel() == "query loss"
     assert "Query loss" in FIGURES["accuracy"].caption(regression)
+
+
+def test_an_evaluation_with_a_loss_that_is_not_finite_has_no_accuracy(ds):
+    loss = ds["evaluation_loss"].copy()
+    loss[1, 0, -1, 0], loss[1, 0, -1, 1] = np.nan, np.inf
+    study = ds.assign(evaluation_loss=loss)
+    assert bool(np.isfinite(study["evaluation_accuracy"][1, 0, -1, :2]).all())
+    figure = FIGURES["accuracy"].draw(study)
+    per_seed = np.array([ds["evaluation_accuracy"][1, seed, -1, 2 * (seed == 0) :].mean() for seed in range(3)])
+    assert line(figure.axes[0], "mean:maml").get_ydata()[-1] == pytest.approx(per_seed.mean(), rel=1e-12)
+    assert any(text.startswith("2 of ") and "diverged" in text for text in legend_texts(figure))
+    everything = ds.assign(evaluation_loss=loss * np.nan)
+    assert FIGURES["accuracy"].draw(everything).axes[0].get_ylabel() == "query accuracy"
+
+
+def test_decades_of_eigenvalues_do_not_crowd_around_zero(ds):
+    ax = FIGURES["eigenvalues"].draw(ds).axes[0]
+    ticks = ax.yaxis.get_transform().transform(np.array(ax.get_yticks()))
+    assert 0 in ax.get_yticks()
+    assert np.diff(ticks).min() > 0.05 * np.ptp(ax.yaxis.get_transform().transform(np.array(ax.get_ylim())))
 
 
 def test_directions_scale_curvature_by_alpha(ds):

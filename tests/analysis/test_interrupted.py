@@ -13,7 +13,8 @@ import xarray as xr
 
 from analysis.figures import FIGURES
 from analysis.folder import open_folder, open_study
-from hessian_tools.runs.checkpoints import checkpoint_path
+from analysis.setting import checkpoints
+from hessian_tools.runs.checkpoints import checkpoint_path, state_path
 
 PATIENCE = 90.0
 
@@ -51,8 +52,10 @@ def assert_same(out: Path, expected: Path) -> None:
         assert (out / "figures" / f"{name}.pdf").read_bytes() == (expected / "figures" / f"{name}.pdf").read_bytes()
     there = open_folder(expected)
     for learner, seed in there.runs:
-        a = checkpoint_path(open_folder(out).run(learner, seed), 0)
-        assert a.read_bytes() == checkpoint_path(there.run(learner, seed), 0).read_bytes()
+        found, wanted = open_folder(out).run(learner, seed), there.run(learner, seed)
+        last = checkpoints(there.config, learner)[-1]
+        for path in (checkpoint_path(wanted, last), state_path(wanted), wanted / "metrics.jsonl"):
+            assert (found / path.relative_to(wanted)).read_bytes() == path.read_bytes(), path
     assert not list(out.rglob("*.partial"))
 
 

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 import yaml
+from planted import planted_study
 
-from analysis.claims import PlanError, load_plan, plan_from_mapping
+from analysis.claims import PlanError, judge, load_plan, plan_from_mapping
 from analysis.claims.plan import BUNDLED
 
 PLAN = load_plan()
@@ -58,3 +59,29 @@ def test_plan_that_is_not_yaml(tmp_path: Any) -> None:
         load_plan(tmp_path / "claims.yaml")
     with pytest.raises(PlanError, match="the plan must be a mapping"):
         plan_from_mapping(None)
+
+
+@pytest.mark.parametrize(
+    ("group", "message"),
+    [
+        ({"first": 4, "last": "adapted"}, "step_groups: late: first is 4; this study has 3 inner steps, so give"),
+        ({"first": 4, "last": 5}, "step_groups: late: first is 4"),
+        ({"first": 2, "last": 4}, "step_groups: late: last is 4"),
+    ],
+)
+def test_a_step_group_that_the_study_does_not_have(group: dict[str, Any], message: str) -> None:
+    """Refused before any number is looked at: nothing is measured here."""
+    data = content()
+    data["step_groups"]["late"] = group
+    ds = planted_study(tasks=2, evaluation_tasks=2)
+    with pytest.raises(PlanError, match=message):
+        judge(ds.assign(status=ds["status"] * 0), plan_from_mapping(data))
+
+
+def test_step_groups_that_fit() -> None:
+    PLAN.check_steps(1)  # with one inner step, "later steps" is the adapted point
+    with pytest.raises(PlanError, match="later steps: first is 1; this study has 0 inner steps"):
+        PLAN.check_steps(0)
+    data = content()
+    data["step_groups"] = {"end": {"first": 3, "last": 3}}
+    plan_from_mapping(data).check_steps(3)

@@ -10,7 +10,9 @@ from planted import planted_study
 
 from analysis import style
 from analysis.figures import FIGURES, save
+from analysis.plots.look import learner_style
 from analysis.plots.summary import band_label, measured, probe_error, summarise, t_half_width
+from hessian_tools.rng import numpy_stream
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +60,19 @@ def test_one_seed_has_no_band():
     assert band_label(1) == "one seed: no band"
 
 
-def test_probe_error_adds_in_squares_over_tasks_and_not_over_seeds():
-    stderr = xr.DataArray(np.full((3, 4), 0.2), dims=("seed", "task"))
-    assert float(probe_error(stderr)) == pytest.approx(0.2 / 2)
+def test_probe_errors_add_in_squares_over_tasks_and_seeds():
+    """sqrt(sum stderr^2) / N: probes are independent between tasks and between seeds."""
+    stderr = xr.DataArray(numpy_stream(0, "stderr").rand(3, 4), dims=("seed", "task"))
+    assert float(probe_error(stderr)) == pytest.approx(float(np.sqrt((stderr**2).sum()) / 12), rel=1e-12)
+    assert float(probe_error(xr.full_like(stderr, 0.2))) == pytest.approx(0.2 / np.sqrt(12), rel=1e-12)
+
+
+def test_probe_error_is_that_of_the_mean_of_unequal_seeds():
+    stderr = xr.DataArray([[0.3, 0.4, 0.5], [0.6, np.nan, np.nan], [np.nan] * 3], dims=("seed", "task"))
+    weights = np.array([[1 / 6] * 3, [1 / 2, 0, 0], [0] * 3])  # of each task in the mean of the seeds' means
+    closed = np.sqrt(np.sum((weights * np.nan_to_num(stderr.values)) ** 2))
+    assert float(probe_error(stderr)) == pytest.approx(closed, rel=1e-12)
+    assert np.isnan(probe_error(stderr.isel(seed=[2])))
 
 
 # ---- style
@@ -85,6 +97,14 @@ def test_other_names_have_a_look_of_their_own_by_name_alone():
 def test_method_colours_and_markers_differ():
     looks = list(style.METHODS.values())
     assert len({look.color for look in looks}) == len({look.marker for look in looks}) == len(looks)
+
+
+def test_only_what_was_not_trained_is_grey():
+    study = planted_study(learners=("base", "untrained"), untrained=("base",), tasks=2, seeds=(0,), evaluation_tasks=2)
+    assert learner_style(study, "base") == style.CONTROL
+    assert learner_style(study, "untrained") == style.method_style("untrained")
+    assert style.GREY not in {look.color for look in style.METHODS.values()}
+    assert style.method_style("untrained").color != style.GREY
 
 
 def test_context_restores_the_callers_settings():

@@ -14,8 +14,7 @@ from planted import planted_study
 from analysis.claims.verdict import Verdict
 from analysis.figures import FIGURES
 from analysis.report import render
-from analysis.report.accuracy import accuracy_table
-from analysis.report.page import DASH, MINUS, element, interval, number
+from analysis.report.page import MINUS
 from analysis.statistics import seed_interval
 
 VOID = {"meta", "img", "br"}
@@ -166,7 +165,7 @@ def test_every_verdict_is_there_with_its_sentence_outcome_and_numbers(ds, images
     assert '<span class="badge not">not supported</span>' in text
     assert '<span class="badge inconclusive">inconclusive</span>' in text
     assert f"{MINUS}0.4 [{MINUS}0.5, {MINUS}0.3]" in seen
-    assert "81% of points compared" in seen
+    assert "81 % of points compared" in seen
     assert "2 diverged" in seen
     assert "MAML + SHOT against MAML" in seen
     assert "There are 5 rows" in seen
@@ -189,6 +188,7 @@ def test_parts_come_in_the_order_of_a_reader(ds, images):
         "Does",
         "The",
         "Verdicts",
+        "Scale",
         "Set-up",
         "Accuracy",
         "Figures",
@@ -225,30 +225,30 @@ def test_it_is_the_same_text_twice(ds, images):
     assert report(ds, images) == report(ds, images)
 
 
-def test_accuracy_of_a_seed_is_paired_with_its_untrained_start(ds):
-    cells = Reader(accuracy_table(ds).text).texts
-    maml = ds["evaluation_accuracy"].isel(learner=1) * 100
-    end, start = maml.isel(checkpoint=-1).values, maml.isel(checkpoint=0).values
-    one = seed_interval(end[0] - start[0])
-    assert f"{one.mean:+.1f} ± {(one.high - one.low) / 2:.1f}".replace("-", MINUS) in cells
-    over = seed_interval((end - start).mean(-1))
-    assert f"{over.mean:+.1f} ± {(over.high - over.low) / 2:.1f}".replace("-", MINUS) in cells
-    assert cells.count("untrained") == 4  # three seeds and all of them
+def test_a_regression_speaks_of_loss(ds, images):
+    names = ("evaluation_accuracy", "support_accuracy", "query_accuracy")
+    study = ds.assign({name: ds[name] * np.nan for name in names})
+    seen = Reader(report(study, images, setup={}, step_size_table=None)).text
+    assert "Loss on held-out tasks" in seen
+    assert "Query loss (lower is better)" in seen
+    assert "ccuracy" not in seen.replace("accuracy.pdf", "")
+    assert "class" not in seen
 
 
-def test_accuracy_at_the_edges(ds):
-    one = planted_study(tasks=2, seeds=(0,), evaluation_tasks=3, learners=("maml",))
-    assert "all" not in Reader(accuracy_table(one).text).texts
-    loss = ds.assign(evaluation_accuracy=ds["evaluation_accuracy"] * np.nan)
-    assert "Query loss" in accuracy_table(loss).text
-    empty = loss.assign(evaluation_loss=loss["evaluation_loss"] * np.nan)
-    assert "No held-out task was evaluated" in accuracy_table(empty).text
-    lost = ds.assign(evaluation_accuracy=ds["evaluation_accuracy"].where(ds["learner"] != 1))
-    assert DASH in Reader(accuracy_table(lost).text).texts
+def test_unit_filter_norm_is_told_with_its_steps(ds, images):
+    unit = replace(VERDICT, comparison="unit filter norm", quantity="rho_normalised", outcome="inconclusive")
+    seen = Reader(report(ds, images, verdicts=[VERDICT, unit])).text
+    assert "(MAML: step 0 at unit filter norm)" in seen
+    assert "unit filter norm (rho)" in seen
+    assert "The comparison at unit filter norm judges rho" in seen
+    assert "The comparison at unit filter norm" not in Reader(report(ds, images)).text
 
 
-def test_numbers_and_elements():
-    assert number(-0.25, signed=True) == f"{MINUS}0.25"
-    assert number(1 / 3) == "0.333"
-    assert interval(float("nan"), 1.0) == DASH
-    assert element("a", "x", title='"<').text == '<a title="&quot;&lt;">x</a>'
+def test_the_confidence_of_the_plan_is_shown_and_used(ds, images):
+    seen = Reader(report(ds, images, confidence=0.8, figures={})).text
+    assert "Effect, 80 % interval over seeds" in seen
+    assert "about 20 % would exclude 0" in seen
+    assert "mean ± half a 80 % Student t" in seen
+    assert "95 %" not in seen.partition("How the numbers were made")[0]
+    one = seed_interval(ds["evaluation_accuracy"][2, 0, -1].values * 100, confidence=0.8)
+    assert f"{one.mean:.1f} ± {(one.high - one.low) / 2:.1f}" in seen

@@ -1,0 +1,160 @@
+"""The tables of a report against numbers made otherwise: accuracy, verdicts, scale."""
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import xarray as xr
+from planted import planted_study
+
+from analysis.claims.verdict import Verdict
+from analysis.report.accuracy import accuracy_table
+from analysis.report.page import DASH, MINUS, TIMES, Html, element, interval, number
+from analysis.report.scale import change, largest_growth, scale_section
+from analysis.report.verdicts import answer, verdict_tables
+from analysis.statistics import seed_interval
+
+VERDICT = Verdict(
+    claim="suppression",
+    title="meta-training lowers the curvature",
+    learner="maml",
+    baseline="untrained",
+    steps="step 0",
+    comparison="raw",
+    quantity="alpha_rho",
+    units="1",
+    predicted="negative",
+    effect=-0.4,
+    low=-0.5,
+    high=-0.3,
+    bootstrap_low=-0.45,
+    bootstrap_high=-0.35,
+    margin=0.1,
+    baseline_value=1.0,
+    trained_value=0.6,
+    num_seeds=3,
+    num_tasks=16,
+    num_diverged=0,
+    share_compared=1.0,
+    seeds_to_decide=None,
+    outcome="supported",
+    sentence="Supported: step 0 of maml, raw.",
+)
+
+
+def texts(html: Html) -> list[str]:
+    return [text for text in re.split(r"<[^>]*>", html.text) if text.strip()]
+
+
+def seen(*parts: Html) -> str:
+    return " ".join(" ".join(" ".join(texts(part)) for part in parts).split())
+
+
+@pytest.fixture(scope="module")
+def ds() -> xr.Dataset:
+    return planted_study(tasks=4, evaluation_tasks=6, diverged=[("maml", 0, 3)])
+
+
+def test_accuracy_of_a_seed_is_paired_with_its_untrained_start(ds):
+    cells = texts(accuracy_table(ds))
+    maml = ds["evaluation_accuracy"].isel(learner=1) * 100
+    end, start = maml.isel(checkpoint=-1).values, maml.isel(checkpoint=0).values
+    one = seed_interval(end[0] - start[0])
+    assert f"{one.mean:+.1f} ± {(one.high - one.low) / 2:.1f}".replace("-", MINUS) in cells
+    over = seed_interval((end - start).mean(-1))
+    assert f"{over.mean:+.1f} ± {(over.high - over.low) / 2:.1f}".replace("-", MINUS) in cells
+    assert cells.count("untrained") == 4  # three seeds and all of them
+
+
+def test_accuracy_at_the_edges(ds):
+    one = planted_study(tasks=2, seeds=(0,), evaluation_tasks=3, learners=("maml",))
+    assert "all" not in texts(accuracy_table(one))
+    loss = ds.assign(evaluation_accuracy=ds["evaluation_accuracy"] * np.nan)
+    assert "Query loss" in accuracy_table(loss).text
+    empty = loss.assign(evaluation_loss=loss["evaluation_loss"] * np.nan)
+    assert "Every evaluation diverged" in accuracy_table(empty).text
+    undone = empty.assign(evaluation_done=empty["evaluation_done"] * 0)
+    assert "No held-out task was evaluated" in accuracy_table(undone).text
+    lost = ds.assign(evaluation_accuracy=ds["evaluation_accuracy"].where(ds["learner"] != 1))
+    assert DASH in texts(accuracy_table(lost))
+
+
+def test_accuracy_of_a_diverged_evaluation_counts_as_lost(ds):
+    loss = ds["evaluation_loss"].copy()
+    loss[1, 0, -1, :2] = np.inf
+    cells = texts(accuracy_table(ds.assign(evaluation_loss=loss)))
+    assert "4; 2 diverged" in cells
+    one = seed_interval(ds["evaluation_accuracy"][1, 0, -1, 2:].values * 100)
+    assert f"{one.mean:.1f} ± {(one.high - one.low) / 2:.1f}" in cells
+
+
+def test_a_decided_outcome_on_two_seeds_says_so_in_the_answer():
+    two = [replace(VERDICT, num_seeds=2), replace(VERDICT, steps="later steps", num_seeds=2)]
+    assert "supported in all 2 comparisons (two seeds; add some before relying on it)" in seen(answer(two))
+    mixed = seen(answer([two[0], replace(two[1], num_seeds=3)]))
+    assert "(1 of these on two seeds; add some before relying on them)" in mixed
+    undecided = [replace(verdict, outcome="inconclusive") for verdict in two]
+    for verdicts in (undecided, [VERDICT]):
+        assert "add some before" not in seen(answer(verdicts))
+
+
+def test_a_comparison_with_nothing_to_compare_reads_as_words():
+    nan = float("nan")
+    empty = replace(
+        VERDICT, comparison="equal support loss", outcome="inconclusive", num_seeds=0, share_compared=0.0, effect=nan
+    )
+    empty = replace(empty, low=nan, high=nan, bootstrap_low=nan, bootstrap_high=nan, baseline_value=nan)
+    empty = replace(empty, trained_value=nan)
+    for changes, words in (
+        ({}, "no overlap in loss"),
+        ({"share_compared": 0.41}, "too little overlap in loss"),
+        ({"margin": nan, "num_diverged": 48}, "all units diverged"),
+        ({"comparison": "against orthogonal", "obstacle": "one step; no A"}, "one step"),
+    ):
+        table = verdict_tables([replace(empty, **changes)])
+        assert words in texts(table)
+        assert f"0 {TIMES} 16" not in table.text
+        assert f"{DASH}<br>{DASH}" not in table.text
+
+
+def test_scale_shows_what_growing_weights_alone_do():
+    study = planted_study(tasks=4, seeds=(0, 1), growing_weights=True, evaluation_tasks=2, diverged=[("maml", 0, 3)])
+    maml = study.isel(learner=1)
+    raw = change(maml["alpha_rho"], slice(0, 1))
+    unit = change(maml["rho_normalised"], slice(0, 1))
+    assert raw.ratio == pytest.approx(0.55, abs=0.1)
+    assert unit.ratio == pytest.approx(1.0, abs=0.1)
+    name, growth = largest_growth(study, 1)
+    assert name.endswith("weight")
+    assert growth.ratio == pytest.approx(0.55**-0.5, rel=1e-6)
+
+
+def test_scale_pairs_tasks_and_averages_seeds_equally():
+    values = xr.DataArray(np.ones((2, 2, 3, 2)), dims=("seed", "checkpoint", "task", "inner_step"))
+    nan = np.nan
+    values[0, 0], values[0, 1] = [[2, 9], [4, 9], [nan, 9]], [[6, 9], [nan, 9], [80, 9]]
+    values[1, 1] = [[3, 9], [4, 9], [5, 9]]
+    first = change(values, slice(0, 1))
+    assert (first.untrained, first.trained) == (1.5, 5.0)  # (2 + 1) / 2; (6 + 4) / 2
+    assert np.isnan(change(-values, slice(0, 1)).ratio)
+    assert np.isnan(change(values * np.nan, slice(0, 1)).trained)
+
+
+def test_the_scale_table_is_there_for_trained_learners_only(ds):
+    part = seen(*scale_section(ds))
+    raw = change(ds["alpha_rho"].where(ds["status"] == 1).isel(learner=1), slice(1, None))
+    assert f"{number(raw.untrained)} → {number(raw.trained)} {number(raw.ratio)}" in part
+    assert part.count("filters at unit norm") == 3
+    assert "largest ratio of a layer's norm: " in part
+    alone = planted_study(tasks=2, seeds=(0,), evaluation_tasks=3, learners=("untrained",))
+    assert scale_section(alone) == []
+
+
+def test_numbers_and_elements():
+    assert number(1083.0, signed=True) == "+1080"
+    assert number(2.5e7) == "2.5e+07"
+    assert number(-0.25, signed=True) == f"{MINUS}0.25"
+    assert number(1 / 3) == "0.333"
+    assert interval(float("nan"), 1.0) == DASH
+    assert element("a", "x", title='"<').text == '<a title="&quot;&lt;">x</a>'
