@@ -124,6 +124,15 @@ def test_confident_predictions_are_not_taken_for_a_concave_criterion(scale: floa
     assert ((spectrum.values - exact).abs() <= spectrum.error[:, None] + slack * exact[:, :1] + slack).all()
 
 
+def test_what_was_clipped_is_in_the_error() -> None:
+    """B = diag(1, -1e-9): taken for rounding; J'BJ is off by 1e-9 times the input squared."""
+    loss = linear_loss(lambda out, y: (out[0, 0] ** 2 - 1e-9 * out[1, 0] ** 2) / 2)
+    x = torch.tensor([[2.0, 0.0, 0.0], [0.0, 3.0, 0.0]], dtype=torch.float64)
+    spectrum = gauss_newton_spectrum(loss, torch.zeros(3, dtype=torch.float64), (x, torch.zeros(2)))
+    close(spectrum.values, torch.tensor([4.0, 0.0], dtype=torch.float64))
+    torch.testing.assert_close(float(spectrum.error), 9e-9, rtol=1e-5, atol=0.0)
+
+
 def test_effective_dimension() -> None:
     """Orthogonal inputs of one length: as many equal eigenvalues as examples."""
     loss, theta = linear_loss(inputs=5), torch.ones(5, dtype=torch.float64)
@@ -145,6 +154,14 @@ def test_nan_at_one_point_stays_there() -> None:
         assert spectrum.error.isnan().tolist() == [False, True, False]
         close(spectrum.values[[0, 2]], falling(CONV.dense, 18)[[0, 2]])
         assert vectors is False or spectrum.vectors[1].isnan().all()
+
+
+def test_nan_of_the_criterion_alone_is_not_zero_curvature() -> None:
+    y = torch.ones(2, 4, 1)
+    y[1] = torch.nan
+    loss = linear_loss(lambda out, y: (y * out**2).mean())
+    spectrum = gauss_newton_spectrum(loss, torch.ones(2, 3), (randn(2, 4, 3, path="x"), y))
+    assert spectrum.values.isnan().any(-1).tolist() == spectrum.error.isnan().tolist() == [False, True]
 
 
 def test_inputs_are_left_alone() -> None:
