@@ -1,5 +1,6 @@
 """Curvature of a loss at one point or at many: operators, eigenpairs, traces, and quantities along directions."""
 
+from hessian_tools.curvature.algebra import Block, Combination, Restriction
 from hessian_tools.curvature.along import (
     DESCENT_THRESHOLD,
     AlongGradient,
@@ -14,6 +15,8 @@ from hessian_tools.curvature.along import (
     small_step_difference,
 )
 from hessian_tools.curvature.eigen import EigenPairs, Extremes, extremal_eigenpairs, top_eigenpairs
+from hessian_tools.curvature.gauss_newton import GaussNewton, gauss_newton
+from hessian_tools.curvature.gram import GramSpectrum, gauss_newton_spectrum
 from hessian_tools.curvature.interface import Operator
 from hessian_tools.curvature.operators import Hessian, gradient, hessian
 from hessian_tools.curvature.trace import Estimate, rademacher, trace
@@ -21,17 +24,24 @@ from hessian_tools.curvature.trace import Estimate, rademacher, trace
 __all__ = [
     "DESCENT_THRESHOLD",
     "AlongGradient",
+    "Block",
+    "Combination",
     "EigenPairs",
     "Estimate",
     "Extremes",
+    "GaussNewton",
+    "GramSpectrum",
     "Hessian",
     "Operator",
+    "Restriction",
     "alignment",
     "along",
     "cos_displacement",
     "cosine_null",
     "extremal_eigenpairs",
     "filter_scale",
+    "gauss_newton",
+    "gauss_newton_spectrum",
     "gradient",
     "hessian",
     "product_asymmetry",

@@ -1,52 +1,22 @@
 """The Hessian of a loss, at one point or at many, by its exact products; and the gradient there."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from hessian_tools.curvature.interface import Operator
-from hessian_tools.curvature.points import Batching, Points, Weights, points_of
+from hessian_tools.curvature.at_points import AtPoints
+from hessian_tools.curvature.points import Batching, Weights, points_of
 from hessian_tools.loss import Batch, LossFunction
 
 
 @dataclass(frozen=True)
-class Hessian(Operator):
+class Hessian(AtPoints):
     """The Hessian; made by :func:`hessian`."""
-
-    points: Points
-    single: bool
-
-    @property
-    def num_params(self) -> int:
-        """Length of theta."""
-        return self.points.thetas.shape[-1]
-
-    @property
-    def num_points(self) -> int | None:
-        """How many points; None for a single one."""
-        return None if self.single else len(self.points.thetas)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of theta."""
-        return self.points.thetas.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Device of theta."""
-        return self.points.thetas.device
 
     def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
         """Hessian-vector products, exact, forward over reverse (Pearlmutter 1994)."""
         return self.points.products(V)
-
-    def select(self, points: Int[Tensor, " chosen"]) -> "Hessian":
-        """The Hessian at some of its points."""
-        if self.single:
-            raise ValueError("a Hessian at a single point has no points to select; give thetas [point, param]")
-        return replace(self, points=self.points.select(points))
 
 
 def hessian(
@@ -71,6 +41,7 @@ def hessian(
     One product costs about six forward passes. Exact to rounding for training-mode BatchNorm too.
     Raises HiddenStateError if a network changes state in its forward pass; ValueError for shapes.
 
+    >>> import torch
     >>> A = torch.tensor([[2.0, 1.0], [1.0, 3.0]])
     >>> H = hessian(lambda theta, A: theta @ A @ theta / 2, torch.ones(2), A)
     >>> H @ torch.tensor([1.0, 0.0])
@@ -92,6 +63,7 @@ def gradient(
 ) -> Float[Tensor, "*point param"]:
     """The gradient at every point; arguments as for :func:`hessian`.
 
+    >>> import torch
     >>> gradient(lambda theta, a: a * theta @ theta / 2, torch.tensor([1.0, 2.0]), torch.tensor(3.0))
     tensor([3., 6.])
     """

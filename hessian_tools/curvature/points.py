@@ -24,6 +24,14 @@ from hessian_tools.loss import Batch, Loss, LossFunction, cast_like
 Batching = Literal["vmap", "loop"]
 Weights = Literal["size"] | Sequence[float | int]
 
+# A curvature matrix at one point: what it does to a vector, v -> Av, with all that does not depend on v done before.
+LinearMap = Callable[[Any, Tensor, Batch], Callable[[Tensor], Tensor]]
+
+
+def hessian_at(loss: LossFunction, theta: Float[Tensor, " param"], batch: Batch) -> Callable[[Tensor], Tensor]:
+    """v -> Hv at one point, forward over reverse."""
+    return lambda v: jvp(lambda t: grad(loss)(t, batch), (theta,), (v,))[1]
+
 
 @dataclass(frozen=True)
 class Points:
@@ -49,17 +57,19 @@ class Points:
         def piece(rows: slice) -> Tensor:
             return self._weighted(rows, lambda theta, batch: grad(self.loss)(theta, batch))
 
-        return torch.cat([piece(rows) for rows in _slices(len(self.thetas), self.chunk)])
+        return torch.cat([piece(rows) for rows in slices(len(self.thetas), self.chunk)])
 
-    def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
-        """The Hessian at every point times that point's columns; ``chunk`` products at a time."""
+    def products(
+        self, V: Float[Tensor, "point param probe"], matrix_at: LinearMap = hessian_at
+    ) -> Float[Tensor, "point param probe"]:
+        """The matrix (the Hessian) at every point times that point's columns; ``chunk`` products at a time."""
         if V.numel() == 0:
             return torch.zeros_like(V)
         num_probes = V.shape[-1]
         return torch.cat(
             [
-                torch.cat([self._products(r, V[r, :, c]) for c in _slices(num_probes, self.chunk)], dim=-1)
-                for r in _slices(len(V), max(1, self.chunk // num_probes))
+                torch.cat([self._products(r, V[r, :, c], matrix_at) for c in slices(num_probes, self.chunk)], dim=-1)
+                for r in slices(len(V), max(1, self.chunk // num_probes))
             ]
         )
 
@@ -71,32 +81,38 @@ class Points:
         batches = [b if self.shared else _at(b, 0) for b in self.batches]
         return products_at_once(self.loss, self.thetas[0], batches)
 
-    def _products(self, rows: slice, V: Tensor) -> Tensor:
-        def product(theta: Tensor, batch: Batch, v: Tensor) -> Tensor:
-            return jvp(lambda t: grad(self.loss)(t, batch), (theta,), (v,))[1]
+    def each(self, rows: slice, function: Callable[..., Any], *rest: Tensor) -> list[Any]:
+        """``function(theta, batch, *rest)`` at some points, stacked: one result for each of the batches."""
+        thetas = self.thetas[rows].contiguous()  # one theta expanded over points has no forward derivative in torch
+        pieces = [b if self.shared else _map_tensors(lambda t: t[rows], b) for b in self.batches]
+        with _advice():
+            return [self._each(function, thetas, b, *rest) for b in pieces]
 
+    def over_columns(self, function: Callable[[Tensor], Tensor], columns: Float[Tensor, "_ column"]) -> Tensor:
+        """The function of each column, as columns: at once or one by one, as the points are taken."""
+        if self.batching == "loop":
+            return torch.stack([function(v) for v in columns.mT], dim=-1)
+        if columns.shape[-1] == 1:
+            return function(columns[:, 0])[:, None]
+        return vmap(function, in_dims=1, out_dims=1)(columns)
+
+    def _products(self, rows: slice, V: Tensor, matrix_at: LinearMap) -> Tensor:
         def block(theta: Tensor, batch: Batch, columns: Tensor) -> Tensor:
-            if self.batching == "loop":
-                return torch.stack([product(theta, batch, v) for v in columns.mT], dim=-1)
-            if columns.shape[-1] == 1:
-                return product(theta, batch, columns[:, 0])[:, None]
-            return vmap(lambda v: product(theta, batch, v), in_dims=1, out_dims=1)(columns)
+            return self.over_columns(matrix_at(self.loss, theta, batch), columns)
 
         return self._weighted(rows, block, V)
 
     def _weighted(self, rows: slice, function: Callable[..., Tensor], *rest: Tensor) -> Tensor:
-        thetas = self.thetas[rows]
-        pieces = [b if self.shared else _map_tensors(lambda t: t[rows], b) for b in self.batches]
-        with _advice():
-            terms = [w * self._each(function, thetas, b, *rest) for w, b in zip(self.weights, pieces, strict=True)]
+        terms = [w * term for w, term in zip(self.weights, self.each(rows, function, *rest), strict=True)]
         return torch.stack(terms).sum(0).detach() if len(terms) > 1 else terms[0].detach()
 
-    def _each(self, function: Callable[..., Tensor], thetas: Tensor, batch: Batch, *rest: Tensor) -> Tensor:
+    def _each(self, function: Callable[..., Any], thetas: Tensor, batch: Batch, *rest: Tensor) -> Any:
         if self.batching == "vmap":
             dims = None if self.shared else _map_tensors(lambda _: 0, batch, otherwise=None)
             return vmap(function, in_dims=(0, dims, *(0 for _ in rest)))(thetas, batch, *rest)
         batches = [batch if self.shared else _at(batch, i) for i in range(len(thetas))]
-        return torch.stack([function(t, b, *r) for t, b, *r in zip(thetas, batches, *rest, strict=True)])
+        results = [function(t, b, *r) for t, b, *r in zip(thetas, batches, *rest, strict=True)]
+        return pytree.tree_map(lambda *leaves: torch.stack(leaves), *results)
 
 
 def points_of(
@@ -177,7 +193,7 @@ def _at(batch: Batch, point: int) -> Batch:
     return _map_tensors(lambda leaf: leaf[point], batch)
 
 
-def _slices(total: int, most: int) -> list[slice]:
+def slices(total: int, most: int) -> list[slice]:
     """Pieces of nearly equal length, none longer than ``most``: a short last piece would cost nearly a whole one."""
     size = ceil(total / ceil(total / most))
     return [slice(start, min(start + size, total)) for start in range(0, total, size)]
