@@ -44,6 +44,12 @@ class AtPoints(Operator):
         """The names of theta's entries; None for a loss that is a plain function."""
         return self.points.loss.layout if isinstance(self.points.loss, Loss) else None
 
+    def parts(self) -> list[Operator]:
+        """The operator at as many points at a time as their shared part fits in memory."""
+        if self.num_points is None or self.num_points <= self.points.at_once:
+            return [self]
+        return [self.select(rows) for rows in torch.arange(self.num_points).split(self.points.at_once)]
+
     def select(self, points: Int[Tensor, " chosen"]) -> "AtPoints":
         """The operator at some of its points."""
         if self.single:

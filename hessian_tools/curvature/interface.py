@@ -60,6 +60,10 @@ class Operator(ABC):
         """The names of the rows; None where they have none."""
         return None
 
+    def parts(self) -> "list[Operator]":
+        """The operator at as many points at a time as are best taken together, in order; itself where that is all."""
+        return [self]
+
     @property
     def shape(self) -> tuple[int, ...]:
         """(param, param), or (point, param, param)."""

@@ -18,10 +18,12 @@ from torch import Tensor
 from torch.func import grad, jvp, vmap
 from torch.utils import _pytree as pytree
 
-from hessian_tools.curvature.memory import products_at_once
+from hessian_tools.curvature.memory import FORWARDS_PER_PRODUCT, KEPT_FORWARDS, products_at_once
+from hessian_tools.curvature.traced import Kept, traced_product, worth_tracing
 from hessian_tools.loss import Batch, Loss, LossFunction, cast_like
 
 Batching = Literal["vmap", "loop"]
+Route = Literal["auto", "direct", "traced"]
 Weights = Literal["size"] | Sequence[float | int]
 
 # A curvature matrix at one point: what it does to a vector, v -> Av, with all that does not depend on v done before.
@@ -44,12 +46,33 @@ class Points:
     shared: bool
     batching: Batching
     most: int | None
+    route: Route = "direct"
 
     def select(self, points: Int[Tensor, " chosen"]) -> "Points":
         """The same objective at some of the points, in the order given."""
         chosen = points.to(self.thetas.device)
         batches = self.batches if self.shared else tuple(_map_tensors(lambda t: t[chosen], b) for b in self.batches)
-        return replace(self, thetas=self.thetas[chosen], batches=batches, most=self.chunk)
+        fewer = replace(self, thetas=self.thetas[chosen], batches=batches, most=self.chunk)
+        for name, halves in self._halves.items():
+            fewer._halves[name] = halves and tuple(kept.select(chosen) for kept in halves)
+        return fewer
+
+    @cached_property
+    def _halves(self) -> "dict[str, tuple[Kept, ...] | None]":
+        """By matrix: what its products at these points share, for each batch; None where it could not be traced."""
+        return {}
+
+    @property
+    def traced(self) -> bool:
+        """Whether products are done by a trace."""
+        return any(self._halves.values())
+
+    @property
+    def at_once(self) -> int:
+        """How many points products should be asked for together: as many as their shared part fits in memory."""
+        if self.route == "direct":
+            return len(self.thetas)
+        return max(1, self.chunk * FORWARDS_PER_PRODUCT // KEPT_FORWARDS)
 
     def gradients(self) -> Float[Tensor, "point param"]:
         """The gradient at every point."""
@@ -65,6 +88,10 @@ class Points:
         """The matrix (the Hessian) at every point times that point's columns; ``chunk`` products at a time."""
         if V.numel() == 0:
             return torch.zeros_like(V)
+        halves = self._shared(V, matrix_at)
+        if halves:
+            terms = [w * kept.products(V) for w, kept in zip(self.weights, halves, strict=True)]
+            return torch.stack(terms).sum(0) if len(terms) > 1 else terms[0]
         num_probes = V.shape[-1]
         return torch.cat(
             [
@@ -72,6 +99,30 @@ class Points:
                 for r in slices(len(V), max(1, self.chunk // num_probes))
             ]
         )
+
+    def _shared(self, V: Tensor, matrix_at: LinearMap) -> "tuple[Kept, ...] | None":
+        """What a trace has to offer for these products; None for the direct way."""
+        name = matrix_at.__name__
+        if name not in self._halves:
+            if self.route == "direct" or self.batching != "vmap" or len(self.thetas) > self.at_once:
+                return None
+            if self.route == "auto" and not worth_tracing(self.loss, len(V) * V.shape[-1]):
+                return None
+            self._halves[name] = self._traced(matrix_at)
+        return self._halves[name]
+
+    def _traced(self, matrix_at: LinearMap) -> "tuple[Kept, ...] | None":
+        def product(theta: Tensor, batch: Batch, v: Tensor) -> Tensor:
+            return matrix_at(self.loss, theta, batch)(v)
+
+        halves = []
+        for batch in self.batches:
+            example = batch if self.shared else _at(batch, 0)
+            trace = traced_product(product, matrix_at.__name__, self.loss, self.thetas[0], example)
+            if trace is None:
+                return None
+            halves.append(trace.at(self.thetas.contiguous(), batch, shared=self.shared))
+        return tuple(halves)
 
     @cached_property
     def chunk(self) -> int:
@@ -94,7 +145,7 @@ class Points:
             return torch.stack([function(v) for v in columns.mT], dim=-1)
         if columns.shape[-1] == 1:
             return function(columns[:, 0])[:, None]
-        return vmap(function, in_dims=1, out_dims=1)(columns)
+        return vmap(function, in_dims=1)(columns).mT  # not out_dims=1: vmap fails there on a constant product
 
     def _products(self, rows: slice, V: Tensor, matrix_at: LinearMap) -> Tensor:
         def block(theta: Tensor, batch: Batch, columns: Tensor) -> Tensor:
@@ -124,6 +175,7 @@ def points_of(
     weights: Weights,
     chunk: int | None,
     batching: Batching,
+    route: Route = "direct",
 ) -> Points:
     """The checked objective; a single point gets a point axis of length one. Raises ValueError in plain words."""
     _check_thetas(thetas)
@@ -131,6 +183,8 @@ def points_of(
         raise ValueError(f"chunk={chunk}: give the number of products to run at once, 1 or more, or None to measure")
     if batching not in ("vmap", "loop"):
         raise ValueError(f"batching={batching!r} is not known; give 'vmap' or 'loop'")
+    if route not in ("auto", "direct", "traced"):
+        raise ValueError(f"route={route!r} is not known; give 'auto', 'direct' or 'traced'")
     single = thetas.ndim == 1
     batches = batch if isinstance(batch, list) else [batch]
     if not batches or (isinstance(loss, Loss) and isinstance(batches[0], Tensor)):
@@ -146,7 +200,7 @@ def points_of(
         first = (thetas, batches[0]) if single else (thetas[0], batches[0] if shared else _at(batches[0], 0))
         loss.refuse_hidden_state(*first)
     rows = thetas[None] if single else thetas
-    return Points(loss, rows, tuple(batches), fractions, shared or single, batching, chunk)
+    return Points(loss, rows, tuple(batches), fractions, shared or single, batching, chunk, route)
 
 
 def _check_thetas(thetas: Tensor) -> None:

@@ -10,8 +10,9 @@ buffers. So it is kept under a key that holds their versions, and checked at a s
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int
@@ -20,12 +21,14 @@ from torch.func import functionalize, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
-from hessian_tools.loss import Batch, LossFunction
+from hessian_tools.loss import Batch, Loss, LossFunction
 from hessian_tools.rng import stream
 
 Product = Callable[[Tensor, Batch, Tensor], Tensor]
 
 MOST_TRACES = 16
+ENOUGH_PRODUCTS = 500
+_DEMAND: "WeakKeyDictionary[Loss, int]" = WeakKeyDictionary()
 _TRACES: "OrderedDict[Hashable, Traced | None]" = OrderedDict()
 
 _ATEN = torch.ops.aten
@@ -49,29 +52,45 @@ class Traced:
         """The first half done at every point."""
         leaves = _tensors(batch)
         dims = (0, *(None if shared else 0 for _ in leaves))
-        return Kept(self, tuple(vmap(self.point, in_dims=dims)(thetas, *leaves)))
+        tensors = tuple(vmap(self.point, in_dims=dims)(thetas, *leaves))
+        return Kept(self, tensors, torch.arange(len(thetas), device=thetas.device))
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What products at some points share, each tensor with a leading point axis."""
+    """What products at some points share, each tensor with a leading point axis; rows: the points still wanted."""
 
     traced: Traced
     tensors: tuple[Tensor, ...]
+    rows: Int[Tensor, " point"]
 
     def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
         """Each point's product with its columns; columns go together only where points are few."""
-        together = max(1, 16 // len(V))  # beyond some 16 at once, intermediate results leave the caches
-        return torch.cat([self._block(columns) for columns in V.split(together, dim=-1)], dim=-1)
+        size = len(self.tensors[0])
+        if len(self.rows) < size:
+            whole = V.new_zeros(size, *V.shape[1:])
+            whole[self.rows] = V
+            return self._all(whole)[self.rows]
+        return self._all(V)
 
     def select(self, points: Int[Tensor, " chosen"]) -> "Kept":
-        """The same at some of the points."""
-        return Kept(self.traced, tuple(t[points] for t in self.tensors))
+        """The same at some of the points; what the others need is let go once they are half of all.
+
+        Points leave one by one, and copying all that is kept each time would cost as much as the products saved.
+        """
+        rows = self.rows[points]
+        if 2 * len(rows) > len(self.tensors[0]):
+            return replace(self, rows=rows)
+        return Kept(self.traced, tuple(t[rows] for t in self.tensors), torch.arange(len(rows), device=rows.device))
 
     @property
     def nbytes(self) -> int:
         """Memory kept."""
         return sum(t.numel() * t.element_size() for t in self.tensors)
+
+    def _all(self, V: Tensor) -> Tensor:
+        together = max(1, 16 // len(V))  # beyond some 16 at once, intermediate results leave the caches
+        return torch.cat([self._block(columns) for columns in V.split(together, dim=-1)], dim=-1)
 
     def _block(self, V: Tensor) -> Tensor:
         def one_point(columns: Tensor, *kept: Tensor) -> Tensor:
@@ -96,6 +115,18 @@ def traced_product(
             _TRACES.popitem(last=False)
     _TRACES.move_to_end(key)
     return _TRACES[key]
+
+
+def worth_tracing(loss: LossFunction, num_products: int) -> bool:
+    """Whether so many products of this loss have been asked for that tracing, a second or two, pays.
+
+    By count, not by the clock: the same calls take the same route in every run. Never for a plain
+    function, of which nobody can tell what else it looks at.
+    """
+    if not isinstance(loss, Loss):
+        return False
+    _DEMAND[loss] = _DEMAND.get(loss, 0) + num_products
+    return _DEMAND[loss] > ENOUGH_PRODUCTS
 
 
 def _checked_trace(product: Product, loss: LossFunction, theta: Tensor, batch: Batch) -> Traced | None:
