@@ -6,11 +6,10 @@ knows which entries belong to which parameter of the network.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from itertools import accumulate
 from math import prod
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 Where = Callable[[str], bool] | Iterable[str] | None
@@ -18,10 +17,14 @@ Where = Callable[[str], bool] | Iterable[str] | None
 
 @dataclass(frozen=True)
 class ParamLayout:
-    """Where each named parameter lies in the flat vector: row-major, in ``named_parameters`` order."""
+    """Where each named parameter lies in the flat vector: row-major, in ``named_parameters`` order.
+
+    head: the module that :meth:`under` takes for "head"; None: that of the last parameter.
+    """
 
     names: tuple[str, ...]
     shapes: tuple[torch.Size, ...]
+    head: str | None = None
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -45,17 +48,44 @@ class ParamLayout:
             raise ValueError(f"no parameter named {missing[0]!r} among {sorted(parameters)[:8]}; the layout needs it")
         return torch.cat([parameters[name].detach().reshape(-1) for name in self.names])
 
-    def indices(self, *prefixes: str) -> Tensor:
-        """Positions in the vector of all parameters whose name starts with one of the prefixes."""
-        ends = list(accumulate(self.sizes))
-        spans = [
-            torch.arange(end - size, end)
-            for name, size, end in zip(self.names, self.sizes, ends, strict=True)
-            if name.startswith(prefixes)
-        ]
-        if not spans:
-            raise ValueError(f"no parameter starts with {prefixes!r}; the parameters are {', '.join(self.names)}")
-        return torch.cat(spans)
+    def under(self, *prefixes: str) -> tuple[str, ...]:
+        """Names of the parameters at or under the prefixes: module or parameter names, whole between dots.
+
+        "head" is the module of that name, or else the last one with parameters; "body" is all but the head.
+
+        >>> layout = flatten(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1)))[1]
+        >>> layout.under("head"), layout.under("body")
+        (('1.weight', '1.bias'), ('0.weight', '0.bias'))
+        """
+        wanted: set[str] = set()
+        for prefix in prefixes:
+            found = self._named(prefix)
+            if not found:
+                raise ValueError(f"no parameter under {prefix!r}; the parameters are {', '.join(self.names)}")
+            wanted |= found
+        if not wanted:
+            raise ValueError("no prefix given; give names of modules or parameters, 'head' or 'body'")
+        return tuple(name for name in self.names if name in wanted)
+
+    def only(self, names: Iterable[str]) -> "ParamLayout":
+        """The layout of some of the parameters."""
+        shapes = dict(zip(self.names, self.shapes, strict=True))
+        return ParamLayout(tuple(names), tuple(shapes[name] for name in names), self.head)
+
+    def positions(self, names: Iterable[str]) -> Int[Tensor, " position"]:
+        """Where the named parameters lie in the vector, in the order of the vector."""
+        wanted = torch.tensor([name in set(names) for name in self.names])
+        return wanted.repeat_interleave(torch.tensor(self.sizes)).nonzero()[:, 0]
+
+    def indices(self, *prefixes: str) -> Int[Tensor, " position"]:
+        """Positions in the vector of the parameters under the prefixes; see :meth:`under`."""
+        return self.positions(self.under(*prefixes))
+
+    def _named(self, prefix: str) -> set[str]:
+        head = self.names[-1].rpartition(".")[0] if self.head is None else self.head
+        if prefix == "body":
+            return set(self.names) - self._named("head")
+        return {name for name in self.names if _is_under(name, head if prefix == "head" else prefix)}
 
 
 def flatten(model: nn.Module, where: Where = None) -> tuple[Float[Tensor, " param"], ParamLayout]:
@@ -72,8 +102,21 @@ def flatten(model: nn.Module, where: Where = None) -> tuple[Float[Tensor, " para
     if not chosen:
         known = ", ".join(name for name, _ in model.named_parameters()) or "none"
         raise ValueError(f"where={where!r} selects no parameter; the model's parameters are: {known}")
-    layout = ParamLayout(tuple(chosen), tuple(p.shape for p in chosen.values()))
+    layout = ParamLayout(tuple(chosen), tuple(p.shape for p in chosen.values()), _head(model))
     return layout.flatten(chosen), layout
+
+
+def _head(model: nn.Module) -> str:
+    """By rule: the module called head, or else the last that has parameters; "" is the network itself."""
+    names = [name for name, _ in model.named_parameters()]
+    return "head" if any(_is_under(name, "head") for name in names) else names[-1].rpartition(".")[0]
+
+
+def _is_under(name: str, module: str) -> bool:
+    """By whole parts: "body.1" is not over "body.10.weight"; the network itself ("") owns only undotted names."""
+    if not module:
+        return "." not in name
+    return name == module or name.startswith(module if module.endswith(".") else f"{module}.")
 
 
 def _wanted(name: str, where: Where) -> bool:

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import config
 from torch import Tensor, nn
 
 from hessian_tools.flat import flatten
-from hessian_tools.loss import Batch, LossFunction, make_loss
+from hessian_tools.loss import Batch, Loss, LossFunction, make_loss
 from hessian_tools.rng import stream
 
 DTYPE = torch.float64
@@ -124,6 +124,26 @@ def tanh_mlp() -> Case:
     return network_case("tanh-mlp", model, squared_error, batch)
 
 
+def relu_mlp() -> Case:
+    """ReLU without normalisation, 2-5-5-3, cross-entropy: H and its Gauss-Newton part have one trace."""
+    model = seeded(lambda: nn.Sequential(nn.Linear(2, 5), nn.ReLU(), nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 3)))
+    batch = (randn(POINTS, 6, 2, path="x"), torch.tensor([0, 1, 2, 0, 1, 2]).expand(POINTS, 6))
+    return network_case("relu-mlp", model, nn.functional.cross_entropy, batch)
+
+
+def linear_networks() -> list[Case]:
+    """Linear regression and softmax regression once more, as networks: there Gauss-Newton is the Hessian."""
+
+    def network(case: Case, outputs: int, criterion: Callable[[Tensor, Tensor], Tensor]) -> Case:
+        model = nn.Linear(case.thetas.shape[-1] // outputs, outputs, bias=False)
+        return replace(case, loss=make_loss(model, criterion, flatten(model)[1]))
+
+    return [
+        network(linear_regression(), 1, lambda out, y: squared_error(out[..., 0], y)),
+        network(softmax_regression(), 3, nn.functional.cross_entropy),
+    ]
+
+
 def conv_batchnorm() -> Case:
     """Convolution, BatchNorm on batch statistics, ReLU, max-pool, twice; 3 classes."""
     batch = (randn(POINTS, 6, 1, 8, 8, path="images"), torch.tensor([0, 1, 2, 0, 1, 2]).expand(POINTS, 6))
@@ -155,6 +175,29 @@ def dense_hessian(loss: LossFunction, theta: Tensor, batch: Batch) -> Tensor:
     return torch.stack(rows).detach()
 
 
+def dense_gauss_newton(loss: Loss, theta: Tensor, batch: Batch) -> Tensor:
+    """J'BJ from rows of J and of B, each one reverse pass."""
+    x, y = batch
+    theta = theta.detach().clone().requires_grad_()
+    outputs = loss.outputs(theta, x)
+    J = rows_of(outputs, theta)
+    leaf = outputs.detach().clone().requires_grad_()
+    (slope,) = torch.autograd.grad(loss.criterion(leaf, y), leaf, create_graph=True)
+    return J.T @ rows_of(slope, leaf) @ J
+
+
+def rows_of(outputs: Tensor, inputs: Tensor) -> Tensor:
+    """The Jacobian [output, input], both flattened."""
+    options = {"retain_graph": True, "materialize_grads": True}
+    rows = [torch.autograd.grad(out, inputs, **options)[0].flatten() for out in outputs.flatten()]
+    return torch.stack(rows).detach()
+
+
+def gauss_newton_case(case: Case) -> Case:
+    """The case with the Gauss-Newton matrix for the Hessian."""
+    return replace(case, dense=torch.stack([dense_gauss_newton(case.loss, *case.at(i)[:2]) for i in range(POINTS)]))
+
+
 @contextmanager
 def without_type_checks() -> Iterator[None]:
     """As users run it: what is refused must be refused by the code, not by the tests' checks of annotations."""
@@ -174,3 +217,5 @@ CLOSED_FORM = [
 ]
 NETWORKS = [tanh_mlp(), conv_batchnorm()]
 CASES = CLOSED_FORM + NETWORKS
+LINEAR = linear_networks()
+GAUSS_NEWTON = LINEAR + [gauss_newton_case(case) for case in (*NETWORKS, relu_mlp())]

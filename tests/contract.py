@@ -19,7 +19,7 @@ def check_operator(make: Make, case: Case) -> None:
     single = make(case.loss, *case.at(1)[:2])
     assert (H.shape, single.shape) == (case.dense.shape, case.dense[1].shape)
     assert (H.num_points, single.num_points) == (len(case.thetas), None)
-    assert (H.num_params, H.dtype, H.device) == (case.thetas.shape[-1], case.thetas.dtype, case.thetas.device)
+    assert (H.num_params, H.dtype, H.device) == (case.dense.shape[-1], case.thetas.dtype, case.thetas.device)
     check_dense(H, case.dense)
     check_dense(single, case.dense[1])
     for operator, dense in ((H, case.dense), (single, case.dense[1])):
@@ -103,7 +103,7 @@ def check_untouched(make: Make, case: Case) -> None:
     thetas = case.thetas.clone().requires_grad_()
     leaves = case.batch if isinstance(case.batch, tuple) else (case.batch,)
     before = [leaf.clone() for leaf in leaves]
-    V = draw(case.thetas.shape[-1], 2, like=make(case.loss, case.thetas, case.batch))
+    V = draw(case.dense.shape[-1], 2, like=make(case.loss, case.thetas, case.batch))
     kept = V.clone()
     model = getattr(case.loss, "model", None)
     weights = None if model is None else {name: t.clone() for name, t in model.state_dict().items()}

@@ -58,7 +58,8 @@ class Points:
         """The Hessian of the support loss at all points, task-major."""
         points = self.thetas.shape[1]
         batch = tuple(leaf.repeat_interleave(points, dim=0) for leaf in self.support)
-        return hessian(self.loss, self.thetas.flatten(0, 1), batch)
+        # By trace from the first product on: a unit must not depend on how many came before it in the process.
+        return hessian(self.loss, self.thetas.flatten(0, 1), batch, route="traced")
 
     @cached_property
     def products(self) -> Products:

@@ -1,7 +1,7 @@
 """Eigenpairs of a curvature operator at every point, each with the residual that bounds its error."""
 
-from dataclasses import dataclass, replace
-from typing import get_args
+from dataclasses import dataclass, fields, replace
+from typing import Any, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -110,11 +110,22 @@ def _run(
     budget = max(100, 20 * pairs) if max_matvecs is None else max_matvecs
     if budget < 2 * pairs:
         raise ValueError(f"max_matvecs={budget} cannot find and check {pairs} eigenpairs; give {2 * pairs} or more")
+    parts = H.parts()
+    if len(parts) > 1:
+        found = [_run(p, wishes, vectors=vectors, seed=seed, max_matvecs=max_matvecs) for p in parts]
+        return [_joined(columns) for columns in zip(*found, strict=True)]
     ritz = lanczos(H, wishes, seed=seed, max_steps=budget - pairs)
     checked = _check(H, ritz)
     results = [_pairs(checked, wish, rows, H.dtype) for wish, rows in zip(wishes, ritz.rows, strict=True)]
     results = results if vectors else [replace(r, vectors=None) for r in results]
     return [_single(r) for r in results] if H.num_points is None else results
+
+
+def _joined(parts: tuple[EigenPairs, ...]) -> EigenPairs:
+    """The pairs of all points from those of some at a time."""
+    columns = {f.name: [getattr(part, f.name) for part in parts] for f in fields(EigenPairs)}
+    joined: dict[str, Any] = {name: None if rows[0] is None else torch.cat(rows) for name, rows in columns.items()}
+    return EigenPairs(**joined)
 
 
 @dataclass(frozen=True)

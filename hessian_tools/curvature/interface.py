@@ -2,6 +2,8 @@
 
 from abc import ABC, abstractmethod
 from math import prod
+from numbers import Real
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -9,13 +11,21 @@ from jaxtyping import Float, Int
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
+from hessian_tools.flat import ParamLayout
+
+if TYPE_CHECKING:
+    from hessian_tools.curvature.algebra import Block, Combination, Restriction
+
 
 class Operator(ABC):
     """A symmetric matrix [param, param], or one for each point [point, param, param].
 
     A concrete operator says how large it is, how it multiplies a block of columns, and how to
     restrict itself to some of its points. ``H @ V`` is ``torch.matmul(H.to_dense(), V)`` for every V.
+    ``H - G``, ``2 * H``, ``H.block("body")``, ``H.restrict(Q)`` are operators again.
     """
+
+    __array_ufunc__ = None  # so that numpy's numbers leave c * H to us
 
     @property
     @abstractmethod
@@ -44,6 +54,15 @@ class Operator(ABC):
     @abstractmethod
     def select(self, points: Int[Tensor, " chosen"]) -> "Operator":
         """The operator at some of its points, in the order given; it has a point axis. Needs one itself."""
+
+    @property
+    def layout(self) -> ParamLayout | None:
+        """The names of the rows; None where they have none."""
+        return None
+
+    def parts(self) -> "list[Operator]":
+        """The operator at as many points at a time as are best taken together, in order; itself where that is all."""
+        return [self]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -85,6 +104,70 @@ class Operator(ABC):
         kind = torch.empty(0, dtype=self.dtype).numpy().dtype
         n = self.num_params
         return LinearOperator((n, n), matvec=matmat, rmatvec=matmat, matmat=matmat, rmatmat=matmat, dtype=kind)
+
+    # What follows makes operators of operators; their module builds on this one, hence the late imports.
+
+    def __add__(self, other: "Operator") -> "Combination":
+        from hessian_tools.curvature.algebra import combination
+
+        return combination((1, self), (1, other)) if isinstance(other, Operator) else NotImplemented
+
+    def __sub__(self, other: "Operator") -> "Combination":
+        from hessian_tools.curvature.algebra import combination
+
+        return combination((1, self), (-1, other)) if isinstance(other, Operator) else NotImplemented
+
+    def __mul__(self, c: float | int) -> "Combination":
+        from hessian_tools.curvature.algebra import combination
+
+        return combination((c, self)) if isinstance(c, Real) else NotImplemented
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> "Combination":
+        return -1 * self
+
+    def block(self, *prefixes: str, head: str | None = None) -> "Block":
+        """The rows and columns of some parameters of a network, as an operator.
+
+        prefixes: module or parameter names, whole between dots ("body.1" is not "body.10"); or "head": the
+        module of that name, or else the last module with parameters, and "body": all the rest. head: another
+        module to count as the head. Raises ValueError where rows have no names or no name fits.
+
+        >>> from hessian_tools.curvature import hessian
+        >>> from hessian_tools.flat import flatten
+        >>> from hessian_tools.loss import make_loss
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Tanh(), torch.nn.Linear(2, 1))
+        >>> theta, layout = flatten(model)
+        >>> loss = make_loss(model, lambda out, y: ((out - y) ** 2).mean(), layout)
+        >>> H = hessian(loss, theta, (torch.ones(4, 3), torch.zeros(4, 1)))
+        >>> H.block("body").shape, H.block("head").shape, H.block("0.weight", "2.bias").shape
+        ((8, 8), (3, 3), (7, 7))
+        """
+        from hessian_tools.curvature.algebra import block
+
+        return block(self, prefixes, head)
+
+    def blocks(self) -> "dict[str, Block]":
+        """The diagonal blocks by module, for every module that holds parameters itself; "" is the network."""
+        from hessian_tools.curvature.algebra import blocks
+
+        return blocks(self)
+
+    def restrict(self, Q: Float[Tensor, "..."]) -> "Restriction":
+        """Q'HQ for orthonormal columns Q [param, k], or [point, param, k]: the operator on their span.
+
+        Raises ValueError where Q does not fit or its columns are not orthonormal to the square root of eps.
+
+        >>> from hessian_tools.curvature import hessian
+        >>> H = hessian(lambda theta, a: (a * theta**2).sum() / 2, torch.zeros(3), torch.tensor([1.0, -2.0, 4.0]))
+        >>> H.restrict(torch.tensor([[1.0, 0.0], [0.0, 0.6], [0.0, 0.8]])).to_dense()  # -2 * 0.36 + 4 * 0.64
+        tensor([[1.0000, 0.0000],
+                [0.0000, 1.8400]])
+        """
+        from hessian_tools.curvature.algebra import restriction
+
+        return restriction(self, Q)
 
     def _check(self, V: Tensor) -> None:
         if V.dtype != self.dtype or V.device != self.device:

@@ -72,7 +72,9 @@ def lanczos(H: Operator, wishes: tuple[Wanted, ...], *, seed: int, max_steps: in
     One start sees one copy of a multiple eigenvalue. Where its Krylov space is exhausted, a new random
     vector follows, and another, until an exhausted space has brought no wish a better value.
     """
-    run, most = _start(H, wishes, seed), min(max_steps, H.num_params)
+    first = _random_vector(H, seed, 0)
+    run = _start(H, (first / first.norm())[None], room=16, wanted=sum(wish.k for wish in wishes))
+    most = min(max_steps, H.num_params)
     left: list[Ritz] = []
     while len(run.points):
         run = _advance(run, seed)
@@ -121,13 +123,34 @@ class _Run:
         return _Run(H, self.points[where], basis, self.alphas[where], self.betas[where], self.found[where])
 
 
-def _start(H: Operator, wishes: tuple[Wanted, ...], seed: int) -> _Run:
+def gauss_quadrature(
+    H: Operator, starts: Float[Tensor, "point param"], *, num_steps: int, seed: int
+) -> tuple[Float[Tensor, "point node"], Float[Tensor, "point node"]]:
+    """Nodes, rising, and weights of the Gauss rule of each point's spectral measure as seen from its start z.
+
+    sum_i weights[i] nodes[i]^j = z'H^j z / z'z for j = 0 .. 2 num_steps - 1 (Golub, Meurant 1994): the nodes
+    are the eigenvalues of T, the weights the squared first components of its eigenvectors. The number of
+    nodes is the smaller of num_steps and param; those past an exhausted Krylov space have weight zero.
+    float64 on the CPU; NaN at a point with a number that is not finite.
+    """
+    num_steps = min(num_steps, H.num_params)
+    run = _start(H, starts / starts.norm(dim=-1, keepdim=True), room=num_steps)
+    for _ in range(num_steps):
+        run = _advance(run, seed)
+    broken = ~torch.isfinite(run.alphas + run.betas).all(-1, keepdim=True)
+    values, vectors = _decompose(
+        replace(run, alphas=run.alphas.masked_fill(broken, 0.0), betas=run.betas.masked_fill(broken, 0.0))
+    )
+    return values.masked_fill(broken, torch.nan), (vectors[:, 0] ** 2).masked_fill(broken, torch.nan)
+
+
+def _start(H: Operator, first: Float[Tensor, "#point param"], *, room: int, wanted: int = 0) -> _Run:
+    """No step done; first: unit vectors, one a point or one for all."""
     num_points, num_params = H.num_points or 1, H.num_params
-    first = _random_vector(H, seed, 0)
-    basis = torch.empty(num_points, min(16, num_params), num_params, dtype=H.dtype, device=H.device)
-    basis[:, 0] = first / first.norm()
+    basis = torch.empty(num_points, min(room, num_params), num_params, dtype=H.dtype, device=H.device)
+    basis[:, 0] = first
     nothing = torch.empty(num_points, 0, dtype=torch.float64)
-    found = torch.full((num_points, sum(wish.k for wish in wishes)), torch.nan, dtype=torch.float64)
+    found = torch.full((num_points, wanted), torch.nan, dtype=torch.float64)
     return _Run(H, torch.arange(num_points), basis, nothing, nothing, found)
 
 

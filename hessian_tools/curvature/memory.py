@@ -18,6 +18,9 @@ MEMORY_BUDGET = {"cpu": 2**29, "cuda": 2**32}
 # products at once, peak resident memory); 8 leaves room.
 FORWARDS_PER_PRODUCT = 8
 
+# What a traced product keeps of a point, in the same measure: 1.5 to 3 (Conv4, width 16 and 64).
+KEPT_FORWARDS = 4
+
 
 def products_at_once(loss: LossFunction, theta: Float[Tensor, " param"], batches: Iterable[Batch]) -> int:
     """As many products as fit the device's budget, at least one; costs one forward pass a batch."""

@@ -18,11 +18,21 @@ from torch import Tensor
 from torch.func import grad, jvp, vmap
 from torch.utils import _pytree as pytree
 
-from hessian_tools.curvature.memory import products_at_once
+from hessian_tools.curvature.memory import FORWARDS_PER_PRODUCT, KEPT_FORWARDS, products_at_once
+from hessian_tools.curvature.traced import Kept, traced_product, worth_tracing
 from hessian_tools.loss import Batch, Loss, LossFunction, cast_like
 
 Batching = Literal["vmap", "loop"]
+Route = Literal["auto", "direct", "traced"]
 Weights = Literal["size"] | Sequence[float | int]
+
+# A curvature matrix at one point: what it does to a vector, v -> Av, with all that does not depend on v done before.
+LinearMap = Callable[[Any, Tensor, Batch], Callable[[Tensor], Tensor]]
+
+
+def hessian_at(loss: LossFunction, theta: Float[Tensor, " param"], batch: Batch) -> Callable[[Tensor], Tensor]:
+    """v -> Hv at one point, forward over reverse."""
+    return lambda v: jvp(lambda t: grad(loss)(t, batch), (theta,), (v,))[1]
 
 
 @dataclass(frozen=True)
@@ -36,12 +46,33 @@ class Points:
     shared: bool
     batching: Batching
     most: int | None
+    route: Route = "direct"
 
     def select(self, points: Int[Tensor, " chosen"]) -> "Points":
         """The same objective at some of the points, in the order given."""
         chosen = points.to(self.thetas.device)
         batches = self.batches if self.shared else tuple(_map_tensors(lambda t: t[chosen], b) for b in self.batches)
-        return replace(self, thetas=self.thetas[chosen], batches=batches, most=self.chunk)
+        fewer = replace(self, thetas=self.thetas[chosen], batches=batches, most=self.chunk)
+        for name, halves in self._halves.items():
+            fewer._halves[name] = halves and tuple(kept.select(chosen) for kept in halves)
+        return fewer
+
+    @cached_property
+    def _halves(self) -> "dict[str, tuple[Kept, ...] | None]":
+        """By matrix: what its products at these points share, for each batch; None where it could not be traced."""
+        return {}
+
+    @property
+    def traced(self) -> bool:
+        """Whether products are done by a trace."""
+        return any(self._halves.values())
+
+    @property
+    def at_once(self) -> int:
+        """How many points products should be asked for together: as many as their shared part fits in memory."""
+        if self.route == "direct":
+            return len(self.thetas)
+        return max(1, self.chunk * FORWARDS_PER_PRODUCT // KEPT_FORWARDS)
 
     def gradients(self) -> Float[Tensor, "point param"]:
         """The gradient at every point."""
@@ -49,19 +80,49 @@ class Points:
         def piece(rows: slice) -> Tensor:
             return self._weighted(rows, lambda theta, batch: grad(self.loss)(theta, batch))
 
-        return torch.cat([piece(rows) for rows in _slices(len(self.thetas), self.chunk)])
+        return torch.cat([piece(rows) for rows in slices(len(self.thetas), self.chunk)])
 
-    def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
-        """The Hessian at every point times that point's columns; ``chunk`` products at a time."""
+    def products(
+        self, V: Float[Tensor, "point param probe"], matrix_at: LinearMap = hessian_at
+    ) -> Float[Tensor, "point param probe"]:
+        """The matrix (the Hessian) at every point times that point's columns; ``chunk`` products at a time."""
         if V.numel() == 0:
             return torch.zeros_like(V)
+        halves = self._shared(V, matrix_at)
+        if halves:
+            terms = [w * kept.products(V) for w, kept in zip(self.weights, halves, strict=True)]
+            return torch.stack(terms).sum(0) if len(terms) > 1 else terms[0]
         num_probes = V.shape[-1]
         return torch.cat(
             [
-                torch.cat([self._products(r, V[r, :, c]) for c in _slices(num_probes, self.chunk)], dim=-1)
-                for r in _slices(len(V), max(1, self.chunk // num_probes))
+                torch.cat([self._products(r, V[r, :, c], matrix_at) for c in slices(num_probes, self.chunk)], dim=-1)
+                for r in slices(len(V), max(1, self.chunk // num_probes))
             ]
         )
+
+    def _shared(self, V: Tensor, matrix_at: LinearMap) -> "tuple[Kept, ...] | None":
+        """What a trace has to offer for these products; None for the direct way."""
+        name = matrix_at.__name__
+        if name not in self._halves:
+            if self.route == "direct" or self.batching != "vmap" or len(self.thetas) > self.at_once:
+                return None
+            if self.route == "auto" and not worth_tracing(self.loss, len(V) * V.shape[-1]):
+                return None
+            self._halves[name] = self._traced(matrix_at)
+        return self._halves[name]
+
+    def _traced(self, matrix_at: LinearMap) -> "tuple[Kept, ...] | None":
+        def product(theta: Tensor, batch: Batch, v: Tensor) -> Tensor:
+            return matrix_at(self.loss, theta, batch)(v)
+
+        halves = []
+        for batch in self.batches:
+            example = batch if self.shared else _at(batch, 0)
+            trace = traced_product(product, matrix_at.__name__, self.loss, self.thetas[0], example)
+            if trace is None:
+                return None
+            halves.append(trace.at(self.thetas.contiguous(), batch, shared=self.shared))
+        return tuple(halves)
 
     @cached_property
     def chunk(self) -> int:
@@ -71,32 +132,38 @@ class Points:
         batches = [b if self.shared else _at(b, 0) for b in self.batches]
         return products_at_once(self.loss, self.thetas[0], batches)
 
-    def _products(self, rows: slice, V: Tensor) -> Tensor:
-        def product(theta: Tensor, batch: Batch, v: Tensor) -> Tensor:
-            return jvp(lambda t: grad(self.loss)(t, batch), (theta,), (v,))[1]
+    def each(self, rows: slice, function: Callable[..., Any], *rest: Tensor) -> list[Any]:
+        """``function(theta, batch, *rest)`` at some points, stacked: one result for each of the batches."""
+        thetas = self.thetas[rows].contiguous()  # one theta expanded over points has no forward derivative in torch
+        pieces = [b if self.shared else _map_tensors(lambda t: t[rows], b) for b in self.batches]
+        with _advice():
+            return [self._each(function, thetas, b, *rest) for b in pieces]
 
+    def over_columns(self, function: Callable[[Tensor], Tensor], columns: Float[Tensor, "_ column"]) -> Tensor:
+        """The function of each column, as columns: at once or one by one, as the points are taken."""
+        if self.batching == "loop":
+            return torch.stack([function(v) for v in columns.mT], dim=-1)
+        if columns.shape[-1] == 1:
+            return function(columns[:, 0])[:, None]
+        return vmap(function, in_dims=1)(columns).mT  # not out_dims=1: vmap fails there on a constant product
+
+    def _products(self, rows: slice, V: Tensor, matrix_at: LinearMap) -> Tensor:
         def block(theta: Tensor, batch: Batch, columns: Tensor) -> Tensor:
-            if self.batching == "loop":
-                return torch.stack([product(theta, batch, v) for v in columns.mT], dim=-1)
-            if columns.shape[-1] == 1:
-                return product(theta, batch, columns[:, 0])[:, None]
-            return vmap(lambda v: product(theta, batch, v), in_dims=1, out_dims=1)(columns)
+            return self.over_columns(matrix_at(self.loss, theta, batch), columns)
 
         return self._weighted(rows, block, V)
 
     def _weighted(self, rows: slice, function: Callable[..., Tensor], *rest: Tensor) -> Tensor:
-        thetas = self.thetas[rows]
-        pieces = [b if self.shared else _map_tensors(lambda t: t[rows], b) for b in self.batches]
-        with _advice():
-            terms = [w * self._each(function, thetas, b, *rest) for w, b in zip(self.weights, pieces, strict=True)]
+        terms = [w * term for w, term in zip(self.weights, self.each(rows, function, *rest), strict=True)]
         return torch.stack(terms).sum(0).detach() if len(terms) > 1 else terms[0].detach()
 
-    def _each(self, function: Callable[..., Tensor], thetas: Tensor, batch: Batch, *rest: Tensor) -> Tensor:
+    def _each(self, function: Callable[..., Any], thetas: Tensor, batch: Batch, *rest: Tensor) -> Any:
         if self.batching == "vmap":
             dims = None if self.shared else _map_tensors(lambda _: 0, batch, otherwise=None)
             return vmap(function, in_dims=(0, dims, *(0 for _ in rest)))(thetas, batch, *rest)
         batches = [batch if self.shared else _at(batch, i) for i in range(len(thetas))]
-        return torch.stack([function(t, b, *r) for t, b, *r in zip(thetas, batches, *rest, strict=True)])
+        results = [function(t, b, *r) for t, b, *r in zip(thetas, batches, *rest, strict=True)]
+        return pytree.tree_map(lambda *leaves: torch.stack(leaves), *results)
 
 
 def points_of(
@@ -108,6 +175,7 @@ def points_of(
     weights: Weights,
     chunk: int | None,
     batching: Batching,
+    route: Route = "direct",
 ) -> Points:
     """The checked objective; a single point gets a point axis of length one. Raises ValueError in plain words."""
     _check_thetas(thetas)
@@ -115,6 +183,8 @@ def points_of(
         raise ValueError(f"chunk={chunk}: give the number of products to run at once, 1 or more, or None to measure")
     if batching not in ("vmap", "loop"):
         raise ValueError(f"batching={batching!r} is not known; give 'vmap' or 'loop'")
+    if route not in ("auto", "direct", "traced"):
+        raise ValueError(f"route={route!r} is not known; give 'auto', 'direct' or 'traced'")
     single = thetas.ndim == 1
     batches = batch if isinstance(batch, list) else [batch]
     if not batches or (isinstance(loss, Loss) and isinstance(batches[0], Tensor)):
@@ -130,7 +200,7 @@ def points_of(
         first = (thetas, batches[0]) if single else (thetas[0], batches[0] if shared else _at(batches[0], 0))
         loss.refuse_hidden_state(*first)
     rows = thetas[None] if single else thetas
-    return Points(loss, rows, tuple(batches), fractions, shared or single, batching, chunk)
+    return Points(loss, rows, tuple(batches), fractions, shared or single, batching, chunk, route)
 
 
 def _check_thetas(thetas: Tensor) -> None:
@@ -177,7 +247,7 @@ def _at(batch: Batch, point: int) -> Batch:
     return _map_tensors(lambda leaf: leaf[point], batch)
 
 
-def _slices(total: int, most: int) -> list[slice]:
+def slices(total: int, most: int) -> list[slice]:
     """Pieces of nearly equal length, none longer than ``most``: a short last piece would cost nearly a whole one."""
     size = ceil(total / ceil(total / most))
     return [slice(start, min(start + size, total)) for start in range(0, total, size)]

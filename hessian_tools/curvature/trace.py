@@ -1,6 +1,6 @@
 """The trace by random probes, with an error bar that is one."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -74,14 +74,14 @@ def trace(
     (3.0, 0.0)
     """
     if probes is not None:
-        return _estimate(_samples(H, probes), None, None)
+        return estimate_of(_samples(H, probes))
     if num_probes < 2:
         raise ValueError(f"num_probes={num_probes}: an error bar needs 2 probes or more")
     most = num_probes if atol is None and rtol is None else max(num_probes, max_probes)
-    estimate = _estimate(_samples(H, rademacher(H.num_params, num_probes, seed=seed, path=path)), atol, rtol)
+    estimate = estimate_of(_samples(H, rademacher(H.num_params, num_probes, seed=seed, path=path)), atol, rtol)
     while not estimate.converged.all() and (done := estimate.samples.shape[-1]) < most:
         more = rademacher(H.num_params, min(done + num_probes, most), seed=seed, path=path)[:, done:]
-        estimate = _estimate(torch.cat([estimate.samples, _samples(H, more)], dim=-1), atol, rtol)
+        estimate = estimate_of(torch.cat([estimate.samples, _samples(H, more)], dim=-1), atol, rtol)
     return estimate
 
 
@@ -90,15 +90,29 @@ def _signs(num_params: int, seed: int, path: Sequence[PathPart]) -> Int8[Tensor,
     return torch.randint(0, 2, (num_params,), generator=generator, dtype=torch.int8) * 2 - 1
 
 
-def _samples(H: Operator, probes: Tensor) -> Float[Tensor, "*point probe"]:
-    """z'Hz for every probe, a block of probes at a time."""
+def checked(probes: Tensor) -> Tensor:
+    """The probes; ValueError for fewer than two, of which there is no error bar."""
     if probes.ndim < 2 or probes.shape[-1] < 2:
         raise ValueError(f"probes have shape {tuple(probes.shape)}; give [param, probe] with 2 probes or more")
-    blocks = (block.to(H.device, H.dtype) for block in probes.split(BLOCK, dim=-1))
-    return torch.cat([(Z * (H @ Z)).sum(-2) for Z in blocks], dim=-1)
+    return probes
 
 
-def _estimate(samples: Float[Tensor, "*point probe"], atol: float | None, rtol: float | None) -> Estimate:
+def probe_products(H: Operator, probes: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Z and HZ, a block of probes at a time."""
+    for block in checked(probes).split(BLOCK, dim=-1):
+        Z = block.to(H.device, H.dtype)
+        yield Z, H @ Z
+
+
+def _samples(H: Operator, probes: Tensor) -> Float[Tensor, "*point probe"]:
+    """z'Hz for every probe."""
+    return torch.cat([(Z * HZ).sum(-2) for Z, HZ in probe_products(H, probes)], dim=-1)
+
+
+def estimate_of(
+    samples: Float[Tensor, "*point probe"], atol: float | None = None, rtol: float | None = None
+) -> Estimate:
+    """The mean over probes, its standard error, and whether that meets the tolerances."""
     count = samples.shape[-1]
     value, stderr = samples.mean(-1), samples.std(-1) / count**0.5
     converged = torch.isfinite(value) & torch.isfinite(stderr)

@@ -1,0 +1,235 @@
+"""The spectral density at every point by stochastic Lanczos quadrature, with bands over the probes.
+
+One probe z sees the spectrum through the measure sum_i (u_i'z)^2 / z'z delta(lambda - lambda_i), whose mean over
+probes is the spectral density: each eigenvalue with weight 1/n. Lanczos from z gives that measure's Gauss rule, right
+for every polynomial up to degree 2 num_matvecs - 1: isolated eigenvalues are nodes of their own, the rest share the
+others. (Lin, Saad, Yang 2016; Ubaru, Chen, Saad 2017.)
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import log, pi, sqrt
+
+import torch
+from jaxtyping import Float, Int
+from scipy.special import stdtrit
+from torch import Tensor
+
+from hessian_tools.curvature.interface import Operator
+from hessian_tools.curvature.lanczos import gauss_quadrature
+from hessian_tools.curvature.memory import MEMORY_BUDGET
+from hessian_tools.curvature.trace import checked, rademacher
+from hessian_tools.rng import PathPart
+
+GRID = 512
+# Grids reach this many widths beyond the outermost nodes: what is cut off is below 1e-6.
+TAILS = 5
+# The kernel falls to this share of its peak half-way to the next node, if nodes lay evenly: no gaps, little blur.
+# exp(-(spacing / 2)^2 / (2 width^2)) = DIP gives width = spacing / (2 sqrt(2 ln(1 / DIP))), 0.75 spacings.
+DIP = 0.8
+
+
+@dataclass(frozen=True)
+class Density:
+    """The share of eigenvalues per unit of curvature, on a grid at each point; its integral is 1.
+
+    nodes, weights: the Gauss rule of each probe; weights sum to 1. One row, with equal weights, where the
+    eigenvalues themselves were computed. density: the mean over probes of the nodes smoothed by a normal
+    kernel of standard deviation ``width``. band: (low, high), Student's t over probes at each grid point. It
+    covers the chance of the probes, one grid point at a time; not the blur of the kernel (features narrower than
+    width show as wide as it), nor what num_matvecs steps do not resolve, nor errors common to all points
+    that share the probes. It is too narrow where few eigenvalues carry the density, as at an outlier: its weight
+    is known to about sqrt(2 / probes) of itself, its place to far better. NaN at a point that is not finite.
+    """
+
+    nodes: Float[Tensor, "*point probe node"]
+    weights: Float[Tensor, "*point probe node"]
+    grid: Float[Tensor, "*point grid"]
+    density: Float[Tensor, "*point grid"]
+    band: tuple[Float[Tensor, "*point grid"], Float[Tensor, "*point grid"]]
+    width: Float[Tensor, "*point"]
+    num_matvecs: Int[Tensor, "*point"]
+
+    @property
+    def curves(self) -> Float[Tensor, "*point probe grid"]:
+        """The smoothed density of each probe: aggregates over points that share probes take their errors from these."""
+        return _smoothed(_normal, self.nodes, self.weights, self.grid, self.width) / self.width[..., None, None]
+
+    @property
+    def cumulative(self) -> Float[Tensor, "*point grid"]:
+        """The share of eigenvalues up to each grid point, smoothed alike: 0 to 1."""
+        shares = _smoothed(torch.special.ndtr, self.nodes, self.weights, self.grid, self.width)
+        return shares.mean(-2)
+
+
+def spectral_density(
+    H: Operator,
+    *,
+    num_probes: int = 8,
+    num_matvecs: int = 64,
+    grid: Float[Tensor, " grid"] | None = None,
+    width: float | None = None,
+    confidence: float = 0.95,
+    seed: int = 0,
+    path: Sequence[PathPart] = (),
+    probes: Tensor | None = None,
+) -> Density:
+    """The spectral density of H at every point, from num_probes Lanczos runs of num_matvecs products each.
+
+    width: of the kernel; None: 0.75 times (largest - smallest node) / (num_matvecs - 1) at each point, the
+    finest that hides the nodes themselves. Outliers widen it: give a width, and a grid, to look into the
+    bulk. grid: one for all points; None: 512 values, each point's own, over all its nodes and five widths
+    beyond. Where num_params <= num_matvecs the eigenvalues are computed instead, from num_params products: no
+    error of probes, and a band of no width. seed, path, probes: as for :func:`trace`, whose samples over n are the
+    means of these nodes. Memory: runs in flight are kept under the budget of ``memory``.
+    Raises ValueError for options out of range.
+
+    >>> from hessian_tools.curvature import hessian
+    >>> spectrum = torch.tensor([4.0, -3.0, 1.0, 1.0], dtype=torch.float64)
+    >>> H = hessian(lambda theta, a: (a * theta**2).sum() / 2, torch.zeros(4, dtype=torch.float64), spectrum)
+    >>> result = spectral_density(H, grid=torch.tensor([-3.0, 1.0, 4.0]), width=0.1)
+    >>> (result.density * 0.1 * (2 * pi) ** 0.5).tolist()  # the peaks: shares 1/4, 2/4, 1/4
+    [0.25, 0.5, 0.25]
+    """
+    _check_options(num_probes, num_matvecs, grid, width, confidence)
+    if probes is None and H.num_params <= num_matvecs:
+        nodes, weights, count = *_eigenvalues(H), H.num_params
+    else:
+        probes = rademacher(H.num_params, num_probes, seed=seed, path=path) if probes is None else checked(probes)
+        nodes, weights = quadrature(H, probes, num_matvecs=num_matvecs, seed=seed)
+        count = nodes.shape[-1] * nodes.shape[-2]
+    widths = _width(nodes, num_matvecs) if width is None else torch.full_like(nodes[..., 0, 0], width)
+    lines = _grid(nodes, widths) if grid is None else grid.to(nodes).expand(*nodes.shape[:-2], -1)
+    curves = _smoothed(_normal, nodes, weights, lines, widths) / widths[..., None, None]
+    used = torch.full_like(widths, count, dtype=torch.long)
+    return Density(nodes, weights, lines, curves.mean(-2), _band(curves, confidence), widths, used)
+
+
+def quadrature(
+    H: Operator, probes: Tensor, *, num_matvecs: int, seed: int = 0
+) -> tuple[Float[Tensor, "*point probe node"], Float[Tensor, "*point probe node"]]:
+    """Nodes, rising, and weights of each probe's Gauss rule: sum_i weights[i] nodes[i]^j = z'H^j z / z'z, j < 2 nodes.
+
+    probes: [param, probe] for all points or [point, param, probe], of any length. There are
+    min(num_matvecs, num_params) nodes. As many runs at a time as their Lanczos vectors fit in memory.
+
+    >>> from hessian_tools.curvature import hessian
+    >>> H = hessian(lambda theta, a: (a * theta**2).sum() / 2, torch.zeros(2), torch.tensor([1.0, 3.0]))
+    >>> nodes, weights = quadrature(H, torch.ones(2, 1), num_matvecs=1)  # z'Hz / z'z
+    >>> round(float(nodes), 6), round(float(weights), 6)
+    (2.0, 1.0)
+    """
+    steps = min(num_matvecs, H.num_params)
+    run_bytes = steps * H.num_params * torch.empty(0, dtype=H.dtype).element_size()
+    runs = max(1, MEMORY_BUDGET.get(H.device.type, MEMORY_BUDGET["cpu"]) // run_bytes)
+    num_points, pieces = H.num_points or 1, []
+    for points in torch.arange(num_points).split(runs):
+        here = H if len(points) == num_points else H.select(points)
+        mine = probes if probes.ndim == 2 else probes[points.to(probes.device)]
+        columns = mine.split(max(1, runs // len(points)), dim=-1)
+        rules = [_piece(here, block.to(H.device, H.dtype), steps, seed) for block in columns]
+        pieces.append([torch.cat(parts, dim=-2) for parts in zip(*rules, strict=True)])
+    nodes, weights = (torch.cat(parts).to(H.device, H.dtype) for parts in zip(*pieces, strict=True))
+    return (nodes[0], weights[0]) if H.num_points is None else (nodes, weights)
+
+
+def _check_options(
+    num_probes: int, num_matvecs: int, grid: Tensor | None, width: float | None, confidence: float
+) -> None:
+    if num_probes < 2:
+        raise ValueError(f"num_probes={num_probes}: a band needs 2 probes or more")
+    if num_matvecs < 1:
+        raise ValueError(f"num_matvecs={num_matvecs}: give the Lanczos steps of each probe, 1 or more")
+    if grid is not None and (grid.ndim != 1 or len(grid) == 0):
+        raise ValueError(f"grid has shape {tuple(grid.shape)}; give [grid], one for all points, or None")
+    if width is not None and not width > 0:
+        raise ValueError(f"width={width}: give the kernel's standard deviation, in units of curvature, above 0")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence={confidence}: give a share between 0 and 1, such as 0.95")
+
+
+def _eigenvalues(H: Operator) -> tuple[Tensor, Tensor]:
+    """All eigenvalues, as one rule of equal weights."""
+    dense = H.to_dense()
+    broken = ~torch.isfinite(dense).all(-1).all(-1)[..., None, None]
+    dense = dense.masked_fill(broken, 0.0)
+    nodes = torch.linalg.eigvalsh((dense + dense.mT) / 2)[..., None, :].masked_fill(broken, torch.nan)
+    return nodes, torch.full_like(nodes, 1 / H.num_params).masked_fill(broken, torch.nan)
+
+
+def _piece(H: Operator, probes: Tensor, steps: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Nodes and weights [point, probe, node] of a block of probes, all in one Lanczos run."""
+    num_points, num_probes = H.num_points or 1, probes.shape[-1]
+    starts = probes.mT.expand(num_points, num_probes, -1).flatten(0, 1)
+    nodes, weights = gauss_quadrature(_ProbesAsPoints(H, num_probes), starts, num_steps=steps, seed=seed)
+    shape = (num_points, num_probes)
+    return nodes.unflatten(0, shape), weights.unflatten(0, shape)
+
+
+@dataclass(frozen=True)
+class _ProbesAsPoints(Operator):
+    """H with every (point, probe) as a point of its own; a product is still one block product of H."""
+
+    H: Operator
+    num_probes: int
+
+    @property
+    def num_params(self) -> int:
+        return self.H.num_params
+
+    @property
+    def num_points(self) -> int:
+        return (self.H.num_points or 1) * self.num_probes
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.H.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.H.device
+
+    def products(self, V: Float[Tensor, "run param column"]) -> Float[Tensor, "run param column"]:
+        columns = V[..., 0].unflatten(0, (-1, self.num_probes)).mT
+        return self.H.products(columns).mT.flatten(0, 1)[..., None]
+
+    def select(self, points: Int[Tensor, " chosen"]) -> Operator:
+        raise NotImplementedError("runs of one point stay together; select points of H itself")
+
+
+def _width(nodes: Float[Tensor, "*point probe node"], num_matvecs: int) -> Float[Tensor, "*point"]:
+    reach = nodes.amax((-2, -1)) - nodes.amin((-2, -1))
+    width = reach / max(1, num_matvecs - 1) / (2 * sqrt(2 * log(1 / DIP)))
+    # A single eigenvalue has no reach; any width shows it.
+    size = nodes.abs().amax((-2, -1))
+    single = 1e-3 * torch.where(size > 0, size, 1.0)
+    return torch.where(reach > 1e-6 * size, width, single)
+
+
+def _grid(nodes: Float[Tensor, "*point probe node"], width: Float[Tensor, "*point"]) -> Float[Tensor, "*point grid"]:
+    low, high = nodes.amin((-2, -1)) - TAILS * width, nodes.amax((-2, -1)) + TAILS * width
+    return low[..., None] + (high - low)[..., None] * torch.linspace(0, 1, GRID, dtype=low.dtype, device=low.device)
+
+
+def _smoothed(
+    kernel: Callable[[Tensor], Tensor], nodes: Tensor, weights: Tensor, grid: Tensor, width: Tensor
+) -> Float[Tensor, "*point probe grid"]:
+    """Each probe's nodes under the kernel; node by node, for [point, probe, node, grid] would not fit."""
+    curves = torch.zeros(*nodes.shape[:-1], grid.shape[-1], dtype=nodes.dtype, device=nodes.device)
+    width = width[..., None, None]
+    for node, weight in zip(nodes.unbind(-1), weights.unbind(-1), strict=True):
+        curves += weight[..., None] * kernel((grid[..., None, :] - node[..., None]) / width)
+    return curves
+
+
+def _normal(steps: Tensor) -> Tensor:
+    return torch.exp(-(steps**2) / 2) / sqrt(2 * pi)
+
+
+def _band(curves: Float[Tensor, "*point probe grid"], confidence: float) -> tuple[Tensor, Tensor]:
+    """The mean less and plus Student's t times the standard error; a density is not negative."""
+    count, mean = curves.shape[-2], curves.mean(-2)
+    if count == 1:
+        return mean, mean
+    half = float(stdtrit(count - 1, (1 + confidence) / 2)) * curves.std(-2) / sqrt(count)
+    return (mean - half).clamp(min=0.0), mean + half

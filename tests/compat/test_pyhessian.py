@@ -1,0 +1,279 @@
+"""PyHessian's interface: the installed release as the witness, and what is deliberately different."""
+
+import copy
+import math
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import pyhessian
+import pytest
+import torch
+from cases import dense_hessian, randn, seeded, squared_error, without_type_checks
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import hessian_tools as ht
+from hessian_tools.compat.pyhessian import hessian
+from hessian_tools.loss import HiddenStateError
+
+Batch = tuple[Tensor, Tensor]
+
+
+def network() -> nn.Module:
+    """BatchNorm with tracked statistics, Dropout, a frozen layer: what PyHessian's eval mode meets."""
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Dropout(0.5),
+        nn.Linear(64, 6),
+        nn.Linear(6, 3),
+    )
+    model[5].requires_grad_(False)
+    model(torch.randn(32, 1, 6, 6))  # statistics of their own
+    return model
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    return seeded(network)
+
+
+@pytest.fixture
+def data() -> Batch:
+    return randn(12, 1, 6, 6, path="images", dtype=torch.float32), torch.arange(12) % 3
+
+
+def theirs(model: nn.Module, criterion: Callable[..., Tensor], **options: object) -> pyhessian.hessian:
+    """On a copy, for it switches the mode and leaves gradients; its warning of a cycle through .grad is known."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return pyhessian.hessian(copy.deepcopy(model), criterion, cuda=False, **options)
+
+
+def exact(model: nn.Module, criterion: Callable[..., Tensor], data: Batch) -> Tensor:
+    """Dense, in eval mode, over the parameters that are trained."""
+    model = copy.deepcopy(model).eval()
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    theta, layout = ht.flatten(model, where=lambda name: name in trained)
+    return dense_hessian(ht.make_loss(model, criterion, layout), theta.double(), (data[0].double(), data[1]))
+
+
+CRITERION = nn.CrossEntropyLoss()
+
+
+def test_eigenvalues_agree_within_its_tolerance(model: nn.Module, data: Batch) -> None:
+    values, vectors = hessian(model, CRITERION, data=data, cuda=False).eigenvalues(top_n=2)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        their_values, their_vectors = theirs(model, CRITERION, data=data).eigenvalues(maxIter=300, tol=1e-5, top_n=2)
+    np.testing.assert_allclose(values, their_values, rtol=5e-3)
+    true = torch.linalg.eigvalsh(exact(model, CRITERION, data))
+    expected = true[true.abs().argsort(descending=True)[:2]]
+    np.testing.assert_allclose(values, expected, rtol=1e-5)
+    assert isinstance(values, list)
+    assert isinstance(values[0], float)
+    shapes = [p.shape for p in model.parameters() if p.requires_grad]
+    for vector, their in zip(vectors, their_vectors, strict=True):
+        assert isinstance(vector, list)
+        assert [piece.shape for piece in vector] == [piece.shape for piece in their] == shapes
+        mine, other = (torch.cat([piece.flatten() for piece in pieces]) for pieces in (vector, their))
+        assert abs(float(mine.norm()) - 1) < 1e-5
+        assert abs(float(mine @ other)) > 0.99
+
+
+def test_values_are_sorted_by_magnitude_signs_kept() -> None:
+    model = nn.Linear(3, 1, bias=False)
+    curvatures = torch.tensor([1.0, -5.0, 3.0])
+
+    def criterion(outputs: Tensor, targets: Tensor) -> Tensor:
+        return (curvatures * model_weight(outputs) ** 2).sum() / 2
+
+    def model_weight(outputs: Tensor) -> Tensor:
+        return outputs[:, 0]  # for the identity as inputs these are the weights
+
+    values, _ = hessian(model, criterion, data=(torch.eye(3), torch.zeros(3)), cuda=False).eigenvalues(top_n=3)
+    np.testing.assert_allclose(values, [-5.0, 3.0, 1.0], rtol=1e-5)
+
+
+def test_trace_agrees_within_its_error(model: nn.Module, data: Batch) -> None:
+    samples = hessian(model, CRITERION, data=data, cuda=False).trace(maxIter=200)
+    truth = float(exact(model, CRITERION, data).trace())
+    stderr = np.std(samples, ddof=1) / math.sqrt(len(samples))
+    assert abs(np.mean(samples) - truth) < 4 * stderr
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        their = theirs(model, CRITERION, data=data).trace(maxIter=200, tol=0.0)
+    assert type(samples) is type(their) is list
+    assert isinstance(samples[0], float)
+    assert abs(np.mean(samples) - np.mean(their)) < 4 * math.sqrt(2) * stderr
+    assert 0.6 < np.std(samples) / np.std(their) < 1.6
+
+
+def test_trace_stops_on_its_standard_error() -> None:
+    model, data = seeded(lambda: nn.Linear(4, 3)), (randn(9, 4, path="x"), torch.arange(9) % 3)
+    measured = hessian(model, CRITERION, data=data, cuda=False)
+    for tol, fewest in ((0.2, 10), (0.05, 20)):
+        samples = measured.trace(maxIter=1000, tol=tol)
+        assert fewest <= len(samples) < 1000
+        assert np.std(samples, ddof=1) / math.sqrt(len(samples)) <= tol * abs(np.mean(samples))
+    for most in (1, 2, 7):
+        assert len(measured.trace(maxIter=most, tol=1e-9)) == most
+
+
+def test_density_works_where_the_release_fails(model: nn.Module, data: Batch) -> None:
+    with pytest.raises((RuntimeError, AttributeError)):
+        theirs(model, CRITERION, data=data).density(iter=5)
+    nodes, weights = hessian(model, CRITERION, data=data, cuda=False).density(iter=30, n_v=3)
+    assert [len(run) for run in nodes] == [len(run) for run in weights] == [30, 30, 30]
+    assert isinstance(nodes[0], list)
+    np.testing.assert_allclose(np.sum(weights, axis=1), 1.0, rtol=1e-5)
+    dense = exact(model, CRITERION, data)
+    np.testing.assert_allclose(np.max(nodes, axis=1), float(torch.linalg.eigvalsh(dense)[-1]), rtol=1e-4)
+    z = ht.curvature.rademacher(len(dense), 3).double()
+    moment = (np.array(weights) * np.array(nodes) ** 2).sum(1)
+    np.testing.assert_allclose(moment, ((dense @ z) ** 2).sum(0) / len(dense), rtol=1e-4)
+
+
+def test_density_plot_takes_it(model: nn.Module, data: Batch) -> None:
+    """What PyHessian's plot does with the lists: arrays, their ends, a sum of normal curves per run."""
+    nodes, weights = (np.array(part) for part in hessian(model, CRITERION, data=data, cuda=False).density(20, 2))
+    low, high = np.mean(np.min(nodes, axis=1)) - 0.01, np.mean(np.max(nodes, axis=1)) + 0.01
+    grid, variance = np.linspace(low, high, 4000), 1e-5 * max(1.0, high - low)
+    curves = np.exp(-((grid[:, None, None] - nodes) ** 2) / (2 * variance)) / math.sqrt(2 * math.pi * variance)
+    area = (curves * weights).sum(-1).mean(-1).sum() * (grid[1] - grid[0])
+    assert abs(area - 1) < 0.02
+
+
+@pytest.mark.parametrize("criterion", [nn.MSELoss(), nn.MSELoss(reduction="sum")], ids=["mean", "sum"])
+def test_mse_loss_works(criterion: nn.MSELoss) -> None:
+    model = seeded(lambda: nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 2)))
+    data = randn(7, 2, path="x", dtype=torch.float32), randn(7, 2, path="y", dtype=torch.float32)
+    values, _ = hessian(model, criterion, data=data, cuda=False).eigenvalues()
+    scale = 1 if criterion.reduction == "mean" else 14
+    expected = torch.linalg.eigvalsh(exact(model, squared_error, (data[0], data[1].double()))).abs().max()
+    np.testing.assert_allclose(abs(values[0]), scale * float(expected), rtol=1e-4)
+
+
+def test_dataloader_is_the_whole_set_weighted_by_size(model: nn.Module, data: Batch) -> None:
+    """Batches of 5, 5 and 2; the last a list, as loaders give them."""
+    loader = DataLoader(TensorDataset(*data), batch_size=5, shuffle=True)
+    state = torch.get_rng_state()
+    several = hessian(model, CRITERION, dataloader=loader, cuda=False)
+    assert torch.equal(state, torch.get_rng_state())
+    whole = hessian(model, CRITERION, data=list(data), cuda=False)
+    np.testing.assert_allclose(several.eigenvalues(top_n=2)[0], whole.eigenvalues(top_n=2)[0], rtol=1e-4)
+    np.testing.assert_allclose(several.trace(maxIter=5), whole.trace(maxIter=5), rtol=1e-3)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            their, _ = theirs(model, CRITERION, dataloader=loader).eigenvalues(maxIter=200, tol=1e-5)
+    np.testing.assert_allclose(several.eigenvalues()[0], their, rtol=5e-3)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_is_left_as_found(model: nn.Module, data: Batch, training: bool) -> None:
+    """A model in training mode is measured in eval mode, as PyHessian does, and found in training mode again."""
+    model.train(training)
+    model[0].eval()
+    model[0].weight.grad = torch.ones_like(model[0].weight)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    modes, state = [module.training for module in model.modules()], torch.get_rng_state()
+    with without_type_checks():
+        measured = hessian(model, CRITERION, data=data, cuda=False)
+        first = measured.eigenvalues(), measured.trace(maxIter=3), measured.density(iter=4)
+    assert torch.equal(state, torch.get_rng_state())
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert (model[0].weight.grad == 1).all()
+    assert model[6].weight.grad is None
+    with torch.no_grad():
+        model[6].weight.mul_(3)
+    assert measured.eigenvalues()[0] == first[0][0]  # of the network as it was
+
+
+def test_seed_changes_the_draws(model: nn.Module, data: Batch) -> None:
+    traces = [hessian(model, CRITERION, data=data, cuda=False, seed=seed).trace(maxIter=3) for seed in (0, 0, 1)]
+    assert traces[0] == traces[1] != traces[2]
+
+
+def test_unconverged_eigenvalues_are_said(model: nn.Module, data: Batch) -> None:
+    with pytest.warns(UserWarning, match="1 of 1 eigenvalues miss tol=1e-09; raise maxIter=3"):
+        hessian(model, CRITERION, data=data, cuda=False).eigenvalues(maxIter=3, tol=1e-9)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without CUDA")
+def test_cuda_by_default_falls_back_with_a_warning(model: nn.Module, data: Batch) -> None:
+    with pytest.warns(UserWarning, match="no CUDA device; measuring on the CPU"):
+        measured = hessian(model, CRITERION, data=data)
+    assert measured.device.type == "cpu"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_cuda_agrees_with_the_cpu(model: nn.Module, data: Batch) -> None:
+    on_cpu, on_gpu = (hessian(model, CRITERION, data=data, cuda=cuda) for cuda in (False, True))
+    np.testing.assert_allclose(on_cpu.eigenvalues()[0], on_gpu.eigenvalues()[0], rtol=1e-3)
+    np.testing.assert_allclose(on_cpu.trace(maxIter=5), on_gpu.trace(maxIter=5), rtol=1e-2)
+    assert on_gpu.eigenvalues()[1][0][0].is_cuda
+    assert not next(model.parameters()).is_cuda
+
+
+def test_the_operator_is_the_library_s(model: nn.Module, data: Batch) -> None:
+    measured = hessian(model, CRITERION, data=data, cuda=False)
+    pairs = ht.top_eigenpairs(measured.operator, k=1)
+    assert pairs.values.tolist() == pytest.approx(measured.eigenvalues()[0])
+    assert ht.check_operator(measured.operator).ok
+
+
+SCRIPT = """
+from IMPORT import hessian
+import torch, numpy as np
+torch.manual_seed(0)
+model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+batch = torch.randn(20, 4), torch.arange(20) % 3
+comp = hessian(model, torch.nn.CrossEntropyLoss(), data=batch, cuda=False)
+top, vectors = comp.eigenvalues(top_n=1)
+moved = [p.data + 0.1 * v for p, v in zip(model.parameters(), vectors[0])]
+answer = top[-1], np.mean(comp.trace()), len(moved)
+"""
+
+
+@pytest.mark.filterwarnings("ignore:Using backward")
+def test_a_script_runs_with_one_line_changed() -> None:
+    answers = []
+    for name in ("pyhessian", "hessian_tools.compat.pyhessian"):
+        scope: dict[str, object] = {}
+        with torch.random.fork_rng(devices=[]):
+            exec(SCRIPT.replace("IMPORT", name), scope)
+        answers.append(scope["answer"])
+    theirs, ours = answers
+    assert ours[0] == pytest.approx(theirs[0], rel=0.02)
+    assert ours[1] == pytest.approx(theirs[1], rel=0.3)
+    assert ours[2] == theirs[2]
+
+
+class Noisy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(self.layer(x), training=True)
+
+
+def test_what_changes_state_even_in_eval_mode_is_refused() -> None:
+    with pytest.raises(HiddenStateError, match="draws random numbers"):
+        hessian(seeded(Noisy), CRITERION, data=(torch.ones(4, 2), torch.zeros(4, dtype=torch.long)), cuda=False)
+
+
+def test_wrong_data_is_refused_in_plain_words(model: nn.Module, data: Batch) -> None:
+    for options in ({}, {"data": data, "dataloader": [data]}):
+        with pytest.raises(ValueError, match="either data="):
+            hessian(model, CRITERION, cuda=False, **options)
+    for options in ({"dataloader": []}, {"data": data[:1]}):
+        with pytest.raises(ValueError, match=r"a batch is \(inputs, targets\)"):
+            hessian(model, CRITERION, cuda=False, **options)

@@ -1,0 +1,212 @@
+"""The spectral density: moments, planted spectra, outliers, bands, degenerate sizes."""
+
+import math
+
+import pytest
+import torch
+from cases import CASES, SPECTRA, Case, quadratic, randn, symmetric, without_type_checks
+from torch import Tensor
+
+import hessian_tools.curvature.density as module
+from hessian_tools.curvature import Density, Hessian, frobenius_squared, hessian, quadrature, rademacher, trace
+from hessian_tools.curvature import spectral_density as density
+
+
+def operator(A: Tensor) -> Hessian:
+    return hessian(quadratic, torch.zeros(A.shape[:-1], dtype=A.dtype), A)
+
+
+def bulk(n: int) -> Tensor:
+    """A semicircle of radius 1, as eigenvalues at its quantiles, by bisection of its distribution function."""
+    shares = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    low, high = -torch.ones(n, dtype=torch.float64), torch.ones(n, dtype=torch.float64)
+    for _ in range(60):
+        x = (low + high) / 2
+        below = 0.5 + (x * (1 - x**2).sqrt() + x.asin()) / math.pi < shares
+        low, high = torch.where(below, x, low), torch.where(below, high, x)
+    return (low + high) / 2
+
+
+OUTLIERS = torch.tensor([40.0, 25.0, -12.0], dtype=torch.float64)
+
+
+def planted(n: int = 300) -> Tensor:
+    return torch.cat([OUTLIERS, bulk(n - 3)])
+
+
+def smooth(spectrum: Tensor, grid: Tensor, width: Tensor) -> Tensor:
+    """The exact spectrum under the same kernel."""
+    steps = (grid[:, None] - spectrum) / width
+    return (torch.exp(-(steps**2) / 2) / (width * math.sqrt(2 * math.pi))).mean(-1)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_moments_are_those_of_the_probes(case: Case) -> None:
+    """Node moments 0 .. 2m - 1 are z'H^k z / z'z to rounding: Gauss quadrature."""
+    H, steps = hessian(case.loss, case.thetas, case.batch), 3
+    z = rademacher(H.num_params, 2).double()
+    nodes, weights = quadrature(H, z, num_matvecs=steps)
+    assert nodes.shape == (3, 2, steps)
+    power, scale = z.expand(3, -1, -1), case.dense.abs().sum(-1).amax(-1)[:, None]
+    for k in range(2 * steps):
+        exact = (z * power).sum(-2) / H.num_params
+        error = (weights * nodes**k).sum(-1) - exact
+        assert ((error / scale**k).abs() < 1e-13).all(), k
+        power = case.dense @ power
+
+
+def test_moments_are_trace_and_frobenius_norm() -> None:
+    H = operator(symmetric(planted(60)))
+    result = density(H, num_probes=5, num_matvecs=8, seed=4)
+    first, second = ((result.weights * result.nodes**k).sum(-1) * 60 for k in (1, 2))
+    torch.testing.assert_close(first, trace(H, num_probes=5, seed=4).samples)
+    torch.testing.assert_close(second, frobenius_squared(H, num_probes=5, seed=4).samples)
+    assert (result.num_matvecs == 40).all()
+
+
+def test_outliers_are_nodes_of_their_own_with_their_share_of_the_probe() -> None:
+    A = symmetric(planted(), points=1)[0]
+    result = density(operator(A), num_probes=40, num_matvecs=32)
+    values, vectors = torch.linalg.eigh(A)
+    shares = (vectors.T @ rademacher(300, 40).double()) ** 2 / 300
+    for value in OUTLIERS:
+        distance, nearest = (result.nodes - value).abs().min(-1)
+        assert distance.max() < 1e-8
+        mine = result.weights.gather(-1, nearest[:, None])[:, 0]
+        torch.testing.assert_close(mine, shares[(values - value).abs().argmin()], rtol=1e-5, atol=1e-9)
+    inside = (result.nodes.abs() < 1.001) * result.weights
+    outer = (values[:, None] - OUTLIERS).abs().amin(-1) < 1e-6
+    torch.testing.assert_close(inside.sum(-1), shares[~outer].sum(0), rtol=1e-7, atol=0)
+    assert ((result.nodes.abs() < 1.001) | ((result.nodes[..., None] - OUTLIERS).abs() < 1e-6).any(-1)).all()
+
+
+@pytest.mark.parametrize("width", [0.1, 0.3])
+def test_bulk_beside_outliers(width: float) -> None:
+    """A width and a grid of its own show the semicircle though the spectrum reaches forty times as far."""
+    spectrum = planted()
+    grid = torch.linspace(-1.5, 1.5, 61, dtype=torch.float64)
+    result = density(operator(symmetric(spectrum, points=1)[0]), num_probes=20, num_matvecs=48, grid=grid, width=width)
+    exact = smooth(spectrum, grid, torch.tensor(width))
+    assert (result.density - exact).abs().max() < 0.06 * exact.max()
+    assert result.grid.shape == (61,)
+    low, high = result.band
+    assert ((low <= result.density) & (result.density <= high)).all()
+
+
+def test_bands_cover_as_they_say() -> None:
+    """The smoothed density of the whole spectrum lies in the 90 % band at 90 % of trials, inside the bulk."""
+    spectrum, repeats = planted(120), 120
+    A = symmetric(spectrum, points=1)[0]
+    grid = torch.tensor([-0.8, -0.3, 0.0, 0.5], dtype=torch.float64)
+    probes = rademacher(120, 6 * repeats).view(120, repeats, 6).permute(1, 0, 2)
+    H = operator(A.expand(repeats, 120, 120))
+    result = density(H, probes=probes, num_matvecs=40, grid=grid, width=0.2, confidence=0.9)
+    exact = smooth(spectrum, grid, torch.tensor(0.2))
+    covered = ((result.band[0] <= exact) & (exact <= result.band[1])).double().mean(0)
+    assert ((covered > 0.82) & (covered < 0.97)).all(), covered
+    half = (result.band[1] - result.band[0]) / 2
+    stderr = result.curves.std(-2) / 6**0.5
+    torch.testing.assert_close(half, 2.0150 * stderr, rtol=1e-3, atol=0)  # Student's t, 5 degrees, 95 % quantile
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+def test_density_integrates_to_one_and_cumulates(name: str) -> None:
+    H = operator(symmetric(SPECTRA[name]))
+    for result in (density(H, num_matvecs=10), density(H, num_matvecs=24)):
+        area = torch.trapezoid(result.density, result.grid)
+        torch.testing.assert_close(area, torch.ones(3).double(), rtol=0, atol=1e-5)
+        torch.testing.assert_close(result.weights.sum(-1), torch.ones_like(result.weights[..., 0]))
+        assert (result.cumulative.diff() >= -1e-12).all()
+        assert (result.cumulative[:, 0] < 1e-6).all()
+        assert (result.cumulative[:, -1] > 1 - 1e-6).all()
+        middle = torch.cumulative_trapezoid(result.density, result.grid)[:, 255]
+        torch.testing.assert_close(result.cumulative[:, 256], middle, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+def test_small_matrices_are_exact(name: str) -> None:
+    result = density(operator(symmetric(SPECTRA[name])), num_matvecs=24, width=0.3)
+    torch.testing.assert_close(result.nodes[:, 0], SPECTRA[name].sort().values.expand(3, -1))
+    exact = smooth(SPECTRA[name], result.grid[0], torch.tensor(0.3))
+    torch.testing.assert_close(result.density[0], exact)
+    assert torch.equal(*result.band)
+    assert (result.num_matvecs == 24).all()
+
+
+@pytest.mark.parametrize("name", ["low_rank", "clustered"])
+def test_exhausted_krylov_spaces(name: str) -> None:
+    """More steps than distinct eigenvalues: the rule is complete early, and stays right."""
+    z = rademacher(24, 4).double()
+    A = symmetric(SPECTRA[name], points=1)[0]
+    nodes, weights = quadrature(operator(A), z, num_matvecs=20)
+    assert nodes.shape == (4, 20)
+    for k in range(6):
+        exact = (z * (torch.linalg.matrix_power(A, k) @ z)).sum(0) / 24
+        torch.testing.assert_close((weights * nodes**k).sum(-1), exact, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("value", [0.0, -2.5])
+def test_multiples_of_the_identity(value: float) -> None:
+    A = value * torch.eye(40, dtype=torch.float64)
+    for result in (density(operator(A), num_matvecs=6), density(operator(A))):
+        torch.testing.assert_close((result.weights * result.nodes).sum(-1), torch.full_like(result.nodes[:, 0], value))
+        assert float(result.width) > 0
+        torch.testing.assert_close(
+            torch.trapezoid(result.density, result.grid), torch.tensor(1.0).double(), rtol=0, atol=1e-5
+        )
+
+
+def test_default_width_is_the_stated_rule() -> None:
+    result = density(operator(symmetric(planted(100))), num_matvecs=21, num_probes=3)
+    reach = result.nodes.amax((-2, -1)) - result.nodes.amin((-2, -1))
+    torch.testing.assert_close(result.width, reach / 20 * 0.7485, rtol=1e-4, atol=0)
+    torch.testing.assert_close(result.grid[:, 0], result.nodes.amin((-2, -1)) - 5 * result.width)
+
+
+def test_points_and_memory_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    A = symmetric(planted(50))
+    whole = density(operator(A), num_probes=4, num_matvecs=6)
+    single = density(operator(A[1]), num_probes=4, num_matvecs=6)
+    torch.testing.assert_close(single.density, whole.density[1])
+    assert single.nodes.shape == (4, 6)
+    for runs in (2, 5):
+        monkeypatch.setattr(module, "MEMORY_BUDGET", {"cpu": runs * 6 * 50 * 8})
+        pieces = density(operator(A), num_probes=4, num_matvecs=6)
+        torch.testing.assert_close(pieces.nodes, whole.nodes)
+        torch.testing.assert_close(pieces.weights, whole.weights)
+
+
+def test_float32_and_probes_of_each_point() -> None:
+    A = symmetric(planted(50)).float()
+    probes = torch.stack([rademacher(50, 3, path=("task", task)) for task in range(3)])
+    result: Density = density(operator(A), probes=probes, num_matvecs=12)
+    assert result.nodes.dtype == result.density.dtype == result.grid.dtype == torch.float32
+    exact = density(operator(A.double()), probes=probes, num_matvecs=12, grid=result.grid[0].double())
+    torch.testing.assert_close(result.nodes[..., -1].double(), exact.nodes[..., -1], rtol=1e-5, atol=1e-5)
+    assert not torch.equal(result.nodes[0], result.nodes[1])
+
+
+@pytest.mark.parametrize("num_matvecs", [10, 60], ids=["lanczos", "exact"])
+def test_not_a_number_stays_at_its_point(num_matvecs: int) -> None:
+    A = symmetric(planted(50))
+    right = density(operator(A), num_matvecs=num_matvecs)
+    A[1, 3, 4] = torch.inf
+    spoilt = density(operator(A), num_matvecs=num_matvecs)
+    assert spoilt.density.isnan().all(-1).tolist() == [False, True, False]
+    torch.testing.assert_close(spoilt.density[[0, 2]], right.density[[0, 2]])
+
+
+BAD = {
+    "num_probes=1": {"num_probes": 1},
+    "num_matvecs=0": {"num_matvecs": 0},
+    "grid has shape": {"grid": torch.zeros(2, 2)},
+    "width=0": {"width": 0.0},
+    "confidence=1": {"confidence": 1.0},
+    "2 probes or more": {"probes": randn(24, 1, path="one")},
+}
+
+
+@pytest.mark.parametrize("words", BAD)
+def test_bad_options_are_refused_in_plain_words(words: str) -> None:
+    with without_type_checks(), pytest.raises(ValueError, match=words):
+        density(operator(symmetric(SPECTRA["decaying"])), **BAD[words])
