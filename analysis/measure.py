@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from analysis import setting, store
-from analysis.config import LevelConfig, StudyConfig
+from analysis.config import DataConfig, LevelConfig, NetworkConfig, StudyConfig
 from analysis.engines import Emit
 from analysis.folder import StudyFolder
 from analysis.quantities import QUANTITIES, Points
-from analysis.schema import BY_NAME, LEVEL_MEANINGS, STATUS_MEANINGS, Sizes
+from analysis.schema import BY_NAME, LEVEL_MEANINGS, STATUS_MEANINGS, ZERO_GRADIENT, Sizes
 from hessian_tools.curvature import rademacher
 from hessian_tools.data import TaskSource
 from hessian_tools.flat import flatten
@@ -31,8 +31,7 @@ from hessian_tools.trajectory import SaveAt, Trajectory, stack
 
 MEASURED, DIVERGED = STATUS_MEANINGS.index("measured"), STATUS_MEANINGS.index("diverged")
 LIGHT, FULL = LEVEL_MEANINGS.index("light"), LEVEL_MEANINGS.index("full")
-# Below it the square of the gradient is gone in float32, and with it rho.
-ZERO_GRADIENT = 1e-18
+_LOSSES: dict[tuple[NetworkConfig, DataConfig, str], Loss] = {}
 VECTORS = SaveAt(thetas=True, gradients=True)
 
 
@@ -179,12 +178,22 @@ def _mark_overflow(values: dict[str, np.ndarray]) -> None:
         values["status"][np.any(lost, axis=(0, 2))] = DIVERGED
 
 
+def _loss(config: StudyConfig, device: str) -> Loss:
+    """The loss of a study's network, one object for the life of the process: products are traced once for it.
+
+    Of which learner and seed does not matter, as every parameter is part of theta.
+    """
+    key = (config.network, config.data, device)
+    if key not in _LOSSES:
+        name, seed = next(iter(config.learners)), config.seeds[0]
+        training = setting.training(config, name, seed, step_size=1.0, folder=None, device=device)
+        _LOSSES[key] = task_loss(training)[0]
+    return _LOSSES[key]
+
+
 def _points(unit: Unit) -> Points:
     config, plan = unit.config, unit.config.measure
-    training = setting.training(
-        config, unit.learner, unit.seed, step_size=unit.step_size, folder=None, device=unit.device
-    )
-    loss, _ = task_loss(training)
+    loss = _loss(config, unit.device)
     theta = load_theta(unit.run, unit.checkpoint).to(unit.device)
     tasks = setting.tasks(config, held_out=True)
     trajectories, supports = _record(unit, loss, theta, tasks)
@@ -230,13 +239,9 @@ def _evaluation(unit: Unit) -> dict[str, np.ndarray]:
     if not checkpoint_path(unit.run, unit.checkpoint).exists() and diverged_at(unit.run) is not None:
         blank = np.full(plan.evaluation_tasks, np.nan)
         return {"evaluation_loss": blank, "evaluation_accuracy": blank}
-    training = setting.training(
-        unit.config, unit.learner, unit.seed, step_size=unit.step_size, folder=None, device=unit.device
-    )
-    loss, _ = task_loss(training)
     losses, accuracies = evaluate(
-        training.learner,
-        loss,
+        setting.learner(unit.config, unit.learner, step_size=unit.step_size),
+        _loss(unit.config, unit.device),
         load_theta(unit.run, unit.checkpoint).to(unit.device),
         setting.tasks(unit.config, held_out=True),
         split="test",

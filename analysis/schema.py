@@ -61,6 +61,8 @@ def _point(name: str, units: str, long_name: str, *extra: str, error: str | None
 
 
 STATUS_MEANINGS = ("not_measured", "measured", "diverged")
+# A gradient shorter than this has no square in float32: what is divided by that square is 0 / 0, not a number.
+ZERO_GRADIENT = 1e-18
 LEVEL_MEANINGS = ("none", "light", "full")
 
 VARIABLES: tuple[Variable, ...] = (

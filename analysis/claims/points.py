@@ -3,13 +3,10 @@
 import numpy as np
 import xarray as xr
 
-from analysis.schema import STATUS_MEANINGS, learner_code
+from analysis.schema import STATUS_MEANINGS, ZERO_GRADIENT, learner_code
 
 UNTRAINED = "untrained"
 """How a verdict names its baseline where that is the learner's own checkpoint 0, whatever a control is called."""
-
-NO_SQUARE = 1e-18
-"""A gradient shorter than this has no square in float32, so what is divided by that square is 0 / 0."""
 
 _PER_GRADIENT = ("alpha_rho", "rho_normalised", "alignment")  # divided by squared inner gradients
 
@@ -62,7 +59,7 @@ def _undefined(one: xr.Dataset, variable: str) -> np.ndarray:
     """Where a measured unit may hold no number, in the shape of the variable."""
     if variable not in _PER_GRADIENT:
         return np.zeros(one[variable].shape, dtype=bool)
-    zero = one["grad_norm"].values < NO_SQUARE
+    zero = one["grad_norm"].values < ZERO_GRADIENT
     if variable != "alignment":
         return np.asarray(zero)
     inner = zero[..., :-1]  # A is over the gradients that are stepped along: none at the adapted point
