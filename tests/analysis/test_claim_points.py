@@ -8,8 +8,8 @@ import xarray as xr
 from planted import planted_study
 
 from analysis.claims import CLAIMS, NotMeasuredError, judge, load_plan
-from analysis.claims.points import NO_SQUARE, diverged, points
-from analysis.schema import STATUS_MEANINGS
+from analysis.claims.points import diverged, points
+from analysis.schema import STATUS_MEANINGS, ZERO_GRADIENT
 
 PLAN = load_plan()
 LAST = {"learner": 1, "seed": 2, "checkpoint": -1, "task": 3}  # one unit of maml
@@ -92,7 +92,7 @@ def test_no_gradient_anywhere_leaves_nothing_to_compare() -> None:
     ds = study()
     end = {"learner": 1, "checkpoint": -1}
     for name in ("alpha_rho", "rho_normalised", "alignment", "grad_norm"):
-        ds[name][end] = NO_SQUARE / 10 if name == "grad_norm" else np.nan
+        ds[name][end] = ZERO_GRADIENT / 10 if name == "grad_norm" else np.nan
     for verdict in judge(ds, PLAN):
         assert (verdict.outcome, verdict.num_undefined, verdict.num_seeds) == ("inconclusive", 48, 0)
         assert "nothing is left to compare; 48 of 48 units (seed, task) have no value" in verdict.sentence

@@ -10,7 +10,7 @@ import xarray as xr
 import analysis
 from analysis import measure as measuring
 from analysis import setting
-from analysis.config import load_study, overridden
+from analysis.config import load_study, overridden, parse_study, study_text, trained, without_shot
 from analysis.folder import StudyFolder, open_folder, open_study
 from analysis.quantities import QUANTITIES
 from analysis.schema import BY_NAME, VARIABLES, learner_code, learner_names
@@ -161,3 +161,23 @@ def test_units_cover_every_task_once_and_write_whole_chunks(tmp_path, tasks, ful
     for unit in last:
         assert unit.tasks[0] % chunk == 0
         assert len(unit.tasks) % chunk == 0 or unit.tasks[-1] == tasks - 1
+
+
+def test_a_task_whose_curvature_overflows_has_diverged_and_a_zero_gradient_has_not():
+    inf, nan = np.inf, np.nan
+    values = {
+        "grad_norm": np.array([[1.0, 1.0], [1.0, 1.0], [0.0, 1.0]]),
+        "alpha_rho": np.array([[0.5, 0.4], [0.5, inf], [nan, 0.3]]),
+        "rho_normalised": np.array([[0.5, 0.4], [0.5, nan], [nan, 0.3]]),
+        "status": np.full(3, measuring.MEASURED),
+    }
+    measuring._mark_overflow(values)
+    assert values["status"].tolist() == [measuring.MEASURED, measuring.DIVERGED, measuring.MEASURED]
+
+
+def test_learners_are_told_apart_by_what_they_are():
+    text = study_text("micro").replace("untrained: {algorithm: untrained}", "control: {algorithm: untrained}")
+    text = text.replace("maml-shot: {algorithm", "mine: {algorithm").replace("maml: {algorithm: maml}", "untrained: {}")
+    config = parse_study(text, source="micro")
+    assert trained(config) == {"control": False, "untrained": True, "mine": True}
+    assert without_shot(config) == {"mine": "untrained"}
