@@ -31,3 +31,10 @@ def micro_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with only_one(shared / "micro-study.lock"):
         assert run(["study", "micro", "--out", str(out), "--workers", "0"]) == 0
     return out
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to work in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

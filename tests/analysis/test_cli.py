@@ -1,23 +1,15 @@
 """The command line: mistakes get one or two plain lines, status 2, and leave nothing half-written."""
 
-import errno
-import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from command_line import refused
 
 from analysis.cli import run
 from analysis.config import study_text
-from hessian_tools.runs import files
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def study_file(here: Path, old: str = "", new: str = "") -> str:
@@ -25,17 +17,6 @@ def study_file(here: Path, old: str = "", new: str = "") -> str:
     assert old in text
     (here / "mine.yaml").write_text(text.replace(old, new, 1))
     return "mine.yaml"
-
-
-def refused(capsys: pytest.CaptureFixture, arguments: list[str]) -> str:
-    assert run(arguments) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    lines = said.err.strip().splitlines()
-    assert 1 <= len(lines) <= 2
-    assert lines[0].startswith("hessian-tools: ")
-    assert "Traceback" not in said.err
-    return said.err
 
 
 @pytest.mark.parametrize(
@@ -136,25 +117,6 @@ def test_a_second_command_on_the_same_folder_waits_its_turn(here, capsys, micro_
         assert "another hessian-tools is at work in study" in refused(capsys, ["test", "study"])
 
 
-def test_a_full_disk_is_told_and_the_command_goes_on_afterwards(here, capsys, monkeypatch, micro_study):
-    written = files.write_atomic
-
-    def full(path, write):
-        if path.suffix == ".safetensors":
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        written(path, write)
-
-    monkeypatch.setattr("hessian_tools.runs.checkpoints.write_atomic", full)
-    assert run(["train", "micro", "--out", "study", "--workers", "0"]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("hessian-tools: no space left on the device (")
-    assert error.count("\n") == 1
-    assert not list(here.rglob("*.safetensors"))
-    assert not list(here.rglob("*.partial"))
-    monkeypatch.setattr("hessian_tools.runs.checkpoints.write_atomic", written)
-    assert run(["train", "micro", "--out", "study", "--workers", "0"]) == 0
-
-
 def test_a_study_that_diverges_says_so_everywhere(here, capsys):
     file = study_file(here, "step_size: 0.1", "step_size: 1.0e+30")
     assert run(["study", file, "--out", "study", "--workers", "0"]) == 0
@@ -238,74 +200,6 @@ def test_a_regression_study_runs_and_its_search_is_kept_as_json(here, capsys):
     losses = {row["step_size"]: row["validation_loss"] for row in found["candidates"]}
     assert found["step_size"] == min(losses, key=losses.get)
     assert "classes never trained on" not in (here / "study" / "report.html").read_text()
-
-
-def test_a_report_is_not_made_of_old_verdicts_or_figures(here, capsys, micro_study):
-    shutil.copytree(micro_study, here / "study")
-    assert run(["train", "study", "--seeds", "0", "1", "2", "--workers", "0"]) == 0
-    capsys.readouterr()
-    assert "untrained seed 2 is not measured yet" in refused(capsys, ["test", "study"])
-    assert run(["measure", "study", "--workers", "0"]) == 0
-    capsys.readouterr()
-    assert "the verdicts of study rest on other measurements" in refused(capsys, ["report", "study"])
-    assert run(["info", "study"]) == 0
-    assert capsys.readouterr().out.count("(of older measurements)") == 2
-    assert run(["test", "study"]) == 0
-    capsys.readouterr()
-    assert "the figures of study rest on other measurements" in refused(capsys, ["report", "study"])
-    assert run(["figures", "study"]) == 0
-    assert run(["report", "study"]) == 0
-
-
-def test_a_part_of_a_study_gets_no_verdict(here, capsys, micro_study):
-    shutil.copytree(micro_study, here / "study")
-    shutil.rmtree(here / "study" / "runs" / "maml-seed1" / "measurements.zarr")
-    assert "maml seed 1 is not measured yet" in refused(capsys, ["test", "study"])
-
-
-def test_damaged_files_are_named(here, capsys, micro_study):
-    shutil.copytree(micro_study, here / "study")
-    run_folder = here / "study" / "runs" / "maml-seed0"
-    verdicts = here / "study" / "verdicts.json"
-    verdicts.write_text(verdicts.read_text()[:400])
-    assert "verdicts.json is not JSON" in refused(capsys, ["info", "study"])
-    chunk = next(path for path in (run_folder / "measurements.zarr" / "rho" / "c").rglob("*") if path.is_file())
-    whole = chunk.read_bytes()
-    chunk.write_bytes(b"noise")
-    assert "measurements.zarr is damaged" in refused(capsys, ["test", "study"])
-    chunk.write_bytes(whole)
-    (here / "study" / "claims.yaml").unlink()
-    assert "claims.yaml is gone" in refused(capsys, ["test", "study"])
-    (here / "study" / "study.yaml").write_bytes(b"\xff\xfe")
-    assert "study.yaml is damaged" in refused(capsys, ["info", "study"])
-
-
-def test_a_study_stopped_before_its_plan_was_written_goes_on(here, capsys, monkeypatch):
-    from analysis import folder
-
-    def stop(path, text):
-        files.write_text(path, text)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(folder, "write_text", stop)
-    assert run(["study", "micro", "--out", "study"]) == 1
-    monkeypatch.undo()
-    monkeypatch.chdir(here)
-    assert run(["train", "micro", "--out", "study"]) == 0
-
-
-def test_a_removed_checkpoint_is_made_again_as_the_message_advises(here, capsys, micro_study):
-    shutil.copytree(micro_study, here / "study")
-    shutil.rmtree(here / "study" / "runs" / "maml-seed0" / "measurements.zarr")
-    checkpoint = here / "study" / "runs" / "maml-seed0" / "checkpoints" / "0000002.safetensors"
-    whole = checkpoint.read_bytes()
-    checkpoint.write_bytes(whole[:100])
-    said = run(["study", "micro", "--out", "study"]), capsys.readouterr().err
-    assert said[0] == 2
-    assert "remove it and run the same command again" in said[1]
-    checkpoint.unlink()
-    assert run(["study", "micro", "--out", "study"]) == 0
-    assert checkpoint.read_bytes() == whole
 
 
 def test_an_out_that_cannot_be_made_is_named(here, capsys):

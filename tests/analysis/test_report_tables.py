@@ -7,40 +7,13 @@ import numpy as np
 import pytest
 import xarray as xr
 from planted import planted_study
+from sample_verdict import VERDICT
 
-from analysis.claims.verdict import Verdict
 from analysis.report.accuracy import accuracy_table
 from analysis.report.page import DASH, MINUS, TIMES, Html, element, interval, number
 from analysis.report.scale import change, largest_growth, scale_section
 from analysis.report.verdicts import answer, verdict_tables
 from analysis.statistics import seed_interval
-
-VERDICT = Verdict(
-    claim="suppression",
-    title="meta-training lowers the curvature",
-    learner="maml",
-    baseline="untrained",
-    steps="step 0",
-    comparison="raw",
-    quantity="alpha_rho",
-    units="1",
-    predicted="negative",
-    effect=-0.4,
-    low=-0.5,
-    high=-0.3,
-    bootstrap_low=-0.45,
-    bootstrap_high=-0.35,
-    margin=0.1,
-    baseline_value=1.0,
-    trained_value=0.6,
-    num_seeds=3,
-    num_tasks=16,
-    num_diverged=0,
-    share_compared=1.0,
-    seeds_to_decide=None,
-    outcome="supported",
-    sentence="Supported: step 0 of maml, raw.",
-)
 
 
 def texts(html: Html) -> list[str]:

@@ -1,0 +1,97 @@
+"""A study whose files are lost, stale or damaged, or whose disk is full: told plainly, and mended by the command."""
+
+import errno
+import os
+import shutil
+
+from command_line import refused
+
+from analysis.cli import run
+from hessian_tools.runs import files
+
+
+def test_a_report_is_not_made_of_old_verdicts_or_figures(here, capsys, micro_study):
+    shutil.copytree(micro_study, here / "study")
+    assert run(["train", "study", "--seeds", "0", "1", "2", "--workers", "0"]) == 0
+    capsys.readouterr()
+    assert "untrained seed 2 is not measured yet" in refused(capsys, ["test", "study"])
+    assert run(["measure", "study", "--workers", "0"]) == 0
+    capsys.readouterr()
+    assert "the verdicts of study rest on other measurements" in refused(capsys, ["report", "study"])
+    assert run(["info", "study"]) == 0
+    assert capsys.readouterr().out.count("(of older measurements)") == 2
+    assert run(["test", "study"]) == 0
+    capsys.readouterr()
+    assert "the figures of study rest on other measurements" in refused(capsys, ["report", "study"])
+    assert run(["figures", "study"]) == 0
+    assert run(["report", "study"]) == 0
+
+
+def test_a_part_of_a_study_gets_no_verdict(here, capsys, micro_study):
+    shutil.copytree(micro_study, here / "study")
+    shutil.rmtree(here / "study" / "runs" / "maml-seed1" / "measurements.zarr")
+    assert "maml seed 1 is not measured yet" in refused(capsys, ["test", "study"])
+
+
+def test_damaged_files_are_named(here, capsys, micro_study):
+    shutil.copytree(micro_study, here / "study")
+    run_folder = here / "study" / "runs" / "maml-seed0"
+    verdicts = here / "study" / "verdicts.json"
+    verdicts.write_text(verdicts.read_text()[:400])
+    assert "verdicts.json is not JSON" in refused(capsys, ["info", "study"])
+    chunk = next(path for path in (run_folder / "measurements.zarr" / "rho" / "c").rglob("*") if path.is_file())
+    whole = chunk.read_bytes()
+    chunk.write_bytes(b"noise")
+    assert "measurements.zarr is damaged" in refused(capsys, ["test", "study"])
+    chunk.write_bytes(whole)
+    (here / "study" / "claims.yaml").unlink()
+    assert "claims.yaml is gone" in refused(capsys, ["test", "study"])
+    (here / "study" / "study.yaml").write_bytes(b"\xff\xfe")
+    assert "study.yaml is damaged" in refused(capsys, ["info", "study"])
+
+
+def test_a_study_stopped_before_its_plan_was_written_goes_on(here, capsys, monkeypatch):
+    from analysis import folder
+
+    def stop(path, text):
+        files.write_text(path, text)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(folder, "write_text", stop)
+    assert run(["study", "micro", "--out", "study"]) == 1
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    assert run(["train", "micro", "--out", "study"]) == 0
+
+
+def test_a_removed_checkpoint_is_made_again_as_the_message_advises(here, capsys, micro_study):
+    shutil.copytree(micro_study, here / "study")
+    shutil.rmtree(here / "study" / "runs" / "maml-seed0" / "measurements.zarr")
+    checkpoint = here / "study" / "runs" / "maml-seed0" / "checkpoints" / "0000002.safetensors"
+    whole = checkpoint.read_bytes()
+    checkpoint.write_bytes(whole[:100])
+    said = run(["study", "micro", "--out", "study"]), capsys.readouterr().err
+    assert said[0] == 2
+    assert "remove it and run the same command again" in said[1]
+    checkpoint.unlink()
+    assert run(["study", "micro", "--out", "study"]) == 0
+    assert checkpoint.read_bytes() == whole
+
+
+def test_a_full_disk_is_told_and_the_command_goes_on_afterwards(here, capsys, monkeypatch, micro_study):
+    written = files.write_atomic
+
+    def full(path, write):
+        if path.suffix == ".safetensors":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        written(path, write)
+
+    monkeypatch.setattr("hessian_tools.runs.checkpoints.write_atomic", full)
+    assert run(["train", "micro", "--out", "study", "--workers", "0"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("hessian-tools: no space left on the device (")
+    assert error.count("\n") == 1
+    assert not list(here.rglob("*.safetensors"))
+    assert not list(here.rglob("*.partial"))
+    monkeypatch.setattr("hessian_tools.runs.checkpoints.write_atomic", written)
+    assert run(["train", "micro", "--out", "study", "--workers", "0"]) == 0

@@ -1,0 +1,17 @@
+"""What every test of a refused command checks."""
+
+import pytest
+
+from analysis.cli import run
+
+
+def refused(capsys: pytest.CaptureFixture, arguments: list[str]) -> str:
+    """The message of a command that ends with status 2 and one or two plain lines, and says nothing else."""
+    assert run(arguments) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    lines = said.err.strip().splitlines()
+    assert 1 <= len(lines) <= 2
+    assert lines[0].startswith("hessian-tools: ")
+    assert "Traceback" not in said.err
+    return said.err
