@@ -30,7 +30,7 @@ def study_file(here: Path, old: str = "", new: str = "") -> str:
         ("algorithm: maml}", "algorithm: mamll}", "learners.maml.algorithm: input should be 'maml' or 'untrained'"),
         ("[0, 2, 5]", "[2, 5]", "checkpoints must rise from 0"),
         ("seeds: [0, 1]", "seeds: [0, 0]", "seeds [0, 0] hold one twice"),
-        ("full_tasks: 3", "full_tasks: 9", "full_tasks=9 exceeds tasks=3"),
+        ("full_tasks: 2", "full_tasks: 9", "full_tasks=9 exceeds tasks=2"),
         ("name: micro", "name: [micro", "is not YAML at line"),
         ("ways: 3", "ways: 60", "ways=60"),
         ("test_queries: 3", "test_queries: 30", "20"),
@@ -132,7 +132,7 @@ def test_info_and_parts_on_a_complete_study(here, capsys, micro_study):
     shutil.copytree(micro_study, here / "study")
     assert run(["info", "study"]) == 0
     said = capsys.readouterr().out
-    assert "maml         seed 1: trained to 5; measured (9 task units)" in said
+    assert "maml         seed 1: trained to 5; measured (6 task units)" in said
     assert "verdicts: " in said
     (here / "study" / "figures" / "accuracy.png").unlink()
     assert "figures study' first" in refused(capsys, ["report", "study"])
