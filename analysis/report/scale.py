@@ -13,7 +13,9 @@ from analysis.style import method_label
 
 _WHY = (
     "With batch normalisation growing weights alone lower H and g: doubled filters compute the same function with half "
-    "the gradient and a quarter of the Hessian; only what remains of a fall at unit filter norm is more than that."
+    "the gradient and a quarter of the Hessian. A fall that remains at unit filter norm is not that. The reverse does "
+    "not hold: at unit norm directions are also weighted otherwise, filters against the head, so a fall that shrinks "
+    "there is growth only as far as the norms below have grown."
 )
 _CAPTION = (
     "Untrained \u2192 trained (meta-iteration {last}), and trained over untrained: means over steps and tasks within a "
