@@ -52,7 +52,7 @@ def demo(*, out: Out = None, seeds: Seeds = None, workers: Workers = None, devic
 
 @app.command
 def study(
-    file: Annotated[str, Parameter(help="A study's YAML file, or a bundled study: demo, micro.")],
+    file: Annotated[str, Parameter(help="A study's YAML file, a bundled study (demo, micro), or the folder of one.")],
     *,
     out: Out = None,
     seeds: Seeds = None,

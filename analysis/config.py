@@ -18,6 +18,7 @@ Natural = Annotated[int, Field(ge=0, strict=True)]
 Flag = Annotated[bool, Field(strict=True)]
 Rate = Annotated[float, Field(gt=0)]
 BUNDLED = ("demo", "micro")
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # of studies and learners: they become names of folders
 UNION_PARTS = ("constrained-float", "float", "StepSizeSearch")  # pydantic's names for the alternatives of a union
 
 
@@ -155,11 +156,11 @@ class MeasureConfig(_Strict):
 class StudyConfig(_Strict):
     """The whole study: what ``study.yaml`` holds."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[str, Field(pattern=NAME)]
     data: DataConfig = DataConfig()
     network: NetworkConfig = NetworkConfig()
     inner: InnerConfig = InnerConfig()
-    learners: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")], LearnerConfig] = Field(min_length=1)
+    learners: dict[Annotated[str, Field(pattern=NAME)], LearnerConfig] = Field(min_length=1)
     seeds: tuple[Natural, ...] = Field(default=(0, 1), min_length=1)
     train: TrainSettings = TrainSettings()
     measure: MeasureConfig = MeasureConfig()

@@ -128,9 +128,12 @@ def content_digest(ds: xr.Dataset) -> str:
 
 def stale(folder: StudyFolder, ds: xr.Dataset) -> list[str]:
     """Which of "verdicts" and "figures" were made from other measurements than are there now."""
-    places = {"verdicts": folder.path / VERDICTS, "figures": folder.figures / DRAWN}
+    made = {"verdicts": (folder.path / VERDICTS).exists(), "figures": any(folder.figures.glob("*.png"))}
+    told = {"verdicts": folder.path / VERDICTS, "figures": folder.figures / DRAWN}
     now = content_digest(ds)
-    return [part for part, path in places.items() if path.exists() and read_json(path).get("measurements") != now]
+    # Figures without a word on what they show are of a drawing that was cut short.
+    facts = {part: read_json(path) if path.exists() else {} for part, path in told.items()}
+    return [part for part in made if made[part] and facts[part].get("measurements") != now]
 
 
 def open_verdicts(path: str | Path) -> list[Verdict]:

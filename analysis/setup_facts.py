@@ -5,8 +5,7 @@ from analysis.config import BUNDLED, LearnerConfig, StepSizeSearch
 from analysis.folder import CLAIMS, STUDY, StudyFolder
 from hessian_tools.flat import flatten
 from hessian_tools.nets import seeded
-from hessian_tools.runs.files import read_json
-from hessian_tools.runs.manifest import NAME as MANIFEST
+from hessian_tools.runs.manifest import read_manifest
 from hessian_tools.train import diverged_at
 
 
@@ -15,7 +14,7 @@ def facts(folder: StudyFolder) -> dict[str, str]:
     config, data, outer, plan = folder.config, folder.config.data, folder.config.train, folder.config.measure
     layout = flatten(seeded(setting.network(config), seed=0))[1]
     classes = setting.tasks(config).kind == "classification"
-    manifest = read_json(folder.run(*folder.runs[0]) / MANIFEST)
+    manifest = read_manifest(folder.run(*folder.runs[0]))
     libraries = ", ".join(f"{name} {version}" for name, version in manifest["libraries"].items())
     return {
         "Data": f"{data.name}, {data.ways}-way {data.shots}-shot, {data.queries} query images a class in training and"

@@ -28,9 +28,9 @@ from analysis.progress import Reporter
 from analysis.report import render
 from analysis.setup_facts import command, facts, notes
 from hessian_tools.runs.checkpoints import checkpoint_path
-from hessian_tools.runs.files import read_json, write_json, write_text
+from hessian_tools.runs.files import write_json, write_text
 from hessian_tools.runs.manifest import NAME as MANIFEST
-from hessian_tools.runs.manifest import claim_folder, environment
+from hessian_tools.runs.manifest import claim_folder, environment, read_manifest
 from hessian_tools.train import diverged_at, meta_train
 
 
@@ -138,6 +138,8 @@ def test(folder: StudyFolder, ds: xr.Dataset) -> list[Verdict]:
 
 def figures(folder: StudyFolder, ds: xr.Dataset, reporter: Reporter) -> list[Path]:
     """Every figure as PDF and PNG."""
+    _refuse_a_part(folder)
+    (folder.figures / DRAWN).unlink(missing_ok=True)
     store.sweep(folder.path)
     saved: list[Path] = []
     with reporter.stage("draw", len(FIGURES), "figures") as stage:
@@ -150,6 +152,7 @@ def figures(folder: StudyFolder, ds: xr.Dataset, reporter: Reporter) -> list[Pat
 
 def report(folder: StudyFolder, ds: xr.Dataset) -> Path:
     """The study on one self-contained page."""
+    _refuse_a_part(folder)
     images = {name: folder.figures / f"{name}.png" for name in FIGURES}
     for image in images.values():
         if not image.exists():
@@ -205,14 +208,14 @@ def _refuse_a_part(folder: StudyFolder) -> None:
     for learner, seed in folder.runs:
         if not (folder.run(learner, seed) / store.NAME).exists():
             raise UserError(
-                f"{learner} seed {seed} is not measured yet, and a verdict on a part would be on another study;"
+                f"{learner} seed {seed} is not measured yet, and a part of a study would pass for the whole;"
                 f" run 'hessian-tools measure {folder.path}' first"
             )
 
 
 def _refuse_a_changed_plan(folder: StudyFolder, digest: str) -> None:
-    manifests = [folder.run(*run) / MANIFEST for run in folder.runs]
-    if any(read_json(path)["claims_digest"] != digest for path in manifests if path.exists()):
+    places = [folder.run(*run) for run in folder.runs]
+    if any(read_manifest(place)["claims_digest"] != digest for place in places if (place / MANIFEST).exists()):
         raise UserError(
             f"{folder.path / CLAIMS} was changed after the runs were begun, and a plan is fixed before the data;"
             " put it back, or begin a study with --claims and another --out"

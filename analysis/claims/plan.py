@@ -85,6 +85,8 @@ def load_plan(path: Path | str | None = None) -> Plan:
     source = BUNDLED if path is None else Path(path)
     try:
         data = yaml.safe_load(source.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise PlanError(f"{source.name} is not a text file; a plan is YAML in UTF-8") from error
     except yaml.YAMLError as error:
         raise PlanError(f"{source.name} is not valid YAML: {' '.join(str(error).split())}") from error
     return plan_from_mapping(data)

@@ -72,7 +72,7 @@ class Points:
         """How many points products should be asked for together: as many as their shared part fits in memory."""
         if self.route == "direct":
             return len(self.thetas)
-        return max(1, self.chunk * FORWARDS_PER_PRODUCT // KEPT_FORWARDS)
+        return max(1, self.chunk * FORWARDS_PER_PRODUCT // (KEPT_FORWARDS * len(self.batches)))
 
     def gradients(self) -> Float[Tensor, "point param"]:
         """The gradient at every point."""

@@ -29,7 +29,8 @@ Product = Callable[[Tensor, Batch, Tensor], Tensor]
 MOST_TRACES = 16
 ENOUGH_PRODUCTS = 500
 _DEMAND: "WeakKeyDictionary[Loss, int]" = WeakKeyDictionary()
-_TRACES: "OrderedDict[Hashable, Traced | None]" = OrderedDict()
+# By loss, for as long as it lives: then by kind, state and shapes.
+_TRACES: "WeakKeyDictionary[LossFunction, OrderedDict[Hashable, Traced | None]]" = WeakKeyDictionary()
 
 _ATEN = torch.ops.aten
 _SAME = (_ATEN.alias.default, _ATEN.detach.default)
@@ -39,14 +40,10 @@ _VIEWS = (_ATEN.view.default, _ATEN._unsafe_view.default)
 
 @dataclass(frozen=True)
 class Traced:
-    """The two halves of a product: point(theta, *batch tensors) -> kept; vector(v, *kept) -> product.
-
-    owner: what was traced; held so that no other object comes to have its identity.
-    """
+    """The two halves of a product: point(theta, *batch tensors) -> kept; vector(v, *kept) -> product."""
 
     point: Callable[..., tuple[Tensor, ...]]
     vector: Callable[..., Tensor]
-    owner: LossFunction
 
     def at(self, thetas: Float[Tensor, "point param"], batch: Batch, *, shared: bool) -> "Kept":
         """The first half done at every point."""
@@ -79,7 +76,8 @@ class Kept:
         Points leave one by one, and copying all that is kept each time would cost as much as the products saved.
         """
         rows = self.rows[points]
-        if 2 * len(rows) > len(self.tensors[0]):
+        # Only in their first order and once each can points stay where they are.
+        if 2 * len(rows) > len(self.tensors[0]) and bool((rows[1:] > rows[:-1]).all()):
             return replace(self, rows=rows)
         return Kept(self.traced, tuple(t[rows] for t in self.tensors), torch.arange(len(rows), device=rows.device))
 
@@ -104,17 +102,24 @@ class Kept:
 def traced_product(
     product: Product, kind: str, loss: LossFunction, theta: Float[Tensor, " param"], batch: Batch
 ) -> Traced | None:
-    """The trace of ``product`` at a point, from the cache or made now; None where it cannot be trusted.
+    """The trace of ``product`` at a point, kept from before or made now; None where it cannot be trusted.
 
     kind: which product of this loss. Costs a second or two, once for a loss, kind and shapes of the process.
+    One kept from before is compared with the product here first: an activation that was exchanged or a
+    temperature that was turned since is in no version number.
     """
-    key = (kind, _identity(loss), _signature((theta, batch)))
-    if key not in _TRACES:
-        _TRACES[key] = _checked_trace(product, loss, theta, batch)
-        while len(_TRACES) > MOST_TRACES:
-            _TRACES.popitem(last=False)
-    _TRACES.move_to_end(key)
-    return _TRACES[key]
+    try:
+        traces = _TRACES.setdefault(loss, OrderedDict())
+    except TypeError:  # a callable that cannot be referred to weakly: nothing is kept
+        traces = OrderedDict()
+    key = (kind, _state(loss), _signature((theta, batch)))
+    known = traces.get(key)
+    if key not in traces or (known is not None and not _agrees(known, product, theta, batch)):
+        traces[key] = _checked_trace(product, theta, batch)
+        while len(traces) > MOST_TRACES:
+            traces.popitem(last=False)
+    traces.move_to_end(key)
+    return traces[key]
 
 
 def worth_tracing(loss: LossFunction, num_products: int) -> bool:
@@ -129,21 +134,27 @@ def worth_tracing(loss: LossFunction, num_products: int) -> bool:
     return _DEMAND[loss] > ENOUGH_PRODUCTS
 
 
-def _checked_trace(product: Product, loss: LossFunction, theta: Tensor, batch: Batch) -> Traced | None:
-    """Traced here, compared with the product itself at another point and vector: a branch not taken would show."""
-    v, shift = (_drawn(theta, name) for name in ("vector", "shift"))
+def _checked_trace(product: Product, theta: Tensor, batch: Batch) -> Traced | None:
+    """Traced here, compared with the product itself at another point: a branch not taken would show."""
     try:
-        traced = _trace(product, loss, theta, batch, v)
-        elsewhere = theta + 0.1 * shift * theta.abs().mean()
-        found = traced.at(elsewhere[None], batch, shared=True).products(v[None, :, None])[0, :, 0]
-        expected = product(elsewhere, batch, v)
+        traced = _trace(product, theta, batch, _drawn(theta, "vector"))
+        elsewhere = theta + 0.1 * _drawn(theta, "shift") * theta.abs().mean()
+        return traced if _agrees(traced, product, elsewhere, batch) else None
     except Exception:  # whatever tracing cannot follow is done the direct way, where real errors come up again
         return None
-    tolerance = 1e4 * torch.finfo(theta.dtype).eps
-    return traced if (found - expected).norm() <= tolerance * expected.norm() else None
 
 
-def _trace(product: Product, loss: LossFunction, theta: Tensor, batch: Batch, v: Tensor) -> Traced:
+def _agrees(traced: Traced, product: Product, theta: Tensor, batch: Batch) -> bool:
+    """Whether trace and product give the same at a point; where neither is finite there is nothing to tell."""
+    v = _drawn(theta, "vector")
+    found = traced.at(theta[None], batch, shared=True).products(v[None, :, None])[0, :, 0]
+    expected = product(theta, batch, v)
+    if not torch.isfinite(expected).all():
+        return not torch.isfinite(found).all()
+    return bool((found - expected).norm() <= 1e4 * torch.finfo(theta.dtype).eps * expected.norm())
+
+
+def _trace(product: Product, theta: Tensor, batch: Batch, v: Tensor) -> Traced:
     leaves, spec = pytree.tree_flatten(batch)
     where = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
 
@@ -156,7 +167,7 @@ def _trace(product: Product, loss: LossFunction, theta: Tensor, batch: Batch, v:
     # Functionalised: an operation in place on what is kept would spoil the next product.
     module = make_fx(functionalize(flat))(theta, v, *_tensors(batch))
     _simplify(module.graph)
-    return Traced(*_split(module), loss)
+    return Traced(*_split(module))
 
 
 def _simplify(graph: fx.Graph) -> None:
@@ -207,14 +218,14 @@ def _part(module: fx.GraphModule, inputs: list[fx.Node], body: list[fx.Node], ou
     return fx.GraphModule(module, graph)
 
 
-def _identity(loss: LossFunction) -> Hashable:
-    """The loss, the state of its modules, and the versions of the tensors that a trace would bake in."""
-    model, layout = getattr(loss, "model", None), getattr(loss, "layout", None)
-    if model is None or layout is None:
-        return id(loss)
+def _state(loss: LossFunction) -> Hashable:
+    """The state of a network's modules, and the versions of the tensors that a trace would bake in."""
+    if not isinstance(loss, Loss):
+        return None
+    model, layout = loss.model, loss.layout
     fixed = [p for name, p in model.named_parameters() if name not in layout.names] + list(model.buffers())
     versions = tuple((t.data_ptr(), t._version) for t in fixed)
-    return id(loss), tuple(m.training for m in model.modules()), versions
+    return tuple(m.training for m in model.modules()), versions
 
 
 def _signature(tree: Any) -> Hashable:

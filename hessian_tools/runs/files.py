@@ -35,8 +35,8 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; a plain error names a file that holds something else."""
     try:
-        value = json.loads(path.read_text())
-    except json.JSONDecodeError as e:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as e:
         raise DamagedFileError(f"{path} is not JSON ({e}); remove it and run the same command again") from None
     if not isinstance(value, dict):
         raise DamagedFileError(f"{path} holds no JSON object; remove it and run the same command again")

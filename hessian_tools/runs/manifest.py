@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from hessian_tools.runs.files import read_json, write_json
+from hessian_tools.runs.files import DamagedFileError, read_json, write_json
 
 NAME = "manifest.json"
 LIBRARIES = ("torch", "numpy", "scipy", "xarray", "zarr")
@@ -50,6 +50,16 @@ def claim_folder(folder: Path, config: Mapping[str, Any], *, facts: Mapping[str,
             raise ForeignRunError(_difference(folder, found.get("config", {}), config))
         return
     write_json(path, {"config_digest": digest(config), "config": dict(config), **facts})
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a run; a plain error names one that lacks what every run writes."""
+    path = folder / NAME
+    found = read_json(path)
+    missing = [key for key in ("config", "libraries", "claims_digest") if key not in found]
+    if missing:
+        raise DamagedFileError(f"{path} is damaged: it lacks {missing[0]}; remove {folder} and run the study again")
+    return found
 
 
 def _difference(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

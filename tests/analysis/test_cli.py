@@ -85,6 +85,8 @@ def test_the_plan_of_the_claims_is_the_users_until_the_study_begins(here, capsys
     (here / "plan.yaml").write_text(plan)
     (here / "odd.yaml").write_text(plan.replace("margins", "margin"))
     assert "did you mean 'margins'?" in refused(capsys, ["study", "micro", "--claims", "odd.yaml"])
+    (here / "bytes.yaml").write_bytes(b"\xff\xfe")
+    assert "bytes.yaml is not a text file" in refused(capsys, ["study", "micro", "--claims", "bytes.yaml"])
     assert "no plan of the claims none.yaml" in refused(capsys, ["study", "micro", "--claims", "none.yaml"])
     shutil.copytree(micro_study, here / "study")
     said = refused(capsys, ["study", "micro", "--claims", "plan.yaml", "--out", "study"])

@@ -23,6 +23,8 @@ def test_a_report_is_not_made_of_old_verdicts_or_figures(here, capsys, micro_stu
     assert run(["test", "study"]) == 0
     capsys.readouterr()
     assert "the figures of study rest on other measurements" in refused(capsys, ["report", "study"])
+    (here / "study" / "figures" / "drawn.json").unlink()
+    assert "the figures of study rest on other measurements" in refused(capsys, ["report", "study"])
     assert run(["figures", "study"]) == 0
     assert run(["report", "study"]) == 0
 
@@ -30,7 +32,8 @@ def test_a_report_is_not_made_of_old_verdicts_or_figures(here, capsys, micro_stu
 def test_a_part_of_a_study_gets_no_verdict(here, capsys, micro_study):
     shutil.copytree(micro_study, here / "study")
     shutil.rmtree(here / "study" / "runs" / "maml-seed1" / "measurements.zarr")
-    assert "maml seed 1 is not measured yet" in refused(capsys, ["test", "study"])
+    for command in ("test", "figures", "report"):
+        assert "maml seed 1 is not measured yet" in refused(capsys, [command, "study"])
 
 
 def test_damaged_files_are_named(here, capsys, micro_study):
@@ -44,6 +47,12 @@ def test_damaged_files_are_named(here, capsys, micro_study):
     chunk.write_bytes(b"noise")
     assert "measurements.zarr is damaged" in refused(capsys, ["test", "study"])
     chunk.write_bytes(whole)
+    manifest = run_folder / "manifest.json"
+    told = manifest.read_bytes()
+    for content, said in ((b"\xff", "manifest.json is not JSON"), (b"{}", "manifest.json is damaged: it lacks config")):
+        manifest.write_bytes(content)
+        assert said in refused(capsys, ["test", "study"])
+    manifest.write_bytes(told)
     (here / "study" / "claims.yaml").unlink()
     assert "claims.yaml is gone" in refused(capsys, ["test", "study"])
     (here / "study" / "study.yaml").write_bytes(b"\xff\xfe")

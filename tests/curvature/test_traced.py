@@ -1,5 +1,8 @@
 """Products by a trace equal those done directly, and what a trace could get wrong is not trusted to it."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from cases import without_type_checks
@@ -67,6 +70,42 @@ def test_points_that_leave_do_not_change_the_others():
         again = fewer.select(torch.tensor([len(keep) - 1]))
         assert torch.allclose(again @ V[rows[-1:]], whole[rows[-1:]], rtol=1e-10)
         assert again.route == "traced"
+
+
+@pytest.mark.parametrize("rows", [[4, 3, 2, 1, 0], [0, 0, 1, 2], [0, 1, 2, 3, 3], [0, 0], [-1, 0, 1, 2], [2, 0, 4]])
+def test_points_are_selected_in_the_order_given_and_as_often(rows):
+    loss, thetas, batch, V = setting(network("tanh"))
+    H = hessian(loss, thetas, batch, route="traced")
+    whole = H @ V
+    chosen = torch.tensor(rows)
+    assert torch.allclose(H.select(chosen) @ V[chosen], whole[chosen], rtol=1e-10)
+
+
+def test_what_was_changed_in_a_network_or_criterion_is_seen():
+    model, temperature = network("tanh"), {"is": 1.0}
+    layout = flatten(model)[1]
+    loss = make_loss(model, lambda out, y: F.cross_entropy(out / temperature["is"], y), layout)
+    _, thetas, batch, V = setting(model)
+    assert agree(loss, thetas, batch, V) == "traced"
+    model[2] = nn.Softplus()
+    assert agree(loss, thetas, batch, V) == "traced"
+    temperature["is"] = 0.3
+    assert agree(loss, thetas, batch, V) == "traced"
+
+
+def test_a_traced_network_is_let_go():
+    loss, thetas, batch, V = setting(network("tanh"))
+    hessian(loss, thetas, batch, route="traced") @ V
+    model = weakref.ref(loss.model)
+    del loss
+    gc.collect()
+    assert model() is None
+
+
+def test_several_batches_share_the_memory_of_one():
+    loss, thetas, (x, y), _ = setting(network("conv batch norm"))
+    one, three = (hessian(loss, thetas, [(x, y)] * n, route="traced", chunk=6).points.at_once for n in (1, 3))
+    assert (one, three) == (12, 4)
 
 
 def test_eigenpairs_by_trace_and_in_parts_are_the_same(monkeypatch):
@@ -138,15 +177,13 @@ def test_auto_changes_over_by_count_and_never_for_a_plain_function():
     assert plain.route == "direct"
 
 
-def test_traces_are_kept_and_their_number_is_bounded():
+def test_traces_are_kept_and_their_number_is_bounded(monkeypatch):
     loss, thetas, (x, y), V = setting(network("tanh"))
-    before = dict(traced._TRACES)
-    for examples in range(1, 5):
+    for examples in (1, 2, 3, 4, 1):
         hessian(loss, thetas, (x[:, :examples], y[:, :examples]), route="traced") @ V
-    new = set(traced._TRACES) - set(before)
-    assert len(new) == 4
-    hessian(loss, thetas, (x[:, :1], y[:, :1]), route="traced") @ V
-    assert set(traced._TRACES) - set(before) == new
-    assert len(traced._TRACES) <= traced.MOST_TRACES
+    assert len(traced._TRACES[loss]) == 4
+    monkeypatch.setattr(traced, "MOST_TRACES", 2)
+    hessian(loss, thetas, (x.repeat(1, 2, 1, 1, 1), y.repeat(1, 2)), route="traced") @ V
+    assert len(traced._TRACES[loss]) == 2
     with without_type_checks(), pytest.raises(ValueError, match="route='fast' is not known"):
         hessian(loss, thetas, (x, y), route="fast")
