@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 
-from hessian_tools import Conv4, Shot, TrainConfig, learners, meta_train
+from hessian_tools import Conv4, Shot, TrainConfig, learners, meta_loss, meta_train
 from hessian_tools.data import open_tasks
 from hessian_tools.nets import MLP
 from hessian_tools.runs import checkpoints, metrics
@@ -89,6 +89,30 @@ def test_learners_of_one_seed_start_alike_and_see_the_same_tasks(tmp_path):
     assert torch.equal(plain[0].theta, shot[0].theta)
     assert not torch.equal(plain[-1].theta, shot[-1].theta)
     assert not torch.equal(plain[0].theta, other[0].theta)
+
+
+def test_an_outer_step_is_the_mean_gradient_over_the_seeds_own_tasks(monkeypatch):
+    # Adam hides the scale of a gradient; plain descent shows it.
+    class PlainDescent(torch.optim.Adam):
+        @torch.no_grad()
+        def step(self):
+            for p in self.param_groups[0]["params"]:
+                p -= self.param_groups[0]["lr"] * p.grad
+
+    monkeypatch.setattr(torch.optim, "Adam", PlainDescent)
+    config = replace(IMAGES, seed=5, checkpoints=(0, 2), validation_tasks=0, learning_rate=0.05)
+    start, found = meta_train(config)
+    loss, theta = task_loss(config)
+    assert torch.equal(theta, start.theta)
+    for tasks in ((0, 1), (2, 3)):  # no task is seen twice
+        point = theta.clone().requires_grad_()
+        values = []
+        for index in tasks:
+            episode = config.tasks.episode(seed=5, split="train", index=index)
+            values.append(meta_loss(config.learner, loss, point, *episode, shot=config.shot)[0])
+        theta = theta - 0.05 * torch.autograd.grad(torch.stack(values).mean(), point)[0]
+    assert torch.allclose(found.theta, theta, rtol=1e-4, atol=1e-6)
+    assert (found.theta - start.theta).norm() > 1e-2
 
 
 def test_a_run_that_diverges_is_recorded_and_stops(tmp_path):

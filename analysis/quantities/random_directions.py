@@ -2,20 +2,19 @@
 
 from analysis.quantities.points import Points
 from analysis.quantities.quantity import Quantity, Values
+from hessian_tools.curvature import estimate_of
 
 
 def measure(points: Points) -> Values:
     """z'Hz of each probe estimates the trace; over |z|^2, the number of parameters, it is rho along z."""
     samples = (points.probes.unsqueeze(1) * points.products.hz).sum(-2)
-    stderr = samples.std(-1) / samples.shape[-1] ** 0.5
-    params = points.thetas.shape[-1]
-    trace = samples.mean(-1)
+    trace, params = estimate_of(samples), points.thetas.shape[-1]
     return {
-        "trace": trace,
-        "trace_stderr": stderr,
+        "trace": trace.value,
+        "trace_stderr": trace.stderr,
         "trace_sample": samples,
-        "rho_random": trace / params,
-        "rho_random_stderr": stderr / params,
+        "rho_random": trace.value / params,
+        "rho_random_stderr": trace.stderr / params,
     }
 
 

@@ -22,7 +22,7 @@ from hessian_tools.curvature.gram import GramSpectrum, gauss_newton_spectrum
 from hessian_tools.curvature.interface import Operator
 from hessian_tools.curvature.moments import Diagonal, Moments, diagonal, frobenius_squared, moments
 from hessian_tools.curvature.operators import Hessian, gradient, hessian
-from hessian_tools.curvature.trace import Estimate, rademacher, trace
+from hessian_tools.curvature.trace import Estimate, estimate_of, rademacher, trace
 
 __all__ = [
     "DESCENT_THRESHOLD",
@@ -48,6 +48,7 @@ __all__ = [
     "cos_displacement",
     "cosine_null",
     "diagonal",
+    "estimate_of",
     "extremal_eigenpairs",
     "filter_scale",
     "frobenius_squared",

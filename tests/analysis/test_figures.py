@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pytest
 import xarray as xr
+from drawn import line, study_to_draw
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from planted import planted_study
@@ -20,15 +21,7 @@ NAMES = tuple(FIGURES)
 
 @pytest.fixture(scope="module")
 def ds() -> xr.Dataset:
-    study = planted_study(tasks=6, evaluation_tasks=8, diverged=[("maml", 0, 3), ("fomaml", 1, 2)])
-    study.attrs["ways"] = 5
-    return study
-
-
-def line(ax, gid: str):
-    found = [one for one in ax.lines if one.get_gid() == gid]
-    assert len(found) == 1, f"{gid}: {len(found)} lines"
-    return found[0]
+    return study_to_draw()
 
 
 def legend_texts(figure: Figure) -> list[str]:
