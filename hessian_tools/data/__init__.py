@@ -3,7 +3,7 @@
 from hessian_tools.data.crossing import CrossDomainTasks
 from hessian_tools.data.episodes import ClassSet, Episode, ImageClasses, ImageTasks, TaskSource, check_choice
 from hessian_tools.data.features import FeatureClasses
-from hessian_tools.data.opening import describe, open_data, open_tasks, reshaped
+from hessian_tools.data.opening import describe, open_data, open_tasks, reshaped, summary
 from hessian_tools.data.quickdraw import load_quickdraw
 from hessian_tools.data.regression import Line, Sine, SineLineTasks
 from hessian_tools.data.stored import StoredClasses
@@ -26,4 +26,5 @@ __all__ = [
     "open_data",
     "open_tasks",
     "reshaped",
+    "summary",
 ]

@@ -58,26 +58,11 @@ class Cached:
     pixels_digest: str
 
 
-def cached(tree: Tree, match: Match, wanted: Wanted, *, folder: Path | None, progress: Progress | None) -> Cached:
-    """The decoded images: from a cache that belongs to these very files, else decoded now.
-
-    Files count as the same by name, size and time of change, or checksum inside a zip. ValueError where an image
-    cannot be read, or where there is no room or no place that can be written.
-    """
-    found = peek(tree, match, wanted, folder=folder)
-    if found:
-        return found
-    stem = _writable(_places(tree, folder)) / _file_name(tree, match, wanted)
-    contents = read(tree, match, wanted)
-    _fill(stem, contents, match, wanted, str(tree.path.resolve()), progress)
-    made = _opened(stem)
-    if made is None:
-        raise ValueError(f"the cache {stem}.npy did not keep what was written to it; is the disk sound?")
-    return made
-
-
 def peek(tree: Tree, match: Match, wanted: Wanted, *, folder: Path | None) -> Cached | None:
-    """The cache, if there is one; nothing is decoded."""
+    """The cache that belongs to these very files, if there is a sound one; nothing is decoded.
+
+    Files count as the same by name, size and time of change, or checksum inside a zip.
+    """
     name = _file_name(tree, match, wanted)
     return next(filter(None, (_opened(place / name) for place in _places(tree, folder))), None)
 
@@ -91,6 +76,21 @@ def read(tree: Tree, match: Match, wanted: Wanted) -> Contents:
             f"the class {empty[0]!r} of {match.layout} in {tree.path} has no image; some files are missing"
         )
     return contents
+
+
+def fill(
+    tree: Tree, match: Match, wanted: Wanted, contents: Contents, *, folder: Path | None, progress: Progress | None
+) -> Cached:
+    """Decode everything into a new cache; ``contents`` are those of ``read``.
+
+    ValueError where an image cannot be read, or where there is no room or no place that can be written.
+    """
+    stem = _writable(_places(tree, folder)) / _file_name(tree, match, wanted)
+    _write(stem, contents, match, wanted, str(tree.path.resolve()), progress)
+    made = _opened(stem)
+    if made is None:
+        raise ValueError(f"the cache {stem}.npy did not keep what was written to it; is the disk sound?")
+    return made
 
 
 def user_cache() -> Path:
@@ -139,7 +139,7 @@ def _opened(stem: Path) -> Cached | None:
             return None
         splits = tuple(Split(s["name"], s["rule"], _tuples(s["parts"])) for s in about["splits"])
         return Cached(file, tuple(about["class_names"]), tuple(about["counts"]), splits, about["pixels_digest"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, EOFError, ValueError, KeyError, TypeError):
         return None
 
 
@@ -162,7 +162,9 @@ def _sound(file: Path, checksums: list[int]) -> bool:
 # Writing
 
 
-def _fill(stem: Path, contents: Contents, match: Match, wanted: Wanted, source: str, progress: Progress | None) -> None:
+def _write(
+    stem: Path, contents: Contents, match: Match, wanted: Wanted, source: str, progress: Progress | None
+) -> None:
     shape = (sum(contents.counts), wanted.channels, wanted.image_size, wanted.image_size)
     _sweep(stem.parent, source, match.name, wanted)
     _check_room(stem.parent, int(np.prod(shape)))

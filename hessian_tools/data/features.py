@@ -113,7 +113,7 @@ def _arrays(tree: Tree, name: str, part: str) -> tuple[Float[np.ndarray, "exampl
     try:
         with tree.open(name) as file, np.load(file, allow_pickle=False) as held:
             arrays = {key: held[key] for key in held.files}
-    except (ValueError, OSError, zipfile.BadZipFile) as e:
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as e:
         raise ValueError(f"{name} cannot be read ({e}); save {KEYS} as plain arrays with np.savez") from None
     if "features" not in arrays or "labels" not in arrays:
         raise ValueError(f"{name} holds {', '.join(arrays)}; it needs {KEYS}")

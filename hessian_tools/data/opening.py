@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from hessian_tools.data.cache import Cached, Progress, Wanted, cached, peek, read
+from hessian_tools.data.cache import Cached, Progress, Wanted, fill, peek, read
+from hessian_tools.data.crossing import CrossDomainTasks
 from hessian_tools.data.episodes import ClassSet, ImageClasses, ImageTasks, TaskSource, check_count, text_digest
-from hessian_tools.data.features import find_features, load_features
+from hessian_tools.data.features import FeatureClasses, find_features, load_features
 from hessian_tools.data.layouts import Contents, Match, Split, recognise
 from hessian_tools.data.layouts.layout import PART_OF, named_split
 from hessian_tools.data.pixels import MODES, fitted
@@ -106,8 +107,13 @@ def open_data(
             return load_features(tree, features, split=_own_split(split) if split else None)
         match = recognise(tree)
         wanted = _wanted(match, image_size, channels, crop)
-        held = cached(tree, match, wanted, folder=Path(cache) if cache else None, progress=progress)
-    return _stored(match, held, chosen_split(held.splits, held.class_names, split, match.layout), rotations)
+        folder = Path(cache).expanduser() if cache else None
+        found = peek(tree, match, wanted, folder=folder)
+        held: Cached | Contents = found or read(tree, match, wanted)
+        used = chosen_split(held.splits, held.class_names, split, match.layout)  # before an hour of decoding
+        if not isinstance(held, Cached):
+            held = fill(tree, match, wanted, held, folder=folder, progress=progress)
+    return _stored(match, held, used, rotations)
 
 
 def describe(path: str | Path, *, split: str | Path | None = None, cache: str | Path | None = None) -> str:
@@ -124,9 +130,9 @@ def describe(path: str | Path, *, split: str | Path | None = None, cache: str | 
             return load_features(tree, features, split=_own_split(split) if split else None).summary
         match = recognise(tree)
         wanted = _wanted(match, None, None, None)
-        held: Cached | Contents | None = peek(tree, match, wanted, folder=Path(cache) if cache else None)
-        ready = f"decoded in {held.file}" if isinstance(held, Cached) else "not decoded yet"
-        held = held or read(tree, match, wanted)
+        found = peek(tree, match, wanted, folder=Path(cache).expanduser() if cache else None)
+        ready = f"decoded in {found.file}" if found else "not decoded yet"
+        held: Cached | Contents = found or read(tree, match, wanted)
     used = chosen_split(held.splits, held.class_names, split, match.layout)
     sizes = f"{min(held.counts)} to {max(held.counts)}" if len(set(held.counts)) > 1 else f"{held.counts[0]}"
     lines = [
@@ -136,6 +142,25 @@ def describe(path: str | Path, *, split: str | Path | None = None, cache: str | 
         *(f"also {_said(each)}" for each in held.splits if each.name != used.name),
     ]
     return "\n".join(lines)
+
+
+def summary(tasks: TaskSource) -> str:
+    """What tasks are drawn from, in one line: the data set, its split, and what it is tested on if that is another.
+
+    >>> summary(open_tasks("quickdraw"))
+    'quickdraw'
+    """
+    if isinstance(tasks, CrossDomainTasks):
+        return f"{summary(tasks.source)}; tested on {summary(tasks.target)}"
+    if isinstance(tasks, SineLineTasks):
+        return "sine-line"
+    data = tasks.dataset if isinstance(tasks, ImageTasks) else None
+    if isinstance(data, StoredClasses):
+        turned = ", each class in four rotations" if data.rotations else ""
+        return f"{data.layout}{turned} (split {data.split_rule})"
+    if isinstance(data, FeatureClasses):
+        return f"features (split {data.split_rule})"
+    return data.name if data else type(tasks).__name__
 
 
 def _said(split: Split) -> str:

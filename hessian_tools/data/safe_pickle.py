@@ -8,7 +8,8 @@ unpickled but picked out of the stream, so that 12 GB of them are never in memor
 import pickle
 import pickletools
 from collections.abc import Callable, Iterator
-from typing import IO, Any
+from io import BufferedIOBase
+from typing import IO, Any, cast
 
 import numpy as np
 
@@ -24,7 +25,7 @@ SCALAR: Any = np.float64(0).__reduce__()[0]
 FROM_BUFFER_MODULES = ("numpy.core.numeric", "numpy._core.numeric")
 
 
-def load_pickle(file: IO[bytes], *, where: str) -> Any:
+def load_pickle(file: BufferedIOBase, *, where: str) -> Any:
     """The object in a pickle made of builtin containers, numbers, strings and NumPy arrays; whole, in memory.
 
     Pickles of Python 2 too: their strings come out as text (latin-1). ValueError, naming what was asked for, where the
@@ -38,13 +39,13 @@ def load_pickle(file: IO[bytes], *, where: str) -> Any:
         raise ValueError(f"{where} cannot be read as a pickle ({type(e).__name__}: {e}); fetch it again") from None
 
 
-def packed_images(file: IO[bytes], *, where: str) -> Iterator[bytes]:
+def packed_images(file: BufferedIOBase, *, where: str) -> Iterator[bytes]:
     """Every PNG or JPEG in a pickle, in its order, one at a time: of a list of byte strings or of byte arrays.
 
     Nothing is unpickled or run. Cost: one pass; memory of the largest item.
     """
     try:
-        for _, item, _ in pickletools.genops(file):
+        for _, item, _ in pickletools.genops(cast(IO[bytes], file)):
             content = item.encode("latin-1", "ignore") if isinstance(item, str) and item[1:4] == "PNG" else item
             if isinstance(content, bytes | bytearray) and content.startswith(IMAGE_SIGNATURES):
                 yield bytes(content)
@@ -57,7 +58,7 @@ class _RefusedError(ValueError):
 
 
 class _Plain(pickle.Unpickler):
-    def __init__(self, file: IO[bytes], where: str) -> None:
+    def __init__(self, file: BufferedIOBase, where: str) -> None:
         super().__init__(file, encoding="latin1")
         self._where = where
 

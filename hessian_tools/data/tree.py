@@ -4,8 +4,9 @@ import os
 import zipfile
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
+from io import BufferedIOBase
 from pathlib import Path
-from typing import IO
+from typing import cast
 
 DEPTH = 7  # below the named path; deeper than any layout
 MOST_FILES = 3_000_000
@@ -63,11 +64,11 @@ class Tree:
         except UnicodeDecodeError:
             raise ValueError(f"{name} in {self.path} is not a text file in UTF-8; fetch it again") from None
 
-    def open(self, name: str) -> IO[bytes]:
+    def open(self, name: str) -> BufferedIOBase:
         """A file, to be read bit by bit."""
         archive, _, member = name.partition(".zip/")
         if f"{archive}.zip" in self._archives and member:
-            return self._archives[f"{archive}.zip"].open(member)
+            return cast(BufferedIOBase, self._archives[f"{archive}.zip"].open(member))
         return (self.root / name).open("rb")
 
     def below(self, names: Iterable[str]) -> dict[str, Stamp]:

@@ -5,6 +5,7 @@ import io
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import IO, cast
 
 from PIL import Image, UnidentifiedImageError
 
@@ -210,7 +211,7 @@ def _by_folder(images: list[str]) -> dict[str, list[str]]:
 def _native(tree: Tree, name: str) -> tuple[int, int]:
     """(side, channels) to use for a folder of such images: their own, but 84 for photographs."""
     try:
-        with tree.open(name) as file, Image.open(file) as image:
+        with tree.open(name) as file, Image.open(cast(IO[bytes], file)) as image:
             side = max(image.size)
             return (side if side <= LARGEST_NATIVE else 84), (1 if image.mode in ("1", "L") else 3)
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as e:

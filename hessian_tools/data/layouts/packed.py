@@ -57,9 +57,9 @@ def _find_labelled(tree: Tree) -> Iterator[Match]:
 def _find_tiered(tree: Tree) -> Iterator[Match]:
     for home, files in _by_home(tree, TIERED).items():
         labels = [f"{home}{part}_labels.pkl" for part in files]
-        missing = [name for name in labels if name not in tree.files]
-        if missing:
-            raise ValueError(f"{tree.path} holds {next(iter(files.values()))} but no {missing[0]}, its labels")
+        for name, beside in zip(files.values(), labels, strict=True):
+            if beside not in tree.files:
+                raise ValueError(f"{tree.path} holds {name} but no {beside}, its labels")
         kind = "PNG pickles" if any(name.endswith(".pkl") for name in files.values()) else "npz files"
         read = partial(_read_tiered, files=files, home=home)
         yield Match(f"tieredImageNet {kind}{_in(home)}", "tieredimagenet", [*files.values(), *labels], read)
