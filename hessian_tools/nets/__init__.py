@@ -1,7 +1,7 @@
 """The networks: ordinary modules, no state beyond their parameters; or a module of your own by import path."""
 
 from hessian_tools.nets.conv4 import Conv4
-from hessian_tools.nets.imported import load_network, refuse_unfit
+from hessian_tools.nets.imported import load_network, refuse_unfit, source_digest
 from hessian_tools.nets.initial import seeded
 from hessian_tools.nets.layers import NORMALISATIONS
 from hessian_tools.nets.mlp import MLP
@@ -19,4 +19,5 @@ __all__ = [
     "normalised_weights",
     "refuse_unfit",
     "seeded",
+    "source_digest",
 ]

@@ -22,9 +22,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
         3, widths=(2, 2, 4, 4), input_shape=IMAGE, normalisation="group", groups=2, residual=(True, True, True, False)
     ),
     "mlp": lambda: MLP((256, 5, 3), activation=nn.Tanh),
-    "vision transformer": lambda: VisionTransformer(
-        3, patch=8, width=4, depth=2, heads=2, hidden=6, input_shape=IMAGE
-    ),
+    "vision transformer": lambda: VisionTransformer(3, patch=8, width=4, depth=2, heads=2, hidden=6, input_shape=IMAGE),
 }
 
 
@@ -62,7 +60,9 @@ def test_the_operators_pass_the_self_check(name):
     assert check.ok, str(check)
 
 
-@pytest.mark.parametrize("name", ["conv4 group", "conv4 none", "resnet12 group, no last shortcut", "vision transformer"])
+@pytest.mark.parametrize(
+    "name", ["conv4 group", "conv4 none", "resnet12 group, no last shortcut", "vision transformer"]
+)
 def test_third_derivatives_are_right_without_torchs_batch_and_layer_normalisation(name):
     """d/dt of v'H(theta + t u)v against a difference quotient; those two of torch's are 2 % to 200 % off."""
     loss, theta, batch = setting(name)
@@ -78,7 +78,9 @@ def test_third_derivatives_are_right_without_torchs_batch_and_layer_normalisatio
 
 def test_attention_is_softmax_of_scaled_dot_products():
     """Against torch's fused attention, whose values are right."""
-    attention = VisionTransformer(3, patch=8, width=6, depth=1, heads=3, input_shape=IMAGE).double().body[1].attention[1]
+    attention = (
+        VisionTransformer(3, patch=8, width=6, depth=1, heads=3, input_shape=IMAGE).double().body[1].attention[1]
+    )
     x = draw(2, 5, 6, path="tokens")
     q, k, v = attention.inputs(x).chunk(3, dim=-1)
     heads = [F.scaled_dot_product_attention(*(t[..., i : i + 2] for t in (q, k, v))) for i in (0, 2, 4)]
