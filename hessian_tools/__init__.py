@@ -36,7 +36,8 @@ from hessian_tools.meta.learners import Learner
 from hessian_tools.meta.objective import meta_loss
 from hessian_tools.meta.recording import record
 from hessian_tools.meta.shot import Shot
-from hessian_tools.nets import MLP, Conv4, normalised_weights, seeded
+from hessian_tools.nets import MLP, Conv4, ResNet12, VisionTransformer, load_network, normalised_weights, seeded
+from hessian_tools.own_training import Recorder, trajectory_from
 from hessian_tools.rng import stream
 from hessian_tools.train import Checkpoint, TrainConfig, meta_train
 from hessian_tools.trajectory import SaveAt, Trajectory
@@ -60,10 +61,13 @@ __all__ = [
     "Moments",
     "Operator",
     "ParamLayout",
+    "Recorder",
+    "ResNet12",
     "SaveAt",
     "Shot",
     "TrainConfig",
     "Trajectory",
+    "VisionTransformer",
     "adapt",
     "check_operator",
     "diagonal",
@@ -75,6 +79,7 @@ __all__ = [
     "gradient",
     "hessian",
     "learners",
+    "load_network",
     "make_loss",
     "meta_loss",
     "meta_train",
@@ -86,4 +91,5 @@ __all__ = [
     "stream",
     "top_eigenpairs",
     "trace",
+    "trajectory_from",
 ]
