@@ -31,13 +31,42 @@ class _Strict(BaseModel):
 
 
 class DataConfig(_Strict):
-    """The tasks. queries and test_queries are query images per class in training and on held-out tasks."""
+    """The tasks. queries and test_queries are query images per class in training and on held-out tasks.
+
+    path: a data set of the user's, in place of the bundled ones; test_path: another (or "quickdraw"), whose test
+    classes are the held-out tasks. split and the rest as in hessian_tools.data.open_data; with test_path give
+    image_size and channels, so that both agree. test_split is the split of test_path.
+    """
 
     name: Literal["quickdraw", "sine-line"] = "quickdraw"
     ways: Positive = 5
     shots: Positive = 1
     queries: Positive = 15
     test_queries: Positive = 15
+    path: str | None = None
+    split: str | None = None
+    image_size: Positive | None = None
+    channels: Literal[1, 3] | None = None
+    rotations: Flag = False
+    crop: Flag | None = None
+    test_path: str | None = None
+    test_split: str | None = None
+
+    @model_validator(mode="after")
+    def _wishes_have_data(self) -> "DataConfig":
+        if self.name == "sine-line" and self.path is None:
+            wishes = ("split", "image_size", "channels", "rotations", "crop", "test_path", "test_split")
+            given = [wish for wish in wishes if getattr(self, wish) not in (None, False)]
+            if given:
+                raise ValueError(f"{given[0]} is for images; sine-line has none")
+        if self.test_split and not self.test_path:
+            raise ValueError("test_split needs test_path, whose split it is")
+        return self
+
+    @property
+    def source(self) -> str:
+        """What the tasks are drawn from: the path, or the name of a bundled set."""
+        return self.path or self.name
 
 
 class NetworkConfig(_Strict):
