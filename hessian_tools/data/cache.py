@@ -166,7 +166,7 @@ def _write(
     stem: Path, contents: Contents, match: Match, wanted: Wanted, source: str, progress: Progress | None
 ) -> None:
     shape = (sum(contents.counts), wanted.channels, wanted.image_size, wanted.image_size)
-    _sweep(stem.parent, source, match.name, wanted)
+    _sweep(stem, source, match.name, wanted)
     _check_room(stem.parent, int(np.prod(shape)))
     part = stem.with_name(f".{uuid4().hex}.partial")  # not tempfile's, which nobody else could read
     try:
@@ -239,9 +239,15 @@ def _check_room(folder: Path, size: int) -> None:
         )
 
 
-def _sweep(folder: Path, source: str, name: str, wanted: Wanted) -> None:
-    """Remove caches of the same pixels of the same path from before its files changed, and what a crash left."""
+def _sweep(stem: Path, source: str, name: str, wanted: Wanted) -> None:
+    """Remove caches of the same pixels of the same path from before its files changed, and what a crash left.
+
+    A cache of the very name may have been finished by another process just now, and stays.
+    """
+    folder = stem.parent
     for about in folder.glob(f"{name}-*.json"):
+        if about.stem == stem.name:
+            continue
         try:
             old: dict[str, Any] = json.loads(about.read_text(encoding="utf-8"))
             if (old["source"], old["wanted"]) == (source, asdict(wanted)):

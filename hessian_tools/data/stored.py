@@ -40,6 +40,7 @@ class StoredClasses:
 
     def __post_init__(self) -> None:
         check_splits(self.name, self.splits, len(self.class_names))
+        _ = self.images  # mapped now, it can be read even after another process has made a newer cache
 
     def __getstate__(self) -> dict[str, Any]:
         return {each.name: getattr(self, each.name) for each in fields(self)}
@@ -47,7 +48,10 @@ class StoredClasses:
     @cached_property
     def images(self) -> np.ndarray:
         """The file, memory-mapped for reading."""
-        return np.load(self.file, mmap_mode="r", allow_pickle=False)
+        try:
+            return np.load(self.file, mmap_mode="r", allow_pickle=False)
+        except FileNotFoundError:
+            raise ValueError(f"the decoded images {self.file} are gone; open the data set again") from None
 
     @cached_property
     def digest(self) -> str:

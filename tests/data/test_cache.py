@@ -10,7 +10,7 @@ import layouts_on_disk as disk
 import numpy as np
 import pytest
 
-from hessian_tools.data import ImageTasks, StoredClasses, cache, open_data
+from hessian_tools.data import ImageTasks, StoredClasses, cache, open_data, opening
 
 NAMES = ("ant", "bee", "cat", "dog", "eel")
 
@@ -71,7 +71,8 @@ def test_other_sizes_and_channels_are_other_caches(options, root, decodings):
 
 def test_changed_files_are_decoded_again_and_the_old_cache_goes(root, decodings):
     old = open_data(root)
-    disk.put(root / "bee" / "1.png", disk.png(9, 1))
+    changed = disk.put(root / "bee" / "1.png", disk.png(9, 1))
+    os.utime(changed, (1, 1))  # clocks of file systems may stand still for some milliseconds
     new = open_data(root)
     assert len(decodings) == 40 and new.digest != old.digest
     assert not files_of(old)[0].exists()
@@ -154,6 +155,26 @@ def test_two_at_once_both_get_the_whole(root):
         thread.join()
     assert len(found) == 4 and len({digest for digest, _ in found}) == 1
     assert all(np.array_equal(images, found[0][1]) for _, images in found)
+
+
+def test_another_that_finished_first_is_left_alone(root, monkeypatch):
+    """What one process has made must not be swept away by one that began before."""
+    monkeypatch.setattr(opening, "peek", lambda *arguments, **options: None)
+    first = open_data(root)
+    removed = []
+    monkeypatch.setattr(cache.Path, "unlink", lambda path, missing_ok=False: removed.append(path.suffix))
+    assert open_data(root).digest == first.digest
+    assert set(removed) == {".partial"}
+
+
+def test_images_are_mapped_at_once_and_a_lost_file_is_told(root):
+    tasks = ImageTasks(open_data(root), ways=2, shots=1, queries=2)
+    sent = pickle.dumps(tasks)
+    for file in files_of(tasks.dataset):
+        file.unlink()
+    tasks.episode(seed=0, split="train", index=0)
+    with pytest.raises(ValueError, match="the decoded images .* are gone; open the data set again"):
+        pickle.loads(sent).episode(seed=0, split="train", index=0)
 
 
 def test_where_the_data_cannot_be_written_the_users_cache_is_used(root, tmp_path, monkeypatch, decodings):

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from hessian_tools.data import ClassSet, ImageTasks, StoredClasses, describe, open_data
+from hessian_tools.data.layouts import recognise
+from hessian_tools.data.tree import Tree
 
 SYNSETS = {part: list(names) for part, names in disk.SYNSETS.items()}
 LABELS = {"train": ["train-000", "train-001"], "val": ["val-000"], "test": ["test-000", "test-001"]}
@@ -178,6 +180,14 @@ def test_cars_are_cut_to_their_box_and_counted_from_one(tmp_path):
     assert "/" in data.class_names[3]
     check_tints(data, {name: c for c, name in enumerate(disk.CARS)})
     assert shown(open_data(tmp_path, crop=False), disk.CARS[0])[0, :, 0, 0].tolist() == [255, 255, 255]
+
+
+@pytest.mark.parametrize("make", [disk.birds, disk.cars])
+def test_boxes_are_those_of_the_object_to_the_pixel(make, tmp_path):
+    """The files count from 0 with widths, or from 1 with the last pixel in the box."""
+    with Tree(make(tmp_path)) as tree:
+        pictures = list(recognise(tree).read(tree, True).pictures())
+    assert {picture.box for picture in pictures} == {(2, 3, 6, 7)} and len(pictures) == 16
 
 
 # Parquet
