@@ -15,6 +15,7 @@ from hessian_tools.curvature.along import (
     small_step_difference,
 )
 from hessian_tools.curvature.check import Check, Finding, check_operator
+from hessian_tools.curvature.cubic import Expansion, cubic_term
 from hessian_tools.curvature.density import Density, quadrature, spectral_density
 from hessian_tools.curvature.eigen import EigenPairs, Extremes, extremal_eigenpairs, top_eigenpairs
 from hessian_tools.curvature.gauss_newton import GaussNewton, gauss_newton
@@ -34,6 +35,7 @@ __all__ = [
     "Diagonal",
     "EigenPairs",
     "Estimate",
+    "Expansion",
     "Extremes",
     "Finding",
     "GaussNewton",
@@ -47,6 +49,7 @@ __all__ = [
     "check_operator",
     "cos_displacement",
     "cosine_null",
+    "cubic_term",
     "diagonal",
     "estimate_of",
     "extremal_eigenpairs",
