@@ -32,7 +32,7 @@ class PrimitiveNormalisation(TorchFunctionMode):
         return _REPLACEMENTS.get(func, func)(*args, **(kwargs or {}))
 
 
-def _standardised(x: Tensor, dims: Sequence[int], eps: float) -> Tensor:
+def _standardised(x: Tensor, dims: list[int], eps: float) -> Tensor:
     centred = x - x.mean(dims, keepdim=True)
     return centred / ((centred**2).mean(dims, keepdim=True) + eps).sqrt()
 

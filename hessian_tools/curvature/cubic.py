@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -97,10 +98,11 @@ def _expansions(points: Points, rows: slice, d: Float[Tensor, "point param"]) ->
             with PrimitiveNormalisation():
                 return points.loss(t, batch)
 
-        def once(t: Tensor) -> tuple[Tensor, Tensor]:
+        def once(t: Tensor) -> Any:
             return jvp(grad(loss), (t,), (d,))
 
-        (g, hd), (_, tdd) = jvp(once, (theta,), (d,))
+        at_theta, along_d = jvp(once, (theta,), (d,))[:2]
+        (g, hd), (_, tdd) = at_theta, along_d
         value, again = _forward_only(loss, theta, d)
         return value, again, torch.stack([g, hd, tdd]) @ d, tdd
 
@@ -113,11 +115,11 @@ def _expansions(points: Points, rows: slice, d: Float[Tensor, "point param"]) ->
 def _forward_only(loss: Callable[[Tensor], Tensor], theta: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
     """L and its third derivative by forward mode alone, three times over."""
 
-    def once(t: Tensor) -> tuple[Tensor, Tensor]:
+    def once(t: Tensor) -> Any:
         return jvp(loss, (t,), (d,))
 
-    def twice(t: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    def twice(t: Tensor) -> Any:
         return jvp(once, (t,), (d,))
 
-    ((value, _), _), (_, (_, third)) = jvp(twice, (theta,), (d,))
-    return value, third
+    at_theta, along_d = jvp(twice, (theta,), (d,))[:2]
+    return at_theta[0][0], along_d[1][1]

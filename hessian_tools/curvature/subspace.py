@@ -1,4 +1,4 @@
-"""Eigenspaces against a gradient and against each other, from eigenvectors already computed; nothing is param x param."""
+"""Eigenspaces against a gradient and each other, from eigenvectors already computed; nothing is param x param."""
 
 import math
 
@@ -27,7 +27,9 @@ def gradient_share(
     return parts.cumsum(-1) / (g**2).sum(-1, keepdim=True)
 
 
-def subspace_overlap(U: Float[Tensor, "*#point param k"], V: Float[Tensor, "*#point param l"]) -> Float[Tensor, "*point"]:
+def subspace_overlap(
+    U: Float[Tensor, "*#point param k"], V: Float[Tensor, "*#point param l"]
+) -> Float[Tensor, "*point"]:
     """|U'V|_F^2 / min(k, l): 1 if the smaller span lies in the larger, 0 if they are orthogonal.
 
     It is the mean squared cosine of the principal angles. Unrelated spans have max(k, l) / param on average, with the
@@ -43,7 +45,9 @@ def subspace_overlap(U: Float[Tensor, "*#point param k"], V: Float[Tensor, "*#po
     return ((U.mT @ V) ** 2).sum((-2, -1)) / min(U.shape[-1], V.shape[-1])
 
 
-def principal_angles(U: Float[Tensor, "*#point param k"], V: Float[Tensor, "*#point param l"]) -> Float[Tensor, "*point _"]:
+def principal_angles(
+    U: Float[Tensor, "*#point param k"], V: Float[Tensor, "*#point param l"]
+) -> Float[Tensor, "*point _"]:
     """The min(k, l) principal angles between two spans, in radians, rising (Bjorck, Golub 1973).
 
     From cosines where those are small and sines where those are, so that small angles keep their digits.
@@ -96,8 +100,8 @@ def subspace_error(pairs: EigenPairs, *, which: Which = "LM") -> Float[Tensor, "
 
     Davis and Kahan 1970: sqrt(sum of squared residuals to j) / gap, gap the distance of the j-th value from the
     rest of the spectrum, for which pair j + 1 stands (its residual taken off): so ask for one pair more than is
-    used. At most 1, and 1 where nothing is known: for the last pair, and where values are too close. which: as the pairs
-    were asked for, "LM", "LA" or "SA". It holds if Lanczos missed no eigenvalue; rounding is not in it.
+    used. At most 1, and 1 where nothing is known: for the last pair, and where values are too close. which: as the
+    pairs were asked for, "LM", "LA" or "SA". It holds if Lanczos missed no eigenvalue; rounding is not in it.
     Raises ValueError for "BE", whose pairs have no order to cut.
 
     >>> values, residuals = torch.tensor([5.0, 3.0, 1.0]), torch.tensor([0.3, 0.4, 0.0])
@@ -105,24 +109,48 @@ def subspace_error(pairs: EigenPairs, *, which: Which = "LM") -> Float[Tensor, "
     >>> subspace_error(EigenPairs(values, residuals, yes, None, count))  # 0.3 / 1.6, 0.5 / 2
     tensor([0.1875, 0.2500, 1.0000])
     """
-    if which not in ("LM", "LA", "SA"):
-        raise ValueError(f"which={which!r}: eigenspaces are cut from pairs in the order LM, LA or SA")
-    order = {"LM": pairs.values.abs(), "LA": pairs.values, "SA": -pairs.values}[which]
-    return cut_error(order, pairs.residuals)
+    return cut_error(_order(pairs, which), pairs.residuals)
+
+
+def vector_error(pairs: EigenPairs, *, which: Which = "LM") -> Float[Tensor, "*point k"]:
+    """The same for each vector by itself: residual / distance of its value from all others. See :func:`subspace_error`.
+
+    >>> values, residuals = torch.tensor([5.0, 3.0, -1.0]), torch.tensor([0.3, 0.3, 0.0])
+    >>> yes, count = torch.ones(3, dtype=torch.bool), torch.tensor(9)
+    >>> vector_error(EigenPairs(values, residuals, yes, None, count))  # 0.3 / 1.7, 0.3 / 1.7
+    tensor([0.1765, 0.1765, 1.0000])
+    """
+    order, residuals, k = _order(pairs, which), pairs.residuals, pairs.values.shape[-1]
+    apart = (pairs.values[..., :, None] - pairs.values[..., None, :]).abs() - residuals[..., None, :]
+    itself = torch.eye(k, dtype=torch.bool, device=apart.device)
+    # The values not computed lie behind the last in the order asked for.
+    behind = order - order[..., -1:] - residuals[..., -1:]
+    return _bound(residuals, torch.minimum(apart.masked_fill(itself, torch.inf).amin(-1), behind))
 
 
 def cut_error(order: Float[Tensor, "*point k"], residuals: Float[Tensor, "*point k"]) -> Float[Tensor, "*point k"]:
-    """The same from falling numbers whose gaps part the spectrum, and the residual of each."""
+    """:func:`subspace_error` from falling numbers whose gaps part the spectrum, and the residual of each."""
     gap = order[..., :-1] - order[..., 1:] - residuals[..., 1:]
-    size = (residuals**2).cumsum(-1).sqrt()[..., :-1]
-    bound = torch.where(gap > 0, size / gap, 1.0).clamp(max=1)
-    bound = torch.where(torch.isfinite(gap + size), bound, gap + size)
-    return torch.cat([bound, torch.where(order[..., -1:].isnan(), torch.nan, 1.0).to(bound)], dim=-1)
+    nothing = torch.where(order[..., -1:].isnan(), torch.nan, 0.0).to(gap)
+    return _bound((residuals**2).cumsum(-1).sqrt(), torch.cat([gap, nothing], dim=-1))
+
+
+def _bound(size: Float[Tensor, "*point k"], gap: Float[Tensor, "*point k"]) -> Float[Tensor, "*point k"]:
+    """size / gap as a sine; NaN at a point that is not finite."""
+    return torch.where(gap <= 0, 1.0, size / gap).clamp(max=1)
+
+
+def _order(pairs: EigenPairs, which: Which) -> Float[Tensor, "*point k"]:
+    if which not in ("LM", "LA", "SA"):
+        raise ValueError(f"which={which!r}: eigenspaces are cut from pairs in the order LM, LA or SA")
+    return {"LM": pairs.values.abs(), "LA": pairs.values, "SA": -pairs.values}[which]
 
 
 def _check_orthonormal(vectors: Tensor, num_params: int) -> None:
     if vectors.shape[-2] != num_params:
-        raise ValueError(f"vectors have {vectors.shape[-2]} rows, the other side {num_params}; take both of one network")
+        raise ValueError(
+            f"vectors have {vectors.shape[-2]} rows, the other side {num_params}; take both of one network"
+        )
     error = (vectors.mT @ vectors - torch.eye(vectors.shape[-1], dtype=vectors.dtype, device=vectors.device)).abs()
     if (error > torch.finfo(vectors.dtype).eps ** 0.5).any():  # NaN at one point is that point's affair
         raise ValueError("the columns are not orthonormal; give eigenvectors, or torch.linalg.qr(V).Q")

@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 import torch
-from cases import NETWORKS, Case, at, network_case, randn, seeded, small_conv, tanh_mlp, without_type_checks
+from cases import NETWORKS, Case, at, network_case, randn, seeded, tanh_mlp, without_type_checks
 from torch import Tensor, nn
 
 from hessian_tools.curvature import Expansion, cubic, cubic_term, gradient, hessian

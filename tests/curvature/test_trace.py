@@ -39,7 +39,7 @@ def test_mean_and_standard_error(name: str, num_probes: int) -> None:
 
 @pytest.mark.parametrize("case", NETWORKS, ids=lambda case: case.name)
 def test_networks(case: Case) -> None:
-    estimate = trace(hessian(case.loss, case.thetas, case.batch), num_probes=400)
+    estimate = trace(hessian(case.loss, case.thetas, case.batch), num_probes=400, method="probes")
     exact = case.dense.diagonal(dim1=-2, dim2=-1).sum(-1)
     assert ((estimate.value - exact).abs() < 4 * estimate.stderr).all()
     torch.testing.assert_close(estimate.stderr, (variance(case.dense) / 400).sqrt(), rtol=0.25, atol=0)
@@ -47,7 +47,7 @@ def test_networks(case: Case) -> None:
 
 def test_samples_are_the_quadratic_forms_and_carry_the_estimate() -> None:
     A, z = symmetric(SPECTRA["indefinite"]), rademacher(24, 40, seed=3)
-    estimate = trace(operator(A), num_probes=40, seed=3)
+    estimate = trace(operator(A), num_probes=40, seed=3, method="probes")
     Z = z.double()
     torch.testing.assert_close(estimate.samples, (Z * (A @ Z)).sum(-2))
     torch.testing.assert_close(estimate.value, estimate.samples.mean(-1))
@@ -89,7 +89,7 @@ def test_tolerances_add_probes_until_met() -> None:
     count = estimate.samples.shape[-1]
     assert count > 16
     assert torch.equal(estimate.samples[:, :16], trace(operator(A), num_probes=16).samples)
-    fixed = trace(operator(A), num_probes=count)
+    fixed = trace(operator(A), num_probes=count, method="probes")
     torch.testing.assert_close(fixed.stderr, estimate.stderr)
     absolute = trace(operator(A), num_probes=16, atol=float(estimate.stderr.max()) * 1.001)
     assert absolute.converged.all()
