@@ -269,7 +269,7 @@ def _error(left: Float[Tensor, "*task k"], right: Float[Tensor, "*task k"]) -> F
 
 
 def _step_sizes(step_size: float | Tensor, tasks: int, steps: int, H: Operator) -> Float[Tensor, "task step _"]:
-    sizes = torch.as_tensor(step_size).to(H.device, H.dtype).detach()
+    sizes = torch.as_tensor(step_size, dtype=H.dtype, device=H.device).detach()
     allowed = [(), (steps,), (tasks, steps), (tasks, steps, H.num_params)]
     if tuple(sizes.shape) not in allowed:
         raise ValueError(
