@@ -15,9 +15,9 @@ from jaxtyping import Bool, Float, Int
 from scipy.special import stdtrit
 from torch import Tensor
 
+from hessian_tools.curvature.gauss_rules import Count, Progress, gauss_rules
 from hessian_tools.curvature.interface import Operator
-from hessian_tools.curvature.lanczos import GaussRule, gauss_quadrature
-from hessian_tools.curvature.memory import MEMORY_BUDGET
+from hessian_tools.curvature.lanczos import GaussRule
 from hessian_tools.curvature.trace import checked, rademacher
 from hessian_tools.rng import PathPart
 
@@ -31,9 +31,6 @@ DIP = 0.8
 # An isolated node has none within two widths, nearer than which two equal kernels merge into one peak; nodes within
 # a tenth of a width are one place, and where the residual is below that the place is known.
 APART, TOGETHER = 2.0, 0.1
-
-# How far a computation is: products done, products in all; one product is one vector at one point.
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -102,11 +99,12 @@ def spectral_density(
 
     width: of the kernel; None: 0.75 times (largest - smallest node) / (num_matvecs - 1) at each point, the
     finest that hides the nodes themselves. Outliers widen it: give a width, and a grid, to look into the
-    bulk. grid: one for all points; None: 512 values or more, a quarter of a width apart at most while they are
-    no more than 16384, each point's own, over all its nodes and five widths beyond. Where num_params <= num_matvecs the eigenvalues are computed instead, from num_params products: no
-    error of probes, and a band of no width. seed, path, probes: as for :func:`trace`, whose samples over n are the
-    means of these nodes. Memory: runs in flight are kept under the budget of ``memory``. progress(done, all) is
-    called after each block of products; what it raises, or Ctrl-C, stops at once and leaves nothing changed.
+    bulk. grid: one for all points; None: each point's own, over all its nodes and five widths beyond, of 512
+    values, or of up to 16384 so that they lie no more than a quarter of a width apart. Where num_params <=
+    num_matvecs the eigenvalues are computed instead, from num_params products: no error of probes, and a band of
+    no width. seed, path, probes: as for :func:`trace`, whose samples over n are the means of these nodes. Memory:
+    runs in flight are kept under the budget of ``memory``. progress(done, all) is called after each block of
+    products; what it raises, or Ctrl-C, stops at once and leaves nothing changed.
     Raises ValueError for options out of range.
 
     >>> from hessian_tools.curvature import hessian
@@ -128,58 +126,7 @@ def spectral_density(
     lines = _grid(nodes, widths) if grid is None else grid.to(nodes).expand(*nodes.shape[:-2], -1)
     curves = _smoothed(_normal, nodes, weights, lines, widths) / widths[..., None, None]
     band, used = _band(curves, confidence), torch.full_like(widths, count, dtype=torch.long)
-    return Density(
-        nodes, weights, rule.residuals, lines, curves.mean(-2), band, widths, used, H.num_params, confidence
-    )
-
-
-def quadrature(
-    H: Operator, probes: Tensor, *, num_matvecs: int, seed: int = 0
-) -> tuple[Float[Tensor, "*point probe node"], Float[Tensor, "*point probe node"]]:
-    """Nodes, rising, and weights of each probe's Gauss rule: sum_i weights[i] nodes[i]^j = z'H^j z / z'z, j < 2 nodes.
-
-    probes: [param, probe] for all points or [point, param, probe], of any length. There are
-    min(num_matvecs, num_params) nodes. As many runs at a time as their Lanczos vectors fit in memory.
-
-    >>> from hessian_tools.curvature import hessian
-    >>> H = hessian(lambda theta, a: (a * theta**2).sum() / 2, torch.zeros(2), torch.tensor([1.0, 3.0]))
-    >>> nodes, weights = quadrature(H, torch.ones(2, 1), num_matvecs=1)  # z'Hz / z'z
-    >>> round(float(nodes), 6), round(float(weights), 6)
-    (2.0, 1.0)
-    """
-    rule = gauss_rules(H, probes, num_matvecs=num_matvecs, seed=seed)
-    return rule.nodes, rule.weights
-
-
-def gauss_rules(
-    H: Operator, probes: Tensor, *, num_matvecs: int, seed: int = 0, progress: Progress | None = None
-) -> GaussRule:
-    """The same with residuals, [*point, probe, node] each."""
-    steps = min(num_matvecs, H.num_params)
-    run_bytes = steps * H.num_params * torch.empty(0, dtype=H.dtype).element_size()
-    runs = max(1, MEMORY_BUDGET.get(H.device.type, MEMORY_BUDGET["cpu"]) // run_bytes)
-    num_points, pieces = H.num_points or 1, []
-    count = _Count(num_points * probes.shape[-1] * steps, progress)
-    for points in torch.arange(num_points).split(runs):
-        here = H if len(points) == num_points else H.select(points)
-        mine = probes if probes.ndim == 2 else probes[points.to(probes.device)]
-        columns = mine.split(max(1, runs // len(points)), dim=-1)
-        rules = [_piece(here, block.to(H.device, H.dtype), steps, seed, count) for block in columns]
-        pieces.append([torch.cat(parts, dim=-2) for parts in zip(*rules, strict=True)])
-    whole = [torch.cat(parts).to(H.device, H.dtype) for parts in zip(*pieces, strict=True)]
-    return GaussRule(*(part[0] for part in whole)) if H.num_points is None else GaussRule(*whole)
-
-
-class _Count:
-    """Products done so far, told to whoever wants to know."""
-
-    def __init__(self, total: int, progress: Progress | None) -> None:
-        self.total, self.progress, self.done = total, progress, 0
-
-    def add(self, more: int) -> None:
-        self.done += more
-        if self.progress is not None:
-            self.progress(self.done, self.total)
+    return Density(nodes, weights, rule.residuals, lines, curves.mean(-2), band, widths, used, H.num_params, confidence)
 
 
 def _check_options(
@@ -201,55 +148,12 @@ def _eigenvalues(H: Operator, progress: Progress | None) -> GaussRule:
     """All eigenvalues, as one rule of equal weights."""
     dense = H.to_dense()
     total = H.num_params * (H.num_points or 1)
-    _Count(total, progress).add(total)
+    Count(total, progress).add(total)
     broken = ~torch.isfinite(dense).all(-1).all(-1)[..., None, None]
     dense = dense.masked_fill(broken, 0.0)
     nodes = torch.linalg.eigvalsh((dense + dense.mT) / 2)[..., None, :].masked_fill(broken, torch.nan)
     weights = torch.full_like(nodes, 1 / H.num_params).masked_fill(broken, torch.nan)
     return GaussRule(nodes, weights, 0 * nodes)
-
-
-def _piece(H: Operator, probes: Tensor, steps: int, seed: int, count: _Count) -> list[Tensor]:
-    """Nodes, weights and residuals [point, probe, node] of a block of probes, all in one Lanczos run."""
-    num_points, num_probes = H.num_points or 1, probes.shape[-1]
-    starts = probes.mT.expand(num_points, num_probes, -1).flatten(0, 1)
-    rule = gauss_quadrature(_ProbesAsPoints(H, num_probes, count), starts, num_steps=steps, seed=seed)
-    shape = (num_points, num_probes)
-    return [part.unflatten(0, shape) for part in (rule.nodes, rule.weights, rule.residuals)]
-
-
-@dataclass(frozen=True)
-class _ProbesAsPoints(Operator):
-    """H with every (point, probe) as a point of its own; a product is still one block product of H."""
-
-    H: Operator
-    num_probes: int
-    count: _Count
-
-    @property
-    def num_params(self) -> int:
-        return self.H.num_params
-
-    @property
-    def num_points(self) -> int:
-        return (self.H.num_points or 1) * self.num_probes
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.H.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.H.device
-
-    def products(self, V: Float[Tensor, "run param column"]) -> Float[Tensor, "run param column"]:
-        columns = V[..., 0].unflatten(0, (-1, self.num_probes)).mT
-        products = self.H.products(columns).mT.flatten(0, 1)[..., None]
-        self.count.add(self.num_points)
-        return products
-
-    def select(self, points: Int[Tensor, " chosen"]) -> Operator:
-        raise NotImplementedError("runs of one point stay together; select points of H itself")
 
 
 def _width(nodes: Float[Tensor, "*point probe node"], num_matvecs: int) -> Float[Tensor, "*point"]:
