@@ -28,6 +28,8 @@ TAILS = 5
 # The kernel falls to this share of its peak half-way to the next node, if nodes lay evenly: no gaps, little blur.
 # exp(-(spacing / 2)^2 / (2 width^2)) = DIP gives width = spacing / (2 sqrt(2 ln(1 / DIP))), 0.75 spacings.
 DIP = 0.8
+# No width narrower than the spectrum's reach over this many is chosen unasked.
+MOST_WIDTHS = 1000
 # An isolated node has none within two widths, nearer than which two equal kernels merge into one peak; nodes within
 # a tenth of a width are one place, and where the residual is below that the place is known.
 APART, TOGETHER = 2.0, 0.1
@@ -97,14 +99,15 @@ def spectral_density(
 ) -> Density:
     """The spectral density of H at every point, from num_probes Lanczos runs of num_matvecs products each.
 
-    width: of the kernel; None: 0.75 times (largest - smallest node) / (num_matvecs - 1) at each point, the
-    finest that hides the nodes themselves. Outliers widen it: give a width, and a grid, to look into the
-    bulk. grid: one for all points; None: each point's own, over all its nodes and five widths beyond, of 512
-    values, or of up to 16384 so that they lie no more than a quarter of a width apart. Where num_params <=
-    num_matvecs the eigenvalues are computed instead, from num_params products: no error of probes, and a band of
-    no width. seed, path, probes: as for :func:`trace`, whose samples over n are the means of these nodes. Memory:
-    runs in flight are kept under the budget of ``memory``. progress(done, all) is called after each block of
-    products; what it raises, or Ctrl-C, stops at once and leaves nothing changed.
+    width: of the kernel; None: at each point 0.75 times the mean distance of those nodes of a probe that are not
+    resolved eigenvalues, the finest that hides the nodes themselves in a bulk, whatever outliers there are; but no
+    less than a thousandth, and no more than 1 / (num_matvecs - 1), of (largest - smallest node) times 0.75; the
+    latter where all eigenvalues are resolved. grid: one for all points; None: each point's own, over all its nodes
+    and five widths beyond, of 512 values, or of up to 16384 so that they lie no more than a quarter of a width
+    apart. Where num_params <= num_matvecs the eigenvalues are computed instead, from num_params products: no error
+    of probes, and a band of no width. seed, path, probes: as for :func:`trace`, whose samples over n are the means
+    of these nodes. Memory: runs in flight are kept under the budget of ``memory``. progress(done, all) is called
+    after each block of products; what it raises, or Ctrl-C, stops at once and leaves nothing changed.
     Raises ValueError for options out of range.
 
     >>> from hessian_tools.curvature import hessian
@@ -122,7 +125,7 @@ def spectral_density(
         rule = gauss_rules(H, probes, num_matvecs=num_matvecs, seed=seed, progress=progress)
         count = rule.nodes.shape[-1] * rule.nodes.shape[-2]
     nodes, weights = rule.nodes, rule.weights
-    widths = _width(nodes, num_matvecs) if width is None else torch.full_like(nodes[..., 0, 0], width)
+    widths = _width(rule, num_matvecs) if width is None else torch.full_like(nodes[..., 0, 0], width)
     lines = _grid(nodes, widths) if grid is None else grid.to(nodes).expand(*nodes.shape[:-2], -1)
     curves = _smoothed(_normal, nodes, weights, lines, widths) / widths[..., None, None]
     band, used = _band(curves, confidence), torch.full_like(widths, count, dtype=torch.long)
@@ -156,13 +159,35 @@ def _eigenvalues(H: Operator, progress: Progress | None) -> GaussRule:
     return GaussRule(nodes, weights, 0 * nodes)
 
 
-def _width(nodes: Float[Tensor, "*point probe node"], num_matvecs: int) -> Float[Tensor, "*point"]:
+def _width(rule: GaussRule, num_matvecs: int) -> Float[Tensor, "*point"]:
+    """From the spacing of the nodes that are not resolved eigenvalues, of all where all but a few are."""
+    nodes = rule.nodes
     reach = nodes.amax((-2, -1)) - nodes.amin((-2, -1))
-    width = reach / max(1, num_matvecs - 1) / (2 * sqrt(2 * log(1 / DIP)))
+    whole = reach / max(1, num_matvecs - 1)
+    bulk, bulk_reach = _spacing(nodes, ~_resolved(rule))
+    spacing = torch.where(bulk_reach > 0, torch.minimum(bulk, whole).maximum(reach / MOST_WIDTHS), whole)
     # A single eigenvalue has no reach; any width shows it.
     size = nodes.abs().amax((-2, -1))
     single = 1e-3 * torch.where(size > 0, size, 1.0)
-    return torch.where(reach > 1e-6 * size, width, single)
+    return torch.where(reach > 1e-6 * size, spacing / (2 * sqrt(2 * log(1 / DIP))), single)
+
+
+def _spacing(
+    nodes: Float[Tensor, "*point probe node"], chosen: Bool[Tensor, "*point probe node"]
+) -> tuple[Float[Tensor, "*point"], Float[Tensor, "*point"]]:
+    """Mean distance of the chosen nodes of a probe, and how far those of all probes reach; 0 and less for too few."""
+    low = nodes.masked_fill(~chosen, torch.inf).amin((-2, -1))
+    high = nodes.masked_fill(~chosen, -torch.inf).amax((-2, -1))
+    steps = chosen.sum(-1).to(nodes).mean(-1) - 1
+    return (high - low) / steps, torch.where(steps > 1, high - low, torch.zeros_like(steps))
+
+
+def _resolved(rule: GaussRule) -> Bool[Tensor, "*point probe node"]:
+    """Nodes that are eigenvalues, to a tenth of the way to the next node; and those that no probe sees."""
+    gap = rule.nodes.diff(dim=-1)
+    none = torch.full_like(rule.nodes[..., :1], torch.inf)
+    nearest = torch.minimum(torch.cat([none, gap], dim=-1), torch.cat([gap, none], dim=-1))
+    return (rule.residuals <= TOGETHER * nearest) | (rule.weights <= torch.finfo(rule.nodes.dtype).eps)
 
 
 def _grid(nodes: Float[Tensor, "*point probe node"], width: Float[Tensor, "*point"]) -> Float[Tensor, "*point grid"]:

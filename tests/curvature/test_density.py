@@ -158,10 +158,31 @@ def test_multiples_of_the_identity(value: float) -> None:
 
 
 def test_default_width_is_the_stated_rule() -> None:
+    """0.75 spacings of the nodes that are not resolved: outliers do not widen it."""
+    alone = density(operator(symmetric(bulk(100))), num_matvecs=21, num_probes=3)
+    reach = alone.nodes.amax((-2, -1)) - alone.nodes.amin((-2, -1))
+    torch.testing.assert_close(alone.width, reach / 20 * 0.7485, rtol=1e-4, atol=0)
     result = density(operator(symmetric(planted(100))), num_matvecs=21, num_probes=3)
-    reach = result.nodes.amax((-2, -1)) - result.nodes.amin((-2, -1))
-    torch.testing.assert_close(result.width, reach / 20 * 0.7485, rtol=1e-4, atol=0)
+    inside = result.nodes.masked_fill(result.nodes.abs() > 2, 0.0)
+    reach = inside.amax((-2, -1)) - inside.amin((-2, -1))
+    # The outermost of the bulk are nearly resolved.
+    torch.testing.assert_close(result.width, reach / 17 * 0.7485, rtol=0.15, atol=0)
     torch.testing.assert_close(result.grid[:, 0], result.nodes.amin((-2, -1)) - 5 * result.width)
+    low_rank = density(operator(symmetric(SPECTRA["low_rank"])), num_matvecs=13)
+    torch.testing.assert_close(low_rank.width, torch.full((3,), 12 / 12 * 0.7485).double(), rtol=1e-4, atol=0)
+    far = torch.cat([torch.tensor([1e6]).double(), bulk(60)])
+    assert float(density(operator(symmetric(far, points=1)[0]), num_matvecs=12).width) == pytest.approx(748.5, rel=1e-3)
+
+
+def test_default_density_is_right_on_a_planted_spectrum() -> None:
+    """Against the exact spectrum under the same kernel: the semicircle beside outliers forty times as far."""
+    result = density(operator(symmetric(planted(), points=1)[0]), num_probes=20, num_matvecs=64)
+    assert float(result.width) < 0.05
+    exact = smooth(planted(), result.grid, result.width)
+    inside = result.grid.abs() < 1.3
+    error = (result.density - exact).abs()[inside]
+    assert error.max() < 0.2 * exact.max()
+    assert error.mean() < 0.06 * exact[inside].mean()
 
 
 def test_points_and_memory_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
