@@ -19,7 +19,7 @@ def along(ds: xr.Dataset, ax: Axes) -> Axes:
         ax.fill_between(x, -most, most, color=one.color, alpha=BAND_ALPHA / 2, linewidth=0, gid=f"bound:{one.label}")
         ax.plot(x, most, color=one.color, linestyle="--", linewidth=0.8, gid=f"hg_ratio:{one.label}")
         ax.plot(x, rho, color=one.color, marker="o", label=one.label or None, gid=f"rho:{one.label}")
-    ax.plot([], [], color="black", marker="o", label=r"$g'Hg\,/\,g'g$")
+    ax.plot([], [], color="black", marker="o", label=r"$\rho$")
     ax.plot([], [], color="black", linestyle="--", linewidth=0.8, label=r"$|Hg|\,/\,|g|$")
     if dim is None:
         ax.set_xticks([])

@@ -99,7 +99,9 @@ def _estimate(estimate: Estimate) -> dict[str, Column]:
 
 def _entries(diagonal: Diagonal) -> dict[str, Column]:
     said = {"diagonal": "diagonal entries, mean over probes", "diagonal_stderr": "standard error of each entry"}
-    return _with_error(diagonal.value, diagonal.stderr, ("param",), CURVATURE, said)
+    columns = _with_error(diagonal.value, diagonal.stderr, ("param",), CURVATURE, said)
+    columns["diagonal_converged"] = Column(diagonal.converged, ("param",), NUMBER, "whether both are finite")
+    return columns
 
 
 @columns_of.register

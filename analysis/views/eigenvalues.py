@@ -1,5 +1,7 @@
 """Eigenvalues with their residuals: by rank at one point, along the points where there are several."""
 
+from typing import Any
+
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
@@ -52,5 +54,5 @@ def _markers(one: Series, ax: Axes, name: str, index: str, marker: str, dim: str
     for good, fill in ((True, one.color), (False, "white")):
         chosen = np.isfinite(y) & (there.astype(bool) == good)
         gid = f"{name}:{one.label}" if good else f"{name}:{one.label}:open"
-        look = {"marker": marker, "linestyle": "none", "color": one.color, "markerfacecolor": fill}
+        look: dict[str, Any] = {"marker": marker, "linestyle": "none", "color": one.color, "markerfacecolor": fill}
         ax.plot(x[chosen], y[chosen], gid=gid, zorder=3, **look)

@@ -1,5 +1,7 @@
 """An estimate with its error: the probes it is the mean of at one point, error bars along the points of several."""
 
+from typing import Any
+
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
@@ -36,11 +38,11 @@ def estimate(ds: xr.Dataset, ax: Axes, *, name: str = "estimate") -> Axes:
 
 def _samples(one: Series, ax: Axes, name: str) -> None:
     samples, value, error = (one.ds[part].values for part in (f"{name}_sample", name, f"{name}_stderr"))
-    look = {"marker": "o", "markersize": 2.0, "linestyle": "none", "alpha": 0.5}
+    look: dict[str, Any] = {"marker": "o", "markersize": 2.0, "linestyle": "none", "alpha": 0.5}
     ax.plot(np.arange(len(samples)), samples, color=one.color, label="each probe", gid=f"samples:{name}", **look)
     ax.axhspan(value - error, value + error, color=one.color, alpha=BAND_ALPHA, linewidth=0, gid=f"band:{name}")
     text = f"mean, {_plain(value, 4)} ± {_plain(error, 2)}"
-    ax.axhline(value, color=one.color, label=text, gid=f"{name}:")
+    ax.axhline(float(value), color=one.color, label=text, gid=f"{name}:")
 
 
 def _plain(value: np.ndarray, digits: int) -> str:

@@ -30,7 +30,8 @@ def to_xarray(
     >>> ds["eigenvalue"].sel(point=5).values, ds["eigenvalue"].attrs["error_variable"]
     (array([2., 1.], dtype=float32), 'eigenvalue_residual')
     """
-    columns, attrs = columns_of(result), {"kind": type(result).__name__}
+    columns = columns_of(result)
+    attrs: dict[str, Any] = {"kind": type(result).__name__}
     if isinstance(result, Check):
         attrs |= {"finding_sentences": [finding.sentence for finding in result.findings]}
     if isinstance(result, Density):

@@ -14,6 +14,8 @@ from analysis.style import DARK
 
 MOST = 8
 """More series than this cannot be told apart."""
+COLUMN = 42
+"""Letters of a legend that fit beside each other into one column of a paper."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,12 @@ def point_axis(ds: xr.Dataset, ax: Axes, dim: str) -> Axes:
 
 
 def legend(ax: Axes) -> Axes:
-    """What there is to say, above the axes, where it hides nothing; in two columns where it is long."""
-    handles, _ = ax.get_legend_handles_labels()
-    if handles:
-        ax.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2 if len(handles) > 2 else 1)
+    """What there is to say, above the axes, where it hides nothing; in two columns where those fit."""
+    _, labels = ax.get_legend_handles_labels()
+    if labels:
+        half = (len(labels) + 1) // 2
+        wide = sum(max(map(len, column), default=0) for column in (labels[:half], labels[half:]))
+        ax.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2 if wide <= COLUMN else 1, handlelength=1.8)
     return ax
 
 

@@ -1,6 +1,7 @@
 """An inner loop: any of its numbers over the inner steps, each task a line."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import xarray as xr
 from matplotlib.axes import Axes
@@ -19,7 +20,7 @@ def trajectory(ds: xr.Dataset, ax: Axes, *, names: Sequence[str] = ("support_los
         raise ValueError(f"names={list(names)}: give one or two variables, such as 'support_loss'")
     for name, (color, linestyle) in zip(names, LOOKS, strict=False):
         tasks = ds[name].transpose(..., "inner_step").values.reshape(-1, ds.sizes["inner_step"])
-        look = {"color": color, "linestyle": linestyle, "linewidth": 1.2 if len(tasks) < 5 else 0.6}
+        look: dict[str, Any] = {"color": color, "linestyle": linestyle, "linewidth": 1.2 if len(tasks) < 5 else 0.6}
         for place, values in enumerate(tasks):
             text = name.replace("_", " ") if place == 0 else None
             ax.plot(ds["inner_step"].values, values, label=text, gid=f"{name}:{place}", marker="o", **look)

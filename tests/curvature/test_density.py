@@ -4,16 +4,12 @@ import math
 
 import pytest
 import torch
-from cases import CASES, SPECTRA, Case, quadratic, randn, symmetric, without_type_checks
+from cases import CASES, SPECTRA, Case, operator, randn, symmetric, without_type_checks
 from torch import Tensor
 
 import hessian_tools.curvature.gauss_rules as module
-from hessian_tools.curvature import Density, Hessian, frobenius_squared, hessian, quadrature, rademacher, trace
+from hessian_tools.curvature import Density, frobenius_squared, hessian, quadrature, rademacher, trace
 from hessian_tools.curvature import spectral_density as density
-
-
-def operator(A: Tensor) -> Hessian:
-    return hessian(quadratic, torch.zeros(A.shape[:-1], dtype=A.dtype), A)
 
 
 def bulk(n: int) -> Tensor:
