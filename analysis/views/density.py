@@ -37,7 +37,8 @@ def density(ds: xr.Dataset, ax: Axes) -> Axes:
         ax.fill_between([], [], color="black", alpha=BAND_ALPHA, linewidth=0, label=f"{share}% band over probes")
     if any(one.ds["node_isolated"].values.any() for one in drawn):
         ax.plot([], [], color="black", linewidth=0.8, marker="o", markersize=2.5, label="isolated eigenvalue")
-    ax.set_ylim(bottom=bottom)
+    top = max((float(one.ds["density_high"].max()) for one in drawn), default=1.0)
+    ax.set_ylim(bottom, 2 * top)
     remark = _curvature_axis(drawn, ax)
     ax.set_xlabel(label("eigenvalue", ds["curvature"].attrs["units"]) + remark)
     ax.set_ylabel(label("density", ds["density"].attrs["units"]))

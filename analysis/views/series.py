@@ -14,7 +14,7 @@ from analysis.style import DARK
 
 MOST = 8
 """More series than this cannot be told apart."""
-COLUMN = 42
+COLUMN = 46
 """Letters of a legend that fit beside each other into one column of a paper."""
 
 
@@ -70,7 +70,13 @@ def legend(ax: Axes) -> Axes:
     if labels:
         half = (len(labels) + 1) // 2
         wide = sum(max(map(len, column), default=0) for column in (labels[:half], labels[half:]))
-        ax.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2 if wide <= COLUMN else 1, handlelength=1.8)
+        ax.legend(
+            loc="lower left",
+            bbox_to_anchor=(0.0, 1.0),
+            ncols=2 if wide <= COLUMN else 1,
+            handlelength=1.8,
+            columnspacing=1,
+        )
     return ax
 
 

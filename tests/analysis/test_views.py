@@ -206,6 +206,7 @@ def test_drawn_density_of_an_indefinite_bulk_and_outliers_is_right() -> None:
     low, high = ax.get_ylim()
     assert ax.get_yscale() == "log"
     assert ((low < heads[:, 1]) & (heads[:, 1] < high)).all()
+    assert high < 10 * line(ax, "density:").get_ydata().max()
     x, y = line(ax, "density:").get_xydata().T
     assert y[(x > 5) & (x < 20)].max() < low  # nothing is drawn where there is nothing
     bulk = y[abs(x) < 0.9]
