@@ -80,6 +80,14 @@ def spoilt(here: Place) -> Operator:
     return ht.hessian(here.loss, here.thetas * factor, here.batch)
 
 
+def exhausted(here: Place) -> Operator:
+    """Of rank two: Lanczos has to begin again at random."""
+    spectrum = torch.tensor([3.0, -2.0, *[0.0] * 18], dtype=torch.float64).to(here.thetas.device)
+    return ht.hessian(
+        lambda theta, a: (a * theta**2).sum() / 2, torch.stack([spectrum, spectrum]), spectrum, shared=True
+    )
+
+
 def on_probes(here: Place) -> Tensor:
     return rademacher(here.thetas.shape[-1], 4).to(here.thetas.device)
 
@@ -107,6 +115,7 @@ QUANTITIES: dict[str, Callable[[Place], Any]] = {
     "extremal_eigenpairs": lambda here: ht.extremal_eigenpairs(here.H, magnitude=2, rtol=1e-5),
     "eigenpairs-of-a-block": lambda here: ht.top_eigenpairs(OPERATORS["block"](here), k=2, rtol=1e-5),
     "eigenpairs-not-finite": lambda here: ht.top_eigenpairs(spoilt(here), k=2, rtol=1e-5),
+    "eigenpairs-exhausted": lambda here: ht.top_eigenpairs(exhausted(here), k=3),
     "trace": lambda here: ht.trace(here.H, num_probes=5),
     "trace-to-a-tolerance": lambda here: ht.trace(OPERATORS["combination"](here), num_probes=4, rtol=1.0),
     "trace-own-probes": lambda here: ht.trace(here.H, probes=on_probes(here)),

@@ -16,6 +16,7 @@ from scipy.special import stdtrit
 from torch import Tensor
 
 from hessian_tools.curvature.gauss_rules import Count, Progress, gauss_rules
+from hessian_tools.curvature.html import density_html
 from hessian_tools.curvature.interface import Operator
 from hessian_tools.curvature.lanczos import GaussRule
 from hessian_tools.curvature.trace import checked, rademacher
@@ -60,6 +61,9 @@ class Density:
     num_matvecs: Int[Tensor, "*point"]
     num_params: int
     confidence: float
+
+    def _repr_html_(self) -> str:
+        return density_html(self.grid, self.density, self.band[1])
 
     @property
     def curves(self) -> Float[Tensor, "*point probe grid"]:

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor
 
+from hessian_tools.curvature.html import estimate_html
 from hessian_tools.curvature.interface import Operator
 from hessian_tools.rng import PathPart, stream
 
@@ -28,6 +29,9 @@ class Estimate:
     samples: Float[Tensor, "*point probe"]
     converged: Bool[Tensor, "*point"]
     num_matvecs: Int[Tensor, "*point"]
+
+    def _repr_html_(self) -> str:
+        return estimate_html(self.value, self.stderr, self.samples.shape[-1])
 
 
 def rademacher(
