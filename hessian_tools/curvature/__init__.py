@@ -23,10 +23,11 @@ from hessian_tools.curvature.along import (
 )
 from hessian_tools.curvature.check import Check, Finding, check_operator
 from hessian_tools.curvature.cubic import Expansion, cubic_term
-from hessian_tools.curvature.density import Density, quadrature, spectral_density
+from hessian_tools.curvature.density import Density, spectral_density
 from hessian_tools.curvature.eigen import EigenPairs, Extremes, extremal_eigenpairs, top_eigenpairs
 from hessian_tools.curvature.explained import Explained, explained_by_gauss_newton
 from hessian_tools.curvature.gauss_newton import GaussNewton, gauss_newton
+from hessian_tools.curvature.gauss_rules import quadrature
 from hessian_tools.curvature.gram import GramSpectrum, gauss_newton_spectrum
 from hessian_tools.curvature.interface import Operator
 from hessian_tools.curvature.moments import Diagonal, Moments, diagonal, frobenius_squared, moments

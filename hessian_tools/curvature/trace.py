@@ -10,6 +10,7 @@ from scipy.special import stdtrit
 from torch import Tensor
 
 from hessian_tools.curvature.exact_trace import exact_route, exact_trace
+from hessian_tools.curvature.html import estimate_html
 from hessian_tools.curvature.interface import Operator
 from hessian_tools.curvature.progress import Progress, silent
 from hessian_tools.rng import PathPart, stream
@@ -57,6 +58,9 @@ class Estimate:
             raise ValueError(f"level={level}: give a probability between 0 and 1, such as 0.95")
         reach = float(stdtrit(self.samples.shape[-1] - 1, (1 + level) / 2)) * self.stderr
         return self.value - reach, self.value + reach
+
+    def _repr_html_(self) -> str:
+        return estimate_html(self.value, self.stderr, self.samples.shape[-1])
 
 
 def rademacher(
