@@ -1,5 +1,6 @@
 """The outer objective of one task: what a learner's meta-training descends, plus SHOT's penalty."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,13 @@ from hessian_tools.meta.inner import Path, learner_path
 from hessian_tools.meta.learners import Learner
 from hessian_tools.meta.parameters import further_parameters, network_parameters
 from hessian_tools.meta.shot import DISTANCES, L2, Shot, root_mean_square
+
+Projector = Callable[[Tensor], Tensor]
+
+
+def unchanged(outputs: Tensor) -> Tensor:
+    """No projector."""
+    return outputs
 
 
 @dataclass(frozen=True)
@@ -80,10 +88,11 @@ def shot_distance(
     x: Tensor,
     *,
     own_outputs: Tensor,
+    project: Projector = unchanged,
 ) -> Float[Tensor, ""]:
     """D(reference, target); both share the first gradient of ``path``, the learner's own loop from ``theta``.
 
-    own_outputs: those on the query inputs ``x`` after ``path``.
+    own_outputs: those on the query inputs ``x`` after ``path``. project: what the reference passes.
     """
     target_steps, reference_steps = shot.counts(learner.steps)
 
@@ -102,7 +111,7 @@ def shot_distance(
             reference = compared(reference_steps).detach()
     else:
         reference = compared(reference_steps)
-    target = compared(target_steps)
+    reference, target = project(reference), compared(target_steps)
     if shot.distance == L2:
         return root_mean_square(reference, target, moved=path.gradients[0].vector.numel())
     return DISTANCES[shot.distance](reference, target)
@@ -115,6 +124,16 @@ def accuracy(outputs: Tensor, y: Tensor) -> Float[Tensor, ""]:
         return unknown
     share = (outputs.argmax(-1) == y.to(outputs.device)).to(outputs.dtype).mean()
     return torch.where(torch.isfinite(outputs).all(), share, unknown)
+
+
+def summary(query_loss: Tensor, distance: Tensor | None, support_loss: Tensor, outputs: Tensor, y: Tensor) -> Aux:
+    """What a meta-loss was made of, without its graph."""
+    outputs = outputs.detach()
+    absent = torch.full_like(query_loss, float("nan"))
+    shown = absent if distance is None else distance
+    return Aux(
+        query_loss.detach(), shown.detach(), support_loss.detach(), accuracy(outputs, y), output_variation(outputs)
+    )
 
 
 def joined(support: Batch, query: Batch) -> Batch:
@@ -133,7 +152,7 @@ def _query_loss(
     if shot is not None:
         distance = shot_distance(shot, learner, loss, theta, path, support, x, own_outputs=outputs)
         total = query_loss + shot.weight * distance
-    return total, _aux(query_loss, distance, path.gradients[0].loss, outputs, y)
+    return total, summary(query_loss, distance, path.gradients[0].loss, outputs, y)
 
 
 def _displacement(
@@ -150,20 +169,11 @@ def _displacement(
     if shot is not None:
         distance = shot_distance(shot, learner, loss, theta, path, examples, x, own_outputs=outputs)
         total = total + shot.weight * distance
-    return total, _aux(loss.criterion(outputs, y), distance, path.gradients[0].loss, outputs, y)
+    return total, summary(loss.criterion(outputs, y), distance, path.gradients[0].loss, outputs, y)
 
 
 def _class_loss(loss: Loss, theta: Tensor, examples: Batch) -> tuple[Tensor, Aux]:
     x, y = examples
     outputs = with_linear_head(features(loss, network_parameters(loss, theta), x), further_parameters(loss, theta))
     value = loss.criterion(outputs, y)
-    return value, _aux(value, None, value, outputs, y)
-
-
-def _aux(query_loss: Tensor, distance: Tensor | None, support_loss: Tensor, outputs: Tensor, y: Tensor) -> Aux:
-    outputs = outputs.detach()
-    absent = torch.full_like(query_loss, float("nan"))
-    shown = absent if distance is None else distance
-    return Aux(
-        query_loss.detach(), shown.detach(), support_loss.detach(), accuracy(outputs, y), output_variation(outputs)
-    )
+    return value, summary(value, None, value, outputs, y)
