@@ -33,7 +33,7 @@ from hessian_tools.loss import HiddenStateError, Loss, make_loss
 from hessian_tools.meta import learners
 from hessian_tools.meta.collapse import Homogeneity, homogeneity
 from hessian_tools.meta.inner import adapt
-from hessian_tools.meta.learners import Learner
+from hessian_tools.meta.learners import Latent, Learner
 from hessian_tools.meta.objective import meta_loss
 from hessian_tools.meta.parameters import meta_parameters, network_parameters
 from hessian_tools.meta.pretraining import Augmentation, ShotPretraining
@@ -62,6 +62,7 @@ __all__ = [
     "Hessian",
     "HiddenStateError",
     "Homogeneity",
+    "Latent",
     "Learner",
     "Loss",
     "Moments",

@@ -7,6 +7,34 @@ from dataclasses import dataclass, replace
 
 from hessian_tools.meta.steps import PLAIN, StepRule
 
+
+@dataclass(frozen=True)
+class Latent:
+    """What LEO (Rusu et al. 2019) is besides its latent steps.
+
+    size: entries of a class's code. fine_tuning_steps, fine_tuning_step_size: steps on the decoded
+    weights after those on the codes. dropout: of the encoder's inputs, in training.
+    Weights of the penalties: kl_weight (beta) of KL(q(z) || N(0, I)); encoder_weight (gamma) of
+    |stop(z') - z|^2; l2_weight (lambda_1) of the squared encoder, relation network and decoder;
+    orthogonality_weight (lambda_2) of |C - I|, C the correlations of the decoder's rows.
+    """
+
+    size: int = 64
+    fine_tuning_steps: int = 5
+    fine_tuning_step_size: float = 1e-3
+    dropout: float = 0.0
+    kl_weight: float = 1e-3
+    encoder_weight: float = 1e-9
+    l2_weight: float = 1e-8
+    orthogonality_weight: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or self.fine_tuning_steps < 0:
+            raise ValueError(f"size={self.size}, fine_tuning_steps={self.fine_tuning_steps}: at least 1 and at least 0")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1")
+
+
 STEP_SIZES = ("fixed", "learned", "learned_log")
 OUTER = ("query", "displacement", "classes", "none")
 
@@ -28,6 +56,7 @@ class Learner:
         together. "classes": cross-entropy on all training classes, no inner loop. "none": nothing.
     minibatches: in training, into how many parts by rows the inner loop's examples are cut; step k
         takes part k mod minibatches. Only for "displacement".
+    latent: LEO's settings: the inner loop moves codes from which the head is decoded; see ``meta.leo``.
     """
 
     name: str
@@ -40,6 +69,7 @@ class Learner:
     evaluation_steps: int | None = None
     outer: str = "query"
     minibatches: int = 1
+    latent: Latent | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -53,6 +83,12 @@ class Learner:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}")
         if self.learns_step_sizes and self.outer not in ("query", "none"):
             raise ValueError(f"step_sizes={self.step_sizes!r} have no gradient under outer={self.outer!r}; use 'fixed'")
+        if self.latent is not None and (
+            self.moves or self.learns_step_sizes or self.outer != "query" or self.rule != PLAIN
+        ):
+            raise ValueError(
+                "a latent learner moves codes by plain steps: leave moves, step_sizes, rule and outer as they are"
+            )
         if self.minibatches < 1 or (self.minibatches > 1 and self.outer != "displacement"):
             raise ValueError(f"minibatches={self.minibatches} must be 1, or at least 1 with outer='displacement'")
 
@@ -143,6 +179,16 @@ def reptile(steps: int, step_size: float, *, minibatches: int = 1, evaluation_st
         minibatches=minibatches,
         evaluation_steps=evaluation_steps,
     )
+
+
+def leo(steps: int = 5, step_size: float = 1.0, *, latent: Latent | None = None, first_order: bool = False) -> Learner:
+    """Latent embedding optimisation (Rusu et al. 2019): codes move, from which the head's weights are decoded.
+
+    The network's features are the head's inputs: of an ``MLP((width, ways))`` the inputs themselves,
+    of a network with a body what the body makes of them (and it is meta-trained with the rest).
+    step_size, and the fine-tuning's: what the two learned step sizes start from.
+    """
+    return Learner("leo", steps, step_size, first_order, latent=latent or Latent())
 
 
 def supervised(steps: int, step_size: float) -> Learner:

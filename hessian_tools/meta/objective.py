@@ -1,6 +1,5 @@
 """The outer objective of one task: what a learner's meta-training descends, plus SHOT's penalty."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -9,19 +8,13 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from hessian_tools.loss import Batch, Loss
+from hessian_tools.meta import leo
 from hessian_tools.meta.collapse import output_variation
 from hessian_tools.meta.features import features, with_linear_head
 from hessian_tools.meta.inner import Path, learner_path
-from hessian_tools.meta.learners import Learner
+from hessian_tools.meta.learners import Latent, Learner
 from hessian_tools.meta.parameters import further_parameters, network_parameters
-from hessian_tools.meta.shot import DISTANCES, L2, Shot, root_mean_square
-
-Projector = Callable[[Tensor], Tensor]
-
-
-def unchanged(outputs: Tensor) -> Tensor:
-    """No projector."""
-    return outputs
+from hessian_tools.meta.shot import L2, Projector, Shot, distance_after, unchanged
 
 
 @dataclass(frozen=True)
@@ -46,6 +39,7 @@ def meta_loss(
     query: Batch,
     *,
     shot: Shot | None = None,
+    noise: torch.Generator | None = None,
 ) -> tuple[Float[Tensor, ""], Aux]:
     """The learner's outer objective on one task (+ weight x SHOT distance), differentiable in ``theta``.
 
@@ -55,9 +49,11 @@ def meta_loss(
     here its full weight counts: see ``Shot.at``.
 
     theta: the meta-parameters; see ``hessian_tools.meta.parameters``. Under ``outer="classes"``
-    the labels are those of the training classes.
+    the labels are those of the training classes. noise: of LEO's draws and dropout; None: their means.
     """
     check_shot(shot, learner)
+    if learner.latent is not None:
+        return _latent_loss(learner, learner.latent, loss, theta, support, query, shot, noise)
     if learner.outer == "classes":
         return _class_loss(loss, theta, joined(support, query))
     if learner.outer == "displacement":
@@ -94,7 +90,6 @@ def shot_distance(
 
     own_outputs: those on the query inputs ``x`` after ``path``. project: what the reference passes.
     """
-    target_steps, reference_steps = shot.counts(learner.steps)
 
     def end(steps: int) -> Tensor:
         if steps == learner.steps:
@@ -106,15 +101,8 @@ def shot_distance(
             return end(steps)
         return own_outputs if steps == learner.steps else loss.outputs(end(steps), x)
 
-    if shot.detach_reference:
-        with torch.no_grad():  # not only detached afterwards: its inner loop would keep a graph nobody reads
-            reference = compared(reference_steps).detach()
-    else:
-        reference = compared(reference_steps)
-    reference, target = project(reference), compared(target_steps)
-    if shot.distance == L2:
-        return root_mean_square(reference, target, moved=path.gradients[0].vector.numel())
-    return DISTANCES[shot.distance](reference, target)
+    moved = path.gradients[0].vector.numel()
+    return distance_after(shot, compared, steps=learner.steps, moved=moved, project=project)
 
 
 def accuracy(outputs: Tensor, y: Tensor) -> Float[Tensor, ""]:
@@ -170,6 +158,49 @@ def _displacement(
         distance = shot_distance(shot, learner, loss, theta, path, examples, x, own_outputs=outputs)
         total = total + shot.weight * distance
     return total, summary(loss.criterion(outputs, y), distance, path.gradients[0].loss, outputs, y)
+
+
+def _latent_loss(
+    learner: Learner,
+    latent: Latent,
+    loss: Loss,
+    theta: Tensor,
+    support: Batch,
+    query: Batch,
+    shot: Shot | None,
+    noise: torch.Generator | None,
+) -> tuple[Tensor, Aux]:
+    """Query loss after both of LEO's loops, its penalties, and SHOT on the codes or what is decoded from them."""
+    task = leo.open_task(learner, loss, theta, support, noise)
+    path = leo.code_path(learner, loss, theta, task)
+    tuned = leo.weight_path(learner, loss, theta, task, path.adapted)
+    x, y = query
+    outputs = loss.outputs(leo.with_weights(loss, theta, tuned.adapted), x)
+    query_loss = loss.criterion(outputs, y)
+    found = leo.penalties(latent, task, path.adapted)
+    total = query_loss + sum(getattr(latent, f"{name}_weight") * value for name, value in found.items())
+    distance = None
+    if shot is not None:
+        distance = _latent_distance(shot, learner, loss, theta, task, path, x)
+        total = total + shot.weight * distance
+    return total, summary(query_loss, distance, path.gradients[0].loss, outputs, y)
+
+
+def _latent_distance(
+    shot: Shot, learner: Learner, loss: Loss, theta: Tensor, task: leo.Task, path: Path, x: Tensor
+) -> Tensor:
+    """Between the codes (L2), or the outputs decoded from them before any fine-tuning."""
+
+    def compared(steps: int) -> Tensor:
+        if steps == learner.steps:
+            code = path.adapted
+        else:
+            code = leo.code_path(learner, loss, theta, task, steps=steps, first_gradient=path.gradients[0]).adapted
+        if shot.distance == L2:
+            return code
+        return loss.outputs(leo.with_weights(loss, theta, task.weights(code).flatten()), x)
+
+    return distance_after(shot, compared, steps=learner.steps, moved=path.adapted.numel())
 
 
 def _class_loss(loss: Loss, theta: Tensor, examples: Batch) -> tuple[Tensor, Aux]:

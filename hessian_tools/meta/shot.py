@@ -72,6 +72,7 @@ DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 L2 = "l2_parameters"  # of the end points themselves: no pass over the query set
 OF_PROBABILITIES = ("kl_reference_target", "kl_target_reference", "js", "cross_entropy")
+Projector = Callable[[Tensor], Tensor]
 SCHEDULES = ("constant", "linear", "cosine")
 
 
@@ -142,6 +143,31 @@ class Shot:
     def at(self, meta_step: int) -> "Shot":
         """The penalty as it stands after ``meta_step`` outer steps, its weight a constant."""
         return replace(self, weight=self.weight_at(meta_step), schedule="constant", schedule_steps=None)
+
+
+def unchanged(outputs: Tensor) -> Tensor:
+    """No projector."""
+    return outputs
+
+
+def distance_after(
+    shot: Shot, compared: Callable[[int], Tensor], *, steps: int, moved: int, project: Projector = unchanged
+) -> Float[Tensor, ""]:
+    """D(reference, target) of what ``compared(number of steps)`` gives, for a learner of ``steps`` steps.
+
+    That is outputs, or, for the distance in parameters, end points with ``moved`` entries that move.
+    project: what the reference passes.
+    """
+    target_steps, reference_steps = shot.counts(steps)
+    if shot.detach_reference:
+        with torch.no_grad():  # not only detached afterwards: its inner loop would keep a graph nobody reads
+            reference = compared(reference_steps).detach()
+    else:
+        reference = compared(reference_steps)
+    reference, target = project(reference), compared(target_steps)
+    if shot.distance == L2:
+        return root_mean_square(reference, target, moved=moved)
+    return DISTANCES[shot.distance](reference, target)
 
 
 def longer_reference(

@@ -1,6 +1,7 @@
 """One outer step's gradient: over the tasks in turn, or over all of them at once."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +25,13 @@ def accumulate_gradient(config: TrainConfig, loss: Loss, theta: Tensor, meta_ste
     episodes = [_episode(config, loss, theta, meta_step, j) for j in range(config.meta_batch)]
     objective = _objective(config, loss, meta_step)
     if is_batched(config, loss.model):
-        gradient, aux = batched_gradient(objective, theta.detach(), episodes)
+        gradient, aux = batched_gradient(partial(objective, noise=None), theta.detach(), episodes)
         theta.grad = gradient
         return aux
     seen = []
-    for episode in episodes:
-        value, aux_of_task = objective(theta, episode)
+    for j, episode in enumerate(episodes):
+        noise = stream(config.seed, "noise", meta_step * config.meta_batch + j) if config.learner.latent else None
+        value, aux_of_task = objective(theta, episode, noise=noise)
         (value / config.meta_batch).backward()
         seen.append(aux_of_task)
     return seen
@@ -55,6 +57,8 @@ def is_batched(config: TrainConfig, model: nn.Module) -> bool:
     """As the config says; else where it is faster: more than one task, and no convolution, which vmap would group."""
     if config.batched is not None:
         return config.batched
+    if config.learner.latent is not None:  # draws per task, which vmap has not
+        return False
     convolutional = any(isinstance(m, nn.modules.conv._ConvNd) for m in model.modules())
     return config.meta_batch > 1 and not convolutional
 
@@ -78,12 +82,12 @@ def _episode(config: TrainConfig, loss: Loss, theta: Tensor, meta_step: int, j: 
     return Episode(support, (augmented, y))
 
 
-def _objective(config: TrainConfig, loss: Loss, meta_step: int) -> Objective:
+def _objective(config: TrainConfig, loss: Loss, meta_step: int) -> Callable[..., tuple[Tensor, Aux]]:
     shot = config.shot.at(meta_step) if config.shot else None
 
-    def objective(theta: Tensor, episode: Episode) -> tuple[Tensor, Aux]:
+    def objective(theta: Tensor, episode: Episode, *, noise: torch.Generator | None) -> tuple[Tensor, Aux]:
         if config.pretraining is not None and shot is not None:
             return pretraining_loss(config.learner, loss, theta, *episode, shot=shot, pretraining=config.pretraining)
-        return meta_loss(config.learner, loss, theta, *episode, shot=shot)
+        return meta_loss(config.learner, loss, theta, *episode, shot=shot, noise=noise)
 
     return objective

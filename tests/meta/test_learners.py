@@ -199,6 +199,12 @@ def test_another_number_of_steps_on_a_new_task():
     assert learners.maml(2, 0.1).evaluating() == learners.maml(2, 0.1)
 
 
+def test_a_plain_function_is_descended_too():
+    theta = randn(3, path="plain")
+    adapted = adapt(learners.maml(2, 0.1), lambda t, b: ((t - b) ** 2).sum() / 2, theta, torch.ones(3, dtype=DTYPE))
+    assert torch.allclose(adapted, 1 + 0.9**2 * (theta - 1), rtol=1e-14)
+
+
 def test_a_preconditioned_step_is_finite_where_the_gradient_is_zero():
     # A dead unit's gradient is exactly 0, where the root of a mean square has no derivative.
     model = MLP((2, 5, 1)).double()

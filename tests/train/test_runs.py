@@ -8,6 +8,7 @@ import torch
 
 from hessian_tools import MLP, Conv4, Shot, TrainConfig, learners, meta_train
 from hessian_tools.data import open_tasks
+from hessian_tools.meta.learners import Latent
 from hessian_tools.meta.pretraining import ShotPretraining
 from hessian_tools.runs import checkpoints, metrics
 from hessian_tools.train import ClassBatches, best_checkpoint, diverged_at, task_loss
@@ -28,6 +29,11 @@ RUNS = {
     "anil": replace(IMAGES, learner=learners.anil(1, 0.05), shot=Shot(1e-6, reference_steps=2)),
     "reptile": replace(IMAGES, learner=learners.reptile(2, 0.05, minibatches=2), optimiser="sgd", learning_rate=0.5),
     "supervised": replace(IMAGES, learner=learners.supervised(2, 0.05)),
+    "leo": replace(
+        IMAGES,
+        learner=learners.leo(2, 0.5, latent=Latent(4, fine_tuning_steps=1, dropout=0.2)),
+        shot=Shot(1e-3, distance="l2_parameters"),
+    ),
     "shot-p": replace(IMAGES, shot=Shot(), pretraining=ShotPretraining(hidden=4)),
     "batched": replace(SINE, shot=Shot(distance="squared_error", schedule="cosine", schedule_steps=4)),
 }
