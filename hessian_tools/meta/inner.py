@@ -47,7 +47,7 @@ def learner_path(
         step_size=alpha,
         first_order=learner.first_order,
         first_gradient=first_gradient,
-        part=moved_part(learner, loss),
+        part=moved_part(learner, loss, device=theta.device),
         rule=learner.rule,
         minibatches=minibatches,
     )

@@ -24,7 +24,7 @@ from hessian_tools.loss import Batch, Loss, LossFunction
 from hessian_tools.meta.descent import Gradient, Path, inner_loop, support_gradient
 from hessian_tools.meta.features import features
 from hessian_tools.meta.learners import Latent, Learner
-from hessian_tools.meta.parameters import Part, further_parameters, network_parameters
+from hessian_tools.meta.parameters import Part, further_parameters, network_parameters, part_under
 
 PENALISED = ("encoder", "relation.0", "relation.1", "relation.2", "decoder")
 
@@ -186,13 +186,13 @@ def decoded_path(learner: Learner, loss: Loss, theta: Float[Tensor, " meta"], su
     tuned = weight_path(learner, loss, theta, task, codes[-1]).thetas[1:]
     weights = [*(task.weights(code).flatten() for code in codes), *tuned]
     points = tuple(with_weights(loss, theta, w) for w in weights)
-    part = _weight_part(loss)
+    part = _weight_part(loss, theta.device)
     return Path(points, tuple(support_gradient(loss, p, support, part=part) for p in points[:-1]), part)
 
 
 def with_weights(loss: Loss, theta: Float[Tensor, " meta"], weights: Float[Tensor, " weight"]) -> Tensor:
     """The network's parameters with the head's weights replaced."""
-    return _weight_part(loss).put(network_parameters(loss, theta), weights)
+    return _weight_part(loss, theta.device).put(network_parameters(loss, theta), weights)
 
 
 def penalties(latent: Latent, task: Task, last_code: Float[Tensor, " code"]) -> dict[str, Float[Tensor, ""]]:
@@ -223,9 +223,8 @@ def _head_weight(loss: Loss) -> str:
     return next(name for name in loss.layout.under("head") if name.endswith("weight"))
 
 
-def _weight_part(loss: Loss) -> Part:
-    names = (_head_weight(loss),)
-    return Part(loss.layout.only(names), loss.layout.positions(names))
+def _weight_part(loss: Loss, device: torch.device) -> Part:
+    return part_under(loss.layout, (_head_weight(loss),), device)
 
 
 def _head_bias(loss: Loss, theta: Tensor) -> Tensor | None:

@@ -20,18 +20,18 @@ from hessian_tools.meta.learners import Learner
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Some of a network's parameters: their own layout, and where they lie in the network's vector (CPU)."""
+    """Some of a network's parameters: their own layout, and where they lie in the network's vector."""
 
     layout: ParamLayout
     positions: Int[Tensor, " moved"]
 
     def of(self, theta: Float[Tensor, " param"]) -> Float[Tensor, " moved"]:
         """These entries of ``theta``."""
-        return theta[self.positions.to(theta.device)]
+        return theta[self.positions]
 
     def put(self, theta: Float[Tensor, " param"], moved: Float[Tensor, " moved"]) -> Float[Tensor, " param"]:
         """``theta`` with these entries replaced."""
-        return theta.index_copy(0, self.positions.to(theta.device), moved)
+        return theta.index_copy(0, self.positions, moved)
 
 
 def meta_parameters(learner: Learner, layout: ParamLayout, theta: Float[Tensor, " param"]) -> Float[Tensor, " meta"]:
@@ -72,20 +72,21 @@ def step_sizes(learner: Learner, loss: LossFunction, theta: Float[Tensor, " meta
     return found.exp() if learner.step_sizes == "learned_log" else found
 
 
-def moved_part(learner: Learner, loss: LossFunction) -> Part | None:
+def moved_part(learner: Learner, loss: LossFunction, *, device: torch.device) -> Part | None:
     """The network's parameters that the inner loop moves; None: all."""
     if not learner.moves:
         return None
     if not isinstance(loss, Loss):
         raise ValueError(f"{learner.name} moves {', '.join(learner.moves)}, which a plain function cannot name")
-    return _part(loss.layout, learner.moves)
+    return part_under(loss.layout, learner.moves, device)
 
 
 @lru_cache(maxsize=64)
-def _part(layout: ParamLayout, moves: tuple[str, ...]) -> Part:
-    names = layout.under(*moves)
-    return Part(layout.only(names), layout.positions(names))
+def part_under(layout: ParamLayout, prefixes: tuple[str, ...], device: torch.device) -> Part:
+    """The parameters under the prefixes; found once for each device."""
+    names = layout.under(*prefixes)
+    return Part(layout.only(names), layout.positions(names).to(device))
 
 
 def _moved_count(learner: Learner, layout: ParamLayout) -> int:
-    return _part(layout, learner.moves).layout.numel if learner.moves else layout.numel
+    return layout.only(layout.under(*learner.moves)).numel if learner.moves else layout.numel

@@ -76,6 +76,8 @@ class ShotPretraining:
         """Refuse what cannot be pre-trained so."""
         if shot is None or learner.outer != "query":
             raise ValueError(f"pretraining descends SHOT alone: {learner.name} needs outer='query' and a shot")
+        if learner.latent is not None:
+            raise ValueError("pretraining compares networks after the inner loop; a latent learner cannot take it")
         if shot.distance == L2 and self.projector != "absent":
             raise ValueError(f"projector={self.projector!r} acts on outputs, distance={L2!r} has none; use 'absent'")
         if self.augmentation is not None and len(input_shape) != 3:

@@ -59,6 +59,8 @@ class TrainConfig:
             raise ValueError(f"learning_rate={self.learning_rate} must be positive")
         if self.optimiser not in OPTIMISERS:
             raise ValueError(f"optimiser={self.optimiser!r} is not one of {', '.join(OPTIMISERS)}")
+        if self.batched and self.learner.latent is not None:
+            raise ValueError("batched=True: a latent learner draws random numbers task by task; use None or False")
         self._check_penalty()
 
     def _check_penalty(self) -> None:

@@ -22,7 +22,7 @@ _NAMES = tuple(Aux.__dataclass_fields__)
 
 def accumulate_gradient(config: TrainConfig, loss: Loss, theta: Tensor, meta_step: int) -> list[Aux]:
     """Add the mean meta-gradient of the outer step's tasks to ``theta.grad``; what each task's loss was made of."""
-    episodes = [_episode(config, loss, theta, meta_step, j) for j in range(config.meta_batch)]
+    episodes = [_episode(config, meta_step * config.meta_batch + j) for j in range(config.meta_batch)]
     objective = _objective(config, loss, meta_step)
     if is_batched(config, loss.model):
         gradient, aux = batched_gradient(partial(objective, noise=None), theta.detach(), episodes)
@@ -31,7 +31,7 @@ def accumulate_gradient(config: TrainConfig, loss: Loss, theta: Tensor, meta_ste
     seen = []
     for j, episode in enumerate(episodes):
         noise = stream(config.seed, "noise", meta_step * config.meta_batch + j) if config.learner.latent else None
-        value, aux_of_task = objective(theta, episode, noise=noise)
+        value, aux_of_task = objective(theta, cast_like(episode, theta), noise=noise)
         (value / config.meta_batch).backward()
         seen.append(aux_of_task)
     return seen
@@ -48,7 +48,7 @@ def batched_gradient(objective: Objective, theta: Tensor, episodes: Sequence[Epi
         value, aux = objective(t, episode)
         return value, tuple(getattr(aux, name) for name in _NAMES)
 
-    stacked = pytree.tree_map(lambda *leaves: torch.stack(leaves), *episodes)
+    stacked = cast_like(pytree.tree_map(lambda *leaves: torch.stack(leaves), *episodes), theta)
     gradients, seen = vmap(grad(values, has_aux=True), in_dims=(None, 0))(theta, stacked)
     return gradients.mean(0), [Aux(*numbers) for numbers in zip(*seen, strict=True)]
 
@@ -72,9 +72,8 @@ def training_source(config: TrainConfig) -> TaskSource:
     return ClassBatches(config.tasks)
 
 
-def _episode(config: TrainConfig, loss: Loss, theta: Tensor, meta_step: int, j: int) -> Episode:
-    index = meta_step * config.meta_batch + j
-    episode = cast_like(training_source(config).episode(seed=config.seed, split="train", index=index), theta)
+def _episode(config: TrainConfig, index: int) -> Episode:
+    episode = training_source(config).episode(seed=config.seed, split="train", index=index)
     if config.pretraining is None or config.pretraining.augmentation is None:
         return episode
     support, (x, y) = episode

@@ -206,7 +206,7 @@ def test_draws_follow_their_generator_and_a_new_task_takes_the_means():
 
 
 def test_the_order_of_the_support_examples_does_not_matter():
-    loss, theta, (x, y), query = on_features()
+    loss, theta, (x, y), _ = on_features()
     meta = started(LEO, theta, 6).detach()
     order = torch.randperm(len(y), generator=stream(3))
     assert torch.allclose(adapt(LEO, loss, meta, (x, y)), adapt(LEO, loss, meta, (x[order], y[order])), rtol=1e-10)

@@ -177,6 +177,11 @@ def test_mistakes_are_named(tmp_path):
         replace(IMAGES, shot=Shot(distance="l2_parameters"), pretraining=ShotPretraining())
     with pytest.raises(ValueError, match="projector='mlp' is not one of"):
         ShotPretraining("mlp")
+    latent = learners.leo(2, 0.5)
+    with pytest.raises(ValueError, match="draws random numbers task by task"):
+        replace(IMAGES, learner=latent, batched=True)
+    with pytest.raises(ValueError, match="a latent learner cannot take it"):
+        replace(IMAGES, learner=latent, shot=Shot(), pretraining=ShotPretraining())
     with pytest.raises(ValueError, match="does not exist; give a checkpoint file"):
         list(meta_train(replace(SINE, start=tmp_path / "nothing.safetensors")))
     with pytest.raises(ValueError, match="compares class probabilities"):
