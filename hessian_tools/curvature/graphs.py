@@ -38,9 +38,7 @@ class KeptGraphs:
         return torch.autograd.grad(gradient, theta, v, retain_graph=True, materialize_grads=True)[0]
 
 
-def kept_graphs(
-    loss: LossFunction, thetas: Float[Tensor, "point param"], batch: Batch, *, shared: bool
-) -> KeptGraphs:
+def kept_graphs(loss: LossFunction, thetas: Float[Tensor, "point param"], batch: Batch, *, shared: bool) -> KeptGraphs:
     """The gradient and its graph at every point, from a forward and a backward pass each."""
     leaves, gradients = [], []
     with torch.enable_grad():

@@ -94,9 +94,7 @@ def _may_be_view(node: fx.Node) -> bool:
     return node.op == "call_function"
 
 
-def _dying(
-    node: fx.Node, owners: dict[fx.Node, set[fx.Node]], last: dict[fx.Node, int], now: int
-) -> fx.Node | None:
+def _dying(node: fx.Node, owners: dict[fx.Node, set[fx.Node]], last: dict[fx.Node, int], now: int) -> fx.Node | None:
     """An input of the result's form, in memory of its own that nothing else here or later reads."""
     for used in node.all_input_nodes:
         mine = owners[used]
