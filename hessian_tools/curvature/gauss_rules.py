@@ -12,11 +12,20 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hessian_tools.curvature.interface import Operator
-from hessian_tools.curvature.lanczos import GaussRule, gauss_quadrature
+from hessian_tools.curvature.lanczos import gauss_quadrature
 from hessian_tools.curvature.memory import MEMORY_BUDGET
 
 # How far a computation is: products done, products in all; one product is one vector at one point.
 Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class GaussRule:
+    """Nodes, rising, their weights, and how far off an eigenvalue may be from a node: some eigenvalue is that near."""
+
+    nodes: Float[Tensor, "*point node"]
+    weights: Float[Tensor, "*point node"]
+    residuals: Float[Tensor, "*point node"]
 
 
 def quadrature(
@@ -73,9 +82,9 @@ def _piece(H: Operator, probes: Tensor, steps: int, seed: int, count: Count) -> 
     """Nodes, weights and residuals [point, probe, node] of a block of probes, all in one Lanczos run."""
     num_points, num_probes = H.num_points or 1, probes.shape[-1]
     starts = probes.mT.expand(num_points, num_probes, -1).flatten(0, 1)
-    rule = gauss_quadrature(_ProbesAsPoints(H, num_probes, count), starts, num_steps=steps, seed=seed)
+    parts = gauss_quadrature(_ProbesAsPoints(H, num_probes, count), starts, num_steps=steps, seed=seed)
     shape = (num_points, num_probes)
-    return [part.unflatten(0, shape) for part in (rule.nodes, rule.weights, rule.residuals)]
+    return [part.unflatten(0, shape) for part in parts]
 
 
 @dataclass(frozen=True)

@@ -123,17 +123,10 @@ class _Run:
         return _Run(H, self.points[where], basis, self.alphas[where], self.betas[where], self.found[where])
 
 
-@dataclass(frozen=True)
-class GaussRule:
-    """Nodes, rising, their weights, and how far off an eigenvalue may be from a node: some eigenvalue is that near."""
-
-    nodes: Float[Tensor, "*point node"]
-    weights: Float[Tensor, "*point node"]
-    residuals: Float[Tensor, "*point node"]
-
-
-def gauss_quadrature(H: Operator, starts: Float[Tensor, "point param"], *, num_steps: int, seed: int) -> GaussRule:
-    """Nodes, rising, and weights of the Gauss rule of each point's spectral measure as seen from its start z.
+def gauss_quadrature(
+    H: Operator, starts: Float[Tensor, "point param"], *, num_steps: int, seed: int
+) -> tuple[Float[Tensor, "point node"], Float[Tensor, "point node"], Float[Tensor, "point node"]]:
+    """Nodes, rising, weights and residuals of the Gauss rule of each point's spectral measure as seen from its start z.
 
     sum_i weights[i] nodes[i]^j = z'H^j z / z'z for j = 0 .. 2 num_steps - 1 (Golub, Meurant 1994): the nodes
     are the eigenvalues of T, the weights the squared first components of its eigenvectors. The number of
@@ -149,7 +142,8 @@ def gauss_quadrature(H: Operator, starts: Float[Tensor, "point param"], *, num_s
     whole = replace(run, alphas=run.alphas.masked_fill(broken, 0.0), betas=run.betas.masked_fill(broken, 0.0))
     values, vectors = _decompose(whole)
     residuals = whole.betas[:, -1:] * vectors[:, -1].abs()
-    return GaussRule(*(part.masked_fill(broken, torch.nan) for part in (values, vectors[:, 0] ** 2, residuals)))
+    nodes, weights, residuals = (p.masked_fill(broken, torch.nan) for p in (values, vectors[:, 0] ** 2, residuals))
+    return nodes, weights, residuals
 
 
 def _start(H: Operator, first: Float[Tensor, "#point param"], *, room: int, wanted: int = 0) -> _Run:
