@@ -22,6 +22,7 @@ from hessian_tools.curvature.gram import GramSpectrum, gauss_newton_spectrum
 from hessian_tools.curvature.interface import Operator
 from hessian_tools.curvature.moments import Diagonal, Moments, diagonal, frobenius_squared, moments
 from hessian_tools.curvature.operators import Hessian, gradient, hessian
+from hessian_tools.curvature.ragged import Ragged, ragged
 from hessian_tools.curvature.trace import Estimate, estimate_of, rademacher, trace
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "Hessian",
     "Moments",
     "Operator",
+    "Ragged",
     "Restriction",
     "alignment",
     "along",
@@ -60,6 +62,7 @@ __all__ = [
     "product_asymmetry",
     "quadrature",
     "rademacher",
+    "ragged",
     "rho_normalised",
     "rounding_error",
     "small_step_difference",

@@ -7,16 +7,19 @@ spoil products as quietly.
 
 from dataclasses import dataclass, fields, replace
 from math import isfinite, nan
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from hessian_tools.curvature.at_points import AtPoints
 from hessian_tools.curvature.differences import difference_quotients
 from hessian_tools.curvature.interface import Operator
 from hessian_tools.curvature.operators import Hessian
 from hessian_tools.curvature.points import Points
+from hessian_tools.curvature.ragged import RaggedPoints
 from hessian_tools.loss import HiddenStateError, Loss, cast_like, make_loss
 from hessian_tools.rng import stream
 
@@ -84,7 +87,7 @@ def check_operator(H: Operator, *, num_probes: int = 2, max_points: int = 3, see
     if num_probes < 1 or max_points < 1:
         raise ValueError(f"num_probes={num_probes}, max_points={max_points}: give 1 or more of each")
     H = _some_points(H, max_points)
-    state = _state(H.points) if isinstance(H, Hessian) else _open("state", NO_LOSS)
+    state = _state(H.points) if isinstance(H, Hessian) and isinstance(H.points, Points) else _open("state", NO_LOSS)
     if state.passed is False:
         because = "not judged, as the loss is no function of the parameters"
         rest = [_open(name, because) for name in ("symmetry", "linearity", "precision", "differences", "batching")]
@@ -94,6 +97,8 @@ def check_operator(H: Operator, *, num_probes: int = 2, max_points: int = 3, see
 
 
 def _some_points(H: Operator, most: int) -> Operator:
+    if isinstance(H, AtPoints) and isinstance(H.points, RaggedPoints):
+        H = replace(H, points=H.points.groups[0])
     if H.num_points is None or H.num_points <= most:
         return H
     return H.select(torch.linspace(0, H.num_points - 1, most).round().long())
@@ -145,17 +150,23 @@ def _linearity(H: Operator, U: Tensor, V: Tensor) -> Finding:
 def _of_the_loss(H: Operator, V: Tensor) -> tuple[Finding, ...]:
     """The checks that evaluate the loss anew: precision, differences, batching."""
     names = ("precision", "differences", "batching")
-    if not isinstance(H, Hessian):
+    if not isinstance(H, Hessian) or not isinstance(H.points, Points):
         return tuple(_open(name, NO_LOSS) for name in names)
-    thetas = H.points.thetas.double()
-    batches = tuple(cast_like(batch, thetas) for batch in H.points.batches)
-    double = replace(H, points=replace(H.points, thetas=thetas, batches=batches))
+    points = H.points
+    thetas = points.thetas.double()
+    batches = tuple(cast_like(batch, thetas) for batch in points.batches)
+    points = replace(points, thetas=thetas, batches=batches)
+    double = replace(H, points=points)
     try:
         products = double @ V.double()
     except RuntimeError as error:
         because = f"not judged, as the loss fails in float64: {str(error).splitlines()[0][:120]}"
         return tuple(_open(name, because) for name in names)
-    return _precision(H, V, products), _differences(double, V.double()), _batching(double, V.double(), products)
+    return (
+        _precision(H, V, products),
+        _differences(points, double, V.double()),
+        _batching(points, double, V.double(), products),
+    )
 
 
 def _precision(H: Hessian, V: Tensor, products: Tensor) -> Finding:
@@ -166,8 +177,8 @@ def _precision(H: Hessian, V: Tensor, products: Tensor) -> Finding:
     return _judged("precision", value, _rounding(H), text, "measure in float64")
 
 
-def _differences(H: Hessian, V: Tensor) -> Finding:
-    products, quotients = H.products(V.expand(len(H.points.thetas), *V.shape)), difference_quotients(H.points, V)
+def _differences(points: Points, H: Hessian, V: Tensor) -> Finding:
+    products, quotients = H.products(V.expand(len(points.thetas), *V.shape)), difference_quotients(points, V)
     scale = torch.maximum(products.norm(dim=1), quotients.central.norm(dim=1)).maximum(quotients.smallest_visible)
     scale = torch.where(scale == 0, 1.0, scale)
     error, doubt = (products - quotients.central).norm(dim=1) / scale, quotients.disagreement / scale
@@ -182,13 +193,14 @@ def _differences(H: Hessian, V: Tensor) -> Finding:
     return _judged("differences", float(error.flatten()[worst]), float(allowed.flatten()[worst]), text, blame)
 
 
-def _batching(H: Hessian, V: Tensor, products: Tensor) -> Finding:
+def _batching(points: Points, H: Hessian, V: Tensor, products: Tensor) -> Finding:
     """In float64: all at once, one product at a time, by vmap and by a loop."""
     text, scale = "vmap, loop and single products differ by {} of |Hv|", products.norm(dim=-2)
     values = []
-    for change in ({"most": 1}, {"batching": "loop"}, {"batching": "vmap"}):
+    changes: tuple[dict[str, Any], ...] = ({"most": 1}, {"batching": "loop"}, {"batching": "vmap"})
+    for change in changes:
         try:
-            other = replace(H, points=replace(H.points, **change)) @ V
+            other = replace(H, points=replace(points, route="direct", **change)) @ V
         except RuntimeError as error:
             return _open("batching", f"not judged: {str(error).splitlines()[0][:120]}")
         values.append(_worst((other - products).norm(dim=-2), scale))

@@ -115,9 +115,7 @@ class PointByPoint:
     def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
         """Each point's product with its columns."""
         together = self.traced.probes_together(1, V.shape[-1], V.device)
-        return _blockwise(
-            V, 1, together, lambda v, rows: self.traced.run(v, self.kept[rows.start], self.workspace)
-        )
+        return _blockwise(V, 1, together, lambda v, rows: self.traced.run(v, self.kept[rows.start], self.workspace))
 
     def select(self, points: Int[Tensor, " chosen"]) -> "PointByPoint":
         """The same at some of the points."""
@@ -173,9 +171,7 @@ class Stacked:
 
     def _all(self, V: Tensor) -> Tensor:
         columns = self.traced.probes_together(self.together, V.shape[-1], V.device)
-        return _blockwise(
-            V, self.together, columns, lambda v, rows: self.traced.run(v, self.of(rows), self.workspace)
-        )
+        return _blockwise(V, self.together, columns, lambda v, rows: self.traced.run(v, self.of(rows), self.workspace))
 
 
 def _blockwise(V: Tensor, points: int, probes: int, function: Callable[[Tensor, slice], Tensor]) -> Tensor:

@@ -60,7 +60,7 @@ class Room:
     def refuse(self, most: int) -> None:
         """Notes that so many at once did not fit; to be called where OutOfMemoryError was caught, raises it for one."""
         if most <= 1:
-            raise  # noqa: PLE0704
+            raise
         self.refusals += 1
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
