@@ -27,6 +27,7 @@ from hessian_tools.curvature.interface import Operator
 from hessian_tools.curvature.moments import Diagonal, Moments, diagonal, frobenius_squared, moments
 from hessian_tools.curvature.multiaffine import is_multiaffine
 from hessian_tools.curvature.operators import Hessian, gradient, hessian
+from hessian_tools.curvature.ragged import Ragged, ragged
 from hessian_tools.curvature.singular import SingularValues, singular_values
 from hessian_tools.curvature.subspace import (
     gradient_share,
@@ -60,6 +61,7 @@ __all__ = [
     "Hessian",
     "Moments",
     "Operator",
+    "Ragged",
     "Restriction",
     "SingularValues",
     "adaptation_jacobian",
@@ -87,6 +89,7 @@ __all__ = [
     "product_asymmetry",
     "quadrature",
     "rademacher",
+    "ragged",
     "rho_normalised",
     "rounding_error",
     "singular_values",
