@@ -22,6 +22,7 @@ from hessian_tools.curvature.gram import GramSpectrum, gauss_newton_spectrum
 from hessian_tools.curvature.interface import Operator
 from hessian_tools.curvature.moments import Diagonal, Moments, diagonal, frobenius_squared, moments
 from hessian_tools.curvature.operators import Hessian, gradient, hessian
+from hessian_tools.curvature.spectrum import Spectrum, spectrum
 from hessian_tools.curvature.trace import Estimate, estimate_of, rademacher, trace
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "Moments",
     "Operator",
     "Restriction",
+    "Spectrum",
     "alignment",
     "along",
     "check_operator",
@@ -64,6 +66,7 @@ __all__ = [
     "rounding_error",
     "small_step_difference",
     "spectral_density",
+    "spectrum",
     "top_eigenpairs",
     "trace",
 ]
