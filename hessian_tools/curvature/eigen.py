@@ -75,14 +75,14 @@ def top_eigenpairs(
 
     which: "LM" largest magnitude first; "LA" largest first; "SA" smallest first; "BE" both ends,
     largest first: k // 2 from the low end, the rest from the high one. These are different questions
-    where H is indefinite. max_matvecs: products a point; None: the larger of 100 and 20 k. Values are
-    Rayleigh quotients of the vectors. The sign of a vector means nothing. Deterministic in seed.
+    where H is indefinite. max_matvecs: products a point; None: the larger of 100 and 20 k, twice that with copies.
+    Values are Rayleigh quotients of the vectors. The sign of a vector means nothing. Deterministic in seed.
 
     max_basis: vectors of length param held for each point (with copies, k more); when there are so many, Lanczos
     restarts from the best pairs, at the cost of more products. None: as many as fit in 512 MiB (4 GiB on CUDA),
     never under 2 k + 8 or 20; points go in parts where together they would take more.
-    copies: search for eigenvalues missed, see ``EigenPairs.complete``; once again as many products, more where some
-    were missed. None: up to 1024 parameters, and not above, where exact copies are rare beyond the null space.
+    copies: search for eigenvalues missed, see ``EigenPairs.complete``; 50 to 80 % more products, again as many
+    for each search that found some. None: up to 1024 parameters, but not above.
     method: "exact" computes the whole spectrum (``spectrum``: dense, or a range finder), "auto" does so up
     to 128 parameters, or 4 k if that is more, unless max_matvecs forbids. progress: called with the number of
     points done and of all points.
@@ -168,7 +168,8 @@ def _plan(
     pairs, n = sum(wish.k for wish in wishes), H.num_params
     if method not in get_args(Method):
         raise ValueError(f"method={method!r} is not known; give one of {', '.join(get_args(Method))}")
-    budget = max(100, 20 * pairs) if max_matvecs is None else max_matvecs
+    copies = n <= COPIES_BELOW if copies is None else copies
+    budget = (2 if copies else 1) * max(100, 20 * pairs) if max_matvecs is None else max_matvecs
     if budget < 2 * pairs:
         raise ValueError(f"max_matvecs={budget} cannot find and check {pairs} eigenpairs; give {2 * pairs} or more")
     if max_basis is not None and max_basis < min(n, 2 * pairs + 2):
@@ -176,7 +177,7 @@ def _plan(
     small = n <= max(DENSE_BELOW, LOW_RANK * pairs) and (max_matvecs is None or max_matvecs >= n + pairs)
     exact = method == "exact" or (method == "auto" and small)
     rows = _basis_rows(H, pairs, budget) if max_basis is None else max_basis
-    return _Plan(seed, exact, n <= COPIES_BELOW if copies is None else copies, budget - pairs, rows)
+    return _Plan(seed, exact, copies, budget - pairs, rows)
 
 
 def _basis_rows(H: Operator, pairs: int, budget: int) -> int:

@@ -18,8 +18,6 @@ from torch import Tensor
 
 from hessian_tools.curvature.wanted import ROUNDING
 
-# Basis vectors of this many bytes go through the processor's cache together: they are read twice a step.
-CACHE = 2**19
 # A new basis is made of the old one this many bytes at a time.
 PIECE = 2**23
 # Orthogonalised once more where less than this share of a vector was left.
@@ -77,8 +75,10 @@ class KrylovBasis:
             before = w.norm(dim=-1)
         w = _orthogonal(w, rows)
         alphas, befores, betas = torch.stack([alpha, before, w.norm(dim=-1)]).double().cpu().numpy()
-        if m == self.kept or (betas < CANCELLED * befores).any():
-            w = _orthogonal(w, rows)
+        again = np.flatnonzero(betas < CANCELLED * befores) if m > self.kept else np.arange(len(betas))
+        if len(again):
+            who = torch.from_numpy(again).to(w.device)
+            w[who] = _orthogonal(w[who], rows if len(again) == len(w) else rows[who])
             betas = w.norm(dim=-1).double().cpu().numpy()
         finite = np.isfinite(alphas + betas)
         self.scale = np.maximum(self.scale, np.maximum(abs(alphas), betas))
@@ -165,11 +165,7 @@ def _orthogonal(
 ) -> Float[Tensor, "point param"]:
     """w less its part in the span of the rows.
 
-    Row vector times matrix: as matrix times column torch's batched product is ten times slower. On the CPU
-    in groups of points whose rows fit the cache, for they are read twice.
+    Row vector times matrix: as matrix times column torch's batched product is ten times slower.
     """
-    group = len(w)
-    if w.device.type == "cpu":
-        group = max(1, CACHE // (rows.shape[1] * rows.shape[2] * rows.element_size()))
-    pieces = zip(w[:, None].split(group), rows.split(group), strict=True)
-    return torch.cat([torch.baddbmm(x, x @ r.mT, r, alpha=-1)[:, 0] for x, r in pieces])
+    row = w[:, None]
+    return torch.baddbmm(row, row @ rows.mT, rows, alpha=-1)[:, 0]

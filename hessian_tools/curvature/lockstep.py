@@ -16,7 +16,7 @@ from hessian_tools.curvature.wanted import Wanted
 # Of the Ritz pairs beyond the wanted this share survives a restart.
 SURVIVORS = 0.4
 # After this share of the steps that the fall of the residuals predicts, they are looked at again.
-CAUTION = 0.5
+CAUTION = 0.7
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Lockstep:
         num_points = len(most)
         self.points = np.arange(num_points)
         self.running = np.ones(num_points, dtype=bool)
-        self.next_look = np.full(num_points, max(wish.k for wish in wishes))
+        self.next_look = np.full(num_points, 2 * max(wish.k for wish in wishes))
         self.last_look, self.last_missed = np.zeros(num_points, dtype=int), np.full(num_points, np.inf)
         self.has_been = np.zeros(num_points, dtype=bool)
         self.steps = 0
@@ -150,7 +150,7 @@ class Lockstep:
             self._leave(who[[row]], [ritz])
 
     def _schedule(self, who: Int[np.ndarray, " chosen"], missed: Float[np.ndarray, " chosen"]) -> None:
-        """Look again when half of the predicted steps are over; after an eighth of the steps done if nothing fell."""
+        """Look again shortly before the residuals are predicted to have fallen; soon, if they did not fall."""
         with np.errstate(all="ignore"):
             rate = np.log(self.last_missed[who] / missed) / (self.steps - self.last_look[who])
             wait = np.where((rate > 0) & np.isfinite(rate), CAUTION * np.log(missed) / rate, self.steps / 8)

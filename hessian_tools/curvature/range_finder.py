@@ -20,6 +20,7 @@ from scipy.special import gammaincinv
 from torch import Tensor
 
 from hessian_tools.curvature.interface import Operator
+from hessian_tools.curvature.krylov import CANCELLED
 from hessian_tools.rng import stream
 
 # Random vectors a round.
@@ -107,14 +108,14 @@ class _RangeFinder:
 
     def _outside(self, Y: Float[Tensor, "point row param"]) -> Float[Tensor, "point row param"]:
         Q = self.Q[:, : self.rank]
-        for _ in range(2):
-            Y = torch.baddbmm(Y, Y @ Q.mT, Q, alpha=-1)
-        return Y
+        return torch.baddbmm(Y, Y @ Q.mT, Q, alpha=-1)
 
     def _grow(self, W: Float[Tensor, "point row param"]) -> None:
         """Q takes in the rows W, made orthonormal; where they are rounding they are as good as random."""
-        new = torch.linalg.qr(W.mT).Q.mT
-        new = torch.linalg.qr(self._outside(new).mT).Q.mT
+        new = self._outside(torch.linalg.qr(W.mT).Q.mT)
+        while bool((new.norm(dim=-1) < CANCELLED).any()):  # what W had left outside of Q was rounding
+            new = self._outside(torch.linalg.qr(new.mT).Q.mT)
+        new = _polished(new)
         old, self.rank = self.rank, self.rank + BLOCK
         self.Q[:, old : self.rank] = new
         block = self.Q[:, : self.rank] @ row_products(self.H, new).mT
@@ -140,6 +141,14 @@ class _RangeFinder:
                 self.Q[to, : self.rank], self.T[to] = self.Q[source, : self.rank], self.T[source]
         self.Q, self.T, self.points = self.Q[: len(stay)], self.T[: len(stay)], self.points[stay.cpu().numpy()]
         self.H = self.H.select(stay)
+
+
+def _polished(rows: Float[Tensor, "point row param"]) -> Float[Tensor, "point row param"]:
+    """Orthonormal rows near rows that nearly are: G^(-1/2) times them, G their Gram matrix; twice, for rounding."""
+    for _ in range(2):
+        d, U = torch.linalg.eigh((rows @ rows.mT).double())
+        rows = ((U / d[:, None].sqrt()) @ U.mT).to(rows) @ rows
+    return rows
 
 
 def _quantile(degrees: int) -> float:
