@@ -29,6 +29,7 @@ from hessian_tools.curvature.multiaffine import is_multiaffine
 from hessian_tools.curvature.operators import Hessian, gradient, hessian
 from hessian_tools.curvature.ragged import Ragged, ragged
 from hessian_tools.curvature.singular import SingularValues, singular_values
+from hessian_tools.curvature.spectrum import Spectrum, spectrum
 from hessian_tools.curvature.subspace import (
     gradient_share,
     overlap_null,
@@ -64,6 +65,7 @@ __all__ = [
     "Ragged",
     "Restriction",
     "SingularValues",
+    "Spectrum",
     "adaptation_jacobian",
     "alignment",
     "along",
@@ -95,6 +97,7 @@ __all__ = [
     "singular_values",
     "small_step_difference",
     "spectral_density",
+    "spectrum",
     "step_overlaps",
     "subspace_error",
     "subspace_overlap",
