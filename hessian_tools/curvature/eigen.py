@@ -14,8 +14,9 @@ from hessian_tools.curvature.interface import Operator
 from hessian_tools.curvature.lanczos import lanczos
 from hessian_tools.curvature.lockstep import Ritz
 from hessian_tools.curvature.memory import MEMORY_BUDGET
+from hessian_tools.curvature.progress import Progress
 from hessian_tools.curvature.range_finder import row_products
-from hessian_tools.curvature.spectrum import DENSE_BELOW, LOW_RANK, Progress, exact_ritz
+from hessian_tools.curvature.spectrum import DENSE_BELOW, LOW_RANK, exact_ritz
 from hessian_tools.curvature.wanted import Wanted, Which
 
 Method = Literal["auto", "lanczos", "exact"]

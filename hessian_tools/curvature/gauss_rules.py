@@ -4,7 +4,6 @@ The measure of a probe z is sum_i (u_i'z)^2 / z'z delta(lambda - lambda_i). All 
 and point, go on together, as many as their vectors fit in memory. (Golub, Meurant 1994; Ubaru, Chen, Saad 2017.)
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,9 +13,9 @@ from torch import Tensor
 from hessian_tools.curvature.interface import Operator
 from hessian_tools.curvature.lanczos import gauss_quadrature
 from hessian_tools.curvature.memory import MEMORY_BUDGET
+from hessian_tools.curvature.progress import Progress
 
 # How far a computation is: products done, products in all; one product is one vector at one point.
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ from torch.nn.functional import pad
 from hessian_tools.curvature.interface import Operator
 from hessian_tools.curvature.lockstep import Ritz
 from hessian_tools.curvature.memory import MEMORY_BUDGET
+from hessian_tools.curvature.progress import Progress
 from hessian_tools.curvature.range_finder import Compressed, compressed, row_products
 from hessian_tools.curvature.wanted import ROUNDING
 from hessian_tools.rng import stream
 
 Method = Literal["auto", "dense", "range finder"]
-Progress = Callable[[int, int], None]
 
 # Up to so many parameters the whole matrix costs less than looking for a small range.
 DENSE_BELOW = 128
