@@ -47,7 +47,7 @@ def explained_by_gauss_newton(pairs: EigenPairs, spectrum: GramSpectrum, *, whic
     Raises ValueError where either has no vectors, or they are not of the same points.
 
     >>> yes, count, e = torch.ones(2, dtype=torch.bool), torch.tensor(9), torch.eye(3)
-    >>> H = EigenPairs(torch.tensor([4.0, 2.0]), torch.zeros(2), yes, e[:, :2], count)
+    >>> H = EigenPairs(torch.tensor([4.0, 2.0]), torch.zeros(2), yes, e[:, :2], count, yes[0])
     >>> G = GramSpectrum(torch.tensor([3.0, 2.0]), torch.tensor(0.0), e[:, [0, 2]])  # H diag(4, 2, 1), G diag(3, 0, 2)
     >>> found = explained_by_gauss_newton(H, G)
     >>> found.share.tolist(), found.overlap.tolist()

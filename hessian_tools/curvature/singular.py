@@ -15,7 +15,8 @@ class SingularValues:
     """The largest singular values of a Jacobian, falling, with their quality.
 
     left_residuals: |J v - s u|; right_residuals: |J'u - s v| of the unit vectors u, v, from true products. A singular
-    value of J lies within ``error`` = sqrt(left^2 + right^2) / sqrt(2) of s; that none was missed is not said.
+    value of J lies within ``error`` = sqrt(left^2 + right^2) / sqrt(2) of s. complete: none was missed, as for
+    ``EigenPairs``.
     converged: error <= max(rtol s, 64 eps |J|^2 / s), |J| the largest value; where False, raise max_matvecs.
     u, v [*task, param, k]: where asked for; u is zero where s is. num_matvecs: Hessian-vector products of each task.
     """
@@ -27,6 +28,7 @@ class SingularValues:
     u: Float[Tensor, "*task param k"] | None
     v: Float[Tensor, "*task param k"] | None
     num_matvecs: Int[Tensor, "*task"]
+    complete: Bool[Tensor, "*task"]
 
     @property
     def error(self) -> Float[Tensor, "*task k"]:
@@ -42,13 +44,15 @@ def singular_values(
     vectors: bool = False,
     seed: int = 0,
     max_matvecs: int | None = None,
+    copies: bool | None = None,
 ) -> SingularValues:
     """The k largest singular values of J at every task, from eigenpairs of J'J (Lanczos), certified by products.
 
     They say how far apart starts grow or shrink in the inner loop: 1 along directions without curvature, more than
     1 along negative curvature and where alpha lambda > 2. Only the largest are promised: J'J squares
     the condition, which costs a value s a relative error of eps (|J| / s)^2. max_matvecs: products with J'J, each
-    2 K Hessian-vector products; None: the larger of 100 and 20 k. Raises ValueError for k outside 1..param.
+    2 K Hessian-vector products; None, and copies: as for :func:`top_eigenpairs`.
+    Raises ValueError for k outside 1..param.
 
     >>> from hessian_tools.curvature import adaptation_jacobian, hessian
     >>> a = torch.tensor([2.0, -1.0])
@@ -57,7 +61,9 @@ def singular_values(
     [1.331, 0.512]
     """
     # The same tolerance for s^2 as for s: |J'Jv - s^2 v| = s |J'u - s v|.
-    pairs = top_eigenpairs(J.gram, k=k, which="LA", rtol=rtol, vectors=True, seed=seed, max_matvecs=max_matvecs)
+    pairs = top_eigenpairs(
+        J.gram, k=k, which="LA", rtol=rtol, vectors=True, seed=seed, max_matvecs=max_matvecs, copies=copies
+    )
     assert pairs.vectors is not None
     s, u, v = _falling(J @ pairs.vectors, pairs.vectors)
     left = (J @ v - u * s[..., None, :]).norm(dim=-2)
@@ -65,7 +71,9 @@ def singular_values(
     rounding = 64 * torch.finfo(s.dtype).eps * s[..., :1] ** 2 / s.clamp(min=torch.finfo(s.dtype).tiny)
     converged = _error(left, right) <= torch.maximum(rtol * s, rounding)
     products = J.steps * (2 * pairs.num_matvecs + 3 * k)
-    return SingularValues(s, left, right, converged, u if vectors else None, v if vectors else None, products)
+    return SingularValues(
+        s, left, right, converged, u if vectors else None, v if vectors else None, products, pairs.complete
+    )
 
 
 def _falling(

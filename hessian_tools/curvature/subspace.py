@@ -101,12 +101,13 @@ def subspace_error(pairs: EigenPairs, *, which: Which = "LM") -> Float[Tensor, "
     Davis and Kahan 1970: sqrt(sum of squared residuals to j) / gap, gap the distance of the j-th value from the
     rest of the spectrum, for which pair j + 1 stands (its residual taken off): so ask for one pair more than is
     used. At most 1, and 1 where nothing is known: for the last pair, and where values are too close. which: as the
-    pairs were asked for, "LM", "LA" or "SA". It holds if Lanczos missed no eigenvalue; rounding is not in it.
+    pairs were asked for, "LM", "LA" or "SA". It holds where no eigenvalue was missed
+    (``pairs.complete`` says where that was looked into); rounding is not in it.
     Raises ValueError for "BE", whose pairs have no order to cut.
 
     >>> values, residuals = torch.tensor([5.0, 3.0, 1.0]), torch.tensor([0.3, 0.4, 0.0])
     >>> yes, count = torch.ones(3, dtype=torch.bool), torch.tensor(9)
-    >>> subspace_error(EigenPairs(values, residuals, yes, None, count))  # 0.3 / 1.6, 0.5 / 2
+    >>> subspace_error(EigenPairs(values, residuals, yes, None, count, yes[0]))  # 0.3 / 1.6, 0.5 / 2
     tensor([0.1875, 0.2500, 1.0000])
     """
     return cut_error(_order(pairs, which), pairs.residuals)
@@ -117,7 +118,7 @@ def vector_error(pairs: EigenPairs, *, which: Which = "LM") -> Float[Tensor, "*p
 
     >>> values, residuals = torch.tensor([5.0, 3.0, -1.0]), torch.tensor([0.3, 0.3, 0.0])
     >>> yes, count = torch.ones(3, dtype=torch.bool), torch.tensor(9)
-    >>> vector_error(EigenPairs(values, residuals, yes, None, count))  # 0.3 / 1.7, 0.3 / 1.7
+    >>> vector_error(EigenPairs(values, residuals, yes, None, count, yes[0]))  # 0.3 / 1.7, 0.3 / 1.7
     tensor([0.1765, 0.1765, 1.0000])
     """
     order, residuals, k = _order(pairs, which), pairs.residuals, pairs.values.shape[-1]

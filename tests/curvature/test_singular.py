@@ -91,3 +91,12 @@ def test_single_precision() -> None:
 def test_refusals_in_plain_words() -> None:
     with pytest.raises(ValueError, match="30 eigenvalues"):
         singular_values(adaptation_jacobian(operator(matrices()), 0.1, steps=K), k=30)
+
+
+def test_a_second_copy_is_found_and_said() -> None:
+    """Two equal largest singular values: one start sees one of them, the search the other."""
+    A = symmetric(torch.cat([torch.tensor([-9.0, -9.0]), torch.linspace(0, 1, 22)]).double(), points=1)
+    J = adaptation_jacobian(operator(A[None]), 0.1)
+    found = singular_values(J, k=3, rtol=1e-8, copies=True)
+    close(found.values[:2], torch.full((2,), 1.9, dtype=torch.float64))
+    assert found.complete.all()
