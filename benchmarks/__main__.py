@@ -1,0 +1,55 @@
+"""``python -m benchmarks``: prints the table, keeps the raw samples as JSON. Heavy imports wait for the run."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import App, Parameter
+
+app = App(
+    name="python -m benchmarks",
+    help="Ours against its peers on the same points: each in its own process, in turns; medians and ratios.",
+    version_flags=[],
+)
+
+
+@app.default
+def main(
+    *,
+    only: Annotated[
+        tuple[str, ...],
+        Parameter(consume_multiple=True, help="Work loads (W1 W2 W3) or quantities (top5 products trace ...)."),
+    ] = (),
+    rounds: Annotated[int, Parameter(help="Turns of each contestant after its first call.")] = 5,
+    quick: Annotated[
+        bool, Parameter(negative="", help="A smoke run of a minute or two: few points, one round.")
+    ] = False,
+    full: Annotated[bool, Parameter(negative="", help="All points in every row, also for the slow peers.")] = False,
+    threads: Annotated[int, Parameter(help="Threads of every process.")] = 1,
+    allocator: Annotated[
+        Literal["both", "default", "keep"],
+        Parameter(help="malloc as it comes, or told to keep its pages; the same for all."),
+    ] = "both",
+    device: Literal["cpu", "cuda"] = "cpu",
+    out: Annotated[Path, Parameter(help="Folder for the JSON, the points and their reference values.")] = Path(
+        "runs/benchmarks"
+    ),
+) -> None:
+    """Measure, print, keep."""
+    from benchmarks.run import Settings, run
+    from benchmarks.rows import chosen
+
+    if rounds < 1 or threads < 1:
+        sys.exit("--rounds and --threads are 1 or more")
+    try:
+        rows = chosen(only, quick=quick)
+    except ValueError as error:
+        sys.exit(str(error))
+    allocators = ("default", "keep") if allocator == "both" else (allocator,)
+    if quick:
+        rounds, allocators = 1, allocators[:1]
+    run(Settings(rows, rounds, threads, allocators, device, out, quick=quick, full=full))
+
+
+if __name__ == "__main__":
+    app()
