@@ -31,13 +31,17 @@ def main(
         Parameter(help="malloc as it comes, or told to keep its pages; the same for all."),
     ] = "both",
     device: Literal["cpu", "cuda"] = "cpu",
+    clock: Annotated[
+        Literal["wall", "cpu"],
+        Parameter(help="What ratios are taken of; processor time is the fairer on a machine that others use."),
+    ] = "wall",
     out: Annotated[Path, Parameter(help="Folder for the JSON, the points and their reference values.")] = Path(
         "runs/benchmarks"
     ),
 ) -> None:
     """Measure, print, keep."""
-    from benchmarks.run import Settings, run
     from benchmarks.rows import chosen
+    from benchmarks.run import Settings, run
 
     if rounds < 1 or threads < 1:
         sys.exit("--rounds and --threads are 1 or more")
@@ -45,10 +49,10 @@ def main(
         rows = chosen(only, quick=quick)
     except ValueError as error:
         sys.exit(str(error))
-    allocators = ("default", "keep") if allocator == "both" else (allocator,)
+    allocators = ["default", "keep"] if allocator == "both" else [allocator]
     if quick:
         rounds, allocators = 1, allocators[:1]
-    run(Settings(rows, rounds, threads, allocators, device, out, quick=quick, full=full))
+    run(Settings(rows, rounds, threads, tuple(allocators), device, out, clock, quick=quick, full=full))
 
 
 if __name__ == "__main__":

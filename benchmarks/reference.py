@@ -20,6 +20,7 @@ from torch import Tensor
 
 import hessian_tools as ht
 from benchmarks import workloads
+from benchmarks.errors import worst_error
 from benchmarks.peers import K
 from benchmarks.peers.kept_graph import reverse_over_reverse
 from benchmarks.peers.ours import operator
@@ -54,18 +55,6 @@ def reference(problem: Problem, quantity: str) -> dict[str, Any]:
         "residual": max(residuals),
         "disagreement": worst_error(pairs.values.tolist(), independent.tolist()),
     }
-
-
-def worst_error(values: list[list[float]], reference: list[list[float]]) -> float:
-    """The largest relative error, number by number in order of magnitude; of magnitudes, so that ties do not matter."""
-    found, true = (torch.tensor(v, dtype=torch.float64).abs().sort(-1).values for v in (values, reference))
-    return float(((found - true).abs() / true).max())
-
-
-def error_to_norm(values: list[list[float]], reference: list[list[float]]) -> float:
-    """The largest error of whole spectra, in order of value, over the largest magnitude at the point."""
-    found, true = (torch.tensor(v, dtype=torch.float64).sort(-1).values for v in (values, reference))
-    return float(((found - true).abs().amax(-1) / true.abs().amax(-1)).max())
 
 
 def _residual(problem: Problem, point: int, values: Tensor, vectors: Tensor) -> float:

@@ -36,13 +36,20 @@ class Order:
 
 @dataclass
 class Entry:
-    """One contestant of one row. first: its first call, cold; absent: why there is nothing."""
+    """One contestant of one row.
+
+    absent: why there is nothing. first: its first call, cold. values, stderr: what its last round found;
+    error: how wrong the values are.
+    """
 
     contestant: str
     note: str = ""
     absent: str | None = None
     first: dict[str, Any] | None = None
     samples: list[dict[str, Any]] = field(default_factory=list)
+    values: list[list[float]] | None = None
+    stderr: list[list[float]] | None = None
+    error: float | None = None
 
 
 def race(
@@ -61,12 +68,11 @@ def race(
     with _closing() as workers:
         for name in row.contestants:
             order = Order(row.workload, name, row.quantity, count, threads, device)
-            entry, worker = Entry(name), _Worker(points, order, environment(threads, allocator))
+            workers[name] = _Worker(points, order, environment(threads, allocator))
+            entry = Entry(name)
             entries.append(entry)
-            _take(entry, worker.answer())
-            if entry.absent is None:
-                workers[name] = worker
-                entry.first = _turn(entry, worker)
+            _take(entry, workers[name].answer())
+            entry.first = None if entry.absent else _turn(entry, workers[name])
             say(f"{name}: {_beginning(entry)}")
         for number in range(rounds):
             for entry in (e for e in entries if e.absent is None):
@@ -112,7 +118,7 @@ class _Worker:
 
     def close(self) -> None:
         self.process.kill()
-        self.process.wait()
+        self.process.communicate()
 
 
 @contextmanager
@@ -139,4 +145,5 @@ def _turn(entry: Entry, worker: _Worker) -> dict[str, Any] | None:
     if "failed" in sample:
         entry.absent = sample["failed"]
         return None
+    entry.values, entry.stderr = sample.pop("values"), sample.pop("stderr")
     return sample

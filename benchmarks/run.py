@@ -1,7 +1,8 @@
-"""One run: points, references, races, table, JSON."""
+"""One run: points, references, races, JSON, table."""
 
 import hashlib
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,12 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks import workloads
+from benchmarks.errors import error
 from benchmarks.machine import facts
 from benchmarks.rounds import ALLOCATORS, Entry, race, run_module
 from benchmarks.rows import Row
-from benchmarks.standing import Line, standing
-from benchmarks.table import table
+from benchmarks.show import show
+from benchmarks.standing import Clock
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Settings:
     allocators: tuple[str, ...]
     device: str
     out: Path
+    clock: Clock = "wall"
     quick: bool = False
     full: bool = False
 
@@ -39,26 +42,21 @@ class Settings:
 def run(settings: Settings) -> Path:
     """Print a table for each allocator setting; the path of the JSON with every sample."""
     settings.out.mkdir(parents=True, exist_ok=True)
-    console, progress = Console(width=200), Console(stderr=True)
+    progress = Console(stderr=True, highlight=False)
     names = sorted({row.workload for row in settings.rows})
     points = {name: workloads.save(name, settings.out) for name in names}
-    truths = {
-        (row.workload, row.quantity): _truth(row, settings, points[row.workload], progress) for row in settings.rows
-    }
-    record: dict[str, Any] = _head(settings, truths)
-    path = settings.out / "benchmarks.json"
+    truths = [_truth(row, settings, points[row.workload], progress) for row in settings.rows]
+    record, path = _head(settings), settings.out / "benchmarks.json"
     for allocator in settings.allocators:
-        lines: list[Line] = []
-        for row in settings.rows:
+        for row, truth in zip(settings.rows, truths, strict=True):
             progress.print(f"[bold]{row.workload} {row.title}[/], {settings.points(row)} points, malloc {allocator}")
             entries = _race(row, settings, points[row.workload], allocator, progress)
-            truth = truths[row.workload, row.quantity]
-            lines += standing(row, entries, settings.points(row), truth and truth["values"])
-            record["rows"].append(_kept(row, settings, allocator, entries))
+            for entry in entries:
+                entry.error = error(row, entry.values, truth["values"] if truth else None)
+            record["rows"].append(kept_row(row, settings, allocator, entries, truth))
             path.write_text(json.dumps(record, indent=1))
-        console.print(table(lines, f"malloc {allocator}, {settings.threads} thread(s), {settings.device}"))
-        console.print()
-    console.print(f"every sample: {path}")
+    show(record["rows"], settings.clock)
+    _remarks(settings, path)
     return path
 
 
@@ -71,7 +69,7 @@ def _race(row: Row, settings: Settings, points: Path, allocator: str, progress: 
         threads=settings.threads,
         device=settings.device,
         allocator=allocator,
-        say=lambda text: progress.print(f"  {text}", highlight=False),
+        say=lambda text: progress.print(f"  {text}"),
     )
 
 
@@ -90,7 +88,7 @@ def _truth(row: Row, settings: Settings, points: Path, progress: Console) -> dic
     return found
 
 
-def _head(settings: Settings, truths: dict[tuple[str, str], dict[str, Any] | None]) -> dict[str, Any]:
+def _head(settings: Settings) -> dict[str, Any]:
     return {
         "machine": facts(settings.device),
         "seed": workloads.SEED,
@@ -98,19 +96,24 @@ def _head(settings: Settings, truths: dict[tuple[str, str], dict[str, Any] | Non
         "rounds": settings.rounds,
         "allocators": {name: ALLOCATORS[name] for name in settings.allocators},
         "workloads": {name: load.title for name, load in workloads.WORKLOADS.items()},
-        "references": {f"{load} {what}": found for (load, what), found in truths.items() if found},
         "rows": [],
     }
 
 
-def _kept(row: Row, settings: Settings, allocator: str, entries: list[Entry]) -> dict[str, Any]:
-    """All that was measured; values once, from the last round."""
-    kept = [asdict(entry) for entry in entries]
-    for entry in kept:
-        last = entry["samples"][-1] if entry["samples"] else {}
-        entry["values"], entry["stderr"] = last.get("values"), last.get("stderr")
-        for sample in [entry["first"] or {}, *entry["samples"]]:
-            sample.pop("values", None)
-            sample.pop("stderr", None)
+def kept_row(
+    row: Row, settings: Settings, allocator: str, entries: list[Entry], truth: dict[str, Any] | None
+) -> dict[str, Any]:
+    """All that was measured. Whole spectra are left out: they are megabytes, and follow from the seed."""
+    contestants = [asdict(entry) for entry in entries]
+    if row.quantity == "spectrum":
+        contestants = [contestant | {"values": None} for contestant in contestants]
+        truth = truth and {**truth, "values": None}
     what = {"workload": row.workload, "quantity": row.quantity, "points": settings.points(row)}
-    return {**what, "allocator": allocator, "contestants": kept}
+    return {**what, "allocator": allocator, "reference": truth, "contestants": contestants}
+
+
+def _remarks(settings: Settings, path: Path) -> None:
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load > cores:
+        print(f"The machine is busy (load {load:.1f} on {cores} cores): read the column cpu, or give --clock cpu.")
+    print(f"Every sample: {path}")

@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
-from benchmarks.reference import error_to_norm, worst_error
 from benchmarks.rounds import Entry
 from benchmarks.rows import MOST_ERROR, Against, Row
+
+Clock = Literal["wall", "cpu"]
+CLOCKS = {"wall": "seconds", "cpu": "cpu_seconds"}
 
 
 @dataclass(frozen=True)
@@ -50,20 +52,18 @@ class Line:
         return "yes" if self.ratio >= self.goal else "no"
 
 
-def standing(row: Row, entries: list[Entry], points: int, truth: list[list[float]] | None) -> list[Line]:
-    """Ours, the first entry, against each of the others."""
+def standing(row: Row, entries: list[Entry], points: int, clock: Clock = "wall") -> list[Line]:
+    """Ours, the first entry, against each of the others. clock: which one ratios and the goal are judged by."""
     ours, *others = entries
-    return [_line(row, a, ours, them, points, truth) for a, them in zip(row.against, others, strict=True)]
+    return [_line(row, a, ours, them, points, clock) for a, them in zip(row.against, others, strict=True)]
 
 
-def _line(row: Row, against: Against, ours: Entry, theirs: Entry, points: int, truth: list[list[float]] | None) -> Line:
-    absent = ours.absent and f"ours: {ours.absent}"
-    absent = absent or theirs.absent
+def _line(row: Row, against: Against, ours: Entry, theirs: Entry, points: int, clock: Clock) -> Line:
+    absent = f"ours: {ours.absent}" if ours.absent else theirs.absent
     if absent or not (ours.samples and theirs.samples):
         return Line(row, against.contestant, absent or "no round", against.goal, against.stretch)
-    a, b = times(row, ours.samples), times(row, theirs.samples)
+    a, b = times(row, ours.samples, clock), times(row, theirs.samples, clock)
     ratios = [_turned(row, x, y) for x, y in zip(a, b, strict=True)]
-    cpu = _turned(row, *(median(times(row, e.samples, "cpu_seconds")) for e in (ours, theirs)))
     return Line(
         row,
         against.contestant,
@@ -75,34 +75,31 @@ def _line(row: Row, against: Against, ours: Entry, theirs: Entry, points: int, t
         ratio=_turned(row, median(a), median(b)),
         low=min(ratios),
         high=max(ratios),
-        cpu_ratio=None if against.contestant == "floor" else cpu,
-        first_ours=_first(row, ours),
-        first_theirs=_first(row, theirs),
-        error_ours=_error(row, ours, truth),
-        error_theirs=_error(row, theirs, truth),
-        matvecs_ours=None if row.quantity == "products" else ours.samples[-1]["num_matvecs"] / points,
-        matvecs_theirs=None if row.quantity == "products" else theirs.samples[-1]["num_matvecs"] / points,
+        cpu_ratio=_turned(row, *(median(times(row, e.samples, "cpu")) for e in (ours, theirs))),
+        first_ours=_first(ours, clock),
+        first_theirs=_first(theirs, clock),
+        error_ours=ours.error,
+        error_theirs=theirs.error,
+        matvecs_ours=_matvecs(row, ours, points),
+        matvecs_theirs=_matvecs(row, theirs, points),
     )
 
 
-def times(row: Row, samples: list[dict[str, Any]], clock: str = "seconds") -> list[float]:
+def times(row: Row, samples: list[dict[str, Any]], clock: Clock) -> list[float]:
     """Seconds of the whole task; of one product where the row counts products."""
     one = row.quantity == "products"
-    return [s[clock] / (s["num_matvecs"] if one else 1) for s in samples]
+    return [s[CLOCKS[clock]] / (s["num_matvecs"] if one else 1) for s in samples]
 
 
 def _turned(row: Row, ours: float, theirs: float) -> float:
-    return ours / theirs if row.at_most else theirs / max(ours, 1e-12)
+    return ours / theirs if row.at_most else theirs / ours
 
 
-def _first(row: Row, entry: Entry) -> float | None:
+def _first(entry: Entry, clock: Clock) -> float | None:
     """The whole first call, also where the row counts products: what is traced then is traced once."""
-    return None if entry.first is None else entry.first["seconds"]
+    return None if entry.first is None else entry.first[CLOCKS[clock]]
 
 
-def _error(row: Row, entry: Entry, truth: list[list[float]] | None) -> float | None:
-    values = entry.samples[-1]["values"]
-    if truth is None or values is None:
-        return None
-    error = worst_error if row.quantity == "top5" else error_to_norm
-    return error(values, truth[: len(values)])
+def _matvecs(row: Row, entry: Entry, points: int) -> float | None:
+    """Products a point."""
+    return None if row.quantity == "products" else entry.samples[-1]["num_matvecs"] / points

@@ -70,9 +70,10 @@ def _measured(job: Job, device: str) -> dict[str, Any]:
     _wait(device)
     seconds = time.perf_counter() - start
     after = resource.getrusage(resource.RUSAGE_SELF)
+    processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {
         "seconds": seconds if answer.seconds is None else answer.seconds,
-        "cpu_seconds": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+        "cpu_seconds": processor if answer.seconds is None else answer.seconds,
         "system_seconds": after.ru_stime - before.ru_stime,
         "page_faults": after.ru_minflt - before.ru_minflt,
         "peak_mib": after.ru_maxrss / 1024,

@@ -12,8 +12,8 @@ from benchmarks.problem import Answer, Job, Problem
 
 
 def build(problem: Problem, quantity: str) -> Job:
-    count = _Count(sys.modules["pyhessian.hessian"].hessian_vector_product)
-    sys.modules["pyhessian.hessian"].hessian_vector_product = count
+    library = vars(sys.modules["pyhessian.hessian"])
+    count = library["hessian_vector_product"] = _Count(library["hessian_vector_product"])
     runs: dict[str, Callable[[], Answer]] = {
         "top5": lambda: _top5(problem, count),
         "trace": lambda: _trace(problem, count),
