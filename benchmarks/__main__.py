@@ -24,7 +24,7 @@ def main(
     quick: Annotated[
         bool, Parameter(negative="", help="A smoke run of a minute or two: few points, one round.")
     ] = False,
-    full: Annotated[bool, Parameter(negative="", help="All points in every row, also for the slow peers.")] = False,
+    points: Annotated[int | None, Parameter(help="Points in every row; left out, each row's own number.")] = None,
     threads: Annotated[int, Parameter(help="Threads of every process.")] = 1,
     allocator: Annotated[
         Literal["both", "default", "keep"],
@@ -43,8 +43,8 @@ def main(
     from benchmarks.rows import chosen
     from benchmarks.run import Settings, run
 
-    if rounds < 1 or threads < 1:
-        sys.exit("--rounds and --threads are 1 or more")
+    if min(rounds, threads, points or 1) < 1:
+        sys.exit("--rounds, --threads and --points are 1 or more")
     try:
         rows = chosen(only, quick=quick)
     except ValueError as error:
@@ -52,7 +52,7 @@ def main(
     allocators = ["default", "keep"] if allocator == "both" else [allocator]
     if quick:
         rounds, allocators = 1, allocators[:1]
-    run(Settings(rows, rounds, threads, tuple(allocators), device, out, clock, quick=quick, full=full))
+    run(Settings(rows, rounds, threads, tuple(allocators), device, out, clock, quick=quick, points=points))
 
 
 if __name__ == "__main__":

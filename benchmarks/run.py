@@ -30,13 +30,15 @@ class Settings:
     out: Path
     clock: Clock = "wall"
     quick: bool = False
-    full: bool = False
+    points: int | None = None
 
-    def points(self, row: Row) -> int:
+    def points_of(self, row: Row) -> int:
         """How many points a row is measured at."""
         if self.quick:
             return row.quick
-        return workloads.WORKLOADS[row.workload].num_points if self.full and row.quantity == "top5" else row.points
+        if self.points is None or row.quantity == "one point":
+            return row.points
+        return min(self.points, workloads.WORKLOADS[row.workload].num_points)
 
 
 def run(settings: Settings) -> Path:
@@ -49,7 +51,7 @@ def run(settings: Settings) -> Path:
     record, path = _head(settings), settings.out / "benchmarks.json"
     for allocator in settings.allocators:
         for row, truth in zip(settings.rows, truths, strict=True):
-            progress.print(f"[bold]{row.workload} {row.title}[/], {settings.points(row)} points, malloc {allocator}")
+            progress.print(f"[bold]{row.workload} {row.title}[/], {settings.points_of(row)} points, malloc {allocator}")
             entries = _race(row, settings, points[row.workload], allocator, progress)
             for entry in entries:
                 entry.error = error(row, entry.values, truth["values"] if truth else None)
@@ -64,7 +66,7 @@ def _race(row: Row, settings: Settings, points: Path, allocator: str, progress: 
     return race(
         row,
         points,
-        count=settings.points(row),
+        count=settings.points_of(row),
         rounds=min(settings.rounds, row.most_rounds),
         threads=settings.threads,
         device=settings.device,
@@ -77,7 +79,7 @@ def _truth(row: Row, settings: Settings, points: Path, progress: Console) -> dic
     """Reference eigenvalues, kept beside the points for the next run; None where there are none to compare."""
     if row.quantity not in ("top5", "spectrum"):
         return None
-    count = settings.points(row)
+    count = settings.points_of(row)
     digest = hashlib.sha256(points.read_bytes()).hexdigest()[:12]
     path = settings.out / f"{row.workload}-{row.quantity}-{count}-{digest}.json"
     if not path.exists():
@@ -108,7 +110,7 @@ def kept_row(
     if row.quantity == "spectrum":
         contestants = [contestant | {"values": None} for contestant in contestants]
         truth = truth and {**truth, "values": None}
-    what = {"workload": row.workload, "quantity": row.quantity, "points": settings.points(row)}
+    what = {"workload": row.workload, "quantity": row.quantity, "points": settings.points_of(row)}
     return {**what, "allocator": allocator, "reference": truth, "contestants": contestants}
 
 
