@@ -1,7 +1,7 @@
 """A work load at its points, as every contestant is given it, and what a contestant gives back."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -64,13 +64,15 @@ class Answer:
     """What one run found.
 
     values: [point, number], eigenvalues or traces; empty for mere products. num_matvecs: products used, all
-    points together. seconds: time of one product, where the run measures it itself (the floor).
+    points together. seconds: time of one product, where the run measures it itself (the floor). rates: what else
+    it measured.
     """
 
     num_matvecs: int
     values: Tensor | None = None
     stderr: Tensor | None = None
     seconds: float | None = None
+    rates: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,11 @@ def show(rows: list[dict[str, Any]], clock: Clock) -> None:
     for allocator in dict.fromkeys(row["allocator"] for row in rows):
         lines = [line for row in rows if row["allocator"] == allocator for line in _lines(row, clock)]
         console.print(table(lines, f"malloc {allocator}, {clock} clock"))
+        for line in lines:
+            if line.share is not None:
+                console.print(
+                    f"{line.row.workload}: a product's convolutions run at {line.share:.0%} of the matmul rate"
+                )
         console.print()
 
 

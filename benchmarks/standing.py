@@ -16,7 +16,8 @@ class Line:
     """Ours against one contestant.
 
     seconds: medians; of the whole task, or of one product where the row counts products. ratio: of the medians,
-    turned as the goal is (theirs over ours, or ours over theirs). low, high: of the rounds' ratios.
+    turned as the goal is (theirs over ours, or ours over theirs). low, high: of the rounds' ratios. share: of the
+    rate of matrix products, that the convolutions of one of our products reach.
     cpu_ratio: the same of processor time, which other users of the machine change less.
     """
 
@@ -37,6 +38,7 @@ class Line:
     error_theirs: float | None = None
     matvecs_ours: float | None = None
     matvecs_theirs: float | None = None
+    share: float | None = None
 
     @property
     def met(self) -> str:
@@ -82,6 +84,7 @@ def _line(row: Row, against: Against, ours: Entry, theirs: Entry, points: int, c
         error_theirs=theirs.error,
         matvecs_ours=_matvecs(row, ours, points),
         matvecs_theirs=_matvecs(row, theirs, points),
+        share=_share(median(a), theirs.samples[-1]),
     )
 
 
@@ -103,3 +106,10 @@ def _first(entry: Entry, clock: Clock) -> float | None:
 def _matvecs(row: Row, entry: Entry, points: int) -> float | None:
     """Products a point."""
     return None if row.quantity == "products" else entry.samples[-1]["num_matvecs"] / points
+
+
+def _share(seconds: float, floor: dict[str, Any]) -> float | None:
+    """Of the rate of matrix products; None where the other is not the floor, which measures it."""
+    if "product_flop" not in floor:
+        return None
+    return float(floor["product_flop"] / seconds / floor["matmul_flop_per_second"])

@@ -78,6 +78,7 @@ def _measured(job: Job, device: str) -> dict[str, Any]:
         "page_faults": after.ru_minflt - before.ru_minflt,
         "peak_mib": after.ru_maxrss / 1024,
         "num_matvecs": answer.num_matvecs,
+        **answer.rates,
         "values": None if answer.values is None else answer.values.double().cpu().tolist(),
         "stderr": None if answer.stderr is None else answer.stderr.double().cpu().tolist(),
     }

@@ -62,6 +62,9 @@ def test_an_upper_limit_turns_the_ratio_round():
     ours, floor = entry("ours", [2.0], num_matvecs=10), entry("floor", [0.1], num_matvecs=1)
     assert line(ours, floor, row).ratio == pytest.approx(2.0)  # 0.2 s a product over 0.1 s
     assert line(ours, floor, row).met == "no"
+    assert line(ours, floor, row).share is None
+    rates = {"product_flop": 1e9, "matmul_flop_per_second": 2e10}
+    assert line(ours, entry("floor", [0.1], num_matvecs=1, **rates), row).share == pytest.approx(0.25)
 
 
 def test_an_absent_peer_is_a_row_that_says_so():
