@@ -34,7 +34,7 @@ def show(rows: list[dict[str, Any]], clock: Clock) -> None:
         for line in lines:
             if line.share is not None:
                 console.print(
-                    f"{line.row.workload}: a product's convolutions run at {line.share:.0%} of the matmul rate"
+                    f"{line.row.workload}: convolutions of a product at {line.share:.0%} of the matmul rate"
                 )
         console.print()
 

@@ -31,7 +31,7 @@ def _floor(problem: Problem) -> Answer:
 
 def matmul_rate(problem: Problem) -> float:
     """Operations a second of a square matrix product in the same dtype."""
-    n = 4096 if problem.thetas.is_cuda else 1024
+    n = 8192 if problem.thetas.is_cuda else 512
     A = torch.ones(n, n, device=problem.device, dtype=problem.thetas.dtype)
     return 2 * n**3 / _median_seconds(lambda: A @ A, problem.thetas.is_cuda)
 
