@@ -1,5 +1,6 @@
 """A study's configuration: YAML in, checked models out; every mistake is answered in a line or two."""
 
+import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from importlib import resources
@@ -19,6 +20,9 @@ Flag = Annotated[bool, Field(strict=True)]
 Rate = Annotated[float, Field(gt=0)]
 BUNDLED = ("demo", "micro")
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # of studies and learners: they become names of folders
+NETWORKS = ("conv4", "resnet12", "vit", "mlp")
+IMPORT_PATH = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"
+NETWORK_SETTINGS = {"width": ("conv4",), "normalisation": ("conv4", "resnet12"), "hidden": ("mlp",)}
 UNION_PARTS = ("constrained-float", "float", "StepSizeSearch")  # pydantic's names for the alternatives of a union
 
 
@@ -27,22 +31,82 @@ class _Strict(BaseModel):
 
 
 class DataConfig(_Strict):
-    """The tasks. queries and test_queries are query images per class in training and on held-out tasks."""
+    """The tasks. queries and test_queries are query images per class in training and on held-out tasks.
+
+    path: a data set of the user's, in place of the bundled ones; test_path: another (or "quickdraw"), whose test
+    classes are the held-out tasks. split and the rest as in hessian_tools.data.open_data; with test_path give
+    image_size and channels, so that both agree. test_split is the split of test_path.
+    """
 
     name: Literal["quickdraw", "sine-line"] = "quickdraw"
     ways: Positive = 5
     shots: Positive = 1
     queries: Positive = 15
     test_queries: Positive = 15
+    path: str | None = None
+    split: str | None = None
+    image_size: Positive | None = None
+    channels: Literal[1, 3] | None = None
+    rotations: Flag = False
+    crop: Flag | None = None
+    test_path: str | None = None
+    test_split: str | None = None
+
+    @model_validator(mode="after")
+    def _wishes_have_data(self) -> "DataConfig":
+        if self.name == "sine-line" and self.path is None:
+            wishes = ("split", "image_size", "channels", "rotations", "crop", "test_path", "test_split")
+            given = [wish for wish in wishes if getattr(self, wish) not in (None, False)]
+            if given:
+                raise ValueError(f"{given[0]} is for images; sine-line has none")
+        if self.test_split and not self.test_path:
+            raise ValueError("test_split needs test_path, whose split it is")
+        return self
+
+    @property
+    def source(self) -> str:
+        """What the tasks are drawn from: the path, or the name of a bundled set."""
+        return self.path or self.name
 
 
 class NetworkConfig(_Strict):
-    """The network: conv4 (width, normalisation) or mlp (hidden layer sizes)."""
+    """The network: conv4, resnet12, vit, mlp, or one of yours as "package.module:name".
 
-    name: Literal["conv4", "mlp"] = "conv4"
+    width is of conv4, normalisation of conv4 and resnet12, hidden (layer sizes) of mlp. options: further
+    keywords of the network, such as groups, widths, residual, patch, depth, heads; of yours, all of them.
+    """
+
+    name: str = "conv4"
     width: Positive = 64
-    normalisation: Literal["batch", "none"] = "batch"
+    normalisation: Literal["batch", "group", "none"] = "batch"
     hidden: tuple[Positive, ...] = (40, 40)
+    options: dict[str, Any] = {}
+
+    @field_validator("name")
+    @classmethod
+    def _known_or_imported(cls, name: str) -> str:
+        if name not in NETWORKS and not re.fullmatch(IMPORT_PATH, name):
+            raise ValueError(f"{name!r} is not one of {', '.join(NETWORKS)}, nor an import path package.module:name")
+        return name
+
+    @model_validator(mode="after")
+    def _settings_are_of_this_network(self) -> "NetworkConfig":
+        for field, names in NETWORK_SETTINGS.items():
+            given, default = getattr(self, field), NetworkConfig.model_fields[field].default
+            if given != default and self.name not in names:
+                raise ValueError(f"{field} is a setting of {' and '.join(names)}, not of {self.name}; {_instead(self)}")
+            if field in self.options and self.name in names:
+                raise ValueError(f"{field} stands beside options for {self.name}, not in them")
+        if self.name == "mlp" and self.options:
+            raise ValueError(f"mlp has no options, got {', '.join(self.options)}; its layers are set by hidden")
+        return self
+
+    def __hash__(self) -> int:
+        return hash(digest(self.model_dump(mode="json")))
+
+
+def _instead(network: NetworkConfig) -> str:
+    return "leave it out" if network.name in NETWORKS else "write it under options"
 
 
 class StepSizeSearch(_Strict):

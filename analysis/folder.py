@@ -104,7 +104,7 @@ def open_study(path: str | Path) -> xr.Dataset:
     ds = stack_runs(runs, list(folder.config.learners))
     ds = describe_learners(ds, trained=trained(folder.config), without_shot=without_shot(folder.config))
     ds.attrs = {"study": folder.config.name, "split": "test"}  # what is the same in every run
-    if folder.config.data.name != "sine-line":
+    if folder.config.data.source != "sine-line":
         ds.attrs["ways"] = folder.config.data.ways
     return ds.sortby("checkpoint")[[variable.name for variable in VARIABLES]]  # zarr lists them in no fixed order
 

@@ -4,7 +4,7 @@ Inner loops and curvature see nothing of the network but this. A forward pass th
 (moving batch statistics, dropout) is not a function of the parameters and is refused by name.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -48,7 +48,12 @@ class Loss:
 
     def outputs(self, theta: Float[Tensor, " param"], x: Any) -> Tensor:
         """The network's outputs at ``theta``; floating inputs are cast to theta's dtype and device."""
-        return functional_call(self.model, self._tensors(theta), (cast_like(x, theta),))
+        return self.outputs_at(self.layout.unflatten(theta), x)
+
+    def outputs_at(self, parameters: Mapping[str, Tensor], x: Any) -> Tensor:
+        """The same of parameters by name: no derivative is taken by those that need none."""
+        like = next(iter(parameters.values()))
+        return functional_call(self.model, self._tensors(parameters, like), (cast_like(x, like),))
 
     def criterion(self, outputs: Tensor, y: Any) -> Float[Tensor, ""]:
         """The scalar loss of outputs against targets."""
@@ -63,7 +68,7 @@ class Loss:
         if self._checked:
             return
         with torch.no_grad(), torch.random.fork_rng(devices=_cuda_devices(theta)):
-            tensors = self._tensors(theta.detach())
+            tensors = self._tensors(self.layout.unflatten(theta.detach()), theta)
             buffers = {name: b.clone() for name, b in self.model.named_buffers()}
             state = torch.get_rng_state()
             x = cast_like(batch[0], theta)
@@ -82,11 +87,10 @@ class Loss:
             raise HiddenStateError(_hidden_state_message(self.model, "", "gives another output the second time"))
         self._checked = True
 
-    def _tensors(self, theta: Tensor) -> dict[str, Tensor]:
-        moved = self.layout.unflatten(theta)
+    def _tensors(self, moved: Mapping[str, Tensor], like: Tensor) -> dict[str, Tensor]:
         fixed: dict[str, Tensor] = {name: p for name, p in self.model.named_parameters() if name not in moved}
         fixed |= dict(self.model.named_buffers())
-        return {name: cast_like(t.detach(), theta) for name, t in fixed.items()} | moved
+        return {name: cast_like(t.detach(), like) for name, t in fixed.items()} | dict(moved)
 
 
 def make_loss(model: nn.Module, criterion: Criterion, layout: ParamLayout) -> Loss:

@@ -1,5 +1,12 @@
 """Curvature of a loss at one point or at many: operators, eigenpairs, traces, and quantities along directions."""
 
+from hessian_tools.curvature.adaptation import (
+    AdaptationGram,
+    AdaptationJacobian,
+    SingularValues,
+    adaptation_jacobian,
+    singular_values,
+)
 from hessian_tools.curvature.algebra import Block, Combination, Restriction
 from hessian_tools.curvature.along import (
     DESCENT_THRESHOLD,
@@ -15,17 +22,32 @@ from hessian_tools.curvature.along import (
     small_step_difference,
 )
 from hessian_tools.curvature.check import Check, Finding, check_operator
-from hessian_tools.curvature.density import Density, quadrature, spectral_density
+from hessian_tools.curvature.cubic import Expansion, cubic_term
+from hessian_tools.curvature.density import Density, spectral_density
 from hessian_tools.curvature.eigen import EigenPairs, Extremes, extremal_eigenpairs, top_eigenpairs
+from hessian_tools.curvature.explained import Explained, explained_by_gauss_newton
 from hessian_tools.curvature.gauss_newton import GaussNewton, gauss_newton
+from hessian_tools.curvature.gauss_rules import quadrature
 from hessian_tools.curvature.gram import GramSpectrum, gauss_newton_spectrum
 from hessian_tools.curvature.interface import Operator
 from hessian_tools.curvature.moments import Diagonal, Moments, diagonal, frobenius_squared, moments
+from hessian_tools.curvature.multiaffine import is_multiaffine
 from hessian_tools.curvature.operators import Hessian, gradient, hessian
+from hessian_tools.curvature.subspace import (
+    gradient_share,
+    overlap_null,
+    principal_angles,
+    step_overlaps,
+    subspace_error,
+    subspace_overlap,
+    vector_error,
+)
 from hessian_tools.curvature.trace import Estimate, estimate_of, rademacher, trace
 
 __all__ = [
     "DESCENT_THRESHOLD",
+    "AdaptationGram",
+    "AdaptationJacobian",
     "AlongGradient",
     "Block",
     "Check",
@@ -34,6 +56,8 @@ __all__ = [
     "Diagonal",
     "EigenPairs",
     "Estimate",
+    "Expansion",
+    "Explained",
     "Extremes",
     "Finding",
     "GaussNewton",
@@ -42,28 +66,41 @@ __all__ = [
     "Moments",
     "Operator",
     "Restriction",
+    "SingularValues",
+    "adaptation_jacobian",
     "alignment",
     "along",
     "check_operator",
     "cos_displacement",
     "cosine_null",
+    "cubic_term",
     "diagonal",
     "estimate_of",
+    "explained_by_gauss_newton",
     "extremal_eigenpairs",
     "filter_scale",
     "frobenius_squared",
     "gauss_newton",
     "gauss_newton_spectrum",
     "gradient",
+    "gradient_share",
     "hessian",
+    "is_multiaffine",
     "moments",
+    "overlap_null",
+    "principal_angles",
     "product_asymmetry",
     "quadrature",
     "rademacher",
     "rho_normalised",
     "rounding_error",
+    "singular_values",
     "small_step_difference",
     "spectral_density",
+    "step_overlaps",
+    "subspace_error",
+    "subspace_overlap",
     "top_eigenpairs",
     "trace",
+    "vector_error",
 ]

@@ -70,17 +70,35 @@ class Combination(Derived):
 
 
 @dataclass(frozen=True)
-class Block(Derived):
-    """Some rows and the same columns of an operator; made by ``H.block``. A product costs one of the whole."""
+class Compression(Derived):
+    """An interface: P'AP, an operator A seen through P; a product costs one of the whole, A."""
 
     whole: Operator
-    rows: Int[Tensor, " row"]
-    names: ParamLayout
 
     @property
     def source(self) -> Operator:
         """The whole."""
         return self.whole
+
+    @abstractmethod
+    def lift(self, V: Float[Tensor, "point row probe"]) -> Float[Tensor, "point param probe"]:
+        """PV."""
+
+    @abstractmethod
+    def lower(self, W: Float[Tensor, "point param probe"]) -> Float[Tensor, "point row probe"]:
+        """P'W."""
+
+    def products(self, V: Float[Tensor, "point row probe"]) -> Float[Tensor, "point row probe"]:
+        """P'(A(PV))."""
+        return self.lower(self.whole.products(self.lift(V)))
+
+
+@dataclass(frozen=True)
+class Block(Compression):
+    """Some rows and the same columns of an operator; made by ``H.block``. A product costs one of the whole."""
+
+    rows: Int[Tensor, " row"]
+    names: ParamLayout
 
     @property
     def num_params(self) -> int:
@@ -92,11 +110,15 @@ class Block(Derived):
         """The names of the block's rows."""
         return self.names
 
-    def products(self, V: Float[Tensor, "point row probe"]) -> Float[Tensor, "point row probe"]:
-        """The whole's products of V with zeros in the other rows."""
+    def lift(self, V: Float[Tensor, "point row probe"]) -> Float[Tensor, "point param probe"]:
+        """V with zeros in the other rows."""
         padded = V.new_zeros(V.shape[0], self.whole.num_params, V.shape[2])
         padded[:, self.rows] = V
-        return self.whole.products(padded)[:, self.rows]
+        return padded
+
+    def lower(self, W: Float[Tensor, "point param probe"]) -> Float[Tensor, "point row probe"]:
+        """The block's rows."""
+        return W[:, self.rows]
 
     def select(self, points: Int[Tensor, " chosen"]) -> "Block":
         """The same block at some of the points."""
@@ -104,25 +126,23 @@ class Block(Derived):
 
 
 @dataclass(frozen=True)
-class Restriction(Derived):
+class Restriction(Compression):
     """Q'AQ: an operator seen from a subspace; made by ``H.restrict``. A product costs one of the whole."""
 
-    whole: Operator
     Q: Float[Tensor, "#point param k"]
-
-    @property
-    def source(self) -> Operator:
-        """The whole."""
-        return self.whole
 
     @property
     def num_params(self) -> int:
         """Dimension of the subspace."""
         return self.Q.shape[-1]
 
-    def products(self, V: Float[Tensor, "point k probe"]) -> Float[Tensor, "point k probe"]:
-        """Q'(A(QV))."""
-        return self.Q.mT @ self.whole.products(self.Q @ V)
+    def lift(self, V: Float[Tensor, "point k probe"]) -> Float[Tensor, "point param probe"]:
+        """QV."""
+        return self.Q @ V
+
+    def lower(self, W: Float[Tensor, "point param probe"]) -> Float[Tensor, "point k probe"]:
+        """Q'W."""
+        return self.Q.mT @ W
 
     def select(self, points: Int[Tensor, " chosen"]) -> "Restriction":
         """The same subspaces at some of the points."""

@@ -5,18 +5,22 @@ Why: through training-mode ``F.batch_norm`` two of the usual orders of different
 spoil products as quietly.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from math import isfinite, nan
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from hessian_tools.curvature.differences import difference_quotients
+from hessian_tools.curvature.at_points import AtPoints
+from hessian_tools.curvature.differences import difference_quotients, differentiable
 from hessian_tools.curvature.interface import Operator
-from hessian_tools.curvature.operators import Hessian
 from hessian_tools.curvature.points import Points
+from hessian_tools.curvature.terms import leaves, magnitude, rebuilt, terms
 from hessian_tools.loss import HiddenStateError, Loss, cast_like, make_loss
 from hessian_tools.rng import stream
 
@@ -72,9 +76,11 @@ def check_operator(H: Operator, *, num_probes: int = 2, max_points: int = 3, see
     state: the loss repeats, and the network moves no buffer and draws no number. symmetry: u'Hv = v'Hu.
     linearity. precision: the products agree with those of the same points in float64. differences:
     in float64 they agree with central differences of the gradient, where quotients to both sides agree
-    (elsewhere, at a kink, it is not judged). batching: vmap, loop and one product at a time agree. For operators
-    other than a Hessian only symmetry and linearity are judged. Costs some 30 gradients and 10 products a
-    direction. Nothing is changed; nothing is raised for what is found.
+    (elsewhere, at a kink, it is not judged): of the gradient for a Hessian; with the network's Jacobian held
+    fixed for Gauss-Newton. batching: vmap, loop and one product at a time agree. Sums, blocks and restrictions of
+    such matrices are judged alike, rounding in units of the terms of the sum; of other operators only symmetry
+    and linearity. Costs some 30 gradients and 10 products a direction and term. Nothing is changed; nothing is
+    raised for what is found.
 
     >>> from hessian_tools.curvature import hessian
     >>> H = hessian(lambda theta, _: (theta**3).sum(), torch.tensor([1.0, 2.0]), None)
@@ -84,7 +90,7 @@ def check_operator(H: Operator, *, num_probes: int = 2, max_points: int = 3, see
     if num_probes < 1 or max_points < 1:
         raise ValueError(f"num_probes={num_probes}, max_points={max_points}: give 1 or more of each")
     H = _some_points(H, max_points)
-    state = _state(H.points) if isinstance(H, Hessian) else _open("state", NO_LOSS)
+    state = _state_of(H)
     if state.passed is False:
         because = "not judged, as the loss is no function of the parameters"
         rest = [_open(name, because) for name in ("symmetry", "linearity", "precision", "differences", "batching")]
@@ -103,6 +109,15 @@ def _directions(H: Operator, count: int, seed: int, name: str) -> Float[Tensor, 
     """Random unit columns."""
     drawn = torch.randn(H.num_params, count, generator=stream(seed, "check", name), dtype=torch.float64)
     return (drawn / drawn.norm(dim=0)).to(H.device, H.dtype)
+
+
+def _state_of(H: Operator) -> Finding:
+    """Of each loss that H is made of, the first that fails."""
+    losses = {id(leaf.points.loss): leaf.points for leaf in leaves(H) if isinstance(leaf, AtPoints)}
+    found = [_state(points) for points in losses.values()]
+    if not all(isinstance(leaf, AtPoints) for leaf in leaves(H)):
+        found.append(_open("state", NO_LOSS))
+    return min(found, key=lambda finding: {False: 0, None: 1, True: 2}[finding.passed])
 
 
 def _state(points: Points) -> Finding:
@@ -127,16 +142,14 @@ def _state(points: Points) -> Finding:
 
 
 def _symmetry(H: Operator, U: Tensor, V: Tensor) -> Finding:
-    HU, HV = H @ U, H @ V
-    scale = HU.norm(dim=-2) + HV.norm(dim=-2)
-    value = _worst((U * HV).sum(-2) - (V * HU).sum(-2), scale / 2)
-    return _judged("symmetry", value, _rounding(H), "u'Hv and v'Hu differ by {} of |Hv|", "this is no Hessian")
+    scale = (magnitude(H, U) + magnitude(H, V)) / 2
+    value = _worst((U * (H @ V)).sum(-2) - (V * (H @ U)).sum(-2), scale)
+    return _judged("symmetry", value, _rounding(H), f"u'Hv and v'Hu differ by {{}} of {_size(H)}", "this is no Hessian")
 
 
 def _linearity(H: Operator, U: Tensor, V: Tensor) -> Finding:
-    HU, HV = H @ U, H @ V
-    difference = (H @ (2 * U - 3 * V) - (2 * HU - 3 * HV)).norm(dim=-2)
-    value = _worst(difference, 2 * HU.norm(dim=-2) + 3 * HV.norm(dim=-2))
+    difference = (H @ (2 * U - 3 * V) - (2 * (H @ U) - 3 * (H @ V))).norm(dim=-2)
+    value = _worst(difference, 2 * magnitude(H, U) + 3 * magnitude(H, V))
     return _judged(
         "linearity", value, _rounding(H), "H(2u - 3v) and 2Hu - 3Hv differ by {} of them", "this is no matrix"
     )
@@ -145,55 +158,74 @@ def _linearity(H: Operator, U: Tensor, V: Tensor) -> Finding:
 def _of_the_loss(H: Operator, V: Tensor) -> tuple[Finding, ...]:
     """The checks that evaluate the loss anew: precision, differences, batching."""
     names = ("precision", "differences", "batching")
-    if not isinstance(H, Hessian):
+    if not differentiable(H):
         return tuple(_open(name, NO_LOSS) for name in names)
-    thetas = H.points.thetas.double()
-    batches = tuple(cast_like(batch, thetas) for batch in H.points.batches)
-    double = replace(H, points=replace(H.points, thetas=thetas, batches=batches))
+    double = rebuilt(H, _in_float64)
     try:
         products = double @ V.double()
     except RuntimeError as error:
         because = f"not judged, as the loss fails in float64: {str(error).splitlines()[0][:120]}"
         return tuple(_open(name, because) for name in names)
-    return _precision(H, V, products), _differences(double, V.double()), _batching(double, V.double(), products)
+    V_double = V.double()
+    scale = magnitude(double, V_double)
+    return (
+        _precision(H, V, products, scale),
+        _differences(double, V_double, products, scale),
+        _batching(double, V_double, products, scale),
+    )
 
 
-def _precision(H: Hessian, V: Tensor, products: Tensor) -> Finding:
+def _in_float64(matrix: AtPoints) -> AtPoints:
+    thetas = matrix.points.thetas.double()
+    batches = tuple(cast_like(batch, thetas) for batch in matrix.points.batches)
+    return replace(matrix, points=replace(matrix.points, thetas=thetas, batches=batches))
+
+
+def _precision(H: Operator, V: Tensor, products: Tensor, scale: Tensor) -> Finding:
     if H.dtype == torch.float64:
         return Finding("precision", True, 0.0, 0.0, "the operator is in float64 already")
-    value = _worst(((H @ V).double() - products).norm(dim=-2), products.norm(dim=-2))
-    text = f"products in {str(H.dtype).removeprefix('torch.')} differ from float64 by {{}} of |Hv|"
+    value = _worst(((H @ V).double() - products).norm(dim=-2), scale)
+    text = f"products in {str(H.dtype).removeprefix('torch.')} differ from float64 by {{}} of {_size(H)}"
     return _judged("precision", value, _rounding(H), text, "measure in float64")
 
 
-def _differences(H: Hessian, V: Tensor) -> Finding:
-    products, quotients = H.products(V.expand(len(H.points.thetas), *V.shape)), difference_quotients(H.points, V)
-    scale = torch.maximum(products.norm(dim=1), quotients.central.norm(dim=1)).maximum(quotients.smallest_visible)
+def _differences(H: Operator, V: Tensor, products: Tensor, size: Tensor) -> Finding:
+    quotients = difference_quotients(H, V)
+    scale = torch.maximum(size, quotients.central.norm(dim=1)).maximum(quotients.smallest_visible)
     scale = torch.where(scale == 0, 1.0, scale)
     error, doubt = (products - quotients.central).norm(dim=1) / scale, quotients.disagreement / scale
     allowed = (2 * doubt).clamp(min=DIFFERENCES)
     judged = (doubt <= SMOOTH) | ~torch.isfinite(error + doubt)
     if not judged.any():
-        share = f"quotients of its gradient to both sides differ by {float(doubt.min()):.1e} of |Hv|"
+        share = f"quotients of its gradient to both sides differ by {float(doubt.min()):.1e} of {_size(H)}"
         return _open("differences", f"not judged, as the loss is not smooth here: {share}")
     worst = torch.where(judged, (error / allowed).nan_to_num(nan=torch.inf), -1.0).argmax()
-    text = "products differ from central differences of the gradient by {} of |Hv|"
+    text = f"products differ from central differences of the gradient by {{}} of {_size(H)}"
     blame = "these are not derivatives of this loss's gradient"
     return _judged("differences", float(error.flatten()[worst]), float(allowed.flatten()[worst]), text, blame)
 
 
-def _batching(H: Hessian, V: Tensor, products: Tensor) -> Finding:
+def _batching(H: Operator, V: Tensor, products: Tensor, scale: Tensor) -> Finding:
     """In float64: all at once, one product at a time, by vmap and by a loop."""
-    text, scale = "vmap, loop and single products differ by {} of |Hv|", products.norm(dim=-2)
     values = []
     for change in ({"most": 1}, {"batching": "loop"}, {"batching": "vmap"}):
         try:
-            other = replace(H, points=replace(H.points, **change)) @ V
+            other = rebuilt(H, partial(_with_options, change)) @ V
         except RuntimeError as error:
             return _open("batching", f"not judged: {str(error).splitlines()[0][:120]}")
         values.append(_worst((other - products).norm(dim=-2), scale))
     value = max(values, key=lambda v: v if isfinite(v) else float("inf"))
+    text = f"vmap, loop and single products differ by {{}} of {_size(H)}"
     return _judged("batching", value, _rounding(H), text, "one of them is wrong; compare with batching='loop'")
+
+
+def _with_options(change: Mapping[str, Any], matrix: AtPoints) -> AtPoints:
+    return replace(matrix, points=replace(matrix.points, **change))
+
+
+def _size(H: Operator) -> str:
+    """In what errors are measured: the terms of a difference may be far larger than it."""
+    return "|Hv|" if len(terms(H)) == 1 else "the terms of Hv"
 
 
 def _rounding(H: Operator) -> float:

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from hessian_tools.curvature.html import eigenvalues_html
 from hessian_tools.curvature.interface import Operator
 from hessian_tools.curvature.lanczos import Ritz, Wanted, Which, lanczos
 
@@ -27,6 +28,9 @@ class EigenPairs:
     converged: Bool[Tensor, "*point k"]
     vectors: Float[Tensor, "*point param k"] | None
     num_matvecs: Int[Tensor, "*point"]
+
+    def _repr_html_(self) -> str:
+        return eigenvalues_html(self.values, self.residuals, self.converged)
 
 
 @dataclass(frozen=True)

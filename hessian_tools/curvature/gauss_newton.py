@@ -8,17 +8,35 @@ from torch import Tensor
 from torch.func import grad, jvp, vjp
 
 from hessian_tools.curvature.at_points import AtPoints
-from hessian_tools.curvature.points import Batching, Weights, points_of
+from hessian_tools.curvature.entry import points_of
+from hessian_tools.curvature.points import Batching, Weights
+from hessian_tools.curvature.routes import Route
 from hessian_tools.loss import Batch, Loss
+
+
+def gauss_newton_at(loss: Loss, theta: Float[Tensor, " param"], batch: Batch) -> Callable[[Tensor], Tensor]:
+    """v -> J'BJv at one point; what does not depend on v is computed once."""
+    x, y = batch
+    outputs, pull = vjp(lambda t: loss.outputs(t, x), theta)[:2]
+    curve = criterion_at(loss, outputs, y)
+    return lambda v: pull(curve(jvp(lambda t: loss.outputs(t, x), (theta,), (v,))[1]))[0]
+
+
+def criterion_at(loss: Loss, outputs: Float[Tensor, "..."], y: object) -> Callable[[Tensor], Tensor]:
+    """u -> Bu, B the Hessian of the criterion in the outputs; reverse over reverse, which nn.MSELoss has too."""
+
+    def criterion(out: Tensor) -> Tensor:
+        return loss.criterion(out, y)
+
+    pull = vjp(grad(criterion), outputs)[1]
+    return lambda u: pull(u)[0]
 
 
 @dataclass(frozen=True)
 class GaussNewton(AtPoints):
-    """The Gauss-Newton matrix; made by :func:`gauss_newton`."""
+    """The Gauss-Newton matrix, J' (d2 criterion / d outputs2) J v, exact; made by :func:`gauss_newton`."""
 
-    def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
-        """J' (d2 criterion / d outputs2) J v, exact (Schraudolph 2002)."""
-        return self.points.products(V, gauss_newton_at)
+    matrix_at = staticmethod(gauss_newton_at)
 
 
 def gauss_newton(
@@ -30,6 +48,8 @@ def gauss_newton(
     weights: Weights = "size",
     chunk: int | None = None,
     batching: Batching = "vmap",
+    route: Route = "auto",
+    max_memory: float | int | None = None,
 ) -> GaussNewton:
     """The Gauss-Newton matrix J'BJ at every point, as an operator: ``G @ V``; arguments as for :func:`hessian`.
 
@@ -59,23 +79,6 @@ def gauss_newton(
             "Gauss-Newton needs a network's outputs and a criterion, which a plain function does not show; "
             "give a Loss from make_loss(model, criterion, layout), or use hessian"
         )
-    points = points_of(loss, thetas, batch, shared=shared, weights=weights, chunk=chunk, batching=batching)
+    options = {"shared": shared, "weights": weights, "chunk": chunk, "batching": batching}
+    points = points_of(loss, thetas, batch, **options, route=route, max_memory=max_memory)
     return GaussNewton(points, single=thetas.ndim == 1)
-
-
-def gauss_newton_at(loss: Loss, theta: Float[Tensor, " param"], batch: Batch) -> Callable[[Tensor], Tensor]:
-    """v -> J'BJv at one point; what does not depend on v is computed once."""
-    x, y = batch
-    outputs, pull = vjp(lambda t: loss.outputs(t, x), theta)[:2]
-    curve = criterion_at(loss, outputs, y)
-    return lambda v: pull(curve(jvp(lambda t: loss.outputs(t, x), (theta,), (v,))[1]))[0]
-
-
-def criterion_at(loss: Loss, outputs: Float[Tensor, "..."], y: object) -> Callable[[Tensor], Tensor]:
-    """u -> Bu, B the Hessian of the criterion in the outputs; reverse over reverse, which nn.MSELoss has too."""
-
-    def criterion(out: Tensor) -> Tensor:
-        return loss.criterion(out, y)
-
-    pull = vjp(grad(criterion), outputs)[1]
-    return lambda u: pull(u)[0]

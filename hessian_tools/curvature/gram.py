@@ -8,13 +8,14 @@ and zeros. M has one row for each example and output, so MM' is small where G is
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from torch.func import vjp
 
 from hessian_tools.curvature.gauss_newton import criterion_at, gauss_newton
 from hessian_tools.curvature.memory import MEMORY_BUDGET
 from hessian_tools.curvature.points import Batching, Points, Weights, slices
+from hessian_tools.curvature.small_problems import finite, flushed, solvable, spoilt
 from hessian_tools.loss import Batch, Loss
 
 # J, FJ and what the singular value decomposition adds: copies of J held at once.
@@ -102,31 +103,35 @@ def gauss_newton_spectrum(
 
 def _points_at_once(loss: Loss, points: Points) -> int:
     """As many points as have their backward passes, and their J, within the budget; at least one."""
-    theta = points.thetas[0]
-    with torch.no_grad():
-        outputs = points.each(slice(0, 1), lambda theta, batch: loss.outputs(theta, batch[0]))
-    rows = sum(out[0].numel() for out in outputs)
+    theta, rows = points.thetas[0], num_outputs(loss, points)
     budget = MEMORY_BUDGET.get(theta.device.type, MEMORY_BUDGET["cpu"])
     bytes_of_J = COPIES * rows * theta.numel() * theta.element_size()
     return max(1, min(points.chunk // max(1, rows), budget // max(1, bytes_of_J)))
+
+
+def num_outputs(loss: Loss, points: Points) -> int:
+    """Numbers that the network puts out at one point, over all batches: examples times outputs."""
+    with torch.no_grad():
+        outputs = points.each(slice(0, 1), lambda theta, batch: loss.outputs(theta, batch[0]))
+    return sum(out[0].numel() for out in outputs)
 
 
 def _spectrum(loss: Loss, points: Points, rows: slice, *, vectors: bool) -> GramSpectrum:
     """At some points: M' of all batches side by side, then its Gram matrix or its singular values."""
     factors = points.each(rows, lambda theta, batch: _derivatives(loss, points, theta, batch))
     roots = [_root(Jt.detach(), w * B.detach()) for w, (Jt, B) in zip(points.weights, factors, strict=True)]
-    Mt, bad = _finite(torch.cat([root for root, _ in roots], dim=-1))
+    Mt, bad = finite(torch.cat([root for root, _ in roots], dim=-1))
     Q = None
     if vectors:
-        Q, singular, _ = torch.linalg.svd(_flushed(Mt), full_matrices=False)
+        Q, singular, _ = torch.linalg.svd(flushed(Mt), full_matrices=False)
         values = singular**2
     else:
         gram = Mt.mT @ Mt if Mt.shape[-1] <= Mt.shape[-2] else Mt @ Mt.mT
-        values = torch.linalg.eigvalsh(_solvable(gram)).to(gram.dtype).flip(-1).clamp(min=0)
+        values = torch.linalg.eigvalsh(solvable(gram)).to(gram.dtype).flip(-1).clamp(min=0)
     largest = values.amax(-1) if values.shape[-1] else values.new_zeros(len(values))
     error = Mt.shape[-1] * torch.finfo(values.dtype).eps * largest + torch.stack([c for _, c in roots]).sum(0)
-    values, error = _spoil(values, bad), _spoil(error, bad)
-    return GramSpectrum(values, error, None if Q is None else _spoil(Q, bad))
+    values, error = spoilt(values, bad), spoilt(error, bad)
+    return GramSpectrum(values, error, None if Q is None else spoilt(Q, bad))
 
 
 def _derivatives(
@@ -147,10 +152,10 @@ def _root(
     Jt: Float[Tensor, "point param row"], B: Float[Tensor, "point row row"]
 ) -> tuple[Float[Tensor, "point param row"], Float[Tensor, " point"]]:
     """J'F', F'F = B, from B = U diag(b) U'; and the trace of what clipping b at zero left out of J'BJ."""
-    B, bad = _finite((B + B.mT) / 2)
-    b, U = (part.to(B.dtype) for part in torch.linalg.eigh(_solvable(B)))
+    B, bad = finite((B + B.mT) / 2)
+    b, U = (part.to(B.dtype) for part in torch.linalg.eigh(solvable(B)))
     _refuse_concave(b)
-    turned = _spoil(Jt, bad) @ U
+    turned = spoilt(Jt, bad) @ U
     clipped = (b.clamp(max=0).abs() * (turned**2).sum(-2)).sum(-1)
     return turned * b.clamp(min=0).sqrt()[:, None, :], clipped
 
@@ -167,28 +172,3 @@ def _refuse_concave(b: Float[Tensor, "point row"]) -> None:
             "the criterion is not convex in the outputs, so Gauss-Newton has no Gram matrix; "
             "use gauss_newton and top_eigenpairs"
         )
-
-
-def _solvable(A: Float[Tensor, "point n n"]) -> Float[Tensor, "point n n"]:
-    """In float64: LAPACK's float32 eigensolvers fail or give NaN where confident predictions underflow (torch 2.13).
-
-    12 % of softmax regressions at logits of 30 were refused. The matrices are small, so it costs nothing.
-    """
-    return _flushed(A.double())
-
-
-def _flushed(A: Float[Tensor, "point _ _"]) -> Float[Tensor, "point _ _"]:
-    """Zeros for entries below eps^2 of the largest, which could only underflow."""
-    least = torch.finfo(A.dtype).eps ** 2 * A.abs().amax((-2, -1), keepdim=True)
-    return A.masked_fill(A.abs() < least, 0)
-
-
-def _finite(A: Float[Tensor, "point _ _"]) -> tuple[Float[Tensor, "point _ _"], Bool[Tensor, " point"]]:
-    """Zeros at the points that are not finite, which eigensolvers refuse, and which those are."""
-    bad = ~A.isfinite().flatten(1).all(-1)
-    return A.masked_fill(bad[:, None, None], 0), bad
-
-
-def _spoil(A: Float[Tensor, "point ..."], bad: Bool[Tensor, " point"]) -> Float[Tensor, "point ..."]:
-    """NaN at the bad points."""
-    return A.masked_fill(bad.view(-1, *[1] * (A.ndim - 1)), torch.nan)

@@ -1,6 +1,7 @@
 """What every curvature matrix is to its users: a symmetric operator at one point or at many, known by its products."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from math import prod
 from numbers import Real
 from typing import TYPE_CHECKING
@@ -60,7 +61,7 @@ class Operator(ABC):
         """The names of the rows; None where they have none."""
         return None
 
-    def parts(self) -> "list[Operator]":
+    def parts(self) -> "Sequence[Operator]":
         """The operator at as many points at a time as are best taken together, in order; itself where that is all."""
         return [self]
 

@@ -123,25 +123,33 @@ class _Run:
         return _Run(H, self.points[where], basis, self.alphas[where], self.betas[where], self.found[where])
 
 
-def gauss_quadrature(
-    H: Operator, starts: Float[Tensor, "point param"], *, num_steps: int, seed: int
-) -> tuple[Float[Tensor, "point node"], Float[Tensor, "point node"]]:
+@dataclass(frozen=True)
+class GaussRule:
+    """Nodes, rising, their weights, and how far off an eigenvalue may be from a node: some eigenvalue is that near."""
+
+    nodes: Float[Tensor, "*point node"]
+    weights: Float[Tensor, "*point node"]
+    residuals: Float[Tensor, "*point node"]
+
+
+def gauss_quadrature(H: Operator, starts: Float[Tensor, "point param"], *, num_steps: int, seed: int) -> GaussRule:
     """Nodes, rising, and weights of the Gauss rule of each point's spectral measure as seen from its start z.
 
     sum_i weights[i] nodes[i]^j = z'H^j z / z'z for j = 0 .. 2 num_steps - 1 (Golub, Meurant 1994): the nodes
     are the eigenvalues of T, the weights the squared first components of its eigenvectors. The number of
     nodes is the smaller of num_steps and param; those past an exhausted Krylov space have weight zero.
-    float64 on the CPU; NaN at a point with a number that is not finite.
+    residuals: beta_m times the last components, as in ``lanczos``. float64 on the CPU; NaN at a point with a number
+    that is not finite.
     """
     num_steps = min(num_steps, H.num_params)
     run = _start(H, starts / starts.norm(dim=-1, keepdim=True), room=num_steps)
     for _ in range(num_steps):
         run = _advance(run, seed)
     broken = ~torch.isfinite(run.alphas + run.betas).all(-1, keepdim=True)
-    values, vectors = _decompose(
-        replace(run, alphas=run.alphas.masked_fill(broken, 0.0), betas=run.betas.masked_fill(broken, 0.0))
-    )
-    return values.masked_fill(broken, torch.nan), (vectors[:, 0] ** 2).masked_fill(broken, torch.nan)
+    whole = replace(run, alphas=run.alphas.masked_fill(broken, 0.0), betas=run.betas.masked_fill(broken, 0.0))
+    values, vectors = _decompose(whole)
+    residuals = whole.betas[:, -1:] * vectors[:, -1].abs()
+    return GaussRule(*(part.masked_fill(broken, torch.nan) for part in (values, vectors[:, 0] ** 2, residuals)))
 
 
 def _start(H: Operator, first: Float[Tensor, "#point param"], *, room: int, wanted: int = 0) -> _Run:

@@ -1,7 +1,9 @@
-"""How many Hessian-vector products fit in memory at once: measured beforehand, for a CPU without memory kills."""
+"""How much may run at once: measured beforehand, for a CPU without memory kills; on CUDA halved where refused."""
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from math import ceil
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -14,19 +16,73 @@ from hessian_tools.loss import Batch, LossFunction
 # Bytes the products in flight may take, by device type.
 MEMORY_BUDGET = {"cpu": 2**29, "cuda": 2**32}
 
-# One product was measured to need 4 to 7 times the bytes of one forward pass (Conv4, width 16 and 64, 1 to 112
+# One direct product was measured to need 4 to 7 times the bytes of one forward pass (Conv4, width 16 and 64, 1 to 112
 # products at once, peak resident memory); 8 leaves room.
 FORWARDS_PER_PRODUCT = 8
 
-# What a traced product keeps of a point, in the same measure: 1.5 to 3 (Conv4, width 16 and 64).
+# What a gradient's graph keeps of a point, in the same measure, and what a trace does before its bytes are known.
 KEPT_FORWARDS = 4
 
+T = TypeVar("T")
 
-def products_at_once(loss: LossFunction, theta: Float[Tensor, " param"], batches: Iterable[Batch]) -> int:
-    """As many products as fit the device's budget, at least one; costs one forward pass a batch."""
-    forward = max(forward_bytes(loss, theta, batch) for batch in batches)
-    budget = MEMORY_BUDGET.get(theta.device.type, MEMORY_BUDGET["cpu"])
+
+@dataclass
+class Room:
+    """Bytes for what products need, None for the device's default, and how often the device refused what should fit."""
+
+    max_memory: int | None = None
+    refusals: int = 0
+
+    def budget(self, device: torch.device) -> int:
+        """The bytes."""
+        return self.max_memory or MEMORY_BUDGET.get(device.type, MEMORY_BUDGET["cpu"])
+
+    def in_pieces(self, total: int, function: Callable[[slice], T], *, at_once: int, each: int = 1) -> list[T]:
+        """``function`` of consecutive pieces of ``total``, at_once / each long; half as long after each refusal.
+
+        Pieces of nearly equal length: a short last one would cost nearly a whole one. Every refusal is
+        remembered for all that is done at these points. Raises OutOfMemoryError where one alone does not fit.
+        """
+        results: list[T] = []
+        start = 0
+        while start < total:
+            most = max(1, at_once >> self.refusals)
+            rest = total - start
+            size = ceil(rest / ceil(rest / max(1, most // each)))
+            try:
+                results.append(function(slice(start, start + size)))
+            except torch.OutOfMemoryError:
+                self.refuse(most)
+                continue
+            start += size
+        return results
+
+    def refuse(self, most: int) -> None:
+        """Notes that so many at once did not fit; to be called where OutOfMemoryError was caught, raises it for one."""
+        if most <= 1:
+            raise
+        self.refusals += 1
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+
+
+def room_of(max_memory: float | int | None) -> Room:
+    """The checked room. Raises ValueError."""
+    if max_memory is None:
+        return Room()
+    if isinstance(max_memory, bool) or not isinstance(max_memory, (int, float)) or not max_memory >= 1:
+        raise ValueError(f"max_memory={max_memory!r}: give a number of bytes, such as 4e9, or None for the default")
+    return Room(int(max_memory))
+
+
+def products_at_once(forward: int, budget: int) -> int:
+    """As many direct products as fit, at least one; forward: see :func:`forward_bytes`."""
     return max(1, budget // (FORWARDS_PER_PRODUCT * max(1, forward)))
+
+
+def largest_forward(loss: LossFunction, theta: Float[Tensor, " param"], batches: Iterable[Batch]) -> int:
+    """Bytes of the forward pass of the largest of the batches; costs one such pass a batch."""
+    return max(forward_bytes(loss, theta, batch) for batch in batches)
 
 
 def forward_bytes(loss: LossFunction, theta: Float[Tensor, " param"], batch: Batch) -> int:

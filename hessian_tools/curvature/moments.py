@@ -8,7 +8,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hessian_tools.curvature.interface import Operator
-from hessian_tools.curvature.trace import Estimate, estimate_of, probe_products, rademacher
+from hessian_tools.curvature.progress import Progress, silent
+from hessian_tools.curvature.trace import Estimate, estimate_of, known, probe_products, rademacher
 from hessian_tools.rng import PathPart
 
 
@@ -41,13 +42,15 @@ def moments(
     seed: int = 0,
     path: Sequence[PathPart] = (),
     probes: Tensor | None = None,
+    progress: Progress = silent,
 ) -> Moments:
     """Trace, squared Frobenius norm and diagonal at every point: means over probes z of z'Hz, |Hz|^2 and z * Hz.
 
     With Rademacher probes the stderr of each, squared, estimates over n probes: 2 sum_{i != j} H_ij^2 / n of
     the trace (Hutchinson 1990); 2 sum_{i != j} (H^2)_ij^2 / n of the norm; sum_{j != i} H_ij^2 / n of entry i
     of the diagonal (Bekas, Kokiopoulou, Saad 2007). Exact, with stderr 0, from num_params products where
-    those are no more than num_probes. seed, path, probes: as for :func:`trace`, which sees the same samples.
+    those are no more than num_probes. seed, path, probes, progress: as for :func:`trace`, of which method="probes" sees
+    the same samples.
 
     >>> from hessian_tools.curvature import hessian
     >>> H = hessian(lambda theta, a: (a * theta**2).sum() / 2, torch.zeros(3), torch.tensor([1.0, -2.0, 4.0]))
@@ -58,11 +61,11 @@ def moments(
     if num_probes < 2:
         raise ValueError(f"num_probes={num_probes}: an error bar needs 2 probes or more")
     if probes is None and H.num_params <= num_probes:
-        return _exact(H, num_probes)
+        return _exact(H, num_probes, progress)
     if probes is None:
         probes = rademacher(H.num_params, num_probes, seed=seed, path=path)
     traces, squares, diagonal = [], [], _Spread()
-    for Z, HZ in probe_products(H, probes):
+    for Z, HZ in probe_products(H, probes, progress):
         products = Z * HZ
         traces.append(products.sum(-2))
         squares.append((HZ**2).sum(-2))
@@ -79,6 +82,7 @@ def frobenius_squared(
     seed: int = 0,
     path: Sequence[PathPart] = (),
     probes: Tensor | None = None,
+    progress: Progress = silent,
 ) -> Estimate:
     """|H|_F^2, the sum of the squared eigenvalues, at every point; see :func:`moments`.
 
@@ -87,7 +91,7 @@ def frobenius_squared(
     >>> float(frobenius_squared(H).value)
     21.0
     """
-    return moments(H, num_probes=num_probes, seed=seed, path=path, probes=probes).frobenius_squared
+    return moments(H, num_probes=num_probes, seed=seed, path=path, probes=probes, progress=progress).frobenius_squared
 
 
 def diagonal(
@@ -97,6 +101,7 @@ def diagonal(
     seed: int = 0,
     path: Sequence[PathPart] = (),
     probes: Tensor | None = None,
+    progress: Progress = silent,
 ) -> Diagonal:
     """The diagonal at every point, with a standard error an entry; see :func:`moments`.
 
@@ -105,7 +110,7 @@ def diagonal(
     >>> diagonal(H).value
     tensor([ 1., -2.,  4.])
     """
-    return moments(H, num_probes=num_probes, seed=seed, path=path, probes=probes).diagonal
+    return moments(H, num_probes=num_probes, seed=seed, path=path, probes=probes, progress=progress).diagonal
 
 
 @dataclass(frozen=True)
@@ -128,19 +133,15 @@ class _Spread:
         return (self.deviations / ((self.count - 1) * self.count)).sqrt()
 
 
-def _exact(H: Operator, num_probes: int) -> Moments:
-    """From the matrix itself; the samples are all alike, so that errors computed from them are zero."""
+def _exact(H: Operator, num_probes: int, progress: Progress) -> Moments:
+    """From the matrix itself."""
+    n = H.num_params
     dense = H.to_dense()
-    entries = dense.diagonal(dim1=-2, dim2=-1)
-
-    def known(value: Tensor) -> Estimate:
-        estimate = estimate_of(value[..., None].expand(*value.shape, num_probes))
-        num_matvecs = torch.full_like(estimate.num_matvecs, H.num_params)
-        # The value itself, not the rounded mean of equal samples; what is not finite stays so in the error.
-        return replace(estimate, value=value, stderr=0 * value, num_matvecs=num_matvecs)
-
-    trace = known(entries.sum(-1))
-    return Moments(trace, known((dense**2).sum((-2, -1))), _diagonal(entries.clone(), entries * 0, trace.num_matvecs))
+    progress(n, n)
+    entries = dense.diagonal(dim1=-2, dim2=-1).clone()
+    sums = (entries.sum(-1), (dense**2).sum((-2, -1)))
+    trace, squares = (known(value, num_probes, num_matvecs=n, method="diagonal") for value in sums)
+    return Moments(trace, replace(squares, method="dense"), _diagonal(entries, entries * 0, trace.num_matvecs))
 
 
 def _diagonal(value: Tensor, stderr: Tensor, num_matvecs: Tensor) -> Diagonal:

@@ -6,22 +6,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hessian_tools.curvature.at_points import AtPoints
-from hessian_tools.curvature.points import Batching, Route, Weights, points_of
+from hessian_tools.curvature.entry import points_of
+from hessian_tools.curvature.points import Batching, Weights, hessian_at
+from hessian_tools.curvature.routes import Route
 from hessian_tools.loss import Batch, LossFunction
 
 
 @dataclass(frozen=True)
 class Hessian(AtPoints):
-    """The Hessian; made by :func:`hessian`."""
+    """The Hessian by exact products (Pearlmutter 1994); made by :func:`hessian`."""
 
-    @property
-    def route(self) -> str:
-        """How its products have been done so far: "traced" or "direct"."""
-        return "traced" if self.points.traced else "direct"
-
-    def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
-        """Hessian-vector products, exact, forward over reverse (Pearlmutter 1994)."""
-        return self.points.products(V)
+    matrix_at = staticmethod(hessian_at)
 
 
 def hessian(
@@ -34,18 +29,30 @@ def hessian(
     chunk: int | None = None,
     batching: Batching = "vmap",
     route: Route = "auto",
+    max_memory: float | int | None = None,
 ) -> Hessian:
     """The Hessian of ``loss(theta, batch)`` in theta at every point, as an operator: ``H @ V``.
 
     thetas: [param] for one point, [point, param] for many. With many, every tensor of the batch
-    has a leading point axis, unless ``shared=True``. A *list* of batches is several batches of one
-    objective: their mean weighted by the number of examples (``weights="size"``, from the first
-    tensor), or by the numbers given. chunk: products run at once; None measures one forward pass
-    and keeps the products in flight under 512 MiB (4 GiB on CUDA); results do not depend on it beyond
-    rounding. batching="loop" takes points and probes one by one, for a loss that ``vmap`` refuses.
-    route="traced" traces the product once for the loss and shapes (a second or two a process) and shares
-    what does not depend on the vector, two to three times quicker after that; "direct" does not; "auto" changes over
-    after 500 products of a network's loss, by count. What cannot be traced is done directly; see ``.route``.
+    has a leading point axis, unless ``shared=True``; batches of different sizes come as ``ragged([...])``.
+    A *list* of batches is several batches of one objective: their mean weighted by the number of
+    examples (``weights="size"``, from the first tensor), or by the numbers given.
+
+    max_memory: bytes for the products in flight and what is kept between them, None for 512 MiB (4 GiB on CUDA).
+    Sizes are measured beforehand, and where a CUDA device refuses all the same, halved. Inputs and results are not
+    counted; with many points, thetas may be a tensor mapped from a file. chunk: products run at once, instead.
+    batching="loop" takes points and probes one by one, for a loss that ``vmap`` refuses.
+
+    route, reported by ``.route``; results do not depend on it, or on the memory, beyond rounding:
+
+    - "direct": forward over reverse, batched over points and probes by ``vmap``; nothing is kept.
+    - "kept": each point's gradient is kept with its graph, a product is one more reverse pass. Takes any criterion,
+      ``nn.MSELoss`` too.
+    - "traced": traced once for the loss and shapes (one to ten seconds, then for as long as the loss lives); what does
+      not depend on the vector is done once a point. The quickest by far; what cannot be traced is done directly.
+    - "auto": for a plain function, or where chunk or batching="loop" is given, "direct". For a network "kept" up to 8
+      points, and for any number on a CPU if a forward pass makes 1 MB or more, else "direct"; "traced" once
+      2000 / (1 + megabytes of a forward pass) products of the loss have been asked for in this process.
 
     One product costs about six forward passes. Exact to rounding for training-mode BatchNorm too.
     Raises HiddenStateError if a network changes state in its forward pass; ValueError for shapes.
@@ -56,7 +63,8 @@ def hessian(
     >>> H @ torch.tensor([1.0, 0.0])
     tensor([2., 1.])
     """
-    points = points_of(loss, thetas, batch, shared=shared, weights=weights, chunk=chunk, batching=batching, route=route)
+    options = {"shared": shared, "weights": weights, "chunk": chunk, "batching": batching}
+    points = points_of(loss, thetas, batch, **options, route=route, max_memory=max_memory)
     return Hessian(points, single=thetas.ndim == 1)
 
 
@@ -69,6 +77,7 @@ def gradient(
     weights: Weights = "size",
     chunk: int | None = None,
     batching: Batching = "vmap",
+    max_memory: float | int | None = None,
 ) -> Float[Tensor, "*point param"]:
     """The gradient at every point; arguments as for :func:`hessian`.
 
@@ -76,5 +85,6 @@ def gradient(
     >>> gradient(lambda theta, a: a * theta @ theta / 2, torch.tensor([1.0, 2.0]), torch.tensor(3.0))
     tensor([3., 6.])
     """
-    points = points_of(loss, thetas, batch, shared=shared, weights=weights, chunk=chunk, batching=batching)
+    options = {"shared": shared, "weights": weights, "chunk": chunk, "batching": batching}
+    points = points_of(loss, thetas, batch, **options, max_memory=max_memory)
     return points.gradients().reshape(thetas.shape)

@@ -1,15 +1,14 @@
 """The self-check: right operators pass it, planted wrong ones are named."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 import torch
-from cases import CASES, NETWORKS, SPECTRA, Case, at, quadratic, randn, seeded, squared_error, symmetric
+from cases import CASES, LINEAR, NETWORKS, SPECTRA, Case, at, quadratic, randn, seeded, squared_error, symmetric
 from torch import Tensor, nn
 from torch.func import grad, jacrev, jvp, vmap
 
-from hessian_tools.curvature import Check, Hessian, Operator, check_operator, hessian
+from hessian_tools.curvature import Check, GaussNewton, Hessian, Operator, check_operator, gauss_newton, hessian
 from hessian_tools.curvature.differences import difference_quotients
 from hessian_tools.flat import flatten
 from hessian_tools.loss import make_loss
@@ -136,6 +135,78 @@ def test_wrong_routes_are_caught_in_float32_by_float64_differences(kind: type[He
     assert "not derivatives of this loss's gradient" in str(check)
 
 
+COMPOSED: dict[str, Callable[[Operator, Operator, Tensor], Operator]] = {
+    "gauss-newton": lambda H, G, Q: G,
+    "difference": lambda H, G, Q: H - G,
+    "block": lambda H, G, Q: H.block("body"),
+    "restriction": lambda H, G, Q: H.restrict(Q),
+    "restricted-block-of-a-sum": lambda H, G, Q: (0.5 * H + 2 * G).block("body").restrict(Q),
+}
+
+
+@pytest.mark.parametrize("kind", COMPOSED)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+def test_composed_operators_are_judged_in_full(dtype: torch.dtype, kind: str) -> None:
+    """At many points and at one."""
+    case = next(case for case in NETWORKS if case.name == "tanh-mlp")
+    for thetas, batch in ((case.thetas.to(dtype), case.batch), (case.thetas[1].to(dtype), at(case.batch, 1))):
+        H, G = hessian(case.loss, thetas, batch), gauss_newton(case.loss, thetas, batch)
+        operator = composed(kind, H, G)
+        check = check_operator(operator, num_probes=1, max_points=2)
+        assert check.ok, str(check)
+        assert all(finding.passed for finding in check.findings), str(check)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+def test_rounding_of_a_difference_is_that_of_its_terms(dtype: torch.dtype) -> None:
+    """Of a linear network H - G is zero."""
+    case = LINEAR[1]
+    thetas = case.thetas.to(dtype)
+    check = check_operator(hessian(case.loss, thetas, case.batch) - gauss_newton(case.loss, thetas, case.batch))
+    assert all(finding.passed for finding in check.findings), str(check)
+    assert "the terms of Hv" in str(check)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in COMPOSED if kind != "gauss-newton"])
+@pytest.mark.parametrize("route", [ForwardOverJacrev, ReverseOverForward], ids=lambda kind: kind.__name__)
+def test_planted_wrong_products_are_caught_inside_others(route: type[Hessian], kind: str) -> None:
+    right = composed(kind, planted(ReverseOverReverse), gauss_newton(CONV.loss, CONV.thetas, CONV.batch))
+    wrong = composed(kind, planted(route), gauss_newton(CONV.loss, CONV.thetas, CONV.batch))
+    assert check_operator(right, num_probes=1, max_points=1).ok
+    assert "differences" in failed(check_operator(wrong, num_probes=1, max_points=1))
+
+
+def composed(kind: str, H: Operator, G: Operator) -> Operator:
+    rows = H.block("body").num_params if kind.endswith("sum") else H.num_params
+    Q = torch.linalg.qr(randn(rows, 4, path="subspace", dtype=H.dtype)).Q
+    return COMPOSED[kind](H, G, Q)
+
+
+class WrongGaussNewton(GaussNewton):
+    def products(self, V: Tensor) -> Tensor:
+        return 1.02 * super().products(V)
+
+
+def test_a_wrong_gauss_newton_matrix_is_caught() -> None:
+    G = gauss_newton(CONV.loss, CONV.thetas, CONV.batch)
+    check = check_operator(WrongGaussNewton(G.points, G.single))
+    assert failed(check) == {"differences"}
+    assert check.differences.value == pytest.approx(0.02 / 1.02, rel=1e-3)
+    assert "not derivatives of this loss's gradient" in str(check)
+
+
+def test_hidden_state_is_found_inside_others() -> None:
+    H, noisy = (hessian(f, torch.ones(3), None) for f in (cubic, lambda theta, _: (theta * torch.rand(3)).sum() ** 2))
+    assert failed(check_operator(H + noisy)) == {"state"}
+    assert check_operator(H + 2 * H).ok
+
+
+def test_sums_with_a_matrix_of_no_loss_are_judged_by_symmetry_and_linearity() -> None:
+    H = hessian(cubic, torch.ones(24).double(), None)
+    check = check_operator(H + Dense(symmetric(SPECTRA["indefinite"])[0]))
+    assert [finding.passed for finding in check.findings] == [None, True, True, None, None, None]
+
+
 def test_another_right_route_passes() -> None:
     assert check_operator(planted(ReverseOverReverse)).ok
 
@@ -242,15 +313,19 @@ def test_only_some_points_are_looked_at_and_nothing_is_changed() -> None:
         check_operator(H, max_points=0)
 
 
+def cubic(theta: Tensor, _: object) -> Tensor:
+    return (theta**3).sum()
+
+
 def test_difference_quotients_of_a_cubic() -> None:
     """H = 6 diag(theta): central quotients are exact but for rounding; the sides differ by h times 6."""
     thetas = torch.tensor([[1.0, 2.0], [0.5, -1.0]], dtype=torch.float64)
-    points = hessian(lambda theta, _: (theta**3).sum(), thetas, None).points
+    H = hessian(cubic, thetas, None)
     V = torch.eye(2, dtype=torch.float64)
-    quotients = difference_quotients(points, V)
+    quotients = difference_quotients(H, V)
     torch.testing.assert_close(quotients.central, 6 * torch.diag_embed(thetas), rtol=1e-6, atol=1e-6)
     assert (quotients.disagreement < 1e-5).all()
     error = (quotients.central - 6 * torch.diag_embed(thetas)).norm(dim=1)
     assert (error <= 2 * quotients.disagreement).all()
-    coarse = difference_quotients(replace(points, thetas=1e-3 * thetas), V)
+    coarse = difference_quotients(hessian(cubic, 1e-3 * thetas, None), V)
     assert coarse.central.shape == (2, 2, 2)

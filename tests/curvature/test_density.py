@@ -4,16 +4,12 @@ import math
 
 import pytest
 import torch
-from cases import CASES, SPECTRA, Case, quadratic, randn, symmetric, without_type_checks
+from cases import CASES, SPECTRA, Case, operator, randn, symmetric, without_type_checks
 from torch import Tensor
 
-import hessian_tools.curvature.density as module
-from hessian_tools.curvature import Density, Hessian, frobenius_squared, hessian, quadrature, rademacher, trace
+import hessian_tools.curvature.gauss_rules as module
+from hessian_tools.curvature import Density, frobenius_squared, hessian, quadrature, rademacher, trace
 from hessian_tools.curvature import spectral_density as density
-
-
-def operator(A: Tensor) -> Hessian:
-    return hessian(quadratic, torch.zeros(A.shape[:-1], dtype=A.dtype), A)
 
 
 def bulk(n: int) -> Tensor:
@@ -62,6 +58,7 @@ def test_moments_are_trace_and_frobenius_norm() -> None:
     torch.testing.assert_close(first, trace(H, num_probes=5, seed=4).samples)
     torch.testing.assert_close(second, frobenius_squared(H, num_probes=5, seed=4).samples)
     assert (result.num_matvecs == 40).all()
+    assert (result.num_params, result.confidence) == (60, 0.95)
 
 
 def test_outliers_are_nodes_of_their_own_with_their_share_of_the_probe() -> None:
@@ -157,10 +154,31 @@ def test_multiples_of_the_identity(value: float) -> None:
 
 
 def test_default_width_is_the_stated_rule() -> None:
+    """0.75 spacings of the nodes that are not resolved: outliers do not widen it."""
+    alone = density(operator(symmetric(bulk(100))), num_matvecs=21, num_probes=3)
+    reach = alone.nodes.amax((-2, -1)) - alone.nodes.amin((-2, -1))
+    torch.testing.assert_close(alone.width, reach / 20 * 0.7485, rtol=1e-4, atol=0)
     result = density(operator(symmetric(planted(100))), num_matvecs=21, num_probes=3)
-    reach = result.nodes.amax((-2, -1)) - result.nodes.amin((-2, -1))
-    torch.testing.assert_close(result.width, reach / 20 * 0.7485, rtol=1e-4, atol=0)
+    inside = result.nodes.masked_fill(result.nodes.abs() > 2, 0.0)
+    reach = inside.amax((-2, -1)) - inside.amin((-2, -1))
+    # The outermost of the bulk are nearly resolved.
+    torch.testing.assert_close(result.width, reach / 17 * 0.7485, rtol=0.15, atol=0)
     torch.testing.assert_close(result.grid[:, 0], result.nodes.amin((-2, -1)) - 5 * result.width)
+    low_rank = density(operator(symmetric(SPECTRA["low_rank"])), num_matvecs=13)
+    torch.testing.assert_close(low_rank.width, torch.full((3,), 12 / 12 * 0.7485).double(), rtol=1e-4, atol=0)
+    far = torch.cat([torch.tensor([1e6]).double(), bulk(60)])
+    assert float(density(operator(symmetric(far, points=1)[0]), num_matvecs=12).width) == pytest.approx(748.5, rel=1e-3)
+
+
+def test_default_density_is_right_on_a_planted_spectrum() -> None:
+    """Against the exact spectrum under the same kernel: the semicircle beside outliers forty times as far."""
+    result = density(operator(symmetric(planted(), points=1)[0]), num_probes=20, num_matvecs=64)
+    assert float(result.width) < 0.05
+    exact = smooth(planted(), result.grid, result.width)
+    inside = result.grid.abs() < 1.3
+    error = (result.density - exact).abs()[inside]
+    assert error.max() < 0.2 * exact.max()
+    assert error.mean() < 0.06 * exact[inside].mean()
 
 
 def test_points_and_memory_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,8 +210,87 @@ def test_not_a_number_stays_at_its_point(num_matvecs: int) -> None:
     right = density(operator(A), num_matvecs=num_matvecs)
     A[1, 3, 4] = torch.inf
     spoilt = density(operator(A), num_matvecs=num_matvecs)
+    assert not spoilt.isolated[1].any()
     assert spoilt.density.isnan().all(-1).tolist() == [False, True, False]
     torch.testing.assert_close(spoilt.density[[0, 2]], right.density[[0, 2]])
+
+
+def test_residuals_bound_the_distance_to_an_eigenvalue() -> None:
+    A = symmetric(planted(80))
+    result = density(operator(A), num_probes=3, num_matvecs=12)
+    values = torch.linalg.eigvalsh(A)[:, None, None]
+    distance = (result.nodes[..., None] - values).abs().amin(-1)
+    assert (distance <= result.residuals + 1e-12 * 40).all()
+    assert (result.residuals[..., -1] < 1e-6).all()  # the largest outlier
+    assert (result.residuals.amax(-1) > 1e-2).all()  # somewhere in the bulk
+    assert (density(operator(A), num_matvecs=80).residuals == 0).all()
+
+
+def test_isolated_nodes_are_the_planted_outliers() -> None:
+    result = density(operator(symmetric(planted())), num_probes=6, num_matvecs=48)
+    for point in range(3):
+        marked = result.nodes[point][result.isolated[point]]
+        assert len(marked) == 6 * len(OUTLIERS)
+        assert ((marked[:, None] - OUTLIERS).abs().amin(-1) < 1e-8).all()
+
+
+@pytest.mark.parametrize("num_matvecs", [20, 24], ids=["lanczos", "exact"])
+def test_isolated_nodes_of_a_low_rank_are_its_values_and_zero(num_matvecs: int) -> None:
+    result = density(operator(symmetric(SPECTRA["low_rank"])), num_matvecs=num_matvecs)
+    marked = result.nodes[result.isolated]
+    assert {round(value, 6) + 0.0 for value in marked.tolist()} == {7.0, -5.0, 2.0, 0.0}
+
+
+def test_a_bulk_alone_has_no_isolated_nodes() -> None:
+    for num_probes in (2, 8):
+        assert not density(operator(symmetric(bulk(300))), num_probes=num_probes, num_matvecs=24).isolated.any()
+
+
+def test_two_values_within_two_widths_are_not_isolated() -> None:
+    spectrum = torch.cat([torch.tensor([10.0, 9.0, -8.0]).double(), torch.zeros(60).double()])
+    for width, expected in ((0.4, {10.0, 9.0, -8.0, 0.0}), (0.6, {-8.0, 0.0})):
+        result = density(operator(symmetric(spectrum)), num_matvecs=12, width=width)
+        assert {round(value, 6) + 0.0 for value in result.nodes[result.isolated].tolist()} == expected
+
+
+def test_a_grid_follows_a_narrow_width() -> None:
+    """A width of a thousandth of the spectrum would fall between 512 values."""
+    result = density(operator(symmetric(planted(100))), num_matvecs=20, width=0.05)
+    assert (result.grid.diff(dim=-1) <= 0.05 / 4 + 1e-9).all()
+    torch.testing.assert_close(torch.trapezoid(result.density, result.grid), torch.ones(3).double(), rtol=0, atol=1e-5)
+
+
+def test_progress_counts_every_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    H, seen = operator(symmetric(planted(50))), []
+    result = density(H, num_probes=4, num_matvecs=6, progress=lambda done, total: seen.append((done, total)))
+    assert [done for done, _ in seen] == [12 * (step + 1) for step in range(6)]
+    assert {total for _, total in seen} == {int(result.num_matvecs.sum())} == {72}
+    monkeypatch.setattr(module, "MEMORY_BUDGET", {"cpu": 5 * 6 * 50 * 8})
+    seen.clear()
+    density(H, num_probes=4, num_matvecs=6, progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (72, 72)
+    assert [done for done, _ in seen] == sorted({done for done, _ in seen})
+    seen.clear()
+    density(H, num_matvecs=50, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(150, 150)]
+
+
+def test_an_interrupt_stops_at_once_and_leaves_nothing_behind() -> None:
+    calls = []
+
+    def stop(done: int, total: int) -> None:
+        calls.append(done)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    H, state = operator(symmetric(planted(50))), torch.get_rng_state()
+    with without_type_checks(), pytest.raises(KeyboardInterrupt):
+        density(H, num_probes=4, num_matvecs=6, progress=stop)
+    assert len(calls) == 3
+    assert torch.equal(state, torch.get_rng_state())
+    torch.testing.assert_close(
+        density(H, num_matvecs=6).density, density(operator(symmetric(planted(50))), num_matvecs=6).density
+    )
 
 
 BAD = {

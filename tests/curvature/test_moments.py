@@ -106,6 +106,14 @@ def test_single_point_and_not_a_number(num_probes: int) -> None:
     assert spoilt.diagonal.converged.all(-1).tolist() == [True, False, True]
 
 
+def test_progress_counts_what_is_done() -> None:
+    said: list[tuple[int, int]] = []
+    H = operator(symmetric(SPECTRA["decaying"]))
+    moments(H, num_probes=20, progress=lambda done, everything: said.append((done, everything)))
+    frobenius_squared(H, num_probes=30, progress=lambda done, everything: said.append((done, everything)))
+    assert said == [(16, 20), (20, 20), (24, 24)]
+
+
 def test_bad_options_are_refused_in_plain_words() -> None:
     H = operator(symmetric(SPECTRA["decaying"]))
     with pytest.raises(ValueError, match="num_probes=1"):

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from hessian_tools import Conv4, extremal_eigenpairs, flatten, hessian, make_loss, seeded, stream
-from hessian_tools.curvature import traced
+from hessian_tools.curvature import routes, traced
 from hessian_tools.curvature.points import hessian_at
 
 POINTS = 5
@@ -104,7 +104,7 @@ def test_a_traced_network_is_let_go():
 
 def test_several_batches_share_the_memory_of_one():
     loss, thetas, (x, y), _ = setting(network("conv batch norm"))
-    one, three = (hessian(loss, thetas, [(x, y)] * n, route="traced", chunk=6).points.at_once for n in (1, 3))
+    one, three = (hessian(loss, thetas, [(x, y)] * n, route="traced", chunk=6).points.at_once() for n in (1, 3))
     assert (one, three) == (12, 4)
 
 
@@ -167,8 +167,8 @@ def test_auto_changes_over_by_count_and_never_for_a_plain_function():
     loss, thetas, batch, V = setting(network("tanh"))
     H = hessian(loss, thetas, batch)
     assert (H @ V).isfinite().all()
-    assert H.route == "direct"
-    for _ in range(traced.ENOUGH_PRODUCTS // (POINTS * 3) + 1):
+    assert H.route == "kept"
+    for _ in range(routes.enough_products(H.points.forward) // (POINTS * 3) + 1):
         H @ V
     assert H.route == "traced"
     plain = hessian(lambda t, b: (t**4).sum(), thetas, torch.zeros(POINTS))

@@ -12,19 +12,21 @@ from time import monotonic
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from hessian_tools.data import TaskSource
 from hessian_tools.flat import flatten
-from hessian_tools.loss import Loss, cast_like, make_loss
-from hessian_tools.meta.inner import learner_path
-from hessian_tools.meta.learners import Learner
-from hessian_tools.meta.objective import Aux, accuracy, meta_loss
-from hessian_tools.meta.shot import Shot, squared_error
+from hessian_tools.loss import Loss, make_loss
+from hessian_tools.meta.collapse import ALIKE
+from hessian_tools.meta.objective import Aux
+from hessian_tools.meta.shot import squared_error
 from hessian_tools.nets import seeded
 from hessian_tools.runs import checkpoints, metrics
 from hessian_tools.runs.files import read_json, write_json
+from hessian_tools.train.beginning import first_parameters
+from hessian_tools.train.config import Checkpoint, TrainConfig
+from hessian_tools.train.evaluate import evaluate
+from hessian_tools.train.outer import accumulate_gradient
 
 DIVERGED = "diverged.json"
 SAVE_SECONDS = 10.0
@@ -32,76 +34,13 @@ SAVE_SECONDS = 10.0
 Progress = Callable[[int, float], None]
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """One run: a learner trained on tasks with a seed.
-
-    network: builds the module; its parameters are drawn from ``seed``. checkpoints: meta-iterations
-    to keep, 0 being the untrained network; the last one ends the run. save_every: meta-iterations
-    between resumable states (one is also saved every ten seconds); None: only at checkpoints.
-    """
-
-    learner: Learner
-    tasks: TaskSource
-    network: Callable[[], nn.Module]
-    seed: int = 0
-    shot: Shot | None = None
-    checkpoints: tuple[int, ...] = (0, 10, 30, 100, 300)
-    meta_batch: int = 4
-    learning_rate: float = 1e-3
-    validation_tasks: int = 50
-    validation_seed: int = 0
-    device: str = "cpu"
-    folder: Path | None = None
-    save_every: int | None = None
-
-    def __post_init__(self) -> None:
-        steps = self.checkpoints
-        if not steps or min(steps) < 0 or list(steps) != sorted(set(steps)):
-            raise ValueError(f"checkpoints={list(steps)} must be rising meta-iterations from 0, e.g. 0, 10, 30, 100")
-        if self.meta_batch < 1:
-            raise ValueError(f"meta_batch={self.meta_batch} must be at least 1 task")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate={self.learning_rate} must be positive")
-        if self.shot is not None:
-            self.shot.reference_count(self.learner.steps)
-            if self.tasks.kind == "regression" and self.shot.distance.startswith("kl"):
-                raise ValueError(
-                    f"distance={self.shot.distance!r} compares class probabilities, which regression has none of;"
-                    " use distance 'squared_error'"
-                )
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """The parameters [param] at a meta-iteration, and the validation loss and accuracy there."""
-
-    meta_step: int
-    theta: Tensor
-    validation_loss: float
-    validation_accuracy: float
-    diverged: bool = False
-
-
 @dataclass
 class _State:
     loss: Loss
     theta: Tensor
-    optimiser: torch.optim.Adam
+    optimiser: torch.optim.Optimizer
     meta_step: int = 0
     saved_at: float = field(default_factory=monotonic)
-
-
-def logarithmic_schedule(last: int) -> tuple[int, ...]:
-    """0, 1, 3, 10, 30, 100, ... up to and including ``last``.
-
-    >>> logarithmic_schedule(300)
-    (0, 1, 3, 10, 30, 100, 300)
-    """
-    steps = {0, last}
-    for power in range(len(str(last))):
-        steps |= {s for s in (10**power, 3 * 10**power) if s <= last}
-    return tuple(sorted(steps))
 
 
 def task_loss(config: TrainConfig) -> tuple[Loss, Tensor]:
@@ -152,30 +91,15 @@ def diverged_at(folder: Path) -> int | None:
     return int(read_json(path)["meta_step"]) if path.exists() else None
 
 
-def evaluate(
-    learner: Learner, loss: Loss, theta: Tensor, tasks: TaskSource, *, split: str, num_tasks: int, seed: int
-) -> tuple[Tensor, Tensor]:
-    """Query losses and accuracies [task] after adaptation; batch statistics are the query set's own (transductive)."""
-    losses, accuracies = [], []
-    for index in range(num_tasks):
-        support, query = (cast_like(b, theta) for b in tasks.episode(seed=seed, split=split, index=index))
-        adapted = learner_path(learner, loss, theta.detach(), support).adapted
-        with torch.no_grad():
-            outputs = loss.outputs(adapted, query[0])
-            losses.append(loss.criterion(outputs, query[1]))
-            accuracies.append(accuracy(outputs, query[1]))
-    return torch.stack(losses), torch.stack(accuracies)
-
-
 def _start(config: TrainConfig) -> _State:
     loss, theta = task_loss(config)
-    theta.requires_grad_()
-    state = _State(loss, theta, torch.optim.Adam([theta], lr=config.learning_rate))
     first = config.tasks.episode(seed=config.seed, split="train", index=0)
     loss.refuse_hidden_state(theta, first.support)
+    theta = first_parameters(config, loss, theta).requires_grad_()
+    state = _State(loss, theta, _optimiser(config, theta))
     if config.folder and checkpoints.state_path(config.folder).exists():
         saved = checkpoints.load(checkpoints.state_path(config.folder))
-        state.meta_step = checkpoints.restore_adam(state.optimiser, theta, saved)
+        state.meta_step = checkpoints.restore(state.optimiser, theta, saved)
         metrics.keep_until(config.folder / metrics.NAME, state.meta_step)
     elif config.folder:
         metrics.keep_until(config.folder / metrics.NAME, -1)
@@ -184,6 +108,8 @@ def _start(config: TrainConfig) -> _State:
 
 def _advance(state: _State, config: TrainConfig, until: int, progress: Progress | None) -> bool:
     """Outer steps up to a meta-iteration; False when one of them was not finite."""
+    if config.learner.outer == "none":
+        state.meta_step = max(state.meta_step, until)
     while state.meta_step < until:
         aux, finite = _outer_step(state, config)
         if not finite:
@@ -201,15 +127,14 @@ def _advance(state: _State, config: TrainConfig, until: int, progress: Progress 
     return True
 
 
+def _optimiser(config: TrainConfig, theta: Tensor) -> torch.optim.Optimizer:
+    kind = torch.optim.Adam if config.optimiser == "adam" else torch.optim.SGD
+    return kind([theta], lr=config.learning_rate)
+
+
 def _outer_step(state: _State, config: TrainConfig) -> tuple[list[Aux], bool]:
     state.optimiser.zero_grad()
-    seen = []
-    for j in range(config.meta_batch):
-        index = state.meta_step * config.meta_batch + j
-        episode = cast_like(config.tasks.episode(seed=config.seed, split="train", index=index), state.theta)
-        value, aux = meta_loss(config.learner, state.loss, state.theta, *episode, shot=config.shot)
-        (value / config.meta_batch).backward()
-        seen.append(aux)
+    seen = accumulate_gradient(config, state.loss, state.theta, state.meta_step)
     gradient = state.theta.grad
     losses = torch.stack([aux.query_loss for aux in seen])
     if gradient is None or not (torch.isfinite(gradient).all() and torch.isfinite(losses).all()):
@@ -220,7 +145,8 @@ def _outer_step(state: _State, config: TrainConfig) -> tuple[list[Aux], bool]:
 
 def _row(meta_step: int, aux: list[Aux]) -> dict[str, Any]:
     mean = {name: float(torch.stack([getattr(a, name) for a in aux]).mean()) for name in Aux.__dataclass_fields__}
-    return {"meta_step": meta_step} | {k: (None if v != v else v) for k, v in mean.items()}
+    collapsed = {"collapsed": mean["output_variation"] < ALIKE}
+    return {"meta_step": meta_step} | {k: (None if v != v else v) for k, v in mean.items()} | collapsed
 
 
 def _validate(state: _State, config: TrainConfig, meta_step: int) -> Checkpoint:
@@ -235,6 +161,7 @@ def _validate(state: _State, config: TrainConfig, meta_step: int) -> Checkpoint:
         split="val",
         num_tasks=config.validation_tasks,
         seed=config.validation_seed,
+        transductive=config.transductive,
     )
     return Checkpoint(meta_step, theta, float(losses.mean()), float(accuracies.mean()))
 
@@ -256,7 +183,5 @@ def _save_is_due(state: _State, config: TrainConfig) -> bool:
 
 
 def _save_state(state: _State, folder: Path) -> None:
-    checkpoints.save(
-        checkpoints.state_path(folder), checkpoints.adam_state(state.optimiser, state.theta, state.meta_step)
-    )
+    checkpoints.save(checkpoints.state_path(folder), checkpoints.state(state.optimiser, state.theta, state.meta_step))
     state.saved_at = monotonic()

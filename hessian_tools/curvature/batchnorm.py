@@ -1,0 +1,141 @@
+"""Batch normalisation with short derivatives: the same function, fewer passes over its activations.
+
+torch's own second derivative of ``F.batch_norm`` makes some 44 tensors of the size of the activations; on a
+Conv4 that is two thirds of a Hessian-vector product. Written out by hand it is 12. Used while a
+product is traced, and compared there with torch's own derivative.
+
+Per channel, with u' the mean of u over examples and pixels, h = r (x - x'), r = (var + eps)^-1/2:
+
+    P(u)  = u - u' - h (hu)'                                   so that  dh = r P(dx),  dr = -r^2 (h dx)'
+    y     = w h + b,                                           dy = w r P(dx) + h dw + db
+    gx    = w r P(g),   gw = n (hg)',   gb = n g'
+    d gx  = (r dw + w dr) P(g) + w r [P(dg) - (hg)' dh - h (g dh)']
+    d gw  = n [(h dg)' + (g dh)'],   d gb = n (dg)'
+
+It is the derivative at eps > 0 too: nowhere is h taken to have unit variance.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+
+class ShortBatchNorm(TorchFunctionMode):
+    """Within it, ``F.batch_norm`` on batch statistics has the derivatives of this file; first and second order only."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.batch_norm:
+            return _batch_norm(func, *args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _batch_norm(
+    func: Any,
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    if not training or running_mean is not None or running_var is not None:
+        return func(x, running_mean, running_var, weight, bias, training, momentum, eps)
+    weight = x.new_ones(x.shape[1]) if weight is None else weight
+    bias = x.new_zeros(x.shape[1]) if bias is None else bias
+    return _Forward.apply(x, weight, bias, eps)
+
+
+class _Forward(Function):
+    """(x, w, b) -> y."""
+
+    @staticmethod
+    def forward(x: Tensor, w: Tensor, b: Tensor, eps: float) -> Tensor:
+        # torch's own value to the last bit: another rounding could fall on the other side of a kink.
+        return torch.native_batch_norm(x, w, b, None, None, True, 0.0, eps)[0]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        _keep(ctx, *inputs)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        x, w, _ = ctx.saved_tensors
+        return *_Backward.apply(g, x, w, ctx.eps), None
+
+    @staticmethod
+    def jvp(ctx: Any, dx: Tensor, dw: Tensor, db: Tensor, _: None) -> Tensor:
+        x, w, _b = ctx.saved_tensors
+        h, r = _standardised(x, ctx.eps)
+        scale = w * r
+        on_h = dw - scale * _mean(h * dx)
+        offset = db - scale * _mean(dx)
+        return _combined(x, offset, (dx, scale), (h, on_h))
+
+
+class _Backward(Function):
+    """(g, x, w) -> the gradients gx, gw, gb."""
+
+    @staticmethod
+    def forward(g: Tensor, x: Tensor, w: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        h, r = _standardised(x, eps)
+        n, hg, mean_g = x.numel() // x.shape[1], _mean(h * g), _mean(g)
+        scale = w * r
+        return _combined(x, -scale * mean_g, (g, scale), (h, -scale * hg)), n * hg, n * mean_g
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        _keep(ctx, *inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        raise NotImplementedError("third derivatives are not written here")
+
+    @staticmethod
+    def jvp(ctx: Any, dg: Tensor, dx: Tensor, dw: Tensor, _: None) -> tuple[Tensor, Tensor, Tensor]:
+        g, x, w = ctx.saved_tensors
+        h, r = _standardised(x, ctx.eps)
+        n, hg, mean_g = x.numel() // x.shape[1], _mean(h * g), _mean(g)
+        hdx, mean_dx, hdg, mean_dg = _mean(h * dx), _mean(dx), _mean(h * dg), _mean(dg)
+        gdh = r * (_mean(g * dx) - mean_dx * mean_g - hdx * hg)
+        scale, on_g = w * r, r * (dw - w * r * hdx)
+        on_dx = -scale * r * hg
+        on_h = -on_g * hg - on_dx * hdx - scale * (hdg + gdh)
+        offset = -on_g * mean_g - on_dx * mean_dx - scale * mean_dg
+        dgx = _combined(x, offset, (dg, scale), (dx, on_dx), (g, on_g), (h, on_h))
+        return dgx, n * (hdg + gdh), n * mean_dg
+
+
+def _combined(x: Tensor, offset: Tensor, *terms: tuple[Tensor, Tensor]) -> Tensor:
+    """The sum of tensors like x, each times a factor per channel, and an offset per channel."""
+    tensor, factor = terms[0]
+    total = tensor * _channels(factor, x)
+    for tensor, factor in terms[1:]:
+        total = total.addcmul(tensor, _channels(factor, x))
+    return total + _channels(offset, x)
+
+
+def _keep(ctx: Any, *inputs: Any) -> None:
+    *tensors, ctx.eps = inputs
+    ctx.save_for_backward(*tensors)
+    ctx.save_for_forward(*tensors)
+
+
+def _standardised(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """h and r; computed anew wherever they are wanted, for a trace has them once."""
+    centred = x - _channels(_mean(x), x)
+    r = (_mean(centred * centred) + eps).rsqrt()
+    return centred * _channels(r, x), r
+
+
+def _mean(x: Tensor) -> Tensor:
+    return x.mean([d for d in range(x.ndim) if d != 1])
+
+
+def _channels(per_channel: Tensor, like: Tensor) -> Tensor:
+    return per_channel.reshape(1, -1, *(1 for _ in like.shape[2:]))

@@ -1,0 +1,55 @@
+"""The gradient's graph kept at some points: a Hessian-vector product is then one reverse pass.
+
+Reverse over reverse (Pearlmutter 1994; torch's ``create_graph``): exact for every network and criterion that torch
+can differentiate twice, ``nn.MSELoss`` too; nothing is traced, nothing goes through ``vmap``.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from hessian_tools.loss import Batch, LossFunction
+
+
+@dataclass(frozen=True)
+class KeptGraphs:
+    """Each point's theta and the gradient there, with its graph."""
+
+    thetas: tuple[Tensor, ...]
+    gradients: tuple[Tensor, ...]
+
+    def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
+        """Each point's product with its columns, one by one."""
+        columns = [[self._product(i, v) for v in block.mT] for i, block in enumerate(V)]
+        return torch.stack([torch.stack(c, dim=-1) for c in columns])
+
+    def select(self, points: Int[Tensor, " chosen"]) -> "KeptGraphs":
+        """The same at some of the points."""
+        chosen = points.tolist()
+        return KeptGraphs(tuple(self.thetas[i] for i in chosen), tuple(self.gradients[i] for i in chosen))
+
+    def _product(self, point: int, v: Tensor) -> Tensor:
+        gradient, theta = self.gradients[point], self.thetas[point]
+        if not gradient.requires_grad:  # a loss linear in theta
+            return torch.zeros_like(v)
+        return torch.autograd.grad(gradient, theta, v, retain_graph=True, materialize_grads=True)[0]
+
+
+def kept_graphs(loss: LossFunction, thetas: Float[Tensor, "point param"], batch: Batch, *, shared: bool) -> KeptGraphs:
+    """The gradient and its graph at every point, from a forward and a backward pass each."""
+    leaves, gradients = [], []
+    with torch.enable_grad():
+        for i, row in enumerate(thetas):
+            theta = row.detach().clone().requires_grad_()
+            here = batch if shared else pytree.tree_map_only(Tensor, lambda leaf, i=i: leaf[i], batch)
+            value = loss(theta, here)
+            if value.requires_grad:
+                (gradient,) = torch.autograd.grad(value, theta, create_graph=True, materialize_grads=True)
+            else:
+                gradient = torch.zeros_like(row)
+            leaves.append(theta)
+            gradients.append(gradient)
+    return KeptGraphs(tuple(leaves), tuple(gradients))
