@@ -35,7 +35,7 @@ def _top5(problem: Problem) -> Answer:
 
 
 def _trace(problem: Problem) -> Answer:
-    estimates = [ht.trace(part, num_probes=PROBES) for part in operator(problem).parts()]
+    estimates = [ht.trace(part, num_probes=PROBES, method="probes") for part in operator(problem).parts()]
     values, stderr = (torch.cat([torch.stack([e.value, e.stderr], -1) for e in estimates])).unbind(-1)
     return Answer(PROBES * len(values), values[:, None], stderr[:, None])
 
