@@ -33,9 +33,7 @@ class _Strict(BaseModel):
 class DataConfig(_Strict):
     """The tasks. queries and test_queries are query images per class in training and on held-out tasks.
 
-    path: a data set of the user's, in place of the bundled ones; test_path: another (or "quickdraw"), whose test
-    classes are the held-out tasks. split and the rest as in hessian_tools.data.open_data; with test_path give
-    image_size and channels, so that both agree. test_split is the split of test_path.
+    path: data of the user's own; test_path, test_split: others for held-out tasks; the rest: see data.open_data.
     """
 
     name: Literal["quickdraw", "sine-line"] = "quickdraw"
@@ -54,18 +52,14 @@ class DataConfig(_Strict):
 
     @model_validator(mode="after")
     def _wishes_have_data(self) -> "DataConfig":
-        if self.name == "sine-line" and self.path is None:
-            wishes = ("split", "image_size", "channels", "rotations", "crop", "test_path", "test_split")
-            given = [wish for wish in wishes if getattr(self, wish) not in (None, False)]
-            if given:
-                raise ValueError(f"{given[0]} is for images; sine-line has none")
-        if self.test_split and not self.test_path:
-            raise ValueError("test_split needs test_path, whose split it is")
+        wishes = self.model_dump(exclude_defaults=True, exclude={"name", "ways", "shots", "queries", "test_queries"})
+        if self.source == "sine-line" and wishes:
+            raise ValueError(f"{next(iter(wishes))} is for images; sine-line has none")
         return self
 
     @property
     def source(self) -> str:
-        """What the tasks are drawn from: the path, or the name of a bundled set."""
+        """The path, or the name of a bundled set."""
         return self.path or self.name
 
 

@@ -36,6 +36,8 @@ def tasks(config: StudyConfig, *, held_out: bool = False) -> TaskSource:
 @lru_cache(maxsize=8)
 def _opened(data: DataConfig, queries: int) -> TaskSource:
     """Opened once a process: looking at the files again for each unit of work would take half a second each time."""
+    if data.test_split and not data.test_path:
+        raise ValueError("test_split needs test_path, whose split it is")
     if data.source == "sine-line":
         return open_tasks("sine-line")
     home = partial(

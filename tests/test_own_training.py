@@ -186,6 +186,7 @@ def test_from_files_and_stacked(tmp_path):
     assert both.step_cosine.shape == (2, 2)
     assert both.query_loss is None
     assert both.diverged.tolist() == [False, False]
+    assert trajectory_from(loss, paths, batch, query=(batch[0] / 0, batch[1])).diverged
 
 
 def test_a_plain_function_and_degenerate_paths():

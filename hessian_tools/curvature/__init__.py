@@ -1,12 +1,6 @@
 """Curvature of a loss at one point or at many: operators, eigenpairs, traces, and quantities along directions."""
 
-from hessian_tools.curvature.adaptation import (
-    AdaptationGram,
-    AdaptationJacobian,
-    SingularValues,
-    adaptation_jacobian,
-    singular_values,
-)
+from hessian_tools.curvature.adaptation import AdaptationGram, AdaptationJacobian, adaptation_jacobian
 from hessian_tools.curvature.algebra import Block, Combination, Restriction
 from hessian_tools.curvature.along import (
     DESCENT_THRESHOLD,
@@ -33,6 +27,7 @@ from hessian_tools.curvature.interface import Operator
 from hessian_tools.curvature.moments import Diagonal, Moments, diagonal, frobenius_squared, moments
 from hessian_tools.curvature.multiaffine import is_multiaffine
 from hessian_tools.curvature.operators import Hessian, gradient, hessian
+from hessian_tools.curvature.singular import SingularValues, singular_values
 from hessian_tools.curvature.subspace import (
     gradient_share,
     overlap_null,

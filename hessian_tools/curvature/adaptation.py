@@ -1,4 +1,4 @@
-"""The Jacobian of an inner loop, d theta_K / d theta_0, as an operator, and its largest singular values.
+"""The Jacobian of an inner loop, d theta_K / d theta_0, as an operator.
 
     theta_{k+1} = theta_k - a_k g(theta_k)   gives   J = (I - a_{K-1} H_{K-1}) ... (I - a_0 H_0)
 
@@ -10,11 +10,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
-from hessian_tools.curvature.eigen import top_eigenpairs
 from hessian_tools.curvature.interface import Operator
 
 
@@ -169,30 +168,6 @@ class AdaptationGram(Operator):
         return AdaptationGram(self.jacobian.select(points))
 
 
-@dataclass(frozen=True)
-class SingularValues:
-    """The largest singular values of a Jacobian, falling, with their quality.
-
-    left_residuals: |J v - s u|; right_residuals: |J'u - s v| of the unit vectors u, v, from true products. A singular
-    value of J lies within ``error`` = sqrt(left^2 + right^2) / sqrt(2) of s; that none was missed is not said.
-    converged: error <= max(rtol s, 64 eps |J|^2 / s), |J| the largest value; where False, raise max_matvecs.
-    u, v [*task, param, k]: where asked for; u is zero where s is. num_matvecs: Hessian-vector products of each task.
-    """
-
-    values: Float[Tensor, "*task k"]
-    left_residuals: Float[Tensor, "*task k"]
-    right_residuals: Float[Tensor, "*task k"]
-    converged: Bool[Tensor, "*task k"]
-    u: Float[Tensor, "*task param k"] | None
-    v: Float[Tensor, "*task param k"] | None
-    num_matvecs: Int[Tensor, "*task"]
-
-    @property
-    def error(self) -> Float[Tensor, "*task k"]:
-        """How near a singular value of J lies."""
-        return _error(self.left_residuals, self.right_residuals)
-
-
 def adaptation_jacobian(
     H: Operator, step_size: float | Float[Tensor, "..."], *, steps: int | None = None
 ) -> AdaptationJacobian:
@@ -219,53 +194,6 @@ def adaptation_jacobian(
         raise ValueError(f"steps={steps} for an operator at {points} points; give a number that divides them")
     factors = tuple(H.select(torch.arange(k, points, K)) for k in range(K))
     return AdaptationJacobian(factors, _step_sizes(step_size, points // K, K, H), single=steps is None)
-
-
-def singular_values(
-    J: AdaptationJacobian,
-    *,
-    k: int = 5,
-    rtol: float = 1e-3,
-    vectors: bool = False,
-    seed: int = 0,
-    max_matvecs: int | None = None,
-) -> SingularValues:
-    """The k largest singular values of J at every task, from eigenpairs of J'J (Lanczos), certified by products.
-
-    They say how far apart starts grow or shrink in the inner loop: 1 along directions without curvature, more than
-    1 along negative curvature and where alpha lambda > 2. Only the largest are promised: J'J squares
-    the condition, which costs a value s a relative error of eps (|J| / s)^2. max_matvecs: products with J'J, each
-    2 K Hessian-vector products; None: the larger of 100 and 20 k. Raises ValueError for k outside 1..param.
-
-    >>> from hessian_tools.curvature import hessian
-    >>> a = torch.tensor([2.0, -1.0])
-    >>> H = hessian(lambda theta, a: (a * theta**2).sum() / 2, torch.zeros(3, 2), a, shared=True)
-    >>> [round(s, 4) for s in singular_values(adaptation_jacobian(H, 0.1), k=2).values.tolist()]
-    [1.331, 0.512]
-    """
-    # The same tolerance for s^2 as for s: |J'Jv - s^2 v| = s |J'u - s v|.
-    pairs = top_eigenpairs(J.gram, k=k, which="LA", rtol=rtol, vectors=True, seed=seed, max_matvecs=max_matvecs)
-    assert pairs.vectors is not None
-    s, u, v = _falling(J @ pairs.vectors, pairs.vectors)
-    left = (J @ v - u * s[..., None, :]).norm(dim=-2)
-    right = (J.T @ u - v * s[..., None, :]).norm(dim=-2)
-    rounding = 64 * torch.finfo(s.dtype).eps * s[..., :1] ** 2 / s.clamp(min=torch.finfo(s.dtype).tiny)
-    converged = _error(left, right) <= torch.maximum(rtol * s, rounding)
-    products = J.steps * (2 * pairs.num_matvecs + 3 * k)
-    return SingularValues(s, left, right, converged, u if vectors else None, v if vectors else None, products)
-
-
-def _falling(
-    images: Float[Tensor, "*task param k"], v: Float[Tensor, "*task param k"]
-) -> tuple[Float[Tensor, "*task k"], Float[Tensor, "*task param k"], Float[Tensor, "*task param k"]]:
-    """s, u = Jv / s and v, by falling s, which may differ in order from the eigenvalues by rounding."""
-    s, order = images.norm(dim=-2).sort(dim=-1, descending=True, stable=True)
-    images, v = (columns.gather(-1, order[..., None, :].expand_as(columns)) for columns in (images, v))
-    return s, torch.where(s[..., None, :] == 0, 0.0, images / s[..., None, :]), v
-
-
-def _error(left: Float[Tensor, "*task k"], right: Float[Tensor, "*task k"]) -> Float[Tensor, "*task k"]:
-    return ((left**2 + right**2) / 2).sqrt()
 
 
 def _step_sizes(step_size: float | Tensor, tasks: int, steps: int, H: Operator) -> Float[Tensor, "task step _"]:

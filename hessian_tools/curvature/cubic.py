@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad, jvp
 
-from hessian_tools.curvature.points import Batching, Points, Weights, points_of, slices
+from hessian_tools.curvature.entry import points_of
+from hessian_tools.curvature.points import Batching, Points, Weights, slices
 from hessian_tools.loss import Batch, LossFunction
 from hessian_tools.primitives import PrimitiveNormalisation
 

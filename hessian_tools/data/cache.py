@@ -117,6 +117,8 @@ def _file_name(tree: Tree, match: Match, wanted: Wanted) -> str:
 
 def _writable(places: list[Path]) -> Path:
     for place in places:
+        if _locked(place.parent):
+            continue
         try:
             place.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=place):
@@ -124,6 +126,11 @@ def _writable(places: list[Path]) -> Path:
         except OSError:
             continue
     raise ValueError(f"cannot write a cache in {' or '.join(map(str, places))}; give a folder with cache=")
+
+
+def _locked(folder: Path) -> bool:
+    """Whether nobody is meant to write there, which would not stop a superuser, as in a container."""
+    return folder.exists() and not folder.stat().st_mode & 0o222
 
 
 # Reading

@@ -184,8 +184,8 @@ class ImageTasks:
         for name in ("ways", "shots", "queries"):
             check_count(name, getattr(self, name))
         self._check_examples()
-        # A split that is too small is refused when it is asked for: 64-way training with 16 validation
-        # classes is fine until somebody validates. Here only what no split can give is refused.
+        # A split with too few classes is refused when it is asked for, not before: 64-way training with 16
+        # validation classes is fine until somebody validates.
         self._check_ways(max(self.dataset.splits, key=lambda split: len(self.dataset.splits[split])))
 
     @property
@@ -232,7 +232,6 @@ class ImageTasks:
         return x, torch.arange(len(x)) % self.ways
 
     def _check_examples(self) -> None:
-        """Of every class in a split: an episode that cannot be drawn must not wait until it comes up."""
         data, wanted = self.dataset, self.shots + self.queries
         members = [position for positions in data.splits.values() for position in positions]
         counts = {position: data.count(position) for position in members}
@@ -255,7 +254,7 @@ class ImageTasks:
 
 
 def unit_floats(pixels: UInt8[np.ndarray, "example way ..."], scale: int) -> Float[Tensor, "row ..."]:
-    """Stored values as float32, the value ``scale`` as 1; a copy, so that the store is never written to."""
+    """Stored values as float32, the value ``scale`` as 1, in new memory."""
     x = torch.from_numpy(pixels).flatten(0, 1).to(torch.float32)
     return x if scale == 1 else x / scale
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.parameter import UninitializedParameter
 
-from hessian_tools.flat import ParamLayout, flatten
+from hessian_tools.flat import flatten
 from hessian_tools.loss import make_loss
 from hessian_tools.rng import stream
 
@@ -70,27 +70,26 @@ def refuse_unfit(model: nn.Module, *, outputs: int, input_shape: tuple[int, ...]
         )
     theta, layout = flatten(model)
     x = torch.randn(4, *input_shape, generator=stream(0, "an input to look at shapes"))
-    loss = make_loss(model, lambda out, _: out.sum(), layout)
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            found = _forward(model, theta, layout, x)
-    except Exception as e:  # whatever a forward pass may raise
-        raise ValueError(
-            f"{type(model).__name__} cannot take examples of shape {tuple(input_shape)}: {_said(e)}"
-        ) from e
+    found = _forward(model, layout.unflatten(theta), x)
     if not isinstance(found, Tensor) or found.shape != (4, outputs):
         got = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
         raise ValueError(
             f"{type(model).__name__} makes {got} of 4 examples of shape {tuple(input_shape)};"
             f" the tasks need a tensor of shape (4, {outputs})"
         )
-    loss.refuse_hidden_state(theta, (x, None))
+    make_loss(model, lambda out, _: out.sum(), layout).refuse_hidden_state(theta, (x, None))
 
 
-def _forward(model: nn.Module, theta: Tensor, layout: ParamLayout, x: Tensor) -> Any:
-    """Outputs, with buffers that move moved in a copy."""
+def _forward(model: nn.Module, parameters: dict[str, Tensor], x: Tensor) -> Any:
+    """Outputs; buffers are moved in a copy, if at all."""
     buffers = {name: b.clone() for name, b in model.named_buffers()}
-    return functional_call(model, layout.unflatten(theta) | buffers, (x,))
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            return functional_call(model, parameters | buffers, (x,))
+    except Exception as e:  # whatever a forward pass may raise
+        raise ValueError(
+            f"{type(model).__name__} cannot take examples of shape {tuple(x.shape[1:])}: {_said(e)}"
+        ) from e
 
 
 def _built(factory: Callable[..., Any], target: str, keywords: Mapping[str, Any]) -> nn.Module:

@@ -52,8 +52,8 @@ class ClassBatches:
         classes = np.asarray(data.classes(split))
         rng = numpy_stream(seed, "class batch", split, index)
         labels = rng.randint(len(classes), size=sum(self.sizes))
-        examples = rng.randint(data.examples_per_class, size=len(labels))
-        images = data.images[classes[labels], examples]
-        x, y = torch.from_numpy(images).to(torch.float32) / data.scale, torch.from_numpy(labels)
+        chosen = classes[labels]
+        examples = rng.randint([data.count(int(position)) for position in chosen])  # classes may differ in size
+        x, y = data.take(chosen, examples[None]), torch.from_numpy(labels)
         cut = self.sizes[0]
         return Episode((x[:cut], y[:cut]), (x[cut:], y[cut:]))

@@ -65,6 +65,7 @@ def test_a_split_without_validation_serves_where_nothing_is_validated(own, tmp_p
     ("data", "message"),
     [
         ({"path": "nowhere/at/all"}, "data: there is no file or folder nowhere/at/all"),
+        ({"test_split": "official"}, "data: test_split needs test_path"),
         ({"channels": 3, "rotations": True}, "data: split, rotations and crop are for data of your own"),
     ],
 )
@@ -77,7 +78,6 @@ def test_what_is_not_there_is_told_in_the_words_of_the_command_line(data, messag
     ("data", "message"),
     [
         ({"name": "sine-line", "image_size": 3}, "data: image_size is for images; sine-line has none"),
-        ({"test_split": "official"}, "data: test_split needs test_path"),
         ({"pth": "x"}, "unknown key 'data.pth'; did you mean 'path'"),
     ],
 )

@@ -181,8 +181,10 @@ def test_where_the_data_cannot_be_written_the_users_cache_is_used(root, tmp_path
     home = tmp_path / "home"
     monkeypatch.setattr(cache.sys, "platform", "linux")
     monkeypatch.setenv("XDG_CACHE_HOME", str(home))
-    disk.put(root / ".hessian-tools", b"a file where the folder should be")  # root may write anywhere: chmod is no test
+    root.chmod(0o555)
     data = open_data(root)
+    root.chmod(0o755)
+    disk.put(root / ".hessian-tools", b"a file where the folder should be")
     assert files_of(data)[0].parent == home / "hessian-tools"
     open_data(root)
     assert len(decodings) == 20

@@ -92,6 +92,7 @@ def test_first_order_differs_where_there_is_a_hessian():
 )
 def test_the_inner_loop_moves_its_part_alone(learner, moved):
     loss, theta, layout = network()
+    theta = theta + 0.1 * randn(len(theta), path="elsewhere")  # not where the model's own parameters are
     support, query = episode()
     t = record(learner, loss, theta, support, query, save=SaveAt(thetas=True, gradients=True))
     for k in (1, 2):

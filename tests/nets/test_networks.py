@@ -53,10 +53,10 @@ def test_initial_parameters_have_not_changed_by_a_bit(name):
 
 def test_resnet12_begins_kaiming_normal_over_its_outputs():
     """Variance 2 / ((1 + 0.1^2) 9 outputs) for the 3x3 convolutions; normalisation begins as the identity."""
-    model = seeded(lambda: ResNet12(3, widths=(64, 64, 64, 64), input_shape=(3, 16, 16)), seed=0)
-    weight = model.body[2].path[3].weight
-    assert weight.detach().std() == pytest.approx((2 / (1.01 * 9 * 64)) ** 0.5, rel=0.02)  # 37 000 numbers: 0.4 %
-    assert model.body[2].shortcut[0].weight.detach().std() == pytest.approx((2 / (1.01 * 64)) ** 0.5, rel=0.05)
+    model = seeded(lambda: ResNet12(3, widths=(96, 32, 64, 64), input_shape=(3, 16, 16)), seed=0)
+    weight = model.body[1].path[0].weight.detach()  # 27 648 numbers: 0.4 %
+    assert weight.std() == pytest.approx((2 / (1.01 * 9 * 32)) ** 0.5, rel=0.02)
+    assert model.body[1].shortcut[0].weight.detach().std() == pytest.approx((2 / (1.01 * 32)) ** 0.5, rel=0.05)
     assert model.body[1].path[1].weight.eq(1).all()
 
 

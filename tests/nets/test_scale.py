@@ -48,7 +48,7 @@ class Branching(nn.Module):
 
 
 class Tied(nn.Module):
-    """One weight in two convolutions, of which only the first is normalised."""
+    """One weight in two convolutions, of which only the one that comes last is normalised."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,7 +57,8 @@ class Tied(nn.Module):
         self.norm = nn.BatchNorm2d(4, track_running_stats=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return (self.norm(self.first(x)) + self.second(x)).mean((-2, -1))[:, :3]
+        seen = self.second(x)
+        return (self.norm(self.first(x)) + seen).mean((-2, -1))[:, :3]
 
 
 class Reused(nn.Module):

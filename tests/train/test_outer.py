@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hessian_tools import MLP, Conv4, Shot, TrainConfig, learners, meta_train
 from hessian_tools.data import open_tasks
+from hessian_tools.meta.learners import Latent
 from hessian_tools.meta.pretraining import Augmentation, ShotPretraining
 from hessian_tools.meta.steps import Momentum
 from hessian_tools.train import task_loss
@@ -162,6 +163,33 @@ def test_augmentation_changes_each_image_by_its_own_draw():
     moved = replace(still, shift=0.1)(images, g)
     assert not torch.allclose(moved, images)
     assert torch.allclose(moved.sum((1, 2, 3)), images.sum((1, 2, 3)), rtol=1e-3)  # nothing left the picture
+
+
+def test_every_task_has_its_own_augmentation_and_its_own_noise():
+    class OneTask:
+        kind, input_shape, outputs, digest = "classification", (1, 28, 28), 3, ""
+
+        def episode(self, *, seed: int, split: str, index: int):
+            return IMAGES.tasks.episode(seed=0, split=split, index=0)
+
+    def gradients(config: TrainConfig) -> list[Tensor]:
+        config = replace(config, tasks=OneTask(), meta_batch=1)
+        loss, theta = task_loss(config)
+        found = []
+        for meta_step in (0, 1):
+            meta = first_parameters(config, loss, theta.double()).requires_grad_()
+            accumulate_gradient(config, loss, meta, meta_step)
+            found.append(meta.grad)
+        return found
+
+    first, second = gradients(IMAGES)
+    assert torch.equal(first, second)
+    for config in (
+        replace(IMAGES, shot=Shot(), pretraining=ShotPretraining("absent")),
+        replace(IMAGES, learner=learners.leo(2, 0.5, latent=Latent(4, fine_tuning_steps=1))),
+    ):
+        first, second = gradients(config)
+        assert (first - second).norm() > 1e-3 * first.norm()
 
 
 def test_mistakes_are_named(tmp_path):
