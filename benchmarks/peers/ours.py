@@ -1,6 +1,6 @@
 """hessian-tools: products traced once, batched over points; Lanczos stopped on residuals and checked."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
@@ -44,7 +44,7 @@ def _products(problem: Problem) -> Callable[[], Answer]:
     """Products as an eigensolver asks for them: one vector a point, all points together, the shared half kept."""
 
     @cache
-    def parts() -> list[Operator]:
+    def parts() -> Sequence[Operator]:
         return operator(problem).parts()
 
     def run() -> Answer:
