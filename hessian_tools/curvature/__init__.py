@@ -27,7 +27,9 @@ from hessian_tools.curvature.interface import Operator
 from hessian_tools.curvature.moments import Diagonal, Moments, diagonal, frobenius_squared, moments
 from hessian_tools.curvature.multiaffine import is_multiaffine
 from hessian_tools.curvature.operators import Hessian, gradient, hessian
+from hessian_tools.curvature.ragged import Ragged, ragged
 from hessian_tools.curvature.singular import SingularValues, singular_values
+from hessian_tools.curvature.spectrum import Spectrum, spectrum
 from hessian_tools.curvature.subspace import (
     gradient_share,
     overlap_null,
@@ -60,8 +62,10 @@ __all__ = [
     "Hessian",
     "Moments",
     "Operator",
+    "Ragged",
     "Restriction",
     "SingularValues",
+    "Spectrum",
     "adaptation_jacobian",
     "alignment",
     "along",
@@ -87,11 +91,13 @@ __all__ = [
     "product_asymmetry",
     "quadrature",
     "rademacher",
+    "ragged",
     "rho_normalised",
     "rounding_error",
     "singular_values",
     "small_step_difference",
     "spectral_density",
+    "spectrum",
     "step_overlaps",
     "subspace_error",
     "subspace_overlap",

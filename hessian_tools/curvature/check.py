@@ -20,6 +20,7 @@ from hessian_tools.curvature.at_points import AtPoints
 from hessian_tools.curvature.differences import difference_quotients, differentiable
 from hessian_tools.curvature.interface import Operator
 from hessian_tools.curvature.points import Points
+from hessian_tools.curvature.ragged import RaggedPoints
 from hessian_tools.curvature.terms import leaves, magnitude, rebuilt, terms
 from hessian_tools.loss import HiddenStateError, Loss, cast_like, make_loss
 from hessian_tools.rng import stream
@@ -100,9 +101,22 @@ def check_operator(H: Operator, *, num_probes: int = 2, max_points: int = 3, see
 
 
 def _some_points(H: Operator, most: int) -> Operator:
+    if any(isinstance(leaf, AtPoints) and isinstance(leaf.points, RaggedPoints) for leaf in leaves(H)):
+        H = rebuilt(H, _of_one_size)
     if H.num_points is None or H.num_points <= most:
         return H
     return H.select(torch.linspace(0, H.num_points - 1, most).round().long())
+
+
+def _of_one_size(matrix: AtPoints) -> AtPoints:
+    """Of batches that differ in size, the points of the first size."""
+    points = matrix.points
+    return replace(matrix, points=points.groups[0]) if isinstance(points, RaggedPoints) else matrix
+
+
+def _uniform(matrix: AtPoints) -> Points:
+    assert isinstance(matrix.points, Points)
+    return matrix.points
 
 
 def _directions(H: Operator, count: int, seed: int, name: str) -> Float[Tensor, "param probe"]:
@@ -113,7 +127,7 @@ def _directions(H: Operator, count: int, seed: int, name: str) -> Float[Tensor, 
 
 def _state_of(H: Operator) -> Finding:
     """Of each loss that H is made of, the first that fails."""
-    losses = {id(leaf.points.loss): leaf.points for leaf in leaves(H) if isinstance(leaf, AtPoints)}
+    losses = {id(leaf.points.loss): _uniform(leaf) for leaf in leaves(H) if isinstance(leaf, AtPoints)}
     found = [_state(points) for points in losses.values()]
     if not all(isinstance(leaf, AtPoints) for leaf in leaves(H)):
         found.append(_open("state", NO_LOSS))
@@ -176,9 +190,10 @@ def _of_the_loss(H: Operator, V: Tensor) -> tuple[Finding, ...]:
 
 
 def _in_float64(matrix: AtPoints) -> AtPoints:
-    thetas = matrix.points.thetas.double()
-    batches = tuple(cast_like(batch, thetas) for batch in matrix.points.batches)
-    return replace(matrix, points=replace(matrix.points, thetas=thetas, batches=batches))
+    points = _uniform(matrix)
+    thetas = points.thetas.double()
+    batches = tuple(cast_like(batch, thetas) for batch in points.batches)
+    return replace(matrix, points=replace(points, thetas=thetas, batches=batches))
 
 
 def _precision(H: Operator, V: Tensor, products: Tensor, scale: Tensor) -> Finding:
@@ -208,7 +223,8 @@ def _differences(H: Operator, V: Tensor, products: Tensor, size: Tensor) -> Find
 def _batching(H: Operator, V: Tensor, products: Tensor, scale: Tensor) -> Finding:
     """In float64: all at once, one product at a time, by vmap and by a loop."""
     values = []
-    for change in ({"most": 1}, {"batching": "loop"}, {"batching": "vmap"}):
+    changes: tuple[dict[str, Any], ...] = ({"most": 1}, {"batching": "loop"}, {"batching": "vmap"})
+    for change in changes:
         try:
             other = rebuilt(H, partial(_with_options, change)) @ V
         except RuntimeError as error:
@@ -220,7 +236,7 @@ def _batching(H: Operator, V: Tensor, products: Tensor, scale: Tensor) -> Findin
 
 
 def _with_options(change: Mapping[str, Any], matrix: AtPoints) -> AtPoints:
-    return replace(matrix, points=replace(matrix.points, **change))
+    return replace(matrix, points=replace(_uniform(matrix), route="direct", **change))
 
 
 def _size(H: Operator) -> str:

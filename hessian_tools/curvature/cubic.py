@@ -11,6 +11,7 @@ from torch.func import grad, jvp
 
 from hessian_tools.curvature.entry import points_of
 from hessian_tools.curvature.points import Batching, Points, Weights, slices
+from hessian_tools.curvature.ragged import RaggedPoints
 from hessian_tools.loss import Batch, LossFunction
 from hessian_tools.primitives import PrimitiveNormalisation
 
@@ -83,12 +84,19 @@ def cubic_term(
         )
     points = points_of(loss, thetas, batch, shared=shared, weights=weights, chunk=chunk, batching=batching)
     d = directions.detach().reshape(points.thetas.shape)
-    parts = [_expansions(points, rows, d[rows]) for rows in slices(len(d), max(1, points.chunk // PRODUCTS_HELD))]
     value, first, second, third, again, size = (
-        torch.cat(columns).reshape(thetas.shape[:-1]) for columns in zip(*parts, strict=True)
+        numbers.reshape(thetas.shape[:-1]) for numbers in _expansions_at(points, d)
     )
     error = (third - again).abs() + 8 * torch.finfo(third.dtype).eps * d.norm(dim=-1).reshape(size.shape) * size
     return Expansion(value, first, second, third, error)
+
+
+def _expansions_at(points: Points | RaggedPoints, d: Float[Tensor, "point param"]) -> tuple[Tensor, ...]:
+    if isinstance(points, RaggedPoints):
+        return points.each_group(lambda group, where: _expansions_at(group, d[where]))
+    pieces = slices(len(d), max(1, points.chunk // PRODUCTS_HELD))
+    parts = [_expansions(points, rows, d[rows]) for rows in pieces]
+    return tuple(torch.cat(columns) for columns in zip(*parts, strict=True))
 
 
 def _expansions(points: Points, rows: slice, d: Float[Tensor, "point param"]) -> tuple[Tensor, ...]:

@@ -15,10 +15,10 @@ from jaxtyping import Bool, Float, Int
 from scipy.special import stdtrit
 from torch import Tensor
 
-from hessian_tools.curvature.gauss_rules import Count, Progress, gauss_rules
+from hessian_tools.curvature.gauss_rules import Count, GaussRule, gauss_rules
 from hessian_tools.curvature.html import density_html
 from hessian_tools.curvature.interface import Operator
-from hessian_tools.curvature.lanczos import GaussRule
+from hessian_tools.curvature.progress import Progress
 from hessian_tools.curvature.trace import checked, rademacher
 from hessian_tools.rng import PathPart
 

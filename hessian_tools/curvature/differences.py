@@ -88,6 +88,7 @@ def _of_term(term: Operator, V: Tensor) -> Quotients:
 
 def _field(matrix: Hessian | GaussNewton) -> Field:
     points = matrix.points
+    assert isinstance(points, Points)
     if isinstance(matrix, Hessian):
         return lambda thetas: replace(points, thetas=thetas).gradients()
     return lambda thetas: _gradients_by_fixed_jacobian(points, thetas)

@@ -16,6 +16,7 @@ from hessian_tools.curvature.multiaffine import is_multiaffine
 from hessian_tools.curvature.operators import Hessian
 from hessian_tools.curvature.points import Points, slices
 from hessian_tools.curvature.progress import Progress, silent
+from hessian_tools.curvature.ragged import RaggedPoints
 from hessian_tools.curvature.small_problems import finite, solvable, spoilt
 from hessian_tools.loss import Batch, Loss
 
@@ -26,9 +27,9 @@ def exact_route(H: Operator, most: int | None) -> tuple[ExactRoute, int] | None:
     """The cheapest exact route and its cost at a point, in products or backward passes; None if above ``most``."""
     routes: list[tuple[ExactRoute, int]] = [("diagonal", H.num_params)]
     if isinstance(H, GaussNewton | Hessian) and isinstance(H.points.loss, Loss):
-        outputs = num_outputs(H.points.loss, H.points)
+        outputs = max(num_outputs(H.points.loss, group) for group in _groups(H.points))
         worth = outputs < H.num_params and (most is None or outputs <= most)
-        if worth and (isinstance(H, GaussNewton) or _is_like_gauss_newton(H.points)):
+        if worth and (isinstance(H, GaussNewton) or all(_is_like_gauss_newton(group) for group in _groups(H.points))):
             routes.append(("outputs", outputs))
     route = min(routes, key=lambda r: r[1])
     return None if most is not None and route[1] > most else route
@@ -43,11 +44,13 @@ def exact_trace(H: Operator, route: ExactRoute, *, block: int, progress: Progres
     return value[0] if H.num_points is None else value
 
 
-def gauss_newton_trace(points: Points, progress: Progress = silent) -> Float[Tensor, " point"]:
+def gauss_newton_trace(points: Points | RaggedPoints, progress: Progress = silent) -> Float[Tensor, " point"]:
     """tr J'BJ = sum_r b_r |J'u_r|^2 with B = sum_r b_r u_r u_r': one backward pass for each example and output.
 
     For any criterion, convex or not; memory for a chunk of backward passes, never for J.
     """
+    if isinstance(points, RaggedPoints):
+        return points.each_group(lambda group, _: (gauss_newton_trace(group, progress),))[0]
     total, done, all_passes = torch.zeros_like(points.thetas[:, 0]), 0, 0
     pieces = []
     for weight, batch in zip(points.weights, points.batches, strict=True):
@@ -105,6 +108,10 @@ def _is_like_gauss_newton(points: Points) -> bool:
     """Whether the Hessian has the trace of its Gauss-Newton part, on every batch."""
     batches = [b if points.shared else _first(b) for b in points.batches]
     return all(is_multiaffine(_network(points), points.thetas[0], batch) for batch in batches)
+
+
+def _groups(points: Points | RaggedPoints) -> tuple[Points, ...]:
+    return points.groups if isinstance(points, RaggedPoints) else (points,)
 
 
 def _first(batch: Batch) -> Batch:

@@ -9,8 +9,8 @@ from torch.nn.functional import pad
 
 from hessian_tools.curvature.eigen import EigenPairs
 from hessian_tools.curvature.gram import GramSpectrum
-from hessian_tools.curvature.lanczos import Which
 from hessian_tools.curvature.subspace import cut_error, subspace_error, vector_error
+from hessian_tools.curvature.wanted import Which
 
 
 @dataclass(frozen=True)

@@ -60,9 +60,9 @@ def gauss_newton(
     covariance of the score onehot(y) - p for y ~ p, which does not depend on the targets (Martens 2020).
     For squared error ((out - y)**2).mean() it is 2 J'J / number of outputs.
 
-    A product costs about two thirds of the Hessian's. Exact to rounding for training-mode BatchNorm too:
-    only first derivatives of the network are taken. Raises ValueError for a plain function, which has no
-    outputs, and as :func:`hessian`. (Schraudolph 2002.)
+    A product costs about two thirds of the Hessian's. It is done directly or by trace; route="kept" is direct here.
+    Exact to rounding for training-mode BatchNorm too: only first derivatives of the network are taken. Raises
+    ValueError for a plain function, which has no outputs, and as :func:`hessian`. (Schraudolph 2002.)
 
     >>> import torch
     >>> from hessian_tools.flat import flatten
@@ -79,6 +79,15 @@ def gauss_newton(
             "Gauss-Newton needs a network's outputs and a criterion, which a plain function does not show; "
             "give a Loss from make_loss(model, criterion, layout), or use hessian"
         )
-    options = {"shared": shared, "weights": weights, "chunk": chunk, "batching": batching}
-    points = points_of(loss, thetas, batch, **options, route=route, max_memory=max_memory)
+    points = points_of(
+        loss,
+        thetas,
+        batch,
+        shared=shared,
+        weights=weights,
+        chunk=chunk,
+        batching=batching,
+        route=route,
+        max_memory=max_memory,
+    )
     return GaussNewton(points, single=thetas.ndim == 1)

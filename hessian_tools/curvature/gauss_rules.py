@@ -4,7 +4,6 @@ The measure of a probe z is sum_i (u_i'z)^2 / z'z delta(lambda - lambda_i). All 
 and point, go on together, as many as their vectors fit in memory. (Golub, Meurant 1994; Ubaru, Chen, Saad 2017.)
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,11 +11,20 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hessian_tools.curvature.interface import Operator
-from hessian_tools.curvature.lanczos import GaussRule, gauss_quadrature
+from hessian_tools.curvature.lanczos import gauss_quadrature
 from hessian_tools.curvature.memory import MEMORY_BUDGET
+from hessian_tools.curvature.progress import Progress
 
 # How far a computation is: products done, products in all; one product is one vector at one point.
-Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class GaussRule:
+    """Nodes, rising, their weights, and how far off an eigenvalue may be from a node: some eigenvalue is that near."""
+
+    nodes: Float[Tensor, "*point node"]
+    weights: Float[Tensor, "*point node"]
+    residuals: Float[Tensor, "*point node"]
 
 
 def quadrature(
@@ -73,9 +81,9 @@ def _piece(H: Operator, probes: Tensor, steps: int, seed: int, count: Count) -> 
     """Nodes, weights and residuals [point, probe, node] of a block of probes, all in one Lanczos run."""
     num_points, num_probes = H.num_points or 1, probes.shape[-1]
     starts = probes.mT.expand(num_points, num_probes, -1).flatten(0, 1)
-    rule = gauss_quadrature(_ProbesAsPoints(H, num_probes, count), starts, num_steps=steps, seed=seed)
+    parts = gauss_quadrature(_ProbesAsPoints(H, num_probes, count), starts, num_steps=steps, seed=seed)
     shape = (num_points, num_probes)
-    return [part.unflatten(0, shape) for part in (rule.nodes, rule.weights, rule.residuals)]
+    return [part.unflatten(0, shape) for part in parts]
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.func import vjp
 
 from hessian_tools.curvature.gauss_newton import criterion_at, gauss_newton
-from hessian_tools.curvature.memory import MEMORY_BUDGET
 from hessian_tools.curvature.points import Batching, Points, Weights, slices
+from hessian_tools.curvature.ragged import RaggedPoints
 from hessian_tools.curvature.small_problems import finite, flushed, solvable, spoilt
 from hessian_tools.loss import Batch, Loss
 
@@ -74,14 +74,15 @@ def gauss_newton_spectrum(
     vectors: bool = False,
     chunk: int | None = None,
     batching: Batching = "vmap",
+    max_memory: float | int | None = None,
 ) -> GramSpectrum:
     """Every eigenvalue of the Gauss-Newton matrix at every point, exactly; arguments as for :func:`gauss_newton`.
 
     Any criterion convex in the outputs, also one that couples examples: its full Hessian in the outputs is
     used. Costs one backward pass for each example and output, and memory for J at one point:
     param * examples * outputs numbers, six times over (ResNet-12 with 125 outputs: 24 GB); points go in
-    chunks that keep to 512 MiB (4 GiB on CUDA) where one fits. Raises ValueError as gauss_newton does, and
-    for a criterion that is not convex at some point. (Gram matrix as in Dangel 2022, ViViT.)
+    chunks that keep to max_memory bytes, None for 512 MiB (4 GiB on CUDA), where one fits. Raises ValueError
+    as gauss_newton does, and for a criterion that is not convex at some point. (Gram matrix as in Dangel 2022, ViViT.)
 
     >>> from hessian_tools.flat import flatten
     >>> from hessian_tools.loss import make_loss
@@ -91,7 +92,18 @@ def gauss_newton_spectrum(
     >>> gauss_newton_spectrum(loss, torch.ones(3), (x, torch.zeros(2, 1))).values  # of 2 X'X / 2
     tensor([4., 1.])
     """
-    G = gauss_newton(loss, thetas, batch, shared=shared, weights=weights, chunk=chunk, batching=batching)
+    G = gauss_newton(
+        loss,
+        thetas,
+        batch,
+        shared=shared,
+        weights=weights,
+        chunk=chunk,
+        batching=batching,
+        max_memory=max_memory,
+    )
+    if isinstance(G.points, RaggedPoints):
+        raise ValueError("spectra of ragged batches differ in length; ask for the points of each size apart")
     at_once = _points_at_once(loss, G.points)
     parts = [_spectrum(loss, G.points, rows, vectors=vectors) for rows in slices(len(G.points.thetas), at_once)]
     values, error = (torch.cat([getattr(part, name) for part in parts]) for name in ("values", "error"))
@@ -104,7 +116,7 @@ def gauss_newton_spectrum(
 def _points_at_once(loss: Loss, points: Points) -> int:
     """As many points as have their backward passes, and their J, within the budget; at least one."""
     theta, rows = points.thetas[0], num_outputs(loss, points)
-    budget = MEMORY_BUDGET.get(theta.device.type, MEMORY_BUDGET["cpu"])
+    budget = points.room.budget(theta.device)
     bytes_of_J = COPIES * rows * theta.numel() * theta.element_size()
     return max(1, min(points.chunk // max(1, rows), budget // max(1, bytes_of_J)))
 

@@ -5,6 +5,7 @@ can differentiate twice, ``nn.MSELoss`` too; nothing is traced, nothing goes thr
 """
 
 from dataclasses import dataclass
+from operator import itemgetter
 
 import torch
 from jaxtyping import Float, Int
@@ -44,7 +45,7 @@ def kept_graphs(loss: LossFunction, thetas: Float[Tensor, "point param"], batch:
     with torch.enable_grad():
         for i, row in enumerate(thetas):
             theta = row.detach().clone().requires_grad_()
-            here = batch if shared else pytree.tree_map_only(Tensor, lambda leaf, i=i: leaf[i], batch)
+            here = batch if shared else pytree.tree_map_only(Tensor, itemgetter(i), batch)
             value = loss(theta, here)
             if value.requires_grad:
                 (gradient,) = torch.autograd.grad(value, theta, create_graph=True, materialize_grads=True)

@@ -63,8 +63,17 @@ def hessian(
     >>> H @ torch.tensor([1.0, 0.0])
     tensor([2., 1.])
     """
-    options = {"shared": shared, "weights": weights, "chunk": chunk, "batching": batching}
-    points = points_of(loss, thetas, batch, **options, route=route, max_memory=max_memory)
+    points = points_of(
+        loss,
+        thetas,
+        batch,
+        shared=shared,
+        weights=weights,
+        chunk=chunk,
+        batching=batching,
+        route=route,
+        max_memory=max_memory,
+    )
     return Hessian(points, single=thetas.ndim == 1)
 
 
@@ -85,6 +94,14 @@ def gradient(
     >>> gradient(lambda theta, a: a * theta @ theta / 2, torch.tensor([1.0, 2.0]), torch.tensor(3.0))
     tensor([3., 6.])
     """
-    options = {"shared": shared, "weights": weights, "chunk": chunk, "batching": batching}
-    points = points_of(loss, thetas, batch, **options, max_memory=max_memory)
+    points = points_of(
+        loss,
+        thetas,
+        batch,
+        shared=shared,
+        weights=weights,
+        chunk=chunk,
+        batching=batching,
+        max_memory=max_memory,
+    )
     return points.gradients().reshape(thetas.shape)

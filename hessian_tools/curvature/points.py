@@ -167,9 +167,9 @@ class Points:
         if not isinstance(self.loss, Loss) or self.batching == "loop" or self.most is not None:
             return "direct"
         taken = self._routes.get(matrix_at.__name__)
-        if taken == "traced" or worth_tracing(self.loss, V.shape[0] * V.shape[-1], self.forward):
-            if self._traces(matrix_at):
-                return "traced"
+        pays = taken == "traced" or worth_tracing(self.loss, V.shape[0] * V.shape[-1], self.forward)
+        if pays and self._traces(matrix_at):
+            return "traced"
         kept = matrix_at is hessian_at and worth_keeping(len(V), self.forward, V.device)
         return "kept" if kept else "direct"
 

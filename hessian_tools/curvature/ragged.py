@@ -82,6 +82,11 @@ class RaggedPoints:
                 places.append(place)
         return RaggedPoints(self.loss, self.thetas[chosen], tuple(groups), tuple(places))
 
+    def each_group(self, function: "Callable[[Points, Tensor], tuple[Tensor, ...]]") -> tuple[Tensor, ...]:
+        """``function(points, where they are in the whole)`` of every group, put together in order."""
+        found = [function(group, where) for group, where in zip(self.groups, self.where, strict=True)]
+        return tuple(self._joined(list(parts)) for parts in zip(*found, strict=True))
+
     def _joined(self, parts: list[Tensor]) -> Tensor:
         whole = parts[0].new_empty(len(self.thetas), *parts[0].shape[1:])
         for where, part in zip(self.where, parts, strict=True):

@@ -5,6 +5,7 @@ memory used before; on W1 of the benchmarks that was half of a product.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -12,7 +13,7 @@ from torch import Tensor, fx
 from hessian_tools.curvature.simplify import ATEN, tensor_of
 
 # Elementwise operations, which may write over an input of theirs; and others that can be told where to write.
-_ELEMENTWISE = {
+_ELEMENTWISE: dict[Any, Any] = {
     ATEN.add.Tensor: ATEN.add.out,
     ATEN.sub.Tensor: ATEN.sub.out,
     ATEN.mul.Tensor: ATEN.mul.out,
@@ -21,12 +22,15 @@ _ELEMENTWISE = {
     ATEN.addcmul.default: ATEN.addcmul.out,
     ATEN.threshold_backward.default: ATEN.threshold_backward.grad_input,
 }
-_ELSEWHERE = {
+_ELSEWHERE: dict[Any, Any] = {
     ATEN.max_pool2d_with_indices_backward.default: ATEN.max_pool2d_with_indices_backward.grad_input,
     ATEN.bmm.default: ATEN.bmm.out,
     ATEN.mm.default: ATEN.mm.out,
 }
-_OUT_NAME = {ATEN.threshold_backward.default: "grad_input", ATEN.max_pool2d_with_indices_backward.default: "grad_input"}
+_OUT_NAME: dict[Any, str] = {
+    ATEN.threshold_backward.default: "grad_input",
+    ATEN.max_pool2d_with_indices_backward.default: "grad_input",
+}
 _WORTH_A_BUFFER = 2**14
 
 
@@ -45,37 +49,77 @@ class Buffer:
 
 
 def reuse_memory(graph: fx.Graph) -> tuple[Buffer, ...]:
-    """Lets operations write over an input that nobody reads again, or into a buffer; the buffers wanted."""
-    nodes = list(graph.nodes)
-    owners = owners_of(nodes)
-    last = {owner: i for i, node in enumerate(nodes) for used in node.all_input_nodes for owner in owners[used]}
-    returned = {owner for used in nodes[-1].all_input_nodes for owner in owners[used]}
-    lent: list[tuple[fx.Node, Buffer]] = []  # placeholder and form of every buffer
-    holder: dict[fx.Node, fx.Node] = {}  # by placeholder: whose result it holds
-    behind: dict[fx.Node, fx.Node] = {}  # by result: the placeholder it lies in
-    for i, node in enumerate(nodes):
-        if node.target not in _ELEMENTWISE and node.target not in _ELSEWHERE:
-            continue
-        over = _dying(node, owners, last, i) if node.target in _ELEMENTWISE else None
+    """Lets operations write over an input that nobody reads again, or into a buffer; the buffers wanted.
+
+    They become the last inputs of the graph. What is returned never lies in one.
+    """
+    plan = _Plan(graph)
+    for i, node in enumerate(plan.nodes):
+        over = plan.place_for(node, i)
         if over is not None:
-            (owner,) = owners[over]
-            if owner in behind and node in returned:
-                continue
-            place = behind.get(owner)
-        elif node in returned or (form := _form(node)) is None:
-            continue
+            node.kwargs = {**node.kwargs, _OUT_NAME.get(node.target, "out"): over}
+            node.target = (_ELEMENTWISE | _ELSEWHERE)[node.target]
+    for place in plan.lent:  # after the inputs that were there before
+        next(n for n in plan.nodes if n.op != "placeholder").prepend(place)
+    return tuple(plan.lent.values())
+
+
+class _Plan:
+    """Who needs which memory until when, and the buffers lent so far."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self.graph = graph
+        self.nodes: list[Any] = list(graph.nodes)
+        self.owners = owners_of(self.nodes)
+        self.last = last_uses(self.nodes, self.owners)
+        self.returned = {owner for used in self.nodes[-1].all_input_nodes for owner in self.owners[used]}
+        self.lent: dict[fx.Node, Buffer] = {}
+        self.holds: dict[fx.Node, fx.Node] = {}  # by buffer: whose result it holds
+        self.within: dict[fx.Node, fx.Node] = {}  # by result: the buffer it lies in
+
+    def place_for(self, node: fx.Node, now: int) -> fx.Node | None:
+        """The input or buffer that the result is to be written to; None for new memory."""
+        if node.target in _ELEMENTWISE and (over := self._dying_input(node, now)) is not None:
+            (owner,) = self.owners[over]
+            buffer = self.within.get(owner)
+            if buffer is not None and node in self.returned:
+                return None
+        elif node.target in _ELEMENTWISE or node.target in _ELSEWHERE:
+            over = buffer = None if node in self.returned else self._buffer(node, now)
         else:
-            over = place = next((p for p, f in lent if f == form and last.get(holder[p], -1) < i), None)
-            if place is None:
-                with graph.inserting_before(nodes[0]):
-                    over = place = graph.placeholder(f"buffer_{len(lent)}")
-                lent.append((place, form))
-        if place is not None:
-            behind[node], holder[place] = place, node
-        _write_to(node, over)
-    for place, _ in lent:  # after the tensors that were there before
-        next(n for n in nodes if n.op != "placeholder").prepend(place)
-    return tuple(form for _, form in lent)
+            return None
+        if buffer is not None:
+            self.within[node], self.holds[buffer] = buffer, node
+        return over
+
+    def _buffer(self, node: fx.Node, now: int) -> fx.Node | None:
+        form = _form(node)
+        if form is None:
+            return None
+        for buffer, lent in self.lent.items():
+            if lent == form and self.last.get(self.holds[buffer], -1) < now:
+                return buffer
+        with self.graph.inserting_before(self.nodes[0]):
+            buffer = self.graph.placeholder(f"buffer_{len(self.lent)}")
+        self.lent[buffer] = form
+        return buffer
+
+    def _dying_input(self, node: fx.Node, now: int) -> fx.Node | None:
+        """An input of the result's form, in memory of its own that nothing else here or later reads."""
+        for used in node.all_input_nodes:
+            mine = self.owners[used]
+            others = [other for other in node.all_input_nodes if other is not used]
+            if len(mine) > 1 or any(mine & self.owners[other] for other in others):
+                continue
+            (owner,) = mine
+            if owner.op == "call_function" and self.last[owner] == now and _alike(used, node):
+                return used
+        return None
+
+
+def last_uses(nodes: list[fx.Node], owners: dict[fx.Node, set[fx.Node]]) -> dict[fx.Node, int]:
+    """By owner of memory: the place of the last node that reads it."""
+    return {owner: i for i, node in enumerate(nodes) for used in node.all_input_nodes for owner in owners[used]}
 
 
 def owners_of(nodes: list[fx.Node]) -> dict[fx.Node, set[fx.Node]]:
@@ -92,17 +136,6 @@ def _may_be_view(node: fx.Node) -> bool:
         returns = node.target._schema.returns
         return node.target is ATEN.reshape.default or any(r.alias_info is not None for r in returns)
     return node.op == "call_function"
-
-
-def _dying(node: fx.Node, owners: dict[fx.Node, set[fx.Node]], last: dict[fx.Node, int], now: int) -> fx.Node | None:
-    """An input of the result's form, in memory of its own that nothing else here or later reads."""
-    for used in node.all_input_nodes:
-        mine = owners[used]
-        owner = next(iter(mine))
-        shared = any(mine & owners[other] for other in node.all_input_nodes if other is not used)
-        if len(mine) == 1 and owner.op == "call_function" and last[owner] == now and not shared and _alike(used, node):
-            return used
-    return None
 
 
 def _alike(one: fx.Node, other: fx.Node) -> bool:
@@ -129,17 +162,11 @@ def _form(node: fx.Node) -> Buffer | None:
     return Buffer(tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device)
 
 
-def _write_to(node: fx.Node, over: fx.Node) -> None:
-    name = _OUT_NAME.get(node.target, "out")
-    node.target = (_ELEMENTWISE | _ELSEWHERE)[node.target]
-    node.kwargs = {**node.kwargs, name: over}
-
-
 def peak_bytes(graph: fx.Graph) -> tuple[int, int]:
     """Bytes of all tensors alive at the worst moment, inputs apart, if none is reused; and of the largest tensor."""
     nodes = list(graph.nodes)
     owners = owners_of(nodes)
-    last = {owner: i for i, node in enumerate(nodes) for used in node.all_input_nodes for owner in owners[used]}
+    last = last_uses(nodes, owners)
     place = {node: i for i, node in enumerate(nodes)}
     made = {n: _bytes(n) for n in nodes if n.op == "call_function" and owners[n] == {n}}
     freed = [0] * (len(nodes) + 1)

@@ -79,8 +79,8 @@ def _plain(node: fx.Node) -> None:
     """vmap moves axes, after which a view of memory need not exist; it has no rule for copy."""
     if node.target in _RESHAPES:
         node.target = ATEN.reshape.default
-        source = node.args[0]
-        if isinstance(source, fx.Node) and source.target is ATEN.reshape.default:
+        source = _first_two(node)[0]
+        if source is not None and source.target is ATEN.reshape.default:
             node.args = (source.args[0], node.args[1])
     elif node.target is ATEN.copy.default:
         node.target = _copied
@@ -92,16 +92,22 @@ def _copied(onto: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
 
 def _same_as_input(node: fx.Node) -> fx.Node | None:
     """The input that this node only repeats."""
-    source = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
+    first, second = _first_two(node)
     if node.target in _SAME:
-        return source
-    if node.target is _copied and _alike(node.args[1], node):
-        return node.args[1]
-    if node.target in (ATEN.reshape.default, ATEN.expand.default, ATEN._to_copy.default) and _alike(source, node):
-        return source
-    if node.target is ATEN.t.default and source is not None and source.target is ATEN.t.default:
-        return source.args[0]
+        return first
+    if node.target is _copied and _alike(second, node):
+        return second
+    if node.target in (ATEN.reshape.default, ATEN.expand.default, ATEN._to_copy.default) and _alike(first, node):
+        return first
+    if node.target is ATEN.t.default and first is not None and first.target is ATEN.t.default:
+        return _first_two(first)[0]
     return None
+
+
+def _first_two(node: fx.Node) -> tuple[fx.Node | None, fx.Node | None]:
+    """The first two arguments, where they are nodes."""
+    first, second = (*node.args, None, None)[:2]
+    return first if isinstance(first, fx.Node) else None, second if isinstance(second, fx.Node) else None
 
 
 def _alike(one: Any, other: Any) -> bool:
@@ -111,14 +117,14 @@ def _alike(one: Any, other: Any) -> bool:
 
 def _without_zeros(node: fx.Node, zeros: set[fx.Node]) -> fx.Node | None:
     """For a sum, the term that is left when the others are zero; never where it would have to be enlarged."""
-    if node.target is ATEN.add.Tensor and len(node.args) == 2 and not node.kwargs:
-        for term, other in (node.args, node.args[::-1]):
-            if other in zeros and _alike(term, node):
-                return term
-    if node.target is ATEN.sub.Tensor and len(node.args) == 2 and not node.kwargs:
-        return node.args[0] if node.args[1] in zeros and _alike(node.args[0], node) else None
-    if node.target is ATEN.addcmul.default and not node.kwargs and zeros.intersection(node.args[1:]):
-        return node.args[0] if _alike(node.args[0], node) else None
+    first, second = _first_two(node)
+    if node.kwargs or node.target not in (ATEN.add.Tensor, ATEN.sub.Tensor, ATEN.addcmul.default):
+        return None
+    nothing = zeros.intersection(node.args[1:])  # a product's factor or a summand
+    if nothing and first is not None and _alike(first, node):
+        return first
+    if node.target is ATEN.add.Tensor and first in zeros and second is not None and _alike(second, node):
+        return second
     return None
 
 
@@ -126,16 +132,17 @@ def _is_zero(node: fx.Node, zeros: set[fx.Node]) -> bool:
     """Whether the result is zero by its form: a tangent of what does not depend on theta. 0 * inf does not arise."""
     if node.target in _ZEROS:
         return True
+    args: tuple[Any, ...] = node.args
     if node.target in _ZERO_OF_FIRST:
-        return node.args[0] in zeros
+        return args[0] in zeros
     if node.target in _ZERO_OF_EITHER:
-        return bool(zeros.intersection(a for a in node.args[:2] if isinstance(a, fx.Node)))
+        return bool(zeros.intersection(a for a in args[:2] if isinstance(a, fx.Node)))
     if node.target in (ATEN.add.Tensor, ATEN.sub.Tensor):
-        return all(a in zeros for a in node.args[:2])
+        return all(a in zeros for a in args[:2])
     if node.target is ATEN.convolution.default:
-        return node.args[2] is None and bool(zeros.intersection(node.args[:2]))
+        return args[2] is None and bool(zeros.intersection(args[:2]))
     if node.target is ATEN.convolution_backward.default:
-        gradient, tensor, weight, *_, wanted = node.args
+        gradient, tensor, weight, *_, wanted = args
         factors = [f for f, want in ((weight, wanted[0]), (tensor, wanted[1])) if want]
         return gradient in zeros or (not wanted[2] and all(f in zeros for f in factors))
     return False

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hessian_tools.curvature.eigen import EigenPairs
-from hessian_tools.curvature.lanczos import Which
+from hessian_tools.curvature.wanted import Which
 
 
 def gradient_share(
