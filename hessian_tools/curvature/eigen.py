@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from hessian_tools.curvature.copies import with_copies
 from hessian_tools.curvature.html import eigenvalues_html
@@ -261,34 +262,48 @@ class _Checked:
 
 
 def _check(H: Operator, ritz: list[Ritz], wishes: tuple[Wanted, ...]) -> tuple[_Checked, list[Int[Tensor, "point _"]]]:
-    """Rayleigh quotients and true residuals of all wanted vectors, by one block product; which serve each wish."""
-    rows, chosen = _chosen(ritz, wishes)
-    most = max(len(vectors) for vectors in chosen)
-    X = ritz[0].vectors.new_zeros(len(ritz), most, H.num_params)
-    for x, vectors in zip(X, chosen, strict=True):
-        x[: len(vectors)] = vectors / vectors.norm(dim=-1, keepdim=True)
+    """Rayleigh quotients and true residuals of all wanted vectors, by one block product; which serve each wish.
+
+    The vectors are first turned so that H, seen from them, is diagonal (Rayleigh, Ritz), which costs no product:
+    what a search for copies finds beside a pair that is known to a residual only, has that residual in it.
+    """
+    chosen = [_chosen(point, wishes) for point in ritz]
+    counts = torch.tensor([len(vectors) for vectors in chosen])
+    X = pad_sequence(chosen, batch_first=True)
     HX = row_products(H, X)
+    rows = [torch.zeros(len(ritz), wish.k, dtype=torch.long) for wish in wishes]
+    whole = torch.tensor([not point.broken for point in ritz])
+    for count in counts.unique().tolist():
+        who, here = ((counts == count) & whole).nonzero()[:, 0], slice(count)
+        values, S = _diagonal(X[who, here], HX[who, here])
+        X[who, here], HX[who, here] = S.mT @ X[who, here], S.mT @ HX[who, here]
+        for row, wish in zip(rows, wishes, strict=True):
+            row[who] = wish.pick(values)
     values = (X * HX).sum(-1)
     residuals = HX.addcmul_(values[..., None], X, value=-1).norm(dim=-1)
-    count = torch.tensor([r.num_matvecs + most for r in ritz], device=H.device)
-    norm = torch.tensor([r.norm for r in ritz], dtype=H.dtype, device=H.device)
-    complete = torch.tensor([r.complete for r in ritz], device=H.device)
+    count = torch.tensor([point.num_matvecs + X.shape[1] for point in ritz], device=H.device)
+    norm = torch.tensor([point.norm for point in ritz], dtype=H.dtype, device=H.device)
+    complete = torch.tensor([point.complete for point in ritz], device=H.device)
     return _Checked(values, residuals, X.mT, norm, count, complete), rows
 
 
-def _chosen(ritz: list[Ritz], wishes: tuple[Wanted, ...]) -> tuple[list[Int[Tensor, "point _"]], list[Tensor]]:
-    """Of each point the vectors wanted, each once though several wishes may share it, and which serve which wish."""
-    rows, chosen = [], []
-    for point in ritz:
-        if point.broken:
-            rows.append([torch.zeros(wish.k, dtype=torch.long) for wish in wishes])
-            chosen.append(point.vectors[:1])
-            continue
-        picks = [wish.pick(point.values) for wish in wishes]
-        columns, places = torch.cat(picks).unique(return_inverse=True)
-        rows.append(list(places.split([wish.k for wish in wishes])))
-        chosen.append(point.vectors[columns.to(point.vectors.device)])
-    return [torch.stack(parts) for parts in zip(*rows, strict=True)], chosen
+def _chosen(point: Ritz, wishes: tuple[Wanted, ...]) -> Float[Tensor, "pair param"]:
+    """The unit vectors wanted, each once though several wishes may share it."""
+    if point.broken:
+        return point.vectors[:1]
+    columns = torch.cat([wish.pick(point.values) for wish in wishes]).unique()
+    vectors = point.vectors[columns.to(point.vectors.device)]
+    return vectors / vectors.norm(dim=-1, keepdim=True)
+
+
+def _diagonal(
+    X: Float[Tensor, "point pair param"], HX: Float[Tensor, "point pair param"]
+) -> tuple[Float[Tensor, "point pair"], Float[Tensor, "point pair pair"]]:
+    """Eigenvalues, on the CPU, and vectors of H as seen from the rows of X; as they are where H is not finite."""
+    T = (X @ HX.mT).double().cpu()
+    T = (T + T.mT) / 2
+    values, S = torch.linalg.eigh(T.masked_fill(~T.isfinite().flatten(1).all(-1)[:, None, None], 0.0))
+    return values, S.to(X)
 
 
 def _pairs(checked: _Checked, wish: Wanted, rows: Int[Tensor, "point k"], dtype: torch.dtype) -> EigenPairs:
