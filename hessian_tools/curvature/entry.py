@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from hessian_tools.curvature.memory import room_of
-from hessian_tools.curvature.points import Batching, Points, Weights, at_point
+from hessian_tools.curvature.pieces import at_point
+from hessian_tools.curvature.points import Batching, Points, Weights
 from hessian_tools.curvature.ragged import Ragged, RaggedPoints, grouped
 from hessian_tools.curvature.routes import Route
 from hessian_tools.loss import Batch, Loss, LossFunction, cast_like

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.func import vjp
 
 from hessian_tools.curvature.gauss_newton import criterion_at, gauss_newton
-from hessian_tools.curvature.points import Batching, Points, Weights, slices
+from hessian_tools.curvature.pieces import slices
+from hessian_tools.curvature.points import Batching, Points, Weights
 from hessian_tools.curvature.ragged import RaggedPoints
 from hessian_tools.curvature.small_problems import finite, flushed, solvable, spoilt
 from hessian_tools.loss import Batch, Loss

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from math import ceil
 from typing import Any, Literal
 
 import torch
@@ -21,6 +20,7 @@ from torch.utils import _pytree as pytree
 from hessian_tools.curvature.graphs import KeptGraphs, kept_graphs
 from hessian_tools.curvature.kept import PointByPoint, Stacked, Traced
 from hessian_tools.curvature.memory import FORWARDS_PER_PRODUCT, KEPT_FORWARDS, Room, largest_forward, products_at_once
+from hessian_tools.curvature.pieces import as_slice, at_point, map_tensors, own_memory, slices
 from hessian_tools.curvature.routes import Route, worth_keeping, worth_tracing
 from hessian_tools.curvature.traced import traced_product
 from hessian_tools.loss import Batch, Loss, LossFunction
@@ -57,7 +57,7 @@ class Points:
 
     def select(self, points: Int[Tensor, " chosen"]) -> "Points":
         """The same objective at some of the points, in the order given; a view where they follow each other."""
-        chosen = _as_slice(points, len(self.thetas))
+        chosen = as_slice(points, len(self.thetas))
         rows = points.to(self.thetas.device) if chosen is None else chosen
         batches = self.batches if self.shared else tuple(map_tensors(lambda t: t[rows], b) for b in self.batches)
         fewer = replace(self, thetas=self.thetas[rows], batches=batches)
@@ -78,7 +78,8 @@ class Points:
         """How many points results should be asked for together, within ``max_memory``."""
         vectors = VECTORS_OF_A_POINT * self.thetas.shape[1] * self.thetas.element_size()
         most = max(1, self.room.budget(self.thetas.device) // vectors)
-        return most if self.route == "direct" else min(most, self._fitting(self.route, matrix_at))
+        most = most if self.route == "direct" else min(most, self._fitting(self.route, matrix_at))
+        return max(1, most >> self.room.refusals)
 
     def gradients(self) -> Float[Tensor, "point param"]:
         """The gradient at every point."""
@@ -86,7 +87,7 @@ class Points:
         def piece(rows: slice) -> Tensor:
             return self._weighted(rows, lambda theta, batch: grad(self.loss)(theta, batch))
 
-        return torch.cat(self.room.in_pieces(len(self.thetas), piece, at_once=self.chunk))
+        return self._in_pieces(piece, self.chunk)
 
     def products(
         self, V: Float[Tensor, "point param probe"], matrix_at: LinearMap = hessian_at
@@ -96,19 +97,21 @@ class Points:
             return torch.zeros_like(V)
         route = self._routes[matrix_at.__name__] = self._chosen(V, matrix_at)
         if route == "direct":
-            pieces = self.room.in_pieces(
-                len(V), lambda rows: self._directly(rows, V[rows], matrix_at), at_once=self.chunk, each=V.shape[-1]
+            return self._in_pieces(
+                lambda rows: self._directly(rows, V[rows], matrix_at), self.chunk, each=V.shape[-1]
             )
-            return torch.cat(pieces)
-        fitting = self._fitting(route, matrix_at)
+        fitting = min(len(V), self._fitting(route, matrix_at))
         if len(V) <= fitting >> self.room.refusals:
-            return self._shared(V, matrix_at, route)
+            try:
+                return self._shared(V, matrix_at, route)
+            except torch.OutOfMemoryError:
+                self.room.refuse(len(V))
+        everything = torch.arange(len(V))
+        return self._in_pieces(lambda rows: self.select(everything[rows])._shared(V[rows], matrix_at, route), fitting)
 
-        def piece(rows: slice) -> Tensor:
-            here = self.select(torch.arange(len(V))[rows])
-            return here._shared(V[rows], matrix_at, route)
-
-        return torch.cat(self.room.in_pieces(len(V), piece, at_once=fitting))
+    def _in_pieces(self, function: Callable[[slice], Tensor], at_once: int, each: int = 1) -> Tensor:
+        at_once = min(at_once, len(self.thetas) * each)
+        return torch.cat(self.room.in_pieces(len(self.thetas), function, at_once=at_once, each=each))
 
     @cached_property
     def forward(self) -> int:
@@ -124,7 +127,7 @@ class Points:
 
     def each(self, rows: slice, function: Callable[..., Any], *rest: Tensor) -> list[Any]:
         """``function(theta, batch, *rest)`` at some points, stacked: one result for each of the batches."""
-        thetas = self.thetas[rows].contiguous()  # one theta expanded over points has no forward derivative in torch
+        thetas = own_memory(self.thetas[rows])
         pieces = [b if self.shared else map_tensors(lambda t: t[rows], b) for b in self.batches]
         with _advice():
             return [self._each(function, thetas, b, *rest) for b in pieces]
@@ -181,7 +184,8 @@ class Points:
             def product(theta: Tensor, batch: Batch, v: Tensor) -> Tensor:
                 return matrix_at(self.loss, theta, batch)(v)
 
-            found = [traced_product(product, name, self.loss, self.thetas[0], batch) for batch in self._first]
+            theta = own_memory(self.thetas[0])
+            found = [traced_product(product, name, self.loss, theta, batch) for batch in self._first]
             self._traced[name] = tuple(trace for trace in found if trace) if all(found) else ()
         return self._traced[name]
 
@@ -230,32 +234,6 @@ class Points:
         batches = [batch if self.shared else at_point(batch, i) for i in range(len(thetas))]
         results = [function(t, b, *r) for t, b, *r in zip(thetas, batches, *rest, strict=True)]
         return pytree.tree_map(lambda *leaves: torch.stack(leaves), *results)
-
-
-def map_tensors(function: Callable[[Tensor], Any], batch: Batch, **otherwise: Any) -> Batch:
-    """The function of every tensor of a batch; ``otherwise`` in place of what is none, if given."""
-
-    def apply(leaf: Any) -> Any:
-        return function(leaf) if isinstance(leaf, Tensor) else otherwise.get("otherwise", leaf)
-
-    return pytree.tree_map(apply, batch)
-
-
-def at_point(batch: Batch, point: int) -> Batch:
-    """One point's batch."""
-    return map_tensors(lambda leaf: leaf[point], batch)
-
-
-def slices(total: int, most: int) -> list[slice]:
-    """Pieces of nearly equal length, none longer than ``most``: a short last piece would cost nearly a whole one."""
-    size = ceil(total / ceil(total / most))
-    return [slice(start, min(start + size, total)) for start in range(0, total, size)]
-
-
-def _as_slice(points: Tensor, total: int) -> slice | None:
-    first = int(points[0]) % total if len(points) else 0
-    following = torch.arange(first, first + len(points), device=points.device)
-    return slice(first, first + len(points)) if torch.equal(points % total, following) else None
 
 
 @contextmanager

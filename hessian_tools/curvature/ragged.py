@@ -47,7 +47,7 @@ class RaggedPoints:
     loss: LossFunction
     thetas: Float[Tensor, "point param"]
     groups: "tuple[Points, ...]"
-    where: tuple[Int[Tensor, " chosen"], ...]
+    where: tuple[Int[Tensor, "_"], ...]
 
     def at_once(self, *matrix_at: Any) -> int:
         """How many points results should be asked for together, within ``max_memory``."""
