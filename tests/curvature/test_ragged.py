@@ -11,6 +11,8 @@ from torch.nn import functional as F
 
 from hessian_tools.curvature import (
     check_operator as judged,
+)
+from hessian_tools.curvature import (
     gauss_newton,
     gauss_newton_spectrum,
     gradient,
