@@ -35,7 +35,7 @@ PLANTED = {
 @pytest.mark.parametrize("name", PLANTED)
 def test_no_copy_is_missed(name: str, which: str, dtype: torch.dtype) -> None:
     A = symmetric(PLANTED[name], points=2, path=name).to(dtype)
-    for k in (1, 4, 7) if dtype == torch.float64 else (3,):
+    for k in (1, 4, 7) if dtype == torch.float64 and which == "LM" else (3,):
         pairs = top_eigenpairs(Matrices(A), k=k, which=which, rtol=1e-4, method="lanczos", copies=True, vectors=True)
         check_pairs(A, pairs)
         assert pairs.converged.all()
