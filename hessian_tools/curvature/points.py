@@ -97,9 +97,7 @@ class Points:
             return torch.zeros_like(V)
         route = self._routes[matrix_at.__name__] = self._chosen(V, matrix_at)
         if route == "direct":
-            return self._in_pieces(
-                lambda rows: self._directly(rows, V[rows], matrix_at), self.chunk, each=V.shape[-1]
-            )
+            return self._in_pieces(lambda rows: self._directly(rows, V[rows], matrix_at), self.chunk, each=V.shape[-1])
         fitting = min(len(V), self._fitting(route, matrix_at))
         if len(V) <= fitting >> self.room.refusals:
             try:
