@@ -5,7 +5,7 @@ done again, and with views undone by views. Nothing here changes a result by mor
 """
 
 import operator
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -150,12 +150,9 @@ def _is_zero(node: fx.Node, zeros: set[fx.Node]) -> bool:
 
 def _key(node: fx.Node) -> Hashable:
     """Two nodes of one key do the same."""
-    if node.target in _RANDOM:
+    if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
         return node
     return node.target, _frozen(node.args), _frozen(node.kwargs)
-
-
-_RANDOM: tuple[Callable[..., Any], ...] = (ATEN.bernoulli.default, ATEN.rand.default, ATEN.randn.default)
 
 
 def _frozen(value: Any) -> Hashable:
