@@ -33,9 +33,7 @@ def show(rows: list[dict[str, Any]], clock: Clock) -> None:
         console.print(table(lines, f"malloc {allocator}, {clock} clock"))
         for line in lines:
             if line.share is not None:
-                console.print(
-                    f"{line.row.workload}: convolutions of a product at {line.share:.0%} of the matmul rate"
-                )
+                console.print(f"{line.row.workload}: convolutions of a product at {line.share:.0%} of the matmul rate")
         console.print()
 
 
