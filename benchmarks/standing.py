@@ -109,7 +109,7 @@ def _matvecs(row: Row, entry: Entry, points: int) -> float | None:
 
 
 def _share(seconds: float, floor: dict[str, Any]) -> float | None:
-    """Of the rate of matrix products; None where the other is not the floor, which measures it."""
-    if "product_flop" not in floor:
+    """Of the rate of matrix products; None where that was not measured."""
+    if "matmul_flop_per_second" not in floor:
         return None
     return float(floor["product_flop"] / seconds / floor["matmul_flop_per_second"])
