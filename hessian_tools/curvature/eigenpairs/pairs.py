@@ -13,6 +13,7 @@ from hessian_tools.curvature.eigenpairs.lanczos import lanczos
 from hessian_tools.curvature.eigenpairs.spectrum import DENSE_BELOW, LOW_RANK, Progress, exact_ritz
 from hessian_tools.curvature.eigenpairs.verified import Verified, verified
 from hessian_tools.curvature.eigenpairs.wanted import Wanted, Which
+from hessian_tools.curvature.html import eigenvalues_html
 from hessian_tools.curvature.matrices.interface import Operator
 from hessian_tools.curvature.products.memory import MEMORY_BUDGET
 

@@ -6,9 +6,9 @@ from cases import randn
 from torch import Tensor, fx
 from torch.func import vmap
 
-from hessian_tools.curvature.program import flat_program, graph_of
-from hessian_tools.curvature.reuse import peak_bytes, reuse_memory
-from hessian_tools.curvature.simplify import simplify
+from hessian_tools.curvature.products.program import flat_program, graph_of
+from hessian_tools.curvature.products.reuse import peak_bytes, reuse_memory
+from hessian_tools.curvature.products.simplify import simplify
 
 N = 160  # 25 600 numbers, enough for a buffer
 

@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hessian_tools.curvature import hessian
-from hessian_tools.curvature.batchnorm import ShortBatchNorm
-from hessian_tools.curvature.points import hessian_at
+from hessian_tools.curvature.products.batchnorm import ShortBatchNorm
+from hessian_tools.curvature.products.points import hessian_at
 
 SHAPES = [(5, 3), (2, 3, 4), (4, 3, 3, 2), (2, 3, 2, 2, 2)]
 
