@@ -48,7 +48,8 @@ def main(
     with TemporaryDirectory() as folder:
         problem = workloads.load(load, workloads.save(load, Path(folder))).first(points or 10**9)
     run = ours.build(problem, task).run
-    unit = run().num_matvecs if task == "products" else len(problem.thetas)
+    first = run()  # traces
+    unit = first.num_matvecs if task == "products" else len(problem.thetas)
     faults, processor = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.process_time()
     wall = _timed(run)
     processor = time.process_time() - processor
