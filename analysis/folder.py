@@ -14,9 +14,10 @@ import yaml
 from analysis import store
 from analysis.claims import Plan, Verdict, load_plan, verdicts_from_json
 from analysis.claims.plan import BUNDLED as PLAN
-from analysis.config import StudyConfig, parse_study, trained, without_shot
+from analysis.config import StudyConfig, trained, without_shot
 from analysis.errors import UserError
 from analysis.schema import VARIABLES, describe_learners, stack_runs
+from analysis.study_file import parse_study
 from hessian_tools.runs.files import read_json, write_text
 
 STUDY, CLAIMS, VERDICTS, REPORT = "study.yaml", "claims.yaml", "verdicts.json", "report.html"

@@ -1,8 +1,9 @@
 """What a report says about how a study was made: read from its configuration and its manifests."""
 
 from analysis import setting
-from analysis.config import BUNDLED, LearnerConfig, StepSizeSearch
+from analysis.config import LearnerConfig, StepSizeSearch
 from analysis.folder import CLAIMS, STUDY, StudyFolder
+from analysis.study_file import BUNDLED
 from hessian_tools.data import summary
 from hessian_tools.flat import flatten
 from hessian_tools.nets import seeded

@@ -69,13 +69,13 @@ class Loss:
             return
         with torch.no_grad(), torch.random.fork_rng(devices=_cuda_devices(theta)):
             tensors = self._tensors(self.layout.unflatten(theta.detach()), theta)
-            buffers = {name: b.clone() for name, b in self.model.named_buffers()}
+            buffers = self._buffers(theta)
             state = torch.get_rng_state()
             x = cast_like(batch[0], theta)
             first = functional_call(self.model, tensors | buffers, (x,))
             drew = not torch.equal(state, torch.get_rng_state())
-            moved = [n for n, b in self.model.named_buffers() if not torch.equal(buffers[n], b)]
-            fresh = {name: b.clone() for name, b in self.model.named_buffers()}
+            fresh = self._buffers(theta)
+            moved = [name for name, b in fresh.items() if not torch.equal(buffers[name], b)]
             second = functional_call(self.model, tensors | fresh, (x,))
         if moved:
             raise HiddenStateError(_hidden_state_message(self.model, moved[0].rpartition(".")[0], "moves its buffers"))
@@ -86,6 +86,10 @@ class Loss:
         if not torch.equal(first, second) and torch.isfinite(first).all():
             raise HiddenStateError(_hidden_state_message(self.model, "", "gives another output the second time"))
         self._checked = True
+
+    def _buffers(self, like: Tensor) -> dict[str, Tensor]:
+        """Copies of the model's buffers, as a forward pass at ``like`` sees them."""
+        return {name: cast_like(b.detach().clone(), like) for name, b in self.model.named_buffers()}
 
     def _tensors(self, moved: Mapping[str, Tensor], like: Tensor) -> dict[str, Tensor]:
         fixed: dict[str, Tensor] = {name: p for name, p in self.model.named_parameters() if name not in moved}

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from cases import Case, at, without_type_checks
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from hessian_tools.curvature import Operator
 
@@ -101,7 +102,7 @@ def check_chunks(make: Make, case: Case, H: Operator) -> None:
 def check_untouched(make: Make, case: Case) -> None:
     """Inputs, the model and the global random states are left as they were."""
     thetas = case.thetas.clone().requires_grad_()
-    leaves = case.batch if isinstance(case.batch, tuple) else (case.batch,)
+    leaves = pytree.tree_leaves(case.batch)
     before = [leaf.clone() for leaf in leaves]
     V = draw(case.dense.shape[-1], 2, like=make(case.loss, case.thetas, case.batch))
     kept = V.clone()

@@ -23,7 +23,7 @@ from hessian_tools import (
     stream,
     trajectory_from,
 )
-from hessian_tools.curvature.along import alignment
+from hessian_tools.curvature.directions.along import alignment
 from hessian_tools.trajectory import stack
 
 BOTH = SaveAt(thetas=True, gradients=True)

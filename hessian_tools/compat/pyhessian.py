@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from hessian_tools.curvature import gradient, quadrature, rademacher, top_eigenpairs, trace
-from hessian_tools.curvature.operators import hessian as hessian_operator
+from hessian_tools.curvature.matrices.hessian import hessian as hessian_operator
 from hessian_tools.flat import flatten
 from hessian_tools.loss import make_loss
 

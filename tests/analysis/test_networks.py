@@ -9,7 +9,8 @@ from command_line import refused
 
 from analysis import setting
 from analysis.cli import run
-from analysis.config import NetworkConfig, load_study, overridden, study_text
+from analysis.config import NetworkConfig
+from analysis.study_file import load_study, overridden, study_text
 from hessian_tools import seeded
 from hessian_tools.nets import MLP, Conv4, ResNet12, VisionTransformer
 

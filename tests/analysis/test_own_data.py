@@ -7,8 +7,9 @@ import layouts_on_disk as disk
 import pytest
 
 from analysis import setting
-from analysis.config import StudyConfig, parse_study, study_text
+from analysis.config import StudyConfig
 from analysis.errors import UserError
+from analysis.study_file import parse_study, study_text
 from hessian_tools.data import summary
 
 NAMES = tuple(f"class{c:02d}" for c in range(9))

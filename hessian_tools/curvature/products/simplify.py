@@ -1,0 +1,163 @@
+"""Traced graphs made shorter: the same numbers from fewer operations.
+
+Derivatives of derivatives come with zeros that are added and multiplied, with the same sums
+done again, and with views undone by views. Nothing here changes a result by more than rounding.
+"""
+
+import operator
+from collections.abc import Hashable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+ATEN = torch.ops.aten
+_SAME = (ATEN.alias.default, ATEN.detach.default, ATEN.lift_fresh.default, ATEN.lift_fresh_copy.default)
+_RESHAPES = (ATEN.view.default, ATEN._unsafe_view.default, ATEN.reshape.default)
+_ZEROS = (
+    ATEN.zeros.default,
+    ATEN.zeros_like.default,
+    ATEN.new_zeros.default,
+    ATEN._efficientzerotensor.default,
+    ATEN._new_zeros_with_same_feature_meta.default,
+)
+# What is zero where its first argument, the tensor looked at or summed up, is.
+_ZERO_OF_FIRST = (
+    *_RESHAPES,
+    ATEN.expand.default,
+    ATEN.permute.default,
+    ATEN.t.default,
+    ATEN.transpose.int,
+    ATEN.unsqueeze.default,
+    ATEN.squeeze.dim,
+    ATEN.sum.dim_IntList,
+    ATEN.mean.dim,
+    ATEN.neg.default,
+    ATEN._to_copy.default,
+    ATEN.split_with_sizes.default,
+    ATEN.div.Tensor,
+    ATEN.div.Scalar,
+    ATEN.threshold_backward.default,
+    ATEN.max_pool2d_with_indices_backward.default,
+    operator.getitem,
+)
+_ZERO_OF_EITHER = (ATEN.mul.Tensor, ATEN.mul.Scalar, ATEN.mm.default, ATEN.bmm.default)
+
+
+def simplify(graph: fx.Graph) -> None:
+    """Zeros dropped, repeated operations done once, views of views joined, dead code removed; in place."""
+    zeros: set[fx.Node] = set()
+    seen: dict[Hashable, fx.Node] = {}
+    for node in list(graph.nodes):
+        if node.op != "call_function":
+            continue
+        _plain(node)
+        replacement = _without_zeros(node, zeros) or _same_as_input(node)
+        if replacement is None:
+            replacement = seen.setdefault(_key(node), node)
+        if replacement is not node:
+            node.replace_all_uses_with(replacement)
+        elif _is_zero(node, zeros):
+            zeros.add(node)
+    remove_dead(graph)
+
+
+def remove_dead(graph: fx.Graph) -> None:
+    """Without what nobody uses; every operation of a functionalised graph is free of side effects."""
+    for node in reversed(list(graph.nodes)):
+        if node.op in ("call_function", "get_attr") and not node.users:
+            graph.erase_node(node)
+
+
+def tensor_of(node: Any) -> Tensor | None:
+    """The shape, strides and dtype that a node had when it was traced; None where it was no tensor."""
+    value = node.meta.get("val") if isinstance(node, fx.Node) else None
+    return value if isinstance(value, Tensor) else None
+
+
+def _plain(node: fx.Node) -> None:
+    """vmap moves axes, after which a view of memory need not exist; it has no rule for copy."""
+    if node.target in _RESHAPES:
+        node.target = ATEN.reshape.default
+        source = _first_two(node)[0]
+        if source is not None and source.target is ATEN.reshape.default:
+            node.args = (source.args[0], node.args[1])
+    elif node.target is ATEN.copy.default:
+        node.target = _copied
+
+
+def _copied(onto: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+    return source.to(onto.dtype).expand(onto.shape)
+
+
+def _same_as_input(node: fx.Node) -> fx.Node | None:
+    """The input that this node only repeats."""
+    first, second = _first_two(node)
+    if node.target in _SAME:
+        return first
+    if node.target is _copied and _alike(second, node):
+        return second
+    if node.target in (ATEN.reshape.default, ATEN.expand.default, ATEN._to_copy.default) and _alike(first, node):
+        return first
+    if node.target is ATEN.t.default and first is not None and first.target is ATEN.t.default:
+        return _first_two(first)[0]
+    return None
+
+
+def _first_two(node: fx.Node) -> tuple[fx.Node | None, fx.Node | None]:
+    """The first two arguments, where they are nodes."""
+    first, second = (*node.args, None, None)[:2]
+    return first if isinstance(first, fx.Node) else None, second if isinstance(second, fx.Node) else None
+
+
+def _alike(one: Any, other: Any) -> bool:
+    a, b = tensor_of(one), tensor_of(other)
+    return a is not None and b is not None and (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
+
+
+def _without_zeros(node: fx.Node, zeros: set[fx.Node]) -> fx.Node | None:
+    """For a sum, the term that is left when the others are zero; never where it would have to be enlarged."""
+    first, second = _first_two(node)
+    if node.kwargs or node.target not in (ATEN.add.Tensor, ATEN.sub.Tensor, ATEN.addcmul.default):
+        return None
+    nothing = zeros.intersection(node.args[1:])  # a product's factor or a summand
+    if nothing and first is not None and _alike(first, node):
+        return first
+    if node.target is ATEN.add.Tensor and first in zeros and second is not None and _alike(second, node):
+        return second
+    return None
+
+
+def _is_zero(node: fx.Node, zeros: set[fx.Node]) -> bool:
+    """Whether the result is zero by its form: a tangent of what does not depend on theta. 0 * inf does not arise."""
+    if node.target in _ZEROS:
+        return True
+    args: tuple[Any, ...] = node.args
+    if node.target in _ZERO_OF_FIRST:
+        return args[0] in zeros
+    if node.target in _ZERO_OF_EITHER:
+        return bool(zeros.intersection(a for a in args[:2] if isinstance(a, fx.Node)))
+    if node.target in (ATEN.add.Tensor, ATEN.sub.Tensor):
+        return all(a in zeros for a in args[:2])
+    if node.target is ATEN.convolution.default:
+        return args[2] is None and bool(zeros.intersection(args[:2]))
+    if node.target is ATEN.convolution_backward.default:
+        gradient, tensor, weight, *_, wanted = args
+        factors = [f for f, want in ((weight, wanted[0]), (tensor, wanted[1])) if want]
+        return gradient in zeros or (not wanted[2] and all(f in zeros for f in factors))
+    return False
+
+
+def _key(node: fx.Node) -> Hashable:
+    """Two nodes of one key do the same."""
+    if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+        return node
+    return node.target, _frozen(node.args), _frozen(node.kwargs)
+
+
+def _frozen(value: Any) -> Hashable:
+    if isinstance(value, (list, tuple)):
+        return tuple(_frozen(v) for v in value)
+    if isinstance(value, dict):
+        return tuple((k, _frozen(v)) for k, v in value.items())
+    return value if isinstance(value, fx.Node) else (type(value), repr(value))
