@@ -64,14 +64,14 @@ class Answer:
     """What one run found.
 
     values: [point, number], eigenvalues or traces; empty for mere products. num_matvecs: products used, all
-    points together. seconds: time of one product, where the run measures it itself (the floor). rates: what else
-    it measured.
+    points together. seconds: of one product by the wall and by the processor, where the run measures that itself
+    (the floor). rates: what else it measured.
     """
 
     num_matvecs: int
     values: Tensor | None = None
     stderr: Tensor | None = None
-    seconds: float | None = None
+    seconds: tuple[float, float] | None = None
     rates: dict[str, float] = field(default_factory=dict)
 
 

@@ -71,9 +71,11 @@ def _measured(job: Job, device: str) -> dict[str, Any]:
     seconds = time.perf_counter() - start
     after = resource.getrusage(resource.RUSAGE_SELF)
     processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    if answer.seconds is not None:
+        seconds, processor = answer.seconds
     return {
-        "seconds": seconds if answer.seconds is None else answer.seconds,
-        "cpu_seconds": processor if answer.seconds is None else answer.seconds,
+        "seconds": seconds,
+        "cpu_seconds": processor,
         "system_seconds": after.ru_stime - before.ru_stime,
         "page_faults": after.ru_minflt - before.ru_minflt,
         "peak_mib": after.ru_maxrss / 1024,

@@ -9,3 +9,8 @@ PROBES = 100
 PRODUCTS = 100
 K = 5
 RTOL = 1e-3
+
+
+def products_for(workload: str) -> int:
+    """How many single products a "products" run takes: W1's take most of a second each."""
+    return 5 if workload == "W1" else PRODUCTS

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from curvlinops import HessianLinearOperator
 
-from benchmarks.peers import PRODUCTS
+from benchmarks.peers import products_for
 from benchmarks.peers.eigsh import top_by_eigsh
 from benchmarks.problem import Answer, Job, Problem
 
@@ -29,7 +29,7 @@ def _operator(problem: Problem, point: int) -> HessianLinearOperator:
 def _products(problem: Problem) -> Answer:
     H = _operator(problem, 0)
     v = torch.ones_like(problem.thetas[0])
-    count = 5 if problem.name == "W1" else PRODUCTS
+    count = products_for(problem.name)
     for _ in range(count):
         v = H @ v
         v = v / v.norm()

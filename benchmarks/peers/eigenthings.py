@@ -7,7 +7,7 @@ from hessian_eigenthings import HessianOperator, lanczos, supervised_loss
 from hessian_eigenthings import trace as their_trace
 from hessian_eigenthings.algorithms import EigenResult
 
-from benchmarks.peers import PROBES, PRODUCTS, RTOL, K
+from benchmarks.peers import PROBES, RTOL, K, products_for
 from benchmarks.problem import Answer, Job, Problem
 
 
@@ -56,7 +56,7 @@ def _trace(problem: Problem) -> Answer:
 def _products(problem: Problem) -> Answer:
     H = _operator(problem, 0)
     v = torch.ones_like(problem.thetas[0])
-    count = 5 if problem.name == "W1" else PRODUCTS
+    count = products_for(problem.name)
     for _ in range(count):
         v = H @ v
         v = v / v.norm()

@@ -35,13 +35,13 @@ def matmul_rate(problem: Problem) -> float:
     """Operations a second of a square matrix product in the same dtype."""
     n = 8192
     A = torch.ones(n, n, device=problem.device, dtype=problem.thetas.dtype)
-    return 2 * n**3 / _median_seconds(lambda: A @ A, problem.thetas.is_cuda)
+    return 2 * n**3 / _median_seconds(lambda: A @ A, problem.thetas.is_cuda)[0]
 
 
-def floor_seconds(problem: Problem) -> float:
-    """Seconds of one product if only its convolutions took time."""
-    times = [_forward_seconds(conv, x) for conv, x in _layers(problem)]
-    return 6 * sum(times) - 4 * times[0]
+def floor_seconds(problem: Problem) -> tuple[float, float]:
+    """Seconds of one product if only its convolutions took time, by the wall and by the processor."""
+    walls, processors = zip(*(_forward_seconds(conv, x) for conv, x in _layers(problem)), strict=True)
+    return 6 * sum(walls) - 4 * walls[0], 6 * sum(processors) - 4 * processors[0]
 
 
 def product_flop(problem: Problem) -> float:
@@ -65,19 +65,21 @@ def _layers(problem: Problem) -> list[tuple[nn.Conv2d, Tensor]]:
     return found
 
 
-def _forward_seconds(conv: nn.Conv2d, x: Tensor) -> float:
+def _forward_seconds(conv: nn.Conv2d, x: Tensor) -> tuple[float, float]:
     with torch.no_grad():
         return _median_seconds(lambda: nn.functional.conv2d(x, conv.weight, padding=conv.padding), x.is_cuda)
 
 
-def _median_seconds(work: Callable[[], Tensor], cuda: bool) -> float:
-    """Of one call; medians of many short ones hardly see other users of the machine."""
-    samples: list[float] = []
+def _median_seconds(work: Callable[[], Tensor], cuda: bool) -> tuple[float, float]:
+    """Of one call, by the wall and by the processor."""
+    walls: list[float] = []
+    processors: list[float] = []
     begun = time.perf_counter()
-    while len(samples) < 5 or time.perf_counter() - begun < SECONDS:
-        start = time.perf_counter()
+    while len(walls) < 5 or time.perf_counter() - begun < SECONDS:
+        wall, processor = time.perf_counter(), time.process_time()
         work()
         if cuda:
             torch.cuda.synchronize()
-        samples.append(time.perf_counter() - start)
-    return median(samples)
+        walls.append(time.perf_counter() - wall)
+        processors.append(time.process_time() - processor)
+    return median(walls), median(processors)

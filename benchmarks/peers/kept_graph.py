@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from benchmarks.peers import PRODUCTS
+from benchmarks.peers import PRODUCTS, products_for
 from benchmarks.problem import Answer, Job, Problem
 
 
@@ -23,7 +23,7 @@ def reverse_over_reverse(problem: Problem, point: int) -> Callable[[Tensor], Ten
 
 def _steady(problem: Problem) -> Callable[[], Answer]:
     product = reverse_over_reverse(problem, 0)
-    count = 5 if problem.name == "W1" else PRODUCTS
+    count = products_for(problem.name)
     return lambda: _many(product, problem, count)
 
 
