@@ -19,6 +19,8 @@ from hessian_tools.rng import PathPart, stream
 
 # Steer a little below what is asked, to leave room for the rounding of the true residual.
 STEER = 0.9
+# A pair next to the wanted counts as not among them when its residual is this share of the way there.
+CLEARANCE = 0.1
 
 
 def lanczos(
@@ -59,16 +61,32 @@ class _Wishes(Aim):
 
     def missed(self, look: Look) -> Float[Tensor, " chosen"]:
         picks = [wish.pick(look.values) for wish in self.wishes]
-        ratios = [
-            (look.residuals / (STEER * wish.tolerance(look.values, look.norm, self.dtype))).gather(-1, pick)
-            for wish, pick in zip(self.wishes, picks, strict=True)
-        ]
+        ratios = [self._unmet(look, wish, pick) for wish, pick in zip(self.wishes, picks, strict=True) if pick.numel()]
         wanted = look.values.gather(-1, torch.cat(picks, dim=-1))
         new = (wanted - self.found[look.points]).abs() > rounding(self.dtype) * look.norm[:, None]
         settled = look.spent & ~new.any(-1) & ~self.found[look.points].isnan().any(-1)
         self.found[look.points] = torch.where(look.spent[:, None], wanted, self.found[look.points])
-        missed = torch.where(look.has_been, torch.where(settled, 0.0, torch.inf), torch.cat(ratios, dim=-1).amax(-1))
+        missed = torch.where(look.has_been, torch.where(settled, 0.0, torch.inf), torch.stack(ratios).amax(0))
         return missed.masked_fill(look.whole, 0.0)
+
+    def _unmet(self, look: Look, wish: Wanted, pick: Int[Tensor, "chosen k"]) -> Float[Tensor, " chosen"]:
+        """Residuals over what is allowed: of the wanted their tolerance, and of the first not wanted at either end a
+        share of its distance to them.
+
+        New eigenvalues show there, on their way outwards. Without the second, at 2 to 6 % of the points of
+        Conv4 tasks the fifth of five was another one, smaller by up to 3 %, with a residual as small as asked.
+        """
+        allowed = STEER * wish.tolerance(look.values, look.norm, self.dtype)
+        ratios = look.residuals / allowed
+        unmet = ratios.gather(-1, pick).amax(-1)
+        if look.values.shape[-1] == wish.k:
+            return unmet
+        distance = CLEARANCE * wish.distance(look.values, pick)
+        ratios = look.residuals / torch.maximum(allowed, distance)
+        rest = look.values.scatter(-1, pick, torch.nan)
+        top, bottom = rest.nan_to_num(nan=-torch.inf).argmax(-1), rest.nan_to_num(nan=torch.inf).argmin(-1)
+        ends = torch.stack([top, bottom], dim=-1)
+        return torch.maximum(unmet, ratios.gather(-1, ends).amax(-1))
 
     def taken(self, look: Look, row: int) -> Int[Tensor, " pair"]:
         return torch.cat([wish.pick(look.values[row]) for wish in self.wishes]).unique()

@@ -36,8 +36,9 @@ class EigenPairs:
     whole spectrum, each as often as it is there, give or take one that is equal to the last of them within its
     tolerance. True where the whole spectrum was computed, or where a search orthogonal to the pairs found nothing
     more (wrong with a chance of about 1e-3). False where nobody looked (copies=False) or the products ran out: one
-    start vector cannot see the second copy of a multiple eigenvalue, while simple ones are found but for a
-    start that by bad luck is orthogonal to their vectors.
+    start vector cannot see the second copy of a multiple eigenvalue, and may not have shown one yet that lies
+    close to the last of the wanted in magnitude (none in 196 points of Conv4 and MLP tasks, at most 3 of 64 on
+    spectra made for it).
     """
 
     values: Float[Tensor, "*point k"]

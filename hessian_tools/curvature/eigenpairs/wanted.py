@@ -58,6 +58,19 @@ class Wanted:
             return float(picked[self.k - self.low - 1]), float(picked[self.k - self.low]) if self.low else -inf
         return (inf, last) if self.which == "SA" else (last, -inf)
 
+    def distance(
+        self, values: Float[Tensor, "point value"], pick: Int[Tensor, "point k"]
+    ) -> Float[Tensor, "point value"]:
+        """How far each value is from being wanted, where ``pick`` are."""
+        picked = values.gather(-1, pick)
+        last = picked[:, -1:]
+        if self.which == "LM":
+            return last.abs() - values.abs()
+        if self.which == "SA":
+            return values - last
+        above = picked[:, self.k - self.low - 1, None] - values
+        return torch.minimum(above, values - picked[:, self.k - self.low, None]) if self.low else above
+
     def tolerance(
         self, values: Float[Tensor, "point value"], norm: Float[Tensor, " point"], dtype: torch.dtype
     ) -> Float[Tensor, "point value"]:

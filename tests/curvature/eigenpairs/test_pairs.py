@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from cases import NETWORKS, SPECTRA, Case, symmetric, without_type_checks
-from eigenvalues import WHICH, check_pairs, expected, operator
+from eigenvalues import WHICH, Matrices, check_pairs, expected, operator
 from scipy.sparse.linalg import eigsh
 from torch import Tensor, nn
 
@@ -206,6 +206,17 @@ def test_deterministic_in_the_seed() -> None:
     first, again, other = (top_eigenpairs(H, rtol=1e-2, seed=seed) for seed in (0, 0, 1))
     assert torch.equal(first.residuals, again.residuals)
     assert not torch.equal(first.residuals, other.residuals)
+
+
+def test_a_wanted_eigenvalue_still_on_its_way_is_waited_for() -> None:
+    """Five had settled at a third of these points before the fifth, 14.7, had overtaken the sixth, -14.5."""
+    outliers = torch.tensor([42.0, 29.0, 23.0, 17.0, 14.7, -14.5, -13.0, 13.0])
+    spectrum = torch.cat([outliers, torch.linspace(-12.0, 12.0, 192)]).double()
+    A = symmetric(spectrum, points=64, path="overtaken12")
+    pairs = top_eigenpairs(Matrices(A), k=5, rtol=1e-2)
+    assert pairs.converged.all()
+    assert (pairs.values[:, 4] > 14.0).all()
+    assert float(pairs.num_matvecs.double().mean()) < 36
 
 
 def test_an_interrupt_comes_through_at_once() -> None:
