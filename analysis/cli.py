@@ -210,9 +210,9 @@ def _checked(
 ) -> tuple["StudyFolder", str | None]:
     """The study's folder and the plan of its claims: everything is checked, nothing written yet."""
     from analysis.claims import load_plan
-    from analysis.config import load_study, overridden
     from analysis.folder import STUDY, plan_folder
     from analysis.setting import check
+    from analysis.study_file import load_study, overridden
 
     place = Path(source)
     if (place / STUDY).is_file():  # a study's own folder: go on there

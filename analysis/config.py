@@ -1,15 +1,10 @@
-"""A study's configuration: YAML in, checked models out; every mistake is answered in a line or two."""
+"""A study's configuration: checked models; `study_file` makes them of YAML."""
 
-from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
-from importlib import resources
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+import re
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from analysis.errors import UserError
 from hessian_tools.runs.manifest import digest
 from hessian_tools.train import logarithmic_schedule
 
@@ -17,9 +12,10 @@ Positive = Annotated[int, Field(gt=0, strict=True)]
 Natural = Annotated[int, Field(ge=0, strict=True)]
 Flag = Annotated[bool, Field(strict=True)]
 Rate = Annotated[float, Field(gt=0)]
-BUNDLED = ("demo", "micro")
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # of studies and learners: they become names of folders
-UNION_PARTS = ("constrained-float", "float", "StepSizeSearch")  # pydantic's names for the alternatives of a union
+NETWORKS = ("conv4", "resnet12", "vit", "mlp")
+IMPORT_PATH = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"
+NETWORK_SETTINGS = {"width": ("conv4",), "normalisation": ("conv4", "resnet12"), "hidden": ("mlp",)}
 
 
 class _Strict(BaseModel):
@@ -27,22 +23,76 @@ class _Strict(BaseModel):
 
 
 class DataConfig(_Strict):
-    """The tasks. queries and test_queries are query images per class in training and on held-out tasks."""
+    """The tasks. queries and test_queries are query images per class in training and on held-out tasks.
+
+    path: data of the user's own; test_path, test_split: others for held-out tasks; the rest: see data.open_data.
+    """
 
     name: Literal["quickdraw", "sine-line"] = "quickdraw"
     ways: Positive = 5
     shots: Positive = 1
     queries: Positive = 15
     test_queries: Positive = 15
+    path: str | None = None
+    split: str | None = None
+    image_size: Positive | None = None
+    channels: Literal[1, 3] | None = None
+    rotations: Flag = False
+    crop: Flag | None = None
+    test_path: str | None = None
+    test_split: str | None = None
+
+    @model_validator(mode="after")
+    def _wishes_have_data(self) -> "DataConfig":
+        wishes = self.model_dump(exclude_defaults=True, exclude={"name", "ways", "shots", "queries", "test_queries"})
+        if self.source == "sine-line" and wishes:
+            raise ValueError(f"{next(iter(wishes))} is for images; sine-line has none")
+        return self
+
+    @property
+    def source(self) -> str:
+        """The path, or the name of a bundled set."""
+        return self.path or self.name
 
 
 class NetworkConfig(_Strict):
-    """The network: conv4 (width, normalisation) or mlp (hidden layer sizes)."""
+    """The network: conv4, resnet12, vit, mlp, or one of yours as "package.module:name".
 
-    name: Literal["conv4", "mlp"] = "conv4"
+    width is of conv4, normalisation of conv4 and resnet12, hidden (layer sizes) of mlp. options: further
+    keywords of the network, such as groups, widths, residual, patch, depth, heads; of yours, all of them.
+    """
+
+    name: str = "conv4"
     width: Positive = 64
-    normalisation: Literal["batch", "none"] = "batch"
+    normalisation: Literal["batch", "group", "none"] = "batch"
     hidden: tuple[Positive, ...] = (40, 40)
+    options: dict[str, Any] = {}
+
+    @field_validator("name")
+    @classmethod
+    def _known_or_imported(cls, name: str) -> str:
+        if name not in NETWORKS and not re.fullmatch(IMPORT_PATH, name):
+            raise ValueError(f"{name!r} is not one of {', '.join(NETWORKS)}, nor an import path package.module:name")
+        return name
+
+    @model_validator(mode="after")
+    def _settings_are_of_this_network(self) -> "NetworkConfig":
+        for field, names in NETWORK_SETTINGS.items():
+            given, default = getattr(self, field), NetworkConfig.model_fields[field].default
+            if given != default and self.name not in names:
+                raise ValueError(f"{field} is a setting of {' and '.join(names)}, not of {self.name}; {_instead(self)}")
+            if field in self.options and self.name in names:
+                raise ValueError(f"{field} stands beside options for {self.name}, not in them")
+        if self.name == "mlp" and self.options:
+            raise ValueError(f"mlp has no options, got {', '.join(self.options)}; its layers are set by hidden")
+        return self
+
+    def __hash__(self) -> int:
+        return hash(digest(self.model_dump(mode="json")))
+
+
+def _instead(network: NetworkConfig) -> str:
+    return "leave it out" if network.name in NETWORKS else "write it under options"
 
 
 class StepSizeSearch(_Strict):
@@ -198,80 +248,3 @@ def without_shot(config: StudyConfig) -> dict[str, str]:
         name: learner.model_copy(update={"shot": None}) for name, learner in config.learners.items() if learner.shot
     }
     return {name: plain[learner] for name, learner in bare.items() if learner in plain}
-
-
-def load_study(source: str | Path) -> StudyConfig:
-    """The study of a YAML file, or a bundled one by name (demo, micro)."""
-    return parse_study(study_text(source), source=str(source))
-
-
-def study_text(source: str | Path) -> str:
-    """The YAML text of a file or of a bundled study."""
-    if str(source) in BUNDLED:
-        return (resources.files("analysis") / "studies" / f"{source}.yaml").read_text(encoding="utf-8")
-    path = Path(source)
-    if not path.is_file():
-        raise UserError(f"there is no study file {path}; give a YAML file or one of the bundled: {', '.join(BUNDLED)}")
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not a text file; a study is YAML in UTF-8") from None
-
-
-def parse_study(text: str, *, source: str) -> StudyConfig:
-    """A checked configuration; the first mistake is named with its place and what is allowed."""
-    try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as e:
-        mark = getattr(e, "problem_mark", None)
-        place = f" at line {mark.line + 1}" if mark else ""
-        raise UserError(f"{source} is not YAML{place}: {getattr(e, 'problem', None) or 'cannot be parsed'}") from None
-    if not isinstance(raw, dict):
-        raise UserError(f"{source} holds no settings; a study is a YAML mapping with name, learners, seeds, ...")
-    try:
-        return StudyConfig.model_validate(raw)
-    except ValidationError as e:
-        raise UserError(f"{source}: {_first_mistake(e)}") from None
-
-
-def _first_mistake(error: ValidationError) -> str:
-    # An unknown key is likelier to be the cause than a value that then seems missing or odd.
-    mistakes = sorted(error.errors(), key=lambda m: m["type"] != "extra_forbidden")
-    mistake = mistakes[0]
-    place = ".".join(str(part) for part in mistake["loc"] if part not in UNION_PARTS)
-    if mistake["type"] == "extra_forbidden":
-        known = _known_keys(mistake["loc"][:-1])
-        near = get_close_matches(str(mistake["loc"][-1]), known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"allowed are {', '.join(known)}"
-        return f"unknown key {place!r}; {hint}"
-    if mistake["type"] == "value_error":
-        return f"{place + ': ' if place else ''}{mistake['msg'].removeprefix('Value error, ')}"
-    got = "" if mistake["type"] == "missing" else f" (got {mistake['input']!r})"
-    return f"{place}: {mistake['msg'][:1].lower()}{mistake['msg'][1:]}{got}"
-
-
-def _known_keys(path: Iterable[Any]) -> list[str]:
-    """Keys allowed at a place; parts of the path that are no field are names of learners or alternatives of a union."""
-    model: type[BaseModel] = StudyConfig
-    for part in path:
-        if part in model.model_fields:
-            inner = _model_in(model.model_fields[part].annotation)
-            if inner is None:
-                return []
-            model = inner
-    return list(model.model_fields)
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for found in map(_model_in, get_args(annotation)) if found), None)
-
-
-def overridden(config: StudyConfig, changes: Mapping[str, Any]) -> StudyConfig:
-    """The study with top-level settings replaced, checked again."""
-    raw = config.model_dump(mode="json") | {k: v for k, v in changes.items() if v is not None}
-    try:
-        return StudyConfig.model_validate(raw)
-    except ValidationError as e:
-        raise UserError(_first_mistake(e)) from None

@@ -14,9 +14,10 @@ import yaml
 from analysis import store
 from analysis.claims import Plan, Verdict, load_plan, verdicts_from_json
 from analysis.claims.plan import BUNDLED as PLAN
-from analysis.config import StudyConfig, parse_study, trained, without_shot
+from analysis.config import StudyConfig, trained, without_shot
 from analysis.errors import UserError
 from analysis.schema import VARIABLES, describe_learners, stack_runs
+from analysis.study_file import parse_study
 from hessian_tools.runs.files import read_json, write_text
 
 STUDY, CLAIMS, VERDICTS, REPORT = "study.yaml", "claims.yaml", "verdicts.json", "report.html"
@@ -104,7 +105,7 @@ def open_study(path: str | Path) -> xr.Dataset:
     ds = stack_runs(runs, list(folder.config.learners))
     ds = describe_learners(ds, trained=trained(folder.config), without_shot=without_shot(folder.config))
     ds.attrs = {"study": folder.config.name, "split": "test"}  # what is the same in every run
-    if folder.config.data.name != "sine-line":
+    if folder.config.data.source != "sine-line":
         ds.attrs["ways"] = folder.config.data.ways
     return ds.sortby("checkpoint")[[variable.name for variable in VARIABLES]]  # zarr lists them in no fixed order
 

@@ -15,7 +15,7 @@ def describe(folder: StudyFolder) -> Iterator[str]:
     config = folder.config
     yield f"study {config.name} ({config.digest[:12]}) in {folder.path}"
     yield (
-        f"{config.data.name} {config.data.ways}-way {config.data.shots}-shot, {config.network.name}, seeds "
+        f"{config.data.source} {config.data.ways}-way {config.data.shots}-shot, {config.network.name}, seeds "
         + ", ".join(map(str, config.seeds))
     )
     for learner, seed in folder.runs:

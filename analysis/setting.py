@@ -1,45 +1,83 @@
 """From a configuration to the things it names: tasks, network, learner, training run."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
+from math import prod
 from pathlib import Path
 
 from torch import nn
 
-from analysis.config import LearnerConfig, StudyConfig
+from analysis.config import NETWORK_SETTINGS, DataConfig, LearnerConfig, StepSizeSearch, StudyConfig
 from analysis.errors import UserError
-from hessian_tools.data import TaskSource, open_tasks
+from hessian_tools.data import CrossDomainTasks, TaskSource, open_tasks
 from hessian_tools.flat import flatten
 from hessian_tools.meta import learners
 from hessian_tools.meta.learners import Learner
 from hessian_tools.meta.shot import Shot
-from hessian_tools.nets import MLP, Conv4
+from hessian_tools.nets import MLP, load_network, refuse_unfit, seeded, source_digest
 from hessian_tools.train import TrainConfig
+
+OWN = {
+    "conv4": "hessian_tools.nets:Conv4",
+    "resnet12": "hessian_tools.nets:ResNet12",
+    "vit": "hessian_tools.nets:VisionTransformer",
+}
 
 
 def tasks(config: StudyConfig, *, held_out: bool = False) -> TaskSource:
     """The study's tasks, with the query size of training or of held-out measurement."""
     data = config.data
-    queries = data.test_queries if held_out else data.queries
     try:
-        return open_tasks(data.name, ways=data.ways, shots=data.shots, queries=queries)
+        return _opened(data, data.test_queries if held_out else data.queries)
     except ValueError as e:
         raise UserError(f"data: {e}") from None
+
+
+@lru_cache(maxsize=8)
+def _opened(data: DataConfig, queries: int) -> TaskSource:
+    """Opened once a process: looking at the files again for each unit of work would take half a second each time."""
+    if data.test_split and not data.test_path:
+        raise ValueError("test_split needs test_path, whose split it is")
+    if data.source == "sine-line":
+        return open_tasks("sine-line")
+    home = partial(
+        open_tasks,
+        ways=data.ways,
+        shots=data.shots,
+        queries=queries,
+        image_size=data.image_size,
+        channels=data.channels,
+    )
+    source = home(data.source, split=data.split, rotations=data.rotations, crop=data.crop)
+    return CrossDomainTasks(source, home(data.test_path, split=data.test_split)) if data.test_path else source
+
+
+def needed_splits(config: StudyConfig) -> tuple[str, ...]:
+    """Which splits a study draws from: validation only where something is validated."""
+    validates = config.train.validation_tasks or isinstance(config.inner.step_size, StepSizeSearch)
+    return ("train", "val", "test") if validates else ("train", "test")
 
 
 def network(config: StudyConfig) -> Callable[[], nn.Module]:
     """What builds the study's network."""
     source, net = tasks(config), config.network
     if net.name == "mlp":
-        inputs = 1
-        for length in source.input_shape:
-            inputs *= length
-        return partial(MLP, (inputs, *net.hidden, source.outputs))
-    if len(source.input_shape) != 3:
-        raise UserError(f"network: conv4 needs images, {config.data.name} has none; use name: mlp")
-    return partial(
-        Conv4, source.outputs, width=net.width, input_shape=source.input_shape, normalisation=net.normalisation
-    )
+        return partial(MLP, (prod(source.input_shape), *net.hidden, source.outputs))
+    if net.name in OWN and len(source.input_shape) != 3:
+        raise UserError(f"network: {net.name} needs images, {config.data.source} has none; use name: mlp")
+    target = OWN.get(net.name, net.name)
+    settings = {field: getattr(net, field) for field, names in NETWORK_SETTINGS.items() if net.name in names}
+    try:
+        return load_network(
+            target, outputs=source.outputs, input_shape=source.input_shape, options=settings | net.options
+        )
+    except ValueError as e:
+        raise UserError(f"network: {e}") from None
+
+
+def network_source(config: StudyConfig) -> dict[str, str]:
+    """What a run notes of a network of the user's besides its import path and options: the digest of its file."""
+    return {"network_source": source_digest(config.network.name)} if ":" in config.network.name else {}
 
 
 def learner(config: StudyConfig, name: str, *, step_size: float) -> Learner:
@@ -85,13 +123,15 @@ def check(config: StudyConfig) -> None:
     """Refuse what the data or the learners cannot do, before anything is written."""
     build = network(config)
     for source in (tasks(config), tasks(config, held_out=True)):
-        for split in ("train", "val", "test"):
+        for split in needed_splits(config):
             try:
                 source.episode(seed=0, split=split, index=0)
             except ValueError as e:
                 raise UserError(f"data: {e}") from None
     try:
-        num_params = flatten(build())[1].numel
+        model = seeded(build, seed=config.seeds[0])
+        num_params = flatten(model)[1].numel
+        refuse_unfit(model, outputs=tasks(config).outputs, input_shape=tasks(config).input_shape)
     except ValueError as e:
         raise UserError(f"network: {e}") from None
     wanted = max(config.measure.full.eigenvalues, 1)

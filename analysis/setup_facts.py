@@ -1,8 +1,10 @@
 """What a report says about how a study was made: read from its configuration and its manifests."""
 
 from analysis import setting
-from analysis.config import BUNDLED, LearnerConfig, StepSizeSearch
+from analysis.config import LearnerConfig, StepSizeSearch
 from analysis.folder import CLAIMS, STUDY, StudyFolder
+from analysis.study_file import BUNDLED
+from hessian_tools.data import summary
 from hessian_tools.flat import flatten
 from hessian_tools.nets import seeded
 from hessian_tools.runs.manifest import read_manifest
@@ -13,14 +15,15 @@ def facts(folder: StudyFolder) -> dict[str, str]:
     """The set-up, one line each, in the order a reader asks."""
     config, data, outer, plan = folder.config, folder.config.data, folder.config.train, folder.config.measure
     layout = flatten(seeded(setting.network(config), seed=0))[1]
-    classes = setting.tasks(config).kind == "classification"
+    tasks = setting.tasks(config)
+    classes = tasks.kind == "classification"
     manifest = read_manifest(folder.run(*folder.runs[0]))
     libraries = ", ".join(f"{name} {version}" for name, version in manifest["libraries"].items())
     return {
-        "Data": f"{data.name}, {data.ways}-way {data.shots}-shot, {data.queries} query images a class in training and"
-        f" {data.test_queries} on held-out tasks"
+        "Data": f"{summary(tasks)}, {data.ways}-way {data.shots}-shot, {data.queries} query images a class in training"
+        f" and {data.test_queries} on held-out tasks"
         if classes
-        else f"{data.name} regression",
+        else f"{summary(tasks)} regression",
         "Network": f"{config.network.name}, {layout.numel:,} parameters",
         "Learners": "; ".join(f"{name}: {_describe(learner)}" for name, learner in config.learners.items()),
         "Inner loop": f"{config.inner.steps} gradient steps of alpha = {folder.step_size:g}, {_chosen(folder)}",

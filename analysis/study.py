@@ -195,6 +195,7 @@ def _claim(unit: TrainUnit) -> None:
         "step_size": unit.step_size,
         "learner": config["learners"][unit.learner],
         "seed": unit.seed,
+        **setting.network_source(unit.config),
     }
     found = environment(device=unit.device) | {
         "threads": 1,

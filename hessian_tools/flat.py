@@ -88,11 +88,14 @@ class ParamLayout:
         return {name for name in self.names if _is_under(name, head if prefix == "head" else prefix)}
 
 
-def flatten(model: nn.Module, where: Where = None) -> tuple[Float[Tensor, " param"], ParamLayout]:
+def flatten(
+    model: nn.Module, where: Where = None, *, head: str | None = None
+) -> tuple[Float[Tensor, " param"], ParamLayout]:
     """A copy of the model's parameters as one vector, and the layout that undoes it.
 
     where: which parameters: a predicate on the name, or name prefixes; all by default. Tied
-    weights occur once, under their first name. The model is not changed.
+    weights occur once, under their first name. head: the module (or parameter) that is the head; by default
+    the one called so, else the last that has parameters. The model is not changed.
 
     >>> theta, layout = flatten(nn.Linear(2, 1))
     >>> theta.shape, layout.names
@@ -102,13 +105,17 @@ def flatten(model: nn.Module, where: Where = None) -> tuple[Float[Tensor, " para
     if not chosen:
         known = ", ".join(name for name, _ in model.named_parameters()) or "none"
         raise ValueError(f"where={where!r} selects no parameter; the model's parameters are: {known}")
-    layout = ParamLayout(tuple(chosen), tuple(p.shape for p in chosen.values()), _head(model))
+    layout = ParamLayout(tuple(chosen), tuple(p.shape for p in chosen.values()), _head(model, head))
     return layout.flatten(chosen), layout
 
 
-def _head(model: nn.Module) -> str:
+def _head(model: nn.Module, chosen: str | None) -> str:
     """By rule: the module called head, or else the last that has parameters; "" is the network itself."""
     names = [name for name, _ in model.named_parameters()]
+    if chosen is not None:
+        if not any(_is_under(name, chosen) for name in names):
+            raise ValueError(f"head={chosen!r} holds no parameter; the parameters are {', '.join(names)}")
+        return chosen
     return "head" if any(_is_under(name, "head") for name in names) else names[-1].rpartition(".")[0]
 
 

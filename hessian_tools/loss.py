@@ -4,7 +4,7 @@ Inner loops and curvature see nothing of the network but this. A forward pass th
 (moving batch statistics, dropout) is not a function of the parameters and is refused by name.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -48,7 +48,12 @@ class Loss:
 
     def outputs(self, theta: Float[Tensor, " param"], x: Any) -> Tensor:
         """The network's outputs at ``theta``; floating inputs are cast to theta's dtype and device."""
-        return functional_call(self.model, self._tensors(theta), (cast_like(x, theta),))
+        return self.outputs_at(self.layout.unflatten(theta), x)
+
+    def outputs_at(self, parameters: Mapping[str, Tensor], x: Any) -> Tensor:
+        """The same of parameters by name: no derivative is taken by those that need none."""
+        like = next(iter(parameters.values()))
+        return functional_call(self.model, self._tensors(parameters, like), (cast_like(x, like),))
 
     def criterion(self, outputs: Tensor, y: Any) -> Float[Tensor, ""]:
         """The scalar loss of outputs against targets."""
@@ -63,14 +68,14 @@ class Loss:
         if self._checked:
             return
         with torch.no_grad(), torch.random.fork_rng(devices=_cuda_devices(theta)):
-            tensors = self._tensors(theta.detach())
-            buffers = {name: b.clone() for name, b in self.model.named_buffers()}
+            tensors = self._tensors(self.layout.unflatten(theta.detach()), theta)
+            buffers = self._buffers(theta)
             state = torch.get_rng_state()
             x = cast_like(batch[0], theta)
             first = functional_call(self.model, tensors | buffers, (x,))
             drew = not torch.equal(state, torch.get_rng_state())
-            moved = [n for n, b in self.model.named_buffers() if not torch.equal(buffers[n], b)]
-            fresh = {name: b.clone() for name, b in self.model.named_buffers()}
+            fresh = self._buffers(theta)
+            moved = [name for name, b in fresh.items() if not torch.equal(buffers[name], b)]
             second = functional_call(self.model, tensors | fresh, (x,))
         if moved:
             raise HiddenStateError(_hidden_state_message(self.model, moved[0].rpartition(".")[0], "moves its buffers"))
@@ -82,11 +87,14 @@ class Loss:
             raise HiddenStateError(_hidden_state_message(self.model, "", "gives another output the second time"))
         self._checked = True
 
-    def _tensors(self, theta: Tensor) -> dict[str, Tensor]:
-        moved = self.layout.unflatten(theta)
+    def _buffers(self, like: Tensor) -> dict[str, Tensor]:
+        """Copies of the model's buffers, as a forward pass at ``like`` sees them."""
+        return {name: cast_like(b.detach().clone(), like) for name, b in self.model.named_buffers()}
+
+    def _tensors(self, moved: Mapping[str, Tensor], like: Tensor) -> dict[str, Tensor]:
         fixed: dict[str, Tensor] = {name: p for name, p in self.model.named_parameters() if name not in moved}
         fixed |= dict(self.model.named_buffers())
-        return {name: cast_like(t.detach(), theta) for name, t in fixed.items()} | moved
+        return {name: cast_like(t.detach(), like) for name, t in fixed.items()} | dict(moved)
 
 
 def make_loss(model: nn.Module, criterion: Criterion, layout: ParamLayout) -> Loss:

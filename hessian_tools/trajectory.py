@@ -25,20 +25,28 @@ class Trajectory:
     """One inner loop of K steps: K + 1 points theta_0 ... theta_K (any leading task axes when stacked).
 
     All norms are Euclidean, losses are means over examples; accuracies are NaN for a loss that is
-    not a classification. ``gram`` holds g_i'g_j of the K gradients that were stepped along;
-    ``grad_norm`` and ``gradients`` also have the one at the adapted point theta_K.
+    not a classification; what concerns a query set is None where there is none. ``gram`` holds
+    g_i'g_j of the gradients at the first K points, which an inner loop steps along; ``grad_norm`` and
+    ``gradients`` also have the one at the last point theta_K.
+
+    step_norm = |theta_{k+1} - theta_k| and step_cosine = cos(-g_k, theta_{k+1} - theta_k) are there where
+    somebody else's loop took the steps (``trajectory_from``, ``Recorder``). For plain gradient steps on
+    this batch the cosine is 1 and the displacement is alpha times the root of the Gram matrix's sum; another optimiser,
+    momentum, weight decay or other batches step along something else, and then neither holds.
     """
 
     support_loss: Float[Tensor, "*task step"]
-    query_loss: Float[Tensor, "*task step"]
+    query_loss: Float[Tensor, "*task step"] | None
     support_accuracy: Float[Tensor, "*task step"]
-    query_accuracy: Float[Tensor, "*task step"]
+    query_accuracy: Float[Tensor, "*task step"] | None
     theta_norm: Float[Tensor, "*task step"]
     grad_norm: Float[Tensor, "*task step"]
     displacement: Float[Tensor, "*task step"]
     gram: Float[Tensor, "*task step_i step_j"]
     thetas: Float[Tensor, "*task step param"] | None = None
     gradients: Float[Tensor, "*task step param"] | None = None
+    step_norm: Float[Tensor, "*task step_k"] | None = None
+    step_cosine: Float[Tensor, "*task step_k"] | None = None
 
     @property
     def steps(self) -> int:
@@ -48,7 +56,8 @@ class Trajectory:
     @property
     def diverged(self) -> Tensor:
         """True for each task whose losses, gradients or parameters left the finite numbers."""
-        numbers = torch.stack([self.support_loss, self.query_loss, self.theta_norm, self.grad_norm], -1)
+        kept = [self.support_loss, self.query_loss, self.theta_norm, self.grad_norm]
+        numbers = torch.stack([column for column in kept if column is not None], -1)
         return ~torch.isfinite(numbers).flatten(-2).all(-1)
 
 

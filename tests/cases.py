@@ -8,6 +8,7 @@ import torch
 from jaxtyping import config
 from torch import Tensor, nn
 
+from hessian_tools.curvature import Hessian, hessian
 from hessian_tools.flat import flatten
 from hessian_tools.loss import Batch, Loss, LossFunction, make_loss
 from hessian_tools.rng import stream
@@ -53,6 +54,11 @@ SPECTRA: dict[str, Tensor] = {
 def quadratic(theta: Tensor, A: Tensor) -> Tensor:
     """theta'A theta / 2, whose Hessian is A where A is symmetric."""
     return theta @ A @ theta / 2
+
+
+def operator(A: Tensor) -> Hessian:
+    """The matrices as the Hessians of quadratics."""
+    return hessian(quadratic, torch.zeros(A.shape[:-1], dtype=A.dtype), A)
 
 
 def symmetric(spectrum: Tensor, *, points: int = POINTS, path: str = "basis") -> Tensor:

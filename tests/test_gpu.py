@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from everywhere import COMPUTED, DEVICE_CASES, compared, place, same, tensors
 from torch.nn import functional as F
 
 from hessian_tools import (
@@ -28,6 +29,15 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
+
+
+@pytest.mark.parametrize("case", DEVICE_CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("name", COMPUTED)
+def test_everything_agrees_with_the_cpu_in_float64(name, case):
+    """Each operator's products and each quantity, computed on the GPU from tensors there, and left there."""
+    found = COMPUTED[name](place(case, "cuda"))
+    assert all(tensor.device.type == "cuda" for tensor in tensors(found))
+    same([tensor.cpu() for tensor in compared(found)], compared(COMPUTED[name](place(case, "cpu"))))
 
 
 def setting(device: str):

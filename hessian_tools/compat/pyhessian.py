@@ -11,19 +11,23 @@ The same calls give the same shapes in the same order (Yao, Gholami, Keutzer, Ma
 - the model is left as found: mode, gradients, buffers, device. It is measured in eval mode, as PyHessian does, on a
   copy made at construction, which later training does not change;
 - a dataloader is read once and kept, so that shuffling and augmentation cannot change the matrix between products;
-- without CUDA, ``cuda=True`` (the default) warns in a line and measures on the CPU.
+- without CUDA, ``cuda=True`` (the default) warns in a line and measures on the CPU;
+- ``params`` and ``gradsH`` can be read, not assigned to, and ``gradsH`` holds no graph: where scripts multiply by
+  ``hessian_vector_product(comp.gradsH, comp.params, v)``, write ``comp.dataloader_hv_product(v)[1]``, and where they
+  assign to restrict the Hessian to a layer, ``comp.operator.block("name")``.
 """
 
 import copy
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hessian_tools.curvature import quadrature, rademacher, top_eigenpairs, trace
-from hessian_tools.curvature.operators import hessian as hessian_operator
+from hessian_tools.curvature import gradient, quadrature, rademacher, top_eigenpairs, trace
+from hessian_tools.curvature.matrices.hessian import hessian as hessian_operator
 from hessian_tools.flat import flatten
 from hessian_tools.loss import make_loss
 
@@ -52,12 +56,31 @@ class hessian:
     ) -> None:
         self.device = _device(cuda)
         self.seed = seed
+        self.model, self.criterion = model, criterion
         batches = _batches(data, dataloader)
         model = copy.deepcopy(model).eval().to(self.device)
         trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         theta, self._layout = flatten(model, where=lambda name: name in trained)
         loss = make_loss(model, _differentiable(criterion), self._layout)
         self.operator = hessian_operator(loss, theta, batches)
+        self._gradient = partial(gradient, loss, theta, batches)
+
+    @property
+    def params(self) -> list[nn.Parameter]:
+        """The model's own parameters that the Hessian is in, in its order."""
+        own = dict(self.model.named_parameters())
+        return [own[name] for name in self._layout.names]
+
+    @property
+    def gradsH(self) -> list[Tensor]:
+        """The gradient at construction, shaped as the parameters."""
+        return self._shaped(self._gradient())
+
+    def dataloader_hv_product(self, v: Sequence[Tensor]) -> tuple[float, list[Tensor]]:
+        """v'Hv and Hv, v and Hv as lists shaped as the parameters; of one batch or of several."""
+        flat = torch.cat([piece.detach().reshape(-1) for piece in v]).to(self.operator.device, self.operator.dtype)
+        product = self.operator @ flat
+        return float(flat @ product), self._shaped(product)
 
     def eigenvalues(
         self, maxIter: int = 100, tol: float = 1e-3, top_n: int = 1
@@ -81,7 +104,7 @@ class hessian:
         Fewer where the standard error of the mean falls below tol times the mean.
         """
         rounds, most = max(2, min(ROUND, maxIter)), max(2, maxIter)
-        estimate = trace(self.operator, num_probes=rounds, rtol=tol, max_probes=most, seed=self.seed)
+        estimate = trace(self.operator, num_probes=rounds, rtol=tol, max_probes=most, seed=self.seed, method="probes")
         samples: list[float] = estimate.samples[:maxIter].tolist()
         return samples
 

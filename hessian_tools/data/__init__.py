@@ -1,33 +1,30 @@
-"""Tasks to meta-learn from: the bundled drawings, generated regression, and the episode sampler."""
+"""Tasks to meta-learn from: the bundled drawings, generated regression, data sets on disk, and the episode sampler."""
 
-from hessian_tools.data.episodes import Episode, ImageClasses, ImageTasks, TaskSource, check_choice
+from hessian_tools.data.crossing import CrossDomainTasks
+from hessian_tools.data.episodes import ClassSet, Episode, ImageClasses, ImageTasks, TaskSource, check_choice
+from hessian_tools.data.features import FeatureClasses
+from hessian_tools.data.opening import describe, open_data, open_tasks, reshaped, summary
 from hessian_tools.data.quickdraw import load_quickdraw
 from hessian_tools.data.regression import Line, Sine, SineLineTasks
+from hessian_tools.data.stored import StoredClasses
 
 __all__ = [
+    "ClassSet",
+    "CrossDomainTasks",
     "Episode",
+    "FeatureClasses",
     "ImageClasses",
     "ImageTasks",
     "Line",
     "Sine",
     "SineLineTasks",
+    "StoredClasses",
     "TaskSource",
+    "check_choice",
+    "describe",
     "load_quickdraw",
+    "open_data",
     "open_tasks",
+    "reshaped",
+    "summary",
 ]
-
-TASK_NAMES = ("quickdraw", "sine-line")
-
-
-def open_tasks(name: str, *, ways: int = 5, shots: int = 1, queries: int = 15) -> TaskSource:
-    """A supply of tasks by name: ``"quickdraw"`` or ``"sine-line"``; needs no download.
-
-    ways, shots and queries shape image tasks. Regression has no classes and leaves them aside: its
-    tasks keep the paper's 5 support and 45 query points; make ``SineLineTasks`` for others.
-
-    >>> open_tasks("quickdraw", ways=3).outputs
-    3
-    """
-    if check_choice("name", name, TASK_NAMES) == "quickdraw":
-        return ImageTasks(load_quickdraw(), ways=ways, shots=shots, queries=queries)
-    return SineLineTasks()

@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol, SupportsIndex, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Int64
+from jaxtyping import Float, Int, Int64, UInt8
 from torch import Tensor
 
 from hessian_tools.rng import numpy_stream
@@ -63,6 +63,46 @@ class TaskSource(Protocol):
         """Task number ``index`` of a split; the same whenever and wherever it is asked for."""
 
 
+@runtime_checkable
+class ClassSet(Protocol):
+    """Examples by class, and classes by split: what the sampler draws from, whatever the examples are."""
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """One name for each class, by its position."""
+
+    @property
+    def splits(self) -> Mapping[str, tuple[int, ...]]:
+        """Class positions by split name."""
+
+    @property
+    def scale(self) -> int:
+        """The stored value that stands for 1.0."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the examples."""
+
+    @property
+    def example_shape(self) -> tuple[int, ...]:
+        """Shape of one example."""
+
+    def classes(self, split: str) -> tuple[int, ...]:
+        """Positions of a split's classes; ValueError where there is no such split."""
+
+    def count(self, position: int) -> int:
+        """Number of examples of the class at a position."""
+
+    def take(
+        self, classes: Int[np.ndarray, " way"], examples: Int[np.ndarray, "example way"]
+    ) -> Float[Tensor, "row ..."]:
+        """The examples named, example by example and within each way by way, as float32."""
+
+
 @dataclass(frozen=True, eq=False)
 class ImageClasses:
     """A set of images by class, each class with the same number of them.
@@ -93,28 +133,36 @@ class ImageClasses:
                 f"{self.name} has {count} classes of images and {len(set(self.class_names))} different class names; "
                 "give one name to each class"
             )
-        members = sorted(position for positions in self.splits.values() for position in positions)
-        if len(set(members)) != len(members):
-            raise ValueError(f"a class of {self.name} is in two splits; meta-test classes must be new ones")
-        if not members:
-            raise ValueError(f"the splits of {self.name} hold no class; give at least one split, such as 'train'")
-        if members[0] < 0 or members[-1] >= count:
-            outside = members[0] if members[0] < 0 else members[-1]
-            raise ValueError(f"a split of {self.name} holds class {outside}; use positions 0 to {count - 1}")
+        check_splits(self.name, self.splits, count)
 
     @property
     def examples_per_class(self) -> int:
         """Number of images of each class."""
         return self.images.shape[1]
 
+    @property
+    def example_shape(self) -> tuple[int, ...]:
+        """(channel, height, width)."""
+        return self.images.shape[2:]
+
     def classes(self, split: str) -> tuple[int, ...]:
         """Positions of a split's classes; ValueError, with the nearest name, where there is no such split."""
         return self.splits[check_choice("split", split, self.splits)]
 
+    def count(self, position: int) -> int:
+        """Number of images of a class: of each the same."""
+        return self.examples_per_class
+
+    def take(
+        self, classes: Int[np.ndarray, " way"], examples: Int[np.ndarray, "example way"]
+    ) -> Float[Tensor, "row channel height width"]:
+        """Gather by index, then scale: only the images asked for are ever read or converted."""
+        return unit_floats(self.images[classes, examples], self.scale)
+
 
 @dataclass(frozen=True)
 class ImageTasks:
-    """N-way K-shot classification tasks from a set of image classes.
+    """N-way K-shot classification tasks from a set of classes: of images, or of their features.
 
     ways: classes in an episode. shots, queries: images of each class in the support and query set.
 
@@ -126,7 +174,7 @@ class ImageTasks:
     first n * ways rows of a query set are the query set with n queries.
     """
 
-    dataset: ImageClasses
+    dataset: ClassSet
     _: KW_ONLY
     ways: int = 5
     shots: int = 1
@@ -135,14 +183,9 @@ class ImageTasks:
     def __post_init__(self) -> None:
         for name in ("ways", "shots", "queries"):
             check_count(name, getattr(self, name))
-        available = self.dataset.examples_per_class
-        if self.shots + self.queries > available:
-            raise ValueError(
-                f"shots={self.shots} and queries={self.queries} need {self.shots + self.queries} images of each class "
-                f"but {self.dataset.name} has {available}; use at most {available} in all"
-            )
-        # A split that is too small is refused when it is asked for: 64-way training with 16 validation
-        # classes is fine until somebody validates. Here only what no split can give is refused.
+        self._check_examples()
+        # A split with too few classes is refused when it is asked for, not before: 64-way training with 16
+        # validation classes is fine until somebody validates.
         self._check_ways(max(self.dataset.splits, key=lambda split: len(self.dataset.splits[split])))
 
     @property
@@ -152,8 +195,8 @@ class ImageTasks:
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """(channel, height, width)."""
-        return self.dataset.images.shape[2:]
+        """(channel, height, width) of images."""
+        return self.dataset.example_shape
 
     @property
     def outputs(self) -> int:
@@ -177,18 +220,29 @@ class ImageTasks:
         rng = episode_stream(seed, split, index)
         # Whole permutations, cut afterwards: the draw itself must not know shots, queries or ways.
         chosen = classes[rng.permutation(len(classes))[: self.ways]]
-        orders = [rng.permutation(self.dataset.examples_per_class) for _ in chosen]
+        wanted = self.shots + self.queries
+        orders = [rng.permutation(self.dataset.count(int(position)))[:wanted] for position in chosen]
         examples = np.stack(orders, axis=1)  # [example, way]
-        support, query = examples[: self.shots], examples[self.shots : self.shots + self.queries]
-        return Episode(self._batch(chosen, support), self._batch(chosen, query))
+        return Episode(self._batch(chosen, examples[: self.shots]), self._batch(chosen, examples[self.shots :]))
 
     def _batch(
         self, classes: Int[np.ndarray, " way"], examples: Int[np.ndarray, "example way"]
-    ) -> tuple[Float[Tensor, "row channel height width"], Int64[Tensor, " row"]]:
-        """Gather by index as uint8, then scale: only the episode's images are ever read or converted."""
-        x = torch.from_numpy(self.dataset.images[classes, examples]).flatten(0, 1).to(torch.float32)
-        x = x if self.dataset.scale == 1 else x / self.dataset.scale
+    ) -> tuple[Float[Tensor, "row ..."], Int64[Tensor, " row"]]:
+        x = self.dataset.take(classes, examples)
         return x, torch.arange(len(x)) % self.ways
+
+    def _check_examples(self) -> None:
+        data, wanted = self.dataset, self.shots + self.queries
+        members = [position for positions in data.splits.values() for position in positions]
+        counts = {position: data.count(position) for position in members}
+        smallest = min(members, key=counts.__getitem__)
+        if wanted > counts[smallest]:
+            even = len(set(counts.values())) == 1
+            which = data.name if even else f"the class {data.class_names[smallest]!r} of {data.name}"
+            raise ValueError(
+                f"shots={self.shots} and queries={self.queries} need {wanted} images of each class "
+                f"but {which} has {counts[smallest]}; use at most {counts[smallest]} in all"
+            )
 
     def _check_ways(self, split: str) -> None:
         available = len(self.dataset.splits[split])
@@ -197,6 +251,24 @@ class ImageTasks:
                 f"ways={self.ways} but the split {split!r} of {self.dataset.name} has {available} classes; "
                 f"use at most {available}"
             )
+
+
+def unit_floats(pixels: UInt8[np.ndarray, "example way ..."], scale: int) -> Float[Tensor, "row ..."]:
+    """Stored values as float32, the value ``scale`` as 1, in new memory."""
+    x = torch.from_numpy(pixels).flatten(0, 1).to(torch.float32)
+    return x if scale == 1 else x / scale
+
+
+def check_splits(name: str, splits: Mapping[str, tuple[int, ...]], count: int) -> None:
+    """ValueError unless every class is in one split at most, and there is one."""
+    members = sorted(position for positions in splits.values() for position in positions)
+    if len(set(members)) != len(members):
+        raise ValueError(f"a class of {name} is in two splits; meta-test classes must be new ones")
+    if not members:
+        raise ValueError(f"the splits of {name} hold no class; give at least one split, such as 'train'")
+    if members[0] < 0 or members[-1] >= count:
+        outside = members[0] if members[0] < 0 else members[-1]
+        raise ValueError(f"a split of {name} holds class {outside}; use positions 0 to {count - 1}")
 
 
 def episode_stream(seed: SupportsIndex, split: str, index: SupportsIndex) -> np.random.RandomState:

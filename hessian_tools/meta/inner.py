@@ -1,85 +1,53 @@
-"""The one inner loop: training differentiates it, recording reads it."""
-
-from dataclasses import dataclass
+"""A learner's inner loop, from its meta-parameters."""
 
 from jaxtyping import Float
 from torch import Tensor
-from torch.func import grad_and_value
 
-from hessian_tools.loss import Batch, Loss, LossFunction
+from hessian_tools.loss import Batch, LossFunction
+from hessian_tools.meta import leo
+from hessian_tools.meta.descent import Gradient, Path, inner_loop, row_parts, support_gradient
 from hessian_tools.meta.learners import Learner
+from hessian_tools.meta.parameters import moved_part, network_parameters, step_sizes
+
+__all__ = ["Gradient", "Path", "adapt", "inner_loop", "learner_path", "row_parts", "support_gradient"]
 
 
-@dataclass(frozen=True)
-class Gradient:
-    """A gradient with what its pass over the support set also gave: the loss, and the outputs of a ``Loss``."""
-
-    vector: Float[Tensor, " param"]
-    loss: Float[Tensor, ""]
-    outputs: Tensor | None
-
-
-@dataclass(frozen=True)
-class Path:
-    """The points an inner loop visited (K + 1) and the gradients it stepped along (K)."""
-
-    thetas: tuple[Tensor, ...]
-    gradients: tuple[Gradient, ...]
-
-    @property
-    def adapted(self) -> Float[Tensor, " param"]:
-        """The last point."""
-        return self.thetas[-1]
-
-
-def support_gradient(loss: LossFunction, theta: Float[Tensor, " param"], support: Batch) -> Gradient:
-    """Gradient, loss and outputs at one point in one forward and one backward pass."""
-
-    def with_outputs(t: Tensor) -> tuple[Tensor, Tensor | None]:
-        if not isinstance(loss, Loss):
-            return loss(t, support), None
-        x, y = support
-        outputs = loss.outputs(t, x)
-        return loss.criterion(outputs, y), outputs
-
-    vector, (value, outputs) = grad_and_value(with_outputs, has_aux=True)(theta)
-    return Gradient(vector, value, outputs)
-
-
-def inner_loop(
-    loss: LossFunction,
-    theta: Float[Tensor, " param"],
-    support: Batch,
-    *,
-    steps: int,
-    step_size: float,
-    first_order: bool = False,
-    first_gradient: Gradient | None = None,
-) -> Path:
-    """theta_{k+1} = theta_k - alpha g_k for K steps, differentiable in ``theta``.
-
-    first_gradient: the gradient at ``theta`` where another loop has it already; the pass over the
-    support set is then not made again, and an outer backward sweeps through it once for both.
-    first_order: every gradient is a constant to the outer derivative.
-    """
-    thetas, gradients = [theta], []
-    for k in range(steps):
-        if k == 0 and first_gradient is not None:
-            gradient = first_gradient
-        else:
-            gradient = support_gradient(loss, thetas[-1].detach() if first_order else thetas[-1], support)
-        gradients.append(gradient)
-        thetas.append(thetas[-1] - step_size * gradient.vector)
-    return Path(tuple(thetas), tuple(gradients))
-
-
-def adapt(learner: Learner, loss: LossFunction, theta: Float[Tensor, " param"], support: Batch) -> Tensor:
-    """The parameters after the learner's inner loop on the support set; differentiable in ``theta``."""
+def adapt(learner: Learner, loss: LossFunction, theta: Float[Tensor, " meta"], support: Batch) -> Tensor:
+    """The network's parameters [param] after the learner's inner loop; differentiable in ``theta``."""
+    if learner.latent is not None:
+        return leo.adapted(learner, leo.own_loss(loss), theta, support)
     return learner_path(learner, loss, theta, support).adapted
 
 
-def learner_path(learner: Learner, loss: LossFunction, theta: Float[Tensor, " param"], support: Batch) -> Path:
-    """The inner loop as the learner takes it."""
+def learner_path(
+    learner: Learner,
+    loss: LossFunction,
+    theta: Float[Tensor, " meta"],
+    support: Batch,
+    *,
+    steps: int | None = None,
+    first_gradient: Gradient | None = None,
+    minibatches: int = 1,
+) -> Path:
+    """The inner loop as the learner takes it, from its meta-parameters.
+
+    steps: another number of steps in the same total time, by the rule's own measure of it.
+    Of LEO: the network at the decoded codes, then its fine-tuning; gradients by the weights.
+    """
+    if learner.latent is not None:
+        return leo.decoded_path(learner, leo.own_loss(loss), theta, support)
+    alpha = step_sizes(learner, loss, theta)
+    if steps is not None:
+        alpha = learner.rule.time(learner.steps) * alpha / learner.rule.time(steps)
     return inner_loop(
-        loss, theta, support, steps=learner.steps, step_size=learner.step_size, first_order=learner.first_order
+        loss,
+        network_parameters(loss, theta),
+        support,
+        steps=steps or learner.steps,
+        step_size=alpha,
+        first_order=learner.first_order,
+        first_gradient=first_gradient,
+        part=moved_part(learner, loss, device=theta.device),
+        rule=learner.rule,
+        minibatches=minibatches,
     )

@@ -1,85 +1,210 @@
-"""The outer objective of one task: the query loss after adaptation, plus SHOT's penalty."""
+"""The outer objective of one task: what a learner's meta-training descends, plus SHOT's penalty."""
 
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from hessian_tools.loss import Batch, Loss
-from hessian_tools.meta.inner import Path, inner_loop, learner_path
-from hessian_tools.meta.learners import Learner
-from hessian_tools.meta.shot import DISTANCES, Shot
+from hessian_tools.meta import leo
+from hessian_tools.meta.collapse import output_variation
+from hessian_tools.meta.features import features, with_linear_head
+from hessian_tools.meta.inner import Path, learner_path
+from hessian_tools.meta.learners import Latent, Learner
+from hessian_tools.meta.parameters import further_parameters, network_parameters
+from hessian_tools.meta.shot import L2, Projector, Shot, distance_after, unchanged
 
 
 @dataclass(frozen=True)
 class Aux:
-    """What a meta-loss is made of, detached: the query loss, SHOT's distance (NaN without SHOT) and accuracies."""
+    """What a meta-loss is made of, detached: losses, SHOT's distance (NaN without SHOT), accuracy.
+
+    output_variation: how far the adapted network's outputs differ between queries; see ``homogeneity``.
+    """
 
     query_loss: Float[Tensor, ""]
     shot_distance: Float[Tensor, ""]
     support_loss: Float[Tensor, ""]
     query_accuracy: Float[Tensor, ""]
+    output_variation: Float[Tensor, ""]
 
 
 def meta_loss(
     learner: Learner,
     loss: Loss,
-    theta: Float[Tensor, " param"],
+    theta: Float[Tensor, " meta"],
     support: Batch,
     query: Batch,
     *,
     shot: Shot | None = None,
+    noise: torch.Generator | None = None,
 ) -> tuple[Float[Tensor, ""], Aux]:
-    """Query loss at the adapted parameters (+ weight x SHOT distance), differentiable in ``theta``.
+    """The learner's outer objective on one task (+ weight x SHOT distance), differentiable in ``theta``.
 
     With ``reference_steps=None`` and ``target_steps=1`` SHOT costs one forward and backward pass
     over the query set: the target is one step of K alpha along the gradient the inner loop has already.
+    A distance in parameters costs no pass at all. A schedule of ``shot`` is the outer loop's affair;
+    here its full weight counts: see ``Shot.at``.
+
+    theta: the meta-parameters; see ``hessian_tools.meta.parameters``. Under ``outer="classes"``
+    the labels are those of the training classes. noise: of LEO's draws and dropout; None: their means.
     """
-    path = learner_path(learner, loss, theta, support)
-    x, y = query
-    outputs = loss.outputs(path.adapted, x)
-    query_loss = loss.criterion(outputs, y)
-    total, distance = query_loss, torch.full_like(query_loss, float("nan"))
-    if shot is not None:
-        distance = shot_distance(shot, learner, loss, path, support, x, own_outputs=outputs)
-        total = query_loss + shot.weight * distance
-    return total, Aux(
-        query_loss.detach(), distance.detach(), path.gradients[0].loss.detach(), accuracy(outputs.detach(), y)
-    )
+    check_shot(shot, learner)
+    if learner.latent is not None:
+        return _latent_loss(learner, learner.latent, loss, theta, support, query, shot, noise)
+    if learner.outer == "classes":
+        return _class_loss(loss, theta, joined(support, query))
+    if learner.outer == "displacement":
+        return _displacement(learner, loss, theta, support, query, shot)
+    return _query_loss(learner, loss, theta, support, query, shot)
+
+
+def check_shot(shot: Shot | None, learner: Learner) -> None:
+    """Refuse a penalty that the learner's inner loop cannot have."""
+    if shot is None:
+        return
+    if learner.outer == "classes":
+        raise ValueError(f"{learner.name} has no inner loop in training for SHOT to compare with; use shot=None")
+    if learner.minibatches > 1:
+        raise ValueError(
+            f"minibatches={learner.minibatches}: SHOT's target and reference must see the same data; use 1"
+        )
+    shot.counts(learner.steps)
 
 
 def shot_distance(
-    shot: Shot, learner: Learner, loss: Loss, path: Path, support: Batch, x: Tensor, *, own_outputs: Tensor
+    shot: Shot,
+    learner: Learner,
+    loss: Loss,
+    theta: Float[Tensor, " meta"],
+    path: Path,
+    support: Batch,
+    x: Tensor,
+    *,
+    own_outputs: Tensor,
+    project: Projector = unchanged,
 ) -> Float[Tensor, ""]:
-    """D(reference, target) on the query inputs; both share the first gradient of ``path``."""
-    reference_steps = shot.reference_count(learner.steps)
+    """D(reference, target); both share the first gradient of ``path``, the learner's own loop from ``theta``.
 
-    def outputs_after(steps: int) -> Tensor:
-        branch = inner_loop(
-            loss,
-            path.thetas[0],
-            support,
-            steps=steps,
-            step_size=learner.total_time / steps,
-            first_order=learner.first_order,
-            first_gradient=path.gradients[0],
-        )
-        return loss.outputs(branch.adapted, x)
+    own_outputs: those on the query inputs ``x`` after ``path``. project: what the reference passes.
+    """
 
-    if reference_steps == learner.steps:
-        reference = own_outputs.detach() if shot.detach_reference else own_outputs
-    elif shot.detach_reference:
-        with torch.no_grad():
-            reference = outputs_after(reference_steps)
-    else:
-        reference = outputs_after(reference_steps)
-    target = own_outputs if shot.target_steps == learner.steps else outputs_after(shot.target_steps)
-    return DISTANCES[shot.distance](reference, target)
+    def end(steps: int) -> Tensor:
+        if steps == learner.steps:
+            return path.adapted
+        return learner_path(learner, loss, theta, support, steps=steps, first_gradient=path.gradients[0]).adapted
+
+    def compared(steps: int) -> Tensor:
+        if shot.distance == L2:
+            return end(steps)
+        return own_outputs if steps == learner.steps else loss.outputs(end(steps), x)
+
+    moved = path.gradients[0].vector.numel()
+    return distance_after(shot, compared, steps=learner.steps, moved=moved, project=project)
 
 
 def accuracy(outputs: Tensor, y: Tensor) -> Float[Tensor, ""]:
     """Share of examples whose largest output is the label; NaN for real-valued targets and for outputs not finite."""
-    if y.is_floating_point() or not torch.isfinite(outputs).all():
-        return torch.full((), float("nan"), dtype=outputs.dtype, device=outputs.device)
-    return (outputs.argmax(-1) == y.to(outputs.device)).to(outputs.dtype).mean()
+    unknown = torch.full((), float("nan"), dtype=outputs.dtype, device=outputs.device)
+    if y.is_floating_point():
+        return unknown
+    share = (outputs.argmax(-1) == y.to(outputs.device)).to(outputs.dtype).mean()
+    return torch.where(torch.isfinite(outputs).all(), share, unknown)
+
+
+def summary(query_loss: Tensor, distance: Tensor | None, support_loss: Tensor, outputs: Tensor, y: Tensor) -> Aux:
+    """What a meta-loss was made of, without its graph."""
+    outputs = outputs.detach()
+    absent = torch.full_like(query_loss, float("nan"))
+    shown = absent if distance is None else distance
+    return Aux(
+        query_loss.detach(), shown.detach(), support_loss.detach(), accuracy(outputs, y), output_variation(outputs)
+    )
+
+
+def joined(support: Batch, query: Batch) -> Batch:
+    """Both sets as one, the support set first."""
+    return pytree.tree_map(lambda a, b: torch.cat([a, b]), support, query)
+
+
+def _query_loss(
+    learner: Learner, loss: Loss, theta: Tensor, support: Batch, query: Batch, shot: Shot | None
+) -> tuple[Tensor, Aux]:
+    path = learner_path(learner, loss, theta, support)
+    x, y = query
+    outputs = loss.outputs(path.adapted, x)
+    query_loss = loss.criterion(outputs, y)
+    total, distance = query_loss, None
+    if shot is not None:
+        distance = shot_distance(shot, learner, loss, theta, path, support, x, own_outputs=outputs)
+        total = query_loss + shot.weight * distance
+    return total, summary(query_loss, distance, path.gradients[0].loss, outputs, y)
+
+
+def _displacement(
+    learner: Learner, loss: Loss, theta: Tensor, support: Batch, query: Batch, shot: Shot | None
+) -> tuple[Tensor, Aux]:
+    """|theta - theta_K|^2 / 2 with theta_K held: its gradient is theta - theta_K."""
+    examples = joined(support, query)
+    path = learner_path(learner, loss, theta, examples, minibatches=learner.minibatches)
+    total = ((path.thetas[0] - path.adapted.detach()) ** 2).sum() / 2
+    x, y = query
+    with torch.set_grad_enabled(shot is not None):
+        outputs = loss.outputs(path.adapted, x)
+    distance = None
+    if shot is not None:
+        distance = shot_distance(shot, learner, loss, theta, path, examples, x, own_outputs=outputs)
+        total = total + shot.weight * distance
+    return total, summary(loss.criterion(outputs, y), distance, path.gradients[0].loss, outputs, y)
+
+
+def _latent_loss(
+    learner: Learner,
+    latent: Latent,
+    loss: Loss,
+    theta: Tensor,
+    support: Batch,
+    query: Batch,
+    shot: Shot | None,
+    noise: torch.Generator | None,
+) -> tuple[Tensor, Aux]:
+    """Query loss after both of LEO's loops, its penalties, and SHOT on the codes or what is decoded from them."""
+    task = leo.open_task(learner, loss, theta, support, noise)
+    path = leo.code_path(learner, loss, theta, task)
+    tuned = leo.weight_path(learner, loss, theta, task, path.adapted)
+    x, y = query
+    outputs = loss.outputs(leo.with_weights(loss, theta, tuned.adapted), x)
+    query_loss = loss.criterion(outputs, y)
+    found = leo.penalties(latent, task, path.adapted)
+    total = query_loss + sum(getattr(latent, f"{name}_weight") * value for name, value in found.items())
+    distance = None
+    if shot is not None:
+        distance = _latent_distance(shot, learner, loss, theta, task, path, x)
+        total = total + shot.weight * distance
+    return total, summary(query_loss, distance, path.gradients[0].loss, outputs, y)
+
+
+def _latent_distance(
+    shot: Shot, learner: Learner, loss: Loss, theta: Tensor, task: leo.Task, path: Path, x: Tensor
+) -> Tensor:
+    """Between the codes (L2), or the outputs decoded from them before any fine-tuning."""
+
+    def compared(steps: int) -> Tensor:
+        if steps == learner.steps:
+            code = path.adapted
+        else:
+            code = leo.code_path(learner, loss, theta, task, steps=steps, first_gradient=path.gradients[0]).adapted
+        if shot.distance == L2:
+            return code
+        return loss.outputs(leo.with_weights(loss, theta, task.weights(code).flatten()), x)
+
+    return distance_after(shot, compared, steps=learner.steps, moved=path.adapted.numel())
+
+
+def _class_loss(loss: Loss, theta: Tensor, examples: Batch) -> tuple[Tensor, Aux]:
+    x, y = examples
+    outputs = with_linear_head(features(loss, network_parameters(loss, theta), x), further_parameters(loss, theta))
+    value = loss.criterion(outputs, y)
+    return value, summary(value, None, value, outputs, y)

@@ -5,9 +5,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hessian_tools.loss import Batch, Loss
-from hessian_tools.meta.inner import Gradient, learner_path, support_gradient
+from hessian_tools.meta.inner import Gradient, Path, learner_path, support_gradient
 from hessian_tools.meta.learners import Learner
 from hessian_tools.meta.objective import accuracy
+from hessian_tools.meta.parameters import network_parameters
 from hessian_tools.trajectory import SaveAt, Trajectory
 
 _NUMBERS_ONLY = SaveAt()
@@ -16,7 +17,7 @@ _NUMBERS_ONLY = SaveAt()
 def record(
     learner: Learner,
     loss: Loss,
-    theta: Float[Tensor, " param"],
+    theta: Float[Tensor, " meta"],
     support: Batch,
     query: Batch,
     *,
@@ -24,23 +25,27 @@ def record(
 ) -> Trajectory:
     """The trajectory of one task from ``theta``: K + 1 points, each with its gradient on the support set.
 
+    theta: the learner's meta-parameters; the points are the network's parameters. Gradients are by
+    the entries that the inner loop moves and 0 elsewhere. K is the training's; of another number of
+    evaluation steps record ``learner.evaluating()``.
+
     Costs K + 1 gradients and K + 1 passes over the query set. Numbers that are not finite are kept
     as they are; see ``Trajectory.diverged``.
     """
-    loss.refuse_hidden_state(theta, support)
-    start = theta.detach()
-    path = learner_path(learner, loss, start, support)
-    gradients = [*path.gradients, support_gradient(loss, path.adapted, support)]
+    loss.refuse_hidden_state(network_parameters(loss, theta), support)
+    path = learner_path(learner, loss, theta.detach(), support)
+    last = support_gradient(loss, path.adapted, support, part=path.part)
     with torch.no_grad():
-        return _read_out(loss, torch.stack(path.thetas), gradients, support, query, save)
+        return _read_out(loss, path, [*path.gradients, last], support, query, save)
 
 
 def _read_out(
-    loss: Loss, thetas: Tensor, gradients: list[Gradient], support: Batch, query: Batch, save: SaveAt
+    loss: Loss, path: Path, gradients: list[Gradient], support: Batch, query: Batch, save: SaveAt
 ) -> Trajectory:
     x, y = query
+    thetas = torch.stack(path.thetas)
     outputs = [loss.outputs(theta, x) for theta in thetas]
-    vectors = torch.stack([g.vector for g in gradients])
+    vectors = _full_length(torch.stack([g.vector for g in gradients]), path)
     stepped = vectors[:-1]
     return Trajectory(
         support_loss=torch.stack([g.loss for g in gradients]),
@@ -54,3 +59,10 @@ def _read_out(
         thetas=thetas if save.thetas else None,
         gradients=vectors if save.gradients else None,
     )
+
+
+def _full_length(vectors: Tensor, path: Path) -> Tensor:
+    if path.part is None:
+        return vectors
+    zero = torch.zeros_like(path.adapted)
+    return torch.stack([path.part.put(zero, vector) for vector in vectors])

@@ -49,13 +49,13 @@ def state_path(folder: Path) -> Path:
     return folder / FOLDER / "state.safetensors"
 
 
-def adam_state(optimiser: torch.optim.Adam, theta: Tensor, meta_step: int) -> dict[str, Tensor]:
+def state(optimiser: torch.optim.Optimizer, theta: Tensor, meta_step: int) -> dict[str, Tensor]:
     """Everything a resumed run needs: parameters, Adam's moments, the meta-iteration (episodes follow from it)."""
     tensors = {"theta": theta.detach(), "meta_step": torch.tensor(meta_step)}
     return tensors | {f"adam.{name}": value for name, value in optimiser.state.get(theta, {}).items()}
 
 
-def restore_adam(optimiser: torch.optim.Adam, theta: Tensor, tensors: Mapping[str, Tensor]) -> int:
+def restore(optimiser: torch.optim.Optimizer, theta: Tensor, tensors: Mapping[str, Tensor]) -> int:
     """Put a saved state back; returns the meta-iteration it was saved at."""
     with torch.no_grad():
         theta.copy_(tensors["theta"])

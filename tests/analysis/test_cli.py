@@ -9,7 +9,7 @@ import pytest
 from command_line import refused
 
 from analysis.cli import run
-from analysis.config import study_text
+from analysis.study_file import study_text
 
 
 def study_file(here: Path, old: str = "", new: str = "") -> str:
@@ -104,8 +104,8 @@ def test_wrong_options(here, capsys):
 
 
 def test_parts_say_which_part_comes_first(here, capsys):
-    from analysis.config import load_study
     from analysis.folder import StudyFolder, begin
+    from analysis.study_file import load_study
 
     begin(StudyFolder(here / "study", load_study("micro")))
     assert "run 'hessian-tools train' first" in refused(capsys, ["measure", "study"])

@@ -10,10 +10,11 @@ import xarray as xr
 import analysis
 from analysis import measure as measuring
 from analysis import setting
-from analysis.config import load_study, overridden, parse_study, study_text, trained, without_shot
+from analysis.config import trained, without_shot
 from analysis.folder import StudyFolder, open_folder, open_study
 from analysis.quantities import QUANTITIES
 from analysis.schema import BY_NAME, VARIABLES, learner_code, learner_names
+from analysis.study_file import load_study, overridden, parse_study, study_text
 from hessian_tools import SaveAt, make_loss, record
 from hessian_tools.flat import flatten
 from hessian_tools.nets import seeded

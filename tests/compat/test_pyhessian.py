@@ -137,14 +137,87 @@ def test_density_works_where_the_release_fails(model: nn.Module, data: Batch) ->
     np.testing.assert_allclose(moment, ((dense @ z) ** 2).sum(0) / len(dense), rtol=1e-4)
 
 
+def esd(nodes: list[list[float]], weights: list[list[float]]) -> tuple[np.ndarray, np.ndarray]:
+    """What PyHessian's get_esd_plot draws: normal curves of variance 1e-5 max(1, range) at the nodes, mean over runs.
+
+    On 10 000 values between the mean ends plus and minus 0.01, scaled to a sum of one.
+    """
+    at, share = np.array(nodes), np.array(weights)
+    low, high = at.min(axis=1).mean() - 0.01, at.max(axis=1).mean() + 0.01
+    grid, variance = np.linspace(low, high, 10_000), 1e-5 * max(1.0, high - low)
+    curves = np.exp(-((grid[:, None, None] - at) ** 2) / (2 * variance)) / math.sqrt(2 * math.pi * variance)
+    density = (curves * share).sum(-1).mean(-1)
+    return density / (density.sum() * (grid[1] - grid[0])), grid
+
+
 def test_density_plot_takes_it(model: nn.Module, data: Batch) -> None:
-    """What PyHessian's plot does with the lists: arrays, their ends, a sum of normal curves per run."""
-    nodes, weights = (np.array(part) for part in hessian(model, CRITERION, data=data, cuda=False).density(20, 2))
-    low, high = np.mean(np.min(nodes, axis=1)) - 0.01, np.mean(np.max(nodes, axis=1)) + 0.01
-    grid, variance = np.linspace(low, high, 4000), 1e-5 * max(1.0, high - low)
-    curves = np.exp(-((grid[:, None, None] - nodes) ** 2) / (2 * variance)) / math.sqrt(2 * math.pi * variance)
-    area = (curves * weights).sum(-1).mean(-1).sum() * (grid[1] - grid[0])
-    assert abs(area - 1) < 0.02
+    nodes, weights = hessian(model, CRITERION, data=data, cuda=False).density(20, 2)
+    density, grid = esd(nodes, weights)
+    assert (density >= 0).all()
+    assert np.isfinite(density).all()
+    mean = float((density * grid).sum() * (grid[1] - grid[0]))
+    exact_mean = float(np.mean([np.dot(w, n) for w, n in zip(weights, nodes, strict=True)]))
+    assert mean == pytest.approx(exact_mean, rel=0.02)
+
+
+class Weight(nn.Module):
+    """Its output is its weight, so that the criterion can be any function of it."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(-1.0, 1.0, size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight[None].expand(len(x), -1)
+
+
+def test_density_plot_shows_planted_outliers_and_their_shares() -> None:
+    """28 of 32 eigenvalues are 0, and twelve steps exhaust the Krylov space: the lists stay as long in each run."""
+    spectrum = torch.cat([torch.tensor([10.0, 6.0, 6.0, -5.0]), torch.zeros(28)])
+    data = torch.zeros(4, 1), torch.zeros(4)
+    measured = hessian(Weight(32), lambda out, _: (out**2 * spectrum).sum(-1).mean() / 2, data=data, cuda=False)
+    nodes, weights = measured.density(iter=12, n_v=5)
+    assert {len(run) for run in (*nodes, *weights)} == {12}
+    density, grid = esd(nodes, weights)
+    # Its values end 0.01 beyond the outermost nodes: part of their curves is cut off.
+    cut = (1 + math.erf(0.01 / math.sqrt(2 * 15e-5))) / 2
+    shares = {10.0: cut / 32, 6.0: 2 / 32, -5.0: cut / 32, 0.0: 28 / 32}
+    for value, share in shares.items():
+        here = abs(grid - value) < 0.3
+        peak = grid[here][density[here].argmax()]
+        assert abs(peak - value) < 0.005
+        # Signs times a diagonal matrix: each eigenvalue has its exact share of every probe.
+        assert density[here].sum() * (grid[1] - grid[0]) == pytest.approx(
+            share / sum(shares.values()), rel=0.03
+        )  # half a cell at the end
+
+
+def test_gradient_parameters_and_products_are_theirs(model: nn.Module, data: Batch) -> None:
+    ours, their = hessian(model, CRITERION, data=data, cuda=False), theirs(model, CRITERION, data=data)
+    assert [id(p) for p in ours.params] == [id(p) for p in model.parameters() if p.requires_grad]
+    v = [randn(*p.shape, path=f"v{i}", dtype=torch.float32) for i, p in enumerate(ours.params)]
+    curvature, product = ours.dataloader_hv_product(v)
+    expected = pyhessian.utils.hessian_vector_product(their.gradsH, their.params, v)
+    for mine, other in ((ours.gradsH, their.gradsH), (product, expected)):
+        for piece, theirs_piece in zip(mine, other, strict=True):
+            torch.testing.assert_close(piece, theirs_piece.detach(), rtol=1e-4, atol=1e-6)
+    assert curvature == pytest.approx(sum(float((a * b).sum()) for a, b in zip(v, expected, strict=True)), rel=1e-4)
+    assert model[6].weight.grad is None
+    with pytest.raises(AttributeError, match="params"):  # not silently ignored
+        ours.params = ours.params[:1]
+
+
+def test_product_over_a_dataloader_is_theirs(model: nn.Module, data: Batch) -> None:
+    loader = DataLoader(TensorDataset(*data), batch_size=5)
+    ours = hessian(model, CRITERION, dataloader=loader, cuda=False)
+    v = [torch.ones_like(p) for p in ours.params]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        curvature, product = theirs(model, CRITERION, dataloader=loader).dataloader_hv_product(v)
+    mine = ours.dataloader_hv_product(v)
+    assert mine[0] == pytest.approx(curvature, rel=1e-4)
+    for piece, other in zip(mine[1], product, strict=True):
+        torch.testing.assert_close(piece, other, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("criterion", [nn.MSELoss(), nn.MSELoss(reduction="sum")], ids=["mean", "sum"])

@@ -1,0 +1,1 @@
+"""How fast the engine is, against its peers on the same points: ``python -m benchmarks``."""

@@ -1,0 +1,59 @@
+"""What a figure depends on besides the code: versions, processor, load. No names of hosts, users or places."""
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = (
+    "hessian-tools",
+    "torch",
+    "numpy",
+    "scipy",
+    "pyhessian",
+    "hessian-eigenthings",
+    "curvlinops-for-pytorch",
+    "backpack-for-pytorch",
+)
+
+
+def facts(device: str) -> dict[str, Any]:
+    """The machine and what is installed."""
+    return {
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "load_average": list(os.getloadavg()),
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "commit": _commit(),
+    }
+
+
+def _cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of the code measured, with + where files differ from it; None without git."""
+
+    def git(*words: str) -> str:
+        place = Path(__file__).parent
+        return subprocess.run(["git", *words], cwd=place, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "--", "..") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,36 @@
+"""curvlinops 3: its Hessian as a linear operator, eigenvalues by SciPy's eigsh; point by point."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from curvlinops import HessianLinearOperator
+
+from benchmarks.peers import PRODUCTS
+from benchmarks.peers.eigsh import top_by_eigsh
+from benchmarks.problem import Answer, Job, Problem
+
+
+def build(problem: Problem, quantity: str) -> Job:
+    runs: dict[str, Callable[[], Answer]] = {
+        "top5": lambda: top_by_eigsh(problem, lambda i: _operator(problem, i).to_scipy(np.float32)),
+        "products": lambda: _products(problem),
+    }
+    return Job(runs[quantity], "check_deterministic=False; eigsh(k=5, which='LM', tol=1e-3)")
+
+
+def _operator(problem: Problem, point: int) -> HessianLinearOperator:
+    model, x, y = problem.at(point)
+    parameters = list(model.parameters())
+    # Its check of determinism would cost products at every point; a user measures one network many times.
+    return HessianLinearOperator(model, problem.criterion, parameters, [(x, y)], check_deterministic=False)
+
+
+def _products(problem: Problem) -> Answer:
+    H = _operator(problem, 0)
+    v = torch.ones_like(problem.thetas[0])
+    count = 5 if problem.name == "W1" else PRODUCTS
+    for _ in range(count):
+        v = H @ v
+        v = v / v.norm()
+    return Answer(count)

@@ -1,0 +1,60 @@
+"""PyHessian 0.1: power iteration with deflation, stopped by relative change; point by point."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyhessian import hessian
+
+from benchmarks.peers import PROBES, RTOL, K
+from benchmarks.problem import Answer, Job, Problem
+
+
+def build(problem: Problem, quantity: str) -> Job:
+    library = vars(sys.modules["pyhessian.hessian"])
+    count = library["hessian_vector_product"] = _Count(library["hessian_vector_product"])
+    runs: dict[str, Callable[[], Answer]] = {
+        "top5": lambda: _top5(problem, count),
+        "trace": lambda: _trace(problem, count),
+    }
+    notes = {
+        "top5": f"eigenvalues(top_n={K}, tol={RTOL}, maxIter=100), its defaults; certifies nothing",
+        # Its own stop compares with a signed trace: any tolerance above minus infinity stops at a negative one.
+        "trace": f"trace(maxIter={PROBES}, tol=-inf): all probes; standard error taken from its samples",
+    }
+    return Job(runs[quantity], notes[quantity])
+
+
+class _Count:
+    """The library's product, counted."""
+
+    def __init__(self, product: Callable[..., Any]) -> None:
+        self.product, self.calls = product, 0
+
+    def __call__(self, *args: Any) -> Any:
+        self.calls += 1
+        return self.product(*args)
+
+
+def _at(problem: Problem, point: int) -> hessian:
+    model, x, y = problem.at(point)
+    return hessian(model, problem.criterion, data=(x, y), cuda=problem.device.type == "cuda")
+
+
+def _top5(problem: Problem, count: _Count) -> Answer:
+    before = count.calls
+    torch.manual_seed(0)
+    values = []
+    for point in range(len(problem.thetas)):
+        values.append(_at(problem, point).eigenvalues(top_n=K, tol=RTOL, maxIter=100)[0])
+    return Answer(count.calls - before, torch.tensor(values))
+
+
+def _trace(problem: Problem, count: _Count) -> Answer:
+    before = count.calls
+    torch.manual_seed(0)
+    rows = [_at(problem, point).trace(maxIter=PROBES, tol=float("-inf")) for point in range(len(problem.thetas))]
+    samples = torch.tensor(rows)
+    stderr = samples.std(-1, keepdim=True) / samples.shape[-1] ** 0.5
+    return Answer(count.calls - before, samples.mean(-1, keepdim=True), stderr)

@@ -1,0 +1,91 @@
+"""Where the time of a product and of a top-5 goes: ``python -m benchmarks.profiling W2``."""
+
+import resource
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import torch
+from cyclopts import App, Parameter
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks import workloads
+from benchmarks.peers import ours
+from benchmarks.peers.floor import floor_seconds
+from benchmarks.problem import Problem
+
+# The first that occurs in an operation's name; what fits none is "other small operations".
+KINDS = {
+    "convolutions": ("convolution", "conv2d", "mkldnn"),
+    "matrix products": ("mm", "matmul", "dot", "linear"),
+    "batch normalisation": ("batch_norm",),
+    "pooling": ("pool", "gather", "scatter"),
+    "copies, new memory": ("copy", "clone", "empty", "zero", "contiguous", "cat", "_to_copy", "fill", "resize"),
+    "sums": ("sum", "mean", "norm"),
+    "element by element": ("mul", "add", "sub", "div", "where", "threshold", "rsqrt", "pow", "neg", "relu", "ge", "eq"),
+    "views": ("view", "reshape", "expand", "permute", "transpose", "squeeze", "select", "slice", "as_strided", "alias"),
+}
+
+MOST_ROWS = 16
+
+app = App(name="python -m benchmarks.profiling", help="Where the time of our products goes.", version_flags=[])
+
+
+@app.default
+def main(
+    load: str = "W2",
+    *,
+    points: Annotated[int | None, Parameter(help="How many points; all if not given.")] = None,
+    task: Annotated[str, Parameter(help="products or top5.")] = "products",
+    threads: int = 1,
+    each: Annotated[bool, Parameter(negative="", help="By single operation instead of by kind.")] = False,
+) -> None:
+    """Milliseconds of one product (or of a top-5, a point), by kind of operation."""
+    torch.set_num_threads(threads)
+    with TemporaryDirectory() as folder:
+        problem = workloads.load(load, workloads.save(load, Path(folder))).first(points or 10**9)
+    run = ours.build(problem, task).run
+    unit = run().num_matvecs if task == "products" else len(problem.thetas)
+    faults, processor = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.process_time()
+    wall = _timed(run)
+    processor = time.process_time() - processor
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
+    print(f"{load}, {len(problem.thetas)} points, {task}: {1e3 * wall / unit:.3f} ms each without the profiler")
+    print(f"of it processor time {1e3 * processor / unit:.3f} ms; {faults / unit:.0f} page faults each")
+    if load != "W3":
+        print(f"floor of one product: {1e3 * floor_seconds(problem):.3f} ms")
+    for kind, seconds, calls in by_kind(run, name=str if each else kind_of)[:MOST_ROWS]:
+        print(f"  {kind:32s} {1e3 * seconds / unit:9.4f} ms  {calls / unit:9.1f} calls")
+
+
+def by_kind(run: Callable[[], object], name: Callable[[str], str]) -> list[tuple[str, float, int]]:
+    """(kind, seconds, calls), the longest first; "outside torch" is the wall clock less all operations."""
+    seconds: dict[str, float] = defaultdict(float)
+    calls: dict[str, int] = defaultdict(int)
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        wall = _timed(run)
+    for event in seen.key_averages():
+        kind = name(event.key)
+        seconds[kind] += event.self_cpu_time_total / 1e6
+        calls[kind] += event.count
+    seconds["outside torch"] = max(0.0, wall - sum(seconds.values()))
+    return sorted(((kind, s, calls[kind]) for kind, s in seconds.items()), key=lambda row: -row[1])
+
+
+def kind_of(operation: str) -> str:
+    """Which of KINDS an operation's name belongs to."""
+    name = operation.removeprefix("aten::")
+    return next((kind for kind, words in KINDS.items() if any(w in name for w in words)), "other small operations")
+
+
+def _timed(run: Callable[[], Problem | object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    app()

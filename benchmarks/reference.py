@@ -1,0 +1,86 @@
+"""What the eigenvalues really are: in float64, by two ways that share no code, and how far these agree.
+
+    python -m benchmarks.reference POINTS.safetensors '{"workload": "W2", "quantity": "top5", "points": 8}' OUT.json
+
+Top 5: our engine in float64 to a residual of 1e-10, whose vectors are then put through reverse-over-reverse
+products of plain torch, and SciPy's eigsh on these products from a start of its own, to see that none was
+missed. Whole spectra: LAPACK on the matrix of reverse-over-reverse products.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.sparse.linalg import LinearOperator, eigsh
+from torch import Tensor
+
+import hessian_tools as ht
+from benchmarks import workloads
+from benchmarks.errors import worst_error
+from benchmarks.peers import K
+from benchmarks.peers.kept_graph import reverse_over_reverse
+from benchmarks.peers.ours import operator
+from benchmarks.problem import Problem
+
+RTOL = 1e-10
+# ARPACK's own stop; values are wrong by its square. Tighter than 1e-6 costs W1 minutes.
+EIGSH_RTOL = 1e-6
+
+
+def main() -> None:
+    path, text, out = sys.argv[1:4]
+    order = json.loads(text)
+    torch.set_num_threads(os.cpu_count() or 1)
+    problem = workloads.load(order["workload"], Path(path)).first(order["points"])
+    found = reference(problem.to(order["device"], torch.float64), order["quantity"])
+    Path(out).write_text(json.dumps(found))
+
+
+def reference(problem: Problem, quantity: str) -> dict[str, Any]:
+    """values [point][number]; residual and disagreement: the largest over points, relative."""
+    if quantity == "spectrum":
+        return {"values": [_dense(problem, i).tolist() for i in range(len(problem.thetas))]}
+    pairs = ht.top_eigenpairs(operator(problem), k=K, rtol=RTOL, vectors=True, max_matvecs=600)
+    assert pairs.vectors is not None
+    points = range(len(problem.thetas))
+    residuals = [_residual(problem, i, pairs.values[i], pairs.vectors[i]) for i in points]
+    independent = torch.stack([_by_eigsh(problem, i) for i in points])
+    return {
+        "values": pairs.values.tolist(),
+        "converged": bool(pairs.converged.all()),
+        "residual": max(residuals),
+        "disagreement": worst_error(pairs.values.tolist(), independent.tolist()),
+    }
+
+
+def _residual(problem: Problem, point: int, values: Tensor, vectors: Tensor) -> float:
+    product = reverse_over_reverse(problem, point)
+    HV = torch.stack([product(v) for v in vectors.mT], dim=-1)
+    return float(((HV - values * vectors).norm(dim=0) / values.abs()).max())
+
+
+def _by_eigsh(problem: Problem, point: int) -> Tensor:
+    product, n = reverse_over_reverse(problem, point), problem.thetas.shape[-1]
+
+    def matvec(v: np.ndarray) -> np.ndarray:
+        return product(torch.from_numpy(v.reshape(-1)).to(problem.thetas)).cpu().numpy()
+
+    H = LinearOperator((n, n), matvec=matvec, dtype=np.float64)
+    start = np.random.default_rng(1).standard_normal(n)
+    return torch.from_numpy(eigsh(H, k=K, which="LM", tol=EIGSH_RTOL, v0=start, return_eigenvectors=False).copy())
+
+
+def _dense(problem: Problem, point: int) -> Tensor:
+    """All eigenvalues, rising."""
+    product = reverse_over_reverse(problem, point)
+    eye = torch.eye(problem.thetas.shape[-1], dtype=torch.float64, device=problem.device)
+    H = torch.stack([product(row) for row in eye])
+    return torch.linalg.eigvalsh((H + H.mT) / 2)
+
+
+if __name__ == "__main__":
+    main()

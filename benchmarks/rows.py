@@ -1,0 +1,123 @@
+"""What is measured against whom, and the goal of each row."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Against:
+    """A contestant beside ours; goal: ours is so many times faster. None: for information."""
+
+    contestant: str
+    goal: float | None = None
+    stretch: float | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One quantity on one work load.
+
+    points: how many, or None for all; quick: how many in a smoke run. most_rounds: cap of its rounds.
+    at_most: the goals are turned round: ours takes at most so many times as long.
+    """
+
+    workload: str
+    quantity: str
+    title: str
+    against: tuple[Against, ...]
+    points: int
+    quick: int
+    at_most: bool = False
+    most_rounds: int = 100
+
+    @property
+    def contestants(self) -> tuple[str, ...]:
+        return ("ours", *(a.contestant for a in self.against))
+
+
+# A top-5 is asked for to a certified 1e-3; its true error must stay below this.
+MOST_ERROR = 1e-4
+
+ROWS = (
+    Row(
+        "W2",
+        "top5",
+        "top-5 to 1e-3",
+        (
+            Against("pyhessian", 5, 7),
+            Against("eigenthings", 5, 7),
+            Against("curvlinops", 12, 16),
+            Against("eigsh"),
+        ),
+        points=8,
+        quick=2,
+    ),
+    Row(
+        "W3",
+        "top5",
+        "top-5 to 1e-3",
+        (Against("pyhessian", 50), Against("eigenthings", 30), Against("curvlinops", 80), Against("eigsh")),
+        points=100,
+        quick=5,
+    ),
+    Row(
+        "W1",
+        "top5",
+        "top-5 to 1e-3",
+        (Against("pyhessian", 5), Against("eigenthings", 1.7), Against("curvlinops", 2.5)),
+        points=1,
+        quick=0,
+        most_rounds=3,
+    ),
+    Row(
+        "W2",
+        "products",
+        "one product",
+        (Against("floor", 1.5), Against("kept_graph"), Against("eigenthings"), Against("curvlinops")),
+        points=32,
+        quick=4,
+        at_most=True,
+    ),
+    Row(
+        "W1",
+        "products",
+        "one product",
+        (Against("floor", 2.5), Against("kept_graph"), Against("eigenthings"), Against("curvlinops")),
+        points=1,
+        quick=0,
+        at_most=True,
+    ),
+    Row(
+        "W2",
+        "trace",
+        "trace, 100 probes",
+        (Against("pyhessian", 1.8),),
+        points=32,
+        quick=1,
+        most_rounds=3,
+    ),
+    Row("W3", "spectrum", "whole spectra", (Against("dense", 3),), points=20, quick=2),
+    Row(
+        "W3",
+        "one point",
+        "one point, 100 products",
+        (Against("kept_graph", 1),),
+        points=1,
+        quick=1,
+        at_most=True,
+    ),
+)
+
+
+def chosen(only: tuple[str, ...], *, quick: bool) -> tuple[Row, ...]:
+    """The rows of a run; only: work loads ("W3") or quantities ("trace"). ValueError where nothing is left."""
+    known = {row.workload for row in ROWS} | {row.quantity for row in ROWS}
+    unknown = [name for name in only if name not in known]
+    if unknown:
+        raise ValueError(f"--only {unknown[0]}: give work loads or quantities among {', '.join(sorted(known))}")
+    loads = [name for name in only if name.startswith("W")]
+    quantities = [name for name in only if not name.startswith("W")]
+    rows = [r for r in ROWS if (not loads or r.workload in loads) and (not quantities or r.quantity in quantities)]
+    rows = [r for r in rows if not quick or r.quick]
+    if not rows:
+        raise ValueError(f"no row fits --only {' '.join(only)}; W1 is not in --quick")
+    return tuple(rows)

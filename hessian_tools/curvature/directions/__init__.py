@@ -1,0 +1,1 @@
+"""Curvature along directions, between eigenspaces, and through the inner loop."""

@@ -1,0 +1,208 @@
+"""The Jacobian of an inner loop, d theta_K / d theta_0, as an operator.
+
+    theta_{k+1} = theta_k - a_k g(theta_k)   gives   J = (I - a_{K-1} H_{K-1}) ... (I - a_0 H_0)
+
+It is what a second-order meta-gradient contains: the gradient of query loss in theta_0 is J' times that in
+theta_K. A first-order learner takes J = I. Each factor is symmetric, their product is not.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from scipy.sparse.linalg import LinearOperator
+from torch import Tensor
+
+from hessian_tools.curvature.matrices.interface import Operator
+
+
+@dataclass(frozen=True)
+class AdaptationJacobian:
+    """J of one trajectory, or of each task [task, param, param]; made by :func:`adaptation_jacobian`.
+
+    ``J @ V`` and ``J.T @ V`` for V [param], [param, probe] or [task, param, probe]; ``J.mv(v)``, ``J.rmv(v)``
+    for one vector a task. A product costs one Hessian-vector product a step.
+    """
+
+    factors: tuple[Operator, ...]
+    step_sizes: Float[Tensor, "task step param_or_1"]
+    single: bool
+    transposed: bool = False
+
+    @property
+    def num_params(self) -> int:
+        """Rows and columns."""
+        return self.factors[0].num_params
+
+    @property
+    def num_tasks(self) -> int | None:
+        """How many trajectories; None for a single one."""
+        return None if self.single else len(self.step_sizes)
+
+    @property
+    def steps(self) -> int:
+        """Inner steps K."""
+        return len(self.factors)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the matrix; V must have the same."""
+        return self.factors[0].dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the matrix; V must lie there."""
+        return self.factors[0].device
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(param, param), or (task, param, param)."""
+        return (*(() if self.single else (len(self.step_sizes),)), self.num_params, self.num_params)
+
+    @property
+    def T(self) -> "AdaptationJacobian":
+        """The transpose."""
+        return replace(self, transposed=not self.transposed)
+
+    @property
+    def gram(self) -> "AdaptationGram":
+        """J'J, symmetric: for top_eigenpairs, spectral_density and trace (which is |J|_F^2)."""
+        return AdaptationGram(self)
+
+    def __matmul__(self, V: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """``torch.matmul(self.to_dense(), V)``; ValueError if V does not fit."""
+        self._check(V)
+        if V.ndim == 1:
+            return (self @ V[:, None])[..., 0]
+        product = self.products(V.expand(len(self.step_sizes), *V.shape[-2:]))
+        return product[0] if self.single and V.ndim == 2 else product
+
+    def mv(self, v: Float[Tensor, "*task param"]) -> Float[Tensor, "*task param"]:
+        """J v, one vector a task: v [task, param], or [param] for the same at every task."""
+        return (self @ v[..., None])[..., 0]
+
+    def rmv(self, v: Float[Tensor, "*task param"]) -> Float[Tensor, "*task param"]:
+        """J'v, one vector a task."""
+        return self.T.mv(v)
+
+    def to_dense(self) -> Float[Tensor, "*task param param"]:
+        """The matrix itself, from num_params products a factor."""
+        return self @ torch.eye(self.num_params, dtype=self.dtype, device=self.device)
+
+    def to_scipy(self, *, task: int = 0) -> LinearOperator:
+        """The Jacobian of one task for SciPy, with its transpose."""
+        if not 0 <= task < len(self.step_sizes):
+            raise ValueError(f"task={task}: this Jacobian has tasks 0 to {len(self.step_sizes) - 1}")
+        here = self.select(torch.tensor([task]))
+
+        def apply(jacobian: "AdaptationJacobian", columns: np.ndarray) -> np.ndarray:
+            V = torch.tensor(columns).to(self.device, self.dtype).reshape(self.num_params, -1)
+            return jacobian.products(V[None])[0].cpu().numpy()
+
+        kind, n = torch.empty(0, dtype=self.dtype).numpy().dtype, self.num_params
+        forward, back = (lambda V: apply(here, V)), (lambda V: apply(here.T, V))
+        return LinearOperator((n, n), matvec=forward, rmatvec=back, matmat=forward, rmatmat=back, dtype=kind)
+
+    def select(self, tasks: Int[Tensor, " chosen"]) -> "AdaptationJacobian":
+        """The Jacobians of some of the tasks, in the order given."""
+        factors = tuple(factor.select(tasks) for factor in self.factors)
+        return AdaptationJacobian(factors, self.step_sizes[tasks.to(self.device)], False, self.transposed)
+
+    def products(self, V: Float[Tensor, "task param probe"]) -> Float[Tensor, "task param probe"]:
+        """Each task's J (J' where transposed) times its columns."""
+        steps = zip(self.factors, self.step_sizes.unbind(1), strict=True)
+        for H, a in reversed(list(steps)) if self.transposed else steps:
+            # (I - diag(a) H)' = I - H diag(a): the order matters where each parameter has its own step size.
+            V = V - (H.products(a[..., None] * V) if self.transposed else a[..., None] * H.products(V))
+        return V
+
+    def _check(self, V: Tensor) -> None:
+        if (V.dtype, V.device) != (self.dtype, self.device):
+            raise ValueError(
+                f"V is {V.dtype} on {V.device}, the Jacobian {self.dtype} on {self.device}; "
+                f"write V.to({str(self.device)!r}, {self.dtype})"
+            )
+        tasks = len(self.step_sizes)
+        if V.ndim not in (1, 2, 3) or V.shape[-2:][0] != self.num_params or (V.ndim == 3 and len(V) not in (1, tasks)):
+            raise ValueError(
+                f"V has shape {list(V.shape)}, the Jacobian {list(self.shape)}; "
+                f"give [{self.num_params}, probe] or [{tasks}, {self.num_params}, probe]"
+            )
+
+
+@dataclass(frozen=True)
+class AdaptationGram(Operator):
+    """J'J of an adaptation Jacobian; made by ``J.gram``. A product costs two Hessian-vector products a step."""
+
+    jacobian: AdaptationJacobian
+
+    @property
+    def num_params(self) -> int:
+        """Rows of the Jacobian."""
+        return self.jacobian.num_params
+
+    @property
+    def num_points(self) -> int | None:
+        """A point is a task."""
+        return self.jacobian.num_tasks
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the Jacobian."""
+        return self.jacobian.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the Jacobian."""
+        return self.jacobian.device
+
+    def products(self, V: Float[Tensor, "task param probe"]) -> Float[Tensor, "task param probe"]:
+        """J'(J V)."""
+        return self.jacobian.T.products(self.jacobian.products(V))
+
+    def select(self, points: Int[Tensor, " chosen"]) -> "AdaptationGram":
+        """The same of some of the tasks."""
+        if self.num_points is None:
+            raise ValueError("the Jacobian of a single trajectory has no tasks to select")
+        return AdaptationGram(self.jacobian.select(points))
+
+
+def adaptation_jacobian(
+    H: Operator, step_size: float | Float[Tensor, "..."], *, steps: int | None = None
+) -> AdaptationJacobian:
+    """d theta_K / d theta_0 = (I - a H_{K-1}) ... (I - a H_0) of gradient descent on one batch a task.
+
+    H: the Hessian of the support loss at the K points stepped *from*, theta_0 ... theta_{K-1}, without the
+    adapted one. steps: with several trajectories, K of each, points in task-major order [task, step]; None: all
+    points are one trajectory. step_size: a number, or a tensor [step], [task, step], or [task, step, param] with
+    a step size for each parameter. Holds where the loss is twice differentiable along the loop, so for
+    ReLU and max-pool at almost every theta_0. Raises ValueError for points or step sizes that do not fit.
+
+    >>> from hessian_tools.curvature import hessian
+    >>> a = torch.tensor([2.0, -1.0])
+    >>> H = hessian(lambda theta, a: (a * theta**2).sum() / 2, torch.zeros(3, 2), a, shared=True)
+    >>> adaptation_jacobian(H, 0.1).to_dense()  # diag(0.8, 1.1) to the third
+    tensor([[0.5120, 0.0000],
+            [0.0000, 1.3310]])
+    """
+    points = H.num_points
+    if points is None:
+        raise ValueError("H is at a single point; make it of thetas [step, param], also for one step")
+    K = points if steps is None else steps
+    if K < 1 or points % K:
+        raise ValueError(f"steps={steps} for an operator at {points} points; give a number that divides them")
+    factors = tuple(H.select(torch.arange(k, points, K)) for k in range(K))
+    return AdaptationJacobian(factors, _step_sizes(step_size, points // K, K, H), single=steps is None)
+
+
+def _step_sizes(step_size: float | Tensor, tasks: int, steps: int, H: Operator) -> Float[Tensor, "task step _"]:
+    sizes = torch.as_tensor(step_size, dtype=H.dtype, device=H.device).detach()
+    allowed = [(), (steps,), (tasks, steps), (tasks, steps, H.num_params)]
+    if tuple(sizes.shape) not in allowed:
+        raise ValueError(
+            f"step_size has shape {list(sizes.shape)}; give a number, [{steps}], [{tasks}, {steps}] or "
+            f"[{tasks}, {steps}, {H.num_params}]"
+        )
+    sizes = sizes if sizes.ndim == 3 else sizes[..., None]
+    return sizes.expand(tasks, steps, sizes.shape[-1])

@@ -1,0 +1,157 @@
+"""Eigenspaces against a gradient and each other, from eigenvectors already computed; nothing is param x param."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hessian_tools.curvature.eigenpairs.pairs import EigenPairs
+from hessian_tools.curvature.eigenpairs.wanted import Which
+
+
+def gradient_share(
+    vectors: Float[Tensor, "*point param k"], g: Float[Tensor, "*point param"]
+) -> Float[Tensor, "*point k"]:
+    """|V_j'g|^2 / |g|^2 for j = 1..k: the share of the gradient in the span of the first j columns (Gur-Ari 2018).
+
+    vectors: orthonormal columns, as from ``top_eigenpairs(vectors=True)``. A random gradient has j / param. The
+    share in the exact eigenspace differs by no more than :func:`subspace_error` at the same j. NaN where g = 0.
+    Raises ValueError for columns that are not orthonormal.
+
+    >>> gradient_share(torch.eye(3)[:, :2], torch.tensor([1.0, 2.0, 2.0])) * 9
+    tensor([1., 5.])
+    """
+    _check_orthonormal(vectors, g.shape[-1])
+    parts = (vectors.mT @ g[..., None])[..., 0] ** 2
+    return parts.cumsum(-1) / (g**2).sum(-1, keepdim=True)
+
+
+def subspace_overlap(
+    U: Float[Tensor, "*#point param k"], V: Float[Tensor, "*#point param l"]
+) -> Float[Tensor, "*point"]:
+    """|U'V|_F^2 / min(k, l): 1 if the smaller span lies in the larger, 0 if they are orthogonal.
+
+    It is the mean squared cosine of the principal angles. Unrelated spans have max(k, l) / param on average, with the
+    scatter of :func:`overlap_null`. For spans that approximate eigenspaces it is off by no more than the sum of both
+    :func:`subspace_error`. Raises ValueError for columns that are not orthonormal.
+
+    >>> e = torch.eye(4)
+    >>> float(subspace_overlap(e[:, :2], e[:, 1:3])), float(subspace_overlap(e[:, :2], e[:, 1:2]))
+    (0.5, 1.0)
+    """
+    _check_orthonormal(U, V.shape[-2])
+    _check_orthonormal(V, U.shape[-2])
+    return ((U.mT @ V) ** 2).sum((-2, -1)) / min(U.shape[-1], V.shape[-1])
+
+
+def principal_angles(
+    U: Float[Tensor, "*#point param k"], V: Float[Tensor, "*#point param l"]
+) -> Float[Tensor, "*point _"]:
+    """The min(k, l) principal angles between two spans, in radians, rising (Bjorck, Golub 1973).
+
+    From cosines where those are small and sines where those are, so that small angles keep their digits.
+
+    >>> u, v = torch.tensor([[1.0], [0.0]]), torch.tensor([[1.0], [1e-5]])
+    >>> round(float(principal_angles(u, v / v.norm())) * 1e5, 4)
+    1.0
+    """
+    _check_orthonormal(U, V.shape[-2])
+    _check_orthonormal(V, U.shape[-2])
+    U, V = (V, U) if U.shape[-1] < V.shape[-1] else (U, V)
+    cosines = torch.linalg.svdvals(U.mT @ V).clamp(max=1)
+    sines = torch.linalg.svdvals(V - U @ (U.mT @ V)).flip(-1).clamp(max=1)
+    return torch.where(cosines**2 < 0.5, cosines.acos(), sines.asin())
+
+
+def step_overlaps(vectors: Float[Tensor, "*task step param k"]) -> Float[Tensor, "*task step_i step_j"]:
+    """The overlap of the eigenspaces at every two steps of a trajectory; 1 on the diagonal.
+
+    One product of all columns with all, [step k, step k]. See :func:`subspace_overlap` for its null and error.
+
+    >>> e = torch.eye(4)
+    >>> step_overlaps(torch.stack([e[:, :2], e[:, 1:3]]))
+    tensor([[1.0000, 0.5000],
+            [0.5000, 1.0000]])
+    """
+    _check_orthonormal(vectors, vectors.shape[-2])
+    *tasks, steps, num_params, k = vectors.shape
+    W = vectors.movedim(-3, -2).reshape(*tasks, num_params, steps * k)
+    return ((W.mT @ W) ** 2).unflatten(-1, (steps, k)).unflatten(-3, (steps, k)).sum((-3, -1)) / k
+
+
+def overlap_null(num_params: int, k: int, l: int | None = None) -> tuple[float, float]:  # noqa: E741
+    """Mean and standard deviation of the overlap of a k- with an l-dimensional random subspace (l = k by default).
+
+    |U'V|_F^2 = tr PQ of the projectors has mean k l / n and variance 2 k l (n - k)(n - l) / (n^2 (n - 1)(n + 2)).
+
+    >>> overlap_null(100, 5)[0]
+    0.05
+    """
+    n, other = num_params, k if l is None else l
+    if not (1 <= k <= n and 1 <= other <= n and n > 1):
+        raise ValueError(f"subspaces of {k} and {other} of {n} dimensions; give 1 to {n} of each, of 2 or more")
+    variance = 2 * k * other * (n - k) * (n - other) / (n**2 * (n - 1) * (n + 2))
+    return max(k, other) / n, math.sqrt(variance) / min(k, other)
+
+
+def subspace_error(pairs: EigenPairs, *, which: Which = "LM") -> Float[Tensor, "*point k"]:
+    """How far the span of the first j pairs may be from the eigenspace: a bound on the sine of the largest angle.
+
+    Davis and Kahan 1970: sqrt(sum of squared residuals to j) / gap, gap the distance of the j-th value from the
+    rest of the spectrum, for which pair j + 1 stands (its residual taken off): so ask for one pair more than is
+    used. At most 1, and 1 where nothing is known: for the last pair, and where values are too close. which: as the
+    pairs were asked for, "LM", "LA" or "SA". It holds where no eigenvalue was missed
+    (``pairs.complete`` says where that was looked into); rounding is not in it.
+    Raises ValueError for "BE", whose pairs have no order to cut.
+
+    >>> values, residuals = torch.tensor([5.0, 3.0, 1.0]), torch.tensor([0.3, 0.4, 0.0])
+    >>> yes, count = torch.ones(3, dtype=torch.bool), torch.tensor(9)
+    >>> subspace_error(EigenPairs(values, residuals, yes, None, count, yes[0]))  # 0.3 / 1.6, 0.5 / 2
+    tensor([0.1875, 0.2500, 1.0000])
+    """
+    return cut_error(_order(pairs, which), pairs.residuals)
+
+
+def vector_error(pairs: EigenPairs, *, which: Which = "LM") -> Float[Tensor, "*point k"]:
+    """The same for each vector by itself: residual / distance of its value from all others. See :func:`subspace_error`.
+
+    >>> values, residuals = torch.tensor([5.0, 3.0, -1.0]), torch.tensor([0.3, 0.3, 0.0])
+    >>> yes, count = torch.ones(3, dtype=torch.bool), torch.tensor(9)
+    >>> vector_error(EigenPairs(values, residuals, yes, None, count, yes[0]))  # 0.3 / 1.7, 0.3 / 1.7
+    tensor([0.1765, 0.1765, 1.0000])
+    """
+    order, residuals, k = _order(pairs, which), pairs.residuals, pairs.values.shape[-1]
+    apart = (pairs.values[..., :, None] - pairs.values[..., None, :]).abs() - residuals[..., None, :]
+    itself = torch.eye(k, dtype=torch.bool, device=apart.device)
+    # The values not computed lie behind the last in the order asked for.
+    behind = order - order[..., -1:] - residuals[..., -1:]
+    return _bound(residuals, torch.minimum(apart.masked_fill(itself, torch.inf).amin(-1), behind))
+
+
+def cut_error(order: Float[Tensor, "*point k"], residuals: Float[Tensor, "*point k"]) -> Float[Tensor, "*point k"]:
+    """:func:`subspace_error` from falling numbers whose gaps part the spectrum, and the residual of each."""
+    gap = order[..., :-1] - order[..., 1:] - residuals[..., 1:]
+    nothing = torch.where(order[..., -1:].isnan(), torch.nan, 0.0).to(gap)
+    return _bound((residuals**2).cumsum(-1).sqrt(), torch.cat([gap, nothing], dim=-1))
+
+
+def _bound(size: Float[Tensor, "*point k"], gap: Float[Tensor, "*point k"]) -> Float[Tensor, "*point k"]:
+    """size / gap as a sine; NaN at a point that is not finite."""
+    return torch.where(gap <= 0, 1.0, size / gap).clamp(max=1)
+
+
+def _order(pairs: EigenPairs, which: Which) -> Float[Tensor, "*point k"]:
+    if which not in ("LM", "LA", "SA"):
+        raise ValueError(f"which={which!r}: eigenspaces are cut from pairs in the order LM, LA or SA")
+    return {"LM": pairs.values.abs(), "LA": pairs.values, "SA": -pairs.values}[which]
+
+
+def _check_orthonormal(vectors: Tensor, num_params: int) -> None:
+    if vectors.shape[-2] != num_params:
+        raise ValueError(
+            f"vectors have {vectors.shape[-2]} rows, the other side {num_params}; take both of one network"
+        )
+    error = (vectors.mT @ vectors - torch.eye(vectors.shape[-1], dtype=vectors.dtype, device=vectors.device)).abs()
+    if (error > torch.finfo(vectors.dtype).eps ** 0.5).any():  # NaN at one point is that point's affair
+        raise ValueError("the columns are not orthonormal; give eigenvectors, or torch.linalg.qr(V).Q")

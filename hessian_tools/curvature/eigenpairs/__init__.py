@@ -1,0 +1,1 @@
+"""Eigenpairs and whole spectra, each with its residual."""

@@ -1,0 +1,1 @@
+"""Traces, moments and densities by random probes, exact where that is cheap."""

@@ -1,0 +1,123 @@
+"""Traces without probes: by the diagonal, or by the network's outputs where they are few."""
+
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.func import vjp
+from torch.utils import _pytree as pytree
+
+from hessian_tools.curvature.eigenpairs.gram import num_outputs
+from hessian_tools.curvature.eigenpairs.small_problems import finite, solvable, spoilt
+from hessian_tools.curvature.estimates.multiaffine import is_multiaffine
+from hessian_tools.curvature.matrices.gauss_newton import GaussNewton, criterion_at
+from hessian_tools.curvature.matrices.hessian import Hessian
+from hessian_tools.curvature.matrices.interface import Operator
+from hessian_tools.curvature.products.points import Points, slices
+from hessian_tools.curvature.products.ragged import RaggedPoints
+from hessian_tools.curvature.progress import Progress, silent
+from hessian_tools.loss import Batch, Loss
+
+ExactRoute = Literal["diagonal", "outputs"]
+
+
+def exact_route(H: Operator, most: int | None) -> tuple[ExactRoute, int] | None:
+    """The cheapest exact route and its cost at a point, in products or backward passes; None if above ``most``."""
+    routes: list[tuple[ExactRoute, int]] = [("diagonal", H.num_params)]
+    if isinstance(H, GaussNewton | Hessian) and isinstance(H.points.loss, Loss):
+        outputs = max(num_outputs(H.points.loss, group) for group in _groups(H.points))
+        worth = outputs < H.num_params and (most is None or outputs <= most)
+        if worth and (isinstance(H, GaussNewton) or all(_is_like_gauss_newton(group) for group in _groups(H.points))):
+            routes.append(("outputs", outputs))
+    route = min(routes, key=lambda r: r[1])
+    return None if most is not None and route[1] > most else route
+
+
+def exact_trace(H: Operator, route: ExactRoute, *, block: int, progress: Progress = silent) -> Float[Tensor, "*point"]:
+    """The trace by one of the routes; see :func:`trace`."""
+    if route == "diagonal":
+        return _diagonal_sum(H, block, progress)
+    assert isinstance(H, GaussNewton | Hessian)
+    value = gauss_newton_trace(H.points, progress)
+    return value[0] if H.num_points is None else value
+
+
+def gauss_newton_trace(points: Points | RaggedPoints, progress: Progress = silent) -> Float[Tensor, " point"]:
+    """tr J'BJ = sum_r b_r |J'u_r|^2 with B = sum_r b_r u_r u_r': one backward pass for each example and output.
+
+    For any criterion, convex or not; memory for a chunk of backward passes, never for J.
+    """
+    if isinstance(points, RaggedPoints):
+        return points.each_group(lambda group, _: (gauss_newton_trace(group, progress),))[0]
+    total, done, all_passes = torch.zeros_like(points.thetas[:, 0]), 0, 0
+    pieces = []
+    for weight, batch in zip(points.weights, points.batches, strict=True):
+        one = replace(points, batches=(batch,), weights=(1.0,))
+        rows = num_outputs(_network(points), one)
+        at_once = max(1, points.chunk // max(1, rows))
+        pieces += [(weight, one, rows, piece) for piece in slices(len(total), at_once)]
+        all_passes += rows * len(total)
+    for weight, one, rows, piece in pieces:
+        total[piece] += weight * _traces(one, piece)
+        done += rows * (piece.stop - piece.start)
+        progress(done, all_passes)
+    return total
+
+
+def _traces(points: Points, rows: slice) -> Float[Tensor, " point"]:
+    """At some points of one batch."""
+    loss = _network(points)
+
+    def curve(theta: Tensor, batch: Batch) -> Tensor:
+        x, y = batch
+        outputs = loss.outputs(theta, x)
+        unit = torch.eye(outputs.numel(), dtype=theta.dtype, device=theta.device)
+        product = criterion_at(loss, outputs, y)
+        return points.over_columns(lambda u: product(u.reshape(outputs.shape)).flatten(), unit)
+
+    def quadratic(theta: Tensor, batch: Batch, U: Tensor, b: Tensor) -> Tensor:
+        outputs, pull = vjp(lambda t: loss.outputs(t, batch[0]), theta)[:2]
+
+        def squared(u: Tensor) -> Tensor:
+            return (pull(u.reshape(outputs.shape))[0] ** 2).sum()[None]
+
+        pieces = [points.over_columns(squared, U[:, columns]) for columns in slices(len(b), points.chunk)]
+        return (b * torch.cat(pieces, dim=-1)[0]).sum()
+
+    B = points.each(rows, curve)[0].detach()
+    B, bad = finite((B + B.mT) / 2)
+    b, U = (part.to(B.dtype) for part in torch.linalg.eigh(solvable(B)))
+    return spoilt(points.each(rows, quadratic, U, b)[0].detach(), bad)
+
+
+def _diagonal_sum(H: Operator, block: int, progress: Progress) -> Float[Tensor, "*point"]:
+    """Every diagonal entry, from products with unit vectors, some at a time."""
+    total = torch.zeros(H.shape[:-2], dtype=H.dtype, device=H.device)
+    for columns in slices(H.num_params, block):
+        rows = torch.arange(columns.start, columns.stop, device=H.device)
+        E = torch.zeros(H.num_params, len(rows), dtype=H.dtype, device=H.device)
+        E[rows, rows - columns.start] = 1
+        total = total + (H @ E)[..., rows, rows - columns.start].sum(-1)
+        progress(columns.stop, H.num_params)
+    return total
+
+
+def _is_like_gauss_newton(points: Points) -> bool:
+    """Whether the Hessian has the trace of its Gauss-Newton part, on every batch."""
+    batches = [b if points.shared else _first(b) for b in points.batches]
+    return all(is_multiaffine(_network(points), points.thetas[0], batch) for batch in batches)
+
+
+def _groups(points: Points | RaggedPoints) -> tuple[Points, ...]:
+    return points.groups if isinstance(points, RaggedPoints) else (points,)
+
+
+def _first(batch: Batch) -> Batch:
+    return pytree.tree_map_only(Tensor, lambda leaf: leaf[0], batch)
+
+
+def _network(points: Points) -> Loss:
+    assert isinstance(points.loss, Loss)
+    return points.loss

@@ -1,0 +1,148 @@
+"""Trace, squared Frobenius norm and diagonal from one set of products, each with its standard error."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from hessian_tools.curvature.estimates.trace import Estimate, estimate_of, known, probe_products, rademacher
+from hessian_tools.curvature.matrices.interface import Operator
+from hessian_tools.curvature.progress import Progress, silent
+from hessian_tools.rng import PathPart
+
+
+@dataclass(frozen=True)
+class Diagonal:
+    """An estimate of each diagonal entry and its standard error; converged: both are finite.
+
+    Errors of entries from the same probes are correlated: the error of a sum of entries is not theirs added up.
+    """
+
+    value: Float[Tensor, "*point param"]
+    stderr: Float[Tensor, "*point param"]
+    converged: Bool[Tensor, "*point param"]
+    num_matvecs: Int[Tensor, "*point"]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """tr H, |H|_F^2 = tr H^2 and diag H at every point, from the same products; num_matvecs counts them, in each."""
+
+    trace: Estimate
+    frobenius_squared: Estimate
+    diagonal: Diagonal
+
+
+def moments(
+    H: Operator,
+    *,
+    num_probes: int = 64,
+    seed: int = 0,
+    path: Sequence[PathPart] = (),
+    probes: Tensor | None = None,
+    progress: Progress = silent,
+) -> Moments:
+    """Trace, squared Frobenius norm and diagonal at every point: means over probes z of z'Hz, |Hz|^2 and z * Hz.
+
+    With Rademacher probes the stderr of each, squared, estimates over n probes: 2 sum_{i != j} H_ij^2 / n of
+    the trace (Hutchinson 1990); 2 sum_{i != j} (H^2)_ij^2 / n of the norm; sum_{j != i} H_ij^2 / n of entry i
+    of the diagonal (Bekas, Kokiopoulou, Saad 2007). Exact, with stderr 0, from num_params products where
+    those are no more than num_probes. seed, path, probes, progress: as for :func:`trace`, of which method="probes" sees
+    the same samples.
+
+    >>> from hessian_tools.curvature import hessian
+    >>> H = hessian(lambda theta, a: (a * theta**2).sum() / 2, torch.zeros(3), torch.tensor([1.0, -2.0, 4.0]))
+    >>> result = moments(H, num_probes=8)
+    >>> float(result.trace.value), float(result.frobenius_squared.value), result.diagonal.value.tolist()
+    (3.0, 21.0, [1.0, -2.0, 4.0])
+    """
+    if num_probes < 2:
+        raise ValueError(f"num_probes={num_probes}: an error bar needs 2 probes or more")
+    if probes is None and H.num_params <= num_probes:
+        return _exact(H, num_probes, progress)
+    if probes is None:
+        probes = rademacher(H.num_params, num_probes, seed=seed, path=path)
+    traces, squares, diagonal = [], [], _Spread()
+    for Z, HZ in probe_products(H, probes, progress):
+        products = Z * HZ
+        traces.append(products.sum(-2))
+        squares.append((HZ**2).sum(-2))
+        diagonal = diagonal.joined(products)
+    trace = estimate_of(torch.cat(traces, dim=-1))
+    entries = _diagonal(diagonal.mean, diagonal.stderr, trace.num_matvecs)
+    return Moments(trace, estimate_of(torch.cat(squares, dim=-1)), entries)
+
+
+def frobenius_squared(
+    H: Operator,
+    *,
+    num_probes: int = 64,
+    seed: int = 0,
+    path: Sequence[PathPart] = (),
+    probes: Tensor | None = None,
+    progress: Progress = silent,
+) -> Estimate:
+    """|H|_F^2, the sum of the squared eigenvalues, at every point; see :func:`moments`.
+
+    >>> from hessian_tools.curvature import hessian
+    >>> H = hessian(lambda theta, a: (a * theta**2).sum() / 2, torch.zeros(3), torch.tensor([1.0, -2.0, 4.0]))
+    >>> float(frobenius_squared(H).value)
+    21.0
+    """
+    return moments(H, num_probes=num_probes, seed=seed, path=path, probes=probes, progress=progress).frobenius_squared
+
+
+def diagonal(
+    H: Operator,
+    *,
+    num_probes: int = 64,
+    seed: int = 0,
+    path: Sequence[PathPart] = (),
+    probes: Tensor | None = None,
+    progress: Progress = silent,
+) -> Diagonal:
+    """The diagonal at every point, with a standard error an entry; see :func:`moments`.
+
+    >>> from hessian_tools.curvature import hessian
+    >>> H = hessian(lambda theta, a: (a * theta**2).sum() / 2, torch.zeros(3), torch.tensor([1.0, -2.0, 4.0]))
+    >>> diagonal(H).value
+    tensor([ 1., -2.,  4.])
+    """
+    return moments(H, num_probes=num_probes, seed=seed, path=path, probes=probes, progress=progress).diagonal
+
+
+@dataclass(frozen=True)
+class _Spread:
+    """Mean and sum of squared deviations of all samples so far, without keeping them (Chan, Golub, LeVeque 1983)."""
+
+    count: int = 0
+    mean: Tensor = field(default_factory=lambda: torch.zeros(()))
+    deviations: Tensor = field(default_factory=lambda: torch.zeros(()))
+
+    def joined(self, samples: Float[Tensor, "*point param probe"]) -> "_Spread":
+        new, mean = samples.shape[-1], samples.mean(-1)
+        count, shift = self.count + new, mean - self.mean.to(mean)
+        deviations = self.deviations.to(mean) + ((samples - mean[..., None]) ** 2).sum(-1)
+        deviations = deviations + shift**2 * (self.count * new / count)
+        return _Spread(count, self.mean.to(mean) + shift * (new / count), deviations)
+
+    @property
+    def stderr(self) -> Tensor:
+        return (self.deviations / ((self.count - 1) * self.count)).sqrt()
+
+
+def _exact(H: Operator, num_probes: int, progress: Progress) -> Moments:
+    """From the matrix itself."""
+    n = H.num_params
+    dense = H.to_dense()
+    progress(n, n)
+    entries = dense.diagonal(dim1=-2, dim2=-1).clone()
+    sums = (entries.sum(-1), (dense**2).sum((-2, -1)))
+    trace, squares = (known(value, num_probes, num_matvecs=n, method="diagonal") for value in sums)
+    return Moments(trace, replace(squares, method="dense"), _diagonal(entries, entries * 0, trace.num_matvecs))
+
+
+def _diagonal(value: Tensor, stderr: Tensor, num_matvecs: Tensor) -> Diagonal:
+    return Diagonal(value, stderr, torch.isfinite(value) & torch.isfinite(stderr), num_matvecs)

@@ -1,0 +1,113 @@
+"""How results show themselves in a notebook: a line of numbers with their errors and a small picture, by hand in SVG.
+
+Nothing is computed here. Pictures proper, with axes: ``analysis.plot``.
+"""
+
+from collections.abc import Sequence
+from html import escape
+from math import isfinite, log10
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+WIDTH, HEIGHT, MARGIN = 320, 60, 6
+# Points shown; a result at thousands of points would fill the page.
+ROWS = 8
+INK, SHADE, ZERO = "#333333", "#c9c9c9", "#b2182b"
+# Shares below this part of the largest are the foot of a density's logarithmic axis.
+FOOT = 1e-5
+
+
+def eigenvalues_html(
+    values: Float[Tensor, "*point k"], residuals: Float[Tensor, "*point k"], converged: Bool[Tensor, "*point k"]
+) -> str:
+    """A row a point: ticks at the eigenvalues on one axis for all, grey where not converged; and the numbers."""
+    rows = list(zip(_rows(values), _rows(residuals), _rows(converged.to(values)), strict=True))[:ROWS]
+    finite = [v for value, *_ in rows for v in value if isfinite(v)]
+    low, high = min([0.0, *finite]), max([0.0, *finite])
+    texts = []
+    for value, residual, good in rows:
+        shown = [(v, INK if g else SHADE) for v, g in zip(value, good, strict=True) if isfinite(v)]
+        marks = [_tick(_place(v, low, high), color) for v, color in shown]
+        numbers = ", ".join(f"{v:.4g} ± {r:.1g}" for v, r in zip(value, residual, strict=True))
+        texts.append(_svg(_tick(_place(0.0, low, high), ZERO, 0.25) + "".join(marks), 20) + _line(numbers))
+    return _block("EigenPairs (± residual)", texts, values.shape[:-1])
+
+
+def density_html(
+    grid: Float[Tensor, "*point grid"], density: Float[Tensor, "*point grid"], high: Float[Tensor, "*point grid"]
+) -> str:
+    """A row a point: the density on a logarithmic axis, the upper end of its band behind it."""
+    texts = []
+    for x, y, top in list(zip(*(_rows(part) for part in (grid, density, high)), strict=True))[:ROWS]:
+        if not all(map(isfinite, y)):
+            texts.append(_line("not finite"))
+            continue
+        peak = max(top) or 1.0
+        curves = "".join(_area(x, values, peak, color) for values, color in ((top, SHADE), (y, INK)))
+        texts.append(_svg(curves, HEIGHT) + _line(f"{x[0]:.4g} to {x[-1]:.4g}, logarithmic, peak {max(y):.3g}"))
+    return _block("Density", texts, density.shape[:-1])
+
+
+def estimate_html(value: Float[Tensor, "*point"], stderr: Float[Tensor, "*point"], probes: int) -> str:
+    """A row a point: the value with one standard error each way, on one axis for all."""
+    pairs = list(zip(_flat(value), _flat(stderr), strict=True))[:ROWS]
+    ends = [end for v, e in pairs for end in (v - e, v + e) if isfinite(end)]
+    low, high = min([0.0, *ends]), max([0.0, *ends])
+    texts = []
+    for v, e in pairs:
+        picture = _tick(_place(0.0, low, high), ZERO, 0.25)
+        if isfinite(v) and isfinite(e):
+            left, right = _place(v - e, low, high), _place(v + e, low, high)
+            picture += f'<rect x="{left:.1f}" y="6" width="{max(right - left, 1):.1f}" height="8" fill="{SHADE}"/>'
+            picture += _tick(_place(v, low, high), INK)
+        texts.append(_svg(picture, 20) + _line(f"{v:.4g} ± {e:.2g}"))
+    return _block(f"Estimate from {probes} probes (± standard error)", texts, value.shape)
+
+
+def _rows(values: Tensor) -> list[list[float]]:
+    rows: list[list[float]] = values.detach().cpu().reshape(-1, values.shape[-1]).tolist()
+    return rows
+
+
+def _flat(values: Tensor) -> list[float]:
+    flat: list[float] = values.detach().cpu().reshape(-1).tolist()
+    return flat
+
+
+def _place(value: float, low: float, high: float) -> float:
+    return MARGIN + (value - low) / ((high - low) or 1.0) * (WIDTH - 2 * MARGIN)
+
+
+def _tick(x: float, color: str, height: float = 0.7) -> str:
+    top = 10 - 10 * height
+    return f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top:.1f}" y2="{20 - top:.1f}" stroke="{color}" stroke-width="1.5"/>'
+
+
+def _area(x: Sequence[float], y: Sequence[float], peak: float, color: str) -> str:
+    """Down to the foot; every column of the picture once, by its largest value."""
+    columns: dict[int, float] = {}
+    for place, value in zip(x, y, strict=True):
+        column = round(_place(place, x[0], x[-1]))
+        columns[column] = max(columns.get(column, 0.0), value)
+    depth = log10(1 / FOOT)
+    heights = {c: HEIGHT * (1 - min(1.0, log10(peak / max(v, FOOT * peak)) / depth)) for c, v in columns.items()}
+    points = " ".join(f"{c},{HEIGHT - h:.1f}" for c, h in sorted(heights.items()))
+    return f'<polygon points="{min(columns)},{HEIGHT} {points} {max(columns)},{HEIGHT}" fill="{color}"/>'
+
+
+def _svg(content: str, height: int) -> str:
+    return f'<svg width="{WIDTH}" height="{height}" role="img" style="vertical-align:middle">{content}</svg>'
+
+
+def _line(text: str) -> str:
+    return f' <span style="font-family:monospace;white-space:nowrap">{escape(text)}</span>'
+
+
+def _block(title: str, rows: list[str], points: Sequence[int]) -> str:
+    count = 1
+    for size in points:
+        count *= size
+    more = f"<div>and {count - len(rows)} more points</div>" if count > len(rows) else ""
+    where = f" at {count} points" if len(points) else ""
+    return f"<div><div>{escape(title + where)}</div>{''.join(f'<div>{row}</div>' for row in rows)}{more}</div>"

@@ -1,0 +1,1 @@
+"""The matrices of curvature as operators, and operators made of them."""

@@ -1,0 +1,1 @@
+"""How a matrix of derivatives is multiplied: points, routes, traces, memory."""

@@ -1,0 +1,263 @@
+"""A loss at one or many parameter vectors, each with its batch: evaluated in bounded pieces, by the route chosen.
+
+Done directly, the two derivatives everything here is made of, the gradient and the Hessian-vector product,
+are taken inside ``vmap``, point by point. The other order, ``jvp(vmap(grad(loss)))``, is silently wrong
+by 1.4 % through training-mode ``F.batch_norm`` (torch 2.13), as is ``grad(vmap(loss))``.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.func import grad, jvp, vmap
+from torch.utils import _pytree as pytree
+
+from hessian_tools.curvature.products.graphs import KeptGraphs, kept_graphs
+from hessian_tools.curvature.products.kept import PointByPoint, Stacked, Traced
+from hessian_tools.curvature.products.memory import (
+    FORWARDS_PER_PRODUCT,
+    KEPT_FORWARDS,
+    Room,
+    largest_forward,
+    products_at_once,
+)
+from hessian_tools.curvature.products.pieces import as_slice, at_point, map_tensors, own_memory, slices
+from hessian_tools.curvature.products.routes import Route, worth_keeping, worth_tracing
+from hessian_tools.curvature.products.traced import traced_product
+from hessian_tools.loss import Batch, Loss, LossFunction
+
+Batching = Literal["vmap", "loop"]
+Weights = Literal["size"] | Sequence[float | int]
+
+# A curvature matrix at one point: what it does to a vector, v -> Av, with all that does not depend on v done before.
+LinearMap = Callable[[Any, Tensor, Batch], Callable[[Tensor], Tensor]]
+Prepared = Stacked | PointByPoint | KeptGraphs
+
+# Vectors of every point that are reckoned with when points are taken together: what an eigenvalue run keeps.
+VECTORS_OF_A_POINT = 48
+
+
+def hessian_at(loss: LossFunction, theta: Float[Tensor, " param"], batch: Batch) -> Callable[[Tensor], Tensor]:
+    """v -> Hv at one point, forward over reverse."""
+    return lambda v: jvp(lambda t: grad(loss)(t, batch), (theta,), (v,))[1]
+
+
+@dataclass(frozen=True)
+class Points:
+    """The objective ``sum_i weights[i] * loss(theta, batches[i])`` at every row of ``thetas``."""
+
+    loss: LossFunction
+    thetas: Float[Tensor, "point param"]
+    batches: tuple[Batch, ...]
+    weights: tuple[float, ...]
+    shared: bool
+    batching: Batching
+    most: int | None
+    route: Route = "direct"
+    room: Room = field(default_factory=Room)
+
+    def select(self, points: Int[Tensor, " chosen"]) -> "Points":
+        """The same objective at some of the points, in the order given; a view where they follow each other."""
+        chosen = as_slice(points, len(self.thetas))
+        rows = points.to(self.thetas.device) if chosen is None else chosen
+        batches = self.batches if self.shared else tuple(map_tensors(lambda t: t[rows], b) for b in self.batches)
+        fewer = replace(self, thetas=self.thetas[rows], batches=batches)
+        fewer._routes.update(self._routes)
+        fewer._traced.update(self._traced)
+        if "forward" in self.__dict__:
+            fewer.__dict__["forward"] = self.forward
+        for name, parts in self._prepared.items():
+            fewer._prepared[name] = tuple(part.select(points) for part in parts)
+        return fewer
+
+    @property
+    def taken(self) -> str:
+        """How products have been done so far: "direct", "kept" or "traced"."""
+        return next(iter(self._routes.values()), "direct")
+
+    def at_once(self, matrix_at: LinearMap = hessian_at) -> int:
+        """How many points results should be asked for together, within ``max_memory``."""
+        vectors = VECTORS_OF_A_POINT * self.thetas.shape[1] * self.thetas.element_size()
+        most = max(1, self.room.budget(self.thetas.device) // vectors)
+        most = most if self.route == "direct" else min(most, self._fitting(self.route, matrix_at))
+        return max(1, most >> self.room.refusals)
+
+    def gradients(self) -> Float[Tensor, "point param"]:
+        """The gradient at every point."""
+
+        def piece(rows: slice) -> Tensor:
+            return self._weighted(rows, lambda theta, batch: grad(self.loss)(theta, batch))
+
+        return self._in_pieces(piece, self.chunk)
+
+    def products(
+        self, V: Float[Tensor, "point param probe"], matrix_at: LinearMap = hessian_at
+    ) -> Float[Tensor, "point param probe"]:
+        """The matrix (the Hessian) at every point times that point's columns, by the route of these points."""
+        if V.numel() == 0:
+            return torch.zeros_like(V)
+        route = self._routes[matrix_at.__name__] = self._chosen(V, matrix_at)
+        if route == "direct":
+            return self._in_pieces(lambda rows: self._directly(rows, V[rows], matrix_at), self.chunk, each=V.shape[-1])
+        fitting = min(len(V), self._fitting(route, matrix_at))
+        if len(V) <= fitting >> self.room.refusals:
+            try:
+                return self._shared(V, matrix_at, route)
+            except torch.OutOfMemoryError:
+                self.room.refuse(len(V))
+        everything = torch.arange(len(V))
+        return self._in_pieces(lambda rows: self.select(everything[rows])._shared(V[rows], matrix_at, route), fitting)
+
+    def _in_pieces(self, function: Callable[[slice], Tensor], at_once: int, each: int = 1) -> Tensor:
+        at_once = min(at_once, len(self.thetas) * each)
+        return torch.cat(self.room.in_pieces(len(self.thetas), function, at_once=at_once, each=each))
+
+    @cached_property
+    def forward(self) -> int:
+        """Bytes of one forward pass, of the largest batch."""
+        return largest_forward(self.loss, self.thetas[0], self._first)
+
+    @property
+    def chunk(self) -> int:
+        """How many products run at once: what was asked, else what fits in memory."""
+        if self.most is not None:
+            return self.most
+        return products_at_once(self.forward, self.room.budget(self.thetas.device))
+
+    def each(self, rows: slice, function: Callable[..., Any], *rest: Tensor) -> list[Any]:
+        """``function(theta, batch, *rest)`` at some points, stacked: one result for each of the batches."""
+        thetas = own_memory(self.thetas[rows])
+        pieces = [b if self.shared else map_tensors(lambda t: t[rows], b) for b in self.batches]
+        with _advice():
+            return [self._each(function, thetas, b, *rest) for b in pieces]
+
+    def over_columns(self, function: Callable[[Tensor], Tensor], columns: Float[Tensor, "_ column"]) -> Tensor:
+        """The function of each column, as columns: at once or one by one, as the points are taken."""
+        if self.batching == "loop":
+            return torch.stack([function(v) for v in columns.mT], dim=-1)
+        if columns.shape[-1] == 1:
+            return function(columns[:, 0])[:, None]
+        return vmap(function, in_dims=1)(columns).mT  # not out_dims=1: vmap fails there on a constant product
+
+    @property
+    def _first(self) -> list[Batch]:
+        return [b if self.shared else at_point(b, 0) for b in self.batches]
+
+    @cached_property
+    def _routes(self) -> dict[str, Route]:
+        """By matrix: the route last taken."""
+        return {}
+
+    @cached_property
+    def _traced(self) -> dict[str, tuple[Traced, ...]]:
+        """By matrix: its traces, for each batch."""
+        return {}
+
+    @cached_property
+    def _prepared(self) -> dict[str, tuple[Prepared, ...]]:
+        """By matrix: what its products at these points share, for each batch."""
+        return {}
+
+    def _chosen(self, V: Tensor, matrix_at: LinearMap) -> Route:
+        if self.route == "auto":
+            return self._automatic(V, matrix_at)
+        if self.route == "traced" and (self.batching == "loop" or not self._traces(matrix_at)):
+            return "direct"
+        return "direct" if self.route == "kept" and matrix_at is not hessian_at else self.route
+
+    def _automatic(self, V: Tensor, matrix_at: LinearMap) -> Route:
+        if not isinstance(self.loss, Loss) or self.batching == "loop" or self.most is not None:
+            return "direct"
+        taken = self._routes.get(matrix_at.__name__)
+        pays = taken == "traced" or worth_tracing(self.loss, V.shape[0] * V.shape[-1], self.forward)
+        if pays and self._traces(matrix_at):
+            return "traced"
+        kept = matrix_at is hessian_at and worth_keeping(len(V), self.forward, V.device)
+        return "kept" if kept else "direct"
+
+    def _traces(self, matrix_at: LinearMap) -> tuple[Traced, ...]:
+        """The traces of the matrix for each batch; empty where it cannot be traced."""
+        name = matrix_at.__name__
+        if name not in self._traced:
+
+            def product(theta: Tensor, batch: Batch, v: Tensor) -> Tensor:
+                return matrix_at(self.loss, theta, batch)(v)
+
+            theta = own_memory(self.thetas[0])
+            found = [traced_product(product, name, self.loss, theta, batch) for batch in self._first]
+            self._traced[name] = tuple(trace for trace in found if trace) if all(found) else ()
+        return self._traced[name]
+
+    def _fitting(self, route: Route, matrix_at: LinearMap) -> int:
+        """For how many points what their products share may be kept; the device may have refused as many since."""
+        if self.most is not None:
+            return max(1, self.most * FORWARDS_PER_PRODUCT // (KEPT_FORWARDS * len(self.batches)))
+        budget = self.room.budget(self.thetas.device)
+        if route == "traced":
+            traces = self._traces(matrix_at)
+            working = max((trace.working_bytes(self.thetas.device) for trace in traces), default=0)
+            return max(1, (budget - working) // max(1, sum(trace.kept_bytes for trace in traces)))
+        return max(1, budget // (KEPT_FORWARDS * len(self.batches) * max(1, self.forward)))
+
+    def _shared(self, V: Tensor, matrix_at: LinearMap, route: Route) -> Tensor:
+        """Products by what is kept at these points, made now if it is not there."""
+        name = matrix_at.__name__
+        parts = self._prepared.get(name)
+        if parts is None or isinstance(parts[0], KeptGraphs) != (route == "kept"):
+            parts = self._prepared[name] = self._made(matrix_at, route)
+        terms = [w * part.products(V) for w, part in zip(self.weights, parts, strict=True)]
+        return torch.stack(terms).sum(0) if len(terms) > 1 else terms[0]
+
+    def _made(self, matrix_at: LinearMap, route: Route) -> tuple[Prepared, ...]:
+        thetas = self.thetas.contiguous()
+        if route == "kept":
+            return tuple(kept_graphs(self.loss, thetas, batch, shared=self.shared) for batch in self.batches)
+        pairs = zip(self._traces(matrix_at), self.batches, strict=True)
+        return tuple(trace.at(thetas, batch, shared=self.shared) for trace, batch in pairs)
+
+    def _directly(self, rows: slice, V: Tensor, matrix_at: LinearMap) -> Tensor:
+        def block(theta: Tensor, batch: Batch, columns: Tensor) -> Tensor:
+            return self.over_columns(matrix_at(self.loss, theta, batch), columns)
+
+        most = max(1, self.chunk >> self.room.refusals)
+        return torch.cat([self._weighted(rows, block, V[..., c]) for c in slices(V.shape[-1], most)], dim=-1)
+
+    def _weighted(self, rows: slice, function: Callable[..., Tensor], *rest: Tensor) -> Tensor:
+        terms = [w * term for w, term in zip(self.weights, self.each(rows, function, *rest), strict=True)]
+        return torch.stack(terms).sum(0).detach() if len(terms) > 1 else terms[0].detach()
+
+    def _each(self, function: Callable[..., Any], thetas: Tensor, batch: Batch, *rest: Tensor) -> Any:
+        if self.batching == "vmap":
+            dims = None if self.shared else map_tensors(lambda _: 0, batch, otherwise=None)
+            return vmap(function, in_dims=(0, dims, *(0 for _ in rest)))(thetas, batch, *rest)
+        batches = [batch if self.shared else at_point(batch, i) for i in range(len(thetas))]
+        results = [function(t, b, *r) for t, b, *r in zip(thetas, batches, *rest, strict=True)]
+        return pytree.tree_map(lambda *leaves: torch.stack(leaves), *results)
+
+
+@contextmanager
+def _advice() -> Iterator[None]:
+    """torch's errors from inside a derivative, with what to do about them."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        text = str(error)
+        if "ZeroTensor" in text:
+            advice = (
+                "the loss has no forward-over-reverse derivative: write nn.MSELoss as ((a - b) ** 2).mean(), "
+                "or pass route='kept'"
+            )
+        elif "random" in text and "vmap" in text:
+            advice = "the loss draws random numbers, so it is no function of theta: call model.eval() or fix them"
+        elif "vmap" in text or "data-dependent" in text:
+            advice = "the loss cannot be batched over points: pass batching='loop'"
+        else:
+            raise
+        raise RuntimeError(f"{advice} (torch said: {text.splitlines()[0][:200]})") from error

@@ -1,0 +1,115 @@
+"""The one inner loop: training differentiates it, recording reads it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.func import grad_and_value
+from torch.utils import _pytree as pytree
+
+from hessian_tools.loss import Batch, Loss, LossFunction
+from hessian_tools.meta.parameters import Part
+from hessian_tools.meta.steps import PLAIN, StepRule
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """A gradient by the entries that move, with what its pass over the support set also gave.
+
+    These are the loss, and the outputs of a ``Loss``.
+    """
+
+    vector: Float[Tensor, " moved"]
+    loss: Float[Tensor, ""]
+    outputs: Tensor | None
+
+
+@dataclass(frozen=True)
+class Path:
+    """The points an inner loop visited (K + 1) and the gradients it stepped along (K).
+
+    part: the parameters that moved, to which the gradients belong; None: all.
+    """
+
+    thetas: tuple[Tensor, ...]
+    gradients: tuple[Gradient, ...]
+    part: Part | None = None
+
+    @property
+    def adapted(self) -> Float[Tensor, " param"]:
+        """The last point."""
+        return self.thetas[-1]
+
+
+def support_gradient(
+    loss: LossFunction, theta: Float[Tensor, " param"], support: Batch, *, part: Part | None = None
+) -> Gradient:
+    """Gradient by the parameters in ``part``, loss and outputs, in one forward and one backward pass."""
+
+    if not isinstance(loss, Loss):  # torch.func admits no None beside the value
+        vector, value = grad_and_value(loss)(theta, support)
+        return Gradient(vector, value, None)
+    x, y = support
+    rest = loss.layout.unflatten(theta) if part is not None else {}
+
+    def with_outputs(moved: Tensor) -> tuple[Tensor, Tensor]:
+        outputs = loss.outputs(moved, x) if part is None else loss.outputs_at(rest | part.layout.unflatten(moved), x)
+        return loss.criterion(outputs, y), outputs
+
+    start = theta if part is None else part.of(theta)
+    vector, (value, outputs) = grad_and_value(with_outputs, has_aux=True)(start)
+    return Gradient(vector, value, outputs)
+
+
+def inner_loop(
+    loss: LossFunction,
+    theta: Float[Tensor, " param"],
+    support: Batch,
+    *,
+    steps: int,
+    step_size: float | Float[Tensor, ""] | Float[Tensor, " moved"],
+    first_order: bool = False,
+    first_gradient: Gradient | None = None,
+    part: Part | None = None,
+    rule: StepRule = PLAIN,
+    minibatches: int = 1,
+) -> Path:
+    """theta_{k+1} = theta_k - alpha d_k for K steps, d_k = g_k for the plain rule; differentiable in ``theta``.
+
+    part: the parameters that move, all by default; the inner gradient is by no others.
+    first_gradient: the gradient at ``theta`` where another loop has it already; the pass over the
+    support set is then not made again, and an outer backward sweeps through it once for both.
+    first_order: every gradient is a constant to the outer derivative.
+    minibatches: step k sees part k mod minibatches of the support set's rows.
+    """
+    thetas, gradients, state = [theta], list[Gradient](), None
+    batches = row_parts(support, minibatches)
+    for k in range(steps):
+        if k == 0 and first_gradient is not None:
+            gradient = first_gradient
+        else:
+            point = thetas[-1].detach() if first_order else thetas[-1]
+            gradient = support_gradient(loss, point, batches[k % minibatches], part=part)
+        # Detached once more: a plain function may hold on to other things that the outer loop learns.
+        vector = gradient.vector.detach() if first_order else gradient.vector
+        direction, state = rule.direction(vector, state)
+        gradients.append(gradient)
+        thetas.append(_moved(thetas[-1], step_size * direction, part))
+    return Path(tuple(thetas), tuple(gradients), part)
+
+
+def row_parts(batch: Batch, count: int) -> list[Any]:
+    """A batch cut by rows into ``count`` parts of nearly equal size."""
+    if count == 1:
+        return [batch]
+    leaves, tree = pytree.tree_flatten(batch)
+    rows = min(len(leaf) for leaf in leaves)
+    if count > rows:
+        raise ValueError(f"minibatches={count} of {rows} examples leave some empty; use at most {rows}")
+    pieces = [leaf.tensor_split(count) for leaf in leaves]
+    return [pytree.tree_unflatten(list(part), tree) for part in zip(*pieces, strict=True)]
+
+
+def _moved(theta: Tensor, step: Tensor, part: Part | None) -> Tensor:
+    return theta - step if part is None else part.put(theta, part.of(theta) - step)

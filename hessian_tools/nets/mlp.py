@@ -1,0 +1,24 @@
+"""The multi-layer perceptron of the regression tasks."""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+
+class MLP(nn.Module):
+    """Linear layers with an activation between them; inputs are flattened."""
+
+    def __init__(self, sizes: Sequence[int], *, activation: Callable[[], nn.Module] = nn.ReLU) -> None:
+        super().__init__()
+        if len(sizes) < 2:
+            raise ValueError(f"sizes={list(sizes)} needs at least an input and an output size")
+        hidden: list[nn.Module] = []
+        for inputs, outputs in pairwise(sizes[:-1]):
+            hidden += [nn.Linear(inputs, outputs), activation()]
+        self.body = nn.Sequential(*hidden)
+        self.head = nn.Linear(sizes[-2], sizes[-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Inputs [example, ...] -> outputs [example, output]."""
+        return self.head(self.body(x.flatten(1)))

@@ -1,0 +1,97 @@
+"""A small Vision Transformer whose products exist in every order of differentiation that curvature takes."""
+
+import torch
+from torch import Tensor, nn
+
+
+class VisionTransformer(nn.Module):
+    """Patches, pre-norm transformer blocks, the mean over patches, a linear head (Dosovitskiy 2021, small).
+
+    patch must divide height and width; heads must divide width; hidden: units between the two linear
+    layers of a block, twice the width by default. No class token, no dropout. Attention is written out:
+    torch's fused one lacks forward derivatives of its gradient. So is layer normalisation: torch's own has wrong
+    third derivatives (2.13), which Hessian products of a meta-objective and gradients of a Hessian penalty
+    need; it costs about a third more time. Queries, keys and values have no bias: that of the keys would be
+    cancelled by the softmax.
+    """
+
+    def __init__(
+        self,
+        outputs: int,
+        *,
+        patch: int = 7,
+        width: int = 64,
+        depth: int = 4,
+        heads: int = 4,
+        hidden: int | None = None,
+        input_shape: tuple[int, int, int] = (1, 28, 28),
+    ) -> None:
+        super().__init__()
+        channels, height, wide = input_shape
+        if height % patch or wide % patch:
+            raise ValueError(f"patch={patch} does not divide images of {height}x{wide}; choose a divisor of both")
+        if width % heads:
+            raise ValueError(f"heads={heads} does not divide width={width}; choose a divisor")
+        tokens = (height // patch) * (wide // patch)
+        blocks = [_Block(width, heads=heads, hidden=hidden or 2 * width) for _ in range(depth)]
+        self.body = nn.Sequential(_Patches(channels, patch, tokens, width), *blocks, _LayerNorm(width))
+        self.head = nn.Linear(width, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images [example, channel, height, width] -> outputs [example, output]."""
+        return self.head(self.body(x).mean(1))
+
+
+class _Patches(nn.Module):
+    """Each patch to one vector, plus a learned vector for its place."""
+
+    def __init__(self, channels: int, patch: int, tokens: int, width: int) -> None:
+        super().__init__()
+        self.embedding = nn.Conv2d(channels, width, patch, stride=patch)
+        self.position = nn.Parameter(0.02 * torch.randn(tokens, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.embedding(x).flatten(2).mT + self.position
+
+
+class _Block(nn.Module):
+    """Attention over patches, then a perceptron in each; both on normalised inputs and added to them."""
+
+    def __init__(self, width: int, *, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.attention = nn.Sequential(_LayerNorm(width), _Attention(width, heads=heads))
+        self.perceptron = nn.Sequential(
+            _LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(x)
+        return x + self.perceptron(x)
+
+
+class _Attention(nn.Module):
+    """softmax(q k' / sqrt(d)) v in each head, written out."""
+
+    def __init__(self, width: int, *, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.inputs = nn.Linear(width, 3 * width, bias=False)
+        self.output = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.inputs(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        weights = (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1)
+        return self.output((weights @ v).transpose(1, 2).flatten(2))
+
+
+class _LayerNorm(nn.Module):
+    """Mean 0 and variance 1 over the last axis, then a factor and a shift an entry (Ba 2016)."""
+
+    def __init__(self, width: int, *, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        return centred * (centred.square().mean(-1, keepdim=True) + self.eps).rsqrt() * self.weight + self.bias

@@ -1,0 +1,112 @@
+"""Parameters that somebody else kept -> points: vectors, state dicts, safetensors files."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from hessian_tools.loss import Loss, LossFunction
+
+State = Tensor | Mapping[str, Tensor] | str | Path
+Buffers = Literal["refuse", "ignore"]
+
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def points_of_states(
+    loss: LossFunction, states: Iterable[State], *, buffers: Buffers = "refuse"
+) -> Float[Tensor, "point param"]:
+    """One row a state, each a vector [param], a mapping of names to tensors, or the path of a .safetensors file.
+
+    Names are matched against the layout of ``loss``; a parameter that the layout leaves out must be the
+    model's. buffers: "refuse" states whose buffers (running statistics) differ from the model's, for those are
+    points of different functions; "ignore" takes the model's own at every point. Raises ValueError
+    naming the state and what is wrong with it. Files are read one at a time, and nothing is unpickled.
+    """
+    if buffers not in ("refuse", "ignore"):
+        raise ValueError(f"buffers={buffers!r} is not one of refuse, ignore")
+    rows = [_vector(loss, state, f"state {i}", buffers) for i, state in enumerate(states)]
+    if not rows:
+        raise ValueError("no states given; a trajectory needs at least one")
+    for i, row in enumerate(rows):
+        if row.shape != rows[0].shape or not row.is_floating_point():
+            raise ValueError(f"state {i} has {len(row)} numbers of {row.dtype}; state 0 has {len(rows[0])}")
+    return torch.stack([row.to(rows[0]) for row in rows])
+
+
+def _vector(loss: LossFunction, state: State, where: str, buffers: Buffers) -> Tensor:
+    if isinstance(state, Tensor):
+        expected = loss.layout.numel if isinstance(loss, Loss) else None
+        if state.ndim != 1 or len(state) != (expected or len(state)):
+            wanted = f"[{expected}]" if expected else "[param]"
+            raise ValueError(f"{where} has shape {list(state.shape)}; a vector of all parameters has {wanted}")
+        return state.detach()
+    if not isinstance(loss, Loss):
+        raise ValueError(f"{where} has names, which a plain function knows none of; give vectors, or use make_loss")
+    if isinstance(state, Mapping):
+        return _from_names(loss, state, where, buffers)
+    return _from_names(loss, _file(Path(state), where), f"{where} ({state})", buffers)
+
+
+def _file(path: Path, where: str) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise ValueError(f"{where}: there is no file {path}")
+    try:
+        return load_file(path)
+    except SafetensorError as e:
+        raise ValueError(
+            f"{where}: {path} is no safetensors file ({e}); pickles (.pt) are not read here, for they can run code:"
+            " give torch.load(path, weights_only=True) as a state"
+        ) from e
+
+
+def _from_names(loss: Loss, state: Mapping[str, Tensor], where: str, buffers: Buffers) -> Tensor:
+    named = _under_first_names(loss, state)
+    _refuse_unknown(loss, named, where, buffers)
+    for name, shape in zip(loss.layout.names, loss.layout.shapes, strict=True):
+        if name not in named:
+            raise ValueError(f"{where} has no parameter {name!r}; it has {', '.join(list(state)[:8])}")
+        if named[name].shape != shape:
+            raise ValueError(f"{where}: {name!r} has shape {list(named[name].shape)}, the layout's has {list(shape)}")
+    _refuse_moved(loss, named, where, buffers)
+    return loss.layout.flatten(named)
+
+
+def _under_first_names(loss: Loss, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tied weights have one name in the layout and any of theirs in a state dict."""
+    first = {id(p): name for name, p in loss.model.named_parameters()}
+    tied = {name: first[id(p)] for name, p in loss.model.named_parameters(remove_duplicate=False)}
+    return {tied.get(name, name): tensor for name, tensor in state.items()}
+
+
+def _refuse_unknown(loss: Loss, named: Mapping[str, Tensor], where: str, buffers: Buffers) -> None:
+    known = {name for name, _ in [*loss.model.named_parameters(), *loss.model.named_buffers()]}
+    unknown = [name for name in named if name not in known]
+    if buffers == "ignore":
+        unknown = [name for name in unknown if name.rpartition(".")[-1] not in STATISTICS]
+    if unknown:
+        prefix = unknown[0].partition(".")[0]
+        wrapped = unknown[0].removeprefix(f"{prefix}.") in known
+        hint = f"a wrapper's; give the state dict of its {prefix!r}" if wrapped else "is this another model's state?"
+        raise ValueError(f"{where} has {unknown[0]!r}, which the model has not; {hint}")
+
+
+def _refuse_moved(loss: Loss, named: Mapping[str, Tensor], where: str, buffers: Buffers) -> None:
+    for name, ours in loss.model.named_parameters():
+        if name in named and name not in loss.layout.names and not _same(named[name], ours):
+            raise ValueError(f"{where}: {name!r} is not the model's, and the layout holds it fixed; take it into where")
+    for name, held in loss.model.named_buffers():
+        if buffers == "refuse" and name in named and not _same(named[name], held):
+            raise ValueError(
+                f"{where}: buffer {name!r} is not the model's, so the states are points of different functions;"
+                " buffers='ignore' takes the model's own at every point"
+            )
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.equal(a.detach().to(b), b.detach())

@@ -1,0 +1,20 @@
+"""Meta-training and evaluation: tasks, network, learner and a run on disk, put together."""
+
+from hessian_tools.train.classes import ClassBatches
+from hessian_tools.train.config import Checkpoint, TrainConfig, logarithmic_schedule
+from hessian_tools.train.evaluate import Evaluation, best_checkpoint, evaluate
+from hessian_tools.train.loop import DIVERGED, diverged_at, meta_train, task_loss
+
+__all__ = [
+    "DIVERGED",
+    "Checkpoint",
+    "ClassBatches",
+    "Evaluation",
+    "TrainConfig",
+    "best_checkpoint",
+    "diverged_at",
+    "evaluate",
+    "logarithmic_schedule",
+    "meta_train",
+    "task_loss",
+]

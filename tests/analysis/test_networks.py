@@ -1,0 +1,119 @@
+"""The network of a study: ours with options, one of the user's by import path; recorded, and mistakes answered."""
+
+import json
+import sys
+
+import pytest
+import torch
+from command_line import refused
+
+from analysis import setting
+from analysis.cli import run
+from analysis.config import NetworkConfig
+from analysis.study_file import load_study, overridden, study_text
+from hessian_tools import seeded
+from hessian_tools.nets import MLP, Conv4, ResNet12, VisionTransformer
+
+SOURCE = """
+from torch import nn
+
+def small(outputs, input_shape, hidden=3, dropout=0.0):
+    pixels = input_shape[1] * input_shape[2]
+    layers = [nn.Flatten(), nn.AvgPool1d(49), nn.Linear(pixels // 49, hidden), nn.Tanh(), nn.Dropout(dropout)]
+    return nn.Sequential(*layers, nn.Linear(hidden, outputs))
+
+def wide(outputs):
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, outputs + 1))
+"""
+PLAIN = "network: {name: conv4, width: 4, normalisation: batch}"
+
+
+@pytest.fixture
+def mine(here):
+    (here / "own_networks.py").write_text(SOURCE)
+    yield here
+    sys.modules.pop("own_networks", None)
+
+
+def study(here, network: str, *changes: tuple[str, str]) -> str:
+    text = study_text("micro")
+    for old, new in ((PLAIN, f"network: {network}"), *changes):
+        assert old in text
+        text = text.replace(old, new, 1)
+    (here / "mine.yaml").write_text(text)
+    return "mine.yaml"
+
+
+@pytest.mark.parametrize(
+    ("network", "expected"),
+    [
+        ({"name": "conv4", "width": 6}, lambda: Conv4(3, width=6)),
+        (
+            {"name": "conv4", "width": 4, "normalisation": "group", "options": {"groups": 2}},
+            lambda: Conv4(3, width=4, normalisation="group", groups=2),
+        ),
+        (
+            {"name": "resnet12", "options": {"widths": [2, 2, 2, 4], "residual": [True, True, True, False]}},
+            lambda: ResNet12(3, widths=(2, 2, 2, 4), residual=(True, True, True, False), input_shape=(1, 28, 28)),
+        ),
+        (
+            {"name": "vit", "options": {"patch": 14, "width": 8, "depth": 1}},
+            lambda: VisionTransformer(3, patch=14, width=8, depth=1),
+        ),
+        ({"name": "mlp", "hidden": [5]}, lambda: MLP((784, 5, 3))),
+        ({"name": "hessian_tools.nets:Conv4", "options": {"width": 6}}, lambda: Conv4(3, width=6)),
+    ],
+)
+def test_the_network_asked_for_is_built(network, expected):
+    config = overridden(load_study("micro"), {"network": network})
+    found, wanted = seeded(setting.network(config), seed=1), seeded(expected, seed=1)
+    assert type(found) is type(wanted)
+    x = torch.rand(4, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    assert found(x).equal(wanted(x))
+    again = NetworkConfig.model_validate(json.loads(config.network.model_dump_json()))
+    assert again == config.network
+    assert hash(again) == hash(config.network)
+    setting.check(config)
+
+
+@pytest.mark.parametrize(
+    ("network", "said"),
+    [
+        ("{name: resnet}", "'resnet' is not one of conv4, resnet12, vit, mlp, nor an import path"),
+        ("{name: 'own networks:small'}", "nor an import path package.module:name"),
+        ("{name: mlp, width: 4}", "width is a setting of conv4, not of mlp; leave it out"),
+        ("{name: vit, normalisation: group}", "normalisation is a setting of conv4 and resnet12, not of vit"),
+        ("{name: 'own_networks:small', hidden: [4]}", "not of own_networks:small; write it under options"),
+        ("{name: conv4, options: {width: 4}}", "width stands beside options for conv4, not in them"),
+        ("{name: mlp, options: {depth: 4}}", "mlp has no options, got depth"),
+        ("{name: conv4, option: {groups: 4}}", "unknown key 'network.option'; did you mean 'options'?"),
+        ("{name: conv4, options: {gruops: 4}}", "unexpected keyword argument 'gruops'"),
+        ("{name: conv4, width: 12, normalisation: group}", "network: groups=8 does not divide 12 channels"),
+        ("{name: vit, options: {patch: 5}}", "network: patch=5 does not divide images of 28x28"),
+        ("{name: vit, options: {patch: big}}", "hessian_tools.nets:VisionTransformer with"),
+        ("{name: 'own_network:small'}", "there is no module 'own_network' in"),
+        ("{name: 'own_networks:smal'}", "module own_networks has no 'smal'; did you mean 'small'?"),
+        ("{name: 'own_networks:wide'}", "makes shape (4, 4) of 4 examples of shape (1, 28, 28)"),
+        ("{name: 'own_networks:small', options: {dropout: 0.5}}", "network: module '4' (Dropout) draws random numbers"),
+    ],
+)
+def test_a_mistake_is_named_and_nothing_is_written(mine, capsys, network, said):
+    assert said in refused(capsys, ["study", study(mine, network)])
+    assert {path.name for path in mine.iterdir()} - {"__pycache__"} == {"mine.yaml", "own_networks.py"}
+
+
+def test_a_study_of_a_network_of_ones_own(mine, capsys):
+    """Trained and measured; import path, options and the file's digest are recorded, and a changed file is refused."""
+    only_maml = "  untrained: {algorithm: untrained}\n  maml-shot: {algorithm: maml, shot: {weight: 0.1}}\n"
+    lines = [(line + "\n", "") for line in only_maml.splitlines()]
+    short = [("seeds: [0, 1]", "seeds: [0]"), ("[0, 2, 5]", "[0, 1]"), *lines]
+    file = study(mine, "{name: 'own_networks:small', options: {hidden: 4}}", *short)
+    assert run(["train", file, "--out", "out", "--workers", "0"]) == 0
+    manifest = json.loads((mine / "out" / "runs" / "maml-seed0" / "manifest.json").read_text())["config"]
+    assert manifest["network"]["name"] == "own_networks:small"
+    assert manifest["network"]["options"] == {"hidden": 4}
+    assert len(manifest["network_source"]) == 64
+    assert run(["measure", "out", "--workers", "0"]) == 0
+    (mine / "own_networks.py").write_text(SOURCE + "\n# changed\n")
+    capsys.readouterr()
+    assert "holds a run of another study: network_source is" in refused(capsys, ["train", file, "--out", "out"])

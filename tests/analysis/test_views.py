@@ -1,0 +1,333 @@
+"""Results as labelled data and pictures: every number is there under its name, and pictures are read by their lines."""
+
+from dataclasses import fields, is_dataclass
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from cases import CASES, SPECTRA, operator, randn, symmetric
+from drawn import line
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+import analysis
+import hessian_tools as ht
+from hessian_tools.curvature import along
+from hessian_tools.trajectory import stack
+
+TANH = next(case for case in CASES if case.name == "tanh-mlp")
+OUTLIERS = torch.tensor([40.0, 25.0, -12.0], dtype=torch.float64)
+INDEFINITE = torch.cat([OUTLIERS, torch.linspace(-1.0, 1.0, 197, dtype=torch.float64)])
+
+
+def trajectory() -> ht.Trajectory:
+    theta, batch, _ = TANH.at(0)
+    loop = ht.learners.maml(3, 0.05)
+    return ht.record(loop, TANH.loss, theta, batch, batch, save=ht.SaveAt(thetas=True, gradients=True))
+
+
+def along_gradient() -> object:
+    g = ht.gradient(TANH.loss, TANH.thetas, TANH.batch)
+    return along(g, ht.hessian(TANH.loss, TANH.thetas, TANH.batch).mv(g))
+
+
+@pytest.fixture(scope="module")
+def results() -> dict[str, object]:
+    H = ht.hessian(TANH.loss, TANH.thetas, TANH.batch)
+    one = ht.hessian(TANH.loss, *TANH.at(0)[:2])
+    return {
+        "pairs": ht.top_eigenpairs(H, k=4, vectors=True),
+        "pairs-one": ht.top_eigenpairs(one, k=4),
+        "extremes": ht.extremal_eigenpairs(H, magnitude=3, ends=2),
+        "extremes-one": ht.extremal_eigenpairs(one, magnitude=3),
+        "estimate": ht.trace(H, num_probes=8),
+        "estimate-one": ht.trace(one, num_probes=8),
+        "moments": ht.moments(H, num_probes=8),
+        "density": ht.spectral_density(H, num_matvecs=12),
+        "density-one": ht.spectral_density(one, num_matvecs=12),
+        "gram": ht.gauss_newton_spectrum(TANH.loss, TANH.thetas, TANH.batch),
+        "along": along_gradient(),
+        "check": ht.check_operator(one, num_probes=1),
+        "trajectory": trajectory(),
+        "tasks": stack([trajectory(), trajectory()]),
+    }
+
+
+NAMES = (
+    *("pairs", "pairs-one", "extremes", "extremes-one", "estimate", "estimate-one", "moments", "density"),
+    *("density-one", "gram", "along", "check", "trajectory", "tasks"),
+)
+
+
+def tensors(result: object) -> list[Tensor]:
+    """Every tensor a result holds."""
+    if isinstance(result, Tensor):
+        return [result]
+    if isinstance(result, tuple):
+        return [tensor for part in result for tensor in tensors(part)]
+    return [t for f in fields(result) for t in tensors(getattr(result, f.name))] if is_dataclass(result) else []
+
+
+def axes() -> Axes:
+    return Figure(layout="constrained").subplots()
+
+
+# ---- labelled data
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_number_is_in_the_dataset_with_unit_and_meaning(results: dict[str, object], name: str) -> None:
+    ds = analysis.to_xarray(results[name])
+    there = [variable.values for variable in ds.variables.values()]
+    for tensor in tensors(results[name]):
+        assert any(v.shape == tensor.shape and np.array_equal(v, tensor.numpy(), equal_nan=True) for v in there)
+    assert ds.attrs["kind"] == type(results[name]).__name__
+    for variable in ds.data_vars.values():
+        assert variable.attrs["units"]
+        assert variable.attrs["long_name"]
+        error = variable.attrs.get("error_variable")
+        assert error is None or set(ds[error].dims) <= set(variable.dims)
+
+
+@pytest.mark.parametrize("name", ["pairs", "extremes", "estimate", "density", "along"])
+def test_points_can_be_named_and_labelled(results: dict[str, object], name: str) -> None:
+    ds = analysis.to_xarray(results[name], dims=["inner_step"], coords={"inner_step": [0, 2, 5]})
+    assert ds["inner_step"].values.tolist() == [0, 2, 5]
+    assert "point" not in ds.dims
+    plain = analysis.to_xarray(results[name])
+    assert plain["point"].values.tolist() == [0, 1, 2]
+    np.testing.assert_array_equal(ds.sel(inner_step=5)[next(iter(ds))], plain.isel(point=2)[next(iter(ds))])
+
+
+def test_several_leading_axes_need_names() -> None:
+    result = along(randn(2, 3, 4, path="g"), randn(2, 3, 4, path="hg"))
+    with pytest.raises(ValueError, match="2 leading axes; give 2 different names"):
+        analysis.to_xarray(result)
+    assert analysis.to_xarray(result, dims=["task", "inner_step"]).sizes == {"task": 2, "inner_step": 3}
+
+
+def test_datasets_are_copies_and_survive_a_store(results: dict[str, object], tmp_path) -> None:
+    pairs = results["pairs"]
+    ds = analysis.to_xarray(pairs)
+    ds["eigenvalue"][:] = 0
+    assert (pairs.values != 0).all()
+    for name in ("density", "check", "trajectory"):
+        ds = analysis.to_xarray(results[name])
+        ds.to_zarr(tmp_path / name, consolidated=False)
+        xr.testing.assert_identical(xr.open_zarr(tmp_path / name, consolidated=False).load(), ds)
+
+
+def test_a_check_keeps_its_words() -> None:
+    H = ht.hessian(lambda theta, _: (theta**3).sum(), torch.ones(3), None)
+    ds = analysis.to_xarray(ht.check_operator(H))
+    assert ds["finding"].attrs["flag_meanings"].split()[1] == "symmetry"
+    assert "the loss repeats" in ds.attrs["finding_sentences"][0]
+    assert ds["passed"].values.tolist() == [2] * 6
+
+
+def test_unknown_things_are_refused_in_plain_words(results: dict[str, object]) -> None:
+    with pytest.raises(TypeError, match="to_xarray knows no list"):
+        analysis.to_xarray([1])
+    with pytest.raises(ValueError, match="coords has 'step'"):
+        analysis.to_xarray(results["pairs"], coords={"step": [0, 1, 2]})
+    with pytest.raises(TypeError, match="no plot for a Dataset that to_xarray did not make"):
+        analysis.plot(xr.Dataset())
+    with pytest.raises(TypeError, match="no plot for Diagonal"):
+        analysis.plot(results["moments"].diagonal, axes())
+    many = analysis.to_xarray(results["density"]).isel(point=[0] * 9)
+    with pytest.raises(ValueError, match=r"9 curves \(point\) cannot be told apart; choose up to 8"):
+        analysis.plot(many, axes())
+
+
+# ---- pictures
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_kind_is_drawn_on_the_axes_given_and_from_its_dataset(results: dict[str, object], name: str) -> None:
+    ax, again = axes(), axes()
+    assert analysis.plot(results[name], ax) is ax
+    analysis.plot(analysis.to_xarray(results[name]), again)
+    ax.figure.draw_without_rendering()
+    assert len(ax.lines) == len(again.lines) > 0
+    for first, second in zip(ax.lines, again.lines, strict=True):
+        np.testing.assert_array_equal(first.get_xydata(), second.get_xydata())
+    assert ax.get_xlabel() or name == "along"
+    assert not ax.get_title()
+
+
+def test_units_stand_on_the_axes(results: dict[str, object]) -> None:
+    labels = {name: analysis.plot(results[name], axes()).get_ylabel() for name in ("pairs", "moments", "density")}
+    assert labels["pairs"] == "eigenvalue [loss/parameter$^2$]"
+    assert labels["moments"] == "trace [loss/parameter$^2$]"
+    assert labels["density"] == "density [parameter$^2$/loss]"
+
+
+def test_a_figure_of_its_own_has_the_house_s_size() -> None:
+    import matplotlib.pyplot as plt
+
+    backend = plt.get_backend()
+    plt.switch_backend("agg")
+    try:
+        ax = analysis.plot(ht.trace(operator(symmetric(SPECTRA["indefinite"])), num_probes=4))
+        assert ax.figure.get_size_inches().tolist() == [3.25, 3.25 * 0.75]
+    finally:
+        plt.close("all")
+        plt.switch_backend(backend)
+
+
+def drawn_density(spectrum: Tensor, **options: object) -> tuple[ht.Density, Axes]:
+    density = ht.spectral_density(operator(symmetric(spectrum, points=1)[0]), **options)
+    return density, analysis.plot(density, axes())
+
+
+def mass(ax: Axes, low: float, high: float) -> float:
+    x, y = line(ax, "density:").get_xydata().T
+    inside = (x >= low) & (x <= high)
+    return float(np.trapezoid(y[inside], x[inside]))
+
+
+def agrees(mass: float, density: ht.Density, inside: Tensor, share: float) -> bool:
+    """Drawn is what the probes saw there; and that is the truth within four of its standard errors."""
+    seen = (density.weights * inside).sum(-1)
+    assert mass == pytest.approx(float(seen.mean()), abs=1e-3)
+    return abs(mass - share) < 4 * float(seen.std()) / len(seen) ** 0.5
+
+
+def test_drawn_density_of_an_indefinite_bulk_and_outliers_is_right() -> None:
+    """Mass under the drawn curve, places of the outliers, all of them and no other, on an axis that shows them."""
+    density, ax = drawn_density(INDEFINITE, num_probes=20)
+    assert agrees(mass(ax, -3, 3), density, density.nodes.abs() < 3, 197 / 200)
+    assert mass(ax, -20, 50) == pytest.approx(1.0, abs=1e-3)
+    heads = line(ax, "isolated:").get_xydata()
+    places = np.sort(np.unique(heads[:, 0].round(6)))
+    np.testing.assert_allclose(places, [-12, 25, 40], atol=1e-6)
+    low, high = ax.get_ylim()
+    assert ax.get_yscale() == "log"
+    assert ((low < heads[:, 1]) & (heads[:, 1] < high)).all()
+    assert high < 10 * line(ax, "density:").get_ydata().max()
+    x, y = line(ax, "density:").get_xydata().T
+    assert y[(x > 5) & (x < 20)].max() < low  # nothing is drawn where there is nothing
+    bulk = y[abs(x) < 0.9]
+    assert abs(bulk.mean() / (197 / 400) - 1) < 0.05  # uniform on [-1, 1]
+
+
+def test_drawn_density_of_a_low_rank_is_a_spike_at_zero() -> None:
+    spectrum = torch.cat([torch.tensor([7.0, -5.0, 2.0]).double(), torch.zeros(197).double()])
+    density, ax = drawn_density(spectrum, num_matvecs=40)
+    assert agrees(mass(ax, -0.9, 0.9), density, density.nodes.abs() < 0.9, 197 / 200)
+    places = np.unique(line(ax, "isolated:").get_xdata().round(6) + 0.0)
+    np.testing.assert_allclose(places, [-5, 0, 2, 7], atol=1e-6)
+
+
+def test_drawn_density_of_two_clusters_has_two_humps_with_their_shares() -> None:
+    spectrum = torch.cat([torch.linspace(4.8, 5.2, 100).double(), torch.linspace(-1, 1, 200).double()])
+    density, ax = drawn_density(spectrum, num_probes=16, num_matvecs=40)
+    assert agrees(mass(ax, 3, 7), density, density.nodes > 3, 1 / 3)
+    assert not any(one.get_gid() == "isolated:" and len(one.get_xdata()) for one in ax.lines)
+    x, y = line(ax, "density:").get_xydata().T
+    assert y[(x > 2) & (x < 4)].max() < ax.get_ylim()[0]
+
+
+def test_drawn_band_is_the_density_s(results: dict[str, object]) -> None:
+    result = results["density-one"]
+    ax = analysis.plot(result, axes())
+    band = next(c for c in ax.collections if c.get_gid() == "band:").get_paths()[0].vertices
+    low, high = (end.numpy() for end in result.band)
+    shown = high > ax.get_ylim()[0]
+    for x, expected in zip(result.grid.numpy()[shown], high[shown], strict=True):
+        assert np.isclose(band[:, 1][np.isclose(band[:, 0], x)].max(), expected)
+    assert (low <= high).all()
+
+
+def test_points_of_a_density_are_laid_over_each_other_on_an_axis_that_shows_both() -> None:
+    A = symmetric(INDEFINITE, points=2) * torch.tensor([1.0, 0.05]).double()[:, None, None]
+    ds = analysis.to_xarray(ht.spectral_density(operator(A)), dims=["inner_step"], coords={"inner_step": [0, 3]})
+    ax = analysis.plot(ds, axes())
+    for step, outlier in ((0, 40.0), (3, 2.0)):
+        places = line(ax, f"isolated:inner step {step}").get_xdata()
+        assert np.isclose(places, outlier, rtol=1e-6).any()
+    assert ax.get_xscale() == "asinh"
+    assert "linear within ±2" in ax.get_xlabel()
+    assert line(ax, "density:inner step 0").get_color() != line(ax, "density:inner step 3").get_color()
+
+
+def test_points_that_are_not_finite_are_left_out() -> None:
+    A = symmetric(SPECTRA["outliers"])
+    A[1, 0, 0] = torch.nan
+    for result, gid in (
+        (ht.spectral_density(operator(A), num_matvecs=10), "density:point 0"),
+        (ht.top_eigenpairs(operator(A), k=2), "eigenvalue:"),
+    ):
+        ax = analysis.plot(result, axes())
+        assert np.isfinite(line(ax, gid).get_xydata()).all()
+    assert not any(one.get_gid() == "density:point 1" for one in analysis.plot(
+        ht.spectral_density(operator(A), num_matvecs=10), axes()).lines)  # fmt: skip
+
+
+def test_eigenvalues_are_drawn_with_their_residuals_and_open_where_not_converged() -> None:
+    H = operator(symmetric(SPECTRA["decaying"]))
+    pairs = ht.top_eigenpairs(H, k=3, max_matvecs=6, rtol=1e-12)
+    assert not pairs.converged.any()
+    ax = analysis.plot(pairs, axes())
+    drawn = line(ax, "eigenvalue::open")
+    np.testing.assert_allclose(np.sort(drawn.get_ydata()), np.sort(pairs.values.numpy().ravel()))
+    assert drawn.get_markerfacecolor() == "white"
+    bars = next(c for c in ax.collections if c.get_gid() == "error:eigenvalue").get_segments()
+    lengths = sorted(float(bar[1, 1] - bar[0, 1]) for bar in bars)
+    np.testing.assert_allclose(lengths, np.sort(2 * pairs.residuals.numpy().ravel()))
+
+
+def test_an_estimate_is_drawn_with_its_standard_error(results: dict[str, object]) -> None:
+    estimate = results["estimate"]
+    ax = analysis.plot(estimate, axes())
+    np.testing.assert_allclose(line(ax, "estimate:").get_ydata(), estimate.value)
+    bars = next(c for c in ax.collections if c.get_gid() == "error:").get_segments()
+    np.testing.assert_allclose([bar[1, 1] - bar[0, 1] for bar in bars], 2 * estimate.stderr)
+    one = results["estimate-one"]
+    ax = analysis.plot(one, axes())
+    np.testing.assert_allclose(line(ax, "samples:estimate").get_ydata(), one.samples)
+    assert line(ax, "estimate:").get_ydata()[0] == pytest.approx(float(one.value))
+
+
+def test_frobenius_norm_of_moments(results: dict[str, object]) -> None:
+    ax = analysis.plot(results["moments"], axes(), name="frobenius_squared")
+    np.testing.assert_allclose(line(ax, "frobenius_squared:").get_ydata(), results["moments"].frobenius_squared.value)
+    assert ax.get_ylabel() == "squared Frobenius norm [loss$^2$/parameter$^4$]"
+
+
+def test_gram_spectrum_ends_at_its_error() -> None:
+    values, error = torch.tensor([[3.0, 1.0, 1e-9], [2.0, 1e-3, 0.0]]), torch.tensor([1e-6, 1e-2])
+    ax = analysis.plot(ht.GramSpectrum(values, error, None), axes())
+    for point, shown in enumerate(([3.0, 1.0, np.nan], [2.0, np.nan, np.nan])):
+        np.testing.assert_allclose(line(ax, f"eigenvalue:point {point}").get_ydata(), shown)
+        assert line(ax, f"error:point {point}").get_ydata()[0] == pytest.approx(float(error[point]))
+
+
+def test_curvature_along_the_gradient_lies_in_its_bound(results: dict[str, object]) -> None:
+    ax = analysis.plot(results["along"], axes())
+    np.testing.assert_allclose(line(ax, "rho:").get_ydata(), results["along"].rho)
+    np.testing.assert_allclose(line(ax, "hg_ratio:").get_ydata(), results["along"].hg_ratio)
+
+
+def test_a_trajectory_is_drawn_task_by_task(results: dict[str, object]) -> None:
+    ax = analysis.plot(results["tasks"], axes(), names=["displacement"])
+    np.testing.assert_allclose(line(ax, "displacement:1").get_ydata(), results["tasks"].displacement[1])
+    assert ax.get_ylabel() == "displacement [parameter]"
+    with pytest.raises(ValueError, match="one or two variables"):
+        analysis.plot(results["tasks"], axes(), names=[])
+
+
+def test_a_failed_check_is_seen() -> None:
+    A = symmetric(SPECTRA["indefinite"])[0]
+    H = ht.hessian(lambda theta, A: theta @ A @ theta / 2, torch.zeros(24).double(), A)
+    ax = analysis.plot(ht.check_operator(H, num_probes=1), axes())
+    assert all(line(ax, f"passed:{name}").get_xdata()[0] < 1 for name in ("symmetry", "differences"))
+
+    class Skewed(type(H)):
+        def products(self, V: Tensor) -> Tensor:
+            return super().products(V) + V.cumsum(1)
+
+    ax = analysis.plot(ht.check_operator(Skewed(H.points, H.single), num_probes=1), axes())
+    assert line(ax, "wrong:symmetry").get_xdata()[0] > 1

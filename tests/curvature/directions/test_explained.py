@@ -1,0 +1,81 @@
+"""Hessian against Gauss-Newton, pair by pair: dense eigenvectors, and cases where the answer is known."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from cases import LINEAR, Case, conv_batchnorm, gauss_newton_case, tanh_mlp
+
+from hessian_tools.curvature import (
+    Explained,
+    explained_by_gauss_newton,
+    gauss_newton_spectrum,
+    hessian,
+    subspace_overlap,
+    top_eigenpairs,
+)
+
+
+def explained(case: Case, *, k: int = 4, which: str = "LA", rtol: float = 1e-10, **options: object) -> Explained:
+    H = hessian(case.loss, case.thetas, case.batch)
+    pairs = top_eigenpairs(H, k=k, which=which, rtol=rtol, vectors=True, **options)
+    return explained_by_gauss_newton(
+        pairs, gauss_newton_spectrum(case.loss, case.thetas, case.batch, vectors=True), which=which
+    )
+
+
+@pytest.mark.parametrize("case", LINEAR, ids=lambda case: case.name)
+def test_a_linear_network_is_all_gauss_newton(case: Case) -> None:
+    found = explained(case)
+    torch.testing.assert_close(found.share, torch.ones_like(found.share))
+    torch.testing.assert_close(found.hessian, found.gauss_newton)
+    torch.testing.assert_close(found.overlap, torch.ones_like(found.overlap), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("which", ["LA", "LM"])
+@pytest.mark.parametrize("case", [tanh_mlp(), conv_batchnorm()], ids=lambda case: case.name)
+def test_against_dense_matrices(case: Case, which: str) -> None:
+    found, G = explained(case, which=which), gauss_newton_case(case).dense
+    values, vectors = torch.linalg.eigh(case.dense)
+    order = (values.abs() if which == "LM" else values).argsort(dim=-1, descending=True)[:, :4]
+    values, V = values.gather(-1, order), vectors.gather(-1, order[:, None].expand(-1, vectors.shape[-2], -1))
+    torch.testing.assert_close(found.hessian, values)
+    torch.testing.assert_close(found.share, (V * (G @ V)).sum(-2) / values, rtol=1e-5, atol=1e-5)
+    levels, U = torch.linalg.eigh(G)
+    torch.testing.assert_close(found.gauss_newton, levels.flip(-1)[:, :4])
+    for j in range(1, 5):
+        torch.testing.assert_close(
+            found.overlap[:, j - 1], subspace_overlap(V[..., :j], U.flip(-1)[..., :j]), rtol=1e-5, atol=1e-5
+        )
+
+
+def test_errors_cover_what_loose_pairs_leave_open() -> None:
+    case = tanh_mlp()
+    exact, loose = explained(case, k=5), explained(case, k=5, rtol=1e-2, method="lanczos", copies=False)
+    assert ((loose.share - exact.share).abs() <= loose.share_error + 1e-9).all()
+    assert ((loose.overlap - exact.overlap).abs() <= loose.overlap_error + 1e-9).all()
+    assert loose.share_error[:, :2].max() > 100 * exact.share_error[:, :2].max()
+    assert (loose.overlap_error[:, -1] == 1).all()
+    assert (exact.overlap_error[:, :2] < 1e-6).all()
+
+
+def test_fewer_gauss_newton_directions_than_pairs() -> None:
+    """Seven examples with one output: the eighth has no partner."""
+    found = explained(tanh_mlp(), k=9)
+    assert found.overlap.isnan().all(0).tolist() == [False] * 7 + [True] * 2
+    assert (found.gauss_newton[:, 7:] == 0).all()
+
+
+def test_single_points_and_refusals() -> None:
+    case = tanh_mlp()
+    theta, batch, _ = case.at(1)
+    pairs = top_eigenpairs(hessian(case.loss, theta, batch), k=3, which="LA", rtol=1e-10, vectors=True)
+    spectrum = gauss_newton_spectrum(case.loss, theta, batch, vectors=True)
+    found = explained_by_gauss_newton(pairs, spectrum, which="LA")
+    whole = explained(case, k=3)
+    torch.testing.assert_close(found.share, whole.share[1])
+    torch.testing.assert_close(found.overlap, whole.overlap[1], rtol=1e-6, atol=1e-6)
+    with pytest.raises(ValueError, match="vectors=True"):
+        explained_by_gauss_newton(replace(pairs, vectors=None), spectrum)
+    with pytest.raises(ValueError, match="same points"):
+        explained_by_gauss_newton(pairs, gauss_newton_spectrum(case.loss, case.thetas, case.batch, vectors=True))

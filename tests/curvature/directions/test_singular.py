@@ -1,0 +1,102 @@
+"""Singular values of adaptation Jacobians: dense decompositions, their own residuals, degenerate loops."""
+
+import pytest
+import torch
+from cases import SPECTRA, quadratic, symmetric
+from contract import close
+from torch import Tensor
+
+from hessian_tools.curvature import Hessian, adaptation_jacobian, hessian, singular_values
+
+K = 3
+
+
+def matrices(tasks: int = 2, steps: int = K, name: str = "indefinite") -> Tensor:
+    """[task, step, param, param]"""
+    return symmetric(SPECTRA[name], points=tasks * steps, path="adaptation").unflatten(0, (tasks, steps))
+
+
+def operator(A: Tensor) -> Hessian:
+    A = A.flatten(0, -3)
+    return hessian(quadratic, torch.zeros(A.shape[:-1], dtype=A.dtype), A)
+
+
+def dense(A: Tensor, sizes: Tensor) -> Tensor:
+    """The product of the factors, the last step leftmost; sizes [task, step, param or 1]."""
+    J = torch.eye(A.shape[-1], dtype=A.dtype).expand(A.shape[0], -1, -1)
+    for k in range(A.shape[1]):
+        J = J - sizes[:, k, :, None] * (A[:, k] @ J)
+    return J
+
+
+@pytest.mark.parametrize("name", ["decaying", "indefinite"])
+def test_singular_values_against_dense(name: str) -> None:
+    A = matrices(name=name)
+    J, exact = adaptation_jacobian(operator(A), 0.05, steps=K), dense(A, torch.full((2, K, 1), 0.05, dtype=A.dtype))
+    found = singular_values(J, k=5, rtol=1e-6, vectors=True)
+    u, s, v = found.u, found.values, found.v
+    truth = torch.linalg.svdvals(exact)
+    assert found.converged.all()
+    assert u is not None
+    assert v is not None
+    torch.testing.assert_close(
+        found.right_residuals, (exact.mT @ u - v * s[:, None]).norm(dim=1), rtol=1e-6, atol=1e-12
+    )
+    torch.testing.assert_close(found.left_residuals, (exact @ v - u * s[:, None]).norm(dim=1), rtol=1e-6, atol=1e-12)
+    nearest = (s[..., None] - truth[:, None]).abs().amin(-1)
+    assert (nearest <= found.error + 1e-12).all()
+    torch.testing.assert_close(s, truth[:, :5], rtol=1e-6, atol=0)
+    assert (s.diff(dim=-1) <= 0).all()
+    close(u.mT @ u, torch.eye(5, dtype=s.dtype).expand(2, 5, 5))
+
+
+def test_too_few_products_are_owned_up_to() -> None:
+    J = adaptation_jacobian(operator(matrices(name="clustered")), 0.3, steps=K)
+    short = singular_values(J, k=3, rtol=1e-12, max_matvecs=8)
+    assert not short.converged.all()
+    assert (short.error > 1e-10 * short.values).any()
+    assert (short.num_matvecs >= 2 * K * 8).all()
+
+
+def test_a_loop_without_curvature_and_one_that_forgets() -> None:
+    nothing = operator(torch.zeros(1, 2, 4, 4, dtype=torch.float64))
+    still = singular_values(adaptation_jacobian(nothing, 0.3), k=2)
+    close(still.values, torch.ones(2, dtype=torch.float64))
+    assert still.converged.all()
+    all_of_it = operator(torch.eye(4, dtype=torch.float64).expand(1, 2, 4, 4))
+    gone = singular_values(adaptation_jacobian(all_of_it, 1.0), k=2, vectors=True)
+    assert gone.converged.all()
+    assert (gone.values == 0).all()
+    assert gone.u is not None
+    assert (gone.u == 0).all()
+
+
+def test_not_a_number_stays_in_its_task() -> None:
+    A = matrices()
+    A[1, 0, 0, 0] = torch.nan
+    found = singular_values(adaptation_jacobian(operator(A), 0.1, steps=K), k=2)
+    assert found.values.isnan().all(-1).tolist() == [False, True]
+    assert found.converged.all(-1).tolist() == [True, False]
+
+
+def test_single_precision() -> None:
+    A = matrices().float()
+    J = adaptation_jacobian(operator(A), 0.1, steps=K)
+    found, truth = singular_values(J, k=3), torch.linalg.svdvals(J.to_dense().double())[:, :3]
+    assert found.values.dtype == torch.float32
+    assert found.converged.all()
+    torch.testing.assert_close(found.values.double(), truth, rtol=1e-3, atol=0)
+
+
+def test_refusals_in_plain_words() -> None:
+    with pytest.raises(ValueError, match="30 eigenvalues"):
+        singular_values(adaptation_jacobian(operator(matrices()), 0.1, steps=K), k=30)
+
+
+def test_a_second_copy_is_found_and_said() -> None:
+    """Two equal largest singular values: one start sees one of them, the search the other."""
+    A = symmetric(torch.cat([torch.tensor([-9.0, -9.0]), torch.linspace(0, 1, 22)]).double(), points=1)
+    J = adaptation_jacobian(operator(A[None]), 0.1)
+    found = singular_values(J, k=3, rtol=1e-8, copies=True)
+    close(found.values[:2], torch.full((2,), 1.9, dtype=torch.float64))
+    assert found.complete.all()

@@ -1,0 +1,309 @@
+"""The spectral density: moments, planted spectra, outliers, bands, degenerate sizes."""
+
+import math
+
+import pytest
+import torch
+from cases import CASES, SPECTRA, Case, operator, randn, symmetric, without_type_checks
+from torch import Tensor
+
+import hessian_tools.curvature.estimates.gauss_rules as module
+from hessian_tools.curvature import Density, frobenius_squared, hessian, quadrature, rademacher, trace
+from hessian_tools.curvature import spectral_density as density
+
+
+def bulk(n: int) -> Tensor:
+    """A semicircle of radius 1, as eigenvalues at its quantiles, by bisection of its distribution function."""
+    shares = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    low, high = -torch.ones(n, dtype=torch.float64), torch.ones(n, dtype=torch.float64)
+    for _ in range(60):
+        x = (low + high) / 2
+        below = 0.5 + (x * (1 - x**2).sqrt() + x.asin()) / math.pi < shares
+        low, high = torch.where(below, x, low), torch.where(below, high, x)
+    return (low + high) / 2
+
+
+OUTLIERS = torch.tensor([40.0, 25.0, -12.0], dtype=torch.float64)
+
+
+def planted(n: int = 300) -> Tensor:
+    return torch.cat([OUTLIERS, bulk(n - 3)])
+
+
+def smooth(spectrum: Tensor, grid: Tensor, width: Tensor) -> Tensor:
+    """The exact spectrum under the same kernel."""
+    steps = (grid[:, None] - spectrum) / width
+    return (torch.exp(-(steps**2) / 2) / (width * math.sqrt(2 * math.pi))).mean(-1)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_moments_are_those_of_the_probes(case: Case) -> None:
+    """Node moments 0 .. 2m - 1 are z'H^k z / z'z to rounding: Gauss quadrature."""
+    H, steps = hessian(case.loss, case.thetas, case.batch), 3
+    z = rademacher(H.num_params, 2).double()
+    nodes, weights = quadrature(H, z, num_matvecs=steps)
+    assert nodes.shape == (3, 2, steps)
+    power, scale = z.expand(3, -1, -1), case.dense.abs().sum(-1).amax(-1)[:, None]
+    for k in range(2 * steps):
+        exact = (z * power).sum(-2) / H.num_params
+        error = (weights * nodes**k).sum(-1) - exact
+        assert ((error / scale**k).abs() < 1e-13).all(), k
+        power = case.dense @ power
+
+
+def test_moments_are_trace_and_frobenius_norm() -> None:
+    H = operator(symmetric(planted(60)))
+    result = density(H, num_probes=5, num_matvecs=8, seed=4)
+    first, second = ((result.weights * result.nodes**k).sum(-1) * 60 for k in (1, 2))
+    torch.testing.assert_close(first, trace(H, num_probes=5, seed=4).samples)
+    torch.testing.assert_close(second, frobenius_squared(H, num_probes=5, seed=4).samples)
+    assert (result.num_matvecs == 40).all()
+    assert (result.num_params, result.confidence) == (60, 0.95)
+
+
+def test_outliers_are_nodes_of_their_own_with_their_share_of_the_probe() -> None:
+    A = symmetric(planted(), points=1)[0]
+    result = density(operator(A), num_probes=40, num_matvecs=32)
+    values, vectors = torch.linalg.eigh(A)
+    shares = (vectors.T @ rademacher(300, 40).double()) ** 2 / 300
+    for value in OUTLIERS:
+        distance, nearest = (result.nodes - value).abs().min(-1)
+        assert distance.max() < 1e-8
+        mine = result.weights.gather(-1, nearest[:, None])[:, 0]
+        torch.testing.assert_close(mine, shares[(values - value).abs().argmin()], rtol=1e-5, atol=1e-9)
+    inside = (result.nodes.abs() < 1.001) * result.weights
+    outer = (values[:, None] - OUTLIERS).abs().amin(-1) < 1e-6
+    torch.testing.assert_close(inside.sum(-1), shares[~outer].sum(0), rtol=1e-7, atol=0)
+    assert ((result.nodes.abs() < 1.001) | ((result.nodes[..., None] - OUTLIERS).abs() < 1e-6).any(-1)).all()
+
+
+@pytest.mark.parametrize("width", [0.1, 0.3])
+def test_bulk_beside_outliers(width: float) -> None:
+    """A width and a grid of its own show the semicircle though the spectrum reaches forty times as far."""
+    spectrum = planted()
+    grid = torch.linspace(-1.5, 1.5, 61, dtype=torch.float64)
+    result = density(operator(symmetric(spectrum, points=1)[0]), num_probes=20, num_matvecs=48, grid=grid, width=width)
+    exact = smooth(spectrum, grid, torch.tensor(width))
+    assert (result.density - exact).abs().max() < 0.06 * exact.max()
+    assert result.grid.shape == (61,)
+    low, high = result.band
+    assert ((low <= result.density) & (result.density <= high)).all()
+
+
+def test_bands_cover_as_they_say() -> None:
+    """The smoothed density of the whole spectrum lies in the 90 % band at 90 % of trials, inside the bulk."""
+    spectrum, repeats = planted(120), 120
+    A = symmetric(spectrum, points=1)[0]
+    grid = torch.tensor([-0.8, -0.3, 0.0, 0.5], dtype=torch.float64)
+    probes = rademacher(120, 6 * repeats).view(120, repeats, 6).permute(1, 0, 2)
+    H = operator(A.expand(repeats, 120, 120))
+    result = density(H, probes=probes, num_matvecs=40, grid=grid, width=0.2, confidence=0.9)
+    exact = smooth(spectrum, grid, torch.tensor(0.2))
+    covered = ((result.band[0] <= exact) & (exact <= result.band[1])).double().mean(0)
+    assert ((covered > 0.82) & (covered < 0.97)).all(), covered
+    half = (result.band[1] - result.band[0]) / 2
+    stderr = result.curves.std(-2) / 6**0.5
+    torch.testing.assert_close(half, 2.0150 * stderr, rtol=1e-3, atol=0)  # Student's t, 5 degrees, 95 % quantile
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+def test_density_integrates_to_one_and_cumulates(name: str) -> None:
+    H = operator(symmetric(SPECTRA[name]))
+    for result in (density(H, num_matvecs=10), density(H, num_matvecs=24)):
+        area = torch.trapezoid(result.density, result.grid)
+        torch.testing.assert_close(area, torch.ones(3).double(), rtol=0, atol=1e-5)
+        torch.testing.assert_close(result.weights.sum(-1), torch.ones_like(result.weights[..., 0]))
+        assert (result.cumulative.diff() >= -1e-12).all()
+        assert (result.cumulative[:, 0] < 1e-6).all()
+        assert (result.cumulative[:, -1] > 1 - 1e-6).all()
+        middle = torch.cumulative_trapezoid(result.density, result.grid)[:, 255]
+        torch.testing.assert_close(result.cumulative[:, 256], middle, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+def test_small_matrices_are_exact(name: str) -> None:
+    result = density(operator(symmetric(SPECTRA[name])), num_matvecs=24, width=0.3)
+    torch.testing.assert_close(result.nodes[:, 0], SPECTRA[name].sort().values.expand(3, -1))
+    exact = smooth(SPECTRA[name], result.grid[0], torch.tensor(0.3))
+    torch.testing.assert_close(result.density[0], exact)
+    assert torch.equal(*result.band)
+    assert (result.num_matvecs == 24).all()
+
+
+@pytest.mark.parametrize("name", ["low_rank", "clustered"])
+def test_exhausted_krylov_spaces(name: str) -> None:
+    """More steps than distinct eigenvalues: the rule is complete early, and stays right."""
+    z = rademacher(24, 4).double()
+    A = symmetric(SPECTRA[name], points=1)[0]
+    nodes, weights = quadrature(operator(A), z, num_matvecs=20)
+    assert nodes.shape == (4, 20)
+    for k in range(6):
+        exact = (z * (torch.linalg.matrix_power(A, k) @ z)).sum(0) / 24
+        torch.testing.assert_close((weights * nodes**k).sum(-1), exact, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("value", [0.0, -2.5])
+def test_multiples_of_the_identity(value: float) -> None:
+    A = value * torch.eye(40, dtype=torch.float64)
+    for result in (density(operator(A), num_matvecs=6), density(operator(A))):
+        torch.testing.assert_close((result.weights * result.nodes).sum(-1), torch.full_like(result.nodes[:, 0], value))
+        assert float(result.width) > 0
+        torch.testing.assert_close(
+            torch.trapezoid(result.density, result.grid), torch.tensor(1.0).double(), rtol=0, atol=1e-5
+        )
+
+
+def test_default_width_is_the_stated_rule() -> None:
+    """0.75 spacings of the nodes that are not resolved: outliers do not widen it."""
+    alone = density(operator(symmetric(bulk(100))), num_matvecs=21, num_probes=3)
+    reach = alone.nodes.amax((-2, -1)) - alone.nodes.amin((-2, -1))
+    torch.testing.assert_close(alone.width, reach / 20 * 0.7485, rtol=1e-4, atol=0)
+    result = density(operator(symmetric(planted(100))), num_matvecs=21, num_probes=3)
+    inside = result.nodes.masked_fill(result.nodes.abs() > 2, 0.0)
+    reach = inside.amax((-2, -1)) - inside.amin((-2, -1))
+    # The outermost of the bulk are nearly resolved.
+    torch.testing.assert_close(result.width, reach / 17 * 0.7485, rtol=0.15, atol=0)
+    torch.testing.assert_close(result.grid[:, 0], result.nodes.amin((-2, -1)) - 5 * result.width)
+    low_rank = density(operator(symmetric(SPECTRA["low_rank"])), num_matvecs=13)
+    torch.testing.assert_close(low_rank.width, torch.full((3,), 12 / 12 * 0.7485).double(), rtol=1e-4, atol=0)
+    far = torch.cat([torch.tensor([1e6]).double(), bulk(60)])
+    assert float(density(operator(symmetric(far, points=1)[0]), num_matvecs=12).width) == pytest.approx(748.5, rel=1e-3)
+
+
+def test_default_density_is_right_on_a_planted_spectrum() -> None:
+    """Against the exact spectrum under the same kernel: the semicircle beside outliers forty times as far."""
+    result = density(operator(symmetric(planted(), points=1)[0]), num_probes=20, num_matvecs=64)
+    assert float(result.width) < 0.05
+    exact = smooth(planted(), result.grid, result.width)
+    inside = result.grid.abs() < 1.3
+    error = (result.density - exact).abs()[inside]
+    assert error.max() < 0.2 * exact.max()
+    assert error.mean() < 0.06 * exact[inside].mean()
+
+
+def test_points_and_memory_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    A = symmetric(planted(50))
+    whole = density(operator(A), num_probes=4, num_matvecs=6)
+    single = density(operator(A[1]), num_probes=4, num_matvecs=6)
+    torch.testing.assert_close(single.density, whole.density[1])
+    assert single.nodes.shape == (4, 6)
+    for runs in (2, 5):
+        monkeypatch.setattr(module, "MEMORY_BUDGET", {"cpu": runs * 6 * 50 * 8})
+        pieces = density(operator(A), num_probes=4, num_matvecs=6)
+        torch.testing.assert_close(pieces.nodes, whole.nodes)
+        torch.testing.assert_close(pieces.weights, whole.weights)
+
+
+def test_float32_and_probes_of_each_point() -> None:
+    A = symmetric(planted(50)).float()
+    probes = torch.stack([rademacher(50, 3, path=("task", task)) for task in range(3)])
+    result: Density = density(operator(A), probes=probes, num_matvecs=12)
+    assert result.nodes.dtype == result.density.dtype == result.grid.dtype == torch.float32
+    exact = density(operator(A.double()), probes=probes, num_matvecs=12, grid=result.grid[0].double())
+    torch.testing.assert_close(result.nodes[..., -1].double(), exact.nodes[..., -1], rtol=1e-5, atol=1e-5)
+    assert not torch.equal(result.nodes[0], result.nodes[1])
+
+
+@pytest.mark.parametrize("num_matvecs", [10, 60], ids=["lanczos", "exact"])
+def test_not_a_number_stays_at_its_point(num_matvecs: int) -> None:
+    A = symmetric(planted(50))
+    right = density(operator(A), num_matvecs=num_matvecs)
+    A[1, 3, 4] = torch.inf
+    spoilt = density(operator(A), num_matvecs=num_matvecs)
+    assert not spoilt.isolated[1].any()
+    assert spoilt.density.isnan().all(-1).tolist() == [False, True, False]
+    torch.testing.assert_close(spoilt.density[[0, 2]], right.density[[0, 2]])
+
+
+def test_residuals_bound_the_distance_to_an_eigenvalue() -> None:
+    A = symmetric(planted(80))
+    result = density(operator(A), num_probes=3, num_matvecs=12)
+    values = torch.linalg.eigvalsh(A)[:, None, None]
+    distance = (result.nodes[..., None] - values).abs().amin(-1)
+    assert (distance <= result.residuals + 1e-12 * 40).all()
+    assert (result.residuals[..., -1] < 1e-6).all()  # the largest outlier
+    assert (result.residuals.amax(-1) > 1e-2).all()  # somewhere in the bulk
+    assert (density(operator(A), num_matvecs=80).residuals == 0).all()
+
+
+def test_isolated_nodes_are_the_planted_outliers() -> None:
+    result = density(operator(symmetric(planted())), num_probes=6, num_matvecs=48)
+    for point in range(3):
+        marked = result.nodes[point][result.isolated[point]]
+        assert len(marked) == 6 * len(OUTLIERS)
+        assert ((marked[:, None] - OUTLIERS).abs().amin(-1) < 1e-8).all()
+
+
+@pytest.mark.parametrize("num_matvecs", [20, 24], ids=["lanczos", "exact"])
+def test_isolated_nodes_of_a_low_rank_are_its_values_and_zero(num_matvecs: int) -> None:
+    result = density(operator(symmetric(SPECTRA["low_rank"])), num_matvecs=num_matvecs)
+    marked = result.nodes[result.isolated]
+    assert {round(value, 6) + 0.0 for value in marked.tolist()} == {7.0, -5.0, 2.0, 0.0}
+
+
+def test_a_bulk_alone_has_no_isolated_nodes() -> None:
+    for num_probes in (2, 8):
+        assert not density(operator(symmetric(bulk(300))), num_probes=num_probes, num_matvecs=24).isolated.any()
+
+
+def test_two_values_within_two_widths_are_not_isolated() -> None:
+    spectrum = torch.cat([torch.tensor([10.0, 9.0, -8.0]).double(), torch.zeros(60).double()])
+    for width, expected in ((0.4, {10.0, 9.0, -8.0, 0.0}), (0.6, {-8.0, 0.0})):
+        result = density(operator(symmetric(spectrum)), num_matvecs=12, width=width)
+        assert {round(value, 6) + 0.0 for value in result.nodes[result.isolated].tolist()} == expected
+
+
+def test_a_grid_follows_a_narrow_width() -> None:
+    """A width of a thousandth of the spectrum would fall between 512 values."""
+    result = density(operator(symmetric(planted(100))), num_matvecs=20, width=0.05)
+    assert (result.grid.diff(dim=-1) <= 0.05 / 4 + 1e-9).all()
+    torch.testing.assert_close(torch.trapezoid(result.density, result.grid), torch.ones(3).double(), rtol=0, atol=1e-5)
+
+
+def test_progress_counts_every_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    H, seen = operator(symmetric(planted(50))), []
+    result = density(H, num_probes=4, num_matvecs=6, progress=lambda done, total: seen.append((done, total)))
+    assert [done for done, _ in seen] == [12 * (step + 1) for step in range(6)]
+    assert {total for _, total in seen} == {int(result.num_matvecs.sum())} == {72}
+    monkeypatch.setattr(module, "MEMORY_BUDGET", {"cpu": 5 * 6 * 50 * 8})
+    seen.clear()
+    density(H, num_probes=4, num_matvecs=6, progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (72, 72)
+    assert [done for done, _ in seen] == sorted({done for done, _ in seen})
+    seen.clear()
+    density(H, num_matvecs=50, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(150, 150)]
+
+
+def test_an_interrupt_stops_at_once_and_leaves_nothing_behind() -> None:
+    calls = []
+
+    def stop(done: int, total: int) -> None:
+        calls.append(done)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    H, state = operator(symmetric(planted(50))), torch.get_rng_state()
+    with without_type_checks(), pytest.raises(KeyboardInterrupt):
+        density(H, num_probes=4, num_matvecs=6, progress=stop)
+    assert len(calls) == 3
+    assert torch.equal(state, torch.get_rng_state())
+    torch.testing.assert_close(
+        density(H, num_matvecs=6).density, density(operator(symmetric(planted(50))), num_matvecs=6).density
+    )
+
+
+BAD = {
+    "num_probes=1": {"num_probes": 1},
+    "num_matvecs=0": {"num_matvecs": 0},
+    "grid has shape": {"grid": torch.zeros(2, 2)},
+    "width=0": {"width": 0.0},
+    "confidence=1": {"confidence": 1.0},
+    "2 probes or more": {"probes": randn(24, 1, path="one")},
+}
+
+
+@pytest.mark.parametrize("words", BAD)
+def test_bad_options_are_refused_in_plain_words(words: str) -> None:
+    with without_type_checks(), pytest.raises(ValueError, match=words):
+        density(operator(symmetric(SPECTRA["decaying"])), **BAD[words])

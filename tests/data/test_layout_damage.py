@@ -1,0 +1,159 @@
+"""Damaged and foreign files are told in plain lines, and leave nothing behind."""
+
+from pathlib import Path
+
+import layouts_on_disk as disk
+import numpy as np
+import pytest
+
+from hessian_tools.data import ImageTasks, describe, open_data
+
+
+def corrupt_mini(root: Path) -> None:
+    disk.mini_pickles(root)
+    file = root / "mini-imagenet-cache-val.pkl"
+    file.write_bytes(file.read_bytes()[:2000])
+
+
+def misfit_mini(root: Path) -> None:
+    disk.mini_pickles(root)
+    rows = {"n01855672": [0, 1, 99]}
+    disk.dump(root / "mini-imagenet-cache-val.pkl", {"image_data": disk.stacked(["n01855672"]), "class_dict": rows})
+
+
+def orphan_mini(root: Path) -> None:
+    disk.mini_pickles(root)
+    content = {"image_data": disk.stacked(["n01855672"]), "class_dict": {"n01855672": [0, 1, 2]}}
+    disk.dump(root / "mini-imagenet-cache-val.pkl", content)
+
+
+def misfit_labels(root: Path) -> None:
+    disk.fc100_pickles(root)
+    disk.dump(root / "FC100_val.pickle", {"data": disk.stacked(["n01855672"], 32), "labels": [0, 0]})
+
+
+def misfit_tiered(root: Path) -> None:
+    disk.tiered(root, packed="arrays")
+    disk.dump(root / "val_labels.pkl", {"labels": [0, 0, 0]})
+
+
+def short_npz(root: Path) -> None:
+    disk.tiered(root, packed="npz")
+    disk.dump(root / "val_labels.pkl", {"labels": [0] * 7})
+
+
+def unlabelled_tiered(root: Path) -> None:
+    disk.tiered(root, packed="png")
+    (root / "test_labels.pkl").unlink()
+
+
+def missing_csv_image(root: Path) -> None:
+    disk.mini_csv(root, heading=("filename", "label"))
+    (root / "images" / "n0185567200000002.jpg").unlink()
+
+
+def foreign_csv(root: Path) -> None:
+    disk.mini_csv(root, heading=("file", "class"))
+
+
+def missing_listed_class(root: Path) -> None:
+    disk.bertinetto(root)
+    disk.put(root / "cifar100" / "splits" / "bertinetto" / "val.txt", "beavr\n")
+
+
+def empty_class(root: Path) -> None:
+    disk.class_folders(root, ["cat", "dog", "eel"])
+    (root / "fox").mkdir()
+
+
+def no_image(root: Path) -> None:
+    disk.class_folders(root, ["cat", "dog", "eel"])
+    disk.put(root / "dog" / "2.png", b"<html>404</html>")
+
+
+def missing_car(root: Path) -> None:
+    disk.cars(root)
+    (root / "cars_train" / "00003.jpg").unlink()
+
+
+def carless_class(root: Path) -> None:
+    disk.cars(root, last_label=3)
+
+
+def label_zero(root: Path) -> None:
+    disk.cars(root, last_label=0)
+
+
+def damaged_zip(root: Path) -> None:
+    disk.put(root / "images_background.zip", b"PK\x03\x04 half of it")
+
+
+def twice(root: Path) -> None:
+    disk.omniglot(root / "a")
+    disk.omniglot(root / "b")
+
+
+def cifar_of_another(root: Path) -> None:
+    disk.cifar100(root)
+    disk.dump(root / "cifar-100-python" / "train", {"data": np.zeros((1, 3072), np.uint8), "labels": [0]})
+
+
+def class_in_two_places(root: Path) -> None:
+    disk.split_folders(root)
+    disk.class_folders(root / "test", ["n01532829"])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (corrupt_mini, r"mini-imagenet-cache-val.pkl cannot be read as a pickle .*; fetch it again"),
+        (misfit_mini, r"class n01855672 lists image 99 of 4"),
+        (orphan_mini, r"image 3 is in no class"),
+        (misfit_labels, r"FC100_val.pickle has 4 images but 2 labels"),
+        (misfit_tiered, r"val_images_png.pkl has 4 images but 3 labels"),
+        (short_npz, r"val_images.npz has 4 images but 7 labels"),
+        (unlabelled_tiered, r"holds test_images_png.pkl but no test_labels.pkl, its labels"),
+        (missing_csv_image, r"val.csv lists n0185567200000002.jpg, which is not there"),
+        (foreign_csv, r"begins with file, class; use filename,label or class_name,image_name"),
+        (missing_listed_class, r"names a class 'beavr' that .* does not hold; did you mean 'beaver'"),
+        (empty_class, r"the class folder fox in .* is empty; fill or remove it"),
+        (no_image, r"dog/2.png cannot be read as an image"),
+        (missing_car, r"lists 00003.jpg, which is not in cars_train"),
+        (carless_class, r"the class 'Ram C/V Cargo Van Minivan 2012' .* has no image"),
+        (label_zero, r"has label 0; labels are 1 to 4"),
+        (damaged_zip, r"images_background.zip cannot be read as a zip"),
+        (twice, r"holds 2 data sets: Omniglot, folders of alphabets in a; Omniglot, .* in b.\nGive the folder"),
+        (cifar_of_another, r"train has no 'fine_labels'; it is not CIFAR-100"),
+        (class_in_two_places, r"the class n01532829 lies in two places, test/n01532829 and train/n01532829"),
+    ],
+)
+def test_damage_is_told_in_plain_lines(make, message, tmp_path):
+    make(tmp_path)
+    with pytest.raises(ValueError, match=message) as told:
+        open_data(tmp_path)
+    assert str(told.value).count("\n") <= 1
+    assert not list(tmp_path.rglob("*.partial")) and not list(tmp_path.rglob("*.json"))
+
+
+def test_what_is_no_data_set_is_told_with_what_was_looked_for(tmp_path):
+    disk.put(tmp_path / "notes.txt", "")
+    with pytest.raises(
+        ValueError, match=r"none of the known layouts; it holds notes.txt.\nLooked for: Omniglot"
+    ) as told:
+        describe(tmp_path)
+    for word in ("mini-imagenet-cache", "tieredImageNet", "cifar-100-python", "CUB_200_2011", "cars_train", "parquet"):
+        assert word in str(told.value)
+    with pytest.raises(ValueError, match="there is no file or folder"):
+        open_data(tmp_path / "absent")
+
+
+def test_too_few_images_for_an_episode_are_told_of_the_class_that_lacks_them(tmp_path):
+    disk.class_folders(tmp_path, ["ant", "bee", "cat", "dog", "eel"])
+    (tmp_path / "dog" / "3.png").unlink()
+    data = open_data(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"need 4 images of each class but the class 'dog' of images has 3; use at most 3"
+    ):
+        ImageTasks(data, ways=1, shots=2, queries=2)
+    seen = [ImageTasks(data, ways=2, shots=1, queries=2).episode(seed=0, split="train", index=i) for i in range(20)]
+    assert len({image.numpy().tobytes() for episode in seen for image in episode.support[0]}) > 6

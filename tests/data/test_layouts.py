@@ -1,0 +1,210 @@
+"""Every layout is recognised by looking, and each image lands in its class, in its split."""
+
+import sys
+from pathlib import Path
+
+import layouts_on_disk as disk
+import numpy as np
+import pytest
+
+from hessian_tools.data import ClassSet, ImageTasks, StoredClasses, describe, open_data
+from hessian_tools.data.layouts import recognise
+from hessian_tools.data.tree import Tree
+
+SYNSETS = {part: list(names) for part, names in disk.SYNSETS.items()}
+LABELS = {"train": ["train-000", "train-001"], "val": ["val-000"], "test": ["test-000", "test-001"]}
+BERTINETTO = {part: list(names) for part, names in disk.BERTINETTO.items()}
+
+LAYOUTS = {
+    "miniImageNet pickles": (disk.mini_pickles, SYNSETS, 84),
+    "miniImageNet pickles, learn2learn": (lambda root: disk.mini_pickles(root, val="validation"), SYNSETS, 84),
+    "FC100 pickles": (disk.fc100_pickles, LABELS, 32),
+    "tieredImageNet PNG pickles": (lambda root: disk.tiered(root, packed="png"), LABELS, 84),
+    "tieredImageNet PNG pickles of arrays": (lambda root: disk.tiered(root, packed="arrays"), LABELS, 84),
+    "tieredImageNet npz files": (lambda root: disk.tiered(root, packed="npz"), LABELS, 84),
+    "Bertinetto's layout": (disk.bertinetto, BERTINETTO, 8),
+    "images listed by CSV": (lambda root: disk.mini_csv(root, heading=("filename", "label")), SYNSETS, 84),
+    "images listed by CSV, other": (
+        lambda root: disk.mini_csv(root, heading=("class_name", "image_name")),
+        SYNSETS,
+        84,
+    ),
+    "images in folders, by split and class": (disk.split_folders, SYNSETS, 8),
+}
+
+
+def split_names(data: ClassSet) -> dict[str, list[str]]:
+    return {part: [data.class_names[p] for p in positions] for part, positions in data.splits.items()}
+
+
+def shown(data: ClassSet, name: str) -> np.ndarray:
+    """The class's images in their order, uint8 [example, channel, h, w]."""
+    position = data.class_names.index(name)
+    examples = np.arange(data.count(position))[:, None]
+    return np.rint(data.take(np.array([position]), examples).numpy() * data.scale).astype(np.uint8)
+
+
+def check_tints(data: ClassSet, numbers: dict[str, int]) -> None:
+    for name, c in numbers.items():
+        images = shown(data, name)
+        assert len(images) == disk.EXAMPLES
+        for e, image in enumerate(images):
+            np.testing.assert_array_equal(image, np.broadcast_to(np.array(disk.tint(c, e))[:, None, None], image.shape))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layout_is_found_and_read(layout, tmp_path):
+    make, parts, side = LAYOUTS[layout]
+    data = open_data(make(tmp_path))
+    assert split_names(data) == parts
+    assert data.example_shape == (3, side, side)
+    assert isinstance(data, StoredClasses) and data.layout.startswith(layout.split(",")[0].removesuffix(" of arrays"))
+    check_tints(data, {name: c for c, name in enumerate(n for names in parts.values() for n in names)})
+    support, query = ImageTasks(data, ways=1, shots=1, queries=3).episode(seed=0, split="val", index=0)
+    assert support[0].shape == (1, 3, side, side) and query[0].shape == (3, 3, side, side)
+    assert float(query[0].min()) >= 0 and float(query[0].max()) <= 1
+    assert layout.split(",")[0].removesuffix(" of arrays") in describe(tmp_path)
+
+
+def test_a_zip_reads_as_what_is_in_it(tmp_path):
+    unpacked = open_data(disk.bertinetto(tmp_path / "unpacked"))
+    archive = disk.zipped(tmp_path / "unpacked", tmp_path / "elsewhere.zip")
+    for path in (archive, tmp_path / "elsewhere.zip"):
+        data = open_data(path, cache=tmp_path / "cache")
+        assert (data.digest, data.splits) == (unpacked.digest, unpacked.splits)
+
+
+def test_a_file_of_a_set_stands_for_its_folder(tmp_path):
+    disk.mini_pickles(tmp_path)
+    (tmp_path / "unrelated").mkdir()
+    disk.omniglot(tmp_path / "unrelated")
+    assert split_names(open_data(tmp_path / "mini-imagenet-cache-train.pkl")) == SYNSETS
+
+
+# Omniglot
+
+BACKGROUND = ["Futurama/character01", "Futurama/character02", "Hebrew/character01"]
+EVALUATION = ["Gurmukhi/character41", "Gurmukhi/character42", "ULOG/character01"]
+
+
+def omniglot_zips(root: Path) -> Path:
+    disk.omniglot(root / "source")
+    home = root / "omniglot-py"
+    home.mkdir()
+    for part in ("images_background", "images_evaluation"):
+        disk.zipped(root / "source" / part, home / f"{part}.zip", below=f"{part}/")
+    return home
+
+
+def pooled(root: Path) -> Path:
+    """omniglot_resized/: all alphabets in one folder."""
+    disk.omniglot(root / "source")
+    for part in ("images_background", "images_evaluation"):
+        for alphabet in (root / "source" / part).iterdir():
+            (root / "omniglot_resized").mkdir(exist_ok=True)
+            alphabet.rename(root / "omniglot_resized" / alphabet.name)
+    return root / "omniglot_resized"
+
+
+@pytest.mark.parametrize("make", [disk.omniglot, omniglot_zips, pooled])
+def test_omniglot(make, tmp_path):
+    data = open_data(make(tmp_path))
+    assert split_names(data) == {
+        "train": [*BACKGROUND[:2], EVALUATION[0]],
+        "val": ["Hebrew/character01"],
+        "test": EVALUATION[1:],
+    }
+    assert data.example_shape == (1, 28, 28)
+    for c, name in enumerate(BACKGROUND + EVALUATION):
+        for e, image in enumerate(shown(data, name)):
+            ink = np.zeros((28, 28), np.uint8)
+            ink[c + 1, : 3 + e] = 255
+            np.testing.assert_array_equal(image[0], ink)
+    official = open_data(data.file.parent.parent, split="official")
+    assert split_names(official) == {"train": BACKGROUND, "test": EVALUATION}
+
+
+def test_zips_left_beside_what_was_unpacked_are_not_read_twice(tmp_path):
+    home = omniglot_zips(tmp_path)
+    disk.omniglot(home)
+    assert open_data(home).counts == (disk.EXAMPLES,) * 6
+
+
+def test_rotations_are_classes_of_their_own_in_the_same_split(tmp_path):
+    disk.omniglot(tmp_path)
+    plain, turned = open_data(tmp_path), open_data(tmp_path, rotations=True)
+    assert turned.file == plain.file and len(turned.class_names) == 24
+    assert turned.digest != plain.digest
+    for part, names in split_names(plain).items():
+        endings = ("", "/rot090", "/rot180", "/rot270")
+        assert split_names(turned)[part] == [name + ending for name in names for ending in endings]
+    upright = shown(plain, "ULOG/character01")
+    for quarter, ending in enumerate(("", "/rot090", "/rot180", "/rot270")):
+        turn = shown(turned, "ULOG/character01" + ending)
+        np.testing.assert_array_equal(turn, np.rot90(upright, quarter, axes=(2, 3)))
+    bar = upright[0, 0]
+    assert bar[6, 0] and not bar[6, -1]  # on the left: a quarter turn counterclockwise brings it to the bottom
+    assert shown(turned, "ULOG/character01/rot090")[0, 0][-1, 6]
+    x, _ = ImageTasks(turned, ways=8, shots=1, queries=1).episode(seed=0, split="test", index=0).support
+    assert len({image.tobytes() for image in x.numpy()}) == 8
+
+
+# CIFAR-100
+
+
+def test_cifar100_pools_train_and_test(tmp_path):
+    data = open_data(disk.cifar100(tmp_path))
+    assert split_names(data) == {"train": ["apple", "bottle"], "val": ["beaver"], "test": ["baby"]}
+    check_tints(data, {name: c for c, name in enumerate(disk.CIFAR_NAMES)})
+    by_superclass = open_data(tmp_path, split="fc100")
+    assert split_names(by_superclass) == {"train": ["apple", "bottle"], "test": ["beaver", "baby"]}
+    assert by_superclass.file == data.file  # another split is no reason to decode again
+
+
+# Birds and cars
+
+
+def test_birds_with_both_splits_and_with_boxes(tmp_path):
+    data = open_data(disk.birds(tmp_path))
+    albatross, laysan, ani, frigatebird = disk.BIRDS
+    assert split_names(data) == {"train": [albatross], "val": [laysan], "test": [ani, frigatebird]}
+    other = open_data(tmp_path, split="140-30-30")
+    assert split_names(other) == {"train": [albatross, laysan, ani], "val": [frigatebird]}
+    assert shown(data, albatross)[0, :, 0, 0].tolist() == [255, 255, 255]  # whole images, by default
+    check_tints(open_data(tmp_path, crop=True), {name: c for c, name in enumerate(disk.BIRDS)})
+
+
+def test_cars_are_cut_to_their_box_and_counted_from_one(tmp_path):
+    data = open_data(disk.cars(tmp_path))
+    assert split_names(data) == {"train": [disk.CARS[0], disk.CARS[2]], "val": [disk.CARS[1]], "test": [disk.CARS[3]]}
+    assert "/" in data.class_names[3]
+    check_tints(data, {name: c for c, name in enumerate(disk.CARS)})
+    assert shown(open_data(tmp_path, crop=False), disk.CARS[0])[0, :, 0, 0].tolist() == [255, 255, 255]
+
+
+@pytest.mark.parametrize("make", [disk.birds, disk.cars])
+def test_boxes_are_those_of_the_object_to_the_pixel(make, tmp_path):
+    """The files count from 0 with widths, or from 1 with the last pixel in the box."""
+    with Tree(make(tmp_path)) as tree:
+        pictures = list(recognise(tree).read(tree, True).pictures())
+    assert {picture.box for picture in pictures} == {(2, 3, 6, 7)} and len(pictures) == 16
+
+
+# Parquet
+
+
+def test_parquet_is_pooled_and_regrouped(tmp_path):
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed (pip install 'hessian-tools[parquet]')")
+    data = open_data(disk.hub_parquet(tmp_path))
+    assert split_names(data) == SYNSETS
+    assert data.counts == (disk.EXAMPLES,) * 5
+    for name, c in disk.numbered().items():
+        assert [int(image[0, 0, 0]) for image in shown(data, name)] == [disk.tint(c, e)[0] for e in range(4)]
+
+
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    disk.put(tmp_path / "train-0.parquet", b"PAR1")
+    with pytest.raises(ValueError, match=r"needs pyarrow.\nRun: pip install 'hessian-tools\[parquet\]'"):
+        open_data(tmp_path)

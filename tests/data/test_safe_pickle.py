@@ -1,0 +1,137 @@
+"""Pickles are read as data: arrays and containers of every age pass, anything that could act is refused by name."""
+
+import collections
+import io
+import os
+import pickle
+import pickletools
+
+import layouts_on_disk as disk
+import numpy as np
+import pytest
+
+from hessian_tools.data import open_data
+from hessian_tools.data.safe_pickle import load_pickle, packed_images
+
+
+def load(content: bytes) -> object:
+    return load_pickle(io.BytesIO(content), where="data.pkl")
+
+
+class Calls:
+    """Pickles as a call of a function."""
+
+    def __init__(self, function: object, *arguments: object) -> None:
+        self.call = (function, arguments)
+
+    def __reduce__(self) -> tuple:
+        return self.call
+
+
+VALUES = [
+    {"a": [1, 2.5, None, True, (b"x", "y")], "s": {1, 2}, "f": frozenset({3}), "c": 1j, "b": bytearray(b"z")},
+    [slice(1, 2), range(3)],
+]
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_plain_values_and_arrays_of_every_protocol(protocol):
+    for value in VALUES:
+        assert load(pickle.dumps(value, protocol)) == value
+    arrays = {
+        "uint8": np.arange(24, dtype=np.uint8).reshape(2, 3, 4),
+        "fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        "text": np.array(["a", "bc"]),
+        "objects": np.array([[1, 2], {"k": 3}], dtype=object),
+    }
+    read = load(pickle.dumps(arrays | {"scalar": np.float32(0.5)}, protocol))
+    assert isinstance(read, dict) and read.pop("scalar") == np.float32(0.5)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(read[name], array)
+
+
+def test_python_2_pickles_come_out_as_text():
+    """By Python 2.7: cPickle.dumps({'class_dict': {'n01': [0]}, 'image_data': numpy.zeros((1, 2), 'uint8')}, 2)."""
+    old = (
+        b"\x80\x02}q\x01(U\nclass_dictq\x02}q\x03U\x03n01q\x04]q\x05K\x00asU\nimage_dataq\x06cnumpy.core.multiarray\n"
+        b"_reconstruct\nq\x07cnumpy\nndarray\nq\x08K\x00\x85U\x01b\x87Rq\t(K\x01K\x01K\x02\x86cnumpy\ndtype\nq\nU\x02u1K"
+        b"\x00K\x01\x87Rq\x0b(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89U\x02\x07\xe9tbu."
+    )
+    read = load(old)
+    assert isinstance(read, dict) and read["class_dict"] == {"n01": [0]}
+    np.testing.assert_array_equal(read["image_data"], [[7, 233]])
+
+
+def planted() -> dict[str, bytes]:
+    """Pickles that do something when they are loaded."""
+    by_call = {
+        "posix.system": Calls(os.system, "touch planted"),
+        "builtins.eval": Calls(eval, "open('planted', 'w')"),
+        "builtins.exec": Calls(exec, "open('planted', 'w')"),
+        "builtins.getattr": Calls(getattr, "", "join"),
+        "builtins.open": Calls(open, "planted", "w"),
+        "builtins.__import__": Calls(__import__, "os"),
+        "collections.OrderedDict": Calls(collections.OrderedDict),
+        "numpy.load": Calls(np.load, "planted"),
+    }
+    found = {asked: pickle.dumps({"data": call}, protocol=2) for asked, call in by_call.items()}
+    found["os.system"] = b"cos\nsystem\n(S'touch planted'\ntR."
+    found["numpy.__builtins__"] = b"\x80\x04\x8c\x05numpy\x8c\x0c__builtins__\x93."
+    found["builtins.dict.fromkeys"] = b"\x80\x04\x8c\x08builtins\x8c\x0ddict.fromkeys\x93."
+    found["numpy.testing._private.utils.runstring"] = b"cnumpy.testing._private.utils\nrunstring\n(S'1'\n}tR."
+    return found
+
+
+@pytest.mark.parametrize("asked", planted())
+def test_what_could_act_is_refused_and_not_run(asked, here):
+    with pytest.raises(ValueError, match="data.pkl is refused: it asks for ") as told:
+        load(planted()[asked])
+    assert asked.replace("builtins.", "") in str(told.value).replace("__builtin__.", "")
+    assert str(told.value).count("\n") == 1
+    assert not (here / "planted").exists()
+
+
+def test_shared_functions_cannot_be_altered():
+    """BUILD sets attributes on whatever lies on the stack: what lies there must be nobody else's."""
+    altering = b"\x80\x02c_codecs\nencode\nN}X\x0c\x00\x00\x00__defaults__X\x01\x00\x00\x00xs\x86b."
+    with pytest.raises(ValueError, match="cannot be read as a pickle"):
+        load(altering)  # __defaults__ must be a tuple: it was set on something
+    assert load(pickle.dumps(b"\xff\x00", protocol=2)) == b"\xff\x00"
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", pickle.dumps([1])[:-3], b"\x80\x02]q\x00(K\x01"])
+def test_damaged_pickles_are_told(content):
+    with pytest.raises(ValueError, match=r"data.pkl cannot be read as a pickle .*; fetch it again"):
+        load(content)
+
+
+def test_a_data_set_with_a_planted_call_is_refused_whole(tmp_path):
+    disk.mini_pickles(tmp_path)
+    disk.dump(tmp_path / "mini-imagenet-cache-val.pkl", {"image_data": Calls(os.system, "exit 1"), "class_dict": {}})
+    with pytest.raises(ValueError, match="mini-imagenet-cache-val.pkl is refused: it asks for (posix|nt).system"):
+        open_data(tmp_path)
+
+
+@pytest.mark.parametrize("protocol", range(1, pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("as_arrays", [False, True])
+def test_images_are_picked_out_of_the_stream(protocol, as_arrays):
+    files = [disk.png(c, e) for c in range(3) for e in range(2)]
+    items = [np.frombuffer(file, np.uint8)[:, None] for file in files] if as_arrays else files
+    stream = io.BytesIO(pickle.dumps({"other": [b"text", 3], "images": items}, protocol))
+    assert list(packed_images(stream, where="x")) == files
+
+
+def test_picking_images_runs_nothing(here):
+    stream = io.BytesIO(pickle.dumps([Calls(os.system, "touch planted"), disk.png(0, 0)]))
+    assert list(packed_images(stream, where="x")) == [disk.png(0, 0)]
+    assert not (here / "planted").exists()
+    with pytest.raises(ValueError, match="x cannot be read as a pickle"):
+        list(packed_images(io.BytesIO(b"junk"), where="x"))
+
+
+def test_only_one_image_is_in_memory_at_a_time():
+    """The stream is read as the images are asked for."""
+    stream = io.BytesIO(pickle.dumps([disk.png(c, 0) for c in range(12)]))
+    next(packed_images(stream, where="x"))
+    assert stream.tell() < 300 < len(stream.getvalue())
+    assert any(opcode.name == "MEMOIZE" for opcode, _, _ in pickletools.genops(stream.getvalue()))

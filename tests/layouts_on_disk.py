@@ -1,0 +1,282 @@
+"""Small data sets in each layout that users hold: a few classes, a few tiny images.
+
+Image number e of class c is one colour, ``tint(c, e)``, so that what was read tells where it came from.
+"""
+
+import csv
+import io
+import json
+import pickle
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from scipy.io import savemat
+
+EXAMPLES = 4
+
+
+def tint(c: int, e: int) -> tuple[int, int, int]:
+    return 20 * c + 5 * e, 255 - 20 * c, 10 * e
+
+
+def pixels(c: int, e: int, side: int = 8) -> np.ndarray:
+    return np.broadcast_to(np.array(tint(c, e), np.uint8), (side, side, 3)).copy()
+
+
+def png(c: int, e: int, *, side: int = 8) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels(c, e, side)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def put(file: Path, content: bytes | str) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content.encode() if isinstance(content, str) else content)
+    return file
+
+
+def dump(file: Path, value: object, *, protocol: int = 2) -> Path:
+    return put(file, pickle.dumps(value, protocol=protocol))
+
+
+def zipped(folder: Path, archive: Path, *, below: str = "") -> Path:
+    with zipfile.ZipFile(archive, "w") as out:
+        for file in sorted(folder.rglob("*")):
+            if file.is_file():
+                out.write(file, below + str(file.relative_to(folder)))
+    return archive
+
+
+def class_folders(root: Path, names: Sequence[str], *, ending: str = "png", first: int = 0) -> Path:
+    """<class>/e.png; class number ``first`` + its place in the names."""
+    for c, name in enumerate(names, start=first):
+        for e in range(EXAMPLES):
+            put(root / name / f"{e}.{ending}", png(c, e))
+    return root
+
+
+# Omniglot
+
+CHARACTERS = {
+    "images_background": {"Futurama": (1, 2), "Hebrew": (1,)},
+    "images_evaluation": {"Gurmukhi": (41, 42), "ULOG": (1,)},
+}
+
+
+def stroke(c: int, e: int) -> bytes:
+    """Ink (0) on paper (1): a bar on the left in row c + 1, 3 + e long, as a 1-bit PNG of 28 x 28."""
+    image = np.ones((28, 28), bool)
+    image[c + 1, : 3 + e] = False
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def omniglot(root: Path) -> Path:
+    """torchvision's folders; classes are numbered in the order of their names, background first."""
+    c = 0
+    for folder, alphabets in CHARACTERS.items():
+        for alphabet, numbers in alphabets.items():
+            for number in numbers:
+                for e in range(EXAMPLES):
+                    name = f"{number:04d}_{e + 1:02d}.png"
+                    put(root / folder / alphabet / f"character{number:02d}" / name, stroke(c, e))
+                c += 1
+    return root
+
+
+# Pickles
+
+SYNSETS = {"train": ("n01532829", "n01558993"), "val": ("n01855672",), "test": ("n01930112", "n01981276")}
+
+
+def numbered(parts: Mapping[str, Sequence[str]] = SYNSETS) -> dict[str, int]:
+    return {name: c for c, name in enumerate(name for names in parts.values() for name in names)}
+
+
+def stacked(names: Sequence[str], side: int = 84) -> np.ndarray:
+    numbers = numbered()
+    return np.stack([pixels(numbers[name], e, side) for name in names for e in range(EXAMPLES)])
+
+
+def rows_of(names: Sequence[str]) -> dict[str, list[int]]:
+    return {name: list(range(i * EXAMPLES, (i + 1) * EXAMPLES)) for i, name in enumerate(names)}
+
+
+def mini_pickles(root: Path, *, val: str = "val") -> Path:
+    for part, names in SYNSETS.items():
+        content = {"image_data": stacked(names), "class_dict": rows_of(names)}
+        dump(root / f"mini-imagenet-cache-{val if part == 'val' else part}.pkl", content)
+    return root
+
+
+def labels_of(names: Sequence[str], *, start: int = 0) -> list[int]:
+    return [start + i for i, _ in enumerate(names) for _ in range(EXAMPLES)]
+
+
+def fc100_pickles(root: Path) -> Path:
+    for part, names in SYNSETS.items():
+        dump(root / f"FC100_{part}.pickle", {"data": stacked(names, 32), "labels": labels_of(names)})
+    return root
+
+
+def tiered(root: Path, *, packed: str) -> Path:
+    """packed: ``png`` for a pickle of PNG bytes, ``arrays`` for one of byte arrays, ``npz`` for pixels."""
+    for part, names in SYNSETS.items():
+        numbers = numbered()
+        files = [png(numbers[name], e, side=84) for name in names for e in range(EXAMPLES)]
+        if packed == "npz":
+            np.savez(root / f"{part}_images.npz", images=stacked(names))
+        else:
+            arrays = [np.frombuffer(file, np.uint8)[:, None] for file in files]
+            dump(root / f"{part}_images_png.pkl", files if packed == "png" else arrays, protocol=4)
+        labels = np.array(labels_of(names), np.int32)
+        dump(root / f"{part}_labels.pkl", {b"label_specific": labels, b"label_specific_str": list(names)}, protocol=3)
+    return root
+
+
+CIFAR_NAMES = ("apple", "beaver", "baby", "bottle")
+CIFAR_COARSE = (4, 0, 14, 3)  # as CIFAR-100 numbers their superclasses
+
+
+def cifar100(root: Path) -> Path:
+    """Images 0 and 1 of each class are in train, 2 and 3 in test."""
+    for part, examples in (("train", (0, 1)), ("test", (2, 3))):
+        rows = [(c, e) for e in examples for c in range(len(CIFAR_NAMES))]
+        content = {
+            "data": np.stack([pixels(c, e, 32).transpose(2, 0, 1).ravel() for c, e in rows]),
+            "fine_labels": [c for c, _ in rows],
+            "coarse_labels": [CIFAR_COARSE[c] for c, _ in rows],
+        }
+        dump(root / "cifar-100-python" / part, content)
+    dump(root / "cifar-100-python" / "meta", {"fine_label_names": list(CIFAR_NAMES)})
+    return root
+
+
+# Lists
+
+BERTINETTO = {"train": ("apple", "bear"), "val": ("beaver",), "test": ("baby",)}
+
+
+def bertinetto(root: Path) -> Path:
+    class_folders(root / "cifar100" / "data", [name for names in BERTINETTO.values() for name in names])
+    for part, names in BERTINETTO.items():
+        put(root / "cifar100" / "splits" / "bertinetto" / f"{part}.txt", "\n".join(names) + "\n")
+    return root
+
+
+def mini_csv(root: Path, *, heading: tuple[str, str]) -> Path:
+    """heading: the names of the columns, in their order."""
+    numbers = numbered()
+    for part, names in SYNSETS.items():
+        text = io.StringIO()
+        writer = csv.writer(text)
+        writer.writerow(heading)
+        for name in names:
+            for e in range(EXAMPLES):
+                file = f"{name}{e:08d}.jpg"
+                put(root / "images" / file, png(numbers[name], e, side=130))
+                image_first = heading[0] in ("filename", "image_name")
+                writer.writerow((file, name) if image_first else (name, file))
+        put(root / f"{part}.csv", text.getvalue())
+    return root
+
+
+def split_folders(root: Path) -> Path:
+    numbers = numbered()
+    for part, names in SYNSETS.items():
+        for name in names:
+            class_folders(root / part, [name], first=numbers[name], ending="png")
+    return root
+
+
+# Birds and cars
+
+BIRDS = ("001.Black_footed_Albatross", "002.Laysan_Albatross", "004.Groove_billed_Ani", "044.Frigatebird")
+BOX = (2, 3, 4, 4)  # x, y, width, height from 0: what shows the object in a boxed image
+
+
+def boxed(c: int, e: int) -> bytes:
+    """White, but for the object in its box, which has the tint."""
+    image = np.full((10, 10, 3), 255, np.uint8)
+    x, y, width, height = BOX
+    image[y : y + height, x : x + width] = tint(c, e)
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def birds(root: Path) -> Path:
+    home, names = root / "CUB_200_2011", []
+    for c, bird in enumerate(BIRDS):
+        for e in range(EXAMPLES):
+            names.append(f"{bird}/{bird[4:]}_{e:04d}.png")
+            put(home / "images" / names[-1], boxed(c, e))
+    put(home / "images.txt", "".join(f"{i} {name}\n" for i, name in enumerate(names, 1)))
+    box = " ".join(f"{n:.1f}" for n in BOX)
+    put(home / "bounding_boxes.txt", "".join(f"{i} {box}\n" for i in range(1, len(names) + 1)))
+    return root
+
+
+CARS = ("AM General Hummer SUV 2000", "Acura RL Sedan 2012", "Acura TL Sedan 2012", "Ram C/V Cargo Van Minivan 2012")
+
+
+def cars(root: Path, *, last_label: int = len(CARS)) -> Path:
+    """Labels and pixels from 1, the last pixels of a box in it."""
+    x, y, width, height = BOX
+    rows = []
+    for c in range(len(CARS)):
+        for e in range(EXAMPLES):
+            name = f"{len(rows) + 1:05d}.jpg"
+            put(root / "cars_train" / name, boxed(c, e))
+            label = last_label if c == len(CARS) - 1 else c + 1
+            rows.append((x + 1, y + 1, x + width, y + height, label, name))
+    fields = [(f"bbox_{key}", "O") for key in ("x1", "y1", "x2", "y2")] + [("class", "O"), ("fname", "O")]
+    (root / "devkit").mkdir()
+    savemat(root / "devkit" / "cars_train_annos.mat", {"annotations": np.array(rows, dtype=fields)[None]})
+    savemat(root / "devkit" / "cars_meta.mat", {"class_names": np.array(CARS, dtype=object)[None]})
+    return root
+
+
+# Parquet
+
+
+def hub_parquet(root: Path) -> Path:
+    """As the hub keeps it: every class in every file, and the names of the classes in a note. Needs pyarrow."""
+    import pyarrow
+    from pyarrow import parquet
+
+    names = sorted(numbered())
+    note = json.dumps({"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}})
+    for part, examples in (("test", (0,)), ("train", (1, 2)), ("validation", (3,))):
+        rows = [(numbered()[name], e, label) for e in examples for label, name in enumerate(names)]
+        table = pyarrow.table(
+            {
+                "image": [{"bytes": png(c, e, side=130), "path": None} for c, e, _ in rows],
+                "label": [label for _, _, label in rows],
+            }
+        ).replace_schema_metadata({"huggingface": note})
+        (root / "data").mkdir(exist_ok=True)
+        parquet.write_table(table, root / "data" / f"{part}-00000-of-00001.parquet")
+    return root
+
+
+# Features
+
+
+def feature_vector(c: int, e: int) -> list[float]:
+    return [float(c), float(e), 0.5]
+
+
+def feature_arrays(parts: Mapping[str, Sequence[str]] = SYNSETS) -> dict[str, np.ndarray]:
+    """Of all parts in one file, rows not in the order of classes."""
+    numbers = numbered(parts)
+    rows = [(part, name, e) for e in range(EXAMPLES) for part, names in parts.items() for name in names]
+    return {
+        "features": np.array([feature_vector(numbers[name], e) for _, name, e in rows]),
+        "labels": np.array([name for _, name, _ in rows]),
+        "parts": np.array([part for part, _, _ in rows]),
+    }

@@ -1,0 +1,216 @@
+"""One outer step: tasks in turn and all at once give one gradient, for every learner; float64."""
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hessian_tools import MLP, Conv4, Shot, TrainConfig, learners, meta_train
+from hessian_tools.data import open_tasks
+from hessian_tools.meta.learners import Latent
+from hessian_tools.meta.pretraining import Augmentation, ShotPretraining
+from hessian_tools.meta.steps import Momentum
+from hessian_tools.train import task_loss
+from hessian_tools.train.beginning import first_parameters
+from hessian_tools.train.outer import accumulate_gradient, is_batched
+
+SINE = TrainConfig(
+    learner=learners.maml(3, 0.01),
+    tasks=open_tasks("sine-line"),
+    network=partial(MLP, (1, 6, 1), activation=nn.Tanh),
+    meta_batch=3,
+)
+IMAGES = TrainConfig(
+    learner=learners.maml(2, 0.05),
+    tasks=open_tasks("quickdraw", ways=3, shots=1, queries=2),
+    network=partial(Conv4, 3, width=4),
+    meta_batch=2,
+)
+SQUARED = Shot(distance="squared_error", weight=0.5)
+
+
+def mean_gradient(config: TrainConfig, *, batched: bool) -> Tensor:
+    """In float64; aux is compared too, as its mean."""
+    config = replace(config, batched=batched)
+    loss, theta = task_loss(config)
+    meta = first_parameters(config, loss, theta.double()).requires_grad_()
+    seen = accumulate_gradient(config, loss, meta, 5)
+    assert len(seen) == config.meta_batch
+    assert not seen[0].query_loss.requires_grad
+    numbers = torch.stack([torch.stack([a.query_loss, a.support_loss, a.output_variation]).sum() for a in seen])
+    return torch.cat([meta.grad, numbers])
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        replace(SINE, shot=SQUARED),
+        replace(SINE, learner=learners.maml(3, 0.01, first_order=True), shot=SQUARED),
+        replace(SINE, learner=learners.anil(3, 0.01), shot=replace(SQUARED, detach_reference=False)),
+        replace(SINE, learner=learners.boil(1, 0.01), shot=replace(SQUARED, target_steps=None, reference_steps=2)),
+        replace(SINE, learner=learners.meta_sgd(3, 0.01), shot=Shot(distance="l2_parameters")),
+        replace(SINE, learner=learners.reptile(3, 0.01, minibatches=2)),
+        replace(SINE, learner=learners.maml(3, 0.01, rule=Momentum())),
+        # Batch normalisation too: vmap of the gradient is exact where the gradient of vmap is not.
+        replace(IMAGES, shot=Shot(weight=0.5)),
+        replace(IMAGES, learner=learners.supervised(2, 0.05)),
+        replace(IMAGES, shot=Shot(weight=0.5), pretraining=ShotPretraining()),
+    ],
+    ids=lambda c: f"{c.learner.name}-{c.tasks.kind}",
+)
+def test_all_tasks_at_once_give_the_gradient_of_tasks_in_turn(config):
+    in_turn, at_once = mean_gradient(config, batched=False), mean_gradient(config, batched=True)
+    assert (at_once - in_turn).norm() < 1e-12 * in_turn.norm()
+
+
+def test_tasks_are_batched_where_it_is_faster_or_as_told():
+    mlp, conv = SINE.network(), IMAGES.network()
+    assert is_batched(SINE, mlp)
+    assert not is_batched(IMAGES, conv)
+    assert not is_batched(replace(SINE, meta_batch=1), mlp)
+    assert is_batched(replace(IMAGES, batched=True), conv)
+    assert not is_batched(replace(SINE, batched=False), mlp)
+
+
+def test_reptile_by_plain_descent_moves_to_the_mean_of_where_the_inner_loops_led():
+    config = replace(SINE, learner=learners.reptile(3, 0.01), optimiser="sgd", learning_rate=0.25, checkpoints=(0, 1))
+    before, after = meta_train(replace(config, validation_tasks=0))
+    loss, theta = task_loss(config)
+    ends = []
+    for index in range(3):
+        (x, y), (xq, yq) = config.tasks.episode(seed=0, split="train", index=index)
+        point = theta
+        for _ in range(3):
+            u = point.clone().requires_grad_()
+            batch = (torch.cat([x, xq]), torch.cat([y, yq]))
+            point = point - 0.01 * torch.autograd.grad(loss(u, batch), u)[0]
+        ends.append(point)
+    assert torch.equal(before.theta, theta)
+    assert torch.allclose(after.theta, theta + 0.25 * (sum(ends) / 3 - theta), rtol=1e-4, atol=1e-6)
+
+
+def test_the_schedule_of_shot_follows_the_outer_loop():
+    warming = replace(SINE, shot=Shot(2.0, distance="squared_error", schedule="linear", schedule_steps=10))
+    loss, theta = task_loss(SINE)
+
+    def gradient(config: TrainConfig, meta_step: int) -> Tensor:
+        point = theta.double().requires_grad_()
+        accumulate_gradient(config, loss, point, meta_step)
+        return point.grad
+
+    assert torch.allclose(gradient(warming, 0), gradient(replace(SINE, shot=None), 0), rtol=1e-12)
+    half = replace(SINE, shot=Shot(1.0, distance="squared_error"))
+    assert torch.allclose(gradient(warming, 5), gradient(half, 5), rtol=1e-12)
+    assert not torch.allclose(gradient(warming, 5), gradient(half, 6), rtol=1e-3)
+
+
+def test_pretraining_uses_no_query_label_and_trains_its_projector_only_if_told():
+    config = replace(IMAGES, shot=Shot(weight=1.0), pretraining=ShotPretraining(augmentation=None, hidden=5))
+    loss, theta = task_loss(config)
+
+    def gradient(config: TrainConfig) -> Tensor:
+        meta = first_parameters(config, loss, theta.double()).requires_grad_()
+        accumulate_gradient(config, loss, meta, 0)
+        return meta.grad
+
+    class OtherLabels:
+        kind, input_shape, outputs, digest = "classification", (1, 28, 28), 3, ""
+
+        def episode(self, *, seed: int, split: str, index: int):
+            episode = config.tasks.episode(seed=seed, split=split, index=index)
+            return episode._replace(query=(episode.query[0], 2 - episode.query[1]))
+
+    trained = gradient(config)
+    assert len(trained) == len(theta) + 5 * 3 + 5 + 3 * 5 + 3
+    assert trained[len(theta) :].abs().min() >= 0 < trained[len(theta) :].norm()
+    assert torch.equal(gradient(replace(config, tasks=OtherLabels())), trained)
+    fixed = gradient(replace(config, pretraining=replace(config.pretraining, projector="fixed")))
+    assert torch.equal(fixed[: len(theta)], trained[: len(theta)])
+    assert not fixed[len(theta) :].any()
+    absent = gradient(replace(config, pretraining=replace(config.pretraining, projector="absent")))
+    assert len(absent) == len(theta)
+    assert not torch.allclose(absent, trained[: len(theta)])
+
+
+def test_pretraining_without_a_projector_is_the_penalty_of_shot_by_itself():
+    shot = Shot(weight=1.0)
+    alone = mean_gradient(
+        replace(IMAGES, shot=shot, pretraining=ShotPretraining("absent", augmentation=None)), batched=False
+    )
+    both, query = (mean_gradient(replace(IMAGES, shot=s), batched=False) for s in (shot, None))
+    size = len(alone) - 2
+    assert torch.allclose(alone[:size], (both - query)[:size], rtol=1e-9, atol=1e-12)
+
+
+def test_augmentation_changes_each_image_by_its_own_draw():
+    images = torch.zeros(6, 1, 8, 8)
+    images[:, :, 2:4, 1:3] = 1.0
+    g = torch.Generator().manual_seed(0)
+    still = Augmentation(flip=False, shift=0.0, zoom=0.0, brightness=0.0)
+    assert torch.allclose(still(images, g), images, atol=1e-5)
+    mirrored = replace(still, flip=True)(images, g)
+    kinds = {bool(torch.allclose(m, i, atol=1e-5)) for m, i in zip(mirrored, images, strict=True)}
+    assert kinds == {True, False}
+    assert all(
+        torch.allclose(m, i, atol=1e-5) or torch.allclose(m, i.flip(-1), atol=1e-5)
+        for m, i in zip(mirrored, images, strict=True)
+    )
+    brighter = replace(still, brightness=0.5)(images, g).amax((1, 2, 3))
+    assert len(set(brighter.tolist())) == 6
+    assert 0.5 <= brighter.min() <= brighter.max() <= 1.5
+    moved = replace(still, shift=0.1)(images, g)
+    assert not torch.allclose(moved, images)
+    assert torch.allclose(moved.sum((1, 2, 3)), images.sum((1, 2, 3)), rtol=1e-3)  # nothing left the picture
+
+
+def test_every_task_has_its_own_augmentation_and_its_own_noise():
+    class OneTask:
+        kind, input_shape, outputs, digest = "classification", (1, 28, 28), 3, ""
+
+        def episode(self, *, seed: int, split: str, index: int):
+            return IMAGES.tasks.episode(seed=0, split=split, index=0)
+
+    def gradients(config: TrainConfig) -> list[Tensor]:
+        config = replace(config, tasks=OneTask(), meta_batch=1)
+        loss, theta = task_loss(config)
+        found = []
+        for meta_step in (0, 1):
+            meta = first_parameters(config, loss, theta.double()).requires_grad_()
+            accumulate_gradient(config, loss, meta, meta_step)
+            found.append(meta.grad)
+        return found
+
+    first, second = gradients(IMAGES)
+    assert torch.equal(first, second)
+    for config in (
+        replace(IMAGES, shot=Shot(), pretraining=ShotPretraining("absent")),
+        replace(IMAGES, learner=learners.leo(2, 0.5, latent=Latent(4, fine_tuning_steps=1))),
+    ):
+        first, second = gradients(config)
+        assert (first - second).norm() > 1e-3 * first.norm()
+
+
+def test_mistakes_are_named(tmp_path):
+    with pytest.raises(ValueError, match="optimiser='adamw' is not one of adam, sgd"):
+        replace(SINE, optimiser="adamw")
+    with pytest.raises(ValueError, match="needs classes to train on; SineLineTasks has none"):
+        list(meta_train(replace(SINE, learner=learners.supervised(1, 0.1))))
+    with pytest.raises(ValueError, match="needs outer='query' and a shot"):
+        replace(IMAGES, pretraining=ShotPretraining())
+    with pytest.raises(ValueError, match="augmentation changes images"):
+        replace(SINE, shot=SQUARED, pretraining=ShotPretraining())
+    with pytest.raises(ValueError, match="acts on outputs, distance='l2_parameters' has none"):
+        replace(IMAGES, shot=Shot(distance="l2_parameters"), pretraining=ShotPretraining())
+    with pytest.raises(ValueError, match="projector='mlp' is not one of"):
+        ShotPretraining("mlp")
+    latent = learners.leo(2, 0.5)
+    with pytest.raises(ValueError, match="draws random numbers task by task"):
+        replace(IMAGES, learner=latent, batched=True)
+    with pytest.raises(ValueError, match="a latent learner cannot take it"):
+        replace(IMAGES, learner=latent, shot=Shot(), pretraining=ShotPretraining())
+    with pytest.raises(ValueError, match="does not exist; give a checkpoint file"):
+        list(meta_train(replace(SINE, start=tmp_path / "nothing.safetensors")))
+    with pytest.raises(ValueError, match="compares class probabilities"):
+        replace(SINE, shot=Shot(distance="js"))

@@ -1,0 +1,142 @@
+"""Every learner's run: resumed equals undisturbed to the bit, controls stay what they are, SHOT_p leads on."""
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+
+from hessian_tools import MLP, Conv4, Shot, TrainConfig, learners, meta_train
+from hessian_tools.data import open_tasks
+from hessian_tools.meta.learners import Latent
+from hessian_tools.meta.pretraining import ShotPretraining
+from hessian_tools.runs import checkpoints, metrics
+from hessian_tools.train import ClassBatches, best_checkpoint, diverged_at, task_loss
+
+IMAGES = TrainConfig(
+    learner=learners.maml(2, 0.05),
+    tasks=open_tasks("quickdraw", ways=3, shots=1, queries=2),
+    network=partial(Conv4, 3, width=2),
+    checkpoints=(0, 2, 5),
+    meta_batch=2,
+    validation_tasks=2,
+    save_every=1,
+    learning_rate=0.01,
+)
+SINE = replace(IMAGES, tasks=open_tasks("sine-line"), network=partial(MLP, (1, 5, 1)), learner=learners.maml(2, 0.01))
+RUNS = {
+    "meta-sgd": replace(IMAGES, learner=learners.meta_sgd(2, 0.05), shot=Shot(schedule="linear", schedule_steps=4)),
+    "anil": replace(IMAGES, learner=learners.anil(1, 0.05), shot=Shot(1e-6, reference_steps=2)),
+    "reptile": replace(IMAGES, learner=learners.reptile(2, 0.05, minibatches=2), optimiser="sgd", learning_rate=0.5),
+    "supervised": replace(IMAGES, learner=learners.supervised(2, 0.05)),
+    "leo": replace(
+        IMAGES,
+        learner=learners.leo(2, 0.5, latent=Latent(4, fine_tuning_steps=1, dropout=0.2)),
+        shot=Shot(1e-3, distance="l2_parameters"),
+    ),
+    "shot-p": replace(IMAGES, shot=Shot(), pretraining=ShotPretraining(hidden=4)),
+    "batched": replace(SINE, shot=Shot(distance="squared_error", schedule="cosine", schedule_steps=4)),
+}
+
+
+class StoppedError(Exception):
+    pass
+
+
+def stop_at(step):
+    def progress(meta_step, _):
+        if meta_step == step:
+            raise StoppedError
+
+    return progress
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_stopped_and_resumed_equals_the_undisturbed_run(tmp_path, name):
+    expected = list(meta_train(RUNS[name]))
+    config = replace(RUNS[name], folder=tmp_path)
+    for step in (1, 4):
+        with pytest.raises(StoppedError):
+            list(meta_train(config, progress=stop_at(step)))
+    found = list(meta_train(config))
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a.theta, b.theta)
+        assert (a.validation_loss, a.diverged) == (b.validation_loss, b.diverged)
+    assert not torch.equal(found[1].theta, found[2].theta)
+    rows = metrics.read(tmp_path / metrics.NAME)
+    assert [row["meta_step"] for row in rows] == [1, 2, 3, 4, 5]
+    assert all(0 <= row["output_variation"] <= 1 and row["collapsed"] is False for row in rows)
+
+
+def test_learners_of_one_seed_begin_with_one_network():
+    size = len(task_loss(IMAGES)[1])
+    begun = [next(meta_train(config)).theta[:size] for name, config in RUNS.items() if name != "batched"]
+    assert all(torch.equal(theta, begun[0]) for theta in begun)
+
+
+def test_the_untrained_control_stays_what_it_is():
+    first, *others = meta_train(replace(IMAGES, learner=learners.untrained(2, 0.05)))
+    assert [c.meta_step for c in others] == [2, 5]
+    assert all(torch.equal(c.theta, first.theta) for c in others)
+
+
+def test_supervised_training_leaves_the_head_of_new_tasks_as_it_was_born():
+    first, *_, last = meta_train(RUNS["supervised"])
+    loss, theta = task_loss(IMAGES)
+    head, body = loss.layout.indices("head"), loss.layout.indices("body")
+    assert torch.equal(last.theta[head], theta[head])
+    assert not torch.equal(last.theta[body], theta[body])
+    classes = ClassBatches(IMAGES.tasks).outputs
+    assert classes == len(IMAGES.tasks.dataset.classes("train"))
+    assert len(first.theta) == len(theta) + classes * (2 + 1)
+
+
+def test_class_batches_are_images_of_the_class_their_label_names():
+    source = ClassBatches(IMAGES.tasks)
+    (x, y), (xq, yq) = source.episode(seed=0, split="train", index=0)
+    assert (len(x), len(xq)) == (3, 6)
+    data = IMAGES.tasks.dataset
+    for image, label in zip(torch.cat([x, xq]), torch.cat([y, yq]), strict=True):
+        members = torch.from_numpy(data.images[data.classes("train")[int(label)]].copy()).float() / data.scale
+        assert (members == image).flatten(1).all(1).any()
+    again = source.episode(seed=0, split="train", index=0)
+    assert torch.equal(again.query[0], xq)
+    assert not torch.equal(source.episode(seed=0, split="train", index=1).query[0], xq)
+    assert source.digest != IMAGES.tasks.digest
+
+
+def test_supervised_training_learns_the_classes():
+    tasks = open_tasks("quickdraw", ways=4, shots=1, queries=5)
+    few = replace(tasks.dataset, splits={"train": tasks.dataset.classes("train")[:4]})
+    config = replace(
+        RUNS["supervised"],
+        tasks=replace(tasks, dataset=few),
+        network=partial(Conv4, 4, width=8),
+        checkpoints=(0, 60),
+        validation_tasks=0,
+    )
+    losses: list[float] = []
+    list(meta_train(config, progress=lambda step, loss: losses.append(loss)))
+    assert sum(losses[-10:]) < 0.6 * sum(losses[:10])
+
+
+def test_ordinary_training_begins_from_the_best_checkpoint_of_pretraining(tmp_path):
+    before = list(meta_train(replace(RUNS["shot-p"], folder=tmp_path)))
+    best = best_checkpoint(before[1:])
+    path = checkpoints.checkpoint_path(tmp_path, best.meta_step)
+    size = len(task_loss(IMAGES)[1])
+    first, *_, last = meta_train(replace(IMAGES, start=path))
+    assert torch.equal(first.theta, best.theta[:size])
+    assert not torch.equal(last.theta, first.theta)
+    # step sizes are no part of what is carried over
+    learned = next(meta_train(replace(RUNS["meta-sgd"], start=path))).theta
+    assert torch.equal(learned[size:], torch.full((size,), 0.05))
+    with pytest.raises(ValueError, match="build the same one"):
+        next(meta_train(replace(IMAGES, start=path, network=partial(Conv4, 3, width=8))))
+
+
+@pytest.mark.parametrize("learner", [learners.reptile(2, 1e30), learners.meta_sgd(2, 1e30), learners.boil(2, 1e30)])
+def test_divergence_is_recorded_by_the_same_rule(tmp_path, learner):
+    found = list(meta_train(replace(SINE, learner=learner, folder=tmp_path)))
+    assert [c.diverged for c in found][-1]
+    assert diverged_at(tmp_path) == 1
