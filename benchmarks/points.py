@@ -137,13 +137,13 @@ def scale(kind: str, points: int, max_memory: float) -> dict[str, Any]:
         H = ht.hessian(loss, thetas, batch, route="traced", max_memory=max_memory)
         probes = torch.randn(H.num_params, 2, generator=ht.stream(0, "probes"))
         before = memory()
-        start, done, peak = time.process_time(), 0, 0.0
-        ht.trace(H.parts()[0], probes=probes)  # makes the trace, once a process
+        start, done, peak, route = time.process_time(), 0, 0.0, ""
+        ht.trace(H.select(torch.arange(H.parts()[0].num_points)), probes=probes)  # makes the trace, once a process
         traced = time.process_time() - start
         start = time.process_time()
         for part in H.parts():
             assert ht.trace(part, probes=probes).converged.all()
-            done += part.num_points or 1
+            done, route = done + (part.num_points or 1), part.route
             peak = max(peak, memory()["RssAnon"])
             print(f"{kind} {done}/{points} points, {time.process_time() - start:.0f} s, {memory()}", file=sys.stderr)
         seconds = time.process_time() - start
@@ -156,7 +156,7 @@ def scale(kind: str, points: int, max_memory: float) -> dict[str, Any]:
         "MB before": before["RssAnon"],
         "MB anonymous, peak": peak,
         "MB resident, peak": memory()["VmHWM"],
-        "route": H.parts()[0].route,
+        "route": route,
     }
 
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from hessian_tools.curvature import gauss_newton, hessian, top_eigenpairs
 from hessian_tools.curvature.products import routes, traced
+from hessian_tools.curvature.products.graphs import KeptGraphs
 from hessian_tools.curvature.products.kept import Traced
 from hessian_tools.curvature.products.memory import MEMORY_BUDGET, Room
 from hessian_tools.curvature.products.points import Points
@@ -88,6 +89,10 @@ def test_auto_goes_by_counts_of_points_and_products() -> None:
     many.mv(thetas[0])
     assert many.route == "traced"
     assert hessian(loss, thetas[:8], (x[:8], y[:8]), chunk=4).route == "direct"
+    assert isinstance(few.points._prepared["hessian_at"][0], KeptGraphs)
+    few.mv(thetas[0])
+    assert few.route == "traced"
+    assert not isinstance(few.points._prepared["hessian_at"][0], KeptGraphs)
 
 
 def test_a_large_forward_pass_is_kept_and_traced_earlier() -> None:
