@@ -60,6 +60,8 @@ def _pairs(pairs: EigenPairs, name: str, dim: str, meaning: str) -> dict[str, Co
     said = {name: meaning, f"{name}_residual": "|Hv - lambda v|: some eigenvalue lies that near"}
     columns = _with_error(pairs.values, pairs.residuals, (dim,), CURVATURE, said)
     columns[f"{name}_converged"] = Column(pairs.converged, (dim,), NUMBER, "whether the residual is as small as asked")
+    meaning = "whether it was shown that no wanted eigenvalue is missing"
+    columns[f"{name}_complete"] = Column(pairs.complete, (), NUMBER, meaning)
     if pairs.vectors is not None:
         columns[f"{name}_vector"] = Column(pairs.vectors, ("param", dim), NUMBER, "unit eigenvectors")
     return columns

@@ -25,7 +25,8 @@ def to_xarray(
     >>> import torch
     >>> from hessian_tools.curvature import EigenPairs
     >>> values = torch.tensor([[4.0, -3.0], [2.0, 1.0]])
-    >>> pairs = EigenPairs(values, 1e-3 * values.abs(), values > 0, None, torch.tensor([9, 9]))
+    >>> products, complete = torch.tensor([9, 9]), torch.tensor([True, True])
+    >>> pairs = EigenPairs(values, 1e-3 * values.abs(), values > 0, None, products, complete)
     >>> ds = to_xarray(pairs, coords={"point": [0, 5]})
     >>> ds["eigenvalue"].sel(point=5).values, ds["eigenvalue"].attrs["error_variable"]
     (array([2., 1.], dtype=float32), 'eigenvalue_residual')

@@ -50,9 +50,9 @@ def verified(H: Operator, ritz: list[Ritz], wishes: tuple[Wanted, ...]) -> Verif
             row[who] = wish.pick(values)
     values = (X * HX).sum(-1)
     residuals = HX.addcmul_(values[..., None], X, value=-1).norm(dim=-1)
-    count = torch.tensor([point.num_matvecs + X.shape[1] for point in ritz], device=H.device)
-    norm = torch.tensor([point.norm for point in ritz], dtype=H.dtype, device=H.device)
-    complete = torch.tensor([point.complete for point in ritz], device=H.device)
+    count = torch.tensor([point.num_matvecs + X.shape[1] for point in ritz]).to(H.device)
+    norm = torch.tensor([point.norm for point in ritz], dtype=H.dtype).to(H.device)
+    complete = torch.tensor([point.complete for point in ritz]).to(H.device)
     return Verified(values, residuals, X.mT, norm, count, complete, rows)
 
 

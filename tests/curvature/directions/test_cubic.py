@@ -9,7 +9,8 @@ import torch
 from cases import NETWORKS, Case, at, network_case, randn, seeded, tanh_mlp, without_type_checks
 from torch import Tensor, nn
 
-from hessian_tools.curvature import Expansion, cubic, cubic_term, gradient, hessian
+from hessian_tools.curvature import Expansion, cubic_term, gradient, hessian
+from hessian_tools.curvature.directions import cubic
 from hessian_tools.loss import LossFunction
 
 Norm = Callable[[int], nn.Module]

@@ -6,7 +6,8 @@ from cases import CASES, SPECTRA, Case, randn, symmetric, without_type_checks
 from eigenvalues import WHICH, Matrices, check_pairs, expected, operator
 
 from hessian_tools import MLP, flatten, make_loss, seeded
-from hessian_tools.curvature import hessian, range_finder, spectrum, top_eigenpairs
+from hessian_tools.curvature import hessian, spectrum, top_eigenpairs
+from hessian_tools.curvature.eigenpairs import range_finder
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
