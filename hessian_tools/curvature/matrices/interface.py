@@ -74,8 +74,10 @@ class Operator(ABC):
     def __matmul__(self, V: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """``torch.matmul(self.to_dense(), V)`` for V [param], [..., param, probe]; ValueError if it does not fit."""
         self._check(V)
-        if V.ndim == 1:
-            return (self @ V[:, None])[..., 0]
+        if V.ndim <= 2:  # the general way below costs a tiny network half a product in shapes alone
+            columns = V[:, None] if V.ndim == 1 else V
+            product = self.products(columns.expand(self.num_points or 1, *columns.shape).contiguous())
+            return product.reshape(*self.shape[:-2], *V.shape)
         lead = torch.broadcast_shapes(self.shape[:-2], V.shape[:-2])
         num_points, rows, columns = self.num_points or 1, *V.shape[-2:]
         # Axes of V before the point axis are more probes of the same points.
@@ -181,6 +183,8 @@ class Operator(ABC):
                 f"V has shape {tuple(V.shape)}, the operator {self.shape}; give V [..., {self.num_params}, probe], "
                 "or use .mv for one vector a point"
             )
+        if V.ndim <= 2:
+            return
         try:
             torch.broadcast_shapes(self.shape[:-2], V.shape[:-2])
         except RuntimeError:
