@@ -18,7 +18,10 @@ def main(
     *,
     only: Annotated[
         tuple[str, ...],
-        Parameter(consume_multiple=True, help="Work loads (W1 W2 W3) or quantities (top5 products trace ...)."),
+        Parameter(
+            consume_multiple=True,
+            help="Work loads (W1 W2 W3 M1 ... M6) or quantities (top5 products trace meta-gradient ...).",
+        ),
     ] = (),
     rounds: Annotated[int, Parameter(help="Turns of each contestant after its first call.")] = 5,
     quick: Annotated[

@@ -18,6 +18,9 @@ PACKAGES = (
     "hessian-eigenthings",
     "curvlinops-for-pytorch",
     "backpack-for-pytorch",
+    "higher",
+    "torchopt",
+    "learn2learn",
 )
 
 

@@ -36,6 +36,13 @@ class Row:
 
 # A top-5 is asked for to a certified 1e-3; its true error must stay below this.
 MOST_ERROR = 1e-4
+META_GRADIENT = "meta-gradient"
+
+
+def _training(workload: str, title: str, goal: float, points: int, *, quick: int = 0, most_rounds: int = 100) -> Row:
+    against = tuple(Against(name, goal) for name in ("plain", "higher", "torchopt", "learn2learn"))
+    return Row(workload, META_GRADIENT, title, against, points, quick, most_rounds=most_rounds)
+
 
 ROWS = (
     Row(
@@ -105,6 +112,12 @@ ROWS = (
         quick=1,
         at_most=True,
     ),
+    _training("M1", "4-conv-64 28x28", 1, 4),
+    _training("M2", "the same, first order", 1, 4),
+    _training("M3", "4-conv-64 84x84", 1, 1),
+    _training("M4", "ResNet-12 84x84", 1, 1, most_rounds=3),
+    _training("M5", "sines, 25 tasks", 4, 25, quick=25),
+    _training("M6", "the same, first order", 4, 25, quick=25),
 )
 
 
@@ -114,8 +127,8 @@ def chosen(only: tuple[str, ...], *, quick: bool) -> tuple[Row, ...]:
     unknown = [name for name in only if name not in known]
     if unknown:
         raise ValueError(f"--only {unknown[0]}: give work loads or quantities among {', '.join(sorted(known))}")
-    loads = [name for name in only if name.startswith("W")]
-    quantities = [name for name in only if not name.startswith("W")]
+    loads = [name for name in only if name in {row.workload for row in ROWS}]
+    quantities = [name for name in only if name not in loads]
     rows = [r for r in ROWS if (not loads or r.workload in loads) and (not quantities or r.quantity in quantities)]
     rows = [r for r in rows if not quick or r.quick]
     if not rows:

@@ -9,13 +9,14 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks import workloads
 from benchmarks.errors import error
 from benchmarks.machine import facts
+from benchmarks.places import place
 from benchmarks.rounds import ALLOCATORS, Entry, race, run_module
-from benchmarks.rows import Row
+from benchmarks.rows import META_GRADIENT, Row
 from benchmarks.show import show
 from benchmarks.standing import Clock
+from benchmarks.workloads import SEED
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Settings:
             return row.quick
         if self.points is None or row.quantity == "one point":
             return row.points
-        return min(self.points, workloads.WORKLOADS[row.workload].num_points)
+        return min(self.points, place(row.workload).size)
 
 
 def run(settings: Settings) -> Path:
@@ -46,7 +47,7 @@ def run(settings: Settings) -> Path:
     settings.out.mkdir(parents=True, exist_ok=True)
     progress = Console(stderr=True, highlight=False)
     names = sorted({row.workload for row in settings.rows})
-    points = {name: workloads.save(name, settings.out) for name in names}
+    points = {name: place(name).save(name, settings.out) for name in names}
     truths = [_truth(row, settings, points[row.workload], progress) for row in settings.rows]
     record, path = _head(settings), settings.out / "benchmarks.json"
     for allocator in settings.allocators:
@@ -77,7 +78,7 @@ def _race(row: Row, settings: Settings, points: Path, allocator: str, progress: 
 
 def _truth(row: Row, settings: Settings, points: Path, progress: Console) -> dict[str, Any] | None:
     """Reference eigenvalues, kept beside the points for the next run; None where there are none to compare."""
-    if row.quantity not in ("top5", "spectrum"):
+    if row.quantity not in ("top5", "spectrum", META_GRADIENT):
         return None
     count = settings.points_of(row)
     digest = hashlib.sha256(points.read_bytes()).hexdigest()[:12]
@@ -85,7 +86,7 @@ def _truth(row: Row, settings: Settings, points: Path, progress: Console) -> dic
     if not path.exists():
         progress.print(f"{row.workload} {row.quantity}: reference values in float64 at {count} points ...")
         order = {"workload": row.workload, "quantity": row.quantity, "points": count, "device": settings.device}
-        run_module("benchmarks.reference", str(points), json.dumps(order), str(path))
+        run_module(place(row.workload).reference, str(points), json.dumps(order), str(path))
     found: dict[str, Any] = json.loads(path.read_text())
     return found
 
@@ -93,11 +94,11 @@ def _truth(row: Row, settings: Settings, points: Path, progress: Console) -> dic
 def _head(settings: Settings) -> dict[str, Any]:
     return {
         "machine": facts(settings.device),
-        "seed": workloads.SEED,
+        "seed": SEED,
         "threads": settings.threads,
         "rounds": settings.rounds,
         "allocators": {name: ALLOCATORS[name] for name in settings.allocators},
-        "workloads": {name: load.title for name, load in workloads.WORKLOADS.items()},
+        "workloads": {row.workload: place(row.workload).title for row in settings.rows},
         "rows": [],
     }
 

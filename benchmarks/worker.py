@@ -18,8 +18,8 @@ from typing import Any, TextIO
 
 import torch
 
-from benchmarks import workloads
-from benchmarks.problem import Job, Problem
+from benchmarks.places import place
+from benchmarks.problem import Job
 
 
 def main() -> None:
@@ -36,7 +36,7 @@ def main() -> None:
 
 def _ready(path: Path, order: dict[str, Any], answers: TextIO) -> Job | None:
     try:
-        module = importlib.import_module(f"benchmarks.peers.{order['contestant']}")
+        module = importlib.import_module(f"{place(order['workload']).contestants}.{order['contestant']}")
         problem = _problem(path, order)
         job: Job = module.build(problem, order["quantity"])
     except ImportError as error:
@@ -53,8 +53,8 @@ def _ready(path: Path, order: dict[str, Any], answers: TextIO) -> Job | None:
     return job
 
 
-def _problem(path: Path, order: dict[str, Any]) -> Problem:
-    problem = workloads.load(order["workload"], path).first(order["points"])
+def _problem(path: Path, order: dict[str, Any]) -> Any:
+    problem = place(order["workload"]).load(order["workload"], path).first(order["points"])
     return problem.to(order["device"], getattr(torch, order["dtype"]))
 
 

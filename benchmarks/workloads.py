@@ -13,19 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import hessian_tools as ht
-from benchmarks.problem import Problem
+from benchmarks.pictures import pictures
+from benchmarks.problem import Problem, SquaredError
 from hessian_tools.data import SineLineTasks, TaskSource, open_tasks
 
 SEED = 0
-
-
-class SquaredError(nn.Module):
-    """Written out, for nn.MSELoss has no forward-over-reverse derivative in torch."""
-
-    reduction = "mean"
-
-    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return ((outputs - targets) ** 2).mean()
 
 
 @dataclass(frozen=True)
@@ -89,7 +81,7 @@ def draw(name: str) -> dict[str, Tensor]:
     columns: dict[str, list[Tensor]] = {"thetas": [], "x": [], "y": []}
     for index in range(load.num_tasks):
         x, y = tasks.episode(seed=SEED, split="test", index=index).support
-        x = _pictures(x, load.input_shape, index)
+        x = pictures(x, load.input_shape, SEED, index)
         path = ht.record(learner, problem.loss, start, (x, y), (x, y), save=ht.SaveAt(thetas=True))
         assert path.thetas is not None
         columns["thetas"].append(path.thetas[: load.steps])
@@ -116,12 +108,3 @@ def _problem(name: str, thetas: Tensor, x: Tensor, y: Tensor) -> Problem:
     criterion = WORKLOADS[name].criterion()
     _, layout = ht.flatten(model)
     return Problem(name, model, criterion, ht.make_loss(model, criterion, layout), thetas, x, y)
-
-
-def _pictures(x: Tensor, shape: tuple[int, ...], index: int) -> Tensor:
-    """Drawings of 28x28 enlarged and tinted where the work load wants larger ones in colour; all else as it is."""
-    if x.shape[1:] == shape:
-        return x
-    factor = shape[1] // x.shape[-1]
-    tint = 0.5 + 0.5 * torch.rand(len(x), shape[0], 1, 1, generator=ht.stream(SEED, "tint", index))
-    return x.repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1) * tint

@@ -1,4 +1,4 @@
-"""The contestants: one module each, whose ``build(problem, quantity)`` makes a :class:`~benchmarks.problem.Job`.
+"""The contestants on curvature: one module each, whose ``build(problem, quantity)`` makes a ``Job``.
 
 quantity: "top5" (by magnitude to 1e-3, at every point), "trace" (100 probes at every point, with standard
 error), "products" (Hessian-vector products), "spectrum" (all eigenvalues), "one point" (an operator

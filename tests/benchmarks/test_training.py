@@ -1,0 +1,52 @@
+"""The work loads of meta-training: the same tasks for all, and gradients that are compared."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.errors import error
+from benchmarks.places import place
+from benchmarks.rounds import Entry
+from benchmarks.rows import ROWS
+from benchmarks.standing import standing
+from benchmarks.training import loads, ours, plain
+from benchmarks.training.loads import TrainingProblem, projections
+
+ROW = next(row for row in ROWS if row.workload == "M5")
+
+
+@pytest.fixture(scope="module", params=["M5", "M6"])
+def problem(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TrainingProblem:
+    path = loads.save(request.param, tmp_path_factory.mktemp("loads"))
+    return place(request.param).load(request.param, path).first(3).to("cpu", torch.float64)
+
+
+def test_ours_and_the_plain_loop_find_the_same_meta_gradient(problem: TrainingProblem):
+    found, true = (module.build(problem, "meta-gradient").run().values for module in (ours, plain))
+    assert found is not None
+    assert true is not None
+    assert error(ROW, found.tolist(), true.tolist()) < 1e-13
+    other = replace(problem, load=replace(problem.load, first_order=not problem.load.first_order))
+    assert error(ROW, projections(plain.meta_gradient(other)).tolist(), true.tolist()) > 1e-4
+
+
+def test_projections_keep_the_size_of_an_error():
+    gradient, mistake = torch.randn(2, 2000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    true, wrong = projections(gradient), projections(gradient + 0.01 * mistake)
+    expected = 0.01 * float(mistake.norm() / gradient.norm())
+    assert error(ROW, wrong.tolist(), true.tolist()) == pytest.approx(expected, rel=0.5)
+
+
+def test_enlarged_pictures_are_what_the_network_takes(tmp_path: Path):
+    problem = loads.load("M3", loads.save("M3", tmp_path))
+    assert problem.support[0].shape == (1, 5, 3, 84, 84)
+    assert problem.query[0].shape == (1, 75, 3, 84, 84)
+
+
+def test_a_meta_gradient_counts_no_products():
+    sample = {"num_matvecs": 0, "seconds": 1.0, "cpu_seconds": 1.0}
+    them = [Entry(a.contestant, samples=[sample | {"seconds": 4.0}]) for a in ROW.against]
+    lines = standing(ROW, [Entry("ours", samples=[sample]), *them], 25)
+    assert [(line.ratio, line.met, line.matvecs_ours) for line in lines] == [(4.0, "yes", None)] * 4
