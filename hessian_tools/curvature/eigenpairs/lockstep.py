@@ -17,6 +17,9 @@ from hessian_tools.curvature.matrices.interface import Operator
 SURVIVORS = 0.4
 # After this share of the steps that the fall of the residuals predicts, they are looked at again.
 CAUTION = 0.7
+# Up to so many parameters a look costs as much as several products: then all points are looked at together,
+# every so many steps.
+SMALL, STRIDE = 2**13, 4
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,8 @@ class Lockstep:
         num_points = len(most)
         self.points = np.arange(num_points)
         self.running = np.ones(num_points, dtype=bool)
-        self.next_look = np.full(num_points, 2 * max(wish.k for wish in wishes))
+        self.stride = STRIDE if H.num_params <= SMALL else 1
+        self.next_look = self._in_stride(np.full(num_points, 2 * max(wish.k for wish in wishes)))
         self.last_look, self.last_missed = np.zeros(num_points, dtype=int), np.full(num_points, np.inf)
         self.has_been = np.zeros(num_points, dtype=bool)
         self.steps = 0
@@ -154,8 +158,12 @@ class Lockstep:
         with np.errstate(all="ignore"):
             rate = np.log(self.last_missed[who] / missed) / (self.steps - self.last_look[who])
             wait = np.where((rate > 0) & np.isfinite(rate), CAUTION * np.log(missed) / rate, self.steps / 8)
-        self.next_look[who] = self.steps + np.clip(wait, 1, 1 + self.steps // 4).astype(int)
+        self.next_look[who] = self._in_stride(self.steps + np.clip(wait, 1, 1 + self.steps // 4).astype(int))
         self.last_look[who], self.last_missed[who] = self.steps, missed
+
+    def _in_stride(self, steps: Int[np.ndarray, " chosen"]) -> Int[np.ndarray, " chosen"]:
+        """The next multiple of the stride."""
+        return -(-steps // self.stride) * self.stride
 
     def _leave_broken(self, who: Int[np.ndarray, " chosen"]) -> None:
         nan = torch.full((1,), torch.nan, dtype=torch.float64)
