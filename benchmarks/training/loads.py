@@ -12,24 +12,16 @@ from torch import Tensor, nn
 import hessian_tools as ht
 from benchmarks.pictures import pictures
 from benchmarks.problem import SquaredError
+from benchmarks.workloads import SEED, Workload
 from hessian_tools.data import Episode, SineLineTasks, TaskSource, open_tasks
 
-SEED = 0
 PROJECTIONS = 64
 
 
 @dataclass(frozen=True)
-class Load:
+class Load(Workload):
     """One outer step of MAML: num_tasks tasks, ``steps`` inner steps on each."""
 
-    title: str
-    network: Callable[[], nn.Module]
-    criterion: Callable[[], nn.Module]
-    tasks: Callable[[], TaskSource]
-    num_tasks: int
-    steps: int
-    step_size: float
-    input_shape: tuple[int, ...]
     first_order: bool = False
 
 

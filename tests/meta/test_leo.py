@@ -71,6 +71,35 @@ def draws(latent: Latent, width: int, noisy: bool, examples: int):
     return mask, of_codes, torch.randn(3, width, generator=g, dtype=DTYPE)
 
 
+def plain_codes(embedded: list[Tensor], y: Tensor, own, *, ways: int, size: int) -> tuple[Tensor, Tensor]:
+    """Mean and spread of each class's code: every example of the class related to every example."""
+
+    def relate(a: Tensor, b: Tensor) -> Tensor:
+        u = torch.cat([a, b])
+        for i in range(2):
+            u = torch.relu(own[f"relation.{i}"] @ u)
+        return own["relation.2"] @ u
+
+    means, stds = [], []
+    for n in range(ways):
+        members = [e for e, label in zip(embedded, y, strict=True) if label == n]
+        pairs = torch.stack([relate(a, b) for a in members for b in embedded]).mean(0)
+        means.append(pairs[:size])
+        stds.append(pairs[size:].exp() / size**0.5)
+    return torch.stack(means), torch.stack(stds)
+
+
+def plain_penalties(latent: Latent, own, mean: Tensor, std: Tensor, moved: Tensor) -> Tensor:
+    normal = torch.distributions.Normal(mean, std)
+    kl = torch.distributions.kl_divergence(normal, torch.distributions.Normal(0.0, 1.0)).sum(1).mean()
+    squares = sum((own[n] ** 2).sum() for n in own if n != "step_sizes")
+    rows = own["decoder"].T
+    correlation = torch.stack([torch.stack([(a @ b) / (a.norm() * b.norm()) for b in rows]) for a in rows])
+    apart = ((correlation - torch.eye(latent.size, dtype=DTYPE)) ** 2).sum().sqrt()
+    total = latent.kl_weight * kl + latent.encoder_weight * (moved**2).sum(1).mean()
+    return total + latent.l2_weight * squares + latent.orthogonality_weight * apart
+
+
 def plain_leo(learner, meta: Tensor, loss, support, query, shot: Shot | None, noisy: bool) -> Tensor:
     """Rusu et al. 2019, equations 1-7, and SHOT's L2 in latent space."""
     latent, layout = learner.latent, loss.layout
@@ -89,19 +118,7 @@ def plain_leo(learner, meta: Tensor, loss, support, query, shot: Shot | None, no
     mask, code_noise, weight_noise = draws(latent, width, noisy, len(x))
     embedded = [own["encoder"] @ v for v in seen * mask]
 
-    def relate(a: Tensor, b: Tensor) -> Tensor:
-        u = torch.cat([a, b])
-        for i in range(2):
-            u = torch.relu(own[f"relation.{i}"] @ u)
-        return own["relation.2"] @ u
-
-    means, stds = [], []
-    for n in range(ways):
-        members = [e for e, label in zip(embedded, y, strict=True) if label == n]
-        pairs = torch.stack([relate(a, b) for a in members for b in embedded]).mean(0)
-        means.append(pairs[:h])
-        stds.append(pairs[h:].exp() / h**0.5)
-    mean, std = torch.stack(means), torch.stack(stds)
+    mean, std = plain_codes(embedded, y, own, ways=ways, size=h)
     z0 = mean + std * code_noise
 
     def decode(z: Tensor) -> Tensor:
@@ -124,14 +141,7 @@ def plain_leo(learner, meta: Tensor, loss, support, query, shot: Shot | None, no
         w = w - own["step_sizes"][1] * (g.detach() if learner.first_order else g)
     total = F.cross_entropy(features(xq) @ w.T + net["head.bias"], yq)
 
-    normal = torch.distributions.Normal(mean, std)
-    kl = torch.distributions.kl_divergence(normal, torch.distributions.Normal(0.0, 1.0)).sum(1).mean()
-    squares = sum((own[n] ** 2).sum() for n in own if n != "step_sizes")
-    rows = own["decoder"].T
-    correlation = torch.stack([torch.stack([(a @ b) / (a.norm() * b.norm()) for b in rows]) for a in rows])
-    total = total + latent.kl_weight * kl + latent.encoder_weight * ((z.detach() - z0) ** 2).sum(1).mean()
-    total = total + latent.l2_weight * squares
-    total = total + latent.orthogonality_weight * ((correlation - torch.eye(h, dtype=DTYPE)) ** 2).sum().sqrt()
+    total = total + plain_penalties(latent, own, mean, std, z.detach() - z0)
     if shot is not None:
         gap = run(shot.target_steps) - (z.detach() if shot.detach_reference else z)
         total = total + shot.weight * gap.norm() / gap.numel() ** 0.5
