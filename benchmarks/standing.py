@@ -5,7 +5,7 @@ from statistics import median
 from typing import Any, Literal
 
 from benchmarks.rounds import Entry
-from benchmarks.rows import META_GRADIENT, MOST_ERROR, Against, Row
+from benchmarks.rows import META_GRADIENT, MOST_ERROR, SHOT_COST, Against, Row
 
 Clock = Literal["wall", "cpu"]
 CLOCKS = {"wall": "seconds", "cpu": "cpu_seconds"}
@@ -105,7 +105,7 @@ def _first(entry: Entry, clock: Clock) -> float | None:
 
 def _matvecs(row: Row, entry: Entry, points: int) -> float | None:
     """Products a point."""
-    return None if row.quantity in ("products", META_GRADIENT) else entry.samples[-1]["num_matvecs"] / points
+    return None if row.quantity in ("products", META_GRADIENT, SHOT_COST) else entry.samples[-1]["num_matvecs"] / points
 
 
 def _share(seconds: float, floor: dict[str, Any]) -> float | None:

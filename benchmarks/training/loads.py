@@ -67,6 +67,7 @@ LOADS = {
     "M1": _conv4(28, 1, shots=5, tasks=4),
     "M2": _conv4(28, 1, shots=5, tasks=4, first_order=True),
     "M3": _conv4(84, 3, shots=1, tasks=1),
+    "M7": _conv4(28, 1, shots=1, tasks=4),
     "M4": Load(
         title="ResNet-12, 3x84x84, 5-way 1-shot, 3 queries a class, 1 task, 2 steps, second order",
         network=lambda: ht.ResNet12(5),

@@ -7,6 +7,7 @@ from benchmarks.problem import Answer, Job
 from benchmarks.training.loads import TrainingProblem, projections
 from hessian_tools.data import Episode
 from hessian_tools.meta.learners import maml
+from hessian_tools.meta.shot import Shot
 from hessian_tools.train import TrainConfig
 from hessian_tools.train.outer import accumulate_gradient, is_batched
 
@@ -26,6 +27,12 @@ class Given:
 
 
 def build(problem: TrainingProblem, quantity: str) -> Job:
+    """MAML without SHOT."""
+    return outer_step(problem, None)
+
+
+def outer_step(problem: TrainingProblem, shot: Shot | None) -> Job:
+    """One meta-gradient after another, all from the same parameters."""
     load = problem.load
     theta, layout = ht.flatten(problem.model)
     loss = ht.make_loss(problem.model, problem.criterion, layout)
@@ -35,6 +42,7 @@ def build(problem: TrainingProblem, quantity: str) -> Job:
         maml(load.steps, load.step_size, first_order=load.first_order),
         given,
         lambda: problem.model,
+        shot=shot,
         meta_batch=len(given.episodes),
         device=str(theta.device),
     )
