@@ -27,6 +27,6 @@ def error_to_norm(values: list[list[float]], reference: list[list[float]]) -> fl
 
 
 def error_of_vector(values: list[list[float]], reference: list[list[float]]) -> float:
-    """The norm of the difference over the norm of the reference; of random projections, that of the whole vector."""
+    """The norm of the difference over the norm of the reference."""
     found, true = (torch.tensor(v, dtype=torch.float64) for v in (values, reference))
     return float((found - true).norm() / true.norm())

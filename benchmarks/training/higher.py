@@ -5,12 +5,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.problem import Answer, Job
-from benchmarks.training.loads import TrainingProblem, projections
+from benchmarks.training.loads import TrainingProblem, sampled
 from benchmarks.training.plain import flat
 
 
 def build(problem: TrainingProblem, quantity: str) -> Job:
-    return Job(lambda: Answer(0, projections(meta_gradient(problem))), "innerloop_ctx")
+    return Job(lambda: Answer(0, sampled(meta_gradient(problem))), "innerloop_ctx")
 
 
 def meta_gradient(problem: TrainingProblem) -> Tensor:

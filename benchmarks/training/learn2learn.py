@@ -11,13 +11,13 @@ from typing import Any
 from torch import Tensor
 
 from benchmarks.problem import Answer, Job
-from benchmarks.training.loads import TrainingProblem, projections
+from benchmarks.training.loads import TrainingProblem, sampled
 from benchmarks.training.plain import flat
 
 
 def build(problem: TrainingProblem, quantity: str) -> Job:
     wrapped = _algorithm()(problem.model, lr=problem.load.step_size, first_order=problem.load.first_order)
-    return Job(lambda: Answer(0, projections(meta_gradient(problem, wrapped))), "MAML.clone, adapt")
+    return Job(lambda: Answer(0, sampled(meta_gradient(problem, wrapped))), "MAML.clone, adapt")
 
 
 def meta_gradient(problem: TrainingProblem, wrapped: Any) -> Tensor:

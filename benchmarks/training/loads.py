@@ -15,7 +15,8 @@ from benchmarks.problem import SquaredError
 from benchmarks.workloads import SEED, Workload
 from hessian_tools.data import Episode, SineLineTasks, TaskSource, open_tasks
 
-PROJECTIONS = 64
+# Entries of a meta-gradient that are kept and compared.
+SAMPLE = 4096
 
 
 @dataclass(frozen=True)
@@ -113,11 +114,9 @@ class TrainingProblem:
         return replace(self, model=model, support=moved(self.support), query=moved(self.query))
 
 
-def projections(gradient: Tensor) -> Tensor:
-    """A gradient [param] as its products with random signs [1, PROJECTIONS]: short enough to keep and compare."""
-    generator = ht.stream(SEED, "projections")
-    rows = [torch.randint(0, 2, (len(gradient),), generator=generator) * 2 - 1 for _ in range(PROJECTIONS)]
-    return torch.stack([(row.to(gradient) * gradient).sum() for row in rows])[None]
+def sampled(gradient: Tensor) -> Tensor:
+    """Entries of a gradient [param], equally far apart, at most SAMPLE of them and from every layer [1, entry]."""
+    return gradient[:: -(-len(gradient) // SAMPLE)][None].clone()
 
 
 def save(name: str, folder: Path) -> Path:

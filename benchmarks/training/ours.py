@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import hessian_tools as ht
 from benchmarks.problem import Answer, Job
-from benchmarks.training.loads import TrainingProblem, projections
+from benchmarks.training.loads import TrainingProblem, sampled
 from hessian_tools.data import Episode
 from hessian_tools.meta.learners import maml
 from hessian_tools.meta.shot import Shot
@@ -52,6 +52,6 @@ def outer_step(problem: TrainingProblem, shot: Shot | None) -> Job:
         theta.grad = None
         accumulate_gradient(config, loss, theta, 0)
         assert theta.grad is not None
-        return Answer(0, projections(theta.grad))
+        return Answer(0, sampled(theta.grad))
 
     return Job(run, "all tasks at once" if is_batched(config, problem.model) else "task by task")

@@ -5,11 +5,11 @@ from torch import Tensor
 from torch.func import functional_call
 
 from benchmarks.problem import Answer, Job
-from benchmarks.training.loads import TrainingProblem, projections
+from benchmarks.training.loads import TrainingProblem, sampled
 
 
 def build(problem: TrainingProblem, quantity: str) -> Job:
-    return Job(lambda: Answer(0, projections(meta_gradient(problem))), "functional_call, autograd.grad")
+    return Job(lambda: Answer(0, sampled(meta_gradient(problem))), "functional_call, autograd.grad")
 
 
 def meta_gradient(problem: TrainingProblem) -> Tensor:

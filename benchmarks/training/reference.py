@@ -19,7 +19,7 @@ def main() -> None:
     order = json.loads(text)
     torch.set_num_threads(os.cpu_count() or 1)
     problem = loads.load(order["workload"], Path(path)).first(order["points"]).to(order["device"], torch.float64)
-    Path(out).write_text(json.dumps({"values": loads.projections(meta_gradient(problem)).tolist()}))
+    Path(out).write_text(json.dumps({"values": loads.sampled(meta_gradient(problem)).tolist()}))
 
 
 if __name__ == "__main__":

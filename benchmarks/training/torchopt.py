@@ -4,14 +4,14 @@ import torchopt
 from torch import Tensor
 
 from benchmarks.problem import Answer, Job
-from benchmarks.training.loads import TrainingProblem, projections
+from benchmarks.training.loads import TrainingProblem, sampled
 from benchmarks.training.plain import flat
 
 
 def build(problem: TrainingProblem, quantity: str) -> Job:
     if problem.load.first_order:
         raise NotImplementedError("its inner steps always keep the graph")
-    return Job(lambda: Answer(0, projections(meta_gradient(problem))), "MetaSGD")
+    return Job(lambda: Answer(0, sampled(meta_gradient(problem))), "MetaSGD")
 
 
 def meta_gradient(problem: TrainingProblem) -> Tensor:
