@@ -28,6 +28,8 @@ class TrainConfig:
     pretraining: descend SHOT alone (SHOT_p), without query labels. transductive: how validation
     treats the query set; see ``evaluate``. batched: all tasks of an outer step at once, by vmap of
     the meta-gradient, which is exact; None: for networks without convolutions, where it is faster.
+    checkpointing: the memory of one inner step's activations whatever their number, for 1.1 to 1.4
+    times the time (see ``meta_loss``); tasks are then taken in turn.
     """
 
     learner: Learner
@@ -48,6 +50,7 @@ class TrainConfig:
     pretraining: ShotPretraining | None = None
     transductive: bool = True
     batched: bool | None = None
+    checkpointing: bool = False
 
     def __post_init__(self) -> None:
         steps = self.checkpoints
@@ -61,6 +64,8 @@ class TrainConfig:
             raise ValueError(f"optimiser={self.optimiser!r} is not one of {', '.join(OPTIMISERS)}")
         if self.batched and self.learner.latent is not None:
             raise ValueError("batched=True: a latent learner draws random numbers task by task; use None or False")
+        if self.batched and self.checkpointing:
+            raise ValueError("batched=True keeps every task's activations at once, checkpointing=True none; use one")
         self._check_penalty()
 
     def _check_penalty(self) -> None:

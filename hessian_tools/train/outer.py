@@ -57,7 +57,7 @@ def is_batched(config: TrainConfig, model: nn.Module) -> bool:
     """As the config says; else where it is faster: more than one task, and no convolution, which vmap would group."""
     if config.batched is not None:
         return config.batched
-    if config.learner.latent is not None:  # draws per task, which vmap has not
+    if config.learner.latent is not None or config.checkpointing:  # draws per task, and vmap has neither
         return False
     convolutional = any(isinstance(m, nn.modules.conv._ConvNd) for m in model.modules())
     return config.meta_batch > 1 and not convolutional
@@ -86,7 +86,17 @@ def _objective(config: TrainConfig, loss: Loss, meta_step: int) -> Callable[...,
 
     def objective(theta: Tensor, episode: Episode, *, noise: torch.Generator | None) -> tuple[Tensor, Aux]:
         if config.pretraining is not None and shot is not None:
-            return pretraining_loss(config.learner, loss, theta, *episode, shot=shot, pretraining=config.pretraining)
-        return meta_loss(config.learner, loss, theta, *episode, shot=shot, noise=noise)
+            return pretraining_loss(
+                config.learner,
+                loss,
+                theta,
+                *episode,
+                shot=shot,
+                pretraining=config.pretraining,
+                checkpointing=config.checkpointing,
+            )
+        return meta_loss(
+            config.learner, loss, theta, *episode, shot=shot, noise=noise, checkpointing=config.checkpointing
+        )
 
     return objective
