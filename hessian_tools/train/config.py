@@ -27,7 +27,8 @@ class TrainConfig:
     whose network to begin from instead of the seed's; what else the learner learns begins afresh.
     pretraining: descend SHOT alone (SHOT_p), without query labels. transductive: how validation
     treats the query set; see ``evaluate``. batched: all tasks of an outer step at once, by vmap of
-    the meta-gradient, which is exact; None: for networks without convolutions, where it is faster.
+    the meta-gradient, which is exact; None: for networks without convolutions, where it is faster (long runs
+    of these are replayed from a trace, to the bit).
     checkpointing: the memory of one inner step's activations whatever their number, for 1.1 to 1.4
     times the time (see ``meta_loss``); tasks are then taken in turn.
     """

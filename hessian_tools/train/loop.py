@@ -27,6 +27,7 @@ from hessian_tools.train.beginning import first_parameters
 from hessian_tools.train.config import Checkpoint, TrainConfig
 from hessian_tools.train.evaluate import evaluate
 from hessian_tools.train.outer import accumulate_gradient
+from hessian_tools.train.replay import Replay
 
 DIVERGED = "diverged.json"
 SAVE_SECONDS = 10.0
@@ -41,6 +42,7 @@ class _State:
     optimiser: torch.optim.Optimizer
     meta_step: int = 0
     saved_at: float = field(default_factory=monotonic)
+    replay: Replay = field(default_factory=Replay)
 
 
 def task_loss(config: TrainConfig) -> tuple[Loss, Tensor]:
@@ -134,7 +136,7 @@ def _optimiser(config: TrainConfig, theta: Tensor) -> torch.optim.Optimizer:
 
 def _outer_step(state: _State, config: TrainConfig) -> tuple[list[Aux], bool]:
     state.optimiser.zero_grad()
-    seen = accumulate_gradient(config, state.loss, state.theta, state.meta_step)
+    seen = accumulate_gradient(config, state.loss, state.theta, state.meta_step, replay=state.replay)
     gradient = state.theta.grad
     losses = torch.stack([aux.query_loss for aux in seen])
     if gradient is None or not (torch.isfinite(gradient).all() and torch.isfinite(losses).all()):
