@@ -28,20 +28,24 @@ def accumulate_gradient(
 
     replay: of the run's batched steps, if it is to have one.
     """
+    if not is_batched(config, loss.model):
+        return [add_task_gradient(config, loss, theta, meta_step, j) for j in range(config.meta_batch)]
     episodes = [_episode(config, meta_step * config.meta_batch + j) for j in range(config.meta_batch)]
-    objective = _objective(config, loss, meta_step)
-    if is_batched(config, loss.model):
-        replay = replay if _is_replayed(config, loss.model) else None
-        gradient, aux = batched_gradient(partial(objective, noise=None), theta.detach(), episodes, replay=replay)
-        theta.grad = gradient
-        return aux
-    seen = []
-    for j, episode in enumerate(episodes):
-        noise = stream(config.seed, "noise", meta_step * config.meta_batch + j) if config.learner.latent else None
-        value, aux_of_task = objective(theta, cast_like(episode, theta), noise=noise)
-        (value / config.meta_batch).backward()
-        seen.append(aux_of_task)
-    return seen
+    replay = replay if _is_replayed(config, loss.model) else None
+    objective = partial(_objective(config, loss, meta_step), noise=None)
+    gradient, aux = batched_gradient(objective, theta.detach(), episodes, replay=replay)
+    theta.grad = gradient
+    return aux
+
+
+def add_task_gradient(config: TrainConfig, loss: Loss, theta: Tensor, meta_step: int, j: int) -> Aux:
+    """Add to ``theta.grad`` what task j of an outer step contributes to the mean."""
+    index = meta_step * config.meta_batch + j
+    episode = cast_like(_episode(config, index), theta)
+    noise = stream(config.seed, "noise", index) if config.learner.latent else None
+    value, aux = _objective(config, loss, meta_step)(theta, episode, noise=noise)
+    (value / config.meta_batch).backward()
+    return aux
 
 
 def batched_gradient(
@@ -68,6 +72,8 @@ def is_batched(config: TrainConfig, model: nn.Module) -> bool:
     if config.batched is not None:
         return config.batched
     if config.learner.latent is not None or config.checkpointing:  # draws per task, and vmap has neither
+        return False
+    if config.workers > 1:
         return False
     return config.meta_batch > 1 and not _is_convolutional(model)
 
