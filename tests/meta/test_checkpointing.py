@@ -39,8 +39,9 @@ def assert_same(found: Tensor, expected: Tensor) -> None:
     assert (found - expected).norm() <= 1e-12 * expected.norm()
 
 
-@pytest.mark.parametrize("shot", SHOTS)
-@pytest.mark.parametrize("name", LEARNERS)
+@pytest.mark.parametrize(
+    ("name", "shot"), [(n, s) for n in LEARNERS for s in (SHOTS if n in ("maml", "boil") else ("plain", "both-ways"))]
+)
 def test_the_meta_gradient_is_the_same(name, shot):
     loss, theta, layout = network()
     support, query = episode()
