@@ -5,6 +5,7 @@ independent of ``stream(0, "probes", 4)``; the global random state is never touc
 """
 
 import hashlib
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,5 +36,17 @@ def numpy_stream(seed: int, *path: PathPart) -> np.random.RandomState:
     ``RandomState`` is NumPy's frozen generator: its streams never change between versions
     (NEP 19), which ``default_rng`` and torch's generators do not promise.
     """
-    words = np.frombuffer(stream_seed(seed, *path), dtype="<u4")
-    return np.random.RandomState(words.astype(np.uint32))
+    words = np.frombuffer(stream_seed(seed, *path), dtype="<u4").astype(np.uint32)
+    generator = np.random.RandomState(np.random.MT19937(_UNSEEDED))  # RandomState(words), 60 us sooner
+    generator.seed(words)
+    return generator
+
+
+class _Unseeded(np.random.bit_generator.ISeedSequence):
+    """The state of a generator that is seeded next: no entropy is asked of the system and none stretched."""
+
+    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> np.ndarray:
+        return np.zeros(n_words, dtype)
+
+
+_UNSEEDED: Any = _Unseeded()

@@ -5,24 +5,12 @@ from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
-from torch.func import grad_and_value
 from torch.utils import _pytree as pytree
 
-from hessian_tools.loss import Batch, Loss, LossFunction
+from hessian_tools.loss import Batch, LossFunction
+from hessian_tools.meta.gradients import Gradient, recomputed_gradient, support_gradient
 from hessian_tools.meta.parameters import Part
 from hessian_tools.meta.steps import PLAIN, StepRule
-
-
-@dataclass(frozen=True)
-class Gradient:
-    """A gradient by the entries that move, with what its pass over the support set also gave.
-
-    These are the loss, and the outputs of a ``Loss``.
-    """
-
-    vector: Float[Tensor, " moved"]
-    loss: Float[Tensor, ""]
-    outputs: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -42,26 +30,6 @@ class Path:
         return self.thetas[-1]
 
 
-def support_gradient(
-    loss: LossFunction, theta: Float[Tensor, " param"], support: Batch, *, part: Part | None = None
-) -> Gradient:
-    """Gradient by the parameters in ``part``, loss and outputs, in one forward and one backward pass."""
-
-    if not isinstance(loss, Loss):  # torch.func admits no None beside the value
-        vector, value = grad_and_value(loss)(theta, support)
-        return Gradient(vector, value, None)
-    x, y = support
-    rest = loss.layout.unflatten(theta) if part is not None else {}
-
-    def with_outputs(moved: Tensor) -> tuple[Tensor, Tensor]:
-        outputs = loss.outputs(moved, x) if part is None else loss.outputs_at(rest | part.layout.unflatten(moved), x)
-        return loss.criterion(outputs, y), outputs
-
-    start = theta if part is None else part.of(theta)
-    vector, (value, outputs) = grad_and_value(with_outputs, has_aux=True)(start)
-    return Gradient(vector, value, outputs)
-
-
 def inner_loop(
     loss: LossFunction,
     theta: Float[Tensor, " param"],
@@ -74,6 +42,7 @@ def inner_loop(
     part: Part | None = None,
     rule: StepRule = PLAIN,
     minibatches: int = 1,
+    checkpointing: bool = False,
 ) -> Path:
     """theta_{k+1} = theta_k - alpha d_k for K steps, d_k = g_k for the plain rule; differentiable in ``theta``.
 
@@ -82,7 +51,10 @@ def inner_loop(
     support set is then not made again, and an outer backward sweeps through it once for both.
     first_order: every gradient is a constant to the outer derivative.
     minibatches: step k sees part k mod minibatches of the support set's rows.
+    checkpointing: keep of each step its point, and make its two passes again in the outer backward:
+    memory for one step's activations however many there are. Nothing to do for ``first_order``.
     """
+    gradient_at = recomputed_gradient if checkpointing and not first_order else support_gradient
     thetas, gradients, state = [theta], list[Gradient](), None
     batches = row_parts(support, minibatches)
     for k in range(steps):
@@ -90,7 +62,7 @@ def inner_loop(
             gradient = first_gradient
         else:
             point = thetas[-1].detach() if first_order else thetas[-1]
-            gradient = support_gradient(loss, point, batches[k % minibatches], part=part)
+            gradient = gradient_at(loss, point, batches[k % minibatches], part=part)
         # Detached once more: a plain function may hold on to other things that the outer loop learns.
         vector = gradient.vector.detach() if first_order else gradient.vector
         direction, state = rule.direction(vector, state)

@@ -5,7 +5,8 @@ from torch import Tensor
 
 from hessian_tools.loss import Batch, LossFunction
 from hessian_tools.meta import leo
-from hessian_tools.meta.descent import Gradient, Path, inner_loop, row_parts, support_gradient
+from hessian_tools.meta.descent import Path, inner_loop, row_parts
+from hessian_tools.meta.gradients import Gradient, support_gradient
 from hessian_tools.meta.learners import Learner
 from hessian_tools.meta.parameters import moved_part, network_parameters, step_sizes
 
@@ -28,14 +29,16 @@ def learner_path(
     steps: int | None = None,
     first_gradient: Gradient | None = None,
     minibatches: int = 1,
+    checkpointing: bool = False,
 ) -> Path:
     """The inner loop as the learner takes it, from its meta-parameters.
 
     steps: another number of steps in the same total time, by the rule's own measure of it.
+    checkpointing: see ``inner_loop``; without effect on the values.
     Of LEO: the network at the decoded codes, then its fine-tuning; gradients by the weights.
     """
     if learner.latent is not None:
-        return leo.decoded_path(learner, leo.own_loss(loss), theta, support)
+        return leo.decoded_path(learner, leo.own_loss(loss), theta, support, checkpointing=checkpointing)
     alpha = step_sizes(learner, loss, theta)
     if steps is not None:
         alpha = learner.rule.time(learner.steps) * alpha / learner.rule.time(steps)
@@ -50,4 +53,5 @@ def learner_path(
         part=moved_part(learner, loss, device=theta.device),
         rule=learner.rule,
         minibatches=minibatches,
+        checkpointing=checkpointing,
     )

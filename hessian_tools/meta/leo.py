@@ -21,8 +21,9 @@ from torch.nn import functional as F
 
 from hessian_tools.flat import ParamLayout
 from hessian_tools.loss import Batch, Loss, LossFunction
-from hessian_tools.meta.descent import Gradient, Path, inner_loop, support_gradient
+from hessian_tools.meta.descent import Path, inner_loop
 from hessian_tools.meta.features import features
+from hessian_tools.meta.gradients import Gradient, recomputed_gradient, support_gradient
 from hessian_tools.meta.learners import Latent, Learner
 from hessian_tools.meta.parameters import Part, further_parameters, network_parameters, part_under
 
@@ -135,40 +136,51 @@ def code_path(
     *,
     steps: int | None = None,
     first_gradient: Gradient | None = None,
+    checkpointing: bool = False,
 ) -> Path:
     """The steps on the codes; ``steps``: another number of them in the same total time."""
-    bias = _head_bias(loss, theta)
 
-    def code_loss(code: Tensor, batch: Batch) -> Tensor:
-        return loss.criterion(F.linear(batch[0], task.weights(code), bias), batch[1])
+    def code_loss(code: Tensor, batch: Batch) -> Tensor:  # all that is learned comes in the batch, for checkpointing
+        x, y, decoder, noise, bias = batch
+        return loss.criterion(F.linear(x, decode(decoder, code.view(len(noise), -1), noise), bias), y)
 
     count = steps or learner.steps
     alpha = task.parameters["step_sizes"][0] * (learner.steps / count)
     return inner_loop(
         code_loss,
         task.codes.start.flatten(),
-        (task.features, task.labels),
+        (task.features, task.labels, task.parameters["decoder"], task.noise, _head_bias(loss, theta)),
         steps=count,
         step_size=alpha,
         first_order=learner.first_order,
         first_gradient=first_gradient,
+        checkpointing=checkpointing,
     )
 
 
-def weight_path(learner: Learner, loss: Loss, theta: Tensor, task: Task, code: Float[Tensor, " code"]) -> Path:
+def weight_path(
+    learner: Learner,
+    loss: Loss,
+    theta: Tensor,
+    task: Task,
+    code: Float[Tensor, " code"],
+    *,
+    checkpointing: bool = False,
+) -> Path:
     """Fine-tuning: the steps on the weights decoded from a code."""
-    bias = _head_bias(loss, theta)
 
     def weight_loss(weights: Tensor, batch: Batch) -> Tensor:
-        return loss.criterion(F.linear(batch[0], weights.view(-1, batch[0].shape[1]), bias), batch[1])
+        x, y, bias = batch
+        return loss.criterion(F.linear(x, weights.view(-1, x.shape[1]), bias), y)
 
     return inner_loop(
         weight_loss,
         task.weights(code).flatten(),
-        (task.features, task.labels),
+        (task.features, task.labels, _head_bias(loss, theta)),
         steps=_latent(learner).fine_tuning_steps,
         step_size=task.parameters["step_sizes"][1],
         first_order=learner.first_order,
+        checkpointing=checkpointing,
     )
 
 
@@ -179,15 +191,18 @@ def adapted(learner: Learner, loss: Loss, theta: Float[Tensor, " meta"], support
     return with_weights(loss, theta, weight_path(learner, loss, theta, task, code).adapted)
 
 
-def decoded_path(learner: Learner, loss: Loss, theta: Float[Tensor, " meta"], support: Batch) -> Path:
+def decoded_path(
+    learner: Learner, loss: Loss, theta: Float[Tensor, " meta"], support: Batch, *, checkpointing: bool = False
+) -> Path:
     """Both loops as points of the network, each with its gradient by the head's weights (computed for this)."""
     task = open_task(learner, loss, theta, support, None)
-    codes = code_path(learner, loss, theta, task).thetas
-    tuned = weight_path(learner, loss, theta, task, codes[-1]).thetas[1:]
+    codes = code_path(learner, loss, theta, task, checkpointing=checkpointing).thetas
+    tuned = weight_path(learner, loss, theta, task, codes[-1], checkpointing=checkpointing).thetas[1:]
     weights = [*(task.weights(code).flatten() for code in codes), *tuned]
     points = tuple(with_weights(loss, theta, w) for w in weights)
     part = _weight_part(loss, theta.device)
-    return Path(points, tuple(support_gradient(loss, p, support, part=part) for p in points[:-1]), part)
+    gradient_at = recomputed_gradient if checkpointing else support_gradient
+    return Path(points, tuple(gradient_at(loss, p, support, part=part) for p in points[:-1]), part)
 
 
 def with_weights(loss: Loss, theta: Float[Tensor, " meta"], weights: Float[Tensor, " weight"]) -> Tensor:

@@ -40,6 +40,7 @@ def meta_loss(
     *,
     shot: Shot | None = None,
     noise: torch.Generator | None = None,
+    checkpointing: bool = False,
 ) -> tuple[Float[Tensor, ""], Aux]:
     """The learner's outer objective on one task (+ weight x SHOT distance), differentiable in ``theta``.
 
@@ -50,15 +51,17 @@ def meta_loss(
 
     theta: the meta-parameters; see ``hessian_tools.meta.parameters``. Under ``outer="classes"``
     the labels are those of the training classes. noise: of LEO's draws and dropout; None: their means.
+    checkpointing: the same value and gradient with the activations of one inner step in memory, whatever
+    their number, for one more forward and backward pass a step; by ``backward`` or ``autograd.grad`` alone.
     """
     check_shot(shot, learner)
     if learner.latent is not None:
-        return _latent_loss(learner, learner.latent, loss, theta, support, query, shot, noise)
+        return _latent_loss(learner, learner.latent, loss, theta, support, query, shot, noise, checkpointing)
     if learner.outer == "classes":
         return _class_loss(loss, theta, joined(support, query))
     if learner.outer == "displacement":
         return _displacement(learner, loss, theta, support, query, shot)
-    return _query_loss(learner, loss, theta, support, query, shot)
+    return _query_loss(learner, loss, theta, support, query, shot, checkpointing)
 
 
 def check_shot(shot: Shot | None, learner: Learner) -> None:
@@ -85,6 +88,7 @@ def shot_distance(
     *,
     own_outputs: Tensor,
     project: Projector = unchanged,
+    checkpointing: bool = False,
 ) -> Float[Tensor, ""]:
     """D(reference, target); both share the first gradient of ``path``, the learner's own loop from ``theta``.
 
@@ -94,7 +98,15 @@ def shot_distance(
     def end(steps: int) -> Tensor:
         if steps == learner.steps:
             return path.adapted
-        return learner_path(learner, loss, theta, support, steps=steps, first_gradient=path.gradients[0]).adapted
+        return learner_path(
+            learner,
+            loss,
+            theta,
+            support,
+            steps=steps,
+            first_gradient=path.gradients[0],
+            checkpointing=checkpointing,
+        ).adapted
 
     def compared(steps: int) -> Tensor:
         if shot.distance == L2:
@@ -130,15 +142,17 @@ def joined(support: Batch, query: Batch) -> Batch:
 
 
 def _query_loss(
-    learner: Learner, loss: Loss, theta: Tensor, support: Batch, query: Batch, shot: Shot | None
+    learner: Learner, loss: Loss, theta: Tensor, support: Batch, query: Batch, shot: Shot | None, checkpointing: bool
 ) -> tuple[Tensor, Aux]:
-    path = learner_path(learner, loss, theta, support)
+    path = learner_path(learner, loss, theta, support, checkpointing=checkpointing)
     x, y = query
     outputs = loss.outputs(path.adapted, x)
     query_loss = loss.criterion(outputs, y)
     total, distance = query_loss, None
     if shot is not None:
-        distance = shot_distance(shot, learner, loss, theta, path, support, x, own_outputs=outputs)
+        distance = shot_distance(
+            shot, learner, loss, theta, path, support, x, own_outputs=outputs, checkpointing=checkpointing
+        )
         total = query_loss + shot.weight * distance
     return total, summary(query_loss, distance, path.gradients[0].loss, outputs, y)
 
@@ -169,11 +183,12 @@ def _latent_loss(
     query: Batch,
     shot: Shot | None,
     noise: torch.Generator | None,
+    checkpointing: bool,
 ) -> tuple[Tensor, Aux]:
     """Query loss after both of LEO's loops, its penalties, and SHOT on the codes or what is decoded from them."""
     task = leo.open_task(learner, loss, theta, support, noise)
-    path = leo.code_path(learner, loss, theta, task)
-    tuned = leo.weight_path(learner, loss, theta, task, path.adapted)
+    path = leo.code_path(learner, loss, theta, task, checkpointing=checkpointing)
+    tuned = leo.weight_path(learner, loss, theta, task, path.adapted, checkpointing=checkpointing)
     x, y = query
     outputs = loss.outputs(leo.with_weights(loss, theta, tuned.adapted), x)
     query_loss = loss.criterion(outputs, y)
@@ -181,13 +196,20 @@ def _latent_loss(
     total = query_loss + sum(getattr(latent, f"{name}_weight") * value for name, value in found.items())
     distance = None
     if shot is not None:
-        distance = _latent_distance(shot, learner, loss, theta, task, path, x)
+        distance = _latent_distance(shot, learner, loss, theta, task, path, x, checkpointing)
         total = total + shot.weight * distance
     return total, summary(query_loss, distance, path.gradients[0].loss, outputs, y)
 
 
 def _latent_distance(
-    shot: Shot, learner: Learner, loss: Loss, theta: Tensor, task: leo.Task, path: Path, x: Tensor
+    shot: Shot,
+    learner: Learner,
+    loss: Loss,
+    theta: Tensor,
+    task: leo.Task,
+    path: Path,
+    x: Tensor,
+    checkpointing: bool,
 ) -> Tensor:
     """Between the codes (L2), or the outputs decoded from them before any fine-tuning."""
 
@@ -195,7 +217,15 @@ def _latent_distance(
         if steps == learner.steps:
             code = path.adapted
         else:
-            code = leo.code_path(learner, loss, theta, task, steps=steps, first_gradient=path.gradients[0]).adapted
+            code = leo.code_path(
+                learner,
+                loss,
+                theta,
+                task,
+                steps=steps,
+                first_gradient=path.gradients[0],
+                checkpointing=checkpointing,
+            ).adapted
         if shot.distance == L2:
             return code
         return loss.outputs(leo.with_weights(loss, theta, task.weights(code).flatten()), x)

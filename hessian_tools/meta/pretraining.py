@@ -119,13 +119,14 @@ def pretraining_loss(
     *,
     shot: Shot,
     pretraining: ShotPretraining,
+    checkpointing: bool = False,
 ) -> tuple[Float[Tensor, ""], Aux]:
     """weight x D(projected reference, target) on the query inputs; the query labels serve ``Aux`` alone.
 
-    theta: the learner's meta-parameters, and the projector's as the last entries.
+    theta: the learner's meta-parameters, and the projector's as the last entries. checkpointing: as in ``meta_loss``.
     """
     x, y = query
-    path = learner_path(learner, loss, theta, support)
+    path = learner_path(learner, loss, theta, support, checkpointing=checkpointing)
     outputs = loss.outputs(path.adapted, x)
     projector = theta[len(theta) - pretraining.size(outputs.shape[-1]) :]
     distance = shot_distance(
@@ -138,5 +139,6 @@ def pretraining_loss(
         x,
         own_outputs=outputs,
         project=lambda reference: pretraining.project(reference, projector),
+        checkpointing=checkpointing,
     )
     return shot.weight * distance, summary(loss.criterion(outputs, y), distance, path.gradients[0].loss, outputs, y)

@@ -27,7 +27,12 @@ class TrainConfig:
     whose network to begin from instead of the seed's; what else the learner learns begins afresh.
     pretraining: descend SHOT alone (SHOT_p), without query labels. transductive: how validation
     treats the query set; see ``evaluate``. batched: all tasks of an outer step at once, by vmap of
-    the meta-gradient, which is exact; None: for networks without convolutions, where it is faster.
+    the meta-gradient, which is exact; None: for networks without convolutions, where it is faster (long runs
+    of these are replayed from a trace, to the bit).
+    checkpointing: the memory of one inner step's activations whatever their number, for 1.1 to 1.4
+    times the time (see ``meta_loss``); tasks are then taken in turn.
+    workers: processes of one thread each that share the tasks of an outer step, on the CPU; the same
+    bits as one process of one thread. A script that uses them needs ``if __name__ == "__main__":``.
     """
 
     learner: Learner
@@ -48,6 +53,8 @@ class TrainConfig:
     pretraining: ShotPretraining | None = None
     transductive: bool = True
     batched: bool | None = None
+    checkpointing: bool = False
+    workers: int = 1
 
     def __post_init__(self) -> None:
         steps = self.checkpoints
@@ -61,7 +68,19 @@ class TrainConfig:
             raise ValueError(f"optimiser={self.optimiser!r} is not one of {', '.join(OPTIMISERS)}")
         if self.batched and self.learner.latent is not None:
             raise ValueError("batched=True: a latent learner draws random numbers task by task; use None or False")
+        if self.batched and self.checkpointing:
+            raise ValueError("batched=True keeps every task's activations at once, checkpointing=True none; use one")
+        self._check_workers()
         self._check_penalty()
+
+    def _check_workers(self) -> None:
+        if not 1 <= self.workers <= self.meta_batch:
+            raise ValueError(f"workers={self.workers} must be at least 1 and at most meta_batch={self.meta_batch}")
+        if self.workers > 1 and (self.batched or self.device != "cpu"):
+            raise ValueError(
+                f"workers={self.workers} take tasks in turn on the CPU, which batched={self.batched} and"
+                f" device={self.device!r} do not; use workers=1"
+            )
 
     def _check_penalty(self) -> None:
         check_shot(self.shot, self.learner)

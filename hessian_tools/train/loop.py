@@ -27,6 +27,8 @@ from hessian_tools.train.beginning import first_parameters
 from hessian_tools.train.config import Checkpoint, TrainConfig
 from hessian_tools.train.evaluate import evaluate
 from hessian_tools.train.outer import accumulate_gradient
+from hessian_tools.train.replay import Replay
+from hessian_tools.train.workers import Workers
 
 DIVERGED = "diverged.json"
 SAVE_SECONDS = 10.0
@@ -41,6 +43,8 @@ class _State:
     optimiser: torch.optim.Optimizer
     meta_step: int = 0
     saved_at: float = field(default_factory=monotonic)
+    replay: Replay = field(default_factory=Replay)
+    workers: Workers | None = None
 
 
 def task_loss(config: TrainConfig) -> tuple[Loss, Tensor]:
@@ -60,6 +64,14 @@ def meta_train(config: TrainConfig, *, progress: Progress | None = None) -> Iter
     progress: called with (meta-iteration, query loss) after every outer step.
     """
     state = _start(config)
+    try:
+        yield from _checkpoints(state, config, progress)
+    finally:
+        if state.workers:
+            state.workers.close()
+
+
+def _checkpoints(state: _State, config: TrainConfig, progress: Progress | None) -> Iterator[Checkpoint]:
     for meta_step in config.checkpoints:
         if config.folder and checkpoints.checkpoint_path(config.folder, meta_step).exists():
             yield _read(config.folder, meta_step)
@@ -134,13 +146,20 @@ def _optimiser(config: TrainConfig, theta: Tensor) -> torch.optim.Optimizer:
 
 def _outer_step(state: _State, config: TrainConfig) -> tuple[list[Aux], bool]:
     state.optimiser.zero_grad()
-    seen = accumulate_gradient(config, state.loss, state.theta, state.meta_step)
+    seen = _gradient(state, config)
     gradient = state.theta.grad
     losses = torch.stack([aux.query_loss for aux in seen])
     if gradient is None or not (torch.isfinite(gradient).all() and torch.isfinite(losses).all()):
         return seen, False
     state.optimiser.step()
     return seen, True
+
+
+def _gradient(state: _State, config: TrainConfig) -> list[Aux]:
+    if config.workers == 1:
+        return accumulate_gradient(config, state.loss, state.theta, state.meta_step, replay=state.replay)
+    state.workers = state.workers or Workers(config, state.loss, state.theta)
+    return state.workers.accumulate_gradient(state.theta, state.meta_step)
 
 
 def _row(meta_step: int, aux: list[Aux]) -> dict[str, Any]:

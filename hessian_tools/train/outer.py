@@ -15,29 +15,42 @@ from hessian_tools.meta.pretraining import pretraining_loss
 from hessian_tools.rng import stream
 from hessian_tools.train.classes import ClassBatches
 from hessian_tools.train.config import TrainConfig
+from hessian_tools.train.replay import Replay
 
 Objective = Callable[[Tensor, Episode], tuple[Tensor, Aux]]
 _NAMES = tuple(Aux.__dataclass_fields__)
 
 
-def accumulate_gradient(config: TrainConfig, loss: Loss, theta: Tensor, meta_step: int) -> list[Aux]:
-    """Add the mean meta-gradient of the outer step's tasks to ``theta.grad``; what each task's loss was made of."""
+def accumulate_gradient(
+    config: TrainConfig, loss: Loss, theta: Tensor, meta_step: int, *, replay: Replay | None = None
+) -> list[Aux]:
+    """Add the mean meta-gradient of the outer step's tasks to ``theta.grad``; what each task's loss was made of.
+
+    replay: of the run's batched steps, if it is to have one.
+    """
+    if not is_batched(config, loss.model):
+        return [add_task_gradient(config, loss, theta, meta_step, j) for j in range(config.meta_batch)]
     episodes = [_episode(config, meta_step * config.meta_batch + j) for j in range(config.meta_batch)]
-    objective = _objective(config, loss, meta_step)
-    if is_batched(config, loss.model):
-        gradient, aux = batched_gradient(partial(objective, noise=None), theta.detach(), episodes)
-        theta.grad = gradient
-        return aux
-    seen = []
-    for j, episode in enumerate(episodes):
-        noise = stream(config.seed, "noise", meta_step * config.meta_batch + j) if config.learner.latent else None
-        value, aux_of_task = objective(theta, cast_like(episode, theta), noise=noise)
-        (value / config.meta_batch).backward()
-        seen.append(aux_of_task)
-    return seen
+    replay = replay if _is_replayed(config, loss.model) else None
+    objective = partial(_objective(config, loss, meta_step), noise=None)
+    gradient, aux = batched_gradient(objective, theta.detach(), episodes, replay=replay)
+    theta.grad = gradient
+    return aux
 
 
-def batched_gradient(objective: Objective, theta: Tensor, episodes: Sequence[Episode]) -> tuple[Tensor, list[Aux]]:
+def add_task_gradient(config: TrainConfig, loss: Loss, theta: Tensor, meta_step: int, j: int) -> Aux:
+    """Add to ``theta.grad`` what task j of an outer step contributes to the mean."""
+    index = meta_step * config.meta_batch + j
+    episode = cast_like(_episode(config, index), theta)
+    noise = stream(config.seed, "noise", index) if config.learner.latent else None
+    value, aux = _objective(config, loss, meta_step)(theta, episode, noise=noise)
+    (value / config.meta_batch).backward()
+    return aux
+
+
+def batched_gradient(
+    objective: Objective, theta: Tensor, episodes: Sequence[Episode], *, replay: Replay | None = None
+) -> tuple[Tensor, list[Aux]]:
     """Mean over the tasks of each task's own gradient.
 
     vmap is outside and grad inside: the gradient of a vmapped loss is silently wrong in second order
@@ -49,7 +62,8 @@ def batched_gradient(objective: Objective, theta: Tensor, episodes: Sequence[Epi
         return value, tuple(getattr(aux, name) for name in _NAMES)
 
     stacked = cast_like(pytree.tree_map(lambda *leaves: torch.stack(leaves), *episodes), theta)
-    gradients, seen = vmap(grad(values, has_aux=True), in_dims=(None, 0))(theta, stacked)
+    step = vmap(grad(values, has_aux=True), in_dims=(None, 0))
+    gradients, seen = replay(step, theta, stacked) if replay else step(theta, stacked)
     return gradients.mean(0), [Aux(*numbers) for numbers in zip(*seen, strict=True)]
 
 
@@ -57,10 +71,20 @@ def is_batched(config: TrainConfig, model: nn.Module) -> bool:
     """As the config says; else where it is faster: more than one task, and no convolution, which vmap would group."""
     if config.batched is not None:
         return config.batched
-    if config.learner.latent is not None:  # draws per task, which vmap has not
+    if config.learner.latent is not None or config.checkpointing:  # draws per task, and vmap has neither
         return False
-    convolutional = any(isinstance(m, nn.modules.conv._ConvNd) for m in model.modules())
-    return config.meta_batch > 1 and not convolutional
+    if config.workers > 1:
+        return False
+    return config.meta_batch > 1 and not _is_convolutional(model)
+
+
+def _is_replayed(config: TrainConfig, model: nn.Module) -> bool:
+    """Where it pays, and the penalty's weight stays: a trace holds the one it has seen."""
+    return not _is_convolutional(model) and (config.shot is None or config.shot.schedule == "constant")
+
+
+def _is_convolutional(model: nn.Module) -> bool:
+    return any(isinstance(m, nn.modules.conv._ConvNd) for m in model.modules())
 
 
 def training_source(config: TrainConfig) -> TaskSource:
@@ -86,7 +110,17 @@ def _objective(config: TrainConfig, loss: Loss, meta_step: int) -> Callable[...,
 
     def objective(theta: Tensor, episode: Episode, *, noise: torch.Generator | None) -> tuple[Tensor, Aux]:
         if config.pretraining is not None and shot is not None:
-            return pretraining_loss(config.learner, loss, theta, *episode, shot=shot, pretraining=config.pretraining)
-        return meta_loss(config.learner, loss, theta, *episode, shot=shot, noise=noise)
+            return pretraining_loss(
+                config.learner,
+                loss,
+                theta,
+                *episode,
+                shot=shot,
+                pretraining=config.pretraining,
+                checkpointing=config.checkpointing,
+            )
+        return meta_loss(
+            config.learner, loss, theta, *episode, shot=shot, noise=noise, checkpointing=config.checkpointing
+        )
 
     return objective

@@ -1,0 +1,129 @@
+"""Replayed outer steps: the bits of the steps as they are written, or no replay."""
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hessian_tools import MLP, Conv4, Shot, TrainConfig, learners, meta_train
+from hessian_tools.data import open_tasks
+from hessian_tools.train import loop, task_loss
+from hessian_tools.train.beginning import first_parameters
+from hessian_tools.train.outer import accumulate_gradient
+from hessian_tools.train.replay import Replay
+
+SINE = TrainConfig(
+    learner=learners.maml(2, 0.01),
+    tasks=open_tasks("sine-line"),
+    network=partial(MLP, (1, 6, 1)),
+    meta_batch=3,
+    validation_tasks=0,
+)
+PIXELS = replace(
+    SINE,
+    learner=learners.maml(2, 0.05),
+    tasks=open_tasks("quickdraw", ways=3, shots=1, queries=2),
+    network=lambda: nn.Sequential(nn.Flatten(), MLP((784, 4, 3))),
+    meta_batch=2,
+)
+SQUARED = Shot(distance="squared_error", weight=0.5)
+STEPS = 7
+
+
+def steps_of(config: TrainConfig, replay: Replay | None) -> list[Tensor]:
+    """Gradient and everything in aux of a few steps of plain descent."""
+    loss, theta = task_loss(config)
+    meta = first_parameters(config, loss, theta).requires_grad_()
+    seen = []
+    for meta_step in range(STEPS):
+        meta.grad = None
+        aux = accumulate_gradient(config, loss, meta, meta_step, replay=replay)
+        seen.append(torch.cat([meta.grad, *(torch.stack(list(vars(a).values())).nan_to_num(-7.0) for a in aux)]))
+        meta = (meta.detach() - 1e-4 * meta.grad).requires_grad_()
+    return seen
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        SINE,
+        replace(SINE, learner=learners.maml(2, 0.01, first_order=True), shot=SQUARED),
+        replace(SINE, learner=learners.meta_sgd(2, 0.01), shot=replace(SQUARED, detach_reference=False)),
+        replace(SINE, learner=learners.reptile(2, 0.01)),
+        replace(SINE, learner=learners.anil(2, 0.01), shot=Shot(distance="l2_parameters")),
+        replace(PIXELS, learner=learners.boil(2, 0.05), shot=Shot(weight=0.5)),
+    ],
+    ids=lambda c: f"{c.learner.name}-{c.tasks.kind}",
+)
+def test_replayed_steps_are_the_same_to_the_bit(config):
+    replay = Replay(after=2)
+    found, expected = steps_of(config, replay), steps_of(config, None)
+    assert replay.trace is not None
+    assert (replay.seen, replay.checks) == (4, 0)  # two steps before it, two compared with it, the others from it
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert not torch.equal(found[-1], found[-2])
+
+
+def test_a_weight_on_a_schedule_is_never_replayed():
+    # A trace would hold the weight of the step it was made in.
+    config = replace(SINE, shot=replace(SQUARED, schedule="linear", schedule_steps=50))
+    replay = Replay(after=1)
+    found, expected = steps_of(config, replay), steps_of(config, None)
+    assert replay.trace is None and replay.seen == 0
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_networks_whose_operations_take_the_time_are_not_replayed():
+    # Tracing a convolutional network takes many seconds and saves nothing that shows.
+    replay = Replay(after=1)
+    steps_of(replace(PIXELS, network=partial(Conv4, 3, width=2), batched=True), replay)
+    assert replay.seen == 0
+
+
+def test_a_step_that_changes_between_calls_is_dropped():
+    calls = []
+
+    def step(theta: Tensor, x: Tensor) -> Tensor:
+        calls.append(len(calls))
+        return theta * x + float(len(calls) >= 5)  # tracing is a call too
+
+    replay, theta = Replay(after=2, checks=5), torch.ones(3)
+    found = [float(replay(step, theta, torch.full((3,), float(k)))[0]) for k in range(6)]
+    assert found == [0.0, 1.0, 2.0, 4.0, 5.0, 6.0]  # the fourth call differs from the trace, which goes
+    assert replay.trace is None
+
+
+def test_a_step_that_cannot_be_traced_goes_on_as_it_is():
+    replay = Replay(after=1)
+    assert [float(replay(lambda t, x: t * float(x[0]), torch.ones(1), torch.full((1,), k))) for k in (2.0, 3.0)] == [
+        2,
+        3,
+    ]
+    assert replay.trace is None
+
+
+def test_other_shapes_are_not_replayed():
+    replay = Replay(after=1, checks=1)
+    for x in (torch.ones(3), 2 * torch.ones(3)):
+        replay(lambda t, x: (t * x).sum(), torch.ones(3), x)
+    assert replay.trace is not None
+    trace, replay.trace = replay.trace, lambda *_: "replayed"
+    assert replay(lambda t, x: (t * x).sum(), torch.ones(3), torch.ones(3)) == "replayed"
+    assert float(replay(lambda t, x: (t * x).sum(), torch.ones(2), torch.ones(2))) == 2.0
+    assert float(replay(lambda t, x: (t * x).sum(), torch.ones(3).double(), torch.ones(3))) == 3.0
+    assert float(trace(torch.ones(3), 4 * torch.ones(3))) == 12.0
+
+
+def test_a_run_has_one_replay(monkeypatch):
+    given = []
+
+    def spy(*args, replay, **options):
+        given.append(replay)
+        return accumulate_gradient(*args, replay=replay, **options)
+
+    monkeypatch.setattr(loop, "accumulate_gradient", spy)
+    list(meta_train(replace(SINE, checkpoints=(0, 3), network=partial(MLP, (1, 4, 1), activation=nn.Tanh))))
+    assert len(given) == 3 and len(set(map(id, given))) == 1
+    assert given[0].seen == 3

@@ -1,0 +1,86 @@
+"""Worker processes: the bits of one process, a clean end whatever happens, nothing left behind."""
+
+import multiprocessing
+import os
+import signal
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+
+from hessian_tools import Conv4, Shot, TrainConfig, learners, meta_train
+from hessian_tools.data import open_tasks
+from hessian_tools.meta.learners import Latent
+
+CONFIG = TrainConfig(
+    learner=learners.leo(2, 0.5, latent=Latent(4, fine_tuning_steps=1, dropout=0.2)),
+    tasks=open_tasks("quickdraw", ways=3, shots=1, queries=2),
+    network=partial(Conv4, 3, width=2),
+    checkpoints=(0, 2, 5),
+    meta_batch=3,
+    validation_tasks=1,
+    learning_rate=0.01,
+    shot=Shot(0.3, schedule="linear", schedule_steps=4),
+    save_every=1,
+)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left():
+    yield
+    assert multiprocessing.active_children() == []
+
+
+def test_two_workers_give_the_bits_of_one_process_and_resume_and_die_plainly(tmp_path):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    expected = list(meta_train(CONFIG))
+    torch.set_num_threads(threads)
+    shared = replace(CONFIG, workers=2, folder=tmp_path)
+
+    def kill_one(meta_step: int, _: float) -> None:
+        if meta_step == 3:
+            workers = multiprocessing.active_children()
+            assert len(workers) == 2
+            os.kill(workers[0].pid, signal.SIGKILL)
+
+    found = []
+    with pytest.raises(RuntimeError, match=r"worker process \d ended \(exit code -9\)"):
+        found.extend(meta_train(shared, progress=kill_one))
+    assert multiprocessing.active_children() == []
+    # The run resumes where it was; how many processes take part is no part of what it is.
+    found = list(meta_train(replace(shared, workers=1)))
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a.theta, b.theta)
+        assert a.validation_loss == b.validation_loss
+    assert not torch.equal(found[1].theta, found[0].theta)
+
+
+def fails_in_training(out: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    raise ArithmeticError("no criterion today")
+
+
+def test_what_a_worker_raises_is_raised_and_what_cannot_be_sent_is_named():
+    from hessian_tools.train import task_loss
+    from hessian_tools.train.workers import Workers
+
+    config = replace(CONFIG, learner=learners.maml(1, 0.1), shot=None, meta_batch=1)
+    loss, theta = task_loss(config)
+    loss._criterion = fails_in_training
+    workers = Workers(config, loss, theta)
+    try:
+        with pytest.raises(ArithmeticError, match="no criterion today"):
+            workers.accumulate_gradient(theta, 0)
+    finally:
+        workers.close()
+    loss._criterion = lambda out, y: out.sum()
+    with pytest.raises(ValueError, match="cannot be sent to another process"):
+        Workers(config, loss, theta)
+
+
+def test_mistakes_are_named():
+    with pytest.raises(ValueError, match="workers=4 must be at least 1 and at most meta_batch=3"):
+        replace(CONFIG, workers=4)
+    with pytest.raises(ValueError, match="workers=2 take tasks in turn on the CPU"):
+        replace(CONFIG, learner=learners.maml(1, 0.1), workers=2, batched=True)
