@@ -28,6 +28,7 @@ class TrainConfig:
     pretraining: descend SHOT alone (SHOT_p), without query labels. transductive: how validation
     treats the query set; see ``evaluate``. batched: all tasks of an outer step at once, by vmap of
     the meta-gradient, which is exact; None: for networks without convolutions, where it is faster.
+    head: the module that is the head; None: by the rule of ``flatten``.
     """
 
     learner: Learner
@@ -48,6 +49,7 @@ class TrainConfig:
     pretraining: ShotPretraining | None = None
     transductive: bool = True
     batched: bool | None = None
+    head: str | None = None
 
     def __post_init__(self) -> None:
         steps = self.checkpoints
