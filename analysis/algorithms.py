@@ -5,7 +5,7 @@ from dataclasses import replace
 from analysis.config import LatentConfig, LearnerConfig, StudyConfig
 from hessian_tools.flat import ParamLayout
 from hessian_tools.meta import learners
-from hessian_tools.meta.learners import Learner
+from hessian_tools.meta.learners import Latent, Learner
 from hessian_tools.meta.pretraining import ShotPretraining
 from hessian_tools.meta.shot import Shot
 from hessian_tools.meta.steps import PLAIN
@@ -18,13 +18,16 @@ def learner(config: StudyConfig, name: str, *, step_size: float) -> Learner:
     take the study's number of inner steps."""
     own, steps = config.learners[name], config.inner.steps
     if own.algorithm == "leo":
-        latent = (own.latent or LatentConfig()).built(inner_steps=steps)
+        found = latent(config, own)
         alpha = own.step_size or LEO_STEP_SIZE
-        return learners.leo(steps - latent.fine_tuning_steps, alpha, latent=latent, first_order=own.first_order)
+        return learners.leo(steps - found.fine_tuning_steps, alpha, latent=found, first_order=own.first_order)
     found = _built(own, steps, own.step_size or step_size)
-    return replace(
-        found, moves=own.moves or found.moves, rule=own.rule.built(), evaluation_steps=own.evaluation_steps
-    )
+    return replace(found, moves=own.moves or found.moves, rule=own.rule.built(), evaluation_steps=own.evaluation_steps)
+
+
+def latent(config: StudyConfig, settings: LearnerConfig) -> Latent:
+    """LEO's settings in this study. ValueError where they leave no inner step for the codes."""
+    return (settings.latent or LatentConfig()).built(inner_steps=config.inner.steps)
 
 
 def _built(own: LearnerConfig, steps: int, alpha: float) -> Learner:

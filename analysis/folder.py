@@ -12,8 +12,8 @@ import xarray as xr
 import yaml
 
 from analysis import store
-from analysis.claims import Plan, Verdict, load_plan, verdicts_from_json
 from analysis.algorithms import untrained_start, why_no_alpha
+from analysis.claims import Plan, Verdict, load_plan, verdicts_from_json
 from analysis.claims.plan import BUNDLED as PLAN
 from analysis.config import StudyConfig, trained, without_shot
 from analysis.errors import UserError

@@ -94,7 +94,10 @@ def training(
     device: str,
     start: Path | None = None,
 ) -> TrainConfig:
-    """The training run of one learner with one seed; start: the checkpoint it begins from, if not the seed's network."""
+    """The training run of one learner with one seed.
+
+    start: the checkpoint file it begins from; by default the seed's network.
+    """
     outer, own = config.train, config.learners[name]
     try:
         return TrainConfig(

@@ -8,8 +8,8 @@ import xarray as xr
 
 from analysis import measure as measuring
 from analysis import setting, step_size, store
-from analysis.claims import Verdict, judge, verdicts_to_json
 from analysis.beginning import start_of
+from analysis.claims import Verdict, judge, verdicts_to_json
 from analysis.config import StudyConfig, rounds
 from analysis.engines import Crew, Emit
 from analysis.errors import UserError

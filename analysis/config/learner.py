@@ -110,9 +110,7 @@ class LearnerConfig(Strict):
         for field, algorithms in LEARNER_SETTINGS.items():
             given, default = getattr(self, field), LearnerConfig.model_fields[field].default
             if given != default and self.algorithm not in algorithms:
-                raise ValueError(
-                    f"{field} is a setting of {listed(algorithms)}, not of {self.algorithm}; leave it out"
-                )
+                raise ValueError(f"{field} is a setting of {listed(algorithms)}, not of {self.algorithm}; leave it out")
         if self.pretraining is not None and self.shot is None:
             raise ValueError("pretraining descends SHOT's distance alone, so it needs shot, such as shot: {weight: 1}")
         if self.algorithm == "reptile" and self.learning_rate is None and self.optimiser != "adam":

@@ -67,15 +67,13 @@ def _levels(verdicts: Sequence[Verdict]) -> str:
     """What was measured, whatever the outcome: means over seeds, baseline to trained, of the plain comparisons."""
     plain = [v for v in verdicts if v.comparison in ("raw", "against untrained") and not isnan(v.effect)]
     sentences = []
-    for steps in dict.fromkeys(v.steps for v in plain):
+    for steps, quantity in dict.fromkeys((v.steps, v.quantity) for v in plain):
         levels = "; ".join(
             f"{method_label(v.learner)} {number(v.baseline_value)} → {number(v.trained_value)}"
             for v in plain
-            if v.steps == steps
+            if (v.steps, v.quantity) == (steps, quantity)
         )
-        sentences.append(
-            f"Mean {plain[0].quantity.replace('_', ' ')}, {steps} ({_against(plain[0])} → learner): {levels}."
-        )
+        sentences.append(f"Mean {quantity.replace('_', ' ')}, {steps} ({_against(plain[0])} → learner): {levels}.")
     return " ".join(sentences)
 
 
@@ -114,7 +112,7 @@ def _lines(verdict: Verdict) -> tuple[Html, Html]:
     cells = (
         f"{method_label(verdict.learner)} against {_baseline(verdict)}",
         verdict.steps,
-        verdict.comparison + (" (rho)" if verdict.quantity == "rho_normalised" else ""),
+        verdict.comparison + (" (rho)" if verdict.quantity in ("rho", "rho_normalised") else ""),
         element("span", levels, css="num"),
         element("span", _effect(verdict), css="num"),
         element("span", interval(verdict.bootstrap_low, verdict.bootstrap_high), css="num"),

@@ -125,9 +125,9 @@ def test_light_units_hold_what_was_asked_and_nan_elsewhere(micro_study):
     assert (ds["status"].sel(learner=learner_code(ds, "maml")) == 1).all()
 
 
-def test_before_training_all_learners_of_a_seed_are_one_network(micro_study):
+def test_before_training_learners_of_one_inner_loop_are_one_network(micro_study):
     ds = open_study(micro_study).sel(checkpoint=0)
-    what_it_is = ["learner", "trained", "without_shot"]
+    what_it_is = ["learner", "trained", "without_shot", "untrained_start", "alpha_steps"]
     first = ds.isel(learner=0).drop_vars(what_it_is)
     for other in range(1, ds.sizes["learner"]):
         xr.testing.assert_equal(first, ds.isel(learner=other).drop_vars(what_it_is))
