@@ -18,9 +18,9 @@ def learner(config: StudyConfig, name: str, *, step_size: float) -> Learner:
     take the study's number of inner steps."""
     own, steps = config.learners[name], config.inner.steps
     if own.algorithm == "leo":
-        found = latent(config, own)
+        codes = latent(config, own)
         alpha = own.step_size or LEO_STEP_SIZE
-        return learners.leo(steps - found.fine_tuning_steps, alpha, latent=found, first_order=own.first_order)
+        return learners.leo(steps - codes.fine_tuning_steps, alpha, latent=codes, first_order=own.first_order)
     found = _built(own, steps, own.step_size or step_size)
     return replace(found, moves=own.moves or found.moves, rule=own.rule.built(), evaluation_steps=own.evaluation_steps)
 

@@ -14,6 +14,7 @@ NAMES = {
     "supervised": "cross-entropy on all training classes, then the same inner loop",
     "untrained": "the initial network, adapted by the same inner loop",
 }
+OPTIMISERS = {"adam": "Adam", "sgd": "SGD"}
 ORDERED = ("maml", "anil", "boil", "meta-sgd", "leo")
 
 
@@ -41,8 +42,9 @@ def partly_moving(config: StudyConfig) -> list[str]:
     if not names:
         return []
     return [
-        f"The inner loop of {listed(names)} moves a part of the network: gradients and rho are by that part, eigenvalues,"
-        " traces and random directions are of the whole network, as for the others."
+        f"The inner loop of {listed(names)} moves a part of the network: gradients and rho are by that part,"
+        " eigenvalues, traces and random directions are of the whole network, as for the others; 2 / alpha bounds"
+        " stable steps only of a loop that moves the whole."
     ]
 
 
@@ -56,8 +58,8 @@ def _inner(config: StudyConfig, own: LearnerConfig) -> list[str]:
     parts = []
     if own.algorithm == "leo":
         latent = algorithms.latent(config, own)
-        codes = config.inner.steps - latent.fine_tuning_steps
-        parts.append(f"{codes} steps on codes of {latent.size}, then {latent.fine_tuning_steps} on decoded weights")
+        tuned = latent.fine_tuning_steps
+        parts.append(f"{config.inner.steps - tuned} of the steps on codes of {latent.size}, then {tuned} on weights")
     if own.moves:
         parts.append(f"moving {listed(own.moves)}")
     if own.rule.name != "plain":
@@ -82,7 +84,7 @@ def _outer(config: StudyConfig, name: str, own: LearnerConfig) -> list[str]:
         parts.append(f"from the best checkpoint of {own.start}")
     optimiser, rate = algorithms.optimiser(config, name), algorithms.learning_rate(config, name)
     if own.trained and (optimiser, rate) != (config.train.optimiser, config.train.learning_rate):
-        parts.append(f"{optimiser} {rate:g}")
+        parts.append(f"{OPTIMISERS[optimiser]} {rate:g}")
     return parts
 
 

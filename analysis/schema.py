@@ -208,6 +208,12 @@ def alpha_steps(ds: xr.Dataset, name: str) -> bool:
     return bool(ds["alpha_steps"].values[learner_names(ds).index(name)])
 
 
+def with_alpha(ds: xr.Dataset) -> xr.Dataset:
+    """The learners whose inner steps are alpha times the gradient; all of them where none's are."""
+    having = np.flatnonzero(ds["alpha_steps"].values)
+    return ds.isel(learner=having) if having.size else ds
+
+
 def why_no_alpha(ds: xr.Dataset) -> dict[str, str]:
     """In words, for each learner without an alpha, why it has none."""
     return {name: str(ds["alpha_steps"].attrs[name]) for name in learner_names(ds) if not alpha_steps(ds, name)}

@@ -5,7 +5,7 @@ from analysis.algorithms import untrained_start
 from analysis.beginning import BEGUN
 from analysis.config import StepSizeSearch
 from analysis.folder import CLAIMS, STUDY, StudyFolder
-from analysis.learner_words import described, partly_moving, without_alpha
+from analysis.learner_words import OPTIMISERS, described, partly_moving, without_alpha
 from analysis.study_file import BUNDLED, load_study
 from hessian_tools.data import summary
 from hessian_tools.flat import flatten
@@ -32,8 +32,8 @@ def facts(folder: StudyFolder) -> dict[str, str]:
         "Network": f"{config.network.name}, {layout.numel:,} parameters",
         "Learners": "; ".join(f"{name}: {described(config, name)}" for name in config.learners),
         "Inner loop": f"{config.inner.steps} steps of alpha = {folder.step_size:g}, {_chosen(folder)}",
-        "Outer loop": f"{outer.optimiser} {outer.learning_rate:g} unless said above, {outer.meta_batch} tasks a meta-iteration, checkpoints at"
-        f" {', '.join(map(str, outer.checkpoints))}",
+        "Outer loop": f"{OPTIMISERS[outer.optimiser]} {outer.learning_rate:g} unless said above,"
+        f" {outer.meta_batch} tasks a meta-iteration, checkpoints at {', '.join(map(str, outer.checkpoints))}",
         "Seeds": f"{len(config.seeds)}: {', '.join(map(str, config.seeds))} (initial parameters, training tasks and"
         " held-out tasks)",
         "Held-out tasks": f"{plan.tasks} a seed with curvature at every inner step ({plan.full_tasks} of them in full),"
@@ -93,6 +93,7 @@ def _chosen(folder: StudyFolder) -> str:
     if not isinstance(search, StepSizeSearch):
         return "given, the same for all learners that name no other"
     return (
-        f"the same for all learners that name no other, chosen on {search.learner} (no SHOT): {search.meta_steps} meta-iterations with"
-        f" seed {search.seed} for each candidate, best mean accuracy on {search.validation_tasks} validation tasks"
+        f"the same for all learners that name no other, chosen on {search.learner} (no SHOT): {search.meta_steps}"
+        f" meta-iterations with seed {search.seed} for each candidate, best mean accuracy on"
+        f" {search.validation_tasks} validation tasks"
     )

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
+from analysis.figures import words
 from analysis.plots.summary import measured
 from analysis.report.page import DASH, TIMES, Child, Html, element, number, row, table
-from analysis.schema import alpha_steps, begun_elsewhere, learner_names, trained_learners
+from analysis.schema import alpha_steps, learner_names, trained_learners
 from analysis.statistics import seed_means
 from analysis.style import method_label
 
@@ -21,8 +22,6 @@ _CAPTION = (
     "Untrained \u2192 trained (meta-iteration {last}), and trained over untrained: means over steps and tasks within a "
     "seed, then over seeds, of tasks that did not diverge on either side."
 )
-
-_BEGUN = "Of {names} the first number is not of the untrained network but of the trained one it began from."
 
 
 @dataclass(frozen=True)
@@ -56,8 +55,7 @@ def scale_section(ds: xr.Dataset) -> list[Html]:
     header = ("Learner", "Quantity", "Step 0", "Ratio", "Later steps", "Ratio")
     rows = [line for name in learners for line in _learner_rows(ds, name)]
     caption = _CAPTION.format(last=int(ds["checkpoint"][-1]))
-    begun = begun_elsewhere(ds)
-    caption += f" {_BEGUN.format(names=', '.join(map(method_label, begun)))}" if begun else ""
+    caption += words.begun(ds)
     return [element("h2", "Scale"), element("p", _WHY), table(header, rows, caption=caption)]
 
 

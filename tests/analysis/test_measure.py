@@ -168,7 +168,7 @@ def test_a_task_whose_curvature_overflows_has_diverged_and_a_zero_gradient_has_n
     inf, nan = np.inf, np.nan
     values = {
         "grad_norm": np.array([[1.0, 1.0], [1.0, 1.0], [0.0, 1.0]]),
-        "alpha_rho": np.array([[0.5, 0.4], [0.5, inf], [nan, 0.3]]),
+        "rho": np.array([[0.5, 0.4], [0.5, inf], [nan, 0.3]]),
         "rho_normalised": np.array([[0.5, 0.4], [0.5, nan], [nan, 0.3]]),
         "status": np.full(3, measuring.MEASURED),
     }
