@@ -26,6 +26,16 @@ def described(config: StudyConfig, name: str) -> str:
     return ", ".join([f"{order}{NAMES[own.algorithm]}{penalty}", *_inner(config, own), *_outer(config, name, own)])
 
 
+def trained_on_classes(config: StudyConfig) -> list[str]:
+    """A line for each supervised control: claims on meta-training ask of it whether any training does the same."""
+    return [
+        f"{name} is a control: trained on all classes at once, not meta-trained. Its verdicts say what ordinary"
+        " training does to the same quantities."
+        for name, own in config.learners.items()
+        if own.algorithm == "supervised"
+    ]
+
+
 def without_alpha(config: StudyConfig) -> list[str]:
     """A line for each learner whose steps are not alpha times the gradient."""
     why = {name: algorithms.why_no_alpha(config, name) for name in config.learners}

@@ -5,7 +5,7 @@ from analysis.algorithms import untrained_start
 from analysis.beginning import BEGUN
 from analysis.config import StepSizeSearch
 from analysis.folder import CLAIMS, STUDY, StudyFolder
-from analysis.learner_words import OPTIMISERS, described, partly_moving, without_alpha
+from analysis.learner_words import OPTIMISERS, described, partly_moving, trained_on_classes, without_alpha
 from analysis.study_file import BUNDLED, load_study
 from hessian_tools.data import summary
 from hessian_tools.flat import flatten
@@ -60,6 +60,7 @@ def notes(folder: StudyFolder) -> list[str]:
     """What a reader must not overlook: learners that are unlike the others, runs that diverged."""
     stopped = {run: diverged_at(folder.run(*run)) for run in folder.runs}
     return [
+        *trained_on_classes(folder.config),
         *without_alpha(folder.config),
         *partly_moving(folder.config),
         *_beginnings(folder),

@@ -5,7 +5,7 @@ from math import isnan
 import pytest
 import yaml
 
-from analysis import algorithms
+from analysis import algorithms, setting
 from analysis.config import LEARNER_SETTINGS, LearnerConfig, StudyConfig, rounds, without_shot
 from analysis.errors import UserError
 from analysis.learner_words import described
@@ -80,6 +80,13 @@ def test_the_outer_loop_is_the_studys_unless_a_learner_has_its_own():
         name: (algorithms.optimiser(config, name), algorithms.learning_rate(config, name)) for name in config.learners
     }
     assert rates == {"maml": ("adam", 0.002), "mine": ("sgd", 0.3), "reptile": ("sgd", 0.5)}
+
+
+def test_one_switch_says_whether_evaluation_is_transductive():
+    config = study("maml: {}", measure={"transductive": False})
+    training = setting.training(config, "maml", 0, step_size=ALPHA, folder=None, device="cpu")
+    assert not training.transductive
+    assert setting.training(study("maml: {}"), "maml", 0, step_size=ALPHA, folder=None, device="cpu").transductive
 
 
 REFUSED = [
