@@ -53,8 +53,8 @@ def partly_moving(config: StudyConfig) -> list[str]:
         return []
     return [
         f"The inner loop of {listed(names)} moves a part of the network: gradients and rho are by that part,"
-        " eigenvalues, traces and random directions are of the whole network, as for the others; 2 / alpha bounds"
-        " stable steps only of a loop that moves the whole."
+        " |Hg|, eigenvalues, traces and random directions are of the whole network, as for the others; 2 / alpha"
+        " bounds stable steps only of a loop that moves the whole."
     ]
 
 
