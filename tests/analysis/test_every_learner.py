@@ -172,7 +172,7 @@ def test_many_learners_leave_the_panels_their_room(ds, name):
     figure.draw_without_rendering()
     ax = figure.axes[0]
     inches = ax.get_window_extent().height / figure.dpi
-    assert inches > 1.2
+    assert inches > 1.0
     entries = [text.get_text() for text in figure.legends[0].get_texts()]
     drawn = [n for n in learner_names(ds) if name == "accuracy" or alpha_steps(ds, n)]
     assert len(entries) == len(drawn) == len(set(entries))
