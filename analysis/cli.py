@@ -25,6 +25,10 @@ Seeds = Annotated[
 Claims = Annotated[
     Path | None, Parameter(name="--claims", help="Plan of the claims of a new study [default: the bundled one].")
 ]
+Data = Annotated[
+    str | None,
+    Parameter(name="--data", help="Folder or file of images, or features (.npz), in place of the study's own data."),
+]
 Workers = Annotated[
     int | None,
     Parameter(
@@ -45,9 +49,11 @@ app = App(
 
 
 @app.command
-def demo(*, out: Out = None, seeds: Seeds = None, workers: Workers = None, device: Device = "cpu") -> None:
+def demo(
+    *, out: Out = None, seeds: Seeds = None, data: Data = None, workers: Workers = None, device: Device = "cpu"
+) -> None:
     """The bundled study, minutes on two cores; the same command resumes it."""
-    study("demo", out=out, seeds=seeds, workers=workers, device=device)
+    study("demo", out=out, seeds=seeds, data=data, workers=workers, device=device)
 
 
 @app.command
@@ -57,6 +63,7 @@ def study(
     out: Out = None,
     seeds: Seeds = None,
     claims: Claims = None,
+    data: Data = None,
     workers: Workers = None,
     device: Device = "cpu",
 ) -> None:
@@ -64,10 +71,11 @@ def study(
     from analysis import study as parts
     from analysis.folder import begin
 
-    place, plan = _checked(file, out, seeds, claims)
+    place, plan = _checked(file, out, seeds, claims, data)
 
     def work(folder: "StudyFolder", say: "Reporter", resources: "Resources") -> None:
         begin(folder, claims=plan)
+        _tell_data(folder, say)
         verdicts = parts.run(folder, say, resources)
         _tell(verdicts, say)
         say.say(f"report: {folder.path / 'report.html'}")
@@ -82,6 +90,7 @@ def train(
     out: Out = None,
     seeds: Seeds = None,
     claims: Claims = None,
+    data: Data = None,
     workers: Workers = None,
     device: Device = "cpu",
 ) -> None:
@@ -89,10 +98,11 @@ def train(
     from analysis import study as parts
     from analysis.folder import begin
 
-    place, plan = _checked(file, out, seeds, claims)
+    place, plan = _checked(file, out, seeds, claims, data)
 
     def work(folder: "StudyFolder", say: "Reporter", resources: "Resources") -> None:
         begin(folder, claims=plan)
+        _tell_data(folder, say)
         parts.train(folder, say, resources)
 
     _in_folder(place, work, workers, device)
@@ -206,18 +216,18 @@ def _mistakes() -> tuple[type[Exception], ...]:
 
 
 def _checked(
-    source: str, out: Path | None, seeds: tuple[int, ...] | None, claims: Path | None
+    source: str, out: Path | None, seeds: tuple[int, ...] | None, claims: Path | None, data: str | None
 ) -> tuple["StudyFolder", str | None]:
     """The study's folder and the plan of its claims: everything is checked, nothing written yet."""
     from analysis.claims import load_plan
     from analysis.folder import STUDY, plan_folder
     from analysis.setting import check
-    from analysis.study_file import load_study, overridden
+    from analysis.study_file import load_study, overridden, with_data
 
     place = Path(source)
     if (place / STUDY).is_file():  # a study's own folder: go on there
         out, source = out or place, str(place / STUDY)
-    config = overridden(load_study(source), {"seeds": seeds})
+    config = overridden(with_data(load_study(source), data), {"seeds": seeds})
     check(config)
     if claims is not None and not claims.is_file():
         raise _user_error(f"there is no plan of the claims {claims}; start from a copy of analysis/claims/claims.yaml")
@@ -257,6 +267,15 @@ def _user_error(text: str) -> Exception:
     from analysis.errors import UserError
 
     return UserError(text)
+
+
+def _tell_data(folder: "StudyFolder", say: "Reporter") -> None:
+    """What was found where the user pointed, and how it is divided."""
+    from analysis.setting import tasks
+    from hessian_tools.data import summary
+
+    if folder.config.data.path or folder.config.data.test_path:
+        say.say(f"data: {summary(tasks(folder.config))}")
 
 
 def _tell(verdicts: "list[Verdict]", say: "Reporter") -> None:

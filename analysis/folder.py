@@ -12,6 +12,7 @@ import xarray as xr
 import yaml
 
 from analysis import store
+from analysis.algorithms import untrained_start, why_no_alpha
 from analysis.claims import Plan, Verdict, load_plan, verdicts_from_json
 from analysis.claims.plan import BUNDLED as PLAN
 from analysis.config import StudyConfig, trained, without_shot
@@ -103,7 +104,13 @@ def open_study(path: str | Path) -> xr.Dataset:
     if not runs:
         raise UserError(f"nothing is measured yet in {path}; run 'hessian-tools measure {path}' first")
     ds = stack_runs(runs, list(folder.config.learners))
-    ds = describe_learners(ds, trained=trained(folder.config), without_shot=without_shot(folder.config))
+    ds = describe_learners(
+        ds,
+        trained=trained(folder.config),
+        without_shot=without_shot(folder.config),
+        untrained_start=untrained_start(folder.config),
+        no_alpha={name: why_no_alpha(folder.config, name) for name in folder.config.learners},
+    )
     ds.attrs = {"study": folder.config.name, "split": "test"}  # what is the same in every run
     if folder.config.data.source != "sine-line":
         ds.attrs["ways"] = folder.config.data.ways

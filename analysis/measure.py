@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from analysis import setting, store
+from analysis import algorithms, setting, store
 from analysis.config import DataConfig, LevelConfig, NetworkConfig, StudyConfig
 from analysis.engines import Emit
 from analysis.folder import StudyFolder
@@ -39,8 +39,8 @@ VECTORS = SaveAt(thetas=True, gradients=True)
 class Unit:
     """One unit of work; tasks None: the evaluation of accuracy on many held-out tasks at a checkpoint.
 
-    learners: the runs it is written to. Before training all learners of a seed are one network with
-    one inner loop, so checkpoint 0 is measured once for all of them; later units have one learner.
+    learners: the runs it is written to. Before training, learners of a seed that adapt by the same inner loop are one
+    network, so their checkpoint 0 is measured once for all of them; later units have one learner.
     """
 
     config: StudyConfig
@@ -90,8 +90,8 @@ def units(folder: StudyFolder, *, device: str) -> list[Unit]:
     def unit(learners: tuple[str, ...], seed: int, checkpoint: int, block: tuple[int, ...] | None) -> Unit:
         return Unit(folder.config, folder.path, learners, seed, folder.step_size, checkpoint, block, device)
 
-    names = tuple(folder.config.learners)
-    found = [unit(names, seed, 0, block) for seed in folder.config.seeds for block in blocks]
+    together = _alike_before_training(folder.config)
+    found = [unit(names, seed, 0, block) for names in together for seed in folder.config.seeds for block in blocks]
     found += [
         unit((learner,), seed, checkpoint, block)
         for learner, seed in folder.runs
@@ -101,10 +101,18 @@ def units(folder: StudyFolder, *, device: str) -> list[Unit]:
     return sorted(found, key=lambda unit: -unit.level)
 
 
+def _alike_before_training(config: StudyConfig) -> list[tuple[str, ...]]:
+    """Learners that are one network with one inner loop at checkpoint 0."""
+    groups: dict[tuple[object, ...], list[str]] = {}
+    for name in config.learners:
+        groups.setdefault(algorithms.inner_loop(config, name), []).append(name)
+    return [tuple(names) for names in groups.values()]
+
+
 def allocate(folder: StudyFolder, learner: str, seed: int) -> None:
     """The run's empty store."""
     config, plan = folder.config, folder.config.measure
-    layout = flatten(seeded(setting.network(config), seed=seed))[1]
+    layout = flatten(seeded(setting.network(config), seed=seed), head=config.network.head)[1]
     sizes = Sizes(
         checkpoints=setting.checkpoints(config, learner),
         tasks=tuple(range(plan.tasks)),
@@ -116,8 +124,12 @@ def allocate(folder: StudyFolder, learner: str, seed: int) -> None:
     )
     held_out = setting.tasks(config, held_out=True)
     attrs = {"study": config.name, "learner": learner, "seed": seed, "data_digest": held_out.digest, "split": "test"}
+    why = algorithms.why_no_alpha(config, learner)
+    attrs |= {"step_size_missing": why} if why else {}
     path = store.create(folder.run(learner, seed), sizes, block=chunk_tasks(config), attrs=attrs)
-    store.write_scalars(path, {"step_size": folder.step_size, "num_params": layout.numel})
+    moved = algorithms.moved_params(algorithms.learner(config, learner, step_size=folder.step_size), layout)
+    alpha = algorithms.alpha(config, learner, step_size=folder.step_size)
+    store.write_scalars(path, {"step_size": alpha, "num_params": moved})
 
 
 def chunk_tasks(config: StudyConfig) -> int:
@@ -172,9 +184,9 @@ def _values(unit: Unit) -> dict[str, np.ndarray]:
 
 def _mark_overflow(values: dict[str, np.ndarray]) -> None:
     """A task whose losses are finite but whose curvature is not has diverged too; a zero gradient has no rho."""
-    if "alpha_rho" in values:
+    if "rho" in values:
         moving = values["grad_norm"] >= ZERO_GRADIENT
-        lost = [moving & ~np.isfinite(values[name]) for name in ("alpha_rho", "rho_normalised")]
+        lost = [moving & ~np.isfinite(values[name]) for name in ("rho", "rho_normalised")]
         values["status"][np.any(lost, axis=(0, 2))] = DIVERGED
 
 
@@ -203,9 +215,9 @@ def _points(unit: Unit) -> Points:
         trajectory=trajectories,
         support=(torch.stack([x for x, _ in supports]), torch.stack([y for _, y in supports])),
         normalised=normalised_weights(loss.model),
-        step_size=unit.step_size,
+        step_size=algorithms.alpha(config, unit.learner, step_size=unit.step_size),
         level=level,
-        probes=_probes(unit, theta, level),
+        probes=_probes(unit, loss, level).to(theta),
         seed=plan.seed,
     )
 
@@ -213,7 +225,7 @@ def _points(unit: Unit) -> Points:
 def _record(
     unit: Unit, loss: Loss, theta: Tensor, tasks: TaskSource
 ) -> tuple[Trajectory, Sequence[tuple[Tensor, Tensor]]]:
-    learner = setting.learner(unit.config, unit.learner, step_size=unit.step_size)
+    learner = algorithms.learner(unit.config, unit.learner, step_size=unit.step_size)
     trajectories, supports = [], []
     for index in unit.tasks or ():
         episode = cast_like(tasks.episode(seed=_task_seed(unit), split="test", index=index), theta)
@@ -227,11 +239,10 @@ def _task_seed(unit: Unit) -> int:
     return 1_000_003 * unit.config.measure.seed + unit.seed
 
 
-def _probes(unit: Unit, theta: Tensor, level: LevelConfig) -> Tensor:
-    drawn = [
-        rademacher(len(theta), level.probes, seed=_task_seed(unit), path=("probes", task)) for task in unit.tasks or ()
-    ]
-    return torch.stack(drawn).to(theta)
+def _probes(unit: Unit, loss: Loss, level: LevelConfig) -> Tensor:
+    """Over the network's parameters: what else a learner learns is no part of the support loss."""
+    size, seed = loss.layout.numel, _task_seed(unit)
+    return torch.stack([rademacher(size, level.probes, seed=seed, path=("probes", task)) for task in unit.tasks or ()])
 
 
 def _evaluation(unit: Unit) -> dict[str, np.ndarray]:
@@ -240,13 +251,14 @@ def _evaluation(unit: Unit) -> dict[str, np.ndarray]:
         blank = np.full(plan.evaluation_tasks, np.nan)
         return {"evaluation_loss": blank, "evaluation_accuracy": blank}
     losses, accuracies = evaluate(
-        setting.learner(unit.config, unit.learner, step_size=unit.step_size),
+        algorithms.learner(unit.config, unit.learner, step_size=unit.step_size),
         _loss(unit.config, unit.device),
         load_theta(unit.run, unit.checkpoint).to(unit.device),
         setting.tasks(unit.config, held_out=True),
         split="test",
         num_tasks=plan.evaluation_tasks,
         seed=_task_seed(unit),
+        transductive=plan.transductive,
     )
     return {"evaluation_loss": losses.double().cpu().numpy(), "evaluation_accuracy": accuracies.double().cpu().numpy()}
 

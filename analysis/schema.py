@@ -110,7 +110,7 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("status", TASK, "1", "state of the unit: " + ", ".join(STATUS_MEANINGS), dtype="int8"),
     Variable("done", TASK, "1", "1 when the unit is written in full; written last", dtype="int8"),
     Variable("evaluation_done", ("checkpoint",), "1", "1 when the evaluation is written", dtype="int8"),
-    Variable("step_size", (), "1", "inner learning rate alpha"),
+    Variable("step_size", (), "1", "inner learning rate alpha; NaN where inner steps are not alpha times the gradient"),
     Variable("num_params", (), "1", "number of parameters the inner loop moves", dtype="int64"),
 )
 
@@ -159,19 +159,64 @@ def learner_names(ds: xr.Dataset) -> list[str]:
     return [meanings[int(code)] for code in ds["learner"].values]
 
 
-def describe_learners(ds: xr.Dataset, *, trained: Mapping[str, bool], without_shot: Mapping[str, str]) -> xr.Dataset:
+def describe_learners(
+    ds: xr.Dataset,
+    *,
+    trained: Mapping[str, bool],
+    without_shot: Mapping[str, str],
+    untrained_start: Mapping[str, str] | None = None,
+    no_alpha: Mapping[str, str | None] | None = None,
+) -> xr.Dataset:
     """Add what the learners are, as coordinates: claims and figures must not guess it from names.
 
     ``trained``: 0 for an untrained control. ``without_shot``: for a learner with SHOT, the code of the learner that
-    is the same but for SHOT; -1 where there is none.
+    is the same but for SHOT; -1 where there is none. ``untrained_start``: the code of the learner whose checkpoint 0 is
+    the untrained network under the same inner loop, by default the learner itself; -1 where the study has none.
+    ``no_alpha``: why inner steps are not one alpha times the gradient, by default they are; the coordinate
+    ``alpha_steps`` is 0 for such a learner, and the words are its attribute.
     """
     names = learner_names(ds)
     codes = {name: int(code) for name, code in zip(names, ds["learner"].values, strict=True)}
-    partners = [codes.get(without_shot.get(name, ""), -1) for name in names]
+    starts = {name: name for name in names} if untrained_start is None else untrained_start
+    why = {name: words for name, words in (no_alpha or {}).items() if words and name in codes}
+
+    def partners(of: Mapping[str, str]) -> tuple[str, np.ndarray]:
+        return "learner", np.array([codes.get(of.get(name, ""), -1) for name in names], dtype=np.int64)
+
     return ds.assign_coords(
         trained=("learner", np.array([trained[name] for name in names], dtype=np.int8)),
-        without_shot=("learner", np.array(partners, dtype=np.int64)),
+        without_shot=partners(without_shot),
+        untrained_start=partners(starts),
+        alpha_steps=("learner", np.array([name not in why for name in names], dtype=np.int8), why),
     )
+
+
+def untrained_start(ds: xr.Dataset, name: str) -> str | None:
+    """The learner whose checkpoint 0 is the untrained network under this one's inner loop; None: not in this study."""
+    meanings = ds["learner"].attrs["flag_meanings"].split()
+    code = int(ds["untrained_start"].values[learner_names(ds).index(name)])
+    return meanings[code] if code >= 0 else None
+
+
+def begun_elsewhere(ds: xr.Dataset) -> list[str]:
+    """Learners whose checkpoint 0 is not the untrained network but another learner's best."""
+    return [name for name in learner_names(ds) if untrained_start(ds, name) != name]
+
+
+def alpha_steps(ds: xr.Dataset, name: str) -> bool:
+    """Whether a learner's inner steps are alpha times the gradient; where not, what is scaled by alpha is NaN."""
+    return bool(ds["alpha_steps"].values[learner_names(ds).index(name)])
+
+
+def with_alpha(ds: xr.Dataset) -> xr.Dataset:
+    """The learners whose inner steps are alpha times the gradient; all of them where none's are."""
+    having = np.flatnonzero(ds["alpha_steps"].values)
+    return ds.isel(learner=having) if having.size else ds
+
+
+def why_no_alpha(ds: xr.Dataset) -> dict[str, str]:
+    """In words, for each learner without an alpha, why it has none."""
+    return {name: str(ds["alpha_steps"].attrs[name]) for name in learner_names(ds) if not alpha_steps(ds, name)}
 
 
 def trained_learners(ds: xr.Dataset) -> list[str]:

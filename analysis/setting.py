@@ -1,21 +1,20 @@
 """From a configuration to the things it names: tasks, network, learner, training run."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache, partial
 from math import prod
 from pathlib import Path
 
 from torch import nn
 
-from analysis.config import NETWORK_SETTINGS, DataConfig, LearnerConfig, StepSizeSearch, StudyConfig
+from analysis import algorithms
+from analysis.config import NETWORK_SETTINGS, DataConfig, StepSizeSearch, StudyConfig
 from analysis.errors import UserError
 from hessian_tools.data import CrossDomainTasks, TaskSource, open_tasks
-from hessian_tools.flat import flatten
-from hessian_tools.meta import learners
-from hessian_tools.meta.learners import Learner
-from hessian_tools.meta.shot import Shot
+from hessian_tools.flat import ParamLayout, flatten
 from hessian_tools.nets import MLP, load_network, refuse_unfit, seeded, source_digest
-from hessian_tools.train import TrainConfig
+from hessian_tools.train import TrainConfig, meta_train
 
 OWN = {
     "conv4": "hessian_tools.nets:Conv4",
@@ -80,40 +79,45 @@ def network_source(config: StudyConfig) -> dict[str, str]:
     return {"network_source": source_digest(config.network.name)} if ":" in config.network.name else {}
 
 
-def learner(config: StudyConfig, name: str, *, step_size: float) -> Learner:
-    """A learner of the study; the untrained control adapts by the same inner loop."""
-    return learners.maml(config.inner.steps, step_size, first_order=config.learners[name].first_order)
-
-
-def shot(settings: LearnerConfig) -> Shot | None:
-    """The learner's SHOT penalty, if it has one."""
-    return Shot(**settings.shot.model_dump()) if settings.shot else None
-
-
 def checkpoints(config: StudyConfig, name: str) -> tuple[int, ...]:
     """The meta-iterations a learner is kept at; the untrained control has only the first."""
-    return (0,) if config.learners[name].algorithm == "untrained" else config.train.checkpoints
+    return config.train.checkpoints if config.learners[name].trained else (0,)
 
 
 def training(
-    config: StudyConfig, name: str, seed: int, *, step_size: float, folder: Path | None, device: str
+    config: StudyConfig,
+    name: str,
+    seed: int,
+    *,
+    step_size: float,
+    folder: Path | None,
+    device: str,
+    start: Path | None = None,
 ) -> TrainConfig:
-    """The training run of one learner with one seed."""
-    outer = config.train
+    """The training run of one learner with one seed.
+
+    start: the checkpoint file it begins from; by default the seed's network.
+    """
+    outer, own = config.train, config.learners[name]
     try:
         return TrainConfig(
-            learner=learner(config, name, step_size=step_size),
+            learner=algorithms.learner(config, name, step_size=step_size),
             tasks=tasks(config),
             network=network(config),
             seed=seed,
-            shot=shot(config.learners[name]),
+            shot=algorithms.shot(own),
             checkpoints=checkpoints(config, name),
             meta_batch=outer.meta_batch,
-            learning_rate=outer.learning_rate,
+            optimiser=algorithms.optimiser(config, name),
+            learning_rate=algorithms.learning_rate(config, name),
             validation_tasks=outer.validation_tasks,
             device=device,
             folder=folder,
             save_every=outer.save_every,
+            start=start,
+            pretraining=algorithms.pretraining(own),
+            transductive=config.measure.transductive,
+            head=config.network.head,
         )
     except ValueError as e:
         raise UserError(f"learners.{name}: {e}") from None
@@ -130,12 +134,25 @@ def check(config: StudyConfig) -> None:
                 raise UserError(f"data: {e}") from None
     try:
         model = seeded(build, seed=config.seeds[0])
-        num_params = flatten(model)[1].numel
+        layout = flatten(model, head=config.network.head)[1]
         refuse_unfit(model, outputs=tasks(config).outputs, input_shape=tasks(config).input_shape)
     except ValueError as e:
         raise UserError(f"network: {e}") from None
     wanted = max(config.measure.full.eigenvalues, 1)
-    if wanted > num_params:
-        raise UserError(f"measure.full.eigenvalues={wanted} of a network with {num_params} parameters; ask for fewer")
+    if wanted > layout.numel:
+        raise UserError(f"measure.full.eigenvalues={wanted} of a network with {layout.numel} parameters; ask for fewer")
     for name in config.learners:
-        training(config, name, config.seeds[0], step_size=1.0, folder=None, device="cpu")
+        _check_learner(config, name, layout)
+
+
+def _check_learner(config: StudyConfig, name: str, layout: ParamLayout) -> None:
+    planned = training(config, name, config.seeds[0], step_size=1.0, folder=None, device="cpu")
+    own = config.learners[name]
+    if own.algorithm in ("leo", "supervised") and planned.tasks.kind != "classification":
+        raise UserError(f"learners.{name}: {own.algorithm} needs classes, {config.data.source} has none")
+    try:
+        algorithms.moved_params(planned.learner, layout)
+        if own.algorithm in ("leo", "supervised"):  # what they learn besides the network depends on its head
+            next(meta_train(replace(planned, checkpoints=(0,), validation_tasks=0)))
+    except ValueError as e:
+        raise UserError(f"learners.{name}: {e}") from None

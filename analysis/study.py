@@ -2,13 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import xarray as xr
 
 from analysis import measure as measuring
 from analysis import setting, step_size, store
+from analysis.beginning import start_of
 from analysis.claims import Verdict, judge, verdicts_to_json
-from analysis.config import StudyConfig
+from analysis.config import StudyConfig, rounds
 from analysis.engines import Crew, Emit
 from analysis.errors import UserError
 from analysis.figures import FIGURES, save
@@ -85,7 +87,8 @@ def train(folder: StudyFolder, reporter: Reporter, resources: Resources) -> None
     total = sum(setting.checkpoints(u.config, u.learner)[-1] for u in waiting)
     if waiting:
         with reporter.stage("train", total, "meta-iterations") as stage:
-            resources.crew.run(train_unit, waiting, emit=stage.advance)
+            for learners in rounds(folder.config):  # a learner may begin from one that is trained before it
+                resources.crew.run(train_unit, [u for u in waiting if u.learner in learners], emit=stage.advance)
     for unit in units:
         stopped = diverged_at(unit.run)
         if stopped is not None:
@@ -95,7 +98,13 @@ def train(folder: StudyFolder, reporter: Reporter, resources: Resources) -> None
 def train_unit(unit: TrainUnit, emit: Emit) -> None:
     """Train one run; each meta-iteration is reported, those of an earlier session at once."""
     training = setting.training(
-        unit.config, unit.learner, unit.seed, step_size=unit.step_size, folder=unit.run, device=unit.device
+        unit.config,
+        unit.learner,
+        unit.seed,
+        step_size=unit.step_size,
+        folder=unit.run,
+        device=unit.device,
+        start=start_of(StudyFolder(unit.folder, unit.config), unit.learner, unit.seed),
     )
     done = 0
 
@@ -194,6 +203,7 @@ def _claim(unit: TrainUnit) -> None:
         "steps": config["inner"]["steps"],
         "step_size": unit.step_size,
         "learner": config["learners"][unit.learner],
+        "begins_from": _chain(config["learners"], unit.learner),
         "seed": unit.seed,
         **setting.network_source(unit.config),
     }
@@ -203,6 +213,15 @@ def _claim(unit: TrainUnit) -> None:
         "claims_digest": plan_of(StudyFolder(unit.folder, unit.config)).digest,
     }
     claim_folder(unit.run, settings, facts=found)
+
+
+def _chain(learners: dict[str, Any], name: str) -> list[Any]:
+    """The settings of the learners that a learner begins from, the nearest first."""
+    found, at = [], learners[name]["start"]
+    while at is not None:
+        found.append(learners[at])
+        at = learners[at]["start"]
+    return found
 
 
 def _refuse_a_part(folder: StudyFolder) -> None:

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from analysis.config import StudyConfig
+from analysis.config import DataConfig, StudyConfig
 from analysis.errors import UserError
 
 BUNDLED = ("demo", "micro")
@@ -82,6 +82,16 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next((found for found in map(_model_in, get_args(annotation)) if found), None)
+
+
+def with_data(config: StudyConfig, path: str | None) -> StudyConfig:
+    """The study on other data: what lies at a path, noted in full, for a study may be resumed from elsewhere."""
+    if path is None:
+        return config
+    known = get_args(DataConfig.model_fields["name"].annotation)
+    place = Path(path).expanduser()
+    found = path if path in known and not place.exists() else str(place.resolve())
+    return overridden(config, {"data": config.data.model_dump(mode="json") | {"path": found}})
 
 
 def overridden(config: StudyConfig, changes: Mapping[str, Any]) -> StudyConfig:

@@ -107,10 +107,16 @@ METHODS: dict[str, MethodStyle] = {
     "anil-shot": MethodStyle("#8B6508", "<", "--"),
     "boil": MethodStyle("#56B4E9", "h", "-"),
     "boil-shot": MethodStyle("#332288", ">", "--"),
+    "meta-sgd": MethodStyle("#882255", "p", "-"),
+    "meta-sgd-shot": MethodStyle("#DDAA33", "*", "--"),
+    "reptile": MethodStyle("#999933", "d", "-"),
+    "reptile-shot": MethodStyle("#EE3377", "8", "--"),
+    "leo": MethodStyle("#44AA99", "H", "-"),
+    "leo-shot": MethodStyle("#663311", "s", "--"),
 }
 
 # Tol's muted scheme, safe for colour-blind readers too, and apart from the colours above.
-_SPARE_COLORS = ("#882255", "#999933", "#44AA99", "#CC6677", "#AA4499", "#117733")
+_SPARE_COLORS = ("#CC6677", "#AA4499", "#117733", "#4B6A9B", "#A0522D", "#7F7F00")
 _SPARE_MARKERS = ("p", "*", "d", "8", "H", "s")
 _SPARE_LINES: tuple[Line, ...] = ("-", "--", "-.")
 
@@ -131,13 +137,22 @@ def method_style(name: str) -> MethodStyle:
     return MethodStyle(color, marker, _SPARE_LINES[number // 4096 % len(_SPARE_LINES)])
 
 
-_ACRONYMS = {"maml": "MAML", "fomaml": "FOMAML", "anil": "ANIL", "boil": "BOIL", "leo": "LEO", "shot": "SHOT"}
+_WORDS = {
+    "maml": "MAML",
+    "fomaml": "FOMAML",
+    "anil": "ANIL",
+    "boil": "BOIL",
+    "leo": "LEO",
+    "shot": "SHOT",
+    "metasgd": "Meta-SGD",
+    "reptile": "Reptile",
+}
 
 
 def method_label(name: str) -> str:
     """A learner's name as a reader writes it: ``maml-shot`` is MAML + SHOT."""
-    parts = name.replace("_", "-").split("-")
-    words = [_ACRONYMS.get(part.lower(), part) for part in parts]
+    parts = name.replace("_", "-").replace("meta-sgd", "metasgd").split("-")
+    words = [_WORDS.get(part.lower(), part) for part in parts]
     return " ".join("+ SHOT" if word == "SHOT" and position else word for position, word in enumerate(words))
 
 

@@ -14,20 +14,20 @@ from analysis.claims.comparison import Comparison, paired
 from analysis.claims.plan import Plan
 from analysis.claims.points import UNTRAINED, diverged, first_and_last, points
 from analysis.claims.verdict import Question, Verdict, conclude
-from analysis.schema import BY_NAME, trained_learners
+from analysis.schema import BY_NAME, trained_learners, untrained_start
 
 QUANTITY = "alignment"
 
 
 def alignment_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
-    """For every trained learner: A against 0, and against its own checkpoint 0, task by task. Empty without one."""
+    """For every trained learner: A against 0, and against the untrained network, task by task. Empty without one."""
     title = "the inner gradients of the meta-trained network are aligned"
     learners = trained_learners(ds)
     first, last = first_and_last(ds) if learners else (0, 0)
     verdicts = []
     for learner in learners:
         trained = points(ds, QUANTITY, learner, checkpoint=last)[..., None]  # one value a task: a single "step"
-        untrained = points(ds, QUANTITY, learner, checkpoint=first)[..., None]
+        start = untrained_start(ds, learner)
         question = Question(
             "alignment",
             title,
@@ -39,10 +39,13 @@ def alignment_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
             BY_NAME[QUANTITY].units,
             "positive",
         )
-        beside = replace(question, baseline=UNTRAINED, comparison="against untrained")
         lost = diverged(ds, learner, checkpoint=last)
-        either = lost | diverged(ds, learner, checkpoint=first)
-        for asked, baseline, without in ((question, np.zeros_like(trained), lost), (beside, untrained, either)):
+        asks = [(question, np.zeros_like(trained), lost)]
+        if start is not None:
+            untrained = points(ds, QUANTITY, start, checkpoint=first)[..., None]
+            beside = replace(question, baseline=UNTRAINED, comparison="against untrained")
+            asks.append((beside, untrained, lost | diverged(ds, start, checkpoint=first)))
+        for asked, baseline, without in asks:
             comparison = _defined(paired(trained, baseline, plan, diverged=without), ds.sizes["step_i"])
             verdicts.append(conclude(asked, comparison, margin=plan.margins.alignment, confidence=plan.confidence))
     return verdicts

@@ -6,18 +6,20 @@ from math import isnan
 
 from analysis.claims.verdict import Verdict
 
-AT = {"unit filter norm": ", unit filter norm", "equal support loss": ", equal loss"}
+UNIT_NORM = "unit filter norm"
+AT = {UNIT_NORM: ", unit filter norm", "equal support loss": ", equal loss"}
 
 
 def verdict_lines(verdicts: Sequence[Verdict]) -> Iterator[str]:
     """One heading per claim, one line per comparison: outcome, who against whom, effect and 95 % interval.
 
-    The effect is one of the quantity in the heading; a row at unit filter norm is about rho, not alpha rho.
+    The effect is one of the quantity in the heading; a row at unit filter norm is about rho, not alpha rho, and so is
+    one of a learner whose steps are not alpha times the gradient.
     """
     for title, rows in groupby(verdicts, key=lambda v: v.title):
         found = list(rows)
-        quantity = found[0].quantity.replace("_", " ")
-        other = "; rho at unit filter norm" if any(v.comparison == "unit filter norm" for v in found) else ""
+        quantity = " or ".join(dict.fromkeys(v.quantity.replace("_", " ") for v in found if v.comparison != UNIT_NORM))
+        other = "; rho at unit filter norm" if any(v.comparison == UNIT_NORM for v in found) else ""
         yield f"{title[:1].upper()}{title[1:]}?  ({quantity}{other}, learner minus baseline, [interval over seeds])"
         width = max(54, *(len(_who(v)) for v in found))
         for v in found:

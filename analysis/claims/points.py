@@ -8,7 +8,7 @@ from analysis.schema import STATUS_MEANINGS, ZERO_GRADIENT, learner_code
 UNTRAINED = "untrained"
 """How a verdict names its baseline where that is the learner's own checkpoint 0, whatever a control is called."""
 
-_PER_GRADIENT = ("alpha_rho", "rho_normalised", "alignment")  # divided by squared inner gradients
+_PER_GRADIENT = ("alpha_rho", "rho", "rho_normalised", "alignment")  # divided by squared inner gradients
 
 
 class NotMeasuredError(ValueError):

@@ -9,7 +9,12 @@ from analysis.statistics import Interval, Outcome
 if TYPE_CHECKING:  # verdict.py imports this file
     from analysis.claims.verdict import Question
 
-NAMES = {"alpha_rho": "alpha rho", "rho_normalised": "rho at unit filter norm", "alignment": "the alignment A"}
+NAMES = {
+    "alpha_rho": "alpha rho",
+    "rho": "rho",
+    "rho_normalised": "rho at unit filter norm",
+    "alignment": "the alignment A",
+}
 MINUS = "\N{MINUS SIGN}"
 
 

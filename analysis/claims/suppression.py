@@ -2,11 +2,13 @@
 
 Each trained learner at the last checkpoint against itself at checkpoint 0: the untrained network with
 the same initialisation, on the same tasks, at the same inner learning rate (Lee, Yoo, Kwak 2023 claim it
-for the inner loop but measure no curvature).
+for the inner loop but measure no curvature). One that begins from another learner is compared with the untrained
+network under the same inner loop, where the study has that.
 
 Three comparisons for each learner and step group. Raw: alpha rho as it is. At unit filter norm: rho where each filter
 that a normalisation follows has unit norm, since H ~ 1/|w|^2 there and growing weights alone let rho fall; without
-normalisation it is rho itself. At equal support loss: ``equal_loss``.
+normalisation it is rho itself. At equal support loss: ``equal_loss``. A learner whose steps are not alpha times the
+gradient (learned step sizes, another step rule, codes) has no alpha rho: rho is judged in its place.
 """
 
 from dataclasses import replace
@@ -18,9 +20,9 @@ from analysis.claims.equal_loss import matched
 from analysis.claims.plan import Plan
 from analysis.claims.points import UNTRAINED, diverged, first_and_last, points
 from analysis.claims.verdict import Question, Verdict, conclude
-from analysis.schema import BY_NAME, trained_learners
+from analysis.schema import BY_NAME, alpha_steps, trained_learners, untrained_start
 
-QUANTITY, UNIT, LOSS = "alpha_rho", "rho_normalised", "support_loss"
+QUANTITY, WITHOUT_ALPHA, UNIT, LOSS = "alpha_rho", "rho", "rho_normalised", "support_loss"
 
 
 def suppression_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
@@ -30,11 +32,18 @@ def suppression_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
     first, last = first_and_last(ds) if learners else (0, 0)
     verdicts = []
     for learner in learners:
-        question = Question(
-            "suppression", title, learner, UNTRAINED, "", "raw", QUANTITY, BY_NAME[QUANTITY].units, "negative"
-        )
-        verdicts += lower_curvature(ds, plan, question, (learner, first), last, plan.margins.suppression)
+        start = untrained_start(ds, learner)
+        if start is None:
+            continue
+        name = quantity(ds, learner, start)
+        question = Question("suppression", title, learner, UNTRAINED, "", "raw", name, BY_NAME[name].units, "negative")
+        verdicts += lower_curvature(ds, plan, question, (start, first), last, plan.margins.suppression)
     return verdicts
+
+
+def quantity(ds: xr.Dataset, *learners: str) -> str:
+    """What is compared: alpha rho, or rho where the steps of one of them are not alpha times the gradient."""
+    return QUANTITY if all(alpha_steps(ds, learner) for learner in learners) else WITHOUT_ALPHA
 
 
 def lower_curvature(
@@ -47,7 +56,7 @@ def lower_curvature(
     who, at = baseline
     sides = [
         (points(ds, name, question.learner, checkpoint=last), points(ds, name, who, checkpoint=at))
-        for name in (QUANTITY, UNIT, LOSS)
+        for name in (question.quantity, UNIT, LOSS)
     ]
     lost = diverged(ds, question.learner, checkpoint=last) | diverged(ds, who, checkpoint=at)
     in_unit = replace(question, quantity=UNIT, units=BY_NAME[UNIT].units)

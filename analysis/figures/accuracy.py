@@ -48,5 +48,5 @@ def caption(ds: xr.Dataset) -> str:
     gone = f" {count} of {tried} evaluations diverged and are not in the means (crosses)." if count else ""
     return (
         f"{what} after the inner loop on held-out tasks, against the meta-iteration; dotted: the untrained network. "
-        f"{words.sample(values)} {words.band(values)}{gone}"
+        f"{words.sample(values)} {words.band(values)}{gone}{words.begun(ds)}"
     )

@@ -64,5 +64,5 @@ def caption(ds: xr.Dataset) -> str:
         f"{1 / steps:.3f} and 1/sqrt(K) = {steps**-0.5:.3f} (hatched). Right: alignment A = (|sum g|^2 / sum |g|^2 - "
         "1) / (K - 1), 0 for orthogonal gradients whatever their norms, 1 for equal ones, negative when they oscillate."
         " The dotted line is the untrained network: at a small inner learning rate its A is near 1 too, so it is the "
-        f"level to beat. {words.sample(values)} {words.band(values)} {words.diverged(ds)}"
+        f"level to beat. {words.sample(values)} {words.band(values)} {words.diverged(ds)}{words.begun(ds)}"
     )

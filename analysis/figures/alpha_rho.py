@@ -10,12 +10,14 @@ from analysis.plots.legend import band_handle, diverged_handles, learner_handles
 from analysis.plots.over_training import over_training
 from analysis.plots.references import THRESHOLD, curvature_axis, threshold
 from analysis.plots.summary import diverged_units, measured, summarise
+from analysis.schema import with_alpha
 
 NAME = "alpha_rho"
 
 
 def draw(ds: xr.Dataset) -> Figure:
     """One panel a point of the inner loop: step 0 and later steps tell different stories and are never averaged."""
+    ds = with_alpha(ds)
     summary = summarise(measured(ds, "alpha_rho"))
     missing, _ = diverged_units(ds)
     points = ds.sizes["inner_step"]
@@ -39,10 +41,12 @@ def draw(ds: xr.Dataset) -> Figure:
 
 def caption(ds: xr.Dataset) -> str:
     """What is drawn, over how many seeds and tasks, what the bands are, and what diverged."""
+    whole, ds = ds, with_alpha(ds)
     values = measured(ds, "alpha_rho")
     return (
         "Curvature of the support loss along the gradient times the inner learning rate, alpha rho = alpha g'Hg / g'g,"
         " at each point of the inner loop, against the meta-iteration. A gradient step lowers the quadratic model of "
         "the loss if and only if alpha rho is below 2. The last panel is the adapted network, from which no step is "
         f"taken. {words.sample(values)} {words.band(values)} {words.diverged(ds)}"
+        f"{words.begun(ds)}{words.no_alpha(whole)}"
     )

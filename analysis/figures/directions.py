@@ -19,6 +19,7 @@ from analysis.plots.look import learner_style
 from analysis.plots.references import THRESHOLD, threshold
 from analysis.plots.states import DIRECTIONS, curvatures, directions, panel_learners, states
 from analysis.plots.summary import measured, seeds_with_values, summarise, tasks_per_seed
+from analysis.schema import with_alpha
 from analysis.style import method_label
 
 NAME = "directions"
@@ -26,6 +27,7 @@ NAME = "directions"
 
 def draw(ds: xr.Dataset) -> Figure:
     """One panel a learner: its first checkpoint in grey, its last in the learner's colour."""
+    ds = with_alpha(ds)
     learners = panel_learners(ds)
     values = measured(ds, "alpha_rho")
     with style.context(width="double"):
@@ -48,6 +50,7 @@ def draw(ds: xr.Dataset) -> Figure:
 
 def caption(ds: xr.Dataset) -> str:
     """What is drawn, over how many seeds and tasks, what bands and error bars are."""
+    whole, ds = ds, with_alpha(ds)
     values = measured(ds, "alpha_rho")
     tops = tasks_per_seed(measured(ds, "eigenvalue_max"))
     return (
@@ -55,7 +58,7 @@ def caption(ds: xr.Dataset) -> str:
         "and last (colour, filled) checkpoint: in the sharpest direction (alpha lambda_max), along the gradient "
         "(alpha rho), and along random directions (its bars: the standard error from the random probes alone). The y "
         f"axis is linear near 0 and logarithmic beyond. {words.sample(values)} lambda_max is over {tops} tasks a seed. "
-        f"{words.band(values)} {words.diverged(ds)}"
+        f"{words.band(values)} {words.diverged(ds)}{words.begun(ds)}{words.no_alpha(whole)}"
     )
 
 

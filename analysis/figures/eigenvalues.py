@@ -60,7 +60,7 @@ def caption(ds: xr.Dataset) -> str:
         f"{_linear_width(ds):.2g} and logarithmic beyond. {words.sample(values)} Dots are the "
         f"{ds.sizes['eigen_index']} largest eigenvalues by magnitude of each single task measured in full "
         f"({tasks_per_seed(spectra.isel(eigen_index=0))} a seed); they are not averaged, as their signs differ from "
-        f"task to task. {residuals(ds)} {words.band(values)} {words.diverged(ds)}"
+        f"task to task. {residuals(ds)} {words.band(values)} {words.diverged(ds)}{words.begun(ds)}"
     )
 
 

@@ -5,11 +5,10 @@ from math import ceil
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from analysis.plots.legend import LEGENDS
 from analysis.style import INCHES
 
 MOST_COLUMNS = 4
-LEGENDS = 0.7
-"""Inches for the legends above and below the panels."""
 
 
 def panels(number: int, *, xlabel: str, row_height: float = 1.75, share_y: bool = True) -> tuple[Figure, list[Axes]]:

@@ -3,6 +3,8 @@
 import xarray as xr
 
 from analysis.plots.summary import MOST_SEEDS_SHOWN, diverged_units, seeds_with_values, tasks_per_seed
+from analysis.schema import begun_elsewhere, why_no_alpha
+from analysis.style import method_label
 
 
 def sample(values: xr.DataArray) -> str:
@@ -22,6 +24,22 @@ def band(values: xr.DataArray) -> str:
     if seeds > MOST_SEEDS_SHOWN:
         return f"Bands are 95 % Student t intervals of the mean over {seeds} seeds, point by point."
     return f"Bands are the range over the {seeds} seeds, not a confidence interval; thin lines are single seeds."
+
+
+def begun(ds: xr.Dataset) -> str:
+    """Whose start is not the untrained network; starts with a space, empty where there is no such learner."""
+    names = ", ".join(map(method_label, begun_elsewhere(ds)))
+    said = f" Of {names} the start is not the untrained network but the trained one of another learner."
+    return said if names else ""
+
+
+def no_alpha(ds: xr.Dataset) -> str:
+    """Which learners are not drawn, as they have no alpha; starts with a space, empty where all have one."""
+    why = why_no_alpha(ds)
+    if not why:
+        return ""
+    told = "; ".join(f"{method_label(name)}, {words}" for name, words in why.items())
+    return f" Not drawn, as their inner steps are not alpha times the gradient: {told}."
 
 
 def diverged(ds: xr.Dataset) -> str:

@@ -15,10 +15,12 @@ from analysis.plots.look import controls, learner_style
 from analysis.plots.references import NULL_LOOK
 from analysis.plots.states import panel_learners, states
 from analysis.plots.summary import band_label, diverged_units
-from analysis.schema import learner_names
+from analysis.schema import begun_elsewhere, learner_names
 from analysis.style import CONTROL, DARK, GREY, Line, method_label
 
 Place = Literal["outside upper left", "outside lower left"]
+LEGENDS = 0.7
+"""Inches that a figure has for the legends above and below its panels."""
 
 
 def learner_handles(ds: xr.Dataset) -> list[Artist]:
@@ -79,7 +81,8 @@ def state_handles(ds: xr.Dataset, values: xr.DataArray) -> list[Artist]:
         if not iterations:
             continue
         label = f"meta-iteration {min(iterations)}" if len(iterations) == 1 else "each learner's last checkpoint"
-        label = "untrained" if first and iterations == {0} else label
+        if first and iterations == {0}:
+            label = "meta-iteration 0" if set(begun_elsewhere(ds)) & set(panel_learners(ds)) else "untrained"
         label += "" if first else " (in the learner's colour)"
         look: dict[str, Any] = {"color": GREY, "linestyle": CONTROL.linestyle, "markerfacecolor": "white"}
         look = look if first else {"color": DARK, "linestyle": "none"}
@@ -103,21 +106,30 @@ def lost_handles(lost: int, tried: int, *, what: str = "evaluations", crossed: b
 
 
 def outside_legends(figure: Figure, above: Sequence[Artist], below: Sequence[Artist]) -> None:
-    """What lines are, above the panels; references, bands and notes below them. The panels make room for both."""
-    _fitting_legend(figure, above, "outside upper left")
-    _fitting_legend(figure, below, "outside lower left")
+    """What lines are, above the panels; references, bands and notes below them.
+
+    The figure has room for ``LEGENDS`` inches of them; what they need beyond that is added to its height, so that
+    many learners do not take the panels' place.
+    """
+    needed = _fitting_legend(figure, above, "outside upper left") + _fitting_legend(figure, below, "outside lower left")
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + max(0.0, needed - LEGENDS))
 
 
-def _fitting_legend(figure: Figure, handles: Sequence[Artist], loc: Place, most_columns: int = 5) -> None:
+def _fitting_legend(figure: Figure, handles: Sequence[Artist], loc: Place, most_columns: int = 5) -> float:
     """A legend with as few rows as fit into the width of the figure, which its texts decide: they are measured.
 
-    Its columns are filled evenly, or a last row of one entry would stand apart from its kind.
+    Its columns are filled evenly, or a last row of one entry would stand apart from its kind. Returns its inches.
     """
+    if not handles:
+        return 0.0
     renderer = FigureCanvasAgg(figure).get_renderer()
-    fewest = -(-len(handles) // most_columns) if handles else 1
-    for rows in range(fewest, max(len(handles), 1) + 1):
+    fewest = -(-len(handles) // most_columns)
+    for rows in range(fewest, len(handles) + 1):
         columns = max(-(-len(handles) // rows), 1)
         legend = figure.legend(handles=list(handles), loc=loc, ncols=columns)
-        if legend.get_window_extent(renderer).width <= figure.bbox.width or columns == 1:
-            return
+        extent = legend.get_window_extent(renderer)
+        if extent.width <= figure.bbox.width or columns == 1:
+            break
         legend.remove()
+    return float(extent.height) / figure.dpi

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
+from analysis.figures import words
 from analysis.plots.summary import evaluated, has_accuracy
 from analysis.report.page import DASH, MINUS, Html, element, row, table
 from analysis.schema import learner_names
@@ -26,7 +27,7 @@ def accuracy_table(ds: xr.Dataset, *, confidence: float = 0.95) -> Html:
         for position in range(len(learner_names(ds)))
         for line in _learner_rows(ds, values, position, decimals, confidence)
     ]
-    return table(header, rows, caption=_caption(accuracy, 100 * confidence))
+    return table(header, rows, caption=_caption(accuracy, 100 * confidence) + words.begun(ds))
 
 
 def _caption(accuracy: bool, level: float) -> str:

@@ -91,6 +91,12 @@ def _verdicts(verdicts: Sequence[Verdict], confidence: float) -> list[Html]:
         f"Of many rows without any effect, about {100 * (1 - confidence):.3g} % would exclude 0, half of these on the "
         "claimed side.",
     ]
+    if any(verdict.quantity == "rho" for verdict in verdicts):
+        reading.insert(
+            1,
+            "A learner whose steps are not alpha times the gradient has no alpha rho: its rows judge rho = g'Hg / g'g, "
+            "marked so. What its steps do with that curvature, rho alone does not say.",
+        )
     if any(verdict.quantity == "rho_normalised" for verdict in verdicts):
         reading.insert(
             -1,

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
+from analysis.figures import words
 from analysis.plots.summary import measured
 from analysis.report.page import DASH, TIMES, Child, Html, element, number, row, table
-from analysis.schema import learner_names, trained_learners
+from analysis.schema import alpha_steps, learner_names, trained_learners
 from analysis.statistics import seed_means
 from analysis.style import method_label
 
@@ -54,14 +55,19 @@ def scale_section(ds: xr.Dataset) -> list[Html]:
     header = ("Learner", "Quantity", "Step 0", "Ratio", "Later steps", "Ratio")
     rows = [line for name in learners for line in _learner_rows(ds, name)]
     caption = _CAPTION.format(last=int(ds["checkpoint"][-1]))
+    caption += words.begun(ds)
     return [element("h2", "Scale"), element("p", _WHY), table(header, rows, caption=caption)]
 
 
-def quantities(ds: xr.Dataset) -> dict[str, xr.DataArray]:
-    """What the table shows of each learner, by the words of its rows."""
-    return {
-        "alpha rho": measured(ds, "alpha_rho"),
-        f"alpha {TIMES} rho normalised (filters at unit norm)": ds["step_size"] * measured(ds, "rho_normalised"),
+def quantities(ds: xr.Dataset, learner: str) -> dict[str, xr.DataArray]:
+    """What the table shows of a learner, by the words of its rows; without alpha where its steps have none."""
+    if alpha_steps(ds, learner):
+        scaled, times = ds["step_size"] * measured(ds, "rho_normalised"), f"alpha {TIMES} "
+        along = {"alpha rho": measured(ds, "alpha_rho")}
+    else:
+        scaled, times, along = measured(ds, "rho_normalised"), "", {"rho": measured(ds, "rho")}
+    return along | {
+        f"{times}rho normalised (filters at unit norm)": scaled,
         "|Hg| / |g|": measured(ds, "hg_ratio"),
         "|theta|": measured(ds, "theta_norm"),
     }
@@ -84,7 +90,7 @@ def _learner_rows(ds: xr.Dataset, name: str) -> list[Html]:
     learner = learner_names(ds).index(name)
     label = method_label(name)
     rows = []
-    for what, values in quantities(ds).items():
+    for what, values in quantities(ds, name).items():
         changes = [change(values.isel(learner=learner), steps) for steps in (slice(0, 1), slice(1, None))]
         rows.append(row((label, what, *(cell for one in changes for cell in _cells(one)))))
     layer, growth = largest_growth(ds, learner)

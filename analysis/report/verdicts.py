@@ -1,5 +1,6 @@
 """The verdicts of a report: a summary in words, and one table a claim."""
 
+from collections import Counter
 from collections.abc import Sequence
 from math import isnan
 
@@ -46,7 +47,7 @@ def _claim_summary(letter: str, title: str, verdicts: list[Verdict]) -> Html:
         found = [verdict for verdict in verdicts if verdict.outcome == outcome]
         if found:
             head = element("b", f"{outcome} in {_share(len(found), total)}")
-            remarks = [_where(found)] if len(found) < total else []
+            remarks = [_where(found, verdicts)] if len(found) < total else []
             remarks += _caveat(found)
             counted.append(join([head, f" ({'; '.join(remarks)})"]) if remarks else head)
     text = join([element("b", f"Claim {letter}"), f" ({title}): "])
@@ -67,15 +68,13 @@ def _levels(verdicts: Sequence[Verdict]) -> str:
     """What was measured, whatever the outcome: means over seeds, baseline to trained, of the plain comparisons."""
     plain = [v for v in verdicts if v.comparison in ("raw", "against untrained") and not isnan(v.effect)]
     sentences = []
-    for steps in dict.fromkeys(v.steps for v in plain):
+    for steps, quantity in dict.fromkeys((v.steps, v.quantity) for v in plain):
         levels = "; ".join(
             f"{method_label(v.learner)} {number(v.baseline_value)} → {number(v.trained_value)}"
             for v in plain
-            if v.steps == steps
+            if (v.steps, v.quantity) == (steps, quantity)
         )
-        sentences.append(
-            f"Mean {plain[0].quantity.replace('_', ' ')}, {steps} ({_against(plain[0])} → learner): {levels}."
-        )
+        sentences.append(f"Mean {quantity.replace('_', ' ')}, {steps} ({_against(plain[0])} → learner): {levels}.")
     return " ".join(sentences)
 
 
@@ -86,15 +85,20 @@ def _share(found: int, total: int) -> str:
     return f"{found} of {total} comparisons"
 
 
-def _where(verdicts: Sequence[Verdict]) -> str:
-    """'MAML: step 0 raw, step 0 at equal support loss; FOMAML: later steps raw'."""
+def _where(found: Sequence[Verdict], among: Sequence[Verdict]) -> str:
+    """'MAML: step 0 raw, step 0 at equal support loss; all of FOMAML', as many as there are of a learner."""
+    rows = Counter(verdict.learner for verdict in among)
+    whole = [name for name, num in Counter(v.learner for v in found).items() if num == rows[name] > 1]
     places: dict[str, list[str]] = {}
-    for verdict in verdicts:
+    for verdict in found:
+        if verdict.learner in whole:
+            continue
         between = "" if verdict.comparison == "raw" else "at "
         alone = verdict.comparison.startswith("against")  # "against orthogonal": of all steps
         place = verdict.comparison if alone else f"{verdict.steps} {between}{verdict.comparison}"
         places.setdefault(method_label(verdict.learner), []).append(place)
-    return "; ".join(f"{learner}: {', '.join(found)}" for learner, found in places.items())
+    parts = [f"{learner}: {', '.join(at)}" for learner, at in places.items()]
+    return "; ".join([*parts, *([f"all of {', '.join(map(method_label, whole))}"] if whole else [])])
 
 
 def verdict_tables(verdicts: Sequence[Verdict], *, confidence: float = 0.95) -> Html:
@@ -114,7 +118,7 @@ def _lines(verdict: Verdict) -> tuple[Html, Html]:
     cells = (
         f"{method_label(verdict.learner)} against {_baseline(verdict)}",
         verdict.steps,
-        verdict.comparison + (" (rho)" if verdict.quantity == "rho_normalised" else ""),
+        verdict.comparison + (" (rho)" if verdict.quantity in ("rho", "rho_normalised") else ""),
         element("span", levels, css="num"),
         element("span", _effect(verdict), css="num"),
         element("span", interval(verdict.bootstrap_low, verdict.bootstrap_high), css="num"),

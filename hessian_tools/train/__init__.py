@@ -3,7 +3,7 @@
 from hessian_tools.train.classes import ClassBatches
 from hessian_tools.train.config import Checkpoint, TrainConfig, logarithmic_schedule
 from hessian_tools.train.evaluate import Evaluation, best_checkpoint, evaluate
-from hessian_tools.train.loop import DIVERGED, diverged_at, meta_train, task_loss
+from hessian_tools.train.loop import DIVERGED, diverged_at, meta_train, saved_checkpoints, task_loss
 
 __all__ = [
     "DIVERGED",
@@ -16,5 +16,6 @@ __all__ = [
     "evaluate",
     "logarithmic_schedule",
     "meta_train",
+    "saved_checkpoints",
     "task_loss",
 ]

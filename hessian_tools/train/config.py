@@ -19,7 +19,8 @@ OPTIMISERS = ("adam", "sgd")
 class TrainConfig:
     """One run: a learner trained on tasks with a seed.
 
-    network: builds the module; its parameters are drawn from ``seed``. checkpoints: meta-iterations
+    network: builds the module; its parameters are drawn from ``seed``. head: the module that is its
+    head; None: by the rule of ``flatten``. checkpoints: meta-iterations
     to keep, 0 being the untrained network; the last one ends the run. save_every: meta-iterations
     between resumable states (one is also saved every ten seconds); None: only at checkpoints.
 
@@ -48,6 +49,7 @@ class TrainConfig:
     device: str = "cpu"
     folder: Path | None = None
     save_every: int | None = None
+    head: str | None = None
     optimiser: str = "adam"
     start: Path | None = None
     pretraining: ShotPretraining | None = None

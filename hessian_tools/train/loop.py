@@ -50,7 +50,7 @@ class _State:
 def task_loss(config: TrainConfig) -> tuple[Loss, Tensor]:
     """The loss of the run's tasks, and the untrained parameters [param] on the run's device."""
     model = seeded(config.network, seed=config.seed)
-    theta, layout = flatten(model)
+    theta, layout = flatten(model, head=config.head)
     criterion = F.cross_entropy if config.tasks.kind == "classification" else squared_error
     return make_loss(model.to(config.device), criterion, layout), theta.to(config.device)
 
@@ -101,6 +101,12 @@ def diverged_at(folder: Path) -> int | None:
     """The meta-iteration at which a run on disk left the finite numbers, or None."""
     path = folder / DIVERGED
     return int(read_json(path)["meta_step"]) if path.exists() else None
+
+
+def saved_checkpoints(folder: Path) -> list[Checkpoint]:
+    """The checkpoints of a run on disk, first to last."""
+    found = sorted(int(path.stem) for path in (folder / checkpoints.FOLDER).glob("[0-9]*.safetensors"))
+    return [_read(folder, meta_step) for meta_step in found]
 
 
 def _start(config: TrainConfig) -> _State:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 from torch.utils import _pytree as pytree
 
-from hessian_tools.data import Episode, ImageTasks, TaskSource
+from hessian_tools.data import CrossDomainTasks, Episode, ImageTasks, TaskSource
 from hessian_tools.loss import Loss, cast_like
 from hessian_tools.meta.objective import Aux, meta_loss
 from hessian_tools.meta.pretraining import pretraining_loss
@@ -91,9 +91,10 @@ def training_source(config: TrainConfig) -> TaskSource:
     """Where training episodes come from: the tasks, or labelled batches of their classes."""
     if config.learner.outer != "classes":
         return config.tasks
-    if not isinstance(config.tasks, ImageTasks):
+    tasks = config.tasks.source if isinstance(config.tasks, CrossDomainTasks) else config.tasks
+    if not isinstance(tasks, ImageTasks):
         raise ValueError(f"{config.learner.name} needs classes to train on; {type(config.tasks).__name__} has none")
-    return ClassBatches(config.tasks)
+    return ClassBatches(tasks)
 
 
 def _episode(config: TrainConfig, index: int) -> Episode:

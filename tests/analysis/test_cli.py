@@ -27,7 +27,7 @@ def study_file(here: Path, old: str = "", new: str = "") -> str:
         ("weight: 0.1", "wieght: 0.1", "unknown key 'learners.maml-shot.shot.wieght'; did you mean 'weight'?"),
         ("probes: 2", "prob: 2", "unknown key 'measure.light.prob'; did you mean 'probes'?"),
         ("width: 4", "width: wide", "network.width: input should be a valid integer"),
-        ("algorithm: maml}", "algorithm: mamll}", "learners.maml.algorithm: input should be 'maml' or 'untrained'"),
+        ("algorithm: maml}", "algorithm: mamll}", "learners.maml.algorithm: input should be 'maml', 'anil'"),
         ("[0, 2, 5]", "[2, 5]", "checkpoints must rise from 0"),
         ("seeds: [0, 1]", "seeds: [0, 0]", "seeds [0, 0] hold one twice"),
         ("full_tasks: 2", "full_tasks: 9", "full_tasks=9 exceeds tasks=2"),

@@ -125,9 +125,9 @@ def test_light_units_hold_what_was_asked_and_nan_elsewhere(micro_study):
     assert (ds["status"].sel(learner=learner_code(ds, "maml")) == 1).all()
 
 
-def test_before_training_all_learners_of_a_seed_are_one_network(micro_study):
+def test_before_training_learners_of_one_inner_loop_are_one_network(micro_study):
     ds = open_study(micro_study).sel(checkpoint=0)
-    what_it_is = ["learner", "trained", "without_shot"]
+    what_it_is = ["learner", "trained", "without_shot", "untrained_start", "alpha_steps"]
     first = ds.isel(learner=0).drop_vars(what_it_is)
     for other in range(1, ds.sizes["learner"]):
         xr.testing.assert_equal(first, ds.isel(learner=other).drop_vars(what_it_is))
@@ -168,7 +168,7 @@ def test_a_task_whose_curvature_overflows_has_diverged_and_a_zero_gradient_has_n
     inf, nan = np.inf, np.nan
     values = {
         "grad_norm": np.array([[1.0, 1.0], [1.0, 1.0], [0.0, 1.0]]),
-        "alpha_rho": np.array([[0.5, 0.4], [0.5, inf], [nan, 0.3]]),
+        "rho": np.array([[0.5, 0.4], [0.5, inf], [nan, 0.3]]),
         "rho_normalised": np.array([[0.5, 0.4], [0.5, nan], [nan, 0.3]]),
         "status": np.full(3, measuring.MEASURED),
     }

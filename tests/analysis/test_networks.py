@@ -7,12 +7,13 @@ import pytest
 import torch
 from command_line import refused
 
-from analysis import setting
+from analysis import algorithms, setting
 from analysis.cli import run
 from analysis.config import NetworkConfig
 from analysis.study_file import load_study, overridden, study_text
-from hessian_tools import seeded
+from hessian_tools import adapt, seeded
 from hessian_tools.nets import MLP, Conv4, ResNet12, VisionTransformer
+from hessian_tools.train import task_loss
 
 SOURCE = """
 from torch import nn
@@ -94,6 +95,7 @@ def test_the_network_asked_for_is_built(network, expected):
         ("{name: 'own_network:small'}", "there is no module 'own_network' in"),
         ("{name: 'own_networks:smal'}", "module own_networks has no 'smal'; did you mean 'small'?"),
         ("{name: 'own_networks:wide'}", "makes shape (4, 4) of 4 examples of shape (1, 28, 28)"),
+        ("{name: conv4, width: 4, head: neck}", "network: head='neck' holds no parameter; the parameters are body.0.0"),
         ("{name: 'own_networks:small', options: {dropout: 0.5}}", "network: module '4' (Dropout) draws random numbers"),
     ],
 )
@@ -117,3 +119,21 @@ def test_a_study_of_a_network_of_ones_own(mine, capsys):
     (mine / "own_networks.py").write_text(SOURCE + "\n# changed\n")
     capsys.readouterr()
     assert "holds a run of another study: network_source is" in refused(capsys, ["train", file, "--out", "out"])
+
+
+def test_the_head_can_be_another_module():
+    """What ANIL and BOIL move, and where a head's inputs are taken, follow."""
+    learners = {"anil": {"algorithm": "anil"}, "boil": {"algorithm": "boil"}}
+    settings = {"name": "mlp", "hidden": [5, 4]}
+    for head, moved in (("body.2", {"body.2.weight", "body.2.bias"}), (None, {"head.weight", "head.bias"})):
+        config = overridden(load_study("micro"), {"network": settings | {"head": head}, "learners": learners})
+        setting.check(config)
+        for name in learners:
+            training = setting.training(config, name, 0, step_size=0.1, folder=None, device="cpu")
+            loss, theta = task_loss(training)
+            support, _ = training.tasks.episode(seed=0, split="train", index=0)
+            change = loss.layout.unflatten(adapt(training.learner, loss, theta, support) - theta)
+            found = {parameter for parameter, value in change.items() if value.any()}
+            assert found == (moved if name == "anil" else set(loss.layout.names) - moved)
+            count = algorithms.moved_params(training.learner, loss.layout)
+            assert count == sum(change[parameter].numel() for parameter in found)

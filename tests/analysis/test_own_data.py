@@ -5,12 +5,18 @@ from pathlib import Path
 
 import layouts_on_disk as disk
 import pytest
+from command_line import refused
 
 from analysis import setting
+from analysis.cli import run
 from analysis.config import StudyConfig
 from analysis.errors import UserError
-from analysis.study_file import parse_study, study_text
-from hessian_tools.data import summary
+from analysis.folder import StudyFolder, open_folder, open_study
+from analysis.setup_facts import command
+from analysis.study_file import load_study, overridden, parse_study, study_text, with_data
+from hessian_tools.data import ImageTasks, open_data, summary
+from hessian_tools.runs.checkpoints import load_theta
+from hessian_tools.train import task_loss
 
 NAMES = tuple(f"class{c:02d}" for c in range(9))
 
@@ -85,3 +91,80 @@ def test_what_is_not_there_is_told_in_the_words_of_the_command_line(data, messag
 def test_settings_that_do_not_fit_together_are_refused(data, message):
     with pytest.raises(UserError, match=message):
         study(**data)
+
+
+STUDY = """
+name: crossed
+network: {name: mlp, hidden: [4]}
+inner: {steps: 1, step_size: 0.1}
+learners: {supervised: {algorithm: supervised}, maml: {}}
+seeds: [0]
+train: {checkpoints: [0, 1], meta_batch: 1, validation_tasks: 1}
+measure:
+  {tasks: 1, full_tasks: 0, evaluation_tasks: 1, light: {eigenvalues: 1, tolerance: 0.1, probes: 2, max_matvecs: 8}}
+"""
+
+
+@pytest.fixture
+def two_trees(here: Path) -> Path:
+    """Two folders of classes, one split by hand and one to be tested on, and a study on the bundled drawings."""
+    disk.class_folders(here / "home", NAMES)
+    disk.class_folders(here / "away", NAMES, first=3)
+    for place, parts in (
+        ("home", {"train": NAMES[:3], "val": NAMES[3:6], "test": NAMES[6:]}),
+        ("away", {"train": NAMES[:3], "val": NAMES[3:6], "test": NAMES[6:]}),
+    ):
+        disk.put(here / f"{place}.json", json.dumps(parts))
+    sizes = "ways: 3, shots: 1, queries: 1, test_queries: 1, image_size: 8"
+    (here / "crossed.yaml").write_text(
+        f"{STUDY}data: {{{sizes}, path: home, split: home.json, test_path: away, test_split: away.json}}\n"
+    )
+    (here / "drawn.yaml").write_text(f"{STUDY}data: {{{sizes}}}\n")
+    return here
+
+
+def test_a_cross_domain_study_from_end_to_end(two_trees, capsys):
+    assert run(["study", "crossed.yaml", "--out", "out", "--workers", "0"]) == 0
+    said = capsys.readouterr().out
+    where = "images in folders, a folder for each class"
+    assert f"data: {where} (split home.json: your file home.json); tested on {where} (split away.json" in said
+    ds = open_study("out")
+    assert (ds["status"] == 1).all()
+    folder = open_folder("out")
+    loss, _ = task_loss(setting.training(folder.config, "maml", 0, step_size=0.1, folder=None, device="cpu"))
+    away = open_data("away", split="away.json", image_size=8)
+    tasks = ImageTasks(away, ways=3, shots=1, queries=1)
+    support, _ = tasks.episode(seed=0, split="test", index=0)
+    expected = float(loss(load_theta(folder.run("maml", 0), 1), support))
+    found = ds["support_loss"].sel(checkpoint=1, task=0, inner_step=0).isel(learner=1, seed=0)
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+    assert "tested on" in (two_trees / "out" / "report.html").read_text()
+
+
+def test_data_on_the_command_line_takes_the_place_of_the_studys(two_trees, capsys):
+    """The split found is said; ways, shots and the rest stay; the path is kept in full, to resume from elsewhere."""
+    text = (two_trees / "drawn.yaml").read_text().replace("image_size: 8", "image_size: 8, split: home.json")
+    (two_trees / "drawn.yaml").write_text(text)
+    assert run(["train", "drawn.yaml", "--data", "home", "--out", "out", "--workers", "0"]) == 0
+    assert "data: images in folders, a folder for each class (split home.json" in capsys.readouterr().out
+    data = open_folder("out").config.data
+    assert data.path == str((two_trees / "home").resolve())
+    assert (data.ways, data.shots, data.image_size) == (3, 1, 8)
+    assert "holds another study: its data is" in refused(
+        capsys, ["train", "drawn.yaml", "--data", "away", "--out", "out"]
+    )
+
+
+def test_a_wrong_path_on_the_command_line_is_one_line(here, capsys):
+    message = refused(capsys, ["study", "micro", "--data", "nowhere"])
+    assert "data: there is no file or folder" in message
+    assert len(message.strip().splitlines()) == 1
+    assert list(here.iterdir()) == []
+
+
+def test_a_bundled_study_on_other_data_says_how_to_make_it_again(own, tmp_path):
+    config = with_data(load_study("demo"), str(own["path"]))
+    assert command(StudyFolder(tmp_path, config)) == "hessian-tools study study.yaml --out NEW_FOLDER"
+    more = overridden(load_study("demo"), {"seeds": [4, 5]})
+    assert command(StudyFolder(tmp_path, more)) == "hessian-tools study demo --seeds 4 5 --out NEW_FOLDER"
+    assert with_data(config, "quickdraw").data.source == "quickdraw"

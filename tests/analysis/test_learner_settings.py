@@ -1,0 +1,224 @@
+"""The learners a study may name: each becomes the library's own, and what does not belong together is refused."""
+
+from math import isnan
+
+import pytest
+import yaml
+
+from analysis import algorithms, setting
+from analysis.config import LEARNER_SETTINGS, LearnerConfig, StudyConfig, rounds, without_shot
+from analysis.errors import UserError
+from analysis.learner_words import described
+from analysis.study_file import parse_study
+from hessian_tools.meta import learners
+from hessian_tools.meta.learners import Latent, Learner
+from hessian_tools.meta.pretraining import Augmentation, ShotPretraining
+from hessian_tools.meta.shot import Shot
+from hessian_tools.meta.steps import Momentum, Preconditioned
+
+STEPS, ALPHA = 4, 0.2
+
+
+def study(text: str, **settings: object) -> StudyConfig:
+    """A study with the learners of a YAML text, and top-level settings beside them."""
+    whole = {"name": "few", "inner": {"steps": STEPS, "step_size": ALPHA}, "learners": yaml.safe_load(text)}
+    return parse_study(yaml.safe_dump(whole | settings, sort_keys=False), source="few.yaml")
+
+
+def built(settings: str) -> Learner:
+    return algorithms.learner(study(f"one: {settings}"), "one", step_size=ALPHA)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ("{}", learners.maml(STEPS, ALPHA)),
+        ("{first_order: true, evaluation_steps: 9}", learners.maml(STEPS, ALPHA, first_order=True, evaluation_steps=9)),
+        ("{rule: {name: momentum, decay: 0.5}}", learners.maml(STEPS, ALPHA, rule=Momentum(0.5))),
+        ("{rule: {name: preconditioned, epsilon: 0.1}}", learners.maml(STEPS, ALPHA, rule=Preconditioned(epsilon=0.1))),
+        ("{moves: [body.0, head]}", Learner("maml", STEPS, ALPHA, moves=("body.0", "head"))),
+        ("{algorithm: anil, step_size: 0.5}", learners.anil(STEPS, 0.5)),
+        ("{algorithm: anil, moves: [head.weight]}", learners.anil(STEPS, ALPHA, head=("head.weight",))),
+        ("{algorithm: boil, first_order: true}", learners.boil(STEPS, ALPHA, first_order=True)),
+        ("{algorithm: meta-sgd}", learners.meta_sgd(STEPS, ALPHA)),
+        ("{algorithm: meta-sgd, logarithmic: true}", learners.meta_sgd(STEPS, ALPHA, logarithmic=True)),
+        (
+            "{algorithm: reptile, minibatches: 2, learning_rate: 0.5}",
+            learners.reptile(STEPS, ALPHA, minibatches=2),
+        ),
+        ("{algorithm: leo}", learners.leo(2, 1.0, latent=Latent(fine_tuning_steps=2))),
+        (
+            "{algorithm: leo, step_size: 0.5, latent: {size: 3, fine_tuning_steps: 1, kl_weight: 0.0}}",
+            learners.leo(3, 0.5, latent=Latent(3, 1, kl_weight=0.0)),
+        ),
+        ("{algorithm: supervised}", learners.supervised(STEPS, ALPHA)),
+        ("{algorithm: untrained}", learners.untrained(STEPS, ALPHA)),
+    ],
+)
+def test_a_learner_is_the_librarys_own(settings, expected):
+    assert built(settings) == expected
+
+
+def test_shot_and_pretraining_have_every_setting_of_the_library():
+    text = """
+    long: {shot: {weight: -0.1, target_steps: null, reference_steps: 8, distance: js, detach_reference: false,
+                  schedule: cosine, schedule_steps: 7}}
+    apart: {shot: {distance: l2_parameters}, pretraining: {projector: absent, augmentation: null}}
+    usual: {shot: {weight: 1}, pretraining: {hidden: 5, augmentation: {flip: false}}}
+    """
+    found = study(text).learners
+    assert algorithms.shot(found["long"]) == Shot(-0.1, None, 8, "js", False, "cosine", 7)
+    assert algorithms.pretraining(found["long"]) is None
+    assert algorithms.pretraining(found["apart"]) == ShotPretraining("absent", 64, None)
+    assert algorithms.pretraining(found["usual"]) == ShotPretraining("trained", 5, Augmentation(flip=False))
+
+
+def test_the_outer_loop_is_the_studys_unless_a_learner_has_its_own():
+    text = "maml: {}\nmine: {optimiser: sgd, learning_rate: 0.3}\nreptile: {algorithm: reptile, learning_rate: 0.5}"
+    config = study(text, train={"learning_rate": 0.002})
+    rates = {
+        name: (algorithms.optimiser(config, name), algorithms.learning_rate(config, name)) for name in config.learners
+    }
+    assert rates == {"maml": ("adam", 0.002), "mine": ("sgd", 0.3), "reptile": ("sgd", 0.5)}
+
+
+def test_one_switch_says_whether_evaluation_is_transductive():
+    config = study("maml: {}", measure={"transductive": False})
+    training = setting.training(config, "maml", 0, step_size=ALPHA, folder=None, device="cpu")
+    assert not training.transductive
+    assert setting.training(study("maml: {}"), "maml", 0, step_size=ALPHA, folder=None, device="cpu").transductive
+
+
+REFUSED = [
+    ("{algorithm: reptile, learning_rate: 1, first_order: true}", "first_order is a setting of maml, anil, "),
+    ("{algorithm: maml, logarithmic: true}", "logarithmic is a setting of meta-sgd, not of maml; leave it out"),
+    ("{algorithm: maml, minibatches: 2}", "minibatches is a setting of reptile, not of maml"),
+    ("{algorithm: anil, latent: {size: 3}}", "latent is a setting of leo, not of anil"),
+    ("{algorithm: leo, rule: {name: momentum}}", "not of leo"),
+    ("{algorithm: supervised, shot: {}}", "shot is a setting of maml, anil, boil, meta-sgd, reptile and leo, not of"),
+    ("{algorithm: untrained, learning_rate: 1.0}", "learning_rate is a setting of"),
+    ("{algorithm: leo, pretraining: {}, shot: {}}", "pretraining is a setting of maml"),
+    ("{pretraining: {}}", "it needs shot, such as shot: {weight: 1}"),
+    ("{algorithm: reptile}", "give that share, such as learning_rate: 0.5, or optimiser: adam"),
+    ("{rule: {decay: 0.5}}", "decay is a setting of momentum and preconditioned, not of plain"),
+    ("{rule: {name: momentum, epsilon: 0.5}}", "epsilon is a setting of preconditioned, not of momentum"),
+    ("{shot: {distance: kl}}", "learners.one.shot: distance='kl' is not one of kl_reference_target"),
+    ("{shot: {schedule: linear}}", "learners.one.shot: schedule_steps=None with schedule='linear'"),
+    ("{start: two}", "learners.one.start='two' must name a trained learner of this study"),
+    ("{start: one}", "learners.one.start: one begins from one, in a circle"),
+    ("{algorithm: leo, latent: {sise: 4}}", "unknown key 'learners.one.latent.sise'; did you mean 'size'?"),
+    ("{moves: []}", "learners.one.moves"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("settings", "said"), REFUSED)
+def test_what_does_not_belong_to_an_algorithm_is_refused_by_name(settings, said):
+    with pytest.raises(UserError) as error:
+        study(f"one: {settings}")
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_leos_steps_fit_the_studys():
+    with pytest.raises(ValueError, match=r"latent.fine_tuning_steps=4 leaves none of inner.steps=4 for the codes"):
+        built("{algorithm: leo, latent: {fine_tuning_steps: 4}}")
+
+
+def test_every_setting_belongs_to_some_algorithm():
+    always = {"algorithm", "step_size"}
+    assert set(LEARNER_SETTINGS) | always == set(LearnerConfig.model_fields)
+
+
+MANY = """
+control: {algorithm: untrained}
+maml: {}
+maml-shot: {shot: {weight: 0.1}}
+first: {first_order: true}
+reptile: {algorithm: reptile, learning_rate: 0.5}
+supervised: {algorithm: supervised}
+anil: {algorithm: anil}
+anil-shot: {algorithm: anil, shot: {weight: 1.0e-6}}
+same-as-anil: {moves: [head]}
+meta-sgd: {algorithm: meta-sgd}
+momentum: {rule: {name: momentum}}
+other-alpha: {step_size: 0.5}
+other-alpha-shot: {step_size: 0.7, shot: {}}
+leo: {algorithm: leo}
+leo-shot: {algorithm: leo, shot: {distance: l2_parameters}}
+shot-p: {shot: {weight: 1}, pretraining: {}}
+maml-p: {start: shot-p}
+maml-p-shot: {start: shot-p, shot: {weight: 0.1}}
+boil-p: {algorithm: boil, start: maml-p}
+"""
+
+
+def test_pairs_with_and_without_shot_are_found_by_settings():
+    assert without_shot(study(MANY)) == {
+        "maml-shot": "maml",
+        "anil-shot": "anil",
+        "leo-shot": "leo",
+        "maml-p": "maml",
+        "maml-p-shot": "maml",
+    }
+
+
+def test_learners_are_trained_after_those_they_begin_from():
+    found = rounds(study(MANY))
+    assert found[1:] == [["maml-p", "maml-p-shot"], ["boil-p"]]
+    assert len(found[0]) == 16
+
+
+def test_circles_and_starts_without_validation_are_refused():
+    with pytest.raises(UserError, match="a begins from b begins from a, in a circle"):
+        study("a: {start: b}\nb: {start: a}")
+    with pytest.raises(UserError, match="takes the best checkpoint by validation; give validation_tasks"):
+        study("a: {start: b}\nb: {}", train={"validation_tasks": 0})
+    with pytest.raises(UserError, match="must name a trained learner"):
+        study("a: {start: b}\nb: {algorithm: untrained}")
+
+
+def test_learners_of_one_inner_loop_are_told_from_others():
+    config = study(MANY)
+    groups: dict[object, list[str]] = {}
+    for name in config.learners:
+        groups.setdefault(algorithms.inner_loop(config, name), []).append(name)
+    together = [names for names in groups.values() if len(names) > 1]
+    assert together == [
+        ["control", "maml", "maml-shot", "first", "reptile", "supervised", "shot-p"],
+        ["anil", "anil-shot", "same-as-anil"],
+        ["leo", "leo-shot"],
+        ["maml-p", "maml-p-shot"],
+    ]
+
+
+def test_the_untrained_network_under_a_learners_inner_loop():
+    found = algorithms.untrained_start(study(MANY))
+    assert {name: at for name, at in found.items() if at != name} == {"maml-p": "control", "maml-p-shot": "control"}
+    assert "boil-p" not in found  # no learner of the study is the untrained network under BOIL's loop
+
+
+def test_alpha_is_a_number_only_of_steps_along_the_gradient():
+    config = study(MANY)
+    alphas = {name: algorithms.alpha(config, name, step_size=ALPHA) for name in config.learners}
+    without = {name for name, alpha in alphas.items() if isnan(alpha)}
+    assert without == {"meta-sgd", "momentum", "leo", "leo-shot"}
+    assert {alphas[name] for name in set(alphas) - without} == {ALPHA, 0.5, 0.7}
+    assert algorithms.why_no_alpha(config, "momentum") == "its steps follow the momentum rule"
+
+
+def test_a_report_says_what_is_particular_to_a_learner():
+    config = study(MANY)
+    assert described(config, "reptile") == "Reptile, SGD 0.5"
+    assert described(config, "leo") == "second-order LEO, 2 of the steps on codes of 64, then 2 on weights"
+    assert described(config, "same-as-anil") == "second-order MAML, moving head"
+    assert described(config, "maml-p") == "second-order MAML, from the best checkpoint of shot-p"
+    said = described(config, "shot-p")
+    assert "SHOT (weight 1, kl_reference_target, T = 1, R = K, reference detached), SHOT's distance alone" in said
+
+
+def test_a_search_for_the_step_size_needs_a_learner_that_takes_it():
+    search = {"steps": STEPS, "step_size": {"candidates": [0.1, 0.2], "learner": "one"}}
+    for settings in ("{step_size: 0.3}", "{algorithm: leo}", "{start: two}"):
+        with pytest.raises(UserError, match="must take the study's step size"):
+            study(f"one: {settings}\ntwo: {{}}", inner=search)
+    assert study("one: {algorithm: anil}", inner=search).inner.step_size.learner == "one"
