@@ -6,13 +6,12 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.func import vjp
 from torch.utils import _pytree as pytree
 
 from hessian_tools.curvature.eigenpairs.gram import num_outputs
 from hessian_tools.curvature.eigenpairs.small_problems import finite, solvable, spoilt
 from hessian_tools.curvature.estimates.multiaffine import is_multiaffine
-from hessian_tools.curvature.matrices.gauss_newton import GaussNewton, criterion_at
+from hessian_tools.curvature.matrices.gauss_newton import GaussNewton, factors_at
 from hessian_tools.curvature.matrices.hessian import Hessian
 from hessian_tools.curvature.matrices.interface import Operator
 from hessian_tools.curvature.products.points import Points, slices
@@ -71,17 +70,14 @@ def _traces(points: Points, rows: slice) -> Float[Tensor, " point"]:
     loss = _network(points)
 
     def curve(theta: Tensor, batch: Batch) -> Tensor:
-        x, y = batch
-        outputs = loss.outputs(theta, x)
-        unit = torch.eye(outputs.numel(), dtype=theta.dtype, device=theta.device)
-        product = criterion_at(loss, outputs, y)
-        return points.over_columns(lambda u: product(u.reshape(outputs.shape)).flatten(), unit)
+        count, _, product = factors_at(loss, theta, batch)
+        return points.over_columns(product, torch.eye(count, dtype=theta.dtype, device=theta.device))
 
     def quadratic(theta: Tensor, batch: Batch, U: Tensor, b: Tensor) -> Tensor:
-        outputs, pull = vjp(lambda t: loss.outputs(t, batch[0]), theta)[:2]
+        pull = factors_at(loss, theta, batch)[1]
 
         def squared(u: Tensor) -> Tensor:
-            return (pull(u.reshape(outputs.shape))[0] ** 2).sum()[None]
+            return (pull(u) ** 2).sum()[None]
 
         pieces = [points.over_columns(squared, U[:, columns]) for columns in slices(len(b), points.chunk)]
         return (b * torch.cat(pieces, dim=-1)[0]).sum()

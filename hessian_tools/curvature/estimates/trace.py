@@ -124,6 +124,9 @@ def trace(
         return estimate_of(_samples(H, probes, progress))
     if num_probes < 2:
         raise ValueError(f"num_probes={num_probes}: an error bar needs 2 probes or more")
+    for name, tolerance in (("atol", atol), ("rtol", rtol)):
+        if tolerance is not None and not tolerance >= 0:
+            raise ValueError(f"{name}={tolerance}: give 0 or more, or None for a fixed number of probes")
     route = None if method == "probes" else exact_route(H, num_probes if method == "auto" else None)
     if route is not None:
         value = exact_trace(H, route[0], block=BLOCK, progress=progress)

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hessian_tools.curvature.matrices.interface import Operator
+from hessian_tools.curvature.products.pieces import checked_points
 from hessian_tools.curvature.products.points import Points
 from hessian_tools.curvature.products.ragged import RaggedPoints
 from hessian_tools.flat import ParamLayout
@@ -69,7 +70,7 @@ class AtPoints(Operator):
         """The operator at some of its points."""
         if self.single:
             raise ValueError("an operator at a single point has no points to select; give thetas [point, param]")
-        return replace(self, points=self.points.select(points))
+        return replace(self, points=self.points.select(checked_points(points, len(self.points.thetas))))
 
 
 @dataclass(frozen=True)

@@ -75,8 +75,8 @@ class Operator(ABC):
         """``torch.matmul(self.to_dense(), V)`` for V [param], [..., param, probe]; ValueError if it does not fit."""
         self._check(V)
         if V.ndim <= 2:  # the general way below costs a tiny network half a product in shapes alone
-            columns = V[:, None] if V.ndim == 1 else V
-            product = self.products(columns.expand(self.num_points or 1, *columns.shape).contiguous())
+            block = V[:, None] if V.ndim == 1 else V
+            product = self.products(block.expand(self.num_points or 1, *block.shape).contiguous())
             return product.reshape(*self.shape[:-2], *V.shape)
         lead = torch.broadcast_shapes(self.shape[:-2], V.shape[:-2])
         num_points, rows, columns = self.num_points or 1, *V.shape[-2:]
@@ -173,6 +173,8 @@ class Operator(ABC):
         return restriction(self, Q)
 
     def _check(self, V: Tensor) -> None:
+        if not isinstance(V, Tensor):
+            raise ValueError(f"V is a {type(V).__name__}; give a tensor [..., {self.num_params}, probe]")
         if V.dtype != self.dtype or V.device != self.device:
             raise ValueError(
                 f"V is {V.dtype} on {V.device}, the operator {self.dtype} on {self.device}; "
