@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from hessian_tools.curvature.eigenpairs.lockstep import Ritz
-from hessian_tools.curvature.eigenpairs.range_finder import row_products
 from hessian_tools.curvature.eigenpairs.wanted import Wanted
 from hessian_tools.curvature.matrices.interface import Operator
+from hessian_tools.curvature.matrices.parts import row_products
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ from hessian_tools.curvature.estimates.multiaffine import is_multiaffine
 from hessian_tools.curvature.matrices.gauss_newton import GaussNewton, factors_at
 from hessian_tools.curvature.matrices.hessian import Hessian
 from hessian_tools.curvature.matrices.interface import Operator
+from hessian_tools.curvature.matrices.parts import part_by_part
 from hessian_tools.curvature.products.points import Points, slices
 from hessian_tools.curvature.products.ragged import RaggedPoints
-from hessian_tools.curvature.progress import Progress, silent
+from hessian_tools.curvature.progress import Count, Progress, silent
 from hessian_tools.loss import Batch, Loss
 
 ExactRoute = Literal["diagonal", "outputs"]
@@ -90,14 +91,19 @@ def _traces(points: Points, rows: slice) -> Float[Tensor, " point"]:
 
 def _diagonal_sum(H: Operator, block: int, progress: Progress) -> Float[Tensor, "*point"]:
     """Every diagonal entry, from products with unit vectors, some at a time."""
-    total = torch.zeros(H.shape[:-2], dtype=H.dtype, device=H.device)
-    for columns in slices(H.num_params, block):
-        rows = torch.arange(columns.start, columns.stop, device=H.device)
-        E = torch.zeros(H.num_params, len(rows), dtype=H.dtype, device=H.device)
-        E[rows, rows - columns.start] = 1
-        total = total + (H @ E)[..., rows, rows - columns.start].sum(-1)
-        progress(columns.stop, H.num_params)
-    return total
+    count = Count(H.num_params * len(H.parts()), progress)
+
+    def of_part(part: Operator, points: slice) -> tuple[Tensor]:
+        total = torch.zeros(part.shape[:-2], dtype=H.dtype, device=H.device)
+        for columns in slices(H.num_params, block):
+            rows = torch.arange(columns.start, columns.stop, device=H.device)
+            E = torch.zeros(H.num_params, len(rows), dtype=H.dtype, device=H.device)
+            E[rows, rows - columns.start] = 1
+            total = total + (part @ E)[..., rows, rows - columns.start].sum(-1)
+            count.add(len(rows))
+        return (total,)
+
+    return part_by_part(H, of_part)[0]
 
 
 def _is_like_gauss_newton(points: Points) -> bool:
