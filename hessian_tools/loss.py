@@ -39,7 +39,7 @@ class Loss:
         self.model = model
         self.layout = layout
         self._criterion = criterion
-        self._checked = False
+        self._checked: set[tuple[bool, ...]] = set()
 
     def __call__(self, theta: Float[Tensor, " param"], batch: Batch, /) -> Float[Tensor, ""]:
         """Criterion of the network's outputs on the batch ``(x, y)``."""
@@ -62,10 +62,12 @@ class Loss:
     def refuse_hidden_state(self, theta: Float[Tensor, " param"], batch: Batch) -> None:
         """Run the network twice; raise HiddenStateError if it moved a buffer, drew a random number or changed its mind.
 
-        Costs two forward passes, once for the life of the object. Comparing losses alone is not
-        enough: batch statistics that are tracked in training mode move while the loss repeats to the last bit.
+        Costs two forward passes, once for each combination of modes (train, eval) of the network's modules. Comparing
+        losses alone is not enough: batch statistics that are tracked in training mode move while the loss repeats to
+        the last bit.
         """
-        if self._checked:
+        modes = tuple(module.training for module in self.model.modules())
+        if modes in self._checked:
             return
         with torch.no_grad(), torch.random.fork_rng(devices=_cuda_devices(theta)):
             tensors = self._tensors(self.layout.unflatten(theta.detach()), theta)
@@ -85,7 +87,7 @@ class Loss:
             )
         if not same_tensors(first, second) and all(t.isfinite().all() for t in first):
             raise HiddenStateError(_hidden_state_message(self.model, "", "gives another output the second time"))
-        self._checked = True
+        self._checked.add(modes)
 
     def _buffers(self, like: Tensor) -> dict[str, Tensor]:
         """Copies of the model's buffers, as a forward pass at ``like`` sees them."""

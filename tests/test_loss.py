@@ -84,3 +84,15 @@ def test_any_container_of_outputs_will_do():
         assert torch.allclose(H.to_dense(), dense, rtol=1e-12, atol=1e-14)
     with pytest.raises(HiddenStateError, match="draws random numbers"):
         hessian(make_loss(model.train(), criterion, layout), theta, batch())
+
+
+def test_a_network_put_into_training_mode_later_is_looked_at_again():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(), nn.Linear(4, 2)).eval()
+    theta, layout = flatten(model)
+    loss = make_loss(model, nn.functional.cross_entropy, layout)
+    before = hessian(loss, theta, batch()).to_dense()
+    model.train()
+    with pytest.raises(HiddenStateError, match="module '1' .Dropout. draws random numbers"):
+        hessian(loss, theta, batch())
+    model.eval()
+    assert torch.equal(hessian(loss, theta, batch()).to_dense(), before)
