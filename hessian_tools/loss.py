@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from hessian_tools.flat import ParamLayout
 
 Batch = Any
-Criterion = Callable[[Tensor, Any], Tensor]
+Criterion = Callable[[Any, Any], Tensor]
 
 
 class HiddenStateError(ValueError):
@@ -39,53 +39,55 @@ class Loss:
         self.model = model
         self.layout = layout
         self._criterion = criterion
-        self._checked = False
+        self._checked: set[tuple[bool, ...]] = set()
 
     def __call__(self, theta: Float[Tensor, " param"], batch: Batch, /) -> Float[Tensor, ""]:
         """Criterion of the network's outputs on the batch ``(x, y)``."""
         x, y = batch
         return self.criterion(self.outputs(theta, x), y)
 
-    def outputs(self, theta: Float[Tensor, " param"], x: Any) -> Tensor:
-        """The network's outputs at ``theta``; floating inputs are cast to theta's dtype and device."""
+    def outputs(self, theta: Float[Tensor, " param"], x: Any) -> Any:
+        """The network's outputs at ``theta``, a tensor or several; floating inputs take theta's dtype and device."""
         return self.outputs_at(self.layout.unflatten(theta), x)
 
-    def outputs_at(self, parameters: Mapping[str, Tensor], x: Any) -> Tensor:
+    def outputs_at(self, parameters: Mapping[str, Tensor], x: Any) -> Any:
         """The same of parameters by name: no derivative is taken by those that need none."""
         like = next(iter(parameters.values()))
         return functional_call(self.model, self._tensors(parameters, like), (cast_like(x, like),))
 
-    def criterion(self, outputs: Tensor, y: Any) -> Float[Tensor, ""]:
+    def criterion(self, outputs: Any, y: Any) -> Float[Tensor, ""]:
         """The scalar loss of outputs against targets."""
-        return self._criterion(outputs, cast_like(y, outputs))
+        return self._criterion(outputs, cast_like(y, _tensors_of(outputs)[0]))
 
     def refuse_hidden_state(self, theta: Float[Tensor, " param"], batch: Batch) -> None:
         """Run the network twice; raise HiddenStateError if it moved a buffer, drew a random number or changed its mind.
 
-        Costs two forward passes, once for the life of the object. Comparing losses alone is not
-        enough: batch statistics that are tracked in training mode move while the loss repeats to the last bit.
+        Costs two forward passes, once for each combination of modes (train, eval) of the network's modules. Comparing
+        losses alone is not enough: batch statistics that are tracked in training mode move while the loss repeats to
+        the last bit.
         """
-        if self._checked:
+        modes = tuple(module.training for module in self.model.modules())
+        if modes in self._checked:
             return
         with torch.no_grad(), torch.random.fork_rng(devices=_cuda_devices(theta)):
             tensors = self._tensors(self.layout.unflatten(theta.detach()), theta)
             buffers = self._buffers(theta)
-            state = torch.get_rng_state()
+            states = random_states(theta.device)
             x = cast_like(batch[0], theta)
-            first = functional_call(self.model, tensors | buffers, (x,))
-            drew = not torch.equal(state, torch.get_rng_state())
+            first = _tensors_of(functional_call(self.model, tensors | buffers, (x,)))
+            drew = not same_tensors(states, random_states(theta.device))
             fresh = self._buffers(theta)
             moved = [name for name, b in fresh.items() if not torch.equal(buffers[name], b)]
-            second = functional_call(self.model, tensors | fresh, (x,))
+            second = _tensors_of(functional_call(self.model, tensors | fresh, (x,)))
         if moved:
             raise HiddenStateError(_hidden_state_message(self.model, moved[0].rpartition(".")[0], "moves its buffers"))
         if drew:
             raise HiddenStateError(
                 _hidden_state_message(self.model, _random_module(self.model), "draws random numbers")
             )
-        if not torch.equal(first, second) and torch.isfinite(first).all():
+        if not same_tensors(first, second) and all(t.isfinite().all() for t in first):
             raise HiddenStateError(_hidden_state_message(self.model, "", "gives another output the second time"))
-        self._checked = True
+        self._checked.add(modes)
 
     def _buffers(self, like: Tensor) -> dict[str, Tensor]:
         """Copies of the model's buffers, as a forward pass at ``like`` sees them."""
@@ -127,6 +129,20 @@ def cast_like(tree: Any, like: Tensor) -> Any:
         return leaf.to(like.device, like.dtype) if leaf.is_floating_point() else leaf.to(like.device)
 
     return pytree.tree_map(cast, tree)
+
+
+def random_states(device: torch.device) -> list[Tensor]:
+    """Of torch's generators that a forward pass on the device can draw from."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+
+def same_tensors(first: list[Tensor], second: list[Tensor]) -> bool:
+    """Whether both lists hold the same numbers."""
+    return len(first) == len(second) and all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def _tensors_of(outputs: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
 
 
 def _cuda_devices(theta: Tensor) -> list[torch.device]:

@@ -2,6 +2,7 @@
 
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from planted import planted_study
 
@@ -18,3 +19,7 @@ def line(ax: Axes, gid: str) -> Line2D:
     found = [one for one in ax.lines if one.get_gid() == gid]
     assert len(found) == 1, f"{gid}: {len(found)} lines"
     return found[0]
+
+
+def axes() -> Axes:
+    return Figure(layout="constrained").subplots()

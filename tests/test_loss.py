@@ -5,6 +5,8 @@ import torch
 from torch import nn
 
 from hessian_tools import HiddenStateError, flatten, hessian, make_loss, stream
+from hessian_tools import loss as loss_module
+from hessian_tools.loss import random_states
 
 
 def network(*, eval_mode: bool):
@@ -35,3 +37,62 @@ def test_moving_buffers_are_refused_in_any_dtype_and_left_as_they_were():
             hessian(make_loss(model, nn.functional.cross_entropy, layout), theta.to(dtype), batch())
         assert model[1].num_batches_tracked == 0
         assert model[1].running_var.eq(2.0).all()
+
+
+class Drawing(nn.Module):
+    """A network with a say in what its device's generator holds afterwards."""
+
+    def __init__(self, draw) -> None:
+        super().__init__()
+        self.linear, self.draw = nn.Linear(3, 2), draw
+
+    def forward(self, x):
+        self.draw()
+        return self.linear(x)
+
+
+def test_random_numbers_drawn_on_a_cuda_device_are_seen(monkeypatch):
+    """The device is planted: its generator's state is a number that the forward pass moves."""
+    state = torch.zeros(1)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: state.clone())
+    monkeypatch.setattr(loss_module, "random_states", lambda device: random_states(torch.device("cuda")))
+    theta, layout = flatten(Drawing(lambda: state))
+    hessian(make_loss(Drawing(lambda: state), nn.functional.cross_entropy, layout), theta, batch())
+    with pytest.raises(HiddenStateError, match="draws random numbers"):
+        hessian(make_loss(Drawing(lambda: state.add_(1)), nn.functional.cross_entropy, layout), theta, batch())
+    assert len(random_states(torch.device("cpu"))) == 1
+
+
+def test_any_container_of_outputs_will_do():
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 2), nn.Linear(3, 1)
+
+        def forward(self, x):
+            noise = torch.rand(()) if self.training else 0
+            return {"a": self.a(x) + noise, "b": (self.b(x).tanh(),)}
+
+    def criterion(out, y):
+        return nn.functional.cross_entropy(out["a"] * out["b"][0], y)
+
+    model = Heads().double().eval()
+    theta, layout = flatten(model)
+    dense = torch.autograd.functional.hessian(lambda t: make_loss(model, criterion, layout)(t, batch()), theta)
+    for route in ("direct", "kept", "traced"):
+        H = hessian(make_loss(model, criterion, layout), theta, batch(), route=route)
+        assert torch.allclose(H.to_dense(), dense, rtol=1e-12, atol=1e-14)
+    with pytest.raises(HiddenStateError, match="draws random numbers"):
+        hessian(make_loss(model.train(), criterion, layout), theta, batch())
+
+
+def test_a_network_put_into_training_mode_later_is_looked_at_again():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(), nn.Linear(4, 2)).eval()
+    theta, layout = flatten(model)
+    loss = make_loss(model, nn.functional.cross_entropy, layout)
+    before = hessian(loss, theta, batch()).to_dense()
+    model.train()
+    with pytest.raises(HiddenStateError, match="module '1' .Dropout. draws random numbers"):
+        hessian(loss, theta, batch())
+    model.eval()
+    assert torch.equal(hessian(loss, theta, batch()).to_dense(), before)

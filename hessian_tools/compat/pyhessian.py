@@ -104,7 +104,8 @@ class hessian:
         Fewer where the standard error of the mean falls below tol times the mean.
         """
         rounds, most = max(2, min(ROUND, maxIter)), max(2, maxIter)
-        estimate = trace(self.operator, num_probes=rounds, rtol=tol, max_probes=most, seed=self.seed, method="probes")
+        rtol = max(tol, 0.0)  # tol=-inf is how scripts ask for all maxIter probes
+        estimate = trace(self.operator, num_probes=rounds, rtol=rtol, max_probes=most, seed=self.seed, method="probes")
         samples: list[float] = estimate.samples[:maxIter].tolist()
         return samples
 

@@ -1,39 +1,20 @@
 """PyHessian's interface: the installed release as the witness, and what is deliberately different."""
 
-import copy
 import math
 import warnings
-from collections.abc import Callable
 
 import numpy as np
 import pyhessian
 import pytest
 import torch
-from cases import dense_hessian, randn, seeded, squared_error, without_type_checks
+from cases import randn, seeded, squared_error, without_type_checks
+from pyhessian_witness import CRITERION, Batch, exact, images, network, theirs
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import hessian_tools as ht
 from hessian_tools.compat.pyhessian import hessian
 from hessian_tools.loss import HiddenStateError
-
-Batch = tuple[Tensor, Tensor]
-
-
-def network() -> nn.Module:
-    """BatchNorm with tracked statistics, Dropout, a frozen layer: what PyHessian's eval mode meets."""
-    model = nn.Sequential(
-        nn.Conv2d(1, 4, 3),
-        nn.BatchNorm2d(4),
-        nn.Tanh(),
-        nn.Flatten(),
-        nn.Dropout(0.5),
-        nn.Linear(64, 6),
-        nn.Linear(6, 3),
-    )
-    model[5].requires_grad_(False)
-    model(torch.randn(32, 1, 6, 6))  # statistics of their own
-    return model
 
 
 @pytest.fixture
@@ -43,25 +24,7 @@ def model() -> nn.Module:
 
 @pytest.fixture
 def data() -> Batch:
-    return randn(12, 1, 6, 6, path="images", dtype=torch.float32), torch.arange(12) % 3
-
-
-def theirs(model: nn.Module, criterion: Callable[..., Tensor], **options: object) -> pyhessian.hessian:
-    """On a copy, for it switches the mode and leaves gradients; its warning of a cycle through .grad is known."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return pyhessian.hessian(copy.deepcopy(model), criterion, cuda=False, **options)
-
-
-def exact(model: nn.Module, criterion: Callable[..., Tensor], data: Batch) -> Tensor:
-    """Dense, in eval mode, over the parameters that are trained."""
-    model = copy.deepcopy(model).eval()
-    trained = [name for name, p in model.named_parameters() if p.requires_grad]
-    theta, layout = ht.flatten(model, where=lambda name: name in trained)
-    return dense_hessian(ht.make_loss(model, criterion, layout), theta.double(), (data[0].double(), data[1]))
-
-
-CRITERION = nn.CrossEntropyLoss()
+    return images()
 
 
 def test_eigenvalues_agree_within_its_tolerance(model: nn.Module, data: Batch) -> None:
@@ -121,75 +84,6 @@ def test_trace_stops_on_its_standard_error() -> None:
         assert np.std(samples, ddof=1) / math.sqrt(len(samples)) <= tol * abs(np.mean(samples))
     for most in (1, 2, 7):
         assert len(measured.trace(maxIter=most, tol=1e-9)) == most
-
-
-def test_density_works_where_the_release_fails(model: nn.Module, data: Batch) -> None:
-    with pytest.raises((RuntimeError, AttributeError)):
-        theirs(model, CRITERION, data=data).density(iter=5)
-    nodes, weights = hessian(model, CRITERION, data=data, cuda=False).density(iter=30, n_v=3)
-    assert [len(run) for run in nodes] == [len(run) for run in weights] == [30, 30, 30]
-    assert isinstance(nodes[0], list)
-    np.testing.assert_allclose(np.sum(weights, axis=1), 1.0, rtol=1e-5)
-    dense = exact(model, CRITERION, data)
-    np.testing.assert_allclose(np.max(nodes, axis=1), float(torch.linalg.eigvalsh(dense)[-1]), rtol=1e-4)
-    z = ht.curvature.rademacher(len(dense), 3).double()
-    moment = (np.array(weights) * np.array(nodes) ** 2).sum(1)
-    np.testing.assert_allclose(moment, ((dense @ z) ** 2).sum(0) / len(dense), rtol=1e-4)
-
-
-def esd(nodes: list[list[float]], weights: list[list[float]]) -> tuple[np.ndarray, np.ndarray]:
-    """What PyHessian's get_esd_plot draws: normal curves of variance 1e-5 max(1, range) at the nodes, mean over runs.
-
-    On 10 000 values between the mean ends plus and minus 0.01, scaled to a sum of one.
-    """
-    at, share = np.array(nodes), np.array(weights)
-    low, high = at.min(axis=1).mean() - 0.01, at.max(axis=1).mean() + 0.01
-    grid, variance = np.linspace(low, high, 10_000), 1e-5 * max(1.0, high - low)
-    curves = np.exp(-((grid[:, None, None] - at) ** 2) / (2 * variance)) / math.sqrt(2 * math.pi * variance)
-    density = (curves * share).sum(-1).mean(-1)
-    return density / (density.sum() * (grid[1] - grid[0])), grid
-
-
-def test_density_plot_takes_it(model: nn.Module, data: Batch) -> None:
-    nodes, weights = hessian(model, CRITERION, data=data, cuda=False).density(20, 2)
-    density, grid = esd(nodes, weights)
-    assert (density >= 0).all()
-    assert np.isfinite(density).all()
-    mean = float((density * grid).sum() * (grid[1] - grid[0]))
-    exact_mean = float(np.mean([np.dot(w, n) for w, n in zip(weights, nodes, strict=True)]))
-    assert mean == pytest.approx(exact_mean, rel=0.02)
-
-
-class Weight(nn.Module):
-    """Its output is its weight, so that the criterion can be any function of it."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.linspace(-1.0, 1.0, size))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.weight[None].expand(len(x), -1)
-
-
-def test_density_plot_shows_planted_outliers_and_their_shares() -> None:
-    """28 of 32 eigenvalues are 0, and twelve steps exhaust the Krylov space: the lists stay as long in each run."""
-    spectrum = torch.cat([torch.tensor([10.0, 6.0, 6.0, -5.0]), torch.zeros(28)])
-    data = torch.zeros(4, 1), torch.zeros(4)
-    measured = hessian(Weight(32), lambda out, _: (out**2 * spectrum).sum(-1).mean() / 2, data=data, cuda=False)
-    nodes, weights = measured.density(iter=12, n_v=5)
-    assert {len(run) for run in (*nodes, *weights)} == {12}
-    density, grid = esd(nodes, weights)
-    # Its values end 0.01 beyond the outermost nodes: part of their curves is cut off.
-    cut = (1 + math.erf(0.01 / math.sqrt(2 * 15e-5))) / 2
-    shares = {10.0: cut / 32, 6.0: 2 / 32, -5.0: cut / 32, 0.0: 28 / 32}
-    for value, share in shares.items():
-        here = abs(grid - value) < 0.3
-        peak = grid[here][density[here].argmax()]
-        assert abs(peak - value) < 0.005
-        # Signs times a diagonal matrix: each eigenvalue has its exact share of every probe.
-        assert density[here].sum() * (grid[1] - grid[0]) == pytest.approx(
-            share / sum(shares.values()), rel=0.03
-        )  # half a cell at the end
 
 
 def test_gradient_parameters_and_products_are_theirs(model: nn.Module, data: Batch) -> None:

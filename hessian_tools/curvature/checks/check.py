@@ -22,7 +22,7 @@ from hessian_tools.curvature.matrices.interface import Operator
 from hessian_tools.curvature.matrices.terms import leaves, magnitude, rebuilt, terms
 from hessian_tools.curvature.products.points import Points
 from hessian_tools.curvature.products.ragged import RaggedPoints
-from hessian_tools.loss import HiddenStateError, Loss, cast_like, make_loss
+from hessian_tools.loss import HiddenStateError, Loss, cast_like, make_loss, random_states, same_tensors
 from hessian_tools.rng import stream
 
 # Differences due to rounding alone stay below this many eps, in units of |Hv|.
@@ -143,9 +143,9 @@ def _state(points: Points) -> Finding:
         except HiddenStateError as error:
             return Finding("state", False, nan, 0.0, str(error))
     with torch.no_grad(), torch.random.fork_rng(devices=[theta.device] if theta.is_cuda else []):
-        before = torch.get_rng_state()
+        before = random_states(theta.device)
         first, second = (float(loss(theta, batch)) for _ in range(2))
-        drew = not torch.equal(before, torch.get_rng_state())
+        drew = not same_tensors(before, random_states(theta.device))
     allowed = 64 * torch.finfo(theta.dtype).eps * abs(first)
     change = abs(second - first)
     if drew:

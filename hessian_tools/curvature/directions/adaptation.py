@@ -157,6 +157,11 @@ class AdaptationGram(Operator):
         """Device of the Jacobian."""
         return self.jacobian.device
 
+    @property
+    def at_once(self) -> int:
+        """As many tasks as fit where every step keeps what its products need."""
+        return max(1, min(H.at_once for H in self.jacobian.factors) // self.jacobian.steps)
+
     def products(self, V: Float[Tensor, "task param probe"]) -> Float[Tensor, "task param probe"]:
         """J'(J V)."""
         return self.jacobian.T.products(self.jacobian.products(V))

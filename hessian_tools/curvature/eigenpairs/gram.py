@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.func import vjp
+from torch.utils import _pytree as pytree
 
 from hessian_tools.curvature.eigenpairs.small_problems import finite, flushed, solvable, spoilt
-from hessian_tools.curvature.matrices.gauss_newton import criterion_at, gauss_newton
+from hessian_tools.curvature.matrices.gauss_newton import factors_at, gauss_newton
 from hessian_tools.curvature.products.pieces import slices
 from hessian_tools.curvature.products.points import Batching, Points, Weights
 from hessian_tools.curvature.products.ragged import RaggedPoints
@@ -126,7 +126,7 @@ def num_outputs(loss: Loss, points: Points) -> int:
     """Numbers that the network puts out at one point, over all batches: examples times outputs."""
     with torch.no_grad():
         outputs = points.each(slice(0, 1), lambda theta, batch: loss.outputs(theta, batch[0]))
-    return sum(out[0].numel() for out in outputs)
+    return sum(leaf[0].numel() for leaf in pytree.tree_leaves(outputs))
 
 
 def _spectrum(loss: Loss, points: Points, rows: slice, *, vectors: bool) -> GramSpectrum:
@@ -151,13 +151,11 @@ def _derivatives(
     loss: Loss, points: Points, theta: Float[Tensor, " param"], batch: Batch
 ) -> tuple[Float[Tensor, "param row"], Float[Tensor, "row row"]]:
     """J' and B at one point; as many of their columns at once as points.chunk allows."""
-    x, y = batch
-    outputs, pull = vjp(lambda t: loss.outputs(t, x), theta)[:2]
-    curve = criterion_at(loss, outputs, y)
-    unit = torch.eye(outputs.numel(), dtype=theta.dtype, device=theta.device)
-    pieces = [unit[:, columns] for columns in slices(len(unit), points.chunk)]
-    Jt = [points.over_columns(lambda u: pull(u.view(outputs.shape))[0], piece) for piece in pieces]
-    B = [points.over_columns(lambda u: curve(u.view(outputs.shape)).flatten(), piece) for piece in pieces]
+    count, pull, curve = factors_at(loss, theta, batch)
+    unit = torch.eye(count, dtype=theta.dtype, device=theta.device)
+    pieces = [unit[:, columns] for columns in slices(count, points.chunk)]
+    Jt = [points.over_columns(pull, piece) for piece in pieces]
+    B = [points.over_columns(curve, piece) for piece in pieces]
     return torch.cat(Jt, dim=-1), torch.cat(B, dim=-1)
 
 

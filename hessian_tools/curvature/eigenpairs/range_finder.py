@@ -21,14 +21,13 @@ from torch import Tensor
 
 from hessian_tools.curvature.eigenpairs.krylov import CANCELLED
 from hessian_tools.curvature.matrices.interface import Operator
+from hessian_tools.curvature.matrices.parts import row_products
 from hessian_tools.rng import stream
 
 # Random vectors a round.
 BLOCK = 32
 # The chance that an error bound does not hold, a point.
 RISK = 1e-6
-# Products asked for at once: columns times points.
-AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -42,17 +41,6 @@ class Compressed:
     error: float
     num_matvecs: int
     finite: bool = True
-
-
-def row_products(H: Operator, rows: Float[Tensor, "#point row param"]) -> Float[Tensor, "point row param"]:
-    """H times each row, few at a time: vectors that lie together in memory, columns of a block do not."""
-    num_points = H.num_points or 1
-    out = rows.new_empty(num_points, *rows.shape[1:])
-    rows = rows.expand(num_points, -1, -1)
-    for columns in torch.arange(rows.shape[1]).split(max(1, AT_ONCE // num_points)):
-        here = slice(int(columns[0]), int(columns[-1]) + 1)
-        out[:, here] = H.products(rows[:, here].mT).mT
-    return out
 
 
 def compressed(

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from hessian_tools.curvature.eigenpairs.lockstep import Ritz
-from hessian_tools.curvature.eigenpairs.range_finder import Compressed, compressed, row_products
+from hessian_tools.curvature.eigenpairs.range_finder import Compressed, compressed
 from hessian_tools.curvature.eigenpairs.wanted import ROUNDING
 from hessian_tools.curvature.matrices.interface import Operator
+from hessian_tools.curvature.matrices.parts import row_products
 from hessian_tools.curvature.products.memory import MEMORY_BUDGET
 from hessian_tools.curvature.progress import Progress
 from hessian_tools.rng import stream

@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from hessian_tools.curvature.eigenpairs.lockstep import Ritz
-from hessian_tools.curvature.eigenpairs.range_finder import row_products
 from hessian_tools.curvature.eigenpairs.wanted import Wanted
 from hessian_tools.curvature.matrices.interface import Operator
+from hessian_tools.curvature.matrices.parts import row_products
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ def verified(H: Operator, ritz: list[Ritz], wishes: tuple[Wanted, ...]) -> Verif
     whole = torch.tensor([not point.broken for point in ritz])
     for count in counts.unique().tolist():
         who, here = ((counts == count) & whole).nonzero()[:, 0], slice(count)
+        if len(who) == 0:  # only points that are not finite, of which there is nothing to pick from
+            continue
         values, S = _diagonal(X[who, here], HX[who, here])
         X[who, here], HX[who, here] = S.mT @ X[who, here], S.mT @ HX[who, here]
         for row, wish in zip(rows, wishes, strict=True):

@@ -15,11 +15,11 @@ from jaxtyping import Bool, Float, Int
 from scipy.special import stdtrit
 from torch import Tensor
 
-from hessian_tools.curvature.estimates.gauss_rules import Count, GaussRule, gauss_rules
+from hessian_tools.curvature.estimates.gauss_rules import GaussRule, gauss_rules
 from hessian_tools.curvature.estimates.trace import checked, rademacher
 from hessian_tools.curvature.html import density_html
 from hessian_tools.curvature.matrices.interface import Operator
-from hessian_tools.curvature.progress import Progress
+from hessian_tools.curvature.progress import Count, Progress
 from hessian_tools.rng import PathPart
 
 # Grids have this many values, or more where a width needs it: GRID_PER_WIDTH values each, up to MOST_GRID.

@@ -6,18 +6,18 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.func import vjp
 from torch.utils import _pytree as pytree
 
 from hessian_tools.curvature.eigenpairs.gram import num_outputs
 from hessian_tools.curvature.eigenpairs.small_problems import finite, solvable, spoilt
 from hessian_tools.curvature.estimates.multiaffine import is_multiaffine
-from hessian_tools.curvature.matrices.gauss_newton import GaussNewton, criterion_at
+from hessian_tools.curvature.matrices.gauss_newton import GaussNewton, factors_at
 from hessian_tools.curvature.matrices.hessian import Hessian
 from hessian_tools.curvature.matrices.interface import Operator
+from hessian_tools.curvature.matrices.parts import part_by_part
 from hessian_tools.curvature.products.points import Points, slices
 from hessian_tools.curvature.products.ragged import RaggedPoints
-from hessian_tools.curvature.progress import Progress, silent
+from hessian_tools.curvature.progress import Count, Progress, silent
 from hessian_tools.loss import Batch, Loss
 
 ExactRoute = Literal["diagonal", "outputs"]
@@ -71,17 +71,14 @@ def _traces(points: Points, rows: slice) -> Float[Tensor, " point"]:
     loss = _network(points)
 
     def curve(theta: Tensor, batch: Batch) -> Tensor:
-        x, y = batch
-        outputs = loss.outputs(theta, x)
-        unit = torch.eye(outputs.numel(), dtype=theta.dtype, device=theta.device)
-        product = criterion_at(loss, outputs, y)
-        return points.over_columns(lambda u: product(u.reshape(outputs.shape)).flatten(), unit)
+        count, _, product = factors_at(loss, theta, batch)
+        return points.over_columns(product, torch.eye(count, dtype=theta.dtype, device=theta.device))
 
     def quadratic(theta: Tensor, batch: Batch, U: Tensor, b: Tensor) -> Tensor:
-        outputs, pull = vjp(lambda t: loss.outputs(t, batch[0]), theta)[:2]
+        pull = factors_at(loss, theta, batch)[1]
 
         def squared(u: Tensor) -> Tensor:
-            return (pull(u.reshape(outputs.shape))[0] ** 2).sum()[None]
+            return (pull(u) ** 2).sum()[None]
 
         pieces = [points.over_columns(squared, U[:, columns]) for columns in slices(len(b), points.chunk)]
         return (b * torch.cat(pieces, dim=-1)[0]).sum()
@@ -94,14 +91,19 @@ def _traces(points: Points, rows: slice) -> Float[Tensor, " point"]:
 
 def _diagonal_sum(H: Operator, block: int, progress: Progress) -> Float[Tensor, "*point"]:
     """Every diagonal entry, from products with unit vectors, some at a time."""
-    total = torch.zeros(H.shape[:-2], dtype=H.dtype, device=H.device)
-    for columns in slices(H.num_params, block):
-        rows = torch.arange(columns.start, columns.stop, device=H.device)
-        E = torch.zeros(H.num_params, len(rows), dtype=H.dtype, device=H.device)
-        E[rows, rows - columns.start] = 1
-        total = total + (H @ E)[..., rows, rows - columns.start].sum(-1)
-        progress(columns.stop, H.num_params)
-    return total
+    count = Count(H.num_params * len(H.parts()), progress)
+
+    def of_part(part: Operator, points: slice) -> tuple[Tensor]:
+        total = torch.zeros(part.shape[:-2], dtype=H.dtype, device=H.device)
+        for columns in slices(H.num_params, block):
+            rows = torch.arange(columns.start, columns.stop, device=H.device)
+            E = torch.zeros(H.num_params, len(rows), dtype=H.dtype, device=H.device)
+            E[rows, rows - columns.start] = 1
+            total = total + (part @ E)[..., rows, rows - columns.start].sum(-1)
+            count.add(len(rows))
+        return (total,)
+
+    return part_by_part(H, of_part)[0]
 
 
 def _is_like_gauss_newton(points: Points) -> bool:

@@ -12,10 +12,9 @@ from torch import Tensor
 
 from hessian_tools.curvature.eigenpairs.lanczos import gauss_quadrature
 from hessian_tools.curvature.matrices.interface import Operator
+from hessian_tools.curvature.matrices.parts import part_by_part
 from hessian_tools.curvature.products.memory import MEMORY_BUDGET
-from hessian_tools.curvature.progress import Progress
-
-# How far a computation is: products done, products in all; one product is one vector at one point.
+from hessian_tools.curvature.progress import Count, Progress
 
 
 @dataclass(frozen=True)
@@ -49,32 +48,34 @@ def gauss_rules(
     H: Operator, probes: Tensor, *, num_matvecs: int, seed: int = 0, progress: Progress | None = None
 ) -> GaussRule:
     """The same with residuals, [*point, probe, node] each."""
+    num_points = H.num_points or 1
+    if probes.ndim not in (2, 3) or probes.shape[-2] != H.num_params or probes.shape[:-2] not in ((), (num_points,)):
+        raise ValueError(
+            f"probes have shape {list(probes.shape)}; give [{H.num_params}, probe] or "
+            f"[{num_points}, {H.num_params}, probe]"
+        )
     steps = min(num_matvecs, H.num_params)
+    count = Count(num_points * probes.shape[-1] * steps, progress)
+
+    def of_part(part: Operator, rows: slice) -> tuple[Tensor, ...]:
+        return _of_part(part, probes if probes.ndim == 2 else probes[rows], steps, seed, count)
+
+    whole = part_by_part(H, of_part)
+    return GaussRule(*(part[0] for part in whole)) if H.num_points is None else GaussRule(*whole)
+
+
+def _of_part(H: Operator, probes: Tensor, steps: int, seed: int, count: Count) -> tuple[Tensor, ...]:
+    """As many runs at a time as fit."""
     run_bytes = steps * H.num_params * torch.empty(0, dtype=H.dtype).element_size()
     runs = max(1, MEMORY_BUDGET.get(H.device.type, MEMORY_BUDGET["cpu"]) // run_bytes)
     num_points, pieces = H.num_points or 1, []
-    count = Count(num_points * probes.shape[-1] * steps, progress)
     for points in torch.arange(num_points).split(runs):
         here = H if len(points) == num_points else H.select(points)
         mine = probes if probes.ndim == 2 else probes[points.to(probes.device)]
         columns = mine.split(max(1, runs // len(points)), dim=-1)
         rules = [_piece(here, block.to(H.device, H.dtype), steps, seed, count) for block in columns]
         pieces.append([torch.cat(parts, dim=-2) for parts in zip(*rules, strict=True)])
-    whole = [torch.cat(parts).to(H.device, H.dtype) for parts in zip(*pieces, strict=True)]
-    return GaussRule(*(part[0] for part in whole)) if H.num_points is None else GaussRule(*whole)
-
-
-class Count:
-    """Products done so far, told to whoever wants to know."""
-
-    def __init__(self, total: int, progress: Progress | None) -> None:
-        self.total, self.progress, self.done = total, progress, 0
-
-    def add(self, more: int) -> None:
-        """So many more are done."""
-        self.done += more
-        if self.progress is not None:
-            self.progress(self.done, self.total)
+    return tuple(torch.cat(parts).to(H.device, H.dtype) for parts in zip(*pieces, strict=True))
 
 
 def _piece(H: Operator, probes: Tensor, steps: int, seed: int, count: Count) -> list[Tensor]:

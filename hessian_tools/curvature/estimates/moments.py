@@ -7,9 +7,19 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hessian_tools.curvature.estimates.trace import Estimate, estimate_of, known, probe_products, rademacher
+from hessian_tools.curvature.estimates.trace import (
+    Estimate,
+    checked,
+    counted,
+    estimate_of,
+    known,
+    probe_products,
+    probes_of,
+    rademacher,
+)
 from hessian_tools.curvature.matrices.interface import Operator
-from hessian_tools.curvature.progress import Progress, silent
+from hessian_tools.curvature.matrices.parts import part_by_part
+from hessian_tools.curvature.progress import Count, Progress, silent
 from hessian_tools.rng import PathPart
 
 
@@ -64,15 +74,14 @@ def moments(
         return _exact(H, num_probes, progress)
     if probes is None:
         probes = rademacher(H.num_params, num_probes, seed=seed, path=path)
-    traces, squares, diagonal = [], [], _Spread()
-    for Z, HZ in probe_products(H, probes, progress):
-        products = Z * HZ
-        traces.append(products.sum(-2))
-        squares.append((HZ**2).sum(-2))
-        diagonal = diagonal.joined(products)
-    trace = estimate_of(torch.cat(traces, dim=-1))
-    entries = _diagonal(diagonal.mean, diagonal.stderr, trace.num_matvecs)
-    return Moments(trace, estimate_of(torch.cat(squares, dim=-1)), entries)
+    count = counted(H, checked(probes).shape[-1], progress)
+
+    def of_part(part: Operator, rows: slice) -> tuple[Tensor, ...]:
+        return _estimated(part, probes_of(probes, part, H, rows), count)
+
+    traces, squares, mean, stderr = part_by_part(H, of_part)
+    trace = estimate_of(traces)
+    return Moments(trace, estimate_of(squares), _diagonal(mean, stderr, trace.num_matvecs))
 
 
 def frobenius_squared(
@@ -131,6 +140,17 @@ class _Spread:
     @property
     def stderr(self) -> Tensor:
         return (self.deviations / ((self.count - 1) * self.count)).sqrt()
+
+
+def _estimated(H: Operator, probes: Tensor, count: Count) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """z'Hz and |Hz|^2 of every probe, the mean of z * Hz and its standard error."""
+    traces, squares, diagonal = [], [], _Spread()
+    for Z, HZ in probe_products(H, probes, count):
+        products = Z * HZ
+        traces.append(products.sum(-2))
+        squares.append((HZ**2).sum(-2))
+        diagonal = diagonal.joined(products)
+    return torch.cat(traces, dim=-1), torch.cat(squares, dim=-1), diagonal.mean, diagonal.stderr
 
 
 def _exact(H: Operator, num_probes: int, progress: Progress) -> Moments:

@@ -12,7 +12,8 @@ from torch import Tensor
 from hessian_tools.curvature.estimates.exact_trace import exact_route, exact_trace
 from hessian_tools.curvature.html import estimate_html
 from hessian_tools.curvature.matrices.interface import Operator
-from hessian_tools.curvature.progress import Progress, silent
+from hessian_tools.curvature.matrices.parts import part_by_part
+from hessian_tools.curvature.progress import Count, Progress, silent
 from hessian_tools.rng import PathPart, stream
 
 Method = Literal["auto", "probes", "exact"]
@@ -121,20 +122,23 @@ def trace(
     if probes is not None:
         if method == "exact":
             raise ValueError("method='exact' uses no probes; leave one of them out")
-        return estimate_of(_samples(H, probes, progress))
+        return estimate_of(_samples(H, checked(probes), counted(H, probes.shape[-1], progress)))
     if num_probes < 2:
         raise ValueError(f"num_probes={num_probes}: an error bar needs 2 probes or more")
+    for name, tolerance in (("atol", atol), ("rtol", rtol)):
+        if tolerance is not None and not tolerance >= 0:
+            raise ValueError(f"{name}={tolerance}: give 0 or more, or None for a fixed number of probes")
     route = None if method == "probes" else exact_route(H, num_probes if method == "auto" else None)
     if route is not None:
         value = exact_trace(H, route[0], block=BLOCK, progress=progress)
         return known(value, num_probes, num_matvecs=route[1], method=route[0])
     most = num_probes if atol is None and rtol is None else max(num_probes, max_probes)
-    samples = _samples(H, rademacher(H.num_params, num_probes, seed=seed, path=path), progress, most=most)
+    count = counted(H, most, progress)
+    samples = _samples(H, rademacher(H.num_params, num_probes, seed=seed, path=path), count)
     estimate = estimate_of(samples, atol, rtol)
     while not estimate.converged.all() and (done := estimate.samples.shape[-1]) < most:
         more = rademacher(H.num_params, min(done + num_probes, most), seed=seed, path=path)[:, done:]
-        samples = _samples(H, more, progress, done=done, most=most)
-        estimate = estimate_of(torch.cat([estimate.samples, samples], dim=-1), atol, rtol)
+        estimate = estimate_of(torch.cat([estimate.samples, _samples(H, more, count)], dim=-1), atol, rtol)
     return estimate
 
 
@@ -157,23 +161,32 @@ def checked(probes: Tensor) -> Tensor:
     return probes
 
 
-def probe_products(
-    H: Operator, probes: Tensor, progress: Progress = silent, *, done: int = 0, most: int | None = None
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Z and HZ, a block of probes at a time; done: the probes that went before, most: all that there may be."""
-    everything = done + checked(probes).shape[-1] if most is None else most
+def counted(H: Operator, num_probes: int, progress: Progress) -> Count:
+    """What counts the probes, at each part of H."""
+    return Count(num_probes * len(H.parts()), progress)
+
+
+def probe_products(H: Operator, probes: Tensor, count: Count) -> Iterator[tuple[Tensor, Tensor]]:
+    """Z and HZ, a block of probes at a time."""
     for block in probes.split(BLOCK, dim=-1):
         Z = block.to(H.device, H.dtype)
         yield Z, H @ Z
-        done += block.shape[-1]
-        progress(done, everything)
+        count.add(block.shape[-1])
 
 
-def _samples(
-    H: Operator, probes: Tensor, progress: Progress, *, done: int = 0, most: int | None = None
-) -> Float[Tensor, "*point probe"]:
+def probes_of(probes: Tensor, part: Operator, H: Operator, rows: slice) -> Tensor:
+    """Those of a part of H, where each point has its own."""
+    return probes if part is H or probes.ndim == 2 or probes.shape[-3] == 1 else probes[..., rows, :, :]
+
+
+def _samples(H: Operator, probes: Tensor, count: Count) -> Float[Tensor, "*point probe"]:
     """z'Hz for every probe."""
-    return torch.cat([(Z * HZ).sum(-2) for Z, HZ in probe_products(H, probes, progress, done=done, most=most)], dim=-1)
+
+    def of_part(part: Operator, rows: slice) -> tuple[Tensor]:
+        products = probe_products(part, probes_of(probes, part, H, rows), count)
+        return (torch.cat([(Z * HZ).sum(-2) for Z, HZ in products], dim=-1),)
+
+    return part_by_part(H, of_part)[0]
 
 
 def estimate_of(

@@ -34,6 +34,11 @@ class Derived(Operator):
         """Device of the source."""
         return self.source.device
 
+    @property
+    def at_once(self) -> int:
+        """Points of the source that are best taken together."""
+        return self.source.at_once
+
 
 @dataclass(frozen=True)
 class Combination(Derived):
@@ -50,6 +55,11 @@ class Combination(Derived):
     def num_params(self) -> int:
         """Rows of every term."""
         return self.source.num_params
+
+    @property
+    def at_once(self) -> int:
+        """As many points as fit where every term keeps what its products need."""
+        return max(1, min(term.at_once for _, term in self.terms) // len(self.terms))
 
     @property
     def layout(self) -> ParamLayout | None:

@@ -2,10 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad, jvp, vjp
+from torch.utils import _pytree as pytree
 
 from hessian_tools.curvature.matrices.at_points import AtPoints
 from hessian_tools.curvature.products.entry import points_of
@@ -22,14 +25,34 @@ def gauss_newton_at(loss: Loss, theta: Float[Tensor, " param"], batch: Batch) ->
     return lambda v: pull(curve(jvp(lambda t: loss.outputs(t, x), (theta,), (v,))[1]))[0]
 
 
-def criterion_at(loss: Loss, outputs: Float[Tensor, "..."], y: object) -> Callable[[Tensor], Tensor]:
+def criterion_at(loss: Loss, outputs: Any, y: object) -> Callable[[Any], Any]:
     """u -> Bu, B the Hessian of the criterion in the outputs; reverse over reverse, which nn.MSELoss has too."""
 
-    def criterion(out: Tensor) -> Tensor:
+    def criterion(out: Any) -> Tensor:
         return loss.criterion(out, y)
 
     pull = vjp(grad(criterion), outputs)[1]
     return lambda u: pull(u)[0]
+
+
+def factors_at(
+    loss: Loss, theta: Float[Tensor, " param"], batch: Batch
+) -> tuple[int, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """How many numbers the network puts out, and u -> J'u, u -> Bu for u [row], all of them in a row."""
+    x, y = batch
+    outputs, pull = vjp(lambda t: loss.outputs(t, x), theta)[:2]
+    curve = criterion_at(loss, outputs, y)
+    leaves, spec = pytree.tree_flatten(outputs)
+    sizes = [leaf.numel() for leaf in leaves]
+
+    def shaped(u: Tensor) -> Any:
+        pieces = zip(u.split(sizes), leaves, strict=True)
+        return pytree.tree_unflatten([piece.view(leaf.shape) for piece, leaf in pieces], spec)
+
+    def in_a_row(outputs: Any) -> Tensor:
+        return torch.cat([leaf.flatten() for leaf in pytree.tree_leaves(outputs)])
+
+    return sum(sizes), lambda u: pull(shaped(u))[0], lambda u: in_a_row(curve(shaped(u)))
 
 
 @dataclass(frozen=True)

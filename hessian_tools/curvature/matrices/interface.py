@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from hessian_tools.curvature.matrices.algebra import Block, Combination, Restriction
 
 
+# Unit vectors that the whole matrix is asked for at once, times points.
+UNITS_AT_ONCE = 256
+
+
 class Operator(ABC):
     """A symmetric matrix [param, param], or one for each point [point, param, param].
 
@@ -61,9 +65,21 @@ class Operator(ABC):
         """The names of the rows; None where they have none."""
         return None
 
+    @property
+    def at_once(self) -> int:
+        """At how many points results should be asked for together; all where nothing is known of memory."""
+        return self.num_points or 1
+
     def parts(self) -> "Sequence[Operator]":
-        """The operator at as many points at a time as are best taken together, in order; itself where that is all."""
-        return [self]
+        """The operator at as many points at a time as are best taken together, in order; itself where that is all.
+
+        Each is made when it is asked for, and holds nothing of the others.
+        """
+        from hessian_tools.curvature.matrices.parts import Parts
+
+        if self.num_points is None or self.num_points <= (at_once := self.at_once):
+            return [self]
+        return Parts(self, at_once)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -92,7 +108,11 @@ class Operator(ABC):
 
     def to_dense(self) -> Float[Tensor, "*point param param"]:
         """The matrix itself, from num_params products a point; as computed, not symmetrised."""
-        return self @ torch.eye(self.num_params, dtype=self.dtype, device=self.device)
+        from hessian_tools.curvature.matrices.parts import row_products
+
+        unit = torch.eye(self.num_params, dtype=self.dtype, device=self.device)
+        dense = row_products(self, unit[None], at_once=UNITS_AT_ONCE).mT  # row i is H e_i
+        return dense[0] if self.num_points is None else dense
 
     def to_scipy(self, *, point: int = 0) -> LinearOperator:
         """The matrix at one point for SciPy: NumPy in and out, ``matvec`` and ``matmat``."""
@@ -173,6 +193,8 @@ class Operator(ABC):
         return restriction(self, Q)
 
     def _check(self, V: Tensor) -> None:
+        if not isinstance(V, Tensor):
+            raise ValueError(f"V is a {type(V).__name__}; give a tensor [..., {self.num_params}, probe]")
         if V.dtype != self.dtype or V.device != self.device:
             raise ValueError(
                 f"V is {V.dtype} on {V.device}, the operator {self.dtype} on {self.device}; "

@@ -27,7 +27,7 @@ def points_of(
     max_memory: float | int | None = None,
 ) -> Points | RaggedPoints:
     """The checked objective; a single point gets a point axis of length one. Raises ValueError in plain words."""
-    _check_thetas(thetas)
+    _check_thetas(loss, thetas)
     _check_options(chunk, batching, route)
     single = thetas.ndim == 1
     batches = batch if isinstance(batch, list) else [batch]
@@ -80,11 +80,18 @@ def _check_ragged(batches: list[Any], thetas: Tensor, shared: bool) -> None:
         )
 
 
-def _check_thetas(thetas: Tensor) -> None:
+def _check_thetas(loss: LossFunction, thetas: Tensor) -> None:
+    if not isinstance(thetas, Tensor):
+        raise ValueError(f"thetas is a {type(thetas).__name__}; give a tensor [param] or [point, param]")
     if not thetas.is_floating_point():
         raise ValueError(f"thetas has dtype {thetas.dtype}, which has no derivative; give float32 or float64")
     if thetas.ndim not in (1, 2) or thetas.numel() == 0:
         raise ValueError(f"thetas has shape {tuple(thetas.shape)}; give [param] or [point, param], neither empty")
+    if isinstance(loss, Loss) and thetas.shape[-1] != loss.layout.numel:
+        raise ValueError(
+            f"thetas has shape {tuple(thetas.shape)}, the network {loss.layout.numel} parameters in its layout; "
+            "give them all, in the layout's order"
+        )
 
 
 def _check_leading_axes(batches: list[Batch], num_points: int) -> None:

@@ -24,8 +24,9 @@ class KeptGraphs:
 
     def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
         """Each point's product with its columns, one by one."""
-        columns = [[self._product(i, v) for v in block.mT] for i, block in enumerate(V)]
-        return torch.stack([torch.stack(c, dim=-1) for c in columns])
+        with torch.inference_mode(False):
+            columns = [[self._product(i, v) for v in block.mT] for i, block in enumerate(_ordinary(V))]
+            return torch.stack([torch.stack(c, dim=-1) for c in columns])
 
     def select(self, points: Int[Tensor, " chosen"]) -> "KeptGraphs":
         """The same at some of the points."""
@@ -42,7 +43,9 @@ class KeptGraphs:
 def kept_graphs(loss: LossFunction, thetas: Float[Tensor, "point param"], batch: Batch, *, shared: bool) -> KeptGraphs:
     """The gradient and its graph at every point, from a forward and a backward pass each."""
     leaves, gradients = [], []
-    with torch.enable_grad():
+    # Inference mode records no graph, whatever enable_grad says: products would be zero.
+    with torch.inference_mode(False), torch.enable_grad():
+        batch = pytree.tree_map_only(Tensor, _ordinary, batch)
         for i, row in enumerate(thetas):
             theta = row.detach().clone().requires_grad_()
             here = batch if shared else pytree.tree_map_only(Tensor, itemgetter(i), batch)
@@ -54,3 +57,8 @@ def kept_graphs(loss: LossFunction, thetas: Float[Tensor, "point param"], batch:
             leaves.append(theta)
             gradients.append(gradient)
     return KeptGraphs(tuple(leaves), tuple(gradients))
+
+
+def _ordinary(tensor: Tensor) -> Tensor:
+    """No graph can be recorded on a tensor made in inference mode; on its copy it can."""
+    return tensor.clone() if tensor.is_inference() else tensor

@@ -40,6 +40,18 @@ def own_memory(thetas: Tensor) -> Tensor:
     return thetas if whole and thetas.is_contiguous() else thetas.clone(memory_format=torch.contiguous_format)
 
 
+def checked_points(points: Tensor, total: int) -> Tensor:
+    """The places of some of ``total`` points. ValueError for none, for places outside and for masks."""
+    if points.dtype == torch.bool or points.is_floating_point() or points.ndim != 1:
+        raise ValueError(
+            f"points are {list(points.shape)} {points.dtype}; give the places, [chosen] integers; "
+            "of a mask: mask.nonzero()[:, 0]"
+        )
+    if len(points) == 0 or int(points.max()) >= total or int(points.min()) < -total:
+        raise ValueError(f"points {points.tolist()[:8]} of {total}; give one or more, each from 0 to {total - 1}")
+    return points
+
+
 def as_slice(points: Tensor, total: int) -> slice | None:
     """The slice of ``total`` points that these are, where each follows the one before."""
     first = int(points[0]) % total if len(points) else 0

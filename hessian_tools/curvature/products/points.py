@@ -254,6 +254,8 @@ def _advice() -> Iterator[None]:
                 "the loss has no forward-over-reverse derivative: write nn.MSELoss as ((a - b) ** 2).mean(), "
                 "or pass route='kept'"
             )
+        elif "autograd.Function" in text:
+            advice = "the network runs a torch.autograd.Function, as backward hooks do: pass route='kept'"
         elif "random" in text and "vmap" in text:
             advice = "the loss draws random numbers, so it is no function of theta: call model.eval() or fix them"
         elif "vmap" in text or "data-dependent" in text:

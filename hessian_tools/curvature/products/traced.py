@@ -25,8 +25,6 @@ from hessian_tools.loss import Batch, Loss, LossFunction
 from hessian_tools.rng import stream
 
 MOST_TRACES = 16
-ENOUGH_PRODUCTS = 500
-_DEMAND: "WeakKeyDictionary[Loss, int]" = WeakKeyDictionary()
 # By loss, for as long as it lives: then by kind, state and shapes.
 _TRACES: "WeakKeyDictionary[LossFunction, OrderedDict[Hashable, Traced | None]]" = WeakKeyDictionary()
 
@@ -52,18 +50,6 @@ def traced_product(
             traces.popitem(last=False)
     traces.move_to_end(key)
     return traces[key]
-
-
-def worth_tracing(loss: LossFunction, num_products: int) -> bool:
-    """Whether so many products of this loss have been asked for that tracing, a second or two, pays.
-
-    By count, not by the clock: the same calls take the same route in every run. Never for a plain
-    function, of which nobody can tell what else it looks at.
-    """
-    if not isinstance(loss, Loss):
-        return False
-    _DEMAND[loss] = _DEMAND.get(loss, 0) + num_products
-    return _DEMAND[loss] > ENOUGH_PRODUCTS
 
 
 def _checked_trace(product: Product, theta: Tensor, batch: Batch) -> Traced | None:

@@ -4,99 +4,25 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from cases import CASES, LINEAR, NETWORKS, SPECTRA, Case, at, quadratic, randn, seeded, squared_error, symmetric
+from cases import CASES, SPECTRA, Case, quadratic, randn, seeded, squared_error, symmetric
 from torch import Tensor, nn
-from torch.func import grad, jacrev, jvp, vmap
+from wrong_operators import (
+    CONV,
+    Affine,
+    Dense,
+    Doubled,
+    ForwardOverJacrev,
+    OutsideVmap,
+    ReverseOverForward,
+    ReverseOverReverse,
+    WrongInPieces,
+    failed,
+    planted,
+)
 
-from hessian_tools.curvature import Check, GaussNewton, Hessian, Operator, check_operator, gauss_newton, hessian
-from hessian_tools.curvature.checks.differences import difference_quotients
+from hessian_tools.curvature import Hessian, check_operator, hessian
 from hessian_tools.flat import flatten
 from hessian_tools.loss import make_loss
-
-CONV = next(case for case in NETWORKS if case.name == "conv-batchnorm")
-
-
-class ByRoute(Hessian):
-    """A Hessian whose products take another route, point by point."""
-
-    def products(self, V: Tensor) -> Tensor:
-        batches = self.points.batches[0]
-        rows = []
-        for i, theta in enumerate(self.points.thetas):
-            batch = batches if self.points.shared else at(batches, i)
-            rows.append(torch.stack([self.route(theta, batch, v) for v in V[i].T], dim=-1))
-        return torch.stack(rows).detach()
-
-
-class ForwardOverJacrev(ByRoute):
-    def route(self, theta: Tensor, batch: object, v: Tensor) -> Tensor:
-        return jvp(jacrev(lambda t: self.points.loss(t, batch)), (theta,), (v,))[1]
-
-
-class ReverseOverForward(ByRoute):
-    def route(self, theta: Tensor, batch: object, v: Tensor) -> Tensor:
-        return grad(lambda t: jvp(lambda s: self.points.loss(s, batch), (t,), (v,))[1])(theta)
-
-
-class ReverseOverReverse(ByRoute):
-    def route(self, theta: Tensor, batch: object, v: Tensor) -> Tensor:
-        return grad(lambda t: grad(lambda s: self.points.loss(s, batch))(t) @ v)(theta)
-
-
-class OutsideVmap(Hessian):
-    def products(self, V: Tensor) -> Tensor:
-        def gradients(thetas: Tensor) -> Tensor:
-            return vmap(grad(self.points.loss))(thetas, self.points.batches[0])
-
-        columns = [jvp(gradients, (self.points.thetas,), (v,))[1] for v in V.unbind(-1)]
-        return torch.stack(columns, dim=-1).detach()
-
-
-class Doubled(Hessian):
-    """Symmetric, linear, and wrong by a factor."""
-
-    def products(self, V: Tensor) -> Tensor:
-        return 1.001 * super().products(V)
-
-
-class Affine(Hessian):
-    def products(self, V: Tensor) -> Tensor:
-        return super().products(V) + 1e-3
-
-
-class WrongInPieces(Hessian):
-    """Right at once, wrong one at a time."""
-
-    def products(self, V: Tensor) -> Tensor:
-        return super().products(V) * (1 + 1e-6 * (self.points.most == 1))
-
-
-class Dense(Operator):
-    """Some matrix, of which no loss is known."""
-
-    num_points, dtype, device = None, torch.float64, torch.device("cpu")
-
-    def __init__(self, matrix: Tensor) -> None:
-        self.matrix = matrix
-
-    @property
-    def num_params(self) -> int:
-        return len(self.matrix)
-
-    def products(self, V: Tensor) -> Tensor:
-        return self.matrix @ V
-
-    def select(self, points: Tensor) -> Operator:
-        raise NotImplementedError
-
-
-def planted(kind: type[Hessian], case: Case = CONV, dtype: torch.dtype = torch.float64) -> Hessian:
-    H = hessian(case.loss, case.thetas.to(dtype), case.batch)
-    return kind(H.points, H.single)
-
-
-def failed(check: Check) -> set[str]:
-    return {finding.name for finding in check.findings if finding.passed is False}
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
@@ -133,78 +59,6 @@ def test_wrong_routes_are_caught_in_float32_by_float64_differences(kind: type[He
     assert check.differences.passed is False
     assert 5e-3 < check.differences.value < 1
     assert "not derivatives of this loss's gradient" in str(check)
-
-
-COMPOSED: dict[str, Callable[[Operator, Operator, Tensor], Operator]] = {
-    "gauss-newton": lambda H, G, Q: G,
-    "difference": lambda H, G, Q: H - G,
-    "block": lambda H, G, Q: H.block("body"),
-    "restriction": lambda H, G, Q: H.restrict(Q),
-    "restricted-block-of-a-sum": lambda H, G, Q: (0.5 * H + 2 * G).block("body").restrict(Q),
-}
-
-
-@pytest.mark.parametrize("kind", COMPOSED)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
-def test_composed_operators_are_judged_in_full(dtype: torch.dtype, kind: str) -> None:
-    """At many points and at one."""
-    case = next(case for case in NETWORKS if case.name == "tanh-mlp")
-    for thetas, batch in ((case.thetas.to(dtype), case.batch), (case.thetas[1].to(dtype), at(case.batch, 1))):
-        H, G = hessian(case.loss, thetas, batch), gauss_newton(case.loss, thetas, batch)
-        operator = composed(kind, H, G)
-        check = check_operator(operator, num_probes=1, max_points=2)
-        assert check.ok, str(check)
-        assert all(finding.passed for finding in check.findings), str(check)
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
-def test_rounding_of_a_difference_is_that_of_its_terms(dtype: torch.dtype) -> None:
-    """Of a linear network H - G is zero."""
-    case = LINEAR[1]
-    thetas = case.thetas.to(dtype)
-    check = check_operator(hessian(case.loss, thetas, case.batch) - gauss_newton(case.loss, thetas, case.batch))
-    assert all(finding.passed for finding in check.findings), str(check)
-    assert "the terms of Hv" in str(check)
-
-
-@pytest.mark.parametrize("kind", [kind for kind in COMPOSED if kind != "gauss-newton"])
-@pytest.mark.parametrize("route", [ForwardOverJacrev, ReverseOverForward], ids=lambda kind: kind.__name__)
-def test_planted_wrong_products_are_caught_inside_others(route: type[Hessian], kind: str) -> None:
-    right = composed(kind, planted(ReverseOverReverse), gauss_newton(CONV.loss, CONV.thetas, CONV.batch))
-    wrong = composed(kind, planted(route), gauss_newton(CONV.loss, CONV.thetas, CONV.batch))
-    assert check_operator(right, num_probes=1, max_points=1).ok
-    assert "differences" in failed(check_operator(wrong, num_probes=1, max_points=1))
-
-
-def composed(kind: str, H: Operator, G: Operator) -> Operator:
-    rows = H.block("body").num_params if kind.endswith("sum") else H.num_params
-    Q = torch.linalg.qr(randn(rows, 4, path="subspace", dtype=H.dtype)).Q
-    return COMPOSED[kind](H, G, Q)
-
-
-class WrongGaussNewton(GaussNewton):
-    def products(self, V: Tensor) -> Tensor:
-        return 1.02 * super().products(V)
-
-
-def test_a_wrong_gauss_newton_matrix_is_caught() -> None:
-    G = gauss_newton(CONV.loss, CONV.thetas, CONV.batch)
-    check = check_operator(WrongGaussNewton(G.points, G.single))
-    assert failed(check) == {"differences"}
-    assert check.differences.value == pytest.approx(0.02 / 1.02, rel=1e-3)
-    assert "not derivatives of this loss's gradient" in str(check)
-
-
-def test_hidden_state_is_found_inside_others() -> None:
-    H, noisy = (hessian(f, torch.ones(3), None) for f in (cubic, lambda theta, _: (theta * torch.rand(3)).sum() ** 2))
-    assert failed(check_operator(H + noisy)) == {"state"}
-    assert check_operator(H + 2 * H).ok
-
-
-def test_sums_with_a_matrix_of_no_loss_are_judged_by_symmetry_and_linearity() -> None:
-    H = hessian(cubic, torch.ones(24).double(), None)
-    check = check_operator(H + Dense(symmetric(SPECTRA["indefinite"])[0]))
-    assert [finding.passed for finding in check.findings] == [None, True, True, None, None, None]
 
 
 def test_another_right_route_passes() -> None:
@@ -311,21 +165,3 @@ def test_only_some_points_are_looked_at_and_nothing_is_changed() -> None:
     assert torch.equal(A[0], symmetric(SPECTRA["decaying"], points=6)[0])
     with pytest.raises(ValueError, match="max_points=0"):
         check_operator(H, max_points=0)
-
-
-def cubic(theta: Tensor, _: object) -> Tensor:
-    return (theta**3).sum()
-
-
-def test_difference_quotients_of_a_cubic() -> None:
-    """H = 6 diag(theta): central quotients are exact but for rounding; the sides differ by h times 6."""
-    thetas = torch.tensor([[1.0, 2.0], [0.5, -1.0]], dtype=torch.float64)
-    H = hessian(cubic, thetas, None)
-    V = torch.eye(2, dtype=torch.float64)
-    quotients = difference_quotients(H, V)
-    torch.testing.assert_close(quotients.central, 6 * torch.diag_embed(thetas), rtol=1e-6, atol=1e-6)
-    assert (quotients.disagreement < 1e-5).all()
-    error = (quotients.central - 6 * torch.diag_embed(thetas)).norm(dim=1)
-    assert (error <= 2 * quotients.disagreement).all()
-    coarse = difference_quotients(hessian(cubic, 1e-3 * thetas, None), V)
-    assert coarse.central.shape == (2, 2, 2)

@@ -7,7 +7,9 @@ import torch
 from cases import LINEAR, Case, conv_batchnorm, gauss_newton_case, tanh_mlp
 
 from hessian_tools.curvature import (
+    EigenPairs,
     Explained,
+    GramSpectrum,
     explained_by_gauss_newton,
     gauss_newton_spectrum,
     hessian,
@@ -57,6 +59,18 @@ def test_errors_cover_what_loose_pairs_leave_open() -> None:
     assert loose.share_error[:, :2].max() > 100 * exact.share_error[:, :2].max()
     assert (loose.overlap_error[:, -1] == 1).all()
     assert (exact.overlap_error[:, :2] < 1e-6).all()
+
+
+def test_every_source_of_error_is_in_it() -> None:
+    """H = diag(4, 2, 1) known to .2, .1 and 0; G = diag(3, 0, 2) known to .01: |G| sine + .01 + share residual."""
+    values, residuals = torch.tensor([4.0, 2.0, 1.0]), torch.tensor([0.2, 0.1, 0.0])
+    e, yes = torch.eye(3), torch.ones(3, dtype=torch.bool)
+    pairs = EigenPairs(values, residuals, yes, e, torch.tensor(9), yes[0])
+    found = explained_by_gauss_newton(pairs, GramSpectrum(torch.tensor([3.0, 2.0]), torch.tensor(0.01), e[:, [0, 2]]))
+    torch.testing.assert_close(found.share, torch.tensor([0.75, 0.0, 2.0]))
+    sines = [0.2 / (4 - 2 - 0.1), 0.1 / (2 - 1), 1.0]
+    off = [3 * sine + 0.01 + share * r for sine, share, r in zip(sines, (0.75, 0.0, 2.0), (0.2, 0.1, 0.0), strict=True)]
+    torch.testing.assert_close(found.share_error, torch.tensor(off) / values)
 
 
 def test_fewer_gauss_newton_directions_than_pairs() -> None:

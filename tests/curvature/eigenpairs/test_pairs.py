@@ -142,6 +142,9 @@ def test_not_a_number_at_one_point_spoils_no_other() -> None:
             assert not now.converged[1].any()
             torch.testing.assert_close(now.values[[0, 2]], then.values[[0, 2]])
             assert now.converged[[0, 2]].all()
+        both = top_eigenpairs(operator(spoilt), k=5, which="BE", rtol=1e-8)  # fewer pairs there than are wanted
+        assert both.values[1].isnan().all()
+        torch.testing.assert_close(both.values[[0, 2]], expected(SPECTRA["indefinite"].expand(2, -1), "BE", 5))
 
 
 def test_float32_converges_at_its_rounding_level() -> None:

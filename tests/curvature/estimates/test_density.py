@@ -5,29 +5,12 @@ import math
 import pytest
 import torch
 from cases import CASES, SPECTRA, Case, operator, randn, symmetric, without_type_checks
+from planted_spectra import OUTLIERS, bulk, planted
 from torch import Tensor
 
 import hessian_tools.curvature.estimates.gauss_rules as module
 from hessian_tools.curvature import Density, frobenius_squared, hessian, quadrature, rademacher, trace
 from hessian_tools.curvature import spectral_density as density
-
-
-def bulk(n: int) -> Tensor:
-    """A semicircle of radius 1, as eigenvalues at its quantiles, by bisection of its distribution function."""
-    shares = (torch.arange(n, dtype=torch.float64) + 0.5) / n
-    low, high = -torch.ones(n, dtype=torch.float64), torch.ones(n, dtype=torch.float64)
-    for _ in range(60):
-        x = (low + high) / 2
-        below = 0.5 + (x * (1 - x**2).sqrt() + x.asin()) / math.pi < shares
-        low, high = torch.where(below, x, low), torch.where(below, high, x)
-    return (low + high) / 2
-
-
-OUTLIERS = torch.tensor([40.0, 25.0, -12.0], dtype=torch.float64)
-
-
-def planted(n: int = 300) -> Tensor:
-    return torch.cat([OUTLIERS, bulk(n - 3)])
 
 
 def smooth(spectrum: Tensor, grid: Tensor, width: Tensor) -> Tensor:
@@ -213,44 +196,6 @@ def test_not_a_number_stays_at_its_point(num_matvecs: int) -> None:
     assert not spoilt.isolated[1].any()
     assert spoilt.density.isnan().all(-1).tolist() == [False, True, False]
     torch.testing.assert_close(spoilt.density[[0, 2]], right.density[[0, 2]])
-
-
-def test_residuals_bound_the_distance_to_an_eigenvalue() -> None:
-    A = symmetric(planted(80))
-    result = density(operator(A), num_probes=3, num_matvecs=12)
-    values = torch.linalg.eigvalsh(A)[:, None, None]
-    distance = (result.nodes[..., None] - values).abs().amin(-1)
-    assert (distance <= result.residuals + 1e-12 * 40).all()
-    assert (result.residuals[..., -1] < 1e-6).all()  # the largest outlier
-    assert (result.residuals.amax(-1) > 1e-2).all()  # somewhere in the bulk
-    assert (density(operator(A), num_matvecs=80).residuals == 0).all()
-
-
-def test_isolated_nodes_are_the_planted_outliers() -> None:
-    result = density(operator(symmetric(planted())), num_probes=6, num_matvecs=48)
-    for point in range(3):
-        marked = result.nodes[point][result.isolated[point]]
-        assert len(marked) == 6 * len(OUTLIERS)
-        assert ((marked[:, None] - OUTLIERS).abs().amin(-1) < 1e-8).all()
-
-
-@pytest.mark.parametrize("num_matvecs", [20, 24], ids=["lanczos", "exact"])
-def test_isolated_nodes_of_a_low_rank_are_its_values_and_zero(num_matvecs: int) -> None:
-    result = density(operator(symmetric(SPECTRA["low_rank"])), num_matvecs=num_matvecs)
-    marked = result.nodes[result.isolated]
-    assert {round(value, 6) + 0.0 for value in marked.tolist()} == {7.0, -5.0, 2.0, 0.0}
-
-
-def test_a_bulk_alone_has_no_isolated_nodes() -> None:
-    for num_probes in (2, 8):
-        assert not density(operator(symmetric(bulk(300))), num_probes=num_probes, num_matvecs=24).isolated.any()
-
-
-def test_two_values_within_two_widths_are_not_isolated() -> None:
-    spectrum = torch.cat([torch.tensor([10.0, 9.0, -8.0]).double(), torch.zeros(60).double()])
-    for width, expected in ((0.4, {10.0, 9.0, -8.0, 0.0}), (0.6, {-8.0, 0.0})):
-        result = density(operator(symmetric(spectrum)), num_matvecs=12, width=width)
-        assert {round(value, 6) + 0.0 for value in result.nodes[result.isolated].tolist()} == expected
 
 
 def test_a_grid_follows_a_narrow_width() -> None:

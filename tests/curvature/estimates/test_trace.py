@@ -148,6 +148,9 @@ def test_bad_options_are_refused_in_plain_words() -> None:
         trace(H, num_probes=4).interval(level=95.0)
     with pytest.raises(ValueError, match="num_probes=1"):
         trace(H, num_probes=1)
+    for bad in (-1.0, float("nan")):
+        with pytest.raises(ValueError, match="give 0 or more"):
+            trace(H, num_probes=4, rtol=bad)
     with pytest.raises(ValueError, match="2 probes or more"):
         trace(H, probes=randn(24, path="one"))
     with pytest.raises(ValueError, match="24, probe"):

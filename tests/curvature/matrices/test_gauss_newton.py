@@ -17,7 +17,7 @@ from cases import (
 from contract import check_operator, close
 from torch import Tensor, nn
 
-from hessian_tools.curvature import gauss_newton, hessian, top_eigenpairs
+from hessian_tools.curvature import gauss_newton, gauss_newton_spectrum, hessian, top_eigenpairs, trace
 from hessian_tools.flat import flatten
 from hessian_tools.loss import HiddenStateError, make_loss
 
@@ -152,3 +152,41 @@ def test_refusals_in_plain_words() -> None:
     case = NETWORKS[0]
     with pytest.raises(ValueError, match="shared=True"):
         gauss_newton(case.loss, case.thetas[:2], case.batch)
+
+
+def test_a_network_with_several_outputs() -> None:
+    """Against J'BJ by plain autograd, for the operator, its spectrum and its trace."""
+
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 2), nn.Linear(3, 1)
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"a": self.a(x).tanh(), "b": self.b(x).tanh()}
+
+    def criterion(out: dict[str, Tensor], y: Tensor) -> Tensor:
+        return squared_error(out["a"], y) + nn.functional.softplus(out["a"].sum(-1) + out["b"][:, 0]).mean()
+
+    model = Heads().double()
+    theta, layout = flatten(model)
+    loss = make_loss(model, criterion, layout)
+    x, y = randn(2, 3, path="x"), randn(2, 2, path="y")
+
+    def outputs(t: Tensor) -> Tensor:
+        return torch.cat([out.flatten() for out in loss.outputs(t, x).values()])
+
+    def of_row(u: Tensor) -> Tensor:
+        return criterion({"a": u[:4].view(2, 2), "b": u[4:].view(2, 1)}, y)
+
+    J, B = (
+        torch.autograd.functional.jacobian(outputs, theta),
+        torch.autograd.functional.hessian(of_row, outputs(theta)),
+    )
+    G = gauss_newton(loss, theta, (x, y))
+    close(G.to_dense(), J.mT @ B @ J)
+    spectrum = gauss_newton_spectrum(loss, theta, (x, y))
+    close(spectrum.values, torch.linalg.eigvalsh(J.mT @ B @ J).flip(0)[:6])
+    found = trace(G)
+    close(found.value, (J.mT @ B @ J).trace())
+    assert (found.method, int(found.num_matvecs)) == ("outputs", 6)

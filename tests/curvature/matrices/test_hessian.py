@@ -203,3 +203,22 @@ def test_chunk_follows_the_bytes_of_a_forward_pass() -> None:
     activations = 6 * 4 * (64 + 16) * 8  # examples, channels, pixels of the two blocks, bytes
     assert 3 * activations < measured < 8 * activations
     assert hessian(CONV.loss, CONV.thetas, CONV.batch).points.chunk == 2**29 // (8 * measured)
+
+
+def test_points_are_chosen_by_place_and_never_wrap_around() -> None:
+    case = CASES[0]
+    H = hessian(case.loss, case.thetas, case.batch)
+    close(H.select(torch.tensor([-1])).to_dense(), case.dense[[-1]])
+    with without_type_checks():
+        for wrong in ([3], [-4], [0, 5], [], [False, True, True], [0.0], [[0]]):
+            with pytest.raises(ValueError, match="give"):
+                H.select(torch.tensor(wrong))
+
+
+def test_what_is_no_theta_of_the_network_is_refused() -> None:
+    with without_type_checks():
+        for thetas in (CONV.thetas[:, :-1], CONV.thetas.numpy()):
+            with pytest.raises(ValueError, match="give"):
+                hessian(CONV.loss, thetas, CONV.batch)
+        with pytest.raises(ValueError, match="V is a ndarray; give a tensor"):
+            hessian(CONV.loss, CONV.thetas, CONV.batch) @ CONV.thetas.numpy()

@@ -1,6 +1,7 @@
 """Routes, chunks and memory change nothing but time: against dense references, in float64."""
 
 import gc
+import warnings
 import weakref
 
 import pytest
@@ -60,6 +61,32 @@ def test_gauss_newton_by_trace(case: Case) -> None:
         G = gauss_newton(case.loss, case.thetas, case.batch, **options)
         close(G @ V, case.dense @ V)
         assert G.route == ("direct" if options["route"] == "kept" else "traced")
+
+
+@pytest.mark.parametrize("route", ["direct", "kept", "traced"])
+def test_inference_mode_changes_nothing(route: str) -> None:
+    """torch records no graph there, from which a kept one gave zeros."""
+    V = randn(MLP.thetas.shape[-1], 2, path="V")
+    loss = make_loss(MLP.loss.model, MLP.loss.criterion, MLP.loss.layout)
+    with torch.inference_mode():
+        made = [tensor.clone() for tensor in (MLP.thetas, *MLP.batch, V)]
+        inside = hessian(loss, made[0], tuple(made[1:3]), route=route) @ made[3]
+    outside = hessian(loss, made[0], tuple(made[1:3]), route=route) @ made[3]
+    for product in (inside, outside):
+        close(product.clone(), MLP.dense @ V)
+
+
+def test_a_function_of_its_own_derivative_is_sent_to_the_kept_graph() -> None:
+    """As backward hooks are."""
+    loss, thetas, (x, y) = network()
+    handle = loss.model[0].register_full_backward_hook(lambda module, before, after: None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that the hook fires
+        product = hessian(loss, thetas[:2], (x[:2], y[:2]), route="kept").mv(thetas[:2])
+        with pytest.raises(RuntimeError, match="pass route='kept'"):
+            hessian(loss, thetas[:2], (x[:2], y[:2]), route="direct").mv(thetas[:2])
+    handle.remove()
+    close(product, hessian(loss, thetas[:2], (x[:2], y[:2]), route="direct").mv(thetas[:2]))
 
 
 def test_eigenpairs_do_not_depend_on_the_way() -> None:

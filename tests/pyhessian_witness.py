@@ -1,0 +1,51 @@
+"""The installed PyHessian and the dense Hessian, as witnesses of the interface that takes its place."""
+
+import copy
+import warnings
+from collections.abc import Callable
+
+import pyhessian
+import torch
+from cases import dense_hessian, randn
+from torch import Tensor, nn
+
+import hessian_tools as ht
+
+Batch = tuple[Tensor, Tensor]
+
+CRITERION = nn.CrossEntropyLoss()
+
+
+def network() -> nn.Module:
+    """BatchNorm with tracked statistics, Dropout, a frozen layer: what PyHessian's eval mode meets."""
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Dropout(0.5),
+        nn.Linear(64, 6),
+        nn.Linear(6, 3),
+    )
+    model[5].requires_grad_(False)
+    model(torch.randn(32, 1, 6, 6))  # statistics of their own
+    return model
+
+
+def images() -> Batch:
+    return randn(12, 1, 6, 6, path="images", dtype=torch.float32), torch.arange(12) % 3
+
+
+def theirs(model: nn.Module, criterion: Callable[..., Tensor], **options: object) -> pyhessian.hessian:
+    """On a copy, for it switches the mode and leaves gradients; its warning of a cycle through .grad is known."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return pyhessian.hessian(copy.deepcopy(model), criterion, cuda=False, **options)
+
+
+def exact(model: nn.Module, criterion: Callable[..., Tensor], data: Batch) -> Tensor:
+    """Dense, in eval mode, over the parameters that are trained."""
+    model = copy.deepcopy(model).eval()
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    theta, layout = ht.flatten(model, where=lambda name: name in trained)
+    return dense_hessian(ht.make_loss(model, criterion, layout), theta.double(), (data[0].double(), data[1]))

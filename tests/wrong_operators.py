@@ -1,0 +1,97 @@
+"""Operators that are wrong by a route, a factor or a constant, for the self-check to find; and right ones beside."""
+
+import torch
+from cases import NETWORKS, Case, at
+from torch import Tensor
+from torch.func import grad, jacrev, jvp, vmap
+
+from hessian_tools.curvature import Check, Hessian, Operator, hessian
+
+CONV = next(case for case in NETWORKS if case.name == "conv-batchnorm")
+
+
+class ByRoute(Hessian):
+    """A Hessian whose products take another route, point by point."""
+
+    def products(self, V: Tensor) -> Tensor:
+        batches = self.points.batches[0]
+        rows = []
+        for i, theta in enumerate(self.points.thetas):
+            batch = batches if self.points.shared else at(batches, i)
+            rows.append(torch.stack([self.route(theta, batch, v) for v in V[i].T], dim=-1))
+        return torch.stack(rows).detach()
+
+
+class ForwardOverJacrev(ByRoute):
+    def route(self, theta: Tensor, batch: object, v: Tensor) -> Tensor:
+        return jvp(jacrev(lambda t: self.points.loss(t, batch)), (theta,), (v,))[1]
+
+
+class ReverseOverForward(ByRoute):
+    def route(self, theta: Tensor, batch: object, v: Tensor) -> Tensor:
+        return grad(lambda t: jvp(lambda s: self.points.loss(s, batch), (t,), (v,))[1])(theta)
+
+
+class ReverseOverReverse(ByRoute):
+    def route(self, theta: Tensor, batch: object, v: Tensor) -> Tensor:
+        return grad(lambda t: grad(lambda s: self.points.loss(s, batch))(t) @ v)(theta)
+
+
+class OutsideVmap(Hessian):
+    def products(self, V: Tensor) -> Tensor:
+        def gradients(thetas: Tensor) -> Tensor:
+            return vmap(grad(self.points.loss))(thetas, self.points.batches[0])
+
+        columns = [jvp(gradients, (self.points.thetas,), (v,))[1] for v in V.unbind(-1)]
+        return torch.stack(columns, dim=-1).detach()
+
+
+class Doubled(Hessian):
+    """Symmetric, linear, and wrong by a factor."""
+
+    def products(self, V: Tensor) -> Tensor:
+        return 1.001 * super().products(V)
+
+
+class Affine(Hessian):
+    def products(self, V: Tensor) -> Tensor:
+        return super().products(V) + 1e-3
+
+
+class WrongInPieces(Hessian):
+    """Right at once, wrong one at a time."""
+
+    def products(self, V: Tensor) -> Tensor:
+        return super().products(V) * (1 + 1e-6 * (self.points.most == 1))
+
+
+class Dense(Operator):
+    """Some matrix, of which no loss is known."""
+
+    num_points, dtype, device = None, torch.float64, torch.device("cpu")
+
+    def __init__(self, matrix: Tensor) -> None:
+        self.matrix = matrix
+
+    @property
+    def num_params(self) -> int:
+        return len(self.matrix)
+
+    def products(self, V: Tensor) -> Tensor:
+        return self.matrix @ V
+
+    def select(self, points: Tensor) -> Operator:
+        raise NotImplementedError
+
+
+def planted(kind: type[Hessian], case: Case = CONV, dtype: torch.dtype = torch.float64) -> Hessian:
+    H = hessian(case.loss, case.thetas.to(dtype), case.batch)
+    return kind(H.points, H.single)
+
+
+def failed(check: Check) -> set[str]:
+    return {finding.name for finding in check.findings if finding.passed is False}
+
+
+def cubic(theta: Tensor, _: object) -> Tensor:
+    return (theta**3).sum()
