@@ -35,9 +35,8 @@ def _top5(problem: Problem) -> Answer:
 
 
 def _trace(problem: Problem) -> Answer:
-    estimates = [ht.trace(part, num_probes=PROBES, method="probes") for part in operator(problem).parts()]
-    values, stderr = (torch.cat([torch.stack([e.value, e.stderr], -1) for e in estimates])).unbind(-1)
-    return Answer(PROBES * len(values), values[:, None], stderr[:, None])
+    estimate = ht.trace(operator(problem), num_probes=PROBES, method="probes")
+    return Answer(PROBES * len(problem.thetas), estimate.value[:, None], estimate.stderr[:, None])
 
 
 def _products(problem: Problem) -> Callable[[], Answer]:
