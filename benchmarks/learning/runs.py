@@ -1,0 +1,135 @@
+"""From a setting to its trials: step sizes chosen, each learner with and without SHOT, each seed."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from time import process_time
+from typing import Any
+
+from torch import nn
+
+from analysis.progress import Reporter, Stage
+from benchmarks.learning.settings import LEARNERS, OMNIGLOT_STEPS, REGRESSION_SHOT, REGRESSION_STEPS, SHOT
+from benchmarks.learning.settings import TUNING_SEED, Setting
+from benchmarks.learning.sources import Source
+from benchmarks.learning.trial import Trial, run_trial
+from hessian_tools.meta.learners import Learner, maml
+from hessian_tools.nets import MLP, Conv4
+from hessian_tools.runs.files import read_json, write_json
+from hessian_tools.train import TrainConfig, evaluate, meta_train, task_loss
+
+STEP_SIZES = "step_sizes.json"
+OWN_STEP_SIZE = {"leo": 1.0}  # what its learned step size starts from
+
+
+@dataclass(frozen=True)
+class Work:
+    """An experiment about to be run: its budget, its data, and where its runs lie."""
+
+    name: str
+    setting: Setting
+    source: Source
+    folder: Path
+    seeds: tuple[int, ...]
+
+
+def run(work: Work, reporter: Reporter) -> dict[str, Any]:
+    """Everything of an experiment, resumed where it stopped: the step sizes and what each trial found."""
+    chosen = _step_sizes(work, reporter)
+    trials = [_trial(work, name, seed, chosen) for seed in work.seeds for name in work.setting.names()]
+    with reporter.stage(work.name, sum(t.meta_steps for t in trials), "outer steps") as stage:
+        found = [run_trial(trial, progress=partial(_advance, stage)) for trial in trials]
+    return {"step_sizes": chosen, "trials": found}
+
+
+def _advance(stage: Stage, steps: int, note: str) -> None:
+    stage.advance(steps, note)
+
+
+def _step_sizes(work: Work, reporter: Reporter) -> dict[str, Any]:
+    """For each learner the candidate with the best validation accuracy after a short training without SHOT."""
+    path = work.folder / STEP_SIZES
+    held = read_json(path) if path.exists() else {}
+    wanted = [name for name in work.setting.learners if name not in held]
+    with reporter.stage(f"{work.name}: step sizes", len(wanted), "learners") as stage:
+        for name in wanted:
+            held[name] = _chosen(work, name)
+            write_json(path, held)
+            stage.advance(1, f"{name} {held[name]['step_size']:g}")
+    return {name: held[name] for name in work.setting.learners}
+
+
+def _chosen(work: Work, name: str) -> dict[str, Any]:
+    candidates = (OWN_STEP_SIZE[name],) if name in OWN_STEP_SIZE else work.setting.candidates
+    if len(candidates) == 1:
+        return {"step_size": candidates[0], "tried": {}, "cpu_seconds": 0.0}
+    began = process_time()
+    tried = {f"{alpha:g}": _short_run(work, name, alpha) for alpha in candidates}
+    best = max(tried, key=tried.__getitem__)
+    return {"step_size": float(best), "tried": tried, "cpu_seconds": round(process_time() - began, 1)}
+
+
+def _short_run(work: Work, name: str, alpha: float) -> float:
+    """Validation accuracy after the short training; 0 where it diverged."""
+    steps = work.setting.tuning_steps
+    config = replace(_config(work, name, TUNING_SEED, alpha), folder=None, checkpoints=(steps,))
+    *_, last = meta_train(config)
+    if last.diverged:
+        return 0.0
+    found = evaluate(
+        config.learner,
+        task_loss(config)[0],
+        last.theta,
+        work.source.judging,
+        split="val",
+        num_tasks=work.setting.tuning_tasks,
+        seed=TUNING_SEED,
+    )
+    return round(found.accuracy[0], 4)
+
+
+def _trial(work: Work, name: str, seed: int, chosen: dict[str, Any]) -> Trial:
+    setting = work.setting
+    alpha = chosen[name.removesuffix("-shot")]["step_size"]
+    return Trial(
+        name,
+        _config(work, name, seed, alpha),
+        work.source.judging,
+        validation_tasks=setting.validation_tasks,
+        test_tasks=setting.test_tasks,
+        target=setting.target,
+        cpu_seconds=setting.cpu_seconds,
+        judged="last" if work.name == "regression" else "best",
+    )
+
+
+def _config(work: Work, name: str, seed: int, alpha: float) -> TrainConfig:
+    setting, tasks = work.setting, work.source.training
+    penalty = REGRESSION_SHOT if work.name == "regression" else SHOT
+    return TrainConfig(
+        _learner(work, name.removesuffix("-shot"), alpha),
+        tasks,
+        _network(setting, tasks.input_shape, tasks.outputs),
+        seed=seed,
+        shot=penalty if name.endswith("-shot") else None,
+        checkpoints=setting.checkpoints,
+        meta_batch=setting.meta_batch,
+        learning_rate=setting.learning_rate,
+        validation_tasks=0,
+        folder=work.folder / f"{name}-seed{seed}",
+    )
+
+
+def _learner(work: Work, name: str, alpha: float) -> Learner:
+    if work.name == "regression":
+        return maml(REGRESSION_STEPS, alpha, first_order=True)
+    if work.name == "omniglot":
+        return maml(OMNIGLOT_STEPS[0], alpha, evaluation_steps=OMNIGLOT_STEPS[1])
+    return LEARNERS[name](alpha)
+
+
+def _network(setting: Setting, shape: tuple[int, ...], outputs: int) -> Callable[[], nn.Module]:
+    if len(shape) == 1:
+        return partial(MLP, (shape[0], setting.width, setting.width, outputs))
+    return partial(Conv4, outputs, width=setting.width, input_shape=shape)
