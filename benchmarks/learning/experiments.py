@@ -17,6 +17,7 @@ SETTINGS: dict[str, Setting] = {
     "quickdraw": QUICKDRAW,
     "cifar-fs": CIFAR_FS,
 }
+SHAPES = {"omniglot": (1, 28), "quickdraw": (1, 28), "cifar-fs": (3, 32)}
 
 
 def run_experiment(
@@ -32,12 +33,18 @@ def run_experiment(
     return keep(work, run(work, reporter()), results)
 
 
-def open_source(name: str, place: Path | None, queries: int, *, cache: Path) -> Source:
-    """The data of an experiment."""
+def open_source(
+    name: str, place: Path | None, queries: int, *, cache: Path, shape: tuple[int, int] | None = None
+) -> Source:
+    """The data of an experiment; shape: channels and side of images, where not their own."""
     if place is not None and not place.exists():
         raise ValueError(f"{place} does not exist; give the folder that holds {name}")
-    if name == "omniglot" and place is not None:
-        return sources.omniglot(place, queries, cache=cache)
-    if name == "cifar-fs" and place is not None:
-        return sources.cifar_fs(place, queries, cache=cache)
-    return sources.quickdraw(queries) if name == "quickdraw" else sources.regression()
+    if name == "regression":
+        return sources.regression()
+    channels, side = shape or SHAPES[name]
+    if name == "quickdraw":
+        return sources.quickdraw(queries, channels=channels, side=side)
+    if place is None:
+        raise ValueError(f"{name} is not bundled; give the folder that holds it")
+    opened = sources.omniglot if name == "omniglot" else sources.cifar_fs
+    return opened(place, queries, cache=cache, channels=channels, side=side)

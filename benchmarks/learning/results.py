@@ -58,7 +58,9 @@ def _difference(work: Work, trial: dict[str, Any]) -> dict[str, Any]:
     """With SHOT less without it, on the same test tasks of the same seed: mean and half-width over tasks."""
     if not trial["shot"]:
         return {}
-    plain, penalised = (_per_task(work, name, trial["seed"]) for name in (trial["name"].removesuffix("-shot"), trial["name"]))
+    plain, penalised = (
+        _per_task(work, name, trial["seed"]) for name in (trial["name"].removesuffix("-shot"), trial["name"])
+    )
     gained = penalised - plain
     half = 1.96 * gained.std(ddof=1) / sqrt(len(gained))
     return {"difference": [round(float(gained.mean()), 5), round(float(half), 5)]}

@@ -37,14 +37,20 @@ class Work:
 def run(work: Work, reporter: Reporter) -> dict[str, Any]:
     """Everything of an experiment, resumed where it stopped: the step sizes and what each trial found."""
     chosen = _step_sizes(work, reporter)
-    trials = [_trial(work, name, seed, chosen) for seed in work.seeds for name in work.setting.names()]
-    with reporter.stage(work.name, sum(t.meta_steps for t in trials), "outer steps") as stage:
-        found = [run_trial(trial, progress=partial(_advance, stage)) for trial in trials]
+    due = trials(work, chosen)
+    with reporter.stage(work.name, sum(trial.meta_steps for trial in due), "outer steps") as stage:
+        found = [run_trial(trial, progress=partial(_advance, stage)) for trial in due]
     return {"step_sizes": chosen, "trials": found}
 
 
+def trials(work: Work, chosen: dict[str, Any]) -> list[Trial]:
+    """Of each seed, each learner with its chosen step size, and the same with SHOT."""
+    return [_trial(work, name, seed, chosen) for seed in work.seeds for name in work.setting.names()]
+
+
 def _advance(stage: Stage, steps: int, note: str) -> None:
-    stage.advance(steps, note)
+    if steps:  # a stage cannot tell the time left before anything is done
+        stage.advance(steps, note)
 
 
 def _step_sizes(work: Work, reporter: Reporter) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from hessian_tools.data.class_lists import OMNIGLOT_BACKGROUND, VINYALS_VAL
 from hessian_tools.data.episodes import ClassSet
 from hessian_tools.runs.files import write_text
 
-SHAPES = ((1, 28), (3, 32))  # channels and side: as Omniglot and QuickDraw come, and as CIFAR-FS does
 JUDGED_BY = 15  # query images per class
 
 
@@ -27,20 +26,20 @@ def image_source(data: ClassSet, *, queries: int, words: str, judged: ClassSet |
     return Source(ImageTasks(data, queries=queries), ImageTasks(judged or data, queries=JUDGED_BY), words)
 
 
-def quickdraw(queries: int, *, channels: int = 1, side: int = 28) -> Source:
+def quickdraw(queries: int, *, channels: int, side: int) -> Source:
     """The bundled drawings."""
     data = reshaped(load_quickdraw(), image_size=side, channels=channels)
     return image_source(data, queries=queries, words="QuickDraw, 220 / 55 / 70 classes")
 
 
-def cifar_fs(place: Path, queries: int, *, cache: Path, channels: int = 3, side: int = 32) -> Source:
+def cifar_fs(place: Path, queries: int, *, cache: Path, channels: int, side: int) -> Source:
     """CIFAR-FS by its own split."""
     data = open_data(place, cache=cache, image_size=side, channels=channels)
     sizes = " / ".join(str(len(data.splits[split])) for split in ("train", "val", "test"))
     return image_source(data, queries=queries, words=f"CIFAR-FS, {sizes} classes of {data.count(0)} images")
 
 
-def omniglot(place: Path, queries: int, *, cache: Path, channels: int = 1, side: int = 28) -> Source:
+def omniglot(place: Path, queries: int, *, cache: Path, channels: int, side: int) -> Source:
     """Omniglot: judged on the 659 official evaluation characters, validated on five alphabets of the background set."""
     split = _omniglot_split(place, cache)
     turned, upright = (
