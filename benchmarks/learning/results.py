@@ -67,4 +67,4 @@ def _difference(work: Work, trial: dict[str, Any]) -> dict[str, Any]:
 
 
 def _per_task(work: Work, name: str, seed: int) -> np.ndarray:
-    return np.load(work.folder / f"{name}-seed{seed}" / PER_TASK.format(which="after"))
+    return np.load(work.folder / f"{name}-seed{seed}" / PER_TASK)

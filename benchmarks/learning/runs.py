@@ -10,8 +10,15 @@ from typing import Any
 from torch import nn
 
 from analysis.progress import Reporter, Stage
-from benchmarks.learning.settings import LEARNERS, OMNIGLOT_STEPS, REGRESSION_SHOT, REGRESSION_STEPS, SHOT
-from benchmarks.learning.settings import TUNING_SEED, Setting
+from benchmarks.learning.settings import (
+    LEARNERS,
+    OMNIGLOT_STEPS,
+    REGRESSION_SHOT,
+    REGRESSION_STEPS,
+    SHOT,
+    TUNING_SEED,
+    Setting,
+)
 from benchmarks.learning.sources import Source
 from benchmarks.learning.trial import Trial, run_trial
 from hessian_tools.meta.learners import Learner, maml

@@ -61,21 +61,20 @@ def _rows(
 
 
 def _judged(trial: Trial, there: Source, path: Path, tasks: int) -> dict[str, Any]:
-    """Of a trial's chosen checkpoint and of its untrained network, on the other set's test tasks."""
+    """Of a trial's chosen checkpoint, on the other set's test tasks."""
     if path.exists():
         return read_json(path)
     result = read_json(trial.folder / RESULT)
+    found = evaluate(
+        trial.config.learner,
+        task_loss(trial.config)[0],
+        load_theta(trial.folder, result["judged_at"]),
+        there.judging,
+        split="test",
+        num_tasks=tasks,
+        seed=trial.config.seed,
+    )
     row = {name: result[name] for name in ("name", "learner", "shot", "seed")}
-    for what, step in (("before", 0), ("test", result["judged_at"])):
-        found = evaluate(
-            trial.config.learner,
-            task_loss(trial.config)[0],
-            load_theta(trial.folder, step),
-            there.judging,
-            split="test",
-            num_tasks=tasks,
-            seed=trial.config.seed,
-        )
-        row[what] = numbers(found) | {"tasks": tasks}
+    row["test"] = numbers(found) | {"tasks": tasks}
     write_json(path, row)
     return row

@@ -26,7 +26,7 @@ from hessian_tools.train import (
     task_loss,
 )
 
-RESULT, CURVE, PER_TASK = "result.json", "curve.json", "test_{which}.npy"
+RESULT, CURVE, PER_TASK = "result.json", "curve.json", "test.npy"
 Progress = Callable[[int, str], None]
 
 
@@ -78,8 +78,7 @@ def run_trial(trial: Trial, *, progress: Progress) -> dict[str, Any]:
         "judged_at": chosen["meta_step"],
         "reached": trial.target is not None and _number(chosen["accuracy"]) >= trial.target,
         "diverged_at": diverged_at(trial.folder),
-        "before": _test(trial, 0, "before"),
-        "test": _test(trial, chosen["meta_step"], "after"),
+        "test": _test(trial, chosen["meta_step"]),
     }
     write_json(done, result)
     return result
@@ -113,12 +112,12 @@ def _row(trial: Trial, loss: Loss, checkpoint: Checkpoint) -> dict[str, Any]:
     return {"meta_step": checkpoint.meta_step} | numbers(found)
 
 
-def _test(trial: Trial, meta_step: int, which: str) -> dict[str, Any]:
+def _test(trial: Trial, meta_step: int) -> dict[str, Any]:
     """On the test tasks, from the checkpoint; the values task by task are kept beside, for paired differences."""
     loss, _ = task_loss(trial.config)
     found = _evaluated(trial, loss, load_theta(trial.folder, meta_step), "test", trial.test_tasks)
     values = found.losses if trial.config.tasks.kind == "regression" else found.accuracies
-    np.save(trial.folder / PER_TASK.format(which=which), values.double().numpy())
+    np.save(trial.folder / PER_TASK, values.double().numpy())
     return numbers(found) | {"tasks": trial.test_tasks}
 
 
