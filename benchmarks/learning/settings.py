@@ -52,7 +52,7 @@ class Setting:
     tuning_steps: int = 40
     tuning_tasks: int = 60
     validation_tasks: int = 60
-    test_tasks: int = 600
+    test_tasks: int = 500
     cpu_seconds: float | None = None
     target: float | None = None
 
@@ -84,14 +84,14 @@ class Setting:
 
 
 TRAINED = ("maml", "fomaml", "anil", "boil", "meta-sgd", "reptile", "leo")
-QUICKDRAW = Setting(("untrained", "supervised", *TRAINED), with_shot=TRAINED, width=16, meta_steps=480, every=60)
+QUICKDRAW = Setting(("untrained", "supervised", *TRAINED), with_shot=TRAINED, width=16, meta_steps=360, every=60)
 CIFAR_FS = Setting(
     ("maml", "fomaml", "anil", "boil"),
     with_shot=("maml",),
     width=32,
-    meta_steps=400,
+    meta_steps=300,
     every=50,
-    tuning_steps=30,
+    tuning_steps=20,
 )
 # Finn et al. (2017): one step of .4 in training, three on a new task. Stops by the clock or when validation passes.
 OMNIGLOT = Setting(
