@@ -46,10 +46,11 @@ def small_multiples(results: Results, path: Path) -> None:
     rows = -(-len(learners) // COLUMNS)
     with context(width="double", height=0.55 + 1.5 * rows):
         figure = Figure()
-        axes = figure.subplots(rows, min(COLUMNS, len(learners)), sharex=True, sharey=True, squeeze=False).flat
+        grid = figure.subplots(rows, min(COLUMNS, len(learners)), sharex=True, sharey=True, squeeze=False)
+        axes: list[Axes] = grid.ravel().tolist()
         for ax, name in zip(axes, learners, strict=False):
             _panel(ax, results, name)
-        for ax in list(axes)[len(learners) :]:
+        for ax in axes[len(learners) :]:
             ax.set_axis_off()
         figure.supxlabel("meta-iteration")
         figure.supylabel("validation accuracy (%)")
@@ -62,22 +63,8 @@ def one_run(results: Results, path: Path) -> None:
     with context(width="single"):
         figure = Figure()
         ax = figure.subplots()
-        style = method_style("maml")
-        for trial in results["trials"]:
-            minutes = [row["cpu_seconds"] / 60 for row in rows_of(results, trial)]
-            values = [100 * row["accuracy"] for row in rows_of(results, trial)]
-            halves = [100 * row["accuracy_half"] for row in rows_of(results, trial)]
-            ax.errorbar(minutes, values, yerr=halves, color=style.color, elinewidth=0.6, label="validation characters")
-            test = trial["test"]
-            ax.errorbar(
-                minutes[-1] * 1.03,
-                100 * test["accuracy"],
-                yerr=100 * test["accuracy_half"],
-                color=DARK,
-                marker="s",
-                linestyle="none",
-                label="evaluation characters",
-            )
+        for seed in results["seeds"]:
+            _parts(ax, results, [trial for trial in results["trials"] if trial["seed"] == seed])
         ax.axhline(GOAL, color=DARK, linestyle=(0, (4, 2)), linewidth=0.8, label=f"{GOAL:g} %")
         ax.set(xlabel="processor time of training (min)", ylabel="accuracy (%)", ylim=(70, 100))
         ax.legend(loc="lower right")
@@ -109,6 +96,23 @@ def rows_of(results: Results, trial: Mapping[str, Any]) -> list[dict[str, Any]]:
 def trials_of(results: Results, name: str) -> list[Mapping[str, Any]]:
     """Those of one learner, seed by seed."""
     return [trial for trial in results["trials"] if trial["name"] == name]
+
+
+def _parts(ax: Axes, results: Results, parts: Sequence[Mapping[str, Any]]) -> None:
+    """One training, its parts one behind the other, and the test at the end."""
+    style, spent = method_style("maml"), 0.0
+    for trial, look_of_part in zip(parts, (style, method_style("fomaml")), strict=False):
+        rows = rows_of(results, trial)
+        minutes = [spent + row["cpu_seconds"] / 60 for row in rows]
+        values, halves = ([100 * row[name] for row in rows] for name in ("accuracy", "accuracy_half"))
+        outer = f"validation, Adam {trial['optimiser'][1]:g}, {trial['meta_batch']} tasks"
+        color = look_of_part.color
+        ax.errorbar(minutes, values, yerr=halves, color=color, elinewidth=0.6, marker="o", markersize=2, label=outer)
+        spent = minutes[-1]
+    test = parts[-1]["test"]
+    look: dict[str, Any] = {"color": DARK, "marker": "s", "linestyle": "none", "capsize": 2}
+    value, half = 100 * test["accuracy"], 100 * test["accuracy_half"]
+    ax.errorbar(spent * 1.04, value, yerr=half, label="test: evaluation characters", **look)
 
 
 def _panel(ax: Axes, results: Results, name: str) -> None:

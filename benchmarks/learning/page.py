@@ -124,7 +124,8 @@ def _budget(results: Results) -> str:
     return (
         f"Budget: up to {setting['meta_steps']} outer steps of {setting['meta_batch']} tasks{limit}{target}; Adam at"
         f" {setting['learning_rate']:g}; validated every {setting['every']} steps on"
-        f" {setting['validation_tasks']} tasks, tested on {setting['test_tasks']}; seeds {', '.join(map(str, results['seeds']))}."
+        f" {setting['validation_tasks']} tasks, tested on {setting['test_tasks']};"
+        f" seeds {', '.join(map(str, results['seeds']))}."
         f" Machine: {machine['cpu']}, one thread, torch {machine['versions']['torch']}.\n"
     )
 

@@ -12,12 +12,12 @@ PUBLISHED: dict[str, list[str]] = {
         "| MAML, Conv4-32 (as reported by Bertinetto et al. 2019) | 58.9 +- 1.9 | to convergence, 600 images a class |",
     ],
     "shot": [
-        "| SHOT's difference, miniImageNet, Conv4-64, 30 000 outer steps (Lee et al. 2023) | MAML | FOMAML | ANIL | BOIL | LEO |",
+        "| SHOT's difference, miniImageNet, Conv4-64, 30 000 steps (Lee et al.) | MAML | FOMAML | ANIL | BOIL | LEO |",
         "|---|---|---|---|---|---|",
         "| points | +0.09 | +0.79 | +0.20 | +0.75 | +0.15 |",
     ],
     "regression": [
-        "First-order MAML by the authors' recipe is known to come to a query squared error of about 2.3 to 2.8 at epoch",
-        "100; the noise alone makes 0.09. How many outer steps an epoch has is not said; 100 are taken here.",
+        "First-order MAML by the authors' recipe is known to come to a query squared error of about 2.3 to 2.8 at",
+        "epoch 100; the noise alone makes 0.09. How many outer steps an epoch has is not said; 100 are taken here.",
     ],
 }

@@ -1,6 +1,6 @@
 """From a setting to its trials: step sizes chosen, each learner with and without SHOT, each seed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,13 +20,15 @@ from benchmarks.learning.settings import (
     Setting,
 )
 from benchmarks.learning.sources import Source
-from benchmarks.learning.trial import Trial, run_trial
+from benchmarks.learning.trial import Progress, Trial, run_trial
 from hessian_tools.meta.learners import Learner, maml
 from hessian_tools.nets import MLP, Conv4
+from hessian_tools.runs.checkpoints import checkpoint_path
 from hessian_tools.runs.files import read_json, write_json
 from hessian_tools.train import TrainConfig, evaluate, meta_train, task_loss
 
 STEP_SIZES = "step_sizes.json"
+FINISH, FINISHING_SEEDS = "finish", 2000  # a seed of its own, or the first part's tasks would come again
 OWN_STEP_SIZE = {"leo": 1.0}  # what its learned step size starts from
 
 
@@ -45,9 +47,34 @@ def run(work: Work, reporter: Reporter) -> dict[str, Any]:
     """Everything of an experiment, resumed where it stopped: the step sizes and what each trial found."""
     chosen = _step_sizes(work, reporter)
     due = trials(work, chosen)
-    with reporter.stage(work.name, sum(trial.meta_steps for trial in due), "outer steps") as stage:
-        found = [run_trial(trial, progress=partial(_advance, stage)) for trial in due]
+    second = work.setting.finishing.meta_steps if work.setting.finishing else 0
+    with reporter.stage(work.name, sum(trial.meta_steps + second for trial in due), "outer steps") as stage:
+        found = [result for trial in due for result in _parts(work, trial, partial(_advance, stage))]
     return {"step_sizes": chosen, "trials": found}
+
+
+def _parts(work: Work, trial: Trial, progress: Progress) -> Iterator[dict[str, Any]]:
+    """The trial, and the second part of its training if the setting has one."""
+    yield (first := run_trial(trial, progress=progress))
+    if work.setting.finishing:
+        second = finished(work, trial, first["judged_at"])
+        yield run_trial(second, progress=progress) | {"begun_at": first["judged_at"]}
+
+
+def finished(work: Work, trial: Trial, meta_step: int) -> Trial:
+    """The second part of a trial's training, from its checkpoint at ``meta_step``; its tasks are new ones."""
+    setting = work.setting.finishing
+    assert setting is not None, f"{work.name} has no second part"
+    config = replace(
+        trial.config,
+        start=checkpoint_path(trial.folder, meta_step),
+        seed=FINISHING_SEEDS + trial.config.seed,
+        checkpoints=setting.checkpoints,
+        meta_batch=setting.meta_batch,
+        learning_rate=setting.learning_rate,
+        folder=trial.folder.with_name(f"{trial.folder.name}-{FINISH}"),
+    )
+    return replace(trial, name=f"{trial.name}-{FINISH}", config=config, cpu_seconds=setting.cpu_seconds)
 
 
 def trials(work: Work, chosen: dict[str, Any]) -> list[Trial]:
@@ -109,6 +136,7 @@ def _trial(work: Work, name: str, seed: int, chosen: dict[str, Any]) -> Trial:
         name,
         _config(work, name, seed, alpha),
         work.source.judging,
+        seed,
         validation_tasks=setting.validation_tasks,
         test_tasks=setting.test_tasks,
         target=setting.target,
@@ -145,4 +173,5 @@ def _learner(work: Work, name: str, alpha: float) -> Learner:
 def _network(setting: Setting, shape: tuple[int, ...], outputs: int) -> Callable[[], nn.Module]:
     if len(shape) == 1:
         return partial(MLP, (shape[0], setting.width, setting.width, outputs))
-    return partial(Conv4, outputs, width=setting.width, input_shape=shape)
+    channels, height, width = shape
+    return partial(Conv4, outputs, width=setting.width, input_shape=(channels, height, width))

@@ -32,6 +32,17 @@ REGRESSION_SHOT = Shot(weight=0.1, target_steps=2, distance="squared_error")
 
 
 @dataclass(frozen=True)
+class Finish:
+    """A second part of training that begins at the first one's best checkpoint: smaller steps, more tasks in each."""
+
+    learning_rate: float
+    meta_batch: int
+    meta_steps: int
+    every: int
+    cpu_seconds: float
+
+
+@dataclass(frozen=True)
 class Setting:
     """A budget and what is trained under it.
 
@@ -55,11 +66,17 @@ class Setting:
     test_tasks: int = 500
     cpu_seconds: float | None = None
     target: float | None = None
+    finish: Finish | None = None
 
     @property
     def checkpoints(self) -> tuple[int, ...]:
         """Meta-iterations at which it is validated."""
         return (*range(0, self.meta_steps, self.every), self.meta_steps)
+
+    @property
+    def finishing(self) -> "Setting | None":
+        """The second part as a setting of its own."""
+        return replace(self, **vars(self.finish), finish=None) if self.finish else None
 
     def names(self) -> list[str]:
         """Trials of a seed: each learner, and behind it the same with SHOT."""
@@ -80,6 +97,7 @@ class Setting:
             tuning_tasks=2,
             validation_tasks=2,
             test_tasks=3,
+            finish=self.finish and replace(self.finish, meta_steps=1, every=1),
         )
 
 
@@ -103,8 +121,9 @@ OMNIGLOT = Setting(
     candidates=(0.4,),
     validation_tasks=200,
     test_tasks=1000,
-    cpu_seconds=800.0,
+    cpu_seconds=400.0,
     target=0.97,
+    finish=Finish(learning_rate=5e-4, meta_batch=8, meta_steps=20_000, every=250, cpu_seconds=300.0),
 )
 OMNIGLOT_STEPS = (1, 3)
 # The recipe of Lee et al. (2023), its epoch taken as 100 outer steps.

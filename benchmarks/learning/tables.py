@@ -50,32 +50,19 @@ def step_sizes(results: Results) -> list[str]:
 
 
 def one_run(results: Results) -> list[str]:
-    """Test accuracy, what was seen and what it cost."""
-    head = [
-        "seed",
-        "test accuracy",
-        "test tasks",
-        "before training (validation)",
-        "training tasks",
-        "CPU min",
-        "wall min",
-    ]
+    """Test accuracy, what was seen and what it cost; a second part's line counts its own tasks and time."""
+    head = ["", "seed", "outer step", "best validation", "test", "training tasks", "CPU min", "wall min"]
     rows = []
     for trial in results["trials"]:
         curve = rows_of(results, trial)
-        last, setting = curve[-1], results["setting"]
-        rows.append(
-            [
-                str(trial["seed"]),
-                percent(trial["test"]),
-                str(trial["test"]["tasks"]),
-                percent(curve[0]),
-                str(last["meta_step"] * setting["meta_batch"]),
-                f"{last['cpu_seconds'] / 60:.1f}",
-                f"{last['wall_seconds'] / 60:.1f}",
-            ]
-        )
-    return [*_table(head, rows), ""]
+        tasks = curve[-1]["meta_step"] * trial["meta_batch"]
+        minutes = [f"{curve[-1][name] / 60:.1f}" for name in ("cpu_seconds", "wall_seconds")]
+        best = next(row for row in curve if row["meta_step"] == trial["judged_at"])
+        outer = f"Adam {trial['optimiser'][1]:g}, {trial['meta_batch']} tasks"
+        found = [percent(best), percent(trial["test"]), str(tasks), *minutes]
+        rows.append([_title(trial["name"]), str(trial["seed"]), outer, *found])
+    untrained = f"Untrained, on the validation tasks: {percent(rows_of(results, results['trials'][0])[0])}."
+    return [*_table(head, rows), "", untrained, ""]
 
 
 def regression(results: Results) -> list[str]:
@@ -128,7 +115,9 @@ def _signed(difference: Sequence[float]) -> str:
 
 
 def _title(name: str) -> str:
-    return TITLES[name.removesuffix("-shot")] + (" + SHOT" if name.endswith("-shot") else "")
+    words = {"shot": " + SHOT", "finish": ", second part"}
+    learner, _, ending = name.rpartition("-")
+    return TITLES[learner] + words[ending] if ending in words else TITLES[name]
 
 
 def _pair(results: Results, name: str, seed: int, level: float) -> str:

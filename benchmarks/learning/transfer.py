@@ -9,7 +9,7 @@ import torch
 from analysis.progress import reporter
 from benchmarks.learning.experiments import SETTINGS, SHAPES, open_source
 from benchmarks.learning.results import held, write
-from benchmarks.learning.runs import STEP_SIZES, Work, trials
+from benchmarks.learning.runs import STEP_SIZES, Work, finished, trials
 from benchmarks.learning.sources import Source
 from benchmarks.learning.trial import RESULT, Trial, numbers
 from benchmarks.machine import facts
@@ -27,7 +27,7 @@ def judge_elsewhere(places: Mapping[str, Path | None], *, tasks: int, out: Path,
     pairs = [(name, target) for name in trained for target in SHAPES if target != name and _at_hand(target, places)]
     if not pairs:
         raise ValueError(f"{results} has no trained networks for the data given; run the experiments first")
-    found = []
+    found: list[dict[str, Any]] = []
     with (say := reporter()).stage("transfer", len(pairs), "pairs of sets") as stage:
         for name, target in pairs:
             found += _rows(_work(name, places, out, results), target, places, tasks, out)
@@ -52,12 +52,16 @@ def _rows(
     there = open_source(target, places.get(target), 1, cache=out / "cache", shape=SHAPES[work.name])
     for trial in trials(work, read_json(work.folder / STEP_SIZES)):
         if trial.name.removesuffix("-shot") in LEARNERS and (trial.folder / RESULT).exists():
-            yield _judged(
-                trial, there, out / "transfer" / f"{trial.folder.name}-{work.name}-on-{target}.json", tasks
-            ) | {
-                "trained_on": work.name,
-                "judged_on": target,
-            }
+            path = out / "transfer" / f"{trial.folder.name}-{work.name}-on-{target}.json"
+            row = _judged(_whole(work, trial), there, path, tasks)
+            yield row | {"name": trial.name, "trained_on": work.name, "judged_on": target}
+
+
+def _whole(work: Work, trial: Trial) -> Trial:
+    """The trial with the second part of its training, if it has one."""
+    step = read_json(trial.folder / RESULT)["judged_at"]
+    second = finished(work, trial, step) if work.setting.finishing else trial
+    return second if (second.folder / RESULT).exists() else trial
 
 
 def _judged(trial: Trial, there: Source, path: Path, tasks: int) -> dict[str, Any]:
@@ -72,7 +76,7 @@ def _judged(trial: Trial, there: Source, path: Path, tasks: int) -> dict[str, An
         there.judging,
         split="test",
         num_tasks=tasks,
-        seed=trial.config.seed,
+        seed=trial.seed,
     )
     row = {name: result[name] for name in ("name", "learner", "shot", "seed")}
     row["test"] = numbers(found) | {"tasks": tasks}

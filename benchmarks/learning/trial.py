@@ -34,8 +34,8 @@ Progress = Callable[[int, str], None]
 class Trial:
     """A run and how it is judged.
 
-    config: of the training, with a folder; its own validation is off. judging: the tasks of the validation curve and
-    of the test, by the run's seed: all learners of a seed meet the same, seeds meet different ones.
+    config: of the training, with a folder; its own validation is off. judging, seed: the tasks of the validation curve
+    and of the test: all learners of a seed meet the same, seeds meet different ones.
     target, cpu_seconds: training ends at the first checkpoint whose validation accuracy reaches the one, or whose
     training has cost the other. judged: "best" by validation, or "last".
     """
@@ -43,6 +43,7 @@ class Trial:
     name: str
     config: TrainConfig
     judging: TaskSource
+    seed: int
     validation_tasks: int = 100
     test_tasks: int = 600
     target: float | None = None
@@ -98,7 +99,7 @@ def _curve(trial: Trial, progress: Progress) -> list[dict[str, Any]]:
             spent = _last(rows, "cpu_seconds") + process_time() - cpu, _last(rows, "wall_seconds") + monotonic() - wall
             rows[step] = _row(trial, loss, checkpoint) | dict(zip(("cpu_seconds", "wall_seconds"), spent, strict=True))
             write_json(path, {"rows": list(rows.values())})
-        progress(step - at, f"{trial.name} seed {trial.config.seed}: {_standing(rows[step])}")
+        progress(step - at, f"{trial.name} seed {trial.seed}: {_standing(rows[step])}")
         at = step
         if _ends(trial, rows[step]):
             break
@@ -122,8 +123,8 @@ def _test(trial: Trial, meta_step: int) -> dict[str, Any]:
 
 
 def _evaluated(trial: Trial, loss: Loss, theta: Tensor, split: str, num_tasks: int) -> Evaluation:
-    learner, seed = trial.config.learner, trial.config.seed
-    return evaluate(learner, loss, theta, trial.judging, split=split, num_tasks=num_tasks, seed=seed)
+    learner = trial.config.learner
+    return evaluate(learner, loss, theta, trial.judging, split=split, num_tasks=num_tasks, seed=trial.seed)
 
 
 def numbers(found: Evaluation) -> dict[str, Any]:
@@ -135,8 +136,7 @@ def numbers(found: Evaluation) -> dict[str, Any]:
 def _best(curve: list[dict[str, Any]]) -> dict[str, Any]:
     """By the library's one rule."""
     found = [
-        Checkpoint(row["meta_step"], torch.empty(0), *(_number(row[name]) for name in ("loss", "accuracy")))
-        for row in curve
+        Checkpoint(row["meta_step"], torch.empty(0), _number(row["loss"]), _number(row["accuracy"])) for row in curve
     ]
     step = best_checkpoint(found).meta_step
     return next(row for row in curve if row["meta_step"] == step)
@@ -157,7 +157,7 @@ def _facts(trial: Trial) -> dict[str, Any]:
         "name": trial.name,
         "learner": config.learner.name,
         "shot": config.shot is not None,
-        "seed": config.seed,
+        "seed": trial.seed,
         "step_size": config.learner.step_size,
         "inner_steps": [config.learner.steps, config.learner.evaluating().steps],
         "optimiser": [config.optimiser, config.learning_rate],
