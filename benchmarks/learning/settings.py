@@ -60,10 +60,10 @@ class Setting:
     learning_rate: float = 2e-3
     queries: int = 5
     candidates: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4)
-    tuning_steps: int = 40
+    tuning_steps: int = 30
     tuning_tasks: int = 60
     validation_tasks: int = 60
-    test_tasks: int = 500
+    test_tasks: int = 400
     cpu_seconds: float | None = None
     target: float | None = None
     finish: Finish | None = None
@@ -102,13 +102,13 @@ class Setting:
 
 
 TRAINED = ("maml", "fomaml", "anil", "boil", "meta-sgd", "reptile", "leo")
-QUICKDRAW = Setting(("untrained", "supervised", *TRAINED), with_shot=TRAINED, width=16, meta_steps=360, every=60)
+QUICKDRAW = Setting(("untrained", "supervised", *TRAINED), with_shot=TRAINED, width=16, meta_steps=240, every=40)
 CIFAR_FS = Setting(
     ("maml", "fomaml", "anil", "boil"),
     with_shot=("maml",),
     width=32,
-    meta_steps=300,
-    every=50,
+    meta_steps=200,
+    every=40,
     tuning_steps=20,
 )
 # Finn et al. (2017): one step of .4 in training, three on a new task. Stops by the clock or when validation passes.
@@ -123,7 +123,7 @@ OMNIGLOT = Setting(
     test_tasks=1000,
     cpu_seconds=400.0,
     target=0.97,
-    finish=Finish(learning_rate=5e-4, meta_batch=8, meta_steps=20_000, every=250, cpu_seconds=300.0),
+    finish=Finish(learning_rate=5e-4, meta_batch=8, meta_steps=20_000, every=250, cpu_seconds=200.0),
 )
 OMNIGLOT_STEPS = (1, 3)
 # The recipe of Lee et al. (2023), its epoch taken as 100 outer steps.

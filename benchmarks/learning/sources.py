@@ -41,7 +41,7 @@ def cifar_fs(place: Path, queries: int, *, cache: Path, channels: int, side: int
 
 def omniglot(place: Path, queries: int, *, cache: Path, channels: int, side: int) -> Source:
     """Omniglot: judged on the 659 official evaluation characters, validated on five alphabets of the background set."""
-    split = _omniglot_split(place, cache)
+    split = omniglot_split(place, cache)
     turned, upright = (
         open_data(place, split=split, cache=cache, image_size=side, channels=channels, rotations=rotations)
         for rotations in (True, False)
@@ -57,7 +57,7 @@ def regression() -> Source:
     return Source(tasks, tasks, "half sines, half lines, 5 noisy points to adapt on and 45 to judge by")
 
 
-def _omniglot_split(place: Path, cache: Path) -> Path:
+def omniglot_split(place: Path, cache: Path) -> Path:
     """A split file: the official test characters, and of the background set five alphabets held back."""
     names = open_data(place, split="official", cache=cache).class_names
     parts: dict[str, list[str]] = {"train": [], "val": [], "test": []}
