@@ -47,8 +47,8 @@ def _omniglot(results: Results) -> list[str]:
         _head("Omniglot, MAML", "omniglot PLACE", results),
         _budget(results),
         "One inner step of .4 in training, three on a new task (Finn et al. 2017), Conv4-32, second order. The second",
-        f"part begins at the first one's best checkpoint, with new tasks, and ends at the first checkpoint past"
-        f" {limit:.1f} min of processor time. The outer step and the tasks in it were picked on another seed, by validation, in some",
+        f"part begins at the best checkpoint of the first, with new tasks, and ends at one past {limit:.1f} min",
+        "of processor time. The outer step and the tasks in it were picked on another seed, by validation, in some",
         "five minutes. Each part's test was run once, at its end.",
         "",
         *one_run(results),

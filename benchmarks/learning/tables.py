@@ -68,12 +68,20 @@ def one_run(results: Results) -> list[str]:
 def regression(results: Results) -> list[str]:
     """Squared error on new tasks after the last outer step."""
     last = results["setting"]["meta_steps"]
-    head = ["learner", "seed", f"query squared error, epoch {last // EPOCH}", "untrained (validation)", "CPU s"]
+    head = [
+        "learner",
+        "seed",
+        f"query squared error, epoch {last // EPOCH}",
+        "SHOT's difference",
+        "untrained (validation)",
+        "CPU s",
+    ]
     rows = [
         [
             _title(trial["name"]),
             str(trial["seed"]),
             f"{trial['test']['loss']:.2f} +- {trial['test']['loss_half']:.2f}",
+            "{:+.2f} +- {:.2f}".format(*trial["difference"]) if trial["shot"] else "",
             f"{rows_of(results, trial)[0]['loss']:.1f}",
             f"{rows_of(results, trial)[-1]['cpu_seconds']:.0f}",
         ]
