@@ -107,8 +107,8 @@ CIFAR_FS = Setting(
     ("maml", "fomaml", "anil", "boil"),
     with_shot=("maml",),
     width=32,
-    meta_steps=200,
-    every=40,
+    meta_steps=400,
+    every=50,
     tuning_steps=20,
 )
 # Finn et al. (2017): one step of .4 in training, three on a new task. Stops by the clock or when validation passes.
