@@ -42,6 +42,11 @@ def support_gradient(
         return loss.criterion(outputs, y), outputs
 
     start = theta if part is None else part.of(theta)
+    if start.requires_grad and torch.is_grad_enabled() and not _is_transformed():
+        here = start.view_as(start)  # a node of its own: what else was made from theta is a constant to the inner loop
+        value, outputs = with_outputs(here)
+        (vector,) = torch.autograd.grad(value, here, create_graph=True)  # as torch.func's, less its work per operation
+        return Gradient(vector, value, outputs)
     vector, (value, outputs) = grad_and_value(with_outputs, has_aux=True)(start)
     return Gradient(vector, value, outputs)
 
@@ -56,7 +61,7 @@ def recomputed_gradient(
     to be differentiated must come in by ``theta`` or ``support``: ValueError where ``loss`` reaches for
     something else that requires a gradient, and inside ``torch.func`` transforms.
     """
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if _is_transformed():
         raise ValueError(
             "checkpointing works by loss.backward() or autograd.grad, not inside torch.func; switch it off"
         )
@@ -67,6 +72,11 @@ def recomputed_gradient(
         return found.vector, found.loss, found.outputs
 
     return Gradient(*_Recomputed.apply(passes, theta, *leaves))
+
+
+def _is_transformed() -> bool:
+    """Whether some torch.func transform is at work."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 class _Recomputed(torch.autograd.Function):
