@@ -52,6 +52,7 @@ def small_multiples(results: Results, path: Path) -> None:
             _panel(ax, results, name)
         for ax in axes[len(learners) :]:
             ax.set_axis_off()
+            axes[axes.index(ax) - COLUMNS].tick_params(labelbottom=True)  # the panel above is the last of its column
         figure.supxlabel("meta-iteration")
         figure.supylabel("validation accuracy (%)")
         outside_legends(figure, _curve_handles(results), [])

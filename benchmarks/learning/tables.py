@@ -15,7 +15,23 @@ def learners(results: Results) -> list[str]:
     """Test accuracy seed by seed, SHOT's paired difference, and what training cost."""
     seeds = results["seeds"]
     head = ["learner", *(f"test, seed {s}" for s in seeds), *(f"SHOT's difference, seed {s}" for s in seeds), "CPU s"]
-    return [*_table(head, [_learner_row(results, name) for name in _names(results)]), ""]
+    return [*_table(head, [_learner_row(results, name) for name in _names(results)]), "", counted(results), ""]
+
+
+def counted(results: Results) -> str:
+    """How many of SHOT's differences their intervals tell from 0, and whether seeds agree, in one sentence."""
+    found = [trial for trial in results["trials"] if trial["shot"]]
+    gains, losses = (sum(sign * t["difference"][0] > t["difference"][1] for t in found) for sign in (1, -1))
+    text = (
+        f"Of {len(found)} differences made by SHOT, {gains} lie above 0 by their interval over tasks and {losses} below"
+    )
+    names = {trial["name"] for trial in found}
+    if len(found) == len(names):
+        return f"{text}; with one seed that is not evidence on learners."
+    signs = [{trial["difference"][0] > 0 for trial in trials_of(results, name)} for name in names]
+    return (
+        f"{text}; their signs agree between the seeds for {sum(len(s) == 1 for s in signs)} of {len(names)} learners."
+    )
 
 
 def to_accuracy(results: Results) -> list[str]:
