@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks.learning.figures import TITLES, Results, rows_of, trials_of
 from benchmarks.learning.settings import EPOCH
 
-LEVELS = (0.40, 0.45, 0.50)
+LEVELS = {"quickdraw": (0.40, 0.45, 0.50), "cifar-fs": (0.31, 0.32, 0.34)}
 ABSENT = "-"
 
 
@@ -36,10 +36,11 @@ def counted(results: Results) -> str:
 
 def to_accuracy(results: Results) -> list[str]:
     """The meta-iteration at which validation first reaches a level, without and with SHOT."""
+    levels = LEVELS[results["experiment"]]
     named = [name for name in results["setting"]["with_shot"] if trials_of(results, f"{name}-shot")]
-    head = ["learner", "seed", *(f"{100 * level:.0f} %" for level in LEVELS)]
+    head = ["learner", "seed", *(f"{100 * level:.0f} %" for level in levels)]
     rows = [
-        [TITLES[name], str(seed), *(_pair(results, name, seed, level) for level in LEVELS)]
+        [TITLES[name], str(seed), *(_pair(results, name, seed, level) for level in levels)]
         for name in named
         for seed in results["seeds"]
     ]
