@@ -138,15 +138,15 @@ def _recipe(results: Results) -> str:
     setting: Mapping[str, Any] = results["setting"]
     own = "".join(text for name, text in OWN_WAYS.items() if name in setting["learners"])
     return (
-        f"Conv4-{setting['width']}, batch normalisation, three inner steps, {setting['queries']} query images per class in"
-        f" training, the best of the validated checkpoints tested.{own} SHOT: weight .1, one step of three times the size"
-        " against the learner's own loop, KL, reference detached; the inner step size is the one chosen without SHOT,"
+        f"Conv4-{setting['width']}, batch normalisation, three inner steps, {setting['queries']} query images per class"
+        f" in training, the best of the validated checkpoints tested.{own} SHOT: weight .1, one step of three times the"
+        " size against the learner's own loop, KL, reference detached; the inner step size is the one chosen without SHOT,"
         " below.\n"
     )
 
 
 OWN_WAYS = {
-    "leo": " LEO takes five steps on codes and five of fine-tuning, and SHOT's one step there is of five times the size.",
+    "leo": " LEO takes five steps on codes and five of fine-tuning; SHOT's one step there has five times the size.",
     "reptile": " Reptile descends its displacement by the same Adam.",
     "supervised": " Supervised training sees as many images per outer step.",
 }

@@ -22,9 +22,7 @@ def counted(results: Results) -> str:
     """How many of SHOT's differences their intervals tell from 0, and whether seeds agree, in one sentence."""
     found = [trial for trial in results["trials"] if trial["shot"]]
     gains, losses = (sum(sign * t["difference"][0] > t["difference"][1] for t in found) for sign in (1, -1))
-    text = (
-        f"Of {len(found)} differences made by SHOT, {gains} lie above 0 by their interval over tasks and {losses} below"
-    )
+    text = f"Of SHOT's differences ({len(found)}), {gains} lie above 0 by their interval over tasks, {losses} below"
     names = {trial["name"] for trial in found}
     if len(found) == len(names):
         return f"{text}; with one seed that is not evidence on learners."

@@ -167,7 +167,7 @@ def test_differences_are_counted_by_their_intervals():
     ]
     trials = [{"name": name, "seed": seed, "shot": True, "difference": value} for name, seed, value in made]
     text = counted({"trials": trials})
-    assert "SHOT makes (4), 2 lie above 0 by their interval over tasks, 1 below" in text
+    assert "SHOT's differences (4), 2 lie above 0 by their interval over tasks, 1 below" in text
     assert "agree between the seeds for 1 of 2 learners" in text
     assert "one seed" in counted({"trials": trials[::2]})
 
