@@ -140,7 +140,7 @@ def _recipe(results: Results) -> str:
     return (
         f"Conv4-{setting['width']}, batch normalisation, three inner steps, {setting['queries']} query images per class"
         f" in training, the best of the validated checkpoints tested.{own} SHOT: weight .1, one step of three times"
-        " the size against the learner's own loop, KL, reference detached; the inner step size is the one chosen without"
+        " the size against the learner's own loop, KL, reference detached; the inner step size is that chosen without"
         " SHOT, below.\n"
     )
 
