@@ -1,6 +1,6 @@
 """Tables of the page, as lines of Markdown."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -20,16 +20,16 @@ def learners(results: Results) -> list[str]:
 
 def counted(results: Results) -> str:
     """How many of SHOT's differences their intervals tell from 0, and whether seeds agree, in one sentence."""
-    found = [trial for trial in results["trials"] if trial["shot"]]
+    found = [trial for trial in results["trials"] if "difference" in trial]
     gains, losses = (sum(sign * t["difference"][0] > t["difference"][1] for t in found) for sign in (1, -1))
     text = f"Of SHOT's differences ({len(found)}), {gains} lie above 0 by their interval over tasks, {losses} below"
     names = {trial["name"] for trial in found}
     if len(found) == len(names):
         return f"{text}; with one seed that is not evidence on learners."
-    signs = [{trial["difference"][0] > 0 for trial in trials_of(results, name)} for name in names]
-    return (
-        f"{text}; their signs agree between the seeds for {sum(len(s) == 1 for s in signs)} of {len(names)} learners."
-    )
+    signs = [[t["difference"][0] > 0 for t in found if t["name"] == name] for name in names]
+    several = [of_seeds for of_seeds in signs if len(of_seeds) > 1]
+    agreeing = sum(len(set(of_seeds)) == 1 for of_seeds in several)
+    return f"{text}; their signs agree between the seeds for {agreeing} of {len(several)} learners."
 
 
 def to_accuracy(results: Results) -> list[str]:
@@ -96,7 +96,7 @@ def regression(results: Results) -> list[str]:
             _title(trial["name"]),
             str(trial["seed"]),
             f"{trial['test']['loss']:.2f} +- {trial['test']['loss_half']:.2f}",
-            "{:+.2f} +- {:.2f}".format(*trial["difference"]) if trial["shot"] else "",
+            "{:+.2f} +- {:.2f}".format(*trial["difference"]) if "difference" in trial else "",
             f"{rows_of(results, trial)[0]['loss']:.1f}",
             f"{rows_of(results, trial)[-1]['cpu_seconds']:.0f}",
         ]
@@ -122,10 +122,17 @@ def percent(found: Any) -> str:
 def _learner_row(results: Results, name: str) -> list[str]:
     of_seed = {trial["seed"]: trial for trial in trials_of(results, name)}
     found = [of_seed.get(seed) for seed in results["seeds"]]
-    tests = [percent(trial["test"]) if trial else ABSENT for trial in found]
-    gains = [_signed(trial["difference"]) if trial and trial["shot"] else "" for trial in found]
-    seconds = [rows_of(results, trial)[-1]["cpu_seconds"] for trial in of_seed.values()]
-    return [_title(name), *tests, *gains, f"{sum(seconds) / len(seconds):.0f}"]
+    tests = [_tested(trial) if trial else ABSENT for trial in found]
+    gains = [_signed(trial["difference"]) if trial and "difference" in trial else "" for trial in found]
+    ended = [trial for trial in of_seed.values() if trial["diverged_at"] is None]
+    seconds = [rows_of(results, trial)[-1]["cpu_seconds"] for trial in ended]
+    return [_title(name), *tests, *gains, f"{sum(seconds) / len(seconds):.0f}" if seconds else ABSENT]
+
+
+def _tested(trial: Mapping[str, Any]) -> str:
+    if trial["diverged_at"] is not None:
+        return f"diverged at outer step {trial['diverged_at']}"
+    return percent(trial["test"])
 
 
 def _names(results: Results) -> list[str]:

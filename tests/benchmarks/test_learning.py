@@ -134,6 +134,17 @@ def test_shot_differences_are_paired_by_task(tmp_path):
     assert "difference" not in next(t for t in kept["trials"] if not t["shot"])
 
 
+def test_a_diverged_trial_is_named_and_compared_with_nothing(tmp_path):
+    setting = small(QUICKDRAW, learners=("anil",), with_shot=("anil",), candidates=(0.1,))
+    work = Work("quickdraw", setting, quickdraw(1, channels=1, side=28), tmp_path / "runs", (0,))
+    run(work, Quiet())
+    plain = work.folder / "anil-seed0" / "result.json"
+    write_json(plain, json.loads(plain.read_text()) | {"diverged_at": 2})
+    kept = done(work, tmp_path)
+    assert not any("difference" in each for each in kept["trials"])
+    assert "| ANIL | diverged at outer step 2 |" in write_page(tmp_path).read_text()
+
+
 def test_the_step_size_is_the_best_tried_shared_with_shot_and_chosen_once(tmp_path):
     setting = small(QUICKDRAW, learners=("anil",), with_shot=("anil",))
     work = Work("quickdraw", setting, quickdraw(1, channels=1, side=28), tmp_path / "runs", (0,))
