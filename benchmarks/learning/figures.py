@@ -120,7 +120,7 @@ def _panel(ax: Axes, results: Results, name: str) -> None:
     ax.set_title(f"{TITLES[name]}, $\\alpha$ = {results['step_sizes'][name]['step_size']:g}")
     lost = [t for each in (name, f"{name}-shot") for t in trials_of(results, each) if t["diverged_at"] is not None]
     words = [
-        f"{'with' if t['shot'] else 'without'} SHOT, seed {t['seed']}: diverged at {t['diverged_at']}" for t in lost
+        f"{'with' if t['shot'] else 'without'} SHOT, seed {t['seed']}\ndiverged at {t['diverged_at']}" for t in lost
     ]
     ax.text(0.97, 0.04, "\n".join(words), transform=ax.transAxes, ha="right", va="bottom", fontsize="small")
     for each, style in (("supervised", method_style("supervised")), (name, PLAIN), (f"{name}-shot", WITH_SHOT)):

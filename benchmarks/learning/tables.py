@@ -157,6 +157,8 @@ def _pair(results: Results, name: str, seed: int, level: float) -> str:
 def _reached(results: Results, name: str, seed: int, level: float) -> str:
     for trial in trials_of(results, name):
         if trial["seed"] == seed:
+            if trial["diverged_at"] is not None:
+                return "diverged"
             found = crossing([(row["meta_step"], row["accuracy"]) for row in rows_of(results, trial)], level)
             return ABSENT if found is None else f"{found:.0f}"
     return ABSENT
