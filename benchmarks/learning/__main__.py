@@ -53,7 +53,7 @@ def transfer(
     *,
     omniglot: Annotated[Path | None, Parameter(help="Folder with Omniglot.")] = None,
     cifar_fs: Annotated[Path | None, Parameter(help="Folder with CIFAR-FS.")] = None,
-    tasks: Annotated[int, Parameter(help="Test tasks of each pair.")] = 600,
+    tasks: Annotated[int, Parameter(help="Test tasks of each pair.")] = 300,
     out: Out = OUT,
     results: Results = RESULTS,
 ) -> None:

@@ -52,6 +52,7 @@ def small_multiples(results: Results, path: Path) -> None:
             _panel(ax, results, name)
         for ax in axes[len(learners) :]:
             ax.set_axis_off()
+            axes[axes.index(ax) - COLUMNS].tick_params(labelbottom=True)  # the panel above is the last of its column
         figure.supxlabel("meta-iteration")
         figure.supylabel("validation accuracy (%)")
         outside_legends(figure, _curve_handles(results), [])
@@ -117,6 +118,11 @@ def _parts(ax: Axes, results: Results, parts: Sequence[Mapping[str, Any]]) -> No
 
 def _panel(ax: Axes, results: Results, name: str) -> None:
     ax.set_title(f"{TITLES[name]}, $\\alpha$ = {results['step_sizes'][name]['step_size']:g}")
+    lost = [t for each in (name, f"{name}-shot") for t in trials_of(results, each) if t["diverged_at"] is not None]
+    words = [
+        f"{'with' if t['shot'] else 'without'} SHOT, seed {t['seed']}\ndiverged at {t['diverged_at']}" for t in lost
+    ]
+    ax.text(0.97, 0.04, "\n".join(words), transform=ax.transAxes, ha="right", va="bottom", fontsize="small")
     for each, style in (("supervised", method_style("supervised")), (name, PLAIN), (f"{name}-shot", WITH_SHOT)):
         _curves(ax, results, each, style)
     untrained = trials_of(results, "untrained")
@@ -139,7 +145,7 @@ def _curves(
     scale: float = 100.0,
 ) -> None:
     """Each seed thin, their mean thick."""
-    found = [rows_of(results, trial) for trial in trials_of(results, name)]
+    found = [rows_of(results, trial) for trial in trials_of(results, name) if trial["diverged_at"] is None]
     if not found:
         return
     lines = [[scale * row[what] for row in rows if row[what] is not None] for rows in found]

@@ -136,13 +136,20 @@ def _budget(results: Results) -> str:
 
 def _recipe(results: Results) -> str:
     setting: Mapping[str, Any] = results["setting"]
+    own = "".join(text for name, text in OWN_WAYS.items() if name in setting["learners"])
     return (
-        f"Conv4-{setting['width']}, batch normalisation, three inner steps (LEO: five on codes, five of fine-tuning),"
-        f" {setting['queries']} query images per class in training, the best of the validated checkpoints tested."
-        " Reptile descends its displacement by the same Adam; supervised training sees as many images per outer step."
-        " SHOT: weight .1, one step of three times the size (LEO: five) against the learner's own loop, KL, reference"
-        " detached; the inner step size is the one chosen without SHOT, below.\n"
+        f"Conv4-{setting['width']}, batch normalisation, three inner steps, {setting['queries']} query images per class"
+        f" in training, the best of the validated checkpoints tested.{own} SHOT: weight .1, one step of three times"
+        " the size against the learner's own loop, KL, reference detached; the inner step size is that chosen without"
+        " SHOT, below.\n"
     )
+
+
+OWN_WAYS = {
+    "leo": " LEO takes five steps on codes and five of fine-tuning; SHOT's one step there has five times the size.",
+    "reptile": " Reptile descends its displacement by the same Adam.",
+    "supervised": " Supervised training sees as many images per outer step.",
+}
 
 
 def _published(name: str) -> str:

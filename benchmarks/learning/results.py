@@ -18,7 +18,8 @@ COLUMNS = ("meta_step", "accuracy", "accuracy_half", "loss", "loss_half", "cpu_s
 
 def keep(work: Work, found: dict[str, Any], folder: Path) -> Path:
     """Write the experiment's file: its budget, machine and trials, each with its paired difference made by SHOT."""
-    trials = [_kept(trial) | _difference(work, trial) for trial in found["trials"]]
+    diverged = {(t["name"], t["seed"]) for t in found["trials"] if t["diverged_at"] is not None}
+    trials = [_kept(trial) | _difference(work, trial, diverged) for trial in found["trials"]]
     head = {
         "experiment": work.name,
         "data": work.source.words,
@@ -54,9 +55,13 @@ def _rounded(name: str, value: Any) -> Any:
     return round(value, 1) if name.endswith("seconds") else value
 
 
-def _difference(work: Work, trial: dict[str, Any]) -> dict[str, Any]:
-    """With SHOT less without it, on the same test tasks of the same seed: mean and half-width over tasks."""
-    if not trial["shot"]:
+def _difference(work: Work, trial: dict[str, Any], diverged: set[tuple[str, int]]) -> dict[str, Any]:
+    """With SHOT less without it, on the same test tasks of the same seed: mean and half-width over tasks.
+
+    Where either diverged there is none: what was tested then is an early checkpoint.
+    """
+    pair = {(trial["name"].removesuffix("-shot"), trial["seed"]), (trial["name"], trial["seed"])}
+    if not trial["shot"] or pair & diverged:
         return {}
     plain, penalised = (
         _per_task(work, name, trial["seed"]) for name in (trial["name"].removesuffix("-shot"), trial["name"])

@@ -1,13 +1,13 @@
 """Tables of the page, as lines of Markdown."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 from benchmarks.learning.figures import TITLES, Results, rows_of, trials_of
 from benchmarks.learning.settings import EPOCH
 
-LEVELS = (0.40, 0.45, 0.50)
+LEVELS = {"quickdraw": (0.40, 0.45, 0.50), "cifar-fs": (0.31, 0.32, 0.34)}
 ABSENT = "-"
 
 
@@ -15,15 +15,30 @@ def learners(results: Results) -> list[str]:
     """Test accuracy seed by seed, SHOT's paired difference, and what training cost."""
     seeds = results["seeds"]
     head = ["learner", *(f"test, seed {s}" for s in seeds), *(f"SHOT's difference, seed {s}" for s in seeds), "CPU s"]
-    return [*_table(head, [_learner_row(results, name) for name in _names(results)]), ""]
+    return [*_table(head, [_learner_row(results, name) for name in _names(results)]), "", counted(results), ""]
+
+
+def counted(results: Results) -> str:
+    """How many of SHOT's differences their intervals tell from 0, and whether seeds agree, in one sentence."""
+    found = [trial for trial in results["trials"] if "difference" in trial]
+    gains, losses = (sum(sign * t["difference"][0] > t["difference"][1] for t in found) for sign in (1, -1))
+    text = f"Of SHOT's differences ({len(found)}), {gains} lie above 0 by their interval over tasks, {losses} below"
+    names = {trial["name"] for trial in found}
+    if len(found) == len(names):
+        return f"{text}; with one seed that is not evidence on learners."
+    signs = [[t["difference"][0] > 0 for t in found if t["name"] == name] for name in names]
+    several = [of_seeds for of_seeds in signs if len(of_seeds) > 1]
+    agreeing = sum(len(set(of_seeds)) == 1 for of_seeds in several)
+    return f"{text}; their signs agree between the seeds for {agreeing} of {len(several)} learners."
 
 
 def to_accuracy(results: Results) -> list[str]:
     """The meta-iteration at which validation first reaches a level, without and with SHOT."""
+    levels = LEVELS[results["experiment"]]
     named = [name for name in results["setting"]["with_shot"] if trials_of(results, f"{name}-shot")]
-    head = ["learner", "seed", *(f"{100 * level:.0f} %" for level in LEVELS)]
+    head = ["learner", "seed", *(f"{100 * level:.0f} %" for level in levels)]
     rows = [
-        [TITLES[name], str(seed), *(_pair(results, name, seed, level) for level in LEVELS)]
+        [TITLES[name], str(seed), *(_pair(results, name, seed, level) for level in levels)]
         for name in named
         for seed in results["seeds"]
     ]
@@ -81,7 +96,7 @@ def regression(results: Results) -> list[str]:
             _title(trial["name"]),
             str(trial["seed"]),
             f"{trial['test']['loss']:.2f} +- {trial['test']['loss_half']:.2f}",
-            "{:+.2f} +- {:.2f}".format(*trial["difference"]) if trial["shot"] else "",
+            "{:+.2f} +- {:.2f}".format(*trial["difference"]) if "difference" in trial else "",
             f"{rows_of(results, trial)[0]['loss']:.1f}",
             f"{rows_of(results, trial)[-1]['cpu_seconds']:.0f}",
         ]
@@ -107,10 +122,17 @@ def percent(found: Any) -> str:
 def _learner_row(results: Results, name: str) -> list[str]:
     of_seed = {trial["seed"]: trial for trial in trials_of(results, name)}
     found = [of_seed.get(seed) for seed in results["seeds"]]
-    tests = [percent(trial["test"]) if trial else ABSENT for trial in found]
-    gains = [_signed(trial["difference"]) if trial and trial["shot"] else "" for trial in found]
-    seconds = [rows_of(results, trial)[-1]["cpu_seconds"] for trial in of_seed.values()]
-    return [_title(name), *tests, *gains, f"{sum(seconds) / len(seconds):.0f}"]
+    tests = [_tested(trial) if trial else ABSENT for trial in found]
+    gains = [_signed(trial["difference"]) if trial and "difference" in trial else "" for trial in found]
+    ended = [trial for trial in of_seed.values() if trial["diverged_at"] is None]
+    seconds = [rows_of(results, trial)[-1]["cpu_seconds"] for trial in ended]
+    return [_title(name), *tests, *gains, f"{sum(seconds) / len(seconds):.0f}" if seconds else ABSENT]
+
+
+def _tested(trial: Mapping[str, Any]) -> str:
+    if trial["diverged_at"] is not None:
+        return f"diverged at outer step {trial['diverged_at']}"
+    return percent(trial["test"])
 
 
 def _names(results: Results) -> list[str]:
@@ -135,6 +157,8 @@ def _pair(results: Results, name: str, seed: int, level: float) -> str:
 def _reached(results: Results, name: str, seed: int, level: float) -> str:
     for trial in trials_of(results, name):
         if trial["seed"] == seed:
+            if trial["diverged_at"] is not None:
+                return "diverged"
             found = crossing([(row["meta_step"], row["accuracy"]) for row in rows_of(results, trial)], level)
             return ABSENT if found is None else f"{found:.0f}"
     return ABSENT

@@ -19,7 +19,7 @@ from benchmarks.learning.results import keep
 from benchmarks.learning.runs import Work, run
 from benchmarks.learning.settings import QUICKDRAW, REGRESSION, TUNING_SEED, Finish, Setting
 from benchmarks.learning.sources import omniglot_split, quickdraw, regression
-from benchmarks.learning.tables import crossing
+from benchmarks.learning.tables import counted, crossing
 from benchmarks.learning.trial import PER_TASK, Trial, run_trial
 from hessian_tools.data import SineLineTasks
 from hessian_tools.meta.learners import maml
@@ -134,6 +134,17 @@ def test_shot_differences_are_paired_by_task(tmp_path):
     assert "difference" not in next(t for t in kept["trials"] if not t["shot"])
 
 
+def test_a_diverged_trial_is_named_and_compared_with_nothing(tmp_path):
+    setting = small(QUICKDRAW, learners=("anil",), with_shot=("anil",), candidates=(0.1,))
+    work = Work("quickdraw", setting, quickdraw(1, channels=1, side=28), tmp_path / "runs", (0,))
+    run(work, Quiet())
+    plain = work.folder / "anil-seed0" / "result.json"
+    write_json(plain, json.loads(plain.read_text()) | {"diverged_at": 2})
+    kept = done(work, tmp_path)
+    assert not any("difference" in each for each in kept["trials"])
+    assert "| ANIL | diverged at outer step 2 |" in write_page(tmp_path).read_text()
+
+
 def test_the_step_size_is_the_best_tried_shared_with_shot_and_chosen_once(tmp_path):
     setting = small(QUICKDRAW, learners=("anil",), with_shot=("anil",))
     work = Work("quickdraw", setting, quickdraw(1, channels=1, side=28), tmp_path / "runs", (0,))
@@ -156,6 +167,20 @@ def test_a_second_part_begins_at_the_best_checkpoint_on_tasks_of_its_own(tmp_pat
     assert second["begun_at"] == first["judged_at"]
     assert second["curve"][0]["loss"] == best["loss"]  # the same network on the same validation tasks
     assert (second["meta_batch"], second["optimiser"][1], second["seed"]) == (3, 1e-4, 0)
+
+
+def test_differences_are_counted_by_their_intervals():
+    made = [
+        ("a-shot", 0, [0.03, 0.02]),
+        ("a-shot", 1, [0.01, 0.02]),
+        ("b-shot", 0, [-0.03, 0.02]),
+        ("b-shot", 1, [0.03, 0.02]),
+    ]
+    trials = [{"name": name, "seed": seed, "shot": True, "difference": value} for name, seed, value in made]
+    text = counted({"trials": trials})
+    assert "SHOT's differences (4), 2 lie above 0 by their interval over tasks, 1 below" in text
+    assert "agree between the seeds for 1 of 2 learners" in text
+    assert "one seed" in counted({"trials": trials[::2]})
 
 
 def test_the_page_holds_the_numbers_of_the_files(tmp_path, monkeypatch):
