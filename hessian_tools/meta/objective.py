@@ -55,6 +55,7 @@ def meta_loss(
     their number, for one more forward and backward pass a step; by ``backward`` or ``autograd.grad`` alone.
     """
     check_shot(shot, learner)
+    refuse_plain_function(loss)
     if learner.latent is not None:
         return _latent_loss(learner, learner.latent, loss, theta, support, query, shot, noise, checkpointing)
     if learner.outer == "classes":
@@ -62,6 +63,12 @@ def meta_loss(
     if learner.outer == "displacement":
         return _displacement(learner, loss, theta, support, query, shot)
     return _query_loss(learner, loss, theta, support, query, shot, checkpointing)
+
+
+def refuse_plain_function(loss: object) -> None:
+    """ValueError for a loss that shows no outputs."""
+    if not isinstance(loss, Loss):
+        raise ValueError("query outputs are judged, which a plain function does not show; use ht.make_loss")
 
 
 def check_shot(shot: Shot | None, learner: Learner) -> None:
