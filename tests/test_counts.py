@@ -30,6 +30,14 @@ for call in (
         print("taken", call())
     except ValueError as error:
         print("refused", error)
+model = torch.nn.Linear(2, 2)
+loss, batch = ht.make_loss(model, lambda o, y: (o**2).mean(), ht.flatten(model)[1]), (torch.ones(3, 2), None)
+for states in ("a.safetensors", model.state_dict(), [torch.zeros(6).numpy()], [model],
+               [{k: v.numpy() for k, v in model.state_dict().items()}], [torch.zeros(6, dtype=torch.long)]):
+    try:
+        print("taken", ht.trajectory_from(loss, states, batch))
+    except ValueError as error:
+        print("refused", error)
 (begun,) = ht.meta_train(ht.TrainConfig(maml, sine, build, checkpoints=(0,), folder="run"))
 print(begun.theta.numel())
 """
@@ -38,9 +46,13 @@ print(begun.theta.numel())
 def test_what_a_script_may_give_is_taken_or_refused_in_a_line(here):
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, cwd=here, check=True)
     *refused, trained = done.stdout.splitlines()
-    assert len(refused) == 11 and all(line.startswith("refused ") for line in refused)
+    assert len(refused) == 17 and all(line.startswith("refused ") for line in refused)
     assert all("=2.5 is not a whole number; give one, such as 2" in line for line in refused[:1] + refused[2:9])
-    assert refused[1].startswith("refused max_matvecs=50.5") and all("use ht.make_loss" in line for line in refused[9:])
+    assert refused[1].startswith("refused max_matvecs=50.5")
+    assert all("use ht.make_loss" in line for line in refused[9:11])
+    of_states = ["one str, not several", "one OrderedDict, not", "type ndarray; give", "type Linear; give",
+                 "'weight' is of type ndarray", "numbers of torch.int64"]  # fmt: skip
+    assert all(said in line for said, line in zip(of_states, refused[11:], strict=True))
     assert trained == "13" and (here / "run" / "checkpoints").is_dir()
 
 
