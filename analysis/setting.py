@@ -13,6 +13,8 @@ from analysis.config import NETWORK_SETTINGS, DataConfig, StepSizeSearch, StudyC
 from analysis.errors import UserError
 from hessian_tools.data import CrossDomainTasks, TaskSource, open_tasks
 from hessian_tools.flat import ParamLayout, flatten
+from hessian_tools.meta.inner import row_parts
+from hessian_tools.meta.objective import joined
 from hessian_tools.nets import MLP, load_network, refuse_unfit, seeded, source_digest
 from hessian_tools.train import TrainConfig, meta_train
 
@@ -152,6 +154,7 @@ def _check_learner(config: StudyConfig, name: str, layout: ParamLayout) -> None:
         raise UserError(f"learners.{name}: {own.algorithm} needs classes, {config.data.source} has none")
     try:
         algorithms.moved_params(planned.learner, layout)
+        row_parts(joined(*planned.tasks.episode(seed=0, split="train", index=0)), planned.learner.minibatches)
         if own.algorithm in ("leo", "supervised"):  # what they learn besides the network depends on its head
             next(meta_train(replace(planned, checkpoints=(0,), validation_tasks=0)))
     except ValueError as e:

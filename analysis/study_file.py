@@ -16,6 +16,18 @@ BUNDLED = ("demo", "micro")
 UNION_PARTS = ("constrained-float", "float", "StepSizeSearch")  # pydantic's names for the alternatives of a union
 
 
+class _OnceLoader(yaml.SafeLoader):
+    """YAML without its silence about a key that stands twice, of which the last would win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands twice", key.start_mark)
+            seen.add((key.tag, key.value))
+        return super().construct_mapping(node, deep=deep)
+
+
 def load_study(source: str | Path) -> StudyConfig:
     """The study of a YAML file, or a bundled one by name (demo, micro)."""
     return parse_study(study_text(source), source=str(source))
@@ -37,7 +49,7 @@ def study_text(source: str | Path) -> str:
 def parse_study(text: str, *, source: str) -> StudyConfig:
     """A checked configuration; the first mistake is named with its place and what is allowed."""
     try:
-        raw = yaml.safe_load(text)
+        raw = yaml.load(text, Loader=_OnceLoader)
     except yaml.YAMLError as e:
         mark = getattr(e, "problem_mark", None)
         place = f" at line {mark.line + 1}" if mark else ""

@@ -4,11 +4,13 @@ What is recorded are points; gradients and losses are those of one loss on one b
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import grad_and_value
+from torch.utils import _pytree as pytree
 
 from hessian_tools.flat import Where, flatten
 from hessian_tools.loss import Batch, Criterion, Loss, LossFunction, make_loss
@@ -143,7 +145,11 @@ def _evaluated(loss: LossFunction, theta: Tensor, batch: Batch) -> tuple[Float[T
         return value, torch.full_like(value, float("nan"))
     x, y = batch
     outputs = loss.outputs(theta, x)
-    return loss.criterion(outputs, y), accuracy(outputs.detach(), y)
+    return loss.criterion(outputs, y), accuracy(pytree.tree_map(_detached, outputs), y)
+
+
+def _detached(leaf: Any) -> Any:
+    return leaf.detach() if isinstance(leaf, Tensor) else leaf
 
 
 def _copy(tensor: Tensor) -> Tensor:

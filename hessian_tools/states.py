@@ -30,12 +30,16 @@ def points_of_states(
     """
     if buffers not in ("refuse", "ignore"):
         raise ValueError(f"buffers={buffers!r} is not one of refuse, ignore")
+    if isinstance(states, str | Path | Mapping):
+        raise ValueError(f"states is one {type(states).__name__}, not several; give a list, such as [state]")
     rows = [_vector(loss, state, f"state {i}", buffers) for i, state in enumerate(states)]
     if not rows:
         raise ValueError("no states given; a trajectory needs at least one")
     for i, row in enumerate(rows):
-        if row.shape != rows[0].shape or not row.is_floating_point():
-            raise ValueError(f"state {i} has {len(row)} numbers of {row.dtype}; state 0 has {len(rows[0])}")
+        if not row.is_floating_point():
+            raise ValueError(f"state {i} has numbers of {row.dtype}; parameters are floating-point numbers")
+        if row.shape != rows[0].shape:
+            raise ValueError(f"state {i} has {len(row)} numbers; state 0 has {len(rows[0])}")
     return torch.stack([row.to(rows[0]) for row in rows])
 
 
@@ -46,6 +50,10 @@ def _vector(loss: LossFunction, state: State, where: str, buffers: Buffers) -> T
             wanted = f"[{expected}]" if expected else "[param]"
             raise ValueError(f"{where} has shape {list(state.shape)}; a vector of all parameters has {wanted}")
         return state.detach()
+    if not isinstance(state, str | Path | Mapping):
+        raise ValueError(
+            f"{where} is of type {type(state).__name__}; give a tensor [param], a state dict, or a path of .safetensors"
+        )
     if not isinstance(loss, Loss):
         raise ValueError(f"{where} has names, which a plain function knows none of; give vectors, or use make_loss")
     if isinstance(state, Mapping):
@@ -71,6 +79,8 @@ def _from_names(loss: Loss, state: Mapping[str, Tensor], where: str, buffers: Bu
     for name, shape in zip(loss.layout.names, loss.layout.shapes, strict=True):
         if name not in named:
             raise ValueError(f"{where} has no parameter {name!r}; it has {', '.join(list(state)[:8])}")
+        if not isinstance(named[name], Tensor):
+            raise ValueError(f"{where}: {name!r} is of type {type(named[name]).__name__}; a state holds tensors")
         if named[name].shape != shape:
             raise ValueError(f"{where}: {name!r} has shape {list(named[name].shape)}, the layout's has {list(shape)}")
     _refuse_moved(loss, named, where, buffers)

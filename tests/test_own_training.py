@@ -21,6 +21,7 @@ from hessian_tools import (
     record,
     seeded,
     stream,
+    top_eigenpairs,
     trajectory_from,
 )
 from hessian_tools.curvature.directions.along import alignment
@@ -203,3 +204,30 @@ def test_a_plain_function_and_degenerate_paths():
     assert still.step_cosine.isnan()
     assert not still.diverged
     assert trajectory_from(quadratic, points * float("inf"), A).diverged
+
+
+def test_batches_and_outputs_of_any_form():
+    """What a criterion of the user's takes apart: no accuracy is made up for it."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = nn.Linear(3, 2)
+
+        def forward(self, x):
+            return {"logits": self.last(x["x"] * x["scale"])}
+
+    def criterion(outputs, y):
+        return torch.nn.functional.cross_entropy(outputs["logits"], y["y"])
+
+    batch = ({"x": torch.eye(3), "scale": torch.ones(3, 1)}, {"y": torch.tensor([0, 1, 1])})
+    model = seeded(Net, seed=0)
+    recorder = Recorder(model, criterion, batch, query=batch)
+    with torch.no_grad():
+        model.last.bias += 1.0
+    recorder.step()
+    found = recorder.trajectory()
+    expected = torch.nn.functional.cross_entropy(model.last(torch.eye(3)), batch[1]["y"])
+    assert torch.allclose(found.support_loss[1], expected) and torch.equal(found.support_loss, found.query_loss)
+    assert found.support_accuracy.isnan().all()
+    assert top_eigenpairs(hessian(recorder.loss, found.thetas, batch, shared=True), k=1).converged.all()

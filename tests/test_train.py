@@ -160,7 +160,48 @@ def test_a_folder_of_another_run_is_refused(tmp_path):
         claim_folder(tmp_path, {"seed": 0}, facts={})
 
 
+OTHERS = {
+    "learner": {"learner": learners.boil(2, 0.1)},
+    "seed": {"seed": 7},
+    "shot": {"shot": None},
+    "network": {"network": partial(Conv4, 3, width=3)},
+    "tasks": {"tasks": open_tasks("quickdraw", ways=3, shots=2, queries=2)},
+    "learning_rate": {"learning_rate": 0.5},
+    "optimiser": {"optimiser": "sgd"},
+    "validation_tasks": {"validation_tasks": 1},
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_a_run_resumes_itself_and_no_other(tmp_path, what):
+    begun = replace(IMAGES, folder=tmp_path, checkpoints=(0, 1))
+    list(meta_train(begun))
+    with pytest.raises(ForeignRunError, match=f"holds another run: its {what} is "):
+        list(meta_train(replace(begun, **OTHERS[what])))
+    *_, further = meta_train(replace(begun, checkpoints=(0, 1, 2), save_every=1))
+    assert further.meta_step == 2
+
+
+@pytest.mark.parametrize(
+    ("network", "said"),
+    [
+        (partial(MLP, (784, 2)), r"MLP makes shape \(3, 2\) of 3 examples; the tasks need \(3, 3\)"),
+        (partial(MLP, (10, 3)), r"MLP cannot take examples of shape \(1, 28, 28\): "),
+    ],
+)
+def test_a_network_that_does_not_fit_the_tasks_is_refused(network, said):
+    with pytest.raises(ValueError, match=said):
+        next(meta_train(replace(IMAGES, network=network)))
+    more = next(meta_train(replace(IMAGES, network=partial(MLP, (784, 4)))))
+    assert more.validation_loss > 0
+
+
 def test_mistakes_are_named(tmp_path):
+    with pytest.raises(ValueError, match="validation_tasks=-1"):
+        replace(IMAGES, validation_tasks=-1)
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="device='cuda' is not there"):
+            next(meta_train(replace(IMAGES, device="cuda")))
     with pytest.raises(ValueError, match=r"checkpoints=\[3, 0\] must be rising"):
         replace(IMAGES, checkpoints=(3, 0))
     with pytest.raises(ValueError, match="meta_batch=0"):

@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from hessian_tools.data.layouts.layout import Box, Picture
 
@@ -23,6 +23,8 @@ def picture_pixels(
     """
     try:
         image = _opened(picture.content).convert(MODES[channels])
+    except UnidentifiedImageError:  # whose words are an address in memory
+        raise ValueError(f"{picture.where} cannot be read as an image (of no known format); fetch it again") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
         raise ValueError(f"{picture.where} cannot be read as an image ({e}); fetch it again") from None
     return fitted(_cut(image, picture.box, picture.where), side=side, ink=ink)

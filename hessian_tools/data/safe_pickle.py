@@ -7,8 +7,10 @@ unpickled but picked out of the stream, so that 12 GB of them are never in memor
 
 import pickle
 import pickletools
+import re
 from collections.abc import Callable, Iterator
 from io import BufferedIOBase
+from math import prod
 from typing import IO, Any, cast
 
 import numpy as np
@@ -20,8 +22,8 @@ PLAIN: dict[str, type] = {
     for kind in (set, frozenset, list, dict, tuple, int, float, complex, bool, str, bytes, bytearray, slice, range)
 }
 ARRAY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")  # of NumPy 1 and 2
-RECONSTRUCT: Any = np.zeros(0).__reduce__()[0]
 SCALAR: Any = np.float64(0).__reduce__()[0]
+ENTRY = re.compile(r"[biufcSUO]\d*")  # as NumPy writes types without fields
 FROM_BUFFER_MODULES = ("numpy.core.numeric", "numpy._core.numeric")
 
 
@@ -72,16 +74,57 @@ class _Plain(pickle.Unpickler):
         return found
 
 
-def _admitted(module: str, name: str) -> Callable[..., Any] | None:
+class _EntryType:
+    """What a pickle says of the entries of an array; NumPy is told no more than a plain name of it.
+
+    NumPy's own reading believes a pickle that says of pointers that they are numbers.
+    """
+
+    def __init__(self, text: str) -> None:
+        if not ENTRY.fullmatch(text):
+            raise ValueError(f"entries of type {text!r}; numbers, text and objects are read")
+        self._text: str = text
+        self._order: Any = "="
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        if any(part is not None for part in state[2:5]):
+            raise ValueError("entries of several fields; numbers, text and objects are read")
+        self._order = state[1]
+
+    def built(self) -> np.dtype[Any]:
+        return np.dtype(self._text).newbyteorder(self._order)
+
+
+class _Array(np.ndarray):
+    """An array that is filled by its state alone, which NumPy checks against a type that is known to be one."""
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        *version, shape, dtype, fortran, content = state
+        if isinstance(content, list) and len(content) != prod(shape):  # which NumPy would read past the end of
+            raise ValueError(f"{len(content)} objects for an array of shape {shape}")
+        super().__setstate__((*version, shape, dtype.built(), fortran, content))
+
+
+def _from_bytes() -> Callable[..., Any]:
+    def from_bytes(content: Any, dtype: _EntryType, shape: tuple[int, ...], order: Any) -> np.ndarray:
+        if not isinstance(content, bytes | bytearray):
+            raise ValueError(f"an array out of {type(content).__name__}")
+        return np.frombuffer(content, dtype.built()).reshape(shape, order=order)
+
+    return from_bytes
+
+
+def _admitted(module: str, name: str) -> Any:
     """Exact pairs only. Functions of Python are made afresh: a pickle could set attributes on shared ones."""
     if module in ("builtins", "__builtin__"):
         return {**PLAIN, "unicode": str, "long": int, "xrange": range}.get(name)
-    if module == "numpy":
-        return {"ndarray": np.ndarray, "dtype": np.dtype}.get(name)
+    if module == "numpy":  # never NumPy's own: called, they make arrays of pointers out of a pickle's bytes
+        return {"ndarray": "numpy.ndarray", "dtype": lambda text, *_: _EntryType(text)}.get(name)
     if module in ARRAY_MODULES:
-        return {"_reconstruct": RECONSTRUCT, "scalar": SCALAR}.get(name)
+        empty = lambda *_: np.ndarray.__new__(_Array, (0,), np.int8)  # noqa: E731
+        return {"_reconstruct": empty, "scalar": lambda dtype, *value: SCALAR(dtype.built(), *value)}.get(name)
     if module in FROM_BUFFER_MODULES and name == "_frombuffer":
-        return lambda buffer, dtype, shape, order: np.frombuffer(buffer, dtype).reshape(shape, order=order)
+        return _from_bytes()
     if (module, name) == ("_codecs", "encode"):  # how protocol 2 writes bytes
         return lambda text, encoding="latin1": str.encode(text, "latin-1")
     return None

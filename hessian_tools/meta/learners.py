@@ -4,7 +4,9 @@ A new learner is one ``Learner(...)``, or a new step rule for one; see ``docs/ne
 """
 
 from dataclasses import dataclass, replace
+from math import inf
 
+from hessian_tools.counts import check_whole
 from hessian_tools.meta.steps import PLAIN, StepRule
 
 
@@ -29,6 +31,7 @@ class Latent:
     orthogonality_weight: float = 1e-3
 
     def __post_init__(self) -> None:
+        check_whole(size=self.size, fine_tuning_steps=self.fine_tuning_steps)
         if self.size < 1 or self.fine_tuning_steps < 0:
             raise ValueError(f"size={self.size}, fine_tuning_steps={self.fine_tuning_steps}: at least 1 and at least 0")
         if not 0 <= self.dropout < 1:
@@ -72,10 +75,11 @@ class Learner:
     latent: Latent | None = None
 
     def __post_init__(self) -> None:
+        check_whole(steps=self.steps, evaluation_steps=self.evaluation_steps, minibatches=self.minibatches)
         if self.steps < 1:
             raise ValueError(f"steps={self.steps} is no inner loop; use at least 1")
-        if not self.step_size > 0:
-            raise ValueError(f"step_size={self.step_size} must be positive")
+        if not 0 < self.step_size < inf:
+            raise ValueError(f"step_size={self.step_size} must be positive and finite")
         if self.evaluation_steps is not None and self.evaluation_steps < 1:
             raise ValueError(f"evaluation_steps={self.evaluation_steps} is no inner loop; use at least 1, or None")
         for name, allowed in (("step_sizes", STEP_SIZES), ("outer", OUTER)):

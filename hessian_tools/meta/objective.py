@@ -1,6 +1,7 @@
 """The outer objective of one task: what a learner's meta-training descends, plus SHOT's penalty."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -55,6 +56,7 @@ def meta_loss(
     their number, for one more forward and backward pass a step; by ``backward`` or ``autograd.grad`` alone.
     """
     check_shot(shot, learner)
+    refuse_plain_function(loss)
     if learner.latent is not None:
         return _latent_loss(learner, learner.latent, loss, theta, support, query, shot, noise, checkpointing)
     if learner.outer == "classes":
@@ -62,6 +64,12 @@ def meta_loss(
     if learner.outer == "displacement":
         return _displacement(learner, loss, theta, support, query, shot)
     return _query_loss(learner, loss, theta, support, query, shot, checkpointing)
+
+
+def refuse_plain_function(loss: object) -> None:
+    """ValueError for a loss that shows no outputs."""
+    if not isinstance(loss, Loss):
+        raise ValueError("query outputs are judged, which a plain function does not show; use ht.make_loss")
 
 
 def check_shot(shot: Shot | None, learner: Learner) -> None:
@@ -117,10 +125,17 @@ def shot_distance(
     return distance_after(shot, compared, steps=learner.steps, moved=moved, project=project)
 
 
-def accuracy(outputs: Tensor, y: Tensor) -> Float[Tensor, ""]:
-    """Share of examples whose largest output is the label; NaN for real-valued targets and for outputs not finite."""
-    unknown = torch.full((), float("nan"), dtype=outputs.dtype, device=outputs.device)
-    if y.is_floating_point():
+def accuracy(outputs: Any, y: Any) -> Float[Tensor, ""]:
+    """Share of examples whose largest output is the label.
+
+    NaN for outputs not finite, and for whatever else than one label to each row of outputs: real-valued targets,
+    several outputs, targets in a dict.
+    """
+    like = next(leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor))
+    unknown = torch.full((), float("nan"), dtype=like.dtype, device=like.device)
+    if not (isinstance(outputs, Tensor) and isinstance(y, Tensor)):
+        return unknown
+    if y.is_floating_point() or y.shape != outputs.shape[:-1]:
         return unknown
     share = (outputs.argmax(-1) == y.to(outputs.device)).to(outputs.dtype).mean()
     return torch.where(torch.isfinite(outputs).all(), share, unknown)

@@ -7,7 +7,7 @@ from torch import Tensor
 from hessian_tools.loss import Batch, Loss
 from hessian_tools.meta.inner import Gradient, Path, learner_path, support_gradient
 from hessian_tools.meta.learners import Learner
-from hessian_tools.meta.objective import accuracy
+from hessian_tools.meta.objective import accuracy, refuse_plain_function
 from hessian_tools.meta.parameters import network_parameters
 from hessian_tools.trajectory import SaveAt, Trajectory
 
@@ -32,6 +32,7 @@ def record(
     Costs K + 1 gradients and K + 1 passes over the query set. Numbers that are not finite are kept
     as they are; see ``Trajectory.diverged``.
     """
+    refuse_plain_function(loss)
     loss.refuse_hidden_state(network_parameters(loss, theta), support)
     path = learner_path(learner, loss, theta.detach(), support)
     last = support_gradient(loss, path.adapted, support, part=path.part)

@@ -7,12 +7,13 @@ distance means a small Hessian-gradient product along the inner loop.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import cos, log, pi, sqrt
+from math import cos, isfinite, log, pi, sqrt
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hessian_tools.counts import check_whole
 from hessian_tools.meta.learners import Learner
 
 
@@ -98,6 +99,11 @@ class Shot:
     schedule_steps: int | None = None
 
     def __post_init__(self) -> None:
+        check_whole(
+            target_steps=self.target_steps, reference_steps=self.reference_steps, schedule_steps=self.schedule_steps
+        )
+        if not isfinite(self.weight):
+            raise ValueError(f"weight={self.weight} must be a finite number")
         if self.distance not in (*DISTANCES, L2):
             raise ValueError(f"distance={self.distance!r} is not one of {', '.join((*DISTANCES, L2))}")
         if self.schedule not in SCHEDULES:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from hessian_tools.counts import check_whole
 from hessian_tools.data import TaskSource
 from hessian_tools.meta.learners import Learner
 from hessian_tools.meta.objective import check_shot
@@ -59,11 +60,18 @@ class TrainConfig:
     workers: int = 1
 
     def __post_init__(self) -> None:
+        check_whole(seed=self.seed, meta_batch=self.meta_batch, save_every=self.save_every, workers=self.workers)
+        check_whole(validation_tasks=self.validation_tasks, validation_seed=self.validation_seed)
+        for place in ("folder", "start"):  # a frozen object is set once, here
+            if isinstance(getattr(self, place), str):
+                object.__setattr__(self, place, Path(getattr(self, place)))
         steps = self.checkpoints
         if not steps or min(steps) < 0 or list(steps) != sorted(set(steps)):
             raise ValueError(f"checkpoints={list(steps)} must be rising meta-iterations from 0, e.g. 0, 10, 30, 100")
         if self.meta_batch < 1:
             raise ValueError(f"meta_batch={self.meta_batch} must be at least 1 task")
+        if self.validation_tasks < 0:
+            raise ValueError(f"validation_tasks={self.validation_tasks} must be at least 0, which validates nothing")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate={self.learning_rate} must be positive")
         if self.optimiser not in OPTIMISERS:

@@ -24,6 +24,7 @@ from hessian_tools.nets import seeded
 from hessian_tools.runs import checkpoints, metrics
 from hessian_tools.runs.files import read_json, write_json
 from hessian_tools.train.beginning import first_parameters
+from hessian_tools.train.claim import claim
 from hessian_tools.train.config import Checkpoint, TrainConfig
 from hessian_tools.train.evaluate import evaluate
 from hessian_tools.train.outer import accumulate_gradient
@@ -49,6 +50,8 @@ class _State:
 
 def task_loss(config: TrainConfig) -> tuple[Loss, Tensor]:
     """The loss of the run's tasks, and the untrained parameters [param] on the run's device."""
+    if config.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device={config.device!r} is not there; this torch sees no GPU: use 'cpu'")
     model = seeded(config.network, seed=config.seed)
     theta, layout = flatten(model, head=config.head)
     criterion = F.cross_entropy if config.tasks.kind == "classification" else squared_error
@@ -60,7 +63,8 @@ def meta_train(config: TrainConfig, *, progress: Progress | None = None) -> Iter
 
     With ``config.folder`` the run is on disk and the same call resumes it: checkpoints that are
     there are yielded again from disk, and training goes on from the newest saved state with the same
-    numbers an undisturbed run would have had (CPU, same number of threads).
+    numbers an undisturbed run would have had (CPU, same number of threads). ForeignRunError where the folder
+    holds a run of another learner, seed, network or the like.
     progress: called with (meta-iteration, query loss) after every outer step.
     """
     state = _start(config)
@@ -112,8 +116,10 @@ def saved_checkpoints(folder: Path) -> list[Checkpoint]:
 def _start(config: TrainConfig) -> _State:
     loss, theta = task_loss(config)
     first = config.tasks.episode(seed=config.seed, split="train", index=0)
+    _refuse_unfit(config, loss, theta, first.support[0])
     loss.refuse_hidden_state(theta, first.support)
     theta = first_parameters(config, loss, theta).requires_grad_()
+    claim(config, loss.layout)
     state = _State(loss, theta, _optimiser(config, theta))
     if config.folder and checkpoints.state_path(config.folder).exists():
         saved = checkpoints.load(checkpoints.state_path(config.folder))
@@ -122,6 +128,22 @@ def _start(config: TrainConfig) -> _State:
     elif config.folder:
         metrics.keep_until(config.folder / metrics.NAME, -1)
     return state
+
+
+def _refuse_unfit(config: TrainConfig, loss: Loss, theta: Tensor, x: Tensor) -> None:
+    """ValueError where the network cannot answer the tasks; more outputs than classes do no harm."""
+    name, wanted = type(loss.model).__name__, config.tasks.outputs
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            outputs = loss.outputs(theta, x)
+    except RuntimeError as e:
+        said = str(e).splitlines()[0]
+        raise ValueError(f"{name} cannot take examples of shape {tuple(x.shape[1:])}: {said}") from e
+    found = outputs.shape[-1]
+    if outputs.shape[:-1] != x.shape[:1] or found < wanted or (config.tasks.kind == "regression" and found != wanted):
+        raise ValueError(
+            f"{name} makes shape {tuple(outputs.shape)} of {len(x)} examples; the tasks need ({len(x)}, {wanted})"
+        )
 
 
 def _advance(state: _State, config: TrainConfig, until: int, progress: Progress | None) -> bool:

@@ -32,6 +32,7 @@ def study_file(here: Path, old: str = "", new: str = "") -> str:
         ("seeds: [0, 1]", "seeds: [0, 0]", "seeds [0, 0] hold one twice"),
         ("full_tasks: 2", "full_tasks: 9", "full_tasks=9 exceeds tasks=2"),
         ("name: micro", "name: [micro", "is not YAML at line"),
+        ("  untrained:", "  maml:", "is not YAML at line 8: 'maml' stands twice"),
         ("ways: 3", "ways: 60", "ways=60"),
         ("test_queries: 3", "test_queries: 30", "20"),
         ("algorithm: maml, shot: {weight: 0.1}", "shot: {target_steps: 2}", "cannot be the reference"),

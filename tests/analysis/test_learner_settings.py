@@ -119,6 +119,11 @@ def test_what_does_not_belong_to_an_algorithm_is_refused_by_name(settings, said)
     assert "\n" not in str(error.value)
 
 
+def test_minibatches_fit_the_tasks_before_anything_is_written():
+    with pytest.raises(UserError, match=r"learners.one: minibatches=2000 of \d+ examples leave some empty"):
+        setting.check(study("one: {algorithm: reptile, minibatches: 2000, learning_rate: 0.5}"))
+
+
 def test_leos_steps_fit_the_studys():
     with pytest.raises(ValueError, match=r"latent.fine_tuning_steps=4 leaves none of inner.steps=4 for the codes"):
         built("{algorithm: leo, latent: {fine_tuning_steps: 4}}")

@@ -129,7 +129,7 @@ def test_large_caches_are_checked_at_both_ends_and_between(tmp_path, monkeypatch
 
 def test_a_crash_leaves_no_cache_and_its_rest_is_swept_up(root, monkeypatch):
     disk.put(root / "eel" / "3.png", b"no image")
-    with pytest.raises(ValueError, match=r"eel/3.png cannot be read as an image"):
+    with pytest.raises(ValueError, match=r"eel/3.png cannot be read as an image \((?!.* at 0x)"):
         open_data(root)
     folder = root / ".hessian-tools"
     assert list(folder.iterdir()) == []

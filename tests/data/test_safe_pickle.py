@@ -91,6 +91,52 @@ def test_what_could_act_is_refused_and_not_run(asked, here):
     assert not (here / "planted").exists()
 
 
+POINTER = bytes(8)  # a null pointer, which NumPy shows as None; any other would be followed
+FIELDS = (3, "|", None, ("f",), {"f": (np.dtype(object), 0)}, 8, 1, 0)  # the last says: no objects in here
+
+
+def forged_fields() -> bytes:
+    """A pickle of an array of pointers that are said to be plain bytes."""
+    forged = Forged(np.dtype, ("V8", False, True), FIELDS)
+    return pickle.dumps(Calls(np.frombuffer(b"").__reduce_ex__(5)[0], POINTER, forged, (1,), "C"), 5)
+
+
+class Forged:
+    """Pickles as a call whose result is then given a state."""
+
+    def __init__(self, function: object, arguments: tuple, state: object) -> None:
+        self.parts = (function, arguments, state)
+
+    def __reduce__(self) -> tuple:
+        return self.parts
+
+
+RECONSTRUCT = np.zeros(0).__reduce__()[0]
+POINTERS = {
+    "ndarray called": pickle.dumps(Calls(np.ndarray, (1,), np.dtype(object), POINTER), 2),
+    "ndarray made": pickle.dumps(Calls(np.ndarray, (1,), np.dtype(object), POINTER), 2).replace(b"R.", b"\x81."),
+    "reconstructed": pickle.dumps(Calls(RECONSTRUCT, np.ndarray, (1,), np.dtype(object), POINTER), 2),
+    "forged fields": forged_fields(),
+    "objects from bytes": pickle.dumps(
+        Forged(RECONSTRUCT, (np.ndarray, (0,), b"b"), (1, (1,), np.dtype(object), False, POINTER)), 2
+    ),
+    "too few objects": pickle.dumps(
+        Forged(RECONSTRUCT, (np.ndarray, (0,), b"b"), (1, (9,), np.dtype(object), False, [0])), 2
+    ),
+}
+
+
+@pytest.mark.parametrize("name", POINTERS)
+def test_bytes_of_a_pickle_are_never_taken_for_pointers(name):
+    """NumPy's types are not harmless: called rightly they read any address, from where code is run."""
+    try:
+        read = load(POINTERS[name])
+    except ValueError as error:
+        assert "cannot be read as a pickle" in str(error)
+    else:
+        assert np.asarray(read).size == 0
+
+
 def test_shared_functions_cannot_be_altered():
     """BUILD sets attributes on whatever lies on the stack: what lies there must be nobody else's."""
     altering = b"\x80\x02c_codecs\nencode\nN}X\x0c\x00\x00\x00__defaults__X\x01\x00\x00\x00xs\x86b."

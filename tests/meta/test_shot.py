@@ -12,6 +12,7 @@ from hessian_tools import Shot, adapt, flatten, learners, make_loss, meta_loss, 
 from hessian_tools.meta.shot import (
     DISTANCES,
     cross_entropy,
+    distance_after,
     jensen_shannon,
     kl,
     longer_reference,
@@ -120,3 +121,12 @@ def test_mistakes_are_named():
         Shot(schedule_steps=3)
     with pytest.raises(ValueError, match="cannot be the reference of a target of 3"):
         Shot(target_steps=None).counts(3)
+
+
+def test_the_projector_acts_on_the_reference_alone():
+    """10 * 3 against 1, not 3 against 10 * 1."""
+    shot = Shot(distance="squared_error", target_steps=1)
+    found = distance_after(
+        shot, lambda steps: torch.full((1, 1), float(steps)), steps=3, moved=1, project=lambda outputs: 10 * outputs
+    )
+    assert float(found) == 29.0**2

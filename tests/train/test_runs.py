@@ -11,7 +11,7 @@ from hessian_tools.data import open_tasks
 from hessian_tools.meta.learners import Latent
 from hessian_tools.meta.pretraining import ShotPretraining
 from hessian_tools.runs import checkpoints, metrics
-from hessian_tools.train import ClassBatches, best_checkpoint, diverged_at, task_loss
+from hessian_tools.train import ClassBatches, best_checkpoint, diverged_at, evaluate, task_loss
 
 IMAGES = TrainConfig(
     learner=learners.maml(2, 0.05),
@@ -66,6 +66,25 @@ def test_a_run_stopped_and_resumed_equals_the_undisturbed_run(tmp_path, name):
     rows = metrics.read(tmp_path / metrics.NAME)
     assert [row["meta_step"] for row in rows] == [1, 2, 3, 4, 5]
     assert all(0 <= row["output_variation"] <= 1 and row["collapsed"] is False for row in rows)
+
+
+@pytest.mark.parametrize("transductive", [True, False])
+def test_checkpoints_are_judged_on_validation_classes_as_asked(transductive):
+    """Else the best of them would be chosen by the test classes."""
+    config = replace(IMAGES, validation_tasks=3, validation_seed=8, transductive=transductive, checkpoints=(0, 1))
+    loss = task_loss(config)[0]
+    for checkpoint in meta_train(config):
+        found = {
+            split: evaluate(
+                config.learner, loss, checkpoint.theta, config.tasks,
+                split=split, num_tasks=3, seed=8, transductive=transductive,
+            )
+            for split in ("train", "val", "test")
+        }  # fmt: skip
+        expected = found["val"].losses.mean()
+        assert checkpoint.validation_loss == float(expected)
+        assert checkpoint.validation_accuracy == float(found["val"].accuracies.mean())
+        assert all(float(found[split].losses.mean()) != float(expected) for split in ("train", "test"))
 
 
 def test_learners_of_one_seed_begin_with_one_network():

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from hessian_tools.counts import check_whole
 from hessian_tools.curvature.checks.differences import difference_quotients, differentiable
 from hessian_tools.curvature.matrices.at_points import AtPoints
 from hessian_tools.curvature.matrices.interface import Operator
@@ -88,6 +89,7 @@ def check_operator(H: Operator, *, num_probes: int = 2, max_points: int = 3, see
     >>> check_operator(H).ok
     True
     """
+    check_whole(num_probes=num_probes, max_points=max_points)
     if num_probes < 1 or max_points < 1:
         raise ValueError(f"num_probes={num_probes}, max_points={max_points}: give 1 or more of each")
     H = _some_points(H, max_points)

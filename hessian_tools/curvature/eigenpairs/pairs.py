@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from hessian_tools.counts import check_whole
 from hessian_tools.curvature.eigenpairs.copies import with_copies
 from hessian_tools.curvature.eigenpairs.lanczos import lanczos
 from hessian_tools.curvature.eigenpairs.spectrum import DENSE_BELOW, LOW_RANK, Progress, exact_ritz
@@ -141,6 +142,7 @@ def extremal_eigenpairs(
 def _wish(which: Which, k: int, rtol: float, num_params: int, least: int = 1) -> Wanted:
     if which not in get_args(Which):
         raise ValueError(f"which={which!r} is not known; give one of {', '.join(get_args(Which))}")
+    check_whole(k=k)
     if not least <= k <= num_params:
         raise ValueError(f"{k} eigenvalues ({which}) of a matrix with {num_params} rows; give {least} to {num_params}")
     if not rtol >= 0:
@@ -172,6 +174,7 @@ def _plan(
     pairs, n = sum(wish.k for wish in wishes), H.num_params
     if method not in get_args(Method):
         raise ValueError(f"method={method!r} is not known; give one of {', '.join(get_args(Method))}")
+    check_whole(max_matvecs=max_matvecs, max_basis=max_basis)
     copies = n <= COPIES_BELOW if copies is None else copies
     budget = (2 if copies else 1) * max(100, 20 * pairs) if max_matvecs is None else max_matvecs
     if budget < 2 * pairs:

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from scipy.special import stdtrit
 from torch import Tensor
 
+from hessian_tools.counts import check_whole
 from hessian_tools.curvature.estimates.gauss_rules import GaussRule, gauss_rules
 from hessian_tools.curvature.estimates.trace import checked, rademacher
 from hessian_tools.curvature.html import density_html
@@ -139,6 +140,7 @@ def spectral_density(
 def _check_options(
     num_probes: int, num_matvecs: int, grid: Tensor | None, width: float | None, confidence: float
 ) -> None:
+    check_whole(num_probes=num_probes, num_matvecs=num_matvecs)
     if num_probes < 2:
         raise ValueError(f"num_probes={num_probes}: a band needs 2 probes or more")
     if num_matvecs < 1:

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int, Int8
 from scipy.special import stdtrit
 from torch import Tensor
 
+from hessian_tools.counts import check_whole
 from hessian_tools.curvature.estimates.exact_trace import exact_route, exact_trace
 from hessian_tools.curvature.html import estimate_html
 from hessian_tools.curvature.matrices.interface import Operator
@@ -123,6 +124,7 @@ def trace(
         if method == "exact":
             raise ValueError("method='exact' uses no probes; leave one of them out")
         return estimate_of(_samples(H, checked(probes), counted(H, probes.shape[-1], progress)))
+    check_whole(num_probes=num_probes, max_probes=max_probes)
     if num_probes < 2:
         raise ValueError(f"num_probes={num_probes}: an error bar needs 2 probes or more")
     for name, tolerance in (("atol", atol), ("rtol", rtol)):

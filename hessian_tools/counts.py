@@ -1,0 +1,17 @@
+"""Whole numbers that a user gives."""
+
+from numbers import Integral
+
+
+def check_whole(**counts: object) -> None:
+    """ValueError for a count, given by its name, that is no whole number (of Python or NumPy); None is left alone.
+
+    >>> check_whole(k=2, max_matvecs=None)
+    >>> check_whole(k=2.5)
+    Traceback (most recent call last):
+    ValueError: k=2.5 is not a whole number; give one, such as 2
+    """
+    for name, value in counts.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
+            near = int(value) if isinstance(value, float) and 1 <= value < 2**53 else 1
+            raise ValueError(f"{name}={value!r} is not a whole number; give one, such as {near}")
