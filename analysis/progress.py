@@ -120,10 +120,11 @@ class _LineStage:
         if now - self.said < SECONDS_BETWEEN_LINES or self.done >= self.total:
             return
         self.said = now
-        left = f", {_clock((now - self.started) / self.done * (self.total - self.done))} left"
-        early = self.done < EARLY * self.total  # starting up counts too much then to tell a time
+        left = ""
+        if self.done and self.done >= EARLY * self.total:  # before that starting up counts too much to tell a time
+            left = f", {_clock((now - self.started) / self.done * (self.total - self.done))} left"
         tail = f"  {note}" if note else ""
-        self.lines.say(f"{self.name}: {self.done:.0f}/{self.total:.0f} {self.unit}{'' if early else left}{tail}")
+        self.lines.say(f"{self.name}: {self.done:.0f}/{self.total:.0f} {self.unit}{left}{tail}")
 
 
 def _clock(seconds: float) -> str:
