@@ -2,7 +2,7 @@
 
 from hessian_tools.train.classes import ClassBatches
 from hessian_tools.train.config import Checkpoint, TrainConfig, logarithmic_schedule
-from hessian_tools.train.evaluate import Evaluation, best_checkpoint, evaluate
+from hessian_tools.train.evaluate import Evaluation, best_checkpoint, evaluate, over_seeds
 from hessian_tools.train.loop import DIVERGED, diverged_at, meta_train, saved_checkpoints, task_loss
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "evaluate",
     "logarithmic_schedule",
     "meta_train",
+    "over_seeds",
     "saved_checkpoints",
     "task_loss",
 ]

@@ -1,6 +1,6 @@
 """Evaluation as the field does it: many held-out tasks, the mean with a 95 % interval over them."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import isfinite, sqrt
 
@@ -104,6 +104,29 @@ def one_by_one(
         return loss.outputs(theta, torch.cat([support[0], one[None]]))[-1]
 
     return torch.vmap(last, chunk_size=max(1, AT_ONCE // rows))(x)
+
+
+def over_seeds(evaluations: Sequence[Evaluation]) -> tuple[float, float]:
+    """Mean over seeds of each seed's mean accuracy (loss for regression), and the half-width of its 95 % interval.
+
+    One evaluation a seed, of networks trained apart; Student's t over their means, which holds what training and,
+    where the seeds' tasks differ, tasks contribute. NaN half-width for a single seed, NaN where a seed has no
+    finite number. ValueError for no evaluation.
+
+    >>> of = lambda accuracy: Evaluation(torch.zeros(2), torch.full((2,), accuracy), "test", 0, 3, True)
+    >>> mean, half = over_seeds([of(0.50), of(0.52), of(0.54)])
+    >>> print(f"{mean:.3f} +- {half:.4f}")  # 4.303 standard errors at two degrees of freedom
+    0.520 +- 0.0497
+    """
+    if not evaluations:
+        raise ValueError("no evaluation given; pass one for each seed")
+    from scipy.stats import t  # slow to import
+
+    regression = all(bool(e.accuracies.isnan().all()) for e in evaluations)
+    judged = [(e.loss if regression else e.accuracy)[0] for e in evaluations]
+    means, count = torch.tensor(judged, dtype=torch.float64), len(judged)
+    half = float(t.ppf(0.975, count - 1) * means.std() / sqrt(count)) if count > 1 else float("nan")
+    return float(means.mean()), half
 
 
 def best_checkpoint(checkpoints: Iterable[Checkpoint]) -> Checkpoint:

@@ -9,7 +9,7 @@ import torch
 
 from hessian_tools import MLP, Conv4, TrainConfig, adapt, learners
 from hessian_tools.data import open_tasks
-from hessian_tools.train import Checkpoint, Evaluation, best_checkpoint, evaluate, task_loss
+from hessian_tools.train import Checkpoint, Evaluation, best_checkpoint, evaluate, over_seeds, task_loss
 
 TASKS = open_tasks("quickdraw", ways=3, shots=2, queries=4)
 CONFIG = TrainConfig(learner=learners.maml(2, 0.05), tasks=TASKS, network=partial(Conv4, 3, width=4))
@@ -67,6 +67,24 @@ def test_a_new_task_takes_the_evaluation_steps():
 def test_regression_is_told_by_its_loss():
     config = TrainConfig(learner=learners.maml(1, 0.01), tasks=open_tasks("sine-line"), network=partial(MLP, (1, 4, 1)))
     assert str(judged(config, transductive=True)).startswith("loss ")
+
+
+def of_seed(losses: list[float], accuracies: list[float]) -> Evaluation:
+    return Evaluation(torch.tensor(losses), torch.tensor(accuracies), "test", 0, 3, True)
+
+
+def test_over_seeds_the_interval_is_students_over_their_means():
+    mean, half = over_seeds([of_seed([9.0, 9.0], [0.4, 0.6]), of_seed([9.0, 9.0], [0.5, 0.7])])
+    assert mean == pytest.approx(0.55)
+    assert half == pytest.approx(12.7062 * 0.05, rel=1e-4)  # t at one degree of freedom x std / sqrt(2)
+    assert over_seeds([of_seed([1.0, 2.0], [nan, nan]), of_seed([3.0, 4.0], [nan, nan])])[0] == pytest.approx(2.5)
+    one, unknown = over_seeds([of_seed([9.0, 9.0], [0.4, 0.6])])
+    assert one == pytest.approx(0.5)
+    assert unknown != unknown
+    diverged = over_seeds([of_seed([1.0, 1.0], [0.4, 0.6]), of_seed([nan, nan], [nan, nan])])
+    assert diverged[0] != diverged[0]
+    with pytest.raises(ValueError, match="one for each seed"):
+        over_seeds([])
 
 
 def checkpoint(step: int, loss: float, accuracy: float) -> Checkpoint:
