@@ -21,7 +21,12 @@ PATIENCE = 90.0
 
 def begin(out: Path, *, workers: int) -> subprocess.Popen:
     command = [sys.executable, "-m", "analysis.cli", "study", "micro", "--out", str(out), "--workers", str(workers)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # Tests in the background of a script inherit that Ctrl-C is ignored, and so would the command.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def some_training(out: Path) -> bool:
