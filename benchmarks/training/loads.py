@@ -67,14 +67,14 @@ def _order(first_order: bool) -> str:
 LOADS = {
     "M1": _conv4(28, 1, shots=5, tasks=4),
     "M2": _conv4(28, 1, shots=5, tasks=4, first_order=True),
-    "M3": _conv4(84, 3, shots=1, tasks=1),
+    "M3": _conv4(84, 3, shots=1, tasks=2),
     "M7": _conv4(28, 1, shots=1, tasks=4),
     "M4": Load(
-        title="ResNet-12, 3x84x84, 5-way 1-shot, 3 queries a class, 1 task, 2 steps, second order",
+        title="ResNet-12, 3x84x84, 5-way 1-shot, 3 queries a class, 2 tasks, 2 steps, second order",
         network=lambda: ht.ResNet12(5),
         criterion=nn.CrossEntropyLoss,
         tasks=_images(1, 3),
-        num_tasks=1,
+        num_tasks=2,
         steps=2,
         step_size=0.01,
         input_shape=(3, 84, 84),

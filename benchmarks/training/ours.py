@@ -1,6 +1,17 @@
-"""hessian-tools: the outer step of ``meta_train``, from drawn episodes to the mean meta-gradient."""
+"""hessian-tools: the outer step of ``meta_train``, from drawn episodes to the mean meta-gradient.
 
-from dataclasses import dataclass
+With more than one thread given, convolutional networks take that many worker processes of one thread instead.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
 
 import hessian_tools as ht
 from benchmarks.problem import Answer, Job
@@ -10,6 +21,7 @@ from hessian_tools.meta.learners import maml
 from hessian_tools.meta.shot import Shot
 from hessian_tools.train import TrainConfig
 from hessian_tools.train.outer import accumulate_gradient, is_batched
+from hessian_tools.train.workers import Workers
 
 
 @dataclass(frozen=True)
@@ -41,12 +53,15 @@ def outer_step(problem: TrainingProblem, shot: Shot | None) -> Job:
     config = TrainConfig(
         maml(load.steps, load.step_size, first_order=load.first_order),
         given,
-        lambda: problem.model,
+        partial(_itself, problem.model),
         shot=shot,
         meta_batch=len(given.episodes),
         device=str(theta.device),
     )
     theta.requires_grad_()
+    processes = min(torch.get_num_threads(), config.meta_batch)
+    if processes > 1 and not is_batched(config, problem.model):
+        return Job(_by_workers(replace(config, workers=processes), loss, theta), f"{processes} worker processes")
 
     def run() -> Answer:
         theta.grad = None
@@ -55,3 +70,27 @@ def outer_step(problem: TrainingProblem, shot: Shot | None) -> Job:
         return Answer(0, sampled(theta.grad))
 
     return Job(run, "all tasks at once" if is_batched(config, problem.model) else "task by task")
+
+
+def _itself(model: torch.nn.Module) -> torch.nn.Module:
+    return model
+
+
+def _by_workers(config: TrainConfig, loss: ht.Loss, theta: Tensor) -> Callable[[], Answer]:
+    workers = Workers(config, loss, theta)
+
+    def run() -> Answer:
+        theta.grad = None
+        cpu, wall = _cpu_seconds(workers.pids), time.perf_counter()
+        workers.accumulate_gradient(theta, 0)
+        seconds = time.perf_counter() - wall, _cpu_seconds(workers.pids) - cpu
+        assert theta.grad is not None
+        return Answer(0, sampled(theta.grad), seconds=seconds)
+
+    return run
+
+
+def _cpu_seconds(pids: list[int]) -> float:
+    """Of this process and of the workers, which still run: the processor's own count knows only ended children."""
+    stats = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids]
+    return time.process_time() + sum(int(s[11]) + int(s[12]) for s in stats) / os.sysconf("SC_CLK_TCK")

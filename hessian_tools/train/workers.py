@@ -65,6 +65,11 @@ class Workers:
             theta.grad = gradient.clone() if theta.grad is None else theta.grad.add_(gradient)
         return [Aux(*row) for row in self._aux.clone()]
 
+    @property
+    def pids(self) -> list[int]:
+        """Of the processes."""
+        return [process.pid for process in self._processes]
+
     def close(self) -> None:
         """End the workers and wait for them."""
         for pipe in self._pipes:

@@ -42,8 +42,8 @@ def test_a_sample_keeps_the_size_of_an_error():
 
 def test_enlarged_pictures_are_what_the_network_takes(tmp_path: Path):
     problem = loads.load("M3", loads.save("M3", tmp_path))
-    assert problem.support[0].shape == (1, 5, 3, 84, 84)
-    assert problem.query[0].shape == (1, 75, 3, 84, 84)
+    assert problem.support[0].shape == (2, 5, 3, 84, 84)
+    assert problem.query[0].shape == (2, 75, 3, 84, 84)
 
 
 def test_a_meta_gradient_counts_no_products():
