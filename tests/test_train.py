@@ -12,7 +12,8 @@ from hessian_tools.data import open_tasks
 from hessian_tools.nets import MLP
 from hessian_tools.runs import checkpoints, metrics
 from hessian_tools.runs.manifest import ForeignRunError, claim_folder
-from hessian_tools.train import diverged_at, evaluate, logarithmic_schedule, task_loss
+from hessian_tools.train import diverged_at, evaluate, logarithmic_schedule, loop, task_loss
+from hessian_tools.train.outer import accumulate_gradient
 
 IMAGES = TrainConfig(
     learner=learners.maml(2, 0.1),
@@ -122,6 +123,17 @@ def test_a_run_that_diverges_is_recorded_and_stops(tmp_path):
     assert diverged_at(tmp_path) == 1
     assert not checkpoints.checkpoint_path(tmp_path, 3).exists()
     assert diverged_at(tmp_path / "elsewhere") is None
+
+
+def test_an_infinite_loss_is_divergence_though_its_gradient_is_finite(tmp_path, monkeypatch):
+    def overflowing(state, config):
+        state.theta.grad = torch.zeros_like(state.theta)
+        seen = accumulate_gradient(config, state.loss, state.theta, state.meta_step)
+        return [replace(aux, query_loss=torch.tensor(torch.inf)) for aux in seen]
+
+    monkeypatch.setattr(loop, "_gradient", overflowing)
+    assert [c.diverged for c in meta_train(replace(IMAGES, folder=tmp_path))] == [False, True]
+    assert diverged_at(tmp_path) == 1
 
 
 def test_training_learns_the_regression_tasks():

@@ -12,13 +12,13 @@ from hessian_tools.meta.shot import Shot
 class ShotConfig(Strict):
     """SHOT's penalty; see hessian_tools.Shot."""
 
-    weight: float = 0.1
-    target_steps: Positive | None = 1
-    reference_steps: Positive | None = None
-    distance: str = "kl_reference_target"
-    detach_reference: Flag = True
-    schedule: str = "constant"
-    schedule_steps: Positive | None = None
+    weight: float = Shot.weight
+    target_steps: Positive | None = Shot.target_steps
+    reference_steps: Positive | None = Shot.reference_steps
+    distance: str = Shot.distance
+    detach_reference: Flag = Shot.detach_reference
+    schedule: str = Shot.schedule
+    schedule_steps: Positive | None = Shot.schedule_steps
 
     @model_validator(mode="after")
     def _the_library_takes_it(self) -> "ShotConfig":

@@ -49,7 +49,8 @@ def outer_step(problem: TrainingProblem, shot: Shot | None) -> Job:
     theta, layout = ht.flatten(problem.model)
     loss = ht.make_loss(problem.model, problem.criterion, layout)
     regression = problem.query[1].is_floating_point()
-    given = Given(problem.episodes, "regression" if regression else "classification", load.input_shape, 5)
+    kind, outputs = ("regression", 1) if regression else ("classification", 5)
+    given = Given(problem.episodes, kind, load.input_shape, outputs)
     config = TrainConfig(
         maml(load.steps, load.step_size, first_order=load.first_order),
         given,

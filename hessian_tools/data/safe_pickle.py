@@ -121,8 +121,10 @@ def _admitted(module: str, name: str) -> Any:
     if module == "numpy":  # never NumPy's own: called, they make arrays of pointers out of a pickle's bytes
         return {"ndarray": "numpy.ndarray", "dtype": lambda text, *_: _EntryType(text)}.get(name)
     if module in ARRAY_MODULES:
-        empty = lambda *_: np.ndarray.__new__(_Array, (0,), np.int8)  # noqa: E731
-        return {"_reconstruct": empty, "scalar": lambda dtype, *value: SCALAR(dtype.built(), *value)}.get(name)
+        return {
+            "_reconstruct": lambda *_: np.ndarray.__new__(_Array, (0,), np.int8),
+            "scalar": lambda dtype, *value: SCALAR(dtype.built(), *value),
+        }.get(name)
     if module in FROM_BUFFER_MODULES and name == "_frombuffer":
         return _from_bytes()
     if (module, name) == ("_codecs", "encode"):  # how protocol 2 writes bytes

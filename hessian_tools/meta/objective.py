@@ -1,5 +1,6 @@
 """The outer objective of one task: what a learner's meta-training descends, plus SHOT's penalty."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,23 +104,31 @@ def shot_distance(
     own_outputs: those on the query inputs ``x`` after ``path``. project: what the reference passes.
     """
 
-    def end(steps: int) -> Tensor:
-        if steps == learner.steps:
-            return path.adapted
+    def another(steps: int) -> Path:
+        first = path.gradients[0]
         return learner_path(
-            learner,
-            loss,
-            theta,
-            support,
-            steps=steps,
-            first_gradient=path.gradients[0],
-            checkpointing=checkpointing,
-        ).adapted
+            learner, loss, theta, support, steps=steps, first_gradient=first, checkpointing=checkpointing
+        )
+
+    def outputs(end: Tensor) -> Tensor:
+        return own_outputs if end is path.adapted else loss.outputs(end, x)
+
+    return _distance_along(shot, learner, path, another, outputs, project)
+
+
+def _distance_along(
+    shot: Shot,
+    learner: Learner,
+    path: Path,
+    another: Callable[[int], Path],
+    outputs: Callable[[Tensor], Tensor],
+    project: Projector = unchanged,
+) -> Float[Tensor, ""]:
+    """Between the ends of two loops, or what they put out; one of the learner's own number of steps is ``path``."""
 
     def compared(steps: int) -> Tensor:
-        if shot.distance == L2:
-            return end(steps)
-        return own_outputs if steps == learner.steps else loss.outputs(end(steps), x)
+        end = path.adapted if steps == learner.steps else another(steps).adapted
+        return end if shot.distance == L2 else outputs(end)
 
     moved = path.gradients[0].vector.numel()
     return distance_after(shot, compared, steps=learner.steps, moved=moved, project=project)
@@ -228,24 +237,14 @@ def _latent_distance(
 ) -> Tensor:
     """Between the codes (L2), or the outputs decoded from them before any fine-tuning."""
 
-    def compared(steps: int) -> Tensor:
-        if steps == learner.steps:
-            code = path.adapted
-        else:
-            code = leo.code_path(
-                learner,
-                loss,
-                theta,
-                task,
-                steps=steps,
-                first_gradient=path.gradients[0],
-                checkpointing=checkpointing,
-            ).adapted
-        if shot.distance == L2:
-            return code
+    def another(steps: int) -> Path:
+        first = path.gradients[0]
+        return leo.code_path(learner, loss, theta, task, steps=steps, first_gradient=first, checkpointing=checkpointing)
+
+    def outputs(code: Tensor) -> Tensor:
         return loss.outputs(leo.with_weights(loss, theta, task.weights(code).flatten()), x)
 
-    return distance_after(shot, compared, steps=learner.steps, moved=path.adapted.numel())
+    return _distance_along(shot, learner, path, another, outputs)
 
 
 def _class_loss(loss: Loss, theta: Tensor, examples: Batch) -> tuple[Tensor, Aux]:

@@ -32,6 +32,24 @@ def test_ours_and_the_plain_loop_find_the_same_meta_gradient(problem: TrainingPr
     assert error(ROW, sampled(plain.meta_gradient(other)).tolist(), true.tolist()) > 1e-4
 
 
+def test_with_two_threads_worker_processes_find_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    problem = loads.load("M7", loads.save("M7", tmp_path)).first(2)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        alone = ours.build(problem, "meta-gradient").run()
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+        job = ours.build(problem, "meta-gradient")
+        shared = job.run()
+    finally:
+        torch.set_num_threads(threads)
+    assert job.note == "2 worker processes"
+    assert torch.equal(shared.values, alone.values)
+    wall, processor = shared.seconds
+    assert wall > 0
+    assert processor > 0
+
+
 def test_a_sample_keeps_the_size_of_an_error():
     gradient, mistake = torch.randn(2, 50_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     true, wrong = sampled(gradient), sampled(gradient + 0.01 * mistake)

@@ -8,23 +8,13 @@ import pyhessian
 import pytest
 import torch
 from cases import randn, seeded, squared_error, without_type_checks
-from pyhessian_witness import CRITERION, Batch, exact, images, network, theirs
+from pyhessian_witness import CRITERION, Batch, exact, theirs
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import hessian_tools as ht
 from hessian_tools.compat.pyhessian import hessian
 from hessian_tools.loss import HiddenStateError
-
-
-@pytest.fixture
-def model() -> nn.Module:
-    return seeded(network)
-
-
-@pytest.fixture
-def data() -> Batch:
-    return images()
 
 
 def test_eigenvalues_agree_within_its_tolerance(model: nn.Module, data: Batch) -> None:

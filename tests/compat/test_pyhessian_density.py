@@ -5,22 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from cases import seeded
-from pyhessian_witness import CRITERION, Batch, exact, images, network, theirs
+from pyhessian_witness import CRITERION, Batch, exact, theirs
 from torch import Tensor, nn
 
 import hessian_tools as ht
 from hessian_tools.compat.pyhessian import hessian
-
-
-@pytest.fixture
-def model() -> nn.Module:
-    return seeded(network)
-
-
-@pytest.fixture
-def data() -> Batch:
-    return images()
 
 
 def test_density_works_where_the_release_fails(model: nn.Module, data: Batch) -> None:
