@@ -1,6 +1,7 @@
 """A study killed anywhere and started again ends with the numbers of an undisturbed one."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -91,10 +92,14 @@ def test_ctrl_c_is_answered_in_a_line_and_the_same_command_goes_on(tmp_path: Pat
     assert_same(out, micro_study)
 
 
-def test_a_complete_study_is_not_done_again(micro_study: Path) -> None:
-    written = {path: path.stat().st_mtime_ns for path in micro_study.glob("runs/*/checkpoints/*")}
-    chunks = {path: path.stat().st_mtime_ns for path in micro_study.glob("runs/*/*.zarr/rho/c/**/*")}
-    process = begin(micro_study, workers=0)
+def test_a_complete_study_is_not_done_again(tmp_path: Path, micro_study: Path) -> None:
+    out = tmp_path / "study"
+    shutil.copytree(micro_study, out)
+    written = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/checkpoints/*")}
+    chunks = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/*.zarr/rho/c/**/*")}
+    assert written
+    assert chunks
+    process = begin(out, workers=0)
     process.communicate(timeout=PATIENCE)
     assert process.returncode == 0
     assert written == {path: path.stat().st_mtime_ns for path in written}
