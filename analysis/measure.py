@@ -25,6 +25,7 @@ from hessian_tools.flat import flatten
 from hessian_tools.loss import Loss, cast_like
 from hessian_tools.meta.recording import record
 from hessian_tools.nets import normalised_weights, seeded
+from hessian_tools.precision import full_precision
 from hessian_tools.runs.checkpoints import checkpoint_path, load_theta
 from hessian_tools.train import diverged_at, evaluate, task_loss
 from hessian_tools.trajectory import SaveAt, Trajectory, stack
@@ -138,6 +139,7 @@ def chunk_tasks(config: StudyConfig) -> int:
     return plan.block if plan.full_tasks % plan.block == 0 else 1
 
 
+@full_precision
 def measure_unit(unit: Unit, emit: Emit) -> None:
     """Do one unit, unless it is on disk already."""
     at = setting.checkpoints(unit.config, unit.learner).index(unit.checkpoint)

@@ -32,7 +32,7 @@ class Place:
         return ht.gauss_newton(self.loss, self.thetas, self.batch)
 
     def drawn(self, *shape: int) -> Tensor:
-        return randn(*shape, path=f"drawn/{shape}").to(self.thetas.device)
+        return randn(*shape, path=f"drawn/{shape}").to(self.thetas)
 
 
 def place(case: Any, device: torch.device | str) -> Place:
@@ -89,7 +89,7 @@ def exhausted(here: Place) -> Operator:
 
 
 def on_probes(here: Place) -> Tensor:
-    return rademacher(here.thetas.shape[-1], 4).to(here.thetas.device)
+    return rademacher(here.thetas.shape[-1], 4).to(here.thetas)
 
 
 def along_gradient(here: Place) -> Any:

@@ -9,11 +9,13 @@ from hessian_tools.meta.inner import Gradient, Path, learner_path, support_gradi
 from hessian_tools.meta.learners import Learner
 from hessian_tools.meta.objective import accuracy, refuse_plain_function
 from hessian_tools.meta.parameters import network_parameters
+from hessian_tools.precision import full_precision
 from hessian_tools.trajectory import SaveAt, Trajectory
 
 _NUMBERS_ONLY = SaveAt()
 
 
+@full_precision
 def record(
     learner: Learner,
     loss: Loss,

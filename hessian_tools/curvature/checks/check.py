@@ -24,6 +24,7 @@ from hessian_tools.curvature.matrices.terms import leaves, magnitude, rebuilt, t
 from hessian_tools.curvature.products.points import Points
 from hessian_tools.curvature.products.ragged import RaggedPoints
 from hessian_tools.loss import HiddenStateError, Loss, cast_like, make_loss, random_states, same_tensors
+from hessian_tools.precision import full_precision
 from hessian_tools.rng import stream
 
 # Differences due to rounding alone stay below this many eps, in units of |Hv|.
@@ -72,6 +73,7 @@ class Check:
         return "\n".join(f"{marks[f.passed]:5} {f.name}: {f.sentence}" for f in self.findings)
 
 
+@full_precision
 def check_operator(H: Operator, *, num_probes: int = 2, max_points: int = 3, seed: int = 0) -> Check:
     """Six checks of H along random directions, at up to max_points points, each with a sentence.
 

@@ -15,6 +15,7 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
 from hessian_tools.curvature.matrices.interface import Operator
+from hessian_tools.precision import full_precision
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,12 @@ class AdaptationJacobian:
         product = self.products(V.expand(len(self.step_sizes), *V.shape[-2:]))
         return product[0] if self.single and V.ndim == 2 else product
 
+    @full_precision
     def mv(self, v: Float[Tensor, "*task param"]) -> Float[Tensor, "*task param"]:
         """J v, one vector a task: v [task, param], or [param] for the same at every task."""
         return (self @ v[..., None])[..., 0]
 
+    @full_precision
     def rmv(self, v: Float[Tensor, "*task param"]) -> Float[Tensor, "*task param"]:
         """J'v, one vector a task."""
         return self.T.mv(v)
@@ -109,6 +112,7 @@ class AdaptationJacobian:
         factors = tuple(factor.select(tasks) for factor in self.factors)
         return AdaptationJacobian(factors, self.step_sizes[tasks.to(self.device)], False, self.transposed)
 
+    @full_precision
     def products(self, V: Float[Tensor, "task param probe"]) -> Float[Tensor, "task param probe"]:
         """Each task's J (J' where transposed) times its columns."""
         steps = zip(self.factors, self.step_sizes.unbind(1), strict=True)
@@ -162,6 +166,7 @@ class AdaptationGram(Operator):
         """As many tasks as fit where every step keeps what its products need."""
         return max(1, min(H.at_once for H in self.jacobian.factors) // self.jacobian.steps)
 
+    @full_precision
     def products(self, V: Float[Tensor, "task param probe"]) -> Float[Tensor, "task param probe"]:
         """J'(J V)."""
         return self.jacobian.T.products(self.jacobian.products(V))

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hessian_tools.flat import ParamLayout
+from hessian_tools.precision import full_precision
 
 # Lee 2023, Eq. 3: a step -alpha g is effective if the integral over t in [0, 1] of |g|^2 - alpha t g'Hg is positive.
 # The integral is |g|^2 - (alpha/2) g'Hg = |g|^2 (1 - alpha rho / 2), with rho = g'Hg / g'g;
@@ -24,6 +25,7 @@ class AlongGradient:
     grad_norm: Float[Tensor, "*point"]
 
 
+@full_precision
 def along(g: Float[Tensor, "*point param"], hg: Float[Tensor, "*point param"]) -> AlongGradient:
     """Curvature along the gradient, from g and the product Hg.
 
@@ -37,6 +39,7 @@ def along(g: Float[Tensor, "*point param"], hg: Float[Tensor, "*point param"]) -
     return AlongGradient((g * hg).sum(-1) / norm**2, hg.norm(dim=-1) / norm, norm)
 
 
+@full_precision
 def cos_displacement(
     gradients: Float[Tensor, "*point step param"], displacement: Float[Tensor, "*point param"]
 ) -> Float[Tensor, "*point step"]:
@@ -77,6 +80,7 @@ def cosine_null(steps: int) -> tuple[float, float]:
     return 1 / steps, steps**-0.5
 
 
+@full_precision
 def filter_scale(
     layout: ParamLayout, theta: Float[Tensor, "*point param"], normalised: Iterable[str]
 ) -> Float[Tensor, "*point param"]:
@@ -99,6 +103,7 @@ def filter_scale(
     return torch.cat(pieces, dim=-1)
 
 
+@full_precision
 def rho_normalised(
     d: Float[Tensor, "*point param"], g: Float[Tensor, "*point param"], h_d2g: Float[Tensor, "*point param"]
 ) -> Float[Tensor, "*point"]:
@@ -114,6 +119,7 @@ def rho_normalised(
     return (d**2 * g * h_d2g).sum(-1) / ((d * g) ** 2).sum(-1)
 
 
+@full_precision
 def product_asymmetry(
     hg: Float[Tensor, "*point param"],
     g: Float[Tensor, "*point param"],
@@ -149,6 +155,7 @@ def rounding_error(hg_ratio: Float[Tensor, "*point"], asymmetry: Float[Tensor, "
     return asymmetry + 8 * torch.finfo(hg_ratio.dtype).eps * hg_ratio
 
 
+@full_precision
 def small_step_difference(
     hg: Float[Tensor, "*point param"], *, tau: float, target_steps: int, reference_steps: int
 ) -> Float[Tensor, "*point param"]:

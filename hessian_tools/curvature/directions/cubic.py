@@ -13,6 +13,7 @@ from hessian_tools.curvature.products.entry import points_of
 from hessian_tools.curvature.products.points import Batching, Points, Weights, slices
 from hessian_tools.curvature.products.ragged import RaggedPoints
 from hessian_tools.loss import Batch, LossFunction
+from hessian_tools.precision import full_precision
 from hessian_tools.primitives import PrimitiveNormalisation
 
 # What one point holds at once, in products: derivatives of third order carry twice the tangents.
@@ -49,6 +50,7 @@ class Expansion:
         return torch.stack(terms[:order]).sum(0)
 
 
+@full_precision
 def cubic_term(
     loss: LossFunction,
     thetas: Float[Tensor, "*point param"],

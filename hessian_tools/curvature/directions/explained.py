@@ -11,6 +11,7 @@ from hessian_tools.curvature.directions.subspace import cut_error, subspace_erro
 from hessian_tools.curvature.eigenpairs.gram import GramSpectrum
 from hessian_tools.curvature.eigenpairs.pairs import EigenPairs
 from hessian_tools.curvature.eigenpairs.wanted import Which
+from hessian_tools.precision import full_precision
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Explained:
     overlap_error: Float[Tensor, "*point k"]
 
 
+@full_precision
 def explained_by_gauss_newton(pairs: EigenPairs, spectrum: GramSpectrum, *, which: Which = "LM") -> Explained:
     """The Hessian's eigenpairs against the Gauss-Newton spectrum at the same points; no further product.
 

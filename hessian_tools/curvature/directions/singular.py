@@ -8,6 +8,7 @@ from torch import Tensor
 
 from hessian_tools.curvature.directions.adaptation import AdaptationJacobian
 from hessian_tools.curvature.eigenpairs.pairs import top_eigenpairs
+from hessian_tools.precision import full_precision
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class SingularValues:
         return _error(self.left_residuals, self.right_residuals)
 
 
+@full_precision
 def singular_values(
     J: AdaptationJacobian,
     *,

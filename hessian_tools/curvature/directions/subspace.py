@@ -8,8 +8,10 @@ from torch import Tensor
 
 from hessian_tools.curvature.eigenpairs.pairs import EigenPairs
 from hessian_tools.curvature.eigenpairs.wanted import Which
+from hessian_tools.precision import full_precision
 
 
+@full_precision
 def gradient_share(
     vectors: Float[Tensor, "*point param k"], g: Float[Tensor, "*point param"]
 ) -> Float[Tensor, "*point k"]:
@@ -27,6 +29,7 @@ def gradient_share(
     return parts.cumsum(-1) / (g**2).sum(-1, keepdim=True)
 
 
+@full_precision
 def subspace_overlap(
     U: Float[Tensor, "*#point param k"], V: Float[Tensor, "*#point param l"]
 ) -> Float[Tensor, "*point"]:
@@ -45,6 +48,7 @@ def subspace_overlap(
     return ((U.mT @ V) ** 2).sum((-2, -1)) / min(U.shape[-1], V.shape[-1])
 
 
+@full_precision
 def principal_angles(
     U: Float[Tensor, "*#point param k"], V: Float[Tensor, "*#point param l"]
 ) -> Float[Tensor, "*point _"]:
@@ -64,6 +68,7 @@ def principal_angles(
     return torch.where(cosines**2 < 0.5, cosines.acos(), sines.asin())
 
 
+@full_precision
 def step_overlaps(vectors: Float[Tensor, "*task step param k"]) -> Float[Tensor, "*task step_i step_j"]:
     """The overlap of the eigenspaces at every two steps of a trajectory; 1 on the diagonal.
 

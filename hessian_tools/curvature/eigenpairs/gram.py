@@ -18,6 +18,7 @@ from hessian_tools.curvature.products.pieces import slices
 from hessian_tools.curvature.products.points import Batching, Points, Weights
 from hessian_tools.curvature.products.ragged import RaggedPoints
 from hessian_tools.loss import Batch, Loss
+from hessian_tools.precision import full_precision
 
 # J, FJ and what the singular value decomposition adds: copies of J held at once.
 COPIES = 6
@@ -65,6 +66,7 @@ class GramSpectrum:
         return (self.values / (self.values + ridge)).sum(-1)
 
 
+@full_precision
 def gauss_newton_spectrum(
     loss: Loss,
     thetas: Float[Tensor, "*point param"],

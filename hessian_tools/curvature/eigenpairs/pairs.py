@@ -17,6 +17,7 @@ from hessian_tools.curvature.eigenpairs.wanted import Wanted, Which
 from hessian_tools.curvature.html import eigenvalues_html
 from hessian_tools.curvature.matrices.interface import Operator
 from hessian_tools.curvature.products.memory import MEMORY_BUDGET
+from hessian_tools.precision import full_precision
 
 Method = Literal["auto", "lanczos", "exact"]
 
@@ -62,6 +63,7 @@ class Extremes:
     smallest: EigenPairs
 
 
+@full_precision
 def top_eigenpairs(
     H: Operator,
     *,
@@ -105,6 +107,7 @@ def top_eigenpairs(
     return _run(H, wishes, plan, vectors=vectors, progress=progress)[0]
 
 
+@full_precision
 def extremal_eigenpairs(
     H: Operator,
     *,

@@ -16,6 +16,7 @@ from hessian_tools.curvature.matrices.interface import Operator
 from hessian_tools.curvature.matrices.parts import row_products
 from hessian_tools.curvature.products.memory import MEMORY_BUDGET
 from hessian_tools.curvature.progress import Progress
+from hessian_tools.precision import full_precision
 from hessian_tools.rng import stream
 
 Method = Literal["auto", "dense", "range finder"]
@@ -57,6 +58,7 @@ class Spectrum:
         return self.values.norm(dim=-1)
 
 
+@full_precision
 def spectrum(
     H: Operator,
     *,

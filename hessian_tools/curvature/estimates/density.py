@@ -21,6 +21,7 @@ from hessian_tools.curvature.estimates.trace import checked, rademacher
 from hessian_tools.curvature.html import density_html
 from hessian_tools.curvature.matrices.interface import Operator
 from hessian_tools.curvature.progress import Count, Progress
+from hessian_tools.precision import full_precision
 from hessian_tools.rng import PathPart
 
 # Grids have this many values, or more where a width needs it: GRID_PER_WIDTH values each, up to MOST_GRID.
@@ -89,6 +90,7 @@ class Density:
         return known & ~_has_neighbour(self.nodes, seen, width)
 
 
+@full_precision
 def spectral_density(
     H: Operator,
     *,

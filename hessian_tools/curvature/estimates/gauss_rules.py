@@ -15,6 +15,7 @@ from hessian_tools.curvature.matrices.interface import Operator
 from hessian_tools.curvature.matrices.parts import part_by_part
 from hessian_tools.curvature.products.memory import MEMORY_BUDGET
 from hessian_tools.curvature.progress import Count, Progress
+from hessian_tools.precision import full_precision
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class GaussRule:
     residuals: Float[Tensor, "*point node"]
 
 
+@full_precision
 def quadrature(
     H: Operator, probes: Tensor, *, num_matvecs: int, seed: int = 0
 ) -> tuple[Float[Tensor, "*point probe node"], Float[Tensor, "*point probe node"]]:

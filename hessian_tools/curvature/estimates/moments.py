@@ -20,6 +20,7 @@ from hessian_tools.curvature.estimates.trace import (
 from hessian_tools.curvature.matrices.interface import Operator
 from hessian_tools.curvature.matrices.parts import part_by_part
 from hessian_tools.curvature.progress import Count, Progress, silent
+from hessian_tools.precision import full_precision
 from hessian_tools.rng import PathPart
 
 
@@ -45,6 +46,7 @@ class Moments:
     diagonal: Diagonal
 
 
+@full_precision
 def moments(
     H: Operator,
     *,
@@ -84,6 +86,7 @@ def moments(
     return Moments(trace, estimate_of(squares), _diagonal(mean, stderr, trace.num_matvecs))
 
 
+@full_precision
 def frobenius_squared(
     H: Operator,
     *,
@@ -103,6 +106,7 @@ def frobenius_squared(
     return moments(H, num_probes=num_probes, seed=seed, path=path, probes=probes, progress=progress).frobenius_squared
 
 
+@full_precision
 def diagonal(
     H: Operator,
     *,

@@ -16,6 +16,7 @@ from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from hessian_tools.loss import Batch, Loss
+from hessian_tools.precision import full_precision
 
 _ATEN = torch.ops.aten
 
@@ -78,6 +79,7 @@ _NORMALISED = {_ATEN._native_batch_norm_legit_no_training.default: None, _ATEN.n
 Depends = frozenset[int]
 
 
+@full_precision
 def is_multiaffine(loss: Loss, theta: Float[Tensor, " param"], batch: Batch) -> bool:
     """Whether the outputs are piecewise affine in each parameter tensor alone; False wherever that is not certain.
 

@@ -15,6 +15,7 @@ from hessian_tools.curvature.html import estimate_html
 from hessian_tools.curvature.matrices.interface import Operator
 from hessian_tools.curvature.matrices.parts import part_by_part
 from hessian_tools.curvature.progress import Count, Progress, silent
+from hessian_tools.precision import full_precision
 from hessian_tools.rng import PathPart, stream
 
 Method = Literal["auto", "probes", "exact"]
@@ -81,6 +82,7 @@ def rademacher(
     return torch.stack(columns, dim=-1) if columns else torch.empty(num_params, 0, dtype=torch.int8)
 
 
+@full_precision
 def trace(
     H: Operator,
     *,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hessian_tools.curvature.matrices.interface import Operator
 from hessian_tools.flat import ParamLayout
+from hessian_tools.precision import full_precision
 
 
 class Derived(Operator):
@@ -98,6 +99,7 @@ class Compression(Derived):
     def lower(self, W: Float[Tensor, "point param probe"]) -> Float[Tensor, "point row probe"]:
         """P'W."""
 
+    @full_precision
     def products(self, V: Float[Tensor, "point row probe"]) -> Float[Tensor, "point row probe"]:
         """P'(A(PV))."""
         return self.lower(self.whole.products(self.lift(V)))
@@ -194,6 +196,7 @@ def blocks(whole: Operator) -> dict[str, Block]:
     return {module: _block(whole, layout, tuple(names)) for module, names in modules.items()}
 
 
+@full_precision
 def restriction(whole: Operator, Q: Float[Tensor, "..."]) -> Restriction:
     """The checked restriction to the span of orthonormal columns."""
     fits = Q.ndim == 2 or (Q.ndim == 3 and Q.shape[0] == whole.num_points)

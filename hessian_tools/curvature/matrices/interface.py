@@ -13,6 +13,7 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
 from hessian_tools.flat import ParamLayout
+from hessian_tools.precision import full_precision
 
 if TYPE_CHECKING:
     from hessian_tools.curvature.matrices.algebra import Block, Combination, Restriction
@@ -87,6 +88,7 @@ class Operator(ABC):
         points = () if self.num_points is None else (self.num_points,)
         return (*points, self.num_params, self.num_params)
 
+    @full_precision
     def __matmul__(self, V: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """``torch.matmul(self.to_dense(), V)`` for V [param], [..., param, probe]; ValueError if it does not fit."""
         self._check(V)
@@ -106,6 +108,7 @@ class Operator(ABC):
         """One vector a point: v [point, param], or [param] for a single point or the same v at every point."""
         return (self @ v[..., None])[..., 0]
 
+    @full_precision
     def to_dense(self) -> Float[Tensor, "*point param param"]:
         """The matrix itself, from num_params products a point; as computed, not symmetrised."""
         from hessian_tools.curvature.matrices.parts import row_products

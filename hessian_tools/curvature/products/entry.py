@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -83,8 +84,10 @@ def _check_ragged(batches: list[Any], thetas: Tensor, shared: bool) -> None:
 def _check_thetas(loss: LossFunction, thetas: Tensor) -> None:
     if not isinstance(thetas, Tensor):
         raise ValueError(f"thetas is a {type(thetas).__name__}; give a tensor [param] or [point, param]")
-    if not thetas.is_floating_point():
-        raise ValueError(f"thetas has dtype {thetas.dtype}, which has no derivative; give float32 or float64")
+    if thetas.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"thetas has dtype {thetas.dtype}, in which second derivatives mean little; give float32 or float64"
+        )
     if thetas.ndim not in (1, 2) or thetas.numel() == 0:
         raise ValueError(f"thetas has shape {tuple(thetas.shape)}; give [param] or [point, param], neither empty")
     if isinstance(loss, Loss) and thetas.shape[-1] != loss.layout.numel:

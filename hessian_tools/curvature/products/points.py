@@ -30,6 +30,7 @@ from hessian_tools.curvature.products.pieces import as_slice, at_point, map_tens
 from hessian_tools.curvature.products.routes import Route, worth_keeping, worth_tracing
 from hessian_tools.curvature.products.traced import traced_product
 from hessian_tools.loss import Batch, Loss, LossFunction
+from hessian_tools.precision import full_precision
 
 Batching = Literal["vmap", "loop"]
 Weights = Literal["size"] | Sequence[float | int]
@@ -80,6 +81,7 @@ class Points:
         """How products have been done so far: "direct", "kept" or "traced"."""
         return next(iter(self._routes.values()), "direct")
 
+    @full_precision
     def at_once(self, matrix_at: LinearMap = hessian_at) -> int:
         """How many points results should be asked for together, within ``max_memory``."""
         vectors = VECTORS_OF_A_POINT * self.thetas.shape[1] * self.thetas.element_size()
@@ -87,6 +89,7 @@ class Points:
         most = most if self.route == "direct" else min(most, self._fitting(self.route, matrix_at))
         return max(1, most >> self.room.refusals)
 
+    @full_precision
     def gradients(self) -> Float[Tensor, "point param"]:
         """The gradient at every point."""
 
@@ -95,6 +98,7 @@ class Points:
 
         return self._in_pieces(piece, self.chunk)
 
+    @full_precision
     def products(
         self, V: Float[Tensor, "point param probe"], matrix_at: LinearMap = hessian_at
     ) -> Float[Tensor, "point param probe"]:
@@ -129,6 +133,7 @@ class Points:
             return self.most
         return products_at_once(self.forward, self.room.budget(self.thetas.device))
 
+    @full_precision
     def each(self, rows: slice, function: Callable[..., Any], *rest: Tensor) -> list[Any]:
         """``function(theta, batch, *rest)`` at some points, stacked: one result for each of the batches."""
         thetas = own_memory(self.thetas[rows])

@@ -1,0 +1,80 @@
+"""Full precision for derivatives of second order, whatever the process has been set to.
+
+Curvature is off by 5 to 20 % where convolutions or matrix products run in TF32 or bfloat16, and no residual shows it:
+that says how well a pair belongs to the operator as computed. TF32 is torch's default for convolutions on CUDA, and a
+script may have asked for less than float32 by ``torch.autocast`` or ``torch.set_float32_matmul_precision``.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# Objects with an attribute that tells torch how to do float32 products; before torch 2.9 there were two.
+Switch = tuple[Any, str]
+BACKENDS: Any = torch.backends
+ON_CPU: tuple[Switch, ...] = ()
+ON_CUDA: tuple[Switch, ...] = ((BACKENDS.cudnn, "allow_tf32"), (BACKENDS.cuda.matmul, "allow_tf32"))
+if torch.__version__ >= "2.9":
+    ON_CPU = tuple((owner, "fp32_precision") for owner in (BACKENDS.mkldnn.conv, BACKENDS.mkldnn.matmul))
+    ON_CUDA = tuple(
+        (owner, "fp32_precision") for owner in (BACKENDS.cudnn.conv, BACKENDS.cuda.matmul, BACKENDS.cudnn.rnn)
+    )
+# What they say where float32 is float32.
+FULL = ("ieee", "none", False)
+
+_here = threading.local()
+
+
+def full_precision(function: Callable[P, R]) -> Callable[P, R]:
+    """The function with autocast off and float32 products done in float32; every switch is put back as it was found.
+
+    But for autocast they are switches of the process: another thread at work meanwhile has full precision too.
+    """
+
+    @wraps(function)
+    def called(*args: P.args, **kwargs: P.kwargs) -> R:
+        if getattr(_here, "full", False):
+            return function(*args, **kwargs)
+        devices, switches = (("cpu", "cuda"), ON_CPU + ON_CUDA) if torch.cuda.is_initialized() else (("cpu",), ON_CPU)
+        autocast = [device for device in devices if torch.is_autocast_enabled(device)]
+        lowered = [switch for switch in switches if getattr(*switch) not in FULL]
+        _here.full = True
+        try:
+            if not autocast and not lowered:  # as nearly always on a CPU
+                return function(*args, **kwargs)
+            with _raised(autocast, lowered):
+                return function(*args, **kwargs)
+        finally:
+            _here.full = False
+
+    return called
+
+
+@contextmanager
+def _raised(autocast: list[str], lowered: list[Switch]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for device in autocast:
+            stack.enter_context(torch.autocast(device, enabled=False))
+        for owner, name in lowered:
+            stack.enter_context(_switched(owner, name))
+        yield
+
+
+@contextmanager
+def _switched(owner: Any, name: str) -> Iterator[None]:
+    before = getattr(owner, name)
+    setattr(owner, name, False if before is True else "ieee")
+    try:
+        yield
+    finally:
+        if before is not True:
+            setattr(owner, name, "none")  # what the general switches say, where nothing was said here
+        if getattr(owner, name) != before:
+            setattr(owner, name, before)
