@@ -155,11 +155,14 @@ def test_parameters_too_coarse_are_refused(dtype: torch.dtype) -> None:
 @pytest.mark.skipif(HAS_SWITCHES, reason="since torch 2.9 there is a switch for each kind of product")
 def test_the_two_old_switches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    monkeypatch.setattr(BACKENDS.cuda.matmul, "allow_tf32", True)
 
     def told() -> list[bool]:
         return [BACKENDS.cudnn.allow_tf32, BACKENDS.cuda.matmul.allow_tf32]
 
-    assert told() == [True, True]
-    assert full_precision(told)() == [False, False]
-    assert told() == [True, True]
+    BACKENDS.cuda.matmul.allow_tf32 = True
+    try:
+        assert told() == [True, True]
+        assert full_precision(told)() == [False, False]
+        assert told() == [True, True]
+    finally:
+        BACKENDS.cuda.matmul.allow_tf32 = False
