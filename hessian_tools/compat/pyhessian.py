@@ -60,7 +60,7 @@ class hessian:
         self.model, self.criterion = model, criterion
         batches = _batches(data, dataloader)
         with torch.inference_mode(False):  # whose tensors take part in no derivative
-            model = copy.deepcopy(model).eval().to(self.device)
+            model = _copied(model).eval().to(self.device)
             trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
             if not trained:
                 raise ValueError("no parameter of the model requires a gradient, so there is no Hessian to measure")
@@ -135,6 +135,12 @@ def _device(cuda: bool) -> torch.device:
         warnings.warn("cuda=True, but torch sees no CUDA device; measuring on the CPU (cuda=False)", stacklevel=3)
         return torch.device("cpu")
     return torch.device("cuda" if cuda else "cpu")
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """A copy; what a forward pass left in the modules with its graph (``nn.utils.weight_norm``) without the graph."""
+    left = [t for module in model.modules() for t in vars(module).values() if isinstance(t, Tensor) and not t.is_leaf]
+    return copy.deepcopy(model, {id(t): t.detach().clone() for t in left})
 
 
 def _batches(data: Any, dataloader: Iterable[Any] | None) -> list[tuple[Any, Any]]:
