@@ -14,6 +14,7 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from hessian_tools.flat import ParamLayout
+from hessian_tools.primitives import PrimitiveWeightNorm, is_weight_normalised
 
 Batch = Any
 Criterion = Callable[[Any, Any], Tensor]
@@ -40,6 +41,7 @@ class Loss:
         self.layout = layout
         self._criterion = criterion
         self._checked: set[tuple[bool, ...]] = set()
+        self._weight_normalised = is_weight_normalised(model)
 
     def __call__(self, theta: Float[Tensor, " param"], batch: Batch, /) -> Float[Tensor, ""]:
         """Criterion of the network's outputs on the batch ``(x, y)``."""
@@ -53,7 +55,11 @@ class Loss:
     def outputs_at(self, parameters: Mapping[str, Tensor], x: Any) -> Any:
         """The same of parameters by name: no derivative is taken by those that need none."""
         like = next(iter(parameters.values()))
-        return functional_call(self.model, self._tensors(parameters, like), (cast_like(x, like),))
+        tensors, x = self._tensors(parameters, like), cast_like(x, like)
+        if not self._weight_normalised:
+            return functional_call(self.model, tensors, (x,))
+        with PrimitiveWeightNorm():
+            return functional_call(self.model, tensors, (x,))
 
     def criterion(self, outputs: Any, y: Any) -> Float[Tensor, ""]:
         """The scalar loss of outputs against targets."""

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hessian_tools.counts import check_whole
 from hessian_tools.curvature import gradient, quadrature, rademacher, top_eigenpairs, trace
 from hessian_tools.curvature.matrices.hessian import hessian as hessian_operator
 from hessian_tools.flat import flatten
@@ -58,11 +59,14 @@ class hessian:
         self.seed = seed
         self.model, self.criterion = model, criterion
         batches = _batches(data, dataloader)
-        model = copy.deepcopy(model).eval().to(self.device)
-        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-        theta, self._layout = flatten(model, where=lambda name: name in trained)
-        loss = make_loss(model, _differentiable(criterion), self._layout)
-        self.operator = hessian_operator(loss, theta, batches)
+        with torch.inference_mode(False):  # whose tensors take part in no derivative
+            model = _copied(model).eval().to(self.device)
+            trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+            if not trained:
+                raise ValueError("no parameter of the model requires a gradient, so there is no Hessian to measure")
+            theta, self._layout = flatten(model, where=lambda name: name in trained)
+            loss = make_loss(model, _differentiable(criterion), self._layout)
+            self.operator = hessian_operator(loss, theta, batches)
         self._gradient = partial(gradient, loss, theta, batches)
 
     @property
@@ -112,8 +116,12 @@ class hessian:
     def density(self, iter: int = 100, n_v: int = 1) -> tuple[list[list[float]], list[list[float]]]:
         """Nodes and weights of n_v runs of stochastic Lanczos quadrature with iter products each: [n_v][iter].
 
-        What PyHessian's density plot takes. Never more nodes than parameters; rising in each run.
+        What PyHessian's density plot takes. Never more nodes than parameters; rising in each run. Raises ValueError
+        for fewer than one run or product.
         """
+        check_whole(iter=iter, n_v=n_v)
+        if iter < 1 or n_v < 1:
+            raise ValueError(f"iter={iter}, n_v={n_v}: give 1 or more of each")
         probes = rademacher(self.operator.num_params, n_v, seed=self.seed)
         nodes, weights = quadrature(self.operator, probes, num_matvecs=iter, seed=self.seed)
         return nodes.tolist(), weights.tolist()
@@ -127,6 +135,12 @@ def _device(cuda: bool) -> torch.device:
         warnings.warn("cuda=True, but torch sees no CUDA device; measuring on the CPU (cuda=False)", stacklevel=3)
         return torch.device("cpu")
     return torch.device("cuda" if cuda else "cpu")
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """A copy; what a forward pass left in the modules with its graph (``nn.utils.weight_norm``) without the graph."""
+    left = [t for module in model.modules() for t in vars(module).values() if isinstance(t, Tensor) and not t.is_leaf]
+    return copy.deepcopy(model, {id(t): t.detach().clone() for t in left})
 
 
 def _batches(data: Any, dataloader: Iterable[Any] | None) -> list[tuple[Any, Any]]:

@@ -12,18 +12,18 @@ from math import isfinite, nan
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from hessian_tools.counts import check_whole
 from hessian_tools.curvature.checks.differences import difference_quotients, differentiable
 from hessian_tools.curvature.matrices.at_points import AtPoints
 from hessian_tools.curvature.matrices.interface import Operator
 from hessian_tools.curvature.matrices.terms import leaves, magnitude, rebuilt, terms
+from hessian_tools.curvature.products.pieces import at_point
 from hessian_tools.curvature.products.points import Points
 from hessian_tools.curvature.products.ragged import RaggedPoints
-from hessian_tools.loss import HiddenStateError, Loss, cast_like, make_loss, random_states, same_tensors
+from hessian_tools.loss import Batch, HiddenStateError, Loss, cast_like, make_loss, random_states, same_tensors
 from hessian_tools.precision import full_precision
 from hessian_tools.rng import stream
 
@@ -77,14 +77,14 @@ class Check:
 def check_operator(H: Operator, *, num_probes: int = 2, max_points: int = 3, seed: int = 0) -> Check:
     """Six checks of H along random directions, at up to max_points points, each with a sentence.
 
-    state: the loss repeats, and the network moves no buffer and draws no number. symmetry: u'Hv = v'Hu.
-    linearity. precision: the products agree with those of the same points in float64. differences:
-    in float64 they agree with central differences of the gradient, where quotients to both sides agree
-    (elsewhere, at a kink, it is not judged): of the gradient for a Hessian; with the network's Jacobian held
-    fixed for Gauss-Newton. batching: vmap, loop and one product at a time agree. Sums, blocks and restrictions of
-    such matrices are judged alike, rounding in units of the terms of the sum; of other operators only symmetry
-    and linearity. Costs some 30 gradients and 10 products a direction and term. Nothing is changed; nothing is
-    raised for what is found.
+    state: the loss repeats, and the network moves no buffer and draws no number. symmetry: u'Hv = v'Hu. linearity.
+    precision: the products agree with those of the same points in float64. differences: in float64 they agree with
+    central differences of the gradient, where quotients to both sides agree (elsewhere, at a kink, it is not
+    judged): of the gradient for a Hessian; with the network's Jacobian held fixed for Gauss-Newton. batching: vmap,
+    loop and one product at a time agree. Sums, blocks and restrictions of such matrices are judged alike, rounding
+    in units of the terms of the sum; of other operators only symmetry and linearity. Points at which the loss is
+    not finite fail as state and are left out of the rest. Costs some 30 gradients and 10 products a direction and
+    term. Nothing is changed; nothing is raised for what is found.
 
     >>> from hessian_tools.curvature import hessian
     >>> H = hessian(lambda theta, _: (theta**3).sum(), torch.tensor([1.0, 2.0]), None)
@@ -97,30 +97,54 @@ def check_operator(H: Operator, *, num_probes: int = 2, max_points: int = 3, see
     H = _some_points(H, max_points)
     state = _state_of(H)
     if state.passed is False:
-        because = "not judged, as the loss is no function of the parameters"
-        rest = [_open(name, because) for name in ("symmetry", "linearity", "precision", "differences", "batching")]
-        return Check(state, *rest)
+        return _unjudged(state, "not judged, as the loss is no function of the parameters")
+    finite = _finite(H)
+    if not finite.all():
+        said = f"the loss is not finite at {int((~finite).sum())} of {len(finite)} points, left out of the rest"
+        state = Finding("state", False, nan, 0.0, said)
+    if not finite.any():
+        return _unjudged(state, "not judged, as the loss is not finite")
+    H = H if finite.all() else H.select(finite.nonzero()[:, 0])
     U, V = (_directions(H, num_probes, seed, name) for name in ("u", "v"))
     return Check(state, _symmetry(H, U, V), _linearity(H, U, V), *_of_the_loss(H, V))
 
 
+def _unjudged(state: Finding, because: str) -> Check:
+    names = ("symmetry", "linearity", "precision", "differences", "batching")
+    return Check(state, *(_open(name, because) for name in names))
+
+
 def _some_points(H: Operator, most: int) -> Operator:
-    if any(isinstance(leaf, AtPoints) and isinstance(leaf.points, RaggedPoints) for leaf in leaves(H)):
-        H = rebuilt(H, _of_one_size)
-    if H.num_points is None or H.num_points <= most:
+    """Some points, whose batches have the sizes of the first point's."""
+    if H.num_points is None:
         return H
-    return H.select(torch.linspace(0, H.num_points - 1, most).round().long())
-
-
-def _of_one_size(matrix: AtPoints) -> AtPoints:
-    """Of batches that differ in size, the points of the first size."""
-    points = matrix.points
-    return replace(matrix, points=points.groups[0]) if isinstance(points, RaggedPoints) else matrix
+    alike = set(range(H.num_points))
+    for leaf in leaves(H):
+        if isinstance(leaf, AtPoints) and isinstance(leaf.points, RaggedPoints):
+            alike &= next(set(places) for where in leaf.points.where if 0 in (places := where.tolist()))
+    if len(alike) == H.num_points <= most:
+        return H
+    some = torch.linspace(0, len(alike) - 1, min(most, len(alike))).round().long()
+    return H.select(torch.tensor(sorted(alike))[some])
 
 
 def _uniform(matrix: AtPoints) -> Points:
-    assert isinstance(matrix.points, Points)
-    return matrix.points
+    """Its points, all of whose batches have one size here."""
+    return matrix.points.groups[0] if isinstance(matrix.points, RaggedPoints) else matrix.points
+
+
+def _finite(H: Operator) -> Bool[Tensor, " point"]:
+    """At which points every loss that H is made of is a number."""
+    finite = torch.ones(H.num_points or 1, dtype=torch.bool)
+    for points in (_uniform(leaf) for leaf in leaves(H) if isinstance(leaf, AtPoints)):
+        for point in range(len(finite)):
+            finite[point] &= all(isfinite(_loss_at(points, point, batch)) for batch in points.batches)
+    return finite
+
+
+def _loss_at(points: Points, point: int, batch: Batch) -> float:
+    with torch.no_grad():
+        return float(points.loss(points.thetas[point], batch if points.shared else at_point(batch, point)))
 
 
 def _directions(H: Operator, count: int, seed: int, name: str) -> Float[Tensor, "param probe"]:
@@ -140,7 +164,7 @@ def _state_of(H: Operator) -> Finding:
 
 def _state(points: Points) -> Finding:
     loss, theta, shared = points.loss, points.thetas[0], points.shared
-    batch = points.batches[0] if shared else pytree.tree_map_only(Tensor, lambda leaf: leaf[0], points.batches[0])
+    batch = points.batches[0] if shared else at_point(points.batches[0], 0)
     if isinstance(loss, Loss):
         try:  # with a fresh Loss, for the network may have changed since this one was checked
             make_loss(loss.model, loss.criterion, loss.layout).refuse_hidden_state(theta, batch)
@@ -166,7 +190,7 @@ def _symmetry(H: Operator, U: Tensor, V: Tensor) -> Finding:
 
 
 def _linearity(H: Operator, U: Tensor, V: Tensor) -> Finding:
-    difference = (H @ (2 * U - 3 * V) - (2 * (H @ U) - 3 * (H @ V))).norm(dim=-2)
+    difference = (H @ (2 * U - 3 * V) - (2 * (H @ U) - 3 * (H @ V))).double().norm(dim=-2)
     value = _worst(difference, 2 * magnitude(H, U) + 3 * magnitude(H, V))
     return _judged(
         "linearity", value, _rounding(H), "H(2u - 3v) and 2Hu - 3Hv differ by {} of them", "this is no matrix"
@@ -260,6 +284,8 @@ def _worst(difference: Tensor, scale: Tensor) -> float:
 
 def _judged(name: str, value: float, allowed: float, text: str, blame: str) -> Finding:
     passed = value <= allowed
+    if value != value:
+        return Finding(name, False, value, allowed, "products are not finite")
     said = f"{text.format(f'{value:.1e}')} (allowed {allowed:.1e})"
     return Finding(name, passed, value, allowed, said if passed else f"{said}; {blame}")
 

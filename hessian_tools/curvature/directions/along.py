@@ -35,8 +35,24 @@ def along(g: Float[Tensor, "*point param"], hg: Float[Tensor, "*point param"]) -
     >>> round(float(result.rho), 5), round(float(result.hg_ratio) ** 2, 5)
     (2.0, 5.0)
     """
+    g, size = in_units(g)
+    hg, hg_size = in_units(hg)
     norm = g.norm(dim=-1)
-    return AlongGradient((g * hg).sum(-1) / norm**2, hg.norm(dim=-1) / norm, norm)
+    ratio = hg_size / size
+    return AlongGradient(ratio * ((g * hg).sum(-1) / norm**2), ratio * (hg.norm(dim=-1) / norm), size * norm)
+
+
+def in_units(v: Float[Tensor, "*point param"]) -> tuple[Float[Tensor, "*point param"], Float[Tensor, "*point"]]:
+    """v / u and u, a power of two the size of v, so nothing is rounded; 1 where v is 0 or not finite.
+
+    Squares of small gradients (1e-20) would vanish in float32, those of large ones (1e20) overflow.
+
+    >>> in_units(torch.tensor([2.0, -5.0]))
+    (tensor([ 0.5000, -1.2500]), tensor(4.))
+    """
+    most = v.abs().amax(-1)
+    unit = torch.where((most > 0) & most.isfinite(), most / (2 * most.frexp().mantissa), 1.0)
+    return v / unit[..., None], unit
 
 
 @full_precision
@@ -50,6 +66,7 @@ def cos_displacement(
     >>> cos_displacement(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([-1.0, -1.0]))
     tensor([0.7071, 0.7071])
     """
+    gradients, displacement = in_units(gradients)[0], in_units(displacement)[0]
     dot = -(gradients * displacement[..., None, :]).sum(-1)
     return dot / (gradients.norm(dim=-1) * displacement.norm(dim=-1)[..., None])
 
@@ -63,7 +80,9 @@ def alignment(gram: Float[Tensor, "*point step step"]) -> Float[Tensor, "*point"
     >>> float(alignment(torch.ones(3, 3))), float(alignment(torch.eye(3)))
     (1.0, 0.0)
     """
-    trace, steps = gram.diagonal(dim1=-2, dim2=-1).sum(-1), gram.shape[-1]
+    steps = gram.shape[-1]
+    gram = gram / in_units(gram.diagonal(dim1=-2, dim2=-1))[1][..., None, None]
+    trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
     return (gram.sum((-2, -1)) - trace) / ((steps - 1) * trace)
 
 
@@ -116,7 +135,9 @@ def rho_normalised(
     >>> float(rho_normalised(d, g, H @ (d**2 * g)))  # 2 * 3 * 2
     12.0
     """
-    return (d**2 * g * h_d2g).sum(-1) / ((d * g) ** 2).sum(-1)
+    dg, size = in_units(d * g)
+    product, product_size = in_units(d * h_d2g)
+    return product_size / size * ((dg * product).sum(-1) / (dg**2).sum(-1))
 
 
 @full_precision
@@ -138,8 +159,9 @@ def product_asymmetry(
     >>> float(product_asymmetry(torch.tensor([0.0, 1.0]), e[0], torch.tensor([[1.25], [0.0]]), e[:, 1:]))
     0.25
     """
+    g, size = in_units(g)
     norms = g.norm(dim=-1)[..., None] * z.norm(dim=-2)
-    difference = (hg[..., None] * z).sum(-2) - (g[..., None] * hz).sum(-2)
+    difference = ((hg / size[..., None])[..., None] * z).sum(-2) - (g[..., None] * hz).sum(-2)
     return (difference.abs() / norms).amax(-1)
 
 

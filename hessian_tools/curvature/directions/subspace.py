@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hessian_tools.curvature.directions.along import in_units
 from hessian_tools.curvature.eigenpairs.pairs import EigenPairs
 from hessian_tools.curvature.eigenpairs.wanted import Which
 from hessian_tools.precision import full_precision
@@ -25,6 +26,7 @@ def gradient_share(
     tensor([1., 5.])
     """
     _check_orthonormal(vectors, g.shape[-1])
+    g = in_units(g)[0]
     parts = (vectors.mT @ g[..., None])[..., 0] ** 2
     return parts.cumsum(-1) / (g**2).sum(-1, keepdim=True)
 
@@ -54,7 +56,8 @@ def principal_angles(
 ) -> Float[Tensor, "*point _"]:
     """The min(k, l) principal angles between two spans, in radians, rising (Bjorck, Golub 1973).
 
-    From cosines where those are small and sines where those are, so that small angles keep their digits.
+    From cosines where those are small and sines where those are, so that small angles keep their digits. NaN at a
+    point whose vectors are.
 
     >>> u, v = torch.tensor([[1.0], [0.0]]), torch.tensor([[1.0], [1e-5]])
     >>> round(float(principal_angles(u, v / v.norm())) * 1e5, 4)
@@ -63,9 +66,11 @@ def principal_angles(
     _check_orthonormal(U, V.shape[-2])
     _check_orthonormal(V, U.shape[-2])
     U, V = (V, U) if U.shape[-1] < V.shape[-1] else (U, V)
-    cosines = torch.linalg.svdvals(U.mT @ V).clamp(max=1)
-    sines = torch.linalg.svdvals(V - U @ (U.mT @ V)).flip(-1).clamp(max=1)
-    return torch.where(cosines**2 < 0.5, cosines.acos(), sines.asin())
+    inner = U.mT @ V
+    outer, bad = V - U @ inner, ~inner.isfinite().all(-1).all(-1)[..., None]
+    cosines = torch.linalg.svdvals(inner.masked_fill(bad[..., None], 0)).clamp(max=1)
+    sines = torch.linalg.svdvals(outer.masked_fill(bad[..., None], 0)).flip(-1).clamp(max=1)
+    return torch.where(cosines**2 < 0.5, cosines.acos(), sines.asin()).masked_fill(bad, torch.nan)
 
 
 @full_precision
@@ -153,6 +158,8 @@ def _order(pairs: EigenPairs, which: Which) -> Float[Tensor, "*point k"]:
 
 
 def _check_orthonormal(vectors: Tensor, num_params: int) -> None:
+    if vectors.ndim < 2:
+        raise ValueError(f"vectors have shape {list(vectors.shape)}; give columns, [..., {num_params}, k]")
     if vectors.shape[-2] != num_params:
         raise ValueError(
             f"vectors have {vectors.shape[-2]} rows, the other side {num_params}; take both of one network"

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from hessian_tools.curvature.eigenpairs.small_problems import finite, flushed, solvable, spoilt
 from hessian_tools.curvature.matrices.gauss_newton import factors_at, gauss_newton
-from hessian_tools.curvature.products.pieces import slices
+from hessian_tools.curvature.products.pieces import at_point, slices
 from hessian_tools.curvature.products.points import Batching, Points, Weights
 from hessian_tools.curvature.products.ragged import RaggedPoints
 from hessian_tools.loss import Batch, Loss
@@ -126,9 +126,10 @@ def _points_at_once(loss: Loss, points: Points) -> int:
 
 def num_outputs(loss: Loss, points: Points) -> int:
     """Numbers that the network puts out at one point, over all batches: examples times outputs."""
-    with torch.no_grad():
-        outputs = points.each(slice(0, 1), lambda theta, batch: loss.outputs(theta, batch[0]))
-    return sum(leaf[0].numel() for leaf in pytree.tree_leaves(outputs))
+    first = [batch if points.shared else at_point(batch, 0) for batch in points.batches]
+    with torch.no_grad():  # not under vmap, which has no rule for recurrent networks' forward pass
+        outputs = [loss.outputs(points.thetas[0], batch[0]) for batch in first]
+    return sum(leaf.numel() for leaf in pytree.tree_leaves(outputs))
 
 
 def _spectrum(loss: Loss, points: Points, rows: slice, *, vectors: bool) -> GramSpectrum:

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -35,35 +35,46 @@ def exact_route(H: Operator, most: int | None) -> tuple[ExactRoute, int] | None:
     return None if most is not None and route[1] > most else route
 
 
-def exact_trace(H: Operator, route: ExactRoute, *, block: int, progress: Progress = silent) -> Float[Tensor, "*point"]:
-    """The trace by one of the routes; see :func:`trace`."""
+def exact_trace(
+    H: Operator, route: ExactRoute, *, block: int, progress: Progress = silent
+) -> tuple[Float[Tensor, "*point"], Int[Tensor, "*point"]]:
+    """The trace by one of the routes, see :func:`trace`, and what it cost at a point, in products or passes."""
     if route == "diagonal":
-        return _diagonal_sum(H, block, progress)
+        value = _diagonal_sum(H, block, progress)
+        return value, torch.full_like(value, H.num_params, dtype=torch.long)
     assert isinstance(H, GaussNewton | Hessian)
-    value = gauss_newton_trace(H.points, progress)
-    return value[0] if H.num_points is None else value
+    value, passes = gauss_newton_trace(H.points, progress)
+    return (value[0], passes[0]) if H.num_points is None else (value, passes)
 
 
-def gauss_newton_trace(points: Points | RaggedPoints, progress: Progress = silent) -> Float[Tensor, " point"]:
+def gauss_newton_trace(
+    points: Points | RaggedPoints, progress: Progress = silent
+) -> tuple[Float[Tensor, " point"], Int[Tensor, " point"]]:
     """tr J'BJ = sum_r b_r |J'u_r|^2 with B = sum_r b_r u_r u_r': one backward pass for each example and output.
 
-    For any criterion, convex or not; memory for a chunk of backward passes, never for J.
+    For any criterion, convex or not; memory for a chunk of backward passes, never for J. Also how many passes.
     """
+    count = Count(sum(sum(_outputs_by_batch(group)) * len(group.thetas) for group in _groups(points)), progress)
     if isinstance(points, RaggedPoints):
-        return points.each_group(lambda group, _: (gauss_newton_trace(group, progress),))[0]
-    total, done, all_passes = torch.zeros_like(points.thetas[:, 0]), 0, 0
-    pieces = []
-    for weight, batch in zip(points.weights, points.batches, strict=True):
+        value, passes = points.each_group(lambda group, _: _group_trace(group, count))
+        return value, passes
+    return _group_trace(points, count)
+
+
+def _group_trace(points: Points, count: Count) -> tuple[Tensor, Tensor]:
+    """At points whose batches have one shape."""
+    total, rows = torch.zeros_like(points.thetas[:, 0]), _outputs_by_batch(points)
+    for weight, batch, each in zip(points.weights, points.batches, rows, strict=True):
         one = replace(points, batches=(batch,), weights=(1.0,))
-        rows = num_outputs(_network(points), one)
-        at_once = max(1, points.chunk // max(1, rows))
-        pieces += [(weight, one, rows, piece) for piece in slices(len(total), at_once)]
-        all_passes += rows * len(total)
-    for weight, one, rows, piece in pieces:
-        total[piece] += weight * _traces(one, piece)
-        done += rows * (piece.stop - piece.start)
-        progress(done, all_passes)
-    return total
+        for piece in slices(len(total), max(1, points.chunk // max(1, each))):
+            total[piece] += weight * _traces(one, piece)
+            count.add(each * (piece.stop - piece.start))
+    return total, torch.full_like(total, sum(rows), dtype=torch.long)
+
+
+def _outputs_by_batch(points: Points) -> list[int]:
+    batches = [replace(points, batches=(batch,), weights=(1.0,)) for batch in points.batches]
+    return [num_outputs(_network(points), one) for one in batches]
 
 
 def _traces(points: Points, rows: slice) -> Float[Tensor, " point"]:

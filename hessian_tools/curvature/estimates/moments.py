@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from hessian_tools.counts import check_whole
 from hessian_tools.curvature.estimates.trace import (
     Estimate,
     checked,
@@ -39,7 +40,11 @@ class Diagonal:
 
 @dataclass(frozen=True)
 class Moments:
-    """tr H, |H|_F^2 = tr H^2 and diag H at every point, from the same products; num_matvecs counts them, in each."""
+    """tr H, |H|_F^2 = tr H^2 and diag H at every point, from the same products; num_matvecs counts them, in each.
+
+    frobenius_squared is not ``converged`` where the squares leave the dtype's range: in float32, where entries of Hz
+    are about 1e-19 or less, or 1e19 or more. There take float64.
+    """
 
     trace: Estimate
     frobenius_squared: Estimate
@@ -70,6 +75,7 @@ def moments(
     >>> float(result.trace.value), float(result.frobenius_squared.value), result.diagonal.value.tolist()
     (3.0, 21.0, [1.0, -2.0, 4.0])
     """
+    check_whole(num_probes=num_probes)
     if num_probes < 2:
         raise ValueError(f"num_probes={num_probes}: an error bar needs 2 probes or more")
     if probes is None and H.num_params <= num_probes:
@@ -83,7 +89,7 @@ def moments(
 
     traces, squares, mean, stderr = part_by_part(H, of_part)
     trace = estimate_of(traces)
-    return Moments(trace, estimate_of(squares), _diagonal(mean, stderr, trace.num_matvecs))
+    return Moments(trace, _in_range(estimate_of(squares), H), _diagonal(mean, stderr, trace.num_matvecs))
 
 
 @full_precision
@@ -128,22 +134,28 @@ def diagonal(
 
 @dataclass(frozen=True)
 class _Spread:
-    """Mean and sum of squared deviations of all samples so far, without keeping them (Chan, Golub, LeVeque 1983)."""
+    """Mean and sum of squared deviations of all samples so far, without keeping them (Chan, Golub, LeVeque 1983).
+
+    deviations: in units of ``unit`` squared, the size of each entry, or small ones would vanish in float32.
+    """
 
     count: int = 0
     mean: Tensor = field(default_factory=lambda: torch.zeros(()))
     deviations: Tensor = field(default_factory=lambda: torch.zeros(()))
+    unit: Tensor = field(default_factory=lambda: torch.zeros(()))
 
     def joined(self, samples: Float[Tensor, "*point param probe"]) -> "_Spread":
         new, mean = samples.shape[-1], samples.mean(-1)
+        unit = self.unit if self.count else samples.abs().amax(-1)
+        unit = torch.where(unit == 0, 1.0, unit)
         count, shift = self.count + new, mean - self.mean.to(mean)
-        deviations = self.deviations.to(mean) + ((samples - mean[..., None]) ** 2).sum(-1)
-        deviations = deviations + shift**2 * (self.count * new / count)
-        return _Spread(count, self.mean.to(mean) + shift * (new / count), deviations)
+        deviations = self.deviations.to(mean) + (((samples - mean[..., None]) / unit[..., None]) ** 2).sum(-1)
+        deviations = deviations + (shift / unit) ** 2 * (self.count * new / count)
+        return _Spread(count, self.mean.to(mean) + shift * (new / count), deviations, unit)
 
     @property
     def stderr(self) -> Tensor:
-        return (self.deviations / ((self.count - 1) * self.count)).sqrt()
+        return self.unit * (self.deviations / ((self.count - 1) * self.count)).sqrt()
 
 
 def _estimated(H: Operator, probes: Tensor, count: Count) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -152,7 +164,7 @@ def _estimated(H: Operator, probes: Tensor, count: Count) -> tuple[Tensor, Tenso
     for Z, HZ in probe_products(H, probes, count):
         products = Z * HZ
         traces.append(products.sum(-2))
-        squares.append((HZ**2).sum(-2))
+        squares.append(_sum_of_squares(HZ, -2))
         diagonal = diagonal.joined(products)
     return torch.cat(traces, dim=-1), torch.cat(squares, dim=-1), diagonal.mean, diagonal.stderr
 
@@ -163,9 +175,23 @@ def _exact(H: Operator, num_probes: int, progress: Progress) -> Moments:
     dense = H.to_dense()
     progress(n, n)
     entries = dense.diagonal(dim1=-2, dim2=-1).clone()
-    sums = (entries.sum(-1), (dense**2).sum((-2, -1)))
+    sums = (entries.sum(-1), _sum_of_squares(dense, (-2, -1)))
     trace, squares = (known(value, num_probes, num_matvecs=n, method="diagonal") for value in sums)
-    return Moments(trace, replace(squares, method="dense"), _diagonal(entries, entries * 0, trace.num_matvecs))
+    squares = _in_range(replace(squares, method="dense"), H)
+    return Moments(trace, squares, _diagonal(entries, entries * 0, trace.num_matvecs))
+
+
+def _sum_of_squares(values: Tensor, dims: int | tuple[int, ...]) -> Tensor:
+    """Never 0 of values that are not: the smallest number instead, which :func:`_in_range` knows."""
+    squares = (values**2).sum(dims)
+    least = torch.finfo(values.dtype).tiny * torch.finfo(values.dtype).eps
+    return torch.where((squares == 0) & (values != 0).any(dims), least, squares)
+
+
+def _in_range(squares: Estimate, H: Operator) -> Estimate:
+    """Sums of squares; not converged where their terms may have fallen below the dtype's smallest number."""
+    small = (squares.samples > 0) & (squares.samples < H.num_params * torch.finfo(H.dtype).tiny)
+    return replace(squares, converged=squares.converged & ~small.any(-1))
 
 
 def _diagonal(value: Tensor, stderr: Tensor, num_matvecs: Tensor) -> Diagonal:

@@ -101,7 +101,7 @@ def trace(
     Probes: the mean of z'Hz over Rademacher vectors z (Girard 1989, Hutchinson 1990).
     stderr is the sample standard deviation over sqrt(number of probes); its square estimates
     2 sum_{i != j} H_ij^2 / n. By default a fixed number of probes, the honest choice: with atol or
-    rtol, rounds of num_probes are added until stderr <= max(atol, rtol |value|) at every point or
+    rtol, rounds of num_probes are added until stderr <= max(atol, rtol |value|) at every finite point or
     max_probes is reached, and the error bars then cover less often than they say, for the stop
     prefers samples that happen to agree. All points share the probes drawn, unless ``probes`` are given:
     [param, probe] for all or [point, param, probe], of independent entries of mean 0 and variance 1;
@@ -127,28 +127,36 @@ def trace(
             raise ValueError("method='exact' uses no probes; leave one of them out")
         return estimate_of(_samples(H, checked(probes), counted(H, probes.shape[-1], progress)))
     check_whole(num_probes=num_probes, max_probes=max_probes)
-    if num_probes < 2:
-        raise ValueError(f"num_probes={num_probes}: an error bar needs 2 probes or more")
+    if min(num_probes, max_probes) < 2:
+        raise ValueError(f"num_probes={num_probes}, max_probes={max_probes}: an error bar needs 2 probes or more")
     for name, tolerance in (("atol", atol), ("rtol", rtol)):
         if tolerance is not None and not tolerance >= 0:
             raise ValueError(f"{name}={tolerance}: give 0 or more, or None for a fixed number of probes")
     route = None if method == "probes" else exact_route(H, num_probes if method == "auto" else None)
     if route is not None:
-        value = exact_trace(H, route[0], block=BLOCK, progress=progress)
-        return known(value, num_probes, num_matvecs=route[1], method=route[0])
-    most = num_probes if atol is None and rtol is None else max(num_probes, max_probes)
+        value, passes = exact_trace(H, route[0], block=BLOCK, progress=progress)
+        return known(value, num_probes, num_matvecs=passes, method=route[0])
+    most = num_probes if atol is None and rtol is None else max_probes
     count = counted(H, most, progress)
-    samples = _samples(H, rademacher(H.num_params, num_probes, seed=seed, path=path), count)
+    samples = _samples(H, rademacher(H.num_params, min(num_probes, most), seed=seed, path=path), count)
     estimate = estimate_of(samples, atol, rtol)
-    while not estimate.converged.all() and (done := estimate.samples.shape[-1]) < most:
+    while _promising(estimate) and (done := estimate.samples.shape[-1]) < most:
         more = rademacher(H.num_params, min(done + num_probes, most), seed=seed, path=path)[:, done:]
         estimate = estimate_of(torch.cat([estimate.samples, _samples(H, more, count)], dim=-1), atol, rtol)
     return estimate
 
 
-def known(value: Float[Tensor, "*point"], num_samples: int, *, num_matvecs: int, method: str) -> Estimate:
+def _promising(estimate: Estimate) -> bool:
+    """Whether more probes may help at some point; they do not where value or error is not finite."""
+    finite = torch.isfinite(estimate.value) & torch.isfinite(estimate.stderr)
+    return bool((finite & ~estimate.converged).any())
+
+
+def known(
+    value: Float[Tensor, "*point"], num_samples: int, *, num_matvecs: int | Int[Tensor, "*point"], method: str
+) -> Estimate:
     """An exact number as an estimate: the samples are all alike, so that errors computed from them are zero."""
-    count = torch.full_like(value, num_matvecs, dtype=torch.long)
+    count = torch.as_tensor(num_matvecs, device=value.device).expand(value.shape)
     samples = value[..., None].expand(*value.shape, num_samples)
     return Estimate(value, 0 * value, samples, torch.isfinite(value), count, method)  # NaN stays so in the error
 

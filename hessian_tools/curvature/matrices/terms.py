@@ -41,8 +41,11 @@ def rebuilt(H: Operator, change: Callable[[AtPoints], AtPoints]) -> Operator:
 
 
 def magnitude(H: Operator, V: Float[Tensor, "param probe"]) -> Float[Tensor, "*point probe"]:
-    """sum_i |c_i| |A_i v|: the size of what a product is added up from, by which its rounding is measured."""
-    return torch.stack([abs(weight) * (term @ V).norm(dim=-2) for weight, term in terms(H)]).sum(0)
+    """sum_i |c_i| |A_i v|: the size of what a product is added up from, by which its rounding is measured.
+
+    In float64, for squares of entries about 1e-20 or 1e20 leave the range of float32.
+    """
+    return torch.stack([abs(weight) * (term @ V).double().norm(dim=-2) for weight, term in terms(H)]).sum(0)
 
 
 def _floating(value: object) -> bool:

@@ -254,6 +254,8 @@ def _advice() -> Iterator[None]:
         raise
     except RuntimeError as error:
         text = str(error)
+        if "KeyboardInterrupt" in text:  # as TorchScript, in which torch has some derivatives, reports Ctrl-C
+            raise KeyboardInterrupt from error
         if "ZeroTensor" in text:
             advice = (
                 "the loss has no forward-over-reverse derivative: write nn.MSELoss as ((a - b) ** 2).mean(), "
@@ -263,7 +265,7 @@ def _advice() -> Iterator[None]:
             advice = "the network runs a torch.autograd.Function, as backward hooks do: pass route='kept'"
         elif "random" in text and "vmap" in text:
             advice = "the loss draws random numbers, so it is no function of theta: call model.eval() or fix them"
-        elif "vmap" in text or "data-dependent" in text:
+        elif "vmap" in text or "data-dependent" in text or "Batching rule" in text:
             advice = "the loss cannot be batched over points: pass batching='loop'"
         else:
             raise

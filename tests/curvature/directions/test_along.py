@@ -190,3 +190,28 @@ def test_small_step_identity_has_a_third_order_remainder(target: int, reference:
         remainders.append(float((actual - predicted).norm()))
     slopes = [math.log2(a / b) for a, b in pairwise(remainders)]
     assert all(2.9 < slope < 3.1 for slope in slopes), slopes
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-21, 1e21, 1e30])
+def test_single_precision_at_extreme_scales(scale: float) -> None:
+    """Ratios do not depend on the size of the gradient, whose square leaves the range of float32."""
+    g, hg, z, hz = randn(5, path="g"), randn(5, path="hg"), randn(5, 2, path="z"), randn(5, 2, path="hz")
+    expected, found = along(g, hg), along((g * scale).float(), (hg * scale).float())
+    for name, unit in (("rho", 1.0), ("hg_ratio", 1.0), ("grad_norm", scale)):
+        assert float(getattr(found, name)) / unit == pytest.approx(float(getattr(expected, name)), rel=1e-5)
+    small = [(t * scale).float() for t in (torch.stack([g, hg]), g + hg)]
+    torch.testing.assert_close(cos_displacement(*small).double(), cos_displacement(torch.stack([g, hg]), g + hg))
+    d = randn(5, path="d").abs()
+    normalised = rho_normalised(d.float(), (g * scale).float(), (hg * scale).float())
+    assert float(normalised) == pytest.approx(float(rho_normalised(d, g, hg)), rel=1e-5)
+    asymmetry = product_asymmetry((hg * scale).float(), (g * scale).float(), hz.float(), z.float())
+    assert float(asymmetry) == pytest.approx(float(product_asymmetry(hg, g, hz, z)), rel=1e-5)
+    assert float(alignment(torch.ones(3, 3) * scale)) == pytest.approx(1.0)
+
+
+def test_powers_of_two_change_no_bit() -> None:
+    g, hg = randn(4, 7, path="g"), randn(4, 7, path="hg")
+    plain, scaled = along(g, hg), along(g * 2.0**-40, hg * 2.0**-40)
+    assert torch.equal(plain.rho, scaled.rho) and torch.equal(plain.hg_ratio, scaled.hg_ratio)
+    zero = along(torch.zeros(3), torch.zeros(3))
+    assert float(zero.grad_norm) == 0 and bool(zero.rho.isnan()) and bool(zero.hg_ratio.isnan())

@@ -142,3 +142,22 @@ def test_refusals_in_plain_words() -> None:
     pairs = top_eigenpairs(hessian(quadratic, torch.zeros(24), symmetric(SPECTRA["decaying"])[0].float()), which="BE")
     with pytest.raises(ValueError, match="LM, LA or SA"):
         subspace_error(pairs, which="BE")
+
+
+def test_angles_at_a_point_that_is_not_finite_spoil_no_other() -> None:
+    U, V = bases(2), bases(2, path="other")
+    expected = principal_angles(U[0], V[0])
+    U[1] = torch.nan
+    found = principal_angles(U, V)
+    assert torch.equal(found[0], expected) and bool(found[1].isnan().all())
+
+
+def test_the_share_of_a_small_gradient_in_single_precision() -> None:
+    V, g = bases(), randn(12, path="g")
+    found = gradient_share(V.float(), (1e-25 * g).float())
+    torch.testing.assert_close(found.double(), gradient_share(V, g), rtol=1e-5, atol=1e-6)
+
+
+def test_one_vector_without_a_column_axis_is_refused() -> None:
+    with without_type_checks(), pytest.raises(ValueError, match="give columns"):
+        gradient_share(torch.ones(4), torch.ones(4))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache
+from itertools import pairwise
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from cases import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hessian_tools.curvature import gauss_newton, hessian, is_multiaffine, trace
+from hessian_tools.curvature import gauss_newton, hessian, is_multiaffine, ragged, trace
 from hessian_tools.flat import flatten
 from hessian_tools.loss import make_loss
 from hessian_tools.nets import MLP, Conv4
@@ -261,3 +262,19 @@ def test_progress_counts_what_is_done() -> None:
         trace(gauss_newton(relu.loss, relu.thetas, relu.batch), progress=progress, **options)
         assert said[-1][0] == said[-1][1]
         assert [done for done, _ in said] == sorted({done for done, _ in said})
+
+
+def test_ragged_points_count_once_and_each_its_own() -> None:
+    """One count over all groups, to the end; and at each point the passes of its own batch."""
+    case = GAUSS_NEWTON[-1]
+    x, y = torch.utils._pytree.tree_map(lambda leaf: leaf[0], case.batch)
+    batches = ragged([(x[:2], y[:2]), (x, y), (x[:2], y[:2])])
+    G = gauss_newton(case.loss, case.thetas[:1].expand(3, -1), batches)
+    said: list[tuple[int, int]] = []
+    estimate = trace(G, method="exact", progress=lambda done, most: said.append((done, most)))
+    small, large = (int(case.loss.outputs(case.thetas[0], part).numel()) for part in (x[:2], x))
+    assert estimate.method == "outputs"
+    assert estimate.num_matvecs.tolist() == [small, large, small]
+    assert said[-1] == (2 * small + large, 2 * small + large)
+    assert [most for _, most in said] == [2 * small + large] * len(said)
+    assert all(before < after for (before, _), (after, _) in pairwise(said))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import NETWORKS, SPECTRA, Case, quadratic, randn, symmetric
+from cases import NETWORKS, SPECTRA, Case, quadratic, randn, symmetric, without_type_checks
 from torch import Tensor
 
 from hessian_tools.curvature import Hessian, diagonal, frobenius_squared, hessian, moments, rademacher, trace
@@ -120,3 +120,27 @@ def test_bad_options_are_refused_in_plain_words() -> None:
         moments(H, num_probes=1)
     with pytest.raises(ValueError, match="2 probes or more"):
         moments(H, probes=randn(24, 1, path="one"))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-21, 1e18, 1e30])
+def test_extreme_scales_in_single_precision(scale: float) -> None:
+    """The diagonal keeps its errors; squares outside the range of float32 are not called converged."""
+    A = symmetric(SPECTRA["indefinite"], points=1)[0]
+    expected = moments(operator(A), num_probes=20)
+    found = moments(operator((A * scale).float()), num_probes=20)
+    ratio = found.diagonal.stderr.double() / scale / expected.diagonal.stderr
+    assert float((ratio - 1).abs().max()) < 1e-3
+    assert found.diagonal.converged.all()
+    assert not found.frobenius_squared.converged
+    assert not moments(operator((A * scale).float()), num_probes=24).frobenius_squared.converged  # the dense way
+
+
+def test_a_zero_matrix_has_zero_moments() -> None:
+    found = moments(operator(torch.zeros(30, 30)), num_probes=8)
+    assert found.frobenius_squared.converged and float(found.frobenius_squared.value) == 0
+    assert found.diagonal.converged.all() and float(found.diagonal.stderr.abs().max()) == 0
+
+
+def test_a_number_of_probes_that_is_not_whole() -> None:
+    with without_type_checks(), pytest.raises(ValueError, match="num_probes=2.5 is not a whole number"):
+        moments(operator(torch.eye(3)), num_probes=2.5)

@@ -155,3 +155,21 @@ def test_bad_options_are_refused_in_plain_words() -> None:
         trace(H, probes=randn(24, path="one"))
     with pytest.raises(ValueError, match="24, probe"):
         trace(H, probes=randn(23, 4, path="short"))
+
+
+def test_a_point_that_is_not_finite_costs_the_others_nothing() -> None:
+    """The rounds stop when every finite point has its error; a NaN never gets there."""
+    A = torch.stack(
+        [torch.eye(40, dtype=torch.float64) + 0.01 * symmetric(randn(40, path="spectrum"), points=1)[0]] * 2
+    )
+    alone = trace(operator(A[:1]), rtol=0.5, num_probes=4, method="probes")
+    A[1] = torch.nan
+    beside = trace(operator(A), rtol=0.5, num_probes=4, method="probes")
+    assert beside.num_matvecs.tolist() == [4, 4] and alone.num_matvecs.tolist() == [4]
+    assert beside.converged.tolist() == [True, False]
+    assert torch.equal(beside.samples[0], alone.samples[0])
+
+
+def test_a_budget_below_one_round_is_kept() -> None:
+    H = operator(symmetric(SPECTRA["indefinite"], points=1)[0])
+    assert int(trace(H, atol=0.0, num_probes=20, max_probes=7, method="probes").num_matvecs) == 7
