@@ -11,7 +11,7 @@ from torch import Tensor
 from hessian_tools.counts import check_whole
 from hessian_tools.curvature.eigenpairs.copies import with_copies
 from hessian_tools.curvature.eigenpairs.lanczos import lanczos
-from hessian_tools.curvature.eigenpairs.spectrum import DENSE_BELOW, LOW_RANK, Progress, exact_ritz
+from hessian_tools.curvature.eigenpairs.spectrum import DENSE_BELOW, LOW_RANK, Progress, exact_ritz, most_products
 from hessian_tools.curvature.eigenpairs.verified import Verified, verified
 from hessian_tools.curvature.eigenpairs.wanted import Wanted, Which
 from hessian_tools.curvature.html import eigenvalues_html
@@ -181,7 +181,7 @@ def _plan(
         raise ValueError(f"max_matvecs={budget} cannot find and check {pairs} eigenpairs; give {2 * pairs} or more")
     if max_basis is not None and max_basis < min(n, 2 * pairs + 2):
         raise ValueError(f"max_basis={max_basis} cannot restart {pairs} eigenpairs; give {2 * pairs + 2} or more")
-    small = n <= max(DENSE_BELOW, LOW_RANK * pairs) and (max_matvecs is None or max_matvecs >= n + pairs)
+    small = n <= max(DENSE_BELOW, LOW_RANK * pairs) and (max_matvecs is None or max_matvecs >= most_products(n) + pairs)
     exact = method == "exact" or (method == "auto" and small)
     rows = _basis_rows(H, pairs, budget) if max_basis is None else max_basis
     return _Plan(seed, exact, copies, budget - pairs, rows)

@@ -9,10 +9,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
+from hessian_tools.counts import check_whole
 from hessian_tools.curvature.eigenpairs.lockstep import Ritz
-from hessian_tools.curvature.eigenpairs.range_finder import Compressed, compressed
+from hessian_tools.curvature.eigenpairs.range_finder import BLOCK, Compressed, compressed
 from hessian_tools.curvature.eigenpairs.wanted import ROUNDING
 from hessian_tools.curvature.matrices.interface import Operator
+from hessian_tools.curvature.matrices.lengths import lengths
 from hessian_tools.curvature.matrices.parts import row_products
 from hessian_tools.curvature.products.memory import MEMORY_BUDGET
 from hessian_tools.curvature.progress import Progress
@@ -54,7 +56,7 @@ class Spectrum:
     @property
     def frobenius(self) -> Float[Tensor, "*point"]:
         """Frobenius norm: the root of the sum of squares."""
-        return self.values.norm(dim=-1)
+        return lengths(self.values).to(self.values)
 
 
 def spectrum(
@@ -134,6 +136,7 @@ def _check_options(method: Method, rtol: float | None, max_rank: int | None) -> 
         raise ValueError(f"method={method!r} is not known; give one of {', '.join(get_args(Method))}")
     if rtol is not None and not rtol >= 0:
         raise ValueError(f"rtol={rtol}: give 0 or more, or None for rounding")
+    check_whole(max_rank=max_rank)
     if max_rank is not None and max_rank < 1:
         raise ValueError(f"max_rank={max_rank}: give 1 or more, or None for a quarter of the parameters")
 
@@ -244,6 +247,13 @@ def _together(H: Operator, points: list[ExactPoint], *, vectors: bool) -> Spectr
     if H.num_points is None:
         return Spectrum(values[0], error[0], rank[0], dense[0], None if Q is None else Q[0], num_matvecs[0])
     return Spectrum(values, error, rank, dense, Q, num_matvecs)
+
+
+def most_products(num_params: int) -> int:
+    """The most products that ``exact_ritz`` takes at a point: the whole matrix after a range finder that failed."""
+    if num_params <= DENSE_BELOW:
+        return num_params
+    return num_params + (2 * (num_params // LOW_RANK // BLOCK) + 1) * BLOCK
 
 
 def exact_ritz(H: Operator, *, pairs: int, seed: int, done: Callable[[int], None]) -> list[Ritz]:
