@@ -28,7 +28,8 @@ COPIES_BELOW = 1024
 class EigenPairs:
     """Some eigenvalues at each point, in the order of ``which``, with their quality.
 
-    residuals: |H v - value v| of the unit vectors v, from true products: an eigenvalue of H lies that near.
+    residuals: |H v - value v| of the unit vectors v, from true products: an eigenvalue of H lies that near, give or
+    take the rounding of those products, some eps times the size of what they are added up from (of H - G: of H, of G).
     converged: residual <= max(rtol * |value|, 64 eps |H|), |H| the largest magnitude seen. Where False
     the pair is still as good as its residual says; raise max_matvecs, or rtol. NaN and False at a point
     whose Hessian is not finite. num_matvecs: products used there, those of the check included.

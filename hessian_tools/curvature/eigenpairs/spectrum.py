@@ -1,7 +1,7 @@
 """Every eigenvalue at every point, for networks small enough."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -16,6 +16,7 @@ from hessian_tools.curvature.eigenpairs.wanted import ROUNDING
 from hessian_tools.curvature.matrices.interface import Operator
 from hessian_tools.curvature.matrices.lengths import lengths
 from hessian_tools.curvature.matrices.parts import row_products
+from hessian_tools.curvature.matrices.terms import magnitude, terms
 from hessian_tools.curvature.products.memory import MEMORY_BUDGET
 from hessian_tools.curvature.progress import Progress
 from hessian_tools.rng import stream
@@ -28,6 +29,8 @@ DENSE_BELOW = 128
 LOW_RANK = 4
 # Bytes of one whole matrix that are not refused.
 LARGEST_MATRIX = 2**33
+# Random vectors by which the terms of a sum are measured.
+TERM_PROBES = 4
 
 
 @dataclass(frozen=True)
@@ -35,10 +38,10 @@ class Spectrum:
     """All eigenvalues at each point, by falling magnitude, with a bound on their error.
 
     error: no eigenvalue is further from the one stated than this, those stated as zero included: what the range
-    finder left out (which holds but for a chance of 1e-6 a point), and rounding, 64 eps |H|. rank: eigenvalues
-    larger than that in magnitude. vectors: unit columns of the first ones, where asked for; a column of zeros
-    where the eigenvalue is one of the zeros that no vector was computed for. dense: made of the whole matrix;
-    else by the range finder. NaN, and rank 0, at a point whose Hessian is not finite.
+    finder left out (which holds but for a chance of 1e-6 a point), and rounding, 64 eps |H|, of a sum that of its
+    terms. rank: eigenvalues larger than that in magnitude. vectors: unit columns of the first ones, where asked for;
+    a column of zeros where the eigenvalue is one of the zeros that no vector was computed for. dense: made of the
+    whole matrix; else by the range finder. NaN, and rank 0, at a point whose Hessian is not finite.
     """
 
     values: Float[Tensor, "*point param"]
@@ -96,7 +99,7 @@ def spectrum(
             progress(finished, total)
 
     points = exact_points(H, method=method, rtol=rtol, max_rank=rank, vectors=vectors, seed=seed, done=done)
-    return _together(H, points, vectors=vectors)
+    return _together(H, points if len(terms(H)) == 1 else _with_rounding_of_terms(H, points, seed), vectors=vectors)
 
 
 @dataclass(frozen=True)
@@ -228,6 +231,17 @@ def _rounding(values: Float[Tensor, " value"], dtype: torch.dtype) -> float:
 def _unknown(H: Operator, num_matvecs: int, *, dense: bool) -> ExactPoint:
     nan = torch.full((H.num_params,), torch.nan, dtype=torch.float64, device=H.device)
     return ExactPoint(nan, None, torch.nan, dense, num_matvecs)
+
+
+def _with_rounding_of_terms(H: Operator, points: list[ExactPoint], seed: int) -> list[ExactPoint]:
+    """Where terms cancel, what is left has the rounding of the terms, which its own size does not show."""
+    probes = torch.randn(H.num_params, TERM_PROBES, generator=stream(seed, "terms"), dtype=torch.float64)
+    sizes = magnitude(H, probes.to(H.device, H.dtype)).mean(-1).reshape(-1).tolist()
+    share = ROUNDING * torch.finfo(H.dtype).eps
+    return [
+        replace(point, error=point.error + share * size, num_matvecs=point.num_matvecs + TERM_PROBES)
+        for point, size in zip(points, sizes, strict=True)
+    ]
 
 
 def _together(H: Operator, points: list[ExactPoint], *, vectors: bool) -> Spectrum:
