@@ -1,6 +1,6 @@
 """Eigenpairs of a curvature operator at every point, each with the residual that bounds its error."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
@@ -203,14 +203,14 @@ def _row_bytes(H: Operator) -> int:
     return H.num_params * torch.finfo(H.dtype).bits // 8
 
 
-def _parts(H: Operator, plan: _Plan) -> list[Operator]:
-    """The operator at as many points at a time as their bases fit in memory."""
+def _parts(H: Operator, plan: _Plan) -> Iterator[Operator]:
+    """The operator at as many points at a time as their bases fit in memory; in a list each would hold its products'."""
     at_once = max(1, _memory(H) // (plan.max_basis * _row_bytes(H)))
-    parts = []
     for part in H.parts():
-        few = part.num_points is None or part.num_points <= at_once
-        parts += [part] if few else [part.select(rows) for rows in torch.arange(part.num_points or 1).split(at_once)]
-    return parts
+        if part.num_points is None or part.num_points <= at_once:
+            yield part
+        else:
+            yield from (part.select(rows) for rows in torch.arange(part.num_points).split(at_once))
 
 
 def _run(

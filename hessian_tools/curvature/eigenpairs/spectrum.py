@@ -1,6 +1,6 @@
 """Every eigenvalue at every point, for networks small enough."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -144,18 +144,16 @@ def _check_options(method: Method, rtol: float | None, max_rank: int | None) -> 
         raise ValueError(f"max_rank={max_rank}: give 1 or more, or None for a quarter of the parameters")
 
 
-def _parts(H: Operator, rows: int) -> list[Operator]:
-    """As many points at a time as fit with so many rows each."""
+def _parts(H: Operator, rows: int) -> Iterator[Operator]:
+    """As many points at a time as fit with so many rows each; in a list each would hold what its products keep."""
     budget = MEMORY_BUDGET.get(H.device.type, MEMORY_BUDGET["cpu"])
     size = torch.finfo(H.dtype).bits // 8
     at_once = max(1, budget // (rows * H.num_params * size))
-    parts = []
     for part in H.parts():
         if part.num_points is None or part.num_points <= at_once:
-            parts.append(part)
+            yield part
         else:
-            parts += [part.select(rows) for rows in torch.arange(part.num_points).split(at_once)]
-    return parts
+            yield from (part.select(rows) for rows in torch.arange(part.num_points).split(at_once))
 
 
 def _by_range(
