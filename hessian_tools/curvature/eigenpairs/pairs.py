@@ -204,7 +204,7 @@ def _row_bytes(H: Operator) -> int:
 
 
 def _parts(H: Operator, plan: _Plan) -> Iterator[Operator]:
-    """The operator at as many points at a time as their bases fit in memory; in a list each would hold its products'."""
+    """The operator at as many points at a time as their bases fit in memory; a list would hold all they keep."""
     at_once = max(1, _memory(H) // (plan.max_basis * _row_bytes(H)))
     for part in H.parts():
         if part.num_points is None or part.num_points <= at_once:
