@@ -11,8 +11,8 @@ def lengths(vectors: Float[Tensor, "*rows param"]) -> Float[Tensor, "*rows"]:
     Squares of float32 numbers underflow from 1e-19 down and overflow from 1e19 up: without the second look a
     Hessian of size 1e-30 had residuals of zero whatever the vectors, one of size 1e20 was called not finite.
 
-    >>> lengths(torch.tensor([[3e-30, 4e-30], [3e30, 4e30]])).tolist()
-    [5e-30, 5e+30]
+    >>> [f"{length:.1e}" for length in lengths(torch.tensor([[3e-30, 4e-30], [3e30, 4e30]])).tolist()]
+    ['5.0e-30', '5.0e+30']
     """
     if vectors.is_cuda:  # in float64 at once: there a look at what came out costs more
         return torch.linalg.vector_norm(vectors, dim=-1, dtype=torch.float64)
