@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from hessian_tools.curvature.eigenpairs.small_problems import finite, flushed, solvable, spoilt
 from hessian_tools.curvature.matrices.gauss_newton import factors_at, gauss_newton
+from hessian_tools.curvature.matrices.lengths import lengths
 from hessian_tools.curvature.products.pieces import at_point, slices
 from hessian_tools.curvature.products.points import Batching, Points, Weights
 from hessian_tools.curvature.products.ragged import RaggedPoints
@@ -47,7 +48,7 @@ class GramSpectrum:
     @property
     def frobenius(self) -> Float[Tensor, "*point"]:
         """Frobenius norm of the Gauss-Newton matrix."""
-        return self.values.norm(dim=-1)
+        return lengths(self.values).to(self.values)
 
     def effective_dimension(self, *, ridge: float | None = None) -> Float[Tensor, "*point"]:
         """How many directions carry the curvature: trace^2 / Frobenius^2 (1 for one, k for k equal eigenvalues).

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hessian_tools.curvature.eigenpairs.wanted import ROUNDING
+from hessian_tools.curvature.matrices.lengths import lengths
 
 # A new basis is made of the old one this many bytes at a time.
 PIECE = 2**23
@@ -68,18 +69,18 @@ class KrylovBasis:
         """Take in the products w of ``next``; False where a number was not finite. step: names the random vectors."""
         m, last, rows = self.size, self.next, self.basis[:, : self.locked + self.size + 1]
         alpha = (w * last).sum(-1)
-        before = w.norm(dim=-1)
+        before = lengths(w)
         if m > self.kept:  # two terms first, so that once is enough for the rest unless much cancels
             w = torch.addcmul(w, alpha[:, None], last, value=-1)
             w = torch.addcmul(w, _column(self.coupling[:, m - 1], w), rows[:, -2], value=-1)
-            before = w.norm(dim=-1)
+            before = lengths(w)
         w = _orthogonal(w, rows)
-        alphas, befores, betas = torch.stack([alpha, before, w.norm(dim=-1)]).double().cpu().numpy()
+        alphas, befores, betas = torch.stack([alpha.double(), before, lengths(w)]).cpu().numpy()
         again = np.flatnonzero(betas < CANCELLED * befores) if m > self.kept else np.arange(len(betas))
         if len(again):
             who = torch.from_numpy(again).to(w.device)
             w[who] = _orthogonal(w[who], rows if len(again) == len(w) else rows[who])
-            betas = w.norm(dim=-1).double().cpu().numpy()
+            betas = lengths(w).cpu().numpy()
         finite = np.isfinite(alphas + betas)
         self.scale = np.maximum(self.scale, np.maximum(abs(alphas), betas))
         # What is left of a direction in an exhausted space is rounding: go on at random.
@@ -89,7 +90,7 @@ class KrylovBasis:
         if spent[~ended].any():
             who = torch.from_numpy(spent & ~ended).to(w.device)
             w[who] = _orthogonal(_orthogonal(self.fresh(step).expand_as(w[who]), rows[who]), rows[who])
-            betas[spent] = w.norm(dim=-1).double().cpu().numpy()[spent]
+            betas[spent] = lengths(w).cpu().numpy()[spent]
         self.size += 1
         if self.size < self.room:
             self.basis[:, self.locked + self.size] = w / _column(betas, w).clamp(min=torch.finfo(w.dtype).tiny)

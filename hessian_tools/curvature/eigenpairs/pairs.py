@@ -1,6 +1,6 @@
 """Eigenpairs of a curvature operator at every point, each with the residual that bounds its error."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from hessian_tools.counts import check_whole
 from hessian_tools.curvature.eigenpairs.copies import with_copies
 from hessian_tools.curvature.eigenpairs.lanczos import lanczos
-from hessian_tools.curvature.eigenpairs.spectrum import DENSE_BELOW, LOW_RANK, Progress, exact_ritz
+from hessian_tools.curvature.eigenpairs.spectrum import DENSE_BELOW, LOW_RANK, Progress, exact_ritz, most_products
 from hessian_tools.curvature.eigenpairs.verified import Verified, verified
 from hessian_tools.curvature.eigenpairs.wanted import Wanted, Which
 from hessian_tools.curvature.html import eigenvalues_html
@@ -29,7 +29,8 @@ COPIES_BELOW = 1024
 class EigenPairs:
     """Some eigenvalues at each point, in the order of ``which``, with their quality.
 
-    residuals: |H v - value v| of the unit vectors v, from true products: an eigenvalue of H lies that near.
+    residuals: |H v - value v| of the unit vectors v, from true products: an eigenvalue of H lies that near, give or
+    take the rounding of those products, some eps times the size of what they are added up from (of H - G: of H, of G).
     converged: residual <= max(rtol * |value|, 64 eps |H|), |H| the largest magnitude seen. Where False
     the pair is still as good as its residual says; raise max_matvecs, or rtol. NaN and False at a point
     whose Hessian is not finite. num_matvecs: products used there, those of the check included.
@@ -184,7 +185,7 @@ def _plan(
         raise ValueError(f"max_matvecs={budget} cannot find and check {pairs} eigenpairs; give {2 * pairs} or more")
     if max_basis is not None and max_basis < min(n, 2 * pairs + 2):
         raise ValueError(f"max_basis={max_basis} cannot restart {pairs} eigenpairs; give {2 * pairs + 2} or more")
-    small = n <= max(DENSE_BELOW, LOW_RANK * pairs) and (max_matvecs is None or max_matvecs >= n + pairs)
+    small = n <= max(DENSE_BELOW, LOW_RANK * pairs) and (max_matvecs is None or max_matvecs >= most_products(n) + pairs)
     exact = method == "exact" or (method == "auto" and small)
     rows = _basis_rows(H, pairs, budget) if max_basis is None else max_basis
     return _Plan(seed, exact, copies, budget - pairs, rows)
@@ -205,14 +206,14 @@ def _row_bytes(H: Operator) -> int:
     return H.num_params * torch.finfo(H.dtype).bits // 8
 
 
-def _parts(H: Operator, plan: _Plan) -> list[Operator]:
-    """The operator at as many points at a time as their bases fit in memory."""
+def _parts(H: Operator, plan: _Plan) -> Iterator[Operator]:
+    """The operator at as many points at a time as their bases fit in memory; a list would hold all they keep."""
     at_once = max(1, _memory(H) // (plan.max_basis * _row_bytes(H)))
-    parts = []
     for part in H.parts():
-        few = part.num_points is None or part.num_points <= at_once
-        parts += [part] if few else [part.select(rows) for rows in torch.arange(part.num_points or 1).split(at_once)]
-    return parts
+        if part.num_points is None or part.num_points <= at_once:
+            yield part
+        else:
+            yield from (part.select(rows) for rows in torch.arange(part.num_points).split(at_once))
 
 
 def _run(

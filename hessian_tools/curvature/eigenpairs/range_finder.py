@@ -21,6 +21,7 @@ from torch import Tensor
 
 from hessian_tools.curvature.eigenpairs.krylov import CANCELLED
 from hessian_tools.curvature.matrices.interface import Operator
+from hessian_tools.curvature.matrices.lengths import lengths
 from hessian_tools.curvature.matrices.parts import row_products
 from hessian_tools.rng import stream
 
@@ -78,9 +79,8 @@ class _RangeFinder:
         self.rounds += 1
         Y = row_products(self.H, probes[None])
         W = self._outside(Y)
-        # In units in which a rank-one H cannot overflow or underflow: a norm, then its share.
-        bound = W.flatten(1).norm(dim=-1) / sqrt(_quantile(BLOCK))
-        size = Y.flatten(1).norm(dim=-1) / sqrt(BLOCK)
+        bound = lengths(W.flatten(1)) / sqrt(_quantile(BLOCK))
+        size = lengths(Y.flatten(1)) / sqrt(BLOCK)
         finite = torch.isfinite(bound)
         small = (bound <= rtol * size) & finite
         room = self.rank + BLOCK <= self.max_rank
@@ -119,7 +119,7 @@ class _RangeFinder:
             Q, T = self.Q[i, : self.rank], self.T[i, : self.rank, : self.rank].double()
             T = (T + T.mT) / 2
             E = Y[i] - ((probes @ Q.mT) @ T.to(Q)) @ Q
-            error = float(E.norm()) / sqrt(_quantile(BLOCK))
+            error = float(lengths(E.flatten())) / sqrt(_quantile(BLOCK))
             self.left[int(self.points[i])] = Compressed(Q.clone(), T, error, count)
 
     def _keep(self, stay: Int[Tensor, " chosen"]) -> None:

@@ -1,7 +1,7 @@
 """Every eigenvalue at every point, for networks small enough."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -9,11 +9,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
+from hessian_tools.counts import check_whole
 from hessian_tools.curvature.eigenpairs.lockstep import Ritz
-from hessian_tools.curvature.eigenpairs.range_finder import Compressed, compressed
+from hessian_tools.curvature.eigenpairs.range_finder import BLOCK, Compressed, compressed
 from hessian_tools.curvature.eigenpairs.wanted import ROUNDING
 from hessian_tools.curvature.matrices.interface import Operator
+from hessian_tools.curvature.matrices.lengths import lengths
 from hessian_tools.curvature.matrices.parts import row_products
+from hessian_tools.curvature.matrices.terms import magnitude, terms
 from hessian_tools.curvature.products.memory import MEMORY_BUDGET
 from hessian_tools.curvature.progress import Progress
 from hessian_tools.precision import full_precision
@@ -27,6 +30,8 @@ DENSE_BELOW = 128
 LOW_RANK = 4
 # Bytes of one whole matrix that are not refused.
 LARGEST_MATRIX = 2**33
+# Random vectors by which the terms of a sum are measured.
+TERM_PROBES = 4
 
 
 @dataclass(frozen=True)
@@ -34,10 +39,10 @@ class Spectrum:
     """All eigenvalues at each point, by falling magnitude, with a bound on their error.
 
     error: no eigenvalue is further from the one stated than this, those stated as zero included: what the range
-    finder left out (which holds but for a chance of 1e-6 a point), and rounding, 64 eps |H|. rank: eigenvalues
-    larger than that in magnitude. vectors: unit columns of the first ones, where asked for; a column of zeros
-    where the eigenvalue is one of the zeros that no vector was computed for. dense: made of the whole matrix;
-    else by the range finder. NaN, and rank 0, at a point whose Hessian is not finite.
+    finder left out (which holds but for a chance of 1e-6 a point), and rounding, 64 eps |H|, of a sum that of its
+    terms. rank: eigenvalues larger than that in magnitude. vectors: unit columns of the first ones, where asked for;
+    a column of zeros where the eigenvalue is one of the zeros that no vector was computed for. dense: made of the
+    whole matrix; else by the range finder. NaN, and rank 0, at a point whose Hessian is not finite.
     """
 
     values: Float[Tensor, "*point param"]
@@ -55,7 +60,7 @@ class Spectrum:
     @property
     def frobenius(self) -> Float[Tensor, "*point"]:
         """Frobenius norm: the root of the sum of squares."""
-        return self.values.norm(dim=-1)
+        return lengths(self.values).to(self.values)
 
 
 @full_precision
@@ -96,7 +101,7 @@ def spectrum(
             progress(finished, total)
 
     points = exact_points(H, method=method, rtol=rtol, max_rank=rank, vectors=vectors, seed=seed, done=done)
-    return _together(H, points, vectors=vectors)
+    return _together(H, points if len(terms(H)) == 1 else _with_rounding_of_terms(H, points, seed), vectors=vectors)
 
 
 @dataclass(frozen=True)
@@ -136,22 +141,21 @@ def _check_options(method: Method, rtol: float | None, max_rank: int | None) -> 
         raise ValueError(f"method={method!r} is not known; give one of {', '.join(get_args(Method))}")
     if rtol is not None and not rtol >= 0:
         raise ValueError(f"rtol={rtol}: give 0 or more, or None for rounding")
+    check_whole(max_rank=max_rank)
     if max_rank is not None and max_rank < 1:
         raise ValueError(f"max_rank={max_rank}: give 1 or more, or None for a quarter of the parameters")
 
 
-def _parts(H: Operator, rows: int) -> list[Operator]:
-    """As many points at a time as fit with so many rows each."""
+def _parts(H: Operator, rows: int) -> Iterator[Operator]:
+    """As many points at a time as fit with so many rows each; in a list each would hold what its products keep."""
     budget = MEMORY_BUDGET.get(H.device.type, MEMORY_BUDGET["cpu"])
     size = torch.finfo(H.dtype).bits // 8
     at_once = max(1, budget // (rows * H.num_params * size))
-    parts = []
     for part in H.parts():
         if part.num_points is None or part.num_points <= at_once:
-            parts.append(part)
+            yield part
         else:
-            parts += [part.select(rows) for rows in torch.arange(part.num_points).split(at_once)]
-    return parts
+            yield from (part.select(rows) for rows in torch.arange(part.num_points).split(at_once))
 
 
 def _by_range(
@@ -229,6 +233,17 @@ def _unknown(H: Operator, num_matvecs: int, *, dense: bool) -> ExactPoint:
     return ExactPoint(nan, None, torch.nan, dense, num_matvecs)
 
 
+def _with_rounding_of_terms(H: Operator, points: list[ExactPoint], seed: int) -> list[ExactPoint]:
+    """Where terms cancel, what is left has the rounding of the terms, which its own size does not show."""
+    probes = torch.randn(H.num_params, TERM_PROBES, generator=stream(seed, "terms"), dtype=torch.float64)
+    sizes = magnitude(H, probes.to(H.device, H.dtype)).mean(-1).reshape(-1).tolist()
+    share = ROUNDING * torch.finfo(H.dtype).eps
+    return [
+        replace(point, error=point.error + share * size, num_matvecs=point.num_matvecs + TERM_PROBES)
+        for point, size in zip(points, sizes, strict=True)
+    ]
+
+
 def _together(H: Operator, points: list[ExactPoint], *, vectors: bool) -> Spectrum:
     n, count = H.num_params, len(points)
     values = torch.zeros(count, n, dtype=H.dtype, device=H.device)
@@ -246,6 +261,13 @@ def _together(H: Operator, points: list[ExactPoint], *, vectors: bool) -> Spectr
     if H.num_points is None:
         return Spectrum(values[0], error[0], rank[0], dense[0], None if Q is None else Q[0], num_matvecs[0])
     return Spectrum(values, error, rank, dense, Q, num_matvecs)
+
+
+def most_products(num_params: int) -> int:
+    """The most products that ``exact_ritz`` takes at a point: the whole matrix after a range finder that failed."""
+    if num_params <= DENSE_BELOW:
+        return num_params
+    return num_params + (2 * (num_params // LOW_RANK // BLOCK) + 1) * BLOCK
 
 
 def exact_ritz(H: Operator, *, pairs: int, seed: int, done: Callable[[int], None]) -> list[Ritz]:

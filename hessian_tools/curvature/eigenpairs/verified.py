@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 from hessian_tools.curvature.eigenpairs.lockstep import Ritz
 from hessian_tools.curvature.eigenpairs.wanted import Wanted
 from hessian_tools.curvature.matrices.interface import Operator
+from hessian_tools.curvature.matrices.lengths import lengths
 from hessian_tools.curvature.matrices.parts import row_products
 
 
@@ -51,7 +52,7 @@ def verified(H: Operator, ritz: list[Ritz], wishes: tuple[Wanted, ...]) -> Verif
         for row, wish in zip(rows, wishes, strict=True):
             row[who] = wish.pick(values)
     values = (X * HX).sum(-1)
-    residuals = HX.addcmul_(values[..., None], X, value=-1).norm(dim=-1)
+    residuals = lengths(HX.addcmul_(values[..., None], X, value=-1)).to(values)
     count = torch.tensor([point.num_matvecs + X.shape[1] for point in ritz]).to(H.device)
     norm = torch.tensor([point.norm for point in ritz], dtype=H.dtype).to(H.device)
     complete = torch.tensor([point.complete for point in ritz]).to(H.device)

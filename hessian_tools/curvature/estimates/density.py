@@ -8,7 +8,7 @@ others. (Lin, Saad, Yang 2016; Ubaru, Chen, Saad 2017.)
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import ceil, log, pi, sqrt
+from math import ceil, inf, log, pi, sqrt
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,6 +16,7 @@ from scipy.special import stdtrit
 from torch import Tensor
 
 from hessian_tools.counts import check_whole
+from hessian_tools.curvature.eigenpairs.small_problems import finite, solvable, spoilt
 from hessian_tools.curvature.estimates.gauss_rules import GaussRule, gauss_rules
 from hessian_tools.curvature.estimates.trace import checked, rademacher
 from hessian_tools.curvature.html import density_html
@@ -147,9 +148,11 @@ def _check_options(
         raise ValueError(f"num_probes={num_probes}: a band needs 2 probes or more")
     if num_matvecs < 1:
         raise ValueError(f"num_matvecs={num_matvecs}: give the Lanczos steps of each probe, 1 or more")
+    if grid is not None and not isinstance(grid, Tensor):
+        raise ValueError(f"grid is a {type(grid).__name__}; give a tensor [grid], one for all points, or None")
     if grid is not None and (grid.ndim != 1 or len(grid) == 0):
         raise ValueError(f"grid has shape {tuple(grid.shape)}; give [grid], one for all points, or None")
-    if width is not None and not width > 0:
+    if width is not None and not 0 < width < inf:
         raise ValueError(f"width={width}: give the kernel's standard deviation, in units of curvature, above 0")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence}: give a share between 0 and 1, such as 0.95")
@@ -160,10 +163,9 @@ def _eigenvalues(H: Operator, progress: Progress | None) -> GaussRule:
     dense = H.to_dense()
     total = H.num_params * (H.num_points or 1)
     Count(total, progress).add(total)
-    broken = ~torch.isfinite(dense).all(-1).all(-1)[..., None, None]
-    dense = dense.masked_fill(broken, 0.0)
-    nodes = torch.linalg.eigvalsh((dense + dense.mT) / 2)[..., None, :].masked_fill(broken, torch.nan)
-    weights = torch.full_like(nodes, 1 / H.num_params).masked_fill(broken, torch.nan)
+    points, bad = finite((dense + dense.mT).reshape(-1, *dense.shape[-2:]))
+    nodes = spoilt(torch.linalg.eigvalsh(solvable(points) / 2), bad).to(dense).reshape(*dense.shape[:-2], 1, -1)
+    weights = torch.full_like(nodes, 1 / H.num_params) + 0 * nodes  # NaN where they are
     return GaussRule(nodes, weights, 0 * nodes)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from hessian_tools.curvature.matrices.algebra import Combination, Compression
 from hessian_tools.curvature.matrices.at_points import AtPoints
 from hessian_tools.curvature.matrices.interface import Operator
+from hessian_tools.curvature.matrices.lengths import lengths
 
 
 def terms(H: Operator) -> list[tuple[float, Operator]]:
@@ -41,11 +42,8 @@ def rebuilt(H: Operator, change: Callable[[AtPoints], AtPoints]) -> Operator:
 
 
 def magnitude(H: Operator, V: Float[Tensor, "param probe"]) -> Float[Tensor, "*point probe"]:
-    """sum_i |c_i| |A_i v|: the size of what a product is added up from, by which its rounding is measured.
-
-    In float64, for squares of entries about 1e-20 or 1e20 leave the range of float32.
-    """
-    return torch.stack([abs(weight) * (term @ V).double().norm(dim=-2) for weight, term in terms(H)]).sum(0)
+    """sum_i |c_i| |A_i v|, in float64: the size of what a product is added up from, to measure its rounding by."""
+    return torch.stack([abs(weight) * lengths((term @ V).mT) for weight, term in terms(H)]).sum(0)
 
 
 def _floating(value: object) -> bool:

@@ -119,4 +119,9 @@ def _stacked(batches: list[Batch]) -> Batch:
 
 def _shapes(batch: Batch) -> Hashable:
     leaves, spec = pytree.tree_flatten(batch)
-    return str(spec), tuple(tuple(x.shape) if isinstance(x, Tensor) else repr(x) for x in leaves)
+    return str(spec), tuple(_form(x) if isinstance(x, Tensor) else repr(x) for x in leaves)
+
+
+def _form(x: Tensor) -> Hashable:
+    """Shape, and dtype where it is kept: stacked with whole numbers a mask would become places."""
+    return tuple(x.shape), None if x.is_floating_point() else x.dtype

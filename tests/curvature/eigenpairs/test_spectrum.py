@@ -6,7 +6,7 @@ from cases import CASES, SPECTRA, Case, randn, symmetric, without_type_checks
 from eigenvalues import WHICH, Matrices, check_pairs, expected, operator
 
 from hessian_tools import MLP, flatten, make_loss, seeded
-from hessian_tools.curvature import hessian, spectrum, top_eigenpairs
+from hessian_tools.curvature import gauss_newton, hessian, spectrum, top_eigenpairs
 from hessian_tools.curvature.eigenpairs import range_finder
 
 
@@ -148,3 +148,23 @@ def test_bad_options_are_refused_in_plain_words() -> None:
     ):
         with without_type_checks(), pytest.raises(ValueError, match=words):
             spectrum(H, **options)
+
+
+@pytest.mark.parametrize("sizes", [(6, 3), (30, 8)])
+def test_where_terms_cancel_the_error_is_that_of_the_terms(sizes: tuple[int, int]) -> None:
+    """Hessian and Gauss-Newton of a linear network are the same matrix: of their difference all is rounding."""
+    model = seeded(lambda: torch.nn.Linear(*sizes), seed=0)
+    theta, layout = flatten(model)
+    loss = make_loss(model, torch.nn.functional.cross_entropy, layout)
+    batch = randn(4, 20, sizes[0], path="inputs").float(), torch.arange(80).view(4, 20) % sizes[1]
+    thetas = theta + randn(4, len(theta), path="linear").float()
+    H, G = hessian(loss, thetas, batch, route="direct"), gauss_newton(loss, thetas, batch)
+    for difference, scale in ((H - G, 1.0), ((3 * H - 3 * G).block("head"), 3.0)):
+        found, usual = spectrum(difference), spectrum(H)
+        assert (found.values.abs().amax(-1) <= found.error).all() and (found.rank == 0).all()
+        assert (found.error <= 2e3 * scale * torch.finfo(torch.float32).eps * usual.frobenius).all()
+
+
+def test_a_rank_is_a_whole_number() -> None:
+    with pytest.raises(ValueError, match=r"max_rank=2\.5 is not a whole number"), without_type_checks():
+        spectrum(operator(symmetric(SPECTRA["decaying"])), max_rank=2.5)

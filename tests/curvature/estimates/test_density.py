@@ -252,3 +252,21 @@ BAD = {
 def test_bad_options_are_refused_in_plain_words(words: str) -> None:
     with without_type_checks(), pytest.raises(ValueError, match=words):
         density(operator(symmetric(SPECTRA["decaying"])), **BAD[words])
+
+
+def test_few_parameters_with_confident_predictions() -> None:
+    """float32 entries that underflow, which LAPACK's float32 solvers refuse or answer with NaN."""
+    graded = torch.logspace(0, -22, 30).double()
+    for seed in range(20):
+        J = randn(30, 30, path=f"graded-{seed}") * graded
+        A = (J @ J.mT * graded[:, None] * graded).float()
+        A = (A + A.mT) / 2
+        nodes = density(operator(A[None]), num_matvecs=64).nodes[0, 0].double()
+        truth = torch.linalg.eigvalsh(A.double())
+        torch.testing.assert_close(nodes, truth, rtol=0, atol=1e-6 * float(truth.abs().max()))
+
+
+@pytest.mark.parametrize("options", [{"grid": [0.0, 1.0]}, {"width": math.inf}])
+def test_a_list_for_a_grid_and_an_endless_width_are_told(options: dict) -> None:
+    with without_type_checks(), pytest.raises(ValueError, match="give"):
+        density(operator(torch.eye(3).double()[None]), **options)

@@ -1,11 +1,15 @@
 """Operators taken apart: part by part the numbers are those of the whole, and no more points are held than fit."""
 
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 
 import pytest
 import torch
 from cases import NETWORKS, randn
 from contract import close
+from eigenvalues import Matrices
 from torch import Tensor
 
 from hessian_tools.curvature import (
@@ -16,6 +20,7 @@ from hessian_tools.curvature import (
     moments,
     rademacher,
     spectral_density,
+    spectrum,
     top_eigenpairs,
     trace,
 )
@@ -105,3 +110,45 @@ def test_rows_at_once_change_nothing() -> None:
     rows = randn(3, 5, H.num_params, path="rows")
     for at_once in (1, 7, 100):
         close(row_products(H, rows, at_once=at_once), rows @ CASE.dense)
+
+
+@dataclass(frozen=True)
+class Watched(Matrices):
+    """Matrices taken one at a time; ``alive``: its parts that anyone still holds while one is multiplied."""
+
+    parts_made: list[weakref.ref[Matrices]] = field(default_factory=list)
+    alive: list[int] = field(default_factory=list)
+
+    @property
+    def at_once(self) -> int:
+        return 1
+
+    def products(self, V: Tensor) -> Tensor:
+        self.alive.append(sum(part() is not None for part in self.parts_made))
+        return super().products(V)
+
+    def select(self, points: Tensor) -> "Watched":
+        part = Watched(self.A[points], self.parts_made, self.alive)
+        self.parts_made.append(weakref.ref(part))
+        return part
+
+
+@pytest.mark.parametrize(
+    "quantity",
+    [
+        partial(top_eigenpairs, k=2, method="lanczos", copies=True),
+        partial(top_eigenpairs, k=2, method="exact"),
+        partial(spectrum, method="dense"),
+        partial(spectrum, method="range finder", max_rank=32),
+        trace,
+        moments,
+        partial(spectral_density, num_probes=2, num_matvecs=4),
+    ],
+    ids=["lanczos", "exact", "dense", "range", "trace", "moments", "density"],
+)
+def test_a_part_is_let_go_before_the_next_is_at_work(quantity: Callable[[Operator], object]) -> None:
+    """What products keep at a part's points would add up over all points; the part before may be there still."""
+    H = Watched(torch.diag_embed(randn(12, 150, path="watched")))
+    quantity(H)
+    assert len(H.parts_made) >= 12
+    assert max(H.alive) <= 3

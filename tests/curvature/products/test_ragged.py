@@ -127,3 +127,16 @@ def test_bad_ragged_batches_are_refused_in_plain_words() -> None:
         hessian(loss, thetas, ragged([pair, pair]), shared=True)
     with pytest.raises(ValueError, match="a list of batches"):
         ragged([])
+
+
+def test_a_mask_is_not_stacked_with_places() -> None:
+    """Two ways to say which examples count, of one shape: each point keeps its own."""
+
+    def loss(theta: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
+        x, chosen = batch
+        return ((x * theta)[chosen] ** 2).sum() / 2
+
+    x = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)
+    batches = [(x, torch.tensor([False, True, True])), (x, torch.tensor([0, 1, 1]))]
+    H = hessian(loss, torch.zeros(2, 1, dtype=torch.float64), ragged(batches), batching="loop")
+    assert H.to_dense().flatten().tolist() == [20.0, 9.0]
