@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from hessian_tools.curvature.eigenpairs.small_problems import finite, flushed, solvable, spoilt
+from hessian_tools.curvature.eigenpairs.small_problems import eigh, eigvalsh, finite, flushed, solvable, spoilt
 from hessian_tools.curvature.matrices.gauss_newton import factors_at, gauss_newton
 from hessian_tools.curvature.products.pieces import slices
 from hessian_tools.curvature.products.points import Batching, Points, Weights
@@ -140,7 +140,7 @@ def _spectrum(loss: Loss, points: Points, rows: slice, *, vectors: bool) -> Gram
         values = singular**2
     else:
         gram = Mt.mT @ Mt if Mt.shape[-1] <= Mt.shape[-2] else Mt @ Mt.mT
-        values = torch.linalg.eigvalsh(solvable(gram)).to(gram.dtype).flip(-1).clamp(min=0)
+        values = eigvalsh(solvable(gram)).to(gram.dtype).flip(-1).clamp(min=0)
     largest = values.amax(-1) if values.shape[-1] else values.new_zeros(len(values))
     error = Mt.shape[-1] * torch.finfo(values.dtype).eps * largest + torch.stack([c for _, c in roots]).sum(0)
     values, error = spoilt(values, bad), spoilt(error, bad)
@@ -164,7 +164,7 @@ def _root(
 ) -> tuple[Float[Tensor, "point param row"], Float[Tensor, " point"]]:
     """J'F', F'F = B, from B = U diag(b) U'; and the trace of what clipping b at zero left out of J'BJ."""
     B, bad = finite((B + B.mT) / 2)
-    b, U = (part.to(B.dtype) for part in torch.linalg.eigh(solvable(B)))
+    b, U = (part.to(B.dtype) for part in eigh(solvable(B)))
     _refuse_concave(b)
     turned = spoilt(Jt, bad) @ U
     clipped = (b.clamp(max=0).abs() * (turned**2).sum(-2)).sum(-1)

@@ -16,7 +16,7 @@ from hessian_tools.curvature.eigenpairs.verified import Verified, verified
 from hessian_tools.curvature.eigenpairs.wanted import Wanted, Which
 from hessian_tools.curvature.html import eigenvalues_html
 from hessian_tools.curvature.matrices.interface import Operator
-from hessian_tools.curvature.products.memory import MEMORY_BUDGET
+from hessian_tools.curvature.products.memory import memory_budget
 
 Method = Literal["auto", "lanczos", "exact"]
 
@@ -195,7 +195,7 @@ def _basis_rows(H: Operator, pairs: int, budget: int) -> int:
 
 
 def _memory(H: Operator) -> int:
-    return MEMORY_BUDGET.get(H.device.type, MEMORY_BUDGET["cpu"])
+    return memory_budget(H.device)
 
 
 def _row_bytes(H: Operator) -> int:

@@ -20,6 +20,7 @@ from scipy.special import gammaincinv
 from torch import Tensor
 
 from hessian_tools.curvature.eigenpairs.krylov import CANCELLED
+from hessian_tools.curvature.eigenpairs.small_problems import eigh
 from hessian_tools.curvature.matrices.interface import Operator
 from hessian_tools.curvature.matrices.parts import row_products
 from hessian_tools.rng import stream
@@ -134,7 +135,7 @@ class _RangeFinder:
 def _polished(rows: Float[Tensor, "point row param"]) -> Float[Tensor, "point row param"]:
     """Orthonormal rows near rows that nearly are: G^(-1/2) times them, G their Gram matrix; twice, for rounding."""
     for _ in range(2):
-        d, U = torch.linalg.eigh((rows @ rows.mT).double())
+        d, U = eigh((rows @ rows.mT).double())
         rows = ((U / d[:, None].sqrt()) @ U.mT).to(rows) @ rows
     return rows
 

@@ -11,10 +11,11 @@ from torch.nn.functional import pad
 
 from hessian_tools.curvature.eigenpairs.lockstep import Ritz
 from hessian_tools.curvature.eigenpairs.range_finder import Compressed, compressed
+from hessian_tools.curvature.eigenpairs.small_problems import eigh, eigvalsh
 from hessian_tools.curvature.eigenpairs.wanted import ROUNDING
 from hessian_tools.curvature.matrices.interface import Operator
 from hessian_tools.curvature.matrices.parts import row_products
-from hessian_tools.curvature.products.memory import MEMORY_BUDGET
+from hessian_tools.curvature.products.memory import memory_budget
 from hessian_tools.curvature.progress import Progress
 from hessian_tools.rng import stream
 
@@ -140,7 +141,7 @@ def _check_options(method: Method, rtol: float | None, max_rank: int | None) -> 
 
 def _parts(H: Operator, rows: int) -> list[Operator]:
     """As many points at a time as fit with so many rows each."""
-    budget = MEMORY_BUDGET.get(H.device.type, MEMORY_BUDGET["cpu"])
+    budget = memory_budget(H.device)
     size = torch.finfo(H.dtype).bits // 8
     at_once = max(1, budget // (rows * H.num_params * size))
     parts = []
@@ -212,7 +213,7 @@ def _eigen(
     A: Float[Tensor, "row row"], *, vectors: bool
 ) -> tuple[Float[Tensor, " value"], Float[Tensor, "row value"] | None]:
     """By falling magnitude. In float64: LAPACK's float32 solvers fail on graded matrices (torch 2.13)."""
-    values, S = torch.linalg.eigh(A) if vectors else (torch.linalg.eigvalsh(A), None)
+    values, S = eigh(A) if vectors else (eigvalsh(A), None)
     order = values.abs().argsort(descending=True, stable=True)
     return values[order], None if S is None else S[:, order]
 

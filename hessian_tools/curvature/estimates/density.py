@@ -16,6 +16,7 @@ from scipy.special import stdtrit
 from torch import Tensor
 
 from hessian_tools.counts import check_whole
+from hessian_tools.curvature.eigenpairs.small_problems import eigvalsh
 from hessian_tools.curvature.estimates.gauss_rules import GaussRule, gauss_rules
 from hessian_tools.curvature.estimates.trace import checked, rademacher
 from hessian_tools.curvature.html import density_html
@@ -160,7 +161,7 @@ def _eigenvalues(H: Operator, progress: Progress | None) -> GaussRule:
     Count(total, progress).add(total)
     broken = ~torch.isfinite(dense).all(-1).all(-1)[..., None, None]
     dense = dense.masked_fill(broken, 0.0)
-    nodes = torch.linalg.eigvalsh((dense + dense.mT) / 2)[..., None, :].masked_fill(broken, torch.nan)
+    nodes = eigvalsh((dense + dense.mT) / 2)[..., None, :].masked_fill(broken, torch.nan)
     weights = torch.full_like(nodes, 1 / H.num_params).masked_fill(broken, torch.nan)
     return GaussRule(nodes, weights, 0 * nodes)
 
