@@ -113,7 +113,7 @@ class _RangeFinder:
 
     def _leave(self, small: Tensor, broken: Tensor, probes: Tensor, Y: Tensor, *, nothing_more: bool) -> None:
         count = (2 * self.rounds - 1) * BLOCK
-        for i in torch.nonzero(small | broken | nothing_more)[:, 0].tolist():
+        for i in torch.nonzero(small | broken | nothing_more)[:, 0].cpu().tolist():
             if not small[i]:
                 self.left[int(self.points[i])] = Compressed(None, None, torch.nan, count, not bool(broken[i]))
                 continue
@@ -125,7 +125,7 @@ class _RangeFinder:
 
     def _keep(self, stay: Int[Tensor, " chosen"]) -> None:
         """Within the memory there is."""
-        for to, source in enumerate(stay.tolist()):
+        for to, source in enumerate(stay.cpu().tolist()):
             if to != source:
                 self.Q[to, : self.rank], self.T[to] = self.Q[source, : self.rank], self.T[source]
         self.Q, self.T, self.points = self.Q[: len(stay)], self.T[: len(stay)], self.points[stay.cpu().numpy()]

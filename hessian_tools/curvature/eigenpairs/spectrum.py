@@ -237,10 +237,10 @@ def _together(H: Operator, points: list[ExactPoint], *, vectors: bool) -> Spectr
         values[i, : len(point.values)] = point.values.to(H.dtype)
         if columns is not None:
             columns[i, : len(point.values)] = torch.nan if point.vectors is None else point.vectors
-    error = torch.tensor([p.error for p in points], dtype=H.dtype, device=H.device)
+    error = torch.tensor([p.error for p in points], dtype=H.dtype).to(H.device)
     rank = (values.abs() > error[:, None]).sum(-1)
-    dense = torch.tensor([p.dense for p in points], device=H.device)
-    num_matvecs = torch.tensor([p.num_matvecs for p in points], device=H.device)
+    dense = torch.tensor([p.dense for p in points]).to(H.device)
+    num_matvecs = torch.tensor([p.num_matvecs for p in points]).to(H.device)
     Q = None if columns is None else columns.mT
     if H.num_points is None:
         return Spectrum(values[0], error[0], rank[0], dense[0], None if Q is None else Q[0], num_matvecs[0])
