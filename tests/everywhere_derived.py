@@ -9,8 +9,8 @@ from torch import Tensor
 
 import hessian_tools as ht
 from hessian_tools.curvature import (
-    along,
     alignment,
+    along,
     cos_displacement,
     estimate_of,
     filter_scale,

@@ -126,7 +126,7 @@ def setting(device: str):
 def test_a_loop_of_ones_own_is_read_where_its_model_lies():
     found = []
     for device in ("cpu", "cuda"):
-        loss, theta, support, query = setting(device)
+        loss, _, support, query = setting(device)
         recorder = Recorder(loss.model, F.cross_entropy, support, query=query)
         optimiser = torch.optim.SGD(loss.model.parameters(), lr=0.1)
         for _ in range(2):

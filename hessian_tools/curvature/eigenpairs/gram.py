@@ -82,7 +82,7 @@ def gauss_newton_spectrum(
     Any criterion convex in the outputs, also one that couples examples: its full Hessian in the outputs is
     used. Costs one backward pass for each example and output, and memory for J at one point:
     param * examples * outputs numbers, six times over (ResNet-12 with 125 outputs: 24 GB); points go in
-    chunks that keep to max_memory bytes, None for 512 MiB (4 GiB on CUDA), where one fits. Raises ValueError
+    chunks that keep to max_memory bytes, None for 512 MiB (see ``hessian`` for CUDA), where one fits. Raises ValueError
     as gauss_newton does, and for a criterion that is not convex at some point. (Gram matrix as in Dangel 2022, ViViT.)
 
     >>> from hessian_tools.flat import flatten

@@ -84,7 +84,7 @@ def top_eigenpairs(
     Values are Rayleigh quotients of the vectors. The sign of a vector means nothing. Deterministic in seed.
 
     max_basis: vectors of length param held for each point (with copies, k more); when there are so many, Lanczos
-    restarts from the best pairs, at the cost of more products. None: as many as fit in 512 MiB (4 GiB on CUDA),
+    restarts from the best pairs, at the cost of more products. None: as many as fit in 512 MiB (CUDA: 4 GiB or less),
     never under 2 k + 8 or 20; points go in parts where together they would take more.
     copies: search for eigenvalues missed, see ``EigenPairs.complete``; 50 to 80 % more products, again as many
     for each search that found some. None: up to 1024 parameters, but not above.

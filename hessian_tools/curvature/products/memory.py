@@ -60,7 +60,7 @@ class Room:
         return results
 
     def attempt(self, function: Callable[[slice], T], rows: slice, *, most: int) -> T | None:
-        """``function(rows)``; None where the device refused, which is remembered. Raises the refusal for one at once."""
+        """``function(rows)``; None where the device refused, which is remembered. Raises where even one is refused."""
         try:
             return function(rows)
         except torch.OutOfMemoryError:
@@ -74,7 +74,7 @@ class Room:
 
 
 def memory_budget(device: torch.device) -> int:
-    """Bytes that one kind of work may take on a device unasked: its type's, on a GPU at most GPU_SHARE of its memory."""
+    """Bytes that one kind of work may take on a device unasked: its type's; of a GPU no more than GPU_SHARE."""
     budget = MEMORY_BUDGET.get(device.type, MEMORY_BUDGET["cpu"])
     if device.type != "cuda" or not torch.cuda.is_available():
         return budget
