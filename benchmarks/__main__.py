@@ -53,9 +53,19 @@ def main(
     except ValueError as error:
         sys.exit(str(error))
     allocators = ["default", "keep"] if allocator == "both" else [allocator]
+    if device == "cuda":  # whose memory is not malloc's
+        allocators = allocators[:1]
+    if device == "cuda" and not _has_cuda():
+        sys.exit("--device cuda: this torch sees no CUDA device; use --device cpu, or install a CUDA build")
     if quick:
         rounds, allocators = 1, allocators[:1]
     run(Settings(rows, rounds, threads, tuple(allocators), device, out, clock, quick=quick, points=points))
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 if __name__ == "__main__":

@@ -61,6 +61,8 @@ def _problem(path: Path, order: dict[str, Any]) -> Any:
 def _measured(job: Job, device: str) -> dict[str, Any]:
     before = resource.getrusage(resource.RUSAGE_SELF)
     _wait(device)
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
     try:
         answer = job.run()
@@ -79,6 +81,7 @@ def _measured(job: Job, device: str) -> dict[str, Any]:
         "system_seconds": after.ru_stime - before.ru_stime,
         "page_faults": after.ru_minflt - before.ru_minflt,
         "peak_mib": after.ru_maxrss / 1024,
+        **({"device_peak_mib": torch.cuda.max_memory_allocated() / 2**20} if device == "cuda" else {}),
         "num_matvecs": answer.num_matvecs,
         **answer.rates,
         "values": None if answer.values is None else answer.values.double().cpu().tolist(),

@@ -61,7 +61,7 @@ def outer_step(problem: TrainingProblem, shot: Shot | None) -> Job:
     )
     theta.requires_grad_()
     processes = min(torch.get_num_threads(), config.meta_batch)
-    if processes > 1 and not is_batched(config, problem.model):
+    if processes > 1 and theta.device.type == "cpu" and not is_batched(config, problem.model):
         return Job(_by_workers(replace(config, workers=processes), loss, theta), f"{processes} worker processes")
 
     def run() -> Answer:

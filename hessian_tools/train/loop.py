@@ -78,7 +78,8 @@ def meta_train(config: TrainConfig, *, progress: Progress | None = None) -> Iter
 def _checkpoints(state: _State, config: TrainConfig, progress: Progress | None) -> Iterator[Checkpoint]:
     for meta_step in config.checkpoints:
         if config.folder and checkpoints.checkpoint_path(config.folder, meta_step).exists():
-            yield _read(config.folder, meta_step)
+            read = _read(config.folder, meta_step)
+            yield replace(read, theta=read.theta.to(state.theta.device))
             continue
         if config.folder and state.meta_step > meta_step:
             yield _made_again(config, config.folder, meta_step, progress)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from benchmarks.errors import error_to_norm, worst_error
-from benchmarks.peers.floor import floor_seconds, product_flop
+from benchmarks.peers.floor import floor_seconds, product_flop, together
 from benchmarks.problem import Problem
 from benchmarks.reference import reference
 from benchmarks.rounds import ALLOCATORS, Entry, environment, race
@@ -105,6 +105,9 @@ def test_flop_of_a_product():
     first, second = 2 * 2 * 3 * 9 * 7 * 25, 2 * 3 * 4 * 9 * 7 * 25
     assert product_flop(problem) == 2 * first + 6 * second
     assert all(seconds > 0 for seconds in floor_seconds(problem))
+    whole = together(problem)  # as a GPU takes it
+    assert product_flop(whole) == len(problem.thetas) * product_flop(problem)
+    assert whole.x.shape == (1, problem.x.shape[0] * problem.x.shape[1], *problem.x.shape[2:])
 
 
 def test_points_are_those_of_an_inner_loop(tmp_path: Any):

@@ -207,7 +207,7 @@ def adaptation_jacobian(
 
 
 def _step_sizes(step_size: float | Tensor, tasks: int, steps: int, H: Operator) -> Float[Tensor, "task step _"]:
-    sizes = torch.as_tensor(step_size, dtype=H.dtype, device=H.device).detach()
+    sizes = torch.as_tensor(step_size, dtype=H.dtype).detach().to(H.device)
     allowed = [(), (steps,), (tasks, steps), (tasks, steps, H.num_params)]
     if tuple(sizes.shape) not in allowed:
         raise ValueError(

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from hessian_tools.curvature.eigenpairs.small_problems import finite, flushed, solvable, spoilt
+from hessian_tools.curvature.eigenpairs.small_problems import eigh, eigvalsh, finite, flushed, solvable, spoilt
 from hessian_tools.curvature.matrices.gauss_newton import factors_at, gauss_newton
 from hessian_tools.curvature.matrices.lengths import lengths
 from hessian_tools.curvature.products.pieces import at_point, slices
@@ -85,7 +85,7 @@ def gauss_newton_spectrum(
     Any criterion convex in the outputs, also one that couples examples: its full Hessian in the outputs is
     used. Costs one backward pass for each example and output, and memory for J at one point:
     param * examples * outputs numbers, six times over (ResNet-12 with 125 outputs: 24 GB); points go in
-    chunks that keep to max_memory bytes, None for 512 MiB (4 GiB on CUDA), where one fits. Raises ValueError
+    chunks that keep to max_memory bytes, None for 512 MiB (see ``hessian`` for CUDA), where one fits. Raises ValueError
     as gauss_newton does, and for a criterion that is not convex at some point. (Gram matrix as in Dangel 2022, ViViT.)
 
     >>> from hessian_tools.flat import flatten
@@ -144,7 +144,7 @@ def _spectrum(loss: Loss, points: Points, rows: slice, *, vectors: bool) -> Gram
         values = singular**2
     else:
         gram = Mt.mT @ Mt if Mt.shape[-1] <= Mt.shape[-2] else Mt @ Mt.mT
-        values = torch.linalg.eigvalsh(solvable(gram)).to(gram.dtype).flip(-1).clamp(min=0)
+        values = eigvalsh(solvable(gram)).to(gram.dtype).flip(-1).clamp(min=0)
     largest = values.amax(-1) if values.shape[-1] else values.new_zeros(len(values))
     error = Mt.shape[-1] * torch.finfo(values.dtype).eps * largest + torch.stack([c for _, c in roots]).sum(0)
     values, error = spoilt(values, bad), spoilt(error, bad)
@@ -168,7 +168,7 @@ def _root(
 ) -> tuple[Float[Tensor, "point param row"], Float[Tensor, " point"]]:
     """J'F', F'F = B, from B = U diag(b) U'; and the trace of what clipping b at zero left out of J'BJ."""
     B, bad = finite((B + B.mT) / 2)
-    b, U = (part.to(B.dtype) for part in torch.linalg.eigh(solvable(B)))
+    b, U = (part.to(B.dtype) for part in eigh(solvable(B)))
     _refuse_concave(b)
     turned = spoilt(Jt, bad) @ U
     clipped = (b.clamp(max=0).abs() * (turned**2).sum(-2)).sum(-1)

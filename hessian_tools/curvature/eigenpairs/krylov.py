@@ -158,7 +158,8 @@ class KrylovBasis:
 
 
 def _column(numbers: Float[np.ndarray, " point"], like: Tensor) -> Float[Tensor, "point 1"]:
-    return torch.from_numpy(numbers).to(like)[:, None]
+    # In the dtype before it moves, and without waiting for the device: it has taken the numbers when the call returns.
+    return torch.from_numpy(numbers).to(like.dtype).to(like.device, non_blocking=True)[:, None]
 
 
 def _orthogonal(

@@ -16,7 +16,7 @@ from hessian_tools.curvature.eigenpairs.verified import Verified, verified
 from hessian_tools.curvature.eigenpairs.wanted import Wanted, Which
 from hessian_tools.curvature.html import eigenvalues_html
 from hessian_tools.curvature.matrices.interface import Operator
-from hessian_tools.curvature.products.memory import MEMORY_BUDGET
+from hessian_tools.curvature.products.memory import memory_budget
 from hessian_tools.precision import full_precision
 
 Method = Literal["auto", "lanczos", "exact"]
@@ -87,7 +87,7 @@ def top_eigenpairs(
     Values are Rayleigh quotients of the vectors. The sign of a vector means nothing. Deterministic in seed.
 
     max_basis: vectors of length param held for each point (with copies, k more); when there are so many, Lanczos
-    restarts from the best pairs, at the cost of more products. None: as many as fit in 512 MiB (4 GiB on CUDA),
+    restarts from the best pairs, at the cost of more products. None: as many as fit in 512 MiB (CUDA: 4 GiB or less),
     never under 2 k + 8 or 20; points go in parts where together they would take more.
     copies: search for eigenvalues missed, see ``EigenPairs.complete``; 50 to 80 % more products, again as many
     for each search that found some. None: up to 1024 parameters, but not above.
@@ -199,7 +199,7 @@ def _basis_rows(H: Operator, pairs: int, budget: int) -> int:
 
 
 def _memory(H: Operator) -> int:
-    return MEMORY_BUDGET.get(H.device.type, MEMORY_BUDGET["cpu"])
+    return memory_budget(H.device)
 
 
 def _row_bytes(H: Operator) -> int:

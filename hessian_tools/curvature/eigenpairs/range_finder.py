@@ -20,6 +20,7 @@ from scipy.special import gammaincinv
 from torch import Tensor
 
 from hessian_tools.curvature.eigenpairs.krylov import CANCELLED
+from hessian_tools.curvature.eigenpairs.small_problems import eigh
 from hessian_tools.curvature.matrices.interface import Operator
 from hessian_tools.curvature.matrices.lengths import lengths
 from hessian_tools.curvature.matrices.parts import row_products
@@ -112,7 +113,7 @@ class _RangeFinder:
 
     def _leave(self, small: Tensor, broken: Tensor, probes: Tensor, Y: Tensor, *, nothing_more: bool) -> None:
         count = (2 * self.rounds - 1) * BLOCK
-        for i in torch.nonzero(small | broken | nothing_more)[:, 0].tolist():
+        for i in torch.nonzero(small | broken | nothing_more)[:, 0].cpu().tolist():
             if not small[i]:
                 self.left[int(self.points[i])] = Compressed(None, None, torch.nan, count, not bool(broken[i]))
                 continue
@@ -124,7 +125,7 @@ class _RangeFinder:
 
     def _keep(self, stay: Int[Tensor, " chosen"]) -> None:
         """Within the memory there is."""
-        for to, source in enumerate(stay.tolist()):
+        for to, source in enumerate(stay.cpu().tolist()):
             if to != source:
                 self.Q[to, : self.rank], self.T[to] = self.Q[source, : self.rank], self.T[source]
         self.Q, self.T, self.points = self.Q[: len(stay)], self.T[: len(stay)], self.points[stay.cpu().numpy()]
@@ -134,7 +135,7 @@ class _RangeFinder:
 def _polished(rows: Float[Tensor, "point row param"]) -> Float[Tensor, "point row param"]:
     """Orthonormal rows near rows that nearly are: G^(-1/2) times them, G their Gram matrix; twice, for rounding."""
     for _ in range(2):
-        d, U = torch.linalg.eigh((rows @ rows.mT).double())
+        d, U = eigh((rows @ rows.mT).double())
         rows = ((U / d[:, None].sqrt()) @ U.mT).to(rows) @ rows
     return rows
 

@@ -12,12 +12,13 @@ from torch.nn.functional import pad
 from hessian_tools.counts import check_whole
 from hessian_tools.curvature.eigenpairs.lockstep import Ritz
 from hessian_tools.curvature.eigenpairs.range_finder import BLOCK, Compressed, compressed
+from hessian_tools.curvature.eigenpairs.small_problems import eigh, eigvalsh
 from hessian_tools.curvature.eigenpairs.wanted import ROUNDING
 from hessian_tools.curvature.matrices.interface import Operator
 from hessian_tools.curvature.matrices.lengths import lengths
 from hessian_tools.curvature.matrices.parts import row_products
 from hessian_tools.curvature.matrices.terms import magnitude, terms
-from hessian_tools.curvature.products.memory import MEMORY_BUDGET
+from hessian_tools.curvature.products.memory import memory_budget
 from hessian_tools.curvature.progress import Progress
 from hessian_tools.precision import full_precision
 from hessian_tools.rng import stream
@@ -148,7 +149,7 @@ def _check_options(method: Method, rtol: float | None, max_rank: int | None) -> 
 
 def _parts(H: Operator, rows: int) -> Iterator[Operator]:
     """As many points at a time as fit with so many rows each; in a list each would hold what its products keep."""
-    budget = MEMORY_BUDGET.get(H.device.type, MEMORY_BUDGET["cpu"])
+    budget = memory_budget(H.device)
     size = torch.finfo(H.dtype).bits // 8
     at_once = max(1, budget // (rows * H.num_params * size))
     for part in H.parts():
@@ -218,7 +219,7 @@ def _eigen(
     A: Float[Tensor, "row row"], *, vectors: bool
 ) -> tuple[Float[Tensor, " value"], Float[Tensor, "row value"] | None]:
     """By falling magnitude. In float64: LAPACK's float32 solvers fail on graded matrices (torch 2.13)."""
-    values, S = torch.linalg.eigh(A) if vectors else (torch.linalg.eigvalsh(A), None)
+    values, S = eigh(A) if vectors else (eigvalsh(A), None)
     order = values.abs().argsort(descending=True, stable=True)
     return values[order], None if S is None else S[:, order]
 
@@ -253,10 +254,10 @@ def _together(H: Operator, points: list[ExactPoint], *, vectors: bool) -> Spectr
         values[i, : len(point.values)] = point.values.to(H.dtype)
         if columns is not None:
             columns[i, : len(point.values)] = torch.nan if point.vectors is None else point.vectors
-    error = torch.tensor([p.error for p in points], dtype=H.dtype, device=H.device)
+    error = torch.tensor([p.error for p in points], dtype=H.dtype).to(H.device)
     rank = (values.abs() > error[:, None]).sum(-1)
-    dense = torch.tensor([p.dense for p in points], device=H.device)
-    num_matvecs = torch.tensor([p.num_matvecs for p in points], device=H.device)
+    dense = torch.tensor([p.dense for p in points]).to(H.device)
+    num_matvecs = torch.tensor([p.num_matvecs for p in points]).to(H.device)
     Q = None if columns is None else columns.mT
     if H.num_points is None:
         return Spectrum(values[0], error[0], rank[0], dense[0], None if Q is None else Q[0], num_matvecs[0])

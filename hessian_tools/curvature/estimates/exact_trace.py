@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from hessian_tools.curvature.eigenpairs.gram import num_outputs
-from hessian_tools.curvature.eigenpairs.small_problems import finite, solvable, spoilt
+from hessian_tools.curvature.eigenpairs.small_problems import eigh, finite, solvable, spoilt
 from hessian_tools.curvature.estimates.multiaffine import is_multiaffine
 from hessian_tools.curvature.matrices.gauss_newton import GaussNewton, factors_at
 from hessian_tools.curvature.matrices.hessian import Hessian
@@ -96,7 +96,7 @@ def _traces(points: Points, rows: slice) -> Float[Tensor, " point"]:
 
     B = points.each(rows, curve)[0].detach()
     B, bad = finite((B + B.mT) / 2)
-    b, U = (part.to(B.dtype) for part in torch.linalg.eigh(solvable(B)))
+    b, U = (part.to(B.dtype) for part in eigh(solvable(B)))
     return spoilt(points.each(rows, quadratic, U, b)[0].detach(), bad)
 
 

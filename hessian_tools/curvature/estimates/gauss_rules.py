@@ -13,7 +13,7 @@ from torch import Tensor
 from hessian_tools.curvature.eigenpairs.lanczos import gauss_quadrature
 from hessian_tools.curvature.matrices.interface import Operator
 from hessian_tools.curvature.matrices.parts import part_by_part
-from hessian_tools.curvature.products.memory import MEMORY_BUDGET
+from hessian_tools.curvature.products.memory import memory_budget
 from hessian_tools.curvature.progress import Count, Progress
 from hessian_tools.precision import full_precision
 
@@ -69,7 +69,7 @@ def gauss_rules(
 def _of_part(H: Operator, probes: Tensor, steps: int, seed: int, count: Count) -> tuple[Tensor, ...]:
     """As many runs at a time as fit."""
     run_bytes = steps * H.num_params * torch.empty(0, dtype=H.dtype).element_size()
-    runs = max(1, MEMORY_BUDGET.get(H.device.type, MEMORY_BUDGET["cpu"]) // run_bytes)
+    runs = max(1, memory_budget(H.device) // run_bytes)
     num_points, pieces = H.num_points or 1, []
     for points in torch.arange(num_points).split(runs):
         here = H if len(points) == num_points else H.select(points)

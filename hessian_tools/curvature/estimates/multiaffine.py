@@ -74,7 +74,13 @@ _PRODUCTS = {
 _DIVISIONS = {_ATEN.div.Tensor}
 
 # Normalisation by kept statistics: (input, weight, bias, mean, variance, ...); affine in input, weight and bias.
-_NORMALISED = {_ATEN._native_batch_norm_legit_no_training.default: None, _ATEN.native_batch_norm.default: 5}
+# On CUDA and on AMD's cards torch takes the vendor's kernel.
+_NORMALISED = {
+    _ATEN._native_batch_norm_legit_no_training.default: None,
+    _ATEN.native_batch_norm.default: 5,
+    _ATEN.cudnn_batch_norm.default: 5,
+    _ATEN.miopen_batch_norm.default: 5,
+}
 
 Depends = frozenset[int]
 

@@ -156,7 +156,7 @@ def known(
     value: Float[Tensor, "*point"], num_samples: int, *, num_matvecs: int | Int[Tensor, "*point"], method: str
 ) -> Estimate:
     """An exact number as an estimate: the samples are all alike, so that errors computed from them are zero."""
-    count = torch.as_tensor(num_matvecs, device=value.device).expand(value.shape)
+    count = torch.as_tensor(num_matvecs).to(value.device).expand(value.shape)
     samples = value[..., None].expand(*value.shape, num_samples)
     return Estimate(value, 0 * value, samples, torch.isfinite(value), count, method)  # NaN stays so in the error
 

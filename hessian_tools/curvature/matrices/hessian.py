@@ -38,7 +38,8 @@ def hessian(
     A *list* of batches is several batches of one objective: their mean weighted by the number of
     examples (``weights="size"``, from the first tensor), or by the numbers given.
 
-    max_memory: bytes for the products in flight and what is kept between them, None for 512 MiB (4 GiB on CUDA).
+    max_memory: bytes for the products in flight and what is kept between them, None for 512 MiB (on CUDA 4 GiB, or a
+    fifth of a smaller card).
     Sizes are measured beforehand, and where a CUDA device refuses all the same, halved. Inputs and results are not
     counted; with many points, thetas may be a tensor mapped from a file. chunk: products run at once, instead.
     batching="loop" takes points and probes one by one, for a loss that ``vmap`` refuses.

@@ -47,24 +47,30 @@ class Traced:
     _programs: "OrderedDict[tuple[int, int], Program | None]" = field(default_factory=OrderedDict)
 
     @torch.no_grad()
-    def at(self, thetas: Float[Tensor, "point param"], batch: Batch, *, shared: bool) -> "Stacked | PointByPoint":
-        """The first half done at every point."""
-        together = min(len(thetas), self._fitting(POINTS_TOGETHER, thetas.device))
+    def at(
+        self, thetas: Float[Tensor, "point param"], batch: Batch, *, shared: bool, budget: int | None = None
+    ) -> "Stacked | PointByPoint":
+        """The first half done at every point. budget: bytes for what is kept and what is at work; None: any number."""
+        together = min(len(thetas), self._fitting(POINTS_TOGETHER, thetas.device, budget))
         if together > 1:
             try:
                 tensors = _stacked(self, thetas, batch, shared, together)
+            except torch.OutOfMemoryError:
+                raise
             except RuntimeError:  # an operation that vmap refuses: one by one it can be done
                 together = 1
             else:
-                stacked = Stacked(self, tensors, together, torch.arange(len(thetas), device=thetas.device))
+                rows = torch.arange(len(thetas), device=thetas.device)
+                stacked = Stacked(self, tensors, together, rows, budget)
                 if self.program(thetas[:together, :, None], stacked.of(slice(0, together))) is not None:
                     return stacked
         batches = (_leaves(batch, None if shared else i) for i in range(len(thetas)))
-        return PointByPoint(self, tuple(self.point(t, *leaves) for t, leaves in zip(thetas, batches, strict=True)))
+        kept = tuple(self.point(t, *leaves) for t, leaves in zip(thetas, batches, strict=True))
+        return PointByPoint(self, kept, budget)
 
-    def probes_together(self, points: int, probes: int, device: torch.device) -> int:
+    def probes_together(self, points: int, probes: int, device: torch.device, budget: int | None) -> int:
         """How many columns of each point go together."""
-        return max(1, min(probes, min(MOST_PROBES, self._fitting(PROBES_TOGETHER, device)) // points))
+        return max(1, min(probes, min(MOST_PROBES, self._fitting(PROBES_TOGETHER, device, budget)) // points))
 
     def program(self, V: Tensor, kept: tuple[Tensor, ...]) -> Program | None:
         """For V [point, param, probe] and kept of these sizes; a size of one has no axis. None where vmap refuses."""
@@ -79,6 +85,8 @@ class Traced:
     def _written(self, V: Tensor, kept: tuple[Tensor, ...], points: int, probes: int) -> Program | None:
         try:
             return flat_program(self.vector, V, kept, points=points > 1, probes=probes > 1)
+        except torch.OutOfMemoryError:
+            raise
         except Exception:  # an operation that cannot be batched: one by one it can
             if points == probes == 1:
                 raise
@@ -96,12 +104,16 @@ class Traced:
         buffers = [workspace[place] for place in enumerate(program.buffers)]
         return program.run(_without_ones(V), *kept, *buffers).reshape(V.shape)
 
-    def working_bytes(self, device: torch.device) -> int:
+    def working_bytes(self, device: torch.device, budget: int | None) -> int:
         """Bytes of what is not kept, of either half, for as many points as go together."""
-        return self._fitting(POINTS_TOGETHER, device) * max(self.work_bytes, self.point_bytes)
+        return self._fitting(POINTS_TOGETHER, device, budget) * max(self.work_bytes, self.point_bytes)
 
-    def _fitting(self, limits: dict[str, int], device: torch.device) -> int:
-        return max(1, limits.get(device.type, limits["cpu"]) // max(1, self.largest))
+    def _fitting(self, limits: dict[str, int], device: torch.device, budget: int | None) -> int:
+        """How many together: what is at work takes no more than half the budget, or nothing could be kept beside it."""
+        most = limits.get(device.type, limits["cpu"]) // max(1, self.largest)
+        if budget is not None:
+            most = min(most, budget // (2 * max(1, self.work_bytes, self.point_bytes)))
+        return max(1, most)
 
 
 @dataclass(frozen=True)
@@ -110,11 +122,12 @@ class PointByPoint:
 
     traced: Traced
     kept: tuple[tuple[Tensor, ...], ...]
+    budget: int | None = None
     workspace: Workspace = field(default_factory=dict)
 
     def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
         """Each point's product with its columns."""
-        together = self.traced.probes_together(1, V.shape[-1], V.device)
+        together = self.traced.probes_together(1, V.shape[-1], V.device, self.budget)
         return _blockwise(V, 1, together, lambda v, rows: self.traced.run(v, self.kept[rows.start], self.workspace))
 
     def select(self, points: Int[Tensor, " chosen"]) -> "PointByPoint":
@@ -135,6 +148,7 @@ class Stacked:
     tensors: tuple[Tensor, ...]
     together: int
     rows: Int[Tensor, " point"]
+    budget: int | None = None
     workspace: Workspace = field(default_factory=dict)
 
     def of(self, rows: slice) -> tuple[Tensor, ...]:
@@ -162,7 +176,7 @@ class Stacked:
         filled = torch.cat([rows, rows[-1:].expand(_round_size(len(rows)) - len(rows))])
         tensors = tuple(t[filled] for t in self.tensors)
         rows = torch.arange(len(rows), device=rows.device)
-        return Stacked(self.traced, tensors, min(self.together, len(filled)), rows)
+        return Stacked(self.traced, tensors, min(self.together, len(filled)), rows, self.budget)
 
     @property
     def nbytes(self) -> int:
@@ -170,7 +184,7 @@ class Stacked:
         return _nbytes(self.tensors)
 
     def _all(self, V: Tensor) -> Tensor:
-        columns = self.traced.probes_together(self.together, V.shape[-1], V.device)
+        columns = self.traced.probes_together(self.together, V.shape[-1], V.device, self.budget)
         return _blockwise(V, self.together, columns, lambda v, rows: self.traced.run(v, self.of(rows), self.workspace))
 
 

@@ -15,6 +15,9 @@ from hessian_tools.loss import Batch, LossFunction
 
 # Bytes the products in flight may take, by device type.
 MEMORY_BUDGET = {"cpu": 2**29, "cuda": 2**32}
+# Products and the bases of an eigenvalue run have a budget each, and copies of what they are at: 24 GB and more hold
+# 4 GiB of each, smaller cards this share.
+GPU_SHARE = 0.2
 
 # One direct product was measured to need 4 to 7 times the bytes of one forward pass (Conv4, width 16 and 64, 1 to 112
 # products at once, peak resident memory); 8 leaves room.
@@ -35,7 +38,7 @@ class Room:
 
     def budget(self, device: torch.device) -> int:
         """The bytes."""
-        return self.max_memory or MEMORY_BUDGET.get(device.type, MEMORY_BUDGET["cpu"])
+        return self.max_memory or memory_budget(device)
 
     def in_pieces(self, total: int, function: Callable[[slice], T], *, at_once: int, each: int = 1) -> list[T]:
         """``function`` of consecutive pieces of ``total``, at_once / each long; half as long after each refusal.
@@ -49,21 +52,33 @@ class Room:
             most = max(1, at_once >> self.refusals)
             rest = total - start
             size = ceil(rest / ceil(rest / max(1, most // each)))
-            try:
-                results.append(function(slice(start, start + size)))
-            except torch.OutOfMemoryError:
-                self.refuse(most)
+            found = self.attempt(function, slice(start, start + size), most=most)
+            if found is None:
                 continue
+            results.append(found)
             start += size
         return results
 
-    def refuse(self, most: int) -> None:
-        """Notes that so many at once did not fit; to be called where OutOfMemoryError was caught, raises it for one."""
-        if most <= 1:
-            raise
+    def attempt(self, function: Callable[[slice], T], rows: slice, *, most: int) -> T | None:
+        """``function(rows)``; None where the device refused, which is remembered. Raises where even one is refused."""
+        try:
+            return function(rows)
+        except torch.OutOfMemoryError:
+            if most <= 1:
+                raise
+        # Only out here is the error gone, and with it the frames that hold what the attempt had made.
         self.refusals += 1
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
+        return None
+
+
+def memory_budget(device: torch.device) -> int:
+    """Bytes that one kind of work may take on a device unasked: its type's; of a GPU no more than GPU_SHARE."""
+    budget = MEMORY_BUDGET.get(device.type, MEMORY_BUDGET["cpu"])
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return budget
+    return min(budget, int(GPU_SHARE * torch.cuda.get_device_properties(device).total_memory))
 
 
 def room_of(max_memory: float | int | None) -> Room:

@@ -110,10 +110,10 @@ class Points:
             return self._in_pieces(lambda rows: self._directly(rows, V[rows], matrix_at), self.chunk, each=V.shape[-1])
         fitting = min(len(V), self._fitting(route, matrix_at))
         if len(V) <= fitting >> self.room.refusals:
-            try:
-                return self._shared(V, matrix_at, route)
-            except torch.OutOfMemoryError:
-                self.room.refuse(len(V))
+            found = self.room.attempt(lambda rows: self._shared(V, matrix_at, route), slice(0, len(V)), most=len(V))
+            if found is not None:
+                return found
+            self._prepared.pop(matrix_at.__name__, None)  # pieces make their own; this would lie beside each of them
         everything = torch.arange(len(V))
         return self._in_pieces(lambda rows: self.select(everything[rows])._shared(V[rows], matrix_at, route), fitting)
 
@@ -205,7 +205,7 @@ class Points:
         budget = self.room.budget(self.thetas.device)
         if route == "traced":
             traces = self._traces(matrix_at)
-            working = max((trace.working_bytes(self.thetas.device) for trace in traces), default=0)
+            working = max((trace.working_bytes(self.thetas.device, budget) for trace in traces), default=0)
             return max(1, (budget - working) // max(1, sum(trace.kept_bytes for trace in traces)))
         return max(1, budget // (KEPT_FORWARDS * len(self.batches) * max(1, self.forward)))
 
@@ -223,7 +223,8 @@ class Points:
         if route == "kept":
             return tuple(kept_graphs(self.loss, thetas, batch, shared=self.shared) for batch in self.batches)
         pairs = zip(self._traces(matrix_at), self.batches, strict=True)
-        return tuple(trace.at(thetas, batch, shared=self.shared) for trace, batch in pairs)
+        budget = self.room.budget(thetas.device) >> self.room.refusals
+        return tuple(trace.at(thetas, batch, shared=self.shared, budget=budget) for trace, batch in pairs)
 
     def _directly(self, rows: slice, V: Tensor, matrix_at: LinearMap) -> Tensor:
         def block(theta: Tensor, batch: Batch, columns: Tensor) -> Tensor:

@@ -102,10 +102,10 @@ def grouped(
     members: dict[Hashable, list[int]] = {}
     for i, own in enumerate(at_point):
         members.setdefault(_shapes(own), []).append(i)
-    where = tuple(torch.tensor(rows, device=thetas.device) for rows in members.values())
+    where = tuple(torch.tensor(rows).to(thetas.device) for rows in members.values())
     groups = []
-    for rows in where:
-        stacked = [_stacked([cast_like(at_point[i][b], thetas) for i in rows.tolist()]) for b in range(len(batches))]
+    for rows, members_here in zip(where, members.values(), strict=True):
+        stacked = [_stacked([cast_like(at_point[i][b], thetas) for i in members_here]) for b in range(len(batches))]
         groups.append(of_group(thetas[rows], stacked))
     return RaggedPoints(loss, thetas, tuple(groups), where)
 

@@ -8,9 +8,9 @@ from cases import CASES, SPECTRA, Case, operator, randn, symmetric, without_type
 from planted_spectra import OUTLIERS, bulk, planted
 from torch import Tensor
 
-import hessian_tools.curvature.estimates.gauss_rules as module
 from hessian_tools.curvature import Density, frobenius_squared, hessian, quadrature, rademacher, trace
 from hessian_tools.curvature import spectral_density as density
+from hessian_tools.curvature.products.memory import MEMORY_BUDGET
 
 
 def smooth(spectrum: Tensor, grid: Tensor, width: Tensor) -> Tensor:
@@ -171,7 +171,7 @@ def test_points_and_memory_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> Non
     torch.testing.assert_close(single.density, whole.density[1])
     assert single.nodes.shape == (4, 6)
     for runs in (2, 5):
-        monkeypatch.setattr(module, "MEMORY_BUDGET", {"cpu": runs * 6 * 50 * 8})
+        monkeypatch.setitem(MEMORY_BUDGET, "cpu", runs * 6 * 50 * 8)
         pieces = density(operator(A), num_probes=4, num_matvecs=6)
         torch.testing.assert_close(pieces.nodes, whole.nodes)
         torch.testing.assert_close(pieces.weights, whole.weights)
@@ -210,7 +210,7 @@ def test_progress_counts_every_product(monkeypatch: pytest.MonkeyPatch) -> None:
     result = density(H, num_probes=4, num_matvecs=6, progress=lambda done, total: seen.append((done, total)))
     assert [done for done, _ in seen] == [12 * (step + 1) for step in range(6)]
     assert {total for _, total in seen} == {int(result.num_matvecs.sum())} == {72}
-    monkeypatch.setattr(module, "MEMORY_BUDGET", {"cpu": 5 * 6 * 50 * 8})
+    monkeypatch.setitem(MEMORY_BUDGET, "cpu", 5 * 6 * 50 * 8)
     seen.clear()
     density(H, num_probes=4, num_matvecs=6, progress=lambda done, total: seen.append((done, total)))
     assert seen[-1] == (72, 72)

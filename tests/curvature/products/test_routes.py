@@ -184,7 +184,8 @@ def test_what_is_kept_stays_within_the_memory_given() -> None:
     H.mv(CONV.thetas[0])
     (trace,), (kept,) = H.points._traces(type(H).matrix_at), H.points._prepared["hessian_at"]
     assert 3 * trace.kept_bytes == kept.nbytes
-    allowed = trace.working_bytes(H.device) + 2 * trace.kept_bytes
+    allowed = max(trace.work_bytes, trace.point_bytes) + 2 * trace.kept_bytes
+    assert trace.working_bytes(H.device, allowed) == allowed - 2 * trace.kept_bytes
     points = hessian(CONV.loss, CONV.thetas, CONV.batch, route="traced", max_memory=allowed).points
     assert points._fitting("traced", type(H).matrix_at) == 2
     points.products(torch.zeros(3, H.num_params, 1, dtype=H.dtype))
