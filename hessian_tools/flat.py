@@ -74,8 +74,8 @@ class ParamLayout:
 
     def positions(self, names: Iterable[str]) -> Int[Tensor, " position"]:
         """Where the named parameters lie in the vector, in the order of the vector."""
-        wanted = torch.tensor([name in set(names) for name in self.names])
-        return wanted.repeat_interleave(torch.tensor(self.sizes)).nonzero()[:, 0]
+        wanted = torch.tensor([name in set(names) for name in self.names], device="cpu")
+        return wanted.repeat_interleave(torch.tensor(self.sizes, device="cpu")).nonzero()[:, 0]
 
     def indices(self, *prefixes: str) -> Int[Tensor, " position"]:
         """Positions in the vector of the parameters under the prefixes; see :meth:`under`."""

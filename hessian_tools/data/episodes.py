@@ -229,7 +229,7 @@ class ImageTasks:
         self, classes: Int[np.ndarray, " way"], examples: Int[np.ndarray, "example way"]
     ) -> tuple[Float[Tensor, "row ..."], Int64[Tensor, " row"]]:
         x = self.dataset.take(classes, examples)
-        return x, torch.arange(len(x)) % self.ways
+        return x, torch.arange(len(x), device="cpu") % self.ways
 
     def _check_examples(self) -> None:
         data, wanted = self.dataset, self.shots + self.queries

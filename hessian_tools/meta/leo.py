@@ -71,10 +71,12 @@ def latent_parameters(learner: Learner, *, width: int, generator: torch.Generato
     latent = _latent(learner)
     layout = latent_layout(latent, width=width)
     drawn = {
-        name: (2 * torch.rand(shape, generator=generator) - 1) * sqrt(6 / sum(shape))
+        name: (2 * torch.rand(shape, generator=generator, device="cpu") - 1) * sqrt(6 / sum(shape))
         for name, shape in zip(layout.names, layout.shapes, strict=True)
     }
-    return layout.flatten(drawn | {"step_sizes": torch.tensor([learner.step_size, latent.fine_tuning_step_size])})
+    return layout.flatten(
+        drawn | {"step_sizes": torch.tensor([learner.step_size, latent.fine_tuning_step_size], device="cpu")}
+    )
 
 
 def open_task(
@@ -251,11 +253,11 @@ def _normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
     """Standard normal numbers, drawn on the CPU; zeros without a generator."""
     if generator is None:
         return torch.zeros_like(like)
-    return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
+    return torch.randn(like.shape, generator=generator, dtype=torch.float64, device="cpu").to(like)
 
 
 def _mask(like: Tensor, rate: float, generator: torch.Generator | None) -> Tensor:
     if generator is None or rate == 0:
         return torch.ones_like(like)
-    kept = torch.rand(like.shape, generator=generator, dtype=torch.float64) >= rate
+    kept = torch.rand(like.shape, generator=generator, dtype=torch.float64, device="cpu") >= rate
     return kept.to(like) / (1 - rate)

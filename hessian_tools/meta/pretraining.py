@@ -40,7 +40,7 @@ class Augmentation:
         self, images: Float[Tensor, "image channel height width"], generator: torch.Generator
     ) -> Float[Tensor, "image channel height width"]:
         """The changed images; random numbers are drawn on the CPU, equally many whatever the options."""
-        drawn = torch.rand(len(images), 5, generator=generator).to(images)
+        drawn = torch.rand(len(images), 5, generator=generator, device="cpu").to(images)
         centred = 2 * drawn - 1
         scale = 1 / (1 + self.zoom * centred[:, 0])
         mirror = torch.where(drawn[:, 1] < 0.5, -1.0, 1.0).to(images) if self.flip else torch.ones_like(scale)
@@ -90,8 +90,8 @@ class ShotPretraining:
     def initial(self, outputs: int, generator: torch.Generator) -> Float[Tensor, " projector"]:
         """The projector's parameters as one vector; empty where it is absent."""
         if self.projector == "absent":
-            return torch.zeros(0)
-        drawn = [2 * torch.rand(prod(s), generator=generator) - 1 for s in self._shapes(outputs)]
+            return torch.zeros(0, device="cpu")
+        drawn = [2 * torch.rand(prod(s), generator=generator, device="cpu") - 1 for s in self._shapes(outputs)]
         inputs = [outputs, outputs, self.hidden, self.hidden]
         return torch.cat([d / sqrt(n) for d, n in zip(drawn, inputs, strict=True)])
 

@@ -51,7 +51,7 @@ def state_path(folder: Path) -> Path:
 
 def state(optimiser: torch.optim.Optimizer, theta: Tensor, meta_step: int) -> dict[str, Tensor]:
     """Everything a resumed run needs: parameters, Adam's moments, the meta-iteration (episodes follow from it)."""
-    tensors = {"theta": theta.detach(), "meta_step": torch.tensor(meta_step)}
+    tensors = {"theta": theta.detach(), "meta_step": torch.tensor(meta_step, device="cpu")}
     return tensors | {f"adam.{name}": value for name, value in optimiser.state.get(theta, {}).items()}
 
 

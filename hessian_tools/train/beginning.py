@@ -35,7 +35,7 @@ def _network(config: TrainConfig, theta: Tensor) -> Tensor:
         return theta
     if not config.start.exists():
         raise ValueError(f"start={config.start} does not exist; give a checkpoint file of another run")
-    stored = checkpoints.load(config.start).get("theta", torch.zeros(0))
+    stored = checkpoints.load(config.start).get("theta", torch.zeros(0, device="cpu"))
     if len(stored) < len(theta):
         raise ValueError(
             f"start={config.start} holds {len(stored)} parameters, this network has {len(theta)}; build the same one"
@@ -47,7 +47,7 @@ def _class_head(config: TrainConfig, loss: Loss, theta: Tensor) -> Tensor:
     """Matrix and bias, uniform within one over the root of the number of features, as torch draws a linear layer."""
     width = _feature_width(config, loss, theta)
     classes = training_source(config).outputs
-    drawn = torch.rand(classes * (width + 1), generator=stream(config.seed, "class head"))
+    drawn = torch.rand(classes * (width + 1), generator=stream(config.seed, "class head"), device="cpu")
     return ((2 * drawn - 1) / sqrt(width)).to(theta)
 
 

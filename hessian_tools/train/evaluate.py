@@ -124,7 +124,7 @@ def over_seeds(evaluations: Sequence[Evaluation]) -> tuple[float, float]:
 
     regression = all(bool(e.accuracies.isnan().all()) for e in evaluations)
     judged = [(e.loss if regression else e.accuracy)[0] for e in evaluations]
-    means, count = torch.tensor(judged, dtype=torch.float64), len(judged)
+    means, count = torch.tensor(judged, dtype=torch.float64, device="cpu"), len(judged)
     half = float(t.ppf(0.975, count - 1) * means.std() / sqrt(count)) if count > 1 else float("nan")
     return float(means.mean()), half
 

@@ -215,7 +215,9 @@ def _validate(state: _State, config: TrainConfig, meta_step: int) -> Checkpoint:
 
 
 def _save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
-    numbers = torch.tensor([checkpoint.validation_loss, checkpoint.validation_accuracy], dtype=torch.float64)
+    numbers = torch.tensor(
+        [checkpoint.validation_loss, checkpoint.validation_accuracy], dtype=torch.float64, device="cpu"
+    )
     path = checkpoints.checkpoint_path(folder, checkpoint.meta_step)
     checkpoints.save(path, {"theta": checkpoint.theta, "validation": numbers})
 

@@ -35,7 +35,7 @@ class Workers:
         self._processes: list[Any] = []
         context = get_context("spawn")
         try:
-            for part in torch.arange(tasks).tensor_split(config.workers):
+            for part in torch.arange(tasks, device="cpu").tensor_split(config.workers):
                 ours, theirs = context.Pipe()
                 shared = (self._theta, self._gradients, self._aux)
                 process = context.Process(

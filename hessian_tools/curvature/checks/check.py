@@ -124,8 +124,8 @@ def _some_points(H: Operator, most: int) -> Operator:
             alike &= next(set(places) for where in leaf.points.where if 0 in (places := where.tolist()))
     if len(alike) == H.num_points <= most:
         return H
-    some = torch.linspace(0, len(alike) - 1, min(most, len(alike))).round().long()
-    return H.select(torch.tensor(sorted(alike))[some])
+    some = torch.linspace(0, len(alike) - 1, min(most, len(alike)), device="cpu").round().long()
+    return H.select(torch.tensor(sorted(alike), device="cpu")[some])
 
 
 def _uniform(matrix: AtPoints) -> Points:
@@ -135,7 +135,7 @@ def _uniform(matrix: AtPoints) -> Points:
 
 def _finite(H: Operator) -> Bool[Tensor, " point"]:
     """At which points every loss that H is made of is a number."""
-    finite = torch.ones(H.num_points or 1, dtype=torch.bool)
+    finite = torch.ones(H.num_points or 1, dtype=torch.bool, device="cpu")
     for points in (_uniform(leaf) for leaf in leaves(H) if isinstance(leaf, AtPoints)):
         for point in range(len(finite)):
             finite[point] &= all(isfinite(_loss_at(points, point, batch)) for batch in points.batches)
@@ -149,7 +149,7 @@ def _loss_at(points: Points, point: int, batch: Batch) -> float:
 
 def _directions(H: Operator, count: int, seed: int, name: str) -> Float[Tensor, "param probe"]:
     """Random unit columns."""
-    drawn = torch.randn(H.num_params, count, generator=stream(seed, "check", name), dtype=torch.float64)
+    drawn = torch.randn(H.num_params, count, generator=stream(seed, "check", name), dtype=torch.float64, device="cpu")
     return (drawn / drawn.norm(dim=0)).to(H.device, H.dtype)
 
 

@@ -97,13 +97,13 @@ class AdaptationJacobian:
         """The Jacobian of one task for SciPy, with its transpose."""
         if not 0 <= task < len(self.step_sizes):
             raise ValueError(f"task={task}: this Jacobian has tasks 0 to {len(self.step_sizes) - 1}")
-        here = self.select(torch.tensor([task]))
+        here = self.select(torch.tensor([task], device="cpu"))
 
         def apply(jacobian: "AdaptationJacobian", columns: np.ndarray) -> np.ndarray:
-            V = torch.tensor(columns).to(self.device, self.dtype).reshape(self.num_params, -1)
+            V = torch.tensor(columns, device="cpu").to(self.device, self.dtype).reshape(self.num_params, -1)
             return jacobian.products(V[None])[0].cpu().numpy()
 
-        kind, n = torch.empty(0, dtype=self.dtype).numpy().dtype, self.num_params
+        kind, n = torch.empty(0, dtype=self.dtype, device="cpu").numpy().dtype, self.num_params
         forward, back = (lambda V: apply(here, V)), (lambda V: apply(here.T, V))
         return LinearOperator((n, n), matvec=forward, rmatvec=back, matmat=forward, rmatmat=back, dtype=kind)
 
@@ -202,12 +202,12 @@ def adaptation_jacobian(
     K = points if steps is None else steps
     if K < 1 or points % K:
         raise ValueError(f"steps={steps} for an operator at {points} points; give a number that divides them")
-    factors = tuple(H.select(torch.arange(k, points, K)) for k in range(K))
+    factors = tuple(H.select(torch.arange(k, points, K, device="cpu")) for k in range(K))
     return AdaptationJacobian(factors, _step_sizes(step_size, points // K, K, H), single=steps is None)
 
 
 def _step_sizes(step_size: float | Tensor, tasks: int, steps: int, H: Operator) -> Float[Tensor, "task step _"]:
-    sizes = torch.as_tensor(step_size, dtype=H.dtype).detach().to(H.device)
+    sizes = torch.as_tensor(step_size, dtype=H.dtype, device="cpu").detach().to(H.device)
     allowed = [(), (steps,), (tasks, steps), (tasks, steps, H.num_params)]
     if tuple(sizes.shape) not in allowed:
         raise ValueError(

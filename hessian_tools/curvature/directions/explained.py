@@ -79,7 +79,7 @@ def explained_by_gauss_newton(pairs: EigenPairs, spectrum: GramSpectrum, *, whic
 
 def _overlaps(squares: Float[Tensor, "*point k rank"], k: int) -> Float[Tensor, "*point k"]:
     sums = squares.cumsum(-1).cumsum(-2).diagonal(dim1=-2, dim2=-1)
-    return _k_of(sums / torch.arange(1, sums.shape[-1] + 1).to(sums), k, torch.nan)
+    return _k_of(sums / torch.arange(1, sums.shape[-1] + 1, device="cpu").to(sums), k, torch.nan)
 
 
 def _gauss_newton_error(spectrum: GramSpectrum) -> Float[Tensor, "*point rank"]:

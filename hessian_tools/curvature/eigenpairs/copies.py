@@ -47,7 +47,7 @@ def with_copies(
     done(len(found) - len(open_points))
     while open_points:
         search += 1
-        here = H if len(open_points) == len(found) else H.select(torch.tensor(open_points))
+        here = H if len(open_points) == len(found) else H.select(torch.tensor(open_points, device="cpu"))
         known = [found[i] for i in open_points]
         more = _search(here, wishes, known, seed, search, max_steps, max_basis)
         for i, old, new in zip(open_points, known, more, strict=True):
@@ -99,9 +99,9 @@ class _Copies(Aim):
     """Done when all that beats the wanted is known to their tolerance; or, if nothing does, when nothing can."""
 
     def __init__(self, wishes: tuple[Wanted, ...], known: list[Ritz], H: Operator) -> None:
-        bars = torch.tensor([_bars(wishes, ritz, H.dtype) for ritz in known], dtype=torch.float64)
+        bars = torch.tensor([_bars(wishes, ritz, H.dtype) for ritz in known], dtype=torch.float64, device="cpu")
         self.high, self.low, self.slack_high, self.slack_low = bars.unbind(-1)
-        self.norm = torch.tensor([ritz.norm for ritz in known], dtype=torch.float64)
+        self.norm = torch.tensor([ritz.norm for ritz in known], dtype=torch.float64, device="cpu")
         self.rtol, self.num_params, self.dtype = max(w.rtol for w in wishes), H.num_params, H.dtype
 
     def missed(self, look: Look) -> Float[Tensor, " chosen"]:

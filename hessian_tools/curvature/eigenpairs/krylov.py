@@ -135,7 +135,7 @@ class KrylovBasis:
         first, m, kept = self.locked, self.size, values.shape[-1]
         coefficients = s.mT.to(self.basis)
         width = max(1, PIECE // (self.basis.element_size() * kept * len(self.basis)))
-        for columns in torch.arange(self.basis.shape[-1]).split(width):
+        for columns in torch.arange(self.basis.shape[-1], device="cpu").split(width):
             here = slice(int(columns[0]), int(columns[-1]) + 1)
             self.basis[:, first : first + kept, here] = coefficients @ self.basis[:, first : first + m, here]
         self.basis[:, first + kept] = self.next

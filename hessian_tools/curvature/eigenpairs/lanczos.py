@@ -57,7 +57,9 @@ class _Wishes(Aim):
     def __init__(self, wishes: tuple[Wanted, ...], num_points: int, dtype: torch.dtype) -> None:
         self.wishes, self.dtype = wishes, dtype
         # The wanted values when a space was last exhausted.
-        self.found = torch.full((num_points, sum(wish.k for wish in wishes)), torch.nan, dtype=torch.float64)
+        self.found = torch.full(
+            (num_points, sum(wish.k for wish in wishes)), torch.nan, dtype=torch.float64, device="cpu"
+        )
 
     def missed(self, look: Look) -> Float[Tensor, " chosen"]:
         picks = [wish.pick(look.values) for wish in self.wishes]
@@ -102,7 +104,7 @@ def rounding(dtype: torch.dtype) -> float:
 
 def random_vector(H: Operator, seed: int, *path: PathPart) -> Float[Tensor, " param"]:
     """Standard normal numbers of a named use."""
-    drawn = torch.randn(H.num_params, generator=stream(seed, "lanczos", *path), dtype=torch.float64)
+    drawn = torch.randn(H.num_params, generator=stream(seed, "lanczos", *path), dtype=torch.float64, device="cpu")
     return drawn.to(H.device, H.dtype)
 
 

@@ -166,7 +166,7 @@ class Lockstep:
         return -(-steps // self.stride) * self.stride
 
     def _leave_broken(self, who: Int[np.ndarray, " chosen"]) -> None:
-        nan = torch.full((1,), torch.nan, dtype=torch.float64)
+        nan = torch.full((1,), torch.nan, dtype=torch.float64, device="cpu")
         vectors = self.basis.basis.new_full((1, self.H.num_params), torch.nan)
         self._leave(who, [Ritz(nan, vectors, torch.nan, self.steps, False, False)] * len(who))
 

@@ -213,7 +213,7 @@ def _parts(H: Operator, plan: _Plan) -> Iterator[Operator]:
         if part.num_points is None or part.num_points <= at_once:
             yield part
         else:
-            yield from (part.select(rows) for rows in torch.arange(part.num_points).split(at_once))
+            yield from (part.select(rows) for rows in torch.arange(part.num_points, device="cpu").split(at_once))
 
 
 def _run(

@@ -75,7 +75,9 @@ class _RangeFinder:
 
     def round(self, rtol: float, seed: int) -> None:
         """New random products: where they show little outside of Q the point is done; else they go into Q."""
-        drawn = torch.randn(BLOCK, self.num_params, generator=stream(seed, "range", self.rounds), dtype=torch.float64)
+        drawn = torch.randn(
+            BLOCK, self.num_params, generator=stream(seed, "range", self.rounds), dtype=torch.float64, device="cpu"
+        )
         probes = drawn.to(self.H.device, self.H.dtype)
         self.rounds += 1
         Y = row_products(self.H, probes[None])

@@ -156,7 +156,7 @@ def _parts(H: Operator, rows: int) -> Iterator[Operator]:
         if part.num_points is None or part.num_points <= at_once:
             yield part
         else:
-            yield from (part.select(rows) for rows in torch.arange(part.num_points).split(at_once))
+            yield from (part.select(rows) for rows in torch.arange(part.num_points, device="cpu").split(at_once))
 
 
 def _by_range(
@@ -174,7 +174,7 @@ def _by_range(
     failed = [i for i, c in enumerate(short) if c.Q is None and c.finite] if fall_back else []
     done(len(points) - len(failed))
     if failed:
-        rest = H if len(failed) == len(points) else H.select(torch.tensor(failed))
+        rest = H if len(failed) == len(points) else H.select(torch.tensor(failed, device="cpu"))
         for i, point in zip(failed, _dense(rest, vectors=vectors, done=done), strict=True):
             count = point.num_matvecs + short[i].num_matvecs
             points[i] = ExactPoint(point.values, point.vectors, point.error, True, count)
@@ -236,7 +236,7 @@ def _unknown(H: Operator, num_matvecs: int, *, dense: bool) -> ExactPoint:
 
 def _with_rounding_of_terms(H: Operator, points: list[ExactPoint], seed: int) -> list[ExactPoint]:
     """Where terms cancel, what is left has the rounding of the terms, which its own size does not show."""
-    probes = torch.randn(H.num_params, TERM_PROBES, generator=stream(seed, "terms"), dtype=torch.float64)
+    probes = torch.randn(H.num_params, TERM_PROBES, generator=stream(seed, "terms"), dtype=torch.float64, device="cpu")
     sizes = magnitude(H, probes.to(H.device, H.dtype)).mean(-1).reshape(-1).tolist()
     share = ROUNDING * torch.finfo(H.dtype).eps
     return [
@@ -254,10 +254,10 @@ def _together(H: Operator, points: list[ExactPoint], *, vectors: bool) -> Spectr
         values[i, : len(point.values)] = point.values.to(H.dtype)
         if columns is not None:
             columns[i, : len(point.values)] = torch.nan if point.vectors is None else point.vectors
-    error = torch.tensor([p.error for p in points], dtype=H.dtype).to(H.device)
+    error = torch.tensor([p.error for p in points], dtype=H.dtype, device="cpu").to(H.device)
     rank = (values.abs() > error[:, None]).sum(-1)
-    dense = torch.tensor([p.dense for p in points]).to(H.device)
-    num_matvecs = torch.tensor([p.num_matvecs for p in points]).to(H.device)
+    dense = torch.tensor([p.dense for p in points], device="cpu").to(H.device)
+    num_matvecs = torch.tensor([p.num_matvecs for p in points], device="cpu").to(H.device)
     Q = None if columns is None else columns.mT
     if H.num_points is None:
         return Spectrum(values[0], error[0], rank[0], dense[0], None if Q is None else Q[0], num_matvecs[0])
@@ -291,7 +291,9 @@ def _as_ritz(H: Operator, point: ExactPoint, pairs: int, seed: int) -> Ritz:
 
 def _orthogonal_rows(rows: Float[Tensor, "row param"], count: int, seed: int) -> Float[Tensor, "count param"]:
     """Random orthonormal rows orthogonal to those given."""
-    drawn = torch.randn(count, rows.shape[-1], generator=stream(seed, "null"), dtype=torch.float64).to(rows)
+    drawn = torch.randn(count, rows.shape[-1], generator=stream(seed, "null"), dtype=torch.float64, device="cpu").to(
+        rows
+    )
     for _ in range(2):
         drawn = torch.linalg.qr((drawn - (drawn @ rows.mT) @ rows).mT).Q.mT
     return drawn

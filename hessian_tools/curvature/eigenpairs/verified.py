@@ -38,11 +38,11 @@ def verified(H: Operator, ritz: list[Ritz], wishes: tuple[Wanted, ...]) -> Verif
     what a search for copies finds beside a pair that is known to a residual only, has that residual in it.
     """
     chosen = [_chosen(point, wishes) for point in ritz]
-    counts = torch.tensor([len(vectors) for vectors in chosen])
+    counts = torch.tensor([len(vectors) for vectors in chosen], device="cpu")
     X = pad_sequence(chosen, batch_first=True)
     HX = row_products(H, X)
-    rows = [torch.zeros(len(ritz), wish.k, dtype=torch.long) for wish in wishes]
-    whole = torch.tensor([not point.broken for point in ritz])
+    rows = [torch.zeros(len(ritz), wish.k, dtype=torch.long, device="cpu") for wish in wishes]
+    whole = torch.tensor([not point.broken for point in ritz], device="cpu")
     for count in counts.unique().tolist():
         who, here = ((counts == count) & whole).nonzero()[:, 0], slice(count)
         if len(who) == 0:  # only points that are not finite, of which there is nothing to pick from
@@ -53,9 +53,9 @@ def verified(H: Operator, ritz: list[Ritz], wishes: tuple[Wanted, ...]) -> Verif
             row[who] = wish.pick(values)
     values = (X * HX).sum(-1)
     residuals = lengths(HX.addcmul_(values[..., None], X, value=-1)).to(values)
-    count = torch.tensor([point.num_matvecs + X.shape[1] for point in ritz]).to(H.device)
-    norm = torch.tensor([point.norm for point in ritz], dtype=H.dtype).to(H.device)
-    complete = torch.tensor([point.complete for point in ritz]).to(H.device)
+    count = torch.tensor([point.num_matvecs + X.shape[1] for point in ritz], device="cpu").to(H.device)
+    norm = torch.tensor([point.norm for point in ritz], dtype=H.dtype, device="cpu").to(H.device)
+    complete = torch.tensor([point.complete for point in ritz], device="cpu").to(H.device)
     return Verified(values, residuals, X.mT, norm, count, complete, rows)
 
 

@@ -68,10 +68,10 @@ def gauss_rules(
 
 def _of_part(H: Operator, probes: Tensor, steps: int, seed: int, count: Count) -> tuple[Tensor, ...]:
     """As many runs at a time as fit."""
-    run_bytes = steps * H.num_params * torch.empty(0, dtype=H.dtype).element_size()
+    run_bytes = steps * H.num_params * torch.empty(0, dtype=H.dtype, device="cpu").element_size()
     runs = max(1, memory_budget(H.device) // run_bytes)
     num_points, pieces = H.num_points or 1, []
-    for points in torch.arange(num_points).split(runs):
+    for points in torch.arange(num_points, device="cpu").split(runs):
         here = H if len(points) == num_points else H.select(points)
         mine = probes if probes.ndim == 2 else probes[points.to(probes.device)]
         columns = mine.split(max(1, runs // len(points)), dim=-1)

@@ -140,9 +140,9 @@ class _Spread:
     """
 
     count: int = 0
-    mean: Tensor = field(default_factory=lambda: torch.zeros(()))
-    deviations: Tensor = field(default_factory=lambda: torch.zeros(()))
-    unit: Tensor = field(default_factory=lambda: torch.zeros(()))
+    mean: Tensor = field(default_factory=lambda: torch.zeros((), device="cpu"))
+    deviations: Tensor = field(default_factory=lambda: torch.zeros((), device="cpu"))
+    unit: Tensor = field(default_factory=lambda: torch.zeros((), device="cpu"))
 
     def joined(self, samples: Float[Tensor, "*point param probe"]) -> "_Spread":
         new, mean = samples.shape[-1], samples.mean(-1)

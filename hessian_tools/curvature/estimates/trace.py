@@ -79,7 +79,7 @@ def rademacher(
     True
     """
     columns = [_signs(num_params, seed, (*path, probe)) for probe in range(num_probes)]
-    return torch.stack(columns, dim=-1) if columns else torch.empty(num_params, 0, dtype=torch.int8)
+    return torch.stack(columns, dim=-1) if columns else torch.empty(num_params, 0, dtype=torch.int8, device="cpu")
 
 
 @full_precision
@@ -156,14 +156,14 @@ def known(
     value: Float[Tensor, "*point"], num_samples: int, *, num_matvecs: int | Int[Tensor, "*point"], method: str
 ) -> Estimate:
     """An exact number as an estimate: the samples are all alike, so that errors computed from them are zero."""
-    count = torch.as_tensor(num_matvecs).to(value.device).expand(value.shape)
+    count = torch.as_tensor(num_matvecs, device="cpu").to(value.device).expand(value.shape)
     samples = value[..., None].expand(*value.shape, num_samples)
     return Estimate(value, 0 * value, samples, torch.isfinite(value), count, method)  # NaN stays so in the error
 
 
 def _signs(num_params: int, seed: int, path: Sequence[PathPart]) -> Int8[Tensor, " param"]:
     generator = stream(seed, "rademacher", *path)
-    return torch.randint(0, 2, (num_params,), generator=generator, dtype=torch.int8) * 2 - 1
+    return torch.randint(0, 2, (num_params,), generator=generator, dtype=torch.int8, device="cpu") * 2 - 1
 
 
 def checked(probes: Tensor) -> Tensor:

@@ -121,13 +121,13 @@ class Operator(ABC):
         """The matrix at one point for SciPy: NumPy in and out, ``matvec`` and ``matmat``."""
         if not 0 <= point < (self.num_points or 1):
             raise ValueError(f"point={point}: this operator has points 0 to {(self.num_points or 1) - 1}")
-        here = self if self.num_points is None else self.select(torch.tensor([point]))
+        here = self if self.num_points is None else self.select(torch.tensor([point], device="cpu"))
 
         def matmat(columns: np.ndarray) -> np.ndarray:
-            V = torch.tensor(columns).to(self.device, self.dtype).reshape(self.num_params, -1)
+            V = torch.tensor(columns, device="cpu").to(self.device, self.dtype).reshape(self.num_params, -1)
             return here.products(V[None])[0].cpu().numpy()
 
-        kind = torch.empty(0, dtype=self.dtype).numpy().dtype
+        kind = torch.empty(0, dtype=self.dtype, device="cpu").numpy().dtype
         n = self.num_params
         return LinearOperator((n, n), matvec=matmat, rmatvec=matmat, matmat=matmat, rmatmat=matmat, dtype=kind)
 

@@ -34,7 +34,9 @@ class Parts(Sequence[Operator]):
         if isinstance(part, slice):
             return [self[i] for i in range(*part.indices(len(self)))]
         first = range(len(self))[part] * self.at_once
-        return self.whole.select(torch.arange(first, min(first + self.at_once, self.whole.num_points or 1)))
+        return self.whole.select(
+            torch.arange(first, min(first + self.at_once, self.whole.num_points or 1), device="cpu")
+        )
 
     def __iter__(self) -> Iterator[Operator]:
         return (self[i] for i in range(len(self)))
@@ -57,7 +59,7 @@ def row_products(
     num_points = H.num_points or 1
     out = rows.new_empty(num_points, *rows.shape[1:])
     rows = rows.expand(num_points, -1, -1)
-    for columns in torch.arange(rows.shape[1]).split(max(1, at_once // num_points)):
+    for columns in torch.arange(rows.shape[1], device="cpu").split(max(1, at_once // num_points)):
         here = slice(int(columns[0]), int(columns[-1]) + 1)
         out[:, here] = H.products(rows[:, here].mT).mT
     return out

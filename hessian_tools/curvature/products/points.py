@@ -114,7 +114,7 @@ class Points:
             if found is not None:
                 return found
             self._prepared.pop(matrix_at.__name__, None)  # pieces make their own; this would lie beside each of them
-        everything = torch.arange(len(V))
+        everything = torch.arange(len(V), device="cpu")
         return self._in_pieces(lambda rows: self.select(everything[rows])._shared(V[rows], matrix_at, route), fitting)
 
     def _in_pieces(self, function: Callable[[slice], Tensor], at_once: int, each: int = 1) -> Tensor:

@@ -102,7 +102,7 @@ def grouped(
     members: dict[Hashable, list[int]] = {}
     for i, own in enumerate(at_point):
         members.setdefault(_shapes(own), []).append(i)
-    where = tuple(torch.tensor(rows).to(thetas.device) for rows in members.values())
+    where = tuple(torch.tensor(rows, device="cpu").to(thetas.device) for rows in members.values())
     groups = []
     for rows, members_here in zip(where, members.values(), strict=True):
         stacked = [_stacked([cast_like(at_point[i][b], thetas) for i in members_here]) for b in range(len(batches))]

@@ -102,5 +102,5 @@ def _tensors(batch: Batch) -> list[Tensor]:
 
 
 def _drawn(theta: Tensor, name: str) -> Tensor:
-    drawn = torch.randn(theta.shape, generator=stream(0, "trace", name), dtype=torch.float64)
+    drawn = torch.randn(theta.shape, generator=stream(0, "trace", name), dtype=torch.float64, device="cpu")
     return drawn.to(theta.device, theta.dtype)
