@@ -39,7 +39,7 @@ def at(batch: Batch, point: int) -> Batch:
 
 def randn(*shape: int, path: str, dtype: torch.dtype = DTYPE) -> Tensor:
     """Standard normal numbers of a named use."""
-    return torch.randn(*shape, generator=stream(0, "cases", path), dtype=dtype)
+    return torch.randn(*shape, generator=stream(0, "cases", path), dtype=dtype, device="cpu")
 
 
 SPECTRA: dict[str, Tensor] = {

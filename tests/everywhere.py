@@ -55,7 +55,7 @@ OPERATORS: dict[str, Callable[[Place], Operator]] = {
     "shared": lambda here: ht.hessian(here.loss, here.thetas, tuple(b[0] for b in here.batch), shared=True),
     "batches": lambda here: ht.hessian(here.loss, here.thetas, [here.batch, tuple(b[:, :3] for b in here.batch)]),
     "single": lambda here: ht.hessian(here.loss, here.thetas[1], tuple(b[1] for b in here.batch)),
-    "selected": lambda here: here.H.select(torch.tensor([2, 0])),
+    "selected": lambda here: here.H.select(torch.tensor([2, 0], device="cpu")),
     "gauss-newton": lambda here: here.G,
     "combination": lambda here: here.H - 2 * here.G,
     "block": lambda here: here.H.block("body"),
@@ -76,13 +76,13 @@ def product(make: Callable[[Place], Operator]) -> Callable[[Place], Any]:
 
 def spoilt(here: Place) -> Operator:
     """Its second point is not finite."""
-    factor = torch.tensor([[1.0], [torch.nan], [1.0]]).to(here.thetas)
+    factor = torch.tensor([[1.0], [torch.nan], [1.0]], device="cpu").to(here.thetas)
     return ht.hessian(here.loss, here.thetas * factor, here.batch)
 
 
 def exhausted(here: Place) -> Operator:
     """Of rank two: Lanczos has to begin again at random."""
-    spectrum = torch.tensor([3.0, -2.0, *[0.0] * 18], dtype=torch.float64).to(here.thetas.device)
+    spectrum = torch.tensor([3.0, -2.0, *[0.0] * 18], dtype=torch.float64, device="cpu").to(here.thetas.device)
     return ht.hessian(
         lambda theta, a: (a * theta**2).sum() / 2, torch.stack([spectrum, spectrum]), spectrum, shared=True
     )

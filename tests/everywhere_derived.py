@@ -63,7 +63,7 @@ def subspaces(here: Place) -> list[Tensor]:
 
 def spectra(here: Place) -> list[Tensor]:
     """Dense, with a point that is not finite, and by the range finder."""
-    one = here.G.select(torch.tensor([1]))
+    one = here.G.select(torch.tensor([1], device="cpu"))
     small = [ht.spectrum(OPERATORS["restriction"](here)), ht.spectrum(spoilt(here).restrict(subspace(here)))]
     return [*(found.values for found in small), ht.spectrum(one, method="range finder", max_rank=60).values]
 
@@ -71,7 +71,7 @@ def spectra(here: Place) -> list[Tensor]:
 def ragged_product(here: Place) -> Tensor:
     batches = [tuple(leaf[i, : 3 + i % 2] for leaf in here.batch) for i in range(3)]
     H = ht.hessian(here.loss, here.thetas, ht.ragged(batches))
-    return H.select(torch.tensor([2, 0])) @ here.drawn(H.num_params, 2)
+    return H.select(torch.tensor([2, 0], device="cpu")) @ here.drawn(H.num_params, 2)
 
 
 def jacobian(here: Place) -> ht.AdaptationJacobian:
@@ -87,7 +87,7 @@ def through_the_jacobian(here: Place) -> list[Tensor]:
 def several_tasks(here: Place) -> Tensor:
     sizes = here.drawn(3, 1).abs()
     J = ht.adaptation_jacobian(here.H, sizes, steps=1)
-    return J.select(torch.tensor([2, 1])) @ here.drawn(J.num_params, 1)
+    return J.select(torch.tensor([2, 1], device="cpu")) @ here.drawn(J.num_params, 1)
 
 
 def cubic(here: Place) -> list[Tensor]:
@@ -118,7 +118,7 @@ def answers(here: Place) -> Tensor:
     """Of what gives numbers or truths of Python."""
     outputs = here.loss.outputs(here.thetas[0], first_batch(here)[0])
     found = is_multiaffine(here.loss, here.thetas[0], first_batch(here)), ht.homogeneity(here.drawn(6, 3)).variation
-    return torch.tensor(found, dtype=here.thetas.dtype).to(outputs)
+    return torch.tensor(found, dtype=here.thetas.dtype, device="cpu").to(outputs)
 
 
 def through_scipy(here: Place) -> Tensor:

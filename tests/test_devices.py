@@ -76,6 +76,18 @@ def test_sums_that_differ_in_rounding_are_no_hidden_state_on_a_gpu() -> None:
                 loss.refuse_hidden_state(theta.to(place_of), batch)
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_the_default_device_plays_no_part(name: str) -> None:
+    """Of tensors made without a device, as in a notebook that has set CUDA for all of them."""
+    expected = compared(ALL[name](place(CASE, "cpu")))
+    torch.set_default_device("meta")
+    try:
+        found = compared(ALL[name](place(CASE, "cpu")))
+    finally:
+        torch.set_default_device(None)
+    same(found, expected)
+
+
 def test_the_place_refuses_what_cuda_refuses() -> None:
     with elsewhere() as device:
         x = torch.ones(3).to(device)
