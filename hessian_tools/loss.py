@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from hessian_tools.flat import ParamLayout
-from hessian_tools.primitives import PrimitiveWeightNorm, is_weight_normalised
+from hessian_tools.primitives import TwiceDifferentiable
 
 Batch = Any
 Criterion = Callable[[Any, Any], Tensor]
@@ -45,7 +45,7 @@ class Loss:
         self.layout = layout
         self._criterion = criterion
         self._checked: set[tuple[bool, ...]] = set()
-        self._weight_normalised = is_weight_normalised(model)
+        self._needs_help: dict[bool, bool] = {}  # by mode: whether torch cannot differentiate all of it twice
 
     def __call__(self, theta: Float[Tensor, " param"], batch: Batch, /) -> Float[Tensor, ""]:
         """Criterion of the network's outputs on the batch ``(x, y)``."""
@@ -59,15 +59,23 @@ class Loss:
     def outputs_at(self, parameters: Mapping[str, Tensor], x: Any) -> Any:
         """The same of parameters by name: no derivative is taken by those that need none."""
         like = next(iter(parameters.values()))
-        tensors, x = self._tensors(parameters, like), cast_like(x, like)
-        if not self._weight_normalised:
+        tensors, x, mode = self._tensors(parameters, like), cast_like(x, like), self.model.training
+        if self._needs_help.get(mode) is False:
             return functional_call(self.model, tensors, (x,))
-        with PrimitiveWeightNorm():
-            return functional_call(self.model, tensors, (x,))
+        with TwiceDifferentiable() as help:
+            outputs = functional_call(self.model, tensors, (x,))
+        self._needs_help.setdefault(mode, help.met)
+        return outputs
 
     def criterion(self, outputs: Any, y: Any) -> Float[Tensor, ""]:
         """The scalar loss of outputs against targets."""
-        return self._criterion(outputs, cast_like(y, _tensors_of(outputs)[0]))
+        value = self._criterion(outputs, cast_like(y, _tensors_of(outputs)[0]))
+        if not isinstance(value, Tensor) or value.ndim != 0:
+            kind = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            raise ValueError(
+                f"the criterion gives {kind}; a loss is a tensor with one number: take the mean over examples"
+            )
+        return value
 
     def refuse_hidden_state(self, theta: Float[Tensor, " param"], batch: Batch) -> None:
         """Run the network twice; raise HiddenStateError if it moved a buffer, drew a random number or changed its mind.

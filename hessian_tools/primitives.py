@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 
@@ -114,31 +115,44 @@ def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     return v * (g / (v**2).sum(others, keepdim=dim != -1).sqrt())
 
 
-class PrimitiveWeightNorm(TorchFunctionMode):
-    """While entered, weight normalisation is computed as square, sum and root.
+def _by_sums(attention: Callable[..., Any]) -> Callable[..., Any]:
+    """torch's fused kernels of attention have no second derivative; its way by matrix products and softmax has."""
 
-    torch's kernel (2.13) has no forward derivative, and its second derivative in reverse mode is silently wrong: by
-    20 to 90 % on a 3-2 linear layer, and not symmetric.
+    def attended(*args: Any, **kwargs: Any) -> Any:
+        with sdpa_kernel(SDPBackend.MATH):
+            return attention(*args, **kwargs)
 
-    >>> with PrimitiveWeightNorm():
+    return attended
+
+
+class TwiceDifferentiable(TorchFunctionMode):
+    """While entered, what torch cannot differentiate twice is computed in another way, to the same values.
+
+    Weight normalisation as square, sum and root: torch's kernel (2.13) has no forward derivative, and its second
+    derivative in reverse mode is silently wrong, by 20 to 90 % on a 3-2 linear layer, and not symmetric. Attention
+    by matrix products and softmax. ``met``: whether there was any of it.
+
+    >>> with TwiceDifferentiable() as mode:
     ...     torch._weight_norm(torch.tensor([[3.0, 4.0]]), torch.tensor([[10.0]]), 0)
     tensor([[6., 8.]])
+    >>> mode.met
+    True
     """
 
+    met = False
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """The replacement of that function alone."""
-        return (_weight_norm if func is torch._weight_norm else func)(*args, **(kwargs or {}))
+        """The replacement where there is one."""
+        replacement = _SECOND_ORDER.get(func)
+        self.met = self.met or replacement is not None
+        return (replacement or func)(*args, **(kwargs or {}))
 
 
-def is_weight_normalised(model: nn.Module) -> bool:
-    """Whether some module's weight comes from ``nn.utils.weight_norm``, or from its parametrization."""
-    for module in model.modules():
-        hooks = [type(hook) for hook in module._forward_pre_hooks.values()]
-        if any(kind.__name__.strip("_") == "WeightNorm" for kind in (type(module), *hooks)):
-            return True
-    return False
-
-
+_SECOND_ORDER: dict[Any, Callable[..., Any]] = {
+    torch._weight_norm: _weight_norm,
+    F.scaled_dot_product_attention: _by_sums(F.scaled_dot_product_attention),
+    F.multi_head_attention_forward: _by_sums(F.multi_head_attention_forward),
+}
 _REPLACEMENTS: dict[Any, Callable[..., Tensor]] = {
     F.batch_norm: _batch_norm,
     F.instance_norm: _instance_norm,
@@ -148,5 +162,4 @@ _REPLACEMENTS: dict[Any, Callable[..., Tensor]] = {
     torch.instance_norm: _torch_order(_instance_norm),
     torch.layer_norm: _layer_norm,
     torch.group_norm: _group_norm,
-    torch._weight_norm: _weight_norm,
 }

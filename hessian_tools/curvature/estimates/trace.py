@@ -168,6 +168,9 @@ def _signs(num_params: int, seed: int, path: Sequence[PathPart]) -> Int8[Tensor,
 
 def checked(probes: Tensor) -> Tensor:
     """The probes; ValueError for fewer than two, of which there is no error bar."""
+    if not isinstance(probes, Tensor) or probes.is_complex():
+        kind = probes.dtype if isinstance(probes, Tensor) else type(probes).__name__
+        raise ValueError(f"probes are {kind}; give a tensor of real numbers [param, probe]")
     if probes.ndim < 2 or probes.shape[-1] < 2:
         raise ValueError(f"probes have shape {tuple(probes.shape)}; give [param, probe] with 2 probes or more")
     return probes

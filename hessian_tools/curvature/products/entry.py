@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from hessian_tools.counts import check_whole
 from hessian_tools.curvature.products.memory import room_of
 from hessian_tools.curvature.products.pieces import at_point
 from hessian_tools.curvature.products.points import Batching, Points, Weights
@@ -62,6 +63,7 @@ def _refuse_hidden_state(loss: LossFunction, theta: Tensor, batch: Batch) -> Non
 
 
 def _check_options(chunk: int | None, batching: str, route: str) -> None:
+    check_whole(chunk=chunk)
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk={chunk}: give the number of products to run at once, 1 or more, or None to measure")
     if batching not in ("vmap", "loop"):
@@ -108,8 +110,10 @@ def _check_leading_axes(batches: list[Batch], num_points: int) -> None:
 
 def _fractions(batches: list[Batch], weights: Weights, *, axis: int) -> tuple[float, ...]:
     """Weights that sum to one. Averages over batches weigh each by its size: unweighted, 8 and 2 are 71 % off."""
-    if len(batches) == 1:
+    if len(batches) == 1 and weights == "size":
         return (1.0,)
+    if isinstance(weights, str) and weights != "size":
+        raise ValueError(f"weights={weights!r} is not known; give 'size', or one number a batch")
     sizes = [_size(b, axis) for b in batches] if weights == "size" else [float(w) for w in weights]
     if len(sizes) != len(batches) or not sum(sizes) > 0:
         raise ValueError(f"weights={weights!r} for {len(batches)} batches; give one number a batch, of positive sum")

@@ -5,8 +5,7 @@ are taken inside ``vmap``, point by point. The other order, ``jvp(vmap(grad(loss
 by 1.4 % through training-mode ``F.batch_norm`` (torch 2.13), as is ``grad(vmap(loss))``.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -17,6 +16,7 @@ from torch import Tensor
 from torch.func import grad, jvp, vmap
 from torch.utils import _pytree as pytree
 
+from hessian_tools.curvature.products.advice import NoForwardDerivative, advice
 from hessian_tools.curvature.products.graphs import KeptGraphs, kept_graphs
 from hessian_tools.curvature.products.kept import PointByPoint, Stacked, Traced
 from hessian_tools.curvature.products.memory import (
@@ -38,6 +38,9 @@ Weights = Literal["size"] | Sequence[float | int]
 # A curvature matrix at one point: what it does to a vector, v -> Av, with all that does not depend on v done before.
 LinearMap = Callable[[Any, Tensor, Batch], Callable[[Tensor], Tensor]]
 Prepared = Stacked | PointByPoint | KeptGraphs
+
+# Where it stands among the routes taken, the loss has no forward derivative.
+REVERSE_ONLY = "reverse only"
 
 # Vectors of every point that are reckoned with when points are taken together: what an eigenvalue run keeps.
 VECTORS_OF_A_POINT = 48
@@ -68,7 +71,7 @@ class Points:
         rows = points.to(self.thetas.device) if chosen is None else chosen
         batches = self.batches if self.shared else tuple(map_tensors(lambda t: t[rows], b) for b in self.batches)
         fewer = replace(self, thetas=self.thetas[rows], batches=batches)
-        fewer._routes.update(self._routes)
+        fewer.__dict__["_routes"] = self._routes  # one for all: what parts have done, the whole reports
         fewer._traced.update(self._traced)
         if "forward" in self.__dict__:
             fewer.__dict__["forward"] = self.forward
@@ -106,6 +109,15 @@ class Points:
         if V.numel() == 0:
             return torch.zeros_like(V)
         route = self._routes[matrix_at.__name__] = self._chosen(V, matrix_at)
+        try:
+            return self._by(route, V, matrix_at)
+        except NoForwardDerivative:
+            if self.route != "auto" or matrix_at is not hessian_at:
+                raise
+        self._routes[REVERSE_ONLY] = self._routes[matrix_at.__name__] = "kept"
+        return self._by("kept", V, matrix_at)
+
+    def _by(self, route: Route, V: Tensor, matrix_at: LinearMap) -> Tensor:
         if route == "direct":
             return self._in_pieces(lambda rows: self._directly(rows, V[rows], matrix_at), self.chunk, each=V.shape[-1])
         fitting = min(len(V), self._fitting(route, matrix_at))
@@ -138,7 +150,7 @@ class Points:
         """``function(theta, batch, *rest)`` at some points, stacked: one result for each of the batches."""
         thetas = own_memory(self.thetas[rows])
         pieces = [b if self.shared else map_tensors(lambda t: t[rows], b) for b in self.batches]
-        with _advice():
+        with advice():
             return [self._each(function, thetas, b, *rest) for b in pieces]
 
     def over_columns(self, function: Callable[[Tensor], Tensor], columns: Float[Tensor, "_ column"]) -> Tensor:
@@ -176,6 +188,8 @@ class Points:
         return "direct" if self.route == "kept" and matrix_at is not hessian_at else self.route
 
     def _automatic(self, V: Tensor, matrix_at: LinearMap) -> Route:
+        if REVERSE_ONLY in self._routes:
+            return "kept"
         if not isinstance(self.loss, Loss) or self.batching == "loop" or self.most is not None:
             return "direct"
         taken = self._routes.get(matrix_at.__name__)
@@ -213,9 +227,10 @@ class Points:
         """Products by what is kept at these points, made now if it is not there."""
         name = matrix_at.__name__
         parts = self._prepared.get(name)
-        if parts is None or isinstance(parts[0], KeptGraphs) != (route == "kept"):
-            parts = self._prepared[name] = self._made(matrix_at, route)
-        terms = [w * part.products(V) for w, part in zip(self.weights, parts, strict=True)]
+        with advice():
+            if parts is None or isinstance(parts[0], KeptGraphs) != (route == "kept"):
+                parts = self._prepared[name] = self._made(matrix_at, route)
+            terms = [w * part.products(V) for w, part in zip(self.weights, parts, strict=True)]
         return torch.stack(terms).sum(0) if len(terms) > 1 else terms[0]
 
     def _made(self, matrix_at: LinearMap, route: Route) -> tuple[Prepared, ...]:
@@ -244,30 +259,3 @@ class Points:
         batches = [batch if self.shared else at_point(batch, i) for i in range(len(thetas))]
         results = [function(t, b, *r) for t, b, *r in zip(thetas, batches, *rest, strict=True)]
         return pytree.tree_map(lambda *leaves: torch.stack(leaves), *results)
-
-
-@contextmanager
-def _advice() -> Iterator[None]:
-    """torch's errors from inside a derivative, with what to do about them."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        text = str(error)
-        if "KeyboardInterrupt" in text:  # as TorchScript, in which torch has some derivatives, reports Ctrl-C
-            raise KeyboardInterrupt from error
-        if "ZeroTensor" in text:
-            advice = (
-                "the loss has no forward-over-reverse derivative: write nn.MSELoss as ((a - b) ** 2).mean(), "
-                "or pass route='kept'"
-            )
-        elif "autograd.Function" in text:
-            advice = "the network runs a torch.autograd.Function, as backward hooks do: pass route='kept'"
-        elif "random" in text and "vmap" in text:
-            advice = "the loss draws random numbers, so it is no function of theta: call model.eval() or fix them"
-        elif "vmap" in text or "data-dependent" in text or "Batching rule" in text:
-            advice = "the loss cannot be batched over points: pass batching='loop'"
-        else:
-            raise
-        raise RuntimeError(f"{advice} (torch said: {text.splitlines()[0][:200]})") from error

@@ -1,8 +1,9 @@
 """The trace: its mean and its standard error against their closed forms."""
 
+import numpy as np
 import pytest
 import torch
-from cases import NETWORKS, SPECTRA, Case, quadratic, randn, symmetric
+from cases import NETWORKS, SPECTRA, Case, quadratic, randn, symmetric, without_type_checks
 from torch import Tensor
 
 from hessian_tools.curvature import Hessian, hessian, rademacher, trace
@@ -153,6 +154,10 @@ def test_bad_options_are_refused_in_plain_words() -> None:
             trace(H, num_probes=4, rtol=bad)
     with pytest.raises(ValueError, match="2 probes or more"):
         trace(H, probes=randn(24, path="one"))
+    with without_type_checks():
+        for probes, kind in ((torch.ones(24, 3, dtype=torch.complex64), "complex64"), (np.ones((24, 3)), "ndarray")):
+            with pytest.raises(ValueError, match=f"probes are .*{kind}; give a tensor of real numbers"):
+                trace(H, probes=probes)
     with pytest.raises(ValueError, match="24, probe"):
         trace(H, probes=randn(23, 4, path="short"))
 

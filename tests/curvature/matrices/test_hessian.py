@@ -160,9 +160,12 @@ BAD_INPUTS = {
     "shared-single": (torch.ones(3), None, {"shared": True}, "leave it out"),
     "no-batches": (torch.ones(3), [], {}, "at least one"),
     "chunk": (torch.ones(3), None, {"chunk": 0}, "1 or more"),
+    "half-a-chunk": (torch.ones(3), None, {"chunk": 1.5}, "chunk=1.5 is not a whole number"),
     "batching": (torch.ones(3), None, {"batching": "map"}, "'vmap' or 'loop'"),
     "sizes": (torch.ones(3), [None, None], {}, "weights="),
     "weights": (torch.ones(3), [None, None], {"weights": [1.0]}, "one number a batch"),
+    "weights-of-one": (torch.ones(3), None, {"weights": [1.0, 2.0]}, "one number a batch"),
+    "weights-by-name": (torch.ones(3), [None, None], {"weights": "mean"}, "weights='mean' is not known; give 'size'"),
 }
 
 
@@ -172,6 +175,31 @@ def test_bad_input_is_refused_in_plain_words(name: str) -> None:
     with without_type_checks(), pytest.raises(ValueError, match=words) as refusal:
         hessian(norm_of, thetas, batch, **options)
     assert len(str(refusal.value)) < 240
+
+
+@pytest.mark.parametrize("route", ["direct", "kept"])
+def test_a_loss_that_is_not_one_number_is_refused(route: str) -> None:
+    model = nn.Linear(2, 1)
+    theta, layout = flatten(model)
+    batch = torch.ones(4, 2), torch.zeros(4, 1)
+    for criterion, kind in ((torch.sub, r"a tensor \[4, 1\]"), (lambda out, y: 1.0, "a float")):
+        with pytest.raises(ValueError, match=f"the criterion gives {kind}; .* take the mean over examples"):
+            hessian(make_loss(model, criterion, layout), theta, batch, route=route) @ theta
+    with without_type_checks(), pytest.raises(RuntimeError, match="take the mean over examples"):
+        hessian(lambda theta, _: theta**2, theta, None, route=route) @ theta
+
+
+def test_the_route_is_told_of_points_taken_in_parts() -> None:
+    model = seeded(lambda: nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))).double()
+    theta, layout = flatten(model)
+    batch = randn(6, 4, 2, path="x"), randn(6, 4, 1, path="y")
+    for route in ("direct", "kept", "traced"):
+        H = hessian(make_loss(model, squared_error, layout), theta.repeat(6, 1), batch, route=route, max_memory=20_000)
+        parts = H.parts()
+        assert len(parts) > 1
+        for part in parts:
+            part @ theta
+        assert H.route == route
 
 
 def test_list_for_a_pair_is_refused() -> None:

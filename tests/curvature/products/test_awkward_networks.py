@@ -1,4 +1,4 @@
-"""Networks that torch's derivatives treat badly: weight normalisation, recurrent layers; Ctrl-C inside TorchScript."""
+"""Networks that torch's derivatives treat badly: weight normalisation, attention, recurrent layers; Ctrl-C."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,9 @@ import torch
 from cases import randn, seeded, squared_error
 from contract import close
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hessian_tools.curvature import gauss_newton, gauss_newton_spectrum, hessian, trace
 from hessian_tools.flat import flatten
@@ -37,6 +39,101 @@ def test_weight_normalisation(make: Callable[[], nn.Module], dim: int, route: st
 
     H = hessian(make_loss(model, squared_error, layout), theta, batch, route=route)
     close(H.to_dense(), torch.autograd.functional.hessian(written_out, theta))
+
+
+class OwnWeightNorm(nn.Linear):
+    """Calls torch's kernel itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, torch._weight_norm(self.weight, self.bias[:, None], 0))
+
+
+def test_weight_normalisation_of_ones_own() -> None:
+    model = seeded(lambda: OwnWeightNorm(3, 2)).double()
+    theta, layout = flatten(model)
+    batch = randn(5, 3, path="x"), randn(5, 2, path="y")
+
+    def written_out(theta: Tensor) -> Tensor:
+        v, g = layout.unflatten(theta).values()
+        return squared_error(F.linear(batch[0], g[:, None] * v / v.norm(dim=1, keepdim=True)), batch[1])
+
+    H = hessian(make_loss(model, squared_error, layout), theta, batch)
+    close(H.to_dense(), torch.autograd.functional.hessian(written_out, theta))
+
+
+class Attention(nn.Module):
+    """One layer of attention, called in one of the ways there are; two outputs."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way, self.out = way, nn.Linear(4, 2)
+        if way == "encoder layer":
+            self.inner: nn.Module = nn.TransformerEncoderLayer(4, 2, 6, dropout=0.0, batch_first=True)
+        else:
+            self.inner = nn.Linear(4, 4) if way == "function" else nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.way == "encoder layer":
+            return self.out(self.inner(x).mean(1))
+        if self.way == "function":
+            q = self.inner(x)
+            return self.out(F.scaled_dot_product_attention(q, q, x).mean(1))
+        return self.out(self.inner(x, x, x, need_weights=self.way == "with weights")[0].mean(1))
+
+
+@pytest.mark.parametrize("way", ["function", "module", "with weights", "encoder layer"])
+@pytest.mark.parametrize("training", [True, False])
+def test_attention_by_every_route(way: str, training: bool) -> None:
+    """Against torch's way by matrix products, point by point; its fused kernels have no second derivative."""
+    model = seeded(lambda: Attention(way)).double().train(training)
+    theta, layout = flatten(model)
+    thetas = theta + 0.1 * randn(2, len(theta), path="thetas")
+    x, y = randn(2, 3, 5, 4, path="x"), randn(2, 3, 2, path="y")
+
+    def written_out(point: int) -> Callable[[Tensor], Tensor]:
+        def value(theta: Tensor) -> Tensor:
+            with sdpa_kernel(SDPBackend.MATH):
+                return squared_error(functional_call(model, layout.unflatten(theta), (x[point],)), y[point])
+
+        return value
+
+    expected = torch.stack([torch.autograd.functional.hessian(written_out(i), thetas[i]) for i in range(2)])
+    for route in ("auto", "direct", "kept", "traced"):
+        H = hessian(make_loss(model, squared_error, layout), thetas, (x, y), route=route)
+        close(H.to_dense(), expected)
+        assert H.route == ("kept" if route == "auto" else route)
+
+
+def test_a_plain_function_with_attention_is_told_what_to_do() -> None:
+    def loss(theta: Tensor, x: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(theta * x, x, x).sum()
+
+    x = randn(1, 2, 3, 4, path="x")
+    theta = torch.ones(4, dtype=torch.float64)
+    for route in ("direct", "kept"):
+        with pytest.raises(RuntimeError, match=r"run it within torch.nn.attention.sdpa_kernel"):
+            hessian(loss, theta, x, route=route) @ theta
+
+
+def test_a_kept_graph_under_the_users_vmap() -> None:
+    H = hessian(lambda theta, a: (a * theta**3).sum(), torch.ones(3), torch.ones(3), route="kept")
+    with pytest.raises(RuntimeError, match="a kept graph cannot be transformed by torch.func: pass route='direct'"):
+        torch.func.vmap(lambda v: H @ v)(torch.ones(2, 3))
+
+
+def test_without_a_forward_derivative_many_points_go_by_the_kept_route() -> None:
+    """9 points and more would go directly; ``nn.MSELoss`` has no forward derivative."""
+    model = seeded(lambda: nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 1))).double()
+    theta, layout = flatten(model)
+    thetas = theta + 0.1 * randn(12, len(theta), path="thetas")
+    batch = randn(12, 5, 1, path="x"), randn(12, 5, 1, path="y")
+    H = hessian(make_loss(model, nn.MSELoss(), layout), thetas, batch)
+    V = randn(len(theta), 2, path="V")
+    close(H @ V, hessian(make_loss(model, squared_error, layout), thetas, batch, route="direct") @ V)
+    assert H.route == "kept"
+    assert H.select(torch.tensor([3])).route == "kept"
+    with pytest.raises(RuntimeError, match=r"nn.MSELoss as .* or pass route='kept'"):
+        hessian(make_loss(model, nn.MSELoss(), layout), thetas, batch, route="direct") @ V
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
