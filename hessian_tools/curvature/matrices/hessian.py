@@ -53,7 +53,8 @@ def hessian(
       not depend on the vector is done once a point. The quickest by far; what cannot be traced is done directly.
     - "auto": for a plain function, or where chunk or batching="loop" is given, "direct". For a network "kept" up to 8
       points, and for any number on a CPU if a forward pass makes 1 MB or more, else "direct"; "traced" once
-      2000 / (1 + megabytes of a forward pass) products of the loss have been asked for in this process.
+      2000 / (1 + megabytes of a forward pass) products of the loss have been asked for in this process. "kept" for any
+      number of points where a loss turns out to have no forward derivative.
 
     One product costs about six forward passes. Exact to rounding for training-mode BatchNorm too.
     Raises HiddenStateError if a network changes state in its forward pass; ValueError for shapes.
