@@ -7,7 +7,7 @@ script may have asked for less than float32 by ``torch.autocast`` or ``torch.set
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -59,22 +59,23 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
 
 @contextmanager
 def _raised(autocast: list[str], lowered: list[Switch]) -> Iterator[None]:
-    with ExitStack() as stack:
-        for device in autocast:
-            stack.enter_context(torch.autocast(device, enabled=False))
-        for owner, name in lowered:
-            stack.enter_context(_switched(owner, name))
-        yield
-
-
-@contextmanager
-def _switched(owner: Any, name: str) -> Iterator[None]:
-    before = getattr(owner, name)
-    setattr(owner, name, False if before is True else "ieee")
+    # What is to be put back is written down before anything is changed: Ctrl-C may come after any call.
+    before = [getattr(*switch) for switch in lowered]
     try:
+        for device in autocast:
+            torch.set_autocast_enabled(device, False)
+        for (owner, name), said in zip(lowered, before, strict=True):
+            setattr(owner, name, False if said is True else "ieee")
         yield
     finally:
-        if before is not True:
-            setattr(owner, name, "none")  # what the general switches say, where nothing was said here
-        if getattr(owner, name) != before:
-            setattr(owner, name, before)
+        for device in autocast:
+            torch.set_autocast_enabled(device, True)
+        for switch, said in zip(lowered, before, strict=True):
+            _put_back(*switch, said)
+
+
+def _put_back(owner: Any, name: str, said: Any) -> None:
+    if said is not True:
+        setattr(owner, name, "none")  # what the general switches say, where nothing was said here
+    if getattr(owner, name) != said:
+        setattr(owner, name, said)

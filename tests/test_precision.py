@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.func import grad
 
 import hessian_tools as ht
+from hessian_tools import precision
 from hessian_tools.precision import full_precision
 
 BACKENDS: Any = torch.backends
@@ -143,6 +144,46 @@ def test_switches_are_put_back_after_an_error_and_for_each_thread() -> None:
         thread.start()
         thread.join()
     assert found == [True]
+
+
+class Interrupted:
+    """A switch at whose turning Ctrl-C comes, just after it has turned."""
+
+    def __init__(self) -> None:
+        self.said, self.turned = "bf16", False
+
+    @property
+    def precision(self) -> str:
+        return self.said
+
+    @precision.setter
+    def precision(self, said: str) -> None:
+        self.said = said
+        if not self.turned:
+            self.turned = True
+            raise KeyboardInterrupt
+
+
+def test_an_interrupt_while_switches_turn_leaves_none_turned(monkeypatch: pytest.MonkeyPatch) -> None:
+    switch = Interrupted()
+    monkeypatch.setattr(precision, "ON_CPU", ((switch, "precision"),))
+    with torch.autocast("cpu", torch.bfloat16):
+        with pytest.raises(KeyboardInterrupt):
+            full_precision(lambda: None)()
+        assert torch.is_autocast_enabled("cpu")
+    assert switch.turned
+    assert switch.said == "bf16"
+
+
+def test_loops_of_ones_own_are_read_in_full_precision() -> None:
+    here, states = single(MLP), single(MLP).thetas
+    batch = tuple(leaf[0] for leaf in here.batch)
+    expected = ht.trajectory_from(here.loss, states, batch, query=batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = ht.trajectory_from(here.loss, states, batch, query=batch)
+    same(tensors(found), tensors(expected))
+    assert found.query_loss is not None
+    assert found.query_loss.dtype == torch.float32
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
