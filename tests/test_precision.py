@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.func import grad
 
 import hessian_tools as ht
-from hessian_tools import precision
+from hessian_tools import precision as switches_of_torch
 from hessian_tools.precision import full_precision
 
 BACKENDS: Any = torch.backends
@@ -166,7 +166,7 @@ class Interrupted:
 
 def test_an_interrupt_while_switches_turn_leaves_none_turned(monkeypatch: pytest.MonkeyPatch) -> None:
     switch = Interrupted()
-    monkeypatch.setattr(precision, "ON_CPU", ((switch, "precision"),))
+    monkeypatch.setattr(switches_of_torch, "ON_CPU", ((switch, "precision"),))
     with torch.autocast("cpu", torch.bfloat16):
         with pytest.raises(KeyboardInterrupt):
             full_precision(lambda: None)()
