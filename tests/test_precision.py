@@ -110,6 +110,41 @@ def test_float32_means_float32_within_and_what_it_meant_after(monkeypatch: pytes
 
 
 @switches
+@pytest.mark.parametrize("general", ["highest", "high", "medium"])
+def test_torchs_older_names_can_be_asked_for_within(monkeypatch: pytest.MonkeyPatch, general: str) -> None:
+    """Torch refuses where they disagree with the new ones: in ``cudnn.flags``, and wherever a network is compiled."""
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+
+    def older() -> list[Any]:
+        return [torch.get_float32_matmul_precision(), BACKENDS.cuda.matmul.allow_tf32, BACKENDS.cudnn.allow_tf32]
+
+    def without_cudnn() -> list[Any]:
+        with BACKENDS.cudnn.flags(enabled=False):
+            return older()
+
+    found = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(general)
+    try:
+        before, before_new = older(), said()
+        assert before == [general, general != "highest", True]
+        assert full_precision(older)() == ["highest", False, False]
+        assert full_precision(without_cudnn)()[:2] == ["highest", False]
+        assert full_precision(said)() == ["ieee" if was != "none" else "none" for was in said()]
+        assert (older(), said()) == (before, before_new)
+    finally:
+        torch.set_float32_matmul_precision(found)
+
+
+@switches
+def test_older_names_that_disagree_already_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    BACKENDS.cudnn.conv.fp32_precision, BACKENDS.cudnn.rnn.fp32_precision = "ieee", "tf32"
+    before = said()
+    assert full_precision(lambda: said()[2:])() == ["ieee", said()[3], "ieee"]
+    assert said() == before
+
+
+@switches
 def test_a_switch_that_followed_the_general_one_follows_it_still() -> None:
     torch.backends.fp32_precision = "tf32"
     full_precision(lambda: None)()
