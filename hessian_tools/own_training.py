@@ -15,12 +15,14 @@ from torch.utils import _pytree as pytree
 from hessian_tools.flat import Where, flatten
 from hessian_tools.loss import Batch, Criterion, Loss, LossFunction, make_loss
 from hessian_tools.meta.objective import accuracy
+from hessian_tools.precision import full_precision
 from hessian_tools.states import Buffers, State, points_of_states
 from hessian_tools.trajectory import SaveAt, Trajectory
 
 _WITH_POINTS = SaveAt(thetas=True)
 
 
+@full_precision
 def trajectory_from(
     loss: LossFunction,
     states: Iterable[State],

@@ -7,8 +7,8 @@ script may have asked for less than float32 by ``torch.autocast`` or ``torch.set
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from functools import wraps
+from contextlib import contextmanager, suppress
+from functools import partial, wraps
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -21,7 +21,8 @@ Switch = tuple[Any, str]
 BACKENDS: Any = torch.backends
 ON_CPU: tuple[Switch, ...] = ()
 ON_CUDA: tuple[Switch, ...] = ((BACKENDS.cudnn, "allow_tf32"), (BACKENDS.cuda.matmul, "allow_tf32"))
-if torch.__version__ >= "2.9":
+NEW_NAMES = torch.__version__ >= "2.9"
+if NEW_NAMES:
     ON_CPU = tuple((owner, "fp32_precision") for owner in (BACKENDS.mkldnn.conv, BACKENDS.mkldnn.matmul))
     ON_CUDA = tuple(
         (owner, "fp32_precision") for owner in (BACKENDS.cudnn.conv, BACKENDS.cuda.matmul, BACKENDS.cudnn.rnn)
@@ -59,22 +60,44 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
 
 @contextmanager
 def _raised(autocast: list[str], lowered: list[Switch]) -> Iterator[None]:
-    with ExitStack() as stack:
-        for device in autocast:
-            stack.enter_context(torch.autocast(device, enabled=False))
-        for owner, name in lowered:
-            stack.enter_context(_switched(owner, name))
-        yield
-
-
-@contextmanager
-def _switched(owner: Any, name: str) -> Iterator[None]:
-    before = getattr(owner, name)
-    setattr(owner, name, False if before is True else "ieee")
+    # What is to be put back is written down before anything is changed: Ctrl-C may come after any call.
+    before = [(switch, getattr(*switch)) for switch in (ON_CPU + ON_CUDA if NEW_NAMES else lowered)]
+    older = _older_names(lowered) if NEW_NAMES else []
     try:
+        for device in autocast:
+            torch.set_autocast_enabled(device, False)
+        for write, _, full in older:
+            write(full)
+        for owner, name in lowered:
+            setattr(owner, name, "ieee" if NEW_NAMES else False)
         yield
     finally:
-        if before is not True:
-            setattr(owner, name, "none")  # what the general switches say, where nothing was said here
-        if getattr(owner, name) != before:
-            setattr(owner, name, before)
+        for device in autocast:
+            torch.set_autocast_enabled(device, True)
+        for write, said, _ in older:
+            write(said)
+        for switch, said in before:
+            _put_back(*switch, said)
+
+
+def _older_names(lowered: list[Switch]) -> list[tuple[Callable[[Any], None], Any, Any]]:
+    """Those of the same switches: how to write them, what they say, and what they say where float32 is float32.
+
+    Where they and the new ones disagree torch raises when asked for them, as ``torch.backends.cudnn.flags`` does, by
+    which recurrent networks get a second derivative, and compiled networks; where they do already, that is left.
+    """
+    owners, found = [owner for owner, _ in lowered], list[tuple[Callable[[Any], None], Any, Any]]()
+    with suppress(RuntimeError):
+        if BACKENDS.cuda.matmul in owners:
+            found.append((torch.set_float32_matmul_precision, torch.get_float32_matmul_precision(), "highest"))
+    with suppress(RuntimeError):
+        if BACKENDS.cudnn.conv in owners or BACKENDS.cudnn.rnn in owners:
+            found.append((partial(setattr, BACKENDS.cudnn, "allow_tf32"), BACKENDS.cudnn.allow_tf32, False))
+    return found
+
+
+def _put_back(owner: Any, name: str, said: Any) -> None:
+    if getattr(owner, name) != said and NEW_NAMES:
+        setattr(owner, name, "none")  # what the general switches say, where nothing was said here
+    if getattr(owner, name) != said:
+        setattr(owner, name, said)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.func import grad
 
 import hessian_tools as ht
+from hessian_tools import precision as switches_of_torch
 from hessian_tools.precision import full_precision
 
 BACKENDS: Any = torch.backends
@@ -109,6 +110,41 @@ def test_float32_means_float32_within_and_what_it_meant_after(monkeypatch: pytes
 
 
 @switches
+@pytest.mark.parametrize("general", ["highest", "high", "medium"])
+def test_torchs_older_names_can_be_asked_for_within(monkeypatch: pytest.MonkeyPatch, general: str) -> None:
+    """Torch refuses where they disagree with the new ones: in ``cudnn.flags``, and wherever a network is compiled."""
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+
+    def older() -> list[Any]:
+        return [torch.get_float32_matmul_precision(), BACKENDS.cuda.matmul.allow_tf32, BACKENDS.cudnn.allow_tf32]
+
+    def without_cudnn() -> list[Any]:
+        with BACKENDS.cudnn.flags(enabled=False):
+            return older()
+
+    found = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(general)
+    try:
+        before, before_new = older(), said()
+        assert before == [general, general != "highest", True]
+        assert full_precision(older)() == ["highest", False, False]
+        assert full_precision(without_cudnn)()[:2] == ["highest", False]
+        assert full_precision(said)() == ["ieee" if was != "none" else "none" for was in said()]
+        assert (older(), said()) == (before, before_new)
+    finally:
+        torch.set_float32_matmul_precision(found)
+
+
+@switches
+def test_older_names_that_disagree_already_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    BACKENDS.cudnn.conv.fp32_precision, BACKENDS.cudnn.rnn.fp32_precision = "ieee", "tf32"
+    before = said()
+    assert full_precision(lambda: said()[2:])() == ["ieee", said()[3], "ieee"]
+    assert said() == before
+
+
+@switches
 def test_a_switch_that_followed_the_general_one_follows_it_still() -> None:
     torch.backends.fp32_precision = "tf32"
     full_precision(lambda: None)()
@@ -143,6 +179,46 @@ def test_switches_are_put_back_after_an_error_and_for_each_thread() -> None:
         thread.start()
         thread.join()
     assert found == [True]
+
+
+class Interrupted:
+    """A switch at whose turning Ctrl-C comes, just after it has turned."""
+
+    def __init__(self) -> None:
+        self.said, self.turned = "bf16", False
+
+    @property
+    def precision(self) -> str:
+        return self.said
+
+    @precision.setter
+    def precision(self, said: str) -> None:
+        self.said = said
+        if not self.turned:
+            self.turned = True
+            raise KeyboardInterrupt
+
+
+def test_an_interrupt_while_switches_turn_leaves_none_turned(monkeypatch: pytest.MonkeyPatch) -> None:
+    switch = Interrupted()
+    monkeypatch.setattr(switches_of_torch, "ON_CPU", ((switch, "precision"),))
+    with torch.autocast("cpu", torch.bfloat16):
+        with pytest.raises(KeyboardInterrupt):
+            full_precision(lambda: None)()
+        assert torch.is_autocast_enabled("cpu")
+    assert switch.turned
+    assert switch.said == "bf16"
+
+
+def test_loops_of_ones_own_are_read_in_full_precision() -> None:
+    here, states = single(MLP), single(MLP).thetas
+    batch = tuple(leaf[0] for leaf in here.batch)
+    expected = ht.trajectory_from(here.loss, states, batch, query=batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = ht.trajectory_from(here.loss, states, batch, query=batch)
+    same(tensors(found), tensors(expected))
+    assert found.query_loss is not None
+    assert found.query_loss.dtype == torch.float32
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
