@@ -45,7 +45,8 @@ class Loss:
         self.layout = layout
         self._criterion = criterion
         self._checked: set[tuple[bool, ...]] = set()
-        self._needs_help: dict[bool, bool] = {}  # by mode: whether torch cannot differentiate all of it twice
+        # Of the network by its mode, and of the criterion (None): whether torch cannot differentiate all of it twice.
+        self._needs_help: dict[bool | None, bool] = {}
 
     def __call__(self, theta: Float[Tensor, " param"], batch: Batch, /) -> Float[Tensor, ""]:
         """Criterion of the network's outputs on the batch ``(x, y)``."""
@@ -60,16 +61,12 @@ class Loss:
         """The same of parameters by name: no derivative is taken by those that need none."""
         like = next(iter(parameters.values()))
         tensors, x, mode = self._tensors(parameters, like), cast_like(x, like), self.model.training
-        if self._needs_help.get(mode) is False:
-            return functional_call(self.model, tensors, (x,))
-        with TwiceDifferentiable() as help:
-            outputs = functional_call(self.model, tensors, (x,))
-        self._needs_help.setdefault(mode, help.met)
-        return outputs
+        return self._helped(mode, lambda: functional_call(self.model, tensors, (x,)))
 
     def criterion(self, outputs: Any, y: Any) -> Float[Tensor, ""]:
         """The scalar loss of outputs against targets."""
-        value = self._criterion(outputs, cast_like(y, _tensors_of(outputs)[0]))
+        y = cast_like(y, _tensors_of(outputs)[0])
+        value = self._helped(None, lambda: self._criterion(outputs, y))
         if not isinstance(value, Tensor) or value.ndim != 0:
             kind = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
             raise ValueError(
@@ -107,6 +104,14 @@ class Loss:
             raise HiddenStateError(_hidden_state_message(self.model, "", "gives another output the second time"))
         self._checked.add(modes)
 
+    def _helped(self, part: bool | None, function: Callable[[], Any]) -> Any:
+        if self._needs_help.get(part) is False:
+            return function()
+        with TwiceDifferentiable() as help:
+            result = function()
+        self._needs_help.setdefault(part, help.met)
+        return result
+
     def _buffers(self, like: Tensor) -> dict[str, Tensor]:
         """Copies of the model's buffers, as a forward pass at ``like`` sees them."""
         return {name: cast_like(b.detach().clone(), like) for name, b in self.model.named_buffers()}
@@ -121,8 +126,8 @@ def make_loss(model: nn.Module, criterion: Criterion, layout: ParamLayout) -> Lo
     """The loss of ``model`` under ``criterion`` as a function of the parameters in ``layout``.
 
     criterion: ``(outputs, targets) -> scalar``, a mean over examples. Parameters outside the layout
-    keep the values the model holds. Write squared error as ``((a - b) ** 2).mean()``: ``nn.MSELoss``
-    has no forward-over-reverse derivative in torch.
+    keep the values the model holds. What torch cannot differentiate twice is computed in another way, where one is
+    known (:class:`~hessian_tools.primitives.TwiceDifferentiable`).
 
     >>> from hessian_tools.flat import flatten
     >>> model = nn.Linear(2, 1, bias=False)
