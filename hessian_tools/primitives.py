@@ -20,9 +20,10 @@ class PrimitiveNormalisation(TorchFunctionMode):
     """While entered, normalisations are computed as mean, square and square root, by torch's exact derivatives.
 
     Covers batch, instance, layer and group normalisation, called as modules, in ``nn.functional`` or
-    in ``torch``; gated linear units, determinants and ``linalg.solve`` besides. Raises ValueError for the few
-    operations of ``torch.linalg`` whose third derivatives are wrong and have no short way round. Values agree to rounding. Running statistics are read, where a module uses them, and
-    never moved. Enter it inside the function that is differentiated.
+    in ``torch``, and all that :class:`TwiceDifferentiable` replaces. Raises ValueError for the few operations of
+    ``torch.linalg`` whose third derivatives are wrong and have no short way round. Values agree to rounding.
+    Running statistics are read, where a module uses them, and never moved. Enter it inside the function that is
+    differentiated.
 
     >>> x = torch.tensor([[1.0], [3.0]])
     >>> with PrimitiveNormalisation():

@@ -7,6 +7,7 @@ derivative. :mod:`hessian_tools.primitives` puts them in place.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -157,38 +158,31 @@ def _diagonal(A: Tensor) -> tuple[Tensor, Tensor]:
     return 1.0 - 2.0 * ((pivots != stays).sum(-1) % 2), lu.diagonal(dim1=-2, dim2=-1)
 
 
-def mse_loss(
-    input: Tensor,
-    target: Tensor,
-    size_average: bool | None = None,
-    reduce: bool | None = None,
-    reduction: str = "mean",
-    weight: Tensor | None = None,
-) -> Tensor:
+def mse_loss(input: Tensor, target: Tensor, *old: Any, reduction: str = "mean", **others: Any) -> Tensor:
     """Squared error; what is out of the ordinary is left to torch."""
-    if input.shape != target.shape or weight is not None or (size_average, reduce) != (None, None):
-        return F.mse_loss(input, target, size_average, reduce, reduction, weight)
+    if _unusual(input, target, old, others):
+        return F.mse_loss(input, target, *old, **{"reduction": reduction, **others})
     return _REDUCTIONS[reduction]((input - target) ** 2)
 
 
 def huber_loss(
-    input: Tensor, target: Tensor, reduction: str = "mean", delta: float | int = 1.0, weight: Tensor | None = None
+    input: Tensor, target: Tensor, reduction: str = "mean", delta: float | int = 1.0, **others: Any
 ) -> Tensor:
     """Squared error near, absolute error far."""
-    if input.shape != target.shape or weight is not None:
-        return F.huber_loss(input, target, reduction, delta, weight)
+    if _unusual(input, target, (), others):
+        return F.huber_loss(input, target, reduction, delta, **others)
     far = (input - target).abs()
     return _REDUCTIONS[reduction](torch.where(far <= delta, far**2 / 2, delta * (far - delta / 2)))
 
 
-def soft_margin_loss(
-    input: Tensor,
-    target: Tensor,
-    size_average: bool | None = None,
-    reduce: bool | None = None,
-    reduction: str = "mean",
-) -> Tensor:
+def soft_margin_loss(input: Tensor, target: Tensor, *old: Any, reduction: str = "mean", **others: Any) -> Tensor:
     """log(1 + exp(-target input))."""
-    if (size_average, reduce) != (None, None):
-        return F.soft_margin_loss(input, target, size_average, reduce, reduction)
+    if _unusual(input, target, old, others):
+        return F.soft_margin_loss(input, target, *old, **{"reduction": reduction, **others})
     return _REDUCTIONS[reduction](F.softplus(-target * input))
+
+
+def _unusual(input: Tensor, target: Tensor, old: tuple[Any, ...], others: dict[str, Any]) -> bool:
+    """Broadcasting, of which torch warns; weights; options that torch has given up."""
+    given = any(value is not None for value in (*old, *others.values()))
+    return given or input.shape != target.shape or input.dtype != target.dtype

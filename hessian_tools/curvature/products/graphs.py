@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.utils import _pytree as pytree
 
-from hessian_tools.loss import Batch, LossFunction
+from hessian_tools.loss import Batch, Loss, LossFunction
 
 # torch.utils.checkpoint runs the network again in the backward pass, with the module's own parameters, not theta.
 RECOMPUTED = "saved tensor hooks of torch.utils.checkpoint"
@@ -64,6 +64,11 @@ def kept_graphs(loss: LossFunction, thetas: Float[Tensor, "point param"], batch:
             leaves.append(theta)
             gradients.append(gradient)
     return KeptGraphs(tuple(leaves), tuple(gradients))
+
+
+def is_scripted(loss: LossFunction) -> bool:
+    """Whether TorchScript runs part of it: forward mode takes its derivative, once it has one, as constant."""
+    return isinstance(loss, Loss) and any(isinstance(m, torch.jit.ScriptModule) for m in loss.model.modules())
 
 
 def _refuse_ends(gradient: Tensor) -> None:

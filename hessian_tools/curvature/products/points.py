@@ -17,7 +17,7 @@ from torch.func import grad, jvp, vmap
 from torch.utils import _pytree as pytree
 
 from hessian_tools.curvature.products.advice import NoForwardDerivative, NoOtherWay, advice
-from hessian_tools.curvature.products.graphs import KeptGraphs, kept_graphs
+from hessian_tools.curvature.products.graphs import KeptGraphs, is_scripted, kept_graphs
 from hessian_tools.curvature.products.kept import PointByPoint, Stacked, Traced
 from hessian_tools.curvature.products.memory import (
     FORWARDS_PER_PRODUCT,
@@ -214,6 +214,10 @@ class Points:
         return {}
 
     def _chosen(self, V: Tensor, matrix_at: LinearMap) -> Route:
+        if matrix_at is hessian_at and self.route != "kept" and is_scripted(self.loss):
+            if self.route != "auto":
+                raise ValueError(f"route={self.route!r}: of a scripted network it may be wrong; pass route='kept'")
+            return "kept"
         if self.route == "auto":
             return self._automatic(V, matrix_at)
         if self.route == "traced" and (self.batching == "loop" or not self._traces(matrix_at)):

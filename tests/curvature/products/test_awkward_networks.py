@@ -1,6 +1,8 @@
 """Networks that torch's derivatives treat badly: weight normalisation, attention, recurrent layers; Ctrl-C."""
 
+import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -182,11 +184,14 @@ def quotients(function: Callable[[Tensor], Tensor], theta: Tensor) -> Tensor:
     return torch.stack(columns, dim=-1)
 
 
-def plain_gradient(loss: Loss, theta: Tensor, batch: Batch) -> Tensor:
+def plain_outputs(loss: Loss, theta: Tensor, x: Tensor) -> Tensor:
     """Of the network as torch runs it."""
+    return functional_call(loss.model, loss.layout.unflatten(theta), (x,))
+
+
+def plain_gradient(loss: Loss, theta: Tensor, x: Tensor) -> Tensor:
     theta = theta.requires_grad_()
-    outputs = functional_call(loss.model, loss.layout.unflatten(theta), (batch[0],))
-    return torch.autograd.grad(((outputs - 0.3) ** 2).mean(), theta)[0]
+    return torch.autograd.grad(((plain_outputs(loss, theta, x) - 0.3) ** 2).mean(), theta)[0]
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
@@ -195,8 +200,8 @@ def test_operations_that_torch_differentiates_badly(name: str) -> None:
     loss, thetas, (x, y) = of_operation(name)
     H, G = [], []
     for theta, inputs in zip(thetas, x, strict=True):
-        H.append(quotients(lambda t: plain_gradient(loss, t, (inputs, y)), theta))
-        J = quotients(lambda t: functional_call(loss.model, loss.layout.unflatten(t), (inputs,)).flatten(), theta)
+        H.append(quotients(lambda t, inputs=inputs: plain_gradient(loss, t, inputs), theta))
+        J = quotients(lambda t, inputs=inputs: plain_outputs(loss, t, inputs).flatten(), theta)
         G.append(2 * J.mT @ J / len(J))
     for route in ("direct", "kept", "traced") if name != "eigvals" else ("auto", "kept"):
         found = hessian(loss, thetas, (x, y), route=route).to_dense()
@@ -293,8 +298,8 @@ def test_what_reverse_mode_would_leave_out_is_refused() -> None:
             return g * ctx.saved_tensors[0].cos()
 
     batch = randn(2, 3, path="x"), torch.zeros(2, 4)
-    checkpointed = (lambda z, again=again: checkpoint(torch.sin, z, use_reentrant=again) for again in (False, True))
-    for operation, match in ((Ends.apply, "write it out"), *((c, "checkpoint.* switch it off") for c in checkpointed)):
+    again = partial(checkpoint, torch.sin, use_reentrant=False)
+    for operation, match in ((Ends.apply, "write it out"), (again, "checkpoint.* switch it off")):
         model = seeded(lambda operation=operation: Layer(operation)).double()
         theta, layout = flatten(model)
         loss = make_loss(model, squared_error, layout)
@@ -310,6 +315,25 @@ def test_what_torch_has_no_second_derivative_of() -> None:
     loss = make_loss(model, nn.MultiMarginLoss(), layout)
     with pytest.raises(RuntimeError, match="no second derivative of an operation in this loss: write it out"):
         hessian(loss, theta, batch).to_dense()
+
+
+def test_a_scripted_network_that_has_been_trained() -> None:
+    """Once TorchScript has a derivative of its own, forward over reverse is silently without curvature."""
+    plain = seeded(lambda: nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 2))).double()
+    theta, layout = flatten(nn.Sequential(plain))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        scripted = nn.Sequential(torch.jit.script(plain))
+    batch = randn(12, 5, 3, path="x"), randn(12, 5, 2, path="y")
+    thetas = theta + 0.1 * randn(12, len(theta), path="thetas")
+    for _ in range(8):
+        scripted(batch[0][0]).sum().backward()
+    loss, V = make_loss(scripted, squared_error, layout), randn(len(theta), 2, path="V")
+    expected = hessian(make_loss(nn.Sequential(plain), squared_error, layout), thetas, batch, route="direct") @ V
+    close(hessian(loss, thetas, batch) @ V, expected)
+    for route in ("direct", "traced"):
+        with pytest.raises(ValueError, match="scripted.* pass route='kept'"):
+            hessian(loss, thetas, batch, route=route) @ V
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
