@@ -4,7 +4,7 @@ Inner loops and curvature see nothing of the network but this. A forward pass th
 (moving batch statistics, dropout) is not a function of the parameters and is refused by name.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -45,7 +45,7 @@ class Loss:
         self.layout = layout
         self._criterion = criterion
         self._checked: set[tuple[bool, ...]] = set()
-        self._needs_help: dict[bool, bool] = {}  # by mode: whether torch cannot differentiate all of it twice
+        self._plain: set[Hashable] = set()  # kinds of passes all of which torch can differentiate twice
 
     def __call__(self, theta: Float[Tensor, " param"], batch: Batch, /) -> Float[Tensor, ""]:
         """Criterion of the network's outputs on the batch ``(x, y)``."""
@@ -59,17 +59,14 @@ class Loss:
     def outputs_at(self, parameters: Mapping[str, Tensor], x: Any) -> Any:
         """The same of parameters by name: no derivative is taken by those that need none."""
         like = next(iter(parameters.values()))
-        tensors, x, mode = self._tensors(parameters, like), cast_like(x, like), self.model.training
-        if self._needs_help.get(mode) is False:
-            return functional_call(self.model, tensors, (x,))
-        with TwiceDifferentiable() as help:
-            outputs = functional_call(self.model, tensors, (x,))
-        self._needs_help.setdefault(mode, help.met)
-        return outputs
+        tensors, x = self._tensors(parameters, like), cast_like(x, like)
+        modes = tuple(module.training for module in self.model.modules())
+        return self._helped((modes, *_shapes(x)), lambda: functional_call(self.model, tensors, (x,)))
 
     def criterion(self, outputs: Any, y: Any) -> Float[Tensor, ""]:
         """The scalar loss of outputs against targets."""
-        value = self._criterion(outputs, cast_like(y, _tensors_of(outputs)[0]))
+        y = cast_like(y, _tensors_of(outputs)[0])
+        value = self._helped(_shapes((outputs, y)), lambda: self._criterion(outputs, y))
         if not isinstance(value, Tensor) or value.ndim != 0:
             kind = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
             raise ValueError(
@@ -107,6 +104,16 @@ class Loss:
             raise HiddenStateError(_hidden_state_message(self.model, "", "gives another output the second time"))
         self._checked.add(modes)
 
+    def _helped(self, kind: Hashable, function: Callable[[], Any]) -> Any:
+        """The function, watched the first time of each kind; kind: what may decide on the way through it."""
+        if kind in self._plain:
+            return function()
+        with TwiceDifferentiable() as help:
+            result = function()
+        if not help.met:
+            self._plain.add(kind)
+        return result
+
     def _buffers(self, like: Tensor) -> dict[str, Tensor]:
         """Copies of the model's buffers, as a forward pass at ``like`` sees them."""
         return {name: cast_like(b.detach().clone(), like) for name, b in self.model.named_buffers()}
@@ -121,8 +128,8 @@ def make_loss(model: nn.Module, criterion: Criterion, layout: ParamLayout) -> Lo
     """The loss of ``model`` under ``criterion`` as a function of the parameters in ``layout``.
 
     criterion: ``(outputs, targets) -> scalar``, a mean over examples. Parameters outside the layout
-    keep the values the model holds. Write squared error as ``((a - b) ** 2).mean()``: ``nn.MSELoss``
-    has no forward-over-reverse derivative in torch.
+    keep the values the model holds. What torch cannot differentiate twice is computed in another way, where one is
+    known (:class:`~hessian_tools.primitives.TwiceDifferentiable`).
 
     >>> from hessian_tools.flat import flatten
     >>> model = nn.Linear(2, 1, bias=False)
@@ -170,6 +177,10 @@ def _to_rounding(a: Tensor, b: Tensor) -> bool:
     if a.shape != b.shape or not a.is_floating_point() or a.numel() == 0:
         return a.shape == b.shape and torch.equal(a, b)
     return bool((a - b).abs().max() <= REORDERED * torch.finfo(a.dtype).eps * a.abs().max())
+
+
+def _shapes(tree: Any) -> tuple[torch.Size, ...]:
+    return tuple(leaf.shape for leaf in _tensors_of(tree))
 
 
 def _tensors_of(outputs: Any) -> list[Tensor]:

@@ -13,13 +13,17 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from hessian_tools import written_out
+
 
 class PrimitiveNormalisation(TorchFunctionMode):
     """While entered, normalisations are computed as mean, square and square root, by torch's exact derivatives.
 
     Covers batch, instance, layer and group normalisation, called as modules, in ``nn.functional`` or
-    in ``torch``. Values agree to rounding. Running statistics are read, where a module uses them, and
-    never moved. Enter it inside the function that is differentiated.
+    in ``torch``, and all that :class:`TwiceDifferentiable` replaces. Raises ValueError for the few operations of
+    ``torch.linalg`` whose third derivatives are wrong and have no short way round. Values agree to rounding.
+    Running statistics are read, where a module uses them, and never moved. Enter it inside the function that is
+    differentiated.
 
     >>> x = torch.tensor([[1.0], [3.0]])
     >>> with PrimitiveNormalisation():
@@ -30,7 +34,11 @@ class PrimitiveNormalisation(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """The replacement where there is one."""
-        return _REPLACEMENTS.get(func, func)(*args, **(kwargs or {}))
+        if func in _WRONG_THIRD:
+            raise ValueError(
+                f"third derivatives through {_WRONG_THIRD[func]} are wrong in torch: write it in another way"
+            )
+        return _THIRD_ORDER.get(func, func)(*args, **(kwargs or {}))
 
 
 def _standardised(x: Tensor, dims: list[int], eps: float) -> Tensor:
@@ -110,11 +118,6 @@ def _torch_order(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return reordered
 
 
-def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
-    others = [axis for axis in range(v.ndim) if dim == -1 or axis != dim % v.ndim]
-    return v * (g / (v**2).sum(others, keepdim=dim != -1).sqrt())
-
-
 def _by_sums(attention: Callable[..., Any]) -> Callable[..., Any]:
     """torch's fused kernels of attention have no second derivative; its way by matrix products and softmax has."""
 
@@ -125,12 +128,24 @@ def _by_sums(attention: Callable[..., Any]) -> Callable[..., Any]:
     return attended
 
 
+def _in_reverse_only(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Refused within torch.func, in the words by which the kept route is found."""
+
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            raise RuntimeError(f"{_WRONG_THIRD[function]} under vmap and forward AD is silently wrong in torch")
+        return function(*args, **kwargs)
+
+    return guarded
+
+
 class TwiceDifferentiable(TorchFunctionMode):
     """While entered, what torch cannot differentiate twice is computed in another way, to the same values.
 
     Weight normalisation as square, sum and root: torch's kernel (2.13) has no forward derivative, and its second
     derivative in reverse mode is silently wrong, by 20 to 90 % on a 3-2 linear layer, and not symmetric. Attention
-    by matrix products and softmax. ``met``: whether there was any of it.
+    by matrix products and softmax. The others stand in :mod:`hessian_tools.written_out`. ``met``: whether there was
+    any of it.
 
     >>> with TwiceDifferentiable() as mode:
     ...     torch._weight_norm(torch.tensor([[3.0, 4.0]]), torch.tensor([[10.0]]), 0)
@@ -148,12 +163,50 @@ class TwiceDifferentiable(TorchFunctionMode):
         return (replacement or func)(*args, **(kwargs or {}))
 
 
+# Third derivatives wrong by 1 to 70 %, and no short way round.
+_WRONG_THIRD = {
+    torch.linalg.eig: "torch.linalg.eig",
+    torch.linalg.eigvals: "torch.linalg.eigvals",
+    torch.linalg.householder_product: "torch.linalg.householder_product",
+    torch.linalg.tensorsolve: "torch.linalg.tensorsolve",
+    torch.linalg.lu_solve: "torch.linalg.lu_solve",
+    torch.lu_solve: "torch.lu_solve",
+}
+# Second derivatives wrong by factors under two vmap, right in reverse mode.
+_WRONG_FORWARD = [function for function in _WRONG_THIRD if function is not torch.linalg.householder_product]
 _SECOND_ORDER: dict[Any, Callable[..., Any]] = {
-    torch._weight_norm: _weight_norm,
+    torch._weight_norm: written_out.weight_norm,
     F.scaled_dot_product_attention: _by_sums(F.scaled_dot_product_attention),
     F.multi_head_attention_forward: _by_sums(F.multi_head_attention_forward),
+    torch.prelu: written_out.prelu,
+    torch.Tensor.prelu: written_out.prelu,
+    F.hardsigmoid: written_out.hardsigmoid,
+    F.rrelu: written_out.rrelu,
+    torch.conv_tbc: written_out.conv_tbc,
+    torch.cdist: written_out.cdist,
+    torch.pdist: written_out.pdist,
+    torch.ldexp: written_out.ldexp,
+    torch.Tensor.ldexp: written_out.ldexp,
+    torch.cholesky_inverse: written_out.cholesky_inverse,
+    torch.Tensor.cholesky_inverse: written_out.cholesky_inverse,
+    F.mse_loss: written_out.mse_loss,
+    F.huber_loss: written_out.huber_loss,
+    F.soft_margin_loss: written_out.soft_margin_loss,
+    F.embedding_bag: written_out.embedding_bag,
+    F.glu: written_out.glu,
+    torch.linalg.solve: written_out.solve,
+    torch.linalg.det: written_out.det,
+    torch.det: written_out.det,
+    torch.Tensor.det: written_out.det,
+    torch.linalg.slogdet: written_out.slogdet,
+    torch.slogdet: written_out.slogdet,
+    torch.Tensor.slogdet: written_out.slogdet,
+    torch.logdet: written_out.logdet,
+    torch.Tensor.logdet: written_out.logdet,
+    **{function: _in_reverse_only(function) for function in _WRONG_FORWARD},
 }
-_REPLACEMENTS: dict[Any, Callable[..., Tensor]] = {
+_THIRD_ORDER: dict[Any, Callable[..., Any]] = {
+    **_SECOND_ORDER,
     F.batch_norm: _batch_norm,
     F.instance_norm: _instance_norm,
     F.layer_norm: _layer_norm,

@@ -5,18 +5,29 @@ from contextlib import contextmanager
 
 import torch
 
-VMAP = ("vmap", "data-dependent", "Batching rule")
+VMAP = ("vmap", "data-dependent", "Batching rule", "Cannot access data pointer")
 # Squared error by nn.MSELoss; kernels without one; autograd.Functions, as backward hooks are.
 NO_FORWARD = ("ZeroTensor", "forward AD", "autograd.Function")
+
+
+# torch.autograd's and functorch's words for a kernel whose derivative ends there.
+NO_SECOND = ("is not implemented", "out=... arguments don't support automatic differentiation", "once_differentiable")
+# Within torch.func, in the kept route, and with use_reentrant=True.
+RECOMPUTED = ("saved tensor", "torch.utils.checkpoint")
 
 
 class NoForwardDerivative(RuntimeError):
     """Forward over reverse is not to be had, reverse over reverse may be."""
 
 
+class NoOtherWay(RuntimeError):
+    """No other route would do better."""
+
+
 @contextmanager
 def advice() -> Iterator[None]:
-    """Errors that torch explains badly, explained; NoForwardDerivative where only reverse mode will do."""
+    """Errors that torch explains badly, explained; NoForwardDerivative where only reverse mode will do, NoOtherWay
+    where no route can."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -30,6 +41,13 @@ def advice() -> Iterator[None]:
             why = (
                 "attention has no second derivative here: run it within torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"
             )
+            raise NoOtherWay(f"{why} {told}") from error
+        elif any(word in text for word in RECOMPUTED):
+            why = "the network runs torch.utils.checkpoint, whose second pass would not be at theta: switch it off here"
+            raise NoOtherWay(f"{why} {told}") from error
+        elif any(word in text for word in NO_SECOND) and "Batching rule" not in text:
+            why = "torch has no second derivative of an operation in this loss: write it out by other operations"
+            raise NoOtherWay(f"{why} {told}") from error
         elif any(word in text for word in NO_FORWARD):
             raise NoForwardDerivative(f"{_no_forward(text)} {told}") from error
         elif "scalar" in text:
@@ -40,6 +58,7 @@ def advice() -> Iterator[None]:
             )
         elif "random" in text and "vmap" in text:
             why = "the loss draws random numbers, so it is no function of theta: call model.eval() or fix them"
+            raise NoOtherWay(f"{why} {told}") from error
         elif any(word in text for word in VMAP):
             why = "the loss cannot be batched over points: pass batching='loop'"
         else:

@@ -6,13 +6,18 @@ can differentiate twice, ``nn.MSELoss`` too; nothing is traced, nothing goes thr
 
 from dataclasses import dataclass
 from operator import itemgetter
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.utils import _pytree as pytree
 
-from hessian_tools.loss import Batch, LossFunction
+from hessian_tools.loss import Batch, Loss, LossFunction
+
+# torch.utils.checkpoint runs the network again in the backward pass, with the module's own parameters, not theta.
+RECOMPUTED = "saved tensor hooks of torch.utils.checkpoint"
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ def kept_graphs(loss: LossFunction, thetas: Float[Tensor, "point param"], batch:
     """The gradient and its graph at every point, from a forward and a backward pass each."""
     leaves, gradients = [], []
     # Inference mode records no graph, whatever enable_grad says: products would be zero.
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad(), disable_saved_tensors_hooks(RECOMPUTED):
         batch = pytree.tree_map_only(Tensor, _ordinary, batch)
         for i, row in enumerate(thetas):
             theta = row.detach().clone().requires_grad_()
@@ -54,9 +59,30 @@ def kept_graphs(loss: LossFunction, thetas: Float[Tensor, "point param"], batch:
                 (gradient,) = torch.autograd.grad(value, theta, create_graph=True, materialize_grads=True)
             else:
                 gradient = torch.zeros_like(row)
+            if i == 0:
+                _refuse_ends(gradient)
             leaves.append(theta)
             gradients.append(gradient)
     return KeptGraphs(tuple(leaves), tuple(gradients))
+
+
+def is_scripted(loss: LossFunction) -> bool:
+    """Whether TorchScript runs part of it: forward mode takes its derivative, once it has one, as constant."""
+    return isinstance(loss, Loss) and any(isinstance(m, torch.jit.ScriptModule) for m in loss.model.modules())
+
+
+def _refuse_ends(gradient: Tensor) -> None:
+    """torch leaves out what stands behind ``once_differentiable``, and says nothing."""
+    reached: set[Any] = set()
+    ahead: list[Any] = [gradient.grad_fn]
+    while ahead:
+        node = ahead.pop()
+        if node is None or node in reached:
+            continue
+        if node.name().endswith("Error"):
+            raise RuntimeError("the network holds an autograd.Function marked once_differentiable")
+        reached.add(node)
+        ahead += [following for following, _ in node.next_functions]
 
 
 def _ordinary(tensor: Tensor) -> Tensor:

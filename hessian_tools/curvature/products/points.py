@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.func import grad, jvp, vmap
 from torch.utils import _pytree as pytree
 
-from hessian_tools.curvature.products.advice import NoForwardDerivative, advice
-from hessian_tools.curvature.products.graphs import KeptGraphs, kept_graphs
+from hessian_tools.curvature.products.advice import NoForwardDerivative, NoOtherWay, advice
+from hessian_tools.curvature.products.graphs import KeptGraphs, is_scripted, kept_graphs
 from hessian_tools.curvature.products.kept import PointByPoint, Stacked, Traced
 from hessian_tools.curvature.products.memory import (
     FORWARDS_PER_PRODUCT,
@@ -99,7 +99,24 @@ class Points:
         def piece(rows: slice) -> Tensor:
             return self._weighted(rows, lambda theta, batch: grad(self.loss)(theta, batch))
 
-        return self._in_pieces(piece, self.chunk)
+        try:
+            return self._in_pieces(piece, self.chunk)
+        except (torch.OutOfMemoryError, NoOtherWay):
+            raise
+        except RuntimeError as refusal:
+            if not self._may_be_kept(refusal):
+                raise
+            return self._in_reverse(self._kept_gradients, refusal)
+
+    def _kept_gradients(self) -> Tensor:
+        def piece(rows: slice) -> Tensor:
+            point = self.select(torch.arange(rows.start, rows.stop, device="cpu"))
+            with advice():
+                parts = [kept_graphs(self.loss, point.thetas, b, shared=self.shared) for b in point.batches]
+            terms = [w * torch.stack(part.gradients) for w, part in zip(self.weights, parts, strict=True)]
+            return torch.stack(terms).sum(0).detach()
+
+        return self._in_pieces(piece, 1)
 
     @full_precision
     def products(
@@ -111,11 +128,27 @@ class Points:
         route = self._routes[matrix_at.__name__] = self._chosen(V, matrix_at)
         try:
             return self._by(route, V, matrix_at)
-        except NoForwardDerivative:
-            if self.route != "auto" or matrix_at is not hessian_at:
+        except (torch.OutOfMemoryError, NoOtherWay):
+            raise
+        except RuntimeError as refusal:
+            if self.route != "auto" or route == "kept" or matrix_at is not hessian_at or not self._may_be_kept(refusal):
                 raise
+            found = self._in_reverse(lambda: self._by("kept", V, matrix_at), refusal)
         self._routes[REVERSE_ONLY] = self._routes[matrix_at.__name__] = "kept"
-        return self._by("kept", V, matrix_at)
+        return found
+
+    def _may_be_kept(self, refusal: RuntimeError) -> bool:
+        """A network has run plainly on the first point, so what torch refuses may be vmap's or forward mode's."""
+        return isinstance(refusal, NoForwardDerivative) or (isinstance(self.loss, Loss) and self.batching == "vmap")
+
+    def _in_reverse(self, function: Callable[[], Tensor], refusal: RuntimeError) -> Tensor:
+        """By reverse mode and point by point; torch's first refusal where it refuses that as well."""
+        try:
+            return function()
+        except (torch.OutOfMemoryError, NoOtherWay):
+            raise
+        except RuntimeError:
+            raise refusal from None
 
     def _by(self, route: Route, V: Tensor, matrix_at: LinearMap) -> Tensor:
         if route == "direct":
@@ -166,6 +199,10 @@ class Points:
         return [b if self.shared else at_point(b, 0) for b in self.batches]
 
     @cached_property
+    def _scripted(self) -> bool:
+        return is_scripted(self.loss)
+
+    @cached_property
     def _routes(self) -> dict[str, Route]:
         """By matrix: the route last taken."""
         return {}
@@ -181,6 +218,10 @@ class Points:
         return {}
 
     def _chosen(self, V: Tensor, matrix_at: LinearMap) -> Route:
+        if matrix_at is hessian_at and self.route != "kept" and self._scripted:
+            if self.route != "auto":
+                raise ValueError(f"route={self.route!r}: of a scripted network it may be wrong; pass route='kept'")
+            return "kept"
         if self.route == "auto":
             return self._automatic(V, matrix_at)
         if self.route == "traced" and (self.batching == "loop" or not self._traces(matrix_at)):

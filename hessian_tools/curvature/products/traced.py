@@ -55,6 +55,7 @@ def traced_product(
 def _checked_trace(product: Product, theta: Tensor, batch: Batch) -> Traced | None:
     """Traced here, compared with the product itself at another point: a branch not taken would show."""
     try:
+        product(theta, batch, _drawn(theta, "vector"))  # where this raises, tracing may end the process (nn.MSELoss)
         traced = _trace(product, theta, batch)
         elsewhere = theta + 0.1 * _drawn(theta, "shift") * theta.abs().mean()
         return traced if _agrees(traced, product, elsewhere, batch) else None

@@ -123,15 +123,6 @@ def test_loss_that_branches_on_its_data_needs_the_loop() -> None:
     close(H.to_dense(), torch.eye(3) * torch.tensor([2.0, 12.0])[:, None, None])
 
 
-def test_mse_loss_gets_advice() -> None:
-    model = nn.Linear(2, 1)
-    theta, layout = flatten(model)
-    batch = torch.ones(4, 2), torch.zeros(4, 1)
-    with pytest.raises(RuntimeError, match=r"\(\(a - b\) \*\* 2\)\.mean\(\)"):
-        hessian(make_loss(model, nn.MSELoss(), layout), theta, batch, route="direct").mv(theta)
-    assert torch.isfinite(hessian(make_loss(model, squared_error, layout), theta, batch).mv(theta)).all()
-
-
 def test_random_loss_gets_advice() -> None:
     thetas = torch.ones(2, 3)
     with pytest.raises(RuntimeError, match="draws random numbers"):
