@@ -7,11 +7,15 @@ import torch
 
 VMAP = ("vmap", "data-dependent", "Batching rule", "Cannot access data pointer")
 # Squared error by nn.MSELoss; kernels without one; autograd.Functions, as backward hooks are.
-NO_FORWARD = ("ZeroTensor", "forward AD", "autograd.Function")
+NO_FORWARD = ("ZeroTensors are", "forward AD", "autograd.Function")
 
 
 # torch.autograd's and functorch's words for a kernel whose derivative ends there.
-NO_SECOND = ("is not implemented", "out=... arguments don't support automatic differentiation", "once_differentiable")
+NO_SECOND = (
+    "is not implemented",
+    "out=... arguments don't support automatic differentiation",
+    "without a second derivative",
+)
 # Within torch.func, in the kept route, and with use_reentrant=True.
 RECOMPUTED = ("saved tensor", "torch.utils.checkpoint")
 
@@ -73,4 +77,4 @@ def _no_forward(text: str) -> str:
         why = "the network runs a torch.autograd.Function, as backward hooks do:"
     else:
         why = "the loss has no forward-over-reverse derivative:"
-    return f"{why} pass route='kept'"
+    return f"{why} pass route='kept' (Hessians alone have one)"
