@@ -65,7 +65,12 @@ class Loss:
 
     def criterion(self, outputs: Any, y: Any) -> Float[Tensor, ""]:
         """The scalar loss of outputs against targets."""
-        y = cast_like(y, _tensors_of(outputs)[0])
+        tensors = _tensors_of(outputs)
+        if not tensors:
+            raise ValueError(
+                f"the network gives a {type(outputs).__name__}; give a tensor, or a tuple, list or dict of some"
+            )
+        y = cast_like(y, next((t for t in tensors if t.is_floating_point()), tensors[0]))
         value = self._helped(_shapes((outputs, y)), lambda: self._criterion(outputs, y))
         if not isinstance(value, Tensor) or value.ndim != 0:
             kind = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"

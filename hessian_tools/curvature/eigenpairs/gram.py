@@ -130,7 +130,7 @@ def num_outputs(loss: Loss, points: Points) -> int:
     first = [batch if points.shared else at_point(batch, 0) for batch in points.batches]
     with torch.no_grad():  # not under vmap, which has no rule for recurrent networks' forward pass
         outputs = [loss.outputs(points.thetas[0], batch[0]) for batch in first]
-    return sum(leaf.numel() for leaf in pytree.tree_leaves(outputs))
+    return sum(leaf.numel() for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor))
 
 
 def _spectrum(loss: Loss, points: Points, rows: slice, *, vectors: bool) -> GramSpectrum:

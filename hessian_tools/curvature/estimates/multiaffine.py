@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, fx
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
 
 from hessian_tools.loss import Batch, Loss
 from hessian_tools.precision import full_precision
@@ -104,10 +105,17 @@ def is_multiaffine(loss: Loss, theta: Float[Tensor, " param"], batch: Batch) -> 
     """
     try:
         with torch.no_grad():
-            graph = make_fx(functionalize(lambda t, x: loss.outputs(t, x)))(theta, batch[0]).graph
+            graph = make_fx(functionalize(lambda t, x: _numbers(loss.outputs(t, x))))(theta, batch[0]).graph
     except Exception:  # whatever tracing cannot follow is not certain
         return False
     return _follows(graph)
+
+
+def _numbers(outputs: Any) -> Any:
+    """The outputs, if all of them are numbers with a derivative."""
+    if not all(isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in pytree.tree_leaves(outputs)):
+        raise TypeError("an output is not differentiable")
+    return outputs
 
 
 def _follows(graph: fx.Graph) -> bool:

@@ -1,17 +1,24 @@
 """torch's errors from inside a derivative, with what to do about them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 
+T = TypeVar("T")
+
 VMAP = ("vmap", "data-dependent", "Batching rule", "Cannot access data pointer")
 # Squared error by nn.MSELoss; kernels without one; autograd.Functions, as backward hooks are.
-NO_FORWARD = ("ZeroTensor", "forward AD", "autograd.Function")
+NO_FORWARD = ("ZeroTensors are", "forward AD", "autograd.Function")
 
 
 # torch.autograd's and functorch's words for a kernel whose derivative ends there.
-NO_SECOND = ("is not implemented", "out=... arguments don't support automatic differentiation", "once_differentiable")
+NO_SECOND = (
+    "is not implemented",
+    "out=... arguments don't support automatic differentiation",
+    "without a second derivative",
+)
 # Within torch.func, in the kept route, and with use_reentrant=True.
 RECOMPUTED = ("saved tensor", "torch.utils.checkpoint")
 
@@ -66,6 +73,16 @@ def advice() -> Iterator[None]:
         raise RuntimeError(f"{why} {told}") from error
 
 
+def instead(function: Callable[[], T], refusal: RuntimeError) -> T:
+    """What another way gives; torch's first refusal where it refuses that as well."""
+    try:
+        return function()
+    except (torch.OutOfMemoryError, NoOtherWay):
+        raise
+    except RuntimeError:
+        raise refusal from None
+
+
 def _no_forward(text: str) -> str:
     if "ZeroTensor" in text:
         why = "the loss has no forward-over-reverse derivative: write nn.MSELoss as ((a - b) ** 2).mean(), or"
@@ -73,4 +90,4 @@ def _no_forward(text: str) -> str:
         why = "the network runs a torch.autograd.Function, as backward hooks do:"
     else:
         why = "the loss has no forward-over-reverse derivative:"
-    return f"{why} pass route='kept'"
+    return f"{why} pass route='kept' (Hessians alone have one)"

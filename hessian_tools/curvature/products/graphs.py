@@ -18,6 +18,13 @@ from hessian_tools.loss import Batch, Loss, LossFunction
 
 # torch.utils.checkpoint runs the network again in the backward pass, with the module's own parameters, not theta.
 RECOMPUTED = "saved tensor hooks of torch.utils.checkpoint"
+NO_SECOND_DERIVATIVE = "without a second derivative"
+# By the names of their nodes in a graph.
+ENDS = {
+    "autograd::Error": "an autograd.Function marked once_differentiable",
+    "SparseCooTensor": "a sparse tensor made of parameters",
+    "SparseCompressedTensor": "a sparse tensor made of parameters",
+}
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,7 @@ def kept_graphs(loss: LossFunction, thetas: Float[Tensor, "point param"], batch:
             else:
                 gradient = torch.zeros_like(row)
             if i == 0:
-                _refuse_ends(gradient)
+                _refuse_ends(value, gradient)
             leaves.append(theta)
             gradients.append(gradient)
     return KeptGraphs(tuple(leaves), tuple(gradients))
@@ -71,16 +78,17 @@ def is_scripted(loss: LossFunction) -> bool:
     return isinstance(loss, Loss) and any(isinstance(m, torch.jit.ScriptModule) for m in loss.model.modules())
 
 
-def _refuse_ends(gradient: Tensor) -> None:
-    """torch leaves out what stands behind ``once_differentiable``, and says nothing."""
+def _refuse_ends(value: Tensor, gradient: Tensor) -> None:
+    """torch leaves out what stands behind such an operation, and says nothing."""
     reached: set[Any] = set()
-    ahead: list[Any] = [gradient.grad_fn]
+    ahead: list[Any] = [value.grad_fn, gradient.grad_fn]
     while ahead:
         node = ahead.pop()
         if node is None or node in reached:
             continue
-        if node.name().endswith("Error"):
-            raise RuntimeError("the network holds an autograd.Function marked once_differentiable")
+        found = next((said for name, said in ENDS.items() if name in node.name()), None)
+        if found is not None:
+            raise RuntimeError(f"{NO_SECOND_DERIVATIVE}: {found}")
         reached.add(node)
         ahead += [following for following, _ in node.next_functions]
 

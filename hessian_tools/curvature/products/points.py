@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.func import grad, jvp, vmap
 from torch.utils import _pytree as pytree
 
-from hessian_tools.curvature.products.advice import NoForwardDerivative, NoOtherWay, advice
+from hessian_tools.curvature.products.advice import NoForwardDerivative, NoOtherWay, advice, instead
 from hessian_tools.curvature.products.graphs import KeptGraphs, is_scripted, kept_graphs
 from hessian_tools.curvature.products.kept import PointByPoint, Stacked, Traced
 from hessian_tools.curvature.products.memory import (
@@ -106,13 +106,12 @@ class Points:
         except RuntimeError as refusal:
             if not self._may_be_kept(refusal):
                 raise
-            return self._in_reverse(self._kept_gradients, refusal)
+            return instead(self._kept_gradients, refusal)
 
     def _kept_gradients(self) -> Tensor:
         def piece(rows: slice) -> Tensor:
-            point = self.select(torch.arange(rows.start, rows.stop, device="cpu"))
             with advice():
-                parts = [kept_graphs(self.loss, point.thetas, b, shared=self.shared) for b in point.batches]
+                parts = self.select(torch.arange(rows.start, rows.stop, device="cpu"))._kept()
             terms = [w * torch.stack(part.gradients) for w, part in zip(self.weights, parts, strict=True)]
             return torch.stack(terms).sum(0).detach()
 
@@ -133,22 +132,13 @@ class Points:
         except RuntimeError as refusal:
             if self.route != "auto" or route == "kept" or matrix_at is not hessian_at or not self._may_be_kept(refusal):
                 raise
-            found = self._in_reverse(lambda: self._by("kept", V, matrix_at), refusal)
+            found = instead(lambda: self._by("kept", V, matrix_at), refusal)
         self._routes[REVERSE_ONLY] = self._routes[matrix_at.__name__] = "kept"
         return found
 
     def _may_be_kept(self, refusal: RuntimeError) -> bool:
-        """A network has run plainly on the first point, so what torch refuses may be vmap's or forward mode's."""
+        # A network has run plainly on the first point, so what torch refuses may be vmap's or forward mode's.
         return isinstance(refusal, NoForwardDerivative) or (isinstance(self.loss, Loss) and self.batching == "vmap")
-
-    def _in_reverse(self, function: Callable[[], Tensor], refusal: RuntimeError) -> Tensor:
-        """By reverse mode and point by point; torch's first refusal where it refuses that as well."""
-        try:
-            return function()
-        except (torch.OutOfMemoryError, NoOtherWay):
-            raise
-        except RuntimeError:
-            raise refusal from None
 
     def _by(self, route: Route, V: Tensor, matrix_at: LinearMap) -> Tensor:
         if route == "direct":
@@ -194,13 +184,13 @@ class Points:
             return function(columns[:, 0])[:, None]
         return vmap(function, in_dims=1)(columns).mT  # not out_dims=1: vmap fails there on a constant product
 
-    @property
-    def _first(self) -> list[Batch]:
-        return [b if self.shared else at_point(b, 0) for b in self.batches]
-
     @cached_property
     def _scripted(self) -> bool:
         return is_scripted(self.loss)
+
+    @property
+    def _first(self) -> list[Batch]:
+        return [b if self.shared else at_point(b, 0) for b in self.batches]
 
     @cached_property
     def _routes(self) -> dict[str, Route]:
@@ -275,12 +265,14 @@ class Points:
         return torch.stack(terms).sum(0) if len(terms) > 1 else terms[0]
 
     def _made(self, matrix_at: LinearMap, route: Route) -> tuple[Prepared, ...]:
-        thetas = self.thetas.contiguous()
         if route == "kept":
-            return tuple(kept_graphs(self.loss, thetas, batch, shared=self.shared) for batch in self.batches)
-        pairs = zip(self._traces(matrix_at), self.batches, strict=True)
+            return self._kept()
+        thetas, pairs = self.thetas.contiguous(), zip(self._traces(matrix_at), self.batches, strict=True)
         budget = self.room.budget(thetas.device) >> self.room.refusals
         return tuple(trace.at(thetas, batch, shared=self.shared, budget=budget) for trace, batch in pairs)
+
+    def _kept(self) -> tuple[KeptGraphs, ...]:
+        return tuple(kept_graphs(self.loss, self.thetas.contiguous(), b, shared=self.shared) for b in self.batches)
 
     def _directly(self, rows: slice, V: Tensor, matrix_at: LinearMap) -> Tensor:
         def block(theta: Tensor, batch: Batch, columns: Tensor) -> Tensor:

@@ -288,7 +288,16 @@ def test_what_reverse_mode_would_leave_out_is_refused() -> None:
 
     batch = randn(2, 3, path="x"), torch.zeros(2, 4)
     again = partial(checkpoint, torch.sin, use_reentrant=False)
-    for operation, match in ((Ends.apply, "write it out"), (again, "checkpoint.* switch it off")):
+    where = torch.tensor([[0, 1, 1, 0], [0, 0, 1, 1]])
+
+    def sparse(z: Tensor) -> Tensor:
+        return torch.sparse.mm(torch.sparse_coo_tensor(where, z.sin()[0], (2, 2), check_invariants=True), z)
+
+    for operation, match in (
+        (Ends.apply, "once_diff"),
+        (sparse, "sparse tensor"),
+        (again, "checkpoint.* switch it off"),
+    ):
         model = seeded(lambda operation=operation: Layer(operation)).double()
         theta, layout = flatten(model)
         loss = make_loss(model, squared_error, layout)
@@ -304,6 +313,31 @@ def test_what_torch_has_no_second_derivative_of() -> None:
     loss = make_loss(model, nn.MultiMarginLoss(), layout)
     with pytest.raises(RuntimeError, match="no second derivative of an operation in this loss: write it out"):
         hessian(loss, theta, batch).to_dense()
+
+
+def test_a_constant_sparse_matrix() -> None:
+    A = torch.tensor([[2.0, 0.0], [1.0, 3.0]], dtype=torch.float64)
+    batch, found = (randn(2, 3, path="x"), torch.zeros(2, 4)), []
+    for matrix in (A, A.to_sparse()):
+        model = seeded(lambda matrix=matrix: Layer(lambda z: matrix @ torch.sin(z))).double()
+        theta, layout = flatten(model)
+        found.append(hessian(make_loss(model, squared_error, layout), theta, batch).to_dense())
+    close(found[1], found[0])
+
+
+class Labelled(nn.Linear):
+    """Puts out what is no number besides."""
+
+    def forward(self, x: Tensor) -> Any:
+        return {"logits": torch.sin(super().forward(x)), "of": "a name", "none": None}
+
+
+def test_outputs_that_are_no_tensors() -> None:
+    model = seeded(lambda: Labelled(3, 2)).double()
+    theta, layout = flatten(model)
+    batch = randn(4, 3, path="x"), randn(4, 2, path="y")
+    H = hessian(make_loss(model, lambda out, y: squared_error(out["logits"], y), layout), theta, batch)
+    close(trace(H, method="exact").value, H.to_dense().trace())
 
 
 def test_a_scripted_network_that_has_been_trained() -> None:
