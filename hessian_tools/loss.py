@@ -80,7 +80,7 @@ class Loss:
         return value
 
     def refuse_hidden_state(self, theta: Float[Tensor, " param"], batch: Batch) -> None:
-        """Run the network twice; raise HiddenStateError if it moved a tensor of its own, drew a number or changed its mind.
+        """Run the network twice; raise HiddenStateError if it moved a tensor, drew a number or changed its mind.
 
         Costs two forward passes, once for each combination of modes (train, eval) of the network's modules. Comparing
         losses alone is not enough: batch statistics that are tracked in training mode move while the loss repeats to
