@@ -80,7 +80,7 @@ class Loss:
         return value
 
     def refuse_hidden_state(self, theta: Float[Tensor, " param"], batch: Batch) -> None:
-        """Run the network twice; raise HiddenStateError if it moved a buffer, drew a random number or changed its mind.
+        """Run the network twice; raise HiddenStateError if it moved a tensor, drew a number or changed its mind.
 
         Costs two forward passes, once for each combination of modes (train, eval) of the network's modules. Comparing
         losses alone is not enough: batch statistics that are tracked in training mode move while the loss repeats to
@@ -90,7 +90,8 @@ class Loss:
         if modes in self._checked:
             return
         with torch.no_grad(), torch.random.fork_rng(devices=_cuda_devices(theta)):
-            tensors = self._tensors(self.layout.unflatten(theta.detach()), theta)
+            theta, start = theta.detach().clone(), theta.detach().clone()
+            tensors = self._tensors(self.layout.unflatten(theta), theta)
             buffers = self._buffers(theta)
             states = random_states(theta.device)
             x = cast_like(batch[0], theta)
@@ -99,6 +100,8 @@ class Loss:
             fresh = self._buffers(theta)
             moved = [name for name, b in fresh.items() if not torch.equal(buffers[name], b)]
             second = _tensors_of(functional_call(self.model, tensors | fresh, (x,)))
+        if not ((theta == start) | start.isnan()).all():
+            raise HiddenStateError(_hidden_state_message(self.model, "", "moves its parameters"))
         if moved:
             raise HiddenStateError(_hidden_state_message(self.model, moved[0].rpartition(".")[0], "moves its buffers"))
         if drew:

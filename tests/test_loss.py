@@ -96,3 +96,13 @@ def test_a_network_put_into_training_mode_later_is_looked_at_again():
         hessian(loss, theta, batch())
     model.eval()
     assert torch.equal(hessian(loss, theta, batch()).to_dense(), before)
+
+
+def test_a_network_that_moves_its_parameters_is_refused_and_theta_left_alone() -> None:
+    """``max_norm`` shortens rows in place; the caller's theta was what it shortened."""
+    model = nn.Sequential(nn.Embedding(4, 3, max_norm=0.1), nn.Flatten(), nn.Linear(6, 2))
+    theta, layout = flatten(model)
+    before, loss = theta.clone(), make_loss(model, nn.functional.cross_entropy, layout)
+    with pytest.raises(HiddenStateError, match="moves its parameters"):
+        loss.refuse_hidden_state(theta, (torch.tensor([[0, 1], [2, 3]]), torch.tensor([0, 1])))
+    assert torch.equal(theta, before)
