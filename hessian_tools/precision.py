@@ -27,7 +27,9 @@ if NEW_NAMES:
     ON_CUDA = tuple(
         (owner, "fp32_precision") for owner in (BACKENDS.cudnn.conv, BACKENDS.cuda.matmul, BACKENDS.cudnn.rnn)
     )
-# What they say where float32 is float32.
+# How to write what is a function, what it says, and what it says where float32 is float32.
+Turned = tuple[Callable[[Any], None], Any, Any]
+# What the objects say there.
 FULL = ("ieee", "none", False)
 
 _here = threading.local()
@@ -62,31 +64,28 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
 def _raised(autocast: list[str], lowered: list[Switch]) -> Iterator[None]:
     # What is to be put back is written down before anything is changed: Ctrl-C may come after any call.
     before = [(switch, getattr(*switch)) for switch in (ON_CPU + ON_CUDA if NEW_NAMES else lowered)]
-    older = _older_names(lowered) if NEW_NAMES else []
+    turned: list[Turned] = [(partial(torch.set_autocast_enabled, device), True, False) for device in autocast]
+    turned += _older_names(lowered) if NEW_NAMES else []
     try:
-        for device in autocast:
-            torch.set_autocast_enabled(device, False)
-        for write, _, full in older:
+        for write, _, full in turned:
             write(full)
         for owner, name in lowered:
             setattr(owner, name, "ieee" if NEW_NAMES else False)
         yield
     finally:
-        for device in autocast:
-            torch.set_autocast_enabled(device, True)
-        for write, said, _ in older:
+        for write, said, _ in turned:
             write(said)
         for switch, said in before:
             _put_back(*switch, said)
 
 
-def _older_names(lowered: list[Switch]) -> list[tuple[Callable[[Any], None], Any, Any]]:
-    """Those of the same switches: how to write them, what they say, and what they say where float32 is float32.
+def _older_names(lowered: list[Switch]) -> list[Turned]:
+    """Those of the same switches.
 
     Where they and the new ones disagree torch raises when asked for them, as ``torch.backends.cudnn.flags`` does, by
     which recurrent networks get a second derivative, and compiled networks; where they do already, that is left.
     """
-    owners, found = [owner for owner, _ in lowered], list[tuple[Callable[[Any], None], Any, Any]]()
+    owners, found = [owner for owner, _ in lowered], list[Turned]()
     with suppress(RuntimeError):
         if BACKENDS.cuda.matmul in owners:
             found.append((torch.set_float32_matmul_precision, torch.get_float32_matmul_precision(), "highest"))

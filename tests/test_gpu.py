@@ -154,11 +154,16 @@ def test_curvature_along_a_trajectory_agrees():
         assert torch.allclose(on_cpu, on_gpu, rtol=1e-6, atol=1e-9)
 
 
+def a_run(**options) -> TrainConfig:
+    """A short one of a small network."""
+    return TrainConfig(
+        tasks=open_tasks("quickdraw", ways=3, shots=1, queries=2), network=partial(Conv4, 3, width=4), **options
+    )
+
+
 def test_training_runs_on_the_device():
-    config = TrainConfig(
+    config = a_run(
         learner=learners.maml(2, 0.1),
-        tasks=open_tasks("quickdraw", ways=3, shots=1, queries=2),
-        network=partial(Conv4, 3, width=4),
         checkpoints=(0, 2),
         validation_tasks=2,
         optimiser="sgd",  # Adam's first steps have the gradient's signs, and those of tiny ones are rounding
@@ -178,10 +183,8 @@ def test_training_runs_on_the_device():
 
 
 def test_a_run_on_a_gpu_is_read_back_to_it(tmp_path):
-    config = TrainConfig(
+    config = a_run(
         learner=learners.maml(1, 0.1),
-        tasks=open_tasks("quickdraw", ways=3, shots=1, queries=2),
-        network=partial(Conv4, 3, width=4),
         checkpoints=(0, 1),
         validation_tasks=0,
         device="cuda",

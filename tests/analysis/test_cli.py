@@ -158,6 +158,20 @@ def test_seeds_can_be_added_and_the_first_ones_stay(here, capsys, micro_study):
     xr.testing.assert_identical(ds.sel(seed=[0, 1]), open_study(micro_study))
 
 
+def test_measuring_does_not_ask_what_precision_the_process_has_set(here, micro_study):
+    import torch
+    import xarray as xr
+
+    from analysis.folder import open_study
+
+    shutil.copytree(micro_study, here / "study")
+    for measured in (here / "study").glob("runs/*/*.zarr"):
+        shutil.rmtree(measured)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert run(["measure", "study", "--workers", "0"]) == 0
+    xr.testing.assert_identical(open_study("study"), open_study(micro_study))
+
+
 def test_progress_in_a_pipe_has_no_control_codes(here, capsys, micro_study):
     shutil.copytree(micro_study, here / "study")
     assert run(["figures", "study"]) == 0
