@@ -3,12 +3,12 @@
 from dataclasses import replace
 
 from analysis.config import LatentConfig, LearnerConfig, StudyConfig
-from hessian_tools.flat import ParamLayout
-from hessian_tools.meta import learners
-from hessian_tools.meta.learners import Latent, Learner
-from hessian_tools.meta.pretraining import ShotPretraining
-from hessian_tools.meta.shot import Shot
-from hessian_tools.meta.steps import PLAIN
+from hessian_tools.inner import learners
+from hessian_tools.inner.learners import Latent, Learner
+from hessian_tools.inner.pretraining import ShotPretraining
+from hessian_tools.inner.shot import Shot
+from hessian_tools.inner.steps import PLAIN
+from hessian_tools.layout import ParamLayout
 
 LEO_STEP_SIZE = 1.0  # where the learned step size on codes begins, in units of a code
 

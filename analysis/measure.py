@@ -21,14 +21,14 @@ from analysis.quantities import QUANTITIES, Points
 from analysis.schema import BY_NAME, LEVEL_MEANINGS, STATUS_MEANINGS, ZERO_GRADIENT, Sizes
 from hessian_tools.curvature import rademacher
 from hessian_tools.data import TaskSource
-from hessian_tools.flat import flatten
+from hessian_tools.layout import flatten
 from hessian_tools.loss import Loss, cast_like
-from hessian_tools.meta.recording import record
 from hessian_tools.nets import normalised_weights, seeded
-from hessian_tools.precision import full_precision
 from hessian_tools.runs.checkpoints import checkpoint_path, load_theta
+from hessian_tools.torch_fixes.precision import full_precision
 from hessian_tools.train import diverged_at, evaluate, task_loss
 from hessian_tools.trajectory import SaveAt, Trajectory, stack
+from hessian_tools.trajectory.record import record
 
 MEASURED, DIVERGED = STATUS_MEANINGS.index("measured"), STATUS_MEANINGS.index("diverged")
 LIGHT, FULL = LEVEL_MEANINGS.index("light"), LEVEL_MEANINGS.index("full")

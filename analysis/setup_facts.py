@@ -8,7 +8,7 @@ from analysis.folder import CLAIMS, STUDY, StudyFolder
 from analysis.learner_words import OPTIMISERS, described, partly_moving, trained_on_classes, without_alpha
 from analysis.study_file import BUNDLED, load_study
 from hessian_tools.data import summary
-from hessian_tools.flat import flatten
+from hessian_tools.layout import flatten
 from hessian_tools.nets import seeded
 from hessian_tools.runs.files import read_json
 from hessian_tools.runs.manifest import read_manifest

@@ -44,23 +44,23 @@ from hessian_tools.curvature import (
     top_eigenpairs,
     trace,
 )
-from hessian_tools.flat import ParamLayout, flatten
+from hessian_tools.inner import learners
+from hessian_tools.inner.adapt import adapt
+from hessian_tools.inner.collapse import Homogeneity, homogeneity
+from hessian_tools.inner.learners import Latent, Learner
+from hessian_tools.inner.meta_loss import meta_loss
+from hessian_tools.inner.parameters import meta_parameters, network_parameters
+from hessian_tools.inner.pretraining import Augmentation, ShotPretraining
+from hessian_tools.inner.shot import Shot, longer_reference
+from hessian_tools.inner.steps import Momentum, Plain, Preconditioned, StepRule
+from hessian_tools.layout import ParamLayout, flatten
 from hessian_tools.loss import HiddenStateError, Loss, make_loss
-from hessian_tools.meta import learners
-from hessian_tools.meta.collapse import Homogeneity, homogeneity
-from hessian_tools.meta.inner import adapt
-from hessian_tools.meta.learners import Latent, Learner
-from hessian_tools.meta.objective import meta_loss
-from hessian_tools.meta.parameters import meta_parameters, network_parameters
-from hessian_tools.meta.pretraining import Augmentation, ShotPretraining
-from hessian_tools.meta.recording import record
-from hessian_tools.meta.shot import Shot, longer_reference
-from hessian_tools.meta.steps import Momentum, Plain, Preconditioned, StepRule
 from hessian_tools.nets import MLP, Conv4, ResNet12, VisionTransformer, load_network, normalised_weights, seeded
-from hessian_tools.own_training import Recorder, trajectory_from
 from hessian_tools.rng import stream
 from hessian_tools.train import Checkpoint, Evaluation, TrainConfig, best_checkpoint, evaluate, meta_train
 from hessian_tools.trajectory import SaveAt, Trajectory
+from hessian_tools.trajectory.record import record
+from hessian_tools.trajectory.recorder import Recorder, trajectory_from
 
 __all__ = [
     "MLP",

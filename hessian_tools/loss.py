@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
-from hessian_tools.flat import ParamLayout
-from hessian_tools.primitives import TwiceDifferentiable
+from hessian_tools.layout import ParamLayout
+from hessian_tools.torch_fixes.modes import TwiceDifferentiable
 
 Batch = Any
 Criterion = Callable[[Any, Any], Tensor]
@@ -137,9 +137,9 @@ def make_loss(model: nn.Module, criterion: Criterion, layout: ParamLayout) -> Lo
 
     criterion: ``(outputs, targets) -> scalar``, a mean over examples. Parameters outside the layout
     keep the values the model holds. What torch cannot differentiate twice is computed in another way, where one is
-    known (:class:`~hessian_tools.primitives.TwiceDifferentiable`).
+    known (:class:`~hessian_tools.torch_fixes.modes.TwiceDifferentiable`).
 
-    >>> from hessian_tools.flat import flatten
+    >>> from hessian_tools.layout import flatten
     >>> model = nn.Linear(2, 1, bias=False)
     >>> theta, layout = flatten(model)
     >>> loss = make_loss(model, lambda out, y: ((out - y) ** 2).mean(), layout)

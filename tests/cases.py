@@ -9,7 +9,7 @@ from jaxtyping import config
 from torch import Tensor, nn
 
 from hessian_tools.curvature import Hessian, hessian
-from hessian_tools.flat import flatten
+from hessian_tools.layout import flatten
 from hessian_tools.loss import Batch, Loss, LossFunction, make_loss
 from hessian_tools.rng import stream
 

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hessian_tools import Conv4, Shot, flatten, learners, make_loss, seeded, stream
-from hessian_tools.meta.learners import Learner
-from hessian_tools.meta.steps import Momentum, Preconditioned
+from hessian_tools.inner.learners import Learner
+from hessian_tools.inner.steps import Momentum, Preconditioned
 
 ALPHA, STEPS = 0.05, 3
 Parameters = Mapping[str, Tensor]

@@ -6,8 +6,8 @@ from pydantic import Field, model_validator
 
 from analysis.config.base import Flag, Natural, Positive, Rate, Strict, listed
 from analysis.config.penalty import PretrainingConfig, ShotConfig
-from hessian_tools.meta.learners import Latent
-from hessian_tools.meta.steps import PLAIN, Momentum, Preconditioned, StepRule
+from hessian_tools.inner.learners import Latent
+from hessian_tools.inner.steps import PLAIN, Momentum, Preconditioned, StepRule
 
 Algorithm = Literal["maml", "anil", "boil", "meta-sgd", "reptile", "leo", "supervised", "untrained"]
 
@@ -31,7 +31,7 @@ LEARNER_SETTINGS: dict[str, tuple[str, ...]] = {
 
 
 class RuleConfig(Strict):
-    """How an inner step follows from the gradients; see hessian_tools.meta.steps."""
+    """How an inner step follows from the gradients; see hessian_tools.inner.steps."""
 
     name: Literal["plain", "momentum", "preconditioned"] = "plain"
     decay: Annotated[float, Field(ge=0, lt=1)] | None = None
@@ -54,7 +54,7 @@ class RuleConfig(Strict):
 
 
 class LatentConfig(Strict):
-    """LEO's own settings; see hessian_tools.meta.learners.Latent.
+    """LEO's own settings; see hessian_tools.inner.learners.Latent.
 
     fine_tuning_steps: how many of the study's inner steps, the last ones, are on the decoded weights; the others are
     on the codes. By default half of them, rounded down (the paper: 5 and 5).

@@ -5,8 +5,8 @@ from typing import Literal
 from pydantic import model_validator
 
 from analysis.config.base import Flag, Positive, Strict
-from hessian_tools.meta.pretraining import Augmentation, ShotPretraining
-from hessian_tools.meta.shot import Shot
+from hessian_tools.inner.pretraining import Augmentation, ShotPretraining
+from hessian_tools.inner.shot import Shot
 
 
 class ShotConfig(Strict):
@@ -31,7 +31,7 @@ class ShotConfig(Strict):
 
 
 class AugmentationConfig(Strict):
-    """How the query images of pre-training are changed; see hessian_tools.meta.pretraining.Augmentation."""
+    """How the query images of pre-training are changed; see hessian_tools.inner.pretraining.Augmentation."""
 
     flip: Flag = Augmentation.flip
     shift: float = Augmentation.shift

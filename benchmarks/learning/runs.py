@@ -21,7 +21,7 @@ from benchmarks.learning.settings import (
 )
 from benchmarks.learning.sources import Source
 from benchmarks.learning.trial import Progress, Trial, run_trial
-from hessian_tools.meta.learners import Learner, maml
+from hessian_tools.inner.learners import Learner, maml
 from hessian_tools.nets import MLP, Conv4
 from hessian_tools.runs.checkpoints import checkpoint_path
 from hessian_tools.runs.files import read_json, write_json

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from hessian_tools.meta import learners
-from hessian_tools.meta.learners import Learner
-from hessian_tools.meta.shot import Shot
+from hessian_tools.inner import learners
+from hessian_tools.inner.learners import Learner
+from hessian_tools.inner.shot import Shot
 
 STEPS = 3
 TUNING_SEED = 1000  # its classes, initial network and tasks are no trial's

@@ -17,8 +17,8 @@ import hessian_tools as ht
 from benchmarks.problem import Answer, Job
 from benchmarks.training.loads import TrainingProblem, sampled
 from hessian_tools.data import Episode
-from hessian_tools.meta.learners import maml
-from hessian_tools.meta.shot import Shot
+from hessian_tools.inner.learners import maml
+from hessian_tools.inner.shot import Shot
 from hessian_tools.train import TrainConfig
 from hessian_tools.train.outer import accumulate_gradient, is_batched
 from hessian_tools.train.workers import Workers

@@ -3,7 +3,7 @@
 from benchmarks.problem import Job
 from benchmarks.training.loads import TrainingProblem
 from benchmarks.training.ours import outer_step
-from hessian_tools.meta.shot import Shot
+from hessian_tools.inner.shot import Shot
 
 
 def build(problem: TrainingProblem, quantity: str) -> Job:

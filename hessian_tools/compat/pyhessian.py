@@ -26,11 +26,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hessian_tools.counts import check_whole
 from hessian_tools.curvature import gradient, quadrature, rademacher, top_eigenpairs, trace
-from hessian_tools.curvature.matrices.hessian import hessian as hessian_operator
-from hessian_tools.flat import flatten
+from hessian_tools.curvature.operators.hessian import hessian as hessian_operator
+from hessian_tools.layout import flatten
 from hessian_tools.loss import make_loss
+from hessian_tools.validation import check_whole
 
 # Probes of one round of the trace, before it is asked whether they are enough.
 ROUND = 10

@@ -2,7 +2,8 @@
 
 from hessian_tools.curvature.checks.check import Check, Finding, check_operator
 from hessian_tools.curvature.directions.adaptation import AdaptationGram, AdaptationJacobian, adaptation_jacobian
-from hessian_tools.curvature.directions.along import (
+from hessian_tools.curvature.directions.gauss_newton_share import Explained, explained_by_gauss_newton
+from hessian_tools.curvature.directions.gradient_curvature import (
     DESCENT_THRESHOLD,
     AlongGradient,
     alignment,
@@ -15,9 +16,7 @@ from hessian_tools.curvature.directions.along import (
     rounding_error,
     small_step_difference,
 )
-from hessian_tools.curvature.directions.cubic import Expansion, cubic_term
-from hessian_tools.curvature.directions.explained import Explained, explained_by_gauss_newton
-from hessian_tools.curvature.directions.singular import SingularValues, singular_values
+from hessian_tools.curvature.directions.singular_values import SingularValues, singular_values
 from hessian_tools.curvature.directions.subspace import (
     gradient_share,
     overlap_null,
@@ -27,19 +26,20 @@ from hessian_tools.curvature.directions.subspace import (
     subspace_overlap,
     vector_error,
 )
-from hessian_tools.curvature.eigenpairs.gram import GramSpectrum, gauss_newton_spectrum
-from hessian_tools.curvature.eigenpairs.pairs import EigenPairs, Extremes, extremal_eigenpairs, top_eigenpairs
-from hessian_tools.curvature.eigenpairs.spectrum import Spectrum, spectrum
+from hessian_tools.curvature.directions.third_derivative import Expansion, cubic_term
+from hessian_tools.curvature.eigen.gram import GramSpectrum, gauss_newton_spectrum
+from hessian_tools.curvature.eigen.pairs import EigenPairs, Extremes, extremal_eigenpairs, top_eigenpairs
+from hessian_tools.curvature.eigen.spectrum import Spectrum, spectrum
 from hessian_tools.curvature.estimates.density import Density, spectral_density
 from hessian_tools.curvature.estimates.gauss_rules import quadrature
 from hessian_tools.curvature.estimates.moments import Diagonal, Moments, diagonal, frobenius_squared, moments
 from hessian_tools.curvature.estimates.multiaffine import is_multiaffine
 from hessian_tools.curvature.estimates.trace import Estimate, estimate_of, rademacher, trace
-from hessian_tools.curvature.matrices.algebra import Block, Combination, Restriction
-from hessian_tools.curvature.matrices.gauss_newton import GaussNewton, gauss_newton
-from hessian_tools.curvature.matrices.hessian import Hessian, gradient, hessian
-from hessian_tools.curvature.matrices.interface import Operator
-from hessian_tools.curvature.products.ragged import Ragged, ragged
+from hessian_tools.curvature.objective.groups import Ragged, ragged
+from hessian_tools.curvature.operators.composite import Block, Combination, Restriction
+from hessian_tools.curvature.operators.gauss_newton import GaussNewton, gauss_newton
+from hessian_tools.curvature.operators.hessian import Hessian, gradient, hessian
+from hessian_tools.curvature.operators.operator import Operator
 
 __all__ = [
     "DESCENT_THRESHOLD",

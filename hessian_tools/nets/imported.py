@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.parameter import UninitializedParameter
 
-from hessian_tools.flat import flatten
+from hessian_tools.layout import flatten
 from hessian_tools.loss import make_loss
 from hessian_tools.rng import stream
 

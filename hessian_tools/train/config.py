@@ -6,12 +6,12 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from hessian_tools.counts import check_whole
 from hessian_tools.data import TaskSource
-from hessian_tools.meta.learners import Learner
-from hessian_tools.meta.objective import check_shot
-from hessian_tools.meta.pretraining import ShotPretraining
-from hessian_tools.meta.shot import OF_PROBABILITIES, Shot
+from hessian_tools.inner.learners import Learner
+from hessian_tools.inner.meta_loss import check_shot
+from hessian_tools.inner.pretraining import ShotPretraining
+from hessian_tools.inner.shot import OF_PROBABILITIES, Shot
+from hessian_tools.validation import check_whole
 
 OPTIMISERS = ("adam", "sgd")
 

@@ -9,10 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hessian_tools.data import TaskSource
+from hessian_tools.inner.adapt import adapt
+from hessian_tools.inner.learners import Learner
+from hessian_tools.inner.meta_loss import accuracy
 from hessian_tools.loss import Loss, cast_like
-from hessian_tools.meta.inner import adapt
-from hessian_tools.meta.learners import Learner
-from hessian_tools.meta.objective import accuracy
 from hessian_tools.train.config import Checkpoint
 
 TRANSDUCTIVE = "transductive: the query set is one batch, so batch statistics are its own"

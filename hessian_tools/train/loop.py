@@ -15,20 +15,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hessian_tools.flat import flatten
+from hessian_tools.inner.collapse import ALIKE
+from hessian_tools.inner.meta_loss import Aux
+from hessian_tools.inner.shot import squared_error
+from hessian_tools.layout import flatten
 from hessian_tools.loss import Loss, make_loss
-from hessian_tools.meta.collapse import ALIKE
-from hessian_tools.meta.objective import Aux
-from hessian_tools.meta.shot import squared_error
 from hessian_tools.nets import seeded
 from hessian_tools.runs import checkpoints, metrics
 from hessian_tools.runs.files import read_json, write_json
-from hessian_tools.train.beginning import first_parameters
-from hessian_tools.train.claim import claim
 from hessian_tools.train.config import Checkpoint, TrainConfig
 from hessian_tools.train.evaluate import evaluate
 from hessian_tools.train.outer import accumulate_gradient
+from hessian_tools.train.ownership import claim
 from hessian_tools.train.replay import Replay
+from hessian_tools.train.warm_start import first_parameters
 from hessian_tools.train.workers import Workers
 
 DIVERGED = "diverged.json"

@@ -9,9 +9,9 @@ from torch.func import grad, vmap
 from torch.utils import _pytree as pytree
 
 from hessian_tools.data import CrossDomainTasks, Episode, ImageTasks, TaskSource
+from hessian_tools.inner.meta_loss import Aux, meta_loss
+from hessian_tools.inner.pretraining import pretraining_loss
 from hessian_tools.loss import Loss, cast_like
-from hessian_tools.meta.objective import Aux, meta_loss
-from hessian_tools.meta.pretraining import pretraining_loss
 from hessian_tools.rng import stream
 from hessian_tools.train.classes import ClassBatches
 from hessian_tools.train.config import TrainConfig

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.multiprocessing import get_context
 
+from hessian_tools.inner.meta_loss import Aux
 from hessian_tools.loss import Loss
-from hessian_tools.meta.objective import Aux
 from hessian_tools.train.config import TrainConfig
 from hessian_tools.train.outer import add_task_gradient
 

@@ -14,7 +14,7 @@ from analysis.figures import FIGURES
 from analysis.folder import open_folder, open_study, open_verdicts
 from analysis.schema import alpha_steps, begun_elsewhere, learner_code, learner_names
 from hessian_tools import SaveAt, make_loss, record
-from hessian_tools.flat import flatten
+from hessian_tools.layout import flatten
 from hessian_tools.nets import seeded
 from hessian_tools.runs.checkpoints import load_theta
 from hessian_tools.train import saved_checkpoints, task_loss

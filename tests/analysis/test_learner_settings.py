@@ -10,11 +10,11 @@ from analysis.config import LEARNER_SETTINGS, LearnerConfig, StudyConfig, rounds
 from analysis.errors import UserError
 from analysis.learner_words import described
 from analysis.study_file import parse_study
-from hessian_tools.meta import learners
-from hessian_tools.meta.learners import Latent, Learner
-from hessian_tools.meta.pretraining import Augmentation, ShotPretraining
-from hessian_tools.meta.shot import Shot
-from hessian_tools.meta.steps import Momentum, Preconditioned
+from hessian_tools.inner import learners
+from hessian_tools.inner.learners import Latent, Learner
+from hessian_tools.inner.pretraining import Augmentation, ShotPretraining
+from hessian_tools.inner.shot import Shot
+from hessian_tools.inner.steps import Momentum, Preconditioned
 
 STEPS, ALPHA = 4, 0.2
 

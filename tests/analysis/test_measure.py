@@ -16,7 +16,7 @@ from analysis.quantities import QUANTITIES
 from analysis.schema import BY_NAME, VARIABLES, learner_code, learner_names
 from analysis.study_file import load_study, overridden, parse_study, study_text
 from hessian_tools import SaveAt, make_loss, record
-from hessian_tools.flat import flatten
+from hessian_tools.layout import flatten
 from hessian_tools.nets import seeded
 from hessian_tools.runs.checkpoints import load_theta
 from hessian_tools.train import task_loss

@@ -22,7 +22,7 @@ from benchmarks.learning.sources import omniglot_split, quickdraw, regression
 from benchmarks.learning.tables import counted, crossing
 from benchmarks.learning.trial import PER_TASK, Trial, run_trial
 from hessian_tools.data import SineLineTasks
-from hessian_tools.meta.learners import maml
+from hessian_tools.inner.learners import maml
 from hessian_tools.nets import MLP
 from hessian_tools.runs.files import write_json
 from hessian_tools.train import TrainConfig

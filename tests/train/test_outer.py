@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from hessian_tools import MLP, Conv4, Shot, TrainConfig, learners, meta_train
 from hessian_tools.data import open_tasks
-from hessian_tools.meta.learners import Latent
-from hessian_tools.meta.pretraining import Augmentation, ShotPretraining
-from hessian_tools.meta.steps import Momentum
+from hessian_tools.inner.learners import Latent
+from hessian_tools.inner.pretraining import Augmentation, ShotPretraining
+from hessian_tools.inner.steps import Momentum
 from hessian_tools.train import task_loss
-from hessian_tools.train.beginning import first_parameters
 from hessian_tools.train.outer import accumulate_gradient, is_batched
+from hessian_tools.train.warm_start import first_parameters
 
 SINE = TrainConfig(
     learner=learners.maml(3, 0.01),

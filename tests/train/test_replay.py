@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from hessian_tools import MLP, Conv4, Shot, TrainConfig, learners, meta_train
 from hessian_tools.data import open_tasks
 from hessian_tools.train import loop, task_loss
-from hessian_tools.train.beginning import first_parameters
 from hessian_tools.train.outer import accumulate_gradient
 from hessian_tools.train.replay import Replay
+from hessian_tools.train.warm_start import first_parameters
 
 SINE = TrainConfig(
     learner=learners.maml(2, 0.01),

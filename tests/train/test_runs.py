@@ -8,8 +8,8 @@ import torch
 
 from hessian_tools import MLP, Conv4, Shot, TrainConfig, learners, meta_train
 from hessian_tools.data import open_tasks
-from hessian_tools.meta.learners import Latent
-from hessian_tools.meta.pretraining import ShotPretraining
+from hessian_tools.inner.learners import Latent
+from hessian_tools.inner.pretraining import ShotPretraining
 from hessian_tools.runs import checkpoints, metrics
 from hessian_tools.train import ClassBatches, best_checkpoint, diverged_at, evaluate, task_loss
 

@@ -15,17 +15,17 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from hessian_tools.counts import check_whole
 from hessian_tools.curvature.checks.differences import difference_quotients, differentiable
-from hessian_tools.curvature.matrices.at_points import AtPoints
-from hessian_tools.curvature.matrices.interface import Operator
-from hessian_tools.curvature.matrices.terms import leaves, magnitude, rebuilt, terms
-from hessian_tools.curvature.products.pieces import at_point
-from hessian_tools.curvature.products.points import Points
-from hessian_tools.curvature.products.ragged import RaggedPoints
+from hessian_tools.curvature.objective.groups import RaggedPoints
+from hessian_tools.curvature.objective.indexing import at_point
+from hessian_tools.curvature.objective.objective import Points
+from hessian_tools.curvature.operators.loss_operator import AtPoints
+from hessian_tools.curvature.operators.operator import Operator
+from hessian_tools.curvature.operators.terms import leaves, magnitude, rebuilt, terms
 from hessian_tools.loss import Batch, HiddenStateError, Loss, cast_like, make_loss, random_states, same_tensors
-from hessian_tools.precision import full_precision
 from hessian_tools.rng import stream
+from hessian_tools.torch_fixes.precision import full_precision
+from hessian_tools.validation import check_whole
 
 # Differences due to rounding alone stay below this many eps, in units of |Hv|.
 ROUNDING = 1e4

@@ -14,12 +14,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad, vjp
 
-from hessian_tools.curvature.matrices.algebra import Compression
-from hessian_tools.curvature.matrices.gauss_newton import GaussNewton
-from hessian_tools.curvature.matrices.hessian import Hessian
-from hessian_tools.curvature.matrices.interface import Operator
-from hessian_tools.curvature.matrices.terms import leaves, terms
-from hessian_tools.curvature.products.points import Points, slices
+from hessian_tools.curvature.objective.objective import Points, slices
+from hessian_tools.curvature.operators.composite import Compression
+from hessian_tools.curvature.operators.gauss_newton import GaussNewton
+from hessian_tools.curvature.operators.hessian import Hessian
+from hessian_tools.curvature.operators.operator import Operator
+from hessian_tools.curvature.operators.terms import leaves, terms
 from hessian_tools.loss import Batch, Loss
 
 # Lengths of the steps tried, in units of |theta|: from where truncation shows to where rounding does.

@@ -14,8 +14,8 @@ from jaxtyping import Float, Int
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
-from hessian_tools.curvature.matrices.interface import Operator
-from hessian_tools.precision import full_precision
+from hessian_tools.curvature.operators.operator import Operator
+from hessian_tools.torch_fixes.precision import full_precision
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hessian_tools.curvature.directions.along import in_units
-from hessian_tools.curvature.eigenpairs.pairs import EigenPairs
-from hessian_tools.curvature.eigenpairs.wanted import Which
-from hessian_tools.precision import full_precision
+from hessian_tools.curvature.directions.gradient_curvature import in_units
+from hessian_tools.curvature.eigen.pairs import EigenPairs
+from hessian_tools.curvature.eigen.selection import Which
+from hessian_tools.torch_fixes.precision import full_precision
 
 
 @full_precision

@@ -15,15 +15,15 @@ from jaxtyping import Bool, Float, Int
 from scipy.special import stdtrit
 from torch import Tensor
 
-from hessian_tools.counts import check_whole
-from hessian_tools.curvature.eigenpairs.small_problems import eigvalsh, finite, solvable, spoilt
+from hessian_tools.curvature.eigen.small_eigh import eigvalsh, finite, solvable, spoilt
 from hessian_tools.curvature.estimates.gauss_rules import GaussRule, gauss_rules
 from hessian_tools.curvature.estimates.trace import checked, rademacher
 from hessian_tools.curvature.html import density_html
-from hessian_tools.curvature.matrices.interface import Operator
+from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.curvature.progress import Count, Progress
-from hessian_tools.precision import full_precision
 from hessian_tools.rng import PathPart
+from hessian_tools.torch_fixes.precision import full_precision
+from hessian_tools.validation import check_whole
 
 # Grids have this many values, or more where a width needs it: GRID_PER_WIDTH values each, up to MOST_GRID.
 GRID, GRID_PER_WIDTH, MOST_GRID = 512, 4, 2**14

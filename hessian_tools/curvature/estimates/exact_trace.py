@@ -8,15 +8,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from hessian_tools.curvature.eigenpairs.gram import num_outputs
-from hessian_tools.curvature.eigenpairs.small_problems import eigh, finite, solvable, spoilt
+from hessian_tools.curvature.eigen.gram import num_outputs
+from hessian_tools.curvature.eigen.small_eigh import eigh, finite, solvable, spoilt
 from hessian_tools.curvature.estimates.multiaffine import is_multiaffine
-from hessian_tools.curvature.matrices.gauss_newton import GaussNewton, factors_at
-from hessian_tools.curvature.matrices.hessian import Hessian
-from hessian_tools.curvature.matrices.interface import Operator
-from hessian_tools.curvature.matrices.parts import part_by_part
-from hessian_tools.curvature.products.points import Points, slices
-from hessian_tools.curvature.products.ragged import RaggedPoints
+from hessian_tools.curvature.objective.groups import RaggedPoints
+from hessian_tools.curvature.objective.objective import Points, slices
+from hessian_tools.curvature.operators.gauss_newton import GaussNewton, factors_at
+from hessian_tools.curvature.operators.hessian import Hessian
+from hessian_tools.curvature.operators.operator import Operator
+from hessian_tools.curvature.operators.parts import part_by_part
 from hessian_tools.curvature.progress import Count, Progress, silent
 from hessian_tools.loss import Batch, Loss
 

@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hessian_tools.curvature.eigenpairs.lanczos import gauss_quadrature
-from hessian_tools.curvature.matrices.interface import Operator
-from hessian_tools.curvature.matrices.parts import part_by_part
-from hessian_tools.curvature.products.memory import memory_budget
+from hessian_tools.curvature.eigen.lanczos import gauss_quadrature
+from hessian_tools.curvature.engines.memory import memory_budget
+from hessian_tools.curvature.operators.operator import Operator
+from hessian_tools.curvature.operators.parts import part_by_part
 from hessian_tools.curvature.progress import Count, Progress
-from hessian_tools.precision import full_precision
+from hessian_tools.torch_fixes.precision import full_precision
 
 
 @dataclass(frozen=True)

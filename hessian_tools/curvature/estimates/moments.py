@@ -7,7 +7,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hessian_tools.counts import check_whole
 from hessian_tools.curvature.estimates.trace import (
     Estimate,
     checked,
@@ -18,11 +17,12 @@ from hessian_tools.curvature.estimates.trace import (
     probes_of,
     rademacher,
 )
-from hessian_tools.curvature.matrices.interface import Operator
-from hessian_tools.curvature.matrices.parts import part_by_part
+from hessian_tools.curvature.operators.operator import Operator
+from hessian_tools.curvature.operators.parts import part_by_part
 from hessian_tools.curvature.progress import Count, Progress, silent
-from hessian_tools.precision import full_precision
 from hessian_tools.rng import PathPart
+from hessian_tools.torch_fixes.precision import full_precision
+from hessian_tools.validation import check_whole
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from hessian_tools.loss import Batch, Loss
-from hessian_tools.precision import full_precision
+from hessian_tools.torch_fixes.precision import full_precision
 
 _ATEN = torch.ops.aten
 
@@ -93,7 +93,7 @@ def is_multiaffine(loss: Loss, theta: Float[Tensor, " param"], batch: Batch) -> 
     Traces one forward pass (milliseconds) and follows which parameters each number depends on, through operations
     that are known; an unknown one that parameters reach, or control flow that looks at data, gives False.
 
-    >>> from hessian_tools.flat import flatten
+    >>> from hessian_tools.layout import flatten
     >>> from hessian_tools.loss import make_loss
     >>> def answer(*layers):
     ...     theta, layout = flatten(model := torch.nn.Sequential(*layers))

@@ -9,14 +9,14 @@ from jaxtyping import Bool, Float, Int, Int8
 from scipy.special import stdtrit
 from torch import Tensor
 
-from hessian_tools.counts import check_whole
 from hessian_tools.curvature.estimates.exact_trace import exact_route, exact_trace
 from hessian_tools.curvature.html import estimate_html
-from hessian_tools.curvature.matrices.interface import Operator
-from hessian_tools.curvature.matrices.parts import part_by_part
+from hessian_tools.curvature.operators.operator import Operator
+from hessian_tools.curvature.operators.parts import part_by_part
 from hessian_tools.curvature.progress import Count, Progress, silent
-from hessian_tools.precision import full_precision
 from hessian_tools.rng import PathPart, stream
+from hessian_tools.torch_fixes.precision import full_precision
+from hessian_tools.validation import check_whole
 
 Method = Literal["auto", "probes", "exact"]
 

@@ -21,7 +21,7 @@ from wrong_operators import (
 )
 
 from hessian_tools.curvature import Hessian, check_operator, hessian
-from hessian_tools.flat import flatten
+from hessian_tools.layout import flatten
 from hessian_tools.loss import make_loss
 
 

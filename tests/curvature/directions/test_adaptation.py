@@ -26,9 +26,9 @@ from hessian_tools.curvature import (
     hessian,
     singular_values,
 )
-from hessian_tools.meta import learners
-from hessian_tools.meta.inner import inner_loop
-from hessian_tools.meta.objective import meta_loss
+from hessian_tools.inner import learners
+from hessian_tools.inner.adapt import inner_loop
+from hessian_tools.inner.meta_loss import meta_loss
 
 K, ALPHA = 3, 0.3
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hessian_tools.curvature import Density, frobenius_squared, hessian, quadrature, rademacher, trace
 from hessian_tools.curvature import spectral_density as density
-from hessian_tools.curvature.products.memory import MEMORY_BUDGET
+from hessian_tools.curvature.engines.memory import MEMORY_BUDGET
 
 
 def smooth(spectrum: Tensor, grid: Tensor, width: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hessian_tools.curvature import gauss_newton, hessian, is_multiaffine, ragged, trace
-from hessian_tools.flat import flatten
+from hessian_tools.layout import flatten
 from hessian_tools.loss import make_loss
 from hessian_tools.nets import MLP, Conv4
 

@@ -1,0 +1,185 @@
+"""Where a flat program's operations write: over an input that is done with, or into a buffer lent for long.
+
+On the CPU new memory above 32 MB comes from the system page by page, and is written ten times slower than
+memory used before; on W1 of the benchmarks that was half of a product.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from hessian_tools.curvature.engines.compiled.simplify import ATEN, tensor_of
+
+# Elementwise operations, which may write over an input of theirs; and others that can be told where to write.
+_ELEMENTWISE: dict[Any, Any] = {
+    ATEN.add.Tensor: ATEN.add.out,
+    ATEN.sub.Tensor: ATEN.sub.out,
+    ATEN.mul.Tensor: ATEN.mul.out,
+    ATEN.div.Tensor: ATEN.div.out,
+    ATEN.neg.default: ATEN.neg.out,
+    ATEN.addcmul.default: ATEN.addcmul.out,
+    ATEN.threshold_backward.default: ATEN.threshold_backward.grad_input,
+}
+_ELSEWHERE: dict[Any, Any] = {
+    ATEN.max_pool2d_with_indices_backward.default: ATEN.max_pool2d_with_indices_backward.grad_input,
+    ATEN.bmm.default: ATEN.bmm.out,
+    ATEN.mm.default: ATEN.mm.out,
+}
+_OUT_NAME: dict[Any, str] = {
+    ATEN.threshold_backward.default: "grad_input",
+    ATEN.max_pool2d_with_indices_backward.default: "grad_input",
+}
+_WORTH_A_BUFFER = 2**14
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """The size and strides of memory that a program wants lent."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    def empty(self) -> Tensor:
+        """Such memory."""
+        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=self.device)
+
+
+def reuse_memory(graph: fx.Graph) -> tuple[Buffer, ...]:
+    """Lets operations write over an input that nobody reads again, or into a buffer; the buffers wanted.
+
+    They become the last inputs of the graph. What is returned never lies in one.
+    """
+    plan = _Plan(graph)
+    for i, node in enumerate(plan.nodes):
+        over = plan.place_for(node, i)
+        if over is not None:
+            node.kwargs = {**node.kwargs, _OUT_NAME.get(node.target, "out"): over}
+            node.target = (_ELEMENTWISE | _ELSEWHERE)[node.target]
+    for place in plan.lent:  # after the inputs that were there before
+        next(n for n in plan.nodes if n.op != "placeholder").prepend(place)
+    return tuple(plan.lent.values())
+
+
+class _Plan:
+    """Who needs which memory until when, and the buffers lent so far."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self.graph = graph
+        self.nodes: list[Any] = list(graph.nodes)
+        self.owners = owners_of(self.nodes)
+        self.last = last_uses(self.nodes, self.owners)
+        self.returned = {owner for used in self.nodes[-1].all_input_nodes for owner in self.owners[used]}
+        self.lent: dict[fx.Node, Buffer] = {}
+        self.holds: dict[fx.Node, fx.Node] = {}  # by buffer: whose result it holds
+        self.within: dict[fx.Node, fx.Node] = {}  # by result: the buffer it lies in
+
+    def place_for(self, node: fx.Node, now: int) -> fx.Node | None:
+        """The input or buffer that the result is to be written to; None for new memory."""
+        if node.target in _ELEMENTWISE and (over := self._dying_input(node, now)) is not None:
+            (owner,) = self.owners[over]
+            buffer = self.within.get(owner)
+            if buffer is not None and node in self.returned:
+                return None
+        elif node.target in _ELEMENTWISE or node.target in _ELSEWHERE:
+            over = buffer = None if node in self.returned else self._buffer(node, now)
+        else:
+            return None
+        if buffer is not None:
+            self.within[node], self.holds[buffer] = buffer, node
+        return over
+
+    def _buffer(self, node: fx.Node, now: int) -> fx.Node | None:
+        form = _form(node)
+        if form is None:
+            return None
+        for buffer, lent in self.lent.items():
+            if lent == form and self.last.get(self.holds[buffer], -1) < now:
+                return buffer
+        with self.graph.inserting_before(self.nodes[0]):
+            buffer = self.graph.placeholder(f"buffer_{len(self.lent)}")
+        self.lent[buffer] = form
+        return buffer
+
+    def _dying_input(self, node: fx.Node, now: int) -> fx.Node | None:
+        """An input of the result's form, in memory of its own that nothing else here or later reads."""
+        for used in node.all_input_nodes:
+            mine = self.owners[used]
+            others = [other for other in node.all_input_nodes if other is not used]
+            if len(mine) > 1 or any(mine & self.owners[other] for other in others):
+                continue
+            (owner,) = mine
+            if owner.op == "call_function" and self.last[owner] == now and _alike(used, node):
+                return used
+        return None
+
+
+def last_uses(nodes: list[fx.Node], owners: dict[fx.Node, set[fx.Node]]) -> dict[fx.Node, int]:
+    """By owner of memory: the place of the last node that reads it."""
+    return {owner: i for i, node in enumerate(nodes) for used in node.all_input_nodes for owner in owners[used]}
+
+
+def owners_of(nodes: list[fx.Node]) -> dict[fx.Node, set[fx.Node]]:
+    """For every node those whose memory it may share, itself or what it is a view of."""
+    owners: dict[fx.Node, set[fx.Node]] = {}
+    for node in nodes:
+        shared = {owner for used in node.all_input_nodes for owner in owners[used]}
+        owners[node] = shared if _may_be_view(node) and shared else {node}
+    return owners
+
+
+def _may_be_view(node: fx.Node) -> bool:
+    if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
+        returns = node.target._schema.returns
+        return node.target is ATEN.reshape.default or any(r.alias_info is not None for r in returns)
+    return node.op == "call_function"
+
+
+def _alike(one: fx.Node, other: fx.Node) -> bool:
+    a, b = tensor_of(one), tensor_of(other)
+    if a is None or b is None or not _dense(b):
+        return False
+    return (a.shape, a.stride(), a.dtype, a.device) == (b.shape, b.stride(), b.dtype, b.device)
+
+
+def _dense(tensor: Tensor) -> bool:
+    """Whether its elements fill a piece of memory, each place once."""
+    expected = 1
+    for stride, size in sorted((st, n) for n, st in zip(tensor.shape, tensor.stride(), strict=True) if n > 1):
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def _form(node: fx.Node) -> Buffer | None:
+    tensor = tensor_of(node)
+    if tensor is None or tensor.device.type != "cpu" or tensor.numel() < _WORTH_A_BUFFER or not _dense(tensor):
+        return None
+    return Buffer(tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device)
+
+
+def peak_bytes(graph: fx.Graph) -> tuple[int, int]:
+    """Bytes of all tensors alive at the worst moment, inputs apart, if none is reused; and of the largest tensor."""
+    nodes = list(graph.nodes)
+    owners = owners_of(nodes)
+    last = last_uses(nodes, owners)
+    place = {node: i for i, node in enumerate(nodes)}
+    made = {n: _bytes(n) for n in nodes if n.op == "call_function" and owners[n] == {n}}
+    freed = [0] * (len(nodes) + 1)
+    for node, size in made.items():
+        freed[last.get(node, place[node]) + 1] += size
+    alive = peak = 0
+    for i, node in enumerate(nodes):
+        alive += made.get(node, 0) - freed[i]
+        peak = max(peak, alive)
+    return peak, max((_bytes(n) for n in nodes), default=0)
+
+
+def _bytes(node: fx.Node) -> int:
+    value = node.meta.get("val")
+    tensors = value if isinstance(value, (tuple, list)) else (value,)
+    return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor))

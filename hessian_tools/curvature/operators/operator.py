@@ -1,0 +1,219 @@
+"""What every curvature matrix is to its users: a symmetric operator at one point or at many, known by its products."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from math import prod
+from numbers import Real
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from scipy.sparse.linalg import LinearOperator
+from torch import Tensor
+
+from hessian_tools.layout import ParamLayout
+from hessian_tools.torch_fixes.precision import full_precision
+
+if TYPE_CHECKING:
+    from hessian_tools.curvature.operators.composite import Block, Combination, Restriction
+
+
+# Unit vectors that the whole matrix is asked for at once, times points.
+UNITS_AT_ONCE = 256
+
+
+class Operator(ABC):
+    """A symmetric matrix [param, param], or one for each point [point, param, param].
+
+    A concrete operator says how large it is, how it multiplies a block of columns, and how to
+    restrict itself to some of its points. ``H @ V`` is ``torch.matmul(H.to_dense(), V)`` for every V.
+    ``H - G``, ``2 * H``, ``H.block("body")``, ``H.restrict(Q)`` are operators again.
+    """
+
+    __array_ufunc__ = None  # so that numpy's numbers leave c * H to us
+
+    @property
+    @abstractmethod
+    def num_params(self) -> int:
+        """Rows and columns of the matrix at one point."""
+
+    @property
+    @abstractmethod
+    def num_points(self) -> int | None:
+        """How many points; None for a single one without a point axis."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """Dtype of the matrix; V must have the same."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Device of the matrix; V must lie there."""
+
+    @abstractmethod
+    def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
+        """Each point's matrix times its columns; always with a point axis, of length one for a single point."""
+
+    @abstractmethod
+    def select(self, points: Int[Tensor, " chosen"]) -> "Operator":
+        """The operator at some of its points, in the order given; it has a point axis. Needs one itself."""
+
+    @property
+    def layout(self) -> ParamLayout | None:
+        """The names of the rows; None where they have none."""
+        return None
+
+    @property
+    def at_once(self) -> int:
+        """At how many points results should be asked for together; all where nothing is known of memory."""
+        return self.num_points or 1
+
+    def parts(self) -> "Sequence[Operator]":
+        """The operator at as many points at a time as are best taken together, in order; itself where that is all.
+
+        Each is made when it is asked for, and holds nothing of the others.
+        """
+        from hessian_tools.curvature.operators.parts import Parts
+
+        if self.num_points is None or self.num_points <= (at_once := self.at_once):
+            return [self]
+        return Parts(self, at_once)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(param, param), or (point, param, param)."""
+        points = () if self.num_points is None else (self.num_points,)
+        return (*points, self.num_params, self.num_params)
+
+    @full_precision
+    def __matmul__(self, V: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """``torch.matmul(self.to_dense(), V)`` for V [param], [..., param, probe]; ValueError if it does not fit."""
+        self._check(V)
+        if V.ndim <= 2:  # the general way below costs a tiny network half a product in shapes alone
+            block = V[:, None] if V.ndim == 1 else V
+            product = self.products(block.expand(self.num_points or 1, *block.shape).contiguous())
+            return product.reshape(*self.shape[:-2], *V.shape)
+        lead = torch.broadcast_shapes(self.shape[:-2], V.shape[:-2])
+        num_points, rows, columns = self.num_points or 1, *V.shape[-2:]
+        # Axes of V before the point axis are more probes of the same points.
+        outer = lead[:-1] if num_points > 1 else lead
+        V = V.expand(*lead, rows, columns).reshape(prod(outer), num_points, rows, columns)
+        product = self.products(V.permute(1, 2, 0, 3).reshape(num_points, rows, -1))
+        return product.reshape(num_points, rows, prod(outer), columns).permute(2, 0, 1, 3).reshape(*lead, rows, columns)
+
+    def mv(self, v: Float[Tensor, "... param"]) -> Float[Tensor, "... param"]:
+        """One vector a point: v [point, param], or [param] for a single point or the same v at every point."""
+        return (self @ v[..., None])[..., 0]
+
+    @full_precision
+    def to_dense(self) -> Float[Tensor, "*point param param"]:
+        """The matrix itself, from num_params products a point; as computed, not symmetrised."""
+        from hessian_tools.curvature.operators.parts import row_products
+
+        unit = torch.eye(self.num_params, dtype=self.dtype, device=self.device)
+        dense = row_products(self, unit[None], at_once=UNITS_AT_ONCE).mT  # row i is H e_i
+        return dense[0] if self.num_points is None else dense
+
+    def to_scipy(self, *, point: int = 0) -> LinearOperator:
+        """The matrix at one point for SciPy: NumPy in and out, ``matvec`` and ``matmat``."""
+        if not 0 <= point < (self.num_points or 1):
+            raise ValueError(f"point={point}: this operator has points 0 to {(self.num_points or 1) - 1}")
+        here = self if self.num_points is None else self.select(torch.tensor([point], device="cpu"))
+
+        def matmat(columns: np.ndarray) -> np.ndarray:
+            V = torch.tensor(columns, device="cpu").to(self.device, self.dtype).reshape(self.num_params, -1)
+            return here.products(V[None])[0].cpu().numpy()
+
+        kind = torch.empty(0, dtype=self.dtype, device="cpu").numpy().dtype
+        n = self.num_params
+        return LinearOperator((n, n), matvec=matmat, rmatvec=matmat, matmat=matmat, rmatmat=matmat, dtype=kind)
+
+    # What follows makes operators of operators; their module builds on this one, hence the late imports.
+
+    def __add__(self, other: "Operator") -> "Combination":
+        from hessian_tools.curvature.operators.composite import combination
+
+        return combination((1, self), (1, other)) if isinstance(other, Operator) else NotImplemented
+
+    def __sub__(self, other: "Operator") -> "Combination":
+        from hessian_tools.curvature.operators.composite import combination
+
+        return combination((1, self), (-1, other)) if isinstance(other, Operator) else NotImplemented
+
+    def __mul__(self, c: float | int) -> "Combination":
+        from hessian_tools.curvature.operators.composite import combination
+
+        return combination((c, self)) if isinstance(c, Real) else NotImplemented
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> "Combination":
+        return -1 * self
+
+    def block(self, *prefixes: str, head: str | None = None) -> "Block":
+        """The rows and columns of some parameters of a network, as an operator.
+
+        prefixes: module or parameter names, whole between dots ("body.1" is not "body.10"); or "head": the
+        module of that name, or else the last module with parameters, and "body": all the rest. head: another
+        module to count as the head. Raises ValueError where rows have no names or no name fits.
+
+        >>> from hessian_tools.curvature import hessian
+        >>> from hessian_tools.layout import flatten
+        >>> from hessian_tools.loss import make_loss
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Tanh(), torch.nn.Linear(2, 1))
+        >>> theta, layout = flatten(model)
+        >>> loss = make_loss(model, lambda out, y: ((out - y) ** 2).mean(), layout)
+        >>> H = hessian(loss, theta, (torch.ones(4, 3), torch.zeros(4, 1)))
+        >>> H.block("body").shape, H.block("head").shape, H.block("0.weight", "2.bias").shape
+        ((8, 8), (3, 3), (7, 7))
+        """
+        from hessian_tools.curvature.operators.composite import block
+
+        return block(self, prefixes, head)
+
+    def blocks(self) -> "dict[str, Block]":
+        """The diagonal blocks by module, for every module that holds parameters itself; "" is the network."""
+        from hessian_tools.curvature.operators.composite import blocks
+
+        return blocks(self)
+
+    def restrict(self, Q: Float[Tensor, "..."]) -> "Restriction":
+        """Q'HQ for orthonormal columns Q [param, k], or [point, param, k]: the operator on their span.
+
+        Raises ValueError where Q does not fit or its columns are not orthonormal to the square root of eps.
+
+        >>> from hessian_tools.curvature import hessian
+        >>> H = hessian(lambda theta, a: (a * theta**2).sum() / 2, torch.zeros(3), torch.tensor([1.0, -2.0, 4.0]))
+        >>> H.restrict(torch.tensor([[1.0, 0.0], [0.0, 0.6], [0.0, 0.8]])).to_dense()  # -2 * 0.36 + 4 * 0.64
+        tensor([[1.0000, 0.0000],
+                [0.0000, 1.8400]])
+        """
+        from hessian_tools.curvature.operators.composite import restriction
+
+        return restriction(self, Q)
+
+    def _check(self, V: Tensor) -> None:
+        if not isinstance(V, Tensor):
+            raise ValueError(f"V is a {type(V).__name__}; give a tensor [..., {self.num_params}, probe]")
+        if V.dtype != self.dtype or V.device != self.device:
+            raise ValueError(
+                f"V is {V.dtype} on {V.device}, the operator {self.dtype} on {self.device}; "
+                f"write V.to({str(self.device)!r}, {self.dtype})"
+            )
+        if V.ndim == 0 or V.shape[-2:][0] != self.num_params:
+            raise ValueError(
+                f"V has shape {tuple(V.shape)}, the operator {self.shape}; give V [..., {self.num_params}, probe], "
+                "or use .mv for one vector a point"
+            )
+        if V.ndim <= 2:
+            return
+        try:
+            torch.broadcast_shapes(self.shape[:-2], V.shape[:-2])
+        except RuntimeError:
+            raise ValueError(
+                f"V has shape {tuple(V.shape)}, the operator {self.num_points} points; the axis of V before "
+                f"[param, probe] must be 1, {self.num_points} or absent; use .mv for one vector a point"
+            ) from None

@@ -1,1 +1,0 @@
-"""How a matrix of derivatives is multiplied: points, routes, traces, memory."""

@@ -1,0 +1,263 @@
+"""LEO (Rusu et al. 2019): an inner loop on a code per class, from which the head's weights are decoded.
+
+An encoder and a relation network turn the support features into a mean and a spread per class; a
+code is drawn there (in training) or is the mean (on a new task). The codes descend the support loss
+through the decoder, then the decoded weights descend it themselves. Encoder, relation network,
+decoder and both step sizes are meta-parameters behind the network's own.
+
+Where we differ from the authors: the noise of the decoded weights is drawn once per task, not at
+each decoding, so that the inner loop descends one function (SHOT compares two ways down it);
+standard deviations are exp(s) times that of Glorot's initialisation, hence always positive.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import sqrt
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from hessian_tools.inner.descent import Path, inner_loop
+from hessian_tools.inner.features import features
+from hessian_tools.inner.gradients import Gradient, recomputed_gradient, support_gradient
+from hessian_tools.inner.learners import Latent, Learner
+from hessian_tools.inner.parameters import Part, further_parameters, network_parameters, part_under
+from hessian_tools.layout import ParamLayout
+from hessian_tools.loss import Batch, Loss, LossFunction
+
+PENALISED = ("encoder", "relation.0", "relation.1", "relation.2", "decoder")
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Of each class: the mean and the standard deviation of its code, and the code the loop starts from."""
+
+    mean: Float[Tensor, "way latent"]
+    std: Float[Tensor, "way latent"]
+    start: Float[Tensor, "way latent"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task as LEO sees it: support features and labels, codes, meta-parameters by name, the weights' noise."""
+
+    features: Float[Tensor, "example feature"]
+    labels: Int[Tensor, " example"]
+    codes: Codes
+    parameters: Mapping[str, Tensor]
+    noise: Float[Tensor, "way feature"]
+
+    def weights(self, code: Float[Tensor, " code"]) -> Float[Tensor, "way feature"]:
+        """The head's weights decoded from all classes' codes as one vector."""
+        return decode(self.parameters["decoder"], code.view_as(self.codes.start), self.noise)
+
+
+def latent_layout(latent: Latent, *, width: int) -> ParamLayout:
+    """LEO's own meta-parameters for features of a width: linear maps without bias, and two step sizes."""
+    h = latent.size
+    shapes = {
+        "encoder": (h, width),
+        **{f"relation.{i}": (2 * h, 2 * h) for i in range(3)},
+        "decoder": (2 * width, h),
+        "step_sizes": (2,),
+    }
+    return ParamLayout(tuple(shapes), tuple(torch.Size(shape) for shape in shapes.values()))
+
+
+def latent_parameters(learner: Learner, *, width: int, generator: torch.Generator) -> Float[Tensor, " latent_param"]:
+    """Where they begin: Glorot's uniform distribution, and the step sizes the learner names."""
+    latent = _latent(learner)
+    layout = latent_layout(latent, width=width)
+    drawn = {
+        name: (2 * torch.rand(shape, generator=generator, device="cpu") - 1) * sqrt(6 / sum(shape))
+        for name, shape in zip(layout.names, layout.shapes, strict=True)
+    }
+    return layout.flatten(
+        drawn | {"step_sizes": torch.tensor([learner.step_size, latent.fine_tuning_step_size], device="cpu")}
+    )
+
+
+def open_task(
+    learner: Learner, loss: Loss, theta: Float[Tensor, " meta"], support: Batch, noise: torch.Generator | None
+) -> Task:
+    """Encode a support set; ``noise`` None: means in the place of draws, no dropout."""
+    latent, (x, y) = _latent(learner), support
+    seen = features(loss, network_parameters(loss, theta), x)
+    ways = loss.layout.unflatten(network_parameters(loss, theta))[_head_weight(loss)].shape[0]
+    layout = latent_layout(latent, width=seen.shape[1])
+    stored = further_parameters(loss, theta)[: layout.numel]
+    if len(stored) < layout.numel:
+        raise ValueError(
+            f"theta has {len(theta)} entries but {learner.name} needs {layout.numel} behind the network's"
+            f" {loss.layout.numel}; append latent_parameters(learner, width={seen.shape[1]}, generator=...)"
+        )
+    parameters = layout.unflatten(stored)
+    kept = seen * _mask(seen, latent.dropout, noise)
+    mean, std = encode(parameters, kept, y.to(seen.device), ways=ways)
+    codes = Codes(mean, std, mean + std * _normal(mean, noise))
+    return Task(seen, y, codes, parameters, _normal(seen.new_zeros(ways, seen.shape[1]), noise))
+
+
+def encode(
+    parameters: Mapping[str, Tensor],
+    inputs: Float[Tensor, "example feature"],
+    labels: Int[Tensor, " example"],
+    *,
+    ways: int,
+) -> tuple[Float[Tensor, "way latent"], Float[Tensor, "way latent"]]:
+    """Mean and standard deviation of each class's code: the relation network's mean over the pairs of the class
+    with all examples."""
+    encoded = inputs @ parameters["encoder"].T
+    count, size = encoded.shape
+    pairs = torch.cat([encoded[:, None].expand(-1, count, -1), encoded[None].expand(count, -1, -1)], -1)
+    hidden = torch.relu(torch.relu(pairs @ parameters["relation.0"].T) @ parameters["relation.1"].T)
+    related = (hidden @ parameters["relation.2"].T).mean(1)
+    members = F.one_hot(labels, ways).to(related)
+    mean, log_std = ((members.T @ related) / members.sum(0)[:, None]).split(size, -1)
+    return mean, log_std.exp() / sqrt(size)
+
+
+def decode(
+    decoder: Float[Tensor, "twice_feature latent"],
+    codes: Float[Tensor, "way latent"],
+    noise: Float[Tensor, "way feature"],
+) -> Float[Tensor, "way feature"]:
+    """The head's weights: mean plus standard deviation times noise, both linear in the code (the latter its log)."""
+    width, size = noise.shape[1], codes.shape[1]
+    mean, log_std = (codes @ decoder.T).split(width, -1)
+    return mean + log_std.exp() * sqrt(2 / (width + size)) * noise
+
+
+def code_path(
+    learner: Learner,
+    loss: Loss,
+    theta: Tensor,
+    task: Task,
+    *,
+    steps: int | None = None,
+    first_gradient: Gradient | None = None,
+    checkpointing: bool = False,
+) -> Path:
+    """The steps on the codes; ``steps``: another number of them in the same total time."""
+
+    def code_loss(code: Tensor, batch: Batch) -> Tensor:  # all that is learned comes in the batch, for checkpointing
+        x, y, decoder, noise, bias = batch
+        return loss.criterion(F.linear(x, decode(decoder, code.view(len(noise), -1), noise), bias), y)
+
+    count = steps or learner.steps
+    alpha = task.parameters["step_sizes"][0] * (learner.steps / count)
+    return inner_loop(
+        code_loss,
+        task.codes.start.flatten(),
+        (task.features, task.labels, task.parameters["decoder"], task.noise, _head_bias(loss, theta)),
+        steps=count,
+        step_size=alpha,
+        first_order=learner.first_order,
+        first_gradient=first_gradient,
+        checkpointing=checkpointing,
+    )
+
+
+def weight_path(
+    learner: Learner,
+    loss: Loss,
+    theta: Tensor,
+    task: Task,
+    code: Float[Tensor, " code"],
+    *,
+    checkpointing: bool = False,
+) -> Path:
+    """Fine-tuning: the steps on the weights decoded from a code."""
+
+    def weight_loss(weights: Tensor, batch: Batch) -> Tensor:
+        x, y, bias = batch
+        return loss.criterion(F.linear(x, weights.view(-1, x.shape[1]), bias), y)
+
+    return inner_loop(
+        weight_loss,
+        task.weights(code).flatten(),
+        (task.features, task.labels, _head_bias(loss, theta)),
+        steps=_latent(learner).fine_tuning_steps,
+        step_size=task.parameters["step_sizes"][1],
+        first_order=learner.first_order,
+        checkpointing=checkpointing,
+    )
+
+
+def adapted(learner: Learner, loss: Loss, theta: Float[Tensor, " meta"], support: Batch) -> Float[Tensor, " param"]:
+    """The network's parameters after both loops, from the codes' means."""
+    task = open_task(learner, loss, theta, support, None)
+    code = code_path(learner, loss, theta, task).adapted
+    return with_weights(loss, theta, weight_path(learner, loss, theta, task, code).adapted)
+
+
+def decoded_path(
+    learner: Learner, loss: Loss, theta: Float[Tensor, " meta"], support: Batch, *, checkpointing: bool = False
+) -> Path:
+    """Both loops as points of the network, each with its gradient by the head's weights (computed for this)."""
+    task = open_task(learner, loss, theta, support, None)
+    codes = code_path(learner, loss, theta, task, checkpointing=checkpointing).thetas
+    tuned = weight_path(learner, loss, theta, task, codes[-1], checkpointing=checkpointing).thetas[1:]
+    weights = [*(task.weights(code).flatten() for code in codes), *tuned]
+    points = tuple(with_weights(loss, theta, w) for w in weights)
+    part = _weight_part(loss, theta.device)
+    gradient_at = recomputed_gradient if checkpointing else support_gradient
+    return Path(points, tuple(gradient_at(loss, p, support, part=part) for p in points[:-1]), part)
+
+
+def with_weights(loss: Loss, theta: Float[Tensor, " meta"], weights: Float[Tensor, " weight"]) -> Tensor:
+    """The network's parameters with the head's weights replaced."""
+    return _weight_part(loss, theta.device).put(network_parameters(loss, theta), weights)
+
+
+def penalties(latent: Latent, task: Task, last_code: Float[Tensor, " code"]) -> dict[str, Float[Tensor, ""]]:
+    """The regularisers by name, unweighted: means over classes, sums over a code's entries."""
+    codes = task.codes
+    kl = (codes.mean**2 + codes.std**2 - 1 - 2 * codes.std.log()).sum(-1).mean() / 2
+    encoder = ((last_code.detach().view_as(codes.start) - codes.start) ** 2).sum(-1).mean()
+    l2 = torch.stack([(task.parameters[name] ** 2).sum() for name in PENALISED]).sum()
+    rows = F.normalize(task.parameters["decoder"].T, dim=-1)
+    eye = torch.eye(latent.size, dtype=rows.dtype, device=rows.device)
+    orthogonality = torch.linalg.matrix_norm(rows @ rows.T - eye)
+    return {"kl": kl, "encoder": encoder, "l2": l2, "orthogonality": orthogonality}
+
+
+def own_loss(loss: LossFunction) -> Loss:
+    """The loss as one with a network."""
+    if not isinstance(loss, Loss):
+        raise ValueError("LEO decodes the head of a network, which a plain function has not; use ht.make_loss")
+    return loss
+
+
+def _latent(learner: Learner) -> Latent:
+    assert learner.latent is not None
+    return learner.latent
+
+
+def _head_weight(loss: Loss) -> str:
+    return next(name for name in loss.layout.under("head") if name.endswith("weight"))
+
+
+def _weight_part(loss: Loss, device: torch.device) -> Part:
+    return part_under(loss.layout, (_head_weight(loss),), device)
+
+
+def _head_bias(loss: Loss, theta: Tensor) -> Tensor | None:
+    parameters = loss.layout.unflatten(network_parameters(loss, theta))
+    return parameters.get(_head_weight(loss).removesuffix("weight") + "bias")
+
+
+def _normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Standard normal numbers, drawn on the CPU; zeros without a generator."""
+    if generator is None:
+        return torch.zeros_like(like)
+    return torch.randn(like.shape, generator=generator, dtype=torch.float64, device="cpu").to(like)
+
+
+def _mask(like: Tensor, rate: float, generator: torch.Generator | None) -> Tensor:
+    if generator is None or rate == 0:
+        return torch.ones_like(like)
+    kept = torch.rand(like.shape, generator=generator, dtype=torch.float64, device="cpu") >= rate
+    return kept.to(like) / (1 - rate)

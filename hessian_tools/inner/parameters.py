@@ -1,0 +1,92 @@
+"""Meta-parameters as one vector: the network's parameters first, then whatever else a learner learns.
+
+``theta`` is [param] for most learners. Meta-SGD appends a step size per moved entry; supervised
+training a head with one output per training class; pre-training a projector. What reads the network
+alone takes ``network_parameters``.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import log
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hessian_tools.inner.learners import Learner
+from hessian_tools.layout import ParamLayout
+from hessian_tools.loss import Loss, LossFunction
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Some of a network's parameters: their own layout, and where they lie in the network's vector."""
+
+    layout: ParamLayout
+    positions: Int[Tensor, " moved"]
+
+    def of(self, theta: Float[Tensor, " param"]) -> Float[Tensor, " moved"]:
+        """These entries of ``theta``."""
+        return theta[self.positions]
+
+    def put(self, theta: Float[Tensor, " param"], moved: Float[Tensor, " moved"]) -> Float[Tensor, " param"]:
+        """``theta`` with these entries replaced."""
+        return theta.index_copy(0, self.positions, moved)
+
+
+def meta_parameters(learner: Learner, layout: ParamLayout, theta: Float[Tensor, " param"]) -> Float[Tensor, " meta"]:
+    """What the learner starts meta-training from: ``theta`` and its initial step sizes, if it learns any."""
+    if not learner.learns_step_sizes:
+        return theta
+    start = log(learner.step_size) if learner.step_sizes == "learned_log" else learner.step_size
+    return torch.cat([theta, theta.new_full((_moved_count(learner, layout),), start)])
+
+
+def network_parameters(loss: LossFunction, theta: Float[Tensor, " meta"]) -> Float[Tensor, " param"]:
+    """The network's part of the meta-parameters; all of them where the loss is a plain function."""
+    if not isinstance(loss, Loss) or len(theta) == loss.layout.numel:
+        return theta
+    if len(theta) < loss.layout.numel:
+        raise ValueError(f"theta has {len(theta)} entries, the network {loss.layout.numel} parameters; flatten it")
+    return theta[: loss.layout.numel]
+
+
+def further_parameters(loss: Loss, theta: Float[Tensor, " meta"]) -> Float[Tensor, " further"]:
+    """The meta-parameters behind the network's."""
+    return theta[loss.layout.numel :]
+
+
+def step_sizes(learner: Learner, loss: LossFunction, theta: Float[Tensor, " meta"]) -> float | Float[Tensor, " moved"]:
+    """The learner's step size, or those learned in ``theta``, one per moved entry."""
+    if not learner.learns_step_sizes:
+        return learner.step_size
+    if not isinstance(loss, Loss):
+        raise ValueError(f"{learner.name} learns step sizes, which needs a loss with a layout; use ht.make_loss")
+    count = _moved_count(learner, loss.layout)
+    found = further_parameters(loss, theta)[:count]
+    if len(found) < count:
+        raise ValueError(
+            f"theta has {len(theta)} entries but {learner.name} needs {count} step sizes behind the network's"
+            f" {loss.layout.numel}; make it with meta_parameters(learner, layout, theta)"
+        )
+    return found.exp() if learner.step_sizes == "learned_log" else found
+
+
+def moved_part(learner: Learner, loss: LossFunction, *, device: torch.device) -> Part | None:
+    """The network's parameters that the inner loop moves; None: all."""
+    if not learner.moves:
+        return None
+    if not isinstance(loss, Loss):
+        raise ValueError(f"{learner.name} moves {', '.join(learner.moves)}, which a plain function cannot name")
+    return part_under(loss.layout, learner.moves, device)
+
+
+@lru_cache(maxsize=64)
+def part_under(layout: ParamLayout, prefixes: tuple[str, ...], device: torch.device) -> Part:
+    """The parameters under the prefixes; found once for each device."""
+    names = layout.under(*prefixes)
+    return Part(layout.only(names), layout.positions(names).to(device))
+
+
+def _moved_count(learner: Learner, layout: ParamLayout) -> int:
+    return layout.only(layout.under(*learner.moves)).numel if learner.moves else layout.numel

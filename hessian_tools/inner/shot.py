@@ -1,0 +1,187 @@
+"""SHOT: few large inner steps should end where many small ones do (Lee, Yoo, Kwak 2023).
+
+Target and reference start at the same point, use the same support set and run for the same time,
+alpha_t T = alpha_r R. To leading order they differ by (tau^2 / 2)(1/T - 1/R) H g, so a small
+distance means a small Hessian-gradient product along the inner loop.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import cos, isfinite, log, pi, sqrt
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hessian_tools.inner.learners import Learner
+from hessian_tools.validation import check_whole
+
+
+def kl(p_logits: Tensor, q_logits: Tensor) -> Float[Tensor, ""]:
+    """KL(p || q) between categorical distributions given by logits [example, class], mean over examples, in nats.
+
+    >>> float(kl(torch.zeros(1, 2), torch.zeros(1, 2)))
+    0.0
+    """
+    log_p, log_q = torch.log_softmax(p_logits, -1), torch.log_softmax(q_logits, -1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1).mean()
+
+
+def jensen_shannon(p_logits: Tensor, q_logits: Tensor) -> Float[Tensor, ""]:
+    """Mean of KL(p || m) and KL(q || m) at the middle m = (p + q) / 2: symmetric, at most log 2 (Lin 1991), in nats.
+
+    >>> apart = torch.tensor([[0.0, 200.0]])
+    >>> bool(jensen_shannon(apart, -apart).isclose(torch.tensor(2.0).log()))
+    True
+    """
+    log_p, log_q = torch.log_softmax(p_logits, -1), torch.log_softmax(q_logits, -1)
+    log_m = torch.logaddexp(log_p, log_q) - log(2)
+    both = log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m)
+    return both.sum(-1).mean() / 2
+
+
+def cross_entropy(p_logits: Tensor, q_logits: Tensor) -> Float[Tensor, ""]:
+    """-sum p log q: KL(p || q) plus the entropy of p; with p detached its gradient is that of KL(p || q).
+
+    >>> bool(cross_entropy(torch.zeros(1, 2), torch.zeros(1, 2)).isclose(torch.tensor(2.0).log()))
+    True
+    """
+    return -(torch.softmax(p_logits, -1) * torch.log_softmax(q_logits, -1)).sum(-1).mean()
+
+
+def squared_error(a: Tensor, b: Tensor) -> Float[Tensor, ""]:
+    """Mean squared difference of outputs, for regression."""
+    return ((a - b) ** 2).mean()
+
+
+def root_mean_square(a: Float[Tensor, " param"], b: Float[Tensor, " param"], *, moved: int) -> Float[Tensor, ""]:
+    """|a - b| over the root of the number of entries that move.
+
+    >>> float(root_mean_square(torch.zeros(4), torch.ones(4), moved=4))
+    1.0
+    """
+    return torch.linalg.vector_norm(a - b) / sqrt(moved)
+
+
+# Of outputs on the query inputs, (reference, target). The authors' code uses the first; their text has the second.
+DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "kl_reference_target": kl,
+    "kl_target_reference": lambda reference, target: kl(target, reference),
+    "js": jensen_shannon,
+    "cross_entropy": cross_entropy,
+    "squared_error": squared_error,
+}
+L2 = "l2_parameters"  # of the end points themselves: no pass over the query set
+OF_PROBABILITIES = ("kl_reference_target", "kl_target_reference", "js", "cross_entropy")
+Projector = Callable[[Tensor], Tensor]
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+@dataclass(frozen=True)
+class Shot:
+    """The SHOT penalty added to the query loss.
+
+    weight: may be negative (anti-SHOT). target_steps: T; None takes the learner's own K steps.
+    reference_steps: R; None takes the learner's own K steps, which cost nothing more.
+    distance: of output distributions ("kl_reference_target", "kl_target_reference", "js",
+        "cross_entropy"), of outputs ("squared_error"), or of parameters ("l2_parameters").
+    detach_reference: gradient through the target alone, as in the authors' code.
+    schedule: the weight over meta-iterations: "constant"; "linear" from 0 up to ``weight`` within
+        ``schedule_steps``; "cosine" from ``weight`` down to 0 within ``schedule_steps``.
+    """
+
+    weight: float = 0.1
+    target_steps: int | None = 1
+    reference_steps: int | None = None
+    distance: str = "kl_reference_target"
+    detach_reference: bool = True
+    schedule: str = "constant"
+    schedule_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        check_whole(
+            target_steps=self.target_steps, reference_steps=self.reference_steps, schedule_steps=self.schedule_steps
+        )
+        if not isfinite(self.weight):
+            raise ValueError(f"weight={self.weight} must be a finite number")
+        if self.distance not in (*DISTANCES, L2):
+            raise ValueError(f"distance={self.distance!r} is not one of {', '.join((*DISTANCES, L2))}")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule={self.schedule!r} is not one of {', '.join(SCHEDULES)}")
+        if (self.schedule == "constant") != (self.schedule_steps is None) or (self.schedule_steps or 1) < 1:
+            raise ValueError(
+                f"schedule_steps={self.schedule_steps} with schedule={self.schedule!r}: 'linear' and 'cosine' need"
+                " a number of meta-iterations, at least 1; 'constant' takes None"
+            )
+        if self.target_steps is not None and self.target_steps < 1:
+            raise ValueError(f"target_steps={self.target_steps} must be at least 1")
+        if self.reference_steps is not None and self.reference_steps <= (self.target_steps or 0):
+            raise ValueError(
+                f"reference_steps={self.reference_steps} must exceed target_steps={self.target_steps}:"
+                " the reference takes more, smaller steps"
+            )
+
+    def counts(self, learner_steps: int) -> tuple[int, int]:
+        """(T, R) for a learner of K steps; refuses one whose own loop is no longer than the target."""
+        target, reference = self.target_steps or learner_steps, self.reference_steps or learner_steps
+        if reference <= target:
+            raise ValueError(
+                f"a learner of {learner_steps} inner steps cannot be the reference of a target of"
+                f" {target}; set reference_steps above {target} or lower target_steps"
+            )
+        return target, reference
+
+    def reference_count(self, learner_steps: int) -> int:
+        """R for a learner of K steps; see :meth:`counts`."""
+        return self.counts(learner_steps)[1]
+
+    def weight_at(self, meta_step: int) -> float:
+        """The weight after ``meta_step`` outer steps.
+
+        >>> Shot(0.2, schedule="linear", schedule_steps=10).weight_at(5)
+        0.1
+        """
+        if self.schedule_steps is None:
+            return self.weight
+        passed = min(1.0, meta_step / self.schedule_steps)
+        return self.weight * (passed if self.schedule == "linear" else (1 + cos(pi * passed)) / 2)
+
+    def at(self, meta_step: int) -> "Shot":
+        """The penalty as it stands after ``meta_step`` outer steps, its weight a constant."""
+        return replace(self, weight=self.weight_at(meta_step), schedule="constant", schedule_steps=None)
+
+
+def unchanged(outputs: Tensor) -> Tensor:
+    """No projector."""
+    return outputs
+
+
+def distance_after(
+    shot: Shot, compared: Callable[[int], Tensor], *, steps: int, moved: int, project: Projector = unchanged
+) -> Float[Tensor, ""]:
+    """D(reference, target) of what ``compared(number of steps)`` gives, for a learner of ``steps`` steps.
+
+    That is outputs, or, for the distance in parameters, end points with ``moved`` entries that move.
+    project: what the reference passes.
+    """
+    target_steps, reference_steps = shot.counts(steps)
+    if shot.detach_reference:
+        with torch.no_grad():  # not only detached afterwards: its inner loop would keep a graph nobody reads
+            reference = compared(reference_steps).detach()
+    else:
+        reference = compared(reference_steps)
+    reference, target = project(reference), compared(target_steps)
+    if shot.distance == L2:
+        return root_mean_square(reference, target, moved=moved)
+    return DISTANCES[shot.distance](reference, target)
+
+
+def longer_reference(
+    learner: Learner, weight: float, *, factor: int = 2, distance: str = "kl_reference_target"
+) -> Shot:
+    """The learner's own loop as target, ``factor`` times as many, smaller steps as reference, detached.
+
+    What the authors' code calls MORE; for one-step learners (ANIL, BOIL) the SHOT of the paper,
+    which takes weight 1e-6.
+    """
+    return Shot(weight, target_steps=None, reference_steps=factor * learner.steps, distance=distance)

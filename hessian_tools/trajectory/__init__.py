@@ -1,0 +1,7 @@
+"""One way to read an inner loop out: record it, follow somebody else's training, or read stored checkpoints."""
+
+from hessian_tools.trajectory.record import record
+from hessian_tools.trajectory.recorder import Recorder, trajectory_from
+from hessian_tools.trajectory.trajectory import SaveAt, Trajectory, stack
+
+__all__ = ["Recorder", "SaveAt", "Trajectory", "record", "stack", "trajectory_from"]

@@ -1,0 +1,158 @@
+"""Bring your own training: trajectories of loops that are not ours, for the curvature half of the library.
+
+What is recorded are points; gradients and losses are those of one loss on one batch, whatever the loop minimised.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import grad_and_value
+from torch.utils import _pytree as pytree
+
+from hessian_tools.inner.meta_loss import accuracy
+from hessian_tools.layout import Where, flatten
+from hessian_tools.loss import Batch, Criterion, Loss, LossFunction, make_loss
+from hessian_tools.torch_fixes.precision import full_precision
+from hessian_tools.trajectory.foreign import Buffers, State, points_of_states
+from hessian_tools.trajectory.trajectory import SaveAt, Trajectory
+
+_WITH_POINTS = SaveAt(thetas=True)
+
+
+@full_precision
+def trajectory_from(
+    loss: LossFunction,
+    states: Iterable[State],
+    support: Batch,
+    *,
+    query: Batch | None = None,
+    save: SaveAt = _WITH_POINTS,
+    buffers: Buffers = "refuse",
+) -> Trajectory:
+    """The trajectory through given states, measured by ``loss`` on the batch ``support``.
+
+    states: vectors [param] or the rows of [point, param], state dicts, or paths of .safetensors files; see
+    :func:`hessian_tools.trajectory.foreign.points_of_states` for how names are matched and for buffers. query: a batch to
+    evaluate on besides. save: the points are kept by default, for ``hessian(loss, t.thetas, support, shared=True)``.
+    Whether the steps followed the gradients of this loss, ``step_cosine`` says. Costs one gradient a state and
+    one pass over the query set; two vectors a state in memory. Raises ValueError for
+    states that do not fit, HiddenStateError for a network that changes in its forward pass.
+
+    >>> states = [torch.tensor([1.0, 1.0]), torch.tensor([0.9, 0.8])]  # one step of 0.1 on theta'diag(1, 2)theta / 2
+    >>> t = trajectory_from(lambda theta, d: (d * theta**2).sum() / 2, states, torch.tensor([1.0, 2.0]))
+    >>> t.support_loss, t.step_cosine
+    (tensor([1.5000, 1.0450]), tensor([1.]))
+    """
+    thetas = points_of_states(loss, states, buffers=buffers)
+    if isinstance(loss, Loss):
+        thetas = thetas.to(next(loss.model.parameters()).device)
+        loss.refuse_hidden_state(thetas[0], support)
+    on_support = grad_and_value(lambda theta: _evaluated(loss, theta, support), has_aux=True)
+    gradients, values = zip(*[on_support(theta) for theta in thetas], strict=True)
+    with torch.no_grad():
+        on_query = None if query is None else [_evaluated(loss, theta, query) for theta in thetas]
+        return _read_out(thetas, torch.stack(gradients), values, on_query, save)
+
+
+class Recorder:
+    """Three lines around somebody else's training loop: make it, ``step()`` after each update, ``trajectory()``.
+
+    Keeps a copy of the parameters and buffers at its making and at each ``step()``, in the computer's main memory;
+    runs no forward pass, draws no number and changes nothing until ``trajectory()`` is called. model: as trained, a
+    plain module or what learn2learn's ``clone()`` holds in ``.module``. criterion, batch: what the
+    curvature is to be of, which need not be what the loop minimises. where: which parameters; see ``flatten``.
+
+    >>> model = nn.Linear(2, 1, bias=False)
+    >>> batch = (torch.eye(2), torch.zeros(2, 1))
+    >>> recorder = Recorder(model, lambda out, y: ((out - y) ** 2).mean(), batch)
+    >>> optimiser = torch.optim.SGD(model.parameters(), lr=0.5)
+    >>> for _ in range(3):
+    ...     optimiser.zero_grad()
+    ...     ((model(batch[0]) - batch[1]) ** 2).mean().backward()
+    ...     _ = optimiser.step()
+    ...     recorder.step()
+    >>> t = recorder.trajectory()  # H = 1: each step halves the parameters
+    >>> t.steps, bool(torch.allclose(t.theta_norm[1:], t.theta_norm[:-1] / 2))
+    (3, True)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        criterion: Criterion,
+        batch: Batch,
+        *,
+        query: Batch | None = None,
+        where: Where = None,
+    ) -> None:
+        layout = flatten(model, where)[1]
+        self.loss = make_loss(model, criterion, layout)
+        self.batch, self.query = batch, query
+        self._fixed = {name: _copy(p) for name, p in model.named_parameters() if name not in layout.names}
+        self._states: list[dict[str, Tensor]] = []
+        self.step()
+
+    def step(self) -> None:
+        """Keep the parameters as they are now."""
+        kept = set(self.loss.layout.names)
+        state = {name: _copy(p) for name, p in self.loss.model.named_parameters() if name in kept}
+        self._states.append(state | {name: _copy(b) for name, b in self.loss.model.named_buffers()})
+
+    def trajectory(self, *, save: SaveAt = _WITH_POINTS, buffers: Buffers = "refuse") -> Trajectory:
+        """The trajectory so far, by the model in the mode (train or eval) it is in now; see :func:`trajectory_from`.
+
+        buffers: running statistics that moved while training make the points those of different functions, which is
+        refused; "ignore" measures all of them with the statistics the model has now.
+        """
+        states = [state | self._fixed for state in self._states]
+        return trajectory_from(self.loss, states, self.batch, query=self.query, save=save, buffers=buffers)
+
+
+Values = Sequence[tuple[Tensor, Tensor]]
+"""Loss and accuracy at each point."""
+
+
+def _read_out(thetas: Tensor, gradients: Tensor, support: Values, query: Values | None, save: SaveAt) -> Trajectory:
+    stepped, moves = gradients[:-1], thetas.diff(dim=0)
+    query_loss, query_accuracy = (None, None) if query is None else _columns(query)
+    support_loss, support_accuracy = _columns(support)
+    return Trajectory(
+        support_loss=support_loss,
+        query_loss=query_loss,
+        support_accuracy=support_accuracy,
+        query_accuracy=query_accuracy,
+        theta_norm=thetas.norm(dim=-1),
+        grad_norm=gradients.norm(dim=-1),
+        displacement=(thetas - thetas[0]).norm(dim=-1),
+        gram=stepped @ stepped.T,
+        thetas=thetas if save.thetas else None,
+        gradients=gradients if save.gradients else None,
+        step_norm=moves.norm(dim=-1),
+        step_cosine=-(stepped * moves).sum(-1) / (stepped.norm(dim=-1) * moves.norm(dim=-1)),
+    )
+
+
+def _columns(values: Values) -> tuple[Tensor, Tensor]:
+    losses, accuracies = zip(*values, strict=True)
+    return torch.stack(losses), torch.stack(accuracies)
+
+
+def _evaluated(loss: LossFunction, theta: Tensor, batch: Batch) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Loss and accuracy on a batch, in one forward pass; a plain function shows no outputs to judge."""
+    if not isinstance(loss, Loss):
+        value = loss(theta, batch)
+        return value, torch.full_like(value, float("nan"))
+    x, y = batch
+    outputs = loss.outputs(theta, x)
+    return loss.criterion(outputs, y), accuracy(pytree.tree_map(_detached, outputs), y)
+
+
+def _detached(leaf: Any) -> Any:
+    return leaf.detach() if isinstance(leaf, Tensor) else leaf
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True)

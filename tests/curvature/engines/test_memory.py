@@ -1,0 +1,95 @@
+"""Memory of a device: what fits together, and what happens where it refuses."""
+
+import weakref
+from collections import namedtuple
+
+import pytest
+import torch
+from cases import NETWORKS, randn, relu_mlp
+from contract import close
+from torch import Tensor
+
+from hessian_tools.curvature import Hessian, hessian
+from hessian_tools.curvature.engines.compiled import compiled_products as kept
+from hessian_tools.curvature.engines.compiled.compiled_products import Traced
+from hessian_tools.curvature.engines.memory import MEMORY_BUDGET, Room, memory_budget
+
+CONV, RELU = NETWORKS[1], relu_mlp()
+
+
+@pytest.mark.parametrize("budget", [2.0, 3.0, 10.0, 100.0])
+def test_work_leaves_room_for_what_is_kept_on_a_gpu_too(budget: float) -> None:
+    """There hundreds of points go together: their work alone was more than the budget, and points went one by one."""
+    work, gpu = 3 * 2**20, torch.device("cuda")
+    trace = Traced(tuple, torch.neg, kept_bytes=2**20, work_bytes=work, point_bytes=2**20, largest=2**18)
+    given = int(budget * work)
+    assert trace.working_bytes(gpu, None) == 1024 * work
+    assert work <= trace.working_bytes(gpu, given) <= given / 2
+    assert trace.probes_together(1, 100, gpu, given) == min(16, int(budget / 2))
+    assert trace.probes_together(1, 100, gpu, None) == 16
+    points = hessian(CONV.loss, CONV.thetas, CONV.batch, route="traced", max_memory=given).points
+    points._traced["hessian_at"] = (trace,)
+    assert points._fitting("traced", Hessian.matrix_at) * 2**20 >= given / 2 - 2**20
+
+
+def test_no_memory_for_a_program_is_no_operation_that_vmap_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    loss, batch = RELU.loss, tuple(leaf.repeat_interleave(7, dim=0) for leaf in RELU.batch)
+    thetas = RELU.thetas.repeat_interleave(7, dim=0)
+    V = randn(thetas.shape[1], 1, path="V")
+    expected = hessian(loss, thetas, batch, route="kept") @ V
+    written, sizes = kept.flat_program, []
+
+    def scarce(vector: object, V: Tensor, *rest: object, points: bool, probes: bool) -> object:
+        sizes.append(len(V) if points else 1)
+        if sizes[-1] > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory (planted)")
+        return written(vector, V, *rest, points=points, probes=probes)
+
+    monkeypatch.setattr(kept, "flat_program", scarce)
+    H = hessian(loss, thetas, batch, route="traced")
+    close(H @ V, expected)
+    assert H.points.room.refusals == 2
+    assert 1 < sizes[-1] <= 5  # taken together still, only fewer of them
+
+
+def test_what_was_kept_for_all_points_is_let_go_when_their_products_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    V = randn(CONV.thetas.shape[1], 2, path="V")
+    products = kept.Stacked.products
+
+    def scarce(stacked: kept.Stacked, V: Tensor) -> Tensor:
+        if len(V) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory (planted)")
+        return products(stacked, V)
+
+    monkeypatch.setattr(kept.Stacked, "products", scarce)
+    H = hessian(CONV.loss, CONV.thetas, CONV.batch, route="traced")
+    close(H @ V, CONV.dense @ V)
+    assert H.points.room.refusals == 1
+    assert not H.points._prepared
+
+
+def test_what_a_refused_attempt_had_made_is_gone_before_memory_is_asked_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+    made: list[weakref.ref[Tensor]] = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: seen.append(made[-1]() is None))
+
+    def piece(rows: slice) -> int:
+        activations = torch.zeros(3)
+        made.append(weakref.ref(activations))
+        if rows.stop - rows.start > 1:
+            raise torch.OutOfMemoryError
+        return 1
+
+    assert Room().in_pieces(4, piece, at_once=4) == [1, 1, 1, 1]
+    assert seen == [True, True]
+
+
+def test_a_small_card_lends_a_share_of_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    sizes = {0: 80 * 2**30, 1: 8 * 2**30}
+    card = namedtuple("card", "total_memory")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card(sizes[device.index]))
+    assert memory_budget(torch.device("cuda:0")) == MEMORY_BUDGET["cuda"]
+    assert memory_budget(torch.device("cuda:1")) == int(0.2 * 8 * 2**30)
+    assert memory_budget(torch.device("mps")) == memory_budget(torch.device("cpu")) == MEMORY_BUDGET["cpu"]

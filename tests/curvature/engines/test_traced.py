@@ -1,0 +1,190 @@
+"""Products by a trace equal those done directly, and what a trace could get wrong is not trusted to it."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+from cases import without_type_checks
+from torch import nn
+from torch.nn import functional as F
+
+from hessian_tools import Conv4, extremal_eigenpairs, flatten, hessian, make_loss, seeded, stream
+from hessian_tools.curvature.engines import choice as routes
+from hessian_tools.curvature.engines.compiled import trace_cache as traced
+from hessian_tools.curvature.objective.objective import hessian_at
+
+POINTS = 5
+
+
+def network(name: str) -> nn.Module:
+    builders = {
+        "conv batch norm": lambda: Conv4(3, width=4, input_shape=(1, 16, 16)),
+        "tanh": lambda: nn.Sequential(nn.Flatten(), nn.Linear(256, 6), nn.Tanh(), nn.Linear(6, 3)),
+        "layer norm gelu": lambda: nn.Sequential(
+            nn.Flatten(), nn.Linear(256, 6), nn.LayerNorm(6), nn.GELU(), nn.Linear(6, 3)
+        ),
+    }
+    return seeded(builders[name], seed=0).double()
+
+
+def setting(model: nn.Module):
+    theta, layout = flatten(model)
+    g = stream(0, "traced")
+    thetas = theta + 0.05 * torch.randn(POINTS, len(theta), generator=g, dtype=torch.float64)
+    x = torch.rand(POINTS, 4, 1, 16, 16, generator=g, dtype=torch.float64)
+    y = torch.arange(4).remainder(3).expand(POINTS, 4).contiguous()
+    V = torch.randn(POINTS, len(theta), 3, generator=g, dtype=torch.float64)
+    return make_loss(model, F.cross_entropy, layout), thetas, (x, y), V
+
+
+def agree(loss, thetas, batch, V, **options) -> str:
+    found = hessian(loss, thetas, batch, route="traced", **options)
+    expected = hessian(loss, thetas, batch, route="direct", **options) @ V
+    assert torch.allclose(found @ V, expected, rtol=1e-10, atol=1e-12 * expected.abs().max())
+    return found.route
+
+
+@pytest.mark.parametrize("name", ["conv batch norm", "tanh", "layer norm gelu"])
+def test_traced_products_equal_direct_ones(name):
+    loss, thetas, (x, y), V = setting(network(name))
+    assert agree(loss, thetas, (x, y), V) == "traced"
+    assert agree(loss, thetas, (x[0], y[0]), V, shared=True) == "traced"
+    assert agree(loss, thetas, [(x, y), (x[:, :2], y[:, :2])], V) == "traced"
+    assert agree(loss, thetas[0], (x[0], y[0]), V[0]) == "traced"
+
+
+def test_a_product_leaves_nothing_behind_for_the_next():
+    loss, thetas, batch, V = setting(network("conv batch norm"))
+    H = hessian(loss, thetas, batch, route="traced")
+    assert torch.equal(H @ V, H @ V)
+
+
+def test_points_that_leave_do_not_change_the_others():
+    loss, thetas, batch, V = setting(network("conv batch norm"))
+    H = hessian(loss, thetas, batch, route="traced")
+    whole = H @ V
+    for keep in ([0, 1, 2, 4], [1, 4], [3]):
+        rows = torch.tensor(keep)
+        fewer = H.select(rows)
+        assert torch.allclose(fewer @ V[rows], whole[rows], rtol=1e-10)
+        again = fewer.select(torch.tensor([len(keep) - 1]))
+        assert torch.allclose(again @ V[rows[-1:]], whole[rows[-1:]], rtol=1e-10)
+        assert again.route == "traced"
+
+
+@pytest.mark.parametrize("rows", [[4, 3, 2, 1, 0], [0, 0, 1, 2], [0, 1, 2, 3, 3], [0, 0], [-1, 0, 1, 2], [2, 0, 4]])
+def test_points_are_selected_in_the_order_given_and_as_often(rows):
+    loss, thetas, batch, V = setting(network("tanh"))
+    H = hessian(loss, thetas, batch, route="traced")
+    whole = H @ V
+    chosen = torch.tensor(rows)
+    assert torch.allclose(H.select(chosen) @ V[chosen], whole[chosen], rtol=1e-10)
+
+
+def test_what_was_changed_in_a_network_or_criterion_is_seen():
+    model, temperature = network("tanh"), {"is": 1.0}
+    layout = flatten(model)[1]
+    loss = make_loss(model, lambda out, y: F.cross_entropy(out / temperature["is"], y), layout)
+    _, thetas, batch, V = setting(model)
+    assert agree(loss, thetas, batch, V) == "traced"
+    model[2] = nn.Softplus()
+    assert agree(loss, thetas, batch, V) == "traced"
+    temperature["is"] = 0.3
+    assert agree(loss, thetas, batch, V) == "traced"
+
+
+def test_a_traced_network_is_let_go():
+    loss, thetas, batch, V = setting(network("tanh"))
+    hessian(loss, thetas, batch, route="traced") @ V
+    model = weakref.ref(loss.model)
+    del loss
+    gc.collect()
+    assert model() is None
+
+
+def test_several_batches_share_the_memory_of_one():
+    loss, thetas, (x, y), _ = setting(network("conv batch norm"))
+    one, three = (hessian(loss, thetas, [(x, y)] * n, route="traced", chunk=6).points.at_once() for n in (1, 3))
+    assert (one, three) == (12, 4)
+
+
+def test_eigenpairs_by_trace_and_in_parts_are_the_same(monkeypatch):
+    loss, thetas, batch, _ = setting(network("conv batch norm"))
+    expected = extremal_eigenpairs(hessian(loss, thetas, batch, route="direct"), magnitude=2)
+    found = extremal_eigenpairs(hessian(loss, thetas, batch, route="traced"), magnitude=2)
+    assert torch.allclose(found.magnitude.values, expected.magnitude.values, rtol=1e-6)
+    parts = hessian(loss, thetas, batch, route="traced", chunk=1)
+    assert [len(part.points.thetas) for part in parts.parts()] == [2, 2, 1]
+    in_parts = extremal_eigenpairs(parts, magnitude=2)
+    assert torch.allclose(in_parts.smallest.values, expected.smallest.values, rtol=1e-6)
+    assert in_parts.magnitude.residuals.shape == (POINTS, 2)
+
+
+def test_a_nan_point_does_not_spoil_the_others():
+    loss, thetas, batch, V = setting(network("conv batch norm"))
+    thetas = thetas.clone()
+    thetas[1] = float("nan")
+    product = hessian(loss, thetas, batch, route="traced") @ V
+    assert product[1].isnan().all()
+    assert product[[0, 2, 3, 4]].isfinite().all()
+
+
+class Branching(nn.Module):
+    """Takes a branch by its parameters, which a trace cannot know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([1.0, 0.5, -0.3]))
+
+    def forward(self, x):
+        return (x * self.weight**2).sum(-1) if float(self.weight.detach()[0]) > 0 else (x * self.weight**3).sum(-1)
+
+
+def test_a_branch_on_the_parameters_is_done_directly():
+    model = Branching().double()
+    theta, layout = flatten(model)
+    loss = make_loss(model, lambda out, y: (out**2).mean(), layout)
+    x = torch.rand(4, 3, generator=stream(1), dtype=torch.float64)
+    H = hessian(loss, theta[None], (x[None], x[None]), route="traced", batching="loop")
+    assert H.route == "direct"
+    assert traced.traced_product(lambda t, b, v: hessian_at(loss, t, b)(v), "branch", loss, theta, (x, x)) is None
+
+
+def test_a_frozen_parameter_that_moves_is_not_taken_from_an_old_trace():
+    model = network("tanh")
+    _, thetas, batch, V = setting(model)
+    theta, layout = flatten(model, where=["1"])
+    head_fixed = make_loss(model, F.cross_entropy, layout)
+    first = hessian(head_fixed, thetas[:, : len(theta)], batch, route="traced") @ V[:, : len(theta)]
+    with torch.no_grad():
+        model[3].weight.mul_(2)
+    assert agree(head_fixed, thetas[:, : len(theta)], batch, V[:, : len(theta)]) == "traced"
+    again = hessian(head_fixed, thetas[:, : len(theta)], batch, route="traced") @ V[:, : len(theta)]
+    assert not torch.allclose(first, again)
+
+
+def test_auto_changes_over_by_count_and_never_for_a_plain_function():
+    loss, thetas, batch, V = setting(network("tanh"))
+    H = hessian(loss, thetas, batch)
+    assert (H @ V).isfinite().all()
+    assert H.route == "kept"
+    for _ in range(routes.enough_products(H.points.forward) // (POINTS * 3) + 1):
+        H @ V
+    assert H.route == "traced"
+    plain = hessian(lambda t, b: (t**4).sum(), thetas, torch.zeros(POINTS))
+    for _ in range(40):
+        plain @ V
+    assert plain.route == "direct"
+
+
+def test_traces_are_kept_and_their_number_is_bounded(monkeypatch):
+    loss, thetas, (x, y), V = setting(network("tanh"))
+    for examples in (1, 2, 3, 4, 1):
+        hessian(loss, thetas, (x[:, :examples], y[:, :examples]), route="traced") @ V
+    assert len(traced._TRACES[loss]) == 4
+    monkeypatch.setattr(traced, "MOST_TRACES", 2)
+    hessian(loss, thetas, (x.repeat(1, 2, 1, 1, 1), y.repeat(1, 2)), route="traced") @ V
+    assert len(traced._TRACES[loss]) == 2
+    with without_type_checks(), pytest.raises(ValueError, match="route='fast' is not known"):
+        hessian(loss, thetas, (x, y), route="fast")

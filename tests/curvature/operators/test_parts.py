@@ -1,0 +1,154 @@
+"""Operators taken apart: part by part the numbers are those of the whole, and no more points are held than fit."""
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import pytest
+import torch
+from cases import NETWORKS, randn
+from contract import close
+from eigenvalues import Matrices
+from torch import Tensor
+
+from hessian_tools.curvature import (
+    Operator,
+    adaptation_jacobian,
+    gauss_newton,
+    hessian,
+    moments,
+    rademacher,
+    spectral_density,
+    spectrum,
+    top_eigenpairs,
+    trace,
+)
+from hessian_tools.curvature.objective.objective import Points
+from hessian_tools.curvature.operators.parts import Parts, part_by_part, row_products
+
+CASE = NETWORKS[0]
+OPERATORS = {
+    "hessian": lambda H, G: H,
+    "block": lambda H, G: H.block("body"),
+    "restriction": lambda H, G: H.restrict(torch.linalg.qr(randn(3, H.num_params, 4, path="Q")).Q),
+    "difference": lambda H, G: H - G,
+    "gram": lambda H, G: adaptation_jacobian(H, 0.1, steps=1).gram,
+}
+
+
+def whole_and_parts(name: str) -> tuple[Operator, Operator]:
+    """The same operator with room for all points and for one."""
+    made = []
+    for room in (None, 1):
+        H, G = (make(CASE.loss, CASE.thetas, CASE.batch, max_memory=room) for make in (hessian, gauss_newton))
+        made.append(OPERATORS[name](H, G))
+    return made[0], made[1]
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_every_quantity_part_by_part(name: str) -> None:
+    whole, short = whole_and_parts(name)
+    assert [part is whole for part in whole.parts()] == [True]
+    assert isinstance(short.parts(), Parts)
+    assert [part.num_points for part in short.parts()] == [1, 1, 1]
+    n = whole.num_params
+    probes = rademacher(n, 3 * 5).double().view(n, 3, 5).permute(1, 0, 2)
+
+    def numbers(H: Operator) -> list[Tensor]:
+        own, drawn = trace(H, probes=probes), trace(H, num_probes=4, method="probes", rtol=1e-9, max_probes=6)
+        spread = moments(H, probes=probes)
+        density = spectral_density(H, probes=probes, num_matvecs=3)
+        pairs = top_eigenpairs(H, k=1, rtol=1e-6, copies=False, method="lanczos")
+        exact = trace(H, method="exact")
+        return [
+            *(own.value, own.stderr, drawn.samples, exact.value, density.nodes, density.weights, pairs.values),
+            *(spread.trace.value, spread.frobenius_squared.stderr, spread.diagonal.value, spread.diagonal.stderr),
+        ]
+
+    for one, other in zip(numbers(whole), numbers(short), strict=True):
+        close(other, one)
+
+
+def test_no_more_points_meet_a_product_than_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def at_once(self: Points, *_: object) -> int:
+        return 2
+
+    def products(self: Points, V: Tensor, *rest: object) -> Tensor:
+        seen.append(len(V))
+        return plain(self, V, *rest)
+
+    plain = Points.products
+    monkeypatch.setattr(Points, "at_once", at_once)
+    monkeypatch.setattr(Points, "products", products)
+    H = hessian(CASE.loss, CASE.thetas, CASE.batch)
+    for quantity in (trace, moments, partial(spectral_density, num_matvecs=5), partial(trace, method="exact")):
+        said: list[tuple[int, int]] = []
+        seen.clear()
+        if quantity in (trace, moments):
+            quantity(H, num_probes=20, progress=lambda done, most, said=said: said.append((done, most)))
+            assert said == [(16, 40), (20, 40), (36, 40), (40, 40)]
+        else:
+            quantity(H)
+        assert set(seen) == {1, 2}
+
+
+def test_parts_are_a_sequence() -> None:
+    H = hessian(CASE.loss, CASE.thetas, CASE.batch)
+    parts = Parts(H, 2)
+    assert len(parts) == 2
+    close(parts[-1].to_dense(), CASE.dense[2:])
+    assert [part.num_points for part in parts[:1]] == [2]
+    places = part_by_part(H, lambda part, rows: (torch.arange(rows.start, rows.stop),))
+    assert places[0].tolist() == [0, 1, 2]
+
+
+def test_rows_at_once_change_nothing() -> None:
+    H = hessian(CASE.loss, CASE.thetas, CASE.batch)
+    rows = randn(3, 5, H.num_params, path="rows")
+    for at_once in (1, 7, 100):
+        close(row_products(H, rows, at_once=at_once), rows @ CASE.dense)
+
+
+@dataclass(frozen=True)
+class Watched(Matrices):
+    """Matrices taken one at a time; ``alive``: its parts that anyone still holds while one is multiplied."""
+
+    parts_made: list[weakref.ref[Matrices]] = field(default_factory=list)
+    alive: list[int] = field(default_factory=list)
+
+    @property
+    def at_once(self) -> int:
+        return 1
+
+    def products(self, V: Tensor) -> Tensor:
+        self.alive.append(sum(part() is not None for part in self.parts_made))
+        return super().products(V)
+
+    def select(self, points: Tensor) -> "Watched":
+        part = Watched(self.A[points], self.parts_made, self.alive)
+        self.parts_made.append(weakref.ref(part))
+        return part
+
+
+@pytest.mark.parametrize(
+    "quantity",
+    [
+        partial(top_eigenpairs, k=2, method="lanczos", copies=True),
+        partial(top_eigenpairs, k=2, method="exact"),
+        partial(spectrum, method="dense"),
+        partial(spectrum, method="range finder", max_rank=32),
+        trace,
+        moments,
+        partial(spectral_density, num_probes=2, num_matvecs=4),
+    ],
+    ids=["lanczos", "exact", "dense", "range", "trace", "moments", "density"],
+)
+def test_a_part_is_let_go_before_the_next_is_at_work(quantity: Callable[[Operator], object]) -> None:
+    """What products keep at a part's points would add up over all points; the part before may be there still."""
+    H = Watched(torch.diag_embed(randn(12, 150, path="watched")))
+    quantity(H)
+    assert len(H.parts_made) >= 12
+    assert max(H.alive) <= 3

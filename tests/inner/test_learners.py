@@ -1,0 +1,244 @@
+"""What each learner is: what it moves, what its meta-gradient is, float64."""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from plain_meta import episode, network, plain_forward
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hessian_tools import (
+    MLP,
+    SaveAt,
+    Shot,
+    adapt,
+    flatten,
+    gradient,
+    hessian,
+    learners,
+    make_loss,
+    meta_loss,
+    record,
+    seeded,
+    stream,
+)
+from hessian_tools.inner.adapt import learner_path, row_parts
+from hessian_tools.inner.learners import Learner
+from hessian_tools.inner.meta_loss import joined
+from hessian_tools.inner.parameters import meta_parameters, network_parameters
+from hessian_tools.inner.shot import squared_error
+from hessian_tools.inner.steps import Momentum, Preconditioned
+
+DTYPE = torch.float64
+
+
+def randn(*shape: int, path: str) -> Tensor:
+    return torch.randn(*shape, generator=stream(0, "learners", path), dtype=DTYPE)
+
+
+def smooth(criterion=squared_error):
+    model = seeded(lambda: MLP((2, 5, 1), activation=nn.Tanh), seed=0).double()
+    theta, layout = flatten(model)
+    support, query = ((randn(6, 2, path=f"{p}x"), randn(6, 1, path=f"{p}y")) for p in "sq")
+    return make_loss(model, criterion, layout), theta, support, query
+
+
+def meta_gradient(learner: Learner, loss, theta: Tensor, support, query, shot: Shot | None = None) -> Tensor:
+    point = theta.clone().requires_grad_()
+    return torch.autograd.grad(meta_loss(learner, loss, point, support, query, shot=shot)[0], point)[0]
+
+
+@pytest.mark.parametrize("shot", [None, Shot(weight=0.3, distance="squared_error")], ids=["plain", "shot"])
+@pytest.mark.parametrize(
+    "learner",
+    [
+        learners.maml(3, 0.1),
+        learners.anil(3, 0.1, head=("weight",)),
+        learners.meta_sgd(3, 0.1),
+        learners.maml(3, 0.1, rule=Momentum(0.5)),
+    ],
+    ids=lambda v: v.name + v.rule.__class__.__name__,
+)
+def test_first_order_equals_second_order_where_the_loss_is_linear(learner, shot):
+    # (outputs * y).mean() of a linear layer is linear in its parameters: no Hessian to leave out.
+    theta, layout = flatten(nn.Linear(2, 1).double())
+    loss = make_loss(nn.Linear(2, 1), lambda out, y: (out * y).mean(), layout)
+    _, _, support, query = smooth()
+    meta = meta_parameters(learner, layout, theta.double())
+    full = meta_gradient(learner, loss, meta, support, query, shot)
+    first = meta_gradient(replace(learner, first_order=True), loss, meta, support, query, shot)
+    assert torch.allclose(full, first, rtol=1e-13, atol=1e-14)
+    assert full.norm() > 1e-3
+
+
+def test_first_order_differs_where_there_is_a_hessian():
+    loss, theta, support, query = smooth()
+    for learner in (learners.maml(2, 0.1), learners.anil(2, 0.1), learners.boil(2, 0.1)):
+        full = meta_gradient(learner, loss, theta, support, query)
+        first = meta_gradient(replace(learner, first_order=True), loss, theta, support, query)
+        assert (full - first).norm() > 1e-3 * full.norm()
+
+
+@pytest.mark.parametrize(
+    ("learner", "moved"),
+    [
+        (learners.anil(2, 0.1), "head."),
+        (learners.boil(2, 0.1), "body."),
+        (learners.anil(2, 0.1, head=("body.2",)), "body.2."),
+    ],
+    ids=["anil", "boil", "overridden"],
+)
+def test_the_inner_loop_moves_its_part_alone(learner, moved):
+    loss, theta, layout = network()
+    theta = theta + 0.1 * randn(len(theta), path="elsewhere")  # not where the model's own parameters are
+    support, query = episode()
+    t = record(learner, loss, theta, support, query, save=SaveAt(thetas=True, gradients=True))
+    for k in (1, 2):
+        for name, change in layout.unflatten(t.thetas[k] - theta).items():
+            assert bool(change.any()) == name.startswith(moved), name
+    for name, g in layout.unflatten(t.gradients[2]).items():
+        assert bool(g.any()) == name.startswith(moved), name
+    # by these entries it is the gradient of the whole loss
+    full, mine = gradient(loss, t.thetas[1], support), t.gradients[1]
+    assert torch.allclose(full[mine != 0], mine[mine != 0], rtol=1e-10)
+    assert torch.allclose(t.displacement[-1], 0.1 * t.gram.sum().sqrt(), rtol=1e-10)
+
+
+@pytest.mark.parametrize("logarithmic", [False, True])
+@pytest.mark.parametrize("shot", [None, Shot(weight=0.5, distance="squared_error", detach_reference=False)])
+def test_step_gradients_of_meta_sgd_against_finite_differences(logarithmic, shot):
+    loss, theta, support, query = smooth()
+    learner = learners.meta_sgd(3, 0.1, logarithmic=logarithmic)
+    meta = meta_parameters(learner, loss.layout, theta)
+    found = meta_gradient(learner, loss, meta, support, query, shot)
+    for i in (0, 7, len(theta), len(theta) + 3, len(meta) - 1):
+        nudge = torch.zeros_like(meta)
+        nudge[i] = 1e-5
+        up, down = (meta_loss(learner, loss, meta + s * nudge, support, query, shot=shot)[0] for s in (1, -1))
+        assert abs((up - down) / 2e-5 - found[i]) < 1e-8
+    assert found[len(theta) :].abs().min() > 0
+
+
+def test_meta_sgd_begins_as_maml():
+    loss, theta, support, _ = smooth()
+    ours = learners.meta_sgd(3, 0.1)
+    for learner in (ours, replace(ours, step_sizes="learned_log")):
+        meta = meta_parameters(learner, loss.layout, theta)
+        assert len(meta) == 2 * len(theta)
+        assert torch.equal(network_parameters(loss, meta), theta)
+        adapted = adapt(learner, loss, meta, support)
+        assert torch.allclose(adapted, adapt(learners.maml(3, 0.1), loss, theta, support), rtol=1e-13)
+        assert record(learner, loss, meta, support, support).theta_norm.shape == (4,)
+    head = replace(ours, moves=("head",))
+    assert len(meta_parameters(head, loss.layout, theta)) == len(theta) + 6
+
+
+@pytest.mark.parametrize("minibatches", [1, 3])
+def test_reptiles_expansion(minibatches):
+    # Nichol 2018: sum_k g_k = sum_k gbar_k - alpha sum_k H_k sum_{j<k} gbar_j + O(alpha^2), all at theta_0.
+    loss, theta, support, query = smooth()
+    parts = [row_parts(joined(support, query), minibatches)[k % minibatches] for k in range(3)]
+    g = [gradient(loss, theta, part) for part in parts]
+    H = [hessian(loss, theta, part) for part in parts]
+    leading = sum(g)
+    bend = sum(H[k].mv(g[j]) for k in range(3) for j in range(k))
+
+    def remainder(alpha: float) -> float:
+        learner = learners.reptile(3, alpha, minibatches=minibatches)
+        found = meta_gradient(learner, loss, theta, support, query)
+        return float((found / alpha - leading + alpha * bend).norm())
+
+    errors = [remainder(a) for a in (4e-3, 2e-3, 1e-3)]
+    assert bend.norm() > 0.1
+    assert all(3.8 < a / b < 4.2 for a, b in pairwise(errors))  # second order in alpha
+
+
+def test_reptiles_meta_gradient_is_the_displacement_and_takes_support_and_query_together():
+    loss, theta, support, query = smooth()
+    point = theta
+    for _ in range(3):
+        point = point - 0.1 * gradient(loss, point, joined(support, query))
+    reptile = learners.reptile(3, 0.1)
+    assert torch.allclose(meta_gradient(reptile, loss, theta, support, query), theta - point, rtol=1e-12)
+    # with SHOT: the target's query gradient, first order
+    shot = Shot(weight=0.5, distance="squared_error")
+    target = theta - 0.3 * gradient(loss, theta, joined(support, query))
+    t = target.clone().requires_grad_()
+    distance = squared_error(loss.outputs(t, query[0]), loss.outputs(point, query[0]))
+    expected = theta - point + 0.5 * torch.autograd.grad(distance, t)[0]
+    assert torch.allclose(meta_gradient(reptile, loss, theta, support, query, shot), expected, rtol=1e-10)
+
+
+def test_supervised_training_descends_cross_entropy_under_a_head_of_its_own():
+    loss, theta, layout = network()
+    (x, _), (xq, _) = episode()
+    images, labels = torch.cat([x, xq]), torch.arange(12) % 7
+    meta = torch.cat([theta, 0.1 * randn(7 * 4 + 7, path="classes")])
+    learner = learners.supervised(3, 0.1)
+    found = meta_gradient(learner, loss, meta, (x, labels[:3]), (xq, labels[3:]))
+
+    leaf = meta.clone().requires_grad_()
+    p = dict(layout.unflatten(leaf[: len(theta)]))
+    p |= {"head.weight": leaf[len(theta) : -7].view(7, 4), "head.bias": leaf[-7:]}
+    (expected,) = torch.autograd.grad(F.cross_entropy(plain_forward(p, images), labels), leaf)
+    assert (found - expected).norm() < 1e-10 * expected.norm()
+    assert not found[layout.indices("head")].any()  # the head of a new task is never trained
+    # a new task sees the network alone
+    adapted = adapt(learner, loss, meta, episode()[0])
+    assert torch.equal(adapted, adapt(learners.maml(3, 0.1), loss, theta, episode()[0]))
+
+
+def test_another_number_of_steps_on_a_new_task():
+    loss, theta, support, _ = smooth()
+    learner = learners.maml(2, 0.1, evaluation_steps=5)
+    assert len(learner_path(learner, loss, theta, support).gradients) == 2
+    assert torch.equal(
+        adapt(learner.evaluating(), loss, theta, support), adapt(learners.maml(5, 0.1), loss, theta, support)
+    )
+    assert learners.maml(2, 0.1).evaluating() == learners.maml(2, 0.1)
+
+
+def test_a_plain_function_is_descended_too():
+    theta = randn(3, path="plain")
+    adapted = adapt(learners.maml(2, 0.1), lambda t, b: ((t - b) ** 2).sum() / 2, theta, torch.ones(3, dtype=DTYPE))
+    assert torch.allclose(adapted, 1 + 0.9**2 * (theta - 1), rtol=1e-14)
+
+
+def test_a_preconditioned_step_is_finite_where_the_gradient_is_zero():
+    # A dead unit's gradient is exactly 0, where the root of a mean square has no derivative.
+    model = MLP((2, 5, 1)).double()
+    theta, layout = flatten(model)
+    theta = torch.where(torch.arange(len(theta)) < 10, -theta.abs(), theta)
+    loss = make_loss(model, squared_error, layout)
+    batch = (randn(4, 2, path="positive").abs(), randn(4, 1, path="y"))
+    learner = learners.maml(2, 0.01, rule=Preconditioned())
+    assert (gradient(loss, theta, batch) == 0).any()
+    assert torch.isfinite(meta_gradient(learner, loss, theta, batch, batch)).all()
+
+
+def test_mistakes_are_named():
+    loss, theta, support, query = smooth()
+    with pytest.raises(ValueError, match="no parameter under 'tail'"):
+        adapt(learners.anil(1, 0.1, head=("tail",)), loss, theta, support)
+    with pytest.raises(ValueError, match="needs 21 step sizes behind the network's 21"):
+        adapt(learners.meta_sgd(1, 0.1), loss, theta, support)
+    with pytest.raises(ValueError, match="which a plain function cannot name"):
+        adapt(learners.anil(1, 0.1), lambda t, _: (t**2).sum(), theta, support)
+    with pytest.raises(ValueError, match="outer='best' is not one of query"):
+        Learner("mine", 1, 0.1, outer="best")
+    with pytest.raises(ValueError, match="have no gradient under outer='displacement'"):
+        Learner("mine", 1, 0.1, outer="displacement", step_sizes="learned")
+    with pytest.raises(ValueError, match="minibatches=2 must be 1"):
+        Learner("mine", 1, 0.1, minibatches=2)
+    with pytest.raises(ValueError, match="evaluation_steps=0"):
+        learners.maml(1, 0.1, evaluation_steps=0)
+    with pytest.raises(ValueError, match="minibatches=13 of 12 examples"):
+        meta_loss(learners.reptile(1, 0.1, minibatches=13), loss, theta, support, query)
+    with pytest.raises(ValueError, match="must see the same data"):
+        meta_loss(learners.reptile(3, 0.1, minibatches=3), loss, theta, support, query, shot=Shot())
+    with pytest.raises(ValueError, match="no inner loop in training for SHOT"):
+        meta_loss(learners.supervised(3, 0.1), loss, theta, support, query, shot=Shot())
+    with pytest.raises(ValueError, match="decay=1.0 of momentum"):
+        Momentum(1.0)

@@ -1,0 +1,117 @@
+"""Meta-gradients against formulas written out plainly, float64."""
+
+import pytest
+import torch
+from plain_meta import ALPHA, CASES, STEPS, episode, network, plain_meta_gradient
+from torch import Tensor, nn
+
+from hessian_tools import Shot, adapt, flatten, learners, make_loss, meta_loss, stream
+from hessian_tools.inner.learners import Learner
+from hessian_tools.inner.parameters import meta_parameters
+from hessian_tools.inner.shot import squared_error
+
+MAML = learners.maml(STEPS, ALPHA)
+FOMAML = learners.maml(STEPS, ALPHA, first_order=True)
+SHOTS = [
+    None,
+    Shot(weight=0.7),
+    Shot(weight=0.7, distance="kl_target_reference"),
+    Shot(weight=0.7, detach_reference=False),
+    Shot(weight=0.7, target_steps=2),
+    Shot(weight=0.7, reference_steps=6),
+    Shot(weight=0.7, target_steps=3, reference_steps=6, detach_reference=False),
+    Shot(weight=0.7, distance="js"),
+    Shot(weight=0.7, distance="cross_entropy", detach_reference=False),
+    Shot(weight=0.7, distance="l2_parameters", detach_reference=False),
+]
+FEW = [SHOTS[i] for i in (0, 1, 6, 9)]  # for the learners that share SHOT's code with MAML
+
+
+def started(learner: Learner, layout, theta: Tensor) -> Tensor:
+    """Meta-parameters whose step sizes, where learned, all differ."""
+    meta = meta_parameters(learner, layout, theta)
+    meta[layout.numel :] *= 1 + 0.5 * torch.rand(len(meta) - layout.numel, generator=stream(2), dtype=torch.float64)
+    return meta.clone().requires_grad_()
+
+
+@pytest.mark.parametrize(
+    ("name", "shot"),
+    [(name, shot) for name in CASES for shot in (SHOTS if name in ("maml", "fomaml") else FEW)],
+    ids=lambda v: v if isinstance(v, str) else "plain" if v is None else f"{v.distance}-T{v.target_steps}",
+)
+def test_meta_gradient_equals_the_plain_formula(name, shot):
+    loss, theta, layout = network()
+    support, query = episode()
+    meta = started(CASES[name].learner, layout, theta)
+    value, _ = meta_loss(CASES[name].learner, loss, meta, support, query, shot=shot)
+    (gradient,) = torch.autograd.grad(value, meta)
+    plain, expected = plain_meta_gradient(CASES[name], meta, layout, support, query, shot)
+    assert abs(value.item() - plain.item()) < 1e-12
+    assert (gradient - expected).norm() < 1e-10 * expected.norm()
+
+
+def test_the_options_of_shot_change_the_meta_gradient():
+    # Otherwise the comparison above could pass with options that are ignored on both sides.
+    loss, theta, _ = network()
+    support, query = episode()
+    gradients = []
+    for shot in SHOTS:
+        t = theta.clone().requires_grad_()
+        gradients.append(torch.autograd.grad(meta_loss(MAML, loss, t, support, query, shot=shot)[0], t)[0])
+    distances = torch.cdist(torch.stack(gradients), torch.stack(gradients))
+    off_diagonal = distances + torch.eye(len(SHOTS), dtype=torch.float64)
+    assert off_diagonal.min() > 1e-6
+
+
+def linear_regression():
+    g = stream(3, "linear")
+    model = nn.Linear(4, 1, bias=False).double()
+    theta, layout = flatten(model)
+    theta = torch.randn(len(theta), generator=g, dtype=torch.float64)
+    x, y = torch.randn(6, 4, generator=g, dtype=torch.float64), torch.randn(6, 1, generator=g, dtype=torch.float64)
+    xq, yq = torch.randn(5, 4, generator=g, dtype=torch.float64), torch.randn(5, 1, generator=g, dtype=torch.float64)
+    return make_loss(model, squared_error, layout), theta, (x, y), (xq, yq)
+
+
+def test_maml_with_shot_on_a_quadratic_in_closed_form():
+    # L = |X theta - y|^2 / n has H = 2 X'X / n and every inner step is affine:
+    # d theta_K / d theta_0 = (I - alpha H)^K, d theta_t / d theta_0 = I - K alpha H.
+    loss, theta, (x, y), (xq, yq) = linear_regression()
+    hessian, eye = 2 * x.T @ x / len(x), torch.eye(4, dtype=torch.float64)
+    jacobian = torch.linalg.matrix_power(eye - ALPHA * hessian, STEPS)
+    optimum = torch.linalg.solve(hessian, 2 * x.T @ y / len(x)).squeeze(-1)
+    adapted = optimum + jacobian @ (theta - optimum)
+    jump = eye - STEPS * ALPHA * hessian
+    target = optimum + jump @ (theta - optimum)
+    by_query = jacobian @ (2 * xq.T @ (xq @ adapted - yq.squeeze(-1)) / len(xq))
+    by_shot = jump @ (2 * xq.T @ (xq @ (target - adapted)) / len(xq))
+
+    t = theta.clone().requires_grad_()
+    value, aux = meta_loss(MAML, loss, t, (x, y), (xq, yq), shot=Shot(weight=0.3, distance="squared_error"))
+    (gradient,) = torch.autograd.grad(value, t)
+    assert torch.allclose(gradient, by_query + 0.3 * by_shot, rtol=1e-12, atol=1e-12)
+    assert torch.allclose(adapt(MAML, loss, theta, (x, y)), adapted, rtol=1e-12, atol=1e-12)
+    assert torch.allclose(aux.shot_distance, ((xq @ (target - adapted)) ** 2).mean(), rtol=1e-12)
+    assert aux.query_accuracy.isnan()
+
+
+def test_first_order_is_the_query_gradient_at_the_adapted_point():
+    loss, theta, support, (xq, yq) = linear_regression()
+    adapted = adapt(FOMAML, loss, theta, support)
+    t = theta.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(meta_loss(FOMAML, loss, t, support, (xq, yq))[0], t)
+    assert torch.allclose(gradient, 2 * xq.T @ (xq @ adapted - yq.squeeze(-1)) / len(xq), rtol=1e-12)
+
+
+def test_bad_settings_are_named():
+    with pytest.raises(ValueError, match="reference_steps=1 must exceed target_steps=1"):
+        Shot(reference_steps=1)
+    with pytest.raises(ValueError, match="distance='kl' is not one of"):
+        Shot(distance="kl")
+    with pytest.raises(ValueError, match="a learner of 1 inner steps cannot be the reference"):
+        loss, theta, _ = network()
+        meta_loss(learners.maml(1, 0.1), loss, theta, *episode(), shot=Shot())
+    with pytest.raises(ValueError, match="steps=0"):
+        learners.maml(0, 0.1)
+    with pytest.raises(ValueError, match="step_size=-1.0"):
+        learners.maml(1, -1.0)

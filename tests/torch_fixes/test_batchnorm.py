@@ -1,0 +1,73 @@
+"""The short derivatives of batch normalisation are torch's, to rounding, first and second; its values to the bit."""
+
+import pytest
+import torch
+from cases import dense_hessian, randn
+from torch import Tensor
+from torch.nn import functional as F
+
+from hessian_tools.curvature import hessian
+from hessian_tools.curvature.objective.objective import hessian_at
+from hessian_tools.torch_fixes.batchnorm import ShortBatchNorm
+
+SHAPES = [(5, 3), (2, 3, 4), (4, 3, 3, 2), (2, 3, 2, 2, 2)]
+
+
+def loss_of(shape: tuple[int, ...], eps: float, *, affine: bool):
+    """Of inputs, weights and biases, all in theta."""
+    count = torch.Size(shape).numel()
+
+    def loss(theta: Tensor, weights: Tensor) -> Tensor:
+        x, w, b = theta[:count].view(shape), theta[count : count + 3], theta[count + 3 :]
+        y = F.batch_norm(x, None, None, w if affine else None, b if affine else None, training=True, eps=eps)
+        return (weights * torch.tanh(y)).sum()
+
+    return loss, randn(count + 6, path="theta"), randn(*shape, path="weights")
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("eps", [1e-5, 0.7])
+def test_derivatives_are_torch_s(shape, eps) -> None:
+    for affine in (True, False):
+        loss, theta, batch = loss_of(shape, eps, affine=affine)
+        v = randn(len(theta), path="v")
+        expected = dense_hessian(loss, theta, batch) @ v
+        value, gradient = loss(theta, batch), torch.func.grad(loss)(theta, batch)
+        with ShortBatchNorm():
+            assert torch.equal(loss(theta, batch), value)
+            assert torch.allclose(torch.func.grad(loss)(theta, batch), gradient, rtol=1e-11, atol=1e-12)
+            found = hessian_at(loss, theta, batch)(v)
+        assert torch.allclose(found, expected, rtol=1e-9, atol=1e-10)
+
+
+def test_far_from_zero_it_loses_no_more_than_torch() -> None:
+    """Inputs of mean 1000 and variance 1, in float32, against torch's own derivative in both precisions."""
+    loss, theta, batch = loss_of((40, 3), 1e-5, affine=True)
+    theta[:120] += 1000
+    v = randn(len(theta), path="v")
+    exact = hessian_at(loss, theta, batch)(v)
+
+    def error(product: Tensor) -> float:
+        return float((product - exact).norm() / exact.norm())
+
+    single = [t.float() for t in (theta, batch, v)]
+    own = error(hessian_at(loss, *single[:2])(single[2]))
+    with ShortBatchNorm():
+        assert error(hessian_at(loss, *single[:2])(single[2])) < 3 * own + 1e-6
+
+
+def test_other_normalisation_is_left_alone() -> None:
+    x, mean, var = randn(4, 3, path="x"), torch.zeros(3).double(), torch.ones(3).double()
+    with ShortBatchNorm():
+        assert torch.equal(F.batch_norm(x, mean, var), x / (1 + 1e-5) ** 0.5) or torch.allclose(
+            F.batch_norm(x, mean, var), x, rtol=1e-4
+        )
+        F.batch_norm(x, mean, var, training=True)
+    assert not torch.equal(mean, torch.zeros(3).double())  # running statistics still move
+
+
+def test_third_derivatives_are_refused_rather_than_wrong() -> None:
+    loss, theta, batch = loss_of((5, 3), 1e-5, affine=True)
+    with ShortBatchNorm(), pytest.raises(NotImplementedError, match="third derivatives"):
+        torch.func.grad(lambda t: torch.func.grad(loss)(t, batch).sum())(theta)
+    assert hessian(loss, theta, batch).mv(theta).isfinite().all()

@@ -1,0 +1,75 @@
+"""Operations written out by others have torch's values; for derivatives see products/test_awkward_networks.py."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from cases import randn
+from contract import close
+from torch import Tensor
+from torch.nn import functional as F
+
+from hessian_tools.torch_fixes.modes import TwiceDifferentiable
+
+X, Y = randn(4, 6, path="x"), randn(4, 6, path="y")
+A, B, b = randn(2, 3, 3, path="A"), randn(2, 3, 2, path="B"), randn(2, 3, path="b")
+L = torch.linalg.cholesky(A @ A.mT + torch.eye(3))
+SIGNS = torch.sign(Y)
+PLACES, SHARES = torch.tensor([[0, 3], [2, 2]]), randn(2, 2, path="shares")
+
+CALLS: dict[str, Callable[[], Any]] = {
+    "prelu": lambda: F.prelu(X, Y[0]),
+    "prelu of images": lambda: F.prelu(X.reshape(2, 3, 2, 2), Y[0, :3]),
+    "prelu of one slope": lambda: F.prelu(X[0], Y[0, :1]),
+    "prelu, the method": lambda: X.prelu(Y[0]),
+    "hardsigmoid": lambda: F.hardsigmoid(4 * X),
+    "hardsigmoid in place": lambda: (x := 4 * X, F.hardsigmoid(x, inplace=True))[0],
+    "glu": lambda: F.glu(X),
+    "glu along": lambda: F.glu(X, 0),
+    "rrelu": lambda: F.rrelu(X, 0.1, 0.5),
+    "conv_tbc": lambda: torch.conv_tbc(X[..., None], Y[:3, None, :2], Y[0, :2], 1),
+    **{f"cdist {p}": lambda p=p: torch.cdist(A, A[:, :2], p) for p in (0.0, 1.0, 1.5, 2.0, 3.0, float("inf"))},
+    "cdist of batches": lambda: torch.cdist(A, A[0], compute_mode="use_mm_for_euclid_dist"),
+    "pdist": lambda: F.pdist(X, 3),
+    "ldexp": lambda: torch.ldexp(X, torch.arange(6)),
+    "cholesky_inverse": lambda: torch.cholesky_inverse(L),
+    "cholesky_inverse, upper": lambda: L.mT.cholesky_inverse(upper=True),
+    "solve": lambda: torch.linalg.solve(A, B),
+    "solve, vectors": lambda: torch.linalg.solve(A, b),
+    "solve, one vector": lambda: torch.linalg.solve(A[0], b[0]),
+    "solve, from the right": lambda: torch.linalg.solve(A, B.mT, left=False),
+    "det": lambda: torch.stack([torch.det(A), A.det(), torch.linalg.det(A), torch.linalg.det(-A)]),
+    "slogdet": lambda: torch.stack([*torch.slogdet(A), *torch.linalg.slogdet(-A)]),
+    "logdet": lambda: torch.logdet(A @ A.mT),
+    "embedding_bag": lambda: F.embedding_bag(PLACES, X),
+    "embedding_bag, weighted": lambda: F.embedding_bag(PLACES, X, mode="sum", per_sample_weights=SHARES),
+    "embedding_bag, most": lambda: F.embedding_bag(PLACES, X, mode="max"),
+    "embedding_bag, offsets": lambda: F.embedding_bag(PLACES.flatten(), X, torch.tensor([0, 1])),
+    **{f"mse {r}": lambda r=r: F.mse_loss(X, Y, reduction=r) for r in ("mean", "sum", "none")},
+    "mse of old": lambda: F.mse_loss(X, Y, weight=X**2),
+    **{f"huber {r}": lambda r=r: F.huber_loss(X, Y, r, 0.7) for r in ("mean", "sum", "none")},
+    **{f"soft margin {r}": lambda r=r: F.soft_margin_loss(X, SIGNS, reduction=r) for r in ("mean", "sum", "none")},
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_values_are_torchs(name: str) -> None:
+    expected = CALLS[name]()
+    with TwiceDifferentiable() as mode:
+        found = CALLS[name]()
+    assert mode.met
+    assert found.dtype == expected.dtype
+    close(found, expected)
+
+
+def test_reducing_operations_on_odd_arguments_are_torchs() -> None:
+    with TwiceDifferentiable(), pytest.warns(UserWarning, match="target size"):
+        F.mse_loss(X, Y[0])
+
+
+def test_in_training_random_slopes_are_drawn() -> None:
+    x = -torch.ones(20)
+    with TwiceDifferentiable():
+        drawn: Tensor = F.rrelu(x, training=True)
+    assert len(drawn.unique()) > 1

@@ -1,0 +1,233 @@
+"""Trajectories of loops that are not ours: the same numbers as our recording where both can make them."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from cases import quadratic, randn
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn import functional as F
+
+from hessian_tools import (
+    Conv4,
+    HiddenStateError,
+    Recorder,
+    SaveAt,
+    flatten,
+    hessian,
+    learners,
+    make_loss,
+    record,
+    seeded,
+    stream,
+    top_eigenpairs,
+    trajectory_from,
+)
+from hessian_tools.curvature.directions.gradient_curvature import alignment
+from hessian_tools.trajectory import stack
+
+BOTH = SaveAt(thetas=True, gradients=True)
+
+
+def conv_setting():
+    model = seeded(lambda: Conv4(3, width=4, input_shape=(1, 16, 16)), seed=1).double()
+    x = torch.rand(12, 1, 16, 16, generator=stream(0, "x"), dtype=torch.float64)
+    y = torch.arange(3).repeat(4)
+    return model, (x[:3], y[:3]), (x[3:], y[3:])
+
+
+def small_model(*layers: nn.Module) -> nn.Module:
+    return seeded(lambda: nn.Sequential(nn.Linear(4, 5), *layers, nn.Tanh(), nn.Linear(5, 3)), seed=2).double()
+
+
+def batch_of(n: int = 12, path: str = "batch"):
+    return torch.randn(n, 4, generator=stream(0, path), dtype=torch.float64), torch.arange(n) % 3
+
+
+def trained(model, optimiser, batch, steps, after=lambda: None):
+    for _ in range(steps):
+        optimiser.zero_grad()
+        F.cross_entropy(model(batch[0]), batch[1]).backward()
+        optimiser.step()
+        after()
+
+
+def test_plain_gradient_steps_give_what_our_own_recording_gives():
+    """An SGD loop in plain PyTorch, recorded, against the inner loop of MAML from the same point."""
+    model, support, query = conv_setting()
+    theta, layout = flatten(model)
+    ours = record(learners.maml(3, 0.1), make_loss(model, F.cross_entropy, layout), theta, support, query, save=BOTH)
+    recorder = Recorder(model, F.cross_entropy, support, query=query)
+    trained(model, torch.optim.SGD(model.parameters(), lr=0.1), support, 3, recorder.step)
+    theirs = recorder.trajectory(save=BOTH)
+    assert theirs.steps == 3
+    for name in ("support_loss", "query_loss", "support_accuracy", "query_accuracy", "theta_norm", "grad_norm"):
+        torch.testing.assert_close(getattr(theirs, name), getattr(ours, name), rtol=1e-9, atol=1e-12)
+    for name in ("displacement", "gram", "thetas", "gradients"):
+        torch.testing.assert_close(getattr(theirs, name), getattr(ours, name), rtol=1e-8, atol=1e-11)
+    torch.testing.assert_close(theirs.step_cosine, torch.ones(3, dtype=torch.float64))
+    torch.testing.assert_close(theirs.step_norm, 0.1 * theirs.grad_norm[:-1])
+
+
+def test_another_optimiser_is_described_by_its_points():
+    """Adam: every number from the points themselves; steps do not follow this gradient, and that is said."""
+    model, support, query = small_model(), batch_of(), batch_of(path="query")
+    recorder = Recorder(model, F.cross_entropy, support, query=query)
+    trained(model, torch.optim.Adam(model.parameters(), lr=0.05), batch_of(path="other"), 4, recorder.step)
+    t = recorder.trajectory(save=BOTH)
+    assert t.thetas[-1].equal(flatten(model)[0])
+    for k, theta in enumerate(t.thetas):
+        leaf = theta.clone().requires_grad_()
+        value = recorder.loss(leaf, support)
+        (g,) = torch.autograd.grad(value, leaf)
+        torch.testing.assert_close(t.gradients[k], g)
+        torch.testing.assert_close(t.support_loss[k], value.detach())
+        torch.testing.assert_close(t.query_loss[k], recorder.loss(theta, query))
+        right = (recorder.loss.outputs(theta, query[0]).argmax(-1) == query[1]).double().mean()
+        assert t.query_accuracy[k] == right
+        torch.testing.assert_close(t.displacement[k], (theta - t.thetas[0]).norm())
+    for k, (before, after) in enumerate(pairwise(t.thetas)):
+        torch.testing.assert_close(t.step_norm[k], (after - before).norm())
+        torch.testing.assert_close(t.step_cosine[k], F.cosine_similarity(-t.gradients[k], after - before, dim=0))
+    torch.testing.assert_close(t.gram, t.gradients[:-1] @ t.gradients[:-1].T)
+    assert (t.step_cosine < 0.95).all()
+    assert torch.isfinite(alignment(t.gram))
+    assert hessian(recorder.loss, t.thetas, support, shared=True).to_dense().shape == (5, 43, 43)
+
+
+def test_recording_changes_nothing_in_the_loop():
+    """The same losses with and without it, dropout's random numbers, gradients and running statistics included."""
+
+    def run(record: bool):
+        model = small_model(nn.BatchNorm1d(5), nn.Dropout(0.3))
+        optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(3)
+            recorder = Recorder(model, F.cross_entropy, batch_of()) if record else None
+            trained(model, optimiser, batch_of(), 4, recorder.step if recorder else lambda: None)
+            state = torch.get_rng_state()
+            if recorder:
+                model.eval()
+                recorder.trajectory(buffers="ignore")
+                model.train()
+                assert torch.get_rng_state().equal(state)
+        return state, [p.grad for p in model.parameters()], model.state_dict()
+
+    (state, gradients, tensors), (other_state, other_gradients, other_tensors) = run(True), run(False)
+    assert state.equal(other_state)
+    assert all(a.equal(b) for a, b in zip(gradients, other_gradients, strict=True))
+    assert all(tensor.equal(other_tensors[name]) for name, tensor in tensors.items())
+
+
+def test_running_statistics_that_moved_in_training():
+    model = small_model(nn.BatchNorm1d(5))
+    recorder = Recorder(model, F.cross_entropy, batch_of())
+    trained(model, torch.optim.SGD(model.parameters(), lr=0.1), batch_of(), 2, recorder.step)
+    with pytest.raises(ValueError, match="state 0: buffer '1.running_mean' is not the model's"):
+        recorder.trajectory()
+    with pytest.raises(HiddenStateError, match=r"module '1' \(BatchNorm1d\) moves its buffers"):
+        recorder.trajectory(buffers="ignore")
+    model.eval()
+    t = recorder.trajectory(buffers="ignore")
+    torch.testing.assert_close(t.support_loss[-1], F.cross_entropy(model(batch_of()[0]), batch_of()[1]).detach())
+    assert model[1].num_batches_tracked == 2
+
+
+def test_parameters_held_fixed_must_stay_so():
+    model = small_model()
+    recorder = Recorder(model, F.cross_entropy, batch_of(), where=["2"])
+    trained(
+        model[2],
+        torch.optim.SGD(model[2].parameters(), lr=0.1),
+        (batch_of()[0] @ torch.ones(4, 5).double(), batch_of()[1]),
+        1,
+    )
+    recorder.step()
+    assert recorder.trajectory().thetas.shape == (2, 18)
+    with torch.no_grad():
+        model[0].bias.add_(1)
+    with pytest.raises(ValueError, match="'0.bias' is not the model's, and the layout holds it fixed"):
+        recorder.trajectory()
+
+
+def test_an_inner_loop_that_puts_tensors_in_place_of_parameters():
+    """As learn2learn's clones adapt: module._parameters hold results of differentiable updates, no leaves."""
+    model, batch = small_model(), batch_of()
+    theta, layout = flatten(model)
+    recorder = Recorder(model, F.cross_entropy, batch)
+    for _ in range(2):
+        names, values = zip(*model.named_parameters(), strict=True)
+        gradients = torch.autograd.grad(F.cross_entropy(model(batch[0]), batch[1]), values, create_graph=True)
+        for name, value, g in zip(names, values, gradients, strict=True):
+            owner, _, leaf = name.rpartition(".")
+            model.get_submodule(owner)._parameters[leaf] = value - 0.1 * g
+        recorder.step()
+    t = recorder.trajectory()
+    ours = record(
+        learners.maml(2, 0.1), make_loss(small_model(), F.cross_entropy, layout), theta, batch, batch, save=BOTH
+    )
+    torch.testing.assert_close(t.thetas, ours.thetas)
+    torch.testing.assert_close(t.support_loss, ours.support_loss)
+    assert not any(tensor.requires_grad for tensor in (t.thetas, t.support_loss, t.gram))
+
+
+def test_from_files_and_stacked(tmp_path):
+    model, batch = small_model(), batch_of()
+    loss = make_loss(model, F.cross_entropy, flatten(model)[1])
+    paths = []
+    for k in range(3):
+        paths.append(tmp_path / f"{k}.safetensors")
+        save_file({name: t + 0.1 * k for name, t in model.state_dict().items()}, paths[-1])
+    t = trajectory_from(loss, paths, batch, save=SaveAt())
+    assert t.thetas is None
+    assert t.query_loss is None
+    torch.testing.assert_close(t.displacement, 0.1 * torch.arange(3).double() * 43**0.5)
+    both = stack([t, t])
+    assert both.step_cosine.shape == (2, 2)
+    assert both.query_loss is None
+    assert both.diverged.tolist() == [False, False]
+    assert trajectory_from(loss, paths, batch, query=(batch[0] / 0, batch[1])).diverged
+
+
+def test_a_plain_function_and_degenerate_paths():
+    A = torch.diag(torch.tensor([1.0, 3.0], dtype=torch.float64))
+    points = randn(3, 2, path="points")
+    t = trajectory_from(quadratic, points, A, query=2 * A)
+    torch.testing.assert_close(t.support_loss, (points @ A * points).sum(-1) / 2)
+    torch.testing.assert_close(t.query_loss, 2 * t.support_loss)
+    assert t.query_accuracy.isnan().all()
+    one = trajectory_from(quadratic, points[:1], A)
+    assert (one.steps, one.gram.shape, one.step_norm.shape) == (0, (0, 0), (0,))
+    still = trajectory_from(quadratic, points[[0, 0]], A)
+    assert still.step_norm == 0
+    assert still.step_cosine.isnan()
+    assert not still.diverged
+    assert trajectory_from(quadratic, points * float("inf"), A).diverged
+
+
+def test_batches_and_outputs_of_any_form():
+    """What a criterion of the user's takes apart: no accuracy is made up for it."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = nn.Linear(3, 2)
+
+        def forward(self, x):
+            return {"logits": self.last(x["x"] * x["scale"])}
+
+    def criterion(outputs, y):
+        return torch.nn.functional.cross_entropy(outputs["logits"], y["y"])
+
+    batch = ({"x": torch.eye(3), "scale": torch.ones(3, 1)}, {"y": torch.tensor([0, 1, 1])})
+    model = seeded(Net, seed=0)
+    recorder = Recorder(model, criterion, batch, query=batch)
+    with torch.no_grad():
+        model.last.bias += 1.0
+    recorder.step()
+    found = recorder.trajectory()
+    expected = torch.nn.functional.cross_entropy(model.last(torch.eye(3)), batch[1]["y"])
+    assert torch.allclose(found.support_loss[1], expected) and torch.equal(found.support_loss, found.query_loss)
+    assert found.support_accuracy.isnan().all()
+    assert top_eigenpairs(hessian(recorder.loss, found.thetas, batch, shared=True), k=1).converged.all()
