@@ -242,7 +242,7 @@ def _in_folder(
     workers: int | None,
     device: str,
 ) -> None:
-    from analysis.engines import Crew, available_cores
+    from analysis.engines import WorkerPool, available_cores
     from analysis.folder import locked
     from analysis.progress import reporter
     from analysis.study import Resources, small
@@ -252,7 +252,7 @@ def _in_folder(
     _refuse_missing_device(device)
     if workers is None:
         workers = 0 if device == "cuda" or small(folder.config) else available_cores()
-    with locked(folder.path), Crew(workers) as crew:
+    with locked(folder.path), WorkerPool(workers) as crew:
         work(folder, reporter(), Resources(crew, device))
 
 

@@ -27,7 +27,7 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class Crew:
+class WorkerPool:
     """The worker processes of a study, started when first needed and kept for all its parts.
 
     workers: processes; 0 does the work in this one. Leaving the context stops them at once.
@@ -37,7 +37,7 @@ class Crew:
         self.workers = workers
         self._crew: list[_Worker] = []
 
-    def __enter__(self) -> "Crew":
+    def __enter__(self) -> "WorkerPool":
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from analysis import setting
 from analysis.config import StepSizeSearch, StudyConfig
-from analysis.engines import Crew, Emit
+from analysis.engines import Emit, WorkerPool
 from analysis.errors import UserError
 from analysis.folder import STEP_SIZE, StudyFolder
 from analysis.progress import Reporter
@@ -39,7 +39,7 @@ class Candidate:
         return self.folder / HIDDEN / f"{self.step_size}.json"
 
 
-def choose(folder: StudyFolder, reporter: Reporter, *, crew: Crew, device: str) -> float:
+def choose(folder: StudyFolder, reporter: Reporter, *, crew: WorkerPool, device: str) -> float:
     """The study's step size; the search is made once and kept with all its numbers."""
     search = folder.config.inner.step_size
     if not isinstance(search, StepSizeSearch):

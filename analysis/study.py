@@ -11,7 +11,7 @@ from analysis import setting, step_size, store
 from analysis.beginning import start_of
 from analysis.claims import Verdict, judge, verdicts_to_json
 from analysis.config import StudyConfig, rounds
-from analysis.engines import Crew, Emit
+from analysis.engines import Emit, WorkerPool
 from analysis.errors import UserError
 from analysis.figures import FIGURES, save
 from analysis.folder import (
@@ -40,7 +40,7 @@ from hessian_tools.train import diverged_at, meta_train
 class Resources:
     """Where the work runs."""
 
-    crew: Crew
+    crew: WorkerPool
     device: str = "cpu"
 
 

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 from cases import without_type_checks
-from elsewhere import ELSEWHERE, elsewhere
-from everywhere import COMPUTED, DEVICE_CASES, compared, place, same, tensors
-from everywhere_derived import DERIVED, LEARNED
+from device_cases import COMPUTED, DEVICE_CASES, compared, place, same, tensors
+from device_cases_derived import DERIVED, LEARNED
+from device_placement import ELSEWHERE, elsewhere
 from torch import Tensor, nn
 
 import hessian_tools as ht
 from hessian_tools import curvature
 
-TRIED_IN = ("everywhere", "everywhere_derived", "test_gpu")
+TRIED_IN = ("device_cases", "device_cases_derived", "test_gpu")
 CASE = next(case for case in DEVICE_CASES if case.name == "tanh-mlp")
 CONV = next(case for case in DEVICE_CASES if case.name == "conv-batchnorm")
 # The kinds of operation that a convolutional network adds.

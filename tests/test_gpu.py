@@ -6,8 +6,8 @@ from functools import partial
 import pytest
 import torch
 from cases import randn
-from everywhere import COMPUTED, DEVICE_CASES, compared, place, same, tensors
-from everywhere_derived import DERIVED, LEARNED
+from device_cases import COMPUTED, DEVICE_CASES, compared, place, same, tensors
+from device_cases_derived import DERIVED, LEARNED
 from torch import nn
 from torch.nn import functional as F
 

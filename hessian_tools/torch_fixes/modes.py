@@ -144,7 +144,8 @@ class TwiceDifferentiable(TorchFunctionMode):
 
     Weight normalisation as square, sum and root: torch's kernel (2.13) has no forward derivative, and its second
     derivative in reverse mode is silently wrong, by 20 to 90 % on a 3-2 linear layer, and not symmetric. Attention
-    by matrix products and softmax. The others stand in :mod:`hessian_tools.torch_fixes.operations`. ``met``: whether there was
+    by matrix products and softmax. The others stand in :mod:`hessian_tools.torch_fixes.operations`.
+    ``met``: whether there was
     any of it.
 
     >>> with TwiceDifferentiable() as mode:

@@ -35,7 +35,8 @@ def trajectory_from(
     """The trajectory through given states, measured by ``loss`` on the batch ``support``.
 
     states: vectors [param] or the rows of [point, param], state dicts, or paths of .safetensors files; see
-    :func:`hessian_tools.trajectory.foreign.points_of_states` for how names are matched and for buffers. query: a batch to
+    :func:`hessian_tools.trajectory.foreign.points_of_states` for how names are matched and for buffers. query: a batch
+    to
     evaluate on besides. save: the points are kept by default, for ``hessian(loss, t.thetas, support, shared=True)``.
     Whether the steps followed the gradients of this loss, ``step_cosine`` says. Costs one gradient a state and
     one pass over the query set; two vectors a state in memory. Raises ValueError for

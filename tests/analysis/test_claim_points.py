@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
-from planted import planted_study
+from simulated_studies import planted_study
 
 from analysis.claims import CLAIMS, NotMeasuredError, judge, load_plan
 from analysis.claims.points import diverged, points

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
-from planted import Effect, planted_study, truth
+from simulated_studies import Effect, planted_study, truth
 
 from analysis.claims import (
     CLAIMS,

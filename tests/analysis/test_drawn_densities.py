@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from cases import CASES, operator, symmetric
-from drawn import axes, line
+from figure_contents import axes, line
 from matplotlib.axes import Axes
 from torch import Tensor
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from planted import Effect, planted_study
+from simulated_studies import Effect, planted_study
 
 from analysis.claims import Verdict, judge, load_plan
 from analysis.claims.comparison import Comparison

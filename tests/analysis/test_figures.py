@@ -5,10 +5,10 @@ import warnings
 import numpy as np
 import pytest
 import xarray as xr
-from drawn import line, study_to_draw
+from figure_contents import line, study_to_draw
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from planted import planted_study
+from simulated_studies import planted_study
 
 from analysis import style
 from analysis.figures import FIGURES

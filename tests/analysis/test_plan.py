@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import yaml
-from planted import planted_study
+from simulated_studies import planted_study
 
 from analysis.claims import PlanError, judge, load_plan, plan_from_mapping
 from analysis.claims.plan import BUNDLED

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
-from planted import planted_study
 from sample_verdict import VERDICT
+from simulated_studies import planted_study
 
 from analysis.figures import FIGURES
 from analysis.report import render

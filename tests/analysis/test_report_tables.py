@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import xarray as xr
-from planted import planted_study
 from sample_verdict import VERDICT
+from simulated_studies import planted_study
 
 from analysis.report.accuracy import accuracy_table
 from analysis.report.page import DASH, MINUS, TIMES, Html, element, interval, number

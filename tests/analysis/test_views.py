@@ -7,7 +7,7 @@ import pytest
 import torch
 import xarray as xr
 from cases import CASES, SPECTRA, operator, randn, symmetric
-from drawn import axes, line
+from figure_contents import axes, line
 from torch import Tensor
 
 import analysis

@@ -57,10 +57,10 @@ def test_single_points_what_is_not_finite_and_many_points() -> None:
         assert "points" not in "".join(parsed(result).itertext())
     A = symmetric(SPECTRA["outliers"])
     A[1, 0, 0] = torch.inf
-    spoilt = operator(A)
-    for result in (ht.top_eigenpairs(spoilt, k=2), ht.trace(spoilt, num_probes=4)):
+    set_nan = operator(A)
+    for result in (ht.top_eigenpairs(set_nan, k=2), ht.trace(set_nan, num_probes=4)):
         assert "nan" in "".join(parsed(result).itertext()) or "inf" in "".join(parsed(result).itertext())
-    assert "not finite" in "".join(parsed(ht.spectral_density(spoilt, num_matvecs=8)).itertext())
+    assert "not finite" in "".join(parsed(ht.spectral_density(set_nan, num_matvecs=8)).itertext())
     many = ht.trace(operator(symmetric(SPECTRA["outliers"], points=ROWS + 5)), num_probes=2)
     assert len(pictures(parsed(many))) == ROWS
     assert "and 5 more points" in "".join(parsed(many).itertext())

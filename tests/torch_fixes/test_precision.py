@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from cases import NETWORKS
-from everywhere import COMPUTED, Place, same, tensors
+from device_cases import COMPUTED, Place, same, tensors
 from torch import Tensor
 from torch.func import grad
 

@@ -16,10 +16,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from hessian_tools.curvature.checks.differences import difference_quotients, differentiable
-from hessian_tools.curvature.objective.groups import RaggedPoints
+from hessian_tools.curvature.objective.groups import RaggedObjective
 from hessian_tools.curvature.objective.indexing import at_point
-from hessian_tools.curvature.objective.objective import Points
-from hessian_tools.curvature.operators.loss_operator import AtPoints
+from hessian_tools.curvature.objective.objective import Objective
+from hessian_tools.curvature.operators.loss_operator import LossOperator
 from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.curvature.operators.terms import leaves, magnitude, rebuilt, terms
 from hessian_tools.loss import Batch, HiddenStateError, Loss, cast_like, make_loss, random_states, same_tensors
@@ -120,7 +120,7 @@ def _some_points(H: Operator, most: int) -> Operator:
         return H
     alike = set(range(H.num_points))
     for leaf in leaves(H):
-        if isinstance(leaf, AtPoints) and isinstance(leaf.points, RaggedPoints):
+        if isinstance(leaf, LossOperator) and isinstance(leaf.points, RaggedObjective):
             alike &= next(set(places) for where in leaf.points.where if 0 in (places := where.tolist()))
     if len(alike) == H.num_points <= most:
         return H
@@ -128,21 +128,21 @@ def _some_points(H: Operator, most: int) -> Operator:
     return H.select(torch.tensor(sorted(alike), device="cpu")[some])
 
 
-def _uniform(matrix: AtPoints) -> Points:
+def _uniform(matrix: LossOperator) -> Objective:
     """Its points, all of whose batches have one size here."""
-    return matrix.points.groups[0] if isinstance(matrix.points, RaggedPoints) else matrix.points
+    return matrix.points.groups[0] if isinstance(matrix.points, RaggedObjective) else matrix.points
 
 
 def _finite(H: Operator) -> Bool[Tensor, " point"]:
     """At which points every loss that H is made of is a number."""
     finite = torch.ones(H.num_points or 1, dtype=torch.bool, device="cpu")
-    for points in (_uniform(leaf) for leaf in leaves(H) if isinstance(leaf, AtPoints)):
+    for points in (_uniform(leaf) for leaf in leaves(H) if isinstance(leaf, LossOperator)):
         for point in range(len(finite)):
             finite[point] &= all(isfinite(_loss_at(points, point, batch)) for batch in points.batches)
     return finite
 
 
-def _loss_at(points: Points, point: int, batch: Batch) -> float:
+def _loss_at(points: Objective, point: int, batch: Batch) -> float:
     with torch.no_grad():
         return float(points.loss(points.thetas[point], batch if points.shared else at_point(batch, point)))
 
@@ -155,14 +155,14 @@ def _directions(H: Operator, count: int, seed: int, name: str) -> Float[Tensor, 
 
 def _state_of(H: Operator) -> Finding:
     """Of each loss that H is made of, the first that fails."""
-    losses = {id(leaf.points.loss): _uniform(leaf) for leaf in leaves(H) if isinstance(leaf, AtPoints)}
+    losses = {id(leaf.points.loss): _uniform(leaf) for leaf in leaves(H) if isinstance(leaf, LossOperator)}
     found = [_state(points) for points in losses.values()]
-    if not all(isinstance(leaf, AtPoints) for leaf in leaves(H)):
+    if not all(isinstance(leaf, LossOperator) for leaf in leaves(H)):
         found.append(_open("state", NO_LOSS))
     return min(found, key=lambda finding: {False: 0, None: 1, True: 2}[finding.passed])
 
 
-def _state(points: Points) -> Finding:
+def _state(points: Objective) -> Finding:
     loss, theta, shared = points.loss, points.thetas[0], points.shared
     batch = points.batches[0] if shared else at_point(points.batches[0], 0)
     if isinstance(loss, Loss):
@@ -217,7 +217,7 @@ def _of_the_loss(H: Operator, V: Tensor) -> tuple[Finding, ...]:
     )
 
 
-def _in_float64(matrix: AtPoints) -> AtPoints:
+def _in_float64(matrix: LossOperator) -> LossOperator:
     points = _uniform(matrix)
     thetas = points.thetas.double()
     batches = tuple(cast_like(batch, thetas) for batch in points.batches)
@@ -263,7 +263,7 @@ def _batching(H: Operator, V: Tensor, products: Tensor, scale: Tensor) -> Findin
     return _judged("batching", value, _rounding(H), text, "one of them is wrong; compare with batching='loop'")
 
 
-def _with_options(change: Mapping[str, Any], matrix: AtPoints) -> AtPoints:
+def _with_options(change: Mapping[str, Any], matrix: LossOperator) -> LossOperator:
     return replace(matrix, points=replace(_uniform(matrix), route="direct", **change))
 
 

@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad, vjp
 
-from hessian_tools.curvature.objective.objective import Points, slices
-from hessian_tools.curvature.operators.composite import Compression
+from hessian_tools.curvature.objective.objective import Objective, slices
+from hessian_tools.curvature.operators.composite import Projected
 from hessian_tools.curvature.operators.gauss_newton import GaussNewton
 from hessian_tools.curvature.operators.hessian import Hessian
 from hessian_tools.curvature.operators.operator import Operator
@@ -63,9 +63,9 @@ def difference_quotients(H: Operator, V: Float[Tensor, "param probe"]) -> Quotie
 
 def _of_term(term: Operator, V: Tensor) -> Quotients:
     """Of a Hessian or Gauss-Newton matrix, perhaps inside of blocks and restrictions, which see a part of it."""
-    outside: list[Compression] = []
+    outside: list[Projected] = []
     directions = V.expand(term.num_points or 1, *V.shape)
-    while isinstance(term, Compression):
+    while isinstance(term, Projected):
         directions = term.lift(directions)
         outside.append(term)
         term = term.whole
@@ -88,13 +88,15 @@ def _of_term(term: Operator, V: Tensor) -> Quotients:
 
 def _field(matrix: Hessian | GaussNewton) -> Field:
     points = matrix.points
-    assert isinstance(points, Points)
+    assert isinstance(points, Objective)
     if isinstance(matrix, Hessian):
         return lambda thetas: replace(points, thetas=thetas).gradients()
     return lambda thetas: _gradients_by_fixed_jacobian(points, thetas)
 
 
-def _gradients_by_fixed_jacobian(points: Points, moved: Float[Tensor, "point param"]) -> Float[Tensor, "point param"]:
+def _gradients_by_fixed_jacobian(
+    points: Objective, moved: Float[Tensor, "point param"]
+) -> Float[Tensor, "point param"]:
     """J(theta)' (d criterion / d outputs)(moved)."""
     loss = points.loss
     assert isinstance(loss, Loss)

@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad, jvp
 
-from hessian_tools.curvature.objective.groups import RaggedPoints
-from hessian_tools.curvature.objective.objective import Batching, Points, Weights, slices
-from hessian_tools.curvature.objective.validation import points_of
+from hessian_tools.curvature.objective.groups import RaggedObjective
+from hessian_tools.curvature.objective.objective import Batching, Objective, Weights, slices
+from hessian_tools.curvature.objective.validation import objective_at
 from hessian_tools.loss import Batch, LossFunction
 from hessian_tools.torch_fixes.modes import PrimitiveNormalisation
 from hessian_tools.torch_fixes.precision import full_precision
@@ -84,7 +84,7 @@ def cubic_term(
             f"directions are {list(directions.shape)} {directions.dtype} on {directions.device}, thetas "
             f"{list(thetas.shape)} {thetas.dtype} on {thetas.device}; give one direction a point, alike"
         )
-    points = points_of(loss, thetas, batch, shared=shared, weights=weights, chunk=chunk, batching=batching)
+    points = objective_at(loss, thetas, batch, shared=shared, weights=weights, chunk=chunk, batching=batching)
     d = directions.detach().reshape(points.thetas.shape)
     value, first, second, third, again, size = (
         numbers.reshape(thetas.shape[:-1]) for numbers in _expansions_at(points, d)
@@ -93,15 +93,15 @@ def cubic_term(
     return Expansion(value, first, second, third, error)
 
 
-def _expansions_at(points: Points | RaggedPoints, d: Float[Tensor, "point param"]) -> tuple[Tensor, ...]:
-    if isinstance(points, RaggedPoints):
+def _expansions_at(points: Objective | RaggedObjective, d: Float[Tensor, "point param"]) -> tuple[Tensor, ...]:
+    if isinstance(points, RaggedObjective):
         return points.each_group(lambda group, where: _expansions_at(group, d[where]))
     pieces = slices(len(d), max(1, points.chunk // PRODUCTS_HELD))
     parts = [_expansions(points, rows, d[rows]) for rows in pieces]
     return tuple(torch.cat(columns) for columns in zip(*parts, strict=True))
 
 
-def _expansions(points: Points, rows: slice, d: Float[Tensor, "point param"]) -> tuple[Tensor, ...]:
+def _expansions(points: Objective, rows: slice, d: Float[Tensor, "point param"]) -> tuple[Tensor, ...]:
     """At some points: the four numbers, the third again by the other route, and |T(d, d, .)|."""
 
     def one_point(theta: Tensor, batch: Batch, d: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

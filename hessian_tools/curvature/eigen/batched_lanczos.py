@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hessian_tools.curvature.eigen.krylov import KrylovBasis
-from hessian_tools.curvature.eigen.selection import Wanted
+from hessian_tools.curvature.eigen.selection import Selection
 from hessian_tools.curvature.operators.operator import Operator
 
 # Of the Ritz pairs beyond the wanted this share survives a restart.
@@ -43,7 +43,7 @@ class Ritz:
 
 
 @dataclass(frozen=True)
-class Look:
+class RitzState:
     """The Ritz pairs of some points after some steps, values rising; float64 on the CPU.
 
     points: which, of all in the run. norm: |H|. s: the pairs' vectors seen from the basis. spent: where the last
@@ -62,23 +62,23 @@ class Look:
     degree: int
 
 
-class Aim(ABC):
+class StoppingRule(ABC):
     """An interface: when a point is done, and what it takes away."""
 
     @abstractmethod
-    def missed(self, look: Look) -> Float[Tensor, " chosen"]:
+    def missed(self, look: RitzState) -> Float[Tensor, " chosen"]:
         """By what factor each point misses its aim: done at 1 or less; expected to fall by a rate."""
 
     @abstractmethod
-    def taken(self, look: Look, row: int) -> Int[Tensor, " pair"]:
+    def taken(self, look: RitzState, row: int) -> Int[Tensor, " pair"]:
         """The pairs that a leaving point takes along."""
 
     @abstractmethod
-    def complete(self, look: Look, row: int) -> bool:
+    def complete(self, look: RitzState, row: int) -> bool:
         """Whether nothing can be missing where a point left as done."""
 
 
-class Lockstep:
+class BatchedLanczos:
     """The points still running, some of which have left but keep their place until half have.
 
     most: products allowed each point. least: Ritz pairs needed before there is anything to look at.
@@ -88,8 +88,8 @@ class Lockstep:
         self,
         H: Operator,
         basis: KrylovBasis,
-        aim: Aim,
-        wishes: tuple[Wanted, ...],
+        aim: StoppingRule,
+        wishes: tuple[Selection, ...],
         most: Int[np.ndarray, " point"],
     ) -> None:
         self.H, self.basis, self.aim, self.wishes, self.most = H, basis, aim, wishes, most
@@ -142,7 +142,7 @@ class Lockstep:
         values, residuals, s = self.basis.pairs(who)
         spent, has_been, whole = (torch.from_numpy(f[who]) for f in (self.basis.spent, self.has_been, self.basis.whole))
         norm, degree = values.abs().amax(-1), min(self.steps, self.basis.room - 1)
-        look = Look(self.points[who], values, residuals, norm, s, spent, has_been, whole, degree)
+        look = RitzState(self.points[who], values, residuals, norm, s, spent, has_been, whole, degree)
         missed = self.aim.missed(look).nan_to_num(nan=np.inf).numpy()
         self._schedule(who, missed)
         for row in np.flatnonzero((missed <= 1) | (self.steps >= self.most[who])):

@@ -17,10 +17,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
-from hessian_tools.curvature.eigen.batched_lanczos import Aim, Lockstep, Look, Ritz
+from hessian_tools.curvature.eigen.batched_lanczos import BatchedLanczos, Ritz, RitzState, StoppingRule
 from hessian_tools.curvature.eigen.krylov import KrylovBasis
 from hessian_tools.curvature.eigen.lanczos import STEER, random_vector, rounding
-from hessian_tools.curvature.eigen.selection import Wanted
+from hessian_tools.curvature.eigen.selection import Selection
 from hessian_tools.curvature.operators.operator import Operator
 
 # The chance, at either end, that a search overlooks an eigenvalue that belongs among the wanted.
@@ -29,7 +29,7 @@ RISK = 1e-3
 
 def with_copies(
     H: Operator,
-    wishes: tuple[Wanted, ...],
+    wishes: tuple[Selection, ...],
     found: list[Ritz],
     *,
     seed: int,
@@ -65,7 +65,7 @@ def _worth_searching(ritz: Ritz, max_steps: int) -> bool:
 
 def _search(
     H: Operator,
-    wishes: tuple[Wanted, ...],
+    wishes: tuple[Selection, ...],
     known: list[Ritz],
     seed: int,
     search: int,
@@ -84,7 +84,7 @@ def _search(
     basis.scale[:] = [ritz.norm for ritz in known]  # what is rounding beside the eigenvalues taken out
     budget = np.array([max_steps - ritz.num_matvecs for ritz in known])
     aim = _Copies(wishes, known, H)
-    return Lockstep(H, basis, aim, wishes, budget).to_the_end(lambda count: None)
+    return BatchedLanczos(H, basis, aim, wishes, budget).to_the_end(lambda count: None)
 
 
 def _complement(
@@ -95,16 +95,16 @@ def _complement(
     return w / w.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(w.dtype).tiny)
 
 
-class _Copies(Aim):
+class _Copies(StoppingRule):
     """Done when all that beats the wanted is known to their tolerance; or, if nothing does, when nothing can."""
 
-    def __init__(self, wishes: tuple[Wanted, ...], known: list[Ritz], H: Operator) -> None:
+    def __init__(self, wishes: tuple[Selection, ...], known: list[Ritz], H: Operator) -> None:
         bars = torch.tensor([_bars(wishes, ritz, H.dtype) for ritz in known], dtype=torch.float64, device="cpu")
         self.high, self.low, self.slack_high, self.slack_low = bars.unbind(-1)
         self.norm = torch.tensor([ritz.norm for ritz in known], dtype=torch.float64, device="cpu")
         self.rtol, self.num_params, self.dtype = max(w.rtol for w in wishes), H.num_params, H.dtype
 
-    def missed(self, look: Look) -> Float[Tensor, " chosen"]:
+    def missed(self, look: RitzState) -> Float[Tensor, " chosen"]:
         ratios = look.residuals / self._allowed(look)
         beating = self._beating(look)
         found = ratios.masked_fill(~beating, 0.0).amax(-1)
@@ -117,17 +117,17 @@ class _Copies(Aim):
         none = torch.maximum(above.masked_fill(high.isinf(), 0.0), below.masked_fill(low.isinf(), 0.0))
         return torch.where(beating.any(-1), found, none).masked_fill(look.whole, 0.0)
 
-    def taken(self, look: Look, row: int) -> Int[Tensor, " pair"]:
+    def taken(self, look: RitzState, row: int) -> Int[Tensor, " pair"]:
         return self._beating(look)[row].nonzero()[:, 0]
 
-    def complete(self, look: Look, row: int) -> bool:
+    def complete(self, look: RitzState, row: int) -> bool:
         return not bool(self._beating(look)[row].any())
 
-    def _beating(self, look: Look) -> Tensor:
+    def _beating(self, look: RitzState) -> Tensor:
         above = look.values > (self.high + self.slack_high)[look.points, None]
         return above | (look.values < (self.low - self.slack_low)[look.points, None])
 
-    def _allowed(self, look: Look) -> Float[Tensor, "chosen value"]:
+    def _allowed(self, look: RitzState) -> Float[Tensor, "chosen value"]:
         floor = rounding(self.dtype) * torch.maximum(look.norm, self.norm[look.points])
         return STEER * torch.maximum(self.rtol * look.values.abs(), floor[:, None])
 
@@ -137,7 +137,7 @@ class _Copies(Aim):
         return 1.648 * sqrt(self.num_params) * torch.exp(-share.sqrt() * (2 * degree - 1)) / RISK
 
 
-def _bars(wishes: tuple[Wanted, ...], ritz: Ritz, dtype: torch.dtype) -> tuple[float, float, float, float]:
+def _bars(wishes: tuple[Selection, ...], ritz: Ritz, dtype: torch.dtype) -> tuple[float, float, float, float]:
     """Above the first or below the second something belongs among the wanted; and what counts as equal to them."""
     bars = [wish.bars(ritz.values) for wish in wishes]
     high, low = min(bar for bar, _ in bars), max(bar for _, bar in bars)

@@ -12,10 +12,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from hessian_tools.curvature.eigen.small_eigh import eigh, eigvalsh, finite, flushed, solvable, spoilt
-from hessian_tools.curvature.objective.groups import RaggedPoints
+from hessian_tools.curvature.eigen.small_eigh import eigh, eigvalsh, finite, flushed, set_nan, solvable
+from hessian_tools.curvature.objective.groups import RaggedObjective
 from hessian_tools.curvature.objective.indexing import at_point, slices
-from hessian_tools.curvature.objective.objective import Batching, Points, Weights
+from hessian_tools.curvature.objective.objective import Batching, Objective, Weights
 from hessian_tools.curvature.operators.gauss_newton import factors_at, gauss_newton
 from hessian_tools.curvature.operators.lengths import lengths
 from hessian_tools.loss import Batch, Loss
@@ -106,7 +106,7 @@ def gauss_newton_spectrum(
         batching=batching,
         max_memory=max_memory,
     )
-    if isinstance(G.points, RaggedPoints):
+    if isinstance(G.points, RaggedObjective):
         raise ValueError("spectra of ragged batches differ in length; ask for the points of each size apart")
     at_once = _points_at_once(loss, G.points)
     parts = [_spectrum(loss, G.points, rows, vectors=vectors) for rows in slices(len(G.points.thetas), at_once)]
@@ -117,7 +117,7 @@ def gauss_newton_spectrum(
     return GramSpectrum(values, error, Q)
 
 
-def _points_at_once(loss: Loss, points: Points) -> int:
+def _points_at_once(loss: Loss, points: Objective) -> int:
     """As many points as have their backward passes, and their J, within the budget; at least one."""
     theta, rows = points.thetas[0], num_outputs(loss, points)
     budget = points.room.budget(theta.device)
@@ -125,7 +125,7 @@ def _points_at_once(loss: Loss, points: Points) -> int:
     return max(1, min(points.chunk // max(1, rows), budget // max(1, bytes_of_J)))
 
 
-def num_outputs(loss: Loss, points: Points) -> int:
+def num_outputs(loss: Loss, points: Objective) -> int:
     """Numbers that the network puts out at one point, over all batches: examples times outputs."""
     first = [batch if points.shared else at_point(batch, 0) for batch in points.batches]
     with torch.no_grad():  # not under vmap, which has no rule for recurrent networks' forward pass
@@ -133,7 +133,7 @@ def num_outputs(loss: Loss, points: Points) -> int:
     return sum(leaf.numel() for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor))
 
 
-def _spectrum(loss: Loss, points: Points, rows: slice, *, vectors: bool) -> GramSpectrum:
+def _spectrum(loss: Loss, points: Objective, rows: slice, *, vectors: bool) -> GramSpectrum:
     """At some points: M' of all batches side by side, then its Gram matrix or its singular values."""
     factors = points.each(rows, lambda theta, batch: _derivatives(loss, points, theta, batch))
     roots = [_root(Jt.detach(), w * B.detach()) for w, (Jt, B) in zip(points.weights, factors, strict=True)]
@@ -147,12 +147,12 @@ def _spectrum(loss: Loss, points: Points, rows: slice, *, vectors: bool) -> Gram
         values = eigvalsh(solvable(gram)).to(gram.dtype).flip(-1).clamp(min=0)
     largest = values.amax(-1) if values.shape[-1] else values.new_zeros(len(values))
     error = Mt.shape[-1] * torch.finfo(values.dtype).eps * largest + torch.stack([c for _, c in roots]).sum(0)
-    values, error = spoilt(values, bad), spoilt(error, bad)
-    return GramSpectrum(values, error, None if Q is None else spoilt(Q, bad))
+    values, error = set_nan(values, bad), set_nan(error, bad)
+    return GramSpectrum(values, error, None if Q is None else set_nan(Q, bad))
 
 
 def _derivatives(
-    loss: Loss, points: Points, theta: Float[Tensor, " param"], batch: Batch
+    loss: Loss, points: Objective, theta: Float[Tensor, " param"], batch: Batch
 ) -> tuple[Float[Tensor, "param row"], Float[Tensor, "row row"]]:
     """J' and B at one point; as many of their columns at once as points.chunk allows."""
     count, pull, curve = factors_at(loss, theta, batch)
@@ -170,7 +170,7 @@ def _root(
     B, bad = finite((B + B.mT) / 2)
     b, U = (part.to(B.dtype) for part in eigh(solvable(B)))
     _refuse_concave(b)
-    turned = spoilt(Jt, bad) @ U
+    turned = set_nan(Jt, bad) @ U
     clipped = (b.clamp(max=0).abs() * (turned**2).sum(-2)).sum(-1)
     return turned * b.clamp(min=0).sqrt()[:, None, :], clipped
 

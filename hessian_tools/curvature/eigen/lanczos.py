@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hessian_tools.curvature.eigen.batched_lanczos import Aim, Lockstep, Look, Ritz
+from hessian_tools.curvature.eigen.batched_lanczos import BatchedLanczos, Ritz, RitzState, StoppingRule
 from hessian_tools.curvature.eigen.krylov import KrylovBasis
-from hessian_tools.curvature.eigen.selection import ROUNDING, Wanted
+from hessian_tools.curvature.eigen.selection import ROUNDING, Selection
 from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.rng import PathPart, stream
 
@@ -25,7 +25,7 @@ CLEARANCE = 0.1
 
 def lanczos(
     H: Operator,
-    wishes: tuple[Wanted, ...],
+    wishes: tuple[Selection, ...],
     *,
     seed: int,
     max_steps: int,
@@ -48,20 +48,20 @@ def lanczos(
         (first / first.norm())[None], nothing, room=max_basis, fresh=lambda step: random_vector(H, seed, step + 1)
     )
     most = np.full(num_points, min(max_steps, num_params) if max_basis >= num_params else max_steps)
-    return Lockstep(H, basis, _Wishes(wishes, num_points, H.dtype), wishes, most).to_the_end(done)
+    return BatchedLanczos(H, basis, _Wishes(wishes, num_points, H.dtype), wishes, most).to_the_end(done)
 
 
-class _Wishes(Aim):
+class _Wishes(StoppingRule):
     """All wishes met by the recurrence's residuals; once a space is exhausted: exhausted again and nothing new."""
 
-    def __init__(self, wishes: tuple[Wanted, ...], num_points: int, dtype: torch.dtype) -> None:
+    def __init__(self, wishes: tuple[Selection, ...], num_points: int, dtype: torch.dtype) -> None:
         self.wishes, self.dtype = wishes, dtype
         # The wanted values when a space was last exhausted.
         self.found = torch.full(
             (num_points, sum(wish.k for wish in wishes)), torch.nan, dtype=torch.float64, device="cpu"
         )
 
-    def missed(self, look: Look) -> Float[Tensor, " chosen"]:
+    def missed(self, look: RitzState) -> Float[Tensor, " chosen"]:
         picks = [wish.pick(look.values) for wish in self.wishes]
         ratios = [self._unmet(look, wish, pick) for wish, pick in zip(self.wishes, picks, strict=True) if pick.numel()]
         wanted = look.values.gather(-1, torch.cat(picks, dim=-1))
@@ -71,7 +71,7 @@ class _Wishes(Aim):
         missed = torch.where(look.has_been, torch.where(settled, 0.0, torch.inf), torch.stack(ratios).amax(0))
         return missed.masked_fill(look.whole, 0.0)
 
-    def _unmet(self, look: Look, wish: Wanted, pick: Int[Tensor, "chosen k"]) -> Float[Tensor, " chosen"]:
+    def _unmet(self, look: RitzState, wish: Selection, pick: Int[Tensor, "chosen k"]) -> Float[Tensor, " chosen"]:
         """Residuals over what is allowed: of the wanted their tolerance, and of the first not wanted at either end a
         share of its distance to them.
 
@@ -90,10 +90,10 @@ class _Wishes(Aim):
         ends = torch.stack([top, bottom], dim=-1)
         return torch.maximum(unmet, ratios.gather(-1, ends).amax(-1))
 
-    def taken(self, look: Look, row: int) -> Int[Tensor, " pair"]:
+    def taken(self, look: RitzState, row: int) -> Int[Tensor, " pair"]:
         return torch.cat([wish.pick(look.values[row]) for wish in self.wishes]).unique()
 
-    def complete(self, look: Look, row: int) -> bool:
+    def complete(self, look: RitzState, row: int) -> bool:
         return bool(look.has_been[row])
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from hessian_tools.curvature.eigen.deflation import with_copies
 from hessian_tools.curvature.eigen.lanczos import lanczos
 from hessian_tools.curvature.eigen.rayleigh_ritz import Verified, verified
-from hessian_tools.curvature.eigen.selection import Wanted, Which
+from hessian_tools.curvature.eigen.selection import Selection, Which
 from hessian_tools.curvature.eigen.spectrum import DENSE_BELOW, LOW_RANK, Progress, exact_ritz, most_products
 from hessian_tools.curvature.engines.memory import memory_budget
 from hessian_tools.curvature.html import eigenvalues_html
@@ -143,7 +143,7 @@ def extremal_eigenpairs(
     return Extremes(*_run(H, tuple(wishes), plan, vectors=vectors, progress=progress))
 
 
-def _wish(which: Which, k: int, rtol: float, num_params: int, least: int = 1) -> Wanted:
+def _wish(which: Which, k: int, rtol: float, num_params: int, least: int = 1) -> Selection:
     if which not in get_args(Which):
         raise ValueError(f"which={which!r} is not known; give one of {', '.join(get_args(Which))}")
     check_whole(k=k)
@@ -151,7 +151,7 @@ def _wish(which: Which, k: int, rtol: float, num_params: int, least: int = 1) ->
         raise ValueError(f"{k} eigenvalues ({which}) of a matrix with {num_params} rows; give {least} to {num_params}")
     if not rtol >= 0:
         raise ValueError(f"rtol={rtol}: give 0 or more, such as 1e-3")
-    return Wanted(which, k, rtol)
+    return Selection(which, k, rtol)
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ class _Plan:
 
 def _plan(
     H: Operator,
-    wishes: tuple[Wanted, ...],
+    wishes: tuple[Selection, ...],
     seed: int,
     max_matvecs: int | None,
     max_basis: int | None,
@@ -217,7 +217,7 @@ def _parts(H: Operator, plan: _Plan) -> Iterator[Operator]:
 
 
 def _run(
-    H: Operator, wishes: tuple[Wanted, ...], plan: _Plan, *, vectors: bool, progress: Progress | None
+    H: Operator, wishes: tuple[Selection, ...], plan: _Plan, *, vectors: bool, progress: Progress | None
 ) -> list[EigenPairs]:
     finished = 0
 
@@ -233,7 +233,7 @@ def _run(
 
 
 def _part(
-    H: Operator, wishes: tuple[Wanted, ...], plan: _Plan, *, vectors: bool, done: Callable[[int], None]
+    H: Operator, wishes: tuple[Selection, ...], plan: _Plan, *, vectors: bool, done: Callable[[int], None]
 ) -> list[EigenPairs]:
     if plan.exact:
         ritz = exact_ritz(H, pairs=sum(wish.k for wish in wishes), seed=plan.seed, done=done)
@@ -256,7 +256,7 @@ def _joined(parts: tuple[EigenPairs, ...]) -> EigenPairs:
     return EigenPairs(**joined)
 
 
-def _pairs(checked: Verified, wish: Wanted, rows: Int[Tensor, "point k"], dtype: torch.dtype) -> EigenPairs:
+def _pairs(checked: Verified, wish: Selection, rows: Int[Tensor, "point k"], dtype: torch.dtype) -> EigenPairs:
     """The pairs of one wish; put in order again, as Rayleigh quotients may differ from Ritz values by rounding."""
     rows = rows.to(checked.values.device)
     rows = rows.gather(-1, wish.pick(checked.values.gather(-1, rows)))

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from hessian_tools.curvature.eigen.batched_lanczos import Ritz
-from hessian_tools.curvature.eigen.selection import Wanted
+from hessian_tools.curvature.eigen.selection import Selection
 from hessian_tools.curvature.operators.lengths import lengths
 from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.curvature.operators.parts import row_products
@@ -31,7 +31,7 @@ class Verified:
     rows: list[Int[Tensor, "point _"]]
 
 
-def verified(H: Operator, ritz: list[Ritz], wishes: tuple[Wanted, ...]) -> Verified:
+def verified(H: Operator, ritz: list[Ritz], wishes: tuple[Selection, ...]) -> Verified:
     """The wanted pairs checked by one block product.
 
     The vectors are first turned so that H, seen from them, is diagonal (Rayleigh, Ritz), which costs no product:
@@ -59,7 +59,7 @@ def verified(H: Operator, ritz: list[Ritz], wishes: tuple[Wanted, ...]) -> Verif
     return Verified(values, residuals, X.mT, norm, count, complete, rows)
 
 
-def _chosen(point: Ritz, wishes: tuple[Wanted, ...]) -> Float[Tensor, "pair param"]:
+def _chosen(point: Ritz, wishes: tuple[Selection, ...]) -> Float[Tensor, "pair param"]:
     """The unit vectors wanted, each once though several wishes may share it."""
     if point.broken:
         return point.vectors[:1]

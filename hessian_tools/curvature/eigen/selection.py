@@ -15,7 +15,7 @@ ROUNDING = 64
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Selection:
     """Some eigenvalues of each point, and how well: residual <= max(rtol * |value|, ROUNDING * eps * |H|)."""
 
     which: Which

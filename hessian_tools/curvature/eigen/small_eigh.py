@@ -47,6 +47,6 @@ def finite(A: Float[Tensor, "point _ _"]) -> tuple[Float[Tensor, "point _ _"], B
     return A.masked_fill(bad[:, None, None], 0), bad
 
 
-def spoilt(A: Float[Tensor, "point ..."], bad: Bool[Tensor, " point"]) -> Float[Tensor, "point ..."]:
+def set_nan(A: Float[Tensor, "point ..."], bad: Bool[Tensor, " point"]) -> Float[Tensor, "point ..."]:
     """NaN at the bad points."""
     return A.masked_fill(bad.view(-1, *[1] * (A.ndim - 1)), torch.nan)

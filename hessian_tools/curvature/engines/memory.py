@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 @dataclass
-class Room:
+class MemoryBudget:
     """Bytes for what products need, None for the device's default, and how often the device refused what should fit."""
 
     max_memory: int | None = None
@@ -81,13 +81,13 @@ def memory_budget(device: torch.device) -> int:
     return min(budget, int(GPU_SHARE * torch.cuda.get_device_properties(device).total_memory))
 
 
-def room_of(max_memory: float | int | None) -> Room:
+def room_of(max_memory: float | int | None) -> MemoryBudget:
     """The checked room. Raises ValueError."""
     if max_memory is None:
-        return Room()
+        return MemoryBudget()
     if isinstance(max_memory, bool) or not isinstance(max_memory, (int, float)) or not max_memory >= 1:
         raise ValueError(f"max_memory={max_memory!r}: give a number of bytes, such as 4e9, or None for the default")
-    return Room(int(max_memory))
+    return MemoryBudget(int(max_memory))
 
 
 def products_at_once(forward: int, budget: int) -> int:

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from scipy.special import stdtrit
 from torch import Tensor
 
-from hessian_tools.curvature.eigen.small_eigh import eigvalsh, finite, solvable, spoilt
+from hessian_tools.curvature.eigen.small_eigh import eigvalsh, finite, set_nan, solvable
 from hessian_tools.curvature.estimates.gauss_rules import GaussRule, gauss_rules
 from hessian_tools.curvature.estimates.trace import checked, rademacher
 from hessian_tools.curvature.html import density_html
@@ -164,7 +164,7 @@ def _eigenvalues(H: Operator, progress: Progress | None) -> GaussRule:
     total = H.num_params * (H.num_points or 1)
     Count(total, progress).add(total)
     points, bad = finite((dense + dense.mT).reshape(-1, *dense.shape[-2:]))
-    nodes = spoilt(eigvalsh(solvable(points) / 2), bad).to(dense).reshape(*dense.shape[:-2], 1, -1)
+    nodes = set_nan(eigvalsh(solvable(points) / 2), bad).to(dense).reshape(*dense.shape[:-2], 1, -1)
     weights = torch.full_like(nodes, 1 / H.num_params) + 0 * nodes  # NaN where they are
     return GaussRule(nodes, weights, 0 * nodes)
 

@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from hessian_tools.curvature.eigen.gram import num_outputs
-from hessian_tools.curvature.eigen.small_eigh import eigh, finite, solvable, spoilt
+from hessian_tools.curvature.eigen.small_eigh import eigh, finite, set_nan, solvable
 from hessian_tools.curvature.estimates.multiaffine import is_multiaffine
-from hessian_tools.curvature.objective.groups import RaggedPoints
-from hessian_tools.curvature.objective.objective import Points, slices
+from hessian_tools.curvature.objective.groups import RaggedObjective
+from hessian_tools.curvature.objective.objective import Objective, slices
 from hessian_tools.curvature.operators.gauss_newton import GaussNewton, factors_at
 from hessian_tools.curvature.operators.hessian import Hessian
 from hessian_tools.curvature.operators.operator import Operator
@@ -48,20 +48,20 @@ def exact_trace(
 
 
 def gauss_newton_trace(
-    points: Points | RaggedPoints, progress: Progress = silent
+    points: Objective | RaggedObjective, progress: Progress = silent
 ) -> tuple[Float[Tensor, " point"], Int[Tensor, " point"]]:
     """tr J'BJ = sum_r b_r |J'u_r|^2 with B = sum_r b_r u_r u_r': one backward pass for each example and output.
 
     For any criterion, convex or not; memory for a chunk of backward passes, never for J. Also how many passes.
     """
     count = Count(sum(sum(_outputs_by_batch(group)) * len(group.thetas) for group in _groups(points)), progress)
-    if isinstance(points, RaggedPoints):
+    if isinstance(points, RaggedObjective):
         value, passes = points.each_group(lambda group, _: _group_trace(group, count))
         return value, passes
     return _group_trace(points, count)
 
 
-def _group_trace(points: Points, count: Count) -> tuple[Tensor, Tensor]:
+def _group_trace(points: Objective, count: Count) -> tuple[Tensor, Tensor]:
     """At points whose batches have one shape."""
     total, rows = torch.zeros_like(points.thetas[:, 0]), _outputs_by_batch(points)
     for weight, batch, each in zip(points.weights, points.batches, rows, strict=True):
@@ -72,12 +72,12 @@ def _group_trace(points: Points, count: Count) -> tuple[Tensor, Tensor]:
     return total, torch.full_like(total, sum(rows), dtype=torch.long)
 
 
-def _outputs_by_batch(points: Points) -> list[int]:
+def _outputs_by_batch(points: Objective) -> list[int]:
     batches = [replace(points, batches=(batch,), weights=(1.0,)) for batch in points.batches]
     return [num_outputs(_network(points), one) for one in batches]
 
 
-def _traces(points: Points, rows: slice) -> Float[Tensor, " point"]:
+def _traces(points: Objective, rows: slice) -> Float[Tensor, " point"]:
     """At some points of one batch."""
     loss = _network(points)
 
@@ -97,7 +97,7 @@ def _traces(points: Points, rows: slice) -> Float[Tensor, " point"]:
     B = points.each(rows, curve)[0].detach()
     B, bad = finite((B + B.mT) / 2)
     b, U = (part.to(B.dtype) for part in eigh(solvable(B)))
-    return spoilt(points.each(rows, quadratic, U, b)[0].detach(), bad)
+    return set_nan(points.each(rows, quadratic, U, b)[0].detach(), bad)
 
 
 def _diagonal_sum(H: Operator, block: int, progress: Progress) -> Float[Tensor, "*point"]:
@@ -117,20 +117,20 @@ def _diagonal_sum(H: Operator, block: int, progress: Progress) -> Float[Tensor, 
     return part_by_part(H, of_part)[0]
 
 
-def _is_like_gauss_newton(points: Points) -> bool:
+def _is_like_gauss_newton(points: Objective) -> bool:
     """Whether the Hessian has the trace of its Gauss-Newton part, on every batch."""
     batches = [b if points.shared else _first(b) for b in points.batches]
     return all(is_multiaffine(_network(points), points.thetas[0], batch) for batch in batches)
 
 
-def _groups(points: Points | RaggedPoints) -> tuple[Points, ...]:
-    return points.groups if isinstance(points, RaggedPoints) else (points,)
+def _groups(points: Objective | RaggedObjective) -> tuple[Objective, ...]:
+    return points.groups if isinstance(points, RaggedObjective) else (points,)
 
 
 def _first(batch: Batch) -> Batch:
     return pytree.tree_map_only(Tensor, lambda leaf: leaf[0], batch)
 
 
-def _network(points: Points) -> Loss:
+def _network(points: Objective) -> Loss:
     assert isinstance(points.loss, Loss)
     return points.loss

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from hessian_tools.loss import Batch, LossFunction, cast_like
 
 if TYPE_CHECKING:
-    from hessian_tools.curvature.objective.objective import Points
+    from hessian_tools.curvature.objective.objective import Objective
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ def ragged(batches: Sequence[Batch]) -> Ragged:
 
 
 @dataclass(frozen=True)
-class RaggedPoints:
+class RaggedObjective:
     """groups: points whose batches have one shape; where: the places of each group's points in the whole."""
 
     loss: LossFunction
     thetas: Float[Tensor, "point param"]
-    groups: "tuple[Points, ...]"
+    groups: "tuple[Objective, ...]"
     where: tuple[Int[Tensor, "_"], ...]
 
     def at_once(self, *matrix_at: Any) -> int:
@@ -69,7 +69,7 @@ class RaggedPoints:
         pairs = zip(self.groups, self.where, strict=True)
         return self._joined([group.products(V[where], *matrix_at) for group, where in pairs])
 
-    def select(self, points: Int[Tensor, " chosen"]) -> "RaggedPoints":
+    def select(self, points: Int[Tensor, " chosen"]) -> "RaggedObjective":
         """The same objective at some of the points, in the order given."""
         points = points.to(self.thetas.device)
         chosen = torch.arange(len(self.thetas), device=points.device)[points]
@@ -80,9 +80,9 @@ class RaggedPoints:
             if len(place):
                 groups.append(group.select(within))
                 places.append(place)
-        return RaggedPoints(self.loss, self.thetas[chosen], tuple(groups), tuple(places))
+        return RaggedObjective(self.loss, self.thetas[chosen], tuple(groups), tuple(places))
 
-    def each_group(self, function: "Callable[[Points, Tensor], tuple[Tensor, ...]]") -> tuple[Tensor, ...]:
+    def each_group(self, function: "Callable[[Objective, Tensor], tuple[Tensor, ...]]") -> tuple[Tensor, ...]:
         """``function(points, where they are in the whole)`` of every group, put together in order."""
         found = [function(group, where) for group, where in zip(self.groups, self.where, strict=True)]
         return tuple(self._joined(list(parts)) for parts in zip(*found, strict=True))
@@ -95,8 +95,8 @@ class RaggedPoints:
 
 
 def grouped(
-    loss: LossFunction, thetas: Tensor, batches: list[Ragged], of_group: "Callable[[Tensor, list[Batch]], Points]"
-) -> RaggedPoints:
+    loss: LossFunction, thetas: Tensor, batches: list[Ragged], of_group: "Callable[[Tensor, list[Batch]], Objective]"
+) -> RaggedObjective:
     """Points of equal shapes together; several batches a point are of one shape if each of them is."""
     at_point = list(zip(*(ragged.batches for ragged in batches), strict=True))
     members: dict[Hashable, list[int]] = {}
@@ -107,7 +107,7 @@ def grouped(
     for rows, members_here in zip(where, members.values(), strict=True):
         stacked = [_stacked([cast_like(at_point[i][b], thetas) for i in members_here]) for b in range(len(batches))]
         groups.append(of_group(thetas[rows], stacked))
-    return RaggedPoints(loss, thetas, tuple(groups), where)
+    return RaggedObjective(loss, thetas, tuple(groups), where)
 
 
 def _stacked(batches: list[Batch]) -> Batch:

@@ -23,7 +23,7 @@ from hessian_tools.curvature.engines.double_backward import KeptGraphs, is_scrip
 from hessian_tools.curvature.engines.memory import (
     FORWARDS_PER_PRODUCT,
     KEPT_FORWARDS,
-    Room,
+    MemoryBudget,
     largest_forward,
     products_at_once,
 )
@@ -52,7 +52,7 @@ def hessian_at(loss: LossFunction, theta: Float[Tensor, " param"], batch: Batch)
 
 
 @dataclass(frozen=True)
-class Points:
+class Objective:
     """The objective ``sum_i weights[i] * loss(theta, batches[i])`` at every row of ``thetas``."""
 
     loss: LossFunction
@@ -63,9 +63,9 @@ class Points:
     batching: Batching
     most: int | None
     route: Route = "direct"
-    room: Room = field(default_factory=Room)
+    room: MemoryBudget = field(default_factory=MemoryBudget)
 
-    def select(self, points: Int[Tensor, " chosen"]) -> "Points":
+    def select(self, points: Int[Tensor, " chosen"]) -> "Objective":
         """The same objective at some of the points, in the order given; a view where they follow each other."""
         chosen = as_slice(points, len(self.thetas))
         rows = points.to(self.thetas.device) if chosen is None else chosen

@@ -9,15 +9,15 @@ from torch.utils import _pytree as pytree
 
 from hessian_tools.curvature.engines.choice import Route
 from hessian_tools.curvature.engines.memory import room_of
-from hessian_tools.curvature.objective.groups import Ragged, RaggedPoints, grouped
+from hessian_tools.curvature.objective.groups import Ragged, RaggedObjective, grouped
 from hessian_tools.curvature.objective.indexing import at_point
-from hessian_tools.curvature.objective.objective import Batching, Points, Weights
+from hessian_tools.curvature.objective.objective import Batching, Objective, Weights
 from hessian_tools.loss import Batch, Loss, LossFunction, cast_like
 from hessian_tools.torch_fixes.modes import TwiceDifferentiable
 from hessian_tools.validation import check_whole
 
 
-def points_of(
+def objective_at(
     loss: LossFunction,
     thetas: Float[Tensor, "*point param"],
     batch: Batch | list[Batch],
@@ -28,7 +28,7 @@ def points_of(
     batching: Batching,
     route: Route = "direct",
     max_memory: float | int | None = None,
-) -> Points | RaggedPoints:
+) -> Objective | RaggedObjective:
     """The checked objective; a single point gets a point axis of length one. Raises ValueError in plain words."""
     _check_thetas(loss, thetas)
     _check_options(chunk, batching, route)
@@ -44,9 +44,9 @@ def points_of(
     if any(isinstance(b, Ragged) for b in batches):
         _check_ragged(batches, thetas, shared)
 
-        def of_group(rows: Tensor, group: list[Batch]) -> Points:
+        def of_group(rows: Tensor, group: list[Batch]) -> Objective:
             fractions = _fractions(group, weights, axis=1)
-            return Points(loss, rows, tuple(group), fractions, False, batching, chunk, route, room)
+            return Objective(loss, rows, tuple(group), fractions, False, batching, chunk, route, room)
 
         _refuse_hidden_state(loss, thetas[0], cast_like(batches[0].batches[0], thetas))
         return grouped(loss, thetas, batches, of_group)
@@ -56,7 +56,7 @@ def points_of(
     fractions = _fractions(batches, weights, axis=0 if single or shared else 1)
     rows = thetas[None] if single else thetas
     _refuse_hidden_state(loss, rows[0], batches[0] if single or shared else at_point(batches[0], 0))
-    return Points(loss, rows, tuple(batches), fractions, shared or single, batching, chunk, route, room)
+    return Objective(loss, rows, tuple(batches), fractions, shared or single, batching, chunk, route, room)
 
 
 def _helped(loss: LossFunction) -> LossFunction:

@@ -81,7 +81,7 @@ class Combination(Derived):
 
 
 @dataclass(frozen=True)
-class Compression(Derived):
+class Projected(Derived):
     """An interface: P'AP, an operator A seen through P; a product costs one of the whole, A."""
 
     whole: Operator
@@ -106,7 +106,7 @@ class Compression(Derived):
 
 
 @dataclass(frozen=True)
-class Block(Compression):
+class Block(Projected):
     """Some rows and the same columns of an operator; made by ``H.block``. A product costs one of the whole."""
 
     rows: Int[Tensor, " row"]
@@ -138,7 +138,7 @@ class Block(Compression):
 
 
 @dataclass(frozen=True)
-class Restriction(Compression):
+class Restriction(Projected):
     """Q'AQ: an operator seen from a subspace; made by ``H.restrict``. A product costs one of the whole."""
 
     Q: Float[Tensor, "#point param k"]

@@ -12,8 +12,8 @@ from torch.utils import _pytree as pytree
 
 from hessian_tools.curvature.engines.choice import Route
 from hessian_tools.curvature.objective.objective import Batching, Weights
-from hessian_tools.curvature.objective.validation import points_of
-from hessian_tools.curvature.operators.loss_operator import AtPoints
+from hessian_tools.curvature.objective.validation import objective_at
+from hessian_tools.curvature.operators.loss_operator import LossOperator
 from hessian_tools.loss import Batch, Loss
 
 
@@ -56,7 +56,7 @@ def factors_at(
 
 
 @dataclass(frozen=True)
-class GaussNewton(AtPoints):
+class GaussNewton(LossOperator):
     """The Gauss-Newton matrix, J' (d2 criterion / d outputs2) J v, exact; made by :func:`gauss_newton`."""
 
     matrix_at = staticmethod(gauss_newton_at)
@@ -102,7 +102,7 @@ def gauss_newton(
             "Gauss-Newton needs a network's outputs and a criterion, which a plain function does not show; "
             "give a Loss from make_loss(model, criterion, layout), or use hessian"
         )
-    points = points_of(
+    points = objective_at(
         loss,
         thetas,
         batch,

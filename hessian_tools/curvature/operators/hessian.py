@@ -7,13 +7,13 @@ from torch import Tensor
 
 from hessian_tools.curvature.engines.choice import Route
 from hessian_tools.curvature.objective.objective import Batching, Weights, hessian_at
-from hessian_tools.curvature.objective.validation import points_of
-from hessian_tools.curvature.operators.loss_operator import AtPoints
+from hessian_tools.curvature.objective.validation import objective_at
+from hessian_tools.curvature.operators.loss_operator import LossOperator
 from hessian_tools.loss import Batch, LossFunction
 
 
 @dataclass(frozen=True)
-class Hessian(AtPoints):
+class Hessian(LossOperator):
     """The Hessian by exact products (Pearlmutter 1994); made by :func:`hessian`."""
 
     matrix_at = staticmethod(hessian_at)
@@ -65,7 +65,7 @@ def hessian(
     >>> H @ torch.tensor([1.0, 0.0])
     tensor([2., 1.])
     """
-    points = points_of(
+    points = objective_at(
         loss,
         thetas,
         batch,
@@ -96,7 +96,7 @@ def gradient(
     >>> gradient(lambda theta, a: a * theta @ theta / 2, torch.tensor([1.0, 2.0]), torch.tensor(3.0))
     tensor([3., 6.])
     """
-    points = points_of(
+    points = objective_at(
         loss,
         thetas,
         batch,

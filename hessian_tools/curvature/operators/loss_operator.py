@@ -7,19 +7,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hessian_tools.curvature.objective.groups import RaggedPoints
+from hessian_tools.curvature.objective.groups import RaggedObjective
 from hessian_tools.curvature.objective.indexing import checked_points
-from hessian_tools.curvature.objective.objective import Points
+from hessian_tools.curvature.objective.objective import Objective
 from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.layout import ParamLayout
 from hessian_tools.loss import Loss
 
 
 @dataclass(frozen=True)
-class AtPoints(Operator):
+class LossOperator(Operator):
     """An interface: a concrete operator adds what it does to a vector at one point."""
 
-    points: Points | RaggedPoints
+    points: Objective | RaggedObjective
     single: bool
 
     matrix_at: ClassVar[Any]  # a LinearMap
@@ -63,7 +63,7 @@ class AtPoints(Operator):
         """At how many points results should be asked for together, within ``max_memory``."""
         return self.points.at_once(type(self).matrix_at)
 
-    def select(self, points: Int[Tensor, " chosen"]) -> "AtPoints":
+    def select(self, points: Int[Tensor, " chosen"]) -> "LossOperator":
         """The operator at some of its points."""
         if self.single:
             raise ValueError("an operator at a single point has no points to select; give thetas [point, param]")

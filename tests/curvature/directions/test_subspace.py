@@ -124,9 +124,9 @@ def test_equal_values_leave_the_space_open() -> None:
     pairs = EigenPairs(torch.tensor([2.0, 2.0, 1.0]), torch.full((3,), 0.01), yes, None, count, yes[0])
     assert subspace_error(pairs)[0] == vector_error(pairs)[0] == vector_error(pairs)[1] == 1
     assert subspace_error(pairs)[1] < 0.02
-    spoilt = EigenPairs(torch.tensor([torch.nan] * 3), torch.tensor([torch.nan] * 3), ~yes, None, count, ~yes[0])
-    assert subspace_error(spoilt).isnan().all()
-    assert vector_error(spoilt).isnan().all()
+    set_nan = EigenPairs(torch.tensor([torch.nan] * 3), torch.tensor([torch.nan] * 3), ~yes, None, count, ~yes[0])
+    assert subspace_error(set_nan).isnan().all()
+    assert vector_error(set_nan).isnan().all()
 
 
 def test_refusals_in_plain_words() -> None:

@@ -181,9 +181,9 @@ def test_not_a_number_stays_at_its_point_and_inputs_are_left_alone() -> None:
     assert thetas.grad is None
     assert torch.equal(state, torch.get_rng_state())
     d[1] = torch.nan
-    spoilt = cubic_term(case.loss, case.thetas, case.batch, d)
-    assert spoilt.third.isnan().tolist() == spoilt.error.isnan().tolist() == [False, True, False]
-    torch.testing.assert_close(spoilt.third[0], result.third[0])
+    set_nan = cubic_term(case.loss, case.thetas, case.batch, d)
+    assert set_nan.third.isnan().tolist() == set_nan.error.isnan().tolist() == [False, True, False]
+    torch.testing.assert_close(set_nan.third[0], result.third[0])
 
 
 def test_refusals_in_plain_words() -> None:

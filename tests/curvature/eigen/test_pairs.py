@@ -133,16 +133,16 @@ def test_not_a_number_at_one_point_spoils_no_other() -> None:
     A = symmetric(SPECTRA["indefinite"])
     clean = extremal_eigenpairs(operator(A), magnitude=2, vectors=True)
     for poison in (torch.nan, torch.inf):
-        spoilt = A.clone()
-        spoilt[1, 3, 3] = poison
-        pairs = extremal_eigenpairs(operator(spoilt), magnitude=2, vectors=True)
+        set_nan = A.clone()
+        set_nan[1, 3, 3] = poison
+        pairs = extremal_eigenpairs(operator(set_nan), magnitude=2, vectors=True)
         for now, then in ((pairs.magnitude, clean.magnitude), (pairs.smallest, clean.smallest)):
             assert now.values[1].isnan().all()
             assert now.residuals[1].isnan().all()
             assert not now.converged[1].any()
             torch.testing.assert_close(now.values[[0, 2]], then.values[[0, 2]])
             assert now.converged[[0, 2]].all()
-        both = top_eigenpairs(operator(spoilt), k=5, which="BE", rtol=1e-8)  # fewer pairs there than are wanted
+        both = top_eigenpairs(operator(set_nan), k=5, which="BE", rtol=1e-8)  # fewer pairs there than are wanted
         assert both.values[1].isnan().all()
         torch.testing.assert_close(both.values[[0, 2]], expected(SPECTRA["indefinite"].expand(2, -1), "BE", 5))
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from hessian_tools.curvature import Hessian, hessian
 from hessian_tools.curvature.engines.compiled import compiled_products as kept
 from hessian_tools.curvature.engines.compiled.compiled_products import Traced
-from hessian_tools.curvature.engines.memory import MEMORY_BUDGET, Room, memory_budget
+from hessian_tools.curvature.engines.memory import MEMORY_BUDGET, MemoryBudget, memory_budget
 
 CONV, RELU = NETWORKS[1], relu_mlp()
 
@@ -81,7 +81,7 @@ def test_what_a_refused_attempt_had_made_is_gone_before_memory_is_asked_back(mon
             raise torch.OutOfMemoryError
         return 1
 
-    assert Room().in_pieces(4, piece, at_once=4) == [1, 1, 1, 1]
+    assert MemoryBudget().in_pieces(4, piece, at_once=4) == [1, 1, 1, 1]
     assert seen == [True, True]
 
 

@@ -16,8 +16,8 @@ from hessian_tools.curvature.engines import choice as routes
 from hessian_tools.curvature.engines.compiled import trace_cache as traced
 from hessian_tools.curvature.engines.compiled.compiled_products import Traced
 from hessian_tools.curvature.engines.double_backward import KeptGraphs
-from hessian_tools.curvature.engines.memory import MEMORY_BUDGET, Room
-from hessian_tools.curvature.objective.objective import Points
+from hessian_tools.curvature.engines.memory import MEMORY_BUDGET, MemoryBudget
+from hessian_tools.curvature.objective.objective import Objective
 from hessian_tools.layout import flatten
 from hessian_tools.loss import make_loss
 
@@ -210,7 +210,7 @@ class Refusing:
         return self.function(instance, first, *rest, **options)
 
 
-@pytest.mark.parametrize(("route", "where", "name"), [("direct", Points, "each"), ("traced", Traced, "at")])
+@pytest.mark.parametrize(("route", "where", "name"), [("direct", Objective, "each"), ("traced", Traced, "at")])
 def test_chunks_that_a_device_refuses_are_halved(monkeypatch, route: str, where: type, name: str) -> None:
     loss, thetas, batch = network()
     V = randn(thetas.shape[1], 2, path="V")
@@ -231,7 +231,7 @@ def test_chunks_that_a_device_refuses_are_halved(monkeypatch, route: str, where:
 
 
 def test_pieces_are_even_and_halved_where_refused() -> None:
-    room, seen = Room(), []
+    room, seen = MemoryBudget(), []
 
     def piece(rows: slice) -> int:
         seen.append((rows.start, rows.stop))
@@ -241,7 +241,7 @@ def test_pieces_are_even_and_halved_where_refused() -> None:
 
     assert room.in_pieces(7, piece, at_once=6) == [1, 1, 1, 1, 1, 1, 1]
     assert (room.refusals, seen[:3]) == (2, [(0, 4), (0, 3), (0, 1)])
-    assert Room().in_pieces(9, lambda rows: rows.stop - rows.start, at_once=8, each=2) == [3, 3, 3]
+    assert MemoryBudget().in_pieces(9, lambda rows: rows.stop - rows.start, at_once=8, each=2) == [3, 3, 3]
 
 
 @pytest.mark.parametrize("bad", [0, -1, "4GB", True, float("nan")])

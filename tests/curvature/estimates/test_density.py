@@ -192,10 +192,10 @@ def test_not_a_number_stays_at_its_point(num_matvecs: int) -> None:
     A = symmetric(planted(50))
     right = density(operator(A), num_matvecs=num_matvecs)
     A[1, 3, 4] = torch.inf
-    spoilt = density(operator(A), num_matvecs=num_matvecs)
-    assert not spoilt.isolated[1].any()
-    assert spoilt.density.isnan().all(-1).tolist() == [False, True, False]
-    torch.testing.assert_close(spoilt.density[[0, 2]], right.density[[0, 2]])
+    set_nan = density(operator(A), num_matvecs=num_matvecs)
+    assert not set_nan.isolated[1].any()
+    assert set_nan.density.isnan().all(-1).tolist() == [False, True, False]
+    torch.testing.assert_close(set_nan.density[[0, 2]], right.density[[0, 2]])
 
 
 def test_a_grid_follows_a_narrow_width() -> None:

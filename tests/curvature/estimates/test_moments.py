@@ -99,11 +99,11 @@ def test_single_point_and_not_a_number(num_probes: int) -> None:
     single = moments(operator(A[0]), num_probes=num_probes)
     assert (single.trace.value.shape, single.diagonal.value.shape, single.diagonal.num_matvecs.shape) == ((), (24,), ())
     A[1] = torch.nan
-    spoilt = moments(operator(A), num_probes=num_probes)
-    for estimate in (spoilt.trace, spoilt.frobenius_squared):
+    set_nan = moments(operator(A), num_probes=num_probes)
+    for estimate in (set_nan.trace, set_nan.frobenius_squared):
         assert estimate.value.isnan().tolist() == estimate.stderr.isnan().tolist() == [False, True, False]
         assert estimate.converged.tolist() == [True, False, True]
-    assert spoilt.diagonal.converged.all(-1).tolist() == [True, False, True]
+    assert set_nan.diagonal.converged.all(-1).tolist() == [True, False, True]
 
 
 def test_progress_counts_what_is_done() -> None:

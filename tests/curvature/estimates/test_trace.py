@@ -138,9 +138,9 @@ def test_single_point_and_not_a_number() -> None:
     single = trace(operator(A[0]), num_probes=4)
     assert (single.value.shape, single.samples.shape) == ((), (4,))
     A[1, 0, 0] = torch.nan
-    spoilt = trace(operator(A), num_probes=4)
-    assert spoilt.value.isnan().tolist() == spoilt.stderr.isnan().tolist() == [False, True, False]
-    assert spoilt.converged.tolist() == [True, False, True]
+    set_nan = trace(operator(A), num_probes=4)
+    assert set_nan.value.isnan().tolist() == set_nan.stderr.isnan().tolist() == [False, True, False]
+    assert set_nan.converged.tolist() == [True, False, True]
 
 
 def test_bad_options_are_refused_in_plain_words() -> None:

@@ -24,7 +24,7 @@ from hessian_tools.curvature import (
     top_eigenpairs,
     trace,
 )
-from hessian_tools.curvature.objective.objective import Points
+from hessian_tools.curvature.objective.objective import Objective
 from hessian_tools.curvature.operators.parts import Parts, part_by_part, row_products
 
 CASE = NETWORKS[0]
@@ -73,16 +73,16 @@ def test_every_quantity_part_by_part(name: str) -> None:
 def test_no_more_points_meet_a_product_than_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
-    def at_once(self: Points, *_: object) -> int:
+    def at_once(self: Objective, *_: object) -> int:
         return 2
 
-    def products(self: Points, V: Tensor, *rest: object) -> Tensor:
+    def products(self: Objective, V: Tensor, *rest: object) -> Tensor:
         seen.append(len(V))
         return plain(self, V, *rest)
 
-    plain = Points.products
-    monkeypatch.setattr(Points, "at_once", at_once)
-    monkeypatch.setattr(Points, "products", products)
+    plain = Objective.products
+    monkeypatch.setattr(Objective, "at_once", at_once)
+    monkeypatch.setattr(Objective, "products", products)
     H = hessian(CASE.loss, CASE.thetas, CASE.batch)
     for quantity in (trace, moments, partial(spectral_density, num_matvecs=5), partial(trace, method="exact")):
         said: list[tuple[int, int]] = []

@@ -5,7 +5,7 @@ from cases import NETWORKS, randn
 from torch import Tensor
 
 from hessian_tools.curvature import Operator, gauss_newton, hessian
-from hessian_tools.curvature.operators.composite import Combination, Compression
+from hessian_tools.curvature.operators.composite import Combination, Projected
 from hessian_tools.curvature.operators.terms import leaves, magnitude, rebuilt, terms
 
 CASE = next(case for case in NETWORKS if case.name == "tanh-mlp")
@@ -25,7 +25,7 @@ def test_terms_add_up_to_the_operator_and_hold_no_sum() -> None:
     assert [weight for weight, _ in parts] == [6.0, -2.0, 1.0, -3.0, 1.0, -0.5]
     torch.testing.assert_close(torch.stack([weight * (term @ V) for weight, term in parts]).sum(0), H @ V)
     for _, term in parts:
-        while isinstance(term, Compression):
+        while isinstance(term, Projected):
             term = term.whole
         assert not isinstance(term, Combination)
     assert len(leaves(H)) == 6

@@ -74,7 +74,7 @@ def product(make: Callable[[Place], Operator]) -> Callable[[Place], Any]:
     return products
 
 
-def spoilt(here: Place) -> Operator:
+def set_nan(here: Place) -> Operator:
     """Its second point is not finite."""
     factor = torch.tensor([[1.0], [torch.nan], [1.0]], device="cpu").to(here.thetas)
     return ht.hessian(here.loss, here.thetas * factor, here.batch)
@@ -114,7 +114,7 @@ QUANTITIES: dict[str, Callable[[Place], Any]] = {
     "top_eigenpairs-single": lambda here: ht.top_eigenpairs(OPERATORS["single"](here), k=3, which="BE", rtol=1e-5),
     "extremal_eigenpairs": lambda here: ht.extremal_eigenpairs(here.H, magnitude=2, rtol=1e-5),
     "eigenpairs-of-a-block": lambda here: ht.top_eigenpairs(OPERATORS["block"](here), k=2, rtol=1e-5),
-    "eigenpairs-not-finite": lambda here: ht.top_eigenpairs(spoilt(here), k=2, rtol=1e-5),
+    "eigenpairs-not-finite": lambda here: ht.top_eigenpairs(set_nan(here), k=2, rtol=1e-5),
     "eigenpairs-exhausted": lambda here: ht.top_eigenpairs(exhausted(here), k=3),
     "trace": lambda here: ht.trace(here.H, num_probes=5),
     "trace-to-a-tolerance": lambda here: ht.trace(OPERATORS["combination"](here), num_probes=4, rtol=1.0),
@@ -123,7 +123,7 @@ QUANTITIES: dict[str, Callable[[Place], Any]] = {
     "moments-exact": lambda here: ht.moments(OPERATORS["restriction"](here)),
     "density": lambda here: ht.spectral_density(here.H, num_probes=3, num_matvecs=6),
     "density-exact": lambda here: ht.spectral_density(OPERATORS["restriction"](here)),
-    "density-not-finite": lambda here: ht.spectral_density(spoilt(here), num_probes=3, num_matvecs=6),
+    "density-not-finite": lambda here: ht.spectral_density(set_nan(here), num_probes=3, num_matvecs=6),
     "density-own-probes-and-grid": lambda here: ht.spectral_density(
         here.H, probes=on_probes(here), num_matvecs=6, grid=here.drawn(9), width=0.1
     ),

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from everywhere import OPERATORS, Place, spoilt, subspace
+from device_cases import OPERATORS, Place, set_nan, subspace
 from torch import Tensor
 
 import hessian_tools as ht
@@ -64,7 +64,7 @@ def subspaces(here: Place) -> list[Tensor]:
 def spectra(here: Place) -> list[Tensor]:
     """Dense, with a point that is not finite, and by the range finder."""
     one = here.G.select(torch.tensor([1], device="cpu"))
-    small = [ht.spectrum(OPERATORS["restriction"](here)), ht.spectrum(spoilt(here).restrict(subspace(here)))]
+    small = [ht.spectrum(OPERATORS["restriction"](here)), ht.spectrum(set_nan(here).restrict(subspace(here)))]
     return [*(found.values for found in small), ht.spectrum(one, method="range finder", max_rank=60).values]
 
 
@@ -132,7 +132,7 @@ def estimates(here: Place) -> list[Tensor]:
         ht.trace(OPERATORS["restriction"](here), method="exact").value,
         ht.diagonal(here.H, num_probes=5).value,
         ht.frobenius_squared(here.H, num_probes=5).value,
-        ht.trace(spoilt(here), num_probes=4, method="probes").value,
+        ht.trace(set_nan(here), num_probes=4, method="probes").value,
     ]
 
 

@@ -4,7 +4,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from planted import planted_study
+from simulated_studies import planted_study
 
 
 def study_to_draw() -> xr.Dataset:
