@@ -23,7 +23,7 @@ from hessian_tools.inner.descent import Path, inner_loop
 from hessian_tools.inner.features import features
 from hessian_tools.inner.gradients import Gradient, recomputed_gradient, support_gradient
 from hessian_tools.inner.learners import Latent, Learner
-from hessian_tools.inner.parameters import Part, further_parameters, network_parameters, part_under
+from hessian_tools.inner.parameters import Part, further_parameters, head_weight, network_parameters, part_under
 from hessian_tools.layout import ParamLayout
 from hessian_tools.loss import Batch, Loss, LossFunction
 
@@ -85,7 +85,7 @@ def open_task(
     """Encode a support set; ``noise`` None: means in the place of draws, no dropout."""
     latent, (x, y) = _latent(learner), support
     seen = features(loss, network_parameters(loss, theta), x)
-    ways = loss.layout.unflatten(network_parameters(loss, theta))[_head_weight(loss)].shape[0]
+    ways = loss.layout.unflatten(network_parameters(loss, theta))[head_weight(loss.layout)].shape[0]
     layout = latent_layout(latent, width=seen.shape[1])
     stored = further_parameters(loss, theta)[: layout.numel]
     if len(stored) < layout.numel:
@@ -236,17 +236,13 @@ def _latent(learner: Learner) -> Latent:
     return learner.latent
 
 
-def _head_weight(loss: Loss) -> str:
-    return next(name for name in loss.layout.under("head") if name.endswith("weight"))
-
-
 def _weight_part(loss: Loss, device: torch.device) -> Part:
-    return part_under(loss.layout, (_head_weight(loss),), device)
+    return part_under(loss.layout, (head_weight(loss.layout),), device)
 
 
 def _head_bias(loss: Loss, theta: Tensor) -> Tensor | None:
     parameters = loss.layout.unflatten(network_parameters(loss, theta))
-    return parameters.get(_head_weight(loss).removesuffix("weight") + "bias")
+    return parameters.get(head_weight(loss.layout).removesuffix("weight") + "bias")
 
 
 def _normal(like: Tensor, generator: torch.Generator | None) -> Tensor:

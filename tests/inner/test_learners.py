@@ -25,9 +25,9 @@ from hessian_tools import (
     stream,
 )
 from hessian_tools.inner.adapt import learner_path, row_parts
-from hessian_tools.inner.learners import Learner
+from hessian_tools.inner.learners import ALGORITHMS, Latent, Learner
 from hessian_tools.inner.meta_loss import joined
-from hessian_tools.inner.parameters import meta_parameters, network_parameters
+from hessian_tools.inner.parameters import meta_parameters, network_parameters, num_moved
 from hessian_tools.inner.shot import squared_error
 from hessian_tools.inner.steps import Momentum, Preconditioned
 
@@ -224,11 +224,11 @@ def test_mistakes_are_named():
         adapt(learners.anil(1, 0.1, head=("tail",)), loss, theta, support)
     with pytest.raises(ValueError, match="needs 21 step sizes behind the network's 21"):
         adapt(learners.meta_sgd(1, 0.1), loss, theta, support)
-    with pytest.raises(ValueError, match="which a plain function cannot name"):
+    with pytest.raises(ValueError, match="anil moves head, but a plain function has no named parameters"):
         adapt(learners.anil(1, 0.1), lambda t, _: (t**2).sum(), theta, support)
     with pytest.raises(ValueError, match="outer='best' is not one of query"):
         Learner("mine", 1, 0.1, outer="best")
-    with pytest.raises(ValueError, match="have no gradient under outer='displacement'"):
+    with pytest.raises(ValueError, match="receive no gradient under outer='displacement'"):
         Learner("mine", 1, 0.1, outer="displacement", step_sizes="learned")
     with pytest.raises(ValueError, match="minibatches=2 must be 1"):
         Learner("mine", 1, 0.1, minibatches=2)
@@ -242,3 +242,45 @@ def test_mistakes_are_named():
         meta_loss(learners.supervised(3, 0.1), loss, theta, support, query, shot=Shot())
     with pytest.raises(ValueError, match="decay=1.0 of momentum"):
         Momentum(1.0)
+
+
+def test_every_algorithm_says_what_may_be_set_and_makes_its_learner():
+    of_learner = {name: algorithm.learner_settings for name, algorithm in ALGORITHMS.items()}
+    loop = ("moves", "rule", "evaluation_steps")
+    assert of_learner == {
+        "maml": ("first_order", *loop),
+        "anil": ("first_order", *loop),
+        "boil": ("first_order", *loop),
+        "meta-sgd": ("first_order", "logarithmic", *loop),
+        "reptile": ("minibatches", *loop),
+        "leo": ("first_order", "latent"),
+        "supervised": loop,
+        "untrained": loop,
+    }
+    run = ("start", "optimiser", "learning_rate")
+    assert [algorithm.training_settings for algorithm in ALGORITHMS.values()] == [
+        *[("shot", "pretraining", *run)] * 4,
+        ("shot", *run),
+        ("shot", *run),
+        run,
+        (),
+    ]
+    assert [name for name, algorithm in ALGORITHMS.items() if algorithm.needs_classes] == ["leo", "supervised"]
+    assert [name for name, algorithm in ALGORITHMS.items() if not algorithm.is_trained] == ["untrained"]
+    made = ALGORITHMS["meta-sgd"].learner(3, 0.1, logarithmic=True, moves=("head",), rule=None)
+    assert made == replace(learners.meta_sgd(3, 0.1, logarithmic=True), moves=("head",))
+    with pytest.raises(ValueError, match="minibatches is not a setting of MAML; it has first_order, moves"):
+        ALGORITHMS["maml"].learner(3, 0.1, minibatches=2)
+
+
+def test_a_learner_says_why_it_has_no_alpha_and_how_many_parameters_it_moves():
+    layout = flatten(MLP((2, 5, 1)))[1]
+    told = [
+        (learners.maml(1, 0.1), None, 21),
+        (learners.anil(1, 0.1), None, 6),
+        (learners.maml(1, 0.1, rule=Momentum()), "its steps follow the momentum rule", 21),
+        (learners.meta_sgd(1, 0.1), "each parameter has a step size of its own", 21),
+        (learners.leo(latent=Latent(2)), "its steps are on codes", 5),
+    ]
+    for learner, reason, moved in told:
+        assert (learner.why_no_alpha, num_moved(learner, layout)) == (reason, moved)
