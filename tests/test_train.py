@@ -11,7 +11,7 @@ from hessian_tools import Conv4, Shot, TrainConfig, learners, meta_loss, meta_tr
 from hessian_tools.data import open_tasks
 from hessian_tools.nets import MLP
 from hessian_tools.runs import checkpoints, metrics
-from hessian_tools.runs.manifest import ForeignRunError, claim_folder
+from hessian_tools.runs.manifest import ForeignRunError, record_ownership
 from hessian_tools.train import diverged_at, evaluate, logarithmic_schedule, loop, task_loss
 from hessian_tools.train.outer import accumulate_gradient
 
@@ -163,13 +163,46 @@ def test_evaluation_is_transductive_adaptation_on_held_out_tasks():
 
 
 def test_a_folder_of_another_run_is_refused(tmp_path):
-    claim_folder(tmp_path, {"seed": 0, "width": 4}, facts={})
-    claim_folder(tmp_path, {"seed": 0, "width": 4}, facts={})
-    with pytest.raises(ForeignRunError, match="width is 4 there, 8 here"):
-        claim_folder(tmp_path, {"seed": 0, "width": 8}, facts={})
+    record_ownership(tmp_path, "config", {"seed": 0, "width": 4}, facts={"device": "cpu"})
+    written = (tmp_path / "manifest.json").read_bytes()
+    record_ownership(tmp_path, "config", {"seed": 0, "width": 4}, facts={"device": "cuda"})
+    assert (tmp_path / "manifest.json").read_bytes() == written
+    with pytest.raises(ForeignRunError, match="its width is 4, here it is 8;\nchoose another folder"):
+        record_ownership(tmp_path, "config", {"seed": 0, "width": 8})
+    with pytest.raises(ForeignRunError, match="its width is 4, here it is None"):
+        record_ownership(tmp_path, "config", {"seed": 0})
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(ValueError, match="is not JSON"):
-        claim_folder(tmp_path, {"seed": 0}, facts={})
+        record_ownership(tmp_path, "config", {"seed": 0})
+
+
+def test_one_manifest_holds_the_study_and_the_training_of_a_run(tmp_path):
+    record_ownership(tmp_path, "config", {"width": 4}, facts={"device": "cpu"})
+    record_ownership(tmp_path, "training", {"seed": "0", "network": {"weight": (2, 3)}})
+    record_ownership(tmp_path, "training", {"seed": "0", "network": {"weight": (2, 3)}})
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest == {
+        "config": {"width": 4},
+        "device": "cpu",
+        "training": {"seed": "0", "network": {"weight": [2, 3]}},
+    }
+    record_ownership(tmp_path / "alone", "training", {"seed": "0"})
+    with pytest.raises(ForeignRunError, match="its width is None, here it is 4"):  # no study began it
+        record_ownership(tmp_path / "alone", "config", {"width": 4})
+
+
+def test_a_run_begun_by_version_0_1_resumes_itself_and_no_other(tmp_path):
+    begun = replace(IMAGES, folder=tmp_path, checkpoints=(0, 1))
+    list(meta_train(begun))
+    training = json.loads((tmp_path / "manifest.json").read_text())["training"]
+    (tmp_path / "manifest.json").unlink()
+    (tmp_path / "training.json").write_text(json.dumps(training))  # where that version kept it
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(ForeignRunError, match="holds another run: its seed is 0, here it is 7"):
+        list(meta_train(replace(begun, seed=7)))
+    *_, further = meta_train(replace(begun, checkpoints=(0, 1, 2)))
+    assert further.meta_step == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
 OTHERS = {
@@ -220,7 +253,7 @@ def test_mistakes_are_named(tmp_path):
         replace(IMAGES, meta_batch=0)
     with pytest.raises(ValueError, match="cannot be the reference"):
         replace(IMAGES, learner=learners.maml(1, 0.1))
-    with pytest.raises(ValueError, match="compares class probabilities, which regression has none of"):
+    with pytest.raises(ValueError, match="compares class probabilities, which regression does not have"):
         replace(IMAGES, tasks=open_tasks("sine-line"))
     list(meta_train(replace(IMAGES, folder=tmp_path)))
     checkpoints.checkpoint_path(tmp_path, 0).write_bytes(b"not safetensors")

@@ -281,10 +281,12 @@ class Algorithm:
         example = self._example
         if not example.is_trained:
             return ()
-        penalties = () if example.outer == "classes" else ("shot",)
+        names = ["start", "optimiser", "learning_rate"]
         if example.outer == "query" and example.latent is None:
-            penalties += ("pretraining",)
-        return (*penalties, "start", "optimiser", "learning_rate")
+            names.insert(0, "pretraining")
+        if example.outer != "classes":
+            names.insert(0, "shot")
+        return tuple(names)
 
     @property
     def is_trained(self) -> bool:

@@ -24,7 +24,8 @@ from hessian_tools import (
     seeded,
     stream,
 )
-from hessian_tools.inner.adapt import learner_path, row_parts
+from hessian_tools.inner.adapt import learner_path
+from hessian_tools.inner.descent import row_parts
 from hessian_tools.inner.learners import ALGORITHMS, Latent, Learner
 from hessian_tools.inner.meta_loss import joined
 from hessian_tools.inner.parameters import meta_parameters, network_parameters, num_moved

@@ -239,7 +239,7 @@ def test_mistakes_are_named():
     loss, theta, support, _ = on_features()
     with pytest.raises(ValueError, match="append latent_parameters"):
         adapt(LEO, loss, theta, support)
-    with pytest.raises(ValueError, match="a plain function has not"):
+    with pytest.raises(ValueError, match="a plain function does not have; use"):
         adapt(LEO, lambda t, _: (t**2).sum(), theta, support)
     with pytest.raises(ValueError, match="a latent learner moves codes"):
         replace(LEO, moves=("head",))

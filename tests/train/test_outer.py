@@ -201,12 +201,12 @@ def test_mistakes_are_named(tmp_path):
         replace(IMAGES, pretraining=ShotPretraining())
     with pytest.raises(ValueError, match="augmentation changes images"):
         replace(SINE, shot=SQUARED, pretraining=ShotPretraining())
-    with pytest.raises(ValueError, match="acts on outputs, distance='l2_parameters' has none"):
+    with pytest.raises(ValueError, match="acts on outputs, but distance='l2_parameters' compares parameters"):
         replace(IMAGES, shot=Shot(distance="l2_parameters"), pretraining=ShotPretraining())
     with pytest.raises(ValueError, match="projector='mlp' is not one of"):
         ShotPretraining("mlp")
     latent = learners.leo(2, 0.5)
-    with pytest.raises(ValueError, match="draws random numbers task by task"):
+    with pytest.raises(ValueError, match="draws its noise task by task"):
         replace(IMAGES, learner=latent, batched=True)
     with pytest.raises(ValueError, match="a latent learner cannot take it"):
         replace(IMAGES, learner=latent, shot=Shot(), pretraining=ShotPretraining())

@@ -61,7 +61,8 @@ def test_replayed_steps_are_the_same_to_the_bit(config):
     replay = Replay(after=2)
     found, expected = steps_of(config, replay), steps_of(config, None)
     assert replay.trace is not None
-    assert (replay.seen, replay.checks) == (4, 0)  # two steps before it, two compared with it, the others from it
+    # Two steps came before the trace and two were compared with it; the others were taken from it.
+    assert (replay.direct_steps, replay.checks) == (4, 0)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     assert not torch.equal(found[-1], found[-2])
 
@@ -71,7 +72,7 @@ def test_a_weight_on_a_schedule_is_never_replayed():
     config = replace(SINE, shot=replace(SQUARED, schedule="linear", schedule_steps=50))
     replay = Replay(after=1)
     found, expected = steps_of(config, replay), steps_of(config, None)
-    assert replay.trace is None and replay.seen == 0
+    assert replay.trace is None and replay.direct_steps == 0
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
@@ -79,7 +80,7 @@ def test_networks_whose_operations_take_the_time_are_not_replayed():
     # Tracing a convolutional network takes many seconds and saves nothing that shows.
     replay = Replay(after=1)
     steps_of(replace(PIXELS, network=partial(Conv4, 3, width=2), batched=True), replay)
-    assert replay.seen == 0
+    assert replay.direct_steps == 0
 
 
 def test_a_step_that_changes_between_calls_is_dropped():
@@ -126,4 +127,4 @@ def test_a_run_has_one_replay(monkeypatch):
     monkeypatch.setattr(loop, "accumulate_gradient", spy)
     list(meta_train(replace(SINE, checkpoints=(0, 3), network=partial(MLP, (1, 4, 1), activation=nn.Tanh))))
     assert len(given) == 3 and len(set(map(id, given))) == 1
-    assert given[0].seen == 3
+    assert given[0].direct_steps == 3

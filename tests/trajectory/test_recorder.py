@@ -124,7 +124,7 @@ def test_running_statistics_that_moved_in_training():
     model = small_model(nn.BatchNorm1d(5))
     recorder = Recorder(model, F.cross_entropy, batch_of())
     trained(model, torch.optim.SGD(model.parameters(), lr=0.1), batch_of(), 2, recorder.step)
-    with pytest.raises(ValueError, match="state 0: buffer '1.running_mean' is not the model's"):
+    with pytest.raises(ValueError, match="state 0: buffer '1.running_mean' differs from the model's"):
         recorder.trajectory()
     with pytest.raises(HiddenStateError, match=r"module '1' \(BatchNorm1d\) moves its buffers"):
         recorder.trajectory(buffers="ignore")
@@ -147,7 +147,7 @@ def test_parameters_held_fixed_must_stay_so():
     assert recorder.trajectory().thetas.shape == (2, 18)
     with torch.no_grad():
         model[0].bias.add_(1)
-    with pytest.raises(ValueError, match="'0.bias' is not the model's, and the layout holds it fixed"):
+    with pytest.raises(ValueError, match="'0.bias' differs from the model's, but the layout holds it fixed"):
         recorder.trajectory()
 
 
