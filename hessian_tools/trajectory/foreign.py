@@ -103,13 +103,9 @@ def _refuse_unknown(loss: Loss, named: Mapping[str, Tensor], where: str, buffers
     if buffers == "ignore":
         unknown = [name for name in unknown if name.rpartition(".")[-1] not in STATISTICS]
     if unknown:
-        prefix = unknown[0].partition(".")[0]
-        wrapped = unknown[0].removeprefix(f"{prefix}.") in known
-        hint = (
-            f"the name is a wrapper's; give the state dict of its {prefix!r}"
-            if wrapped
-            else "is this another model's state?"
-        )
+        hint, prefix = "is this another model's state?", unknown[0].partition(".")[0]
+        if unknown[0].removeprefix(f"{prefix}.") in known:
+            hint = f"the name is a wrapper's; give the state dict of its {prefix!r}"
         raise ValueError(f"{where} has {unknown[0]!r}, which the model does not have; {hint}")
 
 

@@ -92,7 +92,7 @@ def without(state, name):
     [
         (lambda s: without(s, "2.weight"), "state 1 has no parameter '2.weight'; it has 0.weight, 0.bias"),
         (lambda s: s | {"2.weight": torch.ones(2, 3)}, r"'2.weight' has shape \[2, 3\], the layout's has \[2, 4\]"),
-        (lambda s: s | {"3.weight": torch.ones(2)}, "has '3.weight', which the model does not have; is this another model"),
+        (lambda s: s | {"3.weight": torch.ones(2)}, "'3.weight', which the model does not have; is this another model"),
         (lambda s: {f"module.{name}": t for name, t in s.items()}, "a wrapper's; give the state dict of its 'module'"),
         (lambda s: torch.ones(5), r"state 1 has shape \[5\]; a vector of all parameters has \[34\]"),
         (lambda s: torch.ones(1, 34), r"state 1 has shape \[1, 34\]"),
