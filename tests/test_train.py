@@ -1,4 +1,4 @@
-"""Training: resumed equals undisturbed, divergence is recorded, mistakes are named."""
+"""Training: a resumed run equals the undisturbed one, divergence is recorded, and mistakes are named."""
 
 import json
 from dataclasses import replace
@@ -45,12 +45,12 @@ def test_a_run_stopped_anywhere_and_resumed_equals_the_undisturbed_run(tmp_path,
     config = replace(IMAGES, folder=tmp_path)
     with pytest.raises(StoppedError):
         list(meta_train(config, progress=stop_at(step)))
-    found = list(meta_train(config))
-    assert [c.meta_step for c in found] == [0, 3, 7]
-    for a, b in zip(found, expected, strict=True):
+    resumed = list(meta_train(config))
+    assert [c.meta_step for c in resumed] == [0, 3, 7]
+    for a, b in zip(resumed, expected, strict=True):
         assert torch.equal(a.theta, b.theta)
         assert (a.validation_loss, a.validation_accuracy) == (b.validation_loss, b.validation_accuracy)
-    assert not torch.equal(found[0].theta, found[1].theta)
+    assert not torch.equal(resumed[0].theta, resumed[1].theta)
     assert [row["meta_step"] for row in metrics.read(tmp_path / metrics.NAME)] == list(range(1, 8))
 
 
@@ -93,7 +93,7 @@ def test_learners_of_one_seed_start_alike_and_see_the_same_tasks(tmp_path):
 
 
 def test_an_outer_step_is_the_mean_gradient_over_the_seeds_own_tasks(monkeypatch):
-    # Adam hides the scale of a gradient; plain descent shows it.
+    # Plain descent shows the scale of a gradient, which Adam hides.
     class PlainDescent(torch.optim.Adam):
         @torch.no_grad()
         def step(self):
@@ -102,7 +102,7 @@ def test_an_outer_step_is_the_mean_gradient_over_the_seeds_own_tasks(monkeypatch
 
     monkeypatch.setattr(torch.optim, "Adam", PlainDescent)
     config = replace(IMAGES, seed=5, checkpoints=(0, 2), validation_tasks=0, learning_rate=0.05)
-    start, found = meta_train(config)
+    start, trained = meta_train(config)
     loss, theta = task_loss(config)
     assert torch.equal(theta, start.theta)
     for tasks in ((0, 1), (2, 3)):  # no task is seen twice
@@ -112,14 +112,14 @@ def test_an_outer_step_is_the_mean_gradient_over_the_seeds_own_tasks(monkeypatch
             episode = config.tasks.episode(seed=5, split="train", index=index)
             values.append(meta_loss(config.learner, loss, point, *episode, shot=config.shot)[0])
         theta = theta - 0.05 * torch.autograd.grad(torch.stack(values).mean(), point)[0]
-    assert torch.allclose(found.theta, theta, rtol=1e-4, atol=1e-6)
-    assert (found.theta - start.theta).norm() > 1e-2
+    assert torch.allclose(trained.theta, theta, rtol=1e-4, atol=1e-6)
+    assert (trained.theta - start.theta).norm() > 1e-2
 
 
 def test_a_run_that_diverges_is_recorded_and_stops(tmp_path):
     config = replace(IMAGES, learner=learners.maml(2, 1e30), folder=tmp_path)
-    found = list(meta_train(config))
-    assert [c.diverged for c in found] == [False, True]
+    yielded = list(meta_train(config))
+    assert [c.diverged for c in yielded] == [False, True]
     assert diverged_at(tmp_path) == 1
     assert not checkpoints.checkpoint_path(tmp_path, 3).exists()
     assert diverged_at(tmp_path / "elsewhere") is None
@@ -147,7 +147,7 @@ def test_training_learns_the_regression_tasks():
     )
     before, after = meta_train(config)
     assert after.validation_loss < 0.8 * before.validation_loss
-    assert after.validation_accuracy != after.validation_accuracy  # NaN: regression has none
+    assert after.validation_accuracy != after.validation_accuracy  # NaN, because regression has no accuracy
 
 
 def test_evaluation_is_transductive_adaptation_on_held_out_tasks():

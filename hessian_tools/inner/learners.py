@@ -293,11 +293,6 @@ class Algorithm:
         """See ``Learner.is_trained``."""
         return self._example.is_trained
 
-    @property
-    def needs_classes(self) -> bool:
-        """See ``Learner.needs_classes``."""
-        return self._example.needs_classes
-
     def learner(self, steps: int, step_size: float, **settings: Any) -> Learner:
         """A learner of the algorithm; ``settings`` are among ``learner_settings``, and None leaves a default."""
         given = {name: value for name, value in settings.items() if value is not None}

@@ -36,7 +36,7 @@ def accumulate_gradient(
     # A trace holds the penalty's weight as a constant, so a penalty with a schedule is not replayed.
     constant_weight = config.shot is None or config.shot.schedule == "constant"
     replay = replay if constant_weight and not _is_convolutional(loss.model) else None
-    task_loss = partial(_task_loss(config, loss, meta_step), noise=None)
+    task_loss = partial(_task_loss, config, loss, meta_step)
     theta.grad, aux = batched_gradient(task_loss, theta.detach(), episodes, replay=replay)
     return aux
 
@@ -46,7 +46,7 @@ def add_task_gradient(config: TrainConfig, loss: Loss, theta: Tensor, meta_step:
     index = meta_step * config.meta_batch + j
     episode = cast_like(_episode(config, index), theta)
     noise = stream(config.seed, "noise", index) if config.learner.latent else None
-    value, aux = _task_loss(config, loss, meta_step)(theta, episode, noise=noise)
+    value, aux = _task_loss(config, loss, meta_step, theta, episode, noise)
     (value / config.meta_batch).backward()
     return aux
 
@@ -156,23 +156,17 @@ def _episode(config: TrainConfig, index: int) -> Episode:
     return Episode(support, (augmented, y))
 
 
-def _task_loss(config: TrainConfig, loss: Loss, meta_step: int) -> Callable[..., tuple[Tensor, Aux]]:
-    """The function of (theta, episode, noise) that an outer step descends."""
+def _task_loss(
+    config: TrainConfig,
+    loss: Loss,
+    meta_step: int,
+    theta: Tensor,
+    episode: Episode,
+    noise: torch.Generator | None = None,
+) -> tuple[Tensor, Aux]:
+    """The value that an outer step descends on one task, and its parts."""
     shot = config.shot.at(meta_step) if config.shot else None
-
-    def task_loss(theta: Tensor, episode: Episode, *, noise: torch.Generator | None) -> tuple[Tensor, Aux]:
-        if config.pretraining is not None and shot is not None:
-            return pretraining_loss(
-                config.learner,
-                loss,
-                theta,
-                *episode,
-                shot=shot,
-                pretraining=config.pretraining,
-                checkpointing=config.checkpointing,
-            )
-        return meta_loss(
-            config.learner, loss, theta, *episode, shot=shot, noise=noise, checkpointing=config.checkpointing
-        )
-
-    return task_loss
+    task, checkpointing = (config.learner, loss, theta, episode.support, episode.query), config.checkpointing
+    if config.pretraining is not None and shot is not None:
+        return pretraining_loss(*task, shot=shot, pretraining=config.pretraining, checkpointing=checkpointing)
+    return meta_loss(*task, shot=shot, noise=noise, checkpointing=checkpointing)

@@ -1,4 +1,4 @@
-"""Worker processes: every unit done once, errors and deaths named, nothing left behind whatever happens."""
+"""Worker processes: every unit is done once, errors and killed workers are named, and no process is left behind."""
 
 import multiprocessing
 import os

@@ -1,4 +1,4 @@
-"""Somebody else's parameters as points: vectors, state dicts, files; what does not fit is said."""
+"""Somebody else's parameters as points: vectors, state dicts and files; a state that does not fit is refused."""
 
 import pytest
 import torch
@@ -51,7 +51,7 @@ def test_points_are_copies():
 
 
 def test_a_part_of_the_parameters():
-    """The rest must be the model's, or need not be there."""
+    """Parameters outside the layout must be equal to the model's, or absent."""
     model, loss = model_and_loss(where=["2"])
     state = model.state_dict() | {"2.bias": torch.ones(2)}
     assert (
@@ -99,7 +99,7 @@ def without(state, name):
         (lambda s: "nowhere.safetensors", "state 1: there is no file nowhere.safetensors"),
     ],
 )
-def test_what_does_not_fit_is_said(change, message):
+def test_a_state_that_does_not_fit_is_refused_by_name(change, message):
     model, loss = model_and_loss()
     with pytest.raises(ValueError, match=message) as error:
         points_of_states(loss, [model.state_dict(), change(model.state_dict())])
