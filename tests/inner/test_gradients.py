@@ -27,9 +27,7 @@ def test_what_was_made_from_theta_is_a_constant_to_the_inner_loop_and_none_to_th
     given = support_gradient(LOSS, point, (inputs_made_from(point).detach(), Y)).vector
     torch.testing.assert_close(inner_gradient, given)
     (outer,) = torch.autograd.grad(squared_gradient(point), point)
-    torch.testing.assert_close(
-        outer, torch.func.grad(squared_gradient)(THETA)
-    )  # inside a transform, torch.func computes it
+    torch.testing.assert_close(outer, torch.func.grad(squared_gradient)(THETA))  # which takes the other branch
     (without,) = torch.autograd.grad((given**2).sum(), point)
     assert (outer - without).norm() > 1e-3 * outer.norm()
 

@@ -124,7 +124,7 @@ def test_mistakes_are_named():
 
 
 def test_the_projector_acts_on_the_reference_alone():
-    """10 * 3 against 1, not 3 against 10 * 1."""
+    """The distance is that of 10 * 3 from 1, and not that of 3 from 10 * 1."""
     shot = Shot(distance="squared_error", target_steps=1)
     distance = distance_after(
         shot, lambda steps: torch.full((1, 1), float(steps)), steps=3, moved=1, project=lambda outputs: 10 * outputs

@@ -1,4 +1,4 @@
-"""The runs of every learner: a resumed run equals the undisturbed one to the bit, and controls keep what they should."""
+"""The runs of every learner: a resumed run equals the undisturbed one to the bit, and controls stay as they are."""
 
 from dataclasses import replace
 from functools import partial

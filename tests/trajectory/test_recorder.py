@@ -71,7 +71,7 @@ def test_plain_gradient_steps_give_what_our_own_recording_gives():
 
 
 def test_another_optimiser_is_described_by_its_points():
-    """With Adam, every number follows from the points, and the cosines say that the steps do not follow the gradient."""
+    """With Adam, every number follows from the points, and the cosines say that the steps follow another direction."""
     model, support, query = small_model(), batch_of(), batch_of(path="query")
     recorder = Recorder(model, F.cross_entropy, support, query=query)
     trained(model, torch.optim.Adam(model.parameters(), lr=0.05), batch_of(path="other"), 4, recorder.step)
@@ -152,7 +152,7 @@ def test_parameters_held_fixed_must_stay_so():
 
 
 def test_an_inner_loop_that_puts_tensors_in_place_of_parameters():
-    """A clone of learn2learn adapts like this: module._parameters hold results of differentiable updates, not leaves."""
+    """So adapts a clone of learn2learn: its module._parameters hold results of differentiable updates, not leaves."""
     model, batch = small_model(), batch_of()
     theta, layout = flatten(model)
     recorder = Recorder(model, F.cross_entropy, batch)
