@@ -262,6 +262,7 @@ def _normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
     """Standard normal numbers in the shape of ``like``, drawn on the CPU; zeros without a generator."""
     if generator is None:
         return torch.zeros_like(like)
+    # Drawn in float64, so that a run in float32 and its check in float64 have the same noise.
     return torch.randn(like.shape, generator=generator, dtype=torch.float64, device="cpu").to(like)
 
 

@@ -68,9 +68,7 @@ def meta_loss(
         return _latent_loss(learner, learner.latent, loss, theta, support, query, shot, noise, checkpointing)
     if learner.outer == "classes":
         return _class_loss(loss, theta, joined(support, query))
-    if learner.outer == "displacement":
-        return _displacement(learner, loss, theta, support, query, shot)
-    return _query_loss(learner, loss, theta, support, query, shot, checkpointing)
+    return _parameter_loss(learner, loss, theta, support, query, shot, checkpointing)
 
 
 def refuse_plain_function(loss: object) -> None:
@@ -172,37 +170,26 @@ def joined(support: Batch, query: Batch) -> Batch:
     return pytree.tree_map(lambda a, b: torch.cat([a, b]), support, query)
 
 
-def _query_loss(
+def _parameter_loss(
     learner: Learner, loss: Loss, theta: Tensor, support: Batch, query: Batch, shot: Shot | None, checkpointing: bool
 ) -> tuple[Tensor, Aux]:
-    path = learner_path(learner, loss, theta, support, checkpointing=checkpointing)
-    x, y = query
-    outputs = loss.outputs(path.adapted, x)
-    query_loss = loss.criterion(outputs, y)
-    total, distance = query_loss, None
-    if shot is not None:
-        distance = shot_distance(
-            shot, learner, loss, theta, path, support, x, own_outputs=outputs, checkpointing=checkpointing
-        )
-        total = query_loss + shot.weight * distance
-    return total, summary(query_loss, distance, path.gradients[0].loss, outputs, y)
-
-
-def _displacement(
-    learner: Learner, loss: Loss, theta: Tensor, support: Batch, query: Batch, shot: Shot | None
-) -> tuple[Tensor, Aux]:
-    """Reptile's objective |theta - theta_K|^2 / 2 with theta_K detached, whose gradient is theta - theta_K."""
-    examples = joined(support, query)
-    path = learner_path(learner, loss, theta, examples, minibatches=learner.minibatches)
-    total = ((path.thetas[0] - path.adapted.detach()) ** 2).sum() / 2
-    x, y = query
-    with torch.set_grad_enabled(shot is not None):
+    """The objective where parameters move: the query loss or, for Reptile, half the squared displacement."""
+    is_reptile, (x, y) = learner.outer == "displacement", query
+    examples = joined(support, query) if is_reptile else support
+    path = learner_path(learner, loss, theta, examples, minibatches=learner.minibatches, checkpointing=checkpointing)
+    # Without SHOT, Reptile's query outputs are only reported, so no graph of them is needed.
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not (is_reptile and shot is None)):
         outputs = loss.outputs(path.adapted, x)
+    query_loss = loss.criterion(outputs, y)
+    # theta_K is detached, so that the gradient of |theta - theta_K|^2 / 2 is the displacement theta - theta_K.
+    total = ((path.thetas[0] - path.adapted.detach()) ** 2).sum() / 2 if is_reptile else query_loss
     distance = None
     if shot is not None:
-        distance = shot_distance(shot, learner, loss, theta, path, examples, x, own_outputs=outputs)
+        distance = shot_distance(
+            shot, learner, loss, theta, path, examples, x, own_outputs=outputs, checkpointing=checkpointing
+        )
         total = total + shot.weight * distance
-    return total, summary(loss.criterion(outputs, y), distance, path.gradients[0].loss, outputs, y)
+    return total, summary(query_loss, distance, path.gradients[0].loss, outputs, y)
 
 
 def _latent_loss(

@@ -18,7 +18,7 @@ from hessian_tools.layout import ParamLayout
 from hessian_tools.validation import check_whole
 
 OPTIMISERS = ("adam", "sgd")
-# The numbers of a run follow from these fields as they stand; from the fields of the second line by their repr.
+# What a run is made of: fields that are compared as text, and objects that are compared by their repr.
 _PLAIN_FIELDS = (
     "seed", "meta_batch", "optimiser", "learning_rate", "validation_tasks", "validation_seed", "transductive"
 )  # fmt: skip

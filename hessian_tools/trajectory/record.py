@@ -47,6 +47,6 @@ def record(
         on_query = [(loss.criterion(out, y), accuracy(out, y)) for out in outputs]
         vectors = [g.vector for g in gradients]
         if path.part is not None:
-            zero = torch.zeros_like(path.adapted)
+            zero = torch.zeros_like(path.adapted)  # a gradient is 0 at the entries that do not move
             vectors = [path.part.put(zero, vector) for vector in vectors]
         return measured(torch.stack(path.thetas), torch.stack(vectors), on_support, on_query, save)

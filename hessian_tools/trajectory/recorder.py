@@ -52,7 +52,7 @@ def trajectory_from(
     """
     thetas = points_of_states(loss, states, buffers=buffers)
     if isinstance(loss, Loss):
-        thetas = thetas.to(next(loss.model.parameters()).device)
+        thetas = thetas.to(next(loss.model.parameters()).device)  # states are kept in main memory
         loss.refuse_hidden_state(thetas[0], support)
     on_support = grad_and_value(lambda theta: _evaluated(loss, theta, support), has_aux=True)
     gradients, values = zip(*[on_support(theta) for theta in thetas], strict=True)

@@ -76,7 +76,7 @@ def measured(
 
     support, query: the pair (loss, accuracy) at each point. foreign_steps: whether somebody else's loop took the steps.
     """
-    stepped, steps = gradients[:-1], thetas.diff(dim=0)
+    stepped, steps = gradients[:-1], thetas.diff(dim=0)  # no step follows the gradient at the last point
     support_loss, support_accuracy = (torch.stack(column) for column in zip(*support, strict=True))
     query_loss, query_accuracy = (torch.stack(c) for c in zip(*query, strict=True)) if query else (None, None)
     cosine = -(stepped * steps).sum(-1) / (stepped.norm(dim=-1) * steps.norm(dim=-1)) if foreign_steps else None

@@ -206,12 +206,12 @@ def test_what_it_cannot_do_is_refused():
         recomputed_gradient(hidden, theta, support)
     with torch.no_grad():
         assert_same(recomputed_gradient(lambda t, b: (t**2).sum(), theta, support).vector, 2 * theta)
-    whole = lambda t: meta_loss(learners.maml(2, 0.1), loss, t, support, query, checkpointing=True)[0]  # noqa: E731
+    objective = lambda t: meta_loss(learners.maml(2, 0.1), loss, t, support, query, checkpointing=True)[0]  # noqa: E731
     with pytest.raises(ValueError, match="not inside torch.func"):
-        torch.func.grad(whole)(theta)
+        torch.func.grad(objective)(theta)
     config = TrainConfig(learners.maml(2, 0.1), open_tasks("sine-line"), partial(MLP, (1, 4, 1)), checkpointing=True)
     assert not is_batched(config, config.network())
-    with pytest.raises(ValueError, match="batched=True keeps every task's activations"):
+    with pytest.raises(ValueError, match="batched=True keeps the activations of all tasks"):
         replace(config, batched=True)
 
 
