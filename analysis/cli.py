@@ -200,7 +200,7 @@ def _told(error: OSError) -> str:
 
 
 def _lost() -> type[Exception]:
-    from analysis.engines import WorkerLost
+    from hessian_tools.runs.worker_pool import WorkerLost
 
     return WorkerLost
 
@@ -242,10 +242,10 @@ def _in_folder(
     workers: int | None,
     device: str,
 ) -> None:
-    from analysis.engines import WorkerPool, available_cores
     from analysis.folder import locked
     from analysis.progress import reporter
     from analysis.study import Resources, small
+    from hessian_tools.runs.worker_pool import WorkerPool, available_cores
 
     if workers is not None and workers < 0:
         raise _user_error(f"--workers {workers} must be 0 (this process) or a number of processes")

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from analysis import algorithms, setting, store
 from analysis.config import DataConfig, LevelConfig, NetworkConfig, StudyConfig
-from analysis.engines import Emit
 from analysis.folder import StudyFolder
 from analysis.quantities import QUANTITIES, Points
 from analysis.schema import BY_NAME, LEVEL_MEANINGS, STATUS_MEANINGS, ZERO_GRADIENT, Sizes
@@ -25,6 +24,7 @@ from hessian_tools.layout import flatten
 from hessian_tools.loss import Loss, cast_like
 from hessian_tools.nets import normalised_weights, seeded
 from hessian_tools.runs.checkpoints import checkpoint_path, load_theta
+from hessian_tools.runs.worker_pool import Emit
 from hessian_tools.torch_fixes.precision import full_precision
 from hessian_tools.train import diverged_at, evaluate, task_loss
 from hessian_tools.trajectory import SaveAt, Trajectory, stack
@@ -75,6 +75,9 @@ class Unit:
         ends = (self.config.train.checkpoints[0], self.config.train.checkpoints[-1])
         full = self.tasks is not None and max(self.tasks) < self.config.measure.full_tasks
         return FULL if full and self.checkpoint in ends else LIGHT
+
+    def __str__(self) -> str:
+        return f"measuring {self.name}"
 
     @property
     def name(self) -> str:

@@ -12,7 +12,7 @@ from analysis import algorithms
 from analysis.config import NETWORK_SETTINGS, DataConfig, StepSizeSearch, StudyConfig
 from analysis.errors import UserError
 from hessian_tools.data import CrossDomainTasks, TaskSource, open_tasks
-from hessian_tools.inner.adapt import row_parts
+from hessian_tools.inner.descent import row_parts
 from hessian_tools.inner.meta_loss import joined
 from hessian_tools.layout import ParamLayout, flatten
 from hessian_tools.nets import MLP, load_network, refuse_unfit, seeded, source_digest

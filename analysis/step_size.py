@@ -13,12 +13,12 @@ from typing import Any
 
 from analysis import setting
 from analysis.config import StepSizeSearch, StudyConfig
-from analysis.engines import Emit, WorkerPool
 from analysis.errors import UserError
 from analysis.folder import STEP_SIZE, StudyFolder
 from analysis.progress import Reporter
 from hessian_tools.runs.files import read_json, write_json
 from hessian_tools.runs.manifest import digest
+from hessian_tools.runs.worker_pool import Emit, WorkerPool
 from hessian_tools.train import TrainConfig, meta_train
 
 HIDDEN = ".step-size"
@@ -32,6 +32,9 @@ class Candidate:
     folder: Path
     step_size: float
     device: str
+
+    def __str__(self) -> str:
+        return f"training with step size {self.step_size:g}"
 
     @property
     def result(self) -> Path:

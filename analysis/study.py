@@ -11,7 +11,6 @@ from analysis import setting, step_size, store
 from analysis.beginning import start_of
 from analysis.claims import Verdict, judge, verdicts_to_json
 from analysis.config import StudyConfig, rounds
-from analysis.engines import Emit, WorkerPool
 from analysis.errors import UserError
 from analysis.figures import FIGURES, save
 from analysis.folder import (
@@ -32,7 +31,8 @@ from analysis.setup_facts import command, facts, notes
 from hessian_tools.runs.checkpoints import checkpoint_path
 from hessian_tools.runs.files import write_json, write_text
 from hessian_tools.runs.manifest import NAME as MANIFEST
-from hessian_tools.runs.manifest import claim_folder, environment, read_manifest
+from hessian_tools.runs.manifest import environment, read_manifest, record_ownership
+from hessian_tools.runs.worker_pool import Emit, WorkerPool
 from hessian_tools.train import diverged_at, meta_train
 
 
@@ -54,6 +54,9 @@ class TrainUnit:
     seed: int
     step_size: float
     device: str
+
+    def __str__(self) -> str:
+        return f"training {self.learner} seed {self.seed}"
 
     @property
     def run(self) -> Path:
@@ -212,7 +215,7 @@ def _claim(unit: TrainUnit) -> None:
         "data_digest": setting.tasks(unit.config).digest,
         "claims_digest": plan_of(StudyFolder(unit.folder, unit.config)).digest,
     }
-    claim_folder(unit.run, settings, facts=found)
+    record_ownership(unit.run, "config", settings, facts=found)
 
 
 def _chain(learners: dict[str, Any], name: str) -> list[Any]:

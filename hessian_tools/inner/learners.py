@@ -1,24 +1,30 @@
 """Learners as data: what the inner loop moves, by which steps, and what the outer loop sees of it.
 
-A new learner is one ``Learner(...)``, or a new step rule for one; see ``docs/new_learner.md``.
+A new learner is one ``Learner(...)``, or a new step rule for one; see ``docs/new_learner.md``. ``ALGORITHMS`` at the
+end of this file is the one place that describes the learners known by name: studies, reports and benchmarks read it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import inf
+from typing import Any
 
-from hessian_tools.inner.steps import PLAIN, StepRule
+from hessian_tools.inner.steps import PLAIN, StepRule, rule_name
 from hessian_tools.validation import check_whole
 
 
 @dataclass(frozen=True)
 class Latent:
-    """What LEO (Rusu et al. 2019) is besides its latent steps.
+    """The settings of LEO (Rusu et al. 2019) besides the steps on its latent codes.
 
-    size: entries of a class's code. fine_tuning_steps, fine_tuning_step_size: steps on the decoded
-    weights after those on the codes. dropout: of the encoder's inputs, in training.
-    Weights of the penalties: kl_weight (beta) of KL(q(z) || N(0, I)); encoder_weight (gamma) of
-    |stop(z') - z|^2; l2_weight (lambda_1) of the squared encoder, relation network and decoder;
-    orthogonality_weight (lambda_2) of |C - I|, C the correlations of the decoder's rows.
+    size: number of entries of a class's code.
+    fine_tuning_steps, fine_tuning_step_size: the steps on the decoded weights, taken after those on the codes.
+    dropout: the rate at which entries of the encoder's inputs are dropped in training.
+    kl_weight: weight (the paper's beta) of KL(q(z) || N(0, I)).
+    encoder_weight: weight (gamma) of |stop(z') - z|^2, the distance of a code z from the adapted code z', whose
+        gradient is stopped.
+    l2_weight: weight (lambda_1) of the squared parameters of encoder, relation network and decoder.
+    orthogonality_weight: weight (lambda_2) of |C - I|, where C holds the correlations of the decoder's rows.
     """
 
     size: int = 64
@@ -32,8 +38,10 @@ class Latent:
 
     def __post_init__(self) -> None:
         check_whole(size=self.size, fine_tuning_steps=self.fine_tuning_steps)
-        if self.size < 1 or self.fine_tuning_steps < 0:
-            raise ValueError(f"size={self.size}, fine_tuning_steps={self.fine_tuning_steps}: at least 1 and at least 0")
+        if self.size < 1:
+            raise ValueError(f"size={self.size} of a code must be at least 1")
+        if self.fine_tuning_steps < 0:
+            raise ValueError(f"fine_tuning_steps={self.fine_tuning_steps} must be at least 0")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1")
 
@@ -46,20 +54,22 @@ OUTER = ("query", "displacement", "classes", "none")
 class Learner:
     """An inner loop of K steps on the support loss, and the outer loop around it.
 
-    step_size: alpha; with learned step sizes what each of them starts from.
-    first_order: the outer gradient treats each inner gradient as a constant.
-    moves: which parameters the inner loop moves, as prefixes for ``ParamLayout.under`` ("head",
-        "body", a module's or parameter's name); empty: all.
+    name: what messages call the learner.
+    steps: K, the number of inner steps in training.
+    step_size: alpha; where step sizes are learned, the value that each of them starts from.
+    first_order: whether the outer gradient treats each inner gradient as a constant.
+    moves: the parameters that the inner loop moves, as prefixes for ``ParamLayout.under`` ("head", "body", the name
+        of a module or of a parameter); empty: all of them.
     rule: how a step follows from the gradients; see ``hessian_tools.inner.steps``.
     step_sizes: "fixed", or one per moved entry as part of the meta-parameters: "learned" as they
-        are (they may become negative), "learned_log" by their logarithm.
-    evaluation_steps: K on a new task; None: as in training.
-    outer: what meta-training descends. "query": the loss on the query set after the inner loop.
-        "displacement": theta - theta_K is the meta-gradient, the inner loop takes support and query
-        together. "classes": cross-entropy on all training classes, no inner loop. "none": nothing.
-    minibatches: in training, into how many parts by rows the inner loop's examples are cut; step k
+        are (they may become negative), or "learned_log" by their logarithm.
+    evaluation_steps: the number of inner steps on a new task; None: as in training.
+    outer: what meta-training descends. "query" is the loss on the query set after the inner loop.
+        "displacement" takes theta - theta_K as the meta-gradient, and the inner loop sees support and query set
+        together. "classes" is the cross-entropy on all training classes, without an inner loop. "none" trains nothing.
+    minibatches: the number of parts into which, in training, the rows of the inner loop's examples are cut; step k
         takes part k mod minibatches. Only for "displacement".
-    latent: LEO's settings: the inner loop moves codes from which the head is decoded; see ``meta.leo``.
+    latent: LEO's settings: the inner loop moves codes from which the head is decoded; see ``hessian_tools.inner.leo``.
     """
 
     name: str
@@ -86,7 +96,9 @@ class Learner:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}")
         if self.learns_step_sizes and self.outer not in ("query", "none"):
-            raise ValueError(f"step_sizes={self.step_sizes!r} have no gradient under outer={self.outer!r}; use 'fixed'")
+            raise ValueError(
+                f"step_sizes={self.step_sizes!r} receive no gradient under outer={self.outer!r}; use 'fixed'"
+            )
         if self.latent is not None and (
             self.moves or self.learns_step_sizes or self.outer != "query" or self.rule != PLAIN
         ):
@@ -97,17 +109,37 @@ class Learner:
             raise ValueError(f"minibatches={self.minibatches} must be 1, or at least 1 with outer='displacement'")
 
     @property
+    def is_trained(self) -> bool:
+        """Whether training changes anything; it does not for the untrained control."""
+        return self.outer != "none"
+
+    @property
     def learns_step_sizes(self) -> bool:
         """Whether step sizes are part of the meta-parameters."""
         return self.step_sizes != "fixed"
 
     @property
+    def needs_classes(self) -> bool:
+        """Whether the learner works for classification alone: LEO has a code per class, the supervised control a
+        head for all classes."""
+        return self.latent is not None or self.outer == "classes"
+
+    @property
+    def why_no_alpha(self) -> str | None:
+        """In words, why an inner step is not one number alpha times the gradient; None where it is."""
+        if self.latent is not None:
+            return "its steps are on codes"
+        if self.learns_step_sizes:
+            return "each parameter has a step size of its own"
+        return None if self.rule == PLAIN else f"its steps follow the {rule_name(self.rule)} rule"
+
+    @property
     def total_time(self) -> float:
-        """Step size times length of the loop: the time gradient flow would run."""
+        """The step size times the length of the loop in plain steps: for how long gradient flow would run."""
         return self.rule.time(self.steps) * self.step_size
 
     def evaluating(self) -> "Learner":
-        """The same learner on a new task: with its number of steps for that."""
+        """The same learner as it adapts to a new task, with the number of steps meant for that."""
         return replace(self, steps=self.evaluation_steps or self.steps, evaluation_steps=None)
 
 
@@ -119,7 +151,7 @@ def maml(
     evaluation_steps: int | None = None,
     rule: StepRule = PLAIN,
 ) -> Learner:
-    """Model-agnostic meta-learning (Finn, Abbeel, Levine 2017), full or first-order outer gradient."""
+    """Model-agnostic meta-learning (Finn, Abbeel, Levine 2017), with the full or the first-order outer gradient."""
     name = "fomaml" if first_order else "maml"
     return Learner(name, steps, step_size, first_order, evaluation_steps=evaluation_steps, rule=rule)
 
@@ -134,7 +166,7 @@ def anil(
 ) -> Learner:
     """Almost no inner loop (Raghu et al. 2020): the inner loop moves the head alone.
 
-    head: its modules or parameters, where the rule of ``ParamLayout.under`` finds another.
+    head: the modules or parameters of the head, where the rule of ``ParamLayout.under`` would find another one.
     """
     return Learner("anil", steps, step_size, first_order, head, evaluation_steps=evaluation_steps)
 
@@ -147,7 +179,7 @@ def boil(
     first_order: bool = False,
     evaluation_steps: int | None = None,
 ) -> Learner:
-    """Body only in the inner loop (Oh et al. 2021): all but the head moves."""
+    """Body only update in the inner loop (Oh et al. 2021): everything but the head moves."""
     return Learner("boil", steps, step_size, first_order, body, evaluation_steps=evaluation_steps)
 
 
@@ -159,10 +191,11 @@ def meta_sgd(
     first_order: bool = False,
     evaluation_steps: int | None = None,
 ) -> Learner:
-    """Meta-SGD (Li et al. 2017): a step size per parameter, learned with the initial parameters.
+    """Meta-SGD (Li et al. 2017): a step size per parameter, learned together with the initial parameters.
 
-    step_size: what all start from (the paper draws one number for all). logarithmic: learn their
-    logarithms, which keeps them positive and makes an outer step a relative one.
+    step_size: the value that all step sizes start from (the paper, too, draws one number for all).
+    logarithmic: whether the logarithms of the step sizes are learned, which keeps them positive and makes an outer
+        step a relative one.
     """
     kind = "learned_log" if logarithmic else "learned"
     return Learner("meta-sgd", steps, step_size, first_order, step_sizes=kind, evaluation_steps=evaluation_steps)
@@ -171,7 +204,7 @@ def meta_sgd(
 def reptile(steps: int, step_size: float, *, minibatches: int = 1, evaluation_steps: int | None = None) -> Learner:
     """Reptile (Nichol, Achiam, Schulman 2018): move to where the inner loop leads; no query set is held back.
 
-    The meta-gradient is theta - theta_K, so the paper's outer step is ``TrainConfig`` with
+    The meta-gradient is theta - theta_K, so the paper's outer step is that of ``TrainConfig`` with
     ``optimiser="sgd"`` and the outer step size as learning rate.
     """
     return Learner(
@@ -185,12 +218,18 @@ def reptile(steps: int, step_size: float, *, minibatches: int = 1, evaluation_st
     )
 
 
-def leo(steps: int = 5, step_size: float = 1.0, *, latent: Latent | None = None, first_order: bool = False) -> Learner:
+LEO_STEP_SIZE = 1.0  # where LEO's learned step size on codes begins, in units of a code's entries (the paper's value)
+
+
+def leo(
+    steps: int = 5, step_size: float = LEO_STEP_SIZE, *, latent: Latent | None = None, first_order: bool = False
+) -> Learner:
     """Latent embedding optimisation (Rusu et al. 2019): codes move, from which the head's weights are decoded.
 
-    The network's features are the head's inputs: of an ``MLP((width, ways))`` the inputs themselves,
-    of a network with a body what the body makes of them (and it is meta-trained with the rest).
-    step_size, and the fine-tuning's: what the two learned step sizes start from.
+    The encoder reads what the network gives to its head. For an ``MLP((width, ways))`` these are the inputs
+    themselves; for a network with a body they are the body's features, and the body is meta-trained with the rest.
+    steps, step_size: those on the codes. Both step sizes, on codes and in fine-tuning, are learned; the given values
+    are where they start.
     """
     return Learner("leo", steps, step_size, first_order, latent=latent or Latent())
 
@@ -198,9 +237,9 @@ def leo(steps: int = 5, step_size: float = 1.0, *, latent: Latent | None = None,
 def supervised(steps: int, step_size: float) -> Learner:
     """Control: ordinary cross-entropy training on all training classes, adapted to a new task by the same inner loop.
 
-    The body is trained under a head of its own, one output per training class. On a new task the
-    fresh head of ``ways`` outputs is the one the network was born with: the seed's, never trained,
-    hence the very head that the untrained control of that seed starts from.
+    The body is trained under a head of its own, with one output per training class. On a new task the network has
+    its initial head of ``ways`` outputs, which is drawn from the seed and never trained. It is the very head that the
+    untrained control of that seed starts from.
     """
     return Learner("supervised", steps, step_size, outer="classes")
 
@@ -208,3 +247,73 @@ def supervised(steps: int, step_size: float) -> Learner:
 def untrained(steps: int, step_size: float) -> Learner:
     """Control: the initial network, adapted by the same inner loop; training leaves it as it is."""
     return Learner("untrained", steps, step_size, outer="none")
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """One entry of ``ALGORITHMS``: how the learners of one algorithm are made, and what holds for all of them.
+
+    title: the algorithm's name in print.
+    make: the function that makes a learner from a number of steps and a step size.
+    options: the keyword arguments of ``make`` that are particular to the algorithm; the defaults are those of ``make``.
+    step_size: the step size where a user gives none; None: the one that all learners of a study share.
+    optimiser: the outer optimiser where a user gives none; None: the one that all learners of a study share.
+
+    >>> ALGORITHMS["anil"].learner(3, 0.1, evaluation_steps=10).moves
+    ('head',)
+    """
+
+    title: str
+    make: Callable[..., Learner]
+    options: tuple[str, ...] = ()
+    step_size: float | None = None
+    optimiser: str | None = None
+
+    @property
+    def learner_settings(self) -> tuple[str, ...]:
+        """The keyword arguments that :meth:`learner` accepts."""
+        # A latent learner moves codes by plain steps, so it has no choice of what moves, by which rule and how long.
+        return (*self.options, *(() if self._example.latent is not None else ("moves", "rule", "evaluation_steps")))
+
+    @property
+    def training_settings(self) -> tuple[str, ...]:
+        """What a training run of the algorithm may set besides the learner, by the field names of ``TrainConfig``."""
+        example = self._example
+        if not example.is_trained:
+            return ()
+        names = ["start", "optimiser", "learning_rate"]
+        if example.outer == "query" and example.latent is None:
+            names.insert(0, "pretraining")
+        if example.outer != "classes":
+            names.insert(0, "shot")
+        return tuple(names)
+
+    @property
+    def is_trained(self) -> bool:
+        """See ``Learner.is_trained``."""
+        return self._example.is_trained
+
+    def learner(self, steps: int, step_size: float, **settings: Any) -> Learner:
+        """A learner of the algorithm; ``settings`` are among ``learner_settings``, and None leaves a default."""
+        given = {name: value for name, value in settings.items() if value is not None}
+        for name in given:
+            if name not in self.learner_settings:
+                raise ValueError(f"{name} is not a setting of {self.title}; it has {', '.join(self.learner_settings)}")
+        options = {name: given.pop(name) for name in self.options if name in given}
+        return replace(self.make(steps, step_size, **options), **given)
+
+    @property
+    def _example(self) -> Learner:
+        return self.make(1, 1.0)
+
+
+ALGORITHMS = {
+    "maml": Algorithm("MAML", maml, ("first_order",)),
+    "anil": Algorithm("ANIL", anil, ("first_order",)),
+    "boil": Algorithm("BOIL", boil, ("first_order",)),
+    "meta-sgd": Algorithm("Meta-SGD", meta_sgd, ("first_order", "logarithmic")),
+    "reptile": Algorithm("Reptile", reptile, ("minibatches",), optimiser="sgd"),
+    "leo": Algorithm("LEO", leo, ("first_order", "latent"), step_size=LEO_STEP_SIZE),
+    "supervised": Algorithm("cross-entropy on all training classes, then the same inner loop", supervised),
+    "untrained": Algorithm("the initial network, adapted by the same inner loop", untrained),
+}

@@ -1,8 +1,8 @@
 """Meta-parameters as one vector: the network's parameters first, then whatever else a learner learns.
 
-``theta`` is [param] for most learners. Meta-SGD appends a step size per moved entry; supervised
-training a head with one output per training class; pre-training a projector. What reads the network
-alone takes ``network_parameters``.
+``theta`` is [param] for most learners. Meta-SGD appends a step size per moved entry, supervised training a head with
+one output per training class, LEO its own networks, and pre-training a projector. Code that reads the network alone
+takes ``network_parameters``.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from hessian_tools.loss import Loss, LossFunction
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Some of a network's parameters: their own layout, and where they lie in the network's vector."""
+    """Some of a network's parameters: their own layout, and their positions in the network's vector."""
 
     layout: ParamLayout
     positions: Int[Tensor, " moved"]
@@ -35,11 +35,11 @@ class Part:
 
 
 def meta_parameters(learner: Learner, layout: ParamLayout, theta: Float[Tensor, " param"]) -> Float[Tensor, " meta"]:
-    """What the learner starts meta-training from: ``theta`` and its initial step sizes, if it learns any."""
+    """The vector that a learner starts meta-training from: ``theta`` and its initial step sizes, if it learns any."""
     if not learner.learns_step_sizes:
         return theta
-    start = log(learner.step_size) if learner.step_sizes == "learned_log" else learner.step_size
-    return torch.cat([theta, theta.new_full((_moved_count(learner, layout),), start)])
+    initial = log(learner.step_size) if learner.step_sizes == "learned_log" else learner.step_size
+    return torch.cat([theta, theta.new_full((num_moved(learner, layout),), initial)])
 
 
 def network_parameters(loss: LossFunction, theta: Float[Tensor, " meta"]) -> Float[Tensor, " param"]:
@@ -47,7 +47,9 @@ def network_parameters(loss: LossFunction, theta: Float[Tensor, " meta"]) -> Flo
     if not isinstance(loss, Loss) or len(theta) == loss.layout.numel:
         return theta
     if len(theta) < loss.layout.numel:
-        raise ValueError(f"theta has {len(theta)} entries, the network {loss.layout.numel} parameters; flatten it")
+        raise ValueError(
+            f"theta has {len(theta)} entries, but the network has {loss.layout.numel} parameters; make it with flatten"
+        )
     return theta[: loss.layout.numel]
 
 
@@ -62,31 +64,42 @@ def step_sizes(learner: Learner, loss: LossFunction, theta: Float[Tensor, " meta
         return learner.step_size
     if not isinstance(loss, Loss):
         raise ValueError(f"{learner.name} learns step sizes, which needs a loss with a layout; use ht.make_loss")
-    count = _moved_count(learner, loss.layout)
-    found = further_parameters(loss, theta)[:count]
-    if len(found) < count:
+    count = num_moved(learner, loss.layout)
+    learned = further_parameters(loss, theta)[:count]
+    if len(learned) < count:
         raise ValueError(
             f"theta has {len(theta)} entries but {learner.name} needs {count} step sizes behind the network's"
             f" {loss.layout.numel}; make it with meta_parameters(learner, layout, theta)"
         )
-    return found.exp() if learner.step_sizes == "learned_log" else found
+    return learned.exp() if learner.step_sizes == "learned_log" else learned
 
 
 def moved_part(learner: Learner, loss: LossFunction, *, device: torch.device) -> Part | None:
-    """The network's parameters that the inner loop moves; None: all."""
+    """The part of the network that the inner loop moves; None stands for all of it."""
     if not learner.moves:
         return None
     if not isinstance(loss, Loss):
-        raise ValueError(f"{learner.name} moves {', '.join(learner.moves)}, which a plain function cannot name")
+        raise ValueError(
+            f"{learner.name} moves {', '.join(learner.moves)}, but a plain function has no named parameters;"
+            " use ht.make_loss"
+        )
     return part_under(loss.layout, learner.moves, device)
 
 
 @lru_cache(maxsize=64)
 def part_under(layout: ParamLayout, prefixes: tuple[str, ...], device: torch.device) -> Part:
-    """The parameters under the prefixes; found once for each device."""
+    """The parameters under the prefixes. Cached, because every inner loop on the same network asks for it."""
     names = layout.under(*prefixes)
     return Part(layout.only(names), layout.positions(names).to(device))
 
 
-def _moved_count(learner: Learner, layout: ParamLayout) -> int:
+def num_moved(learner: Learner, layout: ParamLayout) -> int:
+    """The number of the network's parameters that the inner loop moves; for LEO these are the head's weights."""
+    if learner.latent is not None:
+        return layout.only((head_weight(layout),)).numel
     return layout.only(layout.under(*learner.moves)).numel if learner.moves else layout.numel
+
+
+def head_weight(layout: ParamLayout) -> str:
+    """The name of the head's weight matrix."""
+    return next(name for name in layout.under("head") if name.endswith("weight"))

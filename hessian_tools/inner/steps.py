@@ -1,8 +1,8 @@
-"""Step rules: the direction of an inner step, from the gradients so far.
+"""Step rules: the direction of an inner step, as a function of the gradients so far.
 
-A rule is a small frozen object: ``direction(gradient, state) -> (direction, state)`` with ``None`` for
-the state before the first step, and ``time(steps)``: by how many plain steps that many of its steps
-move along a gradient that does not change. SHOT compares loops of equal time by it.
+A rule is a small frozen object with two methods. ``direction(gradient, state) -> (direction, state)`` is called once a
+step, with ``None`` as the state before the first. ``time(steps)`` says by how many plain steps that many of its steps
+move along a gradient that does not change; SHOT uses it to compare loops of equal total time.
 """
 
 from dataclasses import dataclass
@@ -14,23 +14,23 @@ from torch import Tensor
 
 @runtime_checkable
 class StepRule(Protocol):
-    """What an inner loop asks of a step rule; differentiable in the gradients."""
+    """The interface that an inner loop needs of a step rule; the direction is differentiable in the gradients."""
 
     def direction(self, gradient: Float[Tensor, " moved"], state: Any) -> tuple[Float[Tensor, " moved"], Any]:
-        """What the step size multiplies, and the state for the next step."""
+        """The vector that the step size multiplies, and the state for the next step."""
         ...
 
     def time(self, steps: int) -> float:
-        """Length of ``steps`` steps along a constant gradient, in plain steps."""
+        """The distance that ``steps`` steps cover along a constant gradient, measured in plain steps."""
         ...
 
 
 @dataclass(frozen=True)
 class Plain:
-    """Gradient descent: the gradient itself."""
+    """Gradient descent: the direction is the gradient itself."""
 
     def direction(self, gradient: Float[Tensor, " moved"], state: Any) -> tuple[Float[Tensor, " moved"], Any]:
-        """The gradient."""
+        """The gradient, and the state unchanged."""
         return gradient, state
 
     def time(self, steps: int) -> float:
@@ -40,7 +40,7 @@ class Plain:
 
 @dataclass(frozen=True)
 class Momentum:
-    """Heavy ball (Polyak 1964): v <- decay v + g, step along v, from rest."""
+    """Heavy ball (Polyak 1964): v <- decay v + g, starting from v = 0; the step is along v."""
 
     decay: float = 0.9
 
@@ -49,12 +49,12 @@ class Momentum:
             raise ValueError(f"decay={self.decay} of momentum must be at least 0 and below 1")
 
     def direction(self, gradient: Float[Tensor, " moved"], state: Any) -> tuple[Float[Tensor, " moved"], Any]:
-        """The velocity."""
+        """The velocity, which is the state as well."""
         velocity = gradient if state is None else self.decay * state + gradient
         return velocity, velocity
 
     def time(self, steps: int) -> float:
-        """Sum of the velocities that a unit gradient builds up.
+        """The sum of the velocities that a constant gradient of 1 builds up.
 
         >>> Momentum(0.5).time(2)  # 1, then 1.5
         2.5
@@ -64,10 +64,11 @@ class Momentum:
 
 @dataclass(frozen=True)
 class Preconditioned:
-    """Each entry over the root of its mean square so far (RMSProp, Hinton 2012; bias corrected as in Kingma, Ba 2015).
+    """Each entry of the gradient, divided by the root of the mean of its squares so far.
 
-    epsilon is added to the mean square, under the root: a root has no derivative at 0, where the
-    gradients of dead units are.
+    This is RMSProp (Hinton 2012) with the bias correction of Kingma and Ba (2015).
+    decay: weight of the past in the running mean of squares.
+    epsilon: a positive number added to the mean square, under the root.
     """
 
     decay: float = 0.99
@@ -77,18 +78,25 @@ class Preconditioned:
         if not 0 <= self.decay < 1:
             raise ValueError(f"decay={self.decay} of a preconditioner must be at least 0 and below 1")
         if not self.epsilon > 0:
-            raise ValueError(f"epsilon={self.epsilon} must be positive: the mean square may be 0")
+            raise ValueError(f"epsilon={self.epsilon} must be positive, because the mean square may be 0")
 
     def direction(self, gradient: Float[Tensor, " moved"], state: Any) -> tuple[Float[Tensor, " moved"], Any]:
         """The gradient in units of its root mean square, entry by entry."""
-        before, count = (0.0, 0) if state is None else state
-        square = self.decay * before + (1 - self.decay) * gradient**2
-        corrected = square / (1 - self.decay ** (count + 1))
-        return gradient / (corrected + self.epsilon).sqrt(), (square, count + 1)
+        mean_square, count = (0.0, 0) if state is None else state
+        mean_square = self.decay * mean_square + (1 - self.decay) * gradient**2
+        corrected = mean_square / (1 - self.decay ** (count + 1))
+        # Epsilon stands under the root, because a root has no derivative at 0, where the gradients of dead units are.
+        return gradient / (corrected + self.epsilon).sqrt(), (mean_square, count + 1)
 
     def time(self, steps: int) -> float:
-        """The number of steps: along a constant gradient every step is the same."""
+        """The number of steps, because all steps along a constant gradient are equal."""
         return float(steps)
 
 
 PLAIN = Plain()
+RULES = {"plain": Plain, "momentum": Momentum, "preconditioned": Preconditioned}
+
+
+def rule_name(rule: StepRule) -> str:
+    """The name under which a configuration gives the rule; the class's own name for a rule of the user's."""
+    return next((name for name, kind in RULES.items() if type(rule) is kind), type(rule).__name__)
