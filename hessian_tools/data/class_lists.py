@@ -1,4 +1,4 @@
-"""Which classes make up the splits of the literature. Facts: names and numbers only."""
+"""The classes that make up the splits of the literature, by name or number."""
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -27,7 +27,7 @@ n01930112 n01981276 n02099601 n02110063 n02110341 n02116738 n02129165 n02219486 
 n03146219 n03272010 n03544143 n03775546 n04146614 n04149813 n04418357 n04522168 n07613480
 """)
 
-# CIFAR-FS: Bertinetto, Henriques, Torr and Vedaldi (2019). Train: the rest of CIFAR-100.
+# CIFAR-FS: Bertinetto, Henriques, Torr and Vedaldi (2019). All other classes of CIFAR-100 are train.
 CIFAR_FS_VAL = _words("""
 beaver beetle butterfly camel cattle crab crocodile flatfish lamp maple_tree motorcycle otter sea shark television
 tractor
@@ -37,11 +37,11 @@ baby bed bicycle chimpanzee fox leopard man pickup_truck plain poppy rocket rose
 wardrobe whale woman worm
 """)
 
-# FC100: Oreshkin, Rodriguez and Lacoste (2018), by CIFAR-100's twenty superclasses as it numbers them. Train: the rest.
+# FC100: Oreshkin, Rodriguez and Lacoste (2018), by the numbers of CIFAR-100's superclasses. The others are train.
 FC100_VAL = (8, 11, 13, 16)
 FC100_TEST = (0, 7, 12, 14)
 
-# CUB in Meta-Dataset: Triantafillou et al. (2020), by CUB's class numbers. Train: the rest.
+# CUB in Meta-Dataset: Triantafillou et al. (2020), by CUB's class numbers. The others are train.
 META_DATASET_CUB_VAL = _numbers("""
 44 51 52 55 57 61 64 66 68 72 76 80 84 96 113 121 127 136 140 145 150 155 159 162 172 176 178 198 199 200
 """)

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import layouts_on_disk as disk
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 
 from hessian_tools.data import ImageTasks, StoredClasses, cache, open_data, opening
+from hessian_tools.data.layouts import recognise
+from hessian_tools.data.tree import Tree
 
 NAMES = ("ant", "bee", "cat", "dog", "eel")
 
@@ -27,7 +30,7 @@ def decodings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     plain = cache.picture_pixels
 
     def counting(picture, **options):
-        seen.append(picture.of)
+        seen.append(picture.class_index)
         return plain(picture, **options)
 
     monkeypatch.setattr(cache, "picture_pixels", counting)
@@ -159,7 +162,7 @@ def test_two_at_once_both_get_the_whole(root):
 
 def test_another_that_finished_first_is_left_alone(root, monkeypatch):
     """What one process has made must not be swept away by one that began before."""
-    monkeypatch.setattr(opening, "peek", lambda *arguments, **options: None)
+    monkeypatch.setattr(opening, "find_cache", lambda stems: None)
     first = open_data(root)
     removed = []
     monkeypatch.setattr(cache.Path, "unlink", lambda path, missing_ok=False: removed.append(path.suffix))
@@ -219,24 +222,15 @@ def test_a_full_disk_is_told_before_decoding(root, monkeypatch, decodings):
 
 
 def test_a_source_that_gives_other_counts_than_it_named_is_refused(root, tmp_path):
-    from hessian_tools.data.cache import Wanted, fill, read
-    from hessian_tools.data.layouts import Contents, recognise
-    from hessian_tools.data.tree import Tree
-
     with Tree(root) as tree:
-        match, wanted = recognise(tree), Wanted(8, 3, False)
-        true = read(tree, match, wanted)
+        match, pixel_format = recognise(tree), cache.PixelFormat(8, 3, crop=False)
+        contents = cache.read_contents(tree, match, crop=False)
+        stems = cache.cache_stems(tree, match, pixel_format, folder=tmp_path / "cache")
         for change, message in ((-1, "more images of ant than counted"), (1, "images of ant are missing: 20 of 21")):
-            counts = (true.counts[0] + change, *true.counts[1:])
+            counts = (contents.counts[0] + change, *contents.counts[1:])
+            wrong = replace(contents, counts=counts)
             with pytest.raises(ValueError, match=message):
-                fill(
-                    tree,
-                    match,
-                    wanted,
-                    Contents(true.class_names, counts, true.splits, true.pictures),
-                    folder=tmp_path / "cache",
-                    progress=None,
-                )
+                cache.fill_cache(stems, wrong, match, pixel_format, source=root, progress=None)
 
 
 def test_tasks_travel_by_name_not_by_pixels(root):
