@@ -7,15 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from hessian_tools.data.cache import (
-    Cached,
-    PixelFormat,
-    Progress,
-    cache_stems,
-    fill_cache,
-    find_cache,
-    read_contents,
-)
+from hessian_tools.data import pixel_cache
 from hessian_tools.data.class_sets import ImageClasses, StoredClasses, turned_names, turned_positions
 from hessian_tools.data.episodes import ClassSet, CrossDomainTasks, ImageTasks, TaskSource, check_count, text_digest
 from hessian_tools.data.features import FeatureClasses, find_features, load_features
@@ -41,7 +33,7 @@ def open_tasks(
     rotations: bool = False,
     crop: bool | None = None,
     cache: str | Path | None = None,
-    progress: Progress | None = None,
+    progress: pixel_cache.Progress | None = None,
 ) -> TaskSource:
     """A supply of tasks: ``"quickdraw"`` or ``"sine-line"``, which need no download, or the path of a data set.
 
@@ -75,7 +67,7 @@ def open_data(
     rotations: bool = False,
     crop: bool | None = None,
     cache: str | Path | None = None,
-    progress: Progress | None = None,
+    progress: pixel_cache.Progress | None = None,
 ) -> ClassSet:
     """The classes of a data set, whatever layout it is kept in: Omniglot, miniImageNet, tieredImageNet, CIFAR-FS,
     FC100, CUB, Cars, any folder of classes, features in .npz; or ``"quickdraw"``. ``describe`` tells what was found.
@@ -106,25 +98,17 @@ def open_data(
     with Tree(_existing(path)) as tree:
         if features := _features(tree, split):
             return features
-        source = _look_up(tree, split, cache, image_size=image_size, channels=channels, crop=crop)
-        match, found, used = source.match, source.found, source.split
+        match, pixel_format, stems, found, used = _look_up(tree, split, cache, image_size, channels, crop)
         splits = used.positions(found.class_names, match.layout)  # refuses a wrong split before an hour of decoding
-        if not isinstance(found, Cached):
-            found = fill_cache(source.stems, found, match, source.pixel_format, source=tree.path, progress=progress)
+        if not isinstance(found, pixel_cache.Cached):
+            found = pixel_cache.fill(stems, found, match, pixel_format, source=tree.path, progress=progress)
     class_names = found.class_names
     if rotations:
         class_names = turned_names(class_names)
         splits = {part: turned_positions(positions) for part, positions in splits.items()}
+    digest, rule = found.pixels_digest, f"{used.name}: {used.rule}"
     return StoredClasses(
-        match.name,
-        found.file,
-        found.counts,
-        class_names,
-        splits,
-        found.pixels_digest,
-        match.layout,
-        f"{used.name}: {used.rule}",
-        bool(rotations),
+        match.name, found.file, found.counts, class_names, splits, digest, match.layout, rule, bool(rotations)
     )
 
 
@@ -143,7 +127,7 @@ def describe(path: str | Path, *, split: str | Path | None = None, cache: str | 
     used.positions(found.class_names, match.layout)
     counts, side = found.counts, pixel_format.image_size
     sizes = f"{min(counts)} to {max(counts)}" if len(set(counts)) > 1 else f"{counts[0]}"
-    state = f"decoded in {found.file}" if isinstance(found, Cached) else "not decoded yet"
+    state = f"decoded in {found.file}" if isinstance(found, pixel_cache.Cached) else "not decoded yet"
     return "\n".join(
         [
             f"{match.layout}: {len(found.class_names)} classes of {sizes} images, {sum(counts)} in all",
@@ -177,9 +161,9 @@ class _Source(NamedTuple):
     """A recognised data set: the pixels to be decoded, where their cache may lie, what was found, the split to use."""
 
     match: Match
-    pixel_format: PixelFormat
+    pixel_format: pixel_cache.PixelFormat
     stems: list[Path]
-    found: Cached | Contents
+    found: pixel_cache.Cached | Contents
     split: Split
 
 
@@ -187,7 +171,6 @@ def _look_up(
     tree: Tree,
     split: str | Path | None,
     cache: str | Path | None,
-    *,
     image_size: int | None = None,
     channels: int | None = None,
     crop: bool | None = None,
@@ -195,13 +178,10 @@ def _look_up(
     match = recognise(tree)
     if crop and not match.has_boxes:
         raise ValueError(f"crop=True but no boxes come with {match.layout}; leave it out")
-    pixel_format = PixelFormat(
-        int(image_size or match.image_size),
-        int(channels or match.channels),
-        match.crop if crop is None else bool(crop),
-    )
-    stems = cache_stems(tree, match, pixel_format, folder=Path(cache).expanduser() if cache else None)
-    found = find_cache(stems) or read_contents(tree, match, crop=pixel_format.crop)
+    crop = match.crop if crop is None else bool(crop)
+    pixel_format = pixel_cache.PixelFormat(int(image_size or match.image_size), int(channels or match.channels), crop)
+    stems = pixel_cache.stems(tree, match, pixel_format, folder=Path(cache).expanduser() if cache else None)
+    found = pixel_cache.find(stems) or pixel_cache.read_contents(tree, match, crop=crop)
     return _Source(match, pixel_format, stems, found, chosen_split(found.splits, split, match.layout))
 
 

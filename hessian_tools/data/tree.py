@@ -72,10 +72,6 @@ class Tree:
             return cast(BufferedIOBase, self._archives[f"{archive}.zip"].open(member))
         return (self.root / name).open("rb")
 
-    def below(self, names: Iterable[str]) -> dict[str, Stamp]:
-        """The names and stamps of some of the files."""
-        return {name: self.files[name] for name in names}
-
     def _list_files(self) -> None:
         files: dict[str, Stamp] = {}
         empty: list[str] = []

@@ -9,11 +9,12 @@ import numpy as np
 from hessian_tools.data.class_lists import CIFAR_FS_TEST, CIFAR_FS_VAL, FC100_TEST, FC100_VAL
 from hessian_tools.data.layouts.layout import (
     Contents,
+    Images,
     Match,
-    Picture,
     by_home,
     check_same_length,
     in_home,
+    labelled_images,
     load_mapping,
 )
 from hessian_tools.data.splits import split_by_lists
@@ -38,29 +39,25 @@ def find(tree: Tree) -> Iterator[Match]:
 def _read(tree: Tree, crop: bool, *, files: list[str]) -> Contents:
     *parts, meta = files
     names = tuple(str(name) for name in load_mapping(tree, meta, "fine_label_names")["fine_label_names"])
-    all_labels: list[int] = []
     superclass: dict[str, int] = {}
+    labelled: dict[str, tuple[list[int], Images]] = {}
     for part in parts:
         data = load_mapping(tree, part, "data", "fine_labels", "coarse_labels")
-        labels = data["fine_labels"]
+        labels = [int(label) for label in data["fine_labels"]]
         check_same_length(part, len(data["data"]), len(labels))
         check_same_length(part, len(data["data"]), len(data["coarse_labels"]))
         if max(labels) >= len(names):
             raise ValueError(f"{part} has label {max(labels)} but {meta} names {len(names)} classes")
-        all_labels += [int(label) for label in labels]
         superclass |= {names[f]: int(c) for f, c in zip(labels, data["coarse_labels"], strict=True)}
-    counts = tuple(int(n) for n in np.bincount(all_labels, minlength=len(names)))
+        labelled[part] = labels, partial(_images, tree, part)
     splits = (
         split_by_lists("cifar-fs", CIFAR_FS_RULE, names, val=CIFAR_FS_VAL, test=CIFAR_FS_TEST),
         split_by_lists("fc100", FC100_RULE, names, val=FC100_VAL, test=FC100_TEST, key=superclass.get),
     )
-    return Contents(names, counts, splits, partial(_pictures, tree, parts))
+    return labelled_images(names, labelled, splits)
 
 
-def _pictures(tree: Tree, parts: list[str]) -> Iterator[Picture]:
-    for part in parts:
-        data = load_mapping(tree, part, "data", "fine_labels")
-        # A row of CIFAR-100 is one image channel by channel; readers of images expect [height, width, channel].
-        pixels = np.asarray(data["data"], np.uint8).reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)
-        for row, (label, image) in enumerate(zip(data["fine_labels"], pixels, strict=True)):
-            yield Picture(int(label), f"image {row} of {part}", image)
+def _images(tree: Tree, part: str) -> Iterator[np.ndarray]:
+    # A row of CIFAR-100 is one image channel by channel; readers of images expect [height, width, channel].
+    rows = np.asarray(load_mapping(tree, part, "data")["data"], np.uint8)
+    yield from rows.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)

@@ -17,6 +17,7 @@ from hessian_tools.data.tree import Tree
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
 Box = tuple[int, int, int, int]
+Images = Callable[[], Iterator[bytes | np.ndarray]]
 
 
 class Picture(NamedTuple):
@@ -144,6 +145,28 @@ def image_files(
                 yield Picture(class_index, name, tree.read(name), (boxes or {}).get(name))
 
     return Contents(tuple(classes), tuple(len(names) for names in classes.values()), splits, pictures)
+
+
+def labelled_images(
+    class_names: tuple[str, ...], files: Mapping[str, tuple[list[int], Images]], splits: tuple[Split, ...]
+) -> Contents:
+    """Contents of files that hold many images each.
+
+    files: for the name of each file, the positions of its images' classes, and a function that reads the images in
+    the same order.
+    """
+    class_indices = [index for indices, _ in files.values() for index in indices]
+    counts = tuple(int(n) for n in np.bincount(class_indices, minlength=len(class_names)))
+
+    def pictures() -> Iterator[Picture]:
+        for name, (indices, images) in files.items():
+            num_images = 0
+            for num_images, content in enumerate(images(), start=1):
+                if num_images <= len(indices):  # further images are only counted, for the message
+                    yield Picture(indices[num_images - 1], f"image {num_images - 1} of {name}", content)
+            check_same_length(name, num_images, len(indices))
+
+    return Contents(class_names, counts, splits, pictures)
 
 
 def load_mapping(tree: Tree, name: str, *keys: str) -> Mapping[str, Any]:

@@ -10,11 +10,12 @@ import numpy as np
 
 from hessian_tools.data.layouts.layout import (
     Contents,
+    Images,
     Match,
-    Picture,
     check_same_length,
     grouped,
     in_home,
+    labelled_images,
     load_mapping,
     parts_by_home,
 )
@@ -35,7 +36,7 @@ TIERED = re.compile(r"(?P<home>(?:.*/)?)(?P<part>train|val|test)_images(?:_png\.
 SETS = {"FC100": ("fc100", 32), "CIFAR_FS": ("cifar-fs", 32), "miniImageNet_category_split": ("miniimagenet", 84)}
 
 # One part of a split: the label of each image, and a function that reads the images in the same order.
-Part = tuple[list[str], Callable[[], Iterator[bytes | np.ndarray]]]
+Part = tuple[list[str], Images]
 
 
 def find(tree: Tree) -> Iterator[Match]:
@@ -62,21 +63,12 @@ def _read(tree: Tree, crop: bool, *, files: Mapping[str, str], read_part: Callab
     parts = {part: read_part(tree, part, name) for part, name in files.items()}
     members = {part: grouped(labels) for part, (labels, _) in parts.items()}
     names = tuple(label for groups in members.values() for label in groups)
-    counts = tuple(len(rows) for groups in members.values() for rows in groups.values())
+    class_index = {name: i for i, name in enumerate(names)}
+    labelled = {
+        files[part]: ([class_index[label] for label in labels], images) for part, (labels, images) in parts.items()
+    }
     split = given_split(", ".join(name.rpartition("/")[2] for name in files.values()), members)
-
-    def pictures() -> Iterator[Picture]:
-        class_index = {name: i for i, name in enumerate(names)}
-        for part, (labels, images) in parts.items():
-            num_images = 0
-            for num_images, content in enumerate(images(), start=1):
-                # Images beyond the labels are only counted, for the message.
-                if num_images <= len(labels):
-                    where = f"image {num_images - 1} of {files[part]}"
-                    yield Picture(class_index[labels[num_images - 1]], where, content)
-            check_same_length(files[part], num_images, len(labels))
-
-    return Contents(names, counts, (split,), pictures)
+    return labelled_images(names, labelled, (split,))
 
 
 def _cache_part(tree: Tree, part: str, name: str) -> Part:

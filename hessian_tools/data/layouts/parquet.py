@@ -11,10 +11,8 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
-import numpy as np
-
 from hessian_tools.data.class_lists import RAVI_TEST, RAVI_TRAIN, RAVI_VAL
-from hessian_tools.data.layouts.layout import Contents, Match, Picture, by_home, in_home
+from hessian_tools.data.layouts.layout import Contents, Images, Match, by_home, in_home, labelled_images
 from hessian_tools.data.splits import Split, named_split
 from hessian_tools.data.tree import Tree
 
@@ -36,41 +34,35 @@ def find(tree: Tree) -> Iterator[Match]:
 
 
 def _read(tree: Tree, crop: bool, *, names: list[str]) -> Contents:
-    labels: list[int] = []
     class_names: list[str] = []
+    labelled: dict[str, tuple[list[int], Images]] = {}
     for name in names:
         with tree.open(name) as file:
             table = _parquet(file, name)
             class_names = class_names or _class_names(table)
             column = _column(table, LABEL_COLUMNS, name)
-            labels += table.read(columns=[column]).column(column).to_pylist()
+            labels = table.read(columns=[column]).column(column).to_pylist()
+            labelled[name] = labels, partial(_images, tree, name)
     # Labels beyond the names that the files give, or all of them where there are no names, are called by their number.
-    count = max(len(class_names), max(labels, default=-1) + 1)
+    count = max((label + 1 for labels, _ in labelled.values() for label in labels), default=0)
     class_names += map(str, range(len(class_names), count))
     splits: tuple[Split, ...] = ()
     if {name for members in RAVI.values() for name in members}.issuperset(class_names):
         parts = {part: [name for name in members if name in class_names] for part, members in RAVI.items()}
         splits = (named_split("ravi", RAVI_RULE, parts),)
-    counts = tuple(int(n) for n in np.bincount(labels, minlength=count))
-    return Contents(tuple(class_names), counts, splits, partial(_pictures, tree, names))
+    return labelled_images(tuple(class_names), labelled, splits)
 
 
-def _pictures(tree: Tree, names: list[str]) -> Iterator[Picture]:
-    for name in names:
-        with tree.open(name) as file:
-            table = _parquet(file, name)
-            image_column, label_column = _column(table, IMAGE_COLUMNS, name), _column(table, LABEL_COLUMNS, name)
-            row = 0
-            for batch in table.iter_batches(batch_size=ROWS_AT_ONCE, columns=[image_column, label_column]):
-                for each in batch.to_pylist():
-                    image = each[image_column]
-                    content = image.get("bytes") if isinstance(image, dict) else image
-                    if not isinstance(content, bytes):
-                        raise ValueError(
-                            f"{name}: row {row} has no image bytes; files that only point at images cannot be read"
-                        )
-                    yield Picture(each[label_column], f"row {row} of {name}", content)
-                    row += 1
+def _images(tree: Tree, name: str) -> Iterator[bytes]:
+    with tree.open(name) as file:
+        table = _parquet(file, name)
+        column = _column(table, IMAGE_COLUMNS, name)
+        for batch in table.iter_batches(batch_size=ROWS_AT_ONCE, columns=[column]):
+            for image in batch.column(column).to_pylist():
+                content = image.get("bytes") if isinstance(image, dict) else image
+                if not isinstance(content, bytes):
+                    raise ValueError(f"{name} lacks an image's bytes; files that only point at images cannot be read")
+                yield content
 
 
 def _class_names(table: Any) -> list[str]:

@@ -63,13 +63,13 @@ class Cached:
     pixels_digest: str
 
 
-def cache_stems(tree: Tree, match: Match, pixel_format: PixelFormat, *, folder: Path | None) -> list[Path]:
+def stems(tree: Tree, match: Match, pixel_format: PixelFormat, *, folder: Path | None) -> list[Path]:
     """Where the cache of these files may lie, without the endings .npy and .json, in the order of preference.
 
     The name holds a SHA-256 of everything that the pixels follow from, so that other files or another format have
     another cache. Files count as the same by name, size and time of change, or checksum inside a zip.
     """
-    files = sorted(tree.below(match.files).items())
+    files = sorted({name: tree.files[name] for name in match.files}.items())
     parts = [CACHE_RECIPE, PIXEL_RECIPE, match.name, match.invert, asdict(pixel_format), files]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     name = f"{match.name}-{pixel_format.image_size}x{pixel_format.channels}-{key[:16]}"
@@ -90,9 +90,9 @@ def user_cache() -> Path:
 # Reading
 
 
-def find_cache(stems: list[Path]) -> Cached | None:
-    """The first sound cache among those of ``cache_stems``, or None; nothing is decoded."""
-    return next(filter(None, map(_open, stems)), None)
+def find(places: list[Path]) -> Cached | None:
+    """The first sound cache at one of the places that ``stems`` returned, or None; nothing is decoded."""
+    return next(filter(None, map(_open, places)), None)
 
 
 def read_contents(tree: Tree, match: Match, *, crop: bool) -> Contents:
@@ -137,8 +137,8 @@ def _sound(file: Path, checksums: list[int]) -> bool:
 # Writing
 
 
-def fill_cache(
-    stems: list[Path],
+def fill(
+    places: list[Path],
     contents: Contents,
     match: Match,
     pixel_format: PixelFormat,
@@ -146,12 +146,12 @@ def fill_cache(
     source: Path,
     progress: Progress | None,
 ) -> Cached:
-    """Decode everything into a new cache, at the first of ``stems`` that can be written.
+    """Decode everything into a new cache, at the first of the places that can be written.
 
     contents: as ``read_contents`` returned them. source: the path of the data, by which caches of older files are
     known and removed. Raises ValueError where an image cannot be read, or no place can be written or has room.
     """
-    stem = _writable(stems)
+    stem = _writable(places)
     shape = (sum(contents.counts), pixel_format.channels, pixel_format.image_size, pixel_format.image_size)
     about = {
         "recipe": [CACHE_RECIPE, PIXEL_RECIPE],
@@ -190,8 +190,8 @@ def fill_cache(
     return made
 
 
-def _writable(stems: list[Path]) -> Path:
-    for stem in stems:
+def _writable(places: list[Path]) -> Path:
+    for stem in places:
         above = stem.parent.parent
         # A folder that nobody is meant to write to does not stop a superuser, as in a container.
         if above.exists() and not above.stat().st_mode & 0o222:
@@ -202,8 +202,8 @@ def _writable(stems: list[Path]) -> Path:
                 return stem
         except OSError:
             continue
-    places = " or ".join(str(stem.parent) for stem in stems)
-    raise ValueError(f"cannot write a cache in {places}; give a folder with cache=")
+    folders = " or ".join(str(stem.parent) for stem in places)
+    raise ValueError(f"cannot write a cache in {folders}; give a folder with cache=")
 
 
 def _decode(images: np.ndarray, contents: Contents, match: Match, progress: Progress | None) -> None:
