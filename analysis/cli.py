@@ -279,7 +279,7 @@ def _tell_data(folder: "StudyFolder", say: "Reporter") -> None:
 
 
 def _tell(verdicts: "list[Verdict]", say: "Reporter") -> None:
-    from analysis.claims.listing import verdict_lines
+    from analysis.claims import verdict_lines
 
     for line in verdict_lines(verdicts):
         say.say(line)

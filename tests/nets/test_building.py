@@ -1,4 +1,4 @@
-"""Networks by import path: built as asked, and every mistake answered in words."""
+"""Networks are built from a seed or by import path as asked, and every mistake is answered in words."""
 
 import sys
 
@@ -7,7 +7,7 @@ import torch
 from cases import without_type_checks
 from torch import nn
 
-from hessian_tools import HiddenStateError, load_network, seeded
+from hessian_tools import HiddenStateError, flatten, load_network, seeded
 from hessian_tools.nets import Conv4, refuse_unfit
 
 SOURCE = """
@@ -71,14 +71,14 @@ def test_our_own_by_import_path():
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("Net", "'Net' is no import path of a network; write package.module:name"),
+        ("Net", "'Net' is not the import path of a network; write package.module:name"),
         (":Net", "write package.module:name"),
         ("networks_of_mine:", "write package.module:name"),
         ("no_such_module:Net", "no module 'no_such_module' in .* add that folder to PYTHONPATH"),
         ("networks_of_mine.deeper:Net", "there is no module 'networks_of_mine.deeper'"),
         ("networks_of_mine:Nett", "module networks_of_mine has no 'Nett'; did you mean 'Net'"),
         ("networks_of_mine:xyz", "has no 'xyz'; it has Net, fixed, anything, a_dict"),
-        ("networks_of_mine:made", "a network already made, its parameters drawn; name the class"),
+        ("networks_of_mine:made", "is a network whose parameters are already drawn; name the class"),
         ("networks_of_mine:NUMBER", "is a int; name a class or a function"),
         ("networks_of_mine:fixed", "cannot be called with nothing: missing a required argument: 'hidden'"),
         ("broken_of_mine:Net", "importing broken_of_mine failed: No module named 'no_such_thing_at_all'"),
@@ -131,3 +131,24 @@ def test_networks_that_cannot_be_trained_or_measured_are_refused(model, error, m
 def test_a_fit_network_passes(mine):
     refuse_unfit(seeded(load(f"{mine}:Net"), seed=0), outputs=3, input_shape=(2, 3))
     refuse_unfit(nn.Sequential(nn.Flatten(), nn.BatchNorm1d(6), nn.Linear(6, 3)).eval(), outputs=3, input_shape=(2, 3))
+
+
+# From a seed
+
+
+def test_the_default_device_is_not_asked() -> None:
+    expected, _ = flatten(seeded(lambda: nn.Linear(3, 2), seed=1))
+    torch.set_default_device("meta")
+    try:
+        found, _ = flatten(seeded(lambda: nn.Linear(3, 2), seed=1))
+    finally:
+        torch.set_default_device(None)
+    assert found.equal(expected)
+
+
+def test_random_states_are_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also that of a GPU which is not in use yet, and which torch.manual_seed would seed once it is."""
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", pytest.fail)
+    before = torch.get_rng_state()
+    seeded(lambda: nn.Linear(3, 2), seed=1)
+    assert torch.get_rng_state().equal(before)

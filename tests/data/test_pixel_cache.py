@@ -4,13 +4,16 @@ import json
 import os
 import pickle
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import layouts_on_disk as disk
 import numpy as np
 import pytest
 
-from hessian_tools.data import ImageTasks, StoredClasses, cache, open_data, opening
+from hessian_tools.data import ImageTasks, StoredClasses, open_data, pixel_cache
+from hessian_tools.data.layouts import recognise
+from hessian_tools.data.tree import Tree
 
 NAMES = ("ant", "bee", "cat", "dog", "eel")
 
@@ -24,13 +27,13 @@ def root(tmp_path: Path) -> Path:
 def decodings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """One entry for each image that is decoded."""
     seen: list[int] = []
-    plain = cache.picture_pixels
+    plain = pixel_cache.picture_pixels
 
     def counting(picture, **options):
-        seen.append(picture.of)
+        seen.append(picture.class_index)
         return plain(picture, **options)
 
-    monkeypatch.setattr(cache, "picture_pixels", counting)
+    monkeypatch.setattr(pixel_cache, "picture_pixels", counting)
     return seen
 
 
@@ -50,7 +53,7 @@ def test_is_decoded_once_and_lies_beside_the_data(root, decodings):
 
 
 def test_progress_counts_images_up_to_all(root, monkeypatch):
-    monkeypatch.setattr(cache, "CHUNK", 8)
+    monkeypatch.setattr(pixel_cache, "CHUNK", 8)
     calls: list[tuple[int, int]] = []
     open_data(root, progress=lambda done, total: calls.append((done, total)))
     open_data(root, progress=lambda done, total: calls.append((done, total)))
@@ -99,7 +102,7 @@ def test_a_damaged_cache_is_made_again(damage, root, decodings):
     changes = {
         "pixel": lambda: pixels.write_bytes(whole[:-7] + bytes([whole[-7] ^ 1]) + whole[-6:]),
         "short": lambda: pixels.write_bytes(whole[:-1]),
-        "long": lambda: pixels.write_bytes(whole + bytes(cache.BLOCK)),
+        "long": lambda: pixels.write_bytes(whole + bytes(pixel_cache.BLOCK)),
         "empty": lambda: pixels.write_bytes(b""),
         "no json": about.unlink,
         "half a json": lambda: about.write_text(about.read_text()[:100]),
@@ -114,17 +117,17 @@ def test_a_damaged_cache_is_made_again(damage, root, decodings):
 
 
 def test_large_caches_are_checked_at_both_ends_and_between(tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "BLOCK", 16)
+    monkeypatch.setattr(pixel_cache, "BLOCK", 16)
     file = disk.put(tmp_path / "pixels", bytes(range(256)) * 8)  # 128 blocks, of which 64 are looked at
-    _, checksums = cache._digests(file)
-    assert cache._sound(file, checksums)
+    _, checksums = pixel_cache._digests(file)
+    assert pixel_cache._sound(file, checksums)
     caught = 0
     for block in range(128):
         wrong = [value ^ (number == block) for number, value in enumerate(checksums)]
-        caught += not cache._sound(file, wrong)
+        caught += not pixel_cache._sound(file, wrong)
     assert caught == 64
-    assert not cache._sound(file, [checksums[0] ^ 1, *checksums[1:]])
-    assert not cache._sound(file, [*checksums[:-1], checksums[-1] ^ 1])
+    assert not pixel_cache._sound(file, [checksums[0] ^ 1, *checksums[1:]])
+    assert not pixel_cache._sound(file, [*checksums[:-1], checksums[-1] ^ 1])
 
 
 def test_a_crash_leaves_no_cache_and_its_rest_is_swept_up(root, monkeypatch):
@@ -159,10 +162,10 @@ def test_two_at_once_both_get_the_whole(root):
 
 def test_another_that_finished_first_is_left_alone(root, monkeypatch):
     """What one process has made must not be swept away by one that began before."""
-    monkeypatch.setattr(opening, "peek", lambda *arguments, **options: None)
+    monkeypatch.setattr(pixel_cache, "find", lambda places: None)
     first = open_data(root)
     removed = []
-    monkeypatch.setattr(cache.Path, "unlink", lambda path, missing_ok=False: removed.append(path.suffix))
+    monkeypatch.setattr(pixel_cache.Path, "unlink", lambda path, missing_ok=False: removed.append(path.suffix))
     assert open_data(root).digest == first.digest
     assert set(removed) == {".partial"}
 
@@ -179,7 +182,7 @@ def test_images_are_mapped_at_once_and_a_lost_file_is_told(root):
 
 def test_where_the_data_cannot_be_written_the_users_cache_is_used(root, tmp_path, monkeypatch, decodings):
     home = tmp_path / "home"
-    monkeypatch.setattr(cache.sys, "platform", "linux")
+    monkeypatch.setattr(pixel_cache.sys, "platform", "linux")
     monkeypatch.setenv("XDG_CACHE_HOME", str(home))
     root.chmod(0o555)
     data = open_data(root)
@@ -204,39 +207,32 @@ def test_where_the_data_cannot_be_written_the_users_cache_is_used(root, tmp_path
     ],
 )
 def test_the_users_cache_is_where_the_platform_keeps_caches(platform, variables, place, monkeypatch):
-    monkeypatch.setattr(cache.sys, "platform", platform)
-    monkeypatch.setattr(cache.Path, "home", lambda: Path("home"))
+    monkeypatch.setattr(pixel_cache.sys, "platform", platform)
+    monkeypatch.setattr(pixel_cache.Path, "home", lambda: Path("home"))
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert cache.user_cache() == Path(place)
+    assert pixel_cache.user_cache() == Path(place)
 
 
 def test_a_full_disk_is_told_before_decoding(root, monkeypatch, decodings):
-    monkeypatch.setattr(cache.shutil, "disk_usage", lambda folder: cache.shutil._ntuple_diskusage(10, 10, 0))
+    monkeypatch.setattr(
+        pixel_cache.shutil, "disk_usage", lambda folder: pixel_cache.shutil._ntuple_diskusage(10, 10, 0)
+    )
     with pytest.raises(ValueError, match=r"the cache needs 0.0 GB and .* has 0.0 GB free; make room"):
         open_data(root)
     assert not decodings
 
 
 def test_a_source_that_gives_other_counts_than_it_named_is_refused(root, tmp_path):
-    from hessian_tools.data.cache import Wanted, fill, read
-    from hessian_tools.data.layouts import Contents, recognise
-    from hessian_tools.data.tree import Tree
-
     with Tree(root) as tree:
-        match, wanted = recognise(tree), Wanted(8, 3, False)
-        true = read(tree, match, wanted)
+        match, pixel_format = recognise(tree), pixel_cache.PixelFormat(8, 3, crop=False)
+        contents = pixel_cache.read_contents(tree, match, crop=False)
+        places = pixel_cache.stems(tree, match, pixel_format, folder=tmp_path / "cache")
         for change, message in ((-1, "more images of ant than counted"), (1, "images of ant are missing: 20 of 21")):
-            counts = (true.counts[0] + change, *true.counts[1:])
+            counts = (contents.counts[0] + change, *contents.counts[1:])
+            wrong = replace(contents, counts=counts)
             with pytest.raises(ValueError, match=message):
-                fill(
-                    tree,
-                    match,
-                    wanted,
-                    Contents(true.class_names, counts, true.splits, true.pictures),
-                    folder=tmp_path / "cache",
-                    progress=None,
-                )
+                pixel_cache.fill(places, wrong, match, pixel_format, source=root, progress=None)
 
 
 def test_tasks_travel_by_name_not_by_pixels(root):
