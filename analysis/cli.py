@@ -58,7 +58,7 @@ def demo(
 
 @app.command
 def study(
-    file: Annotated[str, Parameter(help="A study's YAML file, a bundled study (demo, micro), or the folder of one.")],
+    file: Annotated[str, Parameter(help="A study's YAML file, a bundled study (demo, quickdraw, ...), or its folder.")],
     *,
     out: Out = None,
     seeds: Seeds = None,

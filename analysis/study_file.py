@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from analysis.config import DataConfig, StudyConfig
 from analysis.errors import UserError
 
-BUNDLED = ("demo", "micro")
+BUNDLED = ("demo", "micro", "quickdraw", "regression", "omniglot", "cifar-fs", "transfer")
 UNION_PARTS = ("constrained-float", "float", "StepSizeSearch")  # pydantic's names for the alternatives of a union
 
 
@@ -29,7 +29,7 @@ class _OnceLoader(yaml.SafeLoader):
 
 
 def load_study(source: str | Path) -> StudyConfig:
-    """The study of a YAML file, or a bundled one by name (demo, micro)."""
+    """The study of a YAML file, or a bundled one by its name in ``BUNDLED``."""
     return parse_study(study_text(source), source=str(source))
 
 

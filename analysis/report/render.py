@@ -12,6 +12,7 @@ from analysis.claims.verdict import Verdict
 from analysis.figures import FIGURES, words
 from analysis.plots.summary import has_accuracy, measured
 from analysis.report.accuracy import accuracy_table
+from analysis.report.learning import learning_section
 from analysis.report.page import DASH, Html, bullets, element, image, number, page, row, table
 from analysis.report.scale import scale_section
 from analysis.report.verdicts import answer, verdict_tables
@@ -59,6 +60,7 @@ def render(
         *_step_sizes(step_size_table),
         element("h2", f"{'Accuracy' if has_accuracy(ds) else 'Loss'} on held-out tasks"),
         accuracy_table(ds, confidence=confidence),
+        *learning_section(ds, confidence=confidence),
         element("h2", "Figures"),
         element(
             "p", "Each figure is also a PDF of the same name, at its final size, beside these PNG files.", css="soft"

@@ -8,19 +8,17 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.errors import error_to_norm, worst_error
-from benchmarks.peers.floor import floor_seconds, product_flop, together
+from benchmarks.comparison import Clock, Figures, Line, compare, error_to_norm, worst_error
+from benchmarks.peers.floor import all_points_as_one, floor_seconds, product_flop
 from benchmarks.problem import Problem
+from benchmarks.race import ALLOCATORS, Entry, environment, race
 from benchmarks.reference import reference
-from benchmarks.rounds import ALLOCATORS, Entry, environment, race
-from benchmarks.rows import ROWS, Against, Row, chosen
+from benchmarks.rows import ROWS, Rival, Row, chosen
 from benchmarks.run import Settings, kept_row
-from benchmarks.show import show
-from benchmarks.standing import Clock, standing
-from benchmarks.table import cells
+from benchmarks.tables import cells, print_tables
 from benchmarks.workloads import WORKLOADS, load, save
 
-ROW = Row("W2", "top5", "top-5", (Against("peer", 5, 7),), points=2, quick=1)
+ROW = Row("W2", "top5", "top-5", (Rival("peer", 5, 7),), points=2, quick=1)
 
 
 def entry(name: str, seconds: list[float], **more: Any) -> Entry:
@@ -28,40 +26,40 @@ def entry(name: str, seconds: list[float], **more: Any) -> Entry:
     return Entry(name, first={"seconds": 9.0, "cpu_seconds": 8.0}, samples=samples, error=1e-5)
 
 
-def line(ours: Entry, theirs: Entry, row: Row = ROW, clock: Clock = "wall"):
-    return standing(row, [ours, theirs], 2, clock)[0]
+def line(ours: Entry, theirs: Entry, row: Row = ROW, clock: Clock = "wall") -> Line:
+    return compare(row, [ours, theirs], 2, clock)[0]
 
 
 def test_ratio_is_of_medians_and_its_spread_of_rounds():
     found = line(entry("ours", [1.0, 2.0, 9.0]), entry("peer", [12.0, 10.0, 9.0]))
-    assert (found.ours, found.theirs, found.ratio) == (2.0, 10.0, 5.0)
+    assert found.ours == Figures(seconds=2.0, first=9.0, error=1e-5, matvecs=20.0)
+    assert (found.theirs.seconds, found.ratio) == (10.0, 5.0)
     assert (found.low, found.high) == (1.0, 12.0)
-    assert found.matvecs_ours == 20.0
-    assert (found.first_ours, found.met) == (9.0, "yes")
+    assert found.goal_reached == "yes"
 
 
 def test_the_clock_may_be_the_processors():
     found = line(entry("ours", [1.0, 2.0, 3.0]), entry("peer", [22.0, 22.0, 22.0]), clock="cpu")
-    assert (found.ours, found.theirs, found.ratio, found.first_ours) == (11.0, 22.0, 2.0, 8.0)
+    assert (found.ours.seconds, found.theirs.seconds, found.ratio, found.ours.first) == (11.0, 22.0, 2.0, 8.0)
     assert line(entry("ours", [1.0, 2.0, 3.0]), entry("peer", [22.0, 22.0, 22.0])).cpu_ratio == 2.0
 
 
-@pytest.mark.parametrize(("theirs", "met"), [(4.9, "no"), (5.0, "yes"), (7.0, "stretch")])
-def test_a_goal_is_met_from_its_factor_on(theirs: float, met: str):
-    assert line(entry("ours", [1.0]), entry("peer", [theirs])).met == met
+@pytest.mark.parametrize(("theirs", "reached"), [(4.9, "no"), (5.0, "yes"), (7.0, "stretch")])
+def test_a_goal_is_reached_from_its_factor_on(theirs: float, reached: str):
+    assert line(entry("ours", [1.0]), entry("peer", [theirs])).goal_reached == reached
 
 
 def test_speed_counts_for_nothing_where_the_error_is_too_large():
     ours = replace(entry("ours", [1.0]), error=1e-3)
-    assert line(ours, entry("peer", [50.0])).met == "no (error)"
-    assert line(replace(ours, error=None), entry("peer", [50.0])).met == "no (error)"
+    assert line(ours, entry("peer", [50.0])).goal_reached == "no (error)"
+    assert line(replace(ours, error=None), entry("peer", [50.0])).goal_reached == "no (error)"
 
 
 def test_an_upper_limit_turns_the_ratio_round():
-    row = replace(ROW, quantity="products", against=(Against("floor", 1.5),), at_most=True)
+    row = replace(ROW, quantity="products", rivals=(Rival("floor", 1.5),), at_most=True)
     ours, floor = entry("ours", [2.0], num_matvecs=10), entry("floor", [0.1], num_matvecs=1)
     assert line(ours, floor, row).ratio == pytest.approx(2.0)  # 0.2 s a product over 0.1 s
-    assert line(ours, floor, row).met == "no"
+    assert line(ours, floor, row).goal_reached == "no"
     assert line(ours, floor, row).share is None
     rates = {"product_flop": 1e9, "matmul_flop_per_second": 2e10}
     assert line(ours, entry("floor", [0.1], num_matvecs=1, **rates), row).share == pytest.approx(0.25)
@@ -70,7 +68,7 @@ def test_an_upper_limit_turns_the_ratio_round():
 def test_an_absent_peer_is_a_row_that_says_so():
     found = line(entry("ours", [1.0]), Entry("peer", absent="not installed (peer)"))
     assert "not installed (peer)" in cells(found)
-    assert found.met == "-"
+    assert found.goal_reached == "-"
 
 
 def test_errors():
@@ -105,14 +103,14 @@ def test_flop_of_a_product():
     first, second = 2 * 2 * 3 * 9 * 7 * 25, 2 * 3 * 4 * 9 * 7 * 25
     assert product_flop(problem) == 2 * first + 6 * second
     assert all(seconds > 0 for seconds in floor_seconds(problem))
-    whole = together(problem)  # as a GPU takes it
-    assert product_flop(whole) == len(problem.thetas) * product_flop(problem)
-    assert whole.x.shape == (1, problem.x.shape[0] * problem.x.shape[1], *problem.x.shape[2:])
+    merged = all_points_as_one(problem)  # as a GPU takes it
+    assert product_flop(merged) == len(problem.thetas) * product_flop(problem)
+    assert merged.x.shape == (1, problem.x.shape[0] * problem.x.shape[1], *problem.x.shape[2:])
 
 
 def test_points_are_those_of_an_inner_loop(tmp_path: Any):
     problem, work = load("W3", save("W3", tmp_path)), WORKLOADS["W3"]
-    assert problem.thetas.shape[0] == problem.x.shape[0] == problem.y.shape[0] == work.num_points
+    assert problem.thetas.shape[0] == problem.x.shape[0] == problem.y.shape[0] == work.size
     first, second = problem.thetas[0], problem.thetas[1]
     slope = torch.func.grad(problem.loss)(first, (problem.x[0], problem.y[0]))
     torch.testing.assert_close(second, first - work.step_size * slope)
@@ -132,8 +130,8 @@ def test_reference_against_dense(tmp_path: Any):
 
 
 def test_a_run_through_processes_with_peers_that_are_missing_or_fail(tmp_path: Any, capsys: pytest.CaptureFixture[str]):
-    against = (Against("kept_graph", 1), Against("nobody"), Against("dense"))
-    row = Row("W3", "one point", "one point", against, points=1, quick=1, at_most=True)
+    rivals = (Rival("kept_graph", 1), Rival("nobody"), Rival("ours.dense"))
+    row = Row("W3", "one point", "one point", rivals, points=1, quick=1, at_most=True)
     entries = race(
         row,
         save("W3", tmp_path),
@@ -150,14 +148,14 @@ def test_a_run_through_processes_with_peers_that_are_missing_or_fail(tmp_path: A
     assert nobody.absent is not None and nobody.absent.startswith("not installed")
     assert dense.absent is not None and "KeyError" in dense.absent
     assert "kept_graph: first call" in capsys.readouterr().out
-    assert [cells(line)[4] for line in standing(row, entries, 1)][1:] == [nobody.absent, dense.absent]
+    assert [cells(line)[4] for line in compare(row, entries, 1)][1:] == [nobody.absent, dense.absent]
 
 
 def test_what_is_kept_makes_the_same_table(tmp_path: Any, capsys: pytest.CaptureFixture[str]):
     row = next(row for row in ROWS if (row.workload, row.quantity) == ("W1", "top5"))
-    entries = [entry("ours", [1.0]), *(entry(a.contestant, [4.0]) for a in row.against)]
+    entries = [entry("ours", [1.0]), *(entry(rival.contestant, [4.0]) for rival in row.rivals)]
     settings = Settings((row,), 1, 1, ("default",), "cpu", tmp_path)
     kept = json.loads(json.dumps(kept_row(row, settings, "default", entries, None)))
-    show([kept], "wall")
+    print_tables([kept], "wall")
     printed = capsys.readouterr().out
     assert all(cell in printed for cell in ("malloc default", "W1", "pyhessian", ">= 1.7", "yes", "1e-05"))
