@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
-from analysis.figures import words
-from analysis.plots.summary import evaluated, has_accuracy
+from analysis.drawing.legend import warm_start_sentence
+from analysis.drawing.style import method_label
+from analysis.drawing.summary import evaluated, has_accuracy
 from analysis.report.page import DASH, MINUS, Html, element, row, table
 from analysis.schema import learner_names
 from analysis.statistics import Interval, seed_interval, seed_means
-from analysis.style import method_label
 
 
 def accuracy_table(ds: xr.Dataset, *, confidence: float = 0.95) -> Html:
@@ -27,7 +27,7 @@ def accuracy_table(ds: xr.Dataset, *, confidence: float = 0.95) -> Html:
         for position in range(len(learner_names(ds)))
         for line in _learner_rows(ds, values, position, decimals, confidence)
     ]
-    return table(header, rows, caption=_caption(accuracy, 100 * confidence) + words.begun(ds))
+    return table(header, rows, caption=f"{_caption(accuracy, 100 * confidence)} {warm_start_sentence(ds)}".rstrip())
 
 
 def _caption(accuracy: bool, level: float) -> str:

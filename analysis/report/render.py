@@ -9,13 +9,14 @@ import numpy as np
 import xarray as xr
 
 from analysis.claims.verdict import Verdict
-from analysis.figures import FIGURES, words
-from analysis.plots.summary import has_accuracy, measured
+from analysis.drawing.figures import FIGURES
+from analysis.drawing.legend import diverged_sentence
+from analysis.drawing.style import DPI
+from analysis.drawing.summary import has_accuracy, measured
 from analysis.report.accuracy import accuracy_table
 from analysis.report.page import DASH, Html, bullets, element, image, number, page, row, table
 from analysis.report.scale import scale_section
 from analysis.report.verdicts import answer, verdict_tables
-from analysis.style import DPI
 
 TITLE = "Does meta-learning suppress the Hessian along its inner loop?"
 QUESTION = (
@@ -150,7 +151,7 @@ def _methods(ds: xr.Dataset) -> list[Html | str]:
         f"tasks. For the trace, relative to the value, {_error(ds, 'trace', 'trace_stderr')}.",
         "Replication: means are over tasks within a seed first, then over seeds; inner steps are never counted as "
         "repetitions.",
-        words.diverged(ds),
+        diverged_sentence(ds),
     ]
 
 

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
-from analysis.figures import words
-from analysis.plots.summary import measured
+from analysis.drawing.legend import warm_start_sentence
+from analysis.drawing.style import method_label
+from analysis.drawing.summary import measured
 from analysis.report.page import DASH, TIMES, Child, Html, element, number, row, table
 from analysis.schema import alpha_steps, learner_names, trained_learners
 from analysis.statistics import seed_means
-from analysis.style import method_label
 
 _WHY = (
     "With batch normalisation growing weights alone lower H and g: doubled filters compute the same function with half "
@@ -55,8 +55,11 @@ def scale_section(ds: xr.Dataset) -> list[Html]:
     header = ("Learner", "Quantity", "Step 0", "Ratio", "Later steps", "Ratio")
     rows = [line for name in learners for line in _learner_rows(ds, name)]
     caption = _CAPTION.format(last=int(ds["checkpoint"][-1]))
-    caption += words.begun(ds)
-    return [element("h2", "Scale"), element("p", _WHY), table(header, rows, caption=caption)]
+    return [
+        element("h2", "Scale"),
+        element("p", _WHY),
+        table(header, rows, caption=f"{caption} {warm_start_sentence(ds)}".rstrip()),
+    ]
 
 
 def quantities(ds: xr.Dataset, learner: str) -> dict[str, xr.DataArray]:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from math import isnan
 
 from analysis.claims.verdict import Verdict
+from analysis.drawing.style import method_label
 from analysis.report.page import DASH, TIMES, Html, bullets, element, interval, join, number, row, table
-from analysis.style import method_label
 
 CLAIMS = ("suppression", "shot", "alignment")
 OUTCOMES = ("supported", "not supported", "inconclusive")

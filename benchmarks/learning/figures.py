@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.plots.legend import outside_legends
-from analysis.style import CONTROL, DARK, MethodStyle, context, method_style
+from analysis.drawing.panels import outside_legends
+from analysis.drawing.style import CONTROL, DARK, MethodStyle, context, method_style
 from benchmarks.learning.settings import EPOCH
 
 Results = Mapping[str, Any]

@@ -9,10 +9,11 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from simulated_studies import planted_study
 
-from analysis import style
-from analysis.figures import FIGURES, save
-from analysis.plots.look import learner_style
-from analysis.plots.summary import band_label, measured, probe_error, summarise, t_half_width
+from analysis.drawing import style
+from analysis.drawing.curves import learner_style
+from analysis.drawing.figures import FIGURES, save
+from analysis.drawing.legend import band_label
+from analysis.drawing.summary import measured, probe_error, summarise, t_half_width
 from hessian_tools.rng import numpy_stream
 
 
