@@ -1,11 +1,14 @@
-"""The former place of ``analysis.drawing.figures``, which goes in version 0.3."""
+"""The former place of ``analysis.drawing.figures``; its names work until version 0.3."""
 
 import warnings
+from typing import Any
 
-from analysis.drawing.figures import FIGURES, save
 
-__all__ = ["FIGURES", "save"]
+def __getattr__(name: str) -> Any:
+    from analysis.drawing import figures
 
-warnings.warn(
-    "analysis.figures is now analysis.drawing.figures; the old name goes in 0.3", DeprecationWarning, stacklevel=2
-)
+    if name not in figures.__all__:
+        raise AttributeError(f"module 'analysis.figures' has no attribute {name!r}")
+    message = f"analysis.figures.{name} is now analysis.drawing.figures.{name}; the old name goes in 0.3"
+    warnings.warn(message, DeprecationWarning, stacklevel=2)
+    return getattr(figures, name)
