@@ -10,8 +10,8 @@ from typing import Any
 _HOMES = {
     "open_study": "analysis.folder",
     "open_verdicts": "analysis.folder",
-    "to_xarray": "analysis.views",
-    "plot": "analysis.views",
+    "to_xarray": "analysis.drawing.labelled",
+    "plot": "analysis.drawing.results",
 }
 
 

@@ -11,8 +11,8 @@ from analysis import setting, step_size, store
 from analysis.beginning import start_of
 from analysis.claims import Verdict, judge, verdicts_to_json
 from analysis.config import StudyConfig, rounds
+from analysis.drawing.figures import FIGURES, save
 from analysis.errors import UserError
-from analysis.figures import FIGURES, save
 from analysis.folder import (
     CLAIMS,
     DRAWN,

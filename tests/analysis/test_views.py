@@ -120,7 +120,7 @@ def test_a_check_keeps_its_words() -> None:
 
 
 def test_unknown_things_are_refused_in_plain_words(results: dict[str, object]) -> None:
-    with pytest.raises(TypeError, match="to_xarray knows no list"):
+    with pytest.raises(TypeError, match="to_xarray cannot label a list"):
         analysis.to_xarray([1])
     with pytest.raises(ValueError, match="coords has 'step'"):
         analysis.to_xarray(results["pairs"], coords={"step": [0, 1, 2]})
