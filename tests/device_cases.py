@@ -9,7 +9,7 @@ from cases import NETWORKS, randn
 from torch import Tensor
 
 import hessian_tools as ht
-from hessian_tools.curvature import Operator, along, quadrature, rademacher
+from hessian_tools.curvature import Extremes, Operator, curvature_along, quadrature, rademacher
 from hessian_tools.loss import Batch, LossFunction
 
 DEVICE_CASES = NETWORKS
@@ -94,7 +94,7 @@ def on_probes(here: Place) -> Tensor:
 
 def along_gradient(here: Place) -> Any:
     g = ht.gradient(here.loss, here.thetas, here.batch)
-    return along(g, here.H.mv(g))
+    return [curvature_along(g, here.H.mv(g)), ht.gradient_curvature(here.H, 0.1)]
 
 
 def recorded(here: Place) -> Any:
@@ -155,7 +155,7 @@ def compared(result: Any) -> list[Tensor]:
     """Those that rounding does not decide: residuals, and how many products they took, may differ."""
     if isinstance(result, ht.EigenPairs):
         return [result.values, result.converged]
-    if isinstance(result, ht.Extremes):
+    if isinstance(result, Extremes):
         return [tensor for f in fields(result) for tensor in compared(getattr(result, f.name))]
     return tensors(result)
 

@@ -9,19 +9,25 @@ from torch import Tensor
 
 import hessian_tools as ht
 from hessian_tools.curvature import (
+    AdaptationJacobian,
+    GaussNewtonShare,
     alignment,
-    along,
     cos_displacement,
+    curvature_along,
     estimate_of,
     filter_scale,
-    is_multiaffine,
     principal_angles,
     product_asymmetry,
     rho_normalised,
     rounding_error,
     small_step_difference,
+    subspace_error,
     vector_error,
 )
+from hessian_tools.curvature.estimates.multiaffine import is_multiaffine
+from hessian_tools.inner.collapse import homogeneity
+from hessian_tools.inner.parameters import meta_parameters
+from hessian_tools.inner.shot import longer_reference
 from hessian_tools.loss import Batch
 
 STEP = 0.05
@@ -42,10 +48,10 @@ def eigenvectors(here: Place) -> Tensor:
     return vectors
 
 
-def explained(here: Place) -> ht.Explained:
+def explained(here: Place) -> GaussNewtonShare:
     there = here.thetas[ENDS], tuple(leaf[ENDS] for leaf in here.batch)
     G = ht.gauss_newton_spectrum(here.loss, *there, vectors=True)
-    return ht.explained_by_gauss_newton(pairs(here), G)
+    return ht.gauss_newton_share(pairs(here), G)
 
 
 def subspaces(here: Place) -> list[Tensor]:
@@ -56,7 +62,7 @@ def subspaces(here: Place) -> list[Tensor]:
         principal_angles(U, V),
         ht.step_overlaps(torch.stack([U, V])),
         ht.gradient_share(V, here.drawn(len(V))),
-        ht.subspace_error(found),
+        subspace_error(found),
         vector_error(found),
     ]
 
@@ -74,7 +80,7 @@ def ragged_product(here: Place) -> Tensor:
     return H.select(torch.tensor([2, 0], device="cpu")) @ here.drawn(H.num_params, 2)
 
 
-def jacobian(here: Place) -> ht.AdaptationJacobian:
+def jacobian(here: Place) -> AdaptationJacobian:
     return ht.adaptation_jacobian(here.H, STEP)
 
 
@@ -92,7 +98,7 @@ def several_tasks(here: Place) -> Tensor:
 
 def cubic(here: Place) -> list[Tensor]:
     g = ht.gradient(here.loss, here.thetas, here.batch)
-    found = ht.cubic_term(here.loss, here.thetas, here.batch, g)
+    found = ht.third_derivative(here.loss, here.thetas, here.batch, g)
     return [found.value, found.first, found.second, found.third, found.change(-STEP)]
 
 
@@ -100,7 +106,7 @@ def scaled(here: Place) -> list[Tensor]:
     g = ht.gradient(here.loss, here.thetas, here.batch)
     d = filter_scale(here.loss.layout, here.thetas, here.loss.layout.names[:1])
     Z, hg = here.drawn(len(g[0]), 2), here.H.mv(g)
-    found = along(g, hg)
+    found = curvature_along(g, hg)
     asymmetry = product_asymmetry(hg, g, here.drawn(*g.shape, 2), Z)
     return [
         rho_normalised(d, g, here.H.mv(d**2 * g)),
@@ -117,7 +123,7 @@ def path_numbers(here: Place) -> list[Tensor]:
 def answers(here: Place) -> Tensor:
     """Of what gives numbers or truths of Python."""
     outputs = here.loss.outputs(here.thetas[0], first_batch(here)[0])
-    found = is_multiaffine(here.loss, here.thetas[0], first_batch(here)), ht.homogeneity(here.drawn(6, 3)).variation
+    found = is_multiaffine(here.loss, here.thetas[0], first_batch(here)), homogeneity(here.drawn(6, 3)).variation
     return torch.tensor(found, dtype=here.thetas.dtype, device="cpu").to(outputs)
 
 
@@ -139,13 +145,13 @@ def estimates(here: Place) -> list[Tensor]:
 DERIVED: dict[str, Callable[[Place], Any]] = {
     "estimates": estimates,
     "spectrum": spectra,
-    "explained_by_gauss_newton": lambda here: [getattr(explained(here), f) for f in ("hessian", "share", "overlap")],
+    "gauss_newton_share": lambda here: [getattr(explained(here), f) for f in ("hessian", "share", "overlap")],
     "subspaces": subspaces,
     "ragged": ragged_product,
     "adaptation_jacobian": through_the_jacobian,
     "adaptation_jacobian-tasks": several_tasks,
     "singular_values": lambda here: ht.singular_values(jacobian(here), k=2).values,
-    "cubic_term": cubic,
+    "third_derivative": cubic,
     "scaled": scaled,
     "path": path_numbers,
     "answers": answers,
@@ -158,7 +164,7 @@ LEARNERS: dict[str, tuple[ht.Learner, ht.Shot | None]] = {
     "maml, SHOT by l2": (ht.learners.maml(2, STEP), ht.Shot(0.3, distance="l2_parameters")),
     "first order, a longer reference": (
         ht.learners.maml(2, STEP, first_order=True),
-        ht.longer_reference(ht.learners.maml(2, STEP), 0.3, distance="squared_error"),
+        longer_reference(ht.learners.maml(2, STEP), 0.3, distance="squared_error"),
     ),
     "anil": (ht.learners.anil(2, STEP), None),
     "boil": (ht.learners.boil(2, STEP), None),
@@ -173,7 +179,7 @@ def learned(name: str) -> Callable[[Place], list[Tensor]]:
 
     def compute(here: Place) -> list[Tensor]:
         batch = first_batch(here)
-        theta = ht.meta_parameters(learner, here.loss.layout, here.thetas[0]).detach().clone().requires_grad_()
+        theta = meta_parameters(learner, here.loss.layout, here.thetas[0]).detach().clone().requires_grad_()
         value, aux = ht.meta_loss(learner, here.loss, theta, batch, batch, shot=shot)
         (gradient,) = torch.autograd.grad(value, theta)
         adapted = ht.adapt(learner, here.loss, theta, batch).detach()

@@ -10,7 +10,7 @@ from analysis.views.units import label
 
 
 def along(ds: xr.Dataset, ax: Axes) -> Axes:
-    """rho of an AlongGradient against the last axis of points; the shade is -|Hg|/|g| to |Hg|/|g|: it lies inside."""
+    """rho of a GradientCurvature against the last axis of points; the shade is -|Hg|/|g| to |Hg|/|g|, its bound."""
     dim, series = over_points(ds, "rho")
     for one in series:
         part = one.ds if dim is not None else one.ds.expand_dims("point")

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from analysis.views.units import CURVATURE, CURVATURE_SQUARED, GRADIENT, LOSS, NUMBER, PARAMETER, PER_CURVATURE
 from hessian_tools.curvature import (
-    AlongGradient,
     Check,
     Density,
     Diagonal,
     EigenPairs,
     Estimate,
     Extremes,
+    GradientCurvature,
     GramSpectrum,
     Moments,
 )
@@ -154,12 +154,16 @@ def _gram(spectrum: GramSpectrum) -> dict[str, Column]:
 
 
 @columns_of.register
-def _along(along: AlongGradient) -> dict[str, Column]:
-    return {
-        "rho": Column(along.rho, (), CURVATURE, "curvature along the gradient, g'Hg / g'g"),
-        "hg_ratio": Column(along.hg_ratio, (), CURVATURE, "|Hg| / |g|, which bounds |rho|"),
+def _along(along: GradientCurvature) -> dict[str, Column]:
+    error = None if along.error is None else "rho_error"
+    columns = {
+        "rho": Column(along.rho, (), CURVATURE, "curvature along the gradient, g'Hg / g'g", error=error),
+        "hg_ratio": Column(along.hg_ratio, (), CURVATURE, "|Hg| / |g|, which bounds |rho|", error=error),
         "grad_norm": Column(along.grad_norm, (), GRADIENT, "norm of the gradient |g|"),
     }
+    if along.error is not None:
+        columns["rho_error"] = Column(along.error, (), CURVATURE, "rounding error of rho and of |Hg| / |g|")
+    return columns
 
 
 _OF_TRAJECTORY = {

@@ -18,7 +18,7 @@ from analysis.views.labelled import to_xarray
 from analysis.views.trajectory import trajectory
 
 PLOTS: dict[str, Callable[..., Axes]] = {
-    "AlongGradient": along,
+    "GradientCurvature": along,
     "Check": findings,
     "Density": density,
     "EigenPairs": eigenvalues,

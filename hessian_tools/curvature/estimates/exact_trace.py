@@ -1,4 +1,4 @@
-"""Traces without probes: by the diagonal, or by the network's outputs where they are few."""
+"""Exact traces, without probes: from the diagonal, or from the network's outputs where they are few."""
 
 from dataclasses import replace
 from typing import Literal
@@ -6,39 +6,41 @@ from typing import Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from hessian_tools.curvature.eigen.gram import num_outputs
 from hessian_tools.curvature.eigen.small_eigh import eigh, finite, set_nan, solvable
 from hessian_tools.curvature.estimates.multiaffine import is_multiaffine
 from hessian_tools.curvature.objective.groups import RaggedObjective
+from hessian_tools.curvature.objective.indexing import at_point
 from hessian_tools.curvature.objective.objective import Objective, slices
 from hessian_tools.curvature.operators.gauss_newton import GaussNewton, factors_at
 from hessian_tools.curvature.operators.hessian import Hessian
 from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.curvature.operators.parts import part_by_part
-from hessian_tools.curvature.progress import Count, Progress, silent
 from hessian_tools.loss import Batch, Loss
+from hessian_tools.progress import Progress, ProgressCounter
 
 ExactRoute = Literal["diagonal", "outputs"]
 
 
-def exact_route(H: Operator, most: int | None) -> tuple[ExactRoute, int] | None:
-    """The cheapest exact route and its cost at a point, in products or backward passes; None if above ``most``."""
-    routes: list[tuple[ExactRoute, int]] = [("diagonal", H.num_params)]
+def exact_route(H: Operator, max_cost: int | None) -> ExactRoute | None:
+    """The cheapest exact route; None if it costs more products or backward passes at a point than ``max_cost``."""
     if isinstance(H, GaussNewton | Hessian) and isinstance(H.points.loss, Loss):
-        outputs = max(num_outputs(H.points.loss, group) for group in _groups(H.points))
-        worth = outputs < H.num_params and (most is None or outputs <= most)
-        if worth and (isinstance(H, GaussNewton) or all(_is_like_gauss_newton(group) for group in _groups(H.points))):
-            routes.append(("outputs", outputs))
-    route = min(routes, key=lambda r: r[1])
-    return None if most is not None and route[1] > most else route
+        groups = _groups(H.points)
+        outputs = max(num_outputs(H.points.loss, group) for group in groups)
+        cheap = outputs < H.num_params and (max_cost is None or outputs <= max_cost)
+        if cheap and (isinstance(H, GaussNewton) or all(_has_trace_of_gauss_newton(group) for group in groups)):
+            return "outputs"
+    return "diagonal" if max_cost is None or H.num_params <= max_cost else None
 
 
 def exact_trace(
-    H: Operator, route: ExactRoute, *, block: int, progress: Progress = silent
+    H: Operator, route: ExactRoute, *, block: int, progress: Progress | None = None
 ) -> tuple[Float[Tensor, "*point"], Int[Tensor, "*point"]]:
-    """The trace by one of the routes, see :func:`trace`, and what it cost at a point, in products or passes."""
+    """The trace by one of the routes of :func:`trace`, and its cost at a point in products or backward passes.
+
+    block: how many unit vectors are multiplied at once.
+    """
     if route == "diagonal":
         value = _diagonal_sum(H, block, progress)
         return value, torch.full_like(value, H.num_params, dtype=torch.long)
@@ -48,27 +50,30 @@ def exact_trace(
 
 
 def gauss_newton_trace(
-    points: Objective | RaggedObjective, progress: Progress = silent
+    points: Objective | RaggedObjective, progress: Progress | None = None
 ) -> tuple[Float[Tensor, " point"], Int[Tensor, " point"]]:
-    """tr J'BJ = sum_r b_r |J'u_r|^2 with B = sum_r b_r u_r u_r': one backward pass for each example and output.
+    """tr J'BJ = sum_r b_r |J'u_r|^2 with B = sum_r b_r u_r u_r', and the number of backward passes it took.
 
-    For any criterion, convex or not; memory for a chunk of backward passes, never for J. Also how many passes.
+    It takes one backward pass for each example and output, for any criterion, convex or not. It needs memory for a
+    chunk of backward passes, never for J.
     """
-    count = Count(sum(sum(_outputs_by_batch(group)) * len(group.thetas) for group in _groups(points)), progress)
+    counter = ProgressCounter(
+        sum(sum(_outputs_by_batch(group)) * len(group.thetas) for group in _groups(points)), progress
+    )
     if isinstance(points, RaggedObjective):
-        value, passes = points.each_group(lambda group, _: _group_trace(group, count))
+        value, passes = points.each_group(lambda group, _: _group_trace(group, counter))
         return value, passes
-    return _group_trace(points, count)
+    return _group_trace(points, counter)
 
 
-def _group_trace(points: Objective, count: Count) -> tuple[Tensor, Tensor]:
-    """At points whose batches have one shape."""
+def _group_trace(points: Objective, counter: ProgressCounter) -> tuple[Tensor, Tensor]:
+    """The trace at points whose batches have one shape, and the number of backward passes at each."""
     total, rows = torch.zeros_like(points.thetas[:, 0]), _outputs_by_batch(points)
     for weight, batch, each in zip(points.weights, points.batches, rows, strict=True):
         one = replace(points, batches=(batch,), weights=(1.0,))
         for piece in slices(len(total), max(1, points.chunk // max(1, each))):
             total[piece] += weight * _traces(one, piece)
-            count.add(each * (piece.stop - piece.start))
+            counter.add(each * (piece.stop - piece.start))
     return total, torch.full_like(total, sum(rows), dtype=torch.long)
 
 
@@ -78,14 +83,14 @@ def _outputs_by_batch(points: Objective) -> list[int]:
 
 
 def _traces(points: Objective, rows: slice) -> Float[Tensor, " point"]:
-    """At some points of one batch."""
+    """The traces at some of the points, whose objective has one batch."""
     loss = _network(points)
 
-    def curve(theta: Tensor, batch: Batch) -> Tensor:
+    def criterion_hessian(theta: Tensor, batch: Batch) -> Tensor:
         count, _, product = factors_at(loss, theta, batch)
         return points.over_columns(product, torch.eye(count, dtype=theta.dtype, device=theta.device))
 
-    def quadratic(theta: Tensor, batch: Batch, U: Tensor, b: Tensor) -> Tensor:
+    def pulled_back_trace(theta: Tensor, batch: Batch, U: Tensor, b: Tensor) -> Tensor:
         pull = factors_at(loss, theta, batch)[1]
 
         def squared(u: Tensor) -> Tensor:
@@ -94,15 +99,15 @@ def _traces(points: Objective, rows: slice) -> Float[Tensor, " point"]:
         pieces = [points.over_columns(squared, U[:, columns]) for columns in slices(len(b), points.chunk)]
         return (b * torch.cat(pieces, dim=-1)[0]).sum()
 
-    B = points.each(rows, curve)[0].detach()
-    B, bad = finite((B + B.mT) / 2)
+    B = points.each(rows, criterion_hessian)[0].detach()
+    B, nonfinite = finite((B + B.mT) / 2)
     b, U = (part.to(B.dtype) for part in eigh(solvable(B)))
-    return set_nan(points.each(rows, quadratic, U, b)[0].detach(), bad)
+    return set_nan(points.each(rows, pulled_back_trace, U, b)[0].detach(), nonfinite)
 
 
-def _diagonal_sum(H: Operator, block: int, progress: Progress) -> Float[Tensor, "*point"]:
-    """Every diagonal entry, from products with unit vectors, some at a time."""
-    count = Count(H.num_params * len(H.parts()), progress)
+def _diagonal_sum(H: Operator, block: int, progress: Progress | None) -> Float[Tensor, "*point"]:
+    """The sum of the diagonal entries, from products with unit vectors, ``block`` of them at a time."""
+    counter = ProgressCounter(H.num_params * len(H.parts()), progress)
 
     def of_part(part: Operator, points: slice) -> tuple[Tensor]:
         total = torch.zeros(part.shape[:-2], dtype=H.dtype, device=H.device)
@@ -111,24 +116,20 @@ def _diagonal_sum(H: Operator, block: int, progress: Progress) -> Float[Tensor, 
             E = torch.zeros(H.num_params, len(rows), dtype=H.dtype, device=H.device)
             E[rows, rows - columns.start] = 1
             total = total + (part @ E)[..., rows, rows - columns.start].sum(-1)
-            count.add(len(rows))
+            counter.add(len(rows))
         return (total,)
 
     return part_by_part(H, of_part)[0]
 
 
-def _is_like_gauss_newton(points: Objective) -> bool:
-    """Whether the Hessian has the trace of its Gauss-Newton part, on every batch."""
-    batches = [b if points.shared else _first(b) for b in points.batches]
+def _has_trace_of_gauss_newton(points: Objective) -> bool:
+    """Whether the Hessian certainly has the trace of its Gauss-Newton part, on every batch."""
+    batches = [b if points.shared else at_point(b, 0) for b in points.batches]
     return all(is_multiaffine(_network(points), points.thetas[0], batch) for batch in batches)
 
 
 def _groups(points: Objective | RaggedObjective) -> tuple[Objective, ...]:
     return points.groups if isinstance(points, RaggedObjective) else (points,)
-
-
-def _first(batch: Batch) -> Batch:
-    return pytree.tree_map_only(Tensor, lambda leaf: leaf[0], batch)
 
 
 def _network(points: Objective) -> Loss:

@@ -8,9 +8,9 @@ from cases import LINEAR, Case, conv_batchnorm, gauss_newton_case, tanh_mlp
 
 from hessian_tools.curvature import (
     EigenPairs,
-    Explained,
+    GaussNewtonShare,
     GramSpectrum,
-    explained_by_gauss_newton,
+    gauss_newton_share,
     gauss_newton_spectrum,
     hessian,
     subspace_overlap,
@@ -18,10 +18,10 @@ from hessian_tools.curvature import (
 )
 
 
-def explained(case: Case, *, k: int = 4, which: str = "LA", rtol: float = 1e-10, **options: object) -> Explained:
+def explained(case: Case, *, k: int = 4, which: str = "LA", rtol: float = 1e-10, **options: object) -> GaussNewtonShare:
     H = hessian(case.loss, case.thetas, case.batch)
     pairs = top_eigenpairs(H, k=k, which=which, rtol=rtol, vectors=True, **options)
-    return explained_by_gauss_newton(
+    return gauss_newton_share(
         pairs, gauss_newton_spectrum(case.loss, case.thetas, case.batch, vectors=True), which=which
     )
 
@@ -66,7 +66,7 @@ def test_every_source_of_error_is_in_it() -> None:
     values, residuals = torch.tensor([4.0, 2.0, 1.0]), torch.tensor([0.2, 0.1, 0.0])
     e, yes = torch.eye(3), torch.ones(3, dtype=torch.bool)
     pairs = EigenPairs(values, residuals, yes, e, torch.tensor(9), yes[0])
-    found = explained_by_gauss_newton(pairs, GramSpectrum(torch.tensor([3.0, 2.0]), torch.tensor(0.01), e[:, [0, 2]]))
+    found = gauss_newton_share(pairs, GramSpectrum(torch.tensor([3.0, 2.0]), torch.tensor(0.01), e[:, [0, 2]]))
     torch.testing.assert_close(found.share, torch.tensor([0.75, 0.0, 2.0]))
     sines = [0.2 / (4 - 2 - 0.1), 0.1 / (2 - 1), 1.0]
     off = [3 * sine + 0.01 + share * r for sine, share, r in zip(sines, (0.75, 0.0, 2.0), (0.2, 0.1, 0.0), strict=True)]
@@ -85,11 +85,11 @@ def test_single_points_and_refusals() -> None:
     theta, batch, _ = case.at(1)
     pairs = top_eigenpairs(hessian(case.loss, theta, batch), k=3, which="LA", rtol=1e-10, vectors=True)
     spectrum = gauss_newton_spectrum(case.loss, theta, batch, vectors=True)
-    found = explained_by_gauss_newton(pairs, spectrum, which="LA")
+    found = gauss_newton_share(pairs, spectrum, which="LA")
     whole = explained(case, k=3)
     torch.testing.assert_close(found.share, whole.share[1])
     torch.testing.assert_close(found.overlap, whole.overlap[1], rtol=1e-6, atol=1e-6)
     with pytest.raises(ValueError, match="vectors=True"):
-        explained_by_gauss_newton(replace(pairs, vectors=None), spectrum)
+        gauss_newton_share(replace(pairs, vectors=None), spectrum)
     with pytest.raises(ValueError, match="same points"):
-        explained_by_gauss_newton(pairs, gauss_newton_spectrum(case.loss, case.thetas, case.batch, vectors=True))
+        gauss_newton_share(pairs, gauss_newton_spectrum(case.loss, case.thetas, case.batch, vectors=True))

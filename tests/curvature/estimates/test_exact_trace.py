@@ -22,7 +22,8 @@ from cases import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hessian_tools.curvature import gauss_newton, hessian, is_multiaffine, ragged, trace
+from hessian_tools.curvature import gauss_newton, hessian, ragged, trace
+from hessian_tools.curvature.estimates.multiaffine import is_multiaffine
 from hessian_tools.layout import flatten
 from hessian_tools.loss import make_loss
 from hessian_tools.nets import MLP, Conv4

@@ -38,24 +38,24 @@ def test_mean_and_standard_error(name: str, num_probes: int) -> None:
     assert (estimate.num_matvecs == num_probes).all()
 
 
-def coverage(A: Tensor, num_probes: int, level: float = 0.95, trials: int = 1000) -> float:
+def coverage(A: Tensor, num_probes: int, confidence: float = 0.95, trials: int = 1000) -> float:
     """Share of independent intervals that hold the trace."""
     n = len(A)
     probes = rademacher(n, num_probes * trials, seed=1).view(n, trials, num_probes).permute(1, 0, 2)
-    low, high = trace(operator(A.expand(trials, n, n)), probes=probes).interval(level=level)
+    low, high = trace(operator(A.expand(trials, n, n)), probes=probes).interval(confidence=confidence)
     return float(((low <= A.trace()) & (A.trace() <= high)).double().mean())
 
 
-@pytest.mark.parametrize("level", [0.95, 0.8])
+@pytest.mark.parametrize("confidence", [0.95, 0.8])
 @pytest.mark.parametrize("num_probes", [4, 16])
 @pytest.mark.parametrize("name", ["indefinite", "clustered"])
-def test_intervals_cover_at_the_nominal_rate(name: str, num_probes: int, level: float) -> None:
+def test_intervals_cover_at_the_nominal_rate(name: str, num_probes: int, confidence: float) -> None:
     """In 1 000 trials, within three binomial standard deviations: .021 at 95 %.
 
     With 4 probes 1.96 standard errors would cover 86 %, and standard errors without the square root of n far more.
     """
-    covered = coverage(symmetric(SPECTRA[name], points=1)[0], num_probes, level)
-    assert abs(covered - level) < 3 * (level * (1 - level) / 1000) ** 0.5
+    covered = coverage(symmetric(SPECTRA[name], points=1)[0], num_probes, confidence)
+    assert abs(covered - confidence) < 3 * (confidence * (1 - confidence) / 1000) ** 0.5
 
 
 def test_intervals_cover_a_network_s_trace() -> None:
@@ -145,8 +145,8 @@ def test_single_point_and_not_a_number() -> None:
 
 def test_bad_options_are_refused_in_plain_words() -> None:
     H = operator(symmetric(SPECTRA["decaying"]))
-    with pytest.raises(ValueError, match="level=95"):
-        trace(H, num_probes=4).interval(level=95.0)
+    with pytest.raises(ValueError, match="confidence=95"):
+        trace(H, num_probes=4).interval(confidence=95.0)
     with pytest.raises(ValueError, match="num_probes=1"):
         trace(H, num_probes=1)
     for bad in (-1.0, float("nan")):
