@@ -1,4 +1,4 @@
-"""Operations written out by others have torch's values; for derivatives see products/test_awkward_networks.py."""
+"""Operations written out in others have torch's values; engines/test_awkward_operations.py tests their derivatives."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ from contract import close
 from torch import Tensor
 from torch.nn import functional as F
 
-from hessian_tools.torch_fixes.modes import TwiceDifferentiable
+from hessian_tools.torch_fixes.function_modes import TwiceDifferentiable
 
 X, Y = randn(4, 6, path="x"), randn(4, 6, path="y")
 A, B, b = randn(2, 3, 3, path="A"), randn(2, 3, 2, path="B"), randn(2, 3, path="b")
@@ -58,7 +58,7 @@ def test_values_are_torchs(name: str) -> None:
     expected = CALLS[name]()
     with TwiceDifferentiable() as mode:
         found = CALLS[name]()
-    assert mode.met
+    assert mode.replaced
     assert found.dtype == expected.dtype
     close(found, expected)
 

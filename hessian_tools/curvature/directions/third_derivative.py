@@ -13,7 +13,7 @@ from hessian_tools.curvature.objective.groups import RaggedObjective
 from hessian_tools.curvature.objective.objective import Batching, Objective, Weights, slices
 from hessian_tools.curvature.objective.validation import objective_at
 from hessian_tools.loss import Batch, LossFunction
-from hessian_tools.torch_fixes.modes import PrimitiveNormalisation
+from hessian_tools.torch_fixes.function_modes import PrimitiveNormalisation
 from hessian_tools.torch_fixes.precision import full_precision
 
 # Memory of one point in units of a Hessian-vector product: third derivatives carry twice as many tangents.

@@ -13,7 +13,7 @@ from hessian_tools.curvature.objective.groups import Ragged, RaggedObjective, gr
 from hessian_tools.curvature.objective.indexing import at_point
 from hessian_tools.curvature.objective.objective import Batching, Objective, Weights
 from hessian_tools.loss import Batch, Loss, LossFunction, cast_like
-from hessian_tools.torch_fixes.modes import TwiceDifferentiable
+from hessian_tools.torch_fixes.function_modes import TwiceDifferentiable
 from hessian_tools.validation import check_whole
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import grad, jvp
 from torch.nn import functional as F
 
-from hessian_tools.torch_fixes.modes import PrimitiveNormalisation
+from hessian_tools.torch_fixes.function_modes import PrimitiveNormalisation
 
 WEIGHT, BIAS = randn(4, path="weight"), randn(4, path="bias")
 MEAN, VAR = randn(4, path="mean"), randn(4, path="var") ** 2
