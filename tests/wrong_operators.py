@@ -1,4 +1,4 @@
-"""Operators that are wrong by a route, a factor or a constant, for the self-check to find; and right ones beside."""
+"""Operators that are wrong in the order of differentiation, by a factor or a constant, for the self-check to find."""
 
 import torch
 from cases import NETWORKS, Case, at
@@ -11,7 +11,7 @@ CONV = next(case for case in NETWORKS if case.name == "conv-batchnorm")
 
 
 class ByRoute(Hessian):
-    """A Hessian whose products take another route, point by point."""
+    """A Hessian whose products are differentiated in another order, point by point."""
 
     def products(self, V: Tensor) -> Tensor:
         batches = self.points.batches[0]
@@ -47,7 +47,7 @@ class OutsideVmap(Hessian):
 
 
 class Doubled(Hessian):
-    """Symmetric, linear, and wrong by a factor."""
+    """Symmetric and linear, but wrong by a factor."""
 
     def products(self, V: Tensor) -> Tensor:
         return 1.001 * super().products(V)
@@ -59,14 +59,14 @@ class Affine(Hessian):
 
 
 class WrongInPieces(Hessian):
-    """Right at once, wrong one at a time."""
+    """Right for several products at once, wrong for one at a time."""
 
     def products(self, V: Tensor) -> Tensor:
         return super().products(V) * (1 + 1e-6 * (self.points.most == 1))
 
 
 class Dense(Operator):
-    """Some matrix, of which no loss is known."""
+    """A matrix of which no loss is known."""
 
     num_points, dtype, device = None, torch.float64, torch.device("cpu")
 

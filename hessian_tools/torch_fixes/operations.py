@@ -5,6 +5,7 @@ says so. Each takes the arguments of its namesake in torch.
 """
 
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import torch
@@ -60,39 +61,18 @@ def conv_tbc(input: Tensor, weight: Tensor, bias: Tensor, pad: int = 0) -> Tenso
     return F.conv1d(input.permute(1, 2, 0), weight.permute(2, 1, 0), bias, padding=pad).permute(2, 0, 1)
 
 
-def embedding_bag(
-    input: Tensor,
-    weight: Tensor,
-    offsets: Tensor | None = None,
-    max_norm: float | int | None = None,
-    norm_type: float | int = 2.0,
-    scale_grad_by_freq: bool = False,
-    mode: str = "mean",
-    sparse: bool = False,
-    per_sample_weights: Tensor | None = None,
-    include_last_offset: bool = False,
-    padding_idx: int | None = None,
-) -> Tensor:
+def embedding_bag(*args: Any, **kwargs: Any) -> Tensor:
     """The sum or mean of the embeddings in each row; bags of other kinds are left to torch."""
-    plain = offsets is None and max_norm is None and padding_idx is None and not scale_grad_by_freq
-    if not plain or mode == "max" or input.ndim != 2:
-        return F.embedding_bag(
-            input,
-            weight,
-            offsets,
-            max_norm,
-            norm_type,
-            scale_grad_by_freq,
-            mode,
-            sparse,
-            per_sample_weights,
-            include_last_offset,
-            padding_idx,
-        )
-    entries = F.embedding(input, weight)
-    if per_sample_weights is not None:
-        entries = entries * per_sample_weights.unsqueeze(-1)
-    return entries.sum(1) if mode == "sum" else entries.mean(1)
+    call = signature(F.embedding_bag).bind(*args, **kwargs)
+    call.apply_defaults()
+    option = call.arguments
+    plain = option["offsets"] is None and option["max_norm"] is None and option["padding_idx"] is None
+    if not plain or option["scale_grad_by_freq"] or option["mode"] == "max" or option["input"].ndim != 2:
+        return F.embedding_bag(*args, **kwargs)
+    entries: Tensor = F.embedding(option["input"], option["weight"])
+    if option["per_sample_weights"] is not None:
+        entries = entries * option["per_sample_weights"].unsqueeze(-1)
+    return entries.sum(1) if option["mode"] == "sum" else entries.mean(1)
 
 
 def cdist(x1: Tensor, x2: Tensor, p: float | int = 2.0, compute_mode: str | None = None) -> Tensor:

@@ -54,21 +54,21 @@ CALLS: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_values_are_torchs(name: str) -> None:
+def test_the_values_agree_with_torch(name: str) -> None:
     expected = CALLS[name]()
     with TwiceDifferentiable() as mode:
-        found = CALLS[name]()
+        result = CALLS[name]()
     assert mode.replaced
-    assert found.dtype == expected.dtype
-    close(found, expected)
+    assert result.dtype == expected.dtype
+    close(result, expected)
 
 
-def test_reducing_operations_on_odd_arguments_are_torchs() -> None:
+def test_losses_with_unusual_arguments_agree_with_torch() -> None:
     with TwiceDifferentiable(), pytest.warns(UserWarning, match="target size"):
         F.mse_loss(X, Y[0])
 
 
-def test_in_training_random_slopes_are_drawn() -> None:
+def test_rrelu_draws_random_slopes_in_training_mode() -> None:
     x = -torch.ones(20)
     with TwiceDifferentiable():
         drawn: Tensor = F.rrelu(x, training=True)

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
+from hessian_tools.curvature.operators.composite import Derived
 from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.torch_fixes.precision import full_precision
 
@@ -138,10 +139,15 @@ class AdaptationJacobian:
 
 
 @dataclass(frozen=True)
-class AdaptationGram(Operator):
+class AdaptationGram(Derived):
     """J'J of an adaptation Jacobian, made by ``J.gram``; a product costs two Hessian-vector products a step."""
 
     jacobian: AdaptationJacobian
+
+    @property
+    def source(self) -> Operator:
+        """The Hessian of the first step, which has the dtype and the device of all."""
+        return self.jacobian.factors[0]
 
     @property
     def num_params(self) -> int:
@@ -152,16 +158,6 @@ class AdaptationGram(Operator):
     def num_points(self) -> int | None:
         """The number of tasks, for a point of this operator is a task; None for a single trajectory."""
         return self.jacobian.num_tasks
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the Jacobian."""
-        return self.jacobian.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the Jacobian."""
-        return self.jacobian.device
 
     @property
     def at_once(self) -> int:

@@ -6,7 +6,7 @@ max-pooling and the like qualify, if they are not normalised by statistics of th
 share a parameter (tied weights in sequence, multiplicative skip connections) do not qualify.
 """
 
-from operator import getitem
+from operator import attrgetter, getitem
 from typing import Any
 
 import torch
@@ -22,43 +22,15 @@ from hessian_tools.torch_fixes.precision import full_precision
 _ATEN = torch.ops.aten
 
 # Affine, or piecewise affine with kinks, in all arguments that can depend on parameters; the others are constants.
-_AFFINE = {
-    getitem,
-    _ATEN.view.default,
-    _ATEN._unsafe_view.default,
-    _ATEN.reshape.default,
-    _ATEN.alias.default,
-    _ATEN.detach.default,
-    _ATEN.clone.default,
-    _ATEN._to_copy.default,
-    _ATEN.t.default,
-    _ATEN.transpose.int,
-    _ATEN.permute.default,
-    _ATEN.expand.default,
-    _ATEN.squeeze.dim,
-    _ATEN.squeeze.default,
-    _ATEN.unsqueeze.default,
-    _ATEN.select.int,
-    _ATEN.slice.Tensor,
-    _ATEN.split.Tensor,
-    _ATEN.split_with_sizes.default,
-    _ATEN.cat.default,
-    _ATEN.stack.default,
-    _ATEN.constant_pad_nd.default,
-    _ATEN.neg.default,
-    _ATEN.add.Tensor,
-    _ATEN.sub.Tensor,
-    _ATEN.sum.default,
-    _ATEN.sum.dim_IntList,
-    _ATEN.mean.default,
-    _ATEN.mean.dim,
-    _ATEN.avg_pool2d.default,
-    _ATEN._adaptive_avg_pool2d.default,
-    _ATEN.relu.default,
-    _ATEN.leaky_relu.default,
-    _ATEN.hardtanh.default,
-    _ATEN.abs.default,
-    _ATEN.max_pool2d_with_indices.default,
+_AFFINE = {getitem} | {
+    attrgetter(name if "." in name else f"{name}.default")(_ATEN)
+    for line in (
+        "view _unsafe_view reshape alias detach clone _to_copy t transpose.int permute expand squeeze squeeze.dim",
+        "unsqueeze select.int slice.Tensor split.Tensor split_with_sizes cat stack constant_pad_nd",
+        "neg add.Tensor sub.Tensor sum sum.dim_IntList mean mean.dim avg_pool2d _adaptive_avg_pool2d",
+        "relu leaky_relu hardtanh abs max_pool2d_with_indices",
+    )
+    for name in line.split()
 }
 
 # Affine in each of two factors, given by their positions, which must not share a parameter.

@@ -166,7 +166,7 @@ def conv_problem(eps: float) -> tuple[Loss, Tensor, tuple[Tensor, Tensor], list[
 
 
 def normalised(loss: Loss, theta: Tensor, batch: tuple[Tensor, Tensor], names: list[str]) -> tuple[Tensor, Tensor]:
-    """(normalised, raw) curvature along the gradient."""
+    """The normalised and the raw curvature along the gradient."""
     g, H = gradient(loss, theta, batch), hessian(loss, theta, batch)
     d = filter_scale(loss.layout, theta, names)
     return rho_normalised(d, g, H.mv(d**2 * g)), curvature_along(g, H.mv(g)).rho
@@ -208,7 +208,7 @@ def test_filter_scale_is_the_norm_of_each_filter() -> None:
 
 
 def test_asymmetry_predicts_the_float32_error_of_rho() -> None:
-    """Within an order of magnitude, in the median over points."""
+    """It does so within an order of magnitude, in the median over points."""
     model = seeded(lambda: nn.Sequential(nn.Linear(4, 30), nn.Tanh(), nn.Linear(30, 30), nn.Tanh(), nn.Linear(30, 2)))
     theta, layout = flatten(model)
     loss = make_loss(model, squared_error, layout)
@@ -262,9 +262,9 @@ def test_small_step_identity_has_a_third_order_remainder(target: int, reference:
 def test_single_precision_at_extreme_scales(scale: float) -> None:
     """Ratios do not depend on the size of the gradient, whose square leaves the range of float32."""
     g, hg, z, hz = randn(5, path="g"), randn(5, path="hg"), randn(5, 2, path="z"), randn(5, 2, path="hz")
-    expected, found = curvature_along(g, hg), curvature_along((g * scale).float(), (hg * scale).float())
+    expected, result = curvature_along(g, hg), curvature_along((g * scale).float(), (hg * scale).float())
     for name, unit in (("rho", 1.0), ("hg_ratio", 1.0), ("grad_norm", scale)):
-        assert float(getattr(found, name)) / unit == pytest.approx(float(getattr(expected, name)), rel=1e-5)
+        assert float(getattr(result, name)) / unit == pytest.approx(float(getattr(expected, name)), rel=1e-5)
     small = [(t * scale).float() for t in (torch.stack([g, hg]), g + hg)]
     torch.testing.assert_close(cos_displacement(*small).double(), cos_displacement(torch.stack([g, hg]), g + hg))
     d = randn(5, path="d").abs()

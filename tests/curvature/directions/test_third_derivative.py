@@ -24,7 +24,7 @@ WRONG_NATIVELY = ("batch", "instance", "layer")
 
 
 class FeatureNorm(nn.Module):
-    """Layer normalisation over all but the examples."""
+    """Layer normalisation over all axes but the examples."""
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.layer_norm(x, x.shape[1:])
@@ -50,7 +50,7 @@ def directions(case: Case) -> Tensor:
 
 
 def differences(case: Case, d: Tensor, h: float = 1e-3) -> Tensor:
-    """(phi''(h) - phi''(-h)) / 2h from exact Hessians, two h's combined: off by h^4."""
+    """(phi''(h) - phi''(-h)) / 2h from exact Hessians, combined of two lengths h, so that the error is of order h^4."""
 
     def curve(t: float) -> Tensor:
         return (hessian(case.loss, case.thetas + t * d, case.batch).mv(d) * d).sum(-1)
@@ -61,7 +61,7 @@ def differences(case: Case, d: Tensor, h: float = 1e-3) -> Tensor:
 
 @contextmanager
 def native_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The likely mistake: torch's own normalisation."""
+    """Makes the likely mistake: torch's own normalisation is used."""
 
     @contextmanager
     def nothing() -> Iterator[None]:
@@ -73,7 +73,7 @@ def native_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_a_polynomial_and_a_quadratic() -> None:
-    """sum a theta^3: T(d, d, d) = 6 sum a d^3. A quadratic has none."""
+    """For sum a theta^3 it is T(d, d, d) = 6 sum a d^3, and for a quadratic it is 0."""
     theta, d, a = (randn(4, 5, path=name) for name in ("theta", "d", "a"))
     result = third_derivative(lambda theta, a: (a * theta**3).sum(), theta, a, d)
     torch.testing.assert_close(result.value, (a * theta**3).sum(-1))
@@ -113,7 +113,7 @@ def test_activations(activation: Callable[[], nn.Module]) -> None:
 
 
 def test_kinks_give_the_smooth_piece() -> None:
-    """Steps short enough to stay on the piece agree: ReLU, max-pool and BatchNorm."""
+    """Differences agree if they are short enough to stay on the piece, with ReLU, max-pooling and BatchNorm."""
     case = next(case for case in NETWORKS if case.name == "conv-batchnorm")
     d = directions(case)
     result = third_derivative(case.loss, case.thetas, case.batch, d)
@@ -174,7 +174,7 @@ def test_single_precision_is_covered_by_its_error() -> None:
     assert (rounded.error < 1e-3 * exact.abs() + 1e-4).all()
 
 
-def test_not_a_number_stays_at_its_point_and_inputs_are_left_alone() -> None:
+def test_a_point_that_is_not_finite_changes_no_other_and_inputs_are_left_alone() -> None:
     case = smooth_case("batch")
     thetas = case.thetas.clone().requires_grad_()
     d, state = directions(case), torch.get_rng_state()
@@ -188,7 +188,7 @@ def test_not_a_number_stays_at_its_point_and_inputs_are_left_alone() -> None:
     torch.testing.assert_close(set_nan.third[0], result.third[0])
 
 
-def test_refusals_in_plain_words() -> None:
+def test_wrong_arguments_are_refused_in_plain_words() -> None:
     loss: LossFunction = lambda theta, _: (theta**3).sum()  # noqa: E731
     with without_type_checks(), pytest.raises(ValueError, match="one direction a point"):
         third_derivative(loss, torch.ones(2, 3), None, torch.ones(3), shared=True)

@@ -16,7 +16,7 @@ def operator(A: Tensor) -> Hessian:
 
 
 def variance(A: Tensor) -> Tensor:
-    """Of z'Az for one Rademacher probe: 2 sum_{i != j} a_ij^2."""
+    """The variance of z'Az for one Rademacher probe: 2 sum_{i != j} a_ij^2."""
     off = A - torch.diag_embed(A.diagonal(dim1=-2, dim2=-1))
     return 2 * (off**2).sum((-2, -1))
 
@@ -39,7 +39,7 @@ def test_mean_and_standard_error(name: str, num_probes: int) -> None:
 
 
 def coverage(A: Tensor, num_probes: int, confidence: float = 0.95, trials: int = 1000) -> float:
-    """Share of independent intervals that hold the trace."""
+    """The share of independent intervals that contain the trace."""
     n = len(A)
     probes = rademacher(n, num_probes * trials, seed=1).view(n, trials, num_probes).permute(1, 0, 2)
     low, high = trace(operator(A.expand(trials, n, n)), probes=probes).interval(confidence=confidence)
@@ -63,8 +63,8 @@ def test_intervals_cover_a_network_s_trace() -> None:
     assert abs(coverage(dense, 4) - 0.95) < 0.021
 
 
-def test_a_few_large_eigenvalues_cost_some_coverage() -> None:
-    """Then z'Hz is skewed (1.4 here): as documented, 2 to 5 points are missing, not more."""
+def test_a_few_large_eigenvalues_lower_the_coverage() -> None:
+    """z'Hz is then skewed (by 1.4), and as documented 2 to 5 points of coverage are missing, but not more."""
     covered = coverage(symmetric(SPECTRA["outliers"], points=1)[0], 4)
     assert 0.89 < covered < 0.95
 
@@ -143,7 +143,7 @@ def test_single_point_and_not_a_number() -> None:
     assert set_nan.converged.tolist() == [True, False, True]
 
 
-def test_bad_options_are_refused_in_plain_words() -> None:
+def test_wrong_options_are_refused_in_plain_words() -> None:
     H = operator(symmetric(SPECTRA["decaying"]))
     with pytest.raises(ValueError, match="confidence=95"):
         trace(H, num_probes=4).interval(confidence=95.0)
@@ -162,8 +162,8 @@ def test_bad_options_are_refused_in_plain_words() -> None:
         trace(H, probes=randn(23, 4, path="short"))
 
 
-def test_a_point_that_is_not_finite_costs_the_others_nothing() -> None:
-    """The rounds stop when every finite point has its error; a NaN never gets there."""
+def test_a_point_that_is_not_finite_adds_no_probes() -> None:
+    """The rounds stop when every finite point has met its tolerance, which a NaN never does."""
     A = torch.stack(
         [torch.eye(40, dtype=torch.float64) + 0.01 * symmetric(randn(40, path="spectrum"), points=1)[0]] * 2
     )
@@ -175,6 +175,6 @@ def test_a_point_that_is_not_finite_costs_the_others_nothing() -> None:
     assert torch.equal(beside.samples[0], alone.samples[0])
 
 
-def test_a_budget_below_one_round_is_kept() -> None:
+def test_fewer_probes_than_one_round_are_not_exceeded() -> None:
     H = operator(symmetric(SPECTRA["indefinite"], points=1)[0])
     assert int(trace(H, atol=0.0, num_probes=20, max_probes=7, method="probes").num_matvecs) == 7
