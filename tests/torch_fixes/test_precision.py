@@ -81,10 +81,10 @@ def precisions() -> list[str]:
 
 
 def watched(loss: ht.Loss) -> tuple[Callable[..., Tensor], list[list[str]]]:
-    """The loss as a plain function that writes down what torch was settings when it ran."""
+    """The loss as a plain function, and a list to which every evaluation adds the precisions it ran with."""
     seen: list[list[str]] = []
 
-    def settings(theta: Tensor, batch: Any) -> Tensor:
+    def recording(theta: Tensor, batch: Any) -> Tensor:
         seen.append(precisions())
         return loss(theta, batch)
 
