@@ -16,13 +16,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from hessian_tools.curvature.checks.differences import difference_quotients, differentiable
-from hessian_tools.curvature.objective.groups import RaggedObjective
-from hessian_tools.curvature.objective.indexing import at_point
 from hessian_tools.curvature.objective.objective import Objective
 from hessian_tools.curvature.operators.loss_operator import LossOperator
 from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.curvature.operators.terms import leaves, magnitude, rebuilt, terms
-from hessian_tools.loss import Batch, HiddenStateError, Loss, cast_like, make_loss, random_states, same_tensors
+from hessian_tools.loss import HiddenStateError, Loss, cast_like, make_loss, random_states, same_tensors
 from hessian_tools.rng import stream
 from hessian_tools.torch_fixes.precision import full_precision
 from hessian_tools.validation import check_whole
@@ -120,31 +118,24 @@ def _some_points(H: Operator, most: int) -> Operator:
         return H
     alike = set(range(H.num_points))
     for leaf in leaves(H):
-        if isinstance(leaf, LossOperator) and isinstance(leaf.points, RaggedObjective):
-            alike &= next(set(places) for where in leaf.points.where if 0 in (places := where.tolist()))
+        if isinstance(leaf, LossOperator):
+            groups = [set(group.positions.tolist()) for group in leaf.objective.groups]
+            alike &= next(positions for positions in groups if 0 in positions)
     if len(alike) == H.num_points <= most:
         return H
     some = torch.linspace(0, len(alike) - 1, min(most, len(alike)), device="cpu").round().long()
     return H.select(torch.tensor(sorted(alike), device="cpu")[some])
 
 
-def _uniform(matrix: LossOperator) -> Objective:
-    """Its points, all of whose batches have one size here."""
-    return matrix.points.groups[0] if isinstance(matrix.points, RaggedObjective) else matrix.points
-
-
 def _finite(H: Operator) -> Bool[Tensor, " point"]:
     """At which points every loss that H is made of is a number."""
     finite = torch.ones(H.num_points or 1, dtype=torch.bool, device="cpu")
-    for points in (_uniform(leaf) for leaf in leaves(H) if isinstance(leaf, LossOperator)):
-        for point in range(len(finite)):
-            finite[point] &= all(isfinite(_loss_at(points, point, batch)) for batch in points.batches)
+    for objective in (leaf.objective for leaf in leaves(H) if isinstance(leaf, LossOperator)):
+        for point, theta in enumerate(objective.thetas):
+            with torch.no_grad():
+                values = [float(objective.loss(theta, batch)) for batch in objective.batches_at(point)]
+            finite[point] &= all(isfinite(value) for value in values)
     return finite
-
-
-def _loss_at(points: Objective, point: int, batch: Batch) -> float:
-    with torch.no_grad():
-        return float(points.loss(points.thetas[point], batch if points.shared else at_point(batch, point)))
 
 
 def _directions(H: Operator, count: int, seed: int, name: str) -> Float[Tensor, "param probe"]:
@@ -155,16 +146,15 @@ def _directions(H: Operator, count: int, seed: int, name: str) -> Float[Tensor, 
 
 def _state_of(H: Operator) -> Finding:
     """Of each loss that H is made of, the first that fails."""
-    losses = {id(leaf.points.loss): _uniform(leaf) for leaf in leaves(H) if isinstance(leaf, LossOperator)}
-    found = [_state(points) for points in losses.values()]
+    objectives = [leaf.objective for leaf in leaves(H) if isinstance(leaf, LossOperator)]
+    found = [_state(objective) for objective in {id(o.loss): o for o in objectives}.values()]
     if not all(isinstance(leaf, LossOperator) for leaf in leaves(H)):
         found.append(_open("state", NO_LOSS))
     return min(found, key=lambda finding: {False: 0, None: 1, True: 2}[finding.passed])
 
 
-def _state(points: Objective) -> Finding:
-    loss, theta, shared = points.loss, points.thetas[0], points.shared
-    batch = points.batches[0] if shared else at_point(points.batches[0], 0)
+def _state(objective: Objective) -> Finding:
+    loss, theta, batch = objective.loss, objective.thetas[0], objective.batches_at(0)[0]
     if isinstance(loss, Loss):
         try:  # with a fresh Loss, for the network may have changed since this one was checked
             make_loss(loss.model, loss.criterion, loss.layout).refuse_hidden_state(theta, batch)
@@ -218,10 +208,11 @@ def _of_the_loss(H: Operator, V: Tensor) -> tuple[Finding, ...]:
 
 
 def _in_float64(matrix: LossOperator) -> LossOperator:
-    points = _uniform(matrix)
-    thetas = points.thetas.double()
-    batches = tuple(cast_like(batch, thetas) for batch in points.batches)
-    return replace(matrix, points=replace(points, thetas=thetas, batches=batches))
+    objective, prepared = matrix.objective, matrix.prepared
+    thetas = objective.thetas.double()
+    groups = tuple(replace(group, batches=cast_like(group.batches, thetas)) for group in objective.groups)
+    objective = replace(objective, thetas=thetas, groups=groups)
+    return replace(matrix, prepared=matrix.engine.prepare(objective, prepared.matrix))
 
 
 def _precision(H: Operator, V: Tensor, products: Tensor, scale: Tensor) -> Finding:
@@ -251,7 +242,7 @@ def _differences(H: Operator, V: Tensor, products: Tensor, size: Tensor) -> Find
 def _batching(H: Operator, V: Tensor, products: Tensor, scale: Tensor) -> Finding:
     """In float64: all at once, one product at a time, by vmap and by a loop."""
     values = []
-    changes: tuple[dict[str, Any], ...] = ({"most": 1}, {"batching": "loop"}, {"batching": "vmap"})
+    changes: tuple[dict[str, Any], ...] = ({"chunk": 1}, {"batching": "loop"}, {"batching": "vmap"})
     for change in changes:
         try:
             other = rebuilt(H, partial(_with_options, change)) @ V
@@ -264,7 +255,8 @@ def _batching(H: Operator, V: Tensor, products: Tensor, scale: Tensor) -> Findin
 
 
 def _with_options(change: Mapping[str, Any], matrix: LossOperator) -> LossOperator:
-    return replace(matrix, points=replace(_uniform(matrix), route="direct", **change))
+    engine = replace(matrix.engine, route="direct", **change)
+    return replace(matrix, prepared=engine.prepare(matrix.objective, matrix.prepared.matrix))
 
 
 def _size(H: Operator) -> str:

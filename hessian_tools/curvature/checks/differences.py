@@ -14,7 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad, vjp
 
-from hessian_tools.curvature.objective.objective import Objective, slices
+from hessian_tools.curvature.engines.engine import Engine
+from hessian_tools.curvature.engines.evaluate import evaluate, weighted_sum
+from hessian_tools.curvature.objective.objective import Objective
 from hessian_tools.curvature.operators.composite import Projected
 from hessian_tools.curvature.operators.gauss_newton import GaussNewton
 from hessian_tools.curvature.operators.hessian import Hessian
@@ -77,28 +79,27 @@ def _of_term(term: Operator, V: Tensor) -> Quotients:
             columns = compression.lower(columns)
         return columns[..., 0]
 
-    points, field = term.points, _field(term)
-    at = field(points.thetas)
-    length = points.thetas.norm(dim=-1, keepdim=True)
+    thetas, field = term.objective.thetas, _field(term)
+    at = field(thetas)
+    length = thetas.norm(dim=-1, keepdim=True)
     length = torch.where(length > 0, length, 1.0)
-    columns = [_best(field, points.thetas, v, at, length, seen) for v in directions.unbind(-1)]
+    columns = [_best(field, thetas, v, at, length, seen) for v in directions.unbind(-1)]
     central, disagreement = (torch.stack(parts, dim=-1) for parts in zip(*columns, strict=True))
     return Quotients(central, disagreement, VISIBLE * at.norm(dim=-1, keepdim=True) / length)
 
 
 def _field(matrix: Hessian | GaussNewton) -> Field:
-    points = matrix.points
-    assert isinstance(points, Objective)
+    objective, engine = matrix.objective, matrix.engine
     if isinstance(matrix, Hessian):
-        return lambda thetas: replace(points, thetas=thetas).gradients()
-    return lambda thetas: _gradients_by_fixed_jacobian(points, thetas)
+        return lambda thetas: engine.gradients(replace(objective, thetas=thetas))
+    return lambda thetas: _gradients_by_fixed_jacobian(objective, engine, thetas)
 
 
 def _gradients_by_fixed_jacobian(
-    points: Objective, moved: Float[Tensor, "point param"]
+    objective: Objective, engine: Engine, moved: Float[Tensor, "point param"]
 ) -> Float[Tensor, "point param"]:
     """J(theta)' (d criterion / d outputs)(moved)."""
-    loss = points.loss
+    loss = objective.loss
     assert isinstance(loss, Loss)
 
     def one(theta: Tensor, batch: Batch, elsewhere: Tensor) -> Tensor:
@@ -106,11 +107,11 @@ def _gradients_by_fixed_jacobian(
         pull = vjp(lambda t: loss.outputs(t, x), theta)[1]
         return pull(grad(lambda out: loss.criterion(out, y))(loss.outputs(elsewhere, x)))[0]
 
-    def piece(rows: slice) -> Tensor:
-        values = points.each(rows, one, moved[rows])
-        return torch.stack([weight * value for weight, value in zip(points.weights, values, strict=True)]).sum(0)
-
-    return torch.cat([piece(rows) for rows in slices(len(moved), points.chunk)]).detach()
+    pieces = []
+    for rows in torch.arange(len(moved), device="cpu").split(engine.products_at_once(objective)):
+        part = objective.select(rows)
+        pieces.append(weighted_sum(part, evaluate(part, one, moved[rows], batching=engine.batching)))
+    return torch.cat(pieces)
 
 
 def _best(
