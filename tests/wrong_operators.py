@@ -14,35 +14,35 @@ class ByRoute(Hessian):
     """A Hessian whose products are differentiated in another order, point by point."""
 
     def products(self, V: Tensor) -> Tensor:
-        batches = self.points.batches[0]
+        batches = self.objective.batches[0]
         rows = []
-        for i, theta in enumerate(self.points.thetas):
-            batch = batches if self.points.shared else at(batches, i)
+        for i, theta in enumerate(self.objective.thetas):
+            batch = batches if self.objective.shared else at(batches, i)
             rows.append(torch.stack([self.route(theta, batch, v) for v in V[i].T], dim=-1))
         return torch.stack(rows).detach()
 
 
 class ForwardOverJacrev(ByRoute):
     def route(self, theta: Tensor, batch: object, v: Tensor) -> Tensor:
-        return jvp(jacrev(lambda t: self.points.loss(t, batch)), (theta,), (v,))[1]
+        return jvp(jacrev(lambda t: self.objective.loss(t, batch)), (theta,), (v,))[1]
 
 
 class ReverseOverForward(ByRoute):
     def route(self, theta: Tensor, batch: object, v: Tensor) -> Tensor:
-        return grad(lambda t: jvp(lambda s: self.points.loss(s, batch), (t,), (v,))[1])(theta)
+        return grad(lambda t: jvp(lambda s: self.objective.loss(s, batch), (t,), (v,))[1])(theta)
 
 
 class ReverseOverReverse(ByRoute):
     def route(self, theta: Tensor, batch: object, v: Tensor) -> Tensor:
-        return grad(lambda t: grad(lambda s: self.points.loss(s, batch))(t) @ v)(theta)
+        return grad(lambda t: grad(lambda s: self.objective.loss(s, batch))(t) @ v)(theta)
 
 
 class OutsideVmap(Hessian):
     def products(self, V: Tensor) -> Tensor:
         def gradients(thetas: Tensor) -> Tensor:
-            return vmap(grad(self.points.loss))(thetas, self.points.batches[0])
+            return vmap(grad(self.objective.loss))(thetas, self.objective.batches[0])
 
-        columns = [jvp(gradients, (self.points.thetas,), (v,))[1] for v in V.unbind(-1)]
+        columns = [jvp(gradients, (self.objective.thetas,), (v,))[1] for v in V.unbind(-1)]
         return torch.stack(columns, dim=-1).detach()
 
 
@@ -62,7 +62,7 @@ class WrongInPieces(Hessian):
     """Right for several products at once, wrong for one at a time."""
 
     def products(self, V: Tensor) -> Tensor:
-        return super().products(V) * (1 + 1e-6 * (self.points.most == 1))
+        return super().products(V) * (1 + 1e-6 * (self.engine.chunk == 1))
 
 
 class Dense(Operator):
@@ -86,7 +86,7 @@ class Dense(Operator):
 
 def planted(kind: type[Hessian], case: Case = CONV, dtype: torch.dtype = torch.float64) -> Hessian:
     H = hessian(case.loss, case.thetas.to(dtype), case.batch)
-    return kind(H.points, H.single)
+    return kind(H.prepared, H.single)
 
 
 def failed(check: Check) -> set[str]:

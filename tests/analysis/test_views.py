@@ -245,5 +245,5 @@ def test_a_failed_check_is_seen() -> None:
         def products(self, V: Tensor) -> Tensor:
             return super().products(V) + V.cumsum(1)
 
-    ax = analysis.plot(ht.check_operator(Skewed(H.points, H.single), num_probes=1), axes())
+    ax = analysis.plot(ht.check_operator(Skewed(H.prepared, H.single), num_probes=1), axes())
     assert line(ax, "wrong:symmetry").get_xdata()[0] > 1

@@ -5,8 +5,9 @@ orders of differentiation are silently wrong in torch 2.13, ``jvp(jacrev(loss))`
 25 %; and float32, or a network that changes state, spoils products just as quietly.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from math import inf, isfinite, nan
 from typing import Any
 
@@ -15,8 +16,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from hessian_tools.curvature.checks.differences import difference_quotients, differentiable
-from hessian_tools.curvature.objective.groups import RaggedObjective
-from hessian_tools.curvature.objective.indexing import at_point
 from hessian_tools.curvature.objective.objective import Objective
 from hessian_tools.curvature.operators.loss_operator import LossOperator
 from hessian_tools.curvature.operators.operator import Operator
@@ -142,27 +141,23 @@ def _some_points(H: Operator, max_points: int) -> Operator:
         return H
     alike = set(range(H.num_points))
     for leaf in leaves(H):
-        if isinstance(leaf, LossOperator) and isinstance(leaf.points, RaggedObjective):
-            alike &= next(set(places) for where in leaf.points.where if 0 in (places := where.tolist()))
+        if isinstance(leaf, LossOperator):
+            groups = [set(group.positions.tolist()) for group in leaf.objective.groups]
+            alike &= next(positions for positions in groups if 0 in positions)
     if len(alike) == H.num_points <= max_points:
         return H
     some = torch.linspace(0, len(alike) - 1, min(max_points, len(alike)), device="cpu").round().long()
     return H.select(torch.tensor(sorted(alike), device="cpu")[some])
 
 
-def _uniform(matrix: LossOperator) -> Objective:
-    """The objective of a matrix whose batches all have one size, as those that :func:`_some_points` has chosen."""
-    return matrix.points.groups[0] if isinstance(matrix.points, RaggedObjective) else matrix.points
-
-
 def _finite(H: Operator) -> Bool[Tensor, " point"]:
     """The points at which every loss that H is made of is finite."""
     finite = torch.ones(H.num_points or 1, dtype=torch.bool, device="cpu")
-    for points in (_uniform(leaf) for leaf in leaves(H) if isinstance(leaf, LossOperator)):
-        for i in range(len(finite)):
-            batches = points.batches if points.shared else [at_point(batch, i) for batch in points.batches]
+    for objective in (leaf.objective for leaf in leaves(H) if isinstance(leaf, LossOperator)):
+        for point, theta in enumerate(objective.thetas):
             with torch.no_grad():
-                finite[i] &= all(isfinite(float(points.loss(points.thetas[i], batch))) for batch in batches)
+                values = [float(objective.loss(theta, batch)) for batch in objective.batches_at(point)]
+            finite[point] &= all(isfinite(value) for value in values)
     return finite
 
 
@@ -174,16 +169,15 @@ def _directions(H: Operator, count: int, seed: int, name: str) -> Float[Tensor, 
 
 def _check_state(H: Operator) -> Finding:
     """The worst finding over the losses that H is made of: a failure, else one that is open."""
-    losses = {id(leaf.points.loss): _uniform(leaf) for leaf in leaves(H) if isinstance(leaf, LossOperator)}
-    findings = [_state_of_loss(points) for points in losses.values()]
+    objectives = [leaf.objective for leaf in leaves(H) if isinstance(leaf, LossOperator)]
+    findings = [_state_of_loss(objective) for objective in {id(o.loss): o for o in objectives}.values()]
     if not all(isinstance(leaf, LossOperator) for leaf in leaves(H)):
         findings.append(_not_judged("state", NO_LOSS))
     return min(findings, key=lambda finding: {False: 0, None: 1, True: 2}[finding.passed])
 
 
-def _state_of_loss(points: Objective) -> Finding:
-    loss, theta, shared = points.loss, points.thetas[0], points.shared
-    batch = points.batches[0] if shared else at_point(points.batches[0], 0)
+def _state_of_loss(objective: Objective) -> Finding:
+    loss, theta, batch = objective.loss, objective.thetas[0], objective.batches_at(0)[0]
     if isinstance(loss, Loss):
         try:  # by a new Loss, because the network may have changed since this one was checked
             make_loss(loss.model, loss.criterion, loss.layout).refuse_hidden_state(theta, batch)
@@ -235,10 +229,10 @@ def _checks_of_the_loss(H: Operator, V: Tensor) -> Iterator[Finding]:
 
 
 def _in_float64(matrix: LossOperator) -> LossOperator:
-    points = _uniform(matrix)
-    thetas = points.thetas.double()
-    batches = tuple(cast_like(batch, thetas) for batch in points.batches)
-    return replace(matrix, points=replace(points, thetas=thetas, batches=batches))
+    objective, thetas = matrix.objective, matrix.objective.thetas.double()
+    groups = tuple(replace(group, batches=cast_like(group.batches, thetas)) for group in objective.groups)
+    objective = replace(objective, thetas=thetas, groups=groups)
+    return replace(matrix, prepared=matrix.engine.prepare(objective, matrix.prepared.matrix))
 
 
 def _check_precision(H: Operator, V: Tensor, products: Tensor, scale: Tensor) -> Finding:
@@ -269,13 +263,15 @@ def _check_differences(H: Operator, V: Tensor, products: Tensor, size: Tensor) -
 def _check_batching(H: Operator, V: Tensor, products: Tensor, scale: Tensor) -> Finding:
     """In float64: the products at once against one at a time, by a loop, and by vmap."""
 
-    def with_options(options: dict[str, Any]) -> Callable[[LossOperator], LossOperator]:
-        return lambda matrix: replace(matrix, points=replace(_uniform(matrix), route="direct", **options))
+    def with_options(matrix: LossOperator, **options: Any) -> LossOperator:
+        engine = replace(matrix.engine, route="direct", **options)
+        return replace(matrix, prepared=engine.prepare(matrix.objective, matrix.prepared.matrix))
 
     values = []
-    for options in ({"most": 1}, {"batching": "loop"}, {"batching": "vmap"}):
+    options: dict[str, Any]
+    for options in ({"chunk": 1}, {"batching": "loop"}, {"batching": "vmap"}):
         try:
-            other = rebuilt(H, with_options(options)) @ V
+            other = rebuilt(H, partial(with_options, **options)) @ V
         except RuntimeError as error:
             return _not_judged("batching", f"not judged, because it fails: {_first_line(error)}")
         values.append(_worst((other - products).norm(dim=-2), scale))

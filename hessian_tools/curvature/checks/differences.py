@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad, vjp
 
-from hessian_tools.curvature.objective.objective import Objective, slices
+from hessian_tools.curvature.engines.evaluate import evaluate, weighted_sum
 from hessian_tools.curvature.operators.composite import Projected
 from hessian_tools.curvature.operators.gauss_newton import GaussNewton
 from hessian_tools.curvature.operators.hessian import Hessian
@@ -81,12 +81,12 @@ def _quotients_of_term(term: Operator, V: Tensor) -> Quotients:
             columns = projection.lower(columns)
         return columns[..., 0]
 
-    points, field = term.points, _field(term)
-    gradients = field(points.thetas)
-    length = points.thetas.norm(dim=-1, keepdim=True)
+    thetas, field = term.objective.thetas, _field(term)
+    gradients = field(thetas)
+    length = thetas.norm(dim=-1, keepdim=True)
     length = torch.where(length > 0, length, 1.0)
     columns = [
-        _best_quotient(lambda thetas: projected(field(thetas)), points.thetas, v, projected(gradients), length)
+        _best_quotient(lambda moved: projected(field(moved)), thetas, v, projected(gradients), length)
         for v in directions.unbind(-1)
     ]
     central, disagreement = (torch.stack(parts, dim=-1) for parts in zip(*columns, strict=True))
@@ -95,11 +95,10 @@ def _quotients_of_term(term: Operator, V: Tensor) -> Quotients:
 
 def _field(matrix: Hessian | GaussNewton) -> Field:
     """The vector field whose derivative the matrix is."""
-    points = matrix.points
-    assert isinstance(points, Objective)
+    objective, engine = matrix.objective, matrix.engine
     if isinstance(matrix, Hessian):
-        return lambda thetas: replace(points, thetas=thetas).gradients()
-    loss = points.loss
+        return lambda thetas: engine.gradients(replace(objective, thetas=thetas))
+    loss = objective.loss
     assert isinstance(loss, Loss)
 
     def at_point(theta: Tensor, batch: Batch, moved: Tensor) -> Tensor:
@@ -108,11 +107,14 @@ def _field(matrix: Hessian | GaussNewton) -> Field:
         pull = vjp(lambda t: loss.outputs(t, x), theta)[1]
         return pull(grad(lambda out: loss.criterion(out, y))(loss.outputs(moved, x)))[0]
 
-    def at_points(moved: Float[Tensor, "point param"], rows: slice) -> Tensor:
-        values = points.each(rows, at_point, moved[rows])
-        return torch.stack([weight * value for weight, value in zip(points.weights, values, strict=True)]).sum(0)
+    def at_points(moved: Float[Tensor, "point param"]) -> Float[Tensor, "point param"]:
+        pieces = []
+        for rows in torch.arange(len(moved), device="cpu").split(engine.products_at_once(objective)):
+            part = objective.select(rows)
+            pieces.append(weighted_sum(part, evaluate(part, at_point, moved[rows], batching=engine.batching)))
+        return torch.cat(pieces)
 
-    return lambda moved: torch.cat([at_points(moved, rows) for rows in slices(len(moved), points.chunk)]).detach()
+    return at_points
 
 
 def _best_quotient(field: Field, thetas: Tensor, v: Tensor, middle: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:

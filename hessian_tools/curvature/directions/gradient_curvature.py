@@ -85,7 +85,7 @@ def _gradients(H: Operator) -> Float[Tensor, "point row"]:
     if isinstance(H, Projected):
         return H.lower(_gradients(H.whole)[..., None])[..., 0]
     if isinstance(H, LossOperator):
-        return H.points.gradients()
+        return H.engine.gradients(H.objective)
     raise ValueError(
         f"no gradient is known of a {type(H).__name__}; give the operator of one loss, or a block of it, "
         "or take curvature_along(g, H.mv(g))"

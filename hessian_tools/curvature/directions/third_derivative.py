@@ -9,8 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad, jvp
 
-from hessian_tools.curvature.objective.groups import RaggedObjective
-from hessian_tools.curvature.objective.objective import Batching, Objective, Weights, slices
+from hessian_tools.curvature.engines.engine import Engine, checked_engine
+from hessian_tools.curvature.engines.evaluate import Batching, evaluate
+from hessian_tools.curvature.objective.objective import Objective, Weights
 from hessian_tools.curvature.objective.validation import objective_at
 from hessian_tools.loss import Batch, LossFunction
 from hessian_tools.torch_fixes.function_modes import PrimitiveNormalisation
@@ -87,30 +88,34 @@ def third_derivative(
             f"directions are {list(directions.shape)} {directions.dtype} on {directions.device}, thetas "
             f"{list(thetas.shape)} {thetas.dtype} on {thetas.device}; give one direction a point, like thetas"
         )
-    points = objective_at(loss, thetas, batch, shared=shared, weights=weights, chunk=chunk, batching=batching)
-    d = directions.detach().reshape(points.thetas.shape)
+    objective = objective_at(loss, thetas, batch, shared=shared, weights=weights)
+    engine = checked_engine(chunk=chunk, batching=batching)
+    d = directions.detach().reshape(objective.thetas.shape)
     value, first, second, third, again, size = (
-        numbers.reshape(thetas.shape[:-1]) for numbers in _expansions_at(points, d)
+        numbers.reshape(thetas.shape[:-1]) for numbers in _expansions_at(objective, engine, d)
     )
     error = (third - again).abs() + 8 * torch.finfo(third.dtype).eps * d.norm(dim=-1).reshape(size.shape) * size
     return Expansion(value, first, second, third, error)
 
 
-def _expansions_at(points: Objective | RaggedObjective, d: Float[Tensor, "point param"]) -> tuple[Tensor, ...]:
-    if isinstance(points, RaggedObjective):
-        return points.each_group(lambda group, where: _expansions_at(group, d[where]))
-    pieces = slices(len(d), max(1, points.chunk // PRODUCTS_A_POINT))
-    parts = [_expansions(points, rows, d[rows]) for rows in pieces]
-    return tuple(torch.cat(columns) for columns in zip(*parts, strict=True))
+def _expansions_at(objective: Objective, engine: Engine, d: Float[Tensor, "point param"]) -> list[Tensor]:
+    """The numbers of :func:`_expansions` at every point, from as many points at a time as fit in memory."""
+    of_groups = []
+    for part, group in zip(objective.by_group(), objective.groups, strict=True):
+        at_once = max(1, engine.products_at_once(part) // PRODUCTS_A_POINT)
+        pieces = torch.arange(len(part.thetas), device="cpu").split(at_once)
+        of_pieces = [_expansions(part.select(rows), engine, d[group.positions][rows]) for rows in pieces]
+        of_groups.append([torch.cat(columns) for columns in zip(*of_pieces, strict=True)])
+    return [objective.join(columns) for columns in zip(*of_groups, strict=True)]
 
 
-def _expansions(points: Objective, rows: slice, d: Float[Tensor, "point param"]) -> tuple[Tensor, ...]:
-    """Value, first, second and third derivative at some points, the third by the other route, and |T(d, d, .)|."""
+def _expansions(objective: Objective, engine: Engine, d: Float[Tensor, "point param"]) -> tuple[Tensor, ...]:
+    """At points of one group: value, first, second and third derivative, the third by the other route, |T(d, d, .)|."""
 
     def one_point(theta: Tensor, batch: Batch, d: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         def loss(t: Tensor) -> Tensor:
             with PrimitiveNormalisation():
-                return points.loss(t, batch)
+                return objective.loss(t, batch)
 
         def once(t: Tensor) -> Any:
             return jvp(grad(loss), (t,), (d,))
@@ -120,7 +125,7 @@ def _expansions(points: Objective, rows: slice, d: Float[Tensor, "point param"])
         value, again = _forward_only(loss, theta, d)
         return value, again, torch.stack([g, hd, tdd]) @ d, tdd  # tdd is T(d, d, .)
 
-    results = zip(points.weights, points.each(rows, one_point, d), strict=True)
+    results = zip(objective.weights, evaluate(objective, one_point, d, batching=engine.batching), strict=True)
     terms = [[weight * part for part in parts] for weight, parts in results]
     value, again, dots, tdd = (torch.stack(parts).sum(0).detach() for parts in zip(*terms, strict=True))
     return value, dots[:, 0], dots[:, 1], dots[:, 2], again, tdd.norm(dim=-1)

@@ -41,7 +41,7 @@ class Derived(Operator):
         return self.source.at_once
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Combination(Derived):
     """sum_i c_i A_i; made by ``+``, ``-`` and ``*``. A product costs one of each term."""
 
@@ -80,7 +80,7 @@ class Combination(Derived):
         return Combination(tuple((weight, term.select(points)) for weight, term in self.terms))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Projected(Derived):
     """An interface: P'AP, an operator A seen through P; a product costs one of the whole, A."""
 
@@ -105,7 +105,7 @@ class Projected(Derived):
         return self.lower(self.whole.products(self.lift(V)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Block(Projected):
     """Some rows and the same columns of an operator; made by ``H.block``. A product costs one of the whole."""
 
@@ -137,7 +137,7 @@ class Block(Projected):
         return replace(self, whole=self.whole.select(points))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Restriction(Projected):
     """Q'AQ: an operator seen from a subspace; made by ``H.restrict``. A product costs one of the whole."""
 

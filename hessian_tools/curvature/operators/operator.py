@@ -71,6 +71,13 @@ class Operator(ABC):
         """At how many points results should be asked for together; all where nothing is known of memory."""
         return self.num_points or 1
 
+    def announce(self, num_products: int) -> None:  # noqa: B027 - nothing to choose where there are no engines
+        """Says that so many products of each point will follow, so that the quickest engine for all of them is taken.
+
+        The library's own functions announce their products. Call it before a loop of your own over ``H.mv``; results
+        do not depend on it beyond rounding.
+        """
+
     def parts(self) -> "Sequence[Operator]":
         """The operator at as many points at a time as are best taken together, in order; itself where that is all.
 
@@ -104,9 +111,25 @@ class Operator(ABC):
         product = self.products(V.permute(1, 2, 0, 3).reshape(num_points, rows, -1))
         return product.reshape(num_points, rows, prod(outer), columns).permute(2, 0, 1, 3).reshape(*lead, rows, columns)
 
+    @full_precision
     def mv(self, v: Float[Tensor, "... param"]) -> Float[Tensor, "... param"]:
         """One vector a point: v [point, param], or [param] for a single point or the same v at every point."""
-        return (self @ v[..., None])[..., 0]
+        self._check(v[..., None])
+        if v.ndim > 1 and v.shape[:-1] != self.shape[:-2]:
+            return (self @ v[..., None])[..., 0]
+        # Not by way of ``@``, which would cost a tiny network half a product in shapes alone.
+        product = self.products(v.expand(self.num_points or 1, -1)[..., None].contiguous())[..., 0]
+        return product[0] if self.num_points is None else product
+
+    def __repr__(self) -> str:
+        points = self.num_points or 1
+        dtype = str(self.dtype).removeprefix("torch.")
+        about = [f"{points} point{'s' if points > 1 else ''}", f"{self.num_params} parameters", dtype]
+        return f"{type(self).__name__}({', '.join([*about, *self._details(), str(self.device)])})"
+
+    def _details(self) -> list[str]:
+        """What ``repr`` says of this kind of operator besides its size."""
+        return []
 
     @full_precision
     def to_dense(self) -> Float[Tensor, "*point param param"]:

@@ -73,7 +73,7 @@ class WrongGaussNewton(GaussNewton):
 
 def test_a_wrong_gauss_newton_matrix_is_caught() -> None:
     G = gauss_newton(CONV.loss, CONV.thetas, CONV.batch)
-    check = check_operator(WrongGaussNewton(G.points, G.single))
+    check = check_operator(WrongGaussNewton(G.prepared, G.single))
     assert failed(check) == {"differences"}
     assert check.differences.value == pytest.approx(0.02 / 1.02, rel=1e-3)
     assert "not derivatives of this loss's gradient" in str(check)
