@@ -135,7 +135,7 @@ class AdaptationJacobian:
             )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class AdaptationGram(Operator):
     """J'J of an adaptation Jacobian; made by ``J.gram``. A product costs two Hessian-vector products a step."""
 
@@ -170,6 +170,11 @@ class AdaptationGram(Operator):
     def products(self, V: Float[Tensor, "task param probe"]) -> Float[Tensor, "task param probe"]:
         """J'(J V)."""
         return self.jacobian.T.products(self.jacobian.products(V))
+
+    def announce(self, num_products: int) -> None:
+        """Says how many products will follow, each of which takes two of every factor."""
+        for factor in self.jacobian.factors:
+            factor.announce(2 * num_products)
 
     def select(self, points: Int[Tensor, " chosen"]) -> "AdaptationGram":
         """The same of some of the tasks."""

@@ -23,6 +23,8 @@ Method = Literal["auto", "lanczos", "exact"]
 
 # Copies are searched for unasked up to so many parameters.
 COPIES_BELOW = 1024
+# Products that a Lanczos run is expected to take for each pair, announced so that an engine can be chosen.
+PRODUCTS_PER_PAIR = 6
 
 
 @dataclass(frozen=True)
@@ -227,6 +229,7 @@ def _run(
         if progress is not None:
             progress(finished, H.num_points or 1)
 
+    H.announce(H.num_params if plan.exact else PRODUCTS_PER_PAIR * sum(wish.k for wish in wishes))
     found = [_part(part, wishes, plan, vectors=vectors, done=done) for part in _parts(H, plan)]
     results = [_joined(columns) for columns in zip(*found, strict=True)]
     return [_single(r) for r in results] if H.num_points is None else results

@@ -99,6 +99,7 @@ def _traces(objective: Objective, engine: Engine, at_once: int) -> Float[Tensor,
 
 def _diagonal_sum(H: Operator, block: int, progress: Progress) -> Float[Tensor, "*point"]:
     """Every diagonal entry, from products with unit vectors, some at a time."""
+    H.announce(H.num_params)
     count = Count(H.num_params * len(H.parts()), progress)
 
     def of_part(part: Operator, points: slice) -> tuple[Tensor]:

@@ -83,6 +83,7 @@ def moments(
     if probes is None:
         probes = rademacher(H.num_params, num_probes, seed=seed, path=path)
     count = counted(H, checked(probes).shape[-1], progress)
+    H.announce(probes.shape[-1])
 
     def of_part(part: Operator, rows: slice) -> tuple[Tensor, ...]:
         return _estimated(part, probes_of(probes, part, H, rows), count)

@@ -125,6 +125,7 @@ def trace(
     if probes is not None:
         if method == "exact":
             raise ValueError("method='exact' uses no probes; leave one of them out")
+        H.announce(probes.shape[-1])
         return estimate_of(_samples(H, checked(probes), counted(H, probes.shape[-1], progress)))
     check_whole(num_probes=num_probes, max_probes=max_probes)
     if min(num_probes, max_probes) < 2:
@@ -138,6 +139,7 @@ def trace(
         return known(value, num_probes, num_matvecs=passes, method=route[0])
     most = num_probes if atol is None and rtol is None else max_probes
     count = counted(H, most, progress)
+    H.announce(min(num_probes, most))
     samples = _samples(H, rademacher(H.num_params, min(num_probes, most), seed=seed, path=path), count)
     estimate = estimate_of(samples, atol, rtol)
     while _promising(estimate) and (done := estimate.samples.shape[-1]) < most:
