@@ -138,7 +138,7 @@ class AdaptationJacobian:
             )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class AdaptationGram(Derived):
     """J'J of an adaptation Jacobian, made by ``J.gram``; a product costs two Hessian-vector products a step."""
 
@@ -168,6 +168,11 @@ class AdaptationGram(Derived):
     def products(self, V: Float[Tensor, "task param probe"]) -> Float[Tensor, "task param probe"]:
         """J'(J V)."""
         return self.jacobian.T.products(self.jacobian.products(V))
+
+    def announce(self, num_products: int) -> None:
+        """Announces how many products will follow, each of which takes two of every factor."""
+        for factor in self.jacobian.factors:
+            factor.announce(2 * num_products)
 
     def select(self, points: Int[Tensor, " chosen"]) -> "AdaptationGram":
         """J'J of the chosen tasks."""

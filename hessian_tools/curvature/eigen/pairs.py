@@ -24,6 +24,8 @@ Method = Literal["auto", "lanczos", "exact"]
 
 # Copies are searched for unasked up to so many parameters.
 COPIES_BELOW = 1024
+# Products that a Lanczos run is expected to take for each pair, announced so that an engine can be chosen.
+PRODUCTS_PER_PAIR = 6
 
 
 @dataclass(frozen=True)
@@ -220,6 +222,7 @@ def _parts(H: Operator, plan: _Plan) -> Iterator[Operator]:
 def _run(
     H: Operator, wishes: tuple[Selection, ...], plan: _Plan, *, vectors: bool, progress: Progress | None
 ) -> list[EigenPairs]:
+    H.announce(H.num_params if plan.exact else PRODUCTS_PER_PAIR * sum(wish.k for wish in wishes))
     counter = ProgressCounter(H.num_points or 1, progress)
     found = [_part(part, wishes, plan, vectors=vectors, done=counter.add) for part in _parts(H, plan)]
     results = [_joined(columns) for columns in zip(*found, strict=True)]

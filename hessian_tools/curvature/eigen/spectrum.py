@@ -122,6 +122,7 @@ def exact_points(
     """What ``spectrum`` finds, point by point; done: told each time how many points are."""
     found: list[ExactPoint] = []
     whole = method == "dense" or (method == "auto" and H.num_params <= DENSE_BELOW)
+    H.announce(H.num_params if whole else max_rank)
     for part in _parts(H, H.num_params if whole else max_rank):
         if whole:
             found += _dense(part, vectors=vectors, done=done)

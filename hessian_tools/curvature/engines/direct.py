@@ -12,6 +12,7 @@ from torch import Tensor
 from hessian_tools.curvature.engines.evaluate import Batching, over_columns, over_points
 from hessian_tools.curvature.engines.memory import MemoryBudget
 from hessian_tools.curvature.objective.indexing import at_points, own_memory, slices
+from hessian_tools.curvature.objective.matrix import Matrix
 from hessian_tools.curvature.objective.objective import Objective
 from hessian_tools.loss import Batch
 
@@ -20,12 +21,13 @@ from hessian_tools.loss import Batch
 class DirectProducts:
     """Products at the points of one group, computed from the start each time.
 
-    product: ``(theta, batch, v) -> Av`` at one point. at_once: how many products may run together.
+    multiply, multiply_block: ``(thetas, batch, vectors) -> products`` at many points, for each batch; with one vector
+    [param] or with a block [param, probe] at each point. at_once: how many products may run together.
     """
 
     objective: Objective
-    product: Callable[[Tensor, Batch, Tensor], Tensor]
-    batching: Batching
+    multiply: tuple[Callable[..., Tensor], ...]
+    multiply_block: tuple[Callable[..., Tensor], ...]
     at_once: int
     memory: MemoryBudget
 
@@ -34,21 +36,20 @@ class DirectProducts:
     def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
         """Each point's matrix times its columns, in as many pieces as the memory needs."""
         objective, at_once = self.objective, max(1, self.at_once >> self.memory.refusals)
+        batches, weights = objective.batches, objective.weights
         out = torch.empty_like(V, memory_format=torch.contiguous_format)
         # One loop in one function, because every function between H.mv and the loss is a frame more.
         for rows in slices(len(V), max(1, at_once // V.shape[-1])):
             thetas = own_memory(objective.thetas[rows])
+            here = batches if objective.shared or len(thetas) == len(V) else [at_points(b, rows) for b in batches]
             for columns in slices(V.shape[-1], at_once):
                 # A single vector is not batched: vmap over one column costs as much as over several.
                 one = columns.stop - columns.start == 1
-                function, vectors = (
-                    (self.product, V[rows, :, columns.start]) if one else (self._block, V[rows, :, columns])
-                )
+                vectors = V[rows, :, columns.start] if one else V[rows, :, columns]
                 total: Tensor | int = 0
-                for weight, batch in zip(objective.weights, objective.batches, strict=True):
-                    here = batch if objective.shared else at_points(batch, rows)
-                    multiply = over_points(function, here, 1, shared=objective.shared, batching=self.batching)
-                    total = total + weight * multiply(thetas, here, vectors).detach()
+                functions = self.multiply if one else self.multiply_block
+                for weight, batch, function in zip(weights, here, functions, strict=True):
+                    total = total + weight * function(thetas, batch, vectors).detach()
                 out[rows, :, columns] = total[..., None] if one else total
         return out
 
@@ -60,5 +61,18 @@ class DirectProducts:
         """Whether fewer products than now could run together."""
         return min(self.at_once, V.shape[0] * V.shape[-1]) >> self.memory.refusals > 1
 
-    def _block(self, theta: Tensor, batch: Batch, columns: Tensor) -> Tensor:
-        return over_columns(partial(self.product, theta, batch), columns, batching=self.batching)
+
+def direct_products(
+    objective: Objective, matrix: Matrix, batching: Batching, at_once: int, memory: MemoryBudget
+) -> DirectProducts:
+    """The products of a matrix at the points of one group. at_once: how many may run together."""
+    multiply = partial(matrix.product, objective.loss)
+
+    def multiply_block(theta: Tensor, batch: Batch, columns: Tensor) -> Tensor:
+        return over_columns(partial(multiply, theta, batch), columns, batching=batching)
+
+    functions = (
+        tuple(over_points(function, b, 1, shared=objective.shared, batching=batching) for b in objective.batches)
+        for function in (multiply, multiply_block)
+    )
+    return DirectProducts(objective, *functions, at_once, memory)

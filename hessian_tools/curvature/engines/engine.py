@@ -13,7 +13,7 @@ from torch.func import grad
 from hessian_tools.curvature.engines.choice import ENGINES, EngineName, Route, choose_engine
 from hessian_tools.curvature.engines.compiled.compiled_products import CompiledProducts, Traced
 from hessian_tools.curvature.engines.compiled.trace_cache import is_traced, traced_product
-from hessian_tools.curvature.engines.direct import DirectProducts
+from hessian_tools.curvature.engines.direct import direct_products
 from hessian_tools.curvature.engines.double_backward import is_scripted, kept_graphs
 from hessian_tools.curvature.engines.evaluate import Batching, evaluate, raise_explained, weighted_sum
 from hessian_tools.curvature.engines.memory import (
@@ -275,9 +275,7 @@ class PreparedProducts:
         self.findings.engine = name
         if name == "direct":
             at_once = engine.chunk or engine.fitting_products(self._forward(), objective)
-            return DirectProducts(
-                objective, partial(self.matrix.product, objective.loss), engine.batching, at_once, engine.memory
-            )
+            return direct_products(objective, self.matrix, engine.batching, at_once, engine.memory)
         if name == "compiled" and not self._traces():
             raise ValueError(
                 f"route={engine.route!r}: this product cannot be traced, because the network takes its way by the "

@@ -142,6 +142,7 @@ def spectral_density(
     else:
         probes = rademacher(H.num_params, num_probes, seed=seed, path=path) if probes is None else probes
         check_probes(probes)
+        H.announce(probes.shape[-1] * num_matvecs)
         rule = gauss_rules(H, probes, num_matvecs=num_matvecs, seed=seed, progress=progress)
         count = rule.nodes.shape[-1] * rule.nodes.shape[-2]
     nodes, weights = rule.nodes, rule.weights

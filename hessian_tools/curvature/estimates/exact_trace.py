@@ -102,6 +102,7 @@ def _traces(objective: Objective, engine: Engine, at_once: int) -> Float[Tensor,
 
 def _diagonal_sum(H: Operator, block: int, progress: Progress | None) -> Float[Tensor, "*point"]:
     """The sum of the diagonal entries, from products with unit vectors, ``block`` of them at a time."""
+    H.announce(H.num_params)
     counter = ProgressCounter(H.num_params * len(H.parts()), progress)
 
     def of_part(part: Operator, points: slice) -> tuple[Tensor]:

@@ -82,6 +82,7 @@ def moments(
     if probes is None:
         probes = rademacher(H.num_params, num_probes, seed=seed, path=path)
     check_probes(probes)
+    H.announce(probes.shape[-1])
     counter = ProgressCounter(probes.shape[-1] * len(H.parts()), progress)
 
     def of_part(part: Operator, rows: slice) -> tuple[Tensor, ...]:

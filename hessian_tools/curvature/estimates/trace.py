@@ -139,6 +139,7 @@ def trace(
         if method == "exact":
             raise ValueError("method='exact' uses no probes; leave one of the two out")
         check_probes(probes)
+        H.announce(probes.shape[-1])
         return estimate_of(_samples(H, probes, ProgressCounter(probes.shape[-1] * len(H.parts()), progress)))
     check_whole(num_probes=num_probes, max_probes=max_probes)
     if min(num_probes, max_probes) < 2:
@@ -151,6 +152,7 @@ def trace(
         value, passes = exact_trace(H, route, block=BLOCK, progress=progress)
         return exact_estimate(value, num_probes, num_matvecs=passes, method=route)
     limit = num_probes if atol is None and rtol is None else max_probes
+    H.announce(min(num_probes, limit))
     counter = ProgressCounter(limit * len(H.parts()), progress)
     samples = _samples(H, rademacher(H.num_params, min(num_probes, limit), seed=seed, path=path), counter)
     estimate = estimate_of(samples, atol, rtol)

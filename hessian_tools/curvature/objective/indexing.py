@@ -1,8 +1,7 @@
 """How points, their batches and the memory of both are cut into pieces."""
 
-from collections.abc import Callable
 from math import ceil
-from typing import Any
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -11,23 +10,14 @@ from torch.utils import _pytree as pytree
 from hessian_tools.loss import Batch
 
 
-def map_tensors(function: Callable[[Tensor], Any], batch: Batch, **otherwise: Any) -> Batch:
-    """The batch with every tensor replaced by its function; ``otherwise=`` replaces what is no tensor, if given."""
-
-    def apply(leaf: Any) -> Any:
-        return function(leaf) if isinstance(leaf, Tensor) else otherwise.get("otherwise", leaf)
-
-    return pytree.tree_map(apply, batch)
-
-
 def at_point(batch: Batch, point: int) -> Batch:
     """The batch of one point, from batches with a leading point axis."""
-    return map_tensors(lambda leaf: leaf[point], batch)
+    return pytree.tree_map_only(Tensor, itemgetter(point), batch)
 
 
 def at_points(batch: Batch, rows: slice | Tensor) -> Batch:
     """The batches of some points, from batches with a leading point axis."""
-    return map_tensors(lambda leaf: leaf[rows], batch)
+    return pytree.tree_map_only(Tensor, itemgetter(rows), batch)
 
 
 def slices(total: int, most: int) -> list[slice]:

@@ -40,6 +40,10 @@ class Derived(Operator):
         """Points of the source that are best taken together."""
         return self.source.at_once
 
+    def announce(self, num_products: int) -> None:
+        """Announces the products to the source."""
+        self.source.announce(num_products)
+
 
 @dataclass(frozen=True, repr=False)
 class Combination(Derived):
@@ -67,6 +71,11 @@ class Combination(Derived):
         """The names of the rows, where the terms agree on them."""
         layouts = [term.layout for _, term in self.terms]
         return layouts[0] if all(layout == layouts[0] for layout in layouts) else None
+
+    def announce(self, num_products: int) -> None:
+        """Announces the products to every term."""
+        for _, term in self.terms:
+            term.announce(num_products)
 
     def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
         """The sum of the terms' products."""

@@ -95,7 +95,6 @@ class Operator(ABC):
         points = () if self.num_points is None else (self.num_points,)
         return (*points, self.num_params, self.num_params)
 
-    @full_precision
     def __matmul__(self, V: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """``torch.matmul(self.to_dense(), V)`` for V [param], [..., param, probe]; ValueError if it does not fit."""
         self._check(V)
@@ -111,7 +110,6 @@ class Operator(ABC):
         product = self.products(V.permute(1, 2, 0, 3).reshape(num_points, rows, -1))
         return product.reshape(num_points, rows, prod(outer), columns).permute(2, 0, 1, 3).reshape(*lead, rows, columns)
 
-    @full_precision
     def mv(self, v: Float[Tensor, "... param"]) -> Float[Tensor, "... param"]:
         """One vector a point: v [point, param], or [param] for a single point or the same v at every point."""
         self._check(v[..., None])
@@ -136,6 +134,7 @@ class Operator(ABC):
         """The matrix itself, from num_params products a point; as computed, not symmetrised."""
         from hessian_tools.curvature.operators.parts import row_products
 
+        self.announce(self.num_params)
         unit = torch.eye(self.num_params, dtype=self.dtype, device=self.device)
         dense = row_products(self, unit[None], at_once=UNITS_AT_ONCE).mT  # row i is H e_i
         return dense[0] if self.num_points is None else dense
@@ -219,16 +218,17 @@ class Operator(ABC):
         return restriction(self, Q)
 
     def _check(self, V: Tensor) -> None:
+        num_params = self.num_params
         if not isinstance(V, Tensor):
-            raise ValueError(f"V is a {type(V).__name__}; give a tensor [..., {self.num_params}, probe]")
+            raise ValueError(f"V is a {type(V).__name__}; give a tensor [..., {num_params}, probe]")
         if V.dtype != self.dtype or V.device != self.device:
             raise ValueError(
                 f"V is {V.dtype} on {V.device}, the operator {self.dtype} on {self.device}; "
                 f"write V.to({str(self.device)!r}, {self.dtype})"
             )
-        if V.ndim == 0 or V.shape[-2:][0] != self.num_params:
+        if V.ndim == 0 or V.shape[-2:][0] != num_params:
             raise ValueError(
-                f"V has shape {tuple(V.shape)}, the operator {self.shape}; give V [..., {self.num_params}, probe], "
+                f"V has shape {tuple(V.shape)}, the operator {self.shape}; give V [..., {num_params}, probe], "
                 "or use .mv for one vector a point"
             )
         if V.ndim <= 2:

@@ -25,8 +25,8 @@ def test_work_leaves_room_for_what_is_kept_on_a_gpu_too(budget: float) -> None:
     given = int(budget * work)
     assert trace.working_bytes(gpu, None) == 1024 * work
     assert work <= trace.working_bytes(gpu, given) <= given / 2
-    assert trace.probes_together(1, 100, gpu, given) == min(16, int(budget / 2))
-    assert trace.probes_together(1, 100, gpu, None) == 16
+    assert trace.probes_together(gpu, given) == min(16, int(budget / 2))
+    assert trace.probes_together(gpu, None) == 16
     prepared = hessian(CONV.loss, CONV.thetas, CONV.batch, route="traced", max_memory=given).prepared
     prepared.findings.traces = (trace,)
     assert prepared.fitting_points("compiled") * 2**20 >= given / 2 - 2**20

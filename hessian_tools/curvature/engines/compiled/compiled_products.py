@@ -64,31 +64,30 @@ class Traced:
                 together = 1
             else:
                 rows = torch.arange(len(thetas), device=thetas.device)
-                stacked = Stacked(self, kept, together, rows, budget)
+                probes = self.probes_together(thetas.device, budget)
+                stacked = Stacked(self, kept, together, rows, probes)
                 if self.graph(thetas[:together, :, None], tuple(t[:together] for t in kept)) is not None:
                     return stacked
         leaves = _tensors(batch)
         points = [self.point(t, *(leaf if shared else leaf[i] for leaf in leaves)) for i, t in enumerate(thetas)]
-        return PointByPoint(self, tuple(points), budget)
+        return PointByPoint(self, tuple(points), self.probes_together(thetas.device, budget))
 
-    def probes_together(self, points: int, probes: int, device: torch.device, budget: int | None) -> int:
-        """How many columns of each point go together, where so many points do."""
-        together = min(MAX_PROBES_TOGETHER, self._fitting(PROBES_TOGETHER, device, budget)) // points
-        return max(1, min(probes, together))
+    def probes_together(self, device: torch.device, budget: int | None) -> int:
+        """How many columns go together, counted over all points that do."""
+        return min(MAX_PROBES_TOGETHER, self._fitting(PROBES_TOGETHER, device, budget))
 
     def graph(self, V: Tensor, kept: tuple[Tensor, ...]) -> BatchedGraph | None:
         """The second half for V [point, param, probe] of these sizes; an axis of length one is left out.
 
         kept: of these points. None where vmap refuses an operation.
         """
-        points, probes = V.shape[0], V.shape[-1]
-        graph = self._graphs.get((points, probes))
-        if graph is None and (points, probes) not in self._graphs:
-            graph = self._graphs[points, probes] = self._batched(_without_ones(V), kept, points, probes)
+        size = V.shape[0], V.shape[-1]
+        if size not in self._graphs:
+            self._graphs[size] = self._batched(_without_ones(V), kept, *size)
             while len(self._graphs) > MAX_GRAPHS:
                 self._graphs.popitem(last=False)
-        self._graphs.move_to_end((points, probes))
-        return graph
+        self._graphs.move_to_end(size)
+        return self._graphs[size]
 
     def working_bytes(self, device: torch.device, budget: int | None) -> int:
         """The bytes of what is not kept, in either half, for as many points as go together."""
@@ -171,11 +170,14 @@ class CompiledProducts:
 
 @dataclass(frozen=True)
 class PointByPoint:
-    """What the first half left at each point, a tuple of tensors for each, and products point by point."""
+    """What the first half left at each point, a tuple of tensors for each, and products point by point.
+
+    probes: how many columns are multiplied at once.
+    """
 
     traced: Traced
     kept: tuple[tuple[Tensor, ...], ...]
-    budget: int | None = None
+    probes: int = 1
     workspace: Workspace = field(default_factory=dict)
 
     @property
@@ -185,7 +187,7 @@ class PointByPoint:
 
     def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
         """Each point's product with its columns."""
-        probes = self.traced.probes_together(1, V.shape[-1], V.device, self.budget)
+        probes = min(V.shape[-1], self.probes)
         out = torch.empty_like(V, memory_format=torch.contiguous_format)
         for point, kept in enumerate(self.kept):
             for columns in _blocks(V.shape[-1], probes):
@@ -202,14 +204,15 @@ class PointByPoint:
 class Stacked:
     """What the first half left, each tensor with a leading point axis, and products of many points together.
 
-    together: how many points are multiplied at once. rows: which of the points in the tensors are still wanted.
+    together: how many points are multiplied at once. rows: which of the points in the tensors are still wanted. probes:
+    how many columns are multiplied at once, counted over these points.
     """
 
     traced: Traced
     tensors: tuple[Tensor, ...]
     together: int
     rows: Int[Tensor, " point"]
-    budget: int | None = None
+    probes: int = 1
     workspace: Workspace = field(default_factory=dict)
 
     @property
@@ -223,7 +226,7 @@ class Stacked:
         all_wanted = len(self.rows) == size
         if not all_wanted:  # the vectors of the others are zero: another size would cost another graph
             V = V.new_zeros(size, *V.shape[1:]).index_copy_(0, self.rows, V)
-        probes = self.traced.probes_together(self.together, V.shape[-1], V.device, self.budget)
+        probes = max(1, min(V.shape[-1], self.probes // self.together))
         if V.shape[::2] == (self.together, probes):  # one block, of which nothing needs to be copied
             kept = self.tensors if size > 1 else tuple(t[0] for t in self.tensors)
             product = self.traced.multiply(V, kept, self.workspace)
@@ -247,7 +250,7 @@ class Stacked:
         filled = torch.cat([rows, rows[-1:].expand(_round_size(len(rows)) - len(rows))])
         tensors = tuple(t[filled] for t in self.tensors)
         rows = torch.arange(len(rows), device=rows.device)
-        return Stacked(self.traced, tensors, min(self.together, len(filled)), rows, self.budget)
+        return Stacked(self.traced, tensors, min(self.together, len(filled)), rows, self.probes)
 
 
 def _tensors(batch: Batch) -> list[Tensor]:
