@@ -120,9 +120,10 @@ COLUMNS: dict[type, Columns] = {
         "width": Column((), CURVATURE, "standard deviation of the kernel"),
     }
     | _num_matvecs(),
-    curvature.AlongGradient: {
-        "rho": Column((), CURVATURE, "curvature along the gradient, g'Hg / g'g"),
-        "hg_ratio": Column((), CURVATURE, "|Hg| / |g|, which bounds |rho|"),
+    curvature.GradientCurvature: {
+        "rho": Column((), CURVATURE, "curvature along the gradient, g'Hg / g'g", "rho_error"),
+        "hg_ratio": Column((), CURVATURE, "|Hg| / |g|, which bounds |rho|", "rho_error"),
+        "rho_error": Column((), CURVATURE, "rounding error of rho and of |Hg| / |g|", source="error"),
         "grad_norm": Column((), GRADIENT, "norm of the gradient |g|"),
     },
     curvature.Check: {
@@ -178,7 +179,7 @@ def to_xarray(
         if array is not None:
             column = columns[name]
             attrs = {"long_name": column.long_name, "units": column.units}
-            attrs |= {"error_variable": column.error} if column.error else {}
+            attrs |= {"error_variable": column.error} if arrays.get(column.error) is not None else {}
             ds[name] = ((*leading, *column.dims), array, attrs)
     given = {name: np.asarray(labels) for name, labels in (coords or {}).items()}
     if unknown := sorted(set(given) - {str(name) for name in ds.sizes}):

@@ -199,7 +199,7 @@ def estimate(ds: xr.Dataset, ax: Axes, *, name: str = "estimate") -> Axes:
 
 
 def along(ds: xr.Dataset, ax: Axes) -> Axes:
-    """Draw rho of an AlongGradient against the last axis of points, inside its bound -|Hg|/|g| to |Hg|/|g|."""
+    """Draw rho of a GradientCurvature against the last axis of points, inside its bound -|Hg|/|g| to |Hg|/|g|."""
     dim, series = over_points(ds, "rho")
     for one in series:
         part = one.ds if dim is not None else one.ds.expand_dims("point")
@@ -258,7 +258,7 @@ def trajectory(ds: xr.Dataset, ax: Axes, *, names: Sequence[str] = ("support_los
 
 
 PLOTS: dict[str, Callable[..., Axes]] = {
-    "AlongGradient": along,
+    "GradientCurvature": along,
     "Check": findings,
     "Density": density,
     "EigenPairs": eigenvalues,

@@ -11,6 +11,9 @@ from hessian_tools.curvature import Hessian, filter_scale, hessian
 from hessian_tools.loss import Loss
 from hessian_tools.trajectory import Trajectory
 
+# Announced for each point; any number that makes a trace worth while will do.
+PRODUCTS_OF_A_STUDY = 10_000
+
 
 @dataclass(frozen=True)
 class Products:
@@ -58,8 +61,11 @@ class Points:
         """The Hessian of the support loss at all points, task-major."""
         points = self.thetas.shape[1]
         batch = tuple(leaf.repeat_interleave(points, dim=0) for leaf in self.support)
-        # By trace from the first product on: a unit must not depend on how many came before it in the process.
-        return hessian(self.loss, self.thetas.flatten(0, 1), batch, route="traced")
+        H = hessian(self.loss, self.thetas.flatten(0, 1), batch)
+        # All units of a study share a trace, so that it pays however few products this unit takes; and a unit must not
+        # depend on what came before it in the process.
+        H.announce(PRODUCTS_OF_A_STUDY)
+        return H
 
     @cached_property
     def products(self) -> Products:

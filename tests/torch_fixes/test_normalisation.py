@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import grad, jvp
 from torch.nn import functional as F
 
-from hessian_tools.torch_fixes.modes import PrimitiveNormalisation
+from hessian_tools.torch_fixes.function_modes import PrimitiveNormalisation
 
 WEIGHT, BIAS = randn(4, path="weight"), randn(4, path="bias")
 MEAN, VAR = randn(4, path="mean"), randn(4, path="var") ** 2
@@ -30,7 +30,7 @@ NORMS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("name", NORMS)
 @pytest.mark.parametrize("shape", [(5, 4, 3, 2), (5, 4, 6)])
-def test_values_and_two_derivatives_are_the_kernels_own(name: str, shape: tuple[int, ...]) -> None:
+def test_values_and_two_derivatives_agree_with_torch(name: str, shape: tuple[int, ...]) -> None:
     norm, x, v = NORMS[name], randn(*shape, path="x"), randn(*shape, path="v")
 
     def primitive(x: Tensor) -> Tensor:
