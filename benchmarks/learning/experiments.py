@@ -30,7 +30,7 @@ def run_experiment(
     setting = SETTINGS[name].quick() if quick else SETTINGS[name]
     folder = out / (f"{name}-quick" if quick else name)
     work = Work(name, setting, open_source(name, place, setting.queries, cache=out / "cache"), folder, seeds)
-    return keep(work, run(work, reporter()), results)
+    return keep(work, run(work, reporter(True)), results)
 
 
 def open_source(

@@ -28,7 +28,7 @@ def judge_elsewhere(places: Mapping[str, Path | None], *, tasks: int, out: Path,
     if not pairs:
         raise ValueError(f"{results} has no trained networks for the data given; run the experiments first")
     found: list[dict[str, Any]] = []
-    with (say := reporter()).stage("transfer", len(pairs), "pairs of sets") as stage:
+    with (say := reporter(True)).stage("transfer", len(pairs), "pairs of sets") as stage:
         for name, target in pairs:
             found += _rows(_work(name, places, out, results), target, places, tasks, out)
             stage.advance(1, f"{name} -> {target}")
