@@ -93,6 +93,9 @@ class Unit:
         learner = self.learner.name if self.checkpoint else "before training,"
         return f"{learner} seed {self.seed} at {self.checkpoint}"
 
+    def __str__(self) -> str:
+        return f"measuring {self.name}"
+
 
 def measure(study: Study, pool: WorkerPool, reporter: Reporter) -> None:
     """Record the inner loops on held-out tasks and measure the curvature along them."""

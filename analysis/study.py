@@ -94,7 +94,10 @@ class Problem:
             raise UserError(f"data: {e}") from None
 
 
-opened = lru_cache(maxsize=8)(Problem)
+@lru_cache(maxsize=8)
+def opened(data: DataConfig, network_config: NetworkConfig) -> Problem:
+    """The problem of a study, one object for the life of the process."""
+    return Problem(data, network_config)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from analysis.config import DataConfig, StudyConfig
 from analysis.config.base import settings_of
 from analysis.errors import UserError
 
-BUNDLED = ("demo", "micro")
+STUDIES = resources.files("analysis") / "studies"
+BUNDLED = tuple(sorted(file.name.removesuffix(".yaml") for file in STUDIES.iterdir() if file.name.endswith(".yaml")))
 UNION_PARTS = ("constrained-float", "float", "StepSizeSearch")  # pydantic's names for the alternatives of a union
 
 
@@ -38,7 +39,7 @@ def load_study(source: str | Path) -> StudyConfig:
 def study_text(source: str | Path) -> str:
     """The YAML text of a file or of a bundled study."""
     if str(source) in BUNDLED:
-        return (resources.files("analysis") / "studies" / f"{source}.yaml").read_text(encoding="utf-8")
+        return (STUDIES / f"{source}.yaml").read_text(encoding="utf-8")
     path = Path(source)
     if not path.is_file():
         raise UserError(f"there is no study file {path}; give a YAML file or one of the bundled: {', '.join(BUNDLED)}")

@@ -32,6 +32,9 @@ class TrainUnit:
     learner: str
     seed: int
 
+    def __str__(self) -> str:
+        return f"training {self.learner} seed {self.seed}"
+
     @property
     def run(self) -> Path:
         """The run's folder."""
@@ -128,6 +131,9 @@ class Candidate:
     study: Study
     search: StepSizeSearch
     step_size: float
+
+    def __str__(self) -> str:
+        return f"training with step size {self.step_size:g}"
 
     @property
     def result(self) -> Path:
