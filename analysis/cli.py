@@ -199,10 +199,10 @@ def _describe(error: OSError) -> str:
 def _status(error: Exception) -> int | None:
     """The exit status of an error that is not a fault of the program itself; None for one that is."""
     from analysis.claims import NotMeasuredError, PlanError
-    from analysis.engines import WorkerLost
     from hessian_tools.loss import HiddenStateError
     from hessian_tools.runs.files import DamagedFileError
     from hessian_tools.runs.manifest import ForeignRunError
+    from hessian_tools.runs.worker_pool import WorkerLost
 
     if isinstance(error, WorkerLost):
         return 1

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from analysis import store
 from analysis.config import LevelConfig
-from analysis.engines import Emit, WorkerPool
 from analysis.errors import UserError
 from analysis.progress import Reporter
 from analysis.quantities import QUANTITIES, Points
@@ -29,6 +28,7 @@ from hessian_tools.inner.parameters import num_moved
 from hessian_tools.loss import Loss, cast_like
 from hessian_tools.nets import normalised_weights
 from hessian_tools.runs.checkpoints import checkpoint_path, load_theta
+from hessian_tools.runs.worker_pool import Emit, WorkerPool
 from hessian_tools.torch_fixes.precision import full_precision
 from hessian_tools.train import TrainConfig, diverged_at, evaluate, task_loss
 from hessian_tools.trajectory import SaveAt, stack

@@ -12,7 +12,6 @@ import xarray as xr
 from analysis import store
 from analysis.claims import Verdict, judge, load_plan, verdicts_to_json
 from analysis.config import StudyConfig
-from analysis.engines import WorkerPool, available_cores
 from analysis.errors import UserError
 from analysis.figures import FIGURES, save
 from analysis.folder import (
@@ -42,6 +41,7 @@ from hessian_tools.data import summary
 from hessian_tools.runs.files import write_json, write_text
 from hessian_tools.runs.manifest import NAME as MANIFEST
 from hessian_tools.runs.manifest import read_manifest
+from hessian_tools.runs.worker_pool import WorkerPool, available_cores
 
 Source = str | Path | StudyConfig | Mapping[str, Any]
 

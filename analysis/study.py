@@ -12,7 +12,7 @@ from torch import nn
 from analysis.config import DataConfig, LearnerConfig, NetworkConfig, StepSizeSearch, StudyConfig
 from analysis.errors import UserError
 from hessian_tools.data import CrossDomainTasks, TaskSource, open_tasks
-from hessian_tools.inner.adapt import row_parts
+from hessian_tools.inner.descent import row_parts
 from hessian_tools.inner.learners import ALGORITHMS, Learner
 from hessian_tools.inner.meta_loss import joined
 from hessian_tools.inner.parameters import num_moved

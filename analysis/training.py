@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from analysis.config import StepSizeSearch
-from analysis.engines import Emit, WorkerPool
 from analysis.errors import UserError
 from analysis.folder import STEP_SIZE, plan_of
 from analysis.progress import Reporter
 from analysis.study import Study
 from hessian_tools.runs.checkpoints import checkpoint_path
 from hessian_tools.runs.files import read_json, write_json
-from hessian_tools.runs.manifest import claim_folder, digest, environment
+from hessian_tools.runs.manifest import digest, environment, record_ownership
+from hessian_tools.runs.worker_pool import Emit, WorkerPool
 from hessian_tools.train import best_checkpoint, diverged_at, meta_train, saved_checkpoints
 
 WARM_START = "begun.json"  # in the folder of a run that begins from another learner: the checkpoint it began from
@@ -121,7 +121,7 @@ def own_runs(study: Study) -> None:
             "begins_from": [config["learners"][start] for start in study.config.starts(learner)],
             "seed": seed,
         }
-        claim_folder(study.run(learner, seed), shared | own, facts=facts)
+        record_ownership(study.run(learner, seed), "config", shared | own, facts=facts)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""Named parameters <-> one flat vector.
+"""The map between a network's named parameters and one flat vector.
 
-Everything downstream (inner loops, curvature) works on one vector ``theta``; this module alone
-knows which entries belong to which parameter of the network.
+Inner loops and curvature work on one vector ``theta``. This module alone knows which of its entries belong to which
+parameter of the network.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -17,9 +17,10 @@ Where = Callable[[str], bool] | Iterable[str] | None
 
 @dataclass(frozen=True)
 class ParamLayout:
-    """Where each named parameter lies in the flat vector: row-major, in ``named_parameters`` order.
+    """The place of each named parameter in the flat vector: row-major, in the order of ``named_parameters``.
 
-    head: the module that :meth:`under` takes for "head"; None: that of the last parameter.
+    names, shapes: of the parameters, in that order.
+    head: the module that :meth:`under` takes for "head"; None: the module of the last parameter.
     """
 
     names: tuple[str, ...]
@@ -28,44 +29,45 @@ class ParamLayout:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Number of entries of each parameter."""
+        """The number of entries of each parameter."""
         return tuple(prod(shape) for shape in self.shapes)
 
     @property
     def numel(self) -> int:
-        """Length of the flat vector."""
+        """The length of the flat vector."""
         return sum(self.sizes)
 
     def unflatten(self, theta: Float[Tensor, " param"]) -> dict[str, Tensor]:
-        """Views of ``theta`` by parameter name; differentiable."""
+        """The parameters by name, as views of ``theta``; differentiable."""
         pieces = theta.split(list(self.sizes))
         return {name: piece.view(shape) for name, piece, shape in zip(self.names, pieces, self.shapes, strict=True)}
 
     def flatten(self, parameters: Mapping[str, Tensor]) -> Float[Tensor, " param"]:
-        """The flat vector of a mapping that holds (at least) this layout's names."""
+        """The flat vector of a mapping that holds this layout's names, and possibly others; a detached copy."""
         missing = [name for name in self.names if name not in parameters]
         if missing:
             raise ValueError(f"no parameter named {missing[0]!r} among {sorted(parameters)[:8]}; the layout needs it")
         return torch.cat([parameters[name].detach().reshape(-1) for name in self.names])
 
     def under(self, *prefixes: str) -> tuple[str, ...]:
-        """Names of the parameters at or under the prefixes: module or parameter names, whole between dots.
+        """The names of the parameters at or under the prefixes, in the order of the vector.
 
-        "head" is the module of that name, or else the last one with parameters; "body" is all but the head.
+        A prefix is the full name of a module or of a parameter: "body.1" does not cover "body.10.weight". "head" is
+        the module of that name, or else the last one with parameters; "body" is everything but the head.
 
         >>> layout = flatten(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1)))[1]
         >>> layout.under("head"), layout.under("body")
         (('1.weight', '1.bias'), ('0.weight', '0.bias'))
         """
-        wanted: set[str] = set()
+        chosen: set[str] = set()
         for prefix in prefixes:
-            found = self._named(prefix)
-            if not found:
+            covered = self._under_one(prefix)
+            if not covered:
                 raise ValueError(f"no parameter under {prefix!r}; the parameters are {', '.join(self.names)}")
-            wanted |= found
-        if not wanted:
+            chosen |= covered
+        if not chosen:
             raise ValueError("no prefix given; give names of modules or parameters, 'head' or 'body'")
-        return tuple(name for name in self.names if name in wanted)
+        return tuple(name for name in self.names if name in chosen)
 
     def only(self, names: Iterable[str]) -> "ParamLayout":
         """The layout of some of the parameters."""
@@ -73,29 +75,33 @@ class ParamLayout:
         return ParamLayout(tuple(names), tuple(shapes[name] for name in names), self.head)
 
     def positions(self, names: Iterable[str]) -> Int[Tensor, " position"]:
-        """Where the named parameters lie in the vector, in the order of the vector."""
-        wanted = torch.tensor([name in set(names) for name in self.names], device="cpu")
-        return wanted.repeat_interleave(torch.tensor(self.sizes, device="cpu")).nonzero()[:, 0]
+        """The positions of the named parameters in the vector, in the order of the vector."""
+        chosen = set(names)
+        is_chosen = torch.tensor([name in chosen for name in self.names], device="cpu")
+        return is_chosen.repeat_interleave(torch.tensor(self.sizes, device="cpu")).nonzero()[:, 0]
 
     def indices(self, *prefixes: str) -> Int[Tensor, " position"]:
-        """Positions in the vector of the parameters under the prefixes; see :meth:`under`."""
+        """The positions in the vector of the parameters under the prefixes; see :meth:`under`."""
         return self.positions(self.under(*prefixes))
 
-    def _named(self, prefix: str) -> set[str]:
+    def _under_one(self, prefix: str) -> set[str]:
         head = self.names[-1].rpartition(".")[0] if self.head is None else self.head
         if prefix == "body":
-            return set(self.names) - self._named("head")
+            return set(self.names) - self._under_one("head")
         return {name for name in self.names if _is_under(name, head if prefix == "head" else prefix)}
 
 
 def flatten(
     model: nn.Module, where: Where = None, *, head: str | None = None
 ) -> tuple[Float[Tensor, " param"], ParamLayout]:
-    """A copy of the model's parameters as one vector, and the layout that undoes it.
+    """A copy of the model's parameters as one vector, and the layout that turns the vector back into parameters.
 
-    where: which parameters: a predicate on the name, or name prefixes; all by default. Tied
-    weights occur once, under their first name. head: the module (or parameter) that is the head; by default
-    the one called so, else the last that has parameters. The model is not changed.
+    where: which parameters are taken: a predicate on the name, or prefixes of names; None takes all of them.
+    head: the module or parameter that is the head; None takes the module called "head", or else the last one that has
+        parameters.
+
+    Tied weights occur once, under their first name. The model is not changed. Raises ValueError where no parameter is
+    selected, or where the head has none.
 
     >>> theta, layout = flatten(nn.Linear(2, 1))
     >>> theta.shape, layout.names
@@ -110,7 +116,7 @@ def flatten(
 
 
 def _head(model: nn.Module, chosen: str | None) -> str:
-    """By rule: the module called head, or else the last that has parameters; "" is the network itself."""
+    """The name of the head by the rule of ``flatten``; "" is the network itself."""
     names = [name for name, _ in model.named_parameters()]
     if chosen is not None:
         if not any(_is_under(name, chosen) for name in names):
@@ -120,7 +126,7 @@ def _head(model: nn.Module, chosen: str | None) -> str:
 
 
 def _is_under(name: str, module: str) -> bool:
-    """By whole parts: "body.1" is not over "body.10.weight"; the network itself ("") owns only undotted names."""
+    """Whether a parameter belongs to a module; the network itself ("") has only the names without a dot."""
     if not module:
         return "." not in name
     return name == module or name.startswith(module if module.endswith(".") else f"{module}.")

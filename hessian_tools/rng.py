@@ -1,7 +1,7 @@
-"""Named random streams: every random number is drawn from a generator made for its use.
+"""Named random streams: every random number is drawn from a generator that is made for its use.
 
-``stream(0, "probes", 3)`` is the same generator whenever and wherever it is made, and
-independent of ``stream(0, "probes", 4)``; the global random state is never touched.
+``stream(0, "probes", 3)`` is the same generator whenever and wherever it is made, and independent of
+``stream(0, "probes", 4)``. The global random state is never touched.
 """
 
 import hashlib
@@ -14,13 +14,15 @@ PathPart = str | int
 
 
 def stream_seed(seed: int, *path: PathPart) -> bytes:
-    """32 bytes that depend on the seed and on every part of the path (SHA-256 of their text)."""
+    """32 bytes that depend on the seed and on every part of the path: the SHA-256 of their text."""
     text = "/".join([repr(int(seed)), *(repr(part) for part in path)])
     return hashlib.sha256(text.encode()).digest()
 
 
 def stream(seed: int, *path: PathPart) -> torch.Generator:
-    """A CPU generator for one named use; draw on the CPU, then move to the device.
+    """A CPU generator for one named use.
+
+    Draw on the CPU and then move the numbers to the device, so that they do not depend on the device.
 
     >>> torch.rand(1, generator=stream(0, "a")) == torch.rand(1, generator=stream(0, "a"))
     tensor([True])
@@ -31,19 +33,20 @@ def stream(seed: int, *path: PathPart) -> torch.Generator:
 
 
 def numpy_stream(seed: int, *path: PathPart) -> np.random.RandomState:
-    """The same for NumPy, for data that must be equal on every machine and version.
+    """The same for NumPy, for data that must be equal on every machine and with every version.
 
-    ``RandomState`` is NumPy's frozen generator: its streams never change between versions
-    (NEP 19), which ``default_rng`` and torch's generators do not promise.
+    ``RandomState`` is NumPy's frozen generator: its streams never change between versions (NEP 19), which
+    ``default_rng`` and torch's generators do not promise.
     """
     words = np.frombuffer(stream_seed(seed, *path), dtype="<u4").astype(np.uint32)
-    generator = np.random.RandomState(np.random.MT19937(_UNSEEDED))  # RandomState(words), 60 us sooner
+    # This gives RandomState(words) 60 us sooner, because no entropy is asked of the system first.
+    generator = np.random.RandomState(np.random.MT19937(_UNSEEDED))
     generator.seed(words)
     return generator
 
 
 class _Unseeded(np.random.bit_generator.ISeedSequence):
-    """The state of a generator that is seeded next: no entropy is asked of the system and none stretched."""
+    """A seed of zeros, for a generator that is seeded properly right after it is made."""
 
     def generate_state(self, n_words: int, dtype: Any = np.uint32) -> np.ndarray:
         return np.zeros(n_words, dtype)

@@ -1,10 +1,10 @@
-"""Whole numbers that a user gives."""
+"""Checks of the numbers that a user gives."""
 
 from numbers import Integral
 
 
 def check_whole(**counts: object) -> None:
-    """ValueError for a count, given by its name, that is no whole number (of Python or NumPy); None is left alone.
+    """Raise ValueError for a count, passed by its name, that is no whole number of Python or NumPy; None is allowed.
 
     >>> check_whole(k=2, max_matvecs=None)
     >>> check_whole(k=2.5)

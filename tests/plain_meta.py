@@ -1,4 +1,4 @@
-"""Learners and SHOT written with nothing shared and nothing clever: every branch runs its own inner loop."""
+"""Learners and SHOT written as plainly as possible: nothing is shared, and every branch runs its own inner loop."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,7 +25,10 @@ def latest(history: list[Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class Plain:
-    """A learner of ours, and what the plain version needs to be told of it by other means."""
+    """A learner of ours, with a second description of it for the plain version.
+
+    moves: whether the inner loop moves a parameter of a given name. step: the direction, from all gradients so far.
+    """
 
     learner: Learner
     moves: Callable[[str], bool] = everything
@@ -33,7 +36,7 @@ class Plain:
 
 
 def heavy_ball(history: list[Tensor]) -> Tensor:
-    """sum_j decay^(k-j) g_j, not by recursion."""
+    """sum_j decay^(k-j) g_j, written as a sum and not as a recursion."""
     last = len(history) - 1
     return sum(0.8 ** (last - j) * g for j, g in enumerate(history))
 
@@ -73,7 +76,7 @@ def plain_forward(p: Parameters, x: Tensor) -> Tensor:
 
 
 def plain_run(case: Plain, p: Parameters, alphas: Parameters, support, *, steps: int, scale: float) -> Parameters:
-    """theta after ``steps`` steps of scale * alpha; gradients by every parameter, of which some are used."""
+    """theta after ``steps`` steps of size scale * alpha, with gradients by every parameter, of which some are used."""
     q, history = dict(p), {name: [] for name in p}
     for _ in range(steps):
         loss = F.cross_entropy(plain_forward(q, support[0]), support[1])
@@ -107,7 +110,7 @@ def plain_meta_loss(case: Plain, p: Parameters, alphas: Parameters, support, que
         return total
 
     def branch(count: int) -> Parameters:
-        # Equal ground along a constant gradient: with momentum later steps are longer.
+        # Both loops cover the same distance along a constant gradient; with momentum, later steps are longer.
         unit = torch.ones((), dtype=torch.float64)
         momentum = case.step is heavy_ball
         length = lambda n: sum(heavy_ball([unit] * k) for k in range(1, n + 1)) if momentum else n  # noqa: E731
@@ -120,7 +123,7 @@ def plain_meta_loss(case: Plain, p: Parameters, alphas: Parameters, support, que
 
 
 def plain_meta_gradient(case: Plain, theta: Tensor, layout, support, query, shot) -> tuple[Tensor, Tensor]:
-    """The meta-loss and its gradient by [network | learned step sizes]."""
+    """The meta-loss and its gradient by the vector [network | learned step sizes]."""
     p = {name: t.detach().clone().requires_grad_() for name, t in layout.unflatten(theta[: layout.numel]).items()}
     inputs = list(p.values())
     if case.learner.learns_step_sizes:

@@ -1,4 +1,4 @@
-"""Training: resumed equals undisturbed, divergence is recorded, mistakes are named."""
+"""Training: a resumed run equals the undisturbed one, divergence is recorded, and mistakes are named."""
 
 import json
 from dataclasses import replace
@@ -11,7 +11,7 @@ from hessian_tools import Conv4, Shot, TrainConfig, learners, meta_loss, meta_tr
 from hessian_tools.data import open_tasks
 from hessian_tools.nets import MLP
 from hessian_tools.runs import checkpoints, metrics
-from hessian_tools.runs.manifest import ForeignRunError, claim_folder
+from hessian_tools.runs.manifest import ForeignRunError, record_ownership
 from hessian_tools.train import diverged_at, evaluate, logarithmic_schedule, loop, task_loss
 from hessian_tools.train.outer import accumulate_gradient
 
@@ -45,12 +45,12 @@ def test_a_run_stopped_anywhere_and_resumed_equals_the_undisturbed_run(tmp_path,
     config = replace(IMAGES, folder=tmp_path)
     with pytest.raises(StoppedError):
         list(meta_train(config, progress=stop_at(step)))
-    found = list(meta_train(config))
-    assert [c.meta_step for c in found] == [0, 3, 7]
-    for a, b in zip(found, expected, strict=True):
+    resumed = list(meta_train(config))
+    assert [c.meta_step for c in resumed] == [0, 3, 7]
+    for a, b in zip(resumed, expected, strict=True):
         assert torch.equal(a.theta, b.theta)
         assert (a.validation_loss, a.validation_accuracy) == (b.validation_loss, b.validation_accuracy)
-    assert not torch.equal(found[0].theta, found[1].theta)
+    assert not torch.equal(resumed[0].theta, resumed[1].theta)
     assert [row["meta_step"] for row in metrics.read(tmp_path / metrics.NAME)] == list(range(1, 8))
 
 
@@ -93,7 +93,7 @@ def test_learners_of_one_seed_start_alike_and_see_the_same_tasks(tmp_path):
 
 
 def test_an_outer_step_is_the_mean_gradient_over_the_seeds_own_tasks(monkeypatch):
-    # Adam hides the scale of a gradient; plain descent shows it.
+    # Plain descent shows the scale of a gradient, which Adam hides.
     class PlainDescent(torch.optim.Adam):
         @torch.no_grad()
         def step(self):
@@ -102,7 +102,7 @@ def test_an_outer_step_is_the_mean_gradient_over_the_seeds_own_tasks(monkeypatch
 
     monkeypatch.setattr(torch.optim, "Adam", PlainDescent)
     config = replace(IMAGES, seed=5, checkpoints=(0, 2), validation_tasks=0, learning_rate=0.05)
-    start, found = meta_train(config)
+    start, trained = meta_train(config)
     loss, theta = task_loss(config)
     assert torch.equal(theta, start.theta)
     for tasks in ((0, 1), (2, 3)):  # no task is seen twice
@@ -112,14 +112,14 @@ def test_an_outer_step_is_the_mean_gradient_over_the_seeds_own_tasks(monkeypatch
             episode = config.tasks.episode(seed=5, split="train", index=index)
             values.append(meta_loss(config.learner, loss, point, *episode, shot=config.shot)[0])
         theta = theta - 0.05 * torch.autograd.grad(torch.stack(values).mean(), point)[0]
-    assert torch.allclose(found.theta, theta, rtol=1e-4, atol=1e-6)
-    assert (found.theta - start.theta).norm() > 1e-2
+    assert torch.allclose(trained.theta, theta, rtol=1e-4, atol=1e-6)
+    assert (trained.theta - start.theta).norm() > 1e-2
 
 
 def test_a_run_that_diverges_is_recorded_and_stops(tmp_path):
     config = replace(IMAGES, learner=learners.maml(2, 1e30), folder=tmp_path)
-    found = list(meta_train(config))
-    assert [c.diverged for c in found] == [False, True]
+    yielded = list(meta_train(config))
+    assert [c.diverged for c in yielded] == [False, True]
     assert diverged_at(tmp_path) == 1
     assert not checkpoints.checkpoint_path(tmp_path, 3).exists()
     assert diverged_at(tmp_path / "elsewhere") is None
@@ -147,7 +147,7 @@ def test_training_learns_the_regression_tasks():
     )
     before, after = meta_train(config)
     assert after.validation_loss < 0.8 * before.validation_loss
-    assert after.validation_accuracy != after.validation_accuracy  # NaN: regression has none
+    assert after.validation_accuracy != after.validation_accuracy  # NaN, because regression has no accuracy
 
 
 def test_evaluation_is_transductive_adaptation_on_held_out_tasks():
@@ -163,13 +163,46 @@ def test_evaluation_is_transductive_adaptation_on_held_out_tasks():
 
 
 def test_a_folder_of_another_run_is_refused(tmp_path):
-    claim_folder(tmp_path, {"seed": 0, "width": 4}, facts={})
-    claim_folder(tmp_path, {"seed": 0, "width": 4}, facts={})
-    with pytest.raises(ForeignRunError, match="width is 4 there, 8 here"):
-        claim_folder(tmp_path, {"seed": 0, "width": 8}, facts={})
+    record_ownership(tmp_path, "config", {"seed": 0, "width": 4}, facts={"device": "cpu"})
+    written = (tmp_path / "manifest.json").read_bytes()
+    record_ownership(tmp_path, "config", {"seed": 0, "width": 4}, facts={"device": "cuda"})
+    assert (tmp_path / "manifest.json").read_bytes() == written
+    with pytest.raises(ForeignRunError, match="its width is 4, here it is 8;\nchoose another folder"):
+        record_ownership(tmp_path, "config", {"seed": 0, "width": 8})
+    with pytest.raises(ForeignRunError, match="its width is 4, here it is None"):
+        record_ownership(tmp_path, "config", {"seed": 0})
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(ValueError, match="is not JSON"):
-        claim_folder(tmp_path, {"seed": 0}, facts={})
+        record_ownership(tmp_path, "config", {"seed": 0})
+
+
+def test_one_manifest_holds_the_study_and_the_training_of_a_run(tmp_path):
+    record_ownership(tmp_path, "config", {"width": 4}, facts={"device": "cpu"})
+    record_ownership(tmp_path, "training", {"seed": "0", "network": {"weight": (2, 3)}})
+    record_ownership(tmp_path, "training", {"seed": "0", "network": {"weight": (2, 3)}})
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest == {
+        "config": {"width": 4},
+        "device": "cpu",
+        "training": {"seed": "0", "network": {"weight": [2, 3]}},
+    }
+    record_ownership(tmp_path / "alone", "training", {"seed": "0"})
+    with pytest.raises(ForeignRunError, match="its width is None, here it is 4"):  # no study began it
+        record_ownership(tmp_path / "alone", "config", {"width": 4})
+
+
+def test_a_run_begun_by_version_0_1_resumes_itself_and_no_other(tmp_path):
+    begun = replace(IMAGES, folder=tmp_path, checkpoints=(0, 1))
+    list(meta_train(begun))
+    training = json.loads((tmp_path / "manifest.json").read_text())["training"]
+    (tmp_path / "manifest.json").unlink()
+    (tmp_path / "training.json").write_text(json.dumps(training))  # where that version kept it
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(ForeignRunError, match="holds another run: its seed is 0, here it is 7"):
+        list(meta_train(replace(begun, seed=7)))
+    *_, further = meta_train(replace(begun, checkpoints=(0, 1, 2)))
+    assert further.meta_step == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
 OTHERS = {
@@ -220,7 +253,7 @@ def test_mistakes_are_named(tmp_path):
         replace(IMAGES, meta_batch=0)
     with pytest.raises(ValueError, match="cannot be the reference"):
         replace(IMAGES, learner=learners.maml(1, 0.1))
-    with pytest.raises(ValueError, match="compares class probabilities, which regression has none of"):
+    with pytest.raises(ValueError, match="compares class probabilities, which regression does not have"):
         replace(IMAGES, tasks=open_tasks("sine-line"))
     list(meta_train(replace(IMAGES, folder=tmp_path)))
     checkpoints.checkpoint_path(tmp_path, 0).write_bytes(b"not safetensors")

@@ -1,4 +1,4 @@
-"""Counts and places as scripts give them: in a Python that does not check annotations, as the tests do."""
+"""Counts and paths as scripts give them: in a Python that does not check annotations, whereas these tests do."""
 
 import subprocess
 import sys

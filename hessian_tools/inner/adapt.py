@@ -4,19 +4,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hessian_tools.inner import leo
-from hessian_tools.inner.descent import Path, inner_loop, row_parts
-from hessian_tools.inner.gradients import Gradient, support_gradient
+from hessian_tools.inner.descent import InnerPath, inner_loop
+from hessian_tools.inner.gradients import Gradient
 from hessian_tools.inner.learners import Learner
 from hessian_tools.inner.parameters import moved_part, network_parameters, step_sizes
 from hessian_tools.loss import Batch, LossFunction
-
-__all__ = ["Gradient", "Path", "adapt", "inner_loop", "learner_path", "row_parts", "support_gradient"]
 
 
 def adapt(learner: Learner, loss: LossFunction, theta: Float[Tensor, " meta"], support: Batch) -> Tensor:
     """The network's parameters [param] after the learner's inner loop; differentiable in ``theta``."""
     if learner.latent is not None:
-        return leo.adapted(learner, leo.own_loss(loss), theta, support)
+        return leo.adapted(learner, leo.require_network(loss), theta, support)
     return learner_path(learner, loss, theta, support).adapted
 
 
@@ -30,15 +28,18 @@ def learner_path(
     first_gradient: Gradient | None = None,
     minibatches: int = 1,
     checkpointing: bool = False,
-) -> Path:
-    """The inner loop as the learner takes it, from its meta-parameters.
+) -> InnerPath:
+    """The points and gradients of a learner's inner loop.
 
-    steps: another number of steps in the same total time, by the rule's own measure of it.
-    checkpointing: see ``inner_loop``; without effect on the values.
-    Of LEO: the network at the decoded codes, then its fine-tuning; gradients by the weights.
+    theta: the learner's meta-parameters [meta].
+    steps: another number of steps, which take the same total time as the learner's own by its step rule.
+    first_gradient, minibatches, checkpointing: see ``inner_loop``.
+
+    The path of LEO consists of the networks at the decoded codes, then those of its fine-tuning, with the gradients by
+    the head's weights. It does not take ``steps``, ``first_gradient`` and ``minibatches``.
     """
     if learner.latent is not None:
-        return leo.decoded_path(learner, leo.own_loss(loss), theta, support, checkpointing=checkpointing)
+        return leo.decoded_path(learner, leo.require_network(loss), theta, support, checkpointing=checkpointing)
     alpha = step_sizes(learner, loss, theta)
     if steps is not None:
         alpha = learner.rule.time(learner.steps) * alpha / learner.rule.time(steps)

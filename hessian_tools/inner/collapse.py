@@ -1,7 +1,7 @@
-"""Homogeneous corruption (Lee, Yoo, Kwak 2023, appendix): a network that answers every query alike.
+"""Homogeneous corruption (Lee, Yoo, Kwak 2023, appendix): a network that gives every query the same answer.
 
-SHOT's distance is smallest where the inner loop changes nothing, and a network whose outputs do not
-depend on the input has no gradient to follow: pre-training by SHOT alone may end there.
+SHOT's distance is smallest where the inner loop changes nothing. A network whose outputs do not depend on the input has
+no gradient to follow, so pre-training by SHOT alone may end there.
 """
 
 from dataclasses import dataclass
@@ -10,23 +10,25 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-ALIKE = 0.01
+COLLAPSE_THRESHOLD = 0.01
 
 
 @dataclass(frozen=True)
 class Homogeneity:
-    """How far outputs differ between examples: variation in [0, 1], 0 when all are alike.
+    """How far outputs differ between examples.
 
-    collapsed: variation below the threshold, that is (at 0.01) the part of the outputs that differs
-    between examples is, in root mean square, less than a tenth of the outputs.
+    variation: the share of the outputs' mean square that is variance between examples, in [0, 1]; 0 when the outputs
+        of all examples are equal.
+    collapsed: whether the variation is below the threshold. At 0.01, this means that the root mean square of what
+        differs between examples is less than a tenth of that of the outputs.
     """
 
     variation: float
     collapsed: bool
 
 
-def homogeneity(outputs: Float[Tensor, "example output"], *, threshold: float = ALIKE) -> Homogeneity:
-    """Whether a network's outputs for different examples are one and the same.
+def homogeneity(outputs: Float[Tensor, "example output"], *, threshold: float = COLLAPSE_THRESHOLD) -> Homogeneity:
+    """Measure whether a network's outputs for different examples are one and the same.
 
     >>> homogeneity(torch.tensor([[3.0, -3.0], [3.0, -3.0]]))
     Homogeneity(variation=0.0, collapsed=True)
@@ -38,11 +40,9 @@ def homogeneity(outputs: Float[Tensor, "example output"], *, threshold: float = 
 
 
 def output_variation(outputs: Float[Tensor, "example output"]) -> Float[Tensor, ""]:
-    """Share of the outputs' mean square that is variance between examples; 0 where all outputs are 0.
-
-    Several outputs are logits and count less their mean over outputs, which no probability depends on.
-    """
-    seen = outputs - outputs.mean(-1, keepdim=True) if outputs.shape[-1] > 1 else outputs
-    total = (seen**2).sum()
-    between = ((seen - seen.mean(0)) ** 2).sum()
+    """The share of the outputs' mean square that is variance between examples; 0 where all outputs are 0."""
+    # Several outputs are logits. Their mean over the outputs is taken away, because no probability depends on it.
+    centred = outputs - outputs.mean(-1, keepdim=True) if outputs.shape[-1] > 1 else outputs
+    total = (centred**2).sum()
+    between = ((centred - centred.mean(0)) ** 2).sum()
     return torch.where(total > 0, between / total, torch.zeros_like(total))

@@ -1,4 +1,4 @@
-"""The one inner loop: training differentiates it, recording reads it."""
+"""The one inner loop: training differentiates it, and recording reads it."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +14,10 @@ from hessian_tools.loss import Batch, LossFunction
 
 
 @dataclass(frozen=True)
-class Path:
-    """The points an inner loop visited (K + 1) and the gradients it stepped along (K).
+class InnerPath:
+    """The K + 1 points that an inner loop visited, and the K gradients that it stepped along.
 
-    part: the parameters that moved, to which the gradients belong; None: all.
+    part: the parameters that moved, to which the gradients belong; None: all of them.
     """
 
     thetas: tuple[Tensor, ...]
@@ -43,16 +43,20 @@ def inner_loop(
     rule: StepRule = PLAIN,
     minibatches: int = 1,
     checkpointing: bool = False,
-) -> Path:
-    """theta_{k+1} = theta_k - alpha d_k for K steps, d_k = g_k for the plain rule; differentiable in ``theta``.
+) -> InnerPath:
+    """Take K steps theta_{k+1} = theta_k - alpha d_k on the support loss; the path is differentiable in ``theta``.
 
-    part: the parameters that move, all by default; the inner gradient is by no others.
-    first_gradient: the gradient at ``theta`` where another loop has it already; the pass over the
-    support set is then not made again, and an outer backward sweeps through it once for both.
-    first_order: every gradient is a constant to the outer derivative.
-    minibatches: step k sees part k mod minibatches of the support set's rows.
-    checkpointing: keep of each step its point, and make its two passes again in the outer backward:
-    memory for one step's activations however many there are. Nothing to do for ``first_order``.
+    The direction d_k is the gradient g_k for the plain rule.
+
+    steps, step_size: K and alpha; one number, or one for each moved entry.
+    first_order: whether every gradient is a constant to the outer derivative.
+    first_gradient: the gradient at ``theta``, where another loop has computed it already. Its pass over the support
+        set is then not made again, and an outer backward sweeps through it once for both loops.
+    part: the parameters that move, by which alone the inner gradient is taken; None: all of them.
+    rule: how a direction follows from the gradients.
+    minibatches: the number of parts into which the rows of the support set are cut; step k sees part k mod minibatches.
+    checkpointing: keep only the point of each step, and make its two passes again in the outer backward. That needs
+        memory for the activations of one step, however many there are; it changes nothing under ``first_order``.
     """
     gradient_at = recomputed_gradient if checkpointing and not first_order else support_gradient
     thetas, gradients, state = [theta], list[Gradient](), None
@@ -63,12 +67,13 @@ def inner_loop(
         else:
             point = thetas[-1].detach() if first_order else thetas[-1]
             gradient = gradient_at(loss, point, batches[k % minibatches], part=part)
-        # Detached once more: a plain function may hold on to other things that the outer loop learns.
+        # Detached once more, because a plain function may hold other tensors that the outer loop learns.
         vector = gradient.vector.detach() if first_order else gradient.vector
         direction, state = rule.direction(vector, state)
         gradients.append(gradient)
-        thetas.append(_moved(thetas[-1], step_size * direction, part))
-    return Path(tuple(thetas), tuple(gradients), part)
+        step = step_size * direction
+        thetas.append(thetas[-1] - step if part is None else part.put(thetas[-1], part.of(thetas[-1]) - step))
+    return InnerPath(tuple(thetas), tuple(gradients), part)
 
 
 def row_parts(batch: Batch, count: int) -> list[Any]:
@@ -81,7 +86,3 @@ def row_parts(batch: Batch, count: int) -> list[Any]:
         raise ValueError(f"minibatches={count} of {rows} examples leave some empty; use at most {rows}")
     pieces = [leaf.tensor_split(count) for leaf in leaves]
     return [pytree.tree_unflatten(list(part), tree) for part in zip(*pieces, strict=True)]
-
-
-def _moved(theta: Tensor, step: Tensor, part: Part | None) -> Tensor:
-    return theta - step if part is None else part.put(theta, part.of(theta) - step)

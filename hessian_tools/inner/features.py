@@ -1,4 +1,4 @@
-"""What the head of a network is given: the features."""
+"""The features of a network, which are the inputs of its head."""
 
 import torch
 from torch import Tensor, nn
@@ -7,27 +7,27 @@ from hessian_tools.loss import Loss
 
 
 def features(loss: Loss, theta: Tensor, x: Tensor) -> Tensor:
-    """The input of the head [example, feature] at ``theta``; differentiable.
+    """The inputs of the head [example, feature] for inputs ``x`` of the network at ``theta``; differentiable.
 
-    The head is the module that ``layout.under("head")`` means. Costs one forward pass; ValueError
-    where the head is not called exactly once, with one tensor of one row per example.
+    The head is the module that ``layout.under("head")`` means. The cost is one forward pass. Raises ValueError where
+    the head is not called exactly once, with one tensor that has a row per example.
     """
     head = head_module(loss)
-    seen: list[tuple[Tensor, ...]] = []
-    handle = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
+    calls: list[tuple[Tensor, ...]] = []
+    handle = head.register_forward_pre_hook(lambda _, inputs: calls.append(inputs))
     try:
         loss.outputs(theta, x)
     finally:
         handle.remove()
-    if len(seen) != 1 or len(seen[0]) != 1 or not isinstance(seen[0][0], Tensor):
+    if len(calls) != 1 or len(calls[0]) != 1 or not isinstance(calls[0][0], Tensor):
         raise ValueError(
-            f"the head ({type(head).__name__}) is called {len(seen)} times; it must be called once, with x"
+            f"the head ({type(head).__name__}) is called {len(calls)} times; it must be called once, with x"
         )
-    return seen[0][0].flatten(1)
+    return calls[0][0].flatten(1)
 
 
 def head_module(loss: Loss) -> nn.Module:
-    """The head of the network; ValueError where the network is nothing but its head."""
+    """The module that is the head of the network; raises ValueError where the network is nothing but its head."""
     name = loss.layout.under("head")[0].rpartition(".")[0] if loss.layout.head is None else loss.layout.head
     if not name:
         raise ValueError(f"{type(loss.model).__name__} has no module for a head; name the last layer 'head'")
@@ -35,7 +35,7 @@ def head_module(loss: Loss) -> nn.Module:
 
 
 def with_linear_head(inputs: Tensor, weights: Tensor) -> Tensor:
-    """Outputs [example, class] of a linear head whose matrix [class, feature] and bias [class] are one vector."""
+    """The outputs [example, class] of a linear head, whose matrix [class, feature] and bias [class] are one vector."""
     classes = len(weights) // (inputs.shape[1] + 1)
     matrix, bias = weights.split([classes * inputs.shape[1], classes])
     return torch.addmm(bias, inputs, matrix.view(classes, -1).T)

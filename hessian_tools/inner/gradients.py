@@ -1,4 +1,4 @@
-"""The gradient of a support loss at one point: with its graph kept, or made again when a derivative asks for it."""
+"""The gradient of a support loss at one point, with its graph kept, or made again when a derivative asks for it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ from hessian_tools.loss import Batch, Loss, LossFunction
 
 @dataclass(frozen=True)
 class Gradient:
-    """A gradient by the entries that move, with what its pass over the support set also gave.
+    """A gradient by the entries that move, with the other results of its pass over the support set.
 
-    These are the loss, and the outputs of a ``Loss``.
+    loss: the value of the support loss. outputs: those of a ``Loss``; None for a plain function.
     """
 
     vector: Float[Tensor, " moved"]
@@ -29,8 +29,10 @@ class Gradient:
 def support_gradient(
     loss: LossFunction, theta: Float[Tensor, " param"], support: Batch, *, part: Part | None = None
 ) -> Gradient:
-    """Gradient by the parameters in ``part``, loss and outputs, in one forward and one backward pass."""
+    """The gradient by the parameters in ``part`` (None: all), loss and outputs, in one forward and one backward pass.
 
+    The result is differentiable in ``theta`` where that requires a gradient, and inside ``torch.func`` transforms.
+    """
     if not isinstance(loss, Loss):  # torch.func admits no None beside the value
         vector, value = grad_and_value(loss)(theta, support)
         return Gradient(vector, value, None)
@@ -42,10 +44,12 @@ def support_gradient(
         return loss.criterion(outputs, y), outputs
 
     start = theta if part is None else part.of(theta)
-    if start.requires_grad and torch.is_grad_enabled() and not _is_transformed():
-        here = start.view_as(start)  # a node of its own: what else was made from theta is a constant to the inner loop
-        value, outputs = with_outputs(here)
-        (vector,) = torch.autograd.grad(value, here, create_graph=True)  # as torch.func's, less its work per operation
+    if start.requires_grad and torch.is_grad_enabled() and not _inside_transform():
+        # The view is a node of its own: whatever else was made from theta is a constant to the inner gradient.
+        point = start.view_as(start)
+        value, outputs = with_outputs(point)
+        # The same numbers as torch.func's, without the work that torch.func adds to every operation.
+        (vector,) = torch.autograd.grad(value, point, create_graph=True)
         return Gradient(vector, value, outputs)
     vector, (value, outputs) = grad_and_value(with_outputs, has_aux=True)(start)
     return Gradient(vector, value, outputs)
@@ -54,33 +58,37 @@ def support_gradient(
 def recomputed_gradient(
     loss: LossFunction, theta: Float[Tensor, " param"], support: Batch, *, part: Part | None = None
 ) -> Gradient:
-    """The same numbers, but nothing of the two passes is kept besides ``theta`` and ``support``.
+    """The same numbers as :func:`support_gradient`, with nothing of the two passes kept but ``theta`` and ``support``.
 
-    Each derivative that is taken of it costs the two passes once more; derivatives of every order are those of
-    :func:`support_gradient` (Chen et al. 2016, for the pair of passes that is one inner step). All that is
-    to be differentiated must come in by ``theta`` or ``support``: ValueError where ``loss`` reaches for
-    something else that requires a gradient, and inside ``torch.func`` transforms.
+    Each derivative that is taken of the result makes the two passes once more (Chen et al. 2016, for the pair of passes
+    that is one inner step). Derivatives of every order are those of :func:`support_gradient`.
+
+    Everything to be differentiated must come in by ``theta`` or ``support``. Raises ValueError where ``loss`` reaches
+    for another tensor that requires a gradient, and inside ``torch.func`` transforms.
     """
-    if _is_transformed():
+    if _inside_transform():
         raise ValueError(
             "checkpointing works by loss.backward() or autograd.grad, not inside torch.func; switch it off"
         )
     leaves, tree = pytree.tree_flatten(support)
 
     def passes(point: Tensor, *parts: Any) -> tuple[Tensor, Tensor, Tensor | None]:
-        found = support_gradient(loss, point, pytree.tree_unflatten(list(parts), tree), part=part)
-        return found.vector, found.loss, found.outputs
+        gradient = support_gradient(loss, point, pytree.tree_unflatten(list(parts), tree), part=part)
+        return gradient.vector, gradient.loss, gradient.outputs
 
     return Gradient(*_Recomputed.apply(passes, theta, *leaves))
 
 
-def _is_transformed() -> bool:
-    """Whether some torch.func transform is at work."""
+def _inside_transform() -> bool:
+    """Whether this code runs inside some torch.func transform."""
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 class _Recomputed(torch.autograd.Function):
-    """A function's outputs, its graph made when differentiated. Never ``once_differentiable``: SHOT may need more."""
+    """The outputs of a function, whose graph is made only when they are differentiated.
+
+    It is never ``once_differentiable``, because SHOT's penalty may need derivatives of higher order.
+    """
 
     @staticmethod
     def forward(ctx: Any, passes: Callable[..., Any], *inputs: Any) -> Any:
@@ -88,7 +96,7 @@ class _Recomputed(torch.autograd.Function):
         ctx.passes = passes
         ctx.others = [None if isinstance(t, Tensor) else t for t in inputs]
         ctx.save_for_backward(*(t if isinstance(t, Tensor) else None for t in inputs))
-        with torch.enable_grad():  # of detached inputs: a result that requires a gradient has it from elsewhere
+        with torch.enable_grad():  # the inputs are detached: an output that requires a gradient has it from elsewhere
             outputs = passes(*(t.detach() if isinstance(t, Tensor) else t for t in inputs))
         if any(isinstance(t, Tensor) and t.requires_grad for t in outputs):
             raise ValueError(
@@ -98,24 +106,26 @@ class _Recomputed(torch.autograd.Function):
         return outputs
 
     @staticmethod
-    def backward(ctx: Any, *by_outputs: Tensor | None) -> Any:
-        further, needed = torch.is_grad_enabled(), ctx.needs_input_grad[1:]
+    def backward(ctx: Any, *output_gradients: Tensor | None) -> Any:
+        higher_order, needed = torch.is_grad_enabled(), ctx.needs_input_grad[1:]
         with torch.enable_grad():
-            # Each input under a node of its own: one may be made from another, and that path is not ours to follow.
+            # Each input gets a node of its own, because one input may be made from another, and the derivative along
+            # that path belongs to the outer graph.
             inputs = [
-                other if t is None else t.view_as(t) if further else t.detach().requires_grad_(wanted)
-                for t, other, wanted in zip(ctx.saved_tensors, ctx.others, needed, strict=True)
+                other if t is None else t.view_as(t) if higher_order else t.detach().requires_grad_(is_needed)
+                for t, other, is_needed in zip(ctx.saved_tensors, ctx.others, needed, strict=True)
             ]
             pairs = [
-                (output, by)
-                for output, by in zip(ctx.passes(*inputs), by_outputs, strict=True)
-                if by is not None and output.requires_grad
+                (output, gradient)
+                for output, gradient in zip(ctx.passes(*inputs), output_gradients, strict=True)
+                if gradient is not None and output.requires_grad
             ]
-            wanted = [t for t, n in zip(inputs, needed, strict=True) if n]
-            outputs, weights = zip(*pairs, strict=True) if pairs else ((), ())
-            found = iter(
-                torch.autograd.grad(outputs, wanted, weights, create_graph=further, allow_unused=True)
-                if pairs
-                else [None] * len(wanted)
-            )
-        return (None, *(next(found) if n else None for n in needed))
+            differentiated = [t for t, is_needed in zip(inputs, needed, strict=True) if is_needed]
+            input_gradients: Any = [None] * len(differentiated)
+            if pairs:
+                outputs, weights = zip(*pairs, strict=True)
+                input_gradients = torch.autograd.grad(
+                    outputs, differentiated, weights, create_graph=higher_order, allow_unused=True
+                )
+        remaining = iter(input_gradients)
+        return (None, *(next(remaining) if is_needed else None for is_needed in needed))

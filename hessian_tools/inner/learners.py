@@ -281,20 +281,17 @@ class Algorithm:
         example = self._example
         if not example.is_trained:
             return ()
-        penalties = () if example.outer == "classes" else ("shot",)
+        names = ["start", "optimiser", "learning_rate"]
         if example.outer == "query" and example.latent is None:
-            penalties += ("pretraining",)
-        return (*penalties, "start", "optimiser", "learning_rate")
+            names.insert(0, "pretraining")
+        if example.outer != "classes":
+            names.insert(0, "shot")
+        return tuple(names)
 
     @property
     def is_trained(self) -> bool:
         """See ``Learner.is_trained``."""
         return self._example.is_trained
-
-    @property
-    def needs_classes(self) -> bool:
-        """See ``Learner.needs_classes``."""
-        return self._example.needs_classes
 
     def learner(self, steps: int, step_size: float, **settings: Any) -> Learner:
         """A learner of the algorithm; ``settings`` are among ``learner_settings``, and None leaves a default."""

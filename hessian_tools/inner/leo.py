@@ -1,13 +1,13 @@
 """LEO (Rusu et al. 2019): an inner loop on a code per class, from which the head's weights are decoded.
 
-An encoder and a relation network turn the support features into a mean and a spread per class; a
-code is drawn there (in training) or is the mean (on a new task). The codes descend the support loss
-through the decoder, then the decoded weights descend it themselves. Encoder, relation network,
-decoder and both step sizes are meta-parameters behind the network's own.
+An encoder and a relation network turn the support features into a mean and a standard deviation per class. In training
+a code is drawn from that distribution; on a new task it is the mean. The codes descend the support loss through the
+decoder, and then the decoded weights descend it themselves. Encoder, relation network, decoder and both step sizes are
+meta-parameters, which follow those of the network.
 
-Where we differ from the authors: the noise of the decoded weights is drawn once per task, not at
-each decoding, so that the inner loop descends one function (SHOT compares two ways down it);
-standard deviations are exp(s) times that of Glorot's initialisation, hence always positive.
+We differ from the authors in two points. The noise of the decoded weights is drawn once per task and not at each
+decoding, so that the inner loop descends one function, as SHOT needs to compare two loops. Standard deviations are
+exp(s) times that of Glorot's initialisation, hence always positive.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from hessian_tools.inner.descent import Path, inner_loop
+from hessian_tools.inner.descent import InnerPath, inner_loop
 from hessian_tools.inner.features import features
 from hessian_tools.inner.gradients import Gradient, recomputed_gradient, support_gradient
 from hessian_tools.inner.learners import Latent, Learner
@@ -32,7 +32,7 @@ PENALISED = ("encoder", "relation.0", "relation.1", "relation.2", "decoder")
 
 @dataclass(frozen=True)
 class Codes:
-    """Of each class: the mean and the standard deviation of its code, and the code the loop starts from."""
+    """For each class, the mean and the standard deviation of its code, and the code that the inner loop starts from."""
 
     mean: Float[Tensor, "way latent"]
     std: Float[Tensor, "way latent"]
@@ -41,7 +41,11 @@ class Codes:
 
 @dataclass(frozen=True)
 class Task:
-    """One task as LEO sees it: support features and labels, codes, meta-parameters by name, the weights' noise."""
+    """One task as LEO sees it.
+
+    features, labels: of the support set. codes: those of the classes, as the encoder gives them.
+    parameters: LEO's meta-parameters by name. noise: the standard normal numbers of the decoded weights.
+    """
 
     features: Float[Tensor, "example feature"]
     labels: Int[Tensor, " example"]
@@ -50,12 +54,12 @@ class Task:
     noise: Float[Tensor, "way feature"]
 
     def weights(self, code: Float[Tensor, " code"]) -> Float[Tensor, "way feature"]:
-        """The head's weights decoded from all classes' codes as one vector."""
+        """The head's weights, decoded from the codes of all classes, which come as one vector."""
         return decode(self.parameters["decoder"], code.view_as(self.codes.start), self.noise)
 
 
 def latent_layout(latent: Latent, *, width: int) -> ParamLayout:
-    """LEO's own meta-parameters for features of a width: linear maps without bias, and two step sizes."""
+    """The layout of LEO's meta-parameters for features of a width: linear maps without bias, and two step sizes."""
     h = latent.size
     shapes = {
         "encoder": (h, width),
@@ -67,7 +71,7 @@ def latent_layout(latent: Latent, *, width: int) -> ParamLayout:
 
 
 def latent_parameters(learner: Learner, *, width: int, generator: torch.Generator) -> Float[Tensor, " latent_param"]:
-    """Where they begin: Glorot's uniform distribution, and the step sizes the learner names."""
+    """LEO's initial meta-parameters: draws of Glorot's uniform distribution, and the learner's two step sizes."""
     latent = _latent(learner)
     layout = latent_layout(latent, width=width)
     drawn = {
@@ -82,22 +86,22 @@ def latent_parameters(learner: Learner, *, width: int, generator: torch.Generato
 def open_task(
     learner: Learner, loss: Loss, theta: Float[Tensor, " meta"], support: Batch, noise: torch.Generator | None
 ) -> Task:
-    """Encode a support set; ``noise`` None: means in the place of draws, no dropout."""
+    """Encode a support set; where ``noise`` is None, codes and weights are their means, and nothing is dropped."""
     latent, (x, y) = _latent(learner), support
-    seen = features(loss, network_parameters(loss, theta), x)
+    inputs = features(loss, network_parameters(loss, theta), x)
     ways = loss.layout.unflatten(network_parameters(loss, theta))[head_weight(loss.layout)].shape[0]
-    layout = latent_layout(latent, width=seen.shape[1])
+    layout = latent_layout(latent, width=inputs.shape[1])
     stored = further_parameters(loss, theta)[: layout.numel]
     if len(stored) < layout.numel:
         raise ValueError(
             f"theta has {len(theta)} entries but {learner.name} needs {layout.numel} behind the network's"
-            f" {loss.layout.numel}; append latent_parameters(learner, width={seen.shape[1]}, generator=...)"
+            f" {loss.layout.numel}; append latent_parameters(learner, width={inputs.shape[1]}, generator=...)"
         )
     parameters = layout.unflatten(stored)
-    kept = seen * _mask(seen, latent.dropout, noise)
-    mean, std = encode(parameters, kept, y.to(seen.device), ways=ways)
+    kept = inputs * _mask(inputs, latent.dropout, noise)
+    mean, std = encode(parameters, kept, y.to(inputs.device), ways=ways)
     codes = Codes(mean, std, mean + std * _normal(mean, noise))
-    return Task(seen, y, codes, parameters, _normal(seen.new_zeros(ways, seen.shape[1]), noise))
+    return Task(inputs, y, codes, parameters, _normal(inputs.new_zeros(ways, inputs.shape[1]), noise))
 
 
 def encode(
@@ -107,8 +111,10 @@ def encode(
     *,
     ways: int,
 ) -> tuple[Float[Tensor, "way latent"], Float[Tensor, "way latent"]]:
-    """Mean and standard deviation of each class's code: the relation network's mean over the pairs of the class
-    with all examples."""
+    """The mean and the standard deviation of each class's code.
+
+    The relation network sees each pair of an example of the class and any example; its outputs are averaged.
+    """
     encoded = inputs @ parameters["encoder"].T
     count, size = encoded.shape
     pairs = torch.cat([encoded[:, None].expand(-1, count, -1), encoded[None].expand(count, -1, -1)], -1)
@@ -124,7 +130,10 @@ def decode(
     codes: Float[Tensor, "way latent"],
     noise: Float[Tensor, "way feature"],
 ) -> Float[Tensor, "way feature"]:
-    """The head's weights: mean plus standard deviation times noise, both linear in the code (the latter its log)."""
+    """The head's weights: their mean plus their standard deviation times ``noise``.
+
+    The mean and the logarithm of the standard deviation are linear in the code.
+    """
     width, size = noise.shape[1], codes.shape[1]
     mean, log_std = (codes @ decoder.T).split(width, -1)
     return mean + log_std.exp() * sqrt(2 / (width + size)) * noise
@@ -139,10 +148,11 @@ def code_path(
     steps: int | None = None,
     first_gradient: Gradient | None = None,
     checkpointing: bool = False,
-) -> Path:
-    """The steps on the codes; ``steps``: another number of them in the same total time."""
+) -> InnerPath:
+    """The steps on the codes; ``steps`` is another number of them, in the same total time."""
 
-    def code_loss(code: Tensor, batch: Batch) -> Tensor:  # all that is learned comes in the batch, for checkpointing
+    # Everything that is learned comes in the batch, because checkpointing differentiates nothing else.
+    def code_loss(code: Tensor, batch: Batch) -> Tensor:
         x, y, decoder, noise, bias = batch
         return loss.criterion(F.linear(x, decode(decoder, code.view(len(noise), -1), noise), bias), y)
 
@@ -168,8 +178,8 @@ def weight_path(
     code: Float[Tensor, " code"],
     *,
     checkpointing: bool = False,
-) -> Path:
-    """Fine-tuning: the steps on the weights decoded from a code."""
+) -> InnerPath:
+    """Fine-tuning: the steps on the weights that are decoded from a code."""
 
     def weight_loss(weights: Tensor, batch: Batch) -> Tensor:
         x, y, bias = batch
@@ -187,7 +197,7 @@ def weight_path(
 
 
 def adapted(learner: Learner, loss: Loss, theta: Float[Tensor, " meta"], support: Batch) -> Float[Tensor, " param"]:
-    """The network's parameters after both loops, from the codes' means."""
+    """The network's parameters after both loops, which start from the means of the codes."""
     task = open_task(learner, loss, theta, support, None)
     code = code_path(learner, loss, theta, task).adapted
     return with_weights(loss, theta, weight_path(learner, loss, theta, task, code).adapted)
@@ -195,8 +205,11 @@ def adapted(learner: Learner, loss: Loss, theta: Float[Tensor, " meta"], support
 
 def decoded_path(
     learner: Learner, loss: Loss, theta: Float[Tensor, " meta"], support: Batch, *, checkpointing: bool = False
-) -> Path:
-    """Both loops as points of the network, each with its gradient by the head's weights (computed for this)."""
+) -> InnerPath:
+    """Both loops as points of the network, each with its gradient by the head's weights.
+
+    These gradients are computed here, because the loops themselves step along gradients by codes and by weights.
+    """
     task = open_task(learner, loss, theta, support, None)
     codes = code_path(learner, loss, theta, task, checkpointing=checkpointing).thetas
     tuned = weight_path(learner, loss, theta, task, codes[-1], checkpointing=checkpointing).thetas[1:]
@@ -204,7 +217,7 @@ def decoded_path(
     points = tuple(with_weights(loss, theta, w) for w in weights)
     part = _weight_part(loss, theta.device)
     gradient_at = recomputed_gradient if checkpointing else support_gradient
-    return Path(points, tuple(gradient_at(loss, p, support, part=part) for p in points[:-1]), part)
+    return InnerPath(points, tuple(gradient_at(loss, p, support, part=part) for p in points[:-1]), part)
 
 
 def with_weights(loss: Loss, theta: Float[Tensor, " meta"], weights: Float[Tensor, " weight"]) -> Tensor:
@@ -213,7 +226,7 @@ def with_weights(loss: Loss, theta: Float[Tensor, " meta"], weights: Float[Tenso
 
 
 def penalties(latent: Latent, task: Task, last_code: Float[Tensor, " code"]) -> dict[str, Float[Tensor, ""]]:
-    """The regularisers by name, unweighted: means over classes, sums over a code's entries."""
+    """The penalties by name, without their weights: means over the classes, sums over the entries of a code."""
     codes = task.codes
     kl = (codes.mean**2 + codes.std**2 - 1 - 2 * codes.std.log()).sum(-1).mean() / 2
     encoder = ((last_code.detach().view_as(codes.start) - codes.start) ** 2).sum(-1).mean()
@@ -224,10 +237,10 @@ def penalties(latent: Latent, task: Task, last_code: Float[Tensor, " code"]) -> 
     return {"kl": kl, "encoder": encoder, "l2": l2, "orthogonality": orthogonality}
 
 
-def own_loss(loss: LossFunction) -> Loss:
-    """The loss as one with a network."""
+def require_network(loss: LossFunction) -> Loss:
+    """The loss itself; raises ValueError for a plain function, which has no network whose head can be decoded."""
     if not isinstance(loss, Loss):
-        raise ValueError("LEO decodes the head of a network, which a plain function has not; use ht.make_loss")
+        raise ValueError("LEO decodes the head of a network, which a plain function does not have; use ht.make_loss")
     return loss
 
 
@@ -246,13 +259,15 @@ def _head_bias(loss: Loss, theta: Tensor) -> Tensor | None:
 
 
 def _normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Standard normal numbers, drawn on the CPU; zeros without a generator."""
+    """Standard normal numbers in the shape of ``like``, drawn on the CPU; zeros without a generator."""
     if generator is None:
         return torch.zeros_like(like)
+    # Drawn in float64, so that a run in float32 and its check in float64 have the same noise.
     return torch.randn(like.shape, generator=generator, dtype=torch.float64, device="cpu").to(like)
 
 
 def _mask(like: Tensor, rate: float, generator: torch.Generator | None) -> Tensor:
+    """The factors of dropout: 0 with probability ``rate``, else 1 / (1 - rate); 1 without a generator."""
     if generator is None or rate == 0:
         return torch.ones_like(like)
     kept = torch.rand(like.shape, generator=generator, dtype=torch.float64, device="cpu") >= rate

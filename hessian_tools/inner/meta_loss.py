@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from hessian_tools.inner import leo
-from hessian_tools.inner.adapt import Path, learner_path
+from hessian_tools.inner.adapt import learner_path
 from hessian_tools.inner.collapse import output_variation
+from hessian_tools.inner.descent import InnerPath
 from hessian_tools.inner.features import features, with_linear_head
 from hessian_tools.inner.learners import Latent, Learner
 from hessian_tools.inner.parameters import further_parameters, network_parameters
@@ -21,8 +22,10 @@ from hessian_tools.loss import Batch, Loss
 
 @dataclass(frozen=True)
 class Aux:
-    """What a meta-loss is made of, detached: losses, SHOT's distance (NaN without SHOT), accuracy.
+    """The parts that a meta-loss is made of, detached from its graph.
 
+    query_loss, query_accuracy: on the query set, after the inner loop. support_loss: before the inner loop.
+    shot_distance: SHOT's distance; NaN without SHOT.
     output_variation: how far the adapted network's outputs differ between queries; see ``homogeneity``.
     """
 
@@ -44,17 +47,20 @@ def meta_loss(
     noise: torch.Generator | None = None,
     checkpointing: bool = False,
 ) -> tuple[Float[Tensor, ""], Aux]:
-    """The learner's outer objective on one task (+ weight x SHOT distance), differentiable in ``theta``.
+    """The learner's outer objective on one task, plus weight x SHOT's distance; differentiable in ``theta``.
 
-    With ``reference_steps=None`` and ``target_steps=1`` SHOT costs one forward and backward pass
-    over the query set: the target is one step of K alpha along the gradient the inner loop has already.
-    A distance in parameters costs no pass at all. A schedule of ``shot`` is the outer loop's affair;
-    here its full weight counts: see ``Shot.at``.
+    theta: the meta-parameters; see ``hessian_tools.inner.parameters``.
+    support, query: the two batches (x, y) of the task. Under ``outer="classes"`` the labels are those of the training
+        classes.
+    shot: the penalty, which counts with its full weight; the outer loop follows a schedule by ``Shot.at``.
+    noise: the generator of LEO's draws and of its dropout; None takes their means.
+    checkpointing: give the same value and gradient with the activations of one inner step in memory, whatever the
+        number of steps, for one more forward and backward pass a step. It works by ``backward`` or ``autograd.grad``
+        alone.
 
-    theta: the meta-parameters; see ``hessian_tools.inner.parameters``. Under ``outer="classes"``
-    the labels are those of the training classes. noise: of LEO's draws and dropout; None: their means.
-    checkpointing: the same value and gradient with the activations of one inner step in memory, whatever
-    their number, for one more forward and backward pass a step; by ``backward`` or ``autograd.grad`` alone.
+    With ``reference_steps=None`` and ``target_steps=1``, SHOT costs one forward and backward pass over the query set:
+    the target is one step of K alpha along the gradient that the inner loop has computed already. A distance in
+    parameters costs no pass at all.
     """
     check_shot(shot, learner)
     refuse_plain_function(loss)
@@ -62,19 +68,17 @@ def meta_loss(
         return _latent_loss(learner, learner.latent, loss, theta, support, query, shot, noise, checkpointing)
     if learner.outer == "classes":
         return _class_loss(loss, theta, joined(support, query))
-    if learner.outer == "displacement":
-        return _displacement(learner, loss, theta, support, query, shot)
-    return _query_loss(learner, loss, theta, support, query, shot, checkpointing)
+    return _parameter_loss(learner, loss, theta, support, query, shot, checkpointing)
 
 
 def refuse_plain_function(loss: object) -> None:
-    """ValueError for a loss that shows no outputs."""
+    """Raise ValueError for a loss that does not show its outputs."""
     if not isinstance(loss, Loss):
         raise ValueError("query outputs are judged, which a plain function does not show; use ht.make_loss")
 
 
 def check_shot(shot: Shot | None, learner: Learner) -> None:
-    """Refuse a penalty that the learner's inner loop cannot have."""
+    """Raise ValueError for a penalty that the learner's inner loop cannot have."""
     if shot is None:
         return
     if learner.outer == "classes":
@@ -91,7 +95,7 @@ def shot_distance(
     learner: Learner,
     loss: Loss,
     theta: Float[Tensor, " meta"],
-    path: Path,
+    path: InnerPath,
     support: Batch,
     x: Tensor,
     *,
@@ -99,46 +103,47 @@ def shot_distance(
     project: Projector = unchanged,
     checkpointing: bool = False,
 ) -> Float[Tensor, ""]:
-    """D(reference, target); both share the first gradient of ``path``, the learner's own loop from ``theta``.
+    """D(reference, target) of inner loops from ``theta``.
 
-    own_outputs: those on the query inputs ``x`` after ``path``. project: what the reference passes.
+    path: the learner's own loop, whose first gradient target and reference share. own_outputs: the outputs on the query
+    inputs ``x`` after that loop. project: the function that is applied to the reference.
     """
 
-    def another(steps: int) -> Path:
+    def path_of(steps: int) -> InnerPath:
         first = path.gradients[0]
         return learner_path(
             learner, loss, theta, support, steps=steps, first_gradient=first, checkpointing=checkpointing
         )
 
-    def outputs(end: Tensor) -> Tensor:
+    def outputs_at(end: Tensor) -> Tensor:
         return own_outputs if end is path.adapted else loss.outputs(end, x)
 
-    return _distance_along(shot, learner, path, another, outputs, project)
+    return _distance_between_paths(shot, learner, path, path_of, outputs_at, project)
 
 
-def _distance_along(
+def _distance_between_paths(
     shot: Shot,
     learner: Learner,
-    path: Path,
-    another: Callable[[int], Path],
-    outputs: Callable[[Tensor], Tensor],
+    own_path: InnerPath,
+    path_of: Callable[[int], InnerPath],
+    outputs_at: Callable[[Tensor], Tensor],
     project: Projector = unchanged,
 ) -> Float[Tensor, ""]:
-    """Between the ends of two loops, or what they put out; one of the learner's own number of steps is ``path``."""
+    """D of the ends of two loops, or of the outputs there; ``own_path`` has the learner's own number of steps."""
 
-    def compared(steps: int) -> Tensor:
-        end = path.adapted if steps == learner.steps else another(steps).adapted
-        return end if shot.distance == L2 else outputs(end)
+    def result_of(steps: int) -> Tensor:
+        end = own_path.adapted if steps == learner.steps else path_of(steps).adapted
+        return end if shot.distance == L2 else outputs_at(end)
 
-    moved = path.gradients[0].vector.numel()
-    return distance_after(shot, compared, steps=learner.steps, moved=moved, project=project)
+    moved = own_path.gradients[0].vector.numel()
+    return distance_after(shot, result_of, steps=learner.steps, moved=moved, project=project)
 
 
 def accuracy(outputs: Any, y: Any) -> Float[Tensor, ""]:
-    """Share of examples whose largest output is the label.
+    """The share of examples whose largest output is the label.
 
-    NaN for outputs not finite, and for whatever else than one label to each row of outputs: real-valued targets,
-    several outputs, targets in a dict.
+    It is NaN where an output is not finite, and where there is not one label for each row of outputs: for real-valued
+    targets, for several outputs, and for targets in a dict.
     """
     like = next(leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor))
     unknown = torch.full((), float("nan"), dtype=like.dtype, device=like.device)
@@ -151,51 +156,40 @@ def accuracy(outputs: Any, y: Any) -> Float[Tensor, ""]:
 
 
 def summary(query_loss: Tensor, distance: Tensor | None, support_loss: Tensor, outputs: Tensor, y: Tensor) -> Aux:
-    """What a meta-loss was made of, without its graph."""
+    """The parts of a meta-loss, without its graph; ``distance`` is None without SHOT."""
     outputs = outputs.detach()
-    absent = torch.full_like(query_loss, float("nan"))
-    shown = absent if distance is None else distance
+    if distance is None:
+        distance = torch.full_like(query_loss, float("nan"))
     return Aux(
-        query_loss.detach(), shown.detach(), support_loss.detach(), accuracy(outputs, y), output_variation(outputs)
+        query_loss.detach(), distance.detach(), support_loss.detach(), accuracy(outputs, y), output_variation(outputs)
     )
 
 
 def joined(support: Batch, query: Batch) -> Batch:
-    """Both sets as one, the support set first."""
+    """Support and query set as one batch, the support set first."""
     return pytree.tree_map(lambda a, b: torch.cat([a, b]), support, query)
 
 
-def _query_loss(
+def _parameter_loss(
     learner: Learner, loss: Loss, theta: Tensor, support: Batch, query: Batch, shot: Shot | None, checkpointing: bool
 ) -> tuple[Tensor, Aux]:
-    path = learner_path(learner, loss, theta, support, checkpointing=checkpointing)
-    x, y = query
-    outputs = loss.outputs(path.adapted, x)
-    query_loss = loss.criterion(outputs, y)
-    total, distance = query_loss, None
-    if shot is not None:
-        distance = shot_distance(
-            shot, learner, loss, theta, path, support, x, own_outputs=outputs, checkpointing=checkpointing
-        )
-        total = query_loss + shot.weight * distance
-    return total, summary(query_loss, distance, path.gradients[0].loss, outputs, y)
-
-
-def _displacement(
-    learner: Learner, loss: Loss, theta: Tensor, support: Batch, query: Batch, shot: Shot | None
-) -> tuple[Tensor, Aux]:
-    """|theta - theta_K|^2 / 2 with theta_K held: its gradient is theta - theta_K."""
-    examples = joined(support, query)
-    path = learner_path(learner, loss, theta, examples, minibatches=learner.minibatches)
-    total = ((path.thetas[0] - path.adapted.detach()) ** 2).sum() / 2
-    x, y = query
-    with torch.set_grad_enabled(shot is not None):
+    """The objective where parameters move: the query loss or, for Reptile, half the squared displacement."""
+    is_reptile, (x, y) = learner.outer == "displacement", query
+    examples = joined(support, query) if is_reptile else support
+    path = learner_path(learner, loss, theta, examples, minibatches=learner.minibatches, checkpointing=checkpointing)
+    # Without SHOT, Reptile's query outputs are only reported, so no graph of them is needed.
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not (is_reptile and shot is None)):
         outputs = loss.outputs(path.adapted, x)
+    query_loss = loss.criterion(outputs, y)
+    # theta_K is detached, so that the gradient of |theta - theta_K|^2 / 2 is the displacement theta - theta_K.
+    total = ((path.thetas[0] - path.adapted.detach()) ** 2).sum() / 2 if is_reptile else query_loss
     distance = None
     if shot is not None:
-        distance = shot_distance(shot, learner, loss, theta, path, examples, x, own_outputs=outputs)
+        distance = shot_distance(
+            shot, learner, loss, theta, path, examples, x, own_outputs=outputs, checkpointing=checkpointing
+        )
         total = total + shot.weight * distance
-    return total, summary(loss.criterion(outputs, y), distance, path.gradients[0].loss, outputs, y)
+    return total, summary(query_loss, distance, path.gradients[0].loss, outputs, y)
 
 
 def _latent_loss(
@@ -209,45 +203,31 @@ def _latent_loss(
     noise: torch.Generator | None,
     checkpointing: bool,
 ) -> tuple[Tensor, Aux]:
-    """Query loss after both of LEO's loops, its penalties, and SHOT on the codes or what is decoded from them."""
+    """The query loss after both of LEO's loops, its penalties, and SHOT on the codes or on the decoded networks."""
     task = leo.open_task(learner, loss, theta, support, noise)
     path = leo.code_path(learner, loss, theta, task, checkpointing=checkpointing)
     tuned = leo.weight_path(learner, loss, theta, task, path.adapted, checkpointing=checkpointing)
     x, y = query
     outputs = loss.outputs(leo.with_weights(loss, theta, tuned.adapted), x)
     query_loss = loss.criterion(outputs, y)
-    found = leo.penalties(latent, task, path.adapted)
-    total = query_loss + sum(getattr(latent, f"{name}_weight") * value for name, value in found.items())
-    distance = None
-    if shot is not None:
-        distance = _latent_distance(shot, learner, loss, theta, task, path, x, checkpointing)
-        total = total + shot.weight * distance
-    return total, summary(query_loss, distance, path.gradients[0].loss, outputs, y)
+    penalties = leo.penalties(latent, task, path.adapted)
+    total = query_loss + sum(getattr(latent, f"{name}_weight") * value for name, value in penalties.items())
+    if shot is None:
+        return total, summary(query_loss, None, path.gradients[0].loss, outputs, y)
 
-
-def _latent_distance(
-    shot: Shot,
-    learner: Learner,
-    loss: Loss,
-    theta: Tensor,
-    task: leo.Task,
-    path: Path,
-    x: Tensor,
-    checkpointing: bool,
-) -> Tensor:
-    """Between the codes (L2), or the outputs decoded from them before any fine-tuning."""
-
-    def another(steps: int) -> Path:
+    def path_of(steps: int) -> InnerPath:
         first = path.gradients[0]
         return leo.code_path(learner, loss, theta, task, steps=steps, first_gradient=first, checkpointing=checkpointing)
 
-    def outputs(code: Tensor) -> Tensor:
+    def outputs_at(code: Tensor) -> Tensor:  # decoded from the codes, before any fine-tuning
         return loss.outputs(leo.with_weights(loss, theta, task.weights(code).flatten()), x)
 
-    return _distance_along(shot, learner, path, another, outputs)
+    distance = _distance_between_paths(shot, learner, path, path_of, outputs_at)
+    return total + shot.weight * distance, summary(query_loss, distance, path.gradients[0].loss, outputs, y)
 
 
 def _class_loss(loss: Loss, theta: Tensor, examples: Batch) -> tuple[Tensor, Aux]:
+    """The cross-entropy on all training classes, under the head that lies behind the network's parameters."""
     x, y = examples
     outputs = with_linear_head(features(loss, network_parameters(loss, theta), x), further_parameters(loss, theta))
     value = loss.criterion(outputs, y)

@@ -1,8 +1,8 @@
 """SHOT_p: pre-training by SHOT's distance alone, without query labels (Lee, Yoo, Kwak 2023).
 
-The reference's outputs pass a projector, and query images are augmented. What it learns is an
-initial network whose inner loop is nearly linear; ordinary training begins from its best checkpoint.
-Watch ``homogeneity``: an inner loop that does nothing has distance 0 too.
+The reference's outputs pass through a projector, and query images are augmented. The result is an initial network whose
+inner loop is nearly linear; ordinary training then begins from its best checkpoint. Watch ``homogeneity``, because an
+inner loop that does nothing has distance 0 too.
 """
 
 from dataclasses import dataclass
@@ -24,11 +24,12 @@ PROJECTORS = ("trained", "fixed", "absent")
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random changes of images, each image its own: mirrored, moved, resized, brightened.
+    """Random changes of images, drawn for each image: it is mirrored, moved, resized and brightened.
 
-    flip: mirrored left to right with probability 1/2. shift: largest move, as a share of the side.
-    zoom: scale drawn from [1 - zoom, 1 + zoom]. brightness: factor drawn from [1 - b, 1 + b].
-    What comes in at the border is 0.
+    flip: whether an image is mirrored left to right with probability 1/2.
+    shift: the largest move, as a share of the side; pixels that come in at the border are 0.
+    zoom: the scale is drawn from [1 - zoom, 1 + zoom].
+    brightness: the factor is drawn from [1 - brightness, 1 + brightness].
     """
 
     flip: bool = True
@@ -39,13 +40,13 @@ class Augmentation:
     def __call__(
         self, images: Float[Tensor, "image channel height width"], generator: torch.Generator
     ) -> Float[Tensor, "image channel height width"]:
-        """The changed images; random numbers are drawn on the CPU, equally many whatever the options."""
-        drawn = torch.rand(len(images), 5, generator=generator, device="cpu").to(images)
-        centred = 2 * drawn - 1
+        """The changed images. Whatever the options, five random numbers are drawn for each image, on the CPU."""
+        uniform = torch.rand(len(images), 5, generator=generator, device="cpu").to(images)
+        centred = 2 * uniform - 1
         scale = 1 / (1 + self.zoom * centred[:, 0])
-        mirror = torch.where(drawn[:, 1] < 0.5, -1.0, 1.0).to(images) if self.flip else torch.ones_like(scale)
+        mirror = torch.where(uniform[:, 1] < 0.5, -1.0, 1.0).to(images) if self.flip else torch.ones_like(scale)
         zero = torch.zeros_like(scale)
-        # affine_grid maps output places to input places, in units of half a side.
+        # affine_grid maps positions in the output to positions in the input, in units of half a side.
         rows = [scale * mirror, zero, 2 * self.shift * centred[:, 2], zero, scale, 2 * self.shift * centred[:, 3]]
         grid = torch.nn.functional.affine_grid(
             torch.stack(rows, -1).view(-1, 2, 3), list(images.shape), align_corners=False
@@ -56,10 +57,12 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class ShotPretraining:
-    """How SHOT_p trains.
+    """The settings of SHOT_p.
 
-    projector: what the reference's outputs pass: a two-layer network that is "trained" or "fixed" at
-        its random start, or "absent". hidden: its width. augmentation: of query images; None: none.
+    projector: the network of two layers that is applied to the reference's outputs: "trained", "fixed" at its random
+        start, or "absent".
+    hidden: the width of the projector's hidden layer.
+    augmentation: the random changes of query images; None changes nothing.
     """
 
     projector: str = "trained"
@@ -73,39 +76,43 @@ class ShotPretraining:
             raise ValueError(f"hidden={self.hidden} of the projector must be at least 1")
 
     def check(self, learner: Learner, shot: Shot | None, *, input_shape: tuple[int, ...]) -> None:
-        """Refuse what cannot be pre-trained so."""
+        """Raise ValueError for a learner, penalty or inputs that cannot be pre-trained in this way."""
         if shot is None or learner.outer != "query":
             raise ValueError(f"pretraining descends SHOT alone: {learner.name} needs outer='query' and a shot")
         if learner.latent is not None:
             raise ValueError("pretraining compares networks after the inner loop; a latent learner cannot take it")
         if shot.distance == L2 and self.projector != "absent":
-            raise ValueError(f"projector={self.projector!r} acts on outputs, distance={L2!r} has none; use 'absent'")
+            raise ValueError(
+                f"projector={self.projector!r} acts on outputs, but distance={L2!r} compares parameters; use 'absent'"
+            )
         if self.augmentation is not None and len(input_shape) != 3:
-            raise ValueError(f"augmentation changes images; inputs of shape {input_shape} are none; use None")
+            raise ValueError(f"augmentation changes images, but inputs of shape {input_shape} are no images; use None")
 
     def size(self, outputs: int) -> int:
-        """Number of the projector's parameters."""
+        """The number of the projector's parameters for a number of outputs of the network."""
         return 0 if self.projector == "absent" else sum(prod(s) for s in self._shapes(outputs))
 
     def initial(self, outputs: int, generator: torch.Generator) -> Float[Tensor, " projector"]:
-        """The projector's parameters as one vector; empty where it is absent."""
+        """The projector's initial parameters as one vector; empty where it is absent."""
         if self.projector == "absent":
             return torch.zeros(0, device="cpu")
-        drawn = [2 * torch.rand(prod(s), generator=generator, device="cpu") - 1 for s in self._shapes(outputs)]
+        pieces = [2 * torch.rand(prod(s), generator=generator, device="cpu") - 1 for s in self._shapes(outputs)]
         inputs = [outputs, outputs, self.hidden, self.hidden]
-        return torch.cat([d / sqrt(n) for d, n in zip(drawn, inputs, strict=True)])
+        return torch.cat([piece / sqrt(n) for piece, n in zip(pieces, inputs, strict=True)])
 
     def project(self, outputs: Float[Tensor, "example output"], parameters: Float[Tensor, " projector"]) -> Tensor:
-        """The reference's outputs as the target is to have them."""
+        """The projected outputs of the reference, which the target's outputs are compared with."""
         if self.projector == "absent":
             return outputs
-        held = parameters.detach() if self.projector == "fixed" else parameters
+        if self.projector == "fixed":
+            parameters = parameters.detach()
         shapes = self._shapes(outputs.shape[-1])
-        pieces = held.split([prod(s) for s in shapes])
-        first, bias, second, last = (p.view(s) for p, s in zip(pieces, shapes, strict=True))
-        return torch.relu(outputs @ first.T + bias) @ second.T + last
+        pieces = parameters.split([prod(s) for s in shapes])
+        matrix_1, bias_1, matrix_2, bias_2 = (p.view(s) for p, s in zip(pieces, shapes, strict=True))
+        return torch.relu(outputs @ matrix_1.T + bias_1) @ matrix_2.T + bias_2
 
     def _shapes(self, outputs: int) -> list[tuple[int, ...]]:
+        """The shapes of matrix and bias of the first layer, then of the second."""
         layers = list(pairwise([outputs, self.hidden, outputs]))
         return [shape for inputs, width in layers for shape in ((width, inputs), (width,))]
 
@@ -121,9 +128,11 @@ def pretraining_loss(
     pretraining: ShotPretraining,
     checkpointing: bool = False,
 ) -> tuple[Float[Tensor, ""], Aux]:
-    """weight x D(projected reference, target) on the query inputs; the query labels serve ``Aux`` alone.
+    """The objective of SHOT_p: weight x D(projected reference, target) on the query inputs.
 
-    theta: the learner's meta-parameters, and the projector's as the last entries. checkpointing: as in ``meta_loss``.
+    theta: the learner's meta-parameters, with the projector's as the last entries.
+    query: the query labels serve only the numbers in ``Aux``.
+    checkpointing: see ``meta_loss``.
     """
     x, y = query
     path = learner_path(learner, loss, theta, support, checkpointing=checkpointing)

@@ -1,8 +1,8 @@
 """SHOT: few large inner steps should end where many small ones do (Lee, Yoo, Kwak 2023).
 
-Target and reference start at the same point, use the same support set and run for the same time,
-alpha_t T = alpha_r R. To leading order they differ by (tau^2 / 2)(1/T - 1/R) H g, so a small
-distance means a small Hessian-gradient product along the inner loop.
+Two inner loops start at the same point and use the same support set: the target takes T steps of size alpha_t, and the
+reference R > T steps of size alpha_r, with alpha_t T = alpha_r R = tau. To leading order their ends differ by
+(tau^2 / 2)(1/T - 1/R) H g, so a small distance means a small Hessian-gradient product along the inner loop.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from hessian_tools.validation import check_whole
 
 
 def kl(p_logits: Tensor, q_logits: Tensor) -> Float[Tensor, ""]:
-    """KL(p || q) between categorical distributions given by logits [example, class], mean over examples, in nats.
+    """KL(p || q) of categorical distributions given by logits [example, class]; the mean over examples, in nats.
 
     >>> float(kl(torch.zeros(1, 2), torch.zeros(1, 2)))
     0.0
@@ -28,7 +28,7 @@ def kl(p_logits: Tensor, q_logits: Tensor) -> Float[Tensor, ""]:
 
 
 def jensen_shannon(p_logits: Tensor, q_logits: Tensor) -> Float[Tensor, ""]:
-    """Mean of KL(p || m) and KL(q || m) at the middle m = (p + q) / 2: symmetric, at most log 2 (Lin 1991), in nats.
+    """The mean of KL(p || m) and KL(q || m) for m = (p + q) / 2, in nats; symmetric and at most log 2 (Lin 1991).
 
     >>> apart = torch.tensor([[0.0, 200.0]])
     >>> bool(jensen_shannon(apart, -apart).isclose(torch.tensor(2.0).log()))
@@ -41,7 +41,9 @@ def jensen_shannon(p_logits: Tensor, q_logits: Tensor) -> Float[Tensor, ""]:
 
 
 def cross_entropy(p_logits: Tensor, q_logits: Tensor) -> Float[Tensor, ""]:
-    """-sum p log q: KL(p || q) plus the entropy of p; with p detached its gradient is that of KL(p || q).
+    """The cross-entropy -sum p log q, which is KL(p || q) plus the entropy of p.
+
+    Where p is detached, its gradient is that of KL(p || q).
 
     >>> bool(cross_entropy(torch.zeros(1, 2), torch.zeros(1, 2)).isclose(torch.tensor(2.0).log()))
     True
@@ -50,12 +52,12 @@ def cross_entropy(p_logits: Tensor, q_logits: Tensor) -> Float[Tensor, ""]:
 
 
 def squared_error(a: Tensor, b: Tensor) -> Float[Tensor, ""]:
-    """Mean squared difference of outputs, for regression."""
+    """The mean squared difference of outputs, for regression."""
     return ((a - b) ** 2).mean()
 
 
 def root_mean_square(a: Float[Tensor, " param"], b: Float[Tensor, " param"], *, moved: int) -> Float[Tensor, ""]:
-    """|a - b| over the root of the number of entries that move.
+    """|a - b| divided by the root of the number of entries that move.
 
     >>> float(root_mean_square(torch.zeros(4), torch.ones(4), moved=4))
     1.0
@@ -63,7 +65,8 @@ def root_mean_square(a: Float[Tensor, " param"], b: Float[Tensor, " param"], *, 
     return torch.linalg.vector_norm(a - b) / sqrt(moved)
 
 
-# Of outputs on the query inputs, (reference, target). The authors' code uses the first; their text has the second.
+# Distances of outputs on the query inputs, called as (reference, target). The authors' code uses the first one, and
+# their text has the second.
 DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "kl_reference_target": kl,
     "kl_target_reference": lambda reference, target: kl(target, reference),
@@ -71,7 +74,7 @@ DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cross_entropy": cross_entropy,
     "squared_error": squared_error,
 }
-L2 = "l2_parameters"  # of the end points themselves: no pass over the query set
+L2 = "l2_parameters"  # the distance of the end points themselves, which needs no pass over the query set
 OF_PROBABILITIES = ("kl_reference_target", "kl_target_reference", "js", "cross_entropy")
 Projector = Callable[[Tensor], Tensor]
 SCHEDULES = ("constant", "linear", "cosine")
@@ -79,13 +82,14 @@ SCHEDULES = ("constant", "linear", "cosine")
 
 @dataclass(frozen=True)
 class Shot:
-    """The SHOT penalty added to the query loss.
+    """The SHOT penalty: weight x D(reference, target), which is added to the query loss.
 
-    weight: may be negative (anti-SHOT). target_steps: T; None takes the learner's own K steps.
-    reference_steps: R; None takes the learner's own K steps, which cost nothing more.
-    distance: of output distributions ("kl_reference_target", "kl_target_reference", "js",
-        "cross_entropy"), of outputs ("squared_error"), or of parameters ("l2_parameters").
-    detach_reference: gradient through the target alone, as in the authors' code.
+    weight: the factor of the distance D; a negative one is allowed (anti-SHOT).
+    target_steps: T, the number of steps of the target; None takes the learner's own K steps.
+    reference_steps: R, that of the reference; None takes the learner's own K steps, which cost nothing more.
+    distance: D compares output distributions ("kl_reference_target", "kl_target_reference", "js", "cross_entropy"),
+        outputs ("squared_error"), or parameters ("l2_parameters").
+    detach_reference: whether the gradient goes through the target alone, as in the authors' code.
     schedule: the weight over meta-iterations: "constant"; "linear" from 0 up to ``weight`` within
         ``schedule_steps``; "cosine" from ``weight`` down to 0 within ``schedule_steps``.
     """
@@ -122,7 +126,7 @@ class Shot:
             )
 
     def counts(self, learner_steps: int) -> tuple[int, int]:
-        """(T, R) for a learner of K steps; refuses one whose own loop is no longer than the target."""
+        """(T, R) for a learner of K steps; raises ValueError where R would not exceed T."""
         target, reference = self.target_steps or learner_steps, self.reference_steps or learner_steps
         if reference <= target:
             raise ValueError(
@@ -136,41 +140,43 @@ class Shot:
         return self.counts(learner_steps)[1]
 
     def weight_at(self, meta_step: int) -> float:
-        """The weight after ``meta_step`` outer steps.
+        """The weight of the penalty after ``meta_step`` outer steps.
 
         >>> Shot(0.2, schedule="linear", schedule_steps=10).weight_at(5)
         0.1
         """
         if self.schedule_steps is None:
             return self.weight
-        passed = min(1.0, meta_step / self.schedule_steps)
-        return self.weight * (passed if self.schedule == "linear" else (1 + cos(pi * passed)) / 2)
+        share = min(1.0, meta_step / self.schedule_steps)
+        return self.weight * (share if self.schedule == "linear" else (1 + cos(pi * share)) / 2)
 
     def at(self, meta_step: int) -> "Shot":
-        """The penalty as it stands after ``meta_step`` outer steps, its weight a constant."""
+        """The penalty as it is after ``meta_step`` outer steps, with a constant weight."""
         return replace(self, weight=self.weight_at(meta_step), schedule="constant", schedule_steps=None)
 
 
 def unchanged(outputs: Tensor) -> Tensor:
-    """No projector."""
+    """The projector that changes nothing."""
     return outputs
 
 
 def distance_after(
-    shot: Shot, compared: Callable[[int], Tensor], *, steps: int, moved: int, project: Projector = unchanged
+    shot: Shot, result_of: Callable[[int], Tensor], *, steps: int, moved: int, project: Projector = unchanged
 ) -> Float[Tensor, ""]:
-    """D(reference, target) of what ``compared(number of steps)`` gives, for a learner of ``steps`` steps.
+    """D(reference, target) for a learner of ``steps`` steps.
 
-    That is outputs, or, for the distance in parameters, end points with ``moved`` entries that move.
-    project: what the reference passes.
+    result_of: a function of the number of steps that gives what is compared: the outputs after so many steps or, for
+        the distance in parameters, the end point.
+    moved: the number of entries that the inner loop moves.
+    project: the function that is applied to the reference.
     """
     target_steps, reference_steps = shot.counts(steps)
     if shot.detach_reference:
-        with torch.no_grad():  # not only detached afterwards: its inner loop would keep a graph nobody reads
-            reference = compared(reference_steps).detach()
+        with torch.no_grad():  # detaching the result alone would let its inner loop keep a graph that nobody reads
+            reference = result_of(reference_steps).detach()
     else:
-        reference = compared(reference_steps)
-    reference, target = project(reference), compared(target_steps)
+        reference = result_of(reference_steps)
+    reference, target = project(reference), result_of(target_steps)
     if shot.distance == L2:
         return root_mean_square(reference, target, moved=moved)
     return DISTANCES[shot.distance](reference, target)
@@ -179,9 +185,9 @@ def distance_after(
 def longer_reference(
     learner: Learner, weight: float, *, factor: int = 2, distance: str = "kl_reference_target"
 ) -> Shot:
-    """The learner's own loop as target, ``factor`` times as many, smaller steps as reference, detached.
+    """A penalty whose target is the learner's own loop, and whose reference takes ``factor`` times as many steps.
 
-    What the authors' code calls MORE; for one-step learners (ANIL, BOIL) the SHOT of the paper,
-    which takes weight 1e-6.
+    The authors' code calls it MORE. For one-step learners (ANIL, BOIL) it is the SHOT of the paper, which takes the
+    weight 1e-6. The reference is detached.
     """
     return Shot(weight, target_steps=None, reference_steps=factor * learner.steps, distance=distance)

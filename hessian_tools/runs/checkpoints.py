@@ -1,4 +1,4 @@
-"""Checkpoints on disk: safetensors, never pickle; the newest state holds everything that resuming needs."""
+"""Checkpoints on disk, as safetensors and never as pickle; the newest state holds everything that resuming needs."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,12 +17,12 @@ FOLDER = "checkpoints"
 def save(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors atomically."""
     copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    # As bytes, because safetensors' own writer hides a full disk behind an error of its own.
-    write_atomic(path, lambda part: _write(part, serialised(copies)))
+    # The bytes are written here, because safetensors' own writer hides a full disk behind an error of its own.
+    write_atomic(path, lambda part: part.write_bytes(serialised(copies)))
 
 
 def load(path: Path) -> dict[str, Tensor]:
-    """Tensors of a file, on the CPU; a plain error names a file that is damaged."""
+    """The tensors of a file, on the CPU; raises DamagedFileError, which names a file that cannot be read."""
     try:
         return load_file(path)
     except (SafetensorError, OSError) as e:
@@ -32,12 +32,12 @@ def load(path: Path) -> dict[str, Tensor]:
 
 
 def checkpoint_path(folder: Path, meta_step: int) -> Path:
-    """Where the parameters at one meta-iteration lie."""
+    """The file of the parameters at one meta-iteration of a run."""
     return folder / FOLDER / f"{meta_step:07d}.safetensors"
 
 
 def load_theta(folder: Path, meta_step: int) -> Tensor:
-    """The parameters [param] at one meta-iteration of a run."""
+    """The meta-parameters [meta] at one meta-iteration of a run."""
     path = checkpoint_path(folder, meta_step)
     if not path.exists():
         raise DamagedFileError(f"{folder} has no checkpoint at meta-iteration {meta_step}; train the run first")
@@ -45,18 +45,18 @@ def load_theta(folder: Path, meta_step: int) -> Tensor:
 
 
 def state_path(folder: Path) -> Path:
-    """Where the newest complete training state lies."""
+    """The file of the newest complete training state of a run."""
     return folder / FOLDER / "state.safetensors"
 
 
 def state(optimiser: torch.optim.Optimizer, theta: Tensor, meta_step: int) -> dict[str, Tensor]:
-    """Everything a resumed run needs: parameters, Adam's moments, the meta-iteration (episodes follow from it)."""
+    """Everything that resuming needs: parameters, Adam's moments, and the meta-iteration, which fixes the episodes."""
     tensors = {"theta": theta.detach(), "meta_step": torch.tensor(meta_step, device="cpu")}
     return tensors | {f"adam.{name}": value for name, value in optimiser.state.get(theta, {}).items()}
 
 
 def restore(optimiser: torch.optim.Optimizer, theta: Tensor, tensors: Mapping[str, Tensor]) -> int:
-    """Put a saved state back; returns the meta-iteration it was saved at."""
+    """Put a saved state back into ``optimiser`` and ``theta``; returns the meta-iteration it was saved at."""
     with torch.no_grad():
         theta.copy_(tensors["theta"])
     moments = {name.removeprefix("adam."): t for name, t in tensors.items() if name.startswith("adam.")}
@@ -64,7 +64,3 @@ def restore(optimiser: torch.optim.Optimizer, theta: Tensor, tensors: Mapping[st
         packed = optimiser.state_dict()
         optimiser.load_state_dict({"state": {0: moments}, "param_groups": packed["param_groups"]})
     return int(tensors["meta_step"])
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.write_bytes(content)

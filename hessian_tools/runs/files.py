@@ -1,4 +1,4 @@
-"""Writing so that a process killed at any moment leaves the old file or the new one, never half of one."""
+"""Writing files so that a process killed at any moment leaves the old file or the new one, never half of one."""
 
 import json
 import os
@@ -8,11 +8,11 @@ from typing import Any
 
 
 class DamagedFileError(ValueError):
-    """A file of a run that cannot be read as what it should be."""
+    """A file of a run cannot be read as what it should be."""
 
 
-def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a hidden neighbour, then move it into place in one step."""
+def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a hidden file beside ``path``, then move it into place in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.partial")
     try:
@@ -23,17 +23,17 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """A text file, atomically."""
-    write_atomic(path, lambda part: _write(part, text))
+    """Write a text file atomically."""
+    write_atomic(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """A JSON file for people to read too, atomically."""
+    """Write a JSON file atomically, laid out for people to read as well."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; a plain error names a file that holds something else."""
+    """The object in a JSON file; raises DamagedFileError, which names a file that holds something else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as e:
@@ -41,7 +41,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DamagedFileError(f"{path} holds no JSON object; remove it and run the same command again")
     return value
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

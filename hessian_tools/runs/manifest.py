@@ -1,4 +1,9 @@
-"""What a run was made with: enough to make it again, and to refuse to mix it with another."""
+"""The manifest of a run's folder: whose the folder is, and with what the run was made.
+
+It is one JSON file. Its part "config" holds the settings of the study that the run belongs to, its part "training" what
+the numbers of the training follow from; a run resumes a folder only where the part that it records is the same. The
+remaining entries are facts for readers: versions, device, threads, digests of the data and of the plan.
+"""
 
 import hashlib
 import json
@@ -7,28 +12,29 @@ import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from hessian_tools.runs.files import DamagedFileError, read_json, write_json
 
 NAME = "manifest.json"
+EARLIER_TRAINING = "training.json"  # where version 0.1 kept the part "training"
 LIBRARIES = ("torch", "numpy", "scipy", "xarray", "zarr")
 
 
 class ForeignRunError(ValueError):
-    """A folder that holds another run than the one asked for."""
+    """A folder holds another run than the one that was asked for."""
 
 
 def digest(value: Any) -> str:
-    """SHA-256 of a JSON-like value in canonical form."""
+    """SHA-256 (hex) of a JSON-like value in canonical form."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def environment(*, device: str) -> dict[str, Any]:
-    """Versions, device and threads: what numbers may depend on besides the config."""
+    """The versions, device and threads on which numbers may depend besides the settings."""
     return {
         "code": _version("hessian-tools"),
         "python": platform.python_version(),
@@ -41,34 +47,49 @@ def environment(*, device: str) -> dict[str, Any]:
     }
 
 
-def claim_folder(folder: Path, config: Mapping[str, Any], *, facts: Mapping[str, Any]) -> None:
-    """Write the manifest of a new run, or check that the one in ``folder`` is of the same config."""
-    path = folder / NAME
-    if path.exists():
-        found = read_json(path)
-        if digest(found.get("config", {})) != digest(config):
-            raise ForeignRunError(_difference(folder, found.get("config", {}), config))
+def record_ownership(
+    folder: Path,
+    part: Literal["config", "training"],
+    identity: Mapping[str, Any],
+    *,
+    facts: Mapping[str, Any] | None = None,
+) -> None:
+    """Write into the manifest whose folder this is; raise ForeignRunError where it is another run's.
+
+    identity: everything in which two runs of one folder must agree, as a JSON-like mapping. facts: further entries of
+    the manifest, written with a new ``identity`` and never compared.
+    """
+    path, wanted = folder / NAME, json.loads(json.dumps(identity))  # as it will be read: tuples become lists
+    manifest = read_json(path) if path.exists() else {}
+    recorded = manifest.get(part)
+    if part == "training" and recorded is None and (folder / EARLIER_TRAINING).exists():
+        recorded = read_json(folder / EARLIER_TRAINING)
+    if part == "config" and recorded is None and manifest:
+        recorded = {}  # the folder of a run that no study began
+    if recorded is None:
+        write_json(path, {**manifest, part: wanted, **(facts or {})})
         return
-    write_json(path, {"config_digest": digest(config), "config": dict(config), **facts})
+    for key in [*wanted, *recorded]:
+        if recorded.get(key) != wanted.get(key):
+            raise ForeignRunError(
+                f"{folder} holds another run: its {key} is {_short(recorded.get(key))}, here it is"
+                f" {_short(wanted.get(key))};\nchoose another folder, or remove that one"
+            )
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a run; a plain error names one that lacks what every run writes."""
+    """The manifest of a study's run; raises DamagedFileError where it lacks what every such run writes."""
     path = folder / NAME
-    found = read_json(path)
-    missing = [key for key in ("config", "libraries", "claims_digest") if key not in found]
+    manifest = read_json(path)
+    missing = [key for key in ("config", "libraries", "claims_digest") if key not in manifest]
     if missing:
         raise DamagedFileError(f"{path} is damaged: it lacks {missing[0]}; remove {folder} and run the study again")
-    return found
+    return manifest
 
 
-def _difference(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    keys = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
-    key = keys[0] if keys else "config"
-    return (
-        f"{folder} holds a run of another study: {key} is {found.get(key)!r} there, {wanted.get(key)!r} here;"
-        " choose another --out, or remove the folder"
-    )
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 90 else f"{text[:87]}..."
 
 
 def _version(package: str) -> str:

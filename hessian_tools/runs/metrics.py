@@ -1,4 +1,4 @@
-"""Training metrics, one JSON object a line."""
+"""Training metrics on disk: one JSON object a line, one line a meta-iteration."""
 
 import json
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ def append(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """All complete lines; one that a killed process left half-written is passed over."""
+    """All complete lines; a line that a killed process left half-written is skipped."""
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
@@ -28,6 +28,6 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def keep_until(path: Path, meta_step: int) -> None:
-    """Drop the lines after a meta-iteration: those a resumed run is about to write again."""
+    """Drop the lines after a meta-iteration, which a resumed run is about to write again."""
     rows = [row for row in read(path) if row["meta_step"] <= meta_step]
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))

@@ -1,4 +1,4 @@
-"""Labelled images of all training classes, in batches of an episode's size: what supervised training sees."""
+"""The examples of supervised training: labelled images of all training classes, in batches of an episode's size."""
 
 import hashlib
 from dataclasses import dataclass
@@ -13,22 +13,22 @@ from hessian_tools.rng import numpy_stream
 
 @dataclass(frozen=True)
 class ClassBatches:
-    """Episodes of as many images as the few-shot task's, drawn from all classes of a split, with the class as label.
+    """Episodes whose images are drawn from all classes of a split, with the class as the label.
 
-    Each image is a uniform draw of a class and of one of its images; a seed's learners of both kinds
-    see equally many images, and equally many labels, per outer step.
+    Each image is a uniform draw of a class and of one of its images. An episode has as many images as one of the
+    few-shot tasks, so supervised and meta-trained learners see equally many images and labels in an outer step.
     """
 
     tasks: ImageTasks
 
     @property
     def kind(self) -> str:
-        """``"classification"``."""
+        """The kind of the tasks, ``"classification"``."""
         return self.tasks.kind
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """That of the tasks."""
+        """The shape of one input, which is that of the tasks."""
         return self.tasks.input_shape
 
     @property
@@ -38,16 +38,16 @@ class ClassBatches:
 
     @property
     def outputs(self) -> int:
-        """One for each training class."""
+        """The number of outputs: one for each training class."""
         return len(self.tasks.dataset.classes("train"))
 
     @cached_property
     def sizes(self) -> tuple[int, int]:
-        """Images in what stands for the support and the query set."""
+        """The numbers of images in place of the support and of the query set."""
         return self.tasks.ways * self.tasks.shots, self.tasks.ways * self.tasks.queries
 
     def episode(self, *, seed: int, split: str, index: int) -> Episode:
-        """Batch number ``index``; labels are positions among the split's classes."""
+        """Batch number ``index``; a label is the position of the class among the split's classes."""
         data = self.tasks.dataset
         classes = np.asarray(data.classes(split))
         rng = numpy_stream(seed, "class batch", split, index)

@@ -1,8 +1,11 @@
-"""What a training run is made of, and what it yields."""
+"""The configuration of a training run, and the checkpoints that the run yields."""
 
+import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -11,30 +14,47 @@ from hessian_tools.inner.learners import Learner
 from hessian_tools.inner.meta_loss import check_shot
 from hessian_tools.inner.pretraining import ShotPretraining
 from hessian_tools.inner.shot import OF_PROBABILITIES, Shot
+from hessian_tools.layout import ParamLayout
 from hessian_tools.validation import check_whole
 
 OPTIMISERS = ("adam", "sgd")
+# What a run is made of: fields that are compared as text, and objects that are compared by their repr.
+_PLAIN_FIELDS = (
+    "seed", "meta_batch", "optimiser", "learning_rate", "validation_tasks", "validation_seed", "transductive"
+)  # fmt: skip
+_REPR_FIELDS = ("learner", "shot", "pretraining")
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in the repr of an object that defines none; it differs between processes
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One run: a learner trained on tasks with a seed.
+    """One training run: a learner, trained on tasks with a seed.
 
-    network: builds the module; its parameters are drawn from ``seed``. head: the module that is its
-    head; None: by the rule of ``flatten``. checkpoints: meta-iterations
-    to keep, 0 being the untrained network; the last one ends the run. save_every: meta-iterations
-    between resumable states (one is also saved every ten seconds); None: only at checkpoints.
-
-    optimiser: of the outer loop, "adam" or "sgd" (plain, as in Reptile). start: a checkpoint file
-    whose network to begin from instead of the seed's; what else the learner learns begins afresh.
-    pretraining: descend SHOT alone (SHOT_p), without query labels. transductive: how validation
-    treats the query set; see ``evaluate``. batched: all tasks of an outer step at once, by vmap of
-    the meta-gradient, which is exact; None: for networks without convolutions, where it is faster (long runs
-    of these are replayed from a trace, to the bit).
-    checkpointing: the memory of one inner step's activations whatever their number, for 1.1 to 1.4
-    times the time (see ``meta_loss``); tasks are then taken in turn.
-    workers: processes of one thread each that share the tasks of an outer step, on the CPU; the same
-    bits as one process of one thread. A script that uses them needs ``if __name__ == "__main__":``.
+    learner, tasks: what is trained, and on what.
+    network: a function that builds the module; its parameters are drawn from ``seed``.
+    shot: the SHOT penalty, if the learner has one.
+    checkpoints: the meta-iterations to keep, where 0 is the untrained network; the last one ends the run.
+    meta_batch: the number of tasks in an outer step.
+    learning_rate, optimiser: of the outer loop; "adam", or "sgd" (plain descent, as in Reptile).
+    validation_tasks, validation_seed: the number of validation tasks at each checkpoint (0 validates nothing), and
+        the seed they are drawn with.
+    device: where the run computes, such as "cpu" or "cuda".
+    folder: where the run is kept on disk; None keeps nothing.
+    save_every: meta-iterations between resumable states, of which one is also saved every ten seconds; None: states
+        are saved at checkpoints and every ten seconds.
+    head: the module that is the network's head; None: by the rule of ``flatten``.
+    start: a checkpoint file whose network the run begins from instead of the seed's. Whatever else the learner
+        learns begins afresh.
+    pretraining: descend SHOT's distance alone (SHOT_p), without query labels.
+    transductive: how validation treats the query set; see ``evaluate``.
+    batched: whether all tasks of an outer step are taken at once, by vmap of the meta-gradient, which is exact.
+        None: for networks without convolutions, where it is faster. Long runs of these are replayed from a trace, to
+        the bit.
+    checkpointing: keep the activations of one inner step at a time, whatever their number, for 1.1 to 1.4 times the
+        time (see ``meta_loss``); the tasks are then taken in turn.
+    workers: the number of processes of one thread each that share the tasks of an outer step, on the CPU; the result
+        is that of one process of one thread, to the bit. A script that uses them needs
+        ``if __name__ == "__main__":``.
     """
 
     learner: Learner
@@ -62,12 +82,12 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_whole(seed=self.seed, meta_batch=self.meta_batch, save_every=self.save_every, workers=self.workers)
         check_whole(validation_tasks=self.validation_tasks, validation_seed=self.validation_seed)
-        for place in ("folder", "start"):  # a frozen object is set once, here
-            if isinstance(getattr(self, place), str):
-                object.__setattr__(self, place, Path(getattr(self, place)))
+        for name in ("folder", "start"):
+            if isinstance(getattr(self, name), str):  # a frozen object may be set while it is being made
+                object.__setattr__(self, name, Path(getattr(self, name)))
         steps = self.checkpoints
         if not steps or min(steps) < 0 or list(steps) != sorted(set(steps)):
-            raise ValueError(f"checkpoints={list(steps)} must be rising meta-iterations from 0, e.g. 0, 10, 30, 100")
+            raise ValueError(f"checkpoints={list(steps)} must be rising meta-iterations from 0, such as 0, 10, 30")
         if self.meta_batch < 1:
             raise ValueError(f"meta_batch={self.meta_batch} must be at least 1 task")
         if self.validation_tasks < 0:
@@ -77,37 +97,50 @@ class TrainConfig:
         if self.optimiser not in OPTIMISERS:
             raise ValueError(f"optimiser={self.optimiser!r} is not one of {', '.join(OPTIMISERS)}")
         if self.batched and self.learner.latent is not None:
-            raise ValueError("batched=True: a latent learner draws random numbers task by task; use None or False")
+            raise ValueError("batched=True: a latent learner draws its noise task by task; use None or False")
         if self.batched and self.checkpointing:
-            raise ValueError("batched=True keeps every task's activations at once, checkpointing=True none; use one")
-        self._check_workers()
-        self._check_penalty()
-
-    def _check_workers(self) -> None:
+            raise ValueError("batched=True keeps the activations of all tasks, checkpointing=True of none; use one")
         if not 1 <= self.workers <= self.meta_batch:
             raise ValueError(f"workers={self.workers} must be at least 1 and at most meta_batch={self.meta_batch}")
         if self.workers > 1 and (self.batched or self.device != "cpu"):
             raise ValueError(
-                f"workers={self.workers} take tasks in turn on the CPU, which batched={self.batched} and"
+                f"workers={self.workers} take tasks in turn on the CPU, but batched={self.batched} and"
                 f" device={self.device!r} do not; use workers=1"
             )
-
-    def _check_penalty(self) -> None:
         check_shot(self.shot, self.learner)
         if self.pretraining is not None:
             self.pretraining.check(self.learner, self.shot, input_shape=self.tasks.input_shape)
         if self.shot is not None and self.tasks.kind == "regression" and self.shot.distance in OF_PROBABILITIES:
             raise ValueError(
-                f"distance={self.shot.distance!r} compares class probabilities, which regression has none of;"
+                f"distance={self.shot.distance!r} compares class probabilities, which regression does not have;"
                 " use distance 'squared_error'"
             )
+
+    def identity(self, layout: ParamLayout) -> dict[str, Any]:
+        """All that the run's numbers follow from, in words: two runs may share a folder only where this is equal.
+
+        Left out is what may change when a run is resumed: which checkpoints are kept, how often states are saved, and
+        how steps are taken (device, workers, batched, checkpointing). Two networks with the same names and shapes of
+        parameters are not told apart.
+        """
+        return {
+            **{name: _ADDRESS.sub("", repr(getattr(self, name))) for name in _REPR_FIELDS},
+            "tasks": self.tasks.digest,
+            "network": {name: list(shape) for name, shape in zip(layout.names, layout.shapes, strict=True)},
+            "head": layout.head,
+            "start": hashlib.sha256(self.start.read_bytes()).hexdigest() if self.start else None,
+            **{name: str(getattr(self, name)) for name in _PLAIN_FIELDS},
+        }
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The meta-parameters [meta] at a meta-iteration, and the mean validation loss and accuracy there.
+    """The state of a training run at one meta-iteration.
 
-    theta: the network's parameters first; most learners learn nothing else (see ``meta.parameters``).
+    theta: the meta-parameters [meta], the network's first; most learners learn nothing else (see
+        ``hessian_tools.inner.parameters``).
+    validation_loss, validation_accuracy: means over the validation tasks; NaN where nothing was validated.
+    diverged: whether training stopped here because a number was not finite.
     """
 
     meta_step: int
@@ -118,7 +151,7 @@ class Checkpoint:
 
 
 def logarithmic_schedule(last: int) -> tuple[int, ...]:
-    """0, 1, 3, 10, 30, 100, ... up to and including ``last``.
+    """The meta-iterations 0, 1, 3, 10, 30, 100, ... up to and including ``last``.
 
     >>> logarithmic_schedule(300)
     (0, 1, 3, 10, 30, 100, 300)

@@ -1,4 +1,4 @@
-"""Evaluation as the field does it: many held-out tasks, the mean with a 95 % interval over them."""
+"""Evaluation as the field does it: many held-out tasks, and their mean with a 95 % interval."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,14 +17,15 @@ from hessian_tools.train.config import Checkpoint
 
 TRANSDUCTIVE = "transductive: the query set is one batch, so batch statistics are its own"
 INDUCTIVE = "not transductive: each query is one batch with the support set, so batch statistics are theirs"
-AT_ONCE = 512  # rows of the batches that a non-transductive evaluation runs at a time
+MAX_ROWS = 512  # of the batches that a non-transductive evaluation runs at a time, which bounds its memory
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Query losses and accuracies [task] after adaptation; unpacks as (losses, accuracies).
+    """The query losses and accuracies [task] of one network after adaptation; unpacks as (losses, accuracies).
 
-    The interval is 1.96 standard errors over tasks, for one network: it says nothing of other seeds.
+    The intervals are 1.96 standard errors over the tasks. They hold for this network and say nothing of networks that
+    were trained with other seeds.
     """
 
     losses: Float[Tensor, " task"]
@@ -40,17 +41,17 @@ class Evaluation:
 
     @property
     def accuracy(self) -> tuple[float, float]:
-        """Mean accuracy and the half-width of its interval; NaN for regression."""
+        """The mean accuracy and the half-width of its interval; NaN for regression."""
         return _interval(self.accuracies)
 
     @property
     def loss(self) -> tuple[float, float]:
-        """Mean loss and the half-width of its interval."""
+        """The mean loss and the half-width of its interval."""
         return _interval(self.losses)
 
     @property
     def protocol(self) -> str:
-        """Whether query examples may know of each other, in words."""
+        """In words, whether the answer to a query example may depend on the other query examples."""
         return TRANSDUCTIVE if self.transductive else INDUCTIVE
 
     def __str__(self) -> str:
@@ -75,43 +76,44 @@ def evaluate(
     seed: int,
     transductive: bool = True,
 ) -> Evaluation:
-    """Adapt to each of ``num_tasks`` tasks by the learner's evaluation steps and judge on its query set.
+    """Adapt to each of ``num_tasks`` tasks by the learner's evaluation steps, and judge the result on the query set.
 
-    transductive: the whole query set in one forward pass, the field's habit; with batch statistics
-    each query's answer then depends on the others. Otherwise each query example goes in one batch
-    with the support set: for batch normalisation that is rows of support + 1, for networks without
-    it the same answers. Costs support + 1 rows per query example in place of one.
+    transductive: whether the whole query set is one forward pass, which is the field's habit. With batch statistics,
+    the answer to each query example then depends on the others. Otherwise, each query example shares a batch with the
+    support set alone. Without batch normalisation the answers are the same; with it, the statistics are those of the
+    support set and this example. That costs (support + 1) rows per query example in place of one.
     """
     adapting = learner.evaluating()
     losses, accuracies = [], []
     for index in range(num_tasks):
         support, query = (cast_like(b, theta) for b in tasks.episode(seed=seed, split=split, index=index))
-        adapted = adapt(adapting, loss, theta.detach(), support)
+        adapted, (x, y) = adapt(adapting, loss, theta.detach(), support), query
         with torch.no_grad():
-            outputs = loss.outputs(adapted, query[0]) if transductive else one_by_one(loss, adapted, support, query[0])
-            losses.append(loss.criterion(outputs, query[1]))
-            accuracies.append(accuracy(outputs, query[1]))
+            outputs = loss.outputs(adapted, x) if transductive else one_by_one(loss, adapted, support, x)
+            losses.append(loss.criterion(outputs, y))
+            accuracies.append(accuracy(outputs, y))
     return Evaluation(torch.stack(losses), torch.stack(accuracies), split, seed, adapting.steps, transductive)
 
 
 def one_by_one(
     loss: Loss, theta: Float[Tensor, " param"], support: tuple[Tensor, Tensor], x: Float[Tensor, "query ..."]
 ) -> Float[Tensor, "query output"]:
-    """Outputs for query inputs, each computed in a batch of its own: the support inputs and this one."""
+    """The outputs for query inputs, each computed in a batch of its own: the support inputs and this one."""
     rows = len(support[0]) + 1
 
-    def last(one: Tensor) -> Tensor:
-        return loss.outputs(theta, torch.cat([support[0], one[None]]))[-1]
+    def output(example: Tensor) -> Tensor:
+        return loss.outputs(theta, torch.cat([support[0], example[None]]))[-1]
 
-    return torch.vmap(last, chunk_size=max(1, AT_ONCE // rows))(x)
+    return torch.vmap(output, chunk_size=max(1, MAX_ROWS // rows))(x)
 
 
 def over_seeds(evaluations: Sequence[Evaluation]) -> tuple[float, float]:
-    """Mean over seeds of each seed's mean accuracy (loss for regression), and the half-width of its 95 % interval.
+    """The mean over seeds of each seed's mean accuracy (loss for regression), and the half-width of its 95 % interval.
 
-    One evaluation a seed, of networks trained apart; Student's t over their means, which holds what training and,
-    where the seeds' tasks differ, tasks contribute. NaN half-width for a single seed, NaN where a seed has no
-    finite number. ValueError for no evaluation.
+    evaluations: one for each seed, of networks that were trained independently. The interval is Student's t over their
+    means. Their spread contains the contribution of training and, where the tasks differ between seeds, of the tasks.
+    The half-width is NaN for a single seed, and both numbers are NaN where a seed has no finite mean. Raises
+    ValueError where there is no evaluation.
 
     >>> of = lambda accuracy: Evaluation(torch.zeros(2), torch.full((2,), accuracy), "test", 0, 3, True)
     >>> mean, half = over_seeds([of(0.50), of(0.52), of(0.54)])
@@ -130,17 +132,18 @@ def over_seeds(evaluations: Sequence[Evaluation]) -> tuple[float, float]:
 
 
 def best_checkpoint(checkpoints: Iterable[Checkpoint]) -> Checkpoint:
-    """The one rule for every learner: highest validation accuracy, for regression lowest validation loss.
+    """The checkpoint with the highest validation accuracy or, for regression, the lowest validation loss.
 
-    Ties go to the earlier; checkpoints without a finite number, diverged ones among them, do not count.
+    This is the one rule for every learner. Ties go to the earlier checkpoint. A checkpoint without a finite number,
+    such as a diverged one, does not count.
     """
-    found = list(checkpoints)
-    judged = [c for c in found if isfinite(c.validation_accuracy)]
+    candidates = list(checkpoints)
+    judged = [c for c in candidates if isfinite(c.validation_accuracy)]
     if judged:
         return max(judged, key=lambda c: (c.validation_accuracy, -c.meta_step))
-    judged = [c for c in found if isfinite(c.validation_loss)]
+    judged = [c for c in candidates if isfinite(c.validation_loss)]
     if not judged:
-        raise ValueError(f"none of {len(found)} checkpoints was validated; set validation_tasks to 1 or more")
+        raise ValueError(f"none of {len(candidates)} checkpoints was validated; set validation_tasks to 1 or more")
     return min(judged, key=lambda c: (c.validation_loss, c.meta_step))
 
 

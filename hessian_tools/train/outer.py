@@ -1,6 +1,7 @@
-"""One outer step's gradient: over the tasks in turn, or over all of them at once."""
+"""The gradient of one outer step: over its tasks in turn, over all of them at once, or shared by worker processes."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -13,74 +14,123 @@ from hessian_tools.inner.meta_loss import Aux, meta_loss
 from hessian_tools.inner.pretraining import pretraining_loss
 from hessian_tools.loss import Loss, cast_like
 from hessian_tools.rng import stream
+from hessian_tools.runs.worker_pool import Emit, WorkerPool
 from hessian_tools.train.classes import ClassBatches
 from hessian_tools.train.config import TrainConfig
 from hessian_tools.train.replay import Replay
 
-Objective = Callable[[Tensor, Episode], tuple[Tensor, Aux]]
-_NAMES = tuple(Aux.__dataclass_fields__)
+TaskLoss = Callable[[Tensor, Episode], tuple[Tensor, Aux]]
+AUX_NAMES = tuple(Aux.__dataclass_fields__)
 
 
 def accumulate_gradient(
     config: TrainConfig, loss: Loss, theta: Tensor, meta_step: int, *, replay: Replay | None = None
 ) -> list[Aux]:
-    """Add the mean meta-gradient of the outer step's tasks to ``theta.grad``; what each task's loss was made of.
+    """Add the mean meta-gradient of an outer step's tasks to ``theta.grad``; returns the parts of each task's loss.
 
-    replay: of the run's batched steps, if it is to have one.
+    replay: the trace of the run's batched steps, for a run that is to have one.
     """
     if not is_batched(config, loss.model):
         return [add_task_gradient(config, loss, theta, meta_step, j) for j in range(config.meta_batch)]
     episodes = [_episode(config, meta_step * config.meta_batch + j) for j in range(config.meta_batch)]
-    replay = replay if _is_replayed(config, loss.model) else None
-    objective = partial(_objective(config, loss, meta_step), noise=None)
-    gradient, aux = batched_gradient(objective, theta.detach(), episodes, replay=replay)
-    theta.grad = gradient
+    # A trace holds the penalty's weight as a constant, so a penalty with a schedule is not replayed.
+    constant_weight = config.shot is None or config.shot.schedule == "constant"
+    replay = replay if constant_weight and not _is_convolutional(loss.model) else None
+    task_loss = partial(_task_loss, config, loss, meta_step)
+    theta.grad, aux = batched_gradient(task_loss, theta.detach(), episodes, replay=replay)
     return aux
 
 
 def add_task_gradient(config: TrainConfig, loss: Loss, theta: Tensor, meta_step: int, j: int) -> Aux:
-    """Add to ``theta.grad`` what task j of an outer step contributes to the mean."""
+    """Add to ``theta.grad`` the contribution of task j of an outer step to the mean."""
     index = meta_step * config.meta_batch + j
     episode = cast_like(_episode(config, index), theta)
     noise = stream(config.seed, "noise", index) if config.learner.latent else None
-    value, aux = _objective(config, loss, meta_step)(theta, episode, noise=noise)
+    value, aux = _task_loss(config, loss, meta_step, theta, episode, noise)
     (value / config.meta_batch).backward()
     return aux
 
 
 def batched_gradient(
-    objective: Objective, theta: Tensor, episodes: Sequence[Episode], *, replay: Replay | None = None
+    task_loss: TaskLoss, theta: Tensor, episodes: Sequence[Episode], *, replay: Replay | None = None
 ) -> tuple[Tensor, list[Aux]]:
-    """Mean over the tasks of each task's own gradient.
-
-    vmap is outside and grad inside: the gradient of a vmapped loss is silently wrong in second order
-    through torch's batch normalisation, this is exact for every network.
-    """
+    """The mean over the tasks of each task's own gradient, and the parts of each task's loss."""
 
     def values(t: Tensor, episode: Episode) -> tuple[Tensor, tuple[Tensor, ...]]:
-        value, aux = objective(t, episode)
-        return value, tuple(getattr(aux, name) for name in _NAMES)
+        value, aux = task_loss(t, episode)
+        return value, tuple(getattr(aux, name) for name in AUX_NAMES)
 
     stacked = cast_like(pytree.tree_map(lambda *leaves: torch.stack(leaves), *episodes), theta)
+    # vmap stands outside and grad inside: the gradient of a vmapped loss is silently wrong in second order through
+    # torch's batch normalisation, whereas this order is exact for every network.
     step = vmap(grad(values, has_aux=True), in_dims=(None, 0))
-    gradients, seen = replay(step, theta, stacked) if replay else step(theta, stacked)
-    return gradients.mean(0), [Aux(*numbers) for numbers in zip(*seen, strict=True)]
+    gradients, numbers = replay(step, theta, stacked) if replay else step(theta, stacked)
+    return gradients.mean(0), [Aux(*of_task) for of_task in zip(*numbers, strict=True)]
+
+
+@dataclass(frozen=True)
+class Share:
+    """One worker's part of an outer step."""
+
+    meta_step: int
+    tasks: list[int]
+
+    def __str__(self) -> str:
+        return f"computing tasks {self.tasks[0]} to {self.tasks[-1]} of outer step {self.meta_step + 1}"
+
+
+class SharedStep:
+    """The outer steps of one run, their tasks shared by ``config.workers`` processes; ``close`` ends these.
+
+    The sum of the gradients is that of one process, to the bit. Parameters and gradients lie in shared memory.
+    """
+
+    def __init__(self, config: TrainConfig, loss: Loss, theta: Tensor) -> None:
+        self.pool = WorkerPool(config.workers)
+        self._theta = theta.detach().clone().share_memory_()
+        self._gradients = theta.new_zeros(config.meta_batch, len(theta)).share_memory_()
+        self._aux = theta.new_zeros(config.meta_batch, len(AUX_NAMES)).share_memory_()
+        tasks = torch.arange(config.meta_batch, device="cpu")
+        self._parts = [part.tolist() for part in tasks.tensor_split(config.workers)]
+        self._work = partial(_do_share, config, loss, self._theta, self._gradients, self._aux)
+
+    def accumulate_gradient(self, theta: Tensor, meta_step: int) -> list[Aux]:
+        """As the function of this name; an error that a worker raised is raised here."""
+        with torch.no_grad():
+            self._theta.copy_(theta)
+        self.pool.run(self._work, [Share(meta_step, part) for part in self._parts])
+        for gradient in self._gradients:  # one by one, in the order of the tasks, as backward adds them in one process
+            theta.grad = gradient.clone() if theta.grad is None else theta.grad.add_(gradient)
+        return [Aux(*row) for row in self._aux.clone()]
+
+    def close(self) -> None:
+        """End the worker processes."""
+        self.pool.close()
+
+
+def _do_share(
+    config: TrainConfig, loss: Loss, theta: Tensor, gradients: Tensor, aux: Tensor, share: Share, emit: Emit
+) -> None:
+    """In a worker: write the gradient and the parts of the loss of each task of the share into the shared rows."""
+    point = theta.clone().requires_grad_()
+    for j in share.tasks:
+        point.grad = None
+        of_task = add_task_gradient(config, loss, point, share.meta_step, j)
+        gradients[j] = torch.zeros_like(point) if point.grad is None else point.grad
+        aux[j] = torch.stack([getattr(of_task, name) for name in AUX_NAMES])
 
 
 def is_batched(config: TrainConfig, model: nn.Module) -> bool:
-    """As the config says; else where it is faster: more than one task, and no convolution, which vmap would group."""
+    """Whether an outer step takes all its tasks at once: as the config says, or else where that is faster.
+
+    It is faster for several tasks and a network without convolutions, which vmap would turn into grouped ones.
+    """
     if config.batched is not None:
         return config.batched
-    if config.learner.latent is not None or config.checkpointing:  # draws per task, and vmap has neither
-        return False
-    if config.workers > 1:
+    # A latent learner draws its noise task by task, and checkpointing does not work inside torch.func.
+    if config.learner.latent is not None or config.checkpointing or config.workers > 1:
         return False
     return config.meta_batch > 1 and not _is_convolutional(model)
-
-
-def _is_replayed(config: TrainConfig, model: nn.Module) -> bool:
-    """Where it pays, and the penalty's weight stays: a trace holds the one it has seen."""
-    return not _is_convolutional(model) and (config.shot is None or config.shot.schedule == "constant")
 
 
 def _is_convolutional(model: nn.Module) -> bool:
@@ -88,7 +138,7 @@ def _is_convolutional(model: nn.Module) -> bool:
 
 
 def training_source(config: TrainConfig) -> TaskSource:
-    """Where training episodes come from: the tasks, or labelled batches of their classes."""
+    """The source of training episodes: the run's tasks, or labelled batches of their classes."""
     if config.learner.outer != "classes":
         return config.tasks
     tasks = config.tasks.source if isinstance(config.tasks, CrossDomainTasks) else config.tasks
@@ -106,22 +156,17 @@ def _episode(config: TrainConfig, index: int) -> Episode:
     return Episode(support, (augmented, y))
 
 
-def _objective(config: TrainConfig, loss: Loss, meta_step: int) -> Callable[..., tuple[Tensor, Aux]]:
+def _task_loss(
+    config: TrainConfig,
+    loss: Loss,
+    meta_step: int,
+    theta: Tensor,
+    episode: Episode,
+    noise: torch.Generator | None = None,
+) -> tuple[Tensor, Aux]:
+    """The value that an outer step descends on one task, and its parts."""
     shot = config.shot.at(meta_step) if config.shot else None
-
-    def objective(theta: Tensor, episode: Episode, *, noise: torch.Generator | None) -> tuple[Tensor, Aux]:
-        if config.pretraining is not None and shot is not None:
-            return pretraining_loss(
-                config.learner,
-                loss,
-                theta,
-                *episode,
-                shot=shot,
-                pretraining=config.pretraining,
-                checkpointing=config.checkpointing,
-            )
-        return meta_loss(
-            config.learner, loss, theta, *episode, shot=shot, noise=noise, checkpointing=config.checkpointing
-        )
-
-    return objective
+    task, checkpointing = (config.learner, loss, theta, episode.support, episode.query), config.checkpointing
+    if config.pretraining is not None and shot is not None:
+        return pretraining_loss(*task, shot=shot, pretraining=config.pretraining, checkpointing=checkpointing)
+    return meta_loss(*task, shot=shot, noise=noise, checkpointing=checkpointing)

@@ -1,7 +1,7 @@
-"""A batched outer step traced once and replayed: the same operations to the bit, without the work around them.
+"""A batched outer step that is traced once and replayed: the same operations to the bit, without the work around them.
 
-Of a small network's step more than half is what ``torch.func`` does in Python to find its few hundred
-operations, and those operations are the same in every outer step.
+More than half of the time of a small network's step goes into the Python code of ``torch.func`` that finds its few
+hundred operations, and those operations are the same in every outer step.
 """
 
 from collections.abc import Callable
@@ -18,46 +18,48 @@ Step = Callable[..., Any]
 
 @dataclass
 class Replay:
-    """What a training process knows of its batched steps; ``seen`` counts those taken as they are written.
+    """The trace of a training run's batched steps, once it is made.
 
-    after: steps before the trace is made, about as long as making it takes: short runs never pay for it, long
-        ones at most twice what they must. checks: how many replays are compared with the step itself, each at
-        new parameters and new tasks; one that differs in a bit, or cannot be traced, ends replaying for good.
+    after: the number of steps before the trace is made.
+    checks: how many replays are compared with the step itself, each at new parameters and new tasks. A replay that
+        differs in a bit, or a step that cannot be traced, ends replaying for good.
+    direct_steps: the number of steps taken so far without the trace.
+    shapes: the shapes, dtypes and devices that the trace was made for.
     """
 
+    # 300 steps take about as long as making the trace, so a shorter run never pays for a trace, and a longer one takes
+    # at most twice the time it must.
     after: int = 300
     checks: int = 2
-    seen: int = 0
+    direct_steps: int = 0
     shapes: Any = None
     trace: Callable[..., Any] | None = None
 
     def __call__(self, step: Step, theta: Tensor, episodes: Any) -> Any:
-        """``step(theta, episodes)``, from the trace where there is one of these shapes."""
+        """The value of ``step(theta, episodes)``, from the trace where there is a checked one for these shapes."""
         shapes = [(t.shape, t.dtype, t.device) for t in pytree.tree_leaves((theta, episodes))]
         if self.trace is not None and shapes == self.shapes and self.checks == 0:
             with torch.no_grad():
                 return self.trace(theta, episodes)
         expected = step(theta, episodes)
-        self.seen += 1
-        if self.seen == self.after:
+        self.direct_steps += 1
+        if self.direct_steps == self.after:
             self.trace, self.shapes = _traced(step, theta, episodes), shapes
         elif self.trace is not None and shapes == self.shapes:
-            self._compare(self.trace, theta, episodes, expected)
+            self.checks -= 1
+            with torch.no_grad():
+                replayed = self.trace(theta, episodes)
+            pairs = zip(pytree.tree_leaves(replayed), pytree.tree_leaves(expected), strict=True)
+            if not all(_same(a, b) for a, b in pairs):
+                self.trace = None
         return expected
-
-    def _compare(self, trace: Callable[..., Any], theta: Tensor, episodes: Any, expected: Any) -> None:
-        self.checks -= 1
-        with torch.no_grad():
-            found = trace(theta, episodes)
-        if not all(_same(a, b) for a, b in zip(pytree.tree_leaves(found), pytree.tree_leaves(expected), strict=True)):
-            self.trace = None
 
 
 def _traced(step: Step, theta: Tensor, episodes: Any) -> Callable[..., Any] | None:
-    """None where it cannot be traced: the step itself has just run, and goes on doing so."""
+    """The operations of a step; None where it cannot be traced."""
     try:
         graph = make_fx(step)(theta, episodes)
-    except Exception:
+    except Exception:  # whatever tracing fails on, the step itself has just run and goes on doing so
         return None
     graph.graph.eliminate_dead_code()
     graph.recompile()

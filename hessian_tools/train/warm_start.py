@@ -1,4 +1,4 @@
-"""The meta-parameters that training begins from, parts in the order of ``hessian_tools.inner.parameters``."""
+"""The meta-parameters that training begins from, their parts in the order of ``hessian_tools.inner.parameters``."""
 
 from math import sqrt
 
@@ -16,21 +16,25 @@ from hessian_tools.train.outer import training_source
 
 
 def first_parameters(config: TrainConfig, loss: Loss, theta: Tensor) -> Tensor:
-    """The network's, then learned step sizes, a head for all training classes or LEO's own, then a projector."""
-    begun = meta_parameters(config.learner, loss.layout, _network(config, theta))
+    """The first meta-parameters [meta] of a run.
+
+    The network's parameters come first. Behind them follow learned step sizes, or a head for all training classes, or
+    LEO's own parameters; a projector comes last. ``theta`` is the untrained network [param].
+    """
+    network = _network(config, theta)
+    parts = [meta_parameters(config.learner, loss.layout, network)]
     if config.learner.outer == "classes":
-        begun = torch.cat([begun, _class_head(config, loss, begun)])
+        parts.append(_class_head(config, loss, network))
     if config.learner.latent is not None:
-        generator = stream(config.seed, "latent")
-        drawn = latent_parameters(config.learner, width=_feature_width(config, loss, begun), generator=generator)
-        begun = torch.cat([begun, drawn.to(begun)])
+        generator, width = stream(config.seed, "latent"), _feature_width(config, loss, network)
+        parts.append(latent_parameters(config.learner, width=width, generator=generator))
     if config.pretraining is not None:
-        drawn = config.pretraining.initial(config.tasks.outputs, stream(config.seed, "projector"))
-        begun = torch.cat([begun, drawn.to(begun)])
-    return begun.detach().clone()
+        parts.append(config.pretraining.initial(config.tasks.outputs, stream(config.seed, "projector")))
+    return torch.cat([part.to(theta) for part in parts]).detach().clone()
 
 
 def _network(config: TrainConfig, theta: Tensor) -> Tensor:
+    """The network's parameters: those of the checkpoint that the run starts from, or ``theta``."""
     if config.start is None:
         return theta
     if not config.start.exists():
@@ -38,13 +42,17 @@ def _network(config: TrainConfig, theta: Tensor) -> Tensor:
     stored = checkpoints.load(config.start).get("theta", torch.zeros(0, device="cpu"))
     if len(stored) < len(theta):
         raise ValueError(
-            f"start={config.start} holds {len(stored)} parameters, this network has {len(theta)}; build the same one"
+            f"start={config.start} holds {len(stored)} parameters, but this network has {len(theta)};"
+            " build the same one"
         )
     return stored[: len(theta)].to(theta)
 
 
 def _class_head(config: TrainConfig, loss: Loss, theta: Tensor) -> Tensor:
-    """Matrix and bias, uniform within one over the root of the number of features, as torch draws a linear layer."""
+    """Matrix and bias of a head for all training classes, drawn as torch draws a linear layer.
+
+    That is uniformly, between plus and minus one over the root of the number of features.
+    """
     width = _feature_width(config, loss, theta)
     classes = training_source(config).outputs
     drawn = torch.rand(classes * (width + 1), generator=stream(config.seed, "class head"), device="cpu")
@@ -52,5 +60,6 @@ def _class_head(config: TrainConfig, loss: Loss, theta: Tensor) -> Tensor:
 
 
 def _feature_width(config: TrainConfig, loss: Loss, theta: Tensor) -> int:
+    """The number of features that the network gives to its head."""
     first = cast_like(config.tasks.episode(seed=config.seed, split="train", index=0), theta)
     return features(loss, theta, first.query[0]).shape[1]

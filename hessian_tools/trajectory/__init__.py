@@ -1,4 +1,4 @@
-"""One way to read an inner loop out: record it, follow somebody else's training, or read stored checkpoints."""
+"""The ways to a trajectory: record an inner loop, follow somebody else's training, or read stored checkpoints."""
 
 from hessian_tools.trajectory.record import record
 from hessian_tools.trajectory.recorder import Recorder, trajectory_from

@@ -1,4 +1,4 @@
-"""Parameters that somebody else kept -> points: vectors, state dicts, safetensors files."""
+"""Points from parameters that somebody else kept, as vectors, state dicts or safetensors files."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -21,12 +21,14 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 def points_of_states(
     loss: LossFunction, states: Iterable[State], *, buffers: Buffers = "refuse"
 ) -> Float[Tensor, "point param"]:
-    """One row a state, each a vector [param], a mapping of names to tensors, or the path of a .safetensors file.
+    """The points of given states, one row each.
 
-    Names are matched against the layout of ``loss``; a parameter that the layout leaves out must be the
-    model's. buffers: "refuse" states whose buffers (running statistics) differ from the model's, for those are
-    points of different functions; "ignore" takes the model's own at every point. Raises ValueError
-    naming the state and what is wrong with it. Files are read one at a time, and nothing is unpickled.
+    states: each a vector [param], a mapping of names to tensors, or the path of a .safetensors file. Names are matched
+        against the layout of ``loss``; a parameter that the layout leaves out must be equal to the model's.
+    buffers: "refuse" raises ValueError for states whose buffers (running statistics) differ from the model's, because
+        these are points of different functions; "ignore" takes the model's buffers at every point.
+
+    Files are read one at a time, and nothing is unpickled. Raises ValueError, which names the state and its fault.
     """
     if buffers not in ("refuse", "ignore"):
         raise ValueError(f"buffers={buffers!r} is not one of refuse, ignore")
@@ -47,15 +49,15 @@ def _vector(loss: LossFunction, state: State, where: str, buffers: Buffers) -> T
     if isinstance(state, Tensor):
         expected = loss.layout.numel if isinstance(loss, Loss) else None
         if state.ndim != 1 or len(state) != (expected or len(state)):
-            wanted = f"[{expected}]" if expected else "[param]"
-            raise ValueError(f"{where} has shape {list(state.shape)}; a vector of all parameters has {wanted}")
+            shape = f"[{expected}]" if expected else "[param]"
+            raise ValueError(f"{where} has shape {list(state.shape)}; a vector of all parameters has {shape}")
         return state.detach()
     if not isinstance(state, str | Path | Mapping):
         raise ValueError(
             f"{where} is of type {type(state).__name__}; give a tensor [param], a state dict, or a path of .safetensors"
         )
     if not isinstance(loss, Loss):
-        raise ValueError(f"{where} has names, which a plain function knows none of; give vectors, or use make_loss")
+        raise ValueError(f"{where} has names, but a plain function has none; give vectors, or use make_loss")
     if isinstance(state, Mapping):
         return _from_names(loss, state, where, buffers)
     return _from_names(loss, _file(Path(state), where), f"{where} ({state})", buffers)
@@ -68,7 +70,7 @@ def _file(path: Path, where: str) -> dict[str, Tensor]:
         return load_file(path)
     except SafetensorError as e:
         raise ValueError(
-            f"{where}: {path} is no safetensors file ({e}); pickles (.pt) are not read here, for they can run code:"
+            f"{where}: {path} is no safetensors file ({e}); pickles (.pt) are not read, because they can run code:"
             " give torch.load(path, weights_only=True) as a state"
         ) from e
 
@@ -88,32 +90,36 @@ def _from_names(loss: Loss, state: Mapping[str, Tensor], where: str, buffers: Bu
 
 
 def _under_first_names(loss: Loss, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tied weights have one name in the layout and any of theirs in a state dict."""
+    """The state with each tied weight under its first name, the one that the layout has."""
     first = {id(p): name for name, p in loss.model.named_parameters()}
     tied = {name: first[id(p)] for name, p in loss.model.named_parameters(remove_duplicate=False)}
     return {tied.get(name, name): tensor for name, tensor in state.items()}
 
 
 def _refuse_unknown(loss: Loss, named: Mapping[str, Tensor], where: str, buffers: Buffers) -> None:
+    """Raise ValueError for names that the model does not have."""
     known = {name for name, _ in [*loss.model.named_parameters(), *loss.model.named_buffers()]}
     unknown = [name for name in named if name not in known]
     if buffers == "ignore":
         unknown = [name for name in unknown if name.rpartition(".")[-1] not in STATISTICS]
     if unknown:
-        prefix = unknown[0].partition(".")[0]
-        wrapped = unknown[0].removeprefix(f"{prefix}.") in known
-        hint = f"a wrapper's; give the state dict of its {prefix!r}" if wrapped else "is this another model's state?"
-        raise ValueError(f"{where} has {unknown[0]!r}, which the model has not; {hint}")
+        hint, prefix = "is this another model's state?", unknown[0].partition(".")[0]
+        if unknown[0].removeprefix(f"{prefix}.") in known:
+            hint = f"the name is a wrapper's; give the state dict of its {prefix!r}"
+        raise ValueError(f"{where} has {unknown[0]!r}, which the model does not have; {hint}")
 
 
 def _refuse_moved(loss: Loss, named: Mapping[str, Tensor], where: str, buffers: Buffers) -> None:
-    for name, ours in loss.model.named_parameters():
-        if name in named and name not in loss.layout.names and not _same(named[name], ours):
-            raise ValueError(f"{where}: {name!r} is not the model's, and the layout holds it fixed; take it into where")
-    for name, held in loss.model.named_buffers():
-        if buffers == "refuse" and name in named and not _same(named[name], held):
+    """Raise ValueError where something outside the layout differs from the model."""
+    for name, parameter in loss.model.named_parameters():
+        if name in named and name not in loss.layout.names and not _same(named[name], parameter):
             raise ValueError(
-                f"{where}: buffer {name!r} is not the model's, so the states are points of different functions;"
+                f"{where}: {name!r} differs from the model's, but the layout holds it fixed; take it into where"
+            )
+    for name, buffer in loss.model.named_buffers():
+        if buffers == "refuse" and name in named and not _same(named[name], buffer):
+            raise ValueError(
+                f"{where}: buffer {name!r} differs from the model's, so the states are points of different functions;"
                 " buffers='ignore' takes the model's own at every point"
             )
 

@@ -1,9 +1,10 @@
 """Bring your own training: trajectories of loops that are not ours, for the curvature half of the library.
 
-What is recorded are points; gradients and losses are those of one loss on one batch, whatever the loop minimised.
+Only the points come from the other loop. Gradients and losses are those of one loss on one batch, whatever that loop
+minimised.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from hessian_tools.layout import Where, flatten
 from hessian_tools.loss import Batch, Criterion, Loss, LossFunction, make_loss
 from hessian_tools.torch_fixes.precision import full_precision
 from hessian_tools.trajectory.foreign import Buffers, State, points_of_states
-from hessian_tools.trajectory.trajectory import SaveAt, Trajectory
+from hessian_tools.trajectory.trajectory import SaveAt, Trajectory, measured
 
 _WITH_POINTS = SaveAt(thetas=True)
 
@@ -35,12 +36,14 @@ def trajectory_from(
     """The trajectory through given states, measured by ``loss`` on the batch ``support``.
 
     states: vectors [param] or the rows of [point, param], state dicts, or paths of .safetensors files; see
-    :func:`hessian_tools.trajectory.foreign.points_of_states` for how names are matched and for buffers. query: a batch
-    to
-    evaluate on besides. save: the points are kept by default, for ``hessian(loss, t.thetas, support, shared=True)``.
-    Whether the steps followed the gradients of this loss, ``step_cosine`` says. Costs one gradient a state and
-    one pass over the query set; two vectors a state in memory. Raises ValueError for
-    states that do not fit, HiddenStateError for a network that changes in its forward pass.
+        :func:`hessian_tools.trajectory.foreign.points_of_states` for how names are matched, and for ``buffers``.
+    support: the batch whose loss and gradients are measured.
+    query: a further batch to evaluate on.
+    save: the points are kept by default, for ``hessian(loss, t.thetas, support, shared=True)``.
+
+    ``step_cosine`` of the result says whether the steps followed the gradients of this loss. The cost is one gradient a
+    state and one pass over the query set, with two vectors a state in memory. Raises ValueError for states that do not
+    fit, and HiddenStateError for a network that changes in its forward pass.
 
     >>> states = [torch.tensor([1.0, 1.0]), torch.tensor([0.9, 0.8])]  # one step of 0.1 on theta'diag(1, 2)theta / 2
     >>> t = trajectory_from(lambda theta, d: (d * theta**2).sum() / 2, states, torch.tensor([1.0, 2.0]))
@@ -49,22 +52,26 @@ def trajectory_from(
     """
     thetas = points_of_states(loss, states, buffers=buffers)
     if isinstance(loss, Loss):
-        thetas = thetas.to(next(loss.model.parameters()).device)
+        thetas = thetas.to(next(loss.model.parameters()).device)  # states are kept in main memory
         loss.refuse_hidden_state(thetas[0], support)
     on_support = grad_and_value(lambda theta: _evaluated(loss, theta, support), has_aux=True)
     gradients, values = zip(*[on_support(theta) for theta in thetas], strict=True)
     with torch.no_grad():
         on_query = None if query is None else [_evaluated(loss, theta, query) for theta in thetas]
-        return _read_out(thetas, torch.stack(gradients), values, on_query, save)
+        return measured(thetas, torch.stack(gradients), values, on_query, save, foreign_steps=True)
 
 
 class Recorder:
-    """Three lines around somebody else's training loop: make it, ``step()`` after each update, ``trajectory()``.
+    """Records a training loop that is not ours, with three lines in it.
 
-    Keeps a copy of the parameters and buffers at its making and at each ``step()``, in the computer's main memory;
-    runs no forward pass, draws no number and changes nothing until ``trajectory()`` is called. model: as trained, a
-    plain module or what learn2learn's ``clone()`` holds in ``.module``. criterion, batch: what the
-    curvature is to be of, which need not be what the loop minimises. where: which parameters; see ``flatten``.
+    Make the recorder before the loop, call ``step()`` after each update, and ``trajectory()`` in the end. The recorder
+    keeps a copy of the parameters and buffers when it is made and at each ``step()``, in the computer's main memory. It
+    runs no forward pass, draws no number and changes nothing until ``trajectory()`` is called.
+
+    model: the module that is trained; with learn2learn, the one that ``clone()`` holds in ``.module``.
+    criterion, batch: the loss whose curvature is of interest, which need not be what the loop minimises.
+    query: a further batch to evaluate on.
+    where: which parameters are recorded; see ``flatten``.
 
     >>> model = nn.Linear(2, 1, bias=False)
     >>> batch = (torch.eye(2), torch.zeros(2, 1))
@@ -98,51 +105,24 @@ class Recorder:
 
     def step(self) -> None:
         """Keep the parameters as they are now."""
-        kept = set(self.loss.layout.names)
-        state = {name: _copy(p) for name, p in self.loss.model.named_parameters() if name in kept}
+        names = set(self.loss.layout.names)
+        state = {name: _copy(p) for name, p in self.loss.model.named_parameters() if name in names}
         self._states.append(state | {name: _copy(b) for name, b in self.loss.model.named_buffers()})
 
     def trajectory(self, *, save: SaveAt = _WITH_POINTS, buffers: Buffers = "refuse") -> Trajectory:
-        """The trajectory so far, by the model in the mode (train or eval) it is in now; see :func:`trajectory_from`.
+        """The trajectory so far, measured with the model in its present mode (train or eval).
 
-        buffers: running statistics that moved while training make the points those of different functions, which is
-        refused; "ignore" measures all of them with the statistics the model has now.
+        buffers: running statistics that moved during training make the points belong to different functions. "refuse"
+            raises ValueError then; "ignore" measures all points with the statistics that the model has now.
+
+        See :func:`trajectory_from` for the rest.
         """
         states = [state | self._fixed for state in self._states]
         return trajectory_from(self.loss, states, self.batch, query=self.query, save=save, buffers=buffers)
 
 
-Values = Sequence[tuple[Tensor, Tensor]]
-"""Loss and accuracy at each point."""
-
-
-def _read_out(thetas: Tensor, gradients: Tensor, support: Values, query: Values | None, save: SaveAt) -> Trajectory:
-    stepped, moves = gradients[:-1], thetas.diff(dim=0)
-    query_loss, query_accuracy = (None, None) if query is None else _columns(query)
-    support_loss, support_accuracy = _columns(support)
-    return Trajectory(
-        support_loss=support_loss,
-        query_loss=query_loss,
-        support_accuracy=support_accuracy,
-        query_accuracy=query_accuracy,
-        theta_norm=thetas.norm(dim=-1),
-        grad_norm=gradients.norm(dim=-1),
-        displacement=(thetas - thetas[0]).norm(dim=-1),
-        gram=stepped @ stepped.T,
-        thetas=thetas if save.thetas else None,
-        gradients=gradients if save.gradients else None,
-        step_norm=moves.norm(dim=-1),
-        step_cosine=-(stepped * moves).sum(-1) / (stepped.norm(dim=-1) * moves.norm(dim=-1)),
-    )
-
-
-def _columns(values: Values) -> tuple[Tensor, Tensor]:
-    losses, accuracies = zip(*values, strict=True)
-    return torch.stack(losses), torch.stack(accuracies)
-
-
 def _evaluated(loss: LossFunction, theta: Tensor, batch: Batch) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Loss and accuracy on a batch, in one forward pass; a plain function shows no outputs to judge."""
+    """Loss and accuracy on a batch, in one forward pass; the accuracy of a plain function, without outputs, is NaN."""
     if not isinstance(loss, Loss):
         value = loss(theta, batch)
         return value, torch.full_like(value, float("nan"))

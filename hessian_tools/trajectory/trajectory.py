@@ -1,4 +1,4 @@
-"""What an inner loop did: the second waist between training and everything that measures."""
+"""The trajectory of an inner loop: what passes from training to everything that measures."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -11,9 +11,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class SaveAt:
-    """Which vectors a recording keeps; numbers are always kept.
+    """Which vectors a recording keeps besides the numbers, which it always keeps.
 
-    One vector a step: 0.5 MB for Conv4 of width 64, 32 MB for ResNet-12, twice with gradients.
+    thetas, gradients: whether the points, and the gradients there, are kept. Each is one vector a step: 0.5 MB for
+    Conv4 of width 64, 32 MB for ResNet-12.
     """
 
     thetas: bool = False
@@ -22,17 +23,18 @@ class SaveAt:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """One inner loop of K steps: K + 1 points theta_0 ... theta_K (any leading task axes when stacked).
+    """One inner loop of K steps: numbers at its K + 1 points theta_0 ... theta_K, with task axes in front when stacked.
 
-    All norms are Euclidean, losses are means over examples; accuracies are NaN for a loss that is
-    not a classification; what concerns a query set is None where there is none. ``gram`` holds
-    g_i'g_j of the gradients at the first K points, which an inner loop steps along; ``grad_norm`` and
-    ``gradients`` also have the one at the last point theta_K.
-
-    step_norm = |theta_{k+1} - theta_k| and step_cosine = cos(-g_k, theta_{k+1} - theta_k) are there where
-    somebody else's loop took the steps (``trajectory_from``, ``Recorder``). For plain gradient steps on
-    this batch the cosine is 1 and the displacement is alpha times the root of the Gram matrix's sum; another optimiser,
-    momentum, weight decay or other batches step along something else, and then neither holds.
+    support_loss, query_loss: means over the examples. What concerns the query set is None where there is none.
+    support_accuracy, query_accuracy: NaN for a loss that is not a classification.
+    theta_norm, grad_norm: Euclidean norms of the points and of the gradients of the support loss there.
+    displacement: the distance |theta_k - theta_0|.
+    gram: the products g_i'g_j of the gradients at the first K points, along which an inner loop steps.
+    thetas, gradients: the vectors at all K + 1 points, where ``SaveAt`` asked for them.
+    step_norm: the length |theta_{k+1} - theta_k| of each step; None where our own inner loop took the steps.
+    step_cosine: cos(-g_k, theta_{k+1} - theta_k), likewise. For plain gradient steps on this batch it is 1, and the
+        displacement is alpha times the root of the Gram matrix's sum. Another optimiser, momentum, weight decay or
+        other batches step along something else, and then neither holds.
     """
 
     support_loss: Float[Tensor, "*task step"]
@@ -50,21 +52,54 @@ class Trajectory:
 
     @property
     def steps(self) -> int:
-        """Number of inner steps K."""
+        """The number K of inner steps."""
         return self.gram.shape[-1]
 
     @property
     def diverged(self) -> Tensor:
-        """True for each task whose losses, gradients or parameters left the finite numbers."""
-        kept = [self.support_loss, self.query_loss, self.theta_norm, self.grad_norm]
-        numbers = torch.stack([column for column in kept if column is not None], -1)
+        """For each task, whether a loss, gradient or parameter is not finite."""
+        columns = [self.support_loss, self.query_loss, self.theta_norm, self.grad_norm]
+        numbers = torch.stack([column for column in columns if column is not None], -1)
         return ~torch.isfinite(numbers).flatten(-2).all(-1)
 
 
+def measured(
+    thetas: Float[Tensor, "step param"],
+    gradients: Float[Tensor, "step param"],
+    support: Sequence[tuple[Tensor, Tensor]],
+    query: Sequence[tuple[Tensor, Tensor]] | None,
+    save: SaveAt,
+    *,
+    foreign_steps: bool = False,
+) -> Trajectory:
+    """The trajectory through given points, with the gradients there.
+
+    support, query: the pair (loss, accuracy) at each point. foreign_steps: whether somebody else's loop took the steps.
+    """
+    stepped, steps = gradients[:-1], thetas.diff(dim=0)  # no step follows the gradient at the last point
+    support_loss, support_accuracy = (torch.stack(column) for column in zip(*support, strict=True))
+    query_loss, query_accuracy = (torch.stack(c) for c in zip(*query, strict=True)) if query else (None, None)
+    cosine = -(stepped * steps).sum(-1) / (stepped.norm(dim=-1) * steps.norm(dim=-1)) if foreign_steps else None
+    return Trajectory(
+        support_loss=support_loss,
+        query_loss=query_loss,
+        support_accuracy=support_accuracy,
+        query_accuracy=query_accuracy,
+        theta_norm=thetas.norm(dim=-1),
+        grad_norm=gradients.norm(dim=-1),
+        displacement=(thetas - thetas[0]).norm(dim=-1),
+        gram=stepped @ stepped.T,
+        thetas=thetas if save.thetas else None,
+        gradients=gradients if save.gradients else None,
+        step_norm=steps.norm(dim=-1) if foreign_steps else None,
+        step_cosine=cosine,
+    )
+
+
 def stack(trajectories: Sequence[Trajectory]) -> Trajectory:
-    """Trajectories of several tasks as one, with a leading task axis."""
+    """The trajectories of several tasks as one, with a task axis in front."""
     if not trajectories:
         raise ValueError("no trajectory to stack; record at least one task")
-    columns = {f.name: [getattr(t, f.name) for t in trajectories] for f in fields(Trajectory)}
+    columns = {field.name: [getattr(t, field.name) for t in trajectories] for field in fields(Trajectory)}
     stacked: dict[str, Any] = {n: None if rows[0] is None else torch.stack(rows) for n, rows in columns.items()}
     return Trajectory(**stacked)

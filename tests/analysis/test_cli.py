@@ -76,7 +76,7 @@ def test_a_folder_of_another_study_is_refused_and_left_alone(here, capsys, micro
     manifest = here / "study" / "runs" / "maml-seed0" / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"width": 4', '"width": 8'))
     message = refused(capsys, ["study", "micro", "--out", "study"])
-    assert "maml-seed0 holds a run of another study: network is" in message
+    assert "maml-seed0 holds another run: its network is" in message
 
 
 def test_the_plan_of_the_claims_is_the_users_until_the_study_begins(here, capsys, micro_study):

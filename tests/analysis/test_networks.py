@@ -120,7 +120,7 @@ def test_a_study_of_a_network_of_ones_own(mine, capsys):
     assert run(["measure", "out", "--workers", "0"]) == 0
     (mine / "own_networks.py").write_text(SOURCE + "\n# changed\n")
     capsys.readouterr()
-    assert "holds a run of another study: network_source is" in refused(capsys, ["train", file, "--out", "out"])
+    assert "holds another run: its network_source is" in refused(capsys, ["train", file, "--out", "out"])
 
 
 def test_the_head_can_be_another_module():

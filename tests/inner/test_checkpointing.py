@@ -1,4 +1,4 @@
-"""Checkpointing of the inner loop: the numbers of the loop that keeps everything, in less memory; float64."""
+"""Checkpointing of the inner loop gives the numbers of the loop that keeps everything, in less memory (float64)."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -34,9 +34,9 @@ SHOTS = {
 LEARNERS = {name: case.learner for name, case in CASES.items()} | {"reptile": learners.reptile(3, 0.05)}
 
 
-def assert_same(found: Tensor, expected: Tensor) -> None:
+def assert_same(actual: Tensor, expected: Tensor) -> None:
     assert expected.norm() > 0
-    assert (found - expected).norm() <= 1e-12 * expected.norm()
+    assert (actual - expected).norm() <= 1e-12 * expected.norm()
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def smooth():
 
 @pytest.mark.parametrize("shot", [None, Shot(weight=0.5, distance="squared_error", detach_reference=False)])
 def test_it_can_be_differentiated_again(shot):
-    # The curvature of the meta-loss: a product with its Hessian, and the gradient of that.
+    # The curvature of the meta-loss: a product with its Hessian, and the gradient of that product.
     loss, theta, support, query = smooth()
     vector = torch.randn(len(theta), generator=stream(0, "v"), dtype=DTYPE)
     products, thirds = [], []
@@ -117,7 +117,7 @@ def test_it_can_be_differentiated_again(shot):
 
 
 def test_a_plain_function_and_a_batch_that_is_learned():
-    # Support inputs made from theta itself: the path through them must be counted once.
+    # The support inputs are made from theta itself, and the path through them must be counted once.
     def plain(theta: Tensor, batch: dict[str, Tensor]) -> Tensor:
         return torch.cosh(batch["x"] @ theta - batch["y"]).mean()
 
@@ -139,21 +139,21 @@ def test_loss_and_outputs_of_a_step_are_differentiable_too():
     gradients = []
     for gradient_at in (recomputed_gradient, support_gradient):
         point = theta.clone().requires_grad_()
-        found = gradient_at(loss, point, support)
-        gradients.append(torch.autograd.grad(found.loss + (found.outputs**3).sum(), point)[0])
+        gradient = gradient_at(loss, point, support)
+        gradients.append(torch.autograd.grad(gradient.loss + (gradient.outputs**3).sum(), point)[0])
     assert_same(*gradients)
 
 
-def most_bytes(work: Callable[[], object]) -> int:
-    """The most bytes of tensors alive at once in ``work``, counted by allocations."""
+def peak_bytes(work: Callable[[], object]) -> int:
+    """The largest number of bytes of tensors alive at once in ``work``, counted by allocations."""
     with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         work()
-    live = most = 0
+    live = peak = 0
     for event in profile.profiler.kineto_results.events():
         if event.name() == "[memory]":
             live += event.nbytes()
-            most = max(most, live)
-    return most
+            peak = max(peak, live)
+    return peak
 
 
 @pytest.mark.parametrize(
@@ -166,13 +166,13 @@ def test_memory_grows_by_a_vector_or_two_a_step(name, shot, vectors):
     vector = theta.numel() * theta.element_size()
 
     def growth(checkpointing: bool) -> float:
-        def most(steps: int) -> int:
+        def peak_of(steps: int) -> int:
             learner = replace(LEARNERS[name], steps=steps)
             point = meta_parameters(learner, layout, theta).clone().requires_grad_()
             options = {"shot": SHOTS[shot], "checkpointing": checkpointing}
-            return most_bytes(lambda: meta_loss(learner, loss, point, support, query, **options)[0].backward())
+            return peak_bytes(lambda: meta_loss(learner, loss, point, support, query, **options)[0].backward())
 
-        return (most(10) - most(2)) / 8
+        return (peak_of(10) - peak_of(2)) / 8
 
     assert growth(True) <= (vectors + 0.15) * vector
     assert growth(False) > 20 * vector
@@ -189,10 +189,10 @@ def test_it_costs_one_more_pair_of_passes_a_step_and_nothing_first_order():
             meta_loss(learner, loss, point, support, query, shot=shot, checkpointing=checkpointing)[0].backward()
         return counter.get_total_flops()
 
-    one = flops(3, False, True) - flops(2, False, True)  # what a step's own two passes cost
+    one = flops(3, False, True) - flops(2, False, True)  # the cost of the two passes of one step
     assert flops(3, True, False) - flops(3, False, False) == 3 * one > 0
     assert flops(3, True, True) == flops(3, False, True)
-    # SHOT's target still shares the first gradient: it adds what it adds without checkpointing.
+    # SHOT's target still shares the first gradient, so it costs as much as without checkpointing.
     assert flops(3, True, False, Shot()) - flops(3, True, False) == flops(3, False, False, Shot()) - flops(
         3, False, False
     )
@@ -206,17 +206,17 @@ def test_what_it_cannot_do_is_refused():
         recomputed_gradient(hidden, theta, support)
     with torch.no_grad():
         assert_same(recomputed_gradient(lambda t, b: (t**2).sum(), theta, support).vector, 2 * theta)
-    whole = lambda t: meta_loss(learners.maml(2, 0.1), loss, t, support, query, checkpointing=True)[0]  # noqa: E731
+    objective = lambda t: meta_loss(learners.maml(2, 0.1), loss, t, support, query, checkpointing=True)[0]  # noqa: E731
     with pytest.raises(ValueError, match="not inside torch.func"):
-        torch.func.grad(whole)(theta)
+        torch.func.grad(objective)(theta)
     config = TrainConfig(learners.maml(2, 0.1), open_tasks("sine-line"), partial(MLP, (1, 4, 1)), checkpointing=True)
     assert not is_batched(config, config.network())
-    with pytest.raises(ValueError, match="batched=True keeps every task's activations"):
+    with pytest.raises(ValueError, match="batched=True keeps the activations of all tasks"):
         replace(config, batched=True)
 
 
 def test_a_user_s_criterion_and_labels_pass_through():
-    # Integer labels and None in the batch are no tensors to differentiate.
+    # Integer labels and None in the batch are not differentiated.
     def plain(theta: Tensor, batch: tuple[Tensor, Tensor, None]) -> Tensor:
         x, y, _ = batch
         return F.cross_entropy(x @ theta.view(2, 3), y)

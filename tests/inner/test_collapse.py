@@ -1,4 +1,4 @@
-"""The detector of outputs that are all alike."""
+"""The measure of how far outputs differ between examples, and its threshold."""
 
 import torch
 
@@ -13,7 +13,7 @@ def test_variation_is_the_share_of_the_mean_square_between_examples():
     centred = outputs - outputs.mean(1, keepdim=True)
     expected = centred.var(0, correction=0).sum() / (centred**2).mean(0).sum()
     assert torch.allclose(output_variation(outputs), expected, rtol=1e-12)
-    # no probability depends on a shift of all logits, nor does this; nor on their scale
+    # No probability depends on a shift of all logits, and neither does the variation, which ignores their scale too.
     assert torch.allclose(output_variation(7 * outputs + 100), expected, rtol=1e-10)
 
 
@@ -21,7 +21,7 @@ def test_alike_is_told_from_not_alike():
     common = torch.tensor([4.0, 1.0, -2.0, -2.0, -1.0], dtype=torch.float64)
     assert homogeneity(common + 0.01 * SPREAD).collapsed
     assert not homogeneity(common + SPREAD).collapsed
-    assert not homogeneity(1e-6 * SPREAD).collapsed  # unsure of everything, but not of one mind
+    assert not homogeneity(1e-6 * SPREAD).collapsed  # nearly uniform probabilities, which still differ between examples
     assert homogeneity(torch.zeros(4, 3)) == homogeneity(torch.ones(4, 3))
     assert homogeneity(torch.zeros(4, 3)).collapsed
 

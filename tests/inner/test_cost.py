@@ -1,4 +1,4 @@
-"""What SHOT costs on top of a learner, counted in floating-point operations."""
+"""The cost of SHOT on top of a learner, counted in floating-point operations."""
 
 import pytest
 from plain_meta import CASES, episode, network
@@ -41,7 +41,7 @@ def query_pass(shots: int) -> int:
 def test_shot_costs_one_query_pass_and_no_support_pass(name, shots):
     plain, one_pass = outer(name, shots, None), query_pass(shots)
     assert outer(name, shots, Shot()) - plain == one_pass > 0
-    # A reference of its own takes passes over the support set; so the equality above can fail.
+    # A longer reference takes further passes over the support set, so the equality above can fail.
     assert outer(name, shots, Shot(reference_steps=6)) - plain > one_pass
 
 
@@ -50,5 +50,5 @@ def test_shot_in_parameters_costs_no_pass_at_all():
 
 
 def test_anil_differentiates_by_the_head_alone():
-    # Three inner passes over the support set and no backward pass through the body in them.
+    # There are three inner passes over the support set, without a backward pass through the body.
     assert outer("fo-anil", 5, None) < 0.75 * outer("fomaml", 5, None)

@@ -1,4 +1,4 @@
-"""The gradient of one inner step, by autograd and by torch.func: which graph it has, and of what; float64."""
+"""The gradient of one inner step, by autograd and by torch.func, and the graph that it has (float64)."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ X, Y = episode()[0]
 
 
 def inputs_made_from(theta: Tensor) -> Tensor:
-    return X * (1 + theta[:16])  # column by column: a common factor would vanish in the normalisation
+    return X * (1 + theta[:16])  # a factor per column, because a common one would vanish in the normalisation
 
 
 def squared_gradient(theta: Tensor) -> Tensor:
@@ -23,11 +23,11 @@ def squared_gradient(theta: Tensor) -> Tensor:
 
 def test_what_was_made_from_theta_is_a_constant_to_the_inner_loop_and_none_to_the_outer():
     point = THETA.clone().requires_grad_()
-    found = support_gradient(LOSS, point, (inputs_made_from(point), Y)).vector
+    inner_gradient = support_gradient(LOSS, point, (inputs_made_from(point), Y)).vector
     given = support_gradient(LOSS, point, (inputs_made_from(point).detach(), Y)).vector
-    torch.testing.assert_close(found, given)
+    torch.testing.assert_close(inner_gradient, given)
     (outer,) = torch.autograd.grad(squared_gradient(point), point)
-    torch.testing.assert_close(outer, torch.func.grad(squared_gradient)(THETA))  # inside a transform: the other way
+    torch.testing.assert_close(outer, torch.func.grad(squared_gradient)(THETA))  # which takes the other branch
     (without,) = torch.autograd.grad((given**2).sum(), point)
     assert (outer - without).norm() > 1e-3 * outer.norm()
 

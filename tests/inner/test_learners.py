@@ -1,4 +1,4 @@
-"""What each learner is: what it moves, what its meta-gradient is, float64."""
+"""What each learner moves, and its meta-gradient, against formulas and finite differences (float64)."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -24,7 +24,8 @@ from hessian_tools import (
     seeded,
     stream,
 )
-from hessian_tools.inner.adapt import learner_path, row_parts
+from hessian_tools.inner.adapt import learner_path
+from hessian_tools.inner.descent import row_parts
 from hessian_tools.inner.learners import ALGORITHMS, Latent, Learner
 from hessian_tools.inner.meta_loss import joined
 from hessian_tools.inner.parameters import meta_parameters, network_parameters, num_moved
@@ -62,7 +63,7 @@ def meta_gradient(learner: Learner, loss, theta: Tensor, support, query, shot: S
     ids=lambda v: v.name + v.rule.__class__.__name__,
 )
 def test_first_order_equals_second_order_where_the_loss_is_linear(learner, shot):
-    # (outputs * y).mean() of a linear layer is linear in its parameters: no Hessian to leave out.
+    # (outputs * y).mean() of a linear layer is linear in its parameters, so there is no Hessian to leave out.
     theta, layout = flatten(nn.Linear(2, 1).double())
     loss = make_loss(nn.Linear(2, 1), lambda out, y: (out * y).mean(), layout)
     _, _, support, query = smooth()
@@ -92,7 +93,7 @@ def test_first_order_differs_where_there_is_a_hessian():
 )
 def test_the_inner_loop_moves_its_part_alone(learner, moved):
     loss, theta, layout = network()
-    theta = theta + 0.1 * randn(len(theta), path="elsewhere")  # not where the model's own parameters are
+    theta = theta + 0.1 * randn(len(theta), path="elsewhere")  # not at the model's own parameters
     support, query = episode()
     t = record(learner, loss, theta, support, query, save=SaveAt(thetas=True, gradients=True))
     for k in (1, 2):
@@ -100,7 +101,7 @@ def test_the_inner_loop_moves_its_part_alone(learner, moved):
             assert bool(change.any()) == name.startswith(moved), name
     for name, g in layout.unflatten(t.gradients[2]).items():
         assert bool(g.any()) == name.startswith(moved), name
-    # by these entries it is the gradient of the whole loss
+    # By these entries it is the gradient of the loss.
     full, mine = gradient(loss, t.thetas[1], support), t.gradients[1]
     assert torch.allclose(full[mine != 0], mine[mine != 0], rtol=1e-10)
     assert torch.allclose(t.displacement[-1], 0.1 * t.gram.sum().sqrt(), rtol=1e-10)
@@ -112,13 +113,13 @@ def test_step_gradients_of_meta_sgd_against_finite_differences(logarithmic, shot
     loss, theta, support, query = smooth()
     learner = learners.meta_sgd(3, 0.1, logarithmic=logarithmic)
     meta = meta_parameters(learner, loss.layout, theta)
-    found = meta_gradient(learner, loss, meta, support, query, shot)
+    derivative = meta_gradient(learner, loss, meta, support, query, shot)
     for i in (0, 7, len(theta), len(theta) + 3, len(meta) - 1):
         nudge = torch.zeros_like(meta)
         nudge[i] = 1e-5
         up, down = (meta_loss(learner, loss, meta + s * nudge, support, query, shot=shot)[0] for s in (1, -1))
-        assert abs((up - down) / 2e-5 - found[i]) < 1e-8
-    assert found[len(theta) :].abs().min() > 0
+        assert abs((up - down) / 2e-5 - derivative[i]) < 1e-8
+    assert derivative[len(theta) :].abs().min() > 0
 
 
 def test_meta_sgd_begins_as_maml():
@@ -147,8 +148,8 @@ def test_reptiles_expansion(minibatches):
 
     def remainder(alpha: float) -> float:
         learner = learners.reptile(3, alpha, minibatches=minibatches)
-        found = meta_gradient(learner, loss, theta, support, query)
-        return float((found / alpha - leading + alpha * bend).norm())
+        meta_derivative = meta_gradient(learner, loss, theta, support, query)
+        return float((meta_derivative / alpha - leading + alpha * bend).norm())
 
     errors = [remainder(a) for a in (4e-3, 2e-3, 1e-3)]
     assert bend.norm() > 0.1
@@ -162,7 +163,7 @@ def test_reptiles_meta_gradient_is_the_displacement_and_takes_support_and_query_
         point = point - 0.1 * gradient(loss, point, joined(support, query))
     reptile = learners.reptile(3, 0.1)
     assert torch.allclose(meta_gradient(reptile, loss, theta, support, query), theta - point, rtol=1e-12)
-    # with SHOT: the target's query gradient, first order
+    # With SHOT, the first-order gradient of the target's query loss is added.
     shot = Shot(weight=0.5, distance="squared_error")
     target = theta - 0.3 * gradient(loss, theta, joined(support, query))
     t = target.clone().requires_grad_()
@@ -177,15 +178,15 @@ def test_supervised_training_descends_cross_entropy_under_a_head_of_its_own():
     images, labels = torch.cat([x, xq]), torch.arange(12) % 7
     meta = torch.cat([theta, 0.1 * randn(7 * 4 + 7, path="classes")])
     learner = learners.supervised(3, 0.1)
-    found = meta_gradient(learner, loss, meta, (x, labels[:3]), (xq, labels[3:]))
+    derivative = meta_gradient(learner, loss, meta, (x, labels[:3]), (xq, labels[3:]))
 
     leaf = meta.clone().requires_grad_()
     p = dict(layout.unflatten(leaf[: len(theta)]))
     p |= {"head.weight": leaf[len(theta) : -7].view(7, 4), "head.bias": leaf[-7:]}
     (expected,) = torch.autograd.grad(F.cross_entropy(plain_forward(p, images), labels), leaf)
-    assert (found - expected).norm() < 1e-10 * expected.norm()
-    assert not found[layout.indices("head")].any()  # the head of a new task is never trained
-    # a new task sees the network alone
+    assert (derivative - expected).norm() < 1e-10 * expected.norm()
+    assert not derivative[layout.indices("head")].any()  # the head of a new task is never trained
+    # On a new task the network alone is used.
     adapted = adapt(learner, loss, meta, episode()[0])
     assert torch.equal(adapted, adapt(learners.maml(3, 0.1), loss, theta, episode()[0]))
 
@@ -265,10 +266,11 @@ def test_every_algorithm_says_what_may_be_set_and_makes_its_learner():
         run,
         (),
     ]
-    assert [name for name, algorithm in ALGORITHMS.items() if algorithm.needs_classes] == ["leo", "supervised"]
+    made = {name: algorithm.learner(1, 0.1) for name, algorithm in ALGORITHMS.items()}
+    assert [name for name, learner in made.items() if learner.needs_classes] == ["leo", "supervised"]
     assert [name for name, algorithm in ALGORITHMS.items() if not algorithm.is_trained] == ["untrained"]
-    made = ALGORITHMS["meta-sgd"].learner(3, 0.1, logarithmic=True, moves=("head",), rule=None)
-    assert made == replace(learners.meta_sgd(3, 0.1, logarithmic=True), moves=("head",))
+    meta_sgd = ALGORITHMS["meta-sgd"].learner(3, 0.1, logarithmic=True, moves=("head",), rule=None)
+    assert meta_sgd == replace(learners.meta_sgd(3, 0.1, logarithmic=True), moves=("head",))
     with pytest.raises(ValueError, match="minibatches is not a setting of MAML; it has first_order, moves"):
         ALGORITHMS["maml"].learner(3, 0.1, minibatches=2)
 

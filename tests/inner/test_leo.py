@@ -1,4 +1,4 @@
-"""LEO against its formulas written out class by class and pair by pair, float64."""
+"""LEO against its formulas, written out class by class and pair by pair (float64)."""
 
 from dataclasses import replace
 
@@ -60,7 +60,7 @@ def started(learner, theta: Tensor, width: int) -> Tensor:
 
 
 def draws(latent: Latent, width: int, noisy: bool, examples: int):
-    """The same numbers the learner draws: dropout, codes, weights."""
+    """The random numbers that the learner draws, in the same order: dropout, codes, weights."""
     if not noisy:
         return torch.ones(examples, width, dtype=DTYPE), torch.zeros(3, latent.size), torch.zeros(3, width)
     g = stream(9, "noise")
@@ -72,7 +72,7 @@ def draws(latent: Latent, width: int, noisy: bool, examples: int):
 
 
 def plain_codes(embedded: list[Tensor], y: Tensor, own, *, ways: int, size: int) -> tuple[Tensor, Tensor]:
-    """Mean and spread of each class's code: every example of the class related to every example."""
+    """Mean and standard deviation of each class's code: every example of the class is related to every example."""
 
     def relate(a: Tensor, b: Tensor) -> Tensor:
         u = torch.cat([a, b])
@@ -165,13 +165,13 @@ def test_meta_gradient_equals_the_plain_formula(learner, noisy, setting, shot):
     meta = started(learner, theta, width=6 if setting is on_features else 4)
     noise = stream(9, "noise") if noisy else None
     value, aux = meta_loss(learner, loss, meta, support, query, shot=shot, noise=noise)
-    (found,) = torch.autograd.grad(value, meta)
+    (derivative,) = torch.autograd.grad(value, meta)
     plain = plain_leo(learner, meta, loss, support, query, shot, noisy)
     (expected,) = torch.autograd.grad(plain, meta)
     assert abs(value.item() - plain.item()) < 1e-12
-    assert (found - expected).norm() < 1e-10 * expected.norm()
+    assert (derivative - expected).norm() < 1e-10 * expected.norm()
     assert aux.shot_distance.isnan() == (shot is None)
-    assert found[-2:].abs().min() > 0  # both step sizes are learned
+    assert derivative[-2:].abs().min() > 0  # both step sizes are learned
 
 
 def test_shapes_are_those_of_the_paper():
@@ -196,7 +196,7 @@ def test_the_adapted_network_is_the_decoded_one_and_only_its_head_weights_change
         assert t.support_loss[-1] < t.support_loss[0]
         changed = [n for n, c in loss.layout.unflatten(adapted - theta).items() if c.any()]
         assert changed == ["head.weight"]
-        # fine-tuning is descent on the weights, and the recorded gradient says so
+        # Fine-tuning is descent on the weights along the recorded gradient.
         step = -0.03 * t.gradients[3]
         assert torch.allclose(t.thetas[4] - t.thetas[3], step, rtol=1e-6, atol=1e-9)
         own = loss.layout.indices("head.weight")
@@ -239,7 +239,7 @@ def test_mistakes_are_named():
     loss, theta, support, _ = on_features()
     with pytest.raises(ValueError, match="append latent_parameters"):
         adapt(LEO, loss, theta, support)
-    with pytest.raises(ValueError, match="a plain function has not"):
+    with pytest.raises(ValueError, match="a plain function does not have; use"):
         adapt(LEO, lambda t, _: (t**2).sum(), theta, support)
     with pytest.raises(ValueError, match="a latent learner moves codes"):
         replace(LEO, moves=("head",))

@@ -1,4 +1,4 @@
-"""Meta-gradients against formulas written out plainly, float64."""
+"""Meta-gradients against formulas that are written out plainly (float64)."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ FEW = [SHOTS[i] for i in (0, 1, 6, 9)]  # for the learners that share SHOT's cod
 
 
 def started(learner: Learner, layout, theta: Tensor) -> Tensor:
-    """Meta-parameters whose step sizes, where learned, all differ."""
+    """Meta-parameters whose learned step sizes, if there are any, all differ."""
     meta = meta_parameters(learner, layout, theta)
     meta[layout.numel :] *= 1 + 0.5 * torch.rand(len(meta) - layout.numel, generator=stream(2), dtype=torch.float64)
     return meta.clone().requires_grad_()
@@ -51,7 +51,7 @@ def test_meta_gradient_equals_the_plain_formula(name, shot):
 
 
 def test_the_options_of_shot_change_the_meta_gradient():
-    # Otherwise the comparison above could pass with options that are ignored on both sides.
+    # Otherwise the comparison above could pass although both sides ignore the options.
     loss, theta, _ = network()
     support, query = episode()
     gradients = []
@@ -74,7 +74,7 @@ def linear_regression():
 
 
 def test_maml_with_shot_on_a_quadratic_in_closed_form():
-    # L = |X theta - y|^2 / n has H = 2 X'X / n and every inner step is affine:
+    # L = |X theta - y|^2 / n has the Hessian H = 2 X'X / n, and every inner step is affine:
     # d theta_K / d theta_0 = (I - alpha H)^K, d theta_t / d theta_0 = I - K alpha H.
     loss, theta, (x, y), (xq, yq) = linear_regression()
     hessian, eye = 2 * x.T @ x / len(x), torch.eye(4, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""SHOT's distances, schedules and what its gradient does, float64."""
+"""SHOT's distances, its schedules and the effect of its gradient (float64)."""
 
 import math
 
@@ -47,7 +47,7 @@ def test_distances_are_finite_far_apart(name):
 
 
 def quadratic(curvature: float):
-    """L = lambda theta^2 / 2 as a linear network on one example, outputs proportional to theta."""
+    """L = lambda theta^2 / 2 as a linear network on one example, whose outputs are proportional to theta."""
     model = nn.Linear(1, 1, bias=False).double()
     x = torch.full((1, 1), math.sqrt(curvature / 2), dtype=torch.float64)
     return make_loss(model, squared_error, flatten(model)[1]), (x, torch.zeros(1, 1, dtype=torch.float64))
@@ -88,13 +88,13 @@ def test_a_longer_reference_keeps_the_learners_own_loop_as_target():
         assert shot.counts(learner.steps) == (learner.steps, 2 * learner.steps)
         steps, half = learner.steps, learner.step_size / 2
         t = theta.clone().requires_grad_()
-        (found,) = torch.autograd.grad(meta_loss(learner, loss, t, support, query, shot=shot)[0], t)
+        (derivative,) = torch.autograd.grad(meta_loss(learner, loss, t, support, query, shot=shot)[0], t)
         long = {"maml": learners.maml, "anil": learners.anil, "boil": learners.boil}[learner.name](2 * steps, half)
         reference = loss.outputs(adapt(long, loss, theta, support), query[0]).detach()
         t = theta.clone().requires_grad_()
         own = loss.outputs(adapt(learner, loss, t, support), query[0])
         (expected,) = torch.autograd.grad(F.cross_entropy(own, query[1]) + 0.2 * kl(reference, own), t)
-        assert torch.allclose(found, expected, rtol=1e-9, atol=1e-12)
+        assert torch.allclose(derivative, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_schedules_of_the_weight():
@@ -124,9 +124,9 @@ def test_mistakes_are_named():
 
 
 def test_the_projector_acts_on_the_reference_alone():
-    """10 * 3 against 1, not 3 against 10 * 1."""
+    """The distance is that of 10 * 3 from 1, and not that of 3 from 10 * 1."""
     shot = Shot(distance="squared_error", target_steps=1)
-    found = distance_after(
+    distance = distance_after(
         shot, lambda steps: torch.full((1, 1), float(steps)), steps=3, moved=1, project=lambda outputs: 10 * outputs
     )
-    assert float(found) == 29.0**2
+    assert float(distance) == 29.0**2

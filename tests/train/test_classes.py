@@ -1,4 +1,4 @@
-"""Supervised batches of any data set, also where classes differ in size."""
+"""Batches for supervised training, from any data set, also where its classes differ in size."""
 
 import layouts_on_disk as disk
 import numpy as np
@@ -10,7 +10,7 @@ from hessian_tools.train import ClassBatches
 
 
 def test_each_image_is_a_uniform_draw_of_a_class_and_of_one_of_its_images():
-    """Written out for the bundled drawings: draws must not change, or runs would not repeat."""
+    """The draws from the bundled drawings are written out, because runs would not repeat if they changed."""
     data = load_quickdraw()
     x, y = ClassBatches(ImageTasks(data, ways=3, shots=1, queries=2)).episode(seed=4, split="train", index=7).support
     rng = numpy_stream(4, "class batch", "train", 7)

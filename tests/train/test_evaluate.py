@@ -1,4 +1,4 @@
-"""Evaluation: intervals, what the query set may know, the best checkpoint."""
+"""Evaluation: its intervals, whether answers depend on the other queries, and the choice of the best checkpoint."""
 
 from dataclasses import replace
 from functools import partial
@@ -23,16 +23,16 @@ def judged(config: TrainConfig, *, transductive: bool) -> Evaluation:
 
 
 def test_without_transduction_each_query_is_normalised_with_the_support_set():
-    found = judged(CONFIG, transductive=False)
+    evaluation = judged(CONFIG, transductive=False)
     loss, theta = task_loss(CONFIG)
     (x, y), (xq, yq) = TASKS.episode(seed=1, split="test", index=3)
     adapted = adapt(CONFIG.learner, loss, theta, (x, y))
     outputs = torch.stack([loss.outputs(adapted, torch.cat([x, one[None]]))[-1] for one in xq])
-    assert torch.allclose(found.losses[3], loss.criterion(outputs, yq), rtol=1e-4)
-    assert torch.allclose(found.accuracies[3], (outputs.argmax(-1) == yq).float().mean())
+    assert torch.allclose(evaluation.losses[3], loss.criterion(outputs, yq), rtol=1e-4)
+    assert torch.allclose(evaluation.accuracies[3], (outputs.argmax(-1) == yq).float().mean())
     with_others = judged(CONFIG, transductive=True)
-    assert not torch.allclose(found.losses, with_others.losses, rtol=1e-3)
-    assert "not transductive: each query is one batch with the support set" in str(found)
+    assert not torch.allclose(evaluation.losses, with_others.losses, rtol=1e-3)
+    assert "not transductive: each query is one batch with the support set" in str(evaluation)
     assert " transductive: the query set is one batch" in str(with_others)
 
 
@@ -45,16 +45,17 @@ def test_without_batch_statistics_transduction_makes_no_difference():
 
 def test_the_interval_is_of_the_mean_over_tasks():
     numbers = torch.tensor([0.2, 0.4, 0.4, 0.8])
-    found = Evaluation(numbers, numbers, split="test", seed=3, steps=5, transductive=True)
-    mean, half = found.accuracy
+    evaluation = Evaluation(numbers, numbers, split="test", seed=3, steps=5, transductive=True)
+    mean, half = evaluation.accuracy
     assert mean == pytest.approx(0.45)
     deviations = [(v - 0.45) ** 2 for v in (0.2, 0.4, 0.4, 0.8)]
     assert half == pytest.approx(1.96 * sqrt(sum(deviations) / 3 / 4))
-    assert str(found).startswith("accuracy 45.00 +- 24.66 % (95 % over 4 test tasks of seed 3, 5 steps; transductive")
-    losses, accuracies = found
+    told = "accuracy 45.00 +- 24.66 % (95 % over 4 test tasks of seed 3, 5 steps; transductive"
+    assert str(evaluation).startswith(told)
+    losses, accuracies = evaluation
     assert losses is accuracies is numbers
     alone = Evaluation(numbers[:1], numbers[:1], split="test", seed=3, steps=5, transductive=True)
-    assert alone.accuracy[1] != alone.accuracy[1]  # one task has no spread
+    assert alone.accuracy[1] != alone.accuracy[1]  # NaN: one task has no standard deviation
 
 
 def test_a_new_task_takes_the_evaluation_steps():
@@ -93,7 +94,7 @@ def checkpoint(step: int, loss: float, accuracy: float) -> Checkpoint:
 
 def test_the_best_checkpoint_has_the_highest_accuracy_or_for_regression_the_lowest_loss():
     seen = [checkpoint(0, 1.0, 0.4), checkpoint(1, 0.9, 0.6), checkpoint(3, 0.5, 0.6), checkpoint(9, nan, nan)]
-    assert best_checkpoint(seen).meta_step == 1  # the earlier of two alike
+    assert best_checkpoint(seen).meta_step == 1  # the earlier of two equal ones
     assert best_checkpoint([checkpoint(0, 2.0, nan), checkpoint(5, 1.0, nan), checkpoint(9, nan, nan)]).meta_step == 5
     with pytest.raises(ValueError, match="none of 1 checkpoints was validated"):
         best_checkpoint([checkpoint(0, nan, nan)])

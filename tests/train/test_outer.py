@@ -1,4 +1,4 @@
-"""One outer step: tasks in turn and all at once give one gradient, for every learner; float64."""
+"""An outer step that takes its tasks in turn and one that takes them at once have the same gradient (float64)."""
 
 from dataclasses import replace
 from functools import partial
@@ -32,7 +32,7 @@ SQUARED = Shot(distance="squared_error", weight=0.5)
 
 
 def mean_gradient(config: TrainConfig, *, batched: bool) -> Tensor:
-    """In float64; aux is compared too, as its mean."""
+    """The gradient in float64, and the means of the parts of the loss."""
     config = replace(config, batched=batched)
     loss, theta = task_loss(config)
     meta = first_parameters(config, loss, theta.double()).requires_grad_()
@@ -53,7 +53,7 @@ def mean_gradient(config: TrainConfig, *, batched: bool) -> Tensor:
         replace(SINE, learner=learners.meta_sgd(3, 0.01), shot=Shot(distance="l2_parameters")),
         replace(SINE, learner=learners.reptile(3, 0.01, minibatches=2)),
         replace(SINE, learner=learners.maml(3, 0.01, rule=Momentum())),
-        # Batch normalisation too: vmap of the gradient is exact where the gradient of vmap is not.
+        # With batch normalisation too, vmap of the gradient is exact, whereas the gradient of vmap is not.
         replace(IMAGES, shot=Shot(weight=0.5)),
         replace(IMAGES, learner=learners.supervised(2, 0.05)),
         replace(IMAGES, shot=Shot(weight=0.5), pretraining=ShotPretraining()),
@@ -162,7 +162,7 @@ def test_augmentation_changes_each_image_by_its_own_draw():
     assert 0.5 <= brighter.min() <= brighter.max() <= 1.5
     moved = replace(still, shift=0.1)(images, g)
     assert not torch.allclose(moved, images)
-    assert torch.allclose(moved.sum((1, 2, 3)), images.sum((1, 2, 3)), rtol=1e-3)  # nothing left the picture
+    assert torch.allclose(moved.sum((1, 2, 3)), images.sum((1, 2, 3)), rtol=1e-3)  # no pixel left the picture
 
 
 def test_every_task_has_its_own_augmentation_and_its_own_noise():
@@ -175,12 +175,12 @@ def test_every_task_has_its_own_augmentation_and_its_own_noise():
     def gradients(config: TrainConfig) -> list[Tensor]:
         config = replace(config, tasks=OneTask(), meta_batch=1)
         loss, theta = task_loss(config)
-        found = []
+        gradients = []
         for meta_step in (0, 1):
             meta = first_parameters(config, loss, theta.double()).requires_grad_()
             accumulate_gradient(config, loss, meta, meta_step)
-            found.append(meta.grad)
-        return found
+            gradients.append(meta.grad)
+        return gradients
 
     first, second = gradients(IMAGES)
     assert torch.equal(first, second)
@@ -201,12 +201,12 @@ def test_mistakes_are_named(tmp_path):
         replace(IMAGES, pretraining=ShotPretraining())
     with pytest.raises(ValueError, match="augmentation changes images"):
         replace(SINE, shot=SQUARED, pretraining=ShotPretraining())
-    with pytest.raises(ValueError, match="acts on outputs, distance='l2_parameters' has none"):
+    with pytest.raises(ValueError, match="acts on outputs, but distance='l2_parameters' compares parameters"):
         replace(IMAGES, shot=Shot(distance="l2_parameters"), pretraining=ShotPretraining())
     with pytest.raises(ValueError, match="projector='mlp' is not one of"):
         ShotPretraining("mlp")
     latent = learners.leo(2, 0.5)
-    with pytest.raises(ValueError, match="draws random numbers task by task"):
+    with pytest.raises(ValueError, match="draws its noise task by task"):
         replace(IMAGES, learner=latent, batched=True)
     with pytest.raises(ValueError, match="a latent learner cannot take it"):
         replace(IMAGES, learner=latent, shot=Shot(), pretraining=ShotPretraining())

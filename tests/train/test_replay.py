@@ -1,4 +1,4 @@
-"""Replayed outer steps: the bits of the steps as they are written, or no replay."""
+"""Replayed outer steps give the bits of the steps themselves, or are not replayed."""
 
 from dataclasses import replace
 from functools import partial
@@ -33,7 +33,7 @@ STEPS = 7
 
 
 def steps_of(config: TrainConfig, replay: Replay | None) -> list[Tensor]:
-    """Gradient and everything in aux of a few steps of plain descent."""
+    """The gradients and the parts of the loss of a few steps of plain descent."""
     loss, theta = task_loss(config)
     meta = first_parameters(config, loss, theta).requires_grad_()
     seen = []
@@ -59,27 +59,28 @@ def steps_of(config: TrainConfig, replay: Replay | None) -> list[Tensor]:
 )
 def test_replayed_steps_are_the_same_to_the_bit(config):
     replay = Replay(after=2)
-    found, expected = steps_of(config, replay), steps_of(config, None)
+    replayed, expected = steps_of(config, replay), steps_of(config, None)
     assert replay.trace is not None
-    assert (replay.seen, replay.checks) == (4, 0)  # two steps before it, two compared with it, the others from it
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-    assert not torch.equal(found[-1], found[-2])
+    # Two steps came before the trace and two were compared with it; the others were taken from it.
+    assert (replay.direct_steps, replay.checks) == (4, 0)
+    assert all(torch.equal(a, b) for a, b in zip(replayed, expected, strict=True))
+    assert not torch.equal(replayed[-1], replayed[-2])
 
 
 def test_a_weight_on_a_schedule_is_never_replayed():
-    # A trace would hold the weight of the step it was made in.
+    # A trace would keep the weight of the step that it was made in.
     config = replace(SINE, shot=replace(SQUARED, schedule="linear", schedule_steps=50))
     replay = Replay(after=1)
-    found, expected = steps_of(config, replay), steps_of(config, None)
-    assert replay.trace is None and replay.seen == 0
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    replayed, expected = steps_of(config, replay), steps_of(config, None)
+    assert replay.trace is None and replay.direct_steps == 0
+    assert all(torch.equal(a, b) for a, b in zip(replayed, expected, strict=True))
 
 
 def test_networks_whose_operations_take_the_time_are_not_replayed():
-    # Tracing a convolutional network takes many seconds and saves nothing that shows.
+    # Tracing a convolutional network takes many seconds and saves no measurable time.
     replay = Replay(after=1)
     steps_of(replace(PIXELS, network=partial(Conv4, 3, width=2), batched=True), replay)
-    assert replay.seen == 0
+    assert replay.direct_steps == 0
 
 
 def test_a_step_that_changes_between_calls_is_dropped():
@@ -87,11 +88,11 @@ def test_a_step_that_changes_between_calls_is_dropped():
 
     def step(theta: Tensor, x: Tensor) -> Tensor:
         calls.append(len(calls))
-        return theta * x + float(len(calls) >= 5)  # tracing is a call too
+        return theta * x + float(len(calls) >= 5)  # tracing counts as a call
 
     replay, theta = Replay(after=2, checks=5), torch.ones(3)
-    found = [float(replay(step, theta, torch.full((3,), float(k)))[0]) for k in range(6)]
-    assert found == [0.0, 1.0, 2.0, 4.0, 5.0, 6.0]  # the fourth call differs from the trace, which goes
+    values = [float(replay(step, theta, torch.full((3,), float(k)))[0]) for k in range(6)]
+    assert values == [0.0, 1.0, 2.0, 4.0, 5.0, 6.0]  # the fourth call differs from the trace, which is dropped
     assert replay.trace is None
 
 
@@ -126,4 +127,4 @@ def test_a_run_has_one_replay(monkeypatch):
     monkeypatch.setattr(loop, "accumulate_gradient", spy)
     list(meta_train(replace(SINE, checkpoints=(0, 3), network=partial(MLP, (1, 4, 1), activation=nn.Tanh))))
     assert len(given) == 3 and len(set(map(id, given))) == 1
-    assert given[0].seen == 3
+    assert given[0].direct_steps == 3

@@ -1,4 +1,4 @@
-"""Every learner's run: resumed equals undisturbed to the bit, controls stay what they are, SHOT_p leads on."""
+"""The runs of every learner: a resumed run equals the undisturbed one to the bit, and controls stay as they are."""
 
 from dataclasses import replace
 from functools import partial
@@ -58,11 +58,11 @@ def test_a_run_stopped_and_resumed_equals_the_undisturbed_run(tmp_path, name):
     for step in (1, 4):
         with pytest.raises(StoppedError):
             list(meta_train(config, progress=stop_at(step)))
-    found = list(meta_train(config))
-    for a, b in zip(found, expected, strict=True):
+    resumed = list(meta_train(config))
+    for a, b in zip(resumed, expected, strict=True):
         assert torch.equal(a.theta, b.theta)
         assert (a.validation_loss, a.diverged) == (b.validation_loss, b.diverged)
-    assert not torch.equal(found[1].theta, found[2].theta)
+    assert not torch.equal(resumed[1].theta, resumed[2].theta)
     rows = metrics.read(tmp_path / metrics.NAME)
     assert [row["meta_step"] for row in rows] == [1, 2, 3, 4, 5]
     assert all(0 <= row["output_variation"] <= 1 and row["collapsed"] is False for row in rows)
@@ -70,21 +70,21 @@ def test_a_run_stopped_and_resumed_equals_the_undisturbed_run(tmp_path, name):
 
 @pytest.mark.parametrize("transductive", [True, False])
 def test_checkpoints_are_judged_on_validation_classes_as_asked(transductive):
-    """Else the best of them would be chosen by the test classes."""
+    """Otherwise the best checkpoint would be chosen by the test classes."""
     config = replace(IMAGES, validation_tasks=3, validation_seed=8, transductive=transductive, checkpoints=(0, 1))
     loss = task_loss(config)[0]
     for checkpoint in meta_train(config):
-        found = {
+        evaluations = {
             split: evaluate(
                 config.learner, loss, checkpoint.theta, config.tasks,
                 split=split, num_tasks=3, seed=8, transductive=transductive,
             )
             for split in ("train", "val", "test")
         }  # fmt: skip
-        expected = found["val"].losses.mean()
+        expected = evaluations["val"].losses.mean()
         assert checkpoint.validation_loss == float(expected)
-        assert checkpoint.validation_accuracy == float(found["val"].accuracies.mean())
-        assert all(float(found[split].losses.mean()) != float(expected) for split in ("train", "test"))
+        assert checkpoint.validation_accuracy == float(evaluations["val"].accuracies.mean())
+        assert all(float(evaluations[split].losses.mean()) != float(expected) for split in ("train", "test"))
 
 
 def test_learners_of_one_seed_begin_with_one_network():
@@ -99,7 +99,7 @@ def test_the_untrained_control_stays_what_it_is():
     assert all(torch.equal(c.theta, first.theta) for c in others)
 
 
-def test_supervised_training_leaves_the_head_of_new_tasks_as_it_was_born():
+def test_supervised_training_leaves_the_initial_head_of_new_tasks_as_it_is():
     first, *_, last = meta_train(RUNS["supervised"])
     loss, theta = task_loss(IMAGES)
     head, body = loss.layout.indices("head"), loss.layout.indices("body")
@@ -147,7 +147,7 @@ def test_ordinary_training_begins_from_the_best_checkpoint_of_pretraining(tmp_pa
     first, *_, last = meta_train(replace(IMAGES, start=path))
     assert torch.equal(first.theta, best.theta[:size])
     assert not torch.equal(last.theta, first.theta)
-    # step sizes are no part of what is carried over
+    # Step sizes are not carried over.
     learned = next(meta_train(replace(RUNS["meta-sgd"], start=path))).theta
     assert torch.equal(learned[size:], torch.full((size,), 0.05))
     with pytest.raises(ValueError, match="build the same one"):
@@ -156,6 +156,6 @@ def test_ordinary_training_begins_from_the_best_checkpoint_of_pretraining(tmp_pa
 
 @pytest.mark.parametrize("learner", [learners.reptile(2, 1e30), learners.meta_sgd(2, 1e30), learners.boil(2, 1e30)])
 def test_divergence_is_recorded_by_the_same_rule(tmp_path, learner):
-    found = list(meta_train(replace(SINE, learner=learner, folder=tmp_path)))
-    assert [c.diverged for c in found][-1]
+    yielded = list(meta_train(replace(SINE, learner=learner, folder=tmp_path)))
+    assert [c.diverged for c in yielded][-1]
     assert diverged_at(tmp_path) == 1

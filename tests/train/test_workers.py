@@ -1,4 +1,4 @@
-"""Worker processes: the bits of one process, a clean end whatever happens, nothing left behind."""
+"""Outer steps shared by worker processes: the bits of one process, and no process left behind whatever happens."""
 
 import multiprocessing
 import os
@@ -45,38 +45,35 @@ def test_two_workers_give_the_bits_of_one_process_and_resume_and_die_plainly(tmp
             assert len(workers) == 2
             os.kill(workers[0].pid, signal.SIGKILL)
 
-    found = []
-    with pytest.raises(RuntimeError, match=r"worker process \d ended \(exit code -9\)"):
-        found.extend(meta_train(shared, progress=kill_one))
+    yielded = []
+    with pytest.raises(RuntimeError, match=r"worker process \d ended \(exit code -9\) while it was "):
+        yielded.extend(meta_train(shared, progress=kill_one))
     assert multiprocessing.active_children() == []
-    # The run resumes where it was; how many processes take part is no part of what it is.
-    found = list(meta_train(replace(shared, workers=1)))
-    for a, b in zip(found, expected, strict=True):
+    # The run resumes where it was, with another number of processes.
+    resumed = list(meta_train(replace(shared, workers=1)))
+    for a, b in zip(resumed, expected, strict=True):
         assert torch.equal(a.theta, b.theta)
         assert a.validation_loss == b.validation_loss
-    assert not torch.equal(found[1].theta, found[0].theta)
+    assert not torch.equal(resumed[1].theta, resumed[0].theta)
 
 
 def fails_in_training(out: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     raise ArithmeticError("no criterion today")
 
 
-def test_what_a_worker_raises_is_raised_and_what_cannot_be_sent_is_named():
+def test_an_error_in_a_worker_is_raised_and_work_that_cannot_be_sent_is_refused():
     from hessian_tools.train import task_loss
-    from hessian_tools.train.workers import Workers
+    from hessian_tools.train.outer import SharedStep
 
     config = replace(CONFIG, learner=learners.maml(1, 0.1), shot=None, meta_batch=1)
     loss, theta = task_loss(config)
     loss._criterion = fails_in_training
-    workers = Workers(config, loss, theta)
-    try:
-        with pytest.raises(ArithmeticError, match="no criterion today"):
-            workers.accumulate_gradient(theta, 0)
-    finally:
-        workers.close()
+    with pytest.raises(ArithmeticError, match="no criterion today"):
+        SharedStep(config, loss, theta).accumulate_gradient(theta, 0)
+    assert multiprocessing.active_children() == []
     loss._criterion = lambda out, y: out.sum()
     with pytest.raises(ValueError, match="cannot be sent to another process"):
-        Workers(config, loss, theta)
+        SharedStep(config, loss, theta).accumulate_gradient(theta, 0)
 
 
 def test_mistakes_are_named():

@@ -1,4 +1,4 @@
-"""Somebody else's parameters as points: vectors, state dicts, files; what does not fit is said."""
+"""Somebody else's parameters as points: vectors, state dicts and files; a state that does not fit is refused."""
 
 import pytest
 import torch
@@ -51,13 +51,13 @@ def test_points_are_copies():
 
 
 def test_a_part_of_the_parameters():
-    """The rest must be the model's, or need not be there."""
+    """Parameters outside the layout must be equal to the model's, or absent."""
     model, loss = model_and_loss(where=["2"])
     state = model.state_dict() | {"2.bias": torch.ones(2)}
     assert (
         points_of_states(loss, [state, {"2.weight": state["2.weight"], "2.bias": state["2.bias"]}])[:, -1].eq(1).all()
     )
-    with pytest.raises(ValueError, match="state 1: '0.bias' is not the model's, and the layout holds it fixed"):
+    with pytest.raises(ValueError, match="state 1: '0.bias' differs from the model's, but the layout holds it fixed"):
         points_of_states(loss, [state, state | {"0.bias": torch.ones(4)}])
 
 
@@ -71,14 +71,14 @@ def test_tied_weights_have_any_of_their_names(kept):
 def test_running_statistics_that_moved_are_refused_or_left_out():
     model, loss = model_and_loss()
     trained = moved(model, 1) | {"1.running_mean": torch.ones(4)}
-    with pytest.raises(ValueError, match="buffer '1.running_mean' is not the model's, .* buffers='ignore'"):
+    with pytest.raises(ValueError, match="buffer '1.running_mean' differs from the model's, .* buffers='ignore'"):
         points_of_states(loss, [model.state_dict(), trained])
     points = points_of_states(loss, [trained], buffers="ignore")
     assert points.equal(loss.layout.flatten(trained)[None])
     assert model[1].running_mean.eq(0).all()
     untracked = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, track_running_stats=False), nn.Linear(4, 2))
     other = make_loss(untracked, F.cross_entropy, flatten(untracked)[1])
-    with pytest.raises(ValueError, match="has '1.running_mean', which the model has not"):
+    with pytest.raises(ValueError, match="has '1.running_mean', which the model does not have"):
         points_of_states(other, [trained])
     assert points_of_states(other, [trained], buffers="ignore").equal(points)
 
@@ -92,14 +92,14 @@ def without(state, name):
     [
         (lambda s: without(s, "2.weight"), "state 1 has no parameter '2.weight'; it has 0.weight, 0.bias"),
         (lambda s: s | {"2.weight": torch.ones(2, 3)}, r"'2.weight' has shape \[2, 3\], the layout's has \[2, 4\]"),
-        (lambda s: s | {"3.weight": torch.ones(2)}, "has '3.weight', which the model has not; is this another model"),
+        (lambda s: s | {"3.weight": torch.ones(2)}, "'3.weight', which the model does not have; is this another model"),
         (lambda s: {f"module.{name}": t for name, t in s.items()}, "a wrapper's; give the state dict of its 'module'"),
         (lambda s: torch.ones(5), r"state 1 has shape \[5\]; a vector of all parameters has \[34\]"),
         (lambda s: torch.ones(1, 34), r"state 1 has shape \[1, 34\]"),
         (lambda s: "nowhere.safetensors", "state 1: there is no file nowhere.safetensors"),
     ],
 )
-def test_what_does_not_fit_is_said(change, message):
+def test_a_state_that_does_not_fit_is_refused_by_name(change, message):
     model, loss = model_and_loss()
     with pytest.raises(ValueError, match=message) as error:
         points_of_states(loss, [model.state_dict(), change(model.state_dict())])
@@ -116,7 +116,7 @@ def test_files_that_are_not_safetensors(tmp_path):
 def test_a_plain_function_takes_vectors():
     points = torch.randn(2, 3, generator=stream(0))
     assert points_of_states(quadratic, points).equal(points)
-    with pytest.raises(ValueError, match="a plain function knows none of"):
+    with pytest.raises(ValueError, match="but a plain function has none"):
         points_of_states(quadratic, [{"a": points[0]}])
     with pytest.raises(ValueError, match="state 1 has 2 numbers; state 0 has 3"):
         points_of_states(quadratic, [points[0], points[1, :2]])

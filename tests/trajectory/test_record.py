@@ -1,4 +1,4 @@
-"""A trajectory's numbers against the points they describe."""
+"""The numbers of a trajectory are compared with the points that they describe."""
 
 import pytest
 import torch
@@ -36,11 +36,11 @@ def test_a_trajectory_describes_its_points():
         assert torch.allclose(t.grad_norm[k], g.norm(), rtol=1e-10)
         assert torch.allclose(t.theta_norm[k], point.norm(), rtol=1e-13)
         assert torch.allclose(t.displacement[k], (point - theta).norm(), rtol=1e-12)
-        for (x, y), found in ((support, t.support_accuracy[k]), (query, t.query_accuracy[k])):
+        for (x, y), recorded in ((support, t.support_accuracy[k]), (query, t.query_accuracy[k])):
             right = (loss.outputs(point, x).argmax(-1) == y).double().mean()
-            assert found == right
+            assert recorded == right
     assert torch.allclose(t.gram, t.gradients[:-1] @ t.gradients[:-1].T, rtol=1e-12)
-    # the Gram matrix holds the displacement: theta_K - theta_0 = -alpha sum g
+    # The Gram matrix determines the displacement, because theta_K - theta_0 = -alpha sum g.
     assert torch.allclose(t.displacement[-1], 0.1 * t.gram.sum().sqrt(), rtol=1e-10)
 
 
@@ -64,7 +64,7 @@ def test_stacked_tasks_tell_which_diverged():
     both = stack([good, bad])
     assert both.support_loss.shape == (2, 4)
     assert both.diverged.tolist() == [False, True]
-    assert both.query_accuracy[1].isnan().any()  # the largest of outputs that are not numbers is no answer
+    assert both.query_accuracy[1].isnan().any()  # the largest of outputs with NaN among them is no answer
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Trajectories of loops that are not ours: the same numbers as our recording where both can make them."""
+"""Trajectories of loops that are not ours have the numbers of our own recording, where both can make one."""
 
 from itertools import pairwise
 
@@ -54,7 +54,7 @@ def trained(model, optimiser, batch, steps, after=lambda: None):
 
 
 def test_plain_gradient_steps_give_what_our_own_recording_gives():
-    """An SGD loop in plain PyTorch, recorded, against the inner loop of MAML from the same point."""
+    """A recorded SGD loop in plain PyTorch is compared with the inner loop of MAML from the same point."""
     model, support, query = conv_setting()
     theta, layout = flatten(model)
     ours = record(learners.maml(3, 0.1), make_loss(model, F.cross_entropy, layout), theta, support, query, save=BOTH)
@@ -71,7 +71,7 @@ def test_plain_gradient_steps_give_what_our_own_recording_gives():
 
 
 def test_another_optimiser_is_described_by_its_points():
-    """Adam: every number from the points themselves; steps do not follow this gradient, and that is said."""
+    """With Adam, every number follows from the points, and the cosines say that the steps follow another direction."""
     model, support, query = small_model(), batch_of(), batch_of(path="query")
     recorder = Recorder(model, F.cross_entropy, support, query=query)
     trained(model, torch.optim.Adam(model.parameters(), lr=0.05), batch_of(path="other"), 4, recorder.step)
@@ -97,7 +97,7 @@ def test_another_optimiser_is_described_by_its_points():
 
 
 def test_recording_changes_nothing_in_the_loop():
-    """The same losses with and without it, dropout's random numbers, gradients and running statistics included."""
+    """Losses, gradients, running statistics and dropout's random numbers are the same with and without a recorder."""
 
     def run(record: bool):
         model = small_model(nn.BatchNorm1d(5), nn.Dropout(0.3))
@@ -124,7 +124,7 @@ def test_running_statistics_that_moved_in_training():
     model = small_model(nn.BatchNorm1d(5))
     recorder = Recorder(model, F.cross_entropy, batch_of())
     trained(model, torch.optim.SGD(model.parameters(), lr=0.1), batch_of(), 2, recorder.step)
-    with pytest.raises(ValueError, match="state 0: buffer '1.running_mean' is not the model's"):
+    with pytest.raises(ValueError, match="state 0: buffer '1.running_mean' differs from the model's"):
         recorder.trajectory()
     with pytest.raises(HiddenStateError, match=r"module '1' \(BatchNorm1d\) moves its buffers"):
         recorder.trajectory(buffers="ignore")
@@ -147,12 +147,12 @@ def test_parameters_held_fixed_must_stay_so():
     assert recorder.trajectory().thetas.shape == (2, 18)
     with torch.no_grad():
         model[0].bias.add_(1)
-    with pytest.raises(ValueError, match="'0.bias' is not the model's, and the layout holds it fixed"):
+    with pytest.raises(ValueError, match="'0.bias' differs from the model's, but the layout holds it fixed"):
         recorder.trajectory()
 
 
 def test_an_inner_loop_that_puts_tensors_in_place_of_parameters():
-    """As learn2learn's clones adapt: module._parameters hold results of differentiable updates, no leaves."""
+    """So adapts a clone of learn2learn: its module._parameters hold results of differentiable updates, not leaves."""
     model, batch = small_model(), batch_of()
     theta, layout = flatten(model)
     recorder = Recorder(model, F.cross_entropy, batch)
@@ -207,7 +207,7 @@ def test_a_plain_function_and_degenerate_paths():
 
 
 def test_batches_and_outputs_of_any_form():
-    """What a criterion of the user's takes apart: no accuracy is made up for it."""
+    """Outputs and targets that only the user's criterion can read have no accuracy."""
 
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -226,8 +226,9 @@ def test_batches_and_outputs_of_any_form():
     with torch.no_grad():
         model.last.bias += 1.0
     recorder.step()
-    found = recorder.trajectory()
+    trajectory = recorder.trajectory()
     expected = torch.nn.functional.cross_entropy(model.last(torch.eye(3)), batch[1]["y"])
-    assert torch.allclose(found.support_loss[1], expected) and torch.equal(found.support_loss, found.query_loss)
-    assert found.support_accuracy.isnan().all()
-    assert top_eigenpairs(hessian(recorder.loss, found.thetas, batch, shared=True), k=1).converged.all()
+    assert torch.allclose(trajectory.support_loss[1], expected)
+    assert torch.equal(trajectory.support_loss, trajectory.query_loss)
+    assert trajectory.support_accuracy.isnan().all()
+    assert top_eigenpairs(hessian(recorder.loss, trajectory.thetas, batch, shared=True), k=1).converged.all()

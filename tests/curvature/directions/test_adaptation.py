@@ -27,7 +27,7 @@ from hessian_tools.curvature import (
     singular_values,
 )
 from hessian_tools.inner import learners
-from hessian_tools.inner.adapt import inner_loop
+from hessian_tools.inner.descent import inner_loop
 from hessian_tools.inner.meta_loss import meta_loss
 
 K, ALPHA = 3, 0.3

@@ -1,0 +1,228 @@
+"""Worker processes of one thread each: for the units of a study and for the tasks of a shared outer step.
+
+A unit of work is any picklable value whose ``str`` says in a few words what is done, such as "training maml seed 0".
+Numbers do not depend on the number of workers, because every unit runs on one thread wherever it runs. Why the pool
+is our own and not a library's is told, with figures, in ``docs/architecture.md`` under "Processes".
+"""
+
+import os
+import pickle
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection, wait
+from multiprocessing.reduction import ForkingPickler
+from typing import Any
+
+import torch
+from torch.multiprocessing import get_context
+
+Emit = Callable[[float, str], None]
+Work = Callable[[Any, Emit], None]
+
+GRACE = 10.0  # seconds that a terminated worker has before it is killed
+WATCH = 0.1  # seconds between two looks of a worker whether its parent lives
+
+
+class WorkerLost(RuntimeError):
+    """A worker process ended without an answer: it was killed from outside, most often for lack of memory."""
+
+
+def available_cores() -> int:
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def ignore_progress(*report: object) -> None:
+    """An ``emit`` for callers who do not follow the progress."""
+
+
+class WorkerPool:
+    """Processes that are started when they are first needed and kept for all later calls of ``run``.
+
+    workers: the number of processes; 0 does the work in this process. ``close``, or leaving the context, ends the
+    processes at once, whatever they are doing.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self._started: list[_Worker] = []
+
+    def __enter__(self) -> "WorkerPool":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    @property
+    def pids(self) -> list[int]:
+        """The process identifiers of the workers that were started."""
+        return [worker.process.pid for worker in self._started if worker.process.pid]
+
+    def run(self, work: Work, units: Sequence[Any], *, emit: Emit = ignore_progress) -> None:
+        """Call ``work(unit, emit)`` for every unit and return when all are done.
+
+        work: a picklable function. A worker receives it once and keeps it as long as the same object is passed, so a
+            ``functools.partial`` may carry large things that several calls of ``run`` share.
+        emit: called in this process with (amount, note) whenever the work calls it.
+
+        The first error that a unit raises is raised here. Raises WorkerLost where a worker process was killed, and
+        ValueError where the work cannot be sent to another process. Any of these ends all workers.
+        """
+        if self.workers == 0:
+            with _one_thread():
+                for unit in units:
+                    work(unit, emit)
+            return
+        try:
+            while len(self._started) < min(self.workers, len(units)):
+                self._started.append(_Worker(len(self._started)))
+            self._dispatch(work, list(units), emit)
+        except BaseException:  # other units are still being worked on, and their answers would confuse the next call
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the worker processes and wait until they are gone."""
+        for worker in self._started:
+            worker.connection.close()
+            worker.process.terminate()
+        for worker in self._started:
+            worker.process.join(GRACE)
+            if worker.process.is_alive():
+                worker.process.kill()
+                worker.process.join()
+        self._started = []
+
+    def _dispatch(self, work: Work, waiting: list[Any], emit: Emit) -> None:
+        """Give each worker a unit, and the next one as soon as it has answered."""
+        busy: dict[Any, _Worker] = {}
+        for worker in self._started[: len(waiting)]:
+            worker.give(work, waiting.pop(0))
+            busy[worker.connection] = worker
+        while busy:
+            for connection in wait(list(busy)):
+                worker = busy[connection]
+                kind, value = worker.answer()
+                if kind == "progress":
+                    emit(*value)
+                elif kind == "error":
+                    raise value
+                elif waiting:
+                    worker.give(work, waiting.pop(0))
+                else:
+                    del busy[connection]
+
+
+class _Worker:
+    """The parent's end of one worker process."""
+
+    def __init__(self, number: int) -> None:
+        context = get_context("spawn")  # a forked process would inherit locked locks of torch's threads
+        self.connection, other_end = context.Pipe()
+        self.process = context.Process(target=_serve, args=(other_end, os.getpid()), daemon=True)
+        with _interrupts_blocked():
+            self.process.start()
+        other_end.close()
+        self.number, self.doing = number, "waiting for work"
+        self._work: Work | None = None
+
+    def give(self, work: Work, unit: Any) -> None:
+        """Send a unit, and the work itself unless the worker has it already."""
+        try:
+            message = ForkingPickler.dumps((None if work is self._work else work, unit))
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise ValueError(
+                f"the work cannot be sent to another process ({error}); build the network and the tasks from"
+                " importable functions, not lambdas, or do without worker processes"
+            ) from None
+        try:
+            self.connection.send_bytes(message)
+        except OSError:
+            raise self._lost() from None
+        self.doing, self._work = str(unit), work
+
+    def answer(self) -> tuple[str, Any]:
+        """The next message of the worker: ("progress", (amount, note)), ("error", exception) or ("done", None)."""
+        try:
+            kind, value = self.connection.recv()
+        except (EOFError, OSError):
+            raise self._lost() from None
+        if kind == "done":
+            self.doing = "waiting for work"
+        return kind, value
+
+    def _lost(self) -> WorkerLost:
+        self.process.join(GRACE)
+        return WorkerLost(
+            f"worker process {self.number} ended (exit code {self.process.exitcode}) while it was {self.doing};"
+            " what was saved is whole:\nrun the same again, with fewer workers if memory was short"
+        )
+
+
+def _serve(connection: Connection, parent: int) -> None:
+    """The life of a worker process: it ends with its pipe, or with its parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    torch.set_num_threads(1)
+
+    def emit(amount: float, note: str) -> None:
+        connection.send(("progress", (amount, note)))
+
+    work: Work | None = None
+    answer: tuple[str, Any]
+    with suppress(EOFError, OSError):  # the parent closed the pipe; errors of the work itself are answers
+        while True:
+            message = connection.recv_bytes()
+            try:
+                new_work, unit = ForkingPickler.loads(message)
+                work = new_work or work
+                assert work is not None
+                work(unit, emit)
+                answer = ("done", None)
+            except Exception as error:
+                answer = ("error", _sendable(error))
+            connection.send(answer)
+
+
+def _sendable(error: Exception) -> Exception:
+    """The error itself, or its text where a class of the user's cannot be pickled and read again."""
+    try:
+        return pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+
+
+def _end_with(parent: int) -> None:
+    # A parent that was killed cannot end its workers, which must not go on writing beside a restarted command.
+    while os.getppid() == parent:
+        time.sleep(WATCH)
+    os._exit(1)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """A process started inside inherits that Ctrl-C is blocked, also while it is still importing its modules.
+
+    Without this, a Ctrl-C in the seconds of start-up makes every worker print a traceback.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
