@@ -1,22 +1,50 @@
-"""The study: what to measure along inner loops, what it means, how it is shown.
+"""The study: what to measure along inner loops, what it means, and how it is shown.
 
-``analysis.open_study(path)`` opens everything measured, ``analysis.open_verdicts(path)`` what was concluded;
-``analysis.to_xarray(result)`` and ``analysis.plot(result)`` label and draw any result of the library.
+``run_study(source)`` trains, measures, tests, draws and reports a study. ``open_study(path)`` opens everything that
+was measured, and ``open_verdicts(path)`` what was concluded from it. ``to_xarray(result)`` labels and
+``plot(result)`` draws any result of the library.
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-_HOMES = {
+if TYPE_CHECKING:
+    from analysis.drawing.labelled import to_xarray
+    from analysis.drawing.results import plot
+    from analysis.errors import UserError
+    from analysis.folder import open_study, open_verdicts
+    from analysis.pipeline import StudyResult, run_study
+    from analysis.study_file import load_study
+
+__all__ = [
+    "StudyResult",
+    "UserError",
+    "load_study",
+    "open_study",
+    "open_verdicts",
+    "plot",
+    "run_study",
+    "to_xarray",
+]
+
+_MODULES = {
+    "StudyResult": "analysis.pipeline",
+    "UserError": "analysis.errors",
+    "load_study": "analysis.study_file",
     "open_study": "analysis.folder",
     "open_verdicts": "analysis.folder",
-    "to_xarray": "analysis.drawing.labelled",
     "plot": "analysis.drawing.results",
+    "run_study": "analysis.pipeline",
+    "to_xarray": "analysis.drawing.labelled",
 }
 
 
 def __getattr__(name: str) -> Any:
-    # Imported on first use: the command line must answer --help without loading torch.
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+    # Names are imported on first use, because the command line must answer --help without loading torch.
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'analysis' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

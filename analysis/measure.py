@@ -1,11 +1,12 @@
-"""Trajectories x quantities -> measurements, one unit of work at a time.
+"""Measuring a study, one unit of work at a time.
 
-A unit is (run, checkpoint, block of held-out tasks) with all inner steps: it records the inner
-loops, measures the curvature at their points in the same pass, and writes one chunk.
+A unit is (run, checkpoint, block of held-out tasks) with all inner steps. It records the inner loops, measures the
+curvature at their points in the same pass, and writes one chunk of the run's store.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,112 +14,126 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from analysis import algorithms, setting, store
-from analysis.config import DataConfig, LevelConfig, NetworkConfig, StudyConfig
-from analysis.folder import StudyFolder
+from analysis import store
+from analysis.config import LevelConfig
+from analysis.errors import UserError
+from analysis.progress import Reporter
 from analysis.quantities import QUANTITIES, Points
 from analysis.schema import BY_NAME, LEVEL_MEANINGS, STATUS_MEANINGS, ZERO_GRADIENT, Sizes
+from analysis.study import Problem, Study, StudyLearner
+from analysis.training import own_runs
 from hessian_tools.curvature import rademacher
-from hessian_tools.data import TaskSource
-from hessian_tools.layout import flatten
+from hessian_tools.inner.learners import untrained
+from hessian_tools.inner.parameters import num_moved
 from hessian_tools.loss import Loss, cast_like
-from hessian_tools.nets import normalised_weights, seeded
+from hessian_tools.nets import normalised_weights
 from hessian_tools.runs.checkpoints import checkpoint_path, load_theta
-from hessian_tools.runs.worker_pool import Emit
+from hessian_tools.runs.worker_pool import Emit, WorkerPool
 from hessian_tools.torch_fixes.precision import full_precision
-from hessian_tools.train import diverged_at, evaluate, task_loss
-from hessian_tools.trajectory import SaveAt, Trajectory, stack
+from hessian_tools.train import TrainConfig, diverged_at, evaluate, task_loss
+from hessian_tools.trajectory import SaveAt, stack
 from hessian_tools.trajectory.record import record
 
 MEASURED, DIVERGED = STATUS_MEANINGS.index("measured"), STATUS_MEANINGS.index("diverged")
 LIGHT, FULL = LEVEL_MEANINGS.index("light"), LEVEL_MEANINGS.index("full")
-_LOSSES: dict[tuple[NetworkConfig, DataConfig, str], Loss] = {}
 VECTORS = SaveAt(thetas=True, gradients=True)
 
 
 @dataclass(frozen=True)
 class Unit:
-    """One unit of work; tasks None: the evaluation of accuracy on many held-out tasks at a checkpoint.
+    """One unit of work. tasks: a block of held-out tasks, or None to judge accuracy on the many evaluation tasks.
 
-    learners: the runs it is written to. Before training, learners of a seed that adapt by the same inner loop are one
-    network, so their checkpoint 0 is measured once for all of them; later units have one learner.
+    learners: the learners whose runs the unit is written to. Before training, the learners of a seed that adapt by the
+    same inner loop are one network, so checkpoint 0 is measured once for all of them; later units have one learner.
     """
 
-    config: StudyConfig
-    folder: Path
+    study: Study
     learners: tuple[str, ...]
     seed: int
-    step_size: float
     checkpoint: int
     tasks: tuple[int, ...] | None
-    device: str = "cpu"
 
     @property
-    def learner(self) -> str:
+    def learner(self) -> StudyLearner:
         """The learner whose checkpoint is read."""
-        return self.learners[0]
+        return self.study.learners[self.learners[0]]
 
     @property
     def run(self) -> Path:
         """The folder of the run whose checkpoint is read."""
-        return StudyFolder(self.folder, self.config).run(self.learner, self.seed)
+        return self.study.run(self.learner.name, self.seed)
 
     @property
     def stores(self) -> list[Path]:
-        """Where the measurements go."""
-        study = StudyFolder(self.folder, self.config)
-        return [study.run(learner, self.seed) / store.NAME for learner in self.learners]
+        """The stores to which the measurements are written."""
+        return [self.study.run(learner, self.seed) / store.NAME for learner in self.learners]
 
     @property
     def level(self) -> int:
-        """Full for the first blocks of tasks at the first and last checkpoint, light elsewhere."""
-        ends = (self.config.train.checkpoints[0], self.config.train.checkpoints[-1])
-        full = self.tasks is not None and max(self.tasks) < self.config.measure.full_tasks
+        """FULL for the first blocks of tasks at the first and the last checkpoint, LIGHT for all other units."""
+        config = self.study.config
+        ends = (config.train.checkpoints[0], config.train.checkpoints[-1])
+        full = self.tasks is not None and max(self.tasks) < config.measure.full_tasks
         return FULL if full and self.checkpoint in ends else LIGHT
+
+    @property
+    def diverged(self) -> bool:
+        """Whether training diverged before the checkpoint was reached."""
+        return not checkpoint_path(self.run, self.checkpoint).exists() and diverged_at(self.run) is not None
+
+    @property
+    def task_seed(self) -> int:
+        """The seed of the held-out tasks: different between seeds, so that per-seed means are independent, and the
+        same for all learners, so that differences between learners are paired."""
+        return 1_000_003 * self.study.config.measure.seed + self.seed
+
+    @property
+    def name(self) -> str:
+        """A short description for progress messages."""
+        learner = self.learner.name if self.checkpoint else "before training,"
+        return f"{learner} seed {self.seed} at {self.checkpoint}"
 
     def __str__(self) -> str:
         return f"measuring {self.name}"
 
-    @property
-    def name(self) -> str:
-        """For people watching."""
-        who = self.learner if self.checkpoint else "before training,"
-        return f"{who} seed {self.seed} at {self.checkpoint}"
+
+def measure(study: Study, pool: WorkerPool, reporter: Reporter) -> None:
+    """Record the inner loops on held-out tasks and measure the curvature along them."""
+    own_runs(study)
+    for learner, seed in study.runs:
+        allocate(study, learner, seed)
+    work = units(study)
+    for unit in work:
+        if not checkpoint_path(unit.run, unit.checkpoint).exists() and not unit.diverged:
+            raise UserError(
+                f"{unit.run} has no checkpoint at meta-iteration {unit.checkpoint}; run 'hessian-tools train' first"
+            )
+    with reporter.stage("measure", len(work), "units") as stage:
+        pool.run(measure_unit, work, emit=stage.advance)
 
 
-def units(folder: StudyFolder, *, device: str) -> list[Unit]:
+def units(study: Study) -> list[Unit]:
     """Every unit of a study, the costly ones first."""
-    plan = folder.config.measure
-    blocks: list[tuple[int, ...] | None] = [*_blocks(plan.tasks, plan.full_tasks, plan.block), None]
-
-    def unit(learners: tuple[str, ...], seed: int, checkpoint: int, block: tuple[int, ...] | None) -> Unit:
-        return Unit(folder.config, folder.path, learners, seed, folder.step_size, checkpoint, block, device)
-
-    together = _alike_before_training(folder.config)
-    found = [unit(names, seed, 0, block) for names in together for seed in folder.config.seeds for block in blocks]
-    found += [
-        unit((learner,), seed, checkpoint, block)
-        for learner, seed in folder.runs
-        for checkpoint in setting.checkpoints(folder.config, learner)[1:]
-        for block in blocks
+    plan = study.config.measure
+    # Blocks of at most plan.block tasks, none of which holds both tasks of the full and of the light measurement.
+    cuts = sorted({*range(0, plan.full_tasks, plan.block), *range(plan.full_tasks, plan.tasks, plan.block), plan.tasks})
+    blocks = [*(tuple(range(first, end)) for first, end in pairwise(cuts)), None]
+    rows = [(names, seed, 0) for names in study.alike_before_training for seed in study.config.seeds]
+    rows += [
+        ((learner,), seed, checkpoint)
+        for learner, seed in study.runs
+        for checkpoint in study.learners[learner].checkpoints[1:]
     ]
-    return sorted(found, key=lambda unit: -unit.level)
+    every = [Unit(study, *row, block) for row in rows for block in blocks]
+    return sorted(every, key=lambda unit: -unit.level)
 
 
-def _alike_before_training(config: StudyConfig) -> list[tuple[str, ...]]:
-    """Learners that are one network with one inner loop at checkpoint 0."""
-    groups: dict[tuple[object, ...], list[str]] = {}
-    for name in config.learners:
-        groups.setdefault(algorithms.inner_loop(config, name), []).append(name)
-    return [tuple(names) for names in groups.values()]
-
-
-def allocate(folder: StudyFolder, learner: str, seed: int) -> None:
-    """The run's empty store."""
-    config, plan = folder.config, folder.config.measure
-    layout = flatten(seeded(setting.network(config), seed=seed), head=config.network.head)[1]
+def allocate(study: Study, learner: str, seed: int) -> None:
+    """Make the empty store of a run, unless it is there."""
+    config, one, layout = study.config, study.learners[learner], study.problem.layout
+    plan, why = config.measure, one.learner.why_no_alpha
     sizes = Sizes(
-        checkpoints=setting.checkpoints(config, learner),
+        checkpoints=one.checkpoints,
         tasks=tuple(range(plan.tasks)),
         steps=config.inner.steps,
         layers=layout.names,
@@ -126,151 +141,132 @@ def allocate(folder: StudyFolder, learner: str, seed: int) -> None:
         probes=plan.full.probes,
         evaluation_tasks=plan.evaluation_tasks,
     )
-    held_out = setting.tasks(config, held_out=True)
-    attrs = {"study": config.name, "learner": learner, "seed": seed, "data_digest": held_out.digest, "split": "test"}
-    why = algorithms.why_no_alpha(config, learner)
+    data_digest = study.problem.held_out.digest
+    attrs = {"study": config.name, "learner": learner, "seed": seed, "data_digest": data_digest, "split": "test"}
     attrs |= {"step_size_missing": why} if why else {}
-    path = store.create(folder.run(learner, seed), sizes, block=chunk_tasks(config), attrs=attrs)
-    moved = algorithms.moved_params(algorithms.learner(config, learner, step_size=folder.step_size), layout)
-    alpha = algorithms.alpha(config, learner, step_size=folder.step_size)
-    store.write_scalars(path, {"step_size": alpha, "num_params": moved})
+    path = store.create(study.run(learner, seed), sizes, block=chunk_tasks(study), attrs=attrs)
+    store.write_scalars(path, {"step_size": one.alpha, "num_params": num_moved(one.learner, layout)})
 
 
-def chunk_tasks(config: StudyConfig) -> int:
-    """Tasks in a chunk: one for which every unit writes whole chunks."""
-    plan = config.measure
+def chunk_tasks(study: Study) -> int:
+    """The number of tasks in a chunk of the store, chosen such that every unit writes whole chunks."""
+    plan = study.config.measure
     return plan.block if plan.full_tasks % plan.block == 0 else 1
 
 
 @full_precision
 def measure_unit(unit: Unit, emit: Emit) -> None:
-    """Do one unit, unless it is on disk already."""
-    at = setting.checkpoints(unit.config, unit.learner).index(unit.checkpoint)
-    if unit.tasks is None:
-        waiting = [path for path in unit.stores if not store.evaluation_is_done(path, at)]
-        evaluated = _evaluation(unit) if waiting else {}
+    """Do one unit, unless it is already on disk."""
+    row = unit.learner.checkpoints.index(unit.checkpoint)
+    block = None if unit.tasks is None else slice(unit.tasks[0], unit.tasks[-1] + 1)
+    waiting = [path for path in unit.stores if not store.is_done(path, row, block)]
+    if waiting:
+        values = _evaluation(unit) if unit.tasks is None else _measurements(unit, unit.tasks)
         for path in waiting:
-            store.write_evaluation(path, at, evaluated)
-    else:
-        block = slice(unit.tasks[0], unit.tasks[-1] + 1)
-        waiting = [path for path in unit.stores if not store.is_done(path, at, block)]
-        values = _values(unit) if waiting else {}
-        for path in waiting:
-            store.write_unit(path, at, block, values)
+            store.write_unit(path, row, block, values)
     emit(1, unit.name)
 
 
-def _blocks(tasks: int, full: int, size: int) -> list[tuple[int, ...]]:
-    """Blocks of at most ``size`` tasks that do not straddle the full and the light ones."""
-    cuts = sorted({*range(0, full, size), *range(full, tasks, size), tasks})
-    return [tuple(range(a, b)) for a, b in pairwise(cuts)]
-
-
-def _values(unit: Unit) -> dict[str, np.ndarray]:
-    assert unit.tasks is not None
-    status = np.full(len(unit.tasks), DIVERGED)
-    level = np.full(len(unit.tasks), unit.level)
-    if not checkpoint_path(unit.run, unit.checkpoint).exists() and diverged_at(unit.run) is not None:
-        return {"status": status, "level": level}
-    points = _points(unit)
+def _measurements(unit: Unit, tasks: Iterable[int]) -> dict[str, np.ndarray]:
+    """Every variable of a block of tasks, as [task, ...]."""
+    num_tasks = len(tuple(tasks))
+    values = {"status": np.full(num_tasks, DIVERGED), "level": np.full(num_tasks, unit.level)}
+    if unit.diverged:
+        return values
+    points = _points(unit, tasks)
     finite = ~points.trajectory.diverged
-    status[finite.cpu().numpy()] = MEASURED
-    values: dict[str, np.ndarray] = {"status": status, "level": level}
+    values["status"][finite.cpu().numpy()] = MEASURED
     for quantity in QUANTITIES:
         if quantity.curvature and not finite.any():
             continue
         for name, value in quantity.measure(points).items():
             if quantity.curvature:
                 value[~finite] = float("nan")
-            values[name] = _padded(name, value, unit.config)
+            values[name] = _padded(name, value, unit.study.config.measure.full)
     _mark_overflow(values)
     return values
 
 
 def _mark_overflow(values: dict[str, np.ndarray]) -> None:
-    """A task whose losses are finite but whose curvature is not has diverged too; a zero gradient has no rho."""
+    """Mark a task as diverged whose losses are finite but whose curvature is not; a zero gradient has no rho."""
     if "rho" in values:
         moving = values["grad_norm"] >= ZERO_GRADIENT
         lost = [moving & ~np.isfinite(values[name]) for name in ("rho", "rho_normalised")]
         values["status"][np.any(lost, axis=(0, 2))] = DIVERGED
 
 
-def _loss(config: StudyConfig, device: str) -> Loss:
-    """The loss of a study's network, one object for the life of the process: products are traced once for it.
+@lru_cache
+def _loss(problem: Problem, seed: int, device: str) -> Loss:
+    """The loss of a study's network: one object for the life of the process, because its products are traced once.
 
-    Of which learner and seed does not matter, as every parameter is part of theta.
+    The learner does not matter, as every parameter is part of theta.
     """
-    key = (config.network, config.data, device)
-    if key not in _LOSSES:
-        name, seed = next(iter(config.learners)), config.seeds[0]
-        training = setting.training(config, name, seed, step_size=1.0, folder=None, device=device)
-        _LOSSES[key] = task_loss(training)[0]
-    return _LOSSES[key]
+    return task_loss(
+        TrainConfig(
+            learner=untrained(1, 1.0),
+            tasks=problem.tasks,
+            network=problem.network,
+            seed=seed,
+            head=problem.network_config.head,
+            device=device,
+        )
+    )[0]
 
 
-def _points(unit: Unit) -> Points:
-    config, plan = unit.config, unit.config.measure
-    loss = _loss(config, unit.device)
-    theta = load_theta(unit.run, unit.checkpoint).to(unit.device)
-    tasks = setting.tasks(config, held_out=True)
-    trajectories, supports = _record(unit, loss, theta, tasks)
+def _network(unit: Unit) -> tuple[Loss, Tensor]:
+    """The loss and the meta-parameters of the unit's checkpoint."""
+    study = unit.study
+    theta = load_theta(unit.run, unit.checkpoint).to(study.device)
+    return _loss(study.problem, study.config.seeds[0], study.device), theta
+
+
+def _points(unit: Unit, tasks: Iterable[int]) -> Points:
+    """The recorded inner loops of a block of tasks, with all that the quantities need."""
+    plan, one = unit.study.config.measure, unit.learner
+    loss, theta = _network(unit)
     level = plan.full if unit.level == FULL else plan.light
+    trajectories, supports, probes = [], [], []
+    for task in tasks:
+        episode = unit.study.problem.held_out.episode(seed=unit.task_seed, split="test", index=task)
+        support, query = cast_like(episode, theta)
+        trajectories.append(record(one.learner, loss, theta, support, query, save=VECTORS))
+        supports.append(support)
+        # Probes are over the network alone, because the support loss does not depend on what else a learner learns.
+        path = ("probes", task)
+        probes.append(rademacher(loss.layout.numel, level.probes, seed=unit.task_seed, path=path))
     return Points(
         loss=loss,
-        trajectory=trajectories,
+        trajectory=stack(trajectories),
         support=(torch.stack([x for x, _ in supports]), torch.stack([y for _, y in supports])),
         normalised=normalised_weights(loss.model),
-        step_size=algorithms.alpha(config, unit.learner, step_size=unit.step_size),
+        step_size=one.alpha,
         level=level,
-        probes=_probes(unit, loss, level).to(theta),
+        probes=torch.stack(probes).to(theta),
         seed=plan.seed,
     )
 
 
-def _record(
-    unit: Unit, loss: Loss, theta: Tensor, tasks: TaskSource
-) -> tuple[Trajectory, Sequence[tuple[Tensor, Tensor]]]:
-    learner = algorithms.learner(unit.config, unit.learner, step_size=unit.step_size)
-    trajectories, supports = [], []
-    for index in unit.tasks or ():
-        episode = cast_like(tasks.episode(seed=_task_seed(unit), split="test", index=index), theta)
-        trajectories.append(record(learner, loss, theta, *episode, save=VECTORS))
-        supports.append(episode.support)
-    return stack(trajectories), supports
-
-
-def _task_seed(unit: Unit) -> int:
-    """Held-out tasks differ between seeds, so that per-seed means are independent; learners share them."""
-    return 1_000_003 * unit.config.measure.seed + unit.seed
-
-
-def _probes(unit: Unit, loss: Loss, level: LevelConfig) -> Tensor:
-    """Over the network's parameters: what else a learner learns is no part of the support loss."""
-    size, seed = loss.layout.numel, _task_seed(unit)
-    return torch.stack([rademacher(size, level.probes, seed=seed, path=("probes", task)) for task in unit.tasks or ()])
-
-
 def _evaluation(unit: Unit) -> dict[str, np.ndarray]:
-    plan = unit.config.measure
-    if not checkpoint_path(unit.run, unit.checkpoint).exists() and diverged_at(unit.run) is not None:
+    """Loss and accuracy on the many evaluation tasks, as [evaluation_task]."""
+    plan = unit.study.config.measure
+    if unit.diverged:
         blank = np.full(plan.evaluation_tasks, np.nan)
         return {"evaluation_loss": blank, "evaluation_accuracy": blank}
     losses, accuracies = evaluate(
-        algorithms.learner(unit.config, unit.learner, step_size=unit.step_size),
-        _loss(unit.config, unit.device),
-        load_theta(unit.run, unit.checkpoint).to(unit.device),
-        setting.tasks(unit.config, held_out=True),
+        unit.learner.learner,
+        *_network(unit),
+        unit.study.problem.held_out,
         split="test",
         num_tasks=plan.evaluation_tasks,
-        seed=_task_seed(unit),
+        seed=unit.task_seed,
         transductive=plan.transductive,
     )
     return {"evaluation_loss": losses.double().cpu().numpy(), "evaluation_accuracy": accuracies.double().cpu().numpy()}
 
 
-def _padded(name: str, value: Tensor, config: StudyConfig) -> np.ndarray:
-    """Fewer eigenvalues or probes than the store holds are filled up with NaN."""
+def _padded(name: str, value: Tensor, full: LevelConfig) -> np.ndarray:
+    """The values, filled up with NaN where a light measurement has fewer eigenvalues or probes than the store."""
     array = value.detach().double().cpu().numpy()
-    lengths = {"eigen_index": config.measure.full.eigenvalues, "probe": config.measure.full.probes}
+    lengths = {"eigen_index": full.eigenvalues, "probe": full.probes}
     missing = lengths.get(BY_NAME[name].dims[-1], array.shape[-1]) - array.shape[-1]
-    return np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, missing)], constant_values=np.nan) if missing else array
+    return np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, missing)], constant_values=np.nan)

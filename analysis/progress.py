@@ -1,46 +1,56 @@
-"""Progress with time left: a bar on a terminal, plain lines in a pipe."""
+"""Progress with the time left: a bar on a terminal, plain lines in a pipe, calls of a function of the user's."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from time import monotonic
-from typing import Protocol, TextIO
+from typing import Literal, Protocol, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 SECONDS_BETWEEN_LINES = 5.0
+# Before this fraction is done, starting up weighs too much in the elapsed time to foretell the rest.
 EARLY = 0.05
+
+ProgressOption = Literal[True] | Callable[[int, int], None] | None
 
 
 class Stage(Protocol):
     """One countable piece of work."""
 
     def advance(self, amount: float = 1.0, note: str = "") -> None:
-        """Some of it is done."""
+        """Report that a further amount is done; note: what is at work now."""
 
 
 class Reporter(Protocol):
     """Where a study says what it is doing."""
 
     def stage(self, name: str, total: float, unit: str) -> AbstractContextManager[Stage]:
-        """A context that yields a Stage."""
+        """A context that yields a Stage of ``total`` units."""
         ...
 
     def say(self, text: str) -> None:
-        """One line for the reader."""
+        """Say one line to the reader."""
 
 
-class Quiet:
-    """Says nothing: for notebooks and tests."""
+class Calls:
+    """Calls a function with (done, total) of the present stage; without one it is silent."""
+
+    def __init__(self, function: Callable[[int, int], None] | None = None) -> None:
+        self.function = function
 
     @contextmanager
     def stage(self, name: str, total: float, unit: str) -> Iterator[Stage]:
-        """A stage nobody watches."""
-        yield _Silent()
+        """A stage that is reported to the function."""
+        yield _CalledStage(self.function, int(total))
 
     def say(self, text: str) -> None:
-        """Nothing."""
+        """Lines are for readers, so nothing happens."""
+
+
+class Quiet(Calls):
+    """Says nothing: for notebooks and tests."""
 
 
 class Lines:
@@ -58,12 +68,12 @@ class Lines:
         self.say(f"{name}: done in {_clock(monotonic() - stage.started)}")
 
     def say(self, text: str) -> None:
-        """One line, at once."""
+        """Print the line at once."""
         print(text, file=self.stream, flush=True)
 
 
 class Bars:
-    """A rich progress bar per stage, for a terminal."""
+    """A rich progress bar for each stage, for a terminal or a notebook."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -86,27 +96,35 @@ class Bars:
             progress.update(task, note="")
 
     def say(self, text: str) -> None:
-        """One line above the bars."""
+        """Print the line above the bars."""
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def reporter() -> Reporter:
-    """Bars where standard output is a terminal, lines elsewhere."""
+def reporter(progress: ProgressOption) -> Reporter:
+    """The reporter for an option ``progress=``: silent for None, one that calls a function with (done, total), or for
+    True bars where standard output is a terminal or a notebook and plain lines elsewhere."""
+    if progress is not True:
+        return Calls(progress)
     console = Console()
-    return Bars(console) if console.is_terminal else Lines()
+    return Bars(console) if console.is_terminal or console.is_jupyter else Lines()
 
 
-class _Silent:
+class _CalledStage:
+    def __init__(self, function: Callable[[int, int], None] | None, total: int) -> None:
+        self.function, self.total, self.done = function, total, 0.0
+
     def advance(self, amount: float = 1.0, note: str = "") -> None:
-        pass
+        self.done += amount
+        if self.function is not None:
+            self.function(int(self.done), self.total)
 
 
 class _BarStage:
-    def __init__(self, progress: Progress, task: object) -> None:
+    def __init__(self, progress: Progress, task: TaskID) -> None:
         self.progress, self.task = progress, task
 
     def advance(self, amount: float = 1.0, note: str = "") -> None:
-        self.progress.update(self.task, advance=amount, note=note)  # type: ignore[arg-type]
+        self.progress.update(self.task, advance=amount, note=note)
 
 
 class _LineStage:
@@ -121,7 +139,7 @@ class _LineStage:
             return
         self.said = now
         left = ""
-        if self.done and self.done >= EARLY * self.total:  # before that starting up counts too much to tell a time
+        if self.done and self.done >= EARLY * self.total:
             left = f", {_clock((now - self.started) / self.done * (self.total - self.done))} left"
         tail = f"  {note}" if note else ""
         self.lines.say(f"{self.name}: {self.done:.0f}/{self.total:.0f} {self.unit}{left}{tail}")

@@ -1,11 +1,13 @@
-"""Names, dimensions, units and meanings of everything measured: the waist of the analysis.
+"""Names, dimensions, units and meanings of everything that is measured: the second waist of the house.
 
-Whatever measures fills these variables; whatever tests, draws or reports reads only these.
-A run (one learner, one seed) is a Dataset over ``RUN_DIMS``; a study stacks runs over
-``learner`` and ``seed``. Coordinates are the numbers themselves; ``learner`` is an integer code
-with CF ``flag_values`` / ``flag_meanings``.
+Code that measures fills these variables; code that tests, draws or reports reads only these. A run (one learner with
+one seed) is a Dataset without these two dimensions; a study stacks its runs over ``learner``, whose coordinate holds
+names, and ``seed``. The other coordinates are the numbers themselves. On disk, where zarr has no portable strings, a
+run keeps its learner's name as an attribute, and ``layer`` is an integer code with the CF attributes ``flag_values``
+and ``flag_meanings``.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,7 +20,7 @@ TASK = ("checkpoint", "task")
 
 @dataclass(frozen=True)
 class Variable:
-    """One measured quantity: its dimensions in a run, unit, meaning, and the variable that holds its error."""
+    """One measured quantity: its dimensions in a run, its unit, its meaning, and the variable that holds its error."""
 
     name: str
     dims: tuple[str, ...]
@@ -30,7 +32,7 @@ class Variable:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Coordinates of one run: the lengths of every dimension follow from them."""
+    """The coordinates of one run, from which the length of every dimension follows."""
 
     checkpoints: tuple[int, ...]
     tasks: tuple[int, ...]
@@ -42,9 +44,9 @@ class Sizes:
 
     @property
     def coords(self) -> dict[str, np.ndarray]:
-        """One integer coordinate per dimension."""
+        """An integer coordinate for each dimension."""
         ranges = {
-            "inner_step": self.steps + 1,
+            "inner_step": self.steps + 1,  # the points before, between and after the steps
             "step_i": self.steps,
             "step_j": self.steps,
             "layer": len(self.layers),
@@ -61,7 +63,7 @@ def _point(name: str, units: str, long_name: str, *extra: str, error: str | None
 
 
 STATUS_MEANINGS = ("not_measured", "measured", "diverged")
-# A gradient shorter than this has no square in float32: what is divided by that square is 0 / 0, not a number.
+# The square of a shorter gradient underflows in float32, so whatever is divided by that square is 0 / 0, not a number.
 ZERO_GRADIENT = 1e-18
 LEVEL_MEANINGS = ("none", "light", "full")
 
@@ -102,10 +104,10 @@ VARIABLES: tuple[Variable, ...] = (
     _point("trace", "1", "trace of the Hessian, mean over Rademacher probes", error="trace_stderr"),
     _point("trace_stderr", "1", "standard error of the trace"),
     _point("trace_sample", "1", "z'Hz of each Rademacher probe, shared along a task", "probe"),
-    # many more held-out tasks, accuracy only
+    # many more held-out tasks, for accuracy only
     Variable("evaluation_loss", ("checkpoint", "evaluation_task"), "1", "query loss after adaptation"),
     Variable("evaluation_accuracy", ("checkpoint", "evaluation_task"), "1", "query accuracy after adaptation"),
-    # state of the measurement
+    # the state of the measurement
     Variable("level", TASK, "1", "how much was measured: " + ", ".join(LEVEL_MEANINGS), dtype="int8"),
     Variable("status", TASK, "1", "state of the unit: " + ", ".join(STATUS_MEANINGS), dtype="int8"),
     Variable("done", TASK, "1", "1 when the unit is written in full; written last", dtype="int8"),
@@ -118,7 +120,7 @@ BY_NAME: Mapping[str, Variable] = {variable.name: variable for variable in VARIA
 
 
 def blank_run(sizes: Sizes) -> xr.Dataset:
-    """A run's Dataset with nothing measured: NaN for numbers, 0 for flags."""
+    """The Dataset of a run before anything is measured: NaN for numbers, 0 for flags."""
     coords = sizes.coords
     data = {}
     for variable in VARIABLES:
@@ -134,29 +136,22 @@ def blank_run(sizes: Sizes) -> xr.Dataset:
 
 
 def stack_runs(runs: Mapping[tuple[str, int], xr.Dataset], learners: Sequence[str]) -> xr.Dataset:
-    """All runs of a study in one Dataset with leading dimensions learner and seed.
+    """All runs of a study in one Dataset with the leading dimensions ``learner`` (names) and ``seed``.
 
-    A (learner, seed) or checkpoint that a run does not have is NaN in numbers and 0 in flags.
+    runs: by (learner, seed). learners: the names in the order that the Dataset is to have. A (learner, seed) or a
+    checkpoint that has no run is NaN in numbers and 0 in flags.
     """
     seeds = sorted({seed for _, seed in runs})
-    present = [learner for learner in learners if any(name == learner for name, _ in runs)]
     rows = []
-    for learner in present:
+    for learner in learners:
         cells = [runs[learner, seed].expand_dims(seed=[seed]) for seed in seeds if (learner, seed) in runs]
-        code = learners.index(learner)
-        rows.append(_concat(cells, "seed").expand_dims(learner=[code]))
+        if cells:
+            rows.append(_concat(cells, "seed").expand_dims(learner=[learner]))
     ds = _concat(rows, "learner")
     for variable in VARIABLES:
         if variable.dtype != "float64":
             ds[variable.name] = ds[variable.name].fillna(0).astype(variable.dtype)
-    ds["learner"].attrs.update(flag_values=list(range(len(learners))), flag_meanings=" ".join(learners))
     return ds
-
-
-def learner_names(ds: xr.Dataset) -> list[str]:
-    """Names of the learners present, in the order of the learner coordinate."""
-    meanings = ds["learner"].attrs["flag_meanings"].split()
-    return [meanings[int(code)] for code in ds["learner"].values]
 
 
 def describe_learners(
@@ -167,76 +162,93 @@ def describe_learners(
     untrained_start: Mapping[str, str] | None = None,
     no_alpha: Mapping[str, str | None] | None = None,
 ) -> xr.Dataset:
-    """Add what the learners are, as coordinates: claims and figures must not guess it from names.
+    """Add what the learners are as coordinates, because claims and figures must not guess it from names.
 
-    ``trained``: 0 for an untrained control. ``without_shot``: for a learner with SHOT, the code of the learner that
-    is the same but for SHOT; -1 where there is none. ``untrained_start``: the code of the learner whose checkpoint 0 is
-    the untrained network under the same inner loop, by default the learner itself; -1 where the study has none.
-    ``no_alpha``: why inner steps are not one alpha times the gradient, by default they are; the coordinate
-    ``alpha_steps`` is 0 for such a learner, and the words are its attribute.
+    trained: 0 for an untrained control.
+    without_shot: for a learner with SHOT the name of the learner that is the same but for SHOT; "" where there is none.
+    untrained_start: the name of the learner whose checkpoint 0 is the untrained network under the same inner loop, by
+        default the learner's own; "" where the study has none.
+    no_alpha: in words, why inner steps are not one alpha times the gradient; "" where they are, which is the default.
     """
     names = learner_names(ds)
-    codes = {name: int(code) for name, code in zip(names, ds["learner"].values, strict=True)}
+
+    def labels(of: Mapping[str, str | None], allowed: Sequence[str | None]) -> tuple[str, np.ndarray]:
+        # Objects, because an array of fixed-width strings cuts off a longer name that is written into it.
+        given = (of.get(name) for name in names)
+        return "learner", np.array([label if label in allowed else "" for label in given], dtype=object)
+
     starts = {name: name for name in names} if untrained_start is None else untrained_start
-    why = {name: words for name, words in (no_alpha or {}).items() if words and name in codes}
-
-    def partners(of: Mapping[str, str]) -> tuple[str, np.ndarray]:
-        return "learner", np.array([codes.get(of.get(name, ""), -1) for name in names], dtype=np.int64)
-
+    reasons = no_alpha or {}
     return ds.assign_coords(
         trained=("learner", np.array([trained[name] for name in names], dtype=np.int8)),
-        without_shot=partners(without_shot),
-        untrained_start=partners(starts),
-        alpha_steps=("learner", np.array([name not in why for name in names], dtype=np.int8), why),
+        without_shot=labels(without_shot, names),
+        untrained_start=labels(starts, names),
+        no_alpha=labels(reasons, [reason for reason in reasons.values() if reason]),
     )
 
 
+def with_codes(ds: xr.Dataset) -> xr.Dataset:
+    """The same study with each learner as an integer, its position, and -1 for none; for digests of the content."""
+    codes = {name: code for code, name in enumerate(learner_names(ds))}
+    numbered = {
+        name: ("learner", np.array([codes.get(label, -1) for label in ds[name].values], dtype=np.int64))
+        for name in ("learner", "without_shot", "untrained_start")
+    }
+    has_alpha = ("learner", (ds["no_alpha"].values == "").astype(np.int8))
+    return ds.assign_coords(numbered | {"alpha_steps": has_alpha}).drop_vars("no_alpha")
+
+
+def learner_names(ds: xr.Dataset) -> list[str]:
+    """The names of the learners in a study, in the order of the learner coordinate."""
+    return [str(name) for name in ds["learner"].values]
+
+
 def untrained_start(ds: xr.Dataset, name: str) -> str | None:
-    """The learner whose checkpoint 0 is the untrained network under this one's inner loop; None: not in this study."""
-    meanings = ds["learner"].attrs["flag_meanings"].split()
-    code = int(ds["untrained_start"].values[learner_names(ds).index(name)])
-    return meanings[code] if code >= 0 else None
+    """The learner whose checkpoint 0 is the untrained network under this one's inner loop; None: the study has none."""
+    start = ds["untrained_start"].sel(learner=name).item()
+    return start if start in learner_names(ds) else None
 
 
 def begun_elsewhere(ds: xr.Dataset) -> list[str]:
-    """Learners whose checkpoint 0 is not the untrained network but another learner's best."""
+    """The learners whose checkpoint 0 is not the untrained network but the best checkpoint of another learner."""
     return [name for name in learner_names(ds) if untrained_start(ds, name) != name]
 
 
 def alpha_steps(ds: xr.Dataset, name: str) -> bool:
-    """Whether a learner's inner steps are alpha times the gradient; where not, what is scaled by alpha is NaN."""
-    return bool(ds["alpha_steps"].values[learner_names(ds).index(name)])
+    """Whether a learner's inner steps are alpha times the gradient; where not, whatever is scaled by alpha is NaN."""
+    return name not in why_no_alpha(ds)
 
 
 def with_alpha(ds: xr.Dataset) -> xr.Dataset:
-    """The learners whose inner steps are alpha times the gradient; all of them where none's are."""
-    having = np.flatnonzero(ds["alpha_steps"].values)
+    """The learners whose inner steps are alpha times the gradient, or all learners where there is no such learner."""
+    having = np.flatnonzero(ds["no_alpha"].values == "")
     return ds.isel(learner=having) if having.size else ds
 
 
 def why_no_alpha(ds: xr.Dataset) -> dict[str, str]:
-    """In words, for each learner without an alpha, why it has none."""
-    return {name: str(ds["alpha_steps"].attrs[name]) for name in learner_names(ds) if not alpha_steps(ds, name)}
+    """For each learner without an alpha the reason in words."""
+    return {name: str(reason) for name, reason in zip(learner_names(ds), ds["no_alpha"].values, strict=True) if reason}
 
 
 def trained_learners(ds: xr.Dataset) -> list[str]:
-    """Every learner that is no untrained control."""
+    """All learners but the untrained controls."""
     return [name for name, trained in zip(learner_names(ds), ds["trained"].values, strict=True) if trained]
 
 
 def shot_pairs(ds: xr.Dataset) -> list[tuple[str, str]]:
-    """(learner with SHOT, the same learner without) for every pair the study has."""
-    meanings = ds["learner"].attrs["flag_meanings"].split()
-    pairs = zip(learner_names(ds), ds["without_shot"].values, strict=True)
-    return [(name, meanings[int(code)]) for name, code in pairs if code >= 0]
-
-
-def learner_code(ds: xr.Dataset, name: str) -> int:
-    """The code of a learner, for ``ds.sel(learner=...)``."""
+    """Every pair of a learner with SHOT and the same learner without that the study has."""
     names = learner_names(ds)
-    if name not in names:
-        raise ValueError(f"no learner {name!r} in this study; it has {', '.join(names)}")
-    return int(ds["learner"].values[names.index(name)])
+    return [(name, plain) for name, plain in zip(names, ds["without_shot"].values, strict=True) if plain in names]
+
+
+def learner_code(ds: xr.Dataset, name: str) -> str:
+    """Deprecated: learners are coordinates by name, so ``ds.sel(learner=name)`` needs no code; removed in 0.3."""
+    warnings.warn(
+        "learner_code is not needed any more and will be removed in 0.3; write ds.sel(learner=name)",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    return str(ds["learner"].sel(learner=name).item())
 
 
 def _concat(parts: list[xr.Dataset], dim: str) -> xr.Dataset:

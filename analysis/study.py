@@ -1,254 +1,313 @@
-"""A study from beginning to end; every part can be stopped at any moment and started again."""
+"""A study resolved once: its learners, tasks, network, step size and runs, made here and handed down everywhere."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache, partial
+from math import nan, prod
 from pathlib import Path
 from typing import Any
 
-import xarray as xr
+from torch import nn
 
-from analysis import measure as measuring
-from analysis import setting, step_size, store
-from analysis.beginning import start_of
-from analysis.claims import Verdict, judge, verdicts_to_json
-from analysis.config import StudyConfig, rounds
-from analysis.drawing.figures import FIGURES, save
+from analysis.config import DataConfig, LearnerConfig, NetworkConfig, StepSizeSearch, StudyConfig
 from analysis.errors import UserError
-from analysis.folder import (
-    CLAIMS,
-    DRAWN,
-    REPORT,
-    VERDICTS,
-    StudyFolder,
-    content_digest,
-    open_study,
-    open_verdicts,
-    plan_of,
-    stale,
-)
-from analysis.progress import Reporter
-from analysis.report import render
-from analysis.setup_facts import command, facts, notes
-from hessian_tools.runs.checkpoints import checkpoint_path
-from hessian_tools.runs.files import write_json, write_text
-from hessian_tools.runs.manifest import NAME as MANIFEST
-from hessian_tools.runs.manifest import environment, read_manifest, record_ownership
-from hessian_tools.runs.worker_pool import Emit, WorkerPool
-from hessian_tools.train import diverged_at, meta_train
+from hessian_tools.data import CrossDomainTasks, TaskSource, open_tasks
+from hessian_tools.inner.descent import row_parts
+from hessian_tools.inner.learners import ALGORITHMS, Learner
+from hessian_tools.inner.meta_loss import joined
+from hessian_tools.inner.parameters import num_moved
+from hessian_tools.layout import ParamLayout, flatten
+from hessian_tools.nets import MLP, load_network, refuse_unfit, seeded, source_digest
+from hessian_tools.train import TrainConfig, meta_train
 
 
 @dataclass(frozen=True)
-class Resources:
-    """Where the work runs."""
+class Problem:
+    """The tasks of a study and the network that learns them, both opened at first use.
 
-    crew: WorkerPool
-    device: str = "cpu"
+    Reading what a study has measured must not need the data, so nothing is opened before it is asked for.
+    """
 
+    data: DataConfig
+    network_config: NetworkConfig
 
-@dataclass(frozen=True)
-class TrainUnit:
-    """One training run."""
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A worker process opens the problem once, however many units of work bring it along: half a second each.
+        return opened, (self.data, self.network_config)
 
-    config: StudyConfig
-    folder: Path
-    learner: str
-    seed: int
-    step_size: float
-    device: str
+    @cached_property
+    def tasks(self) -> TaskSource:
+        """The tasks with the query sets of training."""
+        return self._open(self.data.queries)
 
-    def __str__(self) -> str:
-        return f"training {self.learner} seed {self.seed}"
+    @cached_property
+    def held_out(self) -> TaskSource:
+        """The tasks with the query sets of held-out measurement."""
+        return self._open(self.data.test_queries)
+
+    @cached_property
+    def network(self) -> Callable[[], nn.Module]:
+        """A function that builds the network."""
+        config, tasks = self.network_config, self.tasks
+        if config.name == "mlp":
+            return partial(MLP, (prod(tasks.input_shape), *config.hidden, tasks.outputs))
+        if ":" not in config.name and len(tasks.input_shape) != 3:
+            raise UserError(f"network: {config.name} needs images, {self.data.source} has none; use name: mlp")
+        options = config.settings | config.options
+        try:
+            return load_network(
+                config.import_path, outputs=tasks.outputs, input_shape=tasks.input_shape, options=options
+            )
+        except ValueError as e:
+            raise UserError(f"network: {e}") from None
+
+    @cached_property
+    def layout(self) -> ParamLayout:
+        """The layout of the network's parameters."""
+        return flatten(seeded(self.network, seed=0), head=self.network_config.head)[1]
 
     @property
-    def run(self) -> Path:
-        """The run's folder."""
-        return StudyFolder(self.folder, self.config).run(self.learner, self.seed)
+    def source_digest(self) -> str | None:
+        """The digest of the file that holds a network of the user's; None for a network of the library."""
+        return source_digest(self.network_config.name) if ":" in self.network_config.name else None
 
-
-def small(config: StudyConfig) -> bool:
-    """Whether starting worker processes, some seconds, would cost more than it brings."""
-    return len(config.learners) * len(config.seeds) * config.train.checkpoints[-1] * config.train.meta_batch < 500
-
-
-def run(folder: StudyFolder, reporter: Reporter, resources: Resources) -> list[Verdict]:
-    """Train, measure, test, draw, report; what is there already is not done again."""
-    train(folder, reporter, resources)
-    measure(folder, reporter, resources)
-    ds = open_study(folder.path)
-    verdicts = test(folder, ds)
-    figures(folder, ds, reporter)
-    report(folder, ds)
-    return verdicts
-
-
-def train(folder: StudyFolder, reporter: Reporter, resources: Resources) -> None:
-    """Choose the step size if the study asks for it, then train every run that is not complete."""
-    step_size.choose(folder, reporter, crew=resources.crew, device=resources.device)
-    units = _claimed_units(folder, resources)
-    # The costliest first: with SHOT, then second order, then first order.
-    units.sort(key=lambda u: (u.config.learners[u.learner].shot is None, u.config.learners[u.learner].first_order))
-    waiting = [unit for unit in units if not _trained(unit)]
-    total = sum(setting.checkpoints(u.config, u.learner)[-1] for u in waiting)
-    if waiting:
-        with reporter.stage("train", total, "meta-iterations") as stage:
-            for learners in rounds(folder.config):  # a learner may begin from one that is trained before it
-                resources.crew.run(train_unit, [u for u in waiting if u.learner in learners], emit=stage.advance)
-    for unit in units:
-        stopped = diverged_at(unit.run)
-        if stopped is not None:
-            reporter.say(f"{unit.learner} seed {unit.seed} diverged at meta-iteration {stopped}; recorded as such")
-
-
-def train_unit(unit: TrainUnit, emit: Emit) -> None:
-    """Train one run; each meta-iteration is reported, those of an earlier session at once."""
-    training = setting.training(
-        unit.config,
-        unit.learner,
-        unit.seed,
-        step_size=unit.step_size,
-        folder=unit.run,
-        device=unit.device,
-        start=start_of(StudyFolder(unit.folder, unit.config), unit.learner, unit.seed),
-    )
-    done = 0
-
-    def advance(meta_step: int, loss: float) -> None:
-        nonlocal done
-        emit(meta_step - done, f"{unit.learner} seed {unit.seed}  loss {loss:.2f}")
-        done = meta_step
-
-    for checkpoint in meta_train(training, progress=advance):
-        if not checkpoint.diverged and checkpoint.meta_step > done:
-            advance(checkpoint.meta_step, checkpoint.validation_loss)
-
-
-def measure(folder: StudyFolder, reporter: Reporter, resources: Resources) -> None:
-    """Record the inner loops on held-out tasks and measure the curvature along them."""
-    _claimed_units(folder, resources)
-    for learner, seed in folder.runs:
-        measuring.allocate(folder, learner, seed)
-    units = measuring.units(folder, device=resources.device)
-    missing = [unit for unit in units if not _present(unit)]
-    if missing:
-        first = missing[0]
-        raise UserError(
-            f"{first.run} has no checkpoint at meta-iteration {first.checkpoint}; run 'hessian-tools train' first"
+    def _open(self, queries: int) -> TaskSource:
+        data = self.data
+        if data.source == "sine-line":
+            return open_tasks("sine-line")
+        open_images = partial(
+            open_tasks,
+            ways=data.ways,
+            shots=data.shots,
+            queries=queries,
+            image_size=data.image_size,
+            channels=data.channels,
         )
-    with reporter.stage("measure", len(units), "units") as stage:
-        resources.crew.run(measuring.measure_unit, units, emit=stage.advance)
+        try:
+            if data.test_split and not data.test_path:
+                raise ValueError("test_split needs test_path, whose split it is")
+            source = open_images(data.source, split=data.split, rotations=data.rotations, crop=data.crop)
+            if not data.test_path:
+                return source
+            return CrossDomainTasks(source, open_images(data.test_path, split=data.test_split))
+        except ValueError as e:
+            raise UserError(f"data: {e}") from None
 
 
-def test(folder: StudyFolder, ds: xr.Dataset) -> list[Verdict]:
-    """The verdicts, from the measurements and the plan that was fixed before them."""
-    plan = plan_of(folder)
-    _refuse_a_changed_plan(folder, plan.digest)
-    _refuse_a_part(folder)
-    verdicts = judge(ds, plan)
-    facts = {"measurements": content_digest(ds), "plan": plan.digest}
-    write_text(folder.path / VERDICTS, verdicts_to_json(verdicts, **facts))
-    return verdicts
+@lru_cache(maxsize=8)
+def opened(data: DataConfig, network_config: NetworkConfig) -> Problem:
+    """The problem of a study, one object for the life of the process."""
+    return Problem(data, network_config)
 
 
-def figures(folder: StudyFolder, ds: xr.Dataset, reporter: Reporter) -> list[Path]:
-    """Every figure as PDF and PNG."""
-    _refuse_a_part(folder)
-    (folder.figures / DRAWN).unlink(missing_ok=True)
-    store.sweep(folder.path)
-    saved: list[Path] = []
-    with reporter.stage("draw", len(FIGURES), "figures") as stage:
-        for name, figure in FIGURES.items():
-            saved += save(figure.draw(ds), folder.figures / name)
-            stage.advance(1, name)
-    write_json(folder.figures / DRAWN, {"measurements": content_digest(ds)})
-    return saved
+@dataclass(frozen=True)
+class StudyLearner:
+    """One learner of a study as the library's object, with the outer loop that trains it.
+
+    checkpoints: the meta-iterations at which the learner is kept; the untrained control has only the first.
+    """
+
+    name: str
+    settings: LearnerConfig
+    learner: Learner
+    optimiser: str
+    learning_rate: float
+    checkpoints: tuple[int, ...]
+
+    @property
+    def alpha(self) -> float:
+        """The alpha of alpha rho: the step size of steps that are alpha times the gradient, NaN for other steps.
+
+        Step sizes learned per parameter, other step rules and steps on codes have no such number, so whatever is
+        scaled by alpha does not exist for them.
+        """
+        return nan if self.learner.why_no_alpha else self.learner.step_size
+
+    @property
+    def inner_loop(self) -> tuple[Learner, float | None]:
+        """The inner loop alone: learners for which it is equal adapt one network by the same steps.
+
+        The step size is the learner's own, or None for the study's, whatever value is chosen for that.
+        """
+        loop = replace(self.learner, name="", step_size=1.0, first_order=False, outer="query", minibatches=1)
+        return loop, self.settings.step_size
 
 
-def report(folder: StudyFolder, ds: xr.Dataset) -> Path:
-    """The study on one self-contained page."""
-    _refuse_a_part(folder)
-    images = {name: folder.figures / f"{name}.png" for name in FIGURES}
-    for image in images.values():
-        if not image.exists():
-            raise UserError(f"{image} is not drawn yet; run 'hessian-tools figures {folder.path}' first")
-    for part in stale(folder, ds):
-        raise UserError(
-            f"the {part} of {folder.path} rest on other measurements than are there now;"
-            f" run 'hessian-tools {part.replace('verdicts', 'test')} {folder.path}' first"
-        )
-    page = render(
-        ds=ds,
-        verdicts=open_verdicts(folder.path),
-        figures=images,
-        setup=facts(folder),
-        command=command(folder),
-        notes=notes(folder),
-        step_size_table=step_size.table(folder),
-        confidence=plan_of(folder).confidence,
-    )
-    write_text(folder.path / REPORT, page)
-    return folder.path / REPORT
+@dataclass(frozen=True)
+class Study:
+    """A study with everything that its configuration names; made by :func:`build`.
 
+    path: the folder of the study. device: where the tensors live. step_size: the inner step size of all learners that
+    name none of their own; None until the search has chosen it, and every such learner then stands at step size 1.
+    """
 
-def _claimed_units(folder: StudyFolder, resources: Resources) -> list[TrainUnit]:
-    """Every run, its folder marked as this study's; a folder that holds another run is refused."""
-    units = [
-        TrainUnit(folder.config, folder.path, learner, seed, folder.step_size, resources.device)
-        for learner, seed in folder.runs
-    ]
-    for unit in units:
-        _claim(unit)
-    return units
+    config: StudyConfig
+    path: Path
+    device: str
+    step_size: float | None
+    learners: Mapping[str, StudyLearner]
+    problem: Problem
 
+    @property
+    def runs(self) -> list[tuple[str, int]]:
+        """Every run of the study as (learner, seed)."""
+        return [(name, seed) for name in self.learners for seed in self.config.seeds]
 
-def _claim(unit: TrainUnit) -> None:
-    config = unit.config.model_dump(mode="json")
-    settings = {key: config[key] for key in ("data", "network", "train", "measure")}
-    settings |= {
-        "steps": config["inner"]["steps"],
-        "step_size": unit.step_size,
-        "learner": config["learners"][unit.learner],
-        "begins_from": _chain(config["learners"], unit.learner),
-        "seed": unit.seed,
-        **setting.network_source(unit.config),
-    }
-    found = environment(device=unit.device) | {
-        "threads": 1,
-        "data_digest": setting.tasks(unit.config).digest,
-        "claims_digest": plan_of(StudyFolder(unit.folder, unit.config)).digest,
-    }
-    record_ownership(unit.run, "config", settings, facts=found)
+    def run(self, learner: str, seed: int) -> Path:
+        """The folder of one run."""
+        return self.path / "runs" / f"{learner}-seed{seed}"
 
+    @property
+    def figures(self) -> Path:
+        """The folder of the figures."""
+        return self.path / "figures"
 
-def _chain(learners: dict[str, Any], name: str) -> list[Any]:
-    """The settings of the learners that a learner begins from, the nearest first."""
-    found, at = [], learners[name]["start"]
-    while at is not None:
-        found.append(learners[at])
-        at = learners[at]["start"]
-    return found
+    @property
+    def chosen_step_size(self) -> float:
+        """The inner step size; raises UserError where the search has not chosen it yet."""
+        if self.step_size is None:
+            raise UserError(f"the inner step size of {self.path} is not chosen yet; run 'hessian-tools train' first")
+        return self.step_size
 
+    def with_step_size(self, step_size: float) -> "Study":
+        """The same study with the step size that its search has chosen, or with a candidate for it."""
+        return replace(self, step_size=step_size, learners=_learners(self.config, step_size))
 
-def _refuse_a_part(folder: StudyFolder) -> None:
-    for learner, seed in folder.runs:
-        if not (folder.run(learner, seed) / store.NAME).exists():
-            raise UserError(
-                f"{learner} seed {seed} is not measured yet, and a part of a study would pass for the whole;"
-                f" run 'hessian-tools measure {folder.path}' first"
+    def training(self, name: str, seed: int, *, folder: Path | None = None, start: Path | None = None) -> TrainConfig:
+        """The training run of one learner with one seed.
+
+        start: the checkpoint file from which the run begins; by default it is the seed's network.
+        """
+        one, outer = self.learners[name], self.config.train
+        try:
+            return TrainConfig(
+                learner=one.learner,
+                tasks=self.problem.tasks,
+                network=self.problem.network,
+                seed=seed,
+                shot=one.settings.shot,
+                checkpoints=one.checkpoints,
+                meta_batch=outer.meta_batch,
+                optimiser=one.optimiser,
+                learning_rate=one.learning_rate,
+                validation_tasks=outer.validation_tasks,
+                device=self.device,
+                folder=folder,
+                save_every=outer.save_every,
+                start=start,
+                pretraining=one.settings.pretraining,
+                transductive=self.config.measure.transductive,
+                head=self.config.network.head,
             )
+        except ValueError as e:
+            raise UserError(f"learners.{name}: {e}") from None
+
+    @property
+    def training_order(self) -> list[list[str]]:
+        """The learners in groups: those of a group begin only from learners of the groups before it."""
+        depths = {name: len(self.config.starts(name)) for name in self.learners}
+        return [[name for name in depths if depths[name] == depth] for depth in range(max(depths.values()) + 1)]
+
+    @property
+    def alike_before_training(self) -> list[tuple[str, ...]]:
+        """The learners in groups that are one network with one inner loop at checkpoint 0."""
+        groups: dict[object, list[str]] = {}
+        for name, one in self.learners.items():
+            groups.setdefault((one.inner_loop, one.settings.start), []).append(name)
+        return [tuple(names) for names in groups.values()]
+
+    @property
+    def untrained_start(self) -> dict[str, str]:
+        """For each learner the one whose checkpoint 0 is the untrained network under the same inner loop.
+
+        That is the learner itself, unless it begins from another one. A learner is absent where the study has none.
+        """
+
+        def steps(one: StudyLearner) -> tuple[Learner, float | None]:
+            loop, step_size = one.inner_loop
+            return replace(loop, evaluation_steps=None), step_size  # how long accuracy is judged plays no part
+
+        untrained = {steps(one): name for name, one in reversed([*self.learners.items()]) if not one.settings.start}
+        starts = {
+            name: untrained.get(steps(one)) if one.settings.start else name for name, one in self.learners.items()
+        }
+        return {name: start for name, start in starts.items() if start is not None}
+
+    @property
+    def without_shot(self) -> dict[str, str]:
+        """For each learner with SHOT the one whose settings are the same but for SHOT, where the study has it.
+
+        A learner is with SHOT if it has the penalty, or if it begins from a learner that was pre-trained by SHOT
+        alone (SHOT_p). The learner that is being pre-trained has no twin.
+        """
+        configs = self.config.learners
+        plain, with_shot = {}, {}
+        for name, settings in configs.items():
+            pretrained = settings.start is not None and configs[settings.start].pretraining is not None
+            if settings.shot is None and not pretrained:
+                plain[settings] = name
+            elif settings.pretraining is None:
+                with_shot[name] = settings.model_copy(update={"shot": None} | ({"start": None} if pretrained else {}))
+        return {name: plain[settings] for name, settings in with_shot.items() if settings in plain}
 
 
-def _refuse_a_changed_plan(folder: StudyFolder, digest: str) -> None:
-    places = [folder.run(*run) for run in folder.runs]
-    if any(read_manifest(place)["claims_digest"] != digest for place in places if (place / MANIFEST).exists()):
+def build(config: StudyConfig, path: str | Path = ".", *, device: str = "cpu", step_size: float | None = None) -> Study:
+    """The study of a configuration. step_size: the one that a search has chosen; unused where one is given."""
+    given = config.inner.step_size
+    alpha = step_size if isinstance(given, StepSizeSearch) else given
+    problem = opened(config.data, config.network)
+    return Study(config, Path(path), device, alpha, _learners(config, alpha), problem)
+
+
+def _learners(config: StudyConfig, step_size: float | None) -> dict[str, StudyLearner]:
+    outer, learners = config.train, {}
+    for name, settings in config.learners.items():
+        try:
+            learner = settings.built(inner_steps=config.inner.steps, step_size=step_size or 1.0)
+        except ValueError as e:
+            raise UserError(f"learners.{name}: {e}") from None
+        optimiser = settings.optimiser or ALGORITHMS[settings.algorithm].optimiser or outer.optimiser
+        checkpoints = outer.checkpoints if settings.trained else (0,)
+        rate = settings.learning_rate or outer.learning_rate
+        learners[name] = StudyLearner(name, settings, learner, optimiser, rate, checkpoints)
+    return learners
+
+
+def check(study: Study) -> None:
+    """Refuse what the data, the network or the learners cannot do, before anything is written."""
+    config, problem = study.config, study.problem
+    validates = config.train.validation_tasks or isinstance(config.inner.step_size, StepSizeSearch)
+    for source in (problem.tasks, problem.held_out):
+        for split in ("train", "val", "test") if validates else ("train", "test"):
+            try:
+                source.episode(seed=0, split=split, index=0)
+            except ValueError as e:
+                raise UserError(f"data: {e}") from None
+    try:
+        model = seeded(problem.network, seed=config.seeds[0])
+        num_params = problem.layout.numel
+        refuse_unfit(model, outputs=problem.tasks.outputs, input_shape=problem.tasks.input_shape)
+    except ValueError as e:
+        raise UserError(f"network: {e}") from None
+    eigenvalues = config.measure.full.eigenvalues
+    if eigenvalues > num_params:
         raise UserError(
-            f"{folder.path / CLAIMS} was changed after the runs were begun, and a plan is fixed before the data;"
-            " put it back, or begin a study with --claims and another --out"
+            f"measure.full.eigenvalues={eigenvalues} of a network with {num_params} parameters; ask for fewer"
         )
+    for name in study.learners:
+        _check_learner(study, name)
 
 
-def _trained(unit: TrainUnit) -> bool:
-    kept = setting.checkpoints(unit.config, unit.learner)
-    return diverged_at(unit.run) is not None or all(checkpoint_path(unit.run, step).exists() for step in kept)
-
-
-def _present(unit: measuring.Unit) -> bool:
-    return checkpoint_path(unit.run, unit.checkpoint).exists() or diverged_at(unit.run) is not None
+def _check_learner(study: Study, name: str) -> None:
+    training = replace(study.training(name, study.config.seeds[0]), device="cpu")
+    learner, tasks = training.learner, training.tasks
+    if learner.needs_classes and tasks.kind != "classification":
+        algorithm = study.learners[name].settings.algorithm
+        raise UserError(f"learners.{name}: {algorithm} needs classes, {study.config.data.source} has none")
+    try:
+        num_moved(learner, study.problem.layout)
+        row_parts(joined(*tasks.episode(seed=0, split="train", index=0)), learner.minibatches)
+        if learner.needs_classes:  # what such a learner learns besides the network depends on the network's head
+            next(meta_train(replace(training, checkpoints=(0,), validation_tasks=0)))
+    except ValueError as e:
+        raise UserError(f"learners.{name}: {e}") from None

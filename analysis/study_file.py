@@ -1,6 +1,7 @@
-"""From YAML to a checked configuration; every mistake is answered in a line or two."""
+"""From YAML to a checked configuration; every mistake is answered in one or two lines."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import is_dataclass
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
@@ -10,14 +11,16 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from analysis.config import DataConfig, StudyConfig
+from analysis.config.base import settings_of
 from analysis.errors import UserError
 
-BUNDLED = ("demo", "micro", "quickdraw", "regression", "omniglot", "cifar-fs", "transfer")
+STUDIES = resources.files("analysis") / "studies"
+BUNDLED = tuple(sorted(file.name.removesuffix(".yaml") for file in STUDIES.iterdir() if file.name.endswith(".yaml")))
 UNION_PARTS = ("constrained-float", "float", "StepSizeSearch")  # pydantic's names for the alternatives of a union
 
 
-class _OnceLoader(yaml.SafeLoader):
-    """YAML without its silence about a key that stands twice, of which the last would win."""
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """A YAML loader that refuses a key which stands twice; by default the last one would win without a word."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -29,14 +32,14 @@ class _OnceLoader(yaml.SafeLoader):
 
 
 def load_study(source: str | Path) -> StudyConfig:
-    """The study of a YAML file, or a bundled one by its name in ``BUNDLED``."""
+    """The configuration in a YAML file, or a bundled one by its name in ``BUNDLED``."""
     return parse_study(study_text(source), source=str(source))
 
 
 def study_text(source: str | Path) -> str:
     """The YAML text of a file or of a bundled study."""
     if str(source) in BUNDLED:
-        return (resources.files("analysis") / "studies" / f"{source}.yaml").read_text(encoding="utf-8")
+        return (STUDIES / f"{source}.yaml").read_text(encoding="utf-8")
     path = Path(source)
     if not path.is_file():
         raise UserError(f"there is no study file {path}; give a YAML file or one of the bundled: {', '.join(BUNDLED)}")
@@ -47,30 +50,50 @@ def study_text(source: str | Path) -> str:
 
 
 def parse_study(text: str, *, source: str) -> StudyConfig:
-    """A checked configuration; the first mistake is named with its place and what is allowed."""
+    """The configuration in a YAML text; UserError names the first mistake, its place and what is allowed there."""
     try:
-        raw = yaml.load(text, Loader=_OnceLoader)
+        settings = yaml.load(text, Loader=_UniqueKeyLoader)
     except yaml.YAMLError as e:
         mark = getattr(e, "problem_mark", None)
         place = f" at line {mark.line + 1}" if mark else ""
         raise UserError(f"{source} is not YAML{place}: {getattr(e, 'problem', None) or 'cannot be parsed'}") from None
-    if not isinstance(raw, dict):
+    if not isinstance(settings, dict):
         raise UserError(f"{source} holds no settings; a study is a YAML mapping with name, learners, seeds, ...")
+    return study_of(settings, source=source)
+
+
+def study_of(settings: Mapping[str, Any], *, source: str | None = None) -> StudyConfig:
+    """The configuration in nested mappings; UserError names the first mistake after the ``source``, if one is given."""
     try:
-        return StudyConfig.model_validate(raw)
+        return StudyConfig.model_validate(settings)
     except ValidationError as e:
-        raise UserError(f"{source}: {_first_mistake(e)}") from None
+        raise UserError(f"{source}: {_first_mistake(e)}" if source else _first_mistake(e)) from None
+
+
+def with_data(config: StudyConfig, path: str | None) -> StudyConfig:
+    """The study on the data at a path, which is kept in full because a study may be resumed from another folder."""
+    if path is None:
+        return config
+    bundled = get_args(DataConfig.model_fields["name"].annotation)
+    place = Path(path).expanduser()
+    source = path if path in bundled and not place.exists() else str(place.resolve())
+    return overridden(config, {"data": config.data.model_dump(mode="json") | {"path": source}})
+
+
+def overridden(config: StudyConfig, changes: Mapping[str, Any]) -> StudyConfig:
+    """The study with some top-level settings replaced; None leaves a setting as it is."""
+    given = {key: value for key, value in changes.items() if value is not None}
+    return study_of(config.model_dump(mode="json") | given) if given else config
 
 
 def _first_mistake(error: ValidationError) -> str:
     # An unknown key is likelier to be the cause than a value that then seems missing or odd.
-    mistakes = sorted(error.errors(), key=lambda m: m["type"] != "extra_forbidden")
-    mistake = mistakes[0]
+    mistake = min(error.errors(), key=lambda mistake: mistake["type"] != "extra_forbidden")
     place = ".".join(str(part) for part in mistake["loc"] if part not in UNION_PARTS)
     if mistake["type"] == "extra_forbidden":
-        known = _known_keys(mistake["loc"][:-1])
-        near = get_close_matches(str(mistake["loc"][-1]), known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"allowed are {', '.join(known)}"
+        allowed = _allowed_keys(mistake["loc"][:-1])
+        near = get_close_matches(str(mistake["loc"][-1]), allowed, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"allowed are {', '.join(allowed)}"
         return f"unknown key {place!r}; {hint}"
     if mistake["type"] == "value_error":
         return f"{place + ': ' if place else ''}{mistake['msg'].removeprefix('Value error, ')}"
@@ -78,8 +101,8 @@ def _first_mistake(error: ValidationError) -> str:
     return f"{place}: {mistake['msg'][:1].lower()}{mistake['msg'][1:]}{got}"
 
 
-def _known_keys(path: Iterable[Any]) -> list[str]:
-    """Keys allowed at a place; parts of the path that are no field are names of learners or alternatives of a union."""
+def _allowed_keys(path: Iterable[Any]) -> list[str]:
+    """The keys allowed at a place; parts of the path that are no field are names of learners or of alternatives."""
     model: type[BaseModel] = StudyConfig
     for part in path:
         if part in model.model_fields:
@@ -91,25 +114,8 @@ def _known_keys(path: Iterable[Any]) -> list[str]:
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if is_dataclass(annotation) and isinstance(annotation, type):
+        return settings_of(annotation)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next((found for found in map(_model_in, get_args(annotation)) if found), None)
-
-
-def with_data(config: StudyConfig, path: str | None) -> StudyConfig:
-    """The study on other data: what lies at a path, noted in full, for a study may be resumed from elsewhere."""
-    if path is None:
-        return config
-    known = get_args(DataConfig.model_fields["name"].annotation)
-    place = Path(path).expanduser()
-    found = path if path in known and not place.exists() else str(place.resolve())
-    return overridden(config, {"data": config.data.model_dump(mode="json") | {"path": found}})
-
-
-def overridden(config: StudyConfig, changes: Mapping[str, Any]) -> StudyConfig:
-    """The study with top-level settings replaced, checked again."""
-    raw = config.model_dump(mode="json") | {k: v for k, v in changes.items() if v is not None}
-    try:
-        return StudyConfig.model_validate(raw)
-    except ValidationError as e:
-        raise UserError(_first_mistake(e)) from None
+    return next((model for model in map(_model_in, get_args(annotation)) if model), None)

@@ -3,7 +3,7 @@
 import numpy as np
 import xarray as xr
 
-from analysis.schema import STATUS_MEANINGS, ZERO_GRADIENT, learner_code
+from analysis.schema import STATUS_MEANINGS, ZERO_GRADIENT
 
 # How a verdict names its baseline where that is the learner's own checkpoint 0, whatever a control is called.
 UNTRAINED = "untrained"
@@ -54,7 +54,7 @@ def points(ds: xr.Dataset, variable: str, learner: str, *, checkpoint: int) -> n
 
 
 def _at(ds: xr.Dataset, learner: str, checkpoint: int) -> xr.Dataset:
-    return ds.sel(learner=learner_code(ds, learner), checkpoint=checkpoint).transpose("seed", "task", ...)
+    return ds.sel(learner=learner, checkpoint=checkpoint).transpose("seed", "task", ...)
 
 
 def _undefined(one: xr.Dataset, variable: str) -> np.ndarray:

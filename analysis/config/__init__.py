@@ -1,32 +1,14 @@
-"""A study's configuration: checked models; `study_file` makes them of YAML."""
+"""A study's configuration as checked models; ``analysis.study_file`` makes them from YAML."""
 
-from analysis.config.data import DataConfig
-from analysis.config.learner import LEARNER_SETTINGS, LatentConfig, LearnerConfig, RuleConfig
-from analysis.config.measuring import LevelConfig, MeasureConfig
-from analysis.config.network import NETWORK_SETTINGS, NETWORKS, NetworkConfig
-from analysis.config.penalty import AugmentationConfig, PretrainingConfig, ShotConfig
-from analysis.config.relations import rounds, trained, without_shot
-from analysis.config.study import InnerConfig, StepSizeSearch, StudyConfig, TrainSettings
+from analysis.config.learner import LEARNER_SETTINGS, LearnerConfig
+from analysis.config.study import DataConfig, LevelConfig, NetworkConfig, StepSizeSearch, StudyConfig
 
 __all__ = [
     "LEARNER_SETTINGS",
-    "NETWORKS",
-    "NETWORK_SETTINGS",
-    "AugmentationConfig",
     "DataConfig",
-    "InnerConfig",
-    "LatentConfig",
     "LearnerConfig",
     "LevelConfig",
-    "MeasureConfig",
     "NetworkConfig",
-    "PretrainingConfig",
-    "RuleConfig",
-    "ShotConfig",
     "StepSizeSearch",
     "StudyConfig",
-    "TrainSettings",
-    "rounds",
-    "trained",
-    "without_shot",
 ]

@@ -1,27 +1,78 @@
-"""What every part of a configuration is made of: numbers that are checked, models that refuse unknown keys."""
+"""The building blocks of a configuration: checked numbers, strict models, and fields that the library describes."""
 
 from collections.abc import Iterable
-from typing import Annotated
+from dataclasses import asdict, fields, is_dataclass
+from functools import cache
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, create_model
+from pydantic_core import CoreSchema, core_schema
 
+# Strict, because pydantic would otherwise take true for 1 and "3" for 3.
 Positive = Annotated[int, Field(gt=0, strict=True)]
 Natural = Annotated[int, Field(ge=0, strict=True)]
 Flag = Annotated[bool, Field(strict=True)]
 Rate = Annotated[float, Field(gt=0)]
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # of studies and learners: they become names of folders
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # of studies and learners, because they become names of folders
 
 
 class Strict(BaseModel):
-    """Unknown keys, infinities and changes after checking are refused."""
+    """A model that refuses unknown keys, infinite numbers and changes after it was checked."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
 
 
-def listed(names: Iterable[str]) -> str:
+class OneOf:
+    """Annotates a string that must be one of some names, such as the keys of a registry of the library."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = list(names)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.literal_schema(self.names)
+
+
+class FromLibrary:
+    """Annotates a field whose value is a dataclass of the library, written in YAML as a mapping of its fields.
+
+    pydantic checks keys and types, the dataclass itself checks the values. A configuration therefore repeats neither
+    the fields nor the defaults nor the checks of the library.
     """
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(
+            lambda settings: source(**dict(settings)),
+            handler(settings_of(source)),
+            serialization=core_schema.plain_serializer_function_ser_schema(asdict),
+        )
+
+
+@cache
+def settings_of(kind: type) -> type[Strict]:
+    """A strict model with the fields and the defaults of a dataclass of the library."""
+    hints = get_type_hints(kind)
+    described: dict[str, Any] = {f.name: (_strict(hints[f.name]), f.default) for f in fields(kind)}
+    return create_model(kind.__name__, __base__=Strict, **described)
+
+
+def _strict(annotation: Any) -> Any:
+    """The annotation of a dataclass's field, with whole numbers and flags taken strictly."""
+    if annotation in (int, bool):
+        return Annotated[annotation, Field(strict=True)]
+    if is_dataclass(annotation):
+        return Annotated[annotation, FromLibrary]
+    if get_origin(annotation) in (Union, UnionType):
+        return Union[tuple(_strict(alternative) for alternative in get_args(annotation))]  # noqa: UP007
+    return annotation
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names joined as in a sentence.
+
     >>> listed(["a"]), listed(["a", "b", "c"])
     ('a', 'a, b and c')
     """
-    *most, last = names
-    return f"{', '.join(most)} and {last}" if most else last
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last

@@ -1,126 +1,140 @@
-"""The learners a study may name, each with the settings that are its own."""
+"""The learners that a study may name, each with the settings of its algorithm; the library's table has both."""
 
-from typing import Annotated, Literal
+from dataclasses import fields
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from analysis.config.base import Flag, Natural, Positive, Rate, Strict, listed
-from analysis.config.penalty import PretrainingConfig, ShotConfig
-from hessian_tools.inner.learners import Latent
-from hessian_tools.inner.steps import PLAIN, Momentum, Preconditioned, StepRule
-
-Algorithm = Literal["maml", "anil", "boil", "meta-sgd", "reptile", "leo", "supervised", "untrained"]
-
-_QUERY = ("maml", "anil", "boil", "meta-sgd")  # a query loss after steps on parameters
-_TRAINED = (*_QUERY, "reptile", "leo", "supervised")
-_OF_PARAMETERS = (*_QUERY, "reptile", "supervised", "untrained")
-LEARNER_SETTINGS: dict[str, tuple[str, ...]] = {
-    "first_order": (*_QUERY, "leo"),
-    "moves": _OF_PARAMETERS,
-    "rule": _OF_PARAMETERS,
-    "evaluation_steps": _OF_PARAMETERS,
-    "logarithmic": ("meta-sgd",),
-    "minibatches": ("reptile",),
-    "latent": ("leo",),
-    "shot": (*_QUERY, "reptile", "leo"),
-    "pretraining": _QUERY,
-    "start": _TRAINED,
-    "optimiser": _TRAINED,
-    "learning_rate": _TRAINED,
-}
+from analysis.config.base import Flag, FromLibrary, Natural, OneOf, Positive, Rate, Strict, listed, settings_of
+from hessian_tools.inner.learners import ALGORITHMS, Latent, Learner
+from hessian_tools.inner.pretraining import ShotPretraining
+from hessian_tools.inner.shot import Shot
+from hessian_tools.inner.steps import RULES, StepRule
+from hessian_tools.train.config import OPTIMISERS
 
 
 class RuleConfig(Strict):
-    """How an inner step follows from the gradients; see hessian_tools.inner.steps."""
+    """The rule by which inner steps follow from the gradients; see ``hessian_tools.inner.steps``.
 
-    name: Literal["plain", "momentum", "preconditioned"] = "plain"
-    decay: Annotated[float, Field(ge=0, lt=1)] | None = None
-    epsilon: Rate | None = None
+    Settings that are left out take the rule's defaults.
+    """
+
+    name: Annotated[str, OneOf(RULES)] = "plain"
+    decay: float | None = None
+    epsilon: float | None = None
 
     @model_validator(mode="after")
     def _settings_are_of_this_rule(self) -> "RuleConfig":
-        if self.name == "plain" and self.decay is not None:
-            raise ValueError("decay is a setting of momentum and preconditioned, not of plain; leave it out")
-        if self.name != "preconditioned" and self.epsilon is not None:
-            raise ValueError(f"epsilon is a setting of preconditioned, not of {self.name}; leave it out")
+        for setting in self.model_dump(exclude_none=True, exclude={"name"}):
+            rules = [name for name, rule in RULES.items() if setting in {field.name for field in fields(rule)}]
+            if self.name not in rules:
+                raise ValueError(f"{setting} is a setting of {listed(rules)}, not of {self.name}; leave it out")
+        self.built()  # the rule checks the values
         return self
 
     def built(self) -> StepRule:
-        """The library's object."""
-        given = self.model_dump(exclude_none=True, exclude={"name"})
-        if self.name == "plain":
-            return PLAIN
-        return Momentum(**given) if self.name == "momentum" else Preconditioned(**given)
+        """The library's step rule."""
+        return RULES[self.name](**self.model_dump(exclude_none=True, exclude={"name"}))
 
 
-class LatentConfig(Strict):
-    """LEO's own settings; see hessian_tools.inner.learners.Latent.
+class LatentConfig(settings_of(Latent)):  # type: ignore[misc]
+    """LEO's settings; see ``hessian_tools.inner.learners.Latent``.
 
-    fine_tuning_steps: how many of the study's inner steps, the last ones, are on the decoded weights; the others are
-    on the codes. By default half of them, rounded down (the paper: 5 and 5).
+    fine_tuning_steps: how many of the study's inner steps, taken last, are on the decoded weights; the others are
+    on the codes. By default it is half of them, rounded down (the paper has 5 and 5).
     """
 
-    size: Positive = Latent.size
     fine_tuning_steps: Natural | None = None
-    fine_tuning_step_size: Rate = Latent.fine_tuning_step_size
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Latent.dropout
-    kl_weight: float = Latent.kl_weight
-    encoder_weight: float = Latent.encoder_weight
-    l2_weight: float = Latent.l2_weight
-    orthogonality_weight: float = Latent.orthogonality_weight
+
+    @model_validator(mode="after")
+    def _the_library_accepts_the_values(self) -> "LatentConfig":
+        Latent(**self.model_dump(exclude_none=True))
+        return self
 
     def built(self, *, inner_steps: int) -> Latent:
-        """The library's object, in a study of so many inner steps."""
-        tuned = inner_steps // 2 if self.fine_tuning_steps is None else self.fine_tuning_steps
-        if tuned >= inner_steps:
+        """The library's settings in a study of ``inner_steps`` inner steps."""
+        on_weights = inner_steps // 2 if self.fine_tuning_steps is None else self.fine_tuning_steps
+        if on_weights >= inner_steps:
             raise ValueError(
-                f"latent.fine_tuning_steps={tuned} leaves none of inner.steps={inner_steps} for the codes;"
+                f"latent.fine_tuning_steps={on_weights} leaves none of inner.steps={inner_steps} for the codes;"
                 f" give at most {inner_steps - 1}"
             )
-        return Latent(**self.model_dump() | {"fine_tuning_steps": tuned})
+        return Latent(**self.model_dump() | {"fine_tuning_steps": on_weights})
 
 
 class LearnerConfig(Strict):
-    """One learner. "untrained" is the control: the initial network, adapted by the same inner loop.
+    """One learner of a study. The algorithm "untrained" is the control: the initial network, adapted like the others.
 
-    moves: what the inner loop moves ("head", "body", names of modules); by default the head of anil, the body of boil,
-    all of others. step_size: alpha where it is not the study's (of leo, on codes: 1 by default); a learner with
-    SHOT and its twin without must agree in it. evaluation_steps: inner steps where accuracy is judged; curvature is
-    measured along inner.steps. optimiser, learning_rate: where not those of train. start: another learner of
-    the study, from whose best checkpoint (validation, same seed) this one begins. pretraining: SHOT_p.
+    moves: the parameters that the inner loop moves ("head", "body", names of modules); by default the head for anil,
+        the body for boil, and all of them for the others.
+    step_size: alpha, where it is not the study's (for leo, on codes, 1 by default). A learner with SHOT and its twin
+        without must agree in it.
+    evaluation_steps: the number of inner steps after which accuracy is judged; curvature is measured along
+        ``inner.steps``.
+    shot, pretraining: the penalty, and training by its distance alone (SHOT_p).
+    start: another learner of the study; this one begins from its best checkpoint by validation with the same seed.
+    optimiser, learning_rate: those of the outer loop, where they are not the study's.
     """
 
-    algorithm: Algorithm = "maml"
-    first_order: Flag = False
+    algorithm: Annotated[str, OneOf(ALGORITHMS)] = "maml"
+    first_order: Flag = Learner.first_order
     moves: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     rule: RuleConfig = RuleConfig()
     step_size: Rate | None = None
     evaluation_steps: Positive | None = None
     logarithmic: Flag = False
-    minibatches: Positive = 1
+    minibatches: Positive = Learner.minibatches
     latent: LatentConfig | None = None
-    shot: ShotConfig | None = None
-    pretraining: PretrainingConfig | None = None
+    shot: Annotated[Shot, FromLibrary] | None = None
+    pretraining: Annotated[ShotPretraining, FromLibrary] | None = None
     start: str | None = None
-    optimiser: Literal["adam", "sgd"] | None = None
+    optimiser: Annotated[str, OneOf(OPTIMISERS)] | None = None
     learning_rate: Rate | None = None
 
     @model_validator(mode="after")
     def _settings_are_of_this_algorithm(self) -> "LearnerConfig":
-        for field, algorithms in LEARNER_SETTINGS.items():
-            given, default = getattr(self, field), LearnerConfig.model_fields[field].default
-            if given != default and self.algorithm not in algorithms:
-                raise ValueError(f"{field} is a setting of {listed(algorithms)}, not of {self.algorithm}; leave it out")
+        for setting, algorithms in LEARNER_SETTINGS.items():
+            default = LearnerConfig.model_fields[setting].default
+            if getattr(self, setting) != default and self.algorithm not in algorithms:
+                raise ValueError(
+                    f"{setting} is a setting of {listed(algorithms)}, not of {self.algorithm}; leave it out"
+                )
         if self.pretraining is not None and self.shot is None:
             raise ValueError("pretraining descends SHOT's distance alone, so it needs shot, such as shot: {weight: 1}")
         if self.algorithm == "reptile" and self.learning_rate is None and self.optimiser != "adam":
             raise ValueError(
-                "reptile goes a share of the way to where its inner loops end: give that share, such as"
+                "reptile moves a fraction of the way to where its inner loops end: give that fraction, such as"
                 " learning_rate: 0.5, or optimiser: adam"
             )
         return self
 
     @property
     def trained(self) -> bool:
-        """Whether it is trained: all but the untrained control."""
-        return self.algorithm != "untrained"
+        """Whether the learner is trained; all are but the untrained control."""
+        return ALGORITHMS[self.algorithm].is_trained
+
+    def built(self, *, inner_steps: int, step_size: float) -> Learner:
+        """The library's learner in a study of ``inner_steps`` inner steps and the common alpha ``step_size``.
+
+        Raises ValueError where the learner cannot take that number of inner steps.
+        """
+        algorithm = ALGORITHMS[self.algorithm]
+        settings = {name: getattr(self, name) for name in algorithm.learner_settings}
+        if "rule" in settings:
+            settings["rule"] = self.rule.built()
+        if "latent" in settings:
+            settings["latent"] = (self.latent or LatentConfig()).built(inner_steps=inner_steps)
+            inner_steps -= settings["latent"].fine_tuning_steps
+        return algorithm.learner(inner_steps, self.step_size or algorithm.step_size or step_size, **settings)
+
+
+# For each setting that not every algorithm has, the algorithms that have it.
+LEARNER_SETTINGS: dict[str, tuple[str, ...]] = {
+    setting: tuple(
+        name
+        for name, algorithm in ALGORITHMS.items()
+        if setting in (*algorithm.learner_settings, *algorithm.training_settings)
+    )
+    for setting in LearnerConfig.model_fields
+    if setting not in ("algorithm", "step_size")
+}

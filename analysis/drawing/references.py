@@ -34,11 +34,11 @@ def threshold(ax: Axes, value: float = DESCENT_THRESHOLD, *, label: str = "") ->
 
 def cosine_null(ax: Axes, steps: int) -> Patch:
     """Draw the band that the mean cosine lies in when the ``steps`` inner gradients are orthogonal."""
-    low, high = cosine_bounds(steps)
+    null = cosine_bounds(steps)
     label = r"orthogonal gradients: $[1/K,\ 1/\sqrt{K}]$, " + f"$K={steps}$"
     # The band is hatched, so that nobody takes it for a band over seeds.
     look: dict[str, Any] = {"facecolor": "none", "edgecolor": LIGHT_GREY, "hatch": "/////", "linewidth": 0.0}
-    return ax.axhspan(low, high, label=label, gid="null", zorder=0.5, **look)
+    return ax.axhspan(null.low, null.high, label=label, gid="null", zorder=0.5, **look)
 
 
 def zero(ax: Axes) -> Line2D:

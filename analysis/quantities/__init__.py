@@ -1,12 +1,8 @@
-"""The registry of measured quantities, one concept a file."""
+"""The registry of measured quantities: read off the trajectory, or measured by products with the Hessian."""
 
-from analysis.quantities.alignment import ALIGNMENT
-from analysis.quantities.eigenvalues import EIGENVALUES
-from analysis.quantities.gradient import GRADIENT
-from analysis.quantities.path import PATH
-from analysis.quantities.points import Points
-from analysis.quantities.quantity import Quantity
-from analysis.quantities.random_directions import RANDOM_DIRECTIONS
+from analysis.quantities.curvature import EIGENVALUES, GRADIENT, RANDOM_DIRECTIONS
+from analysis.quantities.points import Points, Quantity
+from analysis.quantities.trajectory import ALIGNMENT, PATH
 
 QUANTITIES: tuple[Quantity, ...] = (PATH, ALIGNMENT, GRADIENT, EIGENVALUES, RANDOM_DIRECTIONS)
 

@@ -105,10 +105,11 @@ def test_wrong_options(here, capsys):
 
 
 def test_parts_say_which_part_comes_first(here, capsys):
-    from analysis.folder import StudyFolder, begin
+    from analysis.folder import begin
+    from analysis.study import build
     from analysis.study_file import load_study
 
-    begin(StudyFolder(here / "study", load_study("micro")))
+    begin(build(load_study("micro"), here / "study"))
     assert "run 'hessian-tools train' first" in refused(capsys, ["measure", "study"])
 
 

@@ -8,11 +8,10 @@ import pytest
 import torch
 import xarray as xr
 
-from analysis import setting
 from analysis.cli import run
 from analysis.drawing.figures import FIGURES
 from analysis.folder import open_folder, open_study, open_verdicts
-from analysis.schema import alpha_steps, begun_elsewhere, learner_code, learner_names
+from analysis.schema import alpha_steps, begun_elsewhere, learner_names
 from hessian_tools import SaveAt, make_loss, record
 from hessian_tools.layout import flatten
 from hessian_tools.nets import seeded
@@ -66,7 +65,7 @@ def ds(every: Path) -> xr.Dataset:
 
 
 def one(ds: xr.Dataset, learner: str, checkpoint: int) -> xr.Dataset:
-    return ds.sel(learner=learner_code(ds, learner), seed=0, checkpoint=checkpoint)
+    return ds.sel(learner=learner, seed=0, checkpoint=checkpoint)
 
 
 def test_every_learner_is_measured_in_full(ds):
@@ -79,11 +78,11 @@ def test_every_learner_is_measured_in_full(ds):
 
 @pytest.mark.parametrize("name", ["supervised", "anil", "boil", "meta-sgd", "leo", "momentum", "boil-p"])
 def test_curvature_is_that_along_the_learners_own_gradients(every, ds, name):
-    folder, task = open_folder(every), 1
-    training = setting.training(folder.config, name, 0, step_size=0.1, folder=None, device="cpu")
+    study, task = open_folder(every), 1
+    training = study.training(name, 0)
     loss, _ = task_loss(training)
-    theta = load_theta(folder.run(name, 0), 2)
-    support, query = setting.tasks(folder.config, held_out=True).episode(seed=0, split="test", index=task)
+    theta = load_theta(study.run(name, 0), 2)
+    support, query = study.problem.held_out.episode(seed=0, split="test", index=task)
     trajectory = record(training.learner, loss, theta, support, query, save=SaveAt(thetas=True, gradients=True))
     stored = one(ds, name, 2).sel(task=task)
     np.testing.assert_allclose(stored["support_loss"], trajectory.support_loss, rtol=1e-5)

@@ -14,7 +14,6 @@ import xarray as xr
 
 from analysis.drawing.figures import FIGURES
 from analysis.folder import open_folder, open_study
-from analysis.setting import checkpoints
 from hessian_tools.runs.checkpoints import checkpoint_path, state_path
 
 PATIENCE = 90.0
@@ -56,12 +55,12 @@ def assert_same(out: Path, expected: Path) -> None:
     assert (out / "verdicts.json").read_bytes() == (expected / "verdicts.json").read_bytes()
     for name in FIGURES:
         assert (out / "figures" / f"{name}.pdf").read_bytes() == (expected / "figures" / f"{name}.pdf").read_bytes()
-    there = open_folder(expected)
-    for learner, seed in there.runs:
-        found, wanted = open_folder(out).run(learner, seed), there.run(learner, seed)
-        last = checkpoints(there.config, learner)[-1]
+    resumed, undisturbed = open_folder(out), open_folder(expected)
+    for learner, seed in undisturbed.runs:
+        run, wanted = resumed.run(learner, seed), undisturbed.run(learner, seed)
+        last = undisturbed.learners[learner].checkpoints[-1]
         for path in (checkpoint_path(wanted, last), state_path(wanted), wanted / "metrics.jsonl"):
-            assert (found / path.relative_to(wanted)).read_bytes() == path.read_bytes(), path
+            assert (run / path.relative_to(wanted)).read_bytes() == path.read_bytes(), path
     assert not list(out.rglob("*.partial"))
 
 

@@ -5,10 +5,10 @@ from math import isnan
 import pytest
 import yaml
 
-from analysis import algorithms, setting
-from analysis.config import LEARNER_SETTINGS, LearnerConfig, StudyConfig, rounds, without_shot
+from analysis.config import LEARNER_SETTINGS, LearnerConfig
 from analysis.errors import UserError
-from analysis.learner_words import described
+from analysis.learner_text import described
+from analysis.study import Study, build, check
 from analysis.study_file import parse_study
 from hessian_tools.inner import learners
 from hessian_tools.inner.learners import Latent, Learner
@@ -19,14 +19,14 @@ from hessian_tools.inner.steps import Momentum, Preconditioned
 STEPS, ALPHA = 4, 0.2
 
 
-def study(text: str, **settings: object) -> StudyConfig:
+def study(text: str, **settings: object) -> Study:
     """A study with the learners of a YAML text, and top-level settings beside them."""
-    whole = {"name": "few", "inner": {"steps": STEPS, "step_size": ALPHA}, "learners": yaml.safe_load(text)}
-    return parse_study(yaml.safe_dump(whole | settings, sort_keys=False), source="few.yaml")
+    all_settings = {"name": "few", "inner": {"steps": STEPS, "step_size": ALPHA}, "learners": yaml.safe_load(text)}
+    return build(parse_study(yaml.safe_dump(all_settings | settings, sort_keys=False), source="few.yaml"))
 
 
 def built(settings: str) -> Learner:
-    return algorithms.learner(study(f"one: {settings}"), "one", step_size=ALPHA)
+    return study(f"one: {settings}").learners["one"].learner
 
 
 @pytest.mark.parametrize(
@@ -66,27 +66,24 @@ def test_shot_and_pretraining_have_every_setting_of_the_library():
     apart: {shot: {distance: l2_parameters}, pretraining: {projector: absent, augmentation: null}}
     usual: {shot: {weight: 1}, pretraining: {hidden: 5, augmentation: {flip: false}}}
     """
-    found = study(text).learners
-    assert algorithms.shot(found["long"]) == Shot(-0.1, None, 8, "js", False, "cosine", 7)
-    assert algorithms.pretraining(found["long"]) is None
-    assert algorithms.pretraining(found["apart"]) == ShotPretraining("absent", 64, None)
-    assert algorithms.pretraining(found["usual"]) == ShotPretraining("trained", 5, Augmentation(flip=False))
+    few = study(text)
+    long, apart, usual = (few.training(name, 0) for name in ("long", "apart", "usual"))
+    assert long.shot == Shot(-0.1, None, 8, "js", False, "cosine", 7)
+    assert long.pretraining is None
+    assert apart.pretraining == ShotPretraining("absent", 64, None)
+    assert usual.pretraining == ShotPretraining("trained", 5, Augmentation(flip=False))
 
 
 def test_the_outer_loop_is_the_studys_unless_a_learner_has_its_own():
     text = "maml: {}\nmine: {optimiser: sgd, learning_rate: 0.3}\nreptile: {algorithm: reptile, learning_rate: 0.5}"
-    config = study(text, train={"learning_rate": 0.002})
-    rates = {
-        name: (algorithms.optimiser(config, name), algorithms.learning_rate(config, name)) for name in config.learners
-    }
+    learners = study(text, train={"learning_rate": 0.002}).learners
+    rates = {name: (one.optimiser, one.learning_rate) for name, one in learners.items()}
     assert rates == {"maml": ("adam", 0.002), "mine": ("sgd", 0.3), "reptile": ("sgd", 0.5)}
 
 
 def test_one_switch_says_whether_evaluation_is_transductive():
-    config = study("maml: {}", measure={"transductive": False})
-    training = setting.training(config, "maml", 0, step_size=ALPHA, folder=None, device="cpu")
-    assert not training.transductive
-    assert setting.training(study("maml: {}"), "maml", 0, step_size=ALPHA, folder=None, device="cpu").transductive
+    assert not study("maml: {}", measure={"transductive": False}).training("maml", 0).transductive
+    assert study("maml: {}").training("maml", 0).transductive
 
 
 REFUSED = [
@@ -99,7 +96,7 @@ REFUSED = [
     ("{algorithm: untrained, learning_rate: 1.0}", "learning_rate is a setting of"),
     ("{algorithm: leo, pretraining: {}, shot: {}}", "pretraining is a setting of maml"),
     ("{pretraining: {}}", "it needs shot, such as shot: {weight: 1}"),
-    ("{algorithm: reptile}", "give that share, such as learning_rate: 0.5, or optimiser: adam"),
+    ("{algorithm: reptile}", "give that fraction, such as learning_rate: 0.5, or optimiser: adam"),
     ("{rule: {decay: 0.5}}", "decay is a setting of momentum and preconditioned, not of plain"),
     ("{rule: {name: momentum, epsilon: 0.5}}", "epsilon is a setting of preconditioned, not of momentum"),
     ("{shot: {distance: kl}}", "learners.one.shot: distance='kl' is not one of kl_reference_target"),
@@ -121,11 +118,13 @@ def test_what_does_not_belong_to_an_algorithm_is_refused_by_name(settings, said)
 
 def test_minibatches_fit_the_tasks_before_anything_is_written():
     with pytest.raises(UserError, match=r"learners.one: minibatches=2000 of \d+ examples leave some empty"):
-        setting.check(study("one: {algorithm: reptile, minibatches: 2000, learning_rate: 0.5}"))
+        check(study("one: {algorithm: reptile, minibatches: 2000, learning_rate: 0.5}"))
 
 
 def test_leos_steps_fit_the_studys():
-    with pytest.raises(ValueError, match=r"latent.fine_tuning_steps=4 leaves none of inner.steps=4 for the codes"):
+    with pytest.raises(
+        UserError, match=r"learners.one: latent.fine_tuning_steps=4 leaves none of inner.steps=4 for the codes"
+    ):
         built("{algorithm: leo, latent: {fine_tuning_steps: 4}}")
 
 
@@ -158,7 +157,7 @@ boil-p: {algorithm: boil, start: maml-p}
 
 
 def test_pairs_with_and_without_shot_are_found_by_settings():
-    assert without_shot(study(MANY)) == {
+    assert study(MANY).without_shot == {
         "maml-shot": "maml",
         "anil-shot": "anil",
         "leo-shot": "leo",
@@ -168,9 +167,9 @@ def test_pairs_with_and_without_shot_are_found_by_settings():
 
 
 def test_learners_are_trained_after_those_they_begin_from():
-    found = rounds(study(MANY))
-    assert found[1:] == [["maml-p", "maml-p-shot"], ["boil-p"]]
-    assert len(found[0]) == 16
+    first, *later = study(MANY).training_order
+    assert later == [["maml-p", "maml-p-shot"], ["boil-p"]]
+    assert len(first) == 16
 
 
 def test_circles_and_starts_without_validation_are_refused():
@@ -183,41 +182,39 @@ def test_circles_and_starts_without_validation_are_refused():
 
 
 def test_learners_of_one_inner_loop_are_told_from_others():
-    config = study(MANY)
-    groups: dict[object, list[str]] = {}
-    for name in config.learners:
-        groups.setdefault(algorithms.inner_loop(config, name), []).append(name)
-    together = [names for names in groups.values() if len(names) > 1]
-    assert together == [
-        ["control", "maml", "maml-shot", "first", "reptile", "supervised", "shot-p"],
-        ["anil", "anil-shot", "same-as-anil"],
-        ["leo", "leo-shot"],
-        ["maml-p", "maml-p-shot"],
+    groups = study(MANY).alike_before_training
+    assert [names for names in groups if len(names) > 1] == [
+        ("control", "maml", "maml-shot", "first", "reptile", "supervised", "shot-p"),
+        ("anil", "anil-shot", "same-as-anil"),
+        ("leo", "leo-shot"),
+        ("maml-p", "maml-p-shot"),
     ]
+    # A step size that is written out is another one than the study's, whatever value is chosen for that.
+    assert len(study(f"a: {{}}\nb: {{step_size: {ALPHA}}}\nc: {{step_size: 1.0}}").alike_before_training) == 3
 
 
 def test_the_untrained_network_under_a_learners_inner_loop():
-    found = algorithms.untrained_start(study(MANY))
-    assert {name: at for name, at in found.items() if at != name} == {"maml-p": "control", "maml-p-shot": "control"}
-    assert "boil-p" not in found  # no learner of the study is the untrained network under BOIL's loop
+    starts = study(MANY).untrained_start
+    assert {name: at for name, at in starts.items() if at != name} == {"maml-p": "control", "maml-p-shot": "control"}
+    assert "boil-p" not in starts  # no learner of the study is the untrained network under BOIL's loop
 
 
 def test_alpha_is_a_number_only_of_steps_along_the_gradient():
-    config = study(MANY)
-    alphas = {name: algorithms.alpha(config, name, step_size=ALPHA) for name in config.learners}
+    learners = study(MANY).learners
+    alphas = {name: one.alpha for name, one in learners.items()}
     without = {name for name, alpha in alphas.items() if isnan(alpha)}
     assert without == {"meta-sgd", "momentum", "leo", "leo-shot"}
     assert {alphas[name] for name in set(alphas) - without} == {ALPHA, 0.5, 0.7}
-    assert algorithms.why_no_alpha(config, "momentum") == "its steps follow the momentum rule"
+    assert learners["momentum"].learner.why_no_alpha == "its steps follow the momentum rule"
 
 
 def test_a_report_says_what_is_particular_to_a_learner():
-    config = study(MANY)
-    assert described(config, "reptile") == "Reptile, SGD 0.5"
-    assert described(config, "leo") == "second-order LEO, 2 of the steps on codes of 64, then 2 on weights"
-    assert described(config, "same-as-anil") == "second-order MAML, moving head"
-    assert described(config, "maml-p") == "second-order MAML, from the best checkpoint of shot-p"
-    said = described(config, "shot-p")
+    many = study(MANY)
+    assert described(many, "reptile") == "Reptile, SGD 0.5"
+    assert described(many, "leo") == "second-order LEO, 2 of the steps on codes of 64, then 2 on weights"
+    assert described(many, "same-as-anil") == "second-order MAML, moving head"
+    assert described(many, "maml-p") == "second-order MAML, from the best checkpoint of shot-p"
+    said = described(many, "shot-p")
     assert "SHOT (weight 1, kl_reference_target, T = 1, R = K, reference detached), SHOT's distance alone" in said
 
 
@@ -226,4 +223,4 @@ def test_a_search_for_the_step_size_needs_a_learner_that_takes_it():
     for settings in ("{step_size: 0.3}", "{algorithm: leo}", "{start: two}"):
         with pytest.raises(UserError, match="must take the study's step size"):
             study(f"one: {settings}\ntwo: {{}}", inner=search)
-    assert study("one: {algorithm: anil}", inner=search).inner.step_size.learner == "one"
+    assert study("one: {algorithm: anil}", inner=search).config.inner.step_size.learner == "one"

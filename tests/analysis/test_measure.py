@@ -9,11 +9,10 @@ import xarray as xr
 
 import analysis
 from analysis import measure as measuring
-from analysis import setting
-from analysis.config import trained, without_shot
-from analysis.folder import StudyFolder, open_folder, open_study
+from analysis.folder import open_folder, open_study
 from analysis.quantities import QUANTITIES
-from analysis.schema import BY_NAME, VARIABLES, learner_code, learner_names
+from analysis.schema import BY_NAME, VARIABLES, learner_names
+from analysis.study import build
 from analysis.study_file import load_study, overridden, parse_study, study_text
 from hessian_tools import SaveAt, make_loss, record
 from hessian_tools.layout import flatten
@@ -27,14 +26,12 @@ LEARNER, SEED, CHECKPOINT, TASK = "maml-shot", 1, 5, 1  # measured in full
 @pytest.fixture(scope="module")
 def point(micro_study: Path):
     """One task of the micro study: what was stored, and its trajectory and dense Hessians made again by hand."""
-    folder = open_folder(micro_study)
-    ds = open_study(micro_study)
-    stored = ds.sel(learner=learner_code(ds, LEARNER), seed=SEED, checkpoint=CHECKPOINT, task=TASK)
-    training = setting.training(folder.config, LEARNER, SEED, step_size=0.1, folder=None, device="cpu")
+    study = open_folder(micro_study)
+    stored = open_study(micro_study).sel(learner=LEARNER, seed=SEED, checkpoint=CHECKPOINT, task=TASK)
+    training = study.training(LEARNER, SEED)
     loss, _ = task_loss(training)
-    theta = load_theta(folder.run(LEARNER, SEED), CHECKPOINT)
-    tasks = setting.tasks(folder.config, held_out=True)
-    support, query = tasks.episode(seed=SEED, split="test", index=TASK)
+    theta = load_theta(study.run(LEARNER, SEED), CHECKPOINT)
+    support, query = study.problem.held_out.episode(seed=SEED, split="test", index=TASK)
     trajectory = record(training.learner, loss, theta, support, query, save=SaveAt(thetas=True))
     model = seeded(training.network, seed=0).double()
     exact = make_loss(model, torch.nn.functional.cross_entropy, flatten(model)[1])
@@ -112,8 +109,8 @@ def test_every_quantity_is_in_the_schema_and_every_variable_has_its_error():
 
 def test_light_units_hold_what_was_asked_and_nan_elsewhere(micro_study):
     ds = open_study(micro_study)
-    full = ds.sel(learner=learner_code(ds, "maml"), seed=0, checkpoint=5)
-    light = ds.sel(learner=learner_code(ds, "maml"), seed=0, checkpoint=2)
+    full = ds.sel(learner="maml", seed=0, checkpoint=5)
+    light = ds.sel(learner="maml", seed=0, checkpoint=2)
     assert (full["level"] == 2).all()
     assert full["eigenvalue"].notnull().all()
     assert full["trace_sample"].notnull().all()
@@ -122,12 +119,12 @@ def test_light_units_hold_what_was_asked_and_nan_elsewhere(micro_study):
     assert light["eigenvalue"].isel(eigen_index=1).isnull().all()
     assert light["trace_sample"].isel(probe=[0, 1]).notnull().all()
     assert light["trace_sample"].isel(probe=[2, 3]).isnull().all()
-    assert (ds["status"].sel(learner=learner_code(ds, "maml")) == 1).all()
+    assert (ds["status"].sel(learner="maml") == 1).all()
 
 
 def test_before_training_learners_of_one_inner_loop_are_one_network(micro_study):
     ds = open_study(micro_study).sel(checkpoint=0)
-    what_it_is = ["learner", "trained", "without_shot", "untrained_start", "alpha_steps"]
+    what_it_is = ["learner", "trained", "without_shot", "untrained_start", "no_alpha"]
     first = ds.isel(learner=0).drop_vars(what_it_is)
     for other in range(1, ds.sizes["learner"]):
         xr.testing.assert_equal(first, ds.isel(learner=other).drop_vars(what_it_is))
@@ -143,7 +140,7 @@ def test_a_store_opens_in_one_line_with_labels(micro_study):
     assert run.attrs["learner"] == "maml"
     assert (run["done"] == 1).all()
     ds = analysis.open_study(micro_study)
-    assert learner_names(ds) == ["untrained", "maml", "maml-shot"]
+    assert learner_names(ds) == ds["learner"].values.tolist() == ["untrained", "maml", "maml-shot"]
     assert ds["layer"].attrs["flag_meanings"].split()[0] == "body.0.0.weight"
     assert [str(name) for name in ds.data_vars] == [v.name for v in VARIABLES]
 
@@ -154,11 +151,12 @@ def test_units_cover_every_task_once_and_write_whole_chunks(tmp_path, tasks, ful
     config = overridden(
         load_study("micro"), {"measure": settings | {"tasks": tasks, "full_tasks": full, "block": block}}
     )
-    found = measuring.units(StudyFolder(tmp_path, config), device="cpu")
-    last = [u for u in found if u.learner == "maml" and u.seed == 0 and u.checkpoint == 5 and u.tasks]
+    study = build(config, tmp_path)
+    every = measuring.units(study)
+    last = [u for u in every if u.learner.name == "maml" and u.seed == 0 and u.checkpoint == 5 and u.tasks]
     assert sorted(t for u in last for t in u.tasks) == list(range(tasks))
     assert sorted(t for u in last if u.level == measuring.FULL for t in u.tasks) == list(range(full))
-    chunk = measuring.chunk_tasks(config)
+    chunk = measuring.chunk_tasks(study)
     for unit in last:
         assert unit.tasks[0] % chunk == 0
         assert len(unit.tasks) % chunk == 0 or unit.tasks[-1] == tasks - 1
@@ -179,6 +177,7 @@ def test_a_task_whose_curvature_overflows_has_diverged_and_a_zero_gradient_has_n
 def test_learners_are_told_apart_by_what_they_are():
     text = study_text("micro").replace("untrained: {algorithm: untrained}", "control: {algorithm: untrained}")
     text = text.replace("maml-shot: {algorithm", "mine: {algorithm").replace("maml: {algorithm: maml}", "untrained: {}")
-    config = parse_study(text, source="micro")
-    assert trained(config) == {"control": False, "untrained": True, "mine": True}
-    assert without_shot(config) == {"mine": "untrained"}
+    study = build(parse_study(text, source="micro"))
+    trained = {name: one.settings.trained for name, one in study.learners.items()}
+    assert trained == {"control": False, "untrained": True, "mine": True}
+    assert study.without_shot == {"mine": "untrained"}

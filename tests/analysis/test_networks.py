@@ -7,11 +7,12 @@ import pytest
 import torch
 from command_line import refused
 
-from analysis import algorithms, setting
 from analysis.cli import run
 from analysis.config import NetworkConfig
+from analysis.study import build, check
 from analysis.study_file import load_study, overridden, study_text
 from hessian_tools import adapt, seeded
+from hessian_tools.inner.parameters import num_moved
 from hessian_tools.nets import MLP, Conv4, ResNet12, VisionTransformer
 from hessian_tools.train import task_loss
 
@@ -67,14 +68,15 @@ def study(here, network: str, *changes: tuple[str, str]) -> str:
 )
 def test_the_network_asked_for_is_built(network, expected):
     config = overridden(load_study("micro"), {"network": network})
-    found, wanted = seeded(setting.network(config), seed=1), seeded(expected, seed=1)
-    assert type(found) is type(wanted)
+    study = build(config)
+    network, wanted = seeded(study.problem.network, seed=1), seeded(expected, seed=1)
+    assert type(network) is type(wanted)
     x = torch.rand(4, 1, 28, 28, generator=torch.Generator().manual_seed(0))
-    assert found(x).equal(wanted(x))
+    assert network(x).equal(wanted(x))
     again = NetworkConfig.model_validate(json.loads(config.network.model_dump_json()))
     assert again == config.network
     assert hash(again) == hash(config.network)
-    setting.check(config)
+    check(study)
 
 
 @pytest.mark.parametrize(
@@ -127,13 +129,14 @@ def test_the_head_can_be_another_module():
     settings = {"name": "mlp", "hidden": [5, 4]}
     for head, moved in (("body.2", {"body.2.weight", "body.2.bias"}), (None, {"head.weight", "head.bias"})):
         config = overridden(load_study("micro"), {"network": settings | {"head": head}, "learners": learners})
-        setting.check(config)
+        study = build(config)
+        check(study)
         for name in learners:
-            training = setting.training(config, name, 0, step_size=0.1, folder=None, device="cpu")
+            training = study.training(name, 0)
             loss, theta = task_loss(training)
             support, _ = training.tasks.episode(seed=0, split="train", index=0)
             change = loss.layout.unflatten(adapt(training.learner, loss, theta, support) - theta)
-            found = {parameter for parameter, value in change.items() if value.any()}
-            assert found == (moved if name == "anil" else set(loss.layout.names) - moved)
-            count = algorithms.moved_params(training.learner, loss.layout)
-            assert count == sum(change[parameter].numel() for parameter in found)
+            changed = {parameter for parameter, value in change.items() if value.any()}
+            assert changed == (moved if name == "anil" else set(loss.layout.names) - moved)
+            count = num_moved(training.learner, loss.layout)
+            assert count == sum(change[parameter].numel() for parameter in changed)

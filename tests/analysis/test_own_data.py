@@ -7,12 +7,12 @@ import layouts_on_disk as disk
 import pytest
 from command_line import refused
 
-from analysis import setting
 from analysis.cli import run
 from analysis.config import StudyConfig
 from analysis.errors import UserError
-from analysis.folder import StudyFolder, open_folder, open_study
+from analysis.folder import open_folder, open_study
 from analysis.setup_facts import command
+from analysis.study import build, check
 from analysis.study_file import load_study, overridden, parse_study, study_text, with_data
 from hessian_tools.data import ImageTasks, open_data, summary
 from hessian_tools.runs.checkpoints import load_theta
@@ -40,32 +40,33 @@ def own(tmp_path: Path) -> dict[str, object]:
 
 def test_a_study_runs_on_a_folder_of_images(own):
     config = study(**own)
-    tasks = setting.tasks(config)
+    problem = build(config).problem
+    tasks = problem.tasks
     assert tasks.input_shape == (3, 16, 16)
-    assert tasks is setting.tasks(config)  # the files are looked at once
+    assert tasks is build(config).problem.tasks  # the files are read once
     assert summary(tasks) == "images in folders, a folder for each class (split split.json: your file split.json)"
-    setting.check(config)
-    assert setting.network(config)()(tasks.episode(seed=0, split="val", index=0).support[0]).shape == (3, 3)
+    check(build(config))
+    assert problem.network()(tasks.episode(seed=0, split="val", index=0).support[0]).shape == (3, 3)
 
 
 def test_held_out_tasks_can_come_from_elsewhere(own):
     config = study(**own, channels=1, test_path="quickdraw")
-    held_out, elsewhere = setting.tasks(config, held_out=True), setting.tasks(study(image_size=16), held_out=True)
+    held_out, elsewhere = build(config).problem.held_out, build(study(image_size=16)).problem.held_out
     for split, same in (("test", True), ("train", False)):
         ours, theirs = (each.episode(seed=0, split=split, index=1).query[0] for each in (held_out, elsewhere))
         assert bool((ours == theirs).all()) == same
     assert summary(held_out).endswith("; tested on quickdraw")
     with pytest.raises(UserError, match=r"data: input_shape is \(3, 16, 16\) in training and \(1, 16, 16\) in test"):
-        setting.tasks(study(**own, test_path="quickdraw"))
+        build(study(**own, test_path="quickdraw")).problem.tasks  # noqa: B018
 
 
 def test_a_split_without_validation_serves_where_nothing_is_validated(own, tmp_path):
     parts = {"train": NAMES[:5], "test": NAMES[5:]}
     own["split"] = str(disk.put(tmp_path / "two.json", json.dumps(parts)))
     with pytest.raises(UserError, match="data: split='val' is not one of train, test"):
-        setting.check(study(**own))
+        check(build(study(**own)))
     config = study(**own)
-    setting.check(config.model_copy(update={"train": config.train.model_copy(update={"validation_tasks": 0})}))
+    check(build(overridden(config, {"train": {"validation_tasks": 0}})))
 
 
 @pytest.mark.parametrize(
@@ -78,7 +79,7 @@ def test_a_split_without_validation_serves_where_nothing_is_validated(own, tmp_p
 )
 def test_what_is_not_there_is_told_in_the_words_of_the_command_line(data, message):
     with pytest.raises(UserError, match=message):
-        setting.tasks(study(**data))
+        build(study(**data)).problem.tasks  # noqa: B018
 
 
 @pytest.mark.parametrize(
@@ -130,14 +131,14 @@ def test_a_cross_domain_study_from_end_to_end(two_trees, capsys):
     assert f"data: {where} (split home.json: your file home.json); tested on {where} (split away.json" in said
     ds = open_study("out")
     assert (ds["status"] == 1).all()
-    folder = open_folder("out")
-    loss, _ = task_loss(setting.training(folder.config, "maml", 0, step_size=0.1, folder=None, device="cpu"))
+    crossed = open_folder("out")
+    loss, _ = task_loss(crossed.training("maml", 0))
     away = open_data("away", split="away.json", image_size=8)
     tasks = ImageTasks(away, ways=3, shots=1, queries=1)
     support, _ = tasks.episode(seed=0, split="test", index=0)
-    expected = float(loss(load_theta(folder.run("maml", 0), 1), support))
-    found = ds["support_loss"].sel(checkpoint=1, task=0, inner_step=0).isel(learner=1, seed=0)
-    assert float(found) == pytest.approx(expected, rel=1e-5)
+    expected = float(loss(load_theta(crossed.run("maml", 0), 1), support))
+    stored = ds["support_loss"].sel(learner="maml", seed=0, checkpoint=1, task=0, inner_step=0)
+    assert float(stored) == pytest.approx(expected, rel=1e-5)
     assert "tested on" in (two_trees / "out" / "report.html").read_text()
 
 
@@ -164,7 +165,7 @@ def test_a_wrong_path_on_the_command_line_is_one_line(here, capsys):
 
 def test_a_bundled_study_on_other_data_says_how_to_make_it_again(own, tmp_path):
     config = with_data(load_study("demo"), str(own["path"]))
-    assert command(StudyFolder(tmp_path, config)) == "hessian-tools study study.yaml --out NEW_FOLDER"
+    assert command(build(config, tmp_path)) == "hessian-tools study study.yaml --out NEW_FOLDER"
     more = overridden(load_study("demo"), {"seeds": [4, 5]})
-    assert command(StudyFolder(tmp_path, more)) == "hessian-tools study demo --seeds 4 5 --out NEW_FOLDER"
+    assert command(build(more, tmp_path)) == "hessian-tools study demo --seeds 4 5 --out NEW_FOLDER"
     assert with_data(config, "quickdraw").data.source == "quickdraw"

@@ -1,0 +1,99 @@
+"""Quantities that are measured by products with the Hessian of the support loss."""
+
+import torch
+
+from analysis.quantities.points import Points, Quantity, Values
+from hessian_tools.curvature import (
+    curvature_along,
+    estimate_of,
+    extremal_eigenpairs,
+    product_asymmetry,
+    rho_normalised,
+    rounding_error,
+)
+
+
+def along_gradient(points: Points) -> Values:
+    """Curvature along the inner gradient: |Hg|/|g|, rho, alpha rho, and rho where filters have unit norm.
+
+    The errors are those of float32: z'(Hg) and g'(Hz) would be equal in exact arithmetic, so their difference is
+    measured.
+    """
+    products, g = points.products, points.gradients
+    curvature = curvature_along(g, products.hg)
+    d2g = products.scale**2 * g
+    z = torch.cat([d2g[..., None], points.probes.unsqueeze(1).expand_as(products.hz)], -1)
+    hz = torch.cat([products.hd2g[..., None], products.hz], -1)
+    error = rounding_error(curvature.hg_ratio, product_asymmetry(products.hg, g, hz, z))
+    return {
+        "rho": curvature.rho,
+        "rho_error": error,
+        "alpha_rho": points.step_size * curvature.rho,
+        "alpha_rho_error": points.step_size * error,
+        "hg_ratio": curvature.hg_ratio,
+        "hg_ratio_error": error,
+        "rho_normalised": rho_normalised(products.scale, g, products.hd2g),
+    }
+
+
+def eigenvalues(points: Points) -> Values:
+    """The extreme eigenvalues, each with the residual that bounds its error.
+
+    One Lanczos run a point serves the largest eigenvalues by magnitude and both algebraic ends.
+    """
+    level = points.level
+    extremes = extremal_eigenpairs(
+        points.hessian,
+        magnitude=level.eigenvalues,
+        ends=1,
+        rtol=level.tolerance,
+        seed=points.seed,
+        max_matvecs=level.max_matvecs,
+    )
+    values = {
+        "eigenvalue": extremes.magnitude.values,
+        "eigenvalue_residual": extremes.magnitude.residuals,
+        "eigenvalue_max": extremes.largest.values[..., 0],
+        "eigenvalue_max_residual": extremes.largest.residuals[..., 0],
+        "eigenvalue_min": extremes.smallest.values[..., 0],
+        "eigenvalue_min_residual": extremes.smallest.residuals[..., 0],
+    }
+    return {name: points.unflatten(value) for name, value in values.items()}
+
+
+def random_directions(points: Points) -> Values:
+    """The trace, and the curvature along random directions, from one set of random signs z.
+
+    z'Hz of each probe estimates the trace; divided by |z|^2, the number of parameters, it is rho along z.
+    """
+    samples = (points.probes.unsqueeze(1) * points.products.hz).sum(-2)
+    trace, num_params = estimate_of(samples), points.thetas.shape[-1]
+    return {
+        "trace": trace.value,
+        "trace_stderr": trace.stderr,
+        "trace_sample": samples,
+        "rho_random": trace.value / num_params,
+        "rho_random_stderr": trace.stderr / num_params,
+    }
+
+
+GRADIENT = Quantity(
+    "gradient",
+    ("rho", "rho_error", "alpha_rho", "alpha_rho_error", "hg_ratio", "hg_ratio_error", "rho_normalised"),
+    "Lee, Yoo, Kwak 2023, equation 3",
+    along_gradient,
+)
+EIGENVALUES = Quantity(
+    "eigenvalues",
+    tuple(
+        f"{name}{suffix}" for name in ("eigenvalue", "eigenvalue_max", "eigenvalue_min") for suffix in ("", "_residual")
+    ),
+    "Lanczos 1950; Paige 1972 on residuals",
+    eigenvalues,
+)
+RANDOM_DIRECTIONS = Quantity(
+    "random directions",
+    ("trace", "trace_stderr", "trace_sample", "rho_random", "rho_random_stderr"),
+    "Girard 1989; Hutchinson 1990",
+    random_directions,
+)

@@ -1,0 +1,46 @@
+"""Quantities that are read off the recorded inner loop, without products with the Hessian."""
+
+import torch
+
+from analysis.quantities.points import Points, Quantity, Values
+from hessian_tools.curvature import alignment, cos_displacement
+
+RECORDED = (
+    "support_loss",
+    "query_loss",
+    "support_accuracy",
+    "query_accuracy",
+    "theta_norm",
+    "grad_norm",
+    "displacement",
+)
+
+
+def path(points: Points) -> Values:
+    """Losses, accuracies, norms and displacement as they were recorded, and the norm of each parameter tensor."""
+    tensors = points.thetas.split(list(points.loss.layout.sizes), dim=-1)
+    norms = torch.stack([tensor.norm(dim=-1) for tensor in tensors], -1)
+    return {name: getattr(points.trajectory, name) for name in RECORDED} | {"layer_norm": norms}
+
+
+def gradient_alignment(points: Points) -> Values:
+    """Whether the inner gradients point the same way: their Gram matrix, A, and the cosine to the displacement.
+
+    The cosine is not defined at the adapted point, from which no step is taken.
+    """
+    gram = points.trajectory.gram
+    displacements = points.thetas[:, -1] - points.thetas[:, 0]
+    pairs = zip(points.gradients, displacements, strict=True)
+    cosines = torch.stack([cos_displacement(gradients[:-1], displacement) for gradients, displacement in pairs])
+    undefined = torch.full_like(cosines[:, :1], float("nan"))
+    return {"gram": gram, "alignment": alignment(gram), "cos_displacement": torch.cat([cosines, undefined], -1)}
+
+
+PATH = Quantity("path", (*RECORDED, "layer_norm"), "Finn, Abbeel, Levine 2017", path, curvature=False)
+ALIGNMENT = Quantity(
+    "alignment",
+    ("gram", "alignment", "cos_displacement"),
+    "Lee, Yoo, Kwak 2023, figure 3; A is ours",
+    gradient_alignment,
+    curvature=False,
+)

@@ -1,0 +1,196 @@
+"""Training the runs of a study, and before that the choice of its step size where the configuration asks for one.
+
+A part of a study does its work in units. A unit is a picklable value, and the function that does it checks for itself
+what is already on disk, so every part can be stopped at any moment and started again.
+"""
+
+from dataclasses import dataclass, replace
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from analysis.config import StepSizeSearch
+from analysis.errors import UserError
+from analysis.folder import STEP_SIZE, plan_of
+from analysis.progress import Reporter
+from analysis.study import Study
+from hessian_tools.runs.checkpoints import checkpoint_path
+from hessian_tools.runs.files import read_json, write_json
+from hessian_tools.runs.manifest import digest, environment, record_ownership
+from hessian_tools.runs.worker_pool import Emit, WorkerPool
+from hessian_tools.train import best_checkpoint, diverged_at, meta_train, saved_checkpoints
+
+WARM_START = "begun.json"  # in the folder of a run that begins from another learner: the checkpoint it began from
+CANDIDATES = ".step-size"
+
+
+@dataclass(frozen=True)
+class TrainUnit:
+    """One training run."""
+
+    study: Study
+    learner: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"training {self.learner} seed {self.seed}"
+
+    @property
+    def run(self) -> Path:
+        """The run's folder."""
+        return self.study.run(self.learner, self.seed)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all checkpoints exist, or the run has diverged."""
+        kept = self.study.learners[self.learner].checkpoints
+        return diverged_at(self.run) is not None or all(checkpoint_path(self.run, step).exists() for step in kept)
+
+
+def train(study: Study, pool: WorkerPool, reporter: Reporter) -> Study:
+    """Train every run that is not complete; returns the study with the step size that was chosen, if it was to be."""
+    study = choose_step_size(study, pool, reporter)
+    own_runs(study)
+    units = [TrainUnit(study, learner, seed) for learner, seed in study.runs]
+    # The costliest runs come first, so that no worker begins one when the others have finished: those with SHOT,
+    # then those of second order, then those of first order.
+    settings = study.config.learners
+    units.sort(key=lambda unit: (settings[unit.learner].shot is None, settings[unit.learner].first_order))
+    waiting = [unit for unit in units if not unit.complete]
+    if waiting:
+        total = sum(study.learners[unit.learner].checkpoints[-1] for unit in waiting)
+        with reporter.stage("train", total, "meta-iterations") as stage:
+            for group in study.training_order:  # a learner may begin from one of a group before its own
+                pool.run(train_unit, [unit for unit in waiting if unit.learner in group], emit=stage.advance)
+    for unit in units:
+        stopped = diverged_at(unit.run)
+        if stopped is not None:
+            reporter.say(f"{unit.learner} seed {unit.seed} diverged at meta-iteration {stopped}; recorded as such")
+    return study
+
+
+def train_unit(unit: TrainUnit, emit: Emit) -> None:
+    """Train one run and report each meta-iteration; those of an earlier session are reported at once."""
+    start = warm_start(unit.study, unit.learner, unit.seed)
+    done = 0
+
+    def advance(meta_step: int, loss: float) -> None:
+        nonlocal done
+        emit(meta_step - done, f"{unit.learner} seed {unit.seed}  loss {loss:.2f}")
+        done = meta_step
+
+    training = unit.study.training(unit.learner, unit.seed, folder=unit.run, start=start)
+    for checkpoint in meta_train(training, progress=advance):
+        if not checkpoint.diverged and checkpoint.meta_step > done:
+            advance(checkpoint.meta_step, checkpoint.validation_loss)
+
+
+def warm_start(study: Study, learner: str, seed: int) -> Path | None:
+    """The checkpoint file from which a run begins; None where it begins with the seed's own network.
+
+    It is the other learner's best checkpoint by validation with the same seed, chosen once and noted in the run.
+    """
+    other = study.config.learners[learner].start
+    if other is None:
+        return None
+    source, note = study.run(other, seed), study.run(learner, seed) / WARM_START
+    if not note.exists():
+        try:
+            best = best_checkpoint(saved_checkpoints(source))
+        except ValueError as e:
+            raise UserError(f"{learner} cannot begin from {other} seed {seed}: {e}") from None
+        write_json(note, {"learner": other, "meta_step": best.meta_step})
+    return checkpoint_path(source, int(read_json(note)["meta_step"]))
+
+
+def own_runs(study: Study) -> None:
+    """Mark the folder of every run as this study's, with what it is made of; refuse one that holds another run."""
+    config = study.config.model_dump(mode="json")
+    shared = {key: config[key] for key in ("data", "network", "train", "measure")}
+    shared |= {"steps": study.config.inner.steps, "step_size": study.chosen_step_size}
+    if study.problem.source_digest is not None:
+        shared["network_source"] = study.problem.source_digest
+    facts = environment(device=study.device) | {
+        "threads": 1,
+        "data_digest": study.problem.tasks.digest,
+        "claims_digest": plan_of(study).digest,
+    }
+    for learner, seed in study.runs:
+        own = {
+            "learner": config["learners"][learner],
+            "begins_from": [config["learners"][start] for start in study.config.starts(learner)],
+            "seed": seed,
+        }
+        record_ownership(study.run(learner, seed), "config", shared | own, facts=facts)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One step size to try. Learners with and without SHOT share the choice, as alpha confounds whatever it scales."""
+
+    study: Study
+    search: StepSizeSearch
+    step_size: float
+
+    def __str__(self) -> str:
+        return f"training with step size {self.step_size:g}"
+
+    @property
+    def result(self) -> Path:
+        """The file of the candidate's validation result."""
+        return self.study.path / CANDIDATES / f"{self.step_size}.json"
+
+
+def choose_step_size(study: Study, pool: WorkerPool, reporter: Reporter) -> Study:
+    """The study with its step size. A search is made once, and all its numbers are kept."""
+    search = study.config.inner.step_size
+    if study.step_size is not None or not isinstance(search, StepSizeSearch):
+        return study
+    candidates = [Candidate(study, search, step_size) for step_size in search.candidates]
+    with reporter.stage("step size", len(candidates) * search.meta_steps, "meta-iterations") as stage:
+        pool.run(try_candidate, candidates, emit=stage.advance)
+    rows = [read_json(candidate.result) for candidate in candidates]
+    best = _best(rows, classification=study.problem.tasks.kind == "classification")
+    write_json(
+        study.path / STEP_SIZE,
+        {"step_size": best, "search": search.model_dump(mode="json"), "digest": digest(rows), "candidates": rows},
+    )
+    tried = ", ".join(f"{step_size:g}" for step_size in search.candidates)
+    reporter.say(f"step size {best:g}, the best of {tried} for {search.learner}")
+    return study.with_step_size(best)
+
+
+def step_size_table(study: Study) -> list[dict[str, Any]] | None:
+    """The candidates with their validation results; None where the step size was given."""
+    path = study.path / STEP_SIZE
+    return read_json(path)["candidates"] if path.exists() else None
+
+
+def try_candidate(candidate: Candidate, emit: Emit) -> None:
+    """Train the learner briefly with one step size and keep its validation result."""
+    search = candidate.search
+    if candidate.result.exists():
+        emit(search.meta_steps, "")
+        return
+    training = replace(
+        candidate.study.with_step_size(candidate.step_size).training(search.learner, search.seed),
+        checkpoints=(search.meta_steps,),
+        validation_tasks=search.validation_tasks,
+    )
+    *_, last = meta_train(training, progress=lambda step, loss: emit(1, f"alpha {candidate.step_size:g}"))
+    row: dict[str, Any] = {"step_size": candidate.step_size, "diverged": last.diverged}
+    measured = {"validation_accuracy": last.validation_accuracy, "validation_loss": last.validation_loss}
+    write_json(candidate.result, row | {name: value for name, value in measured.items() if isfinite(value)})
+
+
+def _best(rows: list[dict[str, Any]], *, classification: bool) -> float:
+    """The step size with the highest validation accuracy, or the lowest loss; of equal ones the smaller."""
+    judged = "validation_accuracy" if classification else "validation_loss"
+    finite = [row for row in rows if isinstance(row.get(judged), float)]
+    if not finite:
+        tried = ", ".join(f"{row['step_size']:g}" for row in rows)
+        raise UserError(
+            f"training diverged at every step size of inner.step_size.candidates ({tried}); add smaller ones"
+        )
+    sign = -1 if classification else 1
+    return min(finite, key=lambda row: (sign * row[judged], row["step_size"]))["step_size"]
