@@ -54,7 +54,7 @@ def main(
         sys.exit(str(error))
     if device == "cuda" and not torch.cuda.is_available():
         sys.exit("--device cuda: this torch sees no CUDA device; use --device cpu, or install a CUDA build")
-    allocators = ("default", "keep") if allocator == "both" else (allocator,)
+    allocators: tuple[str, ...] = ("default", "keep") if allocator == "both" else (allocator,)
     if quick or device == "cuda":  # malloc has no part in the memory of a GPU
         allocators = allocators[:1]
     run(Settings(rows, 1 if quick else rounds, threads, allocators, device, out, clock, quick=quick, points=points))

@@ -92,6 +92,7 @@ def test_a_study_without_its_data_says_what_to_give(name: str, here: Path, capsy
     assert not list(here.iterdir())
 
 
+@pytest.mark.slow
 def test_the_regression_study_cut_down_runs_to_its_report(here: Path):
     small = {
         "train": {"checkpoints": [0, 2, 4], "meta_batch": 2, "validation_tasks": 2},
