@@ -125,7 +125,7 @@ def common_start(ds: xr.Dataset, ax: Axes, summary: Summary) -> list[Line2D]:
 
 
 class QuantityLook(NamedTuple):
-    """Marker, line and legend text of a quantity that shares its panel with others."""
+    """Marker, line and legend text of a quantity that shares its panel with other quantities."""
 
     marker: str
     linestyle: Line
@@ -134,7 +134,7 @@ class QuantityLook(NamedTuple):
 
 @dataclass(frozen=True)
 class State:
-    """One learner at one checkpoint, by their positions in the study.
+    """One learner at its first or its last measured checkpoint; both are positions in the study.
 
     The first state is drawn grey with open markers, the last one filled and in the method's colour.
     """
@@ -161,7 +161,7 @@ class State:
 
     @property
     def shift(self) -> float:
-        """The first state stands to the left of a step's tick, the last one to the right."""
+        """How far to move points along x: the first state to the left of a step's tick, the last one to the right."""
         return -0.12 if self.is_first else 0.12
 
 

@@ -16,7 +16,7 @@ from analysis.schema import begun_elsewhere, learner_names, why_no_alpha
 
 
 def entry(label: str, **look: Any) -> Line2D:
-    """A legend entry for lines or markers that have this look."""
+    """A legend entry for lines or markers; ``look`` are their properties, as matplotlib's ``Line2D`` takes them."""
     return Line2D([], [], label=label, **look)
 
 
@@ -83,9 +83,11 @@ def band_label(num_seeds: int) -> str:
 
 
 def caption_of(ds: xr.Dataset, values: xr.DataArray, *sentences: str, diverged: str | None = None) -> str:
-    """A caption: the sentences given, then how many seeds and tasks, what the bands are, what diverged and began where.
+    """A caption: the sentences given, then those that every caption needs.
 
-    ``diverged`` replaces the sentence on diverged task units where a figure draws something else.
+    They say over how many seeds and tasks the means of ``values`` are, what the bands are, what diverged, and which
+    learners start from another one. ``diverged`` replaces the sentence on diverged task units in a figure that draws
+    something else.
     """
     lost = diverged_sentence(ds) if diverged is None else diverged
     parts = (*sentences, _sample_sentence(values), _band_sentence(values), lost, warm_start_sentence(ds))
@@ -123,6 +125,7 @@ def _sample_sentence(values: xr.DataArray) -> str:
 
 
 def _band_sentence(values: xr.DataArray) -> str:
+    """What the bands over seeds are, which depends on how many seeds there are."""
     seeds = seeds_with_values(values)
     if seeds < 2:
         return "There is one seed, so there is no band: nothing here shows how seeds differ."

@@ -85,10 +85,10 @@ def training_axis(ax: Axes, checkpoints: np.ndarray) -> None:
 def curvature_axis(ax: Axes, low: float, high: float) -> str:
     """Set the scale of y for values of alpha rho between ``low`` and ``high``.
 
-    The axis is linear and shows the threshold if values come within a fifth of it, linear without the threshold if
-    they do not, and linear to the threshold but logarithmic beyond it if values exceed it three times: there a loop
-    diverges and values may be anything, while learners differ below. Returns the remark that a reader of the axis needs
-    in the last case, else "".
+    If all values are below a fifth of the threshold 2, the axis is linear and ends at the values. If they reach a fifth
+    of it, the axis is linear and shows the threshold. If they exceed three times the threshold, the axis is linear up
+    to the threshold and logarithmic beyond: there a loop diverges and its values may be anything, while learners differ
+    below. Returns the remark on the scale that a reader needs in the last case, else "".
     """
     if not np.isfinite([low, high]).all():
         low, high = 0.0, DESCENT_THRESHOLD

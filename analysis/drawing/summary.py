@@ -6,7 +6,6 @@ two seeds), while each seed's line can still be seen.
 """
 
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import xarray as xr
@@ -71,11 +70,11 @@ def mean_over(values: xr.DataArray, *dims: str) -> xr.DataArray:
     return values.sum(list(dims)) / count.where(count > 0)
 
 
-def t_half_width(values: xr.DataArray, *, dim: str = "seed", confidence: float = 0.95) -> xr.DataArray:
-    """Half the width of the Student t interval of a mean over ``dim``; NaN with fewer than two values."""
-    count = values.notnull().sum(dim)
-    variance = ((values - mean_over(values, dim)) ** 2).sum(dim) / (count - 1).where(count > 1)
-    return xr.apply_ufunc(partial(half_width, confidence=confidence), variance**0.5, count, vectorize=True)
+def t_half_width(per_seed: xr.DataArray) -> xr.DataArray:
+    """Half the width of the 95 % Student t interval of a mean over seeds; NaN with fewer than two values."""
+    count = per_seed.notnull().sum("seed")
+    variance = ((per_seed - mean_over(per_seed, "seed")) ** 2).sum("seed") / (count - 1).where(count > 1)
+    return xr.apply_ufunc(half_width, variance**0.5, count, vectorize=True)
 
 
 def probe_error(stderr: xr.DataArray) -> xr.DataArray:

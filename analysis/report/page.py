@@ -87,11 +87,6 @@ def join(children: Iterable[Child], separator: str = "") -> Html:
     return Html(separator.join(c.text if isinstance(c, Html) else html.escape(c, quote=False) for c in children))
 
 
-def image(source: str, *, alt: str, width: int) -> Html:
-    """An image from a data URI, at a width in CSS pixels."""
-    return Html(f'<img src="{source}" alt="{html.escape(alt)}" width="{width}">')
-
-
 def bullets(items: Iterable[Child]) -> Html:
     """An unordered list."""
     return element("ul", *(element("li", item) for item in items))

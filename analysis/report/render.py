@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from analysis.drawing.style import DPI
 from analysis.drawing.summary import has_accuracy, measured
 from analysis.report.accuracy import accuracy_table
 from analysis.report.learning import learning_section
-from analysis.report.page import DASH, Html, bullets, element, image, number, page, row, table
+from analysis.report.page import DASH, Html, bullets, element, number, page, row, table
 from analysis.report.scale import scale_section
 from analysis.report.verdicts import answer, verdict_tables
 
@@ -133,11 +134,12 @@ def _cell(value: object) -> str:
 
 def _figure(ds: xr.Dataset, position: int, name: str, path: Path) -> Html:
     """One figure with its number, its caption and the name of its PDF."""
-    content = Path(path).read_bytes()
-    width = int.from_bytes(content[16:20], "big")  # a PNG's header gives the width there
+    png = Path(path).read_bytes()
+    width = int.from_bytes(png[16:20], "big")  # a PNG's header gives the width there
     caption = FIGURES[name].caption(ds) if name in FIGURES else name
-    source = "data:image/png;base64," + base64.b64encode(content).decode("ascii")
-    picture = image(source, alt=caption.split(". ")[0], width=round(width * _CSS_PIXELS))
+    source = f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
+    alt = escape(caption.split(". ")[0])
+    picture = Html(f'<img src="{source}" alt="{alt}" width="{round(width * _CSS_PIXELS)}">')
     text = (element("b", f"Figure {position}."), " ", caption, " ", element("code", f"{name}.pdf"))
     return element("figure", picture, element("figcaption", *text), id=f"figure-{name}")
 
@@ -148,12 +150,12 @@ def _methods(ds: xr.Dataset) -> list[Html | str]:
         "Curvature is that of the support loss at every point of the inner loop, by exact Hessian-vector products on "
         "the trajectory that the learner itself takes; no finite differences are used.",
         "alpha rho: its error is that of arithmetic in float32, the measured asymmetry of the products plus "
-        f"8 eps |Hg| / |g|; relative to the value, it is {_error(ds, 'alpha_rho', 'alpha_rho_error')}.",
+        f"8 eps |Hg| / |g|. Relative to the value, it is {_error(ds, 'alpha_rho', 'alpha_rho_error')}.",
         "Eigenvalues: the residual |Hv - lambda v| says that some eigenvalue lies that near, not that none was missed. "
-        "For the largest algebraic one, relative to the value, it is "
+        "Relative to the value, the residual of the largest algebraic eigenvalue is "
         f"{_error(ds, 'eigenvalue_max', 'eigenvalue_max_residual')}.",
         "Random directions and traces: their error is the standard error over probes; probes are shared along a task, "
-        f"never between tasks. For the trace, relative to the value, it is {_error(ds, 'trace', 'trace_stderr')}.",
+        f"never between tasks. Relative to the value, that of the trace is {_error(ds, 'trace', 'trace_stderr')}.",
         "Replication: means are over tasks within a seed first, then over seeds; inner steps are never counted as "
         "repetitions.",
         diverged_sentence(ds),
