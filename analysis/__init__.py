@@ -9,11 +9,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from analysis.drawing.labelled import to_xarray
+    from analysis.drawing.results import plot
     from analysis.errors import UserError
     from analysis.folder import open_study, open_verdicts
     from analysis.pipeline import StudyResult, run_study
     from analysis.study_file import load_study
-    from analysis.views import plot, to_xarray
 
 __all__ = [
     "StudyResult",
@@ -32,9 +33,9 @@ _MODULES = {
     "load_study": "analysis.study_file",
     "open_study": "analysis.folder",
     "open_verdicts": "analysis.folder",
-    "plot": "analysis.views",
+    "plot": "analysis.drawing.results",
     "run_study": "analysis.pipeline",
-    "to_xarray": "analysis.views",
+    "to_xarray": "analysis.drawing.labelled",
 }
 
 

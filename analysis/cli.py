@@ -61,7 +61,8 @@ class Begin:
 
 
 File = Annotated[
-    str, Parameter(help="A study's YAML file, a bundled study (demo, micro), or the folder of one that was begun.")
+    str,
+    Parameter(help="A study's YAML file, a bundled study (demo, quickdraw, ...), or the folder of a study."),
 ]
 Folder = Annotated[Path, Parameter(help="Folder of a study.")]
 BEGIN, COMPUTE = Begin(), Compute()
@@ -211,7 +212,7 @@ def _status(error: Exception) -> int | None:
 
 
 def _say_verdicts(verdicts: "Iterable[Verdict]", reporter: "Reporter") -> None:
-    from analysis.claims.listing import verdict_lines
+    from analysis.claims import verdict_lines
 
     for line in verdict_lines(list(verdicts)):
         reporter.say(line)

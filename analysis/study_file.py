@@ -32,7 +32,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 
 def load_study(source: str | Path) -> StudyConfig:
-    """The configuration in a YAML file, or a bundled one by its name (demo, micro)."""
+    """The configuration in a YAML file, or a bundled one by its name in ``BUNDLED``."""
     return parse_study(study_text(source), source=str(source))
 
 

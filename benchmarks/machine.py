@@ -1,4 +1,4 @@
-"""What a figure depends on besides the code: versions, processor, load. No names of hosts, users or places."""
+"""The facts that a figure depends on besides the code: versions, processor, load. No names of hosts or users."""
 
 import os
 import platform
@@ -10,22 +10,14 @@ from typing import Any
 import torch
 
 PACKAGES = (
-    "hessian-tools",
-    "torch",
-    "numpy",
-    "scipy",
-    "pyhessian",
-    "hessian-eigenthings",
-    "curvlinops-for-pytorch",
-    "backpack-for-pytorch",
-    "higher",
-    "torchopt",
-    "learn2learn",
+    *("hessian-tools", "torch", "numpy", "scipy"),
+    *("pyhessian", "hessian-eigenthings", "curvlinops-for-pytorch", "backpack-for-pytorch"),
+    *("higher", "torchopt", "learn2learn"),
 )
 
 
 def facts(device: str) -> dict[str, Any]:
-    """The machine and what is installed."""
+    """The machine, and what is installed on it."""
     return {
         "cpu": _cpu(),
         "cores": os.cpu_count(),
@@ -38,7 +30,8 @@ def facts(device: str) -> dict[str, Any]:
 
 
 def _cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
@@ -53,8 +46,8 @@ def _commit() -> str | None:
     """The commit of the code measured, with + where files differ from it; None without git."""
 
     def git(*words: str) -> str:
-        place = Path(__file__).parent
-        return subprocess.run(["git", *words], cwd=place, capture_output=True, text=True, check=True).stdout.strip()
+        folder = Path(__file__).parent
+        return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
         return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "--", "..") else "")

@@ -1,25 +1,24 @@
-"""Hessian-vector products by every route, and many points in bounded memory: what the engine's goals say.
+"""Hessian-vector products by every route, and many points in bounded memory: the goals of the engine itself.
 
     python -m benchmarks.points speed             # ms a product and point by route, and the ratio to the floor
     python -m benchmarks.points scale             # time a point and memory, 1 to 10 000 points, a process each
-    python -m benchmarks.points scale --most 1000 --out points.json
+    python -m benchmarks.points scale --largest 1000 --out points.json
 
 Work loads: W1, 4-conv of width 64 with batch statistics, 3x84x84, 5-way 5-shot, one point. W2, the same on 1x28x28,
 5-way 1-shot, 32 points. W3, MLP 1-40-40-1, squared error, 10 support points, 1 and 100 points. One thread; seconds
 are those of the processor.
 
-The floor of W1 and W2: 6 forward passes less four times the first convolution, in FLOPs, at the rate at which this
-machine did the convolutions of the network's other layers in the same run (forward, both backward). Routes and
-floor take turns; the figures are medians of the turns, ratios medians of each turn's ratio.
+The floor of W1 and W2 is 6 forward passes less four times the first convolution, in FLOPs, at the rate at which this
+machine did the convolutions of the network's other layers in the same run (forward and both backward). Routes and
+floor take turns; the figures are medians of the turns, and a ratio is the median of each turn's ratio.
 """
 
-import argparse
 import json
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -27,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from cyclopts import App
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -35,19 +35,21 @@ import hessian_tools as ht
 ROUTES = ("direct", "kept", "traced")
 CONVOLUTION = torch.ops.aten.convolution_backward
 SIZES = {"mlp": (1, 10, 100, 1000, 10_000), "conv": (16, 128, 1000, 10_000)}
-MAX_MEMORY = {"mlp": 2**29, "conv": 4e9}
+MAX_MEMORY = {"mlp": 2.0**29, "conv": 4e9}
+
+app = App(name="python -m benchmarks.points", help="Products by every route, and many points.", version_flags=[])
 
 
-def images(points: int, shape: tuple[int, int, int], shots: int) -> tuple[ht.Loss, Tensor, Any]:
-    """A 4-conv of width 64 at some points, 5 ways."""
+def conv4_points(points: int, shape: tuple[int, int, int], shots: int) -> tuple[ht.Loss, Tensor, Any]:
+    """The loss, thetas and batch of a 4-conv of width 64, 5 ways, on random images."""
     model = ht.seeded(partial(ht.Conv4, 5, width=64, input_shape=shape), seed=0)
     x = torch.rand(points, 5 * shots, *shape, generator=ht.stream(0, "x"))
     y = torch.arange(5).repeat(shots).expand(points, -1).contiguous()
     return at_points(model, F.cross_entropy, points, (x, y))
 
 
-def regression(points: int) -> tuple[ht.Loss, Tensor, Any]:
-    """An MLP 1-40-40-1 at some points, squared error on ten examples."""
+def mlp_points(points: int) -> tuple[ht.Loss, Tensor, Any]:
+    """The loss, thetas and batch of an MLP 1-40-40-1 with the squared error on ten examples."""
     model = ht.seeded(partial(ht.MLP, [1, 40, 40, 1]), seed=0)
     x = 10 * torch.rand(points, 10, 1, generator=ht.stream(0, "x")) - 5
     return at_points(model, lambda out, y: ((out - y) ** 2).mean(), points, (x, torch.sin(x)))
@@ -60,62 +62,33 @@ def at_points(model: nn.Module, criterion: Callable[..., Tensor], points: int, b
     return ht.make_loss(model, criterion, layout), thetas, batch
 
 
-WORK_LOADS = {
-    "W1": partial(images, 1, (3, 84, 84), 5),
-    "W2": partial(images, 32, (1, 28, 28), 1),
-    "W3, 1 point": partial(regression, 1),
-    "W3, 100 points": partial(regression, 100),
+WORKLOADS = {
+    "W1": partial(conv4_points, 1, (3, 84, 84), 5),
+    "W2": partial(conv4_points, 32, (1, 28, 28), 1),
+    "W3, 1 point": partial(mlp_points, 1),
+    "W3, 100 points": partial(mlp_points, 100),
 }
 
 
-def floor_seconds(x: Tensor) -> float:
-    """Seconds of the floor for a batch of images [example, channel, height, width]; see the top of the file."""
-    channels, size = [x.shape[1], 64, 64, 64], [x.shape[-1] // 2**i for i in range(4)]
-    flops = [2 * len(x) * c * 64 * 9 * s * s for c, s in zip(channels, size, strict=True)]
-    seconds = sum(convolution_seconds(len(x), s) for s in size[1:])
-    rate = 3 * sum(flops[1:]) / seconds
-    return (6 * sum(flops) - 4 * flops[0]) / rate
-
-
-def convolution_seconds(examples: int, size: int) -> float:
-    """A convolution of 64 channels, forward and both ways back."""
-    x, g = (torch.randn(examples, 64, size, size) for _ in range(2))
-    w = torch.randn(64, 64, 3, 3)
-    how = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1)
-    forward = seconds_of(lambda: F.conv2d(x, w, padding=1))
-    back = [
-        seconds_of(lambda m=mask: CONVOLUTION(g, x, w, [0], *how, m))
-        for mask in ([True, False, False], [False, True, False])
-    ]
-    return forward + sum(back)
-
-
-def seconds_of(function: Callable[[], Any], repeats: int = 3) -> float:
-    """Processor time of this process, which on a shared machine is not the clock's; the quickest of a few."""
-    best = float("inf")
-    for _ in range(repeats):
-        start = time.process_time()
-        function()
-        best = min(best, time.process_time() - start)
-    return best
-
-
-def speed(names: list[str], turns: int) -> list[dict[str, Any]]:
-    """One row for each work load and route."""
-    return [row for name in names for row in speed_of(name, turns)]
+@app.command
+def speed(*names: str, turns: int = 7, out: Path | None = None) -> None:
+    """Milliseconds of one product and point by route, and the ratio to the floor."""
+    torch.set_num_threads(1)
+    show([row for name in names or WORKLOADS for row in speed_of(name, turns)], out)
 
 
 def speed_of(name: str, turns: int) -> list[dict[str, Any]]:
-    """ms a product and point, by route."""
-    loss, thetas, batch = WORK_LOADS[name]()
+    """One row for each route. W3 has no convolutions: there the kept graph stands for the floor."""
+    loss, thetas, batch = WORKLOADS[name]()
     V = torch.randn(len(thetas), thetas.shape[1], 1, generator=ht.stream(0, "V"))
     operators = {route: ht.hessian(loss, thetas, batch, route=route) for route in ROUTES}
-    first = {route: seconds_of(partial(H.products, V), 1) for route, H in operators.items()}
+    first = {route: cpu_seconds(partial(H.products, V), 1) for route, H in operators.items()}
+    convolutional = name < "W3"
     times: dict[str, list[float]] = {route: [] for route in (*ROUTES, "floor")}
     for _ in range(turns):
         for route, H in operators.items():
-            times[route].append(seconds_of(partial(H.products, V)) / len(thetas))
-        times["floor"].append(floor_seconds(batch[0][0]) if name < "W3" else times["kept"][-1])
+            times[route].append(cpu_seconds(partial(H.products, V)) / len(thetas))
+        times["floor"].append(floor_seconds(batch[0][0]) if convolutional else times["kept"][-1])
     return [
         {
             "work load": name,
@@ -123,100 +96,113 @@ def speed_of(name: str, turns: int) -> list[dict[str, Any]]:
             "taken": operators[route].route,
             "ms": 1e3 * median(times[route]),
             "ratio": median(a / b for a, b in zip(times[route], times["floor"], strict=True)),
-            "to": "floor" if name < "W3" else "kept graph",
+            "to": "floor" if convolutional else "kept graph",
             "first product, s": first[route],
         }
         for route in ROUTES
     ]
 
 
-def scale(kind: str, points: int, max_memory: float) -> dict[str, Any]:
-    """Two products a point at so many points, a part at a time; seconds and memory as it went."""
+def floor_seconds(x: Tensor) -> float:
+    """Seconds of the floor for a batch of images [example, channel, height, width]; see the top of the file."""
+    channels, sides = [x.shape[1], 64, 64, 64], [x.shape[-1] // 2**i for i in range(4)]
+    flops = [2 * len(x) * c * 64 * 9 * side * side for c, side in zip(channels, sides, strict=True)]
+    rate = 3 * sum(flops[1:]) / sum(convolution_seconds(len(x), side) for side in sides[1:])
+    return (6 * sum(flops) - 4 * flops[0]) / rate
+
+
+def convolution_seconds(examples: int, side: int) -> float:
+    """Seconds of a convolution of 64 channels: forward, and backward to its input and to its weight."""
+    x, g = (torch.randn(examples, 64, side, side) for _ in range(2))
+    w = torch.randn(64, 64, 3, 3)
+    geometry = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1)
+    passes = [partial(F.conv2d, x, w, padding=1)]
+    passes += [partial(CONVOLUTION, g, x, w, [0], *geometry, [to_x, not to_x, False]) for to_x in (True, False)]
+    return sum(cpu_seconds(each) for each in passes)
+
+
+def cpu_seconds(function: Callable[[], Any], repeats: int = 3) -> float:
+    """The shortest processor time of a few calls; the wall clock would count other users of the machine."""
+    shortest = float("inf")
+    for _ in range(repeats):
+        start = time.process_time()
+        function()
+        shortest = min(shortest, time.process_time() - start)
+    return shortest
+
+
+@app.command
+def scale(*networks: str, largest: int = 10_000, out: Path | None = None) -> None:
+    """Time a point and memory for growing numbers of points. Each size is a process, so that its peak is its own."""
+    rows = []
+    for network, points in [(n, size) for n in networks or SIZES for size in SIZES[n] if size <= largest]:
+        command = [sys.executable, "-m", "benchmarks.points", "one", network, str(points), str(MAX_MEMORY[network])]
+        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        rows.append(json.loads(output.splitlines()[-1]))
+    show(rows, out)
+
+
+@app.command(show=False)
+def one(network: str, points: int, max_memory: float) -> None:
+    """Two products a point, a part of the points at a time: seconds and memory as one line of JSON."""
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        loss, thetas, batch = mapped(kind, points, Path(folder))
+        loss, thetas, batch = mapped(network, points, Path(folder))
         H = ht.hessian(loss, thetas, batch, route="traced", max_memory=max_memory)
         probes = torch.randn(H.num_params, 2, generator=ht.stream(0, "probes"))
-        before = memory()
-        start, done, peak, route = time.process_time(), 0, 0.0, ""
-        ht.trace(H.select(torch.arange(H.parts()[0].num_points)), probes=probes)  # makes the trace, once a process
-        traced = time.process_time() - start
-        start = time.process_time()
+        before, start = memory(), time.process_time()
+        # The first trace of a process traces the loss; the parts after it reuse that.
+        ht.trace(H.select(torch.arange(H.parts()[0].num_points)), probes=probes)
+        tracing = time.process_time() - start
+        start, done, peak = time.process_time(), 0, 0.0
         for part in H.parts():
             assert ht.trace(part, probes=probes).converged.all()
-            done, route = done + (part.num_points or 1), part.route
+            done += part.num_points or 1
             peak = max(peak, memory()["RssAnon"])
-            print(f"{kind} {done}/{points} points, {time.process_time() - start:.0f} s, {memory()}", file=sys.stderr)
-        seconds = time.process_time() - start
-    return {
-        "network": kind,
+            seconds = time.process_time() - start
+            print(f"{network} {done}/{points} points, {seconds:.0f} s, {memory()}", file=sys.stderr)
+    row = {
+        "network": network,
         "points": points,
         "parts": len(H.parts()),
         "ms a point": 1e3 * seconds / points,
-        "traced in, s": traced,
+        "traced in, s": tracing,
         "MB before": before["RssAnon"],
         "MB anonymous, peak": peak,
         "MB resident, peak": memory()["VmHWM"],
-        "route": route,
+        "route": part.route,
     }
+    print(json.dumps(row))
 
 
-def mapped(kind: str, points: int, folder: Path) -> tuple[Any, Tensor, Any]:
+def mapped(network: str, points: int, folder: Path) -> tuple[Any, Tensor, Any]:
     """A work load whose thetas lie in a file, as those of 10 000 points of a Conv4-64, 4.5 GB, would."""
-    one = partial(images, shape=(1, 28, 28), shots=1) if kind == "conv" else regression
-    loss, thetas, batch = one(1)
+    loss, thetas, (x, y) = conv4_points(1, (1, 28, 28), 1) if network == "conv" else mlp_points(1)
     file = np.memmap(folder / "thetas", np.float32, "w+", shape=(points, thetas.shape[1]))
     for i in range(points):
         noise = torch.randn(thetas.shape[1], generator=ht.stream(0, "thetas", i))
         file[i] = (thetas[0] + 0.01 * noise).numpy()
-        if i % 256 == 255:
+        if i % 256 == 255:  # or the pages written so far would count as memory
             file.flush()
-    x = batch[0].expand(points, *batch[0].shape[1:]) + 0.1 * torch.randn(points, *[1] * (batch[0].ndim - 1))
-    return loss, torch.from_numpy(file), (x, batch[1].expand(points, *batch[1].shape[1:]))
+    x = x.expand(points, *x.shape[1:]) + 0.1 * torch.randn(points, *[1] * (x.ndim - 1))
+    return loss, torch.from_numpy(file), (x, y.expand(points, *y.shape[1:]))
 
 
 def memory() -> dict[str, float]:
-    """MB of this process: anonymous memory now, and the most that was resident, pages of files included."""
+    """MB of this process: its anonymous memory now, and the most that was resident, pages of files included."""
     lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
-    return {w[0][:-1]: int(w[1]) / 1e3 for w in lines if w[0] in ("RssAnon:", "VmHWM:")}
+    return {words[0][:-1]: int(words[1]) / 1e3 for words in lines if words[0] in ("RssAnon:", "VmHWM:")}
 
 
-def in_own_process(kind: str, points: int, max_memory: float) -> dict[str, Any]:
-    """One size, so that peaks are its own."""
-    command = [sys.executable, "-m", "benchmarks.points", "one", kind, str(points), str(max_memory)]
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return dict(json.loads(output.splitlines()[-1]))
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """Columns as wide as they need to be."""
-    cells = [list(rows[0])] + [[f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    return "\n".join("  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in cells)
-
-
-def main() -> None:
-    """Prints a table, and writes the rows as JSON if asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("speed", "scale", "one"))
-    parser.add_argument("rest", nargs="*", help="work loads of speed; networks of scale: mlp, conv")
-    parser.add_argument("--turns", type=int, default=7)
-    parser.add_argument("--most", type=int, default=10_000, help="the largest number of points")
-    parser.add_argument("--out", type=Path, help="a JSON file for the rows")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    if options.what == "one":
-        kind, points, max_memory = options.rest
-        print(json.dumps(scale(kind, int(points), float(max_memory))))
-        return
-    if options.what == "speed":
-        rows = speed(options.rest or list(WORK_LOADS), options.turns)
-    else:
-        kinds = options.rest or list(SIZES)
-        rows = [in_own_process(k, n, MAX_MEMORY[k]) for k in kinds for n in SIZES[k] if n <= options.most]
-    print(table(rows))
-    if options.out:
-        options.out.write_text(json.dumps(rows, indent=1) + "\n")
+def show(rows: Sequence[dict[str, Any]], out: Path | None) -> None:
+    """Print the rows in columns as wide as they need to be, and write them as JSON if asked."""
+    texts = [list(rows[0])] + [[f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    for line in texts:
+        print("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)))
+    if out:
+        out.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    app()

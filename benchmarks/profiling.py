@@ -1,4 +1,4 @@
-"""Where the time of a product and of a top-5 goes: ``python -m benchmarks.profiling W2``."""
+"""Shows where the time of our products, or of a top-5, goes: ``python -m benchmarks.profiling W2``."""
 
 import resource
 import time
@@ -12,12 +12,11 @@ import torch
 from cyclopts import App, Parameter
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks import workloads
 from benchmarks.peers import ours
 from benchmarks.peers.floor import floor_seconds
-from benchmarks.problem import Problem
+from benchmarks.workloads import load, save
 
-# The first that occurs in an operation's name; what fits none is "other small operations".
+# An operation belongs to the first kind one of whose words is in its name, else to "other small operations".
 KINDS = {
     "convolutions": ("convolution", "conv2d", "mkldnn"),
     "matrix products": ("mm", "matmul", "dot", "linear"),
@@ -29,46 +28,46 @@ KINDS = {
     "views": ("view", "reshape", "expand", "permute", "transpose", "squeeze", "select", "slice", "as_strided", "alias"),
 }
 
-MOST_ROWS = 16
+MAX_ROWS = 16
 
 app = App(name="python -m benchmarks.profiling", help="Where the time of our products goes.", version_flags=[])
 
 
 @app.default
 def main(
-    load: str = "W2",
+    workload: str = "W2",
     *,
-    points: Annotated[int | None, Parameter(help="How many points; all if not given.")] = None,
+    points: Annotated[int | None, Parameter(help="Number of points; all if left out.")] = None,
     task: Annotated[str, Parameter(help="products or top5.")] = "products",
     threads: int = 1,
-    each: Annotated[bool, Parameter(negative="", help="By single operation instead of by kind.")] = False,
+    each: Annotated[bool, Parameter(negative="", help="Every operation by itself, not by kind.")] = False,
 ) -> None:
     """Milliseconds of one product (or of a top-5, a point), by kind of operation."""
     torch.set_num_threads(threads)
     with TemporaryDirectory() as folder:
-        problem = workloads.load(load, workloads.save(load, Path(folder))).first(points or 10**9)
+        problem = load(workload, save(workload, Path(folder))).first(points or 10**9)
     run = ours.build(problem, task).run
-    first = run()  # traces
+    first = run()  # the tracing is not profiled
     unit = first.num_matvecs if task == "products" else len(problem.thetas)
     faults, processor = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.process_time()
     wall = _timed(run)
     processor = time.process_time() - processor
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
-    print(f"{load}, {len(problem.thetas)} points, {task}: {1e3 * wall / unit:.3f} ms each without the profiler")
+    print(f"{workload}, {len(problem.thetas)} points, {task}: {1e3 * wall / unit:.3f} ms each without the profiler")
     print(f"of it processor time {1e3 * processor / unit:.3f} ms; {faults / unit:.0f} page faults each")
-    if load != "W3":
+    if workload != "W3":
         print(f"floor of one product: {1e3 * floor_seconds(problem)[1]:.3f} ms of processor time")
-    for kind, seconds, calls in by_kind(run, name=str if each else kind_of)[:MOST_ROWS]:
+    for kind, seconds, calls in by_kind(run, name=str if each else kind_of)[:MAX_ROWS]:
         print(f"  {kind:32s} {1e3 * seconds / unit:9.4f} ms  {calls / unit:9.1f} calls")
 
 
 def by_kind(run: Callable[[], object], name: Callable[[str], str]) -> list[tuple[str, float, int]]:
-    """(kind, seconds, calls), the longest first; "outside torch" is the wall clock less all operations."""
+    """(kind, seconds, calls), the longest first; "outside torch" is the wall time less that of all operations."""
     seconds: dict[str, float] = defaultdict(float)
     calls: dict[str, int] = defaultdict(int)
-    with profile(activities=[ProfilerActivity.CPU]) as seen:
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
         wall = _timed(run)
-    for event in seen.key_averages():
+    for event in profiler.key_averages():
         kind = name(event.key)
         seconds[kind] += event.self_cpu_time_total / 1e6
         calls[kind] += event.count
@@ -77,12 +76,12 @@ def by_kind(run: Callable[[], object], name: Callable[[str], str]) -> list[tuple
 
 
 def kind_of(operation: str) -> str:
-    """Which of KINDS an operation's name belongs to."""
+    """The kind that an operation's name belongs to."""
     name = operation.removeprefix("aten::")
     return next((kind for kind, words in KINDS.items() if any(w in name for w in words)), "other small operations")
 
 
-def _timed(run: Callable[[], Problem | object]) -> float:
+def _timed(run: Callable[[], object]) -> float:
     start = time.perf_counter()
     run()
     return time.perf_counter() - start

@@ -1,10 +1,10 @@
-"""What the eigenvalues really are: in float64, by two ways that share no code, and how far these agree.
+"""Reference values in float64, and for eigenvalues how far two ways that share no code agree on them.
 
     python -m benchmarks.reference POINTS.safetensors '{"workload": "W2", "quantity": "top5", "points": 8}' OUT.json
 
-Top 5: our engine in float64 to a residual of 1e-10, whose vectors are then put through reverse-over-reverse
-products of plain torch, and SciPy's eigsh on these products from a start of its own, to see that none was
-missed. Whole spectra: LAPACK on the matrix of reverse-over-reverse products.
+Top 5: our engine in float64 to a residual of 1e-10, whose vectors are then put through reverse-over-reverse products
+of plain torch, and SciPy's eigsh on these products from another start, to see that no eigenvalue was missed. Whole
+spectra: LAPACK on the matrix of reverse-over-reverse products. Meta-gradients: the plain loop.
 """
 
 import json
@@ -19,15 +19,17 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
 import hessian_tools as ht
-from benchmarks import workloads
-from benchmarks.errors import worst_error
+from benchmarks.comparison import worst_error
 from benchmarks.peers import K
 from benchmarks.peers.kept_graph import reverse_over_reverse
 from benchmarks.peers.ours import operator
-from benchmarks.problem import Problem
+from benchmarks.problem import Problem, sampled
+from benchmarks.rows import META_GRADIENT
+from benchmarks.training.libraries import plain_meta_gradient
+from benchmarks.workloads import load
 
 RTOL = 1e-10
-# ARPACK's own stop; values are wrong by its square. Tighter than 1e-6 costs W1 minutes.
+# The tolerance at which ARPACK stops; the values are wrong by its square. Tighter than 1e-6 costs W1 minutes.
 EIGSH_RTOL = 1e-6
 
 
@@ -35,20 +37,23 @@ def main() -> None:
     path, text, out = sys.argv[1:4]
     order = json.loads(text)
     torch.set_num_threads(os.cpu_count() or 1)
-    problem = workloads.load(order["workload"], Path(path)).first(order["points"])
-    found = reference(problem.to(order["device"], torch.float64), order["quantity"])
-    Path(out).write_text(json.dumps(found))
+    problem = load(order["workload"], Path(path)).first(order["points"]).to(order["device"], torch.float64)
+    if order["quantity"] == META_GRADIENT:
+        result = {"values": sampled(plain_meta_gradient(problem)).tolist()}
+    else:
+        result = reference(problem, order["quantity"])
+    Path(out).write_text(json.dumps(result))
 
 
 def reference(problem: Problem, quantity: str) -> dict[str, Any]:
-    """values [point][number]; residual and disagreement: the largest over points, relative."""
+    """values [point][number]; residual and disagreement: the largest over the points, relative."""
+    points = range(len(problem.thetas))
     if quantity == "spectrum":
-        return {"values": [_dense(problem, i).tolist() for i in range(len(problem.thetas))]}
+        return {"values": [_dense(problem, point).tolist() for point in points]}
     pairs = ht.top_eigenpairs(operator(problem), k=K, rtol=RTOL, vectors=True, max_matvecs=600)
     assert pairs.vectors is not None
-    points = range(len(problem.thetas))
     residuals = [_residual(problem, i, pairs.values[i], pairs.vectors[i]) for i in points]
-    independent = torch.stack([_by_eigsh(problem, i) for i in points])
+    independent = torch.stack([_by_eigsh(problem, point) for point in points])
     return {
         "values": pairs.values.tolist(),
         "converged": bool(pairs.converged.all()),
@@ -75,7 +80,7 @@ def _by_eigsh(problem: Problem, point: int) -> Tensor:
 
 
 def _dense(problem: Problem, point: int) -> Tensor:
-    """All eigenvalues, rising."""
+    """All eigenvalues, in rising order."""
     product = reverse_over_reverse(problem, point)
     eye = torch.eye(problem.thetas.shape[-1], dtype=torch.float64, device=problem.device)
     H = torch.stack([product(row) for row in eye])

@@ -1,4 +1,4 @@
-"""One run: points, references, races, JSON, table."""
+"""One run of the benchmarks: the points, their reference values, the races, the JSON and the tables."""
 
 import hashlib
 import json
@@ -9,19 +9,17 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.errors import error
+from benchmarks.comparison import Clock, error
 from benchmarks.machine import facts
-from benchmarks.places import place
-from benchmarks.rounds import ALLOCATORS, Entry, race, run_module
+from benchmarks.race import ALLOCATORS, Entry, race, run_module
 from benchmarks.rows import META_GRADIENT, Row
-from benchmarks.show import show
-from benchmarks.standing import Clock
-from benchmarks.workloads import SEED
+from benchmarks.tables import print_tables
+from benchmarks.workloads import SEED, WORKLOADS, save
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What was asked for."""
+    """What the command line asked for. points: the points of every row, or None for each row's own number."""
 
     rows: tuple[Row, ...]
     rounds: int
@@ -34,50 +32,58 @@ class Settings:
     points: int | None = None
 
     def points_of(self, row: Row) -> int:
-        """How many points a row is measured at."""
+        """The number of points that a row is measured at."""
         if self.quick:
             return row.quick
         if self.points is None or row.quantity == "one point":
             return row.points
-        return min(self.points, place(row.workload).size)
+        return min(self.points, WORKLOADS[row.workload].size)
 
 
 def run(settings: Settings) -> Path:
-    """Print a table for each allocator setting; the path of the JSON with every sample."""
+    """Measure every row, keep every sample as JSON, and print a table for each allocator setting; the JSON's path."""
     settings.out.mkdir(parents=True, exist_ok=True)
     progress = Console(stderr=True, highlight=False)
-    names = sorted({row.workload for row in settings.rows})
-    points = {name: place(name).save(name, settings.out) for name in names}
-    truths = [_truth(row, settings, points[row.workload], progress) for row in settings.rows]
-    record, path = _head(settings), settings.out / "benchmarks.json"
+    points = {name: save(name, settings.out) for name in sorted({row.workload for row in settings.rows})}
+    references = [_reference(row, settings, points[row.workload], progress) for row in settings.rows]
+    record: dict[str, Any] = {
+        "machine": facts(settings.device),
+        "seed": SEED,
+        "threads": settings.threads,
+        "rounds": settings.rounds,
+        "allocators": {name: ALLOCATORS[name] for name in settings.allocators},
+        "workloads": {name: WORKLOADS[name].title for name in points},
+        "rows": [],
+    }
+    path = settings.out / "benchmarks.json"
     for allocator in settings.allocators:
-        for row, truth in zip(settings.rows, truths, strict=True):
-            progress.print(f"[bold]{row.workload} {row.title}[/], {settings.points_of(row)} points, malloc {allocator}")
-            entries = _race(row, settings, points[row.workload], allocator, progress)
+        for row, reference in zip(settings.rows, references, strict=True):
+            count = settings.points_of(row)
+            progress.print(f"[bold]{row.workload} {row.title}[/], {count} points, malloc {allocator}")
+            entries = race(
+                row,
+                points[row.workload],
+                count=count,
+                rounds=min(settings.rounds, row.max_rounds),
+                threads=settings.threads,
+                device=settings.device,
+                allocator=allocator,
+                say=lambda text: progress.print(f"  {text}"),
+            )
             for entry in entries:
-                entry.error = error(row, entry.values, truth["values"] if truth else None)
-            record["rows"].append(kept_row(row, settings, allocator, entries, truth))
-            path.write_text(json.dumps(record, indent=1))
-    show(record["rows"], settings.clock)
-    _remarks(settings, path)
+                entry.error = error(row, entry.values, reference["values"] if reference else None)
+            record["rows"].append(kept_row(row, settings, allocator, entries, reference))
+            path.write_text(json.dumps(record, indent=1))  # after every row, so that an interruption loses only one
+    print_tables(record["rows"], settings.clock)
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load > cores:
+        print(f"The machine is busy (load {load:.1f} on {cores} cores): read the column cpu, or give --clock cpu.")
+    print(f"Every sample: {path}")
     return path
 
 
-def _race(row: Row, settings: Settings, points: Path, allocator: str, progress: Console) -> list[Entry]:
-    return race(
-        row,
-        points,
-        count=settings.points_of(row),
-        rounds=min(settings.rounds, row.most_rounds),
-        threads=settings.threads,
-        device=settings.device,
-        allocator=allocator,
-        say=lambda text: progress.print(f"  {text}"),
-    )
-
-
-def _truth(row: Row, settings: Settings, points: Path, progress: Console) -> dict[str, Any] | None:
-    """Reference eigenvalues, kept beside the points for the next run; None where there are none to compare."""
+def _reference(row: Row, settings: Settings, points: Path, progress: Console) -> dict[str, Any] | None:
+    """Reference values in float64, kept beside the points for the next run; None where nothing is to be compared."""
     if row.quantity not in ("top5", "spectrum", META_GRADIENT):
         return None
     count = settings.points_of(row)
@@ -86,37 +92,18 @@ def _truth(row: Row, settings: Settings, points: Path, progress: Console) -> dic
     if not path.exists():
         progress.print(f"{row.workload} {row.quantity}: reference values in float64 at {count} points ...")
         order = {"workload": row.workload, "quantity": row.quantity, "points": count, "device": settings.device}
-        run_module(place(row.workload).reference, str(points), json.dumps(order), str(path))
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
-
-
-def _head(settings: Settings) -> dict[str, Any]:
-    return {
-        "machine": facts(settings.device),
-        "seed": SEED,
-        "threads": settings.threads,
-        "rounds": settings.rounds,
-        "allocators": {name: ALLOCATORS[name] for name in settings.allocators},
-        "workloads": {row.workload: place(row.workload).title for row in settings.rows},
-        "rows": [],
-    }
+        run_module("benchmarks.reference", str(points), json.dumps(order), str(path))
+    reference: dict[str, Any] = json.loads(path.read_text())
+    return reference
 
 
 def kept_row(
-    row: Row, settings: Settings, allocator: str, entries: list[Entry], truth: dict[str, Any] | None
+    row: Row, settings: Settings, allocator: str, entries: list[Entry], reference: dict[str, Any] | None
 ) -> dict[str, Any]:
     """All that was measured. Whole spectra are left out: they are megabytes, and follow from the seed."""
     contestants = [asdict(entry) for entry in entries]
     if row.quantity == "spectrum":
         contestants = [contestant | {"values": None} for contestant in contestants]
-        truth = truth and {**truth, "values": None}
-    what = {"workload": row.workload, "quantity": row.quantity, "points": settings.points_of(row)}
-    return {**what, "allocator": allocator, "reference": truth, "contestants": contestants}
-
-
-def _remarks(settings: Settings, path: Path) -> None:
-    load, cores = os.getloadavg()[0], os.cpu_count() or 1
-    if load > cores:
-        print(f"The machine is busy (load {load:.1f} on {cores} cores): read the column cpu, or give --clock cpu.")
-    print(f"Every sample: {path}")
+        reference = reference and {**reference, "values": None}
+    measured = {"workload": row.workload, "quantity": row.quantity, "points": settings.points_of(row)}
+    return {**measured, "allocator": allocator, "reference": reference, "contestants": contestants}

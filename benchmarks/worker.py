@@ -1,9 +1,9 @@
-"""One contestant in its own process: gets ready, then runs once for every line it reads.
+"""One contestant in a process of its own: it gets ready, then runs once for every line that it reads.
 
     python -m benchmarks.worker POINTS.safetensors '{"workload": "W2", "contestant": "ours", ...}'
 
-Answers one line of JSON each: ready (or missing, or failed), then a measurement for every line read.
-What libraries print goes to standard error.
+Each answer is one line of JSON: first whether the contestant is ready, missing or failed, then a measurement for
+every line. Whatever libraries print goes to standard error.
 """
 
 import importlib
@@ -14,71 +14,67 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 
-from benchmarks.places import place
 from benchmarks.problem import Job
+from benchmarks.race import Order
+from benchmarks.workloads import WORKLOADS, load
 
 
 def main() -> None:
     path, text = sys.argv[1:3]
-    answers = os.fdopen(os.dup(1), "w")
+    answers = os.fdopen(os.dup(1), "w", buffering=1)  # the true standard output, flushed at each line
     os.dup2(2, 1)
-    order = json.loads(text)
-    torch.set_num_threads(order["threads"])
-    torch.backends.cudnn.allow_tf32 = False  # on CUDA too float32 is float32, for every contestant alike, as for ours
-    job = _ready(Path(path), order, answers)
+    order = Order(**json.loads(text))
+    torch.set_num_threads(order.threads)
+    # TF32 is torch's default for convolutions on CUDA. It is off for every contestant: float32 is to be float32.
+    torch.backends.cudnn.allow_tf32 = False
+    job, message = _ready(Path(path), order)
+    print(json.dumps(message), file=answers)
     for _ in sys.stdin if job else ():
         assert job is not None
-        _say(answers, _measured(job, order["device"]))
+        print(json.dumps(_measured(job, order.device)), file=answers)
 
 
-def _ready(path: Path, order: dict[str, Any], answers: TextIO) -> Job | None:
+def _ready(path: Path, order: Order) -> tuple[Job | None, dict[str, Any]]:
+    """The contestant's job, or None, and the first answer."""
+    # "ours" is the function build of the module ours, "ours.eigsh" its function eigsh.
+    module, _, function = order.contestant.partition(".")
     try:
-        module = importlib.import_module(f"{place(order['workload']).contestants}.{order['contestant']}")
-        problem = _problem(path, order)
-        job: Job = module.build(problem, order["quantity"])
+        peer = importlib.import_module(f"{WORKLOADS[order.workload].contestants}.{module}")
+        problem = load(order.workload, path).first(order.points).to(order.device, getattr(torch, order.dtype))
+        job: Job = getattr(peer, function or "build")(problem, order.quantity)
     except ImportError as error:
-        _say(answers, {"missing": f"not installed ({error.name})"})
-        return None
+        return None, {"missing": f"not installed ({error.name})"}
     except NotImplementedError as error:
-        _say(answers, {"missing": str(error)})
-        return None
+        return None, {"missing": str(error)}
     except Exception as error:
-        traceback.print_exc()
-        _say(answers, {"failed": _in_short(error)})
-        return None
-    _say(answers, {"note": job.note})
-    return job
-
-
-def _problem(path: Path, order: dict[str, Any]) -> Any:
-    problem = place(order["workload"]).load(order["workload"], path).first(order["points"])
-    return problem.to(order["device"], getattr(torch, order["dtype"]))
+        return None, _failure(error)
+    return job, {"note": job.note}
 
 
 def _measured(job: Job, device: str) -> dict[str, Any]:
     before = resource.getrusage(resource.RUSAGE_SELF)
-    _wait(device)
     if device == "cuda":
+        torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
     try:
         answer = job.run()
     except Exception as error:
-        traceback.print_exc()
-        return {"failed": _in_short(error)}
-    _wait(device)
+        return _failure(error)
+    if device == "cuda":
+        torch.cuda.synchronize()
     seconds = time.perf_counter() - start
     after = resource.getrusage(resource.RUSAGE_SELF)
-    processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    cpu_seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     if answer.seconds is not None:
-        seconds, processor = answer.seconds
+        seconds, cpu_seconds = answer.seconds
     return {
         "seconds": seconds,
-        "cpu_seconds": processor,
+        "cpu_seconds": cpu_seconds,
         "system_seconds": after.ru_stime - before.ru_stime,
         "page_faults": after.ru_minflt - before.ru_minflt,
         "peak_mib": after.ru_maxrss / 1024,
@@ -90,18 +86,11 @@ def _measured(job: Job, device: str) -> dict[str, Any]:
     }
 
 
-def _wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-def _in_short(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0][:160] if str(error) else ''}"
-
-
-def _say(answers: TextIO, message: dict[str, Any]) -> None:
-    answers.write(json.dumps(message) + "\n")
-    answers.flush()
+def _failure(error: Exception) -> dict[str, str]:
+    """The error in one line; its traceback goes to standard error."""
+    traceback.print_exception(error)
+    first_line = str(error).splitlines()[0][:160] if str(error) else ""
+    return {"failed": f"{type(error).__name__}: {first_line}"}
 
 
 if __name__ == "__main__":

@@ -1,32 +1,38 @@
-"""The three work loads: W1 and W2 are the 4-conv network on drawings, W3 a small regression network.
+"""The work loads: W1 to W3 are points to measure curvature at, M1 to M7 are outer steps of meta-training.
 
-Points are those of real inner loops from seeded initial parameters: theta_0 ... theta_{K-1} of every task.
+W1 and W2 are the 4-conv network on drawings, W3 is a small regression network. Their points are those of real inner
+loops from seeded initial parameters: theta_0 ... theta_{K-1} of every task. Everything is drawn from one seed and put
+on disk, where every contestant reads it.
 """
 
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import hessian_tools as ht
-from benchmarks.pictures import pictures
-from benchmarks.problem import Problem, SquaredError
+from benchmarks.problem import Problem, SquaredError, TrainingProblem
 from hessian_tools.data import SineLineTasks, TaskSource, open_tasks
 
 SEED = 0
+_LINE = (1,)  # the input shape of regression tasks
 
 
 @dataclass(frozen=True)
 class Workload:
-    """tasks x steps points; input_shape: (channel, height, width) of a picture, or (1,)."""
+    """A network, the tasks that it meets, and its inner loop.
+
+    input_shape: (channel, height, width) of an image, or (1,) for regression. tasks: opens the source of tasks.
+    """
 
     title: str
     network: Callable[[], nn.Module]
-    criterion: Callable[[], nn.Module]
     tasks: Callable[[], TaskSource]
     num_tasks: int
     steps: int
@@ -34,77 +40,150 @@ class Workload:
     input_shape: tuple[int, ...]
 
     @property
-    def num_points(self) -> int:
+    def criterion(self) -> nn.Module:
+        return SquaredError() if self.input_shape == _LINE else nn.CrossEntropyLoss()
+
+    def enlarged(self, x: Tensor, index: int) -> Tensor:
+        """Drawings of 28x28, enlarged and tinted where the network takes larger images in colour."""
+        if x.shape[1:] == self.input_shape:
+            return x
+        factor = self.input_shape[1] // x.shape[-1]
+        tint = 0.5 + 0.5 * torch.rand(len(x), self.input_shape[0], 1, 1, generator=ht.stream(SEED, "tint", index))
+        return x.repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1) * tint
+
+
+@dataclass(frozen=True)
+class CurvatureWorkload(Workload):
+    """tasks x steps points to measure curvature at."""
+
+    contestants: ClassVar[str] = "benchmarks.peers"  # the package that the contestants' modules are in
+
+    @property
+    def size(self) -> int:
         return self.num_tasks * self.steps
 
+    def draw(self) -> dict[str, Tensor]:
+        """thetas, x and y, each with a leading point axis, task by task and step by step."""
+        model = ht.seeded(self.network, seed=SEED)
+        start, layout = ht.flatten(model)
+        loss = ht.make_loss(model, self.criterion, layout)
+        learner, tasks = ht.learners.maml(self.steps, self.step_size), self.tasks()
+        columns: dict[str, list[Tensor]] = {"thetas": [], "x": [], "y": []}
+        for index in range(self.num_tasks):
+            x, y = tasks.episode(seed=SEED, split="test", index=index).support
+            x = self.enlarged(x, index)
+            path = ht.record(learner, loss, start, (x, y), (x, y), save=ht.SaveAt(thetas=True))
+            assert path.thetas is not None
+            columns["thetas"].append(path.thetas[: self.steps])
+            columns["x"].append(x.expand(self.steps, *x.shape))
+            columns["y"].append(y.expand(self.steps, *y.shape))
+        return {key: torch.cat(parts).contiguous() for key, parts in columns.items()}
 
-WORKLOADS = {
-    "W1": Workload(
-        title="4-conv, width 64, 3x84x84, 5-way 5-shot, one point",
-        network=lambda: ht.Conv4(5, width=64, input_shape=(3, 84, 84)),
-        criterion=nn.CrossEntropyLoss,
-        tasks=lambda: open_tasks("quickdraw", ways=5, shots=5),
-        num_tasks=1,
-        steps=1,
-        step_size=0.05,
-        input_shape=(3, 84, 84),
+    def problem(self, name: str, tensors: dict[str, Tensor]) -> Problem:
+        """The problem at the points that were drawn."""
+        model, criterion = ht.seeded(self.network, seed=SEED), self.criterion
+        loss = ht.make_loss(model, criterion, ht.flatten(model)[1])
+        return Problem(name, model, criterion, loss, tensors["thetas"], tensors["x"], tensors["y"])
+
+
+@dataclass(frozen=True)
+class TrainingWorkload(Workload):
+    """One outer step of MAML on num_tasks tasks, with ``steps`` inner steps on each."""
+
+    first_order: bool = False
+    contestants: ClassVar[str] = "benchmarks.training"
+
+    @property
+    def size(self) -> int:
+        return self.num_tasks
+
+    def draw(self) -> dict[str, Tensor]:
+        """Support and query examples, each with a leading task axis."""
+        source = self.tasks()
+        columns: dict[str, list[Tensor]] = {f"{part} {name}": [] for part in ("support", "query") for name in "xy"}
+        for index in range(self.num_tasks):
+            episode = source.episode(seed=SEED, split="train", index=index)
+            for part, (x, y) in zip(("support", "query"), episode, strict=True):
+                columns[f"{part} x"].append(self.enlarged(x, index))
+                columns[f"{part} y"].append(y)
+        return {key: torch.stack(values).contiguous() for key, values in columns.items()}
+
+    def problem(self, name: str, tensors: dict[str, Tensor]) -> TrainingProblem:
+        """The problem with the tasks that were drawn."""
+        support, query = ((tensors[f"{part} x"], tensors[f"{part} y"]) for part in ("support", "query"))
+        model = ht.seeded(self.network, seed=SEED)
+        return TrainingProblem(model, self.criterion, support, query, self.steps, self.step_size, self.first_order)
+
+
+def _conv4(channels: int, side: int, *, shots: int, num_tasks: int, steps: int) -> dict[str, Any]:
+    """The fields of a work load that is made of the 4-conv network on drawings, 5 ways."""
+    shape = (channels, side, side)
+    network = partial(ht.Conv4, 5, width=64, input_shape=shape)
+    loop = {"num_tasks": num_tasks, "steps": steps, "step_size": 0.05}
+    return {"network": network, "tasks": _drawings(shots, queries=15), "input_shape": shape, **loop}
+
+
+def _drawings(shots: int, queries: int) -> Callable[[], TaskSource]:
+    return partial(open_tasks, "quickdraw", ways=5, shots=shots, queries=queries)
+
+
+def _mlp() -> nn.Module:
+    return ht.MLP([1, 40, 40, 1])
+
+
+def _conv4_step(channels: int, side: int, *, shots: int, num_tasks: int, order: str = "second") -> TrainingWorkload:
+    title = f"4-conv, width 64, {channels}x{side}x{side}, 5-way {shots}-shot, 15 queries a class, {num_tasks} tasks"
+    fields = _conv4(channels, side, shots=shots, num_tasks=num_tasks, steps=5)
+    return TrainingWorkload(f"{title}, 5 steps, {order} order", first_order=order == "first", **fields)
+
+
+def _sines_step(order: str) -> TrainingWorkload:
+    title = f"MLP 1-40-40-1 on sines and lines, 5 shots, 45 queries, 25 tasks, 5 steps, {order} order"
+    return TrainingWorkload(title, _mlp, SineLineTasks, 25, 5, 0.001, _LINE, first_order=order == "first")
+
+
+WORKLOADS: dict[str, CurvatureWorkload | TrainingWorkload] = {
+    "W1": CurvatureWorkload(
+        "4-conv, width 64, 3x84x84, 5-way 5-shot, one point", **_conv4(3, 84, shots=5, num_tasks=1, steps=1)
     ),
-    "W2": Workload(
-        title="4-conv, width 64, 1x28x28, 5-way 1-shot, 8 tasks x 4 inner steps",
-        network=lambda: ht.Conv4(5, width=64),
-        criterion=nn.CrossEntropyLoss,
-        tasks=lambda: open_tasks("quickdraw", ways=5, shots=1),
-        num_tasks=8,
-        steps=4,
-        step_size=0.05,
-        input_shape=(1, 28, 28),
+    "W2": CurvatureWorkload(
+        "4-conv, width 64, 1x28x28, 5-way 1-shot, 8 tasks x 4 inner steps",
+        **_conv4(1, 28, shots=1, num_tasks=8, steps=4),
     ),
-    "W3": Workload(
-        title="MLP 1-40-40-1, squared error, 10 support points, 20 tasks x 5 inner steps",
-        network=lambda: ht.MLP([1, 40, 40, 1]),
-        criterion=SquaredError,
-        tasks=lambda: SineLineTasks(support=10),
+    "W3": CurvatureWorkload(
+        "MLP 1-40-40-1, squared error, 10 support points, 20 tasks x 5 inner steps",
+        network=_mlp,
+        tasks=partial(SineLineTasks, support=10),
         num_tasks=20,
         steps=5,
         step_size=0.01,
-        input_shape=(1,),
+        input_shape=_LINE,
     ),
+    "M1": _conv4_step(1, 28, shots=5, num_tasks=4),
+    "M2": _conv4_step(1, 28, shots=5, num_tasks=4, order="first"),
+    "M3": _conv4_step(3, 84, shots=1, num_tasks=2),
+    "M4": TrainingWorkload(
+        "ResNet-12, 3x84x84, 5-way 1-shot, 3 queries a class, 2 tasks, 2 steps, second order",
+        network=partial(ht.ResNet12, 5),
+        tasks=_drawings(shots=1, queries=3),
+        num_tasks=2,
+        steps=2,
+        step_size=0.01,
+        input_shape=(3, 84, 84),
+    ),
+    "M5": _sines_step("second"),
+    "M6": _sines_step("first"),
+    "M7": _conv4_step(1, 28, shots=1, num_tasks=4),
 }
 
 
-def draw(name: str) -> dict[str, Tensor]:
-    """The points of a work load: thetas, x and y, each with a leading point axis, task by task, step by step."""
-    load = WORKLOADS[name]
-    problem = _problem(name, torch.empty(0), torch.empty(0), torch.empty(0))
-    start, _ = ht.flatten(problem.model)
-    learner, tasks = ht.learners.maml(load.steps, load.step_size), load.tasks()
-    columns: dict[str, list[Tensor]] = {"thetas": [], "x": [], "y": []}
-    for index in range(load.num_tasks):
-        x, y = tasks.episode(seed=SEED, split="test", index=index).support
-        x = pictures(x, load.input_shape, SEED, index)
-        path = ht.record(learner, problem.loss, start, (x, y), (x, y), save=ht.SaveAt(thetas=True))
-        assert path.thetas is not None
-        columns["thetas"].append(path.thetas[: load.steps])
-        columns["x"].append(x.expand(load.steps, *x.shape))
-        columns["y"].append(y.expand(load.steps, *y.shape))
-    return {key: torch.cat(parts).contiguous() for key, parts in columns.items()}
-
-
 def save(name: str, folder: Path) -> Path:
-    """Draw the points of a work load and put them on disk, where every contestant reads them."""
+    """Draw a work load and put it on disk; the path of its file."""
     path = folder / f"{name}.safetensors"
-    save_file(draw(name), path, metadata={"workload": json.dumps(name)})
+    save_file(WORKLOADS[name].draw(), path, metadata={"workload": json.dumps(name)})
     return path
 
 
-def load(name: str, path: Path) -> Problem:
-    """A work load with the points from disk."""
-    tensors = load_file(path)
-    return _problem(name, tensors["thetas"], tensors["x"], tensors["y"])
-
-
-def _problem(name: str, thetas: Tensor, x: Tensor, y: Tensor) -> Problem:
-    model = ht.seeded(WORKLOADS[name].network, seed=SEED)
-    criterion = WORKLOADS[name].criterion()
-    _, layout = ht.flatten(model)
-    return Problem(name, model, criterion, ht.make_loss(model, criterion, layout), thetas, x, y)
+def load(name: str, path: Path) -> Any:
+    """The Problem or TrainingProblem of a work load, from its file."""
+    return WORKLOADS[name].problem(name, load_file(path))

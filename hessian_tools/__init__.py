@@ -1,36 +1,28 @@
-"""hessian-tools: inner loops of meta-learners, and the curvature along them.
+"""hessian-tools: inner loops of meta-learners, and the curvature of the loss along them.
 
-``import hessian_tools as ht`` gives the names below; the study built on them is the package ``analysis``.
+``import hessian_tools as ht`` gives the names below, in the order of a first session. Everything else stands in the
+rooms of the library: ``hessian_tools.curvature``, ``.inner``, ``.trajectory``, ``.nets``, ``.data``, ``.train``. The
+study that is built on the library is the package ``analysis``.
 """
 
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
 from hessian_tools.curvature import (
-    AdaptationJacobian,
-    Check,
     Density,
-    Diagonal,
     EigenPairs,
     Estimate,
-    Expansion,
-    Explained,
-    Extremes,
-    GaussNewton,
-    GramSpectrum,
-    Hessian,
-    Moments,
     Operator,
-    Ragged,
-    SingularValues,
-    Spectrum,
     adaptation_jacobian,
     check_operator,
-    cubic_term,
     diagonal,
-    explained_by_gauss_newton,
     extremal_eigenpairs,
     frobenius_squared,
     gauss_newton,
+    gauss_newton_share,
     gauss_newton_spectrum,
     gradient,
+    gradient_curvature,
     gradient_share,
     hessian,
     moments,
@@ -39,108 +31,66 @@ from hessian_tools.curvature import (
     spectral_density,
     spectrum,
     step_overlaps,
-    subspace_error,
     subspace_overlap,
+    third_derivative,
     top_eigenpairs,
     trace,
 )
+from hessian_tools.deprecation import old_names
 from hessian_tools.inner import learners
 from hessian_tools.inner.adapt import adapt
-from hessian_tools.inner.collapse import Homogeneity, homogeneity
-from hessian_tools.inner.learners import Latent, Learner
+from hessian_tools.inner.learners import Learner
 from hessian_tools.inner.meta_loss import meta_loss
-from hessian_tools.inner.parameters import meta_parameters, network_parameters
-from hessian_tools.inner.pretraining import Augmentation, ShotPretraining
-from hessian_tools.inner.shot import Shot, longer_reference
-from hessian_tools.inner.steps import Momentum, Plain, Preconditioned, StepRule
+from hessian_tools.inner.parameters import network_parameters
+from hessian_tools.inner.shot import Shot
 from hessian_tools.layout import ParamLayout, flatten
 from hessian_tools.loss import HiddenStateError, Loss, make_loss
-from hessian_tools.nets import MLP, Conv4, ResNet12, VisionTransformer, load_network, normalised_weights, seeded
+from hessian_tools.nets import MLP, Conv4, ResNet12, VisionTransformer, load_network, seeded
 from hessian_tools.rng import stream
-from hessian_tools.train import Checkpoint, Evaluation, TrainConfig, best_checkpoint, evaluate, meta_train
+from hessian_tools.train import TrainConfig, best_checkpoint, evaluate, meta_train
 from hessian_tools.trajectory import SaveAt, Trajectory
 from hessian_tools.trajectory.record import record
 from hessian_tools.trajectory.recorder import Recorder, trajectory_from
 
-__all__ = [
-    "MLP",
-    "AdaptationJacobian",
-    "Augmentation",
-    "Check",
-    "Checkpoint",
-    "Conv4",
-    "Density",
-    "Diagonal",
-    "EigenPairs",
-    "Estimate",
-    "Evaluation",
-    "Expansion",
-    "Explained",
-    "Extremes",
-    "GaussNewton",
-    "GramSpectrum",
-    "Hessian",
-    "HiddenStateError",
-    "Homogeneity",
-    "Latent",
-    "Learner",
-    "Loss",
-    "Moments",
-    "Momentum",
-    "Operator",
-    "ParamLayout",
-    "Plain",
-    "Preconditioned",
-    "Ragged",
-    "Recorder",
-    "ResNet12",
-    "SaveAt",
-    "Shot",
-    "ShotPretraining",
-    "SingularValues",
-    "Spectrum",
-    "StepRule",
-    "TrainConfig",
-    "Trajectory",
-    "VisionTransformer",
-    "adapt",
-    "adaptation_jacobian",
-    "best_checkpoint",
-    "check_operator",
-    "cubic_term",
-    "diagonal",
-    "evaluate",
-    "explained_by_gauss_newton",
-    "extremal_eigenpairs",
-    "flatten",
-    "frobenius_squared",
-    "gauss_newton",
-    "gauss_newton_spectrum",
-    "gradient",
-    "gradient_share",
-    "hessian",
-    "homogeneity",
-    "learners",
-    "load_network",
-    "longer_reference",
-    "make_loss",
-    "meta_loss",
-    "meta_parameters",
-    "meta_train",
-    "moments",
-    "network_parameters",
-    "normalised_weights",
-    "ragged",
-    "record",
-    "seeded",
-    "singular_values",
-    "spectral_density",
-    "spectrum",
-    "step_overlaps",
-    "stream",
-    "subspace_error",
-    "subspace_overlap",
-    "top_eigenpairs",
-    "trace",
-    "trajectory_from",
-]
+try:
+    __version__ = version("hessian-tools")
+except PackageNotFoundError:  # the source tree is on the path, but was never installed
+    __version__ = "0+unknown"
+
+# A network, its parameters as one vector, and its loss.
+__all__ = ["seeded", "MLP", "Conv4", "ResNet12", "VisionTransformer", "load_network"]
+__all__ += ["flatten", "ParamLayout", "make_loss", "Loss", "HiddenStateError", "stream"]
+# An inner loop, what it minimises, and a record of it.
+__all__ += ["learners", "Learner", "Shot", "adapt", "meta_loss", "network_parameters"]
+__all__ += ["record", "SaveAt", "Trajectory", "Recorder", "trajectory_from"]
+# The curvature matrices of the loss, at one point or along the record.
+__all__ += ["hessian", "gauss_newton", "gradient", "ragged", "Operator", "check_operator"]
+# Their spectrum: single eigenvalues, all of them, sums over them, their density.
+__all__ += ["top_eigenpairs", "extremal_eigenpairs", "EigenPairs", "spectrum", "gauss_newton_spectrum"]
+__all__ += ["trace", "moments", "frobenius_squared", "diagonal", "Estimate", "spectral_density", "Density"]
+# Curvature along the gradient, in eigenspaces, and through the inner loop.
+__all__ += ["gradient_curvature", "third_derivative", "gauss_newton_share"]
+__all__ += ["gradient_share", "subspace_overlap", "step_overlaps", "adaptation_jacobian", "singular_values"]
+# Meta-training.
+__all__ += ["TrainConfig", "meta_train", "best_checkpoint", "evaluate"]
+
+if not TYPE_CHECKING:  # a type checker would take every attribute for known
+    _ROOMS = {
+        "curvature": "AdaptationJacobian Check Diagonal Expansion Extremes GaussNewton GramSpectrum Hessian Moments "
+        "Ragged SingularValues Spectrum subspace_error",
+        "inner.collapse": "Homogeneity homogeneity",
+        "inner.learners": "Latent",
+        "inner.parameters": "meta_parameters",
+        "inner.pretraining": "Augmentation ShotPretraining",
+        "inner.shot": "longer_reference",
+        "inner.steps": "Momentum Plain Preconditioned StepRule",
+        "nets": "normalised_weights",
+        "train": "Checkpoint Evaluation",
+    }
+    _RENAMED = {
+        "Explained": f"{__name__}.curvature.GaussNewtonShare",
+        "cubic_term": f"{__name__}.third_derivative",
+        "explained_by_gauss_newton": f"{__name__}.gauss_newton_share",
+    }
+    _MOVED = {name: f"{__name__}.{room}.{name}" for room, names in _ROOMS.items() for name in names.split()}
+    __getattr__ = old_names(__name__, _MOVED | _RENAMED)

@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from hessian_tools.layout import ParamLayout
-from hessian_tools.torch_fixes.modes import TwiceDifferentiable
+from hessian_tools.torch_fixes.function_modes import TwiceDifferentiable
 
 Batch = Any
 Criterion = Callable[[Any, Any], Tensor]
@@ -118,7 +118,7 @@ class Loss:
             return function()
         with TwiceDifferentiable() as help:
             result = function()
-        if not help.met:
+        if not help.replaced:
             self._plain.add(kind)
         return result
 
@@ -137,7 +137,7 @@ def make_loss(model: nn.Module, criterion: Criterion, layout: ParamLayout) -> Lo
 
     criterion: ``(outputs, targets) -> scalar``, a mean over examples. Parameters outside the layout
     keep the values the model holds. What torch cannot differentiate twice is computed in another way, where one is
-    known (:class:`~hessian_tools.torch_fixes.modes.TwiceDifferentiable`).
+    known (:class:`~hessian_tools.torch_fixes.function_modes.TwiceDifferentiable`).
 
     >>> from hessian_tools.layout import flatten
     >>> model = nn.Linear(2, 1, bias=False)

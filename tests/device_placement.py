@@ -1,8 +1,8 @@
-"""A device that is not there: tensors that say "meta" and carry their numbers, so that a machine without a GPU
-notices what would fail on one.
+"""A fake device, by which a machine without a GPU notices what would fail on one.
 
-What CUDA refuses is refused here: an operation on tensors of both devices (but for indices and single numbers on
-the CPU), a CPU generator for a tensor elsewhere, ``.numpy()``. Numbers are those of the CPU.
+Its tensors claim to lie on "meta" and carry their numbers on the CPU. It refuses what CUDA refuses: an operation on
+tensors of both devices (except for indices and single numbers on the CPU), a CPU generator for one of its tensors, and
+``.numpy()``.
 """
 
 from collections.abc import Iterator
@@ -14,60 +14,60 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-ELSEWHERE = torch.device("meta")
+FAKE_DEVICE = torch.device("meta")
 ATEN = torch.ops.aten
-# CUDA takes indices from the CPU, and copies are how tensors get from one device to another.
+# CUDA accepts indices on the CPU, and copies take tensors from one device to another.
 MAY_MIX = {ATEN.index.Tensor, ATEN.index_put.default, ATEN.index_put_.default, ATEN.copy_.default}
 
 
-class Elsewhere(Tensor):
-    """A tensor of the other device around its numbers."""
+class FakeDeviceTensor(Tensor):
+    """A tensor that claims to lie on the fake device; inner: its numbers, on the CPU."""
 
     inner: Tensor
 
     @staticmethod
-    def __new__(cls, inner: Tensor) -> "Elsewhere":
-        hull = torch.empty_strided(inner.shape, inner.stride(), dtype=inner.dtype, device=ELSEWHERE)
-        made = Tensor._make_subclass(cls, hull)
-        made.inner = inner
-        return made
+    def __new__(cls, inner: Tensor) -> "FakeDeviceTensor":
+        shell = torch.empty_strided(inner.shape, inner.stride(), dtype=inner.dtype, device=FAKE_DEVICE)
+        tensor = Tensor._make_subclass(cls, shell)
+        tensor.inner = inner
+        return tensor
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _run(func, args, kwargs or {})
 
     def __repr__(self) -> str:
-        return f"Elsewhere({self.shape})"
+        return f"FakeDeviceTensor({self.shape})"
 
 
-class _Elsewhere(TorchDispatchMode):
+class _FakeDeviceMode(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _run(func, args, kwargs or {})
 
 
 @contextmanager
-def elsewhere() -> Iterator[torch.device]:
-    """Within it ``.to(device)`` takes tensors to the device that is not there, ``.cpu()`` back."""
-    with _Elsewhere():
-        yield ELSEWHERE
+def fake_device() -> Iterator[torch.device]:
+    """Within it ``.to(device)`` takes tensors to the fake device, and ``.cpu()`` takes them back."""
+    with _FakeDeviceMode():
+        yield FAKE_DEVICE
 
 
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-    away = any(isinstance(t, Elsewhere) for t in tensors)
+    on_fake = any(isinstance(t, FakeDeviceTensor) for t in tensors)
     target = kwargs.get("device")
-    strangers = [tuple(t.shape) for t in tensors if not isinstance(t, Elsewhere) and t.ndim > 0]
-    if away and target is None and func not in MAY_MIX and strangers:
-        raise RuntimeError(f"{func}: a tensor {strangers[0]} on the CPU meets one that is not")
+    on_cpu = [tuple(t.shape) for t in tensors if not isinstance(t, FakeDeviceTensor) and t.ndim > 0]
+    if on_fake and target is None and func not in MAY_MIX and on_cpu:
+        raise RuntimeError(f"{func}: a tensor {on_cpu[0]} on the CPU meets one that is not")
     if target is not None:
-        away = torch.device(target) == ELSEWHERE
+        on_fake = torch.device(target) == FAKE_DEVICE
         kwargs = kwargs | {"device": torch.device("cpu")}
-    if away and kwargs.get("generator") is not None:
-        raise RuntimeError(f"{func}: a CPU generator for a tensor that is not there")
-    plain_args, plain_kwargs = pytree.tree_map_only(Elsewhere, lambda t: t.inner, (args, kwargs))
+    if on_fake and kwargs.get("generator") is not None:
+        raise RuntimeError(f"{func}: a CPU generator for a tensor on the fake device")
+    plain_args, plain_kwargs = pytree.tree_map_only(FakeDeviceTensor, lambda t: t.inner, (args, kwargs))
     if func is ATEN._efficientzerotensor.default:
-        func = ATEN.zeros.default  # forward mode's zeros without memory would be read here
+        func = ATEN.zeros.default  # forward mode's zeros have no memory that could be read
     out = func(*plain_args, **plain_kwargs)
     if func._schema.is_mutable:
         return args[0]
-    return pytree.tree_map_only(Tensor, Elsewhere, out) if away else out
+    return pytree.tree_map_only(Tensor, FakeDeviceTensor, out) if on_fake else out

@@ -1,4 +1,4 @@
-"""What tests of drawings share: a study to draw, and finding a line by its name."""
+"""What tests of drawings share: a study to draw, axes to draw on, and the lines of a drawing by their names."""
 
 import xarray as xr
 from matplotlib.axes import Axes
@@ -8,18 +8,19 @@ from simulated_studies import planted_study
 
 
 def study_to_draw() -> xr.Dataset:
-    """Planted, with two units diverged, each of another learner and seed."""
+    """A simulated study in which two units diverged, each of another learner and seed."""
     study = planted_study(tasks=6, evaluation_tasks=8, diverged=[("maml", 0, 3), ("fomaml", 1, 2)])
     study.attrs["ways"] = 5
     return study
 
 
 def line(ax: Axes, gid: str) -> Line2D:
-    """The one line of this name."""
-    found = [one for one in ax.lines if one.get_gid() == gid]
-    assert len(found) == 1, f"{gid}: {len(found)} lines"
-    return found[0]
+    """The line whose name (gid) this is; fails unless there is exactly one."""
+    lines = [line for line in ax.lines if line.get_gid() == gid]
+    assert len(lines) == 1, f"{len(lines)} lines have the gid {gid}, not 1"
+    return lines[0]
 
 
 def axes() -> Axes:
+    """Axes of a new figure."""
     return Figure(layout="constrained").subplots()

@@ -1,4 +1,4 @@
-"""The installed PyHessian and the dense Hessian, as witnesses of the interface that takes its place."""
+"""What PyHessian's interface over this library is compared with: the installed PyHessian, and the dense Hessian."""
 
 import copy
 import warnings
@@ -17,7 +17,7 @@ CRITERION = nn.CrossEntropyLoss()
 
 
 def network() -> nn.Module:
-    """BatchNorm with tracked statistics, Dropout, a frozen layer: what PyHessian's eval mode meets."""
+    """A network with all that eval mode changes: BatchNorm with tracked statistics and Dropout; and a frozen layer."""
     model = nn.Sequential(
         nn.Conv2d(1, 4, 3),
         nn.BatchNorm2d(4),
@@ -28,7 +28,7 @@ def network() -> nn.Module:
         nn.Linear(6, 3),
     )
     model[5].requires_grad_(False)
-    model(torch.randn(32, 1, 6, 6))  # statistics of their own
+    model(torch.randn(32, 1, 6, 6))  # gives the running statistics values of their own
     return model
 
 
@@ -37,14 +37,14 @@ def images() -> Batch:
 
 
 def theirs(model: nn.Module, criterion: Callable[..., Tensor], **options: object) -> pyhessian.hessian:
-    """On a copy, for it switches the mode and leaves gradients; its warning of a cycle through .grad is known."""
+    """PyHessian's object, on a copy because it switches the mode and leaves gradients, and without its warning."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return pyhessian.hessian(copy.deepcopy(model), criterion, cuda=False, **options)
 
 
 def exact(model: nn.Module, criterion: Callable[..., Tensor], data: Batch) -> Tensor:
-    """Dense, in eval mode, over the parameters that are trained."""
+    """The dense Hessian in eval mode, over the parameters that require gradients."""
     model = copy.deepcopy(model).eval()
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
     theta, layout = ht.flatten(model, where=lambda name: name in trained)

@@ -1,4 +1,4 @@
-"""Nothing of the library stays on the CPU when its point lies elsewhere; on a machine without a GPU, too."""
+"""Every result lies where theta lies, which a fake device shows on a machine without a GPU."""
 
 import inspect
 import re
@@ -12,7 +12,7 @@ import torch
 from cases import without_type_checks
 from device_cases import COMPUTED, DEVICE_CASES, compared, place, same, tensors
 from device_cases_derived import DERIVED, LEARNED
-from device_placement import ELSEWHERE, elsewhere
+from device_placement import FAKE_DEVICE, fake_device
 from torch import Tensor, nn
 
 import hessian_tools as ht
@@ -21,41 +21,41 @@ from hessian_tools import curvature
 TRIED_IN = ("device_cases", "device_cases_derived", "test_gpu")
 CASE = next(case for case in DEVICE_CASES if case.name == "tanh-mlp")
 CONV = next(case for case in DEVICE_CASES if case.name == "conv-batchnorm")
-# The kinds of operation that a convolutional network adds.
+# Where a convolutional network uses operations that the other does not.
 ALL = COMPUTED | DERIVED | LEARNED
 ALSO_CONV = ("product-direct", "product-gauss-newton", "gauss_newton_spectrum", "record")
-# Go the way of others here; a GPU tries them as well.
+# These run the same code as others, so that only a GPU tries them as well.
 SAME_WAY = ("top_eigenpairs", "eigenpairs-of-a-block", "maml", "boil")
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if name not in SAME_WAY])
-def test_everything_runs_where_theta_lies_and_gives_the_same(name: str) -> None:
+def test_everything_runs_where_theta_lies_and_gives_the_same_numbers(name: str) -> None:
     compute: Callable[[Any], Any] = ALL[name]
     for case in (CASE, CONV) if name in ALSO_CONV else (CASE,):
         with without_type_checks():
             on_cpu = compute(place(case, "cpu"))
-            with elsewhere() as device:
-                found = compute(place(case, device))
-                assert all(tensor.device == ELSEWHERE for tensor in tensors(found))
-                there = compared(found)
-        same([tensor.inner for tensor in there], compared(on_cpu))
+            with fake_device() as device:
+                result = compute(place(case, device))
+                assert all(tensor.device == FAKE_DEVICE for tensor in tensors(result))
+                numbers = compared(result)
+        same([tensor.inner for tensor in numbers], compared(on_cpu))
 
 
-# Without tensors that could lie on a device; and what moves with its argument.
-NOWHERE = {"best_checkpoint", "cosine_null", "overlap_null", "load_network", "normalised_weights", "stream"}
+# Functions that have no tensors on a device, or whose results lie where their arguments do.
+WITHOUT_DEVICE = {"best_checkpoint", "cosine_null", "overlap_null", "load_network", "stream"}
 
 
 def test_every_public_function_is_tried_on_a_gpu() -> None:
     tried = "".join(Path(__file__).with_name(f"{name}.py").read_text() for name in TRIED_IN)
     public = {name: getattr(package, name) for package in (curvature, ht) for name in package.__all__}
-    functions = {name for name, thing in public.items() if inspect.isfunction(thing)} - NOWHERE
+    functions = {name for name, thing in public.items() if inspect.isfunction(thing)} - WITHOUT_DEVICE
     missing = [name for name in sorted(functions) if not re.search(rf"\b{name}\(", tried)]
-    assert not missing, f"on a GPU nobody has tried {', '.join(missing)}"
+    assert not missing, f"no test on a GPU calls {', '.join(missing)}"
 
 
-def test_sums_that_differ_in_rounding_are_no_hidden_state_on_a_gpu() -> None:
+def test_outputs_that_differ_in_rounding_are_no_hidden_state_on_a_gpu() -> None:
     class Shaken(nn.Module):
-        """Its outputs come out different each time it is called."""
+        """A layer whose outputs change a little with every call."""
 
         def __init__(self, by: float) -> None:
             super().__init__()
@@ -65,31 +65,31 @@ def test_sums_that_differ_in_rounding_are_no_hidden_state_on_a_gpu() -> None:
             self.calls += 1
             return self.layer(x) * (1 + self.calls * self.by)
 
-    for by, there, refused in ((1e-15, True, False), (1e-15, False, True), (1e-6, True, True)):
+    for by, on_device, refused in ((1e-15, True, False), (1e-15, False, True), (1e-6, True, True)):
         theta, layout = ht.flatten(model := Shaken(by).double())
         loss = ht.make_loss(model, lambda out, _: out.sum(), layout)
-        with elsewhere() as device, without_type_checks():
-            place_of = device if there else torch.device("cpu")
-            batch = (torch.ones(3, 2).to(place_of), None)
+        with fake_device() as device, without_type_checks():
+            where = device if on_device else torch.device("cpu")
+            batch = (torch.ones(3, 2).to(where), None)
             context = pytest.raises(ht.HiddenStateError, match="another output") if refused else nullcontext()
             with context:
-                loss.refuse_hidden_state(theta.to(place_of), batch)
+                loss.refuse_hidden_state(theta.to(where), batch)
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_the_default_device_plays_no_part(name: str) -> None:
-    """Of tensors made without a device, as in a notebook that has set CUDA for all of them."""
+    """Nothing is made on the default device, which a notebook may have set to CUDA for all new tensors."""
     expected = compared(ALL[name](place(CASE, "cpu")))
     torch.set_default_device("meta")
     try:
-        found = compared(ALL[name](place(CASE, "cpu")))
+        result = compared(ALL[name](place(CASE, "cpu")))
     finally:
         torch.set_default_device(None)
-    same(found, expected)
+    same(result, expected)
 
 
-def test_the_place_refuses_what_cuda_refuses() -> None:
-    with elsewhere() as device:
+def test_the_fake_device_refuses_what_cuda_refuses() -> None:
+    with fake_device() as device:
         x = torch.ones(3).to(device)
         assert (2 * x + torch.tensor(1.0))[torch.tensor([0, 2])].cpu().tolist() == [3.0, 3.0]
         with pytest.raises(RuntimeError, match="on the CPU meets one that is not"):

@@ -18,7 +18,6 @@ from hessian_tools import (
     SaveAt,
     TrainConfig,
     VisionTransformer,
-    cubic_term,
     evaluate,
     flatten,
     gradient,
@@ -29,6 +28,7 @@ from hessian_tools import (
     record,
     seeded,
     stream,
+    third_derivative,
     top_eigenpairs,
     trace,
     trajectory_from,
@@ -85,7 +85,7 @@ def test_every_network_has_the_derivatives_of_the_cpu(name):
     numbers = []
     for device in ("cpu", "cuda"):
         g = gradient(loss, *there(device))
-        found = cubic_term(loss, *there(device), g)
+        found = third_derivative(loss, *there(device), g)
         numbers.append([t.cpu() for t in (g, found.value, found.first, found.second, found.third)])
     same(*reversed(numbers))
 

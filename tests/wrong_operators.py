@@ -1,4 +1,4 @@
-"""Operators that are wrong by a route, a factor or a constant, for the self-check to find; and right ones beside."""
+"""Operators that are wrong in the order of differentiation, by a factor or a constant, for the self-check to find."""
 
 import torch
 from cases import NETWORKS, Case, at
@@ -11,43 +11,43 @@ CONV = next(case for case in NETWORKS if case.name == "conv-batchnorm")
 
 
 class ByRoute(Hessian):
-    """A Hessian whose products take another route, point by point."""
+    """A Hessian whose products are differentiated in another order, point by point."""
 
     def products(self, V: Tensor) -> Tensor:
-        batches = self.points.batches[0]
+        batches = self.objective.batches[0]
         rows = []
-        for i, theta in enumerate(self.points.thetas):
-            batch = batches if self.points.shared else at(batches, i)
+        for i, theta in enumerate(self.objective.thetas):
+            batch = batches if self.objective.shared else at(batches, i)
             rows.append(torch.stack([self.route(theta, batch, v) for v in V[i].T], dim=-1))
         return torch.stack(rows).detach()
 
 
 class ForwardOverJacrev(ByRoute):
     def route(self, theta: Tensor, batch: object, v: Tensor) -> Tensor:
-        return jvp(jacrev(lambda t: self.points.loss(t, batch)), (theta,), (v,))[1]
+        return jvp(jacrev(lambda t: self.objective.loss(t, batch)), (theta,), (v,))[1]
 
 
 class ReverseOverForward(ByRoute):
     def route(self, theta: Tensor, batch: object, v: Tensor) -> Tensor:
-        return grad(lambda t: jvp(lambda s: self.points.loss(s, batch), (t,), (v,))[1])(theta)
+        return grad(lambda t: jvp(lambda s: self.objective.loss(s, batch), (t,), (v,))[1])(theta)
 
 
 class ReverseOverReverse(ByRoute):
     def route(self, theta: Tensor, batch: object, v: Tensor) -> Tensor:
-        return grad(lambda t: grad(lambda s: self.points.loss(s, batch))(t) @ v)(theta)
+        return grad(lambda t: grad(lambda s: self.objective.loss(s, batch))(t) @ v)(theta)
 
 
 class OutsideVmap(Hessian):
     def products(self, V: Tensor) -> Tensor:
         def gradients(thetas: Tensor) -> Tensor:
-            return vmap(grad(self.points.loss))(thetas, self.points.batches[0])
+            return vmap(grad(self.objective.loss))(thetas, self.objective.batches[0])
 
-        columns = [jvp(gradients, (self.points.thetas,), (v,))[1] for v in V.unbind(-1)]
+        columns = [jvp(gradients, (self.objective.thetas,), (v,))[1] for v in V.unbind(-1)]
         return torch.stack(columns, dim=-1).detach()
 
 
 class Doubled(Hessian):
-    """Symmetric, linear, and wrong by a factor."""
+    """Symmetric and linear, but wrong by a factor."""
 
     def products(self, V: Tensor) -> Tensor:
         return 1.001 * super().products(V)
@@ -59,14 +59,14 @@ class Affine(Hessian):
 
 
 class WrongInPieces(Hessian):
-    """Right at once, wrong one at a time."""
+    """Right for several products at once, wrong for one at a time."""
 
     def products(self, V: Tensor) -> Tensor:
-        return super().products(V) * (1 + 1e-6 * (self.points.most == 1))
+        return super().products(V) * (1 + 1e-6 * (self.engine.chunk == 1))
 
 
 class Dense(Operator):
-    """Some matrix, of which no loss is known."""
+    """A matrix of which no loss is known."""
 
     num_points, dtype, device = None, torch.float64, torch.device("cpu")
 
@@ -86,7 +86,7 @@ class Dense(Operator):
 
 def planted(kind: type[Hessian], case: Case = CONV, dtype: torch.dtype = torch.float64) -> Hessian:
     H = hessian(case.loss, case.thetas.to(dtype), case.batch)
-    return kind(H.points, H.single)
+    return kind(H.prepared, H.single)
 
 
 def failed(check: Check) -> set[str]:

@@ -7,9 +7,8 @@ import xarray as xr
 from analysis.claims.alignment import alignment_verdicts
 from analysis.claims.plan import Plan, PlanError, load_plan, plan_from_mapping
 from analysis.claims.points import NotMeasuredError
-from analysis.claims.shot import shot_verdicts
-from analysis.claims.suppression import suppression_verdicts
-from analysis.claims.verdict import Verdict, verdicts_from_json, verdicts_to_json
+from analysis.claims.suppression import shot_verdicts, suppression_verdicts
+from analysis.claims.verdict import Verdict, verdict_lines, verdicts_from_json, verdicts_to_json
 from analysis.schema import trained_learners
 
 CLAIMS: Mapping[str, Callable[[xr.Dataset, Plan], list[Verdict]]] = {
@@ -20,10 +19,10 @@ CLAIMS: Mapping[str, Callable[[xr.Dataset, Plan], list[Verdict]]] = {
 
 
 def judge(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
-    """Every claim on a study, in the order of the registry; the Dataset is left as it is.
+    """The verdicts on every claim, in the order of ``CLAIMS``; the Dataset is not changed.
 
     Empty for a study without a trained learner. Raises PlanError if the plan asks for inner steps that the study
-    does not have, and NotMeasuredError, with what to run, if it has not been measured in full.
+    does not have, and NotMeasuredError, saying what to run, if the study has not been measured in full.
     """
     if not trained_learners(ds):
         return []
@@ -40,6 +39,7 @@ __all__ = [
     "judge",
     "load_plan",
     "plan_from_mapping",
+    "verdict_lines",
     "verdicts_from_json",
     "verdicts_to_json",
 ]

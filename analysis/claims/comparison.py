@@ -1,24 +1,51 @@
-"""What a claim compares: two sides paired by seed and task, one effect per seed."""
+"""What a claim asks, and what it compares: two sides paired by seed and task, reduced to one effect for each seed."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from analysis.claims.plan import Plan
 from analysis.statistics import seed_means, task_bootstrap
 
+Claim = Literal["suppression", "shot", "alignment"]
+Kind = Literal["raw", "unit filter norm", "equal support loss", "against orthogonal", "against untrained"]
+Direction = Literal["negative", "positive"]
+
 IDENTICAL = "both sides are identical to the last bit; the difference was not put to the test"
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Two sides compared, per seed; effect = trained - baseline over the same units.
+class Question:
+    """What is asked: a learner against a baseline, where along the inner loop, and of which quantity.
 
-    ``effects``, ``trained``, ``baseline``: [seed], NaN where a seed has nothing left. ``scale``: mean |baseline|
-    over the paired points. Of ``num_units`` (seed, task) units, ``num_diverged`` were left out because either side
-    diverged, and ``num_undefined`` because a measured side has no value (the gradient is zero). ``share``: of the
-    points, how many could be compared. ``num_thin``: seeds left out for too few such points. ``obstacle``: words
-    for why no verdict is possible whatever the numbers, the short form before a semicolon; or None.
+    predicted: the sign of the effect (learner minus baseline) that the claim predicts.
+    """
+
+    claim: Claim
+    title: str
+    learner: str
+    baseline: str
+    steps: str
+    comparison: Kind
+    quantity: str
+    units: str
+    predicted: Direction
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two sides compared for each seed; the effect is trained minus baseline, over the same units.
+
+    A unit is a (seed, task).
+
+    effects, trained, baseline: [seed], NaN where a seed has nothing left.
+    scale: the mean of |baseline| over the paired points, to which relative margins refer.
+    bootstrap: the bounds of the interval from resampled tasks.
+    num_diverged, num_undefined: how many of the ``num_units`` units were left out because a side diverged, and how
+        many others because a measured side has no value, its gradient being zero.
+    share: the share of the points that could be compared. num_thin: seeds left out because too few of theirs could.
+    obstacle: why no verdict is possible whatever the numbers, the short form before a semicolon; or None.
     """
 
     effects: np.ndarray
@@ -35,8 +62,8 @@ class Comparison:
     obstacle: str | None = None
 
 
-def complete(*sides: np.ndarray, diverged: np.ndarray | None = None) -> np.ndarray:
-    """Units [seed, task] that did not diverge, with every value finite on every side; sides [seed, task, ...]."""
+def complete_units(*sides: np.ndarray, diverged: np.ndarray | None = None) -> np.ndarray:
+    """The units [seed, task] that did not diverge and have finite values on all sides; sides [seed, task, ...]."""
     keep = [np.isfinite(side).reshape(*side.shape[:2], -1).all(-1) for side in sides]
     if diverged is not None:
         keep.append(~diverged)
@@ -44,23 +71,22 @@ def complete(*sides: np.ndarray, diverged: np.ndarray | None = None) -> np.ndarr
 
 
 def paired(trained: np.ndarray, baseline: np.ndarray, plan: Plan, *, diverged: np.ndarray | None = None) -> Comparison:
-    """Task by task differences, averaged over steps, then tasks, one number per seed; sides [seed, task, step].
+    """Differences task by task, averaged over steps and then over tasks, one number per seed.
 
-    A unit enters with all its steps or not at all, so that both sides and all units average the same steps.
-    ``diverged``: units [seed, task] lost on either side; any other unit with a NaN counts as undefined.
+    trained, baseline: [seed, task, step]. diverged: the units [seed, task] that diverged on either side; other units
+    with a NaN count as undefined. A unit enters with all of its steps or not at all, so that both sides and all units
+    average the same steps.
     """
-    keep = complete(trained, baseline, diverged=diverged)
-    means = [np.where(keep, side.mean(axis=-1), np.nan) for side in (trained, baseline)]
+    keep = complete_units(trained, baseline, diverged=diverged)
+    of_trained, of_baseline = (np.where(keep, side.mean(axis=-1), np.nan) for side in (trained, baseline))
+    difference, bootstrap = of_trained - of_baseline, plan.bootstrap
     return Comparison(
-        effects=seed_means(means[0] - means[1]),
-        trained=seed_means(means[0]),
-        baseline=seed_means(means[1]),
+        effects=seed_means(difference),
+        trained=seed_means(of_trained),
+        baseline=seed_means(of_baseline),
         scale=scale_of(baseline, keep),
         bootstrap=task_bootstrap(
-            means[0] - means[1],
-            confidence=plan.confidence,
-            resamples=plan.bootstrap.resamples,
-            seed=plan.bootstrap.seed,
+            difference, confidence=plan.confidence, resamples=bootstrap.resamples, seed=bootstrap.seed
         ),
         num_tasks=keep.shape[1],
         obstacle=IDENTICAL if identical(trained, baseline, keep) else None,
@@ -69,22 +95,19 @@ def paired(trained: np.ndarray, baseline: np.ndarray, plan: Plan, *, diverged: n
 
 
 def left_out(keep: np.ndarray, diverged: np.ndarray | None) -> dict[str, int]:
-    """How many units there are, and why some do not enter; keep, diverged [seed, task]."""
+    """How many units there are, and for what reason others than ``keep`` are left out; both [seed, task]."""
     num_diverged = 0 if diverged is None else int(diverged.sum())
-    return {
-        "num_units": keep.size,
-        "num_diverged": num_diverged,
-        "num_undefined": int((~keep).sum()) - num_diverged,
-    }
+    num_undefined = int((~keep).sum()) - num_diverged
+    return {"num_units": keep.size, "num_diverged": num_diverged, "num_undefined": num_undefined}
 
 
 def identical(trained: np.ndarray, baseline: np.ndarray, keep: np.ndarray) -> bool:
-    """Whether every kept point has the same value on both sides: then training or SHOT did nothing at all."""
+    """Whether all points that are kept have the same value on both sides: then training or SHOT did nothing at all."""
     return bool(keep.any()) and np.array_equal(trained[keep], baseline[keep])
 
 
 def scale_of(baseline: np.ndarray, keep: np.ndarray) -> float:
-    """Mean |baseline| [seed, task, step] over steps, then kept tasks, then seeds: what relative margins refer to."""
+    """The mean of |baseline| [seed, task, step] over steps, then over the units that are kept, then over seeds."""
     per_seed = seed_means(np.where(keep, np.abs(baseline).mean(axis=-1), np.nan))
     return mean_over_seeds(per_seed)
 

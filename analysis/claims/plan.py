@@ -1,4 +1,4 @@
-"""The pre-registered plan: every choice a verdict depends on, read strictly from YAML, with a digest."""
+"""The pre-registered plan: every choice that a verdict depends on, read strictly from YAML, with a digest."""
 
 import difflib
 import hashlib
@@ -14,12 +14,15 @@ BUNDLED = Path(__file__).with_name("claims.yaml")
 
 
 class PlanError(ValueError):
-    """A plan that cannot be used; the message names the key and what to write instead."""
+    """The plan cannot be used; the message names the key and what to write instead."""
 
 
 @dataclass(frozen=True)
 class Margins:
-    """Smallest effects of interest: a share of the baseline's mean |curvature|, and an absolute alignment."""
+    """The smallest effects of interest.
+
+    suppression, shot: shares of the baseline's mean |curvature|. alignment: an absolute value of the alignment A.
+    """
 
     suppression: float
     shot: float
@@ -28,19 +31,19 @@ class Margins:
 
 @dataclass(frozen=True)
 class StepGroup:
-    """Inner steps judged together, both ends included; "adapted" is the point after the last inner step."""
+    """Inner steps that are judged together, both ends included; "adapted" is the point after the last inner step."""
 
     first: int
     last: int | Literal["adapted"]
 
     def rows(self, steps: int) -> slice:
-        """The group as a slice of ``inner_step``, for ``steps`` inner steps (steps + 1 points)."""
+        """The group as a slice of ``inner_step`` in a study of ``steps`` inner steps, which has steps + 1 points."""
         return slice(self.first, (steps if self.last == "adapted" else self.last) + 1)
 
 
 @dataclass(frozen=True)
 class EqualLoss:
-    """Comparison at equal support loss: caliper in log loss, and the least share of a seed's points with a match."""
+    """The caliper in log loss, and the least share of a seed's points that must have a match at equal support loss."""
 
     caliper: float
     least_share: float
@@ -48,7 +51,7 @@ class EqualLoss:
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """Number of resamples of the tasks and the seed they are drawn from."""
+    """The number of times that the tasks are resampled, and the seed of these draws."""
 
     resamples: int
     seed: int
@@ -70,7 +73,7 @@ class Plan:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
     def check_steps(self, steps: int) -> None:
-        """PlanError if a step group has no point, or names one that is not there, with ``steps`` inner steps."""
+        """PlanError if a step group names a point that a study of ``steps`` inner steps does not have."""
         for name, group in self.step_groups.items():
             for key, step in (("first", group.first), ("last", group.last)):
                 if step != "adapted" and step > steps:
@@ -81,7 +84,7 @@ class Plan:
 
 
 def load_plan(path: Path | str | None = None) -> Plan:
-    """The plan in a YAML file, or the bundled one. Raises PlanError in plain words for anything unexpected."""
+    """The plan in a YAML file, or the bundled one; PlanError, in plain words, for anything unexpected."""
     source = BUNDLED if path is None else Path(path)
     try:
         data = yaml.safe_load(source.read_text(encoding="utf-8"))
@@ -93,7 +96,7 @@ def load_plan(path: Path | str | None = None) -> Plan:
 
 
 def plan_from_mapping(data: Any) -> Plan:
-    """The plan from plain nested mappings; every key must be there and no other."""
+    """The plan in plain nested mappings, which must have every key and no other."""
     top = _keys(Plan, data, "the plan")
     groups = top["step_groups"]
     if not isinstance(groups, Mapping) or not groups:

@@ -1,33 +1,34 @@
-"""The points of a study that claims compare: missing ones are refused, NaN only where there is no number to have."""
+"""The values of a study that claims compare: missing ones are refused, and NaN stands only where no number exists."""
 
 import numpy as np
 import xarray as xr
 
 from analysis.schema import STATUS_MEANINGS, ZERO_GRADIENT
 
+# How a verdict names its baseline where that is the learner's own checkpoint 0, whatever a control is called.
 UNTRAINED = "untrained"
-"""How a verdict names its baseline where that is the learner's own checkpoint 0, whatever a control is called."""
 
-_PER_GRADIENT = ("alpha_rho", "rho", "rho_normalised", "alignment")  # divided by squared inner gradients
+# These are ratios to squared inner gradients, so they do not exist where a gradient is zero.
+_RATIOS = ("alpha_rho", "rho", "rho_normalised", "alignment")
 
 
 class NotMeasuredError(ValueError):
-    """A study that has not been measured in full, or whose numbers were lost; the message says what to do."""
+    """The study has not been measured in full, or numbers of it were lost; the message says what to do."""
 
 
 def first_and_last(ds: xr.Dataset) -> tuple[int, int]:
-    """Checkpoint 0, the untrained network with each seed's start, and the last one; NotMeasuredError without both."""
+    """Checkpoint 0, which is each seed's untrained network, and the last one; NotMeasuredError without both."""
     checkpoints = sorted(int(value) for value in ds["checkpoint"].values)
     if checkpoints[0] != 0 or len(checkpoints) < 2:
-        has = ", ".join(map(str, checkpoints))
+        held = ", ".join(map(str, checkpoints))
         raise NotMeasuredError(
-            f"measure the study first: a claim needs checkpoint 0 and a later one; this study has {has}"
+            f"measure the study first: a claim needs checkpoint 0 and a later one; this study has {held}"
         )
     return 0, checkpoints[-1]
 
 
 def diverged(ds: xr.Dataset, learner: str, *, checkpoint: int) -> np.ndarray:
-    """Which units [seed, task] of a learner diverged before or at a checkpoint, by their status."""
+    """Whether each unit [seed, task] of a learner diverged before or at a checkpoint, by its status."""
     status = _at(ds[["status"]], learner, checkpoint)["status"].values
     return np.asarray(status == STATUS_MEANINGS.index("diverged"))
 
@@ -35,17 +36,18 @@ def diverged(ds: xr.Dataset, learner: str, *, checkpoint: int) -> np.ndarray:
 def points(ds: xr.Dataset, variable: str, learner: str, *, checkpoint: int) -> np.ndarray:
     """The values of a learner at a checkpoint [seed, task, ...].
 
-    NaN in all of a unit that diverged, and where the variable is a ratio to a gradient that is zero (alignment: to
-    inner gradients that all are, or to a single one). NotMeasuredError if any unit has not been measured, since a
-    verdict on a part of a study would be another study, and if a unit marked measured holds no number elsewhere.
+    A unit that diverged is NaN throughout. Single values are NaN where the variable is a ratio to a gradient that is
+    zero (for the alignment: where all inner gradients are zero, or there is only one). Raises NotMeasuredError if any
+    unit has not been measured, since a verdict on a part of a study would be about another study, and if a unit that
+    is marked as measured lacks any other number.
     """
     one = _at(ds[["status", "grad_norm", variable]], learner, checkpoint)
     _refuse_unmeasured(one, learner, checkpoint)
     values = one[variable].values.astype(np.float64)  # a copy: the study is never written to
-    gone = one["status"].values == STATUS_MEANINGS.index("diverged")
-    values[gone] = np.nan
+    diverged_units = one["status"].values == STATUS_MEANINGS.index("diverged")
+    values[diverged_units] = np.nan
     lost = ~np.isfinite(values) & ~_undefined(one, variable)
-    lost[gone] = False
+    lost[diverged_units] = False
     if lost.any():
         _refuse_lost(one, variable, learner, checkpoint, lost)
     return values
@@ -56,13 +58,13 @@ def _at(ds: xr.Dataset, learner: str, checkpoint: int) -> xr.Dataset:
 
 
 def _undefined(one: xr.Dataset, variable: str) -> np.ndarray:
-    """Where a measured unit may hold no number, in the shape of the variable."""
-    if variable not in _PER_GRADIENT:
+    """Where a measured unit may lack a number, in the shape of the variable."""
+    if variable not in _RATIOS:
         return np.zeros(one[variable].shape, dtype=bool)
     zero = one["grad_norm"].values < ZERO_GRADIENT
     if variable != "alignment":
         return np.asarray(zero)
-    inner = zero[..., :-1]  # A is over the gradients that are stepped along: none at the adapted point
+    inner = zero[..., :-1]  # the alignment has no part at the adapted point, where no step is taken
     return np.asarray(inner.all(axis=-1) | (inner.shape[-1] == 1))
 
 

@@ -1,13 +1,9 @@
-"""The words of a verdict: outcome, levels and interval first, then what was left out and what would decide."""
+"""The sentence of a verdict: outcome, values and interval first, then what was left out and what would decide."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
-from analysis.claims.comparison import Comparison
-from analysis.statistics import Interval, Outcome
-
-if TYPE_CHECKING:  # verdict.py imports this file
-    from analysis.claims.verdict import Question
+from analysis.claims.comparison import Comparison, Question
+from analysis.statistics import MAX_SEEDS, Interval, Outcome
 
 NAMES = {
     "alpha_rho": "alpha rho",
@@ -19,7 +15,7 @@ MINUS = "\N{MINUS SIGN}"
 
 
 def sentence(
-    question: "Question",
+    question: Question,
     comparison: Comparison,
     interval: Interval,
     numbers: Mapping[str, float],
@@ -27,7 +23,10 @@ def sentence(
     seeds_needed: int | None,
     confidence: float,
 ) -> str:
-    """One paragraph for researchers; every number it names is in the verdict as well."""
+    """One paragraph for researchers; every number in it is in the verdict as well.
+
+    numbers: the effect, its bounds, the margin and the values of both sides, by the names of the verdict's fields.
+    """
     if comparison.num_diverged == comparison.num_units:
         return f"Inconclusive: all {comparison.num_units} units diverged, nothing is left to compare."
     if interval.num == 0:
@@ -47,7 +46,8 @@ def sentence(
 
 
 def plural(num: int, noun: str) -> str:
-    """
+    """A number with its noun.
+
     >>> plural(1, "seed"), plural(3, "seed")
     ('1 seed', '3 seeds')
     """
@@ -55,7 +55,7 @@ def plural(num: int, noun: str) -> str:
 
 
 def number(value: float, *, signed: bool = False) -> str:
-    """Three significant digits with a real minus sign.
+    """A value to three significant digits, with a real minus sign.
 
     >>> number(-0.01234) == MINUS + "0.0123", number(2, signed=True)
     (True, '+2')
@@ -63,7 +63,7 @@ def number(value: float, *, signed: bool = False) -> str:
     return (f"{value:+.3g}" if signed else f"{value:.3g}").replace("-", MINUS)
 
 
-def _levels(question: "Question", interval: Interval, numbers: Mapping[str, float], confidence: float) -> str:
+def _levels(question: Question, interval: Interval, numbers: Mapping[str, float], confidence: float) -> str:
     where = f"over {question.steps}" if question.steps == "all steps" else f"at {question.steps}"
     text = f"{NAMES.get(question.quantity, question.quantity)} of {question.learner} {where} "
     if question.comparison == "against orthogonal":
@@ -83,12 +83,13 @@ def _needed(interval: Interval, seeds_needed: int | None) -> str:
     if interval.num < 2:
         return "one seed shows no spread between seeds, at least 2 are needed"
     if seeds_needed is None:
-        return "not even 10 000 seeds would decide if mean and spread stay as they are"
+        num = f"{MAX_SEEDS:,}".replace(",", " ")
+        return f"not even {num} seeds would decide if mean and spread stay as they are"
     seeds = plural(seeds_needed, "seed")
     return f"about {seeds} would decide in about half of such studies, if mean and spread stay as they are"
 
 
-def _why_not(question: "Question", interval: Interval, numbers: Mapping[str, float]) -> str:
+def _why_not(question: Question, interval: Interval, numbers: Mapping[str, float]) -> str:
     sign = -1.0 if question.predicted == "negative" else 1.0
     ends = sorted((sign * interval.low, sign * interval.high))
     if ends[1] < 0:
@@ -98,7 +99,7 @@ def _why_not(question: "Question", interval: Interval, numbers: Mapping[str, flo
     return "an effect of the smallest size of interest is excluded"
 
 
-def _left_out(question: "Question", comparison: Comparison, interval: Interval) -> list[str]:
+def _left_out(question: Question, comparison: Comparison, interval: Interval) -> list[str]:
     parts = []
     if question.comparison == "equal support loss" and not comparison.obstacle:
         parts.append(f"{comparison.share:.0%} of the points have a match at their loss")

@@ -1,52 +1,40 @@
 """A verdict: one claim about one learner, its effect with intervals, an outcome by rule, and a sentence.
 
-The rule is ``analysis.statistics.decide``, applied to the Student t interval over seeds with the claimed
-direction as positive. The bootstrap interval stands beside it and never decides: it knows nothing of
-other seeds. A row with an obstacle (hardly any overlap in loss, identical sides) is inconclusive by that alone.
+The rule is ``analysis.statistics.decide``, applied to the Student t interval over seeds with the claimed direction as
+positive. The bootstrap interval is shown beside it and never decides, because it says nothing about other seeds. A
+comparison with an obstacle (hardly any overlap in loss, identical sides) is inconclusive for that reason alone.
 """
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from itertools import groupby
+from typing import Any
 
-from analysis.claims.comparison import Comparison, mean_over_seeds
+from analysis.claims.comparison import Comparison, Direction, Question, mean_over_seeds
 from analysis.claims.sentence import sentence
 from analysis.statistics import Interval, Outcome, decide, seed_interval, seeds_to_decide
 
-Claim = Literal["suppression", "shot", "alignment"]
-Kind = Literal["raw", "unit filter norm", "equal support loss", "against orthogonal", "against untrained"]
-Direction = Literal["negative", "positive"]
-
-
-@dataclass(frozen=True)
-class Question:
-    """What is asked: learner against baseline, where along the inner loop, of which quantity, predicted which way."""
-
-    claim: Claim
-    title: str
-    learner: str
-    baseline: str
-    steps: str
-    comparison: Kind
-    quantity: str
-    units: str
-    predicted: Direction
+UNIT_NORM = "unit filter norm"
 
 
 @dataclass(frozen=True)
 class Verdict(Question):
-    """The answer, in the units of the quantity; ``effect`` is trained minus baseline, with its own sign.
+    """The answer to a question, in the units of its quantity. NaN where a number does not exist.
 
-    ``low``, ``high``: Student t over seeds; ``bootstrap_*``: tasks resampled, conditional on these seeds. ``margin``:
-    smallest effect of interest, absolute. ``baseline_value``, ``trained_value``: means over the units compared.
-    ``num_seeds``: with something to compare; ``num_tasks``: per seed; ``num_diverged``: (seed, task) units left out;
-    ``num_undefined``: further ones, measured but without a value, since their gradient is zero. ``share_compared``: of
-    the points. ``seeds_to_decide``: where about half of such studies would decide; None once decided, with one seed (no
-    spread to reckon from), with an obstacle, or where no number of seeds would do. ``obstacle``: why no verdict was
-    possible whatever the numbers, or None.
-    NaN where a number does not exist, such as an interval from one seed.
+    effect: trained minus baseline, with its own sign.
+    low, high: the Student t interval over seeds; NaN with one seed.
+    bootstrap_low, bootstrap_high: the interval from resampled tasks, conditional on these seeds.
+    margin: the smallest effect of interest, absolute.
+    baseline_value, trained_value: means over the units compared.
+    num_seeds: the seeds with something to compare. num_tasks: the tasks of each seed.
+    num_diverged: the units (seed, task) left out because they diverged. num_undefined: further units left out, which
+        were measured but have no value, since their gradient is zero.
+    share_compared: the share of the points that could be compared.
+    seeds_to_decide: the number of seeds at which about half of such studies would decide. None if the outcome is
+        decided, with one seed (which shows no spread), with an obstacle, or where no number of seeds would do.
+    obstacle: why no verdict was possible whatever the numbers, or None.
     """
 
     effect: float
@@ -69,9 +57,9 @@ class Verdict(Question):
 
 
 def conclude(question: Question, comparison: Comparison, *, margin: float, confidence: float) -> Verdict:
-    """The verdict on a comparison: interval over seeds, outcome by the rule, words; ``margin`` > 0, absolute."""
+    """The verdict on a comparison; ``margin`` > 0 is absolute, ``confidence`` that of the interval over seeds."""
     interval = seed_interval(comparison.effects, confidence=confidence)
-    outcome, num = _outcome(question.predicted, interval, comparison.obstacle, margin, confidence)
+    outcome, num_needed = _outcome(question.predicted, interval, comparison.obstacle, margin, confidence)
     numbers = {
         "effect": interval.mean,
         "low": interval.low,
@@ -82,7 +70,7 @@ def conclude(question: Question, comparison: Comparison, *, margin: float, confi
         "baseline_value": mean_over_seeds(comparison.baseline),
         "trained_value": mean_over_seeds(comparison.trained),
     }
-    words = sentence(question, comparison, interval, numbers, outcome, num, confidence)
+    words = sentence(question, comparison, interval, numbers, outcome, num_needed, confidence)
     known: dict[str, Any] = asdict(question) | numbers
     return Verdict(
         **known,
@@ -90,7 +78,7 @@ def conclude(question: Question, comparison: Comparison, *, margin: float, confi
         num_tasks=comparison.num_tasks,
         num_diverged=comparison.num_diverged,
         share_compared=comparison.share,
-        seeds_to_decide=num,
+        seeds_to_decide=num_needed,
         outcome=outcome,
         sentence=words,
         num_undefined=comparison.num_undefined,
@@ -104,9 +92,8 @@ def _outcome(
     """The outcome, and the number of seeds that would decide where it is inconclusive."""
     if obstacle is not None:
         return "inconclusive", None
-    flip = predicted == "negative"  # the rule has the claimed direction as positive
     low, high, mean = interval.low, interval.high, interval.mean
-    if flip:
+    if predicted == "negative":  # the rule takes the claimed direction as positive
         low, high, mean = -high, -low, -mean
     outcome = decide(low, high, margin=margin)
     if outcome != "inconclusive":
@@ -131,3 +118,45 @@ def verdicts_from_json(text: str) -> list[Verdict]:
 
 def _null(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def verdict_lines(verdicts: Sequence[Verdict]) -> Iterator[str]:
+    """The verdicts as aligned lines for a terminal; the full sentences are in the report.
+
+    One heading for each claim, then one line for each comparison: outcome, learner and baseline, effect and interval
+    over seeds. The effect is one of the quantity in the heading. A row at unit filter norm is about rho, not alpha rho,
+    and so is a row of a learner whose steps are not alpha times the gradient.
+    """
+    for title, group in groupby(verdicts, key=lambda v: v.title):
+        rows = list(group)
+        quantity = " or ".join(dict.fromkeys(v.quantity.replace("_", " ") for v in rows if v.comparison != UNIT_NORM))
+        other = "; rho at unit filter norm" if any(v.comparison == UNIT_NORM for v in rows) else ""
+        yield f"{title[:1].upper()}{title[1:]}?  ({quantity}{other}, learner minus baseline, [interval over seeds])"
+        width = max(54, *(len(_sides(v)) for v in rows))
+        for v in rows:
+            yield f"  {v.outcome:<14} {_sides(v):<{width}} {_effect(v)}{_remark(v)}"
+
+
+def _sides(v: Verdict) -> str:
+    if v.comparison == "against orthogonal":
+        return f"{v.learner} against orthogonal gradients"
+    steps = "" if v.steps == "all steps" else f", {v.steps}"
+    kind = {UNIT_NORM: ", unit filter norm", "equal support loss": ", equal loss"}.get(v.comparison, "")
+    return f"{v.learner} against {v.baseline}{steps}{kind}"
+
+
+def _effect(v: Verdict) -> str:
+    if math.isnan(v.effect):
+        return "nothing to compare"
+    return f"{v.effect:+.3g}" + ("" if math.isnan(v.low) else f" [{v.low:+.3g}, {v.high:+.3g}]")
+
+
+def _remark(v: Verdict) -> str:
+    """What would make an inconclusive row conclusive, if anything would."""
+    if v.obstacle:
+        return "  " + v.obstacle.partition(";")[0]
+    if v.outcome != "inconclusive" or math.isnan(v.effect):
+        return ""
+    if v.num_seeds < 2:
+        return "  no spread without a second seed"
+    return f"  about {v.seeds_to_decide} seeds would decide" if v.seeds_to_decide else "  more seeds would not decide"

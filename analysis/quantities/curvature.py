@@ -4,7 +4,7 @@ import torch
 
 from analysis.quantities.points import Points, Quantity, Values
 from hessian_tools.curvature import (
-    along,
+    curvature_along,
     estimate_of,
     extremal_eigenpairs,
     product_asymmetry,
@@ -20,7 +20,7 @@ def along_gradient(points: Points) -> Values:
     measured.
     """
     products, g = points.products, points.gradients
-    curvature = along(g, products.hg)
+    curvature = curvature_along(g, products.hg)
     d2g = products.scale**2 * g
     z = torch.cat([d2g[..., None], points.probes.unsqueeze(1).expand_as(products.hz)], -1)
     hz = torch.cat([products.hd2g[..., None], products.hz], -1)

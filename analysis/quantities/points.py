@@ -14,6 +14,9 @@ from hessian_tools.trajectory import Trajectory
 
 Values = Mapping[str, Tensor]
 
+# The products announced for each point of a study: any number for which a trace is worth its while.
+PRODUCTS_OF_A_STUDY = 10_000
+
 
 @dataclass(frozen=True)
 class Products:
@@ -68,9 +71,11 @@ class Points:
         """The Hessian of the support loss at all points, task by task."""
         num_steps = self.thetas.shape[1]
         batch = tuple(leaf.repeat_interleave(num_steps, dim=0) for leaf in self.support)
-        # Traced from the first product on, because the numbers of a unit must not depend on how many units came
-        # before it in the process.
-        return hessian(self.loss, self.thetas.flatten(0, 1), batch, route="traced")
+        H = hessian(self.loss, self.thetas.flatten(0, 1), batch)
+        # All units of a study share one trace, so it pays however few products this unit takes; and the numbers of a
+        # unit must not depend on how many units came before it in the process.
+        H.announce(PRODUCTS_OF_A_STUDY)
+        return H
 
     @cached_property
     def products(self) -> Products:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 DASH, MINUS, TIMES = "\u2013", "\u2212", "\u00d7"
-"""En dash (no number), minus and multiplication sign, as tables write them."""
+"""The en dash, which stands where there is no number, the minus sign and the multiplication sign of tables."""
 
 CSS = """
 :root { --ink: #1c1c1c; --soft: #5a5a5a; --line: #d9d9d9; --pale: #f6f6f4; }
@@ -63,7 +63,7 @@ aside { background: var(--pale); border-left: 3px solid #E69F00; padding: .5rem 
 
 @dataclass(frozen=True)
 class Html:
-    """Text that is HTML already; a plain ``str`` is escaped wherever it goes into an element."""
+    """Text that is already HTML; a plain ``str``, unlike this, is escaped wherever it goes into an element."""
 
     text: str
 
@@ -72,7 +72,7 @@ Child = Html | str
 
 
 def element(tag: str, *children: Child, css: str = "", **attributes: str) -> Html:
-    """One element with its children; ``css`` is its class.
+    """One element with its children and attributes; ``css`` is its class.
 
     >>> element("p", "a < b", css="soft").text
     '<p class="soft">a &lt; b</p>'
@@ -83,13 +83,8 @@ def element(tag: str, *children: Child, css: str = "", **attributes: str) -> Htm
 
 
 def join(children: Iterable[Child], separator: str = "") -> Html:
-    """Children one after the other; strings are escaped."""
+    """Several children one after the other; those that are plain strings are escaped."""
     return Html(separator.join(c.text if isinstance(c, Html) else html.escape(c, quote=False) for c in children))
-
-
-def image(source: str, *, alt: str, width: int) -> Html:
-    """An image from a data URI, at a width in CSS pixels."""
-    return Html(f'<img src="{source}" alt="{html.escape(alt)}" width="{width}">')
 
 
 def bullets(items: Iterable[Child]) -> Html:
@@ -98,7 +93,10 @@ def bullets(items: Iterable[Child]) -> Html:
 
 
 def table(header: Sequence[Child], rows: Iterable[Html], *, caption: str = "", wide: bool = False) -> Html:
-    """A table that scrolls sideways on a narrow screen; ``rows`` are whole ``tr`` elements."""
+    """A table that scrolls sideways on a narrow screen.
+
+    ``rows`` are ``tr`` elements; a ``wide`` table takes the whole width of the page.
+    """
     head = element("thead", element("tr", *(element("th", cell, scope="col") for cell in header)))
     parts = [element("caption", caption)] if caption else []
     inner = element("table", *parts, head, element("tbody", *rows), css="wide" if wide else "")
@@ -106,13 +104,15 @@ def table(header: Sequence[Child], rows: Iterable[Html], *, caption: str = "", w
 
 
 def row(cells: Iterable[Child], *, css: str = "") -> Html:
-    """A table row whose first cell names it."""
+    """A table row whose first cell is its heading."""
     first, *others = cells
     return element("tr", element("th", first, scope="row"), *(element("td", cell) for cell in others), css=css)
 
 
 def number(value: float, *, digits: int = 3, signed: bool = False) -> str:
-    """Three significant digits with a real minus sign, no exponent below a million; a dash where there is no number.
+    """A number with ``digits`` significant digits, a real minus sign, and no exponent below a million.
+
+    A dash stands for what is not finite; ``signed`` writes a plus sign too.
 
     >>> number(-0.01234, signed=True) == MINUS + "0.0123", number(float("nan")) == DASH, number(2), number(1234.5)
     (True, True, '2', '1230')
@@ -126,22 +126,24 @@ def number(value: float, *, digits: int = 3, signed: bool = False) -> str:
 
 
 def interval(low: float, high: float) -> str:
-    """Both ends with their signs in brackets, or a dash without an interval."""
+    """Both ends of an interval with their signs, in brackets; a dash if there is no interval."""
     if not (math.isfinite(low) and math.isfinite(high)):
         return DASH
     return f"[{number(low, signed=True)}, {number(high, signed=True)}]"
 
 
 def page(title: str, body: Iterable[Html]) -> str:
-    """A whole document in one file: no script, nothing loaded from outside."""
-    head = join(
-        [
-            Html('<meta charset="utf-8">'),
-            Html('<meta name="viewport" content="width=device-width, initial-scale=1">'),
-            element("title", title),
-            Html(f"<style>{CSS}</style>"),
-        ],
-        "\n",
-    )
-    main = element("main", join(body, "\n"))
-    return f'<!DOCTYPE html>\n<html lang="en">\n<head>\n{head.text}\n</head>\n<body>\n{main.text}\n</body>\n</html>\n'
+    """A whole document in one file: it has no script and loads nothing from outside."""
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+{element("title", title).text}
+<style>{CSS}</style>
+</head>
+<body>
+{element("main", join(body, chr(10))).text}
+</body>
+</html>
+"""

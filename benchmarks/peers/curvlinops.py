@@ -3,18 +3,16 @@
 from collections.abc import Callable
 
 import numpy as np
-import torch
 from curvlinops import HessianLinearOperator
 
-from benchmarks.peers import products_for
-from benchmarks.peers.eigsh import top_by_eigsh
+from benchmarks.peers import products_for, repeat_products, top_by_eigsh
 from benchmarks.problem import Answer, Job, Problem
 
 
 def build(problem: Problem, quantity: str) -> Job:
     runs: dict[str, Callable[[], Answer]] = {
-        "top5": lambda: top_by_eigsh(problem, lambda i: _operator(problem, i).to_scipy(np.float32)),
-        "products": lambda: _products(problem),
+        "top5": lambda: top_by_eigsh(problem, lambda point: _operator(problem, point).to_scipy(np.float32)),
+        "products": lambda: repeat_products(_operator(problem, 0).__matmul__, problem, products_for(problem.name)),
     }
     return Job(runs[quantity], "check_deterministic=False; eigsh(k=5, which='LM', tol=1e-3)")
 
@@ -24,13 +22,3 @@ def _operator(problem: Problem, point: int) -> HessianLinearOperator:
     parameters = list(model.parameters())
     # Its check of determinism would cost products at every point; a user measures one network many times.
     return HessianLinearOperator(model, problem.criterion, parameters, [(x, y)], check_deterministic=False)
-
-
-def _products(problem: Problem) -> Answer:
-    H = _operator(problem, 0)
-    v = torch.ones_like(problem.thetas[0])
-    count = products_for(problem.name)
-    for _ in range(count):
-        v = H @ v
-        v = v / v.norm()
-    return Answer(count)

@@ -1,10 +1,10 @@
-"""The floor of one product: the time of its convolutions alone, at the rate they reach here.
+"""The floor of one product: the time of its convolutions alone, at the rate that they reach on this machine.
 
-With the primal pass kept, a product with the Hessian needs of each convolution two in the tangent of the
-forward pass (of the input, of the weight) and four in the tangent of the backward pass (input's and weight's
-gradient, two each): 6 of the size of a forward pass. The first layer's input has no tangent and no gradient,
-which leaves it 2. So floor = 6 (t_1 + ... + t_4) - 4 t_1, with t_i the time of layer i's forward
-convolution on one point's batch, float32. Batch normalisation, ReLU and pooling are not in it.
+With the primal pass kept, a product with the Hessian needs of each convolution two in the tangent of the forward pass
+(of the input, of the weight) and four in the tangent of the backward pass (two for the input's gradient and two for
+the weight's): 6 of the size of a forward pass. The first layer's input has no tangent and no gradient, which leaves it
+2. So floor = 6 (t_1 + ... + t_4) - 4 t_1, with t_i the time of layer i's forward convolution on one point's batch, in
+float32. Batch normalisation, ReLU and pooling are not in it.
 """
 
 import time
@@ -18,65 +18,62 @@ from torch import Tensor, nn
 import hessian_tools as ht
 from benchmarks.problem import Answer, Job, Problem
 
-SECONDS = 0.4
+MIN_SECONDS, MIN_CALLS = 0.4, 5  # of every timing
 CALLS_IN_A_ROW = 20
 
 
 def build(problem: Problem, quantity: str) -> Job:
-    runs = {"products": lambda: _floor(problem)}
-    return Job(runs[quantity], "6 forward convolutions less 4 times the first")
+    return Job({"products": lambda: _floor(problem)}[quantity], "6 forward convolutions less 4 times the first")
 
 
 def _floor(problem: Problem) -> Answer:
     rates = {"product_flop": product_flop(problem)}
-    if problem.thetas.is_cuda:  # on a CPU two libraries do the one and the other, at rates of their own
-        rates["matmul_flop_per_second"] = matmul_rate(problem)
-        # A GPU is not filled by one point, and ours takes all of them at once: so does the floor.
-        return Answer(1, seconds=floor_seconds(together(problem), len(problem.thetas)), rates=rates)
-    return Answer(1, seconds=floor_seconds(problem), rates=rates)
+    if not problem.thetas.is_cuda:
+        return Answer(1, seconds=floor_seconds(problem), rates=rates)
+    # The rate of matrix products says something on a GPU only: on a CPU different libraries do these and convolutions.
+    rates["matmul_flop_per_second"] = matmul_rate(problem)
+    # One point does not fill a GPU, and ours takes all points at once there: so does the floor.
+    return Answer(1, seconds=floor_seconds(all_points_as_one(problem), len(problem.thetas)), rates=rates)
 
 
 def matmul_rate(problem: Problem) -> float:
     """Operations a second of a square matrix product in the same dtype."""
     n = 8192
-    # Random numbers: a product of ones draws less power, and a card that is cooler runs faster.
+    # Random numbers, because a product of ones draws less power, and a cooler card runs faster.
     A = torch.randn(n, n, generator=ht.stream(0, "matmul")).to(problem.device, problem.thetas.dtype)
     return 2 * n**3 / _median_seconds(lambda: A @ A, problem.thetas.is_cuda)[0]
 
 
-def together(problem: Problem) -> Problem:
+def all_points_as_one(problem: Problem) -> Problem:
     """The images of all points as the batch of one."""
     return replace(problem, x=problem.x.flatten(0, 1)[None])
 
 
 def floor_seconds(problem: Problem, products: int = 1) -> tuple[float, float]:
-    """Seconds of one product if only its convolutions took time, by the wall and by the processor.
+    """Seconds of one product if only its convolutions took time, by the wall clock and by the processor.
 
-    products: how many the batch of the first point is that of.
+    products: the number of products that the batch of the first point is for.
     """
     walls, processors = zip(*(_forward_seconds(conv, x) for conv, x in _layers(problem)), strict=True)
     return (6 * sum(walls) - 4 * walls[0]) / products, (6 * sum(processors) - 4 * processors[0]) / products
 
 
 def product_flop(problem: Problem) -> float:
-    """Operations of the same, a multiplication and an addition counted as two."""
+    """Operations of the same convolutions; a multiplication and an addition count as two."""
     counts = [2 * conv.weight.numel() * x[:, :1].numel() for conv, x in _layers(problem)]
     return float(6 * sum(counts) - 4 * counts[0])
 
 
 def _layers(problem: Problem) -> list[tuple[nn.Conv2d, Tensor]]:
     """Each convolution (of stride 1, padded to keep its size) with an input of its shape at one point."""
-    found: list[tuple[nn.Conv2d, Tensor]] = []
-    hooks = [
-        module.register_forward_hook(lambda conv, args, _: found.append((conv, args[0])))
-        for module in problem.model.modules()
-        if isinstance(module, nn.Conv2d)
-    ]
+    layers: list[tuple[nn.Conv2d, Tensor]] = []
+    convolutions = [module for module in problem.model.modules() if isinstance(module, nn.Conv2d)]
+    hooks = [c.register_forward_hook(lambda conv, args, _: layers.append((conv, args[0]))) for c in convolutions]
     with torch.no_grad():
         problem.model(problem.x[0])
     for hook in hooks:
         hook.remove()
-    return found
+    return layers
 
 
 def _forward_seconds(conv: nn.Conv2d, x: Tensor) -> tuple[float, float]:
@@ -85,12 +82,12 @@ def _forward_seconds(conv: nn.Conv2d, x: Tensor) -> tuple[float, float]:
 
 
 def _median_seconds(work: Callable[[], Tensor], cuda: bool) -> tuple[float, float]:
-    """Of one call, by the wall and by the processor; on a GPU of several in a row, so that it need not wait for us."""
-    calls = CALLS_IN_A_ROW if cuda else 1
+    """Seconds of one call by the wall clock and by the processor, medians."""
+    calls = CALLS_IN_A_ROW if cuda else 1  # several in a row, so that a GPU need not wait for the CPU
     walls: list[float] = []
     processors: list[float] = []
-    begun = time.perf_counter()
-    while len(walls) < 5 or time.perf_counter() - begun < SECONDS:
+    start = time.perf_counter()
+    while len(walls) < MIN_CALLS or time.perf_counter() - start < MIN_SECONDS:
         wall, processor = time.perf_counter(), time.process_time()
         for _ in range(calls):
             work()

@@ -1,4 +1,8 @@
-"""hessian-tools: products traced once, batched over points; Lanczos stopped on residuals and checked."""
+"""hessian-tools: products traced once and batched over points, Lanczos stopped on residuals and checked.
+
+Two other ways to eigenvalues take our products: SciPy's ``eigsh``, which shows what our solver alone is worth, and
+LAPACK on the ``dense`` matrices.
+"""
 
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -6,13 +10,13 @@ from functools import cache
 import torch
 
 import hessian_tools as ht
-from benchmarks.peers import PROBES, PRODUCTS, RTOL, K, products_for
+from benchmarks.peers import PROBES, PRODUCTS, RTOL, K, products_for, repeat_products, top_by_eigsh
 from benchmarks.problem import Answer, Job, Problem
 from hessian_tools.curvature import Operator
 
 
 def build(problem: Problem, quantity: str) -> Job:
-    """Nothing is traced here: that is part of the first call."""
+    """Nothing is traced here: the tracing is a part of the first call."""
     runs = {
         "top5": lambda: _top5(problem),
         "trace": lambda: _trace(problem),
@@ -20,9 +24,29 @@ def build(problem: Problem, quantity: str) -> Job:
         "spectrum": lambda: _spectrum(problem),
         "one point": lambda: _one_point(problem),
     }
-    if quantity == "spectrum" and "spectrum" not in vars(ht):
-        raise NotImplementedError("ht.spectrum is not there")
     return Job(runs[quantity], 'route="traced"')
+
+
+def eigsh(problem: Problem, quantity: str) -> Job:
+    """SciPy's solver on our products, point by point."""
+
+    def top5() -> Answer:
+        H = operator(problem)
+        return top_by_eigsh(problem, lambda point: H.to_scipy(point=point))
+
+    return Job({"top5": top5}[quantity], "eigsh(k=5, which='LM', tol=1e-3) on H.to_scipy()")
+
+
+def dense(problem: Problem, quantity: str) -> Job:
+    """LAPACK's symmetric eigenvalues of each matrix, which our batched products form."""
+
+    def spectrum() -> Answer:
+        matrices = [part.to_dense() for part in operator(problem).parts()]
+        # In float64, because LAPACK fails on some of these matrices in float32 and is hardly quicker there.
+        values = torch.cat([torch.linalg.eigvalsh((H + H.mT) / 2) for H in (H.double() for H in matrices)])
+        return Answer(values.numel(), values)
+
+    return Job({"spectrum": spectrum}[quantity], "H.to_dense(), torch.linalg.eigvalsh in float64")
 
 
 def operator(problem: Problem) -> Operator:
@@ -40,7 +64,7 @@ def _trace(problem: Problem) -> Answer:
 
 
 def _products(problem: Problem) -> Callable[[], Answer]:
-    """Products as an eigensolver asks for them: one vector a point, all points together, the shared half kept."""
+    """Products as an eigensolver asks for them: one vector a point, all points together, the shared part kept."""
 
     @cache
     def parts() -> Sequence[Operator]:
@@ -59,15 +83,11 @@ def _products(problem: Problem) -> Callable[[], Answer]:
 
 
 def _spectrum(problem: Problem) -> Answer:
-    spectrum = vars(ht)["spectrum"](operator(problem))
+    spectrum = ht.spectrum(operator(problem))
     return Answer(int(spectrum.num_matvecs.sum()), spectrum.values)
 
 
 def _one_point(problem: Problem) -> Answer:
-    """An operator at one point and products with it, one after another."""
-    H = ht.hessian(problem.loss, problem.thetas[0], tuple(t[0] for t in problem.batch), route="traced")
-    v = torch.ones(H.num_params, dtype=H.dtype, device=H.device)
-    for _ in range(PRODUCTS):
-        v = H @ v
-        v = v / v.norm()
-    return Answer(PRODUCTS)
+    """An operator at one point, made anew, and products with it, one after another."""
+    H = ht.hessian(problem.loss, problem.thetas[0], (problem.x[0], problem.y[0]), route="traced")
+    return repeat_products(H.__matmul__, problem, PRODUCTS)

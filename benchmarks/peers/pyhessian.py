@@ -14,16 +14,18 @@ from benchmarks.problem import Answer, Job, Problem
 def build(problem: Problem, quantity: str) -> Job:
     library = vars(sys.modules["pyhessian.hessian"])
     count = library["hessian_vector_product"] = _Count(library["hessian_vector_product"])
-    runs: dict[str, Callable[[], Answer]] = {
-        "top5": lambda: _top5(problem, count),
-        "trace": lambda: _trace(problem, count),
+    jobs = {
+        "top5": Job(
+            lambda: _top5(problem, count),
+            f"eigenvalues(top_n={K}, tol={RTOL}, maxIter=100), its defaults; certifies nothing",
+        ),
+        # Its own stop compares with a signed trace, so any tolerance above minus infinity stops at a negative one.
+        "trace": Job(
+            lambda: _trace(problem, count),
+            f"trace(maxIter={PROBES}, tol=-inf): all probes; standard error taken from its samples",
+        ),
     }
-    notes = {
-        "top5": f"eigenvalues(top_n={K}, tol={RTOL}, maxIter=100), its defaults; certifies nothing",
-        # Its own stop compares with a signed trace: any tolerance above minus infinity stops at a negative one.
-        "trace": f"trace(maxIter={PROBES}, tol=-inf): all probes; standard error taken from its samples",
-    }
-    return Job(runs[quantity], notes[quantity])
+    return jobs[quantity]
 
 
 class _Count:
@@ -45,16 +47,15 @@ def _at(problem: Problem, point: int) -> hessian:
 def _top5(problem: Problem, count: _Count) -> Answer:
     before = count.calls
     torch.manual_seed(0)
-    values = []
-    for point in range(len(problem.thetas)):
-        values.append(_at(problem, point).eigenvalues(top_n=K, tol=RTOL, maxIter=100)[0])
+    points = range(len(problem.thetas))
+    values = [_at(problem, point).eigenvalues(top_n=K, tol=RTOL, maxIter=100)[0] for point in points]
     return Answer(count.calls - before, torch.tensor(values))
 
 
 def _trace(problem: Problem, count: _Count) -> Answer:
     before = count.calls
     torch.manual_seed(0)
-    rows = [_at(problem, point).trace(maxIter=PROBES, tol=float("-inf")) for point in range(len(problem.thetas))]
-    samples = torch.tensor(rows)
+    points = range(len(problem.thetas))
+    samples = torch.tensor([_at(problem, point).trace(maxIter=PROBES, tol=float("-inf")) for point in points])
     stderr = samples.std(-1, keepdim=True) / samples.shape[-1] ** 0.5
     return Answer(count.calls - before, samples.mean(-1, keepdim=True), stderr)

@@ -1,4 +1,4 @@
-"""Meta-training against its peers: one module for each contestant, whose ``build(problem, quantity)`` makes a Job.
+"""Contestants on meta-training: ours, and the same meta-gradient by other libraries.
 
 What is timed is one meta-gradient: all tasks of an outer step, from episodes in memory to the mean gradient.
 """

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 import hessian_tools as ht
-from benchmarks.problem import Answer, Job
-from benchmarks.training.loads import TrainingProblem, sampled
+from benchmarks.problem import Answer, Job, TrainingProblem, sampled
 from hessian_tools.data import Episode
 from hessian_tools.inner.learners import maml
 from hessian_tools.inner.shot import Shot
@@ -24,14 +23,14 @@ from hessian_tools.train.outer import SharedStep, accumulate_gradient, is_batche
 
 
 @dataclass(frozen=True)
-class Given:
-    """The load's own tasks as a source of tasks: what meta_train draws from."""
+class DrawnTasks:
+    """The problem's tasks as the source that meta_train draws from."""
 
     episodes: list[Episode]
     kind: str
     input_shape: tuple[int, ...]
     outputs: int
-    digest: str = "given"
+    digest: str = "drawn"
 
     def episode(self, *, seed: int, split: str, index: int) -> Episode:
         return self.episodes[index]
@@ -39,28 +38,32 @@ class Given:
 
 def build(problem: TrainingProblem, quantity: str) -> Job:
     """MAML without SHOT."""
-    return outer_step(problem, None)
+    return _outer_step(problem, None)
 
 
-def outer_step(problem: TrainingProblem, shot: Shot | None) -> Job:
+def with_shot(problem: TrainingProblem, quantity: str) -> Job:
+    """The same with SHOT, one step against all, weight 0.1: it shows what the penalty costs."""
+    return _outer_step(problem, Shot(weight=0.1))
+
+
+def _outer_step(problem: TrainingProblem, shot: Shot | None) -> Job:
     """One meta-gradient after another, all from the same parameters."""
-    load = problem.load
     theta, layout = ht.flatten(problem.model)
     loss = ht.make_loss(problem.model, problem.criterion, layout)
-    regression = problem.query[1].is_floating_point()
-    kind, outputs = ("regression", 1) if regression else ("classification", 5)
-    given = Given(problem.episodes, kind, load.input_shape, outputs)
+    kind, outputs = ("regression", 1) if problem.query[1].is_floating_point() else ("classification", 5)
+    tasks = DrawnTasks(problem.episodes, kind, tuple(problem.support[0].shape[2:]), outputs)
     config = TrainConfig(
-        maml(load.steps, load.step_size, first_order=load.first_order),
-        given,
-        partial(_itself, problem.model),
+        maml(problem.steps, problem.step_size, first_order=problem.first_order),
+        tasks,
+        partial(_same, problem.model),
         shot=shot,
-        meta_batch=len(given.episodes),
+        meta_batch=len(tasks.episodes),
         device=str(theta.device),
     )
     theta.requires_grad_()
+    batched = is_batched(config, problem.model)
     processes = min(torch.get_num_threads(), config.meta_batch)
-    if processes > 1 and theta.device.type == "cpu" and not is_batched(config, problem.model):
+    if processes > 1 and theta.device.type == "cpu" and not batched:
         return Job(_by_workers(replace(config, workers=processes), loss, theta), f"{processes} worker processes")
 
     def run() -> Answer:
@@ -69,10 +72,11 @@ def outer_step(problem: TrainingProblem, shot: Shot | None) -> Job:
         assert theta.grad is not None
         return Answer(0, sampled(theta.grad))
 
-    return Job(run, "all tasks at once" if is_batched(config, problem.model) else "task by task")
+    return Job(run, "all tasks at once" if batched else "task by task")
 
 
-def _itself(model: torch.nn.Module) -> torch.nn.Module:
+def _same(model: torch.nn.Module) -> torch.nn.Module:
+    """The network as it is; unlike a lambda this function can be sent to a process."""
     return model
 
 
@@ -92,6 +96,6 @@ def _by_workers(config: TrainConfig, loss: ht.Loss, theta: Tensor) -> Callable[[
 
 
 def _cpu_seconds(pids: list[int]) -> float:
-    """Of this process and of the workers, which still run: the processor's own count knows only ended children."""
+    """Of this process and of its workers. They still run, and the process's own count knows only ended children."""
     stats = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids]
     return time.process_time() + sum(int(s[11]) + int(s[12]) for s in stats) / os.sysconf("SC_CLK_TCK")

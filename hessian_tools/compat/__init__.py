@@ -1,1 +1,1 @@
-"""Interfaces of other libraries over this engine."""
+"""Interfaces of other libraries on top of this one."""

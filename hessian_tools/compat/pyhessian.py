@@ -1,20 +1,22 @@
-"""PyHessian's interface over this engine: change one import line.
+"""PyHessian's interface on top of this library: a script needs one other import line.
 
     from hessian_tools.compat.pyhessian import hessian  # was: from pyhessian import hessian
 
-The same calls give the same shapes in the same order (Yao, Gholami, Keutzer, Mahoney 2020). What differs, on purpose:
+The same calls give the same shapes in the same order (Yao, Gholami, Keutzer, Mahoney 2020). These things differ on
+purpose:
 
-- eigenvalues are stopped by residuals, not by the change between two iterations, which stops early by up to 2 %;
-- ``trace`` stops when the standard error is below tol of the mean, not when the mean changes little by chance;
-- ``density`` works (the release needs ``torch.eig``, which is gone) and reorthogonalises in full;
-- random numbers come from ``seed``, so a call repeats exactly; the global random state is left alone;
-- the model is left as found: mode, gradients, buffers, device. It is measured in eval mode, as PyHessian does, on a
-  copy made at construction, which later training does not change;
-- a dataloader is read once and kept, so that shuffling and augmentation cannot change the matrix between products;
-- without CUDA, ``cuda=True`` (the default) warns in a line and measures on the CPU;
-- ``params`` and ``gradsH`` can be read, not assigned to, and ``gradsH`` holds no graph: where scripts multiply by
-  ``hessian_vector_product(comp.gradsH, comp.params, v)``, write ``comp.dataloader_hv_product(v)[1]``, and where they
-  assign to restrict the Hessian to a layer, ``comp.operator.block("name")``.
+- Eigenvalues are stopped by their residuals. The change between two iterations, by which PyHessian stops, is small too
+  early, by up to 2 % of the eigenvalue.
+- ``trace`` stops when its standard error is below tol times the mean, not when the mean happens to change little.
+- ``density`` works, while PyHessian's release needs ``torch.eig``, which is gone; and it reorthogonalises in full.
+- Random numbers come from ``seed``, so that a call repeats exactly, and the global random state is left alone.
+- The model is left as it was: its mode, gradients, buffers and device. As in PyHessian it is measured in eval mode, but
+  on a copy that is made at construction, which later training does not change.
+- A dataloader is read once and kept, so that shuffling and augmentation cannot change the matrix between products.
+- On a machine without CUDA, ``cuda=True`` (the default) warns and measures on the CPU.
+- ``params`` and ``gradsH`` can be read but not assigned to, and ``gradsH`` holds no graph. Where a script multiplies by
+  ``hessian_vector_product(comp.gradsH, comp.params, v)``, write ``comp.dataloader_hv_product(v)[1]``; where it assigns
+  to them to restrict the Hessian to a layer, write ``comp.operator.block("name")``.
 """
 
 import copy
@@ -32,17 +34,19 @@ from hessian_tools.layout import flatten
 from hessian_tools.loss import make_loss
 from hessian_tools.validation import check_whole
 
-# Probes of one round of the trace, before it is asked whether they are enough.
+# Probes of the trace between two looks at its standard error.
 ROUND = 10
 
 
 class hessian:
     """The Hessian of ``criterion(model(inputs), targets)`` in the parameters that require gradients.
 
-    data: one batch ``(inputs, targets)``; or dataloader: batches of the same, whose mean is weighted by their sizes.
-    cuda: measure on the current CUDA device, else on the CPU; wherever the model is. operator: the
-    Hessian of this library, for ``hessian_tools.trace`` and the rest, which say how good their numbers are.
-    Raises ValueError for other data, HiddenStateError where even eval mode changes state.
+    data: one batch ``(inputs, targets)``. dataloader: several such batches instead, whose mean is weighted by their
+    sizes. cuda: whether to measure on the current CUDA device or on the CPU, wherever the model is. seed: of all
+    random numbers.
+    The attribute ``operator`` is the Hessian of this library, for ``hessian_tools.trace`` and the others, which say how
+    accurate their numbers are.
+    Raises ValueError for other data, and HiddenStateError if the network changes state even in eval mode.
     """
 
     def __init__(
@@ -59,7 +63,7 @@ class hessian:
         self.seed = seed
         self.model, self.criterion = model, criterion
         batches = _batches(data, dataloader)
-        with torch.inference_mode(False):  # whose tensors take part in no derivative
+        with torch.inference_mode(False):  # because no derivative can be taken of tensors made in that mode
             model = _copied(model).eval().to(self.device)
             trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
             if not trained:
@@ -71,17 +75,17 @@ class hessian:
 
     @property
     def params(self) -> list[nn.Parameter]:
-        """The model's own parameters that the Hessian is in, in its order."""
-        own = dict(self.model.named_parameters())
-        return [own[name] for name in self._layout.names]
+        """The model's own parameters that require gradients, in the order of the Hessian's rows."""
+        parameters = dict(self.model.named_parameters())
+        return [parameters[name] for name in self._layout.names]
 
     @property
     def gradsH(self) -> list[Tensor]:
-        """The gradient at construction, shaped as the parameters."""
+        """The gradient at construction, in the shapes of the parameters."""
         return self._shaped(self._gradient())
 
     def dataloader_hv_product(self, v: Sequence[Tensor]) -> tuple[float, list[Tensor]]:
-        """v'Hv and Hv, v and Hv as lists shaped as the parameters; of one batch or of several."""
+        """v'Hv and Hv, of one batch or of several; v and Hv are lists in the shapes of the parameters."""
         flat = torch.cat([piece.detach().reshape(-1) for piece in v]).to(self.operator.device, self.operator.dtype)
         product = self.operator @ flat
         return float(flat @ product), self._shaped(product)
@@ -89,35 +93,35 @@ class hessian:
     def eigenvalues(
         self, maxIter: int = 100, tol: float = 1e-3, top_n: int = 1
     ) -> tuple[list[float], list[list[Tensor]]]:
-        """The top_n largest in magnitude, largest first, and unit eigenvectors, each a list shaped as the parameters.
+        """The top_n eigenvalues largest in magnitude, largest first, and their unit eigenvectors.
 
-        tol: residual |Hv - value v| over |value|. maxIter: products per eigenvalue; where they do not suffice,
-        a warning says so.
+        An eigenvector is a list in the shapes of the parameters. tol: of the residual |Hv - value v| over |value|.
+        maxIter: products for each eigenvalue; a warning says where they did not suffice.
         """
-        most = max(2 * top_n, maxIter * top_n)
-        pairs = top_eigenpairs(self.operator, k=top_n, rtol=tol, vectors=True, seed=self.seed, max_matvecs=most)
-        short = int((~pairs.converged).sum())
-        if short:
-            warnings.warn(f"{short} of {top_n} eigenvalues miss tol={tol}; raise maxIter={maxIter}", stacklevel=2)
+        limit = max(2 * top_n, maxIter * top_n)
+        pairs = top_eigenpairs(self.operator, k=top_n, rtol=tol, vectors=True, seed=self.seed, max_matvecs=limit)
+        missed = int((~pairs.converged).sum())
+        if missed:
+            warnings.warn(f"{missed} of {top_n} eigenvalues miss tol={tol}; raise maxIter={maxIter}", stacklevel=2)
         assert pairs.vectors is not None
         return pairs.values.tolist(), [self._shaped(vector) for vector in pairs.vectors.T]
 
     def trace(self, maxIter: int = 100, tol: float = 1e-3) -> list[float]:
-        """v'Hv of each Rademacher probe, of which the mean estimates the trace; maxIter of them at most.
+        """v'Hv of each Rademacher probe v; their mean estimates the trace.
 
-        Fewer where the standard error of the mean falls below tol times the mean.
+        There are maxIter probes, or fewer if the standard error of the mean falls below tol times the mean before.
         """
-        rounds, most = max(2, min(ROUND, maxIter)), max(2, maxIter)
-        rtol = max(tol, 0.0)  # tol=-inf is how scripts ask for all maxIter probes
-        estimate = trace(self.operator, num_probes=rounds, rtol=rtol, max_probes=most, seed=self.seed, method="probes")
+        first, limit = max(2, min(ROUND, maxIter)), max(2, maxIter)
+        rtol = max(tol, 0.0)  # scripts ask for all maxIter probes by tol=-inf
+        estimate = trace(self.operator, num_probes=first, rtol=rtol, max_probes=limit, seed=self.seed, method="probes")
         samples: list[float] = estimate.samples[:maxIter].tolist()
         return samples
 
     def density(self, iter: int = 100, n_v: int = 1) -> tuple[list[list[float]], list[list[float]]]:
         """Nodes and weights of n_v runs of stochastic Lanczos quadrature with iter products each: [n_v][iter].
 
-        What PyHessian's density plot takes. Never more nodes than parameters; rising in each run. Raises ValueError
-        for fewer than one run or product.
+        PyHessian's density plot takes them. The nodes of a run rise, and there are never more of them than parameters.
+        Raises ValueError for fewer than one run or product.
         """
         check_whole(iter=iter, n_v=n_v)
         if iter < 1 or n_v < 1:
@@ -138,23 +142,24 @@ def _device(cuda: bool) -> torch.device:
 
 
 def _copied(model: nn.Module) -> nn.Module:
-    """A copy; what a forward pass left in the modules with its graph (``nn.utils.weight_norm``) without the graph."""
-    left = [t for module in model.modules() for t in vars(module).values() if isinstance(t, Tensor) and not t.is_leaf]
-    return copy.deepcopy(model, {id(t): t.detach().clone() for t in left})
+    """A copy of the model, without the graphs of tensors that a forward pass has left in its modules."""
+    # nn.utils.weight_norm leaves such tensors, and deepcopy refuses them.
+    results = [t for m in model.modules() for t in vars(m).values() if isinstance(t, Tensor) and not t.is_leaf]
+    return copy.deepcopy(model, {id(t): t.detach().clone() for t in results})
 
 
 def _batches(data: Any, dataloader: Iterable[Any] | None) -> list[tuple[Any, Any]]:
     if (data is None) == (dataloader is None):
-        raise ValueError("give either data=(inputs, targets), one batch, or dataloader=, several, and not both")
-    with torch.random.fork_rng(devices=[]):  # from which a shuffling loader draws
+        raise ValueError("give either data=(inputs, targets) for one batch or dataloader= for several, not both")
+    with torch.random.fork_rng(devices=[]):  # a loader that shuffles draws from the global random state
         batches = [tuple(batch) for batch in ([data] if dataloader is None else dataloader)]
     if not batches or any(len(batch) != 2 for batch in batches):
-        raise ValueError("a batch is (inputs, targets), and at least one is needed")
+        raise ValueError("a batch is (inputs, targets); give at least one, and each as such a pair")
     return batches
 
 
 def _differentiable(criterion: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The criterion; nn.MSELoss written out, for torch has no forward-over-reverse derivative of it."""
+    """The criterion, with nn.MSELoss written out, of which torch has no forward-over-reverse derivative."""
     if not isinstance(criterion, nn.MSELoss):
         return criterion
     reduce = torch.sum if criterion.reduction == "sum" else torch.mean

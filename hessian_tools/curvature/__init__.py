@@ -1,16 +1,17 @@
-"""Curvature of a loss at one point or at many: operators, eigenpairs, traces, and quantities along directions."""
+"""Curvature of a loss at one point or at many: operators, eigenvalues, traces, and quantities along directions."""
+
+from typing import TYPE_CHECKING
 
 from hessian_tools.curvature.checks.check import Check, Finding, check_operator
-from hessian_tools.curvature.directions.adaptation import AdaptationGram, AdaptationJacobian, adaptation_jacobian
-from hessian_tools.curvature.directions.gauss_newton_share import Explained, explained_by_gauss_newton
+from hessian_tools.curvature.directions.adaptation import AdaptationJacobian, adaptation_jacobian
+from hessian_tools.curvature.directions.alignment import Null, alignment, cos_displacement, cosine_null
+from hessian_tools.curvature.directions.gauss_newton_share import GaussNewtonShare, gauss_newton_share
 from hessian_tools.curvature.directions.gradient_curvature import (
     DESCENT_THRESHOLD,
-    AlongGradient,
-    alignment,
-    along,
-    cos_displacement,
-    cosine_null,
+    GradientCurvature,
+    curvature_along,
     filter_scale,
+    gradient_curvature,
     product_asymmetry,
     rho_normalised,
     rounding_error,
@@ -26,82 +27,53 @@ from hessian_tools.curvature.directions.subspace import (
     subspace_overlap,
     vector_error,
 )
-from hessian_tools.curvature.directions.third_derivative import Expansion, cubic_term
+from hessian_tools.curvature.directions.third_derivative import Expansion, third_derivative
 from hessian_tools.curvature.eigen.gram import GramSpectrum, gauss_newton_spectrum
 from hessian_tools.curvature.eigen.pairs import EigenPairs, Extremes, extremal_eigenpairs, top_eigenpairs
 from hessian_tools.curvature.eigen.spectrum import Spectrum, spectrum
 from hessian_tools.curvature.estimates.density import Density, spectral_density
 from hessian_tools.curvature.estimates.gauss_rules import quadrature
 from hessian_tools.curvature.estimates.moments import Diagonal, Moments, diagonal, frobenius_squared, moments
-from hessian_tools.curvature.estimates.multiaffine import is_multiaffine
 from hessian_tools.curvature.estimates.trace import Estimate, estimate_of, rademacher, trace
 from hessian_tools.curvature.objective.groups import Ragged, ragged
-from hessian_tools.curvature.operators.composite import Block, Combination, Restriction
 from hessian_tools.curvature.operators.gauss_newton import GaussNewton, gauss_newton
 from hessian_tools.curvature.operators.hessian import Hessian, gradient, hessian
 from hessian_tools.curvature.operators.operator import Operator
+from hessian_tools.deprecation import old_names
 
-__all__ = [
-    "DESCENT_THRESHOLD",
-    "AdaptationGram",
-    "AdaptationJacobian",
-    "AlongGradient",
-    "Block",
-    "Check",
-    "Combination",
-    "Density",
-    "Diagonal",
-    "EigenPairs",
-    "Estimate",
-    "Expansion",
-    "Explained",
-    "Extremes",
-    "Finding",
-    "GaussNewton",
-    "GramSpectrum",
-    "Hessian",
-    "Moments",
-    "Operator",
-    "Ragged",
-    "Restriction",
-    "SingularValues",
-    "Spectrum",
-    "adaptation_jacobian",
-    "alignment",
-    "along",
-    "check_operator",
-    "cos_displacement",
-    "cosine_null",
-    "cubic_term",
-    "diagonal",
-    "estimate_of",
-    "explained_by_gauss_newton",
-    "extremal_eigenpairs",
-    "filter_scale",
-    "frobenius_squared",
-    "gauss_newton",
-    "gauss_newton_spectrum",
-    "gradient",
-    "gradient_share",
-    "hessian",
-    "is_multiaffine",
-    "moments",
-    "overlap_null",
-    "principal_angles",
-    "product_asymmetry",
-    "quadrature",
-    "rademacher",
-    "ragged",
-    "rho_normalised",
-    "rounding_error",
-    "singular_values",
-    "small_step_difference",
-    "spectral_density",
-    "spectrum",
-    "step_overlaps",
-    "subspace_error",
-    "subspace_overlap",
-    "top_eigenpairs",
-    "trace",
-    "vector_error",
-]
+# The operators, the gradient, and whether an operator is what it claims to be.
+__all__ = ["hessian", "gauss_newton", "gradient", "ragged", "check_operator"]
+__all__ += ["Operator", "Hessian", "GaussNewton", "Ragged", "Check", "Finding"]
+# Eigenvalues.
+__all__ += ["top_eigenpairs", "extremal_eigenpairs", "spectrum", "gauss_newton_spectrum"]
+__all__ += ["EigenPairs", "Extremes", "Spectrum", "GramSpectrum"]
+# Traces, norms, diagonals and densities, from random probes.
+__all__ += ["trace", "moments", "frobenius_squared", "diagonal", "spectral_density", "quadrature"]
+__all__ += ["Estimate", "Moments", "Diagonal", "Density", "rademacher", "estimate_of"]
+# Along the gradient.
+__all__ += ["gradient_curvature", "GradientCurvature", "DESCENT_THRESHOLD", "third_derivative", "Expansion"]
+__all__ += ["curvature_along", "product_asymmetry", "rounding_error", "filter_scale", "rho_normalised"]
+# Between eigenspaces, and of the Hessian's Gauss-Newton part.
+__all__ += ["gradient_share", "subspace_overlap", "step_overlaps", "principal_angles", "overlap_null"]
+__all__ += ["subspace_error", "vector_error", "gauss_newton_share", "GaussNewtonShare"]
+# Of the inner loop as a whole.
+__all__ += ["adaptation_jacobian", "AdaptationJacobian", "singular_values", "SingularValues"]
+__all__ += ["alignment", "cos_displacement", "cosine_null", "Null", "small_step_difference"]
+
+if not TYPE_CHECKING:  # a type checker would take every attribute for known
+    _OPERATORS, _DIRECTIONS = (f"{__name__}.{room}" for room in ("operators.composite", "directions"))
+    __getattr__ = old_names(
+        __name__,
+        {
+            "AdaptationGram": f"{_DIRECTIONS}.adaptation.AdaptationGram",
+            "AlongGradient": f"{__name__}.GradientCurvature",
+            "Block": f"{_OPERATORS}.Block",
+            "Combination": f"{_OPERATORS}.Combination",
+            "Explained": f"{__name__}.GaussNewtonShare",
+            "Restriction": f"{_OPERATORS}.Restriction",
+            "along": f"{__name__}.curvature_along",
+            "cubic_term": f"{__name__}.third_derivative",
+            "explained_by_gauss_newton": f"{__name__}.gauss_newton_share",
+            "is_multiaffine": f"{__name__}.estimates.multiaffine.is_multiaffine",
+        },
+    )

@@ -1,34 +1,37 @@
-"""How results show themselves in a notebook: a line of numbers with their errors and a small picture, by hand in SVG.
+"""How results show themselves in a notebook: numbers with their errors, and a small picture as hand-written SVG.
 
-Nothing is computed here. Pictures proper, with axes: ``analysis.plot``.
+Nothing is measured here. Pictures with axes are drawn by ``analysis.plot``.
 """
 
 from collections.abc import Sequence
 from html import escape
-from math import isfinite, log10
+from math import isfinite, log10, prod
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+# Of a picture, in pixels.
 WIDTH, HEIGHT, MARGIN = 320, 60, 6
-# Points shown; a result at thousands of points would fill the page.
-ROWS = 8
+# The number of points shown, because a result at thousands of points would fill the page.
+MAX_ROWS = 8
+# Colours of a number, of its error or of what has not converged, and of zero.
 INK, SHADE, ZERO = "#333333", "#c9c9c9", "#b2182b"
-# Shares below this part of the largest are the foot of a density's logarithmic axis.
+# The logarithmic axis of a density ends at this share of the density's largest value.
 FOOT = 1e-5
 
 
 def eigenvalues_html(
     values: Float[Tensor, "*point k"], residuals: Float[Tensor, "*point k"], converged: Bool[Tensor, "*point k"]
 ) -> str:
-    """A row a point: ticks at the eigenvalues on one axis for all, grey where not converged; and the numbers."""
-    rows = list(zip(_rows(values), _rows(residuals), _rows(converged.to(values)), strict=True))[:ROWS]
+    """A row for each point: its eigenvalues as ticks on one axis for all points, grey where not converged."""
+    rows = list(zip(_rows(values), _rows(residuals), _rows(converged.to(values)), strict=True))[:MAX_ROWS]
     finite = [v for value, *_ in rows for v in value if isfinite(v)]
     low, high = min([0.0, *finite]), max([0.0, *finite])
     texts = []
     for value, residual, good in rows:
-        shown = [(v, INK if g else SHADE) for v, g in zip(value, good, strict=True) if isfinite(v)]
-        marks = [_tick(_place(v, low, high), color) for v, color in shown]
+        colored = [(v, INK if g else SHADE) for v, g in zip(value, good, strict=True) if isfinite(v)]
+        marks = [_tick(_place(v, low, high), color) for v, color in colored]
         numbers = ", ".join(f"{v:.4g} ± {r:.1g}" for v, r in zip(value, residual, strict=True))
         texts.append(_svg(_tick(_place(0.0, low, high), ZERO, 0.25) + "".join(marks), 20) + _line(numbers))
     return _block("EigenPairs (± residual)", texts, values.shape[:-1])
@@ -37,9 +40,9 @@ def eigenvalues_html(
 def density_html(
     grid: Float[Tensor, "*point grid"], density: Float[Tensor, "*point grid"], high: Float[Tensor, "*point grid"]
 ) -> str:
-    """A row a point: the density on a logarithmic axis, the upper end of its band behind it."""
+    """A row for each point: the density on a logarithmic axis, in front of the upper end of its band."""
     texts = []
-    for x, y, top in list(zip(*(_rows(part) for part in (grid, density, high)), strict=True))[:ROWS]:
+    for x, y, top in list(zip(*(_rows(part) for part in (grid, density, high)), strict=True))[:MAX_ROWS]:
         if not all(map(isfinite, y)):
             texts.append(_line("not finite"))
             continue
@@ -50,8 +53,8 @@ def density_html(
 
 
 def estimate_html(value: Float[Tensor, "*point"], stderr: Float[Tensor, "*point"], probes: int) -> str:
-    """A row a point: the value with one standard error each way, on one axis for all."""
-    pairs = list(zip(_flat(value), _flat(stderr), strict=True))[:ROWS]
+    """A row for each point: the value with one standard error each way, on one axis for all points."""
+    pairs = _rows(torch.stack([value, stderr], dim=-1))[:MAX_ROWS]
     ends = [end for v, e in pairs for end in (v - e, v + e) if isfinite(end)]
     low, high = min([0.0, *ends]), max([0.0, *ends])
     texts = []
@@ -66,16 +69,13 @@ def estimate_html(value: Float[Tensor, "*point"], stderr: Float[Tensor, "*point"
 
 
 def _rows(values: Tensor) -> list[list[float]]:
+    """The numbers of each point."""
     rows: list[list[float]] = values.detach().cpu().reshape(-1, values.shape[-1]).tolist()
     return rows
 
 
-def _flat(values: Tensor) -> list[float]:
-    flat: list[float] = values.detach().cpu().reshape(-1).tolist()
-    return flat
-
-
 def _place(value: float, low: float, high: float) -> float:
+    """The horizontal place of a value in a picture whose axis goes from low to high."""
     return MARGIN + (value - low) / ((high - low) or 1.0) * (WIDTH - 2 * MARGIN)
 
 
@@ -85,10 +85,10 @@ def _tick(x: float, color: str, height: float = 0.7) -> str:
 
 
 def _area(x: Sequence[float], y: Sequence[float], peak: float, color: str) -> str:
-    """Down to the foot; every column of the picture once, by its largest value."""
+    """The area below a curve on the logarithmic axis; a column of pixels shows the largest value in it."""
     columns: dict[int, float] = {}
-    for place, value in zip(x, y, strict=True):
-        column = round(_place(place, x[0], x[-1]))
+    for at, value in zip(x, y, strict=True):
+        column = round(_place(at, x[0], x[-1]))
         columns[column] = max(columns.get(column, 0.0), value)
     depth = log10(1 / FOOT)
     heights = {c: HEIGHT * (1 - min(1.0, log10(peak / max(v, FOOT * peak)) / depth)) for c, v in columns.items()}
@@ -105,9 +105,7 @@ def _line(text: str) -> str:
 
 
 def _block(title: str, rows: list[str], points: Sequence[int]) -> str:
-    count = 1
-    for size in points:
-        count *= size
+    count = prod(points)
     more = f"<div>and {count - len(rows)} more points</div>" if count > len(rows) else ""
-    where = f" at {count} points" if len(points) else ""
-    return f"<div><div>{escape(title + where)}</div>{''.join(f'<div>{row}</div>' for row in rows)}{more}</div>"
+    at_points = f" at {count} points" if len(points) else ""
+    return f"<div><div>{escape(title + at_points)}</div>{''.join(f'<div>{row}</div>' for row in rows)}{more}</div>"

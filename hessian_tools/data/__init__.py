@@ -1,12 +1,11 @@
 """Tasks to meta-learn from: the bundled drawings, generated regression, data sets on disk, and the episode sampler."""
 
-from hessian_tools.data.crossing import CrossDomainTasks
-from hessian_tools.data.episodes import ClassSet, Episode, ImageClasses, ImageTasks, TaskSource, check_choice
+from hessian_tools.data.class_sets import ImageClasses, StoredClasses
+from hessian_tools.data.episodes import ClassSet, CrossDomainTasks, Episode, ImageTasks, TaskSource, check_choice
 from hessian_tools.data.features import FeatureClasses
 from hessian_tools.data.opening import describe, open_data, open_tasks, reshaped, summary
 from hessian_tools.data.quickdraw import load_quickdraw
 from hessian_tools.data.regression import Line, Sine, SineLineTasks
-from hessian_tools.data.stored import StoredClasses
 
 __all__ = [
     "ClassSet",

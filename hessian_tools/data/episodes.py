@@ -1,28 +1,27 @@
-"""Few-shot episodes: what a task is, and how image classes become one.
+"""Few-shot episodes: what a task is, and how one is drawn from the classes of a data set.
 
-An episode is a function of (seed, split, index) alone. It is drawn from NumPy's frozen
-generator, so that task 17 of the test split is the same task on every machine, and nobody
-needs to store or pass on drawn tasks.
+An episode is a function of (seed, split, index) alone. It is drawn from NumPy's frozen generator, so that task 17 of
+the test split is the same task on every machine, and drawn tasks need not be stored or passed on.
 """
 
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass
-from difflib import get_close_matches
 from functools import cached_property
 from operator import index as as_index
-from typing import NamedTuple, Protocol, SupportsIndex, runtime_checkable
+from typing import ClassVar, NamedTuple, Protocol, SupportsIndex, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Int64, UInt8
+from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
+from hessian_tools.data.splits import did_you_mean
 from hessian_tools.rng import numpy_stream
 
 SPLITS = ("train", "val", "test")
 
-# Part of every digest. Raise it whenever the same (seed, split, index) would give another episode.
+# This is part of every digest. Raise it whenever the same (seed, split, index) would give another episode.
 EPISODE_RECIPE = "episodes-1"
 
 Batch = tuple[Float[Tensor, "example ..."], Int64[Tensor, " example"] | Float[Tensor, "example output"]]
@@ -41,15 +40,15 @@ class Episode(NamedTuple):
 
 @runtime_checkable
 class TaskSource(Protocol):
-    """What training and measuring ask of a supply of tasks; image and regression tasks both meet it."""
+    """What training and measuring need of a supply of tasks, whether of images, of features or of regression."""
 
     @property
     def kind(self) -> str:
-        """``"classification"`` or ``"regression"``: which criterion fits."""
+        """``"classification"`` or ``"regression"``, which tells the criterion that fits."""
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of one x, without the example axis."""
+        """The shape of one x, without the example axis."""
 
     @property
     def outputs(self) -> int:
@@ -57,7 +56,7 @@ class TaskSource(Protocol):
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) of everything the episodes follow from, for a run's manifest."""
+        """SHA-256 (hex) of everything that the episodes follow from, for a run's manifest."""
 
     def episode(self, *, seed: int, split: str, index: int) -> Episode:
         """Task number ``index`` of a split; the same whenever and wherever it is asked for."""
@@ -65,7 +64,7 @@ class TaskSource(Protocol):
 
 @runtime_checkable
 class ClassSet(Protocol):
-    """Examples by class, and classes by split: what the sampler draws from, whatever the examples are."""
+    """Examples by class, and classes by split: what episodes are drawn from, whatever the examples are."""
 
     @property
     def name(self) -> str:
@@ -77,7 +76,7 @@ class ClassSet(Protocol):
 
     @property
     def splits(self) -> Mapping[str, tuple[int, ...]]:
-        """Class positions by split name."""
+        """The positions of the classes by the name of the split."""
 
     @property
     def scale(self) -> int:
@@ -89,89 +88,32 @@ class ClassSet(Protocol):
 
     @property
     def example_shape(self) -> tuple[int, ...]:
-        """Shape of one example."""
+        """The shape of one example."""
 
     def classes(self, split: str) -> tuple[int, ...]:
-        """Positions of a split's classes; ValueError where there is no such split."""
+        """The positions of a split's classes; ValueError where there is no such split."""
 
     def count(self, position: int) -> int:
-        """Number of examples of the class at a position."""
+        """The number of examples of the class at a position."""
 
     def take(
         self, classes: Int[np.ndarray, " way"], examples: Int[np.ndarray, "example way"]
     ) -> Float[Tensor, "row ..."]:
-        """The examples named, example by example and within each way by way, as float32."""
-
-
-@dataclass(frozen=True, eq=False)
-class ImageClasses:
-    """A set of images by class, each class with the same number of them.
-
-    images: uint8 [class, example, channel, height, width], ink (or light) high; may be memory-mapped, and is
-        never written to.
-    splits: class positions by split name; no class may be in two splits.
-    scale: the pixel value that stands for 1.0, so 1 for binary images and 255 for grey or colour.
-    digest: SHA-256 (hex) of the images, as the reader that made this object defines it.
-    """
-
-    name: str
-    images: np.ndarray
-    class_names: tuple[str, ...]
-    splits: Mapping[str, tuple[int, ...]]
-    digest: str
-    scale: int = 1
-
-    def __post_init__(self) -> None:
-        if self.images.dtype != np.uint8 or self.images.ndim != 5:
-            raise ValueError(
-                f"images of {self.name} are {self.images.dtype} of shape {self.images.shape}; "
-                "use uint8 [class, example, channel, height, width]"
-            )
-        count = len(self.images)
-        if len(self.class_names) != count or len(set(self.class_names)) != count:
-            raise ValueError(
-                f"{self.name} has {count} classes of images and {len(set(self.class_names))} different class names; "
-                "give one name to each class"
-            )
-        check_splits(self.name, self.splits, count)
-
-    @property
-    def examples_per_class(self) -> int:
-        """Number of images of each class."""
-        return self.images.shape[1]
-
-    @property
-    def example_shape(self) -> tuple[int, ...]:
-        """(channel, height, width)."""
-        return self.images.shape[2:]
-
-    def classes(self, split: str) -> tuple[int, ...]:
-        """Positions of a split's classes; ValueError, with the nearest name, where there is no such split."""
-        return self.splits[check_choice("split", split, self.splits)]
-
-    def count(self, position: int) -> int:
-        """Number of images of a class: of each the same."""
-        return self.examples_per_class
-
-    def take(
-        self, classes: Int[np.ndarray, " way"], examples: Int[np.ndarray, "example way"]
-    ) -> Float[Tensor, "row channel height width"]:
-        """Gather by index, then scale: only the images asked for are ever read or converted."""
-        return unit_floats(self.images[classes, examples], self.scale)
+        """The examples asked for as float32: all ways of the first example, then all ways of the second, and so on."""
 
 
 @dataclass(frozen=True)
 class ImageTasks:
-    """N-way K-shot classification tasks from a set of classes: of images, or of their features.
+    """N-way K-shot classification tasks from a set of classes, of images or of their features.
 
-    ways: classes in an episode. shots, queries: images of each class in the support and query set.
+    ways: classes in an episode. shots, queries: images of each class in the support set and in the query set.
 
-    Classes and their labels are a random draw without repetition; within a class, too, no example
-    occurs twice. The support set does not depend on ``queries``, and what fewer queries or ways
-    show, more of them show first: 5 and 15 queries judge the same adapted network.
+    The classes and their labels are drawn at random without repetition, and so are the examples of a class. The
+    support set does not depend on ``queries``; and with more queries or ways, the episode begins with what it shows
+    with fewer. So 5 and 15 queries judge the same adapted network.
 
-    Examples come interleaved: labels 0, 1, .., ways-1, 0, 1, ..; row r has label r % ways. So the
-    first n * ways rows of a query set are the query set with n queries.
+    Examples are interleaved: the labels are 0, 1, .., ways-1, 0, 1, .., and row r has label r % ways. So the first
+    n * ways rows of a query set are the query set with n queries.
     """
 
     dataset: ClassSet
@@ -179,23 +121,29 @@ class ImageTasks:
     ways: int = 5
     shots: int = 1
     queries: int = 15
+    kind: ClassVar[str] = "classification"
 
     def __post_init__(self) -> None:
         for name in ("ways", "shots", "queries"):
             check_count(name, getattr(self, name))
-        self._check_examples()
+        data, num_examples = self.dataset, self.shots + self.queries
+        members = [position for positions in data.splits.values() for position in positions]
+        counts = {position: data.count(position) for position in members}
+        smallest = min(members, key=counts.__getitem__)
+        if num_examples > counts[smallest]:
+            equal = len(set(counts.values())) == 1
+            where = data.name if equal else f"the class {data.class_names[smallest]!r} of {data.name}"
+            raise ValueError(
+                f"shots={self.shots} and queries={self.queries} need {num_examples} images of each class "
+                f"but {where} has {counts[smallest]}; use at most {counts[smallest]} in all"
+            )
         # A split with too few classes is refused when it is asked for, not before: 64-way training with 16
         # validation classes is fine until somebody validates.
-        self._check_ways(max(self.dataset.splits, key=lambda split: len(self.dataset.splits[split])))
-
-    @property
-    def kind(self) -> str:
-        """``"classification"``."""
-        return "classification"
+        self._check_ways(max(data.splits, key=lambda split: len(data.splits[split])))
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """(channel, height, width) of images."""
+        """The shape of one example: (channel, height, width) of images."""
         return self.dataset.example_shape
 
     @property
@@ -213,36 +161,23 @@ class ImageTasks:
     def episode(self, *, seed: SupportsIndex, split: str, index: SupportsIndex) -> Episode:
         """Task number ``index`` (0, 1, ...) of a split.
 
-        ValueError for an unknown split, one with fewer classes than ways, or a negative index.
+        Raises ValueError for an unknown split, one with fewer classes than ways, or a negative index.
         """
-        classes = np.asarray(self.dataset.classes(split))
+        positions = np.asarray(self.dataset.classes(split))
         self._check_ways(split)
         rng = episode_stream(seed, split, index)
-        # Whole permutations, cut afterwards: the draw itself must not know shots, queries or ways.
-        chosen = classes[rng.permutation(len(classes))[: self.ways]]
-        wanted = self.shots + self.queries
-        orders = [rng.permutation(self.dataset.count(int(position)))[:wanted] for position in chosen]
+        # Whole permutations are drawn and then cut, so that the draw does not depend on shots, queries or ways.
+        classes = positions[rng.permutation(len(positions))[: self.ways]]
+        num_examples = self.shots + self.queries
+        orders = [rng.permutation(self.dataset.count(int(position)))[:num_examples] for position in classes]
         examples = np.stack(orders, axis=1)  # [example, way]
-        return Episode(self._batch(chosen, examples[: self.shots]), self._batch(chosen, examples[self.shots :]))
+        return Episode(self._batch(classes, examples[: self.shots]), self._batch(classes, examples[self.shots :]))
 
     def _batch(
         self, classes: Int[np.ndarray, " way"], examples: Int[np.ndarray, "example way"]
     ) -> tuple[Float[Tensor, "row ..."], Int64[Tensor, " row"]]:
         x = self.dataset.take(classes, examples)
         return x, torch.arange(len(x), device="cpu") % self.ways
-
-    def _check_examples(self) -> None:
-        data, wanted = self.dataset, self.shots + self.queries
-        members = [position for positions in data.splits.values() for position in positions]
-        counts = {position: data.count(position) for position in members}
-        smallest = min(members, key=counts.__getitem__)
-        if wanted > counts[smallest]:
-            even = len(set(counts.values())) == 1
-            which = data.name if even else f"the class {data.class_names[smallest]!r} of {data.name}"
-            raise ValueError(
-                f"shots={self.shots} and queries={self.queries} need {wanted} images of each class "
-                f"but {which} has {counts[smallest]}; use at most {counts[smallest]} in all"
-            )
 
     def _check_ways(self, split: str) -> None:
         available = len(self.dataset.splits[split])
@@ -253,27 +188,56 @@ class ImageTasks:
             )
 
 
-def unit_floats(pixels: UInt8[np.ndarray, "example way ..."], scale: int) -> Float[Tensor, "row ..."]:
-    """Stored values as float32, the value ``scale`` as 1, in new memory."""
-    x = torch.from_numpy(pixels).flatten(0, 1).to(torch.float32)
-    return x if scale == 1 else x / scale
+@dataclass(frozen=True)
+class CrossDomainTasks:
+    """Learning on one data set and being tested on another (Chen et al., 2019).
 
+    Tasks for training and validation come from ``source``, those for test from ``target``. For several targets make
+    one object for each: what is trained depends on ``source`` alone, so that one trained network serves them all.
+    Raises ValueError unless both have the same kind, input shape and number of outputs.
+    """
 
-def check_splits(name: str, splits: Mapping[str, tuple[int, ...]], count: int) -> None:
-    """ValueError unless every class is in one split at most, and there is one."""
-    members = sorted(position for positions in splits.values() for position in positions)
-    if len(set(members)) != len(members):
-        raise ValueError(f"a class of {name} is in two splits; meta-test classes must be new ones")
-    if not members:
-        raise ValueError(f"the splits of {name} hold no class; give at least one split, such as 'train'")
-    if members[0] < 0 or members[-1] >= count:
-        outside = members[0] if members[0] < 0 else members[-1]
-        raise ValueError(f"a split of {name} holds class {outside}; use positions 0 to {count - 1}")
+    source: TaskSource
+    target: TaskSource
+
+    def __post_init__(self) -> None:
+        for name, advice in (
+            ("kind", "use two of classification or two of regression"),
+            ("input_shape", "open both with the same image_size and channels"),
+            ("outputs", "open both with the same ways"),
+        ):
+            ours, theirs = getattr(self.source, name), getattr(self.target, name)
+            if ours != theirs:
+                raise ValueError(f"{name} is {ours} in training and {theirs} in test; {advice}")
+
+    @property
+    def kind(self) -> str:
+        """The kind of both."""
+        return self.source.kind
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The input shape of both."""
+        return self.source.input_shape
+
+    @property
+    def outputs(self) -> int:
+        """The number of outputs of both."""
+        return self.source.outputs
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 (hex) of both sources' digests."""
+        return text_digest("cross-domain-1", self.source.digest, self.target.digest)
+
+    def episode(self, *, seed: int, split: str, index: int) -> Episode:
+        """Task number ``index`` of a split, from the target for test and else from the source."""
+        return (self.target if split == "test" else self.source).episode(seed=seed, split=split, index=index)
 
 
 def episode_stream(seed: SupportsIndex, split: str, index: SupportsIndex) -> np.random.RandomState:
-    """The generator of one episode. TypeError unless seed and index are whole numbers."""
-    # as_index turns NumPy's integers into Python's: they print differently, hence seed differently.
+    """The random generator of one episode. Raises TypeError unless seed and index are whole numbers."""
+    # as_index turns NumPy's integers into Python's, because they print differently and would seed differently.
     if as_index(index) < 0:
         raise ValueError(f"index={index} but episodes are numbered from 0; use 0 or more")
     return numpy_stream(as_index(seed), "episode", str(split), as_index(index))
@@ -287,14 +251,12 @@ def text_digest(*parts: object) -> str:
 def check_count(name: str, value: object) -> None:
     """ValueError unless the value is a whole number of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"{name}={value!r} but it counts things; use a whole number of at least 1")
+        raise ValueError(f"{name}={value!r} is a number of things; use a whole number of at least 1")
 
 
 def check_choice(name: str, value: str, allowed: Iterable[str]) -> str:
-    """The value, if it is one of those allowed; else ValueError with the list and the nearest."""
+    """The value, if it is one of those allowed; else ValueError with the list and the nearest one."""
     names = list(allowed)
     if value in names:
         return value
-    near = get_close_matches(str(value), names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"{name}={value!r} is not one of {', '.join(names)}{hint}")
+    raise ValueError(f"{name}={value!r} is not one of {', '.join(names)}{did_you_mean(str(value), names)}")

@@ -1,7 +1,7 @@
-"""The bundled image set: 345 classes of 20 hand drawings, 28 x 28, one bit a pixel.
+"""The bundled image set: 345 classes of 20 hand drawings, 28 x 28, one bit for each pixel.
 
-From "The Quick, Draw! Dataset" (Google, CC-BY-4.0; see quickdraw.LICENSE.txt for the attribution
-and for what was changed). ``rebuild_quickdraw`` makes both files again, byte for byte.
+It is taken from "The Quick, Draw! Dataset" (Google, CC-BY-4.0; quickdraw.LICENSE.txt has the attribution and says what
+was changed). ``rebuild_quickdraw`` makes both of its files again, byte for byte.
 """
 
 import hashlib
@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from hessian_tools.data.episodes import ImageClasses
+from hessian_tools.data.class_sets import ImageClasses
+from hessian_tools.data.splits import named_split
 
 SIDE = 28
 PIXELS_FILE = Path(__file__).with_name("quickdraw.npy")
@@ -21,17 +22,17 @@ INDEX_FILE = Path(__file__).with_name("quickdraw.json")
 
 @cache
 def load_quickdraw() -> ImageClasses:
-    """QuickDraw as image classes: images [345, 20, 1, 28, 28] with ink 1 on paper 0; read once a process.
+    """QuickDraw as image classes: images [345, 20, 1, 28, 28] with ink 1 on paper 0, read once for each process.
 
-    Classes are in the code-point order of their names. Splits are 220 / 55 / 70 classes, fixed by
-    name. Drawings touch the top and left edge of their frame, as in the source, and are not
-    centred. ValueError if the pixels are not those that the index was written for.
+    Classes are in the code-point order of their names. The splits have 220, 55 and 70 classes and are fixed by name.
+    Drawings touch the top and left edge of their frame, as in the source, and are not centred. Raises ValueError if
+    the pixels are not those that the index was written for.
     """
     return read_quickdraw(PIXELS_FILE, INDEX_FILE)
 
 
 def read_quickdraw(pixels_file: Path, index_file: Path) -> ImageClasses:
-    """The same from any pair of files that ``rebuild_quickdraw`` wrote."""
+    """The image classes in any pair of files that ``rebuild_quickdraw`` wrote."""
     index = json.loads(index_file.read_text(encoding="utf-8"))
     stored = pixels_file.read_bytes()
     digest = hashlib.sha256(stored).hexdigest()
@@ -42,8 +43,6 @@ def read_quickdraw(pixels_file: Path, index_file: Path) -> ImageClasses:
         )
     packed = np.load(io.BytesIO(stored), allow_pickle=False)  # [class, example, byte]
     images = np.unpackbits(packed, axis=-1).reshape(*packed.shape[:2], 1, SIDE, SIDE)
-    images.setflags(write=False)  # everybody in the process shares this array
-    names = tuple(index["class_names"])
-    position = {name: i for i, name in enumerate(names)}
-    splits = {split: tuple(position[name] for name in members) for split, members in index["splits"].items()}
-    return ImageClasses("quickdraw", images, names, splits, digest)
+    images.setflags(write=False)  # load_quickdraw gives this one array to everybody in the process
+    splits = named_split("quickdraw", index["split_rule"], index["splits"]).positions(index["class_names"], "quickdraw")
+    return ImageClasses("quickdraw", images, tuple(index["class_names"]), splits, digest)

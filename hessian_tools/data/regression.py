@@ -1,13 +1,13 @@
-"""Sine and line regression: tasks that are generated, not read.
+"""Sine and line regression: tasks that are generated, not read from files.
 
-The recipe of Lee, Yoo and Kwak (2023): half of the tasks are sines A sin(x + phi), half are lines
-a x + b, seen with noise at a few of 50 fixed places.
+The recipe is that of Lee, Yoo and Kwak (2023): half of the tasks are sines A sin(x + phi) and half are lines a x + b,
+observed with noise at a few of 50 fixed points.
 """
 
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import SupportsIndex
+from typing import ClassVar, SupportsIndex
 
 import numpy as np
 import torch
@@ -21,13 +21,13 @@ PHASE = (0.0, math.pi)
 COEFFICIENT = (-3.0, 3.0)
 INTERVAL = (-5.0, 5.0)
 
-# Part of the digest. Raise it whenever the same (seed, split, index) would give another episode.
+# This is part of the digest. Raise it whenever the same (seed, split, index) would give another episode.
 CURVE_RECIPE = "sine-line-1"
 
 
 @dataclass(frozen=True)
 class Sine:
-    """x -> amplitude * sin(x + phase).
+    """The curve x -> amplitude * sin(x + phase).
 
     >>> Sine(2.0, 0.0)(np.array([0.0]))
     array([0.])
@@ -37,13 +37,13 @@ class Sine:
     phase: float
 
     def __call__(self, x: Float[np.ndarray, " point"]) -> Float[np.ndarray, " point"]:
-        """The curve without noise."""
+        """The values of the curve, without noise."""
         return self.amplitude * np.sin(x + self.phase)
 
 
 @dataclass(frozen=True)
 class Line:
-    """x -> slope * x + intercept.
+    """The curve x -> slope * x + intercept.
 
     >>> Line(2.0, 1.0)(np.array([3.0]))
     array([7.])
@@ -53,27 +53,28 @@ class Line:
     intercept: float
 
     def __call__(self, x: Float[np.ndarray, " point"]) -> Float[np.ndarray, " point"]:
-        """The curve without noise."""
+        """The values of the curve, without noise."""
         return self.slope * x + self.intercept
 
 
 @dataclass(frozen=True, kw_only=True)
 class SineLineTasks:
-    """Regression tasks: support points of one noisy curve to adapt on, all its other points to judge by.
+    """Regression tasks: a few noisy points of one curve to adapt on, and all its other points to judge by.
 
-    support: number of support points. points: places on the axis, evenly spaced over [-5, 5] with
-    both ends, the same in every task; the ``points - support`` others are the query set.
-    noise: standard deviation of the Gaussian noise on every y, support and query alike (so the
-    mean squared error of a perfect fit is noise ** 2, not 0).
+    support: the number of support points. points: the number of places on the axis, evenly spaced over [-5, 5] with
+    both ends and the same in every task; the ``points - support`` other ones are the query set.
+    noise: the standard deviation of the Gaussian noise on every y, of support and query alike (so the mean squared
+    error of a perfect fit is noise ** 2, not 0).
 
-    The splits differ in their random stream only: every task is new, and none is held out by kind.
-    Episodes are equal on every machine as far as its sin, log and sqrt are: these may differ in the
-    last bit of a float64, which the rounding to float32 hides but about once in 10^8 numbers.
+    The splits differ only in their random stream: every task is new, and no kind of curve is held out.
+    Episodes are equal on every machine as far as its sin, log and sqrt are. These may differ in the last bit of a
+    float64, which the rounding to float32 hides except about once in 10^8 numbers.
     """
 
     support: int = 5
     points: int = 50
     noise: float = 0.3
+    kind: ClassVar[str] = "regression"
 
     def __post_init__(self) -> None:
         for name in ("support", "points"):
@@ -87,18 +88,13 @@ class SineLineTasks:
             raise ValueError(f"noise={self.noise} is not a standard deviation; use 0 or a positive finite number")
 
     @property
-    def kind(self) -> str:
-        """``"regression"``."""
-        return "regression"
-
-    @property
     def input_shape(self) -> tuple[int, ...]:
-        """One number."""
+        """An input is one number."""
         return (1,)
 
     @property
     def outputs(self) -> int:
-        """One number."""
+        """An output is one number."""
         return 1
 
     @cached_property
@@ -110,8 +106,8 @@ class SineLineTasks:
     def episode(self, *, seed: SupportsIndex, split: str, index: SupportsIndex) -> Episode:
         """Task number ``index`` (0, 1, ...) of a split: x [example, 1], y [example, 1], float32.
 
-        The curve, the noise at each place and the order in which places are handed to the support
-        set do not depend on ``support``. ValueError for an unknown split or a negative index.
+        The curve, the noise at each place and the order in which places go to the support set do not depend on
+        ``support``. Raises ValueError for an unknown split or a negative index.
         """
         curve, rng = _draw_curve(seed, split, index)
         order = rng.permutation(self.points)
@@ -121,12 +117,12 @@ class SineLineTasks:
         return Episode((_column(x[support]), _column(y[support])), (_column(x[query]), _column(y[query])))
 
     def curve(self, *, seed: SupportsIndex, split: str, index: SupportsIndex) -> Sine | Line:
-        """The curve behind the same task's points, for plots and for the noise-free error."""
+        """The curve that the points of the same task lie on, for plots and for the error without noise."""
         return _draw_curve(seed, split, index)[0]
 
 
 def _draw_curve(seed: SupportsIndex, split: str, index: SupportsIndex) -> tuple[Sine | Line, np.random.RandomState]:
-    """The task's curve, and its generator as the draw left it."""
+    """The task's curve, and the random generator in its state after the draw."""
     rng = episode_stream(seed, check_choice("split", split, SPLITS), index)
     if rng.random_sample() < 0.5:
         return Sine(rng.uniform(*AMPLITUDE), rng.uniform(*PHASE)), rng

@@ -7,7 +7,10 @@ from torch import Tensor, nn
 
 
 class MLP(nn.Module):
-    """Linear layers with an activation between them; inputs are flattened."""
+    """Linear layers with an activation between them; inputs are flattened.
+
+    sizes: the number of inputs, then of the units in each layer; the last are the outputs.
+    """
 
     def __init__(self, sizes: Sequence[int], *, activation: Callable[[], nn.Module] = nn.ReLU) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A small Vision Transformer whose products exist in every order of differentiation that curvature takes."""
+"""A small Vision Transformer that can be differentiated as often, and in whatever order, as curvature needs."""
 
 import torch
 from torch import Tensor, nn
@@ -7,12 +7,14 @@ from torch import Tensor, nn
 class VisionTransformer(nn.Module):
     """Patches, pre-norm transformer blocks, the mean over patches, a linear head (Dosovitskiy 2021, small).
 
-    patch must divide height and width; heads must divide width; hidden: units between the two linear
-    layers of a block, twice the width by default. No class token, no dropout. Attention is written out:
-    torch's fused one lacks forward derivatives of its gradient. So is layer normalisation: torch's own has wrong
-    third derivatives (2.13), which Hessian products of a meta-objective and gradients of a Hessian penalty
-    need; it costs about a third more time. Queries, keys and values have no bias: that of the keys would be
-    cancelled by the softmax.
+    outputs: numbers that come out for each image. patch: the side of a patch, which must divide height and width.
+    width: the length of the vectors, which ``heads`` must divide. depth: the number of blocks. hidden: units between
+    the two linear layers of a block, twice the width by default. input_shape: (channels, height, width) of an image.
+
+    There is no class token and no dropout. Attention is written out, because torch's fused one lacks forward
+    derivatives of its gradient. So is layer normalisation, because torch's own has wrong third derivatives (2.13),
+    which Hessian products of a meta-objective and gradients of a Hessian penalty need; it takes about a third more
+    time. Queries, keys and values have no bias, because the softmax would cancel that of the keys.
     """
 
     def __init__(
@@ -27,12 +29,12 @@ class VisionTransformer(nn.Module):
         input_shape: tuple[int, int, int] = (1, 28, 28),
     ) -> None:
         super().__init__()
-        channels, height, wide = input_shape
-        if height % patch or wide % patch:
-            raise ValueError(f"patch={patch} does not divide images of {height}x{wide}; choose a divisor of both")
+        channels, height, columns = input_shape
+        if height % patch or columns % patch:
+            raise ValueError(f"patch={patch} does not divide images of {height}x{columns}; choose a divisor of both")
         if width % heads:
             raise ValueError(f"heads={heads} does not divide width={width}; choose a divisor")
-        tokens = (height // patch) * (wide // patch)
+        tokens = (height // patch) * (columns // patch)
         blocks = [_Block(width, heads=heads, hidden=hidden or 2 * width) for _ in range(depth)]
         self.body = nn.Sequential(_Patches(channels, patch, tokens, width), *blocks, _LayerNorm(width))
         self.head = nn.Linear(width, outputs)
@@ -43,7 +45,7 @@ class VisionTransformer(nn.Module):
 
 
 class _Patches(nn.Module):
-    """Each patch to one vector, plus a learned vector for its place."""
+    """Turns each patch into one vector, and adds a learned vector for its place."""
 
     def __init__(self, channels: int, patch: int, tokens: int, width: int) -> None:
         super().__init__()
@@ -55,7 +57,7 @@ class _Patches(nn.Module):
 
 
 class _Block(nn.Module):
-    """Attention over patches, then a perceptron in each; both on normalised inputs and added to them."""
+    """Attention over the patches, then a perceptron for each; both take normalised inputs and add to the inputs."""
 
     def __init__(self, width: int, *, heads: int, hidden: int) -> None:
         super().__init__()
@@ -70,7 +72,7 @@ class _Block(nn.Module):
 
 
 class _Attention(nn.Module):
-    """softmax(q k' / sqrt(d)) v in each head, written out."""
+    """softmax(q k' / sqrt(d)) v for each head, written out."""
 
     def __init__(self, width: int, *, heads: int) -> None:
         super().__init__()
@@ -85,7 +87,7 @@ class _Attention(nn.Module):
 
 
 class _LayerNorm(nn.Module):
-    """Mean 0 and variance 1 over the last axis, then a factor and a shift an entry (Ba 2016)."""
+    """Normalises to mean 0 and variance 1 over the last axis, then scales and shifts each entry (Ba 2016)."""
 
     def __init__(self, width: int, *, eps: float = 1e-5) -> None:
         super().__init__()

@@ -1,10 +1,10 @@
-"""Batch normalisation with short derivatives: the same function, fewer passes over its activations.
+"""Batch normalisation with short derivatives: the same function in fewer passes over its activations.
 
-torch's own second derivative of ``F.batch_norm`` makes some 44 tensors of the size of the activations; on a
-Conv4 that is two thirds of a Hessian-vector product. Written out by hand it is 12. Used while a
-product is traced, and compared there with torch's own derivative.
+torch's own second derivative of ``F.batch_norm`` makes some 44 tensors of the size of the activations, which on a
+Conv4 is two thirds of a Hessian-vector product. Written out by hand it makes 12. It is used while a product is traced,
+and compared there with torch's own derivative.
 
-Per channel, with u' the mean of u over examples and pixels, h = r (x - x'), r = (var + eps)^-1/2:
+For each channel, with u' the mean of u over examples and pixels, h = r (x - x'), r = (var + eps)^-1/2:
 
     P(u)  = u - u' - h (hu)'                                   so that  dh = r P(dx),  dr = -r^2 (h dx)'
     y     = w h + b,                                           dy = w r P(dx) + h dw + db
@@ -12,7 +12,7 @@ Per channel, with u' the mean of u over examples and pixels, h = r (x - x'), r =
     d gx  = (r dw + w dr) P(g) + w r [P(dg) - (hg)' dh - h (g dh)']
     d gw  = n [(h dg)' + (g dh)'],   d gb = n (dg)'
 
-It is the derivative at eps > 0 too: nowhere is h taken to have unit variance.
+These are the derivatives at eps > 0 too: nowhere is h taken to have unit variance.
 """
 
 from typing import Any
@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 
 
 class ShortBatchNorm(TorchFunctionMode):
-    """Within it, ``F.batch_norm`` on batch statistics has the derivatives of this file; first and second order only."""
+    """While entered, ``F.batch_norm`` on batch statistics has the first and second derivatives of this file."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.batch_norm:
@@ -56,8 +56,8 @@ class _Forward(Function):
 
     @staticmethod
     def forward(x: Tensor, w: Tensor, b: Tensor, eps: float) -> Tensor:
-        # torch's own value to the last bit: another rounding could fall on the other side of a kink. Called as F does,
-        # for on CUDA that is cuDNN's kernel, whose rounding is not that of native_batch_norm.
+        # This is torch's own value to the last bit, because another rounding could fall on the other side of a kink.
+        # It is called as F does it: on CUDA that is cuDNN's kernel, which rounds otherwise than native_batch_norm.
         return torch.batch_norm(x, w, b, None, None, True, 0.0, eps, torch.backends.cudnn.enabled)
 
     @staticmethod
@@ -95,7 +95,7 @@ class _Backward(Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        raise NotImplementedError("third derivatives are not written here")
+        raise NotImplementedError("third derivatives are not written out here; leave ShortBatchNorm for them")
 
     @staticmethod
     def jvp(ctx: Any, dg: Tensor, dx: Tensor, dw: Tensor, _: None) -> tuple[Tensor, Tensor, Tensor]:
@@ -113,7 +113,7 @@ class _Backward(Function):
 
 
 def _combined(x: Tensor, offset: Tensor, *terms: tuple[Tensor, Tensor]) -> Tensor:
-    """The sum of tensors like x, each times a factor per channel, and an offset per channel."""
+    """The sum of tensors like x, each times its factor per channel, and an offset per channel."""
     tensor, factor = terms[0]
     total = tensor * _channels(factor, x)
     for tensor, factor in terms[1:]:
@@ -128,7 +128,7 @@ def _keep(ctx: Any, *inputs: Any) -> None:
 
 
 def _standardised(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """h and r; computed anew wherever they are wanted, for a trace has them once."""
+    """h and r; they are computed anew wherever they are needed, because a trace computes equal expressions once."""
     centred = x - _channels(_mean(x), x)
     r = (_mean(centred * centred) + eps).rsqrt()
     return centred * _channels(r, x), r

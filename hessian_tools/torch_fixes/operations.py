@@ -1,12 +1,11 @@
-"""Operations of torch written out by others, to the same values: for those whose derivatives torch has not, or wrong.
+"""Operations whose second derivatives are wrong or missing in torch (2.13), written out in others to the same values.
 
-Silently wrong in torch 2.13: ``solve``, ``det`` and ``slogdet`` of one matrix under two ``vmap``, by factors of 10 to
-10^9, and their third derivatives in forward mode, by 1 to 80 %; ``prelu``, ``cdist`` and ``pdist`` for several
-pulled-back vectors at once; the forward derivative of ``cholesky_inverse``. The others have no second or no forward
-derivative. :mod:`hessian_tools.torch_fixes.modes` puts them in place.
+What is wrong stands with each operation; where nothing does, torch has no second or no forward derivative of it and
+says so. Each takes the arguments of its namesake in torch.
 """
 
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import torch
@@ -18,25 +17,32 @@ _REDUCTIONS: dict[str, Reduction] = {"mean": torch.mean, "sum": torch.sum, "none
 
 
 def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
-    """g v / |v|, the length over all axes but one, or over all (-1)."""
+    """Weight normalisation g v / |v|, the length taken over all axes but ``dim``, or over all of them (-1).
+
+    torch's kernel has no forward derivative, and its second derivative in reverse mode is silently wrong and not
+    symmetric, by 20 to 90 % on a 3-2 linear layer.
+    """
     others = [axis for axis in range(v.ndim) if dim == -1 or axis != dim % v.ndim]
     return v * (g / (v**2).sum(others, keepdim=dim != -1).sqrt())
 
 
 def prelu(input: Tensor, weight: Tensor) -> Tensor:
-    """Slopes by channel, the second axis."""
+    """ReLU with a slope for each channel, the second axis.
+
+    torch's is silently wrong for several pulled-back vectors at once.
+    """
     shape = [1, -1, *[1] * (input.ndim - 2)] if input.ndim > 1 else [1] * input.ndim
     return torch.where(input > 0, input, weight.reshape(shape) * input)
 
 
 def hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
-    """A ramp from -3 to 3."""
+    """The ramp from 0 at -3 to 1 at 3."""
     y = F.relu6(input + 3) / 6
     return input.copy_(y) if inplace else y
 
 
 def glu(input: Tensor, dim: int = -1) -> Tensor:
-    """One half through a gate made of the other."""
+    """The gated linear unit: one half of the input times the sigmoid of the other."""
     a, b = input.chunk(2, dim)
     return a * torch.sigmoid(b)
 
@@ -44,66 +50,49 @@ def glu(input: Tensor, dim: int = -1) -> Tensor:
 def rrelu(
     input: Tensor, lower: float | int = 1 / 8, upper: float | int = 1 / 3, training: bool = False, inplace: bool = False
 ) -> Tensor:
-    """Its mean slope when evaluated; in training it draws random numbers."""
+    """ReLU with the mean of two slopes; in training mode it is torch's own, which draws the slope at random."""
     if training:
         return F.rrelu(input, lower, upper, training, inplace)
     return F.leaky_relu(input, (lower + upper) / 2, inplace)
 
 
 def conv_tbc(input: Tensor, weight: Tensor, bias: Tensor, pad: int = 0) -> Tensor:
-    """Convolution of [time, batch, channel]."""
+    """The convolution of [time, batch, channel]."""
     return F.conv1d(input.permute(1, 2, 0), weight.permute(2, 1, 0), bias, padding=pad).permute(2, 0, 1)
 
 
-def embedding_bag(
-    input: Tensor,
-    weight: Tensor,
-    offsets: Tensor | None = None,
-    max_norm: float | int | None = None,
-    norm_type: float | int = 2.0,
-    scale_grad_by_freq: bool = False,
-    mode: str = "mean",
-    sparse: bool = False,
-    per_sample_weights: Tensor | None = None,
-    include_last_offset: bool = False,
-    padding_idx: int | None = None,
-) -> Tensor:
-    """Sum or mean over each row of places; other bags are left to torch."""
-    plain = offsets is None and max_norm is None and padding_idx is None and not scale_grad_by_freq
-    if not plain or mode == "max" or input.ndim != 2:
-        return F.embedding_bag(
-            input,
-            weight,
-            offsets,
-            max_norm,
-            norm_type,
-            scale_grad_by_freq,
-            mode,
-            sparse,
-            per_sample_weights,
-            include_last_offset,
-            padding_idx,
-        )
-    entries = F.embedding(input, weight)
-    if per_sample_weights is not None:
-        entries = entries * per_sample_weights.unsqueeze(-1)
-    return entries.sum(1) if mode == "sum" else entries.mean(1)
+def embedding_bag(*args: Any, **kwargs: Any) -> Tensor:
+    """The sum or mean of the embeddings in each row; bags of other kinds are left to torch."""
+    call = signature(F.embedding_bag).bind(*args, **kwargs)
+    call.apply_defaults()
+    option = call.arguments
+    plain = option["offsets"] is None and option["max_norm"] is None and option["padding_idx"] is None
+    if not plain or option["scale_grad_by_freq"] or option["mode"] == "max" or option["input"].ndim != 2:
+        return F.embedding_bag(*args, **kwargs)
+    entries: Tensor = F.embedding(option["input"], option["weight"])
+    if option["per_sample_weights"] is not None:
+        entries = entries * option["per_sample_weights"].unsqueeze(-1)
+    return entries.sum(1) if option["mode"] == "sum" else entries.mean(1)
 
 
 def cdist(x1: Tensor, x2: Tensor, p: float | int = 2.0, compute_mode: str | None = None) -> Tensor:
-    """Distances of all pairs; as in torch, where two points coincide the derivative is taken as zero."""
+    """The distances of all pairs; as in torch, the derivative is taken as zero where two points coincide.
+
+    torch's is silently wrong for several pulled-back vectors at once.
+    """
     return _length(x1.unsqueeze(-2) - x2.unsqueeze(-3), p)
 
 
 def pdist(input: Tensor, p: float | int = 2.0) -> Tensor:
-    """Distances of the pairs i < j."""
+    """The distances of the pairs i < j, with the fault of :func:`cdist` in torch."""
     i, j = torch.triu_indices(len(input), len(input), 1, device=input.device)
     return _length(input[i] - input[j], p)
 
 
 def _length(d: Tensor, p: float | int) -> Tensor:
+    """The p-norm of the last axis; 0 with a zero derivative where d is 0."""
     same = (d == 0).all(-1)
-    d = torch.where(same.unsqueeze(-1), 1.0, d)  # a root has no derivative at zero
+    d = torch.where(same.unsqueeze(-1), 1.0, d)  # because a root has no derivative at zero
     if p == 0:
         length = (d != 0).to(d.dtype).sum(-1)
     elif p == float("inf"):
@@ -116,18 +105,23 @@ def _length(d: Tensor, p: float | int) -> Tensor:
 
 
 def ldexp(input: Tensor, other: Tensor) -> Tensor:
-    """input 2^other; to trace torch's own ends the process."""
+    """input 2^other; tracing torch's own ends the process."""
     return input * 2.0**other
 
 
 def cholesky_inverse(L: Tensor, upper: bool = False) -> Tensor:
-    """(L L')^-1."""
+    """(L L')^-1; torch's forward derivative of it is silently wrong."""
     eye = torch.eye(L.shape[-1], dtype=L.dtype, device=L.device)
     return torch.cholesky_solve(eye.expand(L.shape), L, upper)
 
 
 def solve(A: Tensor, B: Tensor, *, left: bool = True) -> Tensor:
-    """A^-1 B, or B A^-1, by the inverse, whose derivatives are right (the triangular factors have no rule for vmap)."""
+    """A^-1 B, or B A^-1 if not left.
+
+    torch's is silently wrong for one matrix under two ``vmap``, by factors of 10 to 10^9, and in the third derivative
+    by forward mode, by 1 to 80 %. So are :func:`slogdet` and :func:`det`.
+    """
+    # The derivatives of the inverse are right. The triangular factors have no rule for vmap.
     inverse = torch.linalg.inv(A)
     if left and (B.ndim == 1 or B.shape == A.shape[:-1]):
         return (inverse @ B.unsqueeze(-1)).squeeze(-1)
@@ -135,31 +129,31 @@ def solve(A: Tensor, B: Tensor, *, left: bool = True) -> Tensor:
 
 
 def slogdet(A: Tensor) -> tuple[Tensor, Tensor]:
-    """Sign and logarithm of the determinant, from the triangular factors."""
+    """The sign and the logarithm of |determinant|, from the triangular factors; for torch's fault see :func:`solve`."""
     sign, diagonal = _diagonal(A)
     return sign * torch.sgn(diagonal).prod(-1), diagonal.abs().log().sum(-1)
 
 
 def det(A: Tensor) -> Tensor:
-    """The determinant."""
+    """The determinant; for torch's fault see :func:`solve`."""
     sign, diagonal = _diagonal(A)
     return sign * diagonal.prod(-1)
 
 
 def logdet(A: Tensor) -> Tensor:
-    """Its logarithm."""
+    """The logarithm of the determinant."""
     return det(A).log()
 
 
 def _diagonal(A: Tensor) -> tuple[Tensor, Tensor]:
-    """The sign of the exchange of rows, and U's diagonal."""
+    """Of A = PLU the determinant of the permutation P, +-1, and the diagonal of U."""
     lu, pivots = torch.linalg.lu_factor(A)
-    stays = torch.arange(1, A.shape[-1] + 1, device=A.device, dtype=pivots.dtype)
-    return 1.0 - 2.0 * ((pivots != stays).sum(-1) % 2), lu.diagonal(dim1=-2, dim2=-1)
+    in_place = torch.arange(1, A.shape[-1] + 1, device=A.device, dtype=pivots.dtype)
+    return 1.0 - 2.0 * ((pivots != in_place).sum(-1) % 2), lu.diagonal(dim1=-2, dim2=-1)
 
 
 def mse_loss(input: Tensor, target: Tensor, *old: Any, reduction: str = "mean", **others: Any) -> Tensor:
-    """Squared error; what is out of the ordinary is left to torch."""
+    """The squared error; unusual calls are left to torch."""
     if _unusual(input, target, old, others):
         return F.mse_loss(input, target, *old, **{"reduction": reduction, **others})
     return _REDUCTIONS[reduction]((input - target) ** 2)
@@ -168,7 +162,7 @@ def mse_loss(input: Tensor, target: Tensor, *old: Any, reduction: str = "mean", 
 def huber_loss(
     input: Tensor, target: Tensor, reduction: str = "mean", delta: float | int = 1.0, **others: Any
 ) -> Tensor:
-    """Squared error near, absolute error far."""
+    """The squared error below delta and the absolute error above; unusual calls are left to torch."""
     if _unusual(input, target, (), others):
         return F.huber_loss(input, target, reduction, delta, **others)
     far = (input - target).abs()
@@ -176,13 +170,13 @@ def huber_loss(
 
 
 def soft_margin_loss(input: Tensor, target: Tensor, *old: Any, reduction: str = "mean", **others: Any) -> Tensor:
-    """log(1 + exp(-target input))."""
+    """log(1 + exp(-target input)); unusual calls are left to torch."""
     if _unusual(input, target, old, others):
         return F.soft_margin_loss(input, target, *old, **{"reduction": reduction, **others})
     return _REDUCTIONS[reduction](F.softplus(-target * input))
 
 
 def _unusual(input: Tensor, target: Tensor, old: tuple[Any, ...], others: dict[str, Any]) -> bool:
-    """Broadcasting, of which torch warns; weights; options that torch has given up."""
+    """Whether a loss broadcasts, of which torch warns, or is given weights or options that torch has given up."""
     given = any(value is not None for value in (*old, *others.values()))
     return given or input.shape != target.shape or input.dtype != target.dtype

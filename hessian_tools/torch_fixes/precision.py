@@ -1,102 +1,114 @@
-"""Full precision for derivatives of second order, whatever the process has been set to.
+"""Full float32 precision for derivatives of second order, whatever precision the process was set to.
 
-Curvature is off by 5 to 20 % where convolutions or matrix products run in TF32 or bfloat16, and no residual shows it:
-that says how well a pair belongs to the operator as computed. TF32 is torch's default for convolutions on CUDA, and a
-script may have asked for less than float32 by ``torch.autocast`` or ``torch.set_float32_matmul_precision``.
+Curvature is off by 5 to 20 % where convolutions or matrix products run in TF32 or bfloat16. No residual shows it,
+because a residual says how well a pair belongs to the operator as it was computed. TF32 is torch's default for
+convolutions on CUDA, and a script may have asked for less than float32 by ``torch.autocast`` or
+``torch.set_float32_matmul_precision``.
 """
 
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial, wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# Objects with an attribute that tells torch how to do float32 products; before torch 2.9 there were two.
-Switch = tuple[Any, str]
+# An object of torch and the name of its attribute that says how float32 products are computed.
+Attribute = tuple[Any, str]
 BACKENDS: Any = torch.backends
-ON_CPU: tuple[Switch, ...] = ()
-ON_CUDA: tuple[Switch, ...] = ((BACKENDS.cudnn, "allow_tf32"), (BACKENDS.cuda.matmul, "allow_tf32"))
-NEW_NAMES = torch.__version__ >= "2.9"
-if NEW_NAMES:
+# Since torch 2.9 each kind of product has such an attribute. Before that there were two, both for CUDA.
+HAS_ATTRIBUTES = torch.__version__ >= "2.9"
+ON_CPU: tuple[Attribute, ...] = ()
+ON_CUDA: tuple[Attribute, ...] = ((BACKENDS.cudnn, "allow_tf32"), (BACKENDS.cuda.matmul, "allow_tf32"))
+if HAS_ATTRIBUTES:
     ON_CPU = tuple((owner, "fp32_precision") for owner in (BACKENDS.mkldnn.conv, BACKENDS.mkldnn.matmul))
     ON_CUDA = tuple(
         (owner, "fp32_precision") for owner in (BACKENDS.cudnn.conv, BACKENDS.cuda.matmul, BACKENDS.cudnn.rnn)
     )
-# How to write what is a function, what it says, and what it says where float32 is float32.
-Turned = tuple[Callable[[Any], None], Any, Any]
-# What the objects say there.
-FULL = ("ieee", "none", False)
+# Values of these attributes under which float32 products are computed in float32.
+FULL_PRECISION = ("ieee", "none", False)
 
-_here = threading.local()
+# Whether this thread is inside a function that has seen to full precision already.
+_thread = threading.local()
+
+
+class Switch(NamedTuple):
+    """A switch: how to set it, its current value, and its full-precision value."""
+
+    write: Callable[[Any], None]
+    current: Any
+    full: Any
 
 
 def full_precision(function: Callable[P, R]) -> Callable[P, R]:
-    """The function with autocast off and float32 products done in float32; every switch is put back as it was found.
+    """Makes a function run with autocast off and float32 products in float32, and restores every switch afterwards.
 
-    But for autocast they are switches of the process: another thread at work meanwhile has full precision too.
+    Except for autocast these are switches of the process: another thread at work meanwhile has full precision, too.
     """
 
     @wraps(function)
     def called(*args: P.args, **kwargs: P.kwargs) -> R:
-        if getattr(_here, "full", False):
+        if getattr(_thread, "full", False):
             return function(*args, **kwargs)
-        devices, switches = (("cpu", "cuda"), ON_CPU + ON_CUDA) if torch.cuda.is_initialized() else (("cpu",), ON_CPU)
+        on_cuda = torch.cuda.is_initialized()
+        devices, attributes = (("cpu", "cuda"), ON_CPU + ON_CUDA) if on_cuda else (("cpu",), ON_CPU)
         autocast = [device for device in devices if torch.is_autocast_enabled(device)]
-        lowered = [switch for switch in switches if getattr(*switch) not in FULL]
-        _here.full = True
+        lowered = [attribute for attribute in attributes if getattr(*attribute) not in FULL_PRECISION]
+        _thread.full = True
         try:
             if not autocast and not lowered:  # as nearly always on a CPU
                 return function(*args, **kwargs)
-            with _raised(autocast, lowered):
+            with _switched(autocast, lowered):
                 return function(*args, **kwargs)
         finally:
-            _here.full = False
+            _thread.full = False
 
     return called
 
 
 @contextmanager
-def _raised(autocast: list[str], lowered: list[Switch]) -> Iterator[None]:
-    # What is to be put back is written down before anything is changed: Ctrl-C may come after any call.
-    before = [(switch, getattr(*switch)) for switch in (ON_CPU + ON_CUDA if NEW_NAMES else lowered)]
-    turned: list[Turned] = [(partial(torch.set_autocast_enabled, device), True, False) for device in autocast]
-    turned += _older_names(lowered) if NEW_NAMES else []
+def _switched(autocast: list[str], lowered: list[Attribute]) -> Iterator[None]:
+    """Within it autocast is off on these devices, and the lowered attributes are at full precision."""
+    # All values to restore are read before anything is changed, because Ctrl-C may come after any call below.
+    before = [(owner, name, getattr(owner, name)) for owner, name in (ON_CPU + ON_CUDA if HAS_ATTRIBUTES else lowered)]
+    switches = [Switch(partial(torch.set_autocast_enabled, device), True, False) for device in autocast]
+    switches += _older_switches(lowered) if HAS_ATTRIBUTES else []
     try:
-        for write, _, full in turned:
-            write(full)
+        for switch in switches:
+            switch.write(switch.full)
         for owner, name in lowered:
-            setattr(owner, name, "ieee" if NEW_NAMES else False)
+            setattr(owner, name, "ieee" if HAS_ATTRIBUTES else False)
         yield
     finally:
-        for write, said, _ in turned:
-            write(said)
-        for switch, said in before:
-            _put_back(*switch, said)
+        for switch in switches:
+            switch.write(switch.current)
+        for owner, name, value in before:
+            if getattr(owner, name) != value and HAS_ATTRIBUTES:
+                # An attribute that was never set follows the general one. "none" makes it follow again, and only
+                # where that does not give the value of before was it set by itself.
+                setattr(owner, name, "none")
+            if getattr(owner, name) != value:
+                setattr(owner, name, value)
 
 
-def _older_names(lowered: list[Switch]) -> list[Turned]:
-    """Those of the same switches.
+def _older_switches(lowered: list[Attribute]) -> list[Switch]:
+    """The older names of the lowered attributes, which must be switched with them.
 
-    Where they and the new ones disagree torch raises when asked for them, as ``torch.backends.cudnn.flags`` does, by
-    which recurrent networks get a second derivative, and compiled networks; where they do already, that is left.
+    Where the two disagree torch raises when the older name is read. ``torch.backends.cudnn.flags`` reads it, by which
+    recurrent networks get a second derivative, and so do compiled networks. Where they disagree already, reading
+    raises here, too, and the older name is left as it is.
     """
-    owners, found = [owner for owner, _ in lowered], list[Turned]()
+    owners, switches = [owner for owner, _ in lowered], list[Switch]()
     with suppress(RuntimeError):
         if BACKENDS.cuda.matmul in owners:
-            found.append((torch.set_float32_matmul_precision, torch.get_float32_matmul_precision(), "highest"))
+            current = torch.get_float32_matmul_precision()
+            switches.append(Switch(torch.set_float32_matmul_precision, current, "highest"))
     with suppress(RuntimeError):
         if BACKENDS.cudnn.conv in owners or BACKENDS.cudnn.rnn in owners:
-            found.append((partial(setattr, BACKENDS.cudnn, "allow_tf32"), BACKENDS.cudnn.allow_tf32, False))
-    return found
-
-
-def _put_back(owner: Any, name: str, said: Any) -> None:
-    if getattr(owner, name) != said and NEW_NAMES:
-        setattr(owner, name, "none")  # what the general switches say, where nothing was said here
-    if getattr(owner, name) != said:
-        setattr(owner, name, said)
+            allow_tf32 = partial(setattr, BACKENDS.cudnn, "allow_tf32")
+            switches.append(Switch(allow_tf32, BACKENDS.cudnn.allow_tf32, False))
+    return switches

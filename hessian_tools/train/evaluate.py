@@ -12,6 +12,7 @@ from hessian_tools.data import TaskSource
 from hessian_tools.inner.adapt import adapt
 from hessian_tools.inner.learners import Learner
 from hessian_tools.inner.meta_loss import accuracy
+from hessian_tools.intervals import student_t
 from hessian_tools.loss import Loss, cast_like
 from hessian_tools.train.config import Checkpoint
 
@@ -122,12 +123,10 @@ def over_seeds(evaluations: Sequence[Evaluation]) -> tuple[float, float]:
     """
     if not evaluations:
         raise ValueError("no evaluation given; pass one for each seed")
-    from scipy.stats import t  # slow to import
-
     regression = all(bool(e.accuracies.isnan().all()) for e in evaluations)
     judged = [(e.loss if regression else e.accuracy)[0] for e in evaluations]
     means, count = torch.tensor(judged, dtype=torch.float64, device="cpu"), len(judged)
-    half = float(t.ppf(0.975, count - 1) * means.std() / sqrt(count)) if count > 1 else float("nan")
+    half = float(student_t(count, 0.95) * means.std() / sqrt(count)) if count > 1 else float("nan")
     return float(means.mean()), half
 
 

@@ -13,12 +13,12 @@ from analysis.claims import (
     Verdict,
     judge,
     load_plan,
+    verdict_lines,
     verdicts_from_json,
     verdicts_to_json,
 )
-from analysis.claims.comparison import paired
-from analysis.claims.listing import verdict_lines
-from analysis.claims.verdict import Question, conclude
+from analysis.claims.comparison import Question, paired
+from analysis.claims.verdict import conclude
 from analysis.statistics import decide, half_width
 from hessian_tools.rng import numpy_stream
 

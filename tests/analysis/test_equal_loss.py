@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 from simulated_studies import Effect, planted_study
 
-from analysis.claims import Verdict, judge, load_plan
-from analysis.claims.comparison import Comparison
+from analysis.claims import Verdict, judge, load_plan, verdict_lines
+from analysis.claims.comparison import Comparison, Question
 from analysis.claims.equal_loss import bracketed, matched, matched_means
-from analysis.claims.listing import verdict_lines
-from analysis.claims.verdict import Question, conclude
+from analysis.claims.verdict import conclude
 from hessian_tools.rng import numpy_stream
 
 PLAN = load_plan()

@@ -9,7 +9,7 @@ import torch
 import xarray as xr
 
 from analysis.cli import run
-from analysis.figures import FIGURES
+from analysis.drawing.figures import FIGURES
 from analysis.folder import open_folder, open_study, open_verdicts
 from analysis.schema import alpha_steps, begun_elsewhere, learner_names
 from hessian_tools import SaveAt, make_loss, record

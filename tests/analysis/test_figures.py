@@ -10,11 +10,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from simulated_studies import planted_study
 
-from analysis import style
-from analysis.figures import FIGURES
-from analysis.figures.eigenvalues import residuals
-from analysis.plots.references import curvature_axis
-from analysis.plots.summary import measured, summarise
+from analysis.drawing import style
+from analysis.drawing.figures import FIGURES
+from analysis.drawing.figures.eigenvalues import residuals
+from analysis.drawing.references import curvature_axis
+from analysis.drawing.summary import measured, summarise
 
 NAMES = tuple(FIGURES)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import xarray as xr
 
-from analysis.figures import FIGURES
+from analysis.drawing.figures import FIGURES
 from analysis.folder import open_folder, open_study
 from hessian_tools.runs.checkpoints import checkpoint_path, state_path
 

@@ -1,4 +1,4 @@
-"""What plots stand on: means and bands against closed forms, a fixed look for each method, files written whole."""
+"""What figures stand on: means and bands against closed forms, a fixed look for each method, files written in whole."""
 
 import matplotlib as mpl
 import numpy as np
@@ -9,10 +9,12 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from simulated_studies import planted_study
 
-from analysis import style
-from analysis.figures import FIGURES, save
-from analysis.plots.look import learner_style
-from analysis.plots.summary import band_label, measured, probe_error, summarise, t_half_width
+import analysis.style
+from analysis.drawing import style
+from analysis.drawing.curves import learner_style
+from analysis.drawing.figures import FIGURES, save
+from analysis.drawing.legend import band_label
+from analysis.drawing.summary import measured, probe_error, summarise, t_half_width
 from hessian_tools.rng import numpy_stream
 
 
@@ -106,6 +108,24 @@ def test_context_restores_the_callers_settings():
         assert mpl.rcParams["figure.figsize"] == [3.25, 3.25 * 0.75]
         assert mpl.rcParams["pdf.fonttype"] == 42
     assert dict(mpl.rcParams) == before
+
+
+def test_every_pdf_has_truetype_fonts_even_outside_the_context(tmp_path):
+    figure = Figure()
+    figure.subplots().set_title("a figure of somebody else")
+    figure.savefig(tmp_path / "figure.pdf")
+    content = (tmp_path / "figure.pdf").read_bytes()
+    assert b"/CIDFontType2" in content  # how matplotlib embeds Type 42
+    assert b"/Type3" not in content
+
+
+def test_names_that_people_import_still_lead_here():
+    assert analysis.style.context is style.context
+    with pytest.warns(
+        DeprecationWarning, match=r"is now analysis\.drawing\.figures\.FIGURES; the old name goes in 0\.3"
+    ):
+        from analysis.figures import FIGURES as former
+    assert former is FIGURES
 
 
 def test_unknown_width_is_refused():

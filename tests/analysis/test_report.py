@@ -12,7 +12,7 @@ import xarray as xr
 from sample_verdict import VERDICT
 from simulated_studies import planted_study
 
-from analysis.figures import FIGURES
+from analysis.drawing.figures import FIGURES
 from analysis.report import render
 from analysis.report.page import MINUS
 from analysis.statistics import seed_interval

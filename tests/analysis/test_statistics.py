@@ -59,7 +59,7 @@ def test_interval_against_scipy_and_degenerate_sizes() -> None:
     assert (one.mean, one.num, none.num) == (0.5, 1, 0)
     assert np.isnan([one.low, one.high, one.sd, none.mean]).all()
     with pytest.raises(ValueError, match="between 0 and 1"):
-        seed_interval(values, confidence=95)
+        seed_interval(values, confidence=95.0)
 
 
 def test_seed_means_leave_out_nan_tasks() -> None:
@@ -118,7 +118,7 @@ def test_seeds_to_decide_is_where_the_rule_first_decides(mean: float, sd: float,
 def test_seeds_to_decide_where_nothing_helps() -> None:
     assert seeds_to_decide(0.1, float("nan"), margin=0.1) is None
     assert seeds_to_decide(1e-6, 10.0, margin=1e-6) is None
-    assert seeds_to_decide(0.3, 0.3, margin=0.1, most=4) is None
+    assert seeds_to_decide(0.3, 0.3, margin=0.1, max_seeds=4) is None
     assert seeds_to_decide(0.3, 0.0, margin=0.1) == 2
 
 

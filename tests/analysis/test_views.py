@@ -12,7 +12,7 @@ from torch import Tensor
 
 import analysis
 import hessian_tools as ht
-from hessian_tools.curvature import along
+from hessian_tools.curvature import GramSpectrum, curvature_along
 from hessian_tools.trajectory import stack
 
 TANH = next(case for case in CASES if case.name == "tanh-mlp")
@@ -26,7 +26,7 @@ def trajectory() -> ht.Trajectory:
 
 def along_gradient() -> object:
     g = ht.gradient(TANH.loss, TANH.thetas, TANH.batch)
-    return along(g, ht.hessian(TANH.loss, TANH.thetas, TANH.batch).mv(g))
+    return curvature_along(g, ht.hessian(TANH.loss, TANH.thetas, TANH.batch).mv(g))
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_points_can_be_named_and_labelled(results: dict[str, object], name: str)
 
 
 def test_several_leading_axes_need_names() -> None:
-    result = along(randn(2, 3, 4, path="g"), randn(2, 3, 4, path="hg"))
+    result = curvature_along(randn(2, 3, 4, path="g"), randn(2, 3, 4, path="hg"))
     with pytest.raises(ValueError, match="2 leading axes; give 2 different names"):
         analysis.to_xarray(result)
     assert analysis.to_xarray(result, dims=["task", "inner_step"]).sizes == {"task": 2, "inner_step": 3}
@@ -120,7 +120,7 @@ def test_a_check_keeps_its_words() -> None:
 
 
 def test_unknown_things_are_refused_in_plain_words(results: dict[str, object]) -> None:
-    with pytest.raises(TypeError, match="to_xarray knows no list"):
+    with pytest.raises(TypeError, match="to_xarray cannot label a list"):
         analysis.to_xarray([1])
     with pytest.raises(ValueError, match="coords has 'step'"):
         analysis.to_xarray(results["pairs"], coords={"step": [0, 1, 2]})
@@ -215,7 +215,7 @@ def test_frobenius_norm_of_moments(results: dict[str, object]) -> None:
 
 def test_gram_spectrum_ends_at_its_error() -> None:
     values, error = torch.tensor([[3.0, 1.0, 1e-9], [2.0, 1e-3, 0.0]]), torch.tensor([1e-6, 1e-2])
-    ax = analysis.plot(ht.GramSpectrum(values, error, None), axes())
+    ax = analysis.plot(GramSpectrum(values, error, None), axes())
     for point, shown in enumerate(([3.0, 1.0, np.nan], [2.0, np.nan, np.nan])):
         np.testing.assert_allclose(line(ax, f"eigenvalue:point {point}").get_ydata(), shown)
         assert line(ax, f"error:point {point}").get_ydata()[0] == pytest.approx(float(error[point]))
@@ -245,5 +245,5 @@ def test_a_failed_check_is_seen() -> None:
         def products(self, V: Tensor) -> Tensor:
             return super().products(V) + V.cumsum(1)
 
-    ax = analysis.plot(ht.check_operator(Skewed(H.points, H.single), num_probes=1), axes())
+    ax = analysis.plot(ht.check_operator(Skewed(H.prepared, H.single), num_probes=1), axes())
     assert line(ax, "wrong:symmetry").get_xdata()[0] > 1

@@ -6,34 +6,33 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.errors import error
-from benchmarks.places import place
-from benchmarks.rounds import Entry
+from benchmarks.comparison import compare, error
+from benchmarks.problem import TrainingProblem, sampled
+from benchmarks.race import Entry
 from benchmarks.rows import ROWS
-from benchmarks.standing import standing
-from benchmarks.training import loads, ours, plain
-from benchmarks.training.loads import TrainingProblem, sampled
+from benchmarks.training import libraries, ours
+from benchmarks.workloads import load, save
 
 ROW = next(row for row in ROWS if row.workload == "M5")
 
 
 @pytest.fixture(scope="module", params=["M5", "M6"])
 def problem(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TrainingProblem:
-    path = loads.save(request.param, tmp_path_factory.mktemp("loads"))
-    return place(request.param).load(request.param, path).first(3).to("cpu", torch.float64)
+    path = save(request.param, tmp_path_factory.mktemp("loads"))
+    return load(request.param, path).first(3).to("cpu", torch.float64)
 
 
 def test_ours_and_the_plain_loop_find_the_same_meta_gradient(problem: TrainingProblem):
-    found, true = (module.build(problem, "meta-gradient").run().values for module in (ours, plain))
+    found, true = (build(problem, "meta-gradient").run().values for build in (ours.build, libraries.plain))
     assert found is not None
     assert true is not None
     assert error(ROW, found.tolist(), true.tolist()) < 1e-13
-    other = replace(problem, load=replace(problem.load, first_order=not problem.load.first_order))
-    assert error(ROW, sampled(plain.meta_gradient(other)).tolist(), true.tolist()) > 1e-4
+    other = replace(problem, first_order=not problem.first_order)
+    assert error(ROW, sampled(libraries.plain_meta_gradient(other)).tolist(), true.tolist()) > 1e-4
 
 
 def test_with_two_threads_worker_processes_find_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    problem = loads.load("M7", loads.save("M7", tmp_path)).first(2)
+    problem = load("M7", save("M7", tmp_path)).first(2)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -59,13 +58,13 @@ def test_a_sample_keeps_the_size_of_an_error():
 
 
 def test_enlarged_pictures_are_what_the_network_takes(tmp_path: Path):
-    problem = loads.load("M3", loads.save("M3", tmp_path))
+    problem = load("M3", save("M3", tmp_path))
     assert problem.support[0].shape == (2, 5, 3, 84, 84)
     assert problem.query[0].shape == (2, 75, 3, 84, 84)
 
 
 def test_a_meta_gradient_counts_no_products():
     sample = {"num_matvecs": 0, "seconds": 1.0, "cpu_seconds": 1.0}
-    them = [Entry(a.contestant, samples=[sample | {"seconds": 4.0}]) for a in ROW.against]
-    lines = standing(ROW, [Entry("ours", samples=[sample]), *them], 25)
-    assert [(line.ratio, line.met, line.matvecs_ours) for line in lines] == [(4.0, "yes", None)] * 4
+    theirs = [Entry(rival.contestant, samples=[sample | {"seconds": 4.0}]) for rival in ROW.rivals]
+    lines = compare(ROW, [Entry("ours", samples=[sample]), *theirs], 25)
+    assert [(line.ratio, line.goal_reached, line.ours.matvecs) for line in lines] == [(4.0, "yes", None)] * 4

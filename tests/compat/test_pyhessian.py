@@ -1,4 +1,4 @@
-"""PyHessian's interface: the installed release as the witness, and what is deliberately different."""
+"""PyHessian's interface against the installed release, and what is deliberately different."""
 
 import math
 import warnings
@@ -76,7 +76,7 @@ def test_trace_stops_on_its_standard_error() -> None:
         assert len(measured.trace(maxIter=most, tol=1e-9)) == most
 
 
-def test_gradient_parameters_and_products_are_theirs(model: nn.Module, data: Batch) -> None:
+def test_gradient_parameters_and_products_are_those_of_pyhessian(model: nn.Module, data: Batch) -> None:
     ours, their = hessian(model, CRITERION, data=data, cuda=False), theirs(model, CRITERION, data=data)
     assert [id(p) for p in ours.params] == [id(p) for p in model.parameters() if p.requires_grad]
     v = [randn(*p.shape, path=f"v{i}", dtype=torch.float32) for i, p in enumerate(ours.params)]
@@ -91,7 +91,7 @@ def test_gradient_parameters_and_products_are_theirs(model: nn.Module, data: Bat
         ours.params = ours.params[:1]
 
 
-def test_product_over_a_dataloader_is_theirs(model: nn.Module, data: Batch) -> None:
+def test_the_product_over_a_dataloader_is_that_of_pyhessian(model: nn.Module, data: Batch) -> None:
     loader = DataLoader(TensorDataset(*data), batch_size=5)
     ours = hessian(model, CRITERION, dataloader=loader, cuda=False)
     v = [torch.ones_like(p) for p in ours.params]
@@ -115,7 +115,7 @@ def test_mse_loss_works(criterion: nn.MSELoss) -> None:
 
 
 def test_dataloader_is_the_whole_set_weighted_by_size(model: nn.Module, data: Batch) -> None:
-    """Batches of 5, 5 and 2; the last a list, as loaders give them."""
+    """The batches have 5, 5 and 2 examples, and the last is a list, as data loaders may give it."""
     loader = DataLoader(TensorDataset(*data), batch_size=5, shuffle=True)
     state = torch.get_rng_state()
     several = hessian(model, CRITERION, dataloader=loader, cuda=False)
@@ -133,7 +133,7 @@ def test_dataloader_is_the_whole_set_weighted_by_size(model: nn.Module, data: Ba
 
 @pytest.mark.parametrize("training", [True, False])
 def test_the_model_is_left_as_found(model: nn.Module, data: Batch, training: bool) -> None:
-    """A model in training mode is measured in eval mode, as PyHessian does, and found in training mode again."""
+    """A model in training mode is measured in eval mode, as PyHessian does, and is in training mode afterwards."""
     model.train(training)
     model[0].eval()
     model[0].weight.grad = torch.ones_like(model[0].weight)
@@ -152,12 +152,12 @@ def test_the_model_is_left_as_found(model: nn.Module, data: Batch, training: boo
     assert measured.eigenvalues()[0] == first[0][0]  # of the network as it was
 
 
-def test_seed_changes_the_draws(model: nn.Module, data: Batch) -> None:
+def test_the_seed_decides_the_random_numbers(model: nn.Module, data: Batch) -> None:
     traces = [hessian(model, CRITERION, data=data, cuda=False, seed=seed).trace(maxIter=3) for seed in (0, 0, 1)]
     assert traces[0] == traces[1] != traces[2]
 
 
-def test_unconverged_eigenvalues_are_said(model: nn.Module, data: Batch) -> None:
+def test_eigenvalues_that_have_not_converged_give_a_warning(model: nn.Module, data: Batch) -> None:
     with pytest.warns(UserWarning, match="1 of 1 eigenvalues miss tol=1e-09; raise maxIter=3"):
         hessian(model, CRITERION, data=data, cuda=False).eigenvalues(maxIter=3, tol=1e-9)
 

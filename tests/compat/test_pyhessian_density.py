@@ -1,4 +1,4 @@
-"""The density by PyHessian's interface, where its release fails, and the plot that takes it."""
+"""The density by PyHessian's interface, where PyHessian's release fails, and the plot that draws it."""
 
 import math
 
@@ -39,7 +39,7 @@ def esd(nodes: list[list[float]], weights: list[list[float]]) -> tuple[np.ndarra
     return density / (density.sum() * (grid[1] - grid[0])), grid
 
 
-def test_density_plot_takes_it(model: nn.Module, data: Batch) -> None:
+def test_the_density_plot_accepts_the_density(model: nn.Module, data: Batch) -> None:
     nodes, weights = hessian(model, CRITERION, data=data, cuda=False).density(20, 2)
     density, grid = esd(nodes, weights)
     assert (density >= 0).all()
@@ -50,7 +50,7 @@ def test_density_plot_takes_it(model: nn.Module, data: Batch) -> None:
 
 
 class Weight(nn.Module):
-    """Its output is its weight, so that the criterion can be any function of it."""
+    """A model whose output is its weight, so that the criterion can be any function of the parameters."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class Weight(nn.Module):
 
 
 def test_density_plot_shows_planted_outliers_and_their_shares() -> None:
-    """28 of 32 eigenvalues are 0, and twelve steps exhaust the Krylov space: the lists stay as long in each run."""
+    """28 of 32 eigenvalues are 0, so twelve steps exhaust the Krylov space, yet the lists of all runs are as long."""
     spectrum = torch.cat([torch.tensor([10.0, 6.0, 6.0, -5.0]), torch.zeros(28)])
     data = torch.zeros(4, 1), torch.zeros(4)
     measured = hessian(Weight(32), lambda out, _: (out**2 * spectrum).sum(-1).mean() / 2, data=data, cuda=False)

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from hessian_tools.compat.pyhessian import hessian
 
 
-def test_weight_norm_that_has_run_before() -> None:
-    """Its weight is left in the module with a graph, which ``copy.deepcopy`` refuses."""
+def test_a_model_whose_weight_norm_has_run_before_works() -> None:
+    """Such a model keeps a weight with its graph, which ``copy.deepcopy`` refuses."""
     with pytest.warns(FutureWarning, match="weight_norm"):
         model = nn.utils.weight_norm(seeded(lambda: nn.Linear(3, 2)).double())
     x, y = randn(5, 3, path="x"), randn(5, 2, path="y")
@@ -31,7 +31,7 @@ def test_weight_norm_that_has_run_before() -> None:
     assert model.weight is before
 
 
-def test_in_inference_mode(model: nn.Module, data: Batch) -> None:
+def test_it_works_in_inference_mode(model: nn.Module, data: Batch) -> None:
     expected = hessian(model, CRITERION, data=data, cuda=False).eigenvalues()[0]
     with torch.inference_mode():
         assert hessian(model, CRITERION, data=data, cuda=False).eigenvalues()[0] == pytest.approx(expected)
@@ -43,6 +43,6 @@ def test_a_frozen_model_is_refused_in_plain_words(model: nn.Module, data: Batch)
 
 
 @pytest.mark.parametrize(("products", "runs"), [(0, 1), (10, 0)])
-def test_densities_of_nothing_are_refused(model: nn.Module, data: Batch, products: int, runs: int) -> None:
+def test_densities_without_runs_are_refused(model: nn.Module, data: Batch, products: int, runs: int) -> None:
     with pytest.raises(ValueError, match=f"iter={products}, n_v={runs}: give 1 or more of each"):
         hessian(model, CRITERION, data=data, cuda=False).density(iter=products, n_v=runs)

@@ -6,7 +6,7 @@ import torch
 from cases import SPECTRA, operator, symmetric
 
 import hessian_tools as ht
-from hessian_tools.curvature.html import MARGIN, ROWS, WIDTH
+from hessian_tools.curvature.html import MARGIN, MAX_ROWS, WIDTH
 
 H = operator(symmetric(SPECTRA["indefinite"]))
 
@@ -50,7 +50,7 @@ def test_a_density_reaches_its_peak_and_its_foot() -> None:
         assert min(heights) == 0
 
 
-def test_single_points_what_is_not_finite_and_many_points() -> None:
+def test_single_points_points_that_are_not_finite_and_many_points() -> None:
     one = operator(symmetric(SPECTRA["outliers"])[0])
     for result in (ht.top_eigenpairs(one, k=2), ht.trace(one, num_probes=4), ht.spectral_density(one, num_matvecs=8)):
         assert len(pictures(parsed(result))) == 1
@@ -61,6 +61,6 @@ def test_single_points_what_is_not_finite_and_many_points() -> None:
     for result in (ht.top_eigenpairs(set_nan, k=2), ht.trace(set_nan, num_probes=4)):
         assert "nan" in "".join(parsed(result).itertext()) or "inf" in "".join(parsed(result).itertext())
     assert "not finite" in "".join(parsed(ht.spectral_density(set_nan, num_matvecs=8)).itertext())
-    many = ht.trace(operator(symmetric(SPECTRA["outliers"], points=ROWS + 5)), num_probes=2)
-    assert len(pictures(parsed(many))) == ROWS
+    many = ht.trace(operator(symmetric(SPECTRA["outliers"], points=MAX_ROWS + 5)), num_probes=2)
+    assert len(pictures(parsed(many))) == MAX_ROWS
     assert "and 5 more points" in "".join(parsed(many).itertext())

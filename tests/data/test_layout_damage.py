@@ -123,7 +123,7 @@ def class_in_two_places(root: Path) -> None:
         (label_zero, r"has label 0; labels are 1 to 4"),
         (damaged_zip, r"images_background.zip cannot be read as a zip"),
         (twice, r"holds 2 data sets: Omniglot, folders of alphabets in a; Omniglot, .* in b.\nGive the folder"),
-        (cifar_of_another, r"train has no 'fine_labels'; it is not CIFAR-100"),
+        (cifar_of_another, r"train holds data, labels but not 'fine_labels'; it may belong to another data set"),
         (class_in_two_places, r"the class n01532829 lies in two places, test/n01532829 and train/n01532829"),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from hessian_tools.data import ImageTasks, TaskSource, describe, load_quickdraw, open_data, open_tasks
-from hessian_tools.data.layouts.folders import hashed_split
+from hessian_tools.data.splits import split_by_hash
 
 NAMES = ("ant", "bee", "cat", "dog", "eel")
 
@@ -36,10 +36,10 @@ def test_without_a_split_the_names_decide_and_it_is_said(root):
 
 def test_the_split_by_name_does_not_depend_on_order_or_on_anybody():
     names = [f"class {i}" for i in range(100)]
-    split = hashed_split(names)
+    split = split_by_hash(names)
     assert {part: len(members) for part, members in split.parts.items()} == {"train": 64, "val": 16, "test": 20}
-    assert hashed_split(names[::-1]) == split
-    assert hashed_split(["a", "b"]).parts == {"train": ("a", "b")}
+    assert split_by_hash(names[::-1]) == split
+    assert split_by_hash(["a", "b"]).parts == {"train": ("a", "b")}
 
 
 @pytest.mark.parametrize(
@@ -65,10 +65,10 @@ def test_a_split_of_the_users_own(name, text, root, tmp_path):
         ("a.json", '{"train": ["ent"]}', "a.json names a class 'ent' that .* does not hold; did you mean 'eel|ant'"),
         ("a.json", '{"first": ["ant"]}', "divides into first; use train, val and test"),
         ("a.json", "{}", "divides into nothing; use train, val and test"),
-        ("a.json", "[1]", "is no JSON mapping of train, val and test"),
-        ("a.json", '{"train": 3}', "is no JSON mapping of train, val and test"),
+        ("a.json", "[1]", "is not a JSON mapping of train, val and test"),
+        ("a.json", '{"train": 3}', "is not a JSON mapping of train, val and test"),
         ("a.csv", "ant,bee,train\n", "line 1 has 3 fields; use class,split"),
-        ("a.txt", "ant", "split='.*a.txt' is not known here; give one of by-name, or a .json or .csv file"),
+        ("a.txt", "ant", "split='.*a.txt' is not known; give one of by-name, or a .json or .csv file"),
     ],
 )
 def test_splits_that_do_not_fit_are_refused(name, text, message, root, tmp_path):
@@ -77,7 +77,7 @@ def test_splits_that_do_not_fit_are_refused(name, text, message, root, tmp_path)
 
 
 def test_a_mistaken_split_is_told_before_anything_is_decoded(root):
-    with pytest.raises(ValueError, match="split='official' is not known here; give one of by-name, or"):
+    with pytest.raises(ValueError, match="split='official' is not known; give one of by-name, or"):
         open_data(root, split="official")
     assert not (root / ".hessian-tools").exists()
 

@@ -27,7 +27,7 @@ def loss_of(shape: tuple[int, ...], eps: float, *, affine: bool):
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("eps", [1e-5, 0.7])
-def test_derivatives_are_torch_s(shape, eps) -> None:
+def test_the_derivatives_agree_with_torch(shape, eps) -> None:
     for affine in (True, False):
         loss, theta, batch = loss_of(shape, eps, affine=affine)
         v = randn(len(theta), path="v")
@@ -36,8 +36,8 @@ def test_derivatives_are_torch_s(shape, eps) -> None:
         with ShortBatchNorm():
             assert torch.equal(loss(theta, batch), value)
             assert torch.allclose(torch.func.grad(loss)(theta, batch), gradient, rtol=1e-11, atol=1e-12)
-            found = hessian_at(loss, theta, batch)(v)
-        assert torch.allclose(found, expected, rtol=1e-9, atol=1e-10)
+            result = hessian_at(loss, theta, batch)(v)
+        assert torch.allclose(result, expected, rtol=1e-9, atol=1e-10)
 
 
 def test_far_from_zero_it_loses_no_more_than_torch() -> None:

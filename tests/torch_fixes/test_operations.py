@@ -1,4 +1,4 @@
-"""Operations written out by others have torch's values; for derivatives see products/test_awkward_networks.py."""
+"""Operations written out in others have torch's values; engines/test_awkward_operations.py tests their derivatives."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ from contract import close
 from torch import Tensor
 from torch.nn import functional as F
 
-from hessian_tools.torch_fixes.modes import TwiceDifferentiable
+from hessian_tools.torch_fixes.function_modes import TwiceDifferentiable
 
 X, Y = randn(4, 6, path="x"), randn(4, 6, path="y")
 A, B, b = randn(2, 3, 3, path="A"), randn(2, 3, 2, path="B"), randn(2, 3, path="b")
@@ -54,21 +54,21 @@ CALLS: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_values_are_torchs(name: str) -> None:
+def test_the_values_agree_with_torch(name: str) -> None:
     expected = CALLS[name]()
     with TwiceDifferentiable() as mode:
-        found = CALLS[name]()
-    assert mode.met
-    assert found.dtype == expected.dtype
-    close(found, expected)
+        result = CALLS[name]()
+    assert mode.replaced
+    assert result.dtype == expected.dtype
+    close(result, expected)
 
 
-def test_reducing_operations_on_odd_arguments_are_torchs() -> None:
+def test_losses_with_unusual_arguments_agree_with_torch() -> None:
     with TwiceDifferentiable(), pytest.warns(UserWarning, match="target size"):
         F.mse_loss(X, Y[0])
 
 
-def test_in_training_random_slopes_are_drawn() -> None:
+def test_rrelu_draws_random_slopes_in_training_mode() -> None:
     x = -torch.ones(20)
     with TwiceDifferentiable():
         drawn: Tensor = F.rrelu(x, training=True)

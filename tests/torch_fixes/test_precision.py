@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 from cases import NETWORKS
-from device_cases import COMPUTED, Place, same, tensors
+from device_cases import COMPUTED, PlacedCase, same, tensors
 from torch import Tensor
 from torch.func import grad
 
 import hessian_tools as ht
-from hessian_tools.torch_fixes import precision as switches_of_torch
+from hessian_tools.torch_fixes import precision as precision_module
 from hessian_tools.torch_fixes.precision import full_precision
 
 BACKENDS: Any = torch.backends
@@ -29,29 +29,29 @@ def owners(*names: str) -> list[Any]:
 
 
 @pytest.fixture(autouse=True)
-def as_found() -> Iterator[None]:
-    found = [*owners("mkldnn", "cudnn", *CPU_AND_CUDA), BACKENDS] if HAS_SWITCHES else []
-    before = [owner.fp32_precision for owner in found]
+def switches_restored() -> Iterator[None]:
+    switched = [*owners("mkldnn", "cudnn", *CPU_AND_CUDA), BACKENDS] if HAS_SWITCHES else []
+    before = [owner.fp32_precision for owner in switched]
     yield
-    for owner, precision in zip(found, before, strict=True):
+    for owner, precision in zip(switched, before, strict=True):
         owner.fp32_precision = precision
 
 
-def single(case: Any) -> Place:
-    """In float32, the precision that autocast lowers; with a loss of its own, of which no trace is kept."""
+def single(case: Any) -> PlacedCase:
+    """The case in float32, the precision that autocast lowers, with a new loss, of which no trace is kept yet."""
     x, y = case.batch
     loss = ht.make_loss(case.loss.model, case.loss.criterion, case.loss.layout)
-    return Place(loss, case.thetas.float(), (x.float(), y.float() if y.is_floating_point() else y))
+    return PlacedCase(loss, case.thetas.float(), (x.float(), y.float() if y.is_floating_point() else y))
 
 
-def test_autocast_spoils_what_is_not_protected() -> None:
-    """So that the next test can fail."""
-    here = single(CONV)
-    found = []
+def test_autocast_changes_what_is_not_protected() -> None:
+    """Without this the next test could not fail."""
+    placed = single(CONV)
+    gradients = []
     for enabled in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            found.append(grad(here.loss)(here.thetas[0], tuple(leaf[0] for leaf in here.batch)))
-    assert (found[1] - found[0]).norm() > 1e-3 * found[0].norm()
+            gradients.append(grad(placed.loss)(placed.thetas[0], tuple(leaf[0] for leaf in placed.batch)))
+    assert (gradients[1] - gradients[0]).norm() > 1e-3 * gradients[0].norm()
 
 
 @pytest.mark.parametrize("name", [name for name in COMPUTED if name != "eigenpairs-exhausted"])
@@ -59,59 +59,59 @@ def test_autocast_changes_nothing(name: str) -> None:
     compute: Callable[[Any], Any] = COMPUTED[name]
     for case in (MLP, CONV) if name in ("product-traced", "product-direct", "top_eigenpairs") else (MLP,):
         with torch.autocast("cpu", torch.bfloat16):
-            found = tensors(compute(single(case)))
+            result = tensors(compute(single(case)))
             assert torch.is_autocast_enabled("cpu")
         expected = tensors(compute(single(case)))
-        assert all(a.dtype == b.dtype for a, b in zip(found, expected, strict=True))
-        same(found, expected)
+        assert all(a.dtype == b.dtype for a, b in zip(result, expected, strict=True))
+        same(result, expected)
 
 
-def test_parts_and_the_search_for_them_leave_no_lowered_trace() -> None:
-    here = single(MLP)
-    H = ht.hessian(here.loss, here.thetas, here.batch, route="traced")
+def test_neither_parts_nor_the_choice_of_them_leave_a_trace_of_lower_precision() -> None:
+    placed = single(MLP)
+    H = ht.hessian(placed.loss, placed.thetas, placed.batch, route="traced")
     with torch.autocast("cpu", torch.bfloat16):
         assert len(H.parts()) == 1
-    V = here.drawn(H.num_params, 2)
-    expected = ht.hessian(single(MLP).loss, here.thetas, here.batch, route="traced") @ V
+    V = placed.random(H.num_params, 2)
+    expected = ht.hessian(single(MLP).loss, placed.thetas, placed.batch, route="traced") @ V
     assert torch.equal(H @ V, expected)
 
 
-def said() -> list[str]:
+def precisions() -> list[str]:
     return [owner.fp32_precision for owner in owners(*CPU_AND_CUDA)]
 
 
-def seen_within(loss: ht.Loss) -> tuple[Callable[..., Tensor], list[list[str]]]:
-    """The loss as a plain function that writes down what torch was told when it ran."""
+def watched(loss: ht.Loss) -> tuple[Callable[..., Tensor], list[list[str]]]:
+    """The loss as a plain function, and a list to which every evaluation adds the precisions it ran with."""
     seen: list[list[str]] = []
 
-    def told(theta: Tensor, batch: Any) -> Tensor:
-        seen.append(said())
+    def recording(theta: Tensor, batch: Any) -> Tensor:
+        seen.append(precisions())
         return loss(theta, batch)
 
-    return told, seen
+    return recording, seen
 
 
 @switches
 @pytest.mark.parametrize("on_cuda", [False, True])
-def test_float32_means_float32_within_and_what_it_meant_after(monkeypatch: pytest.MonkeyPatch, on_cuda: bool) -> None:
+def test_float32_means_float32_inside_and_its_meaning_returns(monkeypatch: pytest.MonkeyPatch, on_cuda: bool) -> None:
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: on_cuda)
     torch.set_float32_matmul_precision("medium")
     BACKENDS.mkldnn.conv.fp32_precision = "bf16"
-    before = said()
+    before = precisions()
     assert before == ["bf16", "bf16", "tf32", "tf32", "tf32"]
-    here = single(MLP)
-    loss, seen = seen_within(here.loss)
-    ht.top_eigenpairs(ht.hessian(loss, here.thetas, here.batch), k=1)
+    placed = single(MLP)
+    loss, seen = watched(placed.loss)
+    ht.top_eigenpairs(ht.hessian(loss, placed.thetas, placed.batch), k=1)
     assert seen
-    assert all(told[:2] == ["ieee"] * 2 for told in seen)
-    assert all((told[2:] == ["ieee"] * 3) == on_cuda for told in seen)
-    assert said() == before
+    assert all(within[:2] == ["ieee"] * 2 for within in seen)
+    assert all((within[2:] == ["ieee"] * 3) == on_cuda for within in seen)
+    assert precisions() == before
     assert torch.get_float32_matmul_precision() == "medium"
 
 
 @switches
 @pytest.mark.parametrize("general", ["highest", "high", "medium"])
-def test_torchs_older_names_can_be_asked_for_within(monkeypatch: pytest.MonkeyPatch, general: str) -> None:
+def test_the_older_names_of_torch_can_be_read_inside(monkeypatch: pytest.MonkeyPatch, general: str) -> None:
     """Torch refuses where they disagree with the new ones: in ``cudnn.flags``, and wherever a network is compiled."""
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
 
@@ -122,30 +122,30 @@ def test_torchs_older_names_can_be_asked_for_within(monkeypatch: pytest.MonkeyPa
         with BACKENDS.cudnn.flags(enabled=False):
             return older()
 
-    found = torch.get_float32_matmul_precision()
+    precision_before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(general)
     try:
-        before, before_new = older(), said()
+        before, before_new = older(), precisions()
         assert before == [general, general != "highest", True]
         assert full_precision(older)() == ["highest", False, False]
         assert full_precision(without_cudnn)()[:2] == ["highest", False]
-        assert full_precision(said)() == ["ieee" if was != "none" else "none" for was in said()]
-        assert (older(), said()) == (before, before_new)
+        assert full_precision(precisions)() == ["ieee" if was != "none" else "none" for was in precisions()]
+        assert (older(), precisions()) == (before, before_new)
     finally:
-        torch.set_float32_matmul_precision(found)
+        torch.set_float32_matmul_precision(precision_before)
 
 
 @switches
-def test_older_names_that_disagree_already_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_older_names_that_disagree_before_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     BACKENDS.cudnn.conv.fp32_precision, BACKENDS.cudnn.rnn.fp32_precision = "ieee", "tf32"
-    before = said()
-    assert full_precision(lambda: said()[2:])() == ["ieee", said()[3], "ieee"]
-    assert said() == before
+    before = precisions()
+    assert full_precision(lambda: precisions()[2:])() == ["ieee", precisions()[3], "ieee"]
+    assert precisions() == before
 
 
 @switches
-def test_a_switch_that_followed_the_general_one_follows_it_still() -> None:
+def test_a_switch_that_followed_the_general_one_follows_it_afterwards() -> None:
     torch.backends.fp32_precision = "tf32"
     full_precision(lambda: None)()
     assert BACKENDS.mkldnn.matmul.fp32_precision == "tf32"
@@ -154,7 +154,7 @@ def test_a_switch_that_followed_the_general_one_follows_it_still() -> None:
 
 
 @switches
-def test_switches_are_put_back_after_an_error_and_for_each_thread() -> None:
+def test_switches_are_restored_after_an_error_and_in_each_thread() -> None:
     BACKENDS.mkldnn.conv.fp32_precision = "bf16"
 
     @full_precision
@@ -167,62 +167,64 @@ def test_switches_are_put_back_after_an_error_and_for_each_thread() -> None:
             fails()
         assert BACKENDS.mkldnn.conv.fp32_precision == "bf16"
 
-    found: list[bool] = []
+    autocast: list[bool] = []
 
     @full_precision
     def there() -> None:
         with torch.autocast("cpu", torch.bfloat16):
-            found.append(full_precision(torch.is_autocast_enabled)("cpu"))  # the caller's own wish, within
+            autocast.append(
+                full_precision(torch.is_autocast_enabled)("cpu")
+            )  # what the function itself asks for is honoured
 
     with torch.autocast("cpu", torch.bfloat16):
         thread = threading.Thread(target=there)
         thread.start()
         thread.join()
-    assert found == [True]
+    assert autocast == [True]
 
 
 class Interrupted:
-    """A switch at whose turning Ctrl-C comes, just after it has turned."""
+    """A switch that is interrupted by Ctrl-C, as it seems, just after it was written for the first time."""
 
     def __init__(self) -> None:
-        self.said, self.turned = "bf16", False
+        self.value, self.written = "bf16", False
 
     @property
     def precision(self) -> str:
-        return self.said
+        return self.value
 
     @precision.setter
-    def precision(self, said: str) -> None:
-        self.said = said
-        if not self.turned:
-            self.turned = True
+    def precision(self, value: str) -> None:
+        self.value = value
+        if not self.written:
+            self.written = True
             raise KeyboardInterrupt
 
 
-def test_an_interrupt_while_switches_turn_leaves_none_turned(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_while_switches_are_written_restores_all(monkeypatch: pytest.MonkeyPatch) -> None:
     switch = Interrupted()
-    monkeypatch.setattr(switches_of_torch, "ON_CPU", ((switch, "precision"),))
+    monkeypatch.setattr(precision_module, "ON_CPU", ((switch, "precision"),))
     with torch.autocast("cpu", torch.bfloat16):
         with pytest.raises(KeyboardInterrupt):
             full_precision(lambda: None)()
         assert torch.is_autocast_enabled("cpu")
-    assert switch.turned
-    assert switch.said == "bf16"
+    assert switch.written
+    assert switch.value == "bf16"
 
 
-def test_loops_of_ones_own_are_read_in_full_precision() -> None:
-    here, states = single(MLP), single(MLP).thetas
-    batch = tuple(leaf[0] for leaf in here.batch)
-    expected = ht.trajectory_from(here.loss, states, batch, query=batch)
+def test_a_users_own_loop_is_read_in_full_precision() -> None:
+    placed, states = single(MLP), single(MLP).thetas
+    batch = tuple(leaf[0] for leaf in placed.batch)
+    expected = ht.trajectory_from(placed.loss, states, batch, query=batch)
     with torch.autocast("cpu", torch.bfloat16):
-        found = ht.trajectory_from(here.loss, states, batch, query=batch)
-    same(tensors(found), tensors(expected))
-    assert found.query_loss is not None
-    assert found.query_loss.dtype == torch.float32
+        result = ht.trajectory_from(placed.loss, states, batch, query=batch)
+    same(tensors(result), tensors(expected))
+    assert result.query_loss is not None
+    assert result.query_loss.dtype == torch.float32
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_parameters_too_coarse_are_refused(dtype: torch.dtype) -> None:
+def test_parameters_of_half_precision_are_refused(dtype: torch.dtype) -> None:
     case = single(MLP)
     with pytest.raises(ValueError, match="in which second derivatives mean little; give float32 or float64"):
         ht.hessian(case.loss, case.thetas.to(dtype), case.batch)
@@ -232,13 +234,13 @@ def test_parameters_too_coarse_are_refused(dtype: torch.dtype) -> None:
 def test_the_two_old_switches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
 
-    def told() -> list[bool]:
+    def settings() -> list[bool]:
         return [BACKENDS.cudnn.allow_tf32, BACKENDS.cuda.matmul.allow_tf32]
 
     BACKENDS.cuda.matmul.allow_tf32 = True
     try:
-        assert told() == [True, True]
-        assert full_precision(told)() == [False, False]
-        assert told() == [True, True]
+        assert settings() == [True, True]
+        assert full_precision(settings)() == [False, False]
+        assert settings() == [True, True]
     finally:
         BACKENDS.cuda.matmul.allow_tf32 = False

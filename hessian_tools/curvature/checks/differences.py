@@ -1,9 +1,9 @@
-"""Products from differences of the gradient: an independent witness, for float64 and smooth places.
+"""Products from difference quotients of the gradient: an independent reference, in float64 and where losses are smooth.
 
-The Hessian is the derivative of the gradient; the Gauss-Newton matrix that of the gradient with the network's
-Jacobian held fixed, theta' -> J(theta)' (d criterion / d outputs)(theta').
+The Hessian is the derivative of the gradient. The Gauss-Newton matrix is the derivative of the gradient with the
+network's Jacobian held fixed, theta' -> J(theta)' (d criterion / d outputs)(theta').
 
-For checks only: on networks with kinks difference quotients are off by 60-460 % in float32.
+This is for checks only: on networks with kinks difference quotients are off by 60-460 % in float32.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad, vjp
 
-from hessian_tools.curvature.objective.objective import Objective, slices
+from hessian_tools.curvature.engines.evaluate import evaluate, weighted_sum
 from hessian_tools.curvature.operators.composite import Projected
 from hessian_tools.curvature.operators.gauss_newton import GaussNewton
 from hessian_tools.curvature.operators.hessian import Hessian
@@ -22,23 +22,24 @@ from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.curvature.operators.terms import leaves, terms
 from hessian_tools.loss import Batch, Loss
 
-# Lengths of the steps tried, in units of |theta|: from where truncation shows to where rounding does.
+# Lengths of the steps that are tried, in units of |theta|: truncation shows at the longest, rounding at the shortest.
 STEPS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
-# A product smaller than this times |g| / |theta| drowns in the rounding of the gradient.
+# A product shorter than this times |g| / |theta| is lost in the rounding of the gradient.
 VISIBLE = 1e-6
 
-# A vector field on parameter space, at every point: thetas -> vectors.
+# A vector field on parameter space, evaluated at every point: thetas [point, param] -> vectors [point, param].
 Field = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Quotients:
-    """central: (g(theta + h v) - g(theta - h v)) / 2h, with the h of least disagreement.
+    """Difference quotients of the gradient g along directions v, with a judgement of their quality.
 
-    disagreement: of the quotients (g(theta + h v) - g(theta)) / h and (g(theta) - g(theta - h v)) / h there, or
-    with the central one of the next larger h, if more. On a smooth loss it is h times a third derivative,
-    plus rounding, and more than the error of the central one; at a kink it does not shrink with h.
-    smallest_visible: the size of product that rounding hides.
+    central: (g(theta + h v) - g(theta - h v)) / 2h, with the step h at which the quotients disagree least.
+    disagreement: the distance of the quotients to both sides, (g(theta + h v) - g(theta)) / h and
+    (g(theta) - g(theta - h v)) / h, or that to the central quotient of the next larger h, if it is more. On a smooth
+    loss it is h times a third derivative, plus rounding, and exceeds the error of the central quotient. At a kink it
+    does not shrink with h. smallest_visible: products shorter than this are hidden by rounding.
     """
 
     central: Float[Tensor, "point param probe"]
@@ -47,13 +48,16 @@ class Quotients:
 
 
 def differentiable(H: Operator) -> bool:
-    """Whether it is known which field each of its leaves is the derivative of."""
+    """Whether every leaf of H is the derivative of a vector field that is known: a Hessian or Gauss-Newton matrix."""
     return all(isinstance(leaf, Hessian | GaussNewton) for leaf in leaves(H))
 
 
 def difference_quotients(H: Operator, V: Float[Tensor, "param probe"]) -> Quotients:
-    """H times each column of V by quotients, at every point; two gradients a step, column and term of H."""
-    parts = [(weight, _of_term(term, V)) for weight, term in terms(H)]
+    """H times each column of V by difference quotients, at every point.
+
+    It costs two gradients for each step length, column of V and term of H.
+    """
+    parts = [(weight, _quotients_of_term(term, V)) for weight, term in terms(H)]
     return Quotients(
         torch.stack([weight * part.central for weight, part in parts]).sum(0),
         torch.stack([abs(weight) * part.disagreement for weight, part in parts]).sum(0),
@@ -61,70 +65,71 @@ def difference_quotients(H: Operator, V: Float[Tensor, "param probe"]) -> Quotie
     )
 
 
-def _of_term(term: Operator, V: Tensor) -> Quotients:
-    """Of a Hessian or Gauss-Newton matrix, perhaps inside of blocks and restrictions, which see a part of it."""
-    outside: list[Projected] = []
+def _quotients_of_term(term: Operator, V: Tensor) -> Quotients:
+    """The quotients of a Hessian or Gauss-Newton matrix, which may stand inside blocks and restrictions."""
+    projections: list[Projected] = []
     directions = V.expand(term.num_points or 1, *V.shape)
     while isinstance(term, Projected):
         directions = term.lift(directions)
-        outside.append(term)
+        projections.append(term)
         term = term.whole
     assert isinstance(term, Hessian | GaussNewton)
 
-    def seen(vectors: Tensor) -> Tensor:
+    def projected(vectors: Tensor) -> Tensor:
         columns = vectors[..., None]
-        for compression in reversed(outside):
-            columns = compression.lower(columns)
+        for projection in reversed(projections):
+            columns = projection.lower(columns)
         return columns[..., 0]
 
-    points, field = term.points, _field(term)
-    at = field(points.thetas)
-    length = points.thetas.norm(dim=-1, keepdim=True)
+    thetas, field = term.objective.thetas, _field(term)
+    gradients = field(thetas)
+    length = thetas.norm(dim=-1, keepdim=True)
     length = torch.where(length > 0, length, 1.0)
-    columns = [_best(field, points.thetas, v, at, length, seen) for v in directions.unbind(-1)]
+    columns = [
+        _best_quotient(lambda moved: projected(field(moved)), thetas, v, projected(gradients), length)
+        for v in directions.unbind(-1)
+    ]
     central, disagreement = (torch.stack(parts, dim=-1) for parts in zip(*columns, strict=True))
-    return Quotients(central, disagreement, VISIBLE * at.norm(dim=-1, keepdim=True) / length)
+    return Quotients(central, disagreement, VISIBLE * gradients.norm(dim=-1, keepdim=True) / length)
 
 
 def _field(matrix: Hessian | GaussNewton) -> Field:
-    points = matrix.points
-    assert isinstance(points, Objective)
+    """The vector field whose derivative the matrix is."""
+    objective, engine = matrix.objective, matrix.engine
     if isinstance(matrix, Hessian):
-        return lambda thetas: replace(points, thetas=thetas).gradients()
-    return lambda thetas: _gradients_by_fixed_jacobian(points, thetas)
-
-
-def _gradients_by_fixed_jacobian(
-    points: Objective, moved: Float[Tensor, "point param"]
-) -> Float[Tensor, "point param"]:
-    """J(theta)' (d criterion / d outputs)(moved)."""
-    loss = points.loss
+        return lambda thetas: engine.gradients(replace(objective, thetas=thetas))
+    loss = objective.loss
     assert isinstance(loss, Loss)
 
-    def one(theta: Tensor, batch: Batch, elsewhere: Tensor) -> Tensor:
+    def at_point(theta: Tensor, batch: Batch, moved: Tensor) -> Tensor:
+        """J(theta)' (d criterion / d outputs)(moved)."""
         x, y = batch
         pull = vjp(lambda t: loss.outputs(t, x), theta)[1]
-        return pull(grad(lambda out: loss.criterion(out, y))(loss.outputs(elsewhere, x)))[0]
+        return pull(grad(lambda out: loss.criterion(out, y))(loss.outputs(moved, x)))[0]
 
-    def piece(rows: slice) -> Tensor:
-        values = points.each(rows, one, moved[rows])
-        return torch.stack([weight * value for weight, value in zip(points.weights, values, strict=True)]).sum(0)
+    def at_points(moved: Float[Tensor, "point param"]) -> Float[Tensor, "point param"]:
+        pieces = []
+        for rows in torch.arange(len(moved), device="cpu").split(engine.products_at_once(objective)):
+            part = objective.select(rows)
+            pieces.append(weighted_sum(part, evaluate(part, at_point, moved[rows], batching=engine.batching)))
+        return torch.cat(pieces)
 
-    return torch.cat([piece(rows) for rows in slices(len(moved), points.chunk)]).detach()
+    return at_points
 
 
-def _best(
-    field: Field, thetas: Tensor, v: Tensor, at: Tensor, length: Tensor, seen: Callable[[Tensor], Tensor]
-) -> tuple[Tensor, Tensor]:
-    here = seen(at)
-    best, least = torch.full_like(here, torch.nan), here.new_full((len(here),), torch.inf)
+def _best_quotient(field: Field, thetas: Tensor, v: Tensor, middle: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
+    """At every point the central quotient with the least disagreement, and that disagreement; middle: field(thetas)."""
+    best, least = torch.full_like(middle, torch.nan), middle.new_full((len(middle),), torch.inf)
     last = best
     for step in STEPS:
         h = step * length
-        ahead, behind = (seen(field(thetas + side * h * v)) for side in (1, -1))
+        ahead, behind = (field(thetas + side * h * v) for side in (1, -1))
         central = (ahead - behind) / (2 * h)
-        # Both sides may agree by chance where rounding makes stairs of the gradient; two steps then do not.
-        doubt = torch.maximum(((ahead - 2 * here + behind) / h).norm(dim=-1), (central - last).norm(dim=-1))
-        better = doubt < least
-        best, least, last = torch.where(better[:, None], central, best), torch.where(better, doubt, least), central
+        both_sides = ((ahead - 2 * middle + behind) / h).norm(dim=-1)
+        # Where rounding makes stairs of the gradient both sides may agree by chance, but two step lengths do not.
+        # The first length has no predecessor (NaN) and is therefore never chosen.
+        disagreement = torch.maximum(both_sides, (central - last).norm(dim=-1))
+        better = disagreement < least
+        best, least = torch.where(better[:, None], central, best), torch.where(better, disagreement, least)
+        last = central
     return best, least

@@ -2,8 +2,8 @@
 
     theta_{k+1} = theta_k - a_k g(theta_k)   gives   J = (I - a_{K-1} H_{K-1}) ... (I - a_0 H_0)
 
-It is what a second-order meta-gradient contains: the gradient of query loss in theta_0 is J' times that in
-theta_K. A first-order learner takes J = I. Each factor is symmetric, their product is not.
+A second-order meta-gradient contains it: the gradient of the query loss in theta_0 is J' times the gradient in
+theta_K. A first-order learner takes J = I. Each factor is symmetric, but their product is not.
 """
 
 from dataclasses import dataclass, replace
@@ -14,16 +14,18 @@ from jaxtyping import Float, Int
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
+from hessian_tools.curvature.operators.composite import Derived
 from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.torch_fixes.precision import full_precision
 
 
 @dataclass(frozen=True)
 class AdaptationJacobian:
-    """J of one trajectory, or of each task [task, param, param]; made by :func:`adaptation_jacobian`.
+    """The Jacobian J of one trajectory [param, param] or of several tasks [task, param, param].
 
-    ``J @ V`` and ``J.T @ V`` for V [param], [param, probe] or [task, param, probe]; ``J.mv(v)``, ``J.rmv(v)``
-    for one vector a task. A product costs one Hessian-vector product a step.
+    It is made by :func:`adaptation_jacobian`. Use ``J @ V`` and ``J.T @ V`` for V [param], [param, probe] or
+    [task, param, probe], and ``J.mv(v)`` and ``J.rmv(v)`` for one vector a task. A product costs one Hessian-vector
+    product a step. factors: H_0 ... H_{K-1}, each at one point of every task. single: whether it is one trajectory.
     """
 
     factors: tuple[Operator, ...]
@@ -33,33 +35,34 @@ class AdaptationJacobian:
 
     @property
     def num_params(self) -> int:
-        """Rows and columns."""
+        """The number of rows and of columns."""
         return self.factors[0].num_params
 
     @property
     def num_tasks(self) -> int | None:
-        """How many trajectories; None for a single one."""
+        """The number of trajectories; None for a single one."""
         return None if self.single else len(self.step_sizes)
 
     @property
     def steps(self) -> int:
-        """Inner steps K."""
+        """The number of inner steps K."""
         return len(self.factors)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of the matrix; V must have the same."""
+        """The dtype of the matrix, which V must have too."""
         return self.factors[0].dtype
 
     @property
     def device(self) -> torch.device:
-        """Device of the matrix; V must lie there."""
+        """The device of the matrix, on which V must lie."""
         return self.factors[0].device
 
     @property
     def shape(self) -> tuple[int, ...]:
         """(param, param), or (task, param, param)."""
-        return (*(() if self.single else (len(self.step_sizes),)), self.num_params, self.num_params)
+        tasks = () if self.single else (len(self.step_sizes),)
+        return (*tasks, self.num_params, self.num_params)
 
     @property
     def T(self) -> "AdaptationJacobian":
@@ -68,7 +71,7 @@ class AdaptationJacobian:
 
     @property
     def gram(self) -> "AdaptationGram":
-        """J'J, symmetric: for top_eigenpairs, spectral_density and trace (which is |J|_F^2)."""
+        """J'J as a symmetric operator for top_eigenpairs, spectral_density and trace, which is |J|_F^2."""
         return AdaptationGram(self)
 
     def __matmul__(self, V: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -81,40 +84,40 @@ class AdaptationJacobian:
 
     @full_precision
     def mv(self, v: Float[Tensor, "*task param"]) -> Float[Tensor, "*task param"]:
-        """J v, one vector a task: v [task, param], or [param] for the same at every task."""
+        """J v for one vector a task: v [task, param], or [param] for the same vector at every task."""
         return (self @ v[..., None])[..., 0]
 
     @full_precision
     def rmv(self, v: Float[Tensor, "*task param"]) -> Float[Tensor, "*task param"]:
-        """J'v, one vector a task."""
+        """J'v for one vector a task, as :meth:`mv`."""
         return self.T.mv(v)
 
     def to_dense(self) -> Float[Tensor, "*task param param"]:
-        """The matrix itself, from num_params products a factor."""
+        """The matrix itself, from num_params products with each factor."""
         return self @ torch.eye(self.num_params, dtype=self.dtype, device=self.device)
 
     def to_scipy(self, *, task: int = 0) -> LinearOperator:
-        """The Jacobian of one task for SciPy, with its transpose."""
+        """The Jacobian of one task as a SciPy operator, with its transpose."""
         if not 0 <= task < len(self.step_sizes):
             raise ValueError(f"task={task}: this Jacobian has tasks 0 to {len(self.step_sizes) - 1}")
-        here = self.select(torch.tensor([task], device="cpu"))
+        jacobian = self.select(torch.tensor([task], device="cpu"))
 
-        def apply(jacobian: "AdaptationJacobian", columns: np.ndarray) -> np.ndarray:
+        def apply(matrix: "AdaptationJacobian", columns: np.ndarray) -> np.ndarray:
             V = torch.tensor(columns, device="cpu").to(self.device, self.dtype).reshape(self.num_params, -1)
-            return jacobian.products(V[None])[0].cpu().numpy()
+            return matrix.products(V[None])[0].cpu().numpy()
 
-        kind, n = torch.empty(0, dtype=self.dtype, device="cpu").numpy().dtype, self.num_params
-        forward, back = (lambda V: apply(here, V)), (lambda V: apply(here.T, V))
-        return LinearOperator((n, n), matvec=forward, rmatvec=back, matmat=forward, rmatmat=back, dtype=kind)
+        dtype, n = torch.empty(0, dtype=self.dtype, device="cpu").numpy().dtype, self.num_params
+        forward, back = (lambda V: apply(jacobian, V)), (lambda V: apply(jacobian.T, V))
+        return LinearOperator((n, n), matvec=forward, rmatvec=back, matmat=forward, rmatmat=back, dtype=dtype)
 
     def select(self, tasks: Int[Tensor, " chosen"]) -> "AdaptationJacobian":
-        """The Jacobians of some of the tasks, in the order given."""
+        """The Jacobians of the chosen tasks, in the order given."""
         factors = tuple(factor.select(tasks) for factor in self.factors)
         return AdaptationJacobian(factors, self.step_sizes[tasks.to(self.device)], False, self.transposed)
 
     @full_precision
     def products(self, V: Float[Tensor, "task param probe"]) -> Float[Tensor, "task param probe"]:
-        """Each task's J (J' where transposed) times its columns."""
+        """Each task's J, or J' if transposed, times that task's columns."""
         steps = zip(self.factors, self.step_sizes.unbind(1), strict=True)
         for H, a in reversed(list(steps)) if self.transposed else steps:
             # (I - diag(a) H)' = I - H diag(a): the order matters where each parameter has its own step size.
@@ -124,46 +127,41 @@ class AdaptationJacobian:
     def _check(self, V: Tensor) -> None:
         if (V.dtype, V.device) != (self.dtype, self.device):
             raise ValueError(
-                f"V is {V.dtype} on {V.device}, the Jacobian {self.dtype} on {self.device}; "
+                f"V is {V.dtype} on {V.device}, but the Jacobian is {self.dtype} on {self.device}; "
                 f"write V.to({str(self.device)!r}, {self.dtype})"
             )
         tasks = len(self.step_sizes)
         if V.ndim not in (1, 2, 3) or V.shape[-2:][0] != self.num_params or (V.ndim == 3 and len(V) not in (1, tasks)):
             raise ValueError(
-                f"V has shape {list(V.shape)}, the Jacobian {list(self.shape)}; "
+                f"V has shape {list(V.shape)}, but the Jacobian has {list(self.shape)}; "
                 f"give [{self.num_params}, probe] or [{tasks}, {self.num_params}, probe]"
             )
 
 
-@dataclass(frozen=True)
-class AdaptationGram(Operator):
-    """J'J of an adaptation Jacobian; made by ``J.gram``. A product costs two Hessian-vector products a step."""
+@dataclass(frozen=True, repr=False)
+class AdaptationGram(Derived):
+    """J'J of an adaptation Jacobian, made by ``J.gram``; a product costs two Hessian-vector products a step."""
 
     jacobian: AdaptationJacobian
 
     @property
+    def source(self) -> Operator:
+        """The Hessian of the first step, which has the dtype and the device of all."""
+        return self.jacobian.factors[0]
+
+    @property
     def num_params(self) -> int:
-        """Rows of the Jacobian."""
+        """The number of rows of the Jacobian."""
         return self.jacobian.num_params
 
     @property
     def num_points(self) -> int | None:
-        """A point is a task."""
+        """The number of tasks, for a point of this operator is a task; None for a single trajectory."""
         return self.jacobian.num_tasks
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the Jacobian."""
-        return self.jacobian.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the Jacobian."""
-        return self.jacobian.device
-
-    @property
     def at_once(self) -> int:
-        """As many tasks as fit where every step keeps what its products need."""
+        """The tasks that fit in memory together, given that every step keeps what its own products need."""
         return max(1, min(H.at_once for H in self.jacobian.factors) // self.jacobian.steps)
 
     @full_precision
@@ -171,23 +169,29 @@ class AdaptationGram(Operator):
         """J'(J V)."""
         return self.jacobian.T.products(self.jacobian.products(V))
 
+    def announce(self, num_products: int) -> None:
+        """Announces how many products will follow, each of which takes two of every factor."""
+        for factor in self.jacobian.factors:
+            factor.announce(2 * num_products)
+
     def select(self, points: Int[Tensor, " chosen"]) -> "AdaptationGram":
-        """The same of some of the tasks."""
+        """J'J of the chosen tasks."""
         if self.num_points is None:
-            raise ValueError("the Jacobian of a single trajectory has no tasks to select")
+            raise ValueError("a single trajectory has no tasks to select; make the Jacobian with steps=K")
         return AdaptationGram(self.jacobian.select(points))
 
 
 def adaptation_jacobian(
     H: Operator, step_size: float | Float[Tensor, "..."], *, steps: int | None = None
 ) -> AdaptationJacobian:
-    """d theta_K / d theta_0 = (I - a H_{K-1}) ... (I - a H_0) of gradient descent on one batch a task.
+    """The Jacobian d theta_K / d theta_0 = (I - a H_{K-1}) ... (I - a H_0) of gradient descent on one batch a task.
 
-    H: the Hessian of the support loss at the K points stepped *from*, theta_0 ... theta_{K-1}, without the
-    adapted one. steps: with several trajectories, K of each, points in task-major order [task, step]; None: all
-    points are one trajectory. step_size: a number, or a tensor [step], [task, step], or [task, step, param] with
-    a step size for each parameter. Holds where the loss is twice differentiable along the loop, so for
-    ReLU and max-pool at almost every theta_0. Raises ValueError for points or step sizes that do not fit.
+    H: the Hessian of the support loss at the K points *from* which the steps were taken, theta_0 ... theta_{K-1};
+    the adapted point is not among them. steps: the number K for several trajectories, whose points come in task-major
+    order [task, step]; None if all points are one trajectory. step_size: a number, or a tensor [step], [task, step],
+    or [task, step, param] with a step size for each parameter. The formula holds where the loss is twice
+    differentiable along the loop, so with ReLU and max-pooling at almost every theta_0.
+    Raises ValueError for points or step sizes that do not fit.
 
     >>> from hessian_tools.curvature import hessian
     >>> a = torch.tensor([2.0, -1.0])
@@ -198,21 +202,17 @@ def adaptation_jacobian(
     """
     points = H.num_points
     if points is None:
-        raise ValueError("H is at a single point; make it of thetas [step, param], also for one step")
+        raise ValueError("H is at a single point; make it from thetas [step, param], even for one step")
     K = points if steps is None else steps
     if K < 1 or points % K:
         raise ValueError(f"steps={steps} for an operator at {points} points; give a number that divides them")
-    factors = tuple(H.select(torch.arange(k, points, K, device="cpu")) for k in range(K))
-    return AdaptationJacobian(factors, _step_sizes(step_size, points // K, K, H), single=steps is None)
-
-
-def _step_sizes(step_size: float | Tensor, tasks: int, steps: int, H: Operator) -> Float[Tensor, "task step _"]:
+    tasks = points // K
     sizes = torch.as_tensor(step_size, dtype=H.dtype, device="cpu").detach().to(H.device)
-    allowed = [(), (steps,), (tasks, steps), (tasks, steps, H.num_params)]
-    if tuple(sizes.shape) not in allowed:
+    if tuple(sizes.shape) not in [(), (K,), (tasks, K), (tasks, K, H.num_params)]:
         raise ValueError(
-            f"step_size has shape {list(sizes.shape)}; give a number, [{steps}], [{tasks}, {steps}] or "
-            f"[{tasks}, {steps}, {H.num_params}]"
+            f"step_size has shape {list(sizes.shape)}; give a number, [{K}], [{tasks}, {K}] or "
+            f"[{tasks}, {K}, {H.num_params}]"
         )
     sizes = sizes if sizes.ndim == 3 else sizes[..., None]
-    return sizes.expand(tasks, steps, sizes.shape[-1])
+    factors = tuple(H.select(torch.arange(k, points, K, device="cpu")) for k in range(K))
+    return AdaptationJacobian(factors, sizes.expand(tasks, K, sizes.shape[-1]), single=steps is None)

@@ -1,4 +1,4 @@
-"""How far the top of the Hessian's spectrum is that of its Gauss-Newton part: values, directions, curvature."""
+"""How much of the Hessian's top eigenpairs its Gauss-Newton part accounts for: values, curvature and directions."""
 
 from dataclasses import dataclass
 
@@ -15,19 +15,19 @@ from hessian_tools.torch_fixes.precision import full_precision
 
 
 @dataclass(frozen=True)
-class Explained:
-    """The k top eigenpairs (v_j, value) of H beside those (u_j) of its Gauss-Newton part G; each number with its error.
+class GaussNewtonShare:
+    """The top k eigenpairs (value, v_j) of H beside those of its Gauss-Newton part G (u_j), each with its error.
 
-    hessian, hessian_error: eigenvalues of H and their residuals, in the order they were asked for.
-    gauss_newton, gauss_newton_error: the k largest eigenvalues of G. Compared rank by rank they need not
-    belong to one direction; what does is in the next two.
-    share: v_j'Gv_j / v_j'Hv_j: how much of the curvature along v_j is Gauss-Newton. 1 is all; more than 1
-    where the rest is negative there; not positive where the eigenvalue of H is negative.
-    overlap: |U_j'V_j|_F^2 / j of the first j directions of each, for j = 1..k; j / param by chance (``overlap_null``);
-    NaN where G has fewer than j eigenvalues that can differ from zero.
-    share_error and overlap_error bound what the pairs' residuals and gaps leave open (Davis, Kahan 1970):
-    large where eigenvalues lie close, for then single directions mean little. For the last pair nothing bounds them:
-    ask for one more than is used.
+    hessian, hessian_error: eigenvalues of H and their residuals, in the order in which they were requested.
+    gauss_newton, gauss_newton_error: the k largest eigenvalues of G and the rounding error of all of them. The j-th
+    eigenvalue of H and the j-th of G need not belong to one direction; ``share`` and ``overlap`` compare directions.
+    share: v_j'Gv_j / v_j'Hv_j, the part of the curvature along v_j that is Gauss-Newton. It is 1 where it is all of
+    it, above 1 where the rest of H is negative along v_j, and not positive where the eigenvalue of H is negative.
+    overlap: |U_j'V_j|_F^2 / j of the first j directions of each, for j = 1..k. By chance it is j / param
+    (``overlap_null``). NaN where G has fewer than j eigenvalues that can differ from zero.
+    share_error, overlap_error: bounds on what the pairs' residuals and gaps leave open (Davis, Kahan 1970). They are
+    large where eigenvalues lie close together, because single directions then mean little. Nothing bounds the last
+    pair; ask for one pair more than is used.
     """
 
     hessian: Float[Tensor, "*point k"]
@@ -41,52 +41,46 @@ class Explained:
 
 
 @full_precision
-def explained_by_gauss_newton(pairs: EigenPairs, spectrum: GramSpectrum, *, which: Which = "LM") -> Explained:
-    """The Hessian's eigenpairs against the Gauss-Newton spectrum at the same points; no further product.
+def gauss_newton_share(pairs: EigenPairs, spectrum: GramSpectrum, *, which: Which = "LM") -> GaussNewtonShare:
+    """Compares the Hessian's top eigenpairs with the Gauss-Newton spectrum at the same points, without a product.
 
-    pairs: ``top_eigenpairs(hessian(...), k=..., which=which, vectors=True)``, which "LM", "LA" or "SA"; "LA" ranks
-    like with like, as G has no negative eigenvalue. spectrum: ``gauss_newton_spectrum(..., vectors=True)``.
-    Raises ValueError where either has no vectors, or they are not of the same points.
+    pairs: ``top_eigenpairs(hessian(...), k=..., which=which, vectors=True)`` with which "LM", "LA" or "SA". "LA"
+    ranks like with like, because G has no negative eigenvalue. spectrum: ``gauss_newton_spectrum(..., vectors=True)``.
+    Raises ValueError if either has no vectors, or if they are not of the same points.
 
     >>> yes, count, e = torch.ones(2, dtype=torch.bool), torch.tensor(9), torch.eye(3)
     >>> H = EigenPairs(torch.tensor([4.0, 2.0]), torch.zeros(2), yes, e[:, :2], count, yes[0])
     >>> G = GramSpectrum(torch.tensor([3.0, 2.0]), torch.tensor(0.0), e[:, [0, 2]])  # H diag(4, 2, 1), G diag(3, 0, 2)
-    >>> found = explained_by_gauss_newton(H, G)
-    >>> found.share.tolist(), found.overlap.tolist()
+    >>> result = gauss_newton_share(H, G)
+    >>> result.share.tolist(), result.overlap.tolist()
     ([0.75, 0.0], [1.0, 0.5])
     """
     if pairs.vectors is None or spectrum.vectors is None:
-        raise ValueError("directions are compared by their vectors: ask for both with vectors=True")
+        raise ValueError("directions are compared by their vectors; compute both arguments with vectors=True")
     V, U, k = pairs.vectors, spectrum.vectors, pairs.values.shape[-1]
     if V.shape[:-1] != U.shape[:-1]:
-        raise ValueError(f"eigenvectors {list(V.shape)} and {list(U.shape)}; take both at the same points")
+        raise ValueError(f"the eigenvectors are {list(V.shape)} and {list(U.shape)}; take both at the same points")
     squares = (V.mT @ U) ** 2
     share = (squares @ spectrum.values[..., None])[..., 0] / pairs.values
     largest = spectrum.values[..., :1]
-    # |v'Gv - u'Gu| <= |G| sin(v, u) for G >= 0; the value itself is known to its residual.
-    off = largest * vector_error(pairs, which=which) + spectrum.error[..., None] + share.abs() * pairs.residuals
-    return Explained(
+    # |v'Gv - u'Gu| <= |G| sin(v, u) for G >= 0, and the eigenvalue itself is known to its residual.
+    error = largest * vector_error(pairs, which=which) + spectrum.error[..., None] + share.abs() * pairs.residuals
+    sums = squares.cumsum(-1).cumsum(-2).diagonal(dim1=-2, dim2=-1)  # |U_j'V_j|_F^2 for every j at once
+    overlaps = sums / torch.arange(1, sums.shape[-1] + 1, device="cpu").to(sums)
+    levels = pad(spectrum.values, (0, 1))  # all eigenvalues of G that are not listed are zero
+    spaces_error = cut_error(levels, spectrum.error[..., None].expand_as(levels))[..., :-1]
+    return GaussNewtonShare(
         pairs.values,
         pairs.residuals,
-        _k_of(spectrum.values, k, 0.0),
+        _first(spectrum.values, k, otherwise=0.0),
         spectrum.error,
         share,
-        off / pairs.values.abs(),
-        _overlaps(squares, k),
-        (subspace_error(pairs, which=which) + _k_of(_gauss_newton_error(spectrum), k, torch.nan)).clamp(max=1),
+        error / pairs.values.abs(),
+        _first(overlaps, k, otherwise=torch.nan),
+        (subspace_error(pairs, which=which) + _first(spaces_error, k, otherwise=torch.nan)).clamp(max=1),
     )
 
 
-def _overlaps(squares: Float[Tensor, "*point k rank"], k: int) -> Float[Tensor, "*point k"]:
-    sums = squares.cumsum(-1).cumsum(-2).diagonal(dim1=-2, dim2=-1)
-    return _k_of(sums / torch.arange(1, sums.shape[-1] + 1, device="cpu").to(sums), k, torch.nan)
-
-
-def _gauss_newton_error(spectrum: GramSpectrum) -> Float[Tensor, "*point rank"]:
-    """Of its eigenspaces; behind the values listed the spectrum is zero."""
-    order = pad(spectrum.values, (0, 1))
-    return cut_error(order, spectrum.error[..., None].expand_as(order))[..., :-1]
-
-
-def _k_of(values: Float[Tensor, "*point n"], k: int, otherwise: float) -> Float[Tensor, "*point k"]:
+def _first(values: Float[Tensor, "*point n"], k: int, *, otherwise: float) -> Float[Tensor, "*point k"]:
+    """The first k values, filled up where there are fewer."""
     return pad(values, (0, max(0, k - values.shape[-1])), value=otherwise)[..., :k]

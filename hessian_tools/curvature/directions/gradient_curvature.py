@@ -1,37 +1,102 @@
-"""Curvature along given directions: pure functions of products already computed, so nothing is computed twice."""
+"""Curvature along the gradient: rho = g'Hg / g'g, its bound |Hg| / |g|, their error, and rho without scale.
+
+:func:`gradient_curvature` does everything for an operator. The other functions are the formulas themselves, pure
+functions of products that were already computed, so that a caller who has Hg computes nothing twice.
+"""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hessian_tools.curvature.operators.composite import Projected
+from hessian_tools.curvature.operators.loss_operator import LossOperator
+from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.layout import ParamLayout
 from hessian_tools.torch_fixes.precision import full_precision
 
 # Lee 2023, Eq. 3: a step -alpha g is effective if the integral over t in [0, 1] of |g|^2 - alpha t g'Hg is positive.
 # The integral is |g|^2 - (alpha/2) g'Hg = |g|^2 (1 - alpha rho / 2), with rho = g'Hg / g'g;
-# so it is positive exactly if alpha * rho < 2: the descent lemma, along the gradient.
+# so it is positive exactly if alpha * rho < 2, which is the descent lemma along the gradient.
 DESCENT_THRESHOLD = 2.0
+
+# Rounding of the products in float32, in units of eps |Hg| / |g|, that their asymmetry does not show.
+ROUNDING_UNITS = 8
 
 
 @dataclass(frozen=True)
-class AlongGradient:
-    """rho = g'Hg / g'g [1/step size], hg_ratio = |Hg| / |g| [1/step size], grad_norm = |g|; NaN ratios where g = 0."""
+class GradientCurvature:
+    """Curvature along the gradient g at every point; the ratios are NaN where g = 0.
+
+    rho: g'Hg / g'g, in units of 1 / step size. hg_ratio: |Hg| / |g|, in the same units; by Cauchy and Schwarz
+    |rho| <= hg_ratio always. grad_norm: |g|. error: an estimate of how far rounding has moved rho and hg_ratio, see
+    :func:`rounding_error`; None where it was not measured. step_size: alpha, or None if none was given.
+    """
 
     rho: Float[Tensor, "*point"]
     hg_ratio: Float[Tensor, "*point"]
     grad_norm: Float[Tensor, "*point"]
+    error: Float[Tensor, "*point"] | None = None
+    step_size: Float[Tensor, "*#point"] | None = None
+
+    @property
+    def alpha_rho(self) -> Float[Tensor, "*point"] | None:
+        """Step size times rho, without a unit: below DESCENT_THRESHOLD the step is effective. None without a step."""
+        return None if self.step_size is None else self.step_size * self.rho
+
+    @property
+    def alpha_rho_error(self) -> Float[Tensor, "*point"] | None:
+        """The error of alpha_rho: the step size times ``error``; None where either was not given."""
+        return None if self.step_size is None or self.error is None else self.step_size.abs() * self.error
 
 
 @full_precision
-def along(g: Float[Tensor, "*point param"], hg: Float[Tensor, "*point param"]) -> AlongGradient:
-    """Curvature along the gradient, from g and the product Hg.
+def gradient_curvature(H: Operator, step_size: float | Float[Tensor, "*#point"] | None = None) -> GradientCurvature:
+    """The curvature of H along the gradient of its loss, at every point, with its rounding error.
 
-    Compare alpha * rho with DESCENT_THRESHOLD. |rho| <= hg_ratio always (Cauchy and Schwarz).
+    H: a Hessian or a Gauss-Newton matrix, or a block or restriction of one, which sees its part of the gradient.
+    step_size: alpha, a number or one for each point, for ``alpha_rho`` of the result. A single point gives numbers
+    without the point axis. It costs one gradient and two products a point: Hg, and H(Hg) for the error.
+    Raises ValueError for any other operator, of which no gradient is known. (Lee, Yoo, Kwak 2023, Eq. 3.)
 
-    >>> result = along(torch.tensor([1.0, 1.0]), torch.tensor([3.0, 1.0]))  # H = diag(3, 1)
+    >>> from hessian_tools.curvature import hessian
+    >>> H = hessian(lambda theta, a: (a * theta**2).sum() / 2, torch.ones(2), torch.tensor([3.0, 1.0]))
+    >>> along = gradient_curvature(H, step_size=0.1)  # g = (3, 1), Hg = (9, 1)
+    >>> round(float(along.rho), 4), round(float(along.alpha_rho), 4), round(float(along.hg_ratio) ** 2, 4)
+    (2.8, 0.28, 8.2)
+    """
+    g = _gradients(H)
+    g = g[0] if H.num_points is None else g
+    hg = H.mv(g)
+    # Random probes hardly meet the gradient and read the error low; Hg itself is worth its product.
+    z = in_units(hg)[0]
+    asymmetry = product_asymmetry(hg, g, H.mv(z)[..., None], z[..., None])
+    asymmetry = torch.where((hg == 0).all(-1), 0.0, asymmetry)  # such a z has no direction
+    curvature = curvature_along(g, hg)
+    error = rounding_error(curvature.hg_ratio, asymmetry)
+    alpha = None if step_size is None else torch.as_tensor(step_size, device="cpu").to(H.device, H.dtype)
+    return replace(curvature, error=error, step_size=alpha)
+
+
+def _gradients(H: Operator) -> Float[Tensor, "point row"]:
+    """The gradient of H's own loss at its points, in the rows that H sees."""
+    if isinstance(H, Projected):
+        return H.lower(_gradients(H.whole)[..., None])[..., 0]
+    if isinstance(H, LossOperator):
+        return H.engine.gradients(H.objective)
+    raise ValueError(
+        f"no gradient is known of a {type(H).__name__}; give the operator of one loss, or a block of it, "
+        "or take curvature_along(g, H.mv(g))"
+    )
+
+
+@full_precision
+def curvature_along(g: Float[Tensor, "*point param"], hg: Float[Tensor, "*point param"]) -> GradientCurvature:
+    """The formula: curvature along g from g and the product Hg, without an error or a step size.
+
+    >>> result = curvature_along(torch.tensor([1.0, 1.0]), torch.tensor([3.0, 1.0]))  # H = diag(3, 1)
     >>> round(float(result.rho), 5), round(float(result.hg_ratio) ** 2, 5)
     (2.0, 5.0)
     """
@@ -39,105 +104,21 @@ def along(g: Float[Tensor, "*point param"], hg: Float[Tensor, "*point param"]) -
     hg, hg_size = in_units(hg)
     norm = g.norm(dim=-1)
     ratio = hg_size / size
-    return AlongGradient(ratio * ((g * hg).sum(-1) / norm**2), ratio * (hg.norm(dim=-1) / norm), size * norm)
+    return GradientCurvature(ratio * ((g * hg).sum(-1) / norm**2), ratio * (hg.norm(dim=-1) / norm), size * norm)
 
 
 def in_units(v: Float[Tensor, "*point param"]) -> tuple[Float[Tensor, "*point param"], Float[Tensor, "*point"]]:
-    """v / u and u, a power of two the size of v, so nothing is rounded; 1 where v is 0 or not finite.
+    """Splits v into v / u and u, where u is a power of two of v's size; u is 1 where v is 0 or not finite.
 
-    Squares of small gradients (1e-20) would vanish in float32, those of large ones (1e20) overflow.
+    In float32 the squares of small gradients (1e-20) would vanish and those of large ones (1e20) overflow. Dividing
+    by a power of two rounds nothing.
 
     >>> in_units(torch.tensor([2.0, -5.0]))
     (tensor([ 0.5000, -1.2500]), tensor(4.))
     """
-    most = v.abs().amax(-1)
-    unit = torch.where((most > 0) & most.isfinite(), most / (2 * most.frexp().mantissa), 1.0)
+    largest = v.abs().amax(-1)
+    unit = torch.where((largest > 0) & largest.isfinite(), largest / (2 * largest.frexp().mantissa), 1.0)
     return v / unit[..., None], unit
-
-
-@full_precision
-def cos_displacement(
-    gradients: Float[Tensor, "*point step param"], displacement: Float[Tensor, "*point param"]
-) -> Float[Tensor, "*point step"]:
-    """cos(-g_k, theta_K - theta_0) at every inner step (Lee 2023, figure 3); NaN where either is zero.
-
-    Compare with :func:`cosine_null`: orthogonal gradients already reach it.
-
-    >>> cos_displacement(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([-1.0, -1.0]))
-    tensor([0.7071, 0.7071])
-    """
-    gradients, displacement = in_units(gradients)[0], in_units(displacement)[0]
-    dot = -(gradients * displacement[..., None, :]).sum(-1)
-    return dot / (gradients.norm(dim=-1) * displacement.norm(dim=-1)[..., None])
-
-
-def alignment(gram: Float[Tensor, "*point step step"]) -> Float[Tensor, "*point"]:
-    """A = (|sum_k g_k|^2 / sum_k |g_k|^2 - 1) / (K - 1), from the Gram matrix of the K inner gradients.
-
-    0 when they are orthogonal whatever their norms, 1 when equal, negative when they oscillate. NaN for
-    K < 2 and for zero gradients. Orthogonality is a weak null: A -> 1 as the step size -> 0 for any network.
-
-    >>> float(alignment(torch.ones(3, 3))), float(alignment(torch.eye(3)))
-    (1.0, 0.0)
-    """
-    steps = gram.shape[-1]
-    gram = gram / in_units(gram.diagonal(dim1=-2, dim2=-1))[1][..., None, None]
-    trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
-    return (gram.sum((-2, -1)) - trace) / ((steps - 1) * trace)
-
-
-def cosine_null(steps: int) -> tuple[float, float]:
-    """Where the mean cosine of ``cos_displacement`` lies if the gradients are orthogonal: [1/K, 1/sqrt(K)].
-
-    Then the squared cosines sum to one: the mean is 1/sqrt(K) for equal norms, 1/K if one gradient is all.
-
-    >>> cosine_null(4)
-    (0.25, 0.5)
-    """
-    if steps < 1:
-        raise ValueError(f"steps={steps}: give the number of inner gradients, 1 or more")
-    return 1 / steps, steps**-0.5
-
-
-@full_precision
-def filter_scale(
-    layout: ParamLayout, theta: Float[Tensor, "*point param"], normalised: Iterable[str]
-) -> Float[Tensor, "*point param"]:
-    """d: the norm of its filter on each entry of the named weights, 1 elsewhere.
-
-    normalised: names in the layout of weights whose filters (slices along their first axis) are
-    followed by normalisation. There H ~ 1/|w|^2 and g ~ 1/|w|, so growing weights fake falling curvature;
-    D H D and D g, D = diag(d), do not change when such filters are rescaled. Raises ValueError for unknown names.
-    """
-    normalised = set(normalised)
-    if unknown := sorted(normalised - set(layout.names)):
-        raise ValueError(f"no parameter named {unknown[0]!r}; the layout has {', '.join(layout.names)}")
-    pieces = []
-    for name, shape, piece in zip(layout.names, layout.shapes, theta.split(list(layout.sizes), dim=-1), strict=True):
-        if name in normalised:
-            filters = piece.unflatten(-1, (shape[0], -1))
-            pieces.append(filters.norm(dim=-1, keepdim=True).expand_as(filters).flatten(-2))
-        else:
-            pieces.append(torch.ones_like(piece))
-    return torch.cat(pieces, dim=-1)
-
-
-@full_precision
-def rho_normalised(
-    d: Float[Tensor, "*point param"], g: Float[Tensor, "*point param"], h_d2g: Float[Tensor, "*point param"]
-) -> Float[Tensor, "*point"]:
-    """Scale-free curvature along the gradient: (Dg)'(DHD)(Dg) / |Dg|^2 = (d^2 g)'H(d^2 g) / |d g|^2.
-
-    h_d2g: the product ``H.mv(d**2 * g)``. Unchanged by rescaling filters under normalisation, exactly as
-    its eps -> 0. NaN where g = 0.
-
-    >>> d, g, H = torch.tensor([2.0, 1.0]), torch.tensor([1.0, 0.0]), torch.diag(torch.tensor([3.0, 5.0]))
-    >>> float(rho_normalised(d, g, H @ (d**2 * g)))  # 2 * 3 * 2
-    12.0
-    """
-    dg, size = in_units(d * g)
-    product, product_size = in_units(d * h_d2g)
-    return product_size / size * ((dg * product).sum(-1) / (dg**2).sum(-1))
 
 
 @full_precision
@@ -147,13 +128,14 @@ def product_asymmetry(
     hz: Float[Tensor, "*point param probe"],
     z: Float[Tensor, "*#point param probe"],
 ) -> Float[Tensor, "*point"]:
-    """The rounding error of bilinear forms of H: the largest |z'Hg - g'Hz| over the probes, g and z at unit length.
+    """Estimates the rounding error of bilinear forms of H: the largest |z'Hg - g'Hz| over probes z, all at unit length.
 
-    H is symmetric, its computed products are not quite. This measures the error of rho = g'Hg / g'g by
-    errors of the same kind: an estimate, not a bound, and on the low side. In float32, on Conv4 of width 16
+    H is symmetric, but its computed products are not quite. The asymmetry measures the error of rho = g'Hg / g'g by
+    errors of the same kind: it is an estimate and no bound, and it reads low. In float32, on a Conv4 of width 16
     (32 points), the actual error of rho was 7 times this in the median and up to 40 times with 8 random
-    probes; 1.7 times with Hg itself as one more direction, worth its product where the error matters
-    (it was 1e-7 of rho). Costs nothing where probes were multiplied anyway. NaN where g or a probe is 0.
+    probes; it was 1.7 times with Hg itself as one more direction, which is worth its product where the error matters
+    (it was 1e-7 of rho). The estimate costs nothing where the probes were multiplied anyway. NaN where g or a probe
+    is 0.
 
     >>> e = torch.eye(2)
     >>> float(product_asymmetry(torch.tensor([0.0, 1.0]), e[0], torch.tensor([[1.25], [0.0]]), e[:, 1:]))
@@ -166,27 +148,71 @@ def product_asymmetry(
 
 
 def rounding_error(hg_ratio: Float[Tensor, "*point"], asymmetry: Float[Tensor, "*point"]) -> Float[Tensor, "*point"]:
-    """The error of rho (and of |Hg|/|g|) from arithmetic in the dtype at hand: asymmetry + 8 eps |Hg| / |g|.
+    """The error of rho, and of |Hg| / |g|, from the dtype's arithmetic: asymmetry + 8 eps |Hg| / |g|.
 
-    The asymmetry alone reads low, by ten times in the median on a Conv4, as random probes hardly meet the
-    gradient. With the second term, errors against float64 stayed below it at 99 % of 112 points of a Conv4; no bound.
+    The asymmetry over random probes alone reads low, by ten times in the median on a Conv4, because random probes
+    hardly meet the gradient. With the second term it covered the error against float64 at 99 % of 112 points of a
+    Conv4. It is an estimate, not a bound.
 
     >>> float(rounding_error(torch.tensor(2.0), torch.tensor(0.0))) / torch.finfo(torch.float32).eps
     16.0
     """
-    return asymmetry + 8 * torch.finfo(hg_ratio.dtype).eps * hg_ratio
+    return asymmetry + ROUNDING_UNITS * torch.finfo(hg_ratio.dtype).eps * hg_ratio
+
+
+@full_precision
+def filter_scale(
+    layout: ParamLayout, theta: Float[Tensor, "*point param"], normalised: Iterable[str]
+) -> Float[Tensor, "*point param"]:
+    """The scale d of every parameter: the norm of its filter for the named weights, and 1 for all others.
+
+    normalised: names in the layout of the weights whose filters (slices along their first axis) are followed by
+    normalisation. For these H ~ 1/|w|^2 and g ~ 1/|w|, so weights that grow look like curvature that falls. With
+    D = diag(d), the products D H D and D g do not change when such filters are rescaled.
+    Raises ValueError for a name that the layout does not have.
+    """
+    normalised = set(normalised)
+    if unknown := sorted(normalised - set(layout.names)):
+        raise ValueError(f"no parameter named {unknown[0]!r}; the layout has {', '.join(layout.names)}")
+    scales = []
+    for name, shape, weights in zip(layout.names, layout.shapes, theta.split(list(layout.sizes), dim=-1), strict=True):
+        if name in normalised:
+            filters = weights.unflatten(-1, (shape[0], -1))
+            scales.append(filters.norm(dim=-1, keepdim=True).expand_as(filters).flatten(-2))
+        else:
+            scales.append(torch.ones_like(weights))
+    return torch.cat(scales, dim=-1)
+
+
+@full_precision
+def rho_normalised(
+    d: Float[Tensor, "*point param"], g: Float[Tensor, "*point param"], h_d2g: Float[Tensor, "*point param"]
+) -> Float[Tensor, "*point"]:
+    """Curvature along the gradient without scale: (Dg)'(DHD)(Dg) / |Dg|^2 = (d^2 g)'H(d^2 g) / |d g|^2.
+
+    d: from :func:`filter_scale`. h_d2g: the product ``H.mv(d**2 * g)``. The number does not change when filters under
+    normalisation are rescaled, exactly so as the normalisation's eps goes to 0. NaN where g = 0.
+
+    >>> d, g, H = torch.tensor([2.0, 1.0]), torch.tensor([1.0, 0.0]), torch.diag(torch.tensor([3.0, 5.0]))
+    >>> float(rho_normalised(d, g, H @ (d**2 * g)))  # 2 * 3 * 2
+    12.0
+    """
+    dg, size = in_units(d * g)
+    product, product_size = in_units(d * h_d2g)
+    return product_size / size * ((dg * product).sum(-1) / (dg**2).sum(-1))
 
 
 @full_precision
 def small_step_difference(
     hg: Float[Tensor, "*point param"], *, tau: float, target_steps: int, reference_steps: int
 ) -> Float[Tensor, "*point param"]:
-    """theta_reference - theta_target to leading order: (tau^2 / 2)(1/T - 1/R) Hg, with an error of O(tau^3).
+    """How far R steps and T steps of one total time end apart, to leading order: (tau^2 / 2)(1/T - 1/R) Hg.
 
-    T target steps and R reference steps of plain gradient descent from one start, on one batch, each of
-    total time tau = step size times steps. Gradient descent with step h follows the flow up to
-    -(h/2) tau H g: so T steps and R steps differ by that with h = tau/T less h = tau/R. Smooth networks only:
-    kinks (ReLU, max-pool) break the order.
+    It is theta_reference - theta_target with an error of O(tau^3), for R reference steps and T target steps of plain
+    gradient descent from one start on one batch, each of total time tau = step size times number of steps.
+    Gradient descent with step h follows the gradient flow up to -(h/2) tau H g, so that T steps and R steps differ
+    by that with h = tau/T less that with h = tau/R. It holds for smooth networks only: kinks (ReLU, max-pooling)
+    break the order.
 
     >>> small_step_difference(torch.tensor([2.0]), tau=0.3, target_steps=1, reference_steps=3)  # 3 * 0.1**2 * 2
     tensor([0.0600])

@@ -1,6 +1,7 @@
 """The largest singular values of an adaptation Jacobian, each with the residuals that bound its error."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -8,18 +9,19 @@ from torch import Tensor
 
 from hessian_tools.curvature.directions.adaptation import AdaptationJacobian
 from hessian_tools.curvature.eigen.pairs import top_eigenpairs
+from hessian_tools.progress import Progress
 from hessian_tools.torch_fixes.precision import full_precision
 
 
 @dataclass(frozen=True)
 class SingularValues:
-    """The largest singular values of a Jacobian, falling, with their quality.
+    """The largest singular values s of a Jacobian in falling order, with their quality.
 
-    left_residuals: |J v - s u|; right_residuals: |J'u - s v| of the unit vectors u, v, from true products. A singular
-    value of J lies within ``error`` = sqrt(left^2 + right^2) / sqrt(2) of s. complete: none was missed, as for
-    ``EigenPairs``.
-    converged: error <= max(rtol s, 64 eps |J|^2 / s), |J| the largest value; where False, raise max_matvecs.
-    u, v [*task, param, k]: where asked for; u is zero where s is. num_matvecs: Hessian-vector products of each task.
+    left_residuals, right_residuals: |Jv - su| and |J'u - sv| of the unit vectors u and v, from true products.
+    error: sqrt(left^2 + right^2) / sqrt(2); a singular value of J lies within it of s.
+    converged: error <= max(rtol s, 64 eps |J|^2 / s), |J| the largest value. Where False, raise max_matvecs.
+    u, v: the singular vectors, or None if they were not requested; u is zero where s is.
+    num_matvecs: Hessian-vector products of each task. complete: no value was missed, as for ``EigenPairs``.
     """
 
     values: Float[Tensor, "*task k"]
@@ -33,7 +35,7 @@ class SingularValues:
 
     @property
     def error(self) -> Float[Tensor, "*task k"]:
-        """How near a singular value of J lies."""
+        """How far from s a singular value of J may lie."""
         return _error(self.left_residuals, self.right_residuals)
 
 
@@ -47,13 +49,15 @@ def singular_values(
     seed: int = 0,
     max_matvecs: int | None = None,
     copies: bool | None = None,
+    progress: Progress | None = None,
 ) -> SingularValues:
-    """The k largest singular values of J at every task, from eigenpairs of J'J (Lanczos), certified by products.
+    """The k largest singular values of J at every task, from eigenpairs of J'J, certified by true products.
 
-    They say how far apart starts grow or shrink in the inner loop: 1 along directions without curvature, more than
-    1 along negative curvature and where alpha lambda > 2. Only the largest are promised: J'J squares
-    the condition, which costs a value s a relative error of eps (|J| / s)^2. max_matvecs: products with J'J, each
-    2 K Hessian-vector products; None, and copies: as for :func:`top_eigenpairs`.
+    They say how the distance of two starts grows or shrinks in the inner loop: they are 1 along directions without
+    curvature, and more than 1 along negative curvature and where alpha lambda > 2. Only the largest are accurate:
+    J'J squares the condition number, which costs a value s a relative error of eps (|J| / s)^2.
+    max_matvecs: products with J'J, each of which is 2 K Hessian-vector products. rtol, vectors, seed and copies are
+    those of :func:`top_eigenpairs`. progress: called with (done, total) tasks.
     Raises ValueError for k outside 1..param.
 
     >>> from hessian_tools.curvature import adaptation_jacobian, hessian
@@ -62,29 +66,24 @@ def singular_values(
     >>> [round(s, 4) for s in singular_values(adaptation_jacobian(H, 0.1), k=2).values.tolist()]
     [1.331, 0.512]
     """
-    # The same tolerance for s^2 as for s: |J'Jv - s^2 v| = s |J'u - s v|.
-    pairs = top_eigenpairs(
-        J.gram, k=k, which="LA", rtol=rtol, vectors=True, seed=seed, max_matvecs=max_matvecs, copies=copies
-    )
+    # The tolerance for s^2 is that for s, because |J'Jv - s^2 v| = s |J'u - s v|.
+    options: dict[str, Any] = {"seed": seed, "max_matvecs": max_matvecs, "copies": copies, "progress": progress}
+    pairs = top_eigenpairs(J.gram, k=k, which="LA", rtol=rtol, vectors=True, **options)
     assert pairs.vectors is not None
-    s, u, v = _falling(J @ pairs.vectors, pairs.vectors)
+    # s, u = Jv / s and v in the order of falling s, which rounding may make another than that of the eigenvalues.
+    images = J @ pairs.vectors
+    s, order = images.norm(dim=-2).sort(dim=-1, descending=True, stable=True)
+    images, v = (columns.gather(-1, order[..., None, :].expand_as(columns)) for columns in (images, pairs.vectors))
+    u = torch.where(s[..., None, :] == 0, 0.0, images / s[..., None, :])
     left = (J @ v - u * s[..., None, :]).norm(dim=-2)
     right = (J.T @ u - v * s[..., None, :]).norm(dim=-2)
+    # Lanczos on J'J rounds s^2 by some eps |J|^2, which is eps |J|^2 / s of s.
     rounding = 64 * torch.finfo(s.dtype).eps * s[..., :1] ** 2 / s.clamp(min=torch.finfo(s.dtype).tiny)
     converged = _error(left, right) <= torch.maximum(rtol * s, rounding)
     products = J.steps * (2 * pairs.num_matvecs + 3 * k)
     return SingularValues(
         s, left, right, converged, u if vectors else None, v if vectors else None, products, pairs.complete
     )
-
-
-def _falling(
-    images: Float[Tensor, "*task param k"], v: Float[Tensor, "*task param k"]
-) -> tuple[Float[Tensor, "*task k"], Float[Tensor, "*task param k"], Float[Tensor, "*task param k"]]:
-    """s, u = Jv / s and v, by falling s, which may differ in order from the eigenvalues by rounding."""
-    s, order = images.norm(dim=-2).sort(dim=-1, descending=True, stable=True)
-    images, v = (columns.gather(-1, order[..., None, :].expand_as(columns)) for columns in (images, v))
-    return s, torch.where(s[..., None, :] == 0, 0.0, images / s[..., None, :]), v
 
 
 def _error(left: Float[Tensor, "*task k"], right: Float[Tensor, "*task k"]) -> Float[Tensor, "*task k"]:

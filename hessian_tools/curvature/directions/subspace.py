@@ -1,4 +1,7 @@
-"""Eigenspaces against a gradient and each other, from eigenvectors already computed; nothing is param x param."""
+"""Eigenspaces compared with a gradient and with each other, and how far computed ones may be from the exact ones.
+
+Everything comes from eigenvectors that were already computed, and no param x param matrix is formed.
+"""
 
 import math
 
@@ -6,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hessian_tools.curvature.directions.alignment import Null
 from hessian_tools.curvature.directions.gradient_curvature import in_units
 from hessian_tools.curvature.eigen.pairs import EigenPairs
 from hessian_tools.curvature.eigen.selection import Which
@@ -18,9 +22,9 @@ def gradient_share(
 ) -> Float[Tensor, "*point k"]:
     """|V_j'g|^2 / |g|^2 for j = 1..k: the share of the gradient in the span of the first j columns (Gur-Ari 2018).
 
-    vectors: orthonormal columns, as from ``top_eigenpairs(vectors=True)``. A random gradient has j / param. The
-    share in the exact eigenspace differs by no more than :func:`subspace_error` at the same j. NaN where g = 0.
-    Raises ValueError for columns that are not orthonormal.
+    vectors: orthonormal columns, as from ``top_eigenpairs(vectors=True)``. A random gradient has the share j / param
+    (``overlap_null(param, j, 1)``). The share in the exact eigenspace differs by no more than :func:`subspace_error`
+    at the same j. NaN where g = 0. Raises ValueError for columns that are not orthonormal.
 
     >>> gradient_share(torch.eye(3)[:, :2], torch.tensor([1.0, 2.0, 2.0])) * 9
     tensor([1., 5.])
@@ -35,11 +39,11 @@ def gradient_share(
 def subspace_overlap(
     U: Float[Tensor, "*#point param k"], V: Float[Tensor, "*#point param l"]
 ) -> Float[Tensor, "*point"]:
-    """|U'V|_F^2 / min(k, l): 1 if the smaller span lies in the larger, 0 if they are orthogonal.
+    """|U'V|_F^2 / min(k, l): 1 if the smaller span lies in the larger one, 0 if the two are orthogonal.
 
     It is the mean squared cosine of the principal angles. Unrelated spans have max(k, l) / param on average, with the
-    scatter of :func:`overlap_null`. For spans that approximate eigenspaces it is off by no more than the sum of both
-    :func:`subspace_error`. Raises ValueError for columns that are not orthonormal.
+    standard deviation of :func:`overlap_null`. For spans that approximate eigenspaces the overlap is off by no more
+    than the sum of their :func:`subspace_error`. Raises ValueError for columns that are not orthonormal.
 
     >>> e = torch.eye(4)
     >>> float(subspace_overlap(e[:, :2], e[:, 1:3])), float(subspace_overlap(e[:, :2], e[:, 1:2]))
@@ -54,10 +58,10 @@ def subspace_overlap(
 def principal_angles(
     U: Float[Tensor, "*#point param k"], V: Float[Tensor, "*#point param l"]
 ) -> Float[Tensor, "*point _"]:
-    """The min(k, l) principal angles between two spans, in radians, rising (Bjorck, Golub 1973).
+    """The min(k, l) principal angles between two spans, in radians and rising order (Bjorck, Golub 1973).
 
-    From cosines where those are small and sines where those are, so that small angles keep their digits. NaN at a
-    point whose vectors are.
+    An angle comes from its cosine or its sine, whichever is the smaller, so that small angles keep their digits.
+    Angles are NaN at a point whose vectors are NaN. Raises ValueError for columns that are not orthonormal.
 
     >>> u, v = torch.tensor([[1.0], [0.0]]), torch.tensor([[1.0], [1e-5]])
     >>> round(float(principal_angles(u, v / v.norm())) * 1e5, 4)
@@ -67,17 +71,18 @@ def principal_angles(
     _check_orthonormal(V, U.shape[-2])
     U, V = (V, U) if U.shape[-1] < V.shape[-1] else (U, V)
     inner = U.mT @ V
-    outer, bad = V - U @ inner, ~inner.isfinite().all(-1).all(-1)[..., None]
-    cosines = torch.linalg.svdvals(inner.masked_fill(bad[..., None], 0)).clamp(max=1)
-    sines = torch.linalg.svdvals(outer.masked_fill(bad[..., None], 0)).flip(-1).clamp(max=1)
-    return torch.where(cosines**2 < 0.5, cosines.acos(), sines.asin()).masked_fill(bad, torch.nan)
+    outer, nonfinite = V - U @ inner, ~inner.isfinite().all(-1).all(-1)[..., None]
+    # svdvals raises if any matrix of the batch is not finite, so such points are computed as zeros.
+    cosines = torch.linalg.svdvals(inner.masked_fill(nonfinite[..., None], 0)).clamp(max=1)
+    sines = torch.linalg.svdvals(outer.masked_fill(nonfinite[..., None], 0)).flip(-1).clamp(max=1)
+    return torch.where(cosines**2 < 0.5, cosines.acos(), sines.asin()).masked_fill(nonfinite, torch.nan)
 
 
 @full_precision
 def step_overlaps(vectors: Float[Tensor, "*task step param k"]) -> Float[Tensor, "*task step_i step_j"]:
-    """The overlap of the eigenspaces at every two steps of a trajectory; 1 on the diagonal.
+    """The overlap of the eigenspaces at every two steps of a trajectory; it is 1 on the diagonal.
 
-    One product of all columns with all, [step k, step k]. See :func:`subspace_overlap` for its null and error.
+    See :func:`subspace_overlap` for its null and its error. Raises ValueError for columns that are not orthonormal.
 
     >>> e = torch.eye(4)
     >>> step_overlaps(torch.stack([e[:, :2], e[:, 1:3]]))
@@ -86,34 +91,39 @@ def step_overlaps(vectors: Float[Tensor, "*task step param k"]) -> Float[Tensor,
     """
     _check_orthonormal(vectors, vectors.shape[-2])
     *tasks, steps, num_params, k = vectors.shape
+    # One product of all columns with all columns, [step k, step k], instead of one for every pair of steps.
     W = vectors.movedim(-3, -2).reshape(*tasks, num_params, steps * k)
     return ((W.mT @ W) ** 2).unflatten(-1, (steps, k)).unflatten(-3, (steps, k)).sum((-3, -1)) / k
 
 
-def overlap_null(num_params: int, k: int, l: int | None = None) -> tuple[float, float]:  # noqa: E741
-    """Mean and standard deviation of the overlap of a k- with an l-dimensional random subspace (l = k by default).
+def overlap_null(num_params: int, k: int, l: int | None = None) -> Null:  # noqa: E741
+    """The overlap of a k- with an l-dimensional random subspace of num_params dimensions (l = k by default).
 
-    |U'V|_F^2 = tr PQ of the projectors has mean k l / n and variance 2 k l (n - k)(n - l) / (n^2 (n - 1)(n + 2)).
+    |U'V|_F^2 = tr PQ of the two projectors has mean k l / n and variance 2 k l (n - k)(n - l) / (n^2 (n - 1)(n + 2));
+    the overlap is that over min(k, l). With l = 1 it is the null of :func:`gradient_share` at k.
+    Raises ValueError for dimensions outside 1..num_params.
 
-    >>> overlap_null(100, 5)[0]
+    >>> overlap_null(100, 5).mean
     0.05
     """
     n, other = num_params, k if l is None else l
     if not (1 <= k <= n and 1 <= other <= n and n > 1):
         raise ValueError(f"subspaces of {k} and {other} of {n} dimensions; give 1 to {n} of each, of 2 or more")
-    variance = 2 * k * other * (n - k) * (n - other) / (n**2 * (n - 1) * (n + 2))
-    return max(k, other) / n, math.sqrt(variance) / min(k, other)
+    smaller, variance = min(k, other), 2 * k * other * (n - k) * (n - other) / (n**2 * (n - 1) * (n + 2))
+    # Two subspaces whose dimensions add up to more than n share at least the excess.
+    return Null(max(0, k + other - n) / smaller, 1.0, max(k, other) / n, math.sqrt(variance) / smaller)
 
 
 def subspace_error(pairs: EigenPairs, *, which: Which = "LM") -> Float[Tensor, "*point k"]:
     """How far the span of the first j pairs may be from the eigenspace: a bound on the sine of the largest angle.
 
-    Davis and Kahan 1970: sqrt(sum of squared residuals to j) / gap, gap the distance of the j-th value from the
-    rest of the spectrum, for which pair j + 1 stands (its residual taken off): so ask for one pair more than is
-    used. At most 1, and 1 where nothing is known: for the last pair, and where values are too close. which: as the
-    pairs were asked for, "LM", "LA" or "SA". It holds where no eigenvalue was missed
-    (``pairs.complete`` says where that was looked into); rounding is not in it.
-    Raises ValueError for "BE", whose pairs have no order to cut.
+    The bound is sqrt(sum of the first j squared residuals) / gap (Davis, Kahan 1970). The gap is the distance of the
+    j-th value from the rest of the spectrum, for which pair j + 1 stands, less that pair's residual; so ask for one
+    pair more than is used. The bound is at most 1, and is 1 where nothing is known: for the last pair, and where
+    values lie too close. It holds if no eigenvalue was missed (``pairs.complete`` says where this was checked), and
+    rounding is not in it.
+    which: the order in which the pairs were requested, "LM", "LA" or "SA". Raises ValueError for "BE", because those
+    pairs have no order in which a first j could be cut off.
 
     >>> values, residuals = torch.tensor([5.0, 3.0, 1.0]), torch.tensor([0.3, 0.4, 0.0])
     >>> yes, count = torch.ones(3, dtype=torch.bool), torch.tensor(9)
@@ -124,7 +134,9 @@ def subspace_error(pairs: EigenPairs, *, which: Which = "LM") -> Float[Tensor, "
 
 
 def vector_error(pairs: EigenPairs, *, which: Which = "LM") -> Float[Tensor, "*point k"]:
-    """The same for each vector by itself: residual / distance of its value from all others. See :func:`subspace_error`.
+    """A bound on the sine of each vector's angle to its eigenvector: residual / distance of its value from all others.
+
+    It holds under the conditions of :func:`subspace_error`.
 
     >>> values, residuals = torch.tensor([5.0, 3.0, -1.0]), torch.tensor([0.3, 0.3, 0.0])
     >>> yes, count = torch.ones(3, dtype=torch.bool), torch.tensor(9)
@@ -134,26 +146,27 @@ def vector_error(pairs: EigenPairs, *, which: Which = "LM") -> Float[Tensor, "*p
     order, residuals, k = _order(pairs, which), pairs.residuals, pairs.values.shape[-1]
     apart = (pairs.values[..., :, None] - pairs.values[..., None, :]).abs() - residuals[..., None, :]
     itself = torch.eye(k, dtype=torch.bool, device=apart.device)
-    # The values not computed lie behind the last in the order asked for.
+    # All values that were not computed come after the last one in the requested order.
     behind = order - order[..., -1:] - residuals[..., -1:]
     return _bound(residuals, torch.minimum(apart.masked_fill(itself, torch.inf).amin(-1), behind))
 
 
 def cut_error(order: Float[Tensor, "*point k"], residuals: Float[Tensor, "*point k"]) -> Float[Tensor, "*point k"]:
-    """:func:`subspace_error` from falling numbers whose gaps part the spectrum, and the residual of each."""
+    """:func:`subspace_error` from numbers in falling order, whose gaps separate the spectrum, and their residuals."""
     gap = order[..., :-1] - order[..., 1:] - residuals[..., 1:]
-    nothing = torch.where(order[..., -1:].isnan(), torch.nan, 0.0).to(gap)
-    return _bound((residuals**2).cumsum(-1).sqrt(), torch.cat([gap, nothing], dim=-1))
+    no_gap = torch.where(order[..., -1:].isnan(), torch.nan, 0.0).to(gap)  # nothing is known behind the last
+    return _bound((residuals**2).cumsum(-1).sqrt(), torch.cat([gap, no_gap], dim=-1))
 
 
 def _bound(size: Float[Tensor, "*point k"], gap: Float[Tensor, "*point k"]) -> Float[Tensor, "*point k"]:
-    """size / gap as a sine; NaN at a point that is not finite."""
+    """size / gap as a sine, which is at most 1; NaN at a point that is not finite."""
     return torch.where(gap <= 0, 1.0, size / gap).clamp(max=1)
 
 
 def _order(pairs: EigenPairs, which: Which) -> Float[Tensor, "*point k"]:
+    """The numbers that fall in the order in which the pairs were requested."""
     if which not in ("LM", "LA", "SA"):
-        raise ValueError(f"which={which!r}: eigenspaces are cut from pairs in the order LM, LA or SA")
+        raise ValueError(f"which={which!r} has no first j pairs; ask for pairs in the order LM, LA or SA")
     return {"LM": pairs.values.abs(), "LA": pairs.values, "SA": -pairs.values}[which]
 
 
@@ -162,8 +175,9 @@ def _check_orthonormal(vectors: Tensor, num_params: int) -> None:
         raise ValueError(f"vectors have shape {list(vectors.shape)}; give columns, [..., {num_params}, k]")
     if vectors.shape[-2] != num_params:
         raise ValueError(
-            f"vectors have {vectors.shape[-2]} rows, the other side {num_params}; take both of one network"
+            f"vectors have {vectors.shape[-2]} rows and what they are compared with has {num_params}; "
+            "take both from one network"
         )
     error = (vectors.mT @ vectors - torch.eye(vectors.shape[-1], dtype=vectors.dtype, device=vectors.device)).abs()
-    if (error > torch.finfo(vectors.dtype).eps ** 0.5).any():  # NaN at one point is that point's affair
+    if (error > torch.finfo(vectors.dtype).eps ** 0.5).any():  # false for NaN: one bad point stops no other
         raise ValueError("the columns are not orthonormal; give eigenvectors, or torch.linalg.qr(V).Q")

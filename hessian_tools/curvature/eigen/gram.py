@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from hessian_tools.curvature.eigen.small_eigh import eigh, eigvalsh, finite, flushed, set_nan, solvable
-from hessian_tools.curvature.objective.groups import RaggedObjective
-from hessian_tools.curvature.objective.indexing import at_point, slices
-from hessian_tools.curvature.objective.objective import Batching, Objective, Weights
+from hessian_tools.curvature.engines.engine import Engine
+from hessian_tools.curvature.engines.evaluate import Batching, evaluate, over_columns
+from hessian_tools.curvature.objective.indexing import slices
+from hessian_tools.curvature.objective.objective import Objective, Weights
 from hessian_tools.curvature.operators.gauss_newton import factors_at, gauss_newton
 from hessian_tools.curvature.operators.lengths import lengths
 from hessian_tools.loss import Batch, Loss
@@ -106,10 +107,12 @@ def gauss_newton_spectrum(
         batching=batching,
         max_memory=max_memory,
     )
-    if isinstance(G.points, RaggedObjective):
+    objective, engine = G.objective, G.engine
+    if len(objective.groups) > 1:
         raise ValueError("spectra of ragged batches differ in length; ask for the points of each size apart")
-    at_once = _points_at_once(loss, G.points)
-    parts = [_spectrum(loss, G.points, rows, vectors=vectors) for rows in slices(len(G.points.thetas), at_once)]
+    passes = engine.products_at_once(objective)
+    pieces = torch.arange(len(objective.thetas), device="cpu").split(_points_at_once(objective, engine, passes))
+    parts = [_spectrum(loss, objective.select(rows), engine, passes, vectors=vectors) for rows in pieces]
     values, error = (torch.cat([getattr(part, name) for part in parts]) for name in ("values", "error"))
     Q = torch.cat([part.vectors for part in parts if part.vectors is not None]) if vectors else None
     if G.single:
@@ -117,26 +120,31 @@ def gauss_newton_spectrum(
     return GramSpectrum(values, error, Q)
 
 
-def _points_at_once(loss: Loss, points: Objective) -> int:
+def _points_at_once(objective: Objective, engine: Engine, passes: int) -> int:
     """As many points as have their backward passes, and their J, within the budget; at least one."""
-    theta, rows = points.thetas[0], num_outputs(loss, points)
-    budget = points.room.budget(theta.device)
+    theta, rows = objective.thetas[0], sum(num_outputs(objective))
+    budget = engine.memory.budget(theta.device)
     bytes_of_J = COPIES * rows * theta.numel() * theta.element_size()
-    return max(1, min(points.chunk // max(1, rows), budget // max(1, bytes_of_J)))
+    return max(1, min(passes // max(1, rows), budget // max(1, bytes_of_J)))
 
 
-def num_outputs(loss: Loss, points: Objective) -> int:
-    """Numbers that the network puts out at one point, over all batches: examples times outputs."""
-    first = [batch if points.shared else at_point(batch, 0) for batch in points.batches]
+def num_outputs(objective: Objective) -> list[int]:
+    """Numbers that the network puts out at one point for each batch: examples times outputs."""
+    loss = objective.loss
+    assert isinstance(loss, Loss)
     with torch.no_grad():  # not under vmap, which has no rule for recurrent networks' forward pass
-        outputs = [loss.outputs(points.thetas[0], batch[0]) for batch in first]
-    return sum(leaf.numel() for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor))
+        outputs = [loss.outputs(objective.thetas[0], batch[0]) for batch in objective.batches_at(0)]
+    return [sum(leaf.numel() for leaf in pytree.tree_leaves(o) if isinstance(leaf, Tensor)) for o in outputs]
 
 
-def _spectrum(loss: Loss, points: Objective, rows: slice, *, vectors: bool) -> GramSpectrum:
+def _spectrum(loss: Loss, objective: Objective, engine: Engine, passes: int, *, vectors: bool) -> GramSpectrum:
     """At some points: M' of all batches side by side, then its Gram matrix or its singular values."""
-    factors = points.each(rows, lambda theta, batch: _derivatives(loss, points, theta, batch))
-    roots = [_root(Jt.detach(), w * B.detach()) for w, (Jt, B) in zip(points.weights, factors, strict=True)]
+
+    def derivatives(theta: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        return _derivatives(loss, theta, batch, passes, engine.batching)
+
+    factors = evaluate(objective, derivatives, batching=engine.batching)
+    roots = [_root(Jt.detach(), w * B.detach()) for w, (Jt, B) in zip(objective.weights, factors, strict=True)]
     Mt, bad = finite(torch.cat([root for root, _ in roots], dim=-1))
     Q = None
     if vectors:
@@ -152,14 +160,14 @@ def _spectrum(loss: Loss, points: Objective, rows: slice, *, vectors: bool) -> G
 
 
 def _derivatives(
-    loss: Loss, points: Objective, theta: Float[Tensor, " param"], batch: Batch
+    loss: Loss, theta: Float[Tensor, " param"], batch: Batch, at_once: int, batching: Batching
 ) -> tuple[Float[Tensor, "param row"], Float[Tensor, "row row"]]:
-    """J' and B at one point; as many of their columns at once as points.chunk allows."""
+    """J' and B at one point; at_once: how many of their columns are computed together."""
     count, pull, curve = factors_at(loss, theta, batch)
     unit = torch.eye(count, dtype=theta.dtype, device=theta.device)
-    pieces = [unit[:, columns] for columns in slices(count, points.chunk)]
-    Jt = [points.over_columns(pull, piece) for piece in pieces]
-    B = [points.over_columns(curve, piece) for piece in pieces]
+    pieces = [unit[:, columns] for columns in slices(count, at_once)]
+    Jt = [over_columns(pull, piece, batching=batching) for piece in pieces]
+    B = [over_columns(curve, piece, batching=batching) for piece in pieces]
     return torch.cat(Jt, dim=-1), torch.cat(B, dim=-1)
 
 

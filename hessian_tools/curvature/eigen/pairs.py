@@ -12,10 +12,11 @@ from hessian_tools.curvature.eigen.deflation import with_copies
 from hessian_tools.curvature.eigen.lanczos import lanczos
 from hessian_tools.curvature.eigen.rayleigh_ritz import Verified, verified
 from hessian_tools.curvature.eigen.selection import Selection, Which
-from hessian_tools.curvature.eigen.spectrum import DENSE_BELOW, LOW_RANK, Progress, exact_ritz, most_products
+from hessian_tools.curvature.eigen.spectrum import DENSE_BELOW, LOW_RANK, exact_ritz, most_products
 from hessian_tools.curvature.engines.memory import memory_budget
 from hessian_tools.curvature.html import eigenvalues_html
 from hessian_tools.curvature.operators.operator import Operator
+from hessian_tools.progress import Progress, ProgressCounter
 from hessian_tools.torch_fixes.precision import full_precision
 from hessian_tools.validation import check_whole
 
@@ -23,6 +24,8 @@ Method = Literal["auto", "lanczos", "exact"]
 
 # Copies are searched for unasked up to so many parameters.
 COPIES_BELOW = 1024
+# Products that a Lanczos run is expected to take for each pair, announced so that an engine can be chosen.
+PRODUCTS_PER_PAIR = 6
 
 
 @dataclass(frozen=True)
@@ -219,15 +222,9 @@ def _parts(H: Operator, plan: _Plan) -> Iterator[Operator]:
 def _run(
     H: Operator, wishes: tuple[Selection, ...], plan: _Plan, *, vectors: bool, progress: Progress | None
 ) -> list[EigenPairs]:
-    finished = 0
-
-    def done(count: int) -> None:
-        nonlocal finished
-        finished += count
-        if progress is not None:
-            progress(finished, H.num_points or 1)
-
-    found = [_part(part, wishes, plan, vectors=vectors, done=done) for part in _parts(H, plan)]
+    H.announce(H.num_params if plan.exact else PRODUCTS_PER_PAIR * sum(wish.k for wish in wishes))
+    counter = ProgressCounter(H.num_points or 1, progress)
+    found = [_part(part, wishes, plan, vectors=vectors, done=counter.add) for part in _parts(H, plan)]
     results = [_joined(columns) for columns in zip(*found, strict=True)]
     return [_single(r) for r in results] if H.num_points is None else results
 

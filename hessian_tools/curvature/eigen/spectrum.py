@@ -18,7 +18,7 @@ from hessian_tools.curvature.operators.lengths import lengths
 from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.curvature.operators.parts import row_products
 from hessian_tools.curvature.operators.terms import magnitude, terms
-from hessian_tools.curvature.progress import Progress
+from hessian_tools.progress import Progress, ProgressCounter
 from hessian_tools.rng import stream
 from hessian_tools.torch_fixes.precision import full_precision
 from hessian_tools.validation import check_whole
@@ -93,14 +93,7 @@ def spectrum(
     _check_options(method, rtol, max_rank)
     rtol = ROUNDING * torch.finfo(H.dtype).eps if rtol is None else rtol
     rank = max(1, H.num_params // LOW_RANK) if max_rank is None else min(max_rank, H.num_params)
-    total, finished = H.num_points or 1, 0
-
-    def done(count: int) -> None:
-        nonlocal finished
-        finished += count
-        if progress is not None:
-            progress(finished, total)
-
+    done = ProgressCounter(H.num_points or 1, progress).add
     points = exact_points(H, method=method, rtol=rtol, max_rank=rank, vectors=vectors, seed=seed, done=done)
     return _together(H, points if len(terms(H)) == 1 else _with_rounding_of_terms(H, points, seed), vectors=vectors)
 
@@ -129,6 +122,7 @@ def exact_points(
     """What ``spectrum`` finds, point by point; done: told each time how many points are."""
     found: list[ExactPoint] = []
     whole = method == "dense" or (method == "auto" and H.num_params <= DENSE_BELOW)
+    H.announce(H.num_params if whole else max_rank)
     for part in _parts(H, H.num_params if whole else max_rank):
         if whole:
             found += _dense(part, vectors=vectors, done=done)

@@ -1,6 +1,9 @@
-"""How much may run at once: measured beforehand, for a CPU without memory kills; on CUDA halved where refused."""
+"""How many products may run together: memory is measured beforehand, and on CUDA halved where it is refused.
 
-from collections.abc import Callable, Iterable
+On a CPU memory must be measured beforehand, because there a process that runs out is killed rather than told.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
 from typing import Any, TypeVar
@@ -11,19 +14,20 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from hessian_tools.curvature.objective.objective import Objective
 from hessian_tools.loss import Batch, LossFunction
 
-# Bytes the products in flight may take, by device type.
+# Bytes that the products in flight may take, by type of device.
 MEMORY_BUDGET = {"cpu": 2**29, "cuda": 2**32}
-# Products and the bases of an eigenvalue run have a budget each, and copies of what they are at: 24 GB and more hold
-# 4 GiB of each, smaller cards this share.
+# Products have a budget, the bases of an eigenvalue run have another, and both come beside what they are taken at. A
+# card of 24 GB or more holds 4 GiB of each; of a smaller card each gets this share.
 GPU_SHARE = 0.2
 
 # One direct product was measured to need 4 to 7 times the bytes of one forward pass (Conv4, width 16 and 64, 1 to 112
 # products at once, peak resident memory); 8 leaves room.
 FORWARDS_PER_PRODUCT = 8
 
-# What a gradient's graph keeps of a point, in the same measure, and what a trace does before its bytes are known.
+# What a gradient's graph keeps for each point, in the same measure; assumed for a trace too until its bytes are known.
 KEPT_FORWARDS = 4
 
 T = TypeVar("T")
@@ -31,58 +35,59 @@ T = TypeVar("T")
 
 @dataclass
 class MemoryBudget:
-    """Bytes for what products need, None for the device's default, and how often the device refused what should fit."""
+    """The bytes that products may take, and how often the device has refused what should have fitted.
+
+    max_memory: bytes; None for the device's default. refusals: each of them halves what is asked for together.
+    """
 
     max_memory: int | None = None
     refusals: int = 0
 
     def budget(self, device: torch.device) -> int:
-        """The bytes."""
+        """The bytes that products may take on the device."""
         return self.max_memory or memory_budget(device)
 
     def in_pieces(self, total: int, function: Callable[[slice], T], *, at_once: int, each: int = 1) -> list[T]:
-        """``function`` of consecutive pieces of ``total``, at_once / each long; half as long after each refusal.
+        """The results of ``function`` on consecutive slices of ``total`` points.
 
-        Pieces of nearly equal length: a short last one would cost nearly a whole one. Every refusal is
-        remembered for all that is done at these points. Raises OutOfMemoryError where one alone does not fit.
+        at_once: how many units of work fit together, before any refusal. each: units of work of one point, such as its
+        vectors. Raises OutOfMemoryError where a single unit does not fit.
         """
         results: list[T] = []
         start = 0
         while start < total:
             most = max(1, at_once >> self.refusals)
-            rest = total - start
-            size = ceil(rest / ceil(rest / max(1, most // each)))
-            found = self.attempt(function, slice(start, start + size), most=most)
-            if found is None:
+            remaining = total - start
+            # Of nearly equal length, because a short last piece would cost nearly as much as a full one.
+            size = ceil(remaining / ceil(remaining / max(1, most // each)))
+            try:
+                results.append(function(slice(start, start + size)))
+            except torch.OutOfMemoryError:
+                if most <= 1:
+                    raise
+            else:
+                start += size
                 continue
-            results.append(found)
-            start += size
+            self.refuse()
         return results
 
-    def attempt(self, function: Callable[[slice], T], rows: slice, *, most: int) -> T | None:
-        """``function(rows)``; None where the device refused, which is remembered. Raises where even one is refused."""
-        try:
-            return function(rows)
-        except torch.OutOfMemoryError:
-            if most <= 1:
-                raise
-        # Only out here is the error gone, and with it the frames that hold what the attempt had made.
+    def refuse(self) -> None:
+        """Remembers a refusal. Call it outside of ``except``: the error holds the frames that hold what was made."""
         self.refusals += 1
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
-        return None
 
 
 def memory_budget(device: torch.device) -> int:
-    """Bytes that one kind of work may take on a device unasked: its type's; of a GPU no more than GPU_SHARE."""
+    """The default bytes for one kind of work on a device: those of its type, but no more than GPU_SHARE of a GPU."""
     budget = MEMORY_BUDGET.get(device.type, MEMORY_BUDGET["cpu"])
     if device.type != "cuda" or not torch.cuda.is_available():
         return budget
     return min(budget, int(GPU_SHARE * torch.cuda.get_device_properties(device).total_memory))
 
 
-def room_of(max_memory: float | int | None) -> MemoryBudget:
-    """The checked room. Raises ValueError."""
+def checked_budget(max_memory: float | int | None) -> MemoryBudget:
+    """The budget of so many bytes. Raises ValueError for what is no number of bytes."""
     if max_memory is None:
         return MemoryBudget()
     if isinstance(max_memory, bool) or not isinstance(max_memory, (int, float)) or not max_memory >= 1:
@@ -90,18 +95,14 @@ def room_of(max_memory: float | int | None) -> MemoryBudget:
     return MemoryBudget(int(max_memory))
 
 
-def products_at_once(forward: int, budget: int) -> int:
-    """As many direct products as fit, at least one; forward: see :func:`forward_bytes`."""
-    return max(1, budget // (FORWARDS_PER_PRODUCT * max(1, forward)))
-
-
-def largest_forward(loss: LossFunction, theta: Float[Tensor, " param"], batches: Iterable[Batch]) -> int:
-    """Bytes of the forward pass of the largest of the batches; costs one such pass a batch."""
-    return max(forward_bytes(loss, theta, batch) for batch in batches)
+def largest_forward(objective: Objective) -> int:
+    """The bytes of the forward pass on the largest batch of the first point; costs one such pass a batch."""
+    theta = objective.thetas[0]
+    return max(forward_bytes(objective.loss, theta, batch) for batch in objective.batches_at(0))
 
 
 def forward_bytes(loss: LossFunction, theta: Float[Tensor, " param"], batch: Batch) -> int:
-    """Bytes of all tensors that one evaluation of the loss makes, views apart.
+    """The bytes of all tensors that one evaluation of the loss makes; views are not counted.
 
     >>> forward_bytes(lambda theta, batch: (2 * theta).sum(), torch.zeros(10), None)  # ten floats and one
     44
@@ -125,4 +126,5 @@ class _CountBytes(TorchDispatchMode):
 
 
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else id(tensor)  # a sparse one has none
+    # A sparse tensor has no storage to be known by.
+    return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else id(tensor)

@@ -1,86 +1,61 @@
-"""torch's errors from inside a derivative, with what to do about them."""
-
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TypeVar
+"""Errors that torch raises inside a derivative, translated into what the user can do about them."""
 
 import torch
 
-T = TypeVar("T")
-
+# Words of torch's errors where a loss cannot go through vmap.
 VMAP = ("vmap", "data-dependent", "Batching rule", "Cannot access data pointer")
-# Squared error by nn.MSELoss; kernels without one; autograd.Functions, as backward hooks are.
+# Words where an operation has no forward derivative: the squared error by nn.MSELoss, kernels without one, and
+# autograd.Functions, among which are backward hooks.
 NO_FORWARD = ("ZeroTensors are", "forward AD", "autograd.Function")
-
-
-# torch.autograd's and functorch's words for a kernel whose derivative ends there.
+# Words of torch.autograd and of functorch, and ours, where the derivative of a kernel ends.
 NO_SECOND = (
     "is not implemented",
     "out=... arguments don't support automatic differentiation",
     "without a second derivative",
 )
-# Within torch.func, in the kept route, and with use_reentrant=True.
+# Words where torch.utils.checkpoint runs: within torch.func, with kept graphs, and with use_reentrant=True.
 RECOMPUTED = ("saved tensor", "torch.utils.checkpoint")
 
 
 class NoForwardDerivative(RuntimeError):
-    """Forward over reverse is not to be had, reverse over reverse may be."""
+    """Forward over reverse cannot differentiate this loss; reverse over reverse may be able to."""
 
 
 class NoOtherWay(RuntimeError):
-    """No other route would do better."""
+    """No engine can differentiate this loss, so that trying another one is of no use."""
 
 
-@contextmanager
-def advice() -> Iterator[None]:
-    """Errors that torch explains badly, explained; NoForwardDerivative where only reverse mode will do, NoOtherWay
-    where no route can."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        text = str(error)
-        if "KeyboardInterrupt" in text:  # as TorchScript, in which torch has some derivatives, reports Ctrl-C
-            raise KeyboardInterrupt from error
-        told = f"(torch said: {text.splitlines()[0][:200]})"
-        if "_scaled_dot_product" in text:
-            why = (
-                "attention has no second derivative here: run it within torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"
-            )
-            raise NoOtherWay(f"{why} {told}") from error
-        elif any(word in text for word in RECOMPUTED):
-            why = "the network runs torch.utils.checkpoint, whose second pass would not be at theta: switch it off here"
-            raise NoOtherWay(f"{why} {told}") from error
-        elif any(word in text for word in NO_SECOND) and "Batching rule" not in text:
-            why = "torch has no second derivative of an operation in this loss: write it out by other operations"
-            raise NoOtherWay(f"{why} {told}") from error
-        elif any(word in text for word in NO_FORWARD):
-            raise NoForwardDerivative(f"{_no_forward(text)} {told}") from error
-        elif "scalar" in text:
-            why = "a loss is one number, a tensor []: take the mean over examples"
-        elif "functorch transform" in text:
-            why = (
-                "a kept graph cannot be transformed by torch.func: pass route='direct', or many vectors at once, H @ V"
-            )
-        elif "random" in text and "vmap" in text:
-            why = "the loss draws random numbers, so it is no function of theta: call model.eval() or fix them"
-            raise NoOtherWay(f"{why} {told}") from error
-        elif any(word in text for word in VMAP):
-            why = "the loss cannot be batched over points: pass batching='loop'"
-        else:
-            raise
-        raise RuntimeError(f"{why} {told}") from error
+def explained(error: RuntimeError) -> BaseException:
+    """The error to raise in the place of one of torch's; the same error where torch explains it well enough.
 
-
-def instead(function: Callable[[], T], refusal: RuntimeError) -> T:
-    """What another way gives; torch's first refusal where it refuses that as well."""
-    try:
-        return function()
-    except (torch.OutOfMemoryError, NoOtherWay):
-        raise
-    except RuntimeError:
-        raise refusal from None
+    A NoForwardDerivative says that reverse over reverse is worth a try, a NoOtherWay that nothing is.
+    """
+    text = str(error)
+    if isinstance(error, torch.OutOfMemoryError | NoForwardDerivative | NoOtherWay) or not text:
+        return error
+    if "KeyboardInterrupt" in text:  # TorchScript, in which torch has some of its derivatives, reports Ctrl-C like this
+        return KeyboardInterrupt()
+    kind: type[RuntimeError] = NoOtherWay
+    if "_scaled_dot_product" in text:
+        why = "attention has no second derivative here: run it within torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"
+    elif any(words in text for words in RECOMPUTED):
+        why = "the network runs torch.utils.checkpoint, whose second pass would not be at theta: switch it off here"
+    elif any(words in text for words in NO_SECOND) and "Batching rule" not in text:
+        why = "torch has no second derivative of an operation in this loss: write it out by other operations"
+    elif any(words in text for words in NO_FORWARD):
+        kind, why = NoForwardDerivative, _no_forward(text)
+    elif "scalar" in text:
+        kind, why = RuntimeError, "a loss is one number, a tensor []: take the mean over examples"
+    elif "functorch transform" in text:
+        kind = RuntimeError
+        why = "a kept graph cannot be transformed by torch.func: pass route='direct', or many vectors at once, H @ V"
+    elif "random" in text and "vmap" in text:
+        why = "the loss draws random numbers, so it is no function of theta: call model.eval() or fix them"
+    elif any(words in text for words in VMAP):
+        kind, why = RuntimeError, "the loss cannot be batched over points: pass batching='loop'"
+    else:
+        return error
+    return kind(f"{why} (torch said: {text.splitlines()[0][:200]})")
 
 
 def _no_forward(text: str) -> str:

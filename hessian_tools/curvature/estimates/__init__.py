@@ -1,1 +1,1 @@
-"""Traces, moments and densities by random probes, exact where that is cheap."""
+"""Traces, diagonals, norms and spectral densities from random probes; exact where that is cheap."""

@@ -1,9 +1,9 @@
-"""The spectral density at every point by stochastic Lanczos quadrature, with bands over the probes.
+"""The spectral density at every point by stochastic Lanczos quadrature, with confidence bands over the probes.
 
-One probe z sees the spectrum through the measure sum_i (u_i'z)^2 / z'z delta(lambda - lambda_i), whose mean over
-probes is the spectral density: each eigenvalue with weight 1/n. Lanczos from z gives that measure's Gauss rule, right
-for every polynomial up to degree 2 num_matvecs - 1: isolated eigenvalues are nodes of their own, the rest share the
-others. (Lin, Saad, Yang 2016; Ubaru, Chen, Saad 2017.)
+A probe z sees the spectrum as the measure sum_i (u_i'z)^2 / z'z delta(lambda - lambda_i). Its mean over probes is the
+spectral density, in which each of n eigenvalues has weight 1/n. Lanczos from z gives the Gauss rule of that measure,
+which is exact for every polynomial up to degree 2 num_matvecs - 1: an isolated eigenvalue is a node of its own, and the
+other eigenvalues share the other nodes. (Lin, Saad, Yang 2016; Ubaru, Chen, Saad 2017.)
 """
 
 from collections.abc import Callable, Sequence
@@ -12,46 +12,49 @@ from math import ceil, inf, log, pi, sqrt
 
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy.special import stdtrit
 from torch import Tensor
 
 from hessian_tools.curvature.eigen.small_eigh import eigvalsh, finite, set_nan, solvable
 from hessian_tools.curvature.estimates.gauss_rules import GaussRule, gauss_rules
-from hessian_tools.curvature.estimates.trace import checked, rademacher
+from hessian_tools.curvature.estimates.trace import check_probes, rademacher
 from hessian_tools.curvature.html import density_html
 from hessian_tools.curvature.operators.operator import Operator
-from hessian_tools.curvature.progress import Count, Progress
+from hessian_tools.intervals import check_confidence, student_t
+from hessian_tools.progress import Progress, ProgressCounter
 from hessian_tools.rng import PathPart
 from hessian_tools.torch_fixes.precision import full_precision
 from hessian_tools.validation import check_whole
 
-# Grids have this many values, or more where a width needs it: GRID_PER_WIDTH values each, up to MOST_GRID.
-GRID, GRID_PER_WIDTH, MOST_GRID = 512, 4, 2**14
-# Grids reach this many widths beyond the outermost nodes: what is cut off is below 1e-6.
-TAILS = 5
-# The kernel falls to this share of its peak half-way to the next node, if nodes lay evenly: no gaps, little blur.
-# exp(-(spacing / 2)^2 / (2 width^2)) = DIP gives width = spacing / (2 sqrt(2 ln(1 / DIP))), 0.75 spacings.
-DIP = 0.8
-# No width narrower than the spectrum's reach over this many is chosen unasked.
-MOST_WIDTHS = 1000
-# An isolated node has none within two widths, nearer than which two equal kernels merge into one peak; nodes within
-# a tenth of a width are one place, and where the residual is below that the place is known.
-APART, TOGETHER = 2.0, 0.1
+# A grid has GRID_SIZE values, or more where the kernel's width needs GRID_PER_WIDTH of them, up to MAX_GRID_SIZE.
+GRID_SIZE, GRID_PER_WIDTH, MAX_GRID_SIZE = 512, 4, 2**14
+# A grid reaches this many widths beyond the outermost nodes, so that less than 1e-6 of the density is cut off.
+TAIL_WIDTHS = 5
+# Half-way between evenly spaced nodes the kernel falls to this share of its peak, which leaves no gaps and little blur.
+# exp(-(spacing / 2)^2 / (2 width^2)) = KERNEL_DIP gives width = spacing / (2 sqrt(2 ln(1 / KERNEL_DIP))), that is
+# 0.75 spacings.
+KERNEL_DIP = 0.8
+# The default width is at least the length of the spectrum, from smallest to largest node, over this.
+MAX_WIDTHS = 1000
+# An isolated node has no other within ISOLATION widths: nearer than that two equal kernels merge into one peak.
+# Nodes within SAME_PLACE widths count as one, and a node whose residual is below that is known well enough.
+ISOLATION, SAME_PLACE = 2.0, 0.1
 
 
 @dataclass(frozen=True)
 class Density:
-    """The share of eigenvalues per unit of curvature, on a grid at each point; its integral is 1.
+    """The share of eigenvalues per unit of curvature on a grid at each point; its integral is 1.
 
-    nodes, weights: the Gauss rule of each probe; weights sum to 1. One row, with equal weights, where the
-    eigenvalues themselves were computed. residuals: some eigenvalue lies that near to a node (to rounding); large in
-    a bulk, tiny at outliers; see :attr:`isolated`. density: the mean over probes of the nodes smoothed by a normal
-    kernel of standard deviation ``width``. band: (low, high), Student's t over probes at each grid point, to the
-    stated confidence. It
-    covers the chance of the probes, one grid point at a time; not the blur of the kernel (features narrower than
-    width show as wide as it), nor what num_matvecs steps do not resolve, nor errors common to all points
-    that share the probes. It is too narrow where few eigenvalues carry the density, as at an outlier: its weight
-    is known to about sqrt(2 / probes) of itself, its place to far better. NaN at a point that is not finite.
+    nodes, weights: the Gauss rule of each probe, whose weights sum to 1; or a single row of all eigenvalues with equal
+    weights, where these were computed. residuals: some eigenvalue lies that near to the node, to rounding. They are
+    large in the bulk of the spectrum and tiny at outliers; see :attr:`isolated`.
+    grid, density: the mean over probes of the nodes, smoothed by a normal kernel of standard deviation ``width``.
+    band: (low, high) by Student's t over probes, for each grid point by itself, at the level ``confidence``.
+    num_matvecs: products at each point. NaN at a point that is not finite.
+
+    The band covers the chance of the probes. It does not cover the kernel's blur (features narrower than the width
+    look as wide as it), what num_matvecs steps do not resolve, or errors common to all points that share the probes.
+    It is too narrow where few eigenvalues carry the density, such as at an outlier, whose weight is known to about
+    sqrt(2 / probes) of itself, and whose place is known far better.
     """
 
     nodes: Float[Tensor, "*point probe node"]
@@ -70,25 +73,31 @@ class Density:
 
     @property
     def curves(self) -> Float[Tensor, "*point probe grid"]:
-        """The smoothed density of each probe: aggregates over points that share probes take their errors from these."""
+        """The smoothed density of each probe, from which aggregates over points that share probes take their errors."""
         return _smoothed(_normal, self.nodes, self.weights, self.grid, self.width) / self.width[..., None, None]
 
     @property
     def cumulative(self) -> Float[Tensor, "*point grid"]:
-        """The share of eigenvalues up to each grid point, smoothed alike: 0 to 1."""
+        """The share of eigenvalues below each grid point, from 0 to 1, smoothed by the same kernel."""
         shares = _smoothed(torch.special.ndtr, self.nodes, self.weights, self.grid, self.width)
         return shares.mean(-2)
 
     @property
     def isolated(self) -> Bool[Tensor, "*point probe node"]:
-        """Nodes that are eigenvalues standing alone: known to a tenth of the width, no other node within two widths.
+        """Nodes that are eigenvalues standing alone: known to a tenth of the width, with no other within two widths.
 
-        Outliers, and clusters much narrower than the width, such as the zeros of a matrix of low rank.
+        They are outliers, or clusters much narrower than the width, such as the zeros of a matrix of low rank.
         """
         width = self.width[..., None, None]
         seen = self.weights > torch.finfo(self.weights.dtype).eps
-        known = seen & (self.residuals <= TOGETHER * width)
-        return known & ~_has_neighbour(self.nodes, seen, width)
+        known = seen & (self.residuals <= SAME_PLACE * width)
+        crowded = torch.zeros_like(seen)
+        for shift in range(1, self.nodes.shape[-1]):  # every pair of a probe's nodes, one distance in rank at a time
+            gap = self.nodes[..., shift:] - self.nodes[..., :-shift]
+            close = (gap > SAME_PLACE * width) & (gap < ISOLATION * width)
+            crowded[..., shift:] |= close & seen[..., :-shift]
+            crowded[..., :-shift] |= close & seen[..., shift:]
+        return known & ~crowded
 
 
 @full_precision
@@ -107,15 +116,17 @@ def spectral_density(
 ) -> Density:
     """The spectral density of H at every point, from num_probes Lanczos runs of num_matvecs products each.
 
-    width: of the kernel; None: at each point 0.75 times the mean distance of those nodes of a probe that are not
-    resolved eigenvalues, the finest that hides the nodes themselves in a bulk, whatever outliers there are; but no
-    less than a thousandth, and no more than 1 / (num_matvecs - 1), of (largest - smallest node) times 0.75; the
-    latter where all eigenvalues are resolved. grid: one for all points; None: each point's own, over all its nodes
-    and five widths beyond, of 512 values, or of up to 16384 so that they lie no more than a quarter of a width
-    apart. Where num_params <= num_matvecs the eigenvalues are computed instead, from num_params products: no error
-    of probes, and a band of no width. seed, path, probes: as for :func:`trace`, whose samples over n are the means
-    of these nodes. Memory: runs in flight are kept under the budget of ``memory``. progress(done, all) is called
-    after each block of products; what it raises, or Ctrl-C, stops at once and leaves nothing changed.
+    Where num_params <= num_matvecs the eigenvalues are computed instead, from num_params products. They have no error
+    from probes, and a band without width.
+
+    width: standard deviation of the kernel in units of curvature. None chooses the finest that hides single nodes in
+    the bulk, whatever outliers there are: at each point 0.75 times the mean distance of those nodes of a probe that
+    are not resolved eigenvalues, but at least 1/1000 and at most 1 / (num_matvecs - 1) of 0.75 (largest - smallest
+    node), and that maximum where all eigenvalues are resolved.
+    grid: one for all points. None gives each point its own, over all its nodes and five widths beyond, of 512 values,
+    or of up to 16384 so that neighbours lie at most a quarter of a width apart.
+    confidence: of the band. seed, path, probes: as for :func:`trace`, whose samples over n are the means of these
+    nodes. progress: called with (done, total) products. The runs that go on at once are kept within the memory budget.
     Raises ValueError for options out of range.
 
     >>> from hessian_tools.curvature import hessian
@@ -129,15 +140,20 @@ def spectral_density(
     if probes is None and H.num_params <= num_matvecs:
         rule, count = _eigenvalues(H, progress), H.num_params
     else:
-        probes = rademacher(H.num_params, num_probes, seed=seed, path=path) if probes is None else checked(probes)
+        probes = rademacher(H.num_params, num_probes, seed=seed, path=path) if probes is None else probes
+        check_probes(probes)
+        H.announce(probes.shape[-1] * num_matvecs)
         rule = gauss_rules(H, probes, num_matvecs=num_matvecs, seed=seed, progress=progress)
         count = rule.nodes.shape[-1] * rule.nodes.shape[-2]
     nodes, weights = rule.nodes, rule.weights
     widths = _width(rule, num_matvecs) if width is None else torch.full_like(nodes[..., 0, 0], width)
-    lines = _grid(nodes, widths) if grid is None else grid.to(nodes).expand(*nodes.shape[:-2], -1)
-    curves = _smoothed(_normal, nodes, weights, lines, widths) / widths[..., None, None]
-    band, used = _band(curves, confidence), torch.full_like(widths, count, dtype=torch.long)
-    return Density(nodes, weights, rule.residuals, lines, curves.mean(-2), band, widths, used, H.num_params, confidence)
+    grids = _grid(nodes, widths) if grid is None else grid.to(nodes).expand(*nodes.shape[:-2], -1)
+    curves = _smoothed(_normal, nodes, weights, grids, widths) / widths[..., None, None]
+    runs, mean = curves.shape[-2], curves.mean(-2)
+    half = 0 * mean if runs == 1 else student_t(runs, confidence) * curves.std(-2) / sqrt(runs)
+    band = ((mean - half).clamp(min=0.0), mean + half)  # a density is not negative
+    used = torch.full_like(widths, count, dtype=torch.long)
+    return Density(nodes, weights, rule.residuals, grids, mean, band, widths, used, H.num_params, confidence)
 
 
 def _check_options(
@@ -145,87 +161,71 @@ def _check_options(
 ) -> None:
     check_whole(num_probes=num_probes, num_matvecs=num_matvecs)
     if num_probes < 2:
-        raise ValueError(f"num_probes={num_probes}: a band needs 2 probes or more")
+        raise ValueError(f"num_probes={num_probes}: a confidence band needs 2 probes or more")
     if num_matvecs < 1:
         raise ValueError(f"num_matvecs={num_matvecs}: give the Lanczos steps of each probe, 1 or more")
-    if grid is not None and not isinstance(grid, Tensor):
-        raise ValueError(f"grid is a {type(grid).__name__}; give a tensor [grid], one for all points, or None")
-    if grid is not None and (grid.ndim != 1 or len(grid) == 0):
-        raise ValueError(f"grid has shape {tuple(grid.shape)}; give [grid], one for all points, or None")
+    if grid is not None and not (isinstance(grid, Tensor) and grid.ndim == 1 and len(grid) > 0):
+        kind = f"has shape {tuple(grid.shape)}" if isinstance(grid, Tensor) else f"is a {type(grid).__name__}"
+        raise ValueError(f"grid {kind}; give a tensor [grid], one for all points, or None")
     if width is not None and not 0 < width < inf:
         raise ValueError(f"width={width}: give the kernel's standard deviation, in units of curvature, above 0")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence={confidence}: give a share between 0 and 1, such as 0.95")
+    check_confidence(confidence)
 
 
 def _eigenvalues(H: Operator, progress: Progress | None) -> GaussRule:
-    """All eigenvalues, as one rule of equal weights."""
+    """All eigenvalues, as one Gauss rule of equal weights."""
     dense = H.to_dense()
     total = H.num_params * (H.num_points or 1)
-    Count(total, progress).add(total)
-    points, bad = finite((dense + dense.mT).reshape(-1, *dense.shape[-2:]))
-    nodes = set_nan(eigvalsh(solvable(points) / 2), bad).to(dense).reshape(*dense.shape[:-2], 1, -1)
+    ProgressCounter(total, progress).add(total)
+    points, nonfinite = finite((dense + dense.mT).reshape(-1, *dense.shape[-2:]))
+    nodes = set_nan(eigvalsh(solvable(points) / 2), nonfinite).to(dense).reshape(*dense.shape[:-2], 1, -1)
     weights = torch.full_like(nodes, 1 / H.num_params) + 0 * nodes  # NaN where they are
     return GaussRule(nodes, weights, 0 * nodes)
 
 
 def _width(rule: GaussRule, num_matvecs: int) -> Float[Tensor, "*point"]:
-    """From the spacing of the nodes that are not resolved eigenvalues, of all where all but a few are."""
-    nodes = rule.nodes
-    reach = nodes.amax((-2, -1)) - nodes.amin((-2, -1))
-    whole = reach / max(1, num_matvecs - 1)
-    bulk, bulk_reach = _spacing(nodes, ~_resolved(rule))
-    spacing = torch.where(bulk_reach > 0, torch.minimum(bulk, whole).maximum(reach / MOST_WIDTHS), whole)
-    # A single eigenvalue has no reach; any width shows it.
+    """The default width, from the spacing of the nodes that are not resolved eigenvalues.
+
+    Where no more than two such nodes of a probe are left, it comes from the spacing of all nodes.
+    """
+    nodes, bulk = rule.nodes, ~_resolved(rule)
+    length = nodes.amax((-2, -1)) - nodes.amin((-2, -1))
+    even_spacing = length / max(1, num_matvecs - 1)
+    bulk_length = nodes.masked_fill(~bulk, -torch.inf).amax((-2, -1)) - nodes.masked_fill(~bulk, torch.inf).amin(
+        (-2, -1)
+    )
+    gaps = bulk.sum(-1).to(nodes).mean(-1) - 1  # between the bulk's nodes, in the mean over probes
+    bulk_spacing = torch.minimum(bulk_length / gaps, even_spacing).maximum(length / MAX_WIDTHS)
+    spacing = torch.where((gaps > 1) & (bulk_length > 0), bulk_spacing, even_spacing)
+    # A spectrum of one eigenvalue has no length, and any width shows it.
     size = nodes.abs().amax((-2, -1))
     single = 1e-3 * torch.where(size > 0, size, 1.0)
-    return torch.where(reach > 1e-6 * size, spacing / (2 * sqrt(2 * log(1 / DIP))), single)
-
-
-def _spacing(
-    nodes: Float[Tensor, "*point probe node"], chosen: Bool[Tensor, "*point probe node"]
-) -> tuple[Float[Tensor, "*point"], Float[Tensor, "*point"]]:
-    """Mean distance of the chosen nodes of a probe, and how far those of all probes reach; 0 and less for too few."""
-    low = nodes.masked_fill(~chosen, torch.inf).amin((-2, -1))
-    high = nodes.masked_fill(~chosen, -torch.inf).amax((-2, -1))
-    steps = chosen.sum(-1).to(nodes).mean(-1) - 1
-    return (high - low) / steps, torch.where(steps > 1, high - low, torch.zeros_like(steps))
+    return torch.where(length > 1e-6 * size, spacing / (2 * sqrt(2 * log(1 / KERNEL_DIP))), single)
 
 
 def _resolved(rule: GaussRule) -> Bool[Tensor, "*point probe node"]:
-    """Nodes that are eigenvalues, to a tenth of the way to the next node; and those that no probe sees."""
+    """Nodes known to be eigenvalues, to a tenth of the way to the next node; and nodes whose weight is rounding."""
     gap = rule.nodes.diff(dim=-1)
-    none = torch.full_like(rule.nodes[..., :1], torch.inf)
-    nearest = torch.minimum(torch.cat([none, gap], dim=-1), torch.cat([gap, none], dim=-1))
-    return (rule.residuals <= TOGETHER * nearest) | (rule.weights <= torch.finfo(rule.nodes.dtype).eps)
+    no_gap = torch.full_like(rule.nodes[..., :1], torch.inf)
+    nearest = torch.minimum(torch.cat([no_gap, gap], dim=-1), torch.cat([gap, no_gap], dim=-1))
+    return (rule.residuals <= SAME_PLACE * nearest) | (rule.weights <= torch.finfo(rule.nodes.dtype).eps)
 
 
 def _grid(nodes: Float[Tensor, "*point probe node"], width: Float[Tensor, "*point"]) -> Float[Tensor, "*point grid"]:
-    low, high = nodes.amin((-2, -1)) - TAILS * width, nodes.amax((-2, -1)) + TAILS * width
+    """Each point's own grid, all of one size."""
+    low, high = nodes.amin((-2, -1)) - TAIL_WIDTHS * width, nodes.amax((-2, -1)) + TAIL_WIDTHS * width
     needed = ceil(float(((high - low) / width).nan_to_num(nan=0.0).max()) * GRID_PER_WIDTH) + 1
-    steps = torch.linspace(0, 1, min(max(GRID, needed), MOST_GRID), dtype=low.dtype, device=low.device)
+    steps = torch.linspace(0, 1, min(max(GRID_SIZE, needed), MAX_GRID_SIZE), dtype=low.dtype, device=low.device)
     return low[..., None] + (high - low)[..., None] * steps
-
-
-def _has_neighbour(
-    nodes: Float[Tensor, "*point probe node"], seen: Bool[Tensor, "*point probe node"], width: Tensor
-) -> Bool[Tensor, "*point probe node"]:
-    """Which nodes have another of the same probe close by, but not in the same place; shift by shift, both ways."""
-    near = torch.zeros_like(seen)
-    for shift in range(1, nodes.shape[-1]):
-        gap = nodes[..., shift:] - nodes[..., :-shift]
-        close = (gap > TOGETHER * width) & (gap < APART * width)
-        near[..., shift:] |= close & seen[..., :-shift]
-        near[..., :-shift] |= close & seen[..., shift:]
-    return near
 
 
 def _smoothed(
     kernel: Callable[[Tensor], Tensor], nodes: Tensor, weights: Tensor, grid: Tensor, width: Tensor
 ) -> Float[Tensor, "*point probe grid"]:
-    """Each probe's nodes under the kernel; node by node, for [point, probe, node, grid] would not fit."""
+    """The sum over each probe's nodes of weight times kernel((grid - node) / width)."""
     curves = torch.zeros(*nodes.shape[:-1], grid.shape[-1], dtype=nodes.dtype, device=nodes.device)
     width = width[..., None, None]
+    # One node at a time, because a tensor [point, probe, node, grid] would not fit in memory.
     for node, weight in zip(nodes.unbind(-1), weights.unbind(-1), strict=True):
         curves += weight[..., None] * kernel((grid[..., None, :] - node[..., None]) / width)
     return curves
@@ -233,12 +233,3 @@ def _smoothed(
 
 def _normal(steps: Tensor) -> Tensor:
     return torch.exp(-(steps**2) / 2) / sqrt(2 * pi)
-
-
-def _band(curves: Float[Tensor, "*point probe grid"], confidence: float) -> tuple[Tensor, Tensor]:
-    """The mean less and plus Student's t times the standard error; a density is not negative."""
-    count, mean = curves.shape[-2], curves.mean(-2)
-    if count == 1:
-        return mean, mean
-    half = float(stdtrit(count - 1, (1 + confidence) / 2)) * curves.std(-2) / sqrt(count)
-    return (mean - half).clamp(min=0.0), mean + half

@@ -1,7 +1,7 @@
 """Gauss rules of the spectrum as random probes see it, at every point: the nodes and weights of a density.
 
-The measure of a probe z is sum_i (u_i'z)^2 / z'z delta(lambda - lambda_i). All runs of Lanczos, one for each probe
-and point, go on together, as many as their vectors fit in memory. (Golub, Meurant 1994; Ubaru, Chen, Saad 2017.)
+The measure of a probe z is sum_i (u_i'z)^2 / z'z delta(lambda - lambda_i). There is one Lanczos run for each probe and
+point, and as many runs go on together as have their vectors in memory. (Golub, Meurant 1994; Ubaru, Chen, Saad 2017.)
 """
 
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from hessian_tools.curvature.eigen.lanczos import gauss_quadrature
 from hessian_tools.curvature.engines.memory import memory_budget
 from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.curvature.operators.parts import part_by_part
-from hessian_tools.curvature.progress import Count, Progress
+from hessian_tools.progress import Progress, ProgressCounter
 from hessian_tools.torch_fixes.precision import full_precision
 
 
 @dataclass(frozen=True)
 class GaussRule:
-    """Nodes, rising, their weights, and how far off an eigenvalue may be from a node: some eigenvalue is that near."""
+    """Nodes in rising order, their weights, and their residuals: some eigenvalue lies that near to the node."""
 
     nodes: Float[Tensor, "*point node"]
     weights: Float[Tensor, "*point node"]
@@ -31,10 +31,11 @@ class GaussRule:
 def quadrature(
     H: Operator, probes: Tensor, *, num_matvecs: int, seed: int = 0
 ) -> tuple[Float[Tensor, "*point probe node"], Float[Tensor, "*point probe node"]]:
-    """Nodes, rising, and weights of each probe's Gauss rule: sum_i weights[i] nodes[i]^j = z'H^j z / z'z, j < 2 nodes.
+    """The nodes in rising order, and the weights, of each probe's Gauss rule: integrals of the spectrum as z sees it.
 
-    probes: [param, probe] for all points or [point, param, probe], of any length. There are
-    min(num_matvecs, num_params) nodes. As many runs at a time as their Lanczos vectors fit in memory.
+    sum_i weights[i] nodes[i]^j = z'H^j z / z'z for all j below twice the number of nodes, which is
+    min(num_matvecs, num_params). probes: [param, probe] for all points or [point, param, probe], of any length.
+    Raises ValueError for probes of another shape.
 
     >>> from hessian_tools.curvature import hessian
     >>> H = hessian(lambda theta, a: (a * theta**2).sum() / 2, torch.zeros(2), torch.tensor([1.0, 3.0]))
@@ -49,7 +50,7 @@ def quadrature(
 def gauss_rules(
     H: Operator, probes: Tensor, *, num_matvecs: int, seed: int = 0, progress: Progress | None = None
 ) -> GaussRule:
-    """The same with residuals, [*point, probe, node] each."""
+    """As :func:`quadrature`, with residuals; the tensors are [*point, probe, node]."""
     num_points = H.num_points or 1
     if probes.ndim not in (2, 3) or probes.shape[-2] != H.num_params or probes.shape[:-2] not in ((), (num_points,)):
         raise ValueError(
@@ -57,45 +58,46 @@ def gauss_rules(
             f"[{num_points}, {H.num_params}, probe]"
         )
     steps = min(num_matvecs, H.num_params)
-    count = Count(num_points * probes.shape[-1] * steps, progress)
+    counter = ProgressCounter(num_points * probes.shape[-1] * steps, progress)
 
     def of_part(part: Operator, rows: slice) -> tuple[Tensor, ...]:
-        return _of_part(part, probes if probes.ndim == 2 else probes[rows], steps, seed, count)
+        return _rules_in_memory(part, probes if probes.ndim == 2 else probes[rows], steps, seed, counter)
 
-    whole = part_by_part(H, of_part)
-    return GaussRule(*(part[0] for part in whole)) if H.num_points is None else GaussRule(*whole)
+    rules = part_by_part(H, of_part)
+    return GaussRule(*(tensor[0] for tensor in rules)) if H.num_points is None else GaussRule(*rules)
 
 
-def _of_part(H: Operator, probes: Tensor, steps: int, seed: int, count: Count) -> tuple[Tensor, ...]:
-    """As many runs at a time as fit."""
+def _rules_in_memory(
+    H: Operator, probes: Tensor, steps: int, seed: int, counter: ProgressCounter
+) -> tuple[Tensor, ...]:
+    """Nodes, weights and residuals, from as many runs at a time as have their Lanczos vectors in memory."""
     run_bytes = steps * H.num_params * torch.empty(0, dtype=H.dtype, device="cpu").element_size()
-    runs = max(1, memory_budget(H.device) // run_bytes)
+    max_runs = max(1, memory_budget(H.device) // run_bytes)
     num_points, pieces = H.num_points or 1, []
-    for points in torch.arange(num_points, device="cpu").split(runs):
-        here = H if len(points) == num_points else H.select(points)
-        mine = probes if probes.ndim == 2 else probes[points.to(probes.device)]
-        columns = mine.split(max(1, runs // len(points)), dim=-1)
-        rules = [_piece(here, block.to(H.device, H.dtype), steps, seed, count) for block in columns]
-        pieces.append([torch.cat(parts, dim=-2) for parts in zip(*rules, strict=True)])
-    return tuple(torch.cat(parts).to(H.device, H.dtype) for parts in zip(*pieces, strict=True))
+    for points in torch.arange(num_points, device="cpu").split(max_runs):
+        some = H if len(points) == num_points else H.select(points)
+        columns = probes if probes.ndim == 2 else probes[points.to(probes.device)]
+        blocks = columns.split(max(1, max_runs // len(points)), dim=-1)
+        rules = [_rules_together(some, block.to(H.device, H.dtype), steps, seed, counter) for block in blocks]
+        pieces.append([torch.cat(tensors, dim=-2) for tensors in zip(*rules, strict=True)])
+    return tuple(torch.cat(tensors).to(H.device, H.dtype) for tensors in zip(*pieces, strict=True))
 
 
-def _piece(H: Operator, probes: Tensor, steps: int, seed: int, count: Count) -> list[Tensor]:
-    """Nodes, weights and residuals [point, probe, node] of a block of probes, all in one Lanczos run."""
+def _rules_together(H: Operator, probes: Tensor, steps: int, seed: int, counter: ProgressCounter) -> list[Tensor]:
+    """Nodes, weights and residuals [point, probe, node] of all points and probes, from one batched Lanczos run."""
     num_points, num_probes = H.num_points or 1, probes.shape[-1]
     starts = probes.mT.expand(num_points, num_probes, -1).flatten(0, 1)
-    parts = gauss_quadrature(_ProbesAsPoints(H, num_probes, count), starts, num_steps=steps, seed=seed)
-    shape = (num_points, num_probes)
-    return [part.unflatten(0, shape) for part in parts]
+    tensors = gauss_quadrature(_ProbesAsPoints(H, num_probes, counter), starts, num_steps=steps, seed=seed)
+    return [tensor.unflatten(0, (num_points, num_probes)) for tensor in tensors]
 
 
 @dataclass(frozen=True)
 class _ProbesAsPoints(Operator):
-    """H with every (point, probe) as a point of its own; a product is still one block product of H."""
+    """H with every pair (point, probe) as a point of its own, whose products are still block products of H."""
 
     H: Operator
     num_probes: int
-    count: Count
+    counter: ProgressCounter
 
     @property
     def num_params(self) -> int:
@@ -116,8 +118,8 @@ class _ProbesAsPoints(Operator):
     def products(self, V: Float[Tensor, "run param column"]) -> Float[Tensor, "run param column"]:
         columns = V[..., 0].unflatten(0, (-1, self.num_probes)).mT
         products = self.H.products(columns).mT.flatten(0, 1)[..., None]
-        self.count.add(self.num_points)
+        self.counter.add(self.num_points)
         return products
 
     def select(self, points: Int[Tensor, " chosen"]) -> Operator:
-        raise NotImplementedError("runs of one point stay together; select points of H itself")
+        raise NotImplementedError("the runs of one point stay together; select the points of H itself")

@@ -1,4 +1,4 @@
-"""Trace, squared Frobenius norm and diagonal from one set of products, each with its standard error."""
+"""The trace, the squared Frobenius norm and the diagonal from one set of products, each with its standard error."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -9,17 +9,15 @@ from torch import Tensor
 
 from hessian_tools.curvature.estimates.trace import (
     Estimate,
-    checked,
-    counted,
+    check_probes,
     estimate_of,
-    known,
+    exact_estimate,
     probe_products,
-    probes_of,
     rademacher,
 )
 from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.curvature.operators.parts import part_by_part
-from hessian_tools.curvature.progress import Count, Progress, silent
+from hessian_tools.progress import Progress, ProgressCounter
 from hessian_tools.rng import PathPart
 from hessian_tools.torch_fixes.precision import full_precision
 from hessian_tools.validation import check_whole
@@ -27,9 +25,10 @@ from hessian_tools.validation import check_whole
 
 @dataclass(frozen=True)
 class Diagonal:
-    """An estimate of each diagonal entry and its standard error; converged: both are finite.
+    """An estimate of every diagonal entry and its standard error; ``converged`` where both are finite.
 
-    Errors of entries from the same probes are correlated: the error of a sum of entries is not theirs added up.
+    Entries estimated from the same probes have correlated errors, so the error of a sum of entries does not follow
+    from their standard errors.
     """
 
     value: Float[Tensor, "*point param"]
@@ -40,10 +39,10 @@ class Diagonal:
 
 @dataclass(frozen=True)
 class Moments:
-    """tr H, |H|_F^2 = tr H^2 and diag H at every point, from the same products; num_matvecs counts them, in each.
+    """tr H, |H|_F^2 = tr H^2 and diag H at every point from the same products, which num_matvecs of each counts.
 
     frobenius_squared is not ``converged`` where the squares leave the dtype's range: in float32, where entries of Hz
-    are about 1e-19 or less, or 1e19 or more. There take float64.
+    are about 1e-19 or less, or 1e19 or more. Use float64 there.
     """
 
     trace: Estimate
@@ -59,15 +58,15 @@ def moments(
     seed: int = 0,
     path: Sequence[PathPart] = (),
     probes: Tensor | None = None,
-    progress: Progress = silent,
+    progress: Progress | None = None,
 ) -> Moments:
     """Trace, squared Frobenius norm and diagonal at every point: means over probes z of z'Hz, |Hz|^2 and z * Hz.
 
-    With Rademacher probes the stderr of each, squared, estimates over n probes: 2 sum_{i != j} H_ij^2 / n of
-    the trace (Hutchinson 1990); 2 sum_{i != j} (H^2)_ij^2 / n of the norm; sum_{j != i} H_ij^2 / n of entry i
-    of the diagonal (Bekas, Kokiopoulou, Saad 2007). Exact, with stderr 0, from num_params products where
-    those are no more than num_probes. seed, path, probes, progress: as for :func:`trace`, of which method="probes" sees
-    the same samples.
+    With n Rademacher probes the squared stderr estimates 2 sum_{i != j} H_ij^2 / n for the trace (Hutchinson 1990),
+    2 sum_{i != j} (H^2)_ij^2 / n for the norm, and sum_{j != i} H_ij^2 / n for entry i of the diagonal (Bekas,
+    Kokiopoulou, Saad 2007). All three are exact, with stderr 0, from num_params products where those are no more than
+    num_probes. seed, path, probes, progress: as for :func:`trace`, which has the same samples with method="probes".
+    Raises ValueError for fewer than two probes.
 
     >>> from hessian_tools.curvature import hessian
     >>> H = hessian(lambda theta, a: (a * theta**2).sum() / 2, torch.zeros(3), torch.tensor([1.0, -2.0, 4.0]))
@@ -77,15 +76,23 @@ def moments(
     """
     check_whole(num_probes=num_probes)
     if num_probes < 2:
-        raise ValueError(f"num_probes={num_probes}: an error bar needs 2 probes or more")
+        raise ValueError(f"num_probes={num_probes}: a standard error needs 2 probes or more")
     if probes is None and H.num_params <= num_probes:
         return _exact(H, num_probes, progress)
     if probes is None:
         probes = rademacher(H.num_params, num_probes, seed=seed, path=path)
-    count = counted(H, checked(probes).shape[-1], progress)
+    check_probes(probes)
+    H.announce(probes.shape[-1])
+    counter = ProgressCounter(probes.shape[-1] * len(H.parts()), progress)
 
     def of_part(part: Operator, rows: slice) -> tuple[Tensor, ...]:
-        return _estimated(part, probes_of(probes, part, H, rows), count)
+        traces, squares, diagonal = [], [], _RunningSpread()
+        for Z, HZ in probe_products(part, rows, H, probes, counter):
+            products = Z * HZ
+            traces.append(products.sum(-2))
+            squares.append(_sum_of_squares(HZ, -2))
+            diagonal = diagonal.joined(products)
+        return torch.cat(traces, dim=-1), torch.cat(squares, dim=-1), diagonal.mean, diagonal.stderr
 
     traces, squares, mean, stderr = part_by_part(H, of_part)
     trace = estimate_of(traces)
@@ -100,9 +107,9 @@ def frobenius_squared(
     seed: int = 0,
     path: Sequence[PathPart] = (),
     probes: Tensor | None = None,
-    progress: Progress = silent,
+    progress: Progress | None = None,
 ) -> Estimate:
-    """|H|_F^2, the sum of the squared eigenvalues, at every point; see :func:`moments`.
+    """|H|_F^2, the sum of the squared eigenvalues, at every point; arguments as for :func:`moments`.
 
     >>> from hessian_tools.curvature import hessian
     >>> H = hessian(lambda theta, a: (a * theta**2).sum() / 2, torch.zeros(3), torch.tensor([1.0, -2.0, 4.0]))
@@ -120,9 +127,9 @@ def diagonal(
     seed: int = 0,
     path: Sequence[PathPart] = (),
     probes: Tensor | None = None,
-    progress: Progress = silent,
+    progress: Progress | None = None,
 ) -> Diagonal:
-    """The diagonal at every point, with a standard error an entry; see :func:`moments`.
+    """The diagonal at every point, with a standard error for each entry; arguments as for :func:`moments`.
 
     >>> from hessian_tools.curvature import hessian
     >>> H = hessian(lambda theta, a: (a * theta**2).sum() / 2, torch.zeros(3), torch.tensor([1.0, -2.0, 4.0]))
@@ -133,10 +140,11 @@ def diagonal(
 
 
 @dataclass(frozen=True)
-class _Spread:
+class _RunningSpread:
     """Mean and sum of squared deviations of all samples so far, without keeping them (Chan, Golub, LeVeque 1983).
 
-    deviations: in units of ``unit`` squared, the size of each entry, or small ones would vanish in float32.
+    deviations: the sum, in units of ``unit`` squared, where unit is the size of each entry: the squares of small
+    entries would vanish in float32.
     """
 
     count: int = 0
@@ -144,52 +152,44 @@ class _Spread:
     deviations: Tensor = field(default_factory=lambda: torch.zeros((), device="cpu"))
     unit: Tensor = field(default_factory=lambda: torch.zeros((), device="cpu"))
 
-    def joined(self, samples: Float[Tensor, "*point param probe"]) -> "_Spread":
+    def joined(self, samples: Float[Tensor, "*point param probe"]) -> "_RunningSpread":
         new, mean = samples.shape[-1], samples.mean(-1)
         unit = self.unit if self.count else samples.abs().amax(-1)
         unit = torch.where(unit == 0, 1.0, unit)
         count, shift = self.count + new, mean - self.mean.to(mean)
         deviations = self.deviations.to(mean) + (((samples - mean[..., None]) / unit[..., None]) ** 2).sum(-1)
         deviations = deviations + (shift / unit) ** 2 * (self.count * new / count)
-        return _Spread(count, self.mean.to(mean) + shift * (new / count), deviations, unit)
+        return _RunningSpread(count, self.mean.to(mean) + shift * (new / count), deviations, unit)
 
     @property
     def stderr(self) -> Tensor:
         return self.unit * (self.deviations / ((self.count - 1) * self.count)).sqrt()
 
 
-def _estimated(H: Operator, probes: Tensor, count: Count) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """z'Hz and |Hz|^2 of every probe, the mean of z * Hz and its standard error."""
-    traces, squares, diagonal = [], [], _Spread()
-    for Z, HZ in probe_products(H, probes, count):
-        products = Z * HZ
-        traces.append(products.sum(-2))
-        squares.append(_sum_of_squares(HZ, -2))
-        diagonal = diagonal.joined(products)
-    return torch.cat(traces, dim=-1), torch.cat(squares, dim=-1), diagonal.mean, diagonal.stderr
-
-
-def _exact(H: Operator, num_probes: int, progress: Progress) -> Moments:
-    """From the matrix itself."""
+def _exact(H: Operator, num_probes: int, progress: Progress | None) -> Moments:
+    """The three from the matrix itself."""
     n = H.num_params
     dense = H.to_dense()
-    progress(n, n)
+    ProgressCounter(n, progress).add(n)
     entries = dense.diagonal(dim1=-2, dim2=-1).clone()
     sums = (entries.sum(-1), _sum_of_squares(dense, (-2, -1)))
-    trace, squares = (known(value, num_probes, num_matvecs=n, method="diagonal") for value in sums)
+    trace, squares = (exact_estimate(value, num_probes, num_matvecs=n, method="diagonal") for value in sums)
     squares = _in_range(replace(squares, method="dense"), H)
     return Moments(trace, squares, _diagonal(entries, entries * 0, trace.num_matvecs))
 
 
 def _sum_of_squares(values: Tensor, dims: int | tuple[int, ...]) -> Tensor:
-    """Never 0 of values that are not: the smallest number instead, which :func:`_in_range` knows."""
+    """The sum of squares; but the smallest number instead of 0 for values that are not 0.
+
+    :func:`_in_range` recognises it as a sum whose terms vanished.
+    """
     squares = (values**2).sum(dims)
-    least = torch.finfo(values.dtype).tiny * torch.finfo(values.dtype).eps
-    return torch.where((squares == 0) & (values != 0).any(dims), least, squares)
+    smallest = torch.finfo(values.dtype).tiny * torch.finfo(values.dtype).eps
+    return torch.where((squares == 0) & (values != 0).any(dims), smallest, squares)
 
 
 def _in_range(squares: Estimate, H: Operator) -> Estimate:
-    """Sums of squares; not converged where their terms may have fallen below the dtype's smallest number."""
+    """The estimate, not converged where terms of the squares may have fallen below the dtype's smallest number."""
     small = (squares.samples > 0) & (squares.samples < H.num_params * torch.finfo(H.dtype).tiny)
     return replace(squares, converged=squares.converged & ~small.any(-1))
 

@@ -1,12 +1,12 @@
-"""Is a network's output piecewise affine in each of its parameter tensors alone? Proved from the operations it runs.
+"""Is a network's output piecewise affine in each parameter tensor alone? Proved from the operations that it runs.
 
-Then every second derivative d2 output / dw2 in one entry w is zero, the part of the Hessian that Gauss-Newton leaves
-out has a zero diagonal, and tr H = tr G exactly, whatever the criterion: networks of linear layers, ReLU,
-max-pooling and the like, without normalisation by statistics of the batch. Products of functions that
+If it is, every second derivative d2 output / dw2 in one entry w is zero. The part of the Hessian that Gauss-Newton
+leaves out then has a zero diagonal, and tr H = tr G exactly, whatever the criterion. Networks of linear layers, ReLU,
+max-pooling and the like qualify, if they are not normalised by statistics of the batch. Products of functions that
 share a parameter (tied weights in sequence, multiplicative skip connections) do not qualify.
 """
 
-from operator import getitem
+from operator import attrgetter, getitem
 from typing import Any
 
 import torch
@@ -21,47 +21,19 @@ from hessian_tools.torch_fixes.precision import full_precision
 
 _ATEN = torch.ops.aten
 
-# Affine, or piecewise affine with kinks, in all that depends on parameters; the rest of their arguments is fixed.
-_AFFINE = {
-    getitem,
-    _ATEN.view.default,
-    _ATEN._unsafe_view.default,
-    _ATEN.reshape.default,
-    _ATEN.alias.default,
-    _ATEN.detach.default,
-    _ATEN.clone.default,
-    _ATEN._to_copy.default,
-    _ATEN.t.default,
-    _ATEN.transpose.int,
-    _ATEN.permute.default,
-    _ATEN.expand.default,
-    _ATEN.squeeze.dim,
-    _ATEN.squeeze.default,
-    _ATEN.unsqueeze.default,
-    _ATEN.select.int,
-    _ATEN.slice.Tensor,
-    _ATEN.split.Tensor,
-    _ATEN.split_with_sizes.default,
-    _ATEN.cat.default,
-    _ATEN.stack.default,
-    _ATEN.constant_pad_nd.default,
-    _ATEN.neg.default,
-    _ATEN.add.Tensor,
-    _ATEN.sub.Tensor,
-    _ATEN.sum.default,
-    _ATEN.sum.dim_IntList,
-    _ATEN.mean.default,
-    _ATEN.mean.dim,
-    _ATEN.avg_pool2d.default,
-    _ATEN._adaptive_avg_pool2d.default,
-    _ATEN.relu.default,
-    _ATEN.leaky_relu.default,
-    _ATEN.hardtanh.default,
-    _ATEN.abs.default,
-    _ATEN.max_pool2d_with_indices.default,
+# Affine, or piecewise affine with kinks, in all arguments that can depend on parameters; the others are constants.
+_AFFINE = {getitem} | {
+    attrgetter(name if "." in name else f"{name}.default")(_ATEN)
+    for line in (
+        "view _unsafe_view reshape alias detach clone _to_copy t transpose.int permute expand squeeze squeeze.dim",
+        "unsqueeze select.int slice.Tensor split.Tensor split_with_sizes cat stack constant_pad_nd",
+        "neg add.Tensor sub.Tensor sum sum.dim_IntList mean mean.dim avg_pool2d _adaptive_avg_pool2d",
+        "relu leaky_relu hardtanh abs max_pool2d_with_indices",
+    )
+    for name in line.split()
 }
 
-# Affine in each factor; the factors, by position, must not share a parameter.
+# Affine in each of two factors, given by their positions, which must not share a parameter.
 _PRODUCTS = {
     _ATEN.mul.Tensor: (0, 1),
     _ATEN.mm.default: (0, 1),
@@ -71,27 +43,30 @@ _PRODUCTS = {
     _ATEN.convolution.default: (0, 1),
 }
 
-# Affine in the first argument where the others do not depend on parameters.
+# Affine in the first argument, provided that the second does not depend on parameters.
 _DIVISIONS = {_ATEN.div.Tensor}
 
-# Normalisation by kept statistics: (input, weight, bias, mean, variance, ...); affine in input, weight and bias.
-# On CUDA and on AMD's cards torch takes the vendor's kernel.
-_NORMALISED = {
+# Normalisation by given statistics: (input, weight, bias, mean, variance, ...), affine in input, weight and bias.
+# The value is the position of the argument that asks for statistics of the batch instead, which are not affine.
+# On CUDA, and on AMD's cards, torch calls the vendor's kernel.
+_NORMALISATIONS = {
     _ATEN._native_batch_norm_legit_no_training.default: None,
     _ATEN.native_batch_norm.default: 5,
     _ATEN.cudnn_batch_norm.default: 5,
     _ATEN.miopen_batch_norm.default: 5,
 }
 
-Depends = frozenset[int]
+# Positions, among the layout's parameter tensors, of those that a number depends on.
+Parameters = frozenset[int]
 
 
 @full_precision
 def is_multiaffine(loss: Loss, theta: Float[Tensor, " param"], batch: Batch) -> bool:
     """Whether the outputs are piecewise affine in each parameter tensor alone; False wherever that is not certain.
 
-    Traces one forward pass (milliseconds) and follows which parameters each number depends on, through operations
-    that are known; an unknown one that parameters reach, or control flow that looks at data, gives False.
+    One forward pass is traced, which takes milliseconds, and through the operations of the tables above it is followed
+    on which parameters each number depends. An operation in no table that parameters reach gives False, and so does
+    control flow that looks at data.
 
     >>> from hessian_tools.layout import flatten
     >>> from hessian_tools.loss import make_loss
@@ -105,57 +80,54 @@ def is_multiaffine(loss: Loss, theta: Float[Tensor, " param"], batch: Batch) -> 
     """
     try:
         with torch.no_grad():
-            graph = make_fx(functionalize(lambda t, x: _numbers(loss.outputs(t, x))))(theta, batch[0]).graph
-    except Exception:  # whatever tracing cannot follow is not certain
+            graph = make_fx(functionalize(lambda t, x: _differentiable(loss.outputs(t, x))))(theta, batch[0]).graph
+    except Exception:  # nothing is certain of a network that cannot be traced
         return False
-    return _follows(graph)
+    flat = next(node for node in graph.nodes if node.op == "placeholder")
+    parameters_of: dict[fx.Node, Parameters] = {}
+    for node in graph.nodes:
+        if node is not flat:
+            reached = _parameters_reaching(node, flat, parameters_of)
+            if reached is None:
+                return False
+            parameters_of[node] = reached
+    return True
 
 
-def _numbers(outputs: Any) -> Any:
-    """The outputs, if all of them are numbers with a derivative."""
+def _differentiable(outputs: Any) -> Any:
+    """The outputs; TypeError unless all of them are numbers with a derivative."""
     if not all(isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in pytree.tree_leaves(outputs)):
         raise TypeError("an output is not differentiable")
     return outputs
 
 
-def _follows(graph: fx.Graph) -> bool:
-    """Whether every node that parameters reach is of a known kind."""
-    theta = next(node for node in graph.nodes if node.op == "placeholder")
-    depends: dict[fx.Node, Depends] = {}
-    for node in graph.nodes:
-        if node is theta:
-            continue
-        found = _depends(node, theta, depends)
-        if found is None:
-            return False
-        depends[node] = found
-    return True
+def _parameters_reaching(node: fx.Node, flat: fx.Node, parameters_of: dict[fx.Node, Parameters]) -> Parameters | None:
+    """The parameters on which a node depends, if it is affine in each of them; None where that is not certain.
 
-
-def _depends(node: fx.Node, theta: fx.Node, depends: dict[fx.Node, Depends]) -> Depends | None:
-    """The parameters, by position, that a node depends on, affinely in each; None where that is not known."""
-    if node.op == "call_function" and node.args[:1] == (theta,):
-        # Parameters are told apart where theta is split; used whole, it is like one of them used everywhere.
+    flat: the node of the flat vector theta. parameters_of: the answers for all earlier nodes.
+    """
+    if node.op == "call_function" and node.args[:1] == (flat,):
+        # Only a split tells parameters apart. Any other use of theta may mix them, so nothing is certain of it.
         return frozenset() if node.target is _ATEN.split_with_sizes.default else None
-    if node.op == "call_function" and node.target is getitem and _splits(node.args[0], theta):
-        return frozenset([int(node.args[1])])  # type: ignore[arg-type]
+    if node.op == "call_function" and node.target is getitem:
+        source = node.args[0]
+        if isinstance(source, fx.Node) and source.args[:1] == (flat,):
+            return frozenset([int(node.args[1])])  # type: ignore[arg-type]
     inputs = node.all_input_nodes
-    if theta in inputs:
+    if flat in inputs:
         return None
-    reached = frozenset().union(*(depends[i] for i in inputs))
+    reached = frozenset().union(*(parameters_of[i] for i in inputs))
     if not reached or node.op == "output":
         return reached
-    return reached if node.op == "call_function" and _is_known(node, depends) else None
+    return reached if node.op == "call_function" and _is_affine_in_each(node, parameters_of) else None
 
 
-def _splits(node: Any, theta: fx.Node) -> bool:
-    return isinstance(node, fx.Node) and node.args[:1] == (theta,)
+def _is_affine_in_each(node: fx.Node, parameters_of: dict[fx.Node, Parameters]) -> bool:
+    """Whether a node is in one of the tables, and its arguments depend on parameters as that table demands."""
 
-
-def _is_known(node: fx.Node, depends: dict[fx.Node, Depends]) -> bool:
-    def of(position: int) -> Depends:
+    def of(position: int) -> Parameters:
         argument = node.args[position] if position < len(node.args) else None
-        return depends[argument] if isinstance(argument, fx.Node) else frozenset()
+        return parameters_of[argument] if isinstance(argument, fx.Node) else frozenset()
 
     if node.target in _AFFINE:
         return True
@@ -164,8 +136,8 @@ def _is_known(node: fx.Node, depends: dict[fx.Node, Depends]) -> bool:
         return not of(first) & of(second)
     if node.target in _DIVISIONS:
         return not of(1)
-    if node.target in _NORMALISED:
-        training = _NORMALISED[node.target]
-        fixed = training is None or node.args[training] is False
-        return fixed and not (of(3) | of(4)) and not of(0) & of(1)
+    if node.target in _NORMALISATIONS:
+        position = _NORMALISATIONS[node.target]
+        given = position is None or node.args[position] is False
+        return given and not (of(3) | of(4)) and not of(0) & of(1)
     return False

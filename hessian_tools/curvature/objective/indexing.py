@@ -1,8 +1,7 @@
-"""Pieces of points, of their batches and of their memory."""
+"""How points, their batches and the memory of both are cut into pieces."""
 
-from collections.abc import Callable
 from math import ceil
-from typing import Any
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -11,37 +10,37 @@ from torch.utils import _pytree as pytree
 from hessian_tools.loss import Batch
 
 
-def map_tensors(function: Callable[[Tensor], Any], batch: Batch, **otherwise: Any) -> Batch:
-    """The function of every tensor of a batch; ``otherwise`` in place of what is none, if given."""
-
-    def apply(leaf: Any) -> Any:
-        return function(leaf) if isinstance(leaf, Tensor) else otherwise.get("otherwise", leaf)
-
-    return pytree.tree_map(apply, batch)
-
-
 def at_point(batch: Batch, point: int) -> Batch:
-    """One point's batch."""
-    return map_tensors(lambda leaf: leaf[point], batch)
+    """The batch of one point, from batches with a leading point axis."""
+    return pytree.tree_map_only(Tensor, itemgetter(point), batch)
+
+
+def at_points(batch: Batch, rows: slice | Tensor) -> Batch:
+    """The batches of some points, from batches with a leading point axis."""
+    return pytree.tree_map_only(Tensor, itemgetter(rows), batch)
 
 
 def slices(total: int, most: int) -> list[slice]:
-    """Pieces of nearly equal length, none longer than ``most``: a short last piece would cost nearly a whole one."""
+    """Consecutive pieces of ``total``, none longer than ``most``.
+
+    Their lengths are nearly equal, because a short last piece would cost nearly as much as a full one.
+    """
     size = ceil(total / ceil(total / most))
     return [slice(start, min(start + size, total)) for start in range(0, total, size)]
 
 
 def own_memory(thetas: Tensor) -> Tensor:
-    """In memory of their own: a tangent takes as much as all that its point is a view of (torch 2.13).
+    """The same numbers in memory that holds nothing else.
 
-    One theta expanded over points has no forward derivative at all.
+    A tangent takes as much memory as everything that its point is a view of (torch 2.13), and one theta expanded over
+    points has no forward derivative at all.
     """
-    whole = thetas.untyped_storage().nbytes() == thetas.numel() * thetas.element_size()
-    return thetas if whole and thetas.is_contiguous() else thetas.clone(memory_format=torch.contiguous_format)
+    alone = thetas.untyped_storage().nbytes() == thetas.numel() * thetas.element_size()
+    return thetas if alone and thetas.is_contiguous() else thetas.clone(memory_format=torch.contiguous_format)
 
 
 def checked_points(points: Tensor, total: int) -> Tensor:
-    """The places of some of ``total`` points. ValueError for none, for places outside and for masks."""
+    """The positions of some of ``total`` points. Raises ValueError for none, for positions outside and for masks."""
     if points.dtype == torch.bool or points.is_floating_point() or points.ndim != 1:
         raise ValueError(
             f"points are {list(points.shape)} {points.dtype}; give the places, [chosen] integers; "
@@ -53,7 +52,7 @@ def checked_points(points: Tensor, total: int) -> Tensor:
 
 
 def as_slice(points: Tensor, total: int) -> slice | None:
-    """The slice of ``total`` points that these are, where each follows the one before."""
+    """The slice of ``total`` points that equals these, where each follows the one before; None otherwise."""
     first = int(points[0]) % total if len(points) else 0
     following = torch.arange(first, first + len(points), device=points.device)
     return slice(first, first + len(points)) if torch.equal(points % total, following) else None

@@ -1,4 +1,4 @@
-"""What callers hand to an operator, checked once, in plain words; and averages over batches by their sizes."""
+"""The objective made of what a caller hands to an operator, checked once and in plain words."""
 
 from typing import Any
 
@@ -7,14 +7,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from hessian_tools.curvature.engines.choice import Route
-from hessian_tools.curvature.engines.memory import room_of
-from hessian_tools.curvature.objective.groups import Ragged, RaggedObjective, grouped
+from hessian_tools.curvature.objective.groups import Ragged, same_shapes, stacked
 from hessian_tools.curvature.objective.indexing import at_point
-from hessian_tools.curvature.objective.objective import Batching, Objective, Weights
+from hessian_tools.curvature.objective.objective import Group, Objective, Weights
 from hessian_tools.loss import Batch, Loss, LossFunction, cast_like
-from hessian_tools.torch_fixes.modes import TwiceDifferentiable
-from hessian_tools.validation import check_whole
+from hessian_tools.torch_fixes.function_modes import TwiceDifferentiable
 
 
 def objective_at(
@@ -24,15 +21,9 @@ def objective_at(
     *,
     shared: bool,
     weights: Weights,
-    chunk: int | None,
-    batching: Batching,
-    route: Route = "direct",
-    max_memory: float | int | None = None,
-) -> Objective | RaggedObjective:
-    """The checked objective; a single point gets a point axis of length one. Raises ValueError in plain words."""
+) -> Objective:
+    """The checked objective, in which a single point has a point axis of length one. Raises ValueError."""
     _check_thetas(loss, thetas)
-    _check_options(chunk, batching, route)
-    loss = loss if isinstance(loss, Loss) else _helped(loss)
     single = thetas.ndim == 1
     batches = batch if isinstance(batch, list) else [batch]
     if not batches or (isinstance(loss, Loss) and isinstance(batches[0], Tensor)):
@@ -40,58 +31,55 @@ def objective_at(
     if single and shared:
         raise ValueError("shared=True says that many points share a batch; thetas is one point, leave it out")
     thetas = thetas.detach()
-    room = room_of(max_memory)
+    rows = thetas[None] if single else thetas
+    shared = shared or single
     if any(isinstance(b, Ragged) for b in batches):
         _check_ragged(batches, thetas, shared)
-
-        def of_group(rows: Tensor, group: list[Batch]) -> Objective:
-            fractions = _fractions(group, weights, axis=1)
-            return Objective(loss, rows, tuple(group), fractions, False, batching, chunk, route, room)
-
-        _refuse_hidden_state(loss, thetas[0], cast_like(batches[0].batches[0], thetas))
-        return grouped(loss, thetas, batches, of_group)
-    batches = [cast_like(b, thetas) for b in batches]
-    if not (single or shared):
-        _check_leading_axes(batches, len(thetas))
-    fractions = _fractions(batches, weights, axis=0 if single or shared else 1)
-    rows = thetas[None] if single else thetas
-    _refuse_hidden_state(loss, rows[0], batches[0] if single or shared else at_point(batches[0], 0))
-    return Objective(loss, rows, tuple(batches), fractions, shared or single, batching, chunk, route, room)
+        groups = _ragged_groups(batches, rows, weights)
+    else:
+        batches = [cast_like(b, thetas) for b in batches]
+        if not shared:
+            _check_leading_axes(batches, len(rows))
+        everything = torch.arange(len(rows), device="cpu")
+        groups = (Group(everything, tuple(batches), _fractions(batches, weights, axis=0 if shared else 1)),)
+    if isinstance(loss, Loss):
+        first = groups[0].batches[0]
+        loss.refuse_hidden_state(rows[0], first if shared else at_point(first, 0))
+    return Objective(loss if isinstance(loss, Loss) else _twice_differentiable(loss), rows, groups, shared)
 
 
-def _helped(loss: LossFunction) -> LossFunction:
-    """A plain function with what ``Loss`` sees to itself: torch's Hessian through weight normalisation is 45 % off."""
+def _ragged_groups(batches: list[Ragged], thetas: Tensor, weights: Weights) -> tuple[Group, ...]:
+    """Points of the same shapes together; with several batches a point, each of them must have the same shape."""
+    of_point = list(zip(*(ragged.batches for ragged in batches), strict=True))
+    groups = []
+    for members in same_shapes(of_point):
+        of_group = [stacked([cast_like(of_point[i][b], thetas) for i in members]) for b in range(len(batches))]
+        fractions = _fractions(of_group, weights, axis=1)
+        groups.append(Group(torch.tensor(members, device="cpu"), tuple(of_group), fractions))
+    return tuple(groups)
 
-    def helped(theta: Tensor, batch: Batch) -> Tensor:
+
+def _twice_differentiable(loss: LossFunction) -> LossFunction:
+    """A plain function made safe to differentiate twice, as ``Loss`` is by itself.
+
+    Without it torch's Hessian through weight normalisation is 45 % off.
+    """
+
+    def safe(theta: Tensor, batch: Batch) -> Tensor:
         with TwiceDifferentiable():
             return loss(theta, batch)
 
-    return helped
-
-
-def _refuse_hidden_state(loss: LossFunction, theta: Tensor, batch: Batch) -> None:
-    if isinstance(loss, Loss):
-        loss.refuse_hidden_state(theta, batch)
-
-
-def _check_options(chunk: int | None, batching: str, route: str) -> None:
-    check_whole(chunk=chunk)
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"chunk={chunk}: give the number of products to run at once, 1 or more, or None to measure")
-    if batching not in ("vmap", "loop"):
-        raise ValueError(f"batching={batching!r} is not known; give 'vmap' or 'loop'")
-    if route not in ("auto", "direct", "kept", "traced"):
-        raise ValueError(f"route={route!r} is not known; give 'auto', 'direct', 'kept' or 'traced'")
+    return safe
 
 
 def _check_ragged(batches: list[Any], thetas: Tensor, shared: bool) -> None:
     if not all(isinstance(b, Ragged) for b in batches):
         raise ValueError("a list holds ragged batches and others; make all of them with ragged([...])")
     lengths = {len(b.batches) for b in batches}
-    if shared or thetas.ndim == 1 or lengths != {len(thetas)}:
+    if shared or lengths != {len(thetas)}:
         raise ValueError(
             f"ragged batches are one batch a point: {min(lengths)} batches for thetas {tuple(thetas.shape)}"
-            + (" and shared=True" if shared else "")
+            + (" and shared=True" if shared and thetas.ndim == 2 else "")
         )
 
 
@@ -106,8 +94,8 @@ def _check_thetas(loss: LossFunction, thetas: Tensor) -> None:
         raise ValueError(f"thetas has shape {tuple(thetas.shape)}; give [param] or [point, param], neither empty")
     if isinstance(loss, Loss) and thetas.shape[-1] != loss.layout.numel:
         raise ValueError(
-            f"thetas has shape {tuple(thetas.shape)}, the network {loss.layout.numel} parameters in its layout; "
-            "give them all, in the layout's order"
+            f"thetas has shape {tuple(thetas.shape)}, but the network has {loss.layout.numel} parameters in its "
+            "layout; give all of them, in the layout's order"
         )
 
 
@@ -121,11 +109,12 @@ def _check_leading_axes(batches: list[Batch], num_points: int) -> None:
 
 
 def _fractions(batches: list[Batch], weights: Weights, *, axis: int) -> tuple[float, ...]:
-    """Weights that sum to one. Averages over batches weigh each by its size: unweighted, 8 and 2 are 71 % off."""
+    """The weights of the batches, scaled so that they sum to one. axis: where the examples of a batch lie."""
     if len(batches) == 1 and weights == "size":
         return (1.0,)
     if isinstance(weights, str) and weights != "size":
         raise ValueError(f"weights={weights!r} is not known; give 'size', or one number a batch")
+    # Each batch counts by its size: a plain mean over batches of 8 and 2 examples is 71 % off.
     sizes = [_size(b, axis) for b in batches] if weights == "size" else [float(w) for w in weights]
     if len(sizes) != len(batches) or not sum(sizes) > 0:
         raise ValueError(f"weights={weights!r} for {len(batches)} batches; give one number a batch, of positive sum")

@@ -40,8 +40,12 @@ class Derived(Operator):
         """Points of the source that are best taken together."""
         return self.source.at_once
 
+    def announce(self, num_products: int) -> None:
+        """Announces the products to the source."""
+        self.source.announce(num_products)
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Combination(Derived):
     """sum_i c_i A_i; made by ``+``, ``-`` and ``*``. A product costs one of each term."""
 
@@ -68,6 +72,11 @@ class Combination(Derived):
         layouts = [term.layout for _, term in self.terms]
         return layouts[0] if all(layout == layouts[0] for layout in layouts) else None
 
+    def announce(self, num_products: int) -> None:
+        """Announces the products to every term."""
+        for _, term in self.terms:
+            term.announce(num_products)
+
     def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
         """The sum of the terms' products."""
         total = self.terms[0][0] * self.terms[0][1].products(V)
@@ -80,7 +89,7 @@ class Combination(Derived):
         return Combination(tuple((weight, term.select(points)) for weight, term in self.terms))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Projected(Derived):
     """An interface: P'AP, an operator A seen through P; a product costs one of the whole, A."""
 
@@ -105,7 +114,7 @@ class Projected(Derived):
         return self.lower(self.whole.products(self.lift(V)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Block(Projected):
     """Some rows and the same columns of an operator; made by ``H.block``. A product costs one of the whole."""
 
@@ -137,7 +146,7 @@ class Block(Projected):
         return replace(self, whole=self.whole.select(points))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Restriction(Projected):
     """Q'AQ: an operator seen from a subspace; made by ``H.restrict``. A product costs one of the whole."""
 

@@ -1,22 +1,20 @@
 """The Hessian of a loss, at one point or at many, by its exact products; and the gradient there."""
 
-from dataclasses import dataclass
-
 from jaxtyping import Float
 from torch import Tensor
 
 from hessian_tools.curvature.engines.choice import Route
-from hessian_tools.curvature.objective.objective import Batching, Weights, hessian_at
+from hessian_tools.curvature.engines.engine import checked_engine
+from hessian_tools.curvature.engines.evaluate import Batching
+from hessian_tools.curvature.objective.matrix import HESSIAN
+from hessian_tools.curvature.objective.objective import Weights
 from hessian_tools.curvature.objective.validation import objective_at
 from hessian_tools.curvature.operators.loss_operator import LossOperator
 from hessian_tools.loss import Batch, LossFunction
 
 
-@dataclass(frozen=True)
 class Hessian(LossOperator):
     """The Hessian by exact products (Pearlmutter 1994); made by :func:`hessian`."""
-
-    matrix_at = staticmethod(hessian_at)
 
 
 def hessian(
@@ -38,23 +36,27 @@ def hessian(
     A *list* of batches is several batches of one objective: their mean weighted by the number of
     examples (``weights="size"``, from the first tensor), or by the numbers given.
 
-    max_memory: bytes for the products in flight and what is kept between them, None for 512 MiB (on CUDA 4 GiB, or a
-    fifth of a smaller card).
-    Sizes are measured beforehand, and where a CUDA device refuses all the same, halved. Inputs and results are not
-    counted; with many points, thetas may be a tensor mapped from a file. chunk: products run at once, instead.
-    batching="loop" takes points and probes one by one, for a loss that ``vmap`` refuses.
+    max_memory: bytes for the products in flight and for what is kept between them. None allows 512 MiB (on CUDA 4 GiB,
+    or a fifth of a smaller card). Sizes are measured beforehand; where a CUDA device refuses all the same, they are
+    halved. Inputs and results are not counted, and with many points thetas may be a tensor mapped from a file.
+    chunk: how many products run at once, instead of a measured number.
+    batching: "vmap" takes points and probes together; "loop" takes them one by one, for a loss that ``vmap`` refuses.
 
-    route, reported by ``.route``; results do not depend on it, or on the memory, beyond rounding:
+    route: the engine. ``.route`` reports the one that was taken. Results do not depend on it, or on the memory, beyond
+    rounding.
 
     - "direct": forward over reverse, batched over points and probes by ``vmap``; nothing is kept.
-    - "kept": each point's gradient is kept with its graph, a product is one more reverse pass. Takes any criterion,
-      ``nn.MSELoss`` too.
-    - "traced": traced once for the loss and shapes (one to ten seconds, then for as long as the loss lives); what does
-      not depend on the vector is done once a point. The quickest by far; what cannot be traced is done directly.
-    - "auto": for a plain function, or where chunk or batching="loop" is given, "direct". For a network "kept" up to 8
-      points, and for any number on a CPU if a forward pass makes 1 MB or more, else "direct"; "traced" once
-      2000 / (1 + megabytes of a forward pass) products of the loss have been asked for in this process. "kept" for any
-      number of points where a loss turns out to have no forward derivative.
+    - "kept" (or "double_backward"): each point's gradient is kept with its graph, and a product is one more reverse
+      pass. It takes any criterion, ``nn.MSELoss`` too.
+    - "traced" (or "compiled"): the product is traced once for the loss and shapes (one to ten seconds, then for as long
+      as the loss lives), and what does not depend on the vector is computed once a point. It is the quickest by far.
+      Raises ValueError at the first product where the loss cannot be traced.
+    - "auto": the quickest for the products that are announced, by counts and sizes known beforehand. For a plain
+      function, or where chunk or batching="loop" is given, it is "direct". For a network it is "traced" where on a CPU
+      2000 / (1 + megabytes of a forward pass) products follow, on a GPU 1500; else "kept" up to 8 points, and on a CPU
+      for any number of points if a forward pass makes 1 MB or more; else "direct". ``top_eigenpairs``, ``trace`` and
+      their like announce their products; before a loop of your own call ``H.announce(num_products)``. Where a loss
+      turns out to have no forward derivative it is "kept".
 
     One product costs about six forward passes. Exact to rounding for training-mode BatchNorm too.
     Raises HiddenStateError if a network changes state in its forward pass; ValueError for shapes.
@@ -65,18 +67,9 @@ def hessian(
     >>> H @ torch.tensor([1.0, 0.0])
     tensor([2., 1.])
     """
-    points = objective_at(
-        loss,
-        thetas,
-        batch,
-        shared=shared,
-        weights=weights,
-        chunk=chunk,
-        batching=batching,
-        route=route,
-        max_memory=max_memory,
-    )
-    return Hessian(points, single=thetas.ndim == 1)
+    objective = objective_at(loss, thetas, batch, shared=shared, weights=weights)
+    engine = checked_engine(route=route, batching=batching, chunk=chunk, max_memory=max_memory)
+    return Hessian(engine.prepare(objective, HESSIAN), single=thetas.ndim == 1)
 
 
 def gradient(
@@ -96,14 +89,6 @@ def gradient(
     >>> gradient(lambda theta, a: a * theta @ theta / 2, torch.tensor([1.0, 2.0]), torch.tensor(3.0))
     tensor([3., 6.])
     """
-    points = objective_at(
-        loss,
-        thetas,
-        batch,
-        shared=shared,
-        weights=weights,
-        chunk=chunk,
-        batching=batching,
-        max_memory=max_memory,
-    )
-    return points.gradients().reshape(thetas.shape)
+    objective = objective_at(loss, thetas, batch, shared=shared, weights=weights)
+    engine = checked_engine(batching=batching, chunk=chunk, max_memory=max_memory)
+    return engine.gradients(objective).reshape(thetas.shape)

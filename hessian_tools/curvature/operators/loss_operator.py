@@ -1,70 +1,96 @@
-"""What the curvature matrices of one loss share: they live at points, and their rows are its parameters."""
+"""What the curvature matrices of one loss share: their points are those of an objective, their rows its parameters."""
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hessian_tools.curvature.objective.groups import RaggedObjective
+from hessian_tools.curvature.engines.choice import ENGINES
+from hessian_tools.curvature.engines.engine import Engine, JoinedProducts, PreparedProducts
 from hessian_tools.curvature.objective.indexing import checked_points
 from hessian_tools.curvature.objective.objective import Objective
 from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.layout import ParamLayout
 from hessian_tools.loss import Loss
+from hessian_tools.torch_fixes.precision import full_precision
+
+# What ``.route`` says for each engine; these words are older than the engines' names.
+ROUTES = {"direct": "direct", "double_backward": "kept", "compiled": "traced"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LossOperator(Operator):
-    """An interface: a concrete operator adds what it does to a vector at one point."""
+    """A curvature matrix of a loss; a subclass says which one.
 
-    points: Objective | RaggedObjective
+    prepared: its products, with all that is kept for them. single: whether there is one point without a point axis.
+    """
+
+    prepared: PreparedProducts | JoinedProducts
     single: bool
 
-    matrix_at: ClassVar[Any]  # a LinearMap
+    @property
+    def objective(self) -> Objective:
+        """The loss, the points and their batches."""
+        return self.prepared.objective
+
+    @property
+    def engine(self) -> Engine:
+        """What was chosen about the way to its products."""
+        return self.prepared.engine
 
     @property
     def route(self) -> str:
-        """How its products have been done so far: "direct", "kept" or "traced"; "a/b" where ragged groups differ."""
-        return self.points.taken
+        """How products have been done last: "direct", "kept" or "traced"; "a/b" where ragged groups differ."""
+        return "/".join(ROUTES[name] for name in self.prepared.engines) or "direct"
 
     @property
     def num_params(self) -> int:
         """Length of theta."""
-        return self.points.thetas.shape[-1]
+        return self.objective.thetas.shape[-1]
 
     @property
     def num_points(self) -> int | None:
         """How many points; None for a single one."""
-        return None if self.single else len(self.points.thetas)
+        return None if self.single else len(self.objective.thetas)
 
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of theta."""
-        return self.points.thetas.dtype
+        return self.objective.thetas.dtype
 
     @property
     def device(self) -> torch.device:
         """Device of theta."""
-        return self.points.thetas.device
+        return self.objective.thetas.device
 
     @property
     def layout(self) -> ParamLayout | None:
         """The names of theta's entries; None for a loss that is a plain function."""
-        return self.points.loss.layout if isinstance(self.points.loss, Loss) else None
-
-    def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
-        """Each point's matrix times its columns, exact."""
-        return self.points.products(V, type(self).matrix_at)
+        loss = self.objective.loss
+        return loss.layout if isinstance(loss, Loss) else None
 
     @property
     def at_once(self) -> int:
         """At how many points results should be asked for together, within ``max_memory``."""
-        return self.points.at_once(type(self).matrix_at)
+        return self.prepared.points_at_once()
+
+    @full_precision
+    def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
+        """Each point's matrix times its columns, exact to rounding."""
+        return self.prepared.products(V)
+
+    def announce(self, num_products: int) -> None:
+        """Says that so many products of each point will follow, by which the engine is chosen."""
+        self.prepared.announce(num_products)
 
     def select(self, points: Int[Tensor, " chosen"]) -> "LossOperator":
         """The operator at some of its points."""
         if self.single:
             raise ValueError("an operator at a single point has no points to select; give thetas [point, param]")
-        return replace(self, points=self.points.select(checked_points(points, len(self.points.thetas))))
+        return replace(self, prepared=self.prepared.select(checked_points(points, len(self.objective.thetas))))
+
+    def _details(self) -> list[str]:
+        """The engine asked for and the one taken, for ``repr``."""
+        asked = ENGINES.get(self.engine.route, self.engine.route)
+        return ["engine " + " -> ".join(dict.fromkeys([asked, *self.prepared.engines]))]

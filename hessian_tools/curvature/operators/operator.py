@@ -71,6 +71,13 @@ class Operator(ABC):
         """At how many points results should be asked for together; all where nothing is known of memory."""
         return self.num_points or 1
 
+    def announce(self, num_products: int) -> None:  # noqa: B027 - nothing to choose where there are no engines
+        """Says that so many products of each point will follow, so that the quickest engine for all of them is taken.
+
+        The library's own functions announce their products. Call it before a loop of your own over ``H.mv``; results
+        do not depend on it beyond rounding.
+        """
+
     def parts(self) -> "Sequence[Operator]":
         """The operator at as many points at a time as are best taken together, in order; itself where that is all.
 
@@ -88,7 +95,6 @@ class Operator(ABC):
         points = () if self.num_points is None else (self.num_points,)
         return (*points, self.num_params, self.num_params)
 
-    @full_precision
     def __matmul__(self, V: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """``torch.matmul(self.to_dense(), V)`` for V [param], [..., param, probe]; ValueError if it does not fit."""
         self._check(V)
@@ -106,13 +112,29 @@ class Operator(ABC):
 
     def mv(self, v: Float[Tensor, "... param"]) -> Float[Tensor, "... param"]:
         """One vector a point: v [point, param], or [param] for a single point or the same v at every point."""
-        return (self @ v[..., None])[..., 0]
+        self._check(v[..., None])
+        if v.ndim > 1 and v.shape[:-1] != self.shape[:-2]:
+            return (self @ v[..., None])[..., 0]
+        # Not by way of ``@``, which would cost a tiny network half a product in shapes alone.
+        product = self.products(v.expand(self.num_points or 1, -1)[..., None].contiguous())[..., 0]
+        return product[0] if self.num_points is None else product
+
+    def __repr__(self) -> str:
+        points = self.num_points or 1
+        dtype = str(self.dtype).removeprefix("torch.")
+        about = [f"{points} point{'s' if points > 1 else ''}", f"{self.num_params} parameters", dtype]
+        return f"{type(self).__name__}({', '.join([*about, *self._details(), str(self.device)])})"
+
+    def _details(self) -> list[str]:
+        """What ``repr`` says of this kind of operator besides its size."""
+        return []
 
     @full_precision
     def to_dense(self) -> Float[Tensor, "*point param param"]:
         """The matrix itself, from num_params products a point; as computed, not symmetrised."""
         from hessian_tools.curvature.operators.parts import row_products
 
+        self.announce(self.num_params)
         unit = torch.eye(self.num_params, dtype=self.dtype, device=self.device)
         dense = row_products(self, unit[None], at_once=UNITS_AT_ONCE).mT  # row i is H e_i
         return dense[0] if self.num_points is None else dense
@@ -196,16 +218,17 @@ class Operator(ABC):
         return restriction(self, Q)
 
     def _check(self, V: Tensor) -> None:
+        num_params = self.num_params
         if not isinstance(V, Tensor):
-            raise ValueError(f"V is a {type(V).__name__}; give a tensor [..., {self.num_params}, probe]")
+            raise ValueError(f"V is a {type(V).__name__}; give a tensor [..., {num_params}, probe]")
         if V.dtype != self.dtype or V.device != self.device:
             raise ValueError(
                 f"V is {V.dtype} on {V.device}, the operator {self.dtype} on {self.device}; "
                 f"write V.to({str(self.device)!r}, {self.dtype})"
             )
-        if V.ndim == 0 or V.shape[-2:][0] != self.num_params:
+        if V.ndim == 0 or V.shape[-2:][0] != num_params:
             raise ValueError(
-                f"V has shape {tuple(V.shape)}, the operator {self.shape}; give V [..., {self.num_params}, probe], "
+                f"V has shape {tuple(V.shape)}, the operator {self.shape}; give V [..., {num_params}, probe], "
                 "or use .mv for one vector a point"
             )
         if V.ndim <= 2:

@@ -1,54 +1,31 @@
-"""Which of the known layouts a folder or zip is in, found out by looking at the names in it."""
+"""The layouts in which data sets are kept, and which of them a folder or zip is in, recognised by its file names."""
 
-from collections.abc import Callable
+from itertools import islice
 
 from hessian_tools.data.layouts import birds_and_cars, cifar, folders, omniglot, packed, parquet
-from hessian_tools.data.layouts.layout import Contents, Match, Picture, Split
+from hessian_tools.data.layouts.layout import Contents, Match, Picture
 from hessian_tools.data.tree import Tree
 
-__all__ = ["Contents", "Match", "Picture", "Split", "recognise"]
+__all__ = ["Contents", "Match", "Picture", "recognise"]
 
-FINDERS: tuple[Callable[[Tree], list[Match]], ...] = (
-    omniglot.find,
-    packed.find,
-    cifar.find,
-    birds_and_cars.find,
-    parquet.find,
-    folders.find,
-)
-LOOKS_FOR = (
-    omniglot.LOOKS_FOR,
-    *packed.LOOKS_FOR,
-    cifar.LOOKS_FOR,
-    *birds_and_cars.LOOKS_FOR,
-    parquet.LOOKS_FOR,
-    *folders.LOOKS_FOR,
-)
-SHOWN = 5
+LAYOUTS = (omniglot, packed, cifar, birds_and_cars, parquet, folders)
+SHOWN = 5  # data sets or files that a message lists at most
 
 
 def recognise(tree: Tree) -> Match:
     """The one data set in a tree.
 
-    ValueError where there is none (with what lies there, and what was looked for), or where there are several.
+    Raises ValueError where there is none, saying what lies there and what was looked for, or where there are several.
     """
-    matches = [match for find in FINDERS for match in find(tree)] or folders.find_plain(tree)
+    matches = [match for layout in LAYOUTS for match in layout.find(tree)] or folders.find_plain(tree)
     if len(matches) > 1:
         raise ValueError(
             f"{tree.path} holds {len(matches)} data sets: {'; '.join(match.layout for match in matches[:SHOWN])}.\n"
             "Give the folder or file of one of them."
         )
     if not matches:
-        raise ValueError(
-            f"{tree.path} is in none of the known layouts; it holds {_inventory(tree)}.\n"
-            f"Looked for: {'; '.join(LOOKS_FOR)}."
-        )
+        held = ", ".join(islice(tree.files, SHOWN)) or "no files"
+        more = f" and {len(tree.files) - SHOWN} more" if len(tree.files) > SHOWN else ""
+        known = "; ".join(description for layout in LAYOUTS for description in layout.LOOKS_FOR)
+        raise ValueError(f"{tree.path} is in none of the known layouts; it holds {held}{more}.\nLooked for: {known}.")
     return matches[0]
-
-
-def _inventory(tree: Tree) -> str:
-    names = list(tree.files)
-    if not names:
-        return "no files"
-    rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + rest

@@ -1,79 +1,63 @@
-"""CIFAR-100 as its authors distribute it: its train and test images are pooled, 600 a class."""
+"""CIFAR-100 as its authors distribute it; its train and test images are pooled, 600 of each class."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import numpy as np
 
 from hessian_tools.data.class_lists import CIFAR_FS_TEST, CIFAR_FS_VAL, FC100_TEST, FC100_VAL
-from hessian_tools.data.layouts.layout import Contents, Match, Picture, by_rule, same_length
-from hessian_tools.data.safe_pickle import load_pickle
+from hessian_tools.data.layouts.layout import (
+    Contents,
+    Images,
+    Match,
+    by_home,
+    check_same_length,
+    in_home,
+    labelled_images,
+    load_mapping,
+)
+from hessian_tools.data.splits import split_by_lists
 from hessian_tools.data.tree import Tree
 
-LOOKS_FOR = "CIFAR-100: cifar-100-python/{train,test,meta}"
+LOOKS_FOR = ("CIFAR-100: cifar-100-python/{train,test,meta}",)
 META = re.compile(r"(?P<home>(?:.*/)?)meta")
 CIFAR_FS_RULE = "CIFAR-FS, Bertinetto et al. (2019)"
 FC100_RULE = "FC100, Oreshkin et al. (2018): by superclass"
 SIDE = 32
 
 
-def find(tree: Tree) -> list[Match]:
-    """A folder with train, test and meta, and nothing of the kind elsewhere."""
-    homes = [found["home"] for name in tree.files if (found := META.fullmatch(name))]
-    both = [home for home in homes if f"{home}train" in tree.files and f"{home}test" in tree.files]
-    return [_match(home) for home in both]
-
-
-def _match(home: str) -> Match:
-    files = [f"{home}{part}" for part in ("train", "test", "meta")]
-    return Match(
-        f"CIFAR-100 in {home.rstrip('/') or 'its folder'}, train and test pooled",
-        "cifar100",
-        files,
-        partial(_read, files=files),
-        image_size=SIDE,
-    )
+def find(tree: Tree) -> Iterator[Match]:
+    """One match for each folder that holds the files train, test and meta."""
+    for home in by_home(tree, META):
+        files = [f"{home}{part}" for part in ("train", "test", "meta")]
+        if all(name in tree.files for name in files):
+            layout = f"CIFAR-100{in_home(home)}, train and test pooled"
+            yield Match(layout, "cifar100", files, partial(_read, files=files), image_size=SIDE)
 
 
 def _read(tree: Tree, crop: bool, *, files: list[str]) -> Contents:
     *parts, meta = files
-    names = tuple(str(name) for name in _load(tree, meta, "fine_label_names")["fine_label_names"])
-    fine: list[int] = []
-    coarse: dict[str, int] = {}
-    for name in parts:
-        data = _load(tree, name, "data", "fine_labels", "coarse_labels")
-        same_length(name, len(data["data"]), len(data["fine_labels"]))
-        same_length(name, len(data["data"]), len(data["coarse_labels"]))
-        if max(data["fine_labels"]) >= len(names):
-            raise ValueError(f"{name} has label {max(data['fine_labels'])} but {meta} names {len(names)} classes")
-        fine += [int(label) for label in data["fine_labels"]]
-        coarse |= {names[f]: int(c) for f, c in zip(data["fine_labels"], data["coarse_labels"], strict=True)}
-    counts = tuple(int(n) for n in np.bincount(fine, minlength=len(names)))
+    names = tuple(str(name) for name in load_mapping(tree, meta, "fine_label_names")["fine_label_names"])
+    superclass: dict[str, int] = {}
+    labelled: dict[str, tuple[list[int], Images]] = {}
+    for part in parts:
+        data = load_mapping(tree, part, "data", "fine_labels", "coarse_labels")
+        labels = [int(label) for label in data["fine_labels"]]
+        check_same_length(part, len(data["data"]), len(labels))
+        check_same_length(part, len(data["data"]), len(data["coarse_labels"]))
+        if max(labels) >= len(names):
+            raise ValueError(f"{part} has label {max(labels)} but {meta} names {len(names)} classes")
+        superclass |= {names[f]: int(c) for f, c in zip(labels, data["coarse_labels"], strict=True)}
+        labelled[part] = labels, partial(_images, tree, part)
     splits = (
-        by_rule("cifar-fs", CIFAR_FS_RULE, names, lambda n: _listed(n, CIFAR_FS_VAL, CIFAR_FS_TEST)),
-        by_rule("fc100", FC100_RULE, names, lambda n: _listed(coarse.get(n), FC100_VAL, FC100_TEST)),
+        split_by_lists("cifar-fs", CIFAR_FS_RULE, names, val=CIFAR_FS_VAL, test=CIFAR_FS_TEST),
+        split_by_lists("fc100", FC100_RULE, names, val=FC100_VAL, test=FC100_TEST, key=superclass.get),
     )
-    return Contents(names, counts, splits, partial(_pictures, tree, parts))
+    return labelled_images(names, labelled, splits)
 
 
-def _listed(member: Any, val: Any, test: Any) -> str:
-    return "test" if member in test else "val" if member in val else "train"
-
-
-def _pictures(tree: Tree, parts: list[str]) -> Iterator[Picture]:
-    for name in parts:
-        data = _load(tree, name, "data", "fine_labels")
-        pixels = np.asarray(data["data"], np.uint8).reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)
-        for row, (label, image) in enumerate(zip(data["fine_labels"], pixels, strict=True)):
-            yield Picture(int(label), f"image {row} of {name}", image)
-
-
-def _load(tree: Tree, name: str, *keys: str) -> Mapping[str, Any]:
-    with tree.open(name) as file:
-        data = load_pickle(file, where=name)
-    missing = [key for key in keys if not isinstance(data, dict) or key not in data]
-    if missing:
-        raise ValueError(f"{name} has no {missing[0]!r}; it is not CIFAR-100 as cifar-100-python.tar.gz holds it")
-    return data
+def _images(tree: Tree, part: str) -> Iterator[np.ndarray]:
+    # A row of CIFAR-100 is one image channel by channel; readers of images expect [height, width, channel].
+    rows = np.asarray(load_mapping(tree, part, "data")["data"], np.uint8)
+    yield from rows.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)

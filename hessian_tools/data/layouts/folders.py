@@ -10,16 +10,16 @@ from typing import IO, cast
 from PIL import Image, UnidentifiedImageError
 
 from hessian_tools.data.layouts.layout import (
-    PART_OF,
     Contents,
     Match,
-    Split,
-    given_split,
+    by_folder,
+    by_home,
     image_files,
+    in_home,
     is_image,
-    named_split,
+    parts_by_home,
 )
-from hessian_tools.data.rebuild_quickdraw import split_by_name
+from hessian_tools.data.splits import PART_OF, given_split, named_split, split_by_hash
 from hessian_tools.data.tree import Tree
 
 LOOKS_FOR = (
@@ -28,191 +28,120 @@ LOOKS_FOR = (
     "folders by split: {train,val,test}/<class>/*.jpg",
     "a folder for each class: <class>/*.png",
 )
-LISTED = re.compile(r"(?P<home>(?:.*/)?)splits/(?P<split>[^/]+)/(?P<part>[^/]+)\.txt")
-CSV_FILE = re.compile(r"(?P<home>(?:.*/)?)(?P<part>[^/]+)\.csv")
+CLASS_LIST = re.compile(r"(?P<home>(?:.*/)?)splits/(?P<split>[^/]+)/(?P<part>[^/]+)\.txt")
+IMAGE_LIST = re.compile(r"(?P<home>(?:.*/)?)(?P<part>[^/]+)\.csv")
+IN_PART_FOLDER = re.compile(rf"(?P<home>(?:.*/)?)(?P<part>{'|'.join(PART_OF)})/[^/]+/[^/]+")
+IN_CLASS_FOLDER = re.compile(r"(?P<home>(?:.*/)?)[^/]+/[^/]+")
 IMAGE_COLUMNS, CLASS_COLUMNS = ("filename", "image_name"), ("label", "class_name")
 LARGEST_NATIVE = 128  # images larger than this are photographs, used at 84 as in the literature
-BY_NAME = "by-name"
-Reader = Callable[..., Contents]
-BY_NAME_RULE = "64, 16 and 20 % of the classes in the order of the sha256 of their names; no split of the literature"
 
 
-def find(tree: Tree) -> list[Match]:
-    """Folders with lists of any kind."""
-    return [*_find_listed(tree), *_find_csv(tree)]
+def find(tree: Tree) -> Iterator[Match]:
+    """One match for each folder of images that lists of classes or lists of images go with."""
+    for home, files in by_home(tree, CLASS_LIST).items():
+        splits: dict[str, dict[str, str]] = {}
+        for file in files:
+            if file["part"] in PART_OF:
+                splits.setdefault(file["split"], {})[PART_OF[file["part"]]] = file.string
+        images = [name for name in tree.files if name.startswith(f"{home}data/") and is_image(name)]
+        if splits and images:
+            layout = f"Bertinetto's layout{in_home(home)}"
+            name = "cifar-fs" if home.rstrip("/").endswith("cifar100") else "images"
+            lists = [file for parts in splits.values() for file in parts.values()]
+            yield _match(tree, layout, name, images, partial(_read_class_lists, splits=splits), lists)
+    for home, parts in parts_by_home(tree, IMAGE_LIST).items():
+        images = [name for name in tree.files if name.startswith(home) and is_image(name)]
+        if images:
+            read = partial(_read_image_lists, home=home, lists=parts)
+            layout = f"images listed by CSV{in_home(home)}"
+            yield _match(tree, layout, "miniimagenet", images, read, list(parts.values()))
 
 
 def find_plain(tree: Tree) -> list[Match]:
-    """Folders without lists: by split and class, else by class."""
-    return _find_parts(tree) or _find_classes(tree)
+    """One match for each folder without lists: of folders by split and class, else of folders by class."""
+    for pattern, kind, read in (
+        (IN_PART_FOLDER, "by split and class", _read_parts),
+        (IN_CLASS_FOLDER, "a folder for each class", _read_classes),
+    ):
+        matches = []
+        for home, files in by_home(tree, pattern, images=True).items():
+            images = [file.string for file in files]
+            class_homes = {name.rpartition("/")[0].rpartition("/")[0] for name in images}
+            for folder in tree.empty:
+                if folder.rpartition("/")[0] in class_homes:
+                    raise ValueError(f"the class folder {folder} in {tree.path} is empty; fill or remove it")
+            matches.append(_match(tree, f"images in folders{in_home(home)}, {kind}", "images", images, read))
+        if matches:
+            return matches
+    return []
 
 
-# Bertinetto's: lists of classes
+def _match(
+    tree: Tree, layout: str, name: str, images: list[str], read: Callable[..., Contents], lists: list[str] | None = None
+) -> Match:
+    """A match whose images are used at their own size and channels, but at 84 where they are photographs."""
+    try:
+        with tree.open(images[0]) as file, Image.open(cast(IO[bytes], file)) as image:
+            side, channels = max(image.size), 1 if image.mode in ("1", "L") else 3
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as e:
+        raise ValueError(f"{images[0]} in {tree.path} cannot be read as an image ({e}); fetch it again") from None
+    size = side if side <= LARGEST_NATIVE else 84
+    return Match(layout, name, [*images, *(lists or [])], partial(read, images=images), size, channels)
 
 
-def _find_listed(tree: Tree) -> Iterator[Match]:
-    homes: dict[str, dict[str, dict[str, str]]] = {}
-    for name in tree.files:
-        found = LISTED.fullmatch(name)
-        if found and found["part"] in PART_OF:
-            homes.setdefault(found["home"], {}).setdefault(found["split"], {})[PART_OF[found["part"]]] = name
-    for home, lists in homes.items():
-        images = [name for name in tree.files if name.startswith(f"{home}data/") and is_image(name)]
-        if images:
-            texts = [name for parts in lists.values() for name in parts.values()]
-            size, channels = _native(tree, images[0])
-            yield Match(
-                f"Bertinetto's layout in {home.rstrip('/') or 'its folder'}",
-                "cifar-fs" if home.rstrip("/").endswith("cifar100") else "images",
-                [*images, *texts],
-                partial(_read_listed, images=images, lists=lists),
-                image_size=size,
-                channels=channels,
-            )
+def _read_class_lists(tree: Tree, crop: bool, *, images: list[str], splits: dict[str, dict[str, str]]) -> Contents:
+    def lines(file: str) -> list[str]:
+        return [line.strip() for line in tree.text(file).splitlines() if line.strip()]
+
+    read = [
+        named_split(name, f"the lists of splits/{name}", {part: lines(file) for part, file in splits[name].items()})
+        for name in sorted(splits, key=lambda name: (name != "bertinetto", name))  # the default split comes first
+    ]
+    return image_files(tree, by_folder(images), tuple(read))
 
 
-def _read_listed(tree: Tree, crop: bool, *, images: list[str], lists: dict[str, dict[str, str]]) -> Contents:
-    classes = _by_folder(images)
-    splits = []
-    for name in sorted(lists, key=lambda name: (name != "bertinetto", name)):
-        parts = {part: _lines(tree, file) for part, file in lists[name].items()}
-        splits.append(named_split(name, f"the lists of splits/{name}", parts))
-    return image_files(tree, classes, tuple(splits))
-
-
-def _lines(tree: Tree, name: str) -> list[str]:
-    return [line.strip() for line in tree.text(name).splitlines() if line.strip()]
-
-
-# Lists of images
-
-
-def _find_csv(tree: Tree) -> Iterator[Match]:
-    homes: dict[str, dict[str, str]] = {}
-    for name in tree.files:
-        found = CSV_FILE.fullmatch(name)
-        if found and found["part"] in PART_OF:
-            homes.setdefault(found["home"], {})[PART_OF[found["part"]]] = name
-    for home, lists in homes.items():
-        images = [name for name in tree.files if name.startswith(home) and is_image(name)]
-        if images:
-            size, channels = _native(tree, images[0])
-            yield Match(
-                f"images listed by CSV in {home.rstrip('/') or 'its folder'}",
-                "miniimagenet",
-                [*images, *lists.values()],
-                partial(_read_csv, home=home, images=images, lists=lists),
-                image_size=size,
-                channels=channels,
-            )
-
-
-def _read_csv(tree: Tree, crop: bool, *, home: str, images: list[str], lists: dict[str, str]) -> Contents:
-    place = {path: name for name in images for path in _ways_to_say(name.removeprefix(home))}
+def _read_image_lists(tree: Tree, crop: bool, *, images: list[str], home: str, lists: dict[str, str]) -> Contents:
+    # A list may name an image with all of its folders, without the first ones, or by the bare file name.
+    files: dict[str, str] = {}
+    for name in images:
+        folders = name.removeprefix(home).split("/")
+        files |= {"/".join(folders[first:]): name for first in range(len(folders))}
     classes: dict[str, list[str]] = {}
     parts: dict[str, list[str]] = {}
     for part, file in lists.items():
-        for label, image in _csv_rows(tree.text(file), file):
-            if image not in place:
-                raise ValueError(f"{file} lists {image}, which is not there; unpack the images again, all of them")
-            classes.setdefault(label, []).append(place[image])
-            parts.setdefault(part, []).append(label)
-    split = given_split("the CSV files", {part: sorted(set(labels)) for part, labels in parts.items()})
+        for class_name, image in _csv_rows(tree.text(file), file):
+            if image not in files:
+                raise ValueError(f"{file} lists {image}, which is not there; unpack all of the images again")
+            classes.setdefault(class_name, []).append(files[image])
+            parts.setdefault(part, []).append(class_name)
+    split = given_split("the CSV files", {part: sorted(set(names)) for part, names in parts.items()})
     return image_files(tree, dict(sorted(classes.items())), (split,))
 
 
-def _ways_to_say(path: str) -> Iterator[str]:
-    """With its folders, without the first ones, down to the bare file name."""
-    parts = path.split("/")
-    yield from ("/".join(parts[first:]) for first in range(len(parts)))
-
-
 def _csv_rows(text: str, where: str) -> Iterator[tuple[str, str]]:
+    """The class and the image of each row."""
     reader = csv.DictReader(io.StringIO(text), skipinitialspace=True)
-    held = [name.strip() for name in reader.fieldnames or ()]
-    image = next((name for name in IMAGE_COLUMNS if name in held), None)
-    label = next((name for name in CLASS_COLUMNS if name in held), None)
+    columns = [name.strip() for name in reader.fieldnames or ()]
+    image = next((name for name in IMAGE_COLUMNS if name in columns), None)
+    label = next((name for name in CLASS_COLUMNS if name in columns), None)
     if image is None or label is None:
-        raise ValueError(f"{where} begins with {', '.join(held)}; use filename,label or class_name,image_name")
-    reader.fieldnames = held
+        raise ValueError(f"{where} begins with {', '.join(columns)}; use filename,label or class_name,image_name")
+    reader.fieldnames = columns
     for row in reader:
         if not row[image] or not row[label]:
-            raise ValueError(f"{where}: line {reader.line_num} has no image or no class; mend or remove it")
+            raise ValueError(f"{where}: line {reader.line_num} has no image or no class; correct or remove it")
         yield row[label].strip(), row[image].strip()
 
 
-# Folders alone
-
-
-def _find_parts(tree: Tree) -> list[Match]:
-    homes: dict[str, list[str]] = {}
-    for name in tree.files:
-        parts = name.split("/")
-        if len(parts) >= 3 and parts[-3] in PART_OF and is_image(name):
-            homes.setdefault("".join(f"{part}/" for part in parts[:-3]), []).append(name)
-    return [_plain_match(tree, home, names, "by split and class", _read_parts) for home, names in homes.items()]
-
-
 def _read_parts(tree: Tree, crop: bool, *, images: list[str]) -> Contents:
-    parts: dict[str, list[str]] = {}
+    parts: dict[str, set[str]] = {}
     for name in images:
-        part, label = name.split("/")[-3:-1]
-        parts.setdefault(PART_OF[part], []).append(label)
-    split = given_split("the folders", {part: sorted(set(labels)) for part, labels in parts.items()})
-    return image_files(tree, _by_folder(images), (split,))
-
-
-def _find_classes(tree: Tree) -> list[Match]:
-    homes: dict[str, list[str]] = {}
-    for name in tree.files:
-        parts = name.split("/")
-        if len(parts) >= 2 and is_image(name):
-            homes.setdefault("".join(f"{part}/" for part in parts[:-2]), []).append(name)
-    return [_plain_match(tree, home, names, "a folder for each class", _read_classes) for home, names in homes.items()]
+        part, class_name = name.split("/")[-3:-1]
+        parts.setdefault(PART_OF[part], set()).add(class_name)
+    split = given_split("the folders", {part: sorted(names) for part, names in parts.items()})
+    return image_files(tree, by_folder(images), (split,))
 
 
 def _read_classes(tree: Tree, crop: bool, *, images: list[str]) -> Contents:
-    classes = _by_folder(images)
-    return image_files(tree, classes, (hashed_split(list(classes)),))
-
-
-def _plain_match(tree: Tree, home: str, images: list[str], kind: str, read: Reader) -> Match:
-    places = {name.rpartition("/")[0].rpartition("/")[0] for name in images}
-    hollow = [folder for folder in tree.empty if folder.rpartition("/")[0] in places]
-    if hollow:
-        raise ValueError(f"the class folder {hollow[0]} in {tree.path} is empty; fill or remove it")
-    size, channels = _native(tree, images[0])
-    layout = f"images in folders, {kind}" + (f", in {home.rstrip('/')}" if home else "")
-    return Match(layout, "images", images, partial(read, images=images), size, channels)
-
-
-def hashed_split(class_names: list[str]) -> Split:
-    """A split for data that come without: a hash of the name alone decides, so nobody chose and anybody can check."""
-    count = len(class_names)
-    if count < 3:
-        return named_split(BY_NAME, "fewer than three classes, all for training", {"train": class_names})
-    val, test = max(round(0.16 * count), 1), max(round(0.2 * count), 1)
-    parts = split_by_name(class_names, {"train": count - val - test, "val": val, "test": test})
-    return named_split(BY_NAME, BY_NAME_RULE, parts)
-
-
-def _by_folder(images: list[str]) -> dict[str, list[str]]:
-    """Images by the folder they lie in; a class in two places is refused."""
-    classes: dict[str, list[str]] = {}
-    for name in sorted(images):
-        classes.setdefault(name.split("/")[-2], []).append(name)
-    for label, names in classes.items():
-        places = sorted({name.rpartition("/")[0] for name in names})
-        if len(places) > 1:
-            raise ValueError(f"the class {label} lies in two places, {places[0]} and {places[1]}; keep one of them")
-    return dict(sorted(classes.items()))
-
-
-def _native(tree: Tree, name: str) -> tuple[int, int]:
-    """(side, channels) to use for a folder of such images: their own, but 84 for photographs."""
-    try:
-        with tree.open(name) as file, Image.open(cast(IO[bytes], file)) as image:
-            side = max(image.size)
-            return (side if side <= LARGEST_NATIVE else 84), (1 if image.mode in ("1", "L") else 3)
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as e:
-        raise ValueError(f"{name} in {tree.path} cannot be read as an image ({e}); fetch it again") from None
+    classes = by_folder(images)
+    return image_files(tree, classes, (split_by_hash(list(classes)),))

@@ -1,4 +1,4 @@
-"""The self-check: right operators pass it, planted wrong ones are named."""
+"""The self-check: right operators pass it, and of wrong ones it names what is wrong."""
 
 from collections.abc import Callable
 
@@ -46,8 +46,8 @@ WRONG_ROUTES = {
 
 
 @pytest.mark.parametrize("kind", WRONG_ROUTES, ids=lambda kind: kind.__name__)
-def test_planted_wrong_products_are_caught(kind: type[Hessian]) -> None:
-    """Those of differentiating through F.batch_norm in another order, and plain mistakes."""
+def test_wrong_products_are_caught(kind: type[Hessian]) -> None:
+    """Both those of differentiating F.batch_norm in another order and plain mistakes."""
     check = check_operator(planted(kind))
     assert not check.ok
     assert failed(check) == WRONG_ROUTES[kind], str(check)
@@ -75,7 +75,7 @@ def test_a_matrix_is_judged_by_symmetry_and_linearity() -> None:
 
 
 def test_precision_names_what_float32_lost() -> None:
-    """A fourth power of theta, less most of its digits in float32."""
+    """A fourth power of theta that loses most of its digits in float32."""
 
     def loss(theta: Tensor, big: Tensor) -> Tensor:
         return ((theta + big - big) ** 4).sum()
@@ -92,7 +92,7 @@ def kink(theta: Tensor, _: object) -> Tensor:
 
 
 def test_a_kink_is_not_judged() -> None:
-    """relu(t)^2 / 2 at 0: torch says 0, quotients say 0 and 1."""
+    """The second derivative of relu(t)^2 / 2 at 0 is 0 by torch, and 0 and 1 by difference quotients to both sides."""
     check = check_operator(hessian(kink, torch.zeros(3, dtype=torch.float64), None))
     assert check.differences.passed is None
     assert "not smooth" in check.differences.sentence
@@ -106,7 +106,7 @@ def test_flat_and_linear_losses_pass() -> None:
         assert all(finding.passed for finding in check.findings), str(check)
 
 
-def test_not_a_number_fails_in_words() -> None:
+def test_a_loss_that_is_not_finite_fails_with_a_sentence() -> None:
     thetas = CONV.thetas.clone()
     thetas[1] = torch.nan
     check = check_operator(hessian(CONV.loss, thetas, CONV.batch))
@@ -139,7 +139,7 @@ def test_a_loss_that_does_not_repeat_is_found(noise: Callable[[int], Tensor]) ->
 COUNT = iter(range(1, 10_000))
 
 
-def test_loss_that_vmap_refuses_is_not_judged_by_batching() -> None:
+def test_batching_is_not_judged_for_a_loss_that_vmap_refuses() -> None:
     def loss(theta: Tensor, a: Tensor) -> Tensor:
         return (theta**2).sum() if bool(a > 0) else (theta**4).sum()
 
@@ -149,7 +149,7 @@ def test_loss_that_vmap_refuses_is_not_judged_by_batching() -> None:
     assert check.batching.passed is None
 
 
-def test_only_some_points_are_looked_at_and_nothing_is_changed() -> None:
+def test_only_some_points_are_checked_and_nothing_is_changed() -> None:
     calls = []
 
     def loss(theta: Tensor, A: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ COMPOSED: dict[str, Callable[[Operator, Operator, Tensor], Operator]] = {
 @pytest.mark.parametrize("kind", COMPOSED)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 def test_composed_operators_are_judged_in_full(dtype: torch.dtype, kind: str) -> None:
-    """At many points and at one."""
+    """Both at several points and at a single one."""
     case = next(case for case in NETWORKS if case.name == "tanh-mlp")
     for thetas, batch in ((case.thetas.to(dtype), case.batch), (case.thetas[1].to(dtype), at(case.batch, 1))):
         H, G = hessian(case.loss, thetas, batch), gauss_newton(case.loss, thetas, batch)
@@ -42,8 +42,8 @@ def test_composed_operators_are_judged_in_full(dtype: torch.dtype, kind: str) ->
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
-def test_rounding_of_a_difference_is_that_of_its_terms(dtype: torch.dtype) -> None:
-    """Of a linear network H - G is zero."""
+def test_the_rounding_of_a_difference_is_measured_by_its_terms(dtype: torch.dtype) -> None:
+    """For a linear network H - G is zero but for rounding."""
     case = LINEAR[1]
     thetas = case.thetas.to(dtype)
     check = check_operator(hessian(case.loss, thetas, case.batch) - gauss_newton(case.loss, thetas, case.batch))
@@ -53,7 +53,7 @@ def test_rounding_of_a_difference_is_that_of_its_terms(dtype: torch.dtype) -> No
 
 @pytest.mark.parametrize("kind", [kind for kind in COMPOSED if kind != "gauss-newton"])
 @pytest.mark.parametrize("route", [ForwardOverJacrev, ReverseOverForward], ids=lambda kind: kind.__name__)
-def test_planted_wrong_products_are_caught_inside_others(route: type[Hessian], kind: str) -> None:
+def test_wrong_products_are_caught_inside_other_operators(route: type[Hessian], kind: str) -> None:
     right = composed(kind, planted(ReverseOverReverse), gauss_newton(CONV.loss, CONV.thetas, CONV.batch))
     wrong = composed(kind, planted(route), gauss_newton(CONV.loss, CONV.thetas, CONV.batch))
     assert check_operator(right, num_probes=1, max_points=1).ok
@@ -73,19 +73,19 @@ class WrongGaussNewton(GaussNewton):
 
 def test_a_wrong_gauss_newton_matrix_is_caught() -> None:
     G = gauss_newton(CONV.loss, CONV.thetas, CONV.batch)
-    check = check_operator(WrongGaussNewton(G.points, G.single))
+    check = check_operator(WrongGaussNewton(G.prepared, G.single))
     assert failed(check) == {"differences"}
     assert check.differences.value == pytest.approx(0.02 / 1.02, rel=1e-3)
     assert "not derivatives of this loss's gradient" in str(check)
 
 
-def test_hidden_state_is_found_inside_others() -> None:
+def test_hidden_state_is_found_inside_other_operators() -> None:
     H, noisy = (hessian(f, torch.ones(3), None) for f in (cubic, lambda theta, _: (theta * torch.rand(3)).sum() ** 2))
     assert failed(check_operator(H + noisy)) == {"state"}
     assert check_operator(H + 2 * H).ok
 
 
-def test_sums_with_a_matrix_of_no_loss_are_judged_by_symmetry_and_linearity() -> None:
+def test_sums_with_a_matrix_of_no_known_loss_are_judged_by_symmetry_and_linearity() -> None:
     H = hessian(cubic, torch.ones(24).double(), None)
     check = check_operator(H + Dense(symmetric(SPECTRA["indefinite"])[0]))
     assert [finding.passed for finding in check.findings] == [None, True, True, None, None, None]

@@ -17,42 +17,42 @@ def ragged_cubes(*sizes: int) -> Hessian:
     return hessian(cubed, randn(len(sizes), 3, path="thetas"), ragged([x[i, :n] for i, n in enumerate(sizes)]))
 
 
-def test_ragged_points_seen_each_from_its_own_subspace() -> None:
+def test_ragged_points_restricted_to_subspaces_of_their_own_pass() -> None:
     Q = torch.linalg.qr(randn(3, 3, 2, path="subspaces")).Q
     assert all(finding.passed for finding in check_operator(ragged_cubes(4, 2, 4).restrict(Q)).findings)
 
 
-def test_a_sum_of_matrices_whose_batches_are_ragged_in_different_ways() -> None:
-    """Points are taken where both sizes are those of the first point, the same points of both."""
-    found = check_operator(ragged_cubes(4, 4, 2, 4, 2) - ragged_cubes(2, 5, 2, 2, 2))
-    assert all(finding.passed for finding in found.findings)
+def test_a_sum_of_matrices_that_are_ragged_in_different_ways_passes() -> None:
+    """The points that are checked have the sizes of the first point in both matrices."""
+    result = check_operator(ragged_cubes(4, 4, 2, 4, 2) - ragged_cubes(2, 5, 2, 2, 2))
+    assert all(finding.passed for finding in result.findings)
 
 
 def test_ragged_points_beside_a_matrix_of_no_known_loss() -> None:
     H = ragged_cubes(4, 2, 4)
-    found = check_operator(H + adaptation_jacobian(H, 0.1, steps=1).gram)
-    assert found.symmetry.passed and found.linearity.passed and found.differences.passed is None
+    result = check_operator(H + adaptation_jacobian(H, 0.1, steps=1).gram)
+    assert result.symmetry.passed and result.linearity.passed and result.differences.passed is None
 
 
 def test_points_without_a_finite_loss_are_left_out() -> None:
     thetas = randn(3, 3, path="thetas")
     thetas[1, 0] = torch.nan
-    found = check_operator(hessian(cubed, thetas, randn(4, 3, path="x"), shared=True))
-    assert [finding.name for finding in found.findings if not finding.passed] == ["state"]
-    assert "not finite at 1 of 3 points" in found.state.sentence
+    result = check_operator(hessian(cubed, thetas, randn(4, 3, path="x"), shared=True))
+    assert [finding.name for finding in result.findings if not finding.passed] == ["state"]
+    assert "not finite at 1 of 3 points" in result.state.sentence
     nothing = check_operator(hessian(cubed, thetas[1], randn(4, 3, path="x")))
     assert nothing.state.passed is False and nothing.symmetry.passed is None
     assert "not finite" in nothing.symmetry.sentence
 
 
-def test_products_that_are_not_finite_where_the_loss_is() -> None:
+def test_products_that_are_not_finite_where_the_loss_is_finite_fail() -> None:
     """A square root at 0 has no second derivative."""
-    found = check_operator(hessian(lambda theta, _: (theta**2).sum().sqrt(), torch.zeros(3), None))
-    assert found.symmetry.passed is False and found.symmetry.sentence == "products are not finite"
+    result = check_operator(hessian(lambda theta, _: (theta**2).sum().sqrt(), torch.zeros(3), None))
+    assert result.symmetry.passed is False and result.symmetry.sentence == "products are not finite"
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e25])
 def test_extreme_scales_in_single_precision(scale: float) -> None:
     x, thetas = randn(4, 3, path="x").float(), randn(3, path="thetas").float()
-    found = check_operator(hessian(lambda theta, x: scale * cubed(theta, x), thetas, x))
-    assert found.symmetry.passed and found.linearity.passed and found.precision.passed
+    result = check_operator(hessian(lambda theta, x: scale * cubed(theta, x), thetas, x))
+    assert result.symmetry.passed and result.linearity.passed and result.precision.passed

@@ -93,7 +93,7 @@ def test_products_are_those_of_the_dense_matrix(step_size: float | Tensor) -> No
 
 @pytest.mark.parametrize("case", [tanh_mlp(), smooth_conv()], ids=lambda case: case.name)
 def test_it_is_the_jacobian_of_the_inner_loop(case: Case) -> None:
-    """d theta_K / d theta_0 of the loop that training differentiates, through BatchNorm too."""
+    """It is d theta_K / d theta_0 of the loop that training differentiates, with BatchNorm too."""
     thetas, support = loop_points(case, 1)
     J = adaptation_jacobian(hessian(case.loss, thetas, support, shared=True), ALPHA)
     loop: Callable[[Tensor], Tensor] = lambda t: inner_loop(case.loss, t, support, steps=K, step_size=ALPHA).adapted  # noqa: E731
@@ -106,7 +106,7 @@ def test_it_is_the_jacobian_of_the_inner_loop(case: Case) -> None:
 
 
 def test_its_transpose_makes_the_meta_gradient() -> None:
-    """Of MAML: J' times the gradient of the query loss at the adapted point; of first-order MAML that gradient."""
+    """MAML's is J' times the gradient of the query loss at the adapted point, first-order MAML's is that gradient."""
     case = tanh_mlp()
     thetas, support = loop_points(case, 0)
     query = (randn(5, 1, path="query x"), randn(5, 1, path="query y"))
@@ -116,11 +116,11 @@ def test_its_transpose_makes_the_meta_gradient() -> None:
     J = adaptation_jacobian(hessian(case.loss, thetas, support, shared=True), ALPHA)
     for first_order, expected in ((False, J.rmv(at_end)), (True, at_end)):
         learner = learners.maml(K, ALPHA, first_order=first_order)
-        (found,) = torch.autograd.grad(meta_loss(learner, case.loss, theta, support, query)[0], theta)
-        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+        (result,) = torch.autograd.grad(meta_loss(learner, case.loss, theta, support, query)[0], theta)
+        torch.testing.assert_close(result, expected, rtol=1e-9, atol=1e-12)
 
 
-def test_tasks_at_once_are_the_single_ones() -> None:
+def test_several_tasks_at_once_agree_with_single_ones() -> None:
     case = next(case for case in NETWORKS if case.name == "conv-batchnorm")
     paths = [loop_points(case, i) for i in range(3)]
     thetas = torch.cat([path[0] for path in paths])
@@ -128,16 +128,16 @@ def test_tasks_at_once_are_the_single_ones() -> None:
     J = adaptation_jacobian(hessian(case.loss, thetas, batch), ALPHA, steps=K)
     assert (J.num_tasks, J.steps, J.num_params) == (3, K, thetas.shape[-1])
     V = randn(3, thetas.shape[-1], 2, path="V")
-    found = singular_values(J, k=1)
+    result = singular_values(J, k=1)
     for i, (points, support) in enumerate(paths):
         one = adaptation_jacobian(hessian(case.loss, points, support, shared=True), ALPHA)
         close((J @ V)[i], one @ V[i])
     alone = singular_values(one, k=1)
     assert alone.values.shape == (1,)
-    assert (alone.values - found.values[-1]).abs() <= alone.error + found.error[-1]
+    assert (alone.values - result.values[-1]).abs() <= alone.error + result.error[-1]
 
 
-def test_refusals_in_plain_words() -> None:
+def test_wrong_arguments_are_refused_in_plain_words() -> None:
     H = operator(matrices())
     with pytest.raises(ValueError, match="divides them"):
         adaptation_jacobian(H, 0.1, steps=4)

@@ -8,9 +8,9 @@ from cases import LINEAR, Case, conv_batchnorm, gauss_newton_case, tanh_mlp
 
 from hessian_tools.curvature import (
     EigenPairs,
-    Explained,
+    GaussNewtonShare,
     GramSpectrum,
-    explained_by_gauss_newton,
+    gauss_newton_share,
     gauss_newton_spectrum,
     hessian,
     subspace_overlap,
@@ -18,40 +18,40 @@ from hessian_tools.curvature import (
 )
 
 
-def explained(case: Case, *, k: int = 4, which: str = "LA", rtol: float = 1e-10, **options: object) -> Explained:
+def explained(case: Case, *, k: int = 4, which: str = "LA", rtol: float = 1e-10, **options: object) -> GaussNewtonShare:
     H = hessian(case.loss, case.thetas, case.batch)
     pairs = top_eigenpairs(H, k=k, which=which, rtol=rtol, vectors=True, **options)
-    return explained_by_gauss_newton(
+    return gauss_newton_share(
         pairs, gauss_newton_spectrum(case.loss, case.thetas, case.batch, vectors=True), which=which
     )
 
 
 @pytest.mark.parametrize("case", LINEAR, ids=lambda case: case.name)
-def test_a_linear_network_is_all_gauss_newton(case: Case) -> None:
-    found = explained(case)
-    torch.testing.assert_close(found.share, torch.ones_like(found.share))
-    torch.testing.assert_close(found.hessian, found.gauss_newton)
-    torch.testing.assert_close(found.overlap, torch.ones_like(found.overlap), rtol=0, atol=1e-6)
+def test_the_hessian_of_a_linear_network_is_its_gauss_newton_matrix(case: Case) -> None:
+    result = explained(case)
+    torch.testing.assert_close(result.share, torch.ones_like(result.share))
+    torch.testing.assert_close(result.hessian, result.gauss_newton)
+    torch.testing.assert_close(result.overlap, torch.ones_like(result.overlap), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("which", ["LA", "LM"])
 @pytest.mark.parametrize("case", [tanh_mlp(), conv_batchnorm()], ids=lambda case: case.name)
-def test_against_dense_matrices(case: Case, which: str) -> None:
-    found, G = explained(case, which=which), gauss_newton_case(case).dense
+def test_it_agrees_with_dense_matrices(case: Case, which: str) -> None:
+    result, G = explained(case, which=which), gauss_newton_case(case).dense
     values, vectors = torch.linalg.eigh(case.dense)
     order = (values.abs() if which == "LM" else values).argsort(dim=-1, descending=True)[:, :4]
     values, V = values.gather(-1, order), vectors.gather(-1, order[:, None].expand(-1, vectors.shape[-2], -1))
-    torch.testing.assert_close(found.hessian, values)
-    torch.testing.assert_close(found.share, (V * (G @ V)).sum(-2) / values, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(result.hessian, values)
+    torch.testing.assert_close(result.share, (V * (G @ V)).sum(-2) / values, rtol=1e-5, atol=1e-5)
     levels, U = torch.linalg.eigh(G)
-    torch.testing.assert_close(found.gauss_newton, levels.flip(-1)[:, :4])
+    torch.testing.assert_close(result.gauss_newton, levels.flip(-1)[:, :4])
     for j in range(1, 5):
         torch.testing.assert_close(
-            found.overlap[:, j - 1], subspace_overlap(V[..., :j], U.flip(-1)[..., :j]), rtol=1e-5, atol=1e-5
+            result.overlap[:, j - 1], subspace_overlap(V[..., :j], U.flip(-1)[..., :j]), rtol=1e-5, atol=1e-5
         )
 
 
-def test_errors_cover_what_loose_pairs_leave_open() -> None:
+def test_the_errors_cover_what_loose_pairs_leave_open() -> None:
     case = tanh_mlp()
     exact, loose = explained(case, k=5), explained(case, k=5, rtol=1e-2, method="lanczos", copies=False)
     assert ((loose.share - exact.share).abs() <= loose.share_error + 1e-9).all()
@@ -61,23 +61,23 @@ def test_errors_cover_what_loose_pairs_leave_open() -> None:
     assert (exact.overlap_error[:, :2] < 1e-6).all()
 
 
-def test_every_source_of_error_is_in_it() -> None:
-    """H = diag(4, 2, 1) known to .2, .1 and 0; G = diag(3, 0, 2) known to .01: |G| sine + .01 + share residual."""
+def test_the_error_has_every_source_of_error_in_it() -> None:
+    """|G| sine + .01 + share residual, for H = diag(4, 2, 1) to .2, .1 and 0, and G = diag(3, 0, 2) to .01."""
     values, residuals = torch.tensor([4.0, 2.0, 1.0]), torch.tensor([0.2, 0.1, 0.0])
     e, yes = torch.eye(3), torch.ones(3, dtype=torch.bool)
     pairs = EigenPairs(values, residuals, yes, e, torch.tensor(9), yes[0])
-    found = explained_by_gauss_newton(pairs, GramSpectrum(torch.tensor([3.0, 2.0]), torch.tensor(0.01), e[:, [0, 2]]))
-    torch.testing.assert_close(found.share, torch.tensor([0.75, 0.0, 2.0]))
+    result = gauss_newton_share(pairs, GramSpectrum(torch.tensor([3.0, 2.0]), torch.tensor(0.01), e[:, [0, 2]]))
+    torch.testing.assert_close(result.share, torch.tensor([0.75, 0.0, 2.0]))
     sines = [0.2 / (4 - 2 - 0.1), 0.1 / (2 - 1), 1.0]
     off = [3 * sine + 0.01 + share * r for sine, share, r in zip(sines, (0.75, 0.0, 2.0), (0.2, 0.1, 0.0), strict=True)]
-    torch.testing.assert_close(found.share_error, torch.tensor(off) / values)
+    torch.testing.assert_close(result.share_error, torch.tensor(off) / values)
 
 
-def test_fewer_gauss_newton_directions_than_pairs() -> None:
-    """Seven examples with one output: the eighth has no partner."""
-    found = explained(tanh_mlp(), k=9)
-    assert found.overlap.isnan().all(0).tolist() == [False] * 7 + [True] * 2
-    assert (found.gauss_newton[:, 7:] == 0).all()
+def test_pairs_beyond_the_rank_of_gauss_newton_have_no_overlap() -> None:
+    """Seven examples with one output give G the rank 7, so the eighth pair has no partner."""
+    result = explained(tanh_mlp(), k=9)
+    assert result.overlap.isnan().all(0).tolist() == [False] * 7 + [True] * 2
+    assert (result.gauss_newton[:, 7:] == 0).all()
 
 
 def test_single_points_and_refusals() -> None:
@@ -85,11 +85,11 @@ def test_single_points_and_refusals() -> None:
     theta, batch, _ = case.at(1)
     pairs = top_eigenpairs(hessian(case.loss, theta, batch), k=3, which="LA", rtol=1e-10, vectors=True)
     spectrum = gauss_newton_spectrum(case.loss, theta, batch, vectors=True)
-    found = explained_by_gauss_newton(pairs, spectrum, which="LA")
+    result = gauss_newton_share(pairs, spectrum, which="LA")
     whole = explained(case, k=3)
-    torch.testing.assert_close(found.share, whole.share[1])
-    torch.testing.assert_close(found.overlap, whole.overlap[1], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(result.share, whole.share[1])
+    torch.testing.assert_close(result.overlap, whole.overlap[1], rtol=1e-6, atol=1e-6)
     with pytest.raises(ValueError, match="vectors=True"):
-        explained_by_gauss_newton(replace(pairs, vectors=None), spectrum)
+        gauss_newton_share(replace(pairs, vectors=None), spectrum)
     with pytest.raises(ValueError, match="same points"):
-        explained_by_gauss_newton(pairs, gauss_newton_spectrum(case.loss, case.thetas, case.batch, vectors=True))
+        gauss_newton_share(pairs, gauss_newton_spectrum(case.loss, case.thetas, case.batch, vectors=True))

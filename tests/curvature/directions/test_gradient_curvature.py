@@ -5,17 +5,19 @@ from itertools import pairwise
 
 import pytest
 import torch
-from cases import NETWORKS, randn, seeded, small_conv, squared_error, tanh_mlp
+from cases import NETWORKS, Case, randn, seeded, small_conv, squared_error, tanh_mlp
 from torch import Tensor, nn
 
 from hessian_tools.curvature import (
     DESCENT_THRESHOLD,
     alignment,
-    along,
     cos_displacement,
     cosine_null,
+    curvature_along,
     filter_scale,
+    gauss_newton,
     gradient,
+    gradient_curvature,
     hessian,
     product_asymmetry,
     rademacher,
@@ -26,10 +28,10 @@ from hessian_tools.layout import flatten
 from hessian_tools.loss import Loss, make_loss
 
 
-def test_along_is_the_rayleigh_quotient_and_the_gain() -> None:
+def test_the_formula_is_the_rayleigh_quotient_and_the_gain() -> None:
     g, A = randn(4, 6, path="g"), randn(4, 6, 6, path="A")
     hg = ((A + A.mT) @ g[..., None])[..., 0]
-    result = along(g, hg)
+    result = curvature_along(g, hg)
     torch.testing.assert_close(result.rho, (g * hg).sum(-1) / (g * g).sum(-1))
     torch.testing.assert_close(result.hg_ratio, hg.norm(dim=-1) / g.norm(dim=-1))
     torch.testing.assert_close(result.grad_norm, g.norm(dim=-1))
@@ -37,17 +39,80 @@ def test_along_is_the_rayleigh_quotient_and_the_gain() -> None:
 
 
 def test_zero_gradient_has_no_direction() -> None:
-    result = along(torch.zeros(2, 3), torch.zeros(2, 3))
+    result = curvature_along(torch.zeros(2, 3), torch.zeros(2, 3))
     assert result.rho.isnan().all()
     assert result.hg_ratio.isnan().all()
     assert (result.grad_norm == 0).all()
+
+
+@pytest.mark.parametrize("case", NETWORKS, ids=lambda case: case.name)
+def test_the_curvature_of_an_operator_along_its_own_gradient(case: Case) -> None:
+    alphas = torch.tensor([0.1, 0.2, 0.4], dtype=torch.float64)
+    result = gradient_curvature(hessian(case.loss, case.thetas, case.batch), alphas)
+    g = gradient(case.loss, case.thetas, case.batch)
+    hg = (case.dense @ g[..., None])[..., 0]
+    rho = (g * hg).sum(-1) / (g * g).sum(-1)
+    torch.testing.assert_close(result.rho, rho)
+    torch.testing.assert_close(result.hg_ratio, hg.norm(dim=-1) / g.norm(dim=-1))
+    torch.testing.assert_close(result.grad_norm, g.norm(dim=-1))
+    torch.testing.assert_close(result.alpha_rho, alphas * rho)
+    assert result.error is not None and (result.error < 1e-12 * result.hg_ratio).all()
+    torch.testing.assert_close(result.alpha_rho_error, alphas * result.error)
+
+
+def test_the_error_covers_what_single_precision_does_to_rho() -> None:
+    for case in NETWORKS:
+        exact = gradient_curvature(hessian(case.loss, case.thetas, case.batch))
+        rounded = gradient_curvature(hessian(case.loss, case.thetas.float(), case.batch))
+        assert rounded.error is not None
+        for name in ("rho", "hg_ratio"):
+            off = (getattr(rounded, name).double() - getattr(exact, name)).abs()
+            assert (off <= rounded.error).all(), (case.name, name)
+        assert (rounded.error < 1e-3 * rounded.hg_ratio).all()
+
+
+def test_a_single_point_has_no_point_axis_and_no_step_size_no_alpha_rho() -> None:
+    case = tanh_mlp()
+    theta, batch, _ = case.at(1)
+    result = gradient_curvature(hessian(case.loss, theta, batch))
+    all_points = gradient_curvature(hessian(case.loss, case.thetas, case.batch))
+    assert result.rho.shape == result.grad_norm.shape == result.error.shape == ()
+    torch.testing.assert_close(result.rho, all_points.rho[1])
+    assert result.alpha_rho is None and result.alpha_rho_error is None
+
+
+def test_a_block_sees_its_part_of_the_gradient_and_gauss_newton_its_own_product() -> None:
+    case = tanh_mlp()
+    H, g = hessian(case.loss, case.thetas, case.batch), gradient(case.loss, case.thetas, case.batch)
+    block = H.block("head")
+    part = g[:, block.rows]
+    torch.testing.assert_close(gradient_curvature(block).rho, curvature_along(part, block.mv(part)).rho)
+    Q = torch.linalg.qr(randn(g.shape[-1], 4, path="Q")).Q
+    seen = gradient_curvature(H.restrict(Q))
+    torch.testing.assert_close(seen.grad_norm, (g @ Q).norm(dim=-1))
+    G = gauss_newton(case.loss, case.thetas, case.batch)
+    torch.testing.assert_close(gradient_curvature(G).rho, curvature_along(g, G.mv(g)).rho)
+    with pytest.raises(ValueError, match="no gradient is known of a Combination"):
+        gradient_curvature(H - G)
+
+
+def test_no_gradient_gives_nan_and_no_curvature_gives_zero() -> None:
+    def loss(theta: Tensor, slope: Tensor) -> Tensor:
+        return (slope * theta).sum()
+
+    thetas, slopes = torch.ones(2, 3), torch.tensor([[0.0, 0.0, 0.0], [1.0, 2.0, 2.0]])
+    result = gradient_curvature(hessian(loss, thetas, slopes))
+    assert result.error is not None
+    for numbers in (result.rho, result.hg_ratio, result.error):
+        assert numbers.isnan().tolist() == [True, False] and float(numbers[1]) == 0
+    assert result.grad_norm.tolist() == [0.0, 3.0]
 
 
 @pytest.mark.parametrize("alpha", [0.5, 0.99, 1.01, 3.0])
 def test_descent_threshold_is_where_the_integral_changes_sign(alpha: float) -> None:
     """Lee 2023, Eq. 3, integrated numerically for a curvature of 2 along g."""
     g = torch.tensor([3.0], dtype=torch.float64)
-    rho = along(g, 2 * g).rho
+    rho = curvature_along(g, 2 * g).rho
     t = torch.linspace(0, 1, 1001, dtype=torch.float64)
     integral = torch.trapezoid(float(g @ g) * (1 - alpha * t * rho), t)
     assert bool(integral > 0) == bool(alpha * rho < DESCENT_THRESHOLD)
@@ -68,11 +133,12 @@ def test_orthogonal_gradients_keep_the_mean_cosine_in_the_null(steps: int) -> No
     norms = torch.exp(2 * randn(200, steps, path="norms"))
     gradients = directions * norms[..., None]
     means = cos_displacement(gradients, -gradients.sum(-2)).mean(-1)
-    low, high = cosine_null(steps)
-    assert (means > low - 1e-12).all()
-    assert (means < high + 1e-12).all()
+    null = cosine_null(steps)
+    assert (means > null.low - 1e-12).all()
+    assert (means < null.high + 1e-12).all()
+    assert math.isnan(null.mean) and math.isnan(null.std)  # they depend on the norms
     equal = cos_displacement(directions, -directions.sum(-2)).mean(-1)
-    torch.testing.assert_close(equal, torch.full_like(equal, high))
+    torch.testing.assert_close(equal, torch.full_like(equal, null.high))
 
 
 def test_alignment_closed_forms() -> None:
@@ -100,10 +166,10 @@ def conv_problem(eps: float) -> tuple[Loss, Tensor, tuple[Tensor, Tensor], list[
 
 
 def normalised(loss: Loss, theta: Tensor, batch: tuple[Tensor, Tensor], names: list[str]) -> tuple[Tensor, Tensor]:
-    """(normalised, raw) curvature along the gradient."""
+    """The normalised and the raw curvature along the gradient."""
     g, H = gradient(loss, theta, batch), hessian(loss, theta, batch)
     d = filter_scale(loss.layout, theta, names)
-    return rho_normalised(d, g, H.mv(d**2 * g)), along(g, H.mv(g)).rho
+    return rho_normalised(d, g, H.mv(d**2 * g)), curvature_along(g, H.mv(g)).rho
 
 
 @pytest.mark.parametrize(("eps", "rtol"), [(1e-12, 1e-8), (1e-5, 2e-2)])
@@ -142,7 +208,7 @@ def test_filter_scale_is_the_norm_of_each_filter() -> None:
 
 
 def test_asymmetry_predicts_the_float32_error_of_rho() -> None:
-    """Within an order of magnitude, in the median over points."""
+    """It does so within an order of magnitude, in the median over points."""
     model = seeded(lambda: nn.Sequential(nn.Linear(4, 30), nn.Tanh(), nn.Linear(30, 30), nn.Tanh(), nn.Linear(30, 2)))
     theta, layout = flatten(model)
     loss = make_loss(model, squared_error, layout)
@@ -153,7 +219,7 @@ def test_asymmetry_predicts_the_float32_error_of_rho() -> None:
         at, z = thetas.to(dtype), rademacher(layout.numel, 6).to(dtype)
         g, H = gradient(loss, at, batch), hessian(loss, at, batch)
         hg = H.mv(g)
-        rhos.append(along(g, hg).rho.double())
+        rhos.append(curvature_along(g, hg).rho.double())
         predicted = product_asymmetry(hg, g, H @ z, z)
     actual = (rhos[0] - rhos[1]).abs().median()
     assert actual / 10 < predicted.median() < 10 * actual
@@ -196,9 +262,9 @@ def test_small_step_identity_has_a_third_order_remainder(target: int, reference:
 def test_single_precision_at_extreme_scales(scale: float) -> None:
     """Ratios do not depend on the size of the gradient, whose square leaves the range of float32."""
     g, hg, z, hz = randn(5, path="g"), randn(5, path="hg"), randn(5, 2, path="z"), randn(5, 2, path="hz")
-    expected, found = along(g, hg), along((g * scale).float(), (hg * scale).float())
+    expected, result = curvature_along(g, hg), curvature_along((g * scale).float(), (hg * scale).float())
     for name, unit in (("rho", 1.0), ("hg_ratio", 1.0), ("grad_norm", scale)):
-        assert float(getattr(found, name)) / unit == pytest.approx(float(getattr(expected, name)), rel=1e-5)
+        assert float(getattr(result, name)) / unit == pytest.approx(float(getattr(expected, name)), rel=1e-5)
     small = [(t * scale).float() for t in (torch.stack([g, hg]), g + hg)]
     torch.testing.assert_close(cos_displacement(*small).double(), cos_displacement(torch.stack([g, hg]), g + hg))
     d = randn(5, path="d").abs()
@@ -211,7 +277,7 @@ def test_single_precision_at_extreme_scales(scale: float) -> None:
 
 def test_powers_of_two_change_no_bit() -> None:
     g, hg = randn(4, 7, path="g"), randn(4, 7, path="hg")
-    plain, scaled = along(g, hg), along(g * 2.0**-40, hg * 2.0**-40)
+    plain, scaled = curvature_along(g, hg), curvature_along(g * 2.0**-40, hg * 2.0**-40)
     assert torch.equal(plain.rho, scaled.rho) and torch.equal(plain.hg_ratio, scaled.hg_ratio)
-    zero = along(torch.zeros(3), torch.zeros(3))
+    zero = curvature_along(torch.zeros(3), torch.zeros(3))
     assert float(zero.grad_norm) == 0 and bool(zero.rho.isnan()) and bool(zero.hg_ratio.isnan())

@@ -33,24 +33,24 @@ def dense(A: Tensor, sizes: Tensor) -> Tensor:
 def test_singular_values_against_dense(name: str) -> None:
     A = matrices(name=name)
     J, exact = adaptation_jacobian(operator(A), 0.05, steps=K), dense(A, torch.full((2, K, 1), 0.05, dtype=A.dtype))
-    found = singular_values(J, k=5, rtol=1e-6, vectors=True)
-    u, s, v = found.u, found.values, found.v
+    result = singular_values(J, k=5, rtol=1e-6, vectors=True)
+    u, s, v = result.u, result.values, result.v
     truth = torch.linalg.svdvals(exact)
-    assert found.converged.all()
+    assert result.converged.all()
     assert u is not None
     assert v is not None
     torch.testing.assert_close(
-        found.right_residuals, (exact.mT @ u - v * s[:, None]).norm(dim=1), rtol=1e-6, atol=1e-12
+        result.right_residuals, (exact.mT @ u - v * s[:, None]).norm(dim=1), rtol=1e-6, atol=1e-12
     )
-    torch.testing.assert_close(found.left_residuals, (exact @ v - u * s[:, None]).norm(dim=1), rtol=1e-6, atol=1e-12)
+    torch.testing.assert_close(result.left_residuals, (exact @ v - u * s[:, None]).norm(dim=1), rtol=1e-6, atol=1e-12)
     nearest = (s[..., None] - truth[:, None]).abs().amin(-1)
-    assert (nearest <= found.error + 1e-12).all()
+    assert (nearest <= result.error + 1e-12).all()
     torch.testing.assert_close(s, truth[:, :5], rtol=1e-6, atol=0)
     assert (s.diff(dim=-1) <= 0).all()
     close(u.mT @ u, torch.eye(5, dtype=s.dtype).expand(2, 5, 5))
 
 
-def test_too_few_products_are_owned_up_to() -> None:
+def test_too_few_products_are_reported_as_not_converged() -> None:
     J = adaptation_jacobian(operator(matrices(name="clustered")), 0.3, steps=K)
     short = singular_values(J, k=3, rtol=1e-12, max_matvecs=8)
     assert not short.converged.all()
@@ -58,7 +58,7 @@ def test_too_few_products_are_owned_up_to() -> None:
     assert (short.num_matvecs >= 2 * K * 8).all()
 
 
-def test_a_loop_without_curvature_and_one_that_forgets() -> None:
+def test_a_loop_without_curvature_and_one_that_forgets_its_start() -> None:
     nothing = operator(torch.zeros(1, 2, 4, 4, dtype=torch.float64))
     still = singular_values(adaptation_jacobian(nothing, 0.3), k=2)
     close(still.values, torch.ones(2, dtype=torch.float64))
@@ -71,32 +71,32 @@ def test_a_loop_without_curvature_and_one_that_forgets() -> None:
     assert (gone.u == 0).all()
 
 
-def test_not_a_number_stays_in_its_task() -> None:
+def test_a_task_that_is_not_finite_changes_no_other() -> None:
     A = matrices()
     A[1, 0, 0, 0] = torch.nan
-    found = singular_values(adaptation_jacobian(operator(A), 0.1, steps=K), k=2)
-    assert found.values.isnan().all(-1).tolist() == [False, True]
-    assert found.converged.all(-1).tolist() == [True, False]
+    result = singular_values(adaptation_jacobian(operator(A), 0.1, steps=K), k=2)
+    assert result.values.isnan().all(-1).tolist() == [False, True]
+    assert result.converged.all(-1).tolist() == [True, False]
 
 
 def test_single_precision() -> None:
     A = matrices().float()
     J = adaptation_jacobian(operator(A), 0.1, steps=K)
-    found, truth = singular_values(J, k=3), torch.linalg.svdvals(J.to_dense().double())[:, :3]
-    assert found.values.dtype == torch.float32
-    assert found.converged.all()
-    torch.testing.assert_close(found.values.double(), truth, rtol=1e-3, atol=0)
+    result, truth = singular_values(J, k=3), torch.linalg.svdvals(J.to_dense().double())[:, :3]
+    assert result.values.dtype == torch.float32
+    assert result.converged.all()
+    torch.testing.assert_close(result.values.double(), truth, rtol=1e-3, atol=0)
 
 
-def test_refusals_in_plain_words() -> None:
+def test_wrong_arguments_are_refused_in_plain_words() -> None:
     with pytest.raises(ValueError, match="30 eigenvalues"):
         singular_values(adaptation_jacobian(operator(matrices()), 0.1, steps=K), k=30)
 
 
-def test_a_second_copy_is_found_and_said() -> None:
-    """Two equal largest singular values: one start sees one of them, the search the other."""
+def test_a_second_copy_of_a_value_is_found_and_completeness_reported() -> None:
+    """Of two equal largest singular values one start vector finds one, and the search for missed copies the other."""
     A = symmetric(torch.cat([torch.tensor([-9.0, -9.0]), torch.linspace(0, 1, 22)]).double(), points=1)
     J = adaptation_jacobian(operator(A[None]), 0.1)
-    found = singular_values(J, k=3, rtol=1e-8, copies=True)
-    close(found.values[:2], torch.full((2,), 1.9, dtype=torch.float64))
-    assert found.complete.all()
+    result = singular_values(J, k=3, rtol=1e-8, copies=True)
+    close(result.values[:2], torch.full((2,), 1.9, dtype=torch.float64))
+    assert result.complete.all()

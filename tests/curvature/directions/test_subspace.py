@@ -8,6 +8,7 @@ from torch import Tensor
 
 from hessian_tools.curvature import (
     EigenPairs,
+    Null,
     gradient_share,
     hessian,
     overlap_null,
@@ -25,7 +26,7 @@ def bases(*lead: int, n: int = 12, k: int = 3, path: str = "basis") -> Tensor:
 
 
 def sine(V: Tensor, exact: Tensor) -> Tensor:
-    """Of the largest angle between spans of one dimension."""
+    """The sine of the largest angle between spans of equal dimension."""
     return torch.linalg.matrix_norm(V @ V.mT - exact @ exact.mT, ord=2)
 
 
@@ -74,7 +75,7 @@ def test_small_angles_keep_their_digits() -> None:
     )
 
 
-def test_steps_of_a_trajectory_are_the_pairs() -> None:
+def test_overlaps_of_a_trajectory_are_those_of_every_pair_of_steps() -> None:
     V = bases(2, 4)
     overlaps = step_overlaps(V)
     assert overlaps.shape == (2, 4, 4)
@@ -85,14 +86,21 @@ def test_steps_of_a_trajectory_are_the_pairs() -> None:
 
 
 @pytest.mark.parametrize(("k", "other"), [(3, 3), (2, 5)])
-def test_null_of_random_spaces(k: int, other: int) -> None:
-    """Mean and scatter over 4 000 pairs; the second moment of a variance estimate gives its tolerance."""
+def test_the_null_is_the_distribution_over_random_subspaces(k: int, other: int) -> None:
+    """Its mean and standard deviation are those of 4 000 pairs, to the error of such estimates."""
     count = 4000
     overlaps = subspace_overlap(bases(count, k=k, path="null u"), bases(count, k=other, path="null v"))
-    mean, deviation = overlap_null(12, k, other)
-    assert abs(float(overlaps.mean()) - mean) < 4 * deviation / count**0.5
-    assert abs(float(overlaps.std()) / deviation - 1) < 0.06
-    assert overlap_null(12, 12) == (1.0, 0.0)
+    null = overlap_null(12, k, other)
+    assert abs(float(overlaps.mean()) - null.mean) < 4 * null.std / count**0.5
+    assert abs(float(overlaps.std()) / null.std - 1) < 0.06
+    assert null.low <= float(overlaps.min()) and float(overlaps.max()) <= null.high
+    assert overlap_null(12, 12) == Null(low=1.0, high=1.0, mean=1.0, std=0.0)
+
+
+def test_two_subspaces_too_large_to_avoid_each_other_overlap_at_least_as_the_null_says() -> None:
+    """Of 5 dimensions, 3 and 4 share at least 2, and the coordinate axes share no more."""
+    e = torch.eye(5)
+    assert overlap_null(5, 3, 4).low == pytest.approx(float(subspace_overlap(e[:, :3], e[:, 1:])))
 
 
 @pytest.mark.parametrize("which", ["LM", "LA", "SA"])
@@ -119,7 +127,7 @@ def test_the_error_bounds_the_angle_to_the_exact_space(which: str, rtol: float) 
     assert (bound[:, :3] < 0.9).any()  # a bound of one would say nothing
 
 
-def test_equal_values_leave_the_space_open() -> None:
+def test_equal_values_leave_the_eigenspace_undetermined() -> None:
     yes, count = torch.ones(3, dtype=torch.bool), torch.tensor(9)
     pairs = EigenPairs(torch.tensor([2.0, 2.0, 1.0]), torch.full((3,), 0.01), yes, None, count, yes[0])
     assert subspace_error(pairs)[0] == vector_error(pairs)[0] == vector_error(pairs)[1] == 1
@@ -129,7 +137,7 @@ def test_equal_values_leave_the_space_open() -> None:
     assert vector_error(set_nan).isnan().all()
 
 
-def test_refusals_in_plain_words() -> None:
+def test_wrong_arguments_are_refused_in_plain_words() -> None:
     V, g = bases(), randn(12, path="g")
     with pytest.raises(ValueError, match="not orthonormal"):
         gradient_share(2 * V, g)
@@ -144,18 +152,20 @@ def test_refusals_in_plain_words() -> None:
         subspace_error(pairs, which="BE")
 
 
-def test_angles_at_a_point_that_is_not_finite_spoil_no_other() -> None:
+def test_angles_at_a_point_that_is_not_finite_change_no_other() -> None:
+    """The others agree to rounding: linear algebra on a batch and on one matrix may differ in the last bit."""
     U, V = bases(2), bases(2, path="other")
     expected = principal_angles(U[0], V[0])
     U[1] = torch.nan
-    found = principal_angles(U, V)
-    assert torch.equal(found[0], expected) and bool(found[1].isnan().all())
+    result = principal_angles(U, V)
+    torch.testing.assert_close(result[0], expected)
+    assert bool(result[1].isnan().all())
 
 
 def test_the_share_of_a_small_gradient_in_single_precision() -> None:
     V, g = bases(), randn(12, path="g")
-    found = gradient_share(V.float(), (1e-25 * g).float())
-    torch.testing.assert_close(found.double(), gradient_share(V, g), rtol=1e-5, atol=1e-6)
+    result = gradient_share(V.float(), (1e-25 * g).float())
+    torch.testing.assert_close(result.double(), gradient_share(V, g), rtol=1e-5, atol=1e-6)
 
 
 def test_one_vector_without_a_column_axis_is_refused() -> None:

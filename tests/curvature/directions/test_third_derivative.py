@@ -1,4 +1,4 @@
-"""The cubic term: closed forms, central differences of exact second derivatives, and torch's wrong kernels."""
+"""The third derivative along a direction: closed forms, differences of exact Hessians, and torch's wrong kernels."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,8 +9,8 @@ import torch
 from cases import NETWORKS, Case, at, network_case, randn, seeded, tanh_mlp, without_type_checks
 from torch import Tensor, nn
 
-from hessian_tools.curvature import Expansion, cubic_term, gradient, hessian
-from hessian_tools.curvature.directions import third_derivative as cubic
+from hessian_tools.curvature import Expansion, gradient, hessian, third_derivative
+from hessian_tools.curvature.directions import third_derivative as third_derivative_module
 from hessian_tools.loss import LossFunction
 
 Norm = Callable[[int], nn.Module]
@@ -24,7 +24,7 @@ WRONG_NATIVELY = ("batch", "instance", "layer")
 
 
 class FeatureNorm(nn.Module):
-    """Layer normalisation over all but the examples."""
+    """Layer normalisation over all axes but the examples."""
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.layer_norm(x, x.shape[1:])
@@ -50,7 +50,7 @@ def directions(case: Case) -> Tensor:
 
 
 def differences(case: Case, d: Tensor, h: float = 1e-3) -> Tensor:
-    """(phi''(h) - phi''(-h)) / 2h from exact Hessians, two h's combined: off by h^4."""
+    """(phi''(h) - phi''(-h)) / 2h from exact Hessians, combined of two lengths h, so that the error is of order h^4."""
 
     def curve(t: float) -> Tensor:
         return (hessian(case.loss, case.thetas + t * d, case.batch).mv(d) * d).sum(-1)
@@ -61,21 +61,21 @@ def differences(case: Case, d: Tensor, h: float = 1e-3) -> Tensor:
 
 @contextmanager
 def native_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The likely mistake: torch's own normalisation."""
+    """Makes the likely mistake: torch's own normalisation is used."""
 
     @contextmanager
     def nothing() -> Iterator[None]:
         yield
 
     with monkeypatch.context() as patch:
-        patch.setattr(cubic, "PrimitiveNormalisation", nothing)
+        patch.setattr(third_derivative_module, "PrimitiveNormalisation", nothing)
         yield
 
 
 def test_a_polynomial_and_a_quadratic() -> None:
-    """sum a theta^3: T(d, d, d) = 6 sum a d^3. A quadratic has none."""
+    """For sum a theta^3 it is T(d, d, d) = 6 sum a d^3, and for a quadratic it is 0."""
     theta, d, a = (randn(4, 5, path=name) for name in ("theta", "d", "a"))
-    result = cubic_term(lambda theta, a: (a * theta**3).sum(), theta, a, d)
+    result = third_derivative(lambda theta, a: (a * theta**3).sum(), theta, a, d)
     torch.testing.assert_close(result.value, (a * theta**3).sum(-1))
     torch.testing.assert_close(result.first, 3 * (a * theta**2 * d).sum(-1))
     torch.testing.assert_close(result.second, 6 * (a * theta * d**2).sum(-1))
@@ -84,7 +84,7 @@ def test_a_polynomial_and_a_quadratic() -> None:
     for t in (0.3, randn(4, path="t")):
         exact = (a * (theta + (t if isinstance(t, float) else t[:, None]) * d) ** 3).sum(-1) - result.value
         torch.testing.assert_close(result.change(t), exact)
-    flat = cubic_term(lambda theta, a: (a * theta**2).sum(), theta, a, d)
+    flat = third_derivative(lambda theta, a: (a * theta**2).sum(), theta, a, d)
     assert (flat.third == 0).all()
 
 
@@ -92,11 +92,11 @@ def test_a_polynomial_and_a_quadratic() -> None:
 def test_networks_against_differences_of_exact_hessians(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = smooth_case(norm)
     d = directions(case)
-    result, witness = cubic_term(case.loss, case.thetas, case.batch, d), differences(case, d)
+    result, witness = third_derivative(case.loss, case.thetas, case.batch, d), differences(case, d)
     torch.testing.assert_close(result.third, witness, rtol=1e-7, atol=1e-9)
     assert (result.error < 1e-12).all()
     with native_kernels(monkeypatch):
-        native = cubic_term(case.loss, case.thetas, case.batch, d)
+        native = third_derivative(case.loss, case.thetas, case.batch, d)
     off = (native.third / witness - 1).abs().max()
     assert (off > 1e-3) == (norm in WRONG_NATIVELY)
     # The two routes disagree where torch is wrong: the error says so by itself.
@@ -108,22 +108,22 @@ def test_activations(activation: Callable[[], nn.Module]) -> None:
     case = smooth_case("batch", activation)
     d = directions(case)
     torch.testing.assert_close(
-        cubic_term(case.loss, case.thetas, case.batch, d).third, differences(case, d), rtol=1e-6, atol=1e-9
+        third_derivative(case.loss, case.thetas, case.batch, d).third, differences(case, d), rtol=1e-6, atol=1e-9
     )
 
 
 def test_kinks_give_the_smooth_piece() -> None:
-    """Steps short enough to stay on the piece agree: ReLU, max-pool and BatchNorm."""
+    """Differences agree if they are short enough to stay on the piece, with ReLU, max-pooling and BatchNorm."""
     case = next(case for case in NETWORKS if case.name == "conv-batchnorm")
     d = directions(case)
-    result = cubic_term(case.loss, case.thetas, case.batch, d)
+    result = third_derivative(case.loss, case.thetas, case.batch, d)
     torch.testing.assert_close(result.third, differences(case, d, h=1e-6), rtol=1e-4, atol=1e-4)
 
 
 def test_the_other_terms_are_gradient_and_hessian() -> None:
     case = smooth_case("batch")
     d = directions(case)
-    result = cubic_term(case.loss, case.thetas, case.batch, d)
+    result = third_derivative(case.loss, case.thetas, case.batch, d)
     torch.testing.assert_close(result.first, (gradient(case.loss, case.thetas, case.batch) * d).sum(-1))
     torch.testing.assert_close(result.second, (hessian(case.loss, case.thetas, case.batch).mv(d) * d).sum(-1))
     values = torch.stack([case.loss(case.thetas[i], at(case.batch, i)) for i in range(3)])
@@ -134,7 +134,7 @@ def test_each_order_predicts_a_step_better_at_its_rate() -> None:
     """Halving the step divides what order k leaves out by 2^(k+1)."""
     case = tanh_mlp()
     g = gradient(case.loss, case.thetas, case.batch)
-    result = cubic_term(case.loss, case.thetas, case.batch, g)
+    result = third_derivative(case.loss, case.thetas, case.batch, g)
 
     def left_out(alpha: float, order: int) -> Tensor:
         after = [case.loss(case.thetas[i] - alpha * g[i], at(case.batch, i)) for i in range(3)]
@@ -148,50 +148,52 @@ def test_each_order_predicts_a_step_better_at_its_rate() -> None:
 def test_chunks_loop_lists_single_points_and_shared_batches() -> None:
     case = smooth_case("batch")
     d = directions(case)
-    whole = cubic_term(case.loss, case.thetas, case.batch, d)
+    whole = third_derivative(case.loss, case.thetas, case.batch, d)
     for options in ({"chunk": 1}, {"chunk": 4}, {"batching": "loop"}):
-        torch.testing.assert_close(cubic_term(case.loss, case.thetas, case.batch, d, **options).third, whole.third)
-    single = cubic_term(case.loss, *case.at(1)[:2], d[1])
+        torch.testing.assert_close(
+            third_derivative(case.loss, case.thetas, case.batch, d, **options).third, whole.third
+        )
+    single = third_derivative(case.loss, *case.at(1)[:2], d[1])
     assert single.third.shape == single.error.shape == ()
     torch.testing.assert_close(single.third, whole.third[1])
     x, y = case.batch
     pieces = [(x[:, :2], y[:, :2]), (x[:, 2:], y[:, 2:])]
-    parts = [cubic_term(case.loss, case.thetas, piece, d).third for piece in pieces]
-    both = cubic_term(case.loss, case.thetas, pieces, d)
+    parts = [third_derivative(case.loss, case.thetas, piece, d).third for piece in pieces]
+    both = third_derivative(case.loss, case.thetas, pieces, d)
     torch.testing.assert_close(both.third, (2 * parts[0] + 4 * parts[1]) / 6)
-    one = cubic_term(case.loss, case.thetas, case.at(0)[1], d, shared=True)
+    one = third_derivative(case.loss, case.thetas, case.at(0)[1], d, shared=True)
     torch.testing.assert_close(one.third[0], whole.third[0])
 
 
 def test_single_precision_is_covered_by_its_error() -> None:
     case = smooth_case("batch")
     d = directions(case)
-    exact = cubic_term(case.loss, case.thetas, case.batch, d).third
-    rounded = cubic_term(case.loss, case.thetas.float(), case.batch, d.float())
+    exact = third_derivative(case.loss, case.thetas, case.batch, d).third
+    rounded = third_derivative(case.loss, case.thetas.float(), case.batch, d.float())
     assert ((rounded.third - exact).abs() <= rounded.error).all()
     assert (rounded.error < 1e-3 * exact.abs() + 1e-4).all()
 
 
-def test_not_a_number_stays_at_its_point_and_inputs_are_left_alone() -> None:
+def test_a_point_that_is_not_finite_changes_no_other_and_inputs_are_left_alone() -> None:
     case = smooth_case("batch")
     thetas = case.thetas.clone().requires_grad_()
     d, state = directions(case), torch.get_rng_state()
-    result = cubic_term(case.loss, thetas, case.batch, d)
+    result = third_derivative(case.loss, thetas, case.batch, d)
     assert not result.third.requires_grad
     assert thetas.grad is None
     assert torch.equal(state, torch.get_rng_state())
     d[1] = torch.nan
-    set_nan = cubic_term(case.loss, case.thetas, case.batch, d)
+    set_nan = third_derivative(case.loss, case.thetas, case.batch, d)
     assert set_nan.third.isnan().tolist() == set_nan.error.isnan().tolist() == [False, True, False]
     torch.testing.assert_close(set_nan.third[0], result.third[0])
 
 
-def test_refusals_in_plain_words() -> None:
+def test_wrong_arguments_are_refused_in_plain_words() -> None:
     loss: LossFunction = lambda theta, _: (theta**3).sum()  # noqa: E731
     with without_type_checks(), pytest.raises(ValueError, match="one direction a point"):
-        cubic_term(loss, torch.ones(2, 3), None, torch.ones(3), shared=True)
+        third_derivative(loss, torch.ones(2, 3), None, torch.ones(3), shared=True)
     with pytest.raises(ValueError, match="one direction a point"):
-        cubic_term(loss, torch.ones(3), None, torch.ones(3, dtype=torch.float64))
+        third_derivative(loss, torch.ones(3), None, torch.ones(3, dtype=torch.float64))
     zero = torch.tensor(0.0)
     with pytest.raises(ValueError, match="order=4"):
         Expansion(zero, zero, zero, zero, zero).change(0.1, order=4)

@@ -170,7 +170,7 @@ def test_converged_is_decided_by_the_true_residual() -> None:
             return super().products(V) + (0.5 * V if V.shape[-1] > 1 else 0.0) * torch.arange(24.0)[:, None]
 
     H = operator(symmetric(SPECTRA["decaying"]))
-    assert not top_eigenpairs(Drifting(H.points, H.single), k=2).converged.any()
+    assert not top_eigenpairs(Drifting(H.prepared, H.single), k=2).converged.any()
 
 
 @pytest.mark.parametrize("case", NETWORKS, ids=lambda case: case.name)
@@ -229,7 +229,7 @@ def test_an_interrupt_comes_through_at_once() -> None:
 
     H = operator(symmetric(SPECTRA["decaying"]))
     with pytest.raises(KeyboardInterrupt):
-        top_eigenpairs(Interrupted(H.points, H.single), k=2)
+        top_eigenpairs(Interrupted(H.prepared, H.single), k=2)
 
 
 def test_bad_options_are_refused_in_plain_words() -> None:

@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from hessian_tools.curvature import cubic_term, gauss_newton, gradient, hessian, trace
+from hessian_tools.curvature import gauss_newton, gradient, hessian, third_derivative, trace
 from hessian_tools.layout import flatten
 from hessian_tools.loss import Batch, Loss, make_loss
 
@@ -121,14 +121,14 @@ def test_third_derivatives(name: str) -> None:
         return (d @ hessian(loss, theta + t * d, batch, route="kept").to_dense() @ d)[None]
 
     expected = quotients(lambda t: along(t[0]), torch.zeros(1, dtype=theta.dtype))[0, 0]
-    torch.testing.assert_close(cubic_term(loss, theta, batch, d).third, expected, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(third_derivative(loss, theta, batch, d).third, expected, rtol=1e-6, atol=1e-7)
 
 
 def test_third_derivatives_of_a_plain_function() -> None:
     """det(1 + t A) of a 2 by 2 matrix is 1 + t tr A + t^2 det A, its square has the third derivative 12 tr A det A."""
     A = randn(2, 2, path="A")
     t, d = torch.zeros(1, dtype=A.dtype), torch.ones(1, dtype=A.dtype)
-    third = cubic_term(lambda t, A: torch.det(torch.eye(2) + t * A) ** 2, t, A, d).third
+    third = third_derivative(lambda t, A: torch.det(torch.eye(2) + t * A) ** 2, t, A, d).third
     close(third, 12 * A.trace() * torch.det(A))
 
 
@@ -139,7 +139,7 @@ def test_third_derivatives_that_cannot_be_had() -> None:
     with pytest.raises(
         ValueError, match=r"third derivatives through torch.linalg.householder_product are wrong in torch"
     ):
-        cubic_term(loss, theta, (randn(2, 3, path="x"), torch.zeros(2, 3, 3)), theta)
+        third_derivative(loss, theta, (randn(2, 3, path="x"), torch.zeros(2, 3, 3)), theta)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
@@ -155,7 +155,7 @@ def test_criteria_without_a_forward_derivative(kind: type[nn.Module], reduction:
     )
     for route in ("direct", "kept", "traced"):
         close(hessian(loss, theta, batch, route=route).to_dense(), expected)
-    along = cubic_term(loss, theta, batch, theta)
+    along = third_derivative(loss, theta, batch, theta)
     close(along.second, theta @ expected @ theta)
 
 

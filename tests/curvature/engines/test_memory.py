@@ -9,9 +9,9 @@ from cases import NETWORKS, randn, relu_mlp
 from contract import close
 from torch import Tensor
 
-from hessian_tools.curvature import Hessian, hessian
-from hessian_tools.curvature.engines.compiled import compiled_products as kept
-from hessian_tools.curvature.engines.compiled.compiled_products import Traced
+from hessian_tools.curvature import hessian
+from hessian_tools.curvature.engines.compiled import compiled_products
+from hessian_tools.curvature.engines.compiled.compiled_products import Stacked, Traced
 from hessian_tools.curvature.engines.memory import MEMORY_BUDGET, MemoryBudget, memory_budget
 
 CONV, RELU = NETWORKS[1], relu_mlp()
@@ -25,11 +25,11 @@ def test_work_leaves_room_for_what_is_kept_on_a_gpu_too(budget: float) -> None:
     given = int(budget * work)
     assert trace.working_bytes(gpu, None) == 1024 * work
     assert work <= trace.working_bytes(gpu, given) <= given / 2
-    assert trace.probes_together(1, 100, gpu, given) == min(16, int(budget / 2))
-    assert trace.probes_together(1, 100, gpu, None) == 16
-    points = hessian(CONV.loss, CONV.thetas, CONV.batch, route="traced", max_memory=given).points
-    points._traced["hessian_at"] = (trace,)
-    assert points._fitting("traced", Hessian.matrix_at) * 2**20 >= given / 2 - 2**20
+    assert trace.probes_together(gpu, given) == min(16, int(budget / 2))
+    assert trace.probes_together(gpu, None) == 16
+    prepared = hessian(CONV.loss, CONV.thetas, CONV.batch, route="traced", max_memory=given).prepared
+    prepared.findings.traces = (trace,)
+    assert prepared.fitting_points("compiled") * 2**20 >= given / 2 - 2**20
 
 
 def test_no_memory_for_a_program_is_no_operation_that_vmap_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,35 +37,35 @@ def test_no_memory_for_a_program_is_no_operation_that_vmap_refuses(monkeypatch: 
     thetas = RELU.thetas.repeat_interleave(7, dim=0)
     V = randn(thetas.shape[1], 1, path="V")
     expected = hessian(loss, thetas, batch, route="kept") @ V
-    written, sizes = kept.flat_program, []
+    batched_graph, sizes = compiled_products.batched_graph, []
 
     def scarce(vector: object, V: Tensor, *rest: object, points: bool, probes: bool) -> object:
         sizes.append(len(V) if points else 1)
         if sizes[-1] > 5:
             raise torch.OutOfMemoryError("CUDA out of memory (planted)")
-        return written(vector, V, *rest, points=points, probes=probes)
+        return batched_graph(vector, V, *rest, points=points, probes=probes)
 
-    monkeypatch.setattr(kept, "flat_program", scarce)
+    monkeypatch.setattr(compiled_products, "batched_graph", scarce)
     H = hessian(loss, thetas, batch, route="traced")
     close(H @ V, expected)
-    assert H.points.room.refusals == 2
+    assert H.engine.memory.refusals == 2
     assert 1 < sizes[-1] <= 5  # taken together still, only fewer of them
 
 
 def test_what_was_kept_for_all_points_is_let_go_when_their_products_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     V = randn(CONV.thetas.shape[1], 2, path="V")
-    products = kept.Stacked.products
+    products = Stacked.products
 
-    def scarce(stacked: kept.Stacked, V: Tensor) -> Tensor:
+    def scarce(stacked: Stacked, V: Tensor) -> Tensor:
         if len(V) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory (planted)")
         return products(stacked, V)
 
-    monkeypatch.setattr(kept.Stacked, "products", scarce)
+    monkeypatch.setattr(Stacked, "products", scarce)
     H = hessian(CONV.loss, CONV.thetas, CONV.batch, route="traced")
     close(H @ V, CONV.dense @ V)
-    assert H.points.room.refusals == 1
-    assert not H.points._prepared
+    assert H.engine.memory.refusals == 1
+    assert H.prepared.nbytes == 0
 
 
 def test_what_a_refused_attempt_had_made_is_gone_before_memory_is_asked_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from hessian_tools import flatten, gauss_newton, gradient, hessian, make_loss
-from hessian_tools.curvature import cubic_term
+from hessian_tools.curvature import third_derivative
 
 
 def weight_normalised() -> nn.Module:
@@ -31,7 +31,7 @@ def test_weight_normalisation_in_a_plain_function(route: str) -> None:
     loss = make_loss(model, squared_error, layout)
     close(hessian(plain, theta, batch, route=route).to_dense(), hessian(loss, theta, batch).to_dense())
     g = gradient(plain, theta, batch)
-    close(cubic_term(plain, theta, batch, g).value, cubic_term(loss, theta, batch, g).value)
+    close(third_derivative(plain, theta, batch, g).value, third_derivative(loss, theta, batch, g).value)
 
 
 @pytest.mark.parametrize("route", ["auto", "direct", "kept"])

@@ -6,7 +6,7 @@ from cases import randn
 from torch import Tensor, fx
 from torch.func import vmap
 
-from hessian_tools.curvature.engines.compiled.batched_graph import flat_program, graph_of
+from hessian_tools.curvature.engines.compiled.batched_graph import batched_graph, graph_of
 from hessian_tools.curvature.engines.compiled.memory_plan import peak_bytes, reuse_memory
 from hessian_tools.curvature.engines.compiled.simplify import simplify
 
@@ -48,7 +48,7 @@ PROGRAMS = [reads_both_sides, reads_again_later, returns_a_view, overwrites_only
 @pytest.mark.parametrize("probes", [False, True])
 def test_a_program_is_its_function(function, points, probes) -> None:
     V, a = randn(*[2] * points, N, N, *[3] * probes, path="V"), randn(*[2] * points, N, N, path="a")
-    program = flat_program(function, V, (a,), points=points, probes=probes)
+    program = batched_graph(function, V, (a,), points=points, probes=probes)
     over = (lambda v, a: vmap(lambda c: function(c, a), in_dims=-1, out_dims=-1)(v)) if probes else function
     over = vmap(over) if points else over
     buffers = [b.empty().fill_(float("nan")) for b in program.buffers]

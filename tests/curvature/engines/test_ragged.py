@@ -52,7 +52,7 @@ def test_every_route(route: str) -> None:
     V = randn(3, H.num_params, 2, path="V")
     close(H.products(V), case.dense @ V)
     assert H.route == route
-    assert [len(group.thetas) for group in H.points.groups] == [1, 2]
+    assert [len(group.positions) for group in H.objective.groups] == [1, 2]
     close(gradient(case.loss, case.thetas, ragged(case.batch))[1], gradient(case.loss, case.thetas[1], case.batch[1]))
 
 

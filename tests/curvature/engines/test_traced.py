@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from functools import partial
 
 import pytest
 import torch
@@ -10,9 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from hessian_tools import Conv4, extremal_eigenpairs, flatten, hessian, make_loss, seeded, stream
-from hessian_tools.curvature.engines import choice as routes
+from hessian_tools.curvature.engines.choice import enough_products
 from hessian_tools.curvature.engines.compiled import trace_cache as traced
-from hessian_tools.curvature.objective.objective import hessian_at
+from hessian_tools.curvature.objective.matrix import hessian_product
 
 POINTS = 5
 
@@ -105,7 +106,7 @@ def test_a_traced_network_is_let_go():
 
 def test_several_batches_share_the_memory_of_one():
     loss, thetas, (x, y), _ = setting(network("conv batch norm"))
-    one, three = (hessian(loss, thetas, [(x, y)] * n, route="traced", chunk=6).points.at_once() for n in (1, 3))
+    one, three = (hessian(loss, thetas, [(x, y)] * n, route="traced", chunk=6).at_once for n in (1, 3))
     assert (one, three) == (12, 4)
 
 
@@ -115,7 +116,7 @@ def test_eigenpairs_by_trace_and_in_parts_are_the_same(monkeypatch):
     found = extremal_eigenpairs(hessian(loss, thetas, batch, route="traced"), magnitude=2)
     assert torch.allclose(found.magnitude.values, expected.magnitude.values, rtol=1e-6)
     parts = hessian(loss, thetas, batch, route="traced", chunk=1)
-    assert [len(part.points.thetas) for part in parts.parts()] == [2, 2, 1]
+    assert [part.num_points for part in parts.parts()] == [2, 2, 1]
     in_parts = extremal_eigenpairs(parts, magnitude=2)
     assert torch.allclose(in_parts.smallest.values, expected.smallest.values, rtol=1e-6)
     assert in_parts.magnitude.residuals.shape == (POINTS, 2)
@@ -141,14 +142,20 @@ class Branching(nn.Module):
         return (x * self.weight**2).sum(-1) if float(self.weight.detach()[0]) > 0 else (x * self.weight**3).sum(-1)
 
 
-def test_a_branch_on_the_parameters_is_done_directly():
+def test_a_branch_on_the_parameters_is_never_traced():
     model = Branching().double()
     theta, layout = flatten(model)
     loss = make_loss(model, lambda out, y: (out**2).mean(), layout)
     x = torch.rand(4, 3, generator=stream(1), dtype=torch.float64)
-    H = hessian(loss, theta[None], (x[None], x[None]), route="traced", batching="loop")
-    assert H.route == "direct"
-    assert traced.traced_product(lambda t, b, v: hessian_at(loss, t, b)(v), "branch", loss, theta, (x, x)) is None
+    assert traced.traced_product(partial(hessian_product, loss), "branch", loss, theta, (x, x)) is None
+    with pytest.raises(ValueError, match="cannot be traced, because .* pass route='auto' or 'direct'"):
+        hessian(loss, theta[None], (x[None], x[None]), route="traced").mv(theta)
+    with pytest.raises(ValueError, match="route='traced' takes points together; pass route='direct' or 'kept'"):
+        hessian(loss, theta[None], (x[None], x[None]), route="traced", batching="loop")
+    H = hessian(loss, theta[None], (x[None], x[None]))
+    H.announce(10**6)
+    assert torch.allclose(H.mv(theta), hessian(loss, theta, (x, x), route="kept").mv(theta)[None])
+    assert H.route == "kept"
 
 
 def test_a_frozen_parameter_that_moves_is_not_taken_from_an_old_trace():
@@ -164,17 +171,18 @@ def test_a_frozen_parameter_that_moves_is_not_taken_from_an_old_trace():
     assert not torch.allclose(first, again)
 
 
-def test_auto_changes_over_by_count_and_never_for_a_plain_function():
+def test_auto_compiles_what_was_announced_and_never_a_plain_function():
     loss, thetas, batch, V = setting(network("tanh"))
     H = hessian(loss, thetas, batch)
-    assert (H @ V).isfinite().all()
-    assert H.route == "kept"
-    for _ in range(routes.enough_products(H.points.forward) // (POINTS * 3) + 1):
-        H @ V
+    for _ in range(enough_products(10**5, H.device) // (POINTS * 3) + 1):
+        assert (H @ V).isfinite().all()
+    assert H.route == "kept"  # products that nobody announced never become dearer
+    H.announce(enough_products(10**5, H.device) // POINTS)
+    H @ V
     assert H.route == "traced"
     plain = hessian(lambda t, b: (t**4).sum(), thetas, torch.zeros(POINTS))
-    for _ in range(40):
-        plain @ V
+    plain.announce(10**6)
+    plain @ V
     assert plain.route == "direct"
 
 
@@ -183,7 +191,7 @@ def test_traces_are_kept_and_their_number_is_bounded(monkeypatch):
     for examples in (1, 2, 3, 4, 1):
         hessian(loss, thetas, (x[:, :examples], y[:, :examples]), route="traced") @ V
     assert len(traced._TRACES[loss]) == 4
-    monkeypatch.setattr(traced, "MOST_TRACES", 2)
+    monkeypatch.setattr(traced, "MAX_TRACES", 2)
     hessian(loss, thetas, (x.repeat(1, 2, 1, 1, 1), y.repeat(1, 2)), route="traced") @ V
     assert len(traced._TRACES[loss]) == 2
     with without_type_checks(), pytest.raises(ValueError, match="route='fast' is not known"):

@@ -14,14 +14,14 @@ from hessian_tools.curvature.engines.memory import MEMORY_BUDGET
 
 
 def smooth(spectrum: Tensor, grid: Tensor, width: Tensor) -> Tensor:
-    """The exact spectrum under the same kernel."""
+    """The exact density under the kernel of the estimate."""
     steps = (grid[:, None] - spectrum) / width
     return (torch.exp(-(steps**2) / 2) / (width * math.sqrt(2 * math.pi))).mean(-1)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_moments_are_those_of_the_probes(case: Case) -> None:
-    """Node moments 0 .. 2m - 1 are z'H^k z / z'z to rounding: Gauss quadrature."""
+def test_the_nodes_have_the_moments_that_the_probes_see(case: Case) -> None:
+    """The moments 0 .. 2m - 1 of the nodes are z'H^k z / z'z to rounding, because they are a Gauss rule."""
     H, steps = hessian(case.loss, case.thetas, case.batch), 3
     z = rademacher(H.num_params, 2).double()
     nodes, weights = quadrature(H, z, num_matvecs=steps)
@@ -61,8 +61,8 @@ def test_outliers_are_nodes_of_their_own_with_their_share_of_the_probe() -> None
 
 
 @pytest.mark.parametrize("width", [0.1, 0.3])
-def test_bulk_beside_outliers(width: float) -> None:
-    """A width and a grid of its own show the semicircle though the spectrum reaches forty times as far."""
+def test_a_bulk_beside_outliers_keeps_its_shape(width: float) -> None:
+    """A given width and grid show the semicircle, although the spectrum reaches forty times as far."""
     spectrum = planted()
     grid = torch.linspace(-1.5, 1.5, 61, dtype=torch.float64)
     result = density(operator(symmetric(spectrum, points=1)[0]), num_probes=20, num_matvecs=48, grid=grid, width=width)
@@ -73,8 +73,8 @@ def test_bulk_beside_outliers(width: float) -> None:
     assert ((low <= result.density) & (result.density <= high)).all()
 
 
-def test_bands_cover_as_they_say() -> None:
-    """The smoothed density of the whole spectrum lies in the 90 % band at 90 % of trials, inside the bulk."""
+def test_bands_cover_at_their_confidence() -> None:
+    """Inside the bulk, the smoothed density of the exact spectrum lies in the 90 % band in 90 % of trials."""
     spectrum, repeats = planted(120), 120
     A = symmetric(spectrum, points=1)[0]
     grid = torch.tensor([-0.8, -0.3, 0.0, 0.5], dtype=torch.float64)
@@ -104,7 +104,7 @@ def test_density_integrates_to_one_and_cumulates(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SPECTRA)
-def test_small_matrices_are_exact(name: str) -> None:
+def test_small_matrices_are_computed_exactly(name: str) -> None:
     result = density(operator(symmetric(SPECTRA[name])), num_matvecs=24, width=0.3)
     torch.testing.assert_close(result.nodes[:, 0], SPECTRA[name].sort().values.expand(3, -1))
     exact = smooth(SPECTRA[name], result.grid[0], torch.tensor(0.3))
@@ -115,7 +115,7 @@ def test_small_matrices_are_exact(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["low_rank", "clustered"])
 def test_exhausted_krylov_spaces(name: str) -> None:
-    """More steps than distinct eigenvalues: the rule is complete early, and stays right."""
+    """With more steps than distinct eigenvalues the rule is complete early, and the further steps leave it so."""
     z = rademacher(24, 4).double()
     A = symmetric(SPECTRA[name], points=1)[0]
     nodes, weights = quadrature(operator(A), z, num_matvecs=20)
@@ -137,7 +137,7 @@ def test_multiples_of_the_identity(value: float) -> None:
 
 
 def test_default_width_is_the_stated_rule() -> None:
-    """0.75 spacings of the nodes that are not resolved: outliers do not widen it."""
+    """It is 0.75 spacings of the nodes that are not resolved, so that outliers do not widen it."""
     alone = density(operator(symmetric(bulk(100))), num_matvecs=21, num_probes=3)
     reach = alone.nodes.amax((-2, -1)) - alone.nodes.amin((-2, -1))
     torch.testing.assert_close(alone.width, reach / 20 * 0.7485, rtol=1e-4, atol=0)
@@ -154,7 +154,7 @@ def test_default_width_is_the_stated_rule() -> None:
 
 
 def test_default_density_is_right_on_a_planted_spectrum() -> None:
-    """Against the exact spectrum under the same kernel: the semicircle beside outliers forty times as far."""
+    """It agrees with the exact density under the same kernel: a semicircle beside outliers forty times as far."""
     result = density(operator(symmetric(planted(), points=1)[0]), num_probes=20, num_matvecs=64)
     assert float(result.width) < 0.05
     exact = smooth(planted(), result.grid, result.width)
@@ -164,7 +164,7 @@ def test_default_density_is_right_on_a_planted_spectrum() -> None:
     assert error.mean() < 0.06 * exact[inside].mean()
 
 
-def test_points_and_memory_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_result_depends_neither_on_other_points_nor_on_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     A = symmetric(planted(50))
     whole = density(operator(A), num_probes=4, num_matvecs=6)
     single = density(operator(A[1]), num_probes=4, num_matvecs=6)
@@ -188,7 +188,7 @@ def test_float32_and_probes_of_each_point() -> None:
 
 
 @pytest.mark.parametrize("num_matvecs", [10, 60], ids=["lanczos", "exact"])
-def test_not_a_number_stays_at_its_point(num_matvecs: int) -> None:
+def test_a_point_that_is_not_finite_changes_no_other(num_matvecs: int) -> None:
     A = symmetric(planted(50))
     right = density(operator(A), num_matvecs=num_matvecs)
     A[1, 3, 4] = torch.inf
@@ -199,7 +199,7 @@ def test_not_a_number_stays_at_its_point(num_matvecs: int) -> None:
 
 
 def test_a_grid_follows_a_narrow_width() -> None:
-    """A width of a thousandth of the spectrum would fall between 512 values."""
+    """A width of a thousandth of the spectrum would be lost between the 512 values of a usual grid."""
     result = density(operator(symmetric(planted(100))), num_matvecs=20, width=0.05)
     assert (result.grid.diff(dim=-1) <= 0.05 / 4 + 1e-9).all()
     torch.testing.assert_close(torch.trapezoid(result.density, result.grid), torch.ones(3).double(), rtol=0, atol=1e-5)
@@ -249,13 +249,13 @@ BAD = {
 
 
 @pytest.mark.parametrize("words", BAD)
-def test_bad_options_are_refused_in_plain_words(words: str) -> None:
+def test_wrong_options_are_refused_in_plain_words(words: str) -> None:
     with without_type_checks(), pytest.raises(ValueError, match=words):
         density(operator(symmetric(SPECTRA["decaying"])), **BAD[words])
 
 
 def test_few_parameters_with_confident_predictions() -> None:
-    """float32 entries that underflow, which LAPACK's float32 solvers refuse or answer with NaN."""
+    """Their float32 entries underflow, which LAPACK's float32 solvers refuse or answer with NaN."""
     graded = torch.logspace(0, -22, 30).double()
     for seed in range(20):
         J = randn(30, 30, path=f"graded-{seed}") * graded
@@ -267,6 +267,6 @@ def test_few_parameters_with_confident_predictions() -> None:
 
 
 @pytest.mark.parametrize("options", [{"grid": [0.0, 1.0]}, {"width": math.inf}])
-def test_a_list_for_a_grid_and_an_endless_width_are_told(options: dict) -> None:
+def test_a_list_for_a_grid_and_an_infinite_width_are_refused(options: dict) -> None:
     with without_type_checks(), pytest.raises(ValueError, match="give"):
         density(operator(torch.eye(3).double()[None]), **options)

@@ -1,4 +1,4 @@
-"""Exact traces: where they hold, that they are used there, and that they are not where they would be wrong."""
+"""Exact traces: they are used where they hold, and are not used where they would be wrong."""
 
 from collections.abc import Callable
 from functools import cache
@@ -22,14 +22,15 @@ from cases import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hessian_tools.curvature import gauss_newton, hessian, is_multiaffine, ragged, trace
+from hessian_tools.curvature import gauss_newton, hessian, ragged, trace
+from hessian_tools.curvature.estimates.multiaffine import is_multiaffine
 from hessian_tools.layout import flatten
 from hessian_tools.loss import make_loss
 from hessian_tools.nets import MLP, Conv4
 
 
 class Custom(nn.Module):
-    """Two 4-4 layers joined in a way given, then a head."""
+    """Two 4-4 layers, joined in some way, and a head."""
 
     def __init__(self, join: Callable[["Custom", Tensor], Tensor]) -> None:
         super().__init__()
@@ -52,7 +53,7 @@ class WeightNormed(nn.Module):
 
 
 def images(*layers: nn.Module) -> nn.Module:
-    """On 1 x 4 x 4 images, of which 4 x 1 x 1 features are left."""
+    """A network on 1 x 4 x 4 images, which leaves 4 x 1 x 1 features."""
     return nn.Sequential(nn.Unflatten(1, (1, 2, 2)), *layers, nn.Flatten(), nn.LazyLinear(3))
 
 
@@ -127,7 +128,7 @@ def diagonal_sum(dense: Tensor) -> Tensor:
 
 
 def concave(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Couples the examples and is not convex."""
+    """A criterion that couples the examples and is not convex."""
     return torch.cos(outputs - targets).sum() + outputs.sum() ** 2
 
 
@@ -151,8 +152,8 @@ def test_piecewise_affine_networks(name: str, criterion: Callable[[Tensor, Tenso
 
 
 @pytest.mark.parametrize("name", UNLIKE)
-def test_other_networks_are_not_taken_for_such(name: str) -> None:
-    """And it would be wrong: there the two traces differ."""
+def test_other_networks_are_not_taken_for_piecewise_affine_ones(name: str) -> None:
+    """The exact trace would be wrong for them, because the traces of H and Gauss-Newton differ."""
     case = case_of(UNLIKE[name])
     assert not is_multiaffine(case.loss, *case.at(0)[:2])
     H, G = (make(case.loss, case.thetas, case.batch) for make in (hessian, gauss_newton))
@@ -164,7 +165,7 @@ def test_other_networks_are_not_taken_for_such(name: str) -> None:
     torch.testing.assert_close(forced.value, exact)
 
 
-def test_control_flow_on_data_is_not_certain() -> None:
+def test_nothing_is_certain_of_control_flow_on_data() -> None:
     model = seeded(lambda: Custom(lambda net, x: net.first(x) if x.sum() > 0 else net.second(x).tanh()))
     theta, layout = flatten(model)
     loss = make_loss(model, F.cross_entropy, layout)
@@ -185,7 +186,7 @@ def test_the_study_s_networks() -> None:
 
 
 @pytest.mark.parametrize("case", GAUSS_NEWTON, ids=lambda case: case.name)
-def test_gauss_newton_by_its_outputs(case: Case) -> None:
+def test_the_trace_of_gauss_newton_from_its_outputs(case: Case) -> None:
     G = gauss_newton(case.loss, case.thetas, case.batch)
     estimate = trace(G, method="exact")
     torch.testing.assert_close(estimate.value, diagonal_sum(case.dense), rtol=1e-11, atol=1e-12)
@@ -203,16 +204,16 @@ def test_lists_of_batches_chunks_and_loops() -> None:
     assert whole.method == "outputs"
     for batch, options in ((pieces, {}), (case.batch, {"chunk": 2}), (case.batch, {"batching": "loop"})):
         H = hessian(case.loss, case.thetas, batch, **options)
-        found = trace(H, num_probes=20)
-        torch.testing.assert_close(found.value, whole.value)
-        assert torch.equal(found.num_matvecs, whole.num_matvecs)
+        result = trace(H, num_probes=20)
+        torch.testing.assert_close(result.value, whole.value)
+        assert torch.equal(result.num_matvecs, whole.num_matvecs)
     weighted = hessian(case.loss, case.thetas, pieces, weights=[1, 3])
     dense = diagonal_sum(weighted.to_dense())
     torch.testing.assert_close(trace(weighted, num_probes=20).value, dense)
 
 
-def test_when_it_is_cheap() -> None:
-    """18 outputs, 63 parameters: probes below 18; the outputs up to there; nothing else needs the diagonal."""
+def test_it_is_exact_where_that_costs_no_more_than_the_probes() -> None:
+    """With 18 outputs and 63 parameters, fewer than 18 probes are cheaper, and the outputs are from 18 on."""
     case = relu_mlp()
     H = hessian(case.loss, case.thetas, case.batch)
     assert [trace(H, num_probes=n).method for n in (17, 18, 100)] == ["probes", "outputs", "outputs"]
@@ -225,7 +226,7 @@ def test_when_it_is_cheap() -> None:
     torch.testing.assert_close(trace(H.block("head"), num_probes=20).value, diagonal_sum(case.dense[:, 45:, 45:]))
 
 
-def test_not_a_number_stays_at_its_point() -> None:
+def test_a_point_that_is_not_finite_changes_no_other() -> None:
     case = relu_mlp()
     thetas = case.thetas.clone()
     thetas[1, 0] = torch.nan
@@ -235,7 +236,7 @@ def test_not_a_number_stays_at_its_point() -> None:
     assert estimate.converged.tolist() == [True, False, True]
 
 
-def test_refusals_in_plain_words() -> None:
+def test_wrong_arguments_are_refused_in_plain_words() -> None:
     case = LINEAR[0]
     H = hessian(case.loss, case.thetas, case.batch)
     with without_type_checks(), pytest.raises(ValueError, match="auto, probes, exact"):
@@ -244,39 +245,39 @@ def test_refusals_in_plain_words() -> None:
         trace(H, method="exact", probes=randn(5, 3, path="probes"))
 
 
-def test_progress_counts_what_is_done() -> None:
-    said: list[tuple[int, int]] = []
+def test_progress_counts_every_product_once() -> None:
+    reports: list[tuple[int, int]] = []
 
     def progress(done: int, everything: int) -> None:
-        said.append((done, everything))
+        reports.append((done, everything))
 
     case = conv_batchnorm()
     H = hessian(case.loss, case.thetas, case.batch)
     trace(H, num_probes=40, progress=progress)
-    assert said == [(16, 40), (32, 40), (40, 40)]
-    said.clear()
+    assert reports == [(16, 40), (32, 40), (40, 40)]
+    reports.clear()
     trace(H, num_probes=20, rtol=1e-9, max_probes=50, progress=progress)
-    assert [done for done, _ in said] == [16, 20, 36, 40, 50]
-    assert {everything for _, everything in said} == {50}
+    assert [done for done, _ in reports] == [16, 20, 36, 40, 50]
+    assert {everything for _, everything in reports} == {50}
     for options in ({"method": "exact"}, {"num_probes": 10}):
-        said.clear()
+        reports.clear()
         relu = relu_mlp()
         trace(gauss_newton(relu.loss, relu.thetas, relu.batch), progress=progress, **options)
-        assert said[-1][0] == said[-1][1]
-        assert [done for done, _ in said] == sorted({done for done, _ in said})
+        assert reports[-1][0] == reports[-1][1]
+        assert [done for done, _ in reports] == sorted({done for done, _ in reports})
 
 
-def test_ragged_points_count_once_and_each_its_own() -> None:
-    """One count over all groups, to the end; and at each point the passes of its own batch."""
+def test_ragged_points_share_one_count_and_have_their_own_costs() -> None:
+    """Progress is one count over all groups, and num_matvecs at each point is that of its own batch."""
     case = GAUSS_NEWTON[-1]
     x, y = torch.utils._pytree.tree_map(lambda leaf: leaf[0], case.batch)
     batches = ragged([(x[:2], y[:2]), (x, y), (x[:2], y[:2])])
     G = gauss_newton(case.loss, case.thetas[:1].expand(3, -1), batches)
-    said: list[tuple[int, int]] = []
-    estimate = trace(G, method="exact", progress=lambda done, most: said.append((done, most)))
+    reports: list[tuple[int, int]] = []
+    estimate = trace(G, method="exact", progress=lambda done, total: reports.append((done, total)))
     small, large = (int(case.loss.outputs(case.thetas[0], part).numel()) for part in (x[:2], x))
     assert estimate.method == "outputs"
     assert estimate.num_matvecs.tolist() == [small, large, small]
-    assert said[-1] == (2 * small + large, 2 * small + large)
-    assert [most for _, most in said] == [2 * small + large] * len(said)
-    assert all(before < after for (before, _), (after, _) in pairwise(said))
+    assert reports[-1] == (2 * small + large, 2 * small + large)
+    assert [total for _, total in reports] == [2 * small + large] * len(reports)
+    assert all(before < after for (before, _), (after, _) in pairwise(reports))

@@ -1,4 +1,4 @@
-"""Nodes of a density that are eigenvalues, and how near one is to any other node."""
+"""Nodes of a density that are isolated eigenvalues, and residuals that bound their distance to one."""
 
 import pytest
 import torch

@@ -20,7 +20,7 @@ def off_diagonal(A: Tensor) -> Tensor:
 
 
 def repeated(A: Tensor, num_probes: int) -> tuple[Hessian, Tensor]:
-    """REPEATS independent estimates of one matrix."""
+    """Independent estimates of one matrix, REPEATS of them."""
     probes = rademacher(24, num_probes * REPEATS).view(24, REPEATS, num_probes).permute(1, 0, 2)
     return operator(A.expand(REPEATS, 24, 24)), probes
 
@@ -53,7 +53,7 @@ def test_means_and_standard_errors(name: str, num_probes: int) -> None:
 
 @pytest.mark.parametrize("case", NETWORKS, ids=lambda case: case.name)
 def test_networks(case: Case) -> None:
-    """num_probes below the number of parameters: estimates; above: the matrix itself."""
+    """Fewer probes than parameters give estimates, and more give the exact numbers."""
     result = moments(hessian(case.loss, case.thetas, case.batch), num_probes=50)
     truth = (case.dense**2).sum((-2, -1))
     assert ((result.frobenius_squared.value - truth).abs() < 4 * result.frobenius_squared.stderr).all()
@@ -79,7 +79,7 @@ def test_it_is_the_same_trace_from_the_same_products() -> None:
     assert torch.equal(diagonal(operator(A), num_probes=20, seed=3).stderr, result.diagonal.stderr)
 
 
-def test_small_matrices_are_exact() -> None:
+def test_small_matrices_are_computed_exactly() -> None:
     A = symmetric(SPECTRA["decaying"])
     result = moments(operator(A), num_probes=24)
     torch.testing.assert_close(result.trace.value, A.diagonal(dim1=-2, dim2=-1).sum(-1))
@@ -106,15 +106,15 @@ def test_single_point_and_not_a_number(num_probes: int) -> None:
     assert set_nan.diagonal.converged.all(-1).tolist() == [True, False, True]
 
 
-def test_progress_counts_what_is_done() -> None:
-    said: list[tuple[int, int]] = []
+def test_progress_counts_every_product_once() -> None:
+    reports: list[tuple[int, int]] = []
     H = operator(symmetric(SPECTRA["decaying"]))
-    moments(H, num_probes=20, progress=lambda done, everything: said.append((done, everything)))
-    frobenius_squared(H, num_probes=30, progress=lambda done, everything: said.append((done, everything)))
-    assert said == [(16, 20), (20, 20), (24, 24)]
+    moments(H, num_probes=20, progress=lambda done, everything: reports.append((done, everything)))
+    frobenius_squared(H, num_probes=30, progress=lambda done, everything: reports.append((done, everything)))
+    assert reports == [(16, 20), (20, 20), (24, 24)]
 
 
-def test_bad_options_are_refused_in_plain_words() -> None:
+def test_wrong_options_are_refused_in_plain_words() -> None:
     H = operator(symmetric(SPECTRA["decaying"]))
     with pytest.raises(ValueError, match="num_probes=1"):
         moments(H, num_probes=1)
@@ -124,21 +124,21 @@ def test_bad_options_are_refused_in_plain_words() -> None:
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-21, 1e18, 1e30])
 def test_extreme_scales_in_single_precision(scale: float) -> None:
-    """The diagonal keeps its errors; squares outside the range of float32 are not called converged."""
+    """The diagonal keeps its errors, and squares outside the range of float32 are not called converged."""
     A = symmetric(SPECTRA["indefinite"], points=1)[0]
     expected = moments(operator(A), num_probes=20)
-    found = moments(operator((A * scale).float()), num_probes=20)
-    ratio = found.diagonal.stderr.double() / scale / expected.diagonal.stderr
+    result = moments(operator((A * scale).float()), num_probes=20)
+    ratio = result.diagonal.stderr.double() / scale / expected.diagonal.stderr
     assert float((ratio - 1).abs().max()) < 1e-3
-    assert found.diagonal.converged.all()
-    assert not found.frobenius_squared.converged
+    assert result.diagonal.converged.all()
+    assert not result.frobenius_squared.converged
     assert not moments(operator((A * scale).float()), num_probes=24).frobenius_squared.converged  # the dense way
 
 
 def test_a_zero_matrix_has_zero_moments() -> None:
-    found = moments(operator(torch.zeros(30, 30)), num_probes=8)
-    assert found.frobenius_squared.converged and float(found.frobenius_squared.value) == 0
-    assert found.diagonal.converged.all() and float(found.diagonal.stderr.abs().max()) == 0
+    result = moments(operator(torch.zeros(30, 30)), num_probes=8)
+    assert result.frobenius_squared.converged and float(result.frobenius_squared.value) == 0
+    assert result.diagonal.converged.all() and float(result.diagonal.stderr.abs().max()) == 0
 
 
 def test_a_number_of_probes_that_is_not_whole() -> None:

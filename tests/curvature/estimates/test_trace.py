@@ -16,7 +16,7 @@ def operator(A: Tensor) -> Hessian:
 
 
 def variance(A: Tensor) -> Tensor:
-    """Of z'Az for one Rademacher probe: 2 sum_{i != j} a_ij^2."""
+    """The variance of z'Az for one Rademacher probe: 2 sum_{i != j} a_ij^2."""
     off = A - torch.diag_embed(A.diagonal(dim1=-2, dim2=-1))
     return 2 * (off**2).sum((-2, -1))
 
@@ -38,24 +38,24 @@ def test_mean_and_standard_error(name: str, num_probes: int) -> None:
     assert (estimate.num_matvecs == num_probes).all()
 
 
-def coverage(A: Tensor, num_probes: int, level: float = 0.95, trials: int = 1000) -> float:
-    """Share of independent intervals that hold the trace."""
+def coverage(A: Tensor, num_probes: int, confidence: float = 0.95, trials: int = 1000) -> float:
+    """The share of independent intervals that contain the trace."""
     n = len(A)
     probes = rademacher(n, num_probes * trials, seed=1).view(n, trials, num_probes).permute(1, 0, 2)
-    low, high = trace(operator(A.expand(trials, n, n)), probes=probes).interval(level=level)
+    low, high = trace(operator(A.expand(trials, n, n)), probes=probes).interval(confidence=confidence)
     return float(((low <= A.trace()) & (A.trace() <= high)).double().mean())
 
 
-@pytest.mark.parametrize("level", [0.95, 0.8])
+@pytest.mark.parametrize("confidence", [0.95, 0.8])
 @pytest.mark.parametrize("num_probes", [4, 16])
 @pytest.mark.parametrize("name", ["indefinite", "clustered"])
-def test_intervals_cover_at_the_nominal_rate(name: str, num_probes: int, level: float) -> None:
+def test_intervals_cover_at_the_nominal_rate(name: str, num_probes: int, confidence: float) -> None:
     """In 1 000 trials, within three binomial standard deviations: .021 at 95 %.
 
     With 4 probes 1.96 standard errors would cover 86 %, and standard errors without the square root of n far more.
     """
-    covered = coverage(symmetric(SPECTRA[name], points=1)[0], num_probes, level)
-    assert abs(covered - level) < 3 * (level * (1 - level) / 1000) ** 0.5
+    covered = coverage(symmetric(SPECTRA[name], points=1)[0], num_probes, confidence)
+    assert abs(covered - confidence) < 3 * (confidence * (1 - confidence) / 1000) ** 0.5
 
 
 def test_intervals_cover_a_network_s_trace() -> None:
@@ -63,8 +63,8 @@ def test_intervals_cover_a_network_s_trace() -> None:
     assert abs(coverage(dense, 4) - 0.95) < 0.021
 
 
-def test_a_few_large_eigenvalues_cost_some_coverage() -> None:
-    """Then z'Hz is skewed (1.4 here): as documented, 2 to 5 points are missing, not more."""
+def test_a_few_large_eigenvalues_lower_the_coverage() -> None:
+    """z'Hz is then skewed (by 1.4), and as documented 2 to 5 points of coverage are missing, but not more."""
     covered = coverage(symmetric(SPECTRA["outliers"], points=1)[0], 4)
     assert 0.89 < covered < 0.95
 
@@ -143,10 +143,10 @@ def test_single_point_and_not_a_number() -> None:
     assert set_nan.converged.tolist() == [True, False, True]
 
 
-def test_bad_options_are_refused_in_plain_words() -> None:
+def test_wrong_options_are_refused_in_plain_words() -> None:
     H = operator(symmetric(SPECTRA["decaying"]))
-    with pytest.raises(ValueError, match="level=95"):
-        trace(H, num_probes=4).interval(level=95.0)
+    with pytest.raises(ValueError, match="confidence=95"):
+        trace(H, num_probes=4).interval(confidence=95.0)
     with pytest.raises(ValueError, match="num_probes=1"):
         trace(H, num_probes=1)
     for bad in (-1.0, float("nan")):
@@ -162,8 +162,8 @@ def test_bad_options_are_refused_in_plain_words() -> None:
         trace(H, probes=randn(23, 4, path="short"))
 
 
-def test_a_point_that_is_not_finite_costs_the_others_nothing() -> None:
-    """The rounds stop when every finite point has its error; a NaN never gets there."""
+def test_a_point_that_is_not_finite_adds_no_probes() -> None:
+    """The rounds stop when every finite point has met its tolerance, which a NaN never does."""
     A = torch.stack(
         [torch.eye(40, dtype=torch.float64) + 0.01 * symmetric(randn(40, path="spectrum"), points=1)[0]] * 2
     )
@@ -175,6 +175,6 @@ def test_a_point_that_is_not_finite_costs_the_others_nothing() -> None:
     assert torch.equal(beside.samples[0], alone.samples[0])
 
 
-def test_a_budget_below_one_round_is_kept() -> None:
+def test_fewer_probes_than_one_round_are_not_exceeded() -> None:
     H = operator(symmetric(SPECTRA["indefinite"], points=1)[0])
     assert int(trace(H, atol=0.0, num_probes=20, max_probes=7, method="probes").num_matvecs) == 7

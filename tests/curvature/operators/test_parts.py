@@ -24,7 +24,7 @@ from hessian_tools.curvature import (
     top_eigenpairs,
     trace,
 )
-from hessian_tools.curvature.objective.objective import Objective
+from hessian_tools.curvature.operators.loss_operator import LossOperator
 from hessian_tools.curvature.operators.parts import Parts, part_by_part, row_products
 
 CASE = NETWORKS[0]
@@ -73,16 +73,13 @@ def test_every_quantity_part_by_part(name: str) -> None:
 def test_no_more_points_meet_a_product_than_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
-    def at_once(self: Objective, *_: object) -> int:
-        return 2
-
-    def products(self: Objective, V: Tensor, *rest: object) -> Tensor:
+    def products(self: LossOperator, V: Tensor) -> Tensor:
         seen.append(len(V))
-        return plain(self, V, *rest)
+        return plain(self, V)
 
-    plain = Objective.products
-    monkeypatch.setattr(Objective, "at_once", at_once)
-    monkeypatch.setattr(Objective, "products", products)
+    plain = LossOperator.products
+    monkeypatch.setattr(LossOperator, "at_once", 2)
+    monkeypatch.setattr(LossOperator, "products", products)
     H = hessian(CASE.loss, CASE.thetas, CASE.batch)
     for quantity in (trace, moments, partial(spectral_density, num_matvecs=5), partial(trace, method="exact")):
         said: list[tuple[int, int]] = []

@@ -37,6 +37,6 @@ def test_terms_add_up_to_the_operator_and_hold_no_sum() -> None:
 def test_rebuilding_changes_the_leaves_and_the_dtype_around_them() -> None:
     H, V = nested()
     torch.testing.assert_close(rebuilt(H, lambda leaf: leaf) @ V, H @ V)
-    single = rebuilt(H, lambda leaf: type(leaf)(hessian(CASE.loss, CASE.thetas.float(), CASE.batch).points, False))
+    single = rebuilt(H, lambda leaf: type(leaf)(hessian(CASE.loss, CASE.thetas.float(), CASE.batch).prepared, False))
     assert single.dtype == torch.float32
     torch.testing.assert_close((single @ V.float()).double(), H @ V, rtol=1e-4, atol=1e-5)

@@ -1,7 +1,7 @@
-"""The half of a product that the vector enters, as a flat program for so many points and probes at once.
+"""The half of a product that the vector enters, as a flat graph for a number of points and probes at once.
 
-``vmap`` costs more than the operations of a small network, so it is gone through once for a number of points and
-probes, and what it does is written down, simplified, and its memory planned.
+``vmap`` costs more than the operations of a small network. It is therefore gone through once for a number of points and
+probes; the operations that it makes are recorded and simplified, and their memory is planned.
 """
 
 from collections.abc import Callable
@@ -19,17 +19,20 @@ from hessian_tools.curvature.engines.compiled.simplify import simplify
 
 
 @dataclass(frozen=True)
-class Program:
-    """run(V, *kept, *buffers) -> products; buffers hold nothing between two runs."""
+class BatchedGraph:
+    """The graph as a function, ``run(V, *kept, *buffers) -> products``, and the buffers that must be lent to it.
+
+    Nothing in the buffers is needed between two runs.
+    """
 
     run: Callable[..., Tensor]
     buffers: tuple[Buffer, ...]
 
 
-def flat_program(
+def batched_graph(
     vector: Callable[..., Tensor], V: Tensor, kept: tuple[Tensor, ...], *, points: bool, probes: bool
-) -> Program:
-    """``vector`` over the leading point axis of V and kept, and over the trailing probe axis of V, where asked."""
+) -> BatchedGraph:
+    """``vector`` over a leading point axis of V and kept, and over a trailing probe axis of V, where asked for."""
 
     def over_probes(V: Tensor, *kept: Tensor) -> Tensor:
         return vmap(lambda v: vector(v, *kept), in_dims=-1, out_dims=-1)(V) if probes else vector(V, *kept)
@@ -42,11 +45,11 @@ def flat_program(
     simplify(module.graph)
     buffers = reuse_memory(module.graph)
     module.recompile()
-    return Program(module.forward, buffers)
+    return BatchedGraph(module.forward, buffers)
 
 
 def graph_of(function: Callable[..., Tensor], *inputs: Tensor) -> fx.GraphModule:
     """The operations of a function at some inputs, each with the shape, strides and dtype of its result."""
-    # One mode for all: left to itself, make_fx makes a new one for every operation, half of its time.
+    # One mode for all of it, because make_fx left to itself makes a new one for every operation: half of its time.
     with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
         return make_fx(function)(*inputs)

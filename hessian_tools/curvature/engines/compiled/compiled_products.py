@@ -1,7 +1,7 @@
-"""What products at some points share, by a trace: done once for each point, kept, and used for every vector.
+"""The compiled engine: products of a trace, whose part without the vector is computed once a point and kept.
 
-Small networks are taken many points at a time, stacked; large ones point by point, for there a
-batch of points gains nothing and its intermediate results leave the caches.
+Small networks are taken many points at a time, stacked. Large ones are taken point by point, because for them a batch
+of points gains nothing and its intermediate results leave the caches.
 """
 
 from collections import OrderedDict
@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.func import vmap
 from torch.utils import _pytree as pytree
 
-from hessian_tools.curvature.engines.compiled.batched_graph import Program, flat_program
+from hessian_tools.curvature.engines.compiled.batched_graph import BatchedGraph, batched_graph
 from hessian_tools.curvature.engines.compiled.memory_plan import Buffer
+from hessian_tools.curvature.objective.objective import Objective
 from hessian_tools.loss import Batch
 
 # Bytes of the largest intermediate result up to which points, and probes of one point, are taken together. On the
@@ -24,18 +25,20 @@ from hessian_tools.loss import Batch
 # 1 MB: 8.7 ms a product one by one, 7.8 four points at a time, 10.7 sixteen; MLP 1-40-40-1: 0.15, 0.018, 0.009).
 POINTS_TOGETHER = {"cpu": 2**22, "cuda": 2**28}
 PROBES_TOGETHER = {"cpu": 2**20, "cuda": 2**28}
-MOST_PROBES = 16
-MOST_PROGRAMS = 64
+MAX_PROBES_TOGETHER = 16
+# How many batched graphs of one trace are kept, by numbers of points and probes.
+MAX_GRAPHS = 64
 
+# Memory lent to batched graphs, by the number of the buffer and its form.
 Workspace = dict[tuple[int, Buffer], Tensor]
 
 
 @dataclass(frozen=True)
 class Traced:
-    """The two halves of a product: point(theta, *batch tensors) -> kept; vector(v, *kept) -> product.
+    """A traced product in two halves: point(theta, *batch tensors) -> kept, and vector(v, *kept) -> product.
 
-    Bytes, each for one point and one vector: kept_bytes of what is kept; work_bytes alive at the worst moment of the
-    second half, point_bytes of the first; largest: of the largest tensor of the second half.
+    All bytes are for one point and one vector. kept_bytes: of what is kept. work_bytes and point_bytes: of what is
+    alive at the worst moment of the second and of the first half. largest: of the largest tensor in the second half.
     """
 
     point: Callable[..., tuple[Tensor, ...]]
@@ -44,128 +47,199 @@ class Traced:
     work_bytes: int = 0
     point_bytes: int = 0
     largest: int = 0
-    _programs: "OrderedDict[tuple[int, int], Program | None]" = field(default_factory=OrderedDict)
+    _graphs: "OrderedDict[tuple[int, int], BatchedGraph | None]" = field(default_factory=OrderedDict)
 
     @torch.no_grad()
     def at(
         self, thetas: Float[Tensor, "point param"], batch: Batch, *, shared: bool, budget: int | None = None
     ) -> "Stacked | PointByPoint":
-        """The first half done at every point. budget: bytes for what is kept and what is at work; None: any number."""
+        """Does the first half at every point. budget: bytes for what is kept and for the work; None for any number."""
         together = min(len(thetas), self._fitting(POINTS_TOGETHER, thetas.device, budget))
         if together > 1:
             try:
-                tensors = _stacked(self, thetas, batch, shared, together)
+                kept = self._first_halves(thetas, batch, shared, together)
             except torch.OutOfMemoryError:
                 raise
-            except RuntimeError:  # an operation that vmap refuses: one by one it can be done
+            except RuntimeError:  # vmap refuses an operation; one by one it can be done
                 together = 1
             else:
                 rows = torch.arange(len(thetas), device=thetas.device)
-                stacked = Stacked(self, tensors, together, rows, budget)
-                if self.program(thetas[:together, :, None], stacked.of(slice(0, together))) is not None:
+                probes = self.probes_together(thetas.device, budget)
+                stacked = Stacked(self, kept, together, rows, probes)
+                if self.graph(thetas[:together, :, None], tuple(t[:together] for t in kept)) is not None:
                     return stacked
-        batches = (_leaves(batch, None if shared else i) for i in range(len(thetas)))
-        kept = tuple(self.point(t, *leaves) for t, leaves in zip(thetas, batches, strict=True))
-        return PointByPoint(self, kept, budget)
+        leaves = _tensors(batch)
+        points = [self.point(t, *(leaf if shared else leaf[i] for leaf in leaves)) for i, t in enumerate(thetas)]
+        return PointByPoint(self, tuple(points), self.probes_together(thetas.device, budget))
 
-    def probes_together(self, points: int, probes: int, device: torch.device, budget: int | None) -> int:
-        """How many columns of each point go together."""
-        return max(1, min(probes, min(MOST_PROBES, self._fitting(PROBES_TOGETHER, device, budget)) // points))
+    def probes_together(self, device: torch.device, budget: int | None) -> int:
+        """How many columns go together, counted over all points that do."""
+        return min(MAX_PROBES_TOGETHER, self._fitting(PROBES_TOGETHER, device, budget))
 
-    def program(self, V: Tensor, kept: tuple[Tensor, ...]) -> Program | None:
-        """For V [point, param, probe] and kept of these sizes; a size of one has no axis. None where vmap refuses."""
+    def graph(self, V: Tensor, kept: tuple[Tensor, ...]) -> BatchedGraph | None:
+        """The second half for V [point, param, probe] of these sizes; an axis of length one is left out.
+
+        kept: of these points. None where vmap refuses an operation.
+        """
         size = V.shape[0], V.shape[-1]
-        if size not in self._programs:
-            self._programs[size] = self._written(_without_ones(V), kept, *size)
-            while len(self._programs) > MOST_PROGRAMS:
-                self._programs.popitem(last=False)
-        self._programs.move_to_end(size)
-        return self._programs[size]
+        if size not in self._graphs:
+            self._graphs[size] = self._batched(_without_ones(V), kept, *size)
+            while len(self._graphs) > MAX_GRAPHS:
+                self._graphs.popitem(last=False)
+        self._graphs.move_to_end(size)
+        return self._graphs[size]
 
-    def _written(self, V: Tensor, kept: tuple[Tensor, ...], points: int, probes: int) -> Program | None:
+    def working_bytes(self, device: torch.device, budget: int | None) -> int:
+        """The bytes of what is not kept, in either half, for as many points as go together."""
+        return self._fitting(POINTS_TOGETHER, device, budget) * max(self.work_bytes, self.point_bytes)
+
+    @torch.no_grad()
+    def multiply(
+        self, V: Float[Tensor, "point param probe"], kept: tuple[Tensor, ...], workspace: Workspace
+    ) -> Float[Tensor, "point param probe"]:
+        """The products of one block of points and vectors, of a size that there is a graph for."""
+        graph = self.graph(V, kept)
+        if graph is None:
+            return torch.cat([self.multiply(v, kept, workspace) for v in V.split(1, dim=-1)], dim=-1)
+        buffers = []
+        for place in enumerate(graph.buffers):
+            if place not in workspace:
+                workspace[place] = place[1].empty()
+            buffers.append(workspace[place])
+        return graph.run(_without_ones(V), *kept, *buffers).reshape(V.shape)
+
+    def _batched(self, V: Tensor, kept: tuple[Tensor, ...], points: int, probes: int) -> BatchedGraph | None:
         try:
-            return flat_program(self.vector, V, kept, points=points > 1, probes=probes > 1)
+            return batched_graph(self.vector, V, kept, points=points > 1, probes=probes > 1)
         except torch.OutOfMemoryError:
             raise
-        except Exception:  # an operation that cannot be batched: one by one it can
+        except Exception:  # vmap refuses an operation; one by one it can be done
             if points == probes == 1:
                 raise
             return None
 
-    @torch.no_grad()
-    def run(self, V: Tensor, kept: tuple[Tensor, ...], workspace: Workspace) -> Tensor:
-        """Products of one block, V [point, param, probe], of a size there is a program for."""
-        program = self.program(V, kept)
-        if program is None:
-            return torch.cat([self.run(v, kept, workspace) for v in V.split(1, dim=-1)], dim=-1)
-        for place in enumerate(program.buffers):
-            if place not in workspace:
-                workspace[place] = place[1].empty()
-        buffers = [workspace[place] for place in enumerate(program.buffers)]
-        return program.run(_without_ones(V), *kept, *buffers).reshape(V.shape)
-
-    def working_bytes(self, device: torch.device, budget: int | None) -> int:
-        """Bytes of what is not kept, of either half, for as many points as go together."""
-        return self._fitting(POINTS_TOGETHER, device, budget) * max(self.work_bytes, self.point_bytes)
+    def _first_halves(
+        self, thetas: Tensor, batch: Batch, shared: bool, together: int
+    ) -> tuple[Float[Tensor, "point ..."], ...]:
+        """What is kept of all points, each tensor stacked over them."""
+        leaves = _tensors(batch)
+        first_half = vmap(self.point, in_dims=(0, *(None if shared else 0 for _ in leaves)))
+        pieces = []
+        for start in range(0, len(thetas), together):
+            rows = slice(start, start + together)
+            pieces.append(list(first_half(thetas[rows], *(leaf if shared else leaf[rows] for leaf in leaves))))
+        # Each tensor is let go of once it has been joined, so that not all of them are there twice.
+        return tuple(torch.cat([piece.pop(0) for piece in pieces]) for _ in range(len(pieces[0])))
 
     def _fitting(self, limits: dict[str, int], device: torch.device, budget: int | None) -> int:
-        """How many together: what is at work takes no more than half the budget, or nothing could be kept beside it."""
-        most = limits.get(device.type, limits["cpu"]) // max(1, self.largest)
+        """How many points or probes go together, by the bytes of the largest result and by the budget."""
+        together = limits.get(device.type, limits["cpu"]) // max(1, self.largest)
         if budget is not None:
-            most = min(most, budget // (2 * max(1, self.work_bytes, self.point_bytes)))
-        return max(1, most)
+            # The work takes no more than half of the budget, or nothing could be kept beside it.
+            together = min(together, budget // (2 * max(1, self.work_bytes, self.point_bytes)))
+        return max(1, together)
+
+
+@dataclass(frozen=True)
+class CompiledProducts:
+    """Products by traces: those of each batch of one objective, and the weights of the batches."""
+
+    weights: tuple[float, ...]
+    parts: "tuple[Stacked | PointByPoint, ...]"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are kept."""
+        return sum(part.nbytes for part in self.parts)
+
+    def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
+        """Each point's product with its columns."""
+        product = self.weights[0] * self.parts[0].products(V)
+        for weight, part in zip(self.weights[1:], self.parts[1:], strict=True):
+            product = product + weight * part.products(V)
+        return product
+
+    def select(self, points: Int[Tensor, " chosen"], objective: Objective) -> "CompiledProducts":
+        """The same at some of the points."""
+        return CompiledProducts(self.weights, tuple(part.select(points) for part in self.parts))
+
+    def can_be_halved(self, V: Tensor) -> bool:
+        """Whether fewer points than now could be kept together."""
+        return len(V) > 1
 
 
 @dataclass(frozen=True)
 class PointByPoint:
-    """kept: a tuple of tensors for each point."""
+    """What the first half left at each point, a tuple of tensors for each, and products point by point.
+
+    probes: how many columns are multiplied at once.
+    """
 
     traced: Traced
     kept: tuple[tuple[Tensor, ...], ...]
-    budget: int | None = None
+    probes: int = 1
     workspace: Workspace = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are kept."""
+        return _nbytes(self.kept)
 
     def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
         """Each point's product with its columns."""
-        together = self.traced.probes_together(1, V.shape[-1], V.device, self.budget)
-        return _blockwise(V, 1, together, lambda v, rows: self.traced.run(v, self.kept[rows.start], self.workspace))
+        probes = min(V.shape[-1], self.probes)
+        out = torch.empty_like(V, memory_format=torch.contiguous_format)
+        for point, kept in enumerate(self.kept):
+            for columns in _blocks(V.shape[-1], probes):
+                block = V[point : point + 1, :, columns]
+                out[point : point + 1, :, columns] = self.traced.multiply(block, kept, self.workspace)
+        return out
 
     def select(self, points: Int[Tensor, " chosen"]) -> "PointByPoint":
         """The same at some of the points."""
         return replace(self, kept=tuple(self.kept[i] for i in points.tolist()))
 
-    @property
-    def nbytes(self) -> int:
-        """Memory kept."""
-        return _nbytes(self.kept)
-
 
 @dataclass(frozen=True)
 class Stacked:
-    """tensors: what is kept, each with a leading point axis; rows: the points still wanted."""
+    """What the first half left, each tensor with a leading point axis, and products of many points together.
+
+    together: how many points are multiplied at once. rows: which of the points in the tensors are still wanted. probes:
+    how many columns are multiplied at once, counted over these points.
+    """
 
     traced: Traced
     tensors: tuple[Tensor, ...]
     together: int
     rows: Int[Tensor, " point"]
-    budget: int | None = None
+    probes: int = 1
     workspace: Workspace = field(default_factory=dict)
 
-    def of(self, rows: slice) -> tuple[Tensor, ...]:
-        """What is kept of some points; without a point axis for one."""
-        return tuple(t[rows] if rows.stop - rows.start > 1 else t[rows.start] for t in self.tensors)
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are kept."""
+        return _nbytes(self.tensors)
 
     def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
         """Each point's product with its columns; columns go together only where points are few."""
         size = len(self.tensors[0])
-        if len(self.rows) == size:
-            return self._all(V)
-        whole = V.new_zeros(size, *V.shape[1:])
-        whole[self.rows] = V
-        return self._all(whole)[self.rows]
+        all_wanted = len(self.rows) == size
+        if not all_wanted:  # the vectors of the others are zero: another size would cost another graph
+            V = V.new_zeros(size, *V.shape[1:]).index_copy_(0, self.rows, V)
+        probes = max(1, min(V.shape[-1], self.probes // self.together))
+        if V.shape[::2] == (self.together, probes):  # one block, of which nothing needs to be copied
+            kept = self.tensors if size > 1 else tuple(t[0] for t in self.tensors)
+            product = self.traced.multiply(V, kept, self.workspace)
+        else:
+            product = torch.empty_like(V, memory_format=torch.contiguous_format)
+            for rows in _blocks(size, self.together):
+                kept = tuple(t[rows] if self.together > 1 else t[rows.start] for t in self.tensors)
+                for columns in _blocks(V.shape[-1], probes):
+                    product[rows, :, columns] = self.traced.multiply(V[rows, :, columns], kept, self.workspace)
+        return product if all_wanted else product[self.rows]
 
     def select(self, points: Int[Tensor, " chosen"]) -> "Stacked":
-        """The same at some of the points; what the others need is let go once they are half of all.
+        """The same at some of the points; what the others need is let go of once they are half of all.
 
         Points leave one by one, and copying all that is kept each time would cost as much as the products saved.
         """
@@ -176,43 +250,11 @@ class Stacked:
         filled = torch.cat([rows, rows[-1:].expand(_round_size(len(rows)) - len(rows))])
         tensors = tuple(t[filled] for t in self.tensors)
         rows = torch.arange(len(rows), device=rows.device)
-        return Stacked(self.traced, tensors, min(self.together, len(filled)), rows, self.budget)
-
-    @property
-    def nbytes(self) -> int:
-        """Memory kept."""
-        return _nbytes(self.tensors)
-
-    def _all(self, V: Tensor) -> Tensor:
-        columns = self.traced.probes_together(self.together, V.shape[-1], V.device, self.budget)
-        return _blockwise(V, self.together, columns, lambda v, rows: self.traced.run(v, self.of(rows), self.workspace))
+        return Stacked(self.traced, tensors, min(self.together, len(filled)), rows, self.probes)
 
 
-def _blockwise(V: Tensor, points: int, probes: int, function: Callable[[Tensor, slice], Tensor]) -> Tensor:
-    if V.shape[::2] == (points, probes):
-        return function(V, slice(0, points))
-    product = torch.empty_like(V, memory_format=torch.contiguous_format)
-    for rows in _blocks(len(V), points):
-        for columns in _blocks(V.shape[-1], probes):
-            product[rows, :, columns] = function(V[rows, :, columns], rows)
-    return product
-
-
-def _stacked(traced: Traced, thetas: Tensor, batch: Batch, shared: bool, together: int) -> tuple[Tensor, ...]:
-    leaves = _leaves(batch, None)
-    dims = (0, *(None if shared else 0 for _ in leaves))
-    pieces = []
-    for start in range(0, len(thetas), together):
-        rows = slice(start, start + together)
-        here = [leaf if shared else leaf[rows] for leaf in leaves]
-        pieces.append(list(vmap(traced.point, in_dims=dims)(thetas[rows], *here)))
-    count = len(pieces[0])
-    return tuple(torch.cat([piece.pop(0) for piece in pieces]) for _ in range(count))
-
-
-def _leaves(batch: Batch, point: int | None) -> list[Tensor]:
-    leaves = [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
-    return leaves if point is None else [leaf[point] for leaf in leaves]
+def _tensors(batch: Batch) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
 
 
 def _without_ones(V: Tensor) -> Tensor:
@@ -221,7 +263,7 @@ def _without_ones(V: Tensor) -> Tensor:
 
 
 def _blocks(total: int, size: int) -> list[slice]:
-    """Pieces of exactly one size, the last overlapping the one before: every size costs a program."""
+    """Pieces of exactly one size, the last overlapping the one before: every other size would cost another graph."""
     return [slice(min(start, total - size), min(start, total - size) + size) for start in range(0, total, size)]
 
 

@@ -21,7 +21,7 @@ Product = Callable[[Tensor, Batch, Tensor], Tensor]
 FEW_COLUMNS = 32
 
 
-def trace_halves(product: Product, theta: Tensor, batch: Batch, v: Tensor) -> tuple[fx.GraphModule, fx.GraphModule]:
+def split_product(product: Product, theta: Tensor, batch: Batch, v: Tensor) -> tuple[fx.GraphModule, fx.GraphModule]:
     """point(theta, *batch tensors) -> kept, and vector(v, *kept) -> product(theta, batch, v), for these shapes."""
     leaves, spec = pytree.tree_flatten(batch)
     where = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]

@@ -1,0 +1,46 @@
+"""Figure 1: curvature along the gradient, at each point of the inner loop, over meta-training."""
+
+import xarray as xr
+from matplotlib.figure import Figure
+
+from analysis.drawing import curves, legend, panels, references
+from analysis.drawing.summary import diverged_units, measured, summarise
+from analysis.schema import with_alpha
+from hessian_tools.curvature import DESCENT_THRESHOLD
+
+
+def draw(ds: xr.Dataset) -> Figure:
+    """Draw one panel per point of the inner loop: step 0 and later steps behave differently and are not averaged."""
+    ds = with_alpha(ds)
+    summary = summarise(measured(ds, "alpha_rho"))
+    missing, tried = diverged_units(ds)
+    last = ds.sizes["inner_step"] - 1
+    with panels.grid(last + 1, xlabel="meta-iteration", row_height=1.75) as (figure, axes):
+        for step, ax in enumerate(axes):
+            curves.over_training(ds, ax, summary.at(inner_step=step), incomplete=missing)
+            adapted = f"adapted (after {step} step{'s' * (step != 1)})"
+            ax.set_title(adapted if 0 < step == last else f"step {step}")
+        remark = references.curvature_axis(axes[0], *summary.span)
+        label = r"threshold $\alpha\rho = 2$"
+        if axes[0].get_ylim()[1] < DESCENT_THRESHOLD:
+            label += " (above the axis)"
+        lines = [references.threshold(ax, label=label) for ax in axes]
+        scale = f"\n({remark})" if remark else ""
+        panels.left_labels(axes, r"$\alpha\rho=\alpha\,g^{\mathsf{T}}Hg\,/\,g^{\mathsf{T}}g$" + scale)
+        notes = [lines[0], *legend.notes(summary.num_seeds, missing, tried)]
+        panels.outside_legends(figure, legend.learner_entries(ds), notes)
+    return figure
+
+
+def caption(ds: xr.Dataset) -> str:
+    """What is drawn, over how many seeds and tasks, what the bands are, and what diverged."""
+    drawn = with_alpha(ds)
+    return legend.caption_of(
+        drawn,
+        measured(drawn, "alpha_rho"),
+        "Curvature of the support loss along the gradient times the inner learning rate, alpha rho = alpha g'Hg / g'g,"
+        " at each point of the inner loop, against the meta-iteration.",
+        "A gradient step lowers the quadratic model of the loss if and only if alpha rho is below 2.",
+        "The last panel is the adapted network, from which no step is taken.",
+        legend.no_alpha_sentence(ds),
+    )

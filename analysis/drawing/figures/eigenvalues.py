@@ -1,0 +1,105 @@
+"""Figure 2: eigenvalues of the support loss's Hessian along the inner loop, before and after meta-training."""
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from analysis.drawing import curves, legend, panels, references
+from analysis.drawing.summary import diverged_units, measured, seeds_with_values, summarise, tasks_per_seed
+from analysis.schema import learner_names
+
+LOOKS = {
+    "max": curves.QuantityLook("^", "-", "largest eigenvalue"),
+    "min": curves.QuantityLook("v", "--", "smallest eigenvalue"),
+}
+DOTS: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 1.8, "markeredgewidth": 0}
+_MARKER_SHARE = 0.012  # half a marker as a share of the axis: 1.75 pt of about 145 pt
+
+
+def draw(ds: xr.Dataset) -> Figure:
+    """Draw one panel per learner: its first checkpoint in grey, its last in the learner's colour."""
+    values = measured(ds, "eigenvalue_max")
+    with panels.grid(len(curves.panel_learners(ds)), xlabel="point of the inner loop (step)") as (figure, axes):
+        curves.draw_states(ds, axes, values, _eigenvalues)
+        for ax in axes:
+            references.zero(ax)
+        references.decade_axis(axes[0], _linear_width(ds))
+        panels.left_labels(axes, f"eigenvalue of the Hessian\n(linear within ±{_linear_width(ds):.2g})")
+        dots = legend.entry(f"{ds.sizes['eigen_index']} largest by magnitude, each task", color="black", **DOTS)
+        edges = [line for name, ax in zip(curves.panel_learners(ds), axes, strict=True) for line in _edge(ds, ax, name)]
+        notes = [dots, *edges[:1], *legend.notes(seeds_with_values(values), *diverged_units(ds), crossed=False)]
+        panels.outside_legends(figure, [*legend.state_entries(ds, values), *legend.quantity_entries(LOOKS)], notes)
+    return figure
+
+
+def caption(ds: xr.Dataset) -> str:
+    """What is drawn, over how many seeds and tasks, what the bands are, and how large residuals are."""
+    in_full = _full_spectra(measured(ds, "eigenvalue")).isel(eigen_index=0)
+    return legend.caption_of(
+        ds,
+        measured(ds, "eigenvalue_max"),
+        "Largest and smallest algebraic eigenvalue of the support loss's Hessian along the inner loop (triangles: "
+        "means), at the first (grey, open) and last (colour, filled) checkpoint.",
+        f"The axis is linear up to about {_linear_width(ds):.2g} and logarithmic beyond.",
+        f"Dots are the {ds.sizes['eigen_index']} largest eigenvalues by magnitude of each single task measured in full "
+        f"({tasks_per_seed(in_full)} a seed); they are not averaged, as their signs differ from task to task.",
+        residuals(ds),
+    )
+
+
+def residuals(ds: xr.Dataset) -> str:
+    """A sentence on how large the residuals are, and whether they can be seen as error bars on the means."""
+    means, errors = (
+        np.concatenate([summarise(measured(ds, f"eigenvalue_{end}{kind}")).mean.values.ravel() for end in LOOKS])
+        for kind in ("", "_residual")
+    )
+    known = np.isfinite(errors)
+    if not known.any():
+        return "No eigenvalue was measured."
+    means, errors = means[known], errors[known]
+    places = np.arcsinh(np.stack([means - errors, means, means + errors]) / _linear_width(ds))
+    longest = np.max(np.abs(np.diff(places, axis=0)))
+    size = (
+        "smaller than the markers" if longest < _MARKER_SHARE * np.ptp(places) else "in places larger than the markers"
+    )
+    return f"Error bars are mean residuals |Hv - lambda v|, at most {np.max(errors):.2g}: {size}."
+
+
+def _eigenvalues(ds: xr.Dataset, ax: Axes, state: curves.State) -> None:
+    """Both ends of the spectrum with mean residuals as bars, and the largest by magnitude of single tasks as dots."""
+    for end, look in LOOKS.items():
+        # The mean of residuals bounds the error of the mean of eigenvalues, as each residual bounds its own.
+        error = summarise(measured(ds, f"eigenvalue_{end}_residual")).mean
+        curves.along_steps(ax, state, measured(ds, f"eigenvalue_{end}"), name=end, look=look, error=error)
+    spectra = _full_spectra(measured(ds, "eigenvalue").isel(state.position))
+    table = spectra.transpose("inner_step", ...).values.reshape(spectra.sizes["inner_step"], -1)
+    x = np.repeat(spectra["inner_step"].values + 2.2 * state.shift, table.shape[1])
+    many = np.isfinite(table).sum() > 4000  # thousands of dots as vectors make a slow PDF
+    dots = DOTS | {"color": state.color, "alpha": 0.35, "zorder": 2, "rasterized": many}
+    curves.plot_finite(ax, x, table.ravel(), gid=f"tasks:{state.label}", **dots)
+
+
+def _full_spectra(eigenvalues: xr.DataArray) -> xr.DataArray:
+    """Eigenvalues of the tasks that have all of them; NaN for tasks where only the first was measured."""
+    return eigenvalues.where(eigenvalues.notnull().all("eigen_index"))
+
+
+def _linear_width(ds: xr.Dataset) -> float:
+    """Where the axis turns logarithmic: eigenvalues fall by orders of magnitude along the inner loop."""
+    values = np.abs(measured(ds, "eigenvalue_max").values)
+    largest = np.max(values[np.isfinite(values)], initial=0.0)
+    return float(largest) / 100 or 1.0
+
+
+def _edge(ds: xr.Dataset, ax: Axes, name: str) -> list[Line2D]:
+    """Draw a line at 2 / alpha in the panel of a learner if it falls on the axis; returns its legend legend.entry."""
+    alphas = ds["step_size"].isel(learner=learner_names(ds).index(name)).values
+    alphas = np.unique(alphas[np.isfinite(alphas)])
+    # Seeds that differ in alpha have no common edge.
+    if alphas.size != 1 or 2 / alphas[0] >= ax.get_ylim()[1]:
+        return []
+    return [references.threshold(ax, 2 / alphas[0], label=r"$2/\alpha$")]

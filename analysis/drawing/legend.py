@@ -1,0 +1,134 @@
+"""What a figure says in words: its legend entries, and the sentences that captions share."""
+
+from typing import Any
+
+import xarray as xr
+from matplotlib.artist import Artist
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from analysis.drawing.curves import BAND_ALPHA, QuantityLook, controls, learner_style, panel_learners, states
+from analysis.drawing.style import CONTROL, DARK, GREY, method_label
+from analysis.drawing.summary import MAX_SEEDS_SHOWN, diverged_units, seeds_with_values, tasks_per_seed
+from analysis.schema import begun_elsewhere, learner_names, why_no_alpha
+
+# ---- legend entries
+
+
+def entry(label: str, **look: Any) -> Line2D:
+    """A legend entry for lines or markers; ``look`` are their properties, as matplotlib's ``Line2D`` takes them."""
+    return Line2D([], [], label=label, **look)
+
+
+def learner_entries(ds: xr.Dataset) -> list[Artist]:
+    """One entry for each learner; an untrained control is drawn as a level, so its entry has no marker."""
+    entries: list[Artist] = []
+    for name in learner_names(ds):
+        style = learner_style(ds, name)
+        marker = "" if name in controls(ds) else style.marker
+        entries.append(entry(method_label(name), color=style.color, linestyle=style.linestyle, marker=marker))
+    return entries
+
+
+def state_entries(ds: xr.Dataset, values: xr.DataArray) -> list[Artist]:
+    """Legend entries: grey and open for the first checkpoint, dark and filled for the last one in any colour."""
+    drawn = [state for name in panel_learners(ds) for state in states(ds, values, name)]
+    entries: list[Artist] = []
+    for is_first in (True, False):
+        iterations = {int(ds["checkpoint"][state.checkpoint]) for state in drawn if state.is_first is is_first}
+        if not iterations:
+            continue
+        label = f"meta-iteration {min(iterations)}" if len(iterations) == 1 else "each learner's last checkpoint"
+        look: dict[str, Any] = {"color": DARK, "linestyle": "none"}
+        if is_first:
+            look = {"color": GREY, "linestyle": CONTROL.linestyle, "markerfacecolor": "white"}
+            untrained = iterations == {0} and not set(begun_elsewhere(ds)) & set(panel_learners(ds))
+            label = "untrained" if untrained else label
+        else:
+            label += " (in the learner's colour)"
+        entries.append(entry(label, marker="o", markersize=4.5, **look))
+    return entries
+
+
+def quantity_entries(looks: dict[str, QuantityLook]) -> list[Artist]:
+    """Legend entries of the quantities of a panel; they are black, as colour belongs to the method."""
+    return [entry(look.label, color="black", marker=look.marker, linestyle=look.linestyle) for look in looks.values()]
+
+
+def notes(
+    num_seeds: int, diverged: xr.DataArray, tried: int, *, what: str = "task units", crossed: bool = True
+) -> list[Artist]:
+    """What the bands are, and how many of the ``tried`` units diverged, if any did.
+
+    ``crossed``: the figure puts a cross on means that lack such units.
+    """
+    band = Patch(color="black", alpha=BAND_ALPHA, linewidth=0, label=band_label(num_seeds))
+    if not int(diverged.sum()):
+        return [band]
+    label = f"{int(diverged.sum())} of {tried} {what} diverged: not in the means"
+    look: dict[str, Any] = {"linestyle": "none", "markersize": 6, "markeredgewidth": 1.1}
+    return [band, entry(label, color=GREY, marker="x" if crossed else "", **look)]
+
+
+def band_label(num_seeds: int) -> str:
+    """What the band of a summary over so many seeds is, and what its thin lines are."""
+    if num_seeds < 2:
+        return "one seed: no band"
+    if num_seeds > MAX_SEEDS_SHOWN:
+        return f"band: 95% t interval over {num_seeds} seeds"
+    return f"band: range over {num_seeds} seeds; thin: each seed"
+
+
+# ---- sentences of captions
+
+
+def caption_of(ds: xr.Dataset, values: xr.DataArray, *sentences: str, diverged: str | None = None) -> str:
+    """A caption: the sentences given, then those that every caption needs.
+
+    They say over how many seeds and tasks the means of ``values`` are, what the bands are, what diverged, and which
+    learners start from another one. ``diverged`` replaces the sentence on diverged task units in a figure that draws
+    something else.
+    """
+    lost = diverged_sentence(ds) if diverged is None else diverged
+    parts = (*sentences, _sample_sentence(values), _band_sentence(values), lost, warm_start_sentence(ds))
+    return " ".join(part for part in parts if part)
+
+
+def diverged_sentence(ds: xr.Dataset) -> str:
+    """How many task units diverged."""
+    counts, tried = diverged_units(ds)
+    lost = int(counts.sum())
+    if lost == 0:
+        return f"None of the {tried} task units (learner x seed x checkpoint x task) diverged."
+    verb = "is" if lost == 1 else "are"
+    return f"{lost} of {tried} task units (learner x seed x checkpoint x task) diverged and {verb} not in the means."
+
+
+def warm_start_sentence(ds: xr.Dataset) -> str:
+    """Which learners start from another learner's trained network; "" if none does."""
+    names = ", ".join(map(method_label, begun_elsewhere(ds)))
+    return f"The start of {names} is not the untrained network but the trained one of another learner." if names else ""
+
+
+def no_alpha_sentence(ds: xr.Dataset) -> str:
+    """Which learners are not drawn because their steps have no alpha, and why; "" if all have one."""
+    reasons = "; ".join(f"{method_label(name)}, {reason}" for name, reason in why_no_alpha(ds).items())
+    return f"Not drawn, as their inner steps are not alpha times the gradient: {reasons}." if reasons else ""
+
+
+def _sample_sentence(values: xr.DataArray) -> str:
+    """'Means are over 16 held-out tasks within each of 3 seeds, then over the seeds.'"""
+    seeds, tasks = seeds_with_values(values), tasks_per_seed(values)
+    if seeds < 2:
+        return f"Means are over {tasks} held-out tasks of one seed."
+    return f"Means are over {tasks} held-out tasks within each of {seeds} seeds, then over the seeds."
+
+
+def _band_sentence(values: xr.DataArray) -> str:
+    """What the bands over seeds are, which depends on how many seeds there are."""
+    seeds = seeds_with_values(values)
+    if seeds < 2:
+        return "There is one seed, so there is no band: nothing here shows how seeds differ."
+    if seeds > MAX_SEEDS_SHOWN:
+        return f"Bands are 95 % Student t intervals of the mean over {seeds} seeds, point by point."
+    return f"Bands are the range over the {seeds} seeds, not a confidence interval; thin lines are single seeds."

@@ -1,0 +1,158 @@
+"""Scales, ticks and reference lines of axes: what values are compared with, and where numbers stand.
+
+A reference is drawn and returned as one artist, which also serves as its legend entry. So each look is given once.
+"""
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import FixedFormatter, FixedLocator, Formatter, NullLocator
+
+from analysis.drawing.style import LIGHT_GREY
+from hessian_tools.curvature import DESCENT_THRESHOLD
+from hessian_tools.curvature import cosine_null as cosine_bounds
+
+# ---- references
+
+
+def threshold(ax: Axes, value: float = DESCENT_THRESHOLD, *, label: str = "") -> Line2D:
+    """Draw a dashed line at a threshold, without moving the limits of the axis.
+
+    By default it stands at 2: a gradient step lowers the quadratic model of the loss if and only if alpha rho < 2.
+    """
+    limits = ax.get_ylim()
+    look: dict[str, Any] = {"color": "black", "linestyle": (0, (4, 2)), "linewidth": 0.8}
+    line = ax.axhline(value, label=label, gid="threshold", zorder=2, **look)
+    ax.set_ylim(limits)
+    return line
+
+
+def cosine_null(ax: Axes, steps: int) -> Patch:
+    """Draw the band that the mean cosine lies in when the ``steps`` inner gradients are orthogonal."""
+    null = cosine_bounds(steps)
+    label = r"orthogonal gradients: $[1/K,\ 1/\sqrt{K}]$, " + f"$K={steps}$"
+    # The band is hatched, so that nobody takes it for a band over seeds.
+    look: dict[str, Any] = {"facecolor": "none", "edgecolor": LIGHT_GREY, "hatch": "/////", "linewidth": 0.0}
+    return ax.axhspan(null.low, null.high, label=label, gid="null", zorder=0.5, **look)
+
+
+def zero(ax: Axes) -> Line2D:
+    """Draw a thin line at 0."""
+    return ax.axhline(0.0, color="black", linewidth=0.6, gid="zero", zorder=1.5)
+
+
+def chance(ds: xr.Dataset, ax: Axes) -> list[Line2D]:
+    """Draw chance accuracy, 1 / ways, if the study says how many ways its tasks have; returns its legend entry."""
+    ways = ds.attrs.get("ways")
+    if not ways:
+        return []
+    look: dict[str, Any] = {"color": "black", "linestyle": (0, (1, 2)), "linewidth": 0.8}
+    return [ax.axhline(1 / float(ways), label=f"chance (1/{ways:g})", gid="chance", zorder=1.5, **look)]
+
+
+# ---- scales
+
+
+def step_axis(ax: Axes, num_points: int) -> None:
+    """Put one tick at each point of the inner loop, 0 to K."""
+    ax.xaxis.set_major_locator(FixedLocator(range(num_points)))
+    ax.set_xlim(-0.45, num_points - 0.55)
+
+
+def training_axis(ax: Axes, checkpoints: np.ndarray) -> None:
+    """Let x grow by decades from the first positive checkpoint on, with 0 on the axis; ticks are the checkpoints."""
+    positive = [int(point) for point in checkpoints if point > 0]
+    if positive and positive[-1] > 4 * positive[0]:
+        ax.set_xscale("symlog", linthresh=positive[0], linscale=0.5)
+    transform = ax.xaxis.get_transform()
+    places = transform.transform(np.asarray(checkpoints, dtype=float))
+    width = max(float(places[-1] - places[0]), 1e-9)
+    # The first and the last checkpoint have labels, and of those between, from the right, the ones with room.
+    order = [0, len(places) - 1, *range(len(places) - 2, 0, -1)]
+    labelled = _spaced((places - places[0]) / width, order, gap=0.17)
+    # 1500 is written as 1.5k: meta-iterations are long numbers in narrow panels.
+    texts = [f"{point / 1000:g}k" if point >= 1000 else f"{point}" for point in checkpoints]
+    _set_ticks(ax.xaxis, checkpoints, [text if index in labelled else "" for index, text in enumerate(texts)])
+    pad = 0.04 * width if len(places) > 1 else 1.0
+    ax.set_xlim(*transform.inverted().transform(np.array([places[0] - pad, places[-1] + pad])))
+
+
+def curvature_axis(ax: Axes, low: float, high: float) -> str:
+    """Set the scale of y for values of alpha rho between ``low`` and ``high``.
+
+    If all values are below a fifth of the threshold 2, the axis is linear and ends at the values. If they reach a fifth
+    of it, the axis is linear and shows the threshold. If they exceed three times the threshold, the axis is linear up
+    to the threshold and logarithmic beyond: there a loop diverges and its values may be anything, while learners differ
+    below. Returns the remark on the scale that a reader needs in the last case, else "".
+    """
+    if not np.isfinite([low, high]).all():
+        low, high = 0.0, DESCENT_THRESHOLD
+    if max(high, -low) > 3 * DESCENT_THRESHOLD:
+        ax.set_yscale("symlog", linthresh=DESCENT_THRESHOLD, linscale=1.5)
+        ax.set_ylim(1.3 * low if low < 0 else 0.0, max(1.3 * high, 1.2 * DESCENT_THRESHOLD))
+        # Powers of ten would let a reader take the linear part for a logarithmic one, so numbers are written plainly.
+        # 0 and the threshold come first where there is no room for all of them.
+        beyond = [digit * power for digit in (1, 5, 2) for power in _powers_of_ten(ax, 0)]
+        beyond = [value for value in beyond if value > DESCENT_THRESHOLD]
+        ticks = [0.0, *_both_signs([DESCENT_THRESHOLD, 1.0, 0.5, 1.5, *beyond])]
+        _set_spaced_ticks(ax, ticks, [f"{value:.15g}" for value in ticks])
+        inside = "below 2" if low >= -DESCENT_THRESHOLD else "within ±2"
+        return f"linear {inside}, logarithmic beyond"
+    top = max(high, DESCENT_THRESHOLD) if high >= DESCENT_THRESHOLD / 5 else high
+    pad = 0.06 * (top - min(low, 0.0)) or 1e-3
+    ax.set_ylim(min(low - pad, 0.0), top + pad)
+    return ""
+
+
+def decade_axis(ax: Axes, linear_width: float) -> None:
+    """Make y linear within ``linear_width`` of 0 and logarithmic beyond; ticks are 0 and the powers of ten there."""
+    ax.set_yscale("asinh", linear_width=linear_width)
+    transform = ax.yaxis.get_transform()
+    low, high = transform.transform(np.array(ax.get_ylim()))
+    pad = 0.03 * (high - low)  # matplotlib's own margin leaves half of an outermost marker outside
+    ax.set_ylim(*transform.inverted().transform(np.array([low - pad, high + pad])))
+    # No tick lies within the linear part: labels would crowd around 0.
+    powers = _powers_of_ten(ax, int(np.floor(np.log10(linear_width))))
+    powers = _both_signs([power for power in powers if power >= linear_width])
+    labels = [f"${'-' if value < 0 else ''}10^{{{round(np.log10(abs(value)))}}}$" for value in powers]
+    _set_spaced_ticks(ax, [0.0, *powers], ["0", *labels])
+
+
+def _powers_of_ten(ax: Axes, first: int) -> list[float]:
+    """The powers of ten from 10^first up to beyond the end of y."""
+    largest = max(abs(limit) for limit in ax.get_ylim())
+    return [10.0**power for power in range(first, max(int(np.ceil(np.log10(largest))), first) + 1)]
+
+
+def _both_signs(values: list[float]) -> list[float]:
+    return [sign * value for value in values for sign in (1.0, -1.0)]
+
+
+def _spaced(places: np.ndarray, order: list[int], *, gap: float) -> list[int]:
+    """Of the places [place], in shares of the axis, the indices of those at least ``gap`` from all earlier ones."""
+    kept: list[int] = []
+    for index in order:
+        if all(abs(places[index] - places[other]) >= gap for other in kept):
+            kept.append(index)
+    return kept
+
+
+def _set_spaced_ticks(ax: Axes, ticks: list[float], labels: list[str]) -> None:
+    """Set those ticks of y, the earlier ones first, that are in sight and at least 6 % of the axis apart."""
+    scale = ax.yaxis.get_transform().transform
+    start, end = scale(np.array(ax.get_ylim()))
+    places = (scale(np.array(ticks)) - start) / (end - start)
+    in_sight = [index for index, place in enumerate(places) if 0 <= place <= 1]
+    kept = sorted(_spaced(places, in_sight, gap=0.06), key=lambda index: ticks[index])
+    _set_ticks(ax.yaxis, [ticks[index] for index in kept], [Formatter.fix_minus(labels[index]) for index in kept])
+
+
+def _set_ticks(axis: Axis, ticks: Any, labels: list[str]) -> None:
+    axis.set_major_locator(FixedLocator(ticks))
+    axis.set_major_formatter(FixedFormatter(labels))
+    axis.set_minor_locator(NullLocator())

@@ -1,0 +1,271 @@
+"""``plot``: the picture that belongs to a result of the library, drawn from the Dataset that ``to_xarray`` makes."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from math import floor, log10
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.ticker import NullLocator
+
+from analysis.drawing import style
+from analysis.drawing.curves import BAND_ALPHA, error_bars
+from analysis.drawing.labelled import VERDICTS, axis_label, to_xarray
+from analysis.drawing.references import step_axis, zero
+from analysis.drawing.series import Series, name_axes, over_points, point_dims, split
+from analysis.drawing.style import DARK, GREY
+
+
+def plot(result: Any, ax: Axes | None = None, **options: Any) -> Axes:
+    """Draw a result, or the Dataset that ``to_xarray`` made of it, with its errors; returns the axes.
+
+    ax: where to draw; None makes a figure one column wide in the style of the house, which a notebook shows.
+    options: those of the plot of its kind, such as ``names=["displacement"]`` for a Trajectory or
+    ``name="frobenius_squared"`` for Moments.
+    Points are labelled by ``plot(to_xarray(result, dims=["inner_step"]))``.
+    Raises TypeError for a kind that has no plot.
+    """
+    ds = result if isinstance(result, xr.Dataset) else to_xarray(result)
+    kind = ds.attrs.get("kind")
+    if kind not in PLOTS:
+        raise TypeError(f"no plot for {kind or 'a Dataset that to_xarray did not make'}; there are {', '.join(PLOTS)}")
+    if ax is not None:
+        return PLOTS[kind](ds, ax, **options)
+    import matplotlib.pyplot as plt  # this chooses a backend, which only a figure of our own needs
+
+    with style.context():
+        return PLOTS[kind](ds, plt.subplots()[1], **options)
+
+
+# ---- eigenvalues
+
+_ENDS = {"eigenvalue_max": ("^", "largest algebraic"), "eigenvalue_min": ("v", "smallest algebraic")}
+
+
+def eigenvalues(ds: xr.Dataset, ax: Axes) -> Axes:
+    """Draw every eigenvalue of an EigenPairs or Extremes with its residual as a bar, open where it did not converge.
+
+    Those of one point stand against their rank; those of several points stand against the last axis of points, in one
+    colour for each label of the others. Triangles are the algebraic ends of the spectrum.
+    """
+    ends = {name: end for name, end in _ENDS.items() if name in ds}
+    dim, series = over_points(ds, "eigenvalue", "eigen_index")
+    for one in series:
+        # No lines join eigenvalues: the i-th by magnitude changes its sign from point to point.
+        _eigenvalue_markers(ax, one, "eigenvalue", ("eigen_index",) if dim is None else (dim, "eigen_index"), "o")
+        for name, (marker, _) in ends.items():
+            _eigenvalue_markers(
+                ax, one, name, ("end_index",) if dim is None else (dim, "end_index"), marker, shift=0.12
+            )
+        if one.label:
+            ax.plot([], [], color=one.color, marker="o", linestyle="none", label=one.label)
+    for marker, label in ends.values():
+        ax.plot([], [], color="black", marker=marker, linestyle="none", label=label)
+    if not all(ds[name].values.all() for name in ds.data_vars if str(name).endswith("_converged")):
+        ax.plot([], [], color="black", marker="o", markerfacecolor="white", linestyle="none", label="not converged")
+    zero(ax)
+    return name_axes(ax, ds["eigenvalue"], name="eigenvalue", dim=dim, x="rank")
+
+
+def _eigenvalue_markers(
+    ax: Axes, one: Series, name: str, dims: tuple[str, ...], marker: str, *, shift: float = 0.0
+) -> None:
+    """Draw a variable of eigenvalues; ``dims`` are those of its values, the first one along x.
+
+    ``shift`` is a share of the way to the next point. The algebraic ends are set beside the largest eigenvalues by
+    magnitude, because they are mostly the same numbers.
+    """
+    parts = (name, f"{name}_residual", f"{name}_converged")
+    y, error, converged = (one.ds[part].transpose(*dims).values for part in parts)
+    places = one.ds[dims[0]].values
+    places = places + shift * np.min(np.diff(places), initial=1.0)
+    x = np.broadcast_to(places.reshape(-1, *[1] * (y.ndim - 1)), y.shape)
+    error_bars(ax, x.ravel(), y.ravel(), error.ravel(), color=one.color, name=name)
+    look: dict[str, Any] = {"marker": marker, "linestyle": "none", "color": one.color, "zorder": 3}
+    for is_converged, fill, suffix in ((True, one.color, ""), (False, "white", ":open")):
+        chosen = np.isfinite(y) & (converged == is_converged)
+        ax.plot(x[chosen], y[chosen], markerfacecolor=fill, gid=f"{name}:{one.label}{suffix}", **look)
+
+
+def gram(ds: xr.Dataset, ax: Axes) -> Axes:
+    """Draw the falling eigenvalues of a GramSpectrum; a dotted line of the same colour marks the error of each point.
+
+    An eigenvalue below its error means nothing and is not drawn.
+    """
+    errors = []
+    for one in split(ds, point_dims(ds, "eigenvalue", "eigen_index")):
+        values, error = one.ds["eigenvalue"].values, float(one.ds["eigenvalue_error"])
+        if not np.isfinite(error):
+            continue
+        errors.append(error)
+        rank, shown = one.ds["eigen_index"].values + 1, np.where(values > error, values, np.nan)
+        ax.plot(rank, shown, color=one.color, marker="o", label=one.label or None, gid=f"eigenvalue:{one.label}")
+        ax.axhline(error, color=one.color, linestyle=":", linewidth=0.8, gid=f"error:{one.label}")
+    ax.set_yscale("log")
+    if errors and max(errors) > 0:
+        ax.set_ylim(bottom=min(error for error in errors if error > 0) / 3)
+        ax.plot([], [], color="black", linestyle=":", linewidth=0.8, label="rounding error")
+    return name_axes(ax, ds["eigenvalue"], name="Gauss-Newton eigenvalue", x="rank")
+
+
+# ---- the spectral density
+
+
+def density(ds: xr.Dataset, ax: Axes) -> Axes:
+    """Draw the share of eigenvalues per unit of curvature of a Density, with its band over the probes.
+
+    A stem with a head stands at each isolated node: an eigenvalue, or a cluster narrower than the kernel, with no other
+    eigenvalue within two widths of the kernel. Nothing is drawn of a point that is not finite. Artists have the gids
+    ``density:<point>``, ``band:<point>``, ``isolated:<point>``.
+    """
+    series = split(ds, point_dims(ds, "density", "grid"))
+    series = [one for one in series if np.isfinite(one.ds["density"].values).all()]
+    # An outlier is one of many eigenvalues. So the axis is logarithmic, down to a fifth of the peak of a single one.
+    peaks = [1 / (one.ds.attrs["num_params"] * float(one.ds["width"]) * np.sqrt(2 * np.pi)) for one in series]
+    bottom = min((0.2 * peak for peak in peaks), default=1e-3)
+    ax.set_yscale("log", nonpositive="clip")
+    for one in series:
+        _density_curve(ax, one, bottom)
+    if series:
+        label = f"{100 * ds.attrs['confidence']:g}% band over probes"
+        ax.fill_between([], [], color="black", alpha=BAND_ALPHA, linewidth=0, label=label)
+    if any(one.ds["node_isolated"].values.any() for one in series):
+        ax.plot([], [], color="black", linewidth=0.8, marker="o", markersize=2.5, label="isolated eigenvalue")
+    ax.set_ylim(bottom, 2 * max((float(one.ds["density_high"].max()) for one in series), default=1.0))
+    remark = _density_scale(ax, [float(np.abs(one.ds["node_value"]).max()) for one in series])
+    unit = axis_label("eigenvalue", ds["curvature"].attrs["units"])
+    return name_axes(ax, ds["density"], name="density", x=unit + remark)
+
+
+def _density_curve(ax: Axes, one: Series, bottom: float) -> None:
+    x, y, low, high = (one.ds[name].values for name in ("curvature", "density", "density_low", "density_high"))
+    ax.fill_between(x, low, high, color=one.color, alpha=BAND_ALPHA, linewidth=0, gid=f"band:{one.label}")
+    width = f"width {float(one.ds['width']):.2g}"
+    label = f"{one.label} ({width})" if one.label else f"kernel {width}"
+    ax.plot(x, y, color=one.color, label=label, gid=f"density:{one.label}")
+    nodes = np.unique(one.ds["node_value"].values[one.ds["node_isolated"].values.astype(bool)])
+    heights = np.interp(nodes, x, y)
+    ax.vlines(nodes, bottom / 10, heights, color=one.color, linewidth=0.8, gid=f"stems:{one.label}")
+    ax.plot(nodes, heights, linestyle="none", marker="o", markersize=2.5, color=one.color, gid=f"isolated:{one.label}")
+
+
+def _density_scale(ax: Axes, reaches: list[float]) -> str:
+    """Set the scale of x for points whose spectra reach so far from 0; returns a remark on it, or "".
+
+    It is linear. But one linear axis cannot show two points if one reaches over four times as far as the other; then it
+    is linear only as far as the nearest one reaches.
+    """
+    if not reaches or max(reaches) <= 4.0 * min(reaches) or min(reaches) == 0:
+        return ""
+    ax.set_xscale("asinh", linear_width=min(reaches))
+    decades = [10.0**power for power in range(floor(log10(min(reaches))), floor(log10(max(reaches))) + 1)]
+    ticks = [*(-value for value in reversed(decades)), 0.0, *decades]
+    ax.set_xticks(ticks, [f"{value:g}".replace("-", "\N{MINUS SIGN}") for value in ticks])
+    ax.xaxis.set_minor_locator(NullLocator())
+    return f"\n(linear within ±{min(reaches):.2g}, logarithmic beyond)"
+
+
+# ---- estimates, directions, checks, trajectories
+
+
+def estimate(ds: xr.Dataset, ax: Axes, *, name: str = "estimate") -> Axes:
+    """Draw a variable of an Estimate or Moments, which ``name`` chooses ("trace", "frobenius_squared").
+
+    Of one point, each probe is a dot, their mean a line, and one standard error each way a band. Of several, the means
+    stand against the last axis of points, with bars of one standard error each way.
+    """
+    dim, series = over_points(ds, name)
+    for one in series:
+        value, error = one.ds[name].values, one.ds[f"{name}_stderr"].values
+        if dim is not None:
+            x = one.ds[dim].values
+            error_bars(ax, x, value, error, color=one.color, name=one.label)
+            ax.plot(x, value, color=one.color, marker="o", label=one.label or None, gid=f"{name}:{one.label}")
+            continue
+        samples = one.ds[f"{name}_sample"].values
+        dots: dict[str, Any] = {"marker": "o", "markersize": 2.0, "linestyle": "none", "alpha": 0.5}
+        ax.plot(np.arange(len(samples)), samples, color=one.color, label="each probe", gid=f"samples:{name}", **dots)
+        ax.axhspan(value - error, value + error, color=one.color, alpha=BAND_ALPHA, linewidth=0, gid=f"band:{name}")
+        # Rounded without an exponent: 140, not 1.4e+02.
+        mean, half = (f"{float(f'{float(number):.{digits}g}'):.12g}" for number, digits in ((value, 4), (error, 2)))
+        ax.axhline(float(value), color=one.color, label=f"mean, {mean} ± {half}", gid=f"{name}:")
+    low, high = ax.get_ylim()
+    if low <= 0 <= high:
+        zero(ax)
+    words = "squared Frobenius norm" if name == "frobenius_squared" else name
+    return name_axes(ax, ds[name], name=words, dim=dim, x="probe")
+
+
+def along(ds: xr.Dataset, ax: Axes) -> Axes:
+    """Draw rho of a GradientCurvature against the last axis of points, inside its bound -|Hg|/|g| to |Hg|/|g|."""
+    dim, series = over_points(ds, "rho")
+    for one in series:
+        part = one.ds if dim is not None else one.ds.expand_dims("point")
+        x, rho, bound = (part[name].values for name in (dim or "point", "rho", "hg_ratio"))
+        ax.fill_between(x, -bound, bound, color=one.color, alpha=BAND_ALPHA / 2, linewidth=0, gid=f"bound:{one.label}")
+        ax.plot(x, bound, color=one.color, linestyle="--", linewidth=0.8, gid=f"hg_ratio:{one.label}")
+        ax.plot(x, rho, color=one.color, marker="o", label=one.label or None, gid=f"rho:{one.label}")
+    ax.plot([], [], color="black", marker="o", label=r"$\rho$")
+    ax.plot([], [], color="black", linestyle="--", linewidth=0.8, label=r"$|Hg|\,/\,|g|$")
+    if dim is None:
+        ax.set_xticks([])
+    zero(ax)
+    return name_axes(ax, ds["rho"], name=r"curvature along the gradient $\rho$", dim=dim)
+
+
+def findings(ds: xr.Dataset, ax: Axes) -> Axes:
+    """Draw the error over the allowed error of each finding of a Check: left of 1 it passes.
+
+    A finding that was not judged has words in place of a marker.
+    """
+    least = 1e-6  # where an error of exactly 0 is drawn on the logarithmic axis
+    names = ds["finding"].attrs["flag_meanings"].split()
+    for row, name in enumerate(names):
+        value, allowed, verdict = (ds[part].values[row] for part in ("value", "allowed", "passed"))
+        ratio = value / allowed if allowed > 0 else 0.0
+        ratio = ratio if np.isfinite(ratio) else 1e3
+        if verdict == VERDICTS[None]:
+            ax.text(1e-3, row, "not judged", color=GREY, va="center", ha="center", gid=f"open:{name}")
+        elif verdict == VERDICTS[True]:
+            ax.plot(max(ratio, least), row, marker="o", color=DARK, linestyle="none", gid=f"passed:{name}")
+        else:
+            # A check can fail for another reason than its error, so the marker is kept to the right of 1.
+            ax.plot(max(ratio, 3.0), row, marker="X", color="#b2182b", linestyle="none", gid=f"wrong:{name}")
+    ax.axvline(1.0, color="black", linestyle=(0, (4, 2)), linewidth=0.8, gid="allowed")
+    ax.set_xscale("log")
+    ax.set_xlim(left=least / 2, right=max(10.0, ax.get_xlim()[1]))
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    ax.set_xlabel("error / allowed error")
+    return ax
+
+
+def trajectory(ds: xr.Dataset, ax: Axes, *, names: Sequence[str] = ("support_loss", "query_loss")) -> Axes:
+    """Draw one or two variables of a Trajectory, of one unit, over the inner steps: every task is a line."""
+    if not 1 <= len(names) <= 2:
+        raise ValueError(f"names={list(names)}: give one or two variables, such as 'support_loss'")
+    steps = ds["inner_step"].values
+    for name, color, linestyle in zip(names, (DARK, GREY), ("-", "--"), strict=False):
+        tasks = ds[name].transpose(..., "inner_step").values.reshape(-1, len(steps))
+        look: dict[str, Any] = {"color": color, "linestyle": linestyle, "linewidth": 1.2 if len(tasks) < 5 else 0.6}
+        for task, values in enumerate(tasks):
+            label = name.replace("_", " ") if task == 0 else None
+            ax.plot(steps, values, label=label, gid=f"{name}:{task}", marker="o", **look)
+    step_axis(ax, len(steps))
+    return name_axes(ax, ds[names[0]], name=" and ".join(names).replace("_", " "), x="inner step")
+
+
+PLOTS: dict[str, Callable[..., Axes]] = {
+    "GradientCurvature": along,
+    "Check": findings,
+    "Density": density,
+    "EigenPairs": eigenvalues,
+    "Estimate": estimate,
+    "Extremes": eigenvalues,
+    "GramSpectrum": gram,
+    "Moments": partial(estimate, name="trace"),
+    "Trajectory": trajectory,
+}
+"""Kind of result to the function that draws it."""

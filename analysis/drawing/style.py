@@ -1,0 +1,156 @@
+"""How figures look: rcParams as data, at the width they are printed, and one look for each method.
+
+Sizes are final. A figure drawn under ``context(width="single")`` is 3.25 inches wide and goes into a paper's column
+without scaling, so that text of 8 pt is 8 pt on paper.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+from zlib import crc32
+
+import matplotlib as mpl
+
+Width = Literal["single", "double"]
+Line = Literal["-", "--", "-.", ":"]
+
+INCHES: dict[str, float] = {"single": 3.25, "double": 6.75}
+"""Width of one column and of the full text of a two-column paper."""
+
+DPI = 300
+"""Resolution of the PNG files."""
+
+# Journals refuse Type 3 fonts, matplotlib's default. Type 42 embeds TrueType outlines.
+TRUETYPE: dict[Any, Any] = {"pdf.fonttype": 42, "ps.fonttype": 42}
+
+# This holds for every figure from here on: a user saves the axes of ``analysis.plot`` outside of any context.
+mpl.rcParams.update(TRUETYPE)
+
+_PARAMETERS: dict[Any, Any] = TRUETYPE | {
+    # STIX comes with matplotlib. A Times font is missing on a bare machine, and matplotlib would replace it silently.
+    "font.family": "STIXGeneral",
+    "mathtext.fontset": "stix",
+    **dict.fromkeys(["font.size", "axes.labelsize", "axes.titlesize", "figure.labelsize", "figure.titlesize"], 8.0),
+    **dict.fromkeys(["legend.fontsize", "legend.title_fontsize"], 7.5),
+    **dict.fromkeys(["xtick.labelsize", "ytick.labelsize"], 7.0),
+    "lines.linewidth": 1.2,
+    "lines.markersize": 3.5,
+    "lines.markeredgewidth": 0.8,
+    "hatch.linewidth": 0.5,
+    **dict.fromkeys(["patch.linewidth", "axes.linewidth", "xtick.major.width", "ytick.major.width"], 0.6),
+    **dict.fromkeys(["xtick.major.size", "ytick.major.size"], 2.5),
+    **dict.fromkeys(["xtick.minor.size", "ytick.minor.size"], 1.5),
+    **dict.fromkeys(["axes.spines.top", "axes.spines.right"], False),
+    "axes.axisbelow": True,
+    "axes.titlelocation": "left",
+    "axes.titlepad": 4.0,
+    "axes.labelpad": 2.5,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.linewidth": 0.4,
+    "grid.color": "#e4e4e4",
+    "legend.frameon": False,
+    "legend.handlelength": 2.2,
+    "legend.columnspacing": 1.4,
+    "legend.borderaxespad": 0.2,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "hessian-tools",  # without a salt the ids in an SVG file differ from run to run
+    "savefig.dpi": DPI,
+    "figure.dpi": 150,
+    "figure.constrained_layout.use": True,
+    **dict.fromkeys(["savefig.facecolor", "figure.facecolor"], "white"),
+}
+
+
+@dataclass(frozen=True)
+class MethodStyle:
+    """Colour, marker and line of one method. Marker and line tell methods apart without colour."""
+
+    color: str
+    marker: str
+    linestyle: Line
+
+
+GREY = "#6f6f6f"
+LIGHT_GREY = "#b9b9b9"
+DARK = "#333333"
+"""Stands for "the method's own colour" where a legend speaks of all methods."""
+
+CONTROL = MethodStyle(GREY, "s", ":")
+"""The look of an untrained control, whatever its name: grey belongs to what was not trained."""
+
+# A colour belongs to one method, in every figure. The first six colours are those of Okabe and Ito (2008) without
+# their yellow, which vanishes on white. A learner without SHOT is drawn solid, the same learner with SHOT dashed.
+METHODS: dict[str, MethodStyle] = {
+    "supervised": MethodStyle("#000000", "X", "-."),
+    "maml": MethodStyle("#0072B2", "o", "-"),
+    "maml-shot": MethodStyle("#D55E00", "^", "--"),
+    "fomaml": MethodStyle("#009E73", "D", "-"),
+    "fomaml-shot": MethodStyle("#E69F00", "v", "--"),
+    "anil": MethodStyle("#CC79A7", "P", "-"),
+    "anil-shot": MethodStyle("#8B6508", "<", "--"),
+    "boil": MethodStyle("#56B4E9", "h", "-"),
+    "boil-shot": MethodStyle("#332288", ">", "--"),
+    "meta-sgd": MethodStyle("#882255", "p", "-"),
+    "meta-sgd-shot": MethodStyle("#DDAA33", "*", "--"),
+    "reptile": MethodStyle("#999933", "d", "-"),
+    "reptile-shot": MethodStyle("#EE3377", "8", "--"),
+    "leo": MethodStyle("#44AA99", "H", "-"),
+    "leo-shot": MethodStyle("#663311", "s", "--"),
+}
+
+# Colours of Tol's muted scheme, which is safe for colour-blind readers, that differ from the colours above.
+_SPARE_COLORS = ("#CC6677", "#AA4499", "#117733", "#4B6A9B", "#A0522D", "#7F7F00")
+_SPARE_MARKERS = ("p", "*", "d", "8", "H", "s")
+_SPARE_LINES: tuple[Line, ...] = ("-", "--", "-.")
+
+
+def method_style(name: str) -> MethodStyle:
+    """The look of one method: from the table of known methods, or computed from the name alone.
+
+    A method keeps its look whatever else is in the study, because the rule reads only the name. Two names outside the
+    table can share a colour; their marker and line come from other digits of the same number and mostly still differ.
+    """
+    key = name.lower().replace("_", "-")
+    if key in METHODS:
+        return METHODS[key]
+    number = crc32(key.encode())  # unlike hash(), crc32 gives the same number in every process
+    color = _SPARE_COLORS[number % len(_SPARE_COLORS)]
+    marker = _SPARE_MARKERS[number // 64 % len(_SPARE_MARKERS)]
+    return MethodStyle(color, marker, _SPARE_LINES[number // 4096 % len(_SPARE_LINES)])
+
+
+_SPELLINGS = {"metasgd": "Meta-SGD", "reptile": "Reptile"}
+_SPELLINGS |= {name: name.upper() for name in ("maml", "fomaml", "anil", "boil", "leo", "shot")}
+
+
+def method_label(name: str) -> str:
+    """A learner's name as a reader writes it.
+
+    >>> method_label("maml-shot"), method_label("meta-sgd")
+    ('MAML + SHOT', 'Meta-SGD')
+    """
+    parts = name.replace("_", "-").replace("meta-sgd", "metasgd").split("-")
+    words = [_SPELLINGS.get(part.lower(), part) for part in parts]
+    return " ".join("+ SHOT" if word == "SHOT" and position else word for position, word in enumerate(words))
+
+
+def rc_params(*, width: Width = "single", height: float | None = None) -> dict[Any, Any]:
+    """All rcParams for a figure of one final width.
+
+    width: "single" for one column of a paper, "double" for its full text.
+    height: inches; None makes it 0.75 of the width.
+    Raises ValueError for another width.
+    """
+    if width not in INCHES:
+        raise ValueError(f"width {width!r} is not known; use one of {', '.join(INCHES)}")
+    inches = INCHES[width]
+    return _PARAMETERS | {"figure.figsize": (inches, 0.75 * inches if height is None else height)}
+
+
+@contextmanager
+def context(*, width: Width = "single", height: float | None = None) -> Iterator[None]:
+    """Draw under the rcParams of ``rc_params``; the caller's own come back afterwards."""
+    with mpl.rc_context(rc_params(width=width, height=height)):
+        yield

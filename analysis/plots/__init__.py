@@ -1,1 +1,0 @@
-"""Plots: pure functions ``(ds, ax, ...) -> ax``, one concept a file; every mean they draw is made in ``summary``."""

@@ -1,0 +1,81 @@
+"""How deep and how busy our own code is: frames of a product, and calls of an eigenvalue run.
+
+``python -m benchmarks.calls`` prints both for every engine. A frame or a call is our own if its file lies in
+``hessian_tools``. What happens inside the loss (the user's network) is not counted.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import hessian_tools as ht
+from hessian_tools.loss import Loss
+
+LIBRARY = str(Path(ht.__file__).parent)
+ROUTES = ("direct", "kept", "traced")
+
+
+class Profile:
+    """Counts our own calls, and the longest chain of our own frames that are on the stack together."""
+
+    def __init__(self) -> None:
+        self.calls = self.deepest = 0
+        self._depth = self._inside_loss = 0
+
+    def of(self, function: Callable[[], object]) -> "Profile":
+        """The profile of one call of the function."""
+        sys.setprofile(self._count)
+        try:
+            function()
+        finally:
+            sys.setprofile(None)
+        return self
+
+    def _count(self, frame: FrameType, event: str, _: Any) -> None:
+        if event not in ("call", "return") or not frame.f_code.co_filename.startswith(LIBRARY):
+            return
+        step = 1 if event == "call" else -1
+        if self._inside_loss or frame.f_code is Loss.__call__.__code__:
+            self._inside_loss += step
+            return
+        self._depth += step
+        if event == "call":
+            self.calls += 1
+            self.deepest = max(self.deepest, self._depth)
+
+
+def problem() -> tuple[Loss, torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+    """An MLP 8-16-3 with the cross-entropy of 20 examples, at three points."""
+    generator = torch.Generator().manual_seed(0)
+    model = ht.seeded(lambda: nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 3)), seed=0)
+    theta, layout = ht.flatten(model)
+    thetas = theta + 0.1 * torch.randn(3, len(theta), generator=generator)
+    batch = torch.randn(3, 20, 8, generator=generator), torch.randint(3, (3, 20), generator=generator)
+    return ht.make_loss(model, F.cross_entropy, layout), thetas, batch
+
+
+def main() -> None:
+    """Prints the table; every operator has been used before it is measured."""
+    loss, thetas, batch = problem()
+    v = torch.ones_like(thetas)
+    print(
+        f"{'engine':10s} {'frames of H.mv(v)':>18s} {'calls of H.mv(v)':>18s} {'calls of top_eigenpairs, k = 3':>32s}"
+    )
+    for route in (*ROUTES, "auto"):
+        H = ht.hessian(loss, thetas, batch, route=route)
+        profiles = []
+        for function in (lambda H=H: H.mv(v), lambda H=H: ht.top_eigenpairs(H, k=3)):
+            function()
+            profiles.append(Profile().of(function))
+        product, eigenpairs = profiles
+        print(f"{route:10s} {product.deepest:18d} {product.calls:18d} {eigenpairs.calls:32d}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""From samples to figures: medians, ratios, errors, and whether a goal is reached. Nothing here runs or prints."""
+
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, Literal
+
+import torch
+
+from benchmarks.race import Entry
+from benchmarks.rows import MAX_ERROR, META_GRADIENT, SHOT_COST, Rival, Row
+
+Clock = Literal["wall", "cpu"]
+CLOCKS = {"wall": "seconds", "cpu": "cpu_seconds"}
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The figures of one contestant in a row.
+
+    seconds: the median over the rounds; of the whole task, or of one product where the row counts products.
+    first: seconds of the whole first call, also where the row counts products, because tracing is done once.
+    matvecs: products at one point.
+    """
+
+    seconds: float
+    first: float | None
+    error: float | None
+    matvecs: float | None
+
+
+@dataclass(frozen=True)
+class Line:
+    """Ours against one rival.
+
+    absent: the reason why there are no figures. ratio: of the medians, theirs over ours, or ours over theirs where
+    the goal is an upper limit. low, high: the smallest and largest ratio of a round. cpu_ratio: the ratio by processor
+    time, which other users of the machine change less. share: which part of the rate of matrix products the
+    convolutions of one of our products reach.
+    """
+
+    row: Row
+    rival: Rival
+    absent: str | None = None
+    ours: Figures | None = None
+    theirs: Figures | None = None
+    ratio: float | None = None
+    low: float | None = None
+    high: float | None = None
+    cpu_ratio: float | None = None
+    share: float | None = None
+
+    @property
+    def goal_reached(self) -> str:
+        """ "yes", "stretch", "no", or "-" without a goal or a figure."""
+        goal, stretch = self.rival.goal, self.rival.stretch
+        if goal is None or self.ratio is None or self.ours is None:
+            return "-"
+        if self.row.at_most:
+            return "yes" if self.ratio <= goal else "no"
+        # Speed counts for nothing where the eigenvalues are wrong.
+        if self.row.quantity == "top5" and (self.ours.error is None or self.ours.error >= MAX_ERROR):
+            return "no (error)"
+        if stretch is not None and self.ratio >= stretch:
+            return "stretch"
+        return "yes" if self.ratio >= goal else "no"
+
+
+def compare(row: Row, entries: list[Entry], points: int, clock: Clock = "wall") -> list[Line]:
+    """Ours, the first entry, against each of the others. clock: the one that ratios and goals are judged by."""
+    ours, *others = entries
+    return [_line(row, rival, ours, theirs, points, clock) for rival, theirs in zip(row.rivals, others, strict=True)]
+
+
+def _line(row: Row, rival: Rival, ours: Entry, theirs: Entry, points: int, clock: Clock) -> Line:
+    absent = f"ours: {ours.absent}" if ours.absent else theirs.absent
+    if absent or not (ours.samples and theirs.samples):
+        return Line(row, rival, absent or "no round")
+
+    def ratio(a: float, b: float) -> float:
+        return a / b if row.at_most else b / a
+
+    a, b = (_times(row, entry.samples, clock) for entry in (ours, theirs))
+    cpu_a, cpu_b = (_times(row, entry.samples, "cpu") for entry in (ours, theirs))
+    ratios = [ratio(x, y) for x, y in zip(a, b, strict=True)]
+    floor = theirs.samples[-1]  # only the floor measures the rate of matrix products
+    share = None
+    if "matmul_flop_per_second" in floor:
+        share = float(floor["product_flop"] / median(a) / floor["matmul_flop_per_second"])
+    return Line(
+        row,
+        rival,
+        ours=_figures(row, ours, points, clock),
+        theirs=_figures(row, theirs, points, clock),
+        ratio=ratio(median(a), median(b)),
+        low=min(ratios),
+        high=max(ratios),
+        cpu_ratio=ratio(median(cpu_a), median(cpu_b)),
+        share=share,
+    )
+
+
+def _figures(row: Row, entry: Entry, points: int, clock: Clock) -> Figures:
+    first = None if entry.first is None else entry.first[CLOCKS[clock]]
+    counts = row.quantity not in ("products", META_GRADIENT, SHOT_COST)
+    matvecs = entry.samples[-1]["num_matvecs"] / points if counts else None
+    return Figures(median(_times(row, entry.samples, clock)), first, entry.error, matvecs)
+
+
+def _times(row: Row, samples: list[dict[str, Any]], clock: Clock) -> list[float]:
+    products = row.quantity == "products"
+    return [sample[CLOCKS[clock]] / (sample["num_matvecs"] if products else 1) for sample in samples]
+
+
+def error(row: Row, values: list[list[float]] | None, reference: list[list[float]] | None) -> float | None:
+    """The error of a row's values [point][number] in the row's own measure; None where nothing is to be compared."""
+    if values is None or reference is None:
+        return None
+    if row.quantity == META_GRADIENT:
+        return error_of_vector(values, reference)
+    return (worst_error if row.quantity == "top5" else error_to_norm)(values, reference)
+
+
+def worst_error(values: list[list[float]], reference: list[list[float]]) -> float:
+    """The largest relative error of magnitudes, in order of magnitude, so that the order of ties does not matter."""
+    ours, true = (torch.tensor(v, dtype=torch.float64).abs().sort(-1).values for v in (values, reference))
+    return float(((ours - true).abs() / true).max())
+
+
+def error_to_norm(values: list[list[float]], reference: list[list[float]]) -> float:
+    """The largest error of whole spectra, in order of value, over the largest magnitude at the point."""
+    ours, true = (torch.tensor(v, dtype=torch.float64).sort(-1).values for v in (values, reference))
+    return float(((ours - true).abs().amax(-1) / true.abs().amax(-1)).max())
+
+
+def error_of_vector(values: list[list[float]], reference: list[list[float]]) -> float:
+    """The norm of the difference over the norm of the reference."""
+    ours, true = (torch.tensor(v, dtype=torch.float64) for v in (values, reference))
+    return float((ours - true).norm() / true.norm())

@@ -1,0 +1,73 @@
+"""Whether the gradients of an inner loop point the same way, and what to compare that with."""
+
+import math
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from hessian_tools.curvature.directions.gradient_curvature import in_units
+from hessian_tools.torch_fixes.precision import full_precision
+
+
+@dataclass(frozen=True)
+class Null:
+    """What a quantity is under its null hypothesis, where nothing but chance is at work.
+
+    low, high: the interval in which the quantity then lies, with certainty. mean, std: its mean and standard
+    deviation; NaN where the hypothesis does not fix them.
+    """
+
+    low: float
+    high: float
+    mean: float = math.nan
+    std: float = math.nan
+
+
+def cosine_null(steps: int) -> Null:
+    """Where the mean of :func:`cos_displacement` over K steps lies if the gradients are orthogonal: [1/K, 1/sqrt(K)].
+
+    The squared cosines then sum to one. Their mean is 1/sqrt(K) for gradients of equal norms, and 1/K if one gradient
+    is all of the displacement; between the two it depends on the norms, so the null has no mean.
+    Raises ValueError for fewer than one step.
+
+    >>> cosine_null(4)
+    Null(low=0.25, high=0.5, mean=nan, std=nan)
+    """
+    if steps < 1:
+        raise ValueError(f"steps={steps}: give the number of inner gradients, 1 or more")
+    return Null(1 / steps, steps**-0.5)
+
+
+@full_precision
+def cos_displacement(
+    gradients: Float[Tensor, "*point step param"], displacement: Float[Tensor, "*point param"]
+) -> Float[Tensor, "*point step"]:
+    """cos(-g_k, theta_K - theta_0) at every inner step k; NaN where either is zero (Lee 2023, figure 3).
+
+    Compare its mean with :func:`cosine_null`, which orthogonal gradients already reach.
+
+    >>> import torch
+    >>> cos_displacement(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([-1.0, -1.0]))
+    tensor([0.7071, 0.7071])
+    """
+    gradients, displacement = in_units(gradients)[0], in_units(displacement)[0]
+    dot = -(gradients * displacement[..., None, :]).sum(-1)
+    return dot / (gradients.norm(dim=-1) * displacement.norm(dim=-1)[..., None])
+
+
+def alignment(gram: Float[Tensor, "*point step step"]) -> Float[Tensor, "*point"]:
+    """A = (|sum_k g_k|^2 / sum_k |g_k|^2 - 1) / (K - 1), from the Gram matrix of the K inner gradients.
+
+    A is 0 when the gradients are orthogonal whatever their norms, 1 when they are equal, and negative when they
+    oscillate. It is NaN for K < 2 and for zero gradients. Orthogonality is a weak null hypothesis: for any network
+    A -> 1 as the step size -> 0.
+
+    >>> import torch
+    >>> float(alignment(torch.ones(3, 3))), float(alignment(torch.eye(3)))
+    (1.0, 0.0)
+    """
+    steps = gram.shape[-1]
+    gram = gram / in_units(gram.diagonal(dim1=-2, dim2=-1))[1][..., None, None]
+    trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
+    return (gram.sum((-2, -1)) - trace) / ((steps - 1) * trace)

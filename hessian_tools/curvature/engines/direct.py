@@ -1,0 +1,78 @@
+"""The direct engine: forward over reverse, batched over points and vectors by ``vmap``; nothing is kept."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hessian_tools.curvature.engines.evaluate import Batching, over_columns, over_points
+from hessian_tools.curvature.engines.memory import MemoryBudget
+from hessian_tools.curvature.objective.indexing import at_points, own_memory, slices
+from hessian_tools.curvature.objective.matrix import Matrix
+from hessian_tools.curvature.objective.objective import Objective
+from hessian_tools.loss import Batch
+
+
+@dataclass(frozen=True)
+class DirectProducts:
+    """Products at the points of one group, computed from the start each time.
+
+    multiply, multiply_block: ``(thetas, batch, vectors) -> products`` at many points, for each batch; with one vector
+    [param] or with a block [param, probe] at each point. at_once: how many products may run together.
+    """
+
+    objective: Objective
+    multiply: tuple[Callable[..., Tensor], ...]
+    multiply_block: tuple[Callable[..., Tensor], ...]
+    at_once: int
+    memory: MemoryBudget
+
+    nbytes: ClassVar[int] = 0
+
+    def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
+        """Each point's matrix times its columns, in as many pieces as the memory needs."""
+        objective, at_once = self.objective, max(1, self.at_once >> self.memory.refusals)
+        batches, weights = objective.batches, objective.weights
+        out = torch.empty_like(V, memory_format=torch.contiguous_format)
+        # One loop in one function, because every function between H.mv and the loss is a frame more.
+        for rows in slices(len(V), max(1, at_once // V.shape[-1])):
+            thetas = own_memory(objective.thetas[rows])
+            here = batches if objective.shared or len(thetas) == len(V) else [at_points(b, rows) for b in batches]
+            for columns in slices(V.shape[-1], at_once):
+                # A single vector is not batched: vmap over one column costs as much as over several.
+                one = columns.stop - columns.start == 1
+                vectors = V[rows, :, columns.start] if one else V[rows, :, columns]
+                total: Tensor | int = 0
+                functions = self.multiply if one else self.multiply_block
+                for weight, batch, function in zip(weights, here, functions, strict=True):
+                    total = total + weight * function(thetas, batch, vectors).detach()
+                out[rows, :, columns] = total[..., None] if one else total
+        return out
+
+    def select(self, points: Int[Tensor, " chosen"], objective: Objective) -> "DirectProducts":
+        """The same at some of the points, where the objective is the one given."""
+        return replace(self, objective=objective)
+
+    def can_be_halved(self, V: Tensor) -> bool:
+        """Whether fewer products than now could run together."""
+        return min(self.at_once, V.shape[0] * V.shape[-1]) >> self.memory.refusals > 1
+
+
+def direct_products(
+    objective: Objective, matrix: Matrix, batching: Batching, at_once: int, memory: MemoryBudget
+) -> DirectProducts:
+    """The products of a matrix at the points of one group. at_once: how many may run together."""
+    multiply = partial(matrix.product, objective.loss)
+
+    def multiply_block(theta: Tensor, batch: Batch, columns: Tensor) -> Tensor:
+        return over_columns(partial(multiply, theta, batch), columns, batching=batching)
+
+    functions = (
+        tuple(over_points(function, b, 1, shared=objective.shared, batching=batching) for b in objective.batches)
+        for function in (multiply, multiply_block)
+    )
+    return DirectProducts(objective, *functions, at_once, memory)

@@ -1,0 +1,410 @@
+"""The door to the engines: what a user may choose, and products prepared by the engine that fits."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Protocol, get_args, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.func import grad
+
+from hessian_tools.curvature.engines.choice import ENGINES, EngineName, Route, choose_engine
+from hessian_tools.curvature.engines.compiled.compiled_products import CompiledProducts, Traced
+from hessian_tools.curvature.engines.compiled.trace_cache import is_traced, traced_product
+from hessian_tools.curvature.engines.direct import direct_products
+from hessian_tools.curvature.engines.double_backward import is_scripted, kept_graphs
+from hessian_tools.curvature.engines.evaluate import Batching, evaluate, raise_explained, weighted_sum
+from hessian_tools.curvature.engines.memory import (
+    FORWARDS_PER_PRODUCT,
+    KEPT_FORWARDS,
+    MemoryBudget,
+    checked_budget,
+    largest_forward,
+)
+from hessian_tools.curvature.engines.torch_errors import NoForwardDerivative, NoOtherWay, explained
+from hessian_tools.curvature.objective.matrix import HESSIAN, Matrix
+from hessian_tools.curvature.objective.objective import Objective
+from hessian_tools.loss import Loss
+from hessian_tools.torch_fixes.precision import full_precision
+from hessian_tools.validation import check_whole
+
+# How many vectors of every point are reckoned with when points are taken together: what an eigenvalue run keeps.
+VECTORS_OF_A_POINT = 48
+
+
+@runtime_checkable
+class Products(Protocol):
+    """What every engine makes for one group of points: their products, with all that is kept between two of them."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are kept."""
+        ...
+
+    def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
+        """Each point's matrix times its columns."""
+        ...
+
+    def select(self, points: Int[Tensor, " chosen"], objective: Objective) -> "Products | None":
+        """The same at some of the points, where the objective is the one given; None to have them made anew."""
+        ...
+
+    def can_be_halved(self, V: Tensor) -> bool:
+        """Whether less memory would do if fewer points were taken together."""
+        ...
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What a user may choose about the way to products and other derivatives; made by :func:`checked_engine`.
+
+    route: the engine, or "auto". batching: "vmap" takes points and vectors together, "loop" one by one. chunk: how many
+    products run at once, None to measure what fits. memory: the bytes for them.
+    """
+
+    route: Route = "auto"
+    batching: Batching = "vmap"
+    chunk: int | None = None
+    memory: MemoryBudget = field(default_factory=MemoryBudget)
+
+    def prepare(self, objective: Objective, matrix: Matrix) -> "PreparedProducts | JoinedProducts":
+        """The products of a matrix at every point of the objective; the work is done at the first of them."""
+        if matrix is not HESSIAN and ENGINES.get(self.route) == "double_backward":
+            raise ValueError(f"route={self.route!r} keeps graphs of Hessians alone; pass 'auto', 'direct' or 'traced'")
+        groups = tuple(PreparedProducts(part, matrix, self, Findings()) for part in objective.by_group())
+        return groups[0] if len(groups) == 1 else JoinedProducts(objective, matrix, self, groups)
+
+    def products_at_once(self, objective: Objective) -> int:
+        """How many direct products may run together: what was asked for, else what fits; costs a forward pass."""
+        return self.chunk if self.chunk is not None else self.fitting_products(largest_forward(objective), objective)
+
+    def fitting_products(self, forward: int, objective: Objective) -> int:
+        """As many direct products as fit in memory, at least one. forward: bytes that one forward pass makes."""
+        budget = self.memory.budget(objective.thetas.device)
+        return max(1, budget // (FORWARDS_PER_PRODUCT * max(1, forward)))
+
+    @full_precision
+    def gradients(self, objective: Objective) -> Float[Tensor, "point param"]:
+        """The gradient at every point."""
+        return objective.join([self._group_gradients(part) for part in objective.by_group()])
+
+    def _group_gradients(self, objective: Objective) -> Tensor:
+        def piece(rows: slice) -> Tensor:
+            part = objective.select(torch.arange(rows.start, rows.stop, device="cpu"))
+            return weighted_sum(part, evaluate(part, grad(objective.loss), batching=self.batching))
+
+        def kept_piece(rows: slice) -> Tensor:
+            part = objective.select(torch.arange(rows.start, rows.stop, device="cpu"))
+            return torch.stack([gradient.detach() for gradient in kept_graphs(part).gradients])
+
+        total = len(objective.thetas)
+        at_once = min(self.products_at_once(objective), total)
+        try:
+            return torch.cat(self.memory.in_pieces(total, piece, at_once=at_once))
+        except (torch.OutOfMemoryError, NoOtherWay):
+            raise
+        except RuntimeError as refusal:
+            if not self.reverse_may_do(objective, refusal):
+                raise
+            return instead(lambda: torch.cat(self.memory.in_pieces(total, kept_piece, at_once=1)), refusal)
+
+    def reverse_may_do(self, objective: Objective, refusal: BaseException) -> bool:
+        """Whether a derivative that was refused may be had from a kept graph."""
+        # A network has run plainly on the first point, so what torch refuses may be the fault of vmap or forward mode.
+        return isinstance(refusal, NoForwardDerivative) or (
+            isinstance(objective.loss, Loss) and self.batching == "vmap"
+        )
+
+
+def checked_engine(
+    *,
+    route: Route = "direct",
+    batching: Batching = "vmap",
+    chunk: int | None = None,
+    max_memory: float | int | None = None,
+) -> Engine:
+    """The engine of a user's options, see :func:`~hessian_tools.curvature.hessian`. Raises ValueError."""
+    check_whole(chunk=chunk)
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk={chunk}: give the number of products to run at once, 1 or more, or None to measure")
+    if batching not in get_args(Batching):
+        raise ValueError(f"batching={batching!r} is not known; give 'vmap' or 'loop'")
+    if route not in get_args(Route):
+        raise ValueError(f"route={route!r} is not known; give 'auto', 'direct', 'kept' or 'traced'")
+    if batching == "loop" and ENGINES.get(route) == "compiled":
+        raise ValueError(f"route={route!r} takes points together; pass route='direct' or 'kept' with batching='loop'")
+    return Engine(route, batching, chunk, checked_budget(max_memory))
+
+
+@dataclass
+class Findings:
+    """What is known about the products at a group of points; selections of these points share it with the whole.
+
+    announced: how many products were announced, over all points. forward: bytes that one forward pass makes. traces:
+    those of the product for each batch, empty where it cannot be traced. reverse_only: the loss turned out to have no
+    forward derivative. engine: the engine last taken.
+    """
+
+    announced: int = 0
+    forward: int | None = None
+    traces: tuple[Traced, ...] | None = None
+    reverse_only: bool = False
+    engine: EngineName | None = None
+
+
+@dataclass
+class PreparedProducts:
+    """The products of a matrix at points whose batches have one shape, by the engine that fits them.
+
+    The engine is chosen, and what its products share is computed, at the first product; it is then kept for the next
+    ones. This is the only object of the engines that changes.
+    """
+
+    objective: Objective
+    matrix: Matrix
+    engine: Engine
+    findings: Findings
+    current: Products | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are kept between two products."""
+        return 0 if self.current is None else self.current.nbytes
+
+    @property
+    def engines(self) -> tuple[EngineName, ...]:
+        """The engine that was taken last, at these points or at some of them."""
+        return () if self.findings.engine is None else (self.findings.engine,)
+
+    def announce(self, num_products: int) -> None:
+        """Says that so many products of each point will follow, so that the engine can be chosen for all of them."""
+        total = num_products * len(self.objective.thetas)
+        if total > self.findings.announced:
+            self.findings.announced = total
+            if self.current is not None and self.findings.engine != self._choose(num_products):
+                self.current = None
+
+    def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
+        """Each point's matrix times its columns."""
+        if V.numel() == 0:
+            return torch.zeros_like(V)
+        first_refusal: BaseException | None = None
+        while True:
+            try:
+                if self.current is None:
+                    self.current = self._made(self._choose(V.shape[-1]))
+                return self.current.products(V)
+            except torch.OutOfMemoryError:
+                if not self._can_be_halved(V):
+                    raise
+                out_of_memory = True
+            except RuntimeError as error:
+                out_of_memory, refusal = False, explained(error)
+                if first_refusal is not None:
+                    self.findings.reverse_only = False
+                    if not isinstance(refusal, NoOtherWay):
+                        raise first_refusal from None
+                if first_refusal is not None or not self._reverse_may_do(refusal):
+                    raise_explained(error)
+                first_refusal, self.findings.reverse_only = refusal, True
+            # What was kept for all points goes: pieces make their own, and it would lie beside each of them.
+            self.current = None
+            if out_of_memory:  # remembered out here, where the error is gone, and with it what its frames held
+                self.engine.memory.refuse()
+
+    def select(self, points: Int[Tensor, " chosen"]) -> "PreparedProducts":
+        """The products at some of the points, with what has been kept for these."""
+        objective = self.objective.select(points)
+        current = None if self.current is None else self.current.select(points, objective)
+        return replace(self, objective=objective, current=current)
+
+    @full_precision
+    def points_at_once(self) -> int:
+        """For how many points results should be asked for together, within the memory."""
+        thetas, memory = self.objective.thetas, self.engine.memory
+        most = max(1, memory.budget(thetas.device) // (VECTORS_OF_A_POINT * thetas.shape[1] * thetas.element_size()))
+        if self.engine.route != "direct":
+            # Without a choice yet, a trace is reckoned to keep as much as a graph: making one here would cost seconds.
+            most = min(most, self.fitting_points(ENGINES.get(self.engine.route, "double_backward")))
+        return max(1, most >> memory.refusals)
+
+    def fitting_points(self, name: EngineName) -> int:
+        """For how many points an engine may keep what their products share, if the device refuses none."""
+        thetas, engine, num_batches = self.objective.thetas, self.engine, len(self.objective.batches)
+        if engine.chunk is not None:
+            return max(1, engine.chunk * FORWARDS_PER_PRODUCT // (KEPT_FORWARDS * num_batches))
+        budget = engine.memory.budget(thetas.device)
+        if name == "compiled":
+            traces = self._traces()
+            working = max((trace.working_bytes(thetas.device, budget) for trace in traces), default=0)
+            return max(1, (budget - working) // max(1, sum(trace.kept_bytes for trace in traces)))
+        return max(1, budget // (KEPT_FORWARDS * num_batches * max(1, self._forward())))
+
+    def _choose(self, columns: int) -> EngineName:
+        """The engine for these points. columns: how many products of each point are asked for now."""
+        objective, engine, findings = self.objective, self.engine, self.findings
+        is_hessian = self.matrix is HESSIAN
+        if is_hessian and ENGINES.get(engine.route) != "double_backward" and is_scripted(objective.loss):
+            if engine.route != "auto":
+                raise ValueError(f"route={engine.route!r}: of a scripted network it may be wrong; pass route='kept'")
+            return "double_backward"
+        if engine.route != "auto":
+            return ENGINES[engine.route]
+        if findings.reverse_only:
+            return "double_backward"
+        if not isinstance(objective.loss, Loss) or engine.batching == "loop" or engine.chunk is not None:
+            return "direct"
+        theta, batches = objective.thetas[0], objective.batches_at(0)
+        choose = partial(
+            choose_engine,
+            device=theta.device,
+            forward=self._forward(),
+            num_points=len(objective.thetas),
+            num_products=max(findings.announced, columns * len(objective.thetas)),
+            kept_graphs=is_hessian,
+        )
+        known = bool(findings.traces) or all(is_traced(self.matrix.name, objective.loss, theta, b) for b in batches)
+        name = choose(compiled_before=known, compilable=findings.traces != ())
+        return name if name != "compiled" or self._traces() else choose(compilable=False)
+
+    def _made(self, name: EngineName) -> Products:
+        """What the products of an engine share, at all points together or, where that does not fit, piece by piece."""
+        objective, engine = self.objective, self.engine
+        self.findings.engine = name
+        if name == "direct":
+            at_once = engine.chunk or engine.fitting_products(self._forward(), objective)
+            return direct_products(objective, self.matrix, engine.batching, at_once, engine.memory)
+        if name == "compiled" and not self._traces():
+            raise ValueError(
+                f"route={engine.route!r}: this product cannot be traced, because the network takes its way by the "
+                "values of its parameters or uses what a trace cannot follow; pass route='auto' or 'direct'"
+            )
+        fitting = min(len(objective.thetas), self.fitting_points(name))
+        make = partial(self._kept_at, name)
+        if len(objective.thetas) <= fitting >> engine.memory.refusals:
+            return make(objective)
+        return PiecewiseProducts(objective, make, fitting, engine.memory)
+
+    def _kept_at(self, name: EngineName, objective: Objective) -> Products:
+        if name == "double_backward":
+            return kept_graphs(objective, KEPT_FORWARDS * len(objective.batches) * (self.findings.forward or 0))
+        thetas, memory = objective.thetas.contiguous(), self.engine.memory
+        budget = memory.budget(thetas.device) >> memory.refusals
+        parts = [
+            trace.at(thetas, batch, shared=objective.shared, budget=budget)
+            for trace, batch in zip(self._traces(), objective.batches, strict=True)
+        ]
+        return CompiledProducts(objective.weights, tuple(parts))
+
+    def _forward(self) -> int:
+        if self.findings.forward is None:
+            self.findings.forward = largest_forward(self.objective)
+        return self.findings.forward
+
+    def _traces(self) -> tuple[Traced, ...]:
+        """The traces of the product for each batch; empty where it cannot be traced."""
+        if self.findings.traces is None:
+            loss, theta, batches = self.objective.loss, self.objective.thetas[0].clone(), self.objective.batches_at(0)
+            product = partial(self.matrix.product, loss)
+            traces = [traced_product(product, self.matrix.name, loss, theta, batch) for batch in batches]
+            self.findings.traces = tuple(trace for trace in traces if trace) if all(traces) else ()
+        return self.findings.traces
+
+    def _can_be_halved(self, V: Tensor) -> bool:
+        """Whether fewer points together would need less memory than what was just refused."""
+        if self.current is None:  # refused while it was made, which is tried once for all points
+            return len(V) > 1 and self.engine.memory.refusals == 0
+        return self.current.can_be_halved(V)
+
+    def _reverse_may_do(self, refusal: BaseException) -> bool:
+        """Whether reverse over reverse is allowed, has not been tried, and may differentiate what was refused."""
+        if self.engine.route != "auto" or self.matrix is not HESSIAN or self.findings.engine == "double_backward":
+            return False
+        return not isinstance(refusal, NoOtherWay) and self.engine.reverse_may_do(self.objective, refusal)
+
+
+@dataclass(frozen=True)
+class JoinedProducts:
+    """The products at points whose batches differ in shape, group by group."""
+
+    objective: Objective
+    matrix: Matrix
+    engine: Engine
+    groups: tuple[PreparedProducts, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are kept between two products."""
+        return sum(group.nbytes for group in self.groups)
+
+    @property
+    def engines(self) -> tuple[EngineName, ...]:
+        """The engines that were taken last, each once."""
+        return tuple(dict.fromkeys(name for group in self.groups for name in group.engines))
+
+    def announce(self, num_products: int) -> None:
+        """Says that so many products of each point will follow, so that the engines can be chosen for all of them."""
+        for group in self.groups:
+            group.announce(num_products)
+
+    def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
+        """Each point's matrix times its columns."""
+        pairs = zip(self.groups, self.objective.groups, strict=True)
+        return self.objective.join([prepared.products(V[group.positions]) for prepared, group in pairs])
+
+    def select(self, points: Int[Tensor, " chosen"]) -> "PreparedProducts | JoinedProducts":
+        """The products at some of the points, with what has been kept for these."""
+        located = zip(self.groups, self.objective.locate(points), strict=True)
+        groups = tuple(group.select(members) for group, (members, _) in located if len(members))
+        if len(groups) == 1:
+            return groups[0]
+        return JoinedProducts(self.objective.select(points), self.matrix, self.engine, groups)
+
+    def points_at_once(self) -> int:
+        """For how many points results should be asked for together, within the memory."""
+        return min(group.points_at_once() for group in self.groups)
+
+
+@dataclass(frozen=True)
+class PiecewiseProducts:
+    """Products at more points than can be kept for together: what is kept for a piece is let go before the next one.
+
+    make: what the products of a piece share, from its objective. at_once: points of a piece before any refusal.
+    """
+
+    objective: Objective
+    make: Callable[[Objective], Products]
+    at_once: int
+    memory: MemoryBudget
+    nbytes: int = 0
+
+    def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
+        """Each point's matrix times its columns."""
+
+        def piece(rows: slice) -> Tensor:
+            part = self.objective.select(torch.arange(rows.start, rows.stop, device="cpu"))
+            return self.make(part).products(V[rows])
+
+        return torch.cat(self.memory.in_pieces(len(V), piece, at_once=self.at_once))
+
+    def select(self, points: Int[Tensor, " chosen"], objective: Objective) -> None:
+        """Made anew, because fewer points may fit together."""
+        return
+
+    def can_be_halved(self, V: Tensor) -> bool:
+        """Never: pieces have been halved already until one point was refused."""
+        return False
+
+
+def instead(function: Callable[[], Tensor], refusal: RuntimeError) -> Tensor:
+    """The result of another way; raises the first refusal where torch refuses that way as well."""
+    try:
+        return function()
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        if isinstance(explained(error), NoOtherWay):
+            raise_explained(error)
+        raise refusal from None

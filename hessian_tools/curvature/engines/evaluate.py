@@ -1,0 +1,79 @@
+"""A function of one point, evaluated at all points of an objective together or one by one."""
+
+from collections.abc import Callable
+from typing import Any, Literal, NoReturn
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.func import vmap
+from torch.utils import _pytree as pytree
+
+from hessian_tools.curvature.engines.torch_errors import explained
+from hessian_tools.curvature.objective.indexing import at_point, own_memory
+from hessian_tools.curvature.objective.objective import Objective
+from hessian_tools.loss import Batch
+from hessian_tools.torch_fixes.precision import full_precision
+
+Batching = Literal["vmap", "loop"]
+
+
+@full_precision
+def evaluate(objective: Objective, function: Callable[..., Any], *rest: Tensor, batching: Batching) -> list[Any]:
+    """``function(theta, batch, *rest)`` at every point, stacked; one result for each batch of a single group.
+
+    rest: further tensors with a leading point axis.
+    """
+    thetas = own_memory(objective.thetas)
+    try:
+        return [
+            over_points(function, batch, len(rest), shared=objective.shared, batching=batching)(thetas, batch, *rest)
+            for batch in objective.batches
+        ]
+    except RuntimeError as error:
+        raise_explained(error)
+
+
+def raise_explained(error: RuntimeError) -> NoReturn:
+    """Raises the error in better words, or as it is where there are none."""
+    better = explained(error)
+    if better is error:
+        raise error
+    raise better from error
+
+
+def over_points(
+    function: Callable[..., Any], batch: Batch, num_rest: int, *, shared: bool, batching: Batching
+) -> Callable[..., Any]:
+    """The function of many points, ``(thetas, batch, *rest)``, from the one of a single point; results are stacked."""
+    if batching == "vmap":
+        dims = None if shared else pytree.tree_map(_batched_axis, batch)
+        return vmap(function, in_dims=(0, dims, *[0] * num_rest))
+
+    def one_by_one(thetas: Tensor, batch: Batch, *rest: Tensor) -> Any:
+        batches = (batch if shared else at_point(batch, i) for i in range(len(thetas)))
+        results = [function(*arguments) for arguments in zip(thetas, batches, *rest, strict=True)]
+        return pytree.tree_map(lambda *leaves: torch.stack(leaves), *results)
+
+    return one_by_one
+
+
+def over_columns(
+    function: Callable[[Tensor], Tensor], columns: Float[Tensor, "_ column"], *, batching: Batching
+) -> Tensor:
+    """The function of each column, as columns; all at once, or one by one where points are taken one by one."""
+    if batching == "loop":
+        return torch.stack([function(v) for v in columns.mT], dim=-1)
+    if columns.shape[-1] == 1:
+        return function(columns[:, 0])[:, None]
+    return vmap(function, in_dims=1)(columns).mT  # not out_dims=1, with which vmap fails on a constant product
+
+
+def _batched_axis(leaf: object) -> int | None:
+    return 0 if isinstance(leaf, Tensor) else None
+
+
+def weighted_sum(objective: Objective, terms: list[Tensor]) -> Tensor:
+    """The mean over the batches of a single group, from one term for each."""
+    scaled = [weight * term for weight, term in zip(objective.weights, terms, strict=True)]
+    return torch.stack(scaled).sum(0).detach() if len(scaled) > 1 else scaled[0].detach()

@@ -1,0 +1,193 @@
+"""Images by class: in memory, each class with as many as the others, or in a decoded file, classes of any size."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from hessian_tools.data.episodes import check_choice, text_digest
+
+TURNS = ("", "/rot090", "/rot180", "/rot270")  # what the names of the classes of turned images end in
+
+
+class DisjointClasses:
+    """What all sets of classes have in common: every class is in one split at most, and a split is asked for by name.
+
+    Raises ValueError where a class is in two splits, a split names a position without a class, or all are empty.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    splits: Mapping[str, tuple[int, ...]]
+
+    def __post_init__(self) -> None:
+        members = sorted(position for positions in self.splits.values() for position in positions)
+        if len(set(members)) != len(members):
+            raise ValueError(f"a class of {self.name} is in two splits; meta-test classes must be new ones")
+        if not members:
+            raise ValueError(f"the splits of {self.name} hold no class; give at least one split, such as 'train'")
+        if members[0] < 0 or members[-1] >= len(self.class_names):
+            outside = members[0] if members[0] < 0 else members[-1]
+            last = len(self.class_names) - 1
+            raise ValueError(f"a split of {self.name} holds class {outside}; use positions 0 to {last}")
+
+    def classes(self, split: str) -> tuple[int, ...]:
+        """The positions of a split's classes; ValueError, with the nearest name, where there is no such split."""
+        return self.splits[check_choice("split", split, self.splits)]
+
+
+@dataclass(frozen=True, eq=False)
+class ImageClasses(DisjointClasses):
+    """Images by class, each class with the same number of them.
+
+    images: uint8 [class, example, channel, height, width], with ink (or light) as the high values. The array may be
+        memory-mapped, and is never written to.
+    splits: the positions of the classes by the name of the split; no class may be in two splits.
+    digest: SHA-256 (hex) of the images, as defined by the reader that made this object.
+    scale: the pixel value that stands for 1.0, which is 1 for binary images and 255 for grey or colour.
+    """
+
+    name: str
+    images: np.ndarray
+    class_names: tuple[str, ...]
+    splits: Mapping[str, tuple[int, ...]]
+    digest: str
+    scale: int = 1
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != np.uint8 or self.images.ndim != 5:
+            raise ValueError(
+                f"images of {self.name} are {self.images.dtype} of shape {self.images.shape}; "
+                "use uint8 [class, example, channel, height, width]"
+            )
+        count, num_names = len(self.images), len(set(self.class_names))
+        if len(self.class_names) != count or num_names != count:
+            raise ValueError(
+                f"{self.name} has {count} classes of images and {num_names} different class names; "
+                "give one name to each class"
+            )
+        super().__post_init__()
+
+    @property
+    def examples_per_class(self) -> int:
+        """The number of images of each class."""
+        return self.images.shape[1]
+
+    @property
+    def example_shape(self) -> tuple[int, ...]:
+        """(channel, height, width)."""
+        return self.images.shape[2:]
+
+    def count(self, position: int) -> int:
+        """The number of images of a class, which is the same for all."""
+        return self.examples_per_class
+
+    def take(
+        self, classes: Int[np.ndarray, " way"], examples: Int[np.ndarray, "example way"]
+    ) -> Float[Tensor, "row channel height width"]:
+        """The images at these positions, divided by ``scale``; only the images asked for are read or converted."""
+        return _unit_floats(self.images[classes, examples], self.scale)
+
+
+@dataclass(frozen=True, eq=False)
+class StoredClasses(DisjointClasses):
+    """Images by class in an .npy file of uint8 [image, channel, height, width], class after class.
+
+    counts: the number of images of each class of the file, in its order. pixels_digest: SHA-256 (hex) of the pixels.
+    layout, split_rule: what the data were read from, and how they are divided, in words.
+    rotations: whether each class of the file stands for four, its images turned by 0, 90, 180 and 270 degrees
+        counterclockwise. Then class_names and splits are those of the four times as many classes.
+
+    A pickle of it holds the name of the file, so that no images are sent to other processes.
+    """
+
+    name: str
+    file: Path
+    counts: tuple[int, ...]
+    class_names: tuple[str, ...]
+    splits: Mapping[str, tuple[int, ...]]
+    pixels_digest: str
+    layout: str
+    split_rule: str
+    rotations: bool = False
+    scale: int = 255
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.images  # mapped now, it can be read even after another process has put a newer cache in its place
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {each.name: getattr(self, each.name) for each in fields(self)}
+
+    @cached_property
+    def images(self) -> np.ndarray:
+        """The file, memory-mapped for reading."""
+        try:
+            return np.load(self.file, mmap_mode="r", allow_pickle=False)
+        except FileNotFoundError:
+            raise ValueError(f"the decoded images {self.file} are gone; open the data set again") from None
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the pixels, of the classes and their sizes, and of whether they are turned."""
+        shape = [int(n) for n in self.images.shape]
+        return text_digest(self.pixels_digest, shape, self.class_names, self.counts, self.rotations)
+
+    @property
+    def example_shape(self) -> tuple[int, ...]:
+        """(channel, height, width)."""
+        return self.images.shape[1:]
+
+    @property
+    def turns(self) -> int:
+        """How many classes one class of the file stands for."""
+        return len(TURNS) if self.rotations else 1
+
+    def count(self, position: int) -> int:
+        """The number of images of a class."""
+        return self.counts[position // self.turns]
+
+    def take(
+        self, classes: Int[np.ndarray, " way"], examples: Int[np.ndarray, "example way"]
+    ) -> Float[Tensor, "row channel height width"]:
+        """The images at these positions, turned and divided by ``scale``; only these are read or converted."""
+        pixels = np.asarray(self.images[self._starts[classes // self.turns] + examples])
+        for way, turn in enumerate(classes % self.turns):
+            if turn:
+                pixels[:, way] = np.rot90(pixels[:, way], int(turn), axes=(-2, -1))
+        return _unit_floats(pixels, self.scale)
+
+    @cached_property
+    def _starts(self) -> Int[np.ndarray, " class"]:
+        """The row of the file at which each class begins."""
+        return np.cumsum(self.counts, dtype=np.int64) - self.counts
+
+
+def turned_names(class_names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names of the four classes that each class stands for, side by side.
+
+    >>> turned_names(("a",))
+    ('a', 'a/rot090', 'a/rot180', 'a/rot270')
+    """
+    return tuple(name + turn for name in class_names for turn in TURNS)
+
+
+def turned_positions(positions: tuple[int, ...]) -> tuple[int, ...]:
+    """The positions of the classes of ``turned_names``.
+
+    >>> turned_positions((1,))
+    (4, 5, 6, 7)
+    """
+    return tuple(len(TURNS) * position + turn for position in positions for turn in range(len(TURNS)))
+
+
+def _unit_floats(pixels: UInt8[np.ndarray, "example way ..."], scale: int) -> Float[Tensor, "row ..."]:
+    """Stored values as float32 in new memory, with the value ``scale`` as 1."""
+    x = torch.from_numpy(pixels).flatten(0, 1).to(torch.float32)
+    return x if scale == 1 else x / scale

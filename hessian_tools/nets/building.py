@@ -1,0 +1,162 @@
+"""Building a network: from a seed, or by the import path of one of your own; and what any network must be.
+
+A network can be trained and measured if it maps examples to outputs of the right shape and has no hidden state.
+"""
+
+import sys
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from functools import partial
+from hashlib import sha256
+from importlib import import_module
+from inspect import signature
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.parameter import UninitializedParameter
+
+from hessian_tools.layout import flatten
+from hessian_tools.loss import make_loss
+from hessian_tools.rng import stream, stream_seed
+
+
+def seeded(build: Callable[[], nn.Module], *, seed: int) -> nn.Module:
+    """A network whose initial parameters depend on the seed alone; the global random state is left unchanged.
+
+    It is built on the CPU, whose numbers are the same everywhere, even where the default device is another.
+    """
+    # Not by torch.manual_seed, which seeds every GPU and, where none is in use yet, the first that will be.
+    number = int.from_bytes(stream_seed(seed, "initial parameters")[:7], "little")
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=gpus), torch.device("cpu"):
+        torch.default_generator.manual_seed(number)
+        if gpus:
+            torch.cuda.manual_seed_all(number)
+        return build()
+
+
+def load_network(
+    target: str, *, outputs: int, input_shape: tuple[int, ...], options: Mapping[str, Any] | None = None
+) -> Callable[[], nn.Module]:
+    """A function that builds the network named by ``"package.module:name"``, a class or a function that makes one.
+
+    The class or function is called with ``options`` as keywords, and with ``outputs`` and ``input_shape`` (of one
+    example) where its signature has them and ``options`` do not. The module is looked for as ``import`` does, then in
+    the working folder. Importing it runs its code. Raises ValueError, in a line or two, for what cannot be found or
+    called so, and, when the network is built, for what is not an ``nn.Module``; see :func:`refuse_unfit` for the rest.
+
+    >>> build = load_network("hessian_tools.nets:Conv4", outputs=5, input_shape=(3, 32, 32), options={"width": 16})
+    >>> build().head
+    Linear(in_features=64, out_features=5, bias=True)
+    """
+    factory = _factory(target)
+    try:
+        takes = signature(factory)
+    except (TypeError, ValueError):
+        raise ValueError(f"{target} does not say which arguments it takes; wrap it in a function of yours") from None
+    known = {"outputs": outputs, "input_shape": tuple(input_shape)}
+    keywords = {name: value for name, value in known.items() if name in takes.parameters} | dict(options or {})
+    try:
+        takes.bind(**keywords)
+    except TypeError as e:
+        raise ValueError(
+            f"{target} cannot be called with {', '.join(keywords) or 'nothing'}: {e}; it takes {takes}"
+        ) from e
+    return partial(_build, factory, target, keywords)
+
+
+def source_digest(target: str) -> str:
+    """SHA-256 of the file that ``"package.module:name"`` is imported from: runs with the same digest ran the same code.
+
+    Code which that file imports in turn is not covered.
+    """
+    file = _import(target.partition(":")[0], target).__file__
+    return sha256(Path(file).read_bytes()).hexdigest() if file else ""
+
+
+def refuse_unfit(model: nn.Module, *, outputs: int, input_shape: tuple[int, ...]) -> None:
+    """Refuse a network that does not map [example, *input_shape] to [example, outputs], or that has hidden state.
+
+    It takes a few forward passes on four examples of standard normal numbers. Raises ValueError (HiddenStateError for
+    hidden state) that names what is wrong. The model, its buffers and the random state are left unchanged.
+    """
+    name = type(model).__name__
+    if any(isinstance(p, UninitializedParameter) for p in model.parameters()):
+        raise ValueError(f"{name} has lazy layers, whose shapes are not known yet; give them their sizes")
+    theta, layout = flatten(model)
+    x = torch.randn(4, *input_shape, generator=stream(0, "an input to look at shapes"))
+    buffers = {key: buffer.clone() for key, buffer in model.named_buffers()}  # a forward pass may change them
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            y = functional_call(model, layout.unflatten(theta) | buffers, (x,))
+    except Exception as e:  # a forward pass may raise anything
+        raise ValueError(f"{name} cannot take examples of shape {tuple(input_shape)}: {_one_line(e)}") from e
+    if not isinstance(y, Tensor) or y.shape != (4, outputs):
+        got = f"shape {tuple(y.shape)}" if isinstance(y, Tensor) else f"a {type(y).__name__}"
+        raise ValueError(
+            f"{name} makes {got} of 4 examples of shape {tuple(input_shape)};"
+            f" the tasks need a tensor of shape (4, {outputs})"
+        )
+    make_loss(model, lambda out, _: out.sum(), layout).refuse_hidden_state(theta, (x, None))
+
+
+def _build(factory: Callable[..., Any], target: str, keywords: Mapping[str, Any]) -> nn.Module:
+    try:
+        model = factory(**keywords)
+    except ValueError:
+        raise
+    except Exception as e:  # the user's code may raise anything
+        raise ValueError(f"{target} with {dict(keywords)} failed: {_one_line(e)}") from e
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{target} makes a {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
+def _factory(target: str) -> Callable[..., Any]:
+    """The class or function that an import path names."""
+    path, colon, name = target.partition(":")
+    if not (path and colon and name):
+        raise ValueError(f"{target!r} is not the import path of a network; write package.module:name")
+    module = _import(path, target)
+    factory = getattr(module, name, None)
+    if factory is None:
+        known = [n for n, v in vars(module).items() if isinstance(v, type | FunctionType) and not n.startswith("_")]
+        near = get_close_matches(name, known, n=1)
+        held = f"it has {', '.join(known[:8]) or 'no class and no function'}"
+        raise ValueError(f"{target}: module {path} has no {name!r}; {f'did you mean {near[0]!r}?' if near else held}")
+    if isinstance(factory, nn.Module):
+        raise ValueError(f"{target} is a network whose parameters are already drawn; name the class or a function")
+    if not callable(factory):
+        raise ValueError(f"{target} is a {type(factory).__name__}; name a class or a function that makes a network")
+    return factory
+
+
+def _import(path: str, target: str) -> ModuleType:
+    """The module as ``import`` finds it, or from the working folder, where a console script does not look."""
+    folder = str(Path.cwd())
+    added = folder not in sys.path
+    if added:
+        sys.path.append(folder)  # last, so that nothing in it hides another package
+    try:
+        return import_module(path)
+    except ModuleNotFoundError as e:
+        if e.name is None or not f"{path}.".startswith(f"{e.name}."):  # the module exists but imports a missing one
+            raise ValueError(f"{target}: importing {path} failed: {e}") from e
+        raise ValueError(
+            f"{target}: there is no module {e.name!r} in {folder} or on Python's path; start from the folder"
+            " that holds it, or add that folder to PYTHONPATH"
+        ) from e
+    except Exception as e:
+        raise ValueError(f"{target}: importing {path} failed: {_one_line(e)}") from e
+    finally:
+        if added:
+            sys.path.remove(folder)
+
+
+def _one_line(error: Exception) -> str:
+    """The type of an error and the first line of its message."""
+    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])

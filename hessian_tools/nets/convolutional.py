@@ -1,0 +1,127 @@
+"""The convolutional networks of few-shot learning, Conv4 and ResNet-12, and the layers that both consist of."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from torch import Tensor, nn
+
+NORMALISATIONS = ("batch", "group", "none")
+NEGATIVE_SLOPE = 0.1  # of the leaky ReLU in ResNet-12
+
+
+class Conv4(nn.Module):
+    """Four blocks of convolution, normalisation, ReLU and max-pooling, then a linear head (Vinyals 2016).
+
+    outputs: numbers that come out for each image. width: the number of filters in each block; 32, 64 and 128 are
+    usual. input_shape: (channels, height, width) of an image. normalisation: "batch" (always by the statistics of the
+    batch at hand), "group" (``groups`` must divide the width) or "none".
+    """
+
+    def __init__(
+        self,
+        outputs: int,
+        *,
+        width: int = 64,
+        input_shape: tuple[int, int, int] = (1, 28, 28),
+        normalisation: str = "batch",
+        groups: int = 8,
+    ) -> None:
+        super().__init__()
+        _refuse_small_images(input_shape)
+        channels, height, columns = input_shape
+        blocks = []
+        for inputs in (channels, width, width, width):
+            layers = _convolution(inputs, width, normalisation=normalisation, groups=groups)
+            blocks.append(nn.Sequential(*layers, nn.ReLU(), nn.MaxPool2d(2)))
+        self.body = nn.Sequential(*blocks)
+        self.head = nn.Linear(width * (height // 16) * (columns // 16), outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images [example, channel, height, width] -> outputs [example, output]."""
+        return self.head(self.body(x).flatten(1))
+
+
+class ResNet12(nn.Module):
+    """Four residual blocks of three 3x3 convolutions, each ending in max-pooling; global mean; a linear head.
+
+    This is ResNet-12 as few-shot learning uses it (Oreshkin 2018, TADAM; Lee 2019, MetaOptNet), but without dropout
+    and DropBlock, which draw random numbers: a loss must be a function of its parameters.
+
+    widths: the number of filters in each block, (64, 128, 256, 512) or (64, 160, 320, 640). outputs, input_shape,
+    normalisation, groups: as in Conv4. residual: which blocks have their shortcut (1x1 convolution, normalisation).
+    BOIL removes it from the last one, (True, True, True, False), so that the inner loop can change what the head sees
+    (Oh 2021). Convolutions begin Kaiming-normal over their outputs, as in MetaOptNet.
+    """
+
+    def __init__(
+        self,
+        outputs: int,
+        *,
+        widths: Sequence[int] = (64, 128, 256, 512),
+        input_shape: tuple[int, int, int] = (3, 84, 84),
+        normalisation: str = "batch",
+        groups: int = 8,
+        residual: Sequence[bool] = (True, True, True, True),
+    ) -> None:
+        super().__init__()
+        if len(widths) != 4 or len(residual) != 4:
+            raise ValueError(f"widths={list(widths)} and residual={list(residual)} need four entries, one per block")
+        _refuse_small_images(input_shape)
+        inputs = (input_shape[0], *widths[:3])
+        convolution = partial(_convolution, normalisation=normalisation, groups=groups)
+        blocks = [
+            _ResidualBlock(*sizes, convolution=convolution) for sizes in zip(inputs, widths, residual, strict=True)
+        ]
+        self.body = nn.Sequential(*blocks)
+        self.head = nn.Linear(widths[3], outputs)
+        for module in self.body.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, a=NEGATIVE_SLOPE, mode="fan_out", nonlinearity="leaky_relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images [example, channel, height, width] -> outputs [example, output]."""
+        return self.head(self.body(x).mean((-2, -1)))
+
+
+class _ResidualBlock(nn.Module):
+    """max-pool(leaky ReLU(three convolutions + shortcut)), or the same without the shortcut."""
+
+    def __init__(
+        self, inputs: int, outputs: int, residual: bool, *, convolution: Callable[..., tuple[nn.Module, ...]]
+    ) -> None:
+        super().__init__()
+        first, second, third = (convolution(size, outputs) for size in (inputs, outputs, outputs))
+        self.path = nn.Sequential(*first, nn.LeakyReLU(NEGATIVE_SLOPE), *second, nn.LeakyReLU(NEGATIVE_SLOPE), *third)
+        self.shortcut = nn.Sequential(*convolution(inputs, outputs, kernel=1)) if residual else None
+        self.out = nn.Sequential(nn.LeakyReLU(NEGATIVE_SLOPE), nn.MaxPool2d(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.path(x) if self.shortcut is None else self.path(x) + self.shortcut(x))
+
+
+def _convolution(
+    inputs: int, outputs: int, *, normalisation: str, kernel: int = 3, groups: int = 8
+) -> tuple[nn.Module, ...]:
+    """A convolution that keeps height and width, and its normalisation, if any.
+
+    batch: by the statistics of the batch at hand. None are tracked, so that the forward pass is a function of
+    parameters and input. group: over ``groups`` groups of channels of each image (Wu, He 2018); 1 takes all channels
+    together, and as many groups as channels is instance normalisation.
+    """
+    if normalisation not in NORMALISATIONS:
+        raise ValueError(f"normalisation={normalisation!r} is not one of {', '.join(NORMALISATIONS)}")
+    if normalisation == "group" and (groups < 1 or outputs % groups):
+        raise ValueError(f"groups={groups} does not divide {outputs} channels; choose a divisor, or another width")
+    # A normalised convolution has no bias: it would be cancelled, and leave null directions in every Hessian.
+    conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=normalisation == "none")
+    if normalisation == "batch":
+        return conv, nn.BatchNorm2d(outputs, track_running_stats=False)
+    return (conv, nn.GroupNorm(groups, outputs)) if normalisation == "group" else (conv,)
+
+
+def _refuse_small_images(input_shape: tuple[int, ...]) -> None:
+    if len(input_shape) != 3:
+        raise ValueError(f"input_shape={tuple(input_shape)} is not an image's (channels, height, width)")
+    height, width = input_shape[1:]
+    if min(height, width) < 16:  # each of the four blocks halves height and width
+        raise ValueError(f"images of {height}x{width} vanish in four poolings; use at least 16x16")

@@ -1,0 +1,139 @@
+"""Two modes that put the operations of this package in the place of torch's, for derivatives of second and third order.
+
+Which operation is replaced by what stands in the tables at the end.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+
+from hessian_tools.torch_fixes import normalisation, operations
+
+
+class TwiceDifferentiable(TorchFunctionMode):
+    """While entered, what torch cannot differentiate twice is computed in another way, to the same values.
+
+    replaced: whether any operation has been replaced since the mode was made.
+
+    >>> with TwiceDifferentiable() as mode:
+    ...     torch._weight_norm(torch.tensor([[3.0, 4.0]]), torch.tensor([[10.0]]), 0)
+    tensor([[6., 8.]])
+    >>> mode.replaced
+    True
+    """
+
+    replaced = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Calls the replacement where there is one."""
+        replacement = _SECOND_ORDER.get(func)
+        self.replaced = self.replaced or replacement is not None
+        return (replacement or func)(*args, **(kwargs or {}))
+
+
+class PrimitiveNormalisation(TorchFunctionMode):
+    """While entered, normalisations are computed from primitives too, whose derivatives of every order are exact.
+
+    It covers batch, instance, layer and group normalisation, called as modules, in ``nn.functional`` or in ``torch``,
+    and all that :class:`TwiceDifferentiable` replaces. Values agree to rounding. Enter it inside the function that is
+    differentiated. Raises ValueError for the few operations of ``torch.linalg`` whose third derivatives are wrong in
+    torch and cannot be written out shortly.
+
+    >>> x = torch.tensor([[1.0], [3.0]])
+    >>> with PrimitiveNormalisation():
+    ...     F.batch_norm(x, None, None, training=True, eps=0.0)
+    tensor([[-1.],
+            [ 1.]])
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Calls the replacement where there is one."""
+        if func in _WRONG_THIRD:
+            raise ValueError(
+                f"third derivatives through {_WRONG_THIRD[func]} are wrong in torch; write it out in other operations"
+            )
+        return _THIRD_ORDER.get(func, func)(*args, **(kwargs or {}))
+
+
+def _by_matrix_products(attention: Callable[..., Any]) -> Callable[..., Any]:
+    """Attention by matrix products and a softmax, because torch's fused kernels have no second derivative."""
+
+    def attended(*args: Any, **kwargs: Any) -> Any:
+        with sdpa_kernel(SDPBackend.MATH):
+            return attention(*args, **kwargs)
+
+    return attended
+
+
+def _in_reverse_only(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, refused within ``torch.func``, where its second derivatives are wrong.
+
+    The refusal is an error of the kind that torch itself raises, so that the products are then taken by reverse mode.
+    """
+
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            raise RuntimeError(f"{_WRONG_THIRD[function]} under vmap and forward AD is silently wrong in torch")
+        return function(*args, **kwargs)
+
+    return guarded
+
+
+# Third derivatives are wrong by 1 to 70 %, and there is no short way to write these out.
+_WRONG_THIRD = {
+    torch.linalg.eig: "torch.linalg.eig",
+    torch.linalg.eigvals: "torch.linalg.eigvals",
+    torch.linalg.householder_product: "torch.linalg.householder_product",
+    torch.linalg.tensorsolve: "torch.linalg.tensorsolve",
+    torch.linalg.lu_solve: "torch.linalg.lu_solve",
+    torch.lu_solve: "torch.lu_solve",
+}
+# Second derivatives are wrong by factors under two vmap, but right in reverse mode.
+_WRONG_FORWARD = [function for function in _WRONG_THIRD if function is not torch.linalg.householder_product]
+
+_SECOND_ORDER: dict[Any, Callable[..., Any]] = {
+    F.scaled_dot_product_attention: _by_matrix_products(F.scaled_dot_product_attention),
+    F.multi_head_attention_forward: _by_matrix_products(F.multi_head_attention_forward),
+    torch._weight_norm: operations.weight_norm,
+    torch.prelu: operations.prelu,
+    F.hardsigmoid: operations.hardsigmoid,
+    F.rrelu: operations.rrelu,
+    F.glu: operations.glu,
+    torch.conv_tbc: operations.conv_tbc,
+    F.embedding_bag: operations.embedding_bag,
+    torch.cdist: operations.cdist,
+    torch.pdist: operations.pdist,
+    torch.ldexp: operations.ldexp,
+    torch.cholesky_inverse: operations.cholesky_inverse,
+    torch.linalg.solve: operations.solve,
+    torch.linalg.det: operations.det,
+    torch.det: operations.det,
+    torch.linalg.slogdet: operations.slogdet,
+    torch.slogdet: operations.slogdet,
+    torch.logdet: operations.logdet,
+    F.mse_loss: operations.mse_loss,
+    F.huber_loss: operations.huber_loss,
+    F.soft_margin_loss: operations.soft_margin_loss,
+    **{function: _in_reverse_only(function) for function in _WRONG_FORWARD},
+}
+# Methods of tensors reach a mode under another name than the functions.
+_SECOND_ORDER |= {
+    getattr(torch.Tensor, name): getattr(operations, name)
+    for name in ("prelu", "ldexp", "cholesky_inverse", "det", "slogdet", "logdet")
+}
+
+_THIRD_ORDER: dict[Any, Callable[..., Any]] = {
+    **_SECOND_ORDER,
+    F.batch_norm: normalisation.batch_norm,
+    F.instance_norm: normalisation.instance_norm,
+    F.layer_norm: normalisation.layer_norm,
+    F.group_norm: normalisation.group_norm,
+    torch.batch_norm: normalisation.in_torch_order(normalisation.batch_norm),
+    torch.instance_norm: normalisation.in_torch_order(normalisation.instance_norm),
+    torch.layer_norm: normalisation.layer_norm,
+    torch.group_norm: normalisation.group_norm,
+}

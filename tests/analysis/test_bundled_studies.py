@@ -1,0 +1,108 @@
+"""The bundled studies of learning: each resolves and plans its runs, and one of them, cut down, runs to its report."""
+
+from functools import partial
+from pathlib import Path
+
+import layouts_on_disk
+import pytest
+import yaml
+from command_line import refused
+
+from analysis import setting
+from analysis.claims import load_plan
+from analysis.cli import run
+from analysis.config import StudyConfig, without_shot
+from analysis.folder import StudyFolder
+from analysis.measure import units
+from analysis.study_file import BUNDLED, load_study, overridden, with_data
+from hessian_tools.data import summary
+
+NEEDS_DATA = ("omniglot", "cifar-fs", "transfer")
+ALL_LEARNERS = {"untrained", "supervised", "maml", "fomaml", "anil", "boil", "meta-sgd", "reptile", "leo"}
+SHOT_PAIRS = {
+    "quickdraw": ALL_LEARNERS - {"untrained", "supervised"},
+    "regression": {"fomaml"},
+    "omniglot": set(),
+    "cifar-fs": {"maml"},
+    "transfer": {"maml"},
+}
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """A path for each study that needs one: look-alikes with as many classes and images as 5-way tasks need."""
+    splits = {part: tuple(f"{part}{c}" for c in range(5)) for part in ("train", "val", "test")}
+    monkeypatch.setattr(layouts_on_disk, "EXAMPLES", 16)  # one to adapt on and fifteen to judge by
+    monkeypatch.setattr(layouts_on_disk, "BERTINETTO", splits)
+    monkeypatch.setattr(layouts_on_disk, "png", partial(layouts_on_disk.png, side=32))
+    monkeypatch.setattr(layouts_on_disk, "tint", lambda c, e: (10 * c, 255 - 10 * c, 10 * e))
+    photographs = layouts_on_disk.bertinetto(tmp_path / "cifar-fs")
+    characters = layouts_on_disk.omniglot(tmp_path / "omniglot")
+    return {"omniglot": str(characters), "cifar-fs": str(photographs), "transfer": str(photographs)}
+
+
+@pytest.fixture(params=list(SHOT_PAIRS))
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def config(name: str, stand_in: dict[str, str]) -> StudyConfig:
+    return with_data(load_study(name), stand_in.get(name))
+
+
+def test_every_study_beside_the_code_is_bundled_under_its_name():
+    files = Path(setting.__file__).parent.joinpath("studies").glob("*.yaml")
+    assert sorted(BUNDLED) == sorted(file.stem for file in files)
+    assert all(load_study(each).name == each for each in BUNDLED)
+    assert {*SHOT_PAIRS, "demo", "micro"} == set(BUNDLED)
+
+
+def test_a_study_resolves_on_its_data(name: str, config: StudyConfig):
+    setting.check(config)
+    load_plan(None).check_steps(config.inner.steps)
+    assert without_shot(config) == {f"{each}-shot": each for each in SHOT_PAIRS[name]}
+
+
+def test_a_study_plans_every_run_at_every_checkpoint(config: StudyConfig, tmp_path: Path):
+    given = overridden(config, {"inner": {"steps": config.inner.steps, "step_size": 0.1}})
+    folder = StudyFolder(tmp_path, given)
+    planned = units(folder, device="cpu")
+    for learner, seed in folder.runs:
+        mine = [unit for unit in planned if learner in unit.learners and unit.seed == seed]
+        assert {unit.checkpoint for unit in mine} == set(setting.checkpoints(given, learner))
+        evaluations = [unit for unit in mine if unit.tasks is None]
+        assert len(evaluations) == len(setting.checkpoints(given, learner))
+
+
+def test_the_official_characters_are_judged_and_the_background_is_trained_on(stand_in: dict[str, str]):
+    tasks = setting.tasks(with_data(load_study("omniglot"), stand_in["omniglot"]))
+    names = tasks.dataset.class_names
+    alphabets = {part: {names[c].split("/")[0] for c in tasks.dataset.classes(part)} for part in ("train", "test")}
+    assert alphabets == {"train": {"Futurama", "Hebrew"}, "test": {"Gurmukhi", "ULOG"}}
+
+
+def test_transfer_is_judged_on_drawings(stand_in: dict[str, str]):
+    assert summary(setting.tasks(with_data(load_study("transfer"), stand_in["transfer"]))).endswith("on quickdraw")
+
+
+@pytest.mark.parametrize("name", NEEDS_DATA)
+def test_a_study_without_its_data_says_what_to_give(name: str, here: Path, capsys: pytest.CaptureFixture[str]):
+    assert "there is no file or folder PATH/TO/" in refused(capsys, ["study", name])
+    assert not list(here.iterdir())
+
+
+@pytest.mark.slow
+def test_the_regression_study_cut_down_runs_to_its_report(here: Path):
+    small = {
+        "train": {"checkpoints": [0, 2, 4], "meta_batch": 2, "validation_tasks": 2},
+        "measure": {"tasks": 2, "full_tasks": 1, "block": 1, "evaluation_tasks": 4}
+        | {"light": {"eigenvalues": 1, "probes": 2}, "full": {"eigenvalues": 2, "probes": 2}},
+    }
+    config = overridden(load_study("regression"), small)
+    Path("small.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    assert run(["study", "small.yaml", "--out", "out", "--workers", "0"]) == 0
+    report = Path("out/report.html").read_text(encoding="utf-8")
+    assert "Loss on held-out tasks" in report
+    assert "SHOT against the same learner without it" in report
+    assert "after 4 meta-iterations" in report

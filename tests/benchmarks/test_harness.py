@@ -1,0 +1,161 @@
+"""The benchmark harness: its arithmetic on made-up samples, and one tiny run through real processes."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.comparison import Clock, Figures, Line, compare, error_to_norm, worst_error
+from benchmarks.peers.floor import all_points_as_one, floor_seconds, product_flop
+from benchmarks.problem import Problem
+from benchmarks.race import ALLOCATORS, Entry, environment, race
+from benchmarks.reference import reference
+from benchmarks.rows import ROWS, Rival, Row, chosen
+from benchmarks.run import Settings, kept_row
+from benchmarks.tables import cells, print_tables
+from benchmarks.workloads import WORKLOADS, load, save
+
+ROW = Row("W2", "top5", "top-5", (Rival("peer", 5, 7),), points=2, quick=1)
+
+
+def entry(name: str, seconds: list[float], **more: Any) -> Entry:
+    samples = [{"num_matvecs": 40, "seconds": s, "cpu_seconds": 10 * s - 9 * seconds[0]} | more for s in seconds]
+    return Entry(name, first={"seconds": 9.0, "cpu_seconds": 8.0}, samples=samples, error=1e-5)
+
+
+def line(ours: Entry, theirs: Entry, row: Row = ROW, clock: Clock = "wall") -> Line:
+    return compare(row, [ours, theirs], 2, clock)[0]
+
+
+def test_ratio_is_of_medians_and_its_spread_of_rounds():
+    found = line(entry("ours", [1.0, 2.0, 9.0]), entry("peer", [12.0, 10.0, 9.0]))
+    assert found.ours == Figures(seconds=2.0, first=9.0, error=1e-5, matvecs=20.0)
+    assert (found.theirs.seconds, found.ratio) == (10.0, 5.0)
+    assert (found.low, found.high) == (1.0, 12.0)
+    assert found.goal_reached == "yes"
+
+
+def test_the_clock_may_be_the_processors():
+    found = line(entry("ours", [1.0, 2.0, 3.0]), entry("peer", [22.0, 22.0, 22.0]), clock="cpu")
+    assert (found.ours.seconds, found.theirs.seconds, found.ratio, found.ours.first) == (11.0, 22.0, 2.0, 8.0)
+    assert line(entry("ours", [1.0, 2.0, 3.0]), entry("peer", [22.0, 22.0, 22.0])).cpu_ratio == 2.0
+
+
+@pytest.mark.parametrize(("theirs", "reached"), [(4.9, "no"), (5.0, "yes"), (7.0, "stretch")])
+def test_a_goal_is_reached_from_its_factor_on(theirs: float, reached: str):
+    assert line(entry("ours", [1.0]), entry("peer", [theirs])).goal_reached == reached
+
+
+def test_speed_counts_for_nothing_where_the_error_is_too_large():
+    ours = replace(entry("ours", [1.0]), error=1e-3)
+    assert line(ours, entry("peer", [50.0])).goal_reached == "no (error)"
+    assert line(replace(ours, error=None), entry("peer", [50.0])).goal_reached == "no (error)"
+
+
+def test_an_upper_limit_turns_the_ratio_round():
+    row = replace(ROW, quantity="products", rivals=(Rival("floor", 1.5),), at_most=True)
+    ours, floor = entry("ours", [2.0], num_matvecs=10), entry("floor", [0.1], num_matvecs=1)
+    assert line(ours, floor, row).ratio == pytest.approx(2.0)  # 0.2 s a product over 0.1 s
+    assert line(ours, floor, row).goal_reached == "no"
+    assert line(ours, floor, row).share is None
+    rates = {"product_flop": 1e9, "matmul_flop_per_second": 2e10}
+    assert line(ours, entry("floor", [0.1], num_matvecs=1, **rates), row).share == pytest.approx(0.25)
+
+
+def test_an_absent_peer_is_a_row_that_says_so():
+    found = line(entry("ours", [1.0]), Entry("peer", absent="not installed (peer)"))
+    assert "not installed (peer)" in cells(found)
+    assert found.goal_reached == "-"
+
+
+def test_errors():
+    assert worst_error([[-1.0, 2.0]], [[2.0, -1.0]]) == 0.0
+    assert worst_error([[2.0, -1.0], [3.0, 1.1]], [[2.0, -1.0], [3.0, 1.0]]) == pytest.approx(0.1)
+    assert error_to_norm([[0.0, 1.0, 4.0]], [[4.0, 1.2, 0.0]]) == pytest.approx(0.05)
+
+
+def test_rows_chosen_by_work_load_and_quantity():
+    assert {row.workload for row in chosen(("W3",), quick=False)} == {"W3"}
+    assert [row.workload for row in chosen(("W2", "trace"), quick=False)] == ["W2"]
+    assert all(row.workload != "W1" for row in chosen((), quick=True))
+    assert chosen((), quick=False) == ROWS
+    with pytest.raises(ValueError, match="W9"):
+        chosen(("W9",), quick=False)
+    with pytest.raises(ValueError, match="W1"):
+        chosen(("W1",), quick=True)
+
+
+def test_allocator_settings_are_the_same_for_all_and_never_inherited(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
+    assert not [name for name in environment(1, "default") if name.startswith("MALLOC_")]
+    assert environment(3, "keep").items() >= ALLOCATORS["keep"].items()
+    assert environment(3, "keep")["OMP_NUM_THREADS"] == "3"
+
+
+def test_flop_of_a_product():
+    """Two layers of 2 x 3 x 9 and 3 x 4 x 9 weights on 5 x 5 pictures: 6 forward passes less 4 of the first."""
+    model = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1, bias=False), nn.Conv2d(3, 4, 3, padding=1, bias=False))
+    x = torch.zeros(1, 7, 2, 5, 5)
+    problem = Problem("W0", model, nn.MSELoss(), None, torch.empty(1, 0), x, x)  # type: ignore[arg-type]
+    first, second = 2 * 2 * 3 * 9 * 7 * 25, 2 * 3 * 4 * 9 * 7 * 25
+    assert product_flop(problem) == 2 * first + 6 * second
+    assert all(seconds > 0 for seconds in floor_seconds(problem))
+    merged = all_points_as_one(problem)  # as a GPU takes it
+    assert product_flop(merged) == len(problem.thetas) * product_flop(problem)
+    assert merged.x.shape == (1, problem.x.shape[0] * problem.x.shape[1], *problem.x.shape[2:])
+
+
+def test_points_are_those_of_an_inner_loop(tmp_path: Any):
+    problem, work = load("W3", save("W3", tmp_path)), WORKLOADS["W3"]
+    assert problem.thetas.shape[0] == problem.x.shape[0] == problem.y.shape[0] == work.size
+    first, second = problem.thetas[0], problem.thetas[1]
+    slope = torch.func.grad(problem.loss)(first, (problem.x[0], problem.y[0]))
+    torch.testing.assert_close(second, first - work.step_size * slope)
+    torch.testing.assert_close(problem.thetas[work.steps], first)  # the next task begins where this one began
+
+
+def test_reference_against_dense(tmp_path: Any):
+    problem = load("W3", save("W3", tmp_path)).first(1).to("cpu", torch.float64)
+    top = reference(problem, "top5")
+    assert top["converged"]
+    assert top["residual"] < 1e-8
+    assert top["disagreement"] < 1e-8
+    H = torch.func.hessian(problem.loss)(problem.thetas[0], (problem.x[0], problem.y[0]))
+    true = torch.linalg.eigvalsh(H)
+    largest = true[true.abs().argsort(descending=True)[:5]]
+    assert worst_error(top["values"], [largest.tolist()]) < 1e-10
+
+
+def test_a_run_through_processes_with_peers_that_are_missing_or_fail(tmp_path: Any, capsys: pytest.CaptureFixture[str]):
+    rivals = (Rival("kept_graph", 1), Rival("nobody"), Rival("ours.dense"))
+    row = Row("W3", "one point", "one point", rivals, points=1, quick=1, at_most=True)
+    entries = race(
+        row,
+        save("W3", tmp_path),
+        count=1,
+        rounds=1,
+        threads=1,
+        device="cpu",
+        allocator="default",
+        say=print,
+    )
+    ours, kept, nobody, dense = entries
+    assert ours.samples[0]["num_matvecs"] == kept.samples[0]["num_matvecs"] == 100
+    assert ours.samples[0]["cpu_seconds"] > 0
+    assert nobody.absent is not None and nobody.absent.startswith("not installed")
+    assert dense.absent is not None and "KeyError" in dense.absent
+    assert "kept_graph: first call" in capsys.readouterr().out
+    assert [cells(line)[4] for line in compare(row, entries, 1)][1:] == [nobody.absent, dense.absent]
+
+
+def test_what_is_kept_makes_the_same_table(tmp_path: Any, capsys: pytest.CaptureFixture[str]):
+    row = next(row for row in ROWS if (row.workload, row.quantity) == ("W1", "top5"))
+    entries = [entry("ours", [1.0]), *(entry(rival.contestant, [4.0]) for rival in row.rivals)]
+    settings = Settings((row,), 1, 1, ("default",), "cpu", tmp_path)
+    kept = json.loads(json.dumps(kept_row(row, settings, "default", entries, None)))
+    print_tables([kept], "wall")
+    printed = capsys.readouterr().out
+    assert all(cell in printed for cell in ("malloc default", "W1", "pyhessian", ">= 1.7", "yes", "1e-05"))

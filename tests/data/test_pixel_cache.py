@@ -1,0 +1,245 @@
+"""The cache: decoded once, found again, never half of one, and thrown away when the files or the wishes change."""
+
+import json
+import os
+import pickle
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import layouts_on_disk as disk
+import numpy as np
+import pytest
+
+from hessian_tools.data import ImageTasks, StoredClasses, open_data, pixel_cache
+from hessian_tools.data.layouts import recognise
+from hessian_tools.data.tree import Tree
+
+NAMES = ("ant", "bee", "cat", "dog", "eel")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return disk.class_folders(tmp_path / "data", NAMES)
+
+
+@pytest.fixture
+def decodings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One entry for each image that is decoded."""
+    seen: list[int] = []
+    plain = pixel_cache.picture_pixels
+
+    def counting(picture, **options):
+        seen.append(picture.class_index)
+        return plain(picture, **options)
+
+    monkeypatch.setattr(pixel_cache, "picture_pixels", counting)
+    return seen
+
+
+def files_of(data: object) -> tuple[Path, Path]:
+    assert isinstance(data, StoredClasses)
+    return data.file, data.file.with_suffix(".json")
+
+
+def test_is_decoded_once_and_lies_beside_the_data(root, decodings):
+    first, second = open_data(root), open_data(root)
+    assert len(decodings) == 20
+    assert first.digest == second.digest
+    pixels, about = files_of(first)
+    assert pixels.parent == root / ".hessian-tools" and about.is_file()
+    assert sorted(path.name for path in pixels.parent.iterdir()) == sorted([pixels.name, about.name])
+    assert isinstance(first.images, np.memmap) and not first.images.flags.writeable
+
+
+def test_progress_counts_images_up_to_all(root, monkeypatch):
+    monkeypatch.setattr(pixel_cache, "CHUNK", 8)
+    calls: list[tuple[int, int]] = []
+    open_data(root, progress=lambda done, total: calls.append((done, total)))
+    open_data(root, progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(8, 20), (16, 20), (20, 20)]
+
+
+@pytest.mark.parametrize(
+    "options", [{"image_size": 5}, {"channels": 1}, {"image_size": 5, "channels": 1}], ids=lambda o: "-".join(o)
+)
+def test_other_sizes_and_channels_are_other_caches(options, root, decodings):
+    plain, other = open_data(root), open_data(root, **options)
+    side, channels = options.get("image_size", 8), options.get("channels", 3)
+    assert other.example_shape == (channels, side, side) and len(decodings) == 40
+    assert len({plain.digest, other.digest}) == 2
+    open_data(root), open_data(root, **options)
+    assert len(decodings) == 40
+
+
+def test_changed_files_are_decoded_again_and_the_old_cache_goes(root, decodings):
+    old = open_data(root)
+    changed = disk.put(root / "bee" / "1.png", disk.png(9, 1))
+    os.utime(changed, (1, 1))  # clocks of file systems may stand still for some milliseconds
+    new = open_data(root)
+    assert len(decodings) == 40 and new.digest != old.digest
+    assert not files_of(old)[0].exists()
+    disk.put(root / "bee" / "4.png", disk.png(9, 1))
+    assert open_data(root).counts == (4, 5, 4, 4, 4)
+
+
+def test_the_digest_is_of_the_pixels_and_classes_not_of_dates_or_places(root, tmp_path):
+    first = open_data(root, cache=tmp_path / "a")
+    elsewhere = disk.class_folders(tmp_path / "other", NAMES)
+    os.utime(elsewhere / "ant" / "0.png", (1, 1))
+    assert open_data(elsewhere).digest == first.digest
+    (root / "ant").rename(root / "auk")
+    assert open_data(root).digest != first.digest
+
+
+@pytest.mark.parametrize(
+    "damage", ["pixel", "short", "long", "empty", "no json", "half a json", "other json", "header"]
+)
+def test_a_damaged_cache_is_made_again(damage, root, decodings):
+    good = open_data(root)
+    pixels, about = files_of(good)
+    whole, digest = pixels.read_bytes(), good.digest
+    changes = {
+        "pixel": lambda: pixels.write_bytes(whole[:-7] + bytes([whole[-7] ^ 1]) + whole[-6:]),
+        "short": lambda: pixels.write_bytes(whole[:-1]),
+        "long": lambda: pixels.write_bytes(whole + bytes(pixel_cache.BLOCK)),
+        "empty": lambda: pixels.write_bytes(b""),
+        "no json": about.unlink,
+        "half a json": lambda: about.write_text(about.read_text()[:100]),
+        "other json": lambda: about.write_text(json.dumps({"shape": [1]})),
+        "header": lambda: pixels.write_bytes(b"\0" * 20 + whole[20:]),
+    }
+    del good
+    changes[damage]()
+    again = open_data(root)
+    assert len(decodings) == 40 and again.digest == digest
+    assert files_of(again)[0].read_bytes() == whole
+
+
+def test_large_caches_are_checked_at_both_ends_and_between(tmp_path, monkeypatch):
+    monkeypatch.setattr(pixel_cache, "BLOCK", 16)
+    file = disk.put(tmp_path / "pixels", bytes(range(256)) * 8)  # 128 blocks, of which 64 are looked at
+    _, checksums = pixel_cache._digests(file)
+    assert pixel_cache._sound(file, checksums)
+    caught = 0
+    for block in range(128):
+        wrong = [value ^ (number == block) for number, value in enumerate(checksums)]
+        caught += not pixel_cache._sound(file, wrong)
+    assert caught == 64
+    assert not pixel_cache._sound(file, [checksums[0] ^ 1, *checksums[1:]])
+    assert not pixel_cache._sound(file, [*checksums[:-1], checksums[-1] ^ 1])
+
+
+def test_a_crash_leaves_no_cache_and_its_rest_is_swept_up(root, monkeypatch):
+    disk.put(root / "eel" / "3.png", b"no image")
+    with pytest.raises(ValueError, match=r"eel/3.png cannot be read as an image \((?!.* at 0x)"):
+        open_data(root)
+    folder = root / ".hessian-tools"
+    assert list(folder.iterdir()) == []
+    stale, fresh = disk.put(folder / ".old.partial", b"x"), disk.put(folder / ".new.partial", b"x")
+    os.utime(stale, (1, 1))
+    disk.put(root / "eel" / "3.png", disk.png(4, 3))
+    open_data(root)
+    assert not stale.exists() and fresh.exists()
+
+
+def test_two_at_once_both_get_the_whole(root):
+    ready, found = threading.Barrier(4), []
+
+    def work() -> None:
+        ready.wait()
+        data = open_data(root)
+        found.append((data.digest, np.asarray(data.images).copy()))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4 and len({digest for digest, _ in found}) == 1
+    assert all(np.array_equal(images, found[0][1]) for _, images in found)
+
+
+def test_another_that_finished_first_is_left_alone(root, monkeypatch):
+    """What one process has made must not be swept away by one that began before."""
+    monkeypatch.setattr(pixel_cache, "find", lambda places: None)
+    first = open_data(root)
+    removed = []
+    monkeypatch.setattr(pixel_cache.Path, "unlink", lambda path, missing_ok=False: removed.append(path.suffix))
+    assert open_data(root).digest == first.digest
+    assert set(removed) == {".partial"}
+
+
+def test_images_are_mapped_at_once_and_a_lost_file_is_told(root):
+    tasks = ImageTasks(open_data(root), ways=2, shots=1, queries=2)
+    sent = pickle.dumps(tasks)
+    for file in files_of(tasks.dataset):
+        file.unlink()
+    tasks.episode(seed=0, split="train", index=0)
+    with pytest.raises(ValueError, match="the decoded images .* are gone; open the data set again"):
+        pickle.loads(sent).episode(seed=0, split="train", index=0)
+
+
+def test_where_the_data_cannot_be_written_the_users_cache_is_used(root, tmp_path, monkeypatch, decodings):
+    home = tmp_path / "home"
+    monkeypatch.setattr(pixel_cache.sys, "platform", "linux")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home))
+    root.chmod(0o555)
+    data = open_data(root)
+    root.chmod(0o755)
+    disk.put(root / ".hessian-tools", b"a file where the folder should be")
+    assert files_of(data)[0].parent == home / "hessian-tools"
+    open_data(root)
+    assert len(decodings) == 20
+    disk.put(tmp_path / "nowhere", b"")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match=r"cannot write a cache in .* or .*; give a folder with cache="):
+        open_data(root)
+    assert files_of(open_data(root, cache=tmp_path / "mine"))[0].parent == tmp_path / "mine"
+
+
+@pytest.mark.parametrize(
+    ("platform", "variables", "place"),
+    [
+        ("linux", {"XDG_CACHE_HOME": ""}, "home/.cache/hessian-tools"),
+        ("darwin", {}, "home/Library/Caches/hessian-tools"),
+        ("win32", {"LOCALAPPDATA": "local"}, "local/hessian-tools"),
+    ],
+)
+def test_the_users_cache_is_where_the_platform_keeps_caches(platform, variables, place, monkeypatch):
+    monkeypatch.setattr(pixel_cache.sys, "platform", platform)
+    monkeypatch.setattr(pixel_cache.Path, "home", lambda: Path("home"))
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert pixel_cache.user_cache() == Path(place)
+
+
+def test_a_full_disk_is_told_before_decoding(root, monkeypatch, decodings):
+    monkeypatch.setattr(
+        pixel_cache.shutil, "disk_usage", lambda folder: pixel_cache.shutil._ntuple_diskusage(10, 10, 0)
+    )
+    with pytest.raises(ValueError, match=r"the cache needs 0.0 GB and .* has 0.0 GB free; make room"):
+        open_data(root)
+    assert not decodings
+
+
+def test_a_source_that_gives_other_counts_than_it_named_is_refused(root, tmp_path):
+    with Tree(root) as tree:
+        match, pixel_format = recognise(tree), pixel_cache.PixelFormat(8, 3, crop=False)
+        contents = pixel_cache.read_contents(tree, match, crop=False)
+        places = pixel_cache.stems(tree, match, pixel_format, folder=tmp_path / "cache")
+        for change, message in ((-1, "more images of ant than counted"), (1, "images of ant are missing: 20 of 21")):
+            counts = (contents.counts[0] + change, *contents.counts[1:])
+            wrong = replace(contents, counts=counts)
+            with pytest.raises(ValueError, match=message):
+                pixel_cache.fill(places, wrong, match, pixel_format, source=root, progress=None)
+
+
+def test_tasks_travel_by_name_not_by_pixels(root):
+    tasks = ImageTasks(open_data(root), ways=2, shots=1, queries=2)
+    tasks.episode(seed=0, split="train", index=0)  # the file is mapped now
+    sent = pickle.dumps(tasks)
+    assert len(sent) < 2000 < tasks.dataset.images.nbytes
+    ours, theirs = (each.episode(seed=0, split="train", index=3) for each in (tasks, pickle.loads(sent)))
+    assert all((a == b).all() for pair in zip(ours, theirs, strict=True) for a, b in zip(*pair, strict=True))
+    assert pickle.loads(sent).digest == tasks.digest

@@ -1,0 +1,96 @@
+"""``progress=`` means the same in every function that has it: None, True, or a callable."""
+
+import io
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from cases import SPECTRA, operator, relu_mlp, symmetric
+
+import hessian_tools as ht
+from hessian_tools import progress as progress_module
+from hessian_tools.progress import ProgressCounter
+
+MATRICES = symmetric(SPECTRA["decaying"])
+CASE = relu_mlp()
+
+CALLS: dict[str, Callable[..., Any]] = {
+    "top_eigenpairs": lambda **options: ht.top_eigenpairs(operator(MATRICES), k=2, method="lanczos", **options),
+    "extremal_eigenpairs": lambda **options: ht.extremal_eigenpairs(operator(MATRICES), magnitude=1, **options),
+    "spectrum": lambda **options: ht.spectrum(operator(MATRICES), **options),
+    "trace": lambda **options: ht.trace(operator(MATRICES), num_probes=20, **options),
+    "trace, exact": lambda **options: ht.trace(operator(MATRICES), **options),
+    "trace, from the outputs": lambda **options: ht.trace(
+        ht.gauss_newton(CASE.loss, CASE.thetas, CASE.batch), method="exact", **options
+    ),
+    "moments": lambda **options: ht.moments(operator(MATRICES), num_probes=20, **options),
+    "moments, exact": lambda **options: ht.moments(operator(MATRICES), **options),
+    "frobenius_squared": lambda **options: ht.frobenius_squared(operator(MATRICES), num_probes=20, **options),
+    "diagonal": lambda **options: ht.diagonal(operator(MATRICES), num_probes=20, **options),
+    "spectral_density": lambda **options: ht.spectral_density(operator(MATRICES), num_matvecs=8, **options),
+    "spectral_density, exact": lambda **options: ht.spectral_density(operator(MATRICES), **options),
+    "singular_values": lambda **options: ht.singular_values(
+        ht.adaptation_jacobian(operator(MATRICES), 0.1), k=2, **options
+    ),
+    "check_operator": lambda **options: ht.check_operator(operator(MATRICES), **options),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_callable_hears_rising_whole_numbers_up_to_the_total(name: str) -> None:
+    heard: list[tuple[int, int]] = []
+    CALLS[name](progress=lambda done, total: heard.append((done, total)))
+    done, totals = zip(*heard, strict=True)
+    assert list(done) == sorted(set(done)) and len(set(totals)) == 1
+    assert all(type(number) is int for pair in heard for number in pair)
+    assert done[-1] == totals[0]
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_true_writes_to_standard_error_and_none_writes_nothing(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    CALLS[name](progress=None)
+    assert capsys.readouterr() == ("", "")
+    CALLS[name](progress=True)
+    out, err = capsys.readouterr()
+    assert out == "" and "(100 %), 0 s left" in err.splitlines()[-1]
+
+
+def test_what_the_callable_raises_stops_the_call() -> None:
+    def refuse(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    for name, call in CALLS.items():
+        with pytest.raises(KeyboardInterrupt):
+            call(progress=refuse)
+            pytest.fail(name)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("stream", "rewrites"), [(Terminal, True), (io.StringIO, False)])
+def test_a_terminal_sees_one_line_and_a_log_few(
+    stream: type[io.StringIO], rewrites: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = iter(range(100))
+    monkeypatch.setattr(progress_module, "monotonic", lambda: float(next(seconds)))
+    monkeypatch.setattr(sys, "stderr", written := stream())
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    counter = ProgressCounter(8, True)
+    for _ in range(8):
+        counter.add(1)
+    text = written.getvalue()
+    assert text.endswith("\n") and "8 of 8 (100 %), 0 s left" in text
+    assert text.count("\r") == (8 if rewrites else 0)
+    assert text.count("\n") == (1 if rewrites else 2)  # in a log after five seconds, and at the end
+    assert "4 of 8 (50 %), 4 s left" in text or not rewrites
+
+
+def test_inputs_are_left_alone() -> None:
+    state = torch.get_rng_state()
+    ht.trace(operator(MATRICES), progress=True)
+    assert torch.equal(state, torch.get_rng_state())
