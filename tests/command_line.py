@@ -1,4 +1,4 @@
-"""What every test of a refused command checks."""
+"""The check that every test of a refused command shares."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from analysis.cli import run
 
 
 def refused(capsys: pytest.CaptureFixture, arguments: list[str]) -> str:
-    """The message of a command that ends with status 2 and one or two plain lines, and says nothing else."""
+    """The message of a command that must end with status 2: one or two plain lines, and nothing else is printed."""
     assert run(arguments) == 2
     said = capsys.readouterr()
     assert said.out == ""

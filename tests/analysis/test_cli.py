@@ -184,10 +184,10 @@ def test_progress_in_a_pipe_has_no_control_codes(here, capsys, micro_study):
 
 def test_help_is_instant_and_needs_no_torch():
     code = "import sys, analysis.cli as c; c.run(['--help']); assert 'torch' not in sys.modules; print('no torch')"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "no torch" in found.stdout
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "no torch" in process.stdout
     for command in ("demo", "study", "train", "measure", "test", "figures", "report", "info"):
-        assert command in found.stdout
+        assert command in process.stdout
 
 
 def sine_line(here: Path) -> str:
@@ -215,9 +215,9 @@ def test_a_regression_study_runs_and_its_search_is_kept_as_json(here, capsys):
     text = (here / file).read_text().replace("weight: 0.1}", "weight: 0.1, distance: squared_error}")
     (here / file).write_text(text)
     assert run(["study", file, "--out", "study", "--seeds", "0", "--workers", "0"]) == 0
-    found = json.loads((here / "study" / "step_size.json").read_text(), parse_constant=pytest.fail)
-    losses = {row["step_size"]: row["validation_loss"] for row in found["candidates"]}
-    assert found["step_size"] == min(losses, key=losses.get)
+    search = json.loads((here / "study" / "step_size.json").read_text(), parse_constant=pytest.fail)
+    losses = {row["step_size"]: row["validation_loss"] for row in search["candidates"]}
+    assert search["step_size"] == min(losses, key=losses.get)
     assert "classes never trained on" not in (here / "study" / "report.html").read_text()
 
 

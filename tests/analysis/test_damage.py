@@ -1,4 +1,4 @@
-"""A study whose files are lost, stale or damaged, or whose disk is full: told plainly, and mended by the command."""
+"""A study with lost, stale or damaged files, or on a full disk: it is said plainly, and the same command mends it."""
 
 import errno
 import os
@@ -43,16 +43,16 @@ def test_damaged_files_are_named(here, capsys, micro_study):
     verdicts.write_text(verdicts.read_text()[:400])
     assert "verdicts.json is not JSON" in refused(capsys, ["info", "study"])
     chunk = next(path for path in (run_folder / "measurements.zarr" / "rho" / "c").rglob("*") if path.is_file())
-    whole = chunk.read_bytes()
+    content = chunk.read_bytes()
     chunk.write_bytes(b"noise")
     assert "measurements.zarr is damaged" in refused(capsys, ["test", "study"])
-    chunk.write_bytes(whole)
+    chunk.write_bytes(content)
     manifest = run_folder / "manifest.json"
-    told = manifest.read_bytes()
-    for content, said in ((b"\xff", "manifest.json is not JSON"), (b"{}", "manifest.json is damaged: it lacks config")):
-        manifest.write_bytes(content)
+    undamaged = manifest.read_bytes()
+    for damaged, said in ((b"\xff", "manifest.json is not JSON"), (b"{}", "manifest.json is damaged: it lacks config")):
+        manifest.write_bytes(damaged)
         assert said in refused(capsys, ["test", "study"])
-    manifest.write_bytes(told)
+    manifest.write_bytes(undamaged)
     (here / "study" / "claims.yaml").unlink()
     assert "claims.yaml is gone" in refused(capsys, ["test", "study"])
     (here / "study" / "study.yaml").write_bytes(b"\xff\xfe")
@@ -77,14 +77,14 @@ def test_a_removed_checkpoint_is_made_again_as_the_message_advises(here, capsys,
     shutil.copytree(micro_study, here / "study")
     shutil.rmtree(here / "study" / "runs" / "maml-seed0" / "measurements.zarr")
     checkpoint = here / "study" / "runs" / "maml-seed0" / "checkpoints" / "0000002.safetensors"
-    whole = checkpoint.read_bytes()
-    checkpoint.write_bytes(whole[:100])
+    content = checkpoint.read_bytes()
+    checkpoint.write_bytes(content[:100])
     said = run(["study", "micro", "--out", "study"]), capsys.readouterr().err
     assert said[0] == 2
     assert "remove it and run the same command again" in said[1]
     checkpoint.unlink()
     assert run(["study", "micro", "--out", "study"]) == 0
-    assert checkpoint.read_bytes() == whole
+    assert checkpoint.read_bytes() == content
 
 
 def test_a_full_disk_is_told_and_the_command_goes_on_afterwards(here, capsys, monkeypatch, micro_study):

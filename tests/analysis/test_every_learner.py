@@ -1,4 +1,4 @@
-"""One small study of every learner there is, from training to the report; its numbers against float64 by hand."""
+"""One small study of every learner, from training to the report, and its numbers against float64 by hand."""
 
 import json
 from pathlib import Path
@@ -105,8 +105,8 @@ def test_what_is_scaled_by_alpha_is_missing_with_a_reason_and_only_there(every, 
         assert bool(values["alpha_rho"].isnull().all()) == (name in WITHOUT_ALPHA)
         assert bool(values["alpha_rho"].isnull().any()) == (name in WITHOUT_ALPHA)
         assert bool(values["step_size"].isnull()) == (name in WITHOUT_ALPHA)
-        own = xr.open_zarr(every / "runs" / f"{name}-seed0" / "measurements.zarr", consolidated=False)
-        assert ("step_size_missing" in own.attrs) == (name in WITHOUT_ALPHA)
+        stored = xr.open_zarr(every / "runs" / f"{name}-seed0" / "measurements.zarr", consolidated=False)
+        assert ("step_size_missing" in stored.attrs) == (name in WITHOUT_ALPHA)
     judged = {v.learner: v.quantity for v in open_verdicts(every) if (v.claim, v.comparison) == ("suppression", "raw")}
     assert {name for name, quantity in judged.items() if quantity == "rho"} == WITHOUT_ALPHA
     assert set(judged.values()) == {"rho", "alpha_rho"}

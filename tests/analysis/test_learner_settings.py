@@ -1,4 +1,4 @@
-"""The learners a study may name: each becomes the library's own, and what does not belong together is refused."""
+"""The learners that a study may name: each becomes a learner of the library; settings of others are refused."""
 
 from math import isnan
 

@@ -1,4 +1,4 @@
-"""What a study stored against the same numbers computed plainly: dense Hessians in float64 at the recorded points."""
+"""The stored numbers of a study against plainly computed ones: dense Hessians in float64 at the recorded points."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ LEARNER, SEED, CHECKPOINT, TASK = "maml-shot", 1, 5, 1  # measured in full
 
 @pytest.fixture(scope="module")
 def point(micro_study: Path):
-    """One task of the micro study: what was stored, and its trajectory and dense Hessians made again by hand."""
+    """One task of the micro study: its stored numbers, and its trajectory and dense Hessians computed again by hand."""
     study = open_folder(micro_study)
     stored = open_study(micro_study).sel(learner=LEARNER, seed=SEED, checkpoint=CHECKPOINT, task=TASK)
     training = study.training(LEARNER, SEED)

@@ -143,7 +143,7 @@ def test_a_cross_domain_study_from_end_to_end(two_trees, capsys):
 
 
 def test_data_on_the_command_line_takes_the_place_of_the_studys(two_trees, capsys):
-    """The split found is said; ways, shots and the rest stay; the path is kept in full, to resume from elsewhere."""
+    """The split found is printed, ways and shots stay, and the path is kept in full, to resume from elsewhere."""
     text = (two_trees / "drawn.yaml").read_text().replace("image_size: 8", "image_size: 8, split: home.json")
     (two_trees / "drawn.yaml").write_text(text)
     assert run(["train", "drawn.yaml", "--data", "home", "--out", "out", "--workers", "0"]) == 0

@@ -41,7 +41,8 @@ def test_a_study_runs_from_python_and_returns_what_it_found(here):
     assert result.path.name == "out"
     assert result.report.is_file()
     xr.testing.assert_identical(result.dataset, analysis.open_study("out"))
-    assert list(result.verdicts) == analysis.open_verdicts("out")
+    # As text, because with a single seed the intervals are NaN, which does not equal itself.
+    assert list(map(repr, result.verdicts)) == list(map(repr, analysis.open_verdicts("out")))
     assert result.dataset["rho"].sel(learner="mine", checkpoint=1).notnull().all()
     with pytest.raises(AttributeError):
         result.verdicts = ()
