@@ -31,16 +31,16 @@ def line(ours: Entry, theirs: Entry, row: Row = ROW, clock: Clock = "wall") -> L
 
 
 def test_ratio_is_of_medians_and_its_spread_of_rounds():
-    found = line(entry("ours", [1.0, 2.0, 9.0]), entry("peer", [12.0, 10.0, 9.0]))
-    assert found.ours == Figures(seconds=2.0, first=9.0, error=1e-5, matvecs=20.0)
-    assert (found.theirs.seconds, found.ratio) == (10.0, 5.0)
-    assert (found.low, found.high) == (1.0, 12.0)
-    assert found.goal_reached == "yes"
+    result = line(entry("ours", [1.0, 2.0, 9.0]), entry("peer", [12.0, 10.0, 9.0]))
+    assert result.ours == Figures(seconds=2.0, first=9.0, error=1e-5, matvecs=20.0)
+    assert (result.theirs.seconds, result.ratio) == (10.0, 5.0)
+    assert (result.low, result.high) == (1.0, 12.0)
+    assert result.goal_reached == "yes"
 
 
 def test_the_clock_may_be_the_processors():
-    found = line(entry("ours", [1.0, 2.0, 3.0]), entry("peer", [22.0, 22.0, 22.0]), clock="cpu")
-    assert (found.ours.seconds, found.theirs.seconds, found.ratio, found.ours.first) == (11.0, 22.0, 2.0, 8.0)
+    result = line(entry("ours", [1.0, 2.0, 3.0]), entry("peer", [22.0, 22.0, 22.0]), clock="cpu")
+    assert (result.ours.seconds, result.theirs.seconds, result.ratio, result.ours.first) == (11.0, 22.0, 2.0, 8.0)
     assert line(entry("ours", [1.0, 2.0, 3.0]), entry("peer", [22.0, 22.0, 22.0])).cpu_ratio == 2.0
 
 
@@ -66,9 +66,9 @@ def test_an_upper_limit_turns_the_ratio_round():
 
 
 def test_an_absent_peer_is_a_row_that_says_so():
-    found = line(entry("ours", [1.0]), Entry("peer", absent="not installed (peer)"))
-    assert "not installed (peer)" in cells(found)
-    assert found.goal_reached == "-"
+    result = line(entry("ours", [1.0]), Entry("peer", absent="not installed (peer)"))
+    assert "not installed (peer)" in cells(result)
+    assert result.goal_reached == "-"
 
 
 def test_errors():

@@ -23,10 +23,10 @@ def problem(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def test_ours_and_the_plain_loop_find_the_same_meta_gradient(problem: TrainingProblem):
-    found, true = (build(problem, "meta-gradient").run().values for build in (ours.build, libraries.plain))
-    assert found is not None
+    result, true = (build(problem, "meta-gradient").run().values for build in (ours.build, libraries.plain))
+    assert result is not None
     assert true is not None
-    assert error(ROW, found.tolist(), true.tolist()) < 1e-13
+    assert error(ROW, result.tolist(), true.tolist()) < 1e-13
     other = replace(problem, first_order=not problem.first_order)
     assert error(ROW, sampled(libraries.plain_meta_gradient(other)).tolist(), true.tolist()) > 1e-4
 
