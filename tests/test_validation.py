@@ -43,8 +43,10 @@ print(begun.theta.numel())
 """
 
 
-def test_what_a_script_may_give_is_taken_or_refused_in_a_line(here):
-    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, cwd=here, check=True)
+def test_what_a_script_may_give_is_taken_or_refused_in_a_line(working_folder):
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, cwd=working_folder, check=True
+    )
     *refused, trained = done.stdout.splitlines()
     assert len(refused) == 17 and all(line.startswith("refused ") for line in refused)
     assert all("=2.5 is not a whole number; give one, such as 2" in line for line in refused[:1] + refused[2:9])
@@ -53,7 +55,7 @@ def test_what_a_script_may_give_is_taken_or_refused_in_a_line(here):
     of_states = ["one str, not several", "one OrderedDict, not", "type ndarray; give", "type Linear; give",
                  "'weight' is of type ndarray", "numbers of torch.int64"]  # fmt: skip
     assert all(said in line for said, line in zip(of_states, refused[11:], strict=True))
-    assert trained == "13" and (here / "run" / "checkpoints").is_dir()
+    assert trained == "13" and (working_folder / "run" / "checkpoints").is_dir()
 
 
 def test_whole_numbers_are_pythons_and_numpys():

@@ -6,7 +6,7 @@ from pathlib import Path
 import layouts_on_disk
 import pytest
 import yaml
-from command_line import refused
+from refused_commands import refused
 
 from analysis import setting
 from analysis.claims import load_plan
@@ -87,13 +87,15 @@ def test_transfer_is_judged_on_drawings(stand_in: dict[str, str]):
 
 
 @pytest.mark.parametrize("name", NEEDS_DATA)
-def test_a_study_without_its_data_says_what_to_give(name: str, here: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_study_without_its_data_says_what_to_give(
+    name: str, working_folder: Path, capsys: pytest.CaptureFixture[str]
+):
     assert "there is no file or folder PATH/TO/" in refused(capsys, ["study", name])
-    assert not list(here.iterdir())
+    assert not list(working_folder.iterdir())
 
 
 @pytest.mark.slow
-def test_the_regression_study_cut_down_runs_to_its_report(here: Path):
+def test_the_regression_study_cut_down_runs_to_its_report(working_folder: Path):
     small = {
         "train": {"checkpoints": [0, 2, 4], "meta_batch": 2, "validation_tasks": 2},
         "measure": {"tasks": 2, "full_tasks": 1, "block": 1, "evaluation_tasks": 4}

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
-from simulated_studies import planted_study
+from simulated_studies import simulated_study
 
 from analysis.claims import CLAIMS, NotMeasuredError, judge, load_plan
 from analysis.claims.points import diverged, points
@@ -16,9 +16,9 @@ LAST = {"learner": 1, "seed": 2, "checkpoint": -1, "task": 3}  # one unit of mam
 
 
 def study(**options: Any) -> xr.Dataset:
-    """A small planted study of "untrained" and "maml"; keyword-only options of ``planted_study``."""
+    """A small planted study of "untrained" and "maml"; keyword-only options of ``simulated_study``."""
     common: dict[str, Any] = {"learners": ("untrained", "maml"), "checkpoints": (0, 100), "evaluation_tasks": 2}
-    return planted_study(**(common | options))
+    return simulated_study(**(common | options))
 
 
 def test_learners_are_known_by_what_they_are() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
-from simulated_studies import Effect, planted_study, truth
+from simulated_studies import Effect, simulated_study, truth
 
 from analysis.claims import (
     CLAIMS,
@@ -29,9 +29,9 @@ NAMES = ("untrained", "maml", "maml-shot")
 
 
 def study(**options: Any) -> xr.Dataset:
-    """A small planted study; keyword-only options of ``planted_study``."""
+    """A small planted study; keyword-only options of ``simulated_study``."""
     common: dict[str, Any] = {"learners": NAMES, "effects": TRUE, "checkpoints": (0, 100), "evaluation_tasks": 2}
-    return planted_study(**(common | options))
+    return simulated_study(**(common | options))
 
 
 def pick(verdicts: list[Verdict], **where: str) -> list[Verdict]:

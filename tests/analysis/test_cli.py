@@ -6,16 +6,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import refused
+from refused_commands import refused
 
 from analysis.cli import run
 from analysis.study_file import study_text
 
 
-def study_file(here: Path, old: str = "", new: str = "") -> str:
+def study_file(working_folder: Path, old: str = "", new: str = "") -> str:
     text = study_text("micro")
     assert old in text
-    (here / "mine.yaml").write_text(text.replace(old, new, 1))
+    (working_folder / "mine.yaml").write_text(text.replace(old, new, 1))
     return "mine.yaml"
 
 
@@ -46,135 +46,135 @@ def study_file(here: Path, old: str = "", new: str = "") -> str:
         ("step_size: 0.1", "step_size: {candidates: [0.1], learner: maml-shot}", "without shot"),
     ],
 )
-def test_a_mistake_in_a_study_is_named_and_nothing_is_written(here, capsys, old, new, said):
-    file = study_file(here, old, new)
+def test_a_mistake_in_a_study_is_named_and_nothing_is_written(working_folder, capsys, old, new, said):
+    file = study_file(working_folder, old, new)
     message = refused(capsys, ["study", file])
     assert said in message
-    assert [path.name for path in here.iterdir()] == ["mine.yaml"]
+    assert [path.name for path in working_folder.iterdir()] == ["mine.yaml"]
 
 
-def test_missing_and_foreign_folders(here, capsys, micro_study):
+def test_missing_and_foreign_folders(working_folder, capsys, micro_study):
     assert "there is no study file nowhere.yaml" in refused(capsys, ["study", "nowhere.yaml"])
     for command in ("measure", "test", "figures", "report", "info"):
         assert "nowhere does not exist" in refused(capsys, [command, "nowhere"])
-    (here / "foreign").mkdir()
-    (here / "foreign" / "letter.txt").write_text("dear")
+    (working_folder / "foreign").mkdir()
+    (working_folder / "foreign" / "letter.txt").write_text("dear")
     assert "is no study folder" in refused(capsys, ["measure", "foreign"])
     assert "is not empty and holds no study.yaml" in refused(capsys, ["study", "micro", "--out", "foreign"])
-    assert [path.name for path in (here / "foreign").iterdir()] == ["letter.txt"]
-    (here / "file").write_text("")
+    assert [path.name for path in (working_folder / "foreign").iterdir()] == ["letter.txt"]
+    (working_folder / "file").write_text("")
     assert "is a file" in refused(capsys, ["study", "micro", "--out", "file"])
 
 
-def test_a_folder_of_another_study_is_refused_and_left_alone(here, capsys, micro_study):
-    shutil.copytree(micro_study, here / "study")
-    before = (here / "study" / "study.yaml").read_bytes()
-    file = study_file(here, "width: 4", "width: 8")
+def test_a_folder_of_another_study_is_refused_and_left_alone(working_folder, capsys, micro_study):
+    shutil.copytree(micro_study, working_folder / "study")
+    before = (working_folder / "study" / "study.yaml").read_bytes()
+    file = study_file(working_folder, "width: 4", "width: 8")
     assert "holds another study: its network is" in refused(capsys, ["study", file, "--out", "study"])
     assert "its seeds is [0, 1], yours [0]" in refused(capsys, ["study", "micro", "--seeds", "0", "--out", "study"])
-    assert (here / "study" / "study.yaml").read_bytes() == before
-    manifest = here / "study" / "runs" / "maml-seed0" / "manifest.json"
+    assert (working_folder / "study" / "study.yaml").read_bytes() == before
+    manifest = working_folder / "study" / "runs" / "maml-seed0" / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"width": 4', '"width": 8'))
     message = refused(capsys, ["study", "micro", "--out", "study"])
     assert "maml-seed0 holds another run: its network is" in message
 
 
-def test_the_plan_of_the_claims_is_the_users_until_the_study_begins(here, capsys, micro_study):
+def test_the_plan_of_the_claims_is_the_users_until_the_study_begins(working_folder, capsys, micro_study):
     from analysis.claims.plan import BUNDLED
 
     plan = BUNDLED.read_text().replace("confidence: 0.95", "confidence: 0.9")
-    (here / "plan.yaml").write_text(plan)
-    (here / "odd.yaml").write_text(plan.replace("margins", "margin"))
+    (working_folder / "plan.yaml").write_text(plan)
+    (working_folder / "odd.yaml").write_text(plan.replace("margins", "margin"))
     assert "did you mean 'margins'?" in refused(capsys, ["study", "micro", "--claims", "odd.yaml"])
-    (here / "bytes.yaml").write_bytes(b"\xff\xfe")
+    (working_folder / "bytes.yaml").write_bytes(b"\xff\xfe")
     assert "bytes.yaml is not a text file" in refused(capsys, ["study", "micro", "--claims", "bytes.yaml"])
     assert "no plan of the claims none.yaml" in refused(capsys, ["study", "micro", "--claims", "none.yaml"])
-    shutil.copytree(micro_study, here / "study")
+    shutil.copytree(micro_study, working_folder / "study")
     said = refused(capsys, ["study", "micro", "--claims", "plan.yaml", "--out", "study"])
     assert "was begun with another plan" in said
-    (here / "study" / "claims.yaml").write_text(plan)
+    (working_folder / "study" / "claims.yaml").write_text(plan)
     assert "was changed after the runs were begun" in refused(capsys, ["test", "study"])
 
 
-def test_wrong_options(here, capsys):
+def test_wrong_options(working_folder, capsys):
     assert "--help" in refused(capsys, ["study"])
     assert "--help" in refused(capsys, ["demmo"])
     assert "--help" in refused(capsys, ["demo", "--seeds", "zero"])
     assert "--workers -1" in refused(capsys, ["demo", "--workers", "-1"])
-    assert list(here.iterdir()) == []
+    assert list(working_folder.iterdir()) == []
 
 
-def test_parts_say_which_part_comes_first(here, capsys):
+def test_parts_say_which_part_comes_first(working_folder, capsys):
     from analysis.folder import begin
     from analysis.study import build
     from analysis.study_file import load_study
 
-    begin(build(load_study("micro"), here / "study"))
+    begin(build(load_study("micro"), working_folder / "study"))
     assert "run 'hessian-tools train' first" in refused(capsys, ["measure", "study"])
 
 
-def test_a_second_command_on_the_same_folder_waits_its_turn(here, capsys, micro_study):
+def test_a_second_command_on_the_same_folder_waits_its_turn(working_folder, capsys, micro_study):
     from analysis.folder import locked
 
-    shutil.copytree(micro_study, here / "study")
-    with locked(here / "study"):
+    shutil.copytree(micro_study, working_folder / "study")
+    with locked(working_folder / "study"):
         assert "another hessian-tools is at work in study" in refused(capsys, ["test", "study"])
 
 
-def test_a_study_that_diverges_says_so_everywhere(here, capsys):
-    file = study_file(here, "step_size: 0.1", "step_size: 1.0e+30")
+def test_a_study_that_diverges_says_so_everywhere(working_folder, capsys):
+    file = study_file(working_folder, "step_size: 0.1", "step_size: 1.0e+30")
     assert run(["study", file, "--out", "study", "--workers", "0"]) == 0
     said = capsys.readouterr().out
     assert "maml seed 0 diverged at meta-iteration 1; recorded as such" in said
     assert "inconclusive" in said
-    assert "diverged at meta-iteration 1" in (here / "study" / "report.html").read_text()
+    assert "diverged at meta-iteration 1" in (working_folder / "study" / "report.html").read_text()
     assert run(["info", "study"]) == 0
     assert "maml         seed 0: diverged at meta-iteration 1" in capsys.readouterr().out
 
 
-def test_info_and_parts_on_a_complete_study(here, capsys, micro_study):
-    shutil.copytree(micro_study, here / "study")
+def test_info_and_parts_on_a_complete_study(working_folder, capsys, micro_study):
+    shutil.copytree(micro_study, working_folder / "study")
     assert run(["info", "study"]) == 0
     said = capsys.readouterr().out
     assert "maml         seed 1: trained to 5; measured (6 task units)" in said
     assert "verdicts: " in said
-    (here / "study" / "figures" / "accuracy.png").unlink()
+    (working_folder / "study" / "figures" / "accuracy.png").unlink()
     assert "figures study' first" in refused(capsys, ["report", "study"])
     for command in ("test", "figures", "report"):
         assert run([command, "study"]) == 0
-    assert (here / "study" / "figures" / "accuracy.png").read_bytes() == (
+    assert (working_folder / "study" / "figures" / "accuracy.png").read_bytes() == (
         micro_study / "figures" / "accuracy.png"
     ).read_bytes()
 
 
-def test_seeds_can_be_added_and_the_first_ones_stay(here, capsys, micro_study):
+def test_seeds_can_be_added_and_the_first_ones_stay(working_folder, capsys, micro_study):
     import xarray as xr
 
     from analysis.folder import open_study
 
-    shutil.copytree(micro_study, here / "study")
+    shutil.copytree(micro_study, working_folder / "study")
     assert run(["study", "study", "--seeds", "0", "1", "2", "--workers", "0"]) == 0
     ds = open_study("study")
     assert ds["seed"].values.tolist() == [0, 1, 2]
     xr.testing.assert_identical(ds.sel(seed=[0, 1]), open_study(micro_study))
 
 
-def test_measuring_does_not_ask_what_precision_the_process_has_set(here, micro_study):
+def test_measuring_does_not_ask_what_precision_the_process_has_set(working_folder, micro_study):
     import torch
     import xarray as xr
 
     from analysis.folder import open_study
 
-    shutil.copytree(micro_study, here / "study")
-    for measured in (here / "study").glob("runs/*/*.zarr"):
+    shutil.copytree(micro_study, working_folder / "study")
+    for measured in (working_folder / "study").glob("runs/*/*.zarr"):
         shutil.rmtree(measured)
     with torch.autocast("cpu", torch.bfloat16):
         assert run(["measure", "study", "--workers", "0"]) == 0
     xr.testing.assert_identical(open_study("study"), open_study(micro_study))
 
 
-def test_progress_in_a_pipe_has_no_control_codes(here, capsys, micro_study):
-    shutil.copytree(micro_study, here / "study")
+def test_progress_in_a_pipe_has_no_control_codes(working_folder, capsys, micro_study):
+    shutil.copytree(micro_study, working_folder / "study")
     assert run(["figures", "study"]) == 0
     said = capsys.readouterr().out
     assert "draw: 5 figures" in said
@@ -190,7 +190,7 @@ def test_help_is_instant_and_needs_no_torch():
         assert command in process.stdout
 
 
-def sine_line(here: Path) -> str:
+def sine_line(working_folder: Path) -> str:
     text = study_text("micro")
     for old, new in (
         ("{name: quickdraw, ways: 3, shots: 1, queries: 2, test_queries: 3}", "{name: sine-line}"),
@@ -199,29 +199,29 @@ def sine_line(here: Path) -> str:
     ):
         assert old in text
         text = text.replace(old, new)
-    (here / "sine.yaml").write_text(text)
+    (working_folder / "sine.yaml").write_text(text)
     return "sine.yaml"
 
 
-def test_shot_by_class_probabilities_is_refused_for_regression(here, capsys):
-    message = refused(capsys, ["study", sine_line(here), "--out", "study"])
+def test_shot_by_class_probabilities_is_refused_for_regression(working_folder, capsys):
+    message = refused(capsys, ["study", sine_line(working_folder), "--out", "study"])
     assert "learners.maml-shot: distance='kl_reference_target' compares class probabilities" in message
 
 
-def test_a_regression_study_runs_and_its_search_is_kept_as_json(here, capsys):
+def test_a_regression_study_runs_and_its_search_is_kept_as_json(working_folder, capsys):
     import json
 
-    file = sine_line(here)
-    text = (here / file).read_text().replace("weight: 0.1}", "weight: 0.1, distance: squared_error}")
-    (here / file).write_text(text)
+    file = sine_line(working_folder)
+    text = (working_folder / file).read_text().replace("weight: 0.1}", "weight: 0.1, distance: squared_error}")
+    (working_folder / file).write_text(text)
     assert run(["study", file, "--out", "study", "--seeds", "0", "--workers", "0"]) == 0
-    search = json.loads((here / "study" / "step_size.json").read_text(), parse_constant=pytest.fail)
+    search = json.loads((working_folder / "study" / "step_size.json").read_text(), parse_constant=pytest.fail)
     losses = {row["step_size"]: row["validation_loss"] for row in search["candidates"]}
     assert search["step_size"] == min(losses, key=losses.get)
-    assert "classes never trained on" not in (here / "study" / "report.html").read_text()
+    assert "classes never trained on" not in (working_folder / "study" / "report.html").read_text()
 
 
-def test_an_out_that_cannot_be_made_is_named(here, capsys):
-    (here / "file").write_text("")
+def test_an_out_that_cannot_be_made_is_named(working_folder, capsys):
+    (working_folder / "file").write_text("")
     assert "cannot be made" in refused(capsys, ["study", "micro", "--out", "file/below"])
     assert "File name too long" in refused(capsys, ["study", "micro", "--out", "x" * 300])

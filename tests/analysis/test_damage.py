@@ -4,14 +4,14 @@ import errno
 import os
 import shutil
 
-from command_line import refused
+from refused_commands import refused
 
 from analysis.cli import run
 from hessian_tools.runs import files
 
 
-def test_a_report_is_not_made_of_old_verdicts_or_figures(here, capsys, micro_study):
-    shutil.copytree(micro_study, here / "study")
+def test_a_report_is_not_made_of_old_verdicts_or_figures(working_folder, capsys, micro_study):
+    shutil.copytree(micro_study, working_folder / "study")
     assert run(["train", "study", "--seeds", "0", "1", "2", "--workers", "0"]) == 0
     capsys.readouterr()
     assert "untrained seed 2 is not measured yet" in refused(capsys, ["test", "study"])
@@ -23,23 +23,23 @@ def test_a_report_is_not_made_of_old_verdicts_or_figures(here, capsys, micro_stu
     assert run(["test", "study"]) == 0
     capsys.readouterr()
     assert "the figures of study rest on other measurements" in refused(capsys, ["report", "study"])
-    (here / "study" / "figures" / "drawn.json").unlink()
+    (working_folder / "study" / "figures" / "drawn.json").unlink()
     assert "the figures of study rest on other measurements" in refused(capsys, ["report", "study"])
     assert run(["figures", "study"]) == 0
     assert run(["report", "study"]) == 0
 
 
-def test_a_part_of_a_study_gets_no_verdict(here, capsys, micro_study):
-    shutil.copytree(micro_study, here / "study")
-    shutil.rmtree(here / "study" / "runs" / "maml-seed1" / "measurements.zarr")
+def test_a_part_of_a_study_gets_no_verdict(working_folder, capsys, micro_study):
+    shutil.copytree(micro_study, working_folder / "study")
+    shutil.rmtree(working_folder / "study" / "runs" / "maml-seed1" / "measurements.zarr")
     for command in ("test", "figures", "report"):
         assert "maml seed 1 is not measured yet" in refused(capsys, [command, "study"])
 
 
-def test_damaged_files_are_named(here, capsys, micro_study):
-    shutil.copytree(micro_study, here / "study")
-    run_folder = here / "study" / "runs" / "maml-seed0"
-    verdicts = here / "study" / "verdicts.json"
+def test_damaged_files_are_named(working_folder, capsys, micro_study):
+    shutil.copytree(micro_study, working_folder / "study")
+    run_folder = working_folder / "study" / "runs" / "maml-seed0"
+    verdicts = working_folder / "study" / "verdicts.json"
     verdicts.write_text(verdicts.read_text()[:400])
     assert "verdicts.json is not JSON" in refused(capsys, ["info", "study"])
     chunk = next(path for path in (run_folder / "measurements.zarr" / "rho" / "c").rglob("*") if path.is_file())
@@ -53,13 +53,13 @@ def test_damaged_files_are_named(here, capsys, micro_study):
         manifest.write_bytes(damaged)
         assert said in refused(capsys, ["test", "study"])
     manifest.write_bytes(undamaged)
-    (here / "study" / "claims.yaml").unlink()
+    (working_folder / "study" / "claims.yaml").unlink()
     assert "claims.yaml is gone" in refused(capsys, ["test", "study"])
-    (here / "study" / "study.yaml").write_bytes(b"\xff\xfe")
+    (working_folder / "study" / "study.yaml").write_bytes(b"\xff\xfe")
     assert "study.yaml is damaged" in refused(capsys, ["info", "study"])
 
 
-def test_a_study_stopped_before_its_plan_was_written_goes_on(here, capsys, monkeypatch):
+def test_a_study_stopped_before_its_plan_was_written_goes_on(working_folder, capsys, monkeypatch):
     from analysis import folder
 
     def stop(path, text):
@@ -69,14 +69,14 @@ def test_a_study_stopped_before_its_plan_was_written_goes_on(here, capsys, monke
     monkeypatch.setattr(folder, "write_text", stop)
     assert run(["study", "micro", "--out", "study"]) == 1
     monkeypatch.undo()
-    monkeypatch.chdir(here)
+    monkeypatch.chdir(working_folder)
     assert run(["train", "micro", "--out", "study"]) == 0
 
 
-def test_a_removed_checkpoint_is_made_again_as_the_message_advises(here, capsys, micro_study):
-    shutil.copytree(micro_study, here / "study")
-    shutil.rmtree(here / "study" / "runs" / "maml-seed0" / "measurements.zarr")
-    checkpoint = here / "study" / "runs" / "maml-seed0" / "checkpoints" / "0000002.safetensors"
+def test_a_removed_checkpoint_is_made_again_as_the_message_advises(working_folder, capsys, micro_study):
+    shutil.copytree(micro_study, working_folder / "study")
+    shutil.rmtree(working_folder / "study" / "runs" / "maml-seed0" / "measurements.zarr")
+    checkpoint = working_folder / "study" / "runs" / "maml-seed0" / "checkpoints" / "0000002.safetensors"
     content = checkpoint.read_bytes()
     checkpoint.write_bytes(content[:100])
     said = run(["study", "micro", "--out", "study"]), capsys.readouterr().err
@@ -87,7 +87,7 @@ def test_a_removed_checkpoint_is_made_again_as_the_message_advises(here, capsys,
     assert checkpoint.read_bytes() == content
 
 
-def test_a_full_disk_is_told_and_the_command_goes_on_afterwards(here, capsys, monkeypatch, micro_study):
+def test_a_full_disk_is_told_and_the_command_goes_on_afterwards(working_folder, capsys, monkeypatch, micro_study):
     written = files.write_atomic
 
     def full(path, write):
@@ -100,7 +100,7 @@ def test_a_full_disk_is_told_and_the_command_goes_on_afterwards(here, capsys, mo
     error = capsys.readouterr().err
     assert error.startswith("hessian-tools: no space left on the device (")
     assert error.count("\n") == 1
-    assert not list(here.rglob("*.safetensors"))
-    assert not list(here.rglob("*.partial"))
+    assert not list(working_folder.rglob("*.safetensors"))
+    assert not list(working_folder.rglob("*.partial"))
     monkeypatch.setattr("hessian_tools.runs.checkpoints.write_atomic", written)
     assert run(["train", "micro", "--out", "study", "--workers", "0"]) == 0

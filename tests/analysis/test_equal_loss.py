@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from simulated_studies import Effect, planted_study
+from simulated_studies import Effect, simulated_study
 
 from analysis.claims import Verdict, judge, load_plan, verdict_lines
 from analysis.claims.comparison import Comparison, Question
@@ -23,7 +23,7 @@ EFFECTS = {"maml": Effect(-0.2, -0.12), "maml-shot": Effect(-0.36, -0.2)}
 
 def rows(loss_driven: bool) -> list[tuple[Verdict, Verdict]]:
     """(raw, at equal loss) for suppression and shot, each learner and step group, 5 quiet seeds."""
-    ds = planted_study(
+    ds = simulated_study(
         learners=NAMES, effects=EFFECTS, seeds=range(5), tasks=40, checkpoints=(0, 100), seed_spread=0.01,
         evaluation_tasks=2, loss_driven=loss_driven,
     )  # fmt: skip
@@ -54,7 +54,7 @@ def test_a_fall_that_is_not_the_loss_stays() -> None:
 
 def test_losses_that_hardly_overlap_are_inconclusive_whatever_the_numbers() -> None:
     effects = {"maml": Effect(-0.7, -0.3)}
-    ds = planted_study(learners=NAMES[:2], effects=effects, seeds=range(4), tasks=12, loss_driven=True)
+    ds = simulated_study(learners=NAMES[:2], effects=effects, seeds=range(4), tasks=12, loss_driven=True)
     verdict = next(v for v in judge(ds, QUICK) if v.comparison == "equal support loss" and v.steps == "step 0")
     assert verdict.share_compared < 0.5
     assert verdict.outcome == "inconclusive"

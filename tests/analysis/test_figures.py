@@ -8,7 +8,7 @@ import xarray as xr
 from figure_contents import line, study_to_draw
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from simulated_studies import planted_study
+from simulated_studies import simulated_study
 
 from analysis.drawing import style
 from analysis.drawing.figures import FIGURES
@@ -97,7 +97,7 @@ def test_the_trained_state_has_a_neutral_entry_in_the_legend(ds):
 
 
 def test_a_control_is_known_by_its_training_and_not_by_its_name():
-    study = planted_study(
+    study = simulated_study(
         learners=("control", "untrained", "maml"), untrained=("control",), tasks=4, seeds=(0,), evaluation_tasks=4
     )
     for name in ("alpha_rho", "alignment", "accuracy"):
@@ -115,7 +115,7 @@ def test_a_control_is_known_by_its_training_and_not_by_its_name():
 
 
 def test_without_a_control_the_common_start_is_drawn_and_named():
-    study = planted_study(learners=("maml", "fomaml"), tasks=4, seeds=(0, 1), evaluation_tasks=4)
+    study = simulated_study(learners=("maml", "fomaml"), tasks=4, seeds=(0, 1), evaluation_tasks=4)
     figure = FIGURES["accuracy"].draw(study)
     start = float(study["evaluation_accuracy"].isel(learner=0, checkpoint=0).mean())
     np.testing.assert_allclose(line(figure.axes[0], "untrained").get_ydata(), start)
@@ -207,7 +207,7 @@ def test_diverged_units_are_counted_in_figure_and_caption(ds, name):
 def test_a_mean_without_diverged_units_is_crossed_out_and_a_lost_one_stands_at_the_top(ds):
     ax = FIGURES["alpha_rho"].draw(ds).axes[0]
     assert list(line(ax, "diverged:maml").get_xdata()) == [300]
-    lost = planted_study(tasks=2, seeds=(0,), learners=("maml",), diverged=[("maml", 0, 0), ("maml", 0, 1)])
+    lost = simulated_study(tasks=2, seeds=(0,), learners=("maml",), diverged=[("maml", 0, 0), ("maml", 0, 1)])
     ax = FIGURES["alpha_rho"].draw(lost).axes[0]
     assert list(line(ax, "all diverged:maml").get_xdata()) == [300]
     assert 300 not in line(ax, "mean:maml").get_xdata()
@@ -222,16 +222,16 @@ def _without(study: xr.Dataset, *names: str) -> xr.Dataset:
 
 _SMALL = {"tasks": 4, "evaluation_tasks": 4}
 EDGES = {
-    "one seed": lambda: planted_study(seeds=(0,), **_SMALL),
-    "two seeds, two checkpoints": lambda: planted_study(seeds=(0, 1), checkpoints=(0, 100), **_SMALL),
-    "one inner step": lambda: planted_study(steps=1, learners=("untrained", "maml"), **_SMALL),
-    "five steps, five seeds": lambda: planted_study(steps=5, seeds=range(5), checkpoints=(0, 9), **_SMALL),
-    "untrained alone": lambda: planted_study(learners=("untrained",), **_SMALL),
-    "no untrained": lambda: planted_study(learners=("maml",), **_SMALL),
+    "one seed": lambda: simulated_study(seeds=(0,), **_SMALL),
+    "two seeds, two checkpoints": lambda: simulated_study(seeds=(0, 1), checkpoints=(0, 100), **_SMALL),
+    "one inner step": lambda: simulated_study(steps=1, learners=("untrained", "maml"), **_SMALL),
+    "five steps, five seeds": lambda: simulated_study(steps=5, seeds=range(5), checkpoints=(0, 9), **_SMALL),
+    "untrained alone": lambda: simulated_study(learners=("untrained",), **_SMALL),
+    "no untrained": lambda: simulated_study(learners=("maml",), **_SMALL),
     "no eigenvalues": lambda: _without(
-        planted_study(**_SMALL), "eigenvalue", "eigenvalue_max", "eigenvalue_min", "eigenvalue_max_residual"
+        simulated_study(**_SMALL), "eigenvalue", "eigenvalue_max", "eigenvalue_min", "eigenvalue_max_residual"
     ),
-    "nothing measured": lambda: (lambda study: study.assign(status=study["status"] * 0))(planted_study(**_SMALL)),
+    "nothing measured": lambda: (lambda study: study.assign(status=study["status"] * 0))(simulated_study(**_SMALL)),
 }
 
 
@@ -248,7 +248,7 @@ def test_every_figure_draws_and_speaks_at_the_edges(edge):
 
 
 def test_two_seeds_show_each_seed_and_say_so():
-    figure = FIGURES["alpha_rho"].draw(planted_study(seeds=(0, 1), **_SMALL))
+    figure = FIGURES["alpha_rho"].draw(simulated_study(seeds=(0, 1), **_SMALL))
     assert "band: range over 2 seeds; thin: each seed" in legend_texts(figure)
     assert line(figure.axes[0], "seed:maml:0").get_linewidth() < line(figure.axes[0], "mean:maml").get_linewidth()
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from command_line import refused
+from refused_commands import refused
 
 from analysis.cli import run
 from analysis.config import NetworkConfig
@@ -31,18 +31,18 @@ PLAIN = "network: {name: conv4, width: 4, normalisation: batch}"
 
 
 @pytest.fixture
-def mine(here):
-    (here / "own_networks.py").write_text(SOURCE)
-    yield here
+def mine(working_folder):
+    (working_folder / "own_networks.py").write_text(SOURCE)
+    yield working_folder
     sys.modules.pop("own_networks", None)
 
 
-def study(here, network: str, *changes: tuple[str, str]) -> str:
+def study(working_folder, network: str, *changes: tuple[str, str]) -> str:
     text = study_text("micro")
     for old, new in ((PLAIN, f"network: {network}"), *changes):
         assert old in text
         text = text.replace(old, new, 1)
-    (here / "mine.yaml").write_text(text)
+    (working_folder / "mine.yaml").write_text(text)
     return "mine.yaml"
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import layouts_on_disk as disk
 import pytest
-from command_line import refused
+from refused_commands import refused
 
 from analysis.cli import run
 from analysis.config import StudyConfig
@@ -107,21 +107,21 @@ measure:
 
 
 @pytest.fixture
-def two_trees(here: Path) -> Path:
+def two_trees(working_folder: Path) -> Path:
     """Two folders of classes, one split by hand and one to be tested on, and a study on the bundled drawings."""
-    disk.class_folders(here / "home", NAMES)
-    disk.class_folders(here / "away", NAMES, first=3)
+    disk.class_folders(working_folder / "home", NAMES)
+    disk.class_folders(working_folder / "away", NAMES, first=3)
     for place, parts in (
         ("home", {"train": NAMES[:3], "val": NAMES[3:6], "test": NAMES[6:]}),
         ("away", {"train": NAMES[:3], "val": NAMES[3:6], "test": NAMES[6:]}),
     ):
-        disk.put(here / f"{place}.json", json.dumps(parts))
+        disk.put(working_folder / f"{place}.json", json.dumps(parts))
     sizes = "ways: 3, shots: 1, queries: 1, test_queries: 1, image_size: 8"
-    (here / "crossed.yaml").write_text(
+    (working_folder / "crossed.yaml").write_text(
         f"{STUDY}data: {{{sizes}, path: home, split: home.json, test_path: away, test_split: away.json}}\n"
     )
-    (here / "drawn.yaml").write_text(f"{STUDY}data: {{{sizes}}}\n")
-    return here
+    (working_folder / "drawn.yaml").write_text(f"{STUDY}data: {{{sizes}}}\n")
+    return working_folder
 
 
 def test_a_cross_domain_study_from_end_to_end(two_trees, capsys):
@@ -156,11 +156,11 @@ def test_data_on_the_command_line_takes_the_place_of_the_studys(two_trees, capsy
     )
 
 
-def test_a_wrong_path_on_the_command_line_is_one_line(here, capsys):
+def test_a_wrong_path_on_the_command_line_is_one_line(working_folder, capsys):
     message = refused(capsys, ["study", "micro", "--data", "nowhere"])
     assert "data: there is no file or folder" in message
     assert len(message.strip().splitlines()) == 1
-    assert list(here.iterdir()) == []
+    assert list(working_folder.iterdir()) == []
 
 
 def test_a_bundled_study_on_other_data_says_how_to_make_it_again(own, tmp_path):

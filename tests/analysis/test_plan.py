@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import yaml
-from simulated_studies import planted_study
+from simulated_studies import simulated_study
 
 from analysis.claims import PlanError, judge, load_plan, plan_from_mapping
 from analysis.claims.plan import BUNDLED
@@ -73,7 +73,7 @@ def test_a_step_group_that_the_study_does_not_have(group: dict[str, Any], messag
     """Refused before any number is looked at: nothing is measured here."""
     data = content()
     data["step_groups"]["late"] = group
-    ds = planted_study(tasks=2, evaluation_tasks=2)
+    ds = simulated_study(tasks=2, evaluation_tasks=2)
     with pytest.raises(PlanError, match=message):
         judge(ds.assign(status=ds["status"] * 0), plan_from_mapping(data))
 

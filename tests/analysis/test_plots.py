@@ -7,7 +7,7 @@ import xarray as xr
 from figure_contents import line, study_to_draw
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from simulated_studies import planted_study
+from simulated_studies import simulated_study
 
 import analysis.style
 from analysis.drawing import style
@@ -74,7 +74,7 @@ def test_probe_error_is_that_of_the_mean_of_unequal_seeds():
 
 
 def test_colour_belongs_to_the_method_in_every_figure(ds):
-    few = planted_study(learners=("untrained", "fomaml"), seeds=(0,), tasks=4, checkpoints=(0, 10))
+    few = simulated_study(learners=("untrained", "fomaml"), seeds=(0,), tasks=4, checkpoints=(0, 10))
     for study in (ds, few):
         for name in ("alpha_rho", "alignment", "accuracy"):
             drawn = line(FIGURES[name].draw(study).axes[0], "mean:fomaml")
@@ -95,7 +95,9 @@ def test_method_colours_and_markers_differ():
 
 
 def test_only_what_was_not_trained_is_grey():
-    study = planted_study(learners=("base", "untrained"), untrained=("base",), tasks=2, seeds=(0,), evaluation_tasks=2)
+    study = simulated_study(
+        learners=("base", "untrained"), untrained=("base",), tasks=2, seeds=(0,), evaluation_tasks=2
+    )
     assert learner_style(study, "base") == style.CONTROL
     assert learner_style(study, "untrained") == style.method_style("untrained")
     assert style.GREY not in {look.color for look in style.METHODS.values()}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from sample_verdict import VERDICT
-from simulated_studies import planted_study
+from simulated_studies import simulated_study
 
 from analysis.drawing.figures import FIGURES
 from analysis.report import render
@@ -79,7 +79,7 @@ class Reader(HTMLParser):
 
 @pytest.fixture(scope="module")
 def ds() -> xr.Dataset:
-    study = planted_study(tasks=4, evaluation_tasks=6, diverged=[("maml", 0, 3)])
+    study = simulated_study(tasks=4, evaluation_tasks=6, diverged=[("maml", 0, 3)])
     study.attrs["study"] = "demo"
     return study
 

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 import xarray as xr
-from simulated_studies import planted_study
+from simulated_studies import simulated_study
 
 from analysis.report.learning import (
     accuracy_levels,
@@ -35,7 +35,7 @@ def ds() -> xr.Dataset:
 
     The four tasks of a seed scatter around that by -.02, .02, -.01, .01, so that their mean is exact.
     """
-    study = planted_study(learners=LEARNERS, seeds=(0, 1), tasks=2, checkpoints=STEPS, evaluation_tasks=4)
+    study = simulated_study(learners=LEARNERS, seeds=(0, 1), tasks=2, checkpoints=STEPS, evaluation_tasks=4)
     progress = np.array(STEPS) / STEPS[-1]
     gain = np.array([[0.0, 0.0], [0.3, 0.15], [0.4, 0.25]])  # [learner, seed]
     scatter = np.array([-0.02, 0.02, -0.01, 0.01])
@@ -121,5 +121,5 @@ def test_differences_are_counted_by_their_intervals():
 
 
 def test_there_is_no_section_where_nothing_was_trained():
-    alone = planted_study(tasks=2, seeds=(0,), evaluation_tasks=3, learners=("untrained",))
+    alone = simulated_study(tasks=2, seeds=(0,), evaluation_tasks=3, learners=("untrained",))
     assert learning_section(alone) == []

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from sample_verdict import VERDICT
-from simulated_studies import planted_study
+from simulated_studies import simulated_study
 
 from analysis.report.accuracy import accuracy_table
 from analysis.report.page import DASH, MINUS, TIMES, Html, element, interval, number
@@ -26,7 +26,7 @@ def seen(*parts: Html) -> str:
 
 @pytest.fixture(scope="module")
 def ds() -> xr.Dataset:
-    return planted_study(tasks=4, evaluation_tasks=6, diverged=[("maml", 0, 3)])
+    return simulated_study(tasks=4, evaluation_tasks=6, diverged=[("maml", 0, 3)])
 
 
 def test_accuracy_of_a_seed_is_paired_with_its_untrained_start(ds):
@@ -41,7 +41,7 @@ def test_accuracy_of_a_seed_is_paired_with_its_untrained_start(ds):
 
 
 def test_accuracy_at_the_edges(ds):
-    one = planted_study(tasks=2, seeds=(0,), evaluation_tasks=3, learners=("maml",))
+    one = simulated_study(tasks=2, seeds=(0,), evaluation_tasks=3, learners=("maml",))
     assert "all" not in texts(accuracy_table(one))
     loss = ds.assign(evaluation_accuracy=ds["evaluation_accuracy"] * np.nan)
     assert "Query loss" in accuracy_table(loss).text
@@ -92,7 +92,7 @@ def test_a_comparison_with_nothing_to_compare_reads_as_words():
 
 
 def test_scale_shows_what_growing_weights_alone_do():
-    study = planted_study(tasks=4, seeds=(0, 1), growing_weights=True, evaluation_tasks=2, diverged=[("maml", 0, 3)])
+    study = simulated_study(tasks=4, seeds=(0, 1), growing_weights=True, evaluation_tasks=2, diverged=[("maml", 0, 3)])
     maml = study.isel(learner=1)
     raw = change(maml["alpha_rho"], slice(0, 1))
     unit = change(maml["rho_normalised"], slice(0, 1))
@@ -120,7 +120,7 @@ def test_the_scale_table_is_there_for_trained_learners_only(ds):
     assert f"{number(raw.untrained)} → {number(raw.trained)} {number(raw.ratio)}" in part
     assert part.count("filters at unit norm") == 3
     assert "largest ratio of a layer's norm: " in part
-    alone = planted_study(tasks=2, seeds=(0,), evaluation_tasks=3, learners=("untrained",))
+    alone = simulated_study(tasks=2, seeds=(0,), evaluation_tasks=3, learners=("untrained",))
     assert scale_section(alone) == []
 
 

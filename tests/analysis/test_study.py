@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import xarray as xr
 import yaml
-from simulated_studies import planted_study
+from simulated_studies import simulated_study
 
 import analysis
 from analysis.cli import run
@@ -33,7 +33,7 @@ measure:
 """
 
 
-def test_a_study_runs_from_python_and_returns_what_it_found(here):
+def test_a_study_runs_from_python_and_returns_what_it_found(working_folder):
     calls = []
     result = analysis.run_study(
         yaml.safe_load(SMALL), out="out", workers=0, progress=lambda done, total: calls.append((done, total))
@@ -51,14 +51,14 @@ def test_a_study_runs_from_python_and_returns_what_it_found(here):
     assert calls[-1] == (5, 5)  # the figures
 
 
-def test_a_study_from_python_says_nothing_unless_it_is_asked_to(here, capsys, micro_study):
-    shutil.copytree(micro_study, here / "study")
+def test_a_study_from_python_says_nothing_unless_it_is_asked_to(working_folder, capsys, micro_study):
+    shutil.copytree(micro_study, working_folder / "study")
     result = analysis.run_study("study")
     assert capsys.readouterr().out == ""
     assert content_digest(result.dataset) == content_digest(open_study(micro_study))
 
 
-def test_a_mistake_from_python_is_named_before_anything_is_written(here):
+def test_a_mistake_from_python_is_named_before_anything_is_written(working_folder):
     settings = yaml.safe_load(SMALL)
     for mistake, said in (
         (
@@ -73,7 +73,7 @@ def test_a_mistake_from_python_is_named_before_anything_is_written(here):
         assert said in str(error.value)
     with pytest.raises(analysis.UserError, match="no plan of the claims none.yaml"):
         analysis.run_study(settings, claims="none.yaml")
-    assert list(here.iterdir()) == []
+    assert list(working_folder.iterdir()) == []
 
 
 def test_a_study_travels_to_another_process_and_its_problem_is_opened_once():
@@ -113,7 +113,7 @@ def test_the_runs_of_a_folder_begun_before_are_still_this_studys(micro_study):
 def named(prefix: str, **options: object) -> xr.Dataset:
     """A simulated study with learners of its own; their names are longer, the longer the prefix."""
     learners = ("untrained", f"{prefix}", f"{prefix}-shot")
-    return planted_study(learners=learners, seeds=(0, 1), tasks=2, effects={}, **options)
+    return simulated_study(learners=learners, seeds=(0, 1), tasks=2, effects={}, **options)
 
 
 def test_learners_keep_their_names_when_studies_are_joined():

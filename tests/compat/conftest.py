@@ -2,7 +2,7 @@
 
 import pytest
 from cases import seeded
-from pyhessian_witness import Batch, images, network
+from pyhessian_reference import Batch, images, network
 from torch import nn
 
 

@@ -8,7 +8,7 @@ import pyhessian
 import pytest
 import torch
 from cases import randn, seeded, squared_error, without_type_checks
-from pyhessian_witness import CRITERION, Batch, exact, theirs
+from pyhessian_reference import CRITERION, Batch, exact, theirs
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from pyhessian_witness import CRITERION, Batch, exact, theirs
+from pyhessian_reference import CRITERION, Batch, exact, theirs
 from torch import Tensor, nn
 
 import hessian_tools as ht
@@ -72,10 +72,10 @@ def test_density_plot_shows_planted_outliers_and_their_shares() -> None:
     cut = (1 + math.erf(0.01 / math.sqrt(2 * 15e-5))) / 2
     shares = {10.0: cut / 32, 6.0: 2 / 32, -5.0: cut / 32, 0.0: 28 / 32}
     for value, share in shares.items():
-        here = abs(grid - value) < 0.3
-        peak = grid[here][density[here].argmax()]
+        working_folder = abs(grid - value) < 0.3
+        peak = grid[working_folder][density[working_folder].argmax()]
         assert abs(peak - value) < 0.005
         # Signs times a diagonal matrix: each eigenvalue has its exact share of every probe.
-        assert density[here].sum() * (grid[1] - grid[0]) == pytest.approx(
+        assert density[working_folder].sum() * (grid[1] - grid[0]) == pytest.approx(
             share / sum(shares.values()), rel=0.03
         )  # half a cell at the end

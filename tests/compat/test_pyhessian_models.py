@@ -3,7 +3,7 @@
 import pytest
 import torch
 from cases import randn, seeded, squared_error
-from pyhessian_witness import CRITERION, Batch
+from pyhessian_reference import CRITERION, Batch
 from torch import nn
 from torch.nn import functional as F
 

@@ -157,12 +157,12 @@ def test_tasks_by_path_meet_the_protocol(root):
     assert len({tasks.digest, open_tasks(root, ways=2, shots=1, queries=3).digest}) == 2
 
 
-def test_words_that_are_no_path_are_taken_for_names(here):
+def test_words_that_are_no_path_are_taken_for_names(working_folder):
     with pytest.raises(ValueError, match="name='omniglot' is not one of quickdraw, sine-line, and no folder"):
         open_tasks("omniglot")
     with pytest.raises(ValueError, match="there is no file or folder somewhere/omniglot"):
         open_tasks("somewhere/omniglot")
-    disk.omniglot(here / "omniglot")
+    disk.omniglot(working_folder / "omniglot")
     assert open_tasks("omniglot", shots=1, queries=3, ways=1).input_shape == (1, 28, 28)
     with pytest.raises(ValueError, match="has no classes; use open_tasks"):
         open_data("sine-line")

@@ -83,12 +83,12 @@ def planted() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("asked", planted())
-def test_what_could_act_is_refused_and_not_run(asked, here):
+def test_what_could_act_is_refused_and_not_run(asked, working_folder):
     with pytest.raises(ValueError, match="data.pkl is refused: it asks for ") as told:
         load(planted()[asked])
     assert asked.replace("builtins.", "") in str(told.value).replace("__builtin__.", "")
     assert str(told.value).count("\n") == 1
-    assert not (here / "planted").exists()
+    assert not (working_folder / "planted").exists()
 
 
 POINTER = bytes(8)  # a null pointer, which NumPy shows as None; any other would be followed
@@ -167,10 +167,10 @@ def test_images_are_picked_out_of_the_stream(protocol, as_arrays):
     assert list(packed_images(stream, where="x")) == files
 
 
-def test_picking_images_runs_nothing(here):
+def test_picking_images_runs_nothing(working_folder):
     stream = io.BytesIO(pickle.dumps([Calls(os.system, "touch planted"), disk.png(0, 0)]))
     assert list(packed_images(stream, where="x")) == [disk.png(0, 0)]
-    assert not (here / "planted").exists()
+    assert not (working_folder / "planted").exists()
     with pytest.raises(ValueError, match="x cannot be read as a pickle"):
         list(packed_images(io.BytesIO(b"junk"), where="x"))
 

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from plain_meta import CASES, episode, network
+from plain_learners import CASES, episode, network
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode

@@ -1,7 +1,7 @@
 """The cost of SHOT on top of a learner, counted in floating-point operations."""
 
 import pytest
-from plain_meta import CASES, episode, network
+from plain_learners import CASES, episode, network
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 

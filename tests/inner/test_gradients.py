@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from plain_meta import episode, network
+from plain_learners import episode, network
 from torch import Tensor
 
 from hessian_tools import learners

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from plain_meta import episode, network, plain_forward
+from plain_learners import episode, network, plain_forward
 from torch import Tensor, nn
 from torch.nn import functional as F
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from plain_meta import episode, network, plain_forward
+from plain_learners import episode, network, plain_forward
 from torch import Tensor
 from torch.nn import functional as F
 

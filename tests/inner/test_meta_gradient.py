@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from plain_meta import ALPHA, CASES, STEPS, episode, network, plain_meta_gradient
+from plain_learners import ALPHA, CASES, STEPS, episode, network, plain_meta_gradient
 from torch import Tensor, nn
 
 from hessian_tools import Shot, adapt, flatten, learners, make_loss, meta_loss, stream

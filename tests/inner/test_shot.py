@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from plain_meta import episode, network
+from plain_learners import episode, network
 from torch import nn
 from torch.nn import functional as F
 

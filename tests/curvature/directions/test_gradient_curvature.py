@@ -202,7 +202,7 @@ def test_filter_scale_is_the_norm_of_each_filter() -> None:
         else:
             assert (scale == 1).all()
     both = filter_scale(loss.layout, torch.stack([theta, 2 * theta]), names)
-    assert torch.equal(both[0], d)
+    torch.testing.assert_close(both[0], d)
     with pytest.raises(ValueError, match=r"no parameter named '7\.weight'"):
         filter_scale(loss.layout, theta, ["7.weight"])
 

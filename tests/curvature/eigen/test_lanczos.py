@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from cases import SPECTRA, symmetric, without_type_checks
-from eigenvalues import WHICH, Matrices, check_pairs, expected, operator
+from eigenvalue_checks import WHICH, Matrices, check_pairs, expected, operator
 from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from cases import NETWORKS, SPECTRA, Case, symmetric, without_type_checks
-from eigenvalues import WHICH, Matrices, check_pairs, expected, operator
+from eigenvalue_checks import WHICH, Matrices, check_pairs, expected, operator
 from scipy.sparse.linalg import eigsh
 from torch import Tensor, nn
 

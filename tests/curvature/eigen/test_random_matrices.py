@@ -3,7 +3,7 @@
 import pytest
 import torch
 from cases import randn
-from eigenvalues import WHICH, Matrices, check_pairs, expected
+from eigenvalue_checks import WHICH, Matrices, check_pairs, expected
 from torch import Tensor
 
 from hessian_tools.curvature import spectrum, top_eigenpairs

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from cases import CASES, SPECTRA, Case, randn, symmetric, without_type_checks
-from eigenvalues import WHICH, Matrices, check_pairs, expected, operator
+from eigenvalue_checks import WHICH, Matrices, check_pairs, expected, operator
 
 from hessian_tools import MLP, flatten, make_loss, seeded
 from hessian_tools.curvature import gauss_newton, hessian, spectrum, top_eigenpairs

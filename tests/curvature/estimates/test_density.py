@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from cases import CASES, SPECTRA, Case, operator, randn, symmetric, without_type_checks
-from planted_spectra import OUTLIERS, bulk, planted
+from spectra_with_outliers import OUTLIERS, bulk, spectrum_with_outliers
 from torch import Tensor
 
 from hessian_tools.curvature import Density, frobenius_squared, hessian, quadrature, rademacher, trace
@@ -35,7 +35,7 @@ def test_the_nodes_have_the_moments_that_the_probes_see(case: Case) -> None:
 
 
 def test_moments_are_trace_and_frobenius_norm() -> None:
-    H = operator(symmetric(planted(60)))
+    H = operator(symmetric(spectrum_with_outliers(60)))
     result = density(H, num_probes=5, num_matvecs=8, seed=4)
     first, second = ((result.weights * result.nodes**k).sum(-1) * 60 for k in (1, 2))
     torch.testing.assert_close(first, trace(H, num_probes=5, seed=4).samples)
@@ -45,7 +45,7 @@ def test_moments_are_trace_and_frobenius_norm() -> None:
 
 
 def test_outliers_are_nodes_of_their_own_with_their_share_of_the_probe() -> None:
-    A = symmetric(planted(), points=1)[0]
+    A = symmetric(spectrum_with_outliers(), points=1)[0]
     result = density(operator(A), num_probes=40, num_matvecs=32)
     values, vectors = torch.linalg.eigh(A)
     shares = (vectors.T @ rademacher(300, 40).double()) ** 2 / 300
@@ -63,7 +63,7 @@ def test_outliers_are_nodes_of_their_own_with_their_share_of_the_probe() -> None
 @pytest.mark.parametrize("width", [0.1, 0.3])
 def test_a_bulk_beside_outliers_keeps_its_shape(width: float) -> None:
     """A given width and grid show the semicircle, although the spectrum reaches forty times as far."""
-    spectrum = planted()
+    spectrum = spectrum_with_outliers()
     grid = torch.linspace(-1.5, 1.5, 61, dtype=torch.float64)
     result = density(operator(symmetric(spectrum, points=1)[0]), num_probes=20, num_matvecs=48, grid=grid, width=width)
     exact = smooth(spectrum, grid, torch.tensor(width))
@@ -75,7 +75,7 @@ def test_a_bulk_beside_outliers_keeps_its_shape(width: float) -> None:
 
 def test_bands_cover_at_their_confidence() -> None:
     """Inside the bulk, the smoothed density of the exact spectrum lies in the 90 % band in 90 % of trials."""
-    spectrum, repeats = planted(120), 120
+    spectrum, repeats = spectrum_with_outliers(120), 120
     A = symmetric(spectrum, points=1)[0]
     grid = torch.tensor([-0.8, -0.3, 0.0, 0.5], dtype=torch.float64)
     probes = rademacher(120, 6 * repeats).view(120, repeats, 6).permute(1, 0, 2)
@@ -141,7 +141,7 @@ def test_default_width_is_the_stated_rule() -> None:
     alone = density(operator(symmetric(bulk(100))), num_matvecs=21, num_probes=3)
     reach = alone.nodes.amax((-2, -1)) - alone.nodes.amin((-2, -1))
     torch.testing.assert_close(alone.width, reach / 20 * 0.7485, rtol=1e-4, atol=0)
-    result = density(operator(symmetric(planted(100))), num_matvecs=21, num_probes=3)
+    result = density(operator(symmetric(spectrum_with_outliers(100))), num_matvecs=21, num_probes=3)
     inside = result.nodes.masked_fill(result.nodes.abs() > 2, 0.0)
     reach = inside.amax((-2, -1)) - inside.amin((-2, -1))
     # The outermost of the bulk are nearly resolved.
@@ -155,9 +155,9 @@ def test_default_width_is_the_stated_rule() -> None:
 
 def test_default_density_is_right_on_a_planted_spectrum() -> None:
     """It agrees with the exact density under the same kernel: a semicircle beside outliers forty times as far."""
-    result = density(operator(symmetric(planted(), points=1)[0]), num_probes=20, num_matvecs=64)
+    result = density(operator(symmetric(spectrum_with_outliers(), points=1)[0]), num_probes=20, num_matvecs=64)
     assert float(result.width) < 0.05
-    exact = smooth(planted(), result.grid, result.width)
+    exact = smooth(spectrum_with_outliers(), result.grid, result.width)
     inside = result.grid.abs() < 1.3
     error = (result.density - exact).abs()[inside]
     assert error.max() < 0.2 * exact.max()
@@ -165,7 +165,7 @@ def test_default_density_is_right_on_a_planted_spectrum() -> None:
 
 
 def test_the_result_depends_neither_on_other_points_nor_on_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    A = symmetric(planted(50))
+    A = symmetric(spectrum_with_outliers(50))
     whole = density(operator(A), num_probes=4, num_matvecs=6)
     single = density(operator(A[1]), num_probes=4, num_matvecs=6)
     torch.testing.assert_close(single.density, whole.density[1])
@@ -178,7 +178,7 @@ def test_the_result_depends_neither_on_other_points_nor_on_memory(monkeypatch: p
 
 
 def test_float32_and_probes_of_each_point() -> None:
-    A = symmetric(planted(50)).float()
+    A = symmetric(spectrum_with_outliers(50)).float()
     probes = torch.stack([rademacher(50, 3, path=("task", task)) for task in range(3)])
     result: Density = density(operator(A), probes=probes, num_matvecs=12)
     assert result.nodes.dtype == result.density.dtype == result.grid.dtype == torch.float32
@@ -189,7 +189,7 @@ def test_float32_and_probes_of_each_point() -> None:
 
 @pytest.mark.parametrize("num_matvecs", [10, 60], ids=["lanczos", "exact"])
 def test_a_point_that_is_not_finite_changes_no_other(num_matvecs: int) -> None:
-    A = symmetric(planted(50))
+    A = symmetric(spectrum_with_outliers(50))
     right = density(operator(A), num_matvecs=num_matvecs)
     A[1, 3, 4] = torch.inf
     set_nan = density(operator(A), num_matvecs=num_matvecs)
@@ -200,13 +200,13 @@ def test_a_point_that_is_not_finite_changes_no_other(num_matvecs: int) -> None:
 
 def test_a_grid_follows_a_narrow_width() -> None:
     """A width of a thousandth of the spectrum would be lost between the 512 values of a usual grid."""
-    result = density(operator(symmetric(planted(100))), num_matvecs=20, width=0.05)
+    result = density(operator(symmetric(spectrum_with_outliers(100))), num_matvecs=20, width=0.05)
     assert (result.grid.diff(dim=-1) <= 0.05 / 4 + 1e-9).all()
     torch.testing.assert_close(torch.trapezoid(result.density, result.grid), torch.ones(3).double(), rtol=0, atol=1e-5)
 
 
 def test_progress_counts_every_product(monkeypatch: pytest.MonkeyPatch) -> None:
-    H, seen = operator(symmetric(planted(50))), []
+    H, seen = operator(symmetric(spectrum_with_outliers(50))), []
     result = density(H, num_probes=4, num_matvecs=6, progress=lambda done, total: seen.append((done, total)))
     assert [done for done, _ in seen] == [12 * (step + 1) for step in range(6)]
     assert {total for _, total in seen} == {int(result.num_matvecs.sum())} == {72}
@@ -228,13 +228,14 @@ def test_an_interrupt_stops_at_once_and_leaves_nothing_behind() -> None:
         if len(calls) == 3:
             raise KeyboardInterrupt
 
-    H, state = operator(symmetric(planted(50))), torch.get_rng_state()
+    H, state = operator(symmetric(spectrum_with_outliers(50))), torch.get_rng_state()
     with without_type_checks(), pytest.raises(KeyboardInterrupt):
         density(H, num_probes=4, num_matvecs=6, progress=stop)
     assert len(calls) == 3
     assert torch.equal(state, torch.get_rng_state())
     torch.testing.assert_close(
-        density(H, num_matvecs=6).density, density(operator(symmetric(planted(50))), num_matvecs=6).density
+        density(H, num_matvecs=6).density,
+        density(operator(symmetric(spectrum_with_outliers(50))), num_matvecs=6).density,
     )
 
 

@@ -3,13 +3,13 @@
 import pytest
 import torch
 from cases import SPECTRA, operator, symmetric
-from planted_spectra import OUTLIERS, bulk, planted
+from spectra_with_outliers import OUTLIERS, bulk, spectrum_with_outliers
 
 from hessian_tools.curvature import spectral_density as density
 
 
 def test_residuals_bound_the_distance_to_an_eigenvalue() -> None:
-    A = symmetric(planted(80))
+    A = symmetric(spectrum_with_outliers(80))
     result = density(operator(A), num_probes=3, num_matvecs=12)
     values = torch.linalg.eigvalsh(A)[:, None, None]
     distance = (result.nodes[..., None] - values).abs().amin(-1)
@@ -20,7 +20,7 @@ def test_residuals_bound_the_distance_to_an_eigenvalue() -> None:
 
 
 def test_isolated_nodes_are_the_planted_outliers() -> None:
-    result = density(operator(symmetric(planted())), num_probes=6, num_matvecs=48)
+    result = density(operator(symmetric(spectrum_with_outliers())), num_probes=6, num_matvecs=48)
     for point in range(3):
         marked = result.nodes[point][result.isolated[point]]
         assert len(marked) == 6 * len(OUTLIERS)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from cases import NETWORKS, randn
 from contract import close
-from eigenvalues import Matrices
+from eigenvalue_checks import Matrices
 from torch import Tensor
 
 from hessian_tools.curvature import (

@@ -20,5 +20,5 @@ def bulk(n: int) -> Tensor:
 OUTLIERS = torch.tensor([40.0, 25.0, -12.0], dtype=torch.float64)
 
 
-def planted(n: int = 300) -> Tensor:
+def spectrum_with_outliers(n: int = 300) -> Tensor:
     return torch.cat([OUTLIERS, bulk(n - 3)])

@@ -48,7 +48,7 @@ class _Options:
     seed: int
 
 
-def planted_study(
+def simulated_study(
     *,
     learners: Sequence[str] = ("untrained", "maml", "maml-shot", "fomaml"),
     seeds: Sequence[int] = (0, 1, 2),

@@ -4,12 +4,12 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from simulated_studies import planted_study
+from simulated_studies import simulated_study
 
 
 def study_to_draw() -> xr.Dataset:
     """A simulated study in which two units diverged, each of another learner and seed."""
-    study = planted_study(tasks=6, evaluation_tasks=8, diverged=[("maml", 0, 3), ("fomaml", 1, 2)])
+    study = simulated_study(tasks=6, evaluation_tasks=8, diverged=[("maml", 0, 3), ("fomaml", 1, 2)])
     study.attrs["ways"] = 5
     return study
 
