@@ -142,8 +142,9 @@ def make_loss(model: nn.Module, criterion: Criterion, layout: ParamLayout) -> Lo
     """The loss of ``model`` under ``criterion`` as a function of the parameters in ``layout``.
 
     criterion: ``(outputs, targets) -> scalar``, a mean over examples. Parameters outside the layout keep the values
-    that the model holds. Operations that torch cannot differentiate twice are computed in another way, where one is known
-    (:class:`~hessian_tools.torch_fixes.modes.TwiceDifferentiable`). Raises ValueError for the layout of another model.
+    that the model holds. Operations that torch cannot differentiate twice are computed in another way, where one is
+    known (:class:`~hessian_tools.torch_fixes.modes.TwiceDifferentiable`). Raises ValueError for a layout that does not
+    fit the model.
 
     >>> from hessian_tools.layout import flatten
     >>> model = nn.Linear(2, 1, bias=False)
