@@ -143,8 +143,8 @@ def make_loss(model: nn.Module, criterion: Criterion, layout: ParamLayout) -> Lo
 
     criterion: ``(outputs, targets) -> scalar``, a mean over examples. Parameters outside the layout keep the values
     that the model holds. Operations that torch cannot differentiate twice are computed in another way, where one is
-    known (:class:`~hessian_tools.torch_fixes.function_modes.TwiceDifferentiable`). Raises ValueError for a layout that does not
-    fit the model.
+    known (:class:`~hessian_tools.torch_fixes.function_modes.TwiceDifferentiable`).
+    Raises ValueError for a layout that does not fit the model.
 
     >>> from hessian_tools.layout import flatten
     >>> model = nn.Linear(2, 1, bias=False)
