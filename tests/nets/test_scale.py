@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hessian_tools import flatten, make_loss, normalised_weights, seeded, stream
-from hessian_tools.nets import MLP, Conv4, ResNet12, VisionTransformer
+from hessian_tools import flatten, make_loss, seeded, stream
+from hessian_tools.nets import MLP, Conv4, ResNet12, VisionTransformer, normalised_weights
 
 IMAGE = (1, 16, 16)
 
