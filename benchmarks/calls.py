@@ -15,10 +15,11 @@ from torch import nn
 from torch.nn import functional as F
 
 import hessian_tools as ht
+from hessian_tools.curvature.engines.choice import Route
 from hessian_tools.loss import Loss
 
 LIBRARY = str(Path(ht.__file__).parent)
-ROUTES = ("direct", "kept", "traced")
+ROUTES: tuple[Route, ...] = ("direct", "kept", "traced", "auto")
 
 
 class Profile:
@@ -67,7 +68,7 @@ def main() -> None:
     print(
         f"{'engine':10s} {'frames of H.mv(v)':>18s} {'calls of H.mv(v)':>18s} {'calls of top_eigenpairs, k = 3':>32s}"
     )
-    for route in (*ROUTES, "auto"):
+    for route in ROUTES:
         H = ht.hessian(loss, thetas, batch, route=route)
         profiles = []
         for function in (lambda H=H: H.mv(v), lambda H=H: ht.top_eigenpairs(H, k=3)):

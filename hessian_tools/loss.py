@@ -1,7 +1,7 @@
 """The loss of a network as a pure function of one flat vector: the waist of the library.
 
-Inner loops and curvature see nothing of the network but this. A forward pass that changes state
-(moving batch statistics, dropout) is not a function of the parameters and is refused by name.
+Inner loops and curvature see nothing of the network but this function. A forward pass that changes state (moving batch
+statistics, dropout) is not a function of the parameters; it is refused, with the name of the module that does it.
 """
 
 from collections.abc import Callable, Hashable, Mapping
@@ -20,8 +20,8 @@ Batch = Any
 Criterion = Callable[[Any, Any], Tensor]
 
 
-# By so many eps of the largest output may a GPU's sums differ from one run to the next.
-REORDERED = 1e3
+# By how many eps of the largest output the sums of a GPU may differ from one run to the next.
+REORDERING_EPS = 1e3
 
 
 class HiddenStateError(ValueError):
@@ -30,7 +30,7 @@ class HiddenStateError(ValueError):
 
 @runtime_checkable
 class LossFunction(Protocol):
-    """What curvature needs: a scalar of one flat vector and a batch. A plain function will do."""
+    """What curvature needs: a scalar function of one flat vector and a batch. A plain function will do."""
 
     def __call__(self, theta: Tensor, batch: Batch, /) -> Tensor:
         """The loss at ``theta`` on ``batch``."""
@@ -38,17 +38,17 @@ class LossFunction(Protocol):
 
 
 class Loss:
-    """``loss(theta, batch) -> scalar`` for a network and a criterion; see :func:`make_loss`."""
+    """The function ``loss(theta, batch) -> scalar`` of a network and a criterion; made by :func:`make_loss`."""
 
     def __init__(self, model: nn.Module, criterion: Criterion, layout: ParamLayout) -> None:
         self.model = model
         self.layout = layout
         self._criterion = criterion
         self._checked: set[tuple[bool, ...]] = set()
-        self._plain: set[Hashable] = set()  # kinds of passes all of which torch can differentiate twice
+        self._plain: set[Hashable] = set()  # kinds of passes in which torch can differentiate every operation twice
 
     def __call__(self, theta: Float[Tensor, " param"], batch: Batch, /) -> Float[Tensor, ""]:
-        """Criterion of the network's outputs on the batch ``(x, y)``."""
+        """The criterion of the network's outputs on the batch ``(x, y)``."""
         x, y = batch
         return self.criterion(self.outputs(theta, x), y)
 
@@ -57,21 +57,22 @@ class Loss:
         return self.outputs_at(self.layout.unflatten(theta), x)
 
     def outputs_at(self, parameters: Mapping[str, Tensor], x: Any) -> Any:
-        """The same of parameters by name: no derivative is taken by those that need none."""
+        """The network's outputs at parameters given by name, of which only some may need a derivative."""
         like = next(iter(parameters.values()))
         tensors, x = self._tensors(parameters, like), cast_like(x, like)
         modes = tuple(module.training for module in self.model.modules())
-        return self._helped((modes, *_shapes(x)), lambda: functional_call(self.model, tensors, (x,)))
+        return self._twice_differentiable((modes, *_shapes(x)), lambda: functional_call(self.model, tensors, (x,)))
 
     def criterion(self, outputs: Any, y: Any) -> Float[Tensor, ""]:
         """The scalar loss of outputs against targets."""
         tensors = _tensors_of(outputs)
         if not tensors:
             raise ValueError(
-                f"the network gives a {type(outputs).__name__}; give a tensor, or a tuple, list or dict of some"
+                f"the network gives a {type(outputs).__name__}; its outputs must be a tensor, or a tuple, list or dict "
+                "of tensors"
             )
         y = cast_like(y, next((t for t in tensors if t.is_floating_point()), tensors[0]))
-        value = self._helped(_shapes((outputs, y)), lambda: self._criterion(outputs, y))
+        value = self._twice_differentiable(_shapes((outputs, y)), lambda: self._criterion(outputs, y))
         if not isinstance(value, Tensor) or value.ndim != 0:
             kind = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
             raise ValueError(
@@ -80,16 +81,17 @@ class Loss:
         return value
 
     def refuse_hidden_state(self, theta: Float[Tensor, " param"], batch: Batch) -> None:
-        """Run the network twice; raise HiddenStateError if it moved a tensor, drew a number or changed its mind.
+        """Runs the network twice and raises HiddenStateError if it changes state.
 
-        Costs two forward passes, once for each combination of modes (train, eval) of the network's modules. Comparing
-        losses alone is not enough: batch statistics that are tracked in training mode move while the loss repeats to
-        the last bit.
+        The check fails if a pass moves a parameter or a buffer or draws random numbers, or if the second pass gives
+        other outputs. It costs two forward passes, once for each combination of modes (train, eval) of the modules.
         """
         modes = tuple(module.training for module in self.model.modules())
         if modes in self._checked:
             return
-        with torch.no_grad(), torch.random.fork_rng(devices=_cuda_devices(theta)):
+        # To compare losses is not enough: batch statistics that are tracked in training mode move, while the loss
+        # repeats to the last bit.
+        with torch.no_grad(), torch.random.fork_rng(devices=[theta.device] if theta.is_cuda else []):
             theta, start = theta.detach().clone(), theta.detach().clone()
             tensors = self._tensors(self.layout.unflatten(theta), theta)
             buffers = self._buffers(theta)
@@ -112,8 +114,12 @@ class Loss:
             raise HiddenStateError(_hidden_state_message(self.model, "", "gives another output the second time"))
         self._checked.add(modes)
 
-    def _helped(self, kind: Hashable, function: Callable[[], Any]) -> Any:
-        """The function, watched the first time of each kind; kind: what may decide on the way through it."""
+    def _twice_differentiable(self, kind: Hashable, function: Callable[[], Any]) -> Any:
+        """The result of the function, in which operations that torch differentiates wrongly are replaced.
+
+        The first pass of each kind shows whether any operation needs it. kind: everything that may decide which
+        operations the function runs.
+        """
         if kind in self._plain:
             return function()
         with TwiceDifferentiable() as help:
@@ -135,9 +141,10 @@ class Loss:
 def make_loss(model: nn.Module, criterion: Criterion, layout: ParamLayout) -> Loss:
     """The loss of ``model`` under ``criterion`` as a function of the parameters in ``layout``.
 
-    criterion: ``(outputs, targets) -> scalar``, a mean over examples. Parameters outside the layout
-    keep the values the model holds. What torch cannot differentiate twice is computed in another way, where one is
-    known (:class:`~hessian_tools.torch_fixes.function_modes.TwiceDifferentiable`).
+    criterion: ``(outputs, targets) -> scalar``, a mean over examples. Parameters outside the layout keep the values
+    that the model holds. Operations that torch cannot differentiate twice are computed in another way, where one is
+    known (:class:`~hessian_tools.torch_fixes.function_modes.TwiceDifferentiable`). Raises ValueError for the layout of
+    another model.
 
     >>> from hessian_tools.layout import flatten
     >>> model = nn.Linear(2, 1, bias=False)
@@ -154,7 +161,7 @@ def make_loss(model: nn.Module, criterion: Criterion, layout: ParamLayout) -> Lo
 
 
 def cast_like(tree: Any, like: Tensor) -> Any:
-    """Every floating tensor of a pytree in the dtype of ``like``, every tensor on its device."""
+    """The pytree with every floating tensor in the dtype of ``like`` and every tensor on its device."""
 
     def cast(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
@@ -165,17 +172,18 @@ def cast_like(tree: Any, like: Tensor) -> Any:
 
 
 def random_states(device: torch.device) -> list[Tensor]:
-    """Of torch's generators that a forward pass on the device can draw from."""
+    """The states of those of torch's generators that a forward pass on the device can draw from."""
     return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
 
 
 def same_tensors(first: list[Tensor], second: list[Tensor]) -> bool:
-    """Whether both lists hold the same numbers."""
+    """Whether two lists of tensors hold the same numbers."""
     return len(first) == len(second) and all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def _repeat(first: list[Tensor], second: list[Tensor]) -> bool:
-    """To the bit; off the CPU to rounding, for a GPU may add up in another order the second time."""
+    """Whether two passes gave the same outputs: to the bit on the CPU, to rounding elsewhere."""
+    # A GPU may add up in another order the second time.
     if len(first) == len(second) and any(t.device.type != "cpu" and t.is_floating_point() for t in first):
         return all(_to_rounding(a, b) for a, b in zip(first, second, strict=True))
     return same_tensors(first, second)
@@ -184,7 +192,7 @@ def _repeat(first: list[Tensor], second: list[Tensor]) -> bool:
 def _to_rounding(a: Tensor, b: Tensor) -> bool:
     if a.shape != b.shape or not a.is_floating_point() or a.numel() == 0:
         return a.shape == b.shape and torch.equal(a, b)
-    return bool((a - b).abs().max() <= REORDERED * torch.finfo(a.dtype).eps * a.abs().max())
+    return bool((a - b).abs().max() <= REORDERING_EPS * torch.finfo(a.dtype).eps * a.abs().max())
 
 
 def _shapes(tree: Any) -> tuple[torch.Size, ...]:
@@ -193,10 +201,6 @@ def _shapes(tree: Any) -> tuple[torch.Size, ...]:
 
 def _tensors_of(outputs: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
-
-
-def _cuda_devices(theta: Tensor) -> list[torch.device]:
-    return [theta.device] if theta.is_cuda else []
 
 
 def _random_module(model: nn.Module) -> str:

@@ -208,7 +208,7 @@ def decoded_path(
 ) -> InnerPath:
     """Both loops as points of the network, each with its gradient by the head's weights.
 
-    These gradients are computed here, because the loops themselves step along gradients by codes and by weights.
+    These gradients are computed in addition, because the loops step along gradients by codes and by decoded weights.
     """
     task = open_task(learner, loss, theta, support, None)
     codes = code_path(learner, loss, theta, task, checkpointing=checkpointing).thetas

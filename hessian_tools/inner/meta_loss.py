@@ -99,14 +99,15 @@ def shot_distance(
     support: Batch,
     x: Tensor,
     *,
-    own_outputs: Tensor,
+    adapted_outputs: Tensor,
     project: Projector = unchanged,
     checkpointing: bool = False,
 ) -> Float[Tensor, ""]:
     """D(reference, target) of inner loops from ``theta``.
 
-    path: the learner's own loop, whose first gradient target and reference share. own_outputs: the outputs on the query
-    inputs ``x`` after that loop. project: the function that is applied to the reference.
+    path: the learner's own loop, whose first gradient target and reference share.
+    adapted_outputs: the outputs on the query inputs ``x`` after that loop.
+    project: the function that is applied to the reference.
     """
 
     def path_of(steps: int) -> InnerPath:
@@ -116,7 +117,7 @@ def shot_distance(
         )
 
     def outputs_at(end: Tensor) -> Tensor:
-        return own_outputs if end is path.adapted else loss.outputs(end, x)
+        return adapted_outputs if end is path.adapted else loss.outputs(end, x)
 
     return _distance_between_paths(shot, learner, path, path_of, outputs_at, project)
 
@@ -124,18 +125,21 @@ def shot_distance(
 def _distance_between_paths(
     shot: Shot,
     learner: Learner,
-    own_path: InnerPath,
+    path: InnerPath,
     path_of: Callable[[int], InnerPath],
     outputs_at: Callable[[Tensor], Tensor],
     project: Projector = unchanged,
 ) -> Float[Tensor, ""]:
-    """D of the ends of two loops, or of the outputs there; ``own_path`` has the learner's own number of steps."""
+    """The distance between the ends of two loops, or between the outputs at these ends.
+
+    path: the loop with the learner's own number of steps. path_of: makes the loop with another number of steps.
+    """
 
     def result_of(steps: int) -> Tensor:
-        end = own_path.adapted if steps == learner.steps else path_of(steps).adapted
+        end = path.adapted if steps == learner.steps else path_of(steps).adapted
         return end if shot.distance == L2 else outputs_at(end)
 
-    moved = own_path.gradients[0].vector.numel()
+    moved = path.gradients[0].vector.numel()
     return distance_after(shot, result_of, steps=learner.steps, moved=moved, project=project)
 
 
@@ -186,7 +190,7 @@ def _parameter_loss(
     distance = None
     if shot is not None:
         distance = shot_distance(
-            shot, learner, loss, theta, path, examples, x, own_outputs=outputs, checkpointing=checkpointing
+            shot, learner, loss, theta, path, examples, x, adapted_outputs=outputs, checkpointing=checkpointing
         )
         total = total + shot.weight * distance
     return total, summary(query_loss, distance, path.gradients[0].loss, outputs, y)

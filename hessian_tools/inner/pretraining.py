@@ -146,7 +146,7 @@ def pretraining_loss(
         path,
         support,
         x,
-        own_outputs=outputs,
+        adapted_outputs=outputs,
         project=lambda reference: pretraining.project(reference, projector),
         checkpointing=checkpointing,
     )

@@ -1,8 +1,8 @@
 """Step rules: the direction of an inner step, as a function of the gradients so far.
 
 A rule is a small frozen object with two methods. ``direction(gradient, state) -> (direction, state)`` is called once a
-step, with ``None`` as the state before the first. ``time(steps)`` says by how many plain steps that many of its steps
-move along a gradient that does not change; SHOT uses it to compare loops of equal total time.
+step, with ``None`` as the state before the first. ``time(steps)`` is the distance that so many of its steps cover along
+a constant gradient, in plain steps; SHOT uses it to compare loops of equal total time.
 """
 
 from dataclasses import dataclass

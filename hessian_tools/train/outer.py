@@ -95,7 +95,7 @@ class SharedStep:
         self._work = partial(_do_share, config, loss, self._theta, self._gradients, self._aux)
 
     def accumulate_gradient(self, theta: Tensor, meta_step: int) -> list[Aux]:
-        """As the function of this name; an error that a worker raised is raised here."""
+        """The same as the function of this name, done by the workers; an error in one of them is raised here."""
         with torch.no_grad():
             self._theta.copy_(theta)
         self.pool.run(self._work, [Share(meta_step, part) for part in self._parts])

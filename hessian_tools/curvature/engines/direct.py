@@ -46,8 +46,8 @@ class DirectProducts:
                 # A single vector is not batched: vmap over one column costs as much as over several.
                 one = columns.stop - columns.start == 1
                 vectors = V[rows, :, columns.start] if one else V[rows, :, columns]
-                total: Tensor | int = 0
                 functions = self.multiply if one else self.multiply_block
+                total = torch.zeros_like(vectors)
                 for weight, batch, function in zip(weights, here, functions, strict=True):
                     total = total + weight * function(thetas, batch, vectors).detach()
                 out[rows, :, columns] = total[..., None] if one else total
@@ -71,8 +71,7 @@ def direct_products(
     def multiply_block(theta: Tensor, batch: Batch, columns: Tensor) -> Tensor:
         return over_columns(partial(multiply, theta, batch), columns, batching=batching)
 
-    functions = (
-        tuple(over_points(function, b, 1, shared=objective.shared, batching=batching) for b in objective.batches)
-        for function in (multiply, multiply_block)
-    )
-    return DirectProducts(objective, *functions, at_once, memory)
+    def at_all_points(function: Callable[..., Tensor]) -> tuple[Callable[..., Tensor], ...]:
+        return tuple(over_points(function, b, 1, shared=objective.shared, batching=batching) for b in objective.batches)
+
+    return DirectProducts(objective, at_all_points(multiply), at_all_points(multiply_block), at_once, memory)

@@ -47,7 +47,8 @@ class KeptGraphs:
         """Each point's product with its columns, one by one."""
         results = []
         with torch.inference_mode(False):
-            for theta, gradient, block in zip(self.thetas, self.gradients, _ordinary(V), strict=True):
+            V = V.clone() if V.is_inference() else V
+            for theta, gradient, block in zip(self.thetas, self.gradients, V, strict=True):
                 for v in block.mT:
                     if gradient.requires_grad:
                         product = torch.autograd.grad(gradient, theta, v, retain_graph=True, materialize_grads=True)[0]

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Protocol, get_args, runtime_checkable
+from typing import get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -13,8 +13,8 @@ from torch.func import grad
 from hessian_tools.curvature.engines.choice import ENGINES, EngineName, Route, choose_engine
 from hessian_tools.curvature.engines.compiled.compiled_products import CompiledProducts, Traced
 from hessian_tools.curvature.engines.compiled.trace_cache import is_traced, traced_product
-from hessian_tools.curvature.engines.direct import direct_products
-from hessian_tools.curvature.engines.double_backward import is_scripted, kept_graphs
+from hessian_tools.curvature.engines.direct import DirectProducts, direct_products
+from hessian_tools.curvature.engines.double_backward import KeptGraphs, is_scripted, kept_graphs
 from hessian_tools.curvature.engines.evaluate import Batching, evaluate, raise_explained, weighted_sum
 from hessian_tools.curvature.engines.memory import (
     FORWARDS_PER_PRODUCT,
@@ -32,28 +32,6 @@ from hessian_tools.validation import check_whole
 
 # How many vectors of every point are reckoned with when points are taken together: what an eigenvalue run keeps.
 VECTORS_OF_A_POINT = 48
-
-
-@runtime_checkable
-class Products(Protocol):
-    """What every engine makes for one group of points: their products, with all that is kept between two of them."""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that are kept."""
-        ...
-
-    def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
-        """Each point's matrix times its columns."""
-        ...
-
-    def select(self, points: Int[Tensor, " chosen"], objective: Objective) -> "Products | None":
-        """The same at some of the points, where the objective is the one given; None to have them made anew."""
-        ...
-
-    def can_be_halved(self, V: Tensor) -> bool:
-        """Whether less memory would do if fewer points were taken together."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -152,6 +130,43 @@ class Findings:
     traces: tuple[Traced, ...] | None = None
     reverse_only: bool = False
     engine: EngineName | None = None
+
+
+@dataclass(frozen=True)
+class PiecewiseProducts:
+    """Products at more points than can be kept for together: what is kept for a piece is let go before the next one.
+
+    make: what the products of a piece share, from its objective. at_once: points of a piece before any refusal.
+    """
+
+    objective: Objective
+    make: "Callable[[Objective], Products]"
+    at_once: int
+    memory: MemoryBudget
+    nbytes: int = 0
+
+    def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
+        """Each point's matrix times its columns."""
+
+        def piece(rows: slice) -> Tensor:
+            part = self.objective.select(torch.arange(rows.start, rows.stop, device="cpu"))
+            return self.make(part).products(V[rows])
+
+        return torch.cat(self.memory.in_pieces(len(V), piece, at_once=self.at_once))
+
+    def select(self, points: Int[Tensor, " chosen"], objective: Objective) -> None:
+        """Made anew, because fewer points may fit together."""
+        return
+
+    def can_be_halved(self, V: Tensor) -> bool:
+        """Never: pieces have been halved already until one point was refused."""
+        return False
+
+
+# What an engine makes for one group of points: ``products(V)``, with all that is kept between two of them (``nbytes``
+# bytes), ``select(points, objective)`` for the same at some of the points, and ``can_be_halved(V)``, which says whether
+# less memory would do if fewer points were taken together.
+Products = DirectProducts | KeptGraphs | CompiledProducts | PiecewiseProducts
 
 
 @dataclass
@@ -365,37 +380,6 @@ class JoinedProducts:
     def points_at_once(self) -> int:
         """For how many points results should be asked for together, within the memory."""
         return min(group.points_at_once() for group in self.groups)
-
-
-@dataclass(frozen=True)
-class PiecewiseProducts:
-    """Products at more points than can be kept for together: what is kept for a piece is let go before the next one.
-
-    make: what the products of a piece share, from its objective. at_once: points of a piece before any refusal.
-    """
-
-    objective: Objective
-    make: Callable[[Objective], Products]
-    at_once: int
-    memory: MemoryBudget
-    nbytes: int = 0
-
-    def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
-        """Each point's matrix times its columns."""
-
-        def piece(rows: slice) -> Tensor:
-            part = self.objective.select(torch.arange(rows.start, rows.stop, device="cpu"))
-            return self.make(part).products(V[rows])
-
-        return torch.cat(self.memory.in_pieces(len(V), piece, at_once=self.at_once))
-
-    def select(self, points: Int[Tensor, " chosen"], objective: Objective) -> None:
-        """Made anew, because fewer points may fit together."""
-        return
-
-    def can_be_halved(self, V: Tensor) -> bool:
-        """Never: pieces have been halved already until one point was refused."""
-        return False
 
 
 def instead(function: Callable[[], Tensor], refusal: RuntimeError) -> Tensor:

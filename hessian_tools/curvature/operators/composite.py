@@ -13,52 +13,55 @@ from hessian_tools.torch_fixes.precision import full_precision
 
 
 class Derived(Operator):
-    """An interface: an operator that has its points, dtype and device from another."""
+    """An interface: an operator whose points, dtype and device are those of another one, its source."""
 
     @property
     @abstractmethod
     def source(self) -> Operator:
-        """That other."""
+        """The operator that this one is derived from."""
 
     @property
     def num_points(self) -> int | None:
-        """Points of the source."""
+        """The number of points of the source."""
         return self.source.num_points
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of the source."""
+        """The dtype of the source."""
         return self.source.dtype
 
     @property
     def device(self) -> torch.device:
-        """Device of the source."""
+        """The device of the source."""
         return self.source.device
 
     @property
     def at_once(self) -> int:
-        """Points of the source that are best taken together."""
+        """The number of points of the source that are best taken together."""
         return self.source.at_once
 
     def announce(self, num_products: int) -> None:
         """Announces the products to the source."""
         self.source.announce(num_products)
 
+    def _details(self) -> list[str]:
+        return self.source._details()
+
 
 @dataclass(frozen=True, repr=False)
 class Combination(Derived):
-    """sum_i c_i A_i; made by ``+``, ``-`` and ``*``. A product costs one of each term."""
+    """The operator sum_i c_i A_i, made by ``+``, ``-`` and ``*``. A product costs one product of each term."""
 
     terms: tuple[tuple[float, Operator], ...]
 
     @property
     def source(self) -> Operator:
-        """The first term, like all of them."""
+        """The first term; all terms agree in size, points, dtype and device."""
         return self.terms[0][1]
 
     @property
     def num_params(self) -> int:
-        """Rows of every term."""
+        """The number of rows, which is the same for every term."""
         return self.source.num_params
 
     @property
@@ -88,25 +91,31 @@ class Combination(Derived):
         """The same combination at some of the points."""
         return Combination(tuple((weight, term.select(points)) for weight, term in self.terms))
 
+    def _details(self) -> list[str]:
+        return list(dict.fromkeys(words for _, term in self.terms for words in term._details()))
+
 
 @dataclass(frozen=True, repr=False)
 class Projected(Derived):
-    """An interface: P'AP, an operator A seen through P; a product costs one of the whole, A."""
+    """An interface: the operator P'AP of another operator A and a matrix P. A product costs one product of A.
+
+    whole: the operator A.
+    """
 
     whole: Operator
 
     @property
     def source(self) -> Operator:
-        """The whole."""
+        """The operator A."""
         return self.whole
 
     @abstractmethod
     def lift(self, V: Float[Tensor, "point row probe"]) -> Float[Tensor, "point param probe"]:
-        """PV."""
+        """The vectors PV in the space of A."""
 
     @abstractmethod
     def lower(self, W: Float[Tensor, "point param probe"]) -> Float[Tensor, "point row probe"]:
-        """P'W."""
+        """The vectors P'W, from vectors W in the space of A."""
 
     @full_precision
     def products(self, V: Float[Tensor, "point row probe"]) -> Float[Tensor, "point row probe"]:
@@ -116,14 +125,17 @@ class Projected(Derived):
 
 @dataclass(frozen=True, repr=False)
 class Block(Projected):
-    """Some rows and the same columns of an operator; made by ``H.block``. A product costs one of the whole."""
+    """Some rows and the same columns of an operator A; made by ``H.block``. A product costs one product of A.
+
+    rows: the positions of these rows. names: the parameters that they belong to.
+    """
 
     rows: Int[Tensor, " row"]
     names: ParamLayout
 
     @property
     def num_params(self) -> int:
-        """Rows of the block."""
+        """The number of rows of the block."""
         return len(self.rows)
 
     @property
@@ -132,13 +144,13 @@ class Block(Projected):
         return self.names
 
     def lift(self, V: Float[Tensor, "point row probe"]) -> Float[Tensor, "point param probe"]:
-        """V with zeros in the other rows."""
+        """The vectors V with zeros in all other rows."""
         padded = V.new_zeros(V.shape[0], self.whole.num_params, V.shape[2])
         padded[:, self.rows] = V
         return padded
 
     def lower(self, W: Float[Tensor, "point param probe"]) -> Float[Tensor, "point row probe"]:
-        """The block's rows."""
+        """The rows of the block."""
         return W[:, self.rows]
 
     def select(self, points: Int[Tensor, " chosen"]) -> "Block":
@@ -148,31 +160,31 @@ class Block(Projected):
 
 @dataclass(frozen=True, repr=False)
 class Restriction(Projected):
-    """Q'AQ: an operator seen from a subspace; made by ``H.restrict``. A product costs one of the whole."""
+    """The operator Q'AQ on the span of the columns of Q; made by ``H.restrict``. A product costs one product of A."""
 
     Q: Float[Tensor, "#point param k"]
 
     @property
     def num_params(self) -> int:
-        """Dimension of the subspace."""
+        """The dimension of the subspace."""
         return self.Q.shape[-1]
 
     def lift(self, V: Float[Tensor, "point k probe"]) -> Float[Tensor, "point param probe"]:
-        """QV."""
+        """The vectors QV in the space of A."""
         return self.Q @ V
 
     def lower(self, W: Float[Tensor, "point param probe"]) -> Float[Tensor, "point k probe"]:
-        """Q'W."""
+        """The vectors Q'W, from vectors W in the space of A."""
         return self.Q.mT @ W
 
     def select(self, points: Int[Tensor, " chosen"]) -> "Restriction":
-        """The same subspaces at some of the points."""
+        """The restriction to the same subspaces at some of the points."""
         Q = self.Q if len(self.Q) == 1 else self.Q[points.to(self.Q.device)]
         return Restriction(self.whole.select(points), Q)
 
 
 def combination(*terms: tuple[float | int, Operator]) -> Combination:
-    """The checked sum of multiples; sums of sums are flattened."""
+    """The sum of multiples of operators, where a sum of sums is flattened. Raises ValueError if they do not fit."""
     flat: list[tuple[float, Operator]] = []
     for weight, term in terms:
         inner = term.terms if isinstance(term, Combination) else ((1.0, term),)
@@ -181,23 +193,23 @@ def combination(*terms: tuple[float | int, Operator]) -> Combination:
     for _, other in terms[1:]:
         if (first.shape, first.dtype, first.device) != (other.shape, other.dtype, other.device):
             raise ValueError(
-                f"{_words(first)} and {_words(other)} cannot be added; "
+                f"{_described(first)} and {_described(other)} cannot be added; "
                 "make both of the same parameters and points, in one dtype on one device"
             )
     return Combination(tuple(flat))
 
 
 def block(whole: Operator, prefixes: tuple[str, ...], head: str | None) -> Block:
-    """The checked block of the parameters under the prefixes."""
+    """The block of the parameters under the prefixes; see ``Operator.block``. Raises ValueError if none is there."""
     layout = _layout(whole)
     if head is not None:
         layout = replace(layout, head=head)
-        layout.under("head")  # a head that is not there would leave everything to the body
+        layout.under("head")  # raises for a head that is not there, which would leave everything to the body
     return _block(whole, layout, layout.under(*prefixes))
 
 
 def blocks(whole: Operator) -> dict[str, Block]:
-    """One block for each module that holds parameters itself."""
+    """A block for each module that holds parameters itself, by the module's name."""
     layout = _layout(whole)
     modules: dict[str, list[str]] = {}
     for name in layout.names:
@@ -207,16 +219,18 @@ def blocks(whole: Operator) -> dict[str, Block]:
 
 @full_precision
 def restriction(whole: Operator, Q: Float[Tensor, "..."]) -> Restriction:
-    """The checked restriction to the span of orthonormal columns."""
+    """The restriction to the span of orthonormal columns; see ``Operator.restrict``. Raises ValueError."""
     fits = Q.ndim == 2 or (Q.ndim == 3 and Q.shape[0] == whole.num_points)
     if not fits or Q.shape[-2] != whole.num_params or (Q.dtype, Q.device) != (whole.dtype, whole.device):
         raise ValueError(
-            f"Q has shape {tuple(Q.shape)}, {Q.dtype} on {Q.device}, the operator is {_words(whole)}; "
+            f"Q has shape {tuple(Q.shape)}, {Q.dtype} on {Q.device}, the operator is {_described(whole)}; "
             f"give [{whole.num_params}, k], or one such for each point"
         )
     Q = Q.detach() if Q.ndim == 3 else Q.detach()[None]
     error = (Q.mT @ Q - torch.eye(Q.shape[-1], dtype=Q.dtype, device=Q.device)).abs()
-    if (error > torch.finfo(Q.dtype).eps ** 0.5).any():  # NaN at one point is that point's affair
+    if (
+        error > torch.finfo(Q.dtype).eps ** 0.5
+    ).any():  # a NaN at one point is let pass, so that it spoils no other point
         raise ValueError("the columns of Q are not orthonormal, so Q'HQ is no restriction; give torch.linalg.qr(Q).Q")
     return Restriction(whole, Q)
 
@@ -233,5 +247,5 @@ def _block(whole: Operator, layout: ParamLayout, names: tuple[str, ...]) -> Bloc
     return Block(whole, layout.positions(names).to(whole.device), layout.only(names))
 
 
-def _words(operator: Operator) -> str:
+def _described(operator: Operator) -> str:
     return f"{list(operator.shape)} {operator.dtype} on {operator.device}"

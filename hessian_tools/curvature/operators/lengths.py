@@ -8,19 +8,19 @@ from torch import Tensor
 def lengths(vectors: Float[Tensor, "*rows param"]) -> Float[Tensor, "*rows"]:
     """The length of each row, in float64.
 
-    Squares of float32 numbers underflow from 1e-19 down and overflow from 1e19 up: without the second look a
-    Hessian of size 1e-30 had residuals of zero whatever the vectors, one of size 1e20 was called not finite. Vectors
-    in float64 are taken as they are: their squares hold from 1e-154 to 1e154.
+    Squares of float32 numbers underflow below 1e-19 and overflow above 1e19. If such lengths were not computed again, a
+    Hessian of size 1e-30 would have residuals of zero whatever the vectors, and one of size 1e20 would be called not
+    finite. Vectors in float64 are taken as they are, because their squares hold from 1e-154 to 1e154.
 
     >>> [f"{length:.1e}" for length in lengths(torch.tensor([[3e-30, 4e-30], [3e30, 4e30]])).tolist()]
     ['5.0e-30', '5.0e+30']
     """
-    if vectors.is_cuda:  # in float64 at once: there a look at what came out costs more
+    if vectors.is_cuda:  # in float64 at once, because there it costs more to wait for the result and look at it
         return torch.linalg.vector_norm(vectors, dim=-1, dtype=torch.float64)
-    found = vectors.norm(dim=-1).double()
+    length = vectors.norm(dim=-1).double()
     limits = torch.finfo(vectors.dtype)
-    # Below this, squares that underflow could be more than rounding of the sum.
-    doubtful = ~((found > limits.tiny**0.5 / limits.eps) & found.isfinite())
-    if vectors.dtype != torch.float64 and doubtful.any():  # twice the work, so only where it matters
-        found[doubtful] = torch.linalg.vector_norm(vectors[doubtful], dim=-1, dtype=torch.float64)
-    return found
+    # Below this length, squares that underflow could add up to more than the rounding of the sum.
+    doubtful = ~((length > limits.tiny**0.5 / limits.eps) & length.isfinite())
+    if vectors.dtype != torch.float64 and doubtful.any():  # done only where it matters, because it doubles the work
+        length[doubtful] = torch.linalg.vector_norm(vectors[doubtful], dim=-1, dtype=torch.float64)
+    return length

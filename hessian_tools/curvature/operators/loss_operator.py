@@ -47,22 +47,22 @@ class LossOperator(Operator):
     @property
     def num_params(self) -> int:
         """Length of theta."""
-        return self.objective.thetas.shape[-1]
+        return self.prepared.objective.thetas.shape[-1]
 
     @property
     def num_points(self) -> int | None:
         """How many points; None for a single one."""
-        return None if self.single else len(self.objective.thetas)
+        return None if self.single else len(self.prepared.objective.thetas)
 
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of theta."""
-        return self.objective.thetas.dtype
+        return self.prepared.objective.thetas.dtype
 
     @property
     def device(self) -> torch.device:
         """Device of theta."""
-        return self.objective.thetas.device
+        return self.prepared.objective.thetas.device
 
     @property
     def layout(self) -> ParamLayout | None:

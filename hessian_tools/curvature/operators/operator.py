@@ -1,4 +1,4 @@
-"""What every curvature matrix is to its users: a symmetric operator at one point or at many, known by its products."""
+"""The interface of every curvature matrix: a symmetric operator at one point or at many, known by its products."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -19,56 +19,56 @@ if TYPE_CHECKING:
     from hessian_tools.curvature.operators.composite import Block, Combination, Restriction
 
 
-# Unit vectors that the whole matrix is asked for at once, times points.
+# How many products are asked for at once when the matrix itself is wanted: unit vectors times points.
 UNITS_AT_ONCE = 256
 
 
 class Operator(ABC):
     """A symmetric matrix [param, param], or one for each point [point, param, param].
 
-    A concrete operator says how large it is, how it multiplies a block of columns, and how to
-    restrict itself to some of its points. ``H @ V`` is ``torch.matmul(H.to_dense(), V)`` for every V.
-    ``H - G``, ``2 * H``, ``H.block("body")``, ``H.restrict(Q)`` are operators again.
+    A concrete operator says how large it is, how it multiplies a block of columns, and how to restrict itself to some
+    of its points. ``H @ V`` is ``torch.matmul(H.to_dense(), V)`` for every V. ``H - G``, ``2 * H``,
+    ``H.block("body")`` and ``H.restrict(Q)`` are operators again.
     """
 
-    __array_ufunc__ = None  # so that numpy's numbers leave c * H to us
+    __array_ufunc__ = None  # so that a NumPy number leaves c * H to this class
 
     @property
     @abstractmethod
     def num_params(self) -> int:
-        """Rows and columns of the matrix at one point."""
+        """The number of rows and columns of the matrix at one point."""
 
     @property
     @abstractmethod
     def num_points(self) -> int | None:
-        """How many points; None for a single one without a point axis."""
+        """The number of points; None for a single point without a point axis."""
 
     @property
     @abstractmethod
     def dtype(self) -> torch.dtype:
-        """Dtype of the matrix; V must have the same."""
+        """The dtype of the matrix, which V must have too."""
 
     @property
     @abstractmethod
     def device(self) -> torch.device:
-        """Device of the matrix; V must lie there."""
+        """The device of the matrix, on which V must lie."""
 
     @abstractmethod
     def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
-        """Each point's matrix times its columns; always with a point axis, of length one for a single point."""
+        """Each point's matrix times its columns. The point axis is always there, of length one for a single point."""
 
     @abstractmethod
     def select(self, points: Int[Tensor, " chosen"]) -> "Operator":
-        """The operator at some of its points, in the order given; it has a point axis. Needs one itself."""
+        """The operator at some of its points, in the order given; only for an operator that has a point axis."""
 
     @property
     def layout(self) -> ParamLayout | None:
-        """The names of the rows; None where they have none."""
+        """The names of the rows; None where the rows have no names."""
         return None
 
     @property
     def at_once(self) -> int:
-        """At how many points results should be asked for together; all where nothing is known of memory."""
+        """At how many points results should be asked for together: all of them, where nothing is known of memory."""
         return self.num_points or 1
 
     def announce(self, num_products: int) -> None:  # noqa: B027 - nothing to choose where there are no engines
@@ -79,9 +79,9 @@ class Operator(ABC):
         """
 
     def parts(self) -> "Sequence[Operator]":
-        """The operator at as many points at a time as are best taken together, in order; itself where that is all.
+        """The operator in parts, each at as many points as are best taken together; itself where those are all.
 
-        Each is made when it is asked for, and holds nothing of the others.
+        A part is made when it is asked for, and holds nothing of the others.
         """
         from hessian_tools.curvature.operators.parts import Parts
 
@@ -91,31 +91,34 @@ class Operator(ABC):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(param, param), or (point, param, param)."""
+        """The shape of the matrix: (param, param), or (point, param, param)."""
         points = () if self.num_points is None else (self.num_points,)
         return (*points, self.num_params, self.num_params)
 
     def __matmul__(self, V: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """``torch.matmul(self.to_dense(), V)`` for V [param], [..., param, probe]; ValueError if it does not fit."""
+        """``torch.matmul(self.to_dense(), V)`` for V [param] or [..., param, probe]; raises ValueError otherwise."""
         self._check(V)
-        if V.ndim <= 2:  # the general way below costs a tiny network half a product in shapes alone
+        if V.ndim <= 2:  # by the general way below, a tiny network would spend half a product on shapes alone
             block = V[:, None] if V.ndim == 1 else V
             product = self.products(block.expand(self.num_points or 1, *block.shape).contiguous())
             return product.reshape(*self.shape[:-2], *V.shape)
         lead = torch.broadcast_shapes(self.shape[:-2], V.shape[:-2])
         num_points, rows, columns = self.num_points or 1, *V.shape[-2:]
-        # Axes of V before the point axis are more probes of the same points.
+        # Axes of V before the point axis hold further probes of the same points.
         outer = lead[:-1] if num_points > 1 else lead
         V = V.expand(*lead, rows, columns).reshape(prod(outer), num_points, rows, columns)
         product = self.products(V.permute(1, 2, 0, 3).reshape(num_points, rows, -1))
         return product.reshape(num_points, rows, prod(outer), columns).permute(2, 0, 1, 3).reshape(*lead, rows, columns)
 
     def mv(self, v: Float[Tensor, "... param"]) -> Float[Tensor, "... param"]:
-        """One vector a point: v [point, param], or [param] for a single point or the same v at every point."""
+        """The product with one vector a point.
+
+        v: [point, param], or [param] for a single point or for the same vector at every point.
+        """
         self._check(v[..., None])
         if v.ndim > 1 and v.shape[:-1] != self.shape[:-2]:
             return (self @ v[..., None])[..., 0]
-        # Not by way of ``@``, which would cost a tiny network half a product in shapes alone.
+        # Not by way of ``@``, with whose general shapes a tiny network would spend half a product.
         product = self.products(v.expand(self.num_points or 1, -1)[..., None].contiguous())[..., 0]
         return product[0] if self.num_points is None else product
 
@@ -131,7 +134,7 @@ class Operator(ABC):
 
     @full_precision
     def to_dense(self) -> Float[Tensor, "*point param param"]:
-        """The matrix itself, from num_params products a point; as computed, not symmetrised."""
+        """The matrix itself, from num_params products a point. It is not symmetrised."""
         from hessian_tools.curvature.operators.parts import row_products
 
         self.announce(self.num_params)
@@ -140,20 +143,20 @@ class Operator(ABC):
         return dense[0] if self.num_points is None else dense
 
     def to_scipy(self, *, point: int = 0) -> LinearOperator:
-        """The matrix at one point for SciPy: NumPy in and out, ``matvec`` and ``matmat``."""
+        """The matrix at one point as a SciPy operator, with NumPy arrays in ``matvec`` and ``matmat``."""
         if not 0 <= point < (self.num_points or 1):
             raise ValueError(f"point={point}: this operator has points 0 to {(self.num_points or 1) - 1}")
-        here = self if self.num_points is None else self.select(torch.tensor([point], device="cpu"))
+        operator = self if self.num_points is None else self.select(torch.tensor([point], device="cpu"))
 
         def matmat(columns: np.ndarray) -> np.ndarray:
             V = torch.tensor(columns, device="cpu").to(self.device, self.dtype).reshape(self.num_params, -1)
-            return here.products(V[None])[0].cpu().numpy()
+            return operator.products(V[None])[0].cpu().numpy()
 
         kind = torch.empty(0, dtype=self.dtype, device="cpu").numpy().dtype
         n = self.num_params
         return LinearOperator((n, n), matvec=matmat, rmatvec=matmat, matmat=matmat, rmatmat=matmat, dtype=kind)
 
-    # What follows makes operators of operators; their module builds on this one, hence the late imports.
+    # The following methods make operators of operators. Their module builds on this one, hence the late imports.
 
     def __add__(self, other: "Operator") -> "Combination":
         from hessian_tools.curvature.operators.composite import combination
@@ -178,9 +181,10 @@ class Operator(ABC):
     def block(self, *prefixes: str, head: str | None = None) -> "Block":
         """The rows and columns of some parameters of a network, as an operator.
 
-        prefixes: module or parameter names, whole between dots ("body.1" is not "body.10"); or "head": the
-        module of that name, or else the last module with parameters, and "body": all the rest. head: another
-        module to count as the head. Raises ValueError where rows have no names or no name fits.
+        prefixes: names of modules or parameters, complete between dots ("body.1" is not "body.10"). "head" is the
+        module of that name, or else the last module with parameters; "body" is all the rest.
+        head: another module that counts as the head.
+        Raises ValueError where the rows have no names or no name fits.
 
         >>> from hessian_tools.curvature import hessian
         >>> from hessian_tools.layout import flatten
@@ -197,15 +201,15 @@ class Operator(ABC):
         return block(self, prefixes, head)
 
     def blocks(self) -> "dict[str, Block]":
-        """The diagonal blocks by module, for every module that holds parameters itself; "" is the network."""
+        """The diagonal block of every module that holds parameters itself, by its name; "" is the network."""
         from hessian_tools.curvature.operators.composite import blocks
 
         return blocks(self)
 
     def restrict(self, Q: Float[Tensor, "..."]) -> "Restriction":
-        """Q'HQ for orthonormal columns Q [param, k], or [point, param, k]: the operator on their span.
+        """The operator Q'HQ on the span of orthonormal columns Q [param, k] or [point, param, k].
 
-        Raises ValueError where Q does not fit or its columns are not orthonormal to the square root of eps.
+        Raises ValueError where Q does not fit, or where its columns are not orthonormal to the square root of eps.
 
         >>> from hessian_tools.curvature import hessian
         >>> H = hessian(lambda theta, a: (a * theta**2).sum() / 2, torch.zeros(3), torch.tensor([1.0, -2.0, 4.0]))

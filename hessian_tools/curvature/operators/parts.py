@@ -1,4 +1,4 @@
-"""An operator taken apart by points, so that what its products keep fits in memory; and products row by row."""
+"""Operators cut into parts by their points, so that what the products keep fits in memory; and products by rows."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,13 +10,17 @@ from torch import Tensor
 
 from hessian_tools.curvature.operators.operator import Operator
 
-# Products asked for at once: columns times points.
+# How many products are asked for at once: columns times points.
 AT_ONCE = 16
 
 
 @dataclass(frozen=True)
 class Parts(Sequence[Operator]):
-    """An operator at some points after the other; nothing is held of one when the next is at work."""
+    """A sequence of one operator at consecutive groups of points.
+
+    A part is made when it is asked for, and the sequence holds none of them, so that what the products of one part keep
+    can be freed before the next one works. at_once: points of a part.
+    """
 
     whole: Operator
     at_once: int
@@ -43,23 +47,26 @@ class Parts(Sequence[Operator]):
 
 
 def part_by_part(H: Operator, function: Callable[[Operator, slice], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    """``function(part, its points among all)`` of every part of H, put together along the points."""
-    found, start = [], 0
+    """The results of ``function(part, slice of its points)`` for every part of H, concatenated along the points."""
+    results, start = [], 0
     for part in H.parts():
         stop = start + (part.num_points or 1)
-        found.append(function(part, slice(start, stop)))
+        results.append(function(part, slice(start, stop)))
         start = stop
-    return found[0] if len(found) == 1 else tuple(torch.cat(pieces) for pieces in zip(*found, strict=True))
+    return results[0] if len(results) == 1 else tuple(torch.cat(pieces) for pieces in zip(*results, strict=True))
 
 
 def row_products(
     H: Operator, rows: Float[Tensor, "#point row param"], *, at_once: int = AT_ONCE
 ) -> Float[Tensor, "point row param"]:
-    """H times each row, few at a time: vectors that lie together in memory, columns of a block do not."""
+    """H times each row, a few rows at a time. at_once: how many, counted over the points.
+
+    A row lies together in memory, while the columns of a block do not.
+    """
     num_points = H.num_points or 1
     out = rows.new_empty(num_points, *rows.shape[1:])
     rows = rows.expand(num_points, -1, -1)
     for columns in torch.arange(rows.shape[1], device="cpu").split(max(1, at_once // num_points)):
-        here = slice(int(columns[0]), int(columns[-1]) + 1)
-        out[:, here] = H.products(rows[:, here].mT).mT
+        some = slice(int(columns[0]), int(columns[-1]) + 1)
+        out[:, some] = H.products(rows[:, some].mT).mT
     return out

@@ -1,4 +1,4 @@
-"""Composed operators taken apart: the terms of a sum, the matrices of a loss at their leaves."""
+"""Composed operators taken apart, into the terms of a sum or into the matrices of a loss that they are made of."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +14,10 @@ from hessian_tools.curvature.operators.operator import Operator
 
 
 def terms(H: Operator) -> list[tuple[float, Operator]]:
-    """(c_i, A_i) with H = sum_i c_i A_i and no sum inside any A_i: blocks and restrictions of a sum are taken apart."""
+    """The pairs (c_i, A_i) with H = sum_i c_i A_i, where no A_i has a sum inside.
+
+    A block or a restriction of a sum becomes a sum of blocks or restrictions.
+    """
     if isinstance(H, Combination):
         return [(weight * inner, term) for weight, whole in H.terms for inner, term in terms(whole)]
     if isinstance(H, Projected):
@@ -23,26 +26,32 @@ def terms(H: Operator) -> list[tuple[float, Operator]]:
 
 
 def leaves(H: Operator) -> list[Operator]:
-    """The operators that H is made of, not made of others themselves."""
+    """The operators that H is made of and that are not themselves made of others."""
     if isinstance(H, Combination):
         return [leaf for _, term in H.terms for leaf in leaves(term)]
     return leaves(H.whole) if isinstance(H, Projected) else [H]
 
 
 def rebuilt(H: Operator, change: Callable[[LossOperator], LossOperator]) -> Operator:
-    """H with its leaves, all matrices of a loss, exchanged; what lies around them follows their dtype."""
+    """The operator H with each of its leaves, which must all be matrices of a loss, replaced by ``change(leaf)``.
+
+    The tensors of the operators around them, such as the Q of a restriction, take the dtype of the new leaves.
+    """
     if isinstance(H, Combination):
         return Combination(tuple((weight, rebuilt(term, change)) for weight, term in H.terms))
     if isinstance(H, Projected):
         whole = rebuilt(H.whole, change)
-        own = {name: value.to(whole.dtype) for name, value in vars(H).items() if _floating(value)}
-        return replace(H, whole=whole, **own)
+        tensors = {name: value.to(whole.dtype) for name, value in vars(H).items() if _floating(value)}
+        return replace(H, whole=whole, **tensors)
     assert isinstance(H, LossOperator)
     return change(H)
 
 
 def magnitude(H: Operator, V: Float[Tensor, "param probe"]) -> Float[Tensor, "*point probe"]:
-    """sum_i |c_i| |A_i v|, in float64: the size of what a product is added up from, to measure its rounding by."""
+    """The sum of |c_i| |A_i v| over the terms of H, in float64, for each column v.
+
+    A product is added up from terms of this size, so its rounding errors are measured in units of it.
+    """
     return torch.stack([abs(weight) * lengths((term @ V).mT) for weight, term in terms(H)]).sum(0)
 
 

@@ -1,7 +1,7 @@
-"""Where a flat program's operations write: over an input that is done with, or into a buffer lent for long.
+"""Where the operations of a graph write: over an input that nothing reads again, or into a buffer that is lent to it.
 
-On the CPU new memory above 32 MB comes from the system page by page, and is written ten times slower than
-memory used before; on W1 of the benchmarks that was half of a product.
+On the CPU new memory above 32 MB comes from the system page by page and is written ten times as slowly as memory used
+before. On W1 of the benchmarks this took half the time of a product.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from hessian_tools.curvature.engines.compiled.simplify import ATEN, tensor_of
 
-# Elementwise operations, which may write over an input of theirs; and others that can be told where to write.
+# Elementwise operations, which may write over one of their inputs.
 _ELEMENTWISE: dict[Any, Any] = {
     ATEN.add.Tensor: ATEN.add.out,
     ATEN.sub.Tensor: ATEN.sub.out,
@@ -22,21 +22,24 @@ _ELEMENTWISE: dict[Any, Any] = {
     ATEN.addcmul.default: ATEN.addcmul.out,
     ATEN.threshold_backward.default: ATEN.threshold_backward.grad_input,
 }
-_ELSEWHERE: dict[Any, Any] = {
+# Other operations that can be told where to write, but not over an input.
+_WITH_OUT: dict[Any, Any] = {
     ATEN.max_pool2d_with_indices_backward.default: ATEN.max_pool2d_with_indices_backward.grad_input,
     ATEN.bmm.default: ATEN.bmm.out,
     ATEN.mm.default: ATEN.mm.out,
 }
+# The name of the argument that says where to write, where it is not "out".
 _OUT_NAME: dict[Any, str] = {
     ATEN.threshold_backward.default: "grad_input",
     ATEN.max_pool2d_with_indices_backward.default: "grad_input",
 }
-_WORTH_A_BUFFER = 2**14
+# A smaller result is not worth a buffer.
+_MIN_BUFFER_NUMEL = 2**14
 
 
 @dataclass(frozen=True)
 class Buffer:
-    """The size and strides of memory that a program wants lent."""
+    """The shape, strides, dtype and device of memory that must be lent to a graph."""
 
     shape: tuple[int, ...]
     stride: tuple[int, ...]
@@ -44,28 +47,28 @@ class Buffer:
     device: torch.device
 
     def empty(self) -> Tensor:
-        """Such memory."""
+        """New memory of this form, with arbitrary contents."""
         return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=self.device)
 
 
 def reuse_memory(graph: fx.Graph) -> tuple[Buffer, ...]:
-    """Lets operations write over an input that nobody reads again, or into a buffer; the buffers wanted.
+    """Rewrites a graph so that its operations reuse memory, and returns the buffers that must be lent to it.
 
-    They become the last inputs of the graph. What is returned never lies in one.
+    The buffers become the last inputs of the graph. What the graph returns never lies in one of them.
     """
     plan = _Plan(graph)
     for i, node in enumerate(plan.nodes):
         over = plan.place_for(node, i)
         if over is not None:
             node.kwargs = {**node.kwargs, _OUT_NAME.get(node.target, "out"): over}
-            node.target = (_ELEMENTWISE | _ELSEWHERE)[node.target]
-    for place in plan.lent:  # after the inputs that were there before
+            node.target = (_ELEMENTWISE | _WITH_OUT)[node.target]
+    for place in plan.lent:  # behind the inputs that were there before
         next(n for n in plan.nodes if n.op != "placeholder").prepend(place)
     return tuple(plan.lent.values())
 
 
 class _Plan:
-    """Who needs which memory until when, and the buffers lent so far."""
+    """Which node reads which memory last, and the buffers that have been lent so far."""
 
     def __init__(self, graph: fx.Graph) -> None:
         self.graph = graph
@@ -74,17 +77,17 @@ class _Plan:
         self.last = last_uses(self.nodes, self.owners)
         self.returned = {owner for used in self.nodes[-1].all_input_nodes for owner in self.owners[used]}
         self.lent: dict[fx.Node, Buffer] = {}
-        self.holds: dict[fx.Node, fx.Node] = {}  # by buffer: whose result it holds
-        self.within: dict[fx.Node, fx.Node] = {}  # by result: the buffer it lies in
+        self.holds: dict[fx.Node, fx.Node] = {}  # for each buffer, the node whose result it holds
+        self.within: dict[fx.Node, fx.Node] = {}  # for each node, the buffer in which its result lies
 
     def place_for(self, node: fx.Node, now: int) -> fx.Node | None:
-        """The input or buffer that the result is to be written to; None for new memory."""
+        """The input or buffer to which the result of the node is to be written; None for new memory."""
         if node.target in _ELEMENTWISE and (over := self._dying_input(node, now)) is not None:
             (owner,) = self.owners[over]
             buffer = self.within.get(owner)
             if buffer is not None and node in self.returned:
                 return None
-        elif node.target in _ELEMENTWISE or node.target in _ELSEWHERE:
+        elif node.target in _ELEMENTWISE or node.target in _WITH_OUT:
             over = buffer = None if node in self.returned else self._buffer(node, now)
         else:
             return None
@@ -105,25 +108,25 @@ class _Plan:
         return buffer
 
     def _dying_input(self, node: fx.Node, now: int) -> fx.Node | None:
-        """An input of the result's form, in memory of its own that nothing else here or later reads."""
+        """An input of the same form as the result, in memory that no other input shares and no later node reads."""
         for used in node.all_input_nodes:
-            mine = self.owners[used]
+            owners = self.owners[used]
             others = [other for other in node.all_input_nodes if other is not used]
-            if len(mine) > 1 or any(mine & self.owners[other] for other in others):
+            if len(owners) > 1 or any(owners & self.owners[other] for other in others):
                 continue
-            (owner,) = mine
+            (owner,) = owners
             if owner.op == "call_function" and self.last[owner] == now and _alike(used, node):
                 return used
         return None
 
 
 def last_uses(nodes: list[fx.Node], owners: dict[fx.Node, set[fx.Node]]) -> dict[fx.Node, int]:
-    """By owner of memory: the place of the last node that reads it."""
+    """For each node that owns memory, the position of the last node that reads it."""
     return {owner: i for i, node in enumerate(nodes) for used in node.all_input_nodes for owner in owners[used]}
 
 
 def owners_of(nodes: list[fx.Node]) -> dict[fx.Node, set[fx.Node]]:
-    """For every node those whose memory it may share, itself or what it is a view of."""
+    """For every node the nodes whose memory it may share: itself, or those that it may be a view of."""
     owners: dict[fx.Node, set[fx.Node]] = {}
     for node in nodes:
         shared = {owner for used in node.all_input_nodes for owner in owners[used]}
@@ -146,7 +149,7 @@ def _alike(one: fx.Node, other: fx.Node) -> bool:
 
 
 def _dense(tensor: Tensor) -> bool:
-    """Whether its elements fill a piece of memory, each place once."""
+    """Whether the elements of a tensor fill a piece of memory without gaps or repetitions."""
     expected = 1
     for stride, size in sorted((st, n) for n, st in zip(tensor.shape, tensor.stride(), strict=True) if n > 1):
         if stride != expected:
@@ -157,13 +160,16 @@ def _dense(tensor: Tensor) -> bool:
 
 def _form(node: fx.Node) -> Buffer | None:
     tensor = tensor_of(node)
-    if tensor is None or tensor.device.type != "cpu" or tensor.numel() < _WORTH_A_BUFFER or not _dense(tensor):
+    if tensor is None or tensor.device.type != "cpu" or tensor.numel() < _MIN_BUFFER_NUMEL or not _dense(tensor):
         return None
     return Buffer(tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device)
 
 
 def peak_bytes(graph: fx.Graph) -> tuple[int, int]:
-    """Bytes of all tensors alive at the worst moment, inputs apart, if none is reused; and of the largest tensor."""
+    """The bytes of all tensors alive at the worst moment, and those of the largest tensor.
+
+    Inputs are not counted, and no memory is taken to be reused.
+    """
     nodes = list(graph.nodes)
     owners = owners_of(nodes)
     last = last_uses(nodes, owners)

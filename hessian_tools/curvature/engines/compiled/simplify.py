@@ -1,7 +1,7 @@
 """Traced graphs made shorter: the same numbers from fewer operations.
 
-Derivatives of derivatives come with zeros that are added and multiplied, with the same sums
-done again, and with views undone by views. Nothing here changes a result by more than rounding.
+Derivatives of derivatives come with zeros that are added and multiplied, with sums that are computed twice, and with
+views that undo each other. Nothing here changes a result by more than rounding.
 """
 
 import operator
@@ -21,7 +21,7 @@ _ZEROS = (
     ATEN._efficientzerotensor.default,
     ATEN._new_zeros_with_same_feature_meta.default,
 )
-# What is zero where its first argument, the tensor looked at or summed up, is.
+# Operations whose result is zero where their first argument is.
 _ZERO_OF_FIRST = (
     *_RESHAPES,
     ATEN.expand.default,
@@ -41,11 +41,12 @@ _ZERO_OF_FIRST = (
     ATEN.max_pool2d_with_indices_backward.default,
     operator.getitem,
 )
+# Operations whose result is zero where either of their first two arguments is.
 _ZERO_OF_EITHER = (ATEN.mul.Tensor, ATEN.mul.Scalar, ATEN.mm.default, ATEN.bmm.default)
 
 
 def simplify(graph: fx.Graph) -> None:
-    """Zeros dropped, repeated operations done once, views of views joined, dead code removed; in place."""
+    """Drops zeros, does repeated operations once, joins views of views and removes dead code, in place."""
     zeros: set[fx.Node] = set()
     seen: dict[Hashable, fx.Node] = {}
     for node in list(graph.nodes):
@@ -63,20 +64,20 @@ def simplify(graph: fx.Graph) -> None:
 
 
 def remove_dead(graph: fx.Graph) -> None:
-    """Without what nobody uses; every operation of a functionalised graph is free of side effects."""
+    """Removes every node that nothing uses, as no operation of a functionalised graph has side effects."""
     for node in reversed(list(graph.nodes)):
         if node.op in ("call_function", "get_attr") and not node.users:
             graph.erase_node(node)
 
 
 def tensor_of(node: Any) -> Tensor | None:
-    """The shape, strides and dtype that a node had when it was traced; None where it was no tensor."""
+    """A tensor of the shape, strides and dtype that a node had when it was traced; None where it was no tensor."""
     value = node.meta.get("val") if isinstance(node, fx.Node) else None
     return value if isinstance(value, Tensor) else None
 
 
 def _plain(node: fx.Node) -> None:
-    """vmap moves axes, after which a view of memory need not exist; it has no rule for copy."""
+    """Exchanges operations that vmap cannot batch: it moves axes, after which a view may not exist, and has no copy."""
     if node.target in _RESHAPES:
         node.target = ATEN.reshape.default
         source = _first_two(node)[0]
@@ -105,7 +106,7 @@ def _same_as_input(node: fx.Node) -> fx.Node | None:
 
 
 def _first_two(node: fx.Node) -> tuple[fx.Node | None, fx.Node | None]:
-    """The first two arguments, where they are nodes."""
+    """The first two arguments of a node; None for one that is no node."""
     first, second = (*node.args, None, None)[:2]
     return first if isinstance(first, fx.Node) else None, second if isinstance(second, fx.Node) else None
 
@@ -116,7 +117,7 @@ def _alike(one: Any, other: Any) -> bool:
 
 
 def _without_zeros(node: fx.Node, zeros: set[fx.Node]) -> fx.Node | None:
-    """For a sum, the term that is left when the others are zero; never where it would have to be enlarged."""
+    """For a sum, the term that is left when the others are zero; None where it would have to be broadcast."""
     first, second = _first_two(node)
     if node.kwargs or node.target not in (ATEN.add.Tensor, ATEN.sub.Tensor, ATEN.addcmul.default):
         return None
@@ -129,7 +130,10 @@ def _without_zeros(node: fx.Node, zeros: set[fx.Node]) -> fx.Node | None:
 
 
 def _is_zero(node: fx.Node, zeros: set[fx.Node]) -> bool:
-    """Whether the result is zero by its form: a tangent of what does not depend on theta. 0 * inf does not arise."""
+    """Whether the result is zero by its form, as the tangent of what does not depend on theta is.
+
+    It may be dropped from a product with anything, because a derivative that is zero by its form never meets infinity.
+    """
     if node.target in _ZEROS:
         return True
     args: tuple[Any, ...] = node.args
@@ -149,7 +153,7 @@ def _is_zero(node: fx.Node, zeros: set[fx.Node]) -> bool:
 
 
 def _key(node: fx.Node) -> Hashable:
-    """Two nodes of one key do the same."""
+    """A key of a node; two nodes with the same key compute the same."""
     if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
         return node
     return node.target, _frozen(node.args), _frozen(node.kwargs)

@@ -1,4 +1,7 @@
-"""A traced product cut in two: what only the point enters, done once a point, and what the vector enters."""
+"""A traced product cut in two: the part that only the point enters, and the part that the vector enters.
+
+The first part is computed once a point and kept, the second once a product.
+"""
 
 from collections.abc import Callable
 from math import prod
@@ -16,27 +19,30 @@ from hessian_tools.torch_fixes.batchnorm import ShortBatchNorm
 
 Product = Callable[[Tensor, Batch, Tensor], Tensor]
 
-# A convolution of kept images with so few numbers under its kernel is done as a matrix product on the CPU:
-# 8 times as quick for one channel, 6 times for three (3x3 kernels, torch 2.13).
-FEW_COLUMNS = 32
+# On the CPU a convolution of kept images whose kernel covers at most so many numbers is done as a matrix product: that
+# is 8 times as quick for one channel and 6 times for three (3x3 kernels, torch 2.13).
+SMALL_KERNEL = 32
 
 
 def split_product(product: Product, theta: Tensor, batch: Batch, v: Tensor) -> tuple[fx.GraphModule, fx.GraphModule]:
-    """point(theta, *batch tensors) -> kept, and vector(v, *kept) -> product(theta, batch, v), for these shapes."""
+    """The two parts of ``product(theta, batch, v)``, for these shapes.
+
+    The first is ``point(theta, *batch tensors) -> kept``, the second ``vector(v, *kept) -> product``.
+    """
     leaves, spec = pytree.tree_flatten(batch)
-    where = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    positions = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
 
     def flat(theta: Tensor, v: Tensor, *tensors: Tensor) -> Tensor:
-        whole = list(leaves)
-        for i, tensor in zip(where, tensors, strict=True):
-            whole[i] = tensor
-        return product(theta, pytree.tree_unflatten(whole, spec), v)
+        filled = list(leaves)
+        for i, tensor in zip(positions, tensors, strict=True):
+            filled[i] = tensor
+        return product(theta, pytree.tree_unflatten(filled, spec), v)
 
-    tensors = [leaves[i] for i in where]
+    tensors = [leaves[i] for i in positions]
     with ShortBatchNorm():
         module = graph_of(flat, theta, v, *tensors)
-    # Functionalised, or an operation in place on what is kept would spoil the next product; afterwards, because
-    # functionalize does not go through autograd.Function.
+    # The graph is functionalised, because an operation in place on what is kept would spoil the next product. That is
+    # done after tracing, because functionalize does not go through autograd.Function.
     module = graph_of(functionalize(module), theta, v, *tensors)
     simplify(module.graph)
     _convolve_kept_images(module.graph)
@@ -80,30 +86,33 @@ def _part(module: fx.GraphModule, inputs: list[fx.Node], body: list[fx.Node], ou
 
 
 def _convolve_kept_images(graph: fx.Graph) -> None:
-    """Convolutions of what is kept with what the vector enters, and their weights' gradients, as matrix products."""
+    """Replaces convolutions of kept images by matrix products, and so the gradients of their weights.
+
+    Only those are replaced in which the images are kept and the vector enters the weights or the incoming gradient.
+    """
     nodes = list(graph.nodes)
     late = _reached(nodes, [n for n in nodes if n.op == "placeholder"][1])
     for node in nodes:
         if node.target is ATEN.convolution.default:
             x, w, bias, *how = node.args
-            if bias is None and x not in late and w in late and _few(x, w, how):
+            if bias is None and x not in late and w in late and _is_small(x, w, how):
                 with graph.inserting_before(node):
                     result = graph.call_function(_convolved, (_columns(graph, x, w, how), w, _sizes(node)))
                 node.replace_all_uses_with(result)
         elif node.target is ATEN.convolution_backward.default:
             gradient, x, w, _, *how, wanted = node.args
-            if wanted == [False, True, False] and gradient in late and x not in late and _few(x, w, how):
+            if wanted == [False, True, False] and gradient in late and x not in late and _is_small(x, w, how):
                 with graph.inserting_before(node):
                     result = graph.call_function(_correlated, (gradient, _columns(graph, x, w, how), _sizes(w)))
                 for user in list(node.users):
                     user.replace_all_uses_with(result)
 
 
-def _few(x: fx.Node, w: fx.Node, how: list[Any]) -> bool:
+def _is_small(x: fx.Node, w: fx.Node, how: list[Any]) -> bool:
     images, weight, (*_, transposed, _, groups) = tensor_of(x), tensor_of(w), how
     if images is None or weight is None or images.ndim != 4 or images.device.type != "cpu":
         return False
-    return not transposed and groups == 1 and prod(weight.shape[1:]) <= FEW_COLUMNS
+    return not transposed and groups == 1 and prod(weight.shape[1:]) <= SMALL_KERNEL
 
 
 def _columns(graph: fx.Graph, x: fx.Node, w: fx.Node, how: list[Any]) -> fx.Node:

@@ -55,7 +55,7 @@ def traced_product(
 def is_traced(name: str, loss: LossFunction, theta: Float[Tensor, " param"], batch: Batch) -> bool:
     """Whether a trace of the product is kept from before."""
     traces = _TRACES.get(loss)
-    return bool(traces) and traces.get(_key(name, loss, theta, batch)) is not None
+    return traces is not None and traces.get(_key(name, loss, theta, batch)) is not None
 
 
 def _key(name: str, loss: LossFunction, theta: Tensor, batch: Batch) -> Hashable:
