@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from hessian_tools.curvature.directions.subspace import cut_error, subspace_error, vector_error
-from hessian_tools.curvature.eigen.gram import GramSpectrum
 from hessian_tools.curvature.eigen.pairs import EigenPairs
 from hessian_tools.curvature.eigen.selection import Which
+from hessian_tools.curvature.eigen.spectrum import Spectrum
 from hessian_tools.torch_fixes.precision import full_precision
 
 
@@ -41,7 +41,7 @@ class Explained:
 
 
 @full_precision
-def explained_by_gauss_newton(pairs: EigenPairs, spectrum: GramSpectrum, *, which: Which = "LM") -> Explained:
+def explained_by_gauss_newton(pairs: EigenPairs, spectrum: Spectrum, *, which: Which = "LM") -> Explained:
     """The Hessian's eigenpairs against the Gauss-Newton spectrum at the same points; no further product.
 
     pairs: ``top_eigenpairs(hessian(...), k=..., which=which, vectors=True)``, which "LM", "LA" or "SA"; "LA" ranks
@@ -50,7 +50,7 @@ def explained_by_gauss_newton(pairs: EigenPairs, spectrum: GramSpectrum, *, whic
 
     >>> yes, count, e = torch.ones(2, dtype=torch.bool), torch.tensor(9), torch.eye(3)
     >>> H = EigenPairs(torch.tensor([4.0, 2.0]), torch.zeros(2), yes, e[:, :2], count, yes[0])
-    >>> G = GramSpectrum(torch.tensor([3.0, 2.0]), torch.tensor(0.0), e[:, [0, 2]])  # H diag(4, 2, 1), G diag(3, 0, 2)
+    >>> G = Spectrum(torch.tensor([3.0, 2.0]), torch.tensor(0.0), e[:, [0, 2]])  # H diag(4, 2, 1), G diag(3, 0, 2)
     >>> found = explained_by_gauss_newton(H, G)
     >>> found.share.tolist(), found.overlap.tolist()
     ([0.75, 0.0], [1.0, 0.5])
@@ -82,7 +82,7 @@ def _overlaps(squares: Float[Tensor, "*point k rank"], k: int) -> Float[Tensor, 
     return _k_of(sums / torch.arange(1, sums.shape[-1] + 1, device="cpu").to(sums), k, torch.nan)
 
 
-def _gauss_newton_error(spectrum: GramSpectrum) -> Float[Tensor, "*point rank"]:
+def _gauss_newton_error(spectrum: Spectrum) -> Float[Tensor, "*point rank"]:
     """Of its eigenspaces; behind the values listed the spectrum is zero."""
     order = pad(spectrum.values, (0, 1))
     return cut_error(order, spectrum.error[..., None].expand_as(order))[..., :-1]
