@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from analysis.views.units import CURVATURE, CURVATURE_SQUARED, GRADIENT, LOSS, NUMBER, PARAMETER, PER_CURVATURE
 from hessian_tools.curvature import (
@@ -16,8 +17,8 @@ from hessian_tools.curvature import (
     EigenPairs,
     Estimate,
     Extremes,
-    GramSpectrum,
     Moments,
+    Spectrum,
 )
 from hessian_tools.trajectory import Trajectory
 
@@ -141,15 +142,16 @@ def _density(density: Density) -> dict[str, Column]:
 
 
 @columns_of.register
-def _gram(spectrum: GramSpectrum) -> dict[str, Column]:
-    meaning = "eigenvalues of the Gauss-Newton matrix; all others are zero"
+def _spectrum(spectrum: Spectrum) -> dict[str, Column]:
+    meaning = "eigenvalues by falling magnitude; all others are zero"
     columns = {
         "eigenvalue": Column(spectrum.values, ("eigen_index",), CURVATURE, meaning, error="eigenvalue_error"),
-        "eigenvalue_error": Column(spectrum.error, (), CURVATURE, "rounding error of every eigenvalue of a point"),
+        "eigenvalue_error": Column(spectrum.error, (), CURVATURE, "error of every eigenvalue of a point"),
     }
     if spectrum.vectors is not None:
-        vectors = Column(spectrum.vectors, ("param", "eigen_index"), NUMBER, "unit eigenvectors")
-        columns["eigenvalue_vector"] = vectors
+        # Zeros stand for the vectors of eigenvalues zero that were not computed.
+        vectors = pad(spectrum.vectors, (0, spectrum.values.shape[-1] - spectrum.vectors.shape[-1]))
+        columns["eigenvalue_vector"] = Column(vectors, ("param", "eigen_index"), NUMBER, "unit eigenvectors")
     return columns
 
 

@@ -24,8 +24,8 @@ PLOTS: dict[str, Callable[..., Axes]] = {
     "EigenPairs": eigenvalues,
     "Estimate": estimate,
     "Extremes": eigenvalues,
-    "GramSpectrum": gram,
     "Moments": partial(estimate, name="trace"),
+    "Spectrum": gram,
     "Trajectory": trajectory,
 }
 

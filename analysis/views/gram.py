@@ -1,4 +1,4 @@
-"""The Gauss-Newton spectrum: eigenvalues by rank on a logarithmic axis, and where rounding begins."""
+"""A whole spectrum: the magnitudes of the eigenvalues by rank on a logarithmic axis, and where rounding begins."""
 
 import numpy as np
 import xarray as xr
@@ -9,13 +9,13 @@ from analysis.views.units import label
 
 
 def gram(ds: xr.Dataset, ax: Axes) -> Axes:
-    """Eigenvalues of a GramSpectrum, falling; a dotted line of the same colour marks the error of each point.
+    """Magnitudes of the eigenvalues of a Spectrum; a dotted line of the same colour marks the error of each point.
 
     What lies below its error means nothing and is not drawn.
     """
     errors = []
     for one in split(ds, leading(ds, "eigenvalue", "eigen_index")):
-        values, error = one.ds["eigenvalue"].values, float(one.ds["eigenvalue_error"])
+        values, error = abs(one.ds["eigenvalue"].values), float(one.ds["eigenvalue_error"])
         if not np.isfinite(error):
             continue
         errors.append(error)
@@ -27,5 +27,5 @@ def gram(ds: xr.Dataset, ax: Axes) -> Axes:
         ax.set_ylim(bottom=min(error for error in errors if error > 0) / 3)
         ax.plot([], [], color="black", linestyle=":", linewidth=0.8, label="rounding error")
     ax.set_xlabel("rank")
-    ax.set_ylabel(label("Gauss-Newton eigenvalue", ds["eigenvalue"].attrs["units"]))
+    ax.set_ylabel(label("magnitude of the eigenvalue", ds["eigenvalue"].attrs["units"]))
     return legend(ax)

@@ -16,7 +16,7 @@ def to_xarray(
 ) -> xr.Dataset:
     """A result with names, units and meanings; variables that have an error name it in ``error_variable``.
 
-    result: EigenPairs, Extremes, Estimate, Moments, Diagonal, Density, GramSpectrum, AlongGradient, Check or
+    result: EigenPairs, Extremes, Estimate, Moments, Diagonal, Density, Spectrum, AlongGradient, Check or
     Trajectory. dims: names of its leading axes; ("point",) by default, ("task",) for a Trajectory. coords: labels
     of any dimension, such as {"point": inner_steps}; whole numbers from 0 where none are given. What kind of
     result it was stands in ``attrs["kind"]``. Numbers are copied, to the CPU. Units: those of the loss and the

@@ -213,9 +213,9 @@ def test_frobenius_norm_of_moments(results: dict[str, object]) -> None:
     assert ax.get_ylabel() == "squared Frobenius norm [loss$^2$/parameter$^4$]"
 
 
-def test_gram_spectrum_ends_at_its_error() -> None:
+def test_a_spectrum_ends_at_its_error() -> None:
     values, error = torch.tensor([[3.0, 1.0, 1e-9], [2.0, 1e-3, 0.0]]), torch.tensor([1e-6, 1e-2])
-    ax = analysis.plot(ht.GramSpectrum(values, error, None), axes())
+    ax = analysis.plot(ht.Spectrum(values, error), axes())
     for point, shown in enumerate(([3.0, 1.0, np.nan], [2.0, np.nan, np.nan])):
         np.testing.assert_allclose(line(ax, f"eigenvalue:point {point}").get_ydata(), shown)
         assert line(ax, f"error:point {point}").get_ydata()[0] == pytest.approx(float(error[point]))

@@ -61,7 +61,7 @@ def explained_by_gauss_newton(pairs: EigenPairs, spectrum: Spectrum, *, which: W
     if V.shape[:-1] != U.shape[:-1]:
         raise ValueError(f"eigenvectors {list(V.shape)} and {list(U.shape)}; take both at the same points")
     squares = (V.mT @ U) ** 2
-    share = (squares @ spectrum.values[..., None])[..., 0] / pairs.values
+    share = (squares @ spectrum.values[..., : U.shape[-1], None])[..., 0] / pairs.values
     largest = spectrum.values[..., :1]
     # |v'Gv - u'Gu| <= |G| sin(v, u) for G >= 0; the value itself is known to its residual.
     off = largest * vector_error(pairs, which=which) + spectrum.error[..., None] + share.abs() * pairs.residuals

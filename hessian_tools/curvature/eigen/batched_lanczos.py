@@ -26,6 +26,15 @@ FEW_PARAMS, STRIDE = 2**13, 4
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What a run may use at each point: products, and vectors in its basis; and the seed of its random vectors."""
+
+    seed: int
+    max_steps: int
+    max_basis: int
+
+
+@dataclass(frozen=True)
 class RitzState:
     """The Ritz pairs of some points after some steps, with values rising; float64 on the CPU.
 

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from hessian_tools.curvature.eigen.batched_lanczos import BatchedLanczos, RitzState, StoppingRule
+from hessian_tools.curvature.eigen.batched_lanczos import BatchedLanczos, Limits, RitzState, StoppingRule
 from hessian_tools.curvature.eigen.krylov import KrylovBasis
 from hessian_tools.curvature.eigen.lanczos import TOLERANCE_MARGIN, random_vector
 from hessian_tools.curvature.eigen.ritz import RitzPairs, in_order
@@ -33,28 +33,26 @@ def with_missed_copies(
     H: Operator,
     selections: tuple[Selection, ...],
     pairs: RitzPairs,
+    limits: Limits,
     *,
-    seed: int,
-    max_steps: int,
-    max_basis: int,
     done: Callable[[int], None] = lambda count: None,
 ) -> RitzPairs:
     """The pairs of a Lanczos run, together with those that it missed: searches go on until one finds none.
 
     Only points whose pairs have converged are searched, and they are complete after a search that found none. A point
-    whose products ran out (``max_steps``, those of the first run included) stays incomplete. done: called with the
-    number of points that have finished, whenever some have.
+    whose products ran out (``limits.max_steps``, those of the first run included) stays incomplete. done: called with
+    the number of points that have finished, whenever some have.
     """
     total, search = len(pairs.count), 0
-    to_search = _can_search(pairs, max_steps).nonzero()[:, 0]
+    to_search = _can_search(pairs, limits).nonzero()[:, 0]
     done(total - len(to_search))
     while len(to_search):
         search += 1
         part = H if len(to_search) == total else H.select(to_search)
         known = pairs.select(to_search)
-        found = _search(part, selections, known, seed, search, max_steps, max_basis)
+        found = _search(part, selections, known, limits, search)
         merged = _merged(known, found)
-        again = (found.count > 0) & ~found.complete & _can_search(merged, max_steps)
+        again = (found.count > 0) & ~found.complete & _can_search(merged, limits)
         rest = torch.ones(total, dtype=torch.bool, device="cpu").index_fill_(0, to_search, False).nonzero()[:, 0]
         pairs = in_order([(to_search, merged), (rest, pairs.select(rest))]) if len(rest) else merged
         done(len(again) - int(again.sum()))
@@ -62,33 +60,25 @@ def with_missed_copies(
     return pairs
 
 
-def _can_search(pairs: RitzPairs, max_steps: int) -> Bool[Tensor, " point"]:
-    return pairs.converged & pairs.finite & ~pairs.complete & (pairs.num_matvecs < max_steps)
+def _can_search(pairs: RitzPairs, limits: Limits) -> Bool[Tensor, " point"]:
+    return pairs.converged & pairs.finite & ~pairs.complete & (pairs.num_matvecs < limits.max_steps)
 
 
-def _search(
-    H: Operator,
-    selections: tuple[Selection, ...],
-    known: RitzPairs,
-    seed: int,
-    search: int,
-    max_steps: int,
-    max_basis: int,
-) -> RitzPairs:
+def _search(H: Operator, selections: tuple[Selection, ...], known: RitzPairs, limits: Limits, search: int) -> RitzPairs:
     """One run at each point in the space orthogonal to the known pairs; its results are the pairs that were missed."""
 
     def fresh(step: int) -> Float[Tensor, " param"]:
-        return random_vector(H, seed, "copies", search, step)
+        return random_vector(H, limits.seed, "copies", search, step)
 
     locked, first = known.vectors, fresh(0).expand(len(known.count), -1)
     for _ in range(2):  # twice, as the first time leaves rounding of the size of what was taken away
         first = first - ((first[:, None] @ locked.mT) @ locked)[:, 0]
     first = first / first.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(first.dtype).tiny)
-    basis = KrylovBasis(first, locked, max_size=max_basis, fresh=lambda step: fresh(step + 1))
+    basis = KrylovBasis(first, locked, max_size=limits.max_basis, fresh=lambda step: fresh(step + 1))
     # Products have rounding at the scale of |H|, even where all that is left beside the known pairs is smaller.
     basis.scale[:] = known.norm
     rule = _NothingMissed(H, selections, known)
-    budget = (max_steps - known.num_matvecs).numpy()
+    budget = (limits.max_steps - known.num_matvecs).numpy()
     return BatchedLanczos(H, basis, rule, selections, budget).run(lambda count: None)
 
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hessian_tools.curvature.eigen.batched_lanczos import BatchedLanczos, RitzState, StoppingRule
+from hessian_tools.curvature.eigen.batched_lanczos import BatchedLanczos, Limits, RitzState, StoppingRule
 from hessian_tools.curvature.eigen.krylov import KrylovBasis
 from hessian_tools.curvature.eigen.ritz import RitzPairs
 from hessian_tools.curvature.eigen.selection import Selection, rounding
@@ -29,33 +29,31 @@ GAP_FRACTION = 0.1
 def lanczos(
     H: Operator,
     selections: tuple[Selection, ...],
+    limits: Limits,
     *,
-    seed: int,
-    max_steps: int,
-    max_basis: int,
     done: Callable[[int], None] = lambda count: None,
 ) -> RitzPairs:
     """The Ritz pairs that the selections want at every point, from one run at each point.
 
     All points start from one vector, drawn from ``stream(seed, "lanczos", 0)``. A point finishes when the pairs of all
-    selections have converged, when a number is not finite, or after ``max_steps`` products. max_basis: how many vectors
-    of length param each point may hold; when there are so many, the run restarts from the best Ritz pairs. done: called
-    with the number of points that have finished, whenever some have.
+    selections have converged, when a number is not finite, or after ``limits.max_steps`` products. When the basis has
+    ``limits.max_basis`` vectors, the run restarts from the best Ritz pairs. done: called with the number of points that
+    have finished, whenever some have.
 
     From one start vector, only one copy of a multiple eigenvalue can be found. Where its Krylov space is exhausted, a
     new random vector follows, and another, until an exhausted space has brought no better value for any selection.
     """
-    num_points, num_params = H.num_points or 1, H.num_params
+    num_points, num_params, seed = H.num_points or 1, H.num_params, limits.seed
     first = random_vector(H, seed, 0)
     basis = KrylovBasis(
         (first / first.norm())[None],
         torch.empty(num_points, 0, num_params, dtype=H.dtype, device=H.device),
-        max_size=max_basis,
+        max_size=limits.max_basis,
         fresh=lambda step: random_vector(H, seed, step + 1),
     )
-    limit = min(max_steps, num_params) if max_basis >= num_params else max_steps
+    max_steps = min(limits.max_steps, num_params) if limits.max_basis >= num_params else limits.max_steps
     rule = _ConvergedPairs(selections, num_points, H.dtype)
-    return BatchedLanczos(H, basis, rule, selections, np.full(num_points, limit)).run(done)
+    return BatchedLanczos(H, basis, rule, selections, np.full(num_points, max_steps)).run(done)
 
 
 class _ConvergedPairs(StoppingRule):

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from hessian_tools.curvature.eigen.batched_lanczos import Limits
 from hessian_tools.curvature.eigen.deflation import with_missed_copies
 from hessian_tools.curvature.eigen.exact import (
     DENSE_PARAMS,
@@ -172,13 +173,11 @@ def _selection(which: Which, k: int, rtol: float, num_params: int, min_k: int = 
 
 @dataclass(frozen=True)
 class _Plan:
-    """How the pairs are computed, the same at all points. max_matvecs: without those of the final check."""
+    """How the pairs are computed, the same at all points. The limits leave the products of the final check out."""
 
-    seed: int
     exact: bool
     copies: bool
-    max_matvecs: int
-    max_basis: int
+    limits: Limits
 
 
 def _plan(
@@ -209,7 +208,7 @@ def _plan(
         fit = memory_budget(H.device) // vector_bytes(H)
         max_basis = max(2 * pairs + 8, 20, min(fit, max(4 * pairs + 40, fit // 16)))
         max_basis = min(max_basis, budget + 1, n)
-    return _Plan(seed, exact, copies, budget - pairs, max_basis)
+    return _Plan(exact, copies, Limits(seed, budget - pairs, max_basis))
 
 
 def _run(
@@ -218,7 +217,7 @@ def _run(
     """The pairs of each selection, computed at as many points at a time as their bases fit in memory."""
     count = Count(H.num_points or 1, progress)
     parts = []
-    for part in parts_in_memory(H, plan.max_basis):
+    for part in parts_in_memory(H, plan.limits.max_basis):
         checked = check_pairs(part, _ritz_pairs(part, selections, plan, count), selections)
         pairs = [_selected(checked, selection, H.dtype) for selection in selections]
         parts.append(pairs if vectors else [replace(some, vectors=None) for some in pairs])
@@ -227,11 +226,10 @@ def _run(
 
 def _ritz_pairs(H: Operator, selections: tuple[Selection, ...], plan: _Plan, count: Count) -> RitzPairs:
     if plan.exact:
-        return exact_pairs(H, selections, seed=plan.seed, done=count.add)
-    limits = {"seed": plan.seed, "max_steps": plan.max_matvecs, "max_basis": plan.max_basis}
+        return exact_pairs(H, selections, seed=plan.limits.seed, done=count.add)
     if not plan.copies:
-        return lanczos(H, selections, **limits, done=count.add)
-    return with_missed_copies(H, selections, lanczos(H, selections, **limits), **limits, done=count.add)
+        return lanczos(H, selections, plan.limits, done=count.add)
+    return with_missed_copies(H, selections, lanczos(H, selections, plan.limits), plan.limits, done=count.add)
 
 
 def _selected(checked: CheckedPairs, selection: Selection, dtype: torch.dtype) -> EigenPairs:
