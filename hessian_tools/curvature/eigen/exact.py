@@ -47,10 +47,10 @@ class SolvedPoints:
 
 def solve(
     H: Operator,
-    *,
     method: Literal["auto", "dense", "range finder"] = "auto",
     rtol: float | None = None,
     max_rank: int | None = None,
+    *,
     vectors: bool,
     seed: int,
     done: Callable[[int], None],
@@ -127,7 +127,7 @@ def _dense(H: Operator, *, vectors: bool, done: Callable[[int], None]) -> Iterat
             A, bad = finite(block.double())
             values, S = _by_magnitude((A + A.mT) / 2, vectors=vectors)
             # The products differ from a symmetric matrix by rounding, at least by half of their skew part.
-            error = (A - A.mT).flatten(1).norm(dim=-1) / 2 + _largest_rounding(values, H.dtype)
+            error = (A - A.mT).flatten(1).norm(dim=-1) / 2 + largest_rounding(values, H.dtype)
             points = torch.arange(start, start + len(A), device="cpu")
             rows = None if S is None else set_nan(S.mT.to(H.dtype), bad)
             yield SolvedPoints(points, set_nan(values, bad), rows, set_nan(error, bad), dense=True, num_matvecs=n)
@@ -150,7 +150,7 @@ def _by_range(
         if some.Q is not None and some.T is not None:
             values, S = _by_magnitude(some.T, vectors=vectors)
             rows = None if S is None else S.mT.to(some.Q) @ some.Q
-            error = some.error + _largest_rounding(values, H.dtype)
+            error = some.error + largest_rounding(values, H.dtype)
             yield SolvedPoints(some.points, values, rows, error, dense=False, num_matvecs=some.num_matvecs)
         elif some.finite and dense_too:
             rest = H if H.num_points in (None, len(some.points)) else H.select(some.points)
@@ -175,7 +175,8 @@ def _by_magnitude(
     return values.gather(-1, order), None if S is None else S.gather(-1, order[:, None].expand_as(S))
 
 
-def _largest_rounding(values: Float[Tensor, "point value"], dtype: torch.dtype) -> Float[Tensor, " point"]:
+def largest_rounding(values: Float[Tensor, "point value"], dtype: torch.dtype) -> Float[Tensor, " point"]:
+    """The size of rounding at the scale of the largest value of each point."""
     return rounding(dtype) * (values.abs().amax(-1) if values.shape[-1] else values.new_zeros(len(values)))
 
 

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from hessian_tools.curvature.eigen.exact import SolvedPoints
 from hessian_tools.curvature.eigen.selection import ROUNDING
 from hessian_tools.curvature.eigen.small_eigh import eigh, eigvalsh, finite, flushed, set_nan, solvable
 from hessian_tools.curvature.objective.groups import RaggedObjective
@@ -37,16 +38,16 @@ def gram_objective(H: Operator) -> Objective | None:
     return H.points if isinstance(H, GaussNewton) and not isinstance(H.points, RaggedObjective) else None
 
 
-def gram_spectrum(
+def gram_points(
     objective: Objective, *, vectors: bool, done: Callable[[int], None] = lambda count: None
-) -> tuple[Float[Tensor, "point value"], Float[Tensor, " point"], Float[Tensor, "point param value"] | None]:
-    """Eigenvalues of G that can differ from zero, falling, their error, and vectors as columns if asked for.
+) -> SolvedPoints:
+    """The eigenvalues of G that can differ from zero at every point; ``num_matvecs`` counts backward passes.
 
     The error is that of the small eigenvalue problem, rows * eps * the largest value, and of what was clipped where
-    rounding made the curvature of the criterion negative. NaN at a point that is not finite. Costs one backward pass
-    for each example and output. done: called with the number of new points. Raises NotConvexError.
+    rounding made the curvature of the criterion negative. Costs one backward pass for each example and output.
+    done: called with the number of new points. Raises NotConvexError.
     """
-    theta, rows = objective.thetas[0], num_outputs(_network(objective), objective)
+    theta, rows = objective.thetas[0], num_outputs(objective)
     bytes_of_J = COPIES_OF_J * rows * theta.numel() * theta.element_size()
     budget = objective.room.budget(theta.device)
     at_once = max(1, min(objective.chunk // max(1, rows), budget // max(1, bytes_of_J)))
@@ -54,20 +55,24 @@ def gram_spectrum(
     for some in slices(len(objective.thetas), at_once):
         parts.append(_gram_spectrum(objective, some, vectors=vectors))
         done(some.stop - some.start)
-    values, error = (torch.cat(column) for column in list(zip(*parts, strict=True))[:2])
-    return values, error, torch.cat([Q for *_, Q in parts]) if vectors else None
+    points = torch.arange(len(objective.thetas), device="cpu")
+    values, error, Q = (torch.cat(column) for column in zip(*parts, strict=True))
+    return SolvedPoints(points, values.double(), Q.mT if vectors else None, error.double(), False, rows)
 
 
-def num_outputs(loss: Loss, objective: Objective) -> int:
+def num_outputs(objective: Objective) -> int:
     """How many numbers the network puts out at one point, over all batches: examples times outputs."""
     first = [batch if objective.shared else at_point(batch, 0) for batch in objective.batches]
     with torch.no_grad():  # not under vmap, which has no rule for the forward pass of recurrent networks
-        outputs = [loss.outputs(objective.thetas[0], batch[0]) for batch in first]
+        outputs = [_network(objective).outputs(objective.thetas[0], batch[0]) for batch in first]
     return sum(leaf.numel() for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor))
 
 
-def _gram_spectrum(objective: Objective, points: slice, *, vectors: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    """At some points: M' of all batches side by side, then its Gram matrix or its singular values."""
+def _gram_spectrum(objective: Objective, points: slice, *, vectors: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Values, error and vectors (as columns, none unless asked for) at some points.
+
+    M' of all batches stands side by side; its singular values are taken for the vectors, else those of its Gram matrix.
+    """
     loss = _network(objective)
 
     def derivatives(theta: Float[Tensor, " param"], batch: Batch) -> tuple[Tensor, Tensor]:
@@ -81,17 +86,16 @@ def _gram_spectrum(objective: Objective, points: slice, *, vectors: bool) -> tup
     factors = zip(objective.weights, objective.each(points, derivatives), strict=True)
     roots, clipped = zip(*(_root(Jt.detach(), weight * B.detach()) for weight, (Jt, B) in factors), strict=True)
     Mt, bad = finite(torch.cat(roots, dim=-1))
-    Q = None
     if vectors:
         Q, singular, _ = torch.linalg.svd(flushed(Mt), full_matrices=False)
         values = singular**2
-        Q = set_nan(Q, bad)
     else:
+        Q = Mt[..., :0]
         gram = Mt.mT @ Mt if Mt.shape[-1] <= Mt.shape[-2] else Mt @ Mt.mT
         values = eigvalsh(solvable(gram)).to(gram.dtype).flip(-1).clamp(min=0)
     largest = values.amax(-1) if values.shape[-1] else values.new_zeros(len(values))
     error = Mt.shape[-1] * torch.finfo(values.dtype).eps * largest + torch.stack(clipped).sum(0)
-    return set_nan(values, bad), set_nan(error, bad), Q
+    return set_nan(values, bad), set_nan(error, bad), set_nan(Q, bad)
 
 
 def _root(

@@ -1,6 +1,6 @@
 """Every eigenvalue at every point, for networks that are small enough or matrices of small rank."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -8,8 +8,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
-from hessian_tools.curvature.eigen.exact import solve
-from hessian_tools.curvature.eigen.gram import NotConvexError, gram_objective, gram_spectrum, num_outputs
+from hessian_tools.curvature.eigen.exact import SolvedPoints, largest_rounding, solve
+from hessian_tools.curvature.eigen.gram import NotConvexError, gram_objective, gram_points, num_outputs
 from hessian_tools.curvature.eigen.selection import rounding
 from hessian_tools.curvature.objective.objective import Batching, Weights
 from hessian_tools.curvature.operators.gauss_newton import gauss_newton
@@ -123,34 +123,18 @@ def spectrum(
     check_whole(max_rank=max_rank)
     if max_rank is not None and max_rank < 1:
         raise ValueError(f"max_rank={max_rank}: give 1 or more, or None for a quarter of the parameters")
-    n, count = H.num_params, Count(H.num_points or 1, progress)
-    if method == "auto":
-        by_gram = _by_gram(H, vectors=vectors, count=count)
-        if by_gram is not None:
-            return by_gram
-    options = {"method": method, "rtol": rtol, "max_rank": max_rank, "vectors": vectors, "seed": seed}
-    solved = list(solve(H, **options, done=count.add))
-    order = torch.cat([some.points for some in solved]).argsort().to(H.device)
-    values = torch.cat([pad(some.values, (0, n - some.values.shape[1])) for some in solved])[order]
-    error = torch.cat([some.error for some in solved])[order]
-    values.masked_fill_(error.isnan()[:, None], torch.nan)
-    dense, num_matvecs = (
-        torch.cat([torch.full(some.points.shape, getattr(some, name), device="cpu") for some in solved]).to(H.device)
-        for name in ("dense", "num_matvecs")
-    )
-    rows = [some.vectors for some in solved if some.vectors is not None]
-    Q = None
-    if vectors:
-        width = n if error.isnan().any() else max(some.shape[1] for some in rows)
-        Q = torch.cat([pad(some, (0, 0, 0, width - some.shape[1])) for some in rows])[order].mT
-        Q = Q.masked_fill_(error.isnan()[:, None, None], torch.nan)
-    dense, num_matvecs = dense[order], num_matvecs[order]
-    if len(terms(H)) > 1:
-        # Where terms cancel, the rounding of what is left is that of the terms, which its own size does not show.
-        drawn = torch.randn(n, TERM_PROBES, generator=stream(seed, "terms"), dtype=torch.float64, device="cpu")
-        size = magnitude(H, drawn.to(H.device, H.dtype)).mean(-1).reshape(-1)
-        error, num_matvecs = error + rounding(H.dtype) * size, num_matvecs + TERM_PROBES
-    return _result(H, values, error, Q, dense, num_matvecs)
+    count = Count(H.num_points or 1, progress)
+    solved = _solved_by_gram(H, vectors=vectors, count=count) if method == "auto" else None
+    if solved is None:
+        solved = list(solve(H, method, rtol, max_rank, vectors=vectors, seed=seed, done=count.add))
+    result = _assembled(H, solved, H.num_params)
+    if len(terms(H)) == 1:
+        return result
+    # Where terms cancel, the rounding of what is left is that of the terms, which its own size does not show.
+    shape = (H.num_params, TERM_PROBES)
+    drawn = torch.randn(shape, generator=stream(seed, "terms"), dtype=torch.float64, device="cpu")
+    size = rounding(H.dtype) * magnitude(H, drawn.to(H.device, H.dtype)).mean(-1)
+    return replace(result, error=result.error + size.to(H.dtype), num_matvecs=result.num_matvecs + TERM_PROBES)
 
 
 @full_precision
@@ -186,39 +170,53 @@ def gauss_newton_spectrum(
     >>> gauss_newton_spectrum(loss, torch.ones(3), (x, torch.zeros(2, 1))).values  # of 2 X'X / 2
     tensor([4., 1.])
     """
-    options = {"chunk": chunk, "batching": batching, "max_memory": max_memory}
-    G = gauss_newton(loss, thetas, batch, shared=shared, weights=weights, **options)
+    G = gauss_newton(
+        loss,
+        thetas,
+        batch,
+        shared=shared,
+        weights=weights,
+        chunk=chunk,
+        batching=batching,
+        max_memory=max_memory,
+    )
     objective = gram_objective(G)
     if objective is None:
         raise ValueError("spectra of ragged batches differ in length; ask for the points of each size apart")
-    values, error, Q = gram_spectrum(objective, vectors=vectors)
-    passes = torch.full(error.shape, num_outputs(loss, objective), device=error.device)
-    return _result(G, values, error, Q, torch.zeros_like(passes, dtype=torch.bool), passes)
+    return _assembled(G, [gram_points(objective, vectors=vectors)])
 
 
-def _by_gram(H: Operator, *, vectors: bool, count: Count) -> Spectrum | None:
-    """All eigenvalues from the Gram matrix where H has one that is smaller than itself."""
+def _solved_by_gram(H: Operator, *, vectors: bool, count: Count) -> list[SolvedPoints] | None:
+    """All points from their Gram matrices, where H has one that is smaller than itself."""
     objective = gram_objective(H)
-    if objective is None or not isinstance(objective.loss, Loss):
-        return None
-    outputs = num_outputs(objective.loss, objective)
-    if outputs > H.num_params:
+    if objective is None or num_outputs(objective) > H.num_params:
         return None
     try:
-        values, error, Q = gram_spectrum(objective, vectors=vectors, done=count.add)
+        solved = gram_points(objective, vectors=vectors, done=count.add)
     except NotConvexError:
         count.done = 0
         return None
-    if values.shape[-1]:
-        error = error + rounding(H.dtype) * values[:, 0]
-    values = pad(values, (0, H.num_params - values.shape[-1])).masked_fill(error.isnan()[:, None], torch.nan)
-    passes = torch.full(error.shape, outputs, device=error.device)
-    return _result(H, values, error, Q, torch.zeros_like(passes, dtype=torch.bool), passes)
+    # The products that it stands for have rounding too, from the derivatives of the network.
+    return [replace(solved, error=solved.error + largest_rounding(solved.values, H.dtype))]
 
 
-def _result(
-    H: Operator, values: Tensor, error: Tensor, Q: Tensor | None, dense: Tensor, num_matvecs: Tensor
-) -> Spectrum:
-    """In the dtype of H, and without the point axis at a single point."""
-    columns = (values.to(H.dtype), error.to(H.dtype), Q, dense, num_matvecs)
-    return Spectrum(*(None if c is None else c[0] for c in columns)) if H.num_points is None else Spectrum(*columns)
+def _assembled(H: Operator, solved: list[SolvedPoints], num_values: int | None = None) -> Spectrum:
+    """The spectrum of all points in order, padded with zeros, from those of some at a time."""
+    order = torch.cat([some.points for some in solved]).argsort().to(H.device)
+    width = num_values or solved[0].values.shape[1]
+    values = torch.cat([pad(some.values, (0, width - some.values.shape[1])) for some in solved]).to(H.dtype)[order]
+    error = torch.cat([some.error for some in solved]).to(H.dtype)[order]
+    lost = error.isnan()[:, None]
+    values.masked_fill_(lost, torch.nan)
+    dense, num_matvecs = (
+        torch.cat([torch.full(some.points.shape, getattr(some, name), device=H.device) for some in solved])[order]
+        for name in ("dense", "num_matvecs")
+    )
+    Q, rows = None, [some.vectors for some in solved if some.vectors is not None]
+    if rows:
+        most = width if lost.any() else max(some.shape[1] for some in rows)
+        Q = torch.cat([pad(some, (0, 0, 0, most - some.shape[1])) for some in rows])[order].mT
+        Q = Q.masked_fill(lost[..., None], torch.nan)
+    if H.num_points is None:
+        return Spectrum(values[0], error[0], None if Q is None else Q[0], dense[0], num_matvecs[0])
+    return Spectrum(values, error, Q, dense, num_matvecs)

@@ -27,7 +27,7 @@ def exact_route(H: Operator, most: int | None) -> tuple[ExactRoute, int] | None:
     """The cheapest exact route and its cost at a point, in products or backward passes; None if above ``most``."""
     routes: list[tuple[ExactRoute, int]] = [("diagonal", H.num_params)]
     if isinstance(H, GaussNewton | Hessian) and isinstance(H.points.loss, Loss):
-        outputs = max(num_outputs(H.points.loss, group) for group in _groups(H.points))
+        outputs = max(num_outputs(group) for group in _groups(H.points))
         worth = outputs < H.num_params and (most is None or outputs <= most)
         if worth and (isinstance(H, GaussNewton) or all(_is_like_gauss_newton(group) for group in _groups(H.points))):
             routes.append(("outputs", outputs))
@@ -74,7 +74,7 @@ def _group_trace(points: Objective, count: Count) -> tuple[Tensor, Tensor]:
 
 def _outputs_by_batch(points: Objective) -> list[int]:
     batches = [replace(points, batches=(batch,), weights=(1.0,)) for batch in points.batches]
-    return [num_outputs(_network(points), one) for one in batches]
+    return [num_outputs(one) for one in batches]
 
 
 def _traces(points: Objective, rows: slice) -> Float[Tensor, " point"]:
