@@ -152,7 +152,10 @@ def _spectrum(spectrum: Spectrum) -> dict[str, Column]:
         # Zeros stand for the vectors of eigenvalues zero that were not computed.
         vectors = pad(spectrum.vectors, (0, spectrum.values.shape[-1] - spectrum.vectors.shape[-1]))
         columns["eigenvalue_vector"] = Column(vectors, ("param", "eigen_index"), NUMBER, "unit eigenvectors")
-    return columns
+    if spectrum.dense is None or spectrum.num_matvecs is None:
+        return columns
+    dense = Column(spectrum.dense, (), NUMBER, "whether the whole matrix was computed")
+    return columns | {"dense": dense} | _num_matvecs(spectrum.num_matvecs)
 
 
 @columns_of.register

@@ -138,17 +138,10 @@ class BatchedLanczos:
         if self.basis.size < self.min_size and not at_limit.any():
             return
         values, residuals, s = self.basis.pairs(rows)
-        state = RitzState(
-            torch.from_numpy(self.points[rows]),
-            values,
-            residuals,
-            values.abs().amax(-1),
-            s,
-            torch.from_numpy(self.basis.breakdown[rows]),
-            torch.from_numpy(self.had_breakdown[rows]),
-            torch.from_numpy(self.basis.exhausted[rows]),
-            min(self.steps, self.basis.max_size - 1),
-        )
+        columns = (self.points, self.basis.breakdown, self.had_breakdown, self.basis.exhausted)
+        points, breakdown, had_breakdown, exhausted = [torch.from_numpy(column[rows]) for column in columns]
+        norm, degree = values.abs().amax(-1), min(self.steps, self.basis.max_size - 1)
+        state = RitzState(points, values, residuals, norm, s, breakdown, had_breakdown, exhausted, degree)
         excess = self.rule.excess(state).nan_to_num(nan=torch.inf)
         self._schedule(rows, excess.numpy())
         finishing = (excess <= 1) | torch.from_numpy(at_limit)

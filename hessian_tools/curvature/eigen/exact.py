@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
-from hessian_tools.curvature.eigen.range_finder import BLOCK, compress
+from hessian_tools.curvature.eigen.range_finder import BLOCK, Compressed, compress
 from hessian_tools.curvature.eigen.ritz import RitzPairs, in_order
 from hessian_tools.curvature.eigen.selection import Selection, rounding
 from hessian_tools.curvature.eigen.small_eigh import eigh, eigvalsh, finite, set_nan
@@ -64,7 +64,8 @@ def solve(
         if dense:
             solved = _dense(part, vectors=vectors, done=done)
         else:
-            solved = _by_range(part, rtol, max_rank, seed, vectors=vectors, done=done, dense_too=method == "auto")
+            compressed = compress(part, rtol=rtol, max_rank=max_rank, seed=seed)
+            solved = _by_range(part, compressed, vectors=vectors, done=done, dense_too=method == "auto")
         for some in solved:
             yield replace(some, points=some.points + start)
         start += part.num_points or 1
@@ -136,17 +137,10 @@ def _dense(H: Operator, *, vectors: bool, done: Callable[[int], None]) -> Iterat
 
 
 def _by_range(
-    H: Operator,
-    rtol: float,
-    max_rank: int,
-    seed: int,
-    *,
-    vectors: bool,
-    done: Callable[[int], None],
-    dense_too: bool,
+    H: Operator, compressed: Iterator[Compressed], *, vectors: bool, done: Callable[[int], None], dense_too: bool
 ) -> Iterator[SolvedPoints]:
     """By the range finder; where the rank is too large for it, from the whole matrix if ``dense_too``."""
-    for some in compress(H, rtol=rtol, max_rank=max_rank, seed=seed):
+    for some in compressed:
         if some.Q is not None and some.T is not None:
             values, S = _by_magnitude(some.T, vectors=vectors)
             rows = None if S is None else S.mT.to(some.Q) @ some.Q
