@@ -12,8 +12,8 @@ import xarray as xr
 from analysis import store
 from analysis.claims import Verdict, judge, load_plan, verdicts_to_json
 from analysis.config import StudyConfig
+from analysis.drawing.figures import FIGURES, save
 from analysis.errors import UserError
-from analysis.figures import FIGURES, save
 from analysis.folder import (
     CLAIMS,
     DRAWN,

@@ -35,7 +35,7 @@ class Reporter(Protocol):
 
 
 class Calls:
-    """Calls a function with (done, total) of the present stage; without one it is silent."""
+    """Calls a function with (done, total) of the present stage; without a function it is silent."""
 
     def __init__(self, function: Callable[[int, int], None] | None = None) -> None:
         self.function = function
@@ -47,10 +47,6 @@ class Calls:
 
     def say(self, text: str) -> None:
         """Lines are for readers, so nothing happens."""
-
-
-class Quiet(Calls):
-    """Says nothing: for notebooks and tests."""
 
 
 class Lines:

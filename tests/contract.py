@@ -1,4 +1,4 @@
-"""What every curvature operator must do: run ``check_operator`` on it with its dense matrices."""
+"""What every curvature operator must do. ``check_operator`` checks it against the dense matrices of a case."""
 
 import random
 from collections.abc import Callable
@@ -15,7 +15,7 @@ Make = Callable[..., Operator]
 
 
 def check_operator(make: Make, case: Case) -> None:
-    """make(loss, thetas, batch, **options) -> operator; case.dense: what it must be."""
+    """Checks the operator that ``make(loss, thetas, batch, **options)`` returns against ``case.dense``."""
     H = make(case.loss, case.thetas, case.batch)
     single = make(case.loss, *case.at(1)[:2])
     assert (H.shape, single.shape) == (case.dense.shape, case.dense[1].shape)
@@ -35,14 +35,14 @@ def check_operator(make: Make, case: Case) -> None:
 
 
 def close(actual: Tensor, expected: Tensor) -> None:
-    """Equal to rounding at the scale of the largest entry."""
+    """Asserts that two tensors are equal to rounding, in units of the largest entry."""
     scale = float(expected.abs().max()) if expected.numel() else 1.0
     tolerance = 1e4 * torch.finfo(expected.dtype).eps * max(scale, 1e-30)
     torch.testing.assert_close(actual, expected, rtol=0.0, atol=tolerance)
 
 
 def draw(*shape: int, like: Operator) -> Tensor:
-    """Standard normal numbers in the operator's dtype."""
+    """Draws standard normal numbers in the operator's dtype, the same ones each time."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64).to(like.dtype)
 
 
@@ -53,7 +53,7 @@ def check_dense(H: Operator, dense: Tensor) -> None:
 
 
 def check_matmul(H: Operator, dense: Tensor) -> None:
-    """``H @ V`` is ``torch.matmul(dense, V)`` for every shape."""
+    """``H @ V`` is ``torch.matmul(dense, V)`` for every shape that fits."""
     n, points = H.num_params, H.num_points or 4
     leads = [(), (points,), (1,), (2, points), (2, 1), (2, 3, points)]
     for shape in [(n,), *((*lead, n, k) for lead in leads for k in (1, 3)), (n, 0)]:
@@ -86,26 +86,26 @@ def check_select(H: Operator, dense: Tensor) -> None:
 
 
 def check_singles(make: Make, case: Case, H: Operator) -> None:
-    """Many points at once are the single ones, stacked."""
+    """The products at many points are those of single points, stacked."""
     V = draw(H.num_params, 2, like=H)
     singles = [make(case.loss, theta, at(case.batch, i)) @ V for i, theta in enumerate(case.thetas)]
     close(H @ V, torch.stack(singles))
 
 
 def check_chunks(make: Make, case: Case, H: Operator) -> None:
-    """How many products run at once changes nothing."""
+    """The number of products that run at once changes no result."""
     V = draw(H.num_params, 3, like=H)
     for chunk in (1, 2, 4, 100):
         close(make(case.loss, case.thetas, case.batch, chunk=chunk) @ V, H @ V)
 
 
 def check_untouched(make: Make, case: Case) -> None:
-    """Inputs, the model and the global random states are left as they were."""
+    """A product leaves its inputs, the model and the global random states as they were."""
     thetas = case.thetas.clone().requires_grad_()
     leaves = pytree.tree_leaves(case.batch)
     before = [leaf.clone() for leaf in leaves]
     V = draw(case.dense.shape[-1], 2, like=make(case.loss, case.thetas, case.batch))
-    kept = V.clone()
+    V_before = V.clone()
     model = getattr(case.loss, "model", None)
     weights = None if model is None else {name: t.clone() for name, t in model.state_dict().items()}
     with without_type_checks():  # which draw from Python's own generator
@@ -115,7 +115,7 @@ def check_untouched(make: Make, case: Case) -> None:
     assert not product.requires_grad
     assert thetas.requires_grad
     assert thetas.grad is None
-    unchanged = zip([thetas, V, *leaves], [case.thetas, kept, *before], strict=True)
+    unchanged = zip([thetas, V, *leaves], [case.thetas, V_before, *before], strict=True)
     assert all(torch.equal(now, then) for now, then in unchanged)
     if model is not None:
         assert model.training
@@ -124,6 +124,6 @@ def check_untouched(make: Make, case: Case) -> None:
 
 
 def random_states() -> list[bytes | tuple[object, ...]]:
-    """Of torch, NumPy and Python."""
+    """The states of the global generators of torch, NumPy and Python."""
     numpy_state = np.random.get_state()[1].tobytes()
     return [torch.get_rng_state().numpy().tobytes(), numpy_state, random.getstate()]

@@ -1,6 +1,6 @@
-"""Small data sets in each layout that users hold: a few classes, a few tiny images.
+"""Small data sets in each layout that users have: a few classes, a few tiny images.
 
-Image number e of class c is one colour, ``tint(c, e)``, so that what was read tells where it came from.
+Image number e of class c has one colour, ``tint(c, e)``, so that the colour that was read tells where it came from.
 """
 
 import csv
@@ -51,7 +51,7 @@ def zipped(folder: Path, archive: Path, *, below: str = "") -> Path:
 
 
 def class_folders(root: Path, names: Sequence[str], *, ending: str = "png", first: int = 0) -> Path:
-    """<class>/e.png; class number ``first`` + its place in the names."""
+    """Folders <class>/e.png; the number of a class is ``first`` plus its place in the names."""
     for c, name in enumerate(names, start=first):
         for e in range(EXAMPLES):
             put(root / name / f"{e}.{ending}", png(c, e))
@@ -67,7 +67,7 @@ CHARACTERS = {
 
 
 def stroke(c: int, e: int) -> bytes:
-    """Ink (0) on paper (1): a bar on the left in row c + 1, 3 + e long, as a 1-bit PNG of 28 x 28."""
+    """A 1-bit PNG of 28 x 28, ink 0 on paper 1: a bar that begins on the left in row c + 1 and is 3 + e pixels long."""
     image = np.ones((28, 28), bool)
     image[c + 1, : 3 + e] = False
     buffer = io.BytesIO()
@@ -76,7 +76,7 @@ def stroke(c: int, e: int) -> bytes:
 
 
 def omniglot(root: Path) -> Path:
-    """torchvision's folders; classes are numbered in the order of their names, background first."""
+    """The folders of torchvision; classes are numbered in the order of their names, background first."""
     c = 0
     for folder, alphabets in CHARACTERS.items():
         for alphabet, numbers in alphabets.items():
@@ -200,7 +200,7 @@ BOX = (2, 3, 4, 4)  # x, y, width, height from 0: what shows the object in a box
 
 
 def boxed(c: int, e: int) -> bytes:
-    """White, but for the object in its box, which has the tint."""
+    """A white image but for the object in its box, which has the tint."""
     image = np.full((10, 10, 3), 255, np.uint8)
     x, y, width, height = BOX
     image[y : y + height, x : x + width] = tint(c, e)
@@ -225,7 +225,7 @@ CARS = ("AM General Hummer SUV 2000", "Acura RL Sedan 2012", "Acura TL Sedan 201
 
 
 def cars(root: Path, *, last_label: int = len(CARS)) -> Path:
-    """Labels and pixels from 1, the last pixels of a box in it."""
+    """Labels and pixels count from 1, and a box includes its last pixels."""
     x, y, width, height = BOX
     rows = []
     for c in range(len(CARS)):
@@ -245,7 +245,7 @@ def cars(root: Path, *, last_label: int = len(CARS)) -> Path:
 
 
 def hub_parquet(root: Path) -> Path:
-    """As the hub keeps it: every class in every file, and the names of the classes in a note. Needs pyarrow."""
+    """The files as the hub keeps them: every class in every file, and their names in a note. Needs pyarrow."""
     import pyarrow
     from pyarrow import parquet
 
@@ -272,7 +272,7 @@ def feature_vector(c: int, e: int) -> list[float]:
 
 
 def feature_arrays(parts: Mapping[str, Sequence[str]] = SYNSETS) -> dict[str, np.ndarray]:
-    """Of all parts in one file, rows not in the order of classes."""
+    """The arrays of one file for all parts, whose rows are not in the order of the classes."""
     numbers = numbered(parts)
     rows = [(part, name, e) for e in range(EXAMPLES) for part, names in parts.items() for name in names]
     return {

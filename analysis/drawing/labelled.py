@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 from torch import Tensor
+from torch.nn.functional import pad
 
 from hessian_tools import curvature
 from hessian_tools.trajectory import Trajectory
@@ -82,8 +83,15 @@ def _of_findings(read: Callable[[curvature.Finding], float], dtype: str = "float
     return lambda check: np.array([read(finding) for finding in check.findings], dtype=dtype)
 
 
+def _padded_vectors(spectrum: curvature.Spectrum) -> Tensor | None:
+    """The eigenvectors, with zeros for those of eigenvalues zero that were not computed."""
+    if spectrum.vectors is None:
+        return None
+    return pad(spectrum.vectors, (0, spectrum.values.shape[-1] - spectrum.vectors.shape[-1]))
+
+
 _RESIDUAL = "|Hv - lambda v|: some eigenvalue lies that near"
-_NONZERO = "eigenvalues of the Gauss-Newton matrix; all others are zero"
+_NONZERO = "eigenvalues by falling magnitude; all others are zero"
 _COMPLETE = "whether it was shown that no wanted eigenvalue is missing"
 _EIGEN, _GRID, _NODE, _STEP = ("eigen_index",), ("grid",), ("probe", "node"), ("inner_step",)
 
@@ -94,11 +102,13 @@ COLUMNS: dict[type, Columns] = {
     | _pairs("eigenvalue_max", "end_index", "largest algebraic eigenvalues", of="largest.")
     | _pairs("eigenvalue_min", "end_index", "smallest algebraic eigenvalues", of="smallest.")
     | _num_matvecs(of="magnitude."),
-    curvature.GramSpectrum: {
+    curvature.Spectrum: {
         "eigenvalue": Column(_EIGEN, CURVATURE, _NONZERO, "eigenvalue_error", "values"),
-        "eigenvalue_error": Column((), CURVATURE, "rounding error of every eigenvalue of a point", source="error"),
-        "eigenvalue_vector": Column(("param", *_EIGEN), NUMBER, "unit eigenvectors", source="vectors"),
-    },
+        "eigenvalue_error": Column((), CURVATURE, "error of every eigenvalue of a point", source="error"),
+        "eigenvalue_vector": Column(("param", *_EIGEN), NUMBER, "unit eigenvectors", source=_padded_vectors),
+        "dense": Column((), NUMBER, "whether the whole matrix was computed"),
+    }
+    | _num_matvecs(),
     curvature.Estimate: _estimate("estimate", CURVATURE, "estimate") | _num_matvecs(),
     curvature.Diagonal: _diagonal() | _num_matvecs(),
     curvature.Moments: _estimate("trace", CURVATURE, "trace", of="trace.")

@@ -89,14 +89,14 @@ def _eigenvalue_markers(
         ax.plot(x[chosen], y[chosen], markerfacecolor=fill, gid=f"{name}:{one.label}{suffix}", **look)
 
 
-def gram(ds: xr.Dataset, ax: Axes) -> Axes:
-    """Draw the falling eigenvalues of a GramSpectrum; a dotted line of the same colour marks the error of each point.
+def spectrum(ds: xr.Dataset, ax: Axes) -> Axes:
+    """Draw the magnitudes of a Spectrum's eigenvalues; a dotted line of the same colour marks the error of each point.
 
     An eigenvalue below its error means nothing and is not drawn.
     """
     errors = []
     for one in split(ds, point_dims(ds, "eigenvalue", "eigen_index")):
-        values, error = one.ds["eigenvalue"].values, float(one.ds["eigenvalue_error"])
+        values, error = abs(one.ds["eigenvalue"].values), float(one.ds["eigenvalue_error"])
         if not np.isfinite(error):
             continue
         errors.append(error)
@@ -107,7 +107,7 @@ def gram(ds: xr.Dataset, ax: Axes) -> Axes:
     if errors and max(errors) > 0:
         ax.set_ylim(bottom=min(error for error in errors if error > 0) / 3)
         ax.plot([], [], color="black", linestyle=":", linewidth=0.8, label="rounding error")
-    return name_axes(ax, ds["eigenvalue"], name="Gauss-Newton eigenvalue", x="rank")
+    return name_axes(ax, ds["eigenvalue"], name="magnitude of the eigenvalue", x="rank")
 
 
 # ---- the spectral density
@@ -264,7 +264,7 @@ PLOTS: dict[str, Callable[..., Axes]] = {
     "EigenPairs": eigenvalues,
     "Estimate": estimate,
     "Extremes": eigenvalues,
-    "GramSpectrum": gram,
+    "Spectrum": spectrum,
     "Moments": partial(estimate, name="trace"),
     "Trajectory": trajectory,
 }

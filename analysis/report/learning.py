@@ -10,11 +10,11 @@ from itertools import pairwise
 import numpy as np
 import xarray as xr
 
-from analysis.plots.summary import evaluated, has_accuracy
+from analysis.drawing.style import method_label
+from analysis.drawing.summary import evaluated, has_accuracy
 from analysis.report.page import DASH, Html, element, interval, number, row, table
 from analysis.schema import learner_names, shot_pairs, trained_learners
 from analysis.statistics import Interval, seed_interval, seed_means
-from analysis.style import method_label
 
 SHARES = (0.25, 0.5, 0.75)
 _DIFFERENCE = (

@@ -84,6 +84,7 @@ def _products(problem: Problem) -> Callable[[], Answer]:
 
 def _spectrum(problem: Problem) -> Answer:
     spectrum = ht.spectrum(operator(problem))
+    assert spectrum.num_matvecs is not None
     return Answer(int(spectrum.num_matvecs.sum()), spectrum.values)
 
 

@@ -28,9 +28,8 @@ from hessian_tools.curvature.directions.subspace import (
     vector_error,
 )
 from hessian_tools.curvature.directions.third_derivative import Expansion, third_derivative
-from hessian_tools.curvature.eigen.gram import GramSpectrum, gauss_newton_spectrum
 from hessian_tools.curvature.eigen.pairs import EigenPairs, Extremes, extremal_eigenpairs, top_eigenpairs
-from hessian_tools.curvature.eigen.spectrum import Spectrum, spectrum
+from hessian_tools.curvature.eigen.spectrum import GramSpectrum, Spectrum, gauss_newton_spectrum, spectrum
 from hessian_tools.curvature.estimates.density import Density, spectral_density
 from hessian_tools.curvature.estimates.gauss_rules import quadrature
 from hessian_tools.curvature.estimates.moments import Diagonal, Moments, diagonal, frobenius_squared, moments

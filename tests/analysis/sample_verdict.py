@@ -1,4 +1,4 @@
-"""One verdict in full, for tests that show it or vary it."""
+"""One complete verdict, for tests that show it or vary it."""
 
 from analysis.claims.verdict import Verdict
 

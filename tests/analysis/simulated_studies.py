@@ -1,7 +1,7 @@
-"""A whole study with known answers: every variable filled, the true effects written beside them.
+"""Simulated studies with known answers: every variable is filled, and the true effects are stored with them.
 
-For tests of claims, plots and reports, which read a study's Dataset and never train anything.
-``truth(ds)`` gives what was planted; the numbers scatter around it by seed, task and point.
+They are for tests of claims, plots and reports, which read a study's Dataset and never train anything.
+``truth(ds)`` returns the effects that were simulated; the numbers scatter around them by seed, task and point.
 """
 
 import json
@@ -67,15 +67,17 @@ def simulated_study(
     evaluation_tasks: int = 40,
     seed: int = 0,
 ) -> xr.Dataset:
-    """A study with planted effects, reproducible from ``seed``; a learner not in ``effects`` has none.
+    """A study with the given true effects, reproducible from ``seed``; a learner not in ``effects`` has none.
 
-    A seed's change is the true one plus ``seed_spread`` times a normal number; points scatter around it by
-    ``task_spread``. At checkpoint 0 all learners of a seed are one network and have equal numbers; a control
-    in ``untrained`` has that checkpoint only. ``without_shot``: the pairs; by default "x-shot" goes with "x".
-    ``loss_driven``: alpha rho is the squared support loss and training moves it only
-    through the loss, so the effect at equal loss is 0 (else alpha rho does not depend on the loss).
-    ``growing_weights``: it moves alpha rho only through the weights' norm, so rho at unit filter norm does not change.
-    ``diverged``: units (learner, seed, task) lost after inner step 0 at the last checkpoint.
+    The change of a seed is the true one plus ``seed_spread`` times a normal number; points scatter around it by
+    ``task_spread``. At checkpoint 0 all learners of a seed are one network and have equal numbers.
+
+    untrained: the controls, which have only that checkpoint. without_shot: the learner without SHOT that each learner
+    with it is paired with; by default "x-shot" goes with "x". loss_driven: whether alpha rho is the squared support
+    loss and training changes it only through the loss, so that the effect at equal loss is 0; otherwise alpha rho does
+    not depend on the loss. growing_weights: whether training changes alpha rho only through the norm of the weights, so
+    that rho at unit filter norm does not change. diverged: units (learner, seed, task) that have no numbers after inner
+    step 0 at the last checkpoint.
     """
     options = _Options(step_size, seed_spread, task_spread, loss_driven, growing_weights, seed)
     runs = {}
@@ -100,12 +102,12 @@ def simulated_study(
 
 
 def truth(ds: xr.Dataset) -> dict:
-    """What was planted: ``effects[learner]`` (raw changes first, later, alignment), ``untrained``, ``loss_driven``."""
+    """The true values: ``effects[learner]`` (raw changes first, later, alignment), ``untrained``, ``loss_driven``."""
     return json.loads(ds.attrs["planted"])
 
 
 def _raw_effect(effect: Effect, steps: int, loss_driven: bool) -> Effect:
-    """The expected raw change: as asked for, or what the planted fall of the loss makes of it (log-normal mean)."""
+    """The expected raw change: the given one, or what follows from the fall of the loss (mean of a log-normal)."""
     if not loss_driven:
         return effect
     level = LEVELS[0] * np.exp(-0.5 * np.arange(steps + 1) + 2 * LOSS_SD**2)  # of (loss / LOSS)^2
@@ -114,7 +116,7 @@ def _raw_effect(effect: Effect, steps: int, loss_driven: bool) -> Effect:
 
 
 def _run(sizes: Sizes, name: str, at: int, last: int, effect: Effect, options: _Options) -> xr.Dataset:
-    """One run, filled: losses, curvature and alignment first, then all that has to agree with them."""
+    """One run with all of its variables: losses, curvature and alignment first, then what has to agree with them."""
     progress = np.sqrt(np.array(sizes.checkpoints) / max(last, 1))
     loss, alpha_rho, alignment = _core(sizes, name, at, progress, effect, options)
     unit, growth = _at_unit_norm(alpha_rho, progress, effect, options)
@@ -149,16 +151,16 @@ def _core(
 
     drift = numpy_stream(options.seed, "drift", name, at).randn(3) * options.seed_spread
     change = np.where(step == 0, effect.first, effect.later)
-    own = np.where(step == 0, drift[0], drift[1])
+    seed_drift = np.where(step == 0, drift[0], drift[1])
     draws = numpy_stream(options.seed, "noise", name, at).randn(len(progress), *shape, 3)
     draws = draws * (progress > 0)[:, None, None, None]  # none at checkpoint 0
     gain = progress[:, None, None]
     shift = 0.5 * np.log1p(change / np.where(step == 0, *LEVELS)) if options.loss_driven else -0.03
     loss = np.exp(log_loss + gain * shift + 0.02 * draws[..., 0])
     if options.loss_driven:
-        alpha_rho = LEVELS[0] * (loss / LOSS) ** 2 + gain * own
+        alpha_rho = LEVELS[0] * (loss / LOSS) ** 2 + gain * seed_drift
     else:
-        alpha_rho = untrained + gain * (change + own)
+        alpha_rho = untrained + gain * (change + seed_drift)
     alpha_rho = alpha_rho + options.task_spread * draws[..., 1]
     alignment = aligned + progress[:, None] * (effect.alignment + drift[2]) + options.task_spread * draws[..., 0, 2]
     return loss, alpha_rho, alignment
@@ -167,7 +169,7 @@ def _core(
 def _at_unit_norm(
     alpha_rho: np.ndarray, progress: np.ndarray, effect: Effect, options: _Options
 ) -> tuple[np.ndarray, np.ndarray]:
-    """alpha rho had no weight grown [checkpoint, task, step], and the growth [checkpoint]: rho ~ 1/w^2."""
+    """What alpha rho would be if no weight had grown [checkpoint, task, step]; and the growth [checkpoint]."""
     if not options.growing_weights:
         return alpha_rho, np.ones_like(progress)
     change = np.where(np.arange(alpha_rho.shape[-1]) == 0, effect.first, effect.later)
@@ -178,7 +180,7 @@ def _at_unit_norm(
 def _fill_trajectory(
     ds: xr.Dataset, loss: np.ndarray, alignment: np.ndarray, step_size: float, noise: np.random.RandomState
 ) -> None:
-    """Losses, norms and a Gram matrix that has the wanted alignment [task]; ds is one checkpoint."""
+    """Fill in losses, norms and a Gram matrix that has the given alignment [task]; ds is one checkpoint."""
     steps = ds.sizes["step_i"]
     norms = 2.0 * np.exp(-0.15 * np.arange(steps + 1) + 0.1 * noise.randn(*loss.shape))
     square, total = (norms[:, :-1] ** 2).sum(-1), norms[:, :-1].sum(-1) ** 2
@@ -189,10 +191,10 @@ def _fill_trajectory(
         cosine = np.zeros(len(loss))
     gram = norms[:, :-1, None] * norms[:, None, :-1]
     gram = gram * np.where(np.eye(steps, dtype=bool), 1.0, cosine[:, None, None])
-    whole = np.sqrt(gram.sum((1, 2)))
+    total_norm = np.sqrt(gram.sum((1, 2)))
     ds["gram"][:] = gram
     ds["grad_norm"][:] = norms
-    ds["cos_displacement"][:, :-1] = gram.sum(-1) / norms[:, :-1] / whole[:, None]
+    ds["cos_displacement"][:, :-1] = gram.sum(-1) / norms[:, :-1] / total_norm[:, None]
     for k in range(steps + 1):
         ds["displacement"][:, k] = step_size * np.sqrt(gram[:, :k, :k].sum((1, 2)))
     ds["theta_norm"][:] = 12.0 + 0.01 * ds["displacement"].values
@@ -206,7 +208,7 @@ def _fill_trajectory(
 def _fill_curvature(
     ds: xr.Dataset, alpha_rho: np.ndarray, step_size: float, noise: np.random.RandomState, full_here: bool
 ) -> None:
-    """Everything about the Hessian, from alpha rho [task, step]; spectrum and trace in full on the first tasks only."""
+    """Fill in everything about the Hessian, from alpha rho [task, step]; in full on the first tasks only."""
     rho = alpha_rho / step_size
     for name, value in {"rho": rho, "alpha_rho": alpha_rho, "hg_ratio": np.abs(rho) * 1.4 + 0.5}.items():
         ds[name][:] = value
@@ -230,7 +232,7 @@ def _fill_curvature(
 
 
 def _diverge(ds: xr.Dataset, tasks: list[int]) -> xr.Dataset:
-    """The same run with some tasks lost at the last checkpoint: NaN after inner step 0, status 2, done."""
+    """The run with some tasks diverged at the last checkpoint: NaN after inner step 0, status 2, done."""
     last, rows = ds.sizes["checkpoint"] - 1, [list(ds["task"].values).index(task) for task in tasks]
     for name, variable in ds.data_vars.items():
         if variable.dims[:3] == ("checkpoint", "task", "inner_step"):

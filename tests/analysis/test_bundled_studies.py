@@ -8,12 +8,12 @@ import pytest
 import yaml
 from refused_commands import refused
 
-from analysis import setting
+import analysis
 from analysis.claims import load_plan
 from analysis.cli import run
-from analysis.config import StudyConfig, without_shot
-from analysis.folder import StudyFolder
+from analysis.config import StudyConfig
 from analysis.measure import units
+from analysis.study import build, check
 from analysis.study_file import BUNDLED, load_study, overridden, with_data
 from hessian_tools.data import summary
 
@@ -52,38 +52,40 @@ def config(name: str, stand_in: dict[str, str]) -> StudyConfig:
 
 
 def test_every_study_beside_the_code_is_bundled_under_its_name():
-    files = Path(setting.__file__).parent.joinpath("studies").glob("*.yaml")
+    files = Path(analysis.__file__).parent.joinpath("studies").glob("*.yaml")
     assert sorted(BUNDLED) == sorted(file.stem for file in files)
     assert all(load_study(each).name == each for each in BUNDLED)
     assert {*SHOT_PAIRS, "demo", "micro"} == set(BUNDLED)
 
 
 def test_a_study_resolves_on_its_data(name: str, config: StudyConfig):
-    setting.check(config)
+    study = build(config)
+    check(study)
     load_plan(None).check_steps(config.inner.steps)
-    assert without_shot(config) == {f"{each}-shot": each for each in SHOT_PAIRS[name]}
+    assert study.without_shot == {f"{each}-shot": each for each in SHOT_PAIRS[name]}
 
 
 def test_a_study_plans_every_run_at_every_checkpoint(config: StudyConfig, tmp_path: Path):
-    given = overridden(config, {"inner": {"steps": config.inner.steps, "step_size": 0.1}})
-    folder = StudyFolder(tmp_path, given)
-    planned = units(folder, device="cpu")
-    for learner, seed in folder.runs:
+    study = build(overridden(config, {"inner": {"steps": config.inner.steps, "step_size": 0.1}}), tmp_path)
+    planned = units(study)
+    for learner, seed in study.runs:
         mine = [unit for unit in planned if learner in unit.learners and unit.seed == seed]
-        assert {unit.checkpoint for unit in mine} == set(setting.checkpoints(given, learner))
+        assert {unit.checkpoint for unit in mine} == set(study.learners[learner].checkpoints)
         evaluations = [unit for unit in mine if unit.tasks is None]
-        assert len(evaluations) == len(setting.checkpoints(given, learner))
+        assert len(evaluations) == len(study.learners[learner].checkpoints)
 
 
 def test_the_official_characters_are_judged_and_the_background_is_trained_on(stand_in: dict[str, str]):
-    tasks = setting.tasks(with_data(load_study("omniglot"), stand_in["omniglot"]))
+    tasks = build(with_data(load_study("omniglot"), stand_in["omniglot"])).problem.tasks
     names = tasks.dataset.class_names
     alphabets = {part: {names[c].split("/")[0] for c in tasks.dataset.classes(part)} for part in ("train", "test")}
     assert alphabets == {"train": {"Futurama", "Hebrew"}, "test": {"Gurmukhi", "ULOG"}}
 
 
 def test_transfer_is_judged_on_drawings(stand_in: dict[str, str]):
-    assert summary(setting.tasks(with_data(load_study("transfer"), stand_in["transfer"]))).endswith("on quickdraw")
+    assert summary(build(with_data(load_study("transfer"), stand_in["transfer"])).problem.tasks).endswith(
+        "on quickdraw"
+    )
 
 
 @pytest.mark.parametrize("name", NEEDS_DATA)

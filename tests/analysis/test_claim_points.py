@@ -1,4 +1,4 @@
-"""What claims read: learners by what they are, missing and lost numbers refused, a gradient of zero counted apart."""
+"""What claims read: learners by their role; missing and lost numbers are refused, zero gradients counted apart."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ LAST = {"learner": 1, "seed": 2, "checkpoint": -1, "task": 3}  # one unit of mam
 
 
 def study(**options: Any) -> xr.Dataset:
-    """A small planted study of "untrained" and "maml"; keyword-only options of ``simulated_study``."""
+    """A small simulated study of "untrained" and "maml"; the options are those of ``simulated_study``."""
     common: dict[str, Any] = {"learners": ("untrained", "maml"), "checkpoints": (0, 100), "evaluation_tasks": 2}
     return simulated_study(**(common | options))
 
@@ -34,8 +34,8 @@ def test_learners_are_known_by_what_they_are() -> None:
     against = {(v.learner, v.baseline) for v in verdicts if v.claim == "suppression"}
     assert against == {(name, "untrained") for name in ("maml", "regularised", "maml-shot", "fomaml-shot")}
     raw = next(v for v in verdicts if v.learner == "regularised")
-    own = ds["alpha_rho"].isel(learner=2, checkpoint=0, inner_step=0).mean()
-    assert raw.baseline_value == pytest.approx(float(own))
+    untrained = ds["alpha_rho"].isel(learner=2, checkpoint=0, inner_step=0).mean()
+    assert raw.baseline_value == pytest.approx(float(untrained))
     assert "of the untrained network" in raw.sentence
 
 
@@ -110,19 +110,19 @@ def test_divergence_counts_on_the_side_compared_with_too() -> None:
         assert "zero" not in verdict.sentence
     ds["status"][{"learner": 1, "seed": 2, "checkpoint": 0, "task": 3}] = STATUS_MEANINGS.index("diverged")
     for claim in ("suppression", "alignment"):
-        found = [v for v in CLAIMS[claim](ds, PLAN) if v.learner == "maml"]
-        assert {v.comparison: (v.num_diverged, v.num_undefined) for v in found} == {
-            v.comparison: (1 if v.comparison == "against orthogonal" else 2, 0) for v in found
+        verdicts = [v for v in CLAIMS[claim](ds, PLAN) if v.learner == "maml"]
+        assert {v.comparison: (v.num_diverged, v.num_undefined) for v in verdicts} == {
+            v.comparison: (1 if v.comparison == "against orthogonal" else 2, 0) for v in verdicts
         }
 
 
 def test_points_are_a_copy_with_diverged_units_nan() -> None:
     ds = study(diverged=[("maml", 2, 3)])
-    found = points(ds, "alpha_rho", "maml", checkpoint=100)
+    values = points(ds, "alpha_rho", "maml", checkpoint=100)
     lost = diverged(ds, "maml", checkpoint=100)
     assert np.argwhere(lost).tolist() == [[2, 3]]
-    np.testing.assert_array_equal(np.isnan(found).all(axis=-1), lost)  # step 0 too, which still has a number
-    np.testing.assert_array_equal(np.isnan(found).any(axis=-1), lost)
-    found[:] = 0.0
+    np.testing.assert_array_equal(np.isnan(values).all(axis=-1), lost)  # step 0 too, which still has a number
+    np.testing.assert_array_equal(np.isnan(values).any(axis=-1), lost)
+    values[:] = 0.0
     assert float(abs(ds["alpha_rho"]).max()) > 0
     assert not diverged(ds, "maml", checkpoint=0).any()

@@ -1,4 +1,4 @@
-"""The three claims on planted truth, falsehood and too little data; divergence, step groups, words, JSON."""
+"""The three claims on simulated studies where they are true, false or undecided; divergence, step groups, JSON."""
 
 import dataclasses
 from typing import Any
@@ -29,16 +29,16 @@ NAMES = ("untrained", "maml", "maml-shot")
 
 
 def study(**options: Any) -> xr.Dataset:
-    """A small planted study; keyword-only options of ``simulated_study``."""
+    """A small simulated study; the options are those of ``simulated_study``."""
     common: dict[str, Any] = {"learners": NAMES, "effects": TRUE, "checkpoints": (0, 100), "evaluation_tasks": 2}
     return simulated_study(**(common | options))
 
 
 def pick(verdicts: list[Verdict], **where: str) -> list[Verdict]:
     """The verdicts whose fields have the given values; at least one."""
-    found = [v for v in verdicts if all(getattr(v, key) == value for key, value in where.items())]
-    assert found, where
-    return found
+    picked = [v for v in verdicts if all(getattr(v, key) == value for key, value in where.items())]
+    assert picked, where
+    return picked
 
 
 def test_planted_truth_is_supported_and_recovered() -> None:
@@ -71,18 +71,18 @@ def test_verdict_intervals_cover_at_every_number_of_seeds(seeds: int, monkeypatc
     stream = numpy_stream(0, "coverage", seeds)
     baseline = stream.randn(2500, seeds, 8, 1) + 3.0 * stream.randn(2500, seeds, 1, 1)
     trained = baseline - 0.3 + 0.2 * stream.randn(2500, seeds, 1, 1) + 0.1 * stream.randn(2500, seeds, 8, 1)
-    found = [
+    verdicts = [
         conclude(question, paired(t, b, QUICK), margin=0.1, confidence=0.95)
         for t, b in zip(trained, baseline, strict=True)
     ]
-    assert 0.93 < np.mean([v.low <= -0.3 <= v.high for v in found]) < 0.97
-    assert np.mean([v.outcome == "not supported" for v in found]) < 0.03
+    assert 0.93 < np.mean([v.low <= -0.3 <= v.high for v in verdicts]) < 0.97
+    assert np.mean([v.outcome == "not supported" for v in verdicts]) < 0.03
 
 
 @pytest.mark.parametrize("claim", sorted(CLAIMS))
 @pytest.mark.parametrize("sign", [0.0, -1.0])
 def test_planted_falsehood_is_not_supported(claim: str, sign: float) -> None:
-    """Nothing there (0) and the opposite (-1), where both directions of prediction are asked."""
+    """There is no effect (0), or the opposite one (-1), for claims that predict either sign."""
     effects = {name: Effect(sign * e.first, sign * e.later, sign * e.alignment) for name, e in TRUE.items()}
     ds = study(seeds=range(6), seed_spread=0.01, effects=effects)
     for verdict in CLAIMS[claim](ds, QUICK):
@@ -97,10 +97,10 @@ def test_gradients_that_are_orthogonal_or_oscillate_are_not_aligned() -> None:
     ds = study(
         seeds=range(6), seed_spread=0.01, effects={"maml": Effect(alignment=-0.25), "maml-shot": Effect(alignment=-0.5)}
     )
-    found = pick(judge(ds, QUICK), comparison="against orthogonal")
-    assert [v.outcome for v in found] == ["not supported", "not supported"]
-    assert found[1].effect < -0.2
-    assert "opposite to the claim" in found[1].sentence
+    verdicts = pick(judge(ds, QUICK), comparison="against orthogonal")
+    assert [v.outcome for v in verdicts] == ["not supported", "not supported"]
+    assert verdicts[1].effect < -0.2
+    assert "opposite to the claim" in verdicts[1].sentence
 
 
 @pytest.mark.parametrize("claim", sorted(CLAIMS))
@@ -138,8 +138,8 @@ def test_one_seed_is_inconclusive_with_nan_bounds_and_survives_json() -> None:
 
 def test_step_groups_are_judged_apart() -> None:
     ds = study(seeds=range(6), seed_spread=0.01, effects={"maml": Effect(-0.5, 0.0)})
-    found = {v.steps: v.outcome for v in pick(judge(ds, QUICK), claim="suppression", learner="maml", comparison="raw")}
-    assert found == {"step 0": "supported", "later steps": "not supported"}
+    verdicts = pick(judge(ds, QUICK), claim="suppression", learner="maml", comparison="raw")
+    assert {v.steps: v.outcome for v in verdicts} == {"step 0": "supported", "later steps": "not supported"}
 
 
 def test_margin_is_a_share_of_the_baseline_in_absolute_terms() -> None:
@@ -154,10 +154,10 @@ def test_margin_is_a_share_of_the_baseline_in_absolute_terms() -> None:
 def test_weights_that_only_grow_lower_alpha_rho_but_not_rho_at_unit_filter_norm() -> None:
     ds = study(seeds=range(5), seed_spread=0.01, growing_weights=True)
     for claim in ("suppression", "shot"):
-        found = pick(judge(ds, QUICK), claim=claim)
-        assert {v.outcome for v in found if v.comparison == "raw"} == {"supported"}
-        normed = [v for v in found if v.comparison == "unit filter norm"]
-        assert len(normed) == sum(v.comparison == "raw" for v in found)
+        verdicts = pick(judge(ds, QUICK), claim=claim)
+        assert {v.outcome for v in verdicts if v.comparison == "raw"} == {"supported"}
+        normed = [v for v in verdicts if v.comparison == "unit filter norm"]
+        assert len(normed) == sum(v.comparison == "raw" for v in verdicts)
         for verdict in normed:
             assert verdict.outcome == "not supported", verdict.sentence
             assert verdict.sentence.count("rho at unit filter norm") == 1
@@ -172,7 +172,7 @@ def test_differences_are_taken_task_by_task_and_seed_by_seed() -> None:
     stream = np.random.RandomState(0)
     baseline = 5.0 * stream.randn(3, 12, 1) + 20.0 * stream.randn(3, 1, 1) + np.zeros((3, 12, 2))
     trained = baseline - 0.5 + 0.001 * stream.randn(3, 12, 2)
-    trained[0, 3, 1] = np.nan  # one step lost: the whole unit goes, on both sides
+    trained[0, 3, 1] = np.nan  # one step is lost: the unit is left out with all its steps, on both sides
     comparison = paired(trained, baseline, QUICK, diverged=np.isnan(trained).any(axis=-1))
     np.testing.assert_allclose(comparison.effects, -0.5, atol=0.002)
     np.testing.assert_allclose(comparison.trained - comparison.baseline, comparison.effects)
@@ -229,9 +229,9 @@ def test_sides_equal_to_the_last_bit_were_not_put_to_the_test() -> None:
     for variable in ds.data_vars.values():
         if "learner" in variable.dims:
             variable[{"learner": 2}] = variable.isel(learner=1)
-    found = pick(judge(ds, QUICK), claim="shot")
-    assert len(found) == 6
-    for verdict in found:
+    verdicts = pick(judge(ds, QUICK), claim="shot")
+    assert len(verdicts) == 6
+    for verdict in verdicts:
         assert (verdict.outcome, verdict.seeds_to_decide) == ("inconclusive", None)
         assert "identical to the last bit; the difference was not put to the test" in verdict.sentence
         assert list(verdict_lines([verdict]))[1].endswith("  both sides are identical to the last bit")

@@ -1,4 +1,4 @@
-"""Matching at equal loss: exact on lines, nothing where curvature is only loss, all of it where it is not."""
+"""Matching at equal loss is exact on lines, and finds no effect where curvature only follows the loss."""
 
 import dataclasses
 
@@ -64,14 +64,14 @@ def test_losses_that_hardly_overlap_are_inconclusive_whatever_the_numbers() -> N
 
 
 def test_bracket_by_hand() -> None:
-    """On a line it is exact at every loss inside; outside, and with neighbours on one side only, there is no match."""
+    """On a line it is exact at every loss inside; outside, or with neighbours on one side only, there is no match."""
     x0 = np.array([[0.0, 0.02], [0.05, 0.09], [0.5, 0.52]])
     y0 = 3.0 + 2.0 * x0
     x = np.array([-0.01, 0.0, 0.03, 0.07, 0.2, 0.51, 0.53, -np.inf])
-    found = bracketed(x, x0, y0, np.ones((3, 1)), caliper=0.1)[:, 0]
+    values = bracketed(x, x0, y0, np.ones((3, 1)), caliper=0.1)[:, 0]
     inside = [1, 2, 3, 5]
-    np.testing.assert_allclose(found[inside], 3.0 + 2.0 * x[inside], rtol=1e-12)
-    assert np.isnan(np.delete(found, inside)).all()
+    np.testing.assert_allclose(values[inside], 3.0 + 2.0 * x[inside], rtol=1e-12)
+    assert np.isnan(np.delete(values, inside)).all()
     assert np.isnan(bracketed(x[2:3], x0, y0, np.ones((3, 1)), caliper=0.005)).all()
 
 
@@ -98,8 +98,8 @@ def test_resampling_is_the_same_as_repeating_tasks() -> None:
     x, y, x0, y0 = (stream.randn(5, 3) * 0.1 for _ in range(4))
     counts = np.array([2, 0, 1, 1, 1])
     again = [np.repeat(side, counts, axis=0) for side in (x, y, x0, y0)]
-    whole = matched_means(x, y, x0, y0, counts[:, None].astype(float), caliper=0.1)
-    np.testing.assert_allclose(whole, matched_means(*again, np.ones((5, 1)), caliper=0.1), rtol=1e-12)
+    weighted = matched_means(x, y, x0, y0, counts[:, None].astype(float), caliper=0.1)
+    np.testing.assert_allclose(weighted, matched_means(*again, np.ones((5, 1)), caliper=0.1), rtol=1e-12)
 
 
 def test_every_usable_point_is_counted_matched_or_not() -> None:
@@ -134,7 +134,7 @@ def overlapping(*shares: float) -> Comparison:
 
 
 def test_a_seed_with_too_few_matches_is_left_out_and_counted() -> None:
-    """Pooled, 50 % of these points match; but the third and fourth seed are hardly there."""
+    """Pooled, 50 % of these points match; but few of them are of the third and fourth seed."""
     comparison = overlapping(0.9, 0.8, 0.2, 0.1)
     assert comparison.share == pytest.approx(0.5)
     np.testing.assert_array_equal(np.isnan(comparison.effects), [False, False, True, True])
@@ -148,13 +148,13 @@ def test_a_seed_with_too_few_matches_is_left_out_and_counted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shares", "left", "words"),
+    ("shares", "num_left", "words"),
     [((0.9, 0.4, 0.4), 1, "the losses overlap in one seed only"), ((0.4, 0.4), 0, "the losses hardly overlap: 40%")],
 )
-def test_fewer_than_two_seeds_left_are_an_obstacle(shares: tuple[float, ...], left: int, words: str) -> None:
+def test_fewer_than_two_seeds_left_are_an_obstacle(shares: tuple[float, ...], num_left: int, words: str) -> None:
     comparison = overlapping(*shares)
     verdict = conclude(QUESTION, comparison, margin=0.1, confidence=0.95)
-    assert (verdict.outcome, verdict.num_seeds, verdict.seeds_to_decide) == ("inconclusive", left, None)
+    assert (verdict.outcome, verdict.num_seeds, verdict.seeds_to_decide) == ("inconclusive", num_left, None)
     assert verdict.sentence.startswith(f"Inconclusive: {words}")
     assert verdict.obstacle == comparison.obstacle
     assert words in list(verdict_lines([verdict]))[1]

@@ -1,4 +1,4 @@
-"""The plan: strict reading with plain errors, and a digest of the content alone."""
+"""The plan is read strictly, with plain errors, and its digest depends on the content alone."""
 
 from typing import Any
 
@@ -70,7 +70,7 @@ def test_plan_that_is_not_yaml(tmp_path: Any) -> None:
     ],
 )
 def test_a_step_group_that_the_study_does_not_have(group: dict[str, Any], message: str) -> None:
-    """Refused before any number is looked at: nothing is measured here."""
+    """It is refused before any number is read: in this study nothing has been measured."""
     data = content()
     data["step_groups"]["late"] = group
     ds = simulated_study(tasks=2, evaluation_tasks=2)

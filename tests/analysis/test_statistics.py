@@ -1,4 +1,4 @@
-"""Intervals cover what they say; the bootstrap does not, and why it never decides; seeds_to_decide against the rule."""
+"""Intervals cover at their nominal rate; the bootstrap does not, so it never decides; seeds_to_decide fits the rule."""
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def test_student_t_on_seed_means_covers_at_every_number_of_seeds(seeds: int) -> 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5, 10])
 def test_the_task_bootstrap_undercovers_the_effect_and_covers_its_own_seeds(seeds: int) -> None:
-    """It answers another question: how well were these seeds measured."""
+    """It answers another question: how well these seeds were measured."""
     stream = numpy_stream(1, "fixed", seeds)
     deviation = 0.2 * stream.randn(200, seeds, 1)
     effects = EFFECT + deviation + 0.1 * stream.randn(200, seeds, 16)
@@ -129,7 +129,7 @@ def test_seeds_to_decide_is_right_about_new_studies() -> None:
     rates = []
     for size in (num, num // 2):
         simulated = -studies(600, size, seed_sd=0.4, task_sd=1e-6)
-        found = [seed_interval(seed_means(study)) for study in simulated]
-        rates.append(np.mean([decide(i.low, i.high, margin=0.1) != "inconclusive" for i in found]))
+        intervals = [seed_interval(seed_means(study)) for study in simulated]
+        rates.append(np.mean([decide(i.low, i.high, margin=0.1) != "inconclusive" for i in intervals]))
     assert 0.4 < rates[0] < 0.75
     assert rates[1] < rates[0] - 0.15

@@ -110,6 +110,21 @@ def test_the_runs_of_a_folder_begun_before_are_still_this_studys(micro_study):
         assert digest(manifest["config"]) == expected, name
 
 
+def test_a_folder_begun_by_version_0_1_is_completed(working_folder, micro_study):
+    """That version kept what a training run follows from in a file of its own, beside the manifest."""
+    shutil.copytree(micro_study, working_folder / "study")
+    for folder in (working_folder / "study" / "runs").iterdir():
+        manifest = json.loads((folder / "manifest.json").read_text())
+        (folder / "training.json").write_text(json.dumps(manifest.pop("training")))
+        (folder / "manifest.json").write_text(json.dumps({"config_digest": digest(manifest["config"]), **manifest}))
+    lost = working_folder / "study" / "runs" / "maml-seed1"
+    shutil.rmtree(lost / "measurements.zarr")
+    shutil.rmtree(lost / "checkpoints")
+    for command in ("train", "measure"):
+        assert run([command, "study", "--workers", "0"]) == 0
+    xr.testing.assert_identical(open_study("study"), open_study(micro_study))
+
+
 def named(prefix: str, **options: object) -> xr.Dataset:
     """A simulated study with learners of its own; their names are longer, the longer the prefix."""
     learners = ("untrained", f"{prefix}", f"{prefix}-shot")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import analysis
 import hessian_tools as ht
-from hessian_tools.curvature import GramSpectrum, curvature_along
+from hessian_tools.curvature import curvature_along
 from hessian_tools.trajectory import stack
 
 TANH = next(case for case in CASES if case.name == "tanh-mlp")
@@ -215,7 +215,7 @@ def test_frobenius_norm_of_moments(results: dict[str, object]) -> None:
 
 def test_gram_spectrum_ends_at_its_error() -> None:
     values, error = torch.tensor([[3.0, 1.0, 1e-9], [2.0, 1e-3, 0.0]]), torch.tensor([1e-6, 1e-2])
-    ax = analysis.plot(GramSpectrum(values, error, None), axes())
+    ax = analysis.plot(ht.Spectrum(values, error), axes())
     for point, shown in enumerate(([3.0, 1.0, np.nan], [2.0, np.nan, np.nan])):
         np.testing.assert_allclose(line(ax, f"eigenvalue:point {point}").get_ydata(), shown)
         assert line(ax, f"error:point {point}").get_ydata()[0] == pytest.approx(float(error[point]))

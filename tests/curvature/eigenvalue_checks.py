@@ -1,4 +1,4 @@
-"""What tests of eigenvalues share: matrices as operators, what is wanted of a spectrum, and what pairs must be."""
+"""Shared by tests of eigenvalues: matrices as operators, the wanted part of a spectrum, and checks of eigenpairs."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ WHICH = ("LM", "LA", "SA", "BE")
 
 @dataclass(frozen=True)
 class Matrices(Operator):
-    """Given matrices [point, n, n]: as fast as products can be."""
+    """Given matrices [point, n, n] as an operator with the fastest products there are."""
 
     A: Tensor
 
@@ -41,12 +41,12 @@ class Matrices(Operator):
 
 
 def operator(A: Tensor) -> Hessian:
-    """The matrices [point, n, n], or one [n, n], as the Hessian of a quadratic."""
+    """The Hessian of a quadratic function that has these matrices [point, n, n], or one [n, n]."""
     return hessian(quadratic, torch.zeros(A.shape[:-1], dtype=A.dtype), A)
 
 
 def expected(values: Tensor, which: str, k: int) -> Tensor:
-    """The k wanted of the full spectra [..., n], in the documented order."""
+    """The k wanted values of the full spectra [..., n], in the documented order."""
     rising = values.sort(dim=-1).values
     if which == "LM":
         return values.gather(-1, values.abs().argsort(dim=-1, descending=True))[..., :k]
@@ -58,7 +58,7 @@ def expected(values: Tensor, which: str, k: int) -> Tensor:
 
 
 def check_pairs(A: Tensor, pairs: EigenPairs) -> None:
-    """Residuals are those of the vectors, vectors are unit, and an eigenvalue lies within each residual."""
+    """Asserts that residuals are those of the vectors, that vectors are unit, and that an eigenvalue is that near."""
     spectrum, X = torch.linalg.eigvalsh(A), pairs.vectors
     rounding = 1e3 * torch.finfo(A.dtype).eps * spectrum.abs().amax(-1, keepdim=True).clamp(min=1e-30)
     true = (A @ X - X * pairs.values[..., None, :]).norm(dim=-2)

@@ -1,4 +1,4 @@
-"""Spectra as networks have them: a bulk and outliers."""
+"""Spectra like those of networks: a bulk of small eigenvalues and a few outliers."""
 
 import math
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def bulk(n: int) -> Tensor:
-    """A semicircle of radius 1, as eigenvalues at its quantiles, by bisection of its distribution function."""
+    """Eigenvalues at the quantiles of a semicircle of radius 1, by bisection of its distribution function."""
     shares = (torch.arange(n, dtype=torch.float64) + 0.5) / n
     low, high = -torch.ones(n, dtype=torch.float64), torch.ones(n, dtype=torch.float64)
     for _ in range(60):

@@ -1,4 +1,4 @@
-"""Episodes of image classes: the same everywhere, and drawn as documented."""
+"""Episodes of image classes are the same on every machine, and are drawn as documented."""
 
 import hashlib
 import pickle
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hessian_tools.data import Episode, ImageClasses, ImageTasks, SineLineTasks, TaskSource, load_quickdraw, open_tasks
 from hessian_tools.data.episodes import check_count
 
-# Pinned: a change of any of these is a change of every study's tasks. If it is meant, raise EPISODE_RECIPE.
+# These are pinned: if one changes, every study's tasks change. If the change is intended, raise EPISODE_RECIPE.
 GOLDEN_EPISODE = "c7eebf0a3a6032e39ebbddf9a928cc995bd0ebd09332c187de34488abe987d1f"
 GOLDEN_DIGEST = "2868470f77904dfbd19d53b7300ec412386713d05f06e98df99d4cc109a5b8bf"
 
@@ -23,7 +23,7 @@ SPLITS = {"train": tuple(range(3, 19)), "val": (0, 1, 2, 29), "test": tuple(rang
 
 
 def numbered_classes(scale: int = 255) -> ImageClasses:
-    """Images of one pixel row (class, example), so that an episode tells where each came from."""
+    """Images of one row of two pixels, (class, example), so that an episode tells where each image came from."""
     images = np.zeros((CLASSES, EXAMPLES, 1, 1, 2), dtype=np.uint8)
     images[..., 0] = np.arange(CLASSES)[:, None, None, None]
     images[..., 1] = np.arange(EXAMPLES)[:, None, None]
@@ -34,7 +34,7 @@ NUMBERED = numbered_classes()
 
 
 def origin(x: torch.Tensor, ways: int) -> torch.Tensor:
-    """[example, way, (class, example)] of numbered images."""
+    """The class and the example of each of the numbered images: [example, way, (class, example)]."""
     return (x.flatten(1) * 255).round().to(torch.int64).unflatten(0, (-1, ways))
 
 
@@ -57,7 +57,7 @@ def test_golden_episode_and_digest():
 
 
 def test_golden_draw_in_the_clear():
-    """The same draw, legible: which class and which example each query row shows."""
+    """A draw in a legible form: the class and the example that each query row shows."""
     x, _ = ImageTasks(NUMBERED, ways=3, shots=1, queries=2).episode(seed=0, split="val", index=0).query
     assert origin(x, 3).tolist() == [[[29, 5], [2, 2], [1, 4]], [[29, 1], [2, 1], [1, 7]]]
 
@@ -146,10 +146,10 @@ def test_more_ways_and_shots_extend_the_support():
 
 def test_classes_labels_and_examples_are_drawn_evenly():
     tasks = ImageTasks(NUMBERED, ways=5, shots=1, queries=1)
-    drawn = torch.stack([origin(tasks.episode(seed=0, split="test", index=i).support[0], 5)[0] for i in range(2000)])
-    by_class = torch.bincount(drawn[..., 0].flatten(), minlength=CLASSES)[list(SPLITS["test"])]
-    by_label = torch.bincount(drawn[:, 0, 0], minlength=CLASSES)[list(SPLITS["test"])]
-    by_example = torch.bincount(drawn[..., 1].flatten(), minlength=EXAMPLES)
+    origins = torch.stack([origin(tasks.episode(seed=0, split="test", index=i).support[0], 5)[0] for i in range(2000)])
+    by_class = torch.bincount(origins[..., 0].flatten(), minlength=CLASSES)[list(SPLITS["test"])]
+    by_label = torch.bincount(origins[:, 0, 0], minlength=CLASSES)[list(SPLITS["test"])]
+    by_example = torch.bincount(origins[..., 1].flatten(), minlength=EXAMPLES)
     # Binomial: 5 standard deviations about the mean, the largest of 29 counts.
     assert (by_class - 1000).abs().max() < 5 * (2000 * 0.5 * 0.5) ** 0.5
     assert (by_label - 200).abs().max() < 5 * (2000 * 0.1 * 0.9) ** 0.5

@@ -1,4 +1,4 @@
-"""Features in .npz: one file or three, checked, and sampled like images."""
+"""Features in .npz, in one file or three, are checked, and sampled like images."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Damaged and foreign files are told in plain lines, and leave nothing behind."""
+"""Damaged and foreign files are reported in plain lines, and leave nothing behind."""
 
 from pathlib import Path
 
@@ -127,27 +127,27 @@ def class_in_two_places(root: Path) -> None:
         (class_in_two_places, r"the class n01532829 lies in two places, test/n01532829 and train/n01532829"),
     ],
 )
-def test_damage_is_told_in_plain_lines(make, message, tmp_path):
+def test_damage_is_reported_in_plain_lines(make, message, tmp_path):
     make(tmp_path)
-    with pytest.raises(ValueError, match=message) as told:
+    with pytest.raises(ValueError, match=message) as error:
         open_data(tmp_path)
-    assert str(told.value).count("\n") <= 1
+    assert str(error.value).count("\n") <= 1
     assert not list(tmp_path.rglob("*.partial")) and not list(tmp_path.rglob("*.json"))
 
 
-def test_what_is_no_data_set_is_told_with_what_was_looked_for(tmp_path):
+def test_for_what_is_no_data_set_the_message_lists_the_known_layouts(tmp_path):
     disk.put(tmp_path / "notes.txt", "")
     with pytest.raises(
         ValueError, match=r"none of the known layouts; it holds notes.txt.\nLooked for: Omniglot"
-    ) as told:
+    ) as error:
         describe(tmp_path)
     for word in ("mini-imagenet-cache", "tieredImageNet", "cifar-100-python", "CUB_200_2011", "cars_train", "parquet"):
-        assert word in str(told.value)
+        assert word in str(error.value)
     with pytest.raises(ValueError, match="there is no file or folder"):
         open_data(tmp_path / "absent")
 
 
-def test_too_few_images_for_an_episode_are_told_of_the_class_that_lacks_them(tmp_path):
+def test_the_class_with_too_few_images_for_an_episode_is_named(tmp_path):
     disk.class_folders(tmp_path, ["ant", "bee", "cat", "dog", "eel"])
     (tmp_path / "dog" / "3.png").unlink()
     data = open_data(tmp_path)

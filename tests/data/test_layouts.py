@@ -1,4 +1,4 @@
-"""Every layout is recognised by looking, and each image lands in its class, in its split."""
+"""Every layout is recognised by its file names, and each image comes out in its class, in its split."""
 
 import sys
 from pathlib import Path
@@ -38,7 +38,7 @@ def split_names(data: ClassSet) -> dict[str, list[str]]:
 
 
 def shown(data: ClassSet, name: str) -> np.ndarray:
-    """The class's images in their order, uint8 [example, channel, h, w]."""
+    """The images of a class in their order, uint8 [example, channel, h, w]."""
     position = data.class_names.index(name)
     examples = np.arange(data.count(position))[:, None]
     return np.rint(data.take(np.array([position]), examples).numpy() * data.scale).astype(np.uint8)
@@ -68,8 +68,8 @@ def test_layout_is_found_and_read(layout, tmp_path):
 
 def test_a_zip_reads_as_what_is_in_it(tmp_path):
     unpacked = open_data(disk.bertinetto(tmp_path / "unpacked"))
-    archive = disk.zipped(tmp_path / "unpacked", tmp_path / "elsewhere.zip")
-    for path in (archive, tmp_path / "elsewhere.zip"):
+    archive = disk.zipped(tmp_path / "unpacked", tmp_path / "archive.zip")
+    for path in (archive, tmp_path / "archive.zip"):
         data = open_data(path, cache=tmp_path / "cache")
         assert (data.digest, data.splits) == (unpacked.digest, unpacked.splits)
 
@@ -97,7 +97,7 @@ def omniglot_zips(root: Path) -> Path:
 
 
 def pooled(root: Path) -> Path:
-    """omniglot_resized/: all alphabets in one folder."""
+    """A folder omniglot_resized/ with all alphabets in it."""
     disk.omniglot(root / "source")
     for part in ("images_background", "images_evaluation"):
         for alphabet in (root / "source" / part).iterdir():
@@ -184,7 +184,7 @@ def test_cars_are_cut_to_their_box_and_counted_from_one(tmp_path):
 
 @pytest.mark.parametrize("make", [disk.birds, disk.cars])
 def test_boxes_are_those_of_the_object_to_the_pixel(make, tmp_path):
-    """The files count from 0 with widths, or from 1 with the last pixel in the box."""
+    """CUB's boxes count from 0 and have widths; those of Cars count from 1 and include their last pixel."""
     with Tree(make(tmp_path)) as tree:
         pictures = list(recognise(tree).read(tree, True).pictures())
     assert {picture.box for picture in pictures} == {(2, 3, 6, 7)} and len(pictures) == 16

@@ -1,4 +1,4 @@
-"""Opening by name or path: splits, sizes, channels, what is said, and what is refused."""
+"""Opening by name or path: splits, sizes, channels, descriptions, and what is refused."""
 
 import io
 import json
@@ -27,14 +27,14 @@ def split_names(data: object) -> dict[str, set[str]]:
 # Splits
 
 
-def test_without_a_split_the_names_decide_and_it_is_said(root):
+def test_without_a_split_the_names_decide_and_the_description_says_so(root):
     data = open_data(root)
     assert {part: len(names) for part, names in split_names(data).items()} == {"train": 3, "val": 1, "test": 1}
     assert data.split_rule.startswith("by-name: ") and "no split of the literature" in data.split_rule
     assert "'by-name': train 3, val 1, test 1 classes" in describe(root)
 
 
-def test_the_split_by_name_does_not_depend_on_order_or_on_anybody():
+def test_the_split_by_hash_depends_on_the_names_alone():
     names = [f"class {i}" for i in range(100)]
     split = split_by_hash(names)
     assert {part: len(members) for part, members in split.parts.items()} == {"train": 64, "val": 16, "test": 20}
@@ -76,7 +76,7 @@ def test_splits_that_do_not_fit_are_refused(name, text, message, root, tmp_path)
         open_data(root, split=disk.put(tmp_path / name, text))
 
 
-def test_a_mistaken_split_is_told_before_anything_is_decoded(root):
+def test_a_mistaken_split_is_refused_before_anything_is_decoded(root):
     with pytest.raises(ValueError, match="split='official' is not known; give one of by-name, or"):
         open_data(root, split="official")
     assert not (root / ".hessian-tools").exists()
@@ -146,7 +146,7 @@ def test_resizing_averages(tmp_path):
     assert np.abs(inner.astype(int) - 100).max() <= 2
 
 
-# Names, paths and what is said
+# Names, paths and descriptions
 
 
 def test_tasks_by_path_meet_the_protocol(root):
@@ -176,7 +176,7 @@ def test_words_that_are_no_path_are_taken_for_names(working_folder):
         ({"crop": True}, "crop=True but no boxes come with images in folders"),
     ],
 )
-def test_impossible_wishes_are_refused(options, message, root):
+def test_impossible_options_are_refused(options, message, root):
     with pytest.raises(ValueError, match=message):
         open_data(root, **options)
 
@@ -205,7 +205,7 @@ def test_quickdraw_can_be_reshaped_to_meet_other_data():
     assert colour.images.shape == (345, 20, 3, 28, 28) and colour.scale == 1
     np.testing.assert_array_equal(colour.images[7, 3], np.repeat(plain.images[7, 3], 3, axis=0))
     larger = open_data("quickdraw", image_size=56, channels=1)
-    assert larger is open_data("quickdraw", image_size=56, channels=1)  # once a process
+    assert larger is open_data("quickdraw", image_size=56, channels=1)  # made once for each process
     x, _ = ImageTasks(larger).episode(seed=0, split="test", index=0).support
     same, _ = ImageTasks(plain).episode(seed=0, split="test", index=0).support
     assert x.shape == (5, 1, 56, 56) and float(x.min()) >= 0 and float(x.max()) <= 1

@@ -1,4 +1,4 @@
-"""The cache: decoded once, found again, never half of one, and thrown away when the files or the wishes change."""
+"""The cache is made once and found again, is never used in part, and is replaced when files or options change."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def decodings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """One entry for each image that is decoded."""
+    """A list that gets one entry for each image that is decoded."""
     seen: list[int] = []
     plain = pixel_cache.picture_pixels
 
@@ -85,9 +85,9 @@ def test_changed_files_are_decoded_again_and_the_old_cache_goes(root, decodings)
 
 def test_the_digest_is_of_the_pixels_and_classes_not_of_dates_or_places(root, tmp_path):
     first = open_data(root, cache=tmp_path / "a")
-    elsewhere = disk.class_folders(tmp_path / "other", NAMES)
-    os.utime(elsewhere / "ant" / "0.png", (1, 1))
-    assert open_data(elsewhere).digest == first.digest
+    copy = disk.class_folders(tmp_path / "other", NAMES)
+    os.utime(copy / "ant" / "0.png", (1, 1))
+    assert open_data(copy).digest == first.digest
     (root / "ant").rename(root / "auk")
     assert open_data(root).digest != first.digest
 
@@ -98,22 +98,22 @@ def test_the_digest_is_of_the_pixels_and_classes_not_of_dates_or_places(root, tm
 def test_a_damaged_cache_is_made_again(damage, root, decodings):
     good = open_data(root)
     pixels, about = files_of(good)
-    whole, digest = pixels.read_bytes(), good.digest
+    content, digest = pixels.read_bytes(), good.digest
     changes = {
-        "pixel": lambda: pixels.write_bytes(whole[:-7] + bytes([whole[-7] ^ 1]) + whole[-6:]),
-        "short": lambda: pixels.write_bytes(whole[:-1]),
-        "long": lambda: pixels.write_bytes(whole + bytes(pixel_cache.BLOCK)),
+        "pixel": lambda: pixels.write_bytes(content[:-7] + bytes([content[-7] ^ 1]) + content[-6:]),
+        "short": lambda: pixels.write_bytes(content[:-1]),
+        "long": lambda: pixels.write_bytes(content + bytes(pixel_cache.BLOCK)),
         "empty": lambda: pixels.write_bytes(b""),
         "no json": about.unlink,
         "half a json": lambda: about.write_text(about.read_text()[:100]),
         "other json": lambda: about.write_text(json.dumps({"shape": [1]})),
-        "header": lambda: pixels.write_bytes(b"\0" * 20 + whole[20:]),
+        "header": lambda: pixels.write_bytes(b"\0" * 20 + content[20:]),
     }
     del good
     changes[damage]()
     again = open_data(root)
     assert len(decodings) == 40 and again.digest == digest
-    assert files_of(again)[0].read_bytes() == whole
+    assert files_of(again)[0].read_bytes() == content
 
 
 def test_large_caches_are_checked_at_both_ends_and_between(tmp_path, monkeypatch):
@@ -130,7 +130,7 @@ def test_large_caches_are_checked_at_both_ends_and_between(tmp_path, monkeypatch
     assert not pixel_cache._sound(file, [*checksums[:-1], checksums[-1] ^ 1])
 
 
-def test_a_crash_leaves_no_cache_and_its_rest_is_swept_up(root, monkeypatch):
+def test_a_crash_leaves_no_cache_and_its_remains_are_removed(root, monkeypatch):
     disk.put(root / "eel" / "3.png", b"no image")
     with pytest.raises(ValueError, match=r"eel/3.png cannot be read as an image \((?!.* at 0x)"):
         open_data(root)
@@ -143,21 +143,21 @@ def test_a_crash_leaves_no_cache_and_its_rest_is_swept_up(root, monkeypatch):
     assert not stale.exists() and fresh.exists()
 
 
-def test_two_at_once_both_get_the_whole(root):
-    ready, found = threading.Barrier(4), []
+def test_several_at_once_all_get_the_complete_cache(root):
+    ready, results = threading.Barrier(4), []
 
     def work() -> None:
         ready.wait()
         data = open_data(root)
-        found.append((data.digest, np.asarray(data.images).copy()))
+        results.append((data.digest, np.asarray(data.images).copy()))
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == 4 and len({digest for digest, _ in found}) == 1
-    assert all(np.array_equal(images, found[0][1]) for _, images in found)
+    assert len(results) == 4 and len({digest for digest, _ in results}) == 1
+    assert all(np.array_equal(images, results[0][1]) for _, images in results)
 
 
 def test_another_that_finished_first_is_left_alone(root, monkeypatch):
@@ -170,7 +170,7 @@ def test_another_that_finished_first_is_left_alone(root, monkeypatch):
     assert set(removed) == {".partial"}
 
 
-def test_images_are_mapped_at_once_and_a_lost_file_is_told(root):
+def test_images_are_mapped_at_once_and_a_lost_file_is_reported(root):
     tasks = ImageTasks(open_data(root), ways=2, shots=1, queries=2)
     sent = pickle.dumps(tasks)
     for file in files_of(tasks.dataset):
@@ -214,7 +214,7 @@ def test_the_users_cache_is_where_the_platform_keeps_caches(platform, variables,
     assert pixel_cache.user_cache() == Path(place)
 
 
-def test_a_full_disk_is_told_before_decoding(root, monkeypatch, decodings):
+def test_a_full_disk_is_reported_before_decoding(root, monkeypatch, decodings):
     monkeypatch.setattr(
         pixel_cache.shutil, "disk_usage", lambda folder: pixel_cache.shutil._ntuple_diskusage(10, 10, 0)
     )

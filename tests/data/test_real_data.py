@@ -1,4 +1,4 @@
-"""The real files, where they lie beside the project; they are not part of it.
+"""The real files, where they lie beside the project, are read as documented; they are not part of it.
 
 They are looked for in the folder that HESSIAN_TOOLS_DATA names, else in ../shared/data from the project's root.
 """
@@ -19,7 +19,8 @@ DATA = Path(os.environ.get("HESSIAN_TOOLS_DATA") or ROOT.parent / "shared" / "da
 
 
 DRAWINGS, PHOTOGRAPHS = "omniglot-py", "cifar-fs/cifar100.zip"
-# In a process without a test run's type checks, which cost five times more. One of Omniglot's zips is decoded.
+# This runs in a process without the type checks of a test run, which take five times longer. Of Omniglot, one zip is
+# decoded.
 SCRIPT = """
 import sys
 from pathlib import Path
@@ -34,7 +35,7 @@ for name, decoded in (("omniglot-py", "images_evaluation.zip"), ("cifar-fs/cifar
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory) -> Path:
-    """What was decoded, and the descriptions."""
+    """A folder of what was decoded, and of the descriptions."""
     folder = tmp_path_factory.mktemp("cache")
     if DATA.exists():
         subprocess.run([sys.executable, "-c", SCRIPT, str(DATA), str(folder)], check=True, cwd=ROOT)
@@ -53,10 +54,10 @@ def sizes(data: object) -> dict[str, int]:
 
 def test_omniglot(cache):
     path = place(DRAWINGS)
-    said = (cache / f"{path.name}.txt").read_text()
-    assert "Omniglot, zips of alphabets: 1623 classes of 20 images, 32460 in all" in said
-    assert "split 'vinyals': train 1028, val 172, test 423 classes" in said
-    assert "also 'official': train 964, test 659 classes" in said
+    description = (cache / f"{path.name}.txt").read_text()
+    assert "Omniglot, zips of alphabets: 1623 classes of 20 images, 32460 in all" in description
+    assert "split 'vinyals': train 1028, val 172, test 423 classes" in description
+    assert "also 'official': train 964, test 659 classes" in description
     data = open_data(path / "images_evaluation.zip", cache=cache, rotations=True)
     assert data.counts == (20,) * 659 and data.images.shape == (13180, 1, 28, 28)
     assert sizes(data) == {"train": 4 * 236, "test": 4 * 423}

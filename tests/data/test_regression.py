@@ -1,4 +1,4 @@
-"""Sine and line tasks: the paper's recipe, measured."""
+"""Sine and line tasks follow the paper's recipe, by measurement."""
 
 import math
 
@@ -8,7 +8,7 @@ import torch
 
 from hessian_tools.data import Line, Sine, SineLineTasks, TaskSource, open_tasks
 
-# Pinned: if the recipe is meant to change, raise CURVE_RECIPE.
+# This is pinned: if the recipe changes on purpose, raise CURVE_RECIPE.
 GOLDEN_DIGEST = "d2adc4a1e5f335220b3b4860d16fe25b5ab9e47ac9f27dcf2a661b9ca877e505"
 TASKS = SineLineTasks()
 
@@ -21,7 +21,7 @@ def every_point(index: int, tasks: SineLineTasks = TASKS) -> tuple[np.ndarray, n
 
 
 def test_golden_curve_and_support():
-    """Numbers, not a hash of bytes: the last bit of sin and log is the machine's, see SineLineTasks."""
+    """Numbers are compared, not a hash: the last bits of sin and log depend on the machine, see SineLineTasks."""
     assert TASKS.curve(seed=7, split="test", index=16) == Sine(4.695370118940789, 2.240676424237103)
     x, y = TASKS.episode(seed=7, split="test", index=16).support
     np.testing.assert_allclose(x.squeeze(1), [3.7755103, 2.9591837, -4.1836734, -5.0, 2.7551022], rtol=1e-6)

@@ -1,4 +1,4 @@
-"""Pickles are read as data: arrays and containers of every age pass, anything that could act is refused by name."""
+"""Pickles are read as data: arrays and containers of every age are read, anything that could act is refused."""
 
 import collections
 import io
@@ -19,7 +19,7 @@ def load(content: bytes) -> object:
 
 
 class Calls:
-    """Pickles as a call of a function."""
+    """An object whose pickle is a call of a function."""
 
     def __init__(self, function: object, *arguments: object) -> None:
         self.call = (function, arguments)
@@ -62,8 +62,8 @@ def test_python_2_pickles_come_out_as_text():
     np.testing.assert_array_equal(read["image_data"], [[7, 233]])
 
 
-def planted() -> dict[str, bytes]:
-    """Pickles that do something when they are loaded."""
+def harmful_pickles() -> dict[str, bytes]:
+    """Pickles that would do something when loaded with pickle.load, by what they ask for."""
     by_call = {
         "posix.system": Calls(os.system, "touch planted"),
         "builtins.eval": Calls(eval, "open('planted', 'w')"),
@@ -74,25 +74,34 @@ def planted() -> dict[str, bytes]:
         "collections.OrderedDict": Calls(collections.OrderedDict),
         "numpy.load": Calls(np.load, "planted"),
     }
-    found = {asked: pickle.dumps({"data": call}, protocol=2) for asked, call in by_call.items()}
-    found["os.system"] = b"cos\nsystem\n(S'touch planted'\ntR."
-    found["numpy.__builtins__"] = b"\x80\x04\x8c\x05numpy\x8c\x0c__builtins__\x93."
-    found["builtins.dict.fromkeys"] = b"\x80\x04\x8c\x08builtins\x8c\x0ddict.fromkeys\x93."
-    found["numpy.testing._private.utils.runstring"] = b"cnumpy.testing._private.utils\nrunstring\n(S'1'\n}tR."
-    return found
+    pickles = {asked: pickle.dumps({"data": call}, protocol=2) for asked, call in by_call.items()}
+    pickles["os.system"] = b"cos\nsystem\n(S'touch planted'\ntR."
+    pickles["numpy.__builtins__"] = b"\x80\x04\x8c\x05numpy\x8c\x0c__builtins__\x93."
+    pickles["builtins.dict.fromkeys"] = b"\x80\x04\x8c\x08builtins\x8c\x0ddict.fromkeys\x93."
+    pickles["numpy.testing._private.utils.runstring"] = b"cnumpy.testing._private.utils\nrunstring\n(S'1'\n}tR."
+    return pickles
 
 
-@pytest.mark.parametrize("asked", planted())
+@pytest.mark.parametrize("asked", harmful_pickles())
 def test_what_could_act_is_refused_and_not_run(asked, working_folder):
-    with pytest.raises(ValueError, match="data.pkl is refused: it asks for ") as told:
-        load(planted()[asked])
-    assert asked.replace("builtins.", "") in str(told.value).replace("__builtin__.", "")
-    assert str(told.value).count("\n") == 1
+    with pytest.raises(ValueError, match="data.pkl is refused: it asks for ") as error:
+        load(harmful_pickles()[asked])
+    assert asked.replace("builtins.", "") in str(error.value).replace("__builtin__.", "")
+    assert str(error.value).count("\n") == 1
     assert not (working_folder / "planted").exists()
 
 
 POINTER = bytes(8)  # a null pointer, which NumPy shows as None; any other would be followed
-FIELDS = (3, "|", None, ("f",), {"f": (np.dtype(object), 0)}, 8, 1, 0)  # the last says: no objects in here
+FIELDS = (
+    3,
+    "|",
+    None,
+    ("f",),
+    {"f": (np.dtype(object), 0)},
+    8,
+    1,
+    0,
+)  # the last number claims: no objects
 
 
 def forged_fields() -> bytes:
@@ -102,7 +111,7 @@ def forged_fields() -> bytes:
 
 
 class Forged:
-    """Pickles as a call whose result is then given a state."""
+    """An object whose pickle is a call whose result is then given a state."""
 
     def __init__(self, function: object, arguments: tuple, state: object) -> None:
         self.parts = (function, arguments, state)
@@ -128,7 +137,7 @@ POINTERS = {
 
 @pytest.mark.parametrize("name", POINTERS)
 def test_bytes_of_a_pickle_are_never_taken_for_pointers(name):
-    """NumPy's types are not harmless: called rightly they read any address, from where code is run."""
+    """NumPy's types are not harmless: a pickle can call them so that they read any address, and run code from there."""
     try:
         read = load(POINTERS[name])
     except ValueError as error:
@@ -138,7 +147,7 @@ def test_bytes_of_a_pickle_are_never_taken_for_pointers(name):
 
 
 def test_shared_functions_cannot_be_altered():
-    """BUILD sets attributes on whatever lies on the stack: what lies there must be nobody else's."""
+    """A pickle can set attributes on the functions it is given, so these must not be used by anybody else."""
     altering = b"\x80\x02c_codecs\nencode\nN}X\x0c\x00\x00\x00__defaults__X\x01\x00\x00\x00xs\x86b."
     with pytest.raises(ValueError, match="cannot be read as a pickle"):
         load(altering)  # __defaults__ must be a tuple: it was set on something
@@ -146,7 +155,7 @@ def test_shared_functions_cannot_be_altered():
 
 
 @pytest.mark.parametrize("content", [b"", b"junk", pickle.dumps([1])[:-3], b"\x80\x02]q\x00(K\x01"])
-def test_damaged_pickles_are_told(content):
+def test_damaged_pickles_are_reported(content):
     with pytest.raises(ValueError, match=r"data.pkl cannot be read as a pickle .*; fetch it again"):
         load(content)
 

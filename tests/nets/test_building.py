@@ -56,7 +56,7 @@ def test_outputs_and_input_shape_are_passed_where_they_are_taken(mine):
     x = torch.ones(5, 2, 3)
     assert seeded(load(f"{mine}:Net"), seed=0)(x).shape == (5, 3)
     assert load(f"{mine}:Net", hidden=7)().head.in_features == 7
-    assert load(f"{mine}:Net", outputs=9)().head.out_features == 9  # what is said goes first
+    assert load(f"{mine}:Net", outputs=9)().head.out_features == 9  # the user's option has priority
     assert load(f"{mine}:fixed", hidden=2)()(x).shape == (5, 3)
     assert load(f"{mine}:anything", outputs_wanted=4)()(x).shape == (5, 4)
     assert sys.path == before
@@ -140,14 +140,14 @@ def test_the_default_device_is_not_asked() -> None:
     expected, _ = flatten(seeded(lambda: nn.Linear(3, 2), seed=1))
     torch.set_default_device("meta")
     try:
-        found, _ = flatten(seeded(lambda: nn.Linear(3, 2), seed=1))
+        theta, _ = flatten(seeded(lambda: nn.Linear(3, 2), seed=1))
     finally:
         torch.set_default_device(None)
-    assert found.equal(expected)
+    assert theta.equal(expected)
 
 
 def test_random_states_are_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also that of a GPU which is not in use yet, and which torch.manual_seed would seed once it is."""
+    """So is that of a GPU which is not in use yet, and which torch.manual_seed would seed once it is."""
     monkeypatch.setattr(torch.cuda, "manual_seed_all", pytest.fail)
     before = torch.get_rng_state()
     seeded(lambda: nn.Linear(3, 2), seed=1)

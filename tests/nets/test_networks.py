@@ -1,4 +1,4 @@
-"""The networks: initial numbers that the study rests on, shapes, sizes, heads, and what is refused."""
+"""The networks have the initial numbers that the study rests on, and their documented shapes, sizes and heads."""
 
 from dataclasses import replace
 
@@ -90,7 +90,7 @@ def numel(model: nn.Module) -> int:
 
 
 def test_sizes_by_hand():
-    """Convolutions 9 * in * out and 2 * out for the normalisation, without bias; with a bias where there is none."""
+    """A convolution has 9 * in * out weights and no bias, its normalisation 2 * out; without one it has a bias."""
     for width in (32, 64, 128):
         plain = 9 * width + 3 * 9 * width**2 + 5 * width + 5
         for normalisation in NORMALISATIONS:

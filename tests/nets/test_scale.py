@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hessian_tools import flatten, make_loss, normalised_weights, seeded, stream
-from hessian_tools.nets import MLP, Conv4, ResNet12, VisionTransformer
+from hessian_tools import flatten, make_loss, seeded, stream
+from hessian_tools.nets import MLP, Conv4, ResNet12, VisionTransformer, normalised_weights
 
 IMAGE = (1, 16, 16)
 
@@ -154,7 +154,7 @@ def test_named_are_those_whose_filters_can_be_rescaled_alone(name):
 
 
 def test_looking_leaves_no_trace():
-    """No buffer moved, no number drawn, no activation kept, no attribute turned into a tracer's."""
+    """No buffer changes, no random number is drawn, no activation is kept, no attribute becomes a tracer's."""
 
     class Keeping(nn.Sequential):
         def forward(self, x: Tensor) -> Tensor:

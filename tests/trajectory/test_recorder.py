@@ -24,7 +24,7 @@ from hessian_tools import (
     top_eigenpairs,
     trajectory_from,
 )
-from hessian_tools.curvature.directions.gradient_curvature import alignment
+from hessian_tools.curvature import alignment
 from hessian_tools.trajectory import stack
 
 BOTH = SaveAt(thetas=True, gradients=True)

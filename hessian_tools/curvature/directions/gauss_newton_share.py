@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from hessian_tools.curvature.directions.subspace import cut_error, subspace_error, vector_error
-from hessian_tools.curvature.eigen.gram import GramSpectrum
 from hessian_tools.curvature.eigen.pairs import EigenPairs
 from hessian_tools.curvature.eigen.selection import Which
+from hessian_tools.curvature.eigen.spectrum import Spectrum
 from hessian_tools.torch_fixes.precision import full_precision
 
 
@@ -41,7 +41,7 @@ class GaussNewtonShare:
 
 
 @full_precision
-def gauss_newton_share(pairs: EigenPairs, spectrum: GramSpectrum, *, which: Which = "LM") -> GaussNewtonShare:
+def gauss_newton_share(pairs: EigenPairs, spectrum: Spectrum, *, which: Which = "LM") -> GaussNewtonShare:
     """Compares the Hessian's top eigenpairs with the Gauss-Newton spectrum at the same points, without a product.
 
     pairs: ``top_eigenpairs(hessian(...), k=..., which=which, vectors=True)`` with which "LM", "LA" or "SA". "LA"
@@ -50,7 +50,7 @@ def gauss_newton_share(pairs: EigenPairs, spectrum: GramSpectrum, *, which: Whic
 
     >>> yes, count, e = torch.ones(2, dtype=torch.bool), torch.tensor(9), torch.eye(3)
     >>> H = EigenPairs(torch.tensor([4.0, 2.0]), torch.zeros(2), yes, e[:, :2], count, yes[0])
-    >>> G = GramSpectrum(torch.tensor([3.0, 2.0]), torch.tensor(0.0), e[:, [0, 2]])  # H diag(4, 2, 1), G diag(3, 0, 2)
+    >>> G = Spectrum(torch.tensor([3.0, 2.0]), torch.tensor(0.0), e[:, [0, 2]])  # H diag(4, 2, 1), G diag(3, 0, 2)
     >>> result = gauss_newton_share(H, G)
     >>> result.share.tolist(), result.overlap.tolist()
     ([0.75, 0.0], [1.0, 0.5])
@@ -61,7 +61,7 @@ def gauss_newton_share(pairs: EigenPairs, spectrum: GramSpectrum, *, which: Whic
     if V.shape[:-1] != U.shape[:-1]:
         raise ValueError(f"the eigenvectors are {list(V.shape)} and {list(U.shape)}; take both at the same points")
     squares = (V.mT @ U) ** 2
-    share = (squares @ spectrum.values[..., None])[..., 0] / pairs.values
+    share = (squares @ spectrum.values[..., : U.shape[-1], None])[..., 0] / pairs.values
     largest = spectrum.values[..., :1]
     # |v'Gv - u'Gu| <= |G| sin(v, u) for G >= 0, and the eigenvalue itself is known to its residual.
     error = largest * vector_error(pairs, which=which) + spectrum.error[..., None] + share.abs() * pairs.residuals

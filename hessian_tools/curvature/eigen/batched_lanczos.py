@@ -1,4 +1,4 @@
-"""Lanczos runs at many points in step: what is common to a first run and to a search for missed copies."""
+"""Lanczos runs at many points in step: what a first run and a search for missed eigenvalues have in common."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -10,188 +10,204 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hessian_tools.curvature.eigen.krylov import KrylovBasis
+from hessian_tools.curvature.eigen.ritz import RitzPairs, in_order, true_columns
 from hessian_tools.curvature.eigen.selection import Selection
 from hessian_tools.curvature.operators.operator import Operator
 
-# Of the Ritz pairs beyond the wanted this share survives a restart.
-SURVIVORS = 0.4
-# After this share of the steps that the fall of the residuals predicts, they are looked at again.
-CAUTION = 0.7
-# Up to so many parameters a look costs as much as several products: then all points are looked at together,
-# every so many steps.
-SMALL, STRIDE = 2**13, 4
+# The share of the Ritz pairs beyond the wanted ones that a restart keeps. Lanczos finds lost ones again, but kept ones
+# speed up the convergence of the wanted ones.
+KEPT_SHARE = 0.4
+# Ritz pairs are computed again after this share of the steps that the fall of the residuals predicts: the residuals
+# fall ever faster, so that the prediction is late.
+PREDICTION_SHARE = 0.7
+# For up to so many parameters, computing the Ritz pairs costs as much as several products. Then it is done for all
+# points together, at steps that are multiples of STRIDE.
+FEW_PARAMS, STRIDE = 2**13, 4
 
 
 @dataclass(frozen=True)
-class Ritz:
-    """What is known of one point: pairs, vectors as rows; |H|; the products used.
+class Limits:
+    """What a run may use at each point: products, and vectors in its basis; and the seed of its random vectors."""
 
-    met: whether it left as done. complete: whether nothing that is wanted can be missing.
-    """
-
-    values: Float[Tensor, " pair"]
-    vectors: Float[Tensor, "pair param"]
-    norm: float
-    num_matvecs: int
-    met: bool
-    complete: bool
-
-    @property
-    def broken(self) -> bool:
-        """Whether a number was not finite there."""
-        return bool(self.values.isnan().any())
+    seed: int
+    max_steps: int
+    max_basis: int
 
 
 @dataclass(frozen=True)
 class RitzState:
-    """The Ritz pairs of some points after some steps, values rising; float64 on the CPU.
+    """The Ritz pairs of some points after some steps, with values rising; float64 on the CPU.
 
-    points: which, of all in the run. norm: |H|. s: the pairs' vectors seen from the basis. spent: where the last
-    step left the space, has_been: where any did, whole: where there is no more space. degree: products
-    done, at most up to the first restart.
+    points: their places among all points of the run. norm: |H|, the largest Ritz value in magnitude. s: the vectors
+    of the pairs in terms of the basis. breakdown: points whose Krylov space was exhausted at the last step (beta = 0).
+    had_breakdown: points where that has happened at any step. exhausted: points whose basis spans the whole space.
+    degree: of the polynomials that the basis is made of, which is the number of products, at most those before the
+    first restart.
     """
 
-    points: Int[np.ndarray, " chosen"]
+    points: Int[Tensor, " chosen"]
     values: Float[Tensor, "chosen value"]
     residuals: Float[Tensor, "chosen value"]
     norm: Float[Tensor, " chosen"]
     s: Float[Tensor, "chosen row value"]
-    spent: Bool[Tensor, " chosen"]
-    has_been: Bool[Tensor, " chosen"]
-    whole: Bool[Tensor, " chosen"]
+    breakdown: Bool[Tensor, " chosen"]
+    had_breakdown: Bool[Tensor, " chosen"]
+    exhausted: Bool[Tensor, " chosen"]
     degree: int
 
 
 class StoppingRule(ABC):
-    """An interface: when a point is done, and what it takes away."""
+    """An interface: when a point has finished, and which pairs are its result."""
 
     @abstractmethod
-    def missed(self, look: RitzState) -> Float[Tensor, " chosen"]:
-        """By what factor each point misses its aim: done at 1 or less; expected to fall by a rate."""
+    def excess(self, state: RitzState) -> Float[Tensor, " chosen"]:
+        """By what factor each point is above what the rule allows; a point with 1 or less has finished."""
 
     @abstractmethod
-    def taken(self, look: RitzState, row: int) -> Int[Tensor, " pair"]:
-        """The pairs that a leaving point takes along."""
+    def results(self, state: RitzState) -> Bool[Tensor, "chosen value"]:
+        """The pairs that are the result of a point that finishes now."""
 
     @abstractmethod
-    def complete(self, look: RitzState, row: int) -> bool:
-        """Whether nothing can be missing where a point left as done."""
+    def complete(self, state: RitzState) -> Bool[Tensor, " chosen"]:
+        """Whether no wanted eigenvalue can be missing at a point whose excess is 1 or less."""
 
 
 class BatchedLanczos:
-    """The points still running, some of which have left but keep their place until half have.
+    """One Lanczos run at every point, each stopped by the rule or by its own limit of products.
 
-    most: products allowed each point. least: Ritz pairs needed before there is anything to look at.
+    A point that has finished keeps its place in the basis until half of the points have finished; then the others move
+    together. The operator is restricted to the unfinished points at once, so that no product is wasted.
     """
 
     def __init__(
         self,
         H: Operator,
         basis: KrylovBasis,
-        aim: StoppingRule,
-        wishes: tuple[Selection, ...],
-        most: Int[np.ndarray, " point"],
+        rule: StoppingRule,
+        selections: tuple[Selection, ...],
+        max_steps: Int[np.ndarray, " point"],
     ) -> None:
-        self.H, self.basis, self.aim, self.wishes, self.most = H, basis, aim, wishes, most
-        num_points = len(most)
+        self.H, self.basis, self.rule, self.selections, self.max_steps = H, basis, rule, selections, max_steps
+        num_points = len(max_steps)
         self.points = np.arange(num_points)
         self.running = np.ones(num_points, dtype=bool)
-        self.stride = STRIDE if H.num_params <= SMALL else 1
-        self.next_look = self._in_stride(np.full(num_points, 2 * max(wish.k for wish in wishes)))
-        self.last_look, self.last_missed = np.zeros(num_points, dtype=int), np.full(num_points, np.inf)
-        self.has_been = np.zeros(num_points, dtype=bool)
+        self.min_size = max(selection.k for selection in selections)
+        self.stride = STRIDE if H.num_params <= FEW_PARAMS else 1
+        self.next_check = _next_multiple(np.full(num_points, 2 * self.min_size), self.stride)
+        self.last_check, self.last_excess = np.zeros(num_points, dtype=int), np.full(num_points, np.inf)
+        self.had_breakdown = np.zeros(num_points, dtype=bool)
         self.steps = 0
-        self.left: dict[int, Ritz] = {}
+        self.finished: list[tuple[Tensor, RitzPairs]] = []
 
-    def to_the_end(self, done: Callable[[int], None]) -> list[Ritz]:
-        """What each point took along; done: told how many have left, each time some do."""
+    def run(self, done: Callable[[int], None]) -> RitzPairs:
+        """The result of every point; done: called with the number of points that have finished, whenever some have."""
+        reported = 0
         while self.running.any():
-            before = len(self.left)
             self._step()
-            if len(self.left) > before:
-                done(len(self.left) - before)
-        return [self.left[point] for point in sorted(self.left)]
+            for positions, _ in self.finished[reported:]:
+                done(len(positions))
+            reported = len(self.finished)
+        return in_order(self.finished)
 
     def _step(self) -> None:
-        finite = self.basis.advance(self._products(), self.steps)
+        basis = self.basis
+        if self.running.all():
+            products = self.H.products(basis.next[..., None])[..., 0]
+        else:  # zeros at the points that have finished
+            where = torch.from_numpy(np.flatnonzero(self.running)).to(basis.next.device)
+            products = self.H.products(basis.next[where, :, None])[..., 0]
+            products = torch.zeros_like(basis.next).index_copy_(0, where, products)
+        finite = basis.advance(products, self.steps)
         self.steps += 1
-        self._leave_broken(np.flatnonzero(self.running & ~finite))
-        spent = self.basis.spent
-        self.has_been |= spent
-        due = spent | (self.next_look <= self.steps) | (self.steps == self.most)
+        if (self.running & ~finite).any():
+            self._finish_nonfinite(np.flatnonzero(self.running & ~finite))
+        self.had_breakdown |= basis.breakdown
+        due = basis.breakdown | (self.next_check <= self.steps) | (self.steps == self.max_steps)
         if (self.running & due).any():
-            self._look(np.flatnonzero(self.running & due))
+            self._check(np.flatnonzero(self.running & due))
         if not self.running.any():
             return
         if 2 * self.running.sum() <= len(self.running):
-            self._close_ranks()
-        if self.basis.crowded:
+            self._drop_finished()
+        if basis.size == basis.restart_size:
             self._restart()
 
-    def _products(self) -> Float[Tensor, "point param"]:
-        """Zero at the points that have left."""
-        vectors = self.basis.next
-        if self.running.all():
-            return self.H.products(vectors[..., None])[..., 0]
-        where = torch.from_numpy(np.flatnonzero(self.running)).to(vectors.device)
-        return torch.zeros_like(vectors).index_copy_(0, where, self.H.products(vectors[where, :, None])[..., 0])
-
-    def _look(self, who: Int[np.ndarray, " chosen"]) -> None:
-        if self.basis.size < max(wish.k for wish in self.wishes) and (self.steps < self.most[who]).all():
+    def _check(self, rows: Int[np.ndarray, " chosen"]) -> None:
+        """Compute the Ritz pairs of some points; those that satisfy the rule, or have no products left, finish."""
+        at_limit = self.steps >= self.max_steps[rows]
+        if self.basis.size < self.min_size and not at_limit.any():
             return
-        values, residuals, s = self.basis.pairs(who)
-        spent, has_been, whole = (torch.from_numpy(f[who]) for f in (self.basis.spent, self.has_been, self.basis.whole))
-        norm, degree = values.abs().amax(-1), min(self.steps, self.basis.room - 1)
-        look = RitzState(self.points[who], values, residuals, norm, s, spent, has_been, whole, degree)
-        missed = self.aim.missed(look).nan_to_num(nan=np.inf).numpy()
-        self._schedule(who, missed)
-        for row in np.flatnonzero((missed <= 1) | (self.steps >= self.most[who])):
-            columns = self.aim.taken(look, int(row))
-            vectors = self.basis.vectors(int(who[row]), s[row][:, columns])
-            met = bool(missed[row] <= 1)
-            complete = met and self.aim.complete(look, int(row))
-            ritz = Ritz(values[row, columns], vectors, float(norm[row]), self.steps, met, complete)
-            self._leave(who[[row]], [ritz])
+        values, residuals, s = self.basis.pairs(rows)
+        columns = (self.points, self.basis.breakdown, self.had_breakdown, self.basis.exhausted)
+        points, breakdown, had_breakdown, exhausted = [torch.from_numpy(column[rows]) for column in columns]
+        norm, degree = values.abs().amax(-1), min(self.steps, self.basis.max_size - 1)
+        state = RitzState(points, values, residuals, norm, s, breakdown, had_breakdown, exhausted, degree)
+        excess = self.rule.excess(state).nan_to_num(nan=torch.inf)
+        self._schedule(rows, excess.numpy())
+        finishing = (excess <= 1) | torch.from_numpy(at_limit)
+        if finishing.any():
+            self._finish(rows, state, excess <= 1, finishing)
 
-    def _schedule(self, who: Int[np.ndarray, " chosen"], missed: Float[np.ndarray, " chosen"]) -> None:
-        """Look again shortly before the residuals are predicted to have fallen; soon, if they did not fall."""
+    def _schedule(self, rows: Int[np.ndarray, " chosen"], excess: Float[np.ndarray, " chosen"]) -> None:
+        """Check again shortly before the excess is predicted to reach 1; or soon, if it did not fall."""
         with np.errstate(all="ignore"):
-            rate = np.log(self.last_missed[who] / missed) / (self.steps - self.last_look[who])
-            wait = np.where((rate > 0) & np.isfinite(rate), CAUTION * np.log(missed) / rate, self.steps / 8)
-        self.next_look[who] = self._in_stride(self.steps + np.clip(wait, 1, 1 + self.steps // 4).astype(int))
-        self.last_look[who], self.last_missed[who] = self.steps, missed
+            # The residuals fall by a constant factor a step, so the logarithm falls along a line.
+            rate = np.log(self.last_excess[rows] / excess) / (self.steps - self.last_check[rows])
+            wait = np.where((rate > 0) & np.isfinite(rate), PREDICTION_SHARE * np.log(excess) / rate, self.steps / 8)
+        steps = self.steps + np.clip(wait, 1, 1 + self.steps // 4).astype(int)
+        self.next_check[rows] = _next_multiple(steps, self.stride)
+        self.last_check[rows], self.last_excess[rows] = self.steps, excess
 
-    def _in_stride(self, steps: Int[np.ndarray, " chosen"]) -> Int[np.ndarray, " chosen"]:
-        """The next multiple of the stride."""
-        return -(-steps // self.stride) * self.stride
+    def _finish(self, rows: Int[np.ndarray, " chosen"], state: RitzState, satisfied: Tensor, finishing: Tensor) -> None:
+        columns, count = true_columns(self.rule.results(state)[finishing])
+        padding = torch.arange(columns.shape[1], device="cpu") >= count[:, None]
+        s = state.s[finishing].gather(-1, columns[:, None].expand(-1, state.s.shape[1], -1))
+        rows = rows[finishing.numpy()]
+        pairs = RitzPairs(
+            values=state.values[finishing].gather(-1, columns).masked_fill(padding, 0.0),
+            vectors=self.basis.vectors(rows, s.masked_fill(padding[:, None], 0.0)),
+            count=count,
+            norm=state.norm[finishing],
+            num_matvecs=torch.full_like(count, self.steps),
+            converged=satisfied[finishing],
+            complete=(satisfied & self.rule.complete(state))[finishing],
+            finite=torch.ones_like(satisfied[finishing]),
+        )
+        self._stop(rows, pairs)
 
-    def _leave_broken(self, who: Int[np.ndarray, " chosen"]) -> None:
-        nan = torch.full((1,), torch.nan, dtype=torch.float64, device="cpu")
-        vectors = self.basis.basis.new_full((1, self.H.num_params), torch.nan)
-        self._leave(who, [Ritz(nan, vectors, torch.nan, self.steps, False, False)] * len(who))
+    def _finish_nonfinite(self, rows: Int[np.ndarray, " chosen"]) -> None:
+        nan = torch.full((len(rows), 1), torch.nan, dtype=torch.float64, device="cpu")
+        vectors = self.basis.rows.new_full((len(rows), 1, self.H.num_params), torch.nan)
+        one = torch.ones(len(rows), dtype=torch.long, device="cpu")
+        no = one < 1
+        self._stop(rows, RitzPairs(nan, vectors, one, nan[:, 0], self.steps * one, no, no, no))
 
-    def _leave(self, who: Int[np.ndarray, " chosen"], taken: list[Ritz]) -> None:
-        if len(who) == 0:
-            return
-        self.left |= {int(self.points[i]): ritz for i, ritz in zip(who, taken, strict=True)}
+    def _stop(self, rows: Int[np.ndarray, " chosen"], pairs: RitzPairs) -> None:
+        self.finished.append((torch.from_numpy(self.points[rows]), pairs))
         before = np.flatnonzero(self.running)
-        self.running[who] = False
-        self.basis.leave(who)
+        self.running[rows] = False
+        self.basis.retire(rows)
         stay = torch.from_numpy(np.flatnonzero(self.running[before]))
         if 0 < len(stay) < len(before):
             self.H = self.H.select(stay)
 
-    def _close_ranks(self) -> None:
-        who = np.flatnonzero(self.running)
-        self.basis.keep(who)
-        for name in ("points", "running", "next_look", "last_look", "last_missed", "has_been", "most"):
-            setattr(self, name, getattr(self, name)[who])
+    def _drop_finished(self) -> None:
+        """Move the unfinished points together."""
+        rows = np.flatnonzero(self.running)
+        self.basis.keep(rows)
+        for name in ("points", "running", "next_check", "last_check", "last_excess", "had_breakdown", "max_steps"):
+            setattr(self, name, getattr(self, name)[rows])
 
     def _restart(self) -> None:
-        """From the wanted pairs and some of the next ones; those lost come back with the steps that follow."""
+        """Go on from the wanted Ritz pairs and some of the next ones in the order of preference."""
         values, _, s = self.basis.pairs(np.arange(len(self.points)))
-        preference = torch.stack([wish.preference(values) for wish in self.wishes if wish.k]).amin(0)
-        wanted = sum(wish.k for wish in self.wishes)
-        kept = wanted + int(SURVIVORS * (self.basis.size - wanted))
+        preference = torch.stack([selection.preference(values) for selection in self.selections if selection.k]).amin(0)
+        wanted = sum(selection.k for selection in self.selections)
+        kept = wanted + int(KEPT_SHARE * (self.basis.size - wanted))
         columns = preference.sort(dim=-1, stable=True).indices[:, :kept]
         self.basis.restart(values.gather(-1, columns), s.gather(-1, columns[:, None].expand(-1, s.shape[1], -1)))
+
+
+def _next_multiple(steps: Int[np.ndarray, " point"], stride: int) -> Int[np.ndarray, " point"]:
+    """The smallest multiple of the stride that is not below steps."""
+    return -(-steps // stride) * stride

@@ -1,154 +1,150 @@
-"""Was an eigenvalue missed? A search in what is orthogonal to the pairs found, from a fresh random vector.
+"""A search for missed eigenvalues, in the space orthogonal to the pairs that are known, from a fresh random vector.
 
-One start vector sees one copy of a multiple eigenvalue. Orthogonal to the first copy the second is an
-eigenvalue like any other, which Lanczos from a new start would show. How soon, is known: for a start uniform on the
-sphere, the largest of n eigenvalues is above the largest Ritz value of m steps by the share eps of
-(largest - smallest) with a probability of at most 1.648 sqrt(n) exp(-sqrt(eps) (2 m - 1))
-(Kuczyński, Woźniakowski 1992). So a search that has found nothing may stop when that is below RISK.
+One start vector finds one copy of a multiple eigenvalue. In the space orthogonal to the first copy, the second is an
+eigenvalue like any other, which Lanczos from a new start would find. It is known how soon: for a start that is uniform
+on the sphere, the largest of n eigenvalues exceeds the largest Ritz value of m steps by a share eps of
+(largest - smallest) with a probability of at most
+
+    1.648 sqrt(n) exp(-sqrt(eps) (2 m - 1))        (Kuczyński, Woźniakowski 1992).
+
+A search that has found nothing stops once this probability is below ``RISK``.
 """
 
 from collections.abc import Callable
 from dataclasses import replace
 from math import sqrt
 
-import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn.functional import pad
 
-from hessian_tools.curvature.eigen.batched_lanczos import BatchedLanczos, Ritz, RitzState, StoppingRule
+from hessian_tools.curvature.eigen.batched_lanczos import BatchedLanczos, Limits, RitzState, StoppingRule
 from hessian_tools.curvature.eigen.krylov import KrylovBasis
-from hessian_tools.curvature.eigen.lanczos import STEER, random_vector, rounding
-from hessian_tools.curvature.eigen.selection import Selection
+from hessian_tools.curvature.eigen.lanczos import TOLERANCE_MARGIN, random_vector
+from hessian_tools.curvature.eigen.ritz import RitzPairs, in_order
+from hessian_tools.curvature.eigen.selection import Selection, rounding
 from hessian_tools.curvature.operators.operator import Operator
 
-# The chance, at either end, that a search overlooks an eigenvalue that belongs among the wanted.
+# The probability, at either end of the spectrum, that a search misses an eigenvalue that is wanted.
 RISK = 1e-3
 
 
-def with_copies(
+def with_missed_copies(
     H: Operator,
-    wishes: tuple[Selection, ...],
-    found: list[Ritz],
+    selections: tuple[Selection, ...],
+    pairs: RitzPairs,
+    limits: Limits,
     *,
-    seed: int,
-    max_steps: int,
-    max_basis: int,
     done: Callable[[int], None] = lambda count: None,
-) -> list[Ritz]:
-    """The pairs found, with those that were missed: searched for again and again until a search finds none.
+) -> RitzPairs:
+    """The pairs of a Lanczos run, together with those that it missed: searches go on until one finds none.
 
-    A point that met its wishes is complete then; one whose products (``max_steps``, the first run's included)
-    ran out is not, nor one that is not finite. done: as in ``lanczos``.
+    Only points whose pairs have converged are searched, and they are complete after a search that found none. A point
+    whose products ran out (``limits.max_steps``, those of the first run included) stays incomplete. done: called with
+    the number of points that have finished, whenever some have.
     """
-    found, search = list(found), 0
-    open_points = [i for i, ritz in enumerate(found) if _worth_searching(ritz, max_steps)]
-    done(len(found) - len(open_points))
-    while open_points:
+    total, search = len(pairs.count), 0
+    to_search = _can_search(pairs, limits).nonzero()[:, 0]
+    done(total - len(to_search))
+    while len(to_search):
         search += 1
-        here = H if len(open_points) == len(found) else H.select(torch.tensor(open_points, device="cpu"))
-        known = [found[i] for i in open_points]
-        more = _search(here, wishes, known, seed, search, max_steps, max_basis)
-        for i, old, new in zip(open_points, known, more, strict=True):
-            found[i] = _merged(old, new)
-        still = [i for i, new in zip(open_points, more, strict=True) if len(new.values) and not new.complete]
-        still = [i for i in still if _worth_searching(found[i], max_steps)]
-        done(len(open_points) - len(still))
-        open_points = still
-    return found
+        part = H if len(to_search) == total else H.select(to_search)
+        known = pairs.select(to_search)
+        found = _search(part, selections, known, limits, search)
+        merged = _merged(known, found)
+        again = (found.count > 0) & ~found.complete & _can_search(merged, limits)
+        rest = torch.ones(total, dtype=torch.bool, device="cpu").index_fill_(0, to_search, False).nonzero()[:, 0]
+        pairs = in_order([(to_search, merged), (rest, pairs.select(rest))]) if len(rest) else merged
+        done(len(again) - int(again.sum()))
+        to_search = to_search[again]
+    return pairs
 
 
-def _worth_searching(ritz: Ritz, max_steps: int) -> bool:
-    return not (ritz.complete or ritz.broken or ritz.num_matvecs >= max_steps) and ritz.met
+def _can_search(pairs: RitzPairs, limits: Limits) -> Bool[Tensor, " point"]:
+    return pairs.converged & pairs.finite & ~pairs.complete & (pairs.num_matvecs < limits.max_steps)
 
 
-def _search(
-    H: Operator,
-    wishes: tuple[Selection, ...],
-    known: list[Ritz],
-    seed: int,
-    search: int,
-    max_steps: int,
-    max_basis: int,
-) -> list[Ritz]:
-    """One run at each point in the complement of what is known there."""
-    most = max(len(ritz.values) for ritz in known)
-    locked = torch.stack([pad(ritz.vectors, (0, 0, 0, most - len(ritz.vectors))) for ritz in known])
+def _search(H: Operator, selections: tuple[Selection, ...], known: RitzPairs, limits: Limits, search: int) -> RitzPairs:
+    """One run at each point in the space orthogonal to the known pairs; its results are the pairs that were missed."""
 
     def fresh(step: int) -> Float[Tensor, " param"]:
-        return random_vector(H, seed, "copies", search, step)
+        return random_vector(H, limits.seed, "copies", search, step)
 
-    first = _complement(fresh(0).expand(len(known), -1), locked)
-    basis = KrylovBasis(first, locked, room=max_basis, fresh=lambda step: fresh(step + 1))
-    basis.scale[:] = [ritz.norm for ritz in known]  # what is rounding beside the eigenvalues taken out
-    budget = np.array([max_steps - ritz.num_matvecs for ritz in known])
-    aim = _Copies(wishes, known, H)
-    return BatchedLanczos(H, basis, aim, wishes, budget).to_the_end(lambda count: None)
-
-
-def _complement(
-    w: Float[Tensor, "point param"], locked: Float[Tensor, "point locked param"]
-) -> Float[Tensor, "point param"]:
-    for _ in range(2):
-        w = w - ((w[:, None] @ locked.mT) @ locked)[:, 0]
-    return w / w.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(w.dtype).tiny)
+    locked, first = known.vectors, fresh(0).expand(len(known.count), -1)
+    for _ in range(2):  # twice, as the first time leaves rounding of the size of what was taken away
+        first = first - ((first[:, None] @ locked.mT) @ locked)[:, 0]
+    first = first / first.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(first.dtype).tiny)
+    basis = KrylovBasis(first, locked, max_size=limits.max_basis, fresh=lambda step: fresh(step + 1))
+    # Products have rounding at the scale of |H|, even where all that is left beside the known pairs is smaller.
+    basis.scale[:] = known.norm
+    rule = _NothingMissed(H, selections, known)
+    budget = (limits.max_steps - known.num_matvecs).numpy()
+    return BatchedLanczos(H, basis, rule, selections, budget).run(lambda count: None)
 
 
-class _Copies(StoppingRule):
-    """Done when all that beats the wanted is known to their tolerance; or, if nothing does, when nothing can."""
+class _NothingMissed(StoppingRule):
+    """A search finishes once all Ritz values that would be wanted have converged; or, where there are none, once the
+    probability that one will still appear is small.
+    """
 
-    def __init__(self, wishes: tuple[Selection, ...], known: list[Ritz], H: Operator) -> None:
-        bars = torch.tensor([_bars(wishes, ritz, H.dtype) for ritz in known], dtype=torch.float64, device="cpu")
-        self.high, self.low, self.slack_high, self.slack_low = bars.unbind(-1)
-        self.norm = torch.tensor([ritz.norm for ritz in known], dtype=torch.float64, device="cpu")
-        self.rtol, self.num_params, self.dtype = max(w.rtol for w in wishes), H.num_params, H.dtype
+    def __init__(self, H: Operator, selections: tuple[Selection, ...], known: RitzPairs) -> None:
+        bars = [selection.bars(known.values, known.count) for selection in selections]
+        self.high = torch.stack([high for high, _ in bars]).amin(0)
+        self.low = torch.stack([low for _, low in bars]).amax(0)
+        self.rtol = max(selection.rtol for selection in selections)
+        self.floor, self.num_params = rounding(H.dtype) * known.norm, H.num_params
+        # A value within the tolerance of a bar counts as equal to it, and is not wanted.
+        self.beats_high = self.high + self._tolerance(self.high, self.floor)
+        self.beats_low = self.low - self._tolerance(self.low, self.floor)
+        self.norm, self.rounding = known.norm, rounding(H.dtype)
 
-    def missed(self, look: RitzState) -> Float[Tensor, " chosen"]:
-        ratios = look.residuals / self._allowed(look)
-        beating = self._beating(look)
-        found = ratios.masked_fill(~beating, 0.0).amax(-1)
-        high, low = self.high[look.points], self.low[look.points]
-        top, bottom = look.values[:, -1], look.values[:, 0]
-        # Above an end that cannot be beaten, or whose best value is known well enough, there is nothing to search.
-        spread = top + look.residuals[:, -1] - bottom + look.residuals[:, 0]
-        above = torch.minimum(ratios[:, -1], self._risk(high - top, spread + high - top, look.degree))
-        below = torch.minimum(ratios[:, 0], self._risk(bottom - low, spread + bottom - low, look.degree))
-        none = torch.maximum(above.masked_fill(high.isinf(), 0.0), below.masked_fill(low.isinf(), 0.0))
-        return torch.where(beating.any(-1), found, none).masked_fill(look.whole, 0.0)
+    def excess(self, state: RitzState) -> Float[Tensor, " chosen"]:
+        """The largest residual of a wanted value over its tolerance; without any, the risk that one was missed."""
+        floor = self.rounding * torch.maximum(state.norm, self.norm[state.points])
+        ratios = state.residuals / (TOLERANCE_MARGIN * self._tolerance(state.values, floor[:, None]))
+        wanted = self.results(state)
+        of_wanted = ratios.masked_fill(~wanted, 0.0).amax(-1)
+        high, low = self.high[state.points], self.low[state.points]
+        top, bottom = state.values[:, -1], state.values[:, 0]
+        spread = top + state.residuals[:, -1] - bottom + state.residuals[:, 0]
+        # Nothing is searched beyond an infinite bar, nor beyond an end whose Ritz value has converged below the bar.
+        above = torch.minimum(ratios[:, -1], self._risk(high - top, spread + high - top, state.degree))
+        below = torch.minimum(ratios[:, 0], self._risk(bottom - low, spread + bottom - low, state.degree))
+        missed = torch.maximum(above.masked_fill(high.isinf(), 0.0), below.masked_fill(low.isinf(), 0.0))
+        return torch.where(wanted.any(-1), of_wanted, missed).masked_fill(state.exhausted, 0.0)
 
-    def taken(self, look: RitzState, row: int) -> Int[Tensor, " pair"]:
-        return self._beating(look)[row].nonzero()[:, 0]
+    def results(self, state: RitzState) -> Bool[Tensor, "chosen value"]:
+        """The values beyond a bar, which were missed."""
+        beyond_high = state.values > self.beats_high[state.points, None]
+        return beyond_high | (state.values < self.beats_low[state.points, None])
 
-    def complete(self, look: RitzState, row: int) -> bool:
-        return not bool(self._beating(look)[row].any())
+    def complete(self, state: RitzState) -> Bool[Tensor, " chosen"]:
+        """Where nothing was missed. Where something was, there may be more of it: another search must tell."""
+        return ~self.results(state).any(-1)
 
-    def _beating(self, look: RitzState) -> Tensor:
-        above = look.values > (self.high + self.slack_high)[look.points, None]
-        return above | (look.values < (self.low - self.slack_low)[look.points, None])
-
-    def _allowed(self, look: RitzState) -> Float[Tensor, "chosen value"]:
-        floor = rounding(self.dtype) * torch.maximum(look.norm, self.norm[look.points])
-        return STEER * torch.maximum(self.rtol * look.values.abs(), floor[:, None])
+    def _tolerance(self, values: Tensor, floor: Tensor) -> Tensor:
+        """What counts as zero beside each value; of an infinite bar, the floor."""
+        relative = torch.where(values.isinf(), 0.0, self.rtol * values.abs())
+        return torch.maximum(relative, floor)
 
     def _risk(self, gap: Tensor, spread: Tensor, degree: int) -> Float[Tensor, " chosen"]:
-        """The chance to have overlooked an eigenvalue beyond the bar, over RISK."""
+        """The bound of the module's docstring on the probability that an eigenvalue lies beyond the bar, over RISK."""
         share = (gap / spread).nan_to_num(0.0).clamp(min=0.0, max=1.0)
         return 1.648 * sqrt(self.num_params) * torch.exp(-share.sqrt() * (2 * degree - 1)) / RISK
 
 
-def _bars(wishes: tuple[Selection, ...], ritz: Ritz, dtype: torch.dtype) -> tuple[float, float, float, float]:
-    """Above the first or below the second something belongs among the wanted; and what counts as equal to them."""
-    bars = [wish.bars(ritz.values) for wish in wishes]
-    high, low = min(bar for bar, _ in bars), max(bar for _, bar in bars)
-    rtol, floor = max(wish.rtol for wish in wishes), rounding(dtype) * ritz.norm
-    slack = [max(rtol * abs(bar), floor) if abs(bar) < torch.inf else floor for bar in (high, low)]
-    return high, low, slack[0], slack[1]
-
-
-def _merged(old: Ritz, new: Ritz) -> Ritz:
-    count = old.num_matvecs + new.num_matvecs
-    if new.broken or len(new.values) == 0:
-        return replace(old, num_matvecs=count, complete=new.complete)
-    values, vectors = torch.cat([old.values, new.values]), torch.cat([old.vectors, new.vectors])
-    return Ritz(values, vectors, max(old.norm, new.norm), count, new.met, new.complete)
+def _merged(known: RitzPairs, found: RitzPairs) -> RitzPairs:
+    """The known pairs with those that a search found; a search that found none, or met NaN, changes only the counts."""
+    new = found.finite & (found.count > 0)
+    width = found.values.shape[1]
+    real = torch.cat([known.real, found.real & new[:, None]], dim=1)
+    both = replace(
+        known,
+        values=torch.cat([known.values, found.values], dim=1),
+        vectors=torch.cat([known.vectors, found.vectors], dim=1),
+        norm=torch.where(new, torch.maximum(known.norm, found.norm), known.norm),
+        num_matvecs=known.num_matvecs + found.num_matvecs,
+        converged=torch.where(new, found.converged, known.converged),
+        complete=found.complete,
+    )
+    return both.keep(real) if width else both

@@ -1,37 +1,48 @@
-"""An orthonormal basis that grows by products, at all points in step, and the small matrix seen from it.
+"""An orthonormal Krylov basis that grows by products, at all points in step, and the small matrix T that H is in it.
 
     H q_m = beta_{m-1} q_{m-1} + alpha_m q_m + beta_m q_{m+1}
 
-T, tridiagonal with the alphas and betas, is H on the span of the q. Its pairs T s = ritz s give (ritz, Q s)
-with the residual |H Q s - ritz Q s| = beta_m |s_m|, known without a further product (Paige 1972).
+T is tridiagonal, with the alphas and betas as entries, and is H restricted to the span of the q. Each of its pairs
+T s = ritz s gives a Ritz pair (ritz, Q s) of H. The residual |H Q s - ritz Q s| = beta_m |s_m| is known without a
+further product (Paige 1972).
 
-Thick restart (Wu, Simon 2000): l of the Q s and q_{m+1} make a shorter basis, from which T is diag(ritz) with
-one more row, the beta_m s_m, an arrow; what follows is tridiagonal again.
+Thick restart (Wu, Simon 2000): some of the Ritz vectors Q s, and q_{m+1}, make a shorter basis. In it T is diag(ritz)
+with one more row, the beta_m s_m, so that it has the shape of an arrow; the rows that follow are tridiagonal again.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hessian_tools.curvature.eigen.selection import ROUNDING
+from hessian_tools.curvature.eigen.selection import rounding
 from hessian_tools.curvature.operators.lengths import lengths
 
-# A new basis is made of the old one this many bytes at a time.
-PIECE = 2**23
-# Orthogonalised once more where less than this share of a vector was left.
-CANCELLED = 0.5
+# A restart makes the new basis from the old one this many bytes at a time, so that it needs no second basis.
+RESTART_BYTES = 2**23
+# A vector is orthogonalised a second time where less than this share of it was left, because rounding in what was
+# taken away is then no longer small beside the rest ("twice is enough", Kahan and Parlett).
+CANCELLATION = 0.5
 
 
 class KrylovBasis:
-    """Rows of ``basis``: first the locked ones, then ``size`` that T is made of, then the one to multiply next.
+    """The bases of all points, and T of each.
 
-    locked: rows [point, locked, param], orthonormal or zero, that everything stays orthogonal to.
-    first: unit vectors orthogonal to them, one a point or one for all. room: rows besides the locked.
-    fresh: a random vector for the asking. T lies on the CPU in float64: ``diagonal``, and ``coupling`` of
-    row i to the next, or, for the first ``kept`` rows, to row ``kept``; 0 where the space was exhausted.
+    rows [point, num_locked + max_size, param]: first the locked vectors, then the ``size`` vectors that T belongs to,
+    then the vector to multiply next.
+
+    first: unit vectors orthogonal to the locked ones, one for each point or one for all. locked: orthonormal rows, or
+    zero rows as padding, that all vectors stay orthogonal to. max_size: how many vectors fit besides the locked ones.
+    fresh: draws the random vector of a given step, the same for all points, with which a point goes on after a
+    breakdown.
+
+    T lies on the CPU in float64: ``diagonal``, and ``coupling`` of row i to row i + 1 or, for the first
+    ``num_restarted`` rows, to row ``num_restarted``. A coupling is 0 where the Krylov space was exhausted.
+    breakdown: the points where that happened at the last step. dimension: of the space orthogonal to the locked
+    vectors. scale: the largest entry of T so far, by which rounding is recognised. restart_size: the size at which the
+    next vector is the last one that fits although the space has more dimensions; None where the whole space fits.
     """
 
     def __init__(
@@ -39,135 +50,140 @@ class KrylovBasis:
         first: Float[Tensor, "#point param"],
         locked: Float[Tensor, "point locked param"],
         *,
-        room: int,
+        max_size: int,
         fresh: Callable[[int], Float[Tensor, " param"]],
     ) -> None:
-        num_points, num_locked, num_params = locked.shape
-        # Zero rows are not vectors but filled-up space.
-        self.space = num_params - (locked != 0).any(-1).sum(-1).cpu().numpy()
-        self.room = min(room, num_params)
-        self.basis = locked.new_empty(num_points, num_locked + self.room, num_params)
-        self.basis[:, :num_locked] = locked
-        self.basis[:, num_locked] = first
-        self.locked, self.size, self.kept = num_locked, 0, 0
-        self.diagonal = np.zeros((num_points, self.room))
-        self.coupling = np.zeros((num_points, self.room))
+        num_points, self.num_locked, num_params = locked.shape
+        self.max_size, self.fresh = min(max_size, num_params), fresh
+        self.dimension = num_params - (locked != 0).any(-1).sum(-1).cpu().numpy()
+        self.rows = locked.new_empty(num_points, self.num_locked + self.max_size, num_params)
+        self.rows[:, : self.num_locked] = locked
+        self.rows[:, self.num_locked] = first
+        self.next = self.rows[:, self.num_locked]
+        self.size = self.num_restarted = 0
+        self.restart_size = self.max_size - 1 if self.max_size < num_params else None
+        self.diagonal = np.zeros((num_points, self.max_size))
+        self.coupling = np.zeros((num_points, self.max_size))
         self.scale = np.zeros(num_points)
-        self.fresh = fresh
+        self.breakdown = np.zeros(num_points, dtype=bool)
+        self._last_coupling = self.rows.new_zeros(num_points, 1)
+        self._rounding = rounding(locked.dtype)
 
     @property
-    def next(self) -> Float[Tensor, "point param"]:
-        """The vectors to multiply next."""
-        return self.basis[:, self.locked + self.size]
-
-    @property
-    def crowded(self) -> bool:
-        """Whether the next vector is the last there is room for, and the whole space has not that room."""
-        return self.size == self.room - 1 and self.room < self.basis.shape[-1]
+    def exhausted(self) -> Bool[np.ndarray, " point"]:
+        """Where the basis spans the whole space, so that its Ritz pairs are eigenpairs."""
+        return self.size >= self.dimension
 
     def advance(self, w: Float[Tensor, "point param"], step: int) -> Bool[np.ndarray, " point"]:
-        """Take in the products w of ``next``; False where a number was not finite. step: names the random vectors."""
-        m, last, rows = self.size, self.next, self.basis[:, : self.locked + self.size + 1]
-        alpha = (w * last).sum(-1)
-        before = lengths(w)
-        if m > self.kept:  # two terms first, so that once is enough for the rest unless much cancels
-            w = torch.addcmul(w, alpha[:, None], last, value=-1)
-            w = torch.addcmul(w, _column(self.coupling[:, m - 1], w), rows[:, -2], value=-1)
-            before = lengths(w)
-        w = _orthogonal(w, rows)
-        alphas, befores, betas = torch.stack([alpha.double(), before, lengths(w)]).cpu().numpy()
-        again = np.flatnonzero(betas < CANCELLED * befores) if m > self.kept else np.arange(len(betas))
+        """Extend every basis by the products w of ``next``; returns False where a number was not finite.
+
+        step: names the random vector that a point needs after a breakdown.
+        """
+        m, rows = self.size, self.rows[:, : self.num_locked + self.size + 1]
+        alpha = (w * self.next).sum(-1)
+        if m > self.num_restarted:
+            # The recurrence's two terms go first, so that one full orthogonalisation is enough unless much cancels.
+            w = torch.addcmul(w, alpha[:, None], self.next, value=-1)
+            w = torch.addcmul(w, self._last_coupling, rows[:, -2], value=-1)
+        # A row vector times a matrix: as a matrix times a column, torch's batched product is ten times slower.
+        components = w[:, None] @ rows.mT
+        w = torch.baddbmm(w[:, None], components, rows, alpha=-1)[:, 0]
+        removed = torch.linalg.vector_norm(components[:, 0], dim=-1, dtype=torch.float64)
+        alphas, removed, betas = torch.stack([alpha.double(), removed, lengths(w)]).cpu().numpy()
+        again = np.arange(len(betas))  # all, where the recurrence has taken nothing away beforehand
+        if m > self.num_restarted:
+            again = np.flatnonzero(betas < CANCELLATION * np.hypot(betas, removed))  # by Pythagoras, the length before
         if len(again):
-            who = torch.from_numpy(again).to(w.device)
-            w[who] = _orthogonal(w[who], rows if len(again) == len(w) else rows[who])
+            points = torch.from_numpy(again).to(w.device)
+            w[points] = _orthogonal(w[points], rows if len(again) == len(w) else rows[points])
             betas = lengths(w).cpu().numpy()
-        finite = np.isfinite(alphas + betas)
         self.scale = np.maximum(self.scale, np.maximum(abs(alphas), betas))
-        # What is left of a direction in an exhausted space is rounding: go on at random.
-        ended = m + 1 >= self.space
-        spent = finite & (ended | (betas <= ROUNDING * torch.finfo(w.dtype).eps * self.scale))
-        self.diagonal[:, m], self.coupling[:, m] = alphas, np.where(spent, 0.0, betas)
-        if spent[~ended].any():
-            who = torch.from_numpy(spent & ~ended).to(w.device)
-            w[who] = _orthogonal(_orthogonal(self.fresh(step).expand_as(w[who]), rows[who]), rows[who])
-            betas[spent] = lengths(w).cpu().numpy()[spent]
+        finite = np.isfinite(alphas + betas)
+        complete_basis = m + 1 >= self.dimension
+        self.breakdown = finite & (complete_basis | (betas <= self._rounding * self.scale))
+        self.diagonal[:, m], self.coupling[:, m] = alphas, np.where(self.breakdown, 0.0, betas)
+        go_on = self.breakdown & ~complete_basis
+        if go_on.any():
+            # What is left of a direction in an exhausted Krylov space is rounding: a random vector takes its place.
+            points = torch.from_numpy(go_on).to(w.device)
+            fresh = self.fresh(step).expand_as(w[points])
+            w[points] = _orthogonal(_orthogonal(fresh, rows[points]), rows[points])
+            betas[go_on] = lengths(w).cpu().numpy()[go_on]
+        # Rounded to the dtype before it moves, and without waiting for the device: the numbers lie in pageable memory,
+        # of which the call has made a copy when it returns.
+        columns = torch.from_numpy(np.stack([self.coupling[:, m], betas])).to(w.dtype)[..., None]
+        self._last_coupling, norms = columns.to(w.device, non_blocking=True)
         self.size += 1
-        if self.size < self.room:
-            self.basis[:, self.locked + self.size] = w / _column(betas, w).clamp(min=torch.finfo(w.dtype).tiny)
+        if self.size < self.max_size:
+            self.next = self.rows[:, self.num_locked + self.size]
+            torch.div(w, norms.clamp(min=torch.finfo(w.dtype).tiny), out=self.next)
         return finite
 
-    @property
-    def spent(self) -> Bool[np.ndarray, " point"]:
-        """Where the last step left the space."""
-        return self.coupling[:, self.size - 1] == 0
-
-    @property
-    def whole(self) -> Bool[np.ndarray, " point"]:
-        """Where the basis spans the whole space."""
-        return self.size >= self.space
-
-    def matrices(self, who: Int[np.ndarray, " chosen"]) -> Float[Tensor, "chosen row row"]:
-        """T of some points; its lower triangle."""
-        m, kept = self.size, self.kept
-        T = np.zeros((len(who), m, m))
-        down = np.arange(m - 1)
-        T[:, np.arange(m), np.arange(m)] = self.diagonal[who, :m]
-        T[:, np.where(down < kept, kept, down + 1), down] = self.coupling[who, : m - 1]
-        return torch.from_numpy(T)
-
     def pairs(
-        self, who: Int[np.ndarray, " chosen"]
+        self, points: Int[np.ndarray, " chosen"]
     ) -> tuple[Float[Tensor, "chosen value"], Float[Tensor, "chosen value"], Float[Tensor, "chosen row value"]]:
-        """Ritz values, rising, their residuals, and the vectors s of some points; NaN where T is not finite."""
-        T = self.matrices(who)
-        bad = ~T.isfinite().flatten(1).all(-1)
-        values, vectors = torch.linalg.eigh(T.masked_fill_(bad[:, None, None], 0.0))
-        beta = torch.from_numpy(self.coupling[who, self.size - 1])
+        """Ritz values, rising, their residuals, and eigenvectors s of T at some points; NaN where T is not finite."""
+        m = self.size
+        T = np.zeros((len(points), m, m))
+        row = np.arange(m - 1)
+        T[:, np.arange(m), np.arange(m)] = self.diagonal[points, :m]
+        # eigh reads the lower triangle alone.
+        T[:, np.where(row < self.num_restarted, self.num_restarted, row + 1), row] = self.coupling[points, : m - 1]
+        bad = torch.from_numpy(~np.isfinite(T).all((1, 2)))
+        values, vectors = torch.linalg.eigh(torch.from_numpy(T).masked_fill_(bad[:, None, None], 0.0))
+        beta = torch.from_numpy(self.coupling[points, m - 1])
         return values.masked_fill(bad[:, None], torch.nan), beta[:, None] * vectors[:, -1].abs(), vectors
 
-    def vectors(self, point: int, s: Float[Tensor, "row pair"]) -> Float[Tensor, "pair param"]:
-        """Q s at one point, as rows."""
-        rows = self.basis[point, self.locked : self.locked + self.size]
-        return s.mT.to(rows) @ rows
+    def vectors(
+        self, points: Int[np.ndarray, " chosen"], s: Float[Tensor, "chosen row pair"]
+    ) -> Float[Tensor, "chosen pair param"]:
+        """The Ritz vectors Q s of some points, as rows."""
+        basis = self.rows[:, self.num_locked : self.num_locked + self.size]
+        coefficients = s.mT.to(basis)
+        out = basis.new_empty(*coefficients.shape[:2], basis.shape[-1])
+        for i, point in enumerate(points):  # indexing with all points at once would copy their bases
+            torch.matmul(coefficients[i], basis[point], out=out[i])
+        return out
 
-    def restart(self, values: Float[Tensor, "point l"], s: Float[Tensor, "point row l"]) -> None:
-        """Go on from some Ritz pairs of every point and the vector to multiply next; within the memory it has."""
-        first, m, kept = self.locked, self.size, values.shape[-1]
-        coefficients = s.mT.to(self.basis)
-        width = max(1, PIECE // (self.basis.element_size() * kept * len(self.basis)))
-        for columns in torch.arange(self.basis.shape[-1], device="cpu").split(width):
-            here = slice(int(columns[0]), int(columns[-1]) + 1)
-            self.basis[:, first : first + kept, here] = coefficients @ self.basis[:, first : first + m, here]
-        self.basis[:, first + kept] = self.next
+    def restart(self, values: Float[Tensor, "point kept"], s: Float[Tensor, "point row kept"]) -> None:
+        """Shorten every basis to some of its Ritz vectors and the vector to multiply next, in place."""
+        first, m, kept = self.num_locked, self.size, values.shape[-1]
+        coefficients = s.mT.to(self.rows)
+        width = max(1, RESTART_BYTES // (self.rows.element_size() * kept * len(self.rows)))
+        for start in range(0, self.rows.shape[-1], width):
+            columns = slice(start, start + width)
+            self.rows[:, first : first + kept, columns] = coefficients @ self.rows[:, first : first + m, columns]
+        self.rows[:, first + kept] = self.next
+        self.next = self.rows[:, first + kept]
         self.diagonal[:, :kept] = values.numpy()
         self.coupling[:, :kept] = self.coupling[:, m - 1, None] * s[:, -1].numpy()
-        self.size = self.kept = kept
+        self.size = self.num_restarted = kept
 
-    def keep(self, who: Int[np.ndarray, " chosen"]) -> None:
-        """Go on with some of the points, in their order; moved within the memory they have."""
-        for to, source in enumerate(who):
-            if to != source:
-                self.basis[to, : self.locked + self.size + 1] = self.basis[source, : self.locked + self.size + 1]
-        self.basis = self.basis[: len(who)]
-        self.diagonal, self.coupling = self.diagonal[who], self.coupling[who]
-        self.scale, self.space = self.scale[who], self.space[who]
+    def keep(self, points: Int[np.ndarray, " chosen"]) -> None:
+        """Go on with some of the points, in rising order, within the memory of the bases."""
+        used = self.num_locked + self.size + 1
+        move_to_front(self.rows[:, :used], points)
+        self.rows = self.rows[: len(points)]
+        self.next = self.rows[:, :used][:, -1]
+        self._last_coupling = self._last_coupling[torch.from_numpy(points).to(self.rows.device)]
+        for name in ("diagonal", "coupling", "scale", "dimension", "breakdown"):
+            setattr(self, name, getattr(self, name)[points])
 
-    def leave(self, who: Int[np.ndarray, " chosen"]) -> None:
-        """No more random vectors for these points."""
-        self.space[who] = 0
+    def retire(self, points: Int[np.ndarray, " chosen"]) -> None:
+        """Draw no more random vectors for these points, whose results no one reads any more."""
+        self.dimension[points] = 0
 
 
-def _column(numbers: Float[np.ndarray, " point"], like: Tensor) -> Float[Tensor, "point 1"]:
-    # In the dtype before it moves, and without waiting for the device: it has taken the numbers when the call returns.
-    return torch.from_numpy(numbers).to(like.dtype).to(like.device, non_blocking=True)[:, None]
+def move_to_front(A: Float[Tensor, "point ..."], points: Sequence[int] | Int[np.ndarray, " chosen"]) -> None:
+    """Move some rows of A, in rising order, to its front, in place: a copy could exceed the memory budget."""
+    for to, source in enumerate(points):
+        if to != source:
+            A[to] = A[source]
 
 
 def _orthogonal(
     w: Float[Tensor, "point param"], rows: Float[Tensor, "point row param"]
 ) -> Float[Tensor, "point param"]:
-    """w less its part in the span of the rows.
-
-    Row vector times matrix: as matrix times column torch's batched product is ten times slower.
-    """
+    """w less its part in the span of the orthonormal rows."""
     row = w[:, None]
     return torch.baddbmm(row, row @ rows.mT, rows, alpha=-1)[:, 0]

@@ -1,6 +1,6 @@
 """Lanczos with full reorthogonalisation and thick restart, for all points at once; each stops on its own residuals.
 
-The residuals of the recurrence steer the stop; the pairs are checked by true products in ``eigen``.
+The residuals of the recurrence decide when a run stops; the pairs are checked by true products in ``rayleigh_ritz``.
 (Lanczos 1950; Paige 1972; Wu, Simon 2000.)
 """
 
@@ -8,102 +8,112 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hessian_tools.curvature.eigen.batched_lanczos import BatchedLanczos, Ritz, RitzState, StoppingRule
+from hessian_tools.curvature.eigen.batched_lanczos import BatchedLanczos, Limits, RitzState, StoppingRule
 from hessian_tools.curvature.eigen.krylov import KrylovBasis
-from hessian_tools.curvature.eigen.selection import ROUNDING, Selection
+from hessian_tools.curvature.eigen.ritz import RitzPairs
+from hessian_tools.curvature.eigen.selection import Selection, rounding
 from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.rng import PathPart, stream
 
-# Steer a little below what is asked, to leave room for the rounding of the true residual.
-STEER = 0.9
-# A pair next to the wanted counts as not among them when its residual is this share of the way there.
-CLEARANCE = 0.1
+# The share of the tolerance at which a run stops. The rest is for the rounding that the true residual has on top of the
+# residual of the recurrence.
+TOLERANCE_MARGIN = 0.9
+# The residual of the first unwanted Ritz value, as a share of its gap to the wanted ones, below which it is taken as
+# unwanted for good.
+GAP_FRACTION = 0.1
 
 
 def lanczos(
     H: Operator,
-    wishes: tuple[Selection, ...],
+    selections: tuple[Selection, ...],
+    limits: Limits,
     *,
-    seed: int,
-    max_steps: int,
-    max_basis: int,
     done: Callable[[int], None] = lambda count: None,
-) -> list[Ritz]:
-    """Ritz pairs for every wish at every point, from one run a point, in the order of the points.
+) -> RitzPairs:
+    """The Ritz pairs that the selections want at every point, from one run at each point.
 
-    All points start from one vector, drawn from ``stream(seed, "lanczos", 0)``. A point leaves when all its
-    wishes are met, when a number is not finite (its pairs are then NaN), or after ``max_steps`` products.
-    max_basis: vectors held for each point; when there are so many, the run restarts from the best Ritz pairs.
+    All points start from one vector, drawn from ``stream(seed, "lanczos", 0)``. A point finishes when the pairs of all
+    selections have converged, when a number is not finite, or after ``limits.max_steps`` products. When the basis has
+    ``limits.max_basis`` vectors, the run restarts from the best Ritz pairs. done: called with the number of points that
+    have finished, whenever some have.
 
-    One start sees one copy of a multiple eigenvalue. Where its Krylov space is exhausted, a new random vector
-    follows, and another, until an exhausted space has brought no wish a better value.
+    From one start vector, only one copy of a multiple eigenvalue can be found. Where its Krylov space is exhausted, a
+    new random vector follows, and another, until an exhausted space has brought no better value for any selection.
     """
-    num_points, num_params = H.num_points or 1, H.num_params
+    num_points, num_params, seed = H.num_points or 1, H.num_params, limits.seed
     first = random_vector(H, seed, 0)
-    nothing = torch.empty(num_points, 0, num_params, dtype=H.dtype, device=H.device)
     basis = KrylovBasis(
-        (first / first.norm())[None], nothing, room=max_basis, fresh=lambda step: random_vector(H, seed, step + 1)
+        (first / first.norm())[None],
+        torch.empty(num_points, 0, num_params, dtype=H.dtype, device=H.device),
+        max_size=limits.max_basis,
+        fresh=lambda step: random_vector(H, seed, step + 1),
     )
-    most = np.full(num_points, min(max_steps, num_params) if max_basis >= num_params else max_steps)
-    return BatchedLanczos(H, basis, _Wishes(wishes, num_points, H.dtype), wishes, most).to_the_end(done)
+    max_steps = min(limits.max_steps, num_params) if limits.max_basis >= num_params else limits.max_steps
+    rule = _ConvergedPairs(selections, num_points, H.dtype)
+    return BatchedLanczos(H, basis, rule, selections, np.full(num_points, max_steps)).run(done)
 
 
-class _Wishes(StoppingRule):
-    """All wishes met by the recurrence's residuals; once a space is exhausted: exhausted again and nothing new."""
+class _ConvergedPairs(StoppingRule):
+    """A point finishes once the wanted pairs have converged and no other is about to overtake them.
 
-    def __init__(self, wishes: tuple[Selection, ...], num_points: int, dtype: torch.dtype) -> None:
-        self.wishes, self.dtype = wishes, dtype
-        # The wanted values when a space was last exhausted.
-        self.found = torch.full(
-            (num_points, sum(wish.k for wish in wishes)), torch.nan, dtype=torch.float64, device="cpu"
+    After a breakdown, residuals of zero say nothing of further copies. There a point finishes at the first further
+    breakdown that leaves the wanted values as they were.
+    """
+
+    def __init__(self, selections: tuple[Selection, ...], num_points: int, dtype: torch.dtype) -> None:
+        self.selections, self.dtype = selections, dtype
+        # The wanted values at the last breakdown of each point; NaN where there was none.
+        self.at_breakdown = torch.full(
+            (num_points, sum(selection.k for selection in selections)), torch.nan, dtype=torch.float64, device="cpu"
         )
 
-    def missed(self, look: RitzState) -> Float[Tensor, " chosen"]:
-        picks = [wish.pick(look.values) for wish in self.wishes]
-        ratios = [self._unmet(look, wish, pick) for wish, pick in zip(self.wishes, picks, strict=True) if pick.numel()]
-        wanted = look.values.gather(-1, torch.cat(picks, dim=-1))
-        new = (wanted - self.found[look.points]).abs() > rounding(self.dtype) * look.norm[:, None]
-        settled = look.spent & ~new.any(-1) & ~self.found[look.points].isnan().any(-1)
-        self.found[look.points] = torch.where(look.spent[:, None], wanted, self.found[look.points])
-        missed = torch.where(look.has_been, torch.where(settled, 0.0, torch.inf), torch.stack(ratios).amax(0))
-        return missed.masked_fill(look.whole, 0.0)
+    def excess(self, state: RitzState) -> Float[Tensor, " chosen"]:
+        """The largest residual over what is allowed to it."""
+        picks = [selection.pick(state.values) for selection in self.selections]
+        wanted, before = state.values.gather(-1, torch.cat(picks, dim=-1)), self.at_breakdown[state.points]
+        # A comparison with NaN is False, so a first breakdown settles nothing.
+        unchanged = ((wanted - before).abs() <= rounding(self.dtype) * state.norm[:, None]).all(-1)
+        self.at_breakdown[state.points] = torch.where(state.breakdown[:, None], wanted, before)
+        after_breakdown = torch.where(state.breakdown & unchanged, 0.0, torch.inf)
+        ratios = [self._ratio(state, *pair) for pair in zip(self.selections, picks, strict=True) if pair[0].k]
+        excess = torch.where(state.had_breakdown, after_breakdown, torch.stack(ratios).amax(0))
+        return excess.masked_fill(state.exhausted, 0.0)
 
-    def _unmet(self, look: RitzState, wish: Selection, pick: Int[Tensor, "chosen k"]) -> Float[Tensor, " chosen"]:
-        """Residuals over what is allowed: of the wanted their tolerance, and of the first not wanted at either end a
-        share of its distance to them.
+    def _ratio(self, state: RitzState, selection: Selection, pick: Int[Tensor, "chosen k"]) -> Float[Tensor, " chosen"]:
+        """The largest ratio of a residual to what is allowed: for the wanted values their tolerance, and for the first
+        unwanted value at either end a share of its gap to the wanted ones.
 
-        New eigenvalues show there, on their way outwards. Without the second, at 2 to 6 % of the points of
-        Conv4 tasks the fifth of five was another one, smaller by up to 3 %, with a residual as small as asked.
+        New eigenvalues show at the ends, on their way outwards. Without the second condition, at 2 to 6 % of the
+        points of Conv4 tasks the fifth of five was another eigenvalue, smaller by up to 3 %, with a residual as small
+        as asked for.
         """
-        allowed = STEER * wish.tolerance(look.values, look.norm, self.dtype)
-        ratios = look.residuals / allowed
-        unmet = ratios.gather(-1, pick).amax(-1)
-        if look.values.shape[-1] == wish.k:
-            return unmet
-        distance = CLEARANCE * wish.distance(look.values, pick)
-        ratios = look.residuals / torch.maximum(allowed, distance)
-        rest = look.values.scatter(-1, pick, torch.nan)
-        top, bottom = rest.nan_to_num(nan=-torch.inf).argmax(-1), rest.nan_to_num(nan=torch.inf).argmin(-1)
-        ends = torch.stack([top, bottom], dim=-1)
-        return torch.maximum(unmet, ratios.gather(-1, ends).amax(-1))
+        allowed = TOLERANCE_MARGIN * selection.tolerance(state.values, state.norm, self.dtype)
+        ratio = (state.residuals / allowed).gather(-1, pick).amax(-1)
+        if state.values.shape[-1] == selection.k:
+            return ratio
+        gap = GAP_FRACTION * selection.distance(state.values, pick)
+        unwanted = state.values.scatter(-1, pick, torch.nan)
+        ends = torch.stack(
+            [unwanted.nan_to_num(nan=-torch.inf).argmax(-1), unwanted.nan_to_num(nan=torch.inf).argmin(-1)], dim=-1
+        )
+        at_ends = (state.residuals / torch.maximum(allowed, gap)).gather(-1, ends)
+        return torch.maximum(ratio, at_ends.amax(-1))
 
-    def taken(self, look: RitzState, row: int) -> Int[Tensor, " pair"]:
-        return torch.cat([wish.pick(look.values[row]) for wish in self.wishes]).unique()
+    def results(self, state: RitzState) -> Bool[Tensor, "chosen value"]:
+        """All wanted pairs, each once."""
+        picks = torch.cat([selection.pick(state.values) for selection in self.selections], dim=-1)
+        return torch.zeros_like(state.values, dtype=torch.bool).scatter_(-1, picks, True)
 
-    def complete(self, look: RitzState, row: int) -> bool:
-        return bool(look.has_been[row])
-
-
-def rounding(dtype: torch.dtype) -> float:
-    """What is rounding, as a share of |H|."""
-    return ROUNDING * torch.finfo(dtype).eps
+    def complete(self, state: RitzState) -> Bool[Tensor, " chosen"]:
+        """After a breakdown that brought nothing new."""
+        return state.had_breakdown
 
 
 def random_vector(H: Operator, seed: int, *path: PathPart) -> Float[Tensor, " param"]:
-    """Standard normal numbers of a named use."""
+    """Standard normal numbers for a named use, drawn on the CPU in float64 so that they do not depend on the device."""
     drawn = torch.randn(H.num_params, generator=stream(seed, "lanczos", *path), dtype=torch.float64, device="cpu")
     return drawn.to(H.device, H.dtype)
 
@@ -111,18 +121,21 @@ def random_vector(H: Operator, seed: int, *path: PathPart) -> Float[Tensor, " pa
 def gauss_quadrature(
     H: Operator, starts: Float[Tensor, "point param"], *, num_steps: int, seed: int
 ) -> tuple[Float[Tensor, "point node"], Float[Tensor, "point node"], Float[Tensor, "point node"]]:
-    """Nodes, rising, weights and residuals of the Gauss rule of each point's spectral measure as seen from its start z.
+    """Nodes, rising, weights and residuals of the Gauss rule of each point's spectral measure seen from its start z.
 
-    sum_i weights[i] nodes[i]^j = z'H^j z / z'z for j = 0 .. 2 num_steps - 1 (Golub, Meurant 1994): the nodes
-    are the eigenvalues of T, the weights the squared first components of its eigenvectors. The number of
-    nodes is the smaller of num_steps and param; those past an exhausted Krylov space have weight zero.
-    residuals: beta_m times the last components, as in ``lanczos``. float64 on the CPU; NaN at a point with a number
-    that is not finite.
+    sum_i weights[i] nodes[i]^j = z'H^j z / z'z for j = 0 .. 2 num_steps - 1 (Golub, Meurant 1994): the nodes are the
+    eigenvalues of T, and the weights are the squared first components of its eigenvectors. The number of nodes is the
+    smaller of num_steps and param; those that come after an exhausted Krylov space have weight zero. residuals: beta_m
+    times the last components, as in ``krylov``. All are float64 on the CPU, and NaN at a point where a number was not
+    finite.
     """
     num_steps = min(num_steps, H.num_params)
-    nothing = starts.new_empty(len(starts), 0, H.num_params)
-    first = starts / starts.norm(dim=-1, keepdim=True)
-    basis = KrylovBasis(first, nothing, room=num_steps, fresh=lambda step: random_vector(H, seed, step + 1))
+    basis = KrylovBasis(
+        starts / starts.norm(dim=-1, keepdim=True),
+        starts.new_empty(len(starts), 0, H.num_params),
+        max_size=num_steps,
+        fresh=lambda step: random_vector(H, seed, step + 1),
+    )
     for step in range(num_steps):
         basis.advance(H.products(basis.next[..., None])[..., 0], step)
     values, residuals, vectors = basis.pairs(np.arange(len(starts)))

@@ -1,6 +1,6 @@
 """Eigenpairs of a curvature operator at every point, each with the residual that bounds its error."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
@@ -8,11 +8,20 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hessian_tools.curvature.eigen.deflation import with_copies
+from hessian_tools.curvature.eigen.batched_lanczos import Limits
+from hessian_tools.curvature.eigen.deflation import with_missed_copies
+from hessian_tools.curvature.eigen.exact import (
+    DENSE_PARAMS,
+    RANK_DIVISOR,
+    exact_pairs,
+    max_products,
+    parts_in_memory,
+    vector_bytes,
+)
 from hessian_tools.curvature.eigen.lanczos import lanczos
-from hessian_tools.curvature.eigen.rayleigh_ritz import Verified, verified
+from hessian_tools.curvature.eigen.rayleigh_ritz import CheckedPairs, check_pairs
+from hessian_tools.curvature.eigen.ritz import RitzPairs
 from hessian_tools.curvature.eigen.selection import Selection, Which
-from hessian_tools.curvature.eigen.spectrum import DENSE_BELOW, LOW_RANK, exact_ritz, most_products
 from hessian_tools.curvature.engines.memory import memory_budget
 from hessian_tools.curvature.html import eigenvalues_html
 from hessian_tools.curvature.operators.operator import Operator
@@ -22,8 +31,8 @@ from hessian_tools.validation import check_whole
 
 Method = Literal["auto", "lanczos", "exact"]
 
-# Copies are searched for unasked up to so many parameters.
-COPIES_BELOW = 1024
+# Up to so many parameters, missed copies are searched for without being asked.
+SEARCHED_PARAMS = 1024
 # Products that a Lanczos run is expected to take for each pair, announced so that an engine can be chosen.
 PRODUCTS_PER_PAIR = 6
 
@@ -32,19 +41,22 @@ PRODUCTS_PER_PAIR = 6
 class EigenPairs:
     """Some eigenvalues at each point, in the order of ``which``, with their quality.
 
-    residuals: |H v - value v| of the unit vectors v, from true products: an eigenvalue of H lies that near, give or
-    take the rounding of those products, some eps times the size of what they are added up from (of H - G: of H, of G).
-    converged: residual <= max(rtol * |value|, 64 eps |H|), |H| the largest magnitude seen. Where False
-    the pair is still as good as its residual says; raise max_matvecs, or rtol. NaN and False at a point
-    whose Hessian is not finite. num_matvecs: products used there, those of the check included.
+    values: Rayleigh quotients v'Hv of the unit vectors v (loss / parameter^2). vectors: those v as columns, if asked
+    for; their signs mean nothing.
+    residuals: |H v - value v|, from true products: an eigenvalue of H lies that near, give or take the rounding of
+    those products, which is some eps times the size of what they are added up from (for H - G: of H and of G).
+    converged: residual <= max(rtol * |value|, 64 eps |H|), where |H| is the largest magnitude seen. Where it is False,
+    the pair is still as good as its residual says; raise max_matvecs, or rtol.
+    num_matvecs: products used at each point, those of the check included.
+    Values are NaN, and ``converged`` and ``complete`` False, at a point whose Hessian is not finite.
 
-    Residuals do not say that no eigenvalue was missed; ``complete`` does: that these are the wanted ones of the
-    whole spectrum, each as often as it is there, give or take one that is equal to the last of them within its
-    tolerance. True where the whole spectrum was computed, or where a search orthogonal to the pairs found nothing
-    more (wrong with a chance of about 1e-3). False where nobody looked (copies=False) or the products ran out: one
-    start vector cannot see the second copy of a multiple eigenvalue, and may not have shown one yet that lies
-    close to the last of the wanted in magnitude (none in 196 points of Conv4 and MLP tasks, at most 3 of 64 on
-    spectra made for it).
+    Residuals do not say that no eigenvalue was missed; ``complete`` does. It says that these are the wanted eigenvalues
+    of the whole spectrum, each with its multiplicity, except that the last of them may stand for another one that is
+    equal to it within the tolerance. It is True where the whole spectrum was computed, or where a search orthogonal to
+    the pairs found nothing more (which is wrong with a probability of about 1e-3). It is False where no search was made
+    (copies=False) or the products ran out: one start vector cannot find the second copy of a multiple eigenvalue, and
+    may not yet have found an eigenvalue whose magnitude is close to that of the last wanted one (none in 196 points of
+    Conv4 and MLP tasks, at most 3 of 64 on spectra made for it).
     """
 
     values: Float[Tensor, "*point k"]
@@ -60,7 +72,7 @@ class EigenPairs:
 
 @dataclass(frozen=True)
 class Extremes:
-    """The largest in magnitude and both algebraic ends, from one run; num_matvecs counts that run, in each."""
+    """The largest in magnitude and both algebraic ends, from one run whose products ``num_matvecs`` counts in each."""
 
     magnitude: EigenPairs
     largest: EigenPairs
@@ -84,21 +96,23 @@ def top_eigenpairs(
 ) -> EigenPairs:
     """k eigenpairs of H at every point, by Lanczos stopped on residuals and checked by true products.
 
-    which: "LM" largest magnitude first; "LA" largest first; "SA" smallest first; "BE" both ends,
-    largest first: k // 2 from the low end, the rest from the high one. These are different questions
-    where H is indefinite. max_matvecs: products a point; None: the larger of 100 and 20 k, twice that with copies.
-    Values are Rayleigh quotients of the vectors. The sign of a vector means nothing. Deterministic in seed.
+    which: "LM" for the largest in magnitude, in falling order; "LA" for the largest, falling; "SA" for the smallest,
+    rising; "BE" for both ends, falling: k // 2 from the low end, the rest from the high one. These are different
+    questions where H is indefinite.
+    rtol: the residual that a pair may have, as a share of its value. vectors: whether the result has them.
+    seed: the result depends on it, and on nothing else that is random.
+    max_matvecs: products allowed at each point. None for the larger of 100 and 20 k, twice that with copies.
 
-    max_basis: vectors of length param held for each point (with copies, k more); when there are so many, Lanczos
-    restarts from the best pairs, at the cost of more products. None: as many as fit in 512 MiB (CUDA: 4 GiB or less),
-    never under 2 k + 8 or 20; points go in parts where together they would take more.
-    copies: search for eigenvalues missed, see ``EigenPairs.complete``; 50 to 80 % more products, again as many
-    for each search that found some. None: up to 1024 parameters, but not above.
-    method: "exact" computes the whole spectrum (``spectrum``: dense, or a range finder), "auto" does so up
-    to 128 parameters, or 4 k if that is more, unless max_matvecs forbids. progress: called with the number of
-    points done and of all points.
+    max_basis: vectors of length param held for each point (with copies, k more). When there are so many, Lanczos
+    restarts from the best pairs, at the cost of more products. None for as many as fit in 512 MiB (CUDA: 4 GiB or
+    less), never under 2 k + 8 or 20; points go in parts where together they would take more.
+    copies: whether eigenvalues that were missed are searched for, see ``EigenPairs.complete``. This costs 50 to 80 %
+    more products, and again as many for each search that found some. None: up to 1024 parameters, but not above.
+    method: "exact" computes the whole spectrum, from the whole matrix or by a range finder (see ``spectrum``). "auto"
+    does so up to 128 parameters, or 4 k if that is more, unless max_matvecs forbids it; else it is "lanczos".
+    progress: called with the number of points done and of all points.
 
-    Raises ValueError for k outside 1..param. (Lanczos 1950; Wu, Simon 2000.)
+    Raises ValueError for k outside 1..param and for options that do not fit. (Lanczos 1950; Wu, Simon 2000.)
 
     >>> from hessian_tools.curvature import hessian
     >>> spectrum = torch.tensor([4.0, -3.0, 1.0, 0.5], dtype=torch.float64)
@@ -106,9 +120,9 @@ def top_eigenpairs(
     >>> [round(value, 9) for value in top_eigenpairs(H, k=2).values.tolist()]
     [4.0, -3.0]
     """
-    wishes = (_wish(which, k, rtol, H.num_params),)
-    plan = _plan(H, wishes, seed, max_matvecs, max_basis, copies, method)
-    return _run(H, wishes, plan, vectors=vectors, progress=progress)[0]
+    selections = (_selection(which, k, rtol, H.num_params),)
+    plan = _plan(H, selections, seed, max_matvecs, max_basis, copies, method)
+    return _run(H, selections, plan, vectors=vectors, progress=progress)[0]
 
 
 @full_precision
@@ -127,11 +141,10 @@ def extremal_eigenpairs(
     method: Method = "auto",
     progress: Progress | None = None,
 ) -> Extremes:
-    """The ``magnitude`` largest in magnitude and ``ends`` of each algebraic end, from one Lanczos run a point.
+    """The ``magnitude`` largest in magnitude and ``ends`` of each algebraic end, from one Lanczos run at each point.
 
-    ends=0 leaves the ends out (empty). ends_rtol: their tolerance, rtol if None. max_matvecs:
-    None: the larger of 100 and 20 (magnitude + 2 ends). Otherwise as :func:`top_eigenpairs`, with
-    magnitude + 2 ends for k.
+    ends: 0 leaves the ends empty. ends_rtol: the tolerance of the ends; None for rtol. max_matvecs: None for the larger
+    of 100 and 20 (magnitude + 2 ends). All else is as in :func:`top_eigenpairs`, with magnitude + 2 ends for k.
 
     >>> from hessian_tools.curvature import hessian
     >>> spectrum = torch.tensor([4.0, -3.0, 1.0, 0.5], dtype=torch.float64)
@@ -140,18 +153,21 @@ def extremal_eigenpairs(
     -3.0
     """
     ends_rtol = rtol if ends_rtol is None else ends_rtol
-    wishes = [_wish("LM", magnitude, rtol, H.num_params)]
-    wishes += [_wish(end, ends, ends_rtol, H.num_params, least=0) for end in ("LA", "SA")]
-    plan = _plan(H, tuple(wishes), seed, max_matvecs, max_basis, copies, method)
-    return Extremes(*_run(H, tuple(wishes), plan, vectors=vectors, progress=progress))
+    selections = (
+        _selection("LM", magnitude, rtol, H.num_params),
+        _selection("LA", ends, ends_rtol, H.num_params, min_k=0),
+        _selection("SA", ends, ends_rtol, H.num_params, min_k=0),
+    )
+    plan = _plan(H, selections, seed, max_matvecs, max_basis, copies, method)
+    return Extremes(*_run(H, selections, plan, vectors=vectors, progress=progress))
 
 
-def _wish(which: Which, k: int, rtol: float, num_params: int, least: int = 1) -> Selection:
+def _selection(which: Which, k: int, rtol: float, num_params: int, min_k: int = 1) -> Selection:
     if which not in get_args(Which):
         raise ValueError(f"which={which!r} is not known; give one of {', '.join(get_args(Which))}")
     check_whole(k=k)
-    if not least <= k <= num_params:
-        raise ValueError(f"{k} eigenvalues ({which}) of a matrix with {num_params} rows; give {least} to {num_params}")
+    if not min_k <= k <= num_params:
+        raise ValueError(f"{k} eigenvalues ({which}) of a matrix with {num_params} rows; give {min_k} to {num_params}")
     if not rtol >= 0:
         raise ValueError(f"rtol={rtol}: give 0 or more, such as 1e-3")
     return Selection(which, k, rtol)
@@ -159,111 +175,82 @@ def _wish(which: Which, k: int, rtol: float, num_params: int, least: int = 1) ->
 
 @dataclass(frozen=True)
 class _Plan:
-    """How to go about it, the same at all points. max_matvecs: those of the final check apart."""
+    """How the pairs are computed, the same at all points. The limits leave the products of the final check out."""
 
-    seed: int
     exact: bool
     copies: bool
-    max_matvecs: int
-    max_basis: int
+    limits: Limits
 
 
 def _plan(
     H: Operator,
-    wishes: tuple[Selection, ...],
+    selections: tuple[Selection, ...],
     seed: int,
     max_matvecs: int | None,
     max_basis: int | None,
     copies: bool | None,
     method: Method,
 ) -> _Plan:
-    """By counts, not by the clock: the same call goes the same way everywhere."""
-    pairs, n = sum(wish.k for wish in wishes), H.num_params
+    """The plan follows from counts, not from the clock, so that the same call does the same everywhere."""
+    pairs, n = sum(selection.k for selection in selections), H.num_params
     if method not in get_args(Method):
         raise ValueError(f"method={method!r} is not known; give one of {', '.join(get_args(Method))}")
     check_whole(max_matvecs=max_matvecs, max_basis=max_basis)
-    copies = n <= COPIES_BELOW if copies is None else copies
+    copies = n <= SEARCHED_PARAMS if copies is None else copies
     budget = (2 if copies else 1) * max(100, 20 * pairs) if max_matvecs is None else max_matvecs
     if budget < 2 * pairs:
         raise ValueError(f"max_matvecs={budget} cannot find and check {pairs} eigenpairs; give {2 * pairs} or more")
     if max_basis is not None and max_basis < min(n, 2 * pairs + 2):
         raise ValueError(f"max_basis={max_basis} cannot restart {pairs} eigenpairs; give {2 * pairs + 2} or more")
-    small = n <= max(DENSE_BELOW, LOW_RANK * pairs) and (max_matvecs is None or max_matvecs >= most_products(n) + pairs)
-    exact = method == "exact" or (method == "auto" and small)
-    rows = _basis_rows(H, pairs, budget) if max_basis is None else max_basis
-    return _Plan(seed, exact, copies, budget - pairs, rows)
-
-
-def _basis_rows(H: Operator, pairs: int, budget: int) -> int:
-    """As many as products if they fit in memory for 16 points, or as for 4 pairs + 40 if those fit for one."""
-    fit = _memory(H) // _row_bytes(H)
-    rows = max(2 * pairs + 8, 20, min(fit, max(4 * pairs + 40, fit // 16)))
-    return min(rows, budget + 1, H.num_params)
-
-
-def _memory(H: Operator) -> int:
-    return memory_budget(H.device)
-
-
-def _row_bytes(H: Operator) -> int:
-    return H.num_params * torch.finfo(H.dtype).bits // 8
-
-
-def _parts(H: Operator, plan: _Plan) -> Iterator[Operator]:
-    """The operator at as many points at a time as their bases fit in memory; a list would hold all they keep."""
-    at_once = max(1, _memory(H) // (plan.max_basis * _row_bytes(H)))
-    for part in H.parts():
-        if part.num_points is None or part.num_points <= at_once:
-            yield part
-        else:
-            yield from (part.select(rows) for rows in torch.arange(part.num_points, device="cpu").split(at_once))
+    small = n <= max(DENSE_PARAMS, RANK_DIVISOR * pairs)
+    affordable = max_matvecs is None or max_matvecs >= max_products(n) + pairs
+    exact = method == "exact" or (method == "auto" and small and affordable)
+    if max_basis is None:
+        # A vector for every product if that fits in memory for 16 points; else 4 pairs + 40 if those fit for one.
+        fit = memory_budget(H.device) // vector_bytes(H)
+        max_basis = max(2 * pairs + 8, 20, min(fit, max(4 * pairs + 40, fit // 16)))
+        max_basis = min(max_basis, budget + 1, n)
+    return _Plan(exact, copies, Limits(seed, budget - pairs, max_basis))
 
 
 def _run(
-    H: Operator, wishes: tuple[Selection, ...], plan: _Plan, *, vectors: bool, progress: Progress | None
+    H: Operator, selections: tuple[Selection, ...], plan: _Plan, *, vectors: bool, progress: Progress | None
 ) -> list[EigenPairs]:
-    H.announce(H.num_params if plan.exact else PRODUCTS_PER_PAIR * sum(wish.k for wish in wishes))
-    counter = ProgressCounter(H.num_points or 1, progress)
-    found = [_part(part, wishes, plan, vectors=vectors, done=counter.add) for part in _parts(H, plan)]
-    results = [_joined(columns) for columns in zip(*found, strict=True)]
-    return [_single(r) for r in results] if H.num_points is None else results
+    """The pairs of each selection, computed at as many points at a time as their bases fit in memory."""
+    H.announce(H.num_params if plan.exact else PRODUCTS_PER_PAIR * sum(selection.k for selection in selections))
+    count = ProgressCounter(H.num_points or 1, progress)
+    parts = []
+    for part in parts_in_memory(H, plan.limits.max_basis):
+        checked = check_pairs(part, _ritz_pairs(part, selections, plan, count), selections)
+        pairs = [_selected(checked, selection, H.dtype) for selection in selections]
+        parts.append(pairs if vectors else [replace(some, vectors=None) for some in pairs])
+    return [_joined(some, single=H.num_points is None) for some in zip(*parts, strict=True)]
 
 
-def _part(
-    H: Operator, wishes: tuple[Selection, ...], plan: _Plan, *, vectors: bool, done: Callable[[int], None]
-) -> list[EigenPairs]:
+def _ritz_pairs(H: Operator, selections: tuple[Selection, ...], plan: _Plan, count: ProgressCounter) -> RitzPairs:
     if plan.exact:
-        ritz = exact_ritz(H, pairs=sum(wish.k for wish in wishes), seed=plan.seed, done=done)
-    else:
-        limits = {"seed": plan.seed, "max_steps": plan.max_matvecs, "max_basis": plan.max_basis}
-        ritz = lanczos(H, wishes, **limits, done=(lambda count: None) if plan.copies else done)
-        if plan.copies:
-            ritz = with_copies(H, wishes, ritz, **limits, done=done)
-    checked = verified(H, ritz, wishes)
-    results = [_pairs(checked, wish, rows, H.dtype) for wish, rows in zip(wishes, checked.rows, strict=True)]
-    return results if vectors else [replace(r, vectors=None) for r in results]
+        return exact_pairs(H, selections, seed=plan.limits.seed, done=count.add)
+    if not plan.copies:
+        return lanczos(H, selections, plan.limits, done=count.add)
+    return with_missed_copies(H, selections, lanczos(H, selections, plan.limits), plan.limits, done=count.add)
 
 
-def _joined(parts: tuple[EigenPairs, ...]) -> EigenPairs:
-    """The pairs of all points from those of some at a time."""
-    if len(parts) == 1:
-        return parts[0]
-    columns = {f.name: [getattr(part, f.name) for part in parts] for f in fields(EigenPairs)}
-    joined: dict[str, Any] = {name: None if rows[0] is None else torch.cat(rows) for name, rows in columns.items()}
-    return EigenPairs(**joined)
-
-
-def _pairs(checked: Verified, wish: Selection, rows: Int[Tensor, "point k"], dtype: torch.dtype) -> EigenPairs:
-    """The pairs of one wish; put in order again, as Rayleigh quotients may differ from Ritz values by rounding."""
-    rows = rows.to(checked.values.device)
-    rows = rows.gather(-1, wish.pick(checked.values.gather(-1, rows)))
-    values, residuals = checked.values.gather(-1, rows), checked.residuals.gather(-1, rows)
-    converged = residuals <= wish.tolerance(values, checked.norm, dtype)
-    vectors = checked.vectors.gather(-1, rows[:, None].expand(-1, checked.vectors.shape[1], -1))
+def _selected(checked: CheckedPairs, selection: Selection, dtype: torch.dtype) -> EigenPairs:
+    """The pairs of one selection, in its order."""
+    pick = selection.pick(checked.values, checked.count)
+    values, residuals = checked.values.gather(-1, pick), checked.residuals.gather(-1, pick)
+    converged = residuals <= selection.tolerance(values, checked.norm, dtype)
+    vectors = checked.vectors.gather(-1, pick[:, None].expand(-1, checked.vectors.shape[1], -1))
     return EigenPairs(values, residuals, converged, vectors, checked.num_matvecs, checked.complete)
 
 
-def _single(pairs: EigenPairs) -> EigenPairs:
-    columns = {f.name: getattr(pairs, f.name) for f in fields(EigenPairs)}
-    first: dict[str, Any] = {name: None if rows is None else rows[0] for name, rows in columns.items()}
-    return EigenPairs(**first)
+def _joined(parts: Sequence[EigenPairs], *, single: bool) -> EigenPairs:
+    """The pairs of all points from those of some at a time; without the point axis at a single point."""
+
+    def column(name: str) -> Any:
+        pieces = [getattr(part, name) for part in parts]
+        if pieces[0] is None:
+            return None
+        return pieces[0][0] if single else torch.cat(pieces)
+
+    return EigenPairs(**{field.name: column(field.name) for field in fields(EigenPairs)})

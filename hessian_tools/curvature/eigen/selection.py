@@ -1,4 +1,4 @@
-"""Which eigenvalues are asked for, and how well."""
+"""Which eigenvalues are asked for at each point, and how accurately."""
 
 from dataclasses import dataclass
 from math import inf
@@ -10,74 +10,106 @@ from torch import Tensor
 
 Which = Literal["LM", "LA", "SA", "BE"]
 
-# A residual, or what is left of a new direction, below this many eps * |H| is rounding.
+# A residual, or the part of a new direction that orthogonalisation leaves, counts as rounding below this many eps |H|.
 ROUNDING = 64
+
+
+def rounding(dtype: torch.dtype) -> float:
+    """The size of rounding errors in products with H, as a share of |H|.
+
+    >>> rounding(torch.float64) == 64 * 2.0**-52
+    True
+    """
+    return ROUNDING * torch.finfo(dtype).eps
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Some eigenvalues of each point, and how well: residual <= max(rtol * |value|, ROUNDING * eps * |H|)."""
+    """The k eigenvalues that are wanted at each point, and the tolerance of their residuals.
+
+    which: "LM" the largest in magnitude, "LA" the largest, "SA" the smallest, "BE" both ends.
+    rtol: a pair has converged once its residual is at most max(rtol * |value|, 64 eps |H|).
+
+    Where points have different numbers of values, the rows are padded and ``count`` says how many values of each row
+    are real; without ``count`` all of them are.
+    """
 
     which: Which
     k: int
     rtol: float
 
-    def pick(self, values: Float[Tensor, "*point value"]) -> Int[Tensor, "*point k"]:
-        """Positions of the wanted in each row: LM by falling magnitude; LA and BE by falling value; SA by rising."""
-        if self.which == "LM":
-            return values.abs().sort(dim=-1, descending=True, stable=True).indices[..., : self.k]
-        falling = values.sort(dim=-1, descending=True, stable=True).indices
-        if self.which == "SA":
-            return falling.flip(-1)[..., : self.k]
-        return torch.cat([falling[..., : self.k - self.low], falling[..., falling.shape[-1] - self.low :]], dim=-1)
-
     @property
     def low(self) -> int:
-        """How many are taken from the low end where both are asked for."""
+        """How many of the k come from the low end where both ends are wanted."""
         return self.k // 2 if self.which == "BE" else 0
 
+    def pick(
+        self, values: Float[Tensor, "*point value"], count: Int[Tensor, "*point"] | None = None
+    ) -> Int[Tensor, "*point k"]:
+        """Positions of the wanted values: LM by falling magnitude, LA and BE by falling value, SA by rising value.
+
+        >>> Selection("BE", k=3, rtol=0.0).pick(torch.tensor([1.0, -4.0, 3.0, 2.0])).tolist()  # 3, 2 and -4
+        [2, 3, 1]
+        """
+        key = values.abs() if self.which == "LM" else values
+        place = torch.arange(self.k, device=values.device)
+        last = torch.full_like(place[:1], values.shape[-1] - 1) if count is None else count[..., None] - 1
+        if count is not None:  # padding goes to the end of the order
+            key = key.masked_fill(torch.arange(values.shape[-1], device=values.device) > last, -inf)
+        order = key.sort(dim=-1, descending=True, stable=True).indices
+        if self.which == "SA":
+            place = last - place
+        elif self.low:
+            place = torch.where(place < self.k - self.low, place, last + 1 - self.k + place)
+        # A point that is not finite has a single pair of NaN, which stands for all k.
+        place = torch.minimum(place, last).clamp(min=0)
+        return order.gather(-1, place.expand(*values.shape[:-1], self.k))
+
     def preference(self, values: Float[Tensor, "*point value"]) -> Int[Tensor, "*point value"]:
-        """For each value its place in the order in which values are wanted, 0 first."""
-        if self.which == "LM":
-            return _places(values.abs())
-        from_top = _places(values)
+        """The place of each value in the order in which values are wanted; 0 is wanted most."""
+        key = values.abs() if self.which == "LM" else values
+        # The inverse of a sorting permutation gives each value its place.
+        from_top = key.sort(dim=-1, descending=True, stable=True).indices.argsort(dim=-1)
         from_below = values.shape[-1] - 1 - from_top
         if self.which == "BE":
             return torch.minimum(from_top, from_below)
         return from_below if self.which == "SA" else from_top
 
-    def bars(self, values: Float[Tensor, " value"]) -> tuple[float, float]:
-        """Another eigenvalue would belong to the wanted above the first bar or below the second."""
+    def bars(
+        self, values: Float[Tensor, "*point value"], count: Int[Tensor, "*point"] | None = None
+    ) -> tuple[Float[Tensor, "*point"], Float[Tensor, "*point"]]:
+        """The two bars of each point: a further eigenvalue would be wanted above the first or below the second.
+
+        A bar is infinite where no further eigenvalue could be wanted at that end.
+        """
+        never = values.new_full(values.shape[:-1], inf)
         if self.k == 0:
-            return inf, -inf
-        picked = values[self.pick(values)]
-        last = float(picked[-1])
+            return never, -never
+        picked = values.gather(-1, self.pick(values, count))
+        last = picked[..., -1]
         if self.which == "LM":
-            return abs(last), -abs(last)
-        if self.which == "BE":
-            return float(picked[self.k - self.low - 1]), float(picked[self.k - self.low]) if self.low else -inf
-        return (inf, last) if self.which == "SA" else (last, -inf)
+            return last.abs(), -last.abs()
+        if self.which == "SA":
+            return never, last
+        return picked[..., self.k - self.low - 1], picked[..., self.k - self.low] if self.low else -never
 
     def distance(
         self, values: Float[Tensor, "point value"], pick: Int[Tensor, "point k"]
     ) -> Float[Tensor, "point value"]:
-        """How far each value is from being wanted, where ``pick`` are."""
+        """How far each value is from being wanted, where the positions ``pick`` hold the wanted ones."""
         picked = values.gather(-1, pick)
         last = picked[:, -1:]
         if self.which == "LM":
             return last.abs() - values.abs()
         if self.which == "SA":
             return values - last
-        above = picked[:, self.k - self.low - 1, None] - values
-        return torch.minimum(above, values - picked[:, self.k - self.low, None]) if self.low else above
+        below_high_end = picked[:, self.k - self.low - 1, None] - values
+        if not self.low:
+            return below_high_end
+        return torch.minimum(below_high_end, values - picked[:, self.k - self.low, None])
 
     def tolerance(
         self, values: Float[Tensor, "point value"], norm: Float[Tensor, " point"], dtype: torch.dtype
     ) -> Float[Tensor, "point value"]:
-        """The residual allowed to each value; norm: |H| at each point."""
-        return torch.maximum(self.rtol * values.abs(), ROUNDING * torch.finfo(dtype).eps * norm[:, None])
-
-
-def _places(values: Float[Tensor, "*point value"]) -> Int[Tensor, "*point value"]:
-    """The place of each value in falling order."""
-    return values.sort(dim=-1, descending=True, stable=True).indices.argsort(dim=-1)
+        """The residual that each value may have; norm: |H| at each point."""
+        return torch.maximum(self.rtol * values.abs(), rounding(dtype) * norm[:, None])

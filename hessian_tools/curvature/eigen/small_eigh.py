@@ -1,52 +1,54 @@
-"""Eigenproblems as small as a support set, made safe for LAPACK; points that are not finite are set aside.
+"""Symmetric eigenproblems that are as small as a support set, made safe for LAPACK.
 
-Up to ``ON_CPU`` rows they are solved on the CPU wherever the matrices lie: a GPU takes about a millisecond for each
-matrix above 32 rows, one after another, by solvers that changed with almost every release of torch.
+LAPACK refuses matrices that are not finite. ``finite`` sets such points to zero before, and ``set_nan`` marks their
+results after.
 """
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-# Rows up to which a symmetric matrix is solved on the CPU.
-ON_CPU = 256
+# Matrices of up to so many rows are solved on the CPU, wherever they lie: a GPU takes about a millisecond for each
+# matrix above 32 rows, one after another, by solvers that changed with almost every release of torch.
+MAX_CPU_ROWS = 256
 
 
 def eigh(A: Float[Tensor, "*point n n"]) -> tuple[Float[Tensor, "*point n"], Float[Tensor, "*point n n"]]:
-    """Eigenvalues, rising, and vectors of symmetric matrices, where they lie."""
-    values, vectors = torch.linalg.eigh(_moved(A))
+    """Eigenvalues, rising, and eigenvectors of symmetric matrices, on the device of A."""
+    values, vectors = torch.linalg.eigh(_on_fastest_device(A))
     return values.to(A.device), vectors.to(A.device)
 
 
 def eigvalsh(A: Float[Tensor, "*point n n"]) -> Float[Tensor, "*point n"]:
-    """Eigenvalues alone."""
-    return torch.linalg.eigvalsh(_moved(A)).to(A.device)
+    """Eigenvalues, rising, of symmetric matrices, on the device of A."""
+    return torch.linalg.eigvalsh(_on_fastest_device(A)).to(A.device)
 
 
-def _moved(A: Tensor) -> Tensor:
-    return A.cpu() if A.shape[-1] <= ON_CPU else A
+def _on_fastest_device(A: Tensor) -> Tensor:
+    return A.cpu() if A.shape[-1] <= MAX_CPU_ROWS else A
 
 
 def solvable(A: Float[Tensor, "point n n"]) -> Float[Tensor, "point n n"]:
-    """In float64: LAPACK's float32 eigensolvers fail or give NaN where confident predictions underflow (torch 2.13).
+    """A in float64 and without entries that could only underflow.
 
-    12 % of softmax regressions at logits of 30 were refused. The matrices are small, so it costs nothing.
+    LAPACK's float32 eigensolvers fail or give NaN where confident predictions underflow (torch 2.13): 12 % of softmax
+    regressions at logits of 30 were refused. The matrices are small, so float64 costs next to nothing.
     """
     return flushed(A.double())
 
 
 def flushed(A: Float[Tensor, "point _ _"]) -> Float[Tensor, "point _ _"]:
-    """Zeros for entries below eps^2 of the largest, which could only underflow."""
-    least = torch.finfo(A.dtype).eps ** 2 * A.abs().amax((-2, -1), keepdim=True)
-    return A.masked_fill(A.abs() < least, 0)
+    """A with zeros for entries below eps^2 of the largest of its matrix, which could only underflow."""
+    threshold = torch.finfo(A.dtype).eps ** 2 * A.abs().amax((-2, -1), keepdim=True)
+    return A.masked_fill(A.abs() < threshold, 0)
 
 
 def finite(A: Float[Tensor, "point _ _"]) -> tuple[Float[Tensor, "point _ _"], Bool[Tensor, " point"]]:
-    """Zeros at the points that are not finite, which eigensolvers refuse, and which those are."""
+    """A with zeros at the points that are not finite; and which points those are."""
     bad = ~A.isfinite().flatten(1).all(-1)
     return A.masked_fill(bad[:, None, None], 0), bad
 
 
 def set_nan(A: Float[Tensor, "point ..."], bad: Bool[Tensor, " point"]) -> Float[Tensor, "point ..."]:
-    """NaN at the bad points."""
+    """A with NaN at the bad points."""
     return A.masked_fill(bad.view(-1, *[1] * (A.ndim - 1)), torch.nan)

@@ -184,18 +184,6 @@ def load_mapping(tree: Tree, name: str, *keys: str) -> Mapping[str, Any]:
     return data
 
 
-def grouped(labels: Sequence[str]) -> dict[str, list[int]]:
-    """The rows that have each label, with the labels sorted.
-
-    >>> grouped(["b", "a", "b"])
-    {'a': [1], 'b': [0, 2]}
-    """
-    rows: dict[str, list[int]] = {label: [] for label in sorted(set(labels))}
-    for row, label in enumerate(labels):
-        rows[label].append(row)
-    return rows
-
-
 def check_same_length(where: str, images: int, labels: int) -> None:
     """ValueError unless there is one label for each image."""
     if images != labels:

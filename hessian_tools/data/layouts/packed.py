@@ -13,7 +13,6 @@ from hessian_tools.data.layouts.layout import (
     Images,
     Match,
     check_same_length,
-    grouped,
     in_home,
     labelled_images,
     load_mapping,
@@ -61,8 +60,8 @@ def find(tree: Tree) -> Iterator[Match]:
 def _read(tree: Tree, crop: bool, *, files: Mapping[str, str], read_part: Callable[[Tree, str, str], Part]) -> Contents:
     """Contents of one file for each part; ``read_part`` reads it, given the tree, the part and the file's name."""
     parts = {part: read_part(tree, part, name) for part, name in files.items()}
-    members = {part: grouped(labels) for part, (labels, _) in parts.items()}
-    names = tuple(label for groups in members.values() for label in groups)
+    members = {part: sorted(set(labels)) for part, (labels, _) in parts.items()}
+    names = tuple(label for labels in members.values() for label in labels)
     class_index = {name: i for i, name in enumerate(names)}
     labelled = {
         files[part]: ([class_index[label] for label in labels], images) for part, (labels, images) in parts.items()

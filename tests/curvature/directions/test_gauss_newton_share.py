@@ -9,7 +9,7 @@ from cases import LINEAR, Case, conv_batchnorm, gauss_newton_case, tanh_mlp
 from hessian_tools.curvature import (
     EigenPairs,
     GaussNewtonShare,
-    GramSpectrum,
+    Spectrum,
     gauss_newton_share,
     gauss_newton_spectrum,
     hessian,
@@ -66,7 +66,7 @@ def test_the_error_has_every_source_of_error_in_it() -> None:
     values, residuals = torch.tensor([4.0, 2.0, 1.0]), torch.tensor([0.2, 0.1, 0.0])
     e, yes = torch.eye(3), torch.ones(3, dtype=torch.bool)
     pairs = EigenPairs(values, residuals, yes, e, torch.tensor(9), yes[0])
-    result = gauss_newton_share(pairs, GramSpectrum(torch.tensor([3.0, 2.0]), torch.tensor(0.01), e[:, [0, 2]]))
+    result = gauss_newton_share(pairs, Spectrum(torch.tensor([3.0, 2.0]), torch.tensor(0.01), e[:, [0, 2]]))
     torch.testing.assert_close(result.share, torch.tensor([0.75, 0.0, 2.0]))
     sines = [0.2 / (4 - 2 - 0.1), 0.1 / (2 - 1), 1.0]
     off = [3 * sine + 0.01 + share * r for sine, share, r in zip(sines, (0.75, 0.0, 2.0), (0.2, 0.1, 0.0), strict=True)]

@@ -17,7 +17,7 @@ from cases import (
 from contract import close
 from torch import Tensor, nn
 
-from hessian_tools.curvature import gauss_newton_spectrum
+from hessian_tools.curvature import gauss_newton, gauss_newton_spectrum, ragged, spectrum
 from hessian_tools.layout import flatten
 from hessian_tools.loss import Loss, make_loss
 
@@ -182,3 +182,41 @@ def test_refusals_in_plain_words() -> None:
     assert len(str(refusal.value)) < 240
     with without_type_checks(), pytest.raises(ValueError, match="plain function"):
         gauss_newton_spectrum(lambda theta, _: (theta**2).sum(), torch.zeros(3), None)
+
+
+@by_name
+def test_the_spectrum_of_a_gauss_newton_matrix_uses_its_gram_matrix(case: Case) -> None:
+    """All eigenvalues, zeros included, to within the error, in the class of every other spectrum."""
+    G = gauss_newton(case.loss, case.thetas, case.batch)
+    outputs, n = case.loss.outputs(case.thetas[0], case.batch[0][0]).numel(), G.num_params
+    ours, dense = spectrum(G, vectors=True), spectrum(G, method="dense")
+    assert type(ours) is type(dense) is type(gauss_newton_spectrum(case.loss, case.thetas, case.batch))
+    assert ours.values.shape == dense.values.shape == (len(case.thetas), n)
+    assert ours.num_matvecs.tolist() == [min(outputs, n)] * len(case.thetas)
+    distance = (ours.values.sort(-1).values - dense.values.sort(-1).values).abs().amax(-1)
+    assert (distance <= ours.error + dense.error).all()
+    assert torch.equal(ours.rank, dense.rank)
+    X = ours.vectors
+    close((X * ours.values[:, None, : X.shape[-1]]) @ X.mT, case.dense)
+    one = spectrum(gauss_newton(case.loss, *case.at(1)[:2]))
+    close(one.values, ours.values[1])
+    assert one.error.shape == one.num_matvecs.shape == ()
+
+
+def test_without_a_gram_matrix_the_spectrum_is_computed_as_of_any_other_matrix() -> None:
+    """A criterion that is not convex, and batches of different sizes; NaN at one point stays there."""
+    concave = linear_loss(lambda out, y: torch.cos(out).sum())
+    theta, x = randn(3, path="theta"), randn(2, 3, path="x")
+    told: list[tuple[int, int]] = []
+    result = spectrum(gauss_newton(concave, theta, (x, torch.zeros(2))), progress=lambda *told_: told.append(told_))
+    exact = -(x.T * torch.cos(x @ theta)) @ x
+    close(result.values.sort().values, torch.linalg.eigvalsh(exact))
+    assert bool(result.dense) and told[-1] == (1, 1)
+    loss = linear_loss()
+    sizes = ragged([(x, torch.zeros(2, 1)), (x[:1], torch.zeros(1, 1))])
+    assert spectrum(gauss_newton(loss, theta.expand(2, -1), sizes)).rank.tolist() == [2, 1]
+    thetas = torch.stack([theta, torch.full_like(theta, torch.nan)])
+    tanh = linear_loss(lambda out, y: (torch.exp(out) - y).sum())
+    result = spectrum(gauss_newton(tanh, thetas, (x.expand(2, -1, -1), torch.zeros(2, 2, 1))))
+    assert result.values.isnan().all(-1).tolist() == [False, True]
+    assert result.rank.tolist() == [2, 0]

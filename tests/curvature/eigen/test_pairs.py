@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hessian_tools import curvature
 from hessian_tools.curvature import Hessian, hessian, trace
 
-# One Lanczos run a point and nothing else; test_copies.py has the search for copies, test_spectrum.py the exact way.
+# One Lanczos run a point and nothing else; test_deflation.py has the search for copies, test_spectrum.py the exact way.
 top_eigenpairs = partial(curvature.top_eigenpairs, method="lanczos", copies=False)
 extremal_eigenpairs = partial(curvature.extremal_eigenpairs, method="lanczos", copies=False)
 

@@ -1,4 +1,4 @@
-"""Memory of a device: what fits together, and what happens where it refuses."""
+"""The memory of a device: how much work fits together, and what happens where the device refuses it."""
 
 import weakref
 from collections import namedtuple
@@ -19,7 +19,7 @@ CONV, RELU = NETWORKS[1], relu_mlp()
 
 @pytest.mark.parametrize("budget", [2.0, 3.0, 10.0, 100.0])
 def test_work_leaves_room_for_what_is_kept_on_a_gpu_too(budget: float) -> None:
-    """There hundreds of points go together: their work alone was more than the budget, and points went one by one."""
+    """On a GPU hundreds of points go together. Their work alone once exceeded the budget, so points went one by one."""
     work, gpu = 3 * 2**20, torch.device("cuda")
     trace = Traced(tuple, torch.neg, kept_bytes=2**20, work_bytes=work, point_bytes=2**20, largest=2**18)
     given = int(budget * work)
@@ -32,7 +32,7 @@ def test_work_leaves_room_for_what_is_kept_on_a_gpu_too(budget: float) -> None:
     assert prepared.fitting_points("compiled") * 2**20 >= given / 2 - 2**20
 
 
-def test_no_memory_for_a_program_is_no_operation_that_vmap_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_without_memory_is_not_taken_for_one_that_vmap_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     loss, batch = RELU.loss, tuple(leaf.repeat_interleave(7, dim=0) for leaf in RELU.batch)
     thetas = RELU.thetas.repeat_interleave(7, dim=0)
     V = randn(thetas.shape[1], 1, path="V")
@@ -52,7 +52,7 @@ def test_no_memory_for_a_program_is_no_operation_that_vmap_refuses(monkeypatch: 
     assert 1 < sizes[-1] <= 5  # taken together still, only fewer of them
 
 
-def test_what_was_kept_for_all_points_is_let_go_when_their_products_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_kept_for_all_points_is_freed_when_their_products_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     V = randn(CONV.thetas.shape[1], 2, path="V")
     products = Stacked.products
 
@@ -68,7 +68,7 @@ def test_what_was_kept_for_all_points_is_let_go_when_their_products_do_not_fit(m
     assert H.prepared.nbytes == 0
 
 
-def test_what_a_refused_attempt_had_made_is_gone_before_memory_is_asked_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_refused_attempt_had_made_is_freed_before_the_cache_is_emptied(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[bool] = []
     made: list[weakref.ref[Tensor]] = []
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)

@@ -1,4 +1,4 @@
-"""Support sets of different sizes: in groups they are each point's own Hessian; by a mask, without batch statistics."""
+"""Support sets of different sizes: groups give every point its own Hessian; a mask does so without batch statistics."""
 
 from dataclasses import replace
 from functools import cache
@@ -31,7 +31,7 @@ SIZES = (6, 4, 4)
 
 @cache
 def cut(case: Case, sizes: tuple[int, ...] = SIZES) -> Case:
-    """The case with fewer examples at some points: a list of batches, one a point."""
+    """The case with fewer examples at some points, as a list of batches, one for each point."""
     batches = [tuple(leaf[:n] for leaf in at(case.batch, i)) for i, n in enumerate(sizes)]
     dense = torch.stack([dense_hessian(case.loss, case.thetas[i], b) for i, b in enumerate(batches)])
     return replace(case, batch=batches, dense=dense)
@@ -130,7 +130,7 @@ def test_bad_ragged_batches_are_refused_in_plain_words() -> None:
 
 
 def test_a_mask_is_not_stacked_with_places() -> None:
-    """Two ways to say which examples count, of one shape: each point keeps its own."""
+    """A boolean mask and a list of indices may have the same shape; each point keeps what it was given."""
 
     def loss(theta: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
         x, chosen = batch

@@ -1,4 +1,4 @@
-"""Routes, chunks and memory change nothing but time: against dense references, in float64."""
+"""Engines, chunks and memory change nothing but the time: products equal dense references in float64."""
 
 import gc
 import warnings
@@ -75,7 +75,7 @@ OLD_TORCH = pytest.mark.skipif(torch.__version__ < "2.7", reason="torch 2.6 has 
     "route", [pytest.param("direct", marks=OLD_TORCH), "kept", pytest.param("traced", marks=OLD_TORCH)]
 )
 def test_inference_mode_changes_nothing(route: str) -> None:
-    """torch records no graph there, from which a kept one gave zeros."""
+    """In inference mode torch records no graph, and a kept graph once gave products of zero there."""
     V = randn(MLP.thetas.shape[-1], 2, path="V")
     loss = make_loss(MLP.loss.model, MLP.loss.criterion, MLP.loss.layout)
     with torch.inference_mode():
@@ -87,7 +87,7 @@ def test_inference_mode_changes_nothing(route: str) -> None:
 
 
 def test_a_function_of_its_own_derivative_is_sent_to_the_kept_graph() -> None:
-    """As backward hooks are."""
+    """Backward hooks are such functions."""
     loss, thetas, (x, y) = network()
     handle = loss.model[0].register_full_backward_hook(lambda module, before, after: None)
     with warnings.catch_warnings():
@@ -138,7 +138,7 @@ def test_auto_goes_by_counts_of_points_and_announced_products() -> None:
 
 
 def test_the_second_run_takes_the_way_of_the_first() -> None:
-    """Once a trace was made meanwhile, because all products of a process were counted."""
+    """A second run was once slower than the first, as the products of a process were counted and a trace was made."""
     for points in (3, 20):
         loss, thetas, (x, y) = network()
         routes = []

@@ -1,4 +1,4 @@
-"""Products by a trace equal those done directly, and what a trace could get wrong is not trusted to it."""
+"""Products by a trace equal direct ones, and a trace is not used where it could be wrong."""
 
 import gc
 import weakref
@@ -132,7 +132,7 @@ def test_a_nan_point_does_not_spoil_the_others():
 
 
 class Branching(nn.Module):
-    """Takes a branch by its parameters, which a trace cannot know."""
+    """A network that takes a branch by its parameters, which a trace cannot know."""
 
     def __init__(self) -> None:
         super().__init__()

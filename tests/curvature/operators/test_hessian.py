@@ -193,6 +193,17 @@ def test_the_route_is_told_of_points_taken_in_parts() -> None:
         assert H.route == route
 
 
+def test_repr_is_one_line_without_tensors() -> None:
+    H = hessian(CONV.loss, CONV.thetas, CONV.batch)
+    size = f"3 points, {H.num_params} parameters, float64"
+    assert repr(H) == f"Hessian({size}, engine auto, cpu)"
+    H.mv(CONV.thetas[0])
+    assert repr(H) == f"Hessian({size}, engine auto -> double_backward, cpu)"
+    assert repr(2 * H - H) == f"Combination({size}, engine auto -> double_backward, cpu)"
+    kept = hessian(norm_of, torch.ones(3), None, route="kept")
+    assert repr(kept) == "Hessian(1 point, 3 parameters, float32, engine double_backward, cpu)"
+
+
 def test_list_for_a_pair_is_refused() -> None:
     model = nn.Linear(2, 1)
     theta, layout = flatten(model)

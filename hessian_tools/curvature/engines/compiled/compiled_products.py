@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from math import ceil, log2
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from torch.func import vmap
 from torch.utils import _pytree as pytree
@@ -120,7 +120,7 @@ class Traced:
 
     def _first_halves(
         self, thetas: Tensor, batch: Batch, shared: bool, together: int
-    ) -> tuple[Float[Tensor, "point ..."], ...]:
+    ) -> tuple[Shaped[Tensor, "point ..."], ...]:  # masks and the positions of pooled maxima are kept, too
         """What is kept of all points, each tensor stacked over them."""
         leaves = _tensors(batch)
         first_half = vmap(self.point, in_dims=(0, *(None if shared else 0 for _ in leaves)))

@@ -1,4 +1,4 @@
-"""Flat programs do what they were written from, leave their inputs alone, and can be run again."""
+"""Batched graphs compute what their functions compute, leave their inputs alone, and can be run again."""
 
 import pytest
 import torch
@@ -40,22 +40,22 @@ def many_short_lived(v: Tensor, a: Tensor) -> Tensor:
     return total.sum(-1)
 
 
-PROGRAMS = [reads_both_sides, reads_again_later, returns_a_view, overwrites_only_its_own, many_short_lived]
+FUNCTIONS = [reads_both_sides, reads_again_later, returns_a_view, overwrites_only_its_own, many_short_lived]
 
 
-@pytest.mark.parametrize("function", PROGRAMS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("points", [False, True])
 @pytest.mark.parametrize("probes", [False, True])
-def test_a_program_is_its_function(function, points, probes) -> None:
+def test_a_batched_graph_computes_its_function(function, points, probes) -> None:
     V, a = randn(*[2] * points, N, N, *[3] * probes, path="V"), randn(*[2] * points, N, N, path="a")
-    program = batched_graph(function, V, (a,), points=points, probes=probes)
+    graph = batched_graph(function, V, (a,), points=points, probes=probes)
     over = (lambda v, a: vmap(lambda c: function(c, a), in_dims=-1, out_dims=-1)(v)) if probes else function
     over = vmap(over) if points else over
-    buffers = [b.empty().fill_(float("nan")) for b in program.buffers]
-    first = program.run(V, a, *buffers)
+    buffers = [b.empty().fill_(float("nan")) for b in graph.buffers]
+    first = graph.run(V, a, *buffers)
     assert torch.allclose(first, over(V, a), rtol=1e-12)
     before = (V.clone(), a.clone(), first.clone())
-    assert torch.allclose(program.run(2 * V, a, *buffers), over(2 * V, a), rtol=1e-12)
+    assert torch.allclose(graph.run(2 * V, a, *buffers), over(2 * V, a), rtol=1e-12)
     assert all(torch.equal(now, then) for now, then in zip((V, a, first), before, strict=True))
 
 

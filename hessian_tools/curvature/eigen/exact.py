@@ -1,0 +1,186 @@
+"""All eigenpairs of every point: from the whole matrix, or from a range finder where the rank is small."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import pad
+
+from hessian_tools.curvature.eigen.range_finder import BLOCK, Compressed, compress
+from hessian_tools.curvature.eigen.ritz import RitzPairs, in_order
+from hessian_tools.curvature.eigen.selection import Selection, rounding
+from hessian_tools.curvature.eigen.small_eigh import eigh, eigvalsh, finite, set_nan
+from hessian_tools.curvature.engines.memory import memory_budget
+from hessian_tools.curvature.operators.operator import Operator
+from hessian_tools.curvature.operators.parts import row_products
+from hessian_tools.rng import stream
+
+# Up to so many parameters, the whole matrix costs less than the search for a small range.
+DENSE_PARAMS = 128
+# Up to a range of one part in so many of the parameters, the range finder costs less than the whole matrix.
+RANK_DIVISOR = 4
+# Bytes that one whole matrix may have, in float64.
+MAX_MATRIX_BYTES = 2**33
+# Matrices are solved together up to about so many multiplications, so that an interrupt comes through in a second.
+SOLVED_TOGETHER = 2**30
+
+
+@dataclass(frozen=True)
+class SolvedPoints:
+    """The eigenpairs of points that were solved together, by falling magnitude; eigenvalues not listed are zero.
+
+    points: their places among all points. values and error are float64; vectors are rows in the dtype of the operator.
+    error: no eigenvalue is further from the one stated than this. A point that was not finite, or has too large a rank
+    for the range finder, has NaN for all of these, which may be a single value.
+    """
+
+    points: Int[Tensor, " point"]
+    values: Float[Tensor, "point value"]
+    vectors: Float[Tensor, "point value param"] | None
+    error: Float[Tensor, " point"]
+    dense: bool
+    num_matvecs: int
+
+
+def solve(
+    H: Operator,
+    method: Literal["auto", "dense", "range finder"] = "auto",
+    rtol: float | None = None,
+    max_rank: int | None = None,
+    *,
+    vectors: bool,
+    seed: int,
+    done: Callable[[int], None],
+) -> Iterator[SolvedPoints]:
+    """Every point once, some at a time; arguments as for ``spectrum``. done: called with the number of new points."""
+    n, start = H.num_params, 0
+    rtol = rounding(H.dtype) if rtol is None else rtol
+    max_rank = max(1, n // RANK_DIVISOR) if max_rank is None else min(max_rank, n)
+    dense = method == "dense" or (method == "auto" and n <= DENSE_PARAMS)
+    H.announce(n if dense else max_rank)
+    for part in parts_in_memory(H, n if dense else max_rank):
+        if dense:
+            solved = _dense(part, vectors=vectors, done=done)
+        else:
+            compressed = compress(part, rtol=rtol, max_rank=max_rank, seed=seed)
+            solved = _by_range(part, compressed, vectors=vectors, done=done, dense_too=method == "auto")
+        for some in solved:
+            yield replace(some, points=some.points + start)
+        start += part.num_points or 1
+
+
+def exact_pairs(H: Operator, selections: tuple[Selection, ...], *, seed: int, done: Callable[[int], None]) -> RitzPairs:
+    """The wanted pairs of every point from its whole spectrum; where zeros are wanted, with random vectors for them."""
+    wanted = sum(selection.k for selection in selections)
+    batches = []
+    for some in solve(H, vectors=True, seed=seed, done=done):
+        vectors = some.vectors
+        assert vectors is not None
+        num_points, rank = some.values.shape
+        known = ~some.error.isnan().cpu()
+        zeros = 0 if some.dense or not known.all() else min(wanted, H.num_params - rank)
+        if zeros:
+            vectors = torch.cat([vectors, _orthonormal_to(vectors, zeros, seed)], dim=1)
+        values = pad(some.values.cpu(), (0, zeros))
+        count = torch.full((num_points,), rank + zeros, device="cpu")
+        num_matvecs, norm = torch.full_like(count, some.num_matvecs), values.abs().amax(-1)
+        pairs = RitzPairs(values, vectors, count, norm, num_matvecs, known, known, known)
+        batches.append((some.points, pairs.wanted(selections)))
+    return in_order(batches)
+
+
+def max_products(num_params: int) -> int:
+    """The most products that ``exact_pairs`` takes at a point: those of a range finder that fails, then the matrix."""
+    if num_params <= DENSE_PARAMS:
+        return num_params
+    return num_params + (2 * (num_params // RANK_DIVISOR // BLOCK) + 1) * BLOCK
+
+
+def parts_in_memory(H: Operator, rows: int) -> Iterator[Operator]:
+    """H at as many points at a time as fit into the memory budget with so many vectors of length param each."""
+    at_once = max(1, memory_budget(H.device) // (rows * vector_bytes(H)))
+    # One after the other: a list of the parts would hold what the products of each have kept.
+    for part in H.parts():
+        if part.num_points is None or part.num_points <= at_once:
+            yield part
+        else:
+            yield from (part.select(some) for some in torch.arange(part.num_points, device="cpu").split(at_once))
+
+
+def vector_bytes(H: Operator) -> int:
+    """Bytes of one vector of length param."""
+    return H.num_params * torch.finfo(H.dtype).bits // 8
+
+
+def _dense(H: Operator, *, vectors: bool, done: Callable[[int], None]) -> Iterator[SolvedPoints]:
+    """From the whole matrices, as many at a time as fit in memory."""
+    n, start = H.num_params, 0
+    if 8 * n**2 > MAX_MATRIX_BYTES:
+        raise ValueError(
+            f"{n} parameters: one whole matrix needs {8 * n**2 / 2**30:.0f} GiB; "
+            "use top_eigenpairs or spectral_density, or method='range finder' if its rank is small"
+        )
+    unit = torch.eye(n, dtype=H.dtype, device=H.device)
+    for part in parts_in_memory(H, n):
+        for block in row_products(part, unit[None]).split(max(1, SOLVED_TOGETHER // n**3)):
+            A, bad = finite(block.double())
+            values, S = _by_magnitude((A + A.mT) / 2, vectors=vectors)
+            # The products differ from a symmetric matrix by rounding, at least by half of their skew part.
+            error = (A - A.mT).flatten(1).norm(dim=-1) / 2 + largest_rounding(values, H.dtype)
+            points = torch.arange(start, start + len(A), device="cpu")
+            rows = None if S is None else set_nan(S.mT.to(H.dtype), bad)
+            yield SolvedPoints(points, set_nan(values, bad), rows, set_nan(error, bad), dense=True, num_matvecs=n)
+            done(len(A))
+            start += len(A)
+
+
+def _by_range(
+    H: Operator, compressed: Iterator[Compressed], *, vectors: bool, done: Callable[[int], None], dense_too: bool
+) -> Iterator[SolvedPoints]:
+    """By the range finder; where the rank is too large for it, from the whole matrix if ``dense_too``."""
+    for some in compressed:
+        if some.Q is not None and some.T is not None:
+            values, S = _by_magnitude(some.T, vectors=vectors)
+            rows = None if S is None else S.mT.to(some.Q) @ some.Q
+            error = some.error + largest_rounding(values, H.dtype)
+            yield SolvedPoints(some.points, values, rows, error, dense=False, num_matvecs=some.num_matvecs)
+        elif some.finite and dense_too:
+            rest = H if H.num_points in (None, len(some.points)) else H.select(some.points)
+            for solved in _dense(rest, vectors=vectors, done=done):
+                num_matvecs = solved.num_matvecs + some.num_matvecs
+                yield replace(solved, points=some.points[solved.points], num_matvecs=num_matvecs)
+            continue
+        else:
+            nan = torch.full((len(some.points), 1), torch.nan, dtype=torch.float64, device=H.device)
+            rows = nan[..., None].to(H.dtype).expand(-1, -1, H.num_params) if vectors else None
+            yield SolvedPoints(some.points, nan, rows, nan[:, 0], dense=False, num_matvecs=some.num_matvecs)
+        done(len(some.points))
+
+
+def _by_magnitude(
+    A: Float[Tensor, "point row row"], *, vectors: bool
+) -> tuple[Float[Tensor, "point value"], Float[Tensor, "point row value"] | None]:
+    """Eigenvalues by falling magnitude, and vectors as columns if asked for."""
+    # In float64, because LAPACK's float32 solvers fail on graded matrices (torch 2.13).
+    values, S = eigh(A) if vectors else (eigvalsh(A), None)
+    order = values.abs().argsort(dim=-1, descending=True, stable=True)
+    return values.gather(-1, order), None if S is None else S.gather(-1, order[:, None].expand_as(S))
+
+
+def largest_rounding(values: Float[Tensor, "point value"], dtype: torch.dtype) -> Float[Tensor, " point"]:
+    """The size of rounding at the scale of the largest value of each point."""
+    return rounding(dtype) * (values.abs().amax(-1) if values.shape[-1] else values.new_zeros(len(values)))
+
+
+def _orthonormal_to(
+    rows: Float[Tensor, "point row param"], count: int, seed: int
+) -> Float[Tensor, "point count param"]:
+    """Random orthonormal rows, orthogonal to those given."""
+    drawn = torch.randn(count, rows.shape[-1], generator=stream(seed, "null"), dtype=torch.float64, device="cpu")
+    new = drawn.to(rows).expand(len(rows), -1, -1)
+    for _ in range(2):  # the second time removes the rounding of the first
+        new = torch.linalg.qr((new - (new @ rows.mT) @ rows).mT).Q.mT
+    return new
