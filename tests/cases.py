@@ -1,4 +1,4 @@
-"""Losses with known Hessians: the table that every curvature test runs on. Float64, a few points each."""
+"""Losses with known Hessians, in float64 and at a few points each: the table on which every curvature test runs."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +19,10 @@ POINTS = 3
 
 @dataclass(frozen=True)
 class Case:
-    """A loss at POINTS points: thetas [point, param], batch with a leading point axis, dense [point, param, param]."""
+    """A loss at POINTS points, and its Hessians.
+
+    thetas: [point, param]. batch: every tensor has a leading point axis. dense: the Hessians [point, param, param].
+    """
 
     name: str
     loss: LossFunction
@@ -28,7 +31,7 @@ class Case:
     dense: Tensor
 
     def at(self, point: int) -> tuple[Tensor, Batch, Tensor]:
-        """theta, batch and Hessian of one point."""
+        """The parameters, the batch and the Hessian of one point."""
         return self.thetas[point], at(self.batch, point), self.dense[point]
 
 
@@ -38,7 +41,7 @@ def at(batch: Batch, point: int) -> Batch:
 
 
 def randn(*shape: int, path: str, dtype: torch.dtype = DTYPE) -> Tensor:
-    """Standard normal numbers of a named use."""
+    """Standard normal numbers from the stream that ``path`` names."""
     return torch.randn(*shape, generator=stream(0, "cases", path), dtype=dtype, device="cpu")
 
 
@@ -57,12 +60,12 @@ def quadratic(theta: Tensor, A: Tensor) -> Tensor:
 
 
 def operator(A: Tensor) -> Hessian:
-    """The matrices as the Hessians of quadratics."""
+    """The operator of given matrices, as the Hessians of quadratics."""
     return hessian(quadratic, torch.zeros(A.shape[:-1], dtype=A.dtype), A)
 
 
 def symmetric(spectrum: Tensor, *, points: int = POINTS, path: str = "basis") -> Tensor:
-    """Matrices [point, n, n] of one spectrum in random bases."""
+    """Symmetric matrices [point, n, n] that all have the given spectrum, each in a random basis."""
     n = len(spectrum)
     Q = torch.linalg.qr(randn(points, n, n, path=f"{path}/{n}")).Q
     A = (Q * spectrum) @ Q.mT
@@ -75,7 +78,7 @@ def quadratic_case(name: str) -> Case:
 
 
 def linear_regression() -> Case:
-    """Mean squared error: H = 2 X'X / n."""
+    """Linear regression by mean squared error, whose Hessian is 2 X'X / n."""
     x, y = randn(POINTS, 8, 5, path="x"), randn(POINTS, 8, path="y")
 
     def loss(theta: Tensor, batch: Batch) -> Tensor:
@@ -85,7 +88,7 @@ def linear_regression() -> Case:
 
 
 def logistic_regression() -> Case:
-    """H = X' diag(p (1 - p)) X / n."""
+    """Logistic regression, whose Hessian is X' diag(p (1 - p)) X / n."""
     x, theta = randn(POINTS, 8, 5, path="x"), randn(POINTS, 5, path="theta")
     y = (randn(POINTS, 8, path="y") > 0).to(DTYPE)
 
@@ -97,7 +100,10 @@ def logistic_regression() -> Case:
 
 
 def softmax_regression() -> Case:
-    """H = mean over examples of (diag(p) - p p') kron x x', theta the row-major [class, feature] matrix."""
+    """Softmax regression, where theta is the row-major [class, feature] matrix.
+
+    Its Hessian is the mean over examples of (diag(p) - p p') kron x x'.
+    """
     x, theta = randn(POINTS, 8, 4, path="x"), randn(POINTS, 12, path="theta")
     y = torch.randint(0, 3, (POINTS, 8), generator=stream(0, "cases", "labels"))
 
@@ -124,21 +130,21 @@ def network_case(name: str, model: nn.Module, criterion: Callable[[Tensor, Tenso
 
 
 def tanh_mlp() -> Case:
-    """A smooth network, 1-6-6-1."""
+    """A smooth network with layers 1-6-6-1."""
     model = seeded(lambda: nn.Sequential(nn.Linear(1, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 1)))
     batch = (randn(POINTS, 7, 1, path="x"), randn(POINTS, 7, 1, path="y"))
     return network_case("tanh-mlp", model, squared_error, batch)
 
 
 def relu_mlp() -> Case:
-    """ReLU without normalisation, 2-5-5-3, cross-entropy: H and its Gauss-Newton part have one trace."""
+    """A ReLU network 2-5-5-3 without normalisation: the Hessian and its Gauss-Newton part have the same trace."""
     model = seeded(lambda: nn.Sequential(nn.Linear(2, 5), nn.ReLU(), nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 3)))
     batch = (randn(POINTS, 6, 2, path="x"), torch.tensor([0, 1, 2, 0, 1, 2]).expand(POINTS, 6))
     return network_case("relu-mlp", model, nn.functional.cross_entropy, batch)
 
 
 def linear_networks() -> list[Case]:
-    """Linear regression and softmax regression once more, as networks: there Gauss-Newton is the Hessian."""
+    """Linear and softmax regression once more, as networks, whose Gauss-Newton matrix is the Hessian."""
 
     def network(case: Case, outputs: int, criterion: Callable[[Tensor, Tensor], Tensor]) -> Case:
         model = nn.Linear(case.thetas.shape[-1] // outputs, outputs, bias=False)
@@ -151,7 +157,7 @@ def linear_networks() -> list[Case]:
 
 
 def conv_batchnorm() -> Case:
-    """Convolution, BatchNorm on batch statistics, ReLU, max-pool, twice; 3 classes."""
+    """Two blocks of convolution, BatchNorm on batch statistics, ReLU and max-pooling; 3 classes."""
     batch = (randn(POINTS, 6, 1, 8, 8, path="images"), torch.tensor([0, 1, 2, 0, 1, 2]).expand(POINTS, 6))
     return network_case("conv-batchnorm", seeded(small_conv), nn.functional.cross_entropy, batch)
 
@@ -174,7 +180,7 @@ def seeded(build: Callable[[], nn.Module]) -> nn.Module:
 
 
 def dense_hessian(loss: LossFunction, theta: Tensor, batch: Batch) -> Tensor:
-    """Row by row, reverse over reverse: torch.func.hessian is wrong through F.batch_norm on some routes."""
+    """The Hessian row by row, by reverse over reverse; torch.func.hessian may go wrong in F.batch_norm."""
     theta = theta.detach().clone().requires_grad_()
     (g,) = torch.autograd.grad(loss(theta, batch), theta, create_graph=True)
     rows = [torch.autograd.grad(g[i], theta, retain_graph=True, materialize_grads=True)[0] for i in range(len(theta))]
@@ -182,7 +188,7 @@ def dense_hessian(loss: LossFunction, theta: Tensor, batch: Batch) -> Tensor:
 
 
 def dense_gauss_newton(loss: Loss, theta: Tensor, batch: Batch) -> Tensor:
-    """J'BJ from rows of J and of B, each one reverse pass."""
+    """J'BJ from the rows of J and of B, with one reverse pass for each row."""
     x, y = batch
     theta = theta.detach().clone().requires_grad_()
     outputs = loss.outputs(theta, x)
@@ -193,20 +199,20 @@ def dense_gauss_newton(loss: Loss, theta: Tensor, batch: Batch) -> Tensor:
 
 
 def rows_of(outputs: Tensor, inputs: Tensor) -> Tensor:
-    """The Jacobian [output, input], both flattened."""
+    """The Jacobian [output, input] of flattened outputs in flattened inputs."""
     options = {"retain_graph": True, "materialize_grads": True}
     rows = [torch.autograd.grad(out, inputs, **options)[0].flatten() for out in outputs.flatten()]
     return torch.stack(rows).detach()
 
 
 def gauss_newton_case(case: Case) -> Case:
-    """The case with the Gauss-Newton matrix for the Hessian."""
+    """The case with its Gauss-Newton matrices in place of its Hessians."""
     return replace(case, dense=torch.stack([dense_gauss_newton(case.loss, *case.at(i)[:2]) for i in range(POINTS)]))
 
 
 @contextmanager
 def without_type_checks() -> Iterator[None]:
-    """As users run it: what is refused must be refused by the code, not by the tests' checks of annotations."""
+    """Runs code as users do: what is refused must be refused by the code, not by the tests' checks of annotations."""
     before = config.jaxtyping_disable
     config.update("jaxtyping_disable", True)
     try:

@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @contextmanager
 def only_one(lock: Path) -> Iterator[None]:
-    """Across the processes of a parallel test run."""
+    """Holds a lock that only one process of a parallel test run can have."""
     fcntl = pytest.importorskip("fcntl", reason="needs POSIX file locks")
     with lock.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -40,9 +40,10 @@ def only_one(lock: Path) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def micro_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundled micro study, complete, made by the command line once a test run.
+    """The folder of the bundled micro study, complete, made by the command line once in a test run.
 
-    Read it; any command in its folder, even one that changes nothing, would keep other workers out. Copy it for that.
+    Tests only read it. A command in its folder, even one that changes nothing, would keep other workers out, so a test
+    that runs one copies the folder first.
     """
     from analysis.cli import run
 
@@ -59,6 +60,6 @@ def micro_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder to work in."""
+    """An empty folder, which is the current one during the test."""
     monkeypatch.chdir(tmp_path)
     return tmp_path

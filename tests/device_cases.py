@@ -1,4 +1,4 @@
-"""Every operator and every quantity as a function of a case on some device: the same numbers must come out on all."""
+"""Every operator and every quantity as a function of a case on some device; all devices must give the same numbers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
@@ -146,7 +146,7 @@ COMPUTED = {f"product-{name}": product(make) for name, make in OPERATORS.items()
 
 
 def tensors(result: Any) -> list[Tensor]:
-    """Every tensor of a result in order, those of its properties among them."""
+    """All tensors of a result in order, including those of its properties."""
     if isinstance(result, Tensor):
         return [result]
     if isinstance(result, list | tuple):
@@ -158,7 +158,7 @@ def tensors(result: Any) -> list[Tensor]:
 
 
 def compared(result: Any) -> list[Tensor]:
-    """The tensors that rounding does not decide, so without residuals and numbers of products."""
+    """The tensors that do not hang on rounding, which leaves out residuals and numbers of products."""
     if isinstance(result, ht.EigenPairs):
         return [result.values, result.converged]
     if isinstance(result, Extremes):

@@ -1,4 +1,4 @@
-"""As ``device_cases``: what is derived from operators (directions, eigenspaces, inner loops), and the learners."""
+"""More device cases: what is derived from operators (directions, eigenspaces, inner loops), and the learners."""
 
 from collections.abc import Callable
 from typing import Any
@@ -48,7 +48,7 @@ def eigenvectors(placed: PlacedCase) -> Tensor:
 
 
 def gauss_newton_part(placed: PlacedCase) -> list[Tensor]:
-    """Without the errors, which rounding decides."""
+    """The share without its errors, which hang on rounding."""
     thetas, batch = placed.thetas[ENDS], tuple(leaf[ENDS] for leaf in placed.batch)
     part = ht.gauss_newton_share(pairs(placed), ht.gauss_newton_spectrum(placed.loss, thetas, batch, vectors=True))
     return [part.hessian, part.share, part.overlap]
@@ -68,7 +68,7 @@ def subspaces(placed: PlacedCase) -> list[Tensor]:
 
 
 def spectra(placed: PlacedCase) -> list[Tensor]:
-    """Dense, with a point that is not finite, and by the range finder."""
+    """Whole spectra: dense, with a point that is not finite, and by the range finder."""
     one = placed.G.select(torch.tensor([1], device="cpu"))
     small = [ht.spectrum(OPERATORS["restriction"](placed)), ht.spectrum(set_nan(placed).restrict(subspace(placed)))]
     return [*(result.values for result in small), ht.spectrum(one, method="range finder", max_rank=60).values]

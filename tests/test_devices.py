@@ -1,4 +1,4 @@
-"""Every result lies where theta lies, which a fake device shows on a machine without a GPU."""
+"""Every result lies on the device of theta, which a fake device shows on a machine without a GPU."""
 
 import inspect
 import re
@@ -21,8 +21,8 @@ from hessian_tools import curvature
 TRIED_IN = ("device_cases", "device_cases_derived", "test_gpu")
 CASE = next(case for case in DEVICE_CASES if case.name == "tanh-mlp")
 CONV = next(case for case in DEVICE_CASES if case.name == "conv-batchnorm")
-# Where a convolutional network uses operations that the other does not.
 ALL = COMPUTED | DERIVED | LEARNED
+# For these a convolutional network uses operations that the other network does not.
 ALSO_CONV = ("product-direct", "product-gauss-newton", "gauss_newton_spectrum", "record")
 # These run the same code as others, so that only a GPU tries them as well.
 SAME_WAY = ("top_eigenpairs", "eigenpairs-of-a-block", "maml", "boil")

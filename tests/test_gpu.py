@@ -59,14 +59,14 @@ NETWORKS = {
 @pytest.mark.parametrize("name", ALL)
 def test_everything_agrees_with_the_cpu_in_float64(name, case):
     """Each operator's products and each quantity, computed on the GPU from tensors there, and left there."""
-    found = ALL[name](place(case, "cuda"))
-    assert all(tensor.device.type == "cuda" for tensor in tensors(found))
-    same([tensor.cpu() for tensor in compared(found)], compared(ALL[name](place(case, "cpu"))))
+    result = ALL[name](place(case, "cuda"))
+    assert all(tensor.device.type == "cuda" for tensor in tensors(result))
+    same([tensor.cpu() for tensor in compared(result)], compared(ALL[name](place(case, "cpu"))))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_network_has_the_derivatives_of_the_cpu(name):
-    """By every route, several points and probes together, which makes grouped convolutions; third order too."""
+    """By every route, with several points and probes together, which makes grouped convolutions; and to third order."""
     x = torch.rand(3, 6, *IMAGES, generator=stream(0, "x"), dtype=torch.float64)
     batch = (x, torch.arange(3).repeat(2).expand(3, 6).contiguous())
     model = seeded(NETWORKS[name], seed=1).double()
@@ -74,33 +74,33 @@ def test_every_network_has_the_derivatives_of_the_cpu(name):
     loss, thetas = make_loss(model, F.cross_entropy, layout), theta + 0.01 * randn(3, len(theta), path="gpu")
     V = randn(3, len(theta), 2, path="gpu V")
 
-    def there(device):
+    def placed(device):
         return thetas.to(device), tuple(leaf.to(device) for leaf in batch)
 
-    on_cpu = hessian(loss, *there("cpu"), batching="loop") @ V
+    on_cpu = hessian(loss, *placed("cpu"), batching="loop") @ V
     for route in ("direct", "kept", "traced"):
-        H = hessian(loss, *there("cuda"), route=route)
+        H = hessian(loss, *placed("cuda"), route=route)
         same([(H @ V.cuda()).cpu()], [on_cpu])
         assert H.route == route
     numbers = []
     for device in ("cpu", "cuda"):
-        g = gradient(loss, *there(device))
-        found = third_derivative(loss, *there(device), g)
-        numbers.append([t.cpu() for t in (g, found.value, found.first, found.second, found.third)])
+        g = gradient(loss, *placed(device))
+        taylor = third_derivative(loss, *placed(device), g)
+        numbers.append([t.cpu() for t in (g, taylor.value, taylor.first, taylor.second, taylor.third)])
     same(*reversed(numbers))
 
 
 def test_a_second_card_is_as_good_as_the_first():
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two CUDA devices")
-    found = top_eigenpairs(place(DEVICE_CASES[1], "cuda:1").H, k=2, rtol=1e-8)
-    assert found.values.device == torch.device("cuda:1")
-    same([found.values.cpu()], [top_eigenpairs(place(DEVICE_CASES[1], "cpu").H, k=2, rtol=1e-8).values])
+    pairs = top_eigenpairs(place(DEVICE_CASES[1], "cuda:1").H, k=2, rtol=1e-8)
+    assert pairs.values.device == torch.device("cuda:1")
+    same([pairs.values.cpu()], [top_eigenpairs(place(DEVICE_CASES[1], "cpu").H, k=2, rtol=1e-8).values])
 
 
 def test_memory_that_is_not_there_is_done_without():
-    """A share of the card that the products do not fit in: pieces get smaller until they do."""
-    loss, theta, support, _ = setting("cuda")
+    """The products do not fit into the share of the card that is allowed, so pieces get smaller until they fit."""
+    loss, theta, support, _ = few_shot_problem("cuda")
     thetas = theta.expand(64, -1) + 0.01 * randn(64, len(theta), path="many").cuda()
     V = randn(len(theta), 4, path="V").cuda()
     expected = hessian(loss, thetas, support, shared=True, route="traced") @ V
@@ -114,7 +114,7 @@ def test_memory_that_is_not_there_is_done_without():
         torch.cuda.set_per_process_memory_fraction(1.0)
 
 
-def setting(device: str):
+def few_shot_problem(device: str):
     model = seeded(lambda: Conv4(3, width=4, input_shape=(1, 16, 16)), seed=1).double()
     theta, layout = flatten(model)
     x = torch.rand(9, 1, 16, 16, generator=stream(0, "x"), dtype=torch.float64)
@@ -124,9 +124,9 @@ def setting(device: str):
 
 
 def test_a_loop_of_ones_own_is_read_where_its_model_lies():
-    found = []
+    numbers = []
     for device in ("cpu", "cuda"):
-        loss, _, support, query = setting(device)
+        loss, _, support, query = few_shot_problem(device)
         recorder = Recorder(loss.model, F.cross_entropy, support, query=query)
         optimiser = torch.optim.SGD(loss.model.parameters(), lr=0.1)
         for _ in range(2):
@@ -137,32 +137,32 @@ def test_a_loop_of_ones_own_is_read_where_its_model_lies():
         t = recorder.trajectory()
         again = trajectory_from(loss, t.thetas, support)
         assert {t.grad_norm.device.type, again.grad_norm.device.type} == {device}
-        found.append([n.cpu() for n in (t.support_loss, t.query_loss, t.gram, t.step_cosine, again.grad_norm)])
-    same(*reversed(found))
+        numbers.append([n.cpu() for n in (t.support_loss, t.query_loss, t.gram, t.step_cosine, again.grad_norm)])
+    same(*reversed(numbers))
 
 
 def test_curvature_along_a_trajectory_agrees():
-    found = []
+    numbers = []
     for device in ("cpu", "cuda"):
-        loss, theta, support, query = setting(device)
+        loss, theta, support, query = few_shot_problem(device)
         trajectory = record(learners.maml(3, 0.1), loss, theta, support, query, save=SaveAt(thetas=True))
         H = hessian(loss, trajectory.thetas, support, shared=True)
         pairs, estimate = top_eigenpairs(H, k=3, rtol=1e-8), trace(H, num_probes=8)
         assert pairs.values.device.type == device
-        found.append([t.cpu() for t in (trajectory.support_loss, pairs.values, estimate.value, estimate.stderr)])
-    for on_cpu, on_gpu in zip(*found, strict=True):
+        numbers.append([t.cpu() for t in (trajectory.support_loss, pairs.values, estimate.value, estimate.stderr)])
+    for on_cpu, on_gpu in zip(*numbers, strict=True):
         assert torch.allclose(on_cpu, on_gpu, rtol=1e-6, atol=1e-9)
 
 
-def a_run(**options) -> TrainConfig:
-    """A short one of a small network."""
+def short_run(**options) -> TrainConfig:
+    """The configuration of a short training run of a small network."""
     return TrainConfig(
         tasks=open_tasks("quickdraw", ways=3, shots=1, queries=2), network=partial(Conv4, 3, width=4), **options
     )
 
 
 def test_training_runs_on_the_device():
-    config = a_run(
+    config = short_run(
         learner=learners.maml(2, 0.1),
         checkpoints=(0, 2),
         validation_tasks=2,
@@ -174,16 +174,16 @@ def test_training_runs_on_the_device():
     begin, end = (checkpoint.theta for checkpoint in on_cpu)
     assert on_gpu[-1].theta.device.type == "cuda"
     assert (on_gpu[-1].theta.cpu() - end).norm() < 0.05 * (end - begin).norm()
-    found = []
+    losses = []
     for device in ("cpu", "cuda"):
         loss = task_loss(replace(config, device=device))[0]
-        judged = evaluate(config.learner, loss, end.to(device), config.tasks, split="test", num_tasks=3, seed=0)
-        found.append(judged.losses.cpu())
-    assert torch.allclose(*found, rtol=1e-2)
+        evaluation = evaluate(config.learner, loss, end.to(device), config.tasks, split="test", num_tasks=3, seed=0)
+        losses.append(evaluation.losses.cpu())
+    assert torch.allclose(*losses, rtol=1e-2)
 
 
 def test_a_run_on_a_gpu_is_read_back_to_it(tmp_path):
-    config = a_run(
+    config = short_run(
         learner=learners.maml(1, 0.1),
         checkpoints=(0, 1),
         validation_tasks=0,

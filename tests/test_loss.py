@@ -20,7 +20,7 @@ def batch():
 
 
 def test_buffers_of_the_model_follow_the_dtype_of_theta():
-    """Running statistics in float32 under a theta in float64: the same numbers as from a model in float64."""
+    """Running statistics in float32 under a theta in float64 give the same numbers as a model in float64."""
     model = network(eval_mode=True)
     theta, layout = flatten(model)
     H = hessian(make_loss(model, nn.functional.cross_entropy, layout), theta.double(), batch()).to_dense()
@@ -40,7 +40,7 @@ def test_moving_buffers_are_refused_in_any_dtype_and_left_as_they_were():
 
 
 class Drawing(nn.Module):
-    """A network with a say in what its device's generator holds afterwards."""
+    """A network whose forward pass calls a function, which may draw from a generator."""
 
     def __init__(self, draw) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class Drawing(nn.Module):
 
 
 def test_random_numbers_drawn_on_a_cuda_device_are_seen(monkeypatch):
-    """The device is planted: its generator's state is a number that the forward pass moves."""
+    """The device is simulated: the state of its generator is a number that the forward pass moves."""
     state = torch.zeros(1)
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: state.clone())
     monkeypatch.setattr(loss_module, "random_states", lambda device: random_states(torch.device("cuda")))
@@ -99,7 +99,7 @@ def test_a_network_put_into_training_mode_later_is_looked_at_again():
 
 
 def test_a_network_that_moves_its_parameters_is_refused_and_theta_left_alone() -> None:
-    """``max_norm`` shortens rows in place; the caller's theta was what it shortened."""
+    """``max_norm`` shortens rows in place, and what it once shortened was the caller's theta."""
     model = nn.Sequential(nn.Embedding(4, 3, max_norm=0.1), nn.Flatten(), nn.Linear(6, 2))
     theta, layout = flatten(model)
     before, loss = theta.clone(), make_loss(model, nn.functional.cross_entropy, layout)

@@ -13,10 +13,10 @@ from analysis.errors import UserError
 FOLDER = Path(__file__).parents[1] / "notebooks"
 QUICK_START = FOLDER / "01_quick_start.ipynb"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-MOST_LINES = 12
+MAX_LINES = 12
 
 Outputs = Mapping[str, list[nbformat.NotebookNode]]
-"""What each cell put out, by the cell's id."""
+"""The outputs of each cell, by the cell's id."""
 
 
 def read(path: Path) -> nbformat.NotebookNode:
@@ -30,7 +30,7 @@ def code_cells(notebook: nbformat.NotebookNode) -> Mapping[str, nbformat.Noteboo
 
 
 def execute(path: Path) -> Outputs:
-    """Run a notebook where it lies; nbclient raises, with the traceback, at the first cell that does."""
+    """Run a notebook in its own folder; nbclient raises, with the traceback, at the first cell that fails."""
     notebook = read(path)
     NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(path.parent)}}).execute()
     return {name: cell.outputs for name, cell in code_cells(notebook).items()}
@@ -42,11 +42,15 @@ def rows(table: str) -> list[list[str]]:
     return [words for words in lines if len(words) > 1 and all(re.match(r"-?\d", word) for word in words[:2])]
 
 
-# One test, as a parallel run would start a kernel, and all its imports, for each worker that gets a part.
+# This is one test, because a parallel run would start a kernel with all its imports in each worker that gets a part.
 @pytest.mark.slow
 def test_the_quick_start_runs_and_prints_what_it_promises(micro_study, tmp_path, monkeypatch):
     monkeypatch.setenv("HESSIAN_TOOLS_STUDY", str(micro_study))
-    for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR"):  # the user's own play no part
+    for name in (
+        "IPYTHONDIR",
+        "JUPYTER_RUNTIME_DIR",
+        "JUPYTER_CONFIG_DIR",
+    ):  # the user's settings play no part
         monkeypatch.setenv(name, str(tmp_path))
     outputs = execute(QUICK_START)
     streams = {name: [out for out in outs if out.output_type == "stream"] for name, outs in outputs.items()}
@@ -118,4 +122,4 @@ def test_a_notebook_is_thin(path):
     for name, cell in code_cells(read(path)).items():
         function = re.search(r"^\s*(async def|def|class)\s|\blambda\b", cell.source, re.MULTILINE)
         assert not function, f"{name}: a function has a place in the library"
-        assert len(cell.source.splitlines()) <= MOST_LINES, f"{name}: more than {MOST_LINES} lines"
+        assert len(cell.source.splitlines()) <= MAX_LINES, f"{name}: more than {MAX_LINES} lines"

@@ -1,4 +1,4 @@
-"""Counts and paths as scripts give them: in a Python that does not check annotations, whereas these tests do."""
+"""Counts and paths that a script gives, in a Python that does not check annotations as these tests do."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Learners and SHOT written as plainly as possible: nothing is shared, and every branch runs its own inner loop."""
+"""Learners and SHOT written as plainly as possible, as a reference: every branch runs an inner loop of its own."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ ALPHA, STEPS = 0.05, 3
 Parameters = Mapping[str, Tensor]
 
 
-def everything(name: str) -> bool:
+def any_parameter(name: str) -> bool:
     return True
 
 
@@ -31,7 +31,7 @@ class Plain:
     """
 
     learner: Learner
-    moves: Callable[[str], bool] = everything
+    moves: Callable[[str], bool] = any_parameter
     step: Callable[[list[Tensor]], Tensor] = latest
 
 
@@ -42,6 +42,7 @@ def heavy_ball(history: list[Tensor]) -> Tensor:
 
 
 def root_mean_square(history: list[Tensor]) -> Tensor:
+    """The last gradient over the root of the running mean of squares, with the bias of the first steps corrected."""
     n = len(history)
     weights = [0.9 ** (n - 1 - j) for j in range(n)]
     square = sum(w * g**2 for w, g in zip(weights, history, strict=True)) / sum(weights)

@@ -17,7 +17,7 @@ from wrong_operators import (
     ReverseOverReverse,
     WrongInPieces,
     failed,
-    planted,
+    wrong_hessian,
 )
 
 from hessian_tools.curvature import Hessian, check_operator, hessian
@@ -48,21 +48,21 @@ WRONG_ROUTES = {
 @pytest.mark.parametrize("kind", WRONG_ROUTES, ids=lambda kind: kind.__name__)
 def test_wrong_products_are_caught(kind: type[Hessian]) -> None:
     """Both those of differentiating F.batch_norm in another order and plain mistakes."""
-    check = check_operator(planted(kind))
+    check = check_operator(wrong_hessian(kind))
     assert not check.ok
     assert failed(check) == WRONG_ROUTES[kind], str(check)
 
 
 @pytest.mark.parametrize("kind", [ForwardOverJacrev, ReverseOverForward, OutsideVmap], ids=lambda kind: kind.__name__)
 def test_wrong_routes_are_caught_in_float32_by_float64_differences(kind: type[Hessian]) -> None:
-    check = check_operator(planted(kind, dtype=torch.float32), num_probes=1, max_points=1)
+    check = check_operator(wrong_hessian(kind, dtype=torch.float32), num_probes=1, max_points=1)
     assert check.differences.passed is False
     assert 5e-3 < check.differences.value < 1
     assert "not derivatives of this loss's gradient" in str(check)
 
 
 def test_another_right_route_passes() -> None:
-    assert check_operator(planted(ReverseOverReverse)).ok
+    assert check_operator(wrong_hessian(ReverseOverReverse)).ok
 
 
 def test_a_matrix_is_judged_by_symmetry_and_linearity() -> None:

@@ -14,7 +14,7 @@ from wrong_operators import (
     ReverseOverReverse,
     cubic,
     failed,
-    planted,
+    wrong_hessian,
 )
 
 from hessian_tools.curvature import GaussNewton, Hessian, Operator, check_operator, gauss_newton, hessian
@@ -54,8 +54,8 @@ def test_the_rounding_of_a_difference_is_measured_by_its_terms(dtype: torch.dtyp
 @pytest.mark.parametrize("kind", [kind for kind in COMPOSED if kind != "gauss-newton"])
 @pytest.mark.parametrize("route", [ForwardOverJacrev, ReverseOverForward], ids=lambda kind: kind.__name__)
 def test_wrong_products_are_caught_inside_other_operators(route: type[Hessian], kind: str) -> None:
-    right = composed(kind, planted(ReverseOverReverse), gauss_newton(CONV.loss, CONV.thetas, CONV.batch))
-    wrong = composed(kind, planted(route), gauss_newton(CONV.loss, CONV.thetas, CONV.batch))
+    right = composed(kind, wrong_hessian(ReverseOverReverse), gauss_newton(CONV.loss, CONV.thetas, CONV.batch))
+    wrong = composed(kind, wrong_hessian(route), gauss_newton(CONV.loss, CONV.thetas, CONV.batch))
     assert check_operator(right, num_probes=1, max_points=1).ok
     assert "differences" in failed(check_operator(wrong, num_probes=1, max_points=1))
 

@@ -1,4 +1,4 @@
-"""Operators that are wrong in the order of differentiation, by a factor or a constant, for the self-check to find."""
+"""Operators that are wrong on purpose (order of differentiation, a factor, a constant), for the self-check to find."""
 
 import torch
 from cases import NETWORKS, Case, at
@@ -38,6 +38,8 @@ class ReverseOverReverse(ByRoute):
 
 
 class OutsideVmap(Hessian):
+    """Forward mode around the batched gradient, where torch differentiates batch normalisation wrongly."""
+
     def products(self, V: Tensor) -> Tensor:
         def gradients(thetas: Tensor) -> Tensor:
             return vmap(grad(self.objective.loss))(thetas, self.objective.batches[0])
@@ -54,6 +56,8 @@ class Doubled(Hessian):
 
 
 class Affine(Hessian):
+    """A constant is added to every product, so that they are not linear."""
+
     def products(self, V: Tensor) -> Tensor:
         return super().products(V) + 1e-3
 
@@ -84,12 +88,14 @@ class Dense(Operator):
         raise NotImplementedError
 
 
-def planted(kind: type[Hessian], case: Case = CONV, dtype: torch.dtype = torch.float64) -> Hessian:
+def wrong_hessian(kind: type[Hessian], case: Case = CONV, dtype: torch.dtype = torch.float64) -> Hessian:
+    """The Hessian of a case, with the products of one of the classes above."""
     H = hessian(case.loss, case.thetas.to(dtype), case.batch)
     return kind(H.prepared, H.single)
 
 
 def failed(check: Check) -> set[str]:
+    """The names of the findings that did not pass."""
     return {finding.name for finding in check.findings if finding.passed is False}
 
 
