@@ -128,7 +128,7 @@ def spectrum(
     if solved is None:
         solved = list(solve(H, method, rtol, max_rank, vectors=vectors, seed=seed, done=count.add))
     result = _assembled(H, solved, H.num_params)
-    if len(terms(H)) == 1:
+    if len(terms(H)) == 1 or result.num_matvecs is None:
         return result
     # Where terms cancel, the rounding of what is left is that of the terms, which its own size does not show.
     shape = (H.num_params, TERM_PROBES)
