@@ -79,9 +79,9 @@ def in_order(batches: Sequence[tuple[Int[Tensor, " _"], RitzPairs]]) -> RitzPair
     order = torch.cat([positions for positions, _ in batches]).argsort()
     width = max(pairs.values.shape[1] for _, pairs in batches)
     columns = []
-    for pieces in zip(*(pairs.columns() for _, pairs in batches), strict=True):
+    for pieces in zip(*[pairs.columns() for _, pairs in batches], strict=True):
         if pieces[0].ndim > 1:  # the values and vectors have an axis of pairs
             behind = (0, 0) * (pieces[0].ndim - 2)
-            pieces = tuple(pad(piece, (*behind, 0, width - piece.shape[1])) for piece in pieces)
+            pieces = tuple([pad(piece, (*behind, 0, width - piece.shape[1])) for piece in pieces])
         columns.append(torch.cat(pieces)[order.to(pieces[0].device)])
     return RitzPairs(*columns)
