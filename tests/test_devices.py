@@ -26,9 +26,11 @@ ALL = COMPUTED | DERIVED | LEARNED
 ALSO_CONV = ("product-direct", "product-gauss-newton", "gauss_newton_spectrum", "record")
 # These run the same code as others, so that only a GPU tries them as well.
 SAME_WAY = ("top_eigenpairs", "eigenpairs-of-a-block", "maml", "boil")
+# A trace does not see the operations of the fake device, because these tensors run them outside of torch's tracer.
+NOT_TRACEABLE = ("product-traced",)
 
 
-@pytest.mark.parametrize("name", [name for name in ALL if name not in SAME_WAY])
+@pytest.mark.parametrize("name", [name for name in ALL if name not in SAME_WAY + NOT_TRACEABLE])
 def test_everything_runs_where_theta_lies_and_gives_the_same_numbers(name: str) -> None:
     compute: Callable[[Any], Any] = ALL[name]
     for case in (CASE, CONV) if name in ALSO_CONV else (CASE,):
@@ -39,6 +41,12 @@ def test_everything_runs_where_theta_lies_and_gives_the_same_numbers(name: str) 
                 assert all(tensor.device == FAKE_DEVICE for tensor in tensors(result))
                 numbers = compared(result)
         same([tensor.inner for tensor in numbers], compared(on_cpu))
+
+
+@pytest.mark.parametrize("name", NOT_TRACEABLE)
+def test_a_trace_that_does_not_give_the_product_is_refused(name: str) -> None:
+    with without_type_checks(), fake_device() as device, pytest.raises(ValueError, match="cannot be traced"):
+        ALL[name](place(CASE, device))
 
 
 # Functions that have no tensors on a device, or whose results lie where their arguments do.
