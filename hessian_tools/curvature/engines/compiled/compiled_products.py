@@ -120,7 +120,7 @@ class Traced:
 
     def _first_halves(
         self, thetas: Tensor, batch: Batch, shared: bool, together: int
-    ) -> tuple[Float[Tensor, "point ..."], ...]:
+    ) -> tuple[Tensor, ...]:
         """What is kept of all points, each tensor stacked over them."""
         leaves = _tensors(batch)
         first_half = vmap(self.point, in_dims=(0, *(None if shared else 0 for _ in leaves)))
