@@ -19,6 +19,7 @@ from hessian_tools.curvature.engines.choice import Route
 from hessian_tools.loss import Loss
 
 LIBRARY = str(Path(ht.__file__).parent)
+LOSS = str(Path(LIBRARY, "loss.py"))
 ROUTES: tuple[Route, ...] = ("direct", "kept", "traced", "auto")
 
 
@@ -42,7 +43,7 @@ class Profile:
         if event not in ("call", "return") or not frame.f_code.co_filename.startswith(LIBRARY):
             return
         step = 1 if event == "call" else -1
-        if self._inside_loss or frame.f_code is Loss.__call__.__code__:
+        if self._inside_loss or frame.f_code.co_filename == LOSS:
             self._inside_loss += step
             return
         self._depth += step
