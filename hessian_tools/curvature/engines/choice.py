@@ -1,9 +1,11 @@
-"""Which engine does the products: a rule of counts and sizes, never of the clock, so that a run can be repeated."""
+"""The choice of the engine. It depends on counts and sizes only, never on timings, so that a run can be repeated."""
 
 from typing import Literal
 
 import torch
 
+# direct: forward over reverse under vmap. double_backward: each point's gradient is kept with its graph, and a product
+# is one more reverse pass. compiled: the product is traced once and split into what depends on the point and the rest.
 EngineName = Literal["direct", "double_backward", "compiled"]
 # What a user may ask for. "kept" and "traced" are older words for "double_backward" and "compiled".
 Route = Literal["auto", "direct", "kept", "traced", "double_backward", "compiled"]
@@ -16,17 +18,22 @@ ENGINES: dict[str, EngineName] = {
     "compiled": "compiled",
 }
 
-# Products from which a trace has paid for itself on a CPU, for a network whose forward pass makes f megabytes:
-# ENOUGH_PRODUCTS / (1 + f). A trace costs 0.3 s (MLP 1-40-40-1, saves 0.12 ms a product), 2 s (Conv4-64 on 28x28,
-# saves 12 ms) to 10 s (on 84x84, saves 0.9 s); one core, benchmarks/points.py.
+# On a CPU a trace pays off from ENOUGH_PRODUCTS / (1 + f) products, where f is the memory that one forward pass
+# allocates, in megabytes. Measured on one core by benchmarks/points.py:
+#   network                 cost of the trace   saved by each product
+#   MLP 1-40-40-1                       0.3 s                 0.12 ms
+#   Conv4-64 on 28x28                     2 s                   12 ms
+#   Conv4-64 on 84x84                    10 s                  900 ms
 ENOUGH_PRODUCTS = 2000
-# The same on a GPU, for a network of any size: there a trace costs about 6 s (Conv4-64 on 28x28) to 9 s (ResNet-18),
-# and a product by the kept graph 1.4 ms (MLP) to 7.4 ms (Conv4-64 on 84x84), of which a trace saves 1.4 to 6 ms.
+# The same on a GPU, for a network of any size. On an H200 a trace costs about 6 s (Conv4-64 on 28x28) to 9 s
+# (ResNet-18), and a product by the kept graph takes 1.4 ms (MLP) to 7.4 ms (Conv4-64 on 84x84), most of which a trace
+# saves.
 ENOUGH_PRODUCTS_ON_GPU = 1500
-# A trace that is there already is compared with two products at one point before it is used.
+# A trace that exists already costs no tracing. It is only compared with two ordinary products at one point before it is
+# used, so that it pays off from this many products.
 ENOUGH_FOR_KNOWN_TRACE = 8
-# Up to so many points, or from so many bytes of a forward pass on (on a CPU), keeping the gradient's graph beats
-# forward over reverse under vmap.
+# Keeping the gradient's graph is faster than forward over reverse under vmap for at most FEW_POINTS points, and on a
+# CPU also where a forward pass allocates at least LARGE_FORWARD bytes.
 FEW_POINTS = 8
 LARGE_FORWARD = 2**20
 
@@ -43,9 +50,9 @@ def choose_engine(
 ) -> EngineName:
     """The engine that is quickest over all products, from what is known before the first of them.
 
-    forward: bytes that one forward pass makes. num_products: how many products are expected, over all points together.
-    kept_graphs: whether the matrix can be multiplied by keeping graphs, as Hessians alone can. compilable: whether the
-    product can be traced, as far as is known. compiled_before: whether its trace is there from an earlier use.
+    forward: the bytes that one forward pass allocates. num_products: how many products are expected, over all points.
+    kept_graphs: whether the engine double_backward can multiply the matrix; it can multiply Hessians only. compilable:
+    whether the product can be traced, as far as is known. compiled_before: whether its trace exists from earlier use.
     """
     enough = ENOUGH_FOR_KNOWN_TRACE if compiled_before else enough_products(forward, device)
     if compilable and num_products >= enough:
@@ -56,7 +63,7 @@ def choose_engine(
 
 
 def enough_products(forward: int, device: torch.device) -> int:
-    """From how many products on a trace pays, for a network whose forward pass makes so many bytes."""
+    """The number of products from which a trace pays off. forward: the bytes that one forward pass allocates."""
     if device.type != "cpu":
         return ENOUGH_PRODUCTS_ON_GPU
     return ENOUGH_PRODUCTS // (1 + forward // 10**6)

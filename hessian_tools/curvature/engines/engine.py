@@ -1,4 +1,4 @@
-"""The door to the engines: what a user may choose, and products prepared by the engine that fits."""
+"""The interface to the engines: the user's options, and products that are prepared by the engine chosen for them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -30,16 +30,17 @@ from hessian_tools.loss import Loss
 from hessian_tools.torch_fixes.precision import full_precision
 from hessian_tools.validation import check_whole
 
-# How many vectors of every point are reckoned with when points are taken together: what an eigenvalue run keeps.
+# The number of vectors for which memory is reserved at each point that is computed together with others. An eigenvalue
+# run keeps about as many.
 VECTORS_OF_A_POINT = 48
 
 
 @dataclass(frozen=True)
 class Engine:
-    """What a user may choose about the way to products and other derivatives; made by :func:`checked_engine`.
+    """The user's options for how products and other derivatives are computed; made by :func:`checked_engine`.
 
-    route: the engine, or "auto". batching: "vmap" takes points and vectors together, "loop" one by one. chunk: how many
-    products run at once, None to measure what fits. memory: the bytes for them.
+    route: the name of an engine, or "auto". batching: "vmap" computes points and vectors together, "loop" one by one.
+    chunk: how many products run at once, or None for as many as fit in memory. memory: the budget for them, in bytes.
     """
 
     route: Route = "auto"
@@ -48,14 +49,14 @@ class Engine:
     memory: MemoryBudget = field(default_factory=MemoryBudget)
 
     def prepare(self, objective: Objective, matrix: Matrix) -> "PreparedProducts | JoinedProducts":
-        """The products of a matrix at every point of the objective; the work is done at the first of them."""
+        """The object that multiplies the matrix at every point; it computes nothing before its first product."""
         if matrix is not HESSIAN and ENGINES.get(self.route) == "double_backward":
-            raise ValueError(f"route={self.route!r} keeps graphs of Hessians alone; pass 'auto', 'direct' or 'traced'")
+            raise ValueError(f"route={self.route!r} works for Hessians only; pass 'auto', 'direct' or 'traced'")
         groups = tuple(PreparedProducts(part, matrix, self, Findings()) for part in objective.by_group())
         return groups[0] if len(groups) == 1 else JoinedProducts(objective, matrix, self, groups)
 
     def products_at_once(self, objective: Objective) -> int:
-        """How many direct products may run together: what was asked for, else what fits; costs a forward pass."""
+        """How many products ``direct`` may run at once: ``chunk``, or what fits in memory by one forward pass."""
         return self.chunk if self.chunk is not None else self.fitting_products(largest_forward(objective), objective)
 
     def fitting_products(self, forward: int, objective: Objective) -> int:
@@ -89,8 +90,8 @@ class Engine:
             return instead(lambda: torch.cat(self.memory.in_pieces(total, kept_piece, at_once=1)), refusal)
 
     def reverse_may_do(self, objective: Objective, refusal: BaseException) -> bool:
-        """Whether a derivative that was refused may be had from a kept graph."""
-        # A network has run plainly on the first point, so what torch refuses may be the fault of vmap or forward mode.
+        """Whether a derivative that torch could not compute may be had in reverse mode, from a kept graph."""
+        # A network has already run on the first point without transforms, so vmap or forward mode may be at fault.
         return isinstance(refusal, NoForwardDerivative) or (
             isinstance(objective.loss, Loss) and self.batching == "vmap"
         )
@@ -103,10 +104,10 @@ def checked_engine(
     chunk: int | None = None,
     max_memory: float | int | None = None,
 ) -> Engine:
-    """The engine of a user's options, see :func:`~hessian_tools.curvature.hessian`. Raises ValueError."""
+    """The engine with a user's options, which :func:`~hessian_tools.curvature.hessian` describes. Raises ValueError."""
     check_whole(chunk=chunk)
     if chunk is not None and chunk < 1:
-        raise ValueError(f"chunk={chunk}: give the number of products to run at once, 1 or more, or None to measure")
+        raise ValueError(f"chunk={chunk}: give the number of products to run at once, 1 or more, or None for what fits")
     if batching not in get_args(Batching):
         raise ValueError(f"batching={batching!r} is not known; give 'vmap' or 'loop'")
     if route not in get_args(Route):
@@ -118,11 +119,12 @@ def checked_engine(
 
 @dataclass
 class Findings:
-    """What is known about the products at a group of points; selections of these points share it with the whole.
+    """What is known about the products at a group of points; every selection of these points shares this object.
 
-    announced: how many products were announced, over all points. forward: bytes that one forward pass makes. traces:
-    those of the product for each batch, empty where it cannot be traced. reverse_only: the loss turned out to have no
-    forward derivative. engine: the engine last taken.
+    announced: the number of products, summed over points, that the caller has said will follow. forward: the bytes that
+    one forward pass allocates, None while unknown. traces: the trace of the product for each batch, None while it was
+    not tried, empty where it cannot be traced. reverse_only: the loss turned out to have no forward derivative.
+    engine: the engine that was used last.
     """
 
     announced: int = 0
@@ -134,9 +136,10 @@ class Findings:
 
 @dataclass(frozen=True)
 class PiecewiseProducts:
-    """Products at more points than can be kept for together: what is kept for a piece is let go before the next one.
+    """Products at more points than fit in memory at once: what is kept for a piece is freed before the next piece.
 
-    make: what the products of a piece share, from its objective. at_once: points of a piece before any refusal.
+    make: builds, from the objective of a piece, the object that computes its products. at_once: the number of points in
+    a piece, as long as the device has not run out of memory.
     """
 
     objective: Objective
@@ -155,26 +158,26 @@ class PiecewiseProducts:
         return torch.cat(self.memory.in_pieces(len(V), piece, at_once=self.at_once))
 
     def select(self, points: Int[Tensor, " chosen"], objective: Objective) -> None:
-        """Made anew, because fewer points may fit together."""
+        """None, so that the products are built again: the points selected may fit in memory together."""
         return
 
     def can_be_halved(self, V: Tensor) -> bool:
-        """Never: pieces have been halved already until one point was refused."""
+        """Always False: the pieces have been halved already, down to a single point."""
         return False
 
 
-# What an engine makes for one group of points: ``products(V)``, with all that is kept between two of them (``nbytes``
-# bytes), ``select(points, objective)`` for the same at some of the points, and ``can_be_halved(V)``, which says whether
-# less memory would do if fewer points were taken together.
+# What an engine builds for one group of points. It computes ``products(V)`` and holds ``nbytes`` bytes between two
+# calls. ``select(points, objective)`` is the same at some of the points. ``can_be_halved(V)`` says whether less memory
+# would be enough if fewer points were computed together.
 Products = DirectProducts | KeptGraphs | CompiledProducts | PiecewiseProducts
 
 
 @dataclass
 class PreparedProducts:
-    """The products of a matrix at points whose batches have one shape, by the engine that fits them.
+    """The products of a matrix at points whose batches have one shape, by the engine chosen for them.
 
-    The engine is chosen, and what its products share is computed, at the first product; it is then kept for the next
-    ones. This is the only object of the engines that changes.
+    At the first product the engine is chosen, and everything that its products share is computed and kept for the next
+    ones. Apart from its findings and the memory budget, this is the only object of the engines that changes.
     """
 
     objective: Objective
@@ -224,9 +227,10 @@ class PreparedProducts:
                 if first_refusal is not None or not self._reverse_may_do(refusal):
                     raise_explained(error)
                 first_refusal, self.findings.reverse_only = refusal, True
-            # What was kept for all points goes: pieces make their own, and it would lie beside each of them.
+            # What is kept for all points is freed: each piece builds its own, and the old data would lie beside it.
             self.current = None
-            if out_of_memory:  # remembered out here, where the error is gone, and with it what its frames held
+            # This is recorded outside of the except block, after the error has let go of the tensors in its frames.
+            if out_of_memory:
                 self.engine.memory.refuse()
 
     def select(self, points: Int[Tensor, " chosen"]) -> "PreparedProducts":
@@ -237,16 +241,16 @@ class PreparedProducts:
 
     @full_precision
     def points_at_once(self) -> int:
-        """For how many points results should be asked for together, within the memory."""
+        """The number of points for which results should be requested at once, so that they fit in memory."""
         thetas, memory = self.objective.thetas, self.engine.memory
         most = max(1, memory.budget(thetas.device) // (VECTORS_OF_A_POINT * thetas.shape[1] * thetas.element_size()))
         if self.engine.route != "direct":
-            # Without a choice yet, a trace is reckoned to keep as much as a graph: making one here would cost seconds.
+            # If no engine is named, a trace is taken to keep as much as a graph: tracing here would cost seconds.
             most = min(most, self.fitting_points(ENGINES.get(self.engine.route, "double_backward")))
         return max(1, most >> memory.refusals)
 
     def fitting_points(self, name: EngineName) -> int:
-        """For how many points an engine may keep what their products share, if the device refuses none."""
+        """For how many points an engine may keep what their products share, as long as no allocation fails."""
         thetas, engine, num_batches = self.objective.thetas, self.engine, len(self.objective.batches)
         if engine.chunk is not None:
             return max(1, engine.chunk * FORWARDS_PER_PRODUCT // (KEPT_FORWARDS * num_batches))
@@ -263,7 +267,7 @@ class PreparedProducts:
         is_hessian = self.matrix is HESSIAN
         if is_hessian and ENGINES.get(engine.route) != "double_backward" and is_scripted(objective.loss):
             if engine.route != "auto":
-                raise ValueError(f"route={engine.route!r}: of a scripted network it may be wrong; pass route='kept'")
+                raise ValueError(f"route={engine.route!r} may be wrong for a scripted network; pass route='kept'")
             return "double_backward"
         if engine.route != "auto":
             return ENGINES[engine.route]
@@ -285,7 +289,7 @@ class PreparedProducts:
         return name if name != "compiled" or self._traces() else choose(compilable=False)
 
     def _made(self, name: EngineName) -> Products:
-        """What the products of an engine share, at all points together or, where that does not fit, piece by piece."""
+        """The products by an engine: for all points at once or, where that does not fit in memory, piece by piece."""
         objective, engine = self.objective, self.engine
         self.findings.engine = name
         if name == "direct":
@@ -293,8 +297,8 @@ class PreparedProducts:
             return direct_products(objective, self.matrix, engine.batching, at_once, engine.memory)
         if name == "compiled" and not self._traces():
             raise ValueError(
-                f"route={engine.route!r}: this product cannot be traced, because the network takes its way by the "
-                "values of its parameters or uses what a trace cannot follow; pass route='auto' or 'direct'"
+                f"route={engine.route!r}: this product cannot be traced, because the network branches on the values "
+                "of its parameters or uses an operation that cannot be traced; pass route='auto' or 'direct'"
             )
         fitting = min(len(objective.thetas), self.fitting_points(name))
         make = partial(self._kept_at, name)
@@ -329,7 +333,7 @@ class PreparedProducts:
 
     def _can_be_halved(self, V: Tensor) -> bool:
         """Whether fewer points together would need less memory than what was just refused."""
-        if self.current is None:  # refused while it was made, which is tried once for all points
+        if self.current is None:  # memory ran out while it was built, which is tried only once for all points together
             return len(V) > 1 and self.engine.memory.refusals == 0
         return self.current.can_be_halved(V)
 
@@ -378,12 +382,12 @@ class JoinedProducts:
         return JoinedProducts(self.objective.select(points), self.matrix, self.engine, groups)
 
     def points_at_once(self) -> int:
-        """For how many points results should be asked for together, within the memory."""
+        """The number of points for which results should be requested at once, so that they fit in memory."""
         return min(group.points_at_once() for group in self.groups)
 
 
 def instead(function: Callable[[], Tensor], refusal: RuntimeError) -> Tensor:
-    """The result of another way; raises the first refusal where torch refuses that way as well."""
+    """The result of a fallback; raises the error of the first way if torch cannot compute the fallback either."""
     try:
         return function()
     except torch.OutOfMemoryError:
