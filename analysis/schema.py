@@ -122,7 +122,7 @@ VARIABLES: tuple[Variable, ...] = (
     _point(
         "eigenvalue_residual",
         "1",
-        "|Hv - lambda v|: at least one exact eigenvalue lies within this distance",
+        "|Hv - lambda v|: at least one exact eigenvalue is this near",
         "eigen_index",
     ),
     _point("eigenvalue_max", "1", "largest algebraic eigenvalue", error="eigenvalue_max_residual"),

@@ -39,7 +39,11 @@ def study_file(working_folder: Path, old: str = "", new: str = "") -> str:
         ("name: quickdraw", "name: sine-line", "conv4 needs images, but sine-line has none"),
         ("name: quickdraw, ways: 3", "name: quickdraw, ways: '3'", "data.ways: input should be a valid integer"),
         ("seeds: [0, 1]", "seeds: [true, false]", "seeds.0: input should be a valid integer"),
-        ("max_matvecs: 10", "max_matvecs: 5", "max_matvecs=5 cannot find and check 1 eigenvalues and both ends"),
+        (
+            "max_matvecs: 10",
+            "max_matvecs: 5",
+            "max_matvecs=5 is too few to find and check the eigenvalues=1",
+        ),
         (
             "eigenvalues: 2, tolerance: 0.01, probes: 4, max_matvecs: 24",
             "eigenvalues: 900, max_matvecs: 4000",

@@ -85,7 +85,10 @@ def test_what_is_not_there_is_told_in_the_words_of_the_command_line(data, messag
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"name": "sine-line", "image_size": 3}, "data: image_size is for images; sine-line has none"),
+        (
+            {"name": "sine-line", "image_size": 3},
+            "data: image_size is for images, but sine-line has none; leave it out",
+        ),
         ({"pth": "x"}, "unknown key 'data.pth'; did you mean 'path'"),
     ],
 )
