@@ -23,7 +23,8 @@ def _inner_loop(learner: StudyLearner) -> list[str]:
     settings, latent, particulars = learner.settings, learner.learner.latent, []
     if latent is not None:
         particulars.append(
-            f"{learner.learner.steps} of the steps on codes of {latent.size}, then {latent.fine_tuning_steps} on weights"
+            f"{learner.learner.steps} of the steps on codes of {latent.size},"
+            f" then {latent.fine_tuning_steps} on weights"
         )
     if settings.moves:
         particulars.append(f"moving {listed(settings.moves)}")

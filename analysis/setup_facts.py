@@ -38,7 +38,8 @@ def facts(study: Study) -> dict[str, str]:
         "Seeds": f"{len(config.seeds)}: {', '.join(map(str, config.seeds))} (initial parameters, training tasks and"
         " held-out tasks)",
         "Held-out tasks": f"{measure_settings.tasks} a seed with curvature at every inner step"
-        f" ({measure_settings.full_tasks} of them in full), {measure_settings.evaluation_tasks} a seed for accuracy{protocol}",
+        f" ({measure_settings.full_tasks} of them in full), {measure_settings.evaluation_tasks} a seed"
+        f" for accuracy{protocol}",
         "Curvature": f"of the support loss; light: {light.probes} probes, eigenvalues to {light.tolerance:g};"
         f" full: {full.probes} probes, top {full.eigenvalues} to {full.tolerance:g}",
         "Precision": f"{manifest['dtype']} on {manifest['device']}, {manifest['threads']} thread per process",
@@ -86,8 +87,8 @@ def _warm_starts(study: Study) -> list[str]:
             )
             if name not in study.untrained_start:
                 line += (
-                    " The study has no untrained network with the same inner loop, so there is no verdict on suppression"
-                    " for this learner."
+                    " The study has no untrained network with the same inner loop, so there is no verdict on"
+                    " suppression for it."
                 )
             lines.append(line)
     return lines
