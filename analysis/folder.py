@@ -142,7 +142,7 @@ def stale(study: Study, ds: xr.Dataset) -> list[str]:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Make the folder and lock it against other commands; it is freed when the process ends in any way."""
+    """Make the folder and lock it against other commands; however the process ends, its lock ends with it."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as e:

@@ -1,6 +1,6 @@
 """Measuring a study: recording inner loops on held-out tasks and the curvature along them.
 
-The work is split into units. A unit is a run, one of its checkpoints and a block of held-out tasks, with all inner steps.
+The work is split into units. A unit is a checkpoint of a run and a block of held-out tasks, with all inner steps.
 Measuring a unit records the inner loops of its tasks, measures the curvature at their parameter vectors, and writes the
 results into the store of the run.
 """
@@ -162,7 +162,7 @@ def allocate(study: Study, learner: str, seed: int) -> None:
 def chunk_tasks(study: Study) -> int:
     """The number of tasks in a chunk of the store, such that every unit writes whole chunks."""
     plan = study.config.measure
-    # Chunks have one size throughout, and the blocks of the light measurement begin at task full_tasks.
+    # All chunks have the same size, and the blocks of the light measurement begin at task full_tasks.
     return plan.block if plan.full_tasks % plan.block == 0 else 1
 
 

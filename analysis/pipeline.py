@@ -89,7 +89,8 @@ def run_study(
     claims: the file with the plan of the claims for a new study; by default the bundled plan.
     data: the path of images or features that replace the study's own data.
     workers: the number of worker processes, of one thread each, or 0 to work in the present process; by default 0 for
-        a small study or on a GPU, and otherwise the number of cores. A script that uses processes needs ``if __name__ == "__main__":``.
+        a small study or on a GPU, and otherwise the number of cores. A script that uses processes needs
+        ``if __name__ == "__main__":``.
     device: "cpu" or "cuda".
     progress: None for silence, True for bars or lines on standard output, or a function that is called with
         (done, total) of the part that is at work.

@@ -149,7 +149,7 @@ class Candidate:
 
 
 def choose_step_size(study: Study, pool: WorkerPool, reporter: Reporter) -> Study:
-    """The study with its step size, after a search if it asks for one. The search is made once; its results are kept."""
+    """The study with its step size, after a search if it asks for one; the search is made once and its results kept."""
     search = study.config.inner.step_size
     if study.step_size is not None or not isinstance(search, StepSizeSearch):
         return study

@@ -17,8 +17,8 @@ def along_gradient(points: Points) -> Values:
     """The curvature along the inner gradient g, with float32 errors.
 
     The values are |Hg| / |g|, rho = g'Hg / g'g, rho times the inner step size alpha, and rho in coordinates in which
-    filters have unit norm. H is symmetric, so z'(Hg) and g'(Hz) would be equal in exact arithmetic, and their difference
-    estimates the rounding error.
+    filters have unit norm. H is symmetric, so z'(Hg) and g'(Hz) would be equal in exact arithmetic, and their
+    difference estimates the rounding error.
     """
     products, g = points.products, points.gradients
     curvature = curvature_along(g, products.hg)

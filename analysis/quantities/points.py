@@ -90,7 +90,7 @@ class Points:
 
     @cached_property
     def products(self) -> Products:
-        """The products of H with g, D^2 g and the probes, computed as one product with all these vectors at each point."""
+        """The products of H with g, D^2 g and the probes, computed together as one product with a block of vectors."""
         scale = filter_scale(self.loss.layout, self.thetas, self.normalised)
         probes = self.probes.unsqueeze(1).expand(*self.thetas.shape, -1)
         block = torch.cat([torch.stack([self.gradients, scale**2 * self.gradients], -1), probes], -1)
