@@ -37,7 +37,7 @@ from hessian_tools.trajectory.record import record
 
 MEASURED, DIVERGED = STATUS_MEANINGS.index("measured"), STATUS_MEANINGS.index("diverged")
 LIGHT, FULL = LEVEL_MEANINGS.index("light"), LEVEL_MEANINGS.index("full")
-VECTORS = SaveAt(thetas=True, gradients=True)  # what a recorded inner loop keeps besides numbers
+VECTORS = SaveAt(thetas=True, gradients=True)  # a recorded inner loop keeps these vectors
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ class Problem:
         try:
             if data.test_split and not data.test_path:
                 raise ValueError(
-                    "test_split needs test_path, because it names the split of the data there; give test_path"
+                    "test_split is the split of the data at test_path and needs test_path; give both or neither"
                 )
             source = open_images(data.source, split=data.split, rotations=data.rotations, crop=data.crop)
             if not data.test_path:

@@ -73,7 +73,7 @@ def test_a_split_without_validation_serves_where_nothing_is_validated(own, tmp_p
     ("data", "message"),
     [
         ({"path": "nowhere/at/all"}, "data: there is no file or folder nowhere/at/all"),
-        ({"test_split": "official"}, "data: test_split needs test_path"),
+        ({"test_split": "official"}, "data: test_split is the split of the data at test_path and needs test_path"),
         ({"channels": 3, "rotations": True}, "data: split, rotations and crop are for data of your own"),
     ],
 )
