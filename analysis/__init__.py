@@ -1,8 +1,8 @@
-"""The study: what to measure along inner loops, what it means, and how it is shown.
+"""Studies of learners: what is measured along inner loops, which claims the numbers support, and how they are shown.
 
-``run_study(source)`` trains, measures, tests, draws and reports a study. ``open_study(path)`` opens everything that
-was measured, and ``open_verdicts(path)`` what was concluded from it. ``to_xarray(result)`` labels and
-``plot(result)`` draws any result of the library.
+``run_study(source)`` trains, measures, tests, draws and reports a study. ``open_study(path)`` opens everything that was
+measured in a study, and ``open_verdicts(path)`` the verdicts on the claims. ``to_xarray(result)`` labels any result of
+the library, and ``plot(result)`` draws it.
 """
 
 from importlib import import_module

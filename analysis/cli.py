@@ -1,4 +1,4 @@
-"""The command line. Heavy imports wait until a command runs, so that help appears at once."""
+"""The command line. Modules that import torch are imported inside the commands, so that help appears at once."""
 
 import errno
 import os
@@ -24,7 +24,9 @@ class Compute:
 
     workers: Annotated[
         int | None,
-        Parameter(help="Processes, one thread each; 0: in this one [default: one per core; 0 for a small study]."),
+        Parameter(
+            help="Worker processes, one thread each; 0: this process [default: one per core; 0 for a small study]."
+        ),
     ] = None
     device: Annotated[Literal["cpu", "cuda"], Parameter(help="Where the tensors live.")] = "cpu"
 
@@ -32,7 +34,7 @@ class Compute:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class Begin:
-    """The options of every command that may begin a study."""
+    """The options of every command that can begin a study."""
 
     out: Annotated[Path | None, Parameter(help="Folder of the study [default: runs/NAME].")] = None
     seeds: Annotated[
@@ -52,7 +54,7 @@ class Begin:
     ] = None
 
     def prepare(self, source: str, compute: Compute) -> "tuple[Study, str | None]":
-        """The checked study and the text of its plan."""
+        """The study, after all checks, and the text of its plan of the claims (None: the bundled plan)."""
         from analysis.pipeline import prepare
 
         return prepare(
@@ -73,19 +75,19 @@ app = App(
     version=lambda: version("hessian-tools"),
     version_flags=["--version"],
     help_on_error=False,
-    suppress_keyboard_interrupt=False,  # it is answered below, in a line of our own
+    suppress_keyboard_interrupt=False,  # run() below answers it with a message
 )
 
 
 @app.command
 def demo(*, begin: Begin = BEGIN, compute: Compute = COMPUTE) -> None:
-    """The bundled study, minutes on two cores; the same command resumes it."""
+    """Run the bundled study, which takes minutes on two cores; the same command resumes it."""
     study("demo", begin=begin, compute=compute)
 
 
 @app.command
 def study(file: File, *, begin: Begin = BEGIN, compute: Compute = COMPUTE) -> None:
-    """Train, record, measure, test, draw and report; resumes where it stopped."""
+    """Train, record, measure, test, draw and report; resume where an earlier command stopped."""
     from analysis import pipeline
 
     prepared, plan = begin.prepare(file, compute)
@@ -97,7 +99,7 @@ def study(file: File, *, begin: Begin = BEGIN, compute: Compute = COMPUTE) -> No
 
 @app.command
 def train(file: File, *, begin: Begin = BEGIN, compute: Compute = COMPUTE) -> None:
-    """Only train; checkpoints are kept and an interrupted run goes on."""
+    """Only train; checkpoints are kept, and an interrupted run goes on."""
     from analysis import pipeline
 
     prepared, plan = begin.prepare(file, compute)
@@ -118,7 +120,7 @@ def measure(folder: Folder, *, compute: Compute = COMPUTE) -> None:
 
 @app.command
 def test(folder: Folder) -> None:
-    """Only the verdicts, from measurements that exist."""
+    """Only draw the verdicts, from measurements that exist."""
     from analysis import pipeline
     from analysis.folder import measurements, open_folder
 
@@ -129,7 +131,7 @@ def test(folder: Folder) -> None:
 
 @app.command
 def figures(folder: Folder) -> None:
-    """Only the figures, as PDF and PNG."""
+    """Only draw the figures, as PDF and PNG."""
     from analysis import pipeline
     from analysis.folder import measurements, open_folder
 
@@ -141,7 +143,7 @@ def figures(folder: Folder) -> None:
 
 @app.command
 def report(folder: Folder) -> None:
-    """Only report.html, from verdicts and figures that exist."""
+    """Only write report.html, from verdicts and figures that exist."""
     from analysis import pipeline
     from analysis.folder import measurements, open_folder
 
@@ -152,21 +154,21 @@ def report(folder: Folder) -> None:
 
 @app.command
 def info(path: Folder) -> None:
-    """What a study's folder holds and how far it is."""
+    """Say what a study's folder holds and how far the study is."""
     from analysis.folder import open_folder
     from analysis.status import describe
 
-    for line in list(describe(open_folder(path))):  # the list is complete before anything is printed
+    for line in list(describe(open_folder(path))):  # a list, so that an error comes before any line is printed
         print(line)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The entry point. Exit status 0: done; 1: interrupted or failed; 2: a mistake in what was asked."""
+    """The entry point. Its exit status is 0: done, 1: interrupted or failed, 2: a mistake in what was asked."""
     sys.exit(run(arguments))
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """The exit status of one command line; a mistake is told in at most two lines on standard error."""
+    """Run one command line and return its exit status; a mistake is told in at most two lines on standard error."""
     from analysis.errors import UserError
 
     try:
@@ -177,7 +179,7 @@ def run(arguments: list[str] | None = None) -> int:
         return _fail(str(e), 2)
     except KeyboardInterrupt:
         return _fail("stopped; the same command goes on from here", 1)
-    except BrokenPipeError:  # the reader of a pipe has left, so there is nobody to tell
+    except BrokenPipeError:  # the process that read our pipe has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as e:
@@ -191,14 +193,15 @@ def run(arguments: list[str] | None = None) -> int:
 
 
 def _describe(error: OSError) -> str:
+    """The message on an error of the operating system."""
     place = error.filename or "the study folder"
     if error.errno == errno.ENOSPC:
         return f"no space left on the device ({place}); free some and run the same command"
-    return f"{place}: {error.strerror or error}; mend that, or choose another --out"
+    return f"{place}: {error.strerror or error}; correct that, or choose another --out"
 
 
 def _status(error: Exception) -> int | None:
-    """The exit status of an error that is not a fault of the program itself; None for one that is."""
+    """The exit status of an error that is not a fault of this program; None for a fault of this program."""
     from analysis.claims import NotMeasuredError, PlanError
     from hessian_tools.loss import HiddenStateError
     from hessian_tools.runs.files import DamagedFileError

@@ -1,4 +1,4 @@
-"""A study's folder: where everything in it lies, which study it belongs to, and who may write in it."""
+"""A study's folder: the files in it, the study to which it belongs, and the lock of the command that writes in it."""
 
 import hashlib
 import os
@@ -21,29 +21,30 @@ from analysis.study_file import parse_study
 from hessian_tools.runs.files import read_json, write_text
 
 STUDY, CLAIMS, VERDICTS, REPORT = "study.yaml", "claims.yaml", "verdicts.json", "report.html"
-STEP_SIZE, DRAWN = "step_size.json", "drawn.json"
+STEP_SIZE = "step_size.json"  # the result of the search for the step size
+DRAWN = "drawn.json"  # in the folder of the figures: the digest of the measurements that they show
 
 
 def open_folder(path: str | Path, *, device: str = "cpu") -> Study:
     """The study that was begun in a folder, with the step size that its search has chosen, if there was one."""
     path = Path(path)
     if not (path / STUDY).is_file():
-        what = "is no study folder" if path.exists() else "does not exist"
-        raise UserError(f"{path} {what}: there is no {STUDY} in it; 'hessian-tools demo' makes one")
+        problem = "is no study folder" if path.exists() else "does not exist"
+        raise UserError(f"{path} {problem}: there is no {STUDY} in it; 'hessian-tools demo' makes one")
     return in_folder(parse_study(_text(path / STUDY), source=str(path / STUDY)), path, device=device)
 
 
 def in_folder(config: StudyConfig, path: Path, *, device: str = "cpu") -> Study:
-    """The study of a configuration in a folder, where its step size may have been chosen before."""
+    """The study of a configuration in a folder, with the step size that an earlier search has left there, if any."""
     chosen = read_json(path / STEP_SIZE)["step_size"] if (path / STEP_SIZE).exists() else None
     return build(config, path, device=device, step_size=chosen)
 
 
 def refuse_occupied(study: Study) -> None:
-    """Refuse a folder that is neither empty nor holds the same study, begun before; nothing is written."""
+    """Raise UserError if the study's folder holds another study or other files; nothing is written."""
     path = study.path
     if path.exists() and not path.is_dir():
-        raise UserError(f"{path} is a file; --out names a folder")
+        raise UserError(f"{path} is a file, but --out needs a folder; choose another --out")
     if (path / STUDY).exists():
         _refuse_another(study, open_folder(path).config)
     elif path.exists() and any(p for p in path.iterdir() if not p.name.startswith(".")):
@@ -51,27 +52,28 @@ def refuse_occupied(study: Study) -> None:
 
 
 def begin(study: Study, *, claims: str | None = None) -> None:
-    """Write the files that a study's folder starts with, and remove what a killed process left; the lock is held.
+    """Write the files with which a study's folder starts, and remove what a killed process left half-written.
 
-    claims: the text of a checked plan, or None for the bundled one. A folder keeps the plan it was begun with.
+    The caller holds the lock of the folder.
+    claims: the text of a checked plan, or None for the bundled one. A folder keeps the plan with which it was begun.
     """
-    place = study.path / CLAIMS
-    kept = _text(place) if place.exists() else claims
-    if claims not in (None, kept):
+    plan_file = study.path / CLAIMS
+    plan = _text(plan_file) if plan_file.exists() else claims
+    if claims not in (None, plan):
         raise UserError(
-            f"{study.path} was begun with another plan of the claims, and a plan is fixed before the data;"
+            f"{study.path} was begun with another plan of the claims, and a plan is fixed before anything is measured;"
             " leave --claims out, or choose another --out"
         )
     store.sweep(study.path)
-    # study.yaml comes first, because a folder without it counts as somebody else's.
+    # study.yaml is written first, because a folder with files but without it is refused as another one's.
     write_text(study.path / STUDY, yaml.safe_dump(study.config.model_dump(mode="json"), sort_keys=False))
-    write_text(place, kept or PLAN.read_text(encoding="utf-8"))
+    write_text(plan_file, plan or PLAN.read_text(encoding="utf-8"))
 
 
 def open_study(path: str | Path) -> xr.Dataset:
     """Everything that was measured in a study: its runs stacked over ``learner`` (names) and ``seed``.
 
-    Names, dimensions and units of the variables stand in ``analysis.schema``.
+    ``analysis.schema`` describes the variables with their dimensions and units.
     """
     return measurements(open_folder(path))
 
@@ -79,44 +81,47 @@ def open_study(path: str | Path) -> xr.Dataset:
 def measurements(study: Study) -> xr.Dataset:
     """Everything that was measured in a study; see :func:`open_study`."""
     stores = {run: study.run(*run) / store.NAME for run in study.runs}
-    runs = {run: store.open_run(place) for run, place in stores.items() if place.exists()}
+    runs = {run: store.open_run(path) for run, path in stores.items() if path.exists()}
     if not runs:
         raise UserError(f"nothing is measured yet in {study.path}; run 'hessian-tools measure {study.path}' first")
     ds = describe_learners(
         stack_runs(runs, list(study.learners)),
-        trained={name: one.settings.trained for name, one in study.learners.items()},
+        trained={name: learner.settings.trained for name, learner in study.learners.items()},
         without_shot=study.without_shot,
         untrained_start=study.untrained_start,
-        no_alpha={name: one.learner.why_no_alpha for name, one in study.learners.items()},
+        no_alpha={name: learner.learner.why_no_alpha for name, learner in study.learners.items()},
     )
-    ds.attrs = {"study": study.config.name, "split": "test"}  # the attributes that all runs share
+    ds.attrs = {"study": study.config.name, "split": "test"}  # of the attributes, only those that all runs share
     if study.config.data.source != "sine-line":
         ds.attrs["ways"] = study.config.data.ways
-    return ds.sortby("checkpoint")[[variable.name for variable in VARIABLES]]  # zarr lists them in no fixed order
+    return ds.sortby("checkpoint")[[variable.name for variable in VARIABLES]]  # zarr has no fixed order
 
 
 def open_verdicts(path: str | Path) -> list[Verdict]:
-    """The verdicts that were drawn from a study's measurements."""
-    place = open_folder(path).path / VERDICTS
-    if not place.exists():
-        raise UserError(f"{place} does not exist yet; run 'hessian-tools test {place.parent}' first")
+    """The verdicts on the claims, which the command ``test`` drew from a study's measurements."""
+    file = open_folder(path).path / VERDICTS
+    if not file.exists():
+        raise UserError(f"{file} does not exist yet; run 'hessian-tools test {file.parent}' first")
     try:
-        return verdicts_from_json(_text(place))
+        return verdicts_from_json(_text(file))
     except (KeyError, TypeError, ValueError):
-        raise UserError(f"{place} is damaged; run 'hessian-tools test {place.parent}' to make it again") from None
+        raise UserError(f"{file} is damaged; run 'hessian-tools test {file.parent}' to make it again") from None
 
 
 def plan_of(study: Study) -> Plan:
     """The plan of the claims with which the study was begun."""
-    place = study.path / CLAIMS
-    if not place.exists():
-        raise UserError(f"{place} is gone; put it back, or begin another study")
-    _text(place)
-    return load_plan(place)
+    file = study.path / CLAIMS
+    if not file.exists():
+        raise UserError(f"{file} is gone; put it back, or begin another study")
+    _text(file)  # called for its error: a damaged file is to be named as such
+    return load_plan(file)
 
 
 def content_digest(ds: xr.Dataset) -> str:
-    """SHA-256 of every number of a study: verdicts and figures name by it the measurements on which they rest."""
+    """The SHA-256 of all numbers of a study.
+
+    Verdicts and figures keep the digest of the measurements from which they were made; see :func:`stale`.
+    """
     content, coded = hashlib.sha256(), with_codes(ds)
     for name in sorted(map(str, coded.variables)):
         content.update(name.encode() + np.ascontiguousarray(coded[name].values).tobytes())
@@ -124,27 +129,27 @@ def content_digest(ds: xr.Dataset) -> str:
 
 
 def stale(study: Study, ds: xr.Dataset) -> list[str]:
-    """Which of "verdicts" and "figures" exist but rest on other measurements than the present ones."""
+    """Which of "verdicts" and "figures" exist but were made from measurements other than the present ones."""
     parts = {
         "verdicts": ((study.path / VERDICTS).exists(), study.path / VERDICTS),
         "figures": (any(study.figures.glob("*.png")), study.figures / DRAWN),
     }
-    now = content_digest(ds)
-    # Figures whose note is missing come from a drawing that was cut short.
-    notes = {part: read_json(note) if note.exists() else {} for part, (_, note) in parts.items()}
-    return [part for part, (made, _) in parts.items() if made and notes[part].get("measurements") != now]
+    present = content_digest(ds)
+    # DRAWN is written after the last figure, so figures without it come from a drawing that was cut short.
+    records = {part: read_json(record) if record.exists() else {} for part, (_, record) in parts.items()}
+    return [part for part, (exists, _) in parts.items() if exists and records[part].get("measurements") != present]
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Make the folder and keep every other command out of it; the lock ends with the process, however that ends."""
+    """Make the folder and lock it against other commands; however the process ends, its lock ends with it."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise UserError(f"the folder {path} cannot be made ({e.strerror}); choose another --out") from None
     try:
         import fcntl
-    except ImportError:  # Windows has no such locks; there it is up to the user
+    except ImportError:  # Windows has no such locks, so there the user must see to it
         yield
         return
     with (path / ".lock").open("a") as file:
@@ -152,13 +157,14 @@ def locked(path: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(
-                f"another hessian-tools is at work in {path}; wait for it, or choose another --out"
+                f"another hessian-tools is at work in {path}; wait until it ends, or choose another --out"
             ) from None
-        os.set_inheritable(file.fileno(), False)
+        os.set_inheritable(file.fileno(), False)  # a worker that outlives the command must not keep the lock
         yield
 
 
 def _refuse_another(study: Study, begun: StudyConfig) -> None:
+    """Raise UserError unless the study is the one that was begun, perhaps with more seeds or learners."""
     old, new = begun.model_dump(mode="json"), study.config.model_dump(mode="json")
     for key in old:
         same = old[key] == new[key]
@@ -179,7 +185,8 @@ def _short(value: object) -> str:
 
 
 def _text(path: Path) -> str:
+    """The text of a file of the folder; raises UserError where it is damaged."""
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
-        raise UserError(f"{path} is damaged: it is not a text in UTF-8; put it back or begin another study") from None
+        raise UserError(f"{path} is damaged: it is not a text in UTF-8; put it back, or begin another study") from None

@@ -9,21 +9,22 @@ OPTIMISERS = {"adam": "Adam", "sgd": "SGD"}
 
 
 def described(study: Study, name: str) -> str:
-    """One learner with all the settings that are its own."""
-    one = study.learners[name]
-    algorithm = ALGORITHMS[one.settings.algorithm]
-    order = "first-order " if one.learner.first_order else "second-order "
+    """One learner's algorithm in print, with the settings in which it differs from the defaults of its study."""
+    learner = study.learners[name]
+    algorithm = ALGORITHMS[learner.settings.algorithm]
+    order = "first-order " if learner.learner.first_order else "second-order "
     title = (order if "first_order" in algorithm.options else "") + algorithm.title
-    penalty = f" + {_shot(one.settings.shot)}" if one.settings.shot else ""
-    return ", ".join([title + penalty, *_inner_loop(one), *_outer_loop(study, one)])
+    penalty = f" + {_shot(learner.settings.shot)}" if learner.settings.shot else ""
+    return ", ".join([title + penalty, *_inner_loop(learner), *_outer_loop(study, learner)])
 
 
-def _inner_loop(one: StudyLearner) -> list[str]:
-    """The particulars of a learner's inner loop."""
-    settings, latent, particulars = one.settings, one.learner.latent, []
+def _inner_loop(learner: StudyLearner) -> list[str]:
+    """The settings in which a learner's inner loop differs from the default."""
+    settings, latent, particulars = learner.settings, learner.learner.latent, []
     if latent is not None:
         particulars.append(
-            f"{one.learner.steps} of the steps on codes of {latent.size}, then {latent.fine_tuning_steps} on weights"
+            f"{learner.learner.steps} of the steps on codes of {latent.size},"
+            f" then {latent.fine_tuning_steps} on weights"
         )
     if settings.moves:
         particulars.append(f"moving {listed(settings.moves)}")
@@ -40,19 +41,21 @@ def _inner_loop(one: StudyLearner) -> list[str]:
     return particulars
 
 
-def _outer_loop(study: Study, one: StudyLearner) -> list[str]:
-    """The particulars of a learner's training."""
-    settings, outer, particulars = one.settings, study.config.train, []
+def _outer_loop(study: Study, learner: StudyLearner) -> list[str]:
+    """The settings in which a learner's training differs from the outer loop of the study."""
+    settings, train_settings, particulars = learner.settings, study.config.train, []
     if settings.pretraining:
         particulars.append(f"SHOT's distance alone (SHOT_p), projector {settings.pretraining.projector}")
     if settings.start:
         particulars.append(f"from the best checkpoint of {settings.start}")
-    if settings.trained and (one.optimiser, one.learning_rate) != (outer.optimiser, outer.learning_rate):
-        particulars.append(f"{OPTIMISERS[one.optimiser]} {one.learning_rate:g}")
+    outer_loop = (learner.optimiser, learner.learning_rate)
+    if settings.trained and outer_loop != (train_settings.optimiser, train_settings.learning_rate):
+        particulars.append(f"{OPTIMISERS[learner.optimiser]} {learner.learning_rate:g}")
     return particulars
 
 
 def _shot(shot: Shot) -> str:
+    """SHOT's settings: T and R are the steps of its target and its reference loop, and K those of the inner loop."""
     detached = "detached" if shot.detach_reference else "not detached"
     schedule = "" if shot.schedule == "constant" else f", {shot.schedule} over {shot.schedule_steps} meta-iterations"
     return (
@@ -62,32 +65,33 @@ def _shot(shot: Shot) -> str:
 
 
 def trained_on_classes(study: Study) -> list[str]:
-    """A line for each supervised control, by which claims on meta-training ask whether any training does the same."""
+    """A line for each supervised control, which shows whether ordinary training has the effects of meta-training."""
     return [
         f"{name} is a control: trained on all classes at once, not meta-trained. Its verdicts say what ordinary"
         " training does to the same quantities."
-        for name, one in study.learners.items()
-        if one.settings.algorithm == "supervised"
+        for name, learner in study.learners.items()
+        if learner.settings.algorithm == "supervised"
     ]
 
 
 def without_alpha(study: Study) -> list[str]:
-    """A line for each learner whose steps are not alpha times the gradient."""
+    """A line for each learner whose inner steps are not one step size alpha times the gradient."""
     return [
-        f"{name} has no alpha rho: {one.learner.why_no_alpha}. What is scaled by alpha does not exist for it; verdicts"
-        " judge rho instead."
-        for name, one in study.learners.items()
-        if one.learner.why_no_alpha
+        f"{name} has no alpha rho: {learner.learner.why_no_alpha}. Quantities scaled by alpha do not exist for"
+        " it; verdicts judge rho instead."
+        for name, learner in study.learners.items()
+        if learner.learner.why_no_alpha
     ]
 
 
 def partly_moving(study: Study) -> list[str]:
-    """One line for the learners whose inner loop moves a part of the network."""
-    names = [name for name, one in study.learners.items() if one.learner.moves or one.learner.latent is not None]
+    """One line for all learners whose inner loop moves only a part of the network."""
+    loops = {name: learner.learner for name, learner in study.learners.items()}
+    names = [name for name, loop in loops.items() if loop.moves or loop.latent is not None]
     if not names:
         return []
     return [
-        f"The inner loop of {listed(names)} moves a part of the network: gradients and rho are by that part,"
-        " |Hg|, eigenvalues, traces and random directions are of the whole network, as for the others; 2 / alpha"
-        " bounds stable steps only of a loop that moves the whole."
+        f"The inner loop of {listed(names)} moves only a part of the network. Gradients and rho are those of that part;"
+        " |Hg|, eigenvalues, traces and random directions are those of the whole network, as for the other learners."
+        " Eigenvalues below 2 / alpha mean stable steps only for an inner loop that moves the whole network."
     ]

@@ -1,7 +1,8 @@
-"""Measuring a study, one unit of work at a time.
+"""Measuring a study: recording inner loops on held-out tasks and the curvature along them.
 
-A unit is (run, checkpoint, block of held-out tasks) with all inner steps. It records the inner loops, measures the
-curvature at their points in the same pass, and writes one chunk of the run's store.
+The work is split into units. A unit is a checkpoint of a run and a block of held-out tasks, with all inner steps.
+Measuring a unit records the inner loops of its tasks, measures the curvature at their parameter vectors, and writes the
+results into the store of the run.
 """
 
 from collections.abc import Iterable
@@ -36,15 +37,19 @@ from hessian_tools.trajectory.record import record
 
 MEASURED, DIVERGED = STATUS_MEANINGS.index("measured"), STATUS_MEANINGS.index("diverged")
 LIGHT, FULL = LEVEL_MEANINGS.index("light"), LEVEL_MEANINGS.index("full")
-VECTORS = SaveAt(thetas=True, gradients=True)
+VECTORS = SaveAt(thetas=True, gradients=True)  # a recorded inner loop keeps these vectors
 
 
 @dataclass(frozen=True)
 class Unit:
-    """One unit of work. tasks: a block of held-out tasks, or None to judge accuracy on the many evaluation tasks.
+    """One unit: a checkpoint of a run and a block of held-out tasks.
 
-    learners: the learners whose runs the unit is written to. Before training, the learners of a seed that adapt by the
-    same inner loop are one network, so checkpoint 0 is measured once for all of them; later units have one learner.
+    learners: the learners into whose runs the results are written. Before training, the learners of one seed that adapt
+        by the same inner loop have the same network, so checkpoint 0 is measured once for all of them. At later
+        checkpoints there is one learner.
+    checkpoint: the meta-iteration of the checkpoint.
+    tasks: the indices of the held-out tasks on which curvature is measured, or None for the unit that measures loss
+        and accuracy on the evaluation tasks.
     """
 
     study: Study
@@ -70,11 +75,11 @@ class Unit:
 
     @property
     def level(self) -> int:
-        """FULL for the first blocks of tasks at the first and the last checkpoint, LIGHT for all other units."""
+        """FULL for the first full_tasks tasks at the first and the last checkpoint of the study, LIGHT otherwise."""
         config = self.study.config
         ends = (config.train.checkpoints[0], config.train.checkpoints[-1])
-        full = self.tasks is not None and max(self.tasks) < config.measure.full_tasks
-        return FULL if full and self.checkpoint in ends else LIGHT
+        first = self.tasks is not None and max(self.tasks) < config.measure.full_tasks
+        return FULL if first and self.checkpoint in ends else LIGHT
 
     @property
     def diverged(self) -> bool:
@@ -83,8 +88,12 @@ class Unit:
 
     @property
     def task_seed(self) -> int:
-        """The seed of the held-out tasks: different between seeds, so that per-seed means are independent, and the
-        same for all learners, so that differences between learners are paired."""
+        """The seed of the held-out tasks.
+
+        It differs between the seeds of runs, so that means per seed are independent. It is the same for all learners,
+        so that differences between learners are paired.
+        """
+        # A prime factor that is larger than any seed in use keeps the pairs (measure.seed, seed) apart.
         return 1_000_003 * self.study.config.measure.seed + self.seed
 
     @property
@@ -113,9 +122,9 @@ def measure(study: Study, pool: WorkerPool, reporter: Reporter) -> None:
 
 
 def units(study: Study) -> list[Unit]:
-    """Every unit of a study, the costly ones first."""
+    """Every unit of a study, with the full measurements first, because they take longest."""
     plan = study.config.measure
-    # Blocks of at most plan.block tasks, none of which holds both tasks of the full and of the light measurement.
+    # Blocks have at most plan.block tasks, all of which get the same measurement, full or light.
     cuts = sorted({*range(0, plan.full_tasks, plan.block), *range(plan.full_tasks, plan.tasks, plan.block), plan.tasks})
     blocks = [*(tuple(range(first, end)) for first, end in pairwise(cuts)), None]
     rows = [(names, seed, 0) for names in study.alike_before_training for seed in study.config.seeds]
@@ -124,16 +133,16 @@ def units(study: Study) -> list[Unit]:
         for learner, seed in study.runs
         for checkpoint in study.learners[learner].checkpoints[1:]
     ]
-    every = [Unit(study, *row, block) for row in rows for block in blocks]
-    return sorted(every, key=lambda unit: -unit.level)
+    all_units = [Unit(study, *row, block) for row in rows for block in blocks]
+    return sorted(all_units, key=lambda unit: -unit.level)
 
 
 def allocate(study: Study, learner: str, seed: int) -> None:
-    """Make the empty store of a run, unless it is there."""
-    config, one, layout = study.config, study.learners[learner], study.problem.layout
-    plan, why = config.measure, one.learner.why_no_alpha
+    """Make the empty store of a run, unless it exists."""
+    config, study_learner, layout = study.config, study.learners[learner], study.problem.layout
+    plan, why_no_alpha = config.measure, study_learner.learner.why_no_alpha
     sizes = Sizes(
-        checkpoints=one.checkpoints,
+        checkpoints=study_learner.checkpoints,
         tasks=tuple(range(plan.tasks)),
         steps=config.inner.steps,
         layers=layout.names,
@@ -143,20 +152,23 @@ def allocate(study: Study, learner: str, seed: int) -> None:
     )
     data_digest = study.problem.held_out.digest
     attrs = {"study": config.name, "learner": learner, "seed": seed, "data_digest": data_digest, "split": "test"}
-    attrs |= {"step_size_missing": why} if why else {}
+    attrs |= {"step_size_missing": why_no_alpha} if why_no_alpha else {}
     path = store.create(study.run(learner, seed), sizes, block=chunk_tasks(study), attrs=attrs)
-    store.write_scalars(path, {"step_size": one.alpha, "num_params": num_moved(one.learner, layout)})
+    store.write_scalars(
+        path, {"step_size": study_learner.alpha, "num_params": num_moved(study_learner.learner, layout)}
+    )
 
 
 def chunk_tasks(study: Study) -> int:
-    """The number of tasks in a chunk of the store, chosen such that every unit writes whole chunks."""
+    """The number of tasks in a chunk of the store, such that every unit writes whole chunks."""
     plan = study.config.measure
+    # All chunks have the same size, and the blocks of the light measurement begin at task full_tasks.
     return plan.block if plan.full_tasks % plan.block == 0 else 1
 
 
 @full_precision
 def measure_unit(unit: Unit, emit: Emit) -> None:
-    """Do one unit, unless it is already on disk."""
+    """Measure one unit, unless its results are already in all of its stores."""
     row = unit.learner.checkpoints.index(unit.checkpoint)
     block = None if unit.tasks is None else slice(unit.tasks[0], unit.tasks[-1] + 1)
     waiting = [path for path in unit.stores if not store.is_done(path, row, block)]
@@ -168,7 +180,7 @@ def measure_unit(unit: Unit, emit: Emit) -> None:
 
 
 def _measurements(unit: Unit, tasks: Iterable[int]) -> dict[str, np.ndarray]:
-    """Every variable of a block of tasks, as [task, ...]."""
+    """The values of every variable on a block of tasks, [task, ...]."""
     num_tasks = len(tuple(tasks))
     values = {"status": np.full(num_tasks, DIVERGED), "level": np.full(num_tasks, unit.level)}
     if unit.diverged:
@@ -188,18 +200,21 @@ def _measurements(unit: Unit, tasks: Iterable[int]) -> dict[str, np.ndarray]:
 
 
 def _mark_overflow(values: dict[str, np.ndarray]) -> None:
-    """Mark a task as diverged whose losses are finite but whose curvature is not; a zero gradient has no rho."""
+    """Mark a task as diverged if its losses are finite but its curvature is not.
+
+    Where the gradient is zero, rho is 0 / 0 without any overflow, so these points do not count.
+    """
     if "rho" in values:
-        moving = values["grad_norm"] >= ZERO_GRADIENT
-        lost = [moving & ~np.isfinite(values[name]) for name in ("rho", "rho_normalised")]
-        values["status"][np.any(lost, axis=(0, 2))] = DIVERGED
+        has_gradient = values["grad_norm"] >= ZERO_GRADIENT
+        overflowed = [has_gradient & ~np.isfinite(values[name]) for name in ("rho", "rho_normalised")]
+        values["status"][np.any(overflowed, axis=(0, 2))] = DIVERGED
 
 
 @lru_cache
 def _loss(problem: Problem, seed: int, device: str) -> Loss:
-    """The loss of a study's network: one object for the life of the process, because its products are traced once.
+    """The loss of a study's network, the same object at each call, so that products are traced once in a process.
 
-    The learner does not matter, as every parameter is part of theta.
+    The loss depends on all parameters of the network, so it is the same for every learner.
     """
     return task_loss(
         TrainConfig(
@@ -214,24 +229,25 @@ def _loss(problem: Problem, seed: int, device: str) -> Loss:
 
 
 def _network(unit: Unit) -> tuple[Loss, Tensor]:
-    """The loss and the meta-parameters of the unit's checkpoint."""
+    """The loss, and the meta-parameters in the unit's checkpoint."""
     study = unit.study
     theta = load_theta(unit.run, unit.checkpoint).to(study.device)
     return _loss(study.problem, study.config.seeds[0], study.device), theta
 
 
 def _points(unit: Unit, tasks: Iterable[int]) -> Points:
-    """The recorded inner loops of a block of tasks, with all that the quantities need."""
-    plan, one = unit.study.config.measure, unit.learner
+    """Record the inner loops of a block of tasks, and gather all that the quantities are computed from."""
+    plan, study_learner = unit.study.config.measure, unit.learner
     loss, theta = _network(unit)
     level = plan.full if unit.level == FULL else plan.light
     trajectories, supports, probes = [], [], []
     for task in tasks:
         episode = unit.study.problem.held_out.episode(seed=unit.task_seed, split="test", index=task)
         support, query = cast_like(episode, theta)
-        trajectories.append(record(one.learner, loss, theta, support, query, save=VECTORS))
+        trajectories.append(record(study_learner.learner, loss, theta, support, query, save=VECTORS))
         supports.append(support)
-        # Probes are over the network alone, because the support loss does not depend on what else a learner learns.
+        # Probes have an entry for each parameter of the network and for none of a learner's other meta-parameters (such
+        # as learned step sizes), on which the support loss does not depend.
         path = ("probes", task)
         probes.append(rademacher(loss.layout.numel, level.probes, seed=unit.task_seed, path=path))
     return Points(
@@ -239,7 +255,7 @@ def _points(unit: Unit, tasks: Iterable[int]) -> Points:
         trajectory=stack(trajectories),
         support=(torch.stack([x for x, _ in supports]), torch.stack([y for _, y in supports])),
         normalised=normalised_weights(loss.model),
-        step_size=one.alpha,
+        step_size=study_learner.alpha,
         level=level,
         probes=torch.stack(probes).to(theta),
         seed=plan.seed,
@@ -247,7 +263,7 @@ def _points(unit: Unit, tasks: Iterable[int]) -> Points:
 
 
 def _evaluation(unit: Unit) -> dict[str, np.ndarray]:
-    """Loss and accuracy on the many evaluation tasks, as [evaluation_task]."""
+    """Loss and accuracy on the evaluation tasks, [evaluation_task]."""
     plan = unit.study.config.measure
     if unit.diverged:
         blank = np.full(plan.evaluation_tasks, np.nan)
@@ -265,8 +281,8 @@ def _evaluation(unit: Unit) -> dict[str, np.ndarray]:
 
 
 def _padded(name: str, value: Tensor, full: LevelConfig) -> np.ndarray:
-    """The values, filled up with NaN where a light measurement has fewer eigenvalues or probes than the store."""
+    """The values, padded with NaN where a light measurement has fewer eigenvalues or probes than the store."""
     array = value.detach().double().cpu().numpy()
     lengths = {"eigen_index": full.eigenvalues, "probe": full.probes}
-    missing = lengths.get(BY_NAME[name].dims[-1], array.shape[-1]) - array.shape[-1]
-    return np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, missing)], constant_values=np.nan)
+    num_missing = lengths.get(BY_NAME[name].dims[-1], array.shape[-1]) - array.shape[-1]
+    return np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, num_missing)], constant_values=np.nan)

@@ -1,4 +1,7 @@
-"""A study from beginning to end: train, measure, test, draw and report; each part goes on where it was stopped."""
+"""The parts of a study in their order: train, measure, test, draw and report.
+
+Training and measuring go on where they were stopped; the other parts are done anew.
+"""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -48,7 +51,7 @@ Source = str | Path | StudyConfig | Mapping[str, Any]
 
 @dataclass(frozen=True)
 class StudyResult:
-    """A finished study: its folder, everything measured (as from ``open_study``), and the verdicts."""
+    """A finished study: its folder, all its measurements (as from ``open_study``), and the verdicts on the claims."""
 
     path: Path
     dataset: xr.Dataset
@@ -62,7 +65,7 @@ class StudyResult:
 
     @property
     def report(self) -> Path:
-        """The page that shows the study."""
+        """The file of the report, a page of HTML."""
         return self.path / REPORT
 
 
@@ -79,18 +82,20 @@ def run_study(
 ) -> StudyResult:
     """Train, measure, test, draw and report a study; the same call goes on where an earlier one was stopped.
 
-    source: a YAML file, a bundled study (demo, micro), the folder of a study, or the settings themselves, as nested
-        mappings or a ``StudyConfig``.
-    out: the folder of the study; by default runs/NAME. seeds: in place of the study's; more can be added later.
-    claims: the file of the plan of the claims for a new study; by default the bundled plan.
-    data: images or features in place of the study's own data.
-    workers: processes of one thread each, or 0 for the present process; by default 0 for a small study and otherwise
-        one for each core. A script that uses processes needs ``if __name__ == "__main__":``.
+    source: a YAML file, the name of a bundled study (such as demo or micro), the folder of a study, or the settings
+        themselves, as nested mappings or a ``StudyConfig``.
+    out: the folder of the study; by default runs/NAME.
+    seeds: seeds in place of those in ``source``; more can be added to a study later.
+    claims: the file with the plan of the claims for a new study; by default the bundled plan.
+    data: the path of images or features that replace the study's own data.
+    workers: the number of worker processes, of one thread each, or 0 to work in the present process; by default 0 for
+        a small study or on a GPU, and otherwise the number of cores. A script that uses processes needs
+        ``if __name__ == "__main__":``.
     device: "cpu" or "cuda".
     progress: None for silence, True for bars or lines on standard output, or a function that is called with
-        (done, total) of the present stage.
+        (done, total) of the part that is at work.
 
-    Raises UserError for a mistake in what was asked, before anything is written.
+    Raises UserError for a mistake in the arguments, before anything is written.
     """
     study, plan = prepare(source, out=out, seeds=seeds, claims=claims, data=data, device=device)
     with session(study, workers=workers, progress=progress) as (pool, report_progress):
@@ -107,12 +112,12 @@ def prepare(
     data: str | None = None,
     device: str = "cpu",
 ) -> tuple[Study, str | None]:
-    """The study and the text of its plan (None: the bundled one): everything is checked, and nothing is written.
+    """Check everything that was asked for, and return the study and the text of its plan (None: the bundled plan).
 
-    The arguments are those of :func:`run_study`.
+    Nothing is written. The arguments are those of :func:`run_study`.
     """
     if isinstance(source, str | Path) and (Path(source) / STUDY).is_file():
-        out, source = out or source, Path(source) / STUDY  # the folder of a study goes on in that folder
+        out, source = out or source, Path(source) / STUDY  # a study that is named by its folder goes on there
     if isinstance(source, str | Path):
         config = load_study(source)
     else:
@@ -131,7 +136,7 @@ def prepare(
 def session(study: Study, *, workers: int | None, progress: ProgressOption) -> Iterator[tuple[WorkerPool, Reporter]]:
     """Lock the study's folder and provide the worker pool and the reporter for the parts of the study."""
     if workers is not None and workers < 0:
-        raise UserError(f"--workers {workers} must be 0 (this process) or a number of processes")
+        raise UserError(f"--workers {workers} is negative; give a number of processes, or 0 to work in this process")
     if study.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: this torch sees no CUDA device; use --device cpu, or install a CUDA build")
     if workers is None:
@@ -142,14 +147,15 @@ def session(study: Study, *, workers: int | None, progress: ProgressOption) -> I
 
 def _is_small(study: Study) -> bool:
     """Whether starting worker processes, which takes some seconds, would cost more than it saves."""
-    outer = study.config.train
-    return len(study.runs) * outer.checkpoints[-1] * outer.meta_batch < 500
+    train_settings = study.config.train
+    num_training_tasks = len(study.runs) * train_settings.checkpoints[-1] * train_settings.meta_batch
+    return num_training_tasks < 500  # a rough limit
 
 
 def run(
     study: Study, pool: WorkerPool, reporter: Reporter, *, plan: str | None = None
 ) -> tuple[Study, xr.Dataset, list[Verdict]]:
-    """All parts of a study in their order; what is already there is not done again."""
+    """Do all parts of a study in their order; nothing that is complete is trained or measured again."""
     study = start(study, pool, reporter, plan=plan)
     measure(study, pool, reporter)
     ds = measurements(study)
@@ -160,7 +166,7 @@ def run(
 
 
 def start(study: Study, pool: WorkerPool, reporter: Reporter, *, plan: str | None = None) -> Study:
-    """Begin the folder and train; returns the study with the step size that was chosen, if it was to be."""
+    """Write the first files of the folder and train; returns the study, with its step size where one was chosen."""
     begin(study, claims=plan)
     if study.config.data.path or study.config.data.test_path:
         reporter.say(f"data: {summary(study.problem.tasks)}")
@@ -168,25 +174,25 @@ def start(study: Study, pool: WorkerPool, reporter: Reporter, *, plan: str | Non
 
 
 def test(study: Study, ds: xr.Dataset) -> list[Verdict]:
-    """The verdicts, from the measurements and the plan that was fixed before them."""
+    """Draw the verdicts from the measurements by the plan that was fixed before them, and write them to a file."""
     plan = plan_of(study)
-    places = [study.run(*run) for run in study.runs]
-    if any(read_manifest(place)["claims_digest"] != plan.digest for place in places if (place / MANIFEST).exists()):
+    folders = [study.run(*run) for run in study.runs]
+    if any(read_manifest(run)["claims_digest"] != plan.digest for run in folders if (run / MANIFEST).exists()):
         raise UserError(
-            f"{study.path / CLAIMS} was changed after the runs were begun, and a plan is fixed before the data;"
+            f"{study.path / CLAIMS} was changed after the runs were begun, and a plan is fixed before them;"
             " put it back, or begin a study with --claims and another --out"
         )
     _refuse_incomplete(study)
     verdicts = judge(ds, plan)
-    rests_on = {"measurements": content_digest(ds), "plan": plan.digest}
-    write_text(study.path / VERDICTS, verdicts_to_json(verdicts, **rests_on))
+    made_from = {"measurements": content_digest(ds), "plan": plan.digest}
+    write_text(study.path / VERDICTS, verdicts_to_json(verdicts, **made_from))
     return verdicts
 
 
 def figures(study: Study, ds: xr.Dataset, reporter: Reporter) -> list[Path]:
     """Draw every figure as PDF and PNG; returns the files."""
     _refuse_incomplete(study)
-    (study.figures / DRAWN).unlink(missing_ok=True)
+    (study.figures / DRAWN).unlink(missing_ok=True)  # until all are drawn, the figures count as stale
     store.sweep(study.path)
     saved: list[Path] = []
     with reporter.stage("draw", len(FIGURES), "figures") as stage:
@@ -206,7 +212,7 @@ def report(study: Study, ds: xr.Dataset) -> Path:
             raise UserError(f"{image} is not drawn yet; run 'hessian-tools figures {study.path}' first")
     for part in stale(study, ds):
         raise UserError(
-            f"the {part} of {study.path} rest on other measurements than are there now;"
+            f"the {part} of {study.path} rest on other measurements than the present ones;"
             f" run 'hessian-tools {part.replace('verdicts', 'test')} {study.path}' first"
         )
     page = render(
@@ -224,9 +230,10 @@ def report(study: Study, ds: xr.Dataset) -> Path:
 
 
 def _refuse_incomplete(study: Study) -> None:
+    """Raise UserError if a run has no measurements."""
     for learner, seed in study.runs:
         if not (study.run(learner, seed) / store.NAME).exists():
             raise UserError(
-                f"{learner} seed {seed} is not measured yet, and a part of a study would pass for the whole;"
+                f"{learner} seed {seed} is not measured yet, and results of some runs would look like those of all;"
                 f" run 'hessian-tools measure {study.path}' first"
             )

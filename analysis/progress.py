@@ -1,4 +1,4 @@
-"""Progress with the time left: a bar on a terminal, plain lines in a pipe, calls of a function of the user's."""
+"""Reports of progress: bars on a terminal, plain lines in a pipe, or calls of the user's function."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -10,54 +10,54 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 SECONDS_BETWEEN_LINES = 5.0
-# Before this fraction is done, starting up weighs too much in the elapsed time to foretell the rest.
-EARLY = 0.05
+# Until this fraction of a stage is done, no time left is given: starting up still makes up too much of the time.
+MIN_FRACTION_DONE = 0.05
 
 ProgressOption = Literal[True] | Callable[[int, int], None] | None
 
 
 class Stage(Protocol):
-    """One countable piece of work."""
+    """A part of a study whose work is counted in units, such as meta-iterations or figures."""
 
     def advance(self, amount: float = 1.0, note: str = "") -> None:
-        """Report that a further amount is done; note: what is at work now."""
+        """Report that ``amount`` more units are done. note: what is at work now."""
 
 
 class Reporter(Protocol):
-    """Where a study says what it is doing."""
+    """Shows the user what a study is doing."""
 
     def stage(self, name: str, total: float, unit: str) -> AbstractContextManager[Stage]:
-        """A context that yields a Stage of ``total`` units."""
+        """A context that yields a Stage of ``total`` units, which are called ``unit``."""
         ...
 
     def say(self, text: str) -> None:
-        """Say one line to the reader."""
+        """Show one line of text."""
 
 
 class Calls:
-    """Calls a function with (done, total) of the present stage; without a function it is silent."""
+    """A reporter that calls a function with (done, total) of the present stage; without a function it is silent."""
 
     def __init__(self, function: Callable[[int, int], None] | None = None) -> None:
         self.function = function
 
     @contextmanager
     def stage(self, name: str, total: float, unit: str) -> Iterator[Stage]:
-        """A stage that is reported to the function."""
+        """A stage whose progress is passed to the function."""
         yield _CalledStage(self.function, int(total))
 
     def say(self, text: str) -> None:
-        """Lines are for readers, so nothing happens."""
+        """Do nothing, because the function takes numbers and no text."""
 
 
 class Lines:
-    """Plain lines without control codes, at most one every few seconds."""
+    """A reporter that prints plain lines without control codes, at most one every few seconds in a stage."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream or sys.stdout
 
     @contextmanager
     def stage(self, name: str, total: float, unit: str) -> Iterator[Stage]:
-        """Announces the stage, its progress and its end."""
+        """A stage whose beginning, progress and end are printed as lines."""
         stage = _LineStage(self, name, total, unit)
         self.say(f"{name}: {total:.0f} {unit}")
         yield stage
@@ -69,14 +69,14 @@ class Lines:
 
 
 class Bars:
-    """A rich progress bar for each stage, for a terminal or a notebook."""
+    """A reporter that shows a progress bar for each stage, in a terminal or a notebook."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
 
     @contextmanager
     def stage(self, name: str, total: float, unit: str) -> Iterator[Stage]:
-        """A bar with counts, elapsed time and time left."""
+        """A stage that is shown as a bar with counts, elapsed time and time left."""
         columns = (
             TextColumn("{task.description:<12}"),
             BarColumn(bar_width=28),
@@ -97,8 +97,11 @@ class Bars:
 
 
 def reporter(progress: ProgressOption) -> Reporter:
-    """The reporter for an option ``progress=``: silent for None, one that calls a function with (done, total), or for
-    True bars where standard output is a terminal or a notebook and plain lines elsewhere."""
+    """The reporter for an option ``progress=``.
+
+    For None it is silent. For a function it calls that with (done, total). For True it shows bars if standard output is
+    a terminal or a notebook, and prints plain lines otherwise.
+    """
     if progress is not True:
         return Calls(progress)
     console = Console()
@@ -126,16 +129,16 @@ class _BarStage:
 class _LineStage:
     def __init__(self, lines: Lines, name: str, total: float, unit: str) -> None:
         self.lines, self.name, self.total, self.unit = lines, name, total, unit
-        self.done, self.started, self.said = 0.0, monotonic(), monotonic()
+        self.done, self.started, self.last_line = 0.0, monotonic(), monotonic()
 
     def advance(self, amount: float = 1.0, note: str = "") -> None:
         self.done += amount
         now = monotonic()
-        if now - self.said < SECONDS_BETWEEN_LINES or self.done >= self.total:
+        if now - self.last_line < SECONDS_BETWEEN_LINES or self.done >= self.total:
             return
-        self.said = now
+        self.last_line = now
         left = ""
-        if self.done and self.done >= EARLY * self.total:
+        if self.done and self.done >= MIN_FRACTION_DONE * self.total:
             left = f", {_clock((now - self.started) / self.done * (self.total - self.done))} left"
         tail = f"  {note}" if note else ""
         self.lines.say(f"{self.name}: {self.done:.0f}/{self.total:.0f} {self.unit}{left}{tail}")

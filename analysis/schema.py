@@ -1,10 +1,15 @@
-"""Names, dimensions, units and meanings of everything that is measured: the second waist of the house.
+"""The names, dimensions, units and meanings of all measured variables.
 
-Code that measures fills these variables; code that tests, draws or reports reads only these. A run (one learner with
-one seed) is a Dataset without these two dimensions; a study stacks its runs over ``learner``, whose coordinate holds
-names, and ``seed``. The other coordinates are the numbers themselves. On disk, where zarr has no portable strings, a
-run keeps its learner's name as an attribute, and ``layer`` is an integer code with the CF attributes ``flag_values``
+The code that measures fills these variables, and the code that tests, draws or reports reads nothing else. A run (one
+learner with one seed) is a Dataset with the dimensions below. A study stacks its runs along two more dimensions:
+``learner``, whose coordinate holds the learners' names, and ``seed``. The coordinates ``seed`` and ``checkpoint`` hold
+seeds and meta-iterations; the others count from 0. On disk, where zarr has no portable strings, a run keeps its
+learner's name as an attribute, and ``layer`` is an integer code whose meaning is in the CF attributes ``flag_values``
 and ``flag_meanings``.
+
+Symbols in the descriptions: theta_k is the parameter vector after k of the K inner steps, g_k the gradient of the
+support loss there, and H its Hessian. rho = g'Hg / g'g is the curvature along the gradient. alpha is the inner step
+size, and alpha rho is the product of the two.
 """
 
 import warnings
@@ -14,13 +19,16 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
-POINT = ("checkpoint", "task", "inner_step")
-TASK = ("checkpoint", "task")
+POINT_DIMS = ("checkpoint", "task", "inner_step")  # of a quantity that is measured at every theta_k
+TASK_DIMS = ("checkpoint", "task")  # of a quantity that is measured once per inner loop
 
 
 @dataclass(frozen=True)
 class Variable:
-    """One measured quantity: its dimensions in a run, its unit, its meaning, and the variable that holds its error."""
+    """One measured variable.
+
+    dims: its dimensions in a run. long_name: its meaning. error: the name of the variable that holds its error.
+    """
 
     name: str
     dims: tuple[str, ...]
@@ -32,7 +40,11 @@ class Variable:
 
 @dataclass(frozen=True)
 class Sizes:
-    """The coordinates of one run, from which the length of every dimension follows."""
+    """The coordinates or lengths of the dimensions of one run.
+
+    steps: the number K of inner steps. layers: the names of the parameter tensors. eigenvalues, probes: how many the
+    full measurement has; a light one leaves the last entries NaN.
+    """
 
     checkpoints: tuple[int, ...]
     tasks: tuple[int, ...]
@@ -46,7 +58,7 @@ class Sizes:
     def coords(self) -> dict[str, np.ndarray]:
         """An integer coordinate for each dimension."""
         ranges = {
-            "inner_step": self.steps + 1,  # the points before, between and after the steps
+            "inner_step": self.steps + 1,  # theta_0, ..., theta_K
             "step_i": self.steps,
             "step_j": self.steps,
             "layer": len(self.layers),
@@ -58,62 +70,84 @@ class Sizes:
         return named | {name: np.arange(length) for name, length in ranges.items()}
 
 
-def _point(name: str, units: str, long_name: str, *extra: str, error: str | None = None) -> Variable:
-    return Variable(name, POINT + extra, units, long_name, error)
+def _point(name: str, units: str, long_name: str, *extra_dims: str, error: str | None = None) -> Variable:
+    """A variable that has a value, or values along ``extra_dims``, at every theta_k."""
+    return Variable(name, POINT_DIMS + extra_dims, units, long_name, error)
 
 
+# The codes of ``status`` and of ``level`` are positions in these tuples. A task is diverged if training, its inner loop
+# or its curvature has left the finite numbers. A light measurement has few eigenvalues and probes and is made of every
+# task; a full one has more, and is made of the first tasks at the first and the last checkpoint. How many eigenvalues
+# and probes they have is set by measure.light and measure.full of a study.
 STATUS_MEANINGS = ("not_measured", "measured", "diverged")
-# The square of a shorter gradient underflows in float32, so whatever is divided by that square is 0 / 0, not a number.
-ZERO_GRADIENT = 1e-18
 LEVEL_MEANINGS = ("none", "light", "full")
+# A gradient whose norm is below this counts as zero: the squares of its entries underflow in float32, so that rho,
+# which divides by g'g, is 0 / 0 and hence NaN.
+ZERO_GRADIENT = 1e-18
 
 VARIABLES: tuple[Variable, ...] = (
-    # the trajectory itself
+    # the inner loop
     _point("support_loss", "1", "loss on the support set (cross-entropy in nat, or squared error)"),
     _point("query_loss", "1", "loss on the query set (cross-entropy in nat, or squared error)"),
     _point("support_accuracy", "1", "accuracy on the support set"),
     _point("query_accuracy", "1", "accuracy on the query set"),
-    _point("theta_norm", "1", "Euclidean norm of the parameters |theta_k|"),
-    _point("grad_norm", "1", "norm of the inner gradient |g_k|"),
-    _point("displacement", "1", "distance from the start of the inner loop |theta_k - theta_0|"),
-    _point("cos_displacement", "1", "cos(-g_k, theta_K - theta_0); not defined at the adapted point"),
-    Variable("gram", (*TASK, "step_i", "step_j"), "1", "inner products of the inner gradients g_i'g_j"),
-    Variable("alignment", TASK, "1", "alignment A = (|sum g|^2 / sum |g|^2 - 1) / (K - 1): 0 orthogonal, 1 equal"),
+    _point("theta_norm", "1", "Euclidean norm |theta_k| of the parameters"),
+    _point("grad_norm", "1", "norm |g_k| of the inner gradient"),
+    _point("displacement", "1", "distance |theta_k - theta_0| from the start of the inner loop"),
+    _point("cos_displacement", "1", "cos(-g_k, theta_K - theta_0); not defined at theta_K, where no step follows"),
+    Variable("gram", (*TASK_DIMS, "step_i", "step_j"), "1", "inner products g_i'g_j of the inner gradients"),
+    Variable(
+        "alignment",
+        TASK_DIMS,
+        "1",
+        "alignment A = (|sum g|^2 / sum |g|^2 - 1) / (K - 1): 0 if all g are orthogonal, 1 if equal",
+    ),
     _point("layer_norm", "1", "Euclidean norm of each parameter tensor", "layer"),
     # curvature of the support loss
     _point("hg_ratio", "1", "|Hg| / |g|", error="hg_ratio_error"),
-    _point("hg_ratio_error", "1", "float32 error of |Hg| / |g|: asymmetry of the product + 8 eps |Hg| / |g|"),
-    _point("rho", "1", "curvature along the gradient rho = g'Hg / g'g", error="rho_error"),
-    _point("rho_error", "1", "float32 error of rho: asymmetry of the product + 8 eps |Hg| / |g|"),
+    _point("hg_ratio_error", "1", "float32 error of |Hg| / |g|, estimated as the error of rho is"),
+    _point("rho", "1", "curvature along the gradient, rho = g'Hg / g'g", error="rho_error"),
+    _point("rho_error", "1", "float32 error of rho: largest |z'Hg - g'Hz| over unit z and g, plus 8 eps |Hg| / |g|"),
     _point(
         "alpha_rho",
         "1",
-        "alpha g'Hg / g'g; a gradient step lowers the quadratic model iff below 2",
+        "alpha g'Hg / g'g; a gradient step lowers the quadratic model of the loss iff this is below 2",
         error="alpha_rho_error",
     ),
     _point("alpha_rho_error", "1", "float32 error of alpha rho"),
-    _point("rho_normalised", "1", "rho in coordinates where each normalised filter has unit norm"),
+    _point("rho_normalised", "1", "rho in coordinates where filters that a normalisation follows have unit norm"),
     _point("rho_random", "1", "curvature along a random direction, mean over probes", error="rho_random_stderr"),
     _point("rho_random_stderr", "1", "standard error of the mean of rho along random directions"),
-    _point("eigenvalue", "1", "largest eigenvalues by magnitude", "eigen_index", error="eigenvalue_residual"),
-    _point("eigenvalue_residual", "1", "|Hv - lambda v|: some eigenvalue lies that near", "eigen_index"),
+    _point("eigenvalue", "1", "eigenvalues of largest magnitude", "eigen_index", error="eigenvalue_residual"),
+    _point(
+        "eigenvalue_residual",
+        "1",
+        "|Hv - lambda v|: at least one exact eigenvalue is this near",
+        "eigen_index",
+    ),
     _point("eigenvalue_max", "1", "largest algebraic eigenvalue", error="eigenvalue_max_residual"),
     _point("eigenvalue_max_residual", "1", "|Hv - lambda v| of the largest algebraic eigenvalue"),
     _point("eigenvalue_min", "1", "smallest algebraic eigenvalue", error="eigenvalue_min_residual"),
     _point("eigenvalue_min_residual", "1", "|Hv - lambda v| of the smallest algebraic eigenvalue"),
     _point("trace", "1", "trace of the Hessian, mean over Rademacher probes", error="trace_stderr"),
     _point("trace_stderr", "1", "standard error of the trace"),
-    _point("trace_sample", "1", "z'Hz of each Rademacher probe, shared along a task", "probe"),
-    # many more held-out tasks, for accuracy only
+    _point("trace_sample", "1", "z'Hz of each Rademacher probe; a task keeps its probes at all inner steps", "probe"),
+    # loss and accuracy on further held-out tasks, without curvature
     Variable("evaluation_loss", ("checkpoint", "evaluation_task"), "1", "query loss after adaptation"),
     Variable("evaluation_accuracy", ("checkpoint", "evaluation_task"), "1", "query accuracy after adaptation"),
     # the state of the measurement
-    Variable("level", TASK, "1", "how much was measured: " + ", ".join(LEVEL_MEANINGS), dtype="int8"),
-    Variable("status", TASK, "1", "state of the unit: " + ", ".join(STATUS_MEANINGS), dtype="int8"),
-    Variable("done", TASK, "1", "1 when the unit is written in full; written last", dtype="int8"),
-    Variable("evaluation_done", ("checkpoint",), "1", "1 when the evaluation is written", dtype="int8"),
-    Variable("step_size", (), "1", "inner learning rate alpha; NaN where inner steps are not alpha times the gradient"),
-    Variable("num_params", (), "1", "number of parameters the inner loop moves", dtype="int64"),
+    Variable("level", TASK_DIMS, "1", "how much was measured: " + ", ".join(LEVEL_MEANINGS), dtype="int8"),
+    Variable("status", TASK_DIMS, "1", "state of the measurement: " + ", ".join(STATUS_MEANINGS), dtype="int8"),
+    Variable("done", TASK_DIMS, "1", "1 once all values of the task are written; written last", dtype="int8"),
+    Variable(
+        "evaluation_done",
+        ("checkpoint",),
+        "1",
+        "1 once evaluation loss and accuracy are written",
+        dtype="int8",
+    ),
+    Variable("step_size", (), "1", "inner step size alpha; NaN where inner steps are not alpha times the gradient"),
+    Variable("num_params", (), "1", "number of parameters that the inner loop moves", dtype="int64"),
 )
 
 BY_NAME: Mapping[str, Variable] = {variable.name: variable for variable in VARIABLES}
@@ -136,20 +170,22 @@ def blank_run(sizes: Sizes) -> xr.Dataset:
 
 
 def stack_runs(runs: Mapping[tuple[str, int], xr.Dataset], learners: Sequence[str]) -> xr.Dataset:
-    """All runs of a study in one Dataset with the leading dimensions ``learner`` (names) and ``seed``.
+    """Stack all runs of a study in one Dataset with the leading dimensions ``learner`` (names) and ``seed``.
 
-    runs: by (learner, seed). learners: the names in the order that the Dataset is to have. A (learner, seed) or a
-    checkpoint that has no run is NaN in numbers and 0 in flags.
+    runs: the runs by (learner, seed).
+    learners: the names, in the order that the Dataset is to have.
+
+    Where a (learner, seed) has no run, or a run lacks a checkpoint of other runs, numbers are NaN and flags are 0.
     """
     seeds = sorted({seed for _, seed in runs})
-    rows = []
+    by_learner = []
     for learner in learners:
-        cells = [runs[learner, seed].expand_dims(seed=[seed]) for seed in seeds if (learner, seed) in runs]
-        if cells:
-            rows.append(_concat(cells, "seed").expand_dims(learner=[learner]))
-    ds = _concat(rows, "learner")
+        of_learner = [runs[learner, seed].expand_dims(seed=[seed]) for seed in seeds if (learner, seed) in runs]
+        if of_learner:
+            by_learner.append(_concat(of_learner, "seed").expand_dims(learner=[learner]))
+    ds = _concat(by_learner, "learner")
     for variable in VARIABLES:
-        if variable.dtype != "float64":
+        if variable.dtype != "float64":  # stacking has turned flags with gaps into float64 with NaN
             ds[variable.name] = ds[variable.name].fillna(0).astype(variable.dtype)
     return ds
 
@@ -162,19 +198,22 @@ def describe_learners(
     untrained_start: Mapping[str, str] | None = None,
     no_alpha: Mapping[str, str | None] | None = None,
 ) -> xr.Dataset:
-    """Add what the learners are as coordinates, because claims and figures must not guess it from names.
+    """Add four coordinates along ``learner``, so that claims and figures need not infer them from learners' names.
 
-    trained: 0 for an untrained control.
-    without_shot: for a learner with SHOT the name of the learner that is the same but for SHOT; "" where there is none.
-    untrained_start: the name of the learner whose checkpoint 0 is the untrained network under the same inner loop, by
-        default the learner's own; "" where the study has none.
-    no_alpha: in words, why inner steps are not one alpha times the gradient; "" where they are, which is the default.
+    trained: 1 for a trained learner, 0 for an untrained control.
+    without_shot: for a learner with SHOT (the penalty on the distance between the ends of few large and of many small
+        inner steps; Lee, Yoo, Kwak 2023), the name of the learner that has the same settings except for SHOT; "" for
+        all other learners, and where the study has no such learner.
+    untrained_start: the name of a learner with the same inner loop whose checkpoint 0 is the untrained network; ""
+        where the study has none. By default it is the learner's own name.
+    no_alpha: the reason, in words, why the learner's inner steps are not one number alpha times the gradient; "" where
+        they are, which is the default.
     """
     names = learner_names(ds)
 
-    def labels(of: Mapping[str, str | None], allowed: Sequence[str | None]) -> tuple[str, np.ndarray]:
-        # Objects, because an array of fixed-width strings cuts off a longer name that is written into it.
-        given = (of.get(name) for name in names)
+    def labels(by_learner: Mapping[str, str | None], allowed: Sequence[str | None]) -> tuple[str, np.ndarray]:
+        # The array holds objects, because one of fixed-width strings cuts off a longer name that is written into it.
+        given = (by_learner.get(name) for name in names)
         return "learner", np.array([label if label in allowed else "" for label in given], dtype=object)
 
     starts = {name: name for name in names} if untrained_start is None else untrained_start
@@ -188,7 +227,11 @@ def describe_learners(
 
 
 def with_codes(ds: xr.Dataset) -> xr.Dataset:
-    """The same study with each learner as an integer, its position, and -1 for none; for digests of the content."""
+    """The same study with integers in place of strings, of which digests of a study's content are made.
+
+    A learner's name becomes its position along ``learner``, and "" becomes -1. The reasons ``no_alpha`` are replaced by
+    ``alpha_steps``, which is 1 where inner steps are alpha times the gradient and 0 elsewhere.
+    """
     codes = {name: code for code, name in enumerate(learner_names(ds))}
     numbered = {
         name: ("learner", np.array([codes.get(label, -1) for label in ds[name].values], dtype=np.int64))
@@ -204,45 +247,48 @@ def learner_names(ds: xr.Dataset) -> list[str]:
 
 
 def untrained_start(ds: xr.Dataset, name: str) -> str | None:
-    """The learner whose checkpoint 0 is the untrained network under this one's inner loop; None: the study has none."""
+    """A learner with the same inner loop as ``name`` whose checkpoint 0 is the untrained network.
+
+    None: the study has no such learner.
+    """
     start = ds["untrained_start"].sel(learner=name).item()
     return start if start in learner_names(ds) else None
 
 
 def begun_elsewhere(ds: xr.Dataset) -> list[str]:
-    """The learners whose checkpoint 0 is not the untrained network but the best checkpoint of another learner."""
+    """The learners whose checkpoint 0 is the best checkpoint of another learner, not the untrained network."""
     return [name for name in learner_names(ds) if untrained_start(ds, name) != name]
 
 
 def alpha_steps(ds: xr.Dataset, name: str) -> bool:
-    """Whether a learner's inner steps are alpha times the gradient; where not, whatever is scaled by alpha is NaN."""
+    """Whether a learner's inner steps are alpha times the gradient; if not, what is scaled by alpha is NaN for it."""
     return name not in why_no_alpha(ds)
 
 
 def with_alpha(ds: xr.Dataset) -> xr.Dataset:
-    """The learners whose inner steps are alpha times the gradient, or all learners where there is no such learner."""
-    having = np.flatnonzero(ds["no_alpha"].values == "")
-    return ds.isel(learner=having) if having.size else ds
+    """The study's learners whose inner steps are alpha times the gradient, or all learners if there is no such one."""
+    positions = np.flatnonzero(ds["no_alpha"].values == "")
+    return ds.isel(learner=positions) if positions.size else ds
 
 
 def why_no_alpha(ds: xr.Dataset) -> dict[str, str]:
-    """For each learner without an alpha the reason in words."""
+    """For each learner whose inner steps are not alpha times the gradient, the reason in words."""
     return {name: str(reason) for name, reason in zip(learner_names(ds), ds["no_alpha"].values, strict=True) if reason}
 
 
 def trained_learners(ds: xr.Dataset) -> list[str]:
-    """All learners but the untrained controls."""
+    """The learners that are trained, which are all but the untrained controls."""
     return [name for name, trained in zip(learner_names(ds), ds["trained"].values, strict=True) if trained]
 
 
 def shot_pairs(ds: xr.Dataset) -> list[tuple[str, str]]:
-    """Every pair of a learner with SHOT and the same learner without that the study has."""
+    """Every pair (learner with SHOT, learner with the same settings except for SHOT) in the study."""
     names = learner_names(ds)
     return [(name, plain) for name, plain in zip(names, ds["without_shot"].values, strict=True) if plain in names]
 
 
 def learner_code(ds: xr.Dataset, name: str) -> str:
-    """Deprecated: learners are coordinates by name, so ``ds.sel(learner=name)`` needs no code; removed in 0.3."""
+    """Deprecated and to be removed in 0.3: use ``ds.sel(learner=name)``, as learners are now selected by name."""
     warnings.warn(
         "learner_code is not needed any more and will be removed in 0.3; write ds.sel(learner=name)",
         DeprecationWarning,

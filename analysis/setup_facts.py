@@ -1,4 +1,4 @@
-"""What a report says about how a study was made, read from its configuration and its manifests."""
+"""What a report says about how a study was made; it is read from the configuration and the manifests of the runs."""
 
 from analysis.config import StepSizeSearch
 from analysis.folder import CLAIMS, STUDY
@@ -14,15 +14,17 @@ from hessian_tools.train.evaluate import INDUCTIVE, TRANSDUCTIVE
 
 
 def facts(study: Study) -> dict[str, str]:
-    """The set-up, one line each, in the order in which a reader asks."""
-    config, data, outer, plan = study.config, study.config.data, study.config.train, study.config.measure
+    """The set-up of a study as heading and text, in the order of the report."""
+    config, data = study.config, study.config.data
+    train_settings, measure_settings = config.train, config.measure
+    light, full = measure_settings.light, measure_settings.full
     tasks = study.problem.tasks
     manifest = read_manifest(study.run(*study.runs[0]))
     libraries = ", ".join(f"{name} {version}" for name, version in manifest["libraries"].items())
     if tasks.kind == "classification":
         sizes = f", {data.ways}-way {data.shots}-shot, {data.queries} query images a class in training"
         described_data = f"{summary(tasks)}{sizes} and {data.test_queries} on held-out tasks"
-        protocol = f" ({TRANSDUCTIVE if plan.transductive else INDUCTIVE}); classes never trained on"
+        protocol = f" ({TRANSDUCTIVE if measure_settings.transductive else INDUCTIVE}); classes never trained on"
     else:
         described_data, protocol = f"{summary(tasks)} regression", ""
     return {
@@ -30,14 +32,16 @@ def facts(study: Study) -> dict[str, str]:
         "Network": f"{config.network.name}, {study.problem.layout.numel:,} parameters",
         "Learners": "; ".join(f"{name}: {described(study, name)}" for name in study.learners),
         "Inner loop": f"{config.inner.steps} steps of alpha = {study.chosen_step_size:g}, {_how_chosen(study)}",
-        "Outer loop": f"{OPTIMISERS[outer.optimiser]} {outer.learning_rate:g} unless said above,"
-        f" {outer.meta_batch} tasks a meta-iteration, checkpoints at {', '.join(map(str, outer.checkpoints))}",
+        "Outer loop": f"{OPTIMISERS[train_settings.optimiser]} {train_settings.learning_rate:g} unless said above,"
+        f" {train_settings.meta_batch} tasks a meta-iteration, checkpoints at"
+        f" {', '.join(map(str, train_settings.checkpoints))}",
         "Seeds": f"{len(config.seeds)}: {', '.join(map(str, config.seeds))} (initial parameters, training tasks and"
         " held-out tasks)",
-        "Held-out tasks": f"{plan.tasks} a seed with curvature at every inner step ({plan.full_tasks} of them in full),"
-        f" {plan.evaluation_tasks} a seed for accuracy{protocol}",
-        "Curvature": f"of the support loss; light: {plan.light.probes} probes, eigenvalues to {plan.light.tolerance:g};"
-        f" full: {plan.full.probes} probes, top {plan.full.eigenvalues} to {plan.full.tolerance:g}",
+        "Held-out tasks": f"{measure_settings.tasks} a seed with curvature at every inner step"
+        f" ({measure_settings.full_tasks} of them in full), {measure_settings.evaluation_tasks} a seed"
+        f" for accuracy{protocol}",
+        "Curvature": f"of the support loss; light: {light.probes} probes, eigenvalues to {light.tolerance:g};"
+        f" full: {full.probes} probes, top {full.eigenvalues} to {full.tolerance:g}",
         "Precision": f"{manifest['dtype']} on {manifest['device']}, {manifest['threads']} thread per process",
         "Versions": f"hessian-tools {manifest['code']}, Python {manifest['python']}, {libraries}",
         "Plan of the claims": f"{CLAIMS}, SHA-256 {manifest['claims_digest'][:16]}, fixed before the runs",
@@ -46,7 +50,7 @@ def facts(study: Study) -> dict[str, str]:
 
 
 def command(study: Study) -> str:
-    """The command that makes the study again."""
+    """The command that makes the same study in another folder."""
     config = study.config
     if config.name in BUNDLED and config == load_study(config.name).model_copy(update={"seeds": config.seeds}):
         return f"hessian-tools study {config.name} --seeds {' '.join(map(str, config.seeds))} --out NEW_FOLDER"
@@ -54,7 +58,7 @@ def command(study: Study) -> str:
 
 
 def notes(study: Study) -> list[str]:
-    """What a reader must not overlook: learners that are unlike the others, and runs that diverged."""
+    """What a reader must not overlook: learners that are not like the others, and runs that diverged."""
     stopped = {run: diverged_at(study.run(*run)) for run in study.runs}
     return [
         *trained_on_classes(study),
@@ -70,19 +74,20 @@ def notes(study: Study) -> list[str]:
 
 
 def _warm_starts(study: Study) -> list[str]:
-    """The checkpoint from which a learner began, and whether there is an untrained network to compare it with."""
+    """A line for each learner that began from another one: its checkpoint, and whether it can be compared untrained."""
     lines = []
-    for name, one in study.learners.items():
-        begun = [study.run(name, seed) / WARM_START for seed in study.config.seeds if one.settings.start]
-        steps = ", ".join(str(read_json(path)["meta_step"]) for path in begun if path.exists())
+    for name, learner in study.learners.items():
+        start = learner.settings.start
+        records = [study.run(name, seed) / WARM_START for seed in study.config.seeds if start]
+        steps = ", ".join(str(read_json(path)["meta_step"]) for path in records if path.exists())
         if steps:
             line = (
-                f"{name} begins from the best checkpoint of {one.settings.start} by validation (meta-iteration {steps},"
+                f"{name} begins from the best checkpoint of {start} by validation (meta-iteration {steps},"
                 " seed by seed): its meta-iteration 0 is that network, not the untrained one."
             )
             if name not in study.untrained_start:
                 line += (
-                    " No learner here is the untrained network under its inner loop: there is no verdict on"
+                    " The study has no untrained network with the same inner loop, so there is no verdict on"
                     " suppression for it."
                 )
             lines.append(line)

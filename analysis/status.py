@@ -1,4 +1,4 @@
-"""What a study's folder holds and how far the study is, for the command ``info``."""
+"""Lines that say what a study's folder holds and how far the study is, for the command ``info``."""
 
 from collections.abc import Iterator
 
@@ -12,7 +12,7 @@ from hessian_tools.train import diverged_at
 
 
 def describe(study: Study) -> Iterator[str]:
-    """The lines that are printed."""
+    """The lines that ``info`` prints."""
     config = study.config
     yield f"study {config.name} ({config.digest[:12]}) in {study.path}"
     yield (

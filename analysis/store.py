@@ -1,8 +1,9 @@
-"""Measurements on disk: one zarr store per run, allocated in advance; ``xr.open_zarr`` opens it in one line.
+"""Measurements on disk: one zarr store per run, which is allocated before anything is measured.
 
-One unit of work, (checkpoint, block of tasks) with all inner steps, is one chunk of every variable. It is written whole
-by one writer, its flag (``done`` or ``evaluation_done``) last, so that a process killed at any moment leaves a store in
-which every flagged unit is complete.
+The results of one unit (a checkpoint and a block of tasks, with all inner steps; see ``analysis.measure``) are whole
+chunks of every variable, so that no two units write to the same chunk. One process writes a unit, and writes its flag
+(``done`` or ``evaluation_done``) last. A process that is killed at any moment therefore leaves a store in which every
+flagged unit is complete.
 """
 
 import os
@@ -23,9 +24,9 @@ NAME = "measurements.zarr"
 
 
 def create(folder: Path, sizes: Sizes, *, block: int, attrs: Mapping[str, Any]) -> Path:
-    """Allocate a run's store with nothing measured; a store that exists is left as it is.
+    """Make the empty store of a run and return its path; a store that exists is left as it is.
 
-    block: the number of tasks in a chunk.
+    sizes: the dimensions. block: the number of tasks in a chunk. attrs: attributes of the Dataset.
     """
     path = folder / NAME
     if path.exists():
@@ -33,10 +34,10 @@ def create(folder: Path, sizes: Sizes, *, block: int, attrs: Mapping[str, Any]) 
     part = folder / f".{NAME}.partial"
     shutil.rmtree(part, ignore_errors=True)
     blank = blank_run(sizes).assign_attrs(attrs)
-    cut = {"checkpoint": 1, "task": min(block, blank.sizes["task"])}
+    chunk = {"checkpoint": 1, "task": min(block, blank.sizes["task"])}
     encoding = {
         v.name: {
-            "chunks": tuple(cut.get(dim, blank.sizes[dim]) for dim in v.dims),
+            "chunks": tuple(chunk.get(dim, blank.sizes[dim]) for dim in v.dims),
             "fill_value": float("nan") if v.dtype == "float64" else 0,
         }
         for v in VARIABLES
@@ -44,14 +45,14 @@ def create(folder: Path, sizes: Sizes, *, block: int, attrs: Mapping[str, Any]) 
     }
     try:
         blank.to_zarr(part, zarr_format=3, consolidated=False, encoding=encoding)
-        os.rename(part, path)
+        os.rename(part, path)  # a store under its final name is complete
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return path
 
 
 def open_run(path: Path) -> xr.Dataset:
-    """A run's measurements in memory. The line for a script is ``xr.open_zarr(path, consolidated=False)``."""
+    """A run's measurements, read into memory; a script may use ``xr.open_zarr(path, consolidated=False)`` instead."""
     with _readable(path), xr.open_zarr(path, consolidated=False, chunks=None) as ds:
         return ds.load()
 
@@ -59,7 +60,8 @@ def open_run(path: Path) -> xr.Dataset:
 def is_done(path: Path, checkpoint: int, block: slice | None) -> bool:
     """Whether a unit is complete.
 
-    checkpoint: its position. block: the positions of its tasks; None for the evaluation of accuracy.
+    checkpoint: the position of its checkpoint. block: the positions of its tasks; None for the unit that evaluates
+    accuracy.
     """
     flag, place = _flag(checkpoint, block)
     with _readable(path):
@@ -67,7 +69,11 @@ def is_done(path: Path, checkpoint: int, block: slice | None) -> bool:
 
 
 def write_unit(path: Path, checkpoint: int, block: slice | None, values: Mapping[str, np.ndarray]) -> None:
-    """Write the variables of one unit, [task, ...] of the block or [evaluation_task], and then its flag."""
+    """Write the values of one unit, and then its flag.
+
+    values: by variable, [task, ...] for the tasks of the block, or [evaluation_task]. The other arguments are those of
+    :func:`is_done`.
+    """
     flag, place = _flag(checkpoint, block)
     group = zarr.open_group(path, mode="r+")
     for name, value in values.items():
@@ -76,14 +82,14 @@ def write_unit(path: Path, checkpoint: int, block: slice | None, values: Mapping
 
 
 def write_scalars(path: Path, values: Mapping[str, float]) -> None:
-    """Write numbers that hold for the whole run."""
+    """Write variables without dimensions, which hold for the whole run."""
     group = zarr.open_group(path, mode="r+")
     for name, value in values.items():
         _writable(group, name)[...] = value
 
 
 def sweep(folder: Path) -> None:
-    """Remove what a killed process left half-written: files and stores that were never moved into place."""
+    """Remove files and stores that a killed process left half-written, before they got their final names."""
     for orphan in folder.rglob("*.partial"):
         if orphan.is_dir():
             shutil.rmtree(orphan, ignore_errors=True)
@@ -92,13 +98,13 @@ def sweep(folder: Path) -> None:
 
 
 def _flag(checkpoint: int, block: slice | None) -> tuple[str, Any]:
-    """The variable that flags a unit as complete, and the unit's place in every variable that it fills."""
+    """The name of a unit's flag, and the unit's index into the flag and into every variable that it fills."""
     return ("evaluation_done", checkpoint) if block is None else ("done", (checkpoint, block))
 
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Turn whatever a damaged store raises, for which zarr has many exceptions, into one error."""
+    """Raise DamagedFileError in place of the many exceptions that zarr raises on a damaged store."""
     try:
         yield
     except Exception as e:
@@ -107,6 +113,7 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 def _writable(group: zarr.Group, name: str) -> Any:
+    """The array of one variable of a store."""
     array = group[name]
     if not isinstance(array, zarr.Array):
         raise ValueError(f"{group.store_path} holds no variable {name!r}; remove it and measure again")

@@ -1,4 +1,7 @@
-"""A study resolved once: its learners, tasks, network, step size and runs, made here and handed down everywhere."""
+"""The objects that a configuration describes: the learners, tasks, network, inner step size and runs of a study.
+
+:func:`build` makes one :class:`Study` of a configuration, and all other modules receive that object.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -23,26 +26,27 @@ from hessian_tools.train import TrainConfig, meta_train
 
 @dataclass(frozen=True)
 class Problem:
-    """The tasks of a study and the network that learns them, both opened at first use.
+    """The tasks of a study and the network that learns them.
 
-    Reading what a study has measured must not need the data, so nothing is opened before it is asked for.
+    Tasks and network are made at their first use, so that the measurements of a study can be read without its data.
     """
 
     data: DataConfig
     network_config: NetworkConfig
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A worker process opens the problem once, however many units of work bring it along: half a second each.
-        return opened, (self.data, self.network_config)
+        # Every job that is sent to a worker process holds the problem, and opening the data takes half a second. A
+        # problem is therefore unpickled by a cached function, so that a process opens the data only once.
+        return open_problem, (self.data, self.network_config)
 
     @cached_property
     def tasks(self) -> TaskSource:
-        """The tasks with the query sets of training."""
+        """The tasks, with query sets of the size used in training."""
         return self._open(self.data.queries)
 
     @cached_property
     def held_out(self) -> TaskSource:
-        """The tasks with the query sets of held-out measurement."""
+        """The tasks, with query sets of the size used in measurements on held-out tasks."""
         return self._open(self.data.test_queries)
 
     @cached_property
@@ -52,7 +56,7 @@ class Problem:
         if config.name == "mlp":
             return partial(MLP, (prod(tasks.input_shape), *config.hidden, tasks.outputs))
         if ":" not in config.name and len(tasks.input_shape) != 3:
-            raise UserError(f"network: {config.name} needs images, {self.data.source} has none; use name: mlp")
+            raise UserError(f"network: {config.name} needs images, but {self.data.source} has none; use name: mlp")
         options = config.settings | config.options
         try:
             return load_network(
@@ -63,15 +67,16 @@ class Problem:
 
     @cached_property
     def layout(self) -> ParamLayout:
-        """The layout of the network's parameters."""
+        """The names and shapes of the network's parameters in the flat parameter vector."""
         return flatten(seeded(self.network, seed=0), head=self.network_config.head)[1]
 
     @property
     def source_digest(self) -> str | None:
-        """The digest of the file that holds a network of the user's; None for a network of the library."""
+        """The digest of the source file, where the network is the user's own; None for a network of the library."""
         return source_digest(self.network_config.name) if ":" in self.network_config.name else None
 
     def _open(self, queries: int) -> TaskSource:
+        """The tasks with ``queries`` query images per class."""
         data = self.data
         if data.source == "sine-line":
             return open_tasks("sine-line")
@@ -85,7 +90,9 @@ class Problem:
         )
         try:
             if data.test_split and not data.test_path:
-                raise ValueError("test_split needs test_path, whose split it is")
+                raise ValueError(
+                    "test_split is the split of the data at test_path and needs test_path; give both or neither"
+                )
             source = open_images(data.source, split=data.split, rotations=data.rotations, crop=data.crop)
             if not data.test_path:
                 return source
@@ -95,16 +102,17 @@ class Problem:
 
 
 @lru_cache(maxsize=8)
-def opened(data: DataConfig, network_config: NetworkConfig) -> Problem:
-    """The problem of a study, one object for the life of the process."""
+def open_problem(data: DataConfig, network_config: NetworkConfig) -> Problem:
+    """The tasks and the network of a study; equal arguments give the same object within a process."""
     return Problem(data, network_config)
 
 
 @dataclass(frozen=True)
 class StudyLearner:
-    """One learner of a study as the library's object, with the outer loop that trains it.
+    """One learner of a study: its settings, the library's ``Learner`` made of them, and how the outer loop trains it.
 
-    checkpoints: the meta-iterations at which the learner is kept; the untrained control has only the first.
+    optimiser, learning_rate: those of the outer loop.
+    checkpoints: the meta-iterations at which a checkpoint is kept; the untrained control has only meta-iteration 0.
     """
 
     name: str
@@ -116,19 +124,23 @@ class StudyLearner:
 
     @property
     def alpha(self) -> float:
-        """The alpha of alpha rho: the step size of steps that are alpha times the gradient, NaN for other steps.
+        """The inner step size alpha, where each inner step is alpha times the gradient; NaN for all other learners.
 
-        Step sizes learned per parameter, other step rules and steps on codes have no such number, so whatever is
-        scaled by alpha does not exist for them.
+        There is no such number where step sizes are learned per parameter, where steps follow another rule (such as
+        momentum), or where they move LEO's latent codes. Quantities that are scaled by alpha, such as alpha rho (alpha
+        times the curvature rho along the inner gradient), are NaN for these learners.
         """
         return nan if self.learner.why_no_alpha else self.learner.step_size
 
     @property
     def inner_loop(self) -> tuple[Learner, float | None]:
-        """The inner loop alone: learners for which it is equal adapt one network by the same steps.
+        """The inner loop without its training, as (learner, step size); equal values mean equal adaptation.
 
-        The step size is the learner's own, or None for the study's, whatever value is chosen for that.
+        Learners with equal values take the same steps on a new task from the same network. The step size is the one
+        given in the learner's own settings. It is None for a learner that takes the study's step size, because the
+        search may not have chosen that yet.
         """
+        # These fields matter only for names and for training, and the step size is compared separately.
         loop = replace(self.learner, name="", step_size=1.0, first_order=False, outer="query", minibatches=1)
         return loop, self.settings.step_size
 
@@ -137,8 +149,10 @@ class StudyLearner:
 class Study:
     """A study with everything that its configuration names; made by :func:`build`.
 
-    path: the folder of the study. device: where the tensors live. step_size: the inner step size of all learners that
-    name none of their own; None until the search has chosen it, and every such learner then stands at step size 1.
+    path: the folder of the study.
+    device: where the tensors live.
+    step_size: the inner step size of every learner whose settings give none. It is None until the search has chosen
+        it; until then these learners hold the placeholder 1, with which nothing is trained or measured.
     """
 
     config: StudyConfig
@@ -164,38 +178,40 @@ class Study:
 
     @property
     def chosen_step_size(self) -> float:
-        """The inner step size; raises UserError where the search has not chosen it yet."""
+        """The study's inner step size; raises UserError where the search has not chosen it yet."""
         if self.step_size is None:
             raise UserError(f"the inner step size of {self.path} is not chosen yet; run 'hessian-tools train' first")
         return self.step_size
 
     def with_step_size(self, step_size: float) -> "Study":
-        """The same study with the step size that its search has chosen, or with a candidate for it."""
+        """The same study with a given inner step size: the one that the search has chosen, or one of its candidates."""
         return replace(self, step_size=step_size, learners=_learners(self.config, step_size))
 
     def training(self, name: str, seed: int, *, folder: Path | None = None, start: Path | None = None) -> TrainConfig:
-        """The training run of one learner with one seed.
+        """The settings of the training run of one learner with one seed.
 
-        start: the checkpoint file from which the run begins; by default it is the seed's network.
+        folder: the folder in which the run is kept; by default it is not kept.
+        start: the checkpoint file from which the run begins; by default it begins from the untrained network of the
+            seed.
         """
-        one, outer = self.learners[name], self.config.train
+        study_learner, train_settings = self.learners[name], self.config.train
         try:
             return TrainConfig(
-                learner=one.learner,
+                learner=study_learner.learner,
                 tasks=self.problem.tasks,
                 network=self.problem.network,
                 seed=seed,
-                shot=one.settings.shot,
-                checkpoints=one.checkpoints,
-                meta_batch=outer.meta_batch,
-                optimiser=one.optimiser,
-                learning_rate=one.learning_rate,
-                validation_tasks=outer.validation_tasks,
+                shot=study_learner.settings.shot,
+                checkpoints=study_learner.checkpoints,
+                meta_batch=train_settings.meta_batch,
+                optimiser=study_learner.optimiser,
+                learning_rate=study_learner.learning_rate,
+                validation_tasks=train_settings.validation_tasks,
                 device=self.device,
                 folder=folder,
-                save_every=outer.save_every,
+                save_every=train_settings.save_every,
                 start=start,
-                pretraining=one.settings.pretraining,
+                pretraining=study_learner.settings.pretraining,
                 transductive=self.config.measure.transductive,
                 head=self.config.network.head,
             )
@@ -204,41 +220,57 @@ class Study:
 
     @property
     def training_order(self) -> list[list[str]]:
-        """The learners in groups: those of a group begin only from learners of the groups before it."""
+        """The learners in groups, to be trained one group after the other.
+
+        A learner that begins from the checkpoint of another learner is in a later group than that one.
+        """
         depths = {name: len(self.config.starts(name)) for name in self.learners}
         return [[name for name in depths if depths[name] == depth] for depth in range(max(depths.values()) + 1)]
 
     @property
     def alike_before_training(self) -> list[tuple[str, ...]]:
-        """The learners in groups that are one network with one inner loop at checkpoint 0."""
+        """The learners in groups; those of a group have the same network and the same inner loop at checkpoint 0.
+
+        One measurement at checkpoint 0 therefore serves the whole group.
+        """
         groups: dict[object, list[str]] = {}
-        for name, one in self.learners.items():
-            groups.setdefault((one.inner_loop, one.settings.start), []).append(name)
+        for name, learner in self.learners.items():
+            groups.setdefault((learner.inner_loop, learner.settings.start), []).append(name)
         return [tuple(names) for names in groups.values()]
 
     @property
     def untrained_start(self) -> dict[str, str]:
-        """For each learner the one whose checkpoint 0 is the untrained network under the same inner loop.
+        """For each learner, the name of a learner with the same inner loop whose checkpoint 0 is the untrained network.
 
-        That is the learner itself, unless it begins from another one. A learner is absent where the study has none.
+        It is the learner's own name, unless the learner begins from another learner's checkpoint. A learner for which
+        the study has no such learner is absent from the result.
         """
 
-        def steps(one: StudyLearner) -> tuple[Learner, float | None]:
-            loop, step_size = one.inner_loop
-            return replace(loop, evaluation_steps=None), step_size  # how long accuracy is judged plays no part
+        def measured_loop(learner: StudyLearner) -> tuple[Learner, float | None]:
+            # Curvature is not measured along evaluation_steps, which only say when accuracy is judged.
+            loop, step_size = learner.inner_loop
+            return replace(loop, evaluation_steps=None), step_size
 
-        untrained = {steps(one): name for name, one in reversed([*self.learners.items()]) if not one.settings.start}
+        # The order is reversed so that, of several learners with the same inner loop, the first one is kept.
+        untrained = {
+            measured_loop(learner): name
+            for name, learner in reversed([*self.learners.items()])
+            if not learner.settings.start
+        }
         starts = {
-            name: untrained.get(steps(one)) if one.settings.start else name for name, one in self.learners.items()
+            name: untrained.get(measured_loop(learner)) if learner.settings.start else name
+            for name, learner in self.learners.items()
         }
         return {name: start for name, start in starts.items() if start is not None}
 
     @property
     def without_shot(self) -> dict[str, str]:
-        """For each learner with SHOT the one whose settings are the same but for SHOT, where the study has it.
+        """For each learner with SHOT, the learner of the study that has the same settings except for SHOT.
 
-        A learner is with SHOT if it has the penalty, or if it begins from a learner that was pre-trained by SHOT
-        alone (SHOT_p). The learner that is being pre-trained has no twin.
+        SHOT (Lee, Yoo, Kwak 2023) is the penalty on the distance between the ends of few large and of many small inner
+        steps. SHOT_p is pre-training by this distance alone. A learner counts as one with SHOT if it is trained with
+        the penalty, or if it begins from a learner that was pre-trained by SHOT_p. The pre-trained learner itself is
+        compared with no other and is absent, as is any learner whose counterpart the study lacks.
         """
         configs = self.config.learners
         plain, with_shot = {}, {}
@@ -252,35 +284,42 @@ class Study:
 
 
 def build(config: StudyConfig, path: str | Path = ".", *, device: str = "cpu", step_size: float | None = None) -> Study:
-    """The study of a configuration. step_size: the one that a search has chosen; unused where one is given."""
-    given = config.inner.step_size
-    alpha = step_size if isinstance(given, StepSizeSearch) else given
-    problem = opened(config.data, config.network)
+    """The study that a configuration describes.
+
+    step_size: the inner step size that the search has chosen; it is ignored where the configuration gives a number.
+    """
+    configured = config.inner.step_size
+    alpha = step_size if isinstance(configured, StepSizeSearch) else configured
+    problem = open_problem(config.data, config.network)
     return Study(config, Path(path), device, alpha, _learners(config, alpha), problem)
 
 
 def _learners(config: StudyConfig, step_size: float | None) -> dict[str, StudyLearner]:
-    outer, learners = config.train, {}
+    train_settings, learners = config.train, {}
     for name, settings in config.learners.items():
         try:
+            # 1 is a placeholder for a step size that is still to be chosen; see Study.
             learner = settings.built(inner_steps=config.inner.steps, step_size=step_size or 1.0)
         except ValueError as e:
             raise UserError(f"learners.{name}: {e}") from None
-        optimiser = settings.optimiser or ALGORITHMS[settings.algorithm].optimiser or outer.optimiser
-        checkpoints = outer.checkpoints if settings.trained else (0,)
-        rate = settings.learning_rate or outer.learning_rate
-        learners[name] = StudyLearner(name, settings, learner, optimiser, rate, checkpoints)
+        optimiser = settings.optimiser or ALGORITHMS[settings.algorithm].optimiser or train_settings.optimiser
+        checkpoints = train_settings.checkpoints if settings.trained else (0,)
+        learning_rate = settings.learning_rate or train_settings.learning_rate
+        learners[name] = StudyLearner(name, settings, learner, optimiser, learning_rate, checkpoints)
     return learners
 
 
 def check(study: Study) -> None:
-    """Refuse what the data, the network or the learners cannot do, before anything is written."""
+    """Raise UserError where data, network and learners do not fit together, before anything is written.
+
+    Functions of the library are called here only for the errors that they raise; their results are dropped.
+    """
     config, problem = study.config, study.problem
     validates = config.train.validation_tasks or isinstance(config.inner.step_size, StepSizeSearch)
     for source in (problem.tasks, problem.held_out):
         for split in ("train", "val", "test") if validates else ("train", "test"):
             try:
-                source.episode(seed=0, split=split, index=0)
+                source.episode(seed=0, split=split, index=0)  # fails for a split that is missing or too small
             except ValueError as e:
                 raise UserError(f"data: {e}") from None
     try:
@@ -292,22 +331,27 @@ def check(study: Study) -> None:
     eigenvalues = config.measure.full.eigenvalues
     if eigenvalues > num_params:
         raise UserError(
-            f"measure.full.eigenvalues={eigenvalues} of a network with {num_params} parameters; ask for fewer"
+            f"measure.full.eigenvalues={eigenvalues} is more than the {num_params} parameters of the network;"
+            f" ask for at most {num_params}"
         )
     for name in study.learners:
         _check_learner(study, name)
 
 
 def _check_learner(study: Study, name: str) -> None:
+    # These errors do not depend on the device, so the CPU serves.
     training = replace(study.training(name, study.config.seeds[0]), device="cpu")
     learner, tasks = training.learner, training.tasks
     if learner.needs_classes and tasks.kind != "classification":
         algorithm = study.learners[name].settings.algorithm
-        raise UserError(f"learners.{name}: {algorithm} needs classes, {study.config.data.source} has none")
+        raise UserError(f"learners.{name}: {algorithm} needs classes, but {study.config.data.source} has none")
     try:
-        num_moved(learner, study.problem.layout)
+        num_moved(learner, study.problem.layout)  # fails where the setting moves names no parameter
+        # This fails where there are more minibatches than examples.
         row_parts(joined(*tasks.episode(seed=0, split="train", index=0)), learner.minibatches)
-        if learner.needs_classes:  # what such a learner learns besides the network depends on the network's head
+        if learner.needs_classes:
+            # Such a learner trains parameters besides the network's (LEO an encoder and a decoder, the supervised
+            # control a head for all classes), which do not fit every head. Making checkpoint 0 builds them.
             next(meta_train(replace(training, checkpoints=(0,), validation_tasks=0)))
     except ValueError as e:
         raise UserError(f"learners.{name}: {e}") from None

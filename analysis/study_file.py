@@ -1,4 +1,4 @@
-"""From YAML to a checked configuration; every mistake is answered in one or two lines."""
+"""Reads a study from YAML into a checked configuration; the message on a mistake has at most two lines."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import is_dataclass
@@ -16,11 +16,15 @@ from analysis.errors import UserError
 
 STUDIES = resources.files("analysis") / "studies"
 BUNDLED = tuple(sorted(file.name.removesuffix(".yaml") for file in STUDIES.iterdir() if file.name.endswith(".yaml")))
-UNION_PARTS = ("constrained-float", "float", "StepSizeSearch")  # pydantic's names for the alternatives of a union
+UNION_PARTS = (
+    "constrained-float",
+    "float",
+    "StepSizeSearch",
+)  # names that pydantic adds to the place of a mistake in a union
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """A YAML loader that refuses a key which stands twice; by default the last one would win without a word."""
+    """A YAML loader that refuses a key that stands twice, where the default one would silently keep the last value."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -71,22 +75,26 @@ def study_of(settings: Mapping[str, Any], *, source: str | None = None) -> Study
 
 
 def with_data(config: StudyConfig, path: str | None) -> StudyConfig:
-    """The study on the data at a path, which is kept in full because a study may be resumed from another folder."""
+    """The study with its data replaced by those at ``path``; None leaves the study as it is.
+
+    The path is made absolute, because a study may be resumed from another working folder.
+    """
     if path is None:
         return config
     bundled = get_args(DataConfig.model_fields["name"].annotation)
-    place = Path(path).expanduser()
-    source = path if path in bundled and not place.exists() else str(place.resolve())
+    given = Path(path).expanduser()
+    source = path if path in bundled and not given.exists() else str(given.resolve())
     return overridden(config, {"data": config.data.model_dump(mode="json") | {"path": source}})
 
 
 def overridden(config: StudyConfig, changes: Mapping[str, Any]) -> StudyConfig:
-    """The study with some top-level settings replaced; None leaves a setting as it is."""
+    """The study with some top-level settings replaced by ``changes``, where None leaves a setting as it is."""
     given = {key: value for key, value in changes.items() if value is not None}
     return study_of(config.model_dump(mode="json") | given) if given else config
 
 
 def _first_mistake(error: ValidationError) -> str:
+    """The place of the first mistake in the settings, what is wrong there, and what was given or is allowed."""
     # An unknown key is likelier to be the cause than a value that then seems missing or odd.
     mistake = min(error.errors(), key=lambda mistake: mistake["type"] != "extra_forbidden")
     place = ".".join(str(part) for part in mistake["loc"] if part not in UNION_PARTS)
@@ -102,7 +110,10 @@ def _first_mistake(error: ValidationError) -> str:
 
 
 def _allowed_keys(path: Iterable[Any]) -> list[str]:
-    """The keys allowed at a place; parts of the path that are no field are names of learners or of alternatives."""
+    """The keys allowed at a place, given as a path of keys.
+
+    Parts of the path that are not fields are skipped: they are names of learners, or of the alternatives of a union.
+    """
     model: type[BaseModel] = StudyConfig
     for part in path:
         if part in model.model_fields:
@@ -114,6 +125,7 @@ def _allowed_keys(path: Iterable[Any]) -> list[str]:
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The first model in an annotation, such as the ``Model`` of ``Model | None``; None if there is none."""
     if is_dataclass(annotation) and isinstance(annotation, type):
         return settings_of(annotation)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):

@@ -1,7 +1,8 @@
-"""Training the runs of a study, and before that the choice of its step size where the configuration asks for one.
+"""Training the runs of a study, and before that the search for its step size where the configuration asks for one.
 
-A part of a study does its work in units. A unit is a picklable value, and the function that does it checks for itself
-what is already on disk, so every part can be stopped at any moment and started again.
+Training and measuring are split into jobs for worker processes. A job is a picklable value (``TrainUnit``,
+``Candidate``), and the function that does it leaves out what is already on disk. Either part can therefore be stopped
+at any moment and started again.
 """
 
 from dataclasses import dataclass, replace
@@ -20,13 +21,14 @@ from hessian_tools.runs.manifest import digest, environment, record_ownership
 from hessian_tools.runs.worker_pool import Emit, WorkerPool
 from hessian_tools.train import best_checkpoint, diverged_at, meta_train, saved_checkpoints
 
-WARM_START = "begun.json"  # in the folder of a run that begins from another learner: the checkpoint it began from
-CANDIDATES = ".step-size"
+# A file in the folder of a run that begins from another learner; it names the checkpoint from which the run began.
+WARM_START = "begun.json"
+CANDIDATES = ".step-size"  # the folder of the results of the step sizes that were tried
 
 
 @dataclass(frozen=True)
 class TrainUnit:
-    """One training run."""
+    """A job: one training run, of one learner with one seed."""
 
     study: Study
     learner: str
@@ -43,12 +45,12 @@ class TrainUnit:
     @property
     def complete(self) -> bool:
         """Whether all checkpoints exist, or the run has diverged."""
-        kept = self.study.learners[self.learner].checkpoints
-        return diverged_at(self.run) is not None or all(checkpoint_path(self.run, step).exists() for step in kept)
+        steps = self.study.learners[self.learner].checkpoints
+        return diverged_at(self.run) is not None or all(checkpoint_path(self.run, step).exists() for step in steps)
 
 
 def train(study: Study, pool: WorkerPool, reporter: Reporter) -> Study:
-    """Train every run that is not complete; returns the study with the step size that was chosen, if it was to be."""
+    """Train every run that is not complete; returns the study, with its step size where a search has chosen one."""
     study = choose_step_size(study, pool, reporter)
     own_runs(study)
     units = [TrainUnit(study, learner, seed) for learner, seed in study.runs]
@@ -60,7 +62,7 @@ def train(study: Study, pool: WorkerPool, reporter: Reporter) -> Study:
     if waiting:
         total = sum(study.learners[unit.learner].checkpoints[-1] for unit in waiting)
         with reporter.stage("train", total, "meta-iterations") as stage:
-            for group in study.training_order:  # a learner may begin from one of a group before its own
+            for group in study.training_order:  # a learner begins only from learners of earlier groups
                 pool.run(train_unit, [unit for unit in waiting if unit.learner in group], emit=stage.advance)
     for unit in units:
         stopped = diverged_at(unit.run)
@@ -70,7 +72,7 @@ def train(study: Study, pool: WorkerPool, reporter: Reporter) -> Study:
 
 
 def train_unit(unit: TrainUnit, emit: Emit) -> None:
-    """Train one run and report each meta-iteration; those of an earlier session are reported at once."""
+    """Train one run and report each meta-iteration; those that an earlier command made are reported at once."""
     start = warm_start(unit.study, unit.learner, unit.seed)
     done = 0
 
@@ -86,25 +88,26 @@ def train_unit(unit: TrainUnit, emit: Emit) -> None:
 
 
 def warm_start(study: Study, learner: str, seed: int) -> Path | None:
-    """The checkpoint file from which a run begins; None where it begins with the seed's own network.
+    """The checkpoint file from which a run begins; None where it begins from the untrained network of the seed.
 
-    It is the other learner's best checkpoint by validation with the same seed, chosen once and noted in the run.
+    It is the checkpoint that is best by validation in the run of the learner's ``start`` with the same seed. It is
+    chosen once and written to the file WARM_START, so that a resumed run begins from the same one.
     """
-    other = study.config.learners[learner].start
-    if other is None:
+    start = study.config.learners[learner].start
+    if start is None:
         return None
-    source, note = study.run(other, seed), study.run(learner, seed) / WARM_START
-    if not note.exists():
+    source, record = study.run(start, seed), study.run(learner, seed) / WARM_START
+    if not record.exists():
         try:
             best = best_checkpoint(saved_checkpoints(source))
         except ValueError as e:
-            raise UserError(f"{learner} cannot begin from {other} seed {seed}: {e}") from None
-        write_json(note, {"learner": other, "meta_step": best.meta_step})
-    return checkpoint_path(source, int(read_json(note)["meta_step"]))
+            raise UserError(f"{learner} cannot begin from {start} seed {seed}: {e}") from None
+        write_json(record, {"learner": start, "meta_step": best.meta_step})
+    return checkpoint_path(source, int(read_json(record)["meta_step"]))
 
 
 def own_runs(study: Study) -> None:
-    """Mark the folder of every run as this study's, with what it is made of; refuse one that holds another run."""
+    """Write into the folder of every run what its numbers follow from; refuse a folder that holds another run."""
     config = study.config.model_dump(mode="json")
     shared = {key: config[key] for key in ("data", "network", "train", "measure")}
     shared |= {"steps": study.config.inner.steps, "step_size": study.chosen_step_size}
@@ -116,17 +119,21 @@ def own_runs(study: Study) -> None:
         "claims_digest": plan_of(study).digest,
     }
     for learner, seed in study.runs:
-        own = {
+        of_run = {
             "learner": config["learners"][learner],
             "begins_from": [config["learners"][start] for start in study.config.starts(learner)],
             "seed": seed,
         }
-        record_ownership(study.run(learner, seed), "config", shared | own, facts=facts)
+        record_ownership(study.run(learner, seed), "config", shared | of_run, facts=facts)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One step size to try. Learners with and without SHOT share the choice, as alpha confounds whatever it scales."""
+    """A job: train with one of the step sizes to be tried.
+
+    Learners with and without SHOT get the same step size. With different ones, a difference in alpha rho could come
+    from alpha alone.
+    """
 
     study: Study
     search: StepSizeSearch
@@ -142,7 +149,7 @@ class Candidate:
 
 
 def choose_step_size(study: Study, pool: WorkerPool, reporter: Reporter) -> Study:
-    """The study with its step size. A search is made once, and all its numbers are kept."""
+    """The study with its step size, after a search if it asks for one; the search is made once and its results kept."""
     search = study.config.inner.step_size
     if study.step_size is not None or not isinstance(search, StepSizeSearch):
         return study
@@ -161,7 +168,7 @@ def choose_step_size(study: Study, pool: WorkerPool, reporter: Reporter) -> Stud
 
 
 def step_size_table(study: Study) -> list[dict[str, Any]] | None:
-    """The candidates with their validation results; None where the step size was given."""
+    """The step sizes that were tried, with their validation results; None where there was no search."""
     path = study.path / STEP_SIZE
     return read_json(path)["candidates"] if path.exists() else None
 
@@ -179,18 +186,19 @@ def try_candidate(candidate: Candidate, emit: Emit) -> None:
     )
     *_, last = meta_train(training, progress=lambda step, loss: emit(1, f"alpha {candidate.step_size:g}"))
     row: dict[str, Any] = {"step_size": candidate.step_size, "diverged": last.diverged}
-    measured = {"validation_accuracy": last.validation_accuracy, "validation_loss": last.validation_loss}
-    write_json(candidate.result, row | {name: value for name, value in measured.items() if isfinite(value)})
+    # NaN is left out, because JSON has no such number; regression has no accuracy, a diverged run no finite loss.
+    validation = {"validation_accuracy": last.validation_accuracy, "validation_loss": last.validation_loss}
+    write_json(candidate.result, row | {name: value for name, value in validation.items() if isfinite(value)})
 
 
 def _best(rows: list[dict[str, Any]], *, classification: bool) -> float:
-    """The step size with the highest validation accuracy, or the lowest loss; of equal ones the smaller."""
-    judged = "validation_accuracy" if classification else "validation_loss"
-    finite = [row for row in rows if isinstance(row.get(judged), float)]
+    """The step size with the highest validation accuracy, or for regression the lowest loss; the smallest of equals."""
+    criterion = "validation_accuracy" if classification else "validation_loss"
+    finite = [row for row in rows if isinstance(row.get(criterion), float)]
     if not finite:
         tried = ", ".join(f"{row['step_size']:g}" for row in rows)
         raise UserError(
             f"training diverged at every step size of inner.step_size.candidates ({tried}); add smaller ones"
         )
     sign = -1 if classification else 1
-    return min(finite, key=lambda row: (sign * row[judged], row["step_size"]))["step_size"]
+    return min(finite, key=lambda row: (sign * row[criterion], row["step_size"]))["step_size"]

@@ -1,4 +1,4 @@
-"""The building blocks of a configuration: checked numbers, strict models, and fields that the library describes."""
+"""The building blocks of a configuration: checked numbers, strict models, and fields defined by the library."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, fields, is_dataclass
@@ -9,22 +9,22 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, create_model
 from pydantic_core import CoreSchema, core_schema
 
-# Strict, because pydantic would otherwise take true for 1 and "3" for 3.
+# These are strict because pydantic would otherwise accept true as 1 and "3" as 3.
 Positive = Annotated[int, Field(gt=0, strict=True)]
 Natural = Annotated[int, Field(ge=0, strict=True)]
 Flag = Annotated[bool, Field(strict=True)]
 Rate = Annotated[float, Field(gt=0)]
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # of studies and learners, because they become names of folders
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # names of studies and learners, which become names of folders
 
 
 class Strict(BaseModel):
-    """A model that refuses unknown keys, infinite numbers and changes after it was checked."""
+    """A model that refuses unknown keys, infinite numbers and NaN, and that cannot be changed once it is made."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
 
 
 class OneOf:
-    """Annotates a string that must be one of some names, such as the keys of a registry of the library."""
+    """Annotates a string field that must be one of the given names, such as the keys of a registry of the library."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self.names = list(names)
@@ -36,8 +36,8 @@ class OneOf:
 class FromLibrary:
     """Annotates a field whose value is a dataclass of the library, written in YAML as a mapping of its fields.
 
-    pydantic checks keys and types, the dataclass itself checks the values. A configuration therefore repeats neither
-    the fields nor the defaults nor the checks of the library.
+    pydantic checks keys and types, and the dataclass itself checks the values. The configuration therefore does not
+    repeat the fields, defaults and checks of the library.
     """
 
     @classmethod
@@ -58,7 +58,7 @@ def settings_of(kind: type) -> type[Strict]:
 
 
 def _strict(annotation: Any) -> Any:
-    """The annotation of a dataclass's field, with whole numbers and flags taken strictly."""
+    """The annotation of a dataclass's field, with strict types for integers, for booleans and in nested dataclasses."""
     if annotation in (int, bool):
         return Annotated[annotation, Field(strict=True)]
     if is_dataclass(annotation):

@@ -1,4 +1,4 @@
-"""The learners that a study may name, each with the settings of its algorithm; the library's table has both."""
+"""The settings of a learner in a study; the library's table ``ALGORITHMS`` says which algorithm has which of them."""
 
 from dataclasses import fields
 from typing import Annotated
@@ -14,7 +14,7 @@ from hessian_tools.train.config import OPTIMISERS
 
 
 class RuleConfig(Strict):
-    """The rule by which inner steps follow from the gradients; see ``hessian_tools.inner.steps``.
+    """The rule that makes an inner step from the gradients; see ``hessian_tools.inner.steps``.
 
     Settings that are left out take the rule's defaults.
     """
@@ -29,7 +29,7 @@ class RuleConfig(Strict):
             rules = [name for name, rule in RULES.items() if setting in {field.name for field in fields(rule)}]
             if self.name not in rules:
                 raise ValueError(f"{setting} is a setting of {listed(rules)}, not of {self.name}; leave it out")
-        self.built()  # the rule checks the values
+        self.built()  # called for its errors: the rule checks the values
         return self
 
     def built(self) -> StepRule:
@@ -38,17 +38,18 @@ class RuleConfig(Strict):
 
 
 class LatentConfig(settings_of(Latent)):  # type: ignore[misc]
-    """LEO's settings; see ``hessian_tools.inner.learners.Latent``.
+    """The settings of LEO (Rusu et al. 2019), whose inner loop moves latent codes from which the head is decoded.
 
-    fine_tuning_steps: how many of the study's inner steps, taken last, are on the decoded weights; the others are
-    on the codes. By default it is half of them, rounded down (the paper has 5 and 5).
+    See ``hessian_tools.inner.learners.Latent`` for the settings that are not described here.
+    fine_tuning_steps: how many of the study's inner steps move the decoded weights. They come last; the steps before
+        them move the codes. The default is half of the inner steps, rounded down (the paper has 5 of each kind).
     """
 
     fine_tuning_steps: Natural | None = None
 
     @model_validator(mode="after")
     def _the_library_accepts_the_values(self) -> "LatentConfig":
-        Latent(**self.model_dump(exclude_none=True))
+        Latent(**self.model_dump(exclude_none=True))  # called for its errors
         return self
 
     def built(self, *, inner_steps: int) -> Latent:
@@ -63,17 +64,22 @@ class LatentConfig(settings_of(Latent)):  # type: ignore[misc]
 
 
 class LearnerConfig(Strict):
-    """One learner of a study. The algorithm "untrained" is the control: the initial network, adapted like the others.
+    """One learner of a study.
 
-    moves: the parameters that the inner loop moves ("head", "body", names of modules); by default the head for anil,
-        the body for boil, and all of them for the others.
-    step_size: alpha, where it is not the study's (for leo, on codes, 1 by default). A learner with SHOT and its twin
-        without must agree in it.
-    evaluation_steps: the number of inner steps after which accuracy is judged; curvature is measured along
-        ``inner.steps``.
-    shot, pretraining: the penalty, and training by its distance alone (SHOT_p).
-    start: another learner of the study; this one begins from its best checkpoint by validation with the same seed.
-    optimiser, learning_rate: those of the outer loop, where they are not the study's.
+    The algorithm "untrained" is the control: the initial network, adapted to new tasks like the trained ones.
+
+    first_order, rule, logarithmic, minibatches, latent: see ``hessian_tools.Learner`` and the algorithms there.
+    moves: the parameters that the inner loop moves ("head", "body", or names of modules); by default the head for anil,
+        the body for boil, and all parameters for the other algorithms.
+    step_size: the inner step size alpha; by default the study's (for leo, whose steps move codes, 1). A learner with
+        SHOT is compared with the one that differs in nothing but SHOT, so give both the same step size.
+    evaluation_steps: the number of inner steps after which accuracy is measured; curvature is always measured along
+        the ``inner.steps`` of the study.
+    shot: the penalty SHOT on the distance between the ends of few large and of many small inner steps (Lee, Yoo,
+        Kwak 2023). pretraining: training by this distance alone, without query labels (SHOT_p).
+    start: the name of another learner of the study. This learner begins from the checkpoint of that one, of the same
+        seed, that is best by validation.
+    optimiser, learning_rate: those of the outer loop; by default the study's.
     """
 
     algorithm: Annotated[str, OneOf(ALGORITHMS)] = "maml"
@@ -100,23 +106,24 @@ class LearnerConfig(Strict):
                     f"{setting} is a setting of {listed(algorithms)}, not of {self.algorithm}; leave it out"
                 )
         if self.pretraining is not None and self.shot is None:
-            raise ValueError("pretraining descends SHOT's distance alone, so it needs shot, such as shot: {weight: 1}")
+            raise ValueError("pretraining minimises SHOT's distance alone, so it needs shot, such as shot: {weight: 1}")
         if self.algorithm == "reptile" and self.learning_rate is None and self.optimiser != "adam":
             raise ValueError(
-                "reptile moves a fraction of the way to where its inner loops end: give that fraction, such as"
+                "reptile moves a fraction of the way to where its inner loops end; give that fraction, such as"
                 " learning_rate: 0.5, or optimiser: adam"
             )
         return self
 
     @property
     def trained(self) -> bool:
-        """Whether the learner is trained; all are but the untrained control."""
+        """Whether the learner is trained, which every learner is except for the untrained control."""
         return ALGORITHMS[self.algorithm].is_trained
 
     def built(self, *, inner_steps: int, step_size: float) -> Learner:
-        """The library's learner in a study of ``inner_steps`` inner steps and the common alpha ``step_size``.
+        """The library's learner, in a study with ``inner_steps`` inner steps of size ``step_size``.
 
-        Raises ValueError where the learner cannot take that number of inner steps.
+        A step size in the learner's own settings comes first, then one of the algorithm, then ``step_size``. Raises
+        ValueError where the learner cannot take that number of inner steps.
         """
         algorithm = ALGORITHMS[self.algorithm]
         settings = {name: getattr(self, name) for name in algorithm.learner_settings}
@@ -128,7 +135,7 @@ class LearnerConfig(Strict):
         return algorithm.learner(inner_steps, self.step_size or algorithm.step_size or step_size, **settings)
 
 
-# For each setting that not every algorithm has, the algorithms that have it.
+# Maps each setting to the algorithms that have it; every algorithm has step_size.
 LEARNER_SETTINGS: dict[str, tuple[str, ...]] = {
     setting: tuple(
         name

@@ -11,7 +11,8 @@ from hessian_tools.runs.manifest import digest
 from hessian_tools.train import TrainConfig, logarithmic_schedule
 from hessian_tools.train.config import OPTIMISERS
 
-# The networks of a study: the import path that builds each, and its settings that stand beside ``options``.
+# The networks that a study knows by name. Each has the import path of the function or class that builds it, and the
+# names of those of its settings that are fields of NetworkConfig; all others are given under ``options``.
 NETWORKS = {
     "conv4": ("hessian_tools.nets:Conv4", ("width", "normalisation")),
     "resnet12": ("hessian_tools.nets:ResNet12", ("normalisation",)),
@@ -22,10 +23,10 @@ IMPORT_PATH = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"
 
 
 class DataConfig(Strict):
-    """The tasks: a bundled set by ``name``, or data of the user's own by ``path``.
+    """The data from which tasks are drawn: a bundled set by ``name``, or the user's own by ``path``.
 
-    queries, test_queries: query images per class in training and on held-out tasks.
-    test_path, test_split: other data from which the held-out tasks are drawn.
+    queries, test_queries: the number of query images per class, in training and on held-out tasks.
+    test_path, test_split: other data, and their split, from which the held-out tasks are drawn.
     The other settings are those of ``hessian_tools.data.open_data``.
     """
 
@@ -47,7 +48,7 @@ class DataConfig(Strict):
     def _only_images_have_settings_of_images(self) -> "DataConfig":
         of_images = self.model_dump(exclude_defaults=True, exclude={"name", "ways", "shots", "queries", "test_queries"})
         if self.source == "sine-line" and of_images:
-            raise ValueError(f"{next(iter(of_images))} is for images; sine-line has none")
+            raise ValueError(f"{next(iter(of_images))} is for images, but sine-line has none; leave it out")
         return self
 
     @property
@@ -57,13 +58,15 @@ class DataConfig(Strict):
 
 
 class NetworkConfig(Strict):
-    """The network: conv4, resnet12, vit, mlp, or one of the user's as "package.module:name".
+    """The network: conv4, resnet12, vit, mlp, or one of the user's own as "package.module:name".
 
-    width is a setting of conv4, normalisation of conv4 and resnet12, and hidden (the sizes of the layers) of mlp.
-    options: further keyword arguments of the network, such as groups, widths, residual, patch, depth or heads; a
-        network of the user's takes all of its settings from here.
-    head: the module that learners take for the head. By default it is the one called head, or else the last module
-        that has parameters.
+    width: a setting of conv4.
+    normalisation: a setting of conv4 and of resnet12.
+    hidden: the sizes of the hidden layers, a setting of mlp.
+    options: further keyword arguments of the network, such as groups, widths, residual, patch, depth or heads. A
+        network of the user's own takes all of its settings from here.
+    head: the name of the module that counts as the head, which anil moves and boil does not. By default it is the
+        module called head, or else the last one that has parameters.
     """
 
     name: str = "conv4"
@@ -89,31 +92,32 @@ class NetworkConfig(Strict):
             advice = "leave it out" if self.name in NETWORKS else "write it under options"
             raise ValueError(f"{setting} is a setting of {owners}, not of {self.name}; {advice}")
         for setting in set(self.settings) & set(self.options):
-            raise ValueError(f"{setting} stands beside options for {self.name}, not in them")
+            raise ValueError(f"{setting} stands beside options for {self.name}, not in them; move it there")
         if self.name == "mlp" and self.options:
             raise ValueError(f"mlp has no options, got {', '.join(self.options)}; its layers are set by hidden")
         return self
 
     @property
     def import_path(self) -> str:
-        """The "package.module:name" of what builds the network."""
+        """The "package.module:name" of the function or class that builds the network."""
         return NETWORKS[self.name][0] if self.name in NETWORKS else self.name
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings beside ``options`` that this network has."""
+        """The settings of this network that are fields of their own, without ``options``."""
         return {name: getattr(self, name) for name in NETWORKS.get(self.name, ("", ()))[1]}
 
     def __hash__(self) -> int:
-        # pydantic's own hash fails on the mapping of options.
+        # pydantic's own hash fails on the dict of options.
         return hash(digest(self.model_dump(mode="json")))
 
 
 class LevelConfig(Strict):
-    """How much is measured at a point.
+    """How much of the curvature is measured at each parameter vector of an inner loop.
 
-    eigenvalues: how many of the largest by magnitude. tolerance: their relative tolerance. probes: random vectors for
-    the trace. max_matvecs: the largest number of Hessian-vector products that the eigenvalues may cost.
+    eigenvalues: the number of eigenvalues, of the largest magnitude. tolerance: their relative tolerance.
+    probes: the number of random vectors for the trace.
+    max_matvecs: the largest number of Hessian-vector products that the eigenvalues may cost.
     """
 
     eigenvalues: Positive = 5
@@ -123,11 +127,13 @@ class LevelConfig(Strict):
 
     @model_validator(mode="after")
     def _enough_products(self) -> "LevelConfig":
+        # The largest and the smallest algebraic eigenvalue are sought too (+ 2), and each of all these is to be found
+        # by a product and checked by another one (2 *).
         least = 2 * (self.eigenvalues + 2)
         if self.max_matvecs < least:
             raise ValueError(
-                f"max_matvecs={self.max_matvecs} cannot find and check {self.eigenvalues} eigenvalues and both ends;"
-                f" give {least} or more"
+                f"max_matvecs={self.max_matvecs} is too few to find and check the eigenvalues={self.eigenvalues}"
+                f" largest by magnitude and both ends of the spectrum; give {least} or more"
             )
         return self
 
@@ -135,11 +141,14 @@ class LevelConfig(Strict):
 class MeasureConfig(Strict):
     """What is measured on held-out tasks.
 
-    tasks, full_tasks: all tasks get the light measurement, the first full_tasks of them the full one at the first and
-        the last checkpoint.
-    block: the number of tasks in one unit of work.
-    evaluation_tasks: further tasks, for accuracy alone.
-    transductive: whether the queries of a task form one batch there and in validation; see ``hessian_tools.evaluate``.
+    tasks: the number of tasks on which curvature is measured.
+    full_tasks: how many of them get the measurement ``full`` at the first and the last checkpoint. All other
+        measurements are ``light``.
+    block: the number of tasks that are measured and stored together.
+    evaluation_tasks: the number of further tasks, on which only loss and accuracy are measured.
+    transductive: whether the queries of a task form one batch in the network when accuracy is measured, on these tasks
+        and in validation; see ``hessian_tools.evaluate``.
+    seed: with the seed of a run it determines the held-out tasks and the probes.
     """
 
     tasks: Positive = 16
@@ -154,17 +163,21 @@ class MeasureConfig(Strict):
     @model_validator(mode="after")
     def _full_within_tasks(self) -> "MeasureConfig":
         if self.full_tasks > self.tasks:
-            raise ValueError(f"full_tasks={self.full_tasks} exceeds tasks={self.tasks}")
+            raise ValueError(f"full_tasks={self.full_tasks} exceeds tasks={self.tasks}; give at most {self.tasks}")
         if self.light.eigenvalues > self.full.eigenvalues or self.light.probes > self.full.probes:
-            raise ValueError("the light measurement asks for more eigenvalues or probes than the full one")
+            raise ValueError("light asks for more eigenvalues or probes than full; give it at most as many")
         return self
 
 
 class StepSizeSearch(Strict):
-    """The choice of one inner step size for all learners: one learner without SHOT is trained briefly per candidate.
+    """A search for one inner step size for all learners, in which one learner without SHOT is trained briefly.
 
-    The candidate with the best validation accuracy wins, for regression the one with the lowest loss. The seed is
-    none of the study's.
+    candidates: the step sizes to try. The one with the highest validation accuracy is chosen, for regression the one
+        with the lowest validation loss.
+    learner: the name of the learner that is trained with each candidate.
+    meta_steps: the number of meta-iterations of each such training.
+    validation_tasks: the number of tasks on which a candidate is validated.
+    seed: the seed of the trainings, which must not be one of the study's.
     """
 
     candidates: tuple[Rate, ...] = Field(min_length=1)
@@ -175,16 +188,17 @@ class StepSizeSearch(Strict):
 
 
 class InnerConfig(Strict):
-    """The inner loop: the number of steps, and one step size for all learners, given or to be chosen."""
+    """The inner loop: its number of steps, and the step size of learners that give none, as a number or a search."""
 
     steps: Positive = 3
     step_size: Rate | StepSizeSearch = 0.1
 
 
 class TrainSettings(Strict):
-    """The outer loop, for every learner that does not name its own optimiser or learning rate.
+    """The outer loop. A learner may give an optimiser and a learning rate of its own in place of these.
 
-    checkpoints: meta-iterations, or one number N for the logarithmic schedule 0, 1, 3, 10, 30, ... up to N.
+    checkpoints: the meta-iterations at which checkpoints are kept, or one number N for the logarithmic schedule
+        0, 1, 3, 10, 30, ... up to N.
     The other settings are those of ``hessian_tools.TrainConfig``.
     """
 
@@ -204,7 +218,7 @@ class TrainSettings(Strict):
     def _rising_from_zero(self) -> "TrainSettings":
         steps = self.checkpoints
         if len(steps) < 2 or steps[0] != 0 or list(steps) != sorted(set(steps)):
-            raise ValueError("checkpoints must rise from 0 and name at least two, such as [0, 30, 100, 300]")
+            raise ValueError("checkpoints must rise from 0 and be at least two, such as [0, 30, 100, 300]")
         return self
 
 
@@ -223,7 +237,7 @@ class StudyConfig(Strict):
     @model_validator(mode="after")
     def _consistent(self) -> "StudyConfig":
         if len(set(self.seeds)) != len(self.seeds):
-            raise ValueError(f"seeds {list(self.seeds)} hold one twice")
+            raise ValueError(f"seeds {list(self.seeds)} hold one twice; give each seed once")
         for name in self.learners:
             self._check_start(name)
         if isinstance(self.inner.step_size, StepSizeSearch):
@@ -231,19 +245,26 @@ class StudyConfig(Strict):
         return self
 
     def starts(self, name: str) -> list[str]:
-        """The learners from which a learner begins, the nearest first; raises ValueError where they form a circle."""
+        """The chain of learners from which a learner begins: its start, the start of that one, and so on.
+
+        Raises ValueError where the chain is a circle, or where one of its names is not a trained learner of the study.
+        """
         passed, start = [name], self.learners[name].start
         while start is not None:
             if start not in self.learners or not self.learners[start].trained:
                 raise ValueError(f"learners.{passed[-1]}.start={start!r} must name a trained learner of this study")
             if start in passed:
-                raise ValueError(f"learners.{name}.start: {' begins from '.join([*passed, start])}, in a circle")
+                raise ValueError(
+                    f"learners.{name}.start: {' begins from '.join([*passed, start])}, in a circle; drop a start"
+                )
             passed, start = [*passed, start], self.learners[start].start
         return passed[1:]
 
     def _check_start(self, name: str) -> None:
         if self.starts(name) and not self.train.validation_tasks:
-            raise ValueError(f"learners.{name}.start takes the best checkpoint by validation; give validation_tasks")
+            raise ValueError(
+                f"learners.{name}.start takes the best checkpoint by validation; give train.validation_tasks"
+            )
 
     def _check_search(self, search: StepSizeSearch) -> None:
         chosen = self.learners.get(search.learner)
@@ -261,5 +282,5 @@ class StudyConfig(Strict):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the whole configuration."""
+        """The SHA-256 of the whole configuration."""
         return digest(self.model_dump(mode="json"))

@@ -1,4 +1,4 @@
-"""The registry of measured quantities: read off the trajectory, or measured by products with the Hessian."""
+"""The quantities that are measured along inner loops, from the recorded trajectory or by products with the Hessian."""
 
 from analysis.quantities.curvature import EIGENVALUES, GRADIENT, RANDOM_DIRECTIONS
 from analysis.quantities.points import Points, Quantity

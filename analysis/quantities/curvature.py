@@ -1,4 +1,4 @@
-"""Quantities that are measured by products with the Hessian of the support loss."""
+"""Quantities that are measured by products with the Hessian H of the support loss."""
 
 import torch
 
@@ -14,10 +14,11 @@ from hessian_tools.curvature import (
 
 
 def along_gradient(points: Points) -> Values:
-    """Curvature along the inner gradient: |Hg|/|g|, rho, alpha rho, and rho where filters have unit norm.
+    """The curvature along the inner gradient g, with float32 errors.
 
-    The errors are those of float32: z'(Hg) and g'(Hz) would be equal in exact arithmetic, so their difference is
-    measured.
+    The values are |Hg| / |g|, rho = g'Hg / g'g, rho times the inner step size alpha, and rho in coordinates in which
+    filters have unit norm. H is symmetric, so z'(Hg) and g'(Hz) would be equal in exact arithmetic, and their
+    difference estimates the rounding error.
     """
     products, g = points.products, points.gradients
     curvature = curvature_along(g, products.hg)
@@ -37,9 +38,10 @@ def along_gradient(points: Points) -> Values:
 
 
 def eigenvalues(points: Points) -> Values:
-    """The extreme eigenvalues, each with the residual that bounds its error.
+    """The eigenvalues of largest magnitude, and the largest and the smallest algebraic one.
 
-    One Lanczos run a point serves the largest eigenvalues by magnitude and both algebraic ends.
+    Each has its residual |Hv - lambda v|, within which at least one exact eigenvalue lies. All come from a single
+    Lanczos run at each parameter vector.
     """
     level = points.level
     extremes = extremal_eigenpairs(
@@ -62,9 +64,10 @@ def eigenvalues(points: Points) -> Values:
 
 
 def random_directions(points: Points) -> Values:
-    """The trace, and the curvature along random directions, from one set of random signs z.
+    """The trace, and the curvature along random directions, from the same probes z of random signs.
 
-    z'Hz of each probe estimates the trace; divided by |z|^2, the number of parameters, it is rho along z.
+    z'Hz of each probe estimates the trace. Divided by |z|^2, which is the number of parameters, it is the curvature
+    along z.
     """
     samples = (points.probes.unsqueeze(1) * points.products.hz).sum(-2)
     trace, num_params = estimate_of(samples), points.thetas.shape[-1]

@@ -1,4 +1,8 @@
-"""The points at which a block of tasks is measured, and what a measured quantity is."""
+"""The points at which a block of tasks is measured, and the definition of a measured quantity.
+
+A point is a parameter vector theta_k of the inner loop of one task: the start, or the result of its k-th step. The
+quantities of a task are computed at each of its points.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,16 +18,20 @@ from hessian_tools.trajectory import Trajectory
 
 Values = Mapping[str, Tensor]
 
-# The products announced for each point of a study: any number for which a trace is worth its while.
+# The number of products that is announced for each point. Its value does not matter as long as it is large enough for
+# the engine that traces the product once to be chosen; see ``docs/architecture.md``.
 PRODUCTS_OF_A_STUDY = 10_000
 
 
 @dataclass(frozen=True)
 class Products:
-    """Products with the Hessian that several quantities share, all [task, step, param(, probe)].
+    """Products with the Hessian H that several quantities share.
 
-    scale: D, which maps to coordinates where filters have unit norm. hg: the product with the gradient g. hd2g: the
-    product with D^2 g. hz: the products with the probes.
+    scale: the diagonal of D [task, step, param], which holds the norm of each parameter's filter where a normalisation
+        follows it, and 1 elsewhere. In the coordinates theta / D these filters have unit norm.
+    hg: H g for the inner gradient g [task, step, param].
+    hd2g: H D^2 g [task, step, param].
+    hz: H z for each probe z [task, step, param, probe].
     """
 
     scale: Tensor
@@ -34,15 +42,17 @@ class Products:
 
 @dataclass(frozen=True)
 class Points:
-    """Every inner-loop point of a block of tasks, with everything that the quantities need.
+    """All points of a block of tasks, with everything from which the quantities are computed.
 
-    trajectory: the inner loops, stacked as [task, step], with thetas and gradients.
-    support: (x, y) with a leading task axis.
+    trajectory: the recorded inner loops, stacked as [task, step], with thetas and gradients.
+    support: the support sets (x, y), with a leading task axis.
     normalised: the names of the weights that are followed by a normalisation.
-    step_size: alpha; NaN where the inner steps are not alpha times the gradient.
-    probes: random signs [task, param, probe]. They are the same along a task's inner steps and at every checkpoint
-        and learner, so that differences between these are sharp, and independent between tasks, so that the error of
-        the mean over tasks is honest.
+    step_size: the inner step size alpha; NaN where the inner steps are not alpha times the gradient.
+    level: how many eigenvalues and probes are measured, and how precisely.
+    probes: random signs [task, param, probe]. A task has the same probes at all inner steps, at all checkpoints and for
+        all learners, so that differences between these are not blurred by different probes. Tasks have independent
+        probes, so that the spread over tasks gives the right error of their mean.
+    seed: of the starting vectors of the eigenvalue runs.
     """
 
     loss: Loss
@@ -72,14 +82,15 @@ class Points:
         num_steps = self.thetas.shape[1]
         batch = tuple(leaf.repeat_interleave(num_steps, dim=0) for leaf in self.support)
         H = hessian(self.loss, self.thetas.flatten(0, 1), batch)
-        # All units of a study share one trace, so it pays however few products this unit takes; and the numbers of a
-        # unit must not depend on how many units came before it in the process.
+        # All blocks of tasks in a process share one trace of the product, so that it pays even if this block takes few
+        # products. A fixed number is announced so that the engine, and with it the rounding of the results, does not
+        # depend on how many blocks were measured before.
         H.announce(PRODUCTS_OF_A_STUDY)
         return H
 
     @cached_property
     def products(self) -> Products:
-        """One product with a block of vectors serves the curvature along g, its normalised form and the trace."""
+        """The products of H with g, D^2 g and the probes, computed together as one product with a block of vectors."""
         scale = filter_scale(self.loss.layout, self.thetas, self.normalised)
         probes = self.probes.unsqueeze(1).expand(*self.thetas.shape, -1)
         block = torch.cat([torch.stack([self.gradients, scale**2 * self.gradients], -1), probes], -1)
@@ -93,11 +104,12 @@ class Points:
 
 @dataclass(frozen=True)
 class Quantity:
-    """A measured quantity: the variables that it fills, where it comes from, and how it is measured.
+    """A measured quantity: the variables that it fills, its source, and how it is measured.
 
-    variables: their names in ``analysis.schema``.
-    measure: a function from Points to values [task, step, ...] or [task, ...] by variable.
-    curvature: whether it needs products with the Hessian; it is then skipped for a task whose trajectory diverged.
+    variables: the names of these variables in ``analysis.schema``.
+    reference: the source in the literature.
+    measure: a function from Points to the values of each variable, [task, step, ...] or [task, ...].
+    curvature: whether it needs products with the Hessian. Such values are NaN for a task whose inner loop diverged.
     """
 
     name: str

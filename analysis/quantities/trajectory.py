@@ -1,4 +1,4 @@
-"""Quantities that are read off the recorded inner loop, without products with the Hessian."""
+"""Quantities that need only the recorded inner loop, and no products with the Hessian."""
 
 import torch
 
@@ -24,9 +24,11 @@ def path(points: Points) -> Values:
 
 
 def gradient_alignment(points: Points) -> Values:
-    """Whether the inner gradients point the same way: their Gram matrix, A, and the cosine to the displacement.
+    """Whether the inner gradients point the same way.
 
-    The cosine is not defined at the adapted point, from which no step is taken.
+    The values are their Gram matrix g_i'g_j, the alignment A (0 if they are orthogonal, 1 if equal), and the cosine
+    between each step's direction -g_k and the displacement theta_K - theta_0. The cosine is NaN at theta_K, from which
+    no step is taken.
     """
     gram = points.trajectory.gram
     displacements = points.thetas[:, -1] - points.thetas[:, 0]

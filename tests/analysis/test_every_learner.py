@@ -157,7 +157,7 @@ def test_the_report_says_who_is_unlike_the_others(every):
     page = (every / "report.html").read_text()
     assert "supervised is a control: trained on all classes at once, not meta-trained." in page
     assert "meta-sgd has no alpha rho: each parameter has a step size of its own." in page
-    assert "The inner loop of anil, boil, leo and boil-p moves a part of the network" in page
+    assert "The inner loop of anil, boil, leo and boil-p moves only a part of the network" in page
     assert "boil-p begins from the best checkpoint of shot-p by validation" in page
     assert "there is no verdict on suppression for it" in page
     assert "Not drawn, as their inner steps are not alpha times the gradient: Meta-SGD, each parameter" in page

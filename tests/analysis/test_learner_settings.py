@@ -175,7 +175,7 @@ def test_learners_are_trained_after_those_they_begin_from():
 def test_circles_and_starts_without_validation_are_refused():
     with pytest.raises(UserError, match="a begins from b begins from a, in a circle"):
         study("a: {start: b}\nb: {start: a}")
-    with pytest.raises(UserError, match="takes the best checkpoint by validation; give validation_tasks"):
+    with pytest.raises(UserError, match="takes the best checkpoint by validation; give train.validation_tasks"):
         study("a: {start: b}\nb: {}", train={"validation_tasks": 0})
     with pytest.raises(UserError, match="must name a trained learner"):
         study("a: {start: b}\nb: {algorithm: untrained}")

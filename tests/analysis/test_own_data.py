@@ -73,7 +73,7 @@ def test_a_split_without_validation_serves_where_nothing_is_validated(own, tmp_p
     ("data", "message"),
     [
         ({"path": "nowhere/at/all"}, "data: there is no file or folder nowhere/at/all"),
-        ({"test_split": "official"}, "data: test_split needs test_path"),
+        ({"test_split": "official"}, "data: test_split is the split of the data at test_path and needs test_path"),
         ({"channels": 3, "rotations": True}, "data: split, rotations and crop are for data of your own"),
     ],
 )
@@ -85,7 +85,10 @@ def test_what_is_not_there_is_told_in_the_words_of_the_command_line(data, messag
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"name": "sine-line", "image_size": 3}, "data: image_size is for images; sine-line has none"),
+        (
+            {"name": "sine-line", "image_size": 3},
+            "data: image_size is for images, but sine-line has none; leave it out",
+        ),
         ({"pth": "x"}, "unknown key 'data.pth'; did you mean 'path'"),
     ],
 )
