@@ -1,4 +1,4 @@
-"""Tasks for training come from one data set, those for test from another."""
+"""Tasks for training come from one data set, and tasks for test come from another."""
 
 import layouts_on_disk as disk
 import pytest
