@@ -63,8 +63,8 @@ def test_a_split_of_the_users_own(name, text, root, tmp_path):
     [
         ("a.json", '{"train": ["ant"], "test": ["ant"]}', "a class of images is in two splits"),
         ("a.json", '{"train": ["ent"]}', "a.json names a class 'ent' that .* does not hold; did you mean 'eel|ant'"),
-        ("a.json", '{"first": ["ant"]}', "divides into first; use train, val and test"),
-        ("a.json", "{}", "divides into nothing; use train, val and test"),
+        ("a.json", '{"first": ["ant"]}', "divides the classes into first; use train, val and test"),
+        ("a.json", "{}", "divides the classes into nothing; use train, val and test"),
         ("a.json", "[1]", "is not a JSON mapping of train, val and test"),
         ("a.json", '{"train": 3}', "is not a JSON mapping of train, val and test"),
         ("a.csv", "ant,bee,train\n", "line 1 has 3 fields; use class,split"),

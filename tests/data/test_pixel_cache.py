@@ -228,7 +228,10 @@ def test_a_source_that_gives_other_counts_than_it_named_is_refused(root, tmp_pat
         match, pixel_format = recognise(tree), pixel_cache.PixelFormat(8, 3, crop=False)
         contents = pixel_cache.read_contents(tree, match, crop=False)
         places = pixel_cache.stems(tree, match, pixel_format, folder=tmp_path / "cache")
-        for change, message in ((-1, "more images of ant than counted"), (1, "images of ant are missing: 20 of 21")):
+        for change, message in (
+            (-1, "the class ant has more images than were counted"),
+            (1, "images of ant are missing: 20 of 21"),
+        ):
             counts = (contents.counts[0] + change, *contents.counts[1:])
             wrong = replace(contents, counts=counts)
             with pytest.raises(ValueError, match=message):
