@@ -42,9 +42,7 @@ CONVOLUTION = torch.ops.aten.convolution_backward
 SIZES = {"mlp": (1, 10, 100, 1000, 10_000), "conv": (16, 128, 1000, 10_000)}
 MAX_MEMORY = {"mlp": 2.0**29, "conv": 4e9}
 
-app = App(
-    name="python -m benchmarks.points", help="Measures products by every route, and at many points.", version_flags=[]
-)
+app = App(name="python -m benchmarks.points", help="Measures products by route and at many points.", version_flags=[])
 
 
 def conv4_points(points: int, shape: tuple[int, int, int], shots: int) -> tuple[ht.Loss, Tensor, Any]:
@@ -146,15 +144,8 @@ def scale(*networks: str, largest: int = 10_000, out: Path | None = None) -> Non
     """
     rows = []
     for network, points in [(n, size) for n in networks or SIZES for size in SIZES[n] if size <= largest]:
-        command = [
-            sys.executable,
-            "-m",
-            "benchmarks.points",
-            "one-size",
-            network,
-            str(points),
-            str(MAX_MEMORY[network]),
-        ]
+        arguments = ["one-size", network, str(points), str(MAX_MEMORY[network])]
+        command = [sys.executable, "-m", "benchmarks.points", *arguments]
         output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         rows.append(json.loads(output.splitlines()[-1]))
     show(rows, out)

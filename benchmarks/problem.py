@@ -1,4 +1,4 @@
-"""What every contestant receives, a problem in curvature or in training, and what it returns, a job and its answer."""
+"""What passes between the harness and a contestant: the problem, the job that it prepares, and the answer of a run."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace

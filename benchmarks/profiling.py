@@ -52,13 +52,14 @@ def main(
         problem = load(workload, save(workload, Path(folder))).first(points or 10**9)
     run = ours.build(problem, task).run
     first = run()  # the tracing is not profiled
-    unit = first.num_matvecs if task == "products" else len(problem.thetas)
+    unit, unit_name = (first.num_matvecs, "product") if task == "products" else (len(problem.thetas), "point")
     faults, processor = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.process_time()
     wall = _timed(run)
     processor = time.process_time() - processor
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
-    print(f"{workload}, {len(problem.thetas)} points, {task}: {1e3 * wall / unit:.3f} ms each without the profiler")
-    print(f"of it processor time {1e3 * processor / unit:.3f} ms; {faults / unit:.0f} page faults each")
+    print(f"{workload}, {len(problem.thetas)} points, {task}; all figures are for one {unit_name}")
+    print(f"{1e3 * wall / unit:.3f} ms without the profiler")
+    print(f"{1e3 * processor / unit:.3f} ms of this is processor time; {faults / unit:.0f} page faults")
     if workload != "W3":  # W3 has no convolutions, of which the floor is made
         print(f"floor of one product: {1e3 * floor_seconds(problem)[1]:.3f} ms of processor time")
     for kind, seconds, calls in by_kind(run, name=str if each else kind_of)[:MAX_ROWS]:

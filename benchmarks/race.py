@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class Order:
-    """What a worker is to measure."""
+    """What a worker process is to measure, and how."""
 
     workload: str
     contestant: str

@@ -4,8 +4,9 @@
 
 For a top-5, the reference is our result in float64 to a residual of 1e-10. It is checked twice by
 reverse-over-reverse products of plain torch: by the residuals of our eigenvectors under these products, and by SciPy's
-eigsh on these products from another start vector, which would show a missed eigenvalue. For whole spectra, the reference is LAPACK on
-the matrix of reverse-over-reverse products. For meta-gradients, it is a plain loop over tasks and inner steps.
+eigsh on these products from another start vector, which would show a missed eigenvalue. For whole spectra, the
+reference is LAPACK on the matrix of reverse-over-reverse products. For meta-gradients, it is a plain loop over tasks
+and inner steps.
 """
 
 import json

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 # speed.
 MAX_ERROR = 1e-4
 META_GRADIENT = "meta-gradient"
-# The time of a meta-gradient with SHOT over that without. SHOT is a penalty on the distance between few large and many
-# small inner steps (Lee, Yoo and Kwak, 2023).
+# The quantity that compares the time of a meta-gradient with and without SHOT, which is a penalty on the distance
+# between few large and many small inner steps (Lee, Yoo and Kwak, 2023).
 SHOT_COST = "shot"
-UNLIMITED = 100  # more rounds than anybody asks for
+UNLIMITED = 100  # the limit of rounds for rows that need none, far above the default of 5
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from hessian_tools.data.splits import PART_OF, PARTS, Split, given_split
 from hessian_tools.data.tree import Tree
 
 # How messages describe the arrays that a file must hold.
-ARRAYS = "features [example, feature] and labels [example], with parts [example] where one file holds all splits"
+ARRAYS = "features [example, feature] and labels [example], with parts [example] if one file holds all parts"
 
 
 @dataclass(frozen=True, eq=False)

@@ -38,8 +38,8 @@ def open_tasks(
     """Open a supply of tasks: ``"quickdraw"`` or ``"sine-line"``, which need no download, or the path of a data set.
 
     ways, shots, queries: as in ``ImageTasks``. Regression has no classes and ignores them: a task of ``"sine-line"``
-    has 5 support and 45 query points, as in the paper; for other numbers make ``SineLineTasks`` yourself. All other
-    options are those of ``open_data``.
+    has 5 support and 45 query points, as in Lee, Yoo and Kwak (2023); make ``SineLineTasks`` yourself for other
+    numbers. All other options are those of ``open_data``.
 
     >>> open_tasks("quickdraw", ways=3).outputs
     3

@@ -1,4 +1,4 @@
-"""Builds a network from a seed or from the import path of your own, and refuses one that is unfit for the tasks.
+"""Builds a network from a seed, finds your own network by its import path, and refuses one that does not fit the tasks.
 
 A network can be trained and measured if it maps examples to outputs of the right shape and has no hidden state: its
 outputs must be a function of its parameters and inputs alone.

@@ -243,6 +243,6 @@ def test_tasks_travel_by_name_not_by_pixels(root):
     tasks.episode(seed=0, split="train", index=0)  # the file is mapped now
     sent = pickle.dumps(tasks)
     assert len(sent) < 2000 < tasks.dataset.images.nbytes
-    ours, theirs = (each.episode(seed=0, split="train", index=3) for each in (tasks, pickle.loads(sent)))
+    ours, theirs = (source.episode(seed=0, split="train", index=3) for source in (tasks, pickle.loads(sent)))
     assert all((a == b).all() for pair in zip(ours, theirs, strict=True) for a, b in zip(*pair, strict=True))
     assert pickle.loads(sent).digest == tasks.digest
