@@ -1,6 +1,6 @@
-"""``python -m benchmarks``: prints the tables and keeps every sample as JSON.
+"""``python -m benchmarks``: measures all contestants, prints the tables and keeps every sample as JSON.
 
-Heavy imports wait for the run, so that --help is instant.
+Slow imports are made only when a run begins, so that --help is instant.
 """
 
 import sys
@@ -11,20 +11,24 @@ from cyclopts import App, Parameter
 
 app = App(
     name="python -m benchmarks",
-    help="Ours against its peers on the same points: each in its own process, in turns; medians and ratios.",
+    help="Compares hessian-tools with its peers, which take turns in their own processes; prints medians and ratios.",
     version_flags=[],
 )
 
 
-Only = Annotated[tuple[str, ...], Parameter(consume_multiple=True, help="Work loads (W1 W2 M1) or quantities (top5).")]
-Rounds = Annotated[int, Parameter(help="Turns of each contestant after its first call.")]
+Only = Annotated[
+    tuple[str, ...], Parameter(consume_multiple=True, help="Only these work loads (W1 W2 M1) or quantities (top5).")
+]
+Rounds = Annotated[int, Parameter(help="Calls of each contestant after its first one.")]
 Quick = Annotated[bool, Parameter(negative="", help="A smoke run of a minute or two: few points, one round.")]
-Points = Annotated[int | None, Parameter(help="Points in every row [default: each row's own number].")]
-Threads = Annotated[int, Parameter(help="Threads of every process.")]
+Points = Annotated[
+    int | None, Parameter(help="The number of parameter vectors (or tasks) in every row [default: each row's own].")
+]
+Threads = Annotated[int, Parameter(help="The number of threads of every process.")]
 Malloc = Literal["both", "default", "keep"]
-Allocator = Annotated[Malloc, Parameter(help="malloc as it comes, or told to keep its pages; the same for all.")]
-Clock = Annotated[Literal["wall", "cpu"], Parameter(help="The clock of ratios; cpu is fairer on a busy machine.")]
-Out = Annotated[Path, Parameter(help="Folder for the JSON, the points and their reference values.")]
+Allocator = Annotated[Malloc, Parameter(help="malloc by default, or set to keep freed pages; the same for all.")]
+Clock = Annotated[Literal["wall", "cpu"], Parameter(help="The clock for ratios; cpu is fairer on a busy machine.")]
+Out = Annotated[Path, Parameter(help="The folder for the JSON, the problems and their reference values.")]
 
 
 @app.default
@@ -55,7 +59,7 @@ def main(
     if device == "cuda" and not torch.cuda.is_available():
         sys.exit("--device cuda: this torch sees no CUDA device; use --device cpu, or install a CUDA build")
     allocators: tuple[str, ...] = ("default", "keep") if allocator == "both" else (allocator,)
-    if quick or device == "cuda":  # malloc has no part in the memory of a GPU
+    if quick or device == "cuda":  # malloc does not manage the memory of a GPU
         allocators = allocators[:1]
     run(Settings(rows, 1 if quick else rounds, threads, allocators, device, out, clock, quick=quick, points=points))
 

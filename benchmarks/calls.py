@@ -1,7 +1,7 @@
-"""How deep and how busy our own code is: frames of a product, and calls of an eigenvalue run.
+"""Counts the Python calls of the library's own code in a Hessian-vector product and in a search for eigenvalues.
 
-``python -m benchmarks.calls`` prints both for every engine. A frame or a call is our own if its file lies in
-``hessian_tools``. What happens inside the loss (the user's network) is not counted.
+``python -m benchmarks.calls`` prints for every engine the number of calls, and the largest number of stack frames of a
+product. Only functions defined in ``hessian_tools`` are counted, and nothing inside the loss (the user's network).
 """
 
 import sys
@@ -24,14 +24,14 @@ ROUTES: tuple[Route, ...] = ("direct", "kept", "traced", "auto")
 
 
 class Profile:
-    """Counts our own calls, and the longest chain of our own frames that are on the stack together."""
+    """The number of calls of library functions, and the largest number of their frames on the stack together."""
 
     def __init__(self) -> None:
         self.calls = self.deepest = 0
         self._depth = self._inside_loss = 0
 
     def of(self, function: Callable[[], object]) -> "Profile":
-        """The profile of one call of the function."""
+        """Call the function once and count; returns this object."""
         sys.setprofile(self._count)
         try:
             function()
@@ -53,7 +53,7 @@ class Profile:
 
 
 def problem() -> tuple[Loss, torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
-    """An MLP 8-16-3 with the cross-entropy of 20 examples, at three points."""
+    """An MLP 8-16-3 with the cross-entropy of 20 examples, at three parameter vectors."""
     generator = torch.Generator().manual_seed(0)
     model = ht.seeded(lambda: nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 3)), seed=0)
     theta, layout = ht.flatten(model)
@@ -63,7 +63,7 @@ def problem() -> tuple[Loss, torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
 
 
 def main() -> None:
-    """Prints the table; every operator has been used before it is measured."""
+    """Print the table. Every function is called once before it is measured, so that tracing is not counted."""
     loss, thetas, batch = problem()
     v = torch.ones_like(thetas)
     print(

@@ -1,4 +1,4 @@
-"""From samples to figures: medians, ratios, errors, and whether a goal is reached. Nothing here runs or prints."""
+"""Turns samples into medians, ratios and errors, and decides whether a goal is reached."""
 
 from dataclasses import dataclass
 from statistics import median
@@ -17,9 +17,9 @@ CLOCKS = {"wall": "seconds", "cpu": "cpu_seconds"}
 class Figures:
     """The figures of one contestant in a row.
 
-    seconds: the median over the rounds; of the whole task, or of one product where the row counts products.
-    first: seconds of the whole first call, also where the row counts products, because tracing is done once.
-    matvecs: products at one point.
+    seconds: the median over the rounds of the time of one run; in a "products" row, of the time of one product.
+    first: seconds of the whole first call in every row, because tracing is done once, however many products follow.
+    error: the error of the values against the reference, in the row's measure. matvecs: the products at one point.
     """
 
     seconds: float
@@ -30,12 +30,12 @@ class Figures:
 
 @dataclass(frozen=True)
 class Line:
-    """Ours against one rival.
+    """One line of a table: ours compared with one rival.
 
-    absent: the reason why there are no figures. ratio: of the medians, theirs over ours, or ours over theirs where
-    the goal is an upper limit. low, high: the smallest and largest ratio of a round. cpu_ratio: the ratio by processor
-    time, which other users of the machine change less. share: which part of the rate of matrix products the
-    convolutions of one of our products reach.
+    absent: the reason why there are no figures. ratio: the ratio of the medians: theirs over ours or, if the goal is an
+    upper limit, ours over theirs. low, high: the smallest and the largest ratio of a round. cpu_ratio: the ratio of the
+    processor times, on which other users of the machine have less effect. share: the operations per second of the
+    convolutions in one of our products, as a fraction of the rate of a large matrix product.
     """
 
     row: Row
@@ -51,13 +51,13 @@ class Line:
 
     @property
     def goal_reached(self) -> str:
-        """ "yes", "stretch", "no", or "-" without a goal or a figure."""
+        """Whether the goal is reached: "yes", "stretch" (even the harder goal), "no", or "-" if that is undefined."""
         goal, stretch = self.rival.goal, self.rival.stretch
         if goal is None or self.ratio is None or self.ours is None:
             return "-"
         if self.row.at_most:
             return "yes" if self.ratio <= goal else "no"
-        # Speed counts for nothing where the eigenvalues are wrong.
+        # A wrong answer fails the goal at any speed.
         if self.row.quantity == "top5" and (self.ours.error is None or self.ours.error >= MAX_ERROR):
             return "no (error)"
         if stretch is not None and self.ratio >= stretch:
@@ -66,7 +66,10 @@ class Line:
 
 
 def compare(row: Row, entries: list[Entry], points: int, clock: Clock = "wall") -> list[Line]:
-    """Ours, the first entry, against each of the others. clock: the one that ratios and goals are judged by."""
+    """Compare the first entry, which is ours, with each of the others.
+
+    points: the number of points of the row. clock: the clock for ratios and goals.
+    """
     ours, *others = entries
     return [_line(row, rival, ours, theirs, points, clock) for rival, theirs in zip(row.rivals, others, strict=True)]
 
@@ -82,7 +85,7 @@ def _line(row: Row, rival: Rival, ours: Entry, theirs: Entry, points: int, clock
     a, b = (_times(row, entry.samples, clock) for entry in (ours, theirs))
     cpu_a, cpu_b = (_times(row, entry.samples, "cpu") for entry in (ours, theirs))
     ratios = [ratio(x, y) for x, y in zip(a, b, strict=True)]
-    floor = theirs.samples[-1]  # only the floor measures the rate of matrix products
+    floor = theirs.samples[-1]  # only the contestant "floor" has measured the rate of matrix products
     share = None
     if "matmul_flop_per_second" in floor:
         share = float(floor["product_flop"] / median(a) / floor["matmul_flop_per_second"])
@@ -112,7 +115,7 @@ def _times(row: Row, samples: list[dict[str, Any]], clock: Clock) -> list[float]
 
 
 def error(row: Row, values: list[list[float]] | None, reference: list[list[float]] | None) -> float | None:
-    """The error of a row's values [point][number] in the row's own measure; None where nothing is to be compared."""
+    """The error of values [point][number] in the measure of their row; None if there is nothing to compare."""
     if values is None or reference is None:
         return None
     if row.quantity == META_GRADIENT:
@@ -121,18 +124,21 @@ def error(row: Row, values: list[list[float]] | None, reference: list[list[float
 
 
 def worst_error(values: list[list[float]], reference: list[list[float]]) -> float:
-    """The largest relative error of magnitudes, in order of magnitude, so that the order of ties does not matter."""
+    """The largest relative error of eigenvalue magnitudes.
+
+    Both sides are sorted by magnitude, so that the order of values of equal magnitude does not matter.
+    """
     ours, true = (torch.tensor(v, dtype=torch.float64).abs().sort(-1).values for v in (values, reference))
     return float(((ours - true).abs() / true).max())
 
 
 def error_to_norm(values: list[list[float]], reference: list[list[float]]) -> float:
-    """The largest error of whole spectra, in order of value, over the largest magnitude at the point."""
+    """The largest error of an eigenvalue, over the largest magnitude at its point; both sides are sorted by value."""
     ours, true = (torch.tensor(v, dtype=torch.float64).sort(-1).values for v in (values, reference))
     return float(((ours - true).abs().amax(-1) / true.abs().amax(-1)).max())
 
 
 def error_of_vector(values: list[list[float]], reference: list[list[float]]) -> float:
-    """The norm of the difference over the norm of the reference."""
+    """The norm of the difference, divided by the norm of the reference."""
     ours, true = (torch.tensor(v, dtype=torch.float64) for v in (values, reference))
     return float((ours - true).norm() / true.norm())

@@ -1,4 +1,4 @@
-"""The facts that a figure depends on besides the code: versions, processor, load. No names of hosts or users."""
+"""The facts besides the code on which timings depend: versions, processor and load, without names of hosts or users."""
 
 import os
 import platform
@@ -17,7 +17,7 @@ PACKAGES = (
 
 
 def facts(device: str) -> dict[str, Any]:
-    """The machine, and what is installed on it."""
+    """Describe the machine, the packages that are installed on it, and the commit of this repository."""
     return {
         "cpu": _cpu(),
         "cores": os.cpu_count(),
@@ -43,7 +43,7 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit of the code measured, with + where files differ from it; None without git."""
+    """The commit of the measured code, followed by + if files differ from it; None without git."""
 
     def git(*words: str) -> str:
         folder = Path(__file__).parent

@@ -1,4 +1,4 @@
-"""What every contestant is given, a work load at its points or with its tasks, and what a contestant gives back."""
+"""What passes between the harness and a contestant: the problem, the job that it prepares, and the answer of a run."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -9,12 +9,12 @@ from torch import Tensor, nn
 import hessian_tools as ht
 from hessian_tools.data import Episode
 
-# So many entries of a meta-gradient are kept and compared, at most.
+# The largest number of entries of a meta-gradient that are kept and compared; a whole one has up to millions.
 GRADIENT_ENTRIES = 4096
 
 
 class SquaredError(nn.Module):
-    """The mean squared error, written out because nn.MSELoss has no forward-over-reverse derivative in torch."""
+    """The mean squared error. It is written out, because nn.MSELoss has no forward-over-reverse derivative in torch."""
 
     reduction = "mean"
 
@@ -24,7 +24,10 @@ class SquaredError(nn.Module):
 
 @dataclass(frozen=True)
 class Problem:
-    """Points to measure curvature at: thetas [point, param], x and y with a leading point axis, one network for all."""
+    """A problem in curvature: a network, the parameter vectors at which curvature is computed, and a batch for each.
+
+    thetas [point, param]: the points. x, y: the batches, with a leading point axis.
+    """
 
     name: str
     model: nn.Module
@@ -51,7 +54,10 @@ class Problem:
         return replace(self, model=self.model.to(device, dtype), thetas=thetas, x=x, y=y)
 
     def at(self, point: int) -> tuple[nn.Module, Tensor, Tensor]:
-        """For a peer that knows modules: the network (always the same object) at a point, and the point's x and y."""
+        """For a peer that works on modules: the network with a point's parameters, and the point's x and y.
+
+        The network is always the same object, whose parameters each call overwrites.
+        """
         values = self.loss.layout.unflatten(self.thetas[point])
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
@@ -62,7 +68,10 @@ class Problem:
 
 @dataclass(frozen=True)
 class TrainingProblem:
-    """An outer step of MAML: support and query tensors with a leading task axis, the network, and its inner loop."""
+    """A problem in training: one outer step of MAML, with the network, the tasks and the settings of the inner loop.
+
+    support, query: the pairs (x, y) of all tasks, with a leading task axis.
+    """
 
     model: nn.Module
     criterion: nn.Module
@@ -91,9 +100,10 @@ class TrainingProblem:
 class Answer:
     """The result of one run.
 
-    num_matvecs: the products used at all points together. values [point, number]: eigenvalues, traces or entries of
-    a meta-gradient; None for mere products. seconds: of one product by the wall clock and by the processor, where
-    the run measures that itself (the floor). rates: whatever else the run measured.
+    num_matvecs: the number of products at all points together. values [point, number]: eigenvalues, traces or entries
+    of a meta-gradient; None if only products were computed. stderr: the standard errors of traces. seconds: the time of
+    one run, by the wall clock and by processor time, if the run measures it itself; the worker's timing is then
+    ignored. rates: further measurements, by name.
     """
 
     num_matvecs: int
@@ -105,14 +115,14 @@ class Answer:
 
 @dataclass(frozen=True)
 class Job:
-    """A contestant that is ready: the function to be timed, and a note on how the contestant was set."""
+    """A contestant that is ready to run: the function to be timed, and a note on the contestant's settings."""
 
     run: Callable[[], Answer]
     note: str = ""
 
 
 def sampled(gradient: Tensor) -> Tensor:
-    """Evenly spaced entries of a gradient [param], at most GRADIENT_ENTRIES and from every layer [1, entry]."""
+    """At most ``GRADIENT_ENTRIES`` evenly spaced entries of a gradient [param], as a tensor [1, entry]."""
     stride = -(-len(gradient) // GRADIENT_ENTRIES)
     return gradient[::stride][None].clone()
 

@@ -1,4 +1,4 @@
-"""Shows where the time of our products, or of a top-5, goes: ``python -m benchmarks.profiling W2``."""
+"""Shows on which operations our products or a top-5 spend their time: ``python -m benchmarks.profiling W2``."""
 
 import resource
 import time
@@ -16,7 +16,7 @@ from benchmarks.peers import ours
 from benchmarks.peers.floor import floor_seconds
 from benchmarks.workloads import load, save
 
-# An operation belongs to the first kind one of whose words is in its name, else to "other small operations".
+# An operation belongs to the first kind of which a word occurs in its name, or else to "other small operations".
 KINDS = {
     "convolutions": ("convolution", "conv2d", "mkldnn"),
     "matrix products": ("mm", "matmul", "dot", "linear"),
@@ -28,41 +28,49 @@ KINDS = {
     "views": ("view", "reshape", "expand", "permute", "transpose", "squeeze", "select", "slice", "as_strided", "alias"),
 }
 
-MAX_ROWS = 16
+MAX_ROWS = 16  # the number of kinds or operations that are printed
 
-app = App(name="python -m benchmarks.profiling", help="Where the time of our products goes.", version_flags=[])
+app = App(
+    name="python -m benchmarks.profiling",
+    help="Shows on which operations our products spend their time.",
+    version_flags=[],
+)
 
 
 @app.default
 def main(
     workload: str = "W2",
     *,
-    points: Annotated[int | None, Parameter(help="Number of points; all if left out.")] = None,
-    task: Annotated[str, Parameter(help="products or top5.")] = "products",
+    points: Annotated[int | None, Parameter(help="The number of points; by default all.")] = None,
+    task: Annotated[str, Parameter(help="The quantity: products or top5.")] = "products",
     threads: int = 1,
-    each: Annotated[bool, Parameter(negative="", help="Every operation by itself, not by kind.")] = False,
+    each: Annotated[bool, Parameter(negative="", help="List every operation by itself instead of by kind.")] = False,
 ) -> None:
-    """Milliseconds of one product (or of a top-5, a point), by kind of operation."""
+    """Milliseconds of one product, or of the top-5 at one point, by kind of operation."""
     torch.set_num_threads(threads)
     with TemporaryDirectory() as folder:
         problem = load(workload, save(workload, Path(folder))).first(points or 10**9)
     run = ours.build(problem, task).run
     first = run()  # the tracing is not profiled
-    unit = first.num_matvecs if task == "products" else len(problem.thetas)
+    unit, unit_name = (first.num_matvecs, "product") if task == "products" else (len(problem.thetas), "point")
     faults, processor = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.process_time()
     wall = _timed(run)
     processor = time.process_time() - processor
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
-    print(f"{workload}, {len(problem.thetas)} points, {task}: {1e3 * wall / unit:.3f} ms each without the profiler")
-    print(f"of it processor time {1e3 * processor / unit:.3f} ms; {faults / unit:.0f} page faults each")
-    if workload != "W3":
+    print(f"{workload}, {len(problem.thetas)} points, {task}; all figures are for one {unit_name}")
+    print(f"{1e3 * wall / unit:.3f} ms without the profiler")
+    print(f"{1e3 * processor / unit:.3f} ms of this is processor time; {faults / unit:.0f} page faults")
+    if workload != "W3":  # W3 has no convolutions, of which the floor is made
         print(f"floor of one product: {1e3 * floor_seconds(problem)[1]:.3f} ms of processor time")
     for kind, seconds, calls in by_kind(run, name=str if each else kind_of)[:MAX_ROWS]:
         print(f"  {kind:32s} {1e3 * seconds / unit:9.4f} ms  {calls / unit:9.1f} calls")
 
 
 def by_kind(run: Callable[[], object], name: Callable[[str], str]) -> list[tuple[str, float, int]]:
-    """(kind, seconds, calls), the longest first; "outside torch" is the wall time less that of all operations."""
+    """List (kind, seconds, calls), longest first; "outside torch" is the wall time less that of all operations.
+
+    name: a function that turns the name of an operation into its kind.
+    """
     seconds: dict[str, float] = defaultdict(float)
     calls: dict[str, int] = defaultdict(int)
     with profile(activities=[ProfilerActivity.CPU]) as profiler:

@@ -1,6 +1,7 @@
-"""Contestants in processes of their own that take turns, A B C, A B C, so that a slow moment of the machine meets all.
+"""Runs contestants in processes of their own, which take turns A B C, A B C, so that a slow moment affects all alike.
 
-A contestant's first call is cold and is kept apart: for ours it holds the tracing.
+The first call of each contestant is recorded separately, because it does work that later calls reuse, such as our
+tracing.
 """
 
 import json
@@ -17,7 +18,7 @@ from benchmarks.rows import Row
 
 ALLOCATORS: dict[str, dict[str, str]] = {
     "default": {},
-    # glibc keeps the pages that are given back to it. It reads these settings only when a process starts.
+    # With these settings, which glibc reads only when a process starts, freed memory stays with the process.
     "keep": {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)},
 }
 ROOT = Path(__file__).parents[1]
@@ -25,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class Order:
-    """What a worker is to measure."""
+    """What a worker process is to measure, and how."""
 
     workload: str
     contestant: str
@@ -40,8 +41,9 @@ class Order:
 class Entry:
     """One contestant of one row.
 
-    absent: the reason why there is no figure. first: the sample of the first call, which is cold. values, stderr: the
-    numbers that the last round computed; error: how wrong these values are.
+    note: the contestant's settings. absent: the reason why it has no figures. first: the sample of the first call.
+    samples: the samples of the rounds. values, stderr: the numbers that the last round computed. error: the error of
+    these values.
     """
 
     contestant: str
@@ -65,10 +67,10 @@ def race(
     allocator: str,
     say: Callable[[str], None],
 ) -> list[Entry]:
-    """All contestants of a row: first one cold call of each, one after another, then ``rounds`` rounds in turns.
+    """Measure all contestants of a row: first one call of each, and then ``rounds`` rounds in turns.
 
-    points: the file of the work load; count: how many of its points are measured at. say: called with each progress
-    message.
+    points: the file of the work load. count: the number of its points (or tasks) that are used. say: a function that
+    takes each progress message.
     """
     entries = []
     with ExitStack() as stack:
@@ -91,7 +93,7 @@ def race(
 
 
 def environment(threads: int, allocator: str) -> dict[str, str]:
-    """The environment of a worker: the same for every contestant; malloc's settings are never inherited."""
+    """The environment of a worker, the same for every contestant; settings of malloc are not inherited from ours."""
     count = str(threads)
     fixed = {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "OMP_WAIT_POLICY": "PASSIVE"}
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
@@ -100,12 +102,12 @@ def environment(threads: int, allocator: str) -> dict[str, str]:
 
 
 def run_module(module: str, *words: str) -> None:
-    """Run a helper process to its end on all cores; CalledProcessError if it fails."""
+    """Run a module as a process on all cores and wait for it; raises CalledProcessError if it fails."""
     subprocess.run(_command(module, *words), env=environment(os.cpu_count() or 1, "keep"), check=True)
 
 
 class _Worker:
-    """A process that measures one contestant each time it is asked; it speaks JSON, a line for each answer."""
+    """A process that measures one contestant on each request, and answers with one line of JSON."""
 
     def __init__(self, points: Path, order: Order, env: dict[str, str]) -> None:
         command = _command("benchmarks.worker", str(points), json.dumps(asdict(order)))
@@ -131,7 +133,7 @@ class _Worker:
 
 
 def _turn(entry: Entry, worker: _Worker) -> dict[str, Any] | None:
-    """One more sample; None where the contestant failed, which the entry then notes."""
+    """Take one more sample. If the contestant fails, return None and note the reason in the entry."""
     sample = worker.turn()
     if "failed" in sample:
         entry.absent = sample["failed"]

@@ -1,10 +1,12 @@
-"""Reference values in float64, and for eigenvalues how far two ways that share no code agree on them.
+"""Computes reference values in float64, and compares eigenvalues by two methods that share no code.
 
     python -m benchmarks.reference POINTS.safetensors '{"workload": "W2", "quantity": "top5", "points": 8}' OUT.json
 
-Top 5: our engine in float64 to a residual of 1e-10, whose vectors are then put through reverse-over-reverse products
-of plain torch, and SciPy's eigsh on these products from another start, to see that no eigenvalue was missed. Whole
-spectra: LAPACK on the matrix of reverse-over-reverse products. Meta-gradients: the plain loop.
+For a top-5, the reference is our result in float64 to a residual of 1e-10. It is checked twice by
+reverse-over-reverse products of plain torch: by the residuals of our eigenvectors under these products, and by SciPy's
+eigsh on these products from another start vector, which would show a missed eigenvalue. For whole spectra, the
+reference is LAPACK on the matrix of reverse-over-reverse products. For meta-gradients, it is a plain loop over tasks
+and inner steps.
 """
 
 import json
@@ -29,7 +31,8 @@ from benchmarks.training.libraries import plain_meta_gradient
 from benchmarks.workloads import load
 
 RTOL = 1e-10
-# The tolerance at which ARPACK stops; the values are wrong by its square. Tighter than 1e-6 costs W1 minutes.
+# The tolerance at which ARPACK stops. The error of its values is of the order of the square of this, and a smaller
+# tolerance takes minutes on W1.
 EIGSH_RTOL = 1e-6
 
 
@@ -46,7 +49,10 @@ def main() -> None:
 
 
 def reference(problem: Problem, quantity: str) -> dict[str, Any]:
-    """values [point][number]; residual and disagreement: the largest over the points, relative."""
+    """Return the reference values [point][number] and, for a top-5, how well they are confirmed.
+
+    residual: the largest relative residual of our eigenpairs. disagreement: the largest relative difference from eigsh.
+    """
     points = range(len(problem.thetas))
     if quantity == "spectrum":
         return {"values": [_dense(problem, point).tolist() for point in points]}
@@ -80,7 +86,7 @@ def _by_eigsh(problem: Problem, point: int) -> Tensor:
 
 
 def _dense(problem: Problem, point: int) -> Tensor:
-    """All eigenvalues, in rising order."""
+    """All eigenvalues at a point, in ascending order."""
     product = reverse_over_reverse(problem, point)
     eye = torch.eye(problem.thetas.shape[-1], dtype=torch.float64, device=problem.device)
     H = torch.stack([product(row) for row in eye])

@@ -1,20 +1,23 @@
-"""The rows of the table: what is measured on which work load, against whom, and the goal of each comparison."""
+"""The rows of the table: a work load, the quantity measured on it, the rivals, and the goal against each rival."""
 
 from dataclasses import dataclass
 
-# Every eigenvalue of a top-5 is asked for to 1e-3. A true error of this size or more fails the goal at any speed.
+# Every contestant is asked for a top-5 to 1e-3. If our true error is this large or larger, the goal is missed at any
+# speed.
 MAX_ERROR = 1e-4
 META_GRADIENT = "meta-gradient"
+# The quantity that compares the time of a meta-gradient with and without SHOT, which is a penalty on the distance
+# between few large and many small inner steps (Lee, Yoo and Kwak, 2023).
 SHOT_COST = "shot"
-UNLIMITED = 100
+UNLIMITED = 100  # the limit of rounds for rows that need none, far above the default of 5
 
 
 @dataclass(frozen=True)
 class Rival:
-    """A contestant beside ours.
+    """A contestant with which ours is compared.
 
-    contestant: a module of the work load's package, such as "pyhessian", or one of its functions, "ours.eigsh".
-    goal: ours is to be so many times faster; None where the figure is for information only. stretch: a harder goal.
+    contestant: a module of the work load's package of contestants, such as "pyhessian", or a function of such a module,
+    such as "ours.eigsh". goal: how many times faster ours is to be; None if there is no goal. stretch: a harder goal.
     """
 
     contestant: str
@@ -24,10 +27,11 @@ class Rival:
 
 @dataclass(frozen=True)
 class Row:
-    """One quantity on one work load.
+    """One row: a quantity on a work load, measured by several contestants.
 
-    points: the number of points it is measured at; quick: the same in a smoke run, 0 to leave the row out there.
-    at_most: the goals are upper limits, ours is to take at most so many times as long. max_rounds: the most rounds.
+    points: the number of points, or of tasks in training. quick: the same in a smoke run; 0 leaves the row out there.
+    at_most: whether the goals are upper limits: ours is to take at most so many times as long as the rival.
+    max_rounds: the largest number of rounds.
     """
 
     workload: str
@@ -80,17 +84,20 @@ ROWS = (
 
 
 def chosen(only: tuple[str, ...], *, quick: bool) -> tuple[Row, ...]:
-    """The rows of a run. only: work loads ("W3") or quantities ("trace"). ValueError where no row is left."""
+    """The rows of a run, restricted to the work loads ("W3") and quantities ("trace") in ``only``.
+
+    Raises ValueError if a name is unknown, or if no row is left.
+    """
     workloads, quantities = ({getattr(row, key) for row in ROWS} for key in ("workload", "quantity"))
     for name in only:
         if name not in workloads | quantities:
             known = ", ".join(sorted(workloads | quantities))
             raise ValueError(f"--only {name} is neither a work load nor a quantity; give some of {known}")
-    # Naming no work load, or no quantity, means all of them.
+    # If ``only`` names no work load, all are meant; the same holds for quantities.
     workloads, quantities = workloads & {*only} or workloads, quantities & {*only} or quantities
     rows = [
         row for row in ROWS if row.workload in workloads and row.quantity in quantities and (row.quick or not quick)
     ]
     if not rows:
-        raise ValueError(f"no row fits --only {' '.join(only)}; W1 is not in --quick")
+        raise ValueError(f"no row fits --only {' '.join(only)}; --quick leaves out W1, M1 to M4 and M7")
     return tuple(rows)

@@ -1,4 +1,4 @@
-"""One run of the benchmarks: the points, their reference values, the races, the JSON and the tables."""
+"""One run of the benchmarks: draws the problems, computes reference values, runs the races and keeps the results."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from benchmarks.workloads import SEED, WORKLOADS, save
 
 @dataclass(frozen=True)
 class Settings:
-    """What the command line asked for. points: the points of every row, or None for each row's own number."""
+    """The options of the command line. points: the number of points of every row, or None for each row's own number."""
 
     rows: tuple[Row, ...]
     rounds: int
@@ -32,7 +32,7 @@ class Settings:
     points: int | None = None
 
     def points_of(self, row: Row) -> int:
-        """The number of points that a row is measured at."""
+        """The number of points, or of tasks in training, of a row."""
         if self.quick:
             return row.quick
         if self.points is None or row.quantity == "one point":
@@ -41,7 +41,10 @@ class Settings:
 
 
 def run(settings: Settings) -> Path:
-    """Measure every row, keep every sample as JSON, and print a table for each allocator setting; the JSON's path."""
+    """Measure every row, keep every sample as JSON, and print a table for each setting of malloc.
+
+    Returns the path of the JSON file.
+    """
     settings.out.mkdir(parents=True, exist_ok=True)
     progress = Console(stderr=True, highlight=False)
     points = {name: save(name, settings.out) for name in sorted({row.workload for row in settings.rows})}
@@ -78,12 +81,12 @@ def run(settings: Settings) -> Path:
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
     if load > cores:
         print(f"The machine is busy (load {load:.1f} on {cores} cores): read the column cpu, or give --clock cpu.")
-    print(f"Every sample: {path}")
+    print(f"Every sample is in {path}")
     return path
 
 
 def _reference(row: Row, settings: Settings, points: Path, progress: Console) -> dict[str, Any] | None:
-    """Reference values in float64, kept beside the points for the next run; None where nothing is to be compared."""
+    """Reference values in float64, or None if the row has none. They are kept beside the problem for the next run."""
     if row.quantity not in ("top5", "spectrum", META_GRADIENT):
         return None
     count = settings.points_of(row)
@@ -100,7 +103,7 @@ def _reference(row: Row, settings: Settings, points: Path, progress: Console) ->
 def kept_row(
     row: Row, settings: Settings, allocator: str, entries: list[Entry], reference: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """All that was measured. Whole spectra are left out: they are megabytes, and follow from the seed."""
+    """What is kept of a row: all but whole spectra, which take megabytes and can be computed again from the seed."""
     contestants = [asdict(entry) for entry in entries]
     if row.quantity == "spectrum":
         contestants = [contestant | {"values": None} for contestant in contestants]

@@ -1,4 +1,4 @@
-"""The tables of a run, and again those of runs that were kept: ``python -m benchmarks.tables benchmarks.json``."""
+"""Prints the tables of a run; ``python -m benchmarks.tables benchmarks.json`` prints those of earlier runs again."""
 
 import json
 from pathlib import Path
@@ -13,17 +13,17 @@ from benchmarks.race import Entry
 from benchmarks.rows import ROWS
 
 SIDES = ("ours", "theirs")
-app = App(name="python -m benchmarks.tables", help="Print the tables of runs that were kept.", version_flags=[])
+app = App(name="python -m benchmarks.tables", help="Prints the tables of earlier runs.", version_flags=[])
 
 
 @app.default
-def main(*files: Path, clock: Annotated[Clock, Parameter(help="The clock that ratios are taken of.")] = "wall") -> None:
-    """One table for each allocator setting, over all files."""
+def main(*files: Path, clock: Annotated[Clock, Parameter(help="The clock for ratios.")] = "wall") -> None:
+    """Print one table for each setting of malloc, with the rows of all files."""
     print_tables([row for file in files for row in json.loads(file.read_text())["rows"]], clock)
 
 
 def print_tables(rows: list[dict[str, Any]], clock: Clock) -> None:
-    """Print rows as a run keeps them, one table for each allocator setting."""
+    """Print one table for each setting of malloc. rows: as ``kept_row`` returns them."""
     console = Console(width=200)
     for allocator in dict.fromkeys(row["allocator"] for row in rows):
         lines = [line for row in rows if row["allocator"] == allocator for line in _lines(row, clock)]
@@ -44,7 +44,7 @@ def print_tables(rows: list[dict[str, Any]], clock: Clock) -> None:
 
 
 def cells(line: Line) -> list[str]:
-    """The texts of a line."""
+    """The text of each cell of a line."""
     limit = "<=" if line.row.at_most else ">="
     goal = "" if line.rival.goal is None else f"{limit} {line.rival.goal:g}"
     head = [line.row.workload, line.row.title, line.rival.contestant.rpartition(".")[2], goal]

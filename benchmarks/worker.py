@@ -1,9 +1,9 @@
-"""One contestant in a process of its own: it gets ready, then runs once for every line that it reads.
+"""Runs one contestant in a process of its own: it is prepared, and then runs once for every line of standard input.
 
     python -m benchmarks.worker POINTS.safetensors '{"workload": "W2", "contestant": "ours", ...}'
 
-Each answer is one line of JSON: first whether the contestant is ready, missing or failed, then a measurement for
-every line. Whatever libraries print goes to standard error.
+Each answer is one line of JSON on standard output. The first says whether the contestant is ready, missing or failed,
+and each later one is a measurement. Whatever libraries print goes to standard error.
 """
 
 import importlib
@@ -25,11 +25,11 @@ from benchmarks.workloads import WORKLOADS, load
 
 def main() -> None:
     path, text = sys.argv[1:3]
-    answers = os.fdopen(os.dup(1), "w", buffering=1)  # the true standard output, flushed at each line
+    answers = os.fdopen(os.dup(1), "w", buffering=1)  # the original standard output, flushed at each line
     os.dup2(2, 1)
     order = Order(**json.loads(text))
     torch.set_num_threads(order.threads)
-    # TF32 is torch's default for convolutions on CUDA. It is off for every contestant: float32 is to be float32.
+    # By default, torch rounds the inputs of float32 convolutions to TF32 on CUDA. This is off for every contestant.
     torch.backends.cudnn.allow_tf32 = False
     job, message = _ready(Path(path), order)
     print(json.dumps(message), file=answers)
@@ -39,8 +39,8 @@ def main() -> None:
 
 
 def _ready(path: Path, order: Order) -> tuple[Job | None, dict[str, Any]]:
-    """The contestant's job, or None, and the first answer."""
-    # "ours" is the function build of the module ours, "ours.eigsh" its function eigsh.
+    """The contestant's job, or None if it is missing or has failed, and the first answer."""
+    # "ours" means the function build of the module ours, and "ours.eigsh" means its function eigsh.
     module, _, function = order.contestant.partition(".")
     try:
         peer = importlib.import_module(f"{WORKLOADS[order.workload].contestants}.{module}")
@@ -87,7 +87,7 @@ def _measured(job: Job, device: str) -> dict[str, Any]:
 
 
 def _failure(error: Exception) -> dict[str, str]:
-    """The error in one line; its traceback goes to standard error."""
+    """An answer with the error in one line; the traceback goes to standard error."""
     traceback.print_exception(error)
     first_line = str(error).splitlines()[0][:160] if str(error) else ""
     return {"failed": f"{type(error).__name__}: {first_line}"}

@@ -1,8 +1,8 @@
-"""The work loads: W1 to W3 are points to measure curvature at, M1 to M7 are outer steps of meta-training.
+"""The work loads: W1 to W3 are problems in curvature, and M1 to M7 are outer steps of meta-training.
 
-W1 and W2 are the 4-conv network on drawings, W3 is a small regression network. Their points are those of real inner
-loops from seeded initial parameters: theta_0 ... theta_{K-1} of every task. Everything is drawn from one seed and put
-on disk, where every contestant reads it.
+W1 and W2 are a 4-conv network on drawings, and W3 is a small regression network. Their points are the parameter vectors
+theta_0, ..., theta_{K-1} before each of the K steps of real inner loops, which start from seeded initial parameters.
+Everything is drawn from one seed and saved to a file, which every contestant reads.
 """
 
 import json
@@ -26,9 +26,10 @@ _LINE = (1,)  # the input shape of regression tasks
 
 @dataclass(frozen=True)
 class Workload:
-    """A network, the tasks that it meets, and its inner loop.
+    """A network, its tasks, and the inner loop that adapts the network to each task.
 
-    input_shape: (channel, height, width) of an image, or (1,) for regression. tasks: opens the source of tasks.
+    input_shape: (channel, height, width) of an image, or (1,) for regression. tasks: a function that opens the source
+    of tasks. steps, step_size: those of the inner loop.
     """
 
     title: str
@@ -44,7 +45,7 @@ class Workload:
         return SquaredError() if self.input_shape == _LINE else nn.CrossEntropyLoss()
 
     def enlarged(self, x: Tensor, index: int) -> Tensor:
-        """Drawings of 28x28, enlarged and tinted where the network takes larger images in colour."""
+        """The drawings of a task, 28x28, enlarged and tinted if the network takes larger images in colour."""
         if x.shape[1:] == self.input_shape:
             return x
         factor = self.input_shape[1] // x.shape[-1]
@@ -54,7 +55,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class CurvatureWorkload(Workload):
-    """tasks x steps points to measure curvature at."""
+    """A problem in curvature, whose points are the parameter vectors before every inner step of every task."""
 
     contestants: ClassVar[str] = "benchmarks.peers"  # the package that the contestants' modules are in
 
@@ -63,7 +64,7 @@ class CurvatureWorkload(Workload):
         return self.num_tasks * self.steps
 
     def draw(self) -> dict[str, Tensor]:
-        """thetas, x and y, each with a leading point axis, task by task and step by step."""
+        """Draw thetas, x and y, each with a leading point axis that is ordered by task and then by inner step."""
         model = ht.seeded(self.network, seed=SEED)
         start, layout = ht.flatten(model)
         loss = ht.make_loss(model, self.criterion, layout)
@@ -80,7 +81,7 @@ class CurvatureWorkload(Workload):
         return {key: torch.cat(parts).contiguous() for key, parts in columns.items()}
 
     def problem(self, name: str, tensors: dict[str, Tensor]) -> Problem:
-        """The problem at the points that were drawn."""
+        """The problem that the drawn tensors make up."""
         model, criterion = ht.seeded(self.network, seed=SEED), self.criterion
         loss = ht.make_loss(model, criterion, ht.flatten(model)[1])
         return Problem(name, model, criterion, loss, tensors["thetas"], tensors["x"], tensors["y"])
@@ -88,7 +89,7 @@ class CurvatureWorkload(Workload):
 
 @dataclass(frozen=True)
 class TrainingWorkload(Workload):
-    """One outer step of MAML on num_tasks tasks, with ``steps`` inner steps on each."""
+    """One outer step of MAML on ``num_tasks`` tasks, with ``steps`` inner steps on each."""
 
     first_order: bool = False
     contestants: ClassVar[str] = "benchmarks.training"
@@ -98,7 +99,7 @@ class TrainingWorkload(Workload):
         return self.num_tasks
 
     def draw(self) -> dict[str, Tensor]:
-        """Support and query examples, each with a leading task axis."""
+        """Draw the support and query examples of all tasks, each tensor with a leading task axis."""
         source = self.tasks()
         columns: dict[str, list[Tensor]] = {f"{part} {name}": [] for part in ("support", "query") for name in "xy"}
         for index in range(self.num_tasks):
@@ -109,14 +110,14 @@ class TrainingWorkload(Workload):
         return {key: torch.stack(values).contiguous() for key, values in columns.items()}
 
     def problem(self, name: str, tensors: dict[str, Tensor]) -> TrainingProblem:
-        """The problem with the tasks that were drawn."""
+        """The problem that the drawn tensors make up."""
         support, query = ((tensors[f"{part} x"], tensors[f"{part} y"]) for part in ("support", "query"))
         model = ht.seeded(self.network, seed=SEED)
         return TrainingProblem(model, self.criterion, support, query, self.steps, self.step_size, self.first_order)
 
 
 def _conv4(channels: int, side: int, *, shots: int, num_tasks: int, steps: int) -> dict[str, Any]:
-    """The fields of a work load that is made of the 4-conv network on drawings, 5 ways."""
+    """The fields of a work load with the 4-conv network on drawings, with 5 ways."""
     shape = (channels, side, side)
     network = partial(ht.Conv4, 5, width=64, input_shape=shape)
     loop = {"num_tasks": num_tasks, "steps": steps, "step_size": 0.05}
@@ -178,12 +179,12 @@ WORKLOADS: dict[str, CurvatureWorkload | TrainingWorkload] = {
 
 
 def save(name: str, folder: Path) -> Path:
-    """Draw a work load and put it on disk; the path of its file."""
+    """Draw a work load and save it; returns the path of its file."""
     path = folder / f"{name}.safetensors"
     save_file(WORKLOADS[name].draw(), path, metadata={"workload": json.dumps(name)})
     return path
 
 
 def load(name: str, path: Path) -> Any:
-    """The Problem or TrainingProblem of a work load, from its file."""
+    """Load the Problem or TrainingProblem of a work load from its file."""
     return WORKLOADS[name].problem(name, load_file(path))

@@ -1,4 +1,4 @@
-"""curvlinops 3: its Hessian as a linear operator, eigenvalues by SciPy's eigsh; point by point."""
+"""curvlinops 3: its Hessian is a linear operator at one point, whose eigenvalues are computed by SciPy's eigsh."""
 
 from collections.abc import Callable
 
@@ -20,5 +20,6 @@ def build(problem: Problem, quantity: str) -> Job:
 def _operator(problem: Problem, point: int) -> HessianLinearOperator:
     model, x, y = problem.at(point)
     parameters = list(model.parameters())
-    # Its check of determinism would cost products at every point; a user measures one network many times.
+    # The library's check that the loss is deterministic would cost products at every point. A user who measures one
+    # network many times would switch it off.
     return HessianLinearOperator(model, problem.criterion, parameters, [(x, y)], check_deterministic=False)

@@ -1,4 +1,7 @@
-"""hessian-eigenthings 1.0 (a pre-release): Lanczos of a depth set by hand, the graph made anew for each product."""
+"""hessian-eigenthings 1.0 (a pre-release): Lanczos with a number of steps (depth) set by the user.
+
+The library makes the gradient's graph anew for each product.
+"""
 
 from collections.abc import Callable
 
@@ -23,9 +26,9 @@ def build(problem: Problem, quantity: str) -> Job:
 
 
 def smallest_depth(problem: Problem) -> int:
-    """One depth for all points, raised until the library calls every pair of every point converged.
+    """One depth for all points: the smallest of 10, 20, ... at which the library reports every eigenpair as converged.
 
-    A user has to look for it by hand; the search is not timed.
+    A user would have to search for it by hand; the search is not timed.
     """
     depth = 10
     for point in range(len(problem.thetas)):
@@ -46,7 +49,7 @@ def _lanczos(problem: Problem, point: int, depth: int) -> EigenResult:
 
 def _top5(problem: Problem, depth: int) -> Answer:
     results = [_lanczos(problem, point, depth) for point in range(len(problem.thetas))]
-    return Answer(sum(each.iterations for each in results), torch.stack([each.eigenvalues for each in results]))
+    return Answer(sum(result.iterations for result in results), torch.stack([result.eigenvalues for result in results]))
 
 
 def _trace(problem: Problem) -> Answer:

@@ -1,10 +1,11 @@
-"""The floor of one product: the time of its convolutions alone, at the rate that they reach on this machine.
+"""The floor of one Hessian-vector product: the time that its convolutions alone would take on this machine.
 
-With the primal pass kept, a product with the Hessian needs of each convolution two in the tangent of the forward pass
-(of the input, of the weight) and four in the tangent of the backward pass (two for the input's gradient and two for
-the weight's): 6 of the size of a forward pass. The first layer's input has no tangent and no gradient, which leaves it
-2. So floor = 6 (t_1 + ... + t_4) - 4 t_1, with t_i the time of layer i's forward convolution on one point's batch, in
-float32. Batch normalisation, ReLU and pooling are not in it.
+The forward pass and the gradient at the point are taken as already computed. Then a product needs, for each
+convolution of the network, two convolutions in the tangent of the forward pass (one for the tangent of the input, one
+for that of the weight), and four in the tangent of the backward pass (two for the gradient by the input, two for the
+gradient by the weight). All 6 have the size of the forward convolution. In the first layer, the input has no tangent
+and no gradient, so only 2 of the 6 are left. Therefore floor = 6 (t_1 + ... + t_4) - 4 t_1, where t_i is the time of
+layer i's forward convolution on the batch of one point, in float32. Batch normalisation, ReLU and pooling are left out.
 """
 
 import time
@@ -18,8 +19,8 @@ from torch import Tensor, nn
 import hessian_tools as ht
 from benchmarks.problem import Answer, Job, Problem
 
-MIN_SECONDS, MIN_CALLS = 0.4, 5  # of every timing
-CALLS_IN_A_ROW = 20
+MIN_SECONDS, MIN_SAMPLES = 0.4, 5  # every timing goes on until it has taken both
+CALLS_PER_SAMPLE = 20  # on a GPU
 
 
 def build(problem: Problem, quantity: str) -> Job:
@@ -30,42 +31,42 @@ def _floor(problem: Problem) -> Answer:
     rates = {"product_flop": product_flop(problem)}
     if not problem.thetas.is_cuda:
         return Answer(1, seconds=floor_seconds(problem), rates=rates)
-    # The rate of matrix products says something on a GPU only: on a CPU different libraries do these and convolutions.
+    # The rate of matrix products is a yardstick only on a GPU. On a CPU, another library computes the convolutions.
     rates["matmul_flop_per_second"] = matmul_rate(problem)
-    # One point does not fill a GPU, and ours takes all points at once there: so does the floor.
+    # One point does not fill a GPU, and our products take all points at once there, so the floor does the same.
     return Answer(1, seconds=floor_seconds(all_points_as_one(problem), len(problem.thetas)), rates=rates)
 
 
 def matmul_rate(problem: Problem) -> float:
-    """Operations a second of a square matrix product in the same dtype."""
+    """The operations per second of a large square matrix product in the dtype of the problem."""
     n = 8192
-    # Random numbers, because a product of ones draws less power, and a cooler card runs faster.
+    # The numbers are random, because a product of ones draws less power, and a cooler card runs faster.
     A = torch.randn(n, n, generator=ht.stream(0, "matmul")).to(problem.device, problem.thetas.dtype)
     return 2 * n**3 / _median_seconds(lambda: A @ A, problem.thetas.is_cuda)[0]
 
 
 def all_points_as_one(problem: Problem) -> Problem:
-    """The images of all points as the batch of one."""
+    """The problem with the images of all points as the batch of one point."""
     return replace(problem, x=problem.x.flatten(0, 1)[None])
 
 
 def floor_seconds(problem: Problem, products: int = 1) -> tuple[float, float]:
-    """Seconds of one product if only its convolutions took time, by the wall clock and by the processor.
+    """The floor of one product in seconds, by the wall clock and by processor time.
 
-    products: the number of products that the batch of the first point is for.
+    products: the number of points whose images are in the batch of the first point.
     """
     walls, processors = zip(*(_forward_seconds(conv, x) for conv, x in _layers(problem)), strict=True)
     return (6 * sum(walls) - 4 * walls[0]) / products, (6 * sum(processors) - 4 * processors[0]) / products
 
 
 def product_flop(problem: Problem) -> float:
-    """Operations of the same convolutions; a multiplication and an addition count as two."""
+    """The number of operations of the same convolutions, with a multiplication and an addition counted as two."""
     counts = [2 * conv.weight.numel() * x[:, :1].numel() for conv, x in _layers(problem)]
     return float(6 * sum(counts) - 4 * counts[0])
 
 
 def _layers(problem: Problem) -> list[tuple[nn.Conv2d, Tensor]]:
-    """Each convolution (of stride 1, padded to keep its size) with an input of its shape at one point."""
+    """Each convolution of the network with its input at the first point; all have stride 1 and keep the image size."""
     layers: list[tuple[nn.Conv2d, Tensor]] = []
     convolutions = [module for module in problem.model.modules() if isinstance(module, nn.Conv2d)]
     hooks = [c.register_forward_hook(lambda conv, args, _: layers.append((conv, args[0]))) for c in convolutions]
@@ -82,12 +83,12 @@ def _forward_seconds(conv: nn.Conv2d, x: Tensor) -> tuple[float, float]:
 
 
 def _median_seconds(work: Callable[[], Tensor], cuda: bool) -> tuple[float, float]:
-    """Seconds of one call by the wall clock and by the processor, medians."""
-    calls = CALLS_IN_A_ROW if cuda else 1  # several in a row, so that a GPU need not wait for the CPU
+    """The median seconds of one call, by the wall clock and by processor time."""
+    calls = CALLS_PER_SAMPLE if cuda else 1  # a GPU gets several calls in a row, so that it does not wait for the CPU
     walls: list[float] = []
     processors: list[float] = []
     start = time.perf_counter()
-    while len(walls) < MIN_CALLS or time.perf_counter() - start < MIN_SECONDS:
+    while len(walls) < MIN_SAMPLES or time.perf_counter() - start < MIN_SECONDS:
         wall, processor = time.perf_counter(), time.process_time()
         for _ in range(calls):
             work()

@@ -1,4 +1,4 @@
-"""Plain torch: the gradient's graph is kept, and each product is reverse over reverse, as in PyHessian."""
+"""Plain torch: the graph of the gradient is kept, and each product differentiates it in reverse, as in PyHessian."""
 
 from collections.abc import Callable
 
@@ -16,13 +16,13 @@ def build(problem: Problem, quantity: str) -> Job:
 
 
 def reverse_over_reverse(problem: Problem, point: int) -> Callable[[Tensor], Tensor]:
-    """v -> Hv at one point, independent of the library's engine."""
+    """Return the function v -> Hv at one point. It shares no code with the products of hessian-tools."""
     theta = problem.thetas[point].clone().requires_grad_()
     gradient = torch.autograd.grad(problem.loss(theta, (problem.x[point], problem.y[point])), theta, create_graph=True)
     return lambda v: torch.autograd.grad(gradient, theta, v, retain_graph=True)[0]
 
 
 def _with_one_graph(problem: Problem) -> Callable[[], Answer]:
-    """The graph is made once, outside of what is timed."""
+    """A run whose graph is made in advance, so that making it is not timed."""
     product = reverse_over_reverse(problem, 0)
     return lambda: repeat_products(product, problem, products_for(problem.name))

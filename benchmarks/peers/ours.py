@@ -1,7 +1,7 @@
-"""hessian-tools: products traced once and batched over points, Lanczos stopped on residuals and checked.
+"""hessian-tools: products are traced once and batched over points; Lanczos is stopped by residuals, which are checked.
 
-Two other ways to eigenvalues take our products: SciPy's ``eigsh``, which shows what our solver alone is worth, and
-LAPACK on the ``dense`` matrices.
+Two other contestants compute eigenvalues from our products: ``eigsh`` uses SciPy's solver, so the comparison with it
+shows the worth of our solver alone, and ``dense`` uses LAPACK on whole matrices.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from hessian_tools.curvature import Operator
 
 
 def build(problem: Problem, quantity: str) -> Job:
-    """Nothing is traced here: the tracing is a part of the first call."""
+    """Return the job for a quantity. Nothing is traced here, so that tracing is a part of the first call."""
     runs = {
         "top5": lambda: _top5(problem),
         "trace": lambda: _trace(problem),
@@ -28,7 +28,7 @@ def build(problem: Problem, quantity: str) -> Job:
 
 
 def eigsh(problem: Problem, quantity: str) -> Job:
-    """SciPy's solver on our products, point by point."""
+    """The top 5 by SciPy's solver on our products, one point after another."""
 
     def top5() -> Answer:
         H = operator(problem)
@@ -38,11 +38,11 @@ def eigsh(problem: Problem, quantity: str) -> Job:
 
 
 def dense(problem: Problem, quantity: str) -> Job:
-    """LAPACK's symmetric eigenvalues of each matrix, which our batched products form."""
+    """All eigenvalues by LAPACK, of matrices that our batched products form."""
 
     def spectrum() -> Answer:
         matrices = [part.to_dense() for part in operator(problem).parts()]
-        # In float64, because LAPACK fails on some of these matrices in float32 and is hardly quicker there.
+        # In float32, LAPACK fails on some of these matrices and is hardly faster, so float64 is used.
         values = torch.cat([torch.linalg.eigvalsh((H + H.mT) / 2) for H in (H.double() for H in matrices)])
         return Answer(values.numel(), values)
 
@@ -64,7 +64,7 @@ def _trace(problem: Problem) -> Answer:
 
 
 def _products(problem: Problem) -> Callable[[], Answer]:
-    """Products as an eigensolver asks for them: one vector a point, all points together, the shared part kept."""
+    """Compute products as an eigensolver does: one vector for each point, and all points of a part together."""
 
     @cache
     def parts() -> Sequence[Operator]:

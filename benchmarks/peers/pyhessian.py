@@ -1,4 +1,4 @@
-"""PyHessian 0.1: power iteration with deflation, stopped by relative change; point by point."""
+"""PyHessian 0.1: power iteration with deflation at one point after another, stopped by the relative change."""
 
 import sys
 from collections.abc import Callable
@@ -17,19 +17,20 @@ def build(problem: Problem, quantity: str) -> Job:
     jobs = {
         "top5": Job(
             lambda: _top5(problem, count),
-            f"eigenvalues(top_n={K}, tol={RTOL}, maxIter=100), its defaults; certifies nothing",
+            f"eigenvalues(top_n={K}, tol={RTOL}, maxIter=100), its defaults; it does not check its eigenvalues",
         ),
-        # Its own stop compares with a signed trace, so any tolerance above minus infinity stops at a negative one.
+        # The library stops when the change over the signed trace is below the tolerance. With a negative trace that
+        # holds at once, unless the tolerance is minus infinity.
         "trace": Job(
             lambda: _trace(problem, count),
-            f"trace(maxIter={PROBES}, tol=-inf): all probes; standard error taken from its samples",
+            f"trace(maxIter={PROBES}, tol=-inf): all probes; the standard error is computed from its samples",
         ),
     }
     return jobs[quantity]
 
 
 class _Count:
-    """The library's product, counted."""
+    """A wrapper of the library's product that counts its calls."""
 
     def __init__(self, product: Callable[..., Any]) -> None:
         self.product, self.calls = product, 0

@@ -1,4 +1,4 @@
-"""Contestants on meta-training: ours, and the same meta-gradient by other libraries.
+"""The contestants on meta-training: hessian-tools, plain torch and three libraries. All compute one meta-gradient.
 
-What is timed is one meta-gradient: all tasks of an outer step, from episodes in memory to the mean gradient.
+One run is one meta-gradient: from the episodes of an outer step, which are in memory, to the mean gradient over tasks.
 """

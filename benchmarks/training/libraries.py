@@ -1,6 +1,6 @@
-"""The meta-gradient of MAML by plain torch and by three libraries, each set as its documentation has it.
+"""The meta-gradient of MAML by plain torch and by three libraries, each used as its documentation shows.
 
-A library is imported only when it is a contestant, so that a missing one is absent alone.
+Each library is imported only when its own contestant is built, so that a missing library does not affect the others.
 """
 
 import importlib.util
@@ -17,16 +17,16 @@ from benchmarks.problem import Answer, Job, TrainingProblem, sampled
 
 
 def plain(problem: TrainingProblem, quantity: str) -> Job:
-    """Plain torch, as a careful person writes it: functional_call and autograd.grad, task by task."""
+    """Plain torch as a careful user would write it: functional_call and autograd.grad, task by task."""
     return _job(plain_meta_gradient, problem, "functional_call, autograd.grad")
 
 
 def higher(problem: TrainingProblem, quantity: str) -> Job:
-    """higher 0.2.1 (Grefenstette 2019): innerloop_ctx around SGD."""
+    """higher 0.2.1 (Grefenstette 2019), by innerloop_ctx around SGD."""
     import higher as library
 
     def meta_gradient(problem: TrainingProblem) -> Tensor:
-        """First order as its documentation has it: the query gradient by the adapted parameters goes to the initial."""
+        """In first order, the gradient by the adapted parameters serves as that by the initial ones."""
         model, criterion = problem.model, problem.criterion
         model.zero_grad()
         optimiser = torch.optim.SGD(model.parameters(), lr=problem.step_size)
@@ -49,9 +49,9 @@ def higher(problem: TrainingProblem, quantity: str) -> Job:
 
 
 def torchopt(problem: TrainingProblem, quantity: str) -> Job:
-    """TorchOpt 0.7 (Ren 2023): MetaSGD on the module itself, whose state is put back after each task."""
+    """TorchOpt 0.7 (Ren 2023), by MetaSGD on the module itself, whose state is restored after each task."""
     if problem.first_order:
-        raise NotImplementedError("its inner steps always keep the graph")
+        raise NotImplementedError("its inner steps always keep the graph, so it has no first order")
     import torchopt as library
 
     def meta_gradient(problem: TrainingProblem) -> Tensor:
@@ -72,7 +72,7 @@ def torchopt(problem: TrainingProblem, quantity: str) -> Job:
 
 
 def learn2learn(problem: TrainingProblem, quantity: str) -> Job:
-    """learn2learn 0.2 (Arnold 2020): MAML.clone and adapt."""
+    """learn2learn 0.2 (Arnold 2020), by MAML.clone and adapt."""
     wrapped = _learn2learn_maml()(problem.model, lr=problem.step_size, first_order=problem.first_order)
 
     def meta_gradient(problem: TrainingProblem) -> Tensor:
@@ -88,7 +88,7 @@ def learn2learn(problem: TrainingProblem, quantity: str) -> Job:
 
 
 def plain_meta_gradient(problem: TrainingProblem) -> Tensor:
-    """The mean over tasks of the query loss's gradient by the initial parameters [param]."""
+    """The gradient of the mean query loss over tasks by the initial parameters, as one vector [param]."""
     model, criterion = problem.model, problem.criterion
     model.zero_grad()
     for support, query in problem.episodes:
@@ -112,7 +112,10 @@ def _flat_gradient(parameters: list[Any]) -> Tensor:
 
 
 def _learn2learn_maml() -> Any:
-    """Its MAML class alone: the package as a whole imports torchvision and gym, of which nothing is used here."""
+    """The MAML class of learn2learn, imported without the rest of the package, which would need torchvision and gym.
+
+    Empty modules stand in for the package and its subpackage, so that their ``__init__`` files are not run.
+    """
     spec = importlib.util.find_spec("learn2learn")
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError("learn2learn", name="learn2learn")

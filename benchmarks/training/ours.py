@@ -1,6 +1,6 @@
 """hessian-tools: the outer step of ``meta_train``, from drawn episodes to the mean meta-gradient.
 
-With more than one thread given, convolutional networks take that many worker processes of one thread instead.
+If a run has more than one thread, convolutional networks use that many worker processes of one thread each instead.
 """
 
 import os
@@ -24,7 +24,7 @@ from hessian_tools.train.outer import SharedStep, accumulate_gradient, is_batche
 
 @dataclass(frozen=True)
 class DrawnTasks:
-    """The problem's tasks as the source that meta_train draws from."""
+    """The tasks of a problem in the form of a task source, from which ``meta_train`` draws."""
 
     episodes: list[Episode]
     kind: str
@@ -42,12 +42,16 @@ def build(problem: TrainingProblem, quantity: str) -> Job:
 
 
 def with_shot(problem: TrainingProblem, quantity: str) -> Job:
-    """The same with SHOT, one step against all, weight 0.1: it shows what the penalty costs."""
+    """MAML with SHOT, to show its cost.
+
+    SHOT is a penalty on the distance between few large and many small inner steps (Lee, Yoo and Kwak, 2023); here it
+    compares one step with all of them and has weight 0.1.
+    """
     return _outer_step(problem, Shot(weight=0.1))
 
 
 def _outer_step(problem: TrainingProblem, shot: Shot | None) -> Job:
-    """One meta-gradient after another, all from the same parameters."""
+    """A job that computes the meta-gradient at the initial parameters each time it runs."""
     theta, layout = ht.flatten(problem.model)
     loss = ht.make_loss(problem.model, problem.criterion, layout)
     kind, outputs = ("regression", 1) if problem.query[1].is_floating_point() else ("classification", 5)
@@ -76,7 +80,7 @@ def _outer_step(problem: TrainingProblem, shot: Shot | None) -> Job:
 
 
 def _same(model: torch.nn.Module) -> torch.nn.Module:
-    """The network as it is; unlike a lambda this function can be sent to a process."""
+    """Return the network unchanged. Unlike a lambda, this function can be pickled for a worker process."""
     return model
 
 
@@ -91,11 +95,14 @@ def _by_workers(config: TrainConfig, loss: ht.Loss, theta: Tensor) -> Callable[[
         assert theta.grad is not None
         return Answer(0, sampled(theta.grad), seconds=seconds)
 
-    run()  # starts the processes, which is no part of what is timed
+    run()  # starts the worker processes, so that their start is not timed
     return run
 
 
 def _cpu_seconds(pids: list[int]) -> float:
-    """Of this process and of its workers. They still run, and the process's own count knows only ended children."""
+    """The processor time of this process and of its workers.
+
+    It is read from /proc, because ``resource`` counts only child processes that have ended, and these still run.
+    """
     stats = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids]
     return time.process_time() + sum(int(s[11]) + int(s[12]) for s in stats) / os.sysconf("SC_CLK_TCK")

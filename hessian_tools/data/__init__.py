@@ -1,4 +1,4 @@
-"""Tasks to meta-learn from: the bundled drawings, generated regression, data sets on disk, and the episode sampler."""
+"""Tasks to meta-learn from: bundled drawings, generated regression tasks, data sets on disk, and how they are drawn."""
 
 from hessian_tools.data.class_sets import ImageClasses, StoredClasses
 from hessian_tools.data.episodes import ClassSet, CrossDomainTasks, Episode, ImageTasks, TaskSource, check_choice

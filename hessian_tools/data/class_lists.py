@@ -1,4 +1,4 @@
-"""The classes that make up the splits of the literature, by name or number."""
+"""The splits of the literature: which classes belong to train, validation and test, by name or by number."""
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -24,7 +24,7 @@ RAVI_TEST = _words("""
 n01930112 n01981276 n02099601 n02110063 n02110341 n02116738 n02129165 n02219486 n02443484 n02871525 n03127925
 n03146219 n03272010 n03544143 n03775546 n04146614 n04149813 n04418357 n04522168 n07613480""")
 
-# CIFAR-FS: Bertinetto, Henriques, Torr and Vedaldi (2019). All other classes of CIFAR-100 are train.
+# CIFAR-FS: Bertinetto, Henriques, Torr and Vedaldi (2019). All other classes of CIFAR-100 belong to train.
 CIFAR_FS_VAL = _words("""
 beaver beetle butterfly camel cattle crab crocodile flatfish lamp maple_tree motorcycle otter sea shark television
 tractor""")
@@ -32,17 +32,18 @@ CIFAR_FS_TEST = _words("""
 baby bed bicycle chimpanzee fox leopard man pickup_truck plain poppy rocket rose snail sweet_pepper table telephone
 wardrobe whale woman worm""")
 
-# FC100: Oreshkin, Rodriguez and Lacoste (2018), by the numbers of CIFAR-100's superclasses. The others are train.
+# FC100: Oreshkin, Rodriguez and Lacoste (2018). These are numbers of CIFAR-100's superclasses; all other superclasses
+# belong to train.
 FC100_VAL = (8, 11, 13, 16)
 FC100_TEST = (0, 7, 12, 14)
 
-# CUB in Meta-Dataset: Triantafillou et al. (2020), by CUB's class numbers. The others are train.
+# CUB in Meta-Dataset: Triantafillou et al. (2020). These are CUB's class numbers; all other classes belong to train.
 META_DATASET_CUB_VAL = _numbers("""
 44 51 52 55 57 61 64 66 68 72 76 80 84 96 113 121 127 136 140 145 150 155 159 162 172 176 178 198 199 200""")
 META_DATASET_CUB_TEST = _numbers("""
 8 9 15 20 28 30 35 39 45 46 82 85 94 101 103 112 118 122 128 133 134 137 147 148 163 168 169 170 193 194""")
 
-# Omniglot: Lake, Salakhutdinov and Tenenbaum (2015).
+# The alphabets of Omniglot's two official sets: Lake, Salakhutdinov and Tenenbaum (2015).
 OMNIGLOT_BACKGROUND = _words("""
 Alphabet_of_the_Magi Anglo-Saxon_Futhorc Arcadian Armenian Asomtavruli_(Georgian) Balinese Bengali
 Blackfoot_(Canadian_Aboriginal_Syllabics) Braille Burmese_(Myanmar) Cyrillic Early_Aramaic Futurama Grantha Greek
@@ -53,7 +54,8 @@ OMNIGLOT_EVALUATION = _words("""
 Angelic Atemayar_Qelisayer Atlantean Aurek-Besh Avesta Ge_ez Glagolitic Gurmukhi Kannada Keble Malayalam Manipuri
 Mongolian Old_Church_Slavonic_(Cyrillic) Oriya Sylheti Syriac_(Serto) Tengwar Tibetan ULOG""")
 
-# Omniglot as used since Vinyals et al. (2016): of the 1623 characters in the order of their names, background first,
-# the last 423 are for test (they begin in the midst of Gurmukhi), and five whole alphabets of the others to validate.
+# The split of Omniglot that is used since Vinyals et al. (2016). The 1623 characters are ordered by name, with the
+# background set first. The last 423 are for test; the first of these is a character in the middle of the alphabet
+# Gurmukhi. Five whole alphabets of the background set are for validation, and the rest is for training.
 VINYALS_VAL = ("Armenian", "Bengali", "Early_Aramaic", "Hebrew", "Mkhedruli_(Georgian)")
 VINYALS_TEST_FROM = ("Gurmukhi", "character42")

@@ -1,4 +1,4 @@
-"""Images by class: in memory, each class with as many as the others, or in a decoded file, classes of any size."""
+"""Sets of images grouped by class: in memory, with classes of equal size, or in a file, with classes of any size."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -13,13 +13,14 @@ from torch import Tensor
 
 from hessian_tools.data.episodes import check_choice, text_digest
 
-TURNS = ("", "/rot090", "/rot180", "/rot270")  # what the names of the classes of turned images end in
+TURNS = ("", "/rot090", "/rot180", "/rot270")  # the endings of the class names for images turned by 0, 90, ... degrees
 
 
 class DisjointClasses:
-    """What all sets of classes have in common: every class is in one split at most, and a split is asked for by name.
+    """The base of all sets of classes: it checks the splits and looks a split up by name.
 
-    Raises ValueError where a class is in two splits, a split names a position without a class, or all are empty.
+    Raises ValueError if a class is in two splits, if a split holds a position that no class has, or if all splits are
+    empty.
     """
 
     name: str
@@ -38,19 +39,19 @@ class DisjointClasses:
             raise ValueError(f"a split of {self.name} holds class {outside}; use positions 0 to {last}")
 
     def classes(self, split: str) -> tuple[int, ...]:
-        """The positions of a split's classes; ValueError, with the nearest name, where there is no such split."""
+        """The positions of a split's classes; an unknown name raises ValueError and suggests the nearest."""
         return self.splits[check_choice("split", split, self.splits)]
 
 
 @dataclass(frozen=True, eq=False)
 class ImageClasses(DisjointClasses):
-    """Images by class, each class with the same number of them.
+    """Images grouped by class, with the same number of images in each class.
 
-    images: uint8 [class, example, channel, height, width], with ink (or light) as the high values. The array may be
+    images: uint8 [class, example, channel, height, width], where ink (or light) has the high values. The array may be
         memory-mapped, and is never written to.
-    splits: the positions of the classes by the name of the split; no class may be in two splits.
-    digest: SHA-256 (hex) of the images, as defined by the reader that made this object.
-    scale: the pixel value that stands for 1.0, which is 1 for binary images and 255 for grey or colour.
+    splits: for the name of each split, the positions of its classes; no class may be in two splits.
+    digest: SHA-256 (hex) of the images; the reader that made this object chooses which bytes it covers.
+    scale: the pixel value that stands for 1.0: 1 for binary images, and 255 for grey or colour images.
     """
 
     name: str
@@ -85,26 +86,28 @@ class ImageClasses(DisjointClasses):
         return self.images.shape[2:]
 
     def count(self, position: int) -> int:
-        """The number of images of a class, which is the same for all."""
+        """The number of images of a class; all classes have the same number."""
         return self.examples_per_class
 
     def take(
         self, classes: Int[np.ndarray, " way"], examples: Int[np.ndarray, "example way"]
     ) -> Float[Tensor, "row channel height width"]:
-        """The images at these positions, divided by ``scale``; only the images asked for are read or converted."""
+        """The requested images, divided by ``scale``. No other image is read or converted."""
         return _unit_floats(self.images[classes, examples], self.scale)
 
 
 @dataclass(frozen=True, eq=False)
 class StoredClasses(DisjointClasses):
-    """Images by class in an .npy file of uint8 [image, channel, height, width], class after class.
+    """Images grouped by class in an .npy file of uint8 [image, channel, height, width], one class after the other.
 
-    counts: the number of images of each class of the file, in its order. pixels_digest: SHA-256 (hex) of the pixels.
-    layout, split_rule: what the data were read from, and how they are divided, in words.
-    rotations: whether each class of the file stands for four, its images turned by 0, 90, 180 and 270 degrees
-        counterclockwise. Then class_names and splits are those of the four times as many classes.
+    counts: the number of images of each class, in the order of the file. pixels_digest: SHA-256 (hex) of the pixels.
+    layout: a description of the source of the images. split_rule: how the classes are divided, in words.
+    rotations: whether each class of the file stands for four classes: its images turned by 0, 90, 180 and 270 degrees
+        counterclockwise. In that case ``class_names`` and ``splits`` refer to these four times as many classes, but
+        ``counts`` still refers to the classes of the file.
 
-    A pickle of it holds the name of the file, so that no images are sent to other processes.
+    A pickle of this object holds the path of the file instead of its images, so that no images are sent to other
+    processes.
     """
 
     name: str
@@ -120,10 +123,11 @@ class StoredClasses(DisjointClasses):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _ = self.images  # mapped now, it can be read even after another process has put a newer cache in its place
+        # Mapping the file at once keeps it readable even after another process has put a newer cache in its place.
+        _ = self.images
 
     def __getstate__(self) -> dict[str, Any]:
-        return {each.name: getattr(self, each.name) for each in fields(self)}
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @cached_property
     def images(self) -> np.ndarray:
@@ -135,7 +139,7 @@ class StoredClasses(DisjointClasses):
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 (hex) of the pixels, of the classes and their sizes, and of whether they are turned."""
+        """SHA-256 (hex) of the pixels, the class names, the class sizes, and ``rotations``."""
         shape = [int(n) for n in self.images.shape]
         return text_digest(self.pixels_digest, shape, self.class_names, self.counts, self.rotations)
 
@@ -146,7 +150,7 @@ class StoredClasses(DisjointClasses):
 
     @property
     def turns(self) -> int:
-        """How many classes one class of the file stands for."""
+        """The number of classes that one class of the file stands for: 4 with rotations, else 1."""
         return len(TURNS) if self.rotations else 1
 
     def count(self, position: int) -> int:
@@ -156,7 +160,7 @@ class StoredClasses(DisjointClasses):
     def take(
         self, classes: Int[np.ndarray, " way"], examples: Int[np.ndarray, "example way"]
     ) -> Float[Tensor, "row channel height width"]:
-        """The images at these positions, turned and divided by ``scale``; only these are read or converted."""
+        """The requested images, turned as their class says, and divided by ``scale``. No other image is read."""
         pixels = np.asarray(self.images[self._starts[classes // self.turns] + examples])
         for way, turn in enumerate(classes % self.turns):
             if turn:
@@ -170,7 +174,7 @@ class StoredClasses(DisjointClasses):
 
 
 def turned_names(class_names: tuple[str, ...]) -> tuple[str, ...]:
-    """The names of the four classes that each class stands for, side by side.
+    """The names of the four turned classes that each class stands for; the four names of a class follow each other.
 
     >>> turned_names(("a",))
     ('a', 'a/rot090', 'a/rot180', 'a/rot270')
@@ -179,7 +183,7 @@ def turned_names(class_names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def turned_positions(positions: tuple[int, ...]) -> tuple[int, ...]:
-    """The positions of the classes of ``turned_names``.
+    """The positions, among ``turned_names``, of the turned classes that classes at these positions stand for.
 
     >>> turned_positions((1,))
     (4, 5, 6, 7)
@@ -188,6 +192,6 @@ def turned_positions(positions: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _unit_floats(pixels: UInt8[np.ndarray, "example way ..."], scale: int) -> Float[Tensor, "row ..."]:
-    """Stored values as float32 in new memory, with the value ``scale`` as 1."""
+    """The stored values as float32 in new memory, divided by ``scale``."""
     x = torch.from_numpy(pixels).flatten(0, 1).to(torch.float32)
     return x if scale == 1 else x / scale

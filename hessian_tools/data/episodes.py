@@ -1,7 +1,8 @@
 """Few-shot episodes: what a task is, and how one is drawn from the classes of a data set.
 
-An episode is a function of (seed, split, index) alone. It is drawn from NumPy's frozen generator, so that task 17 of
-the test split is the same task on every machine, and drawn tasks need not be stored or passed on.
+An episode is a function of (seed, split, index) alone. It is drawn with ``np.random.RandomState``, whose numbers NumPy
+has promised not to change. So task 17 of the test split is the same task on every machine, and drawn tasks need not
+be stored or passed on.
 """
 
 import hashlib
@@ -21,17 +22,17 @@ from hessian_tools.rng import numpy_stream
 
 SPLITS = ("train", "val", "test")
 
-# This is part of every digest. Raise it whenever the same (seed, split, index) would give another episode.
+# This is part of every digest. Raise its number whenever the same (seed, split, index) would give another episode.
 EPISODE_RECIPE = "episodes-1"
 
 Batch = tuple[Float[Tensor, "example ..."], Int64[Tensor, " example"] | Float[Tensor, "example output"]]
 
 
 class Episode(NamedTuple):
-    """One task: a support set to adapt on and a query set to judge by, each a pair (x, y).
+    """One task: a support set, on which a network is adapted, and a query set, which judges it; each is a pair (x, y).
 
     Classification: x float32 [example, channel, height, width] in [0, 1]; y int64 [example] in 0..ways-1.
-    Regression: x float32 [example, 1]; y float32 [example, 1]. Everything lies on the CPU.
+    Regression: x float32 [example, 1]; y float32 [example, 1]. All tensors are on the CPU.
     """
 
     support: Batch
@@ -40,11 +41,11 @@ class Episode(NamedTuple):
 
 @runtime_checkable
 class TaskSource(Protocol):
-    """What training and measuring need of a supply of tasks, whether of images, of features or of regression."""
+    """The interface of a supply of tasks, as training and measuring use it: of images, of features or of regression."""
 
     @property
     def kind(self) -> str:
-        """``"classification"`` or ``"regression"``, which tells the criterion that fits."""
+        """``"classification"`` or ``"regression"``; it determines which criterion fits."""
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -52,31 +53,31 @@ class TaskSource(Protocol):
 
     @property
     def outputs(self) -> int:
-        """How many numbers a network puts out for one x."""
+        """The number of outputs that a network must have."""
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) of everything that the episodes follow from, for a run's manifest."""
+        """SHA-256 (hex) of everything that determines the episodes; a run's manifest keeps it."""
 
     def episode(self, *, seed: int, split: str, index: int) -> Episode:
-        """Task number ``index`` of a split; the same whenever and wherever it is asked for."""
+        """Task number ``index`` of a split: the same task at every call and on every machine."""
 
 
 @runtime_checkable
 class ClassSet(Protocol):
-    """Examples by class, and classes by split: what episodes are drawn from, whatever the examples are."""
+    """The interface of data that episodes are drawn from: examples grouped by class, and classes grouped by split."""
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """The name of the data in messages."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """One name for each class, by its position."""
+        """The name of each class, in the order of the classes' positions."""
 
     @property
     def splits(self) -> Mapping[str, tuple[int, ...]]:
-        """The positions of the classes by the name of the split."""
+        """For the name of each split, the positions of its classes."""
 
     @property
     def scale(self) -> int:
@@ -91,7 +92,7 @@ class ClassSet(Protocol):
         """The shape of one example."""
 
     def classes(self, split: str) -> tuple[int, ...]:
-        """The positions of a split's classes; ValueError where there is no such split."""
+        """The positions of a split's classes; an unknown name raises ValueError."""
 
     def count(self, position: int) -> int:
         """The number of examples of the class at a position."""
@@ -99,21 +100,22 @@ class ClassSet(Protocol):
     def take(
         self, classes: Int[np.ndarray, " way"], examples: Int[np.ndarray, "example way"]
     ) -> Float[Tensor, "row ..."]:
-        """The examples asked for as float32: all ways of the first example, then all ways of the second, and so on."""
+        """The requested examples as float32: the first example of every class, then the second of each, and so on."""
 
 
 @dataclass(frozen=True)
 class ImageTasks:
     """N-way K-shot classification tasks from a set of classes, of images or of their features.
 
-    ways: classes in an episode. shots, queries: images of each class in the support set and in the query set.
+    ways: the number of classes in an episode. shots, queries: the number of images of each class in the support set
+    and in the query set.
 
-    The classes and their labels are drawn at random without repetition, and so are the examples of a class. The
-    support set does not depend on ``queries``; and with more queries or ways, the episode begins with what it shows
-    with fewer. So 5 and 15 queries judge the same adapted network.
+    The classes, their labels and the examples of each class are drawn at random without repetition. The support set
+    does not depend on ``queries``, so tasks with 5 and with 15 queries judge the same adapted network. An episode with
+    more queries or more ways contains all images of the same episode with fewer.
 
-    Examples are interleaved: the labels are 0, 1, .., ways-1, 0, 1, .., and row r has label r % ways. So the first
-    n * ways rows of a query set are the query set with n queries.
+    The classes are interleaved: row r of a set has label r % ways, so the labels are 0, 1, ..., ways-1, 0, 1, ... The
+    first n * ways rows of a query set are therefore the query set with n queries.
     """
 
     dataset: ClassSet
@@ -137,8 +139,8 @@ class ImageTasks:
                 f"shots={self.shots} and queries={self.queries} need {num_examples} images of each class "
                 f"but {where} has {counts[smallest]}; use at most {counts[smallest]} in all"
             )
-        # A split with too few classes is refused when it is asked for, not before: 64-way training with 16
-        # validation classes is fine until somebody validates.
+        # Only the largest split is checked here. A smaller one is refused when a task of it is requested, because
+        # 64-way training with 16 validation classes is fine until somebody validates.
         self._check_ways(max(data.splits, key=lambda split: len(data.splits[split])))
 
     @property
@@ -153,7 +155,7 @@ class ImageTasks:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 (hex) of the images' digest, the splits, ways, shots, queries and the drawing recipe."""
+        """SHA-256 (hex) of the data set's digest and scale, the splits, ways, shots, queries and ``EPISODE_RECIPE``."""
         splits = sorted((split, [int(p) for p in positions]) for split, positions in self.dataset.splits.items())
         sizes = [int(size) for size in (self.ways, self.shots, self.queries)]
         return text_digest(EPISODE_RECIPE, self.dataset.digest, int(self.dataset.scale), splits, sizes)
@@ -161,12 +163,12 @@ class ImageTasks:
     def episode(self, *, seed: SupportsIndex, split: str, index: SupportsIndex) -> Episode:
         """Task number ``index`` (0, 1, ...) of a split.
 
-        Raises ValueError for an unknown split, one with fewer classes than ways, or a negative index.
+        Raises ValueError for an unknown split, for a split with fewer classes than ways, and for a negative index.
         """
         positions = np.asarray(self.dataset.classes(split))
         self._check_ways(split)
         rng = episode_stream(seed, split, index)
-        # Whole permutations are drawn and then cut, so that the draw does not depend on shots, queries or ways.
+        # Whole permutations are drawn and then cut, so that what is drawn does not depend on shots, queries or ways.
         classes = positions[rng.permutation(len(positions))[: self.ways]]
         num_examples = self.shots + self.queries
         orders = [rng.permutation(self.dataset.count(int(position)))[:num_examples] for position in classes]
@@ -192,9 +194,9 @@ class ImageTasks:
 class CrossDomainTasks:
     """Learning on one data set and being tested on another (Chen et al., 2019).
 
-    Tasks for training and validation come from ``source``, those for test from ``target``. For several targets make
-    one object for each: what is trained depends on ``source`` alone, so that one trained network serves them all.
-    Raises ValueError unless both have the same kind, input shape and number of outputs.
+    Tasks for training and validation come from ``source``, and tasks for test come from ``target``. For several
+    targets, make one object for each: training depends on ``source`` alone, so one trained network serves all targets.
+    Raises ValueError unless source and target have the same kind, input shape and number of outputs.
     """
 
     source: TaskSource
@@ -212,50 +214,50 @@ class CrossDomainTasks:
 
     @property
     def kind(self) -> str:
-        """The kind of both."""
+        """The kind of source and target, which is the same."""
         return self.source.kind
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """The input shape of both."""
+        """The input shape of source and target, which is the same."""
         return self.source.input_shape
 
     @property
     def outputs(self) -> int:
-        """The number of outputs of both."""
+        """The number of outputs of source and target, which is the same."""
         return self.source.outputs
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 (hex) of both sources' digests."""
+        """SHA-256 (hex) of the digests of source and target."""
         return text_digest("cross-domain-1", self.source.digest, self.target.digest)
 
     def episode(self, *, seed: int, split: str, index: int) -> Episode:
-        """Task number ``index`` of a split, from the target for test and else from the source."""
+        """Task number ``index`` of a split: from the target if the split is "test", else from the source."""
         return (self.target if split == "test" else self.source).episode(seed=seed, split=split, index=index)
 
 
 def episode_stream(seed: SupportsIndex, split: str, index: SupportsIndex) -> np.random.RandomState:
     """The random generator of one episode. Raises TypeError unless seed and index are whole numbers."""
-    # as_index turns NumPy's integers into Python's, because they print differently and would seed differently.
+    # The stream is seeded by the text of its arguments, and NumPy's integers print differently from Python's.
     if as_index(index) < 0:
         raise ValueError(f"index={index} but episodes are numbered from 0; use 0 or more")
     return numpy_stream(as_index(seed), "episode", str(split), as_index(index))
 
 
 def text_digest(*parts: object) -> str:
-    """SHA-256 (hex) of the parts' text; parts must be plain Python values, which print alike everywhere."""
+    """SHA-256 (hex) of the text of the parts. They must be plain Python values, which print alike everywhere."""
     return hashlib.sha256("/".join(repr(part) for part in parts).encode()).hexdigest()
 
 
 def check_count(name: str, value: object) -> None:
-    """ValueError unless the value is a whole number of at least 1."""
+    """Raise ValueError unless the value is a whole number of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise ValueError(f"{name}={value!r} is not a count; use a whole number of at least 1")
 
 
 def check_choice(name: str, value: str, allowed: Iterable[str]) -> str:
-    """The value, if it is one of those allowed; else ValueError with the list and the nearest one."""
+    """Return the value if it is allowed; else raise ValueError with the allowed values and the nearest of them."""
     names = list(allowed)
     if value in names:
         return value

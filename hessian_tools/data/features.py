@@ -1,4 +1,4 @@
-"""Feature vectors instead of images, by class, as LEO (Rusu et al., 2019) learns from."""
+"""Feature vectors grouped by class, which take the place of images, as in LEO (Rusu et al., 2019)."""
 
 import hashlib
 import zipfile
@@ -15,15 +15,16 @@ from hessian_tools.data.layouts.layout import check_same_length
 from hessian_tools.data.splits import PART_OF, PARTS, Split, given_split
 from hessian_tools.data.tree import Tree
 
-ARRAYS = "features [example, feature] and labels [example], with parts [example] where one file holds all splits"
+# How messages describe the arrays that a file must hold.
+ARRAYS = "features [example, feature] and labels [example], with parts [example] if one file holds all parts"
 
 
 @dataclass(frozen=True, eq=False)
 class FeatureClasses(DisjointClasses):
-    """Feature vectors by class.
+    """Feature vectors grouped by class.
 
-    features: float32 [example, feature], class after class. counts: the number of vectors of each class. split_rule:
-    how the classes are divided, in words.
+    features: float32 [example, feature], one class after the other. counts: the number of vectors of each class.
+    split_rule: how the classes are divided, in words.
     """
 
     name: str
@@ -42,7 +43,7 @@ class FeatureClasses(DisjointClasses):
 
     @property
     def summary(self) -> str:
-        """Sizes and split in two lines."""
+        """Two lines of text: the sizes of the data, and the split."""
         parts = ", ".join(f"{part} {len(positions)}" for part, positions in self.splits.items())
         sizes = f"{min(self.counts)} to {max(self.counts)}"
         return (
@@ -57,15 +58,16 @@ class FeatureClasses(DisjointClasses):
     def take(
         self, classes: Int[np.ndarray, " way"], examples: Int[np.ndarray, "example way"]
     ) -> Float[Tensor, "row feature"]:
-        """The vectors at these positions, as a copy."""
+        """A copy of the requested vectors."""
         starts = np.cumsum(self.counts) - self.counts
         return from_numpy(self.features[starts[classes] + examples]).flatten(0, 1)
 
 
 def find_features(tree: Tree) -> dict[str, str]:
-    """The files of features by part: one .npz for all parts (under ""), or train.npz, val.npz and test.npz.
+    """The names of the files that hold features, by the part of the split that each holds.
 
-    Empty where there are no such files.
+    This is either one .npz file that holds all parts, under the key "", or up to three files such as train.npz, val.npz
+    and test.npz. The result is empty if there are no such files.
     """
     if tree.path.is_file() and tree.path.suffix == ".npz":
         files = {"": tree.path.name}
@@ -83,11 +85,11 @@ def _members(tree: Tree, name: str) -> list[str]:
 
 
 def load_features(tree: Tree, files: Mapping[str, str], *, split: Split | None = None) -> FeatureClasses:
-    """Features from .npz files with features [example, feature] and labels [example], whole numbers or text.
+    """Read features from .npz files with the arrays ``features`` [example, feature] and ``labels`` [example].
 
-    In one file for all splits, parts [example] says train, val or test. split: one of the user's, which replaces that
-    of the files. Raises ValueError where an array is missing, is a pickled object, does not fit the others, or is not
-    finite.
+    Labels are whole numbers or text. If one file holds all parts, its array ``parts`` [example] says train, val or test
+    for each example. split: a split given by the user, which replaces that of the files. Raises ValueError if an array
+    is missing, is a pickled object, has another length than the rest, or holds features that are not finite.
     """
     labels: list[str] = []
     parts: list[str] = []
@@ -118,27 +120,27 @@ def _split_by_parts(labels: list[str], parts: list[str], where: str) -> Split:
     if unknown:
         raise ValueError(f"parts of {where} holds {unknown[0]!r}; use train, val and test")
     pairs = sorted(set(zip(labels, (PART_OF[part] for part in parts), strict=True)))
-    return given_split(where, {part: [label for label, other in pairs if other == part] for part in PARTS})
+    return given_split(where, {part: [label for label, its_part in pairs if its_part == part] for part in PARTS})
 
 
 def _arrays(tree: Tree, name: str, part: str) -> tuple[Float[np.ndarray, "example feature"], list[str], list[str]]:
-    """The vectors, labels and parts of one file; of a file of one part, all parts are that one."""
+    """The vectors, the labels and the part of each example of one file; ``part`` is "" if the file holds all parts."""
     try:
         with tree.open(name) as file, np.load(file, allow_pickle=False) as stored:
             arrays = {key: stored[key] for key in stored.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as e:
         raise ValueError(f"{name} cannot be read ({e}); save {ARRAYS} as plain arrays with np.savez") from None
     if "features" not in arrays or "labels" not in arrays:
-        raise ValueError(f"{name} holds {', '.join(arrays)}; it needs {ARRAYS}")
+        raise ValueError(f"{name} holds the arrays {', '.join(arrays)}, but it needs {ARRAYS}")
     features, labels = arrays["features"], arrays["labels"]
     if features.ndim != 2 or not np.issubdtype(features.dtype, np.floating):
-        raise ValueError(f"{name}: features are {features.dtype} of shape {features.shape}; use floats, {ARRAYS}")
+        raise ValueError(f"{name}: features are {features.dtype} of shape {features.shape}; use floats: {ARRAYS}")
     if not np.isfinite(features).all():
-        raise ValueError(f"{name}: some features are not finite; make them again")
+        raise ValueError(f"{name}: some features are not finite; compute them again")
     check_same_length(name, len(features), len(labels))
-    parts = [part] * len(features) if part else [str(each) for each in arrays.get("parts", ())]
+    parts = [part] * len(features) if part else [str(value) for value in arrays.get("parts", ())]
     if parts:
         check_same_length(f"{name} (parts)", len(features), len(parts))
-    # In a file of one part, labels that are numbers begin anew: class 0 of train is not class 0 of test.
+    # Where each part has its own file, numbers as labels begin at 0 in each: class 0 of train is not class 0 of test.
     prefix = f"{part}-" if part and np.issubdtype(labels.dtype, np.integer) else ""
     return features.astype(np.float32), [f"{prefix}{label}" for label in labels.tolist()], parts

@@ -1,4 +1,4 @@
-"""Opening a data set by the name of a bundled one or by its path, and describing what it is and how it is divided."""
+"""Opens a data set, by its path or by the name of a bundled one, and describes what it holds and how it is divided."""
 
 from functools import cache as cached_function
 from pathlib import Path
@@ -35,10 +35,11 @@ def open_tasks(
     cache: str | Path | None = None,
     progress: pixel_cache.Progress | None = None,
 ) -> TaskSource:
-    """A supply of tasks: ``"quickdraw"`` or ``"sine-line"``, which need no download, or the path of a data set.
+    """Open a supply of tasks: ``"quickdraw"`` or ``"sine-line"``, which need no download, or the path of a data set.
 
-    ways, shots and queries shape image tasks. Regression has no classes and ignores them: its tasks keep the paper's
-    5 support and 45 query points; make ``SineLineTasks`` for others. All other options are those of ``open_data``.
+    ways, shots, queries: as in ``ImageTasks``. Regression has no classes and ignores them: a task of ``"sine-line"``
+    has 5 support and 45 query points, as in Lee, Yoo and Kwak (2023); make ``SineLineTasks`` yourself for other
+    numbers. All other options are those of ``open_data``.
 
     >>> open_tasks("quickdraw", ways=3).outputs
     3
@@ -69,26 +70,30 @@ def open_data(
     cache: str | Path | None = None,
     progress: pixel_cache.Progress | None = None,
 ) -> ClassSet:
-    """The classes of a data set, whatever layout it is kept in: Omniglot, miniImageNet, tieredImageNet, CIFAR-FS,
-    FC100, CUB, Cars, any folder of classes, features in .npz; or ``"quickdraw"``. ``describe`` tells what was found.
+    """Open the classes of a data set at a path, or of the bundled ``"quickdraw"``.
 
-    split: one of the data set's named splits (its first by default), or a file of your own: .json, a mapping of train,
-        val and test to lists of class names; or .csv, lines of class,split.
-    image_size, channels: the side of the square images, and 1 for grey or 3 for colour; by default those that are
-        usual for the data set. Give both to cross domains, since the sources must have the same shape.
-    rotations: whether every class also appears turned by 90, 180 and 270 degrees, as classes of its split.
-    crop: whether to cut images to the box of their object, where boxes are known; by default for Cars, not for CUB.
-    cache: the folder for decoded images; by default ``.hessian-tools`` beside the data or, where that cannot be
-        written, the user's cache folder.
-    progress: is called with the number of images decoded so far and the number of all.
+    The layout is recognised by the names of the files: Omniglot, miniImageNet, tieredImageNet, CIFAR-FS, FC100, CUB,
+    Cars, any folder with one folder for each class, or features in .npz files. ``describe`` says what was recognised.
 
-    The first call decodes every image; later calls check the cache and map it into memory. Raises ValueError, in
-    plain lines, for whatever is missing or damaged.
+    split: the name of a split that is known for the data set (by default the first of these), or a file of your own:
+        .json with a mapping of train, val and test to lists of class names, or .csv with lines of class,split.
+    image_size, channels: the side of the square images, and 1 for grey or 3 for colour; by default the usual values of
+        the data set. Give both when you train on one data set and test on another, because the shapes must agree.
+    rotations: whether each class is joined by three more in the same split: its images turned by 90, 180 and 270
+        degrees.
+    crop: whether to crop images to the box of their object, if the data set gives boxes; by default only Cars is
+        cropped.
+    cache: the folder for decoded images; by default ``.hessian-tools`` beside the data or, if nothing can be written
+        there, the user's cache folder.
+    progress: a function that is called with the number of images decoded so far and the total number.
+
+    The first call decodes every image; later calls check the cache and map it into memory. Raises ValueError if
+    anything is missing or damaged.
     """
     if image_size is not None:
         check_count("image_size", image_size)
     if channels not in (None, *MODES):
-        raise ValueError(f"channels={channels!r} but images are grey or colour; use 1 or 3")
+        raise ValueError(f"channels={channels!r}, but images are grey or colour; use 1 or 3")
     if path == "sine-line":
         raise ValueError("path='sine-line' is generated regression, which has no classes; use open_tasks('sine-line')")
     if path == "quickdraw":
@@ -98,24 +103,25 @@ def open_data(
     with Tree(_existing(path)) as tree:
         if features := _features(tree, split):
             return features
-        match, pixel_format, stems, contents, used = _look_up(tree, split, cache, image_size, channels, crop)
-        splits = used.positions(contents.class_names, match.layout)  # refuses a wrong split before an hour of decoding
+        match, pixel_format, stems, contents, chosen = _look_up(tree, split, cache, image_size, channels, crop)
+        # This comes before decoding, which can take an hour, because it refuses a split that does not fit the classes.
+        splits = chosen.positions(contents.class_names, match.layout)
         if not isinstance(contents, pixel_cache.Cached):
             contents = pixel_cache.fill(stems, contents, match, pixel_format, source=tree.path, progress=progress)
     class_names = contents.class_names
     if rotations:
         class_names = turned_names(class_names)
         splits = {part: turned_positions(positions) for part, positions in splits.items()}
-    digest, rule = contents.pixels_digest, f"{used.name}: {used.rule}"
+    digest, rule = contents.pixels_digest, f"{chosen.name}: {chosen.rule}"
     return StoredClasses(
         match.name, contents.file, contents.counts, class_names, splits, digest, match.layout, rule, bool(rotations)
     )
 
 
 def describe(path: str | Path, *, split: str | Path | None = None, cache: str | Path | None = None) -> str:
-    """A few lines about what lies at a path: the layout, the classes and their images, and every split with its source.
+    """Describe the data set at a path in a few lines: its layout, its classes and images, and every split.
 
-    Decodes nothing; pickles are read through once, for their labels, unless there is a cache. Raises ValueError as
+    No image is decoded. Unless there is a cache, pickles are read once for their labels. Raises ValueError as
     ``open_data`` does.
     """
     if path == "quickdraw":
@@ -123,8 +129,8 @@ def describe(path: str | Path, *, split: str | Path | None = None, cache: str | 
     with Tree(_existing(path)) as tree:
         if features := _features(tree, split):
             return features.summary
-        match, pixel_format, _, contents, used = _look_up(tree, split, cache)
-    used.positions(contents.class_names, match.layout)
+        match, pixel_format, _, contents, chosen = _look_up(tree, split, cache)
+    chosen.positions(contents.class_names, match.layout)  # called only because it refuses a split that does not fit
     counts, side = contents.counts, pixel_format.image_size
     sizes = f"{min(counts)} to {max(counts)}" if len(set(counts)) > 1 else f"{counts[0]}"
     state = f"decoded in {contents.file}" if isinstance(contents, pixel_cache.Cached) else "not decoded yet"
@@ -132,14 +138,14 @@ def describe(path: str | Path, *, split: str | Path | None = None, cache: str | 
         [
             f"{match.layout}: {len(contents.class_names)} classes of {sizes} images, {sum(counts)} in all",
             f"used as {pixel_format.channels} x {side} x {side} ({state})",
-            f"split {_split_line(used)}",
-            *(f"also {_split_line(each)}" for each in contents.splits if each.name != used.name),
+            f"split {_split_line(chosen)}",
+            *(f"also {_split_line(other)}" for other in contents.splits if other.name != chosen.name),
         ]
     )
 
 
 def summary(tasks: TaskSource) -> str:
-    """One line about what tasks are drawn from: the data set, its split, and what it is tested on if that is another.
+    """Describe the source of tasks in one line: the data set, its split, and the data set for test if that is another.
 
     >>> summary(open_tasks("quickdraw"))
     'quickdraw'
@@ -158,7 +164,11 @@ def summary(tasks: TaskSource) -> str:
 
 
 class _Source(NamedTuple):
-    """A recognised data set: the pixels to be decoded, where their cache may lie, what was found, the split to use."""
+    """A recognised data set, with all that is needed to open it or to describe it.
+
+    pixel_format: the pixels to decode. stems: the places where their cache may lie. contents: the cache, or what the
+    source contains if there is no cache yet. split: the split to use.
+    """
 
     match: Match
     pixel_format: pixel_cache.PixelFormat
@@ -177,7 +187,7 @@ def _look_up(
 ) -> _Source:
     match = recognise(tree)
     if crop and not match.has_boxes:
-        raise ValueError(f"crop=True but no boxes come with {match.layout}; leave it out")
+        raise ValueError(f"crop=True, but no boxes come with the data ({match.layout}); leave crop out")
     crop = match.crop if crop is None else bool(crop)
     pixel_format = pixel_cache.PixelFormat(int(image_size or match.image_size), int(channels or match.channels), crop)
     stems = pixel_cache.stems(tree, match, pixel_format, folder=Path(cache).expanduser() if cache else None)
@@ -186,13 +196,13 @@ def _look_up(
 
 
 def _features(tree: Tree, split: str | Path | None) -> FeatureClasses | None:
-    """The features at a path, if it holds features."""
+    """The features in a tree of files, or None if it holds no features."""
     files = find_features(tree)
     return load_features(tree, files, split=split_from_file(split) if split else None) if files else None
 
 
 def _existing(path: str | Path) -> Path:
-    """The path; a plain word that is the name of no file is taken for a mistaken name of a bundled data set."""
+    """The path. A single word that is no file is a misspelt name of a bundled data set, and raises ValueError."""
     place = Path(path).expanduser()
     if not place.exists() and isinstance(path, str) and place.name == path and not place.suffix:
         hint = did_you_mean(path, TASK_NAMES) or ", and no folder or file has this name"
@@ -206,15 +216,15 @@ def _split_line(split: Split) -> str:
 
 
 def reshaped(data: ImageClasses, *, image_size: int, channels: int) -> ImageClasses:
-    """The same classes at another size or number of channels, in memory; the same object if nothing changes.
+    """The same classes with images of another size or number of channels; the same object if nothing changes.
 
-    For the 6 900 bundled drawings at 84 x 84 it takes about half a second and 49 MB, once for each process; grey made
-    colour is a view. Raises ValueError where colour would have to be made grey.
+    For the 6 900 bundled drawings at 84 x 84 this takes about half a second and 49 MB, once in each process. Copying
+    grey images to three channels takes no memory. Raises ValueError if colour images would have to be made grey.
     """
     if data.images.shape[2:] == (channels, image_size, image_size):
         return data
     if data.images.shape[2] != 1:
-        raise ValueError(f"{data.name} has {data.images.shape[2]} channels; only grey images are reshaped")
+        raise ValueError(f"{data.name} has {data.images.shape[2]} channels; only grey images can be reshaped")
     return _reshaped(data, int(image_size), int(channels))
 
 
@@ -223,7 +233,7 @@ def _reshaped(data: ImageClasses, side: int, channels: int) -> ImageClasses:
     images, scale = data.images, data.scale
     if images.shape[3:] != (side, side):
         grey = (images.reshape(-1, *images.shape[3:]) * np.uint8(255 // scale)).astype(np.uint8)
-        images = np.stack([resized(Image.fromarray(each), side=side) for each in grey])
+        images = np.stack([resized(Image.fromarray(drawing), side=side) for drawing in grey])
         images, scale = images.reshape(*data.images.shape[:2], 1, side, side), 255
     images = np.broadcast_to(images, (*images.shape[:2], channels, side, side))
     digest = text_digest("reshaped-1", data.digest, side, channels)

@@ -1,8 +1,8 @@
-"""Decoding a data set once: an .npy file of pixels and a .json file that describes them.
+"""The cache of a decoded data set: an .npy file of pixels, and a .json file that describes them.
 
-Both are safe against crashes and against several processes. Two processes that fill the same cache at once both do
-the work, each in a file of its own, and the second to finish puts the same bytes in the place of the first one's.
-The .json is written last, so without it there is no cache.
+A crash, or a second process, cannot leave a damaged cache. If two processes fill the same cache at once, each writes a
+file of its own, and the second to finish replaces the first one's file by the same bytes. The .json file is written
+last, and a cache without it is treated as absent.
 """
 
 import hashlib
@@ -32,17 +32,19 @@ from hessian_tools.data.tree import Tree
 
 FOLDER = ".hessian-tools"
 CACHE_RECIPE = "cache-1"
-BLOCK = 4 << 20  # bytes that one checksum covers
-CHECKED = 64  # blocks checked when a cache is opened: all of up to 256 MB, else spread evenly, both ends among them
-CHUNK = 256  # images decoded together
-STALE = 24 * 3600.0  # seconds after which an unfinished file is taken to be left by a crash
+BLOCK = 4 << 20  # the number of bytes that one checksum covers
+# The number of blocks that are checked when a cache is opened. This covers files of up to 256 MB; of a larger file, the
+# first and the last block are checked and others at even distances, so that opening does not read the whole file.
+MAX_CHECKED_BLOCKS = 64
+CHUNK = 256  # the number of images that are decoded together
+STALE_SECONDS = 24 * 3600.0  # an unfinished file of this age is taken to be left by a crash
 
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class PixelFormat:
-    """The pixels to decode: the side of the square, 1 or 3 channels, and whether images are cut to their object."""
+    """The form of the decoded images: the side of the square, 1 or 3 channels, and whether they are cropped."""
 
     image_size: int
     channels: int
@@ -51,9 +53,10 @@ class PixelFormat:
 
 @dataclass(frozen=True)
 class Cached:
-    """A complete cache, found on the disk or just made.
+    """A complete cache on the disk.
 
-    file: the pixels, uint8 [image, channel, height, width]. The rest is as in ``Contents``.
+    file: the pixels, uint8 [image, channel, height, width]. pixels_digest: SHA-256 (hex) of that file. The other fields
+    are as in ``Contents``.
     """
 
     file: Path
@@ -64,10 +67,11 @@ class Cached:
 
 
 def stems(tree: Tree, match: Match, pixel_format: PixelFormat, *, folder: Path | None) -> list[Path]:
-    """Where the cache of these files may lie, without the endings .npy and .json, in the order of preference.
+    """The stems, which are paths without the endings .npy and .json, where the cache of a data set may lie.
 
-    The name holds a SHA-256 of everything that the pixels follow from, so that other files or another format have
-    another cache. Files count as the same by name, size and time of change, or checksum inside a zip.
+    The preferred stem comes first. Its name holds a SHA-256 of everything that determines the pixels, so that other
+    files or another format have another cache. A file is known by its name, its size and the time of its last change;
+    inside a zip its checksum takes the place of the time.
     """
     files = sorted({name: tree.files[name] for name in match.files}.items())
     parts = [CACHE_RECIPE, PIXEL_RECIPE, match.name, match.invert, asdict(pixel_format), files]
@@ -91,12 +95,12 @@ def user_cache() -> Path:
 
 
 def find(places: list[Path]) -> Cached | None:
-    """The first sound cache at one of the places that ``stems`` returned, or None; nothing is decoded."""
+    """The first undamaged cache at the stems that ``stems`` returned, or None; nothing is decoded."""
     return next(filter(None, map(_open, places)), None)
 
 
 def read_contents(tree: Tree, match: Match, *, crop: bool) -> Contents:
-    """What the source contains, checked as far as names and counts go."""
+    """What the source contains. Raises ValueError if a class has no image."""
     contents = match.read(tree, crop)
     for name, count in zip(contents.class_names, contents.counts, strict=True):
         if not count:
@@ -107,12 +111,12 @@ def read_contents(tree: Tree, match: Match, *, crop: bool) -> Contents:
 
 
 def _open(stem: Path) -> Cached | None:
-    """The cache, or None where it is absent, unfinished or damaged."""
+    """The cache at a stem, or None if it is absent, unfinished or damaged."""
     file = stem.with_name(f"{stem.name}.npy")
     try:
         about = json.loads(stem.with_name(f"{stem.name}.json").read_text(encoding="utf-8"))
         images = np.load(file, mmap_mode="r", allow_pickle=False)
-        if list(images.shape) != about["shape"] or images.dtype != np.uint8 or not _sound(file, about["checksums"]):
+        if list(images.shape) != about["shape"] or images.dtype != np.uint8 or not _is_intact(file, about["checksums"]):
             return None
         splits = tuple(
             Split(split["name"], split["rule"], {part: tuple(names) for part, names in split["parts"].items()})
@@ -123,13 +127,14 @@ def _open(stem: Path) -> Cached | None:
         return None
 
 
-def _sound(file: Path, checksums: list[int]) -> bool:
+def _is_intact(file: Path, checksums: list[int]) -> bool:
+    """Whether the size of a file and the checksums of up to ``MAX_CHECKED_BLOCKS`` of its blocks are as expected."""
     if -(-file.stat().st_size // BLOCK) != len(checksums):
         return False
-    with file.open("rb") as opened:
-        for block in np.unique(np.linspace(0, len(checksums) - 1, CHECKED).astype(int)):
-            opened.seek(int(block) * BLOCK)
-            if zlib.crc32(opened.read(BLOCK)) != checksums[block]:
+    with file.open("rb") as stream:
+        for block in np.unique(np.linspace(0, len(checksums) - 1, MAX_CHECKED_BLOCKS).astype(int)):
+            stream.seek(int(block) * BLOCK)
+            if zlib.crc32(stream.read(BLOCK)) != checksums[block]:
                 return False
     return True
 
@@ -146,10 +151,11 @@ def fill(
     source: Path,
     progress: Progress | None,
 ) -> Cached:
-    """Decode everything into a new cache, at the first of the places that can be written.
+    """Decode all images into a new cache, and remove caches of earlier versions of the same data.
 
-    contents: as ``read_contents`` returned them. source: the path of the data, by which caches of older files are
-    known and removed. Raises ValueError where an image cannot be read, or no place can be written or has room.
+    places: the stems that ``stems`` returned; the first one whose folder can be written is used. contents: as
+    ``read_contents`` returned them. source: the path of the data, by which their earlier caches are recognised. Raises
+    ValueError if an image cannot be read, if no folder can be written, or if the disk has too little space.
     """
     stem = _writable(places)
     shape = (sum(contents.counts), pixel_format.channels, pixel_format.image_size, pixel_format.image_size)
@@ -165,14 +171,14 @@ def fill(
         "splits": [asdict(split) for split in contents.splits],
         "made_with": {"pillow": pillow_version, "numpy": np.__version__},
     }
-    _sweep(stem, about)
+    _remove_obsolete(stem, about)
     free, size = shutil.disk_usage(stem.parent).free, int(np.prod(shape))
     if size > free:
         raise ValueError(
-            f"the cache needs {size / 1e9:.1f} GB and {stem.parent} has {free / 1e9:.1f} GB free; "
+            f"the cache needs {size / 1e9:.1f} GB, but {stem.parent} has {free / 1e9:.1f} GB free; "
             "make room, give another folder with cache=, or ask for a smaller image_size"
         )
-    part = stem.with_name(f".{uuid4().hex}.partial")  # not one of tempfile's, which other users could not read
+    part = stem.with_name(f".{uuid4().hex}.partial")  # a file made by tempfile could not be read by other users
     try:
         images = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)
         _decode(images, contents, match, progress)
@@ -193,7 +199,7 @@ def fill(
 def _writable(places: list[Path]) -> Path:
     for stem in places:
         above = stem.parent.parent
-        # A folder that nobody is meant to write to does not stop a superuser, as in a container.
+        # A superuser, as in a container, could write even to a folder that is marked as read-only for everybody.
         if above.exists() and not above.stat().st_mode & 0o222:
             continue
         try:
@@ -207,7 +213,7 @@ def _writable(places: list[Path]) -> Path:
 
 
 def _decode(images: np.ndarray, contents: Contents, match: Match, progress: Progress | None) -> None:
-    """Write each class's images one after the other into its rows of the file, in whatever order classes come."""
+    """Decode each image into the next free row of its class; the images of different classes may come in any order."""
     ends = np.cumsum(contents.counts)
     next_row = ends - contents.counts
     total, done, pictures = len(images), 0, contents.pictures()
@@ -217,7 +223,9 @@ def _decode(images: np.ndarray, contents: Contents, match: Match, progress: Prog
             for picture, decoded in zip(chunk, pool.map(pixels, chunk), strict=True):
                 c = picture.class_index
                 if next_row[c] == ends[c]:
-                    raise ValueError(f"{picture.where}: more images of {contents.class_names[c]} than counted")
+                    raise ValueError(
+                        f"{picture.where}: the class {contents.class_names[c]} has more images than were counted"
+                    )
                 images[next_row[c]] = decoded
                 next_row[c] += 1
             done += len(chunk)
@@ -229,19 +237,19 @@ def _decode(images: np.ndarray, contents: Contents, match: Match, progress: Prog
 
 
 def _digests(file: Path) -> tuple[str, list[int]]:
-    """SHA-256 of a file, and a checksum of each block."""
+    """SHA-256 (hex) of a file, and a checksum of each of its blocks."""
     digest, checksums = hashlib.sha256(), []
-    with file.open("rb") as opened:
-        for block in iter(lambda: opened.read(BLOCK), b""):
+    with file.open("rb") as stream:
+        for block in iter(lambda: stream.read(BLOCK), b""):
             digest.update(block)
             checksums.append(zlib.crc32(block))
     return digest.hexdigest(), checksums
 
 
-def _sweep(stem: Path, about: dict[str, Any]) -> None:
-    """Remove caches of the same pixels of the same path from before its files changed, and what a crash left behind.
+def _remove_obsolete(stem: Path, about: dict[str, Any]) -> None:
+    """Remove the caches that were made from earlier versions of the same files, and unfinished files after a crash.
 
-    A cache with the very name of the new one may just have been finished by another process, and stays.
+    A cache with the name of the new one stays, because another process may just have finished it.
     """
     for old in stem.parent.glob(f"{about['name']}-*.json"):
         if old.stem == stem.name:
@@ -255,7 +263,7 @@ def _sweep(stem: Path, about: dict[str, Any]) -> None:
             continue
     for part in stem.parent.glob(".*.partial"):
         try:
-            if time.time() - part.stat().st_mtime > STALE:
+            if time.time() - part.stat().st_mtime > STALE_SECONDS:
                 part.unlink(missing_ok=True)
         except OSError:
             continue

@@ -1,4 +1,4 @@
-"""From an image as it is stored to the pixels that a network sees: the one place for cutting, inverting, resizing."""
+"""Turns a stored image into the pixels that a network sees: all cropping, inverting and resizing is done here."""
 
 import io
 
@@ -9,17 +9,18 @@ from PIL import Image, UnidentifiedImageError
 from hessian_tools.data.layouts.layout import Picture
 
 MODES = {1: "L", 3: "RGB"}
-# This is part of every cache's key. Raise it whenever the same image would give other pixels.
+# This is part of every cache's key. Raise its number whenever the same image would give other pixels.
 PIXEL_RECIPE = "pixels-1"
 
 
 def picture_pixels(
     picture: Picture, *, side: int, channels: int, invert: bool
 ) -> UInt8[np.ndarray, "channel height width"]:
-    """One image as uint8: cut to its box, grey or RGB, resized to a square, and inverted if asked for.
+    """One image as uint8: cropped to its box, made grey or RGB, resized to a square, and inverted if ``invert``.
 
-    Resizing is Pillow's bilinear filter, which averages when it shrinks. Height and width are scaled separately, as
-    in the literature on few-shot images, so nothing is cut off. Raises ValueError where the image cannot be read.
+    Images are resized by Pillow's bilinear filter, which averages over pixels when it shrinks an image. Height and
+    width are scaled separately, as in the literature on few-shot images, so nothing is cut off. Raises ValueError if
+    the image cannot be read.
     """
     where, content, box = picture.where, picture.content, picture.box
     try:
@@ -27,7 +28,7 @@ def picture_pixels(
         if image.mode.startswith("I") or image.mode == "F":  # 16 bits or more, which Pillow would clip to 255
             raise ValueError(f"pixels of mode {image.mode}, more than 8 bits; convert the images to 8 bits")
         image = image.convert(MODES[channels])
-    except UnidentifiedImageError:  # its own text is an address in memory
+    except UnidentifiedImageError:  # its text holds an address in memory, which helps nobody
         raise ValueError(f"{where} cannot be read as an image (of no known format); fetch it again") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
         raise ValueError(f"{where} cannot be read as an image ({e}); fetch it again") from None

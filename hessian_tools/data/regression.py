@@ -1,7 +1,7 @@
-"""Sine and line regression: tasks that are generated, not read from files.
+"""Regression tasks on sines and lines, which are generated instead of read from files.
 
-The recipe is that of Lee, Yoo and Kwak (2023): half of the tasks are sines A sin(x + phi) and half are lines a x + b,
-observed with noise at a few of 50 fixed points.
+The recipe is that of Lee, Yoo and Kwak (2023). A task is one curve, a sine A sin(x + phi) or a line a x + b with equal
+probability, whose values with noise are known at 50 fixed places. A few of these form the support set.
 """
 
 import math
@@ -16,12 +16,13 @@ from torch import Tensor
 
 from hessian_tools.data.episodes import SPLITS, Episode, check_choice, check_count, episode_stream, text_digest
 
+# The intervals from which A, phi, and a and b are drawn, and the interval of x.
 AMPLITUDE = (0.1, 5.0)
 PHASE = (0.0, math.pi)
 COEFFICIENT = (-3.0, 3.0)
 INTERVAL = (-5.0, 5.0)
 
-# This is part of the digest. Raise it whenever the same (seed, split, index) would give another episode.
+# This is part of the digest. Raise its number whenever the same (seed, split, index) would give another episode.
 CURVE_RECIPE = "sine-line-1"
 
 
@@ -59,16 +60,16 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class SineLineTasks:
-    """Regression tasks: a few noisy points of one curve to adapt on, and all its other points to judge by.
+    """Regression tasks: a few noisy points of a curve form the support set, and all its other points the query set.
 
-    support: the number of support points. points: the number of places on the axis, evenly spaced over [-5, 5] with
-    both ends and the same in every task; the ``points - support`` other ones are the query set.
-    noise: the standard deviation of the Gaussian noise on every y, of support and query alike (so the mean squared
-    error of a perfect fit is noise ** 2, not 0).
+    support: the number of support points. points: the number of values of x, which are spaced evenly over [-5, 5], ends
+    included, and are the same in every task; the query set has ``points - support`` of them.
+    noise: the standard deviation of the Gaussian noise on every y of both sets, so that the mean squared error of a
+    perfect fit is noise ** 2 and not 0.
 
-    The splits differ only in their random stream: every task is new, and no kind of curve is held out.
-    Episodes are equal on every machine as far as its sin, log and sqrt are. These may differ in the last bit of a
-    float64, which the rounding to float32 hides except about once in 10^8 numbers.
+    The splits differ only in their random stream: every task is new, and no kind of curve is kept for test.
+    Episodes are equal on two machines if sin, log and sqrt are. These may differ in the last bit of a float64, which
+    the rounding to float32 hides except about once in 10^8 numbers.
     """
 
     support: int = 5
@@ -81,7 +82,7 @@ class SineLineTasks:
             check_count(name, getattr(self, name))
         if self.support >= self.points:
             raise ValueError(
-                f"support={self.support} of points={self.points} leaves none for the query set; "
+                f"support={self.support} of points={self.points} leaves no point for the query set; "
                 f"use at most {self.points - 1}"
             )
         if not 0.0 <= self.noise < math.inf:
@@ -99,14 +100,14 @@ class SineLineTasks:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 (hex) of the recipe and its numbers."""
+        """SHA-256 (hex) of the recipe, the intervals, and the fields of this object."""
         ranges = (AMPLITUDE, PHASE, COEFFICIENT, INTERVAL)
         return text_digest(CURVE_RECIPE, ranges, int(self.support), int(self.points), float(self.noise))
 
     def episode(self, *, seed: SupportsIndex, split: str, index: SupportsIndex) -> Episode:
         """Task number ``index`` (0, 1, ...) of a split: x [example, 1], y [example, 1], float32.
 
-        The curve, the noise at each place and the order in which places go to the support set do not depend on
+        The curve, the noise at each x and the order in which points are taken for the support set do not depend on
         ``support``. Raises ValueError for an unknown split or a negative index.
         """
         curve, rng = _draw_curve(seed, split, index)
@@ -117,12 +118,12 @@ class SineLineTasks:
         return Episode((_column(x[support]), _column(y[support])), (_column(x[query]), _column(y[query])))
 
     def curve(self, *, seed: SupportsIndex, split: str, index: SupportsIndex) -> Sine | Line:
-        """The curve that the points of the same task lie on, for plots and for the error without noise."""
+        """The curve of the task that ``episode`` returns, for plots and for the error without noise."""
         return _draw_curve(seed, split, index)[0]
 
 
 def _draw_curve(seed: SupportsIndex, split: str, index: SupportsIndex) -> tuple[Sine | Line, np.random.RandomState]:
-    """The task's curve, and the random generator in its state after the draw."""
+    """The curve of a task, and the random generator from which the rest of the task is drawn."""
     rng = episode_stream(seed, check_choice("split", split, SPLITS), index)
     if rng.random_sample() < 0.5:
         return Sine(rng.uniform(*AMPLITUDE), rng.uniform(*PHASE)), rng

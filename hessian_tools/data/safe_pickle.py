@@ -1,8 +1,9 @@
-"""Reading other people's pickles without running what is in them.
+"""Reads other people's pickles without running what is in them.
 
-A pickle is a program: ``pickle.load`` calls any function of any module that it names. Only what arrays and plain
-containers are made of is admitted here, and everything else is refused by name. Images that were pickled one by one
-are not even unpickled but picked out of the stream, so that 12 GB of them are never in memory together.
+A pickle is a program: ``pickle.load`` calls any function of any module that it names. Here a pickle may use only what
+arrays and plain containers are made of; if it names anything else, it is refused with that name. Images that were
+pickled one by one are not unpickled at all: they are picked out of the stream, so that 12 GB of them are never in
+memory together.
 """
 
 import pickle
@@ -21,16 +22,17 @@ PLAIN: dict[str, Any] = {
     kind.__name__: kind
     for kind in (set, frozenset, list, dict, tuple, int, float, complex, bool, str, bytes, bytearray, slice, range)
 }
-PLAIN |= {"unicode": str, "long": int, "xrange": range}  # what Python 2 called them
+PLAIN |= {"unicode": str, "long": int, "xrange": range}  # their names in Python 2
+# NumPy's function that makes a scalar from bytes; it has no public name.
 SCALAR: Any = np.float64(0).__reduce__()[0]
-ELEMENT_TYPE = re.compile(r"[biufcSUO]\d*")  # as NumPy writes types without fields
+ELEMENT_TYPE = re.compile(r"[biufcSUO]\d*")  # NumPy's names of types without fields
 
 
 def load_pickle(file: BufferedIOBase, *, where: str) -> Any:
-    """The object in a pickle made of builtin containers, numbers, strings and NumPy arrays, read into memory.
+    """Read a pickle that is made of builtin containers, numbers, strings and NumPy arrays.
 
-    Pickles of Python 2 are read too: their strings come out as text (latin-1). Raises ValueError where the pickle asks
-    for anything else (such as ``os.system`` or ``eval``), naming it, or is damaged; nothing of it is run then.
+    Pickles of Python 2 are read too; their strings are decoded as latin-1. Raises ValueError if the pickle is damaged,
+    or if it names anything else, such as ``os.system`` or ``eval``; the message gives that name, and nothing is run.
     """
     try:
         return _DataUnpickler(file, where).load()
@@ -41,13 +43,13 @@ def load_pickle(file: BufferedIOBase, *, where: str) -> Any:
 
 
 def packed_images(file: BufferedIOBase, *, where: str) -> Iterator[bytes]:
-    """Every PNG or JPEG file in a pickle, in order and one at a time, from a list of byte strings or of byte arrays.
+    """Yield every PNG or JPEG file that a pickled list of byte strings or byte arrays holds, in order.
 
-    Nothing is unpickled or run. It takes one pass over the file, and the memory of the largest item.
+    Nothing is unpickled or run. The file is read once, and only one item is in memory at a time.
     """
     try:
         for _, item, _ in pickletools.genops(cast(IO[bytes], file)):
-            # Old protocols write bytes as latin-1 text.
+            # Old protocols of pickle write bytes as latin-1 text.
             content = item.encode("latin-1", "ignore") if isinstance(item, str) and item[1:4] == "PNG" else item
             if isinstance(content, bytes | bytearray) and content.startswith(IMAGE_SIGNATURES):
                 yield bytes(content)
@@ -56,7 +58,7 @@ def packed_images(file: BufferedIOBase, *, where: str) -> Iterator[bytes]:
 
 
 class _RefusedError(ValueError):
-    """A pickle asks for more than data."""
+    """A pickle names something that data do not need."""
 
 
 class _DataUnpickler(pickle.Unpickler):
@@ -68,27 +70,27 @@ class _DataUnpickler(pickle.Unpickler):
         admitted = _admitted(module, name)
         if admitted is None:
             raise _RefusedError(
-                f"{self._where} is refused: it asks for {module}.{name}, and data need no more than NumPy arrays and "
+                f"{self._where} is refused: it asks for {module}.{name}, but data need only NumPy arrays and "
                 "plain containers.\nDo not open it with pickle.load, which would run it; fetch the data again."
             )
         return admitted
 
 
 class _ElementType:
-    """What a pickle says of the type of an array's elements; NumPy is given no more than a plain name of it.
+    """The type of an array's elements as a pickle states it; NumPy is given only the name of a simple type.
 
-    NumPy's own reader would believe a pickle which says that pointers are numbers.
+    NumPy's own reader would accept any state of a type, so a pickle could have it treat numbers as pointers.
     """
 
     def __init__(self, text: str) -> None:
         if not ELEMENT_TYPE.fullmatch(text):
-            raise ValueError(f"elements of type {text!r}; only numbers, text and objects are read")
+            raise ValueError(f"it has elements of type {text!r}; only numbers, text and objects are read")
         self._text: str = text
         self._order: Any = "="
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         if any(part is not None for part in state[2:5]):
-            raise ValueError("elements of several fields; only numbers, text and objects are read")
+            raise ValueError("it has elements of several fields; only numbers, text and objects are read")
         self._order = state[1]
 
     def dtype(self) -> np.dtype[Any]:
@@ -96,32 +98,33 @@ class _ElementType:
 
 
 class _Array(np.ndarray):
-    """An array that is filled by its state alone, which NumPy checks against a type that is known to be safe."""
+    """An array whose content is set from the pickled state; NumPy checks it against a type that is known to be safe."""
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         *version, shape, element_type, fortran, content = state
         if isinstance(content, list) and len(content) != prod(shape):  # NumPy would read past the end of the list
-            raise ValueError(f"{len(content)} objects for an array of shape {shape}")
+            raise ValueError(f"it has {len(content)} objects for an array of shape {shape}")
         super().__setstate__((*version, shape, element_type.dtype(), fortran, content))
 
 
 def _admitted(module: str, name: str) -> Any:
-    """What a pickle may call under this name, or None; only exact pairs of module and name are admitted.
+    """The class or function that a pickle gets for this name, or None if it is refused.
 
-    Functions are made anew for every call, because a pickle could set attributes on shared ones. NumPy's own are
-    never handed out: a pickle could call them to make arrays of pointers out of its bytes.
+    Only exact pairs of module and name are admitted. The functions are made anew for every call, because a pickle could
+    set attributes on shared ones. NumPy's own functions are never returned, because a pickle could call them to make
+    arrays of pointers out of its bytes.
     """
 
     def from_buffer(content: Any, element_type: _ElementType, shape: tuple[int, ...], order: Any) -> np.ndarray:
         if not isinstance(content, bytes | bytearray):
-            raise ValueError(f"an array out of {type(content).__name__}")
+            raise ValueError(f"it makes an array out of a {type(content).__name__}")
         return np.frombuffer(content, element_type.dtype()).reshape(shape, order=order)
 
     if module in ("builtins", "__builtin__"):
         return PLAIN.get(name)
     if module == "numpy":
         return {"ndarray": "numpy.ndarray", "dtype": lambda text, *_: _ElementType(text)}.get(name)
-    # NumPy 1 and 2 have these functions in numpy.core and in numpy._core.
+    # NumPy 1 has these functions in numpy.core, and NumPy 2 has them in numpy._core.
     if module in ("numpy.core.multiarray", "numpy._core.multiarray"):
         return {
             "_reconstruct": lambda *_: np.ndarray.__new__(_Array, (0,), np.int8),
@@ -129,6 +132,6 @@ def _admitted(module: str, name: str) -> Any:
         }.get(name)
     if module in ("numpy.core.numeric", "numpy._core.numeric") and name == "_frombuffer":
         return from_buffer
-    if (module, name) == ("_codecs", "encode"):  # how protocol 2 writes bytes
+    if (module, name) == ("_codecs", "encode"):  # protocol 2 writes bytes as a call of this function
         return lambda text, encoding="latin1": str.encode(text, "latin-1")
     return None

@@ -1,4 +1,4 @@
-"""How the classes of a data set are divided into train, val and test: as given, by a rule, or by a user's file."""
+"""How the classes of a data set are divided into train, val and test: by the data, by a rule, or by a user's file."""
 
 import csv
 import hashlib
@@ -16,7 +16,7 @@ PARTS = {
     "val": ("val", "valid", "validation"),
     "test": ("test", "novel", "testing"),
 }
-# Every name that a part of a split goes by in the literature, and our own name for it.
+# For every name that the literature uses for a part of a split, the name that is used here.
 PART_OF = {alias: part for part, aliases in PARTS.items() for alias in aliases}
 BY_NAME_RULE = "64, 16 and 20 % of the classes in the order of the sha256 of their names; no split of the literature"
 
@@ -33,9 +33,9 @@ class Split:
     parts: Mapping[str, tuple[str, ...]]
 
     def positions(self, class_names: Sequence[str], of: str) -> dict[str, tuple[int, ...]]:
-        """The positions of each part's classes among ``class_names``.
+        """For each part, the positions of its classes among ``class_names``.
 
-        ``of`` names the data in the message. Raises ValueError, with the nearest name, for a class that is missing.
+        of: the name of the data in messages. Raises ValueError for a class that is not among ``class_names``.
         """
         position = {name: i for i, name in enumerate(class_names)}
         for name in (name for names in self.parts.values() for name in names):
@@ -46,7 +46,7 @@ class Split:
 
 
 def did_you_mean(value: str, known: Iterable[str]) -> str:
-    """The end of an error message that suggests the known name nearest to a value, or nothing.
+    """The end of an error message that suggests the known name nearest to a value; empty if none is near.
 
     >>> did_you_mean("tset", ["train", "test"])
     "; did you mean 'test'?"
@@ -62,13 +62,15 @@ def named_split(name: str, rule: str, parts: Mapping[str, Iterable[str]]) -> Spl
 
 
 def given_split(source: str, parts: Mapping[str, Iterable[str]]) -> Split:
-    """The split that the data themselves come in."""
+    """The split into which the data are already divided by their files or folders."""
     return named_split("given", f"as given by {source}", parts)
 
 
 def split_by_rule(name: str, rule: str, class_names: Sequence[str], part_of: Callable[[str], str]) -> Split:
-    """The split that puts each class in the part which a function of its name returns."""
-    return named_split(name, rule, {part: [each for each in class_names if part_of(each) == part] for part in PARTS})
+    """The split that puts each class into the part that ``part_of`` returns for its name."""
+    return named_split(
+        name, rule, {part: [class_name for class_name in class_names if part_of(class_name) == part] for part in PARTS}
+    )
 
 
 def split_by_lists(
@@ -80,9 +82,9 @@ def split_by_lists(
     test: Collection[Any],
     key: Callable[[str], Any] = str,
 ) -> Split:
-    """The split of the literature that lists the classes of val and of test; all others are train.
+    """The split whose classes for val and for test are listed; all other classes are for train.
 
-    key: turns a class name into what the lists hold, such as its number.
+    key: a function that turns a class name into an entry as the lists hold it, such as the number of the class.
     """
 
     def part_of(class_name: str) -> str:
@@ -93,9 +95,9 @@ def split_by_lists(
 
 
 def shares_by_hash(names: Sequence[str], sizes: Mapping[str, int]) -> dict[str, list[str]]:
-    """The names divided into parts of the given sizes, each part sorted.
+    """Divide names into parts of the given sizes; the names of each part are sorted.
 
-    A hash of the name alone decides: nobody chose the classes, and anybody can check.
+    The names are ordered by their hashes and then cut into parts, so that the choice is arbitrary and can be repeated.
     """
     order = sorted(names, key=lambda name: hashlib.sha256(name.encode("utf-8")).digest())
     ends = list(accumulate(sizes.values()))
@@ -103,7 +105,7 @@ def shares_by_hash(names: Sequence[str], sizes: Mapping[str, int]) -> dict[str, 
 
 
 def split_by_hash(class_names: Sequence[str]) -> Split:
-    """The split of data that come without one, by a hash of the class names."""
+    """The split that is used for data without one: the classes are divided by the hashes of their names."""
     count = len(class_names)
     if count < 3:
         return named_split("by-name", "fewer than three classes, all for training", {"train": class_names})
@@ -113,7 +115,7 @@ def split_by_hash(class_names: Sequence[str]) -> Split:
 
 
 def chosen_split(offered: Sequence[Split], choice: str | Path | None, layout: str) -> Split:
-    """The split that the user asks for: the first one offered if ``choice`` is None, else by name or from a file."""
+    """The split that the user chose, by its name or by a file; the first one offered if ``choice`` is None."""
     by_name = {split.name: split for split in offered}
     if choice is None and not offered:
         raise ValueError(f"no split is known for the classes of {layout}; give a .json or .csv file with split=")
@@ -123,9 +125,9 @@ def chosen_split(offered: Sequence[Split], choice: str | Path | None, layout: st
 
 
 def split_from_file(choice: str | Path, *, known: Collection[str] = ()) -> Split:
-    """The split in a user's file: .json, a mapping of parts to class names; or .csv, lines of class,split.
+    """Read a split from a user's file: .json with a mapping of parts to class names, or .csv with lines of class,split.
 
-    known: the names of splits that could have been meant instead, for the message.
+    known: the names of the splits that the user could have given instead, for the error message.
     """
     file = Path(choice).expanduser()
     if file.suffix not in (".json", ".csv") or not file.is_file():
@@ -134,7 +136,7 @@ def split_from_file(choice: str | Path, *, known: Collection[str] = ()) -> Split
     parts = _json_parts(file) if file.suffix == ".json" else _csv_parts(file)
     if not parts or not set(parts) <= set(PART_OF):
         unknown = ", ".join(part for part in parts if part not in PART_OF)
-        raise ValueError(f"{file} divides into {unknown or 'nothing'}; use train, val and test")
+        raise ValueError(f"{file} divides the classes into {unknown or 'nothing'}; use train, val and test")
     return named_split(file.name, f"your file {file.name}", {PART_OF[part]: names for part, names in parts.items()})
 
 
@@ -150,7 +152,7 @@ def _csv_parts(file: Path) -> Mapping[str, Sequence[str]]:
     parts: dict[str, list[str]] = {}
     for number, row in enumerate(csv.reader(io.StringIO(file.read_text(encoding="utf-8-sig"))), start=1):
         cells = [cell.strip() for cell in row]
-        if not any(cells) or (number == 1 and cells[-1] not in PART_OF):  # a blank line, or the heading
+        if not any(cells) or (number == 1 and cells[-1] not in PART_OF):  # a blank line, or the names of the columns
             continue
         if len(cells) != 2:
             raise ValueError(f"{file}: line {number} has {len(cells)} fields; use class,split")

@@ -1,4 +1,4 @@
-"""The files below a path that the user named, whether it is a folder, a zip, or a folder of zips."""
+"""The files below a path that the user gave: a folder, a zip, or a folder of zips."""
 
 import os
 import zipfile
@@ -8,24 +8,25 @@ from io import BufferedIOBase
 from pathlib import Path
 from typing import cast
 
-MAX_DEPTH = 7  # folders below the named path; no layout is deeper
-MAX_FILES = 3_000_000
-# Names with these beginnings are no data: hidden files, our cache among them, and what an archiver adds.
+MAX_DEPTH = 7  # levels of folders below the path; no layout has more
+MAX_FILES = 3_000_000  # more files than any data set has, so that a path such as "/" is refused
+# Files and folders whose names begin so are no data: hidden ones, such as our cache, and what archivers add on macOS.
 IGNORED = (".", "__MACOSX")
 
 Stamp = tuple[int, int]
 
 
 class Tree:
-    """File names (with "/", relative to the path) and their contents; use it in a ``with`` statement.
+    """The names and contents of the files at a path; use it in a ``with`` statement.
 
-    A zip in the tree appears as a folder of its name, unless its unpacked folder lies beside it. A path to a file that
-    is no zip stands for the folder that holds it, without that folder's own folders. Nothing is unpacked to the disk.
+    Names use "/" and are relative to ``root``. A zip appears as a folder with the name of the zip, unless the folder
+    that it unpacks to lies beside it. If the path is a file other than a zip, the tree holds the files of its folder,
+    without the folders in it. Nothing is unpacked to the disk.
 
-    files: for each name its (size, time of change), or (size, checksum) inside a zip; caches rest on these.
-    empty: the folders that hold nothing.
+    files: for each name its (size, time of the last change) or, inside a zip, its (size, checksum); a cache is valid as
+    long as these stay the same. empty: the folders that hold nothing.
 
-    Raises ValueError where there is nothing at the path, or far more than a data set.
+    Raises ValueError if there is nothing at the path, or if it holds far more files than a data set has.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -66,7 +67,7 @@ class Tree:
             raise ValueError(f"{name} in {self.path} is not a text file in UTF-8; fetch it again") from None
 
     def open(self, name: str) -> BufferedIOBase:
-        """A file opened for reading, which need not be read as a whole."""
+        """Open a file for reading, as a stream."""
         archive, _, member = name.partition(".zip/")
         if f"{archive}.zip" in self._archives and member:
             return cast(BufferedIOBase, self._archives[f"{archive}.zip"].open(member))
@@ -96,7 +97,7 @@ class Tree:
 
 
 def _walk(root: Path, *, depth: int) -> tuple[dict[str, Stamp], list[str]]:
-    """Files with their stamps, and empty folders; a folder that links make reachable twice is entered once."""
+    """The files with their stamps, and the empty folders; a folder that links make reachable twice is listed once."""
     files: dict[str, Stamp] = {}
     empty: list[str] = []
     entered: set[tuple[int, int]] = set()
@@ -127,5 +128,5 @@ def _ignored(name: str) -> bool:
 
 
 def _unpacked(name: str, files: Iterable[str]) -> bool:
-    """Whether the folder that a zip unpacks to lies beside it."""
-    return any(other.startswith(name.removesuffix(".zip") + "/") for other in files)
+    """Whether the folder that a zip unpacks to lies beside the zip."""
+    return any(file.startswith(name.removesuffix(".zip") + "/") for file in files)

@@ -1,6 +1,7 @@
-"""Building a network: from a seed, or by the import path of one of your own; and what any network must be.
+"""Builds a network from a seed, finds your own network by its import path, and refuses one that does not fit the tasks.
 
-A network can be trained and measured if it maps examples to outputs of the right shape and has no hidden state.
+A network can be trained and measured if it maps examples to outputs of the right shape and has no hidden state: its
+outputs must be a function of its parameters and inputs alone.
 """
 
 import sys
@@ -27,9 +28,10 @@ from hessian_tools.rng import stream, stream_seed
 def seeded(build: Callable[[], nn.Module], *, seed: int) -> nn.Module:
     """A network whose initial parameters depend on the seed alone; the global random state is left unchanged.
 
-    It is built on the CPU, whose numbers are the same everywhere, even where the default device is another.
+    It is built on the CPU, even if the default device is another, because the CPU draws the same numbers on every
+    machine.
     """
-    # Not by torch.manual_seed, which seeds every GPU and, where none is in use yet, the first that will be.
+    # torch.manual_seed is not used here: it also seeds every GPU, or the first GPU that comes into use later.
     number = int.from_bytes(stream_seed(seed, "initial parameters")[:7], "little")
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.random.fork_rng(devices=gpus), torch.device("cpu"):
@@ -42,12 +44,13 @@ def seeded(build: Callable[[], nn.Module], *, seed: int) -> nn.Module:
 def load_network(
     target: str, *, outputs: int, input_shape: tuple[int, ...], options: Mapping[str, Any] | None = None
 ) -> Callable[[], nn.Module]:
-    """A function that builds the network named by ``"package.module:name"``, a class or a function that makes one.
+    """Return a function that builds the network whose class or factory function ``"package.module:name"`` names.
 
-    The class or function is called with ``options`` as keywords, and with ``outputs`` and ``input_shape`` (of one
-    example) where its signature has them and ``options`` do not. The module is looked for as ``import`` does, then in
-    the working folder. Importing it runs its code. Raises ValueError, in a line or two, for what cannot be found or
-    called so, and, when the network is built, for what is not an ``nn.Module``; see :func:`refuse_unfit` for the rest.
+    The class or function is called with ``options`` as keywords. It also gets ``outputs`` and ``input_shape`` (of one
+    example) if its signature has these names and ``options`` does not. The module is looked for on Python's path and
+    then in the working folder; importing it runs its code. Raises ValueError if the name cannot be found or cannot be
+    called with these arguments. The returned function raises ValueError if the result is not an ``nn.Module``. Whether
+    the network fits the tasks is checked by :func:`refuse_unfit`.
 
     >>> build = load_network("hessian_tools.nets:Conv4", outputs=5, input_shape=(3, 32, 32), options={"width": 16})
     >>> build().head
@@ -57,7 +60,7 @@ def load_network(
     try:
         takes = signature(factory)
     except (TypeError, ValueError):
-        raise ValueError(f"{target} does not say which arguments it takes; wrap it in a function of yours") from None
+        raise ValueError(f"{target} has no signature that can be read; wrap it in a function of your own") from None
     known = {"outputs": outputs, "input_shape": tuple(input_shape)}
     keywords = {name: value for name, value in known.items() if name in takes.parameters} | dict(options or {})
     try:
@@ -70,9 +73,9 @@ def load_network(
 
 
 def source_digest(target: str) -> str:
-    """SHA-256 of the file that ``"package.module:name"`` is imported from: runs with the same digest ran the same code.
+    """SHA-256 (hex) of the file from which ``"package.module:name"`` is imported; equal digests mean equal code.
 
-    Code which that file imports in turn is not covered.
+    It does not cover other files that this file imports. It is empty if the module has no file.
     """
     file = _import(target.partition(":")[0], target).__file__
     return sha256(Path(file).read_bytes()).hexdigest() if file else ""
@@ -81,12 +84,12 @@ def source_digest(target: str) -> str:
 def refuse_unfit(model: nn.Module, *, outputs: int, input_shape: tuple[int, ...]) -> None:
     """Refuse a network that does not map [example, *input_shape] to [example, outputs], or that has hidden state.
 
-    It takes a few forward passes on four examples of standard normal numbers. Raises ValueError (HiddenStateError for
-    hidden state) that names what is wrong. The model, its buffers and the random state are left unchanged.
+    It runs a few forward passes on four examples of standard normal numbers. Raises ValueError, or HiddenStateError for
+    hidden state. The model, its buffers and the global random state are left unchanged.
     """
     name = type(model).__name__
     if any(isinstance(p, UninitializedParameter) for p in model.parameters()):
-        raise ValueError(f"{name} has lazy layers, whose shapes are not known yet; give them their sizes")
+        raise ValueError(f"{name} has lazy layers, whose shapes are not known yet; use layers with given sizes")
     theta, layout = flatten(model)
     x = torch.randn(4, *input_shape, generator=stream(0, "an input to look at shapes"))
     buffers = {key: buffer.clone() for key, buffer in model.named_buffers()}  # a forward pass may change them
@@ -98,9 +101,10 @@ def refuse_unfit(model: nn.Module, *, outputs: int, input_shape: tuple[int, ...]
     if not isinstance(y, Tensor) or y.shape != (4, outputs):
         got = f"shape {tuple(y.shape)}" if isinstance(y, Tensor) else f"a {type(y).__name__}"
         raise ValueError(
-            f"{name} makes {got} of 4 examples of shape {tuple(input_shape)};"
+            f"{name} returns {got} for 4 examples of shape {tuple(input_shape)};"
             f" the tasks need a tensor of shape (4, {outputs})"
         )
+    # Any loss will do here, because hidden state shows in the outputs; their sum needs no targets.
     make_loss(model, lambda out, _: out.sum(), layout).refuse_hidden_state(theta, (x, None))
 
 
@@ -129,22 +133,22 @@ def _factory(target: str) -> Callable[..., Any]:
         held = f"it has {', '.join(known[:8]) or 'no class and no function'}"
         raise ValueError(f"{target}: module {path} has no {name!r}; {f'did you mean {near[0]!r}?' if near else held}")
     if isinstance(factory, nn.Module):
-        raise ValueError(f"{target} is a network whose parameters are already drawn; name the class or a function")
+        raise ValueError(f"{target} is a network that is already built; name a class or a function that builds it")
     if not callable(factory):
         raise ValueError(f"{target} is a {type(factory).__name__}; name a class or a function that makes a network")
     return factory
 
 
 def _import(path: str, target: str) -> ModuleType:
-    """The module as ``import`` finds it, or from the working folder, where a console script does not look."""
+    """Import a module from Python's path or from the working folder, which is not on the path of a console script."""
     folder = str(Path.cwd())
     added = folder not in sys.path
     if added:
-        sys.path.append(folder)  # last, so that nothing in it hides another package
+        sys.path.append(folder)  # at the end, so that no file in this folder hides an installed package
     try:
         return import_module(path)
     except ModuleNotFoundError as e:
-        if e.name is None or not f"{path}.".startswith(f"{e.name}."):  # the module exists but imports a missing one
+        if e.name is None or not f"{path}.".startswith(f"{e.name}."):  # the module exists, but it imports a missing one
             raise ValueError(f"{target}: importing {path} failed: {e}") from e
         raise ValueError(
             f"{target}: there is no module {e.name!r} in {folder} or on Python's path; start from the folder"

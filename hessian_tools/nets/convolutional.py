@@ -1,4 +1,4 @@
-"""The convolutional networks of few-shot learning, Conv4 and ResNet-12, and the layers that both consist of."""
+"""The convolutional networks of few-shot learning, Conv4 and ResNet-12, and the layers of which both consist."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -6,15 +6,15 @@ from functools import partial
 from torch import Tensor, nn
 
 NORMALISATIONS = ("batch", "group", "none")
-NEGATIVE_SLOPE = 0.1  # of the leaky ReLU in ResNet-12
+NEGATIVE_SLOPE = 0.1  # the slope of ResNet-12's leaky ReLU below 0
 
 
 class Conv4(nn.Module):
     """Four blocks of convolution, normalisation, ReLU and max-pooling, then a linear head (Vinyals 2016).
 
-    outputs: numbers that come out for each image. width: the number of filters in each block; 32, 64 and 128 are
-    usual. input_shape: (channels, height, width) of an image. normalisation: "batch" (always by the statistics of the
-    batch at hand), "group" (``groups`` must divide the width) or "none".
+    outputs: the number of outputs for each image. width: the number of filters in each block; 32, 64 and 128 are
+    usual. input_shape: (channels, height, width) of an image. normalisation: "batch" (by the mean and variance of the
+    current batch, in training and in evaluation), "group" (``groups`` must divide the width) or "none".
     """
 
     def __init__(
@@ -42,15 +42,16 @@ class Conv4(nn.Module):
 
 
 class ResNet12(nn.Module):
-    """Four residual blocks of three 3x3 convolutions, each ending in max-pooling; global mean; a linear head.
+    """Four residual blocks of three 3x3 convolutions and max-pooling, the mean over all positions, and a linear head.
 
-    This is ResNet-12 as few-shot learning uses it (Oreshkin 2018, TADAM; Lee 2019, MetaOptNet), but without dropout
-    and DropBlock, which draw random numbers: a loss must be a function of its parameters.
+    This is ResNet-12 as few-shot learning uses it (Oreshkin 2018, TADAM; Lee 2019, MetaOptNet), but without dropout and
+    DropBlock: these draw random numbers, and the loss must be a function of the parameters.
 
-    widths: the number of filters in each block, (64, 128, 256, 512) or (64, 160, 320, 640). outputs, input_shape,
-    normalisation, groups: as in Conv4. residual: which blocks have their shortcut (1x1 convolution, normalisation).
-    BOIL removes it from the last one, (True, True, True, False), so that the inner loop can change what the head sees
-    (Oh 2021). Convolutions begin Kaiming-normal over their outputs, as in MetaOptNet.
+    widths: the number of filters in each block, usually (64, 128, 256, 512) or (64, 160, 320, 640). outputs,
+    input_shape, normalisation, groups: as in Conv4. residual: for each block, whether it has a shortcut (a 1x1
+    convolution and its normalisation). BOIL (Oh 2021) removes the shortcut of the last block, (True, True, True,
+    False), so that the inner loop can change what the head sees. The weights of the convolutions are drawn by
+    Kaiming-normal initialisation with fan-out, as in MetaOptNet.
     """
 
     def __init__(
@@ -65,7 +66,9 @@ class ResNet12(nn.Module):
     ) -> None:
         super().__init__()
         if len(widths) != 4 or len(residual) != 4:
-            raise ValueError(f"widths={list(widths)} and residual={list(residual)} need four entries, one per block")
+            raise ValueError(
+                f"widths={list(widths)} and residual={list(residual)} need four entries each, one for each block"
+            )
         _refuse_small_images(input_shape)
         inputs = (input_shape[0], *widths[:3])
         convolution = partial(_convolution, normalisation=normalisation, groups=groups)
@@ -102,17 +105,19 @@ class _ResidualBlock(nn.Module):
 def _convolution(
     inputs: int, outputs: int, *, normalisation: str, kernel: int = 3, groups: int = 8
 ) -> tuple[nn.Module, ...]:
-    """A convolution that keeps height and width, and its normalisation, if any.
+    """A convolution that keeps height and width, followed by its normalisation, if it has one.
 
-    batch: by the statistics of the batch at hand. None are tracked, so that the forward pass is a function of
-    parameters and input. group: over ``groups`` groups of channels of each image (Wu, He 2018); 1 takes all channels
-    together, and as many groups as channels is instance normalisation.
+    "batch" normalises by the mean and variance of the current batch; no running statistics are kept, so that the
+    forward pass is a function of parameters and input. "group" normalises over ``groups`` groups of channels of each
+    image (Wu and He 2018): one group takes all channels together, and as many groups as channels is instance
+    normalisation.
     """
     if normalisation not in NORMALISATIONS:
         raise ValueError(f"normalisation={normalisation!r} is not one of {', '.join(NORMALISATIONS)}")
     if normalisation == "group" and (groups < 1 or outputs % groups):
         raise ValueError(f"groups={groups} does not divide {outputs} channels; choose a divisor, or another width")
-    # A normalised convolution has no bias: it would be cancelled, and leave null directions in every Hessian.
+    # A normalised convolution has no bias: the normalisation would cancel it, so it would only add zero eigenvalues to
+    # every Hessian.
     conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=normalisation == "none")
     if normalisation == "batch":
         return conv, nn.BatchNorm2d(outputs, track_running_stats=False)
@@ -121,7 +126,9 @@ def _convolution(
 
 def _refuse_small_images(input_shape: tuple[int, ...]) -> None:
     if len(input_shape) != 3:
-        raise ValueError(f"input_shape={tuple(input_shape)} is not an image's (channels, height, width)")
+        raise ValueError(
+            f"input_shape={tuple(input_shape)} is not the shape of an image; give (channels, height, width)"
+        )
     height, width = input_shape[1:]
     if min(height, width) < 16:  # each of the four blocks halves height and width
-        raise ValueError(f"images of {height}x{width} vanish in four poolings; use at least 16x16")
+        raise ValueError(f"images of {height}x{width} are too small for four poolings; use at least 16x16")

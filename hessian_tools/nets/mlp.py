@@ -9,13 +9,15 @@ from torch import Tensor, nn
 class MLP(nn.Module):
     """Linear layers with an activation between them; inputs are flattened.
 
-    sizes: the number of inputs, then of the units in each layer; the last are the outputs.
+    sizes: the number of inputs, the number of units in each hidden layer, and the number of outputs.
     """
 
     def __init__(self, sizes: Sequence[int], *, activation: Callable[[], nn.Module] = nn.ReLU) -> None:
         super().__init__()
         if len(sizes) < 2:
-            raise ValueError(f"sizes={list(sizes)} needs at least an input and an output size")
+            raise ValueError(
+                f"sizes={list(sizes)} needs at least two entries, the number of inputs and the number of outputs"
+            )
         hidden: list[nn.Module] = []
         for inputs, outputs in pairwise(sizes[:-1]):
             hidden += [nn.Linear(inputs, outputs), activation()]

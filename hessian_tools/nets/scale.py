@@ -1,4 +1,4 @@
-"""The weights whose filters are followed by a normalisation, so that the loss does not depend on their norm."""
+"""Finds the weights whose filters are followed by a normalisation, so that the loss does not depend on their norms."""
 
 from copy import deepcopy
 from itertools import pairwise
@@ -10,22 +10,23 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-# The name of a parameter, and what the results of the module that owns it go into: modules, or None for anything else.
+# The name of a weight, and the modules that take the outputs of its layer; None stands for a taker of another kind.
 Use = tuple[str, list[nn.Module | None]]
 
 
 def normalised_weights(model: nn.Module) -> tuple[str, ...]:
-    """Names of the weights whose every filter can be rescaled alone without the loss changing (as eps -> 0).
+    """Names of the weights of which each single filter can be rescaled without a change of the loss (as eps -> 0).
 
-    A filter is a slice along dimension 0, rescaled by a positive number. The weights are those of convolutions and
-    linear layers whose results go into a normalisation and nowhere else. They are found by tracing the forward pass
-    with ``torch.fx``; where that fails, neighbours in an ``nn.Sequential`` are looked at instead.
+    A filter is a slice of the weight along dimension 0; it is rescaled by a positive number. The weights are those of
+    convolutions and linear layers whose outputs go into a normalisation and nowhere else. They are found by tracing the
+    forward pass with ``torch.fx``. If that fails, a layer is taken to be followed by its neighbour in an
+    ``nn.Sequential``.
 
-    Three kinds of normalisation count: batch and instance normalisation by statistics of the input at hand, and group
-    normalisation with one channel per group. Not counted are group normalisation with several channels and layer
-    normalisation (there only all filters of a group or layer *together* are free), normalisation by running statistics
-    (an affine map), transposed convolutions (their slices along dimension 0 are inputs), and a weight that is also
-    used elsewhere. The outputs of a linear layer are taken to be [example, feature].
+    Three kinds of normalisation have this effect: batch and instance normalisation by statistics of the current input,
+    and group normalisation with one channel in each group. These cases do not count: group normalisation with several
+    channels in a group, and layer normalisation (only all filters of a group or layer *together* can be rescaled);
+    normalisation by running statistics (an affine map); transposed convolutions (their slices along dimension 0 belong
+    to inputs); a weight that is also used elsewhere. The outputs of a linear layer are taken to be [example, feature].
 
     >>> normalised_weights(nn.Sequential(nn.Conv2d(1, 4, 3), nn.InstanceNorm2d(4), nn.Conv2d(4, 2, 3)))
     ('0.weight',)
@@ -43,7 +44,7 @@ def normalised_weights(model: nn.Module) -> tuple[str, ...]:
 
 
 def _frees_each_filter(norm: nn.Module | None, layer: nn.Module) -> bool:
-    """Whether each filter of a layer can be rescaled alone if this normalisation takes its results."""
+    """Whether each single filter of a layer can be rescaled if the module ``norm`` takes the outputs of the layer."""
     if isinstance(layer, nn.Linear):
         return isinstance(norm, _BatchNorm) and _uses_input_statistics(norm) and norm.num_features == layer.out_features
     if not isinstance(layer, _ConvNd) or isinstance(layer, _ConvTransposeNd):
@@ -54,15 +55,16 @@ def _frees_each_filter(norm: nn.Module | None, layer: nn.Module) -> bool:
 
 
 def _uses_input_statistics(norm: _NormBase) -> bool:
-    """Whether it divides by statistics of its input, by torch's own two rules."""
+    """Whether a normalisation divides by statistics of its input; torch decides this differently for its two kinds."""
     if isinstance(norm, _InstanceNorm):
         return norm.training or not norm.track_running_stats
     return norm.training or norm.running_mean is None
 
 
 def _traced_uses(model: nn.Module) -> list[Use]:
-    """Every use of a weight in the forward pass."""
-    # A copy that shares only the parameters is traced: a forward pass may move buffers, keep activations, draw numbers.
+    """Every use of a weight in the traced forward pass."""
+    # A copy that shares only the parameters is traced, because a forward pass may change buffers and keep activations.
+    # It may also draw random numbers, so the random state is forked.
     copy = deepcopy(model, {id(p): p for p in model.parameters()})
     with torch.random.fork_rng(devices=[]):
         graph = Tracer().trace(copy)
@@ -78,7 +80,7 @@ def _traced_uses(model: nn.Module) -> list[Use]:
 
 
 def _sequential_uses(model: nn.Module) -> list[Use]:
-    """Every weight of a module that has a next one in an ``nn.Sequential``."""
+    """The weight of every module in an ``nn.Sequential`` except the last, with the module that comes next."""
     names = _first_names(model)
     uses: list[Use] = []
     for path, module in model.named_modules():
@@ -91,6 +93,6 @@ def _sequential_uses(model: nn.Module) -> list[Use]:
 
 
 def _first_names(model: nn.Module) -> dict[str, str]:
-    """For every name of a parameter its first name, under which tied weights are known."""
+    """For every name of a parameter, its first name; only a parameter that is shared by modules has several."""
     first = {id(p): name for name, p in model.named_parameters()}
     return {name: first[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}

@@ -1,20 +1,22 @@
-"""A small Vision Transformer that can be differentiated as often, and in whatever order, as curvature needs."""
+"""A small Vision Transformer with all the derivatives that curvature needs, in forward and in reverse mode."""
 
 import torch
 from torch import Tensor, nn
 
 
 class VisionTransformer(nn.Module):
-    """Patches, pre-norm transformer blocks, the mean over patches, a linear head (Dosovitskiy 2021, small).
+    """Patches, pre-norm transformer blocks, the mean over patches, and a linear head (Dosovitskiy 2021, small).
 
-    outputs: numbers that come out for each image. patch: the side of a patch, which must divide height and width.
-    width: the length of the vectors, which ``heads`` must divide. depth: the number of blocks. hidden: units between
-    the two linear layers of a block, twice the width by default. input_shape: (channels, height, width) of an image.
+    outputs: the number of outputs for each image. patch: the side of a patch, which must divide height and width.
+    width: the length of the vector for each patch, which ``heads`` must divide. depth: the number of blocks. hidden:
+    the number of units between the two linear layers of a block, twice the width by default. input_shape: (channels,
+    height, width) of an image.
 
-    There is no class token and no dropout. Attention is written out, because torch's fused one lacks forward
-    derivatives of its gradient. So is layer normalisation, because torch's own has wrong third derivatives (2.13),
-    which Hessian products of a meta-objective and gradients of a Hessian penalty need; it takes about a third more
-    time. Queries, keys and values have no bias, because the softmax would cancel that of the keys.
+    There is no class token and no dropout. Attention is written out, because torch's fused attention lacks forward
+    derivatives of its gradient. Layer normalisation is written out too, because that of torch 2.13 has wrong third
+    derivatives, which Hessian products of a meta-objective and gradients of a Hessian penalty need; written out it
+    takes about a third more time. Queries, keys and values have no bias, because the softmax would cancel that of the
+    keys.
     """
 
     def __init__(
@@ -45,7 +47,7 @@ class VisionTransformer(nn.Module):
 
 
 class _Patches(nn.Module):
-    """Turns each patch into one vector, and adds a learned vector for its place."""
+    """Turns each patch into one vector, and adds a learned vector for its position in the image."""
 
     def __init__(self, channels: int, patch: int, tokens: int, width: int) -> None:
         super().__init__()
@@ -57,7 +59,7 @@ class _Patches(nn.Module):
 
 
 class _Block(nn.Module):
-    """Attention over the patches, then a perceptron for each; both take normalised inputs and add to the inputs."""
+    """Attention over the patches, then a perceptron for each patch; both take normalised inputs and are residual."""
 
     def __init__(self, width: int, *, heads: int, hidden: int) -> None:
         super().__init__()

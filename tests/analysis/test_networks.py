@@ -96,7 +96,7 @@ def test_the_network_asked_for_is_built(network, expected):
         ("{name: vit, options: {patch: big}}", "hessian_tools.nets:VisionTransformer with"),
         ("{name: 'own_network:small'}", "there is no module 'own_network' in"),
         ("{name: 'own_networks:smal'}", "module own_networks has no 'smal'; did you mean 'small'?"),
-        ("{name: 'own_networks:wide'}", "makes shape (4, 4) of 4 examples of shape (1, 28, 28)"),
+        ("{name: 'own_networks:wide'}", "returns shape (4, 4) for 4 examples of shape (1, 28, 28)"),
         ("{name: conv4, width: 4, head: neck}", "network: head='neck' holds no parameter; the parameters are body.0.0"),
         ("{name: 'own_networks:small', options: {dropout: 0.5}}", "network: module '4' (Dropout) draws random numbers"),
     ],

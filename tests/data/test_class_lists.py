@@ -1,4 +1,4 @@
-"""The lists add up to the sizes that the literature gives."""
+"""The lists of classes have the sizes that the literature gives."""
 
 from hessian_tools.data import class_lists as lists
 from hessian_tools.data.layouts.birds_and_cars import every_fourth

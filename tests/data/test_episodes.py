@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from hessian_tools.data import Episode, ImageClasses, ImageTasks, SineLineTasks, TaskSource, load_quickdraw, open_tasks
 from hessian_tools.data.episodes import check_count
 
-# These are pinned: if one changes, every study's tasks change. If the change is intended, raise EPISODE_RECIPE.
+# These digests are pinned: if one changes, the tasks of every study change. If that is intended, raise the number in
+# EPISODE_RECIPE.
 GOLDEN_EPISODE = "c7eebf0a3a6032e39ebbddf9a928cc995bd0ebd09332c187de34488abe987d1f"
 GOLDEN_DIGEST = "2868470f77904dfbd19d53b7300ec412386713d05f06e98df99d4cc109a5b8bf"
 
@@ -23,7 +24,7 @@ SPLITS = {"train": tuple(range(3, 19)), "val": (0, 1, 2, 29), "test": tuple(rang
 
 
 def numbered_classes(scale: int = 255) -> ImageClasses:
-    """Images of one row of two pixels, (class, example), so that an episode tells where each image came from."""
+    """A set of images of two pixels, which hold the class and the example, so that an episode shows what was drawn."""
     images = np.zeros((CLASSES, EXAMPLES, 1, 1, 2), dtype=np.uint8)
     images[..., 0] = np.arange(CLASSES)[:, None, None, None]
     images[..., 1] = np.arange(EXAMPLES)[:, None, None]
@@ -34,7 +35,7 @@ NUMBERED = numbered_classes()
 
 
 def origin(x: torch.Tensor, ways: int) -> torch.Tensor:
-    """The class and the example of each of the numbered images: [example, way, (class, example)]."""
+    """Read the class and the example from each of the numbered images: [example, way, (class, example)]."""
     return (x.flatten(1) * 255).round().to(torch.int64).unflatten(0, (-1, ways))
 
 
@@ -57,7 +58,7 @@ def test_golden_episode_and_digest():
 
 
 def test_golden_draw_in_the_clear():
-    """A draw in a legible form: the class and the example that each query row shows."""
+    """A drawn episode in a legible form: the class and the example of each row of the query set."""
     x, _ = ImageTasks(NUMBERED, ways=3, shots=1, queries=2).episode(seed=0, split="val", index=0).query
     assert origin(x, 3).tolist() == [[[29, 5], [2, 2], [1, 4]], [[29, 1], [2, 1], [1, 7]]]
 
@@ -79,7 +80,7 @@ def test_numpy_integers_and_python_integers_name_the_same_episode():
 
 
 def test_seed_split_and_index_each_matter():
-    # Splits of images differ by their classes anyway; those of the generated tasks by the stream alone.
+    # The splits of images differ in their classes anyway; those of the generated tasks differ only in their stream.
     keys = list(product((0, 1), ("train", "test"), (0, 1, 10)))
     tasks = open_tasks("sine-line")
     assert len({episode_sha256(tasks.episode(seed=s, split=p, index=i)) for s, p, i in keys}) == len(keys)
@@ -96,7 +97,7 @@ def test_global_random_states_are_neither_used_nor_moved(tasks):
         torch.manual_seed(seed)
         states = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
         episodes.append(tasks.episode(seed=5, split="val", index=0))
-        # Under jaxtyping's import hook the type checker itself draws from ``random``, to pick items to look at.
+        # Under jaxtyping's import hook, the type checker itself draws from ``random`` to pick the items that it checks.
         assert states[0] == random.getstate() or hasattr(ImageTasks.episode, "__wrapped__")
         np.testing.assert_array_equal(states[1], np.random.get_state()[1])
         assert torch.equal(states[2], torch.get_rng_state())
@@ -150,7 +151,7 @@ def test_classes_labels_and_examples_are_drawn_evenly():
     by_class = torch.bincount(origins[..., 0].flatten(), minlength=CLASSES)[list(SPLITS["test"])]
     by_label = torch.bincount(origins[:, 0, 0], minlength=CLASSES)[list(SPLITS["test"])]
     by_example = torch.bincount(origins[..., 1].flatten(), minlength=EXAMPLES)
-    # Binomial: 5 standard deviations about the mean, the largest of 29 counts.
+    # Each count is binomial, and the largest of 29 must lie within 5 standard deviations of the mean.
     assert (by_class - 1000).abs().max() < 5 * (2000 * 0.5 * 0.5) ** 0.5
     assert (by_label - 200).abs().max() < 5 * (2000 * 0.1 * 0.9) ** 0.5
     assert (by_example - 10000 / 9).abs().max() < 5 * (10000 / 9 * 8 / 9) ** 0.5
@@ -194,7 +195,7 @@ def test_protocol_and_pickling():
     tasks = open_tasks("quickdraw", ways=4, shots=2, queries=3)
     assert isinstance(tasks, TaskSource)
     assert (tasks.kind, tasks.input_shape, tasks.outputs) == ("classification", (1, 28, 28), 4)
-    copy = pickle.loads(pickle.dumps(tasks))  # Dask sends it to its workers
+    copy = pickle.loads(pickle.dumps(tasks))  # Dask pickles tasks to send them to its workers
     assert copy.digest == tasks.digest
     assert same(copy.episode(seed=0, split="val", index=0), tasks.episode(seed=0, split="val", index=0))
     assert tasks == open_tasks("quickdraw", ways=4, shots=2, queries=3)

@@ -1,4 +1,4 @@
-"""Features in .npz, in one file or three, are checked, and sampled like images."""
+"""Features in one or three .npz files are checked when they are read, and episodes of them are drawn as from images."""
 
 from pathlib import Path
 
@@ -80,7 +80,7 @@ ARRAYS = disk.feature_arrays()
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"labels": None}, "all.npz holds features, parts; it needs features .* and labels"),
+        ({"labels": None}, "all.npz holds the arrays features, parts, but it needs features .* and labels"),
         ({"parts": None}, "all.npz has no array parts; add it, or give a file with split="),
         ({"features": np.zeros((20, 3), int)}, "features are int64 of shape .*; use floats"),
         ({"features": np.zeros((20, 3, 1))}, "features are float64 of shape .*; use floats"),

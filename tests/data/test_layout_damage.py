@@ -1,4 +1,4 @@
-"""Damaged and foreign files are reported in plain lines, and leave nothing behind."""
+"""Damaged files, and files of no known layout, give a readable error and leave no part of a cache behind."""
 
 from pathlib import Path
 
@@ -107,14 +107,14 @@ def class_in_two_places(root: Path) -> None:
     ("make", "message"),
     [
         (corrupt_mini, r"mini-imagenet-cache-val.pkl cannot be read as a pickle .*; fetch it again"),
-        (misfit_mini, r"class n01855672 lists image 99 of 4"),
+        (misfit_mini, r"class n01855672 lists image 99, but there are 4; fetch"),
         (orphan_mini, r"image 3 is in no class"),
         (misfit_labels, r"FC100_val.pickle has 4 images but 2 labels"),
         (misfit_tiered, r"val_images_png.pkl has 4 images but 3 labels"),
         (short_npz, r"val_images.npz has 4 images but 7 labels"),
-        (unlabelled_tiered, r"holds test_images_png.pkl but no test_labels.pkl, its labels"),
-        (missing_csv_image, r"val.csv lists n0185567200000002.jpg, which is not there"),
-        (foreign_csv, r"begins with file, class; use filename,label or class_name,image_name"),
+        (unlabelled_tiered, r"holds test_images_png.pkl, but not its labels, test_labels.pkl; fetch"),
+        (missing_csv_image, r"val.csv lists n0185567200000002.jpg, but there is no such file"),
+        (foreign_csv, r"has the columns file, class; use filename,label or class_name,image_name"),
         (missing_listed_class, r"names a class 'beavr' that .* does not hold; did you mean 'beaver'"),
         (empty_class, r"the class folder fox in .* is empty; fill or remove it"),
         (no_image, r"dog/2.png cannot be read as an image"),
@@ -123,7 +123,7 @@ def class_in_two_places(root: Path) -> None:
         (label_zero, r"has label 0; labels are 1 to 4"),
         (damaged_zip, r"images_background.zip cannot be read as a zip"),
         (twice, r"holds 2 data sets: Omniglot, folders of alphabets in a; Omniglot, .* in b.\nGive the folder"),
-        (cifar_of_another, r"train holds data, labels but not 'fine_labels'; it may belong to another data set"),
+        (cifar_of_another, r"train holds data, labels, but not 'fine_labels'; it may belong to another data set"),
         (class_in_two_places, r"the class n01532829 lies in two places, test/n01532829 and train/n01532829"),
     ],
 )

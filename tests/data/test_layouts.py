@@ -1,4 +1,4 @@
-"""Every layout is recognised by its file names, and each image comes out in its class, in its split."""
+"""Every layout is recognised by its file names, and each image ends up in its class, and each class in its split."""
 
 import sys
 from pathlib import Path
@@ -143,7 +143,9 @@ def test_rotations_are_classes_of_their_own_in_the_same_split(tmp_path):
         turn = shown(turned, "ULOG/character01" + ending)
         np.testing.assert_array_equal(turn, np.rot90(upright, quarter, axes=(2, 3)))
     bar = upright[0, 0]
-    assert bar[6, 0] and not bar[6, -1]  # on the left: a quarter turn counterclockwise brings it to the bottom
+    assert (
+        bar[6, 0] and not bar[6, -1]
+    )  # The bar is at the left edge; a quarter turn counterclockwise brings it to the bottom.
     assert shown(turned, "ULOG/character01/rot090")[0, 0][-1, 6]
     x, _ = ImageTasks(turned, ways=8, shots=1, queries=1).episode(seed=0, split="test", index=0).support
     assert len({image.tobytes() for image in x.numpy()}) == 8
@@ -158,7 +160,7 @@ def test_cifar100_pools_train_and_test(tmp_path):
     check_tints(data, {name: c for c, name in enumerate(disk.CIFAR_NAMES)})
     by_superclass = open_data(tmp_path, split="fc100")
     assert split_names(by_superclass) == {"train": ["apple", "bottle"], "test": ["beaver", "baby"]}
-    assert by_superclass.file == data.file  # another split is no reason to decode again
+    assert by_superclass.file == data.file  # another split uses the same decoded images
 
 
 # Birds and cars
@@ -170,7 +172,7 @@ def test_birds_with_both_splits_and_with_boxes(tmp_path):
     assert split_names(data) == {"train": [albatross], "val": [laysan], "test": [ani, frigatebird]}
     other = open_data(tmp_path, split="140-30-30")
     assert split_names(other) == {"train": [albatross, laysan, ani], "val": [frigatebird]}
-    assert shown(data, albatross)[0, :, 0, 0].tolist() == [255, 255, 255]  # whole images, by default
+    assert shown(data, albatross)[0, :, 0, 0].tolist() == [255, 255, 255]  # by default the images are not cropped
     check_tints(open_data(tmp_path, crop=True), {name: c for c, name in enumerate(disk.BIRDS)})
 
 
@@ -184,7 +186,7 @@ def test_cars_are_cut_to_their_box_and_counted_from_one(tmp_path):
 
 @pytest.mark.parametrize("make", [disk.birds, disk.cars])
 def test_boxes_are_those_of_the_object_to_the_pixel(make, tmp_path):
-    """CUB's boxes count from 0 and have widths; those of Cars count from 1 and include their last pixel."""
+    """The boxes of CUB count from 0 and give a width; those of Cars count from 1 and include their last pixel."""
     with Tree(make(tmp_path)) as tree:
         pictures = list(recognise(tree).read(tree, True).pictures())
     assert {picture.box for picture in pictures} == {(2, 3, 6, 7)} and len(pictures) == 16

@@ -1,4 +1,4 @@
-"""Opening by name or path: splits, sizes, channels, descriptions, and what is refused."""
+"""Opening a data set by name or path: its splits, sizes, channels and description, and the options that are refused."""
 
 import io
 import json
@@ -63,8 +63,8 @@ def test_a_split_of_the_users_own(name, text, root, tmp_path):
     [
         ("a.json", '{"train": ["ant"], "test": ["ant"]}', "a class of images is in two splits"),
         ("a.json", '{"train": ["ent"]}', "a.json names a class 'ent' that .* does not hold; did you mean 'eel|ant'"),
-        ("a.json", '{"first": ["ant"]}', "divides into first; use train, val and test"),
-        ("a.json", "{}", "divides into nothing; use train, val and test"),
+        ("a.json", '{"first": ["ant"]}', "divides the classes into first; use train, val and test"),
+        ("a.json", "{}", "divides the classes into nothing; use train, val and test"),
         ("a.json", "[1]", "is not a JSON mapping of train, val and test"),
         ("a.json", '{"train": 3}', "is not a JSON mapping of train, val and test"),
         ("a.csv", "ant,bee,train\n", "line 1 has 3 fields; use class,split"),
@@ -172,8 +172,8 @@ def test_words_that_are_no_path_are_taken_for_names(working_folder):
     ("options", "message"),
     [
         ({"image_size": 0}, "image_size=0 .* whole number of at least 1"),
-        ({"channels": 2}, "channels=2 but images are grey or colour; use 1 or 3"),
-        ({"crop": True}, "crop=True but no boxes come with images in folders"),
+        ({"channels": 2}, "channels=2, but images are grey or colour; use 1 or 3"),
+        ({"crop": True}, r"crop=True, but no boxes come with the data \(images in folders"),
     ],
 )
 def test_impossible_options_are_refused(options, message, root):

@@ -1,4 +1,4 @@
-"""The cache is made once and found again, is never used in part, and is replaced when files or options change."""
+"""The cache is made once and used again, never used while incomplete, and replaced when files or options change."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def decodings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """A list that gets one entry for each image that is decoded."""
+    """A list to which one entry is added for each image that is decoded."""
     seen: list[int] = []
     plain = pixel_cache.picture_pixels
 
@@ -75,7 +75,7 @@ def test_other_sizes_and_channels_are_other_caches(options, root, decodings):
 def test_changed_files_are_decoded_again_and_the_old_cache_goes(root, decodings):
     old = open_data(root)
     changed = disk.put(root / "bee" / "1.png", disk.png(9, 1))
-    os.utime(changed, (1, 1))  # clocks of file systems may stand still for some milliseconds
+    os.utime(changed, (1, 1))  # two writes within some milliseconds could get the same time
     new = open_data(root)
     assert len(decodings) == 40 and new.digest != old.digest
     assert not files_of(old)[0].exists()
@@ -118,16 +118,16 @@ def test_a_damaged_cache_is_made_again(damage, root, decodings):
 
 def test_large_caches_are_checked_at_both_ends_and_between(tmp_path, monkeypatch):
     monkeypatch.setattr(pixel_cache, "BLOCK", 16)
-    file = disk.put(tmp_path / "pixels", bytes(range(256)) * 8)  # 128 blocks, of which 64 are looked at
+    file = disk.put(tmp_path / "pixels", bytes(range(256)) * 8)  # 128 blocks, of which 64 are checked
     _, checksums = pixel_cache._digests(file)
-    assert pixel_cache._sound(file, checksums)
+    assert pixel_cache._is_intact(file, checksums)
     caught = 0
     for block in range(128):
         wrong = [value ^ (number == block) for number, value in enumerate(checksums)]
-        caught += not pixel_cache._sound(file, wrong)
+        caught += not pixel_cache._is_intact(file, wrong)
     assert caught == 64
-    assert not pixel_cache._sound(file, [checksums[0] ^ 1, *checksums[1:]])
-    assert not pixel_cache._sound(file, [*checksums[:-1], checksums[-1] ^ 1])
+    assert not pixel_cache._is_intact(file, [checksums[0] ^ 1, *checksums[1:]])
+    assert not pixel_cache._is_intact(file, [*checksums[:-1], checksums[-1] ^ 1])
 
 
 def test_a_crash_leaves_no_cache_and_its_remains_are_removed(root, monkeypatch):
@@ -161,7 +161,7 @@ def test_several_at_once_all_get_the_complete_cache(root):
 
 
 def test_another_that_finished_first_is_left_alone(root, monkeypatch):
-    """What one process has made must not be swept away by one that began before."""
+    """A cache that one process has finished must not be removed by a process that started earlier."""
     monkeypatch.setattr(pixel_cache, "find", lambda places: None)
     first = open_data(root)
     removed = []
@@ -218,7 +218,7 @@ def test_a_full_disk_is_reported_before_decoding(root, monkeypatch, decodings):
     monkeypatch.setattr(
         pixel_cache.shutil, "disk_usage", lambda folder: pixel_cache.shutil._ntuple_diskusage(10, 10, 0)
     )
-    with pytest.raises(ValueError, match=r"the cache needs 0.0 GB and .* has 0.0 GB free; make room"):
+    with pytest.raises(ValueError, match=r"the cache needs 0.0 GB, but .* has 0.0 GB free; make room"):
         open_data(root)
     assert not decodings
 
@@ -228,7 +228,10 @@ def test_a_source_that_gives_other_counts_than_it_named_is_refused(root, tmp_pat
         match, pixel_format = recognise(tree), pixel_cache.PixelFormat(8, 3, crop=False)
         contents = pixel_cache.read_contents(tree, match, crop=False)
         places = pixel_cache.stems(tree, match, pixel_format, folder=tmp_path / "cache")
-        for change, message in ((-1, "more images of ant than counted"), (1, "images of ant are missing: 20 of 21")):
+        for change, message in (
+            (-1, "the class ant has more images than were counted"),
+            (1, "images of ant are missing: 20 of 21"),
+        ):
             counts = (contents.counts[0] + change, *contents.counts[1:])
             wrong = replace(contents, counts=counts)
             with pytest.raises(ValueError, match=message):
@@ -240,6 +243,6 @@ def test_tasks_travel_by_name_not_by_pixels(root):
     tasks.episode(seed=0, split="train", index=0)  # the file is mapped now
     sent = pickle.dumps(tasks)
     assert len(sent) < 2000 < tasks.dataset.images.nbytes
-    ours, theirs = (each.episode(seed=0, split="train", index=3) for each in (tasks, pickle.loads(sent)))
+    ours, theirs = (source.episode(seed=0, split="train", index=3) for source in (tasks, pickle.loads(sent)))
     assert all((a == b).all() for pair in zip(ours, theirs, strict=True) for a, b in zip(*pair, strict=True))
     assert pickle.loads(sent).digest == tasks.digest

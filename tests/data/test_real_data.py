@@ -1,6 +1,7 @@
-"""The real files, where they lie beside the project, are read as documented; they are not part of it.
+"""The real files of Omniglot and CIFAR-FS are read as documented; they are not in this repository.
 
-They are looked for in the folder that HESSIAN_TOOLS_DATA names, else in ../shared/data from the project's root.
+The files are looked for in the folder that HESSIAN_TOOLS_DATA names or, if it is not set, in ../shared/data beside the
+project's root. Tests of missing files are skipped.
 """
 
 import os
@@ -19,8 +20,8 @@ DATA = Path(os.environ.get("HESSIAN_TOOLS_DATA") or ROOT.parent / "shared" / "da
 
 
 DRAWINGS, PHOTOGRAPHS = "omniglot-py", "cifar-fs/cifar100.zip"
-# This runs in a process without the type checks of a test run, which take five times longer. Of Omniglot, one zip is
-# decoded.
+# This runs in a process of its own without the type checks of a test run, with which it would take five times as long.
+# Of Omniglot, only one of the two zips is decoded.
 SCRIPT = """
 import sys
 from pathlib import Path
@@ -35,7 +36,7 @@ for name, decoded in (("omniglot-py", "images_evaluation.zip"), ("cifar-fs/cifar
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory) -> Path:
-    """A folder of what was decoded, and of the descriptions."""
+    """A folder that holds the decoded images and, for each data set, a text file with its description."""
     folder = tmp_path_factory.mktemp("cache")
     if DATA.exists():
         subprocess.run([sys.executable, "-c", SCRIPT, str(DATA), str(folder)], check=True, cwd=ROOT)

@@ -1,4 +1,4 @@
-"""Sine and line tasks follow the paper's recipe, by measurement."""
+"""The sine and line tasks have the distributions of the paper's recipe, measured over many tasks."""
 
 import math
 
@@ -8,20 +8,20 @@ import torch
 
 from hessian_tools.data import Line, Sine, SineLineTasks, TaskSource, open_tasks
 
-# This is pinned: if the recipe changes on purpose, raise CURVE_RECIPE.
+# This digest is pinned: if the recipe changes on purpose, raise the number in CURVE_RECIPE.
 GOLDEN_DIGEST = "d2adc4a1e5f335220b3b4860d16fe25b5ab9e47ac9f27dcf2a661b9ca877e505"
 TASKS = SineLineTasks()
 
 
 def every_point(index: int, tasks: SineLineTasks = TASKS) -> tuple[np.ndarray, np.ndarray]:
-    """All x and y of a task, in the order of x."""
+    """All x and y of a task, sorted by x."""
     support, query = tasks.episode(seed=0, split="train", index=index)
     x, y = (torch.cat([s, q]).squeeze(1).double().numpy() for s, q in zip(support, query, strict=True))
     return x[np.argsort(x)], y[np.argsort(x)]
 
 
 def test_golden_curve_and_support():
-    """Numbers are compared, not a hash: the last bits of sin and log depend on the machine, see SineLineTasks."""
+    """Numbers are compared instead of a hash, because the last bits of sin and log depend on the machine."""
     assert TASKS.curve(seed=7, split="test", index=16) == Sine(4.695370118940789, 2.240676424237103)
     x, y = TASKS.episode(seed=7, split="test", index=16).support
     np.testing.assert_allclose(x.squeeze(1), [3.7755103, 2.9591837, -4.1836734, -5.0, 2.7551022], rtol=1e-6)
@@ -69,7 +69,7 @@ def test_recipe_of_the_curves():
         ([line.slope for line in lines], -3.0, 3.0),
         ([line.intercept for line in lines], -3.0, 3.0),
     ):
-        spread = (high - low) / math.sqrt(12 * len(values))  # standard error of a uniform mean
+        spread = (high - low) / math.sqrt(12 * len(values))  # the standard error of the mean of uniform numbers
         assert low <= min(values) < low + 10 * spread / 5 and high - 10 * spread / 5 < max(values) <= high
         assert abs(np.mean(values) - (low + high) / 2) < 5 * spread
 
@@ -92,7 +92,7 @@ def test_support_size_changes_neither_curve_nor_noise_nor_order():
     ("options", "message"),
     [
         ({"support": 0}, "support=0 .* at least 1"),
-        ({"support": 50}, "support=50 of points=50 leaves none for the query set; use at most 49"),
+        ({"support": 50}, "support=50 of points=50 leaves no point for the query set; use at most 49"),
         ({"noise": -0.1}, "noise=-0.1 is not a standard deviation"),
         ({"noise": math.nan}, "noise=nan is not a standard deviation"),
     ],

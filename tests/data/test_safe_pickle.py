@@ -1,4 +1,4 @@
-"""Pickles are read as data: arrays and containers of every age are read, anything that could act is refused."""
+"""Pickles of arrays and containers, old or new, are read as data; a pickle that would call anything else is refused."""
 
 import collections
 import io
@@ -19,7 +19,7 @@ def load(content: bytes) -> object:
 
 
 class Calls:
-    """An object whose pickle is a call of a function."""
+    """An object whose pickle calls a given function when it is loaded."""
 
     def __init__(self, function: object, *arguments: object) -> None:
         self.call = (function, arguments)
@@ -51,7 +51,7 @@ def test_plain_values_and_arrays_of_every_protocol(protocol):
 
 
 def test_python_2_pickles_come_out_as_text():
-    """By Python 2.7: cPickle.dumps({'class_dict': {'n01': [0]}, 'image_data': numpy.zeros((1, 2), 'uint8')}, 2)."""
+    """Python 2.7 wrote this by cPickle.dumps({'class_dict': {'n01': [0]}, 'image_data': zeros((1, 2), 'uint8')}, 2)."""
     old = (
         b"\x80\x02}q\x01(U\nclass_dictq\x02}q\x03U\x03n01q\x04]q\x05K\x00asU\nimage_dataq\x06cnumpy.core.multiarray\n"
         b"_reconstruct\nq\x07cnumpy\nndarray\nq\x08K\x00\x85U\x01b\x87Rq\t(K\x01K\x01K\x02\x86cnumpy\ndtype\nq\nU\x02u1K"
@@ -63,7 +63,7 @@ def test_python_2_pickles_come_out_as_text():
 
 
 def harmful_pickles() -> dict[str, bytes]:
-    """Pickles that would do something when loaded with pickle.load, by what they ask for."""
+    """Pickles that would act when loaded with pickle.load, by the name of the function that they call."""
     by_call = {
         "posix.system": Calls(os.system, "touch planted"),
         "builtins.eval": Calls(eval, "open('planted', 'w')"),
@@ -91,7 +91,7 @@ def test_what_could_act_is_refused_and_not_run(asked, working_folder):
     assert not (working_folder / "planted").exists()
 
 
-POINTER = bytes(8)  # a null pointer, which NumPy shows as None; any other would be followed
+POINTER = bytes(8)  # a null pointer, which NumPy reads as None; it would follow any other pointer
 FIELDS = (
     3,
     "|",
@@ -101,17 +101,17 @@ FIELDS = (
     8,
     1,
     0,
-)  # the last number claims: no objects
+)  # the last number holds flags, and 0 says that the elements are no objects
 
 
 def forged_fields() -> bytes:
-    """A pickle of an array of pointers that are said to be plain bytes."""
+    """A pickle of an array of pointers, whose type claims that they are plain bytes."""
     forged = Forged(np.dtype, ("V8", False, True), FIELDS)
     return pickle.dumps(Calls(np.frombuffer(b"").__reduce_ex__(5)[0], POINTER, forged, (1,), "C"), 5)
 
 
 class Forged:
-    """An object whose pickle is a call whose result is then given a state."""
+    """An object whose pickle calls a function and then sets a state on the result."""
 
     def __init__(self, function: object, arguments: tuple, state: object) -> None:
         self.parts = (function, arguments, state)
@@ -137,7 +137,7 @@ POINTERS = {
 
 @pytest.mark.parametrize("name", POINTERS)
 def test_bytes_of_a_pickle_are_never_taken_for_pointers(name):
-    """NumPy's types are not harmless: a pickle can call them so that they read any address, and run code from there."""
+    """NumPy's types are not harmless: a pickle can make them read any address of the memory, and so run code."""
     try:
         read = load(POINTERS[name])
     except ValueError as error:
@@ -147,10 +147,10 @@ def test_bytes_of_a_pickle_are_never_taken_for_pointers(name):
 
 
 def test_shared_functions_cannot_be_altered():
-    """A pickle can set attributes on the functions it is given, so these must not be used by anybody else."""
+    """A pickle can set attributes on the functions it gets, so no other pickle may get the same functions."""
     altering = b"\x80\x02c_codecs\nencode\nN}X\x0c\x00\x00\x00__defaults__X\x01\x00\x00\x00xs\x86b."
     with pytest.raises(ValueError, match="cannot be read as a pickle"):
-        load(altering)  # __defaults__ must be a tuple: it was set on something
+        load(altering)  # this error shows that __defaults__ was set, which accepts only a tuple
     assert load(pickle.dumps(b"\xff\x00", protocol=2)) == b"\xff\x00"
 
 
@@ -185,7 +185,7 @@ def test_picking_images_runs_nothing(working_folder):
 
 
 def test_only_one_image_is_in_memory_at_a_time():
-    """The stream is read as the images are asked for."""
+    """The file is read only as far as images have been requested."""
     stream = io.BytesIO(pickle.dumps([disk.png(c, 0) for c in range(12)]))
     next(packed_images(stream, where="x"))
     assert stream.tell() < 300 < len(stream.getvalue())

@@ -1,4 +1,4 @@
-"""Networks are built from a seed or by import path as asked, and every mistake is answered in words."""
+"""Networks are built from a seed or by import path, and every mistake gives a readable error."""
 
 import sys
 
@@ -38,7 +38,7 @@ def a_dict(outputs):
 
 @pytest.fixture
 def mine(tmp_path, monkeypatch):
-    """A module beside the user, where a console script would not look."""
+    """A module in the working folder, which is not on the path of a console script."""
     (tmp_path / "networks_of_mine.py").write_text(SOURCE)
     (tmp_path / "broken_of_mine.py").write_text("import no_such_thing_at_all\n")
     (tmp_path / "failing_of_mine.py").write_text("1 / 0\n")
@@ -78,7 +78,7 @@ def test_our_own_by_import_path():
         ("networks_of_mine.deeper:Net", "there is no module 'networks_of_mine.deeper'"),
         ("networks_of_mine:Nett", "module networks_of_mine has no 'Nett'; did you mean 'Net'"),
         ("networks_of_mine:xyz", "has no 'xyz'; it has Net, fixed, anything, a_dict"),
-        ("networks_of_mine:made", "is a network whose parameters are already drawn; name the class"),
+        ("networks_of_mine:made", "is a network that is already built; name a class"),
         ("networks_of_mine:NUMBER", "is a int; name a class or a function"),
         ("networks_of_mine:fixed", "cannot be called with nothing: missing a required argument: 'hidden'"),
         ("broken_of_mine:Net", "importing broken_of_mine failed: No module named 'no_such_thing_at_all'"),
@@ -105,8 +105,8 @@ def test_what_is_no_module_is_refused_when_built(mine):
     ("model", "error", "message"),
     [
         (nn.Sequential(nn.Flatten(), nn.Linear(6, 4)), ValueError, r"makes shape \(4, 4\) .* need .* \(4, 3\)"),
-        (nn.Linear(3, 3), ValueError, r"makes shape \(4, 2, 3\) of 4 examples of shape \(2, 3\)"),
-        (nn.LSTM(3, 3, batch_first=True), ValueError, "makes a tuple of 4 examples"),
+        (nn.Linear(3, 3), ValueError, r"returns shape \(4, 2, 3\) for 4 examples of shape \(2, 3\)"),
+        (nn.LSTM(3, 3, batch_first=True), ValueError, "returns a tuple for 4 examples"),
         (nn.Sequential(nn.Flatten(), nn.Linear(5, 3)), ValueError, "cannot take examples of shape"),
         (nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), ValueError, "has lazy layers"),
         (nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(6, 3)), HiddenStateError, r"module '1' \(Dropout\)"),
@@ -147,7 +147,7 @@ def test_the_default_device_is_not_asked() -> None:
 
 
 def test_random_states_are_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So is that of a GPU which is not in use yet, and which torch.manual_seed would seed once it is."""
+    """The state of a GPU that is not in use yet also stays; torch.manual_seed would seed it when it comes into use."""
     monkeypatch.setattr(torch.cuda, "manual_seed_all", pytest.fail)
     before = torch.get_rng_state()
     seeded(lambda: nn.Linear(3, 2), seed=1)

@@ -1,4 +1,4 @@
-"""Every network's curvature: products by three routes, the self-check, third derivatives where they are promised."""
+"""The derivatives of every network: products by three routes, the self-check, and third derivatives where promised."""
 
 from collections.abc import Callable
 
@@ -39,7 +39,7 @@ def setting(name: str):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_products_agree_by_every_route(name):
-    """Forward over reverse, looped and vmapped, and reverse over reverse; the operator gives the same."""
+    """Forward over reverse, in a loop and by vmap, agrees with reverse over reverse and with the operator."""
     loss, theta, batch = setting(name)
     V = draw(len(theta), 3, path="V")
 
@@ -64,7 +64,7 @@ def test_the_operators_pass_the_self_check(name):
     "name", ["conv4 group", "conv4 none", "resnet12 group, no last shortcut", "vision transformer"]
 )
 def test_third_derivatives_are_right_without_torchs_batch_and_layer_normalisation(name):
-    """d/dt of v'H(theta + t u)v against a difference quotient; those two of torch's are 2 % to 200 % off."""
+    """d/dt of v'H(theta + t u)v agrees with a difference quotient; with torch's own layers it is 2 % to 200 % off."""
     loss, theta, batch = setting(name)
     u, v = 0.1 * draw(2, len(theta), path="uv")
 
@@ -77,7 +77,7 @@ def test_third_derivatives_are_right_without_torchs_batch_and_layer_normalisatio
 
 
 def test_attention_is_softmax_of_scaled_dot_products():
-    """Against torch's fused attention, whose values are right."""
+    """Attention is compared with torch's fused attention, whose values are right."""
     attention = (
         VisionTransformer(3, patch=8, width=6, depth=1, heads=3, input_shape=IMAGE).double().body[1].attention[1]
     )
@@ -92,12 +92,12 @@ def test_layer_normalisation_is_torchs():
     with torch.no_grad():
         norm.weight.copy_(draw(8, path="weight"))
         norm.bias.copy_(draw(8, path="bias"))
-    x = 1e-2 * draw(3, 4, 8, path="x")  # small, so that eps counts
+    x = 1e-2 * draw(3, 4, 8, path="x")  # small inputs, so that eps matters
     torch.testing.assert_close(norm(x), F.layer_norm(x, (8,), norm.weight, norm.bias))
 
 
 def test_squared_error_on_a_vision_transformer():
-    """Regression, one output."""
+    """A network for regression has one output."""
     model = seeded(lambda: VisionTransformer(1, patch=8, width=4, depth=1, heads=1, input_shape=IMAGE), seed=2).double()
     theta, layout = flatten(model)
     batch = (draw(4, *IMAGE, path="x"), draw(4, 1, path="y"))

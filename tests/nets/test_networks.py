@@ -1,4 +1,4 @@
-"""The networks have the initial numbers that the study rests on, and their documented shapes, sizes and heads."""
+"""The networks have the initial parameters on which studies depend, and the documented shapes, sizes and heads."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ def conv4_by_hand() -> nn.Module:
     return nn.Sequential(*layers, nn.Linear(16, 5))
 
 
-# The initial numbers, drawn by torch's layers in order: a study's results rest on every bit of them.
+# The initial parameters, which torch's layers draw in order; the results of a study depend on every bit of them.
 BY_HAND = {
     "conv4": (lambda: Conv4(5, width=16), conv4_by_hand),
     "conv4 plain": (
@@ -52,9 +52,9 @@ def test_initial_parameters_have_not_changed_by_a_bit(name):
 
 
 def test_resnet12_begins_kaiming_normal_over_its_outputs():
-    """Variance 2 / ((1 + 0.1^2) 9 outputs) for the 3x3 convolutions; normalisation begins as the identity."""
+    """The 3x3 convolutions have variance 2 / ((1 + 0.1^2) 9 outputs); the normalisation begins as the identity."""
     model = seeded(lambda: ResNet12(3, widths=(96, 32, 64, 64), input_shape=(3, 16, 16)), seed=0)
-    weight = model.body[1].path[0].weight.detach()  # 27 648 numbers: 0.4 %
+    weight = model.body[1].path[0].weight.detach()  # the std of these 27 648 numbers has a standard error of 0.4 %
     assert weight.std() == pytest.approx((2 / (1.01 * 9 * 32)) ** 0.5, rel=0.02)
     assert model.body[1].shortcut[0].weight.detach().std() == pytest.approx((2 / (1.01 * 32)) ** 0.5, rel=0.05)
     assert model.body[1].path[1].weight.eq(1).all()
@@ -90,7 +90,7 @@ def numel(model: nn.Module) -> int:
 
 
 def test_sizes_by_hand():
-    """A convolution has 9 * in * out weights and no bias, its normalisation 2 * out; without one it has a bias."""
+    """A convolution has 9 * in * out weights, and its normalisation 2 * out; without one, it has a bias instead."""
     for width in (32, 64, 128):
         plain = 9 * width + 3 * 9 * width**2 + 5 * width + 5
         for normalisation in NORMALISATIONS:
@@ -114,7 +114,7 @@ def test_without_a_shortcut_a_block_is_its_path():
 
 
 def test_groups_are_of_one_image():
-    """Batch statistics mix the images of a batch, group normalisation does not."""
+    """Batch statistics mix the images of a batch; group normalisation does not."""
     x = torch.rand(4, 1, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for normalisation, alone in (("group", True), ("batch", False), ("none", True)):
         build = lambda n=normalisation: Conv4(3, width=4, input_shape=(1, 16, 16), normalisation=n, groups=2)  # noqa: E731
@@ -128,10 +128,13 @@ def test_groups_are_of_one_image():
         (lambda: Conv4(3, normalisation="layer"), "normalisation='layer' is not one of batch, group, none"),
         (lambda: Conv4(3, width=12, normalisation="group"), "groups=8 does not divide 12 channels"),
         (lambda: ResNet12(3, normalisation="group", groups=0), "groups=0 does not divide 64 channels"),
-        (lambda: Conv4(3, input_shape=(1, 28, 15)), "images of 28x15 vanish in four poolings; use at least 16x16"),
-        (lambda: ResNet12(3, input_shape=(3, 8, 84)), "images of 8x84 vanish"),
-        (lambda: ResNet12(3, widths=(1, 2, 3)), "need four entries, one per block"),
-        (lambda: ResNet12(3, residual=(True,) * 5), "need four entries, one per block"),
+        (
+            lambda: Conv4(3, input_shape=(1, 28, 15)),
+            "images of 28x15 are too small for four poolings; use at least 16x16",
+        ),
+        (lambda: ResNet12(3, input_shape=(3, 8, 84)), "images of 8x84 are too small for four poolings"),
+        (lambda: ResNet12(3, widths=(1, 2, 3)), "need four entries each, one for each block"),
+        (lambda: ResNet12(3, residual=(True,) * 5), "need four entries each, one for each block"),
         (lambda: VisionTransformer(3, patch=5), "patch=5 does not divide images of 28x28"),
         (lambda: VisionTransformer(3, heads=5), "heads=5 does not divide width=64"),
         (lambda: MLP([3]), "needs at least an input and an output size"),

@@ -1,4 +1,4 @@
-"""Which weights are named as free of scale, tested by rescaling: every filter named, and every filter not named."""
+"""``normalised_weights`` is tested by rescaling every filter that it names, and every filter that it does not name."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def resnet12(**options):
 
 
 class Wired(nn.Module):
-    """Convolutions whose results go to a normalisation by the forward pass, not by their place."""
+    """Convolutions that are followed by a normalisation in the forward pass, but not in the order of the modules."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,13 +31,13 @@ class Wired(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.norms[0](self.seen(x)).tanh()
         y = self.also_seen(x)
-        x = self.norms[1](y) + y  # past the normalisation, too
+        x = self.norms[1](y) + y  # the convolution's output also bypasses the normalisation
         x = self.norms[2](self.twice(self.norms[1](self.twice(x)).tanh())).tanh()
         return self.head(x.mean((-2, -1)))
 
 
 class Branching(nn.Module):
-    """What torch.fx cannot trace: a branch on the data."""
+    """A network that torch.fx cannot trace, because it branches on the data."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Branching(nn.Module):
 
 
 class Tied(nn.Module):
-    """One weight in two convolutions, of which only the one that comes last is normalised."""
+    """One weight in two convolutions, of which only the last one is normalised."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class Tied(nn.Module):
 
 
 class Reused(nn.Module):
-    """A convolution whose weight a function uses once more."""
+    """A convolution whose weight is also used by a function."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ def flat(*layers: nn.Module) -> nn.Module:
 
 
 def moved_apart(norm: nn.Module) -> nn.Module:
-    """With affine parameters away from the identity."""
+    """Move the affine parameters away from the identity."""
     with torch.no_grad():
         for p in norm.parameters():
             p += torch.linspace(0.1, 0.5, len(p))
@@ -138,7 +138,7 @@ def setting(name: str):
 
 @pytest.mark.parametrize("name", NAMED)
 def test_named_are_those_whose_filters_can_be_rescaled_alone(name):
-    """Each filter times 3 leaves the loss; of the rest (weights with filters), some filter does not."""
+    """Scaling any filter of a named weight by 3 leaves the loss; every other weight has a filter that changes it."""
     model, expected, batch = setting(name)
     assert list(normalised_weights(model)) == expected
     theta, layout = flatten(model)
@@ -154,7 +154,7 @@ def test_named_are_those_whose_filters_can_be_rescaled_alone(name):
 
 
 def test_looking_leaves_no_trace():
-    """No buffer changes, no random number is drawn, no activation is kept, no attribute becomes a tracer's."""
+    """No buffer changes, no random number is drawn, no activation is kept, and no attribute is a traced value."""
 
     class Keeping(nn.Sequential):
         def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The two fine-grained data sets whose objects have boxes: Caltech-UCSD Birds and Stanford Cars."""
+"""Two fine-grained data sets that give a box around the object of each image: Caltech-UCSD Birds and Stanford Cars."""
 
 import io
 import re
@@ -25,7 +25,7 @@ TSENG_RULE = f"Tseng et al. (2020), {EVERY_FOURTH}"
 
 
 def every_fourth(number: int) -> str:
-    """The part of a class by its number, counted from 1 (Chen et al., 2019).
+    """The part of the split to which a class belongs, by its number counted from 1 (Chen et al., 2019).
 
     >>> [every_fourth(n) for n in (1, 2, 3, 4)]
     ['train', 'val', 'train', 'test']
@@ -72,7 +72,10 @@ def _read_birds(tree: Tree, crop: bool, *, home: str, images: list[str]) -> Cont
 
 
 def _bird_boxes(tree: Tree, home: str) -> dict[str, Box]:
-    """The box of each image file, from lines "number path" and lines "number x y width height", counted from 0."""
+    """The box of each image file in pixels counted from 0.
+
+    images.txt has lines "number path", and bounding_boxes.txt has lines "number x y width height".
+    """
     paths = dict(line.split(maxsplit=1) for line in tree.text(f"{home}images.txt").splitlines() if line)
     boxes: dict[str, Box] = {}
     for line in filter(None, tree.text(f"{home}bounding_boxes.txt").splitlines()):
@@ -87,15 +90,15 @@ def _read_cars(tree: Tree, crop: bool, *, labels: str, meta: str, images: list[s
     paths = {image.rpartition("/")[2]: image for image in images}
     members: list[list[str]] = [[] for _ in names]
     boxes: dict[str, Box] = {}
-    for each in _matlab(tree, labels, "annotations"):
-        label, file = int(each["class"]), str(each["fname"])
+    for annotation in _matlab(tree, labels, "annotations"):
+        label, file = int(annotation["class"]), str(annotation["fname"])
         if not 1 <= label <= len(names):
             raise ValueError(f"{labels}: {file} has label {label}; labels are 1 to {len(names)}")
         if file not in paths:
             raise ValueError(f"{labels} lists {file}, which is not in cars_train; unpack the images again")
-        # MATLAB counts labels and pixels from 1, and the last pixels of a box belong to it.
+        # MATLAB counts labels and pixels from 1, and includes the last row and column of a box; we exclude them.
         members[label - 1].append(paths[file])
-        left, top, right, bottom = (int(each[f"bbox_{key}"]) for key in ("x1", "y1", "x2", "y2"))
+        left, top, right, bottom = (int(annotation[f"bbox_{key}"]) for key in ("x1", "y1", "x2", "y2"))
         boxes[paths[file]] = (left - 1, top - 1, right, bottom)
     classes = dict(zip(names, map(sorted, members), strict=True))
     part_of = {name: every_fourth(number) for number, name in enumerate(names, start=1)}
@@ -104,14 +107,14 @@ def _read_cars(tree: Tree, crop: bool, *, labels: str, meta: str, images: list[s
 
 
 def _matlab(tree: Tree, name: str, key: str) -> list[Any]:
-    from scipy.io import loadmat  # imported late: it is slow, and only this layout needs it
+    from scipy.io import loadmat  # imported here, because the import is slow and only this layout needs it
 
     try:
         file: Any = io.BytesIO(tree.read(name))  # scipy accepts files, although its annotations do not say so
         value = loadmat(file, simplify_cells=True)[key]
     except KeyError:
-        raise ValueError(f"{name} has no {key!r}; it is not the file of the Cars devkit") from None
+        raise ValueError(f"{name} has no {key!r}, as the Cars devkit would; fetch the devkit again") from None
     except Exception as e:
         raise ValueError(f"{name} cannot be read as a MATLAB file ({e}); fetch the devkit again") from None
-    # With simplify_cells a list of one entry comes out as that entry.
+    # With simplify_cells, scipy returns a list of one entry as that entry.
     return [value] if isinstance(value, dict | str) else list(value)

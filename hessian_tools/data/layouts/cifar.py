@@ -1,4 +1,4 @@
-"""CIFAR-100 as its authors distribute it; its train and test images are pooled, 600 of each class."""
+"""CIFAR-100 as its authors distribute it, with its train and test images pooled: 600 images of each class."""
 
 import re
 from collections.abc import Iterator
@@ -47,8 +47,8 @@ def _read(tree: Tree, crop: bool, *, files: list[str]) -> Contents:
         check_same_length(part, len(data["data"]), len(labels))
         check_same_length(part, len(data["data"]), len(data["coarse_labels"]))
         if max(labels) >= len(names):
-            raise ValueError(f"{part} has label {max(labels)} but {meta} names {len(names)} classes")
-        superclass |= {names[f]: int(c) for f, c in zip(labels, data["coarse_labels"], strict=True)}
+            raise ValueError(f"{part} has label {max(labels)}, but {meta} names {len(names)} classes; fetch both again")
+        superclass |= {names[fine]: int(coarse) for fine, coarse in zip(labels, data["coarse_labels"], strict=True)}
         labelled[part] = labels, partial(_images, tree, part)
     splits = (
         split_by_lists("cifar-fs", CIFAR_FS_RULE, names, val=CIFAR_FS_VAL, test=CIFAR_FS_TEST),
@@ -58,6 +58,6 @@ def _read(tree: Tree, crop: bool, *, files: list[str]) -> Contents:
 
 
 def _images(tree: Tree, part: str) -> Iterator[np.ndarray]:
-    # A row of CIFAR-100 is one image channel by channel; readers of images expect [height, width, channel].
+    # A row of CIFAR-100 is one image as [channel, height, width]; a Picture is [height, width, channel].
     rows = np.asarray(load_mapping(tree, part, "data")["data"], np.uint8)
     yield from rows.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)

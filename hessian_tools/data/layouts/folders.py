@@ -1,4 +1,4 @@
-"""Images in folders: with lists of classes, with lists of images, by split and class, or just by class."""
+"""Images in folders: with lists of classes, with lists of images, in folders by split and class, or by class alone."""
 
 import csv
 import io
@@ -33,11 +33,12 @@ IMAGE_LIST = re.compile(r"(?P<home>(?:.*/)?)(?P<part>[^/]+)\.csv")
 IN_PART_FOLDER = re.compile(rf"(?P<home>(?:.*/)?)(?P<part>{'|'.join(PART_OF)})/[^/]+/[^/]+")
 IN_CLASS_FOLDER = re.compile(r"(?P<home>(?:.*/)?)[^/]+/[^/]+")
 IMAGE_COLUMNS, CLASS_COLUMNS = ("filename", "image_name"), ("label", "class_name")
-LARGEST_NATIVE = 128  # images larger than this are photographs, used at 84 as in the literature
+# Images of at most this side are used at their own size. Larger ones are photographs, used at 84 as in the literature.
+LARGEST_NATIVE = 128
 
 
 def find(tree: Tree) -> Iterator[Match]:
-    """One match for each folder of images that lists of classes or lists of images go with."""
+    """One match for each folder that holds images together with lists of classes or with lists of images."""
     for home, files in by_home(tree, CLASS_LIST).items():
         splits: dict[str, dict[str, str]] = {}
         for file in files:
@@ -58,7 +59,7 @@ def find(tree: Tree) -> Iterator[Match]:
 
 
 def find_plain(tree: Tree) -> list[Match]:
-    """One match for each folder without lists: of folders by split and class, else of folders by class."""
+    """One match for each folder of images without lists: folders by split and class or, if there are none, by class."""
     for pattern, kind, read in (
         (IN_PART_FOLDER, "by split and class", _read_parts),
         (IN_CLASS_FOLDER, "a folder for each class", _read_classes),
@@ -79,7 +80,7 @@ def find_plain(tree: Tree) -> list[Match]:
 def _match(
     tree: Tree, layout: str, name: str, images: list[str], read: Callable[..., Contents], lists: list[str] | None = None
 ) -> Match:
-    """A match whose images are used at their own size and channels, but at 84 where they are photographs."""
+    """A match whose image size and channels are those of its first image, except that photographs are used at 84."""
     try:
         with tree.open(images[0]) as file, Image.open(cast(IO[bytes], file)) as image:
             side, channels = max(image.size), 1 if image.mode in ("1", "L") else 3
@@ -101,7 +102,7 @@ def _read_class_lists(tree: Tree, crop: bool, *, images: list[str], splits: dict
 
 
 def _read_image_lists(tree: Tree, crop: bool, *, images: list[str], home: str, lists: dict[str, str]) -> Contents:
-    # A list may name an image with all of its folders, without the first ones, or by the bare file name.
+    # A list may give the path of an image in full, without its first folders, or as the bare file name.
     files: dict[str, str] = {}
     for name in images:
         folders = name.removeprefix(home).split("/")
@@ -111,7 +112,7 @@ def _read_image_lists(tree: Tree, crop: bool, *, images: list[str], home: str, l
     for part, file in lists.items():
         for class_name, image in _csv_rows(tree.text(file), file):
             if image not in files:
-                raise ValueError(f"{file} lists {image}, which is not there; unpack all of the images again")
+                raise ValueError(f"{file} lists {image}, but there is no such file; unpack all of the images again")
             classes.setdefault(class_name, []).append(files[image])
             parts.setdefault(part, []).append(class_name)
     split = given_split("the CSV files", {part: sorted(set(names)) for part, names in parts.items()})
@@ -119,13 +120,13 @@ def _read_image_lists(tree: Tree, crop: bool, *, images: list[str], home: str, l
 
 
 def _csv_rows(text: str, where: str) -> Iterator[tuple[str, str]]:
-    """The class and the image of each row."""
+    """Yield the class and the image of each row."""
     reader = csv.DictReader(io.StringIO(text), skipinitialspace=True)
     columns = [name.strip() for name in reader.fieldnames or ()]
     image = next((name for name in IMAGE_COLUMNS if name in columns), None)
     label = next((name for name in CLASS_COLUMNS if name in columns), None)
     if image is None or label is None:
-        raise ValueError(f"{where} begins with {', '.join(columns)}; use filename,label or class_name,image_name")
+        raise ValueError(f"{where} has the columns {', '.join(columns)}; use filename,label or class_name,image_name")
     reader.fieldnames = columns
     for row in reader:
         if not row[image] or not row[label]:

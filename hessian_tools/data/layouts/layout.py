@@ -1,6 +1,7 @@
 """What the layouts have in common: how a data set is recognised by its file names, and what its reader returns.
 
-A reader returns class names and counts first, which is cheap; images follow only when a cache is to be filled.
+A reader returns the class names and the number of images of each class, which is cheap, together with a function that
+reads the images. That function is called only when a cache is to be filled.
 """
 
 import re
@@ -23,9 +24,9 @@ Images = Callable[[], Iterator[bytes | np.ndarray]]
 class Picture(NamedTuple):
     """One image as the source stores it.
 
-    class_index: the position of its class. where: what messages call it. content: the bytes of an image file, or
-    uint8 pixels [h, w] or [h, w, 3]. box: what to cut out first, as (left, top, right, bottom) in pixels counted
-    from 0, with right and bottom excluded.
+    class_index: the position of its class. where: the name of the image in messages. content: the bytes of an image
+    file, or uint8 pixels [height, width] or [height, width, 3]. box: the part of the image to keep, as (left, top,
+    right, bottom) in pixels counted from 0, with right and bottom excluded; None keeps the whole image.
     """
 
     class_index: int
@@ -38,8 +39,8 @@ class Picture(NamedTuple):
 class Contents:
     """What a source contains: the classes, the number of images of each, the splits, and the images.
 
-    splits: those that go with the data, the default one first. pictures: reads the images from the start whenever it
-    is called; those of one class always come in the same order.
+    splits: the splits that are known for the data, with the default one first. pictures: a function that reads all
+    images from the start each time it is called; the images of one class always come in the same order.
     """
 
     class_names: tuple[str, ...]
@@ -52,11 +53,11 @@ class Contents:
 class Match:
     """A data set that was recognised by the names of its files.
 
-    layout: a description for messages. name: a short name of the data set. files: the files that the images follow
-    from. read: reads them, given the tree and whether to cut images to their boxes. image_size, channels: the usual
-    ones of the data set. invert: whether images are dark ink on light paper, to be turned into light on dark.
-    has_boxes: whether the data say where the object of each image is. crop: whether images are cut to that box unless
-    the user says otherwise.
+    layout: a description for messages. name: a short name of the data set. files: all files that are read. read: a
+    function that reads them, given the tree and whether to crop images to their boxes. image_size, channels: the values
+    that are usual for the data set. invert: whether the images show dark ink on light paper and must be inverted.
+    has_boxes: whether the data give a box around the object of each image. crop: whether images are cropped to that box
+    by default.
     """
 
     layout: str
@@ -74,14 +75,14 @@ class Match:
 
 
 def is_image(name: str) -> bool:
-    """Whether a file name ends like that of an image."""
+    """Whether a file name has the ending of an image file."""
     return name.lower().endswith(IMAGE_SUFFIXES)
 
 
 def by_home(tree: Tree, pattern: re.Pattern[str], *, images: bool = False) -> dict[str, list[re.Match[str]]]:
-    """The files whose whole name matches a pattern, grouped by the folder that the pattern's group ``home`` matches.
+    """Group the files whose whole name matches a pattern by the folder that the pattern's group ``home`` matches.
 
-    images: whether only image files count.
+    images: whether to leave out files that are not images.
     """
     homes: dict[str, list[re.Match[str]]] = {}
     for name in tree.files:
@@ -92,9 +93,9 @@ def by_home(tree: Tree, pattern: re.Pattern[str], *, images: bool = False) -> di
 
 
 def parts_by_home(tree: Tree, pattern: re.Pattern[str]) -> dict[str, dict[str, str]]:
-    """As ``by_home``, for one file a part: the file of train, val and test, by the pattern's group ``part``.
+    """For each folder as in ``by_home``, the file of each part of the split, which the pattern's group ``part`` names.
 
-    Where two files name the same part, the last in the order of their names counts.
+    If two files name the same part, the last one in the order of their names is taken.
     """
     homes = {
         home: {PART_OF[matched["part"]]: matched.string for matched in matches if matched["part"] in PART_OF}
@@ -104,7 +105,7 @@ def parts_by_home(tree: Tree, pattern: re.Pattern[str]) -> dict[str, dict[str, s
 
 
 def in_home(home: str) -> str:
-    """The words that tell where a data set lies; none where it lies at the path that the user named.
+    """The end of a description that says in which folder a data set lies; empty if it lies at the path the user gave.
 
     >>> in_home("a/b/"), in_home("")
     (' in a/b', '')
@@ -116,9 +117,9 @@ def in_home(home: str) -> str:
 
 
 def by_folder(images: Sequence[str]) -> dict[str, list[str]]:
-    """Image files by the folder they lie in, which names their class; classes and images are sorted.
+    """Group image files by the folder they lie in, which names their class; classes and images are sorted.
 
-    Raises ValueError where folders of the same name lie in two places.
+    Raises ValueError if two folders in different places have the same name.
     """
     classes: dict[str, list[str]] = {}
     for name in sorted(images):
@@ -126,7 +127,7 @@ def by_folder(images: Sequence[str]) -> dict[str, list[str]]:
     for class_name, names in classes.items():
         folders = sorted({name.rpartition("/")[0] for name in names})
         if len(folders) > 1:
-            raise ValueError(f"the class {class_name} lies in two places, {folders[0]} and {folders[1]}; keep one")
+            raise ValueError(f"the class {class_name} lies in two places, {folders[0]} and {folders[1]}; rename one")
     return dict(sorted(classes.items()))
 
 
@@ -137,7 +138,10 @@ def image_files(
     *,
     boxes: Mapping[str, Box] | None = None,
 ) -> Contents:
-    """Contents of classes whose images are files of the tree, in the order given; boxes by file name."""
+    """The contents of a data set whose images are single files of the tree.
+
+    classes: for each class, its files in order. boxes: for the name of a file, the part of its image to keep.
+    """
 
     def pictures() -> Iterator[Picture]:
         for class_index, names in enumerate(classes.values()):
@@ -150,10 +154,10 @@ def image_files(
 def labelled_images(
     class_names: tuple[str, ...], files: Mapping[str, tuple[list[int], Images]], splits: tuple[Split, ...]
 ) -> Contents:
-    """Contents of files that hold many images each.
+    """The contents of a data set whose files hold many images each.
 
-    files: for the name of each file, the positions of its images' classes, and a function that reads the images in
-    the same order.
+    files: for the name of each file, the position of the class of each of its images, and a function that reads these
+    images in the same order.
     """
     class_indices = [index for indices, _ in files.values() for index in indices]
     counts = tuple(int(n) for n in np.bincount(class_indices, minlength=len(class_names)))
@@ -162,7 +166,7 @@ def labelled_images(
         for name, (indices, images) in files.items():
             num_images = 0
             for num_images, content in enumerate(images(), start=1):
-                if num_images <= len(indices):  # further images are only counted, for the message
+                if num_images <= len(indices):  # further images are only counted, for the error message
                     yield Picture(indices[num_images - 1], f"image {num_images - 1} of {name}", content)
             check_same_length(name, num_images, len(indices))
 
@@ -170,21 +174,21 @@ def labelled_images(
 
 
 def load_mapping(tree: Tree, name: str, *keys: str) -> Mapping[str, Any]:
-    """The mapping in a pickle file; ValueError unless it is one and has the keys."""
+    """Read a mapping from a pickle file; raise ValueError if the file holds anything else, or if a key is missing."""
     with tree.open(name) as file:
         data = load_pickle(file, where=name)
     if not isinstance(data, dict):
-        raise ValueError(f"{name} holds a {type(data).__name__}, not a mapping with {', '.join(keys) or 'labels'}")
-    # Keys that Python 2 wrote as strings can come out as bytes.
+        raise ValueError(f"{name} holds a {type(data).__name__} and no mapping with {', '.join(keys) or 'labels'}")
+    # Keys that Python 2 wrote as strings can be read as bytes.
     data = {key.decode("latin-1") if isinstance(key, bytes) else key: value for key, value in data.items()}
     missing = [key for key in keys if key not in data]
     if missing:
         held = ", ".join(map(str, data))
-        raise ValueError(f"{name} holds {held} but not {missing[0]!r}; it may belong to another data set")
+        raise ValueError(f"{name} holds {held}, but not {missing[0]!r}; it may belong to another data set")
     return data
 
 
 def check_same_length(where: str, images: int, labels: int) -> None:
-    """ValueError unless there is one label for each image."""
+    """Raise ValueError unless there is one label for each image."""
     if images != labels:
         raise ValueError(f"{where} has {images} images but {labels} labels; the files do not belong together")

@@ -1,4 +1,4 @@
-"""Omniglot: alphabets, their characters, twenty drawings of each; torchvision's folders or zips, and pooled copies."""
+"""Omniglot: alphabets of characters with twenty drawings each, in torchvision's folders or zips, or in one folder."""
 
 import re
 from collections.abc import Iterator
@@ -10,13 +10,14 @@ from hessian_tools.data.splits import split_by_rule
 from hessian_tools.data.tree import Tree
 
 LOOKS_FOR = ("Omniglot: [images_background/, images_evaluation/ or their zips] <Alphabet>/characterNN/*.png",)
-# Home is matched lazily, so that the folders and zips of the two sets do not count as part of it.
+# The group ``home`` is matched lazily, so that it does not take in the folders and zips of the two official sets.
 DRAWING = re.compile(
     r"(?P<home>(?:[^/]+/)*?)(?:images_(?:background|evaluation)(?:\.zip)?/)*"
     r"(?P<alphabet>[^/]+)/(?P<character>character\d+)/[^/]+"
 )
 ALPHABETS = {*OMNIGLOT_BACKGROUND, *OMNIGLOT_EVALUATION}
-SMALL = "images_background_small"  # folders that hold copies of a part of the same drawings
+# The folders images_background_small1 and 2 repeat a part of the drawings, so they are left out.
+SMALL = "images_background_small"
 
 VINYALS_RULE = (
     "as used since Vinyals et al. (2016): the last 423 of the 1623 characters for test, 5 alphabets for validation"
@@ -40,7 +41,8 @@ def _read(tree: Tree, crop: bool, *, drawings: list[re.Match[str]]) -> Contents:
     classes: dict[str, list[str]] = {}
     for drawing in drawings:
         classes.setdefault(f"{drawing['alphabet']}/{drawing['character']}", []).append(drawing.string)
-    # The order of Lake et al.: the background set first, then by name. The split of Vinyals et al. depends on it.
+    # The background set comes first, and each set is ordered by name, as in Lake et al.; the split of Vinyals et al.
+    # depends on this order.
     classes = dict(sorted(classes.items(), key=lambda item: (_is_evaluation(item[0]), item[0])))
     splits = (
         split_by_rule("vinyals", VINYALS_RULE, list(classes), _vinyals),

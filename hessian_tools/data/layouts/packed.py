@@ -1,4 +1,4 @@
-"""Pickles of pixels, one file for each part of the split: miniImageNet's cache, FC100 and its kin, tieredImageNet."""
+"""Images packed into one file for each part of the split: miniImageNet's cache, FC100 and alike, and tieredImageNet."""
 
 import re
 import zipfile
@@ -29,9 +29,10 @@ LOOKS_FOR = (
 )
 CACHE = re.compile(r"(?P<home>(?:.*/)?)mini-imagenet-cache-(?P<part>train|val|validation|test)\.pkl")
 LABELLED = r"(?P<home>(?:.*/)?){}_(?P<part>train|val|test)\.(?:pickle|pkl)"
-# Where a folder has both, the pickles of PNGs count: they come after the npz files in the order of the names.
+# If a folder has both kinds, the pickles of PNGs are read: of two files for one part, ``parts_by_home`` takes the last
+# one in the order of names, and "_images_png.pkl" comes after "_images.npz".
 TIERED = re.compile(r"(?P<home>(?:.*/)?)(?P<part>train|val|test)_images(?:_png\.pkl|\.npz)")
-# By the beginning of the file names: the short name of the data set, and the side of its images.
+# For the beginning of the file names: the short name of the data set, and the side of its images.
 SETS = {"FC100": ("fc100", 32), "CIFAR_FS": ("cifar-fs", 32), "miniImageNet_category_split": ("miniimagenet", 84)}
 
 # One part of a split: the label of each image, and a function that reads the images in the same order.
@@ -49,8 +50,9 @@ def find(tree: Tree) -> Iterator[Match]:
             yield Match(f"{set_name} pickles{in_home(home)}", name, list(files.values()), read, image_size=size)
     for home, files in parts_by_home(tree, TIERED).items():
         for file in files.values():
-            if _tiered_labels_file(file) not in tree.files:
-                raise ValueError(f"{tree.path} holds {file} but no {_tiered_labels_file(file)}, its labels")
+            labels = _tiered_labels_file(file)
+            if labels not in tree.files:
+                raise ValueError(f"{tree.path} holds {file}, but not its labels, {labels}; fetch that file too")
         kind = "PNG pickles" if any(name.endswith(".pkl") for name in files.values()) else "npz files"
         read = partial(_read, files=files, read_part=_tiered_part)
         every_file = [*files.values(), *map(_tiered_labels_file, files.values())]
@@ -58,7 +60,10 @@ def find(tree: Tree) -> Iterator[Match]:
 
 
 def _read(tree: Tree, crop: bool, *, files: Mapping[str, str], read_part: Callable[[Tree, str, str], Part]) -> Contents:
-    """Contents of one file for each part; ``read_part`` reads it, given the tree, the part and the file's name."""
+    """The contents of a data set with one file for each part.
+
+    ``read_part`` reads such a file, given the tree, the part and the name of the file.
+    """
     parts = {part: read_part(tree, part, name) for part, name in files.items()}
     members = {part: sorted(set(labels)) for part, (labels, _) in parts.items()}
     names = tuple(label for labels in members.values() for label in labels)
@@ -71,14 +76,14 @@ def _read(tree: Tree, crop: bool, *, files: Mapping[str, str], read_part: Callab
 
 
 def _cache_part(tree: Tree, part: str, name: str) -> Part:
-    """``image_data`` [image, 84, 84, 3], and ``class_dict``, which lists the rows of each class."""
+    """Read a file with ``image_data`` [image, 84, 84, 3] and ``class_dict``, which lists the rows of each class."""
     data = load_mapping(tree, name, "image_data", "class_dict")
     num_images = len(data["image_data"])
     labels = [""] * num_images
     for label, rows in data["class_dict"].items():
         for row in rows:
             if not 0 <= row < num_images:
-                raise ValueError(f"{name}: class {label} lists image {row} of {num_images}; fetch the file again")
+                raise ValueError(f"{name}: class {label} lists image {row}, but there are {num_images}; fetch it again")
             labels[row] = str(label)
     if "" in labels:
         raise ValueError(f"{name}: image {labels.index('')} is in no class; fetch the file again")
@@ -86,19 +91,19 @@ def _cache_part(tree: Tree, part: str, name: str) -> Part:
 
 
 def _labelled_part(tree: Tree, part: str, name: str) -> Part:
-    """``data`` [image, h, w, 3], and ``labels``, which are whole numbers that begin anew in each file."""
+    """Read a file with ``data`` [image, h, w, 3] and ``labels``, whole numbers that begin at 0 in each file."""
     data = load_mapping(tree, name, "data", "labels")
     check_same_length(name, len(data["data"]), len(data["labels"]))
     return _numbered(part, data["labels"]), partial(_pickled_images, tree, name, "data")
 
 
 def _tiered_part(tree: Tree, part: str, name: str) -> Part:
-    """Labels in a file of their own; images are read one by one, so that a part is never in memory as a whole."""
+    """Read a part whose labels have a file of their own. Its images are read one by one and never held together."""
     where = _tiered_labels_file(name)
     data = load_mapping(tree, where)
     key = next((key for key in ("label_specific", "labels") if key in data), None)
     if key is None:
-        raise ValueError(f"{where} holds {', '.join(map(str, data))} but neither label_specific nor labels")
+        raise ValueError(f"{where} holds {', '.join(map(str, data))}, but neither label_specific nor labels")
     images = _npz_images if name.endswith(".npz") else _png_images
     return _numbered(part, data[key]), partial(images, tree, name)
 
@@ -112,7 +117,7 @@ def _numbered(part: str, labels: Iterable[Any]) -> list[str]:
 
 
 def _pickled_images(tree: Tree, name: str, key: str) -> Iterator[np.ndarray]:
-    """The images of a pickled array, which has to be in memory as a whole, though of one part at a time."""
+    """Yield the images of a pickled array; the array of one part is in memory as a whole."""
     array = np.asarray(load_mapping(tree, name, key)[key])
     if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3:
         raise ValueError(f"{name}: images are {array.dtype} of shape {array.shape}; uint8 [image, h, w, 3] is needed")
@@ -125,7 +130,7 @@ def _png_images(tree: Tree, name: str) -> Iterator[bytes]:
 
 
 def _npz_images(tree: Tree, name: str) -> Iterator[np.ndarray]:
-    """The rows of ``images``, read straight out of the zip that an .npz file is."""
+    """Yield the rows of the array ``images``, read one by one from the zip that an .npz file is."""
     with tree.open(name) as file, zipfile.ZipFile(file) as archive:
         if "images.npy" not in archive.namelist():
             raise ValueError(f"{name} holds {', '.join(archive.namelist())} but no array 'images'")

@@ -1,7 +1,8 @@
-"""Parquet files of images and labels, as the Hugging Face hub keeps them (timm/mini-imagenet among them).
+"""Parquet files of images and labels, as the Hugging Face hub keeps them, for example timm/mini-imagenet.
 
-Their train, validation and test files have the same classes, so they are no meta-splits: images are pooled, and the
-classes are divided by the lists of Ravi and Larochelle (2017), or by a file of the user's.
+The train, validation and test files there hold images of the same classes, so they cannot serve as the splits of
+few-shot learning. Their images are pooled, and the classes are divided by the lists of Ravi and Larochelle (2017) or by
+a file that the user gives.
 """
 
 import json
@@ -22,7 +23,7 @@ IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
 RAVI = {"train": RAVI_TRAIN, "val": RAVI_VAL, "test": RAVI_TEST}
 RAVI_RULE = "Ravi and Larochelle (2017), over the pooled files"
-ROWS_AT_ONCE = 256
+ROWS_AT_ONCE = 256  # the number of images that are held in memory together
 
 
 def find(tree: Tree) -> Iterator[Match]:
@@ -43,7 +44,7 @@ def _read(tree: Tree, crop: bool, *, names: list[str]) -> Contents:
             column = _column(table, LABEL_COLUMNS, name)
             labels = table.read(columns=[column]).column(column).to_pylist()
             labelled[name] = labels, partial(_images, tree, name)
-    # Labels beyond the names that the files give, or all of them where there are no names, are called by their number.
+    # A class for which the files give no name is named by its number.
     count = max((label + 1 for labels, _ in labelled.values() for label in labels), default=0)
     class_names += map(str, range(len(class_names), count))
     splits: tuple[Split, ...] = ()
@@ -61,12 +62,12 @@ def _images(tree: Tree, name: str) -> Iterator[bytes]:
             for image in batch.column(column).to_pylist():
                 content = image.get("bytes") if isinstance(image, dict) else image
                 if not isinstance(content, bytes):
-                    raise ValueError(f"{name} lacks an image's bytes; files that only point at images cannot be read")
+                    raise ValueError(f"{name} lacks the bytes of an image; a file that refers to images is not enough")
                 yield content
 
 
 def _class_names(table: Any) -> list[str]:
-    """The names of the classes, from the note that the hub's tools leave in the file, if it is there."""
+    """The names of the classes from the metadata that the hub's tools write to the file; empty if there is none."""
     note = (table.schema_arrow.metadata or {}).get(b"huggingface", b"{}")
     features = json.loads(note).get("info", {}).get("features", {})
     for column in LABEL_COLUMNS:
@@ -80,7 +81,7 @@ def _column(table: Any, accepted: tuple[str, ...], name: str) -> str:
     for column in accepted:
         if column in columns:
             return column
-    raise ValueError(f"{name} has columns {', '.join(columns)} but none of {', '.join(accepted)}")
+    raise ValueError(f"{name} has columns {', '.join(columns)}, but none of {', '.join(accepted)}; rename a column")
 
 
 def _parquet(file: Any, name: str) -> Any:
