@@ -223,7 +223,7 @@ def test_mistakes_are_named():
     loss, theta, support, query = smooth()
     with pytest.raises(ValueError, match="no parameter under 'tail'"):
         adapt(learners.anil(1, 0.1, head=("tail",)), loss, theta, support)
-    with pytest.raises(ValueError, match="needs 21 step sizes behind the network's 21"):
+    with pytest.raises(ValueError, match="needs 21 step sizes after the network's 21"):
         adapt(learners.meta_sgd(1, 0.1), loss, theta, support)
     with pytest.raises(ValueError, match="anil moves head, but a plain function has no named parameters"):
         adapt(learners.anil(1, 0.1), lambda t, _: (t**2).sum(), theta, support)

@@ -76,11 +76,11 @@ def test_a_worker_that_is_killed_is_named_with_what_it_was_doing(pool):
     idle = pool._started[1].process
     os.kill(idle.pid, signal.SIGKILL)
     idle.join()
-    ended = r"^worker process 1 ended \(exit code -9\) while it was waiting for work; what was saved is whole:\n"
+    ended = r"^worker process 1 ended \(exit code -9\) while it was waiting for work; what was saved is complete:\n"
     with pytest.raises(WorkerLost, match=ended):
         pool.run(work, [1, 2])
     assert pool.pids == []
-    ended = r"^worker process 1 ended \(exit code -9\) while it was sleep; what was saved is whole:\n"
+    ended = r"^worker process 1 ended \(exit code -9\) while it was sleep; what was saved is complete:\n"
     with pytest.raises(WorkerLost, match=ended) as error:
         pool.run(work, ["sleep", "sleep"], emit=lambda *_: os.kill(pool.pids[1], signal.SIGKILL))
     assert str(error.value).count("\n") == 1

@@ -208,7 +208,7 @@ def test_mistakes_are_named(tmp_path):
     latent = learners.leo(2, 0.5)
     with pytest.raises(ValueError, match="draws its noise task by task"):
         replace(IMAGES, learner=latent, batched=True)
-    with pytest.raises(ValueError, match="a latent learner cannot take it"):
+    with pytest.raises(ValueError, match="a latent learner's inner loop moves codes; use pretraining=None"):
         replace(IMAGES, learner=latent, shot=Shot(), pretraining=ShotPretraining())
     with pytest.raises(ValueError, match="does not exist; give a checkpoint file"):
         list(meta_train(replace(SINE, start=tmp_path / "nothing.safetensors")))
