@@ -122,7 +122,7 @@ class Recorder:
 
 
 def _loss_and_accuracy(loss: LossFunction, theta: Tensor, batch: Batch) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Loss and accuracy on a batch, in one forward pass; for a plain function, which has no outputs, accuracy is NaN."""
+    """Loss and accuracy on a batch, in one forward pass; the accuracy of a plain function is NaN: it has no outputs."""
     if not isinstance(loss, Loss):
         value = loss(theta, batch)
         return value, torch.full_like(value, float("nan"))
