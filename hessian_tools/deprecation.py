@@ -7,9 +7,9 @@ from typing import Any
 
 
 def old_names(package: str, renamed: Mapping[str, str]) -> Callable[[str], Any]:
-    """A package's ``__getattr__`` that finds its old names where they are now.
+    """Return a ``__getattr__`` for a package, which warns for each of its old names and returns the renamed object.
 
-    renamed: by old name, the full path of what it stands for, such as ``"hessian_tools.inner.steps.Momentum"``.
+    renamed: for each old name, the full path of the object, such as ``"hessian_tools.inner.steps.Momentum"``.
     """
 
     def find(name: str) -> Any:
@@ -23,6 +23,9 @@ def old_names(package: str, renamed: Mapping[str, str]) -> Callable[[str], Any]:
 
 
 def warn_deprecated(old: str, new: str, *, stacklevel: int) -> None:
-    """Warns that ``old`` goes in version 0.3, and names what to write instead; stacklevel as in ``warnings.warn``."""
+    """Warn that ``old`` will be removed in version 0.3, and name ``new`` as what to write instead.
+
+    stacklevel: as in ``warnings.warn``, where 1 is the caller of this function.
+    """
     message = f"{old} is deprecated and will be removed in version 0.3; use {new}"
     warnings.warn(message, DeprecationWarning, stacklevel=stacklevel + 1)

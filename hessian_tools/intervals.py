@@ -1,13 +1,13 @@
-"""Student's t: how far the confidence interval of a mean reaches. The one place of this formula."""
+"""The half-width of the confidence interval of a mean, by Student's t. No other module repeats this formula."""
 
 from scipy.special import stdtrit
 
 
 def student_t(num_samples: int, confidence: float) -> float:
-    """How many standard errors the interval of a mean of ``num_samples`` normal samples reaches each way.
+    """The half-width, in standard errors, of the confidence interval of a mean of ``num_samples`` normal samples.
 
     It is the two-sided quantile of Student's distribution with ``num_samples - 1`` degrees of freedom (Student 1908),
-    and NaN below two samples, of which there is no standard error. Raises ValueError unless 0 < confidence < 1.
+    and NaN for fewer than two samples, which have no standard error. Raises ValueError unless 0 < confidence < 1.
 
     >>> round(student_t(4, 0.95), 3), round(student_t(16, 0.95), 3)
     (3.182, 2.131)
@@ -17,6 +17,6 @@ def student_t(num_samples: int, confidence: float) -> float:
 
 
 def check_confidence(confidence: float) -> None:
-    """Raises ValueError for a confidence level that is no probability between 0 and 1."""
+    """Raise ValueError unless the confidence level lies between 0 and 1."""
     if not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence}: give a probability between 0 and 1, such as 0.95")

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+# Which parameters are taken: a predicate on the name, prefixes of names, or None for all of them.
 Where = Callable[[str], bool] | Iterable[str] | None
 
 
@@ -19,8 +20,8 @@ Where = Callable[[str], bool] | Iterable[str] | None
 class ParamLayout:
     """The place of each named parameter in the flat vector: row-major, in the order of ``named_parameters``.
 
-    names, shapes: of the parameters, in that order.
-    head: the module that :meth:`under` takes for "head"; None: the module of the last parameter.
+    names, shapes: the parameters' names and shapes, in that order.
+    head: the name of the module that is the network's head, its output layer; None: the module of the last parameter.
     """
 
     names: tuple[str, ...]
@@ -52,8 +53,8 @@ class ParamLayout:
     def under(self, *prefixes: str) -> tuple[str, ...]:
         """The names of the parameters at or under the prefixes, in the order of the vector.
 
-        A prefix is the full name of a module or of a parameter: "body.1" does not cover "body.10.weight". "head" is
-        the module of that name, or else the last one with parameters; "body" is everything but the head.
+        A prefix is the full name of a module or of a parameter: "body.1" does not cover "body.10.weight". The prefix
+        "head" stands for the network's head, and "body" for all parameters outside the head.
 
         >>> layout = flatten(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1)))[1]
         >>> layout.under("head"), layout.under("body")
@@ -70,7 +71,7 @@ class ParamLayout:
         return tuple(name for name in self.names if name in chosen)
 
     def only(self, names: Iterable[str]) -> "ParamLayout":
-        """The layout of some of the parameters."""
+        """The layout of the named parameters alone, in the given order."""
         shapes = dict(zip(self.names, self.shapes, strict=True))
         return ParamLayout(tuple(names), tuple(shapes[name] for name in names), self.head)
 
@@ -97,8 +98,8 @@ def flatten(
     """A copy of the model's parameters as one vector, and the layout that turns the vector back into parameters.
 
     where: which parameters are taken: a predicate on the name, or prefixes of names; None takes all of them.
-    head: the module or parameter that is the head; None takes the module called "head", or else the last one that has
-        parameters.
+    head: the module or parameter that is the network's head, its output layer; None takes the module called "head", or
+        else the last module that has parameters.
 
     Tied weights occur once, under their first name. The model is not changed. Raises ValueError where no parameter is
     selected, or where the head has none.
@@ -107,7 +108,7 @@ def flatten(
     >>> theta.shape, layout.names
     (torch.Size([3]), ('weight', 'bias'))
     """
-    chosen = {name: p for name, p in model.named_parameters() if _wanted(name, where)}
+    chosen = {name: p for name, p in model.named_parameters() if _is_selected(name, where)}
     if not chosen:
         known = ", ".join(name for name, _ in model.named_parameters()) or "none"
         raise ValueError(f"where={where!r} selects no parameter; the model's parameters are: {known}")
@@ -132,7 +133,8 @@ def _is_under(name: str, module: str) -> bool:
     return name == module or name.startswith(module if module.endswith(".") else f"{module}.")
 
 
-def _wanted(name: str, where: Where) -> bool:
+def _is_selected(name: str, where: Where) -> bool:
+    """Whether ``where`` selects the parameter; its prefixes are plain beginnings of names, as in ``str.startswith``."""
     if where is None:
         return True
     if callable(where):

@@ -1,7 +1,8 @@
-"""The loss of a network as a pure function of one flat vector: the waist of the library.
+"""The loss of a network as a pure function of one flat vector.
 
-Inner loops and curvature see nothing of the network but this function. A forward pass that changes state (moving batch
-statistics, dropout) is not a function of the parameters; it is refused, with the name of the module that does it.
+Inner loops and curvature reach the network through this function alone. A forward pass that changes state (moving batch
+statistics) or draws random numbers (dropout) makes the loss no function of the parameters. Such a network is refused
+with a HiddenStateError, which names the module.
 """
 
 from collections.abc import Callable, Hashable, Mapping
@@ -20,7 +21,8 @@ Batch = Any
 Criterion = Callable[[Any, Any], Tensor]
 
 
-# By how many eps of the largest output the sums of a GPU may differ from one run to the next.
+# A GPU may add in another order in a second pass. The outputs of two passes count as equal if they differ by at most
+# this many machine epsilons of the largest output.
 REORDERING_EPS = 1e3
 
 
@@ -30,7 +32,10 @@ class HiddenStateError(ValueError):
 
 @runtime_checkable
 class LossFunction(Protocol):
-    """What curvature needs: a scalar function of one flat vector and a batch. A plain function will do."""
+    """The interface that curvature needs: a scalar function of one flat vector and a batch.
+
+    A plain function, that is a Python function in place of a :class:`Loss`, satisfies it.
+    """
 
     def __call__(self, theta: Tensor, batch: Batch, /) -> Tensor:
         """The loss at ``theta`` on ``batch``."""
@@ -44,7 +49,7 @@ class Loss:
         self.model = model
         self.layout = layout
         self._criterion = criterion
-        self._checked: set[tuple[bool, ...]] = set()
+        self._checked: set[tuple[bool, ...]] = set()  # train or eval of each module, where no hidden state was found
         self._plain: set[Hashable] = set()  # kinds of passes in which torch can differentiate every operation twice
 
     def __call__(self, theta: Float[Tensor, " param"], batch: Batch, /) -> Float[Tensor, ""]:
@@ -53,11 +58,14 @@ class Loss:
         return self.criterion(self.outputs(theta, x), y)
 
     def outputs(self, theta: Float[Tensor, " param"], x: Any) -> Any:
-        """The network's outputs at ``theta``, a tensor or several; floating inputs take theta's dtype and device."""
+        """The network's outputs at ``theta``: a tensor, or a pytree of tensors.
+
+        Inputs are moved to the device of ``theta``, and floating-point inputs are cast to its dtype.
+        """
         return self.outputs_at(self.layout.unflatten(theta), x)
 
     def outputs_at(self, parameters: Mapping[str, Tensor], x: Any) -> Any:
-        """The network's outputs at parameters given by name, of which only some may need a derivative."""
+        """The network's outputs at parameters given by name; any other parameter keeps the model's value."""
         like = next(iter(parameters.values()))
         tensors, x = self._tensors(parameters, like), cast_like(x, like)
         modes = tuple(module.training for module in self.model.modules())
@@ -83,13 +91,14 @@ class Loss:
     def refuse_hidden_state(self, theta: Float[Tensor, " param"], batch: Batch) -> None:
         """Runs the network twice and raises HiddenStateError if it changes state.
 
-        The check fails if a pass moves a parameter or a buffer or draws random numbers, or if the second pass gives
-        other outputs. It costs two forward passes, once for each combination of modes (train, eval) of the modules.
+        The error is raised if a pass moves a parameter or a buffer, if it draws random numbers, or if the second pass
+        gives other outputs. The check costs two forward passes. It is made once for each combination of modes (train,
+        eval) of the modules.
         """
         modes = tuple(module.training for module in self.model.modules())
         if modes in self._checked:
             return
-        # To compare losses is not enough: batch statistics that are tracked in training mode move, while the loss
+        # Comparing losses would not be enough: batch statistics that are tracked in training mode move, while the loss
         # repeats to the last bit.
         with torch.no_grad(), torch.random.fork_rng(devices=[theta.device] if theta.is_cuda else []):
             theta, start = theta.detach().clone(), theta.detach().clone()
@@ -102,7 +111,7 @@ class Loss:
             fresh = self._buffers(theta)
             moved = [name for name, b in fresh.items() if not torch.equal(buffers[name], b)]
             second = _tensors_of(functional_call(self.model, tensors | fresh, (x,)))
-        if not ((theta == start) | start.isnan()).all():
+        if not ((theta == start) | start.isnan()).all():  # a NaN differs from itself also where nothing moved
             raise HiddenStateError(_hidden_state_message(self.model, "", "moves its parameters"))
         if moved:
             raise HiddenStateError(_hidden_state_message(self.model, moved[0].rpartition(".")[0], "moves its buffers"))
@@ -110,6 +119,7 @@ class Loss:
             raise HiddenStateError(
                 _hidden_state_message(self.model, _random_module(self.model), "draws random numbers")
             )
+        # For the same reason, outputs that are not finite are not compared.
         if not _repeat(first, second) and all(t.isfinite().all() for t in first):
             raise HiddenStateError(_hidden_state_message(self.model, "", "gives another output the second time"))
         self._checked.add(modes)
@@ -117,14 +127,14 @@ class Loss:
     def _twice_differentiable(self, kind: Hashable, function: Callable[[], Any]) -> Any:
         """The result of the function, in which operations that torch differentiates wrongly are replaced.
 
-        The first pass of each kind shows whether any operation needs it. kind: everything that may decide which
-        operations the function runs.
+        kind: everything that may decide which operations the function runs. The first pass of each kind shows whether
+        any operation needs replacing.
         """
         if kind in self._plain:
             return function()
-        with TwiceDifferentiable() as help:
+        with TwiceDifferentiable() as replacement:
             result = function()
-        if not help.replaced:
+        if not replacement.replaced:
             self._plain.add(kind)
         return result
 
@@ -133,6 +143,7 @@ class Loss:
         return {name: cast_like(b.detach().clone(), like) for name, b in self.model.named_buffers()}
 
     def _tensors(self, moved: Mapping[str, Tensor], like: Tensor) -> dict[str, Tensor]:
+        """All parameters and buffers by name: those in ``moved`` as given, the others as constants of the model."""
         fixed: dict[str, Tensor] = {name: p for name, p in self.model.named_parameters() if name not in moved}
         fixed |= dict(self.model.named_buffers())
         return {name: cast_like(t.detach(), like) for name, t in fixed.items()} | dict(moved)
@@ -161,7 +172,7 @@ def make_loss(model: nn.Module, criterion: Criterion, layout: ParamLayout) -> Lo
 
 
 def cast_like(tree: Any, like: Tensor) -> Any:
-    """The pytree with every floating tensor in the dtype of ``like`` and every tensor on its device."""
+    """The pytree with every tensor on the device of ``like`` and every floating-point tensor in its dtype."""
 
     def cast(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
@@ -172,7 +183,7 @@ def cast_like(tree: Any, like: Tensor) -> Any:
 
 
 def random_states(device: torch.device) -> list[Tensor]:
-    """The states of those of torch's generators that a forward pass on the device can draw from."""
+    """The states of the global random generators from which a forward pass on the device can draw."""
     return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
 
 
@@ -183,13 +194,13 @@ def same_tensors(first: list[Tensor], second: list[Tensor]) -> bool:
 
 def _repeat(first: list[Tensor], second: list[Tensor]) -> bool:
     """Whether two passes gave the same outputs: to the bit on the CPU, to rounding elsewhere."""
-    # A GPU may add up in another order the second time.
     if len(first) == len(second) and any(t.device.type != "cpu" and t.is_floating_point() for t in first):
         return all(_to_rounding(a, b) for a, b in zip(first, second, strict=True))
     return same_tensors(first, second)
 
 
 def _to_rounding(a: Tensor, b: Tensor) -> bool:
+    """Whether two outputs agree within the rounding that ``REORDERING_EPS`` allows."""
     if a.shape != b.shape or not a.is_floating_point() or a.numel() == 0:
         return a.shape == b.shape and torch.equal(a, b)
     return bool((a - b).abs().max() <= REORDERING_EPS * torch.finfo(a.dtype).eps * a.abs().max())
@@ -204,6 +215,7 @@ def _tensors_of(outputs: Any) -> list[Tensor]:
 
 
 def _random_module(model: nn.Module) -> str:
+    """The name of the first dropout in training mode; "" where there is none, and something else draws."""
     dropouts = [
         name for name, m in model.named_modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.training
     ]

@@ -1,8 +1,8 @@
-"""Progress of long calls: the one meaning that ``progress=`` has in the whole library.
+"""Progress of long calls: what the argument ``progress`` means in every function of the library.
 
-None says nothing; True writes a line with the time left to standard error; a callable is called with
+None reports nothing; True writes a line with the time left to standard error; a callable is called with
 ``(done, total)``, both whole numbers of the unit that the function's docstring names (products, points, images).
-What the callable raises stops the calculation, which leaves nothing changed.
+An exception from the callable ends the calculation and reaches the caller; no input is changed.
 """
 
 import sys
@@ -48,8 +48,9 @@ def _text_line() -> ProgressCall:
         if not finished and now - last < seconds:
             return
         last = now
-        left = (now - started) * (total - done) / max(1, done)
-        text = f"{done} of {total} ({100 * done // max(1, total)} %), {left:.0f} s left"
+        seconds_left = (now - started) * (total - done) / max(1, done)
+        text = f"{done} of {total} ({100 * done // max(1, total)} %), {seconds_left:.0f} s left"
+        # The padding blanks out what a longer earlier line left on the terminal.
         sys.stderr.write(f"\r{text:<60}" if rewrites else text)
         sys.stderr.write("\n" if finished else ending)
         sys.stderr.flush()

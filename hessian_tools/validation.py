@@ -4,7 +4,7 @@ from numbers import Integral
 
 
 def check_whole(**counts: object) -> None:
-    """Raise ValueError for a count, passed by its name, that is no whole number of Python or NumPy; None is allowed.
+    """Raise ValueError unless each count, passed by its name, is None or a whole number of Python or NumPy.
 
     >>> check_whole(k=2, max_matvecs=None)
     >>> check_whole(k=2.5)
@@ -13,5 +13,6 @@ def check_whole(**counts: object) -> None:
     """
     for name, value in counts.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
-            near = int(value) if isinstance(value, float) and 1 <= value < 2**53 else 1
-            raise ValueError(f"{name}={value!r} is not a whole number; give one, such as {near}")
+            # Above 2**53 neighbouring floats differ by more than 1, so no whole number near the value is suggested.
+            suggestion = int(value) if isinstance(value, float) and 1 <= value < 2**53 else 1
+            raise ValueError(f"{name}={value!r} is not a whole number; give one, such as {suggestion}")

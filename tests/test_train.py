@@ -167,9 +167,9 @@ def test_a_folder_of_another_run_is_refused(tmp_path):
     written = (tmp_path / "manifest.json").read_bytes()
     record_ownership(tmp_path, "config", {"seed": 0, "width": 4}, facts={"device": "cuda"})
     assert (tmp_path / "manifest.json").read_bytes() == written
-    with pytest.raises(ForeignRunError, match="its width is 4, here it is 8;\nchoose another folder"):
+    with pytest.raises(ForeignRunError, match="its width is 4, but this run's is 8;\nchoose another folder"):
         record_ownership(tmp_path, "config", {"seed": 0, "width": 8})
-    with pytest.raises(ForeignRunError, match="its width is 4, here it is None"):
+    with pytest.raises(ForeignRunError, match="its width is 4, but this run's is None"):
         record_ownership(tmp_path, "config", {"seed": 0})
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(ValueError, match="is not JSON"):
@@ -187,7 +187,7 @@ def test_one_manifest_holds_the_study_and_the_training_of_a_run(tmp_path):
         "training": {"seed": "0", "network": {"weight": [2, 3]}},
     }
     record_ownership(tmp_path / "alone", "training", {"seed": "0"})
-    with pytest.raises(ForeignRunError, match="its width is None, here it is 4"):  # no study began it
+    with pytest.raises(ForeignRunError, match="its width is None, but this run's is 4"):  # no study began it
         record_ownership(tmp_path / "alone", "config", {"width": 4})
 
 
@@ -198,7 +198,7 @@ def test_a_run_begun_by_version_0_1_resumes_itself_and_no_other(tmp_path):
     (tmp_path / "manifest.json").unlink()
     (tmp_path / "training.json").write_text(json.dumps(training))  # where that version kept it
     before = sorted(path.name for path in tmp_path.iterdir())
-    with pytest.raises(ForeignRunError, match="holds another run: its seed is 0, here it is 7"):
+    with pytest.raises(ForeignRunError, match="holds another run: its seed is 0, but this run's is 7"):
         list(meta_train(replace(begun, seed=7)))
     *_, further = meta_train(replace(begun, checkpoints=(0, 1, 2)))
     assert further.meta_step == 2

@@ -1,1 +1,1 @@
-"""Inner loops, learners, SHOT and the outer objective: pure functions of a loss, without data or files."""
+"""Inner loops, learners, the SHOT penalty and the outer objective, as pure functions of a loss; no data, no files."""

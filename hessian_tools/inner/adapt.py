@@ -1,4 +1,4 @@
-"""A learner's inner loop, from its meta-parameters."""
+"""Running a learner's inner loop from its meta-parameters."""
 
 from jaxtyping import Float
 from torch import Tensor
@@ -29,14 +29,16 @@ def learner_path(
     minibatches: int = 1,
     checkpointing: bool = False,
 ) -> InnerPath:
-    """The points and gradients of a learner's inner loop.
+    """The points (parameter vectors) and gradients of a learner's inner loop.
 
     theta: the learner's meta-parameters [meta].
-    steps: another number of steps, which take the same total time as the learner's own by its step rule.
+    steps: a number of steps other than the learner's own. The step size is then scaled so that both loops take the
+        same total time, as the learner's step rule measures it.
     first_gradient, minibatches, checkpointing: see ``inner_loop``.
 
-    The path of LEO consists of the networks at the decoded codes, then those of its fine-tuning, with the gradients by
-    the head's weights. It does not take ``steps``, ``first_gradient`` and ``minibatches``.
+    LEO moves latent codes, from which the head's weights are decoded (see ``hessian_tools.inner.leo``). Its path
+    consists of the networks that are decoded from the codes, then of the fine-tuned ones, with gradients with respect
+    to the head's weights. For LEO, ``steps``, ``first_gradient`` and ``minibatches`` are ignored.
     """
     if learner.latent is not None:
         return leo.decoded_path(learner, leo.require_network(loss), theta, support, checkpointing=checkpointing)

@@ -1,6 +1,7 @@
 """Homogeneous corruption (Lee, Yoo, Kwak 2023, appendix): a network that gives every query the same answer.
 
-SHOT's distance is smallest where the inner loop changes nothing. A network whose outputs do not depend on the input has
+SHOT is the penalty on the distance between the results of few large and of many small inner steps. This distance is
+smallest where the inner loop changes nothing. A network whose outputs do not depend on the input gives the inner loop
 no gradient to follow, so pre-training by SHOT alone may end there.
 """
 
@@ -10,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-COLLAPSE_THRESHOLD = 0.01
+COLLAPSE_THRESHOLD = 0.01  # of the variation that ``Homogeneity`` describes
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Homogeneity:
 
 
 def homogeneity(outputs: Float[Tensor, "example output"], *, threshold: float = COLLAPSE_THRESHOLD) -> Homogeneity:
-    """Measure whether a network's outputs for different examples are one and the same.
+    """Measure how far a network's outputs differ between examples, and compare the result with the threshold.
 
     >>> homogeneity(torch.tensor([[3.0, -3.0], [3.0, -3.0]]))
     Homogeneity(variation=0.0, collapsed=True)
@@ -41,7 +42,7 @@ def homogeneity(outputs: Float[Tensor, "example output"], *, threshold: float = 
 
 def output_variation(outputs: Float[Tensor, "example output"]) -> Float[Tensor, ""]:
     """The share of the outputs' mean square that is variance between examples; 0 where all outputs are 0."""
-    # Several outputs are logits. Their mean over the outputs is taken away, because no probability depends on it.
+    # Several outputs are taken as logits. Their mean over the outputs is subtracted: no probability depends on it.
     centred = outputs - outputs.mean(-1, keepdim=True) if outputs.shape[-1] > 1 else outputs
     total = (centred**2).sum()
     between = ((centred - centred.mean(0)) ** 2).sum()

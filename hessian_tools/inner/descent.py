@@ -1,4 +1,4 @@
-"""The one inner loop: training differentiates it, and recording reads it."""
+"""The inner loop of all learners: training differentiates it, and recording reads its points and gradients."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +15,9 @@ from hessian_tools.loss import Batch, LossFunction
 
 @dataclass(frozen=True)
 class InnerPath:
-    """The K + 1 points that an inner loop visited, and the K gradients that it stepped along.
+    """The K + 1 points (parameter vectors) that an inner loop visited, and the K gradients that it computed there.
 
-    part: the parameters that moved, to which the gradients belong; None: all of them.
+    part: the parameters that moved, with respect to which the gradients are taken; None: all of them.
     """
 
     thetas: tuple[Tensor, ...]
@@ -50,13 +50,14 @@ def inner_loop(
 
     steps, step_size: K and alpha; one number, or one for each moved entry.
     first_order: whether every gradient is a constant to the outer derivative.
-    first_gradient: the gradient at ``theta``, where another loop has computed it already. Its pass over the support
-        set is then not made again, and an outer backward sweeps through it once for both loops.
-    part: the parameters that move, by which alone the inner gradient is taken; None: all of them.
+    first_gradient: the gradient at ``theta``, if another loop has computed it already. Its passes over the support set
+        are then not repeated, and the outer backward pass goes through them once for both loops.
+    part: the parameters that move, with respect to which the inner gradients are taken; None: all of them.
     rule: how a direction follows from the gradients.
     minibatches: the number of parts into which the rows of the support set are cut; step k sees part k mod minibatches.
-    checkpointing: keep only the point of each step, and make its two passes again in the outer backward. That needs
-        memory for the activations of one step, however many there are; it changes nothing under ``first_order``.
+    checkpointing: keep only the point of each step, and repeat the step's forward and backward pass in the outer
+        backward pass. This needs memory for the activations of one step, whatever the number of steps. It changes
+        nothing under ``first_order``.
     """
     gradient_at = recomputed_gradient if checkpointing and not first_order else support_gradient
     thetas, gradients, state = [theta], list[Gradient](), None
@@ -67,7 +68,7 @@ def inner_loop(
         else:
             point = thetas[-1].detach() if first_order else thetas[-1]
             gradient = gradient_at(loss, point, batches[k % minibatches], part=part)
-        # Detached once more, because a plain function may hold other tensors that the outer loop learns.
+        # The gradient is detached too, because a plain function may depend on other tensors that the outer loop learns.
         vector = gradient.vector.detach() if first_order else gradient.vector
         direction, state = rule.direction(vector, state)
         gradients.append(gradient)

@@ -9,8 +9,8 @@ from hessian_tools.loss import Loss
 def features(loss: Loss, theta: Tensor, x: Tensor) -> Tensor:
     """The inputs of the head [example, feature] for inputs ``x`` of the network at ``theta``; differentiable.
 
-    The head is the module that ``layout.under("head")`` means. The cost is one forward pass. Raises ValueError where
-    the head is not called exactly once, with one tensor that has a row per example.
+    The head is the module that ``layout.under("head")`` stands for. The cost is one forward pass. Raises ValueError
+    unless this pass calls the head exactly once, with one tensor that has a row for each example.
     """
     head = head_module(loss)
     calls: list[tuple[Tensor, ...]] = []
@@ -21,7 +21,8 @@ def features(loss: Loss, theta: Tensor, x: Tensor) -> Tensor:
         handle.remove()
     if len(calls) != 1 or len(calls[0]) != 1 or not isinstance(calls[0][0], Tensor):
         raise ValueError(
-            f"the head ({type(head).__name__}) is called {len(calls)} times; it must be called once, with x"
+            f"the head ({type(head).__name__}) is called {len(calls)} times in a forward pass; it must be called once,"
+            " with one tensor"
         )
     return calls[0][0].flatten(1)
 
@@ -35,7 +36,10 @@ def head_module(loss: Loss) -> nn.Module:
 
 
 def with_linear_head(inputs: Tensor, weights: Tensor) -> Tensor:
-    """The outputs [example, class] of a linear head, whose matrix [class, feature] and bias [class] are one vector."""
+    """The outputs [example, class] of a linear head.
+
+    weights: its matrix [class, feature], then its bias [class], as one vector.
+    """
     classes = len(weights) // (inputs.shape[1] + 1)
     matrix, bias = weights.split([classes * inputs.shape[1], classes])
     return torch.addmm(bias, inputs, matrix.view(classes, -1).T)

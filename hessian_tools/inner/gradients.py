@@ -1,4 +1,4 @@
-"""The gradient of a support loss at one point, with its graph kept, or made again when a derivative asks for it."""
+"""The gradient of a support loss at one parameter vector, whose graph is kept or recomputed on differentiation."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,9 +16,10 @@ from hessian_tools.loss import Batch, Loss, LossFunction
 
 @dataclass(frozen=True)
 class Gradient:
-    """A gradient by the entries that move, with the other results of its pass over the support set.
+    """A gradient with respect to the entries that move, with the other results of the same pass over the support set.
 
-    loss: the value of the support loss. outputs: those of a ``Loss``; None for a plain function.
+    loss: the value of the support loss.
+    outputs: the network's outputs; None for a plain function, which is no ``Loss``.
     """
 
     vector: Float[Tensor, " moved"]
@@ -29,11 +30,12 @@ class Gradient:
 def support_gradient(
     loss: LossFunction, theta: Float[Tensor, " param"], support: Batch, *, part: Part | None = None
 ) -> Gradient:
-    """The gradient by the parameters in ``part`` (None: all), loss and outputs, in one forward and one backward pass.
+    """The gradient with respect to the parameters in ``part`` (None: all), with the loss and the outputs.
 
-    The result is differentiable in ``theta`` where that requires a gradient, and inside ``torch.func`` transforms.
+    The cost is one forward and one backward pass. The result is differentiable in ``theta``, if ``theta`` requires a
+    gradient, and inside ``torch.func`` transforms.
     """
-    if not isinstance(loss, Loss):  # torch.func admits no None beside the value
+    if not isinstance(loss, Loss):  # a case apart, because torch.func cannot return None for the missing outputs
         vector, value = grad_and_value(loss)(theta, support)
         return Gradient(vector, value, None)
     x, y = support
@@ -45,7 +47,8 @@ def support_gradient(
 
     start = theta if part is None else part.of(theta)
     if start.requires_grad and torch.is_grad_enabled() and not _inside_transform():
-        # The view is a node of its own: whatever else was made from theta is a constant to the inner gradient.
+        # The view is a new node of the graph, and the gradient is taken with respect to it. Whatever the caller made
+        # from theta, such as the batch, is then a constant to the inner gradient.
         point = start.view_as(start)
         value, outputs = with_outputs(point)
         # The same numbers as torch.func's, without the work that torch.func adds to every operation.
@@ -58,17 +61,18 @@ def support_gradient(
 def recomputed_gradient(
     loss: LossFunction, theta: Float[Tensor, " param"], support: Batch, *, part: Part | None = None
 ) -> Gradient:
-    """The same numbers as :func:`support_gradient`, with nothing of the two passes kept but ``theta`` and ``support``.
+    """The result of :func:`support_gradient`, of which only ``theta`` and ``support`` are kept for differentiation.
 
-    Each derivative that is taken of the result makes the two passes once more (Chen et al. 2016, for the pair of passes
-    that is one inner step). Derivatives of every order are those of :func:`support_gradient`.
+    Each time the result is differentiated, the forward and the backward pass are run again (the checkpointing of Chen
+    et al. 2016, applied to the two passes of one inner step). Derivatives of every order are those of
+    :func:`support_gradient`.
 
-    Everything to be differentiated must come in by ``theta`` or ``support``. Raises ValueError where ``loss`` reaches
-    for another tensor that requires a gradient, and inside ``torch.func`` transforms.
+    Every tensor to be differentiated must be in ``theta`` or ``support``. Raises ValueError where ``loss`` depends on
+    another tensor that requires a gradient, and inside ``torch.func`` transforms.
     """
     if _inside_transform():
         raise ValueError(
-            "checkpointing works by loss.backward() or autograd.grad, not inside torch.func; switch it off"
+            "checkpointing works with loss.backward() and torch.autograd.grad, but not inside torch.func; switch it off"
         )
     leaves, tree = pytree.tree_flatten(support)
 
@@ -85,18 +89,19 @@ def _inside_transform() -> bool:
 
 
 class _Recomputed(torch.autograd.Function):
-    """The outputs of a function, whose graph is made only when they are differentiated.
+    """Computes the outputs of a function without their graph, which is made only when they are differentiated.
 
-    It is never ``once_differentiable``, because SHOT's penalty may need derivatives of higher order.
+    Its backward is not ``once_differentiable``, because SHOT's penalty may need derivatives of higher order.
     """
 
     @staticmethod
     def forward(ctx: Any, passes: Callable[..., Any], *inputs: Any) -> Any:
         ctx.set_materialize_grads(False)
         ctx.passes = passes
-        ctx.others = [None if isinstance(t, Tensor) else t for t in inputs]
+        ctx.constants = [None if isinstance(t, Tensor) else t for t in inputs]
         ctx.save_for_backward(*(t if isinstance(t, Tensor) else None for t in inputs))
-        with torch.enable_grad():  # the inputs are detached: an output that requires a gradient has it from elsewhere
+        # The inputs are detached, so an output that still requires a gradient depends on some other tensor.
+        with torch.enable_grad():
             outputs = passes(*(t.detach() if isinstance(t, Tensor) else t for t in inputs))
         if any(isinstance(t, Tensor) and t.requires_grad for t in outputs):
             raise ValueError(
@@ -112,8 +117,8 @@ class _Recomputed(torch.autograd.Function):
             # Each input gets a node of its own, because one input may be made from another, and the derivative along
             # that path belongs to the outer graph.
             inputs = [
-                other if t is None else t.view_as(t) if higher_order else t.detach().requires_grad_(is_needed)
-                for t, other, is_needed in zip(ctx.saved_tensors, ctx.others, needed, strict=True)
+                constant if t is None else t.view_as(t) if higher_order else t.detach().requires_grad_(is_needed)
+                for t, constant, is_needed in zip(ctx.saved_tensors, ctx.constants, needed, strict=True)
             ]
             pairs = [
                 (output, gradient)

@@ -1,4 +1,4 @@
-"""Learners as data: what the inner loop moves, by which steps, and what the outer loop sees of it.
+"""Learners as data: which parameters the inner loop moves, by which steps, and what the outer loop descends.
 
 A new learner is one ``Learner(...)``, or a new step rule for one; see ``docs/new_learner.md``. ``ALGORITHMS`` at the
 end of this file is the one place that describes the learners known by name: studies, reports and benchmarks read it.
@@ -15,13 +15,13 @@ from hessian_tools.validation import check_whole
 
 @dataclass(frozen=True)
 class Latent:
-    """The settings of LEO (Rusu et al. 2019) besides the steps on its latent codes.
+    """The settings of LEO (Rusu et al. 2019) besides the steps on its latent codes, of which each class has one.
 
-    size: number of entries of a class's code.
+    size: number of entries of a code.
     fine_tuning_steps, fine_tuning_step_size: the steps on the decoded weights, taken after those on the codes.
     dropout: the rate at which entries of the encoder's inputs are dropped in training.
     kl_weight: weight (the paper's beta) of KL(q(z) || N(0, I)).
-    encoder_weight: weight (gamma) of |stop(z') - z|^2, the distance of a code z from the adapted code z', whose
+    encoder_weight: weight (gamma) of |stop(z') - z|^2, the squared distance of a code z from the adapted code z', whose
         gradient is stopped.
     l2_weight: weight (lambda_1) of the squared parameters of encoder, relation network and decoder.
     orthogonality_weight: weight (lambda_2) of |C - I|, where C holds the correlations of the decoder's rows.
@@ -52,24 +52,25 @@ OUTER = ("query", "displacement", "classes", "none")
 
 @dataclass(frozen=True)
 class Learner:
-    """An inner loop of K steps on the support loss, and the outer loop around it.
+    """An inner loop of K steps on the support loss, and what the outer loop around it descends.
 
-    name: what messages call the learner.
+    name: the learner's name in messages.
     steps: K, the number of inner steps in training.
     step_size: alpha; where step sizes are learned, the value that each of them starts from.
     first_order: whether the outer gradient treats each inner gradient as a constant.
     moves: the parameters that the inner loop moves, as prefixes for ``ParamLayout.under`` ("head", "body", the name
         of a module or of a parameter); empty: all of them.
     rule: how a step follows from the gradients; see ``hessian_tools.inner.steps``.
-    step_sizes: "fixed", or one per moved entry as part of the meta-parameters: "learned" as they
-        are (they may become negative), or "learned_log" by their logarithm.
+    step_sizes: "fixed" uses ``step_size`` for all entries. Otherwise every moved entry has a step size of its own among
+        the meta-parameters: "learned" stores the step size, which may become negative, and "learned_log" its logarithm.
     evaluation_steps: the number of inner steps on a new task; None: as in training.
     outer: what meta-training descends. "query" is the loss on the query set after the inner loop.
         "displacement" takes theta - theta_K as the meta-gradient, and the inner loop sees support and query set
         together. "classes" is the cross-entropy on all training classes, without an inner loop. "none" trains nothing.
-    minibatches: the number of parts into which, in training, the rows of the inner loop's examples are cut; step k
-        takes part k mod minibatches. Only for "displacement".
-    latent: LEO's settings: the inner loop moves codes from which the head is decoded; see ``hessian_tools.inner.leo``.
+    minibatches: the number of parts into which training cuts the rows of the inner loop's examples; step k takes part
+        k mod minibatches. More than one part needs outer="displacement".
+    latent: LEO's settings. The inner loop then moves latent codes, from which the head's weights are decoded; see
+        ``hessian_tools.inner.leo``.
     """
 
     name: str
@@ -120,13 +121,13 @@ class Learner:
 
     @property
     def needs_classes(self) -> bool:
-        """Whether the learner works for classification alone: LEO has a code per class, the supervised control a
-        head for all classes."""
+        """Whether the learner works for classification alone: LEO has a code for each class, and the supervised
+        control a head for all classes."""
         return self.latent is not None or self.outer == "classes"
 
     @property
     def why_no_alpha(self) -> str | None:
-        """In words, why an inner step is not one number alpha times the gradient; None where it is."""
+        """The reason why an inner step is not one number alpha times the gradient, in words; None where it is."""
         if self.latent is not None:
             return "its steps are on codes"
         if self.learns_step_sizes:
@@ -135,7 +136,7 @@ class Learner:
 
     @property
     def total_time(self) -> float:
-        """The step size times the length of the loop in plain steps: for how long gradient flow would run."""
+        """The step size times the length of the loop in plain steps, which is the time that gradient flow would run."""
         return self.rule.time(self.steps) * self.step_size
 
     def evaluating(self) -> "Learner":
@@ -194,18 +195,18 @@ def meta_sgd(
     """Meta-SGD (Li et al. 2017): a step size per parameter, learned together with the initial parameters.
 
     step_size: the value that all step sizes start from (the paper, too, draws one number for all).
-    logarithmic: whether the logarithms of the step sizes are learned, which keeps them positive and makes an outer
-        step a relative one.
+    logarithmic: whether the logarithms of the step sizes are learned. The step sizes then stay positive, and an outer
+        step multiplies each of them by a factor.
     """
     kind = "learned_log" if logarithmic else "learned"
     return Learner("meta-sgd", steps, step_size, first_order, step_sizes=kind, evaluation_steps=evaluation_steps)
 
 
 def reptile(steps: int, step_size: float, *, minibatches: int = 1, evaluation_steps: int | None = None) -> Learner:
-    """Reptile (Nichol, Achiam, Schulman 2018): move to where the inner loop leads; no query set is held back.
+    """Reptile (Nichol, Achiam, Schulman 2018): an outer step moves theta towards the end theta_K of the inner loop.
 
-    The meta-gradient is theta - theta_K, so the paper's outer step is that of ``TrainConfig`` with
-    ``optimiser="sgd"`` and the outer step size as learning rate.
+    The inner loop sees support and query set together. The meta-gradient is theta - theta_K, so the paper's outer step
+    is that of ``TrainConfig`` with ``optimiser="sgd"`` and the outer step size as learning rate.
     """
     return Learner(
         "reptile",
@@ -218,18 +219,19 @@ def reptile(steps: int, step_size: float, *, minibatches: int = 1, evaluation_st
     )
 
 
-LEO_STEP_SIZE = 1.0  # where LEO's learned step size on codes begins, in units of a code's entries (the paper's value)
+LEO_STEP_SIZE = 1.0  # the initial value of LEO's learned step size on codes, as in the paper
 
 
 def leo(
     steps: int = 5, step_size: float = LEO_STEP_SIZE, *, latent: Latent | None = None, first_order: bool = False
 ) -> Learner:
-    """Latent embedding optimisation (Rusu et al. 2019): codes move, from which the head's weights are decoded.
+    """Latent embedding optimisation (Rusu et al. 2019): the inner loop moves one latent code for each class.
 
-    The encoder reads what the network gives to its head. For an ``MLP((width, ways))`` these are the inputs
-    themselves; for a network with a body they are the body's features, and the body is meta-trained with the rest.
-    steps, step_size: those on the codes. Both step sizes, on codes and in fine-tuning, are learned; the given values
-    are where they start.
+    The head's weights are decoded from the codes, and an encoder computes the first codes from the inputs of the
+    network's head. For an ``MLP((width, ways))`` these are the network's own inputs. For a network with a body they are
+    the body's features, and the body is meta-trained with the rest.
+    steps, step_size: the number and the size of the steps on the codes. This step size and that of the fine-tuning are
+    learned, starting from the given values.
     """
     return Learner("leo", steps, step_size, first_order, latent=latent or Latent())
 
@@ -238,8 +240,8 @@ def supervised(steps: int, step_size: float) -> Learner:
     """Control: ordinary cross-entropy training on all training classes, adapted to a new task by the same inner loop.
 
     The body is trained under a head of its own, with one output per training class. On a new task the network has
-    its initial head of ``ways`` outputs, which is drawn from the seed and never trained. It is the very head that the
-    untrained control of that seed starts from.
+    its initial head of ``ways`` outputs, which is drawn from the seed and never trained. The untrained control of the
+    same seed has the same head.
     """
     return Learner("supervised", steps, step_size, outer="classes")
 
@@ -277,7 +279,7 @@ class Algorithm:
 
     @property
     def training_settings(self) -> tuple[str, ...]:
-        """What a training run of the algorithm may set besides the learner, by the field names of ``TrainConfig``."""
+        """The fields of ``TrainConfig`` that a training run of the algorithm may set besides the learner."""
         example = self._example
         if not example.is_trained:
             return ()
@@ -304,6 +306,7 @@ class Algorithm:
 
     @property
     def _example(self) -> Learner:
+        """A learner of the algorithm, from which the properties above read what holds for all of them."""
         return self.make(1, 1.0)
 
 

@@ -6,8 +6,9 @@ decoder, and then the decoded weights descend it themselves. Encoder, relation n
 meta-parameters, which follow those of the network.
 
 We differ from the authors in two points. The noise of the decoded weights is drawn once per task and not at each
-decoding, so that the inner loop descends one function, as SHOT needs to compare two loops. Standard deviations are
-exp(s) times that of Glorot's initialisation, hence always positive.
+decoding, so that the inner loop descends one fixed function. The SHOT penalty needs this, because it compares two inner
+loops of a task. Where a network gives the number s for a standard deviation, this is exp(s) times the standard
+deviation of Glorot's initialisation, and hence always positive.
 """
 
 from collections.abc import Mapping
@@ -27,6 +28,7 @@ from hessian_tools.inner.parameters import Part, further_parameters, head_weight
 from hessian_tools.layout import ParamLayout
 from hessian_tools.loss import Batch, Loss, LossFunction
 
+# The matrices whose squared entries are penalised with the weight ``Latent.l2_weight``.
 PENALISED = ("encoder", "relation.0", "relation.1", "relation.2", "decoder")
 
 
@@ -41,10 +43,12 @@ class Codes:
 
 @dataclass(frozen=True)
 class Task:
-    """One task as LEO sees it.
+    """A task whose support set has been encoded.
 
-    features, labels: of the support set. codes: those of the classes, as the encoder gives them.
-    parameters: LEO's meta-parameters by name. noise: the standard normal numbers of the decoded weights.
+    features, labels: the inputs of the network's head for the support set, and the support labels.
+    codes: the codes of the classes, as the encoder gives them.
+    parameters: LEO's meta-parameters by name.
+    noise: the standard normal numbers with which the decoded weights are drawn.
     """
 
     features: Float[Tensor, "example feature"]
@@ -54,12 +58,15 @@ class Task:
     noise: Float[Tensor, "way feature"]
 
     def weights(self, code: Float[Tensor, " code"]) -> Float[Tensor, "way feature"]:
-        """The head's weights, decoded from the codes of all classes, which come as one vector."""
+        """The head's weights, decoded from ``code``: the codes of all classes as one vector."""
         return decode(self.parameters["decoder"], code.view_as(self.codes.start), self.noise)
 
 
 def latent_layout(latent: Latent, *, width: int) -> ParamLayout:
-    """The layout of LEO's meta-parameters for features of a width: linear maps without bias, and two step sizes."""
+    """The layout of LEO's meta-parameters for ``width`` features: linear maps without bias, and two step sizes.
+
+    The two step sizes are that of the steps on the codes and that of fine-tuning.
+    """
     h = latent.size
     shapes = {
         "encoder": (h, width),
@@ -86,7 +93,10 @@ def latent_parameters(learner: Learner, *, width: int, generator: torch.Generato
 def open_task(
     learner: Learner, loss: Loss, theta: Float[Tensor, " meta"], support: Batch, noise: torch.Generator | None
 ) -> Task:
-    """Encode a support set; where ``noise`` is None, codes and weights are their means, and nothing is dropped."""
+    """Encode a support set.
+
+    noise: the generator of all draws; where it is None, codes and weights are their means, and nothing is dropped.
+    """
     latent, (x, y) = _latent(learner), support
     inputs = features(loss, network_parameters(loss, theta), x)
     ways = loss.layout.unflatten(network_parameters(loss, theta))[head_weight(loss.layout)].shape[0]
@@ -94,7 +104,7 @@ def open_task(
     stored = further_parameters(loss, theta)[: layout.numel]
     if len(stored) < layout.numel:
         raise ValueError(
-            f"theta has {len(theta)} entries but {learner.name} needs {layout.numel} behind the network's"
+            f"theta has {len(theta)} entries, but {learner.name} needs {layout.numel} entries after the network's"
             f" {loss.layout.numel}; append latent_parameters(learner, width={inputs.shape[1]}, generator=...)"
         )
     parameters = layout.unflatten(stored)
@@ -122,6 +132,7 @@ def encode(
     related = (hidden @ parameters["relation.2"].T).mean(1)
     members = F.one_hot(labels, ways).to(related)
     mean, log_std = ((members.T @ related) / members.sum(0)[:, None]).split(size, -1)
+    # Glorot's standard deviation is sqrt(2 / (inputs + outputs)), here with ``size`` of each.
     return mean, log_std.exp() / sqrt(size)
 
 
@@ -149,9 +160,13 @@ def code_path(
     first_gradient: Gradient | None = None,
     checkpointing: bool = False,
 ) -> InnerPath:
-    """The steps on the codes; ``steps`` is another number of them, in the same total time."""
+    """The inner loop on the codes.
 
-    # Everything that is learned comes in the batch, because checkpointing differentiates nothing else.
+    steps: a number of steps other than the learner's own; the step size is then scaled to the same total time.
+    first_gradient, checkpointing: see ``inner_loop``.
+    """
+
+    # All learned tensors are passed in the batch, because checkpointing differentiates only the start and the batch.
     def code_loss(code: Tensor, batch: Batch) -> Tensor:
         x, y, decoder, noise, bias = batch
         return loss.criterion(F.linear(x, decode(decoder, code.view(len(noise), -1), noise), bias), y)
@@ -179,7 +194,7 @@ def weight_path(
     *,
     checkpointing: bool = False,
 ) -> InnerPath:
-    """Fine-tuning: the steps on the weights that are decoded from a code."""
+    """Fine-tuning: the inner loop on the head's weights, which starts from those decoded from ``code``."""
 
     def weight_loss(weights: Tensor, batch: Batch) -> Tensor:
         x, y, bias = batch
@@ -197,7 +212,7 @@ def weight_path(
 
 
 def adapted(learner: Learner, loss: Loss, theta: Float[Tensor, " meta"], support: Batch) -> Float[Tensor, " param"]:
-    """The network's parameters after both loops, which start from the means of the codes."""
+    """The network's parameters after the loop on the codes, from their means, and after the fine-tuning."""
     task = open_task(learner, loss, theta, support, None)
     code = code_path(learner, loss, theta, task).adapted
     return with_weights(loss, theta, weight_path(learner, loss, theta, task, code).adapted)
@@ -206,9 +221,10 @@ def adapted(learner: Learner, loss: Loss, theta: Float[Tensor, " meta"], support
 def decoded_path(
     learner: Learner, loss: Loss, theta: Float[Tensor, " meta"], support: Batch, *, checkpointing: bool = False
 ) -> InnerPath:
-    """Both loops as points of the network, each with its gradient by the head's weights.
+    """The networks along both loops, each with the gradient of the support loss with respect to the head's weights.
 
-    These gradients are computed in addition, because the loops step along gradients by codes and by decoded weights.
+    These gradients are computed in addition, because the loops themselves differentiate other functions, of the codes
+    and of the decoded weights.
     """
     task = open_task(learner, loss, theta, support, None)
     codes = code_path(learner, loss, theta, task, checkpointing=checkpointing).thetas
@@ -226,7 +242,10 @@ def with_weights(loss: Loss, theta: Float[Tensor, " meta"], weights: Float[Tenso
 
 
 def penalties(latent: Latent, task: Task, last_code: Float[Tensor, " code"]) -> dict[str, Float[Tensor, ""]]:
-    """The penalties by name, without their weights: means over the classes, sums over the entries of a code."""
+    """The penalties by name, before they are multiplied by their weights.
+
+    Those on the codes are sums over the entries of a code and means over the classes.
+    """
     codes = task.codes
     kl = (codes.mean**2 + codes.std**2 - 1 - 2 * codes.std.log()).sum(-1).mean() / 2
     encoder = ((last_code.detach().view_as(codes.start) - codes.start) ** 2).sum(-1).mean()
@@ -245,15 +264,18 @@ def require_network(loss: LossFunction) -> Loss:
 
 
 def _latent(learner: Learner) -> Latent:
+    """LEO's settings of a learner that is known to have them."""
     assert learner.latent is not None
     return learner.latent
 
 
 def _weight_part(loss: Loss, device: torch.device) -> Part:
+    """The head's weight matrix as a part of the network's parameters."""
     return part_under(loss.layout, (head_weight(loss.layout),), device)
 
 
 def _head_bias(loss: Loss, theta: Tensor) -> Tensor | None:
+    """The head's bias [way]; None where it has none."""
     parameters = loss.layout.unflatten(network_parameters(loss, theta))
     return parameters.get(head_weight(loss.layout).removesuffix("weight") + "bias")
 

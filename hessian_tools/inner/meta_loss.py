@@ -1,4 +1,8 @@
-"""The outer objective of one task: what a learner's meta-training descends, plus SHOT's penalty."""
+"""The outer objective of one task: what a learner's meta-training descends, plus the SHOT penalty.
+
+SHOT penalises the distance between the results of few large inner steps (the target) and of many small ones (the
+reference); see ``hessian_tools.inner.shot``.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,8 +28,9 @@ from hessian_tools.loss import Batch, Loss
 class Aux:
     """The parts that a meta-loss is made of, detached from its graph.
 
-    query_loss, query_accuracy: on the query set, after the inner loop. support_loss: before the inner loop.
-    shot_distance: SHOT's distance; NaN without SHOT.
+    query_loss, query_accuracy: loss and accuracy on the query set, after the inner loop.
+    support_loss: the loss on the support set, before the inner loop.
+    shot_distance: SHOT's distance, before it is multiplied by its weight; NaN without SHOT.
     output_variation: how far the adapted network's outputs differ between queries; see ``homogeneity``.
     """
 
@@ -52,15 +57,15 @@ def meta_loss(
     theta: the meta-parameters; see ``hessian_tools.inner.parameters``.
     support, query: the two batches (x, y) of the task. Under ``outer="classes"`` the labels are those of the training
         classes.
-    shot: the penalty, which counts with its full weight; the outer loop follows a schedule by ``Shot.at``.
+    shot: the penalty, with its weight as it is; where the weight has a schedule, pass ``shot.at(meta_step)``.
     noise: the generator of LEO's draws and of its dropout; None takes their means.
-    checkpointing: give the same value and gradient with the activations of one inner step in memory, whatever the
-        number of steps, for one more forward and backward pass a step. It works by ``backward`` or ``autograd.grad``
-        alone.
+    checkpointing: keep the activations of one inner step in memory instead of those of all steps, at the cost of one
+        more forward and backward pass a step. Value and gradient stay the same. It works with ``backward`` and
+        ``torch.autograd.grad``, but not inside ``torch.func`` transforms.
 
-    With ``reference_steps=None`` and ``target_steps=1``, SHOT costs one forward and backward pass over the query set:
-    the target is one step of K alpha along the gradient that the inner loop has computed already. A distance in
-    parameters costs no pass at all.
+    With ``reference_steps=None`` and ``target_steps=1``, SHOT costs one forward and backward pass over the query set.
+    The reference is then the learner's own loop of K steps of size alpha, and the target is one step of size K alpha
+    along the first gradient of that loop. A distance in parameters costs no pass at all.
     """
     check_shot(shot, learner)
     refuse_plain_function(loss)
@@ -72,13 +77,16 @@ def meta_loss(
 
 
 def refuse_plain_function(loss: object) -> None:
-    """Raise ValueError for a loss that does not show its outputs."""
+    """Raise ValueError for a loss that is no ``Loss`` and so does not give the network's outputs."""
     if not isinstance(loss, Loss):
-        raise ValueError("query outputs are judged, which a plain function does not show; use ht.make_loss")
+        raise ValueError(
+            "the network's outputs on the query set are needed, but a plain function gives its loss alone;"
+            " use ht.make_loss"
+        )
 
 
 def check_shot(shot: Shot | None, learner: Learner) -> None:
-    """Raise ValueError for a penalty that the learner's inner loop cannot have."""
+    """Raise ValueError for a SHOT penalty that cannot be computed from the learner's inner loop."""
     if shot is None:
         return
     if learner.outer == "classes":
@@ -87,7 +95,7 @@ def check_shot(shot: Shot | None, learner: Learner) -> None:
         raise ValueError(
             f"minibatches={learner.minibatches}: SHOT's target and reference must see the same data; use 1"
         )
-    shot.counts(learner.steps)
+    shot.counts(learner.steps)  # called for its error alone
 
 
 def shot_distance(
@@ -103,11 +111,11 @@ def shot_distance(
     project: Projector = unchanged,
     checkpointing: bool = False,
 ) -> Float[Tensor, ""]:
-    """D(reference, target) of inner loops from ``theta``.
+    """SHOT's distance D(reference, target) between two inner loops from ``theta``.
 
-    path: the learner's own loop, whose first gradient target and reference share.
-    adapted_outputs: the outputs on the query inputs ``x`` after that loop.
-    project: the function that is applied to the reference.
+    path: the learner's own loop, whose first gradient the target and the reference use too.
+    adapted_outputs: the outputs on the query inputs ``x`` after the learner's own loop.
+    project: the function that is applied to the reference's outputs.
     """
 
     def path_of(steps: int) -> InnerPath:
@@ -130,9 +138,10 @@ def _distance_between_paths(
     outputs_at: Callable[[Tensor], Tensor],
     project: Projector = unchanged,
 ) -> Float[Tensor, ""]:
-    """The distance between the ends of two loops, or between the outputs at these ends.
+    """SHOT's distance between the end points of two loops, or between the outputs at these points.
 
-    path: the loop with the learner's own number of steps. path_of: makes the loop with another number of steps.
+    path: the loop with the learner's own number of steps.
+    path_of: a function of the number of steps that makes the loop with that number.
     """
 
     def result_of(steps: int) -> Tensor:
@@ -207,7 +216,10 @@ def _latent_loss(
     noise: torch.Generator | None,
     checkpointing: bool,
 ) -> tuple[Tensor, Aux]:
-    """The query loss after both of LEO's loops, its penalties, and SHOT on the codes or on the decoded networks."""
+    """LEO's objective: the query loss after its two loops, plus its penalties, plus SHOT.
+
+    SHOT compares the ends of two loops on the codes, or the outputs of the networks that are decoded there.
+    """
     task = leo.open_task(learner, loss, theta, support, noise)
     path = leo.code_path(learner, loss, theta, task, checkpointing=checkpointing)
     tuned = leo.weight_path(learner, loss, theta, task, path.adapted, checkpointing=checkpointing)
@@ -231,7 +243,7 @@ def _latent_loss(
 
 
 def _class_loss(loss: Loss, theta: Tensor, examples: Batch) -> tuple[Tensor, Aux]:
-    """The cross-entropy on all training classes, under the head that lies behind the network's parameters."""
+    """The cross-entropy on all training classes, with the head whose parameters follow the network's in ``theta``."""
     x, y = examples
     outputs = with_linear_head(features(loss, network_parameters(loss, theta), x), further_parameters(loss, theta))
     value = loss.criterion(outputs, y)

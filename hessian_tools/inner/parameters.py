@@ -1,8 +1,8 @@
 """Meta-parameters as one vector: the network's parameters first, then whatever else a learner learns.
 
 ``theta`` is [param] for most learners. Meta-SGD appends a step size per moved entry, supervised training a head with
-one output per training class, LEO its own networks, and pre-training a projector. Code that reads the network alone
-takes ``network_parameters``.
+one output per training class, LEO its own networks, and pre-training a projector. Code that needs the network's
+parameters alone calls ``network_parameters``.
 """
 
 from dataclasses import dataclass
@@ -54,7 +54,7 @@ def network_parameters(loss: LossFunction, theta: Float[Tensor, " meta"]) -> Flo
 
 
 def further_parameters(loss: Loss, theta: Float[Tensor, " meta"]) -> Float[Tensor, " further"]:
-    """The meta-parameters behind the network's."""
+    """The meta-parameters that follow the network's."""
     return theta[loss.layout.numel :]
 
 
@@ -68,7 +68,7 @@ def step_sizes(learner: Learner, loss: LossFunction, theta: Float[Tensor, " meta
     learned = further_parameters(loss, theta)[:count]
     if len(learned) < count:
         raise ValueError(
-            f"theta has {len(theta)} entries but {learner.name} needs {count} step sizes behind the network's"
+            f"theta has {len(theta)} entries, but {learner.name} needs {count} step sizes after the network's"
             f" {loss.layout.numel}; make it with meta_parameters(learner, layout, theta)"
         )
     return learned.exp() if learner.step_sizes == "learned_log" else learned

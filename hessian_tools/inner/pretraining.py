@@ -1,8 +1,9 @@
 """SHOT_p: pre-training by SHOT's distance alone, without query labels (Lee, Yoo, Kwak 2023).
 
-The reference's outputs pass through a projector, and query images are augmented. The result is an initial network whose
-inner loop is nearly linear; ordinary training then begins from its best checkpoint. Watch ``homogeneity``, because an
-inner loop that does nothing has distance 0 too.
+SHOT's distance compares the network after few large inner steps (the target) and after many small ones (the reference).
+In pre-training, the reference's outputs pass through a projector, and query images are augmented. The result is an
+initial network whose inner loop is nearly linear; ordinary training then begins from its best checkpoint. Check it with
+``hessian_tools.inner.collapse.homogeneity``, because an inner loop that changes nothing has distance 0 too.
 """
 
 from dataclasses import dataclass
@@ -24,10 +25,10 @@ PROJECTORS = ("trained", "fixed", "absent")
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random changes of images, drawn for each image: it is mirrored, moved, resized and brightened.
+    """Random changes that are drawn for each image: it is mirrored, moved, resized and made brighter or darker.
 
     flip: whether an image is mirrored left to right with probability 1/2.
-    shift: the largest move, as a share of the side; pixels that come in at the border are 0.
+    shift: the largest move, as a fraction of the image's side; pixels that come in at the border are 0.
     zoom: the scale is drawn from [1 - zoom, 1 + zoom].
     brightness: the factor is drawn from [1 - brightness, 1 + brightness].
     """
@@ -40,7 +41,8 @@ class Augmentation:
     def __call__(
         self, images: Float[Tensor, "image channel height width"], generator: torch.Generator
     ) -> Float[Tensor, "image channel height width"]:
-        """The changed images. Whatever the options, five random numbers are drawn for each image, on the CPU."""
+        """The changed images; ``generator`` is one of the CPU."""
+        # Five numbers are drawn for each image whatever the options, so that no option changes the draws of another.
         uniform = torch.rand(len(images), 5, generator=generator, device="cpu").to(images)
         centred = 2 * uniform - 1
         scale = 1 / (1 + self.zoom * centred[:, 0])
@@ -59,8 +61,8 @@ class Augmentation:
 class ShotPretraining:
     """The settings of SHOT_p.
 
-    projector: the network of two layers that is applied to the reference's outputs: "trained", "fixed" at its random
-        start, or "absent".
+    projector: what becomes of the projector, the network of two layers that is applied to the reference's outputs: it
+        is "trained", or "fixed" at its random start, or "absent".
     hidden: the width of the projector's hidden layer.
     augmentation: the random changes of query images; None changes nothing.
     """
@@ -78,9 +80,14 @@ class ShotPretraining:
     def check(self, learner: Learner, shot: Shot | None, *, input_shape: tuple[int, ...]) -> None:
         """Raise ValueError for a learner, penalty or inputs that cannot be pre-trained in this way."""
         if shot is None or learner.outer != "query":
-            raise ValueError(f"pretraining descends SHOT alone: {learner.name} needs outer='query' and a shot")
+            raise ValueError(
+                f"pretraining descends SHOT's distance alone, so {learner.name} needs outer='query' and a shot"
+            )
         if learner.latent is not None:
-            raise ValueError("pretraining compares networks after the inner loop; a latent learner cannot take it")
+            raise ValueError(
+                "pretraining compares networks after the inner loop, but a latent learner's inner loop moves codes; use"
+                " pretraining=None"
+            )
         if shot.distance == L2 and self.projector != "absent":
             raise ValueError(
                 f"projector={self.projector!r} acts on outputs, but distance={L2!r} compares parameters; use 'absent'"
@@ -96,12 +103,13 @@ class ShotPretraining:
         """The projector's initial parameters as one vector; empty where it is absent."""
         if self.projector == "absent":
             return torch.zeros(0, device="cpu")
+        # As torch draws a linear layer: matrix and bias uniform within one over the root of the layer's inputs.
         pieces = [2 * torch.rand(prod(s), generator=generator, device="cpu") - 1 for s in self._shapes(outputs)]
-        inputs = [outputs, outputs, self.hidden, self.hidden]
-        return torch.cat([piece / sqrt(n) for piece, n in zip(pieces, inputs, strict=True)])
+        layer_inputs = [outputs, outputs, self.hidden, self.hidden]
+        return torch.cat([piece / sqrt(n) for piece, n in zip(pieces, layer_inputs, strict=True)])
 
     def project(self, outputs: Float[Tensor, "example output"], parameters: Float[Tensor, " projector"]) -> Tensor:
-        """The projected outputs of the reference, which the target's outputs are compared with."""
+        """The outputs of the reference after the projector; the target's outputs are compared with these."""
         if self.projector == "absent":
             return outputs
         if self.projector == "fixed":
@@ -131,7 +139,7 @@ def pretraining_loss(
     """The objective of SHOT_p: weight x D(projected reference, target) on the query inputs.
 
     theta: the learner's meta-parameters, with the projector's as the last entries.
-    query: the query labels serve only the numbers in ``Aux``.
+    query: the query batch (x, y), whose labels are used only for the numbers in ``Aux``.
     checkpointing: see ``meta_loss``.
     """
     x, y = query

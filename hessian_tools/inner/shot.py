@@ -2,7 +2,8 @@
 
 Two inner loops start at the same point and use the same support set: the target takes T steps of size alpha_t, and the
 reference R > T steps of size alpha_r, with alpha_t T = alpha_r R = tau. To leading order their ends differ by
-(tau^2 / 2)(1/T - 1/R) H g, so a small distance means a small Hessian-gradient product along the inner loop.
+(tau^2 / 2)(1/T - 1/R) H g, where g and H are the gradient and the Hessian of the support loss. A small distance thus
+means a small Hessian-gradient product along the inner loop.
 """
 
 from collections.abc import Callable
@@ -36,8 +37,8 @@ def jensen_shannon(p_logits: Tensor, q_logits: Tensor) -> Float[Tensor, ""]:
     """
     log_p, log_q = torch.log_softmax(p_logits, -1), torch.log_softmax(q_logits, -1)
     log_m = torch.logaddexp(log_p, log_q) - log(2)
-    both = log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m)
-    return both.sum(-1).mean() / 2
+    terms = log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m)
+    return terms.sum(-1).mean() / 2
 
 
 def cross_entropy(p_logits: Tensor, q_logits: Tensor) -> Float[Tensor, ""]:
@@ -57,7 +58,7 @@ def squared_error(a: Tensor, b: Tensor) -> Float[Tensor, ""]:
 
 
 def root_mean_square(a: Float[Tensor, " param"], b: Float[Tensor, " param"], *, moved: int) -> Float[Tensor, ""]:
-    """|a - b| divided by the root of the number of entries that move.
+    """|a - b| divided by the square root of the number of entries that the inner loop moves.
 
     >>> float(root_mean_square(torch.zeros(4), torch.ones(4), moved=4))
     1.0
@@ -65,8 +66,8 @@ def root_mean_square(a: Float[Tensor, " param"], b: Float[Tensor, " param"], *, 
     return torch.linalg.vector_norm(a - b) / sqrt(moved)
 
 
-# Distances of outputs on the query inputs, called as (reference, target). The authors' code uses the first one, and
-# their text has the second.
+# Distances between outputs on the query inputs, called as (reference, target). The authors' code uses the first one,
+# and their paper states the second.
 DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "kl_reference_target": kl,
     "kl_target_reference": lambda reference, target: kl(target, reference),
@@ -74,9 +75,10 @@ DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cross_entropy": cross_entropy,
     "squared_error": squared_error,
 }
-L2 = "l2_parameters"  # the distance of the end points themselves, which needs no pass over the query set
+L2 = "l2_parameters"  # the distance between the end points themselves, which needs no pass over the query set
+# The distances that take outputs as logits, which regression does not have.
 OF_PROBABILITIES = ("kl_reference_target", "kl_target_reference", "js", "cross_entropy")
-Projector = Callable[[Tensor], Tensor]
+Projector = Callable[[Tensor], Tensor]  # applied to the reference before it is compared with the target
 SCHEDULES = ("constant", "linear", "cosine")
 
 
@@ -84,14 +86,15 @@ SCHEDULES = ("constant", "linear", "cosine")
 class Shot:
     """The SHOT penalty: weight x D(reference, target), which is added to the query loss.
 
-    weight: the factor of the distance D; a negative one is allowed (anti-SHOT).
+    weight: the factor of the distance D; a negative weight (anti-SHOT) rewards a large distance.
     target_steps: T, the number of steps of the target; None takes the learner's own K steps.
-    reference_steps: R, that of the reference; None takes the learner's own K steps, which cost nothing more.
+    reference_steps: R, the number of steps of the reference; None takes the learner's own K steps, which costs nothing
+        more, because training takes these steps anyway.
     distance: D compares output distributions ("kl_reference_target", "kl_target_reference", "js", "cross_entropy"),
         outputs ("squared_error"), or parameters ("l2_parameters").
     detach_reference: whether the gradient goes through the target alone, as in the authors' code.
-    schedule: the weight over meta-iterations: "constant"; "linear" from 0 up to ``weight`` within
-        ``schedule_steps``; "cosine" from ``weight`` down to 0 within ``schedule_steps``.
+    schedule: how the weight changes over the meta-iterations: it is "constant", or it rises from 0 to ``weight`` within
+        ``schedule_steps`` ("linear"), or it falls from ``weight`` to 0 within ``schedule_steps`` ("cosine").
     """
 
     weight: float = 0.1
@@ -147,8 +150,8 @@ class Shot:
         """
         if self.schedule_steps is None:
             return self.weight
-        share = min(1.0, meta_step / self.schedule_steps)
-        return self.weight * (share if self.schedule == "linear" else (1 + cos(pi * share)) / 2)
+        fraction = min(1.0, meta_step / self.schedule_steps)
+        return self.weight * (fraction if self.schedule == "linear" else (1 + cos(pi * fraction)) / 2)
 
     def at(self, meta_step: int) -> "Shot":
         """The penalty as it is after ``meta_step`` outer steps, with a constant weight."""
@@ -163,16 +166,16 @@ def unchanged(outputs: Tensor) -> Tensor:
 def distance_after(
     shot: Shot, result_of: Callable[[int], Tensor], *, steps: int, moved: int, project: Projector = unchanged
 ) -> Float[Tensor, ""]:
-    """D(reference, target) for a learner of ``steps`` steps.
+    """The distance D(reference, target) for a learner of ``steps`` steps.
 
-    result_of: a function of the number of steps that gives what is compared: the outputs after so many steps or, for
-        the distance in parameters, the end point.
+    result_of: a function of the number of steps that returns what is compared: the outputs after that many steps or,
+        for the distance in parameters, the end point.
     moved: the number of entries that the inner loop moves.
     project: the function that is applied to the reference.
     """
     target_steps, reference_steps = shot.counts(steps)
     if shot.detach_reference:
-        with torch.no_grad():  # detaching the result alone would let its inner loop keep a graph that nobody reads
+        with torch.no_grad():  # detaching the result alone would let its inner loop build a graph that is never used
             reference = result_of(reference_steps).detach()
     else:
         reference = result_of(reference_steps)

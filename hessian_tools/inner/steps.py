@@ -1,8 +1,8 @@
 """Step rules: the direction of an inner step, as a function of the gradients so far.
 
 A rule is a small frozen object with two methods. ``direction(gradient, state) -> (direction, state)`` is called once a
-step, with ``None`` as the state before the first. ``time(steps)`` is the distance that so many of its steps cover along
-a constant gradient, in plain steps; SHOT uses it to compare loops of equal total time.
+step, with ``None`` as the state before the first step. ``time(steps)`` is the distance that so many steps cover along a
+constant gradient, in units of a plain gradient step. The SHOT penalty uses it to compare loops of equal total time.
 """
 
 from dataclasses import dataclass
@@ -85,7 +85,7 @@ class Preconditioned:
         mean_square, count = (0.0, 0) if state is None else state
         mean_square = self.decay * mean_square + (1 - self.decay) * gradient**2
         corrected = mean_square / (1 - self.decay ** (count + 1))
-        # Epsilon stands under the root, because a root has no derivative at 0, where the gradients of dead units are.
+        # Epsilon stands under the root, because the root has no derivative at 0, the gradient of a dead unit.
         return gradient / (corrected + self.epsilon).sqrt(), (mean_square, count + 1)
 
     def time(self, steps: int) -> float:
@@ -98,5 +98,5 @@ RULES = {"plain": Plain, "momentum": Momentum, "preconditioned": Preconditioned}
 
 
 def rule_name(rule: StepRule) -> str:
-    """The name under which a configuration gives the rule; the class's own name for a rule of the user's."""
+    """The name of the rule in a configuration; for a rule that the user wrote, the name of its class."""
     return next((name for name, kind in RULES.items() if type(rule) is kind), type(rule).__name__)

@@ -1,1 +1,1 @@
-"""A run on disk and the processes that work on it: manifest, checkpoints, metrics; every file whole or absent."""
+"""A run on disk (manifest, checkpoints, metrics, each written completely or not at all) and its worker processes."""

@@ -1,4 +1,4 @@
-"""Checkpoints on disk, as safetensors and never as pickle; the newest state holds everything that resuming needs."""
+"""Checkpoints on disk, as safetensors and never as pickle, and the newest state, from which a run is resumed."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +22,7 @@ def save(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def load(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, on the CPU; raises DamagedFileError, which names a file that cannot be read."""
+    """The tensors of a file, on the CPU; raises DamagedFileError with the file's name where it cannot be read."""
     try:
         return load_file(path)
     except (SafetensorError, OSError) as e:
@@ -50,7 +50,10 @@ def state_path(folder: Path) -> Path:
 
 
 def state(optimiser: torch.optim.Optimizer, theta: Tensor, meta_step: int) -> dict[str, Tensor]:
-    """Everything that resuming needs: parameters, Adam's moments, and the meta-iteration, which fixes the episodes."""
+    """Everything that resuming needs: the parameters, Adam's moments, and the meta-iteration.
+
+    The episodes need no saving, because they follow from the seed and the meta-iteration.
+    """
     tensors = {"theta": theta.detach(), "meta_step": torch.tensor(meta_step, device="cpu")}
     return tensors | {f"adam.{name}": value for name, value in optimiser.state.get(theta, {}).items()}
 

@@ -1,4 +1,4 @@
-"""Writing files so that a process killed at any moment leaves the old file or the new one, never half of one."""
+"""Writing files so that a process killed at any moment leaves the old file or the new one, never a partial one."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class DamagedFileError(ValueError):
-    """A file of a run cannot be read as what it should be."""
+    """A file of a run is missing or cannot be read."""
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
@@ -28,12 +28,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON file atomically, laid out for people to read as well."""
+    """Write a JSON file atomically, indented so that people can read it."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; raises DamagedFileError, which names a file that holds something else."""
+    """The object in a JSON file; raises DamagedFileError with the file's name where the file holds something else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as e:

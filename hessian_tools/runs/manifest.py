@@ -1,8 +1,9 @@
-"""The manifest of a run's folder: whose the folder is, and with what the run was made.
+"""The manifest of a run's folder: which run the folder belongs to, and with which software and data it was made.
 
-It is one JSON file. Its part "config" holds the settings of the study that the run belongs to, its part "training" what
-the numbers of the training follow from; a run resumes a folder only where the part that it records is the same. The
-remaining entries are facts for readers: versions, device, threads, digests of the data and of the plan.
+The manifest is one JSON file. Its part "config" holds the settings of the study that the run belongs to. Its part
+"training" holds everything that determines the numbers of the training. A study writes and compares the first part,
+training the second, and a run resumes in a folder only where the compared part is equal. The remaining entries inform
+readers: versions, device, threads, digests of the data and of the plan.
 """
 
 import hashlib
@@ -24,7 +25,7 @@ LIBRARIES = ("torch", "numpy", "scipy", "xarray", "zarr")
 
 
 class ForeignRunError(ValueError):
-    """A folder holds another run than the one that was asked for."""
+    """A folder holds a run other than the one that was asked for."""
 
 
 def digest(value: Any) -> str:
@@ -34,7 +35,7 @@ def digest(value: Any) -> str:
 
 
 def environment(*, device: str) -> dict[str, Any]:
-    """The versions, device and threads on which numbers may depend besides the settings."""
+    """The versions, device and threads, on which a run's numbers may depend besides its settings."""
     return {
         "code": _version("hessian-tools"),
         "python": platform.python_version(),
@@ -54,10 +55,10 @@ def record_ownership(
     *,
     facts: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write into the manifest whose folder this is; raise ForeignRunError where it is another run's.
+    """Write into the manifest which run the folder belongs to; raise ForeignRunError where it is another run.
 
-    identity: everything in which two runs of one folder must agree, as a JSON-like mapping. facts: further entries of
-    the manifest, written with a new ``identity`` and never compared.
+    identity: everything in which two runs of one folder must agree, as a JSON-like mapping.
+    facts: further entries of the manifest, written together with a new ``identity`` and never compared.
     """
     path, wanted = folder / NAME, json.loads(json.dumps(identity))  # as it will be read: tuples become lists
     manifest = read_json(path) if path.exists() else {}
@@ -65,14 +66,14 @@ def record_ownership(
     if part == "training" and recorded is None and (folder / EARLIER_TRAINING).exists():
         recorded = read_json(folder / EARLIER_TRAINING)
     if part == "config" and recorded is None and manifest:
-        recorded = {}  # the folder of a run that no study began
+        recorded = {}  # a run without a study has this folder, so every setting of the study differs
     if recorded is None:
         write_json(path, {**manifest, part: wanted, **(facts or {})})
         return
     for key in [*wanted, *recorded]:
         if recorded.get(key) != wanted.get(key):
             raise ForeignRunError(
-                f"{folder} holds another run: its {key} is {_short(recorded.get(key))}, here it is"
+                f"{folder} holds another run: its {key} is {_short(recorded.get(key))}, but this run's is"
                 f" {_short(wanted.get(key))};\nchoose another folder, or remove that one"
             )
 
@@ -88,6 +89,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
+    """The value as a text of at most 90 characters, so that an error message stays readable."""
     text = str(value)
     return text if len(text) <= 90 else f"{text[:87]}..."
 

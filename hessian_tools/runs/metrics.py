@@ -1,4 +1,4 @@
-"""Training metrics on disk: one JSON object a line, one line a meta-iteration."""
+"""Training metrics on disk: one line for each meta-iteration, each line a JSON object."""
 
 import json
 from collections.abc import Mapping
@@ -28,6 +28,6 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def keep_until(path: Path, meta_step: int) -> None:
-    """Drop the lines after a meta-iteration, which a resumed run is about to write again."""
+    """Drop the lines after a meta-iteration, because a resumed run is about to write them again."""
     rows = [row for row in read(path) if row["meta_step"] <= meta_step]
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))

@@ -1,8 +1,9 @@
-"""Worker processes of one thread each: for the units of a study and for the tasks of a shared outer step.
+"""Single-threaded worker processes, which share the runs of a study or the tasks of an outer step.
 
-A unit of work is any picklable value whose ``str`` says in a few words what is done, such as "training maml seed 0".
-Numbers do not depend on the number of workers, because every unit runs on one thread wherever it runs. Why the pool
-is our own and not a library's is told, with figures, in ``docs/architecture.md`` under "Processes".
+The pool calls one function for each of several units. A unit is any picklable value that describes one piece of work,
+such as one training run; its ``str`` is a short description of it for messages, such as "training maml seed 0". Numbers
+do not depend on the number of workers, because every unit is computed on one thread in any case. The reasons for a pool
+of our own instead of a library's are given, with figures, in ``docs/architecture.md`` under "Processes".
 """
 
 import os
@@ -19,15 +20,15 @@ from typing import Any
 import torch
 from torch.multiprocessing import get_context
 
-Emit = Callable[[float, str], None]
-Work = Callable[[Any, Emit], None]
+Emit = Callable[[float, str], None]  # reports progress: the amount of work done, and a note on it
+Work = Callable[[Any, Emit], None]  # does the work of one unit
 
-GRACE = 10.0  # seconds that a terminated worker has before it is killed
-WATCH = 0.1  # seconds between two looks of a worker whether its parent lives
+GRACE = 10.0  # seconds that a terminated worker has to end by itself before it is killed
+WATCH = 0.1  # seconds between two checks of a worker that its parent is alive
 
 
 class WorkerLost(RuntimeError):
-    """A worker process ended without an answer: it was killed from outside, most often for lack of memory."""
+    """A worker process ended without an answer, because it was killed from outside, most often for lack of memory."""
 
 
 def available_cores() -> int:
@@ -36,14 +37,15 @@ def available_cores() -> int:
 
 
 def ignore_progress(*report: object) -> None:
-    """An ``emit`` for callers who do not follow the progress."""
+    """The ``emit`` of a caller that does not follow the progress."""
 
 
 class WorkerPool:
-    """Processes that are started when they are first needed and kept for all later calls of ``run``.
+    """Worker processes, which are started when they are first needed and kept for all later calls of ``run``.
 
-    workers: the number of processes; 0 does the work in this process. ``close``, or leaving the context, ends the
-    processes at once, whatever they are doing.
+    workers: the number of processes; with 0 the work is done in this process.
+
+    ``close``, or leaving the pool's ``with`` block, ends the processes at once, whatever they are doing.
     """
 
     def __init__(self, workers: int) -> None:
@@ -80,7 +82,8 @@ class WorkerPool:
             while len(self._started) < min(self.workers, len(units)):
                 self._started.append(_Worker(len(self._started)))
             self._dispatch(work, list(units), emit)
-        except BaseException:  # other units are still being worked on, and their answers would confuse the next call
+        # The other workers are still busy, and a later call would take their answers for its own.
+        except BaseException:
             self.close()
             raise
 
@@ -120,13 +123,13 @@ class _Worker:
     """The parent's end of one worker process."""
 
     def __init__(self, number: int) -> None:
-        context = get_context("spawn")  # a forked process would inherit locked locks of torch's threads
+        context = get_context("spawn")  # a forked process would inherit locks that threads of torch hold
         self.connection, other_end = context.Pipe()
         self.process = context.Process(target=_serve, args=(other_end, os.getpid()), daemon=True)
         with _interrupts_blocked():
             self.process.start()
         other_end.close()
-        self.number, self.doing = number, "waiting for work"
+        self.number, self.activity = number, "waiting for work"
         self._work: Work | None = None
 
     def give(self, work: Work, unit: Any) -> None:
@@ -136,13 +139,13 @@ class _Worker:
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise ValueError(
                 f"the work cannot be sent to another process ({error}); build the network and the tasks from"
-                " importable functions, not lambdas, or do without worker processes"
+                " importable functions, not lambdas, or use no worker processes"
             ) from None
         try:
             self.connection.send_bytes(message)
         except OSError:
             raise self._lost() from None
-        self.doing, self._work = str(unit), work
+        self.activity, self._work = str(unit), work
 
     def answer(self) -> tuple[str, Any]:
         """The next message of the worker: ("progress", (amount, note)), ("error", exception) or ("done", None)."""
@@ -151,19 +154,19 @@ class _Worker:
         except (EOFError, OSError):
             raise self._lost() from None
         if kind == "done":
-            self.doing = "waiting for work"
+            self.activity = "waiting for work"
         return kind, value
 
     def _lost(self) -> WorkerLost:
         self.process.join(GRACE)
         return WorkerLost(
-            f"worker process {self.number} ended (exit code {self.process.exitcode}) while it was {self.doing};"
-            " what was saved is whole:\nrun the same again, with fewer workers if memory was short"
+            f"worker process {self.number} ended (exit code {self.process.exitcode}) while it was {self.activity};"
+            " what was saved is complete:\nrun the same again, with fewer workers if memory was short"
         )
 
 
 def _serve(connection: Connection, parent: int) -> None:
-    """The life of a worker process: it ends with its pipe, or with its parent."""
+    """The main function of a worker process, which runs until its pipe is closed or its parent has ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(1)
@@ -173,12 +176,12 @@ def _serve(connection: Connection, parent: int) -> None:
 
     work: Work | None = None
     answer: tuple[str, Any]
-    with suppress(EOFError, OSError):  # the parent closed the pipe; errors of the work itself are answers
+    with suppress(EOFError, OSError):  # raised when the parent closes the pipe; errors of the work are sent as answers
         while True:
             message = connection.recv_bytes()
             try:
                 new_work, unit = ForkingPickler.loads(message)
-                work = new_work or work
+                work = new_work or work  # None stands for the work of the message before
                 assert work is not None
                 work(unit, emit)
                 answer = ("done", None)
@@ -188,7 +191,7 @@ def _serve(connection: Connection, parent: int) -> None:
 
 
 def _sendable(error: Exception) -> Exception:
-    """The error itself, or its text where a class of the user's cannot be pickled and read again."""
+    """The error itself, or a RuntimeError with its text where its class cannot be pickled and read again."""
     try:
         return pickle.loads(pickle.dumps(error))
     except Exception:
@@ -196,7 +199,8 @@ def _sendable(error: Exception) -> Exception:
 
 
 def _end_with(parent: int) -> None:
-    # A parent that was killed cannot end its workers, which must not go on writing beside a restarted command.
+    """End this process once its parent has ended."""
+    # A parent that was killed cannot end its workers, and these must not go on writing beside a restarted command.
     while os.getppid() == parent:
         time.sleep(WATCH)
     os._exit(1)
@@ -204,6 +208,7 @@ def _end_with(parent: int) -> None:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
+    """Inside the block, torch computes on one thread, as it does in a worker process."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -214,9 +219,9 @@ def _one_thread() -> Iterator[None]:
 
 @contextmanager
 def _interrupts_blocked() -> Iterator[None]:
-    """A process started inside inherits that Ctrl-C is blocked, also while it is still importing its modules.
+    """Inside the block, Ctrl-C is blocked, and a process that is started there inherits this.
 
-    Without this, a Ctrl-C in the seconds of start-up makes every worker print a traceback.
+    Otherwise a Ctrl-C in the seconds in which workers import their modules makes every worker print a traceback.
     """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield

@@ -1,4 +1,4 @@
-"""Meta-training and evaluation: tasks, network, learner and a run on disk, put together."""
+"""Meta-training and evaluation: where tasks, network, learner and the run on disk come together."""
 
 from hessian_tools.train.classes import ClassBatches
 from hessian_tools.train.config import Checkpoint, TrainConfig, logarithmic_schedule

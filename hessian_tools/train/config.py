@@ -18,7 +18,7 @@ from hessian_tools.layout import ParamLayout
 from hessian_tools.validation import check_whole
 
 OPTIMISERS = ("adam", "sgd")
-# What a run is made of: fields that are compared as text, and objects that are compared by their repr.
+# The fields that determine a run's numbers: plain values, which are compared as text, and objects, by their repr.
 _PLAIN_FIELDS = (
     "seed", "meta_batch", "optimiser", "learning_rate", "validation_tasks", "validation_seed", "transductive"
 )  # fmt: skip
@@ -32,29 +32,31 @@ class TrainConfig:
 
     learner, tasks: what is trained, and on what.
     network: a function that builds the module; its parameters are drawn from ``seed``.
-    shot: the SHOT penalty, if the learner has one.
-    checkpoints: the meta-iterations to keep, where 0 is the untrained network; the last one ends the run.
+    shot: the SHOT penalty on the distance between few large and many small inner steps; None trains without it.
+    checkpoints: the meta-iterations whose parameters are kept, where 0 is the untrained network; the last one ends the
+        run.
     meta_batch: the number of tasks in an outer step.
-    learning_rate, optimiser: of the outer loop; "adam", or "sgd" (plain descent, as in Reptile).
+    learning_rate, optimiser: those of the outer loop; the optimiser is "adam", or "sgd" for plain descent as in
+        Reptile.
     validation_tasks, validation_seed: the number of validation tasks at each checkpoint (0 validates nothing), and
         the seed they are drawn with.
     device: where the run computes, such as "cpu" or "cuda".
     folder: where the run is kept on disk; None keeps nothing.
-    save_every: meta-iterations between resumable states, of which one is also saved every ten seconds; None: states
-        are saved at checkpoints and every ten seconds.
+    save_every: the number of meta-iterations between saves of the state from which a run is resumed. The state is also
+        saved at checkpoints and every ten seconds; None: only then.
     head: the module that is the network's head; None: by the rule of ``flatten``.
-    start: a checkpoint file whose network the run begins from instead of the seed's. Whatever else the learner
-        learns begins afresh.
-    pretraining: descend SHOT's distance alone (SHOT_p), without query labels.
+    start: a checkpoint file with the network's initial parameters; None draws them from the seed. Whatever else the
+        learner learns starts from its usual initial values.
+    pretraining: the settings of SHOT_p, which descends SHOT's distance alone, without query labels; None trains on the
+        learner's own objective.
     transductive: how validation treats the query set; see ``evaluate``.
-    batched: whether all tasks of an outer step are taken at once, by vmap of the meta-gradient, which is exact.
-        None: for networks without convolutions, where it is faster. Long runs of these are replayed from a trace, to
-        the bit.
-    checkpointing: keep the activations of one inner step at a time, whatever their number, for 1.1 to 1.4 times the
-        time (see ``meta_loss``); the tasks are then taken in turn.
-    workers: the number of processes of one thread each that share the tasks of an outer step, on the CPU; the result
-        is that of one process of one thread, to the bit. A script that uses them needs
-        ``if __name__ == "__main__":``.
+    batched: whether all tasks of an outer step are computed at once, by vmap of the meta-gradient, which is exact. None
+        does so for networks without convolutions, where it is faster. In long runs of such networks the step is traced
+        and replayed, with equal numbers to the bit.
+    checkpointing: keep the activations of one inner step at a time, whatever the number of steps, for 1.1 to 1.4 times
+        the running time (see ``meta_loss``); the tasks are then computed in turn.
+    workers: the number of single-threaded processes that share the tasks of an outer step, on the CPU. The numbers are
+        those of one such process, to the bit. A script that uses workers needs ``if __name__ == "__main__":``.
     """
 
     learner: Learner
@@ -97,15 +99,17 @@ class TrainConfig:
         if self.optimiser not in OPTIMISERS:
             raise ValueError(f"optimiser={self.optimiser!r} is not one of {', '.join(OPTIMISERS)}")
         if self.batched and self.learner.latent is not None:
-            raise ValueError("batched=True: a latent learner draws its noise task by task; use None or False")
+            raise ValueError("batched=True, but a latent learner draws its noise task by task; use None or False")
         if self.batched and self.checkpointing:
-            raise ValueError("batched=True keeps the activations of all tasks, checkpointing=True of none; use one")
+            raise ValueError(
+                "batched=True keeps the activations of all tasks, which checkpointing=True is to avoid; use one of them"
+            )
         if not 1 <= self.workers <= self.meta_batch:
             raise ValueError(f"workers={self.workers} must be at least 1 and at most meta_batch={self.meta_batch}")
         if self.workers > 1 and (self.batched or self.device != "cpu"):
             raise ValueError(
-                f"workers={self.workers} take tasks in turn on the CPU, but batched={self.batched} and"
-                f" device={self.device!r} do not; use workers=1"
+                f"workers={self.workers} take tasks in turn on the CPU, which does not go with batched={self.batched}"
+                f" and device={self.device!r}; use workers=1"
             )
         check_shot(self.shot, self.learner)
         if self.pretraining is not None:
@@ -117,11 +121,11 @@ class TrainConfig:
             )
 
     def identity(self, layout: ParamLayout) -> dict[str, Any]:
-        """All that the run's numbers follow from, in words: two runs may share a folder only where this is equal.
+        """All that determines the run's numbers, in JSON-like form; a run resumes in a folder only where it is equal.
 
-        Left out is what may change when a run is resumed: which checkpoints are kept, how often states are saved, and
-        how steps are taken (device, workers, batched, checkpointing). Two networks with the same names and shapes of
-        parameters are not told apart.
+        Settings that may change when a run is resumed are left out: which checkpoints are kept, how often the state is
+        saved, and how steps are computed (device, workers, batched, checkpointing). Two networks whose parameters have
+        the same names and shapes count as equal.
         """
         return {
             **{name: _ADDRESS.sub("", repr(getattr(self, name))) for name in _REPR_FIELDS},

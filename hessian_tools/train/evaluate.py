@@ -1,4 +1,4 @@
-"""Evaluation as the field does it: many held-out tasks, and their mean with a 95 % interval."""
+"""Evaluation as is usual in the field: on many held-out tasks, with the mean and its 95 % interval."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from hessian_tools.train.config import Checkpoint
 
 TRANSDUCTIVE = "transductive: the query set is one batch, so batch statistics are its own"
 INDUCTIVE = "not transductive: each query is one batch with the support set, so batch statistics are theirs"
-MAX_ROWS = 512  # of the batches that a non-transductive evaluation runs at a time, which bounds its memory
+MAX_ROWS = 512  # the examples that a non-transductive evaluation runs through the network at once; bounds its memory
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,12 @@ class Evaluation:
         return TRANSDUCTIVE if self.transductive else INDUCTIVE
 
     def __str__(self) -> str:
-        mean, half = self.accuracy
-        shown = f"accuracy {100 * mean:.2f} +- {100 * half:.2f} %"
-        if mean != mean:
-            shown = "loss {:.4g} +- {:.2g}".format(*self.loss)
+        mean, half_width = self.accuracy
+        result = f"accuracy {100 * mean:.2f} +- {100 * half_width:.2f} %"
+        if mean != mean:  # NaN: the tasks are regression
+            result = "loss {:.4g} +- {:.2g}".format(*self.loss)
         return (
-            f"{shown} (95 % over {len(self.losses)} {self.split} tasks of seed {self.seed},"
+            f"{result} (95 % over {len(self.losses)} {self.split} tasks of seed {self.seed},"
             f" {self.steps} steps; {self.protocol})"
         )
 
@@ -77,12 +77,13 @@ def evaluate(
     seed: int,
     transductive: bool = True,
 ) -> Evaluation:
-    """Adapt to each of ``num_tasks`` tasks by the learner's evaluation steps, and judge the result on the query set.
+    """Adapt to each of ``num_tasks`` tasks by the learner's evaluation steps, and test the result on the query set.
 
-    transductive: whether the whole query set is one forward pass, which is the field's habit. With batch statistics,
-    the answer to each query example then depends on the others. Otherwise, each query example shares a batch with the
-    support set alone. Without batch normalisation the answers are the same; with it, the statistics are those of the
-    support set and this example. That costs (support + 1) rows per query example in place of one.
+    transductive: whether the whole query set goes through the network in one forward pass, as is usual in the field.
+    With batch statistics, the answer to a query example then depends on the other query examples. Otherwise, each query
+    example shares a batch with the support set alone, which costs (support + 1) rows per query example in place of one.
+    With batch normalisation, the statistics are then those of the support set and this example; without it, both ways
+    give the same answers.
     """
     adapting = learner.evaluating()
     losses, accuracies = [], []
@@ -112,40 +113,41 @@ def over_seeds(evaluations: Sequence[Evaluation]) -> tuple[float, float]:
     """The mean over seeds of each seed's mean accuracy (loss for regression), and the half-width of its 95 % interval.
 
     evaluations: one for each seed, of networks that were trained independently. The interval is Student's t over their
-    means. Their spread contains the contribution of training and, where the tasks differ between seeds, of the tasks.
+    means. The spread of these means comes from the training and, where the tasks differ between seeds, from the tasks.
     The half-width is NaN for a single seed, and both numbers are NaN where a seed has no finite mean. Raises
     ValueError where there is no evaluation.
 
-    >>> of = lambda accuracy: Evaluation(torch.zeros(2), torch.full((2,), accuracy), "test", 0, 3, True)
-    >>> mean, half = over_seeds([of(0.50), of(0.52), of(0.54)])
-    >>> print(f"{mean:.3f} +- {half:.4f}")  # 4.303 standard errors at two degrees of freedom
+    >>> one_seed = lambda accuracy: Evaluation(torch.zeros(2), torch.full((2,), accuracy), "test", 0, 3, True)
+    >>> mean, half_width = over_seeds([one_seed(0.50), one_seed(0.52), one_seed(0.54)])
+    >>> print(f"{mean:.3f} +- {half_width:.4f}")  # 4.303 standard errors at two degrees of freedom
     0.520 +- 0.0497
     """
     if not evaluations:
         raise ValueError("no evaluation given; pass one for each seed")
     regression = all(bool(e.accuracies.isnan().all()) for e in evaluations)
-    judged = [(e.loss if regression else e.accuracy)[0] for e in evaluations]
-    means, count = torch.tensor(judged, dtype=torch.float64, device="cpu"), len(judged)
-    half = float(student_t(count, 0.95) * means.std() / sqrt(count)) if count > 1 else float("nan")
-    return float(means.mean()), half
+    seed_means = [(e.loss if regression else e.accuracy)[0] for e in evaluations]
+    means, count = torch.tensor(seed_means, dtype=torch.float64, device="cpu"), len(seed_means)
+    half_width = float(student_t(count, 0.95) * means.std() / sqrt(count)) if count > 1 else float("nan")
+    return float(means.mean()), half_width
 
 
 def best_checkpoint(checkpoints: Iterable[Checkpoint]) -> Checkpoint:
     """The checkpoint with the highest validation accuracy or, for regression, the lowest validation loss.
 
-    This is the one rule for every learner. Ties go to the earlier checkpoint. A checkpoint without a finite number,
-    such as a diverged one, does not count.
+    The rule is the same for every learner. Ties go to the earlier checkpoint. A checkpoint without a finite number,
+    such as one of a run that diverged, does not count.
     """
     candidates = list(checkpoints)
-    judged = [c for c in candidates if isfinite(c.validation_accuracy)]
-    if judged:
-        return max(judged, key=lambda c: (c.validation_accuracy, -c.meta_step))
-    judged = [c for c in candidates if isfinite(c.validation_loss)]
-    if not judged:
+    validated = [c for c in candidates if isfinite(c.validation_accuracy)]
+    if validated:
+        return max(validated, key=lambda c: (c.validation_accuracy, -c.meta_step))
+    validated = [c for c in candidates if isfinite(c.validation_loss)]
+    if not validated:
         raise ValueError(f"none of {len(candidates)} checkpoints was validated; set validation_tasks to 1 or more")
-    return min(judged, key=lambda c: (c.validation_loss, c.meta_step))
+    return min(validated, key=lambda c: (c.validation_loss, c.meta_step))
 
 
 def _interval(values: Tensor) -> tuple[float, float]:
-    half = 1.96 * float(values.double().std()) / sqrt(len(values)) if len(values) > 1 else float("nan")
-    return float(values.double().mean()), half
+    """The mean over the tasks and the half-width of its 95 % interval, by the normal distribution."""
+    half_width = 1.96 * float(values.double().std()) / sqrt(len(values)) if len(values) > 1 else float("nan")
+    return float(values.double().mean()), half_width

@@ -1,8 +1,8 @@
-"""Meta-training: tasks, network, learner and a run on disk, put together.
+"""Meta-training: the loop that trains a learner's network on tasks, and keeps the run on disk.
 
-The rule where training diverges, that is where a meta-loss or meta-gradient is not finite: the run stops, the
-meta-iteration is recorded, and what was saved before it is kept. Later checkpoints do not exist, and whatever reads the
-run reports them as diverged.
+Training has diverged when a meta-loss or a meta-gradient is not finite. The run then stops, the meta-iteration is
+recorded, and what was saved before it is kept. Later checkpoints do not exist, and whatever reads the run reports them
+as diverged.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,15 +30,20 @@ from hessian_tools.train.outer import AUX_NAMES, SharedStep, accumulate_gradient
 from hessian_tools.train.replay import Replay
 from hessian_tools.train.warm_start import first_parameters
 
-DIVERGED = "diverged.json"
-SAVE_SECONDS = 10.0  # at most so much work is lost when a run is killed
+DIVERGED = "diverged.json"  # the file in a run's folder that records a divergence
+SAVE_SECONDS = 10.0  # the work of at most this time is lost when a run is killed
 
-Progress = Callable[[int, float], None]
+Progress = Callable[[int, float], None]  # called with (meta-iteration, query loss)
 
 
 @dataclass
 class _State:
-    """What changes while a run trains."""
+    """The part of a run that changes while it trains.
+
+    saved_at: the time of the last save, by the clock ``monotonic``.
+    replay: the trace of the batched outer step, used where tasks are batched.
+    shared: the worker processes that share outer steps; None until there are any.
+    """
 
     loss: Loss
     theta: Tensor
@@ -52,7 +57,7 @@ class _State:
 def task_loss(config: TrainConfig) -> tuple[Loss, Tensor]:
     """The loss of the run's tasks, and the network's untrained parameters [param], on the run's device."""
     if config.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device={config.device!r} is not there, because this torch sees no GPU; use 'cpu'")
+        raise ValueError(f"device={config.device!r} is not available, because torch finds no GPU; use 'cpu'")
     model = seeded(config.network, seed=config.seed)
     theta, layout = flatten(model, head=config.head)
     criterion = F.cross_entropy if config.tasks.kind == "classification" else squared_error
@@ -62,12 +67,13 @@ def task_loss(config: TrainConfig) -> tuple[Loss, Tensor]:
 def meta_train(config: TrainConfig, *, progress: Progress | None = None) -> Iterator[Checkpoint]:
     """Train a learner, and yield each checkpoint as it is reached.
 
-    With ``config.folder`` the run is kept on disk and the same call resumes it. Checkpoints that exist are then read
+    With ``config.folder`` the run is kept on disk, and the same call resumes it. Checkpoints that exist are then read
     from disk and yielded again, and training goes on from the newest saved state with the same numbers that an
-    undisturbed run would have had (on the CPU, with the same number of threads).
+    uninterrupted run would have had (on the CPU, with the same number of threads).
     progress: called with (meta-iteration, query loss) after every outer step.
 
-    Raises ForeignRunError where the folder holds a run of another learner, seed, network or the like.
+    Raises ForeignRunError where the folder holds a run that differs in ``TrainConfig.identity``, such as in its learner
+    or seed.
     """
     state = _start(config)
     try:
@@ -88,7 +94,7 @@ def _next_checkpoint(state: _State, config: TrainConfig, meta_step: int, progres
         checkpoint = _read(folder, meta_step)
         return replace(checkpoint, theta=checkpoint.theta.to(state.theta.device))
     if folder and state.meta_step > meta_step:
-        # The file was removed though training is past it: train up to it once more, which gives the same numbers.
+        # The file was removed although training is past it. A second training up to it gives the same numbers.
         *_, checkpoint = meta_train(replace(config, folder=None, checkpoints=(meta_step,)), progress=progress)
         _save_checkpoint(folder, checkpoint)
         return checkpoint
@@ -116,12 +122,12 @@ def saved_checkpoints(folder: Path) -> list[Checkpoint]:
 def _start(config: TrainConfig) -> _State:
     """The state that training goes on from: the newest saved one, or that of a new run."""
     loss, theta = task_loss(config)
-    first = config.tasks.episode(seed=config.seed, split="train", index=0)
-    _refuse_unfit(config, loss, theta, first.support[0])
-    loss.refuse_hidden_state(theta, first.support)
+    first_episode = config.tasks.episode(seed=config.seed, split="train", index=0)
+    _refuse_unfit(config, loss, theta, first_episode.support[0])
+    loss.refuse_hidden_state(theta, first_episode.support)
     theta = first_parameters(config, loss, theta).requires_grad_()
-    kind = torch.optim.Adam if config.optimiser == "adam" else torch.optim.SGD
-    state = _State(loss, theta, kind([theta], lr=config.learning_rate))
+    optimiser_class = torch.optim.Adam if config.optimiser == "adam" else torch.optim.SGD
+    state = _State(loss, theta, optimiser_class([theta], lr=config.learning_rate))
     if config.folder is None:
         return state
     record_ownership(config.folder, "training", config.identity(loss.layout))
@@ -130,12 +136,15 @@ def _start(config: TrainConfig) -> _State:
         state.meta_step = checkpoints.restore(state.optimiser, theta, saved)
         metrics.keep_until(config.folder / metrics.NAME, state.meta_step)
     else:
-        metrics.keep_until(config.folder / metrics.NAME, -1)
+        metrics.keep_until(config.folder / metrics.NAME, -1)  # no state was saved, so every line is dropped
     return state
 
 
 def _refuse_unfit(config: TrainConfig, loss: Loss, theta: Tensor, x: Tensor) -> None:
-    """Raise ValueError where the network cannot answer the tasks; more outputs than classes do no harm."""
+    """Raise ValueError where the network's inputs or outputs do not fit the tasks.
+
+    A classifier may have more outputs than there are classes, because no label names the further ones.
+    """
     name, needed = type(loss.model).__name__, config.tasks.outputs
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -151,7 +160,8 @@ def _refuse_unfit(config: TrainConfig, loss: Loss, theta: Tensor, x: Tensor) -> 
 
 
 def _advance(state: _State, config: TrainConfig, until: int, progress: Progress | None) -> bool:
-    """Take outer steps up to a meta-iteration; False when one of them was not finite."""
+    """Take outer steps up to a meta-iteration; returns False where training diverged before it."""
+    # The untrained control takes no steps.
     if not config.learner.is_trained:
         state.meta_step = max(state.meta_step, until)
     while state.meta_step < until:
@@ -172,14 +182,17 @@ def _advance(state: _State, config: TrainConfig, until: int, progress: Progress 
 
 
 def _outer_step(state: _State, config: TrainConfig) -> tuple[list[Aux], bool]:
-    """One step of the outer optimiser: the parts of each task's loss, and whether the step was finite and so taken."""
+    """One step of the outer optimiser, which is taken only where its losses and its gradient are finite.
+
+    Returns the parts of each task's loss, and whether the step was taken.
+    """
     state.optimiser.zero_grad()
     if config.workers == 1:
         aux = accumulate_gradient(config, state.loss, state.theta, state.meta_step, replay=state.replay)
     else:
         state.shared = state.shared or SharedStep(config, state.loss, state.theta)
         aux = state.shared.accumulate_gradient(state.theta, state.meta_step)
-    gradient, losses = state.theta.grad, torch.stack([of_task.query_loss for of_task in aux])
+    gradient, losses = state.theta.grad, torch.stack([task_aux.query_loss for task_aux in aux])
     if gradient is None or not (torch.isfinite(gradient).all() and torch.isfinite(losses).all()):
         return aux, False
     state.optimiser.step()
@@ -194,6 +207,7 @@ def _row(meta_step: int, aux: list[Aux]) -> dict[str, Any]:
 
 
 def _validate(state: _State, config: TrainConfig, meta_step: int) -> Checkpoint:
+    """The checkpoint of the present parameters, with their means over the validation tasks."""
     theta = state.theta.detach().clone()
     if not config.validation_tasks:
         return Checkpoint(meta_step, theta, float("nan"), float("nan"))

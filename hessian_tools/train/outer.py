@@ -1,4 +1,4 @@
-"""The gradient of one outer step: over its tasks in turn, over all of them at once, or shared by worker processes."""
+"""The gradient of one outer step: of its tasks in turn, of all tasks at once, or computed by worker processes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,12 +28,13 @@ def accumulate_gradient(
 ) -> list[Aux]:
     """Add the mean meta-gradient of an outer step's tasks to ``theta.grad``; returns the parts of each task's loss.
 
-    replay: the trace of the run's batched steps, for a run that is to have one.
+    replay: the trace of the run's batched steps; None computes every step directly.
     """
     if not is_batched(config, loss.model):
         return [add_task_gradient(config, loss, theta, meta_step, j) for j in range(config.meta_batch)]
     episodes = [_episode(config, meta_step * config.meta_batch + j) for j in range(config.meta_batch)]
-    # A trace holds the penalty's weight as a constant, so a penalty with a schedule is not replayed.
+    # A trace holds the penalty's weight as a constant, so a penalty with a schedule is not replayed. A convolutional
+    # network is not replayed either, because tracing it takes many seconds and saves no measurable time.
     constant_weight = config.shot is None or config.shot.schedule == "constant"
     replay = replay if constant_weight and not _is_convolutional(loss.model) else None
     task_loss = partial(_task_loss, config, loss, meta_step)
@@ -65,12 +66,12 @@ def batched_gradient(
     # torch's batch normalisation, whereas this order is exact for every network.
     step = vmap(grad(values, has_aux=True), in_dims=(None, 0))
     gradients, numbers = replay(step, theta, stacked) if replay else step(theta, stacked)
-    return gradients.mean(0), [Aux(*of_task) for of_task in zip(*numbers, strict=True)]
+    return gradients.mean(0), [Aux(*task_numbers) for task_numbers in zip(*numbers, strict=True)]
 
 
 @dataclass(frozen=True)
 class Share:
-    """One worker's part of an outer step."""
+    """The tasks of an outer step that one worker computes."""
 
     meta_step: int
     tasks: list[int]
@@ -80,9 +81,10 @@ class Share:
 
 
 class SharedStep:
-    """The outer steps of one run, their tasks shared by ``config.workers`` processes; ``close`` ends these.
+    """Computes the outer steps of one run in ``config.workers`` processes, which share the tasks of each step.
 
     The sum of the gradients is that of one process, to the bit. Parameters and gradients lie in shared memory.
+    ``close`` ends the processes.
     """
 
     def __init__(self, config: TrainConfig, loss: Loss, theta: Tensor) -> None:
@@ -95,11 +97,12 @@ class SharedStep:
         self._work = partial(_do_share, config, loss, self._theta, self._gradients, self._aux)
 
     def accumulate_gradient(self, theta: Tensor, meta_step: int) -> list[Aux]:
-        """The same as the function of this name, done by the workers; an error in one of them is raised here."""
+        """Do what the function :func:`accumulate_gradient` does, in the workers, whose errors are raised here."""
         with torch.no_grad():
             self._theta.copy_(theta)
         self.pool.run(self._work, [Share(meta_step, part) for part in self._parts])
-        for gradient in self._gradients:  # one by one, in the order of the tasks, as backward adds them in one process
+        # One by one, in the order of the tasks, because this is how backward adds them in one process.
+        for gradient in self._gradients:
             theta.grad = gradient.clone() if theta.grad is None else theta.grad.add_(gradient)
         return [Aux(*row) for row in self._aux.clone()]
 
@@ -115,15 +118,16 @@ def _do_share(
     point = theta.clone().requires_grad_()
     for j in share.tasks:
         point.grad = None
-        of_task = add_task_gradient(config, loss, point, share.meta_step, j)
+        task_aux = add_task_gradient(config, loss, point, share.meta_step, j)
         gradients[j] = torch.zeros_like(point) if point.grad is None else point.grad
-        aux[j] = torch.stack([getattr(of_task, name) for name in AUX_NAMES])
+        aux[j] = torch.stack([getattr(task_aux, name) for name in AUX_NAMES])
 
 
 def is_batched(config: TrainConfig, model: nn.Module) -> bool:
-    """Whether an outer step takes all its tasks at once: as the config says, or else where that is faster.
+    """Whether an outer step computes all its tasks at once: as ``config.batched`` says, or else where that is faster.
 
-    It is faster for several tasks and a network without convolutions, which vmap would turn into grouped ones.
+    It is faster for several tasks and a network without convolutions. Convolutions would be turned by vmap into grouped
+    ones, which are slower.
     """
     if config.batched is not None:
         return config.batched
@@ -138,7 +142,7 @@ def _is_convolutional(model: nn.Module) -> bool:
 
 
 def training_source(config: TrainConfig) -> TaskSource:
-    """The source of training episodes: the run's tasks, or labelled batches of their classes."""
+    """The source of training episodes: the run's tasks or, for supervised training, batches of all their classes."""
     if config.learner.outer != "classes":
         return config.tasks
     tasks = config.tasks.source if isinstance(config.tasks, CrossDomainTasks) else config.tasks

@@ -1,7 +1,7 @@
-"""A batched outer step that is traced once and replayed: the same operations to the bit, without the work around them.
+"""Replaying a batched outer step from a trace: the numbers are the same to the bit, without the Python code around it.
 
-More than half of the time of a small network's step goes into the Python code of ``torch.func`` that finds its few
-hundred operations, and those operations are the same in every outer step.
+More than half of the time of a small network's step goes into the Python code of ``torch.func``, which works out the
+step's few hundred operations anew each time, although they are the same in every outer step.
 """
 
 from collections.abc import Callable
@@ -18,17 +18,17 @@ Step = Callable[..., Any]
 
 @dataclass
 class Replay:
-    """The trace of a training run's batched steps, once it is made.
+    """Computes the batched steps of a training run, and replays them from a trace once there is one.
 
-    after: the number of steps before the trace is made.
-    checks: how many replays are compared with the step itself, each at new parameters and new tasks. A replay that
-        differs in a bit, or a step that cannot be traced, ends replaying for good.
+    after: the number of steps after which the trace is made.
+    checks: the number of replays still to be compared with the step itself, each at new parameters and new tasks. A
+        replay that differs in a bit, or a step that cannot be traced, ends replaying for good.
     direct_steps: the number of steps taken so far without the trace.
     shapes: the shapes, dtypes and devices that the trace was made for.
     """
 
-    # 300 steps take about as long as making the trace, so a shorter run never pays for a trace, and a longer one takes
-    # at most twice the time it must.
+    # 300 steps take about as long as making the trace. So a shorter run never pays for a trace, and a longer one takes
+    # at most twice the time that it would take without one.
     after: int = 300
     checks: int = 2
     direct_steps: int = 0
@@ -59,7 +59,7 @@ def _traced(step: Step, theta: Tensor, episodes: Any) -> Callable[..., Any] | No
     """The operations of a step; None where it cannot be traced."""
     try:
         graph = make_fx(step)(theta, episodes)
-    except Exception:  # whatever tracing fails on, the step itself has just run and goes on doing so
+    except Exception:  # whatever tracing fails on, the step itself has just run and can be run again
         return None
     graph.graph.eliminate_dead_code()
     graph.recompile()
@@ -67,4 +67,5 @@ def _traced(step: Step, theta: Tensor, episodes: Any) -> Callable[..., Any] | No
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are equal, where NaN counts as equal to NaN."""
     return bool(((a == b) | (a.isnan() & b.isnan())).all())

@@ -1,4 +1,4 @@
-"""The meta-parameters that training begins from, their parts in the order of ``hessian_tools.inner.parameters``."""
+"""The meta-parameters that training begins from, in the order that ``hessian_tools.inner.parameters`` describes."""
 
 from math import sqrt
 
@@ -18,8 +18,8 @@ from hessian_tools.train.outer import training_source
 def first_parameters(config: TrainConfig, loss: Loss, theta: Tensor) -> Tensor:
     """The first meta-parameters [meta] of a run.
 
-    The network's parameters come first. Behind them follow learned step sizes, or a head for all training classes, or
-    LEO's own parameters; a projector comes last. ``theta`` is the untrained network [param].
+    The network's parameters come first. They are followed by learned step sizes, or a head for all training classes, or
+    LEO's own parameters; the projector of pre-training comes last. ``theta`` is the untrained network [param].
     """
     network = _network(config, theta)
     parts = [meta_parameters(config.learner, loss.layout, network)]
@@ -51,7 +51,7 @@ def _network(config: TrainConfig, theta: Tensor) -> Tensor:
 def _class_head(config: TrainConfig, loss: Loss, theta: Tensor) -> Tensor:
     """Matrix and bias of a head for all training classes, drawn as torch draws a linear layer.
 
-    That is uniformly, between plus and minus one over the root of the number of features.
+    All entries are uniform between plus and minus one over the square root of the number of features.
     """
     width = _feature_width(config, loss, theta)
     classes = training_source(config).outputs

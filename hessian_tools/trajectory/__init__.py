@@ -1,4 +1,4 @@
-"""The ways to a trajectory: record an inner loop, follow somebody else's training, or read stored checkpoints."""
+"""The ways to a trajectory: record an inner loop, follow another training loop, or read stored checkpoints."""
 
 from hessian_tools.trajectory.record import record
 from hessian_tools.trajectory.recorder import Recorder, trajectory_from

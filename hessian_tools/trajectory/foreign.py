@@ -1,4 +1,4 @@
-"""Points from parameters that somebody else kept, as vectors, state dicts or safetensors files."""
+"""Points (parameter vectors) from the stored states of another training loop: vectors, state dicts or files."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,20 +15,22 @@ from hessian_tools.loss import Loss, LossFunction
 State = Tensor | Mapping[str, Tensor] | str | Path
 Buffers = Literal["refuse", "ignore"]
 
+# The buffers of batch normalisation, which are missing from a model that does not track running statistics.
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def points_of_states(
     loss: LossFunction, states: Iterable[State], *, buffers: Buffers = "refuse"
 ) -> Float[Tensor, "point param"]:
-    """The points of given states, one row each.
+    """The points (parameter vectors) of the given states, one in each row.
 
-    states: each a vector [param], a mapping of names to tensors, or the path of a .safetensors file. Names are matched
-        against the layout of ``loss``; a parameter that the layout leaves out must be equal to the model's.
+    states: each state is a vector [param], a mapping of names to tensors, or the path of a .safetensors file. Names are
+        matched against the layout of ``loss``; a parameter that the layout leaves out must be equal to the model's.
     buffers: "refuse" raises ValueError for states whose buffers (running statistics) differ from the model's, because
-        these are points of different functions; "ignore" takes the model's buffers at every point.
+        their losses are different functions of the parameters; "ignore" uses the model's buffers at every point.
 
-    Files are read one at a time, and nothing is unpickled. Raises ValueError, which names the state and its fault.
+    Files are read one at a time, and nothing is unpickled. Raises ValueError for a state that does not fit; the message
+    names the state and what is wrong with it.
     """
     if buffers not in ("refuse", "ignore"):
         raise ValueError(f"buffers={buffers!r} is not one of refuse, ignore")
@@ -41,11 +43,12 @@ def points_of_states(
         if not row.is_floating_point():
             raise ValueError(f"state {i} has numbers of {row.dtype}; parameters are floating-point numbers")
         if row.shape != rows[0].shape:
-            raise ValueError(f"state {i} has {len(row)} numbers; state 0 has {len(rows[0])}")
+            raise ValueError(f"state {i} has {len(row)} numbers, but state 0 has {len(rows[0])}")
     return torch.stack([row.to(rows[0]) for row in rows])
 
 
 def _vector(loss: LossFunction, state: State, where: str, buffers: Buffers) -> Tensor:
+    """The point of one state; ``where`` is what error messages call the state, such as "state 2"."""
     if isinstance(state, Tensor):
         expected = loss.layout.numel if isinstance(loss, Loss) else None
         if state.ndim != 1 or len(state) != (expected or len(state)):
@@ -84,13 +87,15 @@ def _from_names(loss: Loss, state: Mapping[str, Tensor], where: str, buffers: Bu
         if not isinstance(named[name], Tensor):
             raise ValueError(f"{where}: {name!r} is of type {type(named[name]).__name__}; a state holds tensors")
         if named[name].shape != shape:
-            raise ValueError(f"{where}: {name!r} has shape {list(named[name].shape)}, the layout's has {list(shape)}")
+            raise ValueError(
+                f"{where}: {name!r} has shape {list(named[name].shape)}, but the layout's has {list(shape)}"
+            )
     _refuse_moved(loss, named, where, buffers)
     return loss.layout.flatten(named)
 
 
 def _under_first_names(loss: Loss, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state with each tied weight under its first name, the one that the layout has."""
+    """The state with each tied weight under the first of its names, which is the name in the layout."""
     first = {id(p): name for name, p in loss.model.named_parameters()}
     tied = {name: first[id(p)] for name, p in loss.model.named_parameters(remove_duplicate=False)}
     return {tied.get(name, name): tensor for name, tensor in state.items()}
@@ -114,13 +119,13 @@ def _refuse_moved(loss: Loss, named: Mapping[str, Tensor], where: str, buffers: 
     for name, parameter in loss.model.named_parameters():
         if name in named and name not in loss.layout.names and not _same(named[name], parameter):
             raise ValueError(
-                f"{where}: {name!r} differs from the model's, but the layout holds it fixed; take it into where"
+                f"{where}: {name!r} differs from the model's, but the layout holds it fixed; select it with where="
             )
     for name, buffer in loss.model.named_buffers():
         if buffers == "refuse" and name in named and not _same(named[name], buffer):
             raise ValueError(
-                f"{where}: buffer {name!r} differs from the model's, so the states are points of different functions;"
-                " buffers='ignore' takes the model's own at every point"
+                f"{where}: buffer {name!r} differs from the model's, so the states' losses are different functions;"
+                " buffers='ignore' uses the model's buffers at every point"
             )
 
 

@@ -1,4 +1,4 @@
-"""Recording an inner loop: the same loop that training differentiates is read out."""
+"""Recording an inner loop: its points and numbers are read from the same loop that training differentiates."""
 
 import torch
 from jaxtyping import Float
@@ -28,12 +28,12 @@ def record(
 ) -> Trajectory:
     """The trajectory of one task from ``theta``: K + 1 points, each with its gradient on the support set.
 
-    theta: the learner's meta-parameters [meta]; the points are the network's parameters [param].
+    theta: the learner's meta-parameters [meta]; each point is a vector of the network's parameters [param].
     support, query: the task, two batches (x, y).
     save: which vectors are kept besides the numbers.
 
-    The gradients are by the entries that the inner loop moves, and 0 elsewhere. K is the number of steps in training;
-    to record the loop with the learner's evaluation steps, pass ``learner.evaluating()``. Numbers that are not finite
+    The gradients are taken with respect to the entries that the inner loop moves, and are 0 elsewhere. K is the number
+    of steps in training; to record the evaluation steps, pass ``learner.evaluating()``. Numbers that are not finite
     are kept as they are; see ``Trajectory.diverged``. The cost is K + 1 gradients and K + 1 passes over the query set.
     """
     refuse_plain_function(loss)

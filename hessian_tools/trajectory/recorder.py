@@ -1,7 +1,7 @@
-"""Bring your own training: trajectories of loops that are not ours, for the curvature half of the library.
+"""Trajectories of training loops other than the library's inner loop, so that their curvature can be measured.
 
-Only the points come from the other loop. Gradients and losses are those of one loss on one batch, whatever that loop
-minimised.
+Only the points (parameter vectors) come from the other loop. Gradients and losses are those of one loss on one batch,
+whatever that loop minimised.
 """
 
 from collections.abc import Iterable
@@ -33,7 +33,7 @@ def trajectory_from(
     save: SaveAt = _WITH_POINTS,
     buffers: Buffers = "refuse",
 ) -> Trajectory:
-    """The trajectory through given states, measured by ``loss`` on the batch ``support``.
+    """The trajectory through the given states, measured by ``loss`` on the batch ``support``.
 
     states: vectors [param] or the rows of [point, param], state dicts, or paths of .safetensors files; see
         :func:`hessian_tools.trajectory.foreign.points_of_states` for how names are matched, and for ``buffers``.
@@ -54,19 +54,19 @@ def trajectory_from(
     if isinstance(loss, Loss):
         thetas = thetas.to(next(loss.model.parameters()).device)  # states are kept in main memory
         loss.refuse_hidden_state(thetas[0], support)
-    on_support = grad_and_value(lambda theta: _evaluated(loss, theta, support), has_aux=True)
+    on_support = grad_and_value(lambda theta: _loss_and_accuracy(loss, theta, support), has_aux=True)
     gradients, values = zip(*[on_support(theta) for theta in thetas], strict=True)
     with torch.no_grad():
-        on_query = None if query is None else [_evaluated(loss, theta, query) for theta in thetas]
+        on_query = None if query is None else [_loss_and_accuracy(loss, theta, query) for theta in thetas]
         return measured(thetas, torch.stack(gradients), values, on_query, save, foreign_steps=True)
 
 
 class Recorder:
-    """Records a training loop that is not ours, with three lines in it.
+    """Records any training loop in PyTorch, by three lines that are added to it.
 
     Make the recorder before the loop, call ``step()`` after each update, and ``trajectory()`` in the end. The recorder
     keeps a copy of the parameters and buffers when it is made and at each ``step()``, in the computer's main memory. It
-    runs no forward pass, draws no number and changes nothing until ``trajectory()`` is called.
+    runs no forward pass, draws no random number and changes nothing until ``trajectory()`` is called.
 
     model: the module that is trained; with learn2learn, the one that ``clone()`` holds in ``.module``.
     criterion, batch: the loss whose curvature is of interest, which need not be what the loop minimises.
@@ -112,8 +112,8 @@ class Recorder:
     def trajectory(self, *, save: SaveAt = _WITH_POINTS, buffers: Buffers = "refuse") -> Trajectory:
         """The trajectory so far, measured with the model in its present mode (train or eval).
 
-        buffers: running statistics that moved during training make the points belong to different functions. "refuse"
-            raises ValueError then; "ignore" measures all points with the statistics that the model has now.
+        buffers: if running statistics moved during training, the losses at the points are different functions. "refuse"
+            then raises ValueError; "ignore" measures all points with the statistics that the model has now.
 
         See :func:`trajectory_from` for the rest.
         """
@@ -121,8 +121,8 @@ class Recorder:
         return trajectory_from(self.loss, states, self.batch, query=self.query, save=save, buffers=buffers)
 
 
-def _evaluated(loss: LossFunction, theta: Tensor, batch: Batch) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Loss and accuracy on a batch, in one forward pass; the accuracy of a plain function, without outputs, is NaN."""
+def _loss_and_accuracy(loss: LossFunction, theta: Tensor, batch: Batch) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Loss and accuracy on a batch, in one forward pass; the accuracy of a plain function is NaN: it has no outputs."""
     if not isinstance(loss, Loss):
         value = loss(theta, batch)
         return value, torch.full_like(value, float("nan"))

@@ -1,4 +1,4 @@
-"""The trajectory of an inner loop: what passes from training to everything that measures."""
+"""The trajectory of an inner loop: the result of recording it, which all measurements take as their input."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -23,18 +23,20 @@ class SaveAt:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """One inner loop of K steps: numbers at its K + 1 points theta_0 ... theta_K, with task axes in front when stacked.
+    """One inner loop of K steps: numbers at its K + 1 points, the parameter vectors theta_0 ... theta_K.
 
-    support_loss, query_loss: means over the examples. What concerns the query set is None where there is none.
+    A stack of trajectories has the task axes in front.
+
+    support_loss, query_loss: means over the examples. Without a query set, query_loss and query_accuracy are None.
     support_accuracy, query_accuracy: NaN for a loss that is not a classification.
     theta_norm, grad_norm: Euclidean norms of the points and of the gradients of the support loss there.
     displacement: the distance |theta_k - theta_0|.
     gram: the products g_i'g_j of the gradients at the first K points, along which an inner loop steps.
     thetas, gradients: the vectors at all K + 1 points, where ``SaveAt`` asked for them.
-    step_norm: the length |theta_{k+1} - theta_k| of each step; None where our own inner loop took the steps.
-    step_cosine: cos(-g_k, theta_{k+1} - theta_k), likewise. For plain gradient steps on this batch it is 1, and the
-        displacement is alpha times the root of the Gram matrix's sum. Another optimiser, momentum, weight decay or
-        other batches step along something else, and then neither holds.
+    step_norm: the length |theta_{k+1} - theta_k| of each step; None where the library's own inner loop took the steps.
+    step_cosine: cos(-g_k, theta_{k+1} - theta_k) of each step; None in the same case. For plain gradient steps of size
+        alpha on this batch it is 1, and the final displacement is alpha times the root of the sum over the Gram matrix.
+        Another optimiser, momentum, weight decay or other batches give steps for which neither holds.
     """
 
     support_loss: Float[Tensor, "*task step"]
@@ -72,9 +74,11 @@ def measured(
     *,
     foreign_steps: bool = False,
 ) -> Trajectory:
-    """The trajectory through given points, with the gradients there.
+    """The trajectory through the given points.
 
-    support, query: the pair (loss, accuracy) at each point. foreign_steps: whether somebody else's loop took the steps.
+    gradients: those of the support loss at the points.
+    support, query: the pair (loss, accuracy) at each point.
+    foreign_steps: whether a loop other than the library's inner loop took the steps.
     """
     stepped, steps = gradients[:-1], thetas.diff(dim=0)  # no step follows the gradient at the last point
     support_loss, support_accuracy = (torch.stack(column) for column in zip(*support, strict=True))

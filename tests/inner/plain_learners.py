@@ -1,4 +1,8 @@
-"""Learners and SHOT written as plainly as possible, as a reference: every branch runs an inner loop of its own."""
+"""Learners and the SHOT penalty, written as plainly as possible, with which the library's versions are compared.
+
+SHOT penalises the distance between the results of few large inner steps (the target) and of many small ones (the
+reference). Here each of the two, and the learner itself, runs an inner loop of its own, and nothing is shared.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,9 +29,10 @@ def latest(history: list[Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class Plain:
-    """A learner of ours, with a second description of it for the plain version.
+    """A learner of the library, with what the plain version needs to know of it.
 
-    moves: whether the inner loop moves a parameter of a given name. step: the direction, from all gradients so far.
+    moves: whether the inner loop moves the parameter of a given name.
+    step: the direction of a step, as a function of all gradients so far.
     """
 
     learner: Learner
@@ -36,7 +41,7 @@ class Plain:
 
 
 def heavy_ball(history: list[Tensor]) -> Tensor:
-    """sum_j decay^(k-j) g_j, written as a sum and not as a recursion."""
+    """sum_j decay^(k-j) g_j with decay = 0.8, written as a sum and not as a recursion."""
     last = len(history) - 1
     return sum(0.8 ** (last - j) * g for j, g in enumerate(history))
 
@@ -77,7 +82,7 @@ def plain_forward(p: Parameters, x: Tensor) -> Tensor:
 
 
 def plain_run(case: Plain, p: Parameters, alphas: Parameters, support, *, steps: int, scale: float) -> Parameters:
-    """theta after ``steps`` steps of size scale * alpha, with gradients by every parameter, of which some are used."""
+    """theta after ``steps`` steps of size scale * alpha; gradients are taken of all parameters, moved or not."""
     q, history = dict(p), {name: [] for name in p}
     for _ in range(steps):
         loss = F.cross_entropy(plain_forward(q, support[0]), support[1])
@@ -124,7 +129,7 @@ def plain_meta_loss(case: Plain, p: Parameters, alphas: Parameters, support, que
 
 
 def plain_meta_gradient(case: Plain, theta: Tensor, layout, support, query, shot) -> tuple[Tensor, Tensor]:
-    """The meta-loss and its gradient by the vector [network | learned step sizes]."""
+    """The meta-loss and its gradient with respect to the vector [network | learned step sizes]."""
     p = {name: t.detach().clone().requires_grad_() for name, t in layout.unflatten(theta[: layout.numel]).items()}
     inputs = list(p.values())
     if case.learner.learns_step_sizes:

@@ -1,4 +1,4 @@
-"""Checkpointing of the inner loop gives the numbers of the loop that keeps everything, in less memory (float64)."""
+"""Checkpointing of the inner loop needs less memory and gives the numbers of a loop that keeps its graph (float64)."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -46,12 +46,12 @@ def test_the_meta_gradient_is_the_same(name, shot):
     loss, theta, layout = network()
     support, query = episode()
     meta = meta_parameters(LEARNERS[name], layout, theta).clone().requires_grad_()
-    kept, again = (
+    kept, recomputed = (
         meta_loss(LEARNERS[name], loss, meta, support, query, shot=SHOTS[shot], checkpointing=c) for c in (False, True)
     )
-    assert torch.equal(again[0], kept[0])
-    assert torch.equal(again[1].support_loss, kept[1].support_loss)
-    assert_same(*(torch.autograd.grad(value, meta)[0] for value in (again[0], kept[0])))
+    assert torch.equal(recomputed[0], kept[0])
+    assert torch.equal(recomputed[1].support_loss, kept[1].support_loss)
+    assert_same(*(torch.autograd.grad(value, meta)[0] for value in (recomputed[0], kept[0])))
 
 
 @pytest.mark.parametrize("first_order", [False, True])
@@ -90,7 +90,7 @@ def test_an_outer_step_is_the_same(pretraining):
     assert_same(*gradients)
 
 
-def smooth():
+def smooth_setting():
     model = MLP((2, 5, 1), activation=nn.Tanh).double()
     theta, layout = flatten(model)
     x = torch.randn(12, 2, generator=stream(0, "x"), dtype=DTYPE)
@@ -101,8 +101,8 @@ def smooth():
 
 @pytest.mark.parametrize("shot", [None, Shot(weight=0.5, distance="squared_error", detach_reference=False)])
 def test_it_can_be_differentiated_again(shot):
-    # The curvature of the meta-loss: a product with its Hessian, and the gradient of that product.
-    loss, theta, support, query = smooth()
+    # A product with the Hessian of the meta-loss is compared, and the gradient of that product.
+    loss, theta, support, query = smooth_setting()
     vector = torch.randn(len(theta), generator=stream(0, "v"), dtype=DTYPE)
     products, thirds = [], []
     for checkpointing in (True, False):
@@ -135,7 +135,7 @@ def test_a_plain_function_and_a_batch_that_is_learned():
 
 
 def test_loss_and_outputs_of_a_step_are_differentiable_too():
-    loss, theta, support, _ = smooth()
+    loss, theta, support, _ = smooth_setting()
     gradients = []
     for gradient_at in (recomputed_gradient, support_gradient):
         point = theta.clone().requires_grad_()
@@ -189,8 +189,8 @@ def test_it_costs_one_more_pair_of_passes_a_step_and_nothing_first_order():
             meta_loss(learner, loss, point, support, query, shot=shot, checkpointing=checkpointing)[0].backward()
         return counter.get_total_flops()
 
-    one = flops(3, False, True) - flops(2, False, True)  # the cost of the two passes of one step
-    assert flops(3, True, False) - flops(3, False, False) == 3 * one > 0
+    per_step = flops(3, False, True) - flops(2, False, True)  # the cost of the two passes of one step
+    assert flops(3, True, False) - flops(3, False, False) == 3 * per_step > 0
     assert flops(3, True, True) == flops(3, False, True)
     # SHOT's target still shares the first gradient, so it costs as much as without checkpointing.
     assert flops(3, True, False, Shot()) - flops(3, True, False) == flops(3, False, False, Shot()) - flops(
@@ -199,7 +199,7 @@ def test_it_costs_one_more_pair_of_passes_a_step_and_nothing_first_order():
 
 
 def test_what_it_cannot_do_is_refused():
-    loss, theta, support, query = smooth()
+    loss, theta, support, query = smooth_setting()
     learned = torch.ones(1, dtype=DTYPE, requires_grad=True)
     hidden = lambda t, b: (t**2).sum() * learned.sum()  # noqa: E731
     with pytest.raises(ValueError, match="in neither theta nor the batch"):

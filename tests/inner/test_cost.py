@@ -1,4 +1,4 @@
-"""The cost of SHOT on top of a learner, counted in floating-point operations."""
+"""What the SHOT penalty costs in addition to a learner's own training, counted in floating-point operations."""
 
 import pytest
 from plain_learners import CASES, episode, network
@@ -18,14 +18,14 @@ def flops(work) -> int:
     return counter.get_total_flops()
 
 
-def outer(name: str, shots: int, shot: Shot | None) -> int:
+def outer_step_flops(name: str, shots: int, shot: Shot | None) -> int:
     loss, theta, layout = network()
     support, query = episode(shots=shots)
     meta = meta_parameters(LEARNERS[name], layout, theta).clone().requires_grad_()
     return flops(lambda: meta_loss(LEARNERS[name], loss, meta, support, query, shot=shot)[0].backward())
 
 
-def query_pass(shots: int) -> int:
+def query_pass_flops(shots: int) -> int:
     loss, theta, _ = network()
     query = episode(shots=shots)[1]
 
@@ -39,16 +39,16 @@ def query_pass(shots: int) -> int:
 @pytest.mark.parametrize("shots", [1, 5])
 @pytest.mark.parametrize("name", LEARNERS)
 def test_shot_costs_one_query_pass_and_no_support_pass(name, shots):
-    plain, one_pass = outer(name, shots, None), query_pass(shots)
-    assert outer(name, shots, Shot()) - plain == one_pass > 0
-    # A longer reference takes further passes over the support set, so the equality above can fail.
-    assert outer(name, shots, Shot(reference_steps=6)) - plain > one_pass
+    plain, one_pass = outer_step_flops(name, shots, None), query_pass_flops(shots)
+    assert outer_step_flops(name, shots, Shot()) - plain == one_pass > 0
+    # A longer reference takes further passes over the support set, which shows that the equality above can fail.
+    assert outer_step_flops(name, shots, Shot(reference_steps=6)) - plain > one_pass
 
 
 def test_shot_in_parameters_costs_no_pass_at_all():
-    assert outer("maml", 1, Shot(distance="l2_parameters")) == outer("maml", 1, None)
+    assert outer_step_flops("maml", 1, Shot(distance="l2_parameters")) == outer_step_flops("maml", 1, None)
 
 
-def test_anil_differentiates_by_the_head_alone():
-    # There are three inner passes over the support set, without a backward pass through the body.
-    assert outer("fo-anil", 5, None) < 0.75 * outer("fomaml", 5, None)
+def test_anil_differentiates_with_respect_to_the_head_alone():
+    # ANIL's three inner steps save their backward passes through the body.
+    assert outer_step_flops("fo-anil", 5, None) < 0.75 * outer_step_flops("fomaml", 5, None)

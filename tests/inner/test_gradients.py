@@ -1,4 +1,4 @@
-"""The gradient of one inner step, by autograd and by torch.func, and the graph that it has (float64)."""
+"""The gradient of one inner step by autograd and by torch.func, and its dependence on theta (float64)."""
 
 import pytest
 import torch
@@ -14,22 +14,22 @@ X, Y = episode()[0]
 
 
 def inputs_made_from(theta: Tensor) -> Tensor:
-    return X * (1 + theta[:16])  # a factor per column, because a common one would vanish in the normalisation
+    return X * (1 + theta[:16])  # one factor for each column: a common factor would be undone by the normalisation
 
 
 def squared_gradient(theta: Tensor) -> Tensor:
     return (support_gradient(LOSS, theta, (inputs_made_from(theta), Y)).vector ** 2).sum()
 
 
-def test_what_was_made_from_theta_is_a_constant_to_the_inner_loop_and_none_to_the_outer():
+def test_inputs_made_from_theta_are_constants_to_the_inner_derivative_but_not_to_the_outer_one():
     point = THETA.clone().requires_grad_()
     inner_gradient = support_gradient(LOSS, point, (inputs_made_from(point), Y)).vector
-    given = support_gradient(LOSS, point, (inputs_made_from(point).detach(), Y)).vector
-    torch.testing.assert_close(inner_gradient, given)
+    of_constant_inputs = support_gradient(LOSS, point, (inputs_made_from(point).detach(), Y)).vector
+    torch.testing.assert_close(inner_gradient, of_constant_inputs)
     (outer,) = torch.autograd.grad(squared_gradient(point), point)
-    torch.testing.assert_close(outer, torch.func.grad(squared_gradient)(THETA))  # which takes the other branch
-    (without,) = torch.autograd.grad((given**2).sum(), point)
-    assert (outer - without).norm() > 1e-3 * outer.norm()
+    torch.testing.assert_close(outer, torch.func.grad(squared_gradient)(THETA))  # another branch of the code
+    (without_inputs,) = torch.autograd.grad((of_constant_inputs**2).sum(), point)
+    assert (outer - without_inputs).norm() > 1e-3 * outer.norm()
 
 
 @pytest.mark.parametrize("first_order", [False, True])

@@ -1,4 +1,4 @@
-"""What each learner moves, and its meta-gradient, against formulas and finite differences (float64)."""
+"""The parameters that each learner moves, and its meta-gradient against formulas and finite differences (float64)."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -39,7 +39,7 @@ def randn(*shape: int, path: str) -> Tensor:
     return torch.randn(*shape, generator=stream(0, "learners", path), dtype=DTYPE)
 
 
-def smooth(criterion=squared_error):
+def smooth_setting(criterion=squared_error):
     model = seeded(lambda: MLP((2, 5, 1), activation=nn.Tanh), seed=0).double()
     theta, layout = flatten(model)
     support, query = ((randn(6, 2, path=f"{p}x"), randn(6, 1, path=f"{p}y")) for p in "sq")
@@ -66,7 +66,7 @@ def test_first_order_equals_second_order_where_the_loss_is_linear(learner, shot)
     # (outputs * y).mean() of a linear layer is linear in its parameters, so there is no Hessian to leave out.
     theta, layout = flatten(nn.Linear(2, 1).double())
     loss = make_loss(nn.Linear(2, 1), lambda out, y: (out * y).mean(), layout)
-    _, _, support, query = smooth()
+    _, _, support, query = smooth_setting()
     meta = meta_parameters(learner, layout, theta.double())
     full = meta_gradient(learner, loss, meta, support, query, shot)
     first = meta_gradient(replace(learner, first_order=True), loss, meta, support, query, shot)
@@ -75,7 +75,7 @@ def test_first_order_equals_second_order_where_the_loss_is_linear(learner, shot)
 
 
 def test_first_order_differs_where_there_is_a_hessian():
-    loss, theta, support, query = smooth()
+    loss, theta, support, query = smooth_setting()
     for learner in (learners.maml(2, 0.1), learners.anil(2, 0.1), learners.boil(2, 0.1)):
         full = meta_gradient(learner, loss, theta, support, query)
         first = meta_gradient(replace(learner, first_order=True), loss, theta, support, query)
@@ -93,7 +93,7 @@ def test_first_order_differs_where_there_is_a_hessian():
 )
 def test_the_inner_loop_moves_its_part_alone(learner, moved):
     loss, theta, layout = network()
-    theta = theta + 0.1 * randn(len(theta), path="elsewhere")  # not at the model's own parameters
+    theta = theta + 0.1 * randn(len(theta), path="elsewhere")  # so that theta differs from the model's parameters
     support, query = episode()
     t = record(learner, loss, theta, support, query, save=SaveAt(thetas=True, gradients=True))
     for k in (1, 2):
@@ -101,16 +101,16 @@ def test_the_inner_loop_moves_its_part_alone(learner, moved):
             assert bool(change.any()) == name.startswith(moved), name
     for name, g in layout.unflatten(t.gradients[2]).items():
         assert bool(g.any()) == name.startswith(moved), name
-    # By these entries it is the gradient of the loss.
-    full, mine = gradient(loss, t.thetas[1], support), t.gradients[1]
-    assert torch.allclose(full[mine != 0], mine[mine != 0], rtol=1e-10)
+    # At the moved entries, the recorded gradient is that of the loss.
+    full, recorded = gradient(loss, t.thetas[1], support), t.gradients[1]
+    assert torch.allclose(full[recorded != 0], recorded[recorded != 0], rtol=1e-10)
     assert torch.allclose(t.displacement[-1], 0.1 * t.gram.sum().sqrt(), rtol=1e-10)
 
 
 @pytest.mark.parametrize("logarithmic", [False, True])
 @pytest.mark.parametrize("shot", [None, Shot(weight=0.5, distance="squared_error", detach_reference=False)])
 def test_step_gradients_of_meta_sgd_against_finite_differences(logarithmic, shot):
-    loss, theta, support, query = smooth()
+    loss, theta, support, query = smooth_setting()
     learner = learners.meta_sgd(3, 0.1, logarithmic=logarithmic)
     meta = meta_parameters(learner, loss.layout, theta)
     derivative = meta_gradient(learner, loss, meta, support, query, shot)
@@ -123,41 +123,42 @@ def test_step_gradients_of_meta_sgd_against_finite_differences(logarithmic, shot
 
 
 def test_meta_sgd_begins_as_maml():
-    loss, theta, support, _ = smooth()
-    ours = learners.meta_sgd(3, 0.1)
-    for learner in (ours, replace(ours, step_sizes="learned_log")):
+    loss, theta, support, _ = smooth_setting()
+    meta_sgd = learners.meta_sgd(3, 0.1)
+    for learner in (meta_sgd, replace(meta_sgd, step_sizes="learned_log")):
         meta = meta_parameters(learner, loss.layout, theta)
         assert len(meta) == 2 * len(theta)
         assert torch.equal(network_parameters(loss, meta), theta)
         adapted = adapt(learner, loss, meta, support)
         assert torch.allclose(adapted, adapt(learners.maml(3, 0.1), loss, theta, support), rtol=1e-13)
         assert record(learner, loss, meta, support, support).theta_norm.shape == (4,)
-    head = replace(ours, moves=("head",))
+    head = replace(meta_sgd, moves=("head",))
     assert len(meta_parameters(head, loss.layout, theta)) == len(theta) + 6
 
 
 @pytest.mark.parametrize("minibatches", [1, 3])
 def test_reptiles_expansion(minibatches):
-    # Nichol 2018: sum_k g_k = sum_k gbar_k - alpha sum_k H_k sum_{j<k} gbar_j + O(alpha^2), all at theta_0.
-    loss, theta, support, query = smooth()
+    # Nichol et al. 2018: sum_k g_k = sum_k gbar_k - alpha sum_k H_k sum_{j<k} gbar_j + O(alpha^2). Here g_k is the
+    # gradient of minibatch k at theta_k, and gbar_k and H_k are its gradient and Hessian at theta_0.
+    loss, theta, support, query = smooth_setting()
     parts = [row_parts(joined(support, query), minibatches)[k % minibatches] for k in range(3)]
     g = [gradient(loss, theta, part) for part in parts]
     H = [hessian(loss, theta, part) for part in parts]
     leading = sum(g)
-    bend = sum(H[k].mv(g[j]) for k in range(3) for j in range(k))
+    first_order_term = sum(H[k].mv(g[j]) for k in range(3) for j in range(k))
 
     def remainder(alpha: float) -> float:
         learner = learners.reptile(3, alpha, minibatches=minibatches)
         meta_derivative = meta_gradient(learner, loss, theta, support, query)
-        return float((meta_derivative / alpha - leading + alpha * bend).norm())
+        return float((meta_derivative / alpha - leading + alpha * first_order_term).norm())
 
     errors = [remainder(a) for a in (4e-3, 2e-3, 1e-3)]
-    assert bend.norm() > 0.1
-    assert all(3.8 < a / b < 4.2 for a, b in pairwise(errors))  # second order in alpha
+    assert first_order_term.norm() > 0.1
+    assert all(3.8 < a / b < 4.2 for a, b in pairwise(errors))  # half of alpha gives a quarter of the remainder
 
 
 def test_reptiles_meta_gradient_is_the_displacement_and_takes_support_and_query_together():
-    loss, theta, support, query = smooth()
+    loss, theta, support, query = smooth_setting()
     point = theta
     for _ in range(3):
         point = point - 0.1 * gradient(loss, point, joined(support, query))
@@ -192,7 +193,7 @@ def test_supervised_training_descends_cross_entropy_under_a_head_of_its_own():
 
 
 def test_another_number_of_steps_on_a_new_task():
-    loss, theta, support, _ = smooth()
+    loss, theta, support, _ = smooth_setting()
     learner = learners.maml(2, 0.1, evaluation_steps=5)
     assert len(learner_path(learner, loss, theta, support).gradients) == 2
     assert torch.equal(
@@ -208,7 +209,7 @@ def test_a_plain_function_is_descended_too():
 
 
 def test_a_preconditioned_step_is_finite_where_the_gradient_is_zero():
-    # A dead unit's gradient is exactly 0, where the root of a mean square has no derivative.
+    # A dead unit's gradient is exactly 0, and there the root of the mean square has no derivative.
     model = MLP((2, 5, 1)).double()
     theta, layout = flatten(model)
     theta = torch.where(torch.arange(len(theta)) < 10, -theta.abs(), theta)
@@ -220,10 +221,10 @@ def test_a_preconditioned_step_is_finite_where_the_gradient_is_zero():
 
 
 def test_mistakes_are_named():
-    loss, theta, support, query = smooth()
+    loss, theta, support, query = smooth_setting()
     with pytest.raises(ValueError, match="no parameter under 'tail'"):
         adapt(learners.anil(1, 0.1, head=("tail",)), loss, theta, support)
-    with pytest.raises(ValueError, match="needs 21 step sizes behind the network's 21"):
+    with pytest.raises(ValueError, match="needs 21 step sizes after the network's 21"):
         adapt(learners.meta_sgd(1, 0.1), loss, theta, support)
     with pytest.raises(ValueError, match="anil moves head, but a plain function has no named parameters"):
         adapt(learners.anil(1, 0.1), lambda t, _: (t**2).sum(), theta, support)
@@ -277,12 +278,12 @@ def test_every_algorithm_says_what_may_be_set_and_makes_its_learner():
 
 def test_a_learner_says_why_it_has_no_alpha_and_how_many_parameters_it_moves():
     layout = flatten(MLP((2, 5, 1)))[1]
-    told = [
+    expected = [
         (learners.maml(1, 0.1), None, 21),
         (learners.anil(1, 0.1), None, 6),
         (learners.maml(1, 0.1, rule=Momentum()), "its steps follow the momentum rule", 21),
         (learners.meta_sgd(1, 0.1), "each parameter has a step size of its own", 21),
         (learners.leo(latent=Latent(2)), "its steps are on codes", 5),
     ]
-    for learner, reason, moved in told:
+    for learner, reason, moved in expected:
         assert (learner.why_no_alpha, num_moved(learner, layout)) == (reason, moved)

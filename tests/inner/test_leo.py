@@ -1,4 +1,4 @@
-"""LEO against its formulas, written out class by class and pair by pair (float64)."""
+"""LEO, whose inner loop moves one latent code per class, against its formulas written out pair by pair (float64)."""
 
 from dataclasses import replace
 
@@ -55,8 +55,8 @@ def through_a_body():
 
 
 def started(learner, theta: Tensor, width: int) -> Tensor:
-    begun = latent_parameters(learner, width=width, generator=stream(1, "leo")).double()
-    return torch.cat([theta, begun]).requires_grad_()
+    latent = latent_parameters(learner, width=width, generator=stream(1, "leo")).double()
+    return torch.cat([theta, latent]).requires_grad_()
 
 
 def draws(latent: Latent, width: int, noisy: bool, examples: int):
@@ -72,7 +72,10 @@ def draws(latent: Latent, width: int, noisy: bool, examples: int):
 
 
 def plain_codes(embedded: list[Tensor], y: Tensor, own, *, ways: int, size: int) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each class's code: every example of the class is related to every example."""
+    """Mean and standard deviation of each class's code, from the pairs of an example of the class with any example.
+
+    own: LEO's own meta-parameters by name.
+    """
 
     def relate(a: Tensor, b: Tensor) -> Tensor:
         u = torch.cat([a, b])
@@ -95,13 +98,13 @@ def plain_penalties(latent: Latent, own, mean: Tensor, std: Tensor, moved: Tenso
     squares = sum((own[n] ** 2).sum() for n in own if n != "step_sizes")
     rows = own["decoder"].T
     correlation = torch.stack([torch.stack([(a @ b) / (a.norm() * b.norm()) for b in rows]) for a in rows])
-    apart = ((correlation - torch.eye(latent.size, dtype=DTYPE)) ** 2).sum().sqrt()
+    orthogonality = ((correlation - torch.eye(latent.size, dtype=DTYPE)) ** 2).sum().sqrt()
     total = latent.kl_weight * kl + latent.encoder_weight * (moved**2).sum(1).mean()
-    return total + latent.l2_weight * squares + latent.orthogonality_weight * apart
+    return total + latent.l2_weight * squares + latent.orthogonality_weight * orthogonality
 
 
 def plain_leo(learner, meta: Tensor, loss, support, query, shot: Shot | None, noisy: bool) -> Tensor:
-    """Rusu et al. 2019, equations 1-7, and SHOT's L2 in latent space."""
+    """LEO's objective by equations 1 to 7 of Rusu et al. 2019, with SHOT's distance between codes."""
     latent, layout = learner.latent, loss.layout
     net = layout.unflatten(meta[: layout.numel])
 
@@ -112,11 +115,11 @@ def plain_leo(learner, meta: Tensor, loss, support, query, shot: Shot | None, no
         return plain_forward(net | {"head.weight": eye, "head.bias": torch.zeros(len(eye), dtype=DTYPE)}, x)
 
     (x, y), (xq, yq) = support, query
-    seen = features(x)
-    width, h, ways = seen.shape[1], latent.size, 3
+    support_features = features(x)
+    width, h, ways = support_features.shape[1], latent.size, 3
     own = latent_layout(latent, width=width).unflatten(meta[layout.numel :])
     mask, code_noise, weight_noise = draws(latent, width, noisy, len(x))
-    embedded = [own["encoder"] @ v for v in seen * mask]
+    embedded = [own["encoder"] @ v for v in support_features * mask]
 
     mean, std = plain_codes(embedded, y, own, ways=ways, size=h)
     z0 = mean + std * code_noise
@@ -128,7 +131,7 @@ def plain_leo(learner, meta: Tensor, loss, support, query, shot: Shot | None, no
     def run(steps: int) -> Tensor:
         z = z0
         for _ in range(steps):
-            inner = F.cross_entropy(seen @ decode(z).T + net["head.bias"], y)
+            inner = F.cross_entropy(support_features @ decode(z).T + net["head.bias"], y)
             (g,) = torch.autograd.grad(inner, z, create_graph=True)
             g = g.detach() if learner.first_order else g
             z = z - own["step_sizes"][0] * learner.steps / steps * g
@@ -137,7 +140,8 @@ def plain_leo(learner, meta: Tensor, loss, support, query, shot: Shot | None, no
     z = run(learner.steps)
     w = decode(z)
     for _ in range(latent.fine_tuning_steps):
-        (g,) = torch.autograd.grad(F.cross_entropy(seen @ w.T + net["head.bias"], y), w, create_graph=True)
+        inner = F.cross_entropy(support_features @ w.T + net["head.bias"], y)
+        (g,) = torch.autograd.grad(inner, w, create_graph=True)
         w = w - own["step_sizes"][1] * (g.detach() if learner.first_order else g)
     total = F.cross_entropy(features(xq) @ w.T + net["head.bias"], yq)
 
@@ -199,8 +203,8 @@ def test_the_adapted_network_is_the_decoded_one_and_only_its_head_weights_change
         # Fine-tuning is descent on the weights along the recorded gradient.
         step = -0.03 * t.gradients[3]
         assert torch.allclose(t.thetas[4] - t.thetas[3], step, rtol=1e-6, atol=1e-9)
-        own = loss.layout.indices("head.weight")
-        assert torch.allclose(t.gradients[3][own], gradient(loss, t.thetas[3], support)[own], rtol=1e-10)
+        weights = loss.layout.indices("head.weight")
+        assert torch.allclose(t.gradients[3][weights], gradient(loss, t.thetas[3], support)[weights], rtol=1e-10)
 
 
 def test_draws_follow_their_generator_and_a_new_task_takes_the_means():

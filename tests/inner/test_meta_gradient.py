@@ -24,7 +24,7 @@ SHOTS = [
     Shot(weight=0.7, distance="cross_entropy", detach_reference=False),
     Shot(weight=0.7, distance="l2_parameters", detach_reference=False),
 ]
-FEW = [SHOTS[i] for i in (0, 1, 6, 9)]  # for the learners that share SHOT's code with MAML
+FEWER_SHOTS = [SHOTS[i] for i in (0, 1, 6, 9)]  # for the learners that share SHOT's code with MAML
 
 
 def started(learner: Learner, layout, theta: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ def started(learner: Learner, layout, theta: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(
     ("name", "shot"),
-    [(name, shot) for name in CASES for shot in (SHOTS if name in ("maml", "fomaml") else FEW)],
+    [(name, shot) for name in CASES for shot in (SHOTS if name in ("maml", "fomaml") else FEWER_SHOTS)],
     ids=lambda v: v if isinstance(v, str) else "plain" if v is None else f"{v.distance}-T{v.target_steps}",
 )
 def test_meta_gradient_equals_the_plain_formula(name, shot):
@@ -75,7 +75,7 @@ def linear_regression():
 
 def test_maml_with_shot_on_a_quadratic_in_closed_form():
     # L = |X theta - y|^2 / n has the Hessian H = 2 X'X / n, and every inner step is affine:
-    # d theta_K / d theta_0 = (I - alpha H)^K, d theta_t / d theta_0 = I - K alpha H.
+    # d theta_K / d theta_0 = (I - alpha H)^K for the reference, and I - K alpha H for the target's one step.
     loss, theta, (x, y), (xq, yq) = linear_regression()
     hessian, eye = 2 * x.T @ x / len(x), torch.eye(4, dtype=torch.float64)
     jacobian = torch.linalg.matrix_power(eye - ALPHA * hessian, STEPS)

@@ -27,10 +27,10 @@ def test_distances_of_distributions_by_their_definitions():
     p, q = P.softmax(-1), Q.softmax(-1)
     m = (p + q) / 2
     kl_pq = (p * (p / q).log()).sum(-1).mean()
-    half = ((p * (p / m).log()).sum(-1) + (q * (q / m).log()).sum(-1)).mean() / 2
+    js_pq = ((p * (p / m).log()).sum(-1) + (q * (q / m).log()).sum(-1)).mean() / 2
     assert torch.allclose(kl(P, Q), kl_pq, rtol=1e-12)
     assert torch.allclose(kl(P, Q), F.kl_div(q.log(), p, reduction="batchmean"), rtol=1e-12)
-    assert torch.allclose(jensen_shannon(P, Q), half, rtol=1e-12)
+    assert torch.allclose(jensen_shannon(P, Q), js_pq, rtol=1e-12)
     assert torch.allclose(jensen_shannon(P, Q), jensen_shannon(Q, P), rtol=1e-12)
     assert torch.allclose(cross_entropy(P, Q), F.cross_entropy(Q, p), rtol=1e-12)
     assert torch.allclose(cross_entropy(P, Q) - kl(P, Q), -(p * p.log()).sum(-1).mean(), rtol=1e-12)
@@ -59,7 +59,8 @@ def quadratic(curvature: float):
 )
 @pytest.mark.parametrize("distance", ["l2_parameters", "squared_error"])
 def test_a_step_on_shot_grows_or_shrinks_the_component_of_the_gradient(detach, time, grows, distance):
-    # T = 1, R = 3, tau lambda = time: target (1 - time) theta, reference (1 - time / 3)^3 theta.
+    # With T = 1, R = 3 and time = tau lambda, the target ends at (1 - time) theta and the reference at
+    # (1 - time / 3)^3 theta.
     loss, batch = quadratic(2.0)
     theta = torch.tensor([1.3], dtype=torch.float64)
     learner = learners.maml(3, time / 2.0 / 3)
@@ -73,7 +74,7 @@ def test_a_step_on_shot_grows_or_shrinks_the_component_of_the_gradient(detach, t
     target, reference = 1 - time, (1 - time / 3) ** 3
     gap = (target - reference) * theta
     slope = target if detach else target - reference
-    scale = torch.sign(gap) if distance == "l2_parameters" else 2 * gap  # x^2 = 1
+    scale = torch.sign(gap) if distance == "l2_parameters" else 2 * gap  # the squared input is lambda / 2 = 1
     assert torch.allclose(total - without, slope * scale, rtol=1e-12)
     assert torch.allclose(aux.shot_distance, gap.abs() if distance == "l2_parameters" else gap**2, rtol=1e-12)
     step = -(total - without)
@@ -86,14 +87,16 @@ def test_a_longer_reference_keeps_the_learners_own_loop_as_target():
     for learner in (learners.maml(3, 0.05), learners.anil(1, 0.05), learners.boil(1, 0.05)):
         shot = longer_reference(learner, 0.2)
         assert shot.counts(learner.steps) == (learner.steps, 2 * learner.steps)
-        steps, half = learner.steps, learner.step_size / 2
+        steps, half_step_size = learner.steps, learner.step_size / 2
         t = theta.clone().requires_grad_()
         (derivative,) = torch.autograd.grad(meta_loss(learner, loss, t, support, query, shot=shot)[0], t)
-        long = {"maml": learners.maml, "anil": learners.anil, "boil": learners.boil}[learner.name](2 * steps, half)
+        long = {"maml": learners.maml, "anil": learners.anil, "boil": learners.boil}[learner.name](
+            2 * steps, half_step_size
+        )
         reference = loss.outputs(adapt(long, loss, theta, support), query[0]).detach()
         t = theta.clone().requires_grad_()
-        own = loss.outputs(adapt(learner, loss, t, support), query[0])
-        (expected,) = torch.autograd.grad(F.cross_entropy(own, query[1]) + 0.2 * kl(reference, own), t)
+        target = loss.outputs(adapt(learner, loss, t, support), query[0])
+        (expected,) = torch.autograd.grad(F.cross_entropy(target, query[1]) + 0.2 * kl(reference, target), t)
         assert torch.allclose(derivative, expected, rtol=1e-9, atol=1e-12)
 
 

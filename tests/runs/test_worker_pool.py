@@ -1,4 +1,4 @@
-"""Worker processes: every unit is done once, errors and killed workers are named, and no process is left behind."""
+"""Worker processes: the pool computes every unit once, names errors and killed workers, and ends every process."""
 
 import multiprocessing
 import os
@@ -60,7 +60,7 @@ def pool():
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_every_unit_is_done_once_and_reported_here(workers, pool):
+def test_every_unit_is_computed_once_and_reported_to_the_caller(workers, pool):
     reports: list[tuple[float, str]] = []
     threads = torch.get_num_threads()
     (pool if workers else WorkerPool(0)).run(work, range(1, 8), emit=lambda *report: reports.append(report))
@@ -76,18 +76,18 @@ def test_a_worker_that_is_killed_is_named_with_what_it_was_doing(pool):
     idle = pool._started[1].process
     os.kill(idle.pid, signal.SIGKILL)
     idle.join()
-    ended = r"^worker process 1 ended \(exit code -9\) while it was waiting for work; what was saved is whole:\n"
+    ended = r"^worker process 1 ended \(exit code -9\) while it was waiting for work; what was saved is complete:\n"
     with pytest.raises(WorkerLost, match=ended):
         pool.run(work, [1, 2])
     assert pool.pids == []
-    ended = r"^worker process 1 ended \(exit code -9\) while it was sleep; what was saved is whole:\n"
+    ended = r"^worker process 1 ended \(exit code -9\) while it was sleep; what was saved is complete:\n"
     with pytest.raises(WorkerLost, match=ended) as error:
         pool.run(work, ["sleep", "sleep"], emit=lambda *_: os.kill(pool.pids[1], signal.SIGKILL))
     assert str(error.value).count("\n") == 1
     assert multiprocessing.active_children() == []
 
 
-def test_an_error_of_a_unit_is_raised_here_and_the_pool_works_on(pool):
+def test_an_error_of_a_unit_is_raised_in_the_caller_and_the_pool_can_be_used_again(pool):
     with pytest.raises(ArithmeticError, match="it does not add up"):
         pool.run(work, [1, "fail"])
     assert multiprocessing.active_children() == []

@@ -1,4 +1,4 @@
-"""Batches for supervised training, from any data set, also where its classes differ in size."""
+"""Batches for supervised training, from the bundled drawings and from a data set whose classes differ in size."""
 
 import layouts_on_disk as disk
 import numpy as np
@@ -10,7 +10,7 @@ from hessian_tools.train import ClassBatches
 
 
 def test_each_image_is_a_uniform_draw_of_a_class_and_of_one_of_its_images():
-    """The draws from the bundled drawings are written out, because runs would not repeat if they changed."""
+    """The draws are written out for the bundled drawings: if they changed, earlier runs could not be repeated."""
     data = load_quickdraw()
     x, y = ClassBatches(ImageTasks(data, ways=3, shots=1, queries=2)).episode(seed=4, split="train", index=7).support
     rng = numpy_stream(4, "class batch", "train", 7)
@@ -23,8 +23,8 @@ def test_each_image_is_a_uniform_draw_of_a_class_and_of_one_of_its_images():
 def test_classes_of_different_sizes(tmp_path):
     disk.class_folders(tmp_path, ["ant", "bee", "cat", "dog", "eel"])
     data = open_data(tmp_path)
-    few = data.class_names[data.splits["train"][1]]
-    (tmp_path / few / "3.png").unlink()
+    smaller_class = data.class_names[data.splits["train"][1]]
+    (tmp_path / smaller_class / "3.png").unlink()
     data = open_data(tmp_path)
     batches = ClassBatches(ImageTasks(data, ways=2, shots=1, queries=2))
     seen: dict[int, set[bytes]] = {}

@@ -1,4 +1,4 @@
-"""An outer step that takes its tasks in turn and one that takes them at once have the same gradient (float64)."""
+"""Outer steps: gradients of tasks in turn and of all tasks at once, Reptile, schedules and pre-training (float64)."""
 
 from dataclasses import replace
 from functools import partial
@@ -32,14 +32,14 @@ SQUARED = Shot(distance="squared_error", weight=0.5)
 
 
 def mean_gradient(config: TrainConfig, *, batched: bool) -> Tensor:
-    """The gradient in float64, and the means of the parts of the loss."""
+    """The mean meta-gradient, followed by one sum of parts of the loss for each task."""
     config = replace(config, batched=batched)
     loss, theta = task_loss(config)
     meta = first_parameters(config, loss, theta.double()).requires_grad_()
-    seen = accumulate_gradient(config, loss, meta, 5)
-    assert len(seen) == config.meta_batch
-    assert not seen[0].query_loss.requires_grad
-    numbers = torch.stack([torch.stack([a.query_loss, a.support_loss, a.output_variation]).sum() for a in seen])
+    aux = accumulate_gradient(config, loss, meta, 5)
+    assert len(aux) == config.meta_batch
+    assert not aux[0].query_loss.requires_grad
+    numbers = torch.stack([torch.stack([a.query_loss, a.support_loss, a.output_variation]).sum() for a in aux])
     return torch.cat([meta.grad, numbers])
 
 
@@ -53,7 +53,7 @@ def mean_gradient(config: TrainConfig, *, batched: bool) -> Tensor:
         replace(SINE, learner=learners.meta_sgd(3, 0.01), shot=Shot(distance="l2_parameters")),
         replace(SINE, learner=learners.reptile(3, 0.01, minibatches=2)),
         replace(SINE, learner=learners.maml(3, 0.01, rule=Momentum())),
-        # With batch normalisation too, vmap of the gradient is exact, whereas the gradient of vmap is not.
+        # These have batch normalisation, for which vmap of the gradient is exact, but the gradient of vmap is not.
         replace(IMAGES, shot=Shot(weight=0.5)),
         replace(IMAGES, learner=learners.supervised(2, 0.05)),
         replace(IMAGES, shot=Shot(weight=0.5), pretraining=ShotPretraining()),
@@ -65,7 +65,7 @@ def test_all_tasks_at_once_give_the_gradient_of_tasks_in_turn(config):
     assert (at_once - in_turn).norm() < 1e-12 * in_turn.norm()
 
 
-def test_tasks_are_batched_where_it_is_faster_or_as_told():
+def test_tasks_are_batched_where_this_is_faster_or_as_the_configuration_says():
     mlp, conv = SINE.network(), IMAGES.network()
     assert is_batched(SINE, mlp)
     assert not is_batched(IMAGES, conv)
@@ -74,7 +74,7 @@ def test_tasks_are_batched_where_it_is_faster_or_as_told():
     assert not is_batched(replace(SINE, batched=False), mlp)
 
 
-def test_reptile_by_plain_descent_moves_to_the_mean_of_where_the_inner_loops_led():
+def test_reptile_by_plain_descent_moves_towards_the_mean_of_the_end_points():
     config = replace(SINE, learner=learners.reptile(3, 0.01), optimiser="sgd", learning_rate=0.25, checkpoints=(0, 1))
     before, after = meta_train(replace(config, validation_tasks=0))
     loss, theta = task_loss(config)
@@ -101,9 +101,9 @@ def test_the_schedule_of_shot_follows_the_outer_loop():
         return point.grad
 
     assert torch.allclose(gradient(warming, 0), gradient(replace(SINE, shot=None), 0), rtol=1e-12)
-    half = replace(SINE, shot=Shot(1.0, distance="squared_error"))
-    assert torch.allclose(gradient(warming, 5), gradient(half, 5), rtol=1e-12)
-    assert not torch.allclose(gradient(warming, 5), gradient(half, 6), rtol=1e-3)
+    half_weight = replace(SINE, shot=Shot(1.0, distance="squared_error"))
+    assert torch.allclose(gradient(warming, 5), gradient(half_weight, 5), rtol=1e-12)
+    assert not torch.allclose(gradient(warming, 5), gradient(half_weight, 6), rtol=1e-3)
 
 
 def test_pretraining_uses_no_query_label_and_trains_its_projector_only_if_told():
@@ -136,31 +136,31 @@ def test_pretraining_uses_no_query_label_and_trains_its_projector_only_if_told()
 
 def test_pretraining_without_a_projector_is_the_penalty_of_shot_by_itself():
     shot = Shot(weight=1.0)
-    alone = mean_gradient(
+    penalty = mean_gradient(
         replace(IMAGES, shot=shot, pretraining=ShotPretraining("absent", augmentation=None)), batched=False
     )
-    both, query = (mean_gradient(replace(IMAGES, shot=s), batched=False) for s in (shot, None))
-    size = len(alone) - 2
-    assert torch.allclose(alone[:size], (both - query)[:size], rtol=1e-9, atol=1e-12)
+    total, query = (mean_gradient(replace(IMAGES, shot=s), batched=False) for s in (shot, None))
+    size = len(penalty) - 2  # without the two tasks' parts of the loss
+    assert torch.allclose(penalty[:size], (total - query)[:size], rtol=1e-9, atol=1e-12)
 
 
 def test_augmentation_changes_each_image_by_its_own_draw():
     images = torch.zeros(6, 1, 8, 8)
     images[:, :, 2:4, 1:3] = 1.0
     g = torch.Generator().manual_seed(0)
-    still = Augmentation(flip=False, shift=0.0, zoom=0.0, brightness=0.0)
-    assert torch.allclose(still(images, g), images, atol=1e-5)
-    mirrored = replace(still, flip=True)(images, g)
-    kinds = {bool(torch.allclose(m, i, atol=1e-5)) for m, i in zip(mirrored, images, strict=True)}
-    assert kinds == {True, False}
+    no_change = Augmentation(flip=False, shift=0.0, zoom=0.0, brightness=0.0)
+    assert torch.allclose(no_change(images, g), images, atol=1e-5)
+    mirrored = replace(no_change, flip=True)(images, g)
+    is_unchanged = {bool(torch.allclose(m, i, atol=1e-5)) for m, i in zip(mirrored, images, strict=True)}
+    assert is_unchanged == {True, False}
     assert all(
         torch.allclose(m, i, atol=1e-5) or torch.allclose(m, i.flip(-1), atol=1e-5)
         for m, i in zip(mirrored, images, strict=True)
     )
-    brighter = replace(still, brightness=0.5)(images, g).amax((1, 2, 3))
+    brighter = replace(no_change, brightness=0.5)(images, g).amax((1, 2, 3))
     assert len(set(brighter.tolist())) == 6
     assert 0.5 <= brighter.min() <= brighter.max() <= 1.5
-    moved = replace(still, shift=0.1)(images, g)
+    moved = replace(no_change, shift=0.1)(images, g)
     assert not torch.allclose(moved, images)
     assert torch.allclose(moved.sum((1, 2, 3)), images.sum((1, 2, 3)), rtol=1e-3)  # no pixel left the picture
 
@@ -208,7 +208,7 @@ def test_mistakes_are_named(tmp_path):
     latent = learners.leo(2, 0.5)
     with pytest.raises(ValueError, match="draws its noise task by task"):
         replace(IMAGES, learner=latent, batched=True)
-    with pytest.raises(ValueError, match="a latent learner cannot take it"):
+    with pytest.raises(ValueError, match="a latent learner's inner loop moves codes; use pretraining=None"):
         replace(IMAGES, learner=latent, shot=Shot(), pretraining=ShotPretraining())
     with pytest.raises(ValueError, match="does not exist; give a checkpoint file"):
         list(meta_train(replace(SINE, start=tmp_path / "nothing.safetensors")))

@@ -1,4 +1,4 @@
-"""Replayed outer steps give the bits of the steps themselves, or are not replayed."""
+"""An outer step is replayed from its trace only where the numbers are equal to those of the step itself, to the bit."""
 
 from dataclasses import replace
 from functools import partial
@@ -36,13 +36,13 @@ def steps_of(config: TrainConfig, replay: Replay | None) -> list[Tensor]:
     """The gradients and the parts of the loss of a few steps of plain descent."""
     loss, theta = task_loss(config)
     meta = first_parameters(config, loss, theta).requires_grad_()
-    seen = []
+    numbers = []
     for meta_step in range(STEPS):
         meta.grad = None
         aux = accumulate_gradient(config, loss, meta, meta_step, replay=replay)
-        seen.append(torch.cat([meta.grad, *(torch.stack(list(vars(a).values())).nan_to_num(-7.0) for a in aux)]))
+        numbers.append(torch.cat([meta.grad, *(torch.stack(list(vars(a).values())).nan_to_num(-7.0) for a in aux)]))
         meta = (meta.detach() - 1e-4 * meta.grad).requires_grad_()
-    return seen
+    return numbers
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_replayed_steps_are_the_same_to_the_bit(config):
     replay = Replay(after=2)
     replayed, expected = steps_of(config, replay), steps_of(config, None)
     assert replay.trace is not None
-    # Two steps came before the trace and two were compared with it; the others were taken from it.
+    # Two steps came before the trace and two were compared with it; the other three were replayed.
     assert (replay.direct_steps, replay.checks) == (4, 0)
     assert all(torch.equal(a, b) for a, b in zip(replayed, expected, strict=True))
     assert not torch.equal(replayed[-1], replayed[-2])
@@ -76,14 +76,14 @@ def test_a_weight_on_a_schedule_is_never_replayed():
     assert all(torch.equal(a, b) for a, b in zip(replayed, expected, strict=True))
 
 
-def test_networks_whose_operations_take_the_time_are_not_replayed():
+def test_convolutional_networks_are_not_replayed():
     # Tracing a convolutional network takes many seconds and saves no measurable time.
     replay = Replay(after=1)
     steps_of(replace(PIXELS, network=partial(Conv4, 3, width=2), batched=True), replay)
     assert replay.direct_steps == 0
 
 
-def test_a_step_that_changes_between_calls_is_dropped():
+def test_the_trace_of_a_step_that_changes_between_calls_is_dropped():
     calls = []
 
     def step(theta: Tensor, x: Tensor) -> Tensor:
@@ -117,14 +117,14 @@ def test_other_shapes_are_not_replayed():
     assert float(trace(torch.ones(3), 4 * torch.ones(3))) == 12.0
 
 
-def test_a_run_has_one_replay(monkeypatch):
-    given = []
+def test_all_steps_of_a_run_use_one_replay(monkeypatch):
+    replays = []
 
     def spy(*args, replay, **options):
-        given.append(replay)
+        replays.append(replay)
         return accumulate_gradient(*args, replay=replay, **options)
 
     monkeypatch.setattr(loop, "accumulate_gradient", spy)
     list(meta_train(replace(SINE, checkpoints=(0, 3), network=partial(MLP, (1, 4, 1), activation=nn.Tanh))))
-    assert len(given) == 3 and len(set(map(id, given))) == 1
-    assert given[0].direct_steps == 3
+    assert len(replays) == 3 and len(set(map(id, replays))) == 1
+    assert replays[0].direct_steps == 3

@@ -1,4 +1,4 @@
-"""The runs of every learner: a resumed run equals the undisturbed one to the bit, and controls stay as they are."""
+"""The runs of every learner: a resumed run equals an uninterrupted one to the bit; controls train what they must."""
 
 from dataclasses import replace
 from functools import partial
@@ -52,7 +52,7 @@ def stop_at(step):
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_run_stopped_and_resumed_equals_the_undisturbed_run(tmp_path, name):
+def test_a_run_stopped_and_resumed_equals_the_uninterrupted_run(tmp_path, name):
     expected = list(meta_train(RUNS[name]))
     config = replace(RUNS[name], folder=tmp_path)
     for step in (1, 4):
@@ -70,7 +70,7 @@ def test_a_run_stopped_and_resumed_equals_the_undisturbed_run(tmp_path, name):
 
 @pytest.mark.parametrize("transductive", [True, False])
 def test_checkpoints_are_judged_on_validation_classes_as_asked(transductive):
-    """Otherwise the best checkpoint would be chosen by the test classes."""
+    """If validation used the test classes, the best checkpoint would be chosen by them."""
     config = replace(IMAGES, validation_tasks=3, validation_seed=8, transductive=transductive, checkpoints=(0, 1))
     loss = task_loss(config)[0]
     for checkpoint in meta_train(config):
@@ -89,14 +89,14 @@ def test_checkpoints_are_judged_on_validation_classes_as_asked(transductive):
 
 def test_learners_of_one_seed_begin_with_one_network():
     size = len(task_loss(IMAGES)[1])
-    begun = [next(meta_train(config)).theta[:size] for name, config in RUNS.items() if name != "batched"]
-    assert all(torch.equal(theta, begun[0]) for theta in begun)
+    initial = [next(meta_train(config)).theta[:size] for name, config in RUNS.items() if name != "batched"]
+    assert all(torch.equal(theta, initial[0]) for theta in initial)
 
 
-def test_the_untrained_control_stays_what_it_is():
-    first, *others = meta_train(replace(IMAGES, learner=learners.untrained(2, 0.05)))
-    assert [c.meta_step for c in others] == [2, 5]
-    assert all(torch.equal(c.theta, first.theta) for c in others)
+def test_training_does_not_change_the_untrained_control():
+    first, *later = meta_train(replace(IMAGES, learner=learners.untrained(2, 0.05)))
+    assert [c.meta_step for c in later] == [2, 5]
+    assert all(torch.equal(c.theta, first.theta) for c in later)
 
 
 def test_supervised_training_leaves_the_initial_head_of_new_tasks_as_it_is():
@@ -126,10 +126,10 @@ def test_class_batches_are_images_of_the_class_their_label_names():
 
 def test_supervised_training_learns_the_classes():
     tasks = open_tasks("quickdraw", ways=4, shots=1, queries=5)
-    few = replace(tasks.dataset, splits={"train": tasks.dataset.classes("train")[:4]})
+    four_classes = replace(tasks.dataset, splits={"train": tasks.dataset.classes("train")[:4]})
     config = replace(
         RUNS["supervised"],
-        tasks=replace(tasks, dataset=few),
+        tasks=replace(tasks, dataset=four_classes),
         network=partial(Conv4, 4, width=8),
         checkpoints=(0, 60),
         validation_tasks=0,
@@ -140,14 +140,14 @@ def test_supervised_training_learns_the_classes():
 
 
 def test_ordinary_training_begins_from_the_best_checkpoint_of_pretraining(tmp_path):
-    before = list(meta_train(replace(RUNS["shot-p"], folder=tmp_path)))
-    best = best_checkpoint(before[1:])
+    pretrained = list(meta_train(replace(RUNS["shot-p"], folder=tmp_path)))
+    best = best_checkpoint(pretrained[1:])
     path = checkpoints.checkpoint_path(tmp_path, best.meta_step)
     size = len(task_loss(IMAGES)[1])
     first, *_, last = meta_train(replace(IMAGES, start=path))
     assert torch.equal(first.theta, best.theta[:size])
     assert not torch.equal(last.theta, first.theta)
-    # Step sizes are not carried over.
+    # Learned step sizes are not taken from the checkpoint.
     learned = next(meta_train(replace(RUNS["meta-sgd"], start=path))).theta
     assert torch.equal(learned[size:], torch.full((size,), 0.05))
     with pytest.raises(ValueError, match="build the same one"):

@@ -1,4 +1,4 @@
-"""Outer steps shared by worker processes: the bits of one process, and no process left behind whatever happens."""
+"""Outer steps shared by worker processes: the numbers are those of one process to the bit, and every process ends."""
 
 import multiprocessing
 import os
@@ -27,12 +27,12 @@ CONFIG = TrainConfig(
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left():
+def no_process_is_left():
     yield
     assert multiprocessing.active_children() == []
 
 
-def test_two_workers_give_the_bits_of_one_process_and_resume_and_die_plainly(tmp_path):
+def test_two_workers_give_the_numbers_of_one_process_and_a_killed_run_resumes(tmp_path):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     expected = list(meta_train(CONFIG))
@@ -49,7 +49,7 @@ def test_two_workers_give_the_bits_of_one_process_and_resume_and_die_plainly(tmp
     with pytest.raises(RuntimeError, match=r"worker process \d ended \(exit code -9\) while it was "):
         yielded.extend(meta_train(shared, progress=kill_one))
     assert multiprocessing.active_children() == []
-    # The run resumes where it was, with another number of processes.
+    # The run resumes from its last state, also with another number of processes.
     resumed = list(meta_train(replace(shared, workers=1)))
     for a, b in zip(resumed, expected, strict=True):
         assert torch.equal(a.theta, b.theta)

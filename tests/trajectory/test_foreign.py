@@ -1,4 +1,4 @@
-"""Somebody else's parameters as points: vectors, state dicts and files; a state that does not fit is refused."""
+"""The points (parameter vectors) of stored vectors, state dicts and files; a state that does not fit is refused."""
 
 import pytest
 import torch
@@ -91,7 +91,7 @@ def without(state, name):
     ("change", "message"),
     [
         (lambda s: without(s, "2.weight"), "state 1 has no parameter '2.weight'; it has 0.weight, 0.bias"),
-        (lambda s: s | {"2.weight": torch.ones(2, 3)}, r"'2.weight' has shape \[2, 3\], the layout's has \[2, 4\]"),
+        (lambda s: s | {"2.weight": torch.ones(2, 3)}, r"'2.weight' has shape \[2, 3\], but the layout's has \[2, 4\]"),
         (lambda s: s | {"3.weight": torch.ones(2)}, "'3.weight', which the model does not have; is this another model"),
         (lambda s: {f"module.{name}": t for name, t in s.items()}, "a wrapper's; give the state dict of its 'module'"),
         (lambda s: torch.ones(5), r"state 1 has shape \[5\]; a vector of all parameters has \[34\]"),
@@ -118,7 +118,7 @@ def test_a_plain_function_takes_vectors():
     assert points_of_states(quadratic, points).equal(points)
     with pytest.raises(ValueError, match="but a plain function has none"):
         points_of_states(quadratic, [{"a": points[0]}])
-    with pytest.raises(ValueError, match="state 1 has 2 numbers; state 0 has 3"):
+    with pytest.raises(ValueError, match="state 1 has 2 numbers, but state 0 has 3"):
         points_of_states(quadratic, [points[0], points[1, :2]])
     with pytest.raises(ValueError, match="state 0 has numbers of torch.int64"):
         points_of_states(quadratic, [torch.arange(3)])

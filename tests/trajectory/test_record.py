@@ -64,7 +64,7 @@ def test_stacked_tasks_tell_which_diverged():
     both = stack([good, bad])
     assert both.support_loss.shape == (2, 4)
     assert both.diverged.tolist() == [False, True]
-    assert both.query_accuracy[1].isnan().any()  # the largest of outputs with NaN among them is no answer
+    assert both.query_accuracy[1].isnan().any()  # outputs with NaN among them have no largest one
 
 
 @pytest.mark.parametrize(

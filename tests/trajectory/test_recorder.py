@@ -1,4 +1,4 @@
-"""Trajectories of loops that are not ours have the numbers of our own recording, where both can make one."""
+"""Trajectories of other training loops: where an inner loop of ours takes the same steps, the numbers are equal."""
 
 from itertools import pairwise
 
@@ -152,7 +152,7 @@ def test_parameters_held_fixed_must_stay_so():
 
 
 def test_an_inner_loop_that_puts_tensors_in_place_of_parameters():
-    """So adapts a clone of learn2learn: its module._parameters hold results of differentiable updates, not leaves."""
+    """A clone of learn2learn adapts in this way: module._parameters hold the results of differentiable updates."""
     model, batch = small_model(), batch_of()
     theta, layout = flatten(model)
     recorder = Recorder(model, F.cross_entropy, batch)
