@@ -27,7 +27,8 @@ def test_density_works_where_the_release_fails(model: nn.Module, data: Batch) ->
 
 
 def esd(nodes: list[list[float]], weights: list[list[float]]) -> tuple[np.ndarray, np.ndarray]:
-    """What PyHessian's get_esd_plot draws: normal curves of variance 1e-5 max(1, range) at the nodes, mean over runs.
+    """The curve that PyHessian's get_esd_plot draws: normal curves of variance 1e-5 max(1, range) at the nodes, mean
+    over runs.
 
     On 10 000 values between the mean ends plus and minus 0.01, scaled to a sum of one.
     """
@@ -61,7 +62,7 @@ class Weight(nn.Module):
 
 
 def test_density_plot_shows_planted_outliers_and_their_shares() -> None:
-    """28 of 32 eigenvalues are 0, so twelve steps exhaust the Krylov space, yet the lists of all runs are as long."""
+    """28 of 32 eigenvalues are 0, so twelve steps exhaust the Krylov space; all runs still have twelve nodes."""
     spectrum = torch.cat([torch.tensor([10.0, 6.0, 6.0, -5.0]), torch.zeros(28)])
     data = torch.zeros(4, 1), torch.zeros(4)
     measured = hessian(Weight(32), lambda out, _: (out**2 * spectrum).sum(-1).mean() / 2, data=data, cuda=False)

@@ -1,4 +1,4 @@
-"""The self-check where points differ: ragged batches, points that are not finite, sizes at the ends of float32."""
+"""The self-check where points differ: ragged batches, points that are not finite, sizes near the limits of float32."""
 
 import pytest
 import torch
