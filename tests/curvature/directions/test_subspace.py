@@ -98,8 +98,7 @@ def test_the_null_is_the_distribution_over_random_subspaces(k: int, other: int) 
 
 
 def test_two_subspaces_too_large_to_avoid_each_other_overlap_at_least_as_the_null_says() -> None:
-    """In 5 dimensions, subspaces of 3 and 4 share at least 2, and spans of coordinate axes can share no more than
-    that."""
+    """In 5 dimensions, subspaces of 3 and 4 share at least 2, and spans of coordinate axes share no more."""
     e = torch.eye(5)
     assert overlap_null(5, 3, 4).low == pytest.approx(float(subspace_overlap(e[:, :3], e[:, 1:])))
 

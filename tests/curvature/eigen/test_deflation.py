@@ -1,4 +1,4 @@
-"""Multiple and clustered eigenvalues: with copies none is missed, from whole and from short bases."""
+"""Multiple and clustered eigenvalues: with ``copies=True`` none is missed, with long and with short bases."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ BULK = torch.linspace(-1.0, 1.0, N, dtype=torch.float64)
 
 
 def planted(*values: float) -> Tensor:
-    """The values, and a bulk between -1 and 1 so wide that no Krylov space is exhausted."""
+    """The values above a bulk between -1 and 1 of so many eigenvalues that no Krylov space is exhausted."""
     spectrum = BULK.clone()
     spectrum[: len(values)] = torch.tensor(values, dtype=torch.float64)
     return spectrum
@@ -62,7 +62,7 @@ def test_both_ends_of_one_run() -> None:
 
 
 def test_without_the_search_copies_are_missed_and_it_says_so() -> None:
-    """What the search is for; and that it is made unasked for small matrices only."""
+    """One run misses copies, which ``complete`` reports. By default only small matrices are searched."""
     spectrum = planted(5.0, 5.0, 5.0, 3.0)
     A = symmetric(spectrum, points=2)
     blind = top_eigenpairs(Matrices(A), k=1, copies=False)
@@ -100,7 +100,8 @@ def test_points_do_not_hear_of_each_other() -> None:
     for i in range(len(A)):
         alone = top_eigenpairs(Matrices(A[i : i + 1]), k=4)
         torch.testing.assert_close(together.values[i], alone.values[0])
-        assert together.num_matvecs[i] <= alone.num_matvecs[0] + 4  # the check is as wide as the widest point's
+        # The final check takes as many products at every point as the point with the most pairs needs.
+        assert together.num_matvecs[i] <= alone.num_matvecs[0] + 4
 
 
 def test_nothing_but_copies() -> None:
