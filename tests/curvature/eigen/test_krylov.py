@@ -112,7 +112,7 @@ def test_locked_vectors_stay_out_of_the_basis() -> None:
     torch.testing.assert_close(basis.pairs(np.array([0]))[0][0], SPECTRUM[:-1])
 
 
-def test_points_that_stay_go_on_as_if_alone() -> None:
+def test_points_that_are_kept_continue_as_if_alone() -> None:
     A = symmetric(SPECTRUM, points=4)
     together, apart = basis_of(A), basis_of(A[[1, 3]])
     advance(together, A, 4)
@@ -123,7 +123,7 @@ def test_points_that_stay_go_on_as_if_alone() -> None:
     check_ritz_pairs(together, A[[1, 3]])
 
 
-def test_a_point_that_is_not_finite_is_reported_and_spoils_no_other() -> None:
+def test_a_point_that_is_not_finite_is_reported_and_changes_no_other() -> None:
     A = symmetric(SPECTRUM, points=2)
     A[1, 0, 0] = torch.nan
     basis = basis_of(A)

@@ -42,7 +42,7 @@ def test_loose_tolerance_states_its_loose_residuals() -> None:
     assert (loose.num_matvecs < tight.num_matvecs).all()
 
 
-def test_points_are_independent_of_their_batch_mates() -> None:
+def test_points_are_independent_of_other_points() -> None:
     """Each point stops by itself, so that alone and among others its cost and its result are the same."""
     A = torch.stack([symmetric(SPECTRA[name], points=1, path=name)[0] for name in SPECTRA])
     together = top_eigenpairs(operator(A), k=2)
@@ -116,13 +116,13 @@ def test_copies_of_multiple_eigenvalues_are_found_where_the_space_is_exhausted(w
     assert (pairs.num_matvecs <= 27 + 4).all()
 
 
-def test_one_by_one() -> None:
+def test_a_matrix_with_one_row() -> None:
     pairs = top_eigenpairs(operator(torch.tensor([[[-2.0]], [[3.0]]])), k=1, vectors=True)
     assert pairs.values.tolist() == [[-2.0], [3.0]]
     assert pairs.converged.all()
 
 
-def test_a_shortfall_is_a_field() -> None:
+def test_too_few_products_are_reported_as_not_converged() -> None:
     A = symmetric(torch.linspace(1.0, 2.0, 300, dtype=torch.float64))
     short = top_eigenpairs(operator(A), k=3, rtol=1e-6, max_matvecs=20, vectors=True)
     check_pairs(A, short)
@@ -130,7 +130,7 @@ def test_a_shortfall_is_a_field() -> None:
     assert (short.num_matvecs == 20).all()
 
 
-def test_not_a_number_at_one_point_spoils_no_other() -> None:
+def test_nan_at_one_point_changes_no_other() -> None:
     A = symmetric(SPECTRA["indefinite"])
     clean = extremal_eigenpairs(operator(A), magnitude=2, vectors=True)
     for poison in (torch.nan, torch.inf):

@@ -51,7 +51,7 @@ def planted(rank: int, n: int = 300):
     return values
 
 
-def test_each_point_has_its_own_rank_and_goes_its_own_way() -> None:
+def test_the_method_is_chosen_for_each_point_by_its_rank() -> None:
     """The ranks 3 and 60 are found by the range finder, and 200 from the whole matrix."""
     spectra = [planted(rank) for rank in (3, 60, 200, 3)]
     A = torch.stack([symmetric(values, points=1)[0] for values in spectra])
@@ -93,7 +93,7 @@ def test_the_bound_covers_as_often_as_it_says(monkeypatch: pytest.MonkeyPatch) -
     assert 0.1 * 200 < fails < 0.3 * 200
 
 
-def test_not_a_number_at_one_point_spoils_no_other() -> None:
+def test_nan_at_one_point_changes_no_other() -> None:
     A = torch.stack([symmetric(planted(5), points=1)[0]] * 3)
     A[1, 4, 4] = torch.nan
     for method in ("auto", "dense"):
