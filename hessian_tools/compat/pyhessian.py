@@ -1,18 +1,20 @@
-"""PyHessian's interface on top of this library: a script needs one other import line.
+"""PyHessian's interface on top of this library: a script has to change only its import line.
 
     from hessian_tools.compat.pyhessian import hessian  # was: from pyhessian import hessian
 
 The same calls give the same shapes in the same order (Yao, Gholami, Keutzer, Mahoney 2020). These things differ on
 purpose:
 
-- Eigenvalues are stopped by their residuals. The change between two iterations, by which PyHessian stops, is small too
-  early, by up to 2 % of the eigenvalue.
+- The iteration for eigenvalues stops on their residuals. PyHessian stops on the change between two iterations, which
+  becomes small too early: its eigenvalues are off by up to 2 %.
 - ``trace`` stops when its standard error is below tol times the mean, not when the mean happens to change little.
-- ``density`` works, while PyHessian's release needs ``torch.eig``, which is gone; and it reorthogonalises in full.
+- ``density`` works, whereas PyHessian's release needs ``torch.eig``, which torch has removed. It also reorthogonalises
+  every Lanczos vector against all earlier ones.
 - Random numbers come from ``seed``, so that a call repeats exactly, and the global random state is left alone.
 - The model is left as it was: its mode, gradients, buffers and device. As in PyHessian it is measured in eval mode, but
   on a copy that is made at construction, which later training does not change.
-- A dataloader is read once and kept, so that shuffling and augmentation cannot change the matrix between products.
+- A dataloader is read once and its batches are kept, so that shuffling and augmentation cannot change the matrix
+  between products.
 - On a machine without CUDA, ``cuda=True`` (the default) warns and measures on the CPU.
 - ``params`` and ``gradsH`` can be read but not assigned to, and ``gradsH`` holds no graph. Where a script multiplies by
   ``hessian_vector_product(comp.gradsH, comp.params, v)``, write ``comp.dataloader_hv_product(v)[1]``; where it assigns
@@ -34,19 +36,19 @@ from hessian_tools.layout import flatten
 from hessian_tools.loss import make_loss
 from hessian_tools.validation import check_whole
 
-# Probes of the trace between two looks at its standard error.
-ROUND = 10
+# The number of probes of the trace between two checks of its standard error.
+PROBES_PER_ROUND = 10
 
 
 class hessian:
     """The Hessian of ``criterion(model(inputs), targets)`` in the parameters that require gradients.
 
-    data: one batch ``(inputs, targets)``. dataloader: several such batches instead, whose mean is weighted by their
-    sizes. cuda: whether to measure on the current CUDA device or on the CPU, wherever the model is. seed: of all
-    random numbers.
-    The attribute ``operator`` is the Hessian of this library, for ``hessian_tools.trace`` and the others, which say how
-    accurate their numbers are.
-    Raises ValueError for other data, and HiddenStateError if the network changes state even in eval mode.
+    data: one batch ``(inputs, targets)``. dataloader: several such batches instead; the loss is then their mean,
+    weighted by their sizes. cuda: whether to measure on the current CUDA device or on the CPU, on whichever device the
+    model is. seed: the seed of all random numbers.
+    The attribute ``operator`` is this library's operator of the same Hessian. Pass it to ``hessian_tools.trace`` and
+    its other functions, whose results state how accurate they are.
+    Raises ValueError for data of any other form, and HiddenStateError if the network changes state even in eval mode.
     """
 
     def __init__(
@@ -95,23 +97,28 @@ class hessian:
     ) -> tuple[list[float], list[list[Tensor]]]:
         """The top_n eigenvalues largest in magnitude, largest first, and their unit eigenvectors.
 
-        An eigenvector is a list in the shapes of the parameters. tol: of the residual |Hv - value v| over |value|.
-        maxIter: products for each eigenvalue; a warning says where they did not suffice.
+        An eigenvector is a list in the shapes of the parameters. tol: the largest residual |Hv - value v| allowed, as a
+        fraction of |value|. maxIter: the number of products allowed for each eigenvalue; a warning says how many
+        eigenvalues have not converged by then.
         """
-        limit = max(2 * top_n, maxIter * top_n)
+        limit = max(2 * top_n, maxIter * top_n)  # to find and to check a pair takes two products
         pairs = top_eigenpairs(self.operator, k=top_n, rtol=tol, vectors=True, seed=self.seed, max_matvecs=limit)
-        missed = int((~pairs.converged).sum())
-        if missed:
-            warnings.warn(f"{missed} of {top_n} eigenvalues miss tol={tol}; raise maxIter={maxIter}", stacklevel=2)
+        num_missed = int((~pairs.converged).sum())
+        if num_missed:
+            warnings.warn(
+                f"{num_missed} of {top_n} eigenvalues have not converged to tol={tol}; raise maxIter={maxIter}",
+                stacklevel=2,
+            )
         assert pairs.vectors is not None
         return pairs.values.tolist(), [self._shaped(vector) for vector in pairs.vectors.T]
 
     def trace(self, maxIter: int = 100, tol: float = 1e-3) -> list[float]:
         """v'Hv of each Rademacher probe v; their mean estimates the trace.
 
-        There are maxIter probes, or fewer if the standard error of the mean falls below tol times the mean before.
+        There are maxIter probes, or fewer if the standard error of the mean falls below tol times the mean earlier.
         """
-        first, limit = max(2, min(ROUND, maxIter)), max(2, maxIter)
+        # A standard error needs two probes. With maxIter=1 the second sample is dropped below.
+        first, limit = max(2, min(PROBES_PER_ROUND, maxIter)), max(2, maxIter)
         rtol = max(tol, 0.0)  # scripts ask for all maxIter probes by tol=-inf
         estimate = trace(self.operator, num_probes=first, rtol=rtol, max_probes=limit, seed=self.seed, method="probes")
         samples: list[float] = estimate.samples[:maxIter].tolist()
@@ -120,8 +127,8 @@ class hessian:
     def density(self, iter: int = 100, n_v: int = 1) -> tuple[list[list[float]], list[list[float]]]:
         """Nodes and weights of n_v runs of stochastic Lanczos quadrature with iter products each: [n_v][iter].
 
-        PyHessian's density plot takes them. The nodes of a run rise, and there are never more of them than parameters.
-        Raises ValueError for fewer than one run or product.
+        PyHessian's density plot takes lists of this form. The nodes of each run are in ascending order, and there are
+        never more of them than parameters. Raises ValueError for fewer than one run or product.
         """
         check_whole(iter=iter, n_v=n_v)
         if iter < 1 or n_v < 1:
@@ -136,7 +143,9 @@ class hessian:
 
 def _device(cuda: bool) -> torch.device:
     if cuda and not torch.cuda.is_available():
-        warnings.warn("cuda=True, but torch sees no CUDA device; measuring on the CPU (cuda=False)", stacklevel=3)
+        warnings.warn(
+            "cuda=True, but torch sees no CUDA device; the CPU is used instead, as with cuda=False", stacklevel=3
+        )
         return torch.device("cpu")
     return torch.device("cuda" if cuda else "cpu")
 
@@ -154,12 +163,12 @@ def _batches(data: Any, dataloader: Iterable[Any] | None) -> list[tuple[Any, Any
     with torch.random.fork_rng(devices=[]):  # a loader that shuffles draws from the global random state
         batches = [tuple(batch) for batch in ([data] if dataloader is None else dataloader)]
     if not batches or any(len(batch) != 2 for batch in batches):
-        raise ValueError("a batch is (inputs, targets); give at least one, and each as such a pair")
+        raise ValueError("a batch is a pair (inputs, targets); give at least one batch, and each in this form")
     return batches
 
 
 def _differentiable(criterion: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The criterion, with nn.MSELoss written out, of which torch has no forward-over-reverse derivative."""
+    """The criterion; nn.MSELoss is written out, because torch has no forward-over-reverse derivative of it."""
     if not isinstance(criterion, nn.MSELoss):
         return criterion
     reduce = torch.sum if criterion.reduction == "sum" else torch.mean

@@ -1,6 +1,6 @@
-"""How results show themselves in a notebook: numbers with their errors, and a small picture as hand-written SVG.
+"""The HTML form of results in a notebook: numbers with their errors, and a small picture in SVG.
 
-Nothing is measured here. Pictures with axes are drawn by ``analysis.plot``.
+These functions measure nothing. Pictures with axes are drawn by ``analysis.plot``.
 """
 
 from collections.abc import Sequence
@@ -11,14 +11,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-# Of a picture, in pixels.
+# The size of a picture and its margin, in pixels.
 WIDTH, HEIGHT, MARGIN = 320, 60, 6
-# The number of points shown, because a result at thousands of points would fill the page.
+# The largest number of points shown, because a result at thousands of points would fill the page.
 MAX_ROWS = 8
-# Colours of a number, of its error or of what has not converged, and of zero.
+# The colours of a value, of its error or a value that has not converged, and of zero.
 INK, SHADE, ZERO = "#333333", "#c9c9c9", "#b2182b"
 # The logarithmic axis of a density ends at this share of the density's largest value.
-FOOT = 1e-5
+LOWEST = 1e-5
 
 
 def eigenvalues_html(
@@ -87,11 +87,11 @@ def _tick(x: float, color: str, height: float = 0.7) -> str:
 def _area(x: Sequence[float], y: Sequence[float], peak: float, color: str) -> str:
     """The area below a curve on the logarithmic axis; a column of pixels shows the largest value in it."""
     columns: dict[int, float] = {}
-    for at, value in zip(x, y, strict=True):
-        column = round(_place(at, x[0], x[-1]))
+    for position, value in zip(x, y, strict=True):
+        column = round(_place(position, x[0], x[-1]))
         columns[column] = max(columns.get(column, 0.0), value)
-    depth = log10(1 / FOOT)
-    heights = {c: HEIGHT * (1 - min(1.0, log10(peak / max(v, FOOT * peak)) / depth)) for c, v in columns.items()}
+    depth = log10(1 / LOWEST)
+    heights = {c: HEIGHT * (1 - min(1.0, log10(peak / max(v, LOWEST * peak)) / depth)) for c, v in columns.items()}
     points = " ".join(f"{c},{HEIGHT - h:.1f}" for c, h in sorted(heights.items()))
     return f'<polygon points="{min(columns)},{HEIGHT} {points} {max(columns)},{HEIGHT}" fill="{color}"/>'
 

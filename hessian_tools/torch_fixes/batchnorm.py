@@ -4,7 +4,8 @@ torch's own second derivative of ``F.batch_norm`` makes some 44 tensors of the s
 Conv4 is two thirds of a Hessian-vector product. Written out by hand it makes 12. It is used while a product is traced,
 and compared there with torch's own derivative.
 
-For each channel, with u' the mean of u over examples and pixels, h = r (x - x'), r = (var + eps)^-1/2:
+For each channel, with u' the mean of u over its n examples and pixels, h = r (x - x'), r = (var + eps)^-1/2, and g, gx,
+gw, gb the gradients of the loss in y, x, w, b:
 
     P(u)  = u - u' - h (hu)'                                   so that  dh = r P(dx),  dr = -r^2 (h dx)'
     y     = w h + b,                                           dy = w r P(dx) + h dw + db
@@ -12,7 +13,7 @@ For each channel, with u' the mean of u over examples and pixels, h = r (x - x')
     d gx  = (r dw + w dr) P(g) + w r [P(dg) - (hg)' dh - h (g dh)']
     d gw  = n [(h dg)' + (g dh)'],   d gb = n (dg)'
 
-These are the derivatives at eps > 0 too: nowhere is h taken to have unit variance.
+These hold for eps > 0 as well, because h is nowhere assumed to have unit variance.
 """
 
 from typing import Any
@@ -25,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 
 
 class ShortBatchNorm(TorchFunctionMode):
-    """While entered, ``F.batch_norm`` on batch statistics has the first and second derivatives of this file."""
+    """While it is entered, ``F.batch_norm`` on batch statistics has the first and second derivatives of this file."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.batch_norm:
@@ -57,7 +58,8 @@ class _Forward(Function):
     @staticmethod
     def forward(x: Tensor, w: Tensor, b: Tensor, eps: float) -> Tensor:
         # This is torch's own value to the last bit, because another rounding could fall on the other side of a kink.
-        # It is called as F does it: on CUDA that is cuDNN's kernel, which rounds otherwise than native_batch_norm.
+        # It is called as F does it: on CUDA that is cuDNN's kernel, whose rounding differs from that of
+        # native_batch_norm.
         return torch.batch_norm(x, w, b, None, None, True, 0.0, eps, torch.backends.cudnn.enabled)
 
     @staticmethod
@@ -128,7 +130,7 @@ def _keep(ctx: Any, *inputs: Any) -> None:
 
 
 def _standardised(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """h and r; they are computed anew wherever they are needed, because a trace computes equal expressions once."""
+    """h and r. They are not saved for reuse, because a traced graph computes equal expressions only once."""
     centred = x - _channels(_mean(x), x)
     r = (_mean(centred * centred) + eps).rsqrt()
     return centred * _channels(r, x), r

@@ -1,6 +1,6 @@
-"""Two modes that put the operations of this package in the place of torch's, for derivatives of second and third order.
+"""Two modes that replace torch's operations by those of this package, for derivatives of second and third order.
 
-Which operation is replaced by what stands in the tables at the end.
+The tables at the end of the file say which operation is replaced by which function.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from hessian_tools.torch_fixes import normalisation, operations
 
 
 class TwiceDifferentiable(TorchFunctionMode):
-    """While entered, what torch cannot differentiate twice is computed in another way, to the same values.
+    """While it is entered, operations that torch cannot differentiate twice have replacements with equal values.
 
     replaced: whether any operation has been replaced since the mode was made.
 
@@ -36,12 +36,12 @@ class TwiceDifferentiable(TorchFunctionMode):
 
 
 class PrimitiveNormalisation(TorchFunctionMode):
-    """While entered, normalisations are computed from primitives too, whose derivatives of every order are exact.
+    """While it is entered, normalisations too are computed from primitives, whose derivatives of every order are right.
 
     It covers batch, instance, layer and group normalisation, called as modules, in ``nn.functional`` or in ``torch``,
     and all that :class:`TwiceDifferentiable` replaces. Values agree to rounding. Enter it inside the function that is
     differentiated. Raises ValueError for the few operations of ``torch.linalg`` whose third derivatives are wrong in
-    torch and cannot be written out shortly.
+    torch and for which there is no short replacement.
 
     >>> x = torch.tensor([[1.0], [3.0]])
     >>> with PrimitiveNormalisation():
@@ -83,7 +83,7 @@ def _in_reverse_only(function: Callable[..., Any]) -> Callable[..., Any]:
     return guarded
 
 
-# Third derivatives are wrong by 1 to 70 %, and there is no short way to write these out.
+# The third derivatives of these are wrong by 1 to 70 %, and there is no short replacement.
 _WRONG_THIRD = {
     torch.linalg.eig: "torch.linalg.eig",
     torch.linalg.eigvals: "torch.linalg.eigvals",
@@ -92,7 +92,7 @@ _WRONG_THIRD = {
     torch.linalg.lu_solve: "torch.linalg.lu_solve",
     torch.lu_solve: "torch.lu_solve",
 }
-# Second derivatives are wrong by factors under two vmap, but right in reverse mode.
+# The second derivatives of these are wrong by factors under two nested vmap, but right in reverse mode.
 _WRONG_FORWARD = [function for function in _WRONG_THIRD if function is not torch.linalg.householder_product]
 
 _SECOND_ORDER: dict[Any, Callable[..., Any]] = {
@@ -120,7 +120,7 @@ _SECOND_ORDER: dict[Any, Callable[..., Any]] = {
     F.soft_margin_loss: operations.soft_margin_loss,
     **{function: _in_reverse_only(function) for function in _WRONG_FORWARD},
 }
-# Methods of tensors reach a mode under another name than the functions.
+# A mode receives methods of tensors as other objects than the functions of the same name.
 _SECOND_ORDER |= {
     getattr(torch.Tensor, name): getattr(operations, name)
     for name in ("prelu", "ldexp", "cholesky_inverse", "det", "slogdet", "logdet")

@@ -22,7 +22,7 @@ def batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """Each channel over all examples and pixels, or by the running statistics in eval mode."""
+    """Normalises each channel over all examples and pixels, or by the running statistics in eval mode."""
     shape = _channel_shape(x)
     if training or running_mean is None or running_var is None:
         y = _standardised(x, [0, *range(2, x.ndim)], eps)
@@ -41,7 +41,7 @@ def instance_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """Each channel of each example over its pixels, or by the running statistics."""
+    """Normalises each channel of each example over its pixels, or by the running statistics."""
     if not use_input_stats:
         return batch_norm(x, running_mean, running_var, weight, bias, eps=eps)
     return _scaled(_standardised(x, list(range(2, x.ndim)), eps), weight, bias, _channel_shape(x))
@@ -55,7 +55,7 @@ def layer_norm(
     eps: float = 1e-5,
     *_: Any,
 ) -> Tensor:
-    """Each example over its last axes."""
+    """Normalises each example over its last axes."""
     dims = list(range(-len(normalized_shape), 0))
     return _scaled(_standardised(x, dims, eps), weight, bias, list(normalized_shape))
 
@@ -63,13 +63,13 @@ def layer_norm(
 def group_norm(
     x: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5, *_: Any
 ) -> Tensor:
-    """Each group of channels of each example."""
+    """Normalises each group of channels of each example."""
     groups = _standardised(x.reshape(x.shape[0], num_groups, -1), [-1], eps)
     return _scaled(groups.reshape(x.shape), weight, bias, _channel_shape(x))
 
 
 def in_torch_order(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The norm with the arguments of ``torch.batch_norm`` and ``torch.instance_norm``: weights before statistics."""
+    """The norm with its arguments ordered as in ``torch.batch_norm`` and ``torch.instance_norm``: weights first."""
 
     def reordered(
         x: Tensor, weight: Any, bias: Any, running_mean: Any, running_var: Any, on_batch: bool, *rest: Any

@@ -1,7 +1,7 @@
 """Operations whose second derivatives are wrong or missing in torch (2.13), written out in others to the same values.
 
-What is wrong stands with each operation; where nothing does, torch has no second or no forward derivative of it and
-says so. Each takes the arguments of its namesake in torch.
+Each docstring says what is wrong in torch. Where it says nothing, torch has no second or no forward derivative of the
+operation, and raises an error. Each takes the arguments of its namesake in torch.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
 def prelu(input: Tensor, weight: Tensor) -> Tensor:
     """ReLU with a slope for each channel, the second axis.
 
-    torch's is silently wrong for several pulled-back vectors at once.
+    torch's derivative is silently wrong where several vectors are pulled back at once.
     """
     shape = [1, -1, *[1] * (input.ndim - 2)] if input.ndim > 1 else [1] * input.ndim
     return torch.where(input > 0, input, weight.reshape(shape) * input)
@@ -78,13 +78,13 @@ def embedding_bag(*args: Any, **kwargs: Any) -> Tensor:
 def cdist(x1: Tensor, x2: Tensor, p: float | int = 2.0, compute_mode: str | None = None) -> Tensor:
     """The distances of all pairs; as in torch, the derivative is taken as zero where two points coincide.
 
-    torch's is silently wrong for several pulled-back vectors at once.
+    torch's derivative is silently wrong where several vectors are pulled back at once.
     """
     return _length(x1.unsqueeze(-2) - x2.unsqueeze(-3), p)
 
 
 def pdist(input: Tensor, p: float | int = 2.0) -> Tensor:
-    """The distances of the pairs i < j, with the fault of :func:`cdist` in torch."""
+    """The distances of the pairs i < j; torch's has the same fault as its :func:`cdist`."""
     i, j = torch.triu_indices(len(input), len(input), 1, device=input.device)
     return _length(input[i] - input[j], p)
 
@@ -105,7 +105,7 @@ def _length(d: Tensor, p: float | int) -> Tensor:
 
 
 def ldexp(input: Tensor, other: Tensor) -> Tensor:
-    """input 2^other; tracing torch's own ends the process."""
+    """input 2^other; tracing torch's own operation crashes the process."""
     return input * 2.0**other
 
 
@@ -118,10 +118,10 @@ def cholesky_inverse(L: Tensor, upper: bool = False) -> Tensor:
 def solve(A: Tensor, B: Tensor, *, left: bool = True) -> Tensor:
     """A^-1 B, or B A^-1 if not left.
 
-    torch's is silently wrong for one matrix under two ``vmap``, by factors of 10 to 10^9, and in the third derivative
-    by forward mode, by 1 to 80 %. So are :func:`slogdet` and :func:`det`.
+    torch's derivatives are silently wrong: for one matrix under two nested ``vmap`` by factors of 10 to 10^9, and at
+    third order in forward mode by 1 to 80 %. Those of :func:`slogdet` and :func:`det` have the same fault.
     """
-    # The derivatives of the inverse are right. The triangular factors have no rule for vmap.
+    # The inverse is used because its derivatives are right. The triangular factors have no rule for vmap.
     inverse = torch.linalg.inv(A)
     if left and (B.ndim == 1 or B.shape == A.shape[:-1]):
         return (inverse @ B.unsqueeze(-1)).squeeze(-1)
@@ -146,7 +146,7 @@ def logdet(A: Tensor) -> Tensor:
 
 
 def _diagonal(A: Tensor) -> tuple[Tensor, Tensor]:
-    """Of A = PLU the determinant of the permutation P, +-1, and the diagonal of U."""
+    """The determinant (+-1) of the permutation P in A = PLU, and the diagonal of U."""
     lu, pivots = torch.linalg.lu_factor(A)
     in_place = torch.arange(1, A.shape[-1] + 1, device=A.device, dtype=pivots.dtype)
     return 1.0 - 2.0 * ((pivots != in_place).sum(-1) % 2), lu.diagonal(dim1=-2, dim2=-1)
@@ -177,6 +177,6 @@ def soft_margin_loss(input: Tensor, target: Tensor, *old: Any, reduction: str = 
 
 
 def _unusual(input: Tensor, target: Tensor, old: tuple[Any, ...], others: dict[str, Any]) -> bool:
-    """Whether a loss broadcasts, of which torch warns, or is given weights or options that torch has given up."""
+    """Whether a call broadcasts, mixes dtypes, or passes weights or options that torch has deprecated."""
     given = any(value is not None for value in (*old, *others.values()))
     return given or input.shape != target.shape or input.dtype != target.dtype

@@ -32,7 +32,7 @@ if HAS_ATTRIBUTES:
 # Values of these attributes under which float32 products are computed in float32.
 FULL_PRECISION = ("ieee", "none", False)
 
-# Whether this thread is inside a function that has seen to full precision already.
+# Whether this thread is inside a function that has switched to full precision already.
 _thread = threading.local()
 
 
@@ -47,7 +47,7 @@ class Switch(NamedTuple):
 def full_precision(function: Callable[P, R]) -> Callable[P, R]:
     """Makes a function run with autocast off and float32 products in float32, and restores every switch afterwards.
 
-    Except for autocast these are switches of the process: another thread at work meanwhile has full precision, too.
+    All switches except autocast belong to the process, so that other threads have full precision meanwhile, too.
     """
 
     @wraps(function)
@@ -60,7 +60,7 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
         lowered = [attribute for attribute in attributes if getattr(*attribute) not in FULL_PRECISION]
         _thread.full = True
         try:
-            if not autocast and not lowered:  # as nearly always on a CPU
+            if not autocast and not lowered:  # the usual case on a CPU
                 return function(*args, **kwargs)
             with _switched(autocast, lowered):
                 return function(*args, **kwargs)
@@ -72,7 +72,7 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
 
 @contextmanager
 def _switched(autocast: list[str], lowered: list[Attribute]) -> Iterator[None]:
-    """Within it autocast is off on these devices, and the lowered attributes are at full precision."""
+    """A context in which autocast is off on these devices and the lowered attributes are at full precision."""
     # All values to restore are read before anything is changed, because Ctrl-C may come after any call below.
     before = [(owner, name, getattr(owner, name)) for owner, name in (ON_CPU + ON_CUDA if HAS_ATTRIBUTES else lowered)]
     switches = [Switch(partial(torch.set_autocast_enabled, device), True, False) for device in autocast]
@@ -88,8 +88,8 @@ def _switched(autocast: list[str], lowered: list[Attribute]) -> Iterator[None]:
             switch.write(switch.current)
         for owner, name, value in before:
             if getattr(owner, name) != value and HAS_ATTRIBUTES:
-                # An attribute that was never set follows the general one. "none" makes it follow again, and only
-                # where that does not give the value of before was it set by itself.
+                # An attribute that was never set follows the general setting, and "none" makes it follow again. If that
+                # does not give the value from before, the attribute had been set by itself.
                 setattr(owner, name, "none")
             if getattr(owner, name) != value:
                 setattr(owner, name, value)
@@ -98,9 +98,9 @@ def _switched(autocast: list[str], lowered: list[Attribute]) -> Iterator[None]:
 def _older_switches(lowered: list[Attribute]) -> list[Switch]:
     """The older names of the lowered attributes, which must be switched with them.
 
-    Where the two disagree torch raises when the older name is read. ``torch.backends.cudnn.flags`` reads it, by which
-    recurrent networks get a second derivative, and so do compiled networks. Where they disagree already, reading
-    raises here, too, and the older name is left as it is.
+    If an older name disagrees with the new one, torch raises an error when the older one is read.
+    ``torch.backends.cudnn.flags`` reads it, and is needed for second derivatives of recurrent networks; compiled
+    networks read it, too. If the two disagree beforehand, reading raises here, too, and the older name is left as it is.
     """
     owners, switches = [owner for owner, _ in lowered], list[Switch]()
     with suppress(RuntimeError):

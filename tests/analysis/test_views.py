@@ -115,7 +115,7 @@ def test_a_check_keeps_its_words() -> None:
     H = ht.hessian(lambda theta, _: (theta**3).sum(), torch.ones(3), None)
     ds = analysis.to_xarray(ht.check_operator(H))
     assert ds["finding"].attrs["flag_meanings"].split()[1] == "symmetry"
-    assert "the loss repeats" in ds.attrs["finding_sentences"][0]
+    assert "two evaluations of the loss agree" in ds.attrs["finding_sentences"][0]
     assert ds["passed"].values.tolist() == [2] * 6
 
 

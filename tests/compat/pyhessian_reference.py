@@ -1,4 +1,4 @@
-"""What PyHessian's interface over this library is compared with: the installed PyHessian, and the dense Hessian."""
+"""The references for the PyHessian interface of this library: the installed PyHessian, and the dense Hessian."""
 
 import copy
 import warnings
@@ -17,7 +17,7 @@ CRITERION = nn.CrossEntropyLoss()
 
 
 def network() -> nn.Module:
-    """A network with all that eval mode changes: BatchNorm with tracked statistics and Dropout; and a frozen layer."""
+    """A network with layers that eval mode changes (BatchNorm with tracked statistics, Dropout) and a frozen layer."""
     model = nn.Sequential(
         nn.Conv2d(1, 4, 3),
         nn.BatchNorm2d(4),
@@ -37,7 +37,7 @@ def images() -> Batch:
 
 
 def theirs(model: nn.Module, criterion: Callable[..., Tensor], **options: object) -> pyhessian.hessian:
-    """PyHessian's object, on a copy because it switches the mode and leaves gradients, and without its warning."""
+    """PyHessian's object without its warning, on a copy, because it switches the mode and leaves gradients behind."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return pyhessian.hessian(copy.deepcopy(model), criterion, cuda=False, **options)

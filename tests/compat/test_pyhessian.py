@@ -1,4 +1,4 @@
-"""PyHessian's interface against the installed release, and what is deliberately different."""
+"""PyHessian's interface compared with the installed release, and the deliberate differences."""
 
 import math
 import warnings
@@ -45,7 +45,7 @@ def test_values_are_sorted_by_magnitude_signs_kept() -> None:
         return (curvatures * model_weight(outputs) ** 2).sum() / 2
 
     def model_weight(outputs: Tensor) -> Tensor:
-        return outputs[:, 0]  # for the identity as inputs these are the weights
+        return outputs[:, 0]  # the inputs are the identity, so these are the weights
 
     values, _ = hessian(model, criterion, data=(torch.eye(3), torch.zeros(3)), cuda=False).eigenvalues(top_n=3)
     np.testing.assert_allclose(values, [-5.0, 3.0, 1.0], rtol=1e-5)
@@ -149,7 +149,7 @@ def test_the_model_is_left_as_found(model: nn.Module, data: Batch, training: boo
     assert model[6].weight.grad is None
     with torch.no_grad():
         model[6].weight.mul_(3)
-    assert measured.eigenvalues()[0] == first[0][0]  # of the network as it was
+    assert measured.eigenvalues()[0] == first[0][0]  # the Hessian of the network as it was at construction
 
 
 def test_the_seed_decides_the_random_numbers(model: nn.Module, data: Batch) -> None:
@@ -158,13 +158,13 @@ def test_the_seed_decides_the_random_numbers(model: nn.Module, data: Batch) -> N
 
 
 def test_eigenvalues_that_have_not_converged_give_a_warning(model: nn.Module, data: Batch) -> None:
-    with pytest.warns(UserWarning, match="1 of 1 eigenvalues miss tol=1e-09; raise maxIter=3"):
+    with pytest.warns(UserWarning, match="1 of 1 eigenvalues have not converged to tol=1e-09; raise maxIter=3"):
         hessian(model, CRITERION, data=data, cuda=False).eigenvalues(maxIter=3, tol=1e-9)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without CUDA")
 def test_cuda_by_default_falls_back_with_a_warning(model: nn.Module, data: Batch) -> None:
-    with pytest.warns(UserWarning, match="no CUDA device; measuring on the CPU"):
+    with pytest.warns(UserWarning, match="no CUDA device; the CPU is used instead"):
         measured = hessian(model, CRITERION, data=data)
     assert measured.device.type == "cpu"
 
@@ -232,5 +232,5 @@ def test_wrong_data_is_refused_in_plain_words(model: nn.Module, data: Batch) -> 
         with pytest.raises(ValueError, match="either data="):
             hessian(model, CRITERION, cuda=False, **options)
     for options in ({"dataloader": []}, {"data": data[:1]}):
-        with pytest.raises(ValueError, match=r"a batch is \(inputs, targets\)"):
+        with pytest.raises(ValueError, match=r"a batch is a pair \(inputs, targets\)"):
             hessian(model, CRITERION, cuda=False, **options)

@@ -27,9 +27,10 @@ def test_density_works_where_the_release_fails(model: nn.Module, data: Batch) ->
 
 
 def esd(nodes: list[list[float]], weights: list[list[float]]) -> tuple[np.ndarray, np.ndarray]:
-    """What PyHessian's get_esd_plot draws: normal curves of variance 1e-5 max(1, range) at the nodes, mean over runs.
+    """The curve that PyHessian's get_esd_plot draws: the mean over runs of normal curves at the nodes.
 
-    On 10 000 values between the mean ends plus and minus 0.01, scaled to a sum of one.
+    Their variance is 1e-5 max(1, range). The grid has 10 000 values and reaches 0.01 beyond the mean ends of the runs;
+    the curve is scaled to an integral of one.
     """
     at, share = np.array(nodes), np.array(weights)
     low, high = at.min(axis=1).mean() - 0.01, at.max(axis=1).mean() + 0.01
@@ -61,7 +62,7 @@ class Weight(nn.Module):
 
 
 def test_density_plot_shows_planted_outliers_and_their_shares() -> None:
-    """28 of 32 eigenvalues are 0, so twelve steps exhaust the Krylov space, yet the lists of all runs are as long."""
+    """28 of 32 eigenvalues are 0, so twelve steps exhaust the Krylov space; all runs still have twelve nodes."""
     spectrum = torch.cat([torch.tensor([10.0, 6.0, 6.0, -5.0]), torch.zeros(28)])
     data = torch.zeros(4, 1), torch.zeros(4)
     measured = hessian(Weight(32), lambda out, _: (out**2 * spectrum).sum(-1).mean() / 2, data=data, cuda=False)
@@ -72,10 +73,9 @@ def test_density_plot_shows_planted_outliers_and_their_shares() -> None:
     cut = (1 + math.erf(0.01 / math.sqrt(2 * 15e-5))) / 2
     shares = {10.0: cut / 32, 6.0: 2 / 32, -5.0: cut / 32, 0.0: 28 / 32}
     for value, share in shares.items():
-        working_folder = abs(grid - value) < 0.3
-        peak = grid[working_folder][density[working_folder].argmax()]
+        nearby = abs(grid - value) < 0.3
+        peak = grid[nearby][density[nearby].argmax()]
         assert abs(peak - value) < 0.005
-        # Signs times a diagonal matrix: each eigenvalue has its exact share of every probe.
-        assert density[working_folder].sum() * (grid[1] - grid[0]) == pytest.approx(
-            share / sum(shares.values()), rel=0.03
-        )  # half a cell at the end
+        # The matrix is diagonal and probes are signs, so each eigenvalue has its exact share of every probe.
+        # The tolerance allows for half a grid cell at each end.
+        assert density[nearby].sum() * (grid[1] - grid[0]) == pytest.approx(share / sum(shares.values()), rel=0.03)

@@ -1,4 +1,4 @@
-"""The short derivatives of batch normalisation are torch's, to rounding, first and second; its values to the bit."""
+"""Short batch normalisation has torch's first and second derivatives to rounding, and torch's values to the bit."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ SHAPES = [(5, 3), (2, 3, 4), (4, 3, 3, 2), (2, 3, 2, 2, 2)]
 
 
 def loss_of(shape: tuple[int, ...], eps: float, *, affine: bool):
-    """Of inputs, weights and biases, all in theta."""
+    """A loss of inputs, weights and biases, all of which are in theta."""
     count = torch.Size(shape).numel()
 
     def loss(theta: Tensor, weights: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Operations written out in others have torch's values; engines/test_awkward_operations.py tests their derivatives."""
+"""The replaced operations have torch's values; engines/test_awkward_operations.py tests their derivatives."""
 
 from collections.abc import Callable
 from typing import Any

@@ -38,14 +38,14 @@ def switches_restored() -> Iterator[None]:
 
 
 def single(case: Any) -> PlacedCase:
-    """The case in float32, the precision that autocast lowers, with a new loss, of which no trace is kept yet."""
+    """The case in float32, which autocast lowers, with a new loss, for which no traced graph is kept yet."""
     x, y = case.batch
     loss = ht.make_loss(case.loss.model, case.loss.criterion, case.loss.layout)
     return PlacedCase(loss, case.thetas.float(), (x.float(), y.float() if y.is_floating_point() else y))
 
 
 def test_autocast_changes_what_is_not_protected() -> None:
-    """Without this the next test could not fail."""
+    """Autocast has an effect on unprotected code; otherwise the next test could not fail."""
     placed = single(CONV)
     gradients = []
     for enabled in (False, True):
@@ -112,7 +112,7 @@ def test_float32_means_float32_inside_and_its_meaning_returns(monkeypatch: pytes
 @switches
 @pytest.mark.parametrize("general", ["highest", "high", "medium"])
 def test_the_older_names_of_torch_can_be_read_inside(monkeypatch: pytest.MonkeyPatch, general: str) -> None:
-    """Torch refuses where they disagree with the new ones: in ``cudnn.flags``, and wherever a network is compiled."""
+    """Torch raises an error where they disagree with the new ones, in ``cudnn.flags`` and wherever it compiles."""
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
 
     def older() -> list[Any]:
@@ -184,7 +184,7 @@ def test_switches_are_restored_after_an_error_and_in_each_thread() -> None:
 
 
 class Interrupted:
-    """A switch that is interrupted by Ctrl-C, as it seems, just after it was written for the first time."""
+    """A switch that simulates Ctrl-C just after it is written for the first time."""
 
     def __init__(self) -> None:
         self.value, self.written = "bf16", False

@@ -30,19 +30,21 @@ from hessian_tools.validation import check_whole
 ROUNDING = 1e4
 # Two evaluations of one loss may differ by this many eps of its value.
 REPEATED_LOSS = 64
-# The difference quotients to both sides must agree to this share of |Hv|; elsewhere they say nothing.
+# The forward and the backward difference quotient must agree to this fraction of |Hv|. Where they do not, the loss is
+# not smooth, and they say nothing about the products.
 SMOOTH = 1e-3
-# Central differences are wrong by no more than twice the disagreement of both sides, or by this share of |Hv|.
+# The error of a central difference is at most twice the disagreement of the forward and the backward one, or this
+# fraction of |Hv| if that is more.
 DIFFERENCES = 1e-5
-NO_LOSS = "not judged, because no loss is known of this operator"
+NO_LOSS = "not judged, because this operator is not made from a loss"
 
 
 @dataclass(frozen=True)
 class Finding:
     """The result of one check.
 
-    passed: None where it could not be judged. value: the worst error found. allowed: the largest error that passes.
-    sentence: what was found, and what to do about it.
+    passed: None where the check could not be made. value: the largest error that was measured. allowed: the largest
+    error that passes. sentence: what was found, and what to do about it.
     """
 
     name: str
@@ -54,7 +56,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Check:
-    """What :func:`check_operator` found; ``str(check)`` is one sentence for each check."""
+    """The findings of :func:`check_operator`; ``str(check)`` gives one sentence for each check."""
 
     state: Finding
     symmetry: Finding
@@ -70,7 +72,7 @@ class Check:
 
     @property
     def ok(self) -> bool:
-        """Whether no check failed; a check that could not be judged has not failed, see ``passed`` of each finding."""
+        """Whether no check failed. A check that could not be made (``passed`` is None) does not count as failed."""
         return all(finding.passed is not False for finding in self.findings)
 
     def __str__(self) -> str:
@@ -82,22 +84,22 @@ class Check:
 def check_operator(
     H: Operator, *, num_probes: int = 2, max_points: int = 3, seed: int = 0, progress: Progress | None = None
 ) -> Check:
-    """Checks an operator in six ways along random directions, at up to max_points points.
+    """Checks an operator in six ways along random directions, at up to max_points of its points (parameter vectors).
 
-    - state: the loss repeats, and the network changes no buffer and draws no random number.
+    - state: two evaluations of the loss agree, and the network changes no buffer and draws no random number.
     - symmetry: u'Hv = v'Hu.
     - linearity: H(2u - 3v) = 2Hu - 3Hv.
     - precision: the products agree with those at the same points in float64.
-    - differences: in float64 the products agree with central differences of the gradient; for a Gauss-Newton matrix
-      of the gradient with the network's Jacobian held fixed. Not judged at a kink, where the difference quotients to
-      both sides disagree.
+    - differences: in float64 the products agree with central differences of the gradient; for a Gauss-Newton matrix, of
+      the gradient with the network's Jacobian held fixed. This is not judged at a kink, where the forward and the
+      backward difference quotient disagree.
     - batching: all products at once, one product at a time, and a loop over points agree.
 
     Sums, blocks and restrictions of Hessians and Gauss-Newton matrices are judged in the same way, with rounding in
     units of the terms of the sum. Of other operators only symmetry and linearity are judged. Points at which the loss
-    is not finite fail the check of state and are left out of the others. It costs some 30 gradients and 10 products
-    for each direction and term. Nothing is changed, and nothing is raised for what is found.
-    num_probes: random directions. progress: called with (done, total) checks.
+    is not finite fail the check of state and are left out of the others. The checks cost some 30 gradients and 10
+    products for each direction and term. They change nothing, and a failed check raises nothing. num_probes: the number
+    of random directions. progress: called with (done, total) checks.
     Raises ValueError for num_probes or max_points below 1.
 
     >>> from hessian_tools.curvature import hessian
@@ -111,20 +113,21 @@ def check_operator(
     names = [field.name for field in fields(Check)]
     counter = ProgressCounter(len(names), progress)
 
-    def only(state: Finding, reason: str) -> Check:
+    def only_state(state: Finding, reason: str) -> Check:
         counter.add(len(names))
         return Check(state, *(_not_judged(name, f"not judged, because {reason}") for name in names[1:]))
 
     H = _some_points(H, max_points)
     state = _check_state(H)
     if state.passed is False:
-        return only(state, "the loss is no function of the parameters")
+        return only_state(state, "the loss is not a function of the parameters alone")
     finite = _finite(H)
     if not finite.all():
-        text = f"the loss is not finite at {int((~finite).sum())} of {len(finite)} points, left out of the other checks"
+        count = f"{int((~finite).sum())} of {len(finite)} points"
+        text = f"the loss is not finite at {count}, which are left out of the other checks"
         state = Finding("state", False, nan, 0.0, text)
     if not finite.any():
-        return only(state, "the loss is not finite")
+        return only_state(state, "the loss is not finite")
     counter.add(1)
     H = H if finite.all() else H.select(finite.nonzero()[:, 0])
     U, V = (_directions(H, num_probes, seed, name) for name in ("u", "v"))
@@ -136,18 +139,19 @@ def check_operator(
 
 
 def _some_points(H: Operator, max_points: int) -> Operator:
-    """H at no more than max_points of its points, all with batches of the sizes that the first point has."""
+    """H at no more than max_points of its points, all of which have batches of the same sizes as the first point."""
     if H.num_points is None:
         return H
-    alike = set(range(H.num_points))
+    same_sizes = set(range(H.num_points))
     for leaf in leaves(H):
         if isinstance(leaf, LossOperator):
             groups = [set(group.positions.tolist()) for group in leaf.objective.groups]
-            alike &= next(positions for positions in groups if 0 in positions)
-    if len(alike) == H.num_points <= max_points:
+            same_sizes &= next(positions for positions in groups if 0 in positions)
+    if len(same_sizes) == H.num_points <= max_points:
         return H
-    some = torch.linspace(0, len(alike) - 1, min(max_points, len(alike)), device="cpu").round().long()
-    return H.select(torch.tensor(sorted(alike), device="cpu")[some])
+    # Evenly spread, because neighbouring points of an inner loop are much alike.
+    spread = torch.linspace(0, len(same_sizes) - 1, min(max_points, len(same_sizes)), device="cpu").round().long()
+    return H.select(torch.tensor(sorted(same_sizes), device="cpu")[spread])
 
 
 def _finite(H: Operator) -> Bool[Tensor, " point"]:
@@ -168,7 +172,7 @@ def _directions(H: Operator, count: int, seed: int, name: str) -> Float[Tensor, 
 
 
 def _check_state(H: Operator) -> Finding:
-    """The worst finding over the losses that H is made of: a failure, else one that is open."""
+    """The worst finding over the losses that H is made of: a failed one, else one that could not be judged."""
     objectives = [leaf.objective for leaf in leaves(H) if isinstance(leaf, LossOperator)]
     findings = [_state_of_loss(objective) for objective in {id(o.loss): o for o in objectives}.values()]
     if not all(isinstance(leaf, LossOperator) for leaf in leaves(H)):
@@ -189,7 +193,7 @@ def _state_of_loss(objective: Objective) -> Finding:
         drew = not same_tensors(before, random_states(theta.device))
     allowed = REPEATED_LOSS * torch.finfo(theta.dtype).eps * abs(first)
     change = abs(second - first)
-    passed, text = True, "the loss repeats, and a forward pass changes nothing in the network"
+    passed, text = True, "two evaluations of the loss agree, and a forward pass changes nothing in the network"
     if drew:
         passed, text = False, "the loss draws random numbers; fix them, or call model.eval()"
     elif isfinite(first) and not change <= allowed:
@@ -200,14 +204,15 @@ def _state_of_loss(objective: Objective) -> Finding:
 def _check_symmetry(H: Operator, U: Tensor, V: Tensor) -> Finding:
     scale = (magnitude(H, U) + magnitude(H, V)) / 2
     value = _worst((U * (H @ V)).sum(-2) - (V * (H @ U)).sum(-2), scale)
-    return _judged("symmetry", value, _rounding(H), f"u'Hv and v'Hu differ by {{}} of {_unit(H)}", "this is no Hessian")
+    text = f"u'Hv and v'Hu differ by {{}} of {_unit(H)}"
+    return _judged("symmetry", value, _rounding(H), text, "so this is not a Hessian")
 
 
 def _check_linearity(H: Operator, U: Tensor, V: Tensor) -> Finding:
     difference = (H @ (2 * U - 3 * V) - (2 * (H @ U) - 3 * (H @ V))).double().norm(dim=-2)
     value = _worst(difference, 2 * magnitude(H, U) + 3 * magnitude(H, V))
-    text = "H(2u - 3v) and 2Hu - 3Hv differ by {} of themselves"
-    return _judged("linearity", value, _rounding(H), text, "this is no matrix")
+    text = "H(2u - 3v) and 2Hu - 3Hv differ by {} of their size"
+    return _judged("linearity", value, _rounding(H), text, "so this is not a linear operator")
 
 
 def _checks_of_the_loss(H: Operator, V: Tensor) -> Iterator[Finding]:
@@ -219,7 +224,7 @@ def _checks_of_the_loss(H: Operator, V: Tensor) -> Iterator[Finding]:
     try:
         products = double @ V_double
     except RuntimeError as error:
-        reason = f"not judged, because the loss fails in float64: {_first_line(error)}"
+        reason = f"not judged, because the loss raises an error in float64: {_first_line(error)}"
         yield from (_not_judged(name, reason) for name in ("precision", "differences", "batching"))
         return
     scale = magnitude(double, V_double)
@@ -240,7 +245,7 @@ def _check_precision(H: Operator, V: Tensor, products: Tensor, scale: Tensor) ->
         return Finding("precision", True, 0.0, 0.0, "the operator is in float64 already")
     value = _worst(((H @ V).double() - products).norm(dim=-2), scale)
     text = f"products in {str(H.dtype).removeprefix('torch.')} differ from float64 by {{}} of {_unit(H)}"
-    return _judged("precision", value, _rounding(H), text, "measure in float64")
+    return _judged("precision", value, _rounding(H), text, "so measure in float64")
 
 
 def _check_differences(H: Operator, V: Tensor, products: Tensor, size: Tensor) -> Finding:
@@ -252,16 +257,16 @@ def _check_differences(H: Operator, V: Tensor, products: Tensor, size: Tensor) -
     judged = (disagreement <= SMOOTH) | ~torch.isfinite(error + disagreement)
     if not judged.any():
         share = f"{float(disagreement.min()):.1e} of {_unit(H)}"
-        reason = f"the loss is not smooth here: difference quotients of its gradient to both sides differ by {share}"
-        return _not_judged("differences", f"not judged, because {reason}")
+        reason = f"the forward and the backward difference quotient of its gradient differ by {share}"
+        return _not_judged("differences", f"not judged, because the loss is not smooth here: {reason}")
     worst = torch.where(judged, (error / allowed).nan_to_num(nan=torch.inf), -1.0).argmax()
     text = f"products differ from central differences of the gradient by {{}} of {_unit(H)}"
-    blame = "these are not derivatives of this loss's gradient"
-    return _judged("differences", float(error.flatten()[worst]), float(allowed.flatten()[worst]), text, blame)
+    conclusion = "so they are not derivatives of this loss's gradient"
+    return _judged("differences", float(error.flatten()[worst]), float(allowed.flatten()[worst]), text, conclusion)
 
 
 def _check_batching(H: Operator, V: Tensor, products: Tensor, scale: Tensor) -> Finding:
-    """In float64: the products at once against one at a time, by a loop, and by vmap."""
+    """Compares, in float64, products taken all at once with those one at a time, by a loop over points, and by vmap."""
 
     def with_options(matrix: LossOperator, **options: Any) -> LossOperator:
         engine = replace(matrix.engine, route="direct", **options)
@@ -273,15 +278,15 @@ def _check_batching(H: Operator, V: Tensor, products: Tensor, scale: Tensor) -> 
         try:
             other = rebuilt(H, partial(with_options, **options)) @ V
         except RuntimeError as error:
-            return _not_judged("batching", f"not judged, because it fails: {_first_line(error)}")
+            return _not_judged("batching", f"not judged, because a product raises an error: {_first_line(error)}")
         values.append(_worst((other - products).norm(dim=-2), scale))
     value = max(values, key=lambda v: v if isfinite(v) else inf)
     text = f"products by vmap, by a loop and one at a time differ by {{}} of {_unit(H)}"
-    return _judged("batching", value, _rounding(H), text, "one is wrong; compare with batching='loop'")
+    return _judged("batching", value, _rounding(H), text, "so one of the three is wrong; compare with batching='loop'")
 
 
 def _unit(H: Operator) -> str:
-    """The unit of errors, in words: the terms of a difference of operators may be far larger than the difference."""
+    """The unit of errors, in words: for sums it is the size of the terms, because these may nearly cancel."""
     return "|Hv|" if len(terms(H)) == 1 else "the terms of Hv"
 
 
@@ -291,16 +296,16 @@ def _rounding(H: Operator) -> float:
 
 def _worst(difference: Tensor, scale: Tensor) -> float:
     """The largest |difference| in units of scale; it is 0 where both are 0, and NaN if any is NaN."""
-    share = difference.abs() / torch.where(difference == 0, 1.0, scale)
-    return float(share.max())
+    relative = difference.abs() / torch.where(difference == 0, 1.0, scale)
+    return float(relative.max())
 
 
-def _judged(name: str, value: float, allowed: float, text: str, blame: str) -> Finding:
-    """A finding whose sentence is the text with the value in it, and the blame if it failed."""
+def _judged(name: str, value: float, allowed: float, text: str, conclusion: str) -> Finding:
+    """A finding whose sentence is the text with the value in it, followed by the conclusion if the check failed."""
     if value != value:
         return Finding(name, False, value, allowed, "products are not finite")
     passed, sentence = value <= allowed, f"{text.format(f'{value:.1e}')} (allowed {allowed:.1e})"
-    return Finding(name, passed, value, allowed, sentence if passed else f"{sentence}; {blame}")
+    return Finding(name, passed, value, allowed, sentence if passed else f"{sentence}; {conclusion}")
 
 
 def _not_judged(name: str, sentence: str) -> Finding:

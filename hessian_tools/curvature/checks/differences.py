@@ -1,9 +1,9 @@
-"""Products from difference quotients of the gradient: an independent reference, in float64 and where losses are smooth.
+"""Products from difference quotients of the gradient: an independent reference for smooth losses in float64.
 
 The Hessian is the derivative of the gradient. The Gauss-Newton matrix is the derivative of the gradient with the
 network's Jacobian held fixed, theta' -> J(theta)' (d criterion / d outputs)(theta').
 
-This is for checks only: on networks with kinks difference quotients are off by 60-460 % in float32.
+This is for checks only: in float32, on networks with kinks, difference quotients are off by 60 to 460 %.
 """
 
 from collections.abc import Callable
@@ -36,10 +36,10 @@ class Quotients:
     """Difference quotients of the gradient g along directions v, with a judgement of their quality.
 
     central: (g(theta + h v) - g(theta - h v)) / 2h, with the step h at which the quotients disagree least.
-    disagreement: the distance of the quotients to both sides, (g(theta + h v) - g(theta)) / h and
-    (g(theta) - g(theta - h v)) / h, or that to the central quotient of the next larger h, if it is more. On a smooth
-    loss it is h times a third derivative, plus rounding, and exceeds the error of the central quotient. At a kink it
-    does not shrink with h. smallest_visible: products shorter than this are hidden by rounding.
+    disagreement: the distance between the forward quotient (g(theta + h v) - g(theta)) / h and the backward quotient
+    (g(theta) - g(theta - h v)) / h, or that between the central quotients of this and the next larger h if it is more.
+    On a smooth loss it is h times a third derivative, plus rounding, and is larger than the error of the central
+    quotient. At a kink it does not shrink with h. smallest_visible: products shorter than this are hidden by rounding.
     """
 
     central: Float[Tensor, "point param probe"]
@@ -48,7 +48,7 @@ class Quotients:
 
 
 def differentiable(H: Operator) -> bool:
-    """Whether every leaf of H is the derivative of a vector field that is known: a Hessian or Gauss-Newton matrix."""
+    """Whether H is composed of Hessians and Gauss-Newton matrices alone, the derivatives of known vector fields."""
     return all(isinstance(leaf, Hessian | GaussNewton) for leaf in leaves(H))
 
 
@@ -118,18 +118,19 @@ def _field(matrix: Hessian | GaussNewton) -> Field:
 
 
 def _best_quotient(field: Field, thetas: Tensor, v: Tensor, middle: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
-    """At every point the central quotient with the least disagreement, and that disagreement; middle: field(thetas)."""
-    best, least = torch.full_like(middle, torch.nan), middle.new_full((len(middle),), torch.inf)
-    last = best
+    """At every point the central quotient with the least disagreement, and this disagreement; middle: field(thetas)."""
+    best, smallest = torch.full_like(middle, torch.nan), middle.new_full((len(middle),), torch.inf)
+    previous = best
     for step in STEPS:
         h = step * length
-        ahead, behind = (field(thetas + side * h * v) for side in (1, -1))
+        ahead, behind = (field(thetas + sign * h * v) for sign in (1, -1))
         central = (ahead - behind) / (2 * h)
         both_sides = ((ahead - 2 * middle + behind) / h).norm(dim=-1)
-        # Where rounding makes stairs of the gradient both sides may agree by chance, but two step lengths do not.
+        # Rounding turns the gradient into a step function. Forward and backward quotients may then agree by chance, but
+        # the central quotients of two step lengths do not.
         # The first length has no predecessor (NaN) and is therefore never chosen.
-        disagreement = torch.maximum(both_sides, (central - last).norm(dim=-1))
-        better = disagreement < least
-        best, least = torch.where(better[:, None], central, best), torch.where(better, disagreement, least)
-        last = central
-    return best, least
+        disagreement = torch.maximum(both_sides, (central - previous).norm(dim=-1))
+        better = disagreement < smallest
+        best, smallest = torch.where(better[:, None], central, best), torch.where(better, disagreement, smallest)
+        previous = central
+    return best, smallest

@@ -50,7 +50,7 @@ class AdaptationJacobian:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the matrix, which V must have too."""
+        """The dtype of the matrix, which V must have as well."""
         return self.factors[0].dtype
 
     @property
@@ -71,7 +71,7 @@ class AdaptationJacobian:
 
     @property
     def gram(self) -> "AdaptationGram":
-        """J'J as a symmetric operator for top_eigenpairs, spectral_density and trace, which is |J|_F^2."""
+        """J'J as a symmetric operator for top_eigenpairs, spectral_density and trace; its trace is |J|_F^2."""
         return AdaptationGram(self)
 
     def __matmul__(self, V: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -89,7 +89,7 @@ class AdaptationJacobian:
 
     @full_precision
     def rmv(self, v: Float[Tensor, "*task param"]) -> Float[Tensor, "*task param"]:
-        """J'v for one vector a task, as :meth:`mv`."""
+        """J'v for one vector a task; v is as for :meth:`mv`."""
         return self.T.mv(v)
 
     def to_dense(self) -> Float[Tensor, "*task param param"]:
@@ -99,7 +99,7 @@ class AdaptationJacobian:
     def to_scipy(self, *, task: int = 0) -> LinearOperator:
         """The Jacobian of one task as a SciPy operator, with its transpose."""
         if not 0 <= task < len(self.step_sizes):
-            raise ValueError(f"task={task}: this Jacobian has tasks 0 to {len(self.step_sizes) - 1}")
+            raise ValueError(f"task={task}, but this Jacobian has tasks 0 to {len(self.step_sizes) - 1}")
         jacobian = self.select(torch.tensor([task], device="cpu"))
 
         def apply(matrix: "AdaptationJacobian", columns: np.ndarray) -> np.ndarray:
@@ -146,7 +146,7 @@ class AdaptationGram(Derived):
 
     @property
     def source(self) -> Operator:
-        """The Hessian of the first step, which has the dtype and the device of all."""
+        """The Hessian of the first step, which has the dtype and the device of all of them."""
         return self.jacobian.factors[0]
 
     @property
@@ -161,7 +161,7 @@ class AdaptationGram(Derived):
 
     @property
     def at_once(self) -> int:
-        """The tasks that fit in memory together, given that every step keeps what its own products need."""
+        """The number of tasks that fit in memory together; every step keeps the memory of its own products."""
         return max(1, min(H.at_once for H in self.jacobian.factors) // self.jacobian.steps)
 
     @full_precision
@@ -170,7 +170,7 @@ class AdaptationGram(Derived):
         return self.jacobian.T.products(self.jacobian.products(V))
 
     def announce(self, num_products: int) -> None:
-        """Announces how many products will follow, each of which takes two of every factor."""
+        """Announces how many products will follow, each of which needs two products with every factor."""
         for factor in self.jacobian.factors:
             factor.announce(2 * num_products)
 
@@ -189,23 +189,27 @@ def adaptation_jacobian(
     H: the Hessian of the support loss at the K points *from* which the steps were taken, theta_0 ... theta_{K-1};
     the adapted point is not among them. steps: the number K for several trajectories, whose points come in task-major
     order [task, step]; None if all points are one trajectory. step_size: a number, or a tensor [step], [task, step],
-    or [task, step, param] with a step size for each parameter. The formula holds where the loss is twice
-    differentiable along the loop, so with ReLU and max-pooling at almost every theta_0.
+    or [task, step, param] with a step size for each parameter. The formula holds where the loss is twice differentiable
+    along the loop; with ReLU and max-pooling that is at almost every theta_0.
     Raises ValueError for points or step sizes that do not fit.
 
     >>> from hessian_tools.curvature import hessian
     >>> a = torch.tensor([2.0, -1.0])
     >>> H = hessian(lambda theta, a: (a * theta**2).sum() / 2, torch.zeros(3, 2), a, shared=True)
-    >>> adaptation_jacobian(H, 0.1).to_dense()  # diag(0.8, 1.1) to the third
+    >>> adaptation_jacobian(H, 0.1).to_dense()  # diag(0.8, 1.1) cubed
     tensor([[0.5120, 0.0000],
             [0.0000, 1.3310]])
     """
     points = H.num_points
     if points is None:
-        raise ValueError("H is at a single point; make it from thetas [step, param], even for one step")
+        raise ValueError(
+            "H has a single point and no axis of steps; make it from thetas [step, param], even for one step"
+        )
     K = points if steps is None else steps
     if K < 1 or points % K:
-        raise ValueError(f"steps={steps} for an operator at {points} points; give a number that divides them")
+        raise ValueError(
+            f"steps={steps} does not divide the {points} points of H; give the number of inner steps of each task"
+        )
     tasks = points // K
     sizes = torch.as_tensor(step_size, dtype=H.dtype, device="cpu").detach().to(H.device)
     if tuple(sizes.shape) not in [(), (K,), (tasks, K), (tasks, K, H.num_params)]:

@@ -1,4 +1,4 @@
-"""Whether the gradients of an inner loop point the same way, and what to compare that with."""
+"""Whether the gradients of an inner loop point the same way: two measures, and the null hypothesis of one of them."""
 
 import math
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ from hessian_tools.torch_fixes.precision import full_precision
 
 @dataclass(frozen=True)
 class Null:
-    """What a quantity is under its null hypothesis, where nothing but chance is at work.
+    """The values of a quantity under its null hypothesis, that is, if nothing but chance is at work.
 
-    low, high: the interval in which the quantity then lies, with certainty. mean, std: its mean and standard
-    deviation; NaN where the hypothesis does not fix them.
+    low, high: the ends of an interval that the quantity then never leaves. mean, std: its mean and standard deviation;
+    NaN where the hypothesis does not fix them.
     """
 
     low: float
@@ -28,7 +28,7 @@ def cosine_null(steps: int) -> Null:
     """Where the mean of :func:`cos_displacement` over K steps lies if the gradients are orthogonal: [1/K, 1/sqrt(K)].
 
     The squared cosines then sum to one. Their mean is 1/sqrt(K) for gradients of equal norms, and 1/K if one gradient
-    is all of the displacement; between the two it depends on the norms, so the null has no mean.
+    is all of the displacement; in between the mean depends on the norms, so the null does not fix it.
     Raises ValueError for fewer than one step.
 
     >>> cosine_null(4)

@@ -19,15 +19,18 @@ class GaussNewtonShare:
     """The top k eigenpairs (value, v_j) of H beside those of its Gauss-Newton part G (u_j), each with its error.
 
     hessian, hessian_error: eigenvalues of H and their residuals, in the order in which they were requested.
-    gauss_newton, gauss_newton_error: the k largest eigenvalues of G and the rounding error of all of them. The j-th
-    eigenvalue of H and the j-th of G need not belong to one direction; ``share`` and ``overlap`` compare directions.
-    share: v_j'Gv_j / v_j'Hv_j, the part of the curvature along v_j that is Gauss-Newton. It is 1 where it is all of
-    it, above 1 where the rest of H is negative along v_j, and not positive where the eigenvalue of H is negative.
-    overlap: |U_j'V_j|_F^2 / j of the first j directions of each, for j = 1..k. By chance it is j / param
-    (``overlap_null``). NaN where G has fewer than j eigenvalues that can differ from zero.
-    share_error, overlap_error: bounds on what the pairs' residuals and gaps leave open (Davis, Kahan 1970). They are
-    large where eigenvalues lie close together, because single directions then mean little. Nothing bounds the last
-    pair; ask for one pair more than is used.
+    gauss_newton, gauss_newton_error: the k largest eigenvalues of G, and one bound on the rounding error of each of
+    them. The j-th eigenvalue of H and the j-th of G need not belong to one direction; ``share`` and ``overlap`` compare
+    directions.
+    share: v_j'Gv_j / v_j'Hv_j, the part of the curvature along v_j that is Gauss-Newton. It is 1 where G accounts for
+    all of the curvature, above 1 where H - G is negative along v_j, and not positive where the eigenvalue of H is
+    negative.
+    overlap: |U_j'V_j|_F^2 / j of the first j directions of each, for j = 1..k. For random subspaces it is j / param on
+    average (``overlap_null``). It is NaN where G has fewer than j eigenvalues that can differ from zero.
+    share_error, overlap_error: bounds on the errors of share and overlap that follow from the residuals of the pairs
+    and the gaps between their values (Davis, Kahan 1970). They are large where eigenvalues lie close together, because
+    single directions then mean little. They say nothing for the last pair, because the gap to the next eigenvalue is
+    not known; ask for one pair more than is used.
     """
 
     hessian: Float[Tensor, "*point k"]
@@ -42,10 +45,11 @@ class GaussNewtonShare:
 
 @full_precision
 def gauss_newton_share(pairs: EigenPairs, spectrum: Spectrum, *, which: Which = "LM") -> GaussNewtonShare:
-    """Compares the Hessian's top eigenpairs with the Gauss-Newton spectrum at the same points, without a product.
+    """Compares the Hessian's top eigenpairs with the Gauss-Newton spectrum at the same points, without any product.
 
-    pairs: ``top_eigenpairs(hessian(...), k=..., which=which, vectors=True)`` with which "LM", "LA" or "SA". "LA"
-    ranks like with like, because G has no negative eigenvalue. spectrum: ``gauss_newton_spectrum(..., vectors=True)``.
+    pairs: ``top_eigenpairs(hessian(...), k=..., which=which, vectors=True)`` with which "LM", "LA" or "SA". Choose "LA"
+    to compare positive eigenvalues only, as G has no negative ones. spectrum: ``gauss_newton_spectrum(...,
+    vectors=True)``.
     Raises ValueError if either has no vectors, or if they are not of the same points.
 
     >>> yes, count, e = torch.ones(2, dtype=torch.bool), torch.tensor(9), torch.eye(3)
@@ -56,19 +60,21 @@ def gauss_newton_share(pairs: EigenPairs, spectrum: Spectrum, *, which: Which = 
     ([0.75, 0.0], [1.0, 0.5])
     """
     if pairs.vectors is None or spectrum.vectors is None:
-        raise ValueError("directions are compared by their vectors; compute both arguments with vectors=True")
+        raise ValueError("eigenvectors are needed for the comparison; compute both arguments with vectors=True")
     V, U, k = pairs.vectors, spectrum.vectors, pairs.values.shape[-1]
     if V.shape[:-1] != U.shape[:-1]:
-        raise ValueError(f"the eigenvectors are {list(V.shape)} and {list(U.shape)}; take both at the same points")
+        raise ValueError(
+            f"eigenvectors have shapes {list(V.shape)} and {list(U.shape)}; compute both at the same points"
+        )
     squares = (V.mT @ U) ** 2
     share = (squares @ spectrum.values[..., : U.shape[-1], None])[..., 0] / pairs.values
     largest = spectrum.values[..., :1]
-    # |v'Gv - u'Gu| <= |G| sin(v, u) for G >= 0, and the eigenvalue itself is known to its residual.
+    # |v'Gv - u'Gu| <= |G| sin(v, u) for G >= 0, and the eigenvalue of H is known to within its residual.
     error = largest * vector_error(pairs, which=which) + spectrum.error[..., None] + share.abs() * pairs.residuals
     sums = squares.cumsum(-1).cumsum(-2).diagonal(dim1=-2, dim2=-1)  # |U_j'V_j|_F^2 for every j at once
     overlaps = sums / torch.arange(1, sums.shape[-1] + 1, device="cpu").to(sums)
-    levels = pad(spectrum.values, (0, 1))  # all eigenvalues of G that are not listed are zero
-    spaces_error = cut_error(levels, spectrum.error[..., None].expand_as(levels))[..., :-1]
+    with_zero = pad(spectrum.values, (0, 1))  # all eigenvalues of G that are not listed are zero
+    subspace_errors = cut_error(with_zero, spectrum.error[..., None].expand_as(with_zero))[..., :-1]
     return GaussNewtonShare(
         pairs.values,
         pairs.residuals,
@@ -77,10 +83,10 @@ def gauss_newton_share(pairs: EigenPairs, spectrum: Spectrum, *, which: Which = 
         share,
         error / pairs.values.abs(),
         _first(overlaps, k, otherwise=torch.nan),
-        (subspace_error(pairs, which=which) + _first(spaces_error, k, otherwise=torch.nan)).clamp(max=1),
+        (subspace_error(pairs, which=which) + _first(subspace_errors, k, otherwise=torch.nan)).clamp(max=1),
     )
 
 
 def _first(values: Float[Tensor, "*point n"], k: int, *, otherwise: float) -> Float[Tensor, "*point k"]:
-    """The first k values, filled up where there are fewer."""
+    """The first k values, filled up with ``otherwise`` where there are fewer."""
     return pad(values, (0, max(0, k - values.shape[-1])), value=otherwise)[..., :k]

@@ -1,4 +1,4 @@
-"""Curvature along the gradient: rho = g'Hg / g'g, its bound |Hg| / |g|, their error, and rho without scale.
+"""Curvature along the gradient: rho = g'Hg / g'g, its bound |Hg| / |g|, their error, and a rho free of filter scales.
 
 :func:`gradient_curvature` does everything for an operator. The other functions are the formulas themselves, pure
 functions of products that were already computed, so that a caller who has Hg computes nothing twice.
@@ -22,7 +22,7 @@ from hessian_tools.torch_fixes.precision import full_precision
 # so it is positive exactly if alpha * rho < 2, which is the descent lemma along the gradient.
 DESCENT_THRESHOLD = 2.0
 
-# Rounding of the products in float32, in units of eps |Hg| / |g|, that their asymmetry does not show.
+# The rounding error of products that their asymmetry does not reveal, in units of eps |Hg| / |g|, for float32.
 ROUNDING_UNITS = 8
 
 
@@ -32,7 +32,7 @@ class GradientCurvature:
 
     rho: g'Hg / g'g, in units of 1 / step size. hg_ratio: |Hg| / |g|, in the same units; by Cauchy and Schwarz
     |rho| <= hg_ratio always. grad_norm: |g|. error: an estimate of how far rounding has moved rho and hg_ratio, see
-    :func:`rounding_error`; None where it was not measured. step_size: alpha, or None if none was given.
+    :func:`rounding_error`; None if it was not measured. step_size: alpha, or None if none was given.
     """
 
     rho: Float[Tensor, "*point"]
@@ -43,7 +43,7 @@ class GradientCurvature:
 
     @property
     def alpha_rho(self) -> Float[Tensor, "*point"] | None:
-        """Step size times rho, without a unit: below DESCENT_THRESHOLD the step is effective. None without a step."""
+        """Step size times rho, a pure number: below DESCENT_THRESHOLD the step is effective. None without step_size."""
         return None if self.step_size is None else self.step_size * self.rho
 
     @property
@@ -56,10 +56,10 @@ class GradientCurvature:
 def gradient_curvature(H: Operator, step_size: float | Float[Tensor, "*#point"] | None = None) -> GradientCurvature:
     """The curvature of H along the gradient of its loss, at every point, with its rounding error.
 
-    H: a Hessian or a Gauss-Newton matrix, or a block or restriction of one, which sees its part of the gradient.
-    step_size: alpha, a number or one for each point, for ``alpha_rho`` of the result. A single point gives numbers
-    without the point axis. It costs one gradient and two products a point: Hg, and H(Hg) for the error.
-    Raises ValueError for any other operator, of which no gradient is known. (Lee, Yoo, Kwak 2023, Eq. 3.)
+    H: a Hessian or a Gauss-Newton matrix, or a block or restriction of one, for which the gradient is restricted in the
+    same way. step_size: alpha, a number or one for each point, for ``alpha_rho`` of the result. A single point gives
+    numbers without the point axis. It costs one gradient and two products a point: Hg, and H(Hg) for the error.
+    Raises ValueError for any other operator, because its gradient is not known. (Lee, Yoo, Kwak 2023, Eq. 3.)
 
     >>> from hessian_tools.curvature import hessian
     >>> H = hessian(lambda theta, a: (a * theta**2).sum() / 2, torch.ones(2), torch.tensor([3.0, 1.0]))
@@ -70,10 +70,11 @@ def gradient_curvature(H: Operator, step_size: float | Float[Tensor, "*#point"] 
     g = _gradients(H)
     g = g[0] if H.num_points is None else g
     hg = H.mv(g)
-    # Random probes hardly meet the gradient and read the error low; Hg itself is worth its product.
+    # Random probes are nearly orthogonal to the gradient and underestimate the error. The direction Hg does not, which
+    # is worth one more product.
     z = in_units(hg)[0]
     asymmetry = product_asymmetry(hg, g, H.mv(z)[..., None], z[..., None])
-    asymmetry = torch.where((hg == 0).all(-1), 0.0, asymmetry)  # such a z has no direction
+    asymmetry = torch.where((hg == 0).all(-1), 0.0, asymmetry)  # z is zero at these points
     curvature = curvature_along(g, hg)
     error = rounding_error(curvature.hg_ratio, asymmetry)
     alpha = None if step_size is None else torch.as_tensor(step_size, device="cpu").to(H.device, H.dtype)
@@ -81,14 +82,14 @@ def gradient_curvature(H: Operator, step_size: float | Float[Tensor, "*#point"] 
 
 
 def _gradients(H: Operator) -> Float[Tensor, "point row"]:
-    """The gradient of H's own loss at its points, in the rows that H sees."""
+    """The gradient of the loss of H at every point, restricted to the rows of H."""
     if isinstance(H, Projected):
         return H.lower(_gradients(H.whole)[..., None])[..., 0]
     if isinstance(H, LossOperator):
         return H.engine.gradients(H.objective)
     raise ValueError(
-        f"no gradient is known of a {type(H).__name__}; give the operator of one loss, or a block of it, "
-        "or take curvature_along(g, H.mv(g))"
+        f"the gradient that belongs to a {type(H).__name__} is not known; give the operator of one loss, or a block "
+        "of it, or call curvature_along(g, H.mv(g))"
     )
 
 
@@ -108,7 +109,7 @@ def curvature_along(g: Float[Tensor, "*point param"], hg: Float[Tensor, "*point 
 
 
 def in_units(v: Float[Tensor, "*point param"]) -> tuple[Float[Tensor, "*point param"], Float[Tensor, "*point"]]:
-    """Splits v into v / u and u, where u is a power of two of v's size; u is 1 where v is 0 or not finite.
+    """Splits v into v / u and u, a power of two of the size of v's largest entry; 1 where v is 0 or not finite.
 
     In float32 the squares of small gradients (1e-20) would vanish and those of large ones (1e20) overflow. Dividing
     by a power of two rounds nothing.
@@ -130,12 +131,12 @@ def product_asymmetry(
 ) -> Float[Tensor, "*point"]:
     """Estimates the rounding error of bilinear forms of H: the largest |z'Hg - g'Hz| over probes z, all at unit length.
 
-    H is symmetric, but its computed products are not quite. The asymmetry measures the error of rho = g'Hg / g'g by
-    errors of the same kind: it is an estimate and no bound, and it reads low. In float32, on a Conv4 of width 16
-    (32 points), the actual error of rho was 7 times this in the median and up to 40 times with 8 random
-    probes; it was 1.7 times with Hg itself as one more direction, which is worth its product where the error matters
-    (it was 1e-7 of rho). The estimate costs nothing where the probes were multiplied anyway. NaN where g or a probe
-    is 0.
+    H is symmetric, but its computed products are not exactly so. The asymmetry estimates the error of rho = g'Hg / g'g
+    from errors of the same kind. It is not a bound, and it is usually too small. In float32, on a Conv4 of width 16
+    (32 points), the actual error of rho was 7 times the estimate in the median, and up to 40 times, with 8 random
+    probes. With Hg itself as one more direction it was 1.7 times the estimate, which is worth one more product where
+    the error (1e-7 of rho) matters. The estimate costs nothing where H was multiplied by the probes anyway. It is
+    NaN where g or a probe is 0.
 
     >>> e = torch.eye(2)
     >>> float(product_asymmetry(torch.tensor([0.0, 1.0]), e[0], torch.tensor([[1.25], [0.0]]), e[:, 1:]))
@@ -148,11 +149,11 @@ def product_asymmetry(
 
 
 def rounding_error(hg_ratio: Float[Tensor, "*point"], asymmetry: Float[Tensor, "*point"]) -> Float[Tensor, "*point"]:
-    """The error of rho, and of |Hg| / |g|, from the dtype's arithmetic: asymmetry + 8 eps |Hg| / |g|.
+    """An estimate of the rounding error of rho, and of |Hg| / |g|: asymmetry + 8 eps |Hg| / |g|.
 
-    The asymmetry over random probes alone reads low, by ten times in the median on a Conv4, because random probes
-    hardly meet the gradient. With the second term it covered the error against float64 at 99 % of 112 points of a
-    Conv4. It is an estimate, not a bound.
+    The asymmetry over random probes alone is too small, by a factor of ten in the median on a Conv4, because random
+    probes are nearly orthogonal to the gradient. With the second term it covered the error against float64 at 99 % of
+    112 points of a Conv4. It is an estimate, not a bound.
 
     >>> float(rounding_error(torch.tensor(2.0), torch.tensor(0.0))) / torch.finfo(torch.float32).eps
     16.0
@@ -188,10 +189,11 @@ def filter_scale(
 def rho_normalised(
     d: Float[Tensor, "*point param"], g: Float[Tensor, "*point param"], h_d2g: Float[Tensor, "*point param"]
 ) -> Float[Tensor, "*point"]:
-    """Curvature along the gradient without scale: (Dg)'(DHD)(Dg) / |Dg|^2 = (d^2 g)'H(d^2 g) / |d g|^2.
+    """Curvature along the gradient, free of filter scales: (Dg)'(DHD)(Dg) / |Dg|^2 = (d^2 g)'H(d^2 g) / |d g|^2.
 
-    d: from :func:`filter_scale`. h_d2g: the product ``H.mv(d**2 * g)``. The number does not change when filters under
-    normalisation are rescaled, exactly so as the normalisation's eps goes to 0. NaN where g = 0.
+    d: from :func:`filter_scale`. h_d2g: the product ``H.mv(d**2 * g)``. It does not change when filters that are
+    followed by normalisation are rescaled; this holds exactly in the limit where the normalisation's eps goes to 0. NaN
+    where g = 0.
 
     >>> d, g, H = torch.tensor([2.0, 1.0]), torch.tensor([1.0, 0.0]), torch.diag(torch.tensor([3.0, 5.0]))
     >>> float(rho_normalised(d, g, H @ (d**2 * g)))  # 2 * 3 * 2
@@ -206,13 +208,13 @@ def rho_normalised(
 def small_step_difference(
     hg: Float[Tensor, "*point param"], *, tau: float, target_steps: int, reference_steps: int
 ) -> Float[Tensor, "*point param"]:
-    """How far R steps and T steps of one total time end apart, to leading order: (tau^2 / 2)(1/T - 1/R) Hg.
+    """The difference between the ends of R small and T large steps, to leading order: (tau^2 / 2)(1/T - 1/R) Hg.
 
     It is theta_reference - theta_target with an error of O(tau^3), for R reference steps and T target steps of plain
-    gradient descent from one start on one batch, each of total time tau = step size times number of steps.
-    Gradient descent with step h follows the gradient flow up to -(h/2) tau H g, so that T steps and R steps differ
-    by that with h = tau/T less that with h = tau/R. It holds for smooth networks only: kinks (ReLU, max-pooling)
-    break the order.
+    gradient descent from the same start on the same batch. Both have the total time tau = step size times number of
+    steps. Gradient descent with step h follows the gradient flow up to -(h/2) tau H g, so that the two ends differ by
+    this term with h = tau/T less the same with h = tau/R. It holds for smooth networks only: with kinks (ReLU,
+    max-pooling) the remainder is not of order tau^3.
 
     >>> small_step_difference(torch.tensor([2.0]), tau=0.3, target_steps=1, reference_steps=3)  # 3 * 0.1**2 * 2
     tensor([0.0600])

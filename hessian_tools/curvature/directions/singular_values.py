@@ -18,10 +18,12 @@ class SingularValues:
     """The largest singular values s of a Jacobian in falling order, with their quality.
 
     left_residuals, right_residuals: |Jv - su| and |J'u - sv| of the unit vectors u and v, from true products.
-    error: sqrt(left^2 + right^2) / sqrt(2); a singular value of J lies within it of s.
-    converged: error <= max(rtol s, 64 eps |J|^2 / s), |J| the largest value. Where False, raise max_matvecs.
+    error: sqrt(left^2 + right^2) / sqrt(2); at least one singular value of J lies within this distance of s.
+    converged: error <= max(rtol s, 64 eps |J|^2 / s), where |J| is the largest singular value. Where it is False, raise
+    max_matvecs.
     u, v: the singular vectors, or None if they were not requested; u is zero where s is.
-    num_matvecs: Hessian-vector products of each task. complete: no value was missed, as for ``EigenPairs``.
+    num_matvecs: Hessian-vector products of each task. complete: whether it was checked that no value was missed, see
+    ``EigenPairs``.
     """
 
     values: Float[Tensor, "*task k"]
@@ -35,7 +37,7 @@ class SingularValues:
 
     @property
     def error(self) -> Float[Tensor, "*task k"]:
-        """How far from s a singular value of J may lie."""
+        """The distance from s within which a singular value of J lies."""
         return _error(self.left_residuals, self.right_residuals)
 
 
@@ -53,9 +55,10 @@ def singular_values(
 ) -> SingularValues:
     """The k largest singular values of J at every task, from eigenpairs of J'J, certified by true products.
 
-    They say how the distance of two starts grows or shrinks in the inner loop: they are 1 along directions without
-    curvature, and more than 1 along negative curvature and where alpha lambda > 2. Only the largest are accurate:
-    J'J squares the condition number, which costs a value s a relative error of eps (|J| / s)^2.
+    They are the factors by which the distance between two nearby starting points grows or shrinks in the inner loop.
+    They are 1 along directions without curvature, and more than 1 along negative curvature and where step size times
+    curvature exceeds 2. Only the largest are accurate: J'J squares the condition number, which costs a value s a
+    relative error of eps (|J| / s)^2.
     max_matvecs: products with J'J, each of which is 2 K Hessian-vector products. rtol, vectors, seed and copies are
     those of :func:`top_eigenpairs`. progress: called with (done, total) tasks.
     Raises ValueError for k outside 1..param.
@@ -70,16 +73,17 @@ def singular_values(
     options: dict[str, Any] = {"seed": seed, "max_matvecs": max_matvecs, "copies": copies, "progress": progress}
     pairs = top_eigenpairs(J.gram, k=k, which="LA", rtol=rtol, vectors=True, **options)
     assert pairs.vectors is not None
-    # s, u = Jv / s and v in the order of falling s, which rounding may make another than that of the eigenvalues.
+    # s, u = Jv / s and v in descending order of s, which rounding may make differ from the order of the eigenvalues.
     images = J @ pairs.vectors
     s, order = images.norm(dim=-2).sort(dim=-1, descending=True, stable=True)
     images, v = (columns.gather(-1, order[..., None, :].expand_as(columns)) for columns in (images, pairs.vectors))
     u = torch.where(s[..., None, :] == 0, 0.0, images / s[..., None, :])
     left = (J @ v - u * s[..., None, :]).norm(dim=-2)
     right = (J.T @ u - v * s[..., None, :]).norm(dim=-2)
-    # Lanczos on J'J rounds s^2 by some eps |J|^2, which is eps |J|^2 / s of s.
+    # Lanczos on J'J rounds s^2 by some eps |J|^2, and hence s by some eps |J|^2 / s.
     rounding = 64 * torch.finfo(s.dtype).eps * s[..., :1] ** 2 / s.clamp(min=torch.finfo(s.dtype).tiny)
     converged = _error(left, right) <= torch.maximum(rtol * s, rounding)
+    # A product with J'J takes one with J and one with J'. Three more, of k vectors each, were taken above.
     products = J.steps * (2 * pairs.num_matvecs + 3 * k)
     return SingularValues(
         s, left, right, converged, u if vectors else None, v if vectors else None, products, pairs.complete

@@ -71,10 +71,10 @@ def principal_angles(
     _check_orthonormal(V, U.shape[-2])
     U, V = (V, U) if U.shape[-1] < V.shape[-1] else (U, V)
     inner = U.mT @ V
-    outer, nonfinite = V - U @ inner, ~inner.isfinite().all(-1).all(-1)[..., None]
-    # svdvals raises if any matrix of the batch is not finite, so such points are computed as zeros.
+    orthogonal_part, nonfinite = V - U @ inner, ~inner.isfinite().all(-1).all(-1)[..., None]
+    # svdvals raises if any matrix of the batch is not finite, so zeros take the place of such points.
     cosines = torch.linalg.svdvals(inner.masked_fill(nonfinite[..., None], 0)).clamp(max=1)
-    sines = torch.linalg.svdvals(outer.masked_fill(nonfinite[..., None], 0)).flip(-1).clamp(max=1)
+    sines = torch.linalg.svdvals(orthogonal_part.masked_fill(nonfinite[..., None], 0)).flip(-1).clamp(max=1)
     return torch.where(cosines**2 < 0.5, cosines.acos(), sines.asin()).masked_fill(nonfinite, torch.nan)
 
 
@@ -97,31 +97,33 @@ def step_overlaps(vectors: Float[Tensor, "*task step param k"]) -> Float[Tensor,
 
 
 def overlap_null(num_params: int, k: int, l: int | None = None) -> Null:  # noqa: E741
-    """The overlap of a k- with an l-dimensional random subspace of num_params dimensions (l = k by default).
+    """The overlap of random k- and l-dimensional subspaces of a space of num_params dimensions (l = k by default).
 
     |U'V|_F^2 = tr PQ of the two projectors has mean k l / n and variance 2 k l (n - k)(n - l) / (n^2 (n - 1)(n + 2));
-    the overlap is that over min(k, l). With l = 1 it is the null of :func:`gradient_share` at k.
+    the overlap is |U'V|_F^2 / min(k, l). With l = 1 this is the null of :func:`gradient_share` at k.
     Raises ValueError for dimensions outside 1..num_params.
 
     >>> overlap_null(100, 5).mean
     0.05
     """
-    n, other = num_params, k if l is None else l
-    if not (1 <= k <= n and 1 <= other <= n and n > 1):
-        raise ValueError(f"subspaces of {k} and {other} of {n} dimensions; give 1 to {n} of each, of 2 or more")
-    smaller, variance = min(k, other), 2 * k * other * (n - k) * (n - other) / (n**2 * (n - 1) * (n + 2))
+    n, l_dims = num_params, k if l is None else l
+    if not (1 <= k <= n and 1 <= l_dims <= n and n > 1):
+        raise ValueError(
+            f"subspaces of {k} and {l_dims} dimensions in a space of {n}; give 1 to {n} for each, of 2 or more"
+        )
+    smaller, variance = min(k, l_dims), 2 * k * l_dims * (n - k) * (n - l_dims) / (n**2 * (n - 1) * (n + 2))
     # Two subspaces whose dimensions add up to more than n share at least the excess.
-    return Null(max(0, k + other - n) / smaller, 1.0, max(k, other) / n, math.sqrt(variance) / smaller)
+    return Null(max(0, k + l_dims - n) / smaller, 1.0, max(k, l_dims) / n, math.sqrt(variance) / smaller)
 
 
 def subspace_error(pairs: EigenPairs, *, which: Which = "LM") -> Float[Tensor, "*point k"]:
     """How far the span of the first j pairs may be from the eigenspace: a bound on the sine of the largest angle.
 
-    The bound is sqrt(sum of the first j squared residuals) / gap (Davis, Kahan 1970). The gap is the distance of the
-    j-th value from the rest of the spectrum, for which pair j + 1 stands, less that pair's residual; so ask for one
-    pair more than is used. The bound is at most 1, and is 1 where nothing is known: for the last pair, and where
-    values lie too close. It holds if no eigenvalue was missed (``pairs.complete`` says where this was checked), and
-    rounding is not in it.
+    The bound is sqrt(sum of the first j squared residuals) / gap (Davis, Kahan 1970). The gap is the distance from the
+    j-th value to the rest of the spectrum, of which pair j + 1 is the nearest, less the residual of pair j + 1; so ask
+    for one pair more than is used. The bound is at most 1, and is 1 where nothing is known: for the last pair, and
+    where values lie too close. It holds if no eigenvalue was missed (``pairs.complete`` says where this was checked),
+    and does not include rounding.
     which: the order in which the pairs were requested, "LM", "LA" or "SA". Raises ValueError for "BE", because those
     pairs have no order in which a first j could be cut off.
 
@@ -144,29 +146,29 @@ def vector_error(pairs: EigenPairs, *, which: Which = "LM") -> Float[Tensor, "*p
     tensor([0.1765, 0.1765, 1.0000])
     """
     order, residuals, k = _order(pairs, which), pairs.residuals, pairs.values.shape[-1]
-    apart = (pairs.values[..., :, None] - pairs.values[..., None, :]).abs() - residuals[..., None, :]
-    itself = torch.eye(k, dtype=torch.bool, device=apart.device)
+    distances = (pairs.values[..., :, None] - pairs.values[..., None, :]).abs() - residuals[..., None, :]
+    same_pair = torch.eye(k, dtype=torch.bool, device=distances.device)
     # All values that were not computed come after the last one in the requested order.
-    behind = order - order[..., -1:] - residuals[..., -1:]
-    return _bound(residuals, torch.minimum(apart.masked_fill(itself, torch.inf).amin(-1), behind))
+    to_uncomputed = order - order[..., -1:] - residuals[..., -1:]
+    return _bound(residuals, torch.minimum(distances.masked_fill(same_pair, torch.inf).amin(-1), to_uncomputed))
 
 
 def cut_error(order: Float[Tensor, "*point k"], residuals: Float[Tensor, "*point k"]) -> Float[Tensor, "*point k"]:
     """:func:`subspace_error` from numbers in falling order, whose gaps separate the spectrum, and their residuals."""
     gap = order[..., :-1] - order[..., 1:] - residuals[..., 1:]
-    no_gap = torch.where(order[..., -1:].isnan(), torch.nan, 0.0).to(gap)  # nothing is known behind the last
+    no_gap = torch.where(order[..., -1:].isnan(), torch.nan, 0.0).to(gap)  # what follows the last is not known
     return _bound((residuals**2).cumsum(-1).sqrt(), torch.cat([gap, no_gap], dim=-1))
 
 
 def _bound(size: Float[Tensor, "*point k"], gap: Float[Tensor, "*point k"]) -> Float[Tensor, "*point k"]:
-    """size / gap as a sine, which is at most 1; NaN at a point that is not finite."""
+    """size / gap as a bound on a sine: at most 1, and 1 where there is no gap; NaN at a point that is not finite."""
     return torch.where(gap <= 0, 1.0, size / gap).clamp(max=1)
 
 
 def _order(pairs: EigenPairs, which: Which) -> Float[Tensor, "*point k"]:
-    """The numbers that fall in the order in which the pairs were requested."""
+    """The numbers by which the pairs were ordered, in descending order."""
     if which not in ("LM", "LA", "SA"):
-        raise ValueError(f"which={which!r} has no first j pairs; ask for pairs in the order LM, LA or SA")
+        raise ValueError(f"which={which!r} does not define the first j pairs; ask for pairs in the order LM, LA or SA")
     return {"LM": pairs.values.abs(), "LA": pairs.values, "SA": -pairs.values}[which]
 
 
@@ -175,9 +177,9 @@ def _check_orthonormal(vectors: Tensor, num_params: int) -> None:
         raise ValueError(f"vectors have shape {list(vectors.shape)}; give columns, [..., {num_params}, k]")
     if vectors.shape[-2] != num_params:
         raise ValueError(
-            f"vectors have {vectors.shape[-2]} rows and what they are compared with has {num_params}; "
-            "take both from one network"
+            f"the vectors have {vectors.shape[-2]} rows, but they are compared with vectors of {num_params} rows; "
+            "take both from the same network"
         )
     error = (vectors.mT @ vectors - torch.eye(vectors.shape[-1], dtype=vectors.dtype, device=vectors.device)).abs()
-    if (error > torch.finfo(vectors.dtype).eps ** 0.5).any():  # false for NaN: one bad point stops no other
+    if (error > torch.finfo(vectors.dtype).eps ** 0.5).any():  # False for NaN, so one such point stops no other
         raise ValueError("the columns are not orthonormal; give eigenvectors, or torch.linalg.qr(V).Q")

@@ -17,7 +17,7 @@ from hessian_tools.loss import Batch, LossFunction
 from hessian_tools.torch_fixes.function_modes import PrimitiveNormalisation
 from hessian_tools.torch_fixes.precision import full_precision
 
-# Memory of one point in units of a Hessian-vector product: third derivatives carry twice as many tangents.
+# The memory that one point needs, in units of a Hessian-vector product: third derivatives carry twice the tangents.
 PRODUCTS_A_POINT = 2
 
 
@@ -71,10 +71,11 @@ def third_derivative(
 
     torch's normalisation kernels are silently wrong at third order, so they are replaced by primitives
     (:class:`PrimitiveNormalisation`). The third derivative is computed twice: by forward mode three times over, and by
-    forward over forward over reverse as d'T(d, d, .). Its error is their difference + 8 eps |d| |T(d, d, .)|. An
-    operation that torch differentiates wrongly on one of the two routes shows in it, and so does rounding: in float32
-    it covered the true error at all of 32 points of a Conv4, and was 4 times that in the median. It is no bound.
-    At ReLU and max-pooling the number is the third derivative of the smooth piece that theta lies in, and a step that
+    forward over forward over reverse as d'T(d, d, .). The stated error is the difference of the two + 8 eps |d| |T(d,
+    d, .)|. It reveals an operation that torch differentiates wrongly on one of the two routes, and rounding: in float32
+    it was larger than the true error at all of 32 points of a Conv4, and 4 times as large in the median. It is not a
+    bound.
+    With ReLU and max-pooling the result is the third derivative of the smooth piece that theta lies in, and a step that
     crosses a kink leaves that piece. The cost is 6 to 8 Hessian-vector products a point.
     Raises ValueError as :func:`hessian` does, and for directions of another shape, dtype or device than thetas.
 
@@ -85,16 +86,17 @@ def third_derivative(
     """
     if (directions.shape, directions.dtype, directions.device) != (thetas.shape, thetas.dtype, thetas.device):
         raise ValueError(
-            f"directions are {list(directions.shape)} {directions.dtype} on {directions.device}, thetas "
-            f"{list(thetas.shape)} {thetas.dtype} on {thetas.device}; give one direction a point, like thetas"
+            f"directions are {list(directions.shape)} {directions.dtype} on {directions.device}, but thetas are "
+            f"{list(thetas.shape)} {thetas.dtype} on {thetas.device}; give one direction for each point, like thetas"
         )
     objective = objective_at(loss, thetas, batch, shared=shared, weights=weights)
     engine = checked_engine(chunk=chunk, batching=batching)
     d = directions.detach().reshape(objective.thetas.shape)
-    value, first, second, third, again, size = (
+    value, first, second, third, third_by_forward, norm_of_tdd = (
         numbers.reshape(thetas.shape[:-1]) for numbers in _expansions_at(objective, engine, d)
     )
-    error = (third - again).abs() + 8 * torch.finfo(third.dtype).eps * d.norm(dim=-1).reshape(size.shape) * size
+    rounding = 8 * torch.finfo(third.dtype).eps * d.norm(dim=-1).reshape(third.shape) * norm_of_tdd
+    error = (third - third_by_forward).abs() + rounding
     return Expansion(value, first, second, third, error)
 
 
@@ -110,7 +112,7 @@ def _expansions_at(objective: Objective, engine: Engine, d: Float[Tensor, "point
 
 
 def _expansions(objective: Objective, engine: Engine, d: Float[Tensor, "point param"]) -> tuple[Tensor, ...]:
-    """At points of one group: value, first, second and third derivative, the third by the other route, |T(d, d, .)|."""
+    """The value, the first three derivatives, the third by forward mode alone, and |T(d, d, .)|, in one group."""
 
     def one_point(theta: Tensor, batch: Batch, d: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         def loss(t: Tensor) -> Tensor:
@@ -122,17 +124,17 @@ def _expansions(objective: Objective, engine: Engine, d: Float[Tensor, "point pa
 
         at_theta, along_d = jvp(once, (theta,), (d,))[:2]
         (g, hd), (_, tdd) = at_theta, along_d
-        value, again = _forward_only(loss, theta, d)
-        return value, again, torch.stack([g, hd, tdd]) @ d, tdd  # tdd is T(d, d, .)
+        value, third_by_forward = _forward_only(loss, theta, d)
+        return value, third_by_forward, torch.stack([g, hd, tdd]) @ d, tdd  # tdd is T(d, d, .)
 
     results = zip(objective.weights, evaluate(objective, one_point, d, batching=engine.batching), strict=True)
     terms = [[weight * part for part in parts] for weight, parts in results]
-    value, again, dots, tdd = (torch.stack(parts).sum(0).detach() for parts in zip(*terms, strict=True))
-    return value, dots[:, 0], dots[:, 1], dots[:, 2], again, tdd.norm(dim=-1)
+    value, third_by_forward, dots, tdd = (torch.stack(parts).sum(0).detach() for parts in zip(*terms, strict=True))
+    return value, dots[:, 0], dots[:, 1], dots[:, 2], third_by_forward, tdd.norm(dim=-1)
 
 
 def _forward_only(loss: Callable[[Tensor], Tensor], theta: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
-    """L and its third derivative by forward mode alone, three times over: a route that shares no reverse rule."""
+    """L and its third derivative by forward mode alone, three times over, so that no rule of reverse mode is used."""
 
     def once(t: Tensor) -> Any:
         return jvp(loss, (t,), (d,))

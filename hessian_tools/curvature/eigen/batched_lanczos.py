@@ -1,4 +1,4 @@
-"""Lanczos runs at many points in step: what a first run and a search for missed eigenvalues have in common."""
+"""Lanczos runs at many points in lockstep, both for a first run and for a search for missed eigenvalues."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -14,20 +14,20 @@ from hessian_tools.curvature.eigen.ritz import RitzPairs, in_order, true_columns
 from hessian_tools.curvature.eigen.selection import Selection
 from hessian_tools.curvature.operators.operator import Operator
 
-# The share of the Ritz pairs beyond the wanted ones that a restart keeps. Lanczos finds lost ones again, but kept ones
-# speed up the convergence of the wanted ones.
+# A restart keeps the wanted Ritz pairs and this fraction of the others. Lanczos would find discarded pairs again, but
+# kept ones speed up the convergence of the wanted ones.
 KEPT_SHARE = 0.4
-# Ritz pairs are computed again after this share of the steps that the fall of the residuals predicts: the residuals
-# fall ever faster, so that the prediction is late.
+# Ritz pairs are computed again after this fraction of the number of steps that is predicted until convergence. The
+# residuals fall faster and faster, so that the predicted number itself would be too large.
 PREDICTION_SHARE = 0.7
-# For up to so many parameters, computing the Ritz pairs costs as much as several products. Then it is done for all
+# Up to this many parameters, computing the Ritz pairs costs as much as several products. Then it is done for all
 # points together, at steps that are multiples of STRIDE.
 FEW_PARAMS, STRIDE = 2**13, 4
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a run may use at each point: products, and vectors in its basis; and the seed of its random vectors."""
+    """The largest numbers of products and of basis vectors at each point, and the seed of the random vectors."""
 
     seed: int
     max_steps: int
@@ -36,13 +36,14 @@ class Limits:
 
 @dataclass(frozen=True)
 class RitzState:
-    """The Ritz pairs of some points after some steps, with values rising; float64 on the CPU.
+    """The Ritz pairs of some points after some steps, with values in ascending order; float64 on the CPU.
 
-    points: their places among all points of the run. norm: |H|, the largest Ritz value in magnitude. s: the vectors
-    of the pairs in terms of the basis. breakdown: points whose Krylov space was exhausted at the last step (beta = 0).
+    points: their indices among all points of the run. norm: |H|, the largest Ritz value in magnitude. s: the
+    coefficients of the Ritz vectors in the basis. breakdown: points whose Krylov space was exhausted at the last step
+    (beta = 0).
     had_breakdown: points where that has happened at any step. exhausted: points whose basis spans the whole space.
-    degree: of the polynomials that the basis is made of, which is the number of products, at most those before the
-    first restart.
+    degree: the degree up to which the basis contains all polynomials of H times the start vector: the number of
+    products, but at most those before the first restart.
     """
 
     points: Int[Tensor, " chosen"]
@@ -75,8 +76,9 @@ class StoppingRule(ABC):
 class BatchedLanczos:
     """One Lanczos run at every point, each stopped by the rule or by its own limit of products.
 
-    A point that has finished keeps its place in the basis until half of the points have finished; then the others move
-    together. The operator is restricted to the unfinished points at once, so that no product is wasted.
+    A point that has finished keeps its place in the basis until half of the points have finished; then the unfinished
+    ones are moved together. The operator is restricted to the unfinished points immediately, so that no product is
+    wasted.
     """
 
     def __init__(
@@ -153,7 +155,9 @@ class BatchedLanczos:
         with np.errstate(all="ignore"):
             # The residuals fall by a constant factor a step, so the logarithm falls along a line.
             rate = np.log(self.last_excess[rows] / excess) / (self.steps - self.last_check[rows])
+            # Without a usable rate the next check comes after an eighth of the steps so far.
             wait = np.where((rate > 0) & np.isfinite(rate), PREDICTION_SHARE * np.log(excess) / rate, self.steps / 8)
+        # A prediction from two checks is rough, so the wait is at most a quarter of the steps so far.
         steps = self.steps + np.clip(wait, 1, 1 + self.steps // 4).astype(int)
         self.next_check[rows] = _next_multiple(steps, self.stride)
         self.last_check[rows], self.last_excess[rows] = self.steps, excess
@@ -178,9 +182,9 @@ class BatchedLanczos:
     def _finish_nonfinite(self, rows: Int[np.ndarray, " chosen"]) -> None:
         nan = torch.full((len(rows), 1), torch.nan, dtype=torch.float64, device="cpu")
         vectors = self.basis.rows.new_full((len(rows), 1, self.H.num_params), torch.nan)
-        one = torch.ones(len(rows), dtype=torch.long, device="cpu")
-        no = one < 1
-        self._stop(rows, RitzPairs(nan, vectors, one, nan[:, 0], self.steps * one, no, no, no))
+        count = torch.ones(len(rows), dtype=torch.long, device="cpu")
+        false = count < 1
+        self._stop(rows, RitzPairs(nan, vectors, count, nan[:, 0], self.steps * count, false, false, false))
 
     def _stop(self, rows: Int[np.ndarray, " chosen"], pairs: RitzPairs) -> None:
         self.finished.append((torch.from_numpy(self.points[rows]), pairs))
@@ -192,7 +196,7 @@ class BatchedLanczos:
             self.H = self.H.select(stay)
 
     def _drop_finished(self) -> None:
-        """Move the unfinished points together."""
+        """Move the unfinished points to the front of all arrays and drop the others."""
         rows = np.flatnonzero(self.running)
         self.basis.keep(rows)
         for name in ("points", "running", "next_check", "last_check", "last_excess", "had_breakdown", "max_steps"):

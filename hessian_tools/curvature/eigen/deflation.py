@@ -1,8 +1,8 @@
 """A search for missed eigenvalues, in the space orthogonal to the pairs that are known, from a fresh random vector.
 
 One start vector finds one copy of a multiple eigenvalue. In the space orthogonal to the first copy, the second is an
-eigenvalue like any other, which Lanczos from a new start would find. It is known how soon: for a start that is uniform
-on the sphere, the largest of n eigenvalues exceeds the largest Ritz value of m steps by a share eps of
+eigenvalue like any other, which Lanczos from a new start would find. How soon it is found is known: for a start that is
+uniform on the sphere, the largest of n eigenvalues exceeds the largest Ritz value after m steps by more than eps
 (largest - smallest) with a probability of at most
 
     1.648 sqrt(n) exp(-sqrt(eps) (2 m - 1))        (Kuczyński, Woźniakowski 1992).
@@ -37,7 +37,7 @@ def with_missed_copies(
     *,
     done: Callable[[int], None] = lambda count: None,
 ) -> RitzPairs:
-    """The pairs of a Lanczos run, together with those that it missed: searches go on until one finds none.
+    """The pairs of a Lanczos run, together with those that it missed: searches are repeated until one finds none.
 
     Only points whose pairs have converged are searched, and they are complete after a search that found none. A point
     whose products ran out (``limits.max_steps``, those of the first run included) stays incomplete. done: called with
@@ -71,11 +71,11 @@ def _search(H: Operator, selections: tuple[Selection, ...], known: RitzPairs, li
         return random_vector(H, limits.seed, "copies", search, step)
 
     locked, first = known.vectors, fresh(0).expand(len(known.count), -1)
-    for _ in range(2):  # twice, as the first time leaves rounding of the size of what was taken away
+    for _ in range(2):  # twice, because the first time leaves the rounding of the part removed
         first = first - ((first[:, None] @ locked.mT) @ locked)[:, 0]
     first = first / first.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(first.dtype).tiny)
     basis = KrylovBasis(first, locked, max_size=limits.max_basis, fresh=lambda step: fresh(step + 1))
-    # Products have rounding at the scale of |H|, even where all that is left beside the known pairs is smaller.
+    # Products have rounding at the scale of |H|, even if H is much smaller on the space orthogonal to the known pairs.
     basis.scale[:] = known.norm
     rule = _NothingMissed(H, selections, known)
     budget = (limits.max_steps - known.num_matvecs).numpy()
@@ -88,14 +88,14 @@ class _NothingMissed(StoppingRule):
     """
 
     def __init__(self, H: Operator, selections: tuple[Selection, ...], known: RitzPairs) -> None:
-        bars = [selection.bars(known.values, known.count) for selection in selections]
-        self.high = torch.stack([high for high, _ in bars]).amin(0)
-        self.low = torch.stack([low for _, low in bars]).amax(0)
+        ends = [selection.thresholds(known.values, known.count) for selection in selections]
+        self.high = torch.stack([high for high, _ in ends]).amin(0)
+        self.low = torch.stack([low for _, low in ends]).amax(0)
         self.rtol = max(selection.rtol for selection in selections)
         self.floor, self.num_params = rounding(H.dtype) * known.norm, H.num_params
-        # A value within the tolerance of a bar counts as equal to it, and is not wanted.
-        self.beats_high = self.high + self._tolerance(self.high, self.floor)
-        self.beats_low = self.low - self._tolerance(self.low, self.floor)
+        # A value within the tolerance of a threshold counts as equal to it, and is not wanted.
+        self.wanted_above = self.high + self._tolerance(self.high, self.floor)
+        self.wanted_below = self.low - self._tolerance(self.low, self.floor)
         self.norm, self.rounding = known.norm, rounding(H.dtype)
 
     def excess(self, state: RitzState) -> Float[Tensor, " chosen"]:
@@ -107,34 +107,34 @@ class _NothingMissed(StoppingRule):
         high, low = self.high[state.points], self.low[state.points]
         top, bottom = state.values[:, -1], state.values[:, 0]
         spread = top + state.residuals[:, -1] - bottom + state.residuals[:, 0]
-        # Nothing is searched beyond an infinite bar, nor beyond an end whose Ritz value has converged below the bar.
+        # No search is made beyond an infinite threshold, nor at an end whose Ritz value has converged short of it.
         above = torch.minimum(ratios[:, -1], self._risk(high - top, spread + high - top, state.degree))
         below = torch.minimum(ratios[:, 0], self._risk(bottom - low, spread + bottom - low, state.degree))
         missed = torch.maximum(above.masked_fill(high.isinf(), 0.0), below.masked_fill(low.isinf(), 0.0))
         return torch.where(wanted.any(-1), of_wanted, missed).masked_fill(state.exhausted, 0.0)
 
     def results(self, state: RitzState) -> Bool[Tensor, "chosen value"]:
-        """The values beyond a bar, which were missed."""
-        beyond_high = state.values > self.beats_high[state.points, None]
-        return beyond_high | (state.values < self.beats_low[state.points, None])
+        """The values beyond a threshold, which were missed."""
+        beyond_high = state.values > self.wanted_above[state.points, None]
+        return beyond_high | (state.values < self.wanted_below[state.points, None])
 
     def complete(self, state: RitzState) -> Bool[Tensor, " chosen"]:
-        """Where nothing was missed. Where something was, there may be more of it: another search must tell."""
+        """True where nothing was missed. Where something was found there may be more, so another search must follow."""
         return ~self.results(state).any(-1)
 
     def _tolerance(self, values: Tensor, floor: Tensor) -> Tensor:
-        """What counts as zero beside each value; of an infinite bar, the floor."""
+        """The difference that counts as zero at each value; for an infinite threshold it is the floor."""
         relative = torch.where(values.isinf(), 0.0, self.rtol * values.abs())
         return torch.maximum(relative, floor)
 
     def _risk(self, gap: Tensor, spread: Tensor, degree: int) -> Float[Tensor, " chosen"]:
-        """The bound of the module's docstring on the probability that an eigenvalue lies beyond the bar, over RISK."""
+        """The module's bound on the probability that an eigenvalue lies beyond the threshold, divided by RISK."""
         share = (gap / spread).nan_to_num(0.0).clamp(min=0.0, max=1.0)
         return 1.648 * sqrt(self.num_params) * torch.exp(-share.sqrt() * (2 * degree - 1)) / RISK
 
 
 def _merged(known: RitzPairs, found: RitzPairs) -> RitzPairs:
-    """The known pairs with those that a search found; a search that found none, or met NaN, changes only the counts."""
+    """The known pairs with those that a search found; after one that found none, or met NaN, only counts change."""
     new = found.finite & (found.count > 0)
     width = found.values.shape[1]
     real = torch.cat([known.real, found.real & new[:, None]], dim=1)

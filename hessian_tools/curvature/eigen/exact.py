@@ -18,13 +18,14 @@ from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.curvature.operators.parts import row_products
 from hessian_tools.rng import stream
 
-# Up to so many parameters, the whole matrix costs less than the search for a small range.
+# Up to this many parameters, the whole matrix costs less than the range finder.
 DENSE_PARAMS = 128
-# Up to a range of one part in so many of the parameters, the range finder costs less than the whole matrix.
+# Up to a rank of num_params / RANK_DIVISOR, the range finder costs less than the whole matrix.
 RANK_DIVISOR = 4
-# Bytes that one whole matrix may have, in float64.
+# The largest size of one whole matrix in float64, in bytes.
 MAX_MATRIX_BYTES = 2**33
-# Matrices are solved together up to about so many multiplications, so that an interrupt comes through in a second.
+# Several matrices are solved in one call up to about this many multiplications, so that an interrupt takes effect
+# within a second.
 SOLVED_TOGETHER = 2**30
 
 
@@ -32,9 +33,9 @@ SOLVED_TOGETHER = 2**30
 class SolvedPoints:
     """The eigenpairs of points that were solved together, by falling magnitude; eigenvalues not listed are zero.
 
-    points: their places among all points. values and error are float64; vectors are rows in the dtype of the operator.
+    points: their indices among all points. values and error are float64; vectors are rows in the dtype of the operator.
     error: no eigenvalue is further from the one stated than this. A point that was not finite, or has too large a rank
-    for the range finder, has NaN for all of these, which may be a single value.
+    for the range finder, has NaN in all of them, and may have a single value.
     """
 
     points: Int[Tensor, " point"]
@@ -55,7 +56,7 @@ def solve(
     seed: int,
     done: Callable[[int], None],
 ) -> Iterator[SolvedPoints]:
-    """Every point once, some at a time; arguments as for ``spectrum``. done: called with the number of new points."""
+    """Yields every point once, several at a time; arguments as for ``spectrum``. done: called with their number."""
     n, start = H.num_params, 0
     rtol = rounding(H.dtype) if rtol is None else rtol
     max_rank = max(1, n // RANK_DIVISOR) if max_rank is None else min(max_rank, n)
@@ -67,33 +68,33 @@ def solve(
         else:
             compressed = compress(part, rtol=rtol, max_rank=max_rank, seed=seed)
             solved = _by_range(part, compressed, vectors=vectors, done=done, dense_too=method == "auto")
-        for some in solved:
-            yield replace(some, points=some.points + start)
+        for batch in solved:
+            yield replace(batch, points=batch.points + start)
         start += part.num_points or 1
 
 
 def exact_pairs(H: Operator, selections: tuple[Selection, ...], *, seed: int, done: Callable[[int], None]) -> RitzPairs:
-    """The wanted pairs of every point from its whole spectrum; where zeros are wanted, with random vectors for them."""
+    """The wanted pairs of every point from its whole spectrum; wanted eigenvalues of zero get random vectors."""
     wanted = sum(selection.k for selection in selections)
     batches = []
-    for some in solve(H, vectors=True, seed=seed, done=done):
-        vectors = some.vectors
+    for solved in solve(H, vectors=True, seed=seed, done=done):
+        vectors = solved.vectors
         assert vectors is not None
-        num_points, rank = some.values.shape
-        known = ~some.error.isnan().cpu()
-        zeros = 0 if some.dense or not known.all() else min(wanted, H.num_params - rank)
+        num_points, rank = solved.values.shape
+        known = ~solved.error.isnan().cpu()
+        zeros = 0 if solved.dense or not known.all() else min(wanted, H.num_params - rank)
         if zeros:
             vectors = torch.cat([vectors, _orthonormal_to(vectors, zeros, seed)], dim=1)
-        values = pad(some.values.cpu(), (0, zeros))
+        values = pad(solved.values.cpu(), (0, zeros))
         count = torch.full((num_points,), rank + zeros, device="cpu")
-        num_matvecs, norm = torch.full_like(count, some.num_matvecs), values.abs().amax(-1)
+        num_matvecs, norm = torch.full_like(count, solved.num_matvecs), values.abs().amax(-1)
         pairs = RitzPairs(values, vectors, count, norm, num_matvecs, known, known, known)
-        batches.append((some.points, pairs.wanted(selections)))
+        batches.append((solved.points, pairs.wanted(selections)))
     return in_order(batches)
 
 
 def max_products(num_params: int) -> int:
-    """The most products that ``exact_pairs`` takes at a point: those of a range finder that fails, then the matrix."""
+    """The most products that ``exact_pairs`` takes at a point: a range finder that fails, and then the whole matrix."""
     if num_params <= DENSE_PARAMS:
         return num_params
     return num_params + (2 * (num_params // RANK_DIVISOR // BLOCK) + 1) * BLOCK
@@ -102,12 +103,12 @@ def max_products(num_params: int) -> int:
 def parts_in_memory(H: Operator, rows: int) -> Iterator[Operator]:
     """H at as many points at a time as fit into the memory budget with so many vectors of length param each."""
     at_once = max(1, memory_budget(H.device) // (rows * vector_bytes(H)))
-    # One after the other: a list of the parts would hold what the products of each have kept.
+    # The parts are made one after the other, because a list of them would hold the memory kept by the products of each.
     for part in H.parts():
         if part.num_points is None or part.num_points <= at_once:
             yield part
         else:
-            yield from (part.select(some) for some in torch.arange(part.num_points, device="cpu").split(at_once))
+            yield from (part.select(points) for points in torch.arange(part.num_points, device="cpu").split(at_once))
 
 
 def vector_bytes(H: Operator) -> int:
@@ -120,7 +121,7 @@ def _dense(H: Operator, *, vectors: bool, done: Callable[[int], None]) -> Iterat
     n, start = H.num_params, 0
     if 8 * n**2 > MAX_MATRIX_BYTES:
         raise ValueError(
-            f"{n} parameters: one whole matrix needs {8 * n**2 / 2**30:.0f} GiB; "
+            f"the whole matrix of {n} parameters needs {8 * n**2 / 2**30:.0f} GiB; "
             "use top_eigenpairs or spectral_density, or method='range finder' if its rank is small"
         )
     unit = torch.eye(n, dtype=H.dtype, device=H.device)
@@ -128,7 +129,7 @@ def _dense(H: Operator, *, vectors: bool, done: Callable[[int], None]) -> Iterat
         for block in row_products(part, unit[None]).split(max(1, SOLVED_TOGETHER // n**3)):
             A, bad = finite(block.double())
             values, S = _by_magnitude((A + A.mT) / 2, vectors=vectors)
-            # The products differ from a symmetric matrix by rounding, at least by half of their skew part.
+            # Rounding has made the matrix of products asymmetric; its error is at least half of its skew part.
             error = (A - A.mT).flatten(1).norm(dim=-1) / 2 + largest_rounding(values, H.dtype)
             points = torch.arange(start, start + len(A), device="cpu")
             rows = None if S is None else set_nan(S.mT.to(H.dtype), bad)
@@ -141,23 +142,23 @@ def _by_range(
     H: Operator, compressed: Iterator[Compressed], *, vectors: bool, done: Callable[[int], None], dense_too: bool
 ) -> Iterator[SolvedPoints]:
     """By the range finder; where the rank is too large for it, from the whole matrix if ``dense_too``."""
-    for some in compressed:
-        if some.Q is not None and some.T is not None:
-            values, S = _by_magnitude(some.T, vectors=vectors)
-            rows = None if S is None else S.mT.to(some.Q) @ some.Q
-            error = some.error + largest_rounding(values, H.dtype)
-            yield SolvedPoints(some.points, values, rows, error, dense=False, num_matvecs=some.num_matvecs)
-        elif some.finite and dense_too:
-            rest = H if H.num_points in (None, len(some.points)) else H.select(some.points)
+    for compact in compressed:
+        if compact.Q is not None and compact.T is not None:
+            values, S = _by_magnitude(compact.T, vectors=vectors)
+            rows = None if S is None else S.mT.to(compact.Q) @ compact.Q
+            error = compact.error + largest_rounding(values, H.dtype)
+            yield SolvedPoints(compact.points, values, rows, error, dense=False, num_matvecs=compact.num_matvecs)
+        elif compact.finite and dense_too:
+            rest = H if H.num_points in (None, len(compact.points)) else H.select(compact.points)
             for solved in _dense(rest, vectors=vectors, done=done):
-                num_matvecs = solved.num_matvecs + some.num_matvecs
-                yield replace(solved, points=some.points[solved.points], num_matvecs=num_matvecs)
+                num_matvecs = solved.num_matvecs + compact.num_matvecs
+                yield replace(solved, points=compact.points[solved.points], num_matvecs=num_matvecs)
             continue
         else:
-            nan = torch.full((len(some.points), 1), torch.nan, dtype=torch.float64, device=H.device)
+            nan = torch.full((len(compact.points), 1), torch.nan, dtype=torch.float64, device=H.device)
             rows = nan[..., None].to(H.dtype).expand(-1, -1, H.num_params) if vectors else None
-            yield SolvedPoints(some.points, nan, rows, nan[:, 0], dense=False, num_matvecs=some.num_matvecs)
-        done(len(some.points))
+            yield SolvedPoints(compact.points, nan, rows, nan[:, 0], dense=False, num_matvecs=compact.num_matvecs)
+        done(len(compact.points))
 
 
 def _by_magnitude(

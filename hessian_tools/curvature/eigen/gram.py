@@ -1,8 +1,10 @@
 """The whole spectrum of the Gauss-Newton matrix from a Gram matrix that is as small as the support set.
 
-    G = J'BJ and B = F'F, from the eigenvectors of B. With M = FJ, G = M'M has the eigenvalues of MM',
+    G = J'BJ,   B = F'F,   M = FJ,   G = M'M
 
-and zeros. M has one row for each example and output, so MM' is small where G is not.
+J is the Jacobian of the outputs and B the Hessian of the criterion in the outputs; F is made from the eigenvectors of
+B. G has the eigenvalues of the Gram matrix MM', and zeros. M has one row for each example and output, so MM' is small
+even where G is large.
 """
 
 from collections.abc import Callable
@@ -24,7 +26,7 @@ from hessian_tools.curvature.operators.gauss_newton import GaussNewton, factors_
 from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.loss import Batch, Loss
 
-# Matrices of the size of J that are held at once: J itself, FJ, and what the singular value decomposition adds.
+# The number of matrices of the size of J that exist at once: J, FJ, and those of the singular value decomposition.
 COPIES_OF_J = 6
 
 
@@ -33,15 +35,15 @@ class NotConvexError(ValueError):
 
 
 def has_gram_matrix(H: Operator) -> TypeGuard[GaussNewton]:
-    """Whether H is a Gauss-Newton matrix with one Gram matrix a point; those of ragged batches differ in size."""
+    """Whether H is a Gauss-Newton matrix with Gram matrices of one size; those of ragged batches differ in size."""
     return isinstance(H, GaussNewton) and len(H.objective.groups) == 1
 
 
 def gram_points(G: GaussNewton, *, vectors: bool, done: Callable[[int], None] = lambda count: None) -> SolvedPoints:
     """The eigenvalues of G that can differ from zero at every point; ``num_matvecs`` counts backward passes.
 
-    The error is that of the small eigenvalue problem, rows * eps * the largest value, and of what was clipped where
-    rounding made the curvature of the criterion negative. Costs one backward pass for each example and output.
+    The error is that of the small eigenvalue problem, rows * eps * the largest value, plus what was clipped where
+    rounding made the curvature of the criterion negative. It costs one backward pass for each example and output.
     done: called with the number of new points. Raises NotConvexError.
     """
     objective, engine = G.objective, G.engine
@@ -69,7 +71,8 @@ def _gram_spectrum(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Values, error and vectors (as columns, none unless asked for); passes: how many backward passes run at once.
 
-    M' of all batches stands side by side; its singular values are taken for the vectors, else those of its Gram matrix.
+    The M' of all batches are put side by side. With vectors this matrix is decomposed into singular values and vectors,
+    without them the eigenvalues of its Gram matrix suffice.
     """
     loss = _network(objective)
 
@@ -99,11 +102,11 @@ def _gram_spectrum(
 def _root(
     Jt: Float[Tensor, "point param row"], B: Float[Tensor, "point row row"]
 ) -> tuple[Float[Tensor, "point param row"], Float[Tensor, " point"]]:
-    """J'F' with F'F = B, from B = U diag(b) U'; and the trace of what J'BJ loses where negative b are set to zero."""
+    """J'F' with F'F = B, from B = U diag(b) U'; and the trace of what J'BJ loses because negative b are set to zero."""
     B, bad = finite((B + B.mT) / 2)
     b, U = (part.to(B.dtype) for part in eigh(solvable(B)))
-    # Negative eigenvalues of the size of rounding are let pass. Confident predictions leave nothing of B but rounding,
-    # so that its own scale cannot be the only measure.
+    # Negative eigenvalues of the size of rounding are accepted. Where predictions are confident all of B is rounding,
+    # so that the scale of B cannot be the only measure.
     eps = torch.finfo(b.dtype).eps
     if ((b.amin(-1) < -(eps**0.5) * b.amax(-1)) & (b.amin(-1) < -ROUNDING * eps)).any():
         raise NotConvexError(

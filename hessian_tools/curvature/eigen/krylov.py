@@ -1,8 +1,8 @@
-"""An orthonormal Krylov basis that grows by products, at all points in step, and the small matrix T that H is in it.
+"""An orthonormal Krylov basis that grows by products, at all points in lockstep, and the small matrix T of H in it.
 
     H q_m = beta_{m-1} q_{m-1} + alpha_m q_m + beta_m q_{m+1}
 
-T is tridiagonal, with the alphas and betas as entries, and is H restricted to the span of the q. Each of its pairs
+T has the alphas and betas as entries and is tridiagonal. It is H restricted to the span of the q. Each of its pairs
 T s = ritz s gives a Ritz pair (ritz, Q s) of H. The residual |H Q s - ritz Q s| = beta_m |s_m| is known without a
 further product (Paige 1972).
 
@@ -22,8 +22,8 @@ from hessian_tools.curvature.operators.lengths import lengths
 
 # A restart makes the new basis from the old one this many bytes at a time, so that it needs no second basis.
 RESTART_BYTES = 2**23
-# A vector is orthogonalised a second time where less than this share of it was left, because rounding in what was
-# taken away is then no longer small beside the rest ("twice is enough", Kahan and Parlett).
+# A vector is orthogonalised a second time if less than this fraction of its length was left, because the rounding of
+# the part removed is then no longer small beside the remainder ("twice is enough", Kahan and Parlett).
 CANCELLATION = 0.5
 
 
@@ -40,9 +40,9 @@ class KrylovBasis:
 
     T lies on the CPU in float64: ``diagonal``, and ``coupling`` of row i to row i + 1 or, for the first
     ``num_restarted`` rows, to row ``num_restarted``. A coupling is 0 where the Krylov space was exhausted.
-    breakdown: the points where that happened at the last step. dimension: of the space orthogonal to the locked
-    vectors. scale: the largest entry of T so far, by which rounding is recognised. restart_size: the size at which the
-    next vector is the last one that fits although the space has more dimensions; None where the whole space fits.
+    breakdown: the points where that happened at the last step. dimension: the dimension of the space orthogonal to the
+    locked vectors. scale: the largest entry of T so far, by which rounding is recognised. restart_size: the size at
+    which only one more vector fits, so that a restart is due; None if a basis of the whole space fits.
     """
 
     def __init__(
@@ -82,7 +82,8 @@ class KrylovBasis:
         m, rows = self.size, self.rows[:, : self.num_locked + self.size + 1]
         alpha = (w * self.next).sum(-1)
         if m > self.num_restarted:
-            # The recurrence's two terms go first, so that one full orthogonalisation is enough unless much cancels.
+            # The two terms of the recurrence are removed first, so that one full orthogonalisation is enough unless
+            # much cancels.
             w = torch.addcmul(w, alpha[:, None], self.next, value=-1)
             w = torch.addcmul(w, self._last_coupling, rows[:, -2], value=-1)
         # A row vector times a matrix: as a matrix times a column, torch's batched product is ten times slower.
@@ -90,9 +91,10 @@ class KrylovBasis:
         w = torch.baddbmm(w[:, None], components, rows, alpha=-1)[:, 0]
         removed = torch.linalg.vector_norm(components[:, 0], dim=-1, dtype=torch.float64)
         alphas, removed, betas = torch.stack([alpha.double(), removed, lengths(w)]).cpu().numpy()
-        again = np.arange(len(betas))  # all, where the recurrence has taken nothing away beforehand
+        again = np.arange(len(betas))  # all points, if the recurrence has removed nothing beforehand
         if m > self.num_restarted:
-            again = np.flatnonzero(betas < CANCELLATION * np.hypot(betas, removed))  # by Pythagoras, the length before
+            length_before = np.hypot(betas, removed)
+            again = np.flatnonzero(betas < CANCELLATION * length_before)
         if len(again):
             points = torch.from_numpy(again).to(w.device)
             w[points] = _orthogonal(w[points], rows if len(again) == len(w) else rows[points])
@@ -104,13 +106,13 @@ class KrylovBasis:
         self.diagonal[:, m], self.coupling[:, m] = alphas, np.where(self.breakdown, 0.0, betas)
         go_on = self.breakdown & ~complete_basis
         if go_on.any():
-            # What is left of a direction in an exhausted Krylov space is rounding: a random vector takes its place.
+            # In an exhausted Krylov space the vector that is left is only rounding, so a random vector takes its place.
             points = torch.from_numpy(go_on).to(w.device)
             fresh = self.fresh(step).expand_as(w[points])
             w[points] = _orthogonal(_orthogonal(fresh, rows[points]), rows[points])
             betas[go_on] = lengths(w).cpu().numpy()[go_on]
-        # Rounded to the dtype before it moves, and without waiting for the device: the numbers lie in pageable memory,
-        # of which the call has made a copy when it returns.
+        # The numbers are rounded to the dtype before they move. The move need not wait for the device, because they lie
+        # in pageable memory, which the call has copied when it returns.
         columns = torch.from_numpy(np.stack([self.coupling[:, m], betas])).to(w.dtype)[..., None]
         self._last_coupling, norms = columns.to(w.device, non_blocking=True)
         self.size += 1
@@ -127,7 +129,7 @@ class KrylovBasis:
         T = np.zeros((len(points), m, m))
         row = np.arange(m - 1)
         T[:, np.arange(m), np.arange(m)] = self.diagonal[points, :m]
-        # eigh reads the lower triangle alone.
+        # Only the lower triangle is filled, because eigh reads no other.
         T[:, np.where(row < self.num_restarted, self.num_restarted, row + 1), row] = self.coupling[points, : m - 1]
         bad = torch.from_numpy(~np.isfinite(T).all((1, 2)))
         values, vectors = torch.linalg.eigh(torch.from_numpy(T).masked_fill_(bad[:, None, None], 0.0))
@@ -170,8 +172,8 @@ class KrylovBasis:
             setattr(self, name, getattr(self, name)[points])
 
     def retire(self, points: Int[np.ndarray, " chosen"]) -> None:
-        """Draw no more random vectors for these points, whose results no one reads any more."""
-        self.dimension[points] = 0
+        """Draw no more random vectors for these points, because their results are no longer read."""
+        self.dimension[points] = 0  # so that their bases count as complete
 
 
 def move_to_front(A: Float[Tensor, "point ..."], points: Sequence[int] | Int[np.ndarray, " chosen"]) -> None:
@@ -184,6 +186,6 @@ def move_to_front(A: Float[Tensor, "point ..."], points: Sequence[int] | Int[np.
 def _orthogonal(
     w: Float[Tensor, "point param"], rows: Float[Tensor, "point row param"]
 ) -> Float[Tensor, "point param"]:
-    """w less its part in the span of the orthonormal rows."""
+    """w without its part in the span of the orthonormal rows."""
     row = w[:, None]
     return torch.baddbmm(row, row @ rows.mT, rows, alpha=-1)[:, 0]

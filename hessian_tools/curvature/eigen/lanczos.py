@@ -18,8 +18,8 @@ from hessian_tools.curvature.eigen.selection import Selection, rounding
 from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.rng import PathPart, stream
 
-# The share of the tolerance at which a run stops. The rest is for the rounding that the true residual has on top of the
-# residual of the recurrence.
+# A run stops at this fraction of the tolerance. The remainder is for rounding, by which the true residual exceeds that
+# of the recurrence.
 TOLERANCE_MARGIN = 0.9
 # The residual of the first unwanted Ritz value, as a share of its gap to the wanted ones, below which it is taken as
 # unwanted for good.
@@ -40,8 +40,9 @@ def lanczos(
     ``limits.max_basis`` vectors, the run restarts from the best Ritz pairs. done: called with the number of points that
     have finished, whenever some have.
 
-    From one start vector, only one copy of a multiple eigenvalue can be found. Where its Krylov space is exhausted, a
-    new random vector follows, and another, until an exhausted space has brought no better value for any selection.
+    From one start vector, only one copy of a multiple eigenvalue can be found. Where its Krylov space is exhausted, the
+    run goes on from a new random vector, and again from another, until an exhausted space has brought no better value
+    for any selection.
     """
     num_points, num_params, seed = H.num_points or 1, H.num_params, limits.seed
     first = random_vector(H, seed, 0)
@@ -59,7 +60,7 @@ def lanczos(
 class _ConvergedPairs(StoppingRule):
     """A point finishes once the wanted pairs have converged and no other is about to overtake them.
 
-    After a breakdown, residuals of zero say nothing of further copies. There a point finishes at the first further
+    After a breakdown the residuals are zero and say nothing about further copies. Such a point finishes at the next
     breakdown that leaves the wanted values as they were.
     """
 
@@ -71,7 +72,7 @@ class _ConvergedPairs(StoppingRule):
         )
 
     def excess(self, state: RitzState) -> Float[Tensor, " chosen"]:
-        """The largest residual over what is allowed to it."""
+        """The largest ratio of a residual to its allowed size."""
         picks = [selection.pick(state.values) for selection in self.selections]
         wanted, before = state.values.gather(-1, torch.cat(picks, dim=-1)), self.at_breakdown[state.points]
         # A comparison with NaN is False, so a first breakdown settles nothing.
@@ -86,9 +87,9 @@ class _ConvergedPairs(StoppingRule):
         """The largest ratio of a residual to what is allowed: for the wanted values their tolerance, and for the first
         unwanted value at either end a share of its gap to the wanted ones.
 
-        New eigenvalues show at the ends, on their way outwards. Without the second condition, at 2 to 6 % of the
-        points of Conv4 tasks the fifth of five was another eigenvalue, smaller by up to 3 %, with a residual as small
-        as asked for.
+        A new eigenvalue first appears as a Ritz value at one end of the unwanted ones, and moves outwards as it
+        converges. Without the second condition, at 2 to 6 % of the points of Conv4 tasks the fifth of five values was a
+        wrong eigenvalue, smaller by up to 3 %, although its residual met the tolerance.
         """
         allowed = TOLERANCE_MARGIN * selection.tolerance(state.values, state.norm, self.dtype)
         ratio = (state.residuals / allowed).gather(-1, pick).amax(-1)
@@ -108,7 +109,7 @@ class _ConvergedPairs(StoppingRule):
         return torch.zeros_like(state.values, dtype=torch.bool).scatter_(-1, picks, True)
 
     def complete(self, state: RitzState) -> Bool[Tensor, " chosen"]:
-        """After a breakdown that brought nothing new."""
+        """True where a breakdown has brought nothing new."""
         return state.had_breakdown
 
 
@@ -121,7 +122,7 @@ def random_vector(H: Operator, seed: int, *path: PathPart) -> Float[Tensor, " pa
 def gauss_quadrature(
     H: Operator, starts: Float[Tensor, "point param"], *, num_steps: int, seed: int
 ) -> tuple[Float[Tensor, "point node"], Float[Tensor, "point node"], Float[Tensor, "point node"]]:
-    """Nodes, rising, weights and residuals of the Gauss rule of each point's spectral measure seen from its start z.
+    """Nodes (ascending), weights and residuals of the Gauss rule of each point's spectral measure for its start z.
 
     sum_i weights[i] nodes[i]^j = z'H^j z / z'z for j = 0 .. 2 num_steps - 1 (Golub, Meurant 1994): the nodes are the
     eigenvalues of T, and the weights are the squared first components of its eigenvectors. The number of nodes is the

@@ -31,9 +31,9 @@ from hessian_tools.validation import check_whole
 
 Method = Literal["auto", "lanczos", "exact"]
 
-# Up to so many parameters, missed copies are searched for without being asked.
+# Up to this many parameters, missed copies of eigenvalues are searched for by default.
 SEARCHED_PARAMS = 1024
-# Products that a Lanczos run is expected to take for each pair, announced so that an engine can be chosen.
+# The number of products that Lanczos is expected to take for each pair, announced so that an engine can be chosen.
 PRODUCTS_PER_PAIR = 6
 
 
@@ -43,10 +43,11 @@ class EigenPairs:
 
     values: Rayleigh quotients v'Hv of the unit vectors v (loss / parameter^2). vectors: those v as columns, if asked
     for; their signs mean nothing.
-    residuals: |H v - value v|, from true products: an eigenvalue of H lies that near, give or take the rounding of
-    those products, which is some eps times the size of what they are added up from (for H - G: of H and of G).
-    converged: residual <= max(rtol * |value|, 64 eps |H|), where |H| is the largest magnitude seen. Where it is False,
-    the pair is still as good as its residual says; raise max_matvecs, or rtol.
+    residuals: |H v - value v|, from true products. At least one exact eigenvalue of H lies within this distance of the
+    value, plus the rounding of the products, which is some eps times the size of the terms of H (for H - G: of H and of
+    G).
+    converged: residual <= max(rtol * |value|, 64 eps |H|), where |H| is the largest magnitude of a Ritz value. Where it
+    is False, the pair is still as good as its residual says; raise max_matvecs, or rtol.
     num_matvecs: products used at each point, those of the check included.
     Values are NaN, and ``converged`` and ``complete`` False, at a point whose Hessian is not finite.
 
@@ -55,8 +56,8 @@ class EigenPairs:
     equal to it within the tolerance. It is True where the whole spectrum was computed, or where a search orthogonal to
     the pairs found nothing more (which is wrong with a probability of about 1e-3). It is False where no search was made
     (copies=False) or the products ran out: one start vector cannot find the second copy of a multiple eigenvalue, and
-    may not yet have found an eigenvalue whose magnitude is close to that of the last wanted one (none in 196 points of
-    Conv4 and MLP tasks, at most 3 of 64 on spectra made for it).
+    may not yet have found an eigenvalue whose magnitude is close to that of the last wanted one (this happened at none
+    of 196 points of Conv4 and MLP tasks, and at no more than 3 of 64 points with spectra constructed to provoke it).
     """
 
     values: Float[Tensor, "*point k"]
@@ -72,7 +73,10 @@ class EigenPairs:
 
 @dataclass(frozen=True)
 class Extremes:
-    """The largest in magnitude and both algebraic ends, from one run whose products ``num_matvecs`` counts in each."""
+    """The pairs largest in magnitude, the largest and the smallest, from one run.
+
+    ``num_matvecs`` of each of the three counts all products of this run.
+    """
 
     magnitude: EigenPairs
     largest: EigenPairs
@@ -105,9 +109,9 @@ def top_eigenpairs(
 
     max_basis: vectors of length param held for each point (with copies, k more). When there are so many, Lanczos
     restarts from the best pairs, at the cost of more products. None for as many as fit in 512 MiB (CUDA: 4 GiB or
-    less), never under 2 k + 8 or 20; points go in parts where together they would take more.
-    copies: whether eigenvalues that were missed are searched for, see ``EigenPairs.complete``. This costs 50 to 80 %
-    more products, and again as many for each search that found some. None: up to 1024 parameters, but not above.
+    less), never under 2 k + 8 or 20; points are computed in parts if all together would take more.
+    copies: whether to search for eigenvalues that were missed, see ``EigenPairs``. This costs 50 to 80 % more products,
+    and as many again for each search that found some. None searches up to 1024 parameters, and not above.
     method: "exact" computes the whole spectrum, from the whole matrix or by a range finder (see ``spectrum``). "auto"
     does so up to 128 parameters, or 4 k if that is more, unless max_matvecs forbids it; else it is "lanczos".
     progress: called with the number of points done and of all points.
@@ -143,8 +147,9 @@ def extremal_eigenpairs(
 ) -> Extremes:
     """The ``magnitude`` largest in magnitude and ``ends`` of each algebraic end, from one Lanczos run at each point.
 
-    ends: 0 leaves the ends empty. ends_rtol: the tolerance of the ends; None for rtol. max_matvecs: None for the larger
-    of 100 and 20 (magnitude + 2 ends). All else is as in :func:`top_eigenpairs`, with magnitude + 2 ends for k.
+    ends: with 0, no pairs of the ends are computed. ends_rtol: the tolerance of the ends; None for rtol. max_matvecs:
+    None for the larger of 100 and 20 (magnitude + 2 ends). All else is as in :func:`top_eigenpairs`, with magnitude + 2
+    ends for k.
 
     >>> from hessian_tools.curvature import hessian
     >>> spectrum = torch.tensor([4.0, -3.0, 1.0, 0.5], dtype=torch.float64)
@@ -167,7 +172,9 @@ def _selection(which: Which, k: int, rtol: float, num_params: int, min_k: int = 
         raise ValueError(f"which={which!r} is not known; give one of {', '.join(get_args(Which))}")
     check_whole(k=k)
     if not min_k <= k <= num_params:
-        raise ValueError(f"{k} eigenvalues ({which}) of a matrix with {num_params} rows; give {min_k} to {num_params}")
+        raise ValueError(
+            f"{k} eigenvalues ({which}) were requested of a matrix with {num_params} rows; give {min_k} to {num_params}"
+        )
     if not rtol >= 0:
         raise ValueError(f"rtol={rtol}: give 0 or more, such as 1e-3")
     return Selection(which, k, rtol)
@@ -175,7 +182,7 @@ def _selection(which: Which, k: int, rtol: float, num_params: int, min_k: int = 
 
 @dataclass(frozen=True)
 class _Plan:
-    """How the pairs are computed, the same at all points. The limits leave the products of the final check out."""
+    """How the pairs are computed, the same at all points. The limits exclude the products of the final check."""
 
     exact: bool
     copies: bool

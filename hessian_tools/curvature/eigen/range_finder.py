@@ -2,8 +2,8 @@
 
 The products H w of random vectors w span the range of H. Let Q have orthonormal rows that span it, and T = Q H Q'. Then
 H = Q' T Q + E. For new random vectors w, which are not used for Q, the E w are known. |E w| >= |E| |u'w| for the unit
-vector u of the largest singular value of E, and u'w is standard normal. So s of them give, with chi2_s(risk) the
-quantile of the chi-square distribution with s degrees of freedom,
+vector u of the largest singular value of E, and u'w is standard normal. So s such vectors w_i give, with chi2_s(risk)
+the quantile of the chi-square distribution with s degrees of freedom,
 
     |E|^2 <= sum_i |E w_i|^2 / chi2_s(risk)        with a probability of at least 1 - risk,
 
@@ -27,7 +27,7 @@ from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.curvature.operators.parts import row_products
 from hessian_tools.rng import stream
 
-# Random vectors in each round.
+# The number of random vectors in each round.
 BLOCK = 32
 # The probability, at one point, that an error bound does not hold.
 RISK = 1e-6
@@ -49,7 +49,7 @@ class Compressed:
 
 
 def compress(H: Operator, *, rtol: float, max_rank: int, seed: int) -> Iterator[Compressed]:
-    """H at every point to within rtol |H|_F, as the random products estimate it, where max_rank rows suffice.
+    """Compresses H at every point to within rtol |H|_F, estimated from random products, where max_rank rows suffice.
 
     Points whose range was found in the same round are yielded together. Costs 2 (rank + BLOCK) products at each point,
     and max_rank * param numbers of memory.
@@ -101,7 +101,8 @@ def _extend(H: Operator, Q: Tensor, T: Tensor, W: Float[Tensor, "point row param
     """Add the rows W, made orthonormal, to the first ``rank`` rows of Q, and their products to T, in place."""
     known, total = Q[:, :rank], rank + W.shape[1]
     new = _outside(torch.linalg.qr(W.mT).Q.mT, known)
-    # Where the rows were rounding, what is left of them after this is small: they are as good as any random rows.
+    # Rows of W that were only rounding lose most of their length here. Made orthonormal again, they serve as random
+    # rows.
     while bool((new.norm(dim=-1) < CANCELLATION).any()):
         new = _outside(torch.linalg.qr(new.mT).Q.mT, known)
     # The rows are nearly orthonormal; G^(-1/2) times them, with G their Gram matrix, is the nearest orthonormal set.

@@ -1,4 +1,4 @@
-"""Wanted pairs checked by true products, all at once, whichever way they were computed."""
+"""The final check of the wanted pairs by true products, in one block, however the pairs were computed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,8 @@ from hessian_tools.curvature.operators.parts import row_products
 class CheckedPairs:
     """Rayleigh quotients, true residuals and unit vectors (as columns) of the wanted pairs of every point, each once.
 
-    Each point's first ``count`` pairs are real, zeros follow. norm: |H|. num_matvecs: with the products of the check.
+    Each point's first ``count`` pairs are real; zeros follow as padding. norm: |H|. num_matvecs: with the products of
+    the check.
     """
 
     values: Float[Tensor, "point pair"]
@@ -34,7 +35,7 @@ def check_pairs(H: Operator, pairs: RitzPairs, selections: Sequence[Selection]) 
     """The pairs that the selections want, with residuals from one block product.
 
     The vectors are first rotated so that H is diagonal on their span (Rayleigh-Ritz), which costs no product. It is
-    needed because a pair found orthogonal to another one, which has a residual, contains that residual.
+    needed because a pair that was found in the space orthogonal to an inexact pair carries the error of that pair.
     """
     pairs = pairs.wanted(selections)
     X = pairs.vectors

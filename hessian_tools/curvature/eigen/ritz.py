@@ -1,4 +1,4 @@
-"""Eigenpairs on their way through the solver: all points in one batch, padded where points have different numbers."""
+"""The eigenpairs that stages of the solver pass on: one batch of all points, padded where their numbers differ."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -13,7 +13,7 @@ from hessian_tools.curvature.eigen.selection import Selection
 
 @dataclass(frozen=True)
 class RitzPairs:
-    """Approximate eigenpairs of every point; each point's first ``count`` pairs are real, zeros follow.
+    """Approximate eigenpairs of every point; each point's first ``count`` pairs are real; zeros follow.
 
     values: float64. vectors: as rows, in the dtype and on the device of the operator; all else lies on the CPU.
     norm: |H|, the largest magnitude of a Ritz value. num_matvecs: products used. converged: whether the stopping
@@ -44,13 +44,13 @@ class RitzPairs:
         columns, count = true_columns(mask)
         padding = torch.arange(columns.shape[1], device="cpu") >= count[:, None]
         device = self.vectors.device
-        rows, columns_there = torch.arange(len(mask), device=device)[:, None], columns.to(device)
+        rows, device_columns = torch.arange(len(mask), device=device)[:, None], columns.to(device)
         values = self.values.gather(1, columns).masked_fill(padding, 0.0)
-        vectors = self.vectors[rows, columns_there].masked_fill_(padding[..., None].to(device), 0.0)
+        vectors = self.vectors[rows, device_columns].masked_fill_(padding[..., None].to(device), 0.0)
         return RitzPairs(values, vectors, count, *self.columns()[3:])
 
     def wanted(self, selections: Sequence[Selection]) -> "RitzPairs":
-        """The pairs that the selections want, each once though several selections may share it."""
+        """The pairs that the selections want; a pair that several selections want is listed once."""
         picked = torch.cat([selection.pick(self.values, self.count) for selection in selections], dim=-1)
         mask = torch.zeros_like(self.values, dtype=torch.bool).scatter_(-1, picked, True)
         # One pair of NaN stands for all pairs of a point that is not finite.
@@ -81,7 +81,7 @@ def in_order(batches: Sequence[tuple[Int[Tensor, " _"], RitzPairs]]) -> RitzPair
     columns = []
     for pieces in zip(*[pairs.columns() for _, pairs in batches], strict=True):
         if pieces[0].ndim > 1:  # the values and vectors have an axis of pairs
-            behind = (0, 0) * (pieces[0].ndim - 2)
-            pieces = tuple([pad(piece, (*behind, 0, width - piece.shape[1])) for piece in pieces])
+            no_padding = (0, 0) * (pieces[0].ndim - 2)
+            pieces = tuple([pad(piece, (*no_padding, 0, width - piece.shape[1])) for piece in pieces])
         columns.append(torch.cat(pieces)[order.to(pieces[0].device)])
     return RitzPairs(*columns)

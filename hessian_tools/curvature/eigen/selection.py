@@ -75,12 +75,12 @@ class Selection:
             return torch.minimum(from_top, from_below)
         return from_below if self.which == "SA" else from_top
 
-    def bars(
+    def thresholds(
         self, values: Float[Tensor, "*point value"], count: Int[Tensor, "*point"] | None = None
     ) -> tuple[Float[Tensor, "*point"], Float[Tensor, "*point"]]:
-        """The two bars of each point: a further eigenvalue would be wanted above the first or below the second.
+        """Two thresholds of each point: a further eigenvalue would be wanted above the first or below the second.
 
-        A bar is infinite where no further eigenvalue could be wanted at that end.
+        A threshold is infinite where no further eigenvalue could be wanted at that end.
         """
         never = values.new_full(values.shape[:-1], inf)
         if self.k == 0:
@@ -111,5 +111,5 @@ class Selection:
     def tolerance(
         self, values: Float[Tensor, "point value"], norm: Float[Tensor, " point"], dtype: torch.dtype
     ) -> Float[Tensor, "point value"]:
-        """The residual that each value may have; norm: |H| at each point."""
+        """The largest residual with which each value has converged; norm: |H| at each point."""
         return torch.maximum(self.rtol * values.abs(), rounding(dtype) * norm[:, None])

@@ -1,15 +1,15 @@
 """Symmetric eigenproblems that are as small as a support set, made safe for LAPACK.
 
-LAPACK refuses matrices that are not finite. ``finite`` sets such points to zero before, and ``set_nan`` marks their
-results after.
+LAPACK refuses matrices that are not finite. ``finite`` sets such points to zero before a solver is called, and
+``set_nan`` sets their results to NaN afterwards.
 """
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-# Matrices of up to so many rows are solved on the CPU, wherever they lie: a GPU takes about a millisecond for each
-# matrix above 32 rows, one after another, by solvers that changed with almost every release of torch.
+# Matrices of up to this many rows are solved on the CPU, on whichever device they lie: a GPU takes about a millisecond
+# for each matrix above 32 rows, one after another, by solvers that changed with almost every release of torch.
 MAX_CPU_ROWS = 256
 
 

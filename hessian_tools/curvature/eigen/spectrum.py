@@ -25,7 +25,7 @@ from hessian_tools.validation import check_whole
 
 Method = Literal["auto", "dense", "range finder"]
 
-# Random vectors by which the size of the terms of a sum is measured.
+# The number of random vectors by which the size of the terms of a sum is measured.
 TERM_PROBES = 4
 
 
@@ -34,11 +34,11 @@ class Spectrum:
     """All eigenvalues at each point that can differ from zero, by falling magnitude, with a bound on their error.
 
     values: in the units of the matrix (loss / parameter^2). Eigenvalues that are not listed are zero.
-    error: no eigenvalue is further from the one stated than this, those that are zero included.
+    error: no exact eigenvalue is further than this from the value stated for it, or from zero if it is not listed.
     vectors: unit columns of the first values, where asked for; a column of zeros where the eigenvalue is one of the
     zeros for which no vector was computed. Those of values below the error mean nothing.
     dense: whether the whole matrix was computed. num_matvecs: products at each point, or backward passes where a Gram
-    matrix was used; both are None in a spectrum that was not computed here.
+    matrix was used; both are None in a spectrum that was made by hand.
     All are NaN, and the rank is 0, at a point where the matrix is not finite.
     """
 
@@ -81,7 +81,7 @@ class Spectrum:
         return (self.values / (self.values + ridge)).sum(-1)
 
 
-# The name of the class while spectra from a Gram matrix had one of their own.
+# The old name of the class of spectra from a Gram matrix.
 GramSpectrum = Spectrum
 
 
@@ -107,9 +107,9 @@ def spectrum(
     max_rank: None for a quarter of the parameters. Eigenvalue problems are solved in float64.
     progress: called with the number of points done and of all points.
 
-    The error of the result bounds what the range finder left out, but for a probability of 1e-6 a point, and rounding,
-    which is 64 eps |H|; of a sum, with the sizes of its terms for |H|. Raises ValueError for other methods and ranges,
-    and where the whole matrix would need more than 8 GiB at a point.
+    The error of the result bounds what the range finder left out (it fails with a probability of 1e-6 at each point)
+    plus rounding, which is 64 eps |H|; for a sum of operators |H| is the size of its terms. Raises ValueError for other
+    methods and ranges, and where the whole matrix would need more than 8 GiB at a point.
 
     >>> from hessian_tools.curvature import hessian
     >>> a = torch.tensor([4.0, -3.0, 1.0, 0.0])
@@ -159,9 +159,9 @@ def gauss_newton_spectrum(
 
     The criterion must be convex in the outputs, but may couple examples: its full Hessian in the outputs is used. This
     costs one backward pass for each example and output, and memory for J at one point: param * examples * outputs
-    numbers, six times over (ResNet-12 with 125 outputs: 24 GB). Points go in chunks that keep to max_memory bytes, None
-    for 512 MiB (see ``hessian`` for CUDA). Raises ValueError as gauss_newton does, for ragged batches, and for a
-    criterion that is not convex at some point. (Gram matrix as in Dangel 2022, ViViT.)
+    numbers, times six (ResNet-12 with 125 outputs: 24 GB). Points are computed in chunks that need no more than
+    max_memory bytes, None for 512 MiB (see ``hessian`` for CUDA). Raises ValueError as gauss_newton does, for ragged
+    batches, and for a criterion that is not convex at some point. (Gram matrix as in Dangel 2022, ViViT.)
 
     >>> from hessian_tools.layout import flatten
     >>> from hessian_tools.loss import make_loss
@@ -182,7 +182,7 @@ def gauss_newton_spectrum(
         max_memory=max_memory,
     )
     if not has_gram_matrix(G):
-        raise ValueError("spectra of ragged batches differ in length; ask for the points of each size apart")
+        raise ValueError("spectra of ragged batches differ in length; compute the points of each size apart")
     return _assembled(G, [gram_points(G, vectors=vectors)])
 
 
@@ -195,26 +195,26 @@ def _solved_by_gram(H: Operator, *, vectors: bool, count: ProgressCounter) -> li
     except NotConvexError:
         count.done = 0
         return None
-    # The products that it stands for have rounding too, from the derivatives of the network.
+    # J and B have rounding as well, from the derivatives of the network.
     return [replace(solved, error=solved.error + largest_rounding(solved.values, H.dtype))]
 
 
 def _assembled(H: Operator, solved: list[SolvedPoints], num_values: int | None = None) -> Spectrum:
-    """The spectrum of all points in order, padded with zeros, from those of some at a time."""
-    order = torch.cat([some.points for some in solved]).argsort().to(H.device)
+    """The spectrum of all points in order, padded with zeros, from those of some points at a time."""
+    order = torch.cat([part.points for part in solved]).argsort().to(H.device)
     width = num_values or solved[0].values.shape[1]
-    values = torch.cat([pad(some.values, (0, width - some.values.shape[1])) for some in solved]).to(H.dtype)[order]
-    error = torch.cat([some.error for some in solved]).to(H.dtype)[order]
+    values = torch.cat([pad(part.values, (0, width - part.values.shape[1])) for part in solved]).to(H.dtype)[order]
+    error = torch.cat([part.error for part in solved]).to(H.dtype)[order]
     lost = error.isnan()[:, None]
     values.masked_fill_(lost, torch.nan)
     dense, num_matvecs = (
-        torch.cat([torch.full(some.points.shape, getattr(some, name), device=H.device) for some in solved])[order]
+        torch.cat([torch.full(part.points.shape, getattr(part, name), device=H.device) for part in solved])[order]
         for name in ("dense", "num_matvecs")
     )
-    Q, rows = None, [some.vectors for some in solved if some.vectors is not None]
+    Q, rows = None, [part.vectors for part in solved if part.vectors is not None]
     if rows:
-        most = width if lost.any() else max(some.shape[1] for some in rows)
-        Q = torch.cat([pad(some, (0, 0, 0, most - some.shape[1])) for some in rows])[order].mT
+        max_rows = width if lost.any() else max(part.shape[1] for part in rows)
+        Q = torch.cat([pad(part, (0, 0, 0, max_rows - part.shape[1])) for part in rows])[order].mT
         Q = Q.masked_fill(lost[..., None], torch.nan)
     if H.num_points is None:
         return Spectrum(values[0], error[0], None if Q is None else Q[0], dense[0], num_matvecs[0])

@@ -36,7 +36,7 @@ KERNEL_DIP = 0.8
 # The default width is at least the length of the spectrum, from smallest to largest node, over this.
 MAX_WIDTHS = 1000
 # An isolated node has no other within ISOLATION widths: nearer than that two equal kernels merge into one peak.
-# Nodes within SAME_PLACE widths count as one, and a node whose residual is below that is known well enough.
+# Nodes within SAME_PLACE widths count as one, and a node whose residual is below that counts as an eigenvalue.
 ISOLATION, SAME_PLACE = 2.0, 0.1
 
 
@@ -45,16 +45,17 @@ class Density:
     """The share of eigenvalues per unit of curvature on a grid at each point; its integral is 1.
 
     nodes, weights: the Gauss rule of each probe, whose weights sum to 1; or a single row of all eigenvalues with equal
-    weights, where these were computed. residuals: some eigenvalue lies that near to the node, to rounding. They are
-    large in the bulk of the spectrum and tiny at outliers; see :attr:`isolated`.
+    weights, where these were computed. residuals: at least one exact eigenvalue lies within this distance of the node,
+    up to rounding. They are large in the bulk of the spectrum and tiny at outliers; see :attr:`isolated`.
     grid, density: the mean over probes of the nodes, smoothed by a normal kernel of standard deviation ``width``.
-    band: (low, high) by Student's t over probes, for each grid point by itself, at the level ``confidence``.
+    band: a confidence band (low, high) by Student's t over probes, at the level ``confidence`` for each grid value by
+    itself.
     num_matvecs: products at each point. NaN at a point that is not finite.
 
-    The band covers the chance of the probes. It does not cover the kernel's blur (features narrower than the width
+    The band covers the randomness of the probes. It does not cover the kernel's blur (features narrower than the width
     look as wide as it), what num_matvecs steps do not resolve, or errors common to all points that share the probes.
     It is too narrow where few eigenvalues carry the density, such as at an outlier, whose weight is known to about
-    sqrt(2 / probes) of itself, and whose place is known far better.
+    sqrt(2 / probes) of itself, although its position is known far better.
     """
 
     nodes: Float[Tensor, "*point probe node"]
@@ -84,19 +85,19 @@ class Density:
 
     @property
     def isolated(self) -> Bool[Tensor, "*point probe node"]:
-        """Nodes that are eigenvalues standing alone: known to a tenth of the width, with no other within two widths.
+        """Nodes that are single eigenvalues, known to a tenth of the width, without another node within two widths.
 
         They are outliers, or clusters much narrower than the width, such as the zeros of a matrix of low rank.
         """
         width = self.width[..., None, None]
-        seen = self.weights > torch.finfo(self.weights.dtype).eps
-        known = seen & (self.residuals <= SAME_PLACE * width)
-        crowded = torch.zeros_like(seen)
-        for shift in range(1, self.nodes.shape[-1]):  # every pair of a probe's nodes, one distance in rank at a time
+        has_weight = self.weights > torch.finfo(self.weights.dtype).eps
+        known = has_weight & (self.residuals <= SAME_PLACE * width)
+        crowded = torch.zeros_like(has_weight)
+        for shift in range(1, self.nodes.shape[-1]):  # all pairs of a probe's nodes whose ranks differ by shift
             gap = self.nodes[..., shift:] - self.nodes[..., :-shift]
             close = (gap > SAME_PLACE * width) & (gap < ISOLATION * width)
-            crowded[..., shift:] |= close & seen[..., :-shift]
-            crowded[..., :-shift] |= close & seen[..., shift:]
+            crowded[..., shift:] |= close & has_weight[..., :-shift]
+            crowded[..., :-shift] |= close & has_weight[..., shift:]
         return known & ~crowded
 
 
@@ -119,14 +120,15 @@ def spectral_density(
     Where num_params <= num_matvecs the eigenvalues are computed instead, from num_params products. They have no error
     from probes, and a band without width.
 
-    width: standard deviation of the kernel in units of curvature. None chooses the finest that hides single nodes in
-    the bulk, whatever outliers there are: at each point 0.75 times the mean distance of those nodes of a probe that
-    are not resolved eigenvalues, but at least 1/1000 and at most 1 / (num_matvecs - 1) of 0.75 (largest - smallest
-    node), and that maximum where all eigenvalues are resolved.
-    grid: one for all points. None gives each point its own, over all its nodes and five widths beyond, of 512 values,
-    or of up to 16384 so that neighbours lie at most a quarter of a width apart.
-    confidence: of the band. seed, path, probes: as for :func:`trace`, whose samples over n are the means of these
-    nodes. progress: called with (done, total) products. The runs that go on at once are kept within the memory budget.
+    width: standard deviation of the kernel in units of curvature. None chooses, at each point, the narrowest kernel
+    that does not show single nodes of the bulk: 0.75 times the mean spacing of those nodes of a probe that are not
+    resolved eigenvalues, so that outliers do not matter. With L = largest - smallest node it is at least 0.75 L / 1000
+    and at most 0.75 L / (num_matvecs - 1), and equals this maximum where all eigenvalues are resolved.
+    grid: one for all points. None gives each point its own grid, which reaches five widths beyond its nodes and has 512
+    values, or up to 16384 so that neighbours lie at most a quarter of a width apart.
+    confidence: the level of the band. seed, path, probes: as for :func:`trace`; its samples divided by num_params are
+    the weighted means of each probe's nodes. progress: called with (done, total) products. As many runs go on together
+    as fit within the memory budget.
     Raises ValueError for options out of range.
 
     >>> from hessian_tools.curvature import hessian
@@ -150,8 +152,8 @@ def spectral_density(
     grids = _grid(nodes, widths) if grid is None else grid.to(nodes).expand(*nodes.shape[:-2], -1)
     curves = _smoothed(_normal, nodes, weights, grids, widths) / widths[..., None, None]
     runs, mean = curves.shape[-2], curves.mean(-2)
-    half = 0 * mean if runs == 1 else student_t(runs, confidence) * curves.std(-2) / sqrt(runs)
-    band = ((mean - half).clamp(min=0.0), mean + half)  # a density is not negative
+    half_width = 0 * mean if runs == 1 else student_t(runs, confidence) * curves.std(-2) / sqrt(runs)
+    band = ((mean - half_width).clamp(min=0.0), mean + half_width)  # a density is not negative
     used = torch.full_like(widths, count, dtype=torch.long)
     return Density(nodes, weights, rule.residuals, grids, mean, band, widths, used, H.num_params, confidence)
 
@@ -194,10 +196,10 @@ def _width(rule: GaussRule, num_matvecs: int) -> Float[Tensor, "*point"]:
     bulk_length = nodes.masked_fill(~bulk, -torch.inf).amax((-2, -1)) - nodes.masked_fill(~bulk, torch.inf).amin(
         (-2, -1)
     )
-    gaps = bulk.sum(-1).to(nodes).mean(-1) - 1  # between the bulk's nodes, in the mean over probes
+    gaps = bulk.sum(-1).to(nodes).mean(-1) - 1  # the number of gaps in a probe's bulk, on average
     bulk_spacing = torch.minimum(bulk_length / gaps, even_spacing).maximum(length / MAX_WIDTHS)
     spacing = torch.where((gaps > 1) & (bulk_length > 0), bulk_spacing, even_spacing)
-    # A spectrum of one eigenvalue has no length, and any width shows it.
+    # A spectrum of a single eigenvalue has no length, and any small width shows it.
     size = nodes.abs().amax((-2, -1))
     single = 1e-3 * torch.where(size > 0, size, 1.0)
     return torch.where(length > 1e-6 * size, spacing / (2 * sqrt(2 * log(1 / KERNEL_DIP))), single)
@@ -212,7 +214,7 @@ def _resolved(rule: GaussRule) -> Bool[Tensor, "*point probe node"]:
 
 
 def _grid(nodes: Float[Tensor, "*point probe node"], width: Float[Tensor, "*point"]) -> Float[Tensor, "*point grid"]:
-    """Each point's own grid, all of one size."""
+    """A grid for each point; all have the same number of values."""
     low, high = nodes.amin((-2, -1)) - TAIL_WIDTHS * width, nodes.amax((-2, -1)) + TAIL_WIDTHS * width
     needed = ceil(float(((high - low) / width).nan_to_num(nan=0.0).max()) * GRID_PER_WIDTH) + 1
     steps = torch.linspace(0, 1, min(max(GRID_SIZE, needed), MAX_GRID_SIZE), dtype=low.dtype, device=low.device)

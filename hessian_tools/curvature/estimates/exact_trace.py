@@ -69,10 +69,10 @@ def _group_trace(objective: Objective, engine: Engine, counter: ProgressCounter)
     total, outputs = torch.zeros_like(objective.thetas[:, 0]), num_outputs(objective)
     at_once, (group,) = engine.products_at_once(objective), objective.groups
     for weight, batch, passes in zip(group.weights, group.batches, outputs, strict=True):
-        one = replace(objective, groups=(replace(group, batches=(batch,), weights=(1.0,)),))
-        # All backward passes of a point run together, so fewer points do.
+        single_batch = replace(objective, groups=(replace(group, batches=(batch,), weights=(1.0,)),))
+        # All backward passes of a point run together, so that fewer points fit in memory at once.
         for rows in torch.arange(len(total), device="cpu").split(max(1, at_once // max(1, passes))):
-            total[rows] += weight * _traces(one.select(rows), engine, at_once)
+            total[rows] += weight * _traces(single_batch.select(rows), engine, at_once)
             counter.add(passes * len(rows))
     return total, torch.full_like(total, sum(outputs), dtype=torch.long)
 
@@ -119,7 +119,7 @@ def _diagonal_sum(H: Operator, block: int, progress: Progress | None) -> Float[T
 
 
 def _has_trace_of_gauss_newton(objective: Objective) -> bool:
-    """Whether the Hessian certainly has the trace of its Gauss-Newton part, on every batch."""
+    """Whether it is certain that the Hessian has the trace of its Gauss-Newton part, on every batch."""
     loss, theta = _network(objective), objective.thetas[0]
     return all(is_multiaffine(loss, theta, batch) for batch in objective.batches_at(0))
 

@@ -1,7 +1,7 @@
-"""Gauss rules of the spectrum as random probes see it, at every point: the nodes and weights of a density.
+"""Gauss rules of the spectrum weighted by random probes, at every point: the nodes and weights of a density.
 
 The measure of a probe z is sum_i (u_i'z)^2 / z'z delta(lambda - lambda_i). There is one Lanczos run for each probe and
-point, and as many runs go on together as have their vectors in memory. (Golub, Meurant 1994; Ubaru, Chen, Saad 2017.)
+point, and as many runs go on together as their vectors fit in memory. (Golub, Meurant 1994; Ubaru, Chen, Saad 2017.)
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from hessian_tools.torch_fixes.precision import full_precision
 
 @dataclass(frozen=True)
 class GaussRule:
-    """Nodes in rising order, their weights, and their residuals: some eigenvalue lies that near to the node."""
+    """Ascending nodes, their weights, and their residuals, within which an exact eigenvalue lies near the node."""
 
     nodes: Float[Tensor, "*point node"]
     weights: Float[Tensor, "*point node"]
@@ -31,7 +31,7 @@ class GaussRule:
 def quadrature(
     H: Operator, probes: Tensor, *, num_matvecs: int, seed: int = 0
 ) -> tuple[Float[Tensor, "*point probe node"], Float[Tensor, "*point probe node"]]:
-    """The nodes in rising order, and the weights, of each probe's Gauss rule: integrals of the spectrum as z sees it.
+    """The ascending nodes, and the weights, of each probe's Gauss rule, which integrates powers of the eigenvalues.
 
     sum_i weights[i] nodes[i]^j = z'H^j z / z'z for all j below twice the number of nodes, which is
     min(num_matvecs, num_params). probes: [param, probe] for all points or [point, param, probe], of any length.
@@ -70,15 +70,15 @@ def gauss_rules(
 def _rules_in_memory(
     H: Operator, probes: Tensor, steps: int, seed: int, counter: ProgressCounter
 ) -> tuple[Tensor, ...]:
-    """Nodes, weights and residuals, from as many runs at a time as have their Lanczos vectors in memory."""
+    """Nodes, weights and residuals, from as many runs at a time as their Lanczos vectors fit in memory."""
     run_bytes = steps * H.num_params * torch.empty(0, dtype=H.dtype, device="cpu").element_size()
     max_runs = max(1, memory_budget(H.device) // run_bytes)
     num_points, pieces = H.num_points or 1, []
     for points in torch.arange(num_points, device="cpu").split(max_runs):
-        some = H if len(points) == num_points else H.select(points)
+        selected = H if len(points) == num_points else H.select(points)
         columns = probes if probes.ndim == 2 else probes[points.to(probes.device)]
         blocks = columns.split(max(1, max_runs // len(points)), dim=-1)
-        rules = [_rules_together(some, block.to(H.device, H.dtype), steps, seed, counter) for block in blocks]
+        rules = [_rules_together(selected, block.to(H.device, H.dtype), steps, seed, counter) for block in blocks]
         pieces.append([torch.cat(tensors, dim=-2) for tensors in zip(*rules, strict=True)])
     return tuple(torch.cat(tensors).to(H.device, H.dtype) for tensors in zip(*pieces, strict=True))
 

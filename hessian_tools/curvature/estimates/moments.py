@@ -39,7 +39,7 @@ class Diagonal:
 
 @dataclass(frozen=True)
 class Moments:
-    """tr H, |H|_F^2 = tr H^2 and diag H at every point from the same products, which num_matvecs of each counts.
+    """tr H, |H|_F^2 = tr H^2 and diag H at every point from the same products; ``num_matvecs`` of each counts them all.
 
     frobenius_squared is not ``converged`` where the squares leave the dtype's range: in float32, where entries of Hz
     are about 1e-19 or less, or 1e19 or more. Use float64 there.
@@ -143,7 +143,7 @@ def diagonal(
 class _RunningSpread:
     """Mean and sum of squared deviations of all samples so far, without keeping them (Chan, Golub, LeVeque 1983).
 
-    deviations: the sum, in units of ``unit`` squared, where unit is the size of each entry: the squares of small
+    deviations: that sum, divided by ``unit`` squared. unit: the size of each entry, because the squares of small
     entries would vanish in float32.
     """
 
@@ -167,7 +167,7 @@ class _RunningSpread:
 
 
 def _exact(H: Operator, num_probes: int, progress: Progress | None) -> Moments:
-    """The three from the matrix itself."""
+    """The exact trace, squared norm and diagonal, from the dense matrix."""
     n = H.num_params
     dense = H.to_dense()
     ProgressCounter(n, progress).add(n)
@@ -179,9 +179,9 @@ def _exact(H: Operator, num_probes: int, progress: Progress | None) -> Moments:
 
 
 def _sum_of_squares(values: Tensor, dims: int | tuple[int, ...]) -> Tensor:
-    """The sum of squares; but the smallest number instead of 0 for values that are not 0.
+    """The sum of squares; where it underflows to 0 it is the smallest positive number instead.
 
-    :func:`_in_range` recognises it as a sum whose terms vanished.
+    :func:`_in_range` recognises this number as a sum whose terms vanished.
     """
     squares = (values**2).sum(dims)
     smallest = torch.finfo(values.dtype).tiny * torch.finfo(values.dtype).eps

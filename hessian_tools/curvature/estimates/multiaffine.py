@@ -21,7 +21,7 @@ from hessian_tools.torch_fixes.precision import full_precision
 
 _ATEN = torch.ops.aten
 
-# Affine, or piecewise affine with kinks, in all arguments that can depend on parameters; the others are constants.
+# Operations that are affine, or piecewise affine, in all arguments that can depend on parameters.
 _AFFINE = {getitem} | {
     attrgetter(name if "." in name else f"{name}.default")(_ATEN)
     for line in (
@@ -33,7 +33,7 @@ _AFFINE = {getitem} | {
     for name in line.split()
 }
 
-# Affine in each of two factors, given by their positions, which must not share a parameter.
+# Operations that are affine in each of two factors, given by their positions. The factors must not share a parameter.
 _PRODUCTS = {
     _ATEN.mul.Tensor: (0, 1),
     _ATEN.mm.default: (0, 1),
@@ -43,12 +43,12 @@ _PRODUCTS = {
     _ATEN.convolution.default: (0, 1),
 }
 
-# Affine in the first argument, provided that the second does not depend on parameters.
+# Operations that are affine in the first argument, provided that the second does not depend on parameters.
 _DIVISIONS = {_ATEN.div.Tensor}
 
 # Normalisation by given statistics: (input, weight, bias, mean, variance, ...), affine in input, weight and bias.
-# The value is the position of the argument that asks for statistics of the batch instead, which are not affine.
-# On CUDA, and on AMD's cards, torch calls the vendor's kernel.
+# The value is the position of the argument that asks for statistics of the batch instead, in which case the operation
+# is not affine. On CUDA, and on AMD's cards, torch calls the vendor's kernel.
 _NORMALISATIONS = {
     _ATEN._native_batch_norm_legit_no_training.default: None,
     _ATEN.native_batch_norm.default: 5,
@@ -64,9 +64,9 @@ Parameters = frozenset[int]
 def is_multiaffine(loss: Loss, theta: Float[Tensor, " param"], batch: Batch) -> bool:
     """Whether the outputs are piecewise affine in each parameter tensor alone; False wherever that is not certain.
 
-    One forward pass is traced, which takes milliseconds, and through the operations of the tables above it is followed
-    on which parameters each number depends. An operation in no table that parameters reach gives False, and so does
-    control flow that looks at data.
+    One forward pass is traced, which takes milliseconds. The tables above then tell on which parameters the result of
+    each operation depends. The answer is False if parameters reach an operation that is in no table, or if the control
+    flow depends on data.
 
     >>> from hessian_tools.layout import flatten
     >>> from hessian_tools.loss import make_loss

@@ -21,7 +21,7 @@ from hessian_tools.validation import check_whole
 
 Method = Literal["auto", "probes", "exact"]
 
-# Probes that are multiplied together. The products of all probes at once would not fit in memory.
+# The number of probes that are multiplied together. The products of all probes at once would not fit in memory.
 BLOCK = 16
 
 
@@ -30,8 +30,8 @@ class Estimate:
     """A mean over random probes and its standard error; or an exact number, whose standard error is 0.
 
     samples: one number for each probe, of which value is the mean. Points that share probes have correlated errors,
-    so the error of a sum or difference over points must be computed from the samples, never from stderr. All samples
-    of an exact number are alike.
+    so the error of a sum or difference over points must be computed from the samples, never from stderr. All samples of
+    an exact number are equal to it.
     converged: value and stderr are finite, and meet atol or rtol if those were given. Where False, raise max_probes.
     num_matvecs: products, or backward passes, at each point.
     method: "probes"; or how the exact number was computed, "diagonal" (from every diagonal entry) or "outputs" (from
@@ -65,8 +65,8 @@ class Estimate:
         if level is not None:
             warn_deprecated("Estimate.interval(level=)", "interval(confidence=)", stacklevel=2)
             confidence = level
-        half = student_t(self.samples.shape[-1], confidence) * self.stderr
-        return self.value - half, self.value + half
+        half_width = student_t(self.samples.shape[-1], confidence) * self.stderr
+        return self.value - half_width, self.value + half_width
 
     def _repr_html_(self) -> str:
         return estimate_html(self.value, self.stderr, self.samples.shape[-1])
@@ -78,8 +78,8 @@ def rademacher(
     """Columns of independent fair signs, as int8 on the CPU.
 
     Column i is drawn from ``stream(seed, "rademacher", *path, i)``, however many columns there are. Name the task in
-    ``path``: probes may be shared along a task's inner steps, checkpoints and learners, where differences then
-    become sharp, but never across tasks.
+    ``path``: probes may be shared along a task's inner steps, checkpoints and learners, whose differences then have
+    small errors, but never across tasks.
 
     >>> bool((rademacher(5, 3) == rademacher(5, 8)[:, :3]).all())
     True
@@ -108,28 +108,28 @@ def trace(
 ) -> Estimate:
     """The trace of H at every point: exact where that costs no more than num_probes products, else from probes.
 
-    method: "auto"; "probes", which is never exact; or "exact", which is, by the cheapest way and whatever it costs.
+    method: "auto", as above; "probes", to use probes in any case; or "exact", for the cheapest exact way at any cost.
 
     From probes it is the mean of z'Hz over Rademacher vectors z (Girard 1989, Hutchinson 1990). Its stderr is the
     sample standard deviation over sqrt(number of probes), whose square estimates 2 sum_{i != j} H_ij^2 / n.
-    By default the number of probes is fixed, which is the honest choice. With atol or rtol, rounds of num_probes are
-    added until stderr <= max(atol, rtol |value|) at every finite point, or max_probes is reached. The intervals then
-    cover less often than they say, because such a search tends to stop at samples that happen to agree.
-    All points share the probes that are drawn. seed, path: of the probes, see :func:`rademacher`.
+    By default the number of probes is fixed, and intervals cover as often as they say. With atol or rtol, rounds of
+    num_probes are added until stderr <= max(atol, rtol |value|) at every finite point, or max_probes is reached. The
+    intervals then cover less often, because such a search tends to stop at samples that happen to agree. All points
+    share the probes that are drawn. seed, path: of the probes, see :func:`rademacher`.
     probes: your own, [param, probe] for all points or [point, param, probe], with independent entries of mean 0 and
     variance 1; num_probes, atol, rtol and seed are then not used.
 
-    It is exact from every diagonal entry (num_params products). For a Gauss-Newton matrix it is exact from one
-    backward pass for each example and output, too, and so it is for the Hessian of a network that is piecewise affine
-    in each parameter tensor alone, whose trace is that of its Gauss-Newton part: ReLU networks without batch
-    statistics, recognised by :func:`is_multiaffine`.
+    An exact trace is the sum of all diagonal entries (num_params products). For a Gauss-Newton matrix it also follows
+    from one backward pass for each example and output. The same holds for the Hessian of a network that is piecewise
+    affine in each parameter tensor alone, because it has the trace of its Gauss-Newton part. Such are ReLU networks
+    without batch statistics; :func:`is_multiaffine` recognises them.
 
     progress: called with (done, total) products or backward passes after each block; the total is an upper bound.
     Raises ValueError for fewer than two probes, and for probes with method="exact".
 
     >>> from hessian_tools.curvature import hessian
     >>> H = hessian(lambda theta, a: (a * theta**2).sum() / 2, torch.zeros(3), torch.tensor([1.0, -2.0, 4.0]))
-    >>> estimate = trace(H, method="probes", num_probes=4)  # a diagonal matrix has no variance
+    >>> estimate = trace(H, method="probes", num_probes=4)  # for a diagonal matrix all samples are equal
     >>> float(estimate.value), float(estimate.stderr), trace(H).method
     (3.0, 0.0, 'diagonal')
     """
@@ -181,7 +181,7 @@ def estimate_of(
 def exact_estimate(
     value: Float[Tensor, "*point"], num_samples: int, *, num_matvecs: int | Int[Tensor, "*point"], method: str
 ) -> Estimate:
-    """An exact number as an estimate, whose samples are all alike, so that errors computed from them are zero."""
+    """An exact number as an estimate with equal samples, so that errors computed from them are zero."""
     count = torch.as_tensor(num_matvecs, device="cpu").to(value.device).expand(value.shape)
     samples = value[..., None].expand(*value.shape, num_samples)
     stderr = 0 * value  # NaN where the value is
@@ -189,7 +189,7 @@ def exact_estimate(
 
 
 def check_probes(probes: Tensor) -> None:
-    """Raises ValueError unless these are real probes, and two or more, since a single one has no standard error."""
+    """Raises ValueError unless there are two or more real probes; a single one has no standard error."""
     if not isinstance(probes, Tensor) or probes.is_complex():
         kind = probes.dtype if isinstance(probes, Tensor) else type(probes).__name__
         raise ValueError(f"probes are {kind}; give a tensor of real numbers [param, probe]")

@@ -1,4 +1,4 @@
-"""The self-check: right operators pass it, and of wrong ones it names what is wrong."""
+"""The self-check: correct operators pass it, and for wrong ones it names what is wrong."""
 
 from collections.abc import Callable
 
@@ -47,7 +47,7 @@ WRONG_ROUTES = {
 
 @pytest.mark.parametrize("kind", WRONG_ROUTES, ids=lambda kind: kind.__name__)
 def test_wrong_products_are_caught(kind: type[Hessian]) -> None:
-    """Both those of differentiating F.batch_norm in another order and plain mistakes."""
+    """The wrong products come from differentiating F.batch_norm in another order, or from plain mistakes."""
     check = check_operator(wrong_hessian(kind))
     assert not check.ok
     assert failed(check) == WRONG_ROUTES[kind], str(check)
@@ -92,7 +92,7 @@ def kink(theta: Tensor, _: object) -> Tensor:
 
 
 def test_a_kink_is_not_judged() -> None:
-    """The second derivative of relu(t)^2 / 2 at 0 is 0 by torch, and 0 and 1 by difference quotients to both sides."""
+    """The second derivative of relu(t)^2 / 2 at 0 is 0 in torch, and 0 or 1 by backward and forward quotients."""
     check = check_operator(hessian(kink, torch.zeros(3, dtype=torch.float64), None))
     assert check.differences.passed is None
     assert "not smooth" in check.differences.sentence
@@ -159,7 +159,7 @@ def test_only_some_points_are_checked_and_nothing_is_changed() -> None:
     A = symmetric(SPECTRA["decaying"], points=6)
     thetas = randn(6, 24, path="many").requires_grad_()
     H = hessian(loss, thetas, A, batching="loop", chunk=4)
-    A[1] = torch.nan  # between the first, the third and the last
+    A[1] = torch.nan  # not checked: the checked points are the first, the third and the last
     assert check_operator(H, num_probes=1, max_points=3).ok
     assert not check_operator(H, max_points=6).ok
     assert thetas.grad is None

@@ -31,7 +31,7 @@ COMPOSED: dict[str, Callable[[Operator, Operator, Tensor], Operator]] = {
 @pytest.mark.parametrize("kind", COMPOSED)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 def test_composed_operators_are_judged_in_full(dtype: torch.dtype, kind: str) -> None:
-    """Both at several points and at a single one."""
+    """This is tested at several points and at a single one."""
     case = next(case for case in NETWORKS if case.name == "tanh-mlp")
     for thetas, batch in ((case.thetas.to(dtype), case.batch), (case.thetas[1].to(dtype), at(case.batch, 1))):
         H, G = hessian(case.loss, thetas, batch), gauss_newton(case.loss, thetas, batch)

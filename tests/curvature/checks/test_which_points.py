@@ -1,4 +1,4 @@
-"""The self-check where points differ: ragged batches, points that are not finite, sizes at the ends of float32."""
+"""The self-check where points differ: ragged batches, points that are not finite, sizes near the limits of float32."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def ragged_cubes(*sizes: int) -> Hessian:
     return hessian(cubed, randn(len(sizes), 3, path="thetas"), ragged([x[i, :n] for i, n in enumerate(sizes)]))
 
 
-def test_ragged_points_restricted_to_subspaces_of_their_own_pass() -> None:
+def test_ragged_points_restricted_to_different_subspaces_pass() -> None:
     Q = torch.linalg.qr(randn(3, 3, 2, path="subspaces")).Q
     assert all(finding.passed for finding in check_operator(ragged_cubes(4, 2, 4).restrict(Q)).findings)
 

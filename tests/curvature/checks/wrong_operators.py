@@ -49,7 +49,7 @@ class OutsideVmap(Hessian):
 
 
 class Doubled(Hessian):
-    """Symmetric and linear, but wrong by a factor."""
+    """Its products are symmetric and linear, but wrong by a factor."""
 
     def products(self, V: Tensor) -> Tensor:
         return 1.001 * super().products(V)
@@ -63,14 +63,14 @@ class Affine(Hessian):
 
 
 class WrongInPieces(Hessian):
-    """Right for several products at once, wrong for one at a time."""
+    """Its products are right for several vectors at once and wrong for one vector."""
 
     def products(self, V: Tensor) -> Tensor:
         return super().products(V) * (1 + 1e-6 * (self.engine.chunk == 1))
 
 
 class Dense(Operator):
-    """A matrix of which no loss is known."""
+    """A matrix that is not made from a loss."""
 
     num_points, dtype, device = None, torch.float64, torch.device("cpu")
 

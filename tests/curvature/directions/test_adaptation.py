@@ -1,4 +1,5 @@
-"""The adaptation Jacobian: dense products, the Jacobian of the actual inner loop, and the meta-gradient."""
+"""The adaptation Jacobian compared with dense products, the Jacobian of the actual inner loop, and the
+meta-gradient."""
 
 from collections.abc import Callable
 
@@ -34,7 +35,7 @@ K, ALPHA = 3, 0.3
 
 
 def matrices(tasks: int = 2, steps: int = K, name: str = "indefinite") -> Tensor:
-    """[task, step, param, param]"""
+    """The Hessians at every step of every task, [task, step, param, param]."""
     return symmetric(SPECTRA[name], points=tasks * steps, path="adaptation").unflatten(0, (tasks, steps))
 
 
@@ -106,7 +107,8 @@ def test_it_is_the_jacobian_of_the_inner_loop(case: Case) -> None:
 
 
 def test_its_transpose_makes_the_meta_gradient() -> None:
-    """MAML's is J' times the gradient of the query loss at the adapted point, first-order MAML's is that gradient."""
+    """MAML's is J' times the query loss's gradient at the adapted point; first-order MAML takes that gradient
+    itself."""
     case = tanh_mlp()
     thetas, support = loop_points(case, 0)
     query = (randn(5, 1, path="query x"), randn(5, 1, path="query y"))
@@ -139,7 +141,7 @@ def test_several_tasks_at_once_agree_with_single_ones() -> None:
 
 def test_wrong_arguments_are_refused_in_plain_words() -> None:
     H = operator(matrices())
-    with pytest.raises(ValueError, match="divides them"):
+    with pytest.raises(ValueError, match="does not divide the"):
         adaptation_jacobian(H, 0.1, steps=4)
     with pytest.raises(ValueError, match="single point"):
         adaptation_jacobian(hessian(quadratic, torch.zeros(2), torch.eye(2)), 0.1)

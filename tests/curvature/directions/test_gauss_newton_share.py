@@ -1,4 +1,4 @@
-"""Hessian against Gauss-Newton, pair by pair: dense eigenvectors, and cases where the answer is known."""
+"""The Hessian's eigenpairs beside Gauss-Newton's: dense references, and cases where the answer is known."""
 
 from dataclasses import replace
 
@@ -62,7 +62,8 @@ def test_the_errors_cover_what_loose_pairs_leave_open() -> None:
 
 
 def test_the_error_has_every_source_of_error_in_it() -> None:
-    """|G| sine + .01 + share residual, for H = diag(4, 2, 1) to .2, .1 and 0, and G = diag(3, 0, 2) to .01."""
+    """The error is |G| sine + .01 + share residual, where H = diag(4, 2, 1) has residuals .2, .1, 0 and G the error
+    .01."""
     values, residuals = torch.tensor([4.0, 2.0, 1.0]), torch.tensor([0.2, 0.1, 0.0])
     e, yes = torch.eye(3), torch.ones(3, dtype=torch.bool)
     pairs = EigenPairs(values, residuals, yes, e, torch.tensor(9), yes[0])
@@ -74,7 +75,7 @@ def test_the_error_has_every_source_of_error_in_it() -> None:
 
 
 def test_pairs_beyond_the_rank_of_gauss_newton_have_no_overlap() -> None:
-    """Seven examples with one output give G the rank 7, so the eighth pair has no partner."""
+    """With seven examples of one output G has rank 7, so the Hessian's eighth pair has no counterpart."""
     result = explained(tanh_mlp(), k=9)
     assert result.overlap.isnan().all(0).tolist() == [False] * 7 + [True] * 2
     assert (result.gauss_newton[:, 7:] == 0).all()

@@ -1,4 +1,4 @@
-"""Quantities along directions: closed forms, invariances, the small-step identity, rounding errors."""
+"""Curvature along the gradient: closed forms, invariances, the small-step identity, rounding errors."""
 
 import math
 from itertools import pairwise
@@ -92,7 +92,7 @@ def test_a_block_sees_its_part_of_the_gradient_and_gauss_newton_its_own_product(
     torch.testing.assert_close(seen.grad_norm, (g @ Q).norm(dim=-1))
     G = gauss_newton(case.loss, case.thetas, case.batch)
     torch.testing.assert_close(gradient_curvature(G).rho, curvature_along(g, G.mv(g)).rho)
-    with pytest.raises(ValueError, match="no gradient is known of a Combination"):
+    with pytest.raises(ValueError, match="the gradient that belongs to a Combination is not known"):
         gradient_curvature(H - G)
 
 
@@ -208,7 +208,7 @@ def test_filter_scale_is_the_norm_of_each_filter() -> None:
 
 
 def test_asymmetry_predicts_the_float32_error_of_rho() -> None:
-    """It does so within an order of magnitude, in the median over points."""
+    """The prediction is right within an order of magnitude, in the median over points."""
     model = seeded(lambda: nn.Sequential(nn.Linear(4, 30), nn.Tanh(), nn.Linear(30, 30), nn.Tanh(), nn.Linear(30, 2)))
     theta, layout = flatten(model)
     loss = make_loss(model, squared_error, layout)

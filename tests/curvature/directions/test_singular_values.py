@@ -1,4 +1,4 @@
-"""Singular values of adaptation Jacobians: dense decompositions, their own residuals, degenerate loops."""
+"""Singular values of adaptation Jacobians: dense references, residuals, degenerate loops."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ K = 3
 
 
 def matrices(tasks: int = 2, steps: int = K, name: str = "indefinite") -> Tensor:
-    """[task, step, param, param]"""
+    """The Hessians at every step of every task, [task, step, param, param]."""
     return symmetric(SPECTRA[name], points=tasks * steps, path="adaptation").unflatten(0, (tasks, steps))
 
 

@@ -87,7 +87,7 @@ def test_overlaps_of_a_trajectory_are_those_of_every_pair_of_steps() -> None:
 
 @pytest.mark.parametrize(("k", "other"), [(3, 3), (2, 5)])
 def test_the_null_is_the_distribution_over_random_subspaces(k: int, other: int) -> None:
-    """Its mean and standard deviation are those of 4 000 pairs, to the error of such estimates."""
+    """Its mean and standard deviation agree with those of 4 000 random pairs, within the error of such estimates."""
     count = 4000
     overlaps = subspace_overlap(bases(count, k=k, path="null u"), bases(count, k=other, path="null v"))
     null = overlap_null(12, k, other)
@@ -98,7 +98,7 @@ def test_the_null_is_the_distribution_over_random_subspaces(k: int, other: int) 
 
 
 def test_two_subspaces_too_large_to_avoid_each_other_overlap_at_least_as_the_null_says() -> None:
-    """Of 5 dimensions, 3 and 4 share at least 2, and the coordinate axes share no more."""
+    """In 5 dimensions, subspaces of 3 and 4 share at least 2, and spans of coordinate axes share no more."""
     e = torch.eye(5)
     assert overlap_null(5, 3, 4).low == pytest.approx(float(subspace_overlap(e[:, :3], e[:, 1:])))
 
@@ -112,7 +112,7 @@ def test_the_error_bounds_the_angle_to_the_exact_space(which: str, rtol: float) 
     bound, alone = subspace_error(pairs, which=which), vector_error(pairs, which=which)
     assert pairs.vectors is not None
     g, other = randn(20, 24, path="g"), bases(20, n=24, k=5, path="fixed")
-    # Loosely, Lanczos passed over an eigenvalue at some points: the bound cannot know.
+    # At the loose tolerance Lanczos misses an eigenvalue at some points, which the bound cannot know.
     none_missed = ((pairs.values - exact_values(A, 6, which)).abs() <= pairs.residuals + 1e-12).all(-1)
     assert none_missed.sum() >= 15
     for j in range(1, 6):
@@ -124,7 +124,7 @@ def test_the_error_bounds_the_angle_to_the_exact_space(which: str, rtol: float) 
         within &= (subspace_overlap(V, W) - subspace_overlap(exact, W)).abs() <= most
         assert within[none_missed].all()
     assert (bound[:, -1] == 1).all()
-    assert (bound[:, :3] < 0.9).any()  # a bound of one would say nothing
+    assert (bound[:, :3] < 0.9).any()  # because a bound of one says nothing
 
 
 def test_equal_values_leave_the_eigenspace_undetermined() -> None:
@@ -153,7 +153,7 @@ def test_wrong_arguments_are_refused_in_plain_words() -> None:
 
 
 def test_angles_at_a_point_that_is_not_finite_change_no_other() -> None:
-    """The others agree to rounding: linear algebra on a batch and on one matrix may differ in the last bit."""
+    """The other points agree to rounding: linear algebra on a batch and on one matrix may differ in the last bit."""
     U, V = bases(2), bases(2, path="other")
     expected = principal_angles(U[0], V[0])
     U[1] = torch.nan

@@ -50,7 +50,8 @@ def directions(case: Case) -> Tensor:
 
 
 def differences(case: Case, d: Tensor, h: float = 1e-3) -> Tensor:
-    """(phi''(h) - phi''(-h)) / 2h from exact Hessians, combined of two lengths h, so that the error is of order h^4."""
+    """(phi''(h) - phi''(-h)) / 2h from exact Hessians, combined from two lengths h so that the error is of order
+    h^4."""
 
     def curve(t: float) -> Tensor:
         return (hessian(case.loss, case.thetas + t * d, case.batch).mv(d) * d).sum(-1)
@@ -61,7 +62,7 @@ def differences(case: Case, d: Tensor, h: float = 1e-3) -> Tensor:
 
 @contextmanager
 def native_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Makes the likely mistake: torch's own normalisation is used."""
+    """Makes the likely mistake, which is to use torch's own normalisation."""
 
     @contextmanager
     def nothing() -> Iterator[None]:
@@ -73,7 +74,7 @@ def native_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_a_polynomial_and_a_quadratic() -> None:
-    """For sum a theta^3 it is T(d, d, d) = 6 sum a d^3, and for a quadratic it is 0."""
+    """For sum a theta^3 the third derivative is T(d, d, d) = 6 sum a d^3, and for a quadratic it is 0."""
     theta, d, a = (randn(4, 5, path=name) for name in ("theta", "d", "a"))
     result = third_derivative(lambda theta, a: (a * theta**3).sum(), theta, a, d)
     torch.testing.assert_close(result.value, (a * theta**3).sum(-1))
@@ -99,7 +100,7 @@ def test_networks_against_differences_of_exact_hessians(norm: str, monkeypatch: 
         native = third_derivative(case.loss, case.thetas, case.batch, d)
     off = (native.third / witness - 1).abs().max()
     assert (off > 1e-3) == (norm in WRONG_NATIVELY)
-    # The two routes disagree where torch is wrong: the error says so by itself.
+    # The two routes disagree where torch is wrong, and the stated error shows it.
     assert bool(((native.third - witness).abs() > 1e-6).any()) == bool((native.error > 1e-6).any())
 
 
@@ -190,9 +191,9 @@ def test_a_point_that_is_not_finite_changes_no_other_and_inputs_are_left_alone()
 
 def test_wrong_arguments_are_refused_in_plain_words() -> None:
     loss: LossFunction = lambda theta, _: (theta**3).sum()  # noqa: E731
-    with without_type_checks(), pytest.raises(ValueError, match="one direction a point"):
+    with without_type_checks(), pytest.raises(ValueError, match="one direction for each point"):
         third_derivative(loss, torch.ones(2, 3), None, torch.ones(3), shared=True)
-    with pytest.raises(ValueError, match="one direction a point"):
+    with pytest.raises(ValueError, match="one direction for each point"):
         third_derivative(loss, torch.ones(3), None, torch.ones(3, dtype=torch.float64))
     zero = torch.tensor(0.0)
     with pytest.raises(ValueError, match="order=4"):

@@ -1,4 +1,4 @@
-"""Lanczos at many points in step: when points finish, what they take along, and who pays for which product."""
+"""Lanczos at many points in lockstep: when points finish, what their results are, and which products they cost."""
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ def decaying(n: int = 60) -> Tensor:
 
 
 class AfterSteps(StoppingRule):
-    """A point finishes after a number of steps of its own, with its largest Ritz value."""
+    """A rule by which each point finishes after its own number of steps, with its largest Ritz value."""
 
     def __init__(self, steps: list[int]) -> None:
         self.steps = torch.tensor(steps)
@@ -93,7 +93,7 @@ def test_lanczos_finds_the_wanted_pairs_and_nan_stays_where_it_is() -> None:
 
 
 def test_the_search_adds_the_copies_that_one_run_cannot_see() -> None:
-    """Three copies of 3 at one point, of which the run finds one and two are wanted; all are simple at the other."""
+    """One point has three copies of 3, of which one run finds one and two are wanted; the other has none."""
     n, bulk = 80, torch.linspace(-1.0, 1.0, 80, dtype=torch.float64)
     copies, simple = bulk.clone(), bulk.clone()
     copies[:4] = torch.tensor([3.0, 3.0, 3.0, 2.0])

@@ -1,4 +1,4 @@
-"""Multiple and clustered eigenvalues: with copies none is missed, from whole and from short bases."""
+"""Multiple and clustered eigenvalues: with ``copies=True`` none is missed, with long and with short bases."""
 
 import pytest
 import torch
@@ -12,21 +12,21 @@ N = 250
 BULK = torch.linspace(-1.0, 1.0, N, dtype=torch.float64)
 
 
-def planted(*values: float) -> Tensor:
-    """The values, and a bulk between -1 and 1 so wide that no Krylov space is exhausted."""
+def spectrum_with(*values: float) -> Tensor:
+    """The values above a bulk between -1 and 1 of so many eigenvalues that no Krylov space is exhausted."""
     spectrum = BULK.clone()
     spectrum[: len(values)] = torch.tensor(values, dtype=torch.float64)
     return spectrum
 
 
 PLANTED = {
-    "two at the top": planted(5.0, 5.0, 3.0, 2.0),
-    "three in the middle": planted(5.0, 3.0, 3.0, 3.0, 2.0),
-    "five at the top": planted(5.0, 5.0, 5.0, 5.0, 5.0, 4.0),
-    "at both ends": planted(5.0, 5.0, -4.0, -4.0, -4.0, 3.0),
-    "hidden below": planted(100.0, 3.0, 2.0, 2.0, -1.8, -1.8),
-    "cluster 1e-3": planted(5.0, 5.005, 5.01, 3.0, 3.003, 2.0),
-    "cluster 1e-6": planted(5.0, 5.000005, 5.00001, 3.0, 3.000003, 2.0),
+    "two at the top": spectrum_with(5.0, 5.0, 3.0, 2.0),
+    "three in the middle": spectrum_with(5.0, 3.0, 3.0, 3.0, 2.0),
+    "five at the top": spectrum_with(5.0, 5.0, 5.0, 5.0, 5.0, 4.0),
+    "at both ends": spectrum_with(5.0, 5.0, -4.0, -4.0, -4.0, 3.0),
+    "hidden below": spectrum_with(100.0, 3.0, 2.0, 2.0, -1.8, -1.8),
+    "cluster 1e-3": spectrum_with(5.0, 5.005, 5.01, 3.0, 3.003, 2.0),
+    "cluster 1e-6": spectrum_with(5.0, 5.000005, 5.00001, 3.0, 3.000003, 2.0),
 }
 
 
@@ -61,9 +61,9 @@ def test_both_ends_of_one_run() -> None:
     assert found.smallest.complete.all()
 
 
-def test_without_the_search_copies_are_missed_and_it_says_so() -> None:
-    """What the search is for; and that it is made unasked for small matrices only."""
-    spectrum = planted(5.0, 5.0, 5.0, 3.0)
+def test_without_the_search_copies_are_missed_and_complete_is_false() -> None:
+    """One run misses copies, which ``complete`` reports. By default only small matrices are searched."""
+    spectrum = spectrum_with(5.0, 5.0, 5.0, 3.0)
     A = symmetric(spectrum, points=2)
     blind = top_eigenpairs(Matrices(A), k=1, copies=False)
     assert not blind.complete.any()
@@ -75,8 +75,8 @@ def test_without_the_search_copies_are_missed_and_it_says_so() -> None:
     assert seeing.complete.all()
 
 
-def test_products_that_run_out_leave_it_open() -> None:
-    A = symmetric(planted(5.0, 4.0, 3.0), points=2)
+def test_completeness_is_not_claimed_when_products_run_out() -> None:
+    A = symmetric(spectrum_with(5.0, 4.0, 3.0), points=2)
     first = int(top_eigenpairs(Matrices(A), k=3, copies=False).num_matvecs.max())
     pairs = top_eigenpairs(Matrices(A), k=3, copies=True, max_matvecs=first + 2, method="lanczos")
     assert pairs.converged.all()
@@ -84,7 +84,7 @@ def test_products_that_run_out_leave_it_open() -> None:
     assert (pairs.num_matvecs <= first + 2).all()
 
 
-def test_a_point_that_is_not_finite_spoils_no_other() -> None:
+def test_a_point_that_is_not_finite_changes_no_other() -> None:
     A = symmetric(PLANTED["at both ends"], points=3)
     clean = top_eigenpairs(Matrices(A), k=3, copies=True)
     A[1, 3, 3] = torch.nan
@@ -94,16 +94,17 @@ def test_a_point_that_is_not_finite_spoils_no_other() -> None:
     torch.testing.assert_close(pairs.values[[0, 2]], clean.values[[0, 2]])
 
 
-def test_points_do_not_hear_of_each_other() -> None:
+def test_points_do_not_affect_each_other() -> None:
     A = torch.stack([symmetric(PLANTED[name], points=1, path=name)[0] for name in PLANTED])
     together = top_eigenpairs(Matrices(A), k=4)
     for i in range(len(A)):
         alone = top_eigenpairs(Matrices(A[i : i + 1]), k=4)
         torch.testing.assert_close(together.values[i], alone.values[0])
-        assert together.num_matvecs[i] <= alone.num_matvecs[0] + 4  # the check is as wide as the widest point's
+        # The final check takes as many products at every point as the point with the most pairs needs.
+        assert together.num_matvecs[i] <= alone.num_matvecs[0] + 4
 
 
-def test_nothing_but_copies() -> None:
+def test_matrices_with_a_single_eigenvalue() -> None:
     for value in (0.0, 2.0):
         A = value * torch.eye(200, dtype=torch.float64).expand(2, -1, -1)
         pairs = top_eigenpairs(Matrices(A.contiguous()), k=4, copies=True, method="lanczos")

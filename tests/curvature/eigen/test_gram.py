@@ -1,4 +1,4 @@
-"""The exact Gauss-Newton spectrum: against eigenvalues of the dense matrix, and its own account of its error."""
+"""The exact Gauss-Newton spectrum against eigenvalues of the dense matrix, and whether its error bound holds."""
 
 import pytest
 import torch
@@ -99,7 +99,7 @@ def test_criterion_that_couples_examples() -> None:
 
 
 def test_error_covers_the_rounding_of_single_precision() -> None:
-    """For a linear network and squared error J and B are exact in float32, so all error is the small problem's."""
+    """For a linear network and squared error J and B are exact, so only the small eigenproblem has errors."""
     for seed in range(20):
         x = (10.0 ** torch.linspace(0, -4, 6))[:, None] * randn(6, 30, path=f"scaled/{seed}").float()
         loss, batch = linear_loss(inputs=30), (x, torch.zeros(6, 1))
@@ -112,7 +112,7 @@ def test_error_covers_the_rounding_of_single_precision() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("scale", [1.0, 30.0, 300.0, 3000.0])
 def test_confident_predictions_are_not_taken_for_a_concave_criterion(scale: float, dtype: torch.dtype) -> None:
-    """There B is nothing but rounding, of either sign; what was clipped is in the error."""
+    """For such predictions B is only rounding, of either sign, and the stated error includes what was clipped."""
     loss = linear_loss(nn.functional.cross_entropy, inputs=4, outputs=3)
     x, theta = randn(20, 8, 4, path="x"), scale * randn(20, 12, path="theta")
     y = torch.zeros(20, 8, dtype=torch.long)
@@ -120,12 +120,12 @@ def test_confident_predictions_are_not_taken_for_a_concave_criterion(scale: floa
     spectrum = gauss_newton_spectrum(loss, theta.to(dtype), (x, y))
     assert (spectrum.values >= 0).all()
     assert gauss_newton_spectrum(loss, theta.to(dtype), (x, y), vectors=True).vectors.isfinite().all()
-    slack = 1e3 * torch.finfo(dtype).eps  # J and B themselves
+    slack = 1e3 * torch.finfo(dtype).eps  # for the rounding of J and B
     assert ((spectrum.values - exact).abs() <= spectrum.error[:, None] + slack * exact[:, :1] + slack).all()
 
 
 def test_what_was_clipped_is_in_the_error() -> None:
-    """B = diag(1, -1e-9): taken for rounding; J'BJ is off by 1e-9 times the input squared."""
+    """B = diag(1, -1e-9) has -1e-9 taken for rounding, which puts J'BJ off by 1e-9 times the input squared."""
     loss = linear_loss(lambda out, y: (out[0, 0] ** 2 - 1e-9 * out[1, 0] ** 2) / 2)
     x = torch.tensor([[2.0, 0.0, 0.0], [0.0, 3.0, 0.0]], dtype=torch.float64)
     spectrum = gauss_newton_spectrum(loss, torch.zeros(3, dtype=torch.float64), (x, torch.zeros(2)))
@@ -134,7 +134,7 @@ def test_what_was_clipped_is_in_the_error() -> None:
 
 
 def test_effective_dimension() -> None:
-    """Orthogonal inputs of one length: as many equal eigenvalues as examples."""
+    """Orthogonal inputs of equal length give as many equal eigenvalues as there are examples."""
     loss, theta = linear_loss(inputs=5), torch.ones(5, dtype=torch.float64)
     spectrum = gauss_newton_spectrum(loss, theta, (3 * torch.eye(4, 5), torch.zeros(4, 1)))
     close(spectrum.values, torch.full((4,), 2 * 9 / 4, dtype=torch.float64))
@@ -186,7 +186,7 @@ def test_refusals_in_plain_words() -> None:
 
 @by_name
 def test_the_spectrum_of_a_gauss_newton_matrix_uses_its_gram_matrix(case: Case) -> None:
-    """All eigenvalues, zeros included, to within the error, in the class of every other spectrum."""
+    """It has all eigenvalues, zeros included, to within its error."""
     G = gauss_newton(case.loss, case.thetas, case.batch)
     outputs, n = case.loss.outputs(case.thetas[0], case.batch[0][0]).numel(), G.num_params
     ours, dense = spectrum(G, vectors=True), spectrum(G, method="dense")
@@ -204,7 +204,7 @@ def test_the_spectrum_of_a_gauss_newton_matrix_uses_its_gram_matrix(case: Case) 
 
 
 def test_without_a_gram_matrix_the_spectrum_is_computed_as_of_any_other_matrix() -> None:
-    """A criterion that is not convex, and batches of different sizes; NaN at one point stays there."""
+    """This is so for a criterion that is not convex, and for batches of different sizes. NaN stays at its point."""
     concave = linear_loss(lambda out, y: torch.cos(out).sum())
     theta, x = randn(3, path="theta"), randn(2, 3, path="x")
     told: list[tuple[int, int]] = []

@@ -1,4 +1,4 @@
-"""The Krylov basis: the recurrence in closed form, orthogonality, breakdown, restart, points that leave."""
+"""The Krylov basis: the recurrence in closed form, orthogonality, breakdown, restart, and points that finish."""
 
 import numpy as np
 import torch
@@ -45,7 +45,7 @@ def check_ritz_pairs(basis: KrylovBasis, A: Tensor) -> None:
 
 
 def test_a_known_tridiagonal_matrix_comes_back() -> None:
-    """From the first unit vector, the basis of a tridiagonal matrix is the unit vectors, up to signs, and T is it."""
+    """From the first unit vector, the basis of a tridiagonal A is the unit vectors up to signs, and T is A."""
     diagonal, coupling = torch.tensor([2.0, -1.0, 0.5]).double(), torch.tensor([1.0, 3.0]).double()
     A = torch.diag(diagonal) + torch.diag(coupling, 1) + torch.diag(coupling, -1)
     first = torch.eye(3, dtype=torch.float64)[:1]
@@ -71,7 +71,7 @@ def test_residuals_are_true_and_the_whole_space_gives_all_eigenvalues() -> None:
 
 
 def test_a_breakdown_is_seen_and_a_random_vector_follows() -> None:
-    """Two different eigenvalues: the Krylov space of any start has two dimensions."""
+    """A matrix with two different eigenvalues has Krylov spaces of two dimensions for any start."""
     A = symmetric(torch.tensor([4.0, 4.0, 4.0, *[1.0] * (N - 3)], dtype=torch.float64), points=2)
     basis = basis_of(A)
     advance(basis, A, 1)
@@ -98,7 +98,7 @@ def test_after_a_restart_the_pairs_are_those_kept_and_residuals_stay_true() -> N
 
 
 def test_locked_vectors_stay_out_of_the_basis() -> None:
-    """Orthogonal to an eigenvector there is one dimension less; a row of zeros is padding and locks nothing."""
+    """The space orthogonal to an eigenvector has one dimension less; a row of zeros is padding and locks nothing."""
     A = symmetric(SPECTRUM, points=2)
     top = torch.linalg.eigh(A)[1][..., -1]
     locked = torch.stack([torch.stack([top[0], torch.zeros(N).double()]), torch.linalg.eigh(A)[1][1, :, -2:].T])
@@ -112,7 +112,7 @@ def test_locked_vectors_stay_out_of_the_basis() -> None:
     torch.testing.assert_close(basis.pairs(np.array([0]))[0][0], SPECTRUM[:-1])
 
 
-def test_points_that_stay_go_on_as_if_alone() -> None:
+def test_points_that_are_kept_continue_as_if_alone() -> None:
     A = symmetric(SPECTRUM, points=4)
     together, apart = basis_of(A), basis_of(A[[1, 3]])
     advance(together, A, 4)
@@ -123,7 +123,7 @@ def test_points_that_stay_go_on_as_if_alone() -> None:
     check_ritz_pairs(together, A[[1, 3]])
 
 
-def test_a_point_that_is_not_finite_is_reported_and_spoils_no_other() -> None:
+def test_a_point_that_is_not_finite_is_reported_and_changes_no_other() -> None:
     A = symmetric(SPECTRUM, points=2)
     A[1, 0, 0] = torch.nan
     basis = basis_of(A)

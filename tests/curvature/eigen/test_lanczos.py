@@ -1,4 +1,4 @@
-"""Restarts: bounded bases, many pairs, bounded memory, points in parts."""
+"""Lanczos with restarts: short bases, many pairs, bounded memory, points computed in parts."""
 
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ from hessian_tools import curvature
 from hessian_tools.curvature import hessian
 from hessian_tools.curvature.engines.memory import MEMORY_BUDGET
 
-# One Lanczos run a point and nothing else.
+# Options for one Lanczos run at each point, without a search for missed copies.
 top_eigenpairs = partial(curvature.top_eigenpairs, method="lanczos", copies=False)
 
 
@@ -45,7 +45,7 @@ def test_fifty_pairs(rows: int | None) -> None:
 
 
 class LargestTensor(TorchDispatchMode):
-    """The rows of the given length in the largest tensor that any operation has made."""
+    """The number of rows of the given length in the largest tensor that any operation has made."""
 
     def __init__(self, length: int) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class LargestTensor(TorchDispatchMode):
 
 
 def test_memory_keeps_to_the_basis_asked_for() -> None:
-    """In rows of length param: the bound, not the number of products, says how much there is."""
+    """The memory, in rows of length param, follows from max_basis and not from the number of products."""
     n, A = 50_000, torch.linspace(0.0, 1.0, 50_000, dtype=torch.float64) ** 8
     H = hessian(lambda theta, a: (a * theta**2).sum() / 2, torch.zeros(n, dtype=torch.float64), A)
     with without_type_checks(), LargestTensor(n) as largest:

@@ -1,4 +1,4 @@
-"""Eigenpairs: every stated residual is true, known spectra, awkward sizes, other libraries."""
+"""Eigenpairs: true residuals, known spectra, awkward sizes, agreement with other libraries."""
 
 from copy import deepcopy
 from functools import partial
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from hessian_tools import curvature
 from hessian_tools.curvature import Hessian, hessian, trace
 
-# One Lanczos run a point and nothing else; test_deflation.py has the search for copies, test_spectrum.py the exact way.
+# Options for one Lanczos run at each point. test_deflation.py tests the search for copies, test_spectrum.py the method
+# "exact".
 top_eigenpairs = partial(curvature.top_eigenpairs, method="lanczos", copies=False)
 extremal_eigenpairs = partial(curvature.extremal_eigenpairs, method="lanczos", copies=False)
 
@@ -41,8 +42,8 @@ def test_loose_tolerance_states_its_loose_residuals() -> None:
     assert (loose.num_matvecs < tight.num_matvecs).all()
 
 
-def test_points_are_independent_of_their_batch_mates() -> None:
-    """Each point stops by itself: alone or among others it costs and gives the same."""
+def test_points_are_independent_of_other_points() -> None:
+    """Each point stops by itself, so that alone and among others its cost and its result are the same."""
     A = torch.stack([symmetric(SPECTRA[name], points=1, path=name)[0] for name in SPECTRA])
     together = top_eigenpairs(operator(A), k=2)
     assert together.num_matvecs.unique().numel() > 1
@@ -115,13 +116,13 @@ def test_copies_of_multiple_eigenvalues_are_found_where_the_space_is_exhausted(w
     assert (pairs.num_matvecs <= 27 + 4).all()
 
 
-def test_one_by_one() -> None:
+def test_a_matrix_with_one_row() -> None:
     pairs = top_eigenpairs(operator(torch.tensor([[[-2.0]], [[3.0]]])), k=1, vectors=True)
     assert pairs.values.tolist() == [[-2.0], [3.0]]
     assert pairs.converged.all()
 
 
-def test_a_shortfall_is_a_field() -> None:
+def test_too_few_products_are_reported_as_not_converged() -> None:
     A = symmetric(torch.linspace(1.0, 2.0, 300, dtype=torch.float64))
     short = top_eigenpairs(operator(A), k=3, rtol=1e-6, max_matvecs=20, vectors=True)
     check_pairs(A, short)
@@ -129,7 +130,7 @@ def test_a_shortfall_is_a_field() -> None:
     assert (short.num_matvecs == 20).all()
 
 
-def test_not_a_number_at_one_point_spoils_no_other() -> None:
+def test_nan_at_one_point_changes_no_other() -> None:
     A = symmetric(SPECTRA["indefinite"])
     clean = extremal_eigenpairs(operator(A), magnitude=2, vectors=True)
     for poison in (torch.nan, torch.inf):
@@ -142,13 +143,14 @@ def test_not_a_number_at_one_point_spoils_no_other() -> None:
             assert not now.converged[1].any()
             torch.testing.assert_close(now.values[[0, 2]], then.values[[0, 2]])
             assert now.converged[[0, 2]].all()
-        both = top_eigenpairs(operator(set_nan), k=5, which="BE", rtol=1e-8)  # fewer pairs there than are wanted
+        # The solver has fewer pairs at the point with NaN than are wanted.
+        both = top_eigenpairs(operator(set_nan), k=5, which="BE", rtol=1e-8)
         assert both.values[1].isnan().all()
         torch.testing.assert_close(both.values[[0, 2]], expected(SPECTRA["indefinite"].expand(2, -1), "BE", 5))
 
 
 def test_float32_converges_at_its_rounding_level() -> None:
-    """rtol=0 asks for more than float32 has: converged then means down to rounding at the scale of |H|."""
+    """With rtol=0, which float32 cannot reach, ``converged`` means down to rounding at the scale of |H|."""
     spectrum = torch.cat([torch.tensor([1e3, -5e2], dtype=torch.float64), torch.linspace(1e-3, 1.0, 198)])
     A = symmetric(spectrum).float()
     pairs = top_eigenpairs(operator(A), k=2, rtol=0.0, vectors=True)
@@ -156,14 +158,14 @@ def test_float32_converges_at_its_rounding_level() -> None:
     assert pairs.converged.all()
     assert (pairs.residuals <= 64 * torch.finfo(torch.float32).eps * 1e3).all()
     assert (pairs.values - torch.tensor([1e3, -5e2])).abs().max() < 1e-2
-    # The same floor for a small eigenvalue: 1e-9 of itself is out of reach, rounding at the scale of |H| is not.
+    # The same holds for a small eigenvalue: 1e-9 of its value is out of reach, rounding at the scale of |H| is not.
     small = top_eigenpairs(operator(A), k=3, rtol=1e-9, max_matvecs=203)
     assert small.converged.all()
     assert (small.residuals[:, 2] > 1e-9 * small.values[:, 2].abs()).all()
 
 
 def test_converged_is_decided_by_the_true_residual() -> None:
-    """An operator whose products change behind Lanczos' back: the check must notice."""
+    """The products of this operator change after the Lanczos run, which the final check must notice."""
 
     class Drifting(Hessian):
         def products(self, V: Tensor) -> Tensor:
@@ -186,7 +188,7 @@ def test_networks_against_dense_and_scipy(case: Case) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_network_against_pyhessian() -> None:
-    """Its power iteration, stopped tightly; its trace within both error bars."""
+    """PyHessian's eigenvalues at a tight tolerance agree, and its trace agrees within both standard errors."""
     peer = pytest.importorskip("pyhessian")
     case = next(case for case in NETWORKS if case.name == "conv-batchnorm")
     theta, batch, _ = case.at(0)
@@ -212,7 +214,7 @@ def test_deterministic_in_the_seed() -> None:
 
 
 def test_a_wanted_eigenvalue_still_on_its_way_is_waited_for() -> None:
-    """Five had settled at a third of these points before the fifth, 14.7, had overtaken the sixth, -14.5."""
+    """At a third of these points five values converged before the true fifth, 14.7, had overtaken the sixth, -14.5."""
     outliers = torch.tensor([42.0, 29.0, 23.0, 17.0, 14.7, -14.5, -13.0, 13.0])
     spectrum = torch.cat([outliers, torch.linspace(-12.0, 12.0, 192)]).double()
     A = symmetric(spectrum, points=64, path="overtaken12")

@@ -1,4 +1,4 @@
-"""Ten thousand random symmetric matrices: no eigenvalue outside its stated residual or error."""
+"""On ten thousand random symmetric matrices no eigenvalue lies outside its stated residual or error."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ assert len(SIZES) * COUNT + 64 >= 10_000
 
 
 def matrices(n: int) -> Tensor:
-    """Dense Gaussian, of low rank, graded over twelve decades, and with multiple eigenvalues."""
+    """Random matrices of four kinds: dense Gaussian, low rank, graded over twelve decades, multiple eigenvalues."""
     G = randn(COUNT // 4, n, n, path=f"gaussian/{n}")
     Q = torch.linalg.qr(randn(COUNT // 4, n, n, path=f"basis/{n}")).Q
     signs = torch.sign(randn(COUNT // 4, n, path=f"signs/{n}"))
@@ -27,7 +27,7 @@ def matrices(n: int) -> Tensor:
 
 @pytest.mark.parametrize("n", [1, *SIZES])
 def test_no_eigenvalue_outside_its_residual(n: int) -> None:
-    """And, but for the run that does not look for copies, no wanted one missed."""
+    """No wanted eigenvalue is missed either, except by the run that does not search for copies."""
     A = matrices(n)[: 64 if n == 1 else COUNT]
     check(A, n, method="lanczos")
     if n % 8 == 1:
@@ -43,13 +43,13 @@ def check(A: Tensor, n: int, **options: str | bool) -> None:
     which, k = WHICH[n % 4 - n // 8 % 2], 1 + n // 4
     pairs = top_eigenpairs(Matrices(A), k=k, which=which, rtol=1e-4, vectors=True, **options)
     check_pairs(A, pairs)
-    # An eigenvalue near zero asks for a residual near zero, which a pair found beside loose ones may miss.
+    # An eigenvalue near zero needs a residual near zero, which a pair found along with inexact ones may not reach.
     assert (pairs.converged | (pairs.values.abs() < 1e-3 * scale)).all()
     if "copies" in options:
         return
     assert pairs.complete.all()
     ours, wanted = pairs.values.double(), expected(truth, which, k)
-    if which == "LM":  # of equal magnitude either sign will do
+    if which == "LM":  # of two values of equal magnitude either is right
         ours, wanted = ours.abs(), wanted.abs()
     assert ((ours - wanted).abs() <= pairs.residuals + 2e-4 * wanted.abs() + rounding * scale).all()
 
@@ -66,5 +66,5 @@ def test_no_eigenvalue_outside_the_error_of_the_spectrum(n: int, method: str) ->
         assert (distance <= found.error)[done].all()
         if method == "dense":
             assert done.all()
-        elif n == 130:  # low rank alone fits with a block of 32 to spare
+        elif n == 130:  # only low rank fits the range finder, whose blocks have 32 vectors
             assert done[64:128].all()

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from hessian_tools.curvature import spectral_density, spectrum, top_eigenpairs
 
-# Powers of two change no digit: everything must come out the same, times the scale.
+# Scaling by a power of two rounds nothing, so all results must be the same times the scale.
 SCALES = [2.0**-110, 2.0**-66, 2.0**66, 2.0**110]
 
 
 def low_rank() -> Tensor:
-    """float32, 200 rows, rank 8, both signs, one matrix."""
+    """One float32 matrix with 200 rows, of rank 8, with eigenvalues of both signs."""
     values = torch.tensor([9.0, -7.0, 5.0, 4.0, -3.0, 2.0, 1.0, 0.5]).double()
     return symmetric(torch.cat([values, torch.zeros(192).double()]), points=1).float()
 
@@ -53,7 +53,7 @@ def test_densities(scale: float) -> None:
 
 
 def test_budget_holds_where_the_exact_way_could_need_more() -> None:
-    """Full rank: a range finder fails first, the whole matrix comes on top."""
+    """At full rank the range finder fails first, and the products of the whole matrix come on top."""
     A = symmetric(torch.linspace(1, 2, 200).double(), points=1)
     for budget in (250, 300, 345, 346):
         assert (top_eigenpairs(Matrices(A), k=50, max_matvecs=budget).num_matvecs <= budget).all(), budget

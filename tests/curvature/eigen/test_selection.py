@@ -1,4 +1,4 @@
-"""Which values a selection wants, on rows whose answer is seen at a glance, with and without padding."""
+"""The values that a selection wants, on short rows whose answer is obvious, with and without padding."""
 
 import pytest
 import torch
@@ -49,14 +49,14 @@ def test_one_pair_of_nan_stands_for_all_that_are_wanted() -> None:
 )
 def test_a_further_value_is_wanted_beyond_the_bars(which: Which, k: int, high: list[float], low: list[float]) -> None:
     selection = Selection(which, k, rtol=0.0)
-    bars = selection.bars(VALUES, COUNT)
-    assert [bar.tolist() for bar in bars] == [high, low]
+    thresholds = selection.thresholds(VALUES, COUNT)
+    assert [threshold.tolist() for threshold in thresholds] == [high, low]
     for row, count in zip(VALUES, COUNT.tolist(), strict=True):
         wanted = set(row[selection.pick(row[:count])].tolist())
         for new in (-9.0, -4.5, -3.0, 0.75, 1.5, 3.5, 9.0):
             longer = torch.cat([row[:count], torch.tensor([new], dtype=row.dtype)])
             changes = set(longer[selection.pick(longer)].tolist()) != wanted
-            above, below = (float(bar) for bar in selection.bars(row[:count]))
+            above, below = (float(threshold) for threshold in selection.thresholds(row[:count]))
             assert changes == (new > above or new < below)
 
 

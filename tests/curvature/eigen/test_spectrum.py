@@ -23,7 +23,7 @@ def test_every_case_against_its_dense_hessian(case: Case) -> None:
 
 
 def low_rank_network(dtype: torch.dtype):
-    """An MLP 1-12-12-1 on two points, 193 parameters: of rank far below a quarter of that."""
+    """An MLP 1-12-12-1 on two examples, whose rank is far below a quarter of its 193 parameters."""
     model = seeded(lambda: MLP((1, 12, 12, 1)), seed=0)
     theta, layout = flatten(model)
     loss = make_loss(model, lambda out, y: ((out - y) ** 2).mean(), layout)
@@ -51,8 +51,8 @@ def planted(rank: int, n: int = 300):
     return values
 
 
-def test_each_point_has_its_own_rank_and_goes_its_own_way() -> None:
-    """Ranks 3 and 60 by the range finder, 200 by the whole matrix."""
+def test_the_method_is_chosen_for_each_point_by_its_rank() -> None:
+    """The ranks 3 and 60 are found by the range finder, and 200 from the whole matrix."""
     spectra = [planted(rank) for rank in (3, 60, 200, 3)]
     A = torch.stack([symmetric(values, points=1)[0] for values in spectra])
     told: list[tuple[int, int]] = []
@@ -69,7 +69,7 @@ def test_each_point_has_its_own_rank_and_goes_its_own_way() -> None:
 
 
 def test_what_is_left_out_is_bounded_not_guessed() -> None:
-    """A tail of 1e-4 left out: the true error lies below the stated one, which is no excuse for anything."""
+    """With a tail of 1e-4 left out, the true error lies below the stated one, which is not excessively large."""
     values = torch.cat([torch.linspace(1.0, 3.0, 30).double(), 1e-4 * 0.99 ** torch.arange(370)])
     A = symmetric(values, points=6)
     found = spectrum(Matrices(A), method="range finder", rtol=3e-3, max_rank=300)
@@ -80,11 +80,11 @@ def test_what_is_left_out_is_bounded_not_guessed() -> None:
 
 
 def test_the_bound_covers_as_often_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At a risk of 20 % it fails now and then, but in fewer than 20 % of a hundred cases and a little luck."""
+    """At a risk of 20 % the bound fails sometimes, but not much more often than in 20 % of the cases."""
     monkeypatch.setattr(range_finder, "RISK", 0.2)
     monkeypatch.setattr(range_finder, "BLOCK", 2)
     values = torch.zeros(40, dtype=torch.float64)
-    values[0] = 1.0  # one direction: the worst case of the bound, which is then exact
+    values[0] = 1.0  # a single direction is the worst case of the bound, which is then exact
     A = symmetric(values, points=1).expand(1, 40, 40)
     fails = 0
     for seed in range(200):
@@ -93,7 +93,7 @@ def test_the_bound_covers_as_often_as_it_says(monkeypatch: pytest.MonkeyPatch) -
     assert 0.1 * 200 < fails < 0.3 * 200
 
 
-def test_not_a_number_at_one_point_spoils_no_other() -> None:
+def test_nan_at_one_point_changes_no_other() -> None:
     A = torch.stack([symmetric(planted(5), points=1)[0]] * 3)
     A[1, 4, 4] = torch.nan
     for method in ("auto", "dense"):
@@ -112,7 +112,7 @@ def test_a_single_point_has_no_point_axis() -> None:
 @pytest.mark.parametrize("which", WHICH)
 @pytest.mark.parametrize("rank", [4, 250])
 def test_top_pairs_the_exact_way(which: str, rank: int) -> None:
-    """By range finder, zeros included, and by the whole matrix; verified by true products like all others."""
+    """They come from the range finder, zeros included, or from the whole matrix, and are checked by true products."""
     values = planted(rank)
     A = symmetric(values, points=2)
     pairs = top_eigenpairs(Matrices(A), k=6, which=which, method="exact", vectors=True)
@@ -152,7 +152,7 @@ def test_bad_options_are_refused_in_plain_words() -> None:
 
 @pytest.mark.parametrize("sizes", [(6, 3), (30, 8)])
 def test_where_terms_cancel_the_error_is_that_of_the_terms(sizes: tuple[int, int]) -> None:
-    """Hessian and Gauss-Newton of a linear network are the same matrix: of their difference all is rounding."""
+    """Hessian and Gauss-Newton matrix of a linear network are equal, so that their difference is only rounding."""
     model = seeded(lambda: torch.nn.Linear(*sizes), seed=0)
     theta, layout = flatten(model)
     loss = make_loss(model, torch.nn.functional.cross_entropy, layout)

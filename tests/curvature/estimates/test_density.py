@@ -14,7 +14,7 @@ from hessian_tools.curvature.engines.memory import MEMORY_BUDGET
 
 
 def smooth(spectrum: Tensor, grid: Tensor, width: Tensor) -> Tensor:
-    """The exact density under the kernel of the estimate."""
+    """The density of the exact eigenvalues, smoothed by the kernel of the estimate."""
     steps = (grid[:, None] - spectrum) / width
     return (torch.exp(-(steps**2) / 2) / (width * math.sqrt(2 * math.pi))).mean(-1)
 
@@ -62,7 +62,7 @@ def test_outliers_are_nodes_of_their_own_with_their_share_of_the_probe() -> None
 
 @pytest.mark.parametrize("width", [0.1, 0.3])
 def test_a_bulk_beside_outliers_keeps_its_shape(width: float) -> None:
-    """A given width and grid show the semicircle, although the spectrum reaches forty times as far."""
+    """With a given width and grid the semicircle shows, although the spectrum reaches forty times as far."""
     spectrum = spectrum_with_outliers()
     grid = torch.linspace(-1.5, 1.5, 61, dtype=torch.float64)
     result = density(operator(symmetric(spectrum, points=1)[0]), num_probes=20, num_matvecs=48, grid=grid, width=width)
@@ -115,7 +115,7 @@ def test_small_matrices_are_computed_exactly(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["low_rank", "clustered"])
 def test_exhausted_krylov_spaces(name: str) -> None:
-    """With more steps than distinct eigenvalues the rule is complete early, and the further steps leave it so."""
+    """With more steps than distinct eigenvalues the rule is complete early, and further steps do not change it."""
     z = rademacher(24, 4).double()
     A = symmetric(SPECTRA[name], points=1)[0]
     nodes, weights = quadrature(operator(A), z, num_matvecs=20)
@@ -144,7 +144,7 @@ def test_default_width_is_the_stated_rule() -> None:
     result = density(operator(symmetric(spectrum_with_outliers(100))), num_matvecs=21, num_probes=3)
     inside = result.nodes.masked_fill(result.nodes.abs() > 2, 0.0)
     reach = inside.amax((-2, -1)) - inside.amin((-2, -1))
-    # The outermost of the bulk are nearly resolved.
+    # The outermost nodes of the bulk are nearly resolved eigenvalues.
     torch.testing.assert_close(result.width, reach / 17 * 0.7485, rtol=0.15, atol=0)
     torch.testing.assert_close(result.grid[:, 0], result.nodes.amin((-2, -1)) - 5 * result.width)
     low_rank = density(operator(symmetric(SPECTRA["low_rank"])), num_matvecs=13)
@@ -154,7 +154,7 @@ def test_default_width_is_the_stated_rule() -> None:
 
 
 def test_default_density_is_right_on_a_planted_spectrum() -> None:
-    """It agrees with the exact density under the same kernel: a semicircle beside outliers forty times as far."""
+    """For a semicircle and outliers forty times as far it agrees with the exact density under the same kernel."""
     result = density(operator(symmetric(spectrum_with_outliers(), points=1)[0]), num_probes=20, num_matvecs=64)
     assert float(result.width) < 0.05
     exact = smooth(spectrum_with_outliers(), result.grid, result.width)

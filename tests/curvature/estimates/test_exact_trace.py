@@ -1,4 +1,4 @@
-"""Exact traces: they are used where they hold, and are not used where they would be wrong."""
+"""Exact traces are used where they are right, and not used where they would be wrong."""
 
 from collections.abc import Callable
 from functools import cache
@@ -30,7 +30,7 @@ from hessian_tools.nets import MLP, Conv4
 
 
 class Custom(nn.Module):
-    """Two 4-4 layers, joined in some way, and a head."""
+    """Two 4-4 layers, combined by a given function, and a head (the last layer)."""
 
     def __init__(self, join: Callable[["Custom", Tensor], Tensor]) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ ONE_WITH_OTHERS = [("convolution", squared_error), ("convolution", concave)]
     ("name", "criterion"), ALL_WITH_ONE + ONE_WITH_OTHERS, ids=lambda part: getattr(part, "__name__", part)
 )
 def test_piecewise_affine_networks(name: str, criterion: Callable[[Tensor, Tensor], Tensor]) -> None:
-    """tr H = tr Gauss-Newton from 15 backward passes, for any criterion."""
+    """The trace of H is that of Gauss-Newton, from 15 backward passes, for any criterion."""
     case = case_of(ALIKE[name], criterion)
     assert is_multiaffine(case.loss, *case.at(0)[:2])
     estimate = trace(hessian(case.loss, case.thetas, case.batch), num_probes=16)
@@ -213,7 +213,7 @@ def test_lists_of_batches_chunks_and_loops() -> None:
 
 
 def test_it_is_exact_where_that_costs_no_more_than_the_probes() -> None:
-    """With 18 outputs and 63 parameters, fewer than 18 probes are cheaper, and the outputs are from 18 on."""
+    """With 18 outputs and 63 parameters, fewer than 18 probes are cheaper than the exact way; 18 or more are not."""
     case = relu_mlp()
     H = hessian(case.loss, case.thetas, case.batch)
     assert [trace(H, num_probes=n).method for n in (17, 18, 100)] == ["probes", "outputs", "outputs"]

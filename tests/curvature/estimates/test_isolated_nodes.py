@@ -1,4 +1,4 @@
-"""Nodes of a density that are isolated eigenvalues, and residuals that bound their distance to one."""
+"""Nodes of a density that are isolated eigenvalues, and residuals that bound the distance to an eigenvalue."""
 
 import pytest
 import torch

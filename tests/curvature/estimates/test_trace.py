@@ -24,7 +24,7 @@ def variance(A: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("num_probes", [16, 64])
 def test_mean_and_standard_error(name: str, num_probes: int) -> None:
-    """Over 200 independent estimates the errors scatter as the closed form says, and stderr says so too."""
+    """Over 200 independent estimates the errors have the standard deviation of the closed form; stderr agrees."""
     A = symmetric(SPECTRA[name], points=1)[0]
     repeats = 200
     probes = rademacher(24, num_probes * repeats).view(24, repeats, num_probes).permute(1, 0, 2)
@@ -64,7 +64,7 @@ def test_intervals_cover_a_network_s_trace() -> None:
 
 
 def test_a_few_large_eigenvalues_lower_the_coverage() -> None:
-    """z'Hz is then skewed (by 1.4), and as documented 2 to 5 points of coverage are missing, but not more."""
+    """z'Hz then has the skewness 1.4, and as documented the coverage is 2 to 5 percentage points too low, not more."""
     covered = coverage(symmetric(SPECTRA["outliers"], points=1)[0], 4)
     assert 0.89 < covered < 0.95
 
