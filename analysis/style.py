@@ -1,3 +1,3 @@
-"""Another name for ``analysis.drawing.style``, kept because people import it."""
+"""Another path to ``analysis.drawing.style``, kept because scripts and notebooks of users import it."""
 
 from analysis.drawing.style import *  # noqa: F403

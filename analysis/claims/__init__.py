@@ -1,4 +1,4 @@
-"""The claims of a study, each a pure function of its Dataset and the plan."""
+"""The claims of a study: each claim is a pure function of the study's Dataset and the pre-registered plan."""
 
 from collections.abc import Callable, Mapping
 
@@ -19,10 +19,10 @@ CLAIMS: Mapping[str, Callable[[xr.Dataset, Plan], list[Verdict]]] = {
 
 
 def judge(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
-    """The verdicts on every claim, in the order of ``CLAIMS``; the Dataset is not changed.
+    """Return the verdicts on every claim, in the order of ``CLAIMS``; the Dataset is not changed.
 
-    Empty for a study without a trained learner. Raises PlanError if the plan asks for inner steps that the study
-    does not have, and NotMeasuredError, saying what to run, if the study has not been measured in full.
+    The list is empty for a study without a trained learner. Raises PlanError if the plan asks for inner steps that the
+    study does not have. Raises NotMeasuredError, which says what to run, if the study has not been measured in full.
     """
     if not trained_learners(ds):
         return []

@@ -1,8 +1,9 @@
 """Claim (c): the inner gradients of a meta-trained network point the same way.
 
-The alignment A = (|sum g|^2 / sum |g|^2 - 1) / (K - 1) is 0 for orthogonal gradients whatever their norms.
-Orthogonality alone is too weak a null, since A -> 1 for any network as alpha -> 0. So the untrained network at the same
-alpha is the second null, and the two rows belong together.
+The alignment of the K inner gradients g of a task is A = (|sum g|^2 / sum |g|^2 - 1) / (K - 1). It is 0 for orthogonal
+gradients, whatever their norms. Orthogonal gradients alone are too weak a null hypothesis, because A -> 1 for any
+network as the inner learning rate alpha -> 0. So each learner is also compared with the untrained network at the same
+alpha, and its two verdicts belong together.
 """
 
 from dataclasses import replace
@@ -22,12 +23,16 @@ UNITS = BY_NAME[QUANTITY].units
 
 
 def alignment_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
-    """For every trained learner: A against 0, and against the untrained network, task by task. Empty without one."""
+    """Return two verdicts for every trained learner: A against 0, and A against the untrained network, task by task.
+
+    The second one is left out where the study has no untrained network to compare with.
+    """
     learners = trained_learners(ds)
     first, last = first_and_last(ds) if learners else (0, 0)
     verdicts = []
     for learner in learners:
-        trained = points(ds, QUANTITY, learner, checkpoint=last)[..., None]  # A has one value per task: a single "step"
+        # A has one value per task, while ``paired`` expects values [seed, task, step]: A gets a step axis of length 1.
+        trained = points(ds, QUANTITY, learner, checkpoint=last)[..., None]
         start = untrained_start(ds, learner)
         question = Question(
             "alignment", TITLE, learner, "0", "all steps", "against orthogonal", QUANTITY, UNITS, "positive"
@@ -45,7 +50,10 @@ def alignment_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
 
 
 def _with_obstacle(comparison: Comparison, steps: int) -> Comparison:
-    """With one inner step there is one gradient and no A: that is an obstacle, not a gradient of zero."""
+    """Give the comparison an obstacle if there is only one inner step, because A needs at least two gradients.
+
+    Its units then have no A, but not because a gradient is zero, so they do not count as undefined.
+    """
     if steps > 1:
         return comparison
     return replace(comparison, num_undefined=0, obstacle="alignment needs at least two inner steps")

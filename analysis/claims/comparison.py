@@ -1,4 +1,8 @@
-"""What a claim asks, and what it compares: two sides paired by seed and task, reduced to one effect for each seed."""
+"""The question that a claim asks, and the comparison that answers it.
+
+A comparison has two sides, a learner and its baseline. They are paired by seed and task, and their differences are
+reduced to one effect for each seed.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -12,13 +16,14 @@ Claim = Literal["suppression", "shot", "alignment"]
 Kind = Literal["raw", "unit filter norm", "equal support loss", "against orthogonal", "against untrained"]
 Direction = Literal["negative", "positive"]
 
-IDENTICAL = "both sides are identical to the last bit; the difference was not put to the test"
+SIDES_IDENTICAL = "both sides are identical to the last bit; so there is no difference to test"
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked: a learner against a baseline, where along the inner loop, and of which quantity.
+    """A question: how a quantity of a learner differs from that of a baseline, at some steps of the inner loop.
 
+    steps: the name of the inner steps that are judged together, as the plan has it, or "all steps".
     predicted: the sign of the effect (learner minus baseline) that the claim predicts.
     """
 
@@ -35,17 +40,22 @@ class Question:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two sides compared for each seed; the effect is trained minus baseline, over the same units.
+    """A comparison of a trained learner with its baseline, one number for each seed.
 
-    A unit is a (seed, task).
+    A unit is one task of one seed. A point is one inner step of a unit. A unit diverged if its meta-training or its
+    inner loop did not stay finite.
 
-    effects, trained, baseline: [seed], NaN where a seed has nothing left.
+    effects: trained minus baseline over the same units [seed]. trained, baseline: the means of the two sides [seed].
+        All three are NaN for a seed of which no unit is left.
     scale: the mean of |baseline| over the paired points, to which relative margins refer.
     bootstrap: the bounds of the interval from resampled tasks.
-    num_diverged, num_undefined: how many of the ``num_units`` units were left out because a side diverged, and how
-        many others because a measured side has no value, its gradient being zero.
-    share: the share of the points that could be compared. num_thin: seeds left out because too few of theirs could.
-    obstacle: why no verdict is possible whatever the numbers, the short form before a semicolon; or None.
+    num_tasks: the tasks of each seed. num_units: all units.
+    num_diverged: the units left out because at least one side diverged.
+    num_undefined: the further units left out because a measured side has no value, as its gradient is zero.
+    share: the fraction of the points that could be compared.
+    num_unmatched_seeds: the seeds left out because too few of their points could be compared.
+    obstacle: the reason why no verdict is possible, whatever the numbers are; None if one is possible. The part before
+        the semicolon is its short form.
     """
 
     effects: np.ndarray
@@ -58,12 +68,12 @@ class Comparison:
     num_diverged: int
     num_undefined: int = 0
     share: float = 1.0
-    num_thin: int = 0
+    num_unmatched_seeds: int = 0
     obstacle: str | None = None
 
 
 def complete_units(*sides: np.ndarray, diverged: np.ndarray | None = None) -> np.ndarray:
-    """The units [seed, task] that did not diverge and have finite values on all sides; sides [seed, task, ...]."""
+    """Whether each unit [seed, task] did not diverge and has finite values on all ``sides`` [seed, task, ...]."""
     keep = [np.isfinite(side).reshape(*side.shape[:2], -1).all(-1) for side in sides]
     if diverged is not None:
         keep.append(~diverged)
@@ -71,11 +81,12 @@ def complete_units(*sides: np.ndarray, diverged: np.ndarray | None = None) -> np
 
 
 def paired(trained: np.ndarray, baseline: np.ndarray, plan: Plan, *, diverged: np.ndarray | None = None) -> Comparison:
-    """Differences task by task, averaged over steps and then over tasks, one number per seed.
+    """Compare two sides task by task: average the differences over steps, then over tasks, to one number per seed.
 
-    trained, baseline: [seed, task, step]. diverged: the units [seed, task] that diverged on either side; other units
-    with a NaN count as undefined. A unit enters with all of its steps or not at all, so that both sides and all units
-    average the same steps.
+    trained, baseline: the values of the two sides [seed, task, step].
+    diverged: whether each unit [seed, task] diverged on at least one side. Other units with a NaN count as undefined.
+
+    A unit is used with all of its steps or not at all, so that both sides and all units average the same steps.
     """
     keep = complete_units(trained, baseline, diverged=diverged)
     of_trained, of_baseline = (np.where(keep, side.mean(axis=-1), np.nan) for side in (trained, baseline))
@@ -84,35 +95,41 @@ def paired(trained: np.ndarray, baseline: np.ndarray, plan: Plan, *, diverged: n
         effects=seed_means(difference),
         trained=seed_means(of_trained),
         baseline=seed_means(of_baseline),
-        scale=scale_of(baseline, keep),
+        scale=mean_abs_baseline(baseline, keep),
         bootstrap=task_bootstrap(
             difference, confidence=plan.confidence, resamples=bootstrap.resamples, seed=bootstrap.seed
         ),
         num_tasks=keep.shape[1],
-        obstacle=IDENTICAL if identical(trained, baseline, keep) else None,
+        obstacle=SIDES_IDENTICAL if identical(trained, baseline, keep) else None,
         **left_out(keep, diverged),
     )
 
 
 def left_out(keep: np.ndarray, diverged: np.ndarray | None) -> dict[str, int]:
-    """How many units there are, and for what reason others than ``keep`` are left out; both [seed, task]."""
+    """Count all units, and those that are left out by reason, as the fields of a Comparison.
+
+    keep, diverged: whether each unit [seed, task] is compared, and whether it diverged.
+    """
     num_diverged = 0 if diverged is None else int(diverged.sum())
     num_undefined = int((~keep).sum()) - num_diverged
     return {"num_units": keep.size, "num_diverged": num_diverged, "num_undefined": num_undefined}
 
 
 def identical(trained: np.ndarray, baseline: np.ndarray, keep: np.ndarray) -> bool:
-    """Whether all points that are kept have the same value on both sides: then training or SHOT did nothing at all."""
+    """Whether both sides [seed, task, step] are equal at every point of the units in ``keep`` [seed, task].
+
+    If so, training (or SHOT, in the claim on it) changed nothing at all.
+    """
     return bool(keep.any()) and np.array_equal(trained[keep], baseline[keep])
 
 
-def scale_of(baseline: np.ndarray, keep: np.ndarray) -> float:
-    """The mean of |baseline| [seed, task, step] over steps, then over the units that are kept, then over seeds."""
+def mean_abs_baseline(baseline: np.ndarray, keep: np.ndarray) -> float:
+    """The mean of |baseline| [seed, task, step] over steps, then over the units in ``keep``, then over seeds."""
     per_seed = seed_means(np.where(keep, np.abs(baseline).mean(axis=-1), np.nan))
     return mean_over_seeds(per_seed)
 
 
 def mean_over_seeds(per_seed: np.ndarray) -> float:
-    """The mean of the finite entries of [seed]; NaN when there are none."""
+    """The mean of the finite entries of an array [seed]; NaN when there are none."""
     finite = per_seed[np.isfinite(per_seed)]
     return float(finite.mean()) if len(finite) else float("nan")

@@ -1,22 +1,33 @@
-"""Comparison at equal support loss: does curvature differ by more than the loss that it follows?
+"""Comparison at equal support loss: is curvature still lower where the support losses of both sides are equal?
 
-The curvature of the cross-entropy shrinks with the support loss itself, so a learner with lower losses has a lower
-alpha rho wherever its points lie. Here each trained point (task, inner step) is compared with baseline points of the
-same seed and step group that have the same log support loss.
+The curvature of the cross-entropy shrinks together with the support loss. So a learner with lower support losses has a
+lower alpha rho for that reason alone. Here a point is one inner step of one task. Each point of the trained learner is
+compared with points of the baseline that have the same log support loss, the same seed, and inner steps that the plan
+judges together with its own (a step group of the plan).
 
-The method: among the baseline points within a caliper in log loss, take the mean of those at or below the point's loss
-and the mean of those at or above it, and interpolate between the two at the point's own loss. A plain mean inside the
-caliper is biased where it matters. At the edge of the overlap all matches lie on one side (trained losses are lower,
-so the matches are higher), and what is left of the difference in loss reads as suppression. The interpolation removes
-this bias to first order, fits nothing and never extrapolates. It needs a baseline point on each side; a trained point
-without both has no match, is left out and counted. So the comparison holds where the losses overlap and says nothing
-of the rest, and points of equal loss may still differ in other ways. A seed where too few points have a match is left
-out as a whole, because the few that it has do not represent it.
+The method: among the baseline points whose log loss differs by at most a caliper, take the mean of those at or below
+the trained point's loss and the mean of those at or above it, and interpolate between the two means at the trained
+point's own loss. A plain mean of all baseline points inside the caliper would be biased at the edge of the overlap.
+There, all of them have higher losses than the trained point, and the curvature that is higher because the loss is
+higher would be mistaken for suppression by training. The interpolation removes this bias to first order, fits nothing
+and never extrapolates.
+
+The interpolation needs a baseline point on each side. A trained point without both has no match: it is left out and
+counted. So the comparison holds where the losses of the two sides overlap and says nothing about the other points, and
+points of equal loss may still differ in other ways. A seed in which too few points have a match is left out as a whole,
+because those few points do not represent it.
 """
 
 import numpy as np
 
-from analysis.claims.comparison import IDENTICAL, Comparison, complete_units, identical, left_out, scale_of
+from analysis.claims.comparison import (
+    SIDES_IDENTICAL,
+    Comparison,
+    complete_units,
+    identical,
+    left_out,
+    mean_abs_baseline,
+)
 from analysis.claims.plan import Plan
 from analysis.statistics import percentile_interval, resampled_counts
 from hessian_tools.rng import numpy_stream
@@ -31,14 +42,19 @@ def matched(
     *,
     diverged: np.ndarray | None = None,
 ) -> Comparison:
-    """Differences at equal loss, one number per seed; all four arrays are [seed, task, step], the losses positive.
+    """Compare two sides at equal loss, with one number per seed; all four arrays are [seed, task, step].
 
-    Units [seed, task] that diverged on either side are left out of both, as in the raw comparison. The bootstrap
-    resamples the tasks of both sides together and matches anew. A seed needs the plan's least share of its points
-    matched; where such seeds leave fewer than two, the comparison has an obstacle.
+    trained, baseline: the values of the two sides. trained_loss, baseline_loss: their support losses, 0 or more.
+    diverged: whether each unit [seed, task] diverged on at least one side. Such a unit is left out of both sides, as in
+        ``paired``.
+
+    The bootstrap resamples the tasks of both sides together and matches anew. A seed is left out if fewer of its points
+    have a match than the plan's least share. If fewer than two seeds are left after that, the comparison has an
+    obstacle, so that it is inconclusive.
     """
     keep = complete_units(trained, baseline, trained_loss, baseline_loss, diverged=diverged)
-    with np.errstate(divide="ignore"):  # a loss of 0 has no logarithm: it is never matched, and counted as such
+    # The logarithm of a loss of 0 is -inf. Such a point never has a match, and counts as a point without one.
+    with np.errstate(divide="ignore"):
         sides = [trained, np.log(trained_loss), baseline, np.log(baseline_loss)]
     caliper = plan.equal_loss.caliper
     estimates, shares, draws = [], [], []
@@ -56,18 +72,19 @@ def matched(
         draws.append(resampled[0] - resampled[1])
     values, references = np.array(estimates).T
     share = float(np.array(shares) @ keep.sum(axis=1)) / max(int(keep.sum()), 1)
-    num_thin = int((keep.any(axis=1) & np.isnan(values)).sum())
+    num_unmatched_seeds = int((keep.any(axis=1) & np.isnan(values)).sum())
+    num_left = int(np.isfinite(values).sum())
     same = identical(trained, baseline, keep) and identical(trained_loss, baseline_loss, keep)
     return Comparison(
         effects=values - references,
         trained=values,
         baseline=references,
-        scale=scale_of(baseline, keep),
+        scale=mean_abs_baseline(baseline, keep),
         bootstrap=percentile_interval(np.mean(draws, axis=0) if draws else np.empty(0), confidence=plan.confidence),
         num_tasks=keep.shape[1],
         share=share,
-        num_thin=num_thin,
-        obstacle=IDENTICAL if same else _obstacle(share, num_thin, int(np.isfinite(values).sum()), plan),
+        num_unmatched_seeds=num_unmatched_seeds,
+        obstacle=SIDES_IDENTICAL if same else _obstacle(share, num_unmatched_seeds, num_left, plan),
         **left_out(keep, diverged),
     )
 
@@ -75,11 +92,13 @@ def matched(
 def matched_means(
     x: np.ndarray, y: np.ndarray, x0: np.ndarray, y0: np.ndarray, counts: np.ndarray, *, caliper: float
 ) -> np.ndarray:
-    """The mean of y, the mean of the y0 matched to it, and the share of points with a match: [3, resample].
+    """Return the mean of y, the mean of the baseline matched to it, and the share of matched points: [3, resample].
 
-    Means are taken over the matched points of a task, then over tasks; they are NaN where nothing matches.
-    x, y: log loss and value of the trained points [task, step]; x0, y0: the same of the baseline. counts: how often
-    each task is drawn, on both sides [task, resample].
+    Means are taken over the matched points of a task, then over tasks; they are NaN where no point has a match.
+
+    x, y: the log losses and the values of the trained points [task, step].
+    x0, y0: the log losses and the values of the baseline points [task, step].
+    counts: how often each task is drawn in each resample, the same for both sides [task, resample].
     """
     reference = bracketed(x.ravel(), x0, y0, counts, caliper=caliper).reshape(*x.shape, counts.shape[1])
     has_match = np.isfinite(reference)
@@ -95,29 +114,34 @@ def matched_means(
 
 
 def bracketed(x: np.ndarray, x0: np.ndarray, y0: np.ndarray, counts: np.ndarray, *, caliper: float) -> np.ndarray:
-    """The baseline's value at each log loss x [point], for each resample: [point, resample].
+    """Interpolate the baseline's value at each log loss x [point], for each resample: [point, resample].
 
-    It is linear between the mean of the neighbours at or below x and the mean of those at or above it, both within
-    ``caliper``, and NaN where one of the two is missing. It is exact where y0 is linear in x0 inside the caliper.
-    x0, y0: [task, step]; counts: [task, resample].
+    The value is interpolated linearly between two means: that of the baseline points at or below x, and that of those
+    at or above x, both within ``caliper``. It is NaN where one of the two groups is empty. It is exact where y0 is a
+    linear function of x0 inside the caliper.
+
+    x0, y0: the log losses and the values of the baseline points [task, step].
+    counts: how often each task is drawn in each resample [task, resample].
     """
-    with np.errstate(invalid="ignore"):  # -inf minus -inf is NaN: a loss of 0 matches nothing
+    with np.errstate(invalid="ignore"):  # -inf minus -inf is NaN, so that two losses of 0 do not match each other
         gap = x0[None] - x[:, None, None]  # [point, task, step]
     ends = []
     for side in ((gap <= 0) & (gap >= -caliper), (gap >= 0) & (gap <= caliper)):
         num = side.sum(axis=-1) @ counts
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore"):  # an empty group has the mean 0 / 0 = NaN, which marks a missing side
             ends.append([np.where(side, v, 0.0).sum(axis=-1) @ counts / num for v in (gap, y0[None])])
     (left, below), (right, above) = ends
     width = right - left
+    # Where all points of both groups have exactly the loss x, the two means are equal, so that the weight is arbitrary.
     share = np.where(width > 0, -left / np.where(width > 0, width, 1.0), 0.5)
     return np.asarray(below + share * (above - below))
 
 
-def _obstacle(share: float, num_thin: int, num_left: int, plan: Plan) -> str | None:
-    if num_thin == 0 or num_left >= 2:
+def _obstacle(share: float, num_unmatched_seeds: int, num_left: int, plan: Plan) -> str | None:
+    """The reason why too few seeds are left for a verdict, or None if at least two are left or none was unmatched."""
+    if num_unmatched_seeds == 0 or num_left >= 2:
         return None
     within = f"a match within {plan.equal_loss.caliper:g} in log loss"
     if num_left:
-        return f"the losses overlap in one seed only; elsewhere too few points have {within}"
+        return f"the losses overlap in one seed only; in the other seeds, too few points have {within}"
     return f"the losses hardly overlap: {share:.0%} of the points have {within}; more seeds would not help"

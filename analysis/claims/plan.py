@@ -1,4 +1,7 @@
-"""The pre-registered plan: every choice that a verdict depends on, read strictly from YAML, with a digest."""
+"""The pre-registered plan: every choice that a verdict depends on.
+
+It is read from YAML, where a missing or unknown key is an error, and it has a digest by which two plans are compared.
+"""
 
 import difflib
 import hashlib
@@ -14,7 +17,7 @@ BUNDLED = Path(__file__).with_name("claims.yaml")
 
 
 class PlanError(ValueError):
-    """The plan cannot be used; the message names the key and what to write instead."""
+    """Raised for a plan that cannot be used; the message names the key and what to write instead."""
 
 
 @dataclass(frozen=True)
@@ -31,19 +34,26 @@ class Margins:
 
 @dataclass(frozen=True)
 class StepGroup:
-    """Inner steps that are judged together, both ends included; "adapted" is the point after the last inner step."""
+    """The inner steps from ``first`` to ``last``, both included, which are judged together.
+
+    "adapted" is the point after the last inner step.
+    """
 
     first: int
     last: int | Literal["adapted"]
 
     def rows(self, steps: int) -> slice:
-        """The group as a slice of ``inner_step`` in a study of ``steps`` inner steps, which has steps + 1 points."""
+        """The group as a slice of the axis ``inner_step``, which has ``steps`` + 1 points for ``steps`` inner steps."""
         return slice(self.first, (steps if self.last == "adapted" else self.last) + 1)
 
 
 @dataclass(frozen=True)
 class EqualLoss:
-    """The caliper in log loss, and the least share of a seed's points that must have a match at equal support loss."""
+    """The settings of the comparison at equal support loss.
+
+    caliper: the largest difference in log loss between a point and its match.
+    least_share: the fraction of a seed's points that must have a match for the seed to be compared.
+    """
 
     caliper: float
     least_share: float
@@ -73,18 +83,18 @@ class Plan:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
     def check_steps(self, steps: int) -> None:
-        """PlanError if a step group names a point that a study of ``steps`` inner steps does not have."""
+        """Raise PlanError if a step group names a point that a study of ``steps`` inner steps does not have."""
         for name, group in self.step_groups.items():
             for key, step in (("first", group.first), ("last", group.last)):
                 if step != "adapted" and step > steps:
                     raise PlanError(
                         f"step_groups: {name}: {key} is {step}; this study has {steps} inner steps, so give at most "
-                        f"{steps}, the adapted point"
+                        f"{steps}, which is the point after the last step"
                     )
 
 
 def load_plan(path: Path | str | None = None) -> Plan:
-    """The plan in a YAML file, or the bundled one; PlanError, in plain words, for anything unexpected."""
+    """Read the plan in a YAML file, or the bundled plan for None; raise PlanError for anything unexpected."""
     source = BUNDLED if path is None else Path(path)
     try:
         data = yaml.safe_load(source.read_text(encoding="utf-8"))
@@ -96,7 +106,7 @@ def load_plan(path: Path | str | None = None) -> Plan:
 
 
 def plan_from_mapping(data: Any) -> Plan:
-    """The plan in plain nested mappings, which must have every key and no other."""
+    """Make a plan from nested mappings, which must have every key and no other; raise PlanError otherwise."""
     top = _keys(Plan, data, "the plan")
     groups = top["step_groups"]
     if not isinstance(groups, Mapping) or not groups:
@@ -117,13 +127,16 @@ def _step_group(data: Any, where: str) -> StepGroup:
     values = _keys(StepGroup, data, where)
     first, last = values["first"], values["last"]
     if type(first) is not int or first < 0:
-        raise PlanError(f"{where}: first is {first!r}; give an inner step, 0 or more")
+        raise PlanError(f"{where}: first is {first!r}; give the number of an inner step, 0 or more")
     if last != "adapted" and (type(last) is not int or last < first):
-        raise PlanError(f'{where}: last is {last!r}; give an inner step not before first, or "adapted"')
+        raise PlanError(
+            f'{where}: last is {last!r}; give an inner step not before first, which is {first}, or "adapted"'
+        )
     return StepGroup(first, last)
 
 
 def _numbers(kind: type, data: Any, where: str, low: float = -1.0, high: float = 2.0**63) -> dict[str, Any]:
+    """The mapping, checked to have exactly the fields of ``kind``, each a number between ``low`` and ``high``."""
     return {key: _number(value, f"{where}: {key}", low, high) for key, value in _keys(kind, data, where).items()}
 
 
@@ -141,9 +154,9 @@ def _keys(kind: type, data: Any, where: str) -> dict[str, Any]:
     for key in data:
         if key not in names:
             near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.5)
-            advice = f"did you mean {near[0]!r}?" if near else f"it knows {', '.join(names)}"
+            advice = f"did you mean {near[0]!r}?" if near else f"the known keys are {', '.join(names)}"
             raise PlanError(f"{where} has an unknown key {key!r}; {advice}")
     missing = [name for name in names if name not in data]
     if missing:
-        raise PlanError(f"{where} lacks {', '.join(missing)}")
+        raise PlanError(f"{where} lacks the required keys {', '.join(missing)}")
     return dict(data)

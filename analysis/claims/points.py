@@ -1,23 +1,30 @@
-"""The values of a study that claims compare: missing ones are refused, and NaN stands only where no number exists."""
+"""The values of a study that claims compare.
+
+A study with missing values is refused. A value that is returned is NaN only where the quantity is not defined, or where
+the inner loop diverged. A unit is one task of one seed.
+"""
 
 import numpy as np
 import xarray as xr
 
 from analysis.schema import STATUS_MEANINGS, ZERO_GRADIENT
 
-# How a verdict names its baseline where that is the learner's own checkpoint 0, whatever a control is called.
+# The name in verdicts of a baseline that is the untrained network, whatever the study's untrained control is called.
 UNTRAINED = "untrained"
 
-# These are ratios to squared inner gradients, so they do not exist where a gradient is zero.
+# These quantities are divided by the squared norm of inner gradients, so they are undefined where a gradient is zero.
 _RATIOS = ("alpha_rho", "rho", "rho_normalised", "alignment")
 
 
 class NotMeasuredError(ValueError):
-    """The study has not been measured in full, or numbers of it were lost; the message says what to do."""
+    """Raised if a study is not measured in full, or if measured numbers are missing; the message says what to do."""
 
 
 def first_and_last(ds: xr.Dataset) -> tuple[int, int]:
-    """Checkpoint 0, which is each seed's untrained network, and the last one; NotMeasuredError without both."""
+    """Return 0 (the checkpoint of each seed's untrained network) and the last checkpoint.
+
+    Raises NotMeasuredError if the study does not have both.
+    """
     checkpoints = sorted(int(value) for value in ds["checkpoint"].values)
     if checkpoints[0] != 0 or len(checkpoints) < 2:
         held = ", ".join(map(str, checkpoints))
@@ -28,18 +35,19 @@ def first_and_last(ds: xr.Dataset) -> tuple[int, int]:
 
 
 def diverged(ds: xr.Dataset, learner: str, *, checkpoint: int) -> np.ndarray:
-    """Whether each unit [seed, task] of a learner diverged before or at a checkpoint, by its status."""
+    """Whether the status of each unit [seed, task] of a learner at a checkpoint is "diverged"."""
     status = _at(ds[["status"]], learner, checkpoint)["status"].values
     return np.asarray(status == STATUS_MEANINGS.index("diverged"))
 
 
 def points(ds: xr.Dataset, variable: str, learner: str, *, checkpoint: int) -> np.ndarray:
-    """The values of a learner at a checkpoint [seed, task, ...].
+    """Return the values of a learner at a checkpoint [seed, task, ...].
 
-    A unit that diverged is NaN throughout. Single values are NaN where the variable is a ratio to a gradient that is
-    zero (for the alignment: where all inner gradients are zero, or there is only one). Raises NotMeasuredError if any
-    unit has not been measured, since a verdict on a part of a study would be about another study, and if a unit that
-    is marked as measured lacks any other number.
+    All values of a unit that diverged are NaN. A single value is NaN where the variable is a ratio to a gradient that
+    is zero (for the alignment: where all inner gradients are zero, or there is only one).
+
+    Raises NotMeasuredError if any unit has not been measured, because a verdict on a part of a study would be about
+    another study. Raises it also if a unit that is marked as measured lacks a number that should exist.
     """
     one = _at(ds[["status", "grad_norm", variable]], learner, checkpoint)
     _refuse_unmeasured(one, learner, checkpoint)
@@ -58,13 +66,13 @@ def _at(ds: xr.Dataset, learner: str, checkpoint: int) -> xr.Dataset:
 
 
 def _undefined(one: xr.Dataset, variable: str) -> np.ndarray:
-    """Where a measured unit may lack a number, in the shape of the variable."""
+    """Whether each value of a measured unit may be undefined, in the shape of the variable."""
     if variable not in _RATIOS:
         return np.zeros(one[variable].shape, dtype=bool)
     zero = one["grad_norm"].values < ZERO_GRADIENT
     if variable != "alignment":
         return np.asarray(zero)
-    inner = zero[..., :-1]  # the alignment has no part at the adapted point, where no step is taken
+    inner = zero[..., :-1]  # the last point is the adapted one, whose gradient takes no step and has no part in A
     return np.asarray(inner.all(axis=-1) | (inner.shape[-1] == 1))
 
 

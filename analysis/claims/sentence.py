@@ -1,4 +1,4 @@
-"""The sentence of a verdict: outcome, values and interval first, then what was left out and what would decide."""
+"""The sentence of a verdict: the outcome, both values and the interval, then what was left out of the comparison."""
 
 from collections.abc import Mapping
 
@@ -23,12 +23,13 @@ def sentence(
     seeds_needed: int | None,
     confidence: float,
 ) -> str:
-    """One paragraph for researchers; every number in it is in the verdict as well.
+    """Return one paragraph for researchers; every number in it is a field of the verdict as well.
 
     numbers: the effect, its bounds, the margin and the values of both sides, by the names of the verdict's fields.
+    seeds_needed: the number of seeds that would decide; None if no number of seeds would.
     """
     if comparison.num_diverged == comparison.num_units:
-        return f"Inconclusive: all {comparison.num_units} units diverged, nothing is left to compare."
+        return f"Inconclusive: all {comparison.num_units} units diverged, so that nothing is left to compare."
     if interval.num == 0:
         why = comparison.obstacle or "nothing is left to compare"
         return f"Inconclusive: {'; '.join([why, *_units_left_out(comparison)])}."
@@ -41,7 +42,7 @@ def sentence(
     elif outcome == "not supported":
         parts.append(_why_not(question, interval, numbers))
     if outcome != "inconclusive" and interval.num == 2:
-        parts.append("two seeds can agree by luck, so add some before relying on it")
+        parts.append("two seeds can agree by luck, so add seeds before relying on this outcome")
     return head + "; ".join([*parts, *_left_out(question, comparison, interval)]) + "."
 
 
@@ -67,52 +68,62 @@ def _levels(question: Question, interval: Interval, numbers: Mapping[str, float]
     where = f"over {question.steps}" if question.steps == "all steps" else f"at {question.steps}"
     text = f"{NAMES.get(question.quantity, question.quantity)} of {question.learner} {where} "
     if question.comparison == "against orthogonal":
-        text += f"is {number(numbers['trained_value'])} (orthogonal gradients: 0)"
+        text += f"is {number(numbers['trained_value'])} against 0 for orthogonal gradients"
     else:
         baseline = question.baseline if question.claim == "shot" else "the untrained network"
         at = ", at equal support loss" if question.comparison == "equal support loss" else ""
-        text += f"is {number(numbers['trained_value'])} against {number(numbers['baseline_value'])} of {baseline}{at}"
+        text += f"is {number(numbers['trained_value'])} against {number(numbers['baseline_value'])} for {baseline}{at}"
     text += f", a difference of {number(interval.mean, signed=True)}"
     if interval.num > 1:
         ends = f"{number(interval.low, signed=True)} to {number(interval.high, signed=True)}"
-        text += f" ({100 * confidence:g} % interval over seeds {ends})"
-    return text + f", smallest effect of interest {number(numbers['margin'])}"
+        text += f" ({100 * confidence:g} % interval over seeds: {ends})"
+    return text + f", while the smallest effect of interest is {number(numbers['margin'])}"
 
 
 def _needed(interval: Interval, seeds_needed: int | None) -> str:
     if interval.num < 2:
-        return "one seed shows no spread between seeds, at least 2 are needed"
+        return "one seed shows no spread between seeds, so that at least 2 are needed"
     if seeds_needed is None:
         num = f"{MAX_SEEDS:,}".replace(",", " ")
-        return f"not even {num} seeds would decide if mean and spread stay as they are"
+        return f"not even {num} seeds would decide if the mean and the spread over seeds stay as they are"
     seeds = plural(seeds_needed, "seed")
-    return f"about {seeds} would decide in about half of such studies, if mean and spread stay as they are"
+    condition = "if the mean and the spread over seeds stay as they are"
+    return f"about {seeds} would decide in about half of such studies, {condition}"
 
 
 def _why_not(question: Question, interval: Interval, numbers: Mapping[str, float]) -> str:
     sign = -1.0 if question.predicted == "negative" else 1.0
     ends = sorted((sign * interval.low, sign * interval.high))
     if ends[1] < 0:
-        return "the difference is opposite to the claim"
+        return "the difference has the sign opposite to the claim"
     if ends[0] > 0:
         return "the difference has the claimed sign but is smaller than the smallest effect of interest"
-    return "an effect of the smallest size of interest is excluded"
+    return "the interval excludes the smallest effect of interest"
 
 
 def _left_out(question: Question, comparison: Comparison, interval: Interval) -> list[str]:
     parts = []
     if question.comparison == "equal support loss" and not comparison.obstacle:
-        parts.append(f"{comparison.share:.0%} of the points have a match at their loss")
+        parts.append(f"{comparison.share:.0%} of the points have a match at equal loss")
     parts += _units_left_out(comparison)
-    if comparison.num_thin:
-        parts.append(f"{plural(comparison.num_thin, 'seed')} left out: too few of their points have a match")
-    empty = len(comparison.effects) - interval.num - comparison.num_thin
+    if comparison.num_unmatched_seeds:
+        num = comparison.num_unmatched_seeds
+        parts.append(f"{plural(num, 'seed')} {_was(num)} left out because too few points have a match")
+    empty = len(comparison.effects) - interval.num - comparison.num_unmatched_seeds
     if empty:
-        parts.append(f"{plural(empty, 'seed')} left out: nothing to compare")
+        parts.append(f"{plural(empty, 'seed')} {_was(empty)} left out because nothing was left to compare")
     return parts
 
 
 def _units_left_out(comparison: Comparison) -> list[str]:
     units = plural(comparison.num_units, "unit")
-    reasons = {"diverged": comparison.num_diverged, "have no value, the gradient is zero": comparison.num_undefined}
-    return [f"{num} of {units} (seed, task) {why}, left out of both sides" for why, num in reasons.items() if num]
+    reasons = {"of divergence": comparison.num_diverged, "the gradient is zero": comparison.num_undefined}
+    return [
+        f"{num} of {units} (seed, task) {_was(num)} left out of both sides because {reason}"
+        for reason, num in reasons.items()
+        if num
+    ]
+
+
+def _was(num: int) -> str:
+    return "was" if num == 1 else "were"

@@ -1,19 +1,30 @@
 """Claims (a) and (b): meta-training lowers the curvature along the inner gradient, and SHOT lowers it further.
 
-Claim (a), suppression: nothing asks meta-training to do so. Each trained learner at the last checkpoint is compared
-with itself at checkpoint 0: the untrained network with the same initialisation, on the same tasks, at the same inner
-learning rate (Lee, Yoo, Kwak 2023 claim it for the inner loop but measure no curvature). A learner that begins from
-another one is compared with the untrained network under the same inner loop, where the study has that.
+The curvature along the inner gradient g is rho = g'Hg / g'g, with the Hessian H of the support loss. alpha is the inner
+learning rate. SHOT is the penalty on the distance between few large and many small inner steps (Lee, Yoo, Kwak 2023).
+
+Claim (a), suppression: meta-training lowers this curvature, although no term of its loss asks for that. Each trained
+learner at the last checkpoint is compared with itself at checkpoint 0: the untrained network with the same
+initialisation, on the same tasks, at the same inner learning rate. (Lee, Yoo, Kwak 2023 claim suppression along the
+inner loop, but measure no curvature.) A learner that begins from another learner's trained network is compared with an
+untrained network that has the same inner loop, if the study has one.
 
 Claim (b), SHOT: a learner with SHOT is compared with the same learner without it, at the last checkpoint. The study
 names the pairs (``analysis.schema.shot_pairs``); one learner may be compared with several SHOT variants of it. Both
-sides have the seed's initialisation, tasks and inner learning rate in common. One that begins from a network which
-SHOT alone has pre-trained has had that training besides.
+sides share the seed's initialisation, tasks and inner learning rate. If the learner with SHOT begins from a network
+that was pre-trained with SHOT alone, it has had that training in addition.
 
-Three comparisons are made for each learner and step group. Raw: alpha rho as it is. At unit filter norm: rho where each
-filter that a normalisation follows has unit norm, since H ~ 1/|w|^2 there, and growing weights alone let rho fall;
-without normalisation it is rho itself. At equal support loss: see ``equal_loss``. A learner whose steps are not alpha
-times the gradient (learned step sizes, another step rule, codes) has no alpha rho: rho is judged in its place.
+A step group names the inner steps that the plan judges together. Three comparisons are made for each learner and step
+group:
+
+* Raw: alpha rho as it was measured.
+* At unit filter norm: rho after each filter that is followed by a normalisation layer has been scaled to unit norm. H
+  is proportional to 1/|w|^2 in the weights w of such a filter, so that rho falls if the weights merely grow. In a
+  network without normalisation, this is rho itself.
+* At equal support loss: see ``equal_loss``.
+
+A learner whose steps are not alpha times the gradient has no alpha rho, and rho is judged in its place. Such a learner
+learns its step sizes, uses another step rule, or adapts latent codes in place of the parameters (LEO).
 """
 
 from dataclasses import replace
@@ -31,7 +42,7 @@ QUANTITY, WITHOUT_ALPHA, UNIT_NORM, LOSS = "alpha_rho", "rho", "rho_normalised",
 
 
 def suppression_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
-    """Claim (a) for every trained learner and step group, in all three comparisons. Empty without a trained learner."""
+    """Return the verdicts on claim (a), in all three comparisons, for every trained learner and step group."""
     title = "meta-training lowers the curvature along the inner gradient"
     learners = trained_learners(ds)
     first, last = first_and_last(ds) if learners else (0, 0)
@@ -47,7 +58,7 @@ def suppression_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
 
 
 def shot_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
-    """Claim (b) for every pair and step group, in all three comparisons. Empty without a pair."""
+    """Return the verdicts on claim (b), in all three comparisons, for every pair of learners and step group."""
     title = "SHOT lowers the curvature along the inner gradient further"
     pairs = shot_pairs(ds)
     last = first_and_last(ds)[1] if pairs else 0
@@ -60,18 +71,19 @@ def shot_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
 
 
 def quantity(ds: xr.Dataset, *learners: str) -> str:
-    """The name of what is compared: alpha rho, or rho if the steps of a learner are not alpha times the gradient."""
+    """The name of the compared quantity: alpha rho, or rho if a learner's steps are not alpha times the gradient."""
     return QUANTITY if all(alpha_steps(ds, learner) for learner in learners) else WITHOUT_ALPHA
 
 
 def lower_curvature(
     ds: xr.Dataset, plan: Plan, question: Question, baseline: tuple[str, int], last: int, margin: float
 ) -> list[Verdict]:
-    """The answers to a question for each step group, in all three comparisons.
+    """Return the verdicts on a question for each step group, in all three comparisons.
 
     baseline: the learner and the checkpoint to compare with. last: the checkpoint of the question's learner.
-    margin: the smallest effect of interest, as a share of the baseline's mean |quantity| in the step group. It is the
-    same for the raw row and the row at equal loss, so that the two can be compared.
+    margin: the smallest effect of interest, as a fraction of the baseline's mean |quantity| in the step group. In
+        absolute terms it is the same for the raw comparison and the one at equal loss, so that their verdicts can be
+        compared.
     """
     other_learner, checkpoint = baseline
     sides = [

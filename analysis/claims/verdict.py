@@ -1,8 +1,9 @@
-"""A verdict: one claim about one learner, its effect with intervals, an outcome by rule, and a sentence.
+"""A verdict: the answer to one question about one learner, with its effect, intervals, outcome and sentence.
 
-The rule is ``analysis.statistics.decide``, applied to the Student t interval over seeds with the claimed direction as
-positive. The bootstrap interval is shown beside it and never decides, because it says nothing about other seeds. A
-comparison with an obstacle (hardly any overlap in loss, identical sides) is inconclusive for that reason alone.
+The outcome follows from ``analysis.statistics.decide``, applied to the Student t interval over seeds with the claimed
+direction as positive. The bootstrap interval is shown beside that interval but never decides, because it says nothing
+about other seeds. An obstacle is a reason why a comparison allows no verdict, such as hardly any overlap in loss, or
+two sides that are identical. A comparison with an obstacle is inconclusive, whatever its numbers are.
 """
 
 import json
@@ -14,27 +15,29 @@ from typing import Any
 
 from analysis.claims.comparison import Comparison, Direction, Question, mean_over_seeds
 from analysis.claims.sentence import sentence
-from analysis.statistics import Interval, Outcome, decide, seed_interval, seeds_to_decide
+from analysis.statistics import Interval, Outcome, decide, mean_interval, seeds_to_decide
 
 UNIT_NORM = "unit filter norm"
 
 
 @dataclass(frozen=True)
 class Verdict(Question):
-    """The answer to a question, in the units of its quantity. NaN where a number does not exist.
+    """The answer to a question, in the units of its quantity. A number that does not exist is NaN.
 
-    effect: trained minus baseline, with its own sign.
+    A unit is one task of one seed, and a point is one inner step of a unit.
+
+    effect: trained minus baseline; its sign is that of the difference, whatever the claim predicts.
     low, high: the Student t interval over seeds; NaN with one seed.
-    bootstrap_low, bootstrap_high: the interval from resampled tasks, conditional on these seeds.
-    margin: the smallest effect of interest, absolute.
-    baseline_value, trained_value: means over the units compared.
-    num_seeds: the seeds with something to compare. num_tasks: the tasks of each seed.
-    num_diverged: the units (seed, task) left out because they diverged. num_undefined: further units left out, which
-        were measured but have no value, since their gradient is zero.
-    share_compared: the share of the points that could be compared.
-    seeds_to_decide: the number of seeds at which about half of such studies would decide. None if the outcome is
-        decided, with one seed (which shows no spread), with an obstacle, or where no number of seeds would do.
-    obstacle: why no verdict was possible whatever the numbers, or None.
+    bootstrap_low, bootstrap_high: the interval from resampled tasks, with the seeds held fixed.
+    margin: the smallest effect of interest, in the units of the quantity.
+    baseline_value, trained_value: the means of both sides over the units that were compared.
+    num_seeds: the seeds with at least one unit to compare. num_tasks: the tasks of each seed.
+    num_diverged: the units left out because they diverged.
+    num_undefined: the further units left out, which were measured but have no value because their gradient is zero.
+    share_compared: the fraction of the points that could be compared.
+    seeds_to_decide: the number of seeds at which about half of such studies would decide. It is None if the outcome is
+        decided already, if there is one seed (which shows no spread) or an obstacle, or if no number of seeds would do.
+    obstacle: the reason why no verdict was possible, whatever the numbers are; None if there is none.
     """
 
     effect: float
@@ -57,8 +60,12 @@ class Verdict(Question):
 
 
 def conclude(question: Question, comparison: Comparison, *, margin: float, confidence: float) -> Verdict:
-    """The verdict on a comparison; ``margin`` > 0 is absolute, ``confidence`` that of the interval over seeds."""
-    interval = seed_interval(comparison.effects, confidence=confidence)
+    """Return the verdict on a comparison.
+
+    margin: the smallest effect of interest, above 0, in the units of the quantity.
+    confidence: that of the interval over seeds.
+    """
+    interval = mean_interval(comparison.effects, confidence=confidence)
     outcome, num_needed = _outcome(question.predicted, interval, comparison.obstacle, margin, confidence)
     numbers = {
         "effect": interval.mean,
@@ -89,7 +96,7 @@ def conclude(question: Question, comparison: Comparison, *, margin: float, confi
 def _outcome(
     predicted: Direction, interval: Interval, obstacle: str | None, margin: float, confidence: float
 ) -> tuple[Outcome, int | None]:
-    """The outcome, and the number of seeds that would decide where it is inconclusive."""
+    """Return the outcome and, if it is inconclusive, the number of seeds that would decide (None if none would)."""
     if obstacle is not None:
         return "inconclusive", None
     low, high, mean = interval.low, interval.high, interval.mean
@@ -102,13 +109,13 @@ def _outcome(
 
 
 def verdicts_to_json(verdicts: Sequence[Verdict], **facts: str) -> str:
-    """The verdicts as JSON text, after facts about what they rest on; a number that does not exist is null."""
+    """The verdicts as JSON text, after ``facts`` about their data; a number that is not finite becomes null."""
     rows = [{key: _null(value) for key, value in asdict(verdict).items()} for verdict in verdicts]
     return json.dumps(facts | {"verdicts": rows}, indent=1, allow_nan=False) + "\n"
 
 
 def verdicts_from_json(text: str) -> list[Verdict]:
-    """The verdicts written by ``verdicts_to_json``; null becomes NaN again."""
+    """Read the verdicts that ``verdicts_to_json`` wrote; a null number becomes NaN again."""
     floats = {field.name for field in fields(Verdict) if field.type is float}
     rows: list[dict[str, Any]] = json.loads(text)["verdicts"]
     for row in rows:
@@ -121,11 +128,11 @@ def _null(value: object) -> object:
 
 
 def verdict_lines(verdicts: Sequence[Verdict]) -> Iterator[str]:
-    """The verdicts as aligned lines for a terminal; the full sentences are in the report.
+    """Yield the verdicts as aligned lines for a terminal; the full sentences are in the report.
 
-    One heading for each claim, then one line for each comparison: outcome, learner and baseline, effect and interval
-    over seeds. The effect is one of the quantity in the heading. A row at unit filter norm is about rho, not alpha rho,
-    and so is a row of a learner whose steps are not alpha times the gradient.
+    Each claim has a heading, followed by one line for each comparison with the outcome, the learner and the baseline,
+    the effect and its interval over seeds. The heading names the quantities. A line at unit filter norm is about rho,
+    not alpha rho, and so is a line of a learner whose steps are not alpha times the gradient.
     """
     for title, group in groupby(verdicts, key=lambda v: v.title):
         rows = list(group)
@@ -152,7 +159,7 @@ def _effect(v: Verdict) -> str:
 
 
 def _remark(v: Verdict) -> str:
-    """What would make an inconclusive row conclusive, if anything would."""
+    """The obstacle of a verdict or, if it is inconclusive without one, how many seeds would decide; "" otherwise."""
     if v.obstacle:
         return "  " + v.obstacle.partition(";")[0]
     if v.outcome != "inconclusive" or math.isnan(v.effect):

@@ -1,6 +1,7 @@
-"""Everything that is drawn, in one vocabulary.
+"""Everything that is drawn: the figures of a study, and plots of single results of the library.
 
-``style`` is how things look, ``summary`` which means are drawn, ``curves``, ``axes``, ``states`` and ``legend`` are
-what figures are made of, ``figures`` are those of a study, and ``labelled`` and ``results`` turn single results of the
-library into labelled data and into pictures.
+``style`` has the colours, fonts and sizes. ``summary`` computes the means that figures show. ``curves``,
+``references``, ``panels`` and ``legend`` draw the parts of a figure, and ``figures`` has the figures of a study.
+``labelled`` turns a single result of the library into a labelled Dataset, and ``results`` draws it, split by ``series``
+into one curve for each point.
 """

@@ -1,7 +1,7 @@
 """Lines with bands: a mean over seeds with its band and error bars, over meta-training or along the inner loop.
 
-Lines, bands and bars carry a gid such as ``mean:<name>`` or ``seed:<name>:<seed>``, by which a test or a drawing
-program finds them.
+Lines, bands and bars have a group id (gid) such as ``mean:<name>`` or ``seed:<name>:<seed>``, by which a test or a
+drawing program finds them. A control is a learner that is not trained.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from analysis.drawing.references import step_axis, training_axis
-from analysis.drawing.style import CONTROL, GREY, Line, MethodStyle, method_label, method_style
+from analysis.drawing.style import CONTROL_STYLE, GREY, LineStyle, MethodStyle, method_label, method_style
 from analysis.drawing.summary import MAX_SEEDS_SHOWN, Summary, summarise
 from analysis.schema import learner_names, trained_learners
 
@@ -23,24 +23,27 @@ SEED_ALPHA = 0.45
 
 
 def controls(ds: xr.Dataset) -> list[str]:
-    """The learners that are not trained, by what the study says of them: a control may have any name."""
+    """The learners that are not trained according to the study's settings; their names do not matter."""
     trained = trained_learners(ds)
     return [name for name in learner_names(ds) if name not in trained]
 
 
 def learner_style(ds: xr.Dataset, name: str) -> MethodStyle:
-    """The look of one learner: that of its method if it is trained, grey if it is an untrained control."""
-    return CONTROL if name in controls(ds) else method_style(name)
+    """The style of one learner: that of its method if it is trained, grey if it is an untrained control."""
+    return CONTROL_STYLE if name in controls(ds) else method_style(name)
 
 
 def plot_finite(ax: Axes, x: np.ndarray, y: np.ndarray, **look: Any) -> None:
-    """Draw the points whose y is finite; a line goes straight across those that are left out."""
+    """Draw the points whose y is finite; a line connects neighbours straight across the points that are left out."""
     finite = np.isfinite(y)
     ax.plot(x[finite], y[finite], **look)
 
 
 def curve(ax: Axes, x: np.ndarray, summary: Summary, *, style: MethodStyle, name: str, filled: bool = True) -> None:
-    """Draw the mean as a thick line, the band behind it, and each seed as a thin line while there are up to four."""
+    """Draw the mean as a thick line with the band behind it; with two to four seeds, add a thin line for each seed.
+
+    name: goes into the gids. filled: whether the markers are filled with the colour, or white inside.
+    """
     x = np.asarray(x, dtype=float)
     low, high = summary.low.values, summary.high.values
     if summary.num_seeds > 1:
@@ -56,8 +59,8 @@ def curve(ax: Axes, x: np.ndarray, summary: Summary, *, style: MethodStyle, name
     plot_finite(ax, x, summary.mean.values, markerfacecolor=face, gid=f"mean:{name}", zorder=3, **look)
 
 
-def level(ax: Axes, summary: Summary, *, style: MethodStyle, name: str) -> None:
-    """Draw one number that does not change along x: a horizontal line at its mean, with its band."""
+def horizontal_line(ax: Axes, summary: Summary, *, style: MethodStyle, name: str) -> None:
+    """Draw the summary of one number that does not change along x: a horizontal line at its mean, with its band."""
     mean, low, high = (float(value) for value in (summary.mean, summary.low, summary.high))
     if not np.isfinite(mean):
         return
@@ -67,7 +70,7 @@ def level(ax: Axes, summary: Summary, *, style: MethodStyle, name: str) -> None:
 
 
 def error_bars(ax: Axes, x: np.ndarray, y: np.ndarray, error: np.ndarray, *, color: str, name: str) -> None:
-    """Draw vertical bars of one error each way behind the markers, wherever both value and error are finite."""
+    """Draw bars from y - error to y + error, behind the markers, wherever both y and the error are finite."""
     finite = np.isfinite(y) & np.isfinite(error)
     if not finite.any():
         return
@@ -80,16 +83,16 @@ def error_bars(ax: Axes, x: np.ndarray, y: np.ndarray, error: np.ndarray, *, col
 def over_training(ds: xr.Dataset, ax: Axes, summary: Summary, *, incomplete: xr.DataArray) -> None:
     """Draw a summary with dimensions learner and checkpoint against the meta-iteration, one line per learner.
 
-    An untrained control has one checkpoint and is drawn as a level. ``incomplete`` [learner, checkpoint] counts the
-    units that a mean lacks because they diverged. Such a mean gets a cross; where every unit diverged, the cross stands
-    at the top edge.
+    An untrained control has one checkpoint and is drawn as a horizontal line. ``incomplete`` [learner, checkpoint]
+    counts the units (seed, task) that diverged and are therefore missing from a mean. A mean that lacks units gets a
+    cross. Where every unit diverged, there is no mean, and the cross stands at the top edge of the panel.
     """
     x = ds["checkpoint"].values.astype(float)
     for position, name in enumerate(learner_names(ds)):
         part, style = summary.at(learner=position), learner_style(ds, name)
         has_mean = np.isfinite(part.mean.values)
         if name in controls(ds):
-            level(ax, part.at(checkpoint=int(np.argmax(has_mean))), style=style, name=name)
+            horizontal_line(ax, part.at(checkpoint=int(np.argmax(has_mean))), style=style, name=name)
         else:
             curve(ax, x, part, style=style, name=name)
         lacks_units = incomplete.isel(learner=position).values > 0
@@ -99,25 +102,27 @@ def over_training(ds: xr.Dataset, ax: Axes, summary: Summary, *, incomplete: xr.
         if partial.any():
             ax.plot(x[partial], part.mean.values[partial], gid=f"diverged:{name}", **cross)
         if lost.any():
+            # With this transform, y is a fraction of the axis: 0.97 keeps the whole cross inside the panel.
             edge: dict[str, Any] = {"transform": ax.get_xaxis_transform(), "gid": f"all diverged:{name}"}
             ax.plot(x[lost], np.full(lost.sum(), 0.97), **edge, **cross)
     training_axis(ax, ds["checkpoint"].values)
 
 
 def common_start(ds: xr.Dataset, ax: Axes, summary: Summary) -> list[Line2D]:
-    """Draw the level of the untrained network in a study without a control; returns its legend entry.
+    """Draw a horizontal line at the mean of the untrained network in a study without a control.
 
-    It is the mean at checkpoint 0, where all learners are the same network. Nothing is drawn, and no entry returned,
-    in a study with a control, which ``over_training`` draws, or where learners with different inner learning rates
-    start from different levels.
+    It is the mean at checkpoint 0, where all learners are the same network. Returns the line as the only legend entry.
+    Draws nothing and returns no entry if the study has a control, which ``over_training`` draws, or if the learners'
+    means at checkpoint 0 differ, as they do for different inner learning rates.
     """
     means = summary.mean.isel(checkpoint=0).values
     means = means[np.isfinite(means)]
     if controls(ds) or int(ds["checkpoint"][0]) != 0 or means.size == 0:
         return []
+    # Equal networks may differ by rounding in float32. A relative difference of 1e-4 cannot be seen in a figure.
     if not np.allclose(means, means[0], rtol=1e-4, atol=1e-9):
         return []
-    look: dict[str, Any] = {"color": CONTROL.color, "linestyle": CONTROL.linestyle, "linewidth": 1.2}
+    look: dict[str, Any] = {"color": CONTROL_STYLE.color, "linestyle": CONTROL_STYLE.linestyle, "linewidth": 1.2}
     return [ax.axhline(float(means[0]), label="untrained", gid="untrained", zorder=2.5, **look)]
 
 
@@ -125,18 +130,19 @@ def common_start(ds: xr.Dataset, ax: Axes, summary: Summary) -> list[Line2D]:
 
 
 class QuantityLook(NamedTuple):
-    """Marker, line and legend text of a quantity that shares its panel with other quantities."""
+    """The marker, line style and legend text of a quantity that shares its panel with other quantities."""
 
     marker: str
-    linestyle: Line
+    linestyle: LineStyle
     label: str
 
 
 @dataclass(frozen=True)
-class State:
-    """One learner at its first or its last measured checkpoint; both are positions in the study.
+class LearnerState:
+    """The state of one learner at the first or the last checkpoint at which it was measured.
 
-    The first state is drawn grey with open markers, the last one filled and in the method's colour.
+    The first state is drawn in grey with open markers, the last one in the method's colour with filled markers.
+    ``learner`` and ``checkpoint`` are positions along these two axes of the study's Dataset.
     """
 
     learner: int
@@ -146,43 +152,50 @@ class State:
 
     @property
     def label(self) -> str:
-        """The end of a gid, such as ``last:maml``."""
+        """The last part of the gids of this state's artists, such as ``last:maml``."""
         return f"{'first' if self.is_first else 'last'}:{self.name}"
 
     @property
     def color(self) -> str:
-        """Grey for the first state, the method's own colour for the last."""
+        """The colour of this state: grey for the first one, the method's colour for the last one."""
         return GREY if self.is_first else method_style(self.name).color
 
     @property
     def position(self) -> dict[str, int]:
-        """Where this state is in the study, for ``isel``."""
+        """The position of this state in the study's Dataset, as ``isel`` takes it."""
         return {"learner": self.learner, "checkpoint": self.checkpoint}
 
     @property
     def shift(self) -> float:
-        """How far to move points along x: the first state to the left of a step's tick, the last one to the right."""
+        """The distance along x by which markers are moved, so that those of the two states do not overlap."""
         return -0.12 if self.is_first else 0.12
 
 
-def states(ds: xr.Dataset, values: xr.DataArray, name: str) -> list[State]:
-    """The first and the last checkpoint at which a learner has values: two states, one, or none."""
+def states(ds: xr.Dataset, values: xr.DataArray, name: str) -> list[LearnerState]:
+    """The states of a learner at the first and the last checkpoint at which it has values.
+
+    There is one state if these are the same checkpoint, and none if the learner has no value at all.
+    """
     learner = learner_names(ds).index(name)
     present = values.isel(learner=learner).notnull()
     checkpoints = np.flatnonzero(present.any([dim for dim in present.dims if dim != "checkpoint"]).values)
     ends = dict.fromkeys(int(checkpoints[end]) for end in (0, -1)) if checkpoints.size else {}
-    return [State(learner, checkpoint, name, is_first=not number) for number, checkpoint in enumerate(ends)]
+    return [LearnerState(learner, checkpoint, name, is_first=not number) for number, checkpoint in enumerate(ends)]
 
 
 def panel_learners(ds: xr.Dataset) -> list[str]:
-    """The learners that have a panel: the trained ones, as an untrained control is only where each of them starts."""
+    """The learners that have a panel of their own.
+
+    They are the trained learners: an untrained control would repeat the first state that each of their panels shows. In
+    a study without a trained learner, they are all learners.
+    """
     return trained_learners(ds) or learner_names(ds)
 
 
 def draw_states(
-    ds: xr.Dataset, axes: list[Axes], values: xr.DataArray, draw: Callable[[xr.Dataset, Axes, State], object]
+    ds: xr.Dataset, axes: list[Axes], values: xr.DataArray, draw: Callable[[xr.Dataset, Axes, LearnerState], object]
 ) -> None:
-    """Draw both states of every learner into its panel; ``values`` tells which checkpoints were measured."""
+    """Draw the states of every learner into its panel; ``values`` tells at which checkpoints it was measured."""
     for name, ax in zip(panel_learners(ds), axes, strict=True):
         for state in states(ds, values, name):
             draw(ds, ax, state)
@@ -190,12 +203,19 @@ def draw_states(
 
 
 def along_steps(
-    ax: Axes, state: State, values: xr.DataArray, *, name: str, look: QuantityLook, error: xr.DataArray | None = None
+    ax: Axes,
+    state: LearnerState,
+    values: xr.DataArray,
+    *,
+    name: str,
+    look: QuantityLook,
+    error: xr.DataArray | None = None,
 ) -> None:
     """Draw a quantity along the inner loop of one state.
 
-    values: the quantity of the whole study, so that all panels have the same kind of band.
-    error: the error of its means, drawn as bars.
+    values: the quantity in the whole study. The band is chosen from the number of all seeds that have values, so that
+        all panels have the same kind of band.
+    error: the errors of the quantity's means, which are drawn as bars.
     """
     summary = summarise(values).at(**state.position)
     x = summary.mean["inner_step"].values + state.shift

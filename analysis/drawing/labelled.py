@@ -1,4 +1,7 @@
-"""``to_xarray``: every result of the library as a labelled Dataset, each variable with its unit, meaning and error."""
+"""``to_xarray``: turn a result of the library into a Dataset whose variables have units, meanings and errors.
+
+The points of a result are the parameter vectors at which the quantity was computed. They are its leading axes.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
@@ -12,17 +15,19 @@ from torch.nn.functional import pad
 from hessian_tools import curvature
 from hessian_tools.trajectory import Trajectory
 
-# A loss has one unit (nat, say, or a squared error) and a parameter has another; all other units follow from these.
-NUMBER = "1"
+# Losses have one unit (such as nats or a squared error) and parameters have another. All other units follow from these.
+DIMENSIONLESS = "1"
 LOSS = "loss"
 PARAMETER = "parameter"
 GRADIENT = "loss/parameter"
 CURVATURE = "loss/parameter^2"
-"""Unit of the Hessian, its eigenvalues and its trace, and of 1 / step size: a step size is parameter^2 / loss."""
+"""The unit of the Hessian, its eigenvalues and its trace; a step size has the inverse unit, parameter^2 / loss."""
 PER_CURVATURE = "parameter^2/loss"
 CURVATURE_SQUARED = "loss^2/parameter^4"
 
-# A finding of a self-check has passed (True), failed (False), or was not judged (None); as CF flags these are numbers.
+# A ``curvature.Check`` is a list of findings, each about one property of a product, such as its symmetry. A finding has
+# passed (True), failed (False) or was not judged (None). A Dataset stores these as numbers, whose meanings its
+# attributes flag_values and flag_meanings give (the CF conventions for climate data).
 VERDICTS = {False: 0, None: 1, True: 2}
 VERDICT_MEANINGS = "wrong not_judged ok"
 
@@ -30,10 +35,11 @@ VERDICT_MEANINGS = "wrong not_judged ok"
 class Column(NamedTuple):
     """One variable of a Dataset.
 
-    dims: names of the axes behind those of the points.
-    error: the name of the variable that holds its error.
-    source: which attribute of a result has the values, such as ``trace.value``; by default that of the variable's name.
-        It may also be a function of the result.
+    dims: the names of the axes that follow the axes of the points.
+    units, long_name: the unit of the values, and what they are.
+    error: the name of the variable that holds the errors of this one; "" if there is none.
+    source: the attribute of a result that holds the values, such as ``trace.value``, or a function that computes them
+        from a result. By default, it is the attribute with the same name as the variable.
     """
 
     dims: tuple[str, ...]
@@ -50,9 +56,9 @@ def _pairs(name: str, dim: str, meaning: str, *, of: str = "") -> Columns:
     return {
         name: Column((dim,), CURVATURE, meaning, f"{name}_residual", f"{of}values"),
         f"{name}_residual": Column((dim,), CURVATURE, _RESIDUAL, source=f"{of}residuals"),
-        f"{name}_converged": Column((dim,), NUMBER, "whether the residual is as small as asked", "", f"{of}converged"),
-        f"{name}_complete": Column((), NUMBER, _COMPLETE, source=f"{of}complete"),
-        f"{name}_vector": Column(("param", dim), NUMBER, "unit eigenvectors", source=f"{of}vectors"),
+        f"{name}_converged": Column((dim,), DIMENSIONLESS, _CONVERGED, "", f"{of}converged"),
+        f"{name}_complete": Column((), DIMENSIONLESS, _COMPLETE, source=f"{of}complete"),
+        f"{name}_vector": Column(("param", dim), DIMENSIONLESS, "unit eigenvectors", source=f"{of}vectors"),
     }
 
 
@@ -61,7 +67,9 @@ def _estimate(name: str, units: str, meaning: str, *, of: str = "") -> Columns:
         name: Column((), units, f"{meaning}, mean over probes", f"{name}_stderr", f"{of}value"),
         f"{name}_stderr": Column((), units, f"standard error of the {meaning}", source=f"{of}stderr"),
         f"{name}_sample": Column(("probe",), units, f"{meaning}, of each probe", source=f"{of}samples"),
-        f"{name}_converged": Column((), NUMBER, "whether the error is as small as asked", source=f"{of}converged"),
+        f"{name}_converged": Column(
+            (), DIMENSIONLESS, "whether the error is within tolerance", source=f"{of}converged"
+        ),
     }
 
 
@@ -70,32 +78,41 @@ def _diagonal(*, of: str = "") -> Columns:
     return {
         "diagonal": Column(("param",), CURVATURE, meaning, "diagonal_stderr", f"{of}value"),
         "diagonal_stderr": Column(("param",), CURVATURE, "standard error of each entry", source=f"{of}stderr"),
-        "diagonal_converged": Column(("param",), NUMBER, "whether both are finite", source=f"{of}converged"),
+        "diagonal_converged": Column(("param",), DIMENSIONLESS, _FINITE, source=f"{of}converged"),
     }
 
 
 def _num_matvecs(*, of: str = "") -> Columns:
-    return {"num_matvecs": Column((), NUMBER, "products with the matrix used at each point", source=f"{of}num_matvecs")}
+    return {"num_matvecs": Column((), DIMENSIONLESS, _PRODUCTS, source=f"{of}num_matvecs")}
 
 
 def _of_findings(read: Callable[[curvature.Finding], float], dtype: str = "float64") -> Callable[[Any], np.ndarray]:
-    """A function that reads one number of every finding of a Check."""
+    """A function that reads one number from every finding of a Check, as an array of type ``dtype``."""
     return lambda check: np.array([read(finding) for finding in check.findings], dtype=dtype)
 
 
 def _padded_vectors(spectrum: curvature.Spectrum) -> Tensor | None:
-    """The eigenvectors, with zeros for those of eigenvalues zero that were not computed."""
+    """The eigenvectors as columns, one for each eigenvalue.
+
+    A Spectrum may hold fewer eigenvectors than eigenvalues: those of the eigenvalue 0 at its end were not computed.
+    Their columns are filled with zeros.
+    """
     if spectrum.vectors is None:
         return None
     return pad(spectrum.vectors, (0, spectrum.values.shape[-1] - spectrum.vectors.shape[-1]))
 
 
-_RESIDUAL = "|Hv - lambda v|: some eigenvalue lies that near"
+_CONVERGED = "whether the residual is within tolerance"
+_FINITE = "whether value and error are finite"
+_PRODUCTS = "matrix-vector products used at each point"
+_NODE_RESIDUAL = "at least one exact eigenvalue lies within this distance of the node"
+_RESIDUAL = "|Hv - lambda v|: at least one exact eigenvalue lies within this distance"
 _NONZERO = "eigenvalues by falling magnitude; all others are zero"
 _COMPLETE = "whether it was shown that no wanted eigenvalue is missing"
 _EIGEN, _GRID, _NODE, _STEP = ("eigen_index",), ("grid",), ("probe", "node"), ("inner_step",)
 
-# The variables of each kind of result. The first variable of a kind has all axes of the points.
+# The variables of each kind of result. ``to_xarray`` finds the number of axes of points from the first variable of a
+# kind, so this variable must have all of them.
 COLUMNS: dict[type, Columns] = {
     curvature.EigenPairs: _pairs("eigenvalue", "eigen_index", "eigenvalues") | _num_matvecs(),
     curvature.Extremes: _pairs("eigenvalue", "eigen_index", "largest eigenvalues by magnitude", of="magnitude.")
@@ -104,9 +121,9 @@ COLUMNS: dict[type, Columns] = {
     | _num_matvecs(of="magnitude."),
     curvature.Spectrum: {
         "eigenvalue": Column(_EIGEN, CURVATURE, _NONZERO, "eigenvalue_error", "values"),
-        "eigenvalue_error": Column((), CURVATURE, "error of every eigenvalue of a point", source="error"),
-        "eigenvalue_vector": Column(("param", *_EIGEN), NUMBER, "unit eigenvectors", source=_padded_vectors),
-        "dense": Column((), NUMBER, "whether the whole matrix was computed"),
+        "eigenvalue_error": Column((), CURVATURE, "bound on the error of every eigenvalue of a point", source="error"),
+        "eigenvalue_vector": Column(("param", *_EIGEN), DIMENSIONLESS, "unit eigenvectors", source=_padded_vectors),
+        "dense": Column((), DIMENSIONLESS, "whether the whole matrix was computed"),
     }
     | _num_matvecs(),
     curvature.Estimate: _estimate("estimate", CURVATURE, "estimate") | _num_matvecs(),
@@ -119,13 +136,13 @@ COLUMNS: dict[type, Columns] = {
         "density": Column(_GRID, PER_CURVATURE, "share of eigenvalues per unit of curvature"),
         "density_low": Column(_GRID, PER_CURVATURE, "low end of the band over probes", source=lambda d: d.band[0]),
         "density_high": Column(_GRID, PER_CURVATURE, "high end of the band over probes", source=lambda d: d.band[1]),
-        "cumulative": Column(_GRID, NUMBER, "share of eigenvalues up to this grid point"),
+        "cumulative": Column(_GRID, DIMENSIONLESS, "share of eigenvalues up to this grid point"),
         "curvature": Column(_GRID, CURVATURE, "eigenvalue", source="grid"),
         "node_value": Column(_NODE, CURVATURE, "nodes of each probe's Gauss rule", "node_residual", "nodes"),
-        "node_residual": Column(_NODE, CURVATURE, "some eigenvalue lies that near to the node", source="residuals"),
-        "node_weight": Column(_NODE, NUMBER, "weights of the nodes", source="weights"),
+        "node_residual": Column(_NODE, CURVATURE, _NODE_RESIDUAL, source="residuals"),
+        "node_weight": Column(_NODE, DIMENSIONLESS, "weights of the nodes", source="weights"),
         "node_isolated": Column(
-            _NODE, NUMBER, "whether the node is an eigenvalue that stands alone", source="isolated"
+            _NODE, DIMENSIONLESS, "whether no other eigenvalue is near the node", source="isolated"
         ),
         "width": Column((), CURVATURE, "standard deviation of the kernel"),
     }
@@ -137,15 +154,17 @@ COLUMNS: dict[type, Columns] = {
         "grad_norm": Column((), GRADIENT, "norm of the gradient |g|"),
     },
     curvature.Check: {
-        "value": Column(("finding",), NUMBER, "the worst error found", source=_of_findings(lambda f: f.value)),
-        "allowed": Column(("finding",), NUMBER, "the error allowed", source=_of_findings(lambda f: f.allowed)),
-        "passed": Column(("finding",), NUMBER, "verdict", source=_of_findings(lambda f: VERDICTS[f.passed], "int8")),
+        "value": Column(("finding",), DIMENSIONLESS, "the worst error found", source=_of_findings(lambda f: f.value)),
+        "allowed": Column(("finding",), DIMENSIONLESS, "the error allowed", source=_of_findings(lambda f: f.allowed)),
+        "passed": Column(
+            ("finding",), DIMENSIONLESS, "verdict", source=_of_findings(lambda f: VERDICTS[f.passed], "int8")
+        ),
     },
     Trajectory: {
         "support_loss": Column(_STEP, LOSS, "loss on the support set"),
         "query_loss": Column(_STEP, LOSS, "loss on the query set"),
-        "support_accuracy": Column(_STEP, NUMBER, "accuracy on the support set"),
-        "query_accuracy": Column(_STEP, NUMBER, "accuracy on the query set"),
+        "support_accuracy": Column(_STEP, DIMENSIONLESS, "accuracy on the support set"),
+        "query_accuracy": Column(_STEP, DIMENSIONLESS, "accuracy on the query set"),
         "theta_norm": Column(_STEP, PARAMETER, "Euclidean norm of the parameters |theta_k|"),
         "grad_norm": Column(_STEP, GRADIENT, "norm of the inner gradient |g_k|"),
         "displacement": Column(_STEP, PARAMETER, "distance from the start |theta_k - theta_0|"),
@@ -162,11 +181,14 @@ def to_xarray(
     """Turn a result into a Dataset of copies on the CPU, with names, units and meanings.
 
     result: one of the kinds in ``COLUMNS``, such as EigenPairs, Estimate, Density or Trajectory.
-    dims: names of its leading axes; by default ("point",), or ("task",) for a Trajectory.
-    coords: labels of any dimension, such as {"point": inner_steps}; by default whole numbers from 0.
-    Returns a Dataset whose ``attrs["kind"]`` names the kind of result. Units are those of the loss and the parameters.
-        A variable that has an error names it in its attribute ``error_variable``.
-    Raises TypeError for anything else, and ValueError for names that do not fit.
+    dims: the names of the result's leading axes; by default ("point",), or ("task",) for a Trajectory.
+    coords: the labels along any dimension, such as {"point": inner_steps}; by default whole numbers from 0.
+
+    Returns a Dataset whose ``attrs["kind"]`` names the kind of result. Units are made of those of the loss and the
+    parameters. A variable that has an error names the error's variable in its attribute ``error_variable``.
+
+    Raises TypeError if ``result`` is of no known kind, and ValueError if ``dims`` does not name the leading axes or
+    ``coords`` has a dimension that the result lacks.
 
     >>> import torch
     >>> from hessian_tools.curvature import EigenPairs
@@ -193,7 +215,8 @@ def to_xarray(
             ds[name] = ((*leading, *column.dims), array, attrs)
     given = {name: np.asarray(labels) for name, labels in (coords or {}).items()}
     if unknown := sorted(set(given) - {str(name) for name in ds.sizes}):
-        raise ValueError(f"coords has {unknown[0]!r}; this result has the dimensions {', '.join(map(str, ds.sizes))}")
+        known = ", ".join(map(str, ds.sizes))
+        raise ValueError(f"coords has the unknown dimension {unknown[0]!r}; this result has the dimensions {known}")
     ds = ds.assign_coords({str(name): np.arange(size) for name, size in ds.sizes.items()} | given)
     if isinstance(result, curvature.Check):
         meanings = " ".join(finding.name for finding in result.findings)
@@ -207,27 +230,31 @@ def to_xarray(
 
 
 def _array(result: Any, name: str, source: str | Callable[[Any], Any]) -> Any:
-    """A copy of a variable's values as a numpy array; None for what the result does not hold, such as eigenvectors."""
+    """A copy of a variable's values as a numpy array; None if the result lacks them, like optional eigenvectors."""
     values = source(result) if callable(source) else attrgetter(source or name)(result)
     return values.numpy(force=True).copy() if isinstance(values, Tensor) else values
 
 
-def _leading_dims(number: int, dims: Sequence[str] | None, result: Any) -> tuple[str, ...]:
-    """Names of the ``number`` axes of points: as given, or by default where there is at most one."""
+def _leading_dims(num_axes: int, dims: Sequence[str] | None, result: Any) -> tuple[str, ...]:
+    """The names of the ``num_axes`` axes of points.
+
+    They are ``dims`` if given. Otherwise there is a default for one axis; several axes must be named, or ValueError is
+    raised.
+    """
     default = "task" if isinstance(result, Trajectory) else "point"
-    names = ((default,) if number == 1 else ()) if dims is None else tuple(dims)
-    if len(names) != number or len(set(names)) != number:
+    names = ((default,) if num_axes == 1 else ()) if dims is None else tuple(dims)
+    if len(names) != num_axes or len(set(names)) != num_axes:
         raise ValueError(
-            f"dims={list(names)} for a result with {number} leading axes; give {number} different names, such as "
-            f"{['task', 'inner_step'][:number]}"
+            f"dims={list(names)} does not name the {num_axes} leading axes of this result; give {num_axes} different "
+            f"names, such as {['task', 'inner_step'][:num_axes]}"
         )
     return names
 
 
 def axis_label(name: str, units: str) -> str:
-    """The label of an axis: the name, and the unit in brackets where there is one.
+    """The label of an axis: the name, and the unit in brackets unless the quantity is dimensionless.
 
-    >>> axis_label("trace", CURVATURE), axis_label("accuracy", NUMBER)
+    >>> axis_label("trace", CURVATURE), axis_label("accuracy", DIMENSIONLESS)
     ('trace [loss/parameter$^2$]', 'accuracy')
     """
-    return name if units == NUMBER else f"{name} [{units.replace('^2', '$^2$').replace('^4', '$^4$')}]"
+    return name if units == DIMENSIONLESS else f"{name} [{units.replace('^2', '$^2$').replace('^4', '$^4$')}]"

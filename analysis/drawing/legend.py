@@ -1,4 +1,4 @@
-"""What a figure says in words: its legend entries, and the sentences that captions share."""
+"""The words of a figure: its legend entries, and the sentences that captions have in common."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from analysis.drawing.curves import BAND_ALPHA, QuantityLook, controls, learner_style, panel_learners, states
-from analysis.drawing.style import CONTROL, DARK, GREY, method_label
+from analysis.drawing.style import CONTROL_STYLE, DARK, GREY, method_label
 from analysis.drawing.summary import MAX_SEEDS_SHOWN, diverged_units, seeds_with_values, tasks_per_seed
 from analysis.schema import begun_elsewhere, learner_names, why_no_alpha
 
@@ -16,12 +16,12 @@ from analysis.schema import begun_elsewhere, learner_names, why_no_alpha
 
 
 def entry(label: str, **look: Any) -> Line2D:
-    """A legend entry for lines or markers; ``look`` are their properties, as matplotlib's ``Line2D`` takes them."""
+    """A legend entry for a line or marker; ``look`` holds its properties, as matplotlib's ``Line2D`` takes them."""
     return Line2D([], [], label=label, **look)
 
 
 def learner_entries(ds: xr.Dataset) -> list[Artist]:
-    """One entry for each learner; an untrained control is drawn as a level, so its entry has no marker."""
+    """One entry for each learner; an untrained control is drawn as a line without markers, and so is its entry."""
     entries: list[Artist] = []
     for name in learner_names(ds):
         style = learner_style(ds, name)
@@ -31,7 +31,11 @@ def learner_entries(ds: xr.Dataset) -> list[Artist]:
 
 
 def state_entries(ds: xr.Dataset, values: xr.DataArray) -> list[Artist]:
-    """Legend entries: grey and open for the first checkpoint, dark and filled for the last one in any colour."""
+    """The legend entries of the first and the last states that are drawn.
+
+    The marker of the first states is grey and open, as in the panels. That of the last states is filled and dark, which
+    stands for the colours of all learners.
+    """
     drawn = [state for name in panel_learners(ds) for state in states(ds, values, name)]
     entries: list[Artist] = []
     for is_first in (True, False):
@@ -41,7 +45,7 @@ def state_entries(ds: xr.Dataset, values: xr.DataArray) -> list[Artist]:
         label = f"meta-iteration {min(iterations)}" if len(iterations) == 1 else "each learner's last checkpoint"
         look: dict[str, Any] = {"color": DARK, "linestyle": "none"}
         if is_first:
-            look = {"color": GREY, "linestyle": CONTROL.linestyle, "markerfacecolor": "white"}
+            look = {"color": GREY, "linestyle": CONTROL_STYLE.linestyle, "markerfacecolor": "white"}
             untrained = iterations == {0} and not set(begun_elsewhere(ds)) & set(panel_learners(ds))
             label = "untrained" if untrained else label
         else:
@@ -51,43 +55,44 @@ def state_entries(ds: xr.Dataset, values: xr.DataArray) -> list[Artist]:
 
 
 def quantity_entries(looks: dict[str, QuantityLook]) -> list[Artist]:
-    """Legend entries of the quantities of a panel; they are black, as colour belongs to the method."""
+    """The legend entries of the quantities of a panel; they are black, because colours stand for methods."""
     return [entry(look.label, color="black", marker=look.marker, linestyle=look.linestyle) for look in looks.values()]
 
 
 def notes(
-    num_seeds: int, diverged: xr.DataArray, tried: int, *, what: str = "task units", crossed: bool = True
+    num_seeds: int, num_diverged: xr.DataArray, num_tried: int, *, what: str = "task units", crossed: bool = True
 ) -> list[Artist]:
-    """What the bands are, and how many of the ``tried`` units diverged, if any did.
+    """The legend entries that explain the bands and, if any unit diverged, how many did.
 
-    ``crossed``: the figure puts a cross on means that lack such units.
+    num_diverged: the number of diverged units for each learner and checkpoint. num_tried: the number of all units.
+    what: what a unit is called. crossed: whether the figure marks means that lack diverged units with a cross.
     """
     band = Patch(color="black", alpha=BAND_ALPHA, linewidth=0, label=band_label(num_seeds))
-    if not int(diverged.sum()):
+    if not int(num_diverged.sum()):
         return [band]
-    label = f"{int(diverged.sum())} of {tried} {what} diverged: not in the means"
+    label = f"{int(num_diverged.sum())} of {num_tried} {what} diverged: not in the means"
     look: dict[str, Any] = {"linestyle": "none", "markersize": 6, "markeredgewidth": 1.1}
     return [band, entry(label, color=GREY, marker="x" if crossed else "", **look)]
 
 
 def band_label(num_seeds: int) -> str:
-    """What the band of a summary over so many seeds is, and what its thin lines are."""
+    """The legend text that explains the band and the thin lines of a summary over ``num_seeds`` seeds."""
     if num_seeds < 2:
         return "one seed: no band"
     if num_seeds > MAX_SEEDS_SHOWN:
         return f"band: 95% t interval over {num_seeds} seeds"
-    return f"band: range over {num_seeds} seeds; thin: each seed"
+    return f"band: range over {num_seeds} seeds; thin lines: each seed"
 
 
 # ---- sentences of captions
 
 
 def caption_of(ds: xr.Dataset, values: xr.DataArray, *sentences: str, diverged: str | None = None) -> str:
-    """A caption: the sentences given, then those that every caption needs.
+    """A caption: the given sentences, followed by those that every caption needs.
 
-    They say over how many seeds and tasks the means of ``values`` are, what the bands are, what diverged, and which
-    learners start from another one. ``diverged`` replaces the sentence on diverged task units in a figure that draws
-    something else.
+    The latter say over how many seeds and tasks the means of ``values`` are taken, what the bands are, how many units
+    diverged, and which learners start from another learner's network. ``diverged`` replaces the sentence on diverged
+    units in a figure that does not draw task units.
     """
     lost = diverged_sentence(ds) if diverged is None else diverged
     parts = (*sentences, _sample_sentence(values), _band_sentence(values), lost, warm_start_sentence(ds))
@@ -95,29 +100,30 @@ def caption_of(ds: xr.Dataset, values: xr.DataArray, *sentences: str, diverged: 
 
 
 def diverged_sentence(ds: xr.Dataset) -> str:
-    """How many task units diverged."""
-    counts, tried = diverged_units(ds)
-    lost = int(counts.sum())
-    if lost == 0:
-        return f"None of the {tried} task units (learner x seed x checkpoint x task) diverged."
-    verb = "is" if lost == 1 else "are"
-    return f"{lost} of {tried} task units (learner x seed x checkpoint x task) diverged and {verb} not in the means."
+    """The sentence that says how many task units diverged."""
+    num_diverged, num_tried = diverged_units(ds)
+    total = int(num_diverged.sum())
+    if total == 0:
+        return f"None of the {num_tried} task units (learner x seed x checkpoint x task) diverged."
+    verb = "is" if total == 1 else "are"
+    units = f"{num_tried} task units (learner x seed x checkpoint x task)"
+    return f"{total} of {units} diverged and {verb} not in the means."
 
 
 def warm_start_sentence(ds: xr.Dataset) -> str:
-    """Which learners start from another learner's trained network; "" if none does."""
+    """The sentence that names the learners which start from another learner's trained network; "" if none does."""
     names = ", ".join(map(method_label, begun_elsewhere(ds)))
     return f"The start of {names} is not the untrained network but the trained one of another learner." if names else ""
 
 
 def no_alpha_sentence(ds: xr.Dataset) -> str:
-    """Which learners are not drawn because their steps have no alpha, and why; "" if all have one."""
+    """The sentence that names the learners which have no alpha and are not drawn; "" if all have one."""
     reasons = "; ".join(f"{method_label(name)}, {reason}" for name, reason in why_no_alpha(ds).items())
-    return f"Not drawn, as their inner steps are not alpha times the gradient: {reasons}." if reasons else ""
+    return f"Learners whose inner steps are not alpha times the gradient are not drawn: {reasons}." if reasons else ""
 
 
 def _sample_sentence(values: xr.DataArray) -> str:
-    """'Means are over 16 held-out tasks within each of 3 seeds, then over the seeds.'"""
+    """The sentence on means: 'Means are over 16 held-out tasks within each of 3 seeds, then over the seeds.'"""
     seeds, tasks = seeds_with_values(values), tasks_per_seed(values)
     if seeds < 2:
         return f"Means are over {tasks} held-out tasks of one seed."
@@ -125,10 +131,10 @@ def _sample_sentence(values: xr.DataArray) -> str:
 
 
 def _band_sentence(values: xr.DataArray) -> str:
-    """What the bands over seeds are, which depends on how many seeds there are."""
+    """The sentence on bands over seeds, whose kind depends on the number of seeds."""
     seeds = seeds_with_values(values)
     if seeds < 2:
-        return "There is one seed, so there is no band: nothing here shows how seeds differ."
+        return "There is one seed, so there is no band, and nothing in this figure shows how seeds differ."
     if seeds > MAX_SEEDS_SHOWN:
         return f"Bands are 95 % Student t intervals of the mean over {seeds} seeds, point by point."
     return f"Bands are the range over the {seeds} seeds, not a confidence interval; thin lines are single seeds."

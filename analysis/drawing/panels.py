@@ -15,10 +15,10 @@ from matplotlib.figure import Figure
 from analysis.drawing import style
 
 MAX_COLUMNS = 4
-LEGEND_ROOM = 0.7
-"""Inches of a figure's height that are left for the legends above and below its panels."""
+LEGEND_HEIGHT = 0.7
+"""Inches of a figure's height that are reserved for the legends above and below its panels."""
 
-# A date or a version of matplotlib in the file would make two equal figures differ.
+# Without these settings, files hold the date and the version of matplotlib, so that equal figures have different files.
 METADATA: dict[str, dict[str, str | None]] = {
     ".pdf": {"CreationDate": None, "Producer": None, "Creator": None},
     ".png": {"Software": None},
@@ -27,29 +27,31 @@ METADATA: dict[str, dict[str, str | None]] = {
 
 @contextmanager
 def grid(
-    number: int, *, xlabel: str, row_height: float = 2.1, share_y: bool = True
+    num_panels: int, *, xlabel: str, row_height: float = 2.1, share_y: bool = True
 ) -> Iterator[tuple[Figure, list[Axes]]]:
-    """A figure with ``number`` panels to draw in, under the style of the house.
+    """Make a figure with ``num_panels`` panels, in the style of ``analysis.drawing.style``, for a ``with`` block.
 
-    A single panel is one column of a paper wide; more are two columns wide, with at most four panels a row.
-    ``row_height`` is in inches. The x label stands under each column, where the legend below cannot run into it.
+    A figure of a single panel is as wide as one column of a paper. One with several panels is as wide as both columns,
+    with at most four panels in a row. ``row_height`` is in inches. ``xlabel`` stands under the lowest panel of each
+    column, where the legend below the figure cannot overlap it.
     """
-    columns = number if number <= MAX_COLUMNS else ceil(number / ceil(number / MAX_COLUMNS))
-    rows = ceil(number / columns)
-    width: style.Width = "single" if number == 1 else "double"
+    # Panels are spread evenly over the rows: five panels are rows of three and two, not of four and one.
+    columns = num_panels if num_panels <= MAX_COLUMNS else ceil(num_panels / ceil(num_panels / MAX_COLUMNS))
+    rows = ceil(num_panels / columns)
+    width: style.Width = "single" if num_panels == 1 else "double"
     with style.context(width=width):
-        size = (style.INCHES[width], rows * row_height + LEGEND_ROOM)
+        size = (style.INCHES[width], rows * row_height + LEGEND_HEIGHT)
         figure = Figure(figsize=size, layout="constrained")
         axes = list(figure.subplots(rows, columns, sharey=share_y, squeeze=False).flat)
-        for unused in axes[number:]:
+        for unused in axes[num_panels:]:
             unused.set_visible(False)
-        for ax in axes[max(number - columns, 0) : number]:
+        for ax in axes[max(num_panels - columns, 0) : num_panels]:
             ax.set_xlabel(xlabel)
-        yield figure, axes[:number]
+        yield figure, axes[:num_panels]
 
 
 def left_labels(axes: list[Axes], label: str) -> None:
-    """Put the y label on the panels of the first column only, as the panels share y."""
+    """Put the y label on the panels of the first column only, because all panels have the same y axis."""
     for ax in axes:
         place = ax.get_subplotspec()
         if place is not None and place.is_first_col():
@@ -57,25 +59,27 @@ def left_labels(axes: list[Axes], label: str) -> None:
 
 
 def outside_legends(figure: Figure, above: Sequence[Artist], below: Sequence[Artist]) -> None:
-    """Put legends above and below the panels of a figure: what lines are above; references, bands and notes below.
+    """Put legends above the panels (what the lines are) and below them (references, bands and notes).
 
-    What they need beyond ``LEGEND_ROOM`` is added to the figure's height, so that many learners do not take the
-    panels' place.
+    If the legends need more than ``LEGEND_HEIGHT``, the figure becomes higher, so that the panels keep their size.
     """
     needed = _fitting_legend(figure, above, "outside upper left") + _fitting_legend(figure, below, "outside lower left")
     width, height = figure.get_size_inches()
-    figure.set_size_inches(width, height + max(0.0, needed - LEGEND_ROOM))
+    figure.set_size_inches(width, height + max(0.0, needed - LEGEND_HEIGHT))
 
 
 def _fitting_legend(
     figure: Figure, entries: Sequence[Artist], loc: Literal["outside upper left", "outside lower left"]
 ) -> float:
-    """Add a legend of at most five columns with as few rows as fit into the width; returns its height in inches."""
+    """Add a legend of at most five columns, with as few rows as the figure's width allows.
+
+    Returns the legend's height in inches.
+    """
     if not entries:
         return 0.0
     renderer = FigureCanvasAgg(figure).get_renderer()  # only a renderer knows how wide the texts are
     for rows in range(-(-len(entries) // 5), len(entries) + 1):
-        # The columns are filled evenly, or a last row of one entry would stand apart from its kind.
+        # The entries are spread evenly over the rows, so that the last row does not hold a single entry.
         columns = -(-len(entries) // rows)
         legend = figure.legend(handles=list(entries), loc=loc, ncols=columns)
         extent = legend.get_window_extent(renderer)
@@ -86,14 +90,15 @@ def _fitting_legend(
 
 
 def save(figure: Figure, path_stem: Path | str) -> tuple[Path, Path]:
-    """Write a figure as PDF and as PNG of 300 dpi: each file in whole or not at all, and the same bytes each time.
+    """Write a figure as a PDF and as a PNG of 300 dpi; returns both paths.
 
-    ``path_stem`` is the path without a suffix. Returns both paths.
+    ``path_stem`` is the path without a suffix. If writing fails, no incomplete file is left. Equal figures give files
+    with the same bytes.
     """
     stem = Path(path_stem)
     stem.parent.mkdir(parents=True, exist_ok=True)
     pdf = _write(figure, stem, ".pdf")
-    figure.set_layout_engine("none")  # the PDF laid it out; a second layout could come out otherwise
+    figure.set_layout_engine("none")  # writing the PDF has laid it out; a second layout could differ
     return pdf, _write(figure, stem, ".png")
 
 

@@ -1,6 +1,7 @@
-"""Scales, ticks and reference lines of axes: what values are compared with, and where numbers stand.
+"""Scales, ticks and reference lines of axes.
 
-A reference is drawn and returned as one artist, which also serves as its legend entry. So each look is given once.
+A function that draws a reference returns it as one artist, which also serves as its legend entry. So the line and its
+legend entry always look the same.
 """
 
 from typing import Any
@@ -21,9 +22,10 @@ from hessian_tools.curvature import cosine_null as cosine_bounds
 
 
 def threshold(ax: Axes, value: float = DESCENT_THRESHOLD, *, label: str = "") -> Line2D:
-    """Draw a dashed line at a threshold, without moving the limits of the axis.
+    """Draw a dashed horizontal line at ``value``, without changing the limits of the axis.
 
-    By default it stands at 2: a gradient step lowers the quadratic model of the loss if and only if alpha rho < 2.
+    The default is 2: a gradient step lowers the quadratic model of the loss if and only if alpha rho < 2, where alpha
+    is the step size and rho the curvature along the gradient.
     """
     limits = ax.get_ylim()
     look: dict[str, Any] = {"color": "black", "linestyle": (0, (4, 2)), "linewidth": 0.8}
@@ -33,10 +35,10 @@ def threshold(ax: Axes, value: float = DESCENT_THRESHOLD, *, label: str = "") ->
 
 
 def cosine_null(ax: Axes, steps: int) -> Patch:
-    """Draw the band that the mean cosine lies in when the ``steps`` inner gradients are orthogonal."""
+    """Draw the band in which the mean cosine lies if the ``steps`` inner gradients are orthogonal."""
     null = cosine_bounds(steps)
     label = r"orthogonal gradients: $[1/K,\ 1/\sqrt{K}]$, " + f"$K={steps}$"
-    # The band is hatched, so that nobody takes it for a band over seeds.
+    # The band is hatched, because bands over seeds are filled.
     look: dict[str, Any] = {"facecolor": "none", "edgecolor": LIGHT_GREY, "hatch": "/////", "linewidth": 0.0}
     return ax.axhspan(null.low, null.high, label=label, gid="null", zorder=0.5, **look)
 
@@ -47,7 +49,7 @@ def zero(ax: Axes) -> Line2D:
 
 
 def chance(ds: xr.Dataset, ax: Axes) -> list[Line2D]:
-    """Draw chance accuracy, 1 / ways, if the study says how many ways its tasks have; returns its legend entry."""
+    """Draw and return a line at the accuracy of guessing, 1 / ways, if the study has ways (classes of a task)."""
     ways = ds.attrs.get("ways")
     if not ways:
         return []
@@ -59,23 +61,27 @@ def chance(ds: xr.Dataset, ax: Axes) -> list[Line2D]:
 
 
 def step_axis(ax: Axes, num_points: int) -> None:
-    """Put one tick at each point of the inner loop, 0 to K."""
+    """Put a tick at each of the ``num_points`` points of the inner loop, which are numbered from 0."""
     ax.xaxis.set_major_locator(FixedLocator(range(num_points)))
     ax.set_xlim(-0.45, num_points - 0.55)
 
 
 def training_axis(ax: Axes, checkpoints: np.ndarray) -> None:
-    """Let x grow by decades from the first positive checkpoint on, with 0 on the axis; ticks are the checkpoints."""
+    """Put ticks at the checkpoints, on an x axis of meta-iterations.
+
+    If the checkpoints span a factor of more than four, the axis is logarithmic from the first positive checkpoint on,
+    and linear from 0 to there.
+    """
     positive = [int(point) for point in checkpoints if point > 0]
     if positive and positive[-1] > 4 * positive[0]:
         ax.set_xscale("symlog", linthresh=positive[0], linscale=0.5)
     transform = ax.xaxis.get_transform()
     places = transform.transform(np.asarray(checkpoints, dtype=float))
     width = max(float(places[-1] - places[0]), 1e-9)
-    # The first and the last checkpoint have labels, and of those between, from the right, the ones with room.
+    # The first and the last checkpoint get labels first; then, from right to left, every other one that has room.
     order = [0, len(places) - 1, *range(len(places) - 2, 0, -1)]
     labelled = _spaced((places - places[0]) / width, order, gap=0.17)
-    # 1500 is written as 1.5k: meta-iterations are long numbers in narrow panels.
+    # 1500 is written as 1.5k, because panels are too narrow for long numbers.
     texts = [f"{point / 1000:g}k" if point >= 1000 else f"{point}" for point in checkpoints]
     _set_ticks(ax.xaxis, checkpoints, [text if index in labelled else "" for index, text in enumerate(texts)])
     pad = 0.04 * width if len(places) > 1 else 1.0
@@ -85,18 +91,19 @@ def training_axis(ax: Axes, checkpoints: np.ndarray) -> None:
 def curvature_axis(ax: Axes, low: float, high: float) -> str:
     """Set the scale of y for values of alpha rho between ``low`` and ``high``.
 
-    If all values are below a fifth of the threshold 2, the axis is linear and ends at the values. If they reach a fifth
-    of it, the axis is linear and shows the threshold. If they exceed three times the threshold, the axis is linear up
-    to the threshold and logarithmic beyond: there a loop diverges and its values may be anything, while learners differ
-    below. Returns the remark on the scale that a reader needs in the last case, else "".
+    If all values are below a fifth of the threshold 2, the axis is linear and ends at the largest value. If a value
+    reaches a fifth of the threshold, the axis is linear and shows the threshold as well. If a value exceeds three times
+    the threshold, the axis is linear up to the threshold and logarithmic beyond: values beyond it, where inner loops
+    diverge, may be arbitrarily large, while the differences between learners lie below. In this last case, returns a
+    remark on the scale for the axis label; otherwise "".
     """
     if not np.isfinite([low, high]).all():
         low, high = 0.0, DESCENT_THRESHOLD
     if max(high, -low) > 3 * DESCENT_THRESHOLD:
         ax.set_yscale("symlog", linthresh=DESCENT_THRESHOLD, linscale=1.5)
         ax.set_ylim(1.3 * low if low < 0 else 0.0, max(1.3 * high, 1.2 * DESCENT_THRESHOLD))
-        # Powers of ten would let a reader take the linear part for a logarithmic one, so numbers are written plainly.
-        # 0 and the threshold come first where there is no room for all of them.
+        # Labels are plain numbers, because powers of ten would make the linear part look logarithmic. The order of the
+        # ticks is their priority: if there is no room for all, 0 and the threshold are kept first.
         beyond = [digit * power for digit in (1, 5, 2) for power in _powers_of_ten(ax, 0)]
         beyond = [value for value in beyond if value > DESCENT_THRESHOLD]
         ticks = [0.0, *_both_signs([DESCENT_THRESHOLD, 1.0, 0.5, 1.5, *beyond])]
@@ -110,13 +117,13 @@ def curvature_axis(ax: Axes, low: float, high: float) -> str:
 
 
 def decade_axis(ax: Axes, linear_width: float) -> None:
-    """Make y linear within ``linear_width`` of 0 and logarithmic beyond; ticks are 0 and the powers of ten there."""
+    """Make y linear within ``linear_width`` of 0 and logarithmic beyond, with ticks at 0 and powers of ten beyond."""
     ax.set_yscale("asinh", linear_width=linear_width)
     transform = ax.yaxis.get_transform()
     low, high = transform.transform(np.array(ax.get_ylim()))
-    pad = 0.03 * (high - low)  # matplotlib's own margin leaves half of an outermost marker outside
+    pad = 0.03 * (high - low)  # matplotlib's default margin cuts the outermost markers in half
     ax.set_ylim(*transform.inverted().transform(np.array([low - pad, high + pad])))
-    # No tick lies within the linear part: labels would crowd around 0.
+    # Only 0 has a tick within the linear part, because labels would overlap there.
     powers = _powers_of_ten(ax, int(np.floor(np.log10(linear_width))))
     powers = _both_signs([power for power in powers if power >= linear_width])
     labels = [f"${'-' if value < 0 else ''}10^{{{round(np.log10(abs(value)))}}}$" for value in powers]
@@ -124,7 +131,7 @@ def decade_axis(ax: Axes, linear_width: float) -> None:
 
 
 def _powers_of_ten(ax: Axes, first: int) -> list[float]:
-    """The powers of ten from 10^first up to beyond the end of y."""
+    """The powers of ten from 10^``first`` to the first one that is beyond both ends of y."""
     largest = max(abs(limit) for limit in ax.get_ylim())
     return [10.0**power for power in range(first, max(int(np.ceil(np.log10(largest))), first) + 1)]
 
@@ -134,7 +141,10 @@ def _both_signs(values: list[float]) -> list[float]:
 
 
 def _spaced(places: np.ndarray, order: list[int], *, gap: float) -> list[int]:
-    """Of the places [place], in shares of the axis, the indices of those at least ``gap`` from all earlier ones."""
+    """Choose places along an axis so that any two are at least ``gap`` apart; return their indices.
+
+    places: positions as fractions of the axis. order: the indices in the order in which they are considered.
+    """
     kept: list[int] = []
     for index in order:
         if all(abs(places[index] - places[other]) >= gap for other in kept):
@@ -143,7 +153,7 @@ def _spaced(places: np.ndarray, order: list[int], *, gap: float) -> list[int]:
 
 
 def _set_spaced_ticks(ax: Axes, ticks: list[float], labels: list[str]) -> None:
-    """Set those ticks of y, the earlier ones first, that are in sight and at least 6 % of the axis apart."""
+    """Set the ticks of y that are within its limits and 6 % of the axis apart; earlier ticks take precedence."""
     scale = ax.yaxis.get_transform().transform
     start, end = scale(np.array(ax.get_ylim()))
     places = (scale(np.array(ticks)) - start) / (end - start)

@@ -1,4 +1,8 @@
-"""``plot``: the picture that belongs to a result of the library, drawn from the Dataset that ``to_xarray`` makes."""
+"""``plot``: draw a result of the library, from the Dataset that ``to_xarray`` makes of it.
+
+The points of a result are the parameter vectors at which the quantity was computed. If there are several axes of
+points, the last one is along x, and each combination of labels of the other axes is one series with its own colour.
+"""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -21,19 +25,23 @@ from analysis.drawing.style import DARK, GREY
 def plot(result: Any, ax: Axes | None = None, **options: Any) -> Axes:
     """Draw a result, or the Dataset that ``to_xarray`` made of it, with its errors; returns the axes.
 
-    ax: where to draw; None makes a figure one column wide in the style of the house, which a notebook shows.
-    options: those of the plot of its kind, such as ``names=["displacement"]`` for a Trajectory or
-    ``name="frobenius_squared"`` for Moments.
-    Points are labelled by ``plot(to_xarray(result, dims=["inner_step"]))``.
-    Raises TypeError for a kind that has no plot.
+    ax: the axes to draw in. None makes a new figure, one column of a paper wide, in the style of
+        ``analysis.drawing.style``; a notebook shows it.
+    options: those of the function that plots this kind of result, such as ``names=["displacement"]`` for a Trajectory
+        or ``name="frobenius_squared"`` for Moments.
+    Raises TypeError for a kind of result that has no plot.
+
+    To name the axis of points, call ``plot(to_xarray(result, dims=["inner_step"]))``.
     """
     ds = result if isinstance(result, xr.Dataset) else to_xarray(result)
     kind = ds.attrs.get("kind")
     if kind not in PLOTS:
-        raise TypeError(f"no plot for {kind or 'a Dataset that to_xarray did not make'}; there are {', '.join(PLOTS)}")
+        what = kind or "a Dataset that to_xarray did not make"
+        raise TypeError(f"plot cannot draw {what}; give a result of one of the kinds {', '.join(PLOTS)}")
     if ax is not None:
         return PLOTS[kind](ds, ax, **options)
-    import matplotlib.pyplot as plt  # this chooses a backend, which only a figure of our own needs
+    # pyplot chooses a backend on import, which drawing into given axes does not need.
+    import matplotlib.pyplot as plt
 
     with style.context():
         return PLOTS[kind](ds, plt.subplots()[1], **options)
@@ -45,10 +53,10 @@ _ENDS = {"eigenvalue_max": ("^", "largest algebraic"), "eigenvalue_min": ("v", "
 
 
 def eigenvalues(ds: xr.Dataset, ax: Axes) -> Axes:
-    """Draw every eigenvalue of an EigenPairs or Extremes with its residual as a bar, open where it did not converge.
+    """Draw every eigenvalue of an EigenPairs or Extremes, with its residual as an error bar.
 
-    Those of one point stand against their rank; those of several points stand against the last axis of points, in one
-    colour for each label of the others. Triangles are the algebraic ends of the spectrum.
+    The markers of eigenvalues that did not converge are open. For a single point, x is the rank of the eigenvalue; for
+    several, x is the last axis of points. Triangles are the largest and the smallest algebraic eigenvalues.
     """
     ends = {name: end for name, end in _ENDS.items() if name in ds}
     dim, series = over_points(ds, "eigenvalue", "eigen_index")
@@ -72,10 +80,10 @@ def eigenvalues(ds: xr.Dataset, ax: Axes) -> Axes:
 def _eigenvalue_markers(
     ax: Axes, one: Series, name: str, dims: tuple[str, ...], marker: str, *, shift: float = 0.0
 ) -> None:
-    """Draw a variable of eigenvalues; ``dims`` are those of its values, the first one along x.
+    """Draw a variable that holds eigenvalues; ``dims`` are the dimensions of its values, of which the first is along x.
 
-    ``shift`` is a share of the way to the next point. The algebraic ends are set beside the largest eigenvalues by
-    magnitude, because they are mostly the same numbers.
+    ``shift`` moves markers along x, as a fraction of the distance between points. The largest and smallest algebraic
+    eigenvalues are drawn beside the largest by magnitude, because they are mostly the same numbers.
     """
     parts = (name, f"{name}_residual", f"{name}_converged")
     y, error, converged = (one.ds[part].transpose(*dims).values for part in parts)
@@ -90,9 +98,9 @@ def _eigenvalue_markers(
 
 
 def spectrum(ds: xr.Dataset, ax: Axes) -> Axes:
-    """Draw the magnitudes of a Spectrum's eigenvalues; a dotted line of the same colour marks the error of each point.
+    """Draw the magnitudes of a Spectrum's eigenvalues; a dotted line of the same colour marks the error at each point.
 
-    An eigenvalue below its error means nothing and is not drawn.
+    An eigenvalue whose magnitude is below the error cannot be told from 0 and is not drawn.
     """
     errors = []
     for one in split(ds, point_dims(ds, "eigenvalue", "eigen_index")):
@@ -116,13 +124,14 @@ def spectrum(ds: xr.Dataset, ax: Axes) -> Axes:
 def density(ds: xr.Dataset, ax: Axes) -> Axes:
     """Draw the share of eigenvalues per unit of curvature of a Density, with its band over the probes.
 
-    A stem with a head stands at each isolated node: an eigenvalue, or a cluster narrower than the kernel, with no other
-    eigenvalue within two widths of the kernel. Nothing is drawn of a point that is not finite. Artists have the gids
-    ``density:<point>``, ``band:<point>``, ``isolated:<point>``.
+    A thin vertical line with a dot marks each isolated node: an eigenvalue, or a cluster of eigenvalues narrower than
+    the kernel, with no other eigenvalue within two widths of the kernel. A point whose density is not finite is not
+    drawn. Artists have the gids ``density:<point>``, ``band:<point>`` and ``isolated:<point>``.
     """
     series = split(ds, point_dims(ds, "density", "grid"))
     series = [one for one in series if np.isfinite(one.ds["density"].values).all()]
-    # An outlier is one of many eigenvalues. So the axis is logarithmic, down to a fifth of the peak of a single one.
+    # An outlier is a single eigenvalue among many, so its peak is low. The axis is logarithmic and starts at a fifth of
+    # the height that the kernel of a single eigenvalue has, so that outliers can be seen.
     peaks = [1 / (one.ds.attrs["num_params"] * float(one.ds["width"]) * np.sqrt(2 * np.pi)) for one in series]
     bottom = min((0.2 * peak for peak in peaks), default=1e-3)
     ax.set_yscale("log", nonpositive="clip")
@@ -152,10 +161,11 @@ def _density_curve(ax: Axes, one: Series, bottom: float) -> None:
 
 
 def _density_scale(ax: Axes, reaches: list[float]) -> str:
-    """Set the scale of x for points whose spectra reach so far from 0; returns a remark on it, or "".
+    """Set the scale of x; returns a remark on the scale for the axis label, or "".
 
-    It is linear. But one linear axis cannot show two points if one reaches over four times as far as the other; then it
-    is linear only as far as the nearest one reaches.
+    reaches: for each point, the largest magnitude in its spectrum. The axis is linear, unless the largest reach is more
+        than four times the smallest, which a linear axis could not show. Then it is linear within the smallest reach
+        and logarithmic beyond.
     """
     if not reaches or max(reaches) <= 4.0 * min(reaches) or min(reaches) == 0:
         return ""
@@ -173,8 +183,9 @@ def _density_scale(ax: Axes, reaches: list[float]) -> str:
 def estimate(ds: xr.Dataset, ax: Axes, *, name: str = "estimate") -> Axes:
     """Draw a variable of an Estimate or Moments, which ``name`` chooses ("trace", "frobenius_squared").
 
-    Of one point, each probe is a dot, their mean a line, and one standard error each way a band. Of several, the means
-    stand against the last axis of points, with bars of one standard error each way.
+    For a single point, each probe is a dot, the mean over probes is a line, and the band extends one standard error to
+    either side of the mean. For several points, the means are drawn against the last axis of points, with error bars of
+    one standard error to either side.
     """
     dim, series = over_points(ds, name)
     for one in series:
@@ -188,9 +199,11 @@ def estimate(ds: xr.Dataset, ax: Axes, *, name: str = "estimate") -> Axes:
         dots: dict[str, Any] = {"marker": "o", "markersize": 2.0, "linestyle": "none", "alpha": 0.5}
         ax.plot(np.arange(len(samples)), samples, color=one.color, label="each probe", gid=f"samples:{name}", **dots)
         ax.axhspan(value - error, value + error, color=one.color, alpha=BAND_ALPHA, linewidth=0, gid=f"band:{name}")
-        # Rounded without an exponent: 140, not 1.4e+02.
-        mean, half = (f"{float(f'{float(number):.{digits}g}'):.12g}" for number, digits in ((value, 4), (error, 2)))
-        ax.axhline(float(value), color=one.color, label=f"mean, {mean} ± {half}", gid=f"{name}:")
+        # Two nested formats: the inner one rounds, and the outer one writes 140 instead of 1.4e+02.
+        mean_text, error_text = (
+            f"{float(f'{float(number):.{digits}g}'):.12g}" for number, digits in ((value, 4), (error, 2))
+        )
+        ax.axhline(float(value), color=one.color, label=f"mean, {mean_text} ± {error_text}", gid=f"{name}:")
     low, high = ax.get_ylim()
     if low <= 0 <= high:
         zero(ax)
@@ -199,7 +212,7 @@ def estimate(ds: xr.Dataset, ax: Axes, *, name: str = "estimate") -> Axes:
 
 
 def along(ds: xr.Dataset, ax: Axes) -> Axes:
-    """Draw rho of a GradientCurvature against the last axis of points, inside its bound -|Hg|/|g| to |Hg|/|g|."""
+    """Draw rho of a GradientCurvature against the last axis of points, in the band where |rho| <= |Hg| / |g|."""
     dim, series = over_points(ds, "rho")
     for one in series:
         part = one.ds if dim is not None else one.ds.expand_dims("point")
@@ -216,11 +229,11 @@ def along(ds: xr.Dataset, ax: Axes) -> Axes:
 
 
 def findings(ds: xr.Dataset, ax: Axes) -> Axes:
-    """Draw the error over the allowed error of each finding of a Check: left of 1 it passes.
+    """Draw each finding of a Check at its error divided by the allowed error; a finding left of 1 has passed.
 
-    A finding that was not judged has words in place of a marker.
+    A finding that was not judged has the words "not judged" in place of a marker.
     """
-    least = 1e-6  # where an error of exactly 0 is drawn on the logarithmic axis
+    least = 1e-6  # errors of exactly 0 are drawn here, because a logarithmic axis has no 0
     names = ds["finding"].attrs["flag_meanings"].split()
     for row, name in enumerate(names):
         value, allowed, verdict = (ds[part].values[row] for part in ("value", "allowed", "passed"))
@@ -231,7 +244,7 @@ def findings(ds: xr.Dataset, ax: Axes) -> Axes:
         elif verdict == VERDICTS[True]:
             ax.plot(max(ratio, least), row, marker="o", color=DARK, linestyle="none", gid=f"passed:{name}")
         else:
-            # A check can fail for another reason than its error, so the marker is kept to the right of 1.
+            # A finding can fail although its error is small, so the marker is always drawn to the right of 1.
             ax.plot(max(ratio, 3.0), row, marker="X", color="#b2182b", linestyle="none", gid=f"wrong:{name}")
     ax.axvline(1.0, color="black", linestyle=(0, (4, 2)), linewidth=0.8, gid="allowed")
     ax.set_xscale("log")
@@ -243,9 +256,9 @@ def findings(ds: xr.Dataset, ax: Axes) -> Axes:
 
 
 def trajectory(ds: xr.Dataset, ax: Axes, *, names: Sequence[str] = ("support_loss", "query_loss")) -> Axes:
-    """Draw one or two variables of a Trajectory, of one unit, over the inner steps: every task is a line."""
+    """Draw one or two variables of a Trajectory, with the same unit, over the inner steps; every task is a line."""
     if not 1 <= len(names) <= 2:
-        raise ValueError(f"names={list(names)}: give one or two variables, such as 'support_loss'")
+        raise ValueError(f"names={list(names)} has {len(names)} variables; give one or two, such as 'support_loss'")
     steps = ds["inner_step"].values
     for name, color, linestyle in zip(names, (DARK, GREY), ("-", "--"), strict=False):
         tasks = ds[name].transpose(..., "inner_step").values.reshape(-1, len(steps))
@@ -268,4 +281,4 @@ PLOTS: dict[str, Callable[..., Axes]] = {
     "Moments": partial(estimate, name="trace"),
     "Trajectory": trajectory,
 }
-"""Kind of result to the function that draws it."""
+"""Maps each kind of result to the function that draws it."""

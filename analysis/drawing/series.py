@@ -1,4 +1,8 @@
-"""The points of a result on one picture: the last axis of points along x, the others as series in colours."""
+"""Split a result into series, each drawn in its own colour.
+
+The points of a result are the parameter vectors at which the quantity was computed. A plot has the last axis of points
+along x, and one series for each combination of labels of the other axes of points.
+"""
 
 from dataclasses import dataclass
 from itertools import product
@@ -13,14 +17,14 @@ from analysis.drawing.labelled import axis_label
 from analysis.drawing.style import DARK
 
 MAX_SERIES = 8
-"""More series than this cannot be told apart."""
-LEGEND_WIDTH = 46
-"""Number of letters of two legend entries that fit beside each other into one column of a paper."""
+"""The largest number of series whose colours can be told apart."""
+MAX_LEGEND_LETTERS = 46
+"""The number of letters that two legend entries side by side may have in one column of a paper."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """A part of a Dataset, its colour, and a label that says which part it is; "" for the whole."""
+    """A part of a Dataset, its colour, and a label that says which part it is; the label of a whole Dataset is ""."""
 
     ds: xr.Dataset
     color: str
@@ -28,52 +32,57 @@ class Series:
 
 
 def split(ds: xr.Dataset, dims: tuple[str, ...]) -> list[Series]:
-    """One series for each combination of the labels of ``dims``, from dark to light in their order.
+    """Split a Dataset into one series for each combination of the labels of ``dims``, coloured from dark to light.
 
-    Raises ValueError if there are too many to tell apart.
+    Raises ValueError if there are more than ``MAX_SERIES`` combinations.
     """
     combinations = list(product(*(range(ds.sizes[dim]) for dim in dims)))
-    number = len(combinations)
-    if number > MAX_SERIES:
+    num_series = len(combinations)
+    if num_series > MAX_SERIES:
         raise ValueError(
-            f"{number} curves ({', '.join(dims)}) cannot be told apart; choose up to {MAX_SERIES}: "
+            f"{num_series} curves ({', '.join(dims)}) cannot be told apart; choose up to {MAX_SERIES}: "
             f"plot(ds.isel({dims[0]}=[...])) with ds = to_xarray(result)"
         )
-    # Viridis grows lighter evenly and is safe for colour-blind readers. Its yellow end vanishes on white.
+    # Viridis grows lighter evenly and is safe for colour-blind readers. Its yellow end vanishes on white, so the last
+    # 15 % of it are not used.
     ramp = mpl.colormaps["viridis"]
     series = []
     for index, positions in enumerate(combinations):
         part = ds.isel(dict(zip(dims, positions, strict=True)))
         label = ", ".join(f"{dim.replace('_', ' ')} {part[dim].item()}" for dim in dims)
-        series.append(Series(part, DARK if number == 1 else to_hex(ramp(0.85 * index / (number - 1))), label))
+        series.append(Series(part, DARK if num_series == 1 else to_hex(ramp(0.85 * index / (num_series - 1))), label))
     return series
 
 
 def point_dims(ds: xr.Dataset, name: str, *other_dims: str) -> tuple[str, ...]:
-    """The axes of points of a variable, which are all but the other axes given."""
+    """The axes of points of a variable: all of its axes except ``other_dims``."""
     return tuple(str(dim) for dim in ds[name].dims if dim not in other_dims)
 
 
 def over_points(ds: xr.Dataset, name: str, *other_dims: str) -> tuple[str | None, list[Series]]:
-    """The axis of points that goes along x, None for a single point, and one series for each label of the others."""
+    """Return the axis of points that is drawn along x, and the series of the other axes of points.
+
+    A result at a single point has no axis of points: then the first value is None, and there is one series.
+    """
     dims = point_dims(ds, name, *other_dims)
     return (dims[-1], split(ds, dims[:-1])) if dims else (None, split(ds, ()))
 
 
 def name_axes(ax: Axes, y: xr.DataArray, *, name: str, dim: str | None = None, x: str = "") -> Axes:
-    """Label both axes, and explain what is drawn in a legend above them, where it hides nothing.
+    """Label both axes, and put a legend above them, where it hides nothing; returns the axes.
 
-    y: a variable, which has the unit; name: how it is called on its axis.
-    dim: the axis of points along x; None if there is none, and then ``x`` is the label of x.
+    y: the variable that is drawn, whose unit goes into the label. name: its name in the label.
+    dim: the axis of points along x. If it is None, ``x`` is the label of the x axis.
     """
     ax.set_ylabel(axis_label(name, y.attrs["units"]))
     ax.set_xlabel(x if dim is None else dim.replace("_", " "))
     if dim is not None and len(y[dim]) <= 12 and np.issubdtype(y[dim].dtype, np.number):
-        ax.set_xticks(y[dim].values)  # few enough that each point gets a tick of its own
+        ax.set_xticks(y[dim].values)  # more than 12 ticks would overlap
     _, labels = ax.get_legend_handles_labels()
     if labels:
+        # matplotlib fills a legend of two columns column by column.
         half = (len(labels) + 1) // 2
         letters = sum(max(map(len, column), default=0) for column in (labels[:half], labels[half:]))
-        columns = 2 if letters <= LEGEND_WIDTH else 1
+        columns = 2 if letters <= MAX_LEGEND_LETTERS else 1
         ax.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=columns, handlelength=1.8, columnspacing=1)
     return ax

@@ -1,7 +1,7 @@
-"""How figures look: rcParams as data, at the width they are printed, and one look for each method.
+"""The style of figures: matplotlib's rcParams, and one colour, marker and line style for each method.
 
-Sizes are final. A figure drawn under ``context(width="single")`` is 3.25 inches wide and goes into a paper's column
-without scaling, so that text of 8 pt is 8 pt on paper.
+Sizes are those in print. A figure drawn under ``context(width="single")`` is 3.25 inches wide and goes into a column of
+a paper without scaling, so that text of 8 pt is 8 pt on paper.
 """
 
 from collections.abc import Iterator
@@ -13,22 +13,22 @@ from zlib import crc32
 import matplotlib as mpl
 
 Width = Literal["single", "double"]
-Line = Literal["-", "--", "-.", ":"]
+LineStyle = Literal["-", "--", "-.", ":"]
 
 INCHES: dict[str, float] = {"single": 3.25, "double": 6.75}
-"""Width of one column and of the full text of a two-column paper."""
+"""The width in inches of one column, and of the full text, of a two-column paper."""
 
 DPI = 300
-"""Resolution of the PNG files."""
+"""The resolution of the PNG files, in dots per inch."""
 
-# Journals refuse Type 3 fonts, matplotlib's default. Type 42 embeds TrueType outlines.
+# Journals refuse Type 3 fonts, which are matplotlib's default. Type 42 embeds TrueType outlines instead.
 TRUETYPE: dict[Any, Any] = {"pdf.fonttype": 42, "ps.fonttype": 42}
 
-# This holds for every figure from here on: a user saves the axes of ``analysis.plot`` outside of any context.
+# This is set for the whole process, because a user saves what ``analysis.plot`` drew outside of ``context``.
 mpl.rcParams.update(TRUETYPE)
 
 _PARAMETERS: dict[Any, Any] = TRUETYPE | {
-    # STIX comes with matplotlib. A Times font is missing on a bare machine, and matplotlib would replace it silently.
+    # STIX comes with matplotlib. A Times font may not be installed, and matplotlib would replace it silently.
     "font.family": "STIXGeneral",
     "mathtext.fontset": "stix",
     **dict.fromkeys(["font.size", "axes.labelsize", "axes.titlesize", "figure.labelsize", "figure.titlesize"], 8.0),
@@ -65,23 +65,25 @@ _PARAMETERS: dict[Any, Any] = TRUETYPE | {
 
 @dataclass(frozen=True)
 class MethodStyle:
-    """Colour, marker and line of one method. Marker and line tell methods apart without colour."""
+    """The colour, marker and line style of one method. Marker and line style tell methods apart without colour."""
 
     color: str
     marker: str
-    linestyle: Line
+    linestyle: LineStyle
 
 
 GREY = "#6f6f6f"
 LIGHT_GREY = "#b9b9b9"
 DARK = "#333333"
-"""Stands for "the method's own colour" where a legend speaks of all methods."""
+"""The colour of legend entries that stand for all methods, each of which has its own colour in the panels."""
 
-CONTROL = MethodStyle(GREY, "s", ":")
-"""The look of an untrained control, whatever its name: grey belongs to what was not trained."""
+CONTROL_STYLE = MethodStyle(GREY, "s", ":")
+"""The style of an untrained control, whatever its name: grey is kept for networks that are not trained."""
 
-# A colour belongs to one method, in every figure. The first six colours are those of Okabe and Ito (2008) without
-# their yellow, which vanishes on white. A learner without SHOT is drawn solid, the same learner with SHOT dashed.
+# A method has the same colour in every figure. The first six colours are those of Okabe and Ito (2008) without
+# their yellow, which vanishes on white. SHOT is the penalty on the distance between
+# few large and many small inner steps (Lee, Yoo, Kwak 2023). A learner with SHOT has a dashed line, and the same
+# learner without SHOT a solid one.
 METHODS: dict[str, MethodStyle] = {
     "supervised": MethodStyle("#000000", "X", "-."),
     "maml": MethodStyle("#0072B2", "o", "-"),
@@ -103,14 +105,15 @@ METHODS: dict[str, MethodStyle] = {
 # Colours of Tol's muted scheme, which is safe for colour-blind readers, that differ from the colours above.
 _SPARE_COLORS = ("#CC6677", "#AA4499", "#117733", "#4B6A9B", "#A0522D", "#7F7F00")
 _SPARE_MARKERS = ("p", "*", "d", "8", "H", "s")
-_SPARE_LINES: tuple[Line, ...] = ("-", "--", "-.")
+_SPARE_LINES: tuple[LineStyle, ...] = ("-", "--", "-.")
 
 
 def method_style(name: str) -> MethodStyle:
-    """The look of one method: from the table of known methods, or computed from the name alone.
+    """The style of one method: from the table of known methods, or computed from the name alone.
 
-    A method keeps its look whatever else is in the study, because the rule reads only the name. Two names outside the
-    table can share a colour; their marker and line come from other digits of the same number and mostly still differ.
+    A method has the same style in every study, because only its name matters. Two names that are not in the table can
+    get the same colour. Their markers and line styles come from other digits of the same checksum, so that these mostly
+    differ.
     """
     key = name.lower().replace("_", "-")
     if key in METHODS:
@@ -126,7 +129,7 @@ _SPELLINGS |= {name: name.upper() for name in ("maml", "fomaml", "anil", "boil",
 
 
 def method_label(name: str) -> str:
-    """A learner's name as a reader writes it.
+    """A learner's name as it is written in figures and reports.
 
     >>> method_label("maml-shot"), method_label("meta-sgd")
     ('MAML + SHOT', 'Meta-SGD')
@@ -137,11 +140,11 @@ def method_label(name: str) -> str:
 
 
 def rc_params(*, width: Width = "single", height: float | None = None) -> dict[Any, Any]:
-    """All rcParams for a figure of one final width.
+    """The rcParams for a figure of a given width in print.
 
-    width: "single" for one column of a paper, "double" for its full text.
-    height: inches; None makes it 0.75 of the width.
-    Raises ValueError for another width.
+    width: "single" for one column of a paper, "double" for the full width of its text.
+    height: the height in inches; None makes it 0.75 of the width.
+    Raises ValueError for any other ``width``.
     """
     if width not in INCHES:
         raise ValueError(f"width {width!r} is not known; use one of {', '.join(INCHES)}")
@@ -151,6 +154,6 @@ def rc_params(*, width: Width = "single", height: float | None = None) -> dict[A
 
 @contextmanager
 def context(*, width: Width = "single", height: float | None = None) -> Iterator[None]:
-    """Draw under the rcParams of ``rc_params``; the caller's own come back afterwards."""
+    """Set the rcParams of ``rc_params`` inside a ``with`` block; the caller's are restored afterwards."""
     with mpl.rc_context(rc_params(width=width, height=height)):
         yield

@@ -1,4 +1,4 @@
-"""The accuracy table of a report: every seed by itself, then all seeds, each against its untrained start."""
+"""The accuracy table of a report: the untrained and the trained network, for each seed and for all seeds."""
 
 from collections.abc import Sequence
 
@@ -7,27 +7,31 @@ import xarray as xr
 
 from analysis.drawing.legend import warm_start_sentence
 from analysis.drawing.style import method_label
-from analysis.drawing.summary import evaluated, has_accuracy
+from analysis.drawing.summary import evaluation_scores, has_accuracy
 from analysis.report.page import DASH, MINUS, Html, element, row, table
 from analysis.schema import learner_names
-from analysis.statistics import seed_interval, seed_means
+from analysis.statistics import mean_interval, seed_means
 
 
 def accuracy_table(ds: xr.Dataset, *, confidence: float = 0.95) -> Html:
-    """Query accuracy (for regression, loss) after adaptation on held-out tasks, at each learner's last checkpoint."""
+    """Make the table of query accuracy (for regression, query loss) after adaptation on held-out tasks.
+
+    It compares each learner's last checkpoint with its checkpoint 0.
+    """
     is_accuracy = has_accuracy(ds)
-    values = evaluated(ds) * (100 if is_accuracy else 1)
+    values = evaluation_scores(ds) * (100 if is_accuracy else 1)
     if not bool(values.notnull().any()):
-        tried = bool((ds["evaluation_done"] == 1).any())
-        return element("p", "Every evaluation diverged." if tried else "No held-out task was evaluated.")
+        any_done = bool((ds["evaluation_done"] == 1).any())
+        return element("p", "Every evaluation diverged." if any_done else "No held-out task was evaluated.")
     unit, decimals = ("%", 1) if is_accuracy else ("loss", 3)
     header = ("Learner", "Meta-iteration", "Seed", f"Untrained, {unit}", f"Trained, {unit}", "Difference", "Tasks")
     rows = [line for name in learner_names(ds) for line in _learner_rows(ds, values, name, decimals, confidence)]
-    level = f"{100 * confidence:g} %"
+    interval = f"a {100 * confidence:g} % Student t interval"
     caption = (
         f"Query {'accuracy' if is_accuracy else 'loss (lower is better)'} after the inner loop on held-out tasks. "
-        f"Single seeds: mean ± half a {level} Student t interval over that seed's tasks; differences are paired task "
-        f"by task. All seeds: mean of the seeds' means ± half a {level} Student t interval over the seeds. "
+        f"A row of a single seed shows the mean ± half the width of {interval} over that seed's tasks, and its "
+        "difference is paired task by task. A row of all seeds shows the mean of the seeds' means ± half the width of "
+        f"{interval} over the seeds. "
         f"{warm_start_sentence(ds)}"
     )
     return table(header, rows, caption=caption.rstrip())
@@ -58,18 +62,26 @@ def _learner_rows(ds: xr.Dataset, values: xr.DataArray, name: str, decimals: int
 
 
 def _task_count(scores: np.ndarray, done: np.ndarray) -> str:
-    """'100', or '98; 2 diverged': the tasks [..., task] that have a score, and those evaluated [...] without one."""
+    """The number of tasks with a score, and of those that diverged: '100', or '98; 2 diverged'.
+
+    scores: [..., task], NaN where there is none. done: whether the tasks were evaluated [...].
+    """
     finite = np.isfinite(scores)
     lost = int((~finite & np.asarray(done)[..., None]).sum())
     return f"{finite.sum()}; {lost} diverged" if lost else str(finite.sum())
 
 
 def _cells(sides: Sequence[np.ndarray], decimals: int, confidence: float) -> list[Html]:
-    """The cells of start, end and change, each a mean ± half its interval; the change has its sign."""
+    """The cells of the untrained network, the trained one and the difference, whose values are ``sides``.
+
+    Each cell is a mean ± half the width of its interval; the difference is written with its sign.
+    """
     cells = []
     for values, sign in zip(sides, ("", "", "+"), strict=True):
-        interval = seed_interval(values, confidence=confidence)
-        half = (interval.high - interval.low) / 2
+        interval = mean_interval(values, confidence=confidence)
+        half_width = (interval.high - interval.low) / 2
         text = f"{interval.mean:{sign}.{decimals}f}".replace("-", MINUS) if np.isfinite(interval.mean) else DASH
-        cells.append(element("span", f"{text} ± {half:.{decimals}f}" if np.isfinite(half) else text, css="num"))
+        cells.append(
+            element("span", f"{text} ± {half_width:.{decimals}f}" if np.isfinite(half_width) else text, css="num")
+        )
     return cells

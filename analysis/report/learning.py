@@ -1,7 +1,8 @@
-"""What a report says of learning: SHOT's paired difference in accuracy, and how soon each learner reaches a level.
+"""Two tables of a report: SHOT's effect on accuracy, and how many meta-iterations learners need for a given accuracy.
 
-Both tables read the evaluations on held-out tasks at every checkpoint. For regression they show the query loss, of
-which lower is better.
+SHOT is the penalty on the distance between few large and many small inner steps (Lee, Yoo, Kwak 2023). Both tables use
+the evaluations on held-out tasks at the checkpoints. For regression, they show the query loss in place of the accuracy;
+a lower loss is better.
 """
 
 from collections.abc import Sequence
@@ -11,28 +12,30 @@ import numpy as np
 import xarray as xr
 
 from analysis.drawing.style import method_label
-from analysis.drawing.summary import evaluated, has_accuracy
+from analysis.drawing.summary import evaluation_scores, has_accuracy
 from analysis.report.page import DASH, Html, element, interval, number, row, table
 from analysis.schema import learner_names, shot_pairs, trained_learners
-from analysis.statistics import Interval, seed_interval, seed_means
+from analysis.statistics import Interval, mean_interval, seed_means
 
-SHARES = (0.25, 0.5, 0.75)
+# The levels of the second table, as fractions of the way from the untrained network to the best mean of the study.
+LEVEL_FRACTIONS = (0.25, 0.5, 0.75)
 _DIFFERENCE = (
-    "{what} of the learner with SHOT minus that of its twin without, after {last} meta-iterations. Single seeds: mean "
-    "over the held-out tasks, paired task by task, with a {level:g} % Student t interval over these tasks. All seeds: "
-    "mean of the seeds' means with the interval over the seeds. {count}"
+    "{what} of the learner with SHOT minus that of the same learner without SHOT, after {last} meta-iterations. A row "
+    "of a single seed shows the mean of the differences over the held-out tasks, paired task by task, and a "
+    "{percent:g} % Student t interval over these tasks. A row of all seeds shows the mean of the seeds' means and the "
+    "interval over the seeds. {count}"
 )
 _SPEED = (
-    "The meta-iteration at which the mean over held-out tasks first reaches a level, by linear interpolation between "
-    "checkpoints; one number for each of the seeds {seeds}, {dash} where the level is not reached. The levels lie a "
-    "quarter, half and three quarters of the way from the untrained network to the best mean of this study. Noise "
-    "crosses levels too: a mean at one checkpoint is known to about ± {half} (median half {level:g} % interval over "
-    "tasks)."
+    "The meta-iteration at which the mean over held-out tasks first reaches each level, by linear interpolation "
+    "between checkpoints. A cell has one number for each of the seeds {seeds}; {dash} means that the level is not "
+    "reached. The levels lie a quarter, half and three quarters of the way from the untrained network to the best mean "
+    "of this study. A mean can reach a level by chance: the mean at one checkpoint is known to about ± {half} (half "
+    "the width of the {percent:g} % interval over tasks, in the median)."
 )
 
 
 def learning_section(ds: xr.Dataset, *, confidence: float = 0.95) -> list[Html]:
-    """The headings and tables that this study has something to say in; often none, as in a study without training."""
+    """The two tables with their headings, each only if the study has data for it; without training there is none."""
     parts = []
     if (differences := shot_table(ds, confidence=confidence)) is not None:
         parts += [element("h3", "SHOT against the same learner without it"), differences]
@@ -42,29 +45,35 @@ def learning_section(ds: xr.Dataset, *, confidence: float = 0.95) -> list[Html]:
 
 
 def shot_differences(ds: xr.Dataset, with_shot: str, without: str) -> np.ndarray:
-    """With SHOT minus without [seed, task] at the last checkpoint, in % for accuracy; NaN where either diverged."""
+    """The learner with SHOT minus the one without, at the last checkpoint: [seed, task], accuracies in %.
+
+    NaN where the inner loop of at least one of them diverged.
+    """
     names = learner_names(ds)
     last = _values(ds).isel(checkpoint=-1)
-    ours, theirs = (last.isel(learner=names.index(name)) for name in (with_shot, without))
-    return (ours - theirs).transpose("seed", "evaluation_task").values
+    score_with, score_without = (last.isel(learner=names.index(name)) for name in (with_shot, without))
+    return (score_with - score_without).transpose("seed", "evaluation_task").values
 
 
 def shot_table(ds: xr.Dataset, *, confidence: float = 0.95) -> Html | None:
-    """One row for each seed of each pair and, with several seeds, one over them; None without a pair to compare."""
+    """Make the table of SHOT's effect; None if the study has no pair of learners to compare.
+
+    Each pair has a row for each seed and, if there are several seeds, a row for all of them.
+    """
     rows, of_seeds = [], []
     for with_shot, without in shot_pairs(ds):
         differences = shot_differences(ds, with_shot, without)
         if not np.isfinite(differences).any():
             continue
         label = f"{method_label(with_shot)} against {method_label(without)}"
-        intervals = [seed_interval(tasks, confidence=confidence) for tasks in differences]
+        intervals = [mean_interval(tasks, confidence=confidence) for tasks in differences]
         of_seeds.append(intervals)
         rows += [
-            row((label, str(int(seed)), *_difference(one)))
-            for seed, one in zip(ds["seed"].values, intervals, strict=True)
+            row((label, str(int(seed)), *_difference(of_tasks)))
+            for seed, of_tasks in zip(ds["seed"].values, intervals, strict=True)
         ]
         if len(intervals) > 1:
-            over_seeds = seed_interval(seed_means(differences), confidence=confidence)
+            over_seeds = mean_interval(seed_means(differences), confidence=confidence)
             rows.append(row((label, "all", *_difference(over_seeds)), css="total"))
     if not rows:
         return None
@@ -72,40 +81,50 @@ def shot_table(ds: xr.Dataset, *, confidence: float = 0.95) -> Html | None:
     caption = _DIFFERENCE.format(
         what="Query accuracy" if accuracy else "Query loss (lower is better)",
         last=int(ds["checkpoint"][-1]),
-        level=100 * confidence,
-        count=counted(of_seeds),
+        percent=100 * confidence,
+        count=count_sentence(of_seeds),
     )
     unit = "% points" if accuracy else "loss"
     return table(("Learner", "Seed", f"Difference, {unit}", "Interval"), rows, caption=caption)
 
 
-def counted(of_seeds: Sequence[Sequence[Interval]]) -> str:
-    """How many differences [pair][seed] their intervals tell from 0, and in how many pairs all seeds agree in sign."""
-    known = [one for intervals in of_seeds for one in intervals if one.num]
-    above, below = sum(one.low > 0 for one in known), sum(one.high < 0 for one in known)
-    text = f"Of these {len(known)} differences of single seeds {above} lie above 0 by their interval, {below} below"
-    signs = [[one.mean > 0 for one in intervals if one.num] for intervals in of_seeds]
-    several = [each for each in signs if len(each) > 1]
-    if not several:
-        return f"{text}; one seed is no evidence on learners."
-    return (
-        f"{text}; the seeds agree in sign for {sum(len(set(each)) == 1 for each in several)} of {len(several)} pairs."
+def count_sentence(of_seeds: Sequence[Sequence[Interval]]) -> str:
+    """The sentence that counts in how many seeds, and in how many pairs of learners, SHOT made a difference.
+
+    of_seeds: for each pair, the interval of each seed's difference [pair][seed]; one without any value is left out.
+    It counts the intervals that lie above and below 0, and the pairs whose seeds all have the same sign.
+    """
+    pairs = [[difference for difference in differences if difference.num] for differences in of_seeds]
+    known = [difference for differences in pairs for difference in differences]
+    above, below = sum(difference.low > 0 for difference in known), sum(difference.high < 0 for difference in known)
+    text = (
+        f"Of the intervals of these {len(known)} differences of single seeds, {above} lie wholly above 0 and {below} "
+        "wholly below"
     )
+    signs = [{difference.mean > 0 for difference in differences} for differences in pairs if len(differences) > 1]
+    if not signs:
+        return f"{text}. One seed alone is no evidence about learners."
+    num_agreeing = sum(len(signs_of_pair) == 1 for signs_of_pair in signs)
+    return f"{text}. All seeds have the same sign in {num_agreeing} of {len(signs)} pairs."
 
 
 def speed_table(ds: xr.Dataset, *, confidence: float = 0.95) -> Html | None:
-    """One row for each trained learner, one column for each level; None where no learner improves on its start."""
+    """Make the table of meta-iterations, with a row for each trained learner and a column for each level.
+
+    None if no learner is better than the untrained network.
+    """
     levels = accuracy_levels(ds)
     if not levels:
         return None
     accuracy, values = has_accuracy(ds), _values(ds)
     unit = " %" if accuracy else ""
-    half = np.nanmedian(np.apply_along_axis(_half, values.get_axis_num("evaluation_task"), values.values, confidence))
+    task_axis = values.get_axis_num("evaluation_task")
+    half_width = np.nanmedian(np.apply_along_axis(_half_width, task_axis, values.values, confidence))
     caption = _SPEED.format(
         seeds=", ".join(str(int(seed)) for seed in ds["seed"].values),
         dash=DASH,
-        half=f"{number(float(half), digits=2)}{unit}",
-        level=100 * confidence,
+        half=f"{number(float(half_width), digits=2)}{unit}",
+        percent=100 * confidence,
     )
     rows = []
     for name in trained_learners(ds):
@@ -115,7 +134,11 @@ def speed_table(ds: xr.Dataset, *, confidence: float = 0.95) -> Html | None:
 
 
 def accuracy_levels(ds: xr.Dataset) -> list[float]:
-    """Three levels between the untrained network and the best mean of a trained learner, to three digits."""
+    """Three levels between the untrained network and the best mean of a trained learner, rounded to three digits.
+
+    The list is empty if no learner is trained, if there is no checkpoint 0, or if no mean is better than the untrained
+    network's.
+    """
     names = trained_learners(ds)
     if not names or ds.sizes["checkpoint"] < 2 or int(ds["checkpoint"][0]) != 0:
         return []
@@ -124,19 +147,24 @@ def accuracy_levels(ds: xr.Dataset) -> list[float]:
     start = float(means.isel(checkpoint=0).mean())
     best = float(means.max() if has_accuracy(ds) else means.min())
     improves = best > start if has_accuracy(ds) else best < start
-    return [float(f"{start + share * (best - start):.3g}") for share in SHARES] if improves else []
+    return [float(f"{start + part * (best - start):.3g}") for part in LEVEL_FRACTIONS] if improves else []
 
 
 def meta_iterations(ds: xr.Dataset, name: str, level: float) -> list[float | None]:
-    """For each seed the meta-iteration at which a learner first reaches a level, in % for accuracy; None for never."""
+    """For each seed, the meta-iteration at which a learner first reaches ``level``; None if it never does.
+
+    The level is an accuracy in %, or for regression a loss.
+    """
     means = _values(ds).isel(learner=learner_names(ds).index(name)).mean("evaluation_task")
-    sign = 1 if has_accuracy(ds) else -1
+    sign = 1 if has_accuracy(ds) else -1  # losses fall to a level, so their negatives rise to its negative
     steps = ds["checkpoint"].values
     return [crossing(steps, sign * curve, sign * level) for curve in means.transpose("seed", "checkpoint").values]
 
 
 def crossing(steps: Sequence[float] | np.ndarray, values: Sequence[float] | np.ndarray, level: float) -> float | None:
-    """The step at which a broken line first rises to a level, or None; points that are NaN are left out.
+    """The step at which a polyline first reaches ``level`` from below; None if it never does.
+
+    Points whose value is NaN are left out, so that the line connects their neighbours.
 
     >>> crossing([0, 10, 20], [20, 40, 50], 30)
     5.0
@@ -151,18 +179,19 @@ def crossing(steps: Sequence[float] | np.ndarray, values: Sequence[float] | np.n
 
 
 def _values(ds: xr.Dataset) -> xr.DataArray:
-    """Every evaluation, accuracies in %."""
-    return evaluated(ds) * (100 if has_accuracy(ds) else 1)
+    """The score of every evaluation; accuracies are in %."""
+    return evaluation_scores(ds) * (100 if has_accuracy(ds) else 1)
 
 
-def _half(values: np.ndarray, confidence: float) -> float:
-    one = seed_interval(values, confidence=confidence)
-    return (one.high - one.low) / 2
+def _half_width(values: np.ndarray, confidence: float) -> float:
+    of_tasks = mean_interval(values, confidence=confidence)
+    return (of_tasks.high - of_tasks.low) / 2
 
 
-def _difference(one: Interval) -> tuple[Html, Html]:
-    texts = (number(one.mean, signed=True), interval(one.low, one.high))
-    return element("span", texts[0], css="num"), element("span", texts[1], css="num")
+def _difference(difference: Interval) -> tuple[Html, Html]:
+    """The cells of a mean difference and of its interval."""
+    mean, ends = number(difference.mean, signed=True), interval(difference.low, difference.high)
+    return element("span", mean, css="num"), element("span", ends, css="num")
 
 
 def _iteration(step: float | None) -> str:

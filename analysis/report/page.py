@@ -1,4 +1,4 @@
-"""HTML without a template engine: elements that escape every text, numbers as readers write them, and the page."""
+"""HTML without a template engine: elements that escape their text, numbers formatted for reading, and the page."""
 
 import html
 import math
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 DASH, MINUS, TIMES = "\u2013", "\u2212", "\u00d7"
-"""The en dash, which stands where there is no number, the minus sign and the multiplication sign of tables."""
+"""The en dash, which tables show where there is no number, the minus sign and the multiplication sign."""
 
 CSS = """
 :root { --ink: #1c1c1c; --soft: #5a5a5a; --line: #d9d9d9; --pale: #f6f6f4; }
@@ -22,7 +22,7 @@ h3 { font-size: 1.08rem; margin: 1.75rem 0 .5rem; }
 p, ul { margin: .6rem 0; }
 li { margin: .3rem 0; }
 .lead { font-size: 1.12rem; }
-.soft, caption, figcaption, .sentence td { color: var(--soft); }
+.soft, caption, figcaption, .verdict-sentence td { color: var(--soft); }
 .table { overflow-x: auto; margin: 1rem 0 1.5rem; }
 table { border-collapse: collapse; font-size: .875rem; line-height: 1.4;
   font-variant-numeric: lining-nums tabular-nums; }
@@ -31,12 +31,12 @@ caption { text-align: left; padding: 0 0 .5rem; max-width: 44rem; }
 th, td { padding: .4rem .75rem .4rem 0; text-align: left; vertical-align: top; }
 thead th { border-bottom: 1.5px solid var(--ink); font-weight: 600; vertical-align: bottom; }
 tbody tr { border-top: 1px solid var(--line); }
-tbody tr.sentence { border-top: 0; }
-tr.sentence td { padding: 0 .75rem .7rem 0; max-width: 0; }
-/* On a narrow screen the table scrolls and its sentences stay in sight. */
-tr.sentence div { position: sticky; left: 0; max-width: calc(100vw - 3.5rem); }
+tbody tr.verdict-sentence { border-top: 0; }
+tr.verdict-sentence td { padding: 0 .75rem .7rem 0; max-width: 0; }
+/* On a narrow screen a table scrolls sideways, while the sentences in it stay in view. */
+tr.verdict-sentence div { position: sticky; left: 0; max-width: calc(100vw - 3.5rem); }
 tbody tr.total { border-top: 1px solid var(--soft); border-bottom: 1px solid var(--soft); }
-tbody tr.last { border-bottom: 1px solid var(--soft); }
+tbody tr.learner-end { border-bottom: 1px solid var(--soft); }
 tbody tr.total td { font-weight: 600; }
 tbody th { font-weight: 600; }
 .num { white-space: nowrap; }
@@ -63,7 +63,7 @@ aside { background: var(--pale); border-left: 3px solid #E69F00; padding: .5rem 
 
 @dataclass(frozen=True)
 class Html:
-    """Text that is already HTML; a plain ``str``, unlike this, is escaped wherever it goes into an element."""
+    """Text that is already HTML. It goes into elements as it is, whereas a plain ``str`` is escaped."""
 
     text: str
 
@@ -72,18 +72,18 @@ Child = Html | str
 
 
 def element(tag: str, *children: Child, css: str = "", **attributes: str) -> Html:
-    """One element with its children and attributes; ``css`` is its class.
+    """An HTML element with its children and attributes; ``css`` is its class.
 
     >>> element("p", "a < b", css="soft").text
     '<p class="soft">a &lt; b</p>'
     """
     named = ({"class": css} if css else {}) | attributes
-    opened = "".join(f' {name}="{html.escape(value)}"' for name, value in named.items())
-    return Html(f"<{tag}{opened}>{join(children).text}</{tag}>")
+    written = "".join(f' {name}="{html.escape(value)}"' for name, value in named.items())
+    return Html(f"<{tag}{written}>{join(children).text}</{tag}>")
 
 
 def join(children: Iterable[Child], separator: str = "") -> Html:
-    """Several children one after the other; those that are plain strings are escaped."""
+    """The children as one piece of HTML, with ``separator`` between them; plain strings are escaped."""
     return Html(separator.join(c.text if isinstance(c, Html) else html.escape(c, quote=False) for c in children))
 
 
@@ -112,7 +112,7 @@ def row(cells: Iterable[Child], *, css: str = "") -> Html:
 def number(value: float, *, digits: int = 3, signed: bool = False) -> str:
     """A number with ``digits`` significant digits, a real minus sign, and no exponent below a million.
 
-    A dash stands for what is not finite; ``signed`` writes a plus sign too.
+    A number that is not finite becomes a dash. With ``signed``, positive numbers have a plus sign.
 
     >>> number(-0.01234, signed=True) == MINUS + "0.0123", number(float("nan")) == DASH, number(2), number(1234.5)
     (True, True, '2', '1230')
@@ -121,19 +121,20 @@ def number(value: float, *, digits: int = 3, signed: bool = False) -> str:
         return DASH
     sign = "+" if signed else ""
     rounded = float(f"{value:.{digits}g}")
+    # The format "g" writes numbers from 10**digits on with an exponent, so those below a million take the format "f".
     text = f"{rounded:{sign}.0f}" if 10**digits <= abs(rounded) < 1e6 else f"{rounded:{sign}.{digits}g}"
     return text.replace("-", MINUS)
 
 
 def interval(low: float, high: float) -> str:
-    """Both ends of an interval with their signs, in brackets; a dash if there is no interval."""
+    """Both ends of an interval with their signs, in brackets; a dash if an end is not finite."""
     if not (math.isfinite(low) and math.isfinite(high)):
         return DASH
     return f"[{number(low, signed=True)}, {number(high, signed=True)}]"
 
 
 def page(title: str, body: Iterable[Html]) -> str:
-    """A whole document in one file: it has no script and loads nothing from outside."""
+    """A whole HTML document in one text, without scripts and without anything loaded from outside."""
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>

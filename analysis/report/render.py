@@ -1,4 +1,4 @@
-"""The report of a study: one HTML page with the answer first, then everything that the answer rests on."""
+"""The report of a study: one HTML page with the answer first, then the numbers and figures behind it."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,8 @@ QUESTION = (
     "Kwak, NeurIPS 2023, arXiv 2310.02751), which asks for it in the loss, suppress it more than the same learner "
     "without SHOT?"
 )
-_CSS_PIXELS = 1.5 * 96 / DPI  # per pixel of a PNG: figures are shown half as large again as in print
+# CSS pixels (96 per inch) for each pixel of a PNG. Figures are shown at 1.5 times their size in print.
+_CSS_PIXELS = 1.5 * 96 / DPI
 
 
 def render(
@@ -41,15 +42,16 @@ def render(
     step_size_table: Sequence[Mapping[str, Any]] | None = None,
     confidence: float = 0.95,
 ) -> str:
-    """Render the whole report as one HTML text, in which every text is escaped.
+    """Render the whole report as one HTML text, in which every given text is escaped.
 
-    ds: everything measured; verdicts: what was concluded from it.
-    figures: name to PNG file; the files are read and put into the page.
+    ds: the Dataset of the study. verdicts: the verdicts on its claims.
+    figures: the PNG file of each figure by its name; the files are read and embedded in the page.
     setup: names and values that say how the study was made.
-    command: what to type to reproduce the study.
-    notes: what a reader must not overlook.
-    step_size_table: the candidates of the search for alpha, one mapping each; None if alpha was given.
-    confidence: that of the intervals of the verdicts; the tables use it too.
+    command: the command that reproduces the study.
+    notes: remarks that the reader must not overlook.
+    step_size_table: the candidates of the search for the inner learning rate alpha, one mapping for each; None if alpha
+        was given.
+    confidence: that of the intervals in the verdicts and in the tables.
     """
     name = str(ds.attrs.get("study", ""))
     body = [
@@ -69,10 +71,10 @@ def render(
         *learning_section(ds, confidence=confidence),
         element("h2", "Figures"),
         element(
-            "p", "Each figure is also a PDF of the same name, at its final size, beside these PNG files.", css="soft"
+            "p", "Beside the PNG file of each figure there is a PDF of the same name, at its size in print.", css="soft"
         ),
         *(_figure(ds, position, *item) for position, item in enumerate(figures.items(), start=1)),
-        element("h2", "How the numbers were made, and their errors"),
+        element("h2", "How the numbers were computed, and their errors"),
         bullets(_methods(ds)),
         element("h2", "How to reproduce this"),
         element("pre", element("code", command)),
@@ -87,35 +89,37 @@ def _verdicts(verdicts: Sequence[Verdict], confidence: float) -> list[Html]:
     reading = [
         "alpha rho = alpha g'Hg / g'g is the curvature of the support loss along the inner gradient times the inner "
         "learning rate; an effect is trained minus baseline, so a negative effect on alpha rho is suppression.",
-        "Supported: the interval over seeds excludes 0 on the claimed side and reaches the smallest effect of "
-        "interest. Not supported: the whole interval falls short of that smallest effect. Inconclusive: everything "
-        "else, and every study of one seed.",
-        f"The {100 * confidence:g} % interval over seeds is Student t on one number per seed and decides alone. The "
-        "bootstrap resamples tasks within these seeds: it says how well these seeds were measured and nothing about "
-        "other seeds.",
-        "Curvature follows the loss, so a fall may only mirror a lower loss; the comparison at equal support loss "
-        "compares points where the losses overlap. Step 0 and later steps differ and are judged separately.",
-        f"There are {len(verdicts)} rows, and each interval stands for itself: nothing is corrected for their number. "
-        f"Of many rows without any effect, about {100 * (1 - confidence):.3g} % would exclude 0, half of these on the "
-        "claimed side.",
+        "Supported: the whole interval over seeds lies on the claimed side of 0 and reaches the smallest effect of "
+        "interest. Not supported: the whole interval falls short of the smallest effect of interest. Inconclusive: "
+        "everything else, and every study of one seed.",
+        f"The {100 * confidence:g} % interval over seeds is a Student t interval from one number for each seed. It "
+        "alone decides the outcome. The bootstrap resamples tasks within these seeds: it says how well these seeds "
+        "were measured and nothing about other seeds.",
+        "Curvature falls together with the loss, so a lower curvature may only reflect a lower loss. The comparison at "
+        "equal support loss compares points of equal loss, where the losses of both sides overlap. Step 0 and later "
+        "steps differ and are judged separately.",
+        f"There are {len(verdicts)} rows, and each interval is computed on its own: nothing is corrected for their "
+        f"number. Of many rows without any effect, about {100 * (1 - confidence):.3g} % would exclude 0, half of these "
+        "on the claimed side.",
     ]
     if any(verdict.quantity == "rho" for verdict in verdicts):
         reading.insert(
             1,
-            "A learner whose steps are not alpha times the gradient has no alpha rho: its rows judge rho = g'Hg / g'g, "
-            "marked so. Rho alone does not say what its steps do with that curvature.",
+            "A learner whose steps are not alpha times the gradient has no alpha rho. Its rows judge rho = g'Hg / g'g "
+            "and are marked (rho). Rho alone does not say how the learner's steps change the loss.",
         )
     if any(verdict.quantity == "rho_normalised" for verdict in verdicts):
         reading.insert(
             -1,
             "Growing weights can lower curvature by themselves. The comparison at unit filter norm judges rho, without "
-            "alpha, where each filter before a normalisation has norm one, so that rescaling filters changes nothing.",
+            "alpha, after each filter before a normalisation layer was scaled to norm one, so that the filters' sizes "
+            "do not matter.",
         )
     return [element("h2", "Verdicts"), bullets(reading), verdict_tables(verdicts, confidence=confidence)]
 
 
 def _step_sizes(rows: Sequence[Mapping[str, Any]] | None) -> list[Html]:
-    """The table of the candidates of the step-size search; nothing if alpha was given."""
+    """The heading and the table of the search for alpha; nothing if alpha was given."""
     if not rows:
         return []
     columns = list(dict.fromkeys(key for candidate in rows for key in candidate))
@@ -133,9 +137,9 @@ def _cell(value: object) -> str:
 
 
 def _figure(ds: xr.Dataset, position: int, name: str, path: Path) -> Html:
-    """One figure with its number, its caption and the name of its PDF."""
+    """The figure at ``position`` (from 1), with its caption and the name of its PDF."""
     png = Path(path).read_bytes()
-    width = int.from_bytes(png[16:20], "big")  # a PNG's header gives the width there
+    width = int.from_bytes(png[16:20], "big")  # bytes 16 to 19 of a PNG hold its width
     caption = FIGURES[name].caption(ds) if name in FIGURES else name
     source = f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
     alt = escape(caption.split(". ")[0])
@@ -145,25 +149,28 @@ def _figure(ds: xr.Dataset, position: int, name: str, path: Path) -> Html:
 
 
 def _methods(ds: xr.Dataset) -> list[Html | str]:
-    """What was computed, and how large each kind of error is in this study, one item each."""
+    """Sentences on what was computed, and on how large each kind of error is in this study."""
     return [
-        "Curvature is that of the support loss at every point of the inner loop, by exact Hessian-vector products on "
-        "the trajectory that the learner itself takes; no finite differences are used.",
-        "alpha rho: its error is that of arithmetic in float32, the measured asymmetry of the products plus "
-        f"8 eps |Hg| / |g|. Relative to the value, it is {_error(ds, 'alpha_rho', 'alpha_rho_error')}.",
-        "Eigenvalues: the residual |Hv - lambda v| says that some eigenvalue lies that near, not that none was missed. "
-        "Relative to the value, the residual of the largest algebraic eigenvalue is "
+        "Curvature is that of the support loss at every point of the inner loop. It is computed by exact "
+        "Hessian-vector products on the trajectory that the learner itself takes; no finite differences are used.",
+        "alpha rho: its error is the rounding error in float32, estimated as the measured asymmetry of the products "
+        f"plus 8 eps |Hg| / |g|. Relative to the value, it is {_error(ds, 'alpha_rho', 'alpha_rho_error')}.",
+        "Eigenvalues: at least one exact eigenvalue lies within the residual |Hv - lambda v| of each computed one. "
+        "This does not show that none was missed. Relative to the value, the residual of the largest algebraic "
+        "eigenvalue is "
         f"{_error(ds, 'eigenvalue_max', 'eigenvalue_max_residual')}.",
-        "Random directions and traces: their error is the standard error over probes; probes are shared along a task, "
-        f"never between tasks. Relative to the value, that of the trace is {_error(ds, 'trace', 'trace_stderr')}.",
-        "Replication: means are over tasks within a seed first, then over seeds; inner steps are never counted as "
-        "repetitions.",
+        "Random directions and traces: their error is the standard error over random probes. All inner steps of a "
+        "task have the same probes, and different tasks have different ones. Relative to the value, the error of the "
+        "trace is "
+        f"{_error(ds, 'trace', 'trace_stderr')}.",
+        "Replication: means are taken over the tasks of each seed first, then over the seeds. Inner steps never count "
+        "as repetitions.",
         diverged_sentence(ds),
     ]
 
 
 def _error(ds: xr.Dataset, name: str, error: str) -> str:
-    """'0.01 in the median, below 0.3 at 95 % of the points': the error of each point relative to its value."""
+    """The error of a variable relative to its value: '0.01 in the median, below 0.3 at 95 % of the points'."""
     value, bound = np.abs(measured(ds, name).values), measured(ds, error).values
     known = np.isfinite(value) & np.isfinite(bound) & (value > 0)
     if not known.any():

@@ -1,4 +1,4 @@
-"""The table of scale: whether curvature falls because weights grow, or also in coordinates where they do not."""
+"""The table of scale: whether curvature falls only because weights grow, or also with filters scaled to unit norm."""
 
 from dataclasses import dataclass
 
@@ -14,9 +14,10 @@ from analysis.statistics import seed_means
 
 _WHY = (
     "With batch normalisation, growing weights lower H and g by themselves: doubled filters compute the same function "
-    "with half the gradient and a quarter of the Hessian. A fall that remains at unit filter norm is not due to "
-    "growth. The reverse does not hold: at unit norm, directions are also weighted otherwise, filters against the "
-    "head. So a fall that shrinks there is due to growth only as far as the norms below have grown."
+    "with half the gradient and a quarter of the Hessian. A fall in curvature that remains at unit filter norm is not "
+    "due to growing weights. The reverse does not hold, because scaling the filters to unit norm also changes how much "
+    "filters and head (the last layer) contribute to the gradient. So a fall that is smaller at unit filter norm is "
+    "due to growing weights only as far as the norms in this table have grown."
 )
 _HEADER = ("Learner", "Quantity", "Step 0", "Ratio", "Later steps", "Ratio")
 _FIRST, _LATER = slice(0, 1), slice(1, None)
@@ -24,21 +25,24 @@ _FIRST, _LATER = slice(0, 1), slice(1, None)
 
 @dataclass(frozen=True)
 class Change:
-    """The means of a quantity before and after meta-training; NaN where no task has a value on both sides."""
+    """The means of a quantity before and after meta-training; NaN if no task has a value both times."""
 
     untrained: float
     trained: float
 
     @property
     def ratio(self) -> float:
-        """Trained over untrained; NaN where the untrained value is not positive, as a ratio means nothing there."""
+        """Trained over untrained; NaN if the untrained value is not positive, because the ratio would mean nothing."""
         return self.trained / self.untrained if self.untrained > 0 else float("nan")
 
 
 def change(values: xr.DataArray, steps: slice) -> Change:
-    """The change of [seed, checkpoint, task, inner_step] from the first checkpoint to the last, over some inner steps.
+    """The change of a quantity from the first checkpoint to the last, averaged over some inner steps.
 
-    Both means are over the tasks that have a value on both sides, as for the verdicts, and then over the seeds.
+    values: [seed, checkpoint, task, inner_step]. steps: the inner steps.
+
+    Both means are taken over the tasks that have finite values at both checkpoints, as for the verdicts, and then over
+    the seeds.
     """
     ends = values.isel(checkpoint=[0, -1], inner_step=steps).transpose("checkpoint", "seed", "task", "inner_step")
     on_both_sides = np.isfinite(ends.values).all(axis=(0, 3))
@@ -49,13 +53,14 @@ def change(values: xr.DataArray, steps: slice) -> Change:
 
 
 def scale_section(ds: xr.Dataset) -> list[Html]:
-    """The heading, the reason, and the table; empty if no learner is trained or the untrained network was not kept."""
+    """The heading, an explanation and the table; empty without a trained learner or without checkpoint 0."""
     learners = trained_learners(ds)
     if not learners or ds.sizes["checkpoint"] < 2 or int(ds["checkpoint"][0]) != 0:
         return []
     caption = (
-        f"Untrained \u2192 trained (meta-iteration {int(ds['checkpoint'][-1])}), and trained over untrained: means "
-        "over steps and tasks within a seed, then over seeds, of tasks that did not diverge on either side. "
+        f"Each pair of columns shows untrained \u2192 trained (meta-iteration {int(ds['checkpoint'][-1])}), and the "
+        "ratio of trained to untrained. Means are over the steps and tasks of each seed, then over the seeds; tasks that "
+        "diverged before or after training are left out. "
         f"{warm_start_sentence(ds)}"
     )
     rows = [line for name in learners for line in _learner_rows(ds, name)]
@@ -63,7 +68,7 @@ def scale_section(ds: xr.Dataset) -> list[Html]:
 
 
 def quantities(ds: xr.Dataset, name: str) -> dict[str, xr.DataArray]:
-    """What the table shows of a learner, by the names of its rows; without alpha for a learner that has none."""
+    """The quantities of a learner in the table, by the names of their rows; without alpha if the learner has none."""
     normalised = measured(ds, "rho_normalised")
     if alpha_steps(ds, name):
         rho = {"alpha rho": measured(ds, "alpha_rho")}
@@ -74,9 +79,10 @@ def quantities(ds: xr.Dataset, name: str) -> dict[str, xr.DataArray]:
 
 
 def largest_growth(ds: xr.Dataset, learner: int) -> tuple[str, Change]:
-    """The name and the change of the weight whose norm at step 0 has the largest ratio; "" if there is none.
+    """The name and the change of the layer's weight whose norm at step 0 grew by the largest ratio.
 
-    ``learner`` is a position. Biases do not count, because they start at 0.
+    The name is "" if no ratio exists. ``learner`` is the learner's position in the Dataset. Biases are not considered,
+    because they start at 0.
     """
     layers = ds["layer"].attrs["flag_meanings"].split()
     weights = [index for index, layer in enumerate(layers) if layer.endswith("weight")] or range(len(layers))
@@ -96,8 +102,8 @@ def _learner_rows(ds: xr.Dataset, name: str) -> list[Html]:
         first, later = (change(values.isel(learner=learner), steps) for steps in (_FIRST, _LATER))
         rows.append(row((method_label(name), quantity, *_cells(first), *_cells(later))))
     layer, growth = largest_growth(ds, learner)
-    quantity = f"largest ratio of a layer's norm: {layer}" if layer else "norms of the layers"
-    return [*rows, row((method_label(name), quantity, *_cells(growth), DASH, DASH), css="last")]
+    quantity = f"norm of the layer that grew most: {layer}" if layer else "norms of the layers"
+    return [*rows, row((method_label(name), quantity, *_cells(growth), DASH, DASH), css="learner-end")]
 
 
 def _cells(means: Change) -> tuple[Child, Child]:

@@ -1,4 +1,4 @@
-"""The verdicts of a report: a summary in words, and one table per claim."""
+"""The verdicts of a report: a summary in words, and a table for each claim."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ COLUMNS = (
 
 
 def grouped(verdicts: Sequence[Verdict]) -> list[tuple[str, str, list[Verdict]]]:
-    """Letter, title and verdicts of each claim that has any, in the order of the claims."""
+    """The letter, the title and the verdicts of each claim that has any, in the order of ``CLAIMS``."""
     of_claims = [
         (letter, [v for v in verdicts if v.claim == claim]) for letter, claim in zip("abc", CLAIMS, strict=True)
     ]
@@ -35,7 +35,7 @@ def grouped(verdicts: Sequence[Verdict]) -> list[tuple[str, str, list[Verdict]]]
 
 
 def answer(verdicts: Sequence[Verdict]) -> Html:
-    """One item per claim: in how many comparisons, and in which, it is supported, not supported, or inconclusive."""
+    """A list that says for each claim in which comparisons it is supported, not supported or inconclusive."""
     if not verdicts:
         return element("p", "No verdict was made: this study has no comparison to judge.")
     return bullets(_claim_summary(*group) for group in grouped(verdicts))
@@ -51,19 +51,19 @@ def _claim_summary(letter: str, title: str, verdicts: list[Verdict]) -> Html:
             count, remarks = f"{len(alike)} of {len(verdicts)} comparisons", [_places(alike, verdicts)]
         else:
             count, remarks = "the only comparison" if len(alike) == 1 else f"all {len(alike)} comparisons", []
-        # Two seeds are the fewest that decide, and they can agree by luck.
+        # Two seeds are the smallest number that can decide, and they can agree by luck.
         few = sum(verdict.num_seeds == 2 for verdict in alike) if outcome != "inconclusive" else 0
         if few == len(alike):
-            remarks.append("two seeds; add some before relying on it")
+            remarks.append("from two seeds; add seeds before relying on it")
         elif few:
-            remarks.append(f"{few} of these on two seeds; add some before relying on them")
+            remarks.append(f"{few} of these from two seeds; add seeds before relying on {'it' if few == 1 else 'them'}")
         head = element("b", f"{outcome} in {count}")
         parts.append(join([head, f" ({'; '.join(remarks)})"]) if remarks else head)
     return join([element("b", f"Claim {letter}"), f" ({title}): ", join(parts, ", "), ". ", _levels(verdicts)])
 
 
 def _levels(verdicts: Sequence[Verdict]) -> str:
-    """What was measured, whatever the outcome: means over seeds, baseline to trained, of the plain comparisons."""
+    """The measured means over seeds of baseline and learner, in the comparisons without matching or rescaling."""
     plain = [v for v in verdicts if v.comparison in ("raw", "against untrained") and not isnan(v.effect)]
     sentences = []
     for steps, quantity in dict.fromkeys((v.steps, v.quantity) for v in plain):
@@ -75,7 +75,10 @@ def _levels(verdicts: Sequence[Verdict]) -> str:
 
 
 def _places(verdicts: Sequence[Verdict], of_claim: Sequence[Verdict]) -> str:
-    """Which comparisons these are: 'MAML: step 0 raw, step 0 at equal support loss; all of FOMAML'."""
+    """The names of the given comparisons: 'MAML: step 0 raw, step 0 at equal support loss; all of FOMAML'.
+
+    of_claim: all verdicts of the claim, from which it follows whether a learner's comparisons are complete.
+    """
     num_of_claim = Counter(verdict.learner for verdict in of_claim)
     num_alike = Counter(verdict.learner for verdict in verdicts)
     complete = [learner for learner, num in num_alike.items() if num == num_of_claim[learner] > 1]
@@ -84,7 +87,9 @@ def _places(verdicts: Sequence[Verdict], of_claim: Sequence[Verdict]) -> str:
         if verdict.learner in complete:
             continue
         place: str = verdict.comparison
-        if not place.startswith("against"):  # "against orthogonal" is about all steps, and says so by itself
+        if not place.startswith(
+            "against"
+        ):  # comparisons "against ..." are about all steps, so that the steps need no name
             place = f"{verdict.steps} {place}" if place == "raw" else f"{verdict.steps} at {place}"
         places.setdefault(method_label(verdict.learner), []).append(place)
     parts = [f"{learner}: {', '.join(where)}" for learner, where in places.items()]
@@ -95,7 +100,7 @@ def _places(verdicts: Sequence[Verdict], of_claim: Sequence[Verdict]) -> str:
 
 
 def verdict_tables(verdicts: Sequence[Verdict], *, confidence: float = 0.95) -> Html:
-    """One table per claim, with the sentence of its verdict under each row; ``confidence`` is that of the intervals."""
+    """A table for each claim, in which a verdict has a row of numbers and, below it, a row with its sentence."""
     header = [column.format(level=100 * confidence) for column in COLUMNS]
     parts = []
     for letter, title, rows in grouped(verdicts):
@@ -106,7 +111,8 @@ def verdict_tables(verdicts: Sequence[Verdict], *, confidence: float = 0.95) -> 
 
 def _lines(verdict: Verdict) -> tuple[Html, Html]:
     levels = _change(verdict)
-    # Only the claim on SHOT has a learner as its baseline. A learner may bear any name, even "untrained".
+    # Only the claim on SHOT has a learner as its baseline. The claim is tested and not the baseline's name, because a
+    # learner may have any name, even "untrained".
     baseline = "orthogonal gradients" if verdict.baseline == "0" else "its untrained start"
     if verdict.claim == "shot":
         baseline = method_label(verdict.baseline)
@@ -119,11 +125,11 @@ def _lines(verdict: Verdict) -> tuple[Html, Html]:
         element("span", interval(verdict.bootstrap_low, verdict.bootstrap_high), css="num"),
         number(verdict.margin if verdict.predicted == "positive" else -verdict.margin, signed=True),
         _size(verdict),
-        # The colour of the badge only repeats its text.
+        # The class gives the badge a colour, which only repeats what its text says.
         element("span", verdict.outcome, css=f"badge {verdict.outcome.split()[0]}"),
     )
     sentence = element("td", element("div", verdict.sentence), colspan=str(len(COLUMNS)))
-    return row(cells), element("tr", sentence, css="sentence")
+    return row(cells), element("tr", sentence, css="verdict-sentence")
 
 
 def _change(verdict: Verdict) -> str:
@@ -131,12 +137,13 @@ def _change(verdict: Verdict) -> str:
 
 
 def _effect(verdict: Verdict) -> Html:
-    """The effect over its interval, or in words why there is none."""
+    """The effect and, below it, its interval; or the reason why there is no effect."""
     if not isnan(verdict.effect):
         unit = "" if verdict.units == "1" else f" {verdict.units}"
         effect = element("b", number(verdict.effect, signed=True) + unit)
         return join([effect, Html("<br>"), interval(verdict.low, verdict.high)])
-    # The margin is a share of the baseline, so it is known unless no unit was left.
+    # The margin is a fraction of the baseline's mean, so it is NaN only if no unit was left. With a margin, it was the
+    # matching of losses that left nothing to compare.
     if verdict.comparison == "equal support loss" and not isnan(verdict.margin):
         return join(["no overlap in loss" if verdict.share_compared == 0 else "too little overlap in loss"])
     if verdict.obstacle:
@@ -145,7 +152,7 @@ def _effect(verdict: Verdict) -> Html:
 
 
 def _size(verdict: Verdict) -> str:
-    """How many seeds and tasks an effect stands on, and what was left out."""
+    """The numbers of seeds and tasks behind an effect, and of what was left out."""
     has_effect = not isnan(verdict.effect)
     parts = [f"{verdict.num_seeds} {TIMES} {verdict.num_tasks}"] if has_effect else []
     if verdict.num_diverged:

@@ -36,7 +36,7 @@ def test_learners_are_known_by_what_they_are() -> None:
     raw = next(v for v in verdicts if v.learner == "regularised")
     untrained = ds["alpha_rho"].isel(learner=2, checkpoint=0, inner_step=0).mean()
     assert raw.baseline_value == pytest.approx(float(untrained))
-    assert "of the untrained network" in raw.sentence
+    assert "for the untrained network" in raw.sentence
 
 
 def test_without_a_trained_learner_there_is_nothing_to_judge() -> None:
@@ -82,7 +82,9 @@ def test_no_gradient_no_ratio_but_still_a_loss() -> None:
     for verdict in verdicts:
         later = verdict.steps == "later steps"
         assert (verdict.num_diverged, verdict.num_undefined) == (1, int(later))
-        assert ("1 of 48 units (seed, task) have no value, the gradient is zero" in verdict.sentence) == later
+        assert (
+            "1 of 48 units (seed, task) was left out of both sides because the gradient is zero" in verdict.sentence
+        ) == later
     ds["support_loss"][at] = np.nan
     with pytest.raises(NotMeasuredError, match="support_loss"):
         judge(ds, PLAN)
@@ -95,7 +97,8 @@ def test_no_gradient_anywhere_leaves_nothing_to_compare() -> None:
         ds[name][end] = ZERO_GRADIENT / 10 if name == "grad_norm" else np.nan
     for verdict in judge(ds, PLAN):
         assert (verdict.outcome, verdict.num_undefined, verdict.num_seeds) == ("inconclusive", 48, 0)
-        assert "nothing is left to compare; 48 of 48 units (seed, task) have no value" in verdict.sentence
+        assert "nothing is left to compare; 48 of 48 units (seed, task) were left out" in verdict.sentence
+        assert "because the gradient is zero" in verdict.sentence
     ds["grad_norm"][end | {"inner_step": 0}] = 1.0  # one inner gradient is enough for A to exist
     with pytest.raises(NotMeasuredError, match="alpha_rho"):
         judge(ds, PLAN)

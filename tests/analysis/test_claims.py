@@ -19,7 +19,7 @@ from analysis.claims import (
 )
 from analysis.claims.comparison import Question, paired
 from analysis.claims.verdict import conclude
-from analysis.statistics import decide, half_width
+from analysis.statistics import decide, student_half_width
 from hessian_tools.rng import numpy_stream
 
 PLAN = load_plan()
@@ -114,10 +114,10 @@ def test_too_little_data_is_inconclusive_and_says_how_much_would_do(claim: str) 
     for verdict in undecided:
         assert f"about {verdict.seeds_to_decide} seeds would decide in about half of such studies" in verdict.sentence
         mean = verdict.effect if verdict.predicted == "positive" else -verdict.effect
-        sd = (verdict.high - verdict.low) / 2 / half_width(1.0, 2)
+        sd = (verdict.high - verdict.low) / 2 / student_half_width(1.0, 2)
         rule = []
         for num in (verdict.seeds_to_decide - 1, verdict.seeds_to_decide):
-            half = half_width(sd, num)
+            half = student_half_width(sd, num)
             rule.append(decide(mean - half, mean + half, margin=verdict.margin))
         assert rule[0] == "inconclusive" != rule[1]
         assert 3 <= verdict.seeds_to_decide <= 10_000
@@ -198,7 +198,7 @@ def test_a_seed_or_a_learner_that_diverged_whole() -> None:
     lost = [("maml", 0, task) for task in range(16)]
     first = judge(study(diverged=lost), QUICK)[0]
     assert first.num_seeds == 2
-    assert "1 seed left out" in first.sentence
+    assert "1 seed was left out" in first.sentence
     everything = [("maml", seed, task) for seed in range(3) for task in range(16)]
     for verdict in pick(judge(study(diverged=everything), QUICK), learner="maml"):
         assert verdict.outcome == "inconclusive"
@@ -233,7 +233,7 @@ def test_sides_equal_to_the_last_bit_were_not_put_to_the_test() -> None:
     assert len(verdicts) == 6
     for verdict in verdicts:
         assert (verdict.outcome, verdict.seeds_to_decide) == ("inconclusive", None)
-        assert "identical to the last bit; the difference was not put to the test" in verdict.sentence
+        assert "identical to the last bit; so there is no difference to test" in verdict.sentence
         assert list(verdict_lines([verdict]))[1].endswith("  both sides are identical to the last bit")
     ds["alpha_rho"][{"learner": 2, "checkpoint": -1}] += 1e-12
     apart = {v.comparison: v.obstacle for v in pick(judge(ds, QUICK), claim="shot")}

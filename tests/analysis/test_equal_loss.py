@@ -140,11 +140,11 @@ def test_a_seed_with_too_few_matches_is_left_out_and_counted() -> None:
     np.testing.assert_array_equal(np.isnan(comparison.effects), [False, False, True, True])
     np.testing.assert_array_equal(np.isnan(comparison.trained), np.isnan(comparison.baseline))
     np.testing.assert_allclose(comparison.effects[:2], -1.0, atol=0.01)
-    assert (comparison.num_thin, comparison.obstacle) == (2, None)
+    assert (comparison.num_unmatched_seeds, comparison.obstacle) == (2, None)
     verdict = conclude(QUESTION, comparison, margin=0.1, confidence=0.95)
     assert (verdict.outcome, verdict.num_seeds, verdict.share_compared) == ("supported", 2, comparison.share)
-    assert "2 seeds left out: too few of their points have a match" in verdict.sentence
-    assert "nothing to compare" not in verdict.sentence
+    assert "2 seeds were left out because too few points have a match" in verdict.sentence
+    assert "left to compare" not in verdict.sentence
 
 
 @pytest.mark.parametrize(
@@ -162,12 +162,12 @@ def test_fewer_than_two_seeds_left_are_an_obstacle(shares: tuple[float, ...], nu
 
 def test_one_seed_that_overlaps_lacks_a_second_seed_not_overlap() -> None:
     comparison = overlapping(0.9)
-    assert (comparison.num_thin, comparison.obstacle) == (0, None)
+    assert (comparison.num_unmatched_seeds, comparison.obstacle) == (0, None)
 
 
 def test_a_seed_that_diverged_is_not_one_without_overlap() -> None:
     loss = np.exp(np.tile(np.linspace(-0.05, 0.05, 10), (2, 1)))[..., None]
     lost = np.tile([[True], [False]], (1, 10))
     comparison = matched(np.zeros_like(loss), np.ones_like(loss), loss, loss, QUICK, diverged=lost)
-    assert (comparison.num_thin, comparison.num_diverged, comparison.obstacle) == (0, 10, None)
+    assert (comparison.num_unmatched_seeds, comparison.num_diverged, comparison.obstacle) == (0, 10, None)
     assert comparison.share > 0.7

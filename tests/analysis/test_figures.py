@@ -249,7 +249,7 @@ def test_every_figure_draws_and_speaks_at_the_edges(edge):
 
 def test_two_seeds_show_each_seed_and_say_so():
     figure = FIGURES["alpha_rho"].draw(simulated_study(seeds=(0, 1), **_SMALL))
-    assert "band: range over 2 seeds; thin: each seed" in legend_texts(figure)
+    assert "band: range over 2 seeds; thin lines: each seed" in legend_texts(figure)
     assert line(figure.axes[0], "seed:maml:0").get_linewidth() < line(figure.axes[0], "mean:maml").get_linewidth()
 
 

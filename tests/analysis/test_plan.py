@@ -37,7 +37,7 @@ def test_digest_depends_on_content_only(tmp_path: Any) -> None:
         (["confidence"], 95, "confidence is 95; give a number"),
         (["equal_loss"], None, "equal_loss must be a mapping with the keys caliper, least_share"),
         (["step_groups"], {}, "step_groups must name at least one group"),
-        (["step_groups", "step 0"], {"first": 0}, "step_groups: step 0 lacks last"),
+        (["step_groups", "step 0"], {"first": 0}, "step_groups: step 0 lacks the required keys last"),
         (["step_groups", "step 0"], {"first": 2, "last": 1}, "last is 1; give an inner step not before first"),
         (["step_groups", "step 0"], {"first": -1, "last": 1}, "first is -1"),
         (["bootstrap", "resamples"], 10, "give at least 100"),

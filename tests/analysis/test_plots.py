@@ -32,7 +32,7 @@ def test_summary_is_mean_over_tasks_then_over_seeds_with_their_range(ds):
     summary = summarise(measured(ds, "alpha_rho"))
     np.testing.assert_allclose(summary.mean, per_seed.mean("seed"), rtol=1e-12)
     np.testing.assert_allclose(summary.low, per_seed.min("seed").where(per_seed.notnull().sum("seed") > 1))
-    assert band_label(summary.num_seeds) == "band: range over 3 seeds; thin: each seed"
+    assert band_label(summary.num_seeds) == "band: range over 3 seeds; thin lines: each seed"
 
 
 def test_unequal_numbers_of_tasks_do_not_weight_seeds():
@@ -98,7 +98,7 @@ def test_only_what_was_not_trained_is_grey():
     study = simulated_study(
         learners=("base", "untrained"), untrained=("base",), tasks=2, seeds=(0,), evaluation_tasks=2
     )
-    assert learner_style(study, "base") == style.CONTROL
+    assert learner_style(study, "base") == style.CONTROL_STYLE
     assert learner_style(study, "untrained") == style.method_style("untrained")
     assert style.GREY not in {look.color for look in style.METHODS.values()}
     assert style.method_style("untrained").color != style.GREY

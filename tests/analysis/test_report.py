@@ -15,7 +15,7 @@ from simulated_studies import simulated_study
 from analysis.drawing.figures import FIGURES
 from analysis.report import render
 from analysis.report.page import MINUS
-from analysis.statistics import seed_interval
+from analysis.statistics import mean_interval
 
 VOID = {"meta", "img", "br"}
 PNG = base64.b64decode(
@@ -222,7 +222,7 @@ def test_the_confidence_of_the_plan_is_shown_and_used(ds, images):
     seen = Reader(report(ds, images, confidence=0.8, figures={})).text
     assert "Effect, 80 % interval over seeds" in seen
     assert "about 20 % would exclude 0" in seen
-    assert "mean ± half a 80 % Student t" in seen
-    assert "95 %" not in seen.partition("How the numbers were made")[0]
-    one = seed_interval(ds["evaluation_accuracy"][2, 0, -1].values * 100, confidence=0.8)
+    assert "mean ± half the width of a 80 % Student t interval over that seed's tasks" in seen
+    assert "95 %" not in seen.partition("How the numbers were computed")[0]
+    one = mean_interval(ds["evaluation_accuracy"][2, 0, -1].values * 100, confidence=0.8)
     assert f"{one.mean:.1f} ± {(one.high - one.low) / 2:.1f}" in seen

@@ -9,7 +9,7 @@ from simulated_studies import simulated_study
 
 from analysis.report.learning import (
     accuracy_levels,
-    counted,
+    count_sentence,
     crossing,
     learning_section,
     meta_iterations,
@@ -18,7 +18,7 @@ from analysis.report.learning import (
     speed_table,
 )
 from analysis.report.page import DASH, Html, interval, number
-from analysis.statistics import seed_interval
+from analysis.statistics import mean_interval
 
 LEARNERS = ("untrained", "maml", "maml-shot")
 STEPS = (0, 30, 100, 300)
@@ -73,7 +73,7 @@ def test_meta_iterations_to_an_accuracy_are_seed_by_seed(ds):
     level = accuracy_levels(ds)[2]
     assert f"{number(level)} %" in texts
     assert f"{300 * (level - 20) / 30:.0f}, {DASH}" in texts
-    half = seed_interval(np.array([-2.0, 2.0, -1.0, 1.0])).high
+    half = mean_interval(np.array([-2.0, 2.0, -1.0, 1.0])).high
     assert f"known to about ± {number(half, digits=2)} %" in texts[0]
 
 
@@ -92,11 +92,11 @@ def test_differences_of_shot_are_paired_task_by_task(ds):
     shifted[2, 0, -1] = shifted[1, 0, -1] + noise
     ds = ds.assign(evaluation_accuracy=shifted)
     assert shot_differences(ds, "maml-shot", "maml")[0] == pytest.approx(100 * noise)
-    one = seed_interval(100 * noise)
+    one = mean_interval(100 * noise)
     texts = cells(shot_table(ds))
     assert number(one.mean, signed=True) in texts
     assert interval(one.low, one.high) in texts
-    over = seed_interval(np.array([100 * noise.mean(), 10.0]))
+    over = mean_interval(np.array([100 * noise.mean(), 10.0]))
     assert [number(over.mean, signed=True), interval(over.low, over.high)] == texts[-2:]
 
 
@@ -112,12 +112,12 @@ def test_a_diverged_run_is_compared_with_nothing(ds):
 
 def test_differences_are_counted_by_their_intervals():
     def made(mean: float):
-        return seed_interval(np.array([mean - 0.01, mean, mean + 0.01]))  # half an interval is 0.025
+        return mean_interval(np.array([mean - 0.01, mean, mean + 0.01]))  # half an interval is 0.025
 
-    text = counted([[made(0.03), made(0.01)], [made(-0.03), made(0.03)]])
-    assert "Of these 4 differences of single seeds 2 lie above 0 by their interval, 1 below" in text
-    assert "agree in sign for 1 of 2 pairs" in text
-    assert "one seed is no evidence" in counted([[made(0.03)], [made(0.01)]])
+    text = count_sentence([[made(0.03), made(0.01)], [made(-0.03), made(0.03)]])
+    assert "these 4 differences of single seeds, 2 lie wholly above 0 and 1 wholly below." in text
+    assert "All seeds have the same sign in 1 of 2 pairs." in text
+    assert "One seed alone is no evidence" in count_sentence([[made(0.03)], [made(0.01)]])
 
 
 def test_there_is_no_section_where_nothing_was_trained():

@@ -13,7 +13,7 @@ from analysis.report.accuracy import accuracy_table
 from analysis.report.page import DASH, MINUS, TIMES, Html, element, interval, number
 from analysis.report.scale import change, largest_growth, scale_section
 from analysis.report.verdicts import answer, verdict_tables
-from analysis.statistics import seed_interval
+from analysis.statistics import mean_interval
 
 
 def texts(html: Html) -> list[str]:
@@ -33,9 +33,9 @@ def test_accuracy_of_a_seed_is_paired_with_its_untrained_start(ds):
     cells = texts(accuracy_table(ds))
     maml = ds["evaluation_accuracy"].isel(learner=1) * 100
     end, start = maml.isel(checkpoint=-1).values, maml.isel(checkpoint=0).values
-    one = seed_interval(end[0] - start[0])
+    one = mean_interval(end[0] - start[0])
     assert f"{one.mean:+.1f} ± {(one.high - one.low) / 2:.1f}".replace("-", MINUS) in cells
-    over = seed_interval((end - start).mean(-1))
+    over = mean_interval((end - start).mean(-1))
     assert f"{over.mean:+.1f} ± {(over.high - over.low) / 2:.1f}".replace("-", MINUS) in cells
     assert cells.count("untrained") == 4  # three seeds and all of them
 
@@ -58,18 +58,18 @@ def test_accuracy_of_a_diverged_evaluation_counts_as_lost(ds):
     loss[1, 0, -1, :2] = np.inf
     cells = texts(accuracy_table(ds.assign(evaluation_loss=loss)))
     assert "4; 2 diverged" in cells
-    one = seed_interval(ds["evaluation_accuracy"][1, 0, -1, 2:].values * 100)
+    one = mean_interval(ds["evaluation_accuracy"][1, 0, -1, 2:].values * 100)
     assert f"{one.mean:.1f} ± {(one.high - one.low) / 2:.1f}" in cells
 
 
 def test_a_decided_outcome_on_two_seeds_says_so_in_the_answer():
     two = [replace(VERDICT, num_seeds=2), replace(VERDICT, steps="later steps", num_seeds=2)]
-    assert "supported in all 2 comparisons (two seeds; add some before relying on it)" in seen(answer(two))
+    assert "supported in all 2 comparisons (from two seeds; add seeds before relying on it)" in seen(answer(two))
     mixed = seen(answer([two[0], replace(two[1], num_seeds=3)]))
-    assert "(1 of these on two seeds; add some before relying on them)" in mixed
+    assert "(1 of these from two seeds; add seeds before relying on it)" in mixed
     undecided = [replace(verdict, outcome="inconclusive") for verdict in two]
     for verdicts in (undecided, [VERDICT]):
-        assert "add some before" not in seen(answer(verdicts))
+        assert "add seeds before" not in seen(answer(verdicts))
 
 
 def test_a_comparison_with_nothing_to_compare_reads_as_words():
@@ -119,7 +119,7 @@ def test_the_scale_table_is_there_for_trained_learners_only(ds):
     raw = change(ds["alpha_rho"].where(ds["status"] == 1).isel(learner=1), slice(1, None))
     assert f"{number(raw.untrained)} → {number(raw.trained)} {number(raw.ratio)}" in part
     assert part.count("filters at unit norm") == 3
-    assert "largest ratio of a layer's norm: " in part
+    assert "norm of the layer that grew most: " in part
     alone = simulated_study(tasks=2, seeds=(0,), evaluation_tasks=3, learners=("untrained",))
     assert scale_section(alone) == []
 

@@ -8,11 +8,11 @@ from scipy import stats
 
 from analysis.statistics import (
     decide,
-    half_width,
+    mean_interval,
     resampled_counts,
-    seed_interval,
     seed_means,
     seeds_to_decide,
+    student_half_width,
     task_bootstrap,
 )
 from hessian_tools.rng import numpy_stream
@@ -29,7 +29,7 @@ def studies(num: int, seeds: int, *, tasks: int = 8, seed_sd: float = 0.2, task_
 @pytest.mark.parametrize("seeds", [2, 3, 5, 10])
 def test_student_t_on_seed_means_covers_at_every_number_of_seeds(seeds: int) -> None:
     """Nominal 95 %; 4000 studies: the bounds are 5.8 standard errors away, so chance fails with 1e-8."""
-    intervals = [seed_interval(seed_means(study)) for study in studies(4000, seeds)]
+    intervals = [mean_interval(seed_means(study)) for study in studies(4000, seeds)]
     covered = np.mean([i.low <= EFFECT <= i.high for i in intervals])
     assert 0.93 < covered < 0.97
     assert all(i.num == seeds for i in intervals)
@@ -50,16 +50,16 @@ def test_the_task_bootstrap_undercovers_the_effect_and_covers_its_own_seeds(seed
 
 def test_interval_against_scipy_and_degenerate_sizes() -> None:
     values = np.array([0.3, -0.1, 0.25, 0.6])
-    interval = seed_interval(values, confidence=0.9)
+    interval = mean_interval(values, confidence=0.9)
     low, high = stats.t.interval(0.9, 3, loc=values.mean(), scale=stats.sem(values))
     np.testing.assert_allclose([interval.low, interval.high], [low, high], rtol=1e-12)
     np.testing.assert_allclose(interval.sd, np.std(values, ddof=1), rtol=1e-12)
-    assert seed_interval(np.append(values, np.nan), confidence=0.9) == interval
-    one, none = seed_interval(np.array([0.5])), seed_interval(np.array([np.nan]))
+    assert mean_interval(np.append(values, np.nan), confidence=0.9) == interval
+    one, none = mean_interval(np.array([0.5])), mean_interval(np.array([np.nan]))
     assert (one.mean, one.num, none.num) == (0.5, 1, 0)
     assert np.isnan([one.low, one.high, one.sd, none.mean]).all()
     with pytest.raises(ValueError, match="between 0 and 1"):
-        seed_interval(values, confidence=95.0)
+        mean_interval(values, confidence=95.0)
 
 
 def test_seed_means_leave_out_nan_tasks() -> None:
@@ -104,7 +104,7 @@ def test_decision_rule(low: float, high: float, outcome: str) -> None:
 @given(mean=st.floats(-1, 1), sd=st.floats(0.01, 3), margin=st.floats(0.02, 0.5))
 def test_seeds_to_decide_is_where_the_rule_first_decides(mean: float, sd: float, margin: float) -> None:
     def outcome(num: int) -> str:
-        half = half_width(sd, num)
+        half = student_half_width(sd, num)
         return decide(mean - half, mean + half, margin=margin)
 
     num = seeds_to_decide(mean, sd, margin=margin)
@@ -129,7 +129,7 @@ def test_seeds_to_decide_is_right_about_new_studies() -> None:
     rates = []
     for size in (num, num // 2):
         simulated = -studies(600, size, seed_sd=0.4, task_sd=1e-6)
-        intervals = [seed_interval(seed_means(study)) for study in simulated]
+        intervals = [mean_interval(seed_means(study)) for study in simulated]
         rates.append(np.mean([decide(i.low, i.high, margin=0.1) != "inconclusive" for i in intervals]))
     assert 0.4 < rates[0] < 0.75
     assert rates[1] < rates[0] - 0.15

@@ -124,9 +124,9 @@ def test_unknown_things_are_refused_in_plain_words(results: dict[str, object]) -
         analysis.to_xarray([1])
     with pytest.raises(ValueError, match="coords has 'step'"):
         analysis.to_xarray(results["pairs"], coords={"step": [0, 1, 2]})
-    with pytest.raises(TypeError, match="no plot for a Dataset that to_xarray did not make"):
+    with pytest.raises(TypeError, match="plot cannot draw a Dataset that to_xarray did not make"):
         analysis.plot(xr.Dataset())
-    with pytest.raises(TypeError, match="no plot for Diagonal"):
+    with pytest.raises(TypeError, match="plot cannot draw Diagonal; give a result of one of the kinds"):
         analysis.plot(results["moments"].diagonal, axes())
     many = analysis.to_xarray(results["density"]).isel(point=[0] * 9)
     with pytest.raises(ValueError, match=r"9 curves \(point\) cannot be told apart; choose up to 8"):

@@ -1,35 +1,35 @@
-"""Figure 4: how well the adapted learner does on held-out tasks, over meta-training."""
+"""Figure 4: query accuracy (for regression, query loss) after adaptation on held-out tasks, over meta-training."""
 
 import xarray as xr
 from matplotlib.figure import Figure
 
 from analysis.drawing import curves, legend, panels, references
-from analysis.drawing.summary import evaluated, has_accuracy, lost_evaluations, summarise
+from analysis.drawing.summary import evaluation_scores, has_accuracy, lost_evaluations, summarise
 
 
 def draw(ds: xr.Dataset) -> Figure:
-    """Draw one panel in a single column, with the untrained network and chance."""
-    missing, tried = lost_evaluations(ds)
-    summary = summarise(evaluated(ds))
+    """Draw one panel, as wide as a column, with lines for the untrained network and for the accuracy of guessing."""
+    num_diverged, num_tried = lost_evaluations(ds)
+    summary = summarise(evaluation_scores(ds))
     with panels.grid(1, xlabel="meta-iteration") as (figure, (ax,)):
-        curves.over_training(ds, ax, summary, incomplete=missing)
+        curves.over_training(ds, ax, summary, incomplete=num_diverged)
         start = curves.common_start(ds, ax, summary)
         ax.set_ylabel("query accuracy" if has_accuracy(ds) else "query loss")
         chance = references.chance(ds, ax) if has_accuracy(ds) else []
-        notes = legend.notes(summary.num_seeds, missing, tried, what="evaluations")
+        notes = legend.notes(summary.num_seeds, num_diverged, num_tried, what="evaluations")
         panels.outside_legends(figure, [*start, *legend.learner_entries(ds)], [*chance, *notes])
     return figure
 
 
 def caption(ds: xr.Dataset) -> str:
-    """What is drawn, over how many seeds and tasks, what the bands are, and how many evaluations diverged."""
-    lost, tried = lost_evaluations(ds)
-    count = int(lost.sum())
+    """Return the caption, which also says what the means and bands are and how many evaluations diverged."""
+    num_diverged, num_tried = lost_evaluations(ds)
+    total = int(num_diverged.sum())
     return legend.caption_of(
         ds,
-        evaluated(ds),
+        evaluation_scores(ds),
         f"Query {'accuracy' if has_accuracy(ds) else 'loss'} after the inner loop on held-out tasks, against the "
         "meta-iteration.",
         "The dotted line is the untrained network.",
-        diverged=f"{count} of {tried} evaluations diverged and are not in the means (crosses)." if count else "",
+        diverged=f"{total} of {num_tried} evaluations diverged and are not in the means (crosses)." if total else "",
     )

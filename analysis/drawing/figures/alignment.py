@@ -1,4 +1,4 @@
-"""Figure 3: whether inner gradients point where the inner loop goes, against what orthogonal gradients would give."""
+"""Figure 3: whether the inner gradients point in the same direction, compared with orthogonal gradients."""
 
 import xarray as xr
 from matplotlib.figure import Figure
@@ -8,15 +8,19 @@ from analysis.drawing.summary import diverged_units, mean_over, measured, summar
 
 
 def draw(ds: xr.Dataset) -> Figure:
-    """Draw the cosine of SHOT's paper with its null, and the alignment A, whose null is 0 whatever the norms are."""
+    """Draw two panels over meta-training: the mean cosine and the alignment A, which the caption defines.
+
+    The cosine between inner gradients and displacement is that of Lee, Yoo, Kwak (2023). The values of both quantities
+    for orthogonal gradients are drawn for comparison: a band for the cosine, and a line at 0 for A.
+    """
     steps = ds.sizes["step_i"]
-    missing, tried = diverged_units(ds)
+    num_diverged, num_tried = diverged_units(ds)
     cosine = summarise(mean_over(measured(ds, "cos_displacement"), "inner_step"))
     alignment = summarise(measured(ds, "alignment"))
     with panels.grid(2, xlabel="meta-iteration", share_y=False) as (figure, (left, right)):
         starts = []
         for ax, summary in ((left, cosine), (right, alignment)):
-            curves.over_training(ds, ax, summary, incomplete=missing)
+            curves.over_training(ds, ax, summary, incomplete=num_diverged)
             starts += curves.common_start(ds, ax, summary)
         low, high = left.get_ylim()
         null = references.cosine_null(left, steps)
@@ -29,28 +33,28 @@ def draw(ds: xr.Dataset) -> Figure:
         if steps == 1:
             right.set_ylim(-0.1, 1.1)
             right.text(0.5, 0.5, "one inner step: $A$ is not defined", transform=right.transAxes, ha="center")
-        notes = [null, *legend.notes(cosine.num_seeds, missing, tried)]
+        notes = [null, *legend.notes(cosine.num_seeds, num_diverged, num_tried)]
         panels.outside_legends(figure, [*starts[:1], *legend.learner_entries(ds)], notes)
     return figure
 
 
 def caption(ds: xr.Dataset) -> str:
-    """What is drawn, its nulls, over how many seeds and tasks, and what the bands are."""
+    """Return the caption, which also gives the values for orthogonal gradients and says what means and bands are."""
     steps = ds.sizes["step_i"]
     if steps == 1:
         return (
             "With one inner step the displacement is the step, so the cosine is 1 by definition and the alignment A is "
-            "not defined: there is nothing to see here."
+            "not defined: this figure shows nothing."
         )
     return legend.caption_of(
         ds,
         mean_over(measured(ds, "cos_displacement"), "inner_step"),
-        "Left: cosine between each inner step's descent direction -g_k and the whole displacement theta_K - theta_0, "
-        f"mean over the {steps} inner steps of a task.",
+        "Left: the cosine between each inner step's descent direction -g_k and the displacement theta_K - theta_0 of "
+        f"the whole inner loop, averaged over the {steps} inner steps of a task.",
         f"Orthogonal inner gradients already give a mean between 1/K = {1 / steps:.3f} and 1/sqrt(K) = "
         f"{steps**-0.5:.3f} (hatched).",
-        "Right: alignment A = (|sum g|^2 / sum |g|^2 - 1) / (K - 1), which is 0 for orthogonal gradients whatever "
-        "their norms, 1 for equal ones, and negative when they oscillate.",
-        "The dotted line is the untrained network: at a small inner learning rate its A is near 1 too, so it is the "
-        "level to beat.",
+        "Right: the alignment A = (|sum g|^2 / sum |g|^2 - 1) / (K - 1), which is 0 for orthogonal gradients whatever "
+        "their norms, 1 for equal gradients, and negative for gradients that alternate in direction.",
+        "The dotted line is the untrained network. At a small inner learning rate its A is near 1 as well, so the "
+        "effect of training is the difference from this line, not from 0.",
     )

@@ -1,4 +1,4 @@
-"""Figure 1: curvature along the gradient, at each point of the inner loop, over meta-training."""
+"""Figure 1: alpha rho, the curvature along the gradient times the step size, over meta-training."""
 
 import xarray as xr
 from matplotlib.figure import Figure
@@ -10,14 +10,14 @@ from hessian_tools.curvature import DESCENT_THRESHOLD
 
 
 def draw(ds: xr.Dataset) -> Figure:
-    """Draw one panel per point of the inner loop: step 0 and later steps behave differently and are not averaged."""
+    """Draw one panel for each point of the inner loop, because step 0 and later steps differ and are not averaged."""
     ds = with_alpha(ds)
     summary = summarise(measured(ds, "alpha_rho"))
-    missing, tried = diverged_units(ds)
+    num_diverged, num_tried = diverged_units(ds)
     last = ds.sizes["inner_step"] - 1
     with panels.grid(last + 1, xlabel="meta-iteration", row_height=1.75) as (figure, axes):
         for step, ax in enumerate(axes):
-            curves.over_training(ds, ax, summary.at(inner_step=step), incomplete=missing)
+            curves.over_training(ds, ax, summary.at(inner_step=step), incomplete=num_diverged)
             adapted = f"adapted (after {step} step{'s' * (step != 1)})"
             ax.set_title(adapted if 0 < step == last else f"step {step}")
         remark = references.curvature_axis(axes[0], *summary.span)
@@ -27,20 +27,20 @@ def draw(ds: xr.Dataset) -> Figure:
         lines = [references.threshold(ax, label=label) for ax in axes]
         scale = f"\n({remark})" if remark else ""
         panels.left_labels(axes, r"$\alpha\rho=\alpha\,g^{\mathsf{T}}Hg\,/\,g^{\mathsf{T}}g$" + scale)
-        notes = [lines[0], *legend.notes(summary.num_seeds, missing, tried)]
+        notes = [lines[0], *legend.notes(summary.num_seeds, num_diverged, num_tried)]
         panels.outside_legends(figure, legend.learner_entries(ds), notes)
     return figure
 
 
 def caption(ds: xr.Dataset) -> str:
-    """What is drawn, over how many seeds and tasks, what the bands are, and what diverged."""
+    """Return the caption, which also says what the means and bands are and how many units diverged."""
     drawn = with_alpha(ds)
     return legend.caption_of(
         drawn,
         measured(drawn, "alpha_rho"),
-        "Curvature of the support loss along the gradient times the inner learning rate, alpha rho = alpha g'Hg / g'g,"
-        " at each point of the inner loop, against the meta-iteration.",
+        "The curvature of the support loss along the gradient times the inner learning rate, alpha rho = alpha g'Hg / "
+        "g'g, at each point of the inner loop, against the meta-iteration.",
         "A gradient step lowers the quadratic model of the loss if and only if alpha rho is below 2.",
-        "The last panel is the adapted network, from which no step is taken.",
+        "The last panel shows the adapted network, from which no further step is taken.",
         legend.no_alpha_sentence(ds),
     )

@@ -1,4 +1,4 @@
-"""Figure 5: curvature along the gradient, along random directions and along the sharpest, before and after training."""
+"""Figure 5: curvature along the gradient, random directions and the sharpest one, before and after meta-training."""
 
 import numpy as np
 import xarray as xr
@@ -25,7 +25,7 @@ LOOKS = {
 
 
 def draw(ds: xr.Dataset) -> Figure:
-    """Draw one panel per learner: its first checkpoint in grey, its last in the learner's colour."""
+    """Draw one panel for each learner: its first checkpoint in grey, its last one in the learner's colour."""
     ds = with_alpha(ds)
     values = measured(ds, "alpha_rho")
     with panels.grid(len(curves.panel_learners(ds)), xlabel="point of the inner loop (step)") as (figure, axes):
@@ -41,22 +41,23 @@ def draw(ds: xr.Dataset) -> Figure:
 
 
 def caption(ds: xr.Dataset) -> str:
-    """What is drawn, over how many seeds and tasks, what bands and error bars are."""
+    """Return the caption, which also says what the means, bands and error bars are."""
     drawn = with_alpha(ds)
     return legend.caption_of(
         drawn,
         measured(drawn, "alpha_rho"),
-        "Curvature of the support loss times the inner learning rate, along the inner loop, at the first (grey, open) "
-        "and last (colour, filled) checkpoint: in the sharpest direction (alpha lambda_max), along the gradient "
-        "(alpha rho), and along random directions, whose bars are the standard error from the random probes alone.",
+        "The curvature of the support loss times the inner learning rate, along the inner loop, at the first (grey, "
+        "open) and last (colour, filled) checkpoint: in the sharpest direction (alpha lambda_max), along the gradient "
+        "(alpha rho), and along random directions, whose error bars are the standard error from the random probes "
+        "alone.",
         "The y axis is linear near 0 and logarithmic beyond.",
-        f"lambda_max is over {tasks_per_seed(measured(drawn, 'eigenvalue_max'))} tasks a seed.",
+        f"Means of lambda_max are over {tasks_per_seed(measured(drawn, 'eigenvalue_max'))} tasks of each seed.",
         legend.no_alpha_sentence(ds),
     )
 
 
 def _curvatures(ds: xr.Dataset) -> dict[str, xr.DataArray]:
-    """alpha times the curvature in each of the three directions."""
+    """The inner learning rate times the curvature, in each of the three directions."""
     return {
         "top": ds["step_size"] * measured(ds, "eigenvalue_max"),
         "gradient": measured(ds, "alpha_rho"),
@@ -64,20 +65,23 @@ def _curvatures(ds: xr.Dataset) -> dict[str, xr.DataArray]:
     }
 
 
-def _directions(ds: xr.Dataset, ax: Axes, state: curves.State) -> None:
+def _directions(ds: xr.Dataset, ax: Axes, state: curves.LearnerState) -> None:
     for name, values in _curvatures(ds).items():
         error = probe_error(ds["step_size"] * measured(ds, "rho_random_stderr")) if name == "random" else None
         curves.along_steps(ax, state, values, name=name, look=LOOKS[name], error=error)
 
 
 def _magnitudes(ds: xr.Dataset) -> tuple[float, float, float]:
-    """Where the axis turns from linear to logarithmic (a power of ten below most means), and the limits of the data."""
+    """Return where the y axis turns from linear to logarithmic, and the smallest and largest value that is drawn.
+
+    The axis turns at a power of ten that lies below most means.
+    """
     summaries = [summarise(values) for values in _curvatures(ds).values()]
     sizes = np.abs(np.concatenate([summary.mean.values.ravel() for summary in summaries]))
     sizes = sizes[np.isfinite(sizes) & (sizes > 0)]
     if sizes.size == 0:
         return 0.1, 0.0, DESCENT_THRESHOLD
     spans = np.array([summary.span for summary in summaries])
-    # A few means that happen to be near 0 must not stretch the axis over many decades.
+    # A few means that happen to be near 0 must not stretch the axis over many decades, so the smallest 5 % are ignored.
     linear = 10 ** np.floor(np.log10(max(np.percentile(sizes, 5), 1e-5 * sizes.max())))
     return float(linear), float(np.nanmin(spans)), float(np.nanmax(spans))

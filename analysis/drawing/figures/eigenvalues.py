@@ -21,7 +21,7 @@ _MARKER_SHARE = 0.012  # half a marker as a share of the axis: 1.75 pt of about 
 
 
 def draw(ds: xr.Dataset) -> Figure:
-    """Draw one panel per learner: its first checkpoint in grey, its last in the learner's colour."""
+    """Draw one panel for each learner: its first checkpoint in grey, its last one in the learner's colour."""
     values = measured(ds, "eigenvalue_max")
     with panels.grid(len(curves.panel_learners(ds)), xlabel="point of the inner loop (step)") as (figure, axes):
         curves.draw_states(ds, axes, values, _eigenvalues)
@@ -37,22 +37,23 @@ def draw(ds: xr.Dataset) -> Figure:
 
 
 def caption(ds: xr.Dataset) -> str:
-    """What is drawn, over how many seeds and tasks, what the bands are, and how large residuals are."""
-    in_full = _full_spectra(measured(ds, "eigenvalue")).isel(eigen_index=0)
+    """Return the caption, which also says what the means and bands are and how large the residuals are."""
+    full_spectra = _full_spectra(measured(ds, "eigenvalue")).isel(eigen_index=0)
     return legend.caption_of(
         ds,
         measured(ds, "eigenvalue_max"),
-        "Largest and smallest algebraic eigenvalue of the support loss's Hessian along the inner loop (triangles: "
+        "The largest and smallest algebraic eigenvalue of the support loss's Hessian along the inner loop (triangles: "
         "means), at the first (grey, open) and last (colour, filled) checkpoint.",
         f"The axis is linear up to about {_linear_width(ds):.2g} and logarithmic beyond.",
         f"Dots are the {ds.sizes['eigen_index']} largest eigenvalues by magnitude of each single task measured in full "
-        f"({tasks_per_seed(in_full)} a seed); they are not averaged, as their signs differ from task to task.",
+        f"({tasks_per_seed(full_spectra)} for each seed); they are not averaged, because their signs differ from task "
+        "to task.",
         residuals(ds),
     )
 
 
 def residuals(ds: xr.Dataset) -> str:
-    """A sentence on how large the residuals are, and whether they can be seen as error bars on the means."""
+    """The sentence on how large the residuals are, and whether their error bars can be seen beside the markers."""
     means, errors = (
         np.concatenate([summarise(measured(ds, f"eigenvalue_{end}{kind}")).mean.values.ravel() for end in LOOKS])
         for kind in ("", "_residual")
@@ -66,13 +67,17 @@ def residuals(ds: xr.Dataset) -> str:
     size = (
         "smaller than the markers" if longest < _MARKER_SHARE * np.ptp(places) else "in places larger than the markers"
     )
-    return f"Error bars are mean residuals |Hv - lambda v|, at most {np.max(errors):.2g}: {size}."
+    return f"Error bars are mean residuals |Hv - lambda v|, which are at most {np.max(errors):.2g} and {size}."
 
 
-def _eigenvalues(ds: xr.Dataset, ax: Axes, state: curves.State) -> None:
-    """Both ends of the spectrum with mean residuals as bars, and the largest by magnitude of single tasks as dots."""
+def _eigenvalues(ds: xr.Dataset, ax: Axes, state: curves.LearnerState) -> None:
+    """Draw the spectrum of one state.
+
+    The means of the largest and smallest eigenvalues have mean residuals as error bars; the largest eigenvalues by
+    magnitude of single tasks are dots.
+    """
     for end, look in LOOKS.items():
-        # The mean of residuals bounds the error of the mean of eigenvalues, as each residual bounds its own.
+        # Each residual bounds the error of its eigenvalue, so their mean bounds the error of the mean eigenvalue.
         error = summarise(measured(ds, f"eigenvalue_{end}_residual")).mean
         curves.along_steps(ax, state, measured(ds, f"eigenvalue_{end}"), name=end, look=look, error=error)
     spectra = _full_spectra(measured(ds, "eigenvalue").isel(state.position))
@@ -84,22 +89,25 @@ def _eigenvalues(ds: xr.Dataset, ax: Axes, state: curves.State) -> None:
 
 
 def _full_spectra(eigenvalues: xr.DataArray) -> xr.DataArray:
-    """Eigenvalues of the tasks that have all of them; NaN for tasks where only the first was measured."""
+    """The eigenvalues of the tasks that have all of them; NaN for tasks of which only the first was measured."""
     return eigenvalues.where(eigenvalues.notnull().all("eigen_index"))
 
 
 def _linear_width(ds: xr.Dataset) -> float:
-    """Where the axis turns logarithmic: eigenvalues fall by orders of magnitude along the inner loop."""
+    """The magnitude at which the y axis turns from linear to logarithmic: a hundredth of the largest eigenvalue.
+
+    A linear axis would hide most eigenvalues, because they fall by orders of magnitude along the inner loop.
+    """
     values = np.abs(measured(ds, "eigenvalue_max").values)
     largest = np.max(values[np.isfinite(values)], initial=0.0)
     return float(largest) / 100 or 1.0
 
 
 def _edge(ds: xr.Dataset, ax: Axes, name: str) -> list[Line2D]:
-    """Draw a line at 2 / alpha in the panel of a learner if it falls on the axis; returns its legend legend.entry."""
+    """Draw a line at 2 / alpha in a learner's panel if this lies within the y axis; returns it as the legend entry."""
     alphas = ds["step_size"].isel(learner=learner_names(ds).index(name)).values
     alphas = np.unique(alphas[np.isfinite(alphas)])
-    # Seeds that differ in alpha have no common edge.
+    # If seeds have different values of alpha, they have different lines, and none is drawn.
     if alphas.size != 1 or 2 / alphas[0] >= ax.get_ylim()[1]:
         return []
     return [references.threshold(ax, 2 / alphas[0], label=r"$2/\alpha$")]
