@@ -1,7 +1,7 @@
 """The loss of a network as a pure function of one flat vector.
 
-Inner loops and curvature reach the network through this function alone. A forward pass that changes state (moving batch
-statistics) or draws random numbers (dropout) makes the loss no function of the parameters. Such a network is refused
+Inner loops and curvature reach the network through this function alone. If a forward pass changes state (moving batch
+statistics) or draws random numbers (dropout), the loss depends on more than the parameters. Such a network is refused
 with a HiddenStateError, which names the module.
 """
 

@@ -47,7 +47,7 @@ class Latent:
 
 
 STEP_SIZES = ("fixed", "learned", "learned_log")
-OUTER = ("query", "displacement", "classes", "none")
+OUTER_OBJECTIVES = ("query", "displacement", "classes", "none")
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Learner:
             raise ValueError(f"step_size={self.step_size} must be positive and finite")
         if self.evaluation_steps is not None and self.evaluation_steps < 1:
             raise ValueError(f"evaluation_steps={self.evaluation_steps} is no inner loop; use at least 1, or None")
-        for name, allowed in (("step_sizes", STEP_SIZES), ("outer", OUTER)):
+        for name, allowed in (("step_sizes", STEP_SIZES), ("outer", OUTER_OBJECTIVES)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}")
         if self.learns_step_sizes and self.outer not in ("query", "none"):
