@@ -100,8 +100,8 @@ def _older_switches(lowered: list[Attribute]) -> list[Switch]:
 
     If an older name disagrees with the new one, torch raises an error when the older one is read.
     ``torch.backends.cudnn.flags`` reads it, and is needed for second derivatives of recurrent networks; compiled
-    networks read it, too. If the two disagree beforehand, reading raises here as well, and the older name is left as it
-    is.
+    networks read it, too. If the two disagree beforehand, reading raises here as well, and the older name is left as
+    it is.
     """
     owners, switches = [owner for owner, _ in lowered], list[Switch]()
     with suppress(RuntimeError):

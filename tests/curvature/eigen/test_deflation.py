@@ -13,13 +13,13 @@ BULK = torch.linspace(-1.0, 1.0, N, dtype=torch.float64)
 
 
 def spectrum_with(*values: float) -> Tensor:
-    """The values above a bulk between -1 and 1 of so many eigenvalues that no Krylov space is exhausted."""
+    """The values beside a bulk between -1 and 1 of so many eigenvalues that no Krylov space is exhausted."""
     spectrum = BULK.clone()
     spectrum[: len(values)] = torch.tensor(values, dtype=torch.float64)
     return spectrum
 
 
-PLANTED = {
+MULTIPLE = {
     "two at the top": spectrum_with(5.0, 5.0, 3.0, 2.0),
     "three in the middle": spectrum_with(5.0, 3.0, 3.0, 3.0, 2.0),
     "five at the top": spectrum_with(5.0, 5.0, 5.0, 5.0, 5.0, 4.0),
@@ -32,29 +32,29 @@ PLANTED = {
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("which", WHICH)
-@pytest.mark.parametrize("name", PLANTED)
+@pytest.mark.parametrize("name", MULTIPLE)
 def test_no_copy_is_missed(name: str, which: str, dtype: torch.dtype) -> None:
-    A = symmetric(PLANTED[name], points=2, path=name).to(dtype)
+    A = symmetric(MULTIPLE[name], points=2, path=name).to(dtype)
     for k in (1, 4, 7) if dtype == torch.float64 and which == "LM" else (3,):
         pairs = top_eigenpairs(Matrices(A), k=k, which=which, rtol=1e-4, method="lanczos", copies=True, vectors=True)
         check_pairs(A, pairs)
         assert pairs.converged.all()
         assert pairs.complete.all()
-        wanted = expected(PLANTED[name].expand(2, -1), which, k).to(dtype)
+        wanted = expected(MULTIPLE[name].expand(2, -1), which, k).to(dtype)
         torch.testing.assert_close(pairs.values, wanted, rtol=3e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["five at the top", "at both ends"])
 def test_from_a_short_basis(name: str) -> None:
-    A = symmetric(PLANTED[name], points=2, path=name)
+    A = symmetric(MULTIPLE[name], points=2, path=name)
     pairs = top_eigenpairs(Matrices(A), k=5, rtol=1e-6, copies=True, max_basis=16, max_matvecs=2000, method="lanczos")
     assert pairs.converged.all()
     assert pairs.complete.all()
-    torch.testing.assert_close(pairs.values, expected(PLANTED[name].expand(2, -1), "LM", 5), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(pairs.values, expected(MULTIPLE[name].expand(2, -1), "LM", 5), rtol=1e-6, atol=1e-6)
 
 
 def test_both_ends_of_one_run() -> None:
-    A = symmetric(PLANTED["at both ends"], points=2)
+    A = symmetric(MULTIPLE["at both ends"], points=2)
     found = extremal_eigenpairs(Matrices(A), magnitude=3, ends=3, copies=True, method="lanczos")
     torch.testing.assert_close(found.smallest.values[0], torch.tensor([-4.0, -4.0, -4.0]).double(), rtol=1e-6, atol=0)
     torch.testing.assert_close(found.largest.values[0], torch.tensor([5.0, 5.0, 3.0]).double(), rtol=1e-6, atol=0)
@@ -65,14 +65,14 @@ def test_without_the_search_copies_are_missed_and_complete_is_false() -> None:
     """One run misses copies, which ``complete`` reports. By default only small matrices are searched."""
     spectrum = spectrum_with(5.0, 5.0, 5.0, 3.0)
     A = symmetric(spectrum, points=2)
-    blind = top_eigenpairs(Matrices(A), k=1, copies=False)
-    assert not blind.complete.any()
-    blind = top_eigenpairs(Matrices(A), k=2, copies=False)
-    assert (blind.values[:, 1] < 3.1).all()
-    assert not blind.complete.any()
-    seeing = top_eigenpairs(Matrices(A), k=2)
-    assert (seeing.values > 4.9).all()
-    assert seeing.complete.all()
+    without_search = top_eigenpairs(Matrices(A), k=1, copies=False)
+    assert not without_search.complete.any()
+    without_search = top_eigenpairs(Matrices(A), k=2, copies=False)
+    assert (without_search.values[:, 1] < 3.1).all()
+    assert not without_search.complete.any()
+    with_search = top_eigenpairs(Matrices(A), k=2)
+    assert (with_search.values > 4.9).all()
+    assert with_search.complete.all()
 
 
 def test_completeness_is_not_claimed_when_products_run_out() -> None:
@@ -85,7 +85,7 @@ def test_completeness_is_not_claimed_when_products_run_out() -> None:
 
 
 def test_a_point_that_is_not_finite_changes_no_other() -> None:
-    A = symmetric(PLANTED["at both ends"], points=3)
+    A = symmetric(MULTIPLE["at both ends"], points=3)
     clean = top_eigenpairs(Matrices(A), k=3, copies=True)
     A[1, 3, 3] = torch.nan
     pairs = top_eigenpairs(Matrices(A), k=3, copies=True)
@@ -95,7 +95,7 @@ def test_a_point_that_is_not_finite_changes_no_other() -> None:
 
 
 def test_points_do_not_affect_each_other() -> None:
-    A = torch.stack([symmetric(PLANTED[name], points=1, path=name)[0] for name in PLANTED])
+    A = torch.stack([symmetric(MULTIPLE[name], points=1, path=name)[0] for name in MULTIPLE])
     together = top_eigenpairs(Matrices(A), k=4)
     for i in range(len(A)):
         alone = top_eigenpairs(Matrices(A[i : i + 1]), k=4)
