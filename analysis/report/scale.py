@@ -60,8 +60,7 @@ def scale_section(ds: xr.Dataset) -> list[Html]:
     caption = (
         f"Each pair of columns shows untrained \u2192 trained (meta-iteration {int(ds['checkpoint'][-1])}), and the "
         "ratio of trained to untrained. Means are over the steps and tasks of each seed, then over the seeds; tasks "
-        "that "
-        "diverged before or after training are left out. "
+        "that diverged before or after training are left out. "
         f"{warm_start_sentence(ds)}"
     )
     rows = [line for name in learners for line in _learner_rows(ds, name)]
