@@ -104,7 +104,7 @@ def test_what_is_no_module_is_refused_when_built(mine):
 @pytest.mark.parametrize(
     ("model", "error", "message"),
     [
-        (nn.Sequential(nn.Flatten(), nn.Linear(6, 4)), ValueError, r"makes shape \(4, 4\) .* need .* \(4, 3\)"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(6, 4)), ValueError, r"returns shape \(4, 4\) .* need .* \(4, 3\)"),
         (nn.Linear(3, 3), ValueError, r"returns shape \(4, 2, 3\) for 4 examples of shape \(2, 3\)"),
         (nn.LSTM(3, 3, batch_first=True), ValueError, "returns a tuple for 4 examples"),
         (nn.Sequential(nn.Flatten(), nn.Linear(5, 3)), ValueError, "cannot take examples of shape"),
