@@ -126,12 +126,12 @@ def test_a_run_that_diverges_is_recorded_and_stops(tmp_path):
 
 
 def test_an_infinite_loss_is_divergence_though_its_gradient_is_finite(tmp_path, monkeypatch):
-    def overflowing(state, config):
-        state.theta.grad = torch.zeros_like(state.theta)
-        seen = accumulate_gradient(config, state.loss, state.theta, state.meta_step)
+    def overflowing(config, loss, theta, meta_step, **options):
+        seen = accumulate_gradient(config, loss, theta, meta_step, **options)
+        theta.grad = torch.zeros_like(theta)
         return [replace(aux, query_loss=torch.tensor(torch.inf)) for aux in seen]
 
-    monkeypatch.setattr(loop, "_gradient", overflowing)
+    monkeypatch.setattr(loop, "accumulate_gradient", overflowing)
     assert [c.diverged for c in meta_train(replace(IMAGES, folder=tmp_path))] == [False, True]
     assert diverged_at(tmp_path) == 1
 
@@ -245,7 +245,7 @@ def test_mistakes_are_named(tmp_path):
     with pytest.raises(ValueError, match="validation_tasks=-1"):
         replace(IMAGES, validation_tasks=-1)
     if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match="device='cuda' is not there"):
+        with pytest.raises(ValueError, match="device='cuda' is not available"):
             next(meta_train(replace(IMAGES, device="cuda")))
     with pytest.raises(ValueError, match=r"checkpoints=\[3, 0\] must be rising"):
         replace(IMAGES, checkpoints=(3, 0))

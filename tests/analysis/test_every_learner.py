@@ -160,7 +160,7 @@ def test_the_report_says_who_is_unlike_the_others(every):
     assert "The inner loop of anil, boil, leo and boil-p moves only a part of the network" in page
     assert "boil-p begins from the best checkpoint of shot-p by validation" in page
     assert "there is no verdict on suppression for it" in page
-    assert "Not drawn, as their inner steps are not alpha times the gradient: Meta-SGD, each parameter" in page
+    assert "Learners whose inner steps are not alpha times the gradient are not drawn: Meta-SGD, each parameter" in page
     manifest = json.loads((every / "runs" / "maml-p-seed0" / "manifest.json").read_text())["config"]
     assert manifest["begins_from"][0]["pretraining"]["hidden"] == 4
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import analysis
 import hessian_tools as ht
-from hessian_tools.curvature import curvature_along
+from hessian_tools.curvature import Spectrum, curvature_along
 from hessian_tools.trajectory import stack
 
 TANH = next(case for case in CASES if case.name == "tanh-mlp")
@@ -95,7 +95,7 @@ def test_points_can_be_named_and_labelled(results: dict[str, object], name: str)
 
 def test_several_leading_axes_need_names() -> None:
     result = curvature_along(randn(2, 3, 4, path="g"), randn(2, 3, 4, path="hg"))
-    with pytest.raises(ValueError, match="2 leading axes; give 2 different names"):
+    with pytest.raises(ValueError, match="the 2 leading axes of this result; give 2 different names"):
         analysis.to_xarray(result)
     assert analysis.to_xarray(result, dims=["task", "inner_step"]).sizes == {"task": 2, "inner_step": 3}
 
@@ -122,7 +122,7 @@ def test_a_check_keeps_its_words() -> None:
 def test_unknown_things_are_refused_in_plain_words(results: dict[str, object]) -> None:
     with pytest.raises(TypeError, match="to_xarray cannot label a list"):
         analysis.to_xarray([1])
-    with pytest.raises(ValueError, match="coords has 'step'"):
+    with pytest.raises(ValueError, match="coords has the unknown dimension 'step'"):
         analysis.to_xarray(results["pairs"], coords={"step": [0, 1, 2]})
     with pytest.raises(TypeError, match="plot cannot draw a Dataset that to_xarray did not make"):
         analysis.plot(xr.Dataset())
@@ -215,7 +215,7 @@ def test_frobenius_norm_of_moments(results: dict[str, object]) -> None:
 
 def test_gram_spectrum_ends_at_its_error() -> None:
     values, error = torch.tensor([[3.0, 1.0, 1e-9], [2.0, 1e-3, 0.0]]), torch.tensor([1e-6, 1e-2])
-    ax = analysis.plot(ht.Spectrum(values, error), axes())
+    ax = analysis.plot(Spectrum(values, error), axes())
     for point, shown in enumerate(([3.0, 1.0, np.nan], [2.0, np.nan, np.nan])):
         np.testing.assert_allclose(line(ax, f"eigenvalue:point {point}").get_ydata(), shown)
         assert line(ax, f"error:point {point}").get_ydata()[0] == pytest.approx(float(error[point]))
@@ -231,7 +231,7 @@ def test_a_trajectory_is_drawn_task_by_task(results: dict[str, object]) -> None:
     ax = analysis.plot(results["tasks"], axes(), names=["displacement"])
     np.testing.assert_allclose(line(ax, "displacement:1").get_ydata(), results["tasks"].displacement[1])
     assert ax.get_ylabel() == "displacement [parameter]"
-    with pytest.raises(ValueError, match="one or two variables"):
+    with pytest.raises(ValueError, match="has . variables; give one or two"):
         analysis.plot(results["tasks"], axes(), names=[])
 
 

@@ -137,7 +137,7 @@ def test_groups_are_of_one_image():
         (lambda: ResNet12(3, residual=(True,) * 5), "need four entries each, one for each block"),
         (lambda: VisionTransformer(3, patch=5), "patch=5 does not divide images of 28x28"),
         (lambda: VisionTransformer(3, heads=5), "heads=5 does not divide width=64"),
-        (lambda: MLP([3]), "needs at least an input and an output size"),
+        (lambda: MLP([3]), "needs at least two entries, the number of inputs"),
     ],
 )
 def test_what_cannot_be_is_refused(build, message):
