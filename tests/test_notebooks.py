@@ -43,7 +43,7 @@ def rows(table: str) -> list[list[str]]:
 
 
 # This is one test, because a parallel run would start a kernel with all its imports in each worker that gets a part.
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_the_quick_start_runs_and_prints_what_it_promises(micro_study, tmp_path, monkeypatch):
     monkeypatch.setenv("HESSIAN_TOOLS_STUDY", str(micro_study))
     for name in (

@@ -96,7 +96,7 @@ def test_a_study_without_its_data_says_what_to_give(
     assert not list(working_folder.iterdir())
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_the_regression_study_cut_down_runs_to_its_report(working_folder: Path):
     small = {
         "train": {"checkpoints": [0, 2, 4], "meta_batch": 2, "validation_tasks": 2},

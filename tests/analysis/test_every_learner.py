@@ -18,6 +18,8 @@ from hessian_tools.nets import seeded
 from hessian_tools.runs.checkpoints import load_theta
 from hessian_tools.train import saved_checkpoints, task_loss
 
+pytestmark = pytest.mark.slow
+
 STUDY = """
 name: every
 data: {name: quickdraw, ways: 3, shots: 1, queries: 2, test_queries: 2, image_size: 8}

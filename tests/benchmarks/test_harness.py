@@ -18,6 +18,8 @@ from benchmarks.run import Settings, kept_row
 from benchmarks.tables import cells, print_tables
 from benchmarks.workloads import WORKLOADS, load, save
 
+pytestmark = pytest.mark.slow
+
 ROW = Row("W2", "top5", "top-5", (Rival("peer", 5, 7),), points=2, quick=1)
 
 

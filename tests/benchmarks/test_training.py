@@ -13,6 +13,8 @@ from benchmarks.rows import ROWS
 from benchmarks.training import libraries, ours
 from benchmarks.workloads import load, save
 
+pytestmark = pytest.mark.slow
+
 ROW = next(row for row in ROWS if row.workload == "M5")
 
 

@@ -17,6 +17,8 @@ SCRIPT = """
 import sys, time
 from hessian_tools.runs.worker_pool import WorkerPool
 
+pytestmark = pytest.mark.slow
+
 def wait_for_ever(unit, emit):
     emit(1, "begun")
     time.sleep(600)

@@ -13,6 +13,8 @@ from hessian_tools import Conv4, Shot, TrainConfig, learners, meta_train
 from hessian_tools.data import open_tasks
 from hessian_tools.inner.learners import Latent
 
+pytestmark = pytest.mark.slow
+
 CONFIG = TrainConfig(
     learner=learners.leo(2, 0.5, latent=Latent(4, fine_tuning_steps=1, dropout=0.2)),
     tasks=open_tasks("quickdraw", ways=3, shots=1, queries=2),

@@ -15,6 +15,8 @@ from hessian_tools.curvature import gauss_newton, gauss_newton_spectrum, hessian
 from hessian_tools.layout import flatten
 from hessian_tools.loss import make_loss
 
+pytestmark = pytest.mark.slow
+
 
 def by_hook() -> nn.Module:
     with pytest.warns(FutureWarning, match="weight_norm"):

@@ -15,6 +15,8 @@ from hessian_tools.curvature.engines.choice import enough_products
 from hessian_tools.curvature.engines.compiled import trace_cache as traced
 from hessian_tools.curvature.objective.matrix import hessian_product
 
+pytestmark = pytest.mark.slow
+
 POINTS = 5
 
 
