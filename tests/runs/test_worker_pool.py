@@ -13,11 +13,11 @@ import torch
 
 from hessian_tools.runs.worker_pool import WorkerLost, WorkerPool
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = """
 import sys, time
 from hessian_tools.runs.worker_pool import WorkerPool
-
-pytestmark = pytest.mark.slow
 
 def wait_for_ever(unit, emit):
     emit(1, "begun")
