@@ -162,6 +162,17 @@ def info(path: Folder) -> None:
         print(line)
 
 
+@app.command
+def verify(folder: Folder) -> int:
+    """Check every file of a study; exit status 0: nothing is wrong, 1: a line says what is, and what to do."""
+    from analysis.folder import open_folder
+    from analysis.verify import faults
+
+    lines = list(faults(open_folder(folder)))
+    print("\n".join(lines) or f"{folder}: nothing is missing, damaged, changed or out of date")
+    return 1 if lines else 0
+
+
 def main(arguments: list[str] | None = None) -> None:
     """The entry point. Its exit status is 0: done, 1: interrupted or failed, 2: a mistake in what was asked."""
     sys.exit(run(arguments))
@@ -172,7 +183,7 @@ def run(arguments: list[str] | None = None) -> int:
     from analysis.errors import UserError
 
     try:
-        app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        status = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as e:
         return _fail(" ".join(str(e).split()) + "; see hessian-tools --help", 2)
     except UserError as e:
@@ -189,7 +200,7 @@ def run(arguments: list[str] | None = None) -> int:
         if status is None:
             raise
         return _fail(str(e), status)
-    return 0
+    return status if isinstance(status, int) else 0
 
 
 def _describe(error: OSError) -> str:

@@ -22,7 +22,8 @@ from analysis.progress import Reporter
 from analysis.quantities import QUANTITIES, Points
 from analysis.schema import BY_NAME, LEVEL_MEANINGS, STATUS_MEANINGS, ZERO_GRADIENT, Sizes
 from analysis.study import Problem, Study, StudyLearner
-from analysis.training import own_runs
+from analysis.training import own_runs, refuse_changed_data
+from analysis.verify import refuse_damaged_training
 from hessian_tools.curvature import rademacher
 from hessian_tools.inner.learners import untrained
 from hessian_tools.inner.parameters import num_moved
@@ -109,8 +110,9 @@ class Unit:
 def measure(study: Study, pool: WorkerPool, reporter: Reporter) -> None:
     """Record the inner loops on held-out tasks and measure the curvature along them."""
     own_runs(study)
+    refuse_damaged_training(study)
     for learner, seed in study.runs:
-        allocate(study, learner, seed)
+        store.refuse_damaged(allocate(study, learner, seed))
     work = units(study)
     for unit in work:
         if not checkpoint_path(unit.run, unit.checkpoint).exists() and not unit.diverged:
@@ -137,8 +139,8 @@ def units(study: Study) -> list[Unit]:
     return sorted(all_units, key=lambda unit: -unit.level)
 
 
-def allocate(study: Study, learner: str, seed: int) -> None:
-    """Make the empty store of a run, unless it exists."""
+def allocate(study: Study, learner: str, seed: int) -> Path:
+    """Make the empty store of a run, unless it exists; returns its path."""
     config, study_learner, layout = study.config, study.learners[learner], study.problem.layout
     plan, why_no_alpha = config.measure, study_learner.learner.why_no_alpha
     sizes = Sizes(
@@ -153,10 +155,8 @@ def allocate(study: Study, learner: str, seed: int) -> None:
     data_digest = study.problem.held_out.digest
     attrs = {"study": config.name, "learner": learner, "seed": seed, "data_digest": data_digest, "split": "test"}
     attrs |= {"step_size_missing": why_no_alpha} if why_no_alpha else {}
-    path = store.create(study.run(learner, seed), sizes, block=chunk_tasks(study), attrs=attrs)
-    store.write_scalars(
-        path, {"step_size": study_learner.alpha, "num_params": num_moved(study_learner.learner, layout)}
-    )
+    scalars = {"step_size": study_learner.alpha, "num_params": num_moved(study_learner.learner, layout)}
+    return store.create(study.run(learner, seed), sizes, block=chunk_tasks(study), attrs=attrs, scalars=scalars)
 
 
 def chunk_tasks(study: Study) -> int:
@@ -173,6 +173,8 @@ def measure_unit(unit: Unit, emit: Emit) -> None:
     block = None if unit.tasks is None else slice(unit.tasks[0], unit.tasks[-1] + 1)
     waiting = [path for path in unit.stores if not store.is_done(path, row, block)]
     if waiting:
+        # This process has opened the data for itself, perhaps later than the one that began the run.
+        refuse_changed_data(unit.study, [(learner, unit.seed) for learner in unit.learners])
         values = _evaluation(unit) if unit.tasks is None else _measurements(unit, unit.tasks)
         for path in waiting:
             store.write_unit(path, row, block, values)

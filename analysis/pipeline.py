@@ -18,7 +18,6 @@ from analysis.config import StudyConfig
 from analysis.drawing.figures import FIGURES, save
 from analysis.errors import UserError
 from analysis.folder import (
-    CLAIMS,
     DRAWN,
     REPORT,
     STUDY,
@@ -39,11 +38,10 @@ from analysis.report import render
 from analysis.setup_facts import command, facts, notes
 from analysis.study import Study, check
 from analysis.study_file import load_study, overridden, study_of, with_data
-from analysis.training import step_size_table, train
+from analysis.training import refuse_changed_data, step_size_table, train
+from analysis.verify import mend, refuse_changed_plan, refuse_damaged_training
 from hessian_tools.data import summary
 from hessian_tools.runs.files import write_json, write_text
-from hessian_tools.runs.manifest import NAME as MANIFEST
-from hessian_tools.runs.manifest import read_manifest
 from hessian_tools.runs.worker_pool import WorkerPool, available_cores
 
 Source = str | Path | StudyConfig | Mapping[str, Any]
@@ -156,6 +154,8 @@ def run(
     study: Study, pool: WorkerPool, reporter: Reporter, *, plan: str | None = None
 ) -> tuple[Study, xr.Dataset, list[Verdict]]:
     """Do all parts of a study in their order; nothing that is complete is trained or measured again."""
+    begin(study, claims=plan)
+    mend(study, reporter)
     study = start(study, pool, reporter, plan=plan)
     measure(study, pool, reporter)
     ds = measurements(study)
@@ -170,18 +170,14 @@ def start(study: Study, pool: WorkerPool, reporter: Reporter, *, plan: str | Non
     begin(study, claims=plan)
     if study.config.data.path or study.config.data.test_path:
         reporter.say(f"data: {summary(study.problem.tasks)}")
+    refuse_damaged_training(study)
     return train(study, pool, reporter)
 
 
 def test(study: Study, ds: xr.Dataset) -> list[Verdict]:
     """Draw the verdicts from the measurements by the plan that was fixed before them, and write them to a file."""
     plan = plan_of(study)
-    folders = [study.run(*run) for run in study.runs]
-    if any(read_manifest(run)["claims_digest"] != plan.digest for run in folders if (run / MANIFEST).exists()):
-        raise UserError(
-            f"{study.path / CLAIMS} was changed after the runs were begun, and a plan is fixed before them;"
-            " put it back, or begin a study with --claims and another --out"
-        )
+    refuse_changed_plan(study)
     _refuse_incomplete(study)
     verdicts = judge(ds, plan)
     made_from = {"measurements": content_digest(ds), "plan": plan.digest}
@@ -206,6 +202,7 @@ def figures(study: Study, ds: xr.Dataset, reporter: Reporter) -> list[Path]:
 def report(study: Study, ds: xr.Dataset) -> Path:
     """Write the study as one self-contained page; returns the file."""
     _refuse_incomplete(study)
+    refuse_changed_data(study, study.runs)
     images = {name: study.figures / f"{name}.png" for name in FIGURES}
     for image in images.values():
         if not image.exists():
@@ -230,10 +227,12 @@ def report(study: Study, ds: xr.Dataset) -> Path:
 
 
 def _refuse_incomplete(study: Study) -> None:
-    """Raise UserError if a run has no measurements."""
+    """Raise UserError if a run is not measured, or only in part."""
     for learner, seed in study.runs:
-        if not (study.run(learner, seed) / store.NAME).exists():
+        path = study.run(learner, seed) / store.NAME
+        if not path.exists() or not store.is_complete(path):
+            part = "only in part" if path.exists() else "not yet"
             raise UserError(
-                f"{learner} seed {seed} is not measured yet, and results of some runs would look like those of all;"
+                f"{learner} seed {seed} is {part} measured, and results of some runs would look like those of all;"
                 f" run 'hessian-tools measure {study.path}' first"
             )

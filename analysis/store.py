@@ -4,29 +4,59 @@ The results of one unit (a checkpoint and a block of tasks, with all inner steps
 chunks of every variable, so that no two units write to the same chunk. One process writes a unit, and writes its flag
 (``done`` or ``evaluation_done``) last. A process that is killed at any moment therefore leaves a store in which every
 flagged unit is complete.
+
+Every chunk ends with its checksum (CRC-32C), and a flagged unit has a file for every chunk of every variable, even
+where all values are NaN. The digests of the files that describe the arrays stand in a file beside the store. A file
+that was changed or removed is therefore found, instead of being read as other numbers or as NaN.
 """
 
+import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import xarray as xr
 import zarr
+from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from analysis.schema import BY_NAME, VARIABLES, Sizes, blank_run
-from hessian_tools.runs.files import DamagedFileError
+from analysis.schema import VARIABLES, Sizes, blank_run
+from hessian_tools.runs.files import DamagedFileError, read_json, write_json
 
 NAME = "measurements.zarr"
+DIGESTS = "measurements.json"  # beside the store: SHA-256 (hex) of each zarr.json in it
+# The last step of writing a chunk adds four bytes, its checksum.
+COMPRESSORS = (ZstdCodec(level=0), Crc32cCodec())
 
 
-def create(folder: Path, sizes: Sizes, *, block: int, attrs: Mapping[str, Any]) -> Path:
+FLAGS = ("done", "evaluation_done")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A file of a store that is missing or was changed.
+
+    unit: the (checkpoint, chunk of tasks) to which the file belongs, as positions; the chunk of tasks is None for the
+        evaluation of a checkpoint. None for a file that belongs to the whole store.
+    """
+
+    file: Path
+    problem: str
+    unit: tuple[int, int | None] | None
+
+
+def create(folder: Path, sizes: Sizes, *, block: int, attrs: Mapping[str, Any], scalars: Mapping[str, float]) -> Path:
     """Make the empty store of a run and return its path; a store that exists is left as it is.
 
-    sizes: the dimensions. block: the number of tasks in a chunk. attrs: attributes of the Dataset.
+    sizes: the dimensions. block: the number of tasks in a chunk. attrs: attributes of the Dataset. scalars: the values
+    of the variables without dimensions, which hold for the whole run.
     """
     path = folder / NAME
     if path.exists():
@@ -35,16 +65,17 @@ def create(folder: Path, sizes: Sizes, *, block: int, attrs: Mapping[str, Any]) 
     shutil.rmtree(part, ignore_errors=True)
     blank = blank_run(sizes).assign_attrs(attrs)
     chunk = {"checkpoint": 1, "task": min(block, blank.sizes["task"])}
-    encoding = {
-        v.name: {
-            "chunks": tuple(chunk.get(dim, blank.sizes[dim]) for dim in v.dims),
-            "fill_value": float("nan") if v.dtype == "float64" else 0,
-        }
-        for v in VARIABLES
-        if v.dims
-    }
+    encoding: dict[Any, dict[str, Any]] = {name: {"compressors": COMPRESSORS} for name in blank.coords}
+    for v in VARIABLES:
+        encoding[v.name] = {"compressors": COMPRESSORS, "fill_value": float("nan") if v.dtype == "float64" else 0}
+        if v.dims:
+            encoding[v.name]["chunks"] = tuple(chunk.get(dim, blank.sizes[dim]) for dim in v.dims)
     try:
         blank.to_zarr(part, zarr_format=3, consolidated=False, encoding=encoding)
+        whole = {str(name): values.to_numpy() for name, values in blank.coords.items()}
+        whole |= {name: np.array(value) for name, value in scalars.items()}
+        _write(part, {name: (..., value) for name, value in whole.items()})
+        write_json(folder / DIGESTS, _description_digests(part))
         os.rename(part, path)  # a store under its final name is complete
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -52,9 +83,28 @@ def create(folder: Path, sizes: Sizes, *, block: int, attrs: Mapping[str, Any]) 
 
 
 def open_run(path: Path) -> xr.Dataset:
-    """A run's measurements, read into memory; a script may use ``xr.open_zarr(path, consolidated=False)`` instead."""
+    """A run's measurements, read into memory; a script may use ``xr.open_zarr(path, consolidated=False)`` instead.
+
+    Raises DamagedFileError with the name of a file that is missing or was changed.
+    """
+    refuse_damaged(path)
     with _readable(path), xr.open_zarr(path, consolidated=False, chunks=None) as ds:
         return ds.load()
+
+
+def refuse_damaged(path: Path) -> None:
+    """Raise DamagedFileError with the name of the first file that is missing or was changed."""
+    for fault in faults(path):
+        raise DamagedFileError(
+            f"{fault.file} {fault.problem}; put it back, or run 'hessian-tools study {path.parents[2]}', which measures"
+            " anew what is damaged"
+        )
+
+
+def is_complete(path: Path) -> bool:
+    """Whether every unit of a run is measured."""
+    with _readable(path):
+        return all(bool(np.all(zarr.open_array(path, path=flag, mode="r")[...] == 1)) for flag in FLAGS)
 
 
 def is_done(path: Path, checkpoint: int, block: slice | None) -> bool:
@@ -75,17 +125,57 @@ def write_unit(path: Path, checkpoint: int, block: slice | None, values: Mapping
     :func:`is_done`.
     """
     flag, place = _flag(checkpoint, block)
-    group = zarr.open_group(path, mode="r+")
-    for name, value in values.items():
-        _writable(group, name)[place] = value.astype(BY_NAME[name].dtype)
-    _writable(group, flag)[place] = 1
+    of_unit = [v for v in VARIABLES if v.name not in FLAGS and _in_unit(v.dims, evaluation=block is None)]
+    blank = {v.name: np.array(np.nan if v.dtype == "float64" else 0) for v in of_unit}
+    _write(path, {name: (place, value) for name, value in (blank | dict(values)).items()})
+    _write(path, {flag: (place, np.array(1))})
 
 
-def write_scalars(path: Path, values: Mapping[str, float]) -> None:
-    """Write variables without dimensions, which hold for the whole run."""
-    group = zarr.open_group(path, mode="r+")
-    for name, value in values.items():
-        _writable(group, name)[...] = value
+def faults(path: Path) -> Iterator[Fault]:
+    """Every file of a store that is missing or was changed after it was written.
+
+    Versions before 0.3 wrote no checksums, and nothing is found in their stores.
+    """
+    digests = path.parent / DIGESTS
+    descriptions = _description_digests(path)
+    if not digests.exists():
+        if any(b"crc32c" in (path / name).read_bytes() for name in descriptions):
+            yield Fault(digests, "is missing", None)
+        return
+    recorded = read_json(digests)
+    changed = [name for name in sorted(recorded | descriptions) if recorded.get(name) != descriptions.get(name)]
+    for name in changed:
+        yield Fault(path / name, "was changed after it was written" if name in descriptions else "is missing", None)
+    if changed:
+        return
+    arrays = {name: json.loads((path / name / "zarr.json").read_bytes()) for name in _array_names(path)}
+    flagged: set[tuple[int, int | None]] = set()
+    for name in sorted(arrays, key=lambda name: name not in FLAGS):  # the flags say which chunks of others must exist
+        dims = tuple(arrays[name].get("dimension_names") or ())
+        for index, file in _chunk_files(path / name, arrays[name]):
+            unit = (index[0], index[1] if "task" in dims else None) if dims[:1] == ("checkpoint",) else None
+            unit = None if dims == (name,) else unit  # a coordinate
+            if file.exists():
+                if not _undamaged(file.read_bytes()):
+                    yield Fault(file, "was changed after it was written", unit)
+                elif name in FLAGS and unit is not None:
+                    flagged.add(unit)
+            elif name not in FLAGS and (unit is None or unit in flagged):
+                yield Fault(file, "is missing", unit)
+
+
+def discard(path: Path, fault: Fault) -> None:
+    """Make the units that a fault spoils count as not measured: the unit of the file, or all of the store."""
+    if fault.unit is None:
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    checkpoint, tasks = fault.unit
+    flag = (
+        path / FLAGS[0] / "c" / str(checkpoint) / str(tasks)
+        if tasks is not None
+        else path / FLAGS[1] / "c" / str(checkpoint)
+    )
+    flag.unlink(missing_ok=True)  # a flag without a file is 0
 
 
 def sweep(folder: Path) -> None:
@@ -100,6 +190,46 @@ def sweep(folder: Path) -> None:
 def _flag(checkpoint: int, block: slice | None) -> tuple[str, Any]:
     """The name of a unit's flag, and the unit's index into the flag and into every variable that it fills."""
     return ("evaluation_done", checkpoint) if block is None else ("done", (checkpoint, block))
+
+
+def _in_unit(dims: tuple[str, ...], *, evaluation: bool) -> bool:
+    """Whether a variable with these dimensions is written by the units that evaluate accuracy, or by the others."""
+    return dims[:1] == ("checkpoint",) and ("task" not in dims) == evaluation
+
+
+def _write(path: Path, values: Mapping[str, tuple[Any, np.ndarray]]) -> None:
+    """Write (index, value) by variable; each chunk gets a file, even one that holds nothing but the fill value."""
+    with zarr.config.set({"array.write_empty_chunks": True}):
+        group = zarr.open_group(path, mode="r+")
+        for name, (place, value) in values.items():
+            array = _writable(group, name)
+            array[place] = value.astype(array.dtype)
+
+
+def _array_names(path: Path) -> list[str]:
+    return sorted(file.parent.name for file in path.glob("*/zarr.json"))
+
+
+def _description_digests(path: Path) -> dict[str, str]:
+    """The SHA-256 (hex) of the files that describe a store and its arrays, by their paths in the store."""
+    files = [path / "zarr.json", *(path / name / "zarr.json" for name in _array_names(path))]
+    return {
+        file.relative_to(path).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in files
+        if file.exists()
+    }
+
+
+def _chunk_files(folder: Path, description: Mapping[str, Any]) -> Iterator[tuple[tuple[int, ...], Path]]:
+    """The position and the file of every chunk that an array can have; an array without dimensions has one chunk."""
+    chunk_shape = description["chunk_grid"]["configuration"]["chunk_shape"]
+    counts = [-(-length // chunk) for length, chunk in zip(description["shape"], chunk_shape, strict=True)]
+    for index in product(*map(range, counts)):
+        yield index, folder.joinpath("c", *map(str, index))
+
+
+def _undamaged(chunk: bytes) -> bool:
+    return google_crc32c.value(chunk[:-4]) == int.from_bytes(chunk[-4:], "little")
 
 
 @contextmanager

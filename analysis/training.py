@@ -5,6 +5,7 @@ Training and measuring are split into jobs for worker processes. A job is a pick
 at any moment and started again.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
@@ -16,8 +17,9 @@ from analysis.folder import STEP_SIZE, plan_of
 from analysis.progress import Reporter
 from analysis.study import Study
 from hessian_tools.runs.checkpoints import checkpoint_path
-from hessian_tools.runs.files import read_json, write_json
-from hessian_tools.runs.manifest import digest, environment, record_ownership
+from hessian_tools.runs.files import json_digest, read_json, write_json
+from hessian_tools.runs.manifest import NAME as MANIFEST
+from hessian_tools.runs.manifest import environment, record_ownership
 from hessian_tools.runs.worker_pool import Emit, WorkerPool
 from hessian_tools.train import best_checkpoint, diverged_at, meta_train, saved_checkpoints
 
@@ -73,6 +75,7 @@ def train(study: Study, pool: WorkerPool, reporter: Reporter) -> Study:
 
 def train_unit(unit: TrainUnit, emit: Emit) -> None:
     """Train one run and report each meta-iteration; those that an earlier command made are reported at once."""
+    refuse_changed_data(unit.study, [(unit.learner, unit.seed)])  # this process has opened them for itself
     start = warm_start(unit.study, unit.learner, unit.seed)
     done = 0
 
@@ -108,6 +111,7 @@ def warm_start(study: Study, learner: str, seed: int) -> Path | None:
 
 def own_runs(study: Study) -> None:
     """Write into the folder of every run what its numbers follow from; refuse a folder that holds another run."""
+    refuse_changed_data(study, study.runs)
     config = study.config.model_dump(mode="json")
     shared = {key: config[key] for key in ("data", "network", "train", "measure")}
     shared |= {"steps": study.config.inner.steps, "step_size": study.chosen_step_size}
@@ -115,7 +119,7 @@ def own_runs(study: Study) -> None:
         shared["network_source"] = study.problem.source_digest
     facts = environment(device=study.device) | {
         "threads": 1,
-        "data_digest": study.problem.tasks.digest,
+        **_data_digests(study),
         "claims_digest": plan_of(study).digest,
     }
     for learner, seed in study.runs:
@@ -125,6 +129,28 @@ def own_runs(study: Study) -> None:
             "seed": seed,
         }
         record_ownership(study.run(learner, seed), "config", shared | of_run, facts=facts)
+
+
+def refuse_changed_data(study: Study, runs: Iterable[tuple[str, int]]) -> None:
+    """Raise UserError if the data are not those with which one of the runs was begun."""
+    for run in runs:
+        path = study.run(*run) / MANIFEST
+        recorded = read_json(path) if path.exists() else {}
+        for name, present in _data_digests(study).items():
+            before = recorded.get(name, present)  # versions before 0.3 recorded one of the two digests
+            if before != present:
+                data = study.config.data
+                places = " and ".join(str(place) for place in (data.source, data.test_path) if place)
+                raise UserError(
+                    f"the data ({places}) have changed since {path.parent} was begun: their SHA-256 was"
+                    f" {str(before)[:16]} and is now {present[:16]};\nput the old data back, or begin another study"
+                    " with --out"
+                )
+
+
+def _data_digests(study: Study) -> dict[str, str]:
+    """The digests of the tasks in training and on held-out classes, by their names in a manifest."""
+    return {"data_digest": study.problem.tasks.digest, "held_out_digest": study.problem.held_out.digest}
 
 
 @dataclass(frozen=True)
@@ -160,7 +186,7 @@ def choose_step_size(study: Study, pool: WorkerPool, reporter: Reporter) -> Stud
     best = _best(rows, classification=study.problem.tasks.kind == "classification")
     write_json(
         study.path / STEP_SIZE,
-        {"step_size": best, "search": search.model_dump(mode="json"), "digest": digest(rows), "candidates": rows},
+        {"step_size": best, "search": search.model_dump(mode="json"), "digest": json_digest(rows), "candidates": rows},
     )
     tried = ", ".join(f"{step_size:g}" for step_size in search.candidates)
     reporter.say(f"step size {best:g}, the best of {tried} for {search.learner}")

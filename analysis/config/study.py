@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from analysis.config.base import NAME, Flag, Natural, OneOf, Positive, Rate, Strict, listed
 from analysis.config.learner import LearnerConfig
-from hessian_tools.runs.manifest import digest
+from hessian_tools.runs.files import json_digest
 from hessian_tools.train import TrainConfig, logarithmic_schedule
 from hessian_tools.train.config import OPTIMISERS
 
@@ -109,7 +109,7 @@ class NetworkConfig(Strict):
 
     def __hash__(self) -> int:
         # pydantic's own hash fails on the dict of options.
-        return hash(digest(self.model_dump(mode="json")))
+        return hash(json_digest(self.model_dump(mode="json")))
 
 
 class LevelConfig(Strict):
@@ -283,4 +283,4 @@ class StudyConfig(Strict):
     @property
     def digest(self) -> str:
         """The SHA-256 of the whole configuration."""
-        return digest(self.model_dump(mode="json"))
+        return json_digest(self.model_dump(mode="json"))

@@ -1,34 +1,70 @@
 """Checkpoints on disk, as safetensors and never as pickle, and the newest state, from which a run is resumed."""
 
+import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialised
 from torch import Tensor
 
-from hessian_tools.runs.files import DamagedFileError, write_atomic
+from hessian_tools.runs.files import CHECKSUM, DamagedFileError, json_digest, write_atomic
+from hessian_tools.runs.manifest import training_digest
 
 FOLDER = "checkpoints"
+ABOUT = "about"  # the entry of a file's metadata that holds, as JSON, to what it belongs, and its checksum
 
 
-def save(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors atomically."""
+def save(path: Path, tensors: Mapping[str, Tensor], **belonging: Any) -> None:
+    """Write tensors atomically, with their checksum and with JSON-like facts that say to what they belong."""
     copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    # One entry holds all facts, because safetensors writes several in an order of its own, different each time.
+    about = json.dumps(belonging | {CHECKSUM: _digest(copies, belonging)}, sort_keys=True)
     # The bytes are written here, because safetensors' own writer hides a full disk behind an error of its own.
-    write_atomic(path, lambda part: part.write_bytes(serialised(copies)))
+    write_atomic(path, lambda part: part.write_bytes(serialised(copies, metadata={ABOUT: about})))
 
 
-def load(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, on the CPU; raises DamagedFileError with the file's name where it cannot be read."""
+def load(path: Path, **belonging: Any) -> dict[str, Tensor]:
+    """The tensors of a file, on the CPU.
+
+    belonging: facts with which the file must have been saved; a fact that is None is not compared.
+
+    Raises DamagedFileError with the file's name where the file cannot be read, was changed after it was written, or
+    belongs to something else. Versions before 0.3 wrote no facts and no checksum, so a file without any is accepted.
+    """
     try:
-        return load_file(path)
-    except (SafetensorError, OSError) as e:
+        with safe_open(path, framework="pt") as file:
+            tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+        about = json.loads(metadata[ABOUT]) if metadata else None
+        undamaged = about is None or about.pop(CHECKSUM) == _digest(tensors, about)
+    except (SafetensorError, OSError, ValueError, KeyError) as e:
         raise DamagedFileError(
             f"{path} cannot be read as safetensors ({e}); remove it and run the same command again"
         ) from e
+    if not undamaged:
+        raise DamagedFileError(
+            f"{path} was changed after it was written (its checksum does not match); remove it and run the same"
+            " command again"
+        )
+    for fact, expected in belonging.items():
+        if about is not None and expected is not None and about.get(fact) != expected:
+            raise DamagedFileError(
+                f"{path} belongs elsewhere: its {fact} is {about.get(fact)}, but here it must be {expected};"
+                " remove it and run the same command again"
+            )
+    return tensors
+
+
+def _digest(tensors: Mapping[str, Tensor], belonging: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) of the names, shapes, types and bytes of the tensors, and of the facts about them."""
+    digest = hashlib.sha256(json_digest(belonging).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(json_digest([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def checkpoint_path(folder: Path, meta_step: int) -> Path:
@@ -37,11 +73,11 @@ def checkpoint_path(folder: Path, meta_step: int) -> Path:
 
 
 def load_theta(folder: Path, meta_step: int) -> Tensor:
-    """The meta-parameters [meta] at one meta-iteration of a run."""
+    """The meta-parameters [meta] at one meta-iteration of a run; the file must be of that run and meta-iteration."""
     path = checkpoint_path(folder, meta_step)
     if not path.exists():
         raise DamagedFileError(f"{folder} has no checkpoint at meta-iteration {meta_step}; train the run first")
-    return load(path)["theta"]
+    return load(path, run=training_digest(folder), meta_step=meta_step)["theta"]
 
 
 def state_path(folder: Path) -> Path:

@@ -1,10 +1,16 @@
-"""Writing files so that a process killed at any moment leaves the old file or the new one, never a partial one."""
+"""Writing files so that a process killed at any moment leaves the old file or the new one, never a partial one.
 
+What is written carries a checksum, and reading compares it, so that a changed bit is an error and not another number.
+"""
+
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+CHECKSUM = "sha256"  # the entry of a JSON file that holds the digest of the others
 
 
 class DamagedFileError(ValueError):
@@ -27,17 +33,31 @@ def write_text(path: Path, text: str) -> None:
     write_atomic(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
+def json_digest(value: Any) -> str:
+    """SHA-256 (hex) of a JSON-like value in canonical form."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON file atomically, indented so that people can read it."""
-    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+    """Write a JSON file atomically, indented so that people can read it, with its checksum as the last entry."""
+    # The digest is that of the value as it will be read: tuples become lists, and the keys of mappings become strings.
+    checked = dict(value) | {CHECKSUM: json_digest(json.loads(json.dumps(value)))}
+    write_text(path, json.dumps(checked, indent=1, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; raises DamagedFileError with the file's name where the file holds something else."""
+    """The object in a JSON file, without its checksum.
+
+    Raises DamagedFileError with the file's name where the file holds something else, or was changed after it was
+    written. Versions before 0.3 wrote no checksum, so a file without one is accepted.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as e:
         raise DamagedFileError(f"{path} is not JSON ({e}); remove it and run the same command again") from None
     if not isinstance(value, dict):
         raise DamagedFileError(f"{path} holds no JSON object; remove it and run the same command again")
+    checksum = value.pop(CHECKSUM, None)
+    if checksum is not None and checksum != json_digest(value):
+        raise DamagedFileError(f"{path} was changed after it was written (its checksum does not match); put it back")
     return value

@@ -6,7 +6,6 @@ training the second, and a run resumes in a folder only where the compared part 
 readers: versions, device, threads, digests of the data and of the plan.
 """
 
-import hashlib
 import json
 import platform
 import sys
@@ -17,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 
-from hessian_tools.runs.files import DamagedFileError, read_json, write_json
+from hessian_tools.runs.files import DamagedFileError, json_digest, read_json, write_json
 
 NAME = "manifest.json"
 EARLIER_TRAINING = "training.json"  # where version 0.1 kept the part "training"
@@ -26,12 +25,6 @@ LIBRARIES = ("torch", "numpy", "scipy", "xarray", "zarr")
 
 class ForeignRunError(ValueError):
     """A folder holds a run other than the one that was asked for."""
-
-
-def digest(value: Any) -> str:
-    """SHA-256 (hex) of a JSON-like value in canonical form."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def environment(*, device: str) -> dict[str, Any]:
@@ -62,9 +55,7 @@ def record_ownership(
     """
     path, wanted = folder / NAME, json.loads(json.dumps(identity))  # as it will be read: tuples become lists
     manifest = read_json(path) if path.exists() else {}
-    recorded = manifest.get(part)
-    if part == "training" and recorded is None and (folder / EARLIER_TRAINING).exists():
-        recorded = read_json(folder / EARLIER_TRAINING)
+    recorded = _recorded_training(folder, manifest) if part == "training" else manifest.get(part)
     if part == "config" and recorded is None and manifest:
         recorded = {}  # a run without a study has this folder, so every setting of the study differs
     if recorded is None:
@@ -78,6 +69,16 @@ def record_ownership(
             )
 
 
+def training_digest(folder: Path) -> str | None:
+    """The digest of everything that determines the numbers of a run's training; None where the folder has no record.
+
+    It is stored in every checkpoint of the run.
+    """
+    path = folder / NAME
+    recorded = _recorded_training(folder, read_json(path) if path.exists() else {})
+    return None if recorded is None else json_digest(recorded)
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a study's run; raises DamagedFileError where it lacks what every such run writes."""
     path = folder / NAME
@@ -86,6 +87,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if missing:
         raise DamagedFileError(f"{path} is damaged: it lacks {missing[0]}; remove {folder} and run the study again")
     return manifest
+
+
+def _recorded_training(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The part "training" of a run's record, if the run has one."""
+    earlier = folder / EARLIER_TRAINING
+    recorded = manifest.get("training")
+    return read_json(earlier) if recorded is None and earlier.exists() else recorded
 
 
 def _short(value: Any) -> str:

@@ -1,33 +1,51 @@
-"""Training metrics on disk: one line for each meta-iteration, each line a JSON object."""
+"""Training metrics on disk: one line for each meta-iteration, each line a JSON object with its checksum."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
-from hessian_tools.runs.files import write_text
+from hessian_tools.runs.files import DamagedFileError, write_text
 
 NAME = "metrics.jsonl"
+CHECKSUM = "crc32"  # the last entry of a line: the checksum of the others; versions before 0.3 wrote none
 
 
 def append(path: Path, row: Mapping[str, Any]) -> None:
     """Add one line."""
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+        file.write(_line(row))
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """All complete lines; a line that a killed process left half-written is skipped."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return rows
+    """All complete lines; a last line that a killed process left half-written is skipped.
+
+    Raises DamagedFileError with the file and the number of a line that was changed after it was written.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last end of a line was left half-written
+    return [_row(line, f"line {number} of {path}") for number, line in enumerate(lines, start=1)]
 
 
 def keep_until(path: Path, meta_step: int) -> None:
     """Drop the lines after a meta-iteration, because a resumed run is about to write them again."""
-    rows = [row for row in read(path) if row["meta_step"] <= meta_step]
-    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+    write_text(path, "".join(_line(row) for row in read(path) if row["meta_step"] <= meta_step))
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    text = json.dumps(row)
+    return json.dumps({**row, CHECKSUM: crc32(text.encode())}) + "\n"
+
+
+def _row(line: bytes, place: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+        checksum = row.pop(CHECKSUM, None)
+        undamaged = checksum in (None, crc32(json.dumps(row).encode())) and "meta_step" in row
+    except (ValueError, AttributeError, TypeError):
+        undamaged = False
+    if not undamaged:
+        raise DamagedFileError(f"{place} was changed after it was written; remove the file and train that run again")
+    return row

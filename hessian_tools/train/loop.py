@@ -23,7 +23,7 @@ from hessian_tools.loss import Loss, make_loss
 from hessian_tools.nets import seeded
 from hessian_tools.runs import checkpoints, metrics
 from hessian_tools.runs.files import read_json, write_json
-from hessian_tools.runs.manifest import record_ownership
+from hessian_tools.runs.manifest import record_ownership, training_digest
 from hessian_tools.train.config import Checkpoint, TrainConfig
 from hessian_tools.train.evaluate import evaluate
 from hessian_tools.train.outer import AUX_NAMES, SharedStep, accumulate_gradient
@@ -96,14 +96,14 @@ def _next_checkpoint(state: _State, config: TrainConfig, meta_step: int, progres
     if folder and state.meta_step > meta_step:
         # The file was removed although training is past it. A second training up to it gives the same numbers.
         *_, checkpoint = meta_train(replace(config, folder=None, checkpoints=(meta_step,)), progress=progress)
-        _save_checkpoint(folder, checkpoint)
+        _save_checkpoint(config, folder, checkpoint)
         return checkpoint
     if not _advance(state, config, meta_step, progress):
         return Checkpoint(meta_step, state.theta.detach().clone(), float("nan"), float("nan"), diverged=True)
     checkpoint = _validate(state, config, meta_step)
     if folder:
-        _save_checkpoint(folder, checkpoint)
-        _save_state(state, folder)
+        _save_checkpoint(config, folder, checkpoint)
+        _save_state(state, config, folder)
     return checkpoint
 
 
@@ -132,7 +132,7 @@ def _start(config: TrainConfig) -> _State:
         return state
     record_ownership(config.folder, "training", config.identity(loss.layout))
     if checkpoints.state_path(config.folder).exists():
-        saved = checkpoints.load(checkpoints.state_path(config.folder))
+        saved = checkpoints.load(checkpoints.state_path(config.folder), run=training_digest(config.folder))
         state.meta_step = checkpoints.restore(state.optimiser, theta, saved)
         metrics.keep_until(config.folder / metrics.NAME, state.meta_step)
     else:
@@ -175,7 +175,7 @@ def _advance(state: _State, config: TrainConfig, until: int, progress: Progress 
         if config.folder:
             metrics.append(config.folder / metrics.NAME, row)
             if _save_is_due(state, config):
-                _save_state(state, config.folder)
+                _save_state(state, config, config.folder)
         if progress:
             progress(state.meta_step, row["query_loss"])
     return True
@@ -224,16 +224,18 @@ def _validate(state: _State, config: TrainConfig, meta_step: int) -> Checkpoint:
     return Checkpoint(meta_step, theta, float(losses.mean()), float(accuracies.mean()))
 
 
-def _save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+def _save_checkpoint(config: TrainConfig, folder: Path, checkpoint: Checkpoint) -> None:
     numbers = torch.tensor(
         [checkpoint.validation_loss, checkpoint.validation_accuracy], dtype=torch.float64, device="cpu"
     )
     path = checkpoints.checkpoint_path(folder, checkpoint.meta_step)
-    checkpoints.save(path, {"theta": checkpoint.theta, "validation": numbers})
+    belonging = _belonging(config, folder, checkpoint.meta_step)
+    checkpoints.save(path, {"theta": checkpoint.theta, "validation": numbers}, **belonging)
 
 
 def _read(folder: Path, meta_step: int) -> Checkpoint:
-    tensors = checkpoints.load(checkpoints.checkpoint_path(folder, meta_step))
+    path = checkpoints.checkpoint_path(folder, meta_step)
+    tensors = checkpoints.load(path, run=training_digest(folder), meta_step=meta_step)
     return Checkpoint(meta_step, tensors["theta"], *tensors["validation"].tolist())
 
 
@@ -242,6 +244,13 @@ def _save_is_due(state: _State, config: TrainConfig) -> bool:
     return bool(every and state.meta_step % every == 0) or monotonic() - state.saved_at > SAVE_SECONDS
 
 
-def _save_state(state: _State, folder: Path) -> None:
-    checkpoints.save(checkpoints.state_path(folder), checkpoints.state(state.optimiser, state.theta, state.meta_step))
+def _save_state(state: _State, config: TrainConfig, folder: Path) -> None:
+    tensors = checkpoints.state(state.optimiser, state.theta, state.meta_step)
+    checkpoints.save(checkpoints.state_path(folder), tensors, **_belonging(config, folder, state.meta_step))
     state.saved_at = monotonic()
+
+
+def _belonging(config: TrainConfig, folder: Path, meta_step: int) -> dict[str, Any]:
+    """To what a saved file belongs: the run (by the digest of its record), learner, seed and meta-iteration."""
+    of_run = {"run": training_digest(folder), "learner": config.learner.name, "seed": config.seed}
+    return of_run | {"meta_step": meta_step}

@@ -1,20 +1,111 @@
 """A study with lost, stale or damaged files, or on a full disk: it is said plainly, and the same command mends it."""
 
 import errno
+import json
 import os
 import shutil
+from collections.abc import Callable
+from pathlib import Path
 
+import layouts_on_disk as disk
+import pytest
+import xarray as xr
 from refused_commands import refused
 
 from analysis.cli import run
+from analysis.folder import open_study
+from analysis.study import open_problem
+from analysis.study_file import study_text
 from hessian_tools.runs import files
+
+
+def flip_a_bit(file: Path) -> None:
+    """Change the lowest bit of the byte in the middle of a file."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def replace_by(name: str) -> Callable[[Path], None]:
+    """A damage that puts another run's file of the same name in the file's place."""
+    return lambda file: file.write_bytes((file.parents[2] / name / file.relative_to(file.parents[1])).read_bytes())
+
+
+def in_json(file: Path) -> None:
+    """Change one number of a JSON file in a way that leaves it valid."""
+    file.write_text(file.read_text().replace("1", "2", 1))
+
+
+# By the file in the folder of maml seed 0: what is done to it, and the first command that reads it.
+DAMAGES = {
+    "checkpoints/0000005.safetensors": (flip_a_bit, "measure"),
+    "checkpoints/0000002.safetensors": (replace_by("maml-seed1"), "measure"),
+    "checkpoints/state.safetensors": (replace_by("maml-shot-seed0"), "train"),
+    "metrics.jsonl": (flip_a_bit, "train"),
+    "manifest.json": (in_json, "test"),
+    "measurements.zarr/rho/c/1/0/0": (flip_a_bit, "test"),
+    "measurements.zarr/trace/c/2/0/0": (Path.unlink, "figures"),
+    "measurements.zarr/evaluation_accuracy/c/1/0": (Path.unlink, "report"),
+    "measurements.zarr/checkpoint/c/0": (Path.unlink, "measure"),
+    "measurements.zarr/step_size/c": (flip_a_bit, "test"),
+    "measurements.zarr/rho/zarr.json": (Path.unlink, "test"),
+    "measurements.zarr/zarr.json": (in_json, "report"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_changed_or_lost_file_is_named_and_never_read_as_numbers(working_folder, capsys, micro_study, name):
+    shutil.copytree(micro_study, working_folder / "study")
+    assert run(["verify", "study"]) == 0
+    assert capsys.readouterr().out == "study: nothing is missing, damaged, changed or out of date\n"
+    damage, command = DAMAGES[name]
+    damage(working_folder / "study" / "runs" / "maml-seed0" / name)
+    assert f"maml-seed0/{name} " in refused(capsys, [command, "study"])
+    assert run(["verify", "study"]) == 1
+    assert f"maml-seed0/{name} " in capsys.readouterr().out
+
+
+def test_a_study_mends_what_training_and_measuring_can_make_again(working_folder, capsys, micro_study):
+    shutil.copytree(micro_study, working_folder / "study")
+    mended = [name for name in DAMAGES if name not in ("manifest.json", "measurements.zarr/zarr.json")]
+    for name in mended:
+        if name != "measurements.zarr/rho/zarr.json":
+            DAMAGES[name][0](working_folder / "study" / "runs" / "maml-seed0" / name)
+    (working_folder / "study" / "runs" / "untrained-seed1" / "measurements.zarr" / "rho" / "zarr.json").unlink()
+    assert run(["study", "study", "--workers", "0"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"maml-seed0/{name} " in said for name in mended if name != "measurements.zarr/rho/zarr.json")
+    assert "untrained-seed1/measurements.zarr/rho/zarr.json is missing" in said
+    xr.testing.assert_identical(open_study("study"), open_study(micro_study))
+    assert run(["verify", "study"]) == 0
+
+
+def test_data_that_changed_after_training_are_refused(working_folder, capsys):
+    parts = {"train": ["a", "b", "c"], "val": ["d", "e", "f"], "test": ["g", "h", "i"]}
+    disk.class_folders(working_folder / "own", [name for part in parts.values() for name in part])
+    (working_folder / "split.json").write_text(json.dumps(parts))
+    data = {"path": "own", "split": "split.json", "image_size": 16, "ways": 3, "shots": 1, "queries": 2}
+    text = study_text("micro").replace("seeds: [0, 1]", "seeds: [0]")
+    line = next(line for line in text.splitlines() if line.startswith("data:"))
+    (working_folder / "mine.yaml").write_text(text.replace(line, f"data: {json.dumps(data | {'test_queries': 3})}"))
+    assert run(["study", "mine.yaml", "--out", "study", "--workers", "0"]) == 0
+    capsys.readouterr()
+    image = next((working_folder / "own" / "g").iterdir())
+    image.write_bytes(disk.png(8, 1))
+    open_problem.cache_clear()
+    for command in (["study", "mine.yaml", "--out"], ["train"], ["measure"], ["report"]):
+        said = refused(capsys, [*command, "study"])
+        assert "the data (own) have changed since" in said
+        assert "their SHA-256 was" in said
+    assert run(["verify", "study"]) == 1
+    assert "the data (own) have changed" in capsys.readouterr().out
 
 
 def test_a_report_is_not_made_of_old_verdicts_or_figures(working_folder, capsys, micro_study):
     shutil.copytree(micro_study, working_folder / "study")
     assert run(["train", "study", "--seeds", "0", "1", "2", "--workers", "0"]) == 0
     capsys.readouterr()
-    assert "untrained seed 2 is not measured yet" in refused(capsys, ["test", "study"])
+    assert "untrained seed 2 is not yet measured" in refused(capsys, ["test", "study"])
     assert run(["measure", "study", "--workers", "0"]) == 0
     capsys.readouterr()
     assert "the verdicts of study rest on other measurements" in refused(capsys, ["report", "study"])
@@ -33,7 +124,7 @@ def test_a_part_of_a_study_gets_no_verdict(working_folder, capsys, micro_study):
     shutil.copytree(micro_study, working_folder / "study")
     shutil.rmtree(working_folder / "study" / "runs" / "maml-seed1" / "measurements.zarr")
     for command in ("test", "figures", "report"):
-        assert "maml seed 1 is not measured yet" in refused(capsys, [command, "study"])
+        assert "maml seed 1 is not yet measured" in refused(capsys, [command, "study"])
 
 
 def test_damaged_files_are_named(working_folder, capsys, micro_study):

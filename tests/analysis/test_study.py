@@ -18,7 +18,7 @@ from analysis.progress import reporter
 from analysis.schema import begun_elsewhere, learner_code, learner_names, shot_pairs, trained_learners, with_codes
 from analysis.study import build
 from analysis.study_file import load_study, study_of
-from hessian_tools.runs.manifest import digest
+from hessian_tools.runs.files import json_digest
 
 SMALL = """
 name: small
@@ -107,7 +107,7 @@ def test_the_runs_of_a_folder_begun_before_are_still_this_studys(micro_study):
     }
     for name, expected in digests.items():
         manifest = json.loads((open_folder(micro_study).run(name, 0) / "manifest.json").read_text())
-        assert digest(manifest["config"]) == expected, name
+        assert json_digest(manifest["config"]) == expected, name
 
 
 def test_a_folder_begun_by_version_0_1_is_completed(working_folder, micro_study):
@@ -116,7 +116,9 @@ def test_a_folder_begun_by_version_0_1_is_completed(working_folder, micro_study)
     for folder in (working_folder / "study" / "runs").iterdir():
         manifest = json.loads((folder / "manifest.json").read_text())
         (folder / "training.json").write_text(json.dumps(manifest.pop("training")))
-        (folder / "manifest.json").write_text(json.dumps({"config_digest": digest(manifest["config"]), **manifest}))
+        (folder / "manifest.json").write_text(
+            json.dumps({"config_digest": json_digest(manifest["config"]), **manifest})
+        )
     lost = working_folder / "study" / "runs" / "maml-seed1"
     shutil.rmtree(lost / "measurements.zarr")
     shutil.rmtree(lost / "checkpoints")
