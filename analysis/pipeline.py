@@ -195,10 +195,10 @@ def figures(study: Study, ds: xr.Dataset, reporter: Reporter) -> list[Path]:
     (study.figures / DRAWN).unlink(missing_ok=True)  # until all are drawn, the figures count as stale
     store.sweep(study.path)
     saved: list[Path] = []
-    with reporter.stage("draw", len(FIGURES), "figures") as stage:
+    with reporter.stage("draw", len(FIGURES), "figures") as advance:
         for name, figure in FIGURES.items():
             saved += save(figure.draw(ds), study.figures / name)
-            stage.advance(1, name)
+            advance(1, name)
     write_json(study.figures / DRAWN, {"measurements": content_digest(ds)})
     return saved
 

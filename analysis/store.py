@@ -23,17 +23,20 @@ from hessian_tools.runs.files import DamagedFileError
 NAME = "measurements.zarr"
 
 
-def create(folder: Path, sizes: Sizes, *, block: int, attrs: Mapping[str, Any]) -> Path:
-    """Make the empty store of a run and return its path; a store that exists is left as it is.
+def create(folder: Path, sizes: Sizes, *, block: int, scalars: Mapping[str, float], attrs: Mapping[str, Any]) -> None:
+    """Make the store of a run, empty but for its scalars; a store that exists is left as it is.
 
-    sizes: the dimensions. block: the number of tasks in a chunk. attrs: attributes of the Dataset.
+    sizes: the dimensions. block: the number of tasks in a chunk. scalars: the variables without dimensions, which hold
+    for the whole run. attrs: attributes of the Dataset.
     """
     path = folder / NAME
     if path.exists():
-        return path
+        return
     part = folder / f".{NAME}.partial"
     shutil.rmtree(part, ignore_errors=True)
     blank = blank_run(sizes).assign_attrs(attrs)
+    for name, value in scalars.items():
+        blank[name][...] = value
     chunk = {"checkpoint": 1, "task": min(block, blank.sizes["task"])}
     encoding = {
         v.name: {
@@ -48,7 +51,6 @@ def create(folder: Path, sizes: Sizes, *, block: int, attrs: Mapping[str, Any]) 
         os.rename(part, path)  # a store under its final name is complete
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return path
 
 
 def open_run(path: Path) -> xr.Dataset:
@@ -75,17 +77,8 @@ def write_unit(path: Path, checkpoint: int, block: slice | None, values: Mapping
     :func:`is_done`.
     """
     flag, place = _flag(checkpoint, block)
-    group = zarr.open_group(path, mode="r+")
-    for name, value in values.items():
-        _writable(group, name)[place] = value.astype(BY_NAME[name].dtype)
-    _writable(group, flag)[place] = 1
-
-
-def write_scalars(path: Path, values: Mapping[str, float]) -> None:
-    """Write variables without dimensions, which hold for the whole run."""
-    group = zarr.open_group(path, mode="r+")
-    for name, value in values.items():
-        _writable(group, name)[...] = value
+    for name, value in [*values.items(), (flag, np.array(1))]:
+        zarr.open_array(path, path=name, mode="r+")[place] = value.astype(BY_NAME[name].dtype)
 
 
 def sweep(folder: Path) -> None:
@@ -110,11 +103,3 @@ def _readable(path: Path) -> Iterator[None]:
     except Exception as e:
         reason = str(e).splitlines()[0][:100] if str(e) else type(e).__name__
         raise DamagedFileError(f"{path} is damaged ({reason}); remove it and measure again") from e
-
-
-def _writable(group: zarr.Group, name: str) -> Any:
-    """The array of one variable of a store."""
-    array = group[name]
-    if not isinstance(array, zarr.Array):
-        raise ValueError(f"{group.store_path} holds no variable {name!r}; remove it and measure again")
-    return array
