@@ -9,23 +9,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from analysis.drawing.labelled import to_xarray
-    from analysis.drawing.results import plot
-    from analysis.errors import UserError
-    from analysis.folder import open_study, open_verdicts
-    from analysis.pipeline import StudyResult, run_study
-    from analysis.study_file import load_study
-
-__all__ = [
-    "StudyResult",
-    "UserError",
-    "load_study",
-    "open_study",
-    "open_verdicts",
-    "plot",
-    "run_study",
-    "to_xarray",
-]
+    from analysis.drawing.labelled import to_xarray as to_xarray
+    from analysis.drawing.results import plot as plot
+    from analysis.errors import UserError as UserError
+    from analysis.folder import open_study as open_study
+    from analysis.folder import open_verdicts as open_verdicts
+    from analysis.pipeline import StudyResult as StudyResult
+    from analysis.pipeline import run_study as run_study
+    from analysis.study_file import load_study as load_study
 
 _MODULES = {
     "StudyResult": "analysis.pipeline",
@@ -37,6 +28,7 @@ _MODULES = {
     "run_study": "analysis.pipeline",
     "to_xarray": "analysis.drawing.labelled",
 }
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:

@@ -57,9 +57,7 @@ class Begin:
         """The study, after all checks, and the text of its plan of the claims (None: the bundled plan)."""
         from analysis.pipeline import prepare
 
-        return prepare(
-            source, out=self.out, seeds=self.seeds, claims=self.claims, data=self.data, device=compute.device
-        )
+        return prepare(source, **vars(self), device=compute.device)
 
 
 File = Annotated[

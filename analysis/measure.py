@@ -19,8 +19,8 @@ from analysis import store
 from analysis.config import LevelConfig
 from analysis.errors import UserError
 from analysis.progress import Reporter
-from analysis.quantities import QUANTITIES, Points
-from analysis.schema import BY_NAME, LEVEL_MEANINGS, STATUS_MEANINGS, ZERO_GRADIENT, Sizes
+from analysis.quantities import OF_CURVATURE, OF_TRAJECTORY, Points
+from analysis.schema import BY_NAME, DIVERGED, LEVEL_MEANINGS, MEASURED, ZERO_GRADIENT, Sizes
 from analysis.study import Problem, Study, StudyLearner
 from analysis.training import own_runs, refuse_changed_data
 from analysis.verify import refuse_damaged_training
@@ -36,7 +36,6 @@ from hessian_tools.train import TrainConfig, diverged_at, evaluate, task_loss
 from hessian_tools.trajectory import SaveAt, stack
 from hessian_tools.trajectory.record import record
 
-MEASURED, DIVERGED = STATUS_MEANINGS.index("measured"), STATUS_MEANINGS.index("diverged")
 LIGHT, FULL = LEVEL_MEANINGS.index("light"), LEVEL_MEANINGS.index("full")
 VECTORS = SaveAt(thetas=True, gradients=True)  # a recorded inner loop keeps these vectors
 
@@ -119,8 +118,8 @@ def measure(study: Study, pool: WorkerPool, reporter: Reporter) -> None:
             raise UserError(
                 f"{unit.run} has no checkpoint at meta-iteration {unit.checkpoint}; run 'hessian-tools train' first"
             )
-    with reporter.stage("measure", len(work), "units") as stage:
-        pool.run(measure_unit, work, emit=stage.advance)
+    with reporter.stage("measure", len(work), "units") as advance:
+        pool.run(measure_unit, work, emit=advance)
 
 
 def units(study: Study) -> list[Unit]:
@@ -190,13 +189,13 @@ def _measurements(unit: Unit, tasks: Iterable[int]) -> dict[str, np.ndarray]:
     points = _points(unit, tasks)
     finite = ~points.trajectory.diverged
     values["status"][finite.cpu().numpy()] = MEASURED
-    for quantity in QUANTITIES:
-        if quantity.curvature and not finite.any():
-            continue
-        for name, value in quantity.measure(points).items():
-            if quantity.curvature:
-                value[~finite] = float("nan")
-            values[name] = _padded(name, value, unit.study.config.measure.full)
+    full = unit.study.config.measure.full
+    for quantity in OF_TRAJECTORY:
+        values |= {name: _padded(name, value, full) for name, value in quantity(points).items()}
+    for quantity in OF_CURVATURE if finite.any() else ():
+        for name, value in quantity(points).items():
+            value[~finite] = float("nan")
+            values[name] = _padded(name, value, full)
     _mark_overflow(values)
     return values
 

@@ -12,26 +12,12 @@ from typing import Any
 import torch
 import xarray as xr
 
-from analysis import store
+from analysis import folder, store
 from analysis.claims import Verdict, judge, load_plan, verdicts_to_json
 from analysis.config import StudyConfig
 from analysis.drawing.figures import FIGURES, save
 from analysis.errors import UserError
-from analysis.folder import (
-    DRAWN,
-    REPORT,
-    STUDY,
-    VERDICTS,
-    begin,
-    content_digest,
-    in_folder,
-    locked,
-    measurements,
-    open_verdicts,
-    plan_of,
-    refuse_occupied,
-    stale,
-)
+from analysis.folder import measurements, open_verdicts, plan_of
 from analysis.measure import measure
 from analysis.progress import ProgressOption, Reporter, reporter
 from analysis.report import render
@@ -64,7 +50,7 @@ class StudyResult:
     @property
     def report(self) -> Path:
         """The file of the report, a page of HTML."""
-        return self.path / REPORT
+        return self.path / folder.REPORT
 
 
 def run_study(
@@ -114,19 +100,19 @@ def prepare(
 
     Nothing is written. The arguments are those of :func:`run_study`.
     """
-    if isinstance(source, str | Path) and (Path(source) / STUDY).is_file():
-        out, source = out or source, Path(source) / STUDY  # a study that is named by its folder goes on there
+    if isinstance(source, str | Path) and (Path(source) / folder.STUDY).is_file():
+        out, source = out or source, Path(source) / folder.STUDY  # a study that is named by its folder goes on there
     if isinstance(source, str | Path):
         config = load_study(source)
     else:
         config = source if isinstance(source, StudyConfig) else study_of(source)
     config = overridden(with_data(config, data), {"seeds": seeds})
-    study = in_folder(config, Path(out or Path("runs") / config.name), device=device)
+    study = folder.in_folder(config, Path(out or Path("runs") / config.name), device=device)
     check(study)
     if claims is not None and not Path(claims).is_file():
         raise UserError(f"there is no plan of the claims {claims}; start from a copy of analysis/claims/claims.yaml")
     load_plan(claims).check_steps(config.inner.steps)
-    refuse_occupied(study)
+    folder.refuse_occupied(study)
     return study, Path(claims).read_text(encoding="utf-8") if claims else None
 
 
@@ -139,7 +125,7 @@ def session(study: Study, *, workers: int | None, progress: ProgressOption) -> I
         raise UserError("--device cuda: this torch sees no CUDA device; use --device cpu, or install a CUDA build")
     if workers is None:
         workers = 0 if study.device == "cuda" or _is_small(study) else available_cores()
-    with locked(study.path), WorkerPool(workers) as pool:
+    with folder.locked(study.path), WorkerPool(workers) as pool:
         yield pool, reporter(progress)
 
 
@@ -154,7 +140,7 @@ def run(
     study: Study, pool: WorkerPool, reporter: Reporter, *, plan: str | None = None
 ) -> tuple[Study, xr.Dataset, list[Verdict]]:
     """Do all parts of a study in their order; nothing that is complete is trained or measured again."""
-    begin(study, claims=plan)
+    folder.begin(study, claims=plan)
     mend(study, reporter)
     study = start(study, pool, reporter, plan=plan)
     measure(study, pool, reporter)
@@ -167,7 +153,7 @@ def run(
 
 def start(study: Study, pool: WorkerPool, reporter: Reporter, *, plan: str | None = None) -> Study:
     """Write the first files of the folder and train; returns the study, with its step size where one was chosen."""
-    begin(study, claims=plan)
+    folder.begin(study, claims=plan)
     if study.config.data.path or study.config.data.test_path:
         reporter.say(f"data: {summary(study.problem.tasks)}")
     refuse_damaged_training(study)
@@ -180,22 +166,22 @@ def test(study: Study, ds: xr.Dataset) -> list[Verdict]:
     refuse_changed_plan(study)
     _refuse_incomplete(study)
     verdicts = judge(ds, plan)
-    made_from = {"measurements": content_digest(ds), "plan": plan.digest}
-    write_text(study.path / VERDICTS, verdicts_to_json(verdicts, **made_from))
+    made_from = {"measurements": folder.content_digest(ds), "plan": plan.digest}
+    write_text(study.path / folder.VERDICTS, verdicts_to_json(verdicts, **made_from))
     return verdicts
 
 
 def figures(study: Study, ds: xr.Dataset, reporter: Reporter) -> list[Path]:
     """Draw every figure as PDF and PNG; returns the files."""
     _refuse_incomplete(study)
-    (study.figures / DRAWN).unlink(missing_ok=True)  # until all are drawn, the figures count as stale
+    (study.figures / folder.DRAWN).unlink(missing_ok=True)  # until all are drawn, the figures count as stale
     store.sweep(study.path)
     saved: list[Path] = []
-    with reporter.stage("draw", len(FIGURES), "figures") as stage:
+    with reporter.stage("draw", len(FIGURES), "figures") as advance:
         for name, figure in FIGURES.items():
             saved += save(figure.draw(ds), study.figures / name)
-            stage.advance(1, name)
-    write_json(study.figures / DRAWN, {"measurements": content_digest(ds)})
+            advance(1, name)
+    write_json(study.figures / folder.DRAWN, {"measurements": folder.content_digest(ds)})
     return saved
 
 
@@ -207,7 +193,7 @@ def report(study: Study, ds: xr.Dataset) -> Path:
     for image in images.values():
         if not image.exists():
             raise UserError(f"{image} is not drawn yet; run 'hessian-tools figures {study.path}' first")
-    for part in stale(study, ds):
+    for part in folder.stale(study, ds):
         raise UserError(
             f"the {part} of {study.path} rest on other measurements than the present ones;"
             f" run 'hessian-tools {part.replace('verdicts', 'test')} {study.path}' first"
@@ -222,8 +208,8 @@ def report(study: Study, ds: xr.Dataset) -> Path:
         step_size_table=step_size_table(study),
         confidence=plan_of(study).confidence,
     )
-    write_text(study.path / REPORT, page)
-    return study.path / REPORT
+    write_text(study.path / folder.REPORT, page)
+    return study.path / folder.REPORT
 
 
 def _refuse_incomplete(study: Study) -> None:

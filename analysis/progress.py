@@ -7,7 +7,7 @@ from time import monotonic
 from typing import Literal, Protocol, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 SECONDS_BETWEEN_LINES = 5.0
 # Until this fraction of a stage is done, no time left is given: starting up still makes up too much of the time.
@@ -16,18 +16,18 @@ MIN_FRACTION_DONE = 0.05
 ProgressOption = Literal[True] | Callable[[int, int], None] | None
 
 
-class Stage(Protocol):
-    """A part of a study whose work is counted in units, such as meta-iterations or figures."""
+class Advance(Protocol):
+    """Reports progress in a stage, a part of a study whose work is counted in units, such as figures."""
 
-    def advance(self, amount: float = 1.0, note: str = "") -> None:
+    def __call__(self, amount: float = 1.0, note: str = "") -> None:
         """Report that ``amount`` more units are done. note: what is at work now."""
 
 
 class Reporter(Protocol):
     """Shows the user what a study is doing."""
 
-    def stage(self, name: str, total: float, unit: str) -> AbstractContextManager[Stage]:
-        """A context that yields a Stage of ``total`` units, which are called ``unit``."""
+    def stage(self, name: str, total: float, unit: str) -> AbstractContextManager[Advance]:
+        """A context for a stage of ``total`` units, called ``unit``; it yields the function that reports progress."""
         ...
 
     def say(self, text: str) -> None:
@@ -41,9 +41,17 @@ class Calls:
         self.function = function
 
     @contextmanager
-    def stage(self, name: str, total: float, unit: str) -> Iterator[Stage]:
+    def stage(self, name: str, total: float, unit: str) -> Iterator[Advance]:
         """A stage whose progress is passed to the function."""
-        yield _CalledStage(self.function, int(total))
+        done = 0.0
+
+        def advance(amount: float = 1.0, note: str = "") -> None:
+            nonlocal done
+            done += amount
+            if self.function is not None:
+                self.function(int(done), int(total))
+
+        yield advance
 
     def say(self, text: str) -> None:
         """Do nothing, because the function takes numbers and no text."""
@@ -56,12 +64,26 @@ class Lines:
         self.stream = stream or sys.stdout
 
     @contextmanager
-    def stage(self, name: str, total: float, unit: str) -> Iterator[Stage]:
+    def stage(self, name: str, total: float, unit: str) -> Iterator[Advance]:
         """A stage whose beginning, progress and end are printed as lines."""
-        stage = _LineStage(self, name, total, unit)
+        done, started, last_line = 0.0, monotonic(), monotonic()
+
+        def advance(amount: float = 1.0, note: str = "") -> None:
+            nonlocal done, last_line
+            done += amount
+            now = monotonic()
+            if now - last_line < SECONDS_BETWEEN_LINES or done >= total:
+                return
+            last_line = now
+            left = ""
+            if done and done >= MIN_FRACTION_DONE * total:
+                left = f", {_clock((now - started) / done * (total - done))} left"
+            tail = f"  {note}" if note else ""
+            self.say(f"{name}: {done:.0f}/{total:.0f} {unit}{left}{tail}")
+
         self.say(f"{name}: {total:.0f} {unit}")
-        yield stage
-        self.say(f"{name}: done in {_clock(monotonic() - stage.started)}")
+        yield advance
+        self.say(f"{name}: done in {_clock(monotonic() - started)}")
 
     def say(self, text: str) -> None:
         """Print the line at once."""
@@ -75,7 +97,7 @@ class Bars:
         self.console = console
 
     @contextmanager
-    def stage(self, name: str, total: float, unit: str) -> Iterator[Stage]:
+    def stage(self, name: str, total: float, unit: str) -> Iterator[Advance]:
         """A stage that is shown as a bar with counts, elapsed time and time left."""
         columns = (
             TextColumn("{task.description:<12}"),
@@ -88,7 +110,11 @@ class Bars:
         )
         with Progress(*columns, console=self.console) as progress:
             task = progress.add_task(name, total=total, note="")
-            yield _BarStage(progress, task)
+
+            def advance(amount: float = 1.0, note: str = "") -> None:
+                progress.update(task, advance=amount, note=note)
+
+            yield advance
             progress.update(task, note="")
 
     def say(self, text: str) -> None:
@@ -106,42 +132,6 @@ def reporter(progress: ProgressOption) -> Reporter:
         return Calls(progress)
     console = Console()
     return Bars(console) if console.is_terminal or console.is_jupyter else Lines()
-
-
-class _CalledStage:
-    def __init__(self, function: Callable[[int, int], None] | None, total: int) -> None:
-        self.function, self.total, self.done = function, total, 0.0
-
-    def advance(self, amount: float = 1.0, note: str = "") -> None:
-        self.done += amount
-        if self.function is not None:
-            self.function(int(self.done), self.total)
-
-
-class _BarStage:
-    def __init__(self, progress: Progress, task: TaskID) -> None:
-        self.progress, self.task = progress, task
-
-    def advance(self, amount: float = 1.0, note: str = "") -> None:
-        self.progress.update(self.task, advance=amount, note=note)
-
-
-class _LineStage:
-    def __init__(self, lines: Lines, name: str, total: float, unit: str) -> None:
-        self.lines, self.name, self.total, self.unit = lines, name, total, unit
-        self.done, self.started, self.last_line = 0.0, monotonic(), monotonic()
-
-    def advance(self, amount: float = 1.0, note: str = "") -> None:
-        self.done += amount
-        now = monotonic()
-        if now - self.last_line < SECONDS_BETWEEN_LINES or self.done >= self.total:
-            return
-        self.last_line = now
-        left = ""
-        if self.done and self.done >= MIN_FRACTION_DONE * self.total:
-            left = f", {_clock((now - self.started) / self.done * (self.total - self.done))} left"
-        tail = f"  {note}" if note else ""
-        self.lines.say(f"{self.name}: {self.done:.0f}/{self.total:.0f} {self.unit}{left}{tail}")
 
 
 def _clock(seconds: float) -> str:

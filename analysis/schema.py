@@ -15,6 +15,7 @@ size, and alpha rho is the product of the two.
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import xarray as xr
@@ -28,14 +29,15 @@ class Variable:
     """One measured variable.
 
     dims: its dimensions in a run. long_name: its meaning. error: the name of the variable that holds its error.
+    units: "1" for every variable, because losses and parameters are counted as dimensionless.
     """
 
     name: str
     dims: tuple[str, ...]
-    units: str
     long_name: str
     error: str | None = None
     dtype: str = "float64"
+    units: ClassVar[str] = "1"
 
 
 @dataclass(frozen=True)
@@ -70,9 +72,9 @@ class Sizes:
         return named | {name: np.arange(length) for name, length in ranges.items()}
 
 
-def _point(name: str, units: str, long_name: str, *extra_dims: str, error: str | None = None) -> Variable:
+def _point(name: str, long_name: str, *extra_dims: str, error: str | None = None) -> Variable:
     """A variable that has a value, or values along ``extra_dims``, at every theta_k."""
-    return Variable(name, POINT_DIMS + extra_dims, units, long_name, error)
+    return Variable(name, POINT_DIMS + extra_dims, long_name, error)
 
 
 # The codes of ``status`` and of ``level`` are positions in these tuples. A task is diverged if training, its inner loop
@@ -80,6 +82,7 @@ def _point(name: str, units: str, long_name: str, *extra_dims: str, error: str |
 # task; a full one has more, and is made of the first tasks at the first and the last checkpoint. How many eigenvalues
 # and probes they have is set by measure.light and measure.full of a study.
 STATUS_MEANINGS = ("not_measured", "measured", "diverged")
+NOT_MEASURED, MEASURED, DIVERGED = range(3)
 LEVEL_MEANINGS = ("none", "light", "full")
 # A gradient whose norm is below this counts as zero: the squares of its entries underflow in float32, so that rho,
 # which divides by g'g, is 0 / 0 and hence NaN.
@@ -87,67 +90,54 @@ ZERO_GRADIENT = 1e-18
 
 VARIABLES: tuple[Variable, ...] = (
     # the inner loop
-    _point("support_loss", "1", "loss on the support set (cross-entropy in nat, or squared error)"),
-    _point("query_loss", "1", "loss on the query set (cross-entropy in nat, or squared error)"),
-    _point("support_accuracy", "1", "accuracy on the support set"),
-    _point("query_accuracy", "1", "accuracy on the query set"),
-    _point("theta_norm", "1", "Euclidean norm |theta_k| of the parameters"),
-    _point("grad_norm", "1", "norm |g_k| of the inner gradient"),
-    _point("displacement", "1", "distance |theta_k - theta_0| from the start of the inner loop"),
-    _point("cos_displacement", "1", "cos(-g_k, theta_K - theta_0); not defined at theta_K, where no step follows"),
-    Variable("gram", (*TASK_DIMS, "step_i", "step_j"), "1", "inner products g_i'g_j of the inner gradients"),
+    _point("support_loss", "loss on the support set (cross-entropy in nat, or squared error)"),
+    _point("query_loss", "loss on the query set (cross-entropy in nat, or squared error)"),
+    _point("support_accuracy", "accuracy on the support set"),
+    _point("query_accuracy", "accuracy on the query set"),
+    _point("theta_norm", "Euclidean norm |theta_k| of the parameters"),
+    _point("grad_norm", "norm |g_k| of the inner gradient"),
+    _point("displacement", "distance |theta_k - theta_0| from the start of the inner loop"),
+    _point("cos_displacement", "cos(-g_k, theta_K - theta_0); not defined at theta_K, where no step follows"),
+    Variable("gram", (*TASK_DIMS, "step_i", "step_j"), "inner products g_i'g_j of the inner gradients"),
     Variable(
         "alignment",
         TASK_DIMS,
-        "1",
         "alignment A = (|sum g|^2 / sum |g|^2 - 1) / (K - 1): 0 if all g are orthogonal, 1 if equal",
     ),
-    _point("layer_norm", "1", "Euclidean norm of each parameter tensor", "layer"),
+    _point("layer_norm", "Euclidean norm of each parameter tensor", "layer"),
     # curvature of the support loss
-    _point("hg_ratio", "1", "|Hg| / |g|", error="hg_ratio_error"),
-    _point("hg_ratio_error", "1", "float32 error of |Hg| / |g|, estimated as the error of rho is"),
-    _point("rho", "1", "curvature along the gradient, rho = g'Hg / g'g", error="rho_error"),
-    _point("rho_error", "1", "float32 error of rho: largest |z'Hg - g'Hz| over unit z and g, plus 8 eps |Hg| / |g|"),
+    _point("hg_ratio", "|Hg| / |g|", error="hg_ratio_error"),
+    _point("hg_ratio_error", "float32 error of |Hg| / |g|, estimated as the error of rho is"),
+    _point("rho", "curvature along the gradient, rho = g'Hg / g'g", error="rho_error"),
+    _point("rho_error", "float32 error of rho: largest |z'Hg - g'Hz| over unit z and g, plus 8 eps |Hg| / |g|"),
     _point(
         "alpha_rho",
-        "1",
         "alpha g'Hg / g'g; a gradient step lowers the quadratic model of the loss iff this is below 2",
         error="alpha_rho_error",
     ),
-    _point("alpha_rho_error", "1", "float32 error of alpha rho"),
-    _point("rho_normalised", "1", "rho in coordinates where filters that a normalisation follows have unit norm"),
-    _point("rho_random", "1", "curvature along a random direction, mean over probes", error="rho_random_stderr"),
-    _point("rho_random_stderr", "1", "standard error of the mean of rho along random directions"),
-    _point("eigenvalue", "1", "eigenvalues of largest magnitude", "eigen_index", error="eigenvalue_residual"),
-    _point(
-        "eigenvalue_residual",
-        "1",
-        "|Hv - lambda v|: at least one exact eigenvalue is this near",
-        "eigen_index",
-    ),
-    _point("eigenvalue_max", "1", "largest algebraic eigenvalue", error="eigenvalue_max_residual"),
-    _point("eigenvalue_max_residual", "1", "|Hv - lambda v| of the largest algebraic eigenvalue"),
-    _point("eigenvalue_min", "1", "smallest algebraic eigenvalue", error="eigenvalue_min_residual"),
-    _point("eigenvalue_min_residual", "1", "|Hv - lambda v| of the smallest algebraic eigenvalue"),
-    _point("trace", "1", "trace of the Hessian, mean over Rademacher probes", error="trace_stderr"),
-    _point("trace_stderr", "1", "standard error of the trace"),
-    _point("trace_sample", "1", "z'Hz of each Rademacher probe; a task keeps its probes at all inner steps", "probe"),
+    _point("alpha_rho_error", "float32 error of alpha rho"),
+    _point("rho_normalised", "rho in coordinates where filters that a normalisation follows have unit norm"),
+    _point("rho_random", "curvature along a random direction, mean over probes", error="rho_random_stderr"),
+    _point("rho_random_stderr", "standard error of the mean of rho along random directions"),
+    _point("eigenvalue", "eigenvalues of largest magnitude", "eigen_index", error="eigenvalue_residual"),
+    _point("eigenvalue_residual", "|Hv - lambda v|: at least one exact eigenvalue is this near", "eigen_index"),
+    _point("eigenvalue_max", "largest algebraic eigenvalue", error="eigenvalue_max_residual"),
+    _point("eigenvalue_max_residual", "|Hv - lambda v| of the largest algebraic eigenvalue"),
+    _point("eigenvalue_min", "smallest algebraic eigenvalue", error="eigenvalue_min_residual"),
+    _point("eigenvalue_min_residual", "|Hv - lambda v| of the smallest algebraic eigenvalue"),
+    _point("trace", "trace of the Hessian, mean over Rademacher probes", error="trace_stderr"),
+    _point("trace_stderr", "standard error of the trace"),
+    _point("trace_sample", "z'Hz of each Rademacher probe; a task keeps its probes at all inner steps", "probe"),
     # loss and accuracy on further held-out tasks, without curvature
-    Variable("evaluation_loss", ("checkpoint", "evaluation_task"), "1", "query loss after adaptation"),
-    Variable("evaluation_accuracy", ("checkpoint", "evaluation_task"), "1", "query accuracy after adaptation"),
+    Variable("evaluation_loss", ("checkpoint", "evaluation_task"), "query loss after adaptation"),
+    Variable("evaluation_accuracy", ("checkpoint", "evaluation_task"), "query accuracy after adaptation"),
     # the state of the measurement
-    Variable("level", TASK_DIMS, "1", "how much was measured: " + ", ".join(LEVEL_MEANINGS), dtype="int8"),
-    Variable("status", TASK_DIMS, "1", "state of the measurement: " + ", ".join(STATUS_MEANINGS), dtype="int8"),
-    Variable("done", TASK_DIMS, "1", "1 once all values of the task are written; written last", dtype="int8"),
-    Variable(
-        "evaluation_done",
-        ("checkpoint",),
-        "1",
-        "1 once evaluation loss and accuracy are written",
-        dtype="int8",
-    ),
-    Variable("step_size", (), "1", "inner step size alpha; NaN where inner steps are not alpha times the gradient"),
-    Variable("num_params", (), "1", "number of parameters that the inner loop moves", dtype="int64"),
+    Variable("level", TASK_DIMS, "how much was measured: " + ", ".join(LEVEL_MEANINGS), dtype="int8"),
+    Variable("status", TASK_DIMS, "state of the measurement: " + ", ".join(STATUS_MEANINGS), dtype="int8"),
+    Variable("done", TASK_DIMS, "1 once all values of the task are written; written last", dtype="int8"),
+    Variable("evaluation_done", ("checkpoint",), "1 once evaluation loss and accuracy are written", dtype="int8"),
+    Variable("step_size", (), "inner step size alpha; NaN where inner steps are not alpha times the gradient"),
+    Variable("num_params", (), "number of parameters that the inner loop moves", dtype="int64"),
 )
 
 BY_NAME: Mapping[str, Variable] = {variable.name: variable for variable in VARIABLES}

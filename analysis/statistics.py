@@ -7,6 +7,7 @@ if these numbers are nearly normal. So the Student t interval decides, and the b
 uncertainty comes from the tasks alone.
 """
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Literal
 
@@ -145,8 +146,4 @@ def seeds_to_decide(
     if max_seeds < 2 or not decided(max_seeds):
         return None
     # Bisection works because the interval shrinks around a fixed mean: once decided, it stays decided.
-    low, high = 1, max_seeds
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if decided(middle) else (middle, high)
-    return high
+    return bisect_left(range(max_seeds), True, lo=2, key=decided)

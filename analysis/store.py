@@ -34,8 +34,6 @@ NAME = "measurements.zarr"
 DIGESTS = "measurements.json"  # beside the store: SHA-256 (hex) of each zarr.json in it
 # The last step of writing a chunk adds four bytes, its checksum.
 COMPRESSORS = (ZstdCodec(level=0), Crc32cCodec())
-
-
 FLAGS = ("done", "evaluation_done")
 
 
@@ -52,11 +50,11 @@ class Fault:
     unit: tuple[int, int | None] | None
 
 
-def create(folder: Path, sizes: Sizes, *, block: int, attrs: Mapping[str, Any], scalars: Mapping[str, float]) -> Path:
-    """Make the empty store of a run and return its path; a store that exists is left as it is.
+def create(folder: Path, sizes: Sizes, *, block: int, scalars: Mapping[str, float], attrs: Mapping[str, Any]) -> Path:
+    """Make the store of a run, empty but for its scalars, and return its path; a store that exists is left as it is.
 
-    sizes: the dimensions. block: the number of tasks in a chunk. attrs: attributes of the Dataset. scalars: the values
-    of the variables without dimensions, which hold for the whole run.
+    sizes: the dimensions. block: the number of tasks in a chunk. scalars: the variables without dimensions, which hold
+    for the whole run. attrs: attributes of the Dataset.
     """
     path = folder / NAME
     if path.exists():
@@ -64,6 +62,8 @@ def create(folder: Path, sizes: Sizes, *, block: int, attrs: Mapping[str, Any], 
     part = folder / f".{NAME}.partial"
     shutil.rmtree(part, ignore_errors=True)
     blank = blank_run(sizes).assign_attrs(attrs)
+    for name, value in scalars.items():
+        blank[name][...] = value
     chunk = {"checkpoint": 1, "task": min(block, blank.sizes["task"])}
     encoding: dict[Any, dict[str, Any]] = {name: {"compressors": COMPRESSORS} for name in blank.coords}
     for v in VARIABLES:
@@ -72,9 +72,7 @@ def create(folder: Path, sizes: Sizes, *, block: int, attrs: Mapping[str, Any], 
             encoding[v.name]["chunks"] = tuple(chunk.get(dim, blank.sizes[dim]) for dim in v.dims)
     try:
         blank.to_zarr(part, zarr_format=3, consolidated=False, encoding=encoding)
-        whole = {str(name): values.to_numpy() for name, values in blank.coords.items()}
-        whole |= {name: np.array(value) for name, value in scalars.items()}
-        _write(part, {name: (..., value) for name, value in whole.items()})
+        _write(part, {str(name): (..., blank[name].to_numpy()) for name in [*blank.coords, *scalars]})
         write_json(folder / DIGESTS, _description_digests(part))
         os.rename(part, path)  # a store under its final name is complete
     finally:
@@ -170,11 +168,7 @@ def discard(path: Path, fault: Fault) -> None:
         shutil.rmtree(path, ignore_errors=True)
         return
     checkpoint, tasks = fault.unit
-    flag = (
-        path / FLAGS[0] / "c" / str(checkpoint) / str(tasks)
-        if tasks is not None
-        else path / FLAGS[1] / "c" / str(checkpoint)
-    )
+    flag = path / FLAGS[1] / "c" / str(checkpoint) if tasks is None else path / FLAGS[0] / "c" / f"{checkpoint}/{tasks}"
     flag.unlink(missing_ok=True)  # a flag without a file is 0
 
 
@@ -200,9 +194,8 @@ def _in_unit(dims: tuple[str, ...], *, evaluation: bool) -> bool:
 def _write(path: Path, values: Mapping[str, tuple[Any, np.ndarray]]) -> None:
     """Write (index, value) by variable; each chunk gets a file, even one that holds nothing but the fill value."""
     with zarr.config.set({"array.write_empty_chunks": True}):
-        group = zarr.open_group(path, mode="r+")
         for name, (place, value) in values.items():
-            array = _writable(group, name)
+            array = zarr.open_array(path, path=name, mode="r+")
             array[place] = value.astype(array.dtype)
 
 
@@ -240,11 +233,3 @@ def _readable(path: Path) -> Iterator[None]:
     except Exception as e:
         reason = str(e).splitlines()[0][:100] if str(e) else type(e).__name__
         raise DamagedFileError(f"{path} is damaged ({reason}); remove it and measure again") from e
-
-
-def _writable(group: zarr.Group, name: str) -> Any:
-    """The array of one variable of a store."""
-    array = group[name]
-    if not isinstance(array, zarr.Array):
-        raise ValueError(f"{group.store_path} holds no variable {name!r}; remove it and measure again")
-    return array

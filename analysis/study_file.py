@@ -1,26 +1,19 @@
 """Reads a study from YAML into a checked configuration; the message on a mistake has at most two lines."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import is_dataclass
-from difflib import get_close_matches
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from analysis.config import DataConfig, StudyConfig
-from analysis.config.base import settings_of
+from analysis.config.mistakes import first_mistake
 from analysis.errors import UserError
 
 STUDIES = resources.files("analysis") / "studies"
 BUNDLED = tuple(sorted(file.name.removesuffix(".yaml") for file in STUDIES.iterdir() if file.name.endswith(".yaml")))
-UNION_PARTS = (
-    "constrained-float",
-    "float",
-    "StepSizeSearch",
-)  # names that pydantic adds to the place of a mistake in a union
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -71,7 +64,8 @@ def study_of(settings: Mapping[str, Any], *, source: str | None = None) -> Study
     try:
         return StudyConfig.model_validate(settings)
     except ValidationError as e:
-        raise UserError(f"{source}: {_first_mistake(e)}" if source else _first_mistake(e)) from None
+        mistake = first_mistake(e, StudyConfig)
+        raise UserError(f"{source}: {mistake}" if source else mistake) from None
 
 
 def with_data(config: StudyConfig, path: str | None) -> StudyConfig:
@@ -91,43 +85,3 @@ def overridden(config: StudyConfig, changes: Mapping[str, Any]) -> StudyConfig:
     """The study with some top-level settings replaced by ``changes``, where None leaves a setting as it is."""
     given = {key: value for key, value in changes.items() if value is not None}
     return study_of(config.model_dump(mode="json") | given) if given else config
-
-
-def _first_mistake(error: ValidationError) -> str:
-    """The place of the first mistake in the settings, what is wrong there, and what was given or is allowed."""
-    # An unknown key is likelier to be the cause than a value that then seems missing or odd.
-    mistake = min(error.errors(), key=lambda mistake: mistake["type"] != "extra_forbidden")
-    place = ".".join(str(part) for part in mistake["loc"] if part not in UNION_PARTS)
-    if mistake["type"] == "extra_forbidden":
-        allowed = _allowed_keys(mistake["loc"][:-1])
-        near = get_close_matches(str(mistake["loc"][-1]), allowed, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"allowed are {', '.join(allowed)}"
-        return f"unknown key {place!r}; {hint}"
-    if mistake["type"] == "value_error":
-        return f"{place + ': ' if place else ''}{mistake['msg'].removeprefix('Value error, ')}"
-    got = "" if mistake["type"] == "missing" else f" (got {mistake['input']!r})"
-    return f"{place}: {mistake['msg'][:1].lower()}{mistake['msg'][1:]}{got}"
-
-
-def _allowed_keys(path: Iterable[Any]) -> list[str]:
-    """The keys allowed at a place, given as a path of keys.
-
-    Parts of the path that are not fields are skipped: they are names of learners, or of the alternatives of a union.
-    """
-    model: type[BaseModel] = StudyConfig
-    for part in path:
-        if part in model.model_fields:
-            inner = _model_in(model.model_fields[part].annotation)
-            if inner is None:
-                return []
-            model = inner
-    return list(model.model_fields)
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """The first model in an annotation, such as the ``Model`` of ``Model | None``; None if there is none."""
-    if is_dataclass(annotation) and isinstance(annotation, type):
-        return settings_of(annotation)
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((model for model in map(_model_in, get_args(annotation)) if model), None)

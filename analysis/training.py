@@ -63,9 +63,9 @@ def train(study: Study, pool: WorkerPool, reporter: Reporter) -> Study:
     waiting = [unit for unit in units if not unit.complete]
     if waiting:
         total = sum(study.learners[unit.learner].checkpoints[-1] for unit in waiting)
-        with reporter.stage("train", total, "meta-iterations") as stage:
+        with reporter.stage("train", total, "meta-iterations") as advance:
             for group in study.training_order:  # a learner begins only from learners of earlier groups
-                pool.run(train_unit, [unit for unit in waiting if unit.learner in group], emit=stage.advance)
+                pool.run(train_unit, [unit for unit in waiting if unit.learner in group], emit=advance)
     for unit in units:
         stopped = diverged_at(unit.run)
         if stopped is not None:
@@ -180,8 +180,8 @@ def choose_step_size(study: Study, pool: WorkerPool, reporter: Reporter) -> Stud
     if study.step_size is not None or not isinstance(search, StepSizeSearch):
         return study
     candidates = [Candidate(study, search, step_size) for step_size in search.candidates]
-    with reporter.stage("step size", len(candidates) * search.meta_steps, "meta-iterations") as stage:
-        pool.run(try_candidate, candidates, emit=stage.advance)
+    with reporter.stage("step size", len(candidates) * search.meta_steps, "meta-iterations") as advance:
+        pool.run(try_candidate, candidates, emit=advance)
     rows = [read_json(candidate.result) for candidate in candidates]
     best = _best(rows, classification=study.problem.tasks.kind == "classification")
     write_json(

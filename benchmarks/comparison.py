@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from benchmarks.race import Entry
 from benchmarks.rows import MAX_ERROR, META_GRADIENT, SHOT_COST, Rival, Row
+from benchmarks.settings import Clock
 
-Clock = Literal["wall", "cpu"]
 CLOCKS = {"wall": "seconds", "cpu": "cpu_seconds"}
 
 
@@ -82,19 +82,20 @@ def _line(row: Row, rival: Rival, ours: Entry, theirs: Entry, points: int, clock
     def ratio(a: float, b: float) -> float:
         return a / b if row.at_most else b / a
 
+    own, peers = (_figures(row, entry, points, clock) for entry in (ours, theirs))
     a, b = (_times(row, entry.samples, clock) for entry in (ours, theirs))
     cpu_a, cpu_b = (_times(row, entry.samples, "cpu") for entry in (ours, theirs))
     ratios = [ratio(x, y) for x, y in zip(a, b, strict=True)]
     floor = theirs.samples[-1]  # only the contestant "floor" has measured the rate of matrix products
     share = None
     if "matmul_flop_per_second" in floor:
-        share = float(floor["product_flop"] / median(a) / floor["matmul_flop_per_second"])
+        share = float(floor["product_flop"] / own.seconds / floor["matmul_flop_per_second"])
     return Line(
         row,
         rival,
-        ours=_figures(row, ours, points, clock),
-        theirs=_figures(row, theirs, points, clock),
-        ratio=ratio(median(a), median(b)),
+        ours=own,
+        theirs=peers,
+        ratio=ratio(own.seconds, peers.seconds),
         low=min(ratios),
         high=max(ratios),
         cpu_ratio=ratio(median(cpu_a), median(cpu_b)),

@@ -9,12 +9,6 @@ from typing import Any
 
 import torch
 
-PACKAGES = (
-    *("hessian-tools", "torch", "numpy", "scipy"),
-    *("pyhessian", "hessian-eigenthings", "curvlinops-for-pytorch", "backpack-for-pytorch"),
-    *("higher", "torchopt", "learn2learn"),
-)
-
 
 def facts(device: str) -> dict[str, Any]:
     """Describe the machine, the packages that are installed on it, and the commit of this repository."""
@@ -24,7 +18,7 @@ def facts(device: str) -> dict[str, Any]:
         "load_average": list(os.getloadavg()),
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {package.name: package.version for package in metadata.distributions()},
         "commit": _commit(),
     }
 
@@ -35,21 +29,10 @@ def _cpu() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def _commit() -> str | None:
-    """The commit of the measured code, followed by + if files differ from it; None without git."""
-
-    def git(*words: str) -> str:
-        folder = Path(__file__).parent
-        return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
-
+    """The commit of the measured code, followed by + if tracked files differ from it; None without git."""
+    command = ["git", "describe", "--always", "--exclude=*", "--dirty=+"]
     try:
-        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "--", "..") else "")
+        return subprocess.check_output(command, cwd=Path(__file__).parent, text=True, stderr=subprocess.DEVNULL).strip()
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -4,8 +4,6 @@ import resource
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import torch
@@ -14,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.peers import ours
 from benchmarks.peers.floor import floor_seconds
-from benchmarks.workloads import load, save
+from benchmarks.workloads import drawn
 
 # An operation belongs to the first kind of which a word occurs in its name, or else to "other small operations".
 KINDS = {
@@ -48,8 +46,7 @@ def main(
 ) -> None:
     """Milliseconds of one product, or of the top-5 at one point, by kind of operation."""
     torch.set_num_threads(threads)
-    with TemporaryDirectory() as folder:
-        problem = load(workload, save(workload, Path(folder))).first(points or 10**9)
+    problem = drawn(workload).first(points or 10**9)
     run = ours.build(problem, task).run
     first = run()  # the tracing is not profiled
     unit, unit_name = (first.num_matvecs, "product") if task == "products" else (len(problem.thetas), "point")

@@ -101,16 +101,12 @@ def environment(threads: int, allocator: str) -> dict[str, str]:
     return {**inherited, **fixed, **ALLOCATORS[allocator], "PYTHONPATH": path}
 
 
-def run_module(module: str, *words: str) -> None:
-    """Run a module as a process on all cores and wait for it; raises CalledProcessError if it fails."""
-    subprocess.run(_command(module, *words), env=environment(os.cpu_count() or 1, "keep"), check=True)
-
-
 class _Worker:
     """A process that measures one contestant on each request, and answers with one line of JSON."""
 
     def __init__(self, points: Path, order: Order, env: dict[str, str]) -> None:
-        command = _command("benchmarks.worker", str(points), json.dumps(asdict(order)))
+        order_text = json.dumps(asdict(order))
+        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.worker", str(points), order_text]
         self.process = subprocess.Popen(command, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def answer(self) -> dict[str, Any]:
@@ -140,7 +136,3 @@ def _turn(entry: Entry, worker: _Worker) -> dict[str, Any] | None:
         return None
     entry.values, entry.stderr = sample.pop("values"), sample.pop("stderr")
     return sample
-
-
-def _command(module: str, *words: str) -> list[str]:
-    return [sys.executable, "-W", "ignore", "-m", module, *words]

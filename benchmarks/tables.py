@@ -8,9 +8,10 @@ from cyclopts import App, Parameter
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.comparison import Clock, Line, compare
+from benchmarks.comparison import Line, compare
 from benchmarks.race import Entry
 from benchmarks.rows import ROWS
+from benchmarks.settings import Clock
 
 SIDES = ("ours", "theirs")
 app = App(name="python -m benchmarks.tables", help="Prints the tables of earlier runs.", version_flags=[])

@@ -178,6 +178,11 @@ WORKLOADS: dict[str, CurvatureWorkload | TrainingWorkload] = {
 }
 
 
+def drawn(name: str) -> Any:
+    """Draw the Problem or TrainingProblem of a work load."""
+    return WORKLOADS[name].problem(name, WORKLOADS[name].draw())
+
+
 def save(name: str, folder: Path) -> Path:
     """Draw a work load and save it; returns the path of its file."""
     path = folder / f"{name}.safetensors"

@@ -3,51 +3,66 @@
 It is read from YAML, where a missing or unknown key is an error, and it has a digest by which two plans are compared.
 """
 
-import difflib
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
+from pydantic import ConfigDict, Field, SkipValidation, TypeAdapter, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
+
+from analysis.config.base import Natural
+from analysis.config.mistakes import first_mistake
 
 BUNDLED = Path(__file__).with_name("claims.yaml")
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+Margin = Annotated[float, Field(gt=0, lt=1e6, strict=True)]
+UpToTen = Annotated[float, Field(gt=0, lt=10, strict=True)]
 
 
 class PlanError(ValueError):
     """Raised for a plan that cannot be used; the message names the key and what to write instead."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Margins:
     """The smallest effects of interest.
 
     suppression, shot: shares of the baseline's mean |curvature|. alignment: an absolute value of the alignment A.
     """
 
-    suppression: float
-    shot: float
-    alignment: float
+    suppression: Margin
+    shot: Margin
+    alignment: Margin
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class StepGroup:
     """The inner steps from ``first`` to ``last``, both included, which are judged together.
 
     "adapted" is the point after the last inner step.
     """
 
-    first: int
-    last: int | Literal["adapted"]
+    first: Natural
+    last: SkipValidation[int | Literal["adapted"]]  # checked below, for a message that names both alternatives
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "StepGroup":
+        if self.last != "adapted" and (type(self.last) is not int or self.last < self.first):
+            raise ValueError(
+                f'last is {self.last!r}; give an inner step not before first, which is {self.first}, or "adapted"'
+            )
+        return self
 
     def rows(self, steps: int) -> slice:
         """The group as a slice of the axis ``inner_step``, which has ``steps`` + 1 points for ``steps`` inner steps."""
         return slice(self.first, (steps if self.last == "adapted" else self.last) + 1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class EqualLoss:
     """The settings of the comparison at equal support loss.
 
@@ -55,27 +70,33 @@ class EqualLoss:
     least_share: the fraction of a seed's points that must have a match for the seed to be compared.
     """
 
-    caliper: float
-    least_share: float
+    caliper: UpToTen
+    least_share: UpToTen
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Bootstrap:
     """The number of times that the tasks are resampled, and the seed of these draws."""
 
-    resamples: int
-    seed: int
+    resamples: Annotated[int, Field(ge=100, strict=True)]
+    seed: Natural
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Plan:
     """The whole plan; two plans with equal content have equal digests, however their files are laid out."""
 
-    confidence: float
+    confidence: Annotated[float, Field(gt=0.5, lt=1, strict=True)]
     margins: Margins
-    step_groups: Mapping[str, StepGroup]
+    step_groups: dict[str, StepGroup]
     equal_loss: EqualLoss
     bootstrap: Bootstrap
+
+    @model_validator(mode="after")
+    def _judges_some_steps(self) -> "Plan":
+        if not self.step_groups:
+            raise ValueError("step_groups must name at least one group, such as step 0: {first: 0, last: 0}")
+        return self
 
     @property
     def digest(self) -> str:
@@ -107,56 +128,9 @@ def load_plan(path: Path | str | None = None) -> Plan:
 
 def plan_from_mapping(data: Any) -> Plan:
     """Make a plan from nested mappings, which must have every key and no other; raise PlanError otherwise."""
-    top = _keys(Plan, data, "the plan")
-    groups = top["step_groups"]
-    if not isinstance(groups, Mapping) or not groups:
-        raise PlanError("step_groups must name at least one group, such as step 0: {first: 0, last: 0}")
-    plan = Plan(
-        confidence=_number(top["confidence"], "confidence", 0.5, 1.0),
-        margins=Margins(**_numbers(Margins, top["margins"], "margins", 0.0, 1e6)),
-        step_groups={str(name): _step_group(group, f"step_groups: {name}") for name, group in groups.items()},
-        equal_loss=EqualLoss(**_numbers(EqualLoss, top["equal_loss"], "equal_loss", 0.0, 10.0)),
-        bootstrap=Bootstrap(**{k: int(v) for k, v in _numbers(Bootstrap, top["bootstrap"], "bootstrap").items()}),
-    )
-    if plan.bootstrap.resamples < 100:
-        raise PlanError(f"bootstrap: resamples is {plan.bootstrap.resamples}; give at least 100")
-    return plan
-
-
-def _step_group(data: Any, where: str) -> StepGroup:
-    values = _keys(StepGroup, data, where)
-    first, last = values["first"], values["last"]
-    if type(first) is not int or first < 0:
-        raise PlanError(f"{where}: first is {first!r}; give the number of an inner step, 0 or more")
-    if last != "adapted" and (type(last) is not int or last < first):
-        raise PlanError(
-            f'{where}: last is {last!r}; give an inner step not before first, which is {first}, or "adapted"'
-        )
-    return StepGroup(first, last)
-
-
-def _numbers(kind: type, data: Any, where: str, low: float = -1.0, high: float = 2.0**63) -> dict[str, Any]:
-    """The mapping, checked to have exactly the fields of ``kind``, each a number between ``low`` and ``high``."""
-    return {key: _number(value, f"{where}: {key}", low, high) for key, value in _keys(kind, data, where).items()}
-
-
-def _number(value: Any, where: str, low: float, high: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low < value < high:
-        raise PlanError(f"{where} is {value!r}; give a number above {low:g} and below {high:g}")
-    return float(value)
-
-
-def _keys(kind: type, data: Any, where: str) -> dict[str, Any]:
-    """The mapping, checked to have exactly the fields of ``kind``."""
-    names = [field.name for field in fields(kind)]
     if not isinstance(data, Mapping):
-        raise PlanError(f"{where} must be a mapping with the keys {', '.join(names)}")
-    for key in data:
-        if key not in names:
-            near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.5)
-            advice = f"did you mean {near[0]!r}?" if near else f"the known keys are {', '.join(names)}"
-            raise PlanError(f"{where} has an unknown key {key!r}; {advice}")
-    missing = [name for name in names if name not in data]
-    if missing:
-        raise PlanError(f"{where} lacks the required keys {', '.join(missing)}")
-    return dict(data)
+        raise PlanError(f"the plan must be a mapping with the keys {', '.join(Plan.__dataclass_fields__)}")
+    try:
+        return TypeAdapter(Plan).validate_python(data)
+    except ValidationError as e:
+        raise PlanError(first_mistake(e, Plan)) from None

@@ -7,7 +7,7 @@ the inner loop diverged. A unit is one task of one seed.
 import numpy as np
 import xarray as xr
 
-from analysis.schema import STATUS_MEANINGS, ZERO_GRADIENT
+from analysis.schema import DIVERGED, NOT_MEASURED, ZERO_GRADIENT
 
 # The name in verdicts of a baseline that is the untrained network, whatever the study's untrained control is called.
 UNTRAINED = "untrained"
@@ -37,7 +37,7 @@ def first_and_last(ds: xr.Dataset) -> tuple[int, int]:
 def diverged(ds: xr.Dataset, learner: str, *, checkpoint: int) -> np.ndarray:
     """Whether the status of each unit [seed, task] of a learner at a checkpoint is "diverged"."""
     status = _at(ds[["status"]], learner, checkpoint)["status"].values
-    return np.asarray(status == STATUS_MEANINGS.index("diverged"))
+    return np.asarray(status == DIVERGED)
 
 
 def points(ds: xr.Dataset, variable: str, learner: str, *, checkpoint: int) -> np.ndarray:
@@ -52,7 +52,7 @@ def points(ds: xr.Dataset, variable: str, learner: str, *, checkpoint: int) -> n
     one = _at(ds[["status", "grad_norm", variable]], learner, checkpoint)
     _refuse_unmeasured(one, learner, checkpoint)
     values = one[variable].values.astype(np.float64)  # a copy: the study is never written to
-    diverged_units = one["status"].values == STATUS_MEANINGS.index("diverged")
+    diverged_units = one["status"].values == DIVERGED
     values[diverged_units] = np.nan
     lost = ~np.isfinite(values) & ~_undefined(one, variable)
     lost[diverged_units] = False
@@ -78,7 +78,7 @@ def _undefined(one: xr.Dataset, variable: str) -> np.ndarray:
 
 def _refuse_unmeasured(one: xr.Dataset, learner: str, checkpoint: int) -> None:
     status = one["status"].values
-    missing = np.argwhere(status == STATUS_MEANINGS.index("not_measured"))
+    missing = np.argwhere(status == NOT_MEASURED)
     if len(missing):
         seeds = sorted({int(one["seed"].values[row]) for row, _ in missing})
         raise NotMeasuredError(

@@ -1,9 +1,12 @@
 """The sentence of a verdict: the outcome, both values and the interval, then what was left out of the comparison."""
 
-from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from analysis.claims.comparison import Comparison, Question
-from analysis.statistics import MAX_SEEDS, Interval, Outcome
+from analysis.claims.comparison import Comparison
+from analysis.statistics import MAX_SEEDS
+
+if TYPE_CHECKING:
+    from analysis.claims.verdict import Verdict
 
 NAMES = {
     "alpha_rho": "alpha rho",
@@ -14,36 +17,24 @@ NAMES = {
 MINUS = "\N{MINUS SIGN}"
 
 
-def sentence(
-    question: Question,
-    comparison: Comparison,
-    interval: Interval,
-    numbers: Mapping[str, float],
-    outcome: Outcome,
-    seeds_needed: int | None,
-    confidence: float,
-) -> str:
-    """Return one paragraph for researchers; every number in it is a field of the verdict as well.
-
-    numbers: the effect, its bounds, the margin and the values of both sides, by the names of the verdict's fields.
-    seeds_needed: the number of seeds that would decide; None if no number of seeds would.
-    """
+def sentence(verdict: "Verdict", comparison: Comparison, confidence: float) -> str:
+    """Return one paragraph for researchers on a verdict whose other fields are complete."""
     if comparison.num_diverged == comparison.num_units:
         return f"Inconclusive: all {comparison.num_units} units diverged, so that nothing is left to compare."
-    if interval.num == 0:
+    if verdict.num_seeds == 0:
         why = comparison.obstacle or "nothing is left to compare"
         return f"Inconclusive: {'; '.join([why, *_units_left_out(comparison)])}."
-    parts = [_levels(question, interval, numbers, confidence)]
-    head = f"{outcome.capitalize()} with {plural(interval.num, 'seed')}: "
+    parts = [_levels(verdict, confidence)]
+    head = f"{verdict.outcome.capitalize()} with {plural(verdict.num_seeds, 'seed')}: "
     if comparison.obstacle:
         head = f"Inconclusive: {comparison.obstacle}. "
-    elif outcome == "inconclusive":
-        head += _needed(interval, seeds_needed) + "; "
-    elif outcome == "not supported":
-        parts.append(_why_not(question, interval, numbers))
-    if outcome != "inconclusive" and interval.num == 2:
+    elif verdict.outcome == "inconclusive":
+        head += _needed(verdict) + "; "
+    elif verdict.outcome == "not supported":
+        parts.append(_why_not(verdict))
+    if verdict.outcome != "inconclusive" and verdict.num_seeds == 2:
         parts.append("two seeds can agree by luck, so add seeds before relying on this outcome")
-    return head + "; ".join([*parts, *_left_out(question, comparison, interval)]) + "."
+    return head + "; ".join([*parts, *_left_out(verdict, comparison)]) + "."
 
 
 def plural(num: int, noun: str) -> str:
@@ -64,36 +55,36 @@ def number(value: float, *, signed: bool = False) -> str:
     return (f"{value:+.3g}" if signed else f"{value:.3g}").replace("-", MINUS)
 
 
-def _levels(question: Question, interval: Interval, numbers: Mapping[str, float], confidence: float) -> str:
-    where = f"over {question.steps}" if question.steps == "all steps" else f"at {question.steps}"
-    text = f"{NAMES.get(question.quantity, question.quantity)} of {question.learner} {where} "
-    if question.comparison == "against orthogonal":
-        text += f"is {number(numbers['trained_value'])} against 0 for orthogonal gradients"
+def _levels(verdict: "Verdict", confidence: float) -> str:
+    where = f"over {verdict.steps}" if verdict.steps == "all steps" else f"at {verdict.steps}"
+    text = f"{NAMES.get(verdict.quantity, verdict.quantity)} of {verdict.learner} {where} "
+    if verdict.comparison == "against orthogonal":
+        text += f"is {number(verdict.trained_value)} against 0 for orthogonal gradients"
     else:
-        baseline = question.baseline if question.claim == "shot" else "the untrained network"
-        at = ", at equal support loss" if question.comparison == "equal support loss" else ""
-        text += f"is {number(numbers['trained_value'])} against {number(numbers['baseline_value'])} for {baseline}{at}"
-    text += f", a difference of {number(interval.mean, signed=True)}"
-    if interval.num > 1:
-        ends = f"{number(interval.low, signed=True)} to {number(interval.high, signed=True)}"
+        baseline = verdict.baseline if verdict.claim == "shot" else "the untrained network"
+        at = ", at equal support loss" if verdict.comparison == "equal support loss" else ""
+        text += f"is {number(verdict.trained_value)} against {number(verdict.baseline_value)} for {baseline}{at}"
+    text += f", a difference of {number(verdict.effect, signed=True)}"
+    if verdict.num_seeds > 1:
+        ends = f"{number(verdict.low, signed=True)} to {number(verdict.high, signed=True)}"
         text += f" ({100 * confidence:g} % interval over seeds: {ends})"
-    return text + f", while the smallest effect of interest is {number(numbers['margin'])}"
+    return text + f", while the smallest effect of interest is {number(verdict.margin)}"
 
 
-def _needed(interval: Interval, seeds_needed: int | None) -> str:
-    if interval.num < 2:
+def _needed(verdict: "Verdict") -> str:
+    if verdict.num_seeds < 2:
         return "one seed shows no spread between seeds, so that at least 2 are needed"
-    if seeds_needed is None:
+    if verdict.seeds_to_decide is None:
         num = f"{MAX_SEEDS:,}".replace(",", " ")
         return f"not even {num} seeds would decide if the mean and the spread over seeds stay as they are"
-    seeds = plural(seeds_needed, "seed")
+    seeds = plural(verdict.seeds_to_decide, "seed")
     condition = "if the mean and the spread over seeds stay as they are"
     return f"about {seeds} would decide in about half of such studies, {condition}"
 
 
-def _why_not(question: Question, interval: Interval, numbers: Mapping[str, float]) -> str:
-    sign = -1.0 if question.predicted == "negative" else 1.0
-    ends = sorted((sign * interval.low, sign * interval.high))
+def _why_not(verdict: "Verdict") -> str:
+    sign = -1.0 if verdict.predicted == "negative" else 1.0
+    ends = sorted((sign * verdict.low, sign * verdict.high))
     if ends[1] < 0:
         return "the difference has the sign opposite to the claim"
     if ends[0] > 0:
@@ -101,15 +92,15 @@ def _why_not(question: Question, interval: Interval, numbers: Mapping[str, float
     return "the interval excludes the smallest effect of interest"
 
 
-def _left_out(question: Question, comparison: Comparison, interval: Interval) -> list[str]:
+def _left_out(verdict: "Verdict", comparison: Comparison) -> list[str]:
     parts = []
-    if question.comparison == "equal support loss" and not comparison.obstacle:
+    if verdict.comparison == "equal support loss" and not comparison.obstacle:
         parts.append(f"{comparison.share:.0%} of the points have a match at equal loss")
     parts += _units_left_out(comparison)
     if comparison.num_unmatched_seeds:
         num = comparison.num_unmatched_seeds
         parts.append(f"{plural(num, 'seed')} {_was(num)} left out because too few points have a match")
-    empty = len(comparison.effects) - interval.num - comparison.num_unmatched_seeds
+    empty = len(comparison.effects) - verdict.num_seeds - comparison.num_unmatched_seeds
     if empty:
         parts.append(f"{plural(empty, 'seed')} {_was(empty)} left out because nothing was left to compare")
     return parts

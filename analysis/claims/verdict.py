@@ -9,7 +9,7 @@ two sides that are identical. A comparison with an obstacle is inconclusive, wha
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import groupby
 from typing import Any
 
@@ -67,30 +67,27 @@ def conclude(question: Question, comparison: Comparison, *, margin: float, confi
     """
     interval = mean_interval(comparison.effects, confidence=confidence)
     outcome, num_needed = _outcome(question.predicted, interval, comparison.obstacle, margin, confidence)
-    numbers = {
-        "effect": interval.mean,
-        "low": interval.low,
-        "high": interval.high,
-        "bootstrap_low": comparison.bootstrap[0],
-        "bootstrap_high": comparison.bootstrap[1],
-        "margin": margin,
-        "baseline_value": mean_over_seeds(comparison.baseline),
-        "trained_value": mean_over_seeds(comparison.trained),
-    }
-    words = sentence(question, comparison, interval, numbers, outcome, num_needed, confidence)
-    known: dict[str, Any] = asdict(question) | numbers
-    return Verdict(
-        **known,
+    verdict = Verdict(
+        **asdict(question),
+        effect=interval.mean,
+        low=interval.low,
+        high=interval.high,
+        bootstrap_low=comparison.bootstrap[0],
+        bootstrap_high=comparison.bootstrap[1],
+        margin=margin,
+        baseline_value=mean_over_seeds(comparison.baseline),
+        trained_value=mean_over_seeds(comparison.trained),
         num_seeds=interval.num,
         num_tasks=comparison.num_tasks,
         num_diverged=comparison.num_diverged,
         share_compared=comparison.share,
         seeds_to_decide=num_needed,
         outcome=outcome,
-        sentence=words,
+        sentence="",
         num_undefined=comparison.num_undefined,
         obstacle=comparison.obstacle,
     )
+    return replace(verdict, sentence=sentence(verdict, comparison, confidence))
 
 
 def _outcome(

@@ -1,4 +1,4 @@
-"""The style of figures: matplotlib's rcParams, and one colour, marker and line style for each method.
+"""The style of figures: the rcParams of ``paper.mplstyle``, and one colour, marker and line style for each method.
 
 Sizes are those in print. A figure drawn under ``context(width="single")`` is 3.25 inches wide and goes into a column of
 a paper without scaling, so that text of 8 pt is 8 pt on paper.
@@ -7,6 +7,7 @@ a paper without scaling, so that text of 8 pt is 8 pt on paper.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 from zlib import crc32
 
@@ -18,49 +19,13 @@ LineStyle = Literal["-", "--", "-.", ":"]
 INCHES: dict[str, float] = {"single": 3.25, "double": 6.75}
 """The width in inches of one column, and of the full text, of a two-column paper."""
 
-DPI = 300
-"""The resolution of the PNG files, in dots per inch."""
-
-# Journals refuse Type 3 fonts, which are matplotlib's default. Type 42 embeds TrueType outlines instead.
-TRUETYPE: dict[Any, Any] = {"pdf.fonttype": 42, "ps.fonttype": 42}
+_PARAMETERS = dict(mpl.rc_params_from_file(Path(__file__).with_name("paper.mplstyle"), use_default_template=False))
 
 # This is set for the whole process, because a user saves what ``analysis.plot`` drew outside of ``context``.
-mpl.rcParams.update(TRUETYPE)
+mpl.rcParams.update({key: _PARAMETERS[key] for key in ("pdf.fonttype", "ps.fonttype")})
 
-_PARAMETERS: dict[Any, Any] = TRUETYPE | {
-    # STIX comes with matplotlib. A Times font may not be installed, and matplotlib would replace it silently.
-    "font.family": "STIXGeneral",
-    "mathtext.fontset": "stix",
-    **dict.fromkeys(["font.size", "axes.labelsize", "axes.titlesize", "figure.labelsize", "figure.titlesize"], 8.0),
-    **dict.fromkeys(["legend.fontsize", "legend.title_fontsize"], 7.5),
-    **dict.fromkeys(["xtick.labelsize", "ytick.labelsize"], 7.0),
-    "lines.linewidth": 1.2,
-    "lines.markersize": 3.5,
-    "lines.markeredgewidth": 0.8,
-    "hatch.linewidth": 0.5,
-    **dict.fromkeys(["patch.linewidth", "axes.linewidth", "xtick.major.width", "ytick.major.width"], 0.6),
-    **dict.fromkeys(["xtick.major.size", "ytick.major.size"], 2.5),
-    **dict.fromkeys(["xtick.minor.size", "ytick.minor.size"], 1.5),
-    **dict.fromkeys(["axes.spines.top", "axes.spines.right"], False),
-    "axes.axisbelow": True,
-    "axes.titlelocation": "left",
-    "axes.titlepad": 4.0,
-    "axes.labelpad": 2.5,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "grid.linewidth": 0.4,
-    "grid.color": "#e4e4e4",
-    "legend.frameon": False,
-    "legend.handlelength": 2.2,
-    "legend.columnspacing": 1.4,
-    "legend.borderaxespad": 0.2,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "hessian-tools",  # without a salt the ids in an SVG file differ from run to run
-    "savefig.dpi": DPI,
-    "figure.dpi": 150,
-    "figure.constrained_layout.use": True,
-    **dict.fromkeys(["savefig.facecolor", "figure.facecolor"], "white"),
-}
+DPI = int(_PARAMETERS["savefig.dpi"])
+"""The resolution of the PNG files, in dots per inch."""
 
 
 @dataclass(frozen=True)
@@ -80,10 +45,9 @@ DARK = "#333333"
 CONTROL_STYLE = MethodStyle(GREY, "s", ":")
 """The style of an untrained control, whatever its name: grey is kept for networks that are not trained."""
 
-# A method has the same colour in every figure. The first six colours are those of Okabe and Ito (2008) without
-# their yellow, which vanishes on white. SHOT is the penalty on the distance between
-# few large and many small inner steps (Lee, Yoo, Kwak 2023). A learner with SHOT has a dashed line, and the same
-# learner without SHOT a solid one.
+# A method has the same colour in every figure. The first six colours are those of Okabe and Ito (2008) without their
+# yellow, which vanishes on white. SHOT is the penalty on the distance between few large and many small inner steps
+# (Lee, Yoo, Kwak 2023). A learner with SHOT has a dashed line, and the same learner without SHOT a solid one.
 METHODS: dict[str, MethodStyle] = {
     "supervised": MethodStyle("#000000", "X", "-."),
     "maml": MethodStyle("#0072B2", "o", "-"),

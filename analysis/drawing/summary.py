@@ -11,12 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
-from analysis.schema import STATUS_MEANINGS
+from analysis.schema import DIVERGED, MEASURED
 from analysis.statistics import student_half_width
 
 MAX_SEEDS_SHOWN = 4
-MEASURED = STATUS_MEANINGS.index("measured")
-DIVERGED = STATUS_MEANINGS.index("diverged")
 TASK_DIMS = ("task", "evaluation_task")
 
 

@@ -1,9 +1,18 @@
-"""The quantities that are measured along inner loops, from the recorded trajectory or by products with the Hessian."""
+"""The quantities that are measured along inner loops.
 
-from analysis.quantities.curvature import EIGENVALUES, GRADIENT, RANDOM_DIRECTIONS
-from analysis.quantities.points import Points, Quantity
-from analysis.quantities.trajectory import ALIGNMENT, PATH
+Each is a function from ``Points`` to the values of one or several variables of ``analysis.schema``, which are
+[task, step, ...] or [task, ...].
+"""
 
-QUANTITIES: tuple[Quantity, ...] = (PATH, ALIGNMENT, GRADIENT, EIGENVALUES, RANDOM_DIRECTIONS)
+from collections.abc import Callable
 
-__all__ = ["QUANTITIES", "Points", "Quantity"]
+from analysis.quantities.curvature import along_gradient, eigenvalues, random_directions
+from analysis.quantities.points import Points, Values
+from analysis.quantities.trajectory import gradient_alignment, path
+
+# From the recorded inner loop alone.
+OF_TRAJECTORY: tuple[Callable[[Points], Values], ...] = (path, gradient_alignment)
+# By products with the Hessian; these values are NaN for a task whose inner loop diverged.
+OF_CURVATURE: tuple[Callable[[Points], Values], ...] = (along_gradient, eigenvalues, random_directions)
+
+__all__ = ["OF_CURVATURE", "OF_TRAJECTORY", "Points"]

@@ -2,7 +2,7 @@
 
 import torch
 
-from analysis.quantities.points import Points, Quantity, Values
+from analysis.quantities.points import Points, Values
 from hessian_tools.curvature import (
     curvature_along,
     estimate_of,
@@ -14,7 +14,7 @@ from hessian_tools.curvature import (
 
 
 def along_gradient(points: Points) -> Values:
-    """The curvature along the inner gradient g, with float32 errors.
+    """The curvature along the inner gradient g, with float32 errors (Lee, Yoo, Kwak 2023, equation 3).
 
     The values are |Hg| / |g|, rho = g'Hg / g'g, rho times the inner step size alpha, and rho in coordinates in which
     filters have unit norm. H is symmetric, so z'(Hg) and g'(Hz) would be equal in exact arithmetic, and their
@@ -38,10 +38,10 @@ def along_gradient(points: Points) -> Values:
 
 
 def eigenvalues(points: Points) -> Values:
-    """The eigenvalues of largest magnitude, and the largest and the smallest algebraic one.
+    """The eigenvalues of largest magnitude, and the largest and the smallest algebraic one (Lanczos 1950).
 
-    Each has its residual |Hv - lambda v|, within which at least one exact eigenvalue lies. All come from a single
-    Lanczos run at each parameter vector.
+    Each has its residual |Hv - lambda v|, within which at least one exact eigenvalue lies (Paige 1972). All come from a
+    single Lanczos run at each parameter vector.
     """
     level = points.level
     extremes = extremal_eigenpairs(
@@ -66,8 +66,8 @@ def eigenvalues(points: Points) -> Values:
 def random_directions(points: Points) -> Values:
     """The trace, and the curvature along random directions, from the same probes z of random signs.
 
-    z'Hz of each probe estimates the trace. Divided by |z|^2, which is the number of parameters, it is the curvature
-    along z.
+    z'Hz of each probe estimates the trace (Girard 1989; Hutchinson 1990). Divided by |z|^2, which is the number of
+    parameters, it is the curvature along z.
     """
     samples = (points.probes.unsqueeze(1) * points.products.hz).sum(-2)
     trace, num_params = estimate_of(samples), points.thetas.shape[-1]
@@ -78,25 +78,3 @@ def random_directions(points: Points) -> Values:
         "rho_random": trace.value / num_params,
         "rho_random_stderr": trace.stderr / num_params,
     }
-
-
-GRADIENT = Quantity(
-    "gradient",
-    ("rho", "rho_error", "alpha_rho", "alpha_rho_error", "hg_ratio", "hg_ratio_error", "rho_normalised"),
-    "Lee, Yoo, Kwak 2023, equation 3",
-    along_gradient,
-)
-EIGENVALUES = Quantity(
-    "eigenvalues",
-    tuple(
-        f"{name}{suffix}" for name in ("eigenvalue", "eigenvalue_max", "eigenvalue_min") for suffix in ("", "_residual")
-    ),
-    "Lanczos 1950; Paige 1972 on residuals",
-    eigenvalues,
-)
-RANDOM_DIRECTIONS = Quantity(
-    "random directions",
-    ("trace", "trace_stderr", "trace_sample", "rho_random", "rho_random_stderr"),
-    "Girard 1989; Hutchinson 1990",
-    random_directions,
-)

@@ -1,10 +1,10 @@
-"""The points at which a block of tasks is measured, and the definition of a measured quantity.
+"""The points at which a block of tasks is measured.
 
 A point is a parameter vector theta_k of the inner loop of one task: the start, or the result of its k-th step. The
 quantities of a task are computed at each of its points.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -100,20 +100,3 @@ class Points:
     def unflatten(self, values: Tensor) -> Tensor:
         """Values [point, ...] as [task, step, ...]."""
         return values.unflatten(0, self.thetas.shape[:2])
-
-
-@dataclass(frozen=True)
-class Quantity:
-    """A measured quantity: the variables that it fills, its source, and how it is measured.
-
-    variables: the names of these variables in ``analysis.schema``.
-    reference: the source in the literature.
-    measure: a function from Points to the values of each variable, [task, step, ...] or [task, ...].
-    curvature: whether it needs products with the Hessian. Such values are NaN for a task whose inner loop diverged.
-    """
-
-    name: str
-    variables: tuple[str, ...]
-    reference: str
-    measure: Callable[[Points], Values]
-    curvature: bool = True

@@ -2,7 +2,7 @@
 
 import torch
 
-from analysis.quantities.points import Points, Quantity, Values
+from analysis.quantities.points import Points, Values
 from hessian_tools.curvature import alignment, cos_displacement
 
 RECORDED = (
@@ -24,7 +24,7 @@ def path(points: Points) -> Values:
 
 
 def gradient_alignment(points: Points) -> Values:
-    """Whether the inner gradients point the same way.
+    """Whether the inner gradients point the same way (Lee, Yoo, Kwak 2023, figure 3; the alignment A is ours).
 
     The values are their Gram matrix g_i'g_j, the alignment A (0 if they are orthogonal, 1 if equal), and the cosine
     between each step's direction -g_k and the displacement theta_K - theta_0. The cosine is NaN at theta_K, from which
@@ -36,13 +36,3 @@ def gradient_alignment(points: Points) -> Values:
     cosines = torch.stack([cos_displacement(gradients[:-1], displacement) for gradients, displacement in pairs])
     undefined = torch.full_like(cosines[:, :1], float("nan"))
     return {"gram": gram, "alignment": alignment(gram), "cos_displacement": torch.cat([cosines, undefined], -1)}
-
-
-PATH = Quantity("path", (*RECORDED, "layer_norm"), "Finn, Abbeel, Levine 2017", path, curvature=False)
-ALIGNMENT = Quantity(
-    "alignment",
-    ("gram", "alignment", "cos_displacement"),
-    "Lee, Yoo, Kwak 2023, figure 3; A is ours",
-    gradient_alignment,
-    curvature=False,
-)

@@ -39,9 +39,8 @@ def accuracy_table(ds: xr.Dataset, *, confidence: float = 0.95) -> Html:
 
 def _learner_rows(ds: xr.Dataset, values: xr.DataArray, name: str, decimals: int, confidence: float) -> list[Html]:
     """The rows of one learner: one for each seed and, if there are several seeds, one for all of them."""
-    learner = learner_names(ds).index(name)
-    scores = values.isel(learner=learner).transpose("checkpoint", "seed", "evaluation_task").values
-    done = ds["evaluation_done"].isel(learner=learner).transpose("checkpoint", "seed").values == 1
+    scores = values.sel(learner=name).transpose("checkpoint", "seed", "evaluation_task").values
+    done = ds["evaluation_done"].sel(learner=name).transpose("checkpoint", "seed").values == 1
     checkpoints = ds["checkpoint"].values
     measured = np.flatnonzero(np.isfinite(scores).any((1, 2)))
     if measured.size == 0:

@@ -14,7 +14,7 @@ import xarray as xr
 from analysis.drawing.style import method_label
 from analysis.drawing.summary import evaluation_scores, has_accuracy
 from analysis.report.page import DASH, Html, element, interval, number, row, table
-from analysis.schema import learner_names, shot_pairs, trained_learners
+from analysis.schema import shot_pairs, trained_learners
 from analysis.statistics import Interval, mean_interval, seed_means
 
 # The levels of the second table, as fractions of the way from the untrained network to the best mean of the study.
@@ -49,10 +49,8 @@ def shot_differences(ds: xr.Dataset, with_shot: str, without: str) -> np.ndarray
 
     NaN where the inner loop of at least one of them diverged.
     """
-    names = learner_names(ds)
-    last = _values(ds).isel(checkpoint=-1)
-    score_with, score_without = (last.isel(learner=names.index(name)) for name in (with_shot, without))
-    return (score_with - score_without).transpose("seed", "evaluation_task").values
+    last = _values(ds).isel(checkpoint=-1).transpose("learner", "seed", "evaluation_task")
+    return last.sel(learner=with_shot).values - last.sel(learner=without).values
 
 
 def shot_table(ds: xr.Dataset, *, confidence: float = 0.95) -> Html | None:
@@ -142,8 +140,7 @@ def accuracy_levels(ds: xr.Dataset) -> list[float]:
     names = trained_learners(ds)
     if not names or ds.sizes["checkpoint"] < 2 or int(ds["checkpoint"][0]) != 0:
         return []
-    values = _values(ds).isel(learner=[learner_names(ds).index(name) for name in names])
-    means = values.mean("evaluation_task").mean("seed")
+    means = _values(ds).sel(learner=names).mean("evaluation_task").mean("seed")
     start = float(means.isel(checkpoint=0).mean())
     best = float(means.max() if has_accuracy(ds) else means.min())
     improves = best > start if has_accuracy(ds) else best < start
@@ -155,7 +152,7 @@ def meta_iterations(ds: xr.Dataset, name: str, level: float) -> list[float | Non
 
     The level is an accuracy in %, or for regression a loss.
     """
-    means = _values(ds).isel(learner=learner_names(ds).index(name)).mean("evaluation_task")
+    means = _values(ds).sel(learner=name).mean("evaluation_task")
     sign = 1 if has_accuracy(ds) else -1  # losses fall to a level, so their negatives rise to its negative
     steps = ds["checkpoint"].values
     return [crossing(steps, sign * curve, sign * level) for curve in means.transpose("seed", "checkpoint").values]

@@ -9,7 +9,7 @@ from analysis.drawing.legend import warm_start_sentence
 from analysis.drawing.style import method_label
 from analysis.drawing.summary import measured
 from analysis.report.page import DASH, TIMES, Child, Html, element, number, row, table
-from analysis.schema import alpha_steps, learner_names, trained_learners
+from analysis.schema import alpha_steps, trained_learners
 from analysis.statistics import seed_means
 
 _WHY = (
@@ -78,15 +78,14 @@ def quantities(ds: xr.Dataset, name: str) -> dict[str, xr.DataArray]:
     return rho | {"|Hg| / |g|": measured(ds, "hg_ratio"), "|theta|": measured(ds, "theta_norm")}
 
 
-def largest_growth(ds: xr.Dataset, learner: int) -> tuple[str, Change]:
+def largest_growth(ds: xr.Dataset, learner: str) -> tuple[str, Change]:
     """The name and the change of the layer's weight whose norm at step 0 grew by the largest ratio.
 
-    The name is "" if no ratio exists. ``learner`` is the learner's position in the Dataset. Biases are not considered,
-    because they start at 0.
+    The name is "" if no ratio exists. Biases are not considered, because they start at 0.
     """
     layers = ds["layer"].attrs["flag_meanings"].split()
     weights = [index for index, layer in enumerate(layers) if layer.endswith("weight")] or range(len(layers))
-    norms = measured(ds, "layer_norm").isel(learner=learner)
+    norms = measured(ds, "layer_norm").sel(learner=learner)
     changes = {layers[index]: change(norms.isel(layer=index), _FIRST) for index in weights}
     growths = {layer: growth for layer, growth in changes.items() if np.isfinite(growth.ratio)}
     if not growths:
@@ -96,12 +95,11 @@ def largest_growth(ds: xr.Dataset, learner: int) -> tuple[str, Change]:
 
 
 def _learner_rows(ds: xr.Dataset, name: str) -> list[Html]:
-    learner = learner_names(ds).index(name)
     rows = []
     for quantity, values in quantities(ds, name).items():
-        first, later = (change(values.isel(learner=learner), steps) for steps in (_FIRST, _LATER))
+        first, later = (change(values.sel(learner=name), steps) for steps in (_FIRST, _LATER))
         rows.append(row((method_label(name), quantity, *_cells(first), *_cells(later))))
-    layer, growth = largest_growth(ds, learner)
+    layer, growth = largest_growth(ds, name)
     quantity = f"norm of the layer that grew most: {layer}" if layer else "norms of the layers"
     return [*rows, row((method_label(name), quantity, *_cells(growth), DASH, DASH), css="learner-end")]
 

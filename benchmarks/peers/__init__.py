@@ -35,10 +35,15 @@ def repeat_products(product: Callable[[Tensor], Tensor], problem: Problem, count
     return Answer(count)
 
 
-def top_by_eigsh(problem: Problem, operator_at: Callable[[int], LinearOperator]) -> Answer:
-    """Compute the top 5 by SciPy's eigsh (ARPACK), one point after another, and count the products."""
+def top_by_eigsh(
+    problem: Problem, operator_at: Callable[[int], LinearOperator], *, rtol: float = RTOL, seed: int = 0
+) -> Answer:
+    """Compute the top 5 by SciPy's eigsh (ARPACK), one point after another, and count the products.
+
+    seed: that of the start vector.
+    """
     calls, values = 0, []
-    start = np.random.default_rng(0).standard_normal(problem.thetas.shape[-1]).astype(np.float32)
+    start = np.random.default_rng(seed).standard_normal(problem.thetas.shape[-1])
     for point in range(len(problem.thetas)):
         H = operator_at(point)
 
@@ -47,6 +52,7 @@ def top_by_eigsh(problem: Problem, operator_at: Callable[[int], LinearOperator])
             calls += 1
             return H.matvec(v)
 
-        counting_H = LinearOperator(H.shape, matvec=counting_product, dtype=np.float32)
-        values.append(eigsh(counting_H, k=K, which="LM", tol=RTOL, v0=start, return_eigenvectors=False))
+        counting_H = LinearOperator(H.shape, matvec=counting_product, dtype=H.dtype)
+        v0 = start.astype(H.dtype)
+        values.append(eigsh(counting_H, k=K, which="LM", tol=rtol, v0=v0, return_eigenvectors=False))
     return Answer(calls, torch.tensor(np.array(values)))

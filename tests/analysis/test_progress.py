@@ -11,10 +11,10 @@ def test_lines_tell_the_time_left_once_enough_is_done(monkeypatch: pytest.Monkey
     clock = iter([0.0, 0.0, 6.0, 12.0, 18.0, 30.0])
     monkeypatch.setattr(progress, "monotonic", lambda: next(clock))
     stream = StringIO()
-    with progress.Lines(stream).stage("train", 100, "steps") as stage:
-        stage.advance(0, "nothing yet")  # 6 s
-        stage.advance(2)  # 12 s
-        stage.advance(18, "a note")  # 18 s: 80 more at 20 in 18 s
+    with progress.Lines(stream).stage("train", 100, "steps") as advance:
+        advance(0, "nothing yet")  # 6 s
+        advance(2)  # 12 s
+        advance(18, "a note")  # 18 s: 80 more at 20 in 18 s
     assert stream.getvalue().splitlines() == [
         "train: 100 steps",
         "train: 0/100 steps  nothing yet",

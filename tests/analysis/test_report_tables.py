@@ -98,7 +98,7 @@ def test_scale_shows_what_growing_weights_alone_do():
     unit = change(maml["rho_normalised"], slice(0, 1))
     assert raw.ratio == pytest.approx(0.55, abs=0.1)
     assert unit.ratio == pytest.approx(1.0, abs=0.1)
-    name, growth = largest_growth(study, 1)
+    name, growth = largest_growth(study, "maml")
     assert name.endswith("weight")
     assert growth.ratio == pytest.approx(0.55**-0.5, rel=1e-6)
 

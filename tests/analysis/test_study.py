@@ -196,12 +196,12 @@ def test_the_version_is_the_packages(capsys):
 def test_progress_is_silent_a_bar_or_a_function(capsys):
     calls = []
     for option in (None, lambda done, total: calls.append((done, total))):
-        with reporter(option).stage("train", 3, "steps") as stage:
-            stage.advance(1, "a note")
-            stage.advance(2)
+        with reporter(option).stage("train", 3, "steps") as advance:
+            advance(1, "a note")
+            advance(2)
         reporter(option).say("a line")
     assert calls == [(1, 3), (3, 3)]
     assert capsys.readouterr().out == ""
-    with reporter(True).stage("train", 3, "steps") as stage:
-        stage.advance(3)
+    with reporter(True).stage("train", 3, "steps") as advance:
+        advance(3)
     assert capsys.readouterr().out.startswith("train: 3 steps")

@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.comparison import Clock, Figures, Line, compare, error_to_norm, worst_error
+from benchmarks.comparison import Figures, Line, compare, error_to_norm, worst_error
 from benchmarks.peers.floor import all_points_as_one, floor_seconds, product_flop
 from benchmarks.problem import Problem
 from benchmarks.race import ALLOCATORS, Entry, environment, race
 from benchmarks.reference import reference
 from benchmarks.rows import ROWS, Rival, Row, chosen
-from benchmarks.run import Settings, kept_row
+from benchmarks.run import kept_row
+from benchmarks.settings import Clock
 from benchmarks.tables import cells, print_tables
 from benchmarks.workloads import WORKLOADS, load, save
 
@@ -153,11 +154,10 @@ def test_a_run_through_processes_with_peers_that_are_missing_or_fail(tmp_path: A
     assert [cells(line)[4] for line in compare(row, entries, 1)][1:] == [nobody.absent, dense.absent]
 
 
-def test_what_is_kept_makes_the_same_table(tmp_path: Any, capsys: pytest.CaptureFixture[str]):
+def test_what_is_kept_makes_the_same_table(capsys: pytest.CaptureFixture[str]):
     row = next(row for row in ROWS if (row.workload, row.quantity) == ("W1", "top5"))
     entries = [entry("ours", [1.0]), *(entry(rival.contestant, [4.0]) for rival in row.rivals)]
-    settings = Settings((row,), 1, 1, ("default",), "cpu", tmp_path)
-    kept = json.loads(json.dumps(kept_row(row, settings, "default", entries, None)))
+    kept = json.loads(json.dumps(kept_row(row, 1, "default", entries, None)))
     print_tables([kept], "wall")
     printed = capsys.readouterr().out
     assert all(cell in printed for cell in ("malloc default", "W1", "pyhessian", ">= 1.7", "yes", "1e-05"))

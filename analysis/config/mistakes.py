@@ -1,0 +1,50 @@
+"""Says in one sentence what is wrong in settings that pydantic has refused."""
+
+from collections.abc import Iterable
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
+from typing import Any, get_args, get_type_hints
+
+from pydantic import BaseModel, ValidationError
+
+# Names that pydantic adds to the place of a mistake in a union.
+UNION_PARTS = ("constrained-float", "float", "StepSizeSearch")
+UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")  # in a model, and in a dataclass
+
+
+def first_mistake(error: ValidationError, model: type) -> str:
+    """The place of the first mistake in the settings of ``model``, what is wrong there, and what is allowed."""
+    # An unknown key is likelier to be the cause than a value that then seems missing or odd.
+    mistake = min(error.errors(), key=lambda mistake: mistake["type"] not in UNKNOWN_KEY)
+    place = ".".join(str(part) for part in mistake["loc"] if part not in UNION_PARTS)
+    if mistake["type"] in UNKNOWN_KEY:
+        allowed = _allowed_keys(mistake["loc"][:-1], model)
+        near = get_close_matches(str(mistake["loc"][-1]), allowed, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"allowed are {', '.join(allowed)}"
+        return f"unknown key {place!r}; {hint}"
+    if mistake["type"] == "value_error":
+        return f"{place + ': ' if place else ''}{mistake['msg'].removeprefix('Value error, ')}"
+    got = "" if mistake["type"] == "missing" else f" (got {mistake['input']!r})"
+    return f"{place}: {mistake['msg'][:1].lower()}{mistake['msg'][1:]}{got}"
+
+
+def _allowed_keys(path: Iterable[Any], model: type) -> list[str]:
+    """The keys allowed at a place in ``model``, given as a path of keys.
+
+    Parts of the path that are not fields are skipped: they are names of learners, or of the alternatives of a union.
+    """
+    for part in path:
+        annotations = get_type_hints(model)
+        if part in annotations:
+            inner = _model_in(annotations[part])
+            if inner is None:
+                return []
+            model = inner
+    return list(getattr(model, "model_fields", None) or [field.name for field in fields(model)])
+
+
+def _model_in(annotation: Any) -> type | None:
+    """The first model in an annotation, such as the ``Model`` of ``Model | None``; None if there is none."""
+    if isinstance(annotation, type) and (is_dataclass(annotation) or issubclass(annotation, BaseModel)):
+        return annotation
+    return next((model for model in map(_model_in, get_args(annotation)) if model), None)
