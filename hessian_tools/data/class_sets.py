@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from hessian_tools.data.episodes import check_choice, text_digest
+from hessian_tools.data.episodes import text_digest
+from hessian_tools.validation import check_choice
 
 TURNS = ("", "/rot090", "/rot180", "/rot270")  # the endings of the class names for images turned by 0, 90, ... degrees
 

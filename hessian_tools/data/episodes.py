@@ -6,7 +6,7 @@ be stored or passed on.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from operator import index as as_index
@@ -17,7 +17,6 @@ import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
-from hessian_tools.data.splits import did_you_mean
 from hessian_tools.rng import numpy_stream
 
 SPLITS = ("train", "val", "test")
@@ -254,11 +253,3 @@ def check_count(name: str, value: object) -> None:
     """Raise ValueError unless the value is a whole number of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise ValueError(f"{name}={value!r} is not a count; use a whole number of at least 1")
-
-
-def check_choice(name: str, value: str, allowed: Iterable[str]) -> str:
-    """Return the value if it is allowed; else raise ValueError with the allowed values and the nearest of them."""
-    names = list(allowed)
-    if value in names:
-        return value
-    raise ValueError(f"{name}={value!r} is not one of {', '.join(names)}{did_you_mean(str(value), names)}")

@@ -15,8 +15,9 @@ from hessian_tools.data.layouts import Contents, Match, recognise
 from hessian_tools.data.pixels import MODES, resized
 from hessian_tools.data.quickdraw import load_quickdraw
 from hessian_tools.data.regression import SineLineTasks
-from hessian_tools.data.splits import Split, chosen_split, did_you_mean, split_from_file
+from hessian_tools.data.splits import Split, chosen_split, split_from_file
 from hessian_tools.data.tree import Tree
+from hessian_tools.validation import did_you_mean
 
 TASK_NAMES = ("quickdraw", "sine-line")
 

@@ -6,10 +6,11 @@ import io
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
+
+from hessian_tools.validation import did_you_mean
 
 PARTS = {
     "train": ("train", "base", "training"),
@@ -43,16 +44,6 @@ class Split:
                 hint = did_you_mean(name, class_names)
                 raise ValueError(f"the split {self.name} names a class {name!r} that {of} does not hold{hint}")
         return {part: tuple(position[name] for name in names) for part, names in self.parts.items()}
-
-
-def did_you_mean(value: str, known: Iterable[str]) -> str:
-    """The end of an error message that suggests the known name nearest to a value; empty if none is near.
-
-    >>> did_you_mean("tset", ["train", "test"])
-    "; did you mean 'test'?"
-    """
-    near = get_close_matches(value, list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def named_split(name: str, rule: str, parts: Mapping[str, Iterable[str]]) -> Split:

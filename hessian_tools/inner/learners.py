@@ -10,7 +10,7 @@ from math import inf
 from typing import Any
 
 from hessian_tools.inner.steps import PLAIN, StepRule, rule_name
-from hessian_tools.validation import check_whole
+from hessian_tools.validation import check_choice, check_whole
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,8 @@ class Latent:
     orthogonality_weight: float = 1e-3
 
     def __post_init__(self) -> None:
-        check_whole(size=self.size, fine_tuning_steps=self.fine_tuning_steps)
-        if self.size < 1:
-            raise ValueError(f"size={self.size} of a code must be at least 1")
-        if self.fine_tuning_steps < 0:
-            raise ValueError(f"fine_tuning_steps={self.fine_tuning_steps} must be at least 0")
+        check_whole(at_least=1, size=self.size)
+        check_whole(at_least=0, fine_tuning_steps=self.fine_tuning_steps)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1")
 
@@ -86,16 +83,11 @@ class Learner:
     latent: Latent | None = None
 
     def __post_init__(self) -> None:
-        check_whole(steps=self.steps, evaluation_steps=self.evaluation_steps, minibatches=self.minibatches)
-        if self.steps < 1:
-            raise ValueError(f"steps={self.steps} is no inner loop; use at least 1")
+        check_whole(at_least=1, steps=self.steps, minibatches=self.minibatches, evaluation_steps=self.evaluation_steps)
         if not 0 < self.step_size < inf:
             raise ValueError(f"step_size={self.step_size} must be positive and finite")
-        if self.evaluation_steps is not None and self.evaluation_steps < 1:
-            raise ValueError(f"evaluation_steps={self.evaluation_steps} is no inner loop; use at least 1, or None")
-        for name, allowed in (("step_sizes", STEP_SIZES), ("outer", OUTER_OBJECTIVES)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}")
+        check_choice("step_sizes", self.step_sizes, STEP_SIZES)
+        check_choice("outer", self.outer, OUTER_OBJECTIVES)
         if self.learns_step_sizes and self.outer not in ("query", "none"):
             raise ValueError(
                 f"step_sizes={self.step_sizes!r} receive no gradient under outer={self.outer!r}; use 'fixed'"
@@ -106,8 +98,8 @@ class Learner:
             raise ValueError(
                 "a latent learner moves codes by plain steps: leave moves, step_sizes, rule and outer as they are"
             )
-        if self.minibatches < 1 or (self.minibatches > 1 and self.outer != "displacement"):
-            raise ValueError(f"minibatches={self.minibatches} must be 1, or at least 1 with outer='displacement'")
+        if self.minibatches > 1 and self.outer != "displacement":
+            raise ValueError(f"minibatches={self.minibatches} needs outer='displacement'; use 1")
 
     @property
     def is_trained(self) -> bool:

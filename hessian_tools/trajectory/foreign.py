@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from hessian_tools.loss import Loss, LossFunction
+from hessian_tools.validation import check_choice
 
 State = Tensor | Mapping[str, Tensor] | str | Path
 Buffers = Literal["refuse", "ignore"]
@@ -32,8 +33,7 @@ def points_of_states(
     Files are read one at a time, and nothing is unpickled. Raises ValueError for a state that does not fit; the message
     names the state and what is wrong with it.
     """
-    if buffers not in ("refuse", "ignore"):
-        raise ValueError(f"buffers={buffers!r} is not one of refuse, ignore")
+    check_choice("buffers", buffers, ("refuse", "ignore"))
     if isinstance(states, str | Path | Mapping):
         raise ValueError(f"states is one {type(states).__name__}, not several; give a list, such as [state]")
     rows = [_vector(loss, state, f"state {i}", buffers) for i, state in enumerate(states)]

@@ -232,7 +232,7 @@ def test_mistakes_are_named():
         Learner("mine", 1, 0.1, outer="best")
     with pytest.raises(ValueError, match="receive no gradient under outer='displacement'"):
         Learner("mine", 1, 0.1, outer="displacement", step_sizes="learned")
-    with pytest.raises(ValueError, match="minibatches=2 must be 1"):
+    with pytest.raises(ValueError, match="minibatches=2 needs outer='displacement'; use 1"):
         Learner("mine", 1, 0.1, minibatches=2)
     with pytest.raises(ValueError, match="evaluation_steps=0"):
         learners.maml(1, 0.1, evaluation_steps=0)

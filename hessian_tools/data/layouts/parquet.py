@@ -12,7 +12,7 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
-from hessian_tools.data.class_lists import RAVI_TEST, RAVI_TRAIN, RAVI_VAL
+from hessian_tools.data.class_lists import RAVI
 from hessian_tools.data.layouts.layout import Contents, Images, Match, by_home, in_home, labelled_images
 from hessian_tools.data.splits import Split, named_split
 from hessian_tools.data.tree import Tree
@@ -21,7 +21,6 @@ LOOKS_FOR = ("parquet: *.parquet with columns image and label (needs pyarrow: pi
 FILE = re.compile(r"(?P<home>(?:.*/)?)[^/]+\.parquet")
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
-RAVI = {"train": RAVI_TRAIN, "val": RAVI_VAL, "test": RAVI_TEST}
 RAVI_RULE = "Ravi and Larochelle (2017), over the pooled files"
 ROWS_AT_ONCE = 256  # the number of images that are held in memory together
 
