@@ -24,6 +24,9 @@ SPLITS = ("train", "val", "test")
 # This is part of every digest. Raise its number whenever the same (seed, split, index) would give another episode.
 EPISODE_RECIPE = "episodes-1"
 
+# The positions of an episode's classes, and the examples that are drawn of each.
+Ways = Int[np.ndarray, " way"]
+Examples = Int[np.ndarray, "example way"]
 Batch = tuple[Float[Tensor, "example ..."], Int64[Tensor, " example"] | Float[Tensor, "example output"]]
 
 
@@ -96,9 +99,7 @@ class ClassSet(Protocol):
     def count(self, position: int) -> int:
         """The number of examples of the class at a position."""
 
-    def take(
-        self, classes: Int[np.ndarray, " way"], examples: Int[np.ndarray, "example way"]
-    ) -> Float[Tensor, "row ..."]:
+    def take(self, classes: Ways, examples: Examples) -> Float[Tensor, "row ..."]:
         """The requested examples as float32: the first example of every class, then the second of each, and so on."""
 
 
@@ -174,9 +175,7 @@ class ImageTasks:
         examples = np.stack(orders, axis=1)  # [example, way]
         return Episode(self._batch(classes, examples[: self.shots]), self._batch(classes, examples[self.shots :]))
 
-    def _batch(
-        self, classes: Int[np.ndarray, " way"], examples: Int[np.ndarray, "example way"]
-    ) -> tuple[Float[Tensor, "row ..."], Int64[Tensor, " row"]]:
+    def _batch(self, classes: Ways, examples: Examples) -> Batch:
         x = self.dataset.take(classes, examples)
         return x, torch.arange(len(x), device="cpu") % self.ways
 

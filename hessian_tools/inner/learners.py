@@ -126,11 +126,6 @@ class Learner:
             return "each parameter has a step size of its own"
         return None if self.rule == PLAIN else f"its steps follow the {rule_name(self.rule)} rule"
 
-    @property
-    def total_time(self) -> float:
-        """The step size times the length of the loop in plain steps, which is the time that gradient flow would run."""
-        return self.rule.time(self.steps) * self.step_size
-
     def evaluating(self) -> "Learner":
         """The same learner as it adapts to a new task, with the number of steps meant for that."""
         return replace(self, steps=self.evaluation_steps or self.steps, evaluation_steps=None)
@@ -275,12 +270,9 @@ class Algorithm:
         example = self._example
         if not example.is_trained:
             return ()
-        names = ["start", "optimiser", "learning_rate"]
-        if example.outer == "query" and example.latent is None:
-            names.insert(0, "pretraining")
-        if example.outer != "classes":
-            names.insert(0, "shot")
-        return tuple(names)
+        shot = ("shot",) if example.outer != "classes" else ()
+        pretraining = ("pretraining",) if example.outer == "query" and example.latent is None else ()
+        return (*shot, *pretraining, "start", "optimiser", "learning_rate")
 
     @property
     def is_trained(self) -> bool:

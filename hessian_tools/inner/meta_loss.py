@@ -5,9 +5,8 @@ reference); see ``hessian_tools.inner.shot``.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -22,11 +21,12 @@ from hessian_tools.inner.features import features, with_linear_head
 from hessian_tools.inner.learners import Latent, Learner
 from hessian_tools.inner.parameters import further_parameters, network_parameters
 from hessian_tools.inner.shot import L2, Projector, Shot, distance_after, unchanged
-from hessian_tools.loss import Batch, Loss
+from hessian_tools.loss import Batch, Loss, require_network
+
+QUERY_OUTPUTS = "this needs the network's outputs on the query set"
 
 
-@dataclass(frozen=True)
-class Aux:
+class Aux(NamedTuple):
     """The parts that a meta-loss is made of, detached from its graph.
 
     query_loss, query_accuracy: loss and accuracy on the query set, after the inner loop.
@@ -69,7 +69,7 @@ def meta_loss(
     along the first gradient of that loop. A distance in parameters costs no pass at all.
     """
     check_shot(shot, learner)
-    refuse_plain_function(loss)
+    require_network(loss, QUERY_OUTPUTS)
     if learner.outer == "classes":
         return _class_loss(loss, theta, joined(support, query))
     if learner.latent is not None:
@@ -78,15 +78,6 @@ def meta_loss(
         parts = parameter_parts(learner, loss, theta, support, query, shot=shot, checkpointing=checkpointing)
     objective, distance, aux = parts
     return (objective if shot is None else objective + shot.weight * distance), aux
-
-
-def refuse_plain_function(loss: object) -> None:
-    """Raise ValueError for a loss that is no ``Loss`` and so does not give the network's outputs."""
-    if not isinstance(loss, Loss):
-        raise ValueError(
-            "the network's outputs on the query set are needed, but a plain function gives its loss alone;"
-            " use ht.make_loss"
-        )
 
 
 def check_shot(shot: Shot | None, learner: Learner) -> None:
@@ -174,18 +165,18 @@ def _latent_parts(
     SHOT compares the ends of two loops on the codes, or the outputs of the networks that are decoded there.
     """
     task = leo.open_task(learner, loss, theta, support, noise)
-    path = leo.code_path(learner, loss, theta, task, checkpointing=checkpointing)
-    tuned = leo.weight_path(learner, loss, theta, task, path.adapted, checkpointing=checkpointing)
+    path = task.code_path(checkpointing=checkpointing)
+    tuned = task.weight_path(path.adapted, checkpointing=checkpointing)
     x, y = query
-    outputs = loss.outputs(leo.with_weights(loss, theta, tuned.adapted), x)
+    outputs = loss.outputs(task.network_with(tuned.adapted), x)
     query_loss = loss.criterion(outputs, y)
-    penalties = leo.penalties(latent, task, path.adapted)
+    penalties = task.penalties(path.adapted)
     objective = query_loss + sum(getattr(latent, f"{name}_weight") * value for name, value in penalties.items())
     first = path.gradients[0]
-    path_of = partial(leo.code_path, learner, loss, theta, task, first_gradient=first, checkpointing=checkpointing)
+    path_of = partial(task.code_path, first_gradient=first, checkpointing=checkpointing)
 
     def outputs_at(code: Tensor) -> Tensor:  # decoded from the codes, before any fine-tuning
-        return loss.outputs(leo.with_weights(loss, theta, task.weights(code).flatten()), x)
+        return loss.outputs(task.network_with(task.weights(code)), x)
 
     distance = _shot_distance(shot, learner, path, path_of, outputs_at)
     return objective, distance, _aux(query_loss, distance, first.loss, outputs, y)

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from hessian_tools.layout import first_names
 from hessian_tools.loss import Loss, LossFunction
 from hessian_tools.validation import check_choice
 
@@ -79,7 +80,8 @@ def _file(path: Path, where: str) -> dict[str, Tensor]:
 
 
 def _from_names(loss: Loss, state: Mapping[str, Tensor], where: str, buffers: Buffers) -> Tensor:
-    named = _under_first_names(loss, state)
+    first = first_names(loss.model)  # the layout knows a tied weight by the first of its names
+    named = {first.get(name, name): tensor for name, tensor in state.items()}
     _refuse_unknown(loss, named, where, buffers)
     for name, shape in zip(loss.layout.names, loss.layout.shapes, strict=True):
         if name not in named:
@@ -92,13 +94,6 @@ def _from_names(loss: Loss, state: Mapping[str, Tensor], where: str, buffers: Bu
             )
     _refuse_moved(loss, named, where, buffers)
     return loss.layout.flatten(named)
-
-
-def _under_first_names(loss: Loss, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state with each tied weight under the first of its names, which is the name in the layout."""
-    first = {id(p): name for name, p in loss.model.named_parameters()}
-    tied = {name: first[id(p)] for name, p in loss.model.named_parameters(remove_duplicate=False)}
-    return {tied.get(name, name): tensor for name, tensor in state.items()}
 
 
 def _refuse_unknown(loss: Loss, named: Mapping[str, Tensor], where: str, buffers: Buffers) -> None:

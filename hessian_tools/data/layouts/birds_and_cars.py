@@ -64,7 +64,7 @@ def _read_birds(tree: Tree, crop: bool, *, home: str, images: list[str]) -> Cont
 
     splits = (
         split_by_rule("100-50-50", CHEN_RULE, names, lambda name: every_fourth(number(name))),
-        split_by_lists("140-30-30", META_DATASET_RULE, names, **META_DATASET_CUB, key=number),
+        split_by_lists("140-30-30", META_DATASET_RULE, names, META_DATASET_CUB, number),
     )
     return image_files(tree, classes, splits, boxes=boxes)
 

@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import Any
 
 from hessian_tools.data.class_lists import RAVI
-from hessian_tools.data.layouts.layout import Contents, Images, Match, by_home, in_home, labelled_images
+from hessian_tools.data.layouts.layout import Contents, Labelled, Match, by_home, in_home, labelled_images
 from hessian_tools.data.splits import Split, named_split
 from hessian_tools.data.tree import Tree
 
@@ -35,7 +35,7 @@ def find(tree: Tree) -> Iterator[Match]:
 
 def _read(tree: Tree, crop: bool, *, names: list[str]) -> Contents:
     class_names: list[str] = []
-    labelled: dict[str, tuple[list[int], Images]] = {}
+    labelled: dict[str, Labelled] = {}
     for name in names:
         with tree.open(name) as file:
             table = _parquet(file, name)
