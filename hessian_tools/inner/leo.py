@@ -105,18 +105,20 @@ class Task:
             checkpointing=checkpointing,
         )
 
-    def penalties(self, last_code: Float[Tensor, " code"]) -> dict[str, Float[Tensor, ""]]:
-        """The penalties by name, before they are multiplied by their weights.
+    def penalty(self, last_code: Float[Tensor, " code"]) -> Float[Tensor, ""]:
+        """The sum of all penalties, each multiplied by its weight.
 
         Those on the codes are sums over the entries of a code and means over the classes.
         """
+        latent = _latent(self.learner)
         kl = (self.mean**2 + self.std**2 - 1 - 2 * self.std.log()).sum(-1).mean() / 2
         encoder = ((last_code.detach().view_as(self.start) - self.start) ** 2).sum(-1).mean()
         l2 = torch.stack([(self.parameters[name] ** 2).sum() for name in PENALISED]).sum()
         rows = F.normalize(self.parameters["decoder"].T, dim=-1)
         eye = torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
         orthogonality = torch.linalg.matrix_norm(rows @ rows.T - eye)
-        return {"kl": kl, "encoder": encoder, "l2": l2, "orthogonality": orthogonality}
+        of_codes = latent.kl_weight * kl + latent.encoder_weight * encoder
+        return of_codes + latent.l2_weight * l2 + latent.orthogonality_weight * orthogonality
 
 
 def latent_layout(latent: Latent, *, width: int) -> ParamLayout:

@@ -18,7 +18,7 @@ from hessian_tools.inner.adapt import learner_path
 from hessian_tools.inner.collapse import output_variation
 from hessian_tools.inner.descent import InnerPath
 from hessian_tools.inner.features import features, with_linear_head
-from hessian_tools.inner.learners import Latent, Learner
+from hessian_tools.inner.learners import Learner
 from hessian_tools.inner.parameters import further_parameters, network_parameters
 from hessian_tools.inner.shot import L2, Projector, Shot, distance_after, unchanged
 from hessian_tools.loss import Batch, Loss, require_network
@@ -73,7 +73,8 @@ def meta_loss(
     if learner.outer == "classes":
         return _class_loss(loss, theta, joined(support, query))
     if learner.latent is not None:
-        parts = _latent_parts(learner, learner.latent, loss, theta, support, query, shot, noise, checkpointing)
+        task = leo.open_task(learner, loss, theta, support, noise)
+        parts = _latent_parts(task, query, shot, checkpointing)
     else:
         parts = parameter_parts(learner, loss, theta, support, query, shot=shot, checkpointing=checkpointing)
     objective, distance, aux = parts
@@ -145,46 +146,34 @@ def parameter_parts(
     def outputs_at(end: Tensor) -> Tensor:
         return outputs if end is path.adapted else loss.outputs(end, x)
 
-    distance = _shot_distance(shot, learner, path, path_of, outputs_at, project)
+    distance = _shot_distance(shot, path, path_of, outputs_at, project)
     return objective, distance, _aux(query_loss, distance, first.loss, outputs, y)
 
 
 def _latent_parts(
-    learner: Learner,
-    latent: Latent,
-    loss: Loss,
-    theta: Tensor,
-    support: Batch,
-    query: Batch,
-    shot: Shot | None,
-    noise: torch.Generator | None,
-    checkpointing: bool,
+    task: leo.Task, query: Batch, shot: Shot | None, checkpointing: bool
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Aux]:
     """LEO's objective, which is the query loss after its two loops plus its penalties, and SHOT's distance.
 
     SHOT compares the ends of two loops on the codes, or the outputs of the networks that are decoded there.
     """
-    task = leo.open_task(learner, loss, theta, support, noise)
-    path = task.code_path(checkpointing=checkpointing)
+    path, (x, y), loss = task.code_path(checkpointing=checkpointing), query, task.loss
     tuned = task.weight_path(path.adapted, checkpointing=checkpointing)
-    x, y = query
     outputs = loss.outputs(task.network_with(tuned.adapted), x)
     query_loss = loss.criterion(outputs, y)
-    penalties = task.penalties(path.adapted)
-    objective = query_loss + sum(getattr(latent, f"{name}_weight") * value for name, value in penalties.items())
+    objective = query_loss + task.penalty(path.adapted)
     first = path.gradients[0]
     path_of = partial(task.code_path, first_gradient=first, checkpointing=checkpointing)
 
     def outputs_at(code: Tensor) -> Tensor:  # decoded from the codes, before any fine-tuning
         return loss.outputs(task.network_with(task.weights(code)), x)
 
-    distance = _shot_distance(shot, learner, path, path_of, outputs_at)
+    distance = _shot_distance(shot, path, path_of, outputs_at)
     return objective, distance, _aux(query_loss, distance, first.loss, outputs, y)
 
 
 def _shot_distance(
     shot: Shot | None,
-    learner: Learner,
     path: InnerPath,
     path_of: Callable[..., InnerPath],
     outputs_at: Callable[[Tensor], Tensor],
@@ -197,12 +186,13 @@ def _shot_distance(
     if shot is None:
         return torch.full_like(path.gradients[0].loss, float("nan"))
 
+    own_steps, moved = len(path.gradients), path.gradients[0].vector.numel()
+
     def result_of(steps: int) -> Tensor:
-        end = path.adapted if steps == learner.steps else path_of(steps=steps).adapted
+        end = path.adapted if steps == own_steps else path_of(steps=steps).adapted
         return end if shot.distance == L2 else outputs_at(end)
 
-    moved = path.gradients[0].vector.numel()
-    return distance_after(shot, result_of, steps=learner.steps, moved=moved, project=project)
+    return distance_after(shot, result_of, steps=own_steps, moved=moved, project=project)
 
 
 def _aux(query_loss: Tensor, distance: Tensor, support_loss: Tensor, outputs: Tensor, y: Tensor) -> Aux:

@@ -99,9 +99,8 @@ def _from_names(loss: Loss, state: Mapping[str, Tensor], where: str, buffers: Bu
 def _refuse_unknown(loss: Loss, named: Mapping[str, Tensor], where: str, buffers: Buffers) -> None:
     """Raise ValueError for names that the model does not have."""
     known = {name for name, _ in [*loss.model.named_parameters(), *loss.model.named_buffers()]}
-    unknown = [name for name in named if name not in known]
-    if buffers == "ignore":
-        unknown = [name for name in unknown if name.rpartition(".")[-1] not in STATISTICS]
+    ignored = STATISTICS if buffers == "ignore" else ()
+    unknown = [name for name in named if name not in known and name.rpartition(".")[-1] not in ignored]
     if unknown:
         hint, prefix = "is this another model's state?", unknown[0].partition(".")[0]
         if unknown[0].removeprefix(f"{prefix}.") in known:
