@@ -175,7 +175,7 @@ class ImageTasks:
         examples = np.stack(orders, axis=1)  # [example, way]
         return Episode(self._batch(classes, examples[: self.shots]), self._batch(classes, examples[self.shots :]))
 
-    def _batch(self, classes: Ways, examples: Examples) -> Batch:
+    def _batch(self, classes: Ways, examples: Examples) -> tuple[Float[Tensor, "row ..."], Int64[Tensor, " row"]]:
         x = self.dataset.take(classes, examples)
         return x, torch.arange(len(x), device="cpu") % self.ways
 

@@ -10,6 +10,7 @@ from hessian_tools.inner.learners import Learner
 from hessian_tools.inner.parameters import moved_part, network_parameters, step_sizes
 from hessian_tools.loss import Batch, LossFunction, require_network
 
+# What a plain function is refused for: a phrase for ``require_network``.
 LEO_NEEDS = "LEO decodes the head of a network"
 
 

@@ -7,7 +7,7 @@ end of this file is the one place that describes the learners known by name: stu
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import inf
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from hessian_tools.inner.steps import PLAIN, StepRule, rule_name
 from hessian_tools.validation import check_choice, check_whole
@@ -131,62 +131,40 @@ class Learner:
         return replace(self, steps=self.evaluation_steps or self.steps, evaluation_steps=None)
 
 
-def maml(
-    steps: int,
-    step_size: float,
-    *,
-    first_order: bool = False,
-    evaluation_steps: int | None = None,
-    rule: StepRule = PLAIN,
-) -> Learner:
+class LoopOptions(TypedDict, total=False):
+    """The options that the learners with an outer gradient share, as ``Learner`` describes them."""
+
+    first_order: bool
+    evaluation_steps: int | None
+
+
+def maml(steps: int, step_size: float, *, rule: StepRule = PLAIN, **options: Unpack[LoopOptions]) -> Learner:
     """Model-agnostic meta-learning (Finn, Abbeel, Levine 2017), with the full or the first-order outer gradient."""
-    name = "fomaml" if first_order else "maml"
-    return Learner(name, steps, step_size, first_order, evaluation_steps=evaluation_steps, rule=rule)
+    name = "fomaml" if options.get("first_order") else "maml"
+    return Learner(name, steps, step_size, rule=rule, **options)
 
 
-def anil(
-    steps: int,
-    step_size: float,
-    *,
-    head: tuple[str, ...] = ("head",),
-    first_order: bool = False,
-    evaluation_steps: int | None = None,
-) -> Learner:
+def anil(steps: int, step_size: float, *, head: tuple[str, ...] = ("head",), **options: Unpack[LoopOptions]) -> Learner:
     """Almost no inner loop (Raghu et al. 2020): the inner loop moves the head alone.
 
     head: the modules or parameters of the head, where the rule of ``ParamLayout.under`` would find another one.
     """
-    return Learner("anil", steps, step_size, first_order, head, evaluation_steps=evaluation_steps)
+    return Learner("anil", steps, step_size, moves=head, **options)
 
 
-def boil(
-    steps: int,
-    step_size: float,
-    *,
-    body: tuple[str, ...] = ("body",),
-    first_order: bool = False,
-    evaluation_steps: int | None = None,
-) -> Learner:
+def boil(steps: int, step_size: float, *, body: tuple[str, ...] = ("body",), **options: Unpack[LoopOptions]) -> Learner:
     """Body only update in the inner loop (Oh et al. 2021): everything but the head moves."""
-    return Learner("boil", steps, step_size, first_order, body, evaluation_steps=evaluation_steps)
+    return Learner("boil", steps, step_size, moves=body, **options)
 
 
-def meta_sgd(
-    steps: int,
-    step_size: float,
-    *,
-    logarithmic: bool = False,
-    first_order: bool = False,
-    evaluation_steps: int | None = None,
-) -> Learner:
+def meta_sgd(steps: int, step_size: float, *, logarithmic: bool = False, **options: Unpack[LoopOptions]) -> Learner:
     """Meta-SGD (Li et al. 2017): a step size per parameter, learned together with the initial parameters.
 
     step_size: the value that all step sizes start from (the paper, too, draws one number for all).
     logarithmic: whether the logarithms of the step sizes are learned. The step sizes then stay positive, and an outer
         step multiplies each of them by a factor.
     """
-    kind = "learned_log" if logarithmic else "learned"
-    return Learner("meta-sgd", steps, step_size, first_order, step_sizes=kind, evaluation_steps=evaluation_steps)
+    return Learner("meta-sgd", steps, step_size, step_sizes="learned_log" if logarithmic else "learned", **options)
 
 
 def reptile(steps: int, step_size: float, *, minibatches: int = 1, evaluation_steps: int | None = None) -> Learner:

@@ -23,6 +23,7 @@ from hessian_tools.inner.parameters import further_parameters, network_parameter
 from hessian_tools.inner.shot import L2, Projector, Shot, distance_after, unchanged
 from hessian_tools.loss import Batch, Loss, require_network
 
+# What a plain function is refused for: a phrase for ``require_network``.
 QUERY_OUTPUTS = "this needs the network's outputs on the query set"
 
 
