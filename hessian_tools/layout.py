@@ -116,6 +116,12 @@ def flatten(
     return layout.flatten(chosen), layout
 
 
+def first_names(model: nn.Module) -> dict[str, str]:
+    """For every name of a parameter, its first name; only a parameter that is shared by modules has several."""
+    first = {id(p): name for name, p in model.named_parameters()}
+    return {name: first[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}
+
+
 def _head(model: nn.Module, chosen: str | None) -> str:
     """The name of the head by the rule of ``flatten``; "" is the network itself."""
     names = [name for name, _ in model.named_parameters()]

@@ -39,7 +39,6 @@ class LossFunction(Protocol):
 
     def __call__(self, theta: Tensor, batch: Batch, /) -> Tensor:
         """The loss at ``theta`` on ``batch``."""
-        ...
 
 
 class Loss:
@@ -112,16 +111,14 @@ class Loss:
             moved = [name for name, b in fresh.items() if not torch.equal(buffers[name], b)]
             second = _tensors_of(functional_call(self.model, tensors | fresh, (x,)))
         if not ((theta == start) | start.isnan()).all():  # a NaN differs from itself also where nothing moved
-            raise HiddenStateError(_hidden_state_message(self.model, "", "moves its parameters"))
+            raise _hidden_state(self.model, "", "moves its parameters")
         if moved:
-            raise HiddenStateError(_hidden_state_message(self.model, moved[0].rpartition(".")[0], "moves its buffers"))
+            raise _hidden_state(self.model, moved[0].rpartition(".")[0], "moves its buffers")
         if drew:
-            raise HiddenStateError(
-                _hidden_state_message(self.model, _random_module(self.model), "draws random numbers")
-            )
+            raise _hidden_state(self.model, _random_module(self.model), "draws random numbers")
         # For the same reason, outputs that are not finite are not compared.
         if not _repeat(first, second) and all(t.isfinite().all() for t in first):
-            raise HiddenStateError(_hidden_state_message(self.model, "", "gives another output the second time"))
+            raise _hidden_state(self.model, "", "gives another output the second time")
         self._checked.add(modes)
 
     def _twice_differentiable(self, kind: Hashable, function: Callable[[], Any]) -> Any:
@@ -171,15 +168,20 @@ def make_loss(model: nn.Module, criterion: Criterion, layout: ParamLayout) -> Lo
     return Loss(model, criterion, layout)
 
 
+def require_network(loss: LossFunction, need: str) -> Loss:
+    """The loss itself; raises ValueError for a plain function, which does not have what ``need`` says."""
+    if not isinstance(loss, Loss):
+        raise ValueError(f"{need}, which a plain function does not have; use ht.make_loss")
+    return loss
+
+
 def cast_like(tree: Any, like: Tensor) -> Any:
     """The pytree with every tensor on the device of ``like`` and every floating-point tensor in its dtype."""
 
-    def cast(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
+    def cast(leaf: Tensor) -> Tensor:
         return leaf.to(like.device, like.dtype) if leaf.is_floating_point() else leaf.to(like.device)
 
-    return pytree.tree_map(cast, tree)
+    return pytree.tree_map_only(Tensor, cast, tree)
 
 
 def random_states(device: torch.device) -> list[Tensor]:
@@ -193,16 +195,14 @@ def same_tensors(first: list[Tensor], second: list[Tensor]) -> bool:
 
 
 def _repeat(first: list[Tensor], second: list[Tensor]) -> bool:
-    """Whether two passes gave the same outputs: to the bit on the CPU, to rounding elsewhere."""
-    if len(first) == len(second) and any(t.device.type != "cpu" and t.is_floating_point() for t in first):
-        return all(_to_rounding(a, b) for a, b in zip(first, second, strict=True))
-    return same_tensors(first, second)
+    """Whether two passes gave the same outputs."""
+    return len(first) == len(second) and all(_agree(a, b) for a, b in zip(first, second, strict=True))
 
 
-def _to_rounding(a: Tensor, b: Tensor) -> bool:
-    """Whether two outputs agree within the rounding that ``REORDERING_EPS`` allows."""
-    if a.shape != b.shape or not a.is_floating_point() or a.numel() == 0:
-        return a.shape == b.shape and torch.equal(a, b)
+def _agree(a: Tensor, b: Tensor) -> bool:
+    """Whether two outputs are equal: to the bit on the CPU, elsewhere within the rounding of ``REORDERING_EPS``."""
+    if a.device.type == "cpu" or a.shape != b.shape or not a.is_floating_point() or a.numel() == 0:
+        return torch.equal(a, b)
     return bool((a - b).abs().max() <= REORDERING_EPS * torch.finfo(a.dtype).eps * a.abs().max())
 
 
@@ -216,17 +216,16 @@ def _tensors_of(outputs: Any) -> list[Tensor]:
 
 def _random_module(model: nn.Module) -> str:
     """The name of the first dropout in training mode; "" where there is none, and something else draws."""
-    dropouts = [
-        name for name, m in model.named_modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.training
-    ]
-    return dropouts[0] if dropouts else ""
+    dropout = nn.modules.dropout._DropoutNd
+    return next((name for name, m in model.named_modules() if isinstance(m, dropout) and m.training), "")
 
 
-def _hidden_state_message(model: nn.Module, name: str, what: str) -> str:
+def _hidden_state(model: nn.Module, name: str, what: str) -> HiddenStateError:
+    """The error for a network whose module ``name`` does ``what``; "" is the network itself."""
     module = model.get_submodule(name)
     where = f"module {name!r} ({type(module).__name__})" if name else f"the network ({type(module).__name__})"
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         fix = "build it with track_running_stats=False, or call model.eval()"
     else:
         fix = "call model.eval(), or make the forward pass a function of its input alone"
-    return f"{where} {what} in the forward pass, so its loss is no function of the parameters; {fix}"
+    return HiddenStateError(f"{where} {what} in the forward pass, so its loss is no function of the parameters; {fix}")

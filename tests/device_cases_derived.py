@@ -187,7 +187,7 @@ def learned(name: str) -> Callable[[PlacedCase], list[Tensor]]:
         (gradient,) = torch.autograd.grad(value, theta)
         adapted = ht.adapt(learner, placed.loss, theta, batch).detach()
         network = ht.network_parameters(placed.loss, theta).detach()
-        return [value.detach(), gradient, adapted, network, *(number.detach() for number in vars(aux).values())]
+        return [value.detach(), gradient, adapted, network, *(number.detach() for number in aux)]
 
     return compute
 

@@ -129,7 +129,7 @@ def test_an_infinite_loss_is_divergence_though_its_gradient_is_finite(tmp_path, 
     def overflowing(config, loss, theta, meta_step, **options):
         seen = accumulate_gradient(config, loss, theta, meta_step, **options)
         theta.grad = torch.zeros_like(theta)
-        return [replace(aux, query_loss=torch.tensor(torch.inf)) for aux in seen]
+        return [aux._replace(query_loss=torch.tensor(torch.inf)) for aux in seen]
 
     monkeypatch.setattr(loop, "accumulate_gradient", overflowing)
     assert [c.diverged for c in meta_train(replace(IMAGES, folder=tmp_path))] == [False, True]

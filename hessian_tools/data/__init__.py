@@ -1,29 +1,16 @@
 """Tasks to meta-learn from: bundled drawings, generated regression tasks, data sets on disk, and how they are drawn."""
 
 from hessian_tools.data.class_sets import ImageClasses, StoredClasses
-from hessian_tools.data.episodes import ClassSet, CrossDomainTasks, Episode, ImageTasks, TaskSource, check_choice
+from hessian_tools.data.episodes import ClassSet, CrossDomainTasks, Episode, ImageTasks, TaskSource
 from hessian_tools.data.features import FeatureClasses
 from hessian_tools.data.opening import describe, open_data, open_tasks, reshaped, summary
 from hessian_tools.data.quickdraw import load_quickdraw
 from hessian_tools.data.regression import Line, Sine, SineLineTasks
+from hessian_tools.validation import check_choice
 
-__all__ = [
-    "ClassSet",
-    "CrossDomainTasks",
-    "Episode",
-    "FeatureClasses",
-    "ImageClasses",
-    "ImageTasks",
-    "Line",
-    "Sine",
-    "SineLineTasks",
-    "StoredClasses",
-    "TaskSource",
-    "check_choice",
-    "describe",
-    "load_quickdraw",
-    "open_data",
-    "open_tasks",
-    "reshaped",
-    "summary",
-]
+# Supplies of tasks.
+__all__ = ["open_tasks", "TaskSource", "Episode", "ImageTasks", "CrossDomainTasks", "SineLineTasks", "Sine", "Line"]
+# Sets of classes, from which tasks are drawn.
+__all__ += ["open_data", "load_quickdraw", "reshaped", "ClassSet", "ImageClasses", "StoredClasses", "FeatureClasses"]
+# Their descriptions, and the check of a name that a user gives.
+__all__ += ["describe", "summary", "check_choice"]

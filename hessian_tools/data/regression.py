@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hessian_tools.data.episodes import SPLITS, Episode, check_choice, check_count, episode_stream, text_digest
+from hessian_tools.data.episodes import SPLITS, Episode, check_count, episode_stream, text_digest
+from hessian_tools.validation import check_choice
 
 # The intervals from which A, phi, and a and b are drawn, and the interval of x.
 AMPLITUDE = (0.1, 5.0)

@@ -6,10 +6,11 @@ import io
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
-from itertools import accumulate
+from itertools import islice
 from pathlib import Path
 from typing import Any
+
+from hessian_tools.validation import did_you_mean
 
 PARTS = {
     "train": ("train", "base", "training"),
@@ -45,16 +46,6 @@ class Split:
         return {part: tuple(position[name] for name in names) for part, names in self.parts.items()}
 
 
-def did_you_mean(value: str, known: Iterable[str]) -> str:
-    """The end of an error message that suggests the known name nearest to a value; empty if none is near.
-
-    >>> did_you_mean("tset", ["train", "test"])
-    "; did you mean 'test'?"
-    """
-    near = get_close_matches(value, list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
 def named_split(name: str, rule: str, parts: Mapping[str, Iterable[str]]) -> Split:
     """A split whose parts are in the order train, val, test; empty parts and repeated names are dropped."""
     members = {part: tuple(dict.fromkeys(parts.get(part, ()))) for part in PARTS}
@@ -74,22 +65,16 @@ def split_by_rule(name: str, rule: str, class_names: Sequence[str], part_of: Cal
 
 
 def split_by_lists(
-    name: str,
-    rule: str,
-    class_names: Sequence[str],
-    *,
-    val: Collection[Any],
-    test: Collection[Any],
-    key: Callable[[str], Any] = str,
+    name: str, rule: str, class_names: Sequence[str], lists: Mapping[str, list[Any]], key: Callable[[str], Any] = str
 ) -> Split:
     """The split whose classes for val and for test are listed; all other classes are for train.
 
-    key: a function that turns a class name into an entry as the lists hold it, such as the number of the class.
+    lists: the classes of val and of test. key: a function that turns a class name into an entry as the lists hold it,
+    such as the number of the class.
     """
 
     def part_of(class_name: str) -> str:
-        member = key(class_name)
-        return "test" if member in test else "val" if member in val else "train"
+        return next((part for part, members in lists.items() if key(class_name) in members), "train")
 
     return split_by_rule(name, rule, class_names, part_of)
 
@@ -99,9 +84,8 @@ def shares_by_hash(names: Sequence[str], sizes: Mapping[str, int]) -> dict[str, 
 
     The names are ordered by their hashes and then cut into parts, so that the choice is arbitrary and can be repeated.
     """
-    order = sorted(names, key=lambda name: hashlib.sha256(name.encode("utf-8")).digest())
-    ends = list(accumulate(sizes.values()))
-    return {part: sorted(order[end - size : end]) for (part, size), end in zip(sizes.items(), ends, strict=True)}
+    in_order = iter(sorted(names, key=lambda name: hashlib.sha256(name.encode("utf-8")).digest()))
+    return {part: sorted(islice(in_order, size)) for part, size in sizes.items()}
 
 
 def split_by_hash(class_names: Sequence[str]) -> Split:

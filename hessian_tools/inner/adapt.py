@@ -8,13 +8,16 @@ from hessian_tools.inner.descent import InnerPath, inner_loop
 from hessian_tools.inner.gradients import Gradient
 from hessian_tools.inner.learners import Learner
 from hessian_tools.inner.parameters import moved_part, network_parameters, step_sizes
-from hessian_tools.loss import Batch, LossFunction
+from hessian_tools.loss import Batch, LossFunction, require_network
+
+# What a plain function is refused for: a phrase for ``require_network``.
+LEO_NEEDS = "LEO decodes the head of a network"
 
 
 def adapt(learner: Learner, loss: LossFunction, theta: Float[Tensor, " meta"], support: Batch) -> Tensor:
     """The network's parameters [param] after the learner's inner loop; differentiable in ``theta``."""
     if learner.latent is not None:
-        return leo.adapted(learner, leo.require_network(loss), theta, support)
+        return leo.adapted(learner, require_network(loss, LEO_NEEDS), theta, support)
     return learner_path(learner, loss, theta, support).adapted
 
 
@@ -41,7 +44,7 @@ def learner_path(
     to the head's weights. For LEO, ``steps``, ``first_gradient`` and ``minibatches`` are ignored.
     """
     if learner.latent is not None:
-        return leo.decoded_path(learner, leo.require_network(loss), theta, support, checkpointing=checkpointing)
+        return leo.decoded_path(learner, require_network(loss, LEO_NEEDS), theta, support, checkpointing=checkpointing)
     alpha = step_sizes(learner, loss, theta)
     if steps is not None:
         alpha = learner.rule.time(learner.steps) * alpha / learner.rule.time(steps)

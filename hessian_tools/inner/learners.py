@@ -7,10 +7,10 @@ end of this file is the one place that describes the learners known by name: stu
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import inf
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from hessian_tools.inner.steps import PLAIN, StepRule, rule_name
-from hessian_tools.validation import check_whole
+from hessian_tools.validation import check_choice, check_whole
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,8 @@ class Latent:
     orthogonality_weight: float = 1e-3
 
     def __post_init__(self) -> None:
-        check_whole(size=self.size, fine_tuning_steps=self.fine_tuning_steps)
-        if self.size < 1:
-            raise ValueError(f"size={self.size} of a code must be at least 1")
-        if self.fine_tuning_steps < 0:
-            raise ValueError(f"fine_tuning_steps={self.fine_tuning_steps} must be at least 0")
+        check_whole(at_least=1, size=self.size)
+        check_whole(at_least=0, fine_tuning_steps=self.fine_tuning_steps)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1")
 
@@ -86,16 +83,11 @@ class Learner:
     latent: Latent | None = None
 
     def __post_init__(self) -> None:
-        check_whole(steps=self.steps, evaluation_steps=self.evaluation_steps, minibatches=self.minibatches)
-        if self.steps < 1:
-            raise ValueError(f"steps={self.steps} is no inner loop; use at least 1")
+        check_whole(at_least=1, steps=self.steps, minibatches=self.minibatches, evaluation_steps=self.evaluation_steps)
         if not 0 < self.step_size < inf:
             raise ValueError(f"step_size={self.step_size} must be positive and finite")
-        if self.evaluation_steps is not None and self.evaluation_steps < 1:
-            raise ValueError(f"evaluation_steps={self.evaluation_steps} is no inner loop; use at least 1, or None")
-        for name, allowed in (("step_sizes", STEP_SIZES), ("outer", OUTER_OBJECTIVES)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}")
+        check_choice("step_sizes", self.step_sizes, STEP_SIZES)
+        check_choice("outer", self.outer, OUTER_OBJECTIVES)
         if self.learns_step_sizes and self.outer not in ("query", "none"):
             raise ValueError(
                 f"step_sizes={self.step_sizes!r} receive no gradient under outer={self.outer!r}; use 'fixed'"
@@ -106,8 +98,8 @@ class Learner:
             raise ValueError(
                 "a latent learner moves codes by plain steps: leave moves, step_sizes, rule and outer as they are"
             )
-        if self.minibatches < 1 or (self.minibatches > 1 and self.outer != "displacement"):
-            raise ValueError(f"minibatches={self.minibatches} must be 1, or at least 1 with outer='displacement'")
+        if self.minibatches > 1 and self.outer != "displacement":
+            raise ValueError(f"minibatches={self.minibatches} needs outer='displacement'; use 1")
 
     @property
     def is_trained(self) -> bool:
@@ -134,72 +126,45 @@ class Learner:
             return "each parameter has a step size of its own"
         return None if self.rule == PLAIN else f"its steps follow the {rule_name(self.rule)} rule"
 
-    @property
-    def total_time(self) -> float:
-        """The step size times the length of the loop in plain steps, which is the time that gradient flow would run."""
-        return self.rule.time(self.steps) * self.step_size
-
     def evaluating(self) -> "Learner":
         """The same learner as it adapts to a new task, with the number of steps meant for that."""
         return replace(self, steps=self.evaluation_steps or self.steps, evaluation_steps=None)
 
 
-def maml(
-    steps: int,
-    step_size: float,
-    *,
-    first_order: bool = False,
-    evaluation_steps: int | None = None,
-    rule: StepRule = PLAIN,
-) -> Learner:
+class LoopOptions(TypedDict, total=False):
+    """The options that the learners with an outer gradient share, as ``Learner`` describes them."""
+
+    first_order: bool
+    evaluation_steps: int | None
+
+
+def maml(steps: int, step_size: float, *, rule: StepRule = PLAIN, **options: Unpack[LoopOptions]) -> Learner:
     """Model-agnostic meta-learning (Finn, Abbeel, Levine 2017), with the full or the first-order outer gradient."""
-    name = "fomaml" if first_order else "maml"
-    return Learner(name, steps, step_size, first_order, evaluation_steps=evaluation_steps, rule=rule)
+    name = "fomaml" if options.get("first_order") else "maml"
+    return Learner(name, steps, step_size, rule=rule, **options)
 
 
-def anil(
-    steps: int,
-    step_size: float,
-    *,
-    head: tuple[str, ...] = ("head",),
-    first_order: bool = False,
-    evaluation_steps: int | None = None,
-) -> Learner:
+def anil(steps: int, step_size: float, *, head: tuple[str, ...] = ("head",), **options: Unpack[LoopOptions]) -> Learner:
     """Almost no inner loop (Raghu et al. 2020): the inner loop moves the head alone.
 
     head: the modules or parameters of the head, where the rule of ``ParamLayout.under`` would find another one.
     """
-    return Learner("anil", steps, step_size, first_order, head, evaluation_steps=evaluation_steps)
+    return Learner("anil", steps, step_size, moves=head, **options)
 
 
-def boil(
-    steps: int,
-    step_size: float,
-    *,
-    body: tuple[str, ...] = ("body",),
-    first_order: bool = False,
-    evaluation_steps: int | None = None,
-) -> Learner:
+def boil(steps: int, step_size: float, *, body: tuple[str, ...] = ("body",), **options: Unpack[LoopOptions]) -> Learner:
     """Body only update in the inner loop (Oh et al. 2021): everything but the head moves."""
-    return Learner("boil", steps, step_size, first_order, body, evaluation_steps=evaluation_steps)
+    return Learner("boil", steps, step_size, moves=body, **options)
 
 
-def meta_sgd(
-    steps: int,
-    step_size: float,
-    *,
-    logarithmic: bool = False,
-    first_order: bool = False,
-    evaluation_steps: int | None = None,
-) -> Learner:
+def meta_sgd(steps: int, step_size: float, *, logarithmic: bool = False, **options: Unpack[LoopOptions]) -> Learner:
     """Meta-SGD (Li et al. 2017): a step size per parameter, learned together with the initial parameters.
 
     step_size: the value that all step sizes start from (the paper, too, draws one number for all).
     logarithmic: whether the logarithms of the step sizes are learned. The step sizes then stay positive, and an outer
         step multiplies each of them by a factor.
     """
-    kind = "learned_log" if logarithmic else "learned"
-    return Learner("meta-sgd", steps, step_size, first_order, step_sizes=kind, evaluation_steps=evaluation_steps)
+    return Learner("meta-sgd", steps, step_size, step_sizes="learned_log" if logarithmic else "learned", **options)
 
 
 def reptile(steps: int, step_size: float, *, minibatches: int = 1, evaluation_steps: int | None = None) -> Learner:
@@ -283,12 +248,9 @@ class Algorithm:
         example = self._example
         if not example.is_trained:
             return ()
-        names = ["start", "optimiser", "learning_rate"]
-        if example.outer == "query" and example.latent is None:
-            names.insert(0, "pretraining")
-        if example.outer != "classes":
-            names.insert(0, "shot")
-        return tuple(names)
+        shot = ("shot",) if example.outer != "classes" else ()
+        pretraining = ("pretraining",) if example.outer == "query" and example.latent is None else ()
+        return (*shot, *pretraining, "start", "optimiser", "learning_rate")
 
     @property
     def is_trained(self) -> bool:

@@ -26,40 +26,99 @@ from hessian_tools.inner.gradients import Gradient, recomputed_gradient, support
 from hessian_tools.inner.learners import Latent, Learner
 from hessian_tools.inner.parameters import Part, further_parameters, head_weight, network_parameters, part_under
 from hessian_tools.layout import ParamLayout
-from hessian_tools.loss import Batch, Loss, LossFunction
+from hessian_tools.loss import Batch, Loss
 
 # The matrices whose squared entries are penalised with the weight ``Latent.l2_weight``.
 PENALISED = ("encoder", "relation.0", "relation.1", "relation.2", "decoder")
 
 
 @dataclass(frozen=True)
-class Codes:
-    """For each class, the mean and the standard deviation of its code, and the code that the inner loop starts from."""
-
-    mean: Float[Tensor, "way latent"]
-    std: Float[Tensor, "way latent"]
-    start: Float[Tensor, "way latent"]
-
-
-@dataclass(frozen=True)
 class Task:
     """A task whose support set has been encoded.
 
+    theta: the meta-parameters; ``parameters`` are LEO's own among them, by name.
     features, labels: the inputs of the network's head for the support set, and the support labels.
-    codes: the codes of the classes, as the encoder gives them.
-    parameters: LEO's meta-parameters by name.
+    mean, std: the mean and the standard deviation of each class's code, as the encoder gives them.
+    start: the codes from which the inner loop starts.
     noise: the standard normal numbers with which the decoded weights are drawn.
     """
 
+    learner: Learner
+    loss: Loss
+    theta: Float[Tensor, " meta"]
+    parameters: Mapping[str, Tensor]
     features: Float[Tensor, "example feature"]
     labels: Int[Tensor, " example"]
-    codes: Codes
-    parameters: Mapping[str, Tensor]
+    mean: Float[Tensor, "way latent"]
+    std: Float[Tensor, "way latent"]
+    start: Float[Tensor, "way latent"]
     noise: Float[Tensor, "way feature"]
 
-    def weights(self, code: Float[Tensor, " code"]) -> Float[Tensor, "way feature"]:
-        """The head's weights, decoded from ``code``: the codes of all classes as one vector."""
-        return decode(self.parameters["decoder"], code.view_as(self.codes.start), self.noise)
+    def weights(self, code: Float[Tensor, " code"]) -> Float[Tensor, " weight"]:
+        """The head's weights as one vector, decoded from ``code``: the codes of all classes as one vector."""
+        return decode(self.parameters["decoder"], code.view_as(self.start), self.noise).flatten()
+
+    def network_with(self, weights: Float[Tensor, " weight"]) -> Float[Tensor, " param"]:
+        """The network's parameters with the head's weights replaced."""
+        return _weight_part(self.loss, self.theta.device).put(network_parameters(self.loss, self.theta), weights)
+
+    def code_path(
+        self, *, steps: int | None = None, first_gradient: Gradient | None = None, checkpointing: bool = False
+    ) -> InnerPath:
+        """The inner loop on the codes.
+
+        steps: a number of steps other than the learner's own; the step size is then scaled to the same total time.
+        first_gradient, checkpointing: see ``inner_loop``.
+        """
+
+        # All learned tensors are in the batch, because checkpointing differentiates only the start and the batch.
+        def code_loss(code: Tensor, batch: Batch) -> Tensor:
+            x, y, decoder, noise, bias = batch
+            return self.loss.criterion(F.linear(x, decode(decoder, code.view(len(noise), -1), noise), bias), y)
+
+        count = steps or self.learner.steps
+        return inner_loop(
+            code_loss,
+            self.start.flatten(),
+            (self.features, self.labels, self.parameters["decoder"], self.noise, _head_bias(self.loss, self.theta)),
+            steps=count,
+            step_size=self.parameters["step_sizes"][0] * (self.learner.steps / count),
+            first_order=self.learner.first_order,
+            first_gradient=first_gradient,
+            checkpointing=checkpointing,
+        )
+
+    def weight_path(self, code: Float[Tensor, " code"], *, checkpointing: bool = False) -> InnerPath:
+        """Fine-tuning: the inner loop on the head's weights, which starts from those decoded from ``code``."""
+
+        def weight_loss(weights: Tensor, batch: Batch) -> Tensor:
+            x, y, bias = batch
+            return self.loss.criterion(F.linear(x, weights.view(-1, x.shape[1]), bias), y)
+
+        return inner_loop(
+            weight_loss,
+            self.weights(code),
+            (self.features, self.labels, _head_bias(self.loss, self.theta)),
+            steps=_latent(self.learner).fine_tuning_steps,
+            step_size=self.parameters["step_sizes"][1],
+            first_order=self.learner.first_order,
+            checkpointing=checkpointing,
+        )
+
+    def penalty(self, last_code: Float[Tensor, " code"]) -> Float[Tensor, ""]:
+        """The sum of all penalties, each multiplied by its weight.
+
+        Those on the codes are sums over the entries of a code and means over the classes.
+        """
+        latent = _latent(self.learner)
+        kl = (self.mean**2 + self.std**2 - 1 - 2 * self.std.log()).sum(-1).mean() / 2
+        encoder = ((last_code.detach().view_as(self.start) - self.start) ** 2).sum(-1).mean()
+        l2 = torch.stack([(self.parameters[name] ** 2).sum() for name in PENALISED]).sum()
+        rows = F.normalize(self.parameters["decoder"].T, dim=-1)
+        eye = torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
+        orthogonality = torch.linalg.matrix_norm(rows @ rows.T - eye)
+        of_codes = latent.kl_weight * kl + latent.encoder_weight * encoder
+        return of_codes + latent.l2_weight * l2 + latent.orthogonality_weight * orthogonality
 
 
 def latent_layout(latent: Latent, *, width: int) -> ParamLayout:
@@ -110,8 +169,9 @@ def open_task(
     parameters = layout.unflatten(stored)
     kept = inputs * _mask(inputs, latent.dropout, noise)
     mean, std = encode(parameters, kept, y.to(inputs.device), ways=ways)
-    codes = Codes(mean, std, mean + std * _normal(mean, noise))
-    return Task(inputs, y, codes, parameters, _normal(inputs.new_zeros(ways, inputs.shape[1]), noise))
+    start = mean + std * _normal(mean, noise)
+    weight_noise = _normal(inputs.new_zeros(ways, inputs.shape[1]), noise)
+    return Task(learner, loss, theta, parameters, inputs, y, mean, std, start, weight_noise)
 
 
 def encode(
@@ -150,72 +210,10 @@ def decode(
     return mean + log_std.exp() * sqrt(2 / (width + size)) * noise
 
 
-def code_path(
-    learner: Learner,
-    loss: Loss,
-    theta: Tensor,
-    task: Task,
-    *,
-    steps: int | None = None,
-    first_gradient: Gradient | None = None,
-    checkpointing: bool = False,
-) -> InnerPath:
-    """The inner loop on the codes.
-
-    steps: a number of steps other than the learner's own; the step size is then scaled to the same total time.
-    first_gradient, checkpointing: see ``inner_loop``.
-    """
-
-    # All learned tensors are passed in the batch, because checkpointing differentiates only the start and the batch.
-    def code_loss(code: Tensor, batch: Batch) -> Tensor:
-        x, y, decoder, noise, bias = batch
-        return loss.criterion(F.linear(x, decode(decoder, code.view(len(noise), -1), noise), bias), y)
-
-    count = steps or learner.steps
-    alpha = task.parameters["step_sizes"][0] * (learner.steps / count)
-    return inner_loop(
-        code_loss,
-        task.codes.start.flatten(),
-        (task.features, task.labels, task.parameters["decoder"], task.noise, _head_bias(loss, theta)),
-        steps=count,
-        step_size=alpha,
-        first_order=learner.first_order,
-        first_gradient=first_gradient,
-        checkpointing=checkpointing,
-    )
-
-
-def weight_path(
-    learner: Learner,
-    loss: Loss,
-    theta: Tensor,
-    task: Task,
-    code: Float[Tensor, " code"],
-    *,
-    checkpointing: bool = False,
-) -> InnerPath:
-    """Fine-tuning: the inner loop on the head's weights, which starts from those decoded from ``code``."""
-
-    def weight_loss(weights: Tensor, batch: Batch) -> Tensor:
-        x, y, bias = batch
-        return loss.criterion(F.linear(x, weights.view(-1, x.shape[1]), bias), y)
-
-    return inner_loop(
-        weight_loss,
-        task.weights(code).flatten(),
-        (task.features, task.labels, _head_bias(loss, theta)),
-        steps=_latent(learner).fine_tuning_steps,
-        step_size=task.parameters["step_sizes"][1],
-        first_order=learner.first_order,
-        checkpointing=checkpointing,
-    )
-
-
 def adapted(learner: Learner, loss: Loss, theta: Float[Tensor, " meta"], support: Batch) -> Float[Tensor, " param"]:
     """The network's parameters after the loop on the codes, from their means, and after the fine-tuning."""
     task = open_task(learner, loss, theta, support, None)
-    code = code_path(learner, loss, theta, task).adapted
-    return with_weights(loss, theta, weight_path(learner, loss, theta, task, code).adapted)
+    return task.network_with(task.weight_path(task.code_path().adapted).adapted)
 
 
 def decoded_path(
@@ -227,40 +225,12 @@ def decoded_path(
     and of the decoded weights.
     """
     task = open_task(learner, loss, theta, support, None)
-    codes = code_path(learner, loss, theta, task, checkpointing=checkpointing).thetas
-    tuned = weight_path(learner, loss, theta, task, codes[-1], checkpointing=checkpointing).thetas[1:]
-    weights = [*(task.weights(code).flatten() for code in codes), *tuned]
-    points = tuple(with_weights(loss, theta, w) for w in weights)
+    codes = task.code_path(checkpointing=checkpointing).thetas
+    tuned = task.weight_path(codes[-1], checkpointing=checkpointing).thetas[1:]
+    points = tuple(task.network_with(weights) for weights in [*map(task.weights, codes), *tuned])
     part = _weight_part(loss, theta.device)
     gradient_at = recomputed_gradient if checkpointing else support_gradient
     return InnerPath(points, tuple(gradient_at(loss, p, support, part=part) for p in points[:-1]), part)
-
-
-def with_weights(loss: Loss, theta: Float[Tensor, " meta"], weights: Float[Tensor, " weight"]) -> Tensor:
-    """The network's parameters with the head's weights replaced."""
-    return _weight_part(loss, theta.device).put(network_parameters(loss, theta), weights)
-
-
-def penalties(latent: Latent, task: Task, last_code: Float[Tensor, " code"]) -> dict[str, Float[Tensor, ""]]:
-    """The penalties by name, before they are multiplied by their weights.
-
-    Those on the codes are sums over the entries of a code and means over the classes.
-    """
-    codes = task.codes
-    kl = (codes.mean**2 + codes.std**2 - 1 - 2 * codes.std.log()).sum(-1).mean() / 2
-    encoder = ((last_code.detach().view_as(codes.start) - codes.start) ** 2).sum(-1).mean()
-    l2 = torch.stack([(task.parameters[name] ** 2).sum() for name in PENALISED]).sum()
-    rows = F.normalize(task.parameters["decoder"].T, dim=-1)
-    eye = torch.eye(latent.size, dtype=rows.dtype, device=rows.device)
-    orthogonality = torch.linalg.matrix_norm(rows @ rows.T - eye)
-    return {"kl": kl, "encoder": encoder, "l2": l2, "orthogonality": orthogonality}
-
-
-def require_network(loss: LossFunction) -> Loss:
-    """The loss itself; raises ValueError for a plain function, which has no network whose head can be decoded."""
-    if not isinstance(loss, Loss):
-        raise ValueError("LEO decodes the head of a network, which a plain function does not have; use ht.make_loss")
-    return loss
 
 
 def _latent(learner: Learner) -> Latent:

@@ -5,8 +5,8 @@ reference); see ``hessian_tools.inner.shot``.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -18,14 +18,16 @@ from hessian_tools.inner.adapt import learner_path
 from hessian_tools.inner.collapse import output_variation
 from hessian_tools.inner.descent import InnerPath
 from hessian_tools.inner.features import features, with_linear_head
-from hessian_tools.inner.learners import Latent, Learner
+from hessian_tools.inner.learners import Learner
 from hessian_tools.inner.parameters import further_parameters, network_parameters
 from hessian_tools.inner.shot import L2, Projector, Shot, distance_after, unchanged
-from hessian_tools.loss import Batch, Loss
+from hessian_tools.loss import Batch, Loss, require_network
+
+# What a plain function is refused for: a phrase for ``require_network``.
+QUERY_OUTPUTS = "this needs the network's outputs on the query set"
 
 
-@dataclass(frozen=True)
-class Aux:
+class Aux(NamedTuple):
     """The parts that a meta-loss is made of, detached from its graph.
 
     query_loss, query_accuracy: loss and accuracy on the query set, after the inner loop.
@@ -68,21 +70,16 @@ def meta_loss(
     along the first gradient of that loop. A distance in parameters costs no pass at all.
     """
     check_shot(shot, learner)
-    refuse_plain_function(loss)
-    if learner.latent is not None:
-        return _latent_loss(learner, learner.latent, loss, theta, support, query, shot, noise, checkpointing)
+    require_network(loss, QUERY_OUTPUTS)
     if learner.outer == "classes":
         return _class_loss(loss, theta, joined(support, query))
-    return _parameter_loss(learner, loss, theta, support, query, shot, checkpointing)
-
-
-def refuse_plain_function(loss: object) -> None:
-    """Raise ValueError for a loss that is no ``Loss`` and so does not give the network's outputs."""
-    if not isinstance(loss, Loss):
-        raise ValueError(
-            "the network's outputs on the query set are needed, but a plain function gives its loss alone;"
-            " use ht.make_loss"
-        )
+    if learner.latent is not None:
+        task = leo.open_task(learner, loss, theta, support, noise)
+        parts = _latent_parts(task, query, shot, checkpointing)
+    else:
+        parts = parameter_parts(learner, loss, theta, support, query, shot=shot, checkpointing=checkpointing)
+    objective, distance, aux = parts
+    return (objective if shot is None else objective + shot.weight * distance), aux
 
 
 def check_shot(shot: Shot | None, learner: Learner) -> None:
@@ -96,60 +93,6 @@ def check_shot(shot: Shot | None, learner: Learner) -> None:
             f"minibatches={learner.minibatches}: SHOT's target and reference must see the same data; use 1"
         )
     shot.counts(learner.steps)  # called for its error alone
-
-
-def shot_distance(
-    shot: Shot,
-    learner: Learner,
-    loss: Loss,
-    theta: Float[Tensor, " meta"],
-    path: InnerPath,
-    support: Batch,
-    x: Tensor,
-    *,
-    adapted_outputs: Tensor,
-    project: Projector = unchanged,
-    checkpointing: bool = False,
-) -> Float[Tensor, ""]:
-    """SHOT's distance D(reference, target) between two inner loops from ``theta``.
-
-    path: the learner's own loop, whose first gradient the target and the reference use too.
-    adapted_outputs: the outputs on the query inputs ``x`` after the learner's own loop.
-    project: the function that is applied to the reference's outputs.
-    """
-
-    def path_of(steps: int) -> InnerPath:
-        first = path.gradients[0]
-        return learner_path(
-            learner, loss, theta, support, steps=steps, first_gradient=first, checkpointing=checkpointing
-        )
-
-    def outputs_at(end: Tensor) -> Tensor:
-        return adapted_outputs if end is path.adapted else loss.outputs(end, x)
-
-    return _distance_between_paths(shot, learner, path, path_of, outputs_at, project)
-
-
-def _distance_between_paths(
-    shot: Shot,
-    learner: Learner,
-    path: InnerPath,
-    path_of: Callable[[int], InnerPath],
-    outputs_at: Callable[[Tensor], Tensor],
-    project: Projector = unchanged,
-) -> Float[Tensor, ""]:
-    """SHOT's distance between the end points of two loops, or between the outputs at these points.
-
-    path: the loop with the learner's own number of steps.
-    path_of: a function of the number of steps that makes the loop with that number.
-    """
-
-    def result_of(steps: int) -> Tensor:
-        end = path.adapted if steps == learner.steps else path_of(steps).adapted
-        return end if shot.distance == L2 else outputs_at(end)
-
-    moved = path.gradients[0].vector.numel()
-    return distance_after(shot, result_of, steps=learner.steps, moved=moved, project=project)
 
 
 def accuracy(outputs: Any, y: Any) -> Float[Tensor, ""]:
@@ -168,25 +111,27 @@ def accuracy(outputs: Any, y: Any) -> Float[Tensor, ""]:
     return torch.where(torch.isfinite(outputs).all(), share, unknown)
 
 
-def summary(query_loss: Tensor, distance: Tensor | None, support_loss: Tensor, outputs: Tensor, y: Tensor) -> Aux:
-    """The parts of a meta-loss, without its graph; ``distance`` is None without SHOT."""
-    outputs = outputs.detach()
-    if distance is None:
-        distance = torch.full_like(query_loss, float("nan"))
-    return Aux(
-        query_loss.detach(), distance.detach(), support_loss.detach(), accuracy(outputs, y), output_variation(outputs)
-    )
-
-
 def joined(support: Batch, query: Batch) -> Batch:
     """Support and query set as one batch, the support set first."""
     return pytree.tree_map(lambda a, b: torch.cat([a, b]), support, query)
 
 
-def _parameter_loss(
-    learner: Learner, loss: Loss, theta: Tensor, support: Batch, query: Batch, shot: Shot | None, checkpointing: bool
-) -> tuple[Tensor, Aux]:
-    """The objective where parameters move: the query loss or, for Reptile, half the squared displacement."""
+def parameter_parts(
+    learner: Learner,
+    loss: Loss,
+    theta: Tensor,
+    support: Batch,
+    query: Batch,
+    *,
+    shot: Shot | None,
+    project: Projector = unchanged,
+    checkpointing: bool = False,
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Aux]:
+    """The objective without SHOT, and SHOT's distance, for a learner whose inner loop moves parameters.
+
+    The objective is the query loss or, for Reptile, half the squared displacement. The distance is NaN without SHOT.
+    project: the function that is applied to the outputs of SHOT's reference.
+    """
     is_reptile, (x, y) = learner.outer == "displacement", query
     examples = joined(support, query) if is_reptile else support
     path = learner_path(learner, loss, theta, examples, minibatches=learner.minibatches, checkpointing=checkpointing)
@@ -195,51 +140,67 @@ def _parameter_loss(
         outputs = loss.outputs(path.adapted, x)
     query_loss = loss.criterion(outputs, y)
     # theta_K is detached, so that the gradient of |theta - theta_K|^2 / 2 is the displacement theta - theta_K.
-    total = ((path.thetas[0] - path.adapted.detach()) ** 2).sum() / 2 if is_reptile else query_loss
-    distance = None
-    if shot is not None:
-        distance = shot_distance(
-            shot, learner, loss, theta, path, examples, x, adapted_outputs=outputs, checkpointing=checkpointing
-        )
-        total = total + shot.weight * distance
-    return total, summary(query_loss, distance, path.gradients[0].loss, outputs, y)
+    objective = ((path.thetas[0] - path.adapted.detach()) ** 2).sum() / 2 if is_reptile else query_loss
+    first = path.gradients[0]
+    path_of = partial(learner_path, learner, loss, theta, examples, first_gradient=first, checkpointing=checkpointing)
+
+    def outputs_at(end: Tensor) -> Tensor:
+        return outputs if end is path.adapted else loss.outputs(end, x)
+
+    distance = _shot_distance(shot, path, path_of, outputs_at, project)
+    return objective, distance, _aux(query_loss, distance, first.loss, outputs, y)
 
 
-def _latent_loss(
-    learner: Learner,
-    latent: Latent,
-    loss: Loss,
-    theta: Tensor,
-    support: Batch,
-    query: Batch,
-    shot: Shot | None,
-    noise: torch.Generator | None,
-    checkpointing: bool,
-) -> tuple[Tensor, Aux]:
-    """LEO's objective: the query loss after its two loops, plus its penalties, plus SHOT.
+def _latent_parts(
+    task: leo.Task, query: Batch, shot: Shot | None, checkpointing: bool
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Aux]:
+    """LEO's objective, which is the query loss after its two loops plus its penalties, and SHOT's distance.
 
     SHOT compares the ends of two loops on the codes, or the outputs of the networks that are decoded there.
     """
-    task = leo.open_task(learner, loss, theta, support, noise)
-    path = leo.code_path(learner, loss, theta, task, checkpointing=checkpointing)
-    tuned = leo.weight_path(learner, loss, theta, task, path.adapted, checkpointing=checkpointing)
-    x, y = query
-    outputs = loss.outputs(leo.with_weights(loss, theta, tuned.adapted), x)
+    path, (x, y), loss = task.code_path(checkpointing=checkpointing), query, task.loss
+    tuned = task.weight_path(path.adapted, checkpointing=checkpointing)
+    outputs = loss.outputs(task.network_with(tuned.adapted), x)
     query_loss = loss.criterion(outputs, y)
-    penalties = leo.penalties(latent, task, path.adapted)
-    total = query_loss + sum(getattr(latent, f"{name}_weight") * value for name, value in penalties.items())
-    if shot is None:
-        return total, summary(query_loss, None, path.gradients[0].loss, outputs, y)
-
-    def path_of(steps: int) -> InnerPath:
-        first = path.gradients[0]
-        return leo.code_path(learner, loss, theta, task, steps=steps, first_gradient=first, checkpointing=checkpointing)
+    objective = query_loss + task.penalty(path.adapted)
+    first = path.gradients[0]
+    path_of = partial(task.code_path, first_gradient=first, checkpointing=checkpointing)
 
     def outputs_at(code: Tensor) -> Tensor:  # decoded from the codes, before any fine-tuning
-        return loss.outputs(leo.with_weights(loss, theta, task.weights(code).flatten()), x)
+        return loss.outputs(task.network_with(task.weights(code)), x)
 
-    distance = _distance_between_paths(shot, learner, path, path_of, outputs_at)
-    return total + shot.weight * distance, summary(query_loss, distance, path.gradients[0].loss, outputs, y)
+    distance = _shot_distance(shot, path, path_of, outputs_at)
+    return objective, distance, _aux(query_loss, distance, first.loss, outputs, y)
+
+
+def _shot_distance(
+    shot: Shot | None,
+    path: InnerPath,
+    path_of: Callable[..., InnerPath],
+    outputs_at: Callable[[Tensor], Tensor],
+    project: Projector = unchanged,
+) -> Float[Tensor, ""]:
+    """SHOT's distance between the end points of two loops, or between the outputs at these points; NaN without SHOT.
+
+    path: the learner's own loop. path_of: a function that makes the loop with another number of ``steps``.
+    """
+    if shot is None:
+        return torch.full_like(path.gradients[0].loss, float("nan"))
+
+    own_steps, moved = len(path.gradients), path.gradients[0].vector.numel()
+
+    def result_of(steps: int) -> Tensor:
+        end = path.adapted if steps == own_steps else path_of(steps=steps).adapted
+        return end if shot.distance == L2 else outputs_at(end)
+
+    return distance_after(shot, result_of, steps=own_steps, moved=moved, project=project)
+
+
+def _aux(query_loss: Tensor, distance: Tensor, support_loss: Tensor, outputs: Tensor, y: Tensor) -> Aux:
+    outputs = outputs.detach()
+    return Aux(
+        query_loss.detach(), distance.detach(), support_loss.detach(), accuracy(outputs, y), output_variation(outputs)
+    )
 
 
 def _class_loss(loss: Loss, theta: Tensor, examples: Batch) -> tuple[Tensor, Aux]:
@@ -247,4 +208,4 @@ def _class_loss(loss: Loss, theta: Tensor, examples: Batch) -> tuple[Tensor, Aux
     x, y = examples
     outputs = with_linear_head(features(loss, network_parameters(loss, theta), x), further_parameters(loss, theta))
     value = loss.criterion(outputs, y)
-    return value, summary(value, None, value, outputs, y)
+    return value, _aux(value, torch.full_like(value, float("nan")), value, outputs, y)

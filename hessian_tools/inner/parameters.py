@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hessian_tools.inner.learners import Learner
 from hessian_tools.layout import ParamLayout
-from hessian_tools.loss import Loss, LossFunction
+from hessian_tools.loss import Loss, LossFunction, require_network
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,14 +62,13 @@ def step_sizes(learner: Learner, loss: LossFunction, theta: Float[Tensor, " meta
     """The learner's step size, or those learned in ``theta``, one per moved entry."""
     if not learner.learns_step_sizes:
         return learner.step_size
-    if not isinstance(loss, Loss):
-        raise ValueError(f"{learner.name} learns step sizes, which needs a loss with a layout; use ht.make_loss")
-    count = num_moved(learner, loss.layout)
-    learned = further_parameters(loss, theta)[:count]
+    network = require_network(loss, f"{learner.name} learns step sizes of named parameters")
+    count = num_moved(learner, network.layout)
+    learned = further_parameters(network, theta)[:count]
     if len(learned) < count:
         raise ValueError(
             f"theta has {len(theta)} entries, but {learner.name} needs {count} step sizes after the network's"
-            f" {loss.layout.numel}; make it with meta_parameters(learner, layout, theta)"
+            f" {network.layout.numel}; make it with meta_parameters(learner, layout, theta)"
         )
     return learned.exp() if learner.step_sizes == "learned_log" else learned
 
@@ -78,12 +77,8 @@ def moved_part(learner: Learner, loss: LossFunction, *, device: torch.device) ->
     """The part of the network that the inner loop moves; None stands for all of it."""
     if not learner.moves:
         return None
-    if not isinstance(loss, Loss):
-        raise ValueError(
-            f"{learner.name} moves {', '.join(learner.moves)}, but a plain function has no named parameters;"
-            " use ht.make_loss"
-        )
-    return part_under(loss.layout, learner.moves, device)
+    network = require_network(loss, f"{learner.name} moves named parameters ({', '.join(learner.moves)})")
+    return part_under(network.layout, learner.moves, device)
 
 
 @lru_cache(maxsize=64)

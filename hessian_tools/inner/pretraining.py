@@ -7,18 +7,18 @@ initial network whose inner loop is nearly linear; ordinary training then begins
 """
 
 from dataclasses import dataclass
-from itertools import pairwise
-from math import prod, sqrt
+from math import sqrt
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hessian_tools.inner.adapt import learner_path
 from hessian_tools.inner.learners import Learner
-from hessian_tools.inner.meta_loss import Aux, shot_distance, summary
+from hessian_tools.inner.meta_loss import Aux, parameter_parts
 from hessian_tools.inner.shot import L2, Shot
+from hessian_tools.layout import ParamLayout
 from hessian_tools.loss import Batch, Loss
+from hessian_tools.validation import check_choice, check_whole
 
 PROJECTORS = ("trained", "fixed", "absent")
 
@@ -72,10 +72,8 @@ class ShotPretraining:
     augmentation: Augmentation | None = Augmentation()
 
     def __post_init__(self) -> None:
-        if self.projector not in PROJECTORS:
-            raise ValueError(f"projector={self.projector!r} is not one of {', '.join(PROJECTORS)}")
-        if self.hidden < 1:
-            raise ValueError(f"hidden={self.hidden} of the projector must be at least 1")
+        check_choice("projector", self.projector, PROJECTORS)
+        check_whole(at_least=1, hidden=self.hidden)
 
     def check(self, learner: Learner, shot: Shot | None, *, input_shape: tuple[int, ...]) -> None:
         """Raise ValueError for a learner, penalty or inputs that cannot be pre-trained in this way."""
@@ -97,14 +95,14 @@ class ShotPretraining:
 
     def size(self, outputs: int) -> int:
         """The number of the projector's parameters for a number of outputs of the network."""
-        return 0 if self.projector == "absent" else sum(prod(s) for s in self._shapes(outputs))
+        return self._layout(outputs).numel
 
     def initial(self, outputs: int, generator: torch.Generator) -> Float[Tensor, " projector"]:
         """The projector's initial parameters as one vector; empty where it is absent."""
         if self.projector == "absent":
             return torch.zeros(0, device="cpu")
         # As torch draws a linear layer: matrix and bias uniform within one over the root of the layer's inputs.
-        pieces = [2 * torch.rand(prod(s), generator=generator, device="cpu") - 1 for s in self._shapes(outputs)]
+        pieces = [2 * torch.rand(size, generator=generator, device="cpu") - 1 for size in self._layout(outputs).sizes]
         layer_inputs = [outputs, outputs, self.hidden, self.hidden]
         return torch.cat([piece / sqrt(n) for piece, n in zip(pieces, layer_inputs, strict=True)])
 
@@ -114,15 +112,14 @@ class ShotPretraining:
             return outputs
         if self.projector == "fixed":
             parameters = parameters.detach()
-        shapes = self._shapes(outputs.shape[-1])
-        pieces = parameters.split([prod(s) for s in shapes])
-        matrix_1, bias_1, matrix_2, bias_2 = (p.view(s) for p, s in zip(pieces, shapes, strict=True))
+        matrix_1, bias_1, matrix_2, bias_2 = self._layout(outputs.shape[-1]).unflatten(parameters).values()
         return torch.relu(outputs @ matrix_1.T + bias_1) @ matrix_2.T + bias_2
 
-    def _shapes(self, outputs: int) -> list[tuple[int, ...]]:
-        """The shapes of matrix and bias of the first layer, then of the second."""
-        layers = list(pairwise([outputs, self.hidden, outputs]))
-        return [shape for inputs, width in layers for shape in ((width, inputs), (width,))]
+    def _layout(self, outputs: int) -> ParamLayout:
+        """The layout of the projector's parameters: matrix and bias of the first layer, then of the second."""
+        h, names = self.hidden, ("matrix_1", "bias_1", "matrix_2", "bias_2")
+        shapes = map(torch.Size, ((h, outputs), (h,), (outputs, h), (outputs,)))
+        return ParamLayout((), ()) if self.projector == "absent" else ParamLayout(names, tuple(shapes))
 
 
 def pretraining_loss(
@@ -142,20 +139,12 @@ def pretraining_loss(
     query: the query batch (x, y), whose labels are used only for the numbers in ``Aux``.
     checkpointing: see ``meta_loss``.
     """
-    x, y = query
-    path = learner_path(learner, loss, theta, support, checkpointing=checkpointing)
-    outputs = loss.outputs(path.adapted, x)
-    projector = theta[len(theta) - pretraining.size(outputs.shape[-1]) :]
-    distance = shot_distance(
-        shot,
-        learner,
-        loss,
-        theta,
-        path,
-        support,
-        x,
-        adapted_outputs=outputs,
-        project=lambda reference: pretraining.project(reference, projector),
-        checkpointing=checkpointing,
+
+    def project(reference: Tensor) -> Tensor:
+        projector = theta[len(theta) - pretraining.size(reference.shape[-1]) :]
+        return pretraining.project(reference, projector)
+
+    _, distance, aux = parameter_parts(
+        learner, loss, theta, support, query, shot=shot, project=project, checkpointing=checkpointing
     )
-    return shot.weight * distance, summary(loss.criterion(outputs, y), distance, path.gradients[0].loss, outputs, y)
+    return shot.weight * distance, aux

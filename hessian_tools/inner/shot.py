@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hessian_tools.inner.learners import Learner
-from hessian_tools.validation import check_whole
+from hessian_tools.validation import check_choice, check_whole
 
 
 def kl(p_logits: Tensor, q_logits: Tensor) -> Float[Tensor, ""]:
@@ -106,22 +106,17 @@ class Shot:
     schedule_steps: int | None = None
 
     def __post_init__(self) -> None:
-        check_whole(
-            target_steps=self.target_steps, reference_steps=self.reference_steps, schedule_steps=self.schedule_steps
-        )
+        check_whole(at_least=1, target_steps=self.target_steps, schedule_steps=self.schedule_steps)
+        check_whole(reference_steps=self.reference_steps)
         if not isfinite(self.weight):
             raise ValueError(f"weight={self.weight} must be a finite number")
-        if self.distance not in (*DISTANCES, L2):
-            raise ValueError(f"distance={self.distance!r} is not one of {', '.join((*DISTANCES, L2))}")
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"schedule={self.schedule!r} is not one of {', '.join(SCHEDULES)}")
-        if (self.schedule == "constant") != (self.schedule_steps is None) or (self.schedule_steps or 1) < 1:
+        check_choice("distance", self.distance, (*DISTANCES, L2))
+        check_choice("schedule", self.schedule, SCHEDULES)
+        if (self.schedule == "constant") != (self.schedule_steps is None):
             raise ValueError(
                 f"schedule_steps={self.schedule_steps} with schedule={self.schedule!r}: 'linear' and 'cosine' need"
-                " a number of meta-iterations, at least 1; 'constant' takes None"
+                " a number of meta-iterations; 'constant' takes None"
             )
-        if self.target_steps is not None and self.target_steps < 1:
-            raise ValueError(f"target_steps={self.target_steps} must be at least 1")
         if self.reference_steps is not None and self.reference_steps <= (self.target_steps or 0):
             raise ValueError(
                 f"reference_steps={self.reference_steps} must exceed target_steps={self.target_steps}:"
@@ -137,10 +132,6 @@ class Shot:
                 f" {target}; set reference_steps above {target} or lower target_steps"
             )
         return target, reference
-
-    def reference_count(self, learner_steps: int) -> int:
-        """R for a learner of K steps; see :meth:`counts`."""
-        return self.counts(learner_steps)[1]
 
     def weight_at(self, meta_step: int) -> float:
         """The weight of the penalty after ``meta_step`` outer steps.

@@ -18,11 +18,9 @@ class StepRule(Protocol):
 
     def direction(self, gradient: Float[Tensor, " moved"], state: Any) -> tuple[Float[Tensor, " moved"], Any]:
         """The vector that the step size multiplies, and the state for the next step."""
-        ...
 
     def time(self, steps: int) -> float:
         """The distance that ``steps`` steps cover along a constant gradient, measured in plain steps."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,7 @@ from hessian_tools.nets.mlp import MLP
 from hessian_tools.nets.scale import normalised_weights
 from hessian_tools.nets.vision_transformer import VisionTransformer
 
-__all__ = [
-    "MLP",
-    "NORMALISATIONS",
-    "Conv4",
-    "ResNet12",
-    "VisionTransformer",
-    "load_network",
-    "normalised_weights",
-    "refuse_unfit",
-    "seeded",
-    "source_digest",
-]
+# The networks.
+__all__ = ["MLP", "Conv4", "ResNet12", "VisionTransformer", "NORMALISATIONS"]
+# How a network is built, how one of yours is found, and what is known of it.
+__all__ += ["seeded", "load_network", "refuse_unfit", "source_digest", "normalised_weights"]

@@ -6,7 +6,6 @@ outputs must be a function of its parameters and inputs alone.
 
 import sys
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from functools import partial
 from hashlib import sha256
 from importlib import import_module
@@ -23,6 +22,7 @@ from torch.nn.parameter import UninitializedParameter
 from hessian_tools.layout import flatten
 from hessian_tools.loss import make_loss
 from hessian_tools.rng import stream, stream_seed
+from hessian_tools.validation import did_you_mean
 
 
 def seeded(build: Callable[[], nn.Module], *, seed: int) -> nn.Module:
@@ -129,9 +129,8 @@ def _factory(target: str) -> Callable[..., Any]:
     factory = getattr(module, name, None)
     if factory is None:
         known = [n for n, v in vars(module).items() if isinstance(v, type | FunctionType) and not n.startswith("_")]
-        near = get_close_matches(name, known, n=1)
-        held = f"it has {', '.join(known[:8]) or 'no class and no function'}"
-        raise ValueError(f"{target}: module {path} has no {name!r}; {f'did you mean {near[0]!r}?' if near else held}")
+        hint = did_you_mean(name, known) or f"; it has {', '.join(known[:8]) or 'no class and no function'}"
+        raise ValueError(f"{target}: module {path} has no {name!r}{hint}")
     if isinstance(factory, nn.Module):
         raise ValueError(f"{target} is a network that is already built; name a class or a function that builds it")
     if not callable(factory):

@@ -5,6 +5,8 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from hessian_tools.validation import check_choice
+
 NORMALISATIONS = ("batch", "group", "none")
 NEGATIVE_SLOPE = 0.1  # the slope of ResNet-12's leaky ReLU below 0
 
@@ -112,8 +114,7 @@ def _convolution(
     image (Wu and He 2018): one group takes all channels together, and as many groups as channels is instance
     normalisation.
     """
-    if normalisation not in NORMALISATIONS:
-        raise ValueError(f"normalisation={normalisation!r} is not one of {', '.join(NORMALISATIONS)}")
+    check_choice("normalisation", normalisation, NORMALISATIONS)
     if normalisation == "group" and (groups < 1 or outputs % groups):
         raise ValueError(f"groups={groups} does not divide {outputs} channels; choose a divisor, or another width")
     # A normalised convolution has no bias: the normalisation would cancel it, so it would only add zero eigenvalues to

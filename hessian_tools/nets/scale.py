@@ -10,6 +10,8 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from hessian_tools.layout import first_names
+
 # The name of a weight, and the modules that take the outputs of its layer; None stands for a taker of another kind.
 Use = tuple[str, list[nn.Module | None]]
 
@@ -68,7 +70,7 @@ def _traced_uses(model: nn.Module) -> list[Use]:
     copy = deepcopy(model, {id(p): p for p in model.parameters()})
     with torch.random.fork_rng(devices=[]):
         graph = Tracer().trace(copy)
-    modules, names = dict(model.named_modules()), _first_names(model)
+    modules, names = dict(model.named_modules()), first_names(model)
     uses: list[Use] = []
     for node in graph.nodes:
         if node.op == "get_attr" and node.target in names:
@@ -81,7 +83,7 @@ def _traced_uses(model: nn.Module) -> list[Use]:
 
 def _sequential_uses(model: nn.Module) -> list[Use]:
     """The weight of every module in an ``nn.Sequential`` except the last, with the module that comes next."""
-    names = _first_names(model)
+    names = first_names(model)
     uses: list[Use] = []
     for path, module in model.named_modules():
         if isinstance(module, nn.Sequential):
@@ -90,9 +92,3 @@ def _sequential_uses(model: nn.Module) -> list[Use]:
                 if weight in names:
                     uses.append((names[weight], [after]))
     return uses
-
-
-def _first_names(model: nn.Module) -> dict[str, str]:
-    """For every name of a parameter, its first name; only a parameter that is shared by modules has several."""
-    first = {id(p): name for name, p in model.named_parameters()}
-    return {name: first[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}

@@ -5,18 +5,9 @@ from hessian_tools.train.config import Checkpoint, TrainConfig, logarithmic_sche
 from hessian_tools.train.evaluate import Evaluation, best_checkpoint, evaluate, over_seeds
 from hessian_tools.train.loop import DIVERGED, diverged_at, meta_train, saved_checkpoints, task_loss
 
-__all__ = [
-    "DIVERGED",
-    "Checkpoint",
-    "ClassBatches",
-    "Evaluation",
-    "TrainConfig",
-    "best_checkpoint",
-    "diverged_at",
-    "evaluate",
-    "logarithmic_schedule",
-    "meta_train",
-    "over_seeds",
-    "saved_checkpoints",
-    "task_loss",
-]
+# A training run, and what it is made of.
+__all__ = ["TrainConfig", "meta_train", "Checkpoint", "logarithmic_schedule", "task_loss", "ClassBatches"]
+# A run on disk.
+__all__ += ["saved_checkpoints", "diverged_at", "DIVERGED"]
+# What a run's networks achieve.
+__all__ += ["evaluate", "Evaluation", "best_checkpoint", "over_seeds"]

@@ -2,7 +2,6 @@
 
 import hashlib
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -41,19 +40,14 @@ class ClassBatches:
         """The number of outputs: one for each training class."""
         return len(self.tasks.dataset.classes("train"))
 
-    @cached_property
-    def sizes(self) -> tuple[int, int]:
-        """The numbers of images in place of the support and of the query set."""
-        return self.tasks.ways * self.tasks.shots, self.tasks.ways * self.tasks.queries
-
     def episode(self, *, seed: int, split: str, index: int) -> Episode:
         """Batch number ``index``; a label is the position of the class among the split's classes."""
         data = self.tasks.dataset
         classes = np.asarray(data.classes(split))
         rng = numpy_stream(seed, "class batch", split, index)
-        labels = rng.randint(len(classes), size=sum(self.sizes))
+        labels = rng.randint(len(classes), size=self.tasks.ways * (self.tasks.shots + self.tasks.queries))
         chosen = classes[labels]
         examples = rng.randint([data.count(int(position)) for position in chosen])  # classes may differ in size
         x, y = data.take(chosen, examples[None]), torch.from_numpy(labels)
-        cut = self.sizes[0]
+        cut = self.tasks.ways * self.tasks.shots  # the number of images in place of the support set
         return Episode((x[:cut], y[:cut]), (x[cut:], y[cut:]))

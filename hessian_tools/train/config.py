@@ -15,7 +15,7 @@ from hessian_tools.inner.meta_loss import check_shot
 from hessian_tools.inner.pretraining import ShotPretraining
 from hessian_tools.inner.shot import OF_PROBABILITIES, Shot
 from hessian_tools.layout import ParamLayout
-from hessian_tools.validation import check_whole
+from hessian_tools.validation import check_choice, check_whole
 
 OPTIMISERS = ("adam", "sgd")
 # The fields that determine a run's numbers: plain values, which are compared as text, and objects, by their repr.
@@ -82,29 +82,25 @@ class TrainConfig:
     workers: int = 1
 
     def __post_init__(self) -> None:
-        check_whole(seed=self.seed, meta_batch=self.meta_batch, save_every=self.save_every, workers=self.workers)
-        check_whole(validation_tasks=self.validation_tasks, validation_seed=self.validation_seed)
+        check_whole(seed=self.seed, validation_seed=self.validation_seed, save_every=self.save_every)
+        check_whole(at_least=1, meta_batch=self.meta_batch, workers=self.workers)
+        check_whole(at_least=0, validation_tasks=self.validation_tasks)
         for name in ("folder", "start"):
             if isinstance(getattr(self, name), str):  # a frozen object may be set while it is being made
                 object.__setattr__(self, name, Path(getattr(self, name)))
         steps = self.checkpoints
         if not steps or min(steps) < 0 or list(steps) != sorted(set(steps)):
             raise ValueError(f"checkpoints={list(steps)} must be rising meta-iterations from 0, such as 0, 10, 30")
-        if self.meta_batch < 1:
-            raise ValueError(f"meta_batch={self.meta_batch} must be at least 1 task")
-        if self.validation_tasks < 0:
-            raise ValueError(f"validation_tasks={self.validation_tasks} must be at least 0, which validates nothing")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate={self.learning_rate} must be positive")
-        if self.optimiser not in OPTIMISERS:
-            raise ValueError(f"optimiser={self.optimiser!r} is not one of {', '.join(OPTIMISERS)}")
+        check_choice("optimiser", self.optimiser, OPTIMISERS)
         if self.batched and self.learner.latent is not None:
             raise ValueError("batched=True, but a latent learner draws its noise task by task; use None or False")
         if self.batched and self.checkpointing:
             raise ValueError(
                 "batched=True keeps the activations of all tasks, which checkpointing=True is to avoid; use one of them"
             )
-        if not 1 <= self.workers <= self.meta_batch:
+        if self.workers > self.meta_batch:
             raise ValueError(f"workers={self.workers} must be at least 1 and at most meta_batch={self.meta_batch}")
         if self.workers > 1 and (self.batched or self.device != "cpu"):
             raise ValueError(

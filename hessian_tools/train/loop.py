@@ -26,7 +26,7 @@ from hessian_tools.runs.files import read_json, write_json
 from hessian_tools.runs.manifest import record_ownership, training_digest
 from hessian_tools.train.config import Checkpoint, TrainConfig
 from hessian_tools.train.evaluate import evaluate
-from hessian_tools.train.outer import AUX_NAMES, SharedStep, accumulate_gradient
+from hessian_tools.train.outer import SharedStep, accumulate_gradient
 from hessian_tools.train.replay import Replay
 from hessian_tools.train.warm_start import first_parameters
 
@@ -131,12 +131,12 @@ def _start(config: TrainConfig) -> _State:
     if config.folder is None:
         return state
     record_ownership(config.folder, "training", config.identity(loss.layout))
-    if checkpoints.state_path(config.folder).exists():
-        saved = checkpoints.load(checkpoints.state_path(config.folder), run=training_digest(config.folder))
-        state.meta_step = checkpoints.restore(state.optimiser, theta, saved)
-        metrics.keep_until(config.folder / metrics.NAME, state.meta_step)
-    else:
-        metrics.keep_until(config.folder / metrics.NAME, -1)  # no state was saved, so every line is dropped
+    saved = checkpoints.state_path(config.folder)
+    if saved.exists():
+        tensors = checkpoints.load(saved, run=training_digest(config.folder))
+        state.meta_step = checkpoints.restore(state.optimiser, theta, tensors)
+    # Lines are numbered from 1, so every line is dropped where no state was saved.
+    metrics.keep_until(config.folder / metrics.NAME, state.meta_step)
     return state
 
 
@@ -174,7 +174,8 @@ def _advance(state: _State, config: TrainConfig, until: int, progress: Progress 
         row = _row(state.meta_step, aux)
         if config.folder:
             metrics.append(config.folder / metrics.NAME, row)
-            if _save_is_due(state, config):
+            asked_for = config.save_every and state.meta_step % config.save_every == 0
+            if asked_for or monotonic() - state.saved_at > SAVE_SECONDS:
                 _save_state(state, config, config.folder)
         if progress:
             progress(state.meta_step, row["query_loss"])
@@ -201,7 +202,8 @@ def _outer_step(state: _State, config: TrainConfig) -> tuple[list[Aux], bool]:
 
 def _row(meta_step: int, aux: list[Aux]) -> dict[str, Any]:
     """A line of the metrics: means over the tasks, and None for NaN, which JSON does not have."""
-    mean = {name: float(torch.stack([getattr(a, name) for a in aux]).mean()) for name in AUX_NAMES}
+    columns = zip(Aux._fields, zip(*aux, strict=True), strict=True)
+    mean = {name: float(torch.stack(numbers).mean()) for name, numbers in columns}
     collapsed = {"collapsed": mean["output_variation"] < COLLAPSE_THRESHOLD}
     return {"meta_step": meta_step} | {k: (None if v != v else v) for k, v in mean.items()} | collapsed
 
@@ -237,11 +239,6 @@ def _read(folder: Path, meta_step: int) -> Checkpoint:
     path = checkpoints.checkpoint_path(folder, meta_step)
     tensors = checkpoints.load(path, run=training_digest(folder), meta_step=meta_step)
     return Checkpoint(meta_step, tensors["theta"], *tensors["validation"].tolist())
-
-
-def _save_is_due(state: _State, config: TrainConfig) -> bool:
-    every = config.save_every
-    return bool(every and state.meta_step % every == 0) or monotonic() - state.saved_at > SAVE_SECONDS
 
 
 def _save_state(state: _State, config: TrainConfig, folder: Path) -> None:

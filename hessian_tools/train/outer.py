@@ -20,7 +20,6 @@ from hessian_tools.train.config import TrainConfig
 from hessian_tools.train.replay import Replay
 
 TaskLoss = Callable[[Tensor, Episode], tuple[Tensor, Aux]]
-AUX_NAMES = tuple(Aux.__dataclass_fields__)
 
 
 def accumulate_gradient(
@@ -56,17 +55,12 @@ def batched_gradient(
     task_loss: TaskLoss, theta: Tensor, episodes: Sequence[Episode], *, replay: Replay | None = None
 ) -> tuple[Tensor, list[Aux]]:
     """The mean over the tasks of each task's own gradient, and the parts of each task's loss."""
-
-    def values(t: Tensor, episode: Episode) -> tuple[Tensor, tuple[Tensor, ...]]:
-        value, aux = task_loss(t, episode)
-        return value, tuple(getattr(aux, name) for name in AUX_NAMES)
-
     stacked = cast_like(pytree.tree_map(lambda *leaves: torch.stack(leaves), *episodes), theta)
     # vmap stands outside and grad inside: the gradient of a vmapped loss is silently wrong in second order through
     # torch's batch normalisation, whereas this order is exact for every network.
-    step = vmap(grad(values, has_aux=True), in_dims=(None, 0))
-    gradients, numbers = replay(step, theta, stacked) if replay else step(theta, stacked)
-    return gradients.mean(0), [Aux(*task_numbers) for task_numbers in zip(*numbers, strict=True)]
+    step = vmap(grad(task_loss, has_aux=True), in_dims=(None, 0))
+    gradients, aux = replay(step, theta, stacked) if replay else step(theta, stacked)
+    return gradients.mean(0), [Aux(*task_aux) for task_aux in zip(*aux, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -91,7 +85,7 @@ class SharedStep:
         self.pool = WorkerPool(config.workers)
         self._theta = theta.detach().clone().share_memory_()
         self._gradients = theta.new_zeros(config.meta_batch, len(theta)).share_memory_()
-        self._aux = theta.new_zeros(config.meta_batch, len(AUX_NAMES)).share_memory_()
+        self._aux = theta.new_zeros(config.meta_batch, len(Aux._fields)).share_memory_()
         tasks = torch.arange(config.meta_batch, device="cpu")
         self._parts = [part.tolist() for part in tasks.tensor_split(config.workers)]
         self._work = partial(_do_share, config, loss, self._theta, self._gradients, self._aux)
@@ -118,9 +112,8 @@ def _do_share(
     point = theta.clone().requires_grad_()
     for j in share.tasks:
         point.grad = None
-        task_aux = add_task_gradient(config, loss, point, share.meta_step, j)
+        aux[j] = torch.stack(add_task_gradient(config, loss, point, share.meta_step, j))
         gradients[j] = torch.zeros_like(point) if point.grad is None else point.grad
-        aux[j] = torch.stack([getattr(task_aux, name) for name in AUX_NAMES])
 
 
 def is_batched(config: TrainConfig, model: nn.Module) -> bool:

@@ -10,7 +10,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from hessian_tools.layout import first_names
 from hessian_tools.loss import Loss, LossFunction
+from hessian_tools.validation import check_choice
 
 State = Tensor | Mapping[str, Tensor] | str | Path
 Buffers = Literal["refuse", "ignore"]
@@ -32,8 +34,7 @@ def points_of_states(
     Files are read one at a time, and nothing is unpickled. Raises ValueError for a state that does not fit; the message
     names the state and what is wrong with it.
     """
-    if buffers not in ("refuse", "ignore"):
-        raise ValueError(f"buffers={buffers!r} is not one of refuse, ignore")
+    check_choice("buffers", buffers, ("refuse", "ignore"))
     if isinstance(states, str | Path | Mapping):
         raise ValueError(f"states is one {type(states).__name__}, not several; give a list, such as [state]")
     rows = [_vector(loss, state, f"state {i}", buffers) for i, state in enumerate(states)]
@@ -79,7 +80,8 @@ def _file(path: Path, where: str) -> dict[str, Tensor]:
 
 
 def _from_names(loss: Loss, state: Mapping[str, Tensor], where: str, buffers: Buffers) -> Tensor:
-    named = _under_first_names(loss, state)
+    first = first_names(loss.model)  # the layout knows a tied weight by the first of its names
+    named = {first.get(name, name): tensor for name, tensor in state.items()}
     _refuse_unknown(loss, named, where, buffers)
     for name, shape in zip(loss.layout.names, loss.layout.shapes, strict=True):
         if name not in named:
@@ -94,19 +96,11 @@ def _from_names(loss: Loss, state: Mapping[str, Tensor], where: str, buffers: Bu
     return loss.layout.flatten(named)
 
 
-def _under_first_names(loss: Loss, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state with each tied weight under the first of its names, which is the name in the layout."""
-    first = {id(p): name for name, p in loss.model.named_parameters()}
-    tied = {name: first[id(p)] for name, p in loss.model.named_parameters(remove_duplicate=False)}
-    return {tied.get(name, name): tensor for name, tensor in state.items()}
-
-
 def _refuse_unknown(loss: Loss, named: Mapping[str, Tensor], where: str, buffers: Buffers) -> None:
     """Raise ValueError for names that the model does not have."""
     known = {name for name, _ in [*loss.model.named_parameters(), *loss.model.named_buffers()]}
-    unknown = [name for name in named if name not in known]
-    if buffers == "ignore":
-        unknown = [name for name in unknown if name.rpartition(".")[-1] not in STATISTICS]
+    ignored = STATISTICS if buffers == "ignore" else ()
+    unknown = [name for name in named if name not in known and name.rpartition(".")[-1] not in ignored]
     if unknown:
         hint, prefix = "is this another model's state?", unknown[0].partition(".")[0]
         if unknown[0].removeprefix(f"{prefix}.") in known:

@@ -5,7 +5,6 @@ whatever that loop minimised.
 """
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -128,11 +127,7 @@ def _loss_and_accuracy(loss: LossFunction, theta: Tensor, batch: Batch) -> tuple
         return value, torch.full_like(value, float("nan"))
     x, y = batch
     outputs = loss.outputs(theta, x)
-    return loss.criterion(outputs, y), accuracy(pytree.tree_map(_detached, outputs), y)
-
-
-def _detached(leaf: Any) -> Any:
-    return leaf.detach() if isinstance(leaf, Tensor) else leaf
+    return loss.criterion(outputs, y), accuracy(pytree.tree_map_only(Tensor, Tensor.detach, outputs), y)
 
 
 def _copy(tensor: Tensor) -> Tensor:

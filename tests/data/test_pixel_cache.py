@@ -225,9 +225,9 @@ def test_a_full_disk_is_reported_before_decoding(root, monkeypatch, decodings):
 
 def test_a_source_that_gives_other_counts_than_it_named_is_refused(root, tmp_path):
     with Tree(root) as tree:
-        match, pixel_format = recognise(tree), pixel_cache.PixelFormat(8, 3, crop=False)
-        contents = pixel_cache.read_contents(tree, match, crop=False)
-        places = pixel_cache.stems(tree, match, pixel_format, folder=tmp_path / "cache")
+        match = replace(recognise(tree), image_size=8, channels=3, crop=False)
+        contents = pixel_cache.read_contents(tree, match)
+        places = pixel_cache.stems(tree, match, folder=tmp_path / "cache")
         for change, message in (
             (-1, "the class ant has more images than were counted"),
             (1, "images of ant are missing: 20 of 21"),
@@ -235,7 +235,7 @@ def test_a_source_that_gives_other_counts_than_it_named_is_refused(root, tmp_pat
             counts = (contents.counts[0] + change, *contents.counts[1:])
             wrong = replace(contents, counts=counts)
             with pytest.raises(ValueError, match=message):
-                pixel_cache.fill(places, wrong, match, pixel_format, source=root, progress=None)
+                pixel_cache.fill(places, wrong, match, source=root, progress=None)
 
 
 def test_tasks_travel_by_name_not_by_pixels(root):

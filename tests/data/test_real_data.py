@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from hessian_tools.data import ImageTasks, open_data
-from hessian_tools.data.class_lists import CIFAR_FS_TEST, CIFAR_FS_VAL
+from hessian_tools.data.class_lists import CIFAR_FS
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("HESSIAN_TOOLS_DATA") or ROOT.parent / "shared" / "data")
@@ -75,5 +75,5 @@ def test_cifar_fs(cache):
     assert sizes(data) == {"train": 64, "val": 16, "test": 20}
     sea = data.images[data.class_names.index("sea") * 240 :][:240].mean(axis=(0, 2, 3))
     assert sea[2] > sea[0]  # bluer than it is red: channels are in their order
-    for part, names in (("val", CIFAR_FS_VAL), ("test", CIFAR_FS_TEST)):
+    for part, names in CIFAR_FS.items():
         assert tuple(data.class_names[p] for p in data.splits[part]) == names

@@ -23,7 +23,7 @@ from hessian_tools import (
     stream,
 )
 from hessian_tools.inner.learners import Latent
-from hessian_tools.inner.leo import code_path, latent_layout, latent_parameters, open_task
+from hessian_tools.inner.leo import latent_layout, latent_parameters, open_task
 
 DTYPE = torch.float64
 LATENT = Latent(
@@ -185,8 +185,8 @@ def test_shapes_are_those_of_the_paper():
     assert shapes == {"encoder": (64, 640), **relation, "decoder": (1280, 64), "step_sizes": (2,)}
     loss, theta, support, _ = on_features()
     task = open_task(LEO, loss, started(LEO, theta, 6).detach(), support, None)
-    assert task.codes.mean.shape == task.codes.std.shape == (3, 4)
-    assert task.weights(task.codes.start.flatten()).shape == (3, 6)
+    assert task.mean.shape == task.std.shape == (3, 4)
+    assert task.weights(task.start.flatten()).shape == (3 * 6,)
 
 
 def test_the_adapted_network_is_the_decoded_one_and_only_its_head_weights_change():
@@ -233,7 +233,7 @@ def test_shot_on_outputs_compares_what_is_decoded():
     task = open_task(LEO, loss, meta, support, None)
     outputs = []
     for steps in (3, 1):
-        weights = task.weights(code_path(LEO, loss, meta, task, steps=steps).adapted)
+        weights = task.weights(task.code_path(steps=steps).adapted).view(3, 6)
         outputs.append(F.log_softmax(query[0] @ weights.T + theta[-3:], -1))
     expected = F.kl_div(outputs[1], outputs[0], log_target=True, reduction="batchmean")
     assert torch.allclose(distance, expected, rtol=1e-10)

@@ -40,7 +40,7 @@ def steps_of(config: TrainConfig, replay: Replay | None) -> list[Tensor]:
     for meta_step in range(STEPS):
         meta.grad = None
         aux = accumulate_gradient(config, loss, meta, meta_step, replay=replay)
-        numbers.append(torch.cat([meta.grad, *(torch.stack(list(vars(a).values())).nan_to_num(-7.0) for a in aux)]))
+        numbers.append(torch.cat([meta.grad, *(torch.stack(a).nan_to_num(-7.0) for a in aux)]))
         meta = (meta.detach() - 1e-4 * meta.grad).requires_grad_()
     return numbers
 

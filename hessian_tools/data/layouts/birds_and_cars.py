@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from hessian_tools.data.class_lists import META_DATASET_CUB_TEST, META_DATASET_CUB_VAL
+from hessian_tools.data.class_lists import META_DATASET_CUB
 from hessian_tools.data.layouts.layout import Box, Contents, Match, by_folder, by_home, image_files, in_home, is_image
 from hessian_tools.data.splits import split_by_lists, split_by_rule
 from hessian_tools.data.tree import Tree
@@ -64,9 +64,7 @@ def _read_birds(tree: Tree, crop: bool, *, home: str, images: list[str]) -> Cont
 
     splits = (
         split_by_rule("100-50-50", CHEN_RULE, names, lambda name: every_fourth(number(name))),
-        split_by_lists(
-            "140-30-30", META_DATASET_RULE, names, val=META_DATASET_CUB_VAL, test=META_DATASET_CUB_TEST, key=number
-        ),
+        split_by_lists("140-30-30", META_DATASET_RULE, names, META_DATASET_CUB, number),
     )
     return image_files(tree, classes, splits, boxes=boxes)
 

@@ -6,10 +6,10 @@ from functools import partial
 
 import numpy as np
 
-from hessian_tools.data.class_lists import CIFAR_FS_TEST, CIFAR_FS_VAL, FC100_TEST, FC100_VAL
+from hessian_tools.data.class_lists import CIFAR_FS, FC100
 from hessian_tools.data.layouts.layout import (
     Contents,
-    Images,
+    Labelled,
     Match,
     by_home,
     check_same_length,
@@ -40,7 +40,7 @@ def _read(tree: Tree, crop: bool, *, files: list[str]) -> Contents:
     *parts, meta = files
     names = tuple(str(name) for name in load_mapping(tree, meta, "fine_label_names")["fine_label_names"])
     superclass: dict[str, int] = {}
-    labelled: dict[str, tuple[list[int], Images]] = {}
+    labelled: dict[str, Labelled] = {}
     for part in parts:
         data = load_mapping(tree, part, "data", "fine_labels", "coarse_labels")
         labels = [int(label) for label in data["fine_labels"]]
@@ -51,8 +51,8 @@ def _read(tree: Tree, crop: bool, *, files: list[str]) -> Contents:
         superclass |= {names[fine]: int(coarse) for fine, coarse in zip(labels, data["coarse_labels"], strict=True)}
         labelled[part] = labels, partial(_images, tree, part)
     splits = (
-        split_by_lists("cifar-fs", CIFAR_FS_RULE, names, val=CIFAR_FS_VAL, test=CIFAR_FS_TEST),
-        split_by_lists("fc100", FC100_RULE, names, val=FC100_VAL, test=FC100_TEST, key=superclass.get),
+        split_by_lists("cifar-fs", CIFAR_FS_RULE, names, CIFAR_FS),
+        split_by_lists("fc100", FC100_RULE, names, FC100, superclass.get),
     )
     return labelled_images(names, labelled, splits)
 

@@ -19,6 +19,9 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".ti
 
 Box = tuple[int, int, int, int]
 Images = Callable[[], Iterator[bytes | np.ndarray]]
+# The position of the class of each image of a file, and a function that reads these images in the same order.
+Labelled = tuple[list[int], Images]
+Splits = tuple[Split, ...]
 
 
 class Picture(NamedTuple):
@@ -45,7 +48,7 @@ class Contents:
 
     class_names: tuple[str, ...]
     counts: tuple[int, ...]
-    splits: tuple[Split, ...]
+    splits: Splits
     pictures: Callable[[], Iterator[Picture]]
 
 
@@ -54,10 +57,10 @@ class Match:
     """A data set that was recognised by the names of its files.
 
     layout: a description for messages. name: a short name of the data set. files: all files that are read. read: a
-    function that reads them, given the tree and whether to crop images to their boxes. image_size, channels: the values
-    that are usual for the data set. invert: whether the images show dark ink on light paper and must be inverted.
-    has_boxes: whether the data give a box around the object of each image. crop: whether images are cropped to that box
-    by default.
+    function that reads them, given the tree and whether to crop images to their boxes. invert: whether the images show
+    dark ink on light paper and must be inverted. has_boxes: whether the data give a box around the object of each
+    image. image_size, channels: the side and the channels of the decoded images. crop: whether images are cropped to
+    their boxes. These three are the usual values of the data set until the user's choices replace them.
     """
 
     layout: str
@@ -132,11 +135,7 @@ def by_folder(images: Sequence[str]) -> dict[str, list[str]]:
 
 
 def image_files(
-    tree: Tree,
-    classes: Mapping[str, Sequence[str]],
-    splits: tuple[Split, ...],
-    *,
-    boxes: Mapping[str, Box] | None = None,
+    tree: Tree, classes: Mapping[str, Sequence[str]], splits: Splits, *, boxes: Mapping[str, Box] | None = None
 ) -> Contents:
     """The contents of a data set whose images are single files of the tree.
 
@@ -151,14 +150,8 @@ def image_files(
     return Contents(tuple(classes), tuple(len(names) for names in classes.values()), splits, pictures)
 
 
-def labelled_images(
-    class_names: tuple[str, ...], files: Mapping[str, tuple[list[int], Images]], splits: tuple[Split, ...]
-) -> Contents:
-    """The contents of a data set whose files hold many images each.
-
-    files: for the name of each file, the position of the class of each of its images, and a function that reads these
-    images in the same order.
-    """
+def labelled_images(class_names: tuple[str, ...], files: Mapping[str, Labelled], splits: Splits) -> Contents:
+    """The contents of a data set whose files hold many images each; ``files`` are given by name."""
     class_indices = [index for indices, _ in files.values() for index in indices]
     counts = tuple(int(n) for n in np.bincount(class_indices, minlength=len(class_names)))
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from functools import partial
 
-from hessian_tools.data.class_lists import OMNIGLOT_BACKGROUND, OMNIGLOT_EVALUATION, VINYALS_TEST_FROM, VINYALS_VAL
+from hessian_tools.data.class_lists import OMNIGLOT, VINYALS
 from hessian_tools.data.layouts.layout import Contents, Match, by_home, image_files, in_home
 from hessian_tools.data.splits import split_by_rule
 from hessian_tools.data.tree import Tree
@@ -15,7 +15,7 @@ DRAWING = re.compile(
     r"(?P<home>(?:[^/]+/)*?)(?:images_(?:background|evaluation)(?:\.zip)?/)*"
     r"(?P<alphabet>[^/]+)/(?P<character>character\d+)/[^/]+"
 )
-ALPHABETS = {*OMNIGLOT_BACKGROUND, *OMNIGLOT_EVALUATION}
+ALPHABETS = {alphabet for alphabets in OMNIGLOT.values() for alphabet in alphabets}
 # The folders images_background_small1 and 2 repeat a part of the drawings, so they are left out.
 SMALL = "images_background_small"
 
@@ -54,11 +54,11 @@ def _read(tree: Tree, crop: bool, *, drawings: list[re.Match[str]]) -> Contents:
 
 
 def _is_evaluation(class_name: str) -> bool:
-    return class_name.split("/")[0] in OMNIGLOT_EVALUATION
+    return class_name.split("/")[0] in OMNIGLOT["evaluation"]
 
 
 def _vinyals(class_name: str) -> str:
     alphabet, character = class_name.split("/")
-    if _is_evaluation(class_name) and (alphabet, character) >= VINYALS_TEST_FROM:
+    if _is_evaluation(class_name) and [alphabet, character] >= VINYALS["test_from"]:
         return "test"
-    return "val" if alphabet in VINYALS_VAL else "train"
+    return "val" if alphabet in VINYALS["val"] else "train"

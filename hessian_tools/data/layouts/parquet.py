@@ -12,8 +12,8 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
-from hessian_tools.data.class_lists import RAVI_TEST, RAVI_TRAIN, RAVI_VAL
-from hessian_tools.data.layouts.layout import Contents, Images, Match, by_home, in_home, labelled_images
+from hessian_tools.data.class_lists import RAVI
+from hessian_tools.data.layouts.layout import Contents, Labelled, Match, by_home, in_home, labelled_images
 from hessian_tools.data.splits import Split, named_split
 from hessian_tools.data.tree import Tree
 
@@ -21,7 +21,6 @@ LOOKS_FOR = ("parquet: *.parquet with columns image and label (needs pyarrow: pi
 FILE = re.compile(r"(?P<home>(?:.*/)?)[^/]+\.parquet")
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
-RAVI = {"train": RAVI_TRAIN, "val": RAVI_VAL, "test": RAVI_TEST}
 RAVI_RULE = "Ravi and Larochelle (2017), over the pooled files"
 ROWS_AT_ONCE = 256  # the number of images that are held in memory together
 
@@ -36,7 +35,7 @@ def find(tree: Tree) -> Iterator[Match]:
 
 def _read(tree: Tree, crop: bool, *, names: list[str]) -> Contents:
     class_names: list[str] = []
-    labelled: dict[str, tuple[list[int], Images]] = {}
+    labelled: dict[str, Labelled] = {}
     for name in names:
         with tree.open(name) as file:
             table = _parquet(file, name)
