@@ -141,6 +141,7 @@ def run(
 ) -> tuple[Study, xr.Dataset, list[Verdict]]:
     """Do all parts of a study in their order; nothing that is complete is trained or measured again."""
     folder.begin(study, claims=plan)
+    refuse_changed_data(study, study.runs)
     mend(study, reporter)
     study = start(study, pool, reporter, plan=plan)
     measure(study, pool, reporter)
@@ -154,6 +155,7 @@ def run(
 def start(study: Study, pool: WorkerPool, reporter: Reporter, *, plan: str | None = None) -> Study:
     """Write the first files of the folder and train; returns the study, with its step size where one was chosen."""
     folder.begin(study, claims=plan)
+    refuse_changed_data(study, study.runs)
     if study.config.data.path or study.config.data.test_path:
         reporter.say(f"data: {summary(study.problem.tasks)}")
     refuse_damaged_training(study)

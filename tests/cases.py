@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from jaxtyping import config
@@ -21,14 +22,20 @@ POINTS = 3
 class Case:
     """A loss at POINTS points, and its Hessians.
 
-    thetas: [point, param]. batch: every tensor has a leading point axis. dense: the Hessians [point, param, param].
+    thetas: [point, param]. batch: every tensor has a leading point axis. hessians: [point, param, param], or a function
+    that computes them at their first use, because those of a network take a second.
     """
 
     name: str
     loss: LossFunction
     thetas: Tensor
     batch: Batch
-    dense: Tensor
+    hessians: Tensor | Callable[[], Tensor]
+
+    @cached_property
+    def dense(self) -> Tensor:
+        """The Hessians [point, param, param]."""
+        return self.hessians if isinstance(self.hessians, Tensor) else self.hessians()
 
     def at(self, point: int) -> tuple[Tensor, Batch, Tensor]:
         """The parameters, the batch and the Hessian of one point."""
@@ -125,8 +132,11 @@ def network_case(name: str, model: nn.Module, criterion: Callable[[Tensor, Tenso
     theta, layout = flatten(model)
     loss = make_loss(model, criterion, layout)
     thetas = theta.to(DTYPE) + 0.1 * randn(POINTS, layout.numel, path=name)
-    dense = torch.stack([dense_hessian(loss, thetas[i], at(batch, i)) for i in range(POINTS)])
-    return Case(name, loss, thetas, batch, dense)
+
+    def hessians() -> Tensor:
+        return torch.stack([dense_hessian(loss, thetas[i], at(batch, i)) for i in range(POINTS)])
+
+    return Case(name, loss, thetas, batch, hessians)
 
 
 def tanh_mlp() -> Case:
@@ -207,7 +217,12 @@ def rows_of(outputs: Tensor, inputs: Tensor) -> Tensor:
 
 def gauss_newton_case(case: Case) -> Case:
     """The case with its Gauss-Newton matrices in place of its Hessians."""
-    return replace(case, dense=torch.stack([dense_gauss_newton(case.loss, *case.at(i)[:2]) for i in range(POINTS)]))
+
+    def matrices() -> Tensor:
+        points = ((case.thetas[i], at(case.batch, i)) for i in range(POINTS))
+        return torch.stack([dense_gauss_newton(case.loss, theta, batch) for theta, batch in points])
+
+    return replace(case, hessians=matrices)
 
 
 @contextmanager

@@ -3,34 +3,40 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import nbformat
 import pytest
-from nbclient import NotebookClient
 
 from analysis.errors import UserError
+
+if TYPE_CHECKING:  # importing it takes six seconds, which every test process would pay
+    from nbformat import NotebookNode
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 QUICK_START = FOLDER / "01_quick_start.ipynb"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 MAX_LINES = 12
 
-Outputs = Mapping[str, list[nbformat.NotebookNode]]
+Outputs = Mapping[str, list["NotebookNode"]]
 """The outputs of each cell, by the cell's id."""
 
 
-def read(path: Path) -> nbformat.NotebookNode:
+def read(path: Path) -> "NotebookNode":
+    import nbformat
+
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     return notebook
 
 
-def code_cells(notebook: nbformat.NotebookNode) -> Mapping[str, nbformat.NotebookNode]:
+def code_cells(notebook: "NotebookNode") -> Mapping[str, "NotebookNode"]:
     return {cell.id: cell for cell in notebook.cells if cell.cell_type == "code"}
 
 
 def execute(path: Path) -> Outputs:
     """Run a notebook in its own folder; nbclient raises, with the traceback, at the first cell that fails."""
+    from nbclient import NotebookClient
+
     notebook = read(path)
     NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(path.parent)}}).execute()
     return {name: cell.outputs for name, cell in code_cells(notebook).items()}

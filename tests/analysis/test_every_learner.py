@@ -18,7 +18,7 @@ from hessian_tools.nets import seeded
 from hessian_tools.runs.checkpoints import load_theta
 from hessian_tools.train import saved_checkpoints, task_loss
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.heavy
 
 STUDY = """
 name: every

@@ -16,7 +16,7 @@ from analysis.drawing.figures import FIGURES
 from analysis.folder import open_folder, open_study
 from hessian_tools.runs.checkpoints import checkpoint_path, state_path
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.heavy
 
 PATIENCE = 300.0  # seconds; the study takes some 15 on a quiet machine, and many times that on a busy one
 

@@ -18,7 +18,7 @@ from hessian_tools.data import ImageTasks, open_data, summary
 from hessian_tools.runs.checkpoints import load_theta
 from hessian_tools.train import task_loss
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.heavy
 
 NAMES = tuple(f"class{c:02d}" for c in range(9))
 

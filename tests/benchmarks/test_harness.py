@@ -19,7 +19,7 @@ from benchmarks.settings import Clock
 from benchmarks.tables import cells, print_tables
 from benchmarks.workloads import WORKLOADS, load, save
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.heavy
 
 ROW = Row("W2", "top5", "top-5", (Rival("peer", 5, 7),), points=2, quick=1)
 

@@ -23,6 +23,8 @@ from hessian_tools.train import task_loss
 from hessian_tools.train.outer import accumulate_gradient, is_batched
 from hessian_tools.train.warm_start import first_parameters
 
+pytestmark = pytest.mark.heavy
+
 DTYPE = torch.float64
 SHOTS = {
     "plain": None,

@@ -13,7 +13,7 @@ from hessian_tools import Conv4, Shot, TrainConfig, learners, meta_train
 from hessian_tools.data import open_tasks
 from hessian_tools.inner.learners import Latent
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.heavy
 
 CONFIG = TrainConfig(
     learner=learners.leo(2, 0.5, latent=Latent(4, fine_tuning_steps=1, dropout=0.2)),

@@ -15,7 +15,7 @@ from hessian_tools.curvature import gauss_newton, gauss_newton_spectrum, hessian
 from hessian_tools.layout import flatten
 from hessian_tools.loss import make_loss
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.heavy
 
 
 def by_hook() -> nn.Module:

@@ -34,7 +34,7 @@ def cut(case: Case, sizes: tuple[int, ...] = SIZES) -> Case:
     """The case with fewer examples at some points, as a list of batches, one for each point."""
     batches = [tuple(leaf[:n] for leaf in at(case.batch, i)) for i, n in enumerate(sizes)]
     dense = torch.stack([dense_hessian(case.loss, case.thetas[i], b) for i, b in enumerate(batches)])
-    return replace(case, batch=batches, dense=dense)
+    return replace(case, batch=batches, hessians=dense)
 
 
 def make(loss: object, thetas: Tensor, batch: object, **options: object) -> object:

@@ -1,5 +1,6 @@
 """Networks nobody chose: every route gives the dense matrix of reverse over reverse, in float64."""
 
+import pytest
 import torch
 from cases import dense_hessian, seeded, squared_error
 from contract import close
@@ -12,6 +13,8 @@ from hessian_tools.curvature import hessian
 from hessian_tools.layout import flatten
 from hessian_tools.loss import make_loss
 from hessian_tools.rng import stream
+
+pytestmark = pytest.mark.heavy
 
 ACTIVATIONS = [nn.ReLU, nn.Tanh, nn.GELU, nn.SiLU, nn.Softplus, nn.Sigmoid, nn.ELU]
 POINTS = 2

@@ -44,7 +44,7 @@ MADE: dict[str, tuple[Callable[..., Operator], Tensor]] = {
 @pytest.mark.parametrize("name", MADE)
 def test_contract(name: str) -> None:
     make, dense = MADE[name]
-    check_operator(make, replace(TANH, dense=dense))
+    check_operator(make, replace(TANH, hessians=dense))
 
 
 def test_numbers_of_numpy() -> None:
