@@ -3,7 +3,7 @@
 import errno
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -223,10 +223,10 @@ def _status(error: Exception) -> int | None:
     return 2 if isinstance(error, mistakes) else None
 
 
-def _say_verdicts(verdicts: "Iterable[Verdict]", reporter: "Reporter") -> None:
-    from analysis.claims import verdict_lines
+def _say_verdicts(verdicts: "Sequence[Verdict]", reporter: "Reporter") -> None:
+    from analysis.claims import findings, verdict_lines
 
-    for line in verdict_lines(list(verdicts)):
+    for line in [*verdict_lines(verdicts), *findings(verdicts)]:
         reporter.say(line)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 import xarray as xr
 
 from analysis.claims.alignment import alignment_verdicts
+from analysis.claims.findings import findings
 from analysis.claims.plan import Plan, PlanError, load_plan, plan_from_mapping
 from analysis.claims.points import NotMeasuredError
 from analysis.claims.suppression import shot_verdicts, suppression_verdicts
@@ -36,6 +37,7 @@ __all__ = [
     "Plan",
     "PlanError",
     "Verdict",
+    "findings",
     "judge",
     "load_plan",
     "plan_from_mapping",

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from math import isnan
 
+from analysis.claims.findings import findings
 from analysis.claims.verdict import Verdict
 from analysis.drawing.style import method_label
 from analysis.report.page import DASH, TIMES, Html, bullets, element, interval, join, number, row, table
@@ -35,10 +36,15 @@ def grouped(verdicts: Sequence[Verdict]) -> list[tuple[str, str, list[Verdict]]]
 
 
 def answer(verdicts: Sequence[Verdict]) -> Html:
-    """A list that says for each claim in which comparisons it is supported, not supported or inconclusive."""
+    """What was found, in a sentence for each claim, then in which comparisons each claim is supported or not."""
     if not verdicts:
         return element("p", "No verdict was made: this study has no comparison to judge.")
-    return bullets(_claim_summary(*group) for group in grouped(verdicts))
+    return join(
+        [
+            element("p", " ".join(findings(verdicts)), css="lead"),
+            bullets(_claim_summary(*group) for group in grouped(verdicts)),
+        ]
+    )
 
 
 def _claim_summary(letter: str, title: str, verdicts: list[Verdict]) -> Html:

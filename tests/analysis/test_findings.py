@@ -1,0 +1,35 @@
+"""The sentences that say what a study found are made from the numbers of its verdicts."""
+
+from dataclasses import replace
+
+from sample_verdict import VERDICT
+
+from analysis.claims import findings
+
+NAN = float("nan")
+
+
+def test_a_claim_is_summed_up_with_the_numbers_of_a_typical_comparison():
+    later = replace(VERDICT, steps="later steps", outcome="not supported", trained_value=0.95)
+    matched = replace(VERDICT, comparison="equal support loss", outcome="inconclusive", trained_value=0.1)
+    assert findings([later, VERDICT, VERDICT, matched]) == [
+        "Of 4 comparisons on whether meta-training lowers the curvature, the claim is supported in 2, not supported"
+        " in 1 and undecided in 1; for instance, alpha rho of maml at step 0 is 0.6 against 1 for the untrained network"
+        " (supported)."
+    ]
+    assert "maml at later steps is 0.95 against 1" in findings([later, later, VERDICT])[0]
+
+
+def test_each_claim_has_a_sentence_and_shot_is_compared_with_the_learner_without_it():
+    shot = replace(VERDICT, claim="shot", title="SHOT lowers it further", learner="maml-shot", baseline="maml")
+    first, second = findings([VERDICT, shot])
+    assert "the claim is supported in 1; for instance" in first
+    assert "maml-shot at step 0 is 0.6 against 1 for maml (supported)" in second
+
+
+def test_where_nothing_could_be_compared_no_numbers_are_named():
+    empty = replace(VERDICT, effect=NAN, trained_value=NAN, baseline_value=NAN, outcome="inconclusive")
+    assert findings([empty]) == [
+        "Of 1 comparison on whether meta-training lowers the curvature, the claim is undecided in 1."
+    ]
+    assert findings([]) == []
