@@ -47,11 +47,10 @@ class MemoryBudget:
         """The bytes that products may take on the device."""
         return self.max_memory or memory_budget(device)
 
-    def in_pieces(self, total: int, function: Callable[[slice], T], *, at_once: int, each: int = 1) -> list[T]:
+    def in_pieces(self, total: int, function: Callable[[slice], T], *, at_once: int) -> list[T]:
         """The results of ``function`` on consecutive slices of ``total`` points.
 
-        at_once: how many units of work fit together, before any refusal. each: units of work of one point, such as its
-        vectors. Raises OutOfMemoryError where a single unit does not fit.
+        at_once: how many points fit together, before any refusal. Raises OutOfMemoryError where one point does not fit.
         """
         results: list[T] = []
         start = 0
@@ -59,7 +58,7 @@ class MemoryBudget:
             most = max(1, at_once >> self.refusals)
             remaining = total - start
             # Of nearly equal length, because a short last piece would cost nearly as much as a full one.
-            size = ceil(remaining / ceil(remaining / max(1, most // each)))
+            size = ceil(remaining / ceil(remaining / most))
             try:
                 results.append(function(slice(start, start + size)))
             except torch.OutOfMemoryError:

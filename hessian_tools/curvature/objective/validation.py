@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from hessian_tools.curvature.objective.groups import Ragged, same_shapes, stacked
-from hessian_tools.curvature.objective.indexing import at_point
+from hessian_tools.curvature.objective.indexing import at_points
 from hessian_tools.curvature.objective.objective import Group, Objective, Weights
 from hessian_tools.loss import Batch, Loss, LossFunction, cast_like
 from hessian_tools.torch_fixes.function_modes import TwiceDifferentiable
@@ -44,7 +44,7 @@ def objective_at(
         groups = (Group(everything, tuple(batches), _fractions(batches, weights, axis=0 if shared else 1)),)
     if isinstance(loss, Loss):
         first = groups[0].batches[0]
-        loss.refuse_hidden_state(rows[0], first if shared else at_point(first, 0))
+        loss.refuse_hidden_state(rows[0], first if shared else at_points(first, 0))
     return Objective(loss if isinstance(loss, Loss) else _twice_differentiable(loss), rows, groups, shared)
 
 

@@ -68,7 +68,7 @@ class Traced:
                 stacked = Stacked(self, kept, together, rows, probes)
                 if self.graph(thetas[:together, :, None], tuple(t[:together] for t in kept)) is not None:
                     return stacked
-        leaves = _tensors(batch)
+        leaves = tensors_of(batch)
         points = [self.point(t, *(leaf if shared else leaf[i] for leaf in leaves)) for i, t in enumerate(thetas)]
         return PointByPoint(self, tuple(points), self.probes_together(thetas.device, budget))
 
@@ -122,7 +122,7 @@ class Traced:
         self, thetas: Tensor, batch: Batch, shared: bool, together: int
     ) -> tuple[Shaped[Tensor, "point ..."], ...]:  # masks and the positions of pooled maxima are kept, too
         """What is kept of all points, each tensor stacked over them."""
-        leaves = _tensors(batch)
+        leaves = tensors_of(batch)
         first_half = vmap(self.point, in_dims=(0, *(None if shared else 0 for _ in leaves)))
         pieces = []
         for start in range(0, len(thetas), together):
@@ -146,11 +146,6 @@ class CompiledProducts:
 
     weights: tuple[float, ...]
     parts: "tuple[Stacked | PointByPoint, ...]"
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that are kept."""
-        return sum(part.nbytes for part in self.parts)
 
     def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
         """Each point's product with its columns."""
@@ -179,11 +174,6 @@ class PointByPoint:
     kept: tuple[tuple[Tensor, ...], ...]
     probes: int = 1
     workspace: Workspace = field(default_factory=dict)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that are kept."""
-        return _nbytes(self.kept)
 
     def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
         """Each point's product with its columns."""
@@ -214,11 +204,6 @@ class Stacked:
     rows: Int[Tensor, " point"]
     probes: int = 1
     workspace: Workspace = field(default_factory=dict)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that are kept."""
-        return _nbytes(self.tensors)
 
     def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
         """Each point's product with its columns; columns go together only where points are few."""
@@ -253,7 +238,8 @@ class Stacked:
         return Stacked(self.traced, tensors, min(self.together, len(filled)), rows, self.probes)
 
 
-def _tensors(batch: Batch) -> list[Tensor]:
+def tensors_of(batch: Batch) -> list[Tensor]:
+    """The tensors of a batch, in the order in which a trace takes them."""
     return [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
 
 
@@ -271,7 +257,3 @@ def _round_size(count: int) -> int:
     """The next of 1 to 8, 10, 12, 14, 16, 20, ...: few sizes, at most a quarter more."""
     step = 2 ** max(0, ceil(log2(count)) - 3)
     return ceil(count / step) * step
-
-
-def _nbytes(tree: object) -> int:
-    return sum(t.numel() * t.element_size() for t in pytree.tree_leaves(tree))

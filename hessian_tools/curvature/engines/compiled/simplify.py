@@ -4,45 +4,35 @@ Derivatives of derivatives come with zeros that are added and multiplied, with s
 views that undo each other. Nothing here changes a result by more than rounding.
 """
 
-import operator
 from collections.abc import Hashable
+from operator import attrgetter, getitem
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 ATEN = torch.ops.aten
-_SAME = (ATEN.alias.default, ATEN.detach.default, ATEN.lift_fresh.default, ATEN.lift_fresh_copy.default)
-_RESHAPES = (ATEN.view.default, ATEN._unsafe_view.default, ATEN.reshape.default)
-_ZEROS = (
-    ATEN.zeros.default,
-    ATEN.zeros_like.default,
-    ATEN.new_zeros.default,
-    ATEN._efficientzerotensor.default,
-    ATEN._new_zeros_with_same_feature_meta.default,
-)
+
+
+def operations(names: str) -> tuple[Any, ...]:
+    """The operations of ATen with these names; a name without an overload means the overload ``default``.
+
+    >>> operations("view mul.Tensor") == (ATEN.view.default, ATEN.mul.Tensor)
+    True
+    """
+    return tuple(attrgetter(name if "." in name else f"{name}.default")(ATEN) for name in names.split())
+
+
+_SAME = operations("alias detach lift_fresh lift_fresh_copy")
+_RESHAPES = operations("view _unsafe_view reshape")
+_ZEROS = operations("zeros zeros_like new_zeros _efficientzerotensor _new_zeros_with_same_feature_meta")
 # Operations whose result is zero where their first argument is.
-_ZERO_OF_FIRST = (
-    *_RESHAPES,
-    ATEN.expand.default,
-    ATEN.permute.default,
-    ATEN.t.default,
-    ATEN.transpose.int,
-    ATEN.unsqueeze.default,
-    ATEN.squeeze.dim,
-    ATEN.sum.dim_IntList,
-    ATEN.mean.dim,
-    ATEN.neg.default,
-    ATEN._to_copy.default,
-    ATEN.split_with_sizes.default,
-    ATEN.div.Tensor,
-    ATEN.div.Scalar,
-    ATEN.threshold_backward.default,
-    ATEN.max_pool2d_with_indices_backward.default,
-    operator.getitem,
+_ZERO_OF_FIRST = _RESHAPES + operations(
+    "expand permute t transpose.int unsqueeze squeeze.dim sum.dim_IntList mean.dim neg _to_copy split_with_sizes "
+    "div.Tensor div.Scalar threshold_backward max_pool2d_with_indices_backward"
 )
 # Operations whose result is zero where either of their first two arguments is.
-_ZERO_OF_EITHER = (ATEN.mul.Tensor, ATEN.mul.Scalar, ATEN.mm.default, ATEN.bmm.default)
+_ZERO_OF_EITHER = operations("mul.Tensor mul.Scalar mm bmm")
 
 
 def simplify(graph: fx.Graph) -> None:
@@ -137,7 +127,7 @@ def _is_zero(node: fx.Node, zeros: set[fx.Node]) -> bool:
     if node.target in _ZEROS:
         return True
     args: tuple[Any, ...] = node.args
-    if node.target in _ZERO_OF_FIRST:
+    if node.target in _ZERO_OF_FIRST or node.target is getitem:
         return args[0] in zeros
     if node.target in _ZERO_OF_EITHER:
         return bool(zeros.intersection(a for a in args[:2] if isinstance(a, fx.Node)))
