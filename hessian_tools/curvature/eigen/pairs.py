@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -253,11 +253,6 @@ def _selected(checked: CheckedPairs, selection: Selection, dtype: torch.dtype) -
 
 def _joined(parts: Sequence[EigenPairs], *, single: bool) -> EigenPairs:
     """The pairs of all points from those of some at a time; without the point axis at a single point."""
-
-    def column(name: str) -> Any:
-        pieces = [getattr(part, name) for part in parts]
-        if pieces[0] is None:
-            return None
-        return pieces[0][0] if single else torch.cat(pieces)
-
-    return EigenPairs(**{field.name: column(field.name) for field in fields(EigenPairs)})
+    columns = ([getattr(part, field.name) for part in parts] for field in fields(EigenPairs))
+    joined = [None if pieces[0] is None else torch.cat(pieces) for pieces in columns]
+    return EigenPairs(*(column[0] if single and column is not None else column for column in joined))
