@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -10,19 +10,11 @@ from torch import Tensor
 
 from hessian_tools.curvature.eigen.batched_lanczos import Limits
 from hessian_tools.curvature.eigen.deflation import with_missed_copies
-from hessian_tools.curvature.eigen.exact import (
-    DENSE_PARAMS,
-    RANK_DIVISOR,
-    exact_pairs,
-    max_products,
-    parts_in_memory,
-    vector_bytes,
-)
+from hessian_tools.curvature.eigen.exact import exact_pairs, is_small, max_products, parts_in_memory, vectors_in_memory
 from hessian_tools.curvature.eigen.lanczos import lanczos
 from hessian_tools.curvature.eigen.rayleigh_ritz import CheckedPairs, check_pairs
 from hessian_tools.curvature.eigen.ritz import RitzPairs
 from hessian_tools.curvature.eigen.selection import Selection, Which
-from hessian_tools.curvature.engines.memory import memory_budget
 from hessian_tools.curvature.html import eigenvalues_html
 from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.progress import Progress, ProgressCounter
@@ -209,12 +201,11 @@ def _plan(
         raise ValueError(f"max_matvecs={budget} cannot find and check {pairs} eigenpairs; give {2 * pairs} or more")
     if max_basis is not None and max_basis < min(n, 2 * pairs + 2):
         raise ValueError(f"max_basis={max_basis} cannot restart {pairs} eigenpairs; give {2 * pairs + 2} or more")
-    small = n <= max(DENSE_PARAMS, RANK_DIVISOR * pairs)
     affordable = max_matvecs is None or max_matvecs >= max_products(n) + pairs
-    exact = method == "exact" or (method == "auto" and small and affordable)
+    exact = method == "exact" or (method == "auto" and is_small(n, pairs) and affordable)
     if max_basis is None:
         # A vector for every product if that fits in memory for 16 points; else 4 pairs + 40 if those fit for one.
-        fit = memory_budget(H.device) // vector_bytes(H)
+        fit = vectors_in_memory(H)
         max_basis = max(2 * pairs + 8, 20, min(fit, max(4 * pairs + 40, fit // 16)))
         max_basis = min(max_basis, budget + 1, n)
     return _Plan(exact, copies, Limits(seed, budget - pairs, max_basis))
@@ -254,5 +245,5 @@ def _selected(checked: CheckedPairs, selection: Selection, dtype: torch.dtype) -
 def _joined(parts: Sequence[EigenPairs], *, single: bool) -> EigenPairs:
     """The pairs of all points from those of some at a time; without the point axis at a single point."""
     columns = ([getattr(part, field.name) for part in parts] for field in fields(EigenPairs))
-    joined = [None if pieces[0] is None else torch.cat(pieces) for pieces in columns]
+    joined: list[Any] = [None if pieces[0] is None else torch.cat(pieces) for pieces in columns]
     return EigenPairs(*(column[0] if single and column is not None else column for column in joined))

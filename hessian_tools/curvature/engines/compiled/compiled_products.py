@@ -55,22 +55,19 @@ class Traced:
     ) -> "Stacked | PointByPoint":
         """Does the first half at every point. budget: bytes for what is kept and for the work; None for any number."""
         together = min(len(thetas), self._fitting(POINTS_TOGETHER, thetas.device, budget))
+        probes = self.probes_together(thetas.device, budget)
         if together > 1:
             try:
                 kept = self._first_halves(thetas, batch, shared, together)
+                if self.graph(thetas[:together, :, None], tuple(t[:together] for t in kept)) is not None:
+                    return Stacked(self, kept, together, torch.arange(len(thetas), device=thetas.device), probes)
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError:  # vmap refuses an operation; one by one it can be done
-                together = 1
-            else:
-                rows = torch.arange(len(thetas), device=thetas.device)
-                probes = self.probes_together(thetas.device, budget)
-                stacked = Stacked(self, kept, together, rows, probes)
-                if self.graph(thetas[:together, :, None], tuple(t[:together] for t in kept)) is not None:
-                    return stacked
+                pass
         leaves = tensors_of(batch)
         points = [self.point(t, *(leaf if shared else leaf[i] for leaf in leaves)) for i, t in enumerate(thetas)]
-        return PointByPoint(self, tuple(points), self.probes_together(thetas.device, budget))
+        return PointByPoint(self, tuple(points), probes)
 
     def probes_together(self, device: torch.device, budget: int | None) -> int:
         """How many columns go together, counted over all points that do."""

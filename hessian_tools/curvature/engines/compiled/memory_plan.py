@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._prims_common import is_non_overlapping_and_dense
 
 from hessian_tools.curvature.engines.compiled.simplify import ATEN, operations, tensor_of
 
@@ -133,16 +132,24 @@ def _may_be_view(node: fx.Node) -> bool:
 
 def _alike(one: fx.Node, other: fx.Node) -> bool:
     a, b = tensor_of(one), tensor_of(other)
-    if a is None or b is None or not is_non_overlapping_and_dense(b):
+    if a is None or b is None or not _dense(b):
         return False
     return (a.shape, a.stride(), a.dtype, a.device) == (b.shape, b.stride(), b.dtype, b.device)
 
 
+def _dense(tensor: Tensor) -> bool:
+    """Whether the elements of a tensor fill a piece of memory without gaps or repetitions."""
+    expected = 1
+    for stride, size in sorted((st, n) for n, st in zip(tensor.shape, tensor.stride(), strict=True) if n > 1):
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
 def _form(node: fx.Node) -> Buffer | None:
     tensor = tensor_of(node)
-    if tensor is None or tensor.device.type != "cpu" or tensor.numel() < _MIN_BUFFER_NUMEL:
-        return None
-    if not is_non_overlapping_and_dense(tensor):
+    if tensor is None or tensor.device.type != "cpu" or tensor.numel() < _MIN_BUFFER_NUMEL or not _dense(tensor):
         return None
     return Buffer(tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device)
 
