@@ -50,14 +50,8 @@ def simplify(graph: fx.Graph) -> None:
             node.replace_all_uses_with(replacement)
         elif _is_zero(node, zeros):
             zeros.add(node)
-    remove_dead(graph)
-
-
-def remove_dead(graph: fx.Graph) -> None:
-    """Removes every node that nothing uses, as no operation of a functionalised graph has side effects."""
-    for node in reversed(list(graph.nodes)):
-        if node.op in ("call_function", "get_attr") and not node.users:
-            graph.erase_node(node)
+    # No operation of a functionalised graph has side effects.
+    graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
 
 
 def tensor_of(node: Any) -> Tensor | None:
