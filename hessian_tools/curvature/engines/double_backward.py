@@ -106,5 +106,5 @@ def _refuse_ends(value: Tensor, gradient: Tensor) -> None:
 
 
 def _ordinary(tensor: Tensor) -> Tensor:
-    """No graph can be recorded on a tensor made in inference mode; on its copy it can."""
+    """The tensor; or a copy of one made in inference mode, on which no graph can be recorded."""
     return tensor.clone() if tensor.is_inference() else tensor

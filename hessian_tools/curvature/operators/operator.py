@@ -14,7 +14,7 @@ from torch import Tensor
 from hessian_tools.layout import ParamLayout
 from hessian_tools.torch_fixes.precision import full_precision
 
-# How many products are asked for at once when the matrix itself is wanted: unit vectors times points.
+# The number of products that are computed at once for the whole matrix: unit vectors times points.
 UNITS_AT_ONCE = 256
 
 
@@ -63,11 +63,11 @@ class Operator(ABC):
 
     @property
     def at_once(self) -> int:
-        """At how many points results should be asked for together: all of them, where nothing is known of memory."""
+        """The number of points for which results should be requested together; all, unless a subclass knows better."""
         return self.num_points or 1
 
     def announce(self, num_products: int) -> None:  # noqa: B027 - nothing to choose where there are no engines
-        """Says that so many products of each point will follow, so that the quickest engine for all of them is taken.
+        """Announces that so many products of each point will follow, so that the quickest engine for all is taken.
 
         The library's own functions announce their products. Call it before a loop of your own over ``H.mv``; results
         do not depend on it beyond rounding.
@@ -91,7 +91,7 @@ class Operator(ABC):
     def __matmul__(self, V: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """``torch.matmul(self.to_dense(), V)`` for V [param] or [..., param, probe]; raises ValueError otherwise."""
         self._check(V)
-        if V.ndim <= 2:  # by the general way below, a tiny network would spend half a product on shapes alone
+        if V.ndim <= 2:  # for a tiny network, the shapes of the general case below would take half as long as a product
             block = V[:, None] if V.ndim == 1 else V
             product = self.products(block.expand(self.num_points or 1, *block.shape).contiguous())
             return product.reshape(*self.shape[:-2], *V.shape)
@@ -111,7 +111,7 @@ class Operator(ABC):
         self._check(v[..., None])
         if v.ndim > 1 and v.shape[:-1] != self.shape[:-2]:
             return (self @ v[..., None])[..., 0]
-        # Not by way of ``@``, with whose general shapes a tiny network would spend half a product.
+        # Not computed by ``@``, whose general shapes would take half as long as a product of a tiny network.
         product = self.products(v.expand(self.num_points or 1, -1)[..., None].contiguous())[..., 0]
         return product[0] if self.num_points is None else product
 

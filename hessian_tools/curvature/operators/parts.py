@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hessian_tools.curvature.operators.operator import Operator
 
-# How many products are asked for at once: columns times points.
+# The number of products that are computed at once: columns times points.
 AT_ONCE = 16
 
 

@@ -61,7 +61,7 @@ def tensor_of(node: Any) -> Tensor | None:
 
 
 def _plain(node: fx.Node) -> None:
-    """Exchanges operations that vmap cannot batch: it moves axes, after which a view may not exist, and has no copy."""
+    """Replaces what vmap cannot batch: views, which may be impossible once it has moved axes, and ``copy``."""
     if node.target in _RESHAPES:
         node.target = ATEN.reshape.default
         source = _first_two(node)[0]

@@ -85,7 +85,7 @@ def _trace(product: Product, theta: Tensor, batch: Batch) -> Traced:
 
 
 def _agrees(traced: Traced, product: Product, theta: Tensor, batch: Batch) -> bool:
-    """Whether trace and product give the same at a point; where neither is finite nothing can be told."""
+    """Whether trace and product give the same at a point; where neither is finite, nothing contradicts it."""
     v = _direction(theta, "vector")
     by_trace = traced.at(theta[None], batch, shared=True).products(v[None, :, None])[0, :, 0]
     expected = product(theta, batch, v)
