@@ -121,8 +121,7 @@ class hessian:
         first, limit = max(2, min(PROBES_PER_ROUND, maxIter)), max(2, maxIter)
         rtol = max(tol, 0.0)  # scripts ask for all maxIter probes by tol=-inf
         estimate = trace(self.operator, num_probes=first, rtol=rtol, max_probes=limit, seed=self.seed, method="probes")
-        samples: list[float] = estimate.samples[:maxIter].tolist()
-        return samples
+        return estimate.samples[:maxIter].tolist()
 
     def density(self, iter: int = 100, n_v: int = 1) -> tuple[list[list[float]], list[list[float]]]:
         """Nodes and weights of n_v runs of stochastic Lanczos quadrature with iter products each: [n_v][iter].

@@ -34,7 +34,7 @@ from hessian_tools.curvature.estimates.density import Density, spectral_density
 from hessian_tools.curvature.estimates.gauss_rules import quadrature
 from hessian_tools.curvature.estimates.moments import Diagonal, Moments, diagonal, frobenius_squared, moments
 from hessian_tools.curvature.estimates.trace import Estimate, estimate_of, rademacher, trace
-from hessian_tools.curvature.objective.groups import Ragged, ragged
+from hessian_tools.curvature.objective.validation import Ragged, ragged
 from hessian_tools.curvature.operators.gauss_newton import GaussNewton, gauss_newton
 from hessian_tools.curvature.operators.hessian import Hessian, gradient, hessian
 from hessian_tools.curvature.operators.operator import Operator

@@ -70,8 +70,7 @@ def estimate_html(value: Float[Tensor, "*point"], stderr: Float[Tensor, "*point"
 
 def _rows(values: Tensor) -> list[list[float]]:
     """The numbers of each point."""
-    rows: list[list[float]] = values.detach().cpu().reshape(-1, values.shape[-1]).tolist()
-    return rows
+    return values.detach().cpu().reshape(-1, values.shape[-1]).tolist()
 
 
 def _place(value: float, low: float, high: float) -> float:

@@ -16,6 +16,7 @@ gw, gb the gradients of the loss in y, x, w, b:
 These hold for eps > 0 as well, because h is nowhere assumed to have unit variance.
 """
 
+from inspect import signature
 from typing import Any
 
 import torch
@@ -30,26 +31,14 @@ class ShortBatchNorm(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.batch_norm:
-            return _batch_norm(func, *args, **(kwargs or {}))
+            call = signature(func).bind(*args, **(kwargs or {}))
+            call.apply_defaults()
+            x, running_mean, running_var, weight, bias, training, _, eps = call.args
+            if training and running_mean is None and running_var is None:
+                weight = x.new_ones(x.shape[1]) if weight is None else weight
+                bias = x.new_zeros(x.shape[1]) if bias is None else bias
+                return _Forward.apply(x, weight, bias, eps)
         return func(*args, **(kwargs or {}))
-
-
-def _batch_norm(
-    func: Any,
-    x: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor:
-    if not training or running_mean is not None or running_var is not None:
-        return func(x, running_mean, running_var, weight, bias, training, momentum, eps)
-    weight = x.new_ones(x.shape[1]) if weight is None else weight
-    bias = x.new_zeros(x.shape[1]) if bias is None else bias
-    return _Forward.apply(x, weight, bias, eps)
 
 
 class _Forward(Function):

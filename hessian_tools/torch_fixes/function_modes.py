@@ -84,50 +84,32 @@ def _in_reverse_only(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 # The third derivatives of these are wrong by 1 to 70 %, and there is no short replacement.
-_WRONG_THIRD = {
-    torch.linalg.eig: "torch.linalg.eig",
-    torch.linalg.eigvals: "torch.linalg.eigvals",
-    torch.linalg.householder_product: "torch.linalg.householder_product",
-    torch.linalg.tensorsolve: "torch.linalg.tensorsolve",
-    torch.linalg.lu_solve: "torch.linalg.lu_solve",
-    torch.lu_solve: "torch.lu_solve",
+_WRONG_THIRD: dict[Any, str] = {torch.lu_solve: "torch.lu_solve"} | {
+    getattr(torch.linalg, name): f"torch.linalg.{name}"
+    for name in ("eig", "eigvals", "householder_product", "tensorsolve", "lu_solve")
 }
 # The second derivatives of these are wrong by factors under two nested vmap, but right in reverse mode.
 _WRONG_FORWARD = [function for function in _WRONG_THIRD if function is not torch.linalg.householder_product]
 
+# What each of these holds under these names is replaced by the function of the same name in ``operations``. A mode
+# receives methods of tensors as other objects than the functions of the same name.
+_REPLACED: dict[Any, str] = {
+    torch: "prelu conv_tbc cdist pdist ldexp cholesky_inverse det slogdet logdet",
+    torch.Tensor: "prelu ldexp cholesky_inverse det slogdet logdet",
+    torch.linalg: "solve det slogdet",
+    F: "hardsigmoid rrelu glu embedding_bag mse_loss huber_loss soft_margin_loss",
+}
 _SECOND_ORDER: dict[Any, Callable[..., Any]] = {
-    F.scaled_dot_product_attention: _by_matrix_products(F.scaled_dot_product_attention),
-    F.multi_head_attention_forward: _by_matrix_products(F.multi_head_attention_forward),
-    torch._weight_norm: operations.weight_norm,
-    torch.prelu: operations.prelu,
-    F.hardsigmoid: operations.hardsigmoid,
-    F.rrelu: operations.rrelu,
-    F.glu: operations.glu,
-    torch.conv_tbc: operations.conv_tbc,
-    F.embedding_bag: operations.embedding_bag,
-    torch.cdist: operations.cdist,
-    torch.pdist: operations.pdist,
-    torch.ldexp: operations.ldexp,
-    torch.cholesky_inverse: operations.cholesky_inverse,
-    torch.linalg.solve: operations.solve,
-    torch.linalg.det: operations.det,
-    torch.det: operations.det,
-    torch.linalg.slogdet: operations.slogdet,
-    torch.slogdet: operations.slogdet,
-    torch.logdet: operations.logdet,
-    F.mse_loss: operations.mse_loss,
-    F.huber_loss: operations.huber_loss,
-    F.soft_margin_loss: operations.soft_margin_loss,
-    **{function: _in_reverse_only(function) for function in _WRONG_FORWARD},
+    getattr(owner, name): getattr(operations, name) for owner, names in _REPLACED.items() for name in names.split()
 }
-# A mode receives methods of tensors as other objects than the functions of the same name.
+_SECOND_ORDER |= {torch._weight_norm: operations.weight_norm}
 _SECOND_ORDER |= {
-    getattr(torch.Tensor, name): getattr(operations, name)
-    for name in ("prelu", "ldexp", "cholesky_inverse", "det", "slogdet", "logdet")
+    attention: _by_matrix_products(attention)
+    for attention in (F.scaled_dot_product_attention, F.multi_head_attention_forward)
 }
+_SECOND_ORDER |= {function: _in_reverse_only(function) for function in _WRONG_FORWARD}
 
-_THIRD_ORDER: dict[Any, Callable[..., Any]] = {
-    **_SECOND_ORDER,
+_THIRD_ORDER: dict[Any, Callable[..., Any]] = _SECOND_ORDER | {
     F.batch_norm: normalisation.batch_norm,
     F.instance_norm: normalisation.instance_norm,
     F.layer_norm: normalisation.layer_norm,

@@ -217,20 +217,20 @@ def _check_linearity(H: Operator, U: Tensor, V: Tensor) -> Finding:
 
 def _checks_of_the_loss(H: Operator, V: Tensor) -> Iterator[Finding]:
     """The three checks that evaluate the loss anew: precision, differences and batching."""
-    if not differentiable(H):
-        yield from (_not_judged(name, NO_LOSS) for name in ("precision", "differences", "batching"))
-        return
-    double, V_double = rebuilt(H, _in_float64), V.double()
-    try:
-        products = double @ V_double
-    except RuntimeError as error:
-        reason = f"not judged, because the loss raises an error in float64: {_first_line(error)}"
-        yield from (_not_judged(name, reason) for name in ("precision", "differences", "batching"))
-        return
-    scale = magnitude(double, V_double)
-    yield _check_precision(H, V, products, scale)
-    yield _check_differences(double, V_double, products, scale)
-    yield _check_batching(double, V_double, products, scale)
+    reason = NO_LOSS
+    if differentiable(H):
+        double, V_double = rebuilt(H, _in_float64), V.double()
+        try:
+            products = double @ V_double
+        except RuntimeError as error:
+            reason = f"not judged, because the loss raises an error in float64: {_first_line(error)}"
+        else:
+            scale = magnitude(double, V_double)
+            yield _check_precision(H, V, products, scale)
+            yield _check_differences(double, V_double, products, scale)
+            yield _check_batching(double, V_double, products, scale)
+            return
+    yield from (_not_judged(name, reason) for name in ("precision", "differences", "batching"))
 
 
 def _in_float64(matrix: LossOperator) -> LossOperator:

@@ -146,13 +146,8 @@ class AdaptationGram(Derived):
 
     @property
     def source(self) -> Operator:
-        """The Hessian of the first step, which has the dtype and the device of all of them."""
+        """The Hessian of the first step, which has the size, the dtype and the device of all of them."""
         return self.jacobian.factors[0]
-
-    @property
-    def num_params(self) -> int:
-        """The number of rows of the Jacobian."""
-        return self.jacobian.num_params
 
     @property
     def num_points(self) -> int | None:

@@ -119,28 +119,16 @@ def _expansions(objective: Objective, engine: Engine, d: Float[Tensor, "point pa
             with PrimitiveNormalisation():
                 return objective.loss(t, batch)
 
-        def once(t: Tensor) -> Any:
-            return jvp(grad(loss), (t,), (d,))
+        def along_d(function: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+            """The pair of the function and its derivative along d."""
+            return lambda t: jvp(function, (t,), (d,))
 
-        at_theta, along_d = jvp(once, (theta,), (d,))[:2]
-        (g, hd), (_, tdd) = at_theta, along_d
-        value, third_by_forward = _forward_only(loss, theta, d)
-        return value, third_by_forward, torch.stack([g, hd, tdd]) @ d, tdd  # tdd is T(d, d, .)
+        (g, hd), (_, tdd) = along_d(along_d(grad(loss)))(theta)  # tdd is T(d, d, .)
+        # By forward mode alone, three times over, so that no rule of reverse mode is used.
+        ((value, _), _), (_, (_, third_by_forward)) = along_d(along_d(along_d(loss)))(theta)
+        return value, third_by_forward, torch.stack([g, hd, tdd]) @ d, tdd
 
     results = zip(objective.weights, evaluate(objective, one_point, d, batching=engine.batching), strict=True)
     terms = [[weight * part for part in parts] for weight, parts in results]
     value, third_by_forward, dots, tdd = (torch.stack(parts).sum(0).detach() for parts in zip(*terms, strict=True))
     return value, dots[:, 0], dots[:, 1], dots[:, 2], third_by_forward, tdd.norm(dim=-1)
-
-
-def _forward_only(loss: Callable[[Tensor], Tensor], theta: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
-    """L and its third derivative by forward mode alone, three times over, so that no rule of reverse mode is used."""
-
-    def once(t: Tensor) -> Any:
-        return jvp(loss, (t,), (d,))
-
-    def twice(t: Tensor) -> Any:
-        return jvp(once, (t,), (d,))
-
-    at_theta, along_d = jvp(twice, (theta,), (d,))[:2]
-    return at_theta[0][0], along_d[1][1]

@@ -40,8 +40,8 @@ class RitzState:
 
     points: their indices among all points of the run. norm: |H|, the largest Ritz value in magnitude. s: the
     coefficients of the Ritz vectors in the basis. breakdown: points whose Krylov space was exhausted at the last step
-    (beta = 0).
-    had_breakdown: points where that has happened at any step. exhausted: points whose basis spans the whole space.
+    (beta = 0). had_breakdown: points where that has happened at any step. exhausted: points whose basis spans the whole
+    space.
     degree: the degree up to which the basis contains all polynomials of H times the start vector: the number of
     products, but at most those before the first restart.
     """
@@ -78,7 +78,7 @@ class BatchedLanczos:
 
     A point that has finished keeps its place in the basis until half of the points have finished; then the unfinished
     ones are moved together. The operator is restricted to the unfinished points immediately, so that no product is
-    wasted.
+    wasted. done: called with the number of points that have finished, whenever some have.
     """
 
     def __init__(
@@ -88,8 +88,10 @@ class BatchedLanczos:
         rule: StoppingRule,
         selections: tuple[Selection, ...],
         max_steps: Int[np.ndarray, " point"],
+        done: Callable[[int], None] = lambda count: None,
     ) -> None:
         self.H, self.basis, self.rule, self.selections, self.max_steps = H, basis, rule, selections, max_steps
+        self.done = done
         num_points = len(max_steps)
         self.points = np.arange(num_points)
         self.running = np.ones(num_points, dtype=bool)
@@ -101,14 +103,10 @@ class BatchedLanczos:
         self.steps = 0
         self.finished: list[tuple[Tensor, RitzPairs]] = []
 
-    def run(self, done: Callable[[int], None]) -> RitzPairs:
-        """The result of every point; done: called with the number of points that have finished, whenever some have."""
-        reported = 0
+    def run(self) -> RitzPairs:
+        """The result of every point."""
         while self.running.any():
             self._step()
-            for positions, _ in self.finished[reported:]:
-                done(len(positions))
-            reported = len(self.finished)
         return in_order(self.finished)
 
     def _step(self) -> None:
@@ -194,6 +192,7 @@ class BatchedLanczos:
         stay = torch.from_numpy(np.flatnonzero(self.running[before]))
         if 0 < len(stay) < len(before):
             self.H = self.H.select(stay)
+        self.done(len(rows))
 
     def _drop_finished(self) -> None:
         """Move the unfinished points to the front of all arrays and drop the others."""

@@ -79,7 +79,7 @@ def _search(H: Operator, selections: tuple[Selection, ...], known: RitzPairs, li
     basis.scale[:] = known.norm
     rule = _NothingMissed(H, selections, known)
     budget = (limits.max_steps - known.num_matvecs).numpy()
-    return BatchedLanczos(H, basis, rule, selections, budget).run(lambda count: None)
+    return BatchedLanczos(H, basis, rule, selections, budget).run()
 
 
 class _NothingMissed(StoppingRule):

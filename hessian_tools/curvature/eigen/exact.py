@@ -93,6 +93,11 @@ def exact_pairs(H: Operator, selections: tuple[Selection, ...], *, seed: int, do
     return in_order(batches)
 
 
+def is_small(num_params: int, num_pairs: int) -> bool:
+    """Whether a matrix is so small that its whole spectrum costs less than so many pairs by Lanczos."""
+    return num_params <= max(DENSE_PARAMS, RANK_DIVISOR * num_pairs)
+
+
 def max_products(num_params: int) -> int:
     """The most products that ``exact_pairs`` takes at a point: a range finder that fails, and then the whole matrix."""
     if num_params <= DENSE_PARAMS:
@@ -102,7 +107,7 @@ def max_products(num_params: int) -> int:
 
 def parts_in_memory(H: Operator, rows: int) -> Iterator[Operator]:
     """H at as many points at a time as fit into the memory budget with so many vectors of length param each."""
-    at_once = max(1, memory_budget(H.device) // (rows * vector_bytes(H)))
+    at_once = max(1, vectors_in_memory(H) // rows)
     # The parts are made one after the other, because a list of them would hold the memory kept by the products of each.
     for part in H.parts():
         if part.num_points is None or part.num_points <= at_once:
@@ -111,9 +116,9 @@ def parts_in_memory(H: Operator, rows: int) -> Iterator[Operator]:
             yield from (part.select(points) for points in torch.arange(part.num_points, device="cpu").split(at_once))
 
 
-def vector_bytes(H: Operator) -> int:
-    """Bytes of one vector of length param."""
-    return H.num_params * torch.finfo(H.dtype).bits // 8
+def vectors_in_memory(H: Operator) -> int:
+    """How many vectors of length param fit into the memory budget."""
+    return memory_budget(H.device) // (H.num_params * H.dtype.itemsize)
 
 
 def _dense(H: Operator, *, vectors: bool, done: Callable[[int], None]) -> Iterator[SolvedPoints]:

@@ -24,7 +24,7 @@ from hessian_tools.curvature.objective.indexing import slices
 from hessian_tools.curvature.objective.objective import Objective
 from hessian_tools.curvature.operators.gauss_newton import GaussNewton, factors_at
 from hessian_tools.curvature.operators.operator import Operator
-from hessian_tools.loss import Batch, Loss
+from hessian_tools.loss import Batch
 
 # The number of matrices of the size of J that exist at once: J, FJ, and those of the singular value decomposition.
 COPIES_OF_J = 6
@@ -62,7 +62,7 @@ def gram_points(G: GaussNewton, *, vectors: bool, done: Callable[[int], None] = 
 def num_outputs(objective: Objective) -> list[int]:
     """How many numbers the network puts out at one point for each batch: examples times outputs."""
     with torch.no_grad():  # not under vmap, which has no rule for the forward pass of recurrent networks
-        outputs = [_network(objective).outputs(objective.thetas[0], batch[0]) for batch in objective.batches_at(0)]
+        outputs = [objective.network.outputs(objective.thetas[0], batch[0]) for batch in objective.batches_at(0)]
     return [sum(leaf.numel() for leaf in pytree.tree_leaves(o) if isinstance(leaf, Tensor)) for o in outputs]
 
 
@@ -74,7 +74,7 @@ def _gram_spectrum(
     The M' of all batches are put side by side. With vectors this matrix is decomposed into singular values and vectors,
     without them the eigenvalues of its Gram matrix suffice.
     """
-    loss = _network(objective)
+    loss = objective.network
 
     def derivatives(theta: Float[Tensor, " param"], batch: Batch) -> tuple[Tensor, Tensor]:
         """J' and B at one point, as many of their columns at once as the memory budget allows."""
@@ -116,8 +116,3 @@ def _root(
     rotated = set_nan(Jt, bad) @ U
     clipped = (b.clamp(max=0).abs() * (rotated**2).sum(-2)).sum(-1)
     return rotated * b.clamp(min=0).sqrt()[:, None, :], clipped
-
-
-def _network(objective: Objective) -> Loss:
-    assert isinstance(objective.loss, Loss)
-    return objective.loss

@@ -54,7 +54,7 @@ def lanczos(
     )
     max_steps = min(limits.max_steps, num_params) if limits.max_basis >= num_params else limits.max_steps
     rule = _ConvergedPairs(selections, num_points, H.dtype)
-    return BatchedLanczos(H, basis, rule, selections, np.full(num_points, max_steps)).run(done)
+    return BatchedLanczos(H, basis, rule, selections, np.full(num_points, max_steps), done).run()
 
 
 class _ConvergedPairs(StoppingRule):

@@ -5,25 +5,14 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
 
 from hessian_tools.curvature.eigen.batched_lanczos import Limits
 from hessian_tools.curvature.eigen.deflation import with_missed_copies
-from hessian_tools.curvature.eigen.exact import (
-    DENSE_PARAMS,
-    RANK_DIVISOR,
-    exact_pairs,
-    max_products,
-    parts_in_memory,
-    vector_bytes,
-)
+from hessian_tools.curvature.eigen.exact import exact_pairs, is_small, max_products, parts_in_memory, vectors_in_memory
 from hessian_tools.curvature.eigen.lanczos import lanczos
-from hessian_tools.curvature.eigen.rayleigh_ritz import CheckedPairs, check_pairs
+from hessian_tools.curvature.eigen.rayleigh_ritz import EigenPairs, checked_pairs
 from hessian_tools.curvature.eigen.ritz import RitzPairs
 from hessian_tools.curvature.eigen.selection import Selection, Which
-from hessian_tools.curvature.engines.memory import memory_budget
-from hessian_tools.curvature.html import eigenvalues_html
 from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.progress import Progress, ProgressCounter
 from hessian_tools.torch_fixes.precision import full_precision
@@ -35,40 +24,6 @@ Method = Literal["auto", "lanczos", "exact"]
 SEARCHED_PARAMS = 1024
 # The number of products that Lanczos is expected to take for each pair, announced so that an engine can be chosen.
 PRODUCTS_PER_PAIR = 6
-
-
-@dataclass(frozen=True)
-class EigenPairs:
-    """Some eigenvalues at each point, in the order of ``which``, with their quality.
-
-    values: Rayleigh quotients v'Hv of the unit vectors v (loss / parameter^2). vectors: those v as columns, if asked
-    for; their signs mean nothing.
-    residuals: |H v - value v|, from true products. At least one exact eigenvalue of H lies within this distance of the
-    value, plus the rounding of the products, which is some eps times the size of the terms of H (for H - G: of H and of
-    G).
-    converged: residual <= max(rtol * |value|, 64 eps |H|), where |H| is the largest magnitude of a Ritz value. Where it
-    is False, the pair is still as good as its residual says; raise max_matvecs, or rtol.
-    num_matvecs: products used at each point, those of the check included.
-    Values are NaN, and ``converged`` and ``complete`` False, at a point whose Hessian is not finite.
-
-    Residuals do not say that no eigenvalue was missed; ``complete`` does. It says that these are the wanted eigenvalues
-    of the whole spectrum, each with its multiplicity, except that the last of them may stand for another one that is
-    equal to it within the tolerance. It is True where the whole spectrum was computed, or where a search orthogonal to
-    the pairs found nothing more (which is wrong with a probability of about 1e-3). It is False where no search was made
-    (copies=False) or the products ran out: one start vector cannot find the second copy of a multiple eigenvalue, and
-    may not yet have found an eigenvalue whose magnitude is close to that of the last wanted one (this happened at none
-    of 196 points of Conv4 and MLP tasks, and at no more than 3 of 64 points with spectra constructed to provoke it).
-    """
-
-    values: Float[Tensor, "*point k"]
-    residuals: Float[Tensor, "*point k"]
-    converged: Bool[Tensor, "*point k"]
-    vectors: Float[Tensor, "*point param k"] | None
-    num_matvecs: Int[Tensor, "*point"]
-    complete: Bool[Tensor, "*point"]
-
-    def _repr_html_(self) -> str:
-        return eigenvalues_html(self.values, self.residuals, self.converged)
 
 
 @dataclass(frozen=True)
@@ -209,12 +164,11 @@ def _plan(
         raise ValueError(f"max_matvecs={budget} cannot find and check {pairs} eigenpairs; give {2 * pairs} or more")
     if max_basis is not None and max_basis < min(n, 2 * pairs + 2):
         raise ValueError(f"max_basis={max_basis} cannot restart {pairs} eigenpairs; give {2 * pairs + 2} or more")
-    small = n <= max(DENSE_PARAMS, RANK_DIVISOR * pairs)
     affordable = max_matvecs is None or max_matvecs >= max_products(n) + pairs
-    exact = method == "exact" or (method == "auto" and small and affordable)
+    exact = method == "exact" or (method == "auto" and is_small(n, pairs) and affordable)
     if max_basis is None:
         # A vector for every product if that fits in memory for 16 points; else 4 pairs + 40 if those fit for one.
-        fit = memory_budget(H.device) // vector_bytes(H)
+        fit = vectors_in_memory(H)
         max_basis = max(2 * pairs + 8, 20, min(fit, max(4 * pairs + 40, fit // 16)))
         max_basis = min(max_basis, budget + 1, n)
     return _Plan(exact, copies, Limits(seed, budget - pairs, max_basis))
@@ -228,8 +182,7 @@ def _run(
     count = ProgressCounter(H.num_points or 1, progress)
     parts = []
     for part in parts_in_memory(H, plan.limits.max_basis):
-        checked = check_pairs(part, _ritz_pairs(part, selections, plan, count), selections)
-        pairs = [_selected(checked, selection, H.dtype) for selection in selections]
+        pairs = checked_pairs(part, _ritz_pairs(part, selections, plan, count), selections)
         parts.append(pairs if vectors else [replace(some, vectors=None) for some in pairs])
     return [_joined(some, single=H.num_points is None) for some in zip(*parts, strict=True)]
 
@@ -242,22 +195,8 @@ def _ritz_pairs(H: Operator, selections: tuple[Selection, ...], plan: _Plan, cou
     return with_missed_copies(H, selections, lanczos(H, selections, plan.limits), plan.limits, done=count.add)
 
 
-def _selected(checked: CheckedPairs, selection: Selection, dtype: torch.dtype) -> EigenPairs:
-    """The pairs of one selection, in its order."""
-    pick = selection.pick(checked.values, checked.count)
-    values, residuals = checked.values.gather(-1, pick), checked.residuals.gather(-1, pick)
-    converged = residuals <= selection.tolerance(values, checked.norm, dtype)
-    vectors = checked.vectors.gather(-1, pick[:, None].expand(-1, checked.vectors.shape[1], -1))
-    return EigenPairs(values, residuals, converged, vectors, checked.num_matvecs, checked.complete)
-
-
 def _joined(parts: Sequence[EigenPairs], *, single: bool) -> EigenPairs:
     """The pairs of all points from those of some at a time; without the point axis at a single point."""
-
-    def column(name: str) -> Any:
-        pieces = [getattr(part, name) for part in parts]
-        if pieces[0] is None:
-            return None
-        return pieces[0][0] if single else torch.cat(pieces)
-
-    return EigenPairs(**{field.name: column(field.name) for field in fields(EigenPairs)})
+    columns = ([getattr(part, field.name) for part in parts] for field in fields(EigenPairs))
+    joined: list[Any] = [None if pieces[0] is None else torch.cat(pieces) for pieces in columns]
+    return EigenPairs(*(column[0] if single and column is not None else column for column in joined))

@@ -82,10 +82,13 @@ class Selection:
 
         A threshold is infinite where no further eigenvalue could be wanted at that end.
         """
-        never = values.new_full(values.shape[:-1], inf)
+        return self._thresholds(values.gather(-1, self.pick(values, count)))
+
+    def _thresholds(self, picked: Float[Tensor, "*point k"]) -> tuple[Float[Tensor, "*point"], Float[Tensor, "*point"]]:
+        """The thresholds where these values are the wanted ones, in the order of :meth:`pick`."""
+        never = picked.new_full(picked.shape[:-1], inf)
         if self.k == 0:
             return never, -never
-        picked = values.gather(-1, self.pick(values, count))
         last = picked[..., -1]
         if self.which == "LM":
             return last.abs(), -last.abs()
@@ -97,16 +100,8 @@ class Selection:
         self, values: Float[Tensor, "point value"], pick: Int[Tensor, "point k"]
     ) -> Float[Tensor, "point value"]:
         """How far each value is from being wanted, where the positions ``pick`` hold the wanted ones."""
-        picked = values.gather(-1, pick)
-        last = picked[:, -1:]
-        if self.which == "LM":
-            return last.abs() - values.abs()
-        if self.which == "SA":
-            return values - last
-        below_high_end = picked[:, self.k - self.low - 1, None] - values
-        if not self.low:
-            return below_high_end
-        return torch.minimum(below_high_end, values - picked[:, self.k - self.low, None])
+        high, low = self._thresholds(values.gather(-1, pick))
+        return torch.minimum(high[:, None] - values, values - low[:, None])
 
     def tolerance(
         self, values: Float[Tensor, "point value"], norm: Float[Tensor, " point"], dtype: torch.dtype

@@ -172,14 +172,7 @@ def gauss_newton_spectrum(
     tensor([4., 1.])
     """
     G = gauss_newton(
-        loss,
-        thetas,
-        batch,
-        shared=shared,
-        weights=weights,
-        chunk=chunk,
-        batching=batching,
-        max_memory=max_memory,
+        loss, thetas, batch, shared=shared, weights=weights, chunk=chunk, batching=batching, max_memory=max_memory
     )
     if not has_gram_matrix(G):
         raise ValueError("spectra of ragged batches differ in length; compute the points of each size apart")

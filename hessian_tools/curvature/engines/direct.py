@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -31,12 +30,11 @@ class DirectProducts:
     at_once: int
     memory: MemoryBudget
 
-    nbytes: ClassVar[int] = 0
-
     def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
         """Each point's matrix times its columns, in as many pieces as the memory needs."""
         objective, at_once = self.objective, max(1, self.at_once >> self.memory.refusals)
-        batches, weights = objective.batches, objective.weights
+        (group,) = objective.groups
+        batches = group.batches
         out = torch.empty_like(V, memory_format=torch.contiguous_format)
         # One loop in one function, because every function between H.mv and the loss is a frame more.
         for rows in slices(len(V), max(1, at_once // V.shape[-1])):
@@ -48,7 +46,7 @@ class DirectProducts:
                 vectors = V[rows, :, columns.start] if one else V[rows, :, columns]
                 functions = self.multiply if one else self.multiply_block
                 total = torch.zeros_like(vectors)
-                for weight, batch, function in zip(weights, here, functions, strict=True):
+                for weight, batch, function in zip(group.weights, here, functions, strict=True):
                     total = total + weight * function(thetas, batch, vectors).detach()
                 out[rows, :, columns] = total[..., None] if one else total
         return out

@@ -29,19 +29,10 @@ ENDS = {
 
 @dataclass(frozen=True)
 class KeptGraphs:
-    """Products by the kept graphs: each point's theta, and the gradient of the objective there with its graph.
-
-    point_bytes: what the graph of a point is reckoned to take, since torch does not say.
-    """
+    """Products by the kept graphs: each point's theta, and the gradient of the objective there with its graph."""
 
     thetas: tuple[Tensor, ...]
     gradients: tuple[Tensor, ...]
-    point_bytes: int = 0
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that are kept, as reckoned beforehand."""
-        return self.point_bytes * len(self.thetas)
 
     def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
         """Each point's product with its columns, one by one."""
@@ -61,14 +52,14 @@ class KeptGraphs:
         """The same at some of the points."""
         chosen = points.tolist()
         thetas, gradients = (tuple(tensors[i] for i in chosen) for tensors in (self.thetas, self.gradients))
-        return KeptGraphs(thetas, gradients, self.point_bytes)
+        return KeptGraphs(thetas, gradients)
 
     def can_be_halved(self, V: Tensor) -> bool:
         """Whether fewer points than now could be kept together."""
         return len(V) > 1
 
 
-def kept_graphs(objective: Objective, point_bytes: int = 0) -> KeptGraphs:
+def kept_graphs(objective: Objective) -> KeptGraphs:
     """The gradient and its graph at every point of one group, from a forward and a backward pass each."""
     leaves, gradients = [], []
     # Inference mode records no graph, whatever enable_grad says: products would be zero.
@@ -88,7 +79,7 @@ def kept_graphs(objective: Objective, point_bytes: int = 0) -> KeptGraphs:
                 _refuse_ends(value, gradient)
             leaves.append(theta)
             gradients.append(gradient)
-    return KeptGraphs(tuple(leaves), tuple(gradients), point_bytes)
+    return KeptGraphs(tuple(leaves), tuple(gradients))
 
 
 def is_scripted(loss: LossFunction) -> bool:
@@ -115,5 +106,5 @@ def _refuse_ends(value: Tensor, gradient: Tensor) -> None:
 
 
 def _ordinary(tensor: Tensor) -> Tensor:
-    """No graph can be recorded on a tensor made in inference mode; on its copy it can."""
+    """The tensor; or a copy of one made in inference mode, on which no graph can be recorded."""
     return tensor.clone() if tensor.is_inference() else tensor

@@ -74,20 +74,25 @@ class Engine:
             part = objective.select(torch.arange(rows.start, rows.stop, device="cpu"))
             return weighted_sum(part, evaluate(part, grad(objective.loss), batching=self.batching))
 
-        def kept_piece(rows: slice) -> Tensor:
-            part = objective.select(torch.arange(rows.start, rows.stop, device="cpu"))
-            return torch.stack([gradient.detach() for gradient in kept_graphs(part).gradients])
-
         total = len(objective.thetas)
         at_once = min(self.products_at_once(objective), total)
         try:
             return torch.cat(self.memory.in_pieces(total, piece, at_once=at_once))
         except (torch.OutOfMemoryError, NoOtherWay):
             raise
-        except RuntimeError as refusal:
-            if not self.reverse_may_do(objective, refusal):
+        except RuntimeError as error:
+            if not self.reverse_may_do(objective, error):
                 raise
-            return instead(lambda: torch.cat(self.memory.in_pieces(total, kept_piece, at_once=1)), refusal)
+            first_refusal = error
+        try:  # by the graphs of the gradients, which are kept for one point at a time
+            parts = [objective.select(point) for point in torch.arange(total, device="cpu").split(1)]
+            return torch.stack([kept_graphs(part).gradients[0].detach() for part in parts])
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            if isinstance(explained(error), NoOtherWay):
+                raise_explained(error)
+            raise first_refusal from None
 
     def reverse_may_do(self, objective: Objective, refusal: BaseException) -> bool:
         """Whether a derivative that torch could not compute may be had in reverse mode, from a kept graph."""
@@ -146,7 +151,6 @@ class PiecewiseProducts:
     make: "Callable[[Objective], Products]"
     at_once: int
     memory: MemoryBudget
-    nbytes: int = 0
 
     def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
         """Each point's matrix times its columns."""
@@ -166,9 +170,9 @@ class PiecewiseProducts:
         return False
 
 
-# What an engine builds for one group of points. It computes ``products(V)`` and holds ``nbytes`` bytes between two
-# calls. ``select(points, objective)`` is the same at some of the points. ``can_be_halved(V)`` says whether less memory
-# would be enough if fewer points were computed together.
+# What an engine builds for one group of points. It computes ``products(V)``. ``select(points, objective)`` is the same
+# at some of the points. ``can_be_halved(V)`` says whether less memory would be enough if fewer points were computed
+# together.
 Products = DirectProducts | KeptGraphs | CompiledProducts | PiecewiseProducts
 
 
@@ -185,11 +189,6 @@ class PreparedProducts:
     engine: Engine
     findings: Findings
     current: Products | None = None
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that are kept between two products."""
-        return 0 if self.current is None else self.current.nbytes
 
     @property
     def engines(self) -> tuple[EngineName, ...]:
@@ -308,7 +307,7 @@ class PreparedProducts:
 
     def _kept_at(self, name: EngineName, objective: Objective) -> Products:
         if name == "double_backward":
-            return kept_graphs(objective, KEPT_FORWARDS * len(objective.batches) * (self.findings.forward or 0))
+            return kept_graphs(objective)
         thetas, memory = objective.thetas.contiguous(), self.engine.memory
         budget = memory.budget(thetas.device) >> memory.refusals
         parts = [
@@ -354,11 +353,6 @@ class JoinedProducts:
     groups: tuple[PreparedProducts, ...]
 
     @property
-    def nbytes(self) -> int:
-        """Bytes that are kept between two products."""
-        return sum(group.nbytes for group in self.groups)
-
-    @property
     def engines(self) -> tuple[EngineName, ...]:
         """The engines that were taken last, each once."""
         return tuple(dict.fromkeys(name for group in self.groups for name in group.engines))
@@ -384,15 +378,3 @@ class JoinedProducts:
     def points_at_once(self) -> int:
         """The number of points for which results should be requested at once, so that they fit in memory."""
         return min(group.points_at_once() for group in self.groups)
-
-
-def instead(function: Callable[[], Tensor], refusal: RuntimeError) -> Tensor:
-    """The result of a fallback; raises the error of the first way if torch cannot compute the fallback either."""
-    try:
-        return function()
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        if isinstance(explained(error), NoOtherWay):
-            raise_explained(error)
-        raise refusal from None

@@ -10,7 +10,7 @@ from torch.func import vmap
 from torch.utils import _pytree as pytree
 
 from hessian_tools.curvature.engines.torch_errors import explained
-from hessian_tools.curvature.objective.indexing import at_point, own_memory
+from hessian_tools.curvature.objective.indexing import at_points, own_memory
 from hessian_tools.curvature.objective.objective import Objective
 from hessian_tools.loss import Batch
 from hessian_tools.torch_fixes.precision import full_precision
@@ -47,11 +47,11 @@ def over_points(
 ) -> Callable[..., Any]:
     """The function of many points, ``(thetas, batch, *rest)``, from the one of a single point; results are stacked."""
     if batching == "vmap":
-        dims = None if shared else pytree.tree_map(_batched_axis, batch)
+        dims = None if shared else pytree.tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, batch)
         return vmap(function, in_dims=(0, dims, *[0] * num_rest))
 
     def one_by_one(thetas: Tensor, batch: Batch, *rest: Tensor) -> Any:
-        batches = (batch if shared else at_point(batch, i) for i in range(len(thetas)))
+        batches = (batch if shared else at_points(batch, i) for i in range(len(thetas)))
         results = [function(*arguments) for arguments in zip(thetas, batches, *rest, strict=True)]
         return pytree.tree_map(lambda *leaves: torch.stack(leaves), *results)
 
@@ -67,10 +67,6 @@ def over_columns(
     if columns.shape[-1] == 1:
         return function(columns[:, 0])[:, None]
     return vmap(function, in_dims=1)(columns).mT  # not out_dims=1, with which vmap fails on a constant product
-
-
-def _batched_axis(leaf: object) -> int | None:
-    return 0 if isinstance(leaf, Tensor) else None
 
 
 def weighted_sum(objective: Objective, terms: list[Tensor]) -> Tensor:

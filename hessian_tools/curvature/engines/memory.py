@@ -19,15 +19,16 @@ from hessian_tools.loss import Batch, LossFunction
 
 # Bytes that the products in flight may take, by type of device.
 MEMORY_BUDGET = {"cpu": 2**29, "cuda": 2**32}
-# Products have a budget, the bases of an eigenvalue run have another, and both come beside what they are taken at. A
-# card of 24 GB or more holds 4 GiB of each; of a smaller card each gets this share.
+# Products have one budget and the bases of an eigenvalue run another; points and batches come on top of both. A card of
+# 24 GB or more holds 4 GiB of each; on a smaller card each gets this share.
 GPU_SHARE = 0.2
 
 # One direct product was measured to need 4 to 7 times the bytes of one forward pass (Conv4, width 16 and 64, 1 to 112
 # products at once, peak resident memory); 8 leaves room.
 FORWARDS_PER_PRODUCT = 8
 
-# What a gradient's graph keeps for each point, in the same measure; assumed for a trace too until its bytes are known.
+# What the graph of a gradient keeps for each point, also in units of the bytes of one forward pass. The same is assumed
+# of a trace until its bytes are known.
 KEPT_FORWARDS = 4
 
 T = TypeVar("T")
@@ -47,11 +48,10 @@ class MemoryBudget:
         """The bytes that products may take on the device."""
         return self.max_memory or memory_budget(device)
 
-    def in_pieces(self, total: int, function: Callable[[slice], T], *, at_once: int, each: int = 1) -> list[T]:
+    def in_pieces(self, total: int, function: Callable[[slice], T], *, at_once: int) -> list[T]:
         """The results of ``function`` on consecutive slices of ``total`` points.
 
-        at_once: how many units of work fit together, before any refusal. each: units of work of one point, such as its
-        vectors. Raises OutOfMemoryError where a single unit does not fit.
+        at_once: how many points fit together, before any refusal. Raises OutOfMemoryError where one point does not fit.
         """
         results: list[T] = []
         start = 0
@@ -59,7 +59,7 @@ class MemoryBudget:
             most = max(1, at_once >> self.refusals)
             remaining = total - start
             # Of nearly equal length, because a short last piece would cost nearly as much as a full one.
-            size = ceil(remaining / ceil(remaining / max(1, most // each)))
+            size = ceil(remaining / ceil(remaining / most))
             try:
                 results.append(function(slice(start, start + size)))
             except torch.OutOfMemoryError:
@@ -126,5 +126,5 @@ class _CountBytes(TorchDispatchMode):
 
 
 def _storage(tensor: Tensor) -> int:
-    # A sparse tensor has no storage to be known by.
+    # A sparse tensor has no storage, so it is identified by itself.
     return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else id(tensor)

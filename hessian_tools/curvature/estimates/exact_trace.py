@@ -40,28 +40,19 @@ def exact_trace(
 ) -> tuple[Float[Tensor, "*point"], Int[Tensor, "*point"]]:
     """The trace by one of the routes of :func:`trace`, and its cost at a point in products or backward passes.
 
+    From the outputs it is tr J'BJ = sum_r b_r |J'u_r|^2 with B = sum_r b_r u_r u_r', for any criterion, convex or not.
+    It takes one backward pass for each example and output, and memory for a chunk of these passes, never for J.
     block: how many unit vectors are multiplied at once.
     """
     if route == "diagonal":
         value = _diagonal_sum(H, block, progress)
         return value, torch.full_like(value, H.num_params, dtype=torch.long)
     assert isinstance(H, GaussNewton | Hessian)
-    value, passes = gauss_newton_trace(H.objective, H.engine, progress)
-    return (value[0], passes[0]) if H.num_points is None else (value, passes)
-
-
-def gauss_newton_trace(
-    objective: Objective, engine: Engine, progress: Progress | None = None
-) -> tuple[Float[Tensor, " point"], Int[Tensor, " point"]]:
-    """tr J'BJ = sum_r b_r |J'u_r|^2 with B = sum_r b_r u_r u_r', and the number of backward passes it took.
-
-    It takes one backward pass for each example and output, for any criterion, convex or not. It needs memory for a
-    chunk of backward passes, never for J.
-    """
-    groups = objective.by_group()
+    groups = H.objective.by_group()
     counter = ProgressCounter(sum(sum(num_outputs(group)) * len(group.thetas) for group in groups), progress)
-    values, passes = zip(*(_group_trace(group, engine, counter) for group in groups), strict=True)
-    return objective.join(values), objective.join(passes)
+    columns = zip(*(_group_trace(group, H.engine, counter) for group in groups), strict=True)
+    value, passes = (H.objective.join(column) for column in columns)
+    return (value[0], passes[0]) if H.num_points is None else (value, passes)
 
 
 def _group_trace(objective: Objective, engine: Engine, counter: ProgressCounter) -> tuple[Tensor, Tensor]:
@@ -79,7 +70,7 @@ def _group_trace(objective: Objective, engine: Engine, counter: ProgressCounter)
 
 def _traces(objective: Objective, engine: Engine, at_once: int) -> Float[Tensor, " point"]:
     """The traces of an objective with one batch; at_once: how many backward passes may run together."""
-    loss, batching = _network(objective), engine.batching
+    loss, batching = objective.network, engine.batching
 
     def criterion_hessian(theta: Tensor, batch: Batch) -> Tensor:
         count, _, product = factors_at(loss, theta, batch)
@@ -120,10 +111,5 @@ def _diagonal_sum(H: Operator, block: int, progress: Progress | None) -> Float[T
 
 def _has_trace_of_gauss_newton(objective: Objective) -> bool:
     """Whether it is certain that the Hessian has the trace of its Gauss-Newton part, on every batch."""
-    loss, theta = _network(objective), objective.thetas[0]
+    loss, theta = objective.network, objective.thetas[0]
     return all(is_multiaffine(loss, theta, batch) for batch in objective.batches_at(0))
-
-
-def _network(objective: Objective) -> Loss:
-    assert isinstance(objective.loss, Loss)
-    return objective.loss

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hessian_tools.curvature.eigen.lanczos import gauss_quadrature
 from hessian_tools.curvature.engines.memory import memory_budget
+from hessian_tools.curvature.operators.composite import Derived
 from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.curvature.operators.parts import part_by_part
 from hessian_tools.progress import Progress, ProgressCounter
@@ -92,7 +93,7 @@ def _rules_together(H: Operator, probes: Tensor, steps: int, seed: int, counter:
 
 
 @dataclass(frozen=True)
-class _ProbesAsPoints(Operator):
+class _ProbesAsPoints(Derived):
     """H with every pair (point, probe) as a point of its own, whose products are still block products of H."""
 
     H: Operator
@@ -100,20 +101,12 @@ class _ProbesAsPoints(Operator):
     counter: ProgressCounter
 
     @property
-    def num_params(self) -> int:
-        return self.H.num_params
+    def source(self) -> Operator:
+        return self.H
 
     @property
     def num_points(self) -> int:
         return (self.H.num_points or 1) * self.num_probes
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.H.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.H.device
 
     def products(self, V: Float[Tensor, "run param column"]) -> Float[Tensor, "run param column"]:
         columns = V[..., 0].unflatten(0, (-1, self.num_probes)).mT

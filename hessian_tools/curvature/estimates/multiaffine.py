@@ -6,7 +6,7 @@ max-pooling and the like qualify, if they are not normalised by statistics of th
 share a parameter (tied weights in sequence, multiplicative skip connections) do not qualify.
 """
 
-from operator import attrgetter, getitem
+from operator import getitem
 from typing import Any
 
 import torch
@@ -16,44 +16,30 @@ from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
+from hessian_tools.curvature.engines.compiled.simplify import ATEN, operations
 from hessian_tools.loss import Batch, Loss
 from hessian_tools.torch_fixes.precision import full_precision
 
-_ATEN = torch.ops.aten
-
 # Operations that are affine, or piecewise affine, in all arguments that can depend on parameters.
-_AFFINE = {getitem} | {
-    attrgetter(name if "." in name else f"{name}.default")(_ATEN)
-    for line in (
-        "view _unsafe_view reshape alias detach clone _to_copy t transpose.int permute expand squeeze squeeze.dim",
-        "unsqueeze select.int slice.Tensor split.Tensor split_with_sizes cat stack constant_pad_nd",
-        "neg add.Tensor sub.Tensor sum sum.dim_IntList mean mean.dim avg_pool2d _adaptive_avg_pool2d",
-        "relu leaky_relu hardtanh abs max_pool2d_with_indices",
-    )
-    for name in line.split()
-}
+_AFFINE = operations(
+    "view _unsafe_view reshape alias detach clone _to_copy t transpose.int permute expand squeeze squeeze.dim "
+    "unsqueeze select.int slice.Tensor split.Tensor split_with_sizes cat stack constant_pad_nd "
+    "neg add.Tensor sub.Tensor sum sum.dim_IntList mean mean.dim avg_pool2d _adaptive_avg_pool2d "
+    "relu leaky_relu hardtanh abs max_pool2d_with_indices"
+)
 
 # Operations that are affine in each of two factors, given by their positions. The factors must not share a parameter.
 _PRODUCTS = {
-    _ATEN.mul.Tensor: (0, 1),
-    _ATEN.mm.default: (0, 1),
-    _ATEN.mv.default: (0, 1),
-    _ATEN.bmm.default: (0, 1),
-    _ATEN.addmm.default: (1, 2),
-    _ATEN.convolution.default: (0, 1),
+    **dict.fromkeys(operations("mul.Tensor mm mv bmm convolution"), (0, 1)),
+    ATEN.addmm.default: (1, 2),
 }
-
-# Operations that are affine in the first argument, provided that the second does not depend on parameters.
-_DIVISIONS = {_ATEN.div.Tensor}
 
 # Normalisation by given statistics: (input, weight, bias, mean, variance, ...), affine in input, weight and bias.
 # The value is the position of the argument that asks for statistics of the batch instead, in which case the operation
 # is not affine. On CUDA, and on AMD's cards, torch calls the vendor's kernel.
 _NORMALISATIONS = {
-    _ATEN._native_batch_norm_legit_no_training.default: None,
-    _ATEN.native_batch_norm.default: 5,
-    _ATEN.cudnn_batch_norm.default: 5,
-    _ATEN.miopen_batch_norm.default: 5,
+    ATEN._native_batch_norm_legit_no_training.default: None,
+    **dict.fromkeys(operations("native_batch_norm cudnn_batch_norm miopen_batch_norm"), 5),
 }
 
 # Positions, among the layout's parameter tensors, of those that a number depends on.
@@ -108,7 +94,7 @@ def _parameters_reaching(node: fx.Node, flat: fx.Node, parameters_of: dict[fx.No
     """
     if node.op == "call_function" and node.args[:1] == (flat,):
         # Only a split tells parameters apart. Any other use of theta may mix them, so nothing is certain of it.
-        return frozenset() if node.target is _ATEN.split_with_sizes.default else None
+        return frozenset() if node.target is ATEN.split_with_sizes.default else None
     if node.op == "call_function" and node.target is getitem:
         source = node.args[0]
         if isinstance(source, fx.Node) and source.args[:1] == (flat,):
@@ -129,12 +115,12 @@ def _is_affine_in_each(node: fx.Node, parameters_of: dict[fx.Node, Parameters]) 
         argument = node.args[position] if position < len(node.args) else None
         return parameters_of[argument] if isinstance(argument, fx.Node) else frozenset()
 
-    if node.target in _AFFINE:
+    if node.target in _AFFINE or node.target is getitem:
         return True
     if node.target in _PRODUCTS:
         first, second = _PRODUCTS[node.target]
         return not of(first) & of(second)
-    if node.target in _DIVISIONS:
+    if node.target is ATEN.div.Tensor:  # affine in the first argument, if the second does not depend on parameters
         return not of(1)
     if node.target in _NORMALISATIONS:
         position = _NORMALISATIONS[node.target]

@@ -10,14 +10,9 @@ from torch.utils import _pytree as pytree
 from hessian_tools.loss import Batch
 
 
-def at_point(batch: Batch, point: int) -> Batch:
-    """The batch of one point, from batches with a leading point axis."""
-    return pytree.tree_map_only(Tensor, itemgetter(point), batch)
-
-
-def at_points(batch: Batch, rows: slice | Tensor) -> Batch:
-    """The batches of some points, from batches with a leading point axis."""
-    return pytree.tree_map_only(Tensor, itemgetter(rows), batch)
+def at_points(batch: Batch, points: int | slice | Tensor) -> Batch:
+    """The batch of one point, or the batches of some points, from batches with a leading point axis."""
+    return pytree.tree_map_only(Tensor, itemgetter(points), batch)
 
 
 def slices(total: int, most: int) -> list[slice]:
@@ -51,8 +46,8 @@ def checked_points(points: Tensor, total: int) -> Tensor:
     return points
 
 
-def as_slice(points: Tensor, total: int) -> slice | None:
-    """The slice of ``total`` points that equals these, where each follows the one before; None otherwise."""
+def index_of(points: Tensor, total: int, device: torch.device) -> slice | Tensor:
+    """The index of some of ``total`` points: a slice where each follows the one before, by which nothing is copied."""
     first = int(points[0]) % total if len(points) else 0
     following = torch.arange(first, first + len(points), device=points.device)
-    return slice(first, first + len(points)) if torch.equal(points % total, following) else None
+    return slice(first, first + len(points)) if torch.equal(points % total, following) else points.to(device)

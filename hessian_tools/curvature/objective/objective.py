@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hessian_tools.curvature.objective.indexing import as_slice, at_point, at_points
-from hessian_tools.loss import Batch, LossFunction
+from hessian_tools.curvature.objective.indexing import at_points, index_of
+from hessian_tools.loss import Batch, Loss, LossFunction
 
 Weights = Literal["size"] | Sequence[float | int]
 
@@ -44,6 +44,12 @@ class Objective:
     shared: bool
 
     @property
+    def network(self) -> Loss:
+        """The loss of an objective that is a network's."""
+        assert isinstance(self.loss, Loss)
+        return self.loss
+
+    @property
     def batches(self) -> tuple[Batch, ...]:
         """The batches of an objective that has a single group."""
         (group,) = self.groups
@@ -57,7 +63,7 @@ class Objective:
 
     def batches_at(self, point: int) -> list[Batch]:
         """The batches of one point, without a point axis; for an objective that has a single group."""
-        return list(self.batches) if self.shared else [at_point(batch, point) for batch in self.batches]
+        return list(self.batches) if self.shared else [at_points(batch, point) for batch in self.batches]
 
     def select(self, points: Int[Tensor, " chosen"]) -> "Objective":
         """The same objective at some of the points, in the order given; a view where they follow each other."""
@@ -65,10 +71,10 @@ class Objective:
         groups = []
         for group, (members, places) in zip(self.groups, self.locate(points), strict=True):
             if len(members):
-                rows = _rows(members, len(group.positions), self.thetas.device)
+                rows = index_of(members, len(group.positions), self.thetas.device)
                 batches = group.batches if self.shared else tuple(at_points(b, rows) for b in group.batches)
                 groups.append(replace(group, positions=places, batches=batches))
-        thetas = self.thetas[_rows(points, len(self.thetas), self.thetas.device)]
+        thetas = self.thetas[index_of(points, len(self.thetas), self.thetas.device)]
         return Objective(self.loss, thetas, tuple(groups), self.shared)
 
     def locate(self, points: Int[Tensor, " chosen"]) -> list[tuple[Tensor, Tensor]]:
@@ -105,9 +111,3 @@ class Objective:
 
 def _count(group: Group) -> Tensor:
     return torch.arange(len(group.positions), device="cpu")
-
-
-def _rows(points: Tensor, total: int, device: torch.device) -> slice | Tensor:
-    """The same points as a slice where they follow each other, so that indexing by it copies nothing."""
-    following = as_slice(points, total)
-    return points.to(device) if following is None else following

@@ -21,6 +21,11 @@ class Derived(Operator):
         """The operator that this one is derived from."""
 
     @property
+    def num_params(self) -> int:
+        """The number of rows, which is that of the source unless a subclass says otherwise."""
+        return self.source.num_params
+
+    @property
     def num_points(self) -> int | None:
         """The number of points of the source."""
         return self.source.num_points
@@ -58,11 +63,6 @@ class Combination(Derived):
     def source(self) -> Operator:
         """The first term; all terms agree in size, points, dtype and device."""
         return self.terms[0][1]
-
-    @property
-    def num_params(self) -> int:
-        """The number of rows, which is the same for every term."""
-        return self.source.num_params
 
     @property
     def at_once(self) -> int:
@@ -228,9 +228,7 @@ def restriction(whole: Operator, Q: Float[Tensor, "..."]) -> Restriction:
         )
     Q = Q.detach() if Q.ndim == 3 else Q.detach()[None]
     error = (Q.mT @ Q - torch.eye(Q.shape[-1], dtype=Q.dtype, device=Q.device)).abs()
-    if (
-        error > torch.finfo(Q.dtype).eps ** 0.5
-    ).any():  # a NaN at one point is let pass, so that it spoils no other point
+    if (error > torch.finfo(Q.dtype).eps ** 0.5).any():  # False for NaN, so that one such point stops no other
         raise ValueError("the columns of Q are not orthonormal, so Q'HQ is no restriction; give torch.linalg.qr(Q).Q")
     return Restriction(whole, Q)
 

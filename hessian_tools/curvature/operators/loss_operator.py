@@ -1,4 +1,4 @@
-"""What the curvature matrices of one loss share: their points are those of an objective, their rows its parameters."""
+"""The base class of the curvature matrices of a loss: one matrix at each point of an objective, one row a parameter."""
 
 from dataclasses import dataclass, replace
 
@@ -23,7 +23,8 @@ ROUTES = {"direct": "direct", "double_backward": "kept", "compiled": "traced"}
 class LossOperator(Operator):
     """A curvature matrix of a loss; a subclass says which one.
 
-    prepared: its products, with all that is kept for them. single: whether there is one point without a point axis.
+    prepared: computes the products, and holds what is kept between them. single: whether there is one point without a
+    point axis.
     """
 
     prepared: PreparedProducts | JoinedProducts
@@ -36,32 +37,32 @@ class LossOperator(Operator):
 
     @property
     def engine(self) -> Engine:
-        """What was chosen about the way to its products."""
+        """The options by which the products are computed."""
         return self.prepared.engine
 
     @property
     def route(self) -> str:
-        """How products have been done last: "direct", "kept" or "traced"; "a/b" where ragged groups differ."""
+        """The engine of the last product: "direct", "kept" or "traced"; "a/b" where groups of ragged batches differ."""
         return "/".join(ROUTES[name] for name in self.prepared.engines) or "direct"
 
     @property
     def num_params(self) -> int:
-        """Length of theta."""
+        """The length of theta."""
         return self.prepared.objective.thetas.shape[-1]
 
     @property
     def num_points(self) -> int | None:
-        """How many points; None for a single one."""
+        """The number of points; None for a single point without a point axis."""
         return None if self.single else len(self.prepared.objective.thetas)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of theta."""
+        """The dtype of theta."""
         return self.prepared.objective.thetas.dtype
 
     @property
     def device(self) -> torch.device:
-        """Device of theta."""
+        """The device of theta."""
         return self.prepared.objective.thetas.device
 
     @property
@@ -72,7 +73,7 @@ class LossOperator(Operator):
 
     @property
     def at_once(self) -> int:
-        """At how many points results should be asked for together, within ``max_memory``."""
+        """The number of points for which results should be requested together, so that they fit into ``max_memory``."""
         return self.prepared.points_at_once()
 
     @full_precision
@@ -81,7 +82,7 @@ class LossOperator(Operator):
         return self.prepared.products(V)
 
     def announce(self, num_products: int) -> None:
-        """Says that so many products of each point will follow, by which the engine is chosen."""
+        """Announces that so many products of each point will follow; the engine is chosen for this number."""
         self.prepared.announce(num_products)
 
     def select(self, points: Int[Tensor, " chosen"]) -> "LossOperator":

@@ -4,7 +4,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from math import prod
 from numbers import Real
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,11 +14,7 @@ from torch import Tensor
 from hessian_tools.layout import ParamLayout
 from hessian_tools.torch_fixes.precision import full_precision
 
-if TYPE_CHECKING:
-    from hessian_tools.curvature.operators.composite import Block, Combination, Restriction
-
-
-# How many products are asked for at once when the matrix itself is wanted: unit vectors times points.
+# The number of products that are computed at once for the whole matrix: unit vectors times points.
 UNITS_AT_ONCE = 256
 
 
@@ -68,11 +63,11 @@ class Operator(ABC):
 
     @property
     def at_once(self) -> int:
-        """At how many points results should be asked for together: all of them, where nothing is known of memory."""
+        """The number of points for which results should be requested together; all, unless a subclass knows better."""
         return self.num_points or 1
 
     def announce(self, num_products: int) -> None:  # noqa: B027 - nothing to choose where there are no engines
-        """Says that so many products of each point will follow, so that the quickest engine for all of them is taken.
+        """Announces that so many products of each point will follow, so that the quickest engine for all is taken.
 
         The library's own functions announce their products. Call it before a loop of your own over ``H.mv``; results
         do not depend on it beyond rounding.
@@ -83,11 +78,9 @@ class Operator(ABC):
 
         A part is made when it is asked for, and holds nothing of the others.
         """
-        from hessian_tools.curvature.operators.parts import Parts
-
         if self.num_points is None or self.num_points <= (at_once := self.at_once):
             return [self]
-        return Parts(self, at_once)
+        return parts.Parts(self, torch.arange(self.num_points, device="cpu").split(at_once))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -98,7 +91,7 @@ class Operator(ABC):
     def __matmul__(self, V: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """``torch.matmul(self.to_dense(), V)`` for V [param] or [..., param, probe]; raises ValueError otherwise."""
         self._check(V)
-        if V.ndim <= 2:  # by the general way below, a tiny network would spend half a product on shapes alone
+        if V.ndim <= 2:  # for a tiny network, the shapes of the general case below would take half as long as a product
             block = V[:, None] if V.ndim == 1 else V
             product = self.products(block.expand(self.num_points or 1, *block.shape).contiguous())
             return product.reshape(*self.shape[:-2], *V.shape)
@@ -118,7 +111,7 @@ class Operator(ABC):
         self._check(v[..., None])
         if v.ndim > 1 and v.shape[:-1] != self.shape[:-2]:
             return (self @ v[..., None])[..., 0]
-        # Not by way of ``@``, with whose general shapes a tiny network would spend half a product.
+        # Not computed by ``@``, whose general shapes would take half as long as a product of a tiny network.
         product = self.products(v.expand(self.num_points or 1, -1)[..., None].contiguous())[..., 0]
         return product[0] if self.num_points is None else product
 
@@ -135,11 +128,9 @@ class Operator(ABC):
     @full_precision
     def to_dense(self) -> Float[Tensor, "*point param param"]:
         """The matrix itself, from num_params products a point. It is not symmetrised."""
-        from hessian_tools.curvature.operators.parts import row_products
-
         self.announce(self.num_params)
         unit = torch.eye(self.num_params, dtype=self.dtype, device=self.device)
-        dense = row_products(self, unit[None], at_once=UNITS_AT_ONCE).mT  # row i is H e_i
+        dense = parts.row_products(self, unit[None], at_once=UNITS_AT_ONCE).mT  # row i is H e_i
         return dense[0] if self.num_points is None else dense
 
     def to_scipy(self, *, point: int = 0) -> LinearOperator:
@@ -156,29 +147,21 @@ class Operator(ABC):
         n = self.num_params
         return LinearOperator((n, n), matvec=matmat, rmatvec=matmat, matmat=matmat, rmatmat=matmat, dtype=kind)
 
-    # The following methods make operators of operators. Their module builds on this one, hence the late imports.
+    def __add__(self, other: "Operator") -> "composite.Combination":
+        return composite.combination((1, self), (1, other)) if isinstance(other, Operator) else NotImplemented
 
-    def __add__(self, other: "Operator") -> "Combination":
-        from hessian_tools.curvature.operators.composite import combination
+    def __sub__(self, other: "Operator") -> "composite.Combination":
+        return composite.combination((1, self), (-1, other)) if isinstance(other, Operator) else NotImplemented
 
-        return combination((1, self), (1, other)) if isinstance(other, Operator) else NotImplemented
-
-    def __sub__(self, other: "Operator") -> "Combination":
-        from hessian_tools.curvature.operators.composite import combination
-
-        return combination((1, self), (-1, other)) if isinstance(other, Operator) else NotImplemented
-
-    def __mul__(self, c: float | int) -> "Combination":
-        from hessian_tools.curvature.operators.composite import combination
-
-        return combination((c, self)) if isinstance(c, Real) else NotImplemented
+    def __mul__(self, c: float | int) -> "composite.Combination":
+        return composite.combination((c, self)) if isinstance(c, Real) else NotImplemented
 
     __rmul__ = __mul__
 
-    def __neg__(self) -> "Combination":
+    def __neg__(self) -> "composite.Combination":
         return -1 * self
 
-    def block(self, *prefixes: str, head: str | None = None) -> "Block":
+    def block(self, *prefixes: str, head: str | None = None) -> "composite.Block":
         """The rows and columns of some parameters of a network, as an operator.
 
         prefixes: names of modules or parameters, complete between dots ("body.1" is not "body.10"). "head" is the
@@ -196,17 +179,13 @@ class Operator(ABC):
         >>> H.block("body").shape, H.block("head").shape, H.block("0.weight", "2.bias").shape
         ((8, 8), (3, 3), (7, 7))
         """
-        from hessian_tools.curvature.operators.composite import block
+        return composite.block(self, prefixes, head)
 
-        return block(self, prefixes, head)
-
-    def blocks(self) -> "dict[str, Block]":
+    def blocks(self) -> "dict[str, composite.Block]":
         """The diagonal block of every module that holds parameters itself, by its name; "" is the network."""
-        from hessian_tools.curvature.operators.composite import blocks
+        return composite.blocks(self)
 
-        return blocks(self)
-
-    def restrict(self, Q: Float[Tensor, "..."]) -> "Restriction":
+    def restrict(self, Q: Float[Tensor, "..."]) -> "composite.Restriction":
         """The operator Q'HQ on the span of orthonormal columns Q [param, k] or [point, param, k].
 
         Raises ValueError where Q does not fit, or where its columns are not orthonormal to the square root of eps.
@@ -217,9 +196,7 @@ class Operator(ABC):
         tensor([[1.0000, 0.0000],
                 [0.0000, 1.8400]])
         """
-        from hessian_tools.curvature.operators.composite import restriction
-
-        return restriction(self, Q)
+        return composite.restriction(self, Q)
 
     def _check(self, V: Tensor) -> None:
         num_params = self.num_params
@@ -244,3 +221,7 @@ class Operator(ABC):
                 f"V has shape {tuple(V.shape)}, the operator {self.num_points} points; the axis of V before "
                 f"[param, probe] must be 1, {self.num_points} or absent; use .mv for one vector a point"
             ) from None
+
+
+# These modules build on the class above, whose methods call them. They can therefore be imported only after it.
+from hessian_tools.curvature.operators import composite, parts  # noqa: E402

@@ -1,6 +1,6 @@
 """Operators cut into parts by their points, so that what the products keep fits in memory; and products by rows."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import overload
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hessian_tools.curvature.operators.operator import Operator
 
-# How many products are asked for at once: columns times points.
+# The number of products that are computed at once: columns times points.
 AT_ONCE = 16
 
 
@@ -19,14 +19,14 @@ class Parts(Sequence[Operator]):
     """A sequence of one operator at consecutive groups of points.
 
     A part is made when it is asked for, and the sequence holds none of them, so that what the products of one part keep
-    can be freed before the next one works. at_once: points of a part.
+    can be freed before the next one works. points: those of each part.
     """
 
     whole: Operator
-    at_once: int
+    points: tuple[Tensor, ...]
 
     def __len__(self) -> int:
-        return -(-(self.whole.num_points or 1) // self.at_once)
+        return len(self.points)
 
     @overload
     def __getitem__(self, part: int) -> Operator: ...
@@ -36,14 +36,8 @@ class Parts(Sequence[Operator]):
 
     def __getitem__(self, part: int | slice) -> Operator | Sequence[Operator]:
         if isinstance(part, slice):
-            return [self[i] for i in range(*part.indices(len(self)))]
-        first = range(len(self))[part] * self.at_once
-        return self.whole.select(
-            torch.arange(first, min(first + self.at_once, self.whole.num_points or 1), device="cpu")
-        )
-
-    def __iter__(self) -> Iterator[Operator]:
-        return (self[i] for i in range(len(self)))
+            return Parts(self.whole, self.points[part])
+        return self.whole.select(self.points[part])
 
 
 def part_by_part(H: Operator, function: Callable[[Operator, slice], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:

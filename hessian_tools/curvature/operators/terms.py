@@ -41,8 +41,10 @@ def rebuilt(H: Operator, change: Callable[[LossOperator], LossOperator]) -> Oper
         return Combination(tuple((weight, rebuilt(term, change)) for weight, term in H.terms))
     if isinstance(H, Projected):
         whole = rebuilt(H.whole, change)
-        tensors = {name: value.to(whole.dtype) for name, value in vars(H).items() if _floating(value)}
-        return replace(H, whole=whole, **tensors)
+        tensors = {name: value for name, value in vars(H).items() if isinstance(value, Tensor)}
+        # Positions of rows, which are integers, stay as they are.
+        cast = {name: value.to(whole.dtype) for name, value in tensors.items() if value.is_floating_point()}
+        return replace(H, whole=whole, **cast)
     assert isinstance(H, LossOperator)
     return change(H)
 
@@ -53,7 +55,3 @@ def magnitude(H: Operator, V: Float[Tensor, "param probe"]) -> Float[Tensor, "*p
     A product is added up from terms of this size, so its rounding errors are measured in units of it.
     """
     return torch.stack([abs(weight) * lengths((term @ V).mT) for weight, term in terms(H)]).sum(0)
-
-
-def _floating(value: object) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()

@@ -44,7 +44,7 @@ def run_of(H: Matrices, rule: StoppingRule, max_steps: int = 40) -> tuple[RitzPa
     basis = KrylovBasis(first / first.norm(), locked, max_size=50, fresh=lambda step: first[0])
     selections = (Selection("LA", k=1, rtol=0.0),)
     limits = np.full(len(H.A), max_steps)
-    return BatchedLanczos(H, basis, rule, selections, limits).run(told.append), told
+    return BatchedLanczos(H, basis, rule, selections, limits, told.append).run(), told
 
 
 def test_every_point_finishes_by_the_rule_and_keeps_its_place() -> None:

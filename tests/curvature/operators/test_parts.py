@@ -94,7 +94,7 @@ def test_no_more_points_meet_a_product_than_fit(monkeypatch: pytest.MonkeyPatch)
 
 def test_parts_are_a_sequence() -> None:
     H = hessian(CASE.loss, CASE.thetas, CASE.batch)
-    parts = Parts(H, 2)
+    parts = Parts(H, torch.arange(3).split(2))
     assert len(parts) == 2
     close(parts[-1].to_dense(), CASE.dense[2:])
     assert [part.num_points for part in parts[:1]] == [2]

@@ -55,22 +55,19 @@ class Traced:
     ) -> "Stacked | PointByPoint":
         """Does the first half at every point. budget: bytes for what is kept and for the work; None for any number."""
         together = min(len(thetas), self._fitting(POINTS_TOGETHER, thetas.device, budget))
+        probes = self.probes_together(thetas.device, budget)
         if together > 1:
             try:
                 kept = self._first_halves(thetas, batch, shared, together)
+                if self.graph(thetas[:together, :, None], tuple(t[:together] for t in kept)) is not None:
+                    return Stacked(self, kept, together, torch.arange(len(thetas), device=thetas.device), probes)
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError:  # vmap refuses an operation; one by one it can be done
-                together = 1
-            else:
-                rows = torch.arange(len(thetas), device=thetas.device)
-                probes = self.probes_together(thetas.device, budget)
-                stacked = Stacked(self, kept, together, rows, probes)
-                if self.graph(thetas[:together, :, None], tuple(t[:together] for t in kept)) is not None:
-                    return stacked
-        leaves = _tensors(batch)
+                pass
+        leaves = tensors_of(batch)
         points = [self.point(t, *(leaf if shared else leaf[i] for leaf in leaves)) for i, t in enumerate(thetas)]
-        return PointByPoint(self, tuple(points), self.probes_together(thetas.device, budget))
+        return PointByPoint(self, tuple(points), probes)
 
     def probes_together(self, device: torch.device, budget: int | None) -> int:
         """How many columns go together, counted over all points that do."""
@@ -122,7 +119,7 @@ class Traced:
         self, thetas: Tensor, batch: Batch, shared: bool, together: int
     ) -> tuple[Shaped[Tensor, "point ..."], ...]:  # masks and the positions of pooled maxima are kept, too
         """What is kept of all points, each tensor stacked over them."""
-        leaves = _tensors(batch)
+        leaves = tensors_of(batch)
         first_half = vmap(self.point, in_dims=(0, *(None if shared else 0 for _ in leaves)))
         pieces = []
         for start in range(0, len(thetas), together):
@@ -146,11 +143,6 @@ class CompiledProducts:
 
     weights: tuple[float, ...]
     parts: "tuple[Stacked | PointByPoint, ...]"
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that are kept."""
-        return sum(part.nbytes for part in self.parts)
 
     def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
         """Each point's product with its columns."""
@@ -179,11 +171,6 @@ class PointByPoint:
     kept: tuple[tuple[Tensor, ...], ...]
     probes: int = 1
     workspace: Workspace = field(default_factory=dict)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that are kept."""
-        return _nbytes(self.kept)
 
     def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
         """Each point's product with its columns."""
@@ -214,11 +201,6 @@ class Stacked:
     rows: Int[Tensor, " point"]
     probes: int = 1
     workspace: Workspace = field(default_factory=dict)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that are kept."""
-        return _nbytes(self.tensors)
 
     def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
         """Each point's product with its columns; columns go together only where points are few."""
@@ -253,7 +235,8 @@ class Stacked:
         return Stacked(self.traced, tensors, min(self.together, len(filled)), rows, self.probes)
 
 
-def _tensors(batch: Batch) -> list[Tensor]:
+def tensors_of(batch: Batch) -> list[Tensor]:
+    """The tensors of a batch, in the order in which a trace takes them."""
     return [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
 
 
@@ -271,7 +254,3 @@ def _round_size(count: int) -> int:
     """The next of 1 to 8, 10, 12, 14, 16, 20, ...: few sizes, at most a quarter more."""
     step = 2 ** max(0, ceil(log2(count)) - 3)
     return ceil(count / step) * step
-
-
-def _nbytes(tree: object) -> int:
-    return sum(t.numel() * t.element_size() for t in pytree.tree_leaves(tree))

@@ -10,29 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from hessian_tools.curvature.engines.compiled.simplify import ATEN, tensor_of
+from hessian_tools.curvature.engines.compiled.simplify import ATEN, operations, tensor_of
 
 # Elementwise operations, which may write over one of their inputs.
-_ELEMENTWISE: dict[Any, Any] = {
-    ATEN.add.Tensor: ATEN.add.out,
-    ATEN.sub.Tensor: ATEN.sub.out,
-    ATEN.mul.Tensor: ATEN.mul.out,
-    ATEN.div.Tensor: ATEN.div.out,
-    ATEN.neg.default: ATEN.neg.out,
-    ATEN.addcmul.default: ATEN.addcmul.out,
-    ATEN.threshold_backward.default: ATEN.threshold_backward.grad_input,
-}
+_ELEMENTWISE = operations("add.Tensor sub.Tensor mul.Tensor div.Tensor neg addcmul threshold_backward")
 # Other operations that can be told where to write, but not over an input.
-_WITH_OUT: dict[Any, Any] = {
-    ATEN.max_pool2d_with_indices_backward.default: ATEN.max_pool2d_with_indices_backward.grad_input,
-    ATEN.bmm.default: ATEN.bmm.out,
-    ATEN.mm.default: ATEN.mm.out,
-}
-# The name of the argument that says where to write, where it is not "out".
-_OUT_NAME: dict[Any, str] = {
-    ATEN.threshold_backward.default: "grad_input",
-    ATEN.max_pool2d_with_indices_backward.default: "grad_input",
-}
+_WITH_OUT = operations("max_pool2d_with_indices_backward bmm mm")
 # A smaller result is not worth a buffer.
 _MIN_BUFFER_NUMEL = 2**14
 
@@ -60,11 +43,17 @@ def reuse_memory(graph: fx.Graph) -> tuple[Buffer, ...]:
     for i, node in enumerate(plan.nodes):
         over = plan.place_for(node, i)
         if over is not None:
-            node.kwargs = {**node.kwargs, _OUT_NAME.get(node.target, "out"): over}
-            node.target = (_ELEMENTWISE | _WITH_OUT)[node.target]
+            node.target = _writing_variant(node.target)
+            node.kwargs = {**node.kwargs, node.target._overloadname: over}
     for place in plan.lent:  # behind the inputs that were there before
         next(n for n in plan.nodes if n.op != "placeholder").prepend(place)
     return tuple(plan.lent.values())
+
+
+def _writing_variant(operation: Any) -> Any:
+    """The overload that writes where it is told. It is named after the argument that says where."""
+    variants = operation.overloadpacket
+    return variants.out if "out" in variants.overloads() else variants.grad_input
 
 
 class _Plan:

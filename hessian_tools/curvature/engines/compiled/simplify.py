@@ -4,45 +4,35 @@ Derivatives of derivatives come with zeros that are added and multiplied, with s
 views that undo each other. Nothing here changes a result by more than rounding.
 """
 
-import operator
 from collections.abc import Hashable
+from operator import attrgetter, getitem
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 ATEN = torch.ops.aten
-_SAME = (ATEN.alias.default, ATEN.detach.default, ATEN.lift_fresh.default, ATEN.lift_fresh_copy.default)
-_RESHAPES = (ATEN.view.default, ATEN._unsafe_view.default, ATEN.reshape.default)
-_ZEROS = (
-    ATEN.zeros.default,
-    ATEN.zeros_like.default,
-    ATEN.new_zeros.default,
-    ATEN._efficientzerotensor.default,
-    ATEN._new_zeros_with_same_feature_meta.default,
-)
+
+
+def operations(names: str) -> tuple[Any, ...]:
+    """The operations of ATen with these names; a name without an overload means the overload ``default``.
+
+    >>> operations("view mul.Tensor") == (ATEN.view.default, ATEN.mul.Tensor)
+    True
+    """
+    return tuple(attrgetter(name if "." in name else f"{name}.default")(ATEN) for name in names.split())
+
+
+_SAME = operations("alias detach lift_fresh lift_fresh_copy")
+_RESHAPES = operations("view _unsafe_view reshape")
+_ZEROS = operations("zeros zeros_like new_zeros _efficientzerotensor _new_zeros_with_same_feature_meta")
 # Operations whose result is zero where their first argument is.
-_ZERO_OF_FIRST = (
-    *_RESHAPES,
-    ATEN.expand.default,
-    ATEN.permute.default,
-    ATEN.t.default,
-    ATEN.transpose.int,
-    ATEN.unsqueeze.default,
-    ATEN.squeeze.dim,
-    ATEN.sum.dim_IntList,
-    ATEN.mean.dim,
-    ATEN.neg.default,
-    ATEN._to_copy.default,
-    ATEN.split_with_sizes.default,
-    ATEN.div.Tensor,
-    ATEN.div.Scalar,
-    ATEN.threshold_backward.default,
-    ATEN.max_pool2d_with_indices_backward.default,
-    operator.getitem,
+_ZERO_OF_FIRST = _RESHAPES + operations(
+    "expand permute t transpose.int unsqueeze squeeze.dim sum.dim_IntList mean.dim neg _to_copy split_with_sizes "
+    "div.Tensor div.Scalar threshold_backward max_pool2d_with_indices_backward"
 )
 # Operations whose result is zero where either of their first two arguments is.
-_ZERO_OF_EITHER = (ATEN.mul.Tensor, ATEN.mul.Scalar, ATEN.mm.default, ATEN.bmm.default)
+_ZERO_OF_EITHER = operations("mul.Tensor mul.Scalar mm bmm")
 
 
 def simplify(graph: fx.Graph) -> None:
@@ -60,14 +50,8 @@ def simplify(graph: fx.Graph) -> None:
             node.replace_all_uses_with(replacement)
         elif _is_zero(node, zeros):
             zeros.add(node)
-    remove_dead(graph)
-
-
-def remove_dead(graph: fx.Graph) -> None:
-    """Removes every node that nothing uses, as no operation of a functionalised graph has side effects."""
-    for node in reversed(list(graph.nodes)):
-        if node.op in ("call_function", "get_attr") and not node.users:
-            graph.erase_node(node)
+    # No operation of a functionalised graph has side effects.
+    graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
 
 
 def tensor_of(node: Any) -> Tensor | None:
@@ -77,7 +61,7 @@ def tensor_of(node: Any) -> Tensor | None:
 
 
 def _plain(node: fx.Node) -> None:
-    """Exchanges operations that vmap cannot batch: it moves axes, after which a view may not exist, and has no copy."""
+    """Replaces what vmap cannot batch: views, which may be impossible once it has moved axes, and ``copy``."""
     if node.target in _RESHAPES:
         node.target = ATEN.reshape.default
         source = _first_two(node)[0]
@@ -137,7 +121,7 @@ def _is_zero(node: fx.Node, zeros: set[fx.Node]) -> bool:
     if node.target in _ZEROS:
         return True
     args: tuple[Any, ...] = node.args
-    if node.target in _ZERO_OF_FIRST:
+    if node.target in _ZERO_OF_FIRST or node.target is getitem:
         return args[0] in zeros
     if node.target in _ZERO_OF_EITHER:
         return bool(zeros.intersection(a for a in args[:2] if isinstance(a, fx.Node)))

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from hessian_tools.curvature.engines.compiled.compiled_products import Traced
+from hessian_tools.curvature.engines.compiled.compiled_products import Traced, tensors_of
 from hessian_tools.curvature.engines.compiled.memory_plan import peak_bytes
 from hessian_tools.curvature.engines.compiled.split_graph import Product, split_product
 from hessian_tools.loss import Batch, Loss, LossFunction
@@ -65,9 +65,8 @@ def _key(name: str, loss: LossFunction, theta: Tensor, batch: Batch) -> Hashable
 def _checked_trace(product: Product, theta: Tensor, batch: Batch) -> Traced | None:
     """The trace of the product at a point, if it gives the same as the product at another point as well."""
     try:
-        product(
-            theta, batch, _direction(theta, "vector")
-        )  # where this raises, tracing may end the process (nn.MSELoss)
+        # Where the product itself raises an error, tracing it may end the process (nn.MSELoss).
+        product(theta, batch, _direction(theta, "vector"))
         traced = _trace(product, theta, batch)
         # At another point, because a branch that was not taken would show there.
         shifted = theta + 0.1 * _direction(theta, "shift") * theta.abs().mean()
@@ -80,13 +79,13 @@ def _checked_trace(product: Product, theta: Tensor, batch: Batch) -> Traced | No
 
 def _trace(product: Product, theta: Tensor, batch: Batch) -> Traced:
     point, vector = split_product(product, theta, batch, _direction(theta, "vector"))
-    kept = sum(t.numel() * t.element_size() for t in point(theta, *_tensors(batch)))
+    kept = sum(t.numel() * t.element_size() for t in point(theta, *tensors_of(batch)))
     work_bytes, largest = peak_bytes(vector.graph)
     return Traced(point, vector, kept, work_bytes, peak_bytes(point.graph)[0], largest)
 
 
 def _agrees(traced: Traced, product: Product, theta: Tensor, batch: Batch) -> bool:
-    """Whether trace and product give the same at a point; where neither is finite nothing can be told."""
+    """Whether trace and product give the same at a point; where neither is finite, nothing contradicts it."""
     v = _direction(theta, "vector")
     by_trace = traced.at(theta[None], batch, shared=True).products(v[None, :, None])[0, :, 0]
     expected = product(theta, batch, v)
@@ -109,10 +108,6 @@ def _signature(tree: Any) -> Hashable:
     leaves, spec = pytree.tree_flatten(tree)
     kinds = [(tuple(t.shape), t.dtype, str(t.device)) if isinstance(t, Tensor) else repr(t) for t in leaves]
     return str(spec), tuple(kinds)
-
-
-def _tensors(batch: Batch) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
 
 
 def _direction(theta: Tensor, name: str) -> Tensor:
