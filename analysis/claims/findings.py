@@ -7,6 +7,7 @@ from itertools import groupby
 
 from analysis.claims.sentence import NAMES, number, plural
 from analysis.claims.verdict import Verdict
+from analysis.statistics import Outcome
 
 PLAIN = ("raw", "against untrained")  # comparisons without matching or rescaling
 
@@ -19,13 +20,15 @@ def findings(verdicts: Sequence[Verdict]) -> list[str]:
 def _finding(verdicts: list[Verdict]) -> str:
     counts = Counter(verdict.outcome for verdict in verdicts)
     total = plural(len(verdicts), "comparison")
-    words = {"supported": "supported", "not supported": "not supported", "inconclusive": "undecided"}
-    parts = [f"{words[outcome]} in {counts[outcome]}" for outcome in words if counts[outcome]]
+    order: tuple[Outcome, ...] = ("supported", "not supported", "inconclusive")
+    parts = [
+        f"{outcome.replace('inconclusive', 'undecided')} in {counts[outcome]}" for outcome in order if counts[outcome]
+    ]
     listed = " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
     return f"Of {total} on whether {verdicts[0].title}, the claim is {listed}{_example(verdicts, counts)}."
 
 
-def _example(verdicts: list[Verdict], counts: Counter[str]) -> str:
+def _example(verdicts: list[Verdict], counts: Counter[Outcome]) -> str:
     """The numbers of the first plain comparison with the outcome that is most frequent; empty where there is none."""
     plain = [verdict for verdict in verdicts if verdict.comparison in PLAIN and not math.isnan(verdict.effect)]
     if not plain:
