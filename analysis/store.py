@@ -132,7 +132,7 @@ def write_unit(path: Path, checkpoint: int, block: slice | None, values: Mapping
 def faults(path: Path) -> Iterator[Fault]:
     """Every file of a store that is missing or was changed after it was written.
 
-    Versions before 0.3 wrote no checksums, and nothing is found in their stores.
+    Version 0.1 wrote no checksums, and nothing is found in their stores.
     """
     digests = path.parent / DIGESTS
     descriptions = _description_digests(path)

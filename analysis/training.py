@@ -137,7 +137,7 @@ def refuse_changed_data(study: Study, runs: Iterable[tuple[str, int]]) -> None:
         path = study.run(*run) / MANIFEST
         recorded = read_json(path) if path.exists() else {}
         for name, present in _data_digests(study).items():
-            before = recorded.get(name, present)  # versions before 0.3 recorded one of the two digests
+            before = recorded.get(name, present)  # version 0.1 recorded only the first
             if before != present:
                 data = study.config.data
                 places = " and ".join(str(place) for place in (data.source, data.test_path) if place)

@@ -33,7 +33,7 @@ def load(path: Path, **belonging: Any) -> dict[str, Tensor]:
     belonging: facts with which the file must have been saved; a fact that is None is not compared.
 
     Raises DamagedFileError with the file's name where the file cannot be read, was changed after it was written, or
-    belongs to something else. Versions before 0.3 wrote no facts and no checksum, so a file without any is accepted.
+    belongs to something else. Version 0.1 wrote no facts and no checksum, so a file without any is accepted.
     """
     try:
         with safe_open(path, framework="pt") as file:

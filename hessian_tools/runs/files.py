@@ -49,7 +49,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file, without its checksum.
 
     Raises DamagedFileError with the file's name where the file holds something else, or was changed after it was
-    written. Versions before 0.3 wrote no checksum, so a file without one is accepted.
+    written. Version 0.1 wrote no checksum, so a file without one is accepted.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))

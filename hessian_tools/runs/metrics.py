@@ -9,7 +9,7 @@ from zlib import crc32
 from hessian_tools.runs.files import DamagedFileError, write_text
 
 NAME = "metrics.jsonl"
-CHECKSUM = "crc32"  # the last entry of a line: the checksum of the others; versions before 0.3 wrote none
+CHECKSUM = "crc32"  # the last entry of a line: the checksum of the others; version 0.1 wrote none
 
 
 def append(path: Path, row: Mapping[str, Any]) -> None:
