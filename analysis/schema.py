@@ -78,9 +78,10 @@ def _point(name: str, long_name: str, *extra_dims: str, error: str | None = None
 
 
 # The codes of ``status`` and of ``level`` are positions in these tuples. A task is diverged if training, its inner loop
-# or its curvature has left the finite numbers. A light measurement has few eigenvalues and probes and is made of every
-# task; a full one has more, and is made of the first tasks at the first and the last checkpoint. How many eigenvalues
-# and probes they have is set by measure.light and measure.full of a study.
+# or its curvature has left the finite numbers, or if a loss of its inner loop has exploded (``exploded``). A light
+# measurement has few eigenvalues and probes and is made of every task; a full one has more, and is made of the first
+# tasks at the first and the last checkpoint. How many eigenvalues and probes they have is set by measure.light and
+# measure.full of a study.
 STATUS_MEANINGS = ("not_measured", "measured", "diverged")
 NOT_MEASURED, MEASURED, DIVERGED = range(3)
 LEVEL_MEANINGS = ("none", "light", "full")

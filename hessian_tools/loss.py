@@ -184,6 +184,23 @@ def cast_like(tree: Any, like: Tensor) -> Any:
     return pytree.tree_map_only(Tensor, cast, tree)
 
 
+def refuse_unusable(batch: Any, like: Tensor) -> None:
+    """Raise ValueError for a batch without examples, or with a number that is infinite in the dtype of ``like``.
+
+    The mean over no examples is NaN, and its derivatives are 0, which would look like a flat loss.
+    """
+    for leaf in _tensors_of(batch):
+        if leaf.numel() == 0:
+            shape = tuple(leaf.shape)
+            raise ValueError(f"a tensor of the batch has shape {shape}, so it is empty; give one example or more")
+        if leaf.dtype == torch.float64 and like.dtype == torch.float32:
+            largest = float(leaf.abs().max())
+            if torch.finfo(torch.float32).max < largest < torch.inf:
+                raise ValueError(
+                    f"the batch holds the number {largest:.3g}, which float32 cannot hold; scale it, or use theta.double()"
+                )
+
+
 def random_states(device: torch.device) -> list[Tensor]:
     """The states of the global random generators from which a forward pass on the device can draw."""
     return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]

@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from hessian_tools.validation import check_whole
+
 PathPart = str | int
 
 
 def stream_seed(seed: int, *path: PathPart) -> bytes:
     """32 bytes that depend on the seed and on every part of the path: the SHA-256 of their text."""
+    check_whole(seed=seed)
     text = "/".join([repr(int(seed)), *(repr(part) for part in path)])
     return hashlib.sha256(text.encode()).digest()
 

@@ -5,7 +5,10 @@ import sys
 
 import numpy as np
 import pytest
+import torch
+from cases import without_type_checks
 
+import hessian_tools as ht
 from hessian_tools.validation import check_whole
 
 SCRIPT = """
@@ -63,3 +66,45 @@ def test_whole_numbers_are_pythons_and_numpys():
     for wrong in (2.0, True, "2", float("nan"), 1e300):
         with pytest.raises(ValueError, match="is not a whole number; give one"):
             check_whole(k=wrong)
+
+
+MODEL = torch.nn.Linear(2, 3)
+THETA, LAYOUT = ht.flatten(MODEL)
+LOSS = ht.make_loss(MODEL, torch.nn.functional.cross_entropy, LAYOUT)
+X, Y = torch.ones(4, 2), torch.tensor([0, 1, 2, 0])
+MAML = ht.learners.maml(2, 0.1)
+HUGE = torch.full((4, 2), 1e300, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: ht.hessian(LOSS, THETA, (X[:0], Y[:0])), r"a tensor of the batch has shape \(0, 2\), so it is empty"),
+        (lambda: ht.gauss_newton(LOSS, THETA, [(X, Y), (X[:0], Y[:0])]), r"shape \(0, 2\), so it is empty"),
+        (lambda: ht.hessian(LOSS, THETA[None], ht.ragged([(X[:0], Y[:0])])), r"shape \(0, 2\), so it is empty"),
+        (lambda: ht.hessian(LOSS, THETA, (HUGE, Y)), "holds the number 1e\\+300, which float32 cannot hold"),
+        (lambda: ht.record(MAML, LOSS, THETA, (X, Y), (X[:0], Y[:0])), "is empty; give one example or more"),
+        (lambda: ht.record(MAML, LOSS, THETA, (HUGE, Y), (X, Y)), "holds the number 1e\\+300"),
+        (lambda: ht.adapt(MAML, LOSS, THETA, (X[:0], Y[:0])), "is empty"),
+        (lambda: ht.adapt(MAML, LOSS, THETA[:, None], (X, Y)), r"theta has shape \(9, 1\), but it must be one vector"),
+        (lambda: ht.trajectory_from(LOSS, [THETA], (X[:0], Y[:0])), "is empty"),
+        (lambda: ht.Conv4(5, width=0), "width=0 must be at least 1"),
+        (lambda: ht.Conv4(0), "outputs=0 must be at least 1"),
+        (lambda: ht.ResNet12(5, widths=(4, 4, 0, 4)), "widths=0 must be at least 1"),
+        (lambda: ht.VisionTransformer(5, depth=0), "depth=0 must be at least 1"),
+        (lambda: ht.MLP((1, 0, 1)), "sizes=0 must be at least 1"),
+        (lambda: ht.stream(float("inf")), "seed=inf is not a whole number"),
+        (lambda: ht.stream([2]), r"seed=\[2\] is not a whole number"),
+    ],
+)
+def test_what_would_give_plausible_but_meaningless_numbers_is_refused(call, said):
+    with without_type_checks(), pytest.raises(ValueError, match=said) as refusal:
+        call()
+    assert len(str(refusal.value).splitlines()) <= 2
+
+
+def test_numbers_that_theta_can_hold_are_taken_in_any_dtype():
+    for theta in (THETA, THETA.double()):
+        H = ht.hessian(LOSS, theta, (X.double(), Y))
+        assert torch.isfinite(H.to_dense()).all()
+    assert torch.isfinite(ht.hessian(LOSS, THETA.double(), (HUGE / 1e150, Y)).to_dense()).all()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
-from analysis.schema import DIVERGED, MEASURED
+from analysis.schema import DIVERGED, MEASURED, exploded
 from analysis.statistics import student_half_width
 
 MAX_SEEDS_SHOWN = 4
@@ -116,7 +116,10 @@ def evaluation_scores(ds: xr.Dataset) -> xr.DataArray:
     """The query accuracy (for regression, the query loss) of every evaluation; NaN where the inner loop diverged."""
     name = "evaluation_accuracy" if has_accuracy(ds) else "evaluation_loss"
     # Divergence is read from the loss, because outputs that are NaN still have an accuracy: their argmax is some class.
-    return ds[name].where(np.isfinite(ds["evaluation_loss"]) & np.isfinite(ds[name]))
+    # An evaluation keeps no loss from before adaptation, so the mean of the same network on the measured tasks serves.
+    loss, first_losses = ds["evaluation_loss"], ds["query_loss"].isel(inner_step=0)
+    first_loss = first_losses.where(np.isfinite(first_losses)).mean("task")
+    return ds[name].where(np.isfinite(loss) & ~exploded(loss, first_loss) & np.isfinite(ds[name]))
 
 
 def lost_evaluations(ds: xr.Dataset) -> tuple[xr.DataArray, int]:

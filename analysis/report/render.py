@@ -19,6 +19,7 @@ from analysis.report.learning import learning_section
 from analysis.report.page import DASH, Html, bullets, element, number, page, row, table
 from analysis.report.scale import scale_section
 from analysis.report.verdicts import answer, verdict_tables
+from analysis.schema import EXPLOSION
 
 TITLE = "Does meta-learning suppress the Hessian along its inner loop?"
 QUESTION = (
@@ -165,7 +166,9 @@ def _methods(ds: xr.Dataset) -> list[Html | str]:
         f"{_error(ds, 'trace', 'trace_stderr')}.",
         "Replication: means are taken over the tasks of each seed first, then over the seeds. Inner steps never count "
         "as repetitions.",
-        diverged_sentence(ds),
+        f"{diverged_sentence(ds)} A task unit diverges where training, its inner loop or its curvature leaves the "
+        f"finite numbers, or where a loss of its inner loop rises above {EXPLOSION:g} times its start (above "
+        f"{EXPLOSION:g}, if it starts below 1).",
     ]
 
 

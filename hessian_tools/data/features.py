@@ -131,12 +131,14 @@ def _arrays(tree: Tree, name: str, part: str) -> tuple[Float[np.ndarray, "exampl
     features, labels = arrays["features"], arrays["labels"]
     if features.ndim != 2 or not np.issubdtype(features.dtype, np.floating):
         raise ValueError(f"{name}: features are {features.dtype} of shape {features.shape}; use floats: {ARRAYS}")
-    if not np.isfinite(features).all():
-        raise ValueError(f"{name}: some features are not finite; compute them again")
+    with np.errstate(over="ignore"):
+        vectors = features.astype(np.float32)
+    if not np.isfinite(vectors).all():
+        raise ValueError(f"{name}: some features are not finite, or too large for float32; compute them again")
     check_same_length(name, len(features), len(labels))
     parts = [part] * len(features) if part else [str(value) for value in arrays.get("parts", ())]
     if parts:
         check_same_length(f"{name} (parts)", len(features), len(parts))
     # Where each part has its own file, numbers as labels begin at 0 in each: class 0 of train is not class 0 of test.
     prefix = f"{part}-" if part and np.issubdtype(labels.dtype, np.integer) else ""
-    return features.astype(np.float32), [f"{prefix}{label}" for label in labels.tolist()], parts
+    return vectors, [f"{prefix}{label}" for label in labels.tolist()], parts

@@ -8,7 +8,7 @@ from hessian_tools.inner.descent import InnerPath, inner_loop
 from hessian_tools.inner.gradients import Gradient
 from hessian_tools.inner.learners import Learner
 from hessian_tools.inner.parameters import moved_part, network_parameters, step_sizes
-from hessian_tools.loss import Batch, LossFunction, require_network
+from hessian_tools.loss import Batch, LossFunction, refuse_unusable, require_network
 
 # What a plain function is refused for: a phrase for ``require_network``.
 LEO_NEEDS = "LEO decodes the head of a network"
@@ -16,6 +16,7 @@ LEO_NEEDS = "LEO decodes the head of a network"
 
 def adapt(learner: Learner, loss: LossFunction, theta: Float[Tensor, " meta"], support: Batch) -> Tensor:
     """The network's parameters [param] after the learner's inner loop; differentiable in ``theta``."""
+    refuse_unusable(support, theta)
     if learner.latent is not None:
         return leo.adapted(learner, require_network(loss, LEO_NEEDS), theta, support)
     return learner_path(learner, loss, theta, support).adapted

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from hessian_tools.validation import check_whole
+
 
 class VisionTransformer(nn.Module):
     """Patches, pre-norm transformer blocks, the mean over patches, and a linear head (Dosovitskiy 2021, small).
@@ -31,6 +33,7 @@ class VisionTransformer(nn.Module):
         input_shape: tuple[int, int, int] = (1, 28, 28),
     ) -> None:
         super().__init__()
+        check_whole(at_least=1, outputs=outputs, patch=patch, width=width, depth=depth, heads=heads, hidden=hidden)
         channels, height, columns = input_shape
         if height % patch or columns % patch:
             raise ValueError(f"patch={patch} does not divide images of {height}x{columns}; choose a divisor of both")

@@ -9,7 +9,7 @@ from hessian_tools.inner.gradients import support_gradient
 from hessian_tools.inner.learners import Learner
 from hessian_tools.inner.meta_loss import QUERY_OUTPUTS, accuracy
 from hessian_tools.inner.parameters import network_parameters
-from hessian_tools.loss import Batch, Loss, require_network
+from hessian_tools.loss import Batch, Loss, refuse_unusable, require_network
 from hessian_tools.torch_fixes.precision import full_precision
 from hessian_tools.trajectory.trajectory import SaveAt, Trajectory, measured
 
@@ -37,6 +37,8 @@ def record(
     are kept as they are; see ``Trajectory.diverged``. The cost is K + 1 gradients and K + 1 passes over the query set.
     """
     require_network(loss, QUERY_OUTPUTS)
+    for batch in (support, query):
+        refuse_unusable(batch, theta)
     loss.refuse_hidden_state(network_parameters(loss, theta), support)
     path = learner_path(learner, loss, theta.detach(), support)
     last = support_gradient(loss, path.adapted, support, part=path.part)

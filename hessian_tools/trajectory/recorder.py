@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from hessian_tools.inner.meta_loss import accuracy
 from hessian_tools.layout import Where, flatten
-from hessian_tools.loss import Batch, Criterion, Loss, LossFunction, make_loss
+from hessian_tools.loss import Batch, Criterion, Loss, LossFunction, make_loss, refuse_unusable
 from hessian_tools.torch_fixes.precision import full_precision
 from hessian_tools.trajectory.foreign import Buffers, State, points_of_states
 from hessian_tools.trajectory.trajectory import SaveAt, Trajectory, measured
@@ -50,6 +50,8 @@ def trajectory_from(
     (tensor([1.5000, 1.0450]), tensor([1.]))
     """
     thetas = points_of_states(loss, states, buffers=buffers)
+    for batch in (support, query):
+        refuse_unusable(batch, thetas)
     if isinstance(loss, Loss):
         thetas = thetas.to(next(loss.model.parameters()).device)  # states are kept in main memory
         loss.refuse_hidden_state(thetas[0], support)

@@ -8,6 +8,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+# An inner loop counts as exploded above this multiple of its first loss.
+EXPLOSION = 1000.0
+
+
+def exploded(loss: Any, first_loss: Any) -> Any:
+    """Whether a loss (an array or a tensor) is above EXPLOSION times the larger of the first loss and 1.
+
+    The 1 keeps a loop that begins at a loss of nearly 0 from counting as exploded because of a small rise.
+    """
+    return (loss > EXPLOSION * first_loss) & (loss > EXPLOSION)
+
 
 @dataclass(frozen=True)
 class SaveAt:
@@ -59,10 +70,11 @@ class Trajectory:
 
     @property
     def diverged(self) -> Tensor:
-        """For each task, whether a loss, gradient or parameter is not finite."""
-        columns = [self.support_loss, self.query_loss, self.theta_norm, self.grad_norm]
-        numbers = torch.stack([column for column in columns if column is not None], -1)
-        return ~torch.isfinite(numbers).flatten(-2).all(-1)
+        """For each task, whether a loss, gradient or parameter is not finite, or a loss has exploded."""
+        losses = [column for column in (self.support_loss, self.query_loss) if column is not None]
+        numbers = torch.stack([*losses, self.theta_norm, self.grad_norm], -1)
+        left_range = [exploded(loss, loss[..., :1]).any(-1) for loss in losses]
+        return torch.stack([~torch.isfinite(numbers).flatten(-2).all(-1), *left_range]).any(0)
 
 
 def measured(

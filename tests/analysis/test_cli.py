@@ -5,10 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from refused_commands import refused
 
 from analysis.cli import run
+from analysis.folder import open_study
+from analysis.schema import STATUS_MEANINGS
 from analysis.study_file import study_text
 
 
@@ -140,6 +143,20 @@ def test_a_study_that_diverges_says_so_everywhere(working_folder, capsys):
     assert "maml         seed 0: diverged at meta-iteration 1" in capsys.readouterr().out
 
 
+def test_inner_loops_whose_losses_explode_are_counted_as_diverged(working_folder, capsys):
+    """At this step size losses reach 1e20 and more, but stay finite; no verdict may rest on such points."""
+    file = study_file(working_folder, "step_size: 0.1", "step_size: 1.0e+6")
+    assert run(["study", file, "--out", "study", "--seeds", "0", "--workers", "0"]) == 0
+    ds = open_study("study")
+    untrained = ds.sel(learner="untrained", seed=0, checkpoint=0)
+    assert np.isfinite(untrained["support_loss"]).all()
+    assert (untrained["status"] == STATUS_MEANINGS.index("diverged")).all()
+    report = (working_folder / "study" / "report.html").read_text()
+    assert "None of the" not in report
+    assert "rises above 1000 times its start" in report
+    assert "supported in" not in report
+
+
 def test_info_and_parts_on_a_complete_study(working_folder, capsys, micro_study):
     shutil.copytree(micro_study, working_folder / "study")
     assert run(["info", "study"]) == 0
@@ -158,8 +175,6 @@ def test_info_and_parts_on_a_complete_study(working_folder, capsys, micro_study)
 def test_seeds_can_be_added_and_the_first_ones_stay(working_folder, capsys, micro_study):
     import xarray as xr
 
-    from analysis.folder import open_study
-
     shutil.copytree(micro_study, working_folder / "study")
     assert run(["study", "study", "--seeds", "0", "1", "2", "--workers", "0"]) == 0
     ds = open_study("study")
@@ -170,8 +185,6 @@ def test_seeds_can_be_added_and_the_first_ones_stay(working_folder, capsys, micr
 def test_measuring_does_not_ask_what_precision_the_process_has_set(working_folder, micro_study):
     import torch
     import xarray as xr
-
-    from analysis.folder import open_study
 
     shutil.copytree(micro_study, working_folder / "study")
     for measured in (working_folder / "study").glob("runs/*/*.zarr"):

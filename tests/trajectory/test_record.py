@@ -1,5 +1,7 @@
 """The numbers of a trajectory are compared with the points that they describe."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -84,3 +86,15 @@ def test_hidden_state_is_refused_by_name(layer, name):
     assert torch.equal(state, torch.get_rng_state())
     model.eval()
     record(LEARNER, make_loss(model, F.cross_entropy, layout), theta, batch, batch)
+
+
+def test_an_inner_loop_whose_loss_explodes_has_diverged():
+    loss, theta, support, query = setting()
+    learning, exploding = (record(replace(LEARNER, step_size=a), loss, theta, support, query) for a in (0.1, 1e6))
+    assert torch.isfinite(exploding.support_loss).all()
+    assert exploding.support_loss.max() > 1000 * exploding.support_loss[0]
+    assert stack([learning, exploding]).diverged.tolist() == [False, True]
+    # A loop that begins at a loss of nearly 0 may rise far above it without having left the range of ordinary losses.
+    rising = replace(learning, support_loss=torch.tensor([1e-6, 1.0, 900.0, 2.0], dtype=torch.float64))
+    assert not rising.diverged
+    assert replace(rising, query_loss=torch.tensor([1.5, 1.0, 1600.0, 2.0], dtype=torch.float64)).diverged

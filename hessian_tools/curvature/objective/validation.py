@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from hessian_tools.curvature.objective.indexing import at_points
 from hessian_tools.curvature.objective.objective import Group, Objective, Weights
-from hessian_tools.loss import Batch, Loss, LossFunction, cast_like
+from hessian_tools.loss import Batch, Loss, LossFunction, cast_like, refuse_unusable
 from hessian_tools.torch_fixes.function_modes import TwiceDifferentiable
 
 
@@ -60,6 +60,8 @@ def objective_at(
     thetas = thetas.detach()
     rows = thetas[None] if single else thetas
     shared = shared or single
+    for b in batches:
+        refuse_unusable(b.batches if isinstance(b, Ragged) else b, thetas)
     if any(isinstance(b, Ragged) for b in batches):
         _check_ragged(batches, thetas, shared)
         groups = _ragged_groups(batches, rows, weights)
