@@ -11,6 +11,7 @@ from hessian_tools import Conv4, Shot, TrainConfig, learners, meta_loss, meta_tr
 from hessian_tools.data import open_tasks
 from hessian_tools.nets import MLP
 from hessian_tools.runs import checkpoints, metrics
+from hessian_tools.runs.files import FolderInUseError, read_json
 from hessian_tools.runs.manifest import ForeignRunError, record_ownership
 from hessian_tools.train import diverged_at, evaluate, logarithmic_schedule, loop, task_loss
 from hessian_tools.train.outer import accumulate_gradient
@@ -180,7 +181,7 @@ def test_one_manifest_holds_the_study_and_the_training_of_a_run(tmp_path):
     record_ownership(tmp_path, "config", {"width": 4}, facts={"device": "cpu"})
     record_ownership(tmp_path, "training", {"seed": "0", "network": {"weight": (2, 3)}})
     record_ownership(tmp_path, "training", {"seed": "0", "network": {"weight": (2, 3)}})
-    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    manifest = read_json(tmp_path / "manifest.json")
     assert manifest == {
         "config": {"width": 4},
         "device": "cpu",
@@ -271,3 +272,12 @@ def test_the_metrics_are_numbers_or_null(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / metrics.NAME).read_text().splitlines()]
     assert all(row["shot_distance"] is None for row in rows)
     assert all(isinstance(row["query_loss"], float) for row in rows)
+
+
+def test_two_trainings_in_one_folder_are_refused(tmp_path):
+    first = meta_train(replace(IMAGES, folder=tmp_path))
+    next(first)
+    with pytest.raises(FolderInUseError, match="another process is at work in .*; wait until it ends"):
+        next(meta_train(replace(IMAGES, folder=tmp_path)))
+    first.close()
+    assert next(meta_train(replace(IMAGES, folder=tmp_path))).meta_step == 0
