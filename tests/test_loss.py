@@ -63,6 +63,7 @@ def test_random_numbers_drawn_on_a_cuda_device_are_seen(monkeypatch):
     assert len(random_states(torch.device("cpu"))) == 1
 
 
+@pytest.mark.slow
 def test_any_container_of_outputs_will_do():
     class Heads(nn.Module):
         def __init__(self) -> None:

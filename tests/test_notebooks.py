@@ -108,6 +108,7 @@ def study_is_shown_drawn_and_judged(outputs: Outputs, printed: Mapping[str, str]
     assert re.search(r"(supported|inconclusive) +maml against untrained", printed["claims"])
 
 
+@pytest.mark.slow
 def test_a_missing_study_says_which_command_makes_it(monkeypatch, tmp_path):
     monkeypatch.setenv("HESSIAN_TOOLS_STUDY", str(tmp_path / "none"))
     with pytest.raises(UserError, match="does not exist.*'hessian-tools demo' makes one"):

@@ -40,6 +40,7 @@ def stop_at(step):
     return progress
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 2, 3, 6])
 def test_a_run_stopped_anywhere_and_resumed_equals_the_undisturbed_run(tmp_path, step):
     expected = list(meta_train(IMAGES))
@@ -72,6 +73,7 @@ def test_a_half_written_metrics_line_is_passed_over(tmp_path):
     assert metrics.read(path) == [{"meta_step": 1, "query_loss": 2.0}]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_was_removed_is_made_again_alike(tmp_path):
     config = replace(IMAGES, folder=tmp_path)
     first = list(meta_train(config))
@@ -84,6 +86,7 @@ def test_a_checkpoint_that_was_removed_is_made_again_alike(tmp_path):
     assert metrics.read(tmp_path / metrics.NAME) == rows
 
 
+@pytest.mark.slow
 def test_learners_of_one_seed_start_alike_and_see_the_same_tasks(tmp_path):
     plain = list(meta_train(replace(IMAGES, shot=None)))
     shot = list(meta_train(IMAGES))
@@ -137,6 +140,7 @@ def test_an_infinite_loss_is_divergence_though_its_gradient_is_finite(tmp_path, 
     assert diverged_at(tmp_path) == 1
 
 
+@pytest.mark.slow
 def test_training_learns_the_regression_tasks():
     config = TrainConfig(
         learner=learners.maml(1, 0.01),
@@ -218,6 +222,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", OTHERS)
 def test_a_run_resumes_itself_and_no_other(tmp_path, what):
     begun = replace(IMAGES, folder=tmp_path, checkpoints=(0, 1))

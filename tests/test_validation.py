@@ -46,6 +46,7 @@ print(begun.theta.numel())
 """
 
 
+@pytest.mark.slow
 def test_what_a_script_may_give_is_taken_or_refused_in_a_line(working_folder):
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT], capture_output=True, text=True, cwd=working_folder, check=True

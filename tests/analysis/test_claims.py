@@ -62,6 +62,7 @@ def test_planted_truth_is_supported_and_recovered() -> None:
         assert verdict.seeds_to_decide is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [2, 3, 5, 10])
 def test_verdict_intervals_cover_at_every_number_of_seeds(seeds: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nominal 95 %, from points to verdict; 2500 studies: the bounds are 4.6 standard errors away (chance 4e-6)."""
@@ -79,6 +80,7 @@ def test_verdict_intervals_cover_at_every_number_of_seeds(seeds: int, monkeypatc
     assert np.mean([v.outcome == "not supported" for v in verdicts]) < 0.03
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("claim", sorted(CLAIMS))
 @pytest.mark.parametrize("sign", [0.0, -1.0])
 def test_planted_falsehood_is_not_supported(claim: str, sign: float) -> None:
@@ -103,6 +105,7 @@ def test_gradients_that_are_orthogonal_or_oscillate_are_not_aligned() -> None:
     assert "opposite to the claim" in verdicts[1].sentence
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("claim", sorted(CLAIMS))
 def test_too_little_data_is_inconclusive_and_says_how_much_would_do(claim: str) -> None:
     """Two seeds that disagree; the advised number is where the rule decides, one fewer is not."""

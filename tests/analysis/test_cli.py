@@ -13,6 +13,7 @@ from analysis.cli import run
 from analysis.folder import open_study
 from analysis.schema import STATUS_MEANINGS
 from analysis.study_file import study_text
+from hessian_tools.runs.files import read_json, write_json
 
 
 def study_file(working_folder: Path, old: str = "", new: str = "") -> str:
@@ -64,6 +65,7 @@ def test_a_mistake_in_a_study_is_named_and_nothing_is_written(working_folder, ca
     assert [path.name for path in working_folder.iterdir()] == ["mine.yaml"]
 
 
+@pytest.mark.slow
 def test_missing_and_foreign_folders(working_folder, capsys, micro_study):
     assert "there is no study file nowhere.yaml" in refused(capsys, ["study", "nowhere.yaml"])
     for command in ("measure", "test", "figures", "report", "info"):
@@ -85,7 +87,9 @@ def test_a_folder_of_another_study_is_refused_and_left_alone(working_folder, cap
     assert "its seeds is [0, 1], yours [0]" in refused(capsys, ["study", "micro", "--seeds", "0", "--out", "study"])
     assert (working_folder / "study" / "study.yaml").read_bytes() == before
     manifest = working_folder / "study" / "runs" / "maml-seed0" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"width": 4', '"width": 8'))
+    content = read_json(manifest)
+    content["config"]["network"]["width"] = 8
+    write_json(manifest, content)
     message = refused(capsys, ["study", "micro", "--out", "study"])
     assert "maml-seed0 holds another run: its network is" in message
 
@@ -115,6 +119,7 @@ def test_wrong_options(working_folder, capsys):
     assert list(working_folder.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_parts_say_which_part_comes_first(working_folder, capsys):
     from analysis.folder import begin
     from analysis.study import build
@@ -132,6 +137,7 @@ def test_a_second_command_on_the_same_folder_waits_its_turn(working_folder, caps
         assert "another hessian-tools is at work in study" in refused(capsys, ["test", "study"])
 
 
+@pytest.mark.slow
 def test_a_study_that_diverges_says_so_everywhere(working_folder, capsys):
     file = study_file(working_folder, "step_size: 0.1", "step_size: 1.0e+30")
     assert run(["study", file, "--out", "study", "--workers", "0"]) == 0
@@ -157,6 +163,7 @@ def test_inner_loops_whose_losses_explode_are_counted_as_diverged(working_folder
     assert "supported in" not in report
 
 
+@pytest.mark.slow
 def test_info_and_parts_on_a_complete_study(working_folder, capsys, micro_study):
     shutil.copytree(micro_study, working_folder / "study")
     assert run(["info", "study"]) == 0
@@ -172,6 +179,7 @@ def test_info_and_parts_on_a_complete_study(working_folder, capsys, micro_study)
     ).read_bytes()
 
 
+@pytest.mark.heavy
 def test_seeds_can_be_added_and_the_first_ones_stay(working_folder, capsys, micro_study):
     import xarray as xr
 
@@ -182,6 +190,7 @@ def test_seeds_can_be_added_and_the_first_ones_stay(working_folder, capsys, micr
     xr.testing.assert_identical(ds.sel(seed=[0, 1]), open_study(micro_study))
 
 
+@pytest.mark.slow
 def test_measuring_does_not_ask_what_precision_the_process_has_set(working_folder, micro_study):
     import torch
     import xarray as xr
@@ -194,6 +203,7 @@ def test_measuring_does_not_ask_what_precision_the_process_has_set(working_folde
     xr.testing.assert_identical(open_study("study"), open_study(micro_study))
 
 
+@pytest.mark.slow
 def test_progress_in_a_pipe_has_no_control_codes(working_folder, capsys, micro_study):
     shutil.copytree(micro_study, working_folder / "study")
     assert run(["figures", "study"]) == 0
@@ -229,6 +239,7 @@ def test_shot_by_class_probabilities_is_refused_for_regression(working_folder, c
     assert "learners.maml-shot: distance='kl_reference_target' compares class probabilities" in message
 
 
+@pytest.mark.slow
 def test_a_regression_study_runs_and_its_search_is_kept_as_json(working_folder, capsys):
     import json
 

@@ -96,6 +96,7 @@ def test_the_trained_state_has_a_neutral_entry_in_the_legend(ds):
         assert handles["untrained"].get_markerfacecolor() == "white"
 
 
+@pytest.mark.slow
 def test_a_control_is_known_by_its_training_and_not_by_its_name():
     study = simulated_study(
         learners=("control", "untrained", "maml"), untrained=("control",), tasks=4, seeds=(0,), evaluation_tasks=4
@@ -235,6 +236,7 @@ EDGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("edge", EDGES)
 def test_every_figure_draws_and_speaks_at_the_edges(edge):
     study = EDGES[edge]()
@@ -253,6 +255,7 @@ def test_two_seeds_show_each_seed_and_say_so():
     assert line(figure.axes[0], "seed:maml:0").get_linewidth() < line(figure.axes[0], "mean:maml").get_linewidth()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_no_text_leaves_the_figure_and_legends_cover_no_panel(ds, name):
     figure = FIGURES[name].draw(ds)
@@ -270,6 +273,7 @@ def test_no_text_leaves_the_figure_and_legends_cover_no_panel(ds, name):
         assert panel.x1 <= page.x1 + 1
 
 
+@pytest.mark.slow
 def test_drawing_leaves_the_study_as_it_is(ds):
     before = ds.copy(deep=True)
     for module in FIGURES.values():
