@@ -122,6 +122,7 @@ def one_size(network: str, points: int, max_memory: float) -> None:
             assert isinstance(part, LossOperator)
             assert ht.trace(part, probes=probes).converged.all()
             done += part.num_points or 1
+            route = part.route
             peak = max(peak, memory()["RssAnon"])
             seconds = time.process_time() - start
             print(f"{network} {done}/{points} points, {seconds:.0f} s, {memory()}", file=sys.stderr)
@@ -134,7 +135,7 @@ def one_size(network: str, points: int, max_memory: float) -> None:
         "MB before": before["RssAnon"],
         "MB anonymous, peak": peak,
         "MB resident, peak": memory()["VmHWM"],
-        "route": part.route,
+        "route": route,
     }
     print(json.dumps(row))
 
