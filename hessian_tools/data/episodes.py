@@ -100,7 +100,10 @@ class ClassSet(Protocol):
         """The number of examples of the class at a position."""
 
     def take(self, classes: Ways, examples: Examples) -> Float[Tensor, "row ..."]:
-        """The requested examples as float32: the first example of every class, then the second of each, and so on."""
+        """The requested examples as float32: the first example of every class, then the second of each, and so on.
+
+        classes: the positions of the classes [way]. examples: the numbers of each class's examples [example, way].
+        """
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,11 @@ from typing import cast
 
 MAX_DEPTH = 7  # levels of folders below the path; no layout has more
 MAX_FILES = 3_000_000  # more files than any data set has, so that a path such as "/" is refused
-# Files and folders whose names begin so are no data: hidden ones, such as our cache, and what archivers add on macOS.
+# Files and folders whose names begin with one of these are not data: hidden ones, such as our cache of decoded images,
+# and those that macOS adds to archives.
 IGNORED = (".", "__MACOSX")
 
-Stamp = tuple[int, int]
+Stamp = tuple[int, int]  # (size, time of the last change) of a file, or (size, checksum) inside a zip
 
 
 class Tree:

@@ -23,7 +23,7 @@ from hessian_tools.inner.parameters import further_parameters, network_parameter
 from hessian_tools.inner.shot import L2, Projector, Shot, distance_after, unchanged
 from hessian_tools.loss import Batch, Loss, require_network
 
-# What a plain function is refused for: a phrase for ``require_network``.
+# The beginning of the error message for a plain function; see ``require_network``.
 QUERY_OUTPUTS = "this needs the network's outputs on the query set"
 
 
@@ -59,8 +59,8 @@ def meta_loss(
     theta: the meta-parameters; see ``hessian_tools.inner.parameters``.
     support, query: the two batches (x, y) of the task. Under ``outer="classes"`` the labels are those of the training
         classes.
-    shot: the penalty, with its weight as it is; where the weight has a schedule, pass ``shot.at(meta_step)``.
-    noise: the generator of LEO's draws and of its dropout; None takes their means.
+    shot: the penalty. Its schedule is ignored, so where the weight has a schedule, pass ``shot.at(meta_step)``.
+    noise: the generator of LEO's draws and of its dropout; None takes the means of the draws, and drops nothing.
     checkpointing: keep the activations of one inner step in memory instead of those of all steps, at the cost of one
         more forward and backward pass a step. Value and gradient stay the same. It works with ``backward`` and
         ``torch.autograd.grad``, but not inside ``torch.func`` transforms.
@@ -130,6 +130,7 @@ def parameter_parts(
     """The objective without SHOT, and SHOT's distance, for a learner whose inner loop moves parameters.
 
     The objective is the query loss or, for Reptile, half the squared displacement. The distance is NaN without SHOT.
+    The third value holds the numbers that are reported.
     project: the function that is applied to the outputs of SHOT's reference.
     """
     is_reptile, (x, y) = learner.outer == "displacement", query
@@ -182,7 +183,8 @@ def _shot_distance(
 ) -> Float[Tensor, ""]:
     """SHOT's distance between the end points of two loops, or between the outputs at these points; NaN without SHOT.
 
-    path: the learner's own loop. path_of: a function that makes the loop with another number of ``steps``.
+    path: the learner's own loop. path_of: a function that runs the loop with another number of ``steps``. outputs_at: a
+    function that returns the query outputs at an end point. project: see ``parameter_parts``.
     """
     if shot is None:
         return torch.full_like(path.gradients[0].loss, float("nan"))

@@ -77,7 +77,7 @@ DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 L2 = "l2_parameters"  # the distance between the end points themselves, which needs no pass over the query set
 # The distances that take outputs as logits, which regression does not have.
-OF_PROBABILITIES = ("kl_reference_target", "kl_target_reference", "js", "cross_entropy")
+PROBABILITY_DISTANCES = ("kl_reference_target", "kl_target_reference", "js", "cross_entropy")
 Projector = Callable[[Tensor], Tensor]  # applied to the reference before it is compared with the target
 SCHEDULES = ("constant", "linear", "cosine")
 
@@ -92,7 +92,7 @@ class Shot:
         more, because training takes these steps anyway.
     distance: D compares output distributions ("kl_reference_target", "kl_target_reference", "js", "cross_entropy"),
         outputs ("squared_error"), or parameters ("l2_parameters").
-    detach_reference: whether the gradient goes through the target alone, as in the authors' code.
+    detach_reference: True sends the gradient through the target alone, as in the authors' code; False through both.
     schedule: how the weight changes over the meta-iterations: it is "constant", or it rises from 0 to ``weight`` within
         ``schedule_steps`` ("linear"), or it falls from ``weight`` to 0 within ``schedule_steps`` ("cosine").
     """
@@ -181,7 +181,7 @@ def longer_reference(
 ) -> Shot:
     """A penalty whose target is the learner's own loop, and whose reference takes ``factor`` times as many steps.
 
-    The authors' code calls it MORE. For one-step learners (ANIL, BOIL) it is the SHOT of the paper, which takes the
-    weight 1e-6. The reference is detached.
+    The authors' code calls this penalty MORE. For learners of one step (ANIL, BOIL) it is the SHOT of the paper, which
+    takes the weight 1e-6. No gradient goes through the reference.
     """
     return Shot(weight, target_steps=None, reference_steps=factor * learner.steps, distance=distance)

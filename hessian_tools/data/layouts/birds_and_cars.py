@@ -18,7 +18,7 @@ LOOKS_FOR = (
 BIRD = re.compile(r"(?P<home>(?:.*/)?)images/\d{3}\.[^/]+/[^/]+")
 CAR_LABELS = re.compile(r"(?P<home>(?:.*/)?)devkit/cars_train_annos\.mat")
 
-EVERY_FOURTH = "of class 1, 2, 3, 4, ...: odd numbers train, 2, 6, 10, ... val, 4, 8, 12, ... test"
+EVERY_FOURTH = "classes 1, 3, 5, ... for train, 2, 6, 10, ... for val, 4, 8, 12, ... for test"
 CHEN_RULE = f"Chen et al. (2019), {EVERY_FOURTH}"
 META_DATASET_RULE = "Meta-Dataset, Triantafillou et al. (2020)"
 TSENG_RULE = f"Tseng et al. (2020), {EVERY_FOURTH}"
@@ -60,7 +60,7 @@ def _read_birds(tree: Tree, crop: bool, *, home: str, images: list[str]) -> Cont
     names = list(classes)
 
     def number(name: str) -> int:
-        return int(name[:3])
+        return int(name[:3])  # the name of a class begins with its number, as in 017.Cardinal
 
     splits = (
         split_by_rule("100-50-50", CHEN_RULE, names, lambda name: every_fourth(number(name))),

@@ -1,4 +1,4 @@
-"""Images in folders: with lists of classes, with lists of images, in folders by split and class, or by class alone."""
+"""Images in folders whose split is given by lists of classes, by lists of images, by folder names, or not at all."""
 
 import csv
 import io
@@ -32,6 +32,7 @@ CLASS_LIST = re.compile(r"(?P<home>(?:.*/)?)splits/(?P<split>[^/]+)/(?P<part>[^/
 IMAGE_LIST = re.compile(r"(?P<home>(?:.*/)?)(?P<part>[^/]+)\.csv")
 IN_PART_FOLDER = re.compile(rf"(?P<home>(?:.*/)?)(?P<part>{'|'.join(PART_OF)})/[^/]+/[^/]+")
 IN_CLASS_FOLDER = re.compile(r"(?P<home>(?:.*/)?)[^/]+/[^/]+")
+# The names that the column of the images, and that of the classes, may have in a CSV file.
 IMAGE_COLUMNS, CLASS_COLUMNS = ("filename", "image_name"), ("label", "class_name")
 # Images of at most this side are used at their own size. Larger ones are photographs, used at 84 as in the literature.
 LARGEST_NATIVE = 128
@@ -80,7 +81,10 @@ def find_plain(tree: Tree) -> list[Match]:
 def _match(
     tree: Tree, layout: str, name: str, images: list[str], read: Callable[..., Contents], lists: list[str] | None = None
 ) -> Match:
-    """A match whose image size and channels are those of its first image, except that photographs are used at 84."""
+    """A match whose image size and channels are those of its first image, except that photographs are used at 84.
+
+    lists: the files that list classes or images, which are read too.
+    """
     try:
         with tree.open(images[0]) as file, Image.open(cast(IO[bytes], file)) as image:
             side, channels = max(image.size), 1 if image.mode in ("1", "L") else 3

@@ -1,4 +1,4 @@
-"""Images packed into one file for each part of the split: miniImageNet's cache, FC100 and alike, and tieredImageNet."""
+"""Images packed into one file for each part of the split, as miniImageNet, FC100 and tieredImageNet are distributed."""
 
 import re
 import zipfile
@@ -113,6 +113,7 @@ def _tiered_labels_file(name: str) -> str:
 
 
 def _numbered(part: str, labels: Iterable[Any]) -> list[str]:
+    """The class name of each image, made of its part and its label, such as "train-007"."""
     return [f"{part}-{int(label):03d}" for label in labels]
 
 

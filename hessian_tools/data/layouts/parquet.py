@@ -43,7 +43,7 @@ def _read(tree: Tree, crop: bool, *, names: list[str]) -> Contents:
             column = _column(table, LABEL_COLUMNS, name)
             labels = table.read(columns=[column]).column(column).to_pylist()
             labelled[name] = labels, partial(_images, tree, name)
-    # A class for which the files give no name is named by its number.
+    # A class for which the files give no name gets its number as its name.
     count = max((label + 1 for labels, _ in labelled.values() for label in labels), default=0)
     class_names += map(str, range(len(class_names), count))
     splits: tuple[Split, ...] = ()
