@@ -1,4 +1,4 @@
-"""Every layout is recognised by its file names, and each image ends up in its class, and each class in its split."""
+"""Every layout is recognised by its file names; each image is assigned to its class, and each class to its split."""
 
 import sys
 from pathlib import Path
@@ -15,6 +15,7 @@ SYNSETS = {part: list(names) for part, names in disk.SYNSETS.items()}
 LABELS = {"train": ["train-000", "train-001"], "val": ["val-000"], "test": ["test-000", "test-001"]}
 BERTINETTO = {part: list(names) for part, names in disk.BERTINETTO.items()}
 
+# For each layout: a function that writes a small data set, the class names of each split, and the side of the images.
 LAYOUTS = {
     "miniImageNet pickles": (disk.mini_pickles, SYNSETS, 84),
     "miniImageNet pickles, learn2learn": (lambda root: disk.mini_pickles(root, val="validation"), SYNSETS, 84),
@@ -45,6 +46,7 @@ def shown(data: ClassSet, name: str) -> np.ndarray:
 
 
 def check_tints(data: ClassSet, numbers: dict[str, int]) -> None:
+    """Check that every image has the colour that its class, numbered by ``numbers``, and its own number give it."""
     for name, c in numbers.items():
         images = shown(data, name)
         assert len(images) == disk.EXAMPLES
@@ -66,7 +68,7 @@ def test_layout_is_found_and_read(layout, tmp_path):
     assert layout.split(",")[0].removesuffix(" of arrays") in describe(tmp_path)
 
 
-def test_a_zip_reads_as_what_is_in_it(tmp_path):
+def test_a_zip_gives_the_same_data_as_the_folder_in_it(tmp_path):
     unpacked = open_data(disk.bertinetto(tmp_path / "unpacked"))
     archive = disk.zipped(tmp_path / "unpacked", tmp_path / "archive.zip")
     for path in (archive, tmp_path / "archive.zip"):
@@ -74,7 +76,7 @@ def test_a_zip_reads_as_what_is_in_it(tmp_path):
         assert (data.digest, data.splits) == (unpacked.digest, unpacked.splits)
 
 
-def test_a_file_of_a_set_stands_for_its_folder(tmp_path):
+def test_the_path_of_one_file_opens_the_data_set_in_its_folder(tmp_path):
     disk.mini_pickles(tmp_path)
     (tmp_path / "unrelated").mkdir()
     disk.omniglot(tmp_path / "unrelated")
@@ -124,7 +126,7 @@ def test_omniglot(make, tmp_path):
     assert split_names(official) == {"train": BACKGROUND, "test": EVALUATION}
 
 
-def test_zips_left_beside_what_was_unpacked_are_not_read_twice(tmp_path):
+def test_zips_beside_their_unpacked_folders_are_not_read(tmp_path):
     home = omniglot_zips(tmp_path)
     disk.omniglot(home)
     assert open_data(home).counts == (disk.EXAMPLES,) * 6
@@ -143,9 +145,9 @@ def test_rotations_are_classes_of_their_own_in_the_same_split(tmp_path):
         turn = shown(turned, "ULOG/character01" + ending)
         np.testing.assert_array_equal(turn, np.rot90(upright, quarter, axes=(2, 3)))
     bar = upright[0, 0]
-    assert (
-        bar[6, 0] and not bar[6, -1]
-    )  # The bar is at the left edge; a quarter turn counterclockwise brings it to the bottom.
+    assert bar[6, 0]
+    assert not bar[6, -1]
+    # The bar is at the left edge; a quarter turn counterclockwise brings it to the bottom.
     assert shown(turned, "ULOG/character01/rot090")[0, 0][-1, 6]
     x, _ = ImageTasks(turned, ways=8, shots=1, queries=1).episode(seed=0, split="test", index=0).support
     assert len({image.tobytes() for image in x.numpy()}) == 8
@@ -176,7 +178,7 @@ def test_birds_with_both_splits_and_with_boxes(tmp_path):
     check_tints(open_data(tmp_path, crop=True), {name: c for c, name in enumerate(disk.BIRDS)})
 
 
-def test_cars_are_cut_to_their_box_and_counted_from_one(tmp_path):
+def test_cars_are_cropped_to_their_boxes_and_their_labels_count_from_one(tmp_path):
     data = open_data(disk.cars(tmp_path))
     assert split_names(data) == {"train": [disk.CARS[0], disk.CARS[2]], "val": [disk.CARS[1]], "test": [disk.CARS[3]]}
     assert "/" in data.class_names[3]
@@ -195,7 +197,7 @@ def test_boxes_are_those_of_the_object_to_the_pixel(make, tmp_path):
 # Parquet
 
 
-def test_parquet_is_pooled_and_regrouped(tmp_path):
+def test_images_of_all_parquet_files_are_pooled_and_split_by_class(tmp_path):
     pytest.importorskip("pyarrow", reason="pyarrow is not installed (pip install 'hessian-tools[parquet]')")
     data = open_data(disk.hub_parquet(tmp_path))
     assert split_names(data) == SYNSETS

@@ -1,7 +1,7 @@
-"""Learners and the SHOT penalty, written as plainly as possible, with which the library's versions are compared.
+"""Learners and the SHOT penalty, written as plainly as possible, as references for those of the library.
 
 SHOT penalises the distance between the results of few large inner steps (the target) and of many small ones (the
-reference). Here each of the two, and the learner itself, runs an inner loop of its own, and nothing is shared.
+reference). Here the target, the reference and the learner each run their own inner loop and share no computation.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,7 +23,7 @@ def any_parameter(name: str) -> bool:
     return True
 
 
-def latest(history: list[Tensor]) -> Tensor:
+def latest_gradient(history: list[Tensor]) -> Tensor:
     return history[-1]
 
 
@@ -37,7 +37,7 @@ class Plain:
 
     learner: Learner
     moves: Callable[[str], bool] = any_parameter
-    step: Callable[[list[Tensor]], Tensor] = latest
+    step: Callable[[list[Tensor]], Tensor] = latest_gradient
 
 
 def heavy_ball(history: list[Tensor]) -> Tensor:
@@ -82,7 +82,10 @@ def plain_forward(p: Parameters, x: Tensor) -> Tensor:
 
 
 def plain_run(case: Plain, p: Parameters, alphas: Parameters, support, *, steps: int, scale: float) -> Parameters:
-    """theta after ``steps`` steps of size scale * alpha; gradients are taken of all parameters, moved or not."""
+    """The parameters after ``steps`` steps of size scale * alpha, from gradients of all parameters, moved or not.
+
+    alphas: the step size of each parameter, by name.
+    """
     q, history = dict(p), {name: [] for name in p}
     for _ in range(steps):
         loss = F.cross_entropy(plain_forward(q, support[0]), support[1])
