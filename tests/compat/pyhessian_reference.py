@@ -1,4 +1,4 @@
-"""The references for the PyHessian interface of this library: the installed PyHessian, and the dense Hessian."""
+"""The two references for this library's PyHessian interface: the installed PyHessian, and the dense Hessian."""
 
 import copy
 import warnings
@@ -28,7 +28,7 @@ def network() -> nn.Module:
         nn.Linear(6, 3),
     )
     model[5].requires_grad_(False)
-    model(torch.randn(32, 1, 6, 6))  # gives the running statistics values of their own
+    model(torch.randn(32, 1, 6, 6))  # moves the running statistics from their initial values
     return model
 
 

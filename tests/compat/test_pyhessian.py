@@ -1,4 +1,4 @@
-"""PyHessian's interface compared with the installed release, and the deliberate differences."""
+"""This library's PyHessian interface agrees with the installed PyHessian, but for the deliberate differences."""
 
 import math
 import warnings
@@ -17,7 +17,7 @@ from hessian_tools.compat.pyhessian import hessian
 from hessian_tools.loss import HiddenStateError
 
 
-def test_eigenvalues_agree_within_its_tolerance(model: nn.Module, data: Batch) -> None:
+def test_eigenvalues_agree_within_the_tolerance_of_pyhessian(model: nn.Module, data: Batch) -> None:
     values, vectors = hessian(model, CRITERION, data=data, cuda=False).eigenvalues(top_n=2)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -37,7 +37,7 @@ def test_eigenvalues_agree_within_its_tolerance(model: nn.Module, data: Batch) -
         assert abs(float(mine @ other)) > 0.99
 
 
-def test_values_are_sorted_by_magnitude_signs_kept() -> None:
+def test_eigenvalues_are_sorted_by_magnitude_and_keep_their_signs() -> None:
     model = nn.Linear(3, 1, bias=False)
     curvatures = torch.tensor([1.0, -5.0, 3.0])
 
@@ -68,12 +68,12 @@ def test_trace_agrees_within_its_error(model: nn.Module, data: Batch) -> None:
 def test_trace_stops_on_its_standard_error() -> None:
     model, data = seeded(lambda: nn.Linear(4, 3)), (randn(9, 4, path="x"), torch.arange(9) % 3)
     measured = hessian(model, CRITERION, data=data, cuda=False)
-    for tol, fewest in ((0.2, 10), (0.05, 20)):
+    for tol, min_probes in ((0.2, 10), (0.05, 20)):
         samples = measured.trace(maxIter=1000, tol=tol)
-        assert fewest <= len(samples) < 1000
+        assert min_probes <= len(samples) < 1000
         assert np.std(samples, ddof=1) / math.sqrt(len(samples)) <= tol * abs(np.mean(samples))
-    for most in (1, 2, 7):
-        assert len(measured.trace(maxIter=most, tol=1e-9)) == most
+    for max_probes in (1, 2, 7):
+        assert len(measured.trace(maxIter=max_probes, tol=1e-9)) == max_probes
 
 
 def test_gradient_parameters_and_products_are_those_of_pyhessian(model: nn.Module, data: Batch) -> None:
@@ -109,12 +109,12 @@ def test_mse_loss_works(criterion: nn.MSELoss) -> None:
     model = seeded(lambda: nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 2)))
     data = randn(7, 2, path="x", dtype=torch.float32), randn(7, 2, path="y", dtype=torch.float32)
     values, _ = hessian(model, criterion, data=data, cuda=False).eigenvalues()
-    scale = 1 if criterion.reduction == "mean" else 14
+    scale = 1 if criterion.reduction == "mean" else 14  # seven examples with two outputs each
     expected = torch.linalg.eigvalsh(exact(model, squared_error, (data[0], data[1].double()))).abs().max()
     np.testing.assert_allclose(abs(values[0]), scale * float(expected), rtol=1e-4)
 
 
-def test_dataloader_is_the_whole_set_weighted_by_size(model: nn.Module, data: Batch) -> None:
+def test_the_batches_of_a_dataloader_are_weighted_by_their_sizes(model: nn.Module, data: Batch) -> None:
     """The batches have 5, 5 and 2 examples, and the last is a list, as data loaders may give it."""
     loader = DataLoader(TensorDataset(*data), batch_size=5, shuffle=True)
     state = torch.get_rng_state()
@@ -179,7 +179,7 @@ def test_cuda_agrees_with_the_cpu(model: nn.Module, data: Batch) -> None:
     assert not next(model.parameters()).is_cuda
 
 
-def test_the_operator_is_the_library_s(model: nn.Module, data: Batch) -> None:
+def test_the_attribute_operator_works_with_the_functions_of_this_library(model: nn.Module, data: Batch) -> None:
     measured = hessian(model, CRITERION, data=data, cuda=False)
     pairs = ht.top_eigenpairs(measured.operator, k=1)
     assert pairs.values.tolist() == pytest.approx(measured.eigenvalues()[0])
@@ -222,12 +222,12 @@ class Noisy(nn.Module):
         return nn.functional.dropout(self.layer(x), training=True)
 
 
-def test_what_changes_state_even_in_eval_mode_is_refused() -> None:
+def test_a_network_that_draws_random_numbers_even_in_eval_mode_is_refused() -> None:
     with pytest.raises(HiddenStateError, match="draws random numbers"):
         hessian(seeded(Noisy), CRITERION, data=(torch.ones(4, 2), torch.zeros(4, dtype=torch.long)), cuda=False)
 
 
-def test_wrong_data_is_refused_in_plain_words(model: nn.Module, data: Batch) -> None:
+def test_data_of_another_form_are_refused(model: nn.Module, data: Batch) -> None:
     for options in ({}, {"data": data, "dataloader": [data]}):
         with pytest.raises(ValueError, match="either data="):
             hessian(model, CRITERION, cuda=False, **options)

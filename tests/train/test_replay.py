@@ -1,4 +1,4 @@
-"""An outer step is replayed from its trace only where the numbers are equal to those of the step itself, to the bit."""
+"""An outer step is replayed from its trace only where this gives the numbers of the step itself, to the bit."""
 
 from dataclasses import replace
 from functools import partial
@@ -40,6 +40,7 @@ def steps_of(config: TrainConfig, replay: Replay | None) -> list[Tensor]:
     for meta_step in range(STEPS):
         meta.grad = None
         aux = accumulate_gradient(config, loss, meta, meta_step, replay=replay)
+        # A NaN differs from itself, so it is replaced by a number.
         numbers.append(torch.cat([meta.grad, *(torch.stack(a).nan_to_num(-7.0) for a in aux)]))
         meta = (meta.detach() - 1e-4 * meta.grad).requires_grad_()
     return numbers
@@ -67,7 +68,7 @@ def test_replayed_steps_are_the_same_to_the_bit(config):
     assert not torch.equal(replayed[-1], replayed[-2])
 
 
-def test_a_weight_on_a_schedule_is_never_replayed():
+def test_a_step_whose_shot_weight_has_a_schedule_is_never_replayed():
     # A trace would keep the weight of the step that it was made in.
     config = replace(SINE, shot=replace(SQUARED, schedule="linear", schedule_steps=50))
     replay = Replay(trace_after=1)
@@ -96,7 +97,7 @@ def test_the_trace_of_a_step_that_changes_between_calls_is_dropped():
     assert replay.trace is None
 
 
-def test_a_step_that_cannot_be_traced_goes_on_as_it_is():
+def test_a_step_that_cannot_be_traced_is_always_computed_directly():
     replay = Replay(trace_after=1)
     assert [float(replay(lambda t, x: t * float(x[0]), torch.ones(1), torch.full((1,), k))) for k in (2.0, 3.0)] == [
         2,
@@ -105,7 +106,7 @@ def test_a_step_that_cannot_be_traced_goes_on_as_it_is():
     assert replay.trace is None
 
 
-def test_other_shapes_are_not_replayed():
+def test_a_step_with_other_shapes_or_dtypes_is_not_replayed():
     replay = Replay(trace_after=1, checks_left=1)
     for x in (torch.ones(3), 2 * torch.ones(3)):
         replay(lambda t, x: (t * x).sum(), torch.ones(3), x)
