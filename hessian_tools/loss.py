@@ -17,8 +17,8 @@ from torch.utils import _pytree as pytree
 from hessian_tools.layout import ParamLayout
 from hessian_tools.torch_fixes.function_modes import TwiceDifferentiable
 
-Batch = Any
-Criterion = Callable[[Any, Any], Tensor]
+Batch = Any  # a pair (inputs, targets) for a network; whatever a plain function takes
+Criterion = Callable[[Any, Any], Tensor]  # (outputs, targets) -> scalar
 
 
 # A GPU may add in another order in a second pass. The outputs of two passes count as equal if they differ by at most

@@ -27,6 +27,7 @@ EPISODE_RECIPE = "episodes-1"
 # The positions of an episode's classes, and the examples that are drawn of each.
 Ways = Int[np.ndarray, " way"]
 Examples = Int[np.ndarray, "example way"]
+# The inputs x of some examples and their targets y: labels or, in regression, numbers.
 Batch = tuple[Float[Tensor, "example ..."], Int64[Tensor, " example"] | Float[Tensor, "example output"]]
 
 

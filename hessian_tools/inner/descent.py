@@ -15,7 +15,7 @@ from hessian_tools.loss import Batch, LossFunction
 
 @dataclass(frozen=True)
 class InnerPath:
-    """The K + 1 points (parameter vectors) that an inner loop visited, and the K gradients that it computed there.
+    """The K + 1 points (parameter vectors) that an inner loop visited, and the K gradients at the first K of them.
 
     part: the parameters that moved, with respect to which the gradients are taken; None: all of them.
     """

@@ -20,7 +20,7 @@ from hessian_tools.inner.descent import InnerPath
 from hessian_tools.inner.features import features, with_linear_head
 from hessian_tools.inner.learners import Learner
 from hessian_tools.inner.parameters import further_parameters, network_parameters
-from hessian_tools.inner.shot import L2, Projector, Shot, distance_after, unchanged
+from hessian_tools.inner.shot import L2, Projector, Shot, identity_projector, reference_distance
 from hessian_tools.loss import Batch, Loss, require_network
 
 # The beginning of the error message for a plain function; see ``require_network``.
@@ -124,7 +124,7 @@ def parameter_parts(
     query: Batch,
     *,
     shot: Shot | None,
-    project: Projector = unchanged,
+    project: Projector = identity_projector,
     checkpointing: bool = False,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Aux]:
     """The objective without SHOT, and SHOT's distance, for a learner whose inner loop moves parameters.
@@ -143,12 +143,12 @@ def parameter_parts(
     # theta_K is detached, so that the gradient of |theta - theta_K|^2 / 2 is the displacement theta - theta_K.
     objective = ((path.thetas[0] - path.adapted.detach()) ** 2).sum() / 2 if is_reptile else query_loss
     first = path.gradients[0]
-    path_of = partial(learner_path, learner, loss, theta, examples, first_gradient=first, checkpointing=checkpointing)
+    run_loop = partial(learner_path, learner, loss, theta, examples, first_gradient=first, checkpointing=checkpointing)
 
     def outputs_at(end: Tensor) -> Tensor:
         return outputs if end is path.adapted else loss.outputs(end, x)
 
-    distance = _shot_distance(shot, path, path_of, outputs_at, project)
+    distance = _shot_distance(shot, path, run_loop, outputs_at, project)
     return objective, distance, _aux(query_loss, distance, first.loss, outputs, y)
 
 
@@ -165,37 +165,37 @@ def _latent_parts(
     query_loss = loss.criterion(outputs, y)
     objective = query_loss + task.penalty(path.adapted)
     first = path.gradients[0]
-    path_of = partial(task.code_path, first_gradient=first, checkpointing=checkpointing)
+    run_loop = partial(task.code_path, first_gradient=first, checkpointing=checkpointing)
 
     def outputs_at(code: Tensor) -> Tensor:  # decoded from the codes, before any fine-tuning
         return loss.outputs(task.network_with(task.weights(code)), x)
 
-    distance = _shot_distance(shot, path, path_of, outputs_at)
+    distance = _shot_distance(shot, path, run_loop, outputs_at)
     return objective, distance, _aux(query_loss, distance, first.loss, outputs, y)
 
 
 def _shot_distance(
     shot: Shot | None,
     path: InnerPath,
-    path_of: Callable[..., InnerPath],
+    run_loop: Callable[..., InnerPath],
     outputs_at: Callable[[Tensor], Tensor],
-    project: Projector = unchanged,
+    project: Projector = identity_projector,
 ) -> Float[Tensor, ""]:
     """SHOT's distance between the end points of two loops, or between the outputs at these points; NaN without SHOT.
 
-    path: the learner's own loop. path_of: a function that runs the loop with another number of ``steps``. outputs_at: a
-    function that returns the query outputs at an end point. project: see ``parameter_parts``.
+    path: the learner's own loop. run_loop: a function that runs the loop with another number of ``steps``.
+    outputs_at: a function that returns the query outputs at an end point. project: see ``parameter_parts``.
     """
     if shot is None:
         return torch.full_like(path.gradients[0].loss, float("nan"))
 
     own_steps, moved = len(path.gradients), path.gradients[0].vector.numel()
 
-    def result_of(steps: int) -> Tensor:
-        end = path.adapted if steps == own_steps else path_of(steps=steps).adapted
+    def result_after(steps: int) -> Tensor:
+        end = path.adapted if steps == own_steps else run_loop(steps=steps).adapted
         return end if shot.distance == L2 else outputs_at(end)
 
-    return distance_after(shot, result_of, steps=own_steps, moved=moved, project=project)
+    return reference_distance(shot, result_after, steps=own_steps, moved=moved, project=project)
 
 
 def _aux(query_loss: Tensor, distance: Tensor, support_loss: Tensor, outputs: Tensor, y: Tensor) -> Aux:

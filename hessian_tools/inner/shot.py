@@ -149,17 +149,22 @@ class Shot:
         return replace(self, weight=self.weight_at(meta_step), schedule="constant", schedule_steps=None)
 
 
-def unchanged(outputs: Tensor) -> Tensor:
+def identity_projector(outputs: Tensor) -> Tensor:
     """The projector that changes nothing."""
     return outputs
 
 
-def distance_after(
-    shot: Shot, result_of: Callable[[int], Tensor], *, steps: int, moved: int, project: Projector = unchanged
+def reference_distance(
+    shot: Shot,
+    result_after: Callable[[int], Tensor],
+    *,
+    steps: int,
+    moved: int,
+    project: Projector = identity_projector,
 ) -> Float[Tensor, ""]:
     """The distance D(reference, target) for a learner of ``steps`` steps.
 
-    result_of: a function of the number of steps that returns what is compared: the outputs after that many steps or,
+    result_after: a function of the number of steps that returns what is compared: the outputs after that many steps or,
         for the distance in parameters, the end point.
     moved: the number of entries that the inner loop moves.
     project: the function that is applied to the reference.
@@ -167,10 +172,10 @@ def distance_after(
     target_steps, reference_steps = shot.counts(steps)
     if shot.detach_reference:
         with torch.no_grad():  # detaching the result alone would let its inner loop build a graph that is never used
-            reference = result_of(reference_steps).detach()
+            reference = result_after(reference_steps).detach()
     else:
-        reference = result_of(reference_steps)
-    reference, target = project(reference), result_of(target_steps)
+        reference = result_after(reference_steps)
+    reference, target = project(reference), result_after(target_steps)
     if shot.distance == L2:
         return root_mean_square(reference, target, moved=moved)
     return DISTANCES[shot.distance](reference, target)

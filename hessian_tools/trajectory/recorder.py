@@ -17,7 +17,7 @@ from hessian_tools.layout import Where, flatten
 from hessian_tools.loss import Batch, Criterion, Loss, LossFunction, make_loss, refuse_unusable
 from hessian_tools.torch_fixes.precision import full_precision
 from hessian_tools.trajectory.foreign import Buffers, State, points_of_states
-from hessian_tools.trajectory.trajectory import SaveAt, Trajectory, measured
+from hessian_tools.trajectory.trajectory import SaveAt, Trajectory, trajectory_of_points
 
 _WITH_POINTS = SaveAt(thetas=True)
 
@@ -59,7 +59,7 @@ def trajectory_from(
     gradients, values = zip(*[on_support(theta) for theta in thetas], strict=True)
     with torch.no_grad():
         on_query = None if query is None else [_loss_and_accuracy(loss, theta, query) for theta in thetas]
-        return measured(thetas, torch.stack(gradients), values, on_query, save, foreign_steps=True)
+        return trajectory_of_points(thetas, torch.stack(gradients), values, on_query, save, foreign_steps=True)
 
 
 class Recorder:

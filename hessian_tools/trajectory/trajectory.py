@@ -78,7 +78,7 @@ class Trajectory:
         return torch.stack([~torch.isfinite(numbers).flatten(-2).all(-1), *left_range]).any(0)
 
 
-def measured(
+def trajectory_of_points(
     thetas: Float[Tensor, "step param"],
     gradients: Float[Tensor, "step param"],
     support: Sequence[tuple[Tensor, Tensor]],
@@ -87,11 +87,11 @@ def measured(
     *,
     foreign_steps: bool = False,
 ) -> Trajectory:
-    """The trajectory through the given points.
+    """Put the numbers of a trajectory together from its points and what was computed there.
 
     gradients: those of the support loss at the points.
     support, query: the pair (loss, accuracy) at each point.
-    foreign_steps: whether a loop other than the library's inner loop took the steps.
+    foreign_steps: True if a loop other than the library's inner loop took the steps.
     """
     stepped, steps = gradients[:-1], thetas.diff(dim=0)  # no step follows the gradient at the last point
     support_loss, support_accuracy = (torch.stack(column) for column in zip(*support, strict=True))

@@ -38,7 +38,7 @@ def split_names(data: ClassSet) -> dict[str, list[str]]:
     return {part: [data.class_names[p] for p in positions] for part, positions in data.splits.items()}
 
 
-def shown(data: ClassSet, name: str) -> np.ndarray:
+def class_images(data: ClassSet, name: str) -> np.ndarray:
     """The images of a class in their order, uint8 [example, channel, h, w]."""
     position = data.class_names.index(name)
     examples = np.arange(data.count(position))[:, None]
@@ -48,7 +48,7 @@ def shown(data: ClassSet, name: str) -> np.ndarray:
 def check_tints(data: ClassSet, numbers: dict[str, int]) -> None:
     """Check that every image has the colour that its class, numbered by ``numbers``, and its own number give it."""
     for name, c in numbers.items():
-        images = shown(data, name)
+        images = class_images(data, name)
         assert len(images) == disk.EXAMPLES
         for e, image in enumerate(images):
             np.testing.assert_array_equal(image, np.broadcast_to(np.array(disk.tint(c, e))[:, None, None], image.shape))
@@ -118,7 +118,7 @@ def test_omniglot(make, tmp_path):
     }
     assert data.example_shape == (1, 28, 28)
     for c, name in enumerate(BACKGROUND + EVALUATION):
-        for e, image in enumerate(shown(data, name)):
+        for e, image in enumerate(class_images(data, name)):
             ink = np.zeros((28, 28), np.uint8)
             ink[c + 1, : 3 + e] = 255
             np.testing.assert_array_equal(image[0], ink)
@@ -140,15 +140,15 @@ def test_rotations_are_classes_of_their_own_in_the_same_split(tmp_path):
     for part, names in split_names(plain).items():
         endings = ("", "/rot090", "/rot180", "/rot270")
         assert split_names(turned)[part] == [name + ending for name in names for ending in endings]
-    upright = shown(plain, "ULOG/character01")
+    upright = class_images(plain, "ULOG/character01")
     for quarter, ending in enumerate(("", "/rot090", "/rot180", "/rot270")):
-        turn = shown(turned, "ULOG/character01" + ending)
+        turn = class_images(turned, "ULOG/character01" + ending)
         np.testing.assert_array_equal(turn, np.rot90(upright, quarter, axes=(2, 3)))
     bar = upright[0, 0]
     assert bar[6, 0]
     assert not bar[6, -1]
     # The bar is at the left edge; a quarter turn counterclockwise brings it to the bottom.
-    assert shown(turned, "ULOG/character01/rot090")[0, 0][-1, 6]
+    assert class_images(turned, "ULOG/character01/rot090")[0, 0][-1, 6]
     x, _ = ImageTasks(turned, ways=8, shots=1, queries=1).episode(seed=0, split="test", index=0).support
     assert len({image.tobytes() for image in x.numpy()}) == 8
 
@@ -174,7 +174,8 @@ def test_birds_with_both_splits_and_with_boxes(tmp_path):
     assert split_names(data) == {"train": [albatross], "val": [laysan], "test": [ani, frigatebird]}
     other = open_data(tmp_path, split="140-30-30")
     assert split_names(other) == {"train": [albatross, laysan, ani], "val": [frigatebird]}
-    assert shown(data, albatross)[0, :, 0, 0].tolist() == [255, 255, 255]  # by default the images are not cropped
+    # By default the images are not cropped, so their corner is white.
+    assert class_images(data, albatross)[0, :, 0, 0].tolist() == [255, 255, 255]
     check_tints(open_data(tmp_path, crop=True), {name: c for c, name in enumerate(disk.BIRDS)})
 
 
@@ -183,7 +184,7 @@ def test_cars_are_cropped_to_their_boxes_and_their_labels_count_from_one(tmp_pat
     assert split_names(data) == {"train": [disk.CARS[0], disk.CARS[2]], "val": [disk.CARS[1]], "test": [disk.CARS[3]]}
     assert "/" in data.class_names[3]
     check_tints(data, {name: c for c, name in enumerate(disk.CARS)})
-    assert shown(open_data(tmp_path, crop=False), disk.CARS[0])[0, :, 0, 0].tolist() == [255, 255, 255]
+    assert class_images(open_data(tmp_path, crop=False), disk.CARS[0])[0, :, 0, 0].tolist() == [255, 255, 255]
 
 
 @pytest.mark.parametrize("make", [disk.birds, disk.cars])
@@ -203,7 +204,7 @@ def test_images_of_all_parquet_files_are_pooled_and_split_by_class(tmp_path):
     assert split_names(data) == SYNSETS
     assert data.counts == (disk.EXAMPLES,) * 5
     for name, c in disk.numbered().items():
-        assert [int(image[0, 0, 0]) for image in shown(data, name)] == [disk.tint(c, e)[0] for e in range(4)]
+        assert [int(image[0, 0, 0]) for image in class_images(data, name)] == [disk.tint(c, e)[0] for e in range(4)]
 
 
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):

@@ -83,13 +83,13 @@ def test_maml_with_shot_on_a_quadratic_in_closed_form():
     adapted = optimum + jacobian @ (theta - optimum)
     jump = eye - STEPS * ALPHA * hessian
     target = optimum + jump @ (theta - optimum)
-    by_query = jacobian @ (2 * xq.T @ (xq @ adapted - yq.squeeze(-1)) / len(xq))
-    by_shot = jump @ (2 * xq.T @ (xq @ (target - adapted)) / len(xq))
+    query_gradient = jacobian @ (2 * xq.T @ (xq @ adapted - yq.squeeze(-1)) / len(xq))
+    shot_gradient = jump @ (2 * xq.T @ (xq @ (target - adapted)) / len(xq))
 
     t = theta.clone().requires_grad_()
     value, aux = meta_loss(MAML, loss, t, (x, y), (xq, yq), shot=Shot(weight=0.3, distance="squared_error"))
     (gradient,) = torch.autograd.grad(value, t)
-    assert torch.allclose(gradient, by_query + 0.3 * by_shot, rtol=1e-12, atol=1e-12)
+    assert torch.allclose(gradient, query_gradient + 0.3 * shot_gradient, rtol=1e-12, atol=1e-12)
     assert torch.allclose(adapt(MAML, loss, theta, (x, y)), adapted, rtol=1e-12, atol=1e-12)
     assert torch.allclose(aux.shot_distance, ((xq @ (target - adapted)) ** 2).mean(), rtol=1e-12)
     assert aux.query_accuracy.isnan()

@@ -12,10 +12,10 @@ from hessian_tools import Shot, adapt, flatten, learners, make_loss, meta_loss, 
 from hessian_tools.inner.shot import (
     DISTANCES,
     cross_entropy,
-    distance_after,
     jensen_shannon,
     kl,
     longer_reference,
+    reference_distance,
     root_mean_square,
     squared_error,
 )
@@ -129,7 +129,7 @@ def test_unusable_settings_of_shot_are_refused():
 def test_the_projector_acts_on_the_reference_alone():
     """The reference gives 3 and is projected to 30; the target gives 1 and is not projected."""
     shot = Shot(distance="squared_error", target_steps=1)
-    distance = distance_after(
+    distance = reference_distance(
         shot, lambda steps: torch.full((1, 1), float(steps)), steps=3, moved=1, project=lambda outputs: 10 * outputs
     )
     assert float(distance) == 29.0**2

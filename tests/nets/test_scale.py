@@ -96,9 +96,10 @@ NAMED = {
         lambda: resnet12(residual=(True, True, True, False)),
         [f"body.{i}.{c}.weight" for i in range(4) for c in ("path.0", "path.3", "path.6", "shortcut.0")][:-1],
     ),
+    # Two groups hold one channel each in the blocks of two channels, but two channels each in the later blocks.
     "resnet12 group": (lambda: resnet12(normalisation="group", groups=2), [
         f"body.{i}.{c}.weight" for i in range(2) for c in ("path.0", "path.3", "path.6", "shortcut.0")
-    ]),  # two groups of two channels: one channel each
+    ]),
     "mlp": (lambda: MLP((256, 4, 3)), []),
     "vision transformer": (lambda: VisionTransformer(3, patch=8, width=4, depth=1, heads=2, input_shape=IMAGE), []),
     "wired": (Wired, ["seen.weight", "twice.weight"]),

@@ -37,7 +37,7 @@ def switches_restored() -> Iterator[None]:
         owner.fp32_precision = precision
 
 
-def single(case: Any) -> PlacedCase:
+def float32_case(case: Any) -> PlacedCase:
     """The case in float32, which autocast would lower, with a new loss, for which no traced graph is cached yet."""
     x, y = case.batch
     loss = ht.make_loss(case.loss.model, case.loss.criterion, case.loss.layout)
@@ -46,7 +46,7 @@ def single(case: Any) -> PlacedCase:
 
 def test_autocast_changes_a_gradient_that_is_not_protected() -> None:
     """Autocast has an effect on unprotected code; otherwise the next test could not fail."""
-    placed = single(CONV)
+    placed = float32_case(CONV)
     gradients = []
     for enabled in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
@@ -60,20 +60,20 @@ def test_autocast_changes_no_curvature(name: str) -> None:
     compute: Callable[[Any], Any] = COMPUTED[name]
     for case in (MLP, CONV) if name in ("product-traced", "product-direct", "top_eigenpairs") else (MLP,):
         with torch.autocast("cpu", torch.bfloat16):
-            result = tensors(compute(single(case)))
+            result = tensors(compute(float32_case(case)))
             assert torch.is_autocast_enabled("cpu")
-        expected = tensors(compute(single(case)))
+        expected = tensors(compute(float32_case(case)))
         assert all(a.dtype == b.dtype for a, b in zip(result, expected, strict=True))
         same(result, expected)
 
 
 def test_splitting_the_hessian_into_parts_keeps_no_graph_of_lower_precision() -> None:
-    placed = single(MLP)
+    placed = float32_case(MLP)
     H = ht.hessian(placed.loss, placed.thetas, placed.batch, route="traced")
     with torch.autocast("cpu", torch.bfloat16):
         assert len(H.parts()) == 1
     V = placed.random(H.num_params, 2)
-    expected = ht.hessian(single(MLP).loss, placed.thetas, placed.batch, route="traced") @ V
+    expected = ht.hessian(float32_case(MLP).loss, placed.thetas, placed.batch, route="traced") @ V
     assert torch.equal(H @ V, expected)
 
 
@@ -81,7 +81,7 @@ def precisions() -> list[str]:
     return [owner.fp32_precision for owner in owners(*CPU_AND_CUDA)]
 
 
-def watched(loss: ht.Loss) -> tuple[Callable[..., Tensor], list[list[str]]]:
+def recording_loss(loss: ht.Loss) -> tuple[Callable[..., Tensor], list[list[str]]]:
     """The loss as a plain function, and a list to which every evaluation adds the precisions it ran with."""
     seen: list[list[str]] = []
 
@@ -102,8 +102,8 @@ def test_products_are_computed_in_float32_and_the_settings_return_afterwards(
     BACKENDS.mkldnn.conv.fp32_precision = "bf16"
     before = precisions()
     assert before == ["bf16", "bf16", "tf32", "tf32", "tf32"]
-    placed = single(MLP)
-    loss, seen = watched(placed.loss)
+    placed = float32_case(MLP)
+    loss, seen = recording_loss(placed.loss)
     ht.top_eigenpairs(ht.hessian(loss, placed.thetas, placed.batch), k=1)
     assert seen
     assert all(within[:2] == ["ieee"] * 2 for within in seen)
@@ -217,7 +217,7 @@ def test_an_interrupt_while_switches_are_written_restores_all(monkeypatch: pytes
 
 
 def test_a_trajectory_of_another_loop_is_measured_in_full_precision() -> None:
-    placed, states = single(MLP), single(MLP).thetas
+    placed, states = float32_case(MLP), float32_case(MLP).thetas
     batch = tuple(leaf[0] for leaf in placed.batch)
     expected = ht.trajectory_from(placed.loss, states, batch, query=batch)
     with torch.autocast("cpu", torch.bfloat16):
@@ -229,7 +229,7 @@ def test_a_trajectory_of_another_loop_is_measured_in_full_precision() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_parameters_of_half_precision_are_refused(dtype: torch.dtype) -> None:
-    case = single(MLP)
+    case = float32_case(MLP)
     with pytest.raises(ValueError, match="in which second derivatives mean little; give float32 or float64"):
         ht.hessian(case.loss, case.thetas.to(dtype), case.batch)
 

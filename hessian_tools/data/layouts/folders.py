@@ -12,10 +12,10 @@ from PIL import Image, UnidentifiedImageError
 from hessian_tools.data.layouts.layout import (
     Contents,
     Match,
-    by_folder,
-    by_home,
+    group_by_folder,
+    group_by_home,
+    home_suffix,
     image_files,
-    in_home,
     is_image,
     parts_by_home,
 )
@@ -40,14 +40,14 @@ LARGEST_NATIVE = 128
 
 def find(tree: Tree) -> Iterator[Match]:
     """One match for each folder that holds images together with lists of classes or with lists of images."""
-    for home, files in by_home(tree, CLASS_LIST).items():
+    for home, files in group_by_home(tree, CLASS_LIST).items():
         splits: dict[str, dict[str, str]] = {}
         for file in files:
             if file["part"] in PART_OF:
                 splits.setdefault(file["split"], {})[PART_OF[file["part"]]] = file.string
         images = [name for name in tree.files if name.startswith(f"{home}data/") and is_image(name)]
         if splits and images:
-            layout = f"Bertinetto's layout{in_home(home)}"
+            layout = f"Bertinetto's layout{home_suffix(home)}"
             name = "cifar-fs" if home.rstrip("/").endswith("cifar100") else "images"
             lists = [file for parts in splits.values() for file in parts.values()]
             yield _match(tree, layout, name, images, partial(_read_class_lists, splits=splits), lists)
@@ -55,7 +55,7 @@ def find(tree: Tree) -> Iterator[Match]:
         images = [name for name in tree.files if name.startswith(home) and is_image(name)]
         if images:
             read = partial(_read_image_lists, home=home, lists=parts)
-            layout = f"images listed by CSV{in_home(home)}"
+            layout = f"images listed by CSV{home_suffix(home)}"
             yield _match(tree, layout, "miniimagenet", images, read, list(parts.values()))
 
 
@@ -66,13 +66,13 @@ def find_plain(tree: Tree) -> list[Match]:
         (IN_CLASS_FOLDER, "a folder for each class", _read_classes),
     ):
         matches = []
-        for home, files in by_home(tree, pattern, images=True).items():
+        for home, files in group_by_home(tree, pattern, images=True).items():
             images = [file.string for file in files]
             class_homes = {name.rpartition("/")[0].rpartition("/")[0] for name in images}
             for folder in tree.empty:
                 if folder.rpartition("/")[0] in class_homes:
                     raise ValueError(f"the class folder {folder} in {tree.path} is empty; fill or remove it")
-            matches.append(_match(tree, f"images in folders{in_home(home)}, {kind}", "images", images, read))
+            matches.append(_match(tree, f"images in folders{home_suffix(home)}, {kind}", "images", images, read))
         if matches:
             return matches
     return []
@@ -102,7 +102,7 @@ def _read_class_lists(tree: Tree, crop: bool, *, images: list[str], splits: dict
         named_split(name, f"the lists of splits/{name}", {part: lines(file) for part, file in splits[name].items()})
         for name in sorted(splits, key=lambda name: (name != "bertinetto", name))  # the default split comes first
     ]
-    return image_files(tree, by_folder(images), tuple(read))
+    return image_files(tree, group_by_folder(images), tuple(read))
 
 
 def _read_image_lists(tree: Tree, crop: bool, *, images: list[str], home: str, lists: dict[str, str]) -> Contents:
@@ -144,9 +144,9 @@ def _read_parts(tree: Tree, crop: bool, *, images: list[str]) -> Contents:
         part, class_name = name.split("/")[-3:-1]
         parts.setdefault(PART_OF[part], set()).add(class_name)
     split = given_split("the folders", {part: sorted(names) for part, names in parts.items()})
-    return image_files(tree, by_folder(images), (split,))
+    return image_files(tree, group_by_folder(images), (split,))
 
 
 def _read_classes(tree: Tree, crop: bool, *, images: list[str]) -> Contents:
-    classes = by_folder(images)
+    classes = group_by_folder(images)
     return image_files(tree, classes, (split_by_hash(list(classes)),))
