@@ -133,7 +133,7 @@ def _head(model: nn.Module, chosen: str | None) -> str:
 
 
 def _is_under(name: str, module: str) -> bool:
-    """Whether a parameter belongs to a module; to the network itself ("") belong the names without a dot."""
+    """Whether a parameter belongs to a module; the names without a dot belong to the network itself ("")."""
     if not module:
         return "." not in name
     return name == module or name.startswith(module if module.endswith(".") else f"{module}.")

@@ -165,7 +165,11 @@ def summary(tasks: TaskSource) -> str:
 def _look_up(
     tree: Tree, match: Match, split: str | Path | None, cache: str | Path | None
 ) -> tuple[list[Path], pixel_cache.Cached | Contents, Split]:
-    """The stems (paths without endings) where the cache may lie, the cache or else the source's contents, the split."""
+    """Look up three things: where the cache may lie, what it or the data contain, and the chosen split.
+
+    The first are stems, which are paths without the endings .npy and .json. The second is the cache or, if there is
+    none, the contents of the data.
+    """
     stems = pixel_cache.stems(tree, match, folder=Path(cache).expanduser() if cache else None)
     contents = pixel_cache.find(stems) or pixel_cache.read_contents(tree, match)
     return stems, contents, chosen_split(contents.splits, split, match.layout)

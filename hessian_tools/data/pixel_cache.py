@@ -188,7 +188,7 @@ def fill(places: list[Path], contents: Contents, match: Match, *, source: Path, 
 def _writable(places: list[Path]) -> Path:
     for stem in places:
         above = stem.parent.parent
-        # A superuser, as in a container, could write even to a folder that is read-only for everybody. We do not.
+        # The permissions are asked, because a superuser, as in a container, can write even to a read-only folder.
         if above.exists() and not above.stat().st_mode & 0o222:
             continue
         with suppress(OSError):

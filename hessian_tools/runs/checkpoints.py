@@ -15,7 +15,7 @@ from hessian_tools.runs.files import CHECKSUM, DamagedFileError, json_digest, wr
 from hessian_tools.runs.manifest import training_digest
 
 FOLDER = "checkpoints"
-ABOUT = "about"  # the entry of a file's metadata that holds, as JSON, its checksum and the facts that say whose it is
+ABOUT = "about"  # the entry of a file's metadata that holds, as JSON, its checksum and facts such as its run
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], **facts: Any) -> None:
@@ -30,7 +30,7 @@ def save(path: Path, tensors: Mapping[str, Tensor], **facts: Any) -> None:
 def load(path: Path, **facts: Any) -> dict[str, Tensor]:
     """The tensors of a file, on the CPU.
 
-    facts: those with which the file must have been saved, by name; a fact that is None is not compared.
+    facts: the facts with which the file must have been saved; one that is None is not compared.
 
     Raises DamagedFileError with the file's name where the file cannot be read, was changed after it was written, or
     was saved with other facts. Version 0.1 wrote no facts and no checksum, so a file without any is accepted.

@@ -81,9 +81,9 @@ def evaluate(
 
     transductive: True sends the whole query set through the network in one forward pass, as is usual in the field. With
         batch normalisation, the answer to a query example then depends on the other query examples. False puts each
-        query example into a batch with the support set alone, whose statistics batch normalisation then uses. This
-        costs (support + 1) rows per query example in place of one. Without batch normalisation, both give the same
-        answers.
+        query example into a batch with the support set alone, and batch normalisation uses the statistics of that
+        batch. This costs (support + 1) rows per query example in place of one. Without batch normalisation, True and
+        False give the same answers.
     """
     adapting = learner.evaluating()
     losses, accuracies = [], []

@@ -248,6 +248,6 @@ def _save_state(state: _State, config: TrainConfig, folder: Path) -> None:
 
 
 def _file_facts(config: TrainConfig, folder: Path, meta_step: int) -> dict[str, Any]:
-    """The facts in a saved file that say whose it is: the run (by its digest), learner, seed and meta-iteration."""
+    """The facts that a saved file holds about itself: its run (by the digest), learner, seed and meta-iteration."""
     run_facts = {"run": training_digest(folder), "learner": config.learner.name, "seed": config.seed}
     return run_facts | {"meta_step": meta_step}

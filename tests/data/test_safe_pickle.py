@@ -91,7 +91,7 @@ def test_a_pickle_that_would_call_a_function_is_refused_and_not_run(function, wo
     assert not (working_folder / "planted").exists()
 
 
-POINTER = bytes(8)  # a null pointer, which NumPy reads as None; any other pointer it would follow
+POINTER = bytes(8)  # a null pointer, which NumPy reads as None; NumPy would follow any other pointer
 # The pickled state of a NumPy type with one field f. The last number holds flags; 0 claims that there are no objects.
 FIELDS = (3, "|", None, ("f",), {"f": (np.dtype(object), 0)}, 8, 1, 0)
 
