@@ -1,8 +1,8 @@
 """hessian-tools: inner loops of meta-learners, and the curvature of the loss along them.
 
-``import hessian_tools as ht`` gives the names below, in the order of a first session. Everything else stands in the
-rooms of the library: ``hessian_tools.curvature``, ``.inner``, ``.trajectory``, ``.nets``, ``.data``, ``.train``. The
-study that is built on the library is the package ``analysis``.
+``import hessian_tools as ht`` gives the names below, in the order in which a first session needs them. All other names
+are in the subpackages ``hessian_tools.curvature``, ``.inner``, ``.trajectory``, ``.nets``, ``.data`` and ``.train``.
+The study that is built on the library is the package ``analysis``.
 """
 
 from importlib.metadata import PackageNotFoundError, version
@@ -75,7 +75,10 @@ __all__ += ["gradient_share", "subspace_overlap", "step_overlaps", "adaptation_j
 # Meta-training.
 __all__ += ["TrainConfig", "meta_train", "best_checkpoint", "evaluate"]
 
-if not TYPE_CHECKING:  # a type checker would take every attribute for known
+# Old public names, which still work and warn. The branch is hidden from type checkers, because a module with a
+# ``__getattr__`` seems to them to have every attribute.
+if not TYPE_CHECKING:
+    # For each subpackage, the names in it that this package used to export.
     _ROOMS = {
         "curvature": "AdaptationJacobian Check Diagonal Expansion Extremes GaussNewton GramSpectrum Hessian Moments "
         "Ragged SingularValues Spectrum subspace_error",

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def old_names(package: str, renamed: Mapping[str, str]) -> Callable[[str], Any]:
-    """Return a ``__getattr__`` for a package, which warns for each of its old names and returns the renamed object.
+    """Return a ``__getattr__`` for a package, which warns when an old name is used and returns the renamed object.
 
     renamed: for each old name, the full path of the object, such as ``"hessian_tools.inner.steps.Momentum"``.
     """

@@ -117,7 +117,7 @@ def flatten(
 
 
 def first_names(model: nn.Module) -> dict[str, str]:
-    """For every name of a parameter, its first name; only a parameter that is shared by modules has several."""
+    """For every name of a parameter, its first name; a parameter that several modules share has several names."""
     first = {id(p): name for name, p in model.named_parameters()}
     return {name: first[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}
 
@@ -133,7 +133,7 @@ def _head(model: nn.Module, chosen: str | None) -> str:
 
 
 def _is_under(name: str, module: str) -> bool:
-    """Whether a parameter belongs to a module; the network itself ("") has only the names without a dot."""
+    """Whether a parameter belongs to a module; the names without a dot belong to the network itself ("")."""
     if not module:
         return "." not in name
     return name == module or name.startswith(module if module.endswith(".") else f"{module}.")

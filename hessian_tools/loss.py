@@ -17,8 +17,8 @@ from torch.utils import _pytree as pytree
 from hessian_tools.layout import ParamLayout
 from hessian_tools.torch_fixes.function_modes import TwiceDifferentiable
 
-Batch = Any
-Criterion = Callable[[Any, Any], Tensor]
+Batch = Any  # a pair (inputs, targets) for a network; whatever a plain function takes
+Criterion = Callable[[Any, Any], Tensor]  # (outputs, targets) -> scalar
 
 
 # A GPU may add in another order in a second pass. The outputs of two passes count as equal if they differ by at most
@@ -34,7 +34,7 @@ class HiddenStateError(ValueError):
 class LossFunction(Protocol):
     """The interface that curvature needs: a scalar function of one flat vector and a batch.
 
-    A plain function, that is a Python function in place of a :class:`Loss`, satisfies it.
+    Any Python function with these arguments satisfies it. If it is not a :class:`Loss`, it is called a plain function.
     """
 
     def __call__(self, theta: Tensor, batch: Batch, /) -> Tensor:
@@ -48,8 +48,8 @@ class Loss:
         self.model = model
         self.layout = layout
         self._criterion = criterion
-        self._checked: set[tuple[bool, ...]] = set()  # train or eval of each module, where no hidden state was found
-        self._plain: set[Hashable] = set()  # kinds of passes in which torch can differentiate every operation twice
+        self._checked: set[tuple[bool, ...]] = set()  # modes (train, eval) without hidden state
+        self._plain: set[Hashable] = set()  # kinds of passes that need no replaced operation
 
     def __call__(self, theta: Float[Tensor, " param"], batch: Batch, /) -> Float[Tensor, ""]:
         """The criterion of the network's outputs on the batch ``(x, y)``."""
@@ -107,16 +107,17 @@ class Loss:
             x = cast_like(batch[0], theta)
             first = _tensors_of(functional_call(self.model, tensors | buffers, (x,)))
             drew = not same_tensors(states, random_states(theta.device))
+            # The pass can have changed only the copies in ``buffers``; the model's own buffers have their old values.
             fresh = self._buffers(theta)
             moved = [name for name, b in fresh.items() if not torch.equal(buffers[name], b)]
             second = _tensors_of(functional_call(self.model, tensors | fresh, (x,)))
-        if not ((theta == start) | start.isnan()).all():  # a NaN differs from itself also where nothing moved
+        if not ((theta == start) | start.isnan()).all():  # a NaN that did not move differs from itself, too
             raise _hidden_state(self.model, "", "moves its parameters")
         if moved:
             raise _hidden_state(self.model, moved[0].rpartition(".")[0], "moves its buffers")
         if drew:
             raise _hidden_state(self.model, _random_module(self.model), "draws random numbers")
-        # For the same reason, outputs that are not finite are not compared.
+        # Outputs that are not finite are not compared, because a NaN in them would differ from itself.
         if not _repeat(first, second) and all(t.isfinite().all() for t in first):
             raise _hidden_state(self.model, "", "gives another output the second time")
         self._checked.add(modes)
@@ -124,8 +125,8 @@ class Loss:
     def _twice_differentiable(self, kind: Hashable, function: Callable[[], Any]) -> Any:
         """The result of the function, in which operations that torch differentiates wrongly are replaced.
 
-        kind: everything that may decide which operations the function runs. The first pass of each kind shows whether
-        any operation needs replacing.
+        kind: everything that may decide which operations the function runs, such as the modes of the modules. The first
+        pass of each kind shows whether any operation needs replacing.
         """
         if kind in self._plain:
             return function()
@@ -169,7 +170,10 @@ def make_loss(model: nn.Module, criterion: Criterion, layout: ParamLayout) -> Lo
 
 
 def require_network(loss: LossFunction, need: str) -> Loss:
-    """The loss itself; raises ValueError for a plain function, which does not have what ``need`` says."""
+    """Return the loss if it is that of a network; raise ValueError if it is a plain function.
+
+    need: the beginning of the error message, which says what the caller needs from a network.
+    """
     if not isinstance(loss, Loss):
         raise ValueError(f"{need}, which a plain function does not have; use ht.make_loss")
     return loss
@@ -197,7 +201,8 @@ def refuse_unusable(batch: Any, like: Tensor) -> None:
             largest = float(leaf.abs().max())
             if torch.finfo(torch.float32).max < largest < torch.inf:
                 raise ValueError(
-                    f"the batch holds the number {largest:.3g}, which float32 cannot hold; use theta.double()"
+                    f"the batch holds the number {largest:.3g}, which float32 cannot hold; "
+                    "scale it, or use theta.double()"
                 )
 
 

@@ -44,8 +44,8 @@ class hessian:
     """The Hessian of ``criterion(model(inputs), targets)`` in the parameters that require gradients.
 
     data: one batch ``(inputs, targets)``. dataloader: several such batches instead; the loss is then their mean,
-    weighted by their sizes. cuda: whether to measure on the current CUDA device or on the CPU, on whichever device the
-    model is. seed: the seed of all random numbers.
+    weighted by their sizes. cuda: True measures on the current CUDA device and False on the CPU, wherever the model is.
+    seed: the seed of all random numbers.
     The attribute ``operator`` is this library's operator of the same Hessian. Pass it to ``hessian_tools.trace`` and
     its other functions, whose results state how accurate they are.
     Raises ValueError for data of any other form, and HiddenStateError if the network changes state even in eval mode.
@@ -101,7 +101,7 @@ class hessian:
         fraction of |value|. maxIter: the number of products allowed for each eigenvalue; a warning says how many
         eigenvalues have not converged by then.
         """
-        limit = max(2 * top_n, maxIter * top_n)  # to find and to check a pair takes two products
+        limit = max(2 * top_n, maxIter * top_n)  # two products are needed to find and to check a pair
         pairs = top_eigenpairs(self.operator, k=top_n, rtol=tol, vectors=True, seed=self.seed, max_matvecs=limit)
         num_missed = int((~pairs.converged).sum())
         if num_missed:

@@ -1,6 +1,6 @@
-"""The splits of the literature, which class_lists.toml holds with their sources.
+"""The splits of the literature; class_lists.toml holds them and names their sources.
 
-Each constant maps the parts of a split to class names, or to numbers of classes.
+Each constant maps the parts of a split (train, val, test) to lists of class names or of class numbers.
 """
 
 import tomllib

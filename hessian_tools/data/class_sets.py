@@ -96,9 +96,9 @@ class StoredClasses(DisjointClasses):
 
     counts: the number of images of each class, in the order of the file. pixels_digest: SHA-256 (hex) of the pixels.
     layout: a description of the source of the images. split_rule: how the classes are divided, in words.
-    rotations: whether each class of the file stands for four classes: its images turned by 0, 90, 180 and 270 degrees
-        counterclockwise. In that case ``class_names`` and ``splits`` refer to these four times as many classes, but
-        ``counts`` still refers to the classes of the file.
+    rotations: True if each class of the file stands for four classes: its images turned by 0, 90, 180 and 270 degrees
+        counterclockwise. ``class_names`` and ``splits`` then refer to these four times as many classes, whereas
+        ``counts`` refers to the classes of the file.
 
     A pickle of this object holds the path of the file instead of its images, so that no images are sent to other
     processes.

@@ -27,6 +27,7 @@ EPISODE_RECIPE = "episodes-1"
 # The positions of an episode's classes, and the examples that are drawn of each.
 Ways = Int[np.ndarray, " way"]
 Examples = Int[np.ndarray, "example way"]
+# The inputs x of some examples and their targets y: labels or, in regression, numbers.
 Batch = tuple[Float[Tensor, "example ..."], Int64[Tensor, " example"] | Float[Tensor, "example output"]]
 
 
@@ -100,7 +101,10 @@ class ClassSet(Protocol):
         """The number of examples of the class at a position."""
 
     def take(self, classes: Ways, examples: Examples) -> Float[Tensor, "row ..."]:
-        """The requested examples as float32: the first example of every class, then the second of each, and so on."""
+        """The requested examples as float32: the first example of every class, then the second of each, and so on.
+
+        classes: the positions of the classes [way]. examples: the numbers of each class's examples [example, way].
+        """
 
 
 @dataclass(frozen=True)

@@ -73,10 +73,9 @@ def open_data(
         .json with a mapping of train, val and test to lists of class names, or .csv with lines of class,split.
     image_size, channels: the side of the square images, and 1 for grey or 3 for colour; by default the usual values of
         the data set. Give both when you train on one data set and test on another, because the shapes must agree.
-    rotations: whether each class is joined by three more in the same split: its images turned by 90, 180 and 270
-        degrees.
-    crop: whether to crop images to the box of their object, if the data set gives boxes; by default only Cars is
-        cropped.
+    rotations: True adds three classes to the same split for each class: its images turned by 90, 180 and 270 degrees.
+    crop: True crops each image to the box around its object, if the data set gives boxes; False uses whole images. By
+        default only Cars is cropped.
     cache: the folder for decoded images; by default ``.hessian-tools`` beside the data or, if nothing can be written
         there, the user's cache folder.
     progress: a function that is called with the number of images decoded so far and the total number.
@@ -145,7 +144,7 @@ def describe(path: str | Path, *, split: str | Path | None = None, cache: str | 
 
 
 def summary(tasks: TaskSource) -> str:
-    """Describe the source of tasks in one line: the data set, its split, and the data set for test if that is another.
+    """Describe the source of tasks in one line: the data set, its split, and the data set for test if it differs.
 
     >>> summary(open_tasks("quickdraw"))
     'quickdraw'
@@ -166,7 +165,11 @@ def summary(tasks: TaskSource) -> str:
 def _look_up(
     tree: Tree, match: Match, split: str | Path | None, cache: str | Path | None
 ) -> tuple[list[Path], pixel_cache.Cached | Contents, Split]:
-    """Where the cache of a data set may lie, the cache (or the contents of the source without one), and the split."""
+    """Look up three things: where the cache may lie, what it or the data contain, and the chosen split.
+
+    The first are stems, which are paths without the endings .npy and .json. The second is the cache or, if there is
+    none, the contents of the data.
+    """
     stems = pixel_cache.stems(tree, match, folder=Path(cache).expanduser() if cache else None)
     contents = pixel_cache.find(stems) or pixel_cache.read_contents(tree, match)
     return stems, contents, chosen_split(contents.splits, split, match.layout)
@@ -179,7 +182,7 @@ def _features(tree: Tree, split: str | Path | None) -> FeatureClasses | None:
 
 
 def _existing(path: str | Path) -> Path:
-    """The path. A single word that is no file is a misspelt name of a bundled data set, and raises ValueError."""
+    """The path; raises ValueError for a single word that is no file, since it is a misspelt name of bundled data."""
     place = Path(path).expanduser()
     if not place.exists() and isinstance(path, str) and place.name == path and not place.suffix:
         hint = did_you_mean(path, TASK_NAMES) or ", and no folder or file has this name"

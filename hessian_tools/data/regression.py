@@ -1,7 +1,7 @@
 """Regression tasks on sines and lines, which are generated instead of read from files.
 
 The recipe is that of Lee, Yoo and Kwak (2023). A task is one curve, a sine A sin(x + phi) or a line a x + b with equal
-probability, whose values with noise are known at 50 fixed places. A few of these form the support set.
+probability. Its values are known, with noise, at 50 fixed values of x. A few of these points form the support set.
 """
 
 import math

@@ -1,9 +1,9 @@
 """Reads other people's pickles without running what is in them.
 
 A pickle is a program: ``pickle.load`` calls any function of any module that it names. Here a pickle may use only what
-arrays and plain containers are made of; if it names anything else, it is refused with that name. Images that were
-pickled one by one are not unpickled at all: they are picked out of the stream, so that 12 GB of them are never in
-memory together.
+arrays and plain containers are made of; a pickle that names anything else is refused, and the error gives that name.
+Images that were pickled one by one are not unpickled at all: their bytes are read from the stream one image at a time,
+so that 12 GB of them are never in memory together.
 """
 
 import pickle

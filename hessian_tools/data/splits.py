@@ -12,12 +12,13 @@ from typing import Any
 
 from hessian_tools.validation import did_you_mean
 
+# The parts of a split, each with all names that the literature uses for it.
 PARTS = {
     "train": ("train", "base", "training"),
     "val": ("val", "valid", "validation"),
     "test": ("test", "novel", "testing"),
 }
-# For every name that the literature uses for a part of a split, the name that is used here.
+# For each of these names, the part that it stands for.
 PART_OF = {alias: part for part, aliases in PARTS.items() for alias in aliases}
 BY_NAME_RULE = "64, 16 and 20 % of the classes in the order of the sha256 of their names; no split of the literature"
 
@@ -33,16 +34,16 @@ class Split:
     rule: str
     parts: Mapping[str, tuple[str, ...]]
 
-    def positions(self, class_names: Sequence[str], of: str) -> dict[str, tuple[int, ...]]:
+    def positions(self, class_names: Sequence[str], data_name: str) -> dict[str, tuple[int, ...]]:
         """For each part, the positions of its classes among ``class_names``.
 
-        of: the name of the data in messages. Raises ValueError for a class that is not among ``class_names``.
+        data_name: the name of the data in messages. Raises ValueError for a class that is not among ``class_names``.
         """
         position = {name: i for i, name in enumerate(class_names)}
         for name in (name for names in self.parts.values() for name in names):
             if name not in position:
                 hint = did_you_mean(name, class_names)
-                raise ValueError(f"the split {self.name} names a class {name!r} that {of} does not hold{hint}")
+                raise ValueError(f"the split {self.name} names a class {name!r} that {data_name} does not hold{hint}")
         return {part: tuple(position[name] for name in names) for part, names in self.parts.items()}
 
 

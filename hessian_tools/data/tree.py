@@ -10,10 +10,11 @@ from typing import cast
 
 MAX_DEPTH = 7  # levels of folders below the path; no layout has more
 MAX_FILES = 3_000_000  # more files than any data set has, so that a path such as "/" is refused
-# Files and folders whose names begin so are no data: hidden ones, such as our cache, and what archivers add on macOS.
+# Files and folders whose names begin with one of these are not data: hidden ones, such as our cache of decoded images,
+# and those that macOS adds to archives.
 IGNORED = (".", "__MACOSX")
 
-Stamp = tuple[int, int]
+Stamp = tuple[int, int]  # (size, time of the last change) of a file, or (size, checksum) inside a zip
 
 
 class Tree:
@@ -80,7 +81,7 @@ class Tree:
             zips = [self.path.name]
         else:
             files, empty = _walk(self.root, depth=MAX_DEPTH if self.path.is_dir() else 0)
-            zips = [name for name in files if name.endswith(".zip") and not _unpacked(name, files)]
+            zips = [name for name in files if name.endswith(".zip") and not _is_unpacked(name, files)]
         for name in zips:
             files.pop(name, None)
             files |= self._members(name)
@@ -92,7 +93,7 @@ class Tree:
         except (zipfile.BadZipFile, OSError) as e:
             raise ValueError(f"{self.root / name} cannot be read as a zip ({e}); fetch it again") from None
         self._archives[name] = archive
-        members = [m for m in archive.infolist() if not m.is_dir() and not _ignored(m.filename)]
+        members = [m for m in archive.infolist() if not m.is_dir() and not _is_ignored(m.filename)]
         return {f"{name}/{m.filename}": (m.file_size, m.CRC) for m in members}
 
 
@@ -105,7 +106,7 @@ def _walk(root: Path, *, depth: int) -> tuple[dict[str, Stamp], list[str]]:
     while waiting:
         folder, levels = waiting.pop()
         with os.scandir(root / folder) as scan:
-            entries = sorted((entry for entry in scan if not _ignored(entry.name)), key=lambda entry: entry.name)
+            entries = sorted((entry for entry in scan if not _is_ignored(entry.name)), key=lambda entry: entry.name)
         if folder and not entries:
             empty.append(folder.rstrip("/"))
         for entry in entries:
@@ -123,10 +124,10 @@ def _walk(root: Path, *, depth: int) -> tuple[dict[str, Stamp], list[str]]:
     return files, empty
 
 
-def _ignored(name: str) -> bool:
+def _is_ignored(name: str) -> bool:
     return any(part.startswith(IGNORED) for part in name.split("/"))
 
 
-def _unpacked(name: str, files: Iterable[str]) -> bool:
+def _is_unpacked(name: str, files: Iterable[str]) -> bool:
     """Whether the folder that a zip unpacks to lies beside the zip."""
     return any(file.startswith(name.removesuffix(".zip") + "/") for file in files)

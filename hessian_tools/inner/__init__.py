@@ -1,1 +1,1 @@
-"""Inner loops, learners, the SHOT penalty and the outer objective, as pure functions of a loss; no data, no files."""
+"""Inner loops, learners, the SHOT penalty and the outer objective, as pure functions of a loss; no file is read."""

@@ -10,7 +10,7 @@ from hessian_tools.inner.learners import Learner
 from hessian_tools.inner.parameters import moved_part, network_parameters, step_sizes
 from hessian_tools.loss import Batch, LossFunction, refuse_unusable, require_network
 
-# What a plain function is refused for: a phrase for ``require_network``.
+# The beginning of the error message for a plain function; see ``require_network``.
 LEO_NEEDS = "LEO decodes the head of a network"
 
 

@@ -2,7 +2,7 @@
 
 SHOT is the penalty on the distance between the results of few large and of many small inner steps. This distance is
 smallest where the inner loop changes nothing. A network whose outputs do not depend on the input gives the inner loop
-no gradient to follow, so pre-training by SHOT alone may end there.
+no gradient to follow, so pre-training by SHOT alone may end at such a network.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-COLLAPSE_THRESHOLD = 0.01  # of the variation that ``Homogeneity`` describes
+COLLAPSE_THRESHOLD = 0.01  # a network has collapsed where its ``Homogeneity.variation`` is below this
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Homogeneity:
 
     variation: the share of the outputs' mean square that is variance between examples, in [0, 1]; 0 when the outputs
         of all examples are equal.
-    collapsed: whether the variation is below the threshold. At 0.01, this means that the root mean square of what
-        differs between examples is less than a tenth of that of the outputs.
+    collapsed: whether the variation is below the threshold. At 0.01, this means that the root mean square of the
+        differences between examples is less than a tenth of the root mean square of the outputs.
     """
 
     variation: float

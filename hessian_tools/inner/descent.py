@@ -15,7 +15,7 @@ from hessian_tools.loss import Batch, LossFunction
 
 @dataclass(frozen=True)
 class InnerPath:
-    """The K + 1 points (parameter vectors) that an inner loop visited, and the K gradients that it computed there.
+    """The K + 1 points (parameter vectors) that an inner loop visited, and the K gradients at the first K of them.
 
     part: the parameters that moved, with respect to which the gradients are taken; None: all of them.
     """
@@ -49,7 +49,7 @@ def inner_loop(
     The direction d_k is the gradient g_k for the plain rule.
 
     steps, step_size: K and alpha; one number, or one for each moved entry.
-    first_order: whether every gradient is a constant to the outer derivative.
+    first_order: True treats every inner gradient as a constant in the outer derivative.
     first_gradient: the gradient at ``theta``, if another loop has computed it already. Its passes over the support set
         are then not repeated, and the outer backward pass goes through them once for both loops.
     part: the parameters that move, with respect to which the inner gradients are taken; None: all of them.
@@ -73,7 +73,7 @@ def inner_loop(
         direction, state = rule.direction(vector, state)
         gradients.append(gradient)
         step = step_size * direction
-        thetas.append(thetas[-1] - step if part is None else part.put(thetas[-1], part.of(thetas[-1]) - step))
+        thetas.append(thetas[-1] - step if part is None else part.put(thetas[-1], part.take(thetas[-1]) - step))
     return InnerPath(tuple(thetas), tuple(gradients), part)
 
 

@@ -19,7 +19,7 @@ class Gradient:
     """A gradient with respect to the entries that move, with the other results of the same pass over the support set.
 
     loss: the value of the support loss.
-    outputs: the network's outputs; None for a plain function, which is no ``Loss``.
+    outputs: the network's outputs; None where the loss is a plain function and not a ``Loss``.
     """
 
     vector: Float[Tensor, " moved"]
@@ -45,13 +45,13 @@ def support_gradient(
         outputs = loss.outputs(moved, x) if part is None else loss.outputs_at(rest | part.layout.unflatten(moved), x)
         return loss.criterion(outputs, y), outputs
 
-    start = theta if part is None else part.of(theta)
+    start = theta if part is None else part.take(theta)
     if start.requires_grad and torch.is_grad_enabled() and not _inside_transform():
         # The view is a new node of the graph, and the gradient is taken with respect to it. Whatever the caller made
         # from theta, such as the batch, is then a constant to the inner gradient.
         point = start.view_as(start)
         value, outputs = with_outputs(point)
-        # The same numbers as torch.func's, without the work that torch.func adds to every operation.
+        # torch.func.grad gives the same numbers, but adds work to every operation.
         (vector,) = torch.autograd.grad(value, point, create_graph=True)
         return Gradient(vector, value, outputs)
     vector, (value, outputs) = grad_and_value(with_outputs, has_aux=True)(start)
@@ -61,11 +61,11 @@ def support_gradient(
 def recomputed_gradient(
     loss: LossFunction, theta: Float[Tensor, " param"], support: Batch, *, part: Part | None = None
 ) -> Gradient:
-    """The result of :func:`support_gradient`, of which only ``theta`` and ``support`` are kept for differentiation.
+    """The result of :func:`support_gradient`, computed again from ``theta`` and ``support`` when it is differentiated.
 
-    Each time the result is differentiated, the forward and the backward pass are run again (the checkpointing of Chen
-    et al. 2016, applied to the two passes of one inner step). Derivatives of every order are those of
-    :func:`support_gradient`.
+    Only ``theta`` and ``support`` are kept, and each differentiation runs the forward and the backward pass again (the
+    checkpointing of Chen et al. 2016, applied to the two passes of one inner step). Derivatives of every order are
+    those of :func:`support_gradient`.
 
     Every tensor to be differentiated must be in ``theta`` or ``support``. Raises ValueError where ``loss`` depends on
     another tensor that requires a gradient, and inside ``torch.func`` transforms.

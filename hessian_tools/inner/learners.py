@@ -15,7 +15,7 @@ from hessian_tools.validation import check_choice, check_whole
 
 @dataclass(frozen=True)
 class Latent:
-    """The settings of LEO (Rusu et al. 2019) besides the steps on its latent codes, of which each class has one.
+    """The settings of LEO (Rusu et al. 2019) besides the inner steps, which move one latent code per class.
 
     size: number of entries of a code.
     fine_tuning_steps, fine_tuning_step_size: the steps on the decoded weights, taken after those on the codes.
@@ -54,7 +54,7 @@ class Learner:
     name: the learner's name in messages.
     steps: K, the number of inner steps in training.
     step_size: alpha; where step sizes are learned, the value that each of them starts from.
-    first_order: whether the outer gradient treats each inner gradient as a constant.
+    first_order: True treats each inner gradient as a constant in the outer gradient.
     moves: the parameters that the inner loop moves, as prefixes for ``ParamLayout.under`` ("head", "body", the name
         of a module or of a parameter); empty: all of them.
     rule: how a step follows from the gradients; see ``hessian_tools.inner.steps``.
@@ -113,8 +113,10 @@ class Learner:
 
     @property
     def needs_classes(self) -> bool:
-        """Whether the learner works for classification alone: LEO has a code for each class, and the supervised
-        control a head for all classes."""
+        """Whether the learner works for classification alone.
+
+        LEO needs classes, because it has a code for each; the supervised control needs them for its head.
+        """
         return self.latent is not None or self.outer == "classes"
 
     @property
@@ -161,8 +163,8 @@ def meta_sgd(steps: int, step_size: float, *, logarithmic: bool = False, **optio
     """Meta-SGD (Li et al. 2017): a step size per parameter, learned together with the initial parameters.
 
     step_size: the value that all step sizes start from (the paper, too, draws one number for all).
-    logarithmic: whether the logarithms of the step sizes are learned. The step sizes then stay positive, and an outer
-        step multiplies each of them by a factor.
+    logarithmic: True learns the logarithms of the step sizes, so that these stay positive and an outer step multiplies
+        each of them by a factor; False learns the step sizes themselves.
     """
     return Learner("meta-sgd", steps, step_size, step_sizes="learned_log" if logarithmic else "learned", **options)
 
@@ -218,7 +220,7 @@ def untrained(steps: int, step_size: float) -> Learner:
 
 @dataclass(frozen=True)
 class Algorithm:
-    """One entry of ``ALGORITHMS``: how the learners of one algorithm are made, and what holds for all of them.
+    """One entry of ``ALGORITHMS``: how the learners of one algorithm are made, and which settings they have.
 
     title: the algorithm's name in print.
     make: the function that makes a learner from a number of steps and a step size.
@@ -239,7 +241,7 @@ class Algorithm:
     @property
     def learner_settings(self) -> tuple[str, ...]:
         """The keyword arguments that :meth:`learner` accepts."""
-        # A latent learner moves codes by plain steps, so it has no choice of what moves, by which rule and how long.
+        # A latent learner always moves its codes, by plain steps, equally many in training and on a new task.
         return (*self.options, *(() if self._example.latent is not None else ("moves", "rule", "evaluation_steps")))
 
     @property

@@ -108,7 +108,7 @@ class Task:
     def penalty(self, last_code: Float[Tensor, " code"]) -> Float[Tensor, ""]:
         """The sum of all penalties, each multiplied by its weight.
 
-        Those on the codes are sums over the entries of a code and means over the classes.
+        The penalties on the codes are summed over the entries of a code and averaged over the classes.
         """
         latent = _latent(self.learner)
         kl = (self.mean**2 + self.std**2 - 1 - 2 * self.std.log()).sum(-1).mean() / 2
@@ -117,8 +117,8 @@ class Task:
         rows = F.normalize(self.parameters["decoder"].T, dim=-1)
         eye = torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
         orthogonality = torch.linalg.matrix_norm(rows @ rows.T - eye)
-        of_codes = latent.kl_weight * kl + latent.encoder_weight * encoder
-        return of_codes + latent.l2_weight * l2 + latent.orthogonality_weight * orthogonality
+        code_penalties = latent.kl_weight * kl + latent.encoder_weight * encoder
+        return code_penalties + latent.l2_weight * l2 + latent.orthogonality_weight * orthogonality
 
 
 def latent_layout(latent: Latent, *, width: int) -> ParamLayout:
@@ -154,7 +154,7 @@ def open_task(
 ) -> Task:
     """Encode a support set.
 
-    noise: the generator of all draws; where it is None, codes and weights are their means, and nothing is dropped.
+    noise: the generator of all draws; None takes the means of codes and weights, and drops no input.
     """
     latent, (x, y) = _latent(learner), support
     inputs = features(loss, network_parameters(loss, theta), x)
@@ -211,7 +211,7 @@ def decode(
 
 
 def adapted(learner: Learner, loss: Loss, theta: Float[Tensor, " meta"], support: Batch) -> Float[Tensor, " param"]:
-    """The network's parameters after the loop on the codes, from their means, and after the fine-tuning."""
+    """The network's parameters after the loop on the codes, which starts from their means, and the fine-tuning."""
     task = open_task(learner, loss, theta, support, None)
     return task.network_with(task.weight_path(task.code_path().adapted).adapted)
 

@@ -20,10 +20,10 @@ from hessian_tools.inner.descent import InnerPath
 from hessian_tools.inner.features import features, with_linear_head
 from hessian_tools.inner.learners import Learner
 from hessian_tools.inner.parameters import further_parameters, network_parameters
-from hessian_tools.inner.shot import L2, Projector, Shot, distance_after, unchanged
+from hessian_tools.inner.shot import L2, Projector, Shot, identity_projector, reference_distance
 from hessian_tools.loss import Batch, Loss, require_network
 
-# What a plain function is refused for: a phrase for ``require_network``.
+# The beginning of the error message for a plain function; see ``require_network``.
 QUERY_OUTPUTS = "this needs the network's outputs on the query set"
 
 
@@ -59,8 +59,8 @@ def meta_loss(
     theta: the meta-parameters; see ``hessian_tools.inner.parameters``.
     support, query: the two batches (x, y) of the task. Under ``outer="classes"`` the labels are those of the training
         classes.
-    shot: the penalty, with its weight as it is; where the weight has a schedule, pass ``shot.at(meta_step)``.
-    noise: the generator of LEO's draws and of its dropout; None takes their means.
+    shot: the penalty. Its schedule is ignored, so where the weight has a schedule, pass ``shot.at(meta_step)``.
+    noise: the generator of LEO's draws and of its dropout; None takes the means of the draws, and drops nothing.
     checkpointing: keep the activations of one inner step in memory instead of those of all steps, at the cost of one
         more forward and backward pass a step. Value and gradient stay the same. It works with ``backward`` and
         ``torch.autograd.grad``, but not inside ``torch.func`` transforms.
@@ -124,12 +124,13 @@ def parameter_parts(
     query: Batch,
     *,
     shot: Shot | None,
-    project: Projector = unchanged,
+    project: Projector = identity_projector,
     checkpointing: bool = False,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Aux]:
     """The objective without SHOT, and SHOT's distance, for a learner whose inner loop moves parameters.
 
     The objective is the query loss or, for Reptile, half the squared displacement. The distance is NaN without SHOT.
+    The third value holds the numbers that are reported.
     project: the function that is applied to the outputs of SHOT's reference.
     """
     is_reptile, (x, y) = learner.outer == "displacement", query
@@ -142,12 +143,12 @@ def parameter_parts(
     # theta_K is detached, so that the gradient of |theta - theta_K|^2 / 2 is the displacement theta - theta_K.
     objective = ((path.thetas[0] - path.adapted.detach()) ** 2).sum() / 2 if is_reptile else query_loss
     first = path.gradients[0]
-    path_of = partial(learner_path, learner, loss, theta, examples, first_gradient=first, checkpointing=checkpointing)
+    run_loop = partial(learner_path, learner, loss, theta, examples, first_gradient=first, checkpointing=checkpointing)
 
     def outputs_at(end: Tensor) -> Tensor:
         return outputs if end is path.adapted else loss.outputs(end, x)
 
-    distance = _shot_distance(shot, path, path_of, outputs_at, project)
+    distance = _shot_distance(shot, path, run_loop, outputs_at, project)
     return objective, distance, _aux(query_loss, distance, first.loss, outputs, y)
 
 
@@ -164,36 +165,37 @@ def _latent_parts(
     query_loss = loss.criterion(outputs, y)
     objective = query_loss + task.penalty(path.adapted)
     first = path.gradients[0]
-    path_of = partial(task.code_path, first_gradient=first, checkpointing=checkpointing)
+    run_loop = partial(task.code_path, first_gradient=first, checkpointing=checkpointing)
 
     def outputs_at(code: Tensor) -> Tensor:  # decoded from the codes, before any fine-tuning
         return loss.outputs(task.network_with(task.weights(code)), x)
 
-    distance = _shot_distance(shot, path, path_of, outputs_at)
+    distance = _shot_distance(shot, path, run_loop, outputs_at)
     return objective, distance, _aux(query_loss, distance, first.loss, outputs, y)
 
 
 def _shot_distance(
     shot: Shot | None,
     path: InnerPath,
-    path_of: Callable[..., InnerPath],
+    run_loop: Callable[..., InnerPath],
     outputs_at: Callable[[Tensor], Tensor],
-    project: Projector = unchanged,
+    project: Projector = identity_projector,
 ) -> Float[Tensor, ""]:
     """SHOT's distance between the end points of two loops, or between the outputs at these points; NaN without SHOT.
 
-    path: the learner's own loop. path_of: a function that makes the loop with another number of ``steps``.
+    path: the learner's own loop. run_loop: a function that runs the loop with another number of ``steps``.
+    outputs_at: a function that returns the query outputs at an end point. project: see ``parameter_parts``.
     """
     if shot is None:
         return torch.full_like(path.gradients[0].loss, float("nan"))
 
     own_steps, moved = len(path.gradients), path.gradients[0].vector.numel()
 
-    def result_of(steps: int) -> Tensor:
-        end = path.adapted if steps == own_steps else path_of(steps=steps).adapted
+    def result_after(steps: int) -> Tensor:
+        end = path.adapted if steps == own_steps else run_loop(steps=steps).adapted
         return end if shot.distance == L2 else outputs_at(end)
 
-    return distance_after(shot, result_of, steps=own_steps, moved=moved, project=project)
+    return reference_distance(shot, result_after, steps=own_steps, moved=moved, project=project)
 
 
 def _aux(query_loss: Tensor, distance: Tensor, support_loss: Tensor, outputs: Tensor, y: Tensor) -> Aux:

@@ -1,8 +1,8 @@
 """Meta-parameters as one vector: the network's parameters first, then whatever else a learner learns.
 
-``theta`` is [param] for most learners. Meta-SGD appends a step size per moved entry, supervised training a head with
-one output per training class, LEO its own networks, and pre-training a projector. Code that needs the network's
-parameters alone calls ``network_parameters``.
+``theta`` is [param] for most learners. Meta-SGD appends a step size for each entry that the inner loop moves,
+supervised training a head with one output per training class, LEO its own networks, and pre-training a projector. Code
+that needs the network's parameters alone calls ``network_parameters``.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Part:
     layout: ParamLayout
     positions: Int[Tensor, " moved"]
 
-    def of(self, theta: Float[Tensor, " param"]) -> Float[Tensor, " moved"]:
+    def take(self, theta: Float[Tensor, " param"]) -> Float[Tensor, " moved"]:
         """These entries of ``theta``."""
         return theta[self.positions]
 

@@ -48,7 +48,8 @@ class Augmentation:
         scale = 1 / (1 + self.zoom * centred[:, 0])
         mirror = torch.where(uniform[:, 1] < 0.5, -1.0, 1.0).to(images) if self.flip else torch.ones_like(scale)
         zero = torch.zeros_like(scale)
-        # affine_grid maps positions in the output to positions in the input, in units of half a side.
+        # Each image has a 2 x 3 matrix, whose six entries follow. By it affine_grid maps positions in the output to
+        # positions in the input, in units of half a side.
         rows = [scale * mirror, zero, 2 * self.shift * centred[:, 2], zero, scale, 2 * self.shift * centred[:, 3]]
         grid = torch.nn.functional.affine_grid(
             torch.stack(rows, -1).view(-1, 2, 3), list(images.shape), align_corners=False
@@ -101,7 +102,7 @@ class ShotPretraining:
         """The projector's initial parameters as one vector; empty where it is absent."""
         if self.projector == "absent":
             return torch.zeros(0, device="cpu")
-        # As torch draws a linear layer: matrix and bias uniform within one over the root of the layer's inputs.
+        # As torch draws a linear layer: all entries are uniform within +-1 / sqrt(number of the layer's inputs).
         pieces = [2 * torch.rand(size, generator=generator, device="cpu") - 1 for size in self._layout(outputs).sizes]
         layer_inputs = [outputs, outputs, self.hidden, self.hidden]
         return torch.cat([piece / sqrt(n) for piece, n in zip(pieces, layer_inputs, strict=True)])

@@ -77,7 +77,7 @@ DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 L2 = "l2_parameters"  # the distance between the end points themselves, which needs no pass over the query set
 # The distances that take outputs as logits, which regression does not have.
-OF_PROBABILITIES = ("kl_reference_target", "kl_target_reference", "js", "cross_entropy")
+PROBABILITY_DISTANCES = ("kl_reference_target", "kl_target_reference", "js", "cross_entropy")
 Projector = Callable[[Tensor], Tensor]  # applied to the reference before it is compared with the target
 SCHEDULES = ("constant", "linear", "cosine")
 
@@ -92,7 +92,7 @@ class Shot:
         more, because training takes these steps anyway.
     distance: D compares output distributions ("kl_reference_target", "kl_target_reference", "js", "cross_entropy"),
         outputs ("squared_error"), or parameters ("l2_parameters").
-    detach_reference: whether the gradient goes through the target alone, as in the authors' code.
+    detach_reference: True sends the gradient through the target alone, as in the authors' code; False through both.
     schedule: how the weight changes over the meta-iterations: it is "constant", or it rises from 0 to ``weight`` within
         ``schedule_steps`` ("linear"), or it falls from ``weight`` to 0 within ``schedule_steps`` ("cosine").
     """
@@ -149,17 +149,22 @@ class Shot:
         return replace(self, weight=self.weight_at(meta_step), schedule="constant", schedule_steps=None)
 
 
-def unchanged(outputs: Tensor) -> Tensor:
+def identity_projector(outputs: Tensor) -> Tensor:
     """The projector that changes nothing."""
     return outputs
 
 
-def distance_after(
-    shot: Shot, result_of: Callable[[int], Tensor], *, steps: int, moved: int, project: Projector = unchanged
+def reference_distance(
+    shot: Shot,
+    result_after: Callable[[int], Tensor],
+    *,
+    steps: int,
+    moved: int,
+    project: Projector = identity_projector,
 ) -> Float[Tensor, ""]:
     """The distance D(reference, target) for a learner of ``steps`` steps.
 
-    result_of: a function of the number of steps that returns what is compared: the outputs after that many steps or,
+    result_after: a function of the number of steps that returns what is compared: the outputs after that many steps or,
         for the distance in parameters, the end point.
     moved: the number of entries that the inner loop moves.
     project: the function that is applied to the reference.
@@ -167,10 +172,10 @@ def distance_after(
     target_steps, reference_steps = shot.counts(steps)
     if shot.detach_reference:
         with torch.no_grad():  # detaching the result alone would let its inner loop build a graph that is never used
-            reference = result_of(reference_steps).detach()
+            reference = result_after(reference_steps).detach()
     else:
-        reference = result_of(reference_steps)
-    reference, target = project(reference), result_of(target_steps)
+        reference = result_after(reference_steps)
+    reference, target = project(reference), result_after(target_steps)
     if shot.distance == L2:
         return root_mean_square(reference, target, moved=moved)
     return DISTANCES[shot.distance](reference, target)
@@ -181,7 +186,7 @@ def longer_reference(
 ) -> Shot:
     """A penalty whose target is the learner's own loop, and whose reference takes ``factor`` times as many steps.
 
-    The authors' code calls it MORE. For one-step learners (ANIL, BOIL) it is the SHOT of the paper, which takes the
-    weight 1e-6. The reference is detached.
+    The authors' code calls this penalty MORE. For learners of one step (ANIL, BOIL) it is the SHOT of the paper, which
+    takes the weight 1e-6. No gradient goes through the reference.
     """
     return Shot(weight, target_steps=None, reference_steps=factor * learner.steps, distance=distance)

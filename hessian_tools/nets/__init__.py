@@ -1,4 +1,4 @@
-"""The networks, which are modules whose only state is their parameters. Give your own network by its import path."""
+"""The networks, which are modules whose only state is their parameters. Yours can be given by its import path."""
 
 from hessian_tools.nets.building import load_network, refuse_unfit, seeded, source_digest
 from hessian_tools.nets.convolutional import NORMALISATIONS, Conv4, ResNet12

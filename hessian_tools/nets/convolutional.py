@@ -78,7 +78,8 @@ class ResNet12(nn.Module):
         inputs = (input_shape[0], *widths[:3])
         convolution = partial(_convolution, normalisation=normalisation, groups=groups)
         blocks = [
-            _ResidualBlock(*sizes, convolution=convolution) for sizes in zip(inputs, widths, residual, strict=True)
+            _ResidualBlock(size_in, size_out, has_shortcut, convolution=convolution)
+            for size_in, size_out, has_shortcut in zip(inputs, widths, residual, strict=True)
         ]
         self.body = nn.Sequential(*blocks)
         self.head = nn.Linear(widths[3], outputs)

@@ -12,14 +12,16 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from hessian_tools.layout import first_names
 
-# The name of a weight, and the modules that take the outputs of its layer; None stands for a taker of another kind.
+# The name of a weight, and the modules that take the outputs of its layer as inputs; None stands for anything else that
+# takes them, such as a function.
 Use = tuple[str, list[nn.Module | None]]
 
 
 def normalised_weights(model: nn.Module) -> tuple[str, ...]:
-    """Names of the weights of which each single filter can be rescaled without a change of the loss (as eps -> 0).
+    """The names of the weights whose every single filter can be rescaled without a change of the loss.
 
-    A filter is a slice of the weight along dimension 0; it is rescaled by a positive number. The weights are those of
+    A filter is a slice of the weight along dimension 0; it is rescaled by a positive number. The loss stays exactly the
+    same only in the limit where the eps of the normalisation goes to 0. The weights are those of
     convolutions and linear layers whose outputs go into a normalisation and nowhere else. They are found by tracing the
     forward pass with ``torch.fx``. If that fails, a layer is taken to be followed by its neighbour in an
     ``nn.Sequential``.
@@ -37,7 +39,7 @@ def normalised_weights(model: nn.Module) -> tuple[str, ...]:
         uses = _traced_uses(model)
     except Exception:  # a forward pass may raise anything when it is traced instead of run
         uses = _sequential_uses(model)
-    free: dict[str, bool] = {}
+    free: dict[str, bool] = {}  # for each weight, whether each of its filters can be rescaled at all its uses so far
     for name, followers in uses:
         layer = model.get_submodule(name.rpartition(".")[0])
         always = bool(followers) and all(_frees_each_filter(after, layer) for after in followers)

@@ -1,4 +1,4 @@
-"""Checkpoints on disk, as safetensors and never as pickle, and the newest state, from which a run is resumed."""
+"""Files of a run in the safetensors format, never pickles: checkpoints, and the state from which a run is resumed."""
 
 import hashlib
 import json
@@ -15,25 +15,25 @@ from hessian_tools.runs.files import CHECKSUM, DamagedFileError, json_digest, wr
 from hessian_tools.runs.manifest import training_digest
 
 FOLDER = "checkpoints"
-ABOUT = "about"  # the entry of a file's metadata that holds, as JSON, to what it belongs, and its checksum
+ABOUT = "about"  # the entry of a file's metadata that holds, as JSON, its checksum and facts such as its run
 
 
-def save(path: Path, tensors: Mapping[str, Tensor], **belonging: Any) -> None:
-    """Write tensors atomically, with their checksum and with JSON-like facts that say to what they belong."""
+def save(path: Path, tensors: Mapping[str, Tensor], **facts: Any) -> None:
+    """Write tensors atomically, with their checksum and with JSON-like facts such as their run and meta-iteration."""
     copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    # One entry holds all facts, because safetensors writes several in an order of its own, different each time.
-    about = json.dumps(belonging | {CHECKSUM: _digest(copies, belonging)}, sort_keys=True)
-    # The bytes are written here, because safetensors' own writer hides a full disk behind an error of its own.
+    # One entry holds all facts, because safetensors would write several entries in an order that changes each time.
+    about = json.dumps(facts | {CHECKSUM: _digest(copies, facts)}, sort_keys=True)
+    # The bytes are written here, because the error that safetensors' writer raises does not show that the disk is full.
     write_atomic(path, lambda part: part.write_bytes(serialised(copies, metadata={ABOUT: about})))
 
 
-def load(path: Path, **belonging: Any) -> dict[str, Tensor]:
+def load(path: Path, **facts: Any) -> dict[str, Tensor]:
     """The tensors of a file, on the CPU.
 
-    belonging: facts with which the file must have been saved; a fact that is None is not compared.
+    facts: the facts with which the file must have been saved; one that is None is not compared.
 
     Raises DamagedFileError with the file's name where the file cannot be read, was changed after it was written, or
-    belongs to something else. Version 0.1 wrote no facts and no checksum, so a file without any is accepted.
+    was saved with other facts. Version 0.1 wrote no facts and no checksum, so a file without any is accepted.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -49,18 +49,18 @@ def load(path: Path, **belonging: Any) -> dict[str, Tensor]:
             f"{path} was changed after it was written (its checksum does not match); remove it and run the same"
             " command again"
         )
-    for fact, expected in belonging.items():
+    for fact, expected in facts.items():
         if about is not None and expected is not None and about.get(fact) != expected:
             raise DamagedFileError(
-                f"{path} belongs elsewhere: its {fact} is {about.get(fact)}, but here it must be {expected};"
+                f"{path} does not belong here: its {fact} is {about.get(fact)}, but here it must be {expected};"
                 " remove it and run the same command again"
             )
     return tensors
 
 
-def _digest(tensors: Mapping[str, Tensor], belonging: Mapping[str, Any]) -> str:
+def _digest(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> str:
     """SHA-256 (hex) of the names, shapes, types and bytes of the tensors, and of the facts about them."""
-    digest = hashlib.sha256(json_digest(belonging).encode())
+    digest = hashlib.sha256(json_digest(facts).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(json_digest([name, str(tensor.dtype), list(tensor.shape)]).encode())
         digest.update(tensor.numpy().tobytes())

@@ -1,6 +1,6 @@
 """Writing files so that a process killed at any moment leaves the old file or the new one, never a partial one.
 
-What is written carries a checksum, and reading compares it, so that a changed bit is an error and not another number.
+Every file carries a checksum, which is compared at reading, so that a changed bit is an error and not another number.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-CHECKSUM = "sha256"  # the entry of a JSON file that holds the digest of the others
+CHECKSUM = "sha256"  # the entry of a JSON file that holds the digest of its other entries
 
 
 class DamagedFileError(ValueError):

@@ -2,8 +2,8 @@
 
 The manifest is one JSON file. Its part "config" holds the settings of the study that the run belongs to. Its part
 "training" holds everything that determines the numbers of the training. A study writes and compares the first part,
-training the second, and a run resumes in a folder only where the compared part is equal. The remaining entries inform
-readers: versions, device, threads, digests of the data and of the plan.
+and training writes and compares the second. A run resumes in a folder only where the compared part is equal. The
+remaining entries inform readers: versions, device, threads, digests of the data and of the study's claims.
 """
 
 import json
@@ -19,7 +19,7 @@ import torch
 from hessian_tools.runs.files import DamagedFileError, json_digest, read_json, write_json
 
 NAME = "manifest.json"
-EARLIER_TRAINING = "training.json"  # where version 0.1 kept the part "training"
+EARLIER_TRAINING = "training.json"  # the file in which version 0.1 kept the part "training"
 LIBRARIES = ("torch", "numpy", "scipy", "xarray", "zarr")
 
 
@@ -53,11 +53,11 @@ def record_ownership(
     identity: everything in which two runs of one folder must agree, as a JSON-like mapping.
     facts: further entries of the manifest, written together with a new ``identity`` and never compared.
     """
-    path, wanted = folder / NAME, json.loads(json.dumps(identity))  # as it will be read: tuples become lists
+    path, wanted = folder / NAME, json.loads(json.dumps(identity))  # as JSON returns it, with lists for tuples
     manifest = read_json(path) if path.exists() else {}
     recorded = _recorded_training(folder, manifest) if part == "training" else manifest.get(part)
     if part == "config" and recorded is None and manifest:
-        recorded = {}  # a run without a study has this folder, so every setting of the study differs
+        recorded = {}  # the folder holds a run that belongs to no study, so every setting of the study differs
     if recorded is None:
         write_json(path, {**manifest, part: wanted, **(facts or {})})
         return

@@ -9,11 +9,11 @@ from zlib import crc32
 from hessian_tools.runs.files import DamagedFileError, write_text
 
 NAME = "metrics.jsonl"
-CHECKSUM = "crc32"  # the last entry of a line: the checksum of the others; version 0.1 wrote none
+CHECKSUM = "crc32"  # the last entry of a line: the checksum of its other entries; version 0.1 wrote none
 
 
 def append(path: Path, row: Mapping[str, Any]) -> None:
-    """Add one line."""
+    """Add the line of one meta-iteration."""
     with path.open("a", encoding="utf-8") as file:
         file.write(_line(row))
 
@@ -25,7 +25,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
-    lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last end of a line was left half-written
+    lines = path.read_bytes().split(b"\n")[:-1]  # the text after the last line break was left half-written
     return [_row(line, f"line {number} of {path}") for number, line in enumerate(lines, start=1)]
 
 

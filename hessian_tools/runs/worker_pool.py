@@ -24,7 +24,7 @@ Emit = Callable[[float, str], None]  # reports progress: the amount of work done
 Work = Callable[[Any, Emit], None]  # does the work of one unit
 
 GRACE = 10.0  # seconds that a terminated worker has to end by itself before it is killed
-WATCH = 0.1  # seconds between two checks of a worker that its parent is alive
+WATCH = 0.1  # seconds between the checks by which a worker sees whether its parent is alive
 
 
 class WorkerLost(RuntimeError):
@@ -82,7 +82,7 @@ class WorkerPool:
             while len(self._started) < min(self.workers, len(units)):
                 self._started.append(_Worker(len(self._started)))
             self._dispatch(work, list(units), emit)
-        # The other workers are still busy, and a later call would take their answers for its own.
+        # The other workers are still busy, and a later call would take their answers for answers to its own units.
         except BaseException:
             self.close()
             raise
@@ -100,7 +100,7 @@ class WorkerPool:
         self._started = []
 
     def _dispatch(self, work: Work, waiting: list[Any], emit: Emit) -> None:
-        """Give each worker a unit, and the next one as soon as it has answered."""
+        """Give each worker a unit, and another one as soon as it has answered."""
         busy: dict[Any, _Worker] = {}
         for worker in self._started[: len(waiting)]:
             worker.give(work, waiting.pop(0))

@@ -1,11 +1,11 @@
 """Batch normalisation with short derivatives: the same function in fewer passes over its activations.
 
 torch's own second derivative of ``F.batch_norm`` makes some 44 tensors of the size of the activations, which on a
-Conv4 is two thirds of a Hessian-vector product. Written out by hand it makes 12. It is used while a product is traced,
-and compared there with torch's own derivative.
+Conv4 is two thirds of a Hessian-vector product. The derivative that is written out here makes 12. It is used while a
+product is traced, and is compared there with torch's own derivative.
 
-For each channel, with u' the mean of u over its n examples and pixels, h = r (x - x'), r = (var + eps)^-1/2, and g, gx,
-gw, gb the gradients of the loss in y, x, w, b:
+For each channel, let u' be the mean of u over its n examples and pixels, r = (var + eps)^-1/2 and h = r (x - x'). Let
+g, gx, gw and gb be the gradients of the loss with respect to the output y, the input x, the weight w and the bias b.
 
     P(u)  = u - u' - h (hu)'                                   so that  dh = r P(dx),  dr = -r^2 (h dx)'
     y     = w h + b,                                           dy = w r P(dx) + h dw + db
@@ -47,8 +47,8 @@ class _Forward(Function):
     @staticmethod
     def forward(x: Tensor, w: Tensor, b: Tensor, eps: float) -> Tensor:
         # This is torch's own value to the last bit, because another rounding could fall on the other side of a kink.
-        # It is called as F does it: on CUDA that is cuDNN's kernel, whose rounding differs from that of
-        # native_batch_norm.
+        # The call is the one that F.batch_norm makes: on CUDA it runs cuDNN's kernel, whose rounding differs from that
+        # of native_batch_norm.
         return torch.batch_norm(x, w, b, None, None, True, 0.0, eps, torch.backends.cudnn.enabled)
 
     @staticmethod
@@ -65,9 +65,9 @@ class _Forward(Function):
         x, w, _b = ctx.saved_tensors
         h, r = _standardised(x, ctx.eps)
         scale = w * r
-        on_h = dw - scale * _mean(h * dx)
+        factor_h = dw - scale * _mean(h * dx)
         offset = db - scale * _mean(dx)
-        return _combined(x, offset, (dx, scale), (h, on_h))
+        return _combined(x, offset, (dx, scale), (h, factor_h))
 
 
 class _Backward(Function):
@@ -95,11 +95,11 @@ class _Backward(Function):
         n, hg, mean_g = x.numel() // x.shape[1], _mean(h * g), _mean(g)
         hdx, mean_dx, hdg, mean_dg = _mean(h * dx), _mean(dx), _mean(h * dg), _mean(dg)
         gdh = r * (_mean(g * dx) - mean_dx * mean_g - hdx * hg)
-        scale, on_g = w * r, r * (dw - w * r * hdx)
-        on_dx = -scale * r * hg
-        on_h = -on_g * hg - on_dx * hdx - scale * (hdg + gdh)
-        offset = -on_g * mean_g - on_dx * mean_dx - scale * mean_dg
-        dgx = _combined(x, offset, (dg, scale), (dx, on_dx), (g, on_g), (h, on_h))
+        scale, factor_g = w * r, r * (dw - w * r * hdx)
+        factor_dx = -scale * r * hg
+        factor_h = -factor_g * hg - factor_dx * hdx - scale * (hdg + gdh)
+        offset = -factor_g * mean_g - factor_dx * mean_dx - scale * mean_dg
+        dgx = _combined(x, offset, (dg, scale), (dx, factor_dx), (g, factor_g), (h, factor_h))
         return dgx, n * (hdg + gdh), n * mean_dg
 
 

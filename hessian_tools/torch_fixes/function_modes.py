@@ -83,16 +83,16 @@ def _in_reverse_only(function: Callable[..., Any]) -> Callable[..., Any]:
     return guarded
 
 
-# The third derivatives of these are wrong by 1 to 70 %, and there is no short replacement.
+# The third derivatives of these functions are wrong by 1 to 70 %, and there is no short replacement.
 _WRONG_THIRD: dict[Any, str] = {torch.lu_solve: "torch.lu_solve"} | {
     getattr(torch.linalg, name): f"torch.linalg.{name}"
     for name in ("eig", "eigvals", "householder_product", "tensorsolve", "lu_solve")
 }
-# The second derivatives of these are wrong by factors under two nested vmap, but right in reverse mode.
+# The second derivatives of these functions are wrong by factors under two nested vmap, but right in reverse mode.
 _WRONG_FORWARD = [function for function in _WRONG_THIRD if function is not torch.linalg.householder_product]
 
-# What each of these holds under these names is replaced by the function of the same name in ``operations``. A mode
-# receives methods of tensors as other objects than the functions of the same name.
+# The functions and methods of torch that are replaced by the function of the same name in ``operations``. Methods are
+# listed too, because a mode receives torch.Tensor.det, for example, as another object than torch.det.
 _REPLACED: dict[Any, str] = {
     torch: "prelu conv_tbc cdist pdist ldexp cholesky_inverse det slogdet logdet",
     torch.Tensor: "prelu ldexp cholesky_inverse det slogdet logdet",

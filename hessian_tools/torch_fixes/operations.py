@@ -1,7 +1,7 @@
-"""Operations whose second derivatives are wrong or missing in torch (2.13), written out in others to the same values.
+"""Replacements, with equal values, for operations whose second derivatives are wrong or missing in torch 2.13.
 
 Each docstring says what is wrong in torch. Where it says nothing, torch has no second or no forward derivative of the
-operation, and raises an error. Each takes the arguments of its namesake in torch.
+operation, and raises an error. Each function takes the arguments of its namesake in torch.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ _REDUCTIONS: dict[str, Reduction] = {"mean": torch.mean, "sum": torch.sum, "none
 
 
 def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
-    """Weight normalisation g v / |v|, the length taken over all axes but ``dim``, or over all of them (-1).
+    """Weight normalisation g v / |v|, where the length is taken over all axes but ``dim``, or over all for -1.
 
     torch's kernel has no forward derivative, and its second derivative in reverse mode is silently wrong and not
     symmetric, by 20 to 90 % on a 3-2 linear layer.
@@ -84,7 +84,7 @@ def cdist(x1: Tensor, x2: Tensor, p: float | int = 2.0, compute_mode: str | None
 
 
 def pdist(input: Tensor, p: float | int = 2.0) -> Tensor:
-    """The distances of the pairs i < j; torch's has the same fault as its :func:`cdist`."""
+    """The distances of the pairs i < j; torch's pdist has the same fault as its cdist, see :func:`cdist`."""
     i, j = torch.triu_indices(len(input), len(input), 1, device=input.device)
     return _length(input[i] - input[j], p)
 
@@ -152,31 +152,31 @@ def _diagonal(A: Tensor) -> tuple[Tensor, Tensor]:
     return 1.0 - 2.0 * ((pivots != in_place).sum(-1) % 2), lu.diagonal(dim1=-2, dim2=-1)
 
 
-def mse_loss(input: Tensor, target: Tensor, *old: Any, reduction: str = "mean", **others: Any) -> Tensor:
+def mse_loss(input: Tensor, target: Tensor, *deprecated: Any, reduction: str = "mean", **others: Any) -> Tensor:
     """The squared error; unusual calls are left to torch."""
-    if _unusual(input, target, old, others):
-        return F.mse_loss(input, target, *old, **{"reduction": reduction, **others})
+    if _unusual(input, target, deprecated, others):
+        return F.mse_loss(input, target, *deprecated, **{"reduction": reduction, **others})
     return _REDUCTIONS[reduction]((input - target) ** 2)
 
 
 def huber_loss(
     input: Tensor, target: Tensor, reduction: str = "mean", delta: float | int = 1.0, **others: Any
 ) -> Tensor:
-    """The squared error below delta and the absolute error above; unusual calls are left to torch."""
+    """The Huber loss: half the squared error up to delta, linear beyond it; unusual calls are left to torch."""
     if _unusual(input, target, (), others):
         return F.huber_loss(input, target, reduction, delta, **others)
     far = (input - target).abs()
     return _REDUCTIONS[reduction](torch.where(far <= delta, far**2 / 2, delta * (far - delta / 2)))
 
 
-def soft_margin_loss(input: Tensor, target: Tensor, *old: Any, reduction: str = "mean", **others: Any) -> Tensor:
+def soft_margin_loss(input: Tensor, target: Tensor, *deprecated: Any, reduction: str = "mean", **others: Any) -> Tensor:
     """log(1 + exp(-target input)); unusual calls are left to torch."""
-    if _unusual(input, target, old, others):
-        return F.soft_margin_loss(input, target, *old, **{"reduction": reduction, **others})
+    if _unusual(input, target, deprecated, others):
+        return F.soft_margin_loss(input, target, *deprecated, **{"reduction": reduction, **others})
     return _REDUCTIONS[reduction](F.softplus(-target * input))
 
 
-def _unusual(input: Tensor, target: Tensor, old: tuple[Any, ...], others: dict[str, Any]) -> bool:
+def _unusual(input: Tensor, target: Tensor, deprecated: tuple[Any, ...], others: dict[str, Any]) -> bool:
     """Whether a call broadcasts, mixes dtypes, or passes weights or options that torch has deprecated."""
-    given = any(value is not None for value in (*old, *others.values()))
+    given = any(value is not None for value in (*deprecated, *others.values()))
     return given or input.shape != target.shape or input.dtype != target.dtype

@@ -1,7 +1,7 @@
-"""Full float32 precision for derivatives of second order, whatever precision the process was set to.
+"""Full float32 precision for derivatives of second order, even where the process is set to a lower precision.
 
 Curvature is off by 5 to 20 % where convolutions or matrix products run in TF32 or bfloat16. No residual shows it,
-because a residual says how well a pair belongs to the operator as it was computed. TF32 is torch's default for
+because a residual says how well an eigenpair fits the operator as it was computed. TF32 is torch's default for
 convolutions on CUDA, and a script may have asked for less than float32 by ``torch.autocast`` or
 ``torch.set_float32_matmul_precision``.
 """

@@ -9,5 +9,5 @@ from hessian_tools.train.loop import DIVERGED, diverged_at, meta_train, saved_ch
 __all__ = ["TrainConfig", "meta_train", "Checkpoint", "logarithmic_schedule", "task_loss", "ClassBatches"]
 # A run on disk.
 __all__ += ["saved_checkpoints", "diverged_at", "DIVERGED"]
-# What a run's networks achieve.
+# Evaluation of a run's networks.
 __all__ += ["evaluate", "Evaluation", "best_checkpoint", "over_seeds"]

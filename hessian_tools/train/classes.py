@@ -14,8 +14,8 @@ from hessian_tools.rng import numpy_stream
 class ClassBatches:
     """Episodes whose images are drawn from all classes of a split, with the class as the label.
 
-    Each image is a uniform draw of a class and of one of its images. An episode has as many images as one of the
-    few-shot tasks, so supervised and meta-trained learners see equally many images and labels in an outer step.
+    Each image is a uniform draw of a class and then of one of its images. An episode has as many images as a few-shot
+    task, so supervised and meta-trained learners see equally many images and labels in an outer step.
     """
 
     tasks: ImageTasks
@@ -48,6 +48,6 @@ class ClassBatches:
         labels = rng.randint(len(classes), size=self.tasks.ways * (self.tasks.shots + self.tasks.queries))
         chosen = classes[labels]
         examples = rng.randint([data.count(int(position)) for position in chosen])  # classes may differ in size
-        x, y = data.take(chosen, examples[None]), torch.from_numpy(labels)
-        cut = self.tasks.ways * self.tasks.shots  # the number of images in place of the support set
+        x, y = data.take(chosen, examples[None]), torch.from_numpy(labels)  # one example of each class in ``chosen``
+        cut = self.tasks.ways * self.tasks.shots  # the number of images that a support set would have
         return Episode((x[:cut], y[:cut]), (x[cut:], y[cut:]))

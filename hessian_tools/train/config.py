@@ -13,12 +13,12 @@ from hessian_tools.data import TaskSource
 from hessian_tools.inner.learners import Learner
 from hessian_tools.inner.meta_loss import check_shot
 from hessian_tools.inner.pretraining import ShotPretraining
-from hessian_tools.inner.shot import OF_PROBABILITIES, Shot
+from hessian_tools.inner.shot import PROBABILITY_DISTANCES, Shot
 from hessian_tools.layout import ParamLayout
 from hessian_tools.validation import check_choice, check_whole
 
 OPTIMISERS = ("adam", "sgd")
-# The fields that determine a run's numbers: plain values, which are compared as text, and objects, by their repr.
+# The fields that determine a run's numbers. Plain values are compared as text, and objects by their repr.
 _PLAIN_FIELDS = (
     "seed", "meta_batch", "optimiser", "learning_rate", "validation_tasks", "validation_seed", "transductive"
 )  # fmt: skip
@@ -50,11 +50,11 @@ class TrainConfig:
     pretraining: the settings of SHOT_p, which descends SHOT's distance alone, without query labels; None trains on the
         learner's own objective.
     transductive: how validation treats the query set; see ``evaluate``.
-    batched: whether all tasks of an outer step are computed at once, by vmap of the meta-gradient, which is exact. None
-        does so for networks without convolutions, where it is faster. In long runs of such networks the step is traced
-        and replayed, with equal numbers to the bit.
-    checkpointing: keep the activations of one inner step at a time, whatever the number of steps, for 1.1 to 1.4 times
-        the running time (see ``meta_loss``); the tasks are then computed in turn.
+    batched: True computes all tasks of an outer step at once, by vmap of the meta-gradient, which is exact; False
+        computes them in turn. None computes them at once where this is faster, for networks without convolutions. In
+        long runs of such networks the step is traced and replayed, with equal numbers to the bit.
+    checkpointing: True keeps the activations of only one inner step at a time, for 1.1 to 1.4 times the running time
+        (see ``meta_loss``); the tasks are then computed in turn.
     workers: the number of single-threaded processes that share the tasks of an outer step, on the CPU. The numbers are
         those of one such process, to the bit. A script that uses workers needs ``if __name__ == "__main__":``.
     """
@@ -110,7 +110,7 @@ class TrainConfig:
         check_shot(self.shot, self.learner)
         if self.pretraining is not None:
             self.pretraining.check(self.learner, self.shot, input_shape=self.tasks.input_shape)
-        if self.shot is not None and self.tasks.kind == "regression" and self.shot.distance in OF_PROBABILITIES:
+        if self.shot is not None and self.tasks.kind == "regression" and self.shot.distance in PROBABILITY_DISTANCES:
             raise ValueError(
                 f"distance={self.shot.distance!r} compares class probabilities, which regression does not have;"
                 " use distance 'squared_error'"

@@ -16,8 +16,8 @@ from hessian_tools.intervals import student_t
 from hessian_tools.loss import Loss, cast_like
 from hessian_tools.train.config import Checkpoint
 
-TRANSDUCTIVE = "transductive: the query set is one batch, so batch statistics are its own"
-INDUCTIVE = "not transductive: each query is one batch with the support set, so batch statistics are theirs"
+TRANSDUCTIVE = "transductive: the query set is one batch, which gives the batch statistics"
+INDUCTIVE = "not transductive: each query is one batch with the support set, which gives the batch statistics"
 MAX_ROWS = 512  # the examples that a non-transductive evaluation runs through the network at once; bounds its memory
 
 
@@ -58,7 +58,7 @@ class Evaluation:
     def __str__(self) -> str:
         mean, half_width = self.accuracy
         result = f"accuracy {100 * mean:.2f} +- {100 * half_width:.2f} %"
-        if mean != mean:  # NaN: the tasks are regression
+        if mean != mean:  # it is NaN for regression
             result = "loss {:.4g} +- {:.2g}".format(*self.loss)
         return (
             f"{result} (95 % over {len(self.losses)} {self.split} tasks of seed {self.seed},"
@@ -79,11 +79,11 @@ def evaluate(
 ) -> Evaluation:
     """Adapt to each of ``num_tasks`` tasks by the learner's evaluation steps, and test the result on the query set.
 
-    transductive: whether the whole query set goes through the network in one forward pass, as is usual in the field.
-    With batch statistics, the answer to a query example then depends on the other query examples. Otherwise, each query
-    example shares a batch with the support set alone, which costs (support + 1) rows per query example in place of one.
-    With batch normalisation, the statistics are then those of the support set and this example; without it, both ways
-    give the same answers.
+    transductive: True sends the whole query set through the network in one forward pass, as is usual in the field. With
+        batch normalisation, the answer to a query example then depends on the other query examples. False puts each
+        query example into a batch with the support set alone, and batch normalisation uses the statistics of that
+        batch. This costs (support + 1) rows per query example in place of one. Without batch normalisation, True and
+        False give the same answers.
     """
     adapting = learner.evaluating()
     losses, accuracies = [], []
@@ -91,16 +91,16 @@ def evaluate(
         support, query = (cast_like(b, theta) for b in tasks.episode(seed=seed, split=split, index=index))
         adapted, (x, y) = adapt(adapting, loss, theta.detach(), support), query
         with torch.no_grad():
-            outputs = loss.outputs(adapted, x) if transductive else one_by_one(loss, adapted, support, x)
+            outputs = loss.outputs(adapted, x) if transductive else outputs_one_by_one(loss, adapted, support, x)
             losses.append(loss.criterion(outputs, y))
             accuracies.append(accuracy(outputs, y))
     return Evaluation(torch.stack(losses), torch.stack(accuracies), split, seed, adapting.steps, transductive)
 
 
-def one_by_one(
+def outputs_one_by_one(
     loss: Loss, theta: Float[Tensor, " param"], support: tuple[Tensor, Tensor], x: Float[Tensor, "query ..."]
 ) -> Float[Tensor, "query output"]:
-    """The outputs for query inputs, each computed in a batch of its own: the support inputs and this one."""
+    """The outputs for query inputs, each computed in one batch with the support inputs."""
     rows = len(support[0]) + 1
 
     def output(example: Tensor) -> Tensor:

@@ -42,8 +42,8 @@ class _State:
     """The part of a run that changes while it trains.
 
     saved_at: the time of the last save, by the clock ``monotonic``.
-    replay: the trace of the batched outer step, used where tasks are batched.
-    shared: the worker processes that share outer steps; None until there are any.
+    replay: the trace of the batched outer step, used where all tasks of a step are computed at once.
+    shared: the worker processes that share the tasks of each outer step; None until they are started.
     """
 
     loss: Loss
@@ -96,7 +96,7 @@ def _next_checkpoint(state: _State, config: TrainConfig, meta_step: int, progres
         checkpoint = _read(folder, meta_step)
         return replace(checkpoint, theta=checkpoint.theta.to(state.theta.device))
     if folder and state.meta_step > meta_step:
-        # The file was removed although training is past it. A second training up to it gives the same numbers.
+        # The file was removed after training had passed it. Training anew up to it gives the same numbers.
         *_, checkpoint = meta_train(replace(config, folder=None, checkpoints=(meta_step,)), progress=progress)
         _save_checkpoint(config, folder, checkpoint)
         return checkpoint
@@ -137,7 +137,7 @@ def _start(config: TrainConfig) -> _State:
     if saved.exists():
         tensors = checkpoints.load(saved, run=training_digest(config.folder))
         state.meta_step = checkpoints.restore(state.optimiser, theta, tensors)
-    # Lines are numbered from 1, so every line is dropped where no state was saved.
+    # Lines are numbered from 1. Where no state was saved, ``meta_step`` is 0, so every line is dropped.
     metrics.keep_until(config.folder / metrics.NAME, state.meta_step)
     return state
 
@@ -176,8 +176,8 @@ def _advance(state: _State, config: TrainConfig, until: int, progress: Progress 
         row = _row(state.meta_step, aux)
         if config.folder:
             metrics.append(config.folder / metrics.NAME, row)
-            asked_for = config.save_every and state.meta_step % config.save_every == 0
-            if asked_for or monotonic() - state.saved_at > SAVE_SECONDS:
+            save_is_due = config.save_every and state.meta_step % config.save_every == 0
+            if save_is_due or monotonic() - state.saved_at > SAVE_SECONDS:
                 _save_state(state, config, config.folder)
         if progress:
             progress(state.meta_step, row["query_loss"])
@@ -233,8 +233,8 @@ def _save_checkpoint(config: TrainConfig, folder: Path, checkpoint: Checkpoint) 
         [checkpoint.validation_loss, checkpoint.validation_accuracy], dtype=torch.float64, device="cpu"
     )
     path = checkpoints.checkpoint_path(folder, checkpoint.meta_step)
-    belonging = _belonging(config, folder, checkpoint.meta_step)
-    checkpoints.save(path, {"theta": checkpoint.theta, "validation": numbers}, **belonging)
+    facts = _file_facts(config, folder, checkpoint.meta_step)
+    checkpoints.save(path, {"theta": checkpoint.theta, "validation": numbers}, **facts)
 
 
 def _read(folder: Path, meta_step: int) -> Checkpoint:
@@ -245,11 +245,11 @@ def _read(folder: Path, meta_step: int) -> Checkpoint:
 
 def _save_state(state: _State, config: TrainConfig, folder: Path) -> None:
     tensors = checkpoints.state(state.optimiser, state.theta, state.meta_step)
-    checkpoints.save(checkpoints.state_path(folder), tensors, **_belonging(config, folder, state.meta_step))
+    checkpoints.save(checkpoints.state_path(folder), tensors, **_file_facts(config, folder, state.meta_step))
     state.saved_at = monotonic()
 
 
-def _belonging(config: TrainConfig, folder: Path, meta_step: int) -> dict[str, Any]:
-    """To what a saved file belongs: the run (by the digest of its record), learner, seed and meta-iteration."""
-    of_run = {"run": training_digest(folder), "learner": config.learner.name, "seed": config.seed}
-    return of_run | {"meta_step": meta_step}
+def _file_facts(config: TrainConfig, folder: Path, meta_step: int) -> dict[str, Any]:
+    """The facts that a saved file holds about itself: its run (by the digest), learner, seed and meta-iteration."""
+    run_facts = {"run": training_digest(folder), "learner": config.learner.name, "seed": config.seed}
+    return run_facts | {"meta_step": meta_step}

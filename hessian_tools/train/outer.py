@@ -1,4 +1,4 @@
-"""The gradient of one outer step: of its tasks in turn, of all tasks at once, or computed by worker processes."""
+"""The gradient of one outer step, whose tasks are computed in turn, all at once, or shared by worker processes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -117,10 +117,10 @@ def _do_share(
 
 
 def is_batched(config: TrainConfig, model: nn.Module) -> bool:
-    """Whether an outer step computes all its tasks at once: as ``config.batched`` says, or else where that is faster.
+    """Whether an outer step computes all its tasks at once, as ``config.batched`` says.
 
-    It is faster for several tasks and a network without convolutions. Convolutions would be turned by vmap into grouped
-    ones, which are slower.
+    Where ``config.batched`` is None, it does so if this is faster: for several tasks and a network without
+    convolutions, which vmap would turn into slower, grouped ones.
     """
     if config.batched is not None:
         return config.batched

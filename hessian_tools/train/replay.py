@@ -20,17 +20,17 @@ Step = Callable[..., Any]
 class Replay:
     """Computes the batched steps of a training run, and replays them from a trace once there is one.
 
-    after: the number of steps after which the trace is made.
-    checks: the number of replays still to be compared with the step itself, each at new parameters and new tasks. A
-        replay that differs in a bit, or a step that cannot be traced, ends replaying for good.
+    trace_after: the number of steps after which the trace is made.
+    checks_left: the number of replays still to be compared with the step itself, each at new parameters and new tasks.
+        A replay that differs in a bit, or a step that cannot be traced, ends replaying for good.
     direct_steps: the number of steps taken so far without the trace.
     shapes: the shapes, dtypes and devices that the trace was made for.
     """
 
     # 300 steps take about as long as making the trace. So a shorter run never pays for a trace, and a longer one takes
     # at most twice the time that it would take without one.
-    after: int = 300
-    checks: int = 2
+    trace_after: int = 300
+    checks_left: int = 2
     direct_steps: int = 0
     shapes: Any = None
     trace: Callable[..., Any] | None = None
@@ -38,15 +38,15 @@ class Replay:
     def __call__(self, step: Step, theta: Tensor, episodes: Any) -> Any:
         """The value of ``step(theta, episodes)``, from the trace where there is a checked one for these shapes."""
         shapes = [(t.shape, t.dtype, t.device) for t in pytree.tree_leaves((theta, episodes))]
-        if self.trace is not None and shapes == self.shapes and self.checks == 0:
+        if self.trace is not None and shapes == self.shapes and self.checks_left == 0:
             with torch.no_grad():
                 return self.trace(theta, episodes)
         expected = step(theta, episodes)
         self.direct_steps += 1
-        if self.direct_steps == self.after:
+        if self.direct_steps == self.trace_after:
             self.trace, self.shapes = _traced(step, theta, episodes), shapes
         elif self.trace is not None and shapes == self.shapes:
-            self.checks -= 1
+            self.checks_left -= 1
             with torch.no_grad():
                 replayed = self.trace(theta, episodes)
             pairs = zip(pytree.tree_leaves(replayed), pytree.tree_leaves(expected), strict=True)

@@ -63,11 +63,11 @@ def _vector(loss: LossFunction, state: State, where: str, buffers: Buffers) -> T
     if not isinstance(loss, Loss):
         raise ValueError(f"{where} has names, but a plain function has none; give vectors, or use make_loss")
     if isinstance(state, Mapping):
-        return _from_names(loss, state, where, buffers)
-    return _from_names(loss, _file(Path(state), where), f"{where} ({state})", buffers)
+        return _point_from_names(loss, state, where, buffers)
+    return _point_from_names(loss, _read_file(Path(state), where), f"{where} ({state})", buffers)
 
 
-def _file(path: Path, where: str) -> dict[str, Tensor]:
+def _read_file(path: Path, where: str) -> dict[str, Tensor]:
     if not path.is_file():
         raise ValueError(f"{where}: there is no file {path}")
     try:
@@ -79,7 +79,7 @@ def _file(path: Path, where: str) -> dict[str, Tensor]:
         ) from e
 
 
-def _from_names(loss: Loss, state: Mapping[str, Tensor], where: str, buffers: Buffers) -> Tensor:
+def _point_from_names(loss: Loss, state: Mapping[str, Tensor], where: str, buffers: Buffers) -> Tensor:
     first = first_names(loss.model)  # the layout knows a tied weight by the first of its names
     named = {first.get(name, name): tensor for name, tensor in state.items()}
     _refuse_unknown(loss, named, where, buffers)

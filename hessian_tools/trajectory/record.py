@@ -11,7 +11,7 @@ from hessian_tools.inner.meta_loss import QUERY_OUTPUTS, accuracy
 from hessian_tools.inner.parameters import network_parameters
 from hessian_tools.loss import Batch, Loss, refuse_unusable, require_network
 from hessian_tools.torch_fixes.precision import full_precision
-from hessian_tools.trajectory.trajectory import SaveAt, Trajectory, measured
+from hessian_tools.trajectory.trajectory import SaveAt, Trajectory, trajectory_of_points
 
 _NUMBERS_ONLY = SaveAt()
 
@@ -51,4 +51,4 @@ def record(
         if path.part is not None:
             zero = torch.zeros_like(path.adapted)  # a gradient is 0 at the entries that do not move
             vectors = [path.part.put(zero, vector) for vector in vectors]
-        return measured(torch.stack(path.thetas), torch.stack(vectors), on_support, on_query, save)
+        return trajectory_of_points(torch.stack(path.thetas), torch.stack(vectors), on_support, on_query, save)

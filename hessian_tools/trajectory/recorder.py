@@ -1,7 +1,7 @@
 """Trajectories of training loops other than the library's inner loop, so that their curvature can be measured.
 
-Only the points (parameter vectors) come from the other loop. Gradients and losses are those of one loss on one batch,
-whatever that loop minimised.
+Only the points (parameter vectors) come from the other loop. Gradients and losses are those of one given loss on one
+given batch, which need not be what the other loop minimised.
 """
 
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ from hessian_tools.layout import Where, flatten
 from hessian_tools.loss import Batch, Criterion, Loss, LossFunction, make_loss, refuse_unusable
 from hessian_tools.torch_fixes.precision import full_precision
 from hessian_tools.trajectory.foreign import Buffers, State, points_of_states
-from hessian_tools.trajectory.trajectory import SaveAt, Trajectory, measured
+from hessian_tools.trajectory.trajectory import SaveAt, Trajectory, trajectory_of_points
 
 _WITH_POINTS = SaveAt(thetas=True)
 
@@ -59,7 +59,7 @@ def trajectory_from(
     gradients, values = zip(*[on_support(theta) for theta in thetas], strict=True)
     with torch.no_grad():
         on_query = None if query is None else [_loss_and_accuracy(loss, theta, query) for theta in thetas]
-        return measured(thetas, torch.stack(gradients), values, on_query, save, foreign_steps=True)
+        return trajectory_of_points(thetas, torch.stack(gradients), values, on_query, save, foreign_steps=True)
 
 
 class Recorder:
@@ -69,7 +69,7 @@ class Recorder:
     keeps a copy of the parameters and buffers when it is made and at each ``step()``, in the computer's main memory. It
     runs no forward pass, draws no random number and changes nothing until ``trajectory()`` is called.
 
-    model: the module that is trained; with learn2learn, the one that ``clone()`` holds in ``.module``.
+    model: the module that is trained; for a learn2learn clone, the module in its attribute ``.module``.
     criterion, batch: the loss whose curvature is of interest, which need not be what the loop minimises.
     query: a further batch to evaluate on.
     where: which parameters are recorded; see ``flatten``.
@@ -83,7 +83,7 @@ class Recorder:
     ...     ((model(batch[0]) - batch[1]) ** 2).mean().backward()
     ...     _ = optimiser.step()
     ...     recorder.step()
-    >>> t = recorder.trajectory()  # H = 1: each step halves the parameters
+    >>> t = recorder.trajectory()  # the Hessian is the identity, so each step of 0.5 halves the parameters
     >>> t.steps, bool(torch.allclose(t.theta_norm[1:], t.theta_norm[:-1] / 2))
     (3, True)
     """
@@ -123,7 +123,7 @@ class Recorder:
 
 
 def _loss_and_accuracy(loss: LossFunction, theta: Tensor, batch: Batch) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Loss and accuracy on a batch, in one forward pass; the accuracy of a plain function is NaN: it has no outputs."""
+    """Loss and accuracy on a batch, in one forward pass; a plain function has no outputs, so its accuracy is NaN."""
     if not isinstance(loss, Loss):
         value = loss(theta, batch)
         return value, torch.full_like(value, float("nan"))

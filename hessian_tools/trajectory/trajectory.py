@@ -24,8 +24,8 @@ def exploded(loss: Any, first_loss: Any) -> Any:
 class SaveAt:
     """Which vectors a recording keeps besides the numbers, which it always keeps.
 
-    thetas, gradients: whether the points, and the gradients there, are kept. Each is one vector a step: 0.5 MB for
-    Conv4 of width 64, 32 MB for ResNet-12.
+    thetas: whether the points are kept. gradients: whether the gradients at the points are kept. Each takes one vector
+    per point, which is 0.5 MB for Conv4 of width 64 and 32 MB for ResNet-12.
     """
 
     thetas: bool = False
@@ -36,18 +36,19 @@ class SaveAt:
 class Trajectory:
     """One inner loop of K steps: numbers at its K + 1 points, the parameter vectors theta_0 ... theta_K.
 
-    A stack of trajectories has the task axes in front.
+    A trajectory made by ``stack`` has an axis of tasks in front.
 
     support_loss, query_loss: means over the examples. Without a query set, query_loss and query_accuracy are None.
     support_accuracy, query_accuracy: NaN for a loss that is not a classification.
     theta_norm, grad_norm: Euclidean norms of the points and of the gradients of the support loss there.
     displacement: the distance |theta_k - theta_0|.
-    gram: the products g_i'g_j of the gradients at the first K points, along which an inner loop steps.
+    gram: the inner products g_i'g_j of the gradients at the first K points, from which the K steps start.
     thetas, gradients: the vectors at all K + 1 points, where ``SaveAt`` asked for them.
     step_norm: the length |theta_{k+1} - theta_k| of each step; None where the library's own inner loop took the steps.
-    step_cosine: cos(-g_k, theta_{k+1} - theta_k) of each step; None in the same case. For plain gradient steps of size
-        alpha on this batch it is 1, and the final displacement is alpha times the root of the sum over the Gram matrix.
-        Another optimiser, momentum, weight decay or other batches give steps for which neither holds.
+    step_cosine: cos(-g_k, theta_{k+1} - theta_k) of each step; None where ``step_norm`` is None. For plain gradient
+        steps of size alpha on the support batch the cosine is 1, and the final displacement is alpha times the square
+        root of the sum of all entries of ``gram``. With another optimiser, momentum, weight decay or other batches,
+        neither holds.
     """
 
     support_loss: Float[Tensor, "*task step"]
@@ -77,7 +78,7 @@ class Trajectory:
         return torch.stack([~torch.isfinite(numbers).flatten(-2).all(-1), *left_range]).any(0)
 
 
-def measured(
+def trajectory_of_points(
     thetas: Float[Tensor, "step param"],
     gradients: Float[Tensor, "step param"],
     support: Sequence[tuple[Tensor, Tensor]],
@@ -86,11 +87,11 @@ def measured(
     *,
     foreign_steps: bool = False,
 ) -> Trajectory:
-    """The trajectory through the given points.
+    """Put the numbers of a trajectory together from its points and what was computed there.
 
     gradients: those of the support loss at the points.
     support, query: the pair (loss, accuracy) at each point.
-    foreign_steps: whether a loop other than the library's inner loop took the steps.
+    foreign_steps: True if a loop other than the library's inner loop took the steps.
     """
     stepped, steps = gradients[:-1], thetas.diff(dim=0)  # no step follows the gradient at the last point
     support_loss, support_accuracy = (torch.stack(column) for column in zip(*support, strict=True))

@@ -1,4 +1,4 @@
-"""The network and the images that PyHessian and its interface are compared on."""
+"""The network and the images on which PyHessian is compared with this library's PyHessian interface."""
 
 import pytest
 from cases import seeded

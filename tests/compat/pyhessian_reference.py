@@ -1,4 +1,4 @@
-"""The references for the PyHessian interface of this library: the installed PyHessian, and the dense Hessian."""
+"""The two references for this library's PyHessian interface: the installed PyHessian, and the dense Hessian."""
 
 import copy
 import warnings
@@ -28,7 +28,7 @@ def network() -> nn.Module:
         nn.Linear(6, 3),
     )
     model[5].requires_grad_(False)
-    model(torch.randn(32, 1, 6, 6))  # gives the running statistics values of their own
+    model(torch.randn(32, 1, 6, 6))  # moves the running statistics from their initial values
     return model
 
 
@@ -36,14 +36,14 @@ def images() -> Batch:
     return randn(12, 1, 6, 6, path="images", dtype=torch.float32), torch.arange(12) % 3
 
 
-def theirs(model: nn.Module, criterion: Callable[..., Tensor], **options: object) -> pyhessian.hessian:
+def installed_pyhessian(model: nn.Module, criterion: Callable[..., Tensor], **options: object) -> pyhessian.hessian:
     """PyHessian's object without its warning, on a copy, because it switches the mode and leaves gradients behind."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return pyhessian.hessian(copy.deepcopy(model), criterion, cuda=False, **options)
 
 
-def exact(model: nn.Module, criterion: Callable[..., Tensor], data: Batch) -> Tensor:
+def dense_reference(model: nn.Module, criterion: Callable[..., Tensor], data: Batch) -> Tensor:
     """The dense Hessian in eval mode, over the parameters that require gradients."""
     model = copy.deepcopy(model).eval()
     trained = [name for name, p in model.named_parameters() if p.requires_grad]

@@ -1,4 +1,4 @@
-"""PyHessian's interface compared with the installed release, and the deliberate differences."""
+"""This library's PyHessian interface agrees with the installed PyHessian, but for the deliberate differences."""
 
 import math
 import warnings
@@ -8,7 +8,7 @@ import pyhessian
 import pytest
 import torch
 from cases import randn, seeded, squared_error, without_type_checks
-from pyhessian_reference import CRITERION, Batch, exact, theirs
+from pyhessian_reference import CRITERION, Batch, dense_reference, installed_pyhessian
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -17,27 +17,29 @@ from hessian_tools.compat.pyhessian import hessian
 from hessian_tools.loss import HiddenStateError
 
 
-def test_eigenvalues_agree_within_its_tolerance(model: nn.Module, data: Batch) -> None:
+def test_eigenvalues_agree_within_the_tolerance_of_pyhessian(model: nn.Module, data: Batch) -> None:
     values, vectors = hessian(model, CRITERION, data=data, cuda=False).eigenvalues(top_n=2)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        their_values, their_vectors = theirs(model, CRITERION, data=data).eigenvalues(maxIter=300, tol=1e-5, top_n=2)
+        their_values, their_vectors = installed_pyhessian(model, CRITERION, data=data).eigenvalues(
+            maxIter=300, tol=1e-5, top_n=2
+        )
     np.testing.assert_allclose(values, their_values, rtol=5e-3)
-    true = torch.linalg.eigvalsh(exact(model, CRITERION, data))
+    true = torch.linalg.eigvalsh(dense_reference(model, CRITERION, data))
     expected = true[true.abs().argsort(descending=True)[:2]]
     np.testing.assert_allclose(values, expected, rtol=1e-5)
     assert isinstance(values, list)
     assert isinstance(values[0], float)
     shapes = [p.shape for p in model.parameters() if p.requires_grad]
-    for vector, their in zip(vectors, their_vectors, strict=True):
+    for vector, their_vector in zip(vectors, their_vectors, strict=True):
         assert isinstance(vector, list)
-        assert [piece.shape for piece in vector] == [piece.shape for piece in their] == shapes
-        mine, other = (torch.cat([piece.flatten() for piece in pieces]) for pieces in (vector, their))
+        assert [piece.shape for piece in vector] == [piece.shape for piece in their_vector] == shapes
+        mine, other = (torch.cat([piece.flatten() for piece in pieces]) for pieces in (vector, their_vector))
         assert abs(float(mine.norm()) - 1) < 1e-5
         assert abs(float(mine @ other)) > 0.99
 
 
-def test_values_are_sorted_by_magnitude_signs_kept() -> None:
+def test_eigenvalues_are_sorted_by_magnitude_and_keep_their_signs() -> None:
     model = nn.Linear(3, 1, bias=False)
     curvatures = torch.tensor([1.0, -5.0, 3.0])
 
@@ -53,12 +55,12 @@ def test_values_are_sorted_by_magnitude_signs_kept() -> None:
 
 def test_trace_agrees_within_its_error(model: nn.Module, data: Batch) -> None:
     samples = hessian(model, CRITERION, data=data, cuda=False).trace(maxIter=200)
-    truth = float(exact(model, CRITERION, data).trace())
+    truth = float(dense_reference(model, CRITERION, data).trace())
     stderr = np.std(samples, ddof=1) / math.sqrt(len(samples))
     assert abs(np.mean(samples) - truth) < 4 * stderr
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        their = theirs(model, CRITERION, data=data).trace(maxIter=200, tol=0.0)
+        their = installed_pyhessian(model, CRITERION, data=data).trace(maxIter=200, tol=0.0)
     assert type(samples) is type(their) is list
     assert isinstance(samples[0], float)
     assert abs(np.mean(samples) - np.mean(their)) < 4 * math.sqrt(2) * stderr
@@ -68,16 +70,16 @@ def test_trace_agrees_within_its_error(model: nn.Module, data: Batch) -> None:
 def test_trace_stops_on_its_standard_error() -> None:
     model, data = seeded(lambda: nn.Linear(4, 3)), (randn(9, 4, path="x"), torch.arange(9) % 3)
     measured = hessian(model, CRITERION, data=data, cuda=False)
-    for tol, fewest in ((0.2, 10), (0.05, 20)):
+    for tol, min_probes in ((0.2, 10), (0.05, 20)):
         samples = measured.trace(maxIter=1000, tol=tol)
-        assert fewest <= len(samples) < 1000
+        assert min_probes <= len(samples) < 1000
         assert np.std(samples, ddof=1) / math.sqrt(len(samples)) <= tol * abs(np.mean(samples))
-    for most in (1, 2, 7):
-        assert len(measured.trace(maxIter=most, tol=1e-9)) == most
+    for max_probes in (1, 2, 7):
+        assert len(measured.trace(maxIter=max_probes, tol=1e-9)) == max_probes
 
 
 def test_gradient_parameters_and_products_are_those_of_pyhessian(model: nn.Module, data: Batch) -> None:
-    ours, their = hessian(model, CRITERION, data=data, cuda=False), theirs(model, CRITERION, data=data)
+    ours, their = hessian(model, CRITERION, data=data, cuda=False), installed_pyhessian(model, CRITERION, data=data)
     assert [id(p) for p in ours.params] == [id(p) for p in model.parameters() if p.requires_grad]
     v = [randn(*p.shape, path=f"v{i}", dtype=torch.float32) for i, p in enumerate(ours.params)]
     curvature, product = ours.dataloader_hv_product(v)
@@ -97,7 +99,7 @@ def test_the_product_over_a_dataloader_is_that_of_pyhessian(model: nn.Module, da
     v = [torch.ones_like(p) for p in ours.params]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        curvature, product = theirs(model, CRITERION, dataloader=loader).dataloader_hv_product(v)
+        curvature, product = installed_pyhessian(model, CRITERION, dataloader=loader).dataloader_hv_product(v)
     mine = ours.dataloader_hv_product(v)
     assert mine[0] == pytest.approx(curvature, rel=1e-4)
     for piece, other in zip(mine[1], product, strict=True):
@@ -109,12 +111,12 @@ def test_mse_loss_works(criterion: nn.MSELoss) -> None:
     model = seeded(lambda: nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 2)))
     data = randn(7, 2, path="x", dtype=torch.float32), randn(7, 2, path="y", dtype=torch.float32)
     values, _ = hessian(model, criterion, data=data, cuda=False).eigenvalues()
-    scale = 1 if criterion.reduction == "mean" else 14
-    expected = torch.linalg.eigvalsh(exact(model, squared_error, (data[0], data[1].double()))).abs().max()
+    scale = 1 if criterion.reduction == "mean" else 14  # seven examples with two outputs each
+    expected = torch.linalg.eigvalsh(dense_reference(model, squared_error, (data[0], data[1].double()))).abs().max()
     np.testing.assert_allclose(abs(values[0]), scale * float(expected), rtol=1e-4)
 
 
-def test_dataloader_is_the_whole_set_weighted_by_size(model: nn.Module, data: Batch) -> None:
+def test_the_batches_of_a_dataloader_are_weighted_by_their_sizes(model: nn.Module, data: Batch) -> None:
     """The batches have 5, 5 and 2 examples, and the last is a list, as data loaders may give it."""
     loader = DataLoader(TensorDataset(*data), batch_size=5, shuffle=True)
     state = torch.get_rng_state()
@@ -127,7 +129,7 @@ def test_dataloader_is_the_whole_set_weighted_by_size(model: nn.Module, data: Ba
         torch.manual_seed(0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            their, _ = theirs(model, CRITERION, dataloader=loader).eigenvalues(maxIter=200, tol=1e-5)
+            their, _ = installed_pyhessian(model, CRITERION, dataloader=loader).eigenvalues(maxIter=200, tol=1e-5)
     np.testing.assert_allclose(several.eigenvalues()[0], their, rtol=5e-3)
 
 
@@ -179,7 +181,7 @@ def test_cuda_agrees_with_the_cpu(model: nn.Module, data: Batch) -> None:
     assert not next(model.parameters()).is_cuda
 
 
-def test_the_operator_is_the_library_s(model: nn.Module, data: Batch) -> None:
+def test_the_attribute_operator_works_with_the_functions_of_this_library(model: nn.Module, data: Batch) -> None:
     measured = hessian(model, CRITERION, data=data, cuda=False)
     pairs = ht.top_eigenpairs(measured.operator, k=1)
     assert pairs.values.tolist() == pytest.approx(measured.eigenvalues()[0])
@@ -222,12 +224,12 @@ class Noisy(nn.Module):
         return nn.functional.dropout(self.layer(x), training=True)
 
 
-def test_what_changes_state_even_in_eval_mode_is_refused() -> None:
+def test_a_network_that_draws_random_numbers_even_in_eval_mode_is_refused() -> None:
     with pytest.raises(HiddenStateError, match="draws random numbers"):
         hessian(seeded(Noisy), CRITERION, data=(torch.ones(4, 2), torch.zeros(4, dtype=torch.long)), cuda=False)
 
 
-def test_wrong_data_is_refused_in_plain_words(model: nn.Module, data: Batch) -> None:
+def test_data_of_another_form_are_refused(model: nn.Module, data: Batch) -> None:
     for options in ({}, {"data": data, "dataloader": [data]}):
         with pytest.raises(ValueError, match="either data="):
             hessian(model, CRITERION, cuda=False, **options)

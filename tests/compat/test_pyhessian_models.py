@@ -1,4 +1,4 @@
-"""PyHessian's interface on unusual models, in inference mode, and with arguments that mean nothing."""
+"""PyHessian's interface works on unusual models and in inference mode, and refuses meaningless arguments."""
 
 import pytest
 import torch
@@ -31,18 +31,18 @@ def test_a_model_whose_weight_norm_has_run_before_works() -> None:
     assert model.weight is before
 
 
-def test_it_works_in_inference_mode(model: nn.Module, data: Batch) -> None:
+def test_eigenvalues_can_be_computed_in_inference_mode(model: nn.Module, data: Batch) -> None:
     expected = hessian(model, CRITERION, data=data, cuda=False).eigenvalues()[0]
     with torch.inference_mode():
         assert hessian(model, CRITERION, data=data, cuda=False).eigenvalues()[0] == pytest.approx(expected)
 
 
-def test_a_frozen_model_is_refused_in_plain_words(model: nn.Module, data: Batch) -> None:
+def test_a_model_without_trainable_parameters_is_refused(model: nn.Module, data: Batch) -> None:
     with pytest.raises(ValueError, match="no parameter of the model requires a gradient"):
         hessian(model.requires_grad_(False), CRITERION, data=data, cuda=False)
 
 
 @pytest.mark.parametrize(("products", "runs"), [(0, 1), (10, 0)])
-def test_densities_without_runs_are_refused(model: nn.Module, data: Batch, products: int, runs: int) -> None:
+def test_a_density_without_runs_or_products_is_refused(model: nn.Module, data: Batch, products: int, runs: int) -> None:
     with pytest.raises(ValueError, match=f"iter={products}, n_v={runs}: give 1 or more of each"):
         hessian(model, CRITERION, data=data, cuda=False).density(iter=products, n_v=runs)

@@ -1,4 +1,4 @@
-"""Tasks for training come from one data set, and tasks for test come from another."""
+"""Cross-domain tasks: tasks for training come from one data set, and tasks for test come from another."""
 
 import layouts_on_disk as disk
 import pytest
@@ -22,8 +22,8 @@ def test_drawings_characters_and_photographs_can_be_crossed(tmp_path):
             assert isinstance(tasks, TaskSource)
             assert (tasks.kind, tasks.input_shape, tasks.outputs) == ("classification", (3, 16, 16), 2)
             for split, source_of_split in (("train", source), ("test", target)):
-                ours, theirs = (supply.episode(seed=1, split=split, index=2) for supply in (tasks, source_of_split))
-                assert torch.equal(ours.query[0], theirs.query[0])
+                drawn, original = (supply.episode(seed=1, split=split, index=2) for supply in (tasks, source_of_split))
+                assert torch.equal(drawn.query[0], original.query[0])
     digests = {CrossDomainTasks(source, target).digest for source in sources for target in sources}
     assert len(digests) == 9
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hessian_tools.data import Episode, ImageClasses, ImageTasks, SineLineTasks, TaskSource, load_quickdraw, open_tasks
 from hessian_tools.data.episodes import check_count
 
-# These digests are pinned: if one changes, the tasks of every study change. If that is intended, raise the number in
+# These digests are fixed: if one changes, the tasks of every study change. If that is intended, raise the number in
 # EPISODE_RECIPE.
 GOLDEN_EPISODE = "c7eebf0a3a6032e39ebbddf9a928cc995bd0ebd09332c187de34488abe987d1f"
 GOLDEN_DIGEST = "2868470f77904dfbd19d53b7300ec412386713d05f06e98df99d4cc109a5b8bf"
@@ -51,19 +51,19 @@ def same(first: Episode, second: Episode) -> bool:
 # Determinism
 
 
-def test_golden_episode_and_digest():
+def test_an_episode_and_its_digest_have_their_fixed_values():
     tasks = ImageTasks(load_quickdraw(), ways=5, shots=2, queries=3)
     assert episode_sha256(tasks.episode(seed=7, split="test", index=11)) == GOLDEN_EPISODE
     assert tasks.digest == GOLDEN_DIGEST
 
 
-def test_golden_draw_in_the_clear():
+def test_a_fixed_episode_drawing_by_drawing():
     """A drawn episode in a legible form: the class and the example of each row of the query set."""
     x, _ = ImageTasks(NUMBERED, ways=3, shots=1, queries=2).episode(seed=0, split="val", index=0).query
     assert origin(x, 3).tolist() == [[[29, 5], [2, 2], [1, 4]], [[29, 1], [2, 1], [1, 7]]]
 
 
-def test_repeats_and_does_not_depend_on_what_was_asked_before():
+def test_an_episode_repeats_and_does_not_depend_on_earlier_calls():
     tasks = ImageTasks(NUMBERED, ways=3, shots=2, queries=4)
     first = tasks.episode(seed=1, split="train", index=5)
     tasks.episode(seed=1, split="train", index=4)
@@ -79,8 +79,9 @@ def test_numpy_integers_and_python_integers_name_the_same_episode():
     assert same(plain, tasks.episode(seed=np.int64(3), split=np.str_("train"), index=np.int32(2)))
 
 
-def test_seed_split_and_index_each_matter():
-    # The splits of images differ in their classes anyway; those of the generated tasks differ only in their stream.
+def test_the_episode_depends_on_seed_split_and_index():
+    # Two splits of images differ in their classes anyway. Two splits of regression tasks differ only in their random
+    # stream, so they show whether the stream depends on the split.
     keys = list(product((0, 1), ("train", "test"), (0, 1, 10)))
     tasks = open_tasks("sine-line")
     assert len({episode_sha256(tasks.episode(seed=s, split=p, index=i)) for s, p, i in keys}) == len(keys)
@@ -151,7 +152,8 @@ def test_classes_labels_and_examples_are_drawn_evenly():
     by_class = torch.bincount(origins[..., 0].flatten(), minlength=CLASSES)[list(SPLITS["test"])]
     by_label = torch.bincount(origins[:, 0, 0], minlength=CLASSES)[list(SPLITS["test"])]
     by_example = torch.bincount(origins[..., 1].flatten(), minlength=EXAMPLES)
-    # Each count is binomial, and the largest of 29 must lie within 5 standard deviations of the mean.
+    # 2000 tasks have 10 000 draws of 10 classes or 9 examples, and 2000 draws of the class with label 0. Each count is
+    # binomial, and the largest deviation of the 29 must lie within 5 standard deviations.
     assert (by_class - 1000).abs().max() < 5 * (2000 * 0.5 * 0.5) ** 0.5
     assert (by_label - 200).abs().max() < 5 * (2000 * 0.1 * 0.9) ** 0.5
     assert (by_example - 10000 / 9).abs().max() < 5 * (10000 / 9 * 8 / 9) ** 0.5
@@ -188,14 +190,14 @@ def test_memory_mapped_images_work(tmp_path):
     assert same(ours, theirs)
 
 
-# The source as a value
+# Sources of tasks are values: they are pickled, compared and identified by a digest
 
 
-def test_protocol_and_pickling():
+def test_image_tasks_are_a_task_source_and_can_be_pickled():
     tasks = open_tasks("quickdraw", ways=4, shots=2, queries=3)
     assert isinstance(tasks, TaskSource)
     assert (tasks.kind, tasks.input_shape, tasks.outputs) == ("classification", (1, 28, 28), 4)
-    copy = pickle.loads(pickle.dumps(tasks))  # Dask pickles tasks to send them to its workers
+    copy = pickle.loads(pickle.dumps(tasks))  # worker processes receive their tasks as a pickle
     assert copy.digest == tasks.digest
     assert same(copy.episode(seed=0, split="val", index=0), tasks.episode(seed=0, split="val", index=0))
     assert tasks == open_tasks("quickdraw", ways=4, shots=2, queries=3)
@@ -254,7 +256,7 @@ def test_bad_split_and_index_are_refused(make):
         make().episode(seed=0.5, split="train", index=0)
 
 
-def test_a_split_too_small_for_the_ways_is_refused_when_asked_for():
+def test_a_split_with_fewer_classes_than_ways_is_refused_when_a_task_of_it_is_requested():
     tasks = ImageTasks(NUMBERED, ways=5, queries=2)
     tasks.episode(seed=0, split="train", index=0)
     with pytest.raises(ValueError, match="ways=5 but the split 'val' of numbered has 4 classes; use at most 4"):
@@ -280,7 +282,7 @@ def test_inconsistent_image_classes_are_refused(changes, message):
         ImageClasses(name="n", digest="0" * 64, **parts)
 
 
-def test_open_tasks_names_the_nearest():
+def test_open_tasks_suggests_the_nearest_name():
     with pytest.raises(
         ValueError, match="name='quickdraws' is not one of quickdraw, sine-line; did you mean 'quickdraw'"
     ):

@@ -1,4 +1,4 @@
-"""Features in one or three .npz files are checked when they are read, and episodes of them are drawn as from images."""
+"""Features are read from one or three .npz files and checked; episodes of features are drawn like those of images."""
 
 from pathlib import Path
 
@@ -21,8 +21,8 @@ def one_file(root: Path, **changes: object) -> Path:
 def three_files(root: Path) -> Path:
     for part, names in disk.SYNSETS.items():
         arrays = disk.feature_arrays({part: names})
-        first = disk.numbered()[names[0]]
-        arrays["features"][:, 0] += first
+        # ``feature_arrays`` numbers the classes of each call from 0; here they get their numbers in the whole data set.
+        arrays["features"][:, 0] += disk.numbered()[names[0]]
         np.savez(root / f"{part}.npz", features=arrays["features"], labels=arrays["labels"])
     return root
 
@@ -67,7 +67,7 @@ def test_digest_follows_vectors_and_classes(tmp_path):
     assert open_data(one_file(tmp_path, labels=np.char.add(arrays["labels"], "x"))).digest != first
 
 
-def test_a_split_of_the_users_own(tmp_path):
+def test_a_split_can_be_given_by_a_file(tmp_path):
     file = disk.put(tmp_path / "s.json", '{"train": ["n01532829"], "test": ["n01981276"]}')
     data = open_data(one_file(tmp_path, parts=None), split=file)
     assert [data.class_names[p] for p in (*data.splits["train"], *data.splits["test"])] == ["n01532829", "n01981276"]

@@ -9,78 +9,78 @@ import pytest
 from hessian_tools.data import ImageTasks, describe, open_data
 
 
-def corrupt_mini(root: Path) -> None:
+def mini_pickle_cut_off(root: Path) -> None:
     disk.mini_pickles(root)
     file = root / "mini-imagenet-cache-val.pkl"
     file.write_bytes(file.read_bytes()[:2000])
 
 
-def misfit_mini(root: Path) -> None:
+def mini_image_number_too_large(root: Path) -> None:
     disk.mini_pickles(root)
     rows = {"n01855672": [0, 1, 99]}
     disk.dump(root / "mini-imagenet-cache-val.pkl", {"image_data": disk.stacked(["n01855672"]), "class_dict": rows})
 
 
-def orphan_mini(root: Path) -> None:
+def mini_image_in_no_class(root: Path) -> None:
     disk.mini_pickles(root)
     content = {"image_data": disk.stacked(["n01855672"]), "class_dict": {"n01855672": [0, 1, 2]}}
     disk.dump(root / "mini-imagenet-cache-val.pkl", content)
 
 
-def misfit_labels(root: Path) -> None:
+def fewer_labels_than_images(root: Path) -> None:
     disk.fc100_pickles(root)
     disk.dump(root / "FC100_val.pickle", {"data": disk.stacked(["n01855672"], 32), "labels": [0, 0]})
 
 
-def misfit_tiered(root: Path) -> None:
+def tiered_labels_too_few(root: Path) -> None:
     disk.tiered(root, packed="arrays")
     disk.dump(root / "val_labels.pkl", {"labels": [0, 0, 0]})
 
 
-def short_npz(root: Path) -> None:
+def tiered_labels_too_many(root: Path) -> None:
     disk.tiered(root, packed="npz")
     disk.dump(root / "val_labels.pkl", {"labels": [0] * 7})
 
 
-def unlabelled_tiered(root: Path) -> None:
+def tiered_labels_missing(root: Path) -> None:
     disk.tiered(root, packed="png")
     (root / "test_labels.pkl").unlink()
 
 
-def missing_csv_image(root: Path) -> None:
+def listed_image_missing(root: Path) -> None:
     disk.mini_csv(root, heading=("filename", "label"))
     (root / "images" / "n0185567200000002.jpg").unlink()
 
 
-def foreign_csv(root: Path) -> None:
+def unknown_csv_columns(root: Path) -> None:
     disk.mini_csv(root, heading=("file", "class"))
 
 
-def missing_listed_class(root: Path) -> None:
+def listed_class_unknown(root: Path) -> None:
     disk.bertinetto(root)
     disk.put(root / "cifar100" / "splits" / "bertinetto" / "val.txt", "beavr\n")
 
 
-def empty_class(root: Path) -> None:
+def empty_class_folder(root: Path) -> None:
     disk.class_folders(root, ["cat", "dog", "eel"])
     (root / "fox").mkdir()
 
 
-def no_image(root: Path) -> None:
+def file_without_image(root: Path) -> None:
     disk.class_folders(root, ["cat", "dog", "eel"])
     disk.put(root / "dog" / "2.png", b"<html>404</html>")
 
 
-def missing_car(root: Path) -> None:
+def listed_car_missing(root: Path) -> None:
     disk.cars(root)
     (root / "cars_train" / "00003.jpg").unlink()
 
 
-def carless_class(root: Path) -> None:
+def car_class_without_image(root: Path) -> None:
     disk.cars(root, last_label=3)
 
 
-def label_zero(root: Path) -> None:
+def car_label_zero(root: Path) -> None:
     disk.cars(root, last_label=0)
 
 
@@ -88,12 +88,12 @@ def damaged_zip(root: Path) -> None:
     disk.put(root / "images_background.zip", b"PK\x03\x04 half of it")
 
 
-def twice(root: Path) -> None:
+def two_data_sets(root: Path) -> None:
     disk.omniglot(root / "a")
     disk.omniglot(root / "b")
 
 
-def cifar_of_another(root: Path) -> None:
+def cifar_with_other_keys(root: Path) -> None:
     disk.cifar100(root)
     disk.dump(root / "cifar-100-python" / "train", {"data": np.zeros((1, 3072), np.uint8), "labels": [0]})
 
@@ -106,28 +106,31 @@ def class_in_two_places(root: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (corrupt_mini, r"mini-imagenet-cache-val.pkl cannot be read as a pickle .*; fetch it again"),
-        (misfit_mini, r"class n01855672 lists image 99, but there are 4; fetch"),
-        (orphan_mini, r"image 3 is in no class"),
-        (misfit_labels, r"FC100_val.pickle has 4 images but 2 labels"),
-        (misfit_tiered, r"val_images_png.pkl has 4 images but 3 labels"),
-        (short_npz, r"val_images.npz has 4 images but 7 labels"),
-        (unlabelled_tiered, r"holds test_images_png.pkl, but not its labels, test_labels.pkl; fetch"),
-        (missing_csv_image, r"val.csv lists n0185567200000002.jpg, but there is no such file"),
-        (foreign_csv, r"has the columns file, class; use filename,label or class_name,image_name"),
-        (missing_listed_class, r"names a class 'beavr' that .* does not hold; did you mean 'beaver'"),
-        (empty_class, r"the class folder fox in .* is empty; fill or remove it"),
-        (no_image, r"dog/2.png cannot be read as an image"),
-        (missing_car, r"lists 00003.jpg, which is not in cars_train"),
-        (carless_class, r"the class 'Ram C/V Cargo Van Minivan 2012' .* has no image"),
-        (label_zero, r"has label 0; labels are 1 to 4"),
+        (mini_pickle_cut_off, r"mini-imagenet-cache-val.pkl cannot be read as a pickle .*; fetch it again"),
+        (mini_image_number_too_large, r"class n01855672 lists image 99, but there are 4; fetch"),
+        (mini_image_in_no_class, r"image 3 is in no class"),
+        (fewer_labels_than_images, r"FC100_val.pickle has 4 images but 2 labels"),
+        (tiered_labels_too_few, r"val_images_png.pkl has 4 images but 3 labels"),
+        (tiered_labels_too_many, r"val_images.npz has 4 images but 7 labels"),
+        (tiered_labels_missing, r"holds test_images_png.pkl, but not its labels, test_labels.pkl; fetch"),
+        (listed_image_missing, r"val.csv lists n0185567200000002.jpg, but there is no such file"),
+        (unknown_csv_columns, r"has the columns file, class; use filename,label or class_name,image_name"),
+        (listed_class_unknown, r"names a class 'beavr' that .* does not hold; did you mean 'beaver'"),
+        (empty_class_folder, r"the class folder fox in .* is empty; fill or remove it"),
+        (file_without_image, r"dog/2.png cannot be read as an image"),
+        (listed_car_missing, r"lists 00003.jpg, which is not in cars_train"),
+        (car_class_without_image, r"the class 'Ram C/V Cargo Van Minivan 2012' .* has no image"),
+        (car_label_zero, r"has label 0; labels are 1 to 4"),
         (damaged_zip, r"images_background.zip cannot be read as a zip"),
-        (twice, r"holds 2 data sets: Omniglot, folders of alphabets in a; Omniglot, .* in b.\nGive the folder"),
-        (cifar_of_another, r"train holds data, labels, but not 'fine_labels'; it may belong to another data set"),
+        (two_data_sets, r"holds 2 data sets: Omniglot, folders of alphabets in a; Omniglot, .* in b.\nGive the folder"),
+        (
+            cifar_with_other_keys,
+            r"train holds data, labels, but not 'fine_labels'; it may belong to another data set",
+        ),
         (class_in_two_places, r"the class n01532829 lies in two places, test/n01532829 and train/n01532829"),
     ],
 )
-def test_damage_is_reported_in_plain_lines(make, message, tmp_path):
+def test_damage_is_reported_in_at_most_two_lines(make, message, tmp_path):
     make(tmp_path)
     with pytest.raises(ValueError, match=message) as error:
         open_data(tmp_path)
@@ -135,7 +138,7 @@ def test_damage_is_reported_in_plain_lines(make, message, tmp_path):
     assert not list(tmp_path.rglob("*.partial")) and not list(tmp_path.rglob("*.json"))
 
 
-def test_for_what_is_no_data_set_the_message_lists_the_known_layouts(tmp_path):
+def test_a_folder_without_a_data_set_is_refused_with_the_known_layouts(tmp_path):
     disk.put(tmp_path / "notes.txt", "")
     with pytest.raises(
         ValueError, match=r"none of the known layouts; it holds notes.txt.\nLooked for: Omniglot"

@@ -1,4 +1,4 @@
-"""Every layout is recognised by its file names, and each image ends up in its class, and each class in its split."""
+"""Every layout is recognised by its file names; each image is assigned to its class, and each class to its split."""
 
 import sys
 from pathlib import Path
@@ -15,6 +15,7 @@ SYNSETS = {part: list(names) for part, names in disk.SYNSETS.items()}
 LABELS = {"train": ["train-000", "train-001"], "val": ["val-000"], "test": ["test-000", "test-001"]}
 BERTINETTO = {part: list(names) for part, names in disk.BERTINETTO.items()}
 
+# For each layout: a function that writes a small data set, the class names of each split, and the side of the images.
 LAYOUTS = {
     "miniImageNet pickles": (disk.mini_pickles, SYNSETS, 84),
     "miniImageNet pickles, learn2learn": (lambda root: disk.mini_pickles(root, val="validation"), SYNSETS, 84),
@@ -37,7 +38,7 @@ def split_names(data: ClassSet) -> dict[str, list[str]]:
     return {part: [data.class_names[p] for p in positions] for part, positions in data.splits.items()}
 
 
-def shown(data: ClassSet, name: str) -> np.ndarray:
+def class_images(data: ClassSet, name: str) -> np.ndarray:
     """The images of a class in their order, uint8 [example, channel, h, w]."""
     position = data.class_names.index(name)
     examples = np.arange(data.count(position))[:, None]
@@ -45,8 +46,9 @@ def shown(data: ClassSet, name: str) -> np.ndarray:
 
 
 def check_tints(data: ClassSet, numbers: dict[str, int]) -> None:
+    """Check that every image has the colour that its class, numbered by ``numbers``, and its own number give it."""
     for name, c in numbers.items():
-        images = shown(data, name)
+        images = class_images(data, name)
         assert len(images) == disk.EXAMPLES
         for e, image in enumerate(images):
             np.testing.assert_array_equal(image, np.broadcast_to(np.array(disk.tint(c, e))[:, None, None], image.shape))
@@ -66,7 +68,7 @@ def test_layout_is_found_and_read(layout, tmp_path):
     assert layout.split(",")[0].removesuffix(" of arrays") in describe(tmp_path)
 
 
-def test_a_zip_reads_as_what_is_in_it(tmp_path):
+def test_a_zip_gives_the_same_data_as_the_folder_in_it(tmp_path):
     unpacked = open_data(disk.bertinetto(tmp_path / "unpacked"))
     archive = disk.zipped(tmp_path / "unpacked", tmp_path / "archive.zip")
     for path in (archive, tmp_path / "archive.zip"):
@@ -74,7 +76,7 @@ def test_a_zip_reads_as_what_is_in_it(tmp_path):
         assert (data.digest, data.splits) == (unpacked.digest, unpacked.splits)
 
 
-def test_a_file_of_a_set_stands_for_its_folder(tmp_path):
+def test_the_path_of_one_file_opens_the_data_set_in_its_folder(tmp_path):
     disk.mini_pickles(tmp_path)
     (tmp_path / "unrelated").mkdir()
     disk.omniglot(tmp_path / "unrelated")
@@ -116,7 +118,7 @@ def test_omniglot(make, tmp_path):
     }
     assert data.example_shape == (1, 28, 28)
     for c, name in enumerate(BACKGROUND + EVALUATION):
-        for e, image in enumerate(shown(data, name)):
+        for e, image in enumerate(class_images(data, name)):
             ink = np.zeros((28, 28), np.uint8)
             ink[c + 1, : 3 + e] = 255
             np.testing.assert_array_equal(image[0], ink)
@@ -124,7 +126,7 @@ def test_omniglot(make, tmp_path):
     assert split_names(official) == {"train": BACKGROUND, "test": EVALUATION}
 
 
-def test_zips_left_beside_what_was_unpacked_are_not_read_twice(tmp_path):
+def test_zips_beside_their_unpacked_folders_are_not_read(tmp_path):
     home = omniglot_zips(tmp_path)
     disk.omniglot(home)
     assert open_data(home).counts == (disk.EXAMPLES,) * 6
@@ -138,15 +140,15 @@ def test_rotations_are_classes_of_their_own_in_the_same_split(tmp_path):
     for part, names in split_names(plain).items():
         endings = ("", "/rot090", "/rot180", "/rot270")
         assert split_names(turned)[part] == [name + ending for name in names for ending in endings]
-    upright = shown(plain, "ULOG/character01")
+    upright = class_images(plain, "ULOG/character01")
     for quarter, ending in enumerate(("", "/rot090", "/rot180", "/rot270")):
-        turn = shown(turned, "ULOG/character01" + ending)
+        turn = class_images(turned, "ULOG/character01" + ending)
         np.testing.assert_array_equal(turn, np.rot90(upright, quarter, axes=(2, 3)))
     bar = upright[0, 0]
-    assert (
-        bar[6, 0] and not bar[6, -1]
-    )  # The bar is at the left edge; a quarter turn counterclockwise brings it to the bottom.
-    assert shown(turned, "ULOG/character01/rot090")[0, 0][-1, 6]
+    assert bar[6, 0]
+    assert not bar[6, -1]
+    # The bar is at the left edge; a quarter turn counterclockwise brings it to the bottom.
+    assert class_images(turned, "ULOG/character01/rot090")[0, 0][-1, 6]
     x, _ = ImageTasks(turned, ways=8, shots=1, queries=1).episode(seed=0, split="test", index=0).support
     assert len({image.tobytes() for image in x.numpy()}) == 8
 
@@ -172,16 +174,17 @@ def test_birds_with_both_splits_and_with_boxes(tmp_path):
     assert split_names(data) == {"train": [albatross], "val": [laysan], "test": [ani, frigatebird]}
     other = open_data(tmp_path, split="140-30-30")
     assert split_names(other) == {"train": [albatross, laysan, ani], "val": [frigatebird]}
-    assert shown(data, albatross)[0, :, 0, 0].tolist() == [255, 255, 255]  # by default the images are not cropped
+    # By default the images are not cropped, so their corner is white.
+    assert class_images(data, albatross)[0, :, 0, 0].tolist() == [255, 255, 255]
     check_tints(open_data(tmp_path, crop=True), {name: c for c, name in enumerate(disk.BIRDS)})
 
 
-def test_cars_are_cut_to_their_box_and_counted_from_one(tmp_path):
+def test_cars_are_cropped_to_their_boxes_and_their_labels_count_from_one(tmp_path):
     data = open_data(disk.cars(tmp_path))
     assert split_names(data) == {"train": [disk.CARS[0], disk.CARS[2]], "val": [disk.CARS[1]], "test": [disk.CARS[3]]}
     assert "/" in data.class_names[3]
     check_tints(data, {name: c for c, name in enumerate(disk.CARS)})
-    assert shown(open_data(tmp_path, crop=False), disk.CARS[0])[0, :, 0, 0].tolist() == [255, 255, 255]
+    assert class_images(open_data(tmp_path, crop=False), disk.CARS[0])[0, :, 0, 0].tolist() == [255, 255, 255]
 
 
 @pytest.mark.parametrize("make", [disk.birds, disk.cars])
@@ -195,13 +198,13 @@ def test_boxes_are_those_of_the_object_to_the_pixel(make, tmp_path):
 # Parquet
 
 
-def test_parquet_is_pooled_and_regrouped(tmp_path):
+def test_images_of_all_parquet_files_are_pooled_and_split_by_class(tmp_path):
     pytest.importorskip("pyarrow", reason="pyarrow is not installed (pip install 'hessian-tools[parquet]')")
     data = open_data(disk.hub_parquet(tmp_path))
     assert split_names(data) == SYNSETS
     assert data.counts == (disk.EXAMPLES,) * 5
     for name, c in disk.numbered().items():
-        assert [int(image[0, 0, 0]) for image in shown(data, name)] == [disk.tint(c, e)[0] for e in range(4)]
+        assert [int(image[0, 0, 0]) for image in class_images(data, name)] == [disk.tint(c, e)[0] for e in range(4)]
 
 
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):

@@ -27,7 +27,7 @@ def split_names(data: object) -> dict[str, set[str]]:
 # Splits
 
 
-def test_without_a_split_the_names_decide_and_the_description_says_so(root):
+def test_data_without_a_split_are_divided_by_the_hashes_of_the_class_names(root):
     data = open_data(root)
     assert {part: len(names) for part, names in split_names(data).items()} == {"train": 3, "val": 1, "test": 1}
     assert data.split_rule.startswith("by-name: ") and "no split of the literature" in data.split_rule
@@ -50,7 +50,7 @@ def test_the_split_by_hash_depends_on_the_names_alone():
         ("mine.csv", "\ufeffant, train\nbee, train\ncat, validation\ndog, test\n"),
     ],
 )
-def test_a_split_of_the_users_own(name, text, root, tmp_path):
+def test_a_split_can_be_given_by_a_file(name, text, root, tmp_path):
     file = disk.put(tmp_path / name, text)
     data = open_data(root, split=file)
     assert split_names(data) == {"train": {"ant", "bee"}, "val": {"cat"}, "test": {"dog"}}
@@ -76,7 +76,7 @@ def test_splits_that_do_not_fit_are_refused(name, text, message, root, tmp_path)
         open_data(root, split=disk.put(tmp_path / name, text))
 
 
-def test_a_mistaken_split_is_refused_before_anything_is_decoded(root):
+def test_an_unknown_split_is_refused_before_any_image_is_decoded(root):
     with pytest.raises(ValueError, match="split='official' is not known; give one of by-name, or"):
         open_data(root, split="official")
     assert not (root / ".hessian-tools").exists()
@@ -138,7 +138,7 @@ def test_photographs_are_used_at_84_and_small_images_as_they_are(tmp_path):
         assert open_data(tmp_path / str(side)).example_shape == (3, used, used)
 
 
-def test_resizing_averages(tmp_path):
+def test_shrinking_an_image_averages_over_pixels(tmp_path):
     buffer = io.BytesIO()
     Image.fromarray(np.tile(np.array([[0, 200], [200, 0]], np.uint8), (28, 28))).save(buffer, "PNG")
     disk.put(tmp_path / "a" / "0.png", buffer.getvalue())
@@ -149,7 +149,7 @@ def test_resizing_averages(tmp_path):
 # Names, paths and descriptions
 
 
-def test_tasks_by_path_meet_the_protocol(root):
+def test_tasks_opened_by_a_path_are_a_task_source(root):
     tasks = open_tasks(str(root), ways=2, shots=1, queries=3, image_size=6, channels=1)
     assert isinstance(tasks, TaskSource)
     assert (tasks.kind, tasks.input_shape, tasks.outputs) == ("classification", (1, 6, 6), 2)
@@ -157,7 +157,7 @@ def test_tasks_by_path_meet_the_protocol(root):
     assert len({tasks.digest, open_tasks(root, ways=2, shots=1, queries=3).digest}) == 2
 
 
-def test_words_that_are_no_path_are_taken_for_names(working_folder):
+def test_a_word_that_is_no_path_is_taken_for_the_name_of_bundled_data(working_folder):
     with pytest.raises(ValueError, match="name='omniglot' is not one of quickdraw, sine-line, and no folder"):
         open_tasks("omniglot")
     with pytest.raises(ValueError, match="there is no file or folder somewhere/omniglot"):
@@ -181,7 +181,7 @@ def test_impossible_options_are_refused(options, message, root):
         open_data(root, **options)
 
 
-def test_describe_says_layout_counts_and_splits(tmp_path):
+def test_describe_gives_layout_counts_and_splits(tmp_path):
     disk.omniglot(tmp_path)
     lines = describe(tmp_path).splitlines()
     assert lines[0] == "Omniglot, folders of alphabets: 6 classes of 4 images, 24 in all"
@@ -198,7 +198,7 @@ def test_describe_says_layout_counts_and_splits(tmp_path):
 # The bundled drawings in other shapes
 
 
-def test_quickdraw_can_be_reshaped_to_meet_other_data():
+def test_quickdraw_can_be_reshaped_to_fit_other_data():
     plain = load_quickdraw()
     assert open_data("quickdraw") is plain
     colour = open_data("quickdraw", channels=3)

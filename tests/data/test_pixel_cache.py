@@ -1,4 +1,4 @@
-"""The cache is made once and used again, never used while incomplete, and replaced when files or options change."""
+"""The cache of decoded images is made once, used only when complete, and replaced when files or options change."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def decodings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """A list to which one entry is added for each image that is decoded."""
+    """A list to which one entry is added for each image that is decoded; the data set at ``root`` has 20 images."""
     seen: list[int] = []
     plain = pixel_cache.picture_pixels
 
@@ -42,7 +42,7 @@ def files_of(data: object) -> tuple[Path, Path]:
     return data.file, data.file.with_suffix(".json")
 
 
-def test_is_decoded_once_and_lies_beside_the_data(root, decodings):
+def test_a_data_set_is_decoded_once_and_the_cache_lies_beside_the_data(root, decodings):
     first, second = open_data(root), open_data(root)
     assert len(decodings) == 20
     assert first.digest == second.digest
@@ -52,7 +52,7 @@ def test_is_decoded_once_and_lies_beside_the_data(root, decodings):
     assert isinstance(first.images, np.memmap) and not first.images.flags.writeable
 
 
-def test_progress_counts_images_up_to_all(root, monkeypatch):
+def test_progress_is_called_with_the_number_of_decoded_images(root, monkeypatch):
     monkeypatch.setattr(pixel_cache, "CHUNK", 8)
     calls: list[tuple[int, int]] = []
     open_data(root, progress=lambda done, total: calls.append((done, total)))
@@ -63,7 +63,7 @@ def test_progress_counts_images_up_to_all(root, monkeypatch):
 @pytest.mark.parametrize(
     "options", [{"image_size": 5}, {"channels": 1}, {"image_size": 5, "channels": 1}], ids=lambda o: "-".join(o)
 )
-def test_other_sizes_and_channels_are_other_caches(options, root, decodings):
+def test_each_size_and_number_of_channels_has_its_own_cache(options, root, decodings):
     plain, other = open_data(root), open_data(root, **options)
     side, channels = options.get("image_size", 8), options.get("channels", 3)
     assert other.example_shape == (channels, side, side) and len(decodings) == 40
@@ -72,7 +72,7 @@ def test_other_sizes_and_channels_are_other_caches(options, root, decodings):
     assert len(decodings) == 40
 
 
-def test_changed_files_are_decoded_again_and_the_old_cache_goes(root, decodings):
+def test_changed_files_are_decoded_again_and_the_old_cache_is_removed(root, decodings):
     old = open_data(root)
     changed = disk.put(root / "bee" / "1.png", disk.png(9, 1))
     os.utime(changed, (1, 1))  # two writes within some milliseconds could get the same time
@@ -83,7 +83,7 @@ def test_changed_files_are_decoded_again_and_the_old_cache_goes(root, decodings)
     assert open_data(root).counts == (4, 5, 4, 4, 4)
 
 
-def test_the_digest_is_of_the_pixels_and_classes_not_of_dates_or_places(root, tmp_path):
+def test_the_digest_depends_on_pixels_and_class_names_but_not_on_dates_or_paths(root, tmp_path):
     first = open_data(root, cache=tmp_path / "a")
     copy = disk.class_folders(tmp_path / "other", NAMES)
     os.utime(copy / "ant" / "0.png", (1, 1))
@@ -116,7 +116,7 @@ def test_a_damaged_cache_is_made_again(damage, root, decodings):
     assert files_of(again)[0].read_bytes() == content
 
 
-def test_large_caches_are_checked_at_both_ends_and_between(tmp_path, monkeypatch):
+def test_a_large_cache_is_checked_at_both_ends_and_in_between(tmp_path, monkeypatch):
     monkeypatch.setattr(pixel_cache, "BLOCK", 16)
     file = disk.put(tmp_path / "pixels", bytes(range(256)) * 8)  # 128 blocks, of which 64 are checked
     _, checksums = pixel_cache._digests(file)
@@ -130,7 +130,7 @@ def test_large_caches_are_checked_at_both_ends_and_between(tmp_path, monkeypatch
     assert not pixel_cache._is_intact(file, [*checksums[:-1], checksums[-1] ^ 1])
 
 
-def test_a_crash_leaves_no_cache_and_its_remains_are_removed(root, monkeypatch):
+def test_a_crash_leaves_no_cache_and_old_unfinished_files_are_removed(root, monkeypatch):
     disk.put(root / "eel" / "3.png", b"no image")
     with pytest.raises(ValueError, match=r"eel/3.png cannot be read as an image \((?!.* at 0x)"):
         open_data(root)
@@ -143,7 +143,7 @@ def test_a_crash_leaves_no_cache_and_its_remains_are_removed(root, monkeypatch):
     assert not stale.exists() and fresh.exists()
 
 
-def test_several_at_once_all_get_the_complete_cache(root):
+def test_threads_that_open_the_data_at_once_all_get_the_complete_cache(root):
     ready, results = threading.Barrier(4), []
 
     def work() -> None:
@@ -160,7 +160,7 @@ def test_several_at_once_all_get_the_complete_cache(root):
     assert all(np.array_equal(images, results[0][1]) for _, images in results)
 
 
-def test_another_that_finished_first_is_left_alone(root, monkeypatch):
+def test_a_cache_that_another_process_finished_first_is_left_alone(root, monkeypatch):
     """A cache that one process has finished must not be removed by a process that started earlier."""
     monkeypatch.setattr(pixel_cache, "find", lambda places: None)
     first = open_data(root)
@@ -223,7 +223,7 @@ def test_a_full_disk_is_reported_before_decoding(root, monkeypatch, decodings):
     assert not decodings
 
 
-def test_a_source_that_gives_other_counts_than_it_named_is_refused(root, tmp_path):
+def test_a_source_with_more_or_fewer_images_than_counted_is_refused(root, tmp_path):
     with Tree(root) as tree:
         match = replace(recognise(tree), image_size=8, channels=3, crop=False)
         contents = pixel_cache.read_contents(tree, match)
@@ -238,7 +238,7 @@ def test_a_source_that_gives_other_counts_than_it_named_is_refused(root, tmp_pat
                 pixel_cache.fill(places, wrong, match, source=root, progress=None)
 
 
-def test_tasks_travel_by_name_not_by_pixels(root):
+def test_pickled_tasks_hold_the_path_of_the_cache_instead_of_pixels(root):
     tasks = ImageTasks(open_data(root), ways=2, shots=1, queries=2)
     tasks.episode(seed=0, split="train", index=0)  # the file is mapped now
     sent = pickle.dumps(tasks)

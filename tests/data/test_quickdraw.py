@@ -1,4 +1,4 @@
-"""The bundled drawings are the pinned ones, and ``rebuild_quickdraw`` makes them again byte for byte."""
+"""The bundled drawings have their fixed digests, and ``rebuild_quickdraw`` makes them again byte for byte."""
 
 import gzip
 import hashlib
@@ -62,7 +62,7 @@ def run(*arguments: object) -> int:
 # The bundled files
 
 
-def test_bundled_bytes_are_the_pinned_ones():
+def test_the_bundled_files_have_their_fixed_digests():
     assert sha256(PIXELS_FILE.read_bytes()) == PIXELS_SHA256 == load_quickdraw().digest
     assert sha256(INDEX_FILE.read_bytes()) == INDEX_SHA256
 
@@ -91,9 +91,8 @@ def test_drawings_are_upright():
     assert ink[0].mean() > 2 * ink[-1].mean()
     assert ink[:, 0].mean() > 1.5 * ink[:, -1].mean()
     lines = data.images[data.class_names.index("line"), :, 0]
-    assert (
-        lines.any(axis=2).sum() < lines.any(axis=1).sum() / 2
-    )  # the number of rows with ink against the number of columns with ink
+    rows_with_ink, columns_with_ink = lines.any(axis=2).sum(), lines.any(axis=1).sum()
+    assert rows_with_ink < columns_with_ink / 2
 
 
 def test_splits_are_disjoint_complete_and_fixed_by_name():
@@ -177,13 +176,13 @@ def test_another_tarball_is_refused(tmp_path, capsys):
         ({"a": [[1.0] * 783] * 20}, "a drawing of shape (783,), expected 784 numbers"),
     ],
 )
-def test_wrong_content_is_refused(drawings, message, tarball, tmp_path, monkeypatch, capsys):
+def test_a_tarball_with_wrong_content_is_refused(drawings, message, tarball, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(rebuild_quickdraw, "TARBALL_SHA256", pack(tarball, drawings))
     assert run(tarball, "--out", tmp_path) == 2
     assert message in capsys.readouterr().err
 
 
-def test_missing_and_foreign_files_give_status_2(tarball, tmp_path, monkeypatch, capsys):
+def test_missing_files_and_files_that_are_no_tarball_give_status_2(tarball, tmp_path, monkeypatch, capsys):
     assert run(tmp_path / "absent.tgz") == 2
     assert "absent.tgz" in capsys.readouterr().err
     assert run(tarball, "--out", tmp_path / "no such folder", "--check") == 2

@@ -8,7 +8,7 @@ import torch
 
 from hessian_tools.data import Line, Sine, SineLineTasks, TaskSource, open_tasks
 
-# This digest is pinned: if the recipe changes on purpose, raise the number in CURVE_RECIPE.
+# This digest is fixed: if the recipe changes on purpose, raise the number in CURVE_RECIPE.
 GOLDEN_DIGEST = "d2adc4a1e5f335220b3b4860d16fe25b5ab9e47ac9f27dcf2a661b9ca877e505"
 TASKS = SineLineTasks()
 
@@ -20,7 +20,7 @@ def every_point(index: int, tasks: SineLineTasks = TASKS) -> tuple[np.ndarray, n
     return x[np.argsort(x)], y[np.argsort(x)]
 
 
-def test_golden_curve_and_support():
+def test_a_curve_and_its_support_set_have_their_fixed_values():
     """Numbers are compared instead of a hash, because the last bits of sin and log depend on the machine."""
     assert TASKS.curve(seed=7, split="test", index=16) == Sine(4.695370118940789, 2.240676424237103)
     x, y = TASKS.episode(seed=7, split="test", index=16).support
@@ -28,13 +28,13 @@ def test_golden_curve_and_support():
     np.testing.assert_allclose(y.squeeze(1), [-1.5220522, -4.2615414, -4.2117581, -1.7508758, -4.00985], rtol=1e-6)
 
 
-def test_golden_digest():
+def test_the_digest_is_fixed_and_depends_on_every_field():
     assert TASKS.digest == GOLDEN_DIGEST
     variants = [TASKS, SineLineTasks(support=6), SineLineTasks(points=51), SineLineTasks(noise=0.0)]
     assert len({tasks.digest for tasks in variants}) == len(variants)
 
 
-def test_shapes_and_protocol():
+def test_shapes_of_an_episode_and_the_interface_of_a_task_source():
     support, query = TASKS.episode(seed=0, split="val", index=3)
     assert [tuple(part.shape) for part in (*support, *query)] == [(5, 1), (5, 1), (45, 1), (45, 1)]
     assert all(part.dtype == torch.float32 for part in (*support, *query))
@@ -43,14 +43,14 @@ def test_shapes_and_protocol():
     assert open_tasks("sine-line") == TASKS
 
 
-def test_places_are_fixed_and_shared_out_at_random():
+def test_the_values_of_x_are_fixed_and_divided_at_random():
     for index in range(20):
         np.testing.assert_allclose(every_point(index)[0], np.linspace(-5, 5, 50), rtol=1e-6)
     first = {TASKS.episode(seed=0, split="train", index=index).support[0][0].item() for index in range(300)}
     assert len(first) > 40
 
 
-def test_curve_is_the_one_behind_the_points():
+def test_the_points_lie_on_the_curve_that_the_task_returns():
     tasks = SineLineTasks(noise=0.0)
     for index in range(10):
         x, y = every_point(index, tasks)
@@ -58,7 +58,7 @@ def test_curve_is_the_one_behind_the_points():
         np.testing.assert_allclose(y, curve(x), atol=1e-5)
 
 
-def test_recipe_of_the_curves():
+def test_curves_and_their_coefficients_have_the_distributions_of_the_recipe():
     curves = [TASKS.curve(seed=0, split="train", index=index) for index in range(2000)]
     sines = [curve for curve in curves if isinstance(curve, Sine)]
     lines = [curve for curve in curves if isinstance(curve, Line)]
@@ -69,12 +69,12 @@ def test_recipe_of_the_curves():
         ([line.slope for line in lines], -3.0, 3.0),
         ([line.intercept for line in lines], -3.0, 3.0),
     ):
-        spread = (high - low) / math.sqrt(12 * len(values))  # the standard error of the mean of uniform numbers
-        assert low <= min(values) < low + 10 * spread / 5 and high - 10 * spread / 5 < max(values) <= high
-        assert abs(np.mean(values) - (low + high) / 2) < 5 * spread
+        stderr = (high - low) / math.sqrt(12 * len(values))  # of the mean of uniform numbers
+        assert low <= min(values) < low + 2 * stderr and high - 2 * stderr < max(values) <= high
+        assert abs(np.mean(values) - (low + high) / 2) < 5 * stderr
 
 
-def test_noise_has_its_standard_deviation():
+def test_the_noise_has_the_documented_standard_deviation():
     clean = SineLineTasks(noise=0.0)
     noise = np.concatenate([every_point(i)[1] - every_point(i, clean)[1] for i in range(200)])
     assert abs(noise.std() - 0.3) < 5 * 0.3 / math.sqrt(2 * len(noise))

@@ -64,7 +64,7 @@ def test_python_2_pickles_come_out_as_text():
 
 def harmful_pickles() -> dict[str, bytes]:
     """Pickles that would act when loaded with pickle.load, by the name of the function that they call."""
-    by_call = {
+    calls = {
         "posix.system": Calls(os.system, "touch planted"),
         "builtins.eval": Calls(eval, "open('planted', 'w')"),
         "builtins.exec": Calls(exec, "open('planted', 'w')"),
@@ -74,7 +74,7 @@ def harmful_pickles() -> dict[str, bytes]:
         "collections.OrderedDict": Calls(collections.OrderedDict),
         "numpy.load": Calls(np.load, "planted"),
     }
-    pickles = {asked: pickle.dumps({"data": call}, protocol=2) for asked, call in by_call.items()}
+    pickles = {name: pickle.dumps({"data": call}, protocol=2) for name, call in calls.items()}
     pickles["os.system"] = b"cos\nsystem\n(S'touch planted'\ntR."
     pickles["numpy.__builtins__"] = b"\x80\x04\x8c\x05numpy\x8c\x0c__builtins__\x93."
     pickles["builtins.dict.fromkeys"] = b"\x80\x04\x8c\x08builtins\x8c\x0ddict.fromkeys\x93."
@@ -82,26 +82,18 @@ def harmful_pickles() -> dict[str, bytes]:
     return pickles
 
 
-@pytest.mark.parametrize("asked", harmful_pickles())
-def test_what_could_act_is_refused_and_not_run(asked, working_folder):
+@pytest.mark.parametrize("function", harmful_pickles())
+def test_a_pickle_that_would_call_a_function_is_refused_and_not_run(function, working_folder):
     with pytest.raises(ValueError, match="data.pkl is refused: it asks for ") as error:
-        load(harmful_pickles()[asked])
-    assert asked.replace("builtins.", "") in str(error.value).replace("__builtin__.", "")
+        load(harmful_pickles()[function])
+    assert function.replace("builtins.", "") in str(error.value).replace("__builtin__.", "")
     assert str(error.value).count("\n") == 1
     assert not (working_folder / "planted").exists()
 
 
-POINTER = bytes(8)  # a null pointer, which NumPy reads as None; it would follow any other pointer
-FIELDS = (
-    3,
-    "|",
-    None,
-    ("f",),
-    {"f": (np.dtype(object), 0)},
-    8,
-    1,
-    0,
-)  # the last number holds flags, and 0 says that the elements are no objects
+POINTER = bytes(8)  # a null pointer, which NumPy reads as None; NumPy would follow any other pointer
+# The pickled state of a NumPy type with one field f. The last number holds flags; 0 claims that there are no objects.
+FIELDS = (3, "|", None, ("f",), {"f": (np.dtype(object), 0)}, 8, 1, 0)
 
 
 def forged_fields() -> bytes:
@@ -160,7 +152,7 @@ def test_damaged_pickles_are_reported(content):
         load(content)
 
 
-def test_a_data_set_with_a_planted_call_is_refused_whole(tmp_path):
+def test_a_data_set_with_one_harmful_pickle_is_refused(tmp_path):
     disk.mini_pickles(tmp_path)
     disk.dump(tmp_path / "mini-imagenet-cache-val.pkl", {"image_data": Calls(os.system, "exit 1"), "class_dict": {}})
     with pytest.raises(ValueError, match="mini-imagenet-cache-val.pkl is refused: it asks for (posix|nt).system"):
@@ -169,14 +161,14 @@ def test_a_data_set_with_a_planted_call_is_refused_whole(tmp_path):
 
 @pytest.mark.parametrize("protocol", range(1, pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize("as_arrays", [False, True])
-def test_images_are_picked_out_of_the_stream(protocol, as_arrays):
+def test_images_are_read_from_the_stream_of_a_pickle(protocol, as_arrays):
     files = [disk.png(c, e) for c in range(3) for e in range(2)]
     items = [np.frombuffer(file, np.uint8)[:, None] for file in files] if as_arrays else files
     stream = io.BytesIO(pickle.dumps({"other": [b"text", 3], "images": items}, protocol))
     assert list(packed_images(stream, where="x")) == files
 
 
-def test_picking_images_runs_nothing(working_folder):
+def test_reading_images_from_a_pickle_runs_nothing(working_folder):
     stream = io.BytesIO(pickle.dumps([Calls(os.system, "touch planted"), disk.png(0, 0)]))
     assert list(packed_images(stream, where="x")) == [disk.png(0, 0)]
     assert not (working_folder / "planted").exists()

@@ -1,7 +1,7 @@
-"""Learners and the SHOT penalty, written as plainly as possible, with which the library's versions are compared.
+"""Learners and the SHOT penalty, written as plainly as possible, as references for those of the library.
 
 SHOT penalises the distance between the results of few large inner steps (the target) and of many small ones (the
-reference). Here each of the two, and the learner itself, runs an inner loop of its own, and nothing is shared.
+reference). Here the target, the reference and the learner each run their own inner loop and share no computation.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,12 +23,12 @@ def any_parameter(name: str) -> bool:
     return True
 
 
-def latest(history: list[Tensor]) -> Tensor:
+def latest_gradient(history: list[Tensor]) -> Tensor:
     return history[-1]
 
 
 @dataclass(frozen=True)
-class Plain:
+class PlainLearner:
     """A learner of the library, with what the plain version needs to know of it.
 
     moves: whether the inner loop moves the parameter of a given name.
@@ -37,7 +37,7 @@ class Plain:
 
     learner: Learner
     moves: Callable[[str], bool] = any_parameter
-    step: Callable[[list[Tensor]], Tensor] = latest
+    step: Callable[[list[Tensor]], Tensor] = latest_gradient
 
 
 def heavy_ball(history: list[Tensor]) -> Tensor:
@@ -57,16 +57,16 @@ def root_mean_square(history: list[Tensor]) -> Tensor:
 MOMENTUM = learners.maml(STEPS, ALPHA, rule=Momentum(0.8))
 RMS = learners.maml(STEPS, 0.01, rule=Preconditioned(0.9, epsilon=1e-4))
 CASES = {
-    "maml": Plain(learners.maml(STEPS, ALPHA)),
-    "fomaml": Plain(learners.maml(STEPS, ALPHA, first_order=True)),
-    "anil": Plain(learners.anil(STEPS, ALPHA), lambda name: name.startswith("head.")),
-    "fo-anil": Plain(learners.anil(STEPS, ALPHA, first_order=True), lambda name: name.startswith("head.")),
-    "boil": Plain(learners.boil(STEPS, ALPHA), lambda name: name.startswith("body.")),
-    "meta-sgd": Plain(learners.meta_sgd(STEPS, ALPHA)),
-    "meta-sgd-log": Plain(learners.meta_sgd(STEPS, ALPHA, logarithmic=True)),
-    "fo-meta-sgd": Plain(learners.meta_sgd(STEPS, ALPHA, first_order=True)),
-    "momentum": Plain(MOMENTUM, step=heavy_ball),
-    "rms": Plain(RMS, step=root_mean_square),
+    "maml": PlainLearner(learners.maml(STEPS, ALPHA)),
+    "fomaml": PlainLearner(learners.maml(STEPS, ALPHA, first_order=True)),
+    "anil": PlainLearner(learners.anil(STEPS, ALPHA), lambda name: name.startswith("head.")),
+    "fo-anil": PlainLearner(learners.anil(STEPS, ALPHA, first_order=True), lambda name: name.startswith("head.")),
+    "boil": PlainLearner(learners.boil(STEPS, ALPHA), lambda name: name.startswith("body.")),
+    "meta-sgd": PlainLearner(learners.meta_sgd(STEPS, ALPHA)),
+    "meta-sgd-log": PlainLearner(learners.meta_sgd(STEPS, ALPHA, logarithmic=True)),
+    "fo-meta-sgd": PlainLearner(learners.meta_sgd(STEPS, ALPHA, first_order=True)),
+    "momentum": PlainLearner(MOMENTUM, step=heavy_ball),
+    "rms": PlainLearner(RMS, step=root_mean_square),
 }
 
 
@@ -81,8 +81,13 @@ def plain_forward(p: Parameters, x: Tensor) -> Tensor:
     return x.flatten(1) @ p["head.weight"].T + p["head.bias"]
 
 
-def plain_run(case: Plain, p: Parameters, alphas: Parameters, support, *, steps: int, scale: float) -> Parameters:
-    """theta after ``steps`` steps of size scale * alpha; gradients are taken of all parameters, moved or not."""
+def plain_run(
+    case: PlainLearner, p: Parameters, alphas: Parameters, support, *, steps: int, scale: float
+) -> Parameters:
+    """The parameters after ``steps`` steps of size scale * alpha, from gradients of all parameters, moved or not.
+
+    alphas: the step size of each parameter, by name.
+    """
     q, history = dict(p), {name: [] for name in p}
     for _ in range(steps):
         loss = F.cross_entropy(plain_forward(q, support[0]), support[1])
@@ -93,7 +98,7 @@ def plain_run(case: Plain, p: Parameters, alphas: Parameters, support, *, steps:
     return q
 
 
-def plain_distance(shot: Shot, reference: Parameters, target: Parameters, x: Tensor, case: Plain) -> Tensor:
+def plain_distance(shot: Shot, reference: Parameters, target: Parameters, x: Tensor, case: PlainLearner) -> Tensor:
     if shot.distance == "l2_parameters":
         names = [name for name in target if case.moves(name)]
         square = sum(((target[n] - reference[n]) ** 2).sum() for n in names)
@@ -108,27 +113,27 @@ def plain_distance(shot: Shot, reference: Parameters, target: Parameters, x: Ten
     return (a.exp() * (a - b)).sum(-1).mean()
 
 
-def plain_meta_loss(case: Plain, p: Parameters, alphas: Parameters, support, query, shot: Shot | None) -> Tensor:
+def plain_meta_loss(case: PlainLearner, p: Parameters, alphas: Parameters, support, query, shot: Shot | None) -> Tensor:
     steps = case.learner.steps
     adapted = plain_run(case, p, alphas, support, steps=steps, scale=1.0)
     total = F.nll_loss(F.log_softmax(plain_forward(adapted, query[0]), -1), query[1])
     if shot is None:
         return total
 
-    def branch(count: int) -> Parameters:
+    def run_with(count: int) -> Parameters:
         # Both loops cover the same distance along a constant gradient; with momentum, later steps are longer.
         unit = torch.ones((), dtype=torch.float64)
         momentum = case.step is heavy_ball
         length = lambda n: sum(heavy_ball([unit] * k) for k in range(1, n + 1)) if momentum else n  # noqa: E731
         return plain_run(case, p, alphas, support, steps=count, scale=float(length(steps) / length(count)))
 
-    reference, target = branch(shot.reference_steps or steps), branch(shot.target_steps or steps)
+    reference, target = run_with(shot.reference_steps or steps), run_with(shot.target_steps or steps)
     if shot.detach_reference:
         reference = {name: t.detach() for name, t in reference.items()}
     return total + shot.weight * plain_distance(shot, reference, target, query[0], case)
 
 
-def plain_meta_gradient(case: Plain, theta: Tensor, layout, support, query, shot) -> tuple[Tensor, Tensor]:
+def plain_meta_gradient(case: PlainLearner, theta: Tensor, layout, support, query, shot) -> tuple[Tensor, Tensor]:
     """The meta-loss and its gradient with respect to the vector [network | learned step sizes]."""
     p = {name: t.detach().clone().requires_grad_() for name, t in layout.unflatten(theta[: layout.numel]).items()}
     inputs = list(p.values())

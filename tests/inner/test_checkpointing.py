@@ -26,10 +26,12 @@ from hessian_tools.train.warm_start import first_parameters
 pytestmark = pytest.mark.heavy
 
 DTYPE = torch.float64
+# With "attached" the gradient goes through the reference, too. "more" is the authors' name for a reference that takes
+# more steps than the learner.
 SHOTS = {
     "plain": None,
     "shot": Shot(weight=0.7),
-    "both-ways": Shot(weight=0.7, target_steps=2, reference_steps=5, detach_reference=False),
+    "attached": Shot(weight=0.7, target_steps=2, reference_steps=5, detach_reference=False),
     "more": Shot(weight=0.7, target_steps=None, reference_steps=6),
     "l2": Shot(weight=0.7, distance="l2_parameters", detach_reference=False),
 }
@@ -42,9 +44,10 @@ def assert_same(actual: Tensor, expected: Tensor) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "shot"), [(n, s) for n in LEARNERS for s in (SHOTS if n in ("maml", "boil") else ("plain", "both-ways"))]
+    ("name", "shot"),
+    [(n, s) for n in LEARNERS for s in (SHOTS if n in ("maml", "boil") else ("plain", "attached"))],
 )
-def test_the_meta_gradient_is_the_same(name, shot):
+def test_the_meta_gradient_is_the_same_with_checkpointing(name, shot):
     loss, theta, layout = network()
     support, query = episode()
     meta = meta_parameters(LEARNERS[name], layout, theta).clone().requires_grad_()
@@ -74,7 +77,7 @@ def test_the_meta_gradient_of_leo_is_the_same_through_body_encoder_and_decoder(s
 
 
 @pytest.mark.parametrize("pretraining", [None, ShotPretraining(hidden=5)], ids=["shot_r", "shot_p"])
-def test_an_outer_step_is_the_same(pretraining):
+def test_an_outer_step_is_the_same_with_checkpointing(pretraining):
     config = TrainConfig(
         learner=learners.maml(3, 0.05),
         tasks=open_tasks("quickdraw", ways=3, shots=1, queries=2),
@@ -102,23 +105,23 @@ def smooth_setting():
 
 
 @pytest.mark.parametrize("shot", [None, Shot(weight=0.5, distance="squared_error", detach_reference=False)])
-def test_it_can_be_differentiated_again(shot):
-    # A product with the Hessian of the meta-loss is compared, and the gradient of that product.
+def test_a_checkpointed_meta_gradient_can_be_differentiated_again(shot):
+    # A product with the Hessian of the meta-loss is compared, and so is the gradient of that product.
     loss, theta, support, query = smooth_setting()
     vector = torch.randn(len(theta), generator=stream(0, "v"), dtype=DTYPE)
-    products, thirds = [], []
+    products, gradients_of_products = [], []
     for checkpointing in (True, False):
         point = theta.clone().requires_grad_()
         value, _ = meta_loss(learners.maml(3, 0.1), loss, point, support, query, shot=shot, checkpointing=checkpointing)
         (gradient,) = torch.autograd.grad(value, point, create_graph=True)
         (product,) = torch.autograd.grad(gradient @ vector, point, create_graph=True)
         products.append(product)
-        thirds.append(torch.autograd.grad(product @ vector, point)[0])
+        gradients_of_products.append(torch.autograd.grad(product @ vector, point)[0])
     assert_same(*products)
-    assert_same(*thirds)
+    assert_same(*gradients_of_products)
 
 
-def test_a_plain_function_and_a_batch_that_is_learned():
+def test_a_plain_function_on_a_batch_that_depends_on_theta():
     # The support inputs are made from theta itself, and the path through them must be counted once.
     def plain(theta: Tensor, batch: dict[str, Tensor]) -> Tensor:
         return torch.cosh(batch["x"] @ theta - batch["y"]).mean()
@@ -136,7 +139,7 @@ def test_a_plain_function_and_a_batch_that_is_learned():
     assert_same(*gradients)
 
 
-def test_loss_and_outputs_of_a_step_are_differentiable_too():
+def test_loss_and_outputs_of_a_step_are_differentiable():
     loss, theta, support, _ = smooth_setting()
     gradients = []
     for gradient_at in (recomputed_gradient, support_gradient):
@@ -162,7 +165,7 @@ def peak_bytes(work: Callable[[], object]) -> int:
     ("name", "shot", "vectors"),
     [("maml", "plain", 1), ("maml", "shot", 1), ("anil", "plain", 1), ("boil", "plain", 2), ("meta-sgd", "shot", 2)],
 )
-def test_memory_grows_by_a_vector_or_two_a_step(name, shot, vectors):
+def test_memory_grows_by_one_or_two_vectors_per_inner_step(name, shot, vectors):
     loss, theta, layout = network(width=8)
     support, query = episode(shots=5)
     vector = theta.numel() * theta.element_size()
@@ -180,7 +183,7 @@ def test_memory_grows_by_a_vector_or_two_a_step(name, shot, vectors):
     assert growth(False) > 20 * vector
 
 
-def test_it_costs_one_more_pair_of_passes_a_step_and_nothing_first_order():
+def test_checkpointing_costs_two_more_passes_per_step_and_nothing_in_first_order():
     loss, theta, _ = network()
     support, query = episode()
 
@@ -200,7 +203,7 @@ def test_it_costs_one_more_pair_of_passes_a_step_and_nothing_first_order():
     )
 
 
-def test_what_it_cannot_do_is_refused():
+def test_unsupported_uses_of_checkpointing_are_refused():
     loss, theta, support, query = smooth_setting()
     learned = torch.ones(1, dtype=DTYPE, requires_grad=True)
     hidden = lambda t, b: (t**2).sum() * learned.sum()  # noqa: E731
@@ -217,8 +220,7 @@ def test_what_it_cannot_do_is_refused():
         replace(config, batched=True)
 
 
-def test_a_user_s_criterion_and_labels_pass_through():
-    # Integer labels and None in the batch are not differentiated.
+def test_integer_labels_and_none_in_the_batch_are_not_differentiated():
     def plain(theta: Tensor, batch: tuple[Tensor, Tensor, None]) -> Tensor:
         x, y, _ = batch
         return F.cross_entropy(x @ theta.view(2, 3), y)

@@ -1,4 +1,4 @@
-"""What the SHOT penalty costs in addition to a learner's own training, counted in floating-point operations."""
+"""The cost that the SHOT penalty adds to a learner's training, counted in floating-point operations."""
 
 import pytest
 from plain_learners import CASES, episode, network

@@ -24,11 +24,12 @@ def squared_gradient(theta: Tensor) -> Tensor:
 def test_inputs_made_from_theta_are_constants_to_the_inner_derivative_but_not_to_the_outer_one():
     point = THETA.clone().requires_grad_()
     inner_gradient = support_gradient(LOSS, point, (inputs_made_from(point), Y)).vector
-    of_constant_inputs = support_gradient(LOSS, point, (inputs_made_from(point).detach(), Y)).vector
-    torch.testing.assert_close(inner_gradient, of_constant_inputs)
+    gradient_at_constant_inputs = support_gradient(LOSS, point, (inputs_made_from(point).detach(), Y)).vector
+    torch.testing.assert_close(inner_gradient, gradient_at_constant_inputs)
     (outer,) = torch.autograd.grad(squared_gradient(point), point)
-    torch.testing.assert_close(outer, torch.func.grad(squared_gradient)(THETA))  # another branch of the code
-    (without_inputs,) = torch.autograd.grad((of_constant_inputs**2).sum(), point)
+    # Inside torch.func, support_gradient runs another branch of its code.
+    torch.testing.assert_close(outer, torch.func.grad(squared_gradient)(THETA))
+    (without_inputs,) = torch.autograd.grad((gradient_at_constant_inputs**2).sum(), point)
     assert (outer - without_inputs).norm() > 1e-3 * outer.norm()
 
 

@@ -91,7 +91,7 @@ def test_first_order_differs_where_there_is_a_hessian():
     ],
     ids=["anil", "boil", "overridden"],
 )
-def test_the_inner_loop_moves_its_part_alone(learner, moved):
+def test_the_inner_loop_moves_only_the_parameters_that_the_learner_names(learner, moved):
     loss, theta, layout = network()
     theta = theta + 0.1 * randn(len(theta), path="elsewhere")  # so that theta differs from the model's parameters
     support, query = episode()
@@ -137,7 +137,7 @@ def test_meta_sgd_begins_as_maml():
 
 
 @pytest.mark.parametrize("minibatches", [1, 3])
-def test_reptiles_expansion(minibatches):
+def test_the_meta_gradient_of_reptile_has_the_expansion_of_its_paper(minibatches):
     # Nichol et al. 2018: sum_k g_k = sum_k gbar_k - alpha sum_k H_k sum_{j<k} gbar_j + O(alpha^2). Here g_k is the
     # gradient of minibatch k at theta_k, and gbar_k and H_k are its gradient and Hessian at theta_0.
     loss, theta, support, query = smooth_setting()
@@ -157,7 +157,7 @@ def test_reptiles_expansion(minibatches):
     assert all(3.8 < a / b < 4.2 for a, b in pairwise(errors))  # half of alpha gives a quarter of the remainder
 
 
-def test_reptiles_meta_gradient_is_the_displacement_and_takes_support_and_query_together():
+def test_the_meta_gradient_of_reptile_is_the_displacement_on_support_and_query_set_together():
     loss, theta, support, query = smooth_setting()
     point = theta
     for _ in range(3):
@@ -202,7 +202,7 @@ def test_another_number_of_steps_on_a_new_task():
     assert learners.maml(2, 0.1).evaluating() == learners.maml(2, 0.1)
 
 
-def test_a_plain_function_is_descended_too():
+def test_maml_on_a_plain_function():
     theta = randn(3, path="plain")
     adapted = adapt(learners.maml(2, 0.1), lambda t, b: ((t - b) ** 2).sum() / 2, theta, torch.ones(3, dtype=DTYPE))
     assert torch.allclose(adapted, 1 + 0.9**2 * (theta - 1), rtol=1e-14)
@@ -220,7 +220,7 @@ def test_a_preconditioned_step_is_finite_where_the_gradient_is_zero():
     assert torch.isfinite(meta_gradient(learner, loss, theta, batch, batch)).all()
 
 
-def test_mistakes_are_named():
+def test_learners_that_cannot_be_used_are_refused():
     loss, theta, support, query = smooth_setting()
     with pytest.raises(ValueError, match="no parameter under 'tail'"):
         adapt(learners.anil(1, 0.1, head=("tail",)), loss, theta, support)
@@ -246,10 +246,10 @@ def test_mistakes_are_named():
         Momentum(1.0)
 
 
-def test_every_algorithm_says_what_may_be_set_and_makes_its_learner():
-    of_learner = {name: algorithm.learner_settings for name, algorithm in ALGORITHMS.items()}
+def test_the_settings_of_every_algorithm_and_the_learners_that_it_makes():
+    settings = {name: algorithm.learner_settings for name, algorithm in ALGORITHMS.items()}
     loop = ("moves", "rule", "evaluation_steps")
-    assert of_learner == {
+    assert settings == {
         "maml": ("first_order", *loop),
         "anil": ("first_order", *loop),
         "boil": ("first_order", *loop),

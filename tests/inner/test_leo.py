@@ -40,7 +40,7 @@ NOISY = replace(LEO, latent=replace(LATENT, dropout=0.3))
 L2 = Shot(weight=0.7, distance="l2_parameters")
 
 
-def on_features():
+def head_alone():
     """A network that is nothing but its head, on vectors of six numbers."""
     model = seeded(lambda: MLP((6, 3)), seed=0).double()
     theta, layout = flatten(model)
@@ -49,12 +49,12 @@ def on_features():
     return make_loss(model, F.cross_entropy, layout), theta, (x[:6], y[:6]), (x[6:], y[6:])
 
 
-def through_a_body():
+def head_on_a_body():
     loss, theta, _ = network()
     return loss, theta, *episode(shots=2)
 
 
-def started(learner, theta: Tensor, width: int) -> Tensor:
+def initial_meta_parameters(learner, theta: Tensor, width: int) -> Tensor:
     latent = latent_parameters(learner, width=width, generator=stream(1, "leo")).double()
     return torch.cat([theta, latent]).requires_grad_()
 
@@ -67,8 +67,8 @@ def draws(latent: Latent, width: int, noisy: bool, examples: int):
     mask = torch.ones(examples, width, dtype=DTYPE)
     if latent.dropout:
         mask = (torch.rand(examples, width, generator=g, dtype=DTYPE) >= latent.dropout).double() / (1 - latent.dropout)
-    of_codes = torch.randn(3, latent.size, generator=g, dtype=DTYPE)
-    return mask, of_codes, torch.randn(3, width, generator=g, dtype=DTYPE)
+    code_noise = torch.randn(3, latent.size, generator=g, dtype=DTYPE)
+    return mask, code_noise, torch.randn(3, width, generator=g, dtype=DTYPE)
 
 
 def plain_codes(embedded: list[Tensor], y: Tensor, own, *, ways: int, size: int) -> tuple[Tensor, Tensor]:
@@ -93,6 +93,7 @@ def plain_codes(embedded: list[Tensor], y: Tensor, own, *, ways: int, size: int)
 
 
 def plain_penalties(latent: Latent, own, mean: Tensor, std: Tensor, moved: Tensor) -> Tensor:
+    """The weighted sum of LEO's penalties; ``moved`` is the difference of the adapted codes and the first codes."""
     normal = torch.distributions.Normal(mean, std)
     kl = torch.distributions.kl_divergence(normal, torch.distributions.Normal(0.0, 1.0)).sum(1).mean()
     squares = sum((own[n] ** 2).sum() for n in own if n != "step_sizes")
@@ -156,17 +157,17 @@ def plain_leo(learner, meta: Tensor, loss, support, query, shot: Shot | None, no
 @pytest.mark.parametrize(
     ("learner", "noisy", "setting"),
     [
-        (LEO, False, on_features),
-        (LEO, True, on_features),
-        (NOISY, True, on_features),
-        (replace(LEO, first_order=True), True, on_features),
-        (LEO, True, through_a_body),
+        (LEO, False, head_alone),
+        (LEO, True, head_alone),
+        (NOISY, True, head_alone),
+        (replace(LEO, first_order=True), True, head_alone),
+        (LEO, True, head_on_a_body),
     ],
     ids=["means", "draws", "dropout", "first-order", "body"],
 )
 def test_meta_gradient_equals_the_plain_formula(learner, noisy, setting, shot):
     loss, theta, support, query = setting()
-    meta = started(learner, theta, width=6 if setting is on_features else 4)
+    meta = initial_meta_parameters(learner, theta, width=6 if setting is head_alone else 4)
     noise = stream(9, "noise") if noisy else None
     value, aux = meta_loss(learner, loss, meta, support, query, shot=shot, noise=noise)
     (derivative,) = torch.autograd.grad(value, meta)
@@ -183,16 +184,16 @@ def test_shapes_are_those_of_the_paper():
     shapes = dict(zip(layout.names, map(tuple, layout.shapes), strict=True))
     relation = {f"relation.{i}": (128, 128) for i in range(3)}
     assert shapes == {"encoder": (64, 640), **relation, "decoder": (1280, 64), "step_sizes": (2,)}
-    loss, theta, support, _ = on_features()
-    task = open_task(LEO, loss, started(LEO, theta, 6).detach(), support, None)
+    loss, theta, support, _ = head_alone()
+    task = open_task(LEO, loss, initial_meta_parameters(LEO, theta, 6).detach(), support, None)
     assert task.mean.shape == task.std.shape == (3, 4)
     assert task.weights(task.start.flatten()).shape == (3 * 6,)
 
 
 def test_the_adapted_network_is_the_decoded_one_and_only_its_head_weights_change():
-    for setting, width in ((on_features, 6), (through_a_body, 4)):
+    for setting, width in ((head_alone, 6), (head_on_a_body, 4)):
         loss, theta, support, query = setting()
-        meta = started(LEO, theta, width).detach()
+        meta = initial_meta_parameters(LEO, theta, width).detach()
         t = record(LEO, loss, meta, support, query, save=SaveAt(thetas=True, gradients=True))
         assert t.steps == 3 + 2
         adapted = adapt(LEO, loss, meta, support)
@@ -208,8 +209,8 @@ def test_the_adapted_network_is_the_decoded_one_and_only_its_head_weights_change
 
 
 def test_draws_follow_their_generator_and_a_new_task_takes_the_means():
-    loss, theta, support, query = on_features()
-    meta = started(NOISY, theta, 6).detach()
+    loss, theta, support, query = head_alone()
+    meta = initial_meta_parameters(NOISY, theta, 6).detach()
 
     def value(noise: torch.Generator | None) -> float:
         return float(meta_loss(NOISY, loss, meta, support, query, noise=noise)[0])
@@ -220,15 +221,15 @@ def test_draws_follow_their_generator_and_a_new_task_takes_the_means():
 
 
 def test_the_order_of_the_support_examples_does_not_matter():
-    loss, theta, (x, y), _ = on_features()
-    meta = started(LEO, theta, 6).detach()
+    loss, theta, (x, y), _ = head_alone()
+    meta = initial_meta_parameters(LEO, theta, 6).detach()
     order = torch.randperm(len(y), generator=stream(3))
     assert torch.allclose(adapt(LEO, loss, meta, (x, y)), adapt(LEO, loss, meta, (x[order], y[order])), rtol=1e-10)
 
 
-def test_shot_on_outputs_compares_what_is_decoded():
-    loss, theta, support, query = on_features()
-    meta = started(LEO, theta, 6).detach()
+def test_shot_on_outputs_compares_the_decoded_networks():
+    loss, theta, support, query = head_alone()
+    meta = initial_meta_parameters(LEO, theta, 6).detach()
     distance = meta_loss(LEO, loss, meta, support, query, shot=Shot())[1].shot_distance
     task = open_task(LEO, loss, meta, support, None)
     outputs = []
@@ -239,8 +240,8 @@ def test_shot_on_outputs_compares_what_is_decoded():
     assert torch.allclose(distance, expected, rtol=1e-10)
 
 
-def test_mistakes_are_named():
-    loss, theta, support, _ = on_features()
+def test_wrong_uses_of_leo_are_refused():
+    loss, theta, support, _ = head_alone()
     with pytest.raises(ValueError, match="append latent_parameters"):
         adapt(LEO, loss, theta, support)
     with pytest.raises(ValueError, match="a plain function does not have; use"):

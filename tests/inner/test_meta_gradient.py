@@ -27,8 +27,8 @@ SHOTS = [
 FEWER_SHOTS = [SHOTS[i] for i in (0, 1, 6, 9)]  # for the learners that share SHOT's code with MAML
 
 
-def started(learner: Learner, layout, theta: Tensor) -> Tensor:
-    """Meta-parameters whose learned step sizes, if there are any, all differ."""
+def initial_meta_parameters(learner: Learner, layout, theta: Tensor) -> Tensor:
+    """The learner's first meta-parameters, whose step sizes, if they are learned, are made to differ."""
     meta = meta_parameters(learner, layout, theta)
     meta[layout.numel :] *= 1 + 0.5 * torch.rand(len(meta) - layout.numel, generator=stream(2), dtype=torch.float64)
     return meta.clone().requires_grad_()
@@ -42,7 +42,7 @@ def started(learner: Learner, layout, theta: Tensor) -> Tensor:
 def test_meta_gradient_equals_the_plain_formula(name, shot):
     loss, theta, layout = network()
     support, query = episode()
-    meta = started(CASES[name].learner, layout, theta)
+    meta = initial_meta_parameters(CASES[name].learner, layout, theta)
     value, _ = meta_loss(CASES[name].learner, loss, meta, support, query, shot=shot)
     (gradient,) = torch.autograd.grad(value, meta)
     plain, expected = plain_meta_gradient(CASES[name], meta, layout, support, query, shot)
@@ -83,13 +83,13 @@ def test_maml_with_shot_on_a_quadratic_in_closed_form():
     adapted = optimum + jacobian @ (theta - optimum)
     jump = eye - STEPS * ALPHA * hessian
     target = optimum + jump @ (theta - optimum)
-    by_query = jacobian @ (2 * xq.T @ (xq @ adapted - yq.squeeze(-1)) / len(xq))
-    by_shot = jump @ (2 * xq.T @ (xq @ (target - adapted)) / len(xq))
+    query_gradient = jacobian @ (2 * xq.T @ (xq @ adapted - yq.squeeze(-1)) / len(xq))
+    shot_gradient = jump @ (2 * xq.T @ (xq @ (target - adapted)) / len(xq))
 
     t = theta.clone().requires_grad_()
     value, aux = meta_loss(MAML, loss, t, (x, y), (xq, yq), shot=Shot(weight=0.3, distance="squared_error"))
     (gradient,) = torch.autograd.grad(value, t)
-    assert torch.allclose(gradient, by_query + 0.3 * by_shot, rtol=1e-12, atol=1e-12)
+    assert torch.allclose(gradient, query_gradient + 0.3 * shot_gradient, rtol=1e-12, atol=1e-12)
     assert torch.allclose(adapt(MAML, loss, theta, (x, y)), adapted, rtol=1e-12, atol=1e-12)
     assert torch.allclose(aux.shot_distance, ((xq @ (target - adapted)) ** 2).mean(), rtol=1e-12)
     assert aux.query_accuracy.isnan()
@@ -103,7 +103,7 @@ def test_first_order_is_the_query_gradient_at_the_adapted_point():
     assert torch.allclose(gradient, 2 * xq.T @ (xq @ adapted - yq.squeeze(-1)) / len(xq), rtol=1e-12)
 
 
-def test_bad_settings_are_named():
+def test_unusable_settings_are_refused():
     with pytest.raises(ValueError, match="reference_steps=1 must exceed target_steps=1"):
         Shot(reference_steps=1)
     with pytest.raises(ValueError, match="distance='kl' is not one of"):

@@ -12,10 +12,10 @@ from hessian_tools import Shot, adapt, flatten, learners, make_loss, meta_loss, 
 from hessian_tools.inner.shot import (
     DISTANCES,
     cross_entropy,
-    distance_after,
     jensen_shannon,
     kl,
     longer_reference,
+    reference_distance,
     root_mean_square,
     squared_error,
 )
@@ -38,7 +38,7 @@ def test_distances_of_distributions_by_their_definitions():
 
 
 @pytest.mark.parametrize("name", ["kl_reference_target", "js", "cross_entropy"])
-def test_distances_are_finite_far_apart(name):
+def test_distances_of_distributions_that_are_far_apart_are_finite(name):
     far = torch.tensor([[0.0, 1e4]], dtype=torch.float64, requires_grad=True)
     value = DISTANCES[name](-far.detach(), far)
     (g,) = torch.autograd.grad(value, far)
@@ -59,8 +59,8 @@ def quadratic(curvature: float):
 )
 @pytest.mark.parametrize("distance", ["l2_parameters", "squared_error"])
 def test_a_step_on_shot_grows_or_shrinks_the_component_of_the_gradient(detach, time, grows, distance):
-    # With T = 1, R = 3 and time = tau lambda, the target ends at (1 - time) theta and the reference at
-    # (1 - time / 3)^3 theta.
+    # For the total time tau and time = tau lambda, the target (one step) ends at (1 - time) theta, and the reference
+    # (three steps) at (1 - time / 3)^3 theta.
     loss, batch = quadratic(2.0)
     theta = torch.tensor([1.3], dtype=torch.float64)
     learner = learners.maml(3, time / 2.0 / 3)
@@ -109,13 +109,13 @@ def test_schedules_of_the_weight():
     assert linear.at(1) == Shot(0.1)
 
 
-def test_equal_points_have_a_gradient_of_zero_in_l2():
+def test_the_l2_distance_of_equal_points_has_gradient_zero():
     a = torch.ones(3, dtype=torch.float64, requires_grad=True)
     (g,) = torch.autograd.grad(root_mean_square(a, a.detach(), moved=3), a)
     assert torch.equal(g, torch.zeros_like(a))
 
 
-def test_mistakes_are_named():
+def test_unusable_settings_of_shot_are_refused():
     with pytest.raises(ValueError, match="schedule='step' is not one of constant, linear, cosine"):
         Shot(schedule="step")
     with pytest.raises(ValueError, match="schedule_steps=None with schedule='linear'"):
@@ -127,9 +127,9 @@ def test_mistakes_are_named():
 
 
 def test_the_projector_acts_on_the_reference_alone():
-    """The distance is that of 10 * 3 from 1, and not that of 3 from 10 * 1."""
+    """The reference gives 3 and is projected to 30; the target gives 1 and is not projected."""
     shot = Shot(distance="squared_error", target_steps=1)
-    distance = distance_after(
+    distance = reference_distance(
         shot, lambda steps: torch.full((1, 1), float(steps)), steps=3, moved=1, project=lambda outputs: 10 * outputs
     )
     assert float(distance) == 29.0**2

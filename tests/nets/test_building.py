@@ -51,7 +51,7 @@ def load(target, **options):
     return load_network(target, outputs=3, input_shape=(2, 3), options=options)
 
 
-def test_outputs_and_input_shape_are_passed_where_they_are_taken(mine):
+def test_outputs_and_input_shape_are_passed_if_the_network_accepts_them(mine):
     before = list(sys.path)
     x = torch.ones(5, 2, 3)
     assert seeded(load(f"{mine}:Net"), seed=0)(x).shape == (5, 3)
@@ -62,7 +62,7 @@ def test_outputs_and_input_shape_are_passed_where_they_are_taken(mine):
     assert sys.path == before
 
 
-def test_our_own_by_import_path():
+def test_a_bundled_network_can_be_named_by_its_import_path():
     build = load_network("hessian_tools.nets:Conv4", outputs=5, input_shape=(1, 28, 28), options={"width": 8})
     ours = seeded(lambda: Conv4(5, width=8), seed=1).state_dict()
     assert all(tensor.equal(ours[name]) for name, tensor in seeded(build, seed=1).state_dict().items())
@@ -85,18 +85,18 @@ def test_our_own_by_import_path():
         ("failing_of_mine:Net", "importing failing_of_mine failed: ZeroDivisionError"),
     ],
 )
-def test_what_cannot_be_found_is_said(mine, target, message):
+def test_a_network_that_cannot_be_found_or_built_gives_a_message_of_one_line(mine, target, message):
     with pytest.raises(ValueError, match=message) as error:
         load(target)
     assert len(str(error.value).splitlines()) == 1
 
 
-def test_options_not_taken_are_said(mine):
+def test_options_that_the_network_does_not_accept_are_named(mine):
     with pytest.raises(ValueError, match="unexpected keyword argument 'widht'; it takes"):
         load(f"{mine}:Net", widht=4)
 
 
-def test_what_is_no_module_is_refused_when_built(mine):
+def test_a_function_that_does_not_build_a_module_is_refused_when_it_is_called(mine):
     with pytest.raises(ValueError, match="networks_of_mine:a_dict makes a dict, not a torch.nn.Module"):
         load(f"{mine}:a_dict")()
 
@@ -133,10 +133,10 @@ def test_a_fit_network_passes(mine):
     refuse_unfit(nn.Sequential(nn.Flatten(), nn.BatchNorm1d(6), nn.Linear(6, 3)).eval(), outputs=3, input_shape=(2, 3))
 
 
-# From a seed
+# Networks built from a seed
 
 
-def test_the_default_device_is_not_asked() -> None:
+def test_initial_parameters_do_not_depend_on_the_default_device() -> None:
     expected, _ = flatten(seeded(lambda: nn.Linear(3, 2), seed=1))
     torch.set_default_device("meta")
     try:
@@ -146,8 +146,8 @@ def test_the_default_device_is_not_asked() -> None:
     assert theta.equal(expected)
 
 
-def test_random_states_are_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The state of a GPU that is not in use yet also stays; torch.manual_seed would seed it when it comes into use."""
+def test_building_leaves_the_global_random_states_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU that is not in use yet is not seeded either; torch.manual_seed would seed it when it comes into use."""
     monkeypatch.setattr(torch.cuda, "manual_seed_all", pytest.fail)
     before = torch.get_rng_state()
     seeded(lambda: nn.Linear(3, 2), seed=1)

@@ -1,4 +1,4 @@
-"""The derivatives of every network: products by three routes, the self-check, and third derivatives where promised."""
+"""Every network has right Hessian-vector products, and right third derivatives where its layers promise them."""
 
 from collections.abc import Callable
 
@@ -56,7 +56,7 @@ def test_products_agree_by_every_route(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
-def test_the_operators_pass_the_self_check(name):
+def test_the_hessian_passes_check_operator(name):
     loss, theta, batch = setting(name)
     check = check_operator(hessian(loss, theta, batch), num_probes=1)
     assert check.ok, str(check)
@@ -98,7 +98,7 @@ def test_layer_normalisation_is_torchs():
     torch.testing.assert_close(norm(x), F.layer_norm(x, (8,), norm.weight, norm.bias))
 
 
-def test_squared_error_on_a_vision_transformer():
+def test_the_hessian_of_a_squared_error_on_a_vision_transformer_passes_check_operator():
     """A network for regression has one output."""
     model = seeded(lambda: VisionTransformer(1, patch=8, width=4, depth=1, heads=1, input_shape=IMAGE), seed=2).double()
     theta, layout = flatten(model)

@@ -18,7 +18,8 @@ def conv4_by_hand() -> nn.Module:
     return nn.Sequential(*layers, nn.Linear(16, 5))
 
 
-# The initial parameters, which torch's layers draw in order; the results of a study depend on every bit of them.
+# For each network, a function that builds it, and one whose layers draw the same initial parameters in the same order.
+# The results of a study depend on every bit of them.
 BY_HAND = {
     "conv4": (lambda: Conv4(5, width=16), conv4_by_hand),
     "conv4 plain": (
@@ -51,7 +52,7 @@ def test_initial_parameters_have_not_changed_by_a_bit(name):
         assert torch.get_rng_state().equal(state)
 
 
-def test_resnet12_begins_kaiming_normal_over_its_outputs():
+def test_the_convolutions_of_resnet12_are_drawn_kaiming_normal_with_fan_out():
     """The 3x3 convolutions have variance 2 / ((1 + 0.1^2) 9 outputs); the normalisation begins as the identity."""
     model = seeded(lambda: ResNet12(3, widths=(96, 32, 64, 64), input_shape=(3, 16, 16)), seed=0)
     weight = model.body[1].path[0].weight.detach()  # the std of these 27 648 numbers has a standard error of 0.4 %
@@ -61,7 +62,7 @@ def test_resnet12_begins_kaiming_normal_over_its_outputs():
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_shapes_head_and_body(name):
+def test_outputs_head_and_body_of_every_network(name):
     model = seeded(SMALL[name], seed=0)
     layout = flatten(model)[1]
     x = torch.rand(5, 2, 20, 16, generator=torch.Generator().manual_seed(0))
@@ -89,8 +90,8 @@ def numel(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def test_sizes_by_hand():
-    """A convolution has 9 * in * out weights, and its normalisation 2 * out; without one, it has a bias instead."""
+def test_the_numbers_of_parameters_agree_with_a_count_by_hand():
+    """A convolution has 9 * in * out weights. Its normalisation has 2 * out; without one, it has a bias of out."""
     for width in (32, 64, 128):
         plain = 9 * width + 3 * 9 * width**2 + 5 * width + 5
         for normalisation in NORMALISATIONS:
@@ -113,7 +114,7 @@ def test_without_a_shortcut_a_block_is_its_path():
     assert not third(x).equal(third.out(third.path(x)))
 
 
-def test_groups_are_of_one_image():
+def test_group_normalisation_does_not_mix_the_images_of_a_batch():
     """Batch statistics mix the images of a batch; group normalisation does not."""
     x = torch.rand(4, 1, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for normalisation, alone in (("group", True), ("batch", False), ("none", True)):
@@ -140,6 +141,6 @@ def test_groups_are_of_one_image():
         (lambda: MLP([3]), "needs at least two entries, the number of inputs"),
     ],
 )
-def test_what_cannot_be_is_refused(build, message):
+def test_impossible_sizes_are_refused(build, message):
     with pytest.raises(ValueError, match=message):
         build()

@@ -72,11 +72,12 @@ class Reused(nn.Module):
         return (self.norm(self.conv(x)) + F.conv2d(x, self.conv.weight)).mean((-2, -1))
 
 
-def flat(*layers: nn.Module) -> nn.Module:
+def classifier(*layers: nn.Module) -> nn.Module:
+    """The layers, followed by an activation and a linear layer with three outputs."""
     return nn.Sequential(*layers, nn.Tanh(), nn.Flatten(), nn.LazyLinear(3))
 
 
-def moved_apart(norm: nn.Module) -> nn.Module:
+def change_affine_parameters(norm: nn.Module) -> nn.Module:
     """Move the affine parameters away from the identity."""
     with torch.no_grad():
         for p in norm.parameters():
@@ -84,6 +85,7 @@ def moved_apart(norm: nn.Module) -> nn.Module:
     return norm
 
 
+# For each network, a function that builds it, and the weights that ``normalised_weights`` must name.
 NAMED = {
     "conv4 batch": (conv4, [f"body.{i}.0.weight" for i in range(4)]),
     "conv4 none": (lambda: conv4(normalisation="none"), []),
@@ -94,30 +96,31 @@ NAMED = {
         lambda: resnet12(residual=(True, True, True, False)),
         [f"body.{i}.{c}.weight" for i in range(4) for c in ("path.0", "path.3", "path.6", "shortcut.0")][:-1],
     ),
+    # Two groups hold one channel each in the blocks of two channels, but two channels each in the later blocks.
     "resnet12 group": (lambda: resnet12(normalisation="group", groups=2), [
         f"body.{i}.{c}.weight" for i in range(2) for c in ("path.0", "path.3", "path.6", "shortcut.0")
-    ]),  # two groups of two channels: one channel each
+    ]),
     "mlp": (lambda: MLP((256, 4, 3)), []),
     "vision transformer": (lambda: VisionTransformer(3, patch=8, width=4, depth=1, heads=2, input_shape=IMAGE), []),
     "wired": (Wired, ["seen.weight", "twice.weight"]),
     "branching": (Branching, ["body.0.weight"]),
     "tied": (Tied, []),
     "reused": (Reused, []),
-    "tracking": (lambda: flat(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)), ["0.weight"]),
-    "tracked, at rest": (lambda: flat(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)).eval(), []),
-    "instance": (lambda: flat(nn.Conv2d(1, 4, 3), nn.InstanceNorm2d(4)).eval(), ["0.weight"]),
-    "instance, tracked, at rest": (
-        lambda: flat(nn.Conv2d(1, 4, 3), nn.InstanceNorm2d(4, track_running_stats=True)).eval(), []
+    "tracking": (lambda: classifier(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)), ["0.weight"]),
+    "tracked, eval mode": (lambda: classifier(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)).eval(), []),
+    "instance": (lambda: classifier(nn.Conv2d(1, 4, 3), nn.InstanceNorm2d(4)).eval(), ["0.weight"]),
+    "instance, tracked, eval mode": (
+        lambda: classifier(nn.Conv2d(1, 4, 3), nn.InstanceNorm2d(4, track_running_stats=True)).eval(), []
     ),
     "transposed": (
-        lambda: flat(nn.Conv2d(1, 2, 3), nn.Tanh(), nn.ConvTranspose2d(2, 4, 3), nn.InstanceNorm2d(4)), []
+        lambda: classifier(nn.Conv2d(1, 2, 3), nn.Tanh(), nn.ConvTranspose2d(2, 4, 3), nn.InstanceNorm2d(4)), []
     ),
     "linear": (
-        lambda: flat(nn.Flatten(), nn.Linear(256, 4), nn.BatchNorm1d(4, track_running_stats=False)), ["1.weight"]
+        lambda: classifier(nn.Flatten(), nn.Linear(256, 4), nn.BatchNorm1d(4, track_running_stats=False)), ["1.weight"]
     ),
-    "linear, layer norm": (lambda: flat(nn.Flatten(), nn.Linear(256, 4), nn.LayerNorm(4)), []),
-    "a pass between": (
-        lambda: flat(nn.Conv2d(1, 4, 3), nn.Tanh(), nn.BatchNorm2d(4, track_running_stats=False)), []
+    "linear, layer norm": (lambda: classifier(nn.Flatten(), nn.Linear(256, 4), nn.LayerNorm(4)), []),
+    "activation between": (
+        lambda: classifier(nn.Conv2d(1, 4, 3), nn.Tanh(), nn.BatchNorm2d(4, track_running_stats=False)), []
     ),
 }  # fmt: skip
 
@@ -132,12 +135,12 @@ def setting(name: str):
     for module in model.train(training).modules():
         if isinstance(module, nn.modules.batchnorm._NormBase | nn.GroupNorm):
             module.eps = 1e-14
-            moved_apart(module)
+            change_affine_parameters(module)
     return model.double(), expected, (x, torch.arange(6) % 3)
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_named_are_those_whose_filters_can_be_rescaled_alone(name):
+def test_the_named_weights_are_those_whose_single_filters_can_be_rescaled(name):
     """Scaling any filter of a named weight by 3 leaves the loss; every other weight has a filter that changes it."""
     model, expected, batch = setting(name)
     assert list(normalised_weights(model)) == expected
@@ -153,7 +156,7 @@ def test_named_are_those_whose_filters_can_be_rescaled_alone(name):
         assert (max(changes) < 1e-9) == (weight in expected), (weight, changes)
 
 
-def test_looking_leaves_no_trace():
+def test_normalised_weights_changes_nothing_in_the_network():
     """No buffer changes, no random number is drawn, no activation is kept, and no attribute is a traced value."""
 
     class Keeping(nn.Sequential):

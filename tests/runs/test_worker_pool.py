@@ -1,4 +1,4 @@
-"""Worker processes: the pool computes every unit once, names errors and killed workers, and ends every process."""
+"""The pool of worker processes computes every unit of work once, reports errors and lost workers, and ends cleanly."""
 
 import multiprocessing
 import os

@@ -1,4 +1,4 @@
-"""Short batch normalisation has torch's first and second derivatives to rounding, and torch's values to the bit."""
+"""``ShortBatchNorm`` has torch's values to the bit, and torch's first and second derivatives to rounding."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from hessian_tools.torch_fixes.batchnorm import ShortBatchNorm
 SHAPES = [(5, 3), (2, 3, 4), (4, 3, 3, 2), (2, 3, 2, 2, 2)]
 
 
-def loss_of(shape: tuple[int, ...], eps: float, *, affine: bool):
+def batchnorm_loss(shape: tuple[int, ...], eps: float, *, affine: bool):
     """A loss of inputs, weights and biases, all of which are in theta."""
     count = torch.Size(shape).numel()
 
@@ -29,7 +29,7 @@ def loss_of(shape: tuple[int, ...], eps: float, *, affine: bool):
 @pytest.mark.parametrize("eps", [1e-5, 0.7])
 def test_the_derivatives_agree_with_torch(shape, eps) -> None:
     for affine in (True, False):
-        loss, theta, batch = loss_of(shape, eps, affine=affine)
+        loss, theta, batch = batchnorm_loss(shape, eps, affine=affine)
         v = randn(len(theta), path="v")
         expected = dense_hessian(loss, theta, batch) @ v
         value, gradient = loss(theta, batch), torch.func.grad(loss)(theta, batch)
@@ -40,10 +40,10 @@ def test_the_derivatives_agree_with_torch(shape, eps) -> None:
         assert torch.allclose(result, expected, rtol=1e-9, atol=1e-10)
 
 
-def test_far_from_zero_it_loses_no_more_than_torch() -> None:
+def test_inputs_far_from_zero_lose_no_more_digits_than_in_torch() -> None:
     """Inputs of mean 1000 and variance 1, in float32, against torch's own derivative in both precisions."""
-    loss, theta, batch = loss_of((40, 3), 1e-5, affine=True)
-    theta[:120] += 1000
+    loss, theta, batch = batchnorm_loss((40, 3), 1e-5, affine=True)
+    theta[:120] += 1000  # the inputs come first in theta
     v = randn(len(theta), path="v")
     exact = hessian_product(loss, theta, batch, v)
 
@@ -56,7 +56,7 @@ def test_far_from_zero_it_loses_no_more_than_torch() -> None:
         assert error(hessian_product(loss, *single[:3])) < 3 * own + 1e-6
 
 
-def test_other_normalisation_is_left_alone() -> None:
+def test_normalisation_by_running_statistics_is_left_alone() -> None:
     x, mean, var = randn(4, 3, path="x"), torch.zeros(3).double(), torch.ones(3).double()
     with ShortBatchNorm():
         torch.testing.assert_close(F.batch_norm(x, mean, var), x / (1 + 1e-5) ** 0.5)
@@ -65,7 +65,7 @@ def test_other_normalisation_is_left_alone() -> None:
 
 
 def test_third_derivatives_are_refused_rather_than_wrong() -> None:
-    loss, theta, batch = loss_of((5, 3), 1e-5, affine=True)
+    loss, theta, batch = batchnorm_loss((5, 3), 1e-5, affine=True)
     with ShortBatchNorm(), pytest.raises(NotImplementedError, match="third derivatives"):
         torch.func.grad(lambda t: torch.func.grad(loss)(t, batch).sum())(theta)
     assert hessian(loss, theta, batch).mv(theta).isfinite().all()

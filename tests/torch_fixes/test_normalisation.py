@@ -1,4 +1,4 @@
-"""Normalisation from primitives: the values of torch's kernels, and their first two derivatives."""
+"""Normalisation computed from primitives has the values and the first two derivatives of torch's kernels."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""The replaced operations have torch's values; engines/test_awkward_operations.py tests their derivatives."""
+"""The replaced operations have torch's values; tests/curvature/engines/test_awkward_operations.py tests derivatives."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +16,7 @@ X, Y = randn(4, 6, path="x"), randn(4, 6, path="y")
 A, B, b = randn(2, 3, 3, path="A"), randn(2, 3, 2, path="B"), randn(2, 3, path="b")
 L = torch.linalg.cholesky(A @ A.mT + torch.eye(3))
 SIGNS = torch.sign(Y)
-PLACES, SHARES = torch.tensor([[0, 3], [2, 2]]), randn(2, 2, path="shares")
+BAGS, BAG_WEIGHTS = torch.tensor([[0, 3], [2, 2]]), randn(2, 2, path="shares")  # for F.embedding_bag
 
 CALLS: dict[str, Callable[[], Any]] = {
     "prelu": lambda: F.prelu(X, Y[0]),
@@ -26,7 +26,7 @@ CALLS: dict[str, Callable[[], Any]] = {
     "hardsigmoid": lambda: F.hardsigmoid(4 * X),
     "hardsigmoid in place": lambda: (x := 4 * X, F.hardsigmoid(x, inplace=True))[0],
     "glu": lambda: F.glu(X),
-    "glu along": lambda: F.glu(X, 0),
+    "glu along the first axis": lambda: F.glu(X, 0),
     "rrelu": lambda: F.rrelu(X, 0.1, 0.5),
     "conv_tbc": lambda: torch.conv_tbc(X[..., None], Y[:3, None, :2], Y[0, :2], 1),
     **{f"cdist {p}": lambda p=p: torch.cdist(A, A[:, :2], p) for p in (0.0, 1.0, 1.5, 2.0, 3.0, float("inf"))},
@@ -42,12 +42,12 @@ CALLS: dict[str, Callable[[], Any]] = {
     "det": lambda: torch.stack([torch.det(A), A.det(), torch.linalg.det(A), torch.linalg.det(-A)]),
     "slogdet": lambda: torch.stack([*torch.slogdet(A), *torch.linalg.slogdet(-A)]),
     "logdet": lambda: torch.logdet(A @ A.mT),
-    "embedding_bag": lambda: F.embedding_bag(PLACES, X),
-    "embedding_bag, weighted": lambda: F.embedding_bag(PLACES, X, mode="sum", per_sample_weights=SHARES),
-    "embedding_bag, most": lambda: F.embedding_bag(PLACES, X, mode="max"),
-    "embedding_bag, offsets": lambda: F.embedding_bag(PLACES.flatten(), X, torch.tensor([0, 1])),
+    "embedding_bag": lambda: F.embedding_bag(BAGS, X),
+    "embedding_bag, weighted": lambda: F.embedding_bag(BAGS, X, mode="sum", per_sample_weights=BAG_WEIGHTS),
+    "embedding_bag, max": lambda: F.embedding_bag(BAGS, X, mode="max"),
+    "embedding_bag, offsets": lambda: F.embedding_bag(BAGS.flatten(), X, torch.tensor([0, 1])),
     **{f"mse {r}": lambda r=r: F.mse_loss(X, Y, reduction=r) for r in ("mean", "sum", "none")},
-    "mse of old": lambda: F.mse_loss(X, Y, weight=X**2),
+    "mse, weighted": lambda: F.mse_loss(X, Y, weight=X**2),
     **{f"huber {r}": lambda r=r: F.huber_loss(X, Y, r, 0.7) for r in ("mean", "sum", "none")},
     **{f"soft margin {r}": lambda r=r: F.soft_margin_loss(X, SIGNS, reduction=r) for r in ("mean", "sum", "none")},
 }
@@ -63,7 +63,7 @@ def test_the_values_agree_with_torch(name: str) -> None:
     close(result, expected)
 
 
-def test_losses_with_unusual_arguments_agree_with_torch() -> None:
+def test_a_loss_that_broadcasts_warns_as_in_torch() -> None:
     with TwiceDifferentiable(), pytest.warns(UserWarning, match="target size"):
         F.mse_loss(X, Y[0])
 

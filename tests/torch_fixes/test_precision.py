@@ -1,4 +1,4 @@
-"""Curvature is computed in full precision whatever the process was set to, and the setting is left as it was."""
+"""Curvature is computed in full precision even where the process is set to less, and the setting is left as it was."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -37,16 +37,16 @@ def switches_restored() -> Iterator[None]:
         owner.fp32_precision = precision
 
 
-def single(case: Any) -> PlacedCase:
-    """The case in float32, which autocast lowers, with a new loss, for which no traced graph is kept yet."""
+def float32_case(case: Any) -> PlacedCase:
+    """The case in float32, which autocast would lower, with a new loss, for which no traced graph is cached yet."""
     x, y = case.batch
     loss = ht.make_loss(case.loss.model, case.loss.criterion, case.loss.layout)
     return PlacedCase(loss, case.thetas.float(), (x.float(), y.float() if y.is_floating_point() else y))
 
 
-def test_autocast_changes_what_is_not_protected() -> None:
+def test_autocast_changes_a_gradient_that_is_not_protected() -> None:
     """Autocast has an effect on unprotected code; otherwise the next test could not fail."""
-    placed = single(CONV)
+    placed = float32_case(CONV)
     gradients = []
     for enabled in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
@@ -54,27 +54,28 @@ def test_autocast_changes_what_is_not_protected() -> None:
     assert (gradients[1] - gradients[0]).norm() > 1e-3 * gradients[0].norm()
 
 
+# "eigenpairs-exhausted" is left out, because it computes in float64, which autocast does not lower.
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in COMPUTED if name != "eigenpairs-exhausted"])
-def test_autocast_changes_nothing(name: str) -> None:
+def test_autocast_changes_no_curvature(name: str) -> None:
     compute: Callable[[Any], Any] = COMPUTED[name]
     for case in (MLP, CONV) if name in ("product-traced", "product-direct", "top_eigenpairs") else (MLP,):
         with torch.autocast("cpu", torch.bfloat16):
-            result = tensors(compute(single(case)))
+            result = tensors(compute(float32_case(case)))
             assert torch.is_autocast_enabled("cpu")
-        expected = tensors(compute(single(case)))
+        expected = tensors(compute(float32_case(case)))
         assert all(a.dtype == b.dtype for a, b in zip(result, expected, strict=True))
         same(result, expected)
 
 
 @pytest.mark.slow
-def test_neither_parts_nor_the_choice_of_them_leave_a_trace_of_lower_precision() -> None:
-    placed = single(MLP)
+def test_splitting_the_hessian_into_parts_keeps_no_graph_of_lower_precision() -> None:
+    placed = float32_case(MLP)
     H = ht.hessian(placed.loss, placed.thetas, placed.batch, route="traced")
     with torch.autocast("cpu", torch.bfloat16):
         assert len(H.parts()) == 1
     V = placed.random(H.num_params, 2)
-    expected = ht.hessian(single(MLP).loss, placed.thetas, placed.batch, route="traced") @ V
+    expected = ht.hessian(float32_case(MLP).loss, placed.thetas, placed.batch, route="traced") @ V
     assert torch.equal(H @ V, expected)
 
 
@@ -82,7 +83,7 @@ def precisions() -> list[str]:
     return [owner.fp32_precision for owner in owners(*CPU_AND_CUDA)]
 
 
-def watched(loss: ht.Loss) -> tuple[Callable[..., Tensor], list[list[str]]]:
+def recording_loss(loss: ht.Loss) -> tuple[Callable[..., Tensor], list[list[str]]]:
     """The loss as a plain function, and a list to which every evaluation adds the precisions it ran with."""
     seen: list[list[str]] = []
 
@@ -95,14 +96,16 @@ def watched(loss: ht.Loss) -> tuple[Callable[..., Tensor], list[list[str]]]:
 
 @switches
 @pytest.mark.parametrize("on_cuda", [False, True])
-def test_float32_means_float32_inside_and_its_meaning_returns(monkeypatch: pytest.MonkeyPatch, on_cuda: bool) -> None:
+def test_products_are_computed_in_float32_and_the_settings_return_afterwards(
+    monkeypatch: pytest.MonkeyPatch, on_cuda: bool
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: on_cuda)
     torch.set_float32_matmul_precision("medium")
     BACKENDS.mkldnn.conv.fp32_precision = "bf16"
     before = precisions()
     assert before == ["bf16", "bf16", "tf32", "tf32", "tf32"]
-    placed = single(MLP)
-    loss, seen = watched(placed.loss)
+    placed = float32_case(MLP)
+    loss, seen = recording_loss(placed.loss)
     ht.top_eigenpairs(ht.hessian(loss, placed.thetas, placed.batch), k=1)
     assert seen
     assert all(within[:2] == ["ieee"] * 2 for within in seen)
@@ -113,8 +116,10 @@ def test_float32_means_float32_inside_and_its_meaning_returns(monkeypatch: pytes
 
 @switches
 @pytest.mark.parametrize("general", ["highest", "high", "medium"])
-def test_the_older_names_of_torch_can_be_read_inside(monkeypatch: pytest.MonkeyPatch, general: str) -> None:
-    """Torch raises an error where they disagree with the new ones, in ``cudnn.flags`` and wherever it compiles."""
+def test_the_older_names_of_the_switches_can_be_read_in_full_precision(
+    monkeypatch: pytest.MonkeyPatch, general: str
+) -> None:
+    """Torch raises an error if the old and the new names disagree, in ``cudnn.flags`` and when it compiles."""
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
 
     def older() -> list[Any]:
@@ -138,7 +143,7 @@ def test_the_older_names_of_torch_can_be_read_inside(monkeypatch: pytest.MonkeyP
 
 
 @switches
-def test_older_names_that_disagree_before_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_older_names_that_disagree_with_the_new_ones_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     BACKENDS.cudnn.conv.fp32_precision, BACKENDS.cudnn.rnn.fp32_precision = "ieee", "tf32"
     before = precisions()
@@ -172,14 +177,13 @@ def test_switches_are_restored_after_an_error_and_in_each_thread() -> None:
     autocast: list[bool] = []
 
     @full_precision
-    def there() -> None:
+    def in_the_thread() -> None:
         with torch.autocast("cpu", torch.bfloat16):
-            autocast.append(
-                full_precision(torch.is_autocast_enabled)("cpu")
-            )  # what the function itself asks for is honoured
+            # Autocast that is entered inside a function in full precision stays on.
+            autocast.append(full_precision(torch.is_autocast_enabled)("cpu"))
 
     with torch.autocast("cpu", torch.bfloat16):
-        thread = threading.Thread(target=there)
+        thread = threading.Thread(target=in_the_thread)
         thread.start()
         thread.join()
     assert autocast == [True]
@@ -214,8 +218,8 @@ def test_an_interrupt_while_switches_are_written_restores_all(monkeypatch: pytes
     assert switch.value == "bf16"
 
 
-def test_a_users_own_loop_is_read_in_full_precision() -> None:
-    placed, states = single(MLP), single(MLP).thetas
+def test_a_trajectory_of_another_loop_is_measured_in_full_precision() -> None:
+    placed, states = float32_case(MLP), float32_case(MLP).thetas
     batch = tuple(leaf[0] for leaf in placed.batch)
     expected = ht.trajectory_from(placed.loss, states, batch, query=batch)
     with torch.autocast("cpu", torch.bfloat16):
@@ -227,13 +231,13 @@ def test_a_users_own_loop_is_read_in_full_precision() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_parameters_of_half_precision_are_refused(dtype: torch.dtype) -> None:
-    case = single(MLP)
+    case = float32_case(MLP)
     with pytest.raises(ValueError, match="in which second derivatives mean little; give float32 or float64"):
         ht.hessian(case.loss, case.thetas.to(dtype), case.batch)
 
 
 @pytest.mark.skipif(HAS_SWITCHES, reason="since torch 2.9 there is a switch for each kind of product")
-def test_the_two_old_switches(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_two_switches_of_torch_before_2_9(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
 
     def settings() -> list[bool]:

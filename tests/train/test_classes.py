@@ -1,4 +1,4 @@
-"""Batches for supervised training, from the bundled drawings and from a data set whose classes differ in size."""
+"""Batches for supervised training are drawn as documented, even where classes differ in size."""
 
 import layouts_on_disk as disk
 import numpy as np
@@ -20,7 +20,7 @@ def test_each_image_is_a_uniform_draw_of_a_class_and_of_one_of_its_images():
     assert torch.equal(x, torch.from_numpy(images[:3]).float())
 
 
-def test_classes_of_different_sizes(tmp_path):
+def test_a_smaller_class_gives_each_of_its_images(tmp_path):
     disk.class_folders(tmp_path, ["ant", "bee", "cat", "dog", "eel"])
     data = open_data(tmp_path)
     smaller_class = data.class_names[data.splits["train"][1]]

@@ -1,4 +1,4 @@
-"""Evaluation: its intervals, whether an answer depends on the other queries, and the choice of the best checkpoint."""
+"""Tests of evaluation: its intervals, its two ways to treat the query set, and the choice of the best checkpoint."""
 
 from dataclasses import replace
 from functools import partial
@@ -43,7 +43,7 @@ def test_without_batch_statistics_transduction_makes_no_difference():
     torch.testing.assert_close(a.accuracies, b.accuracies)
 
 
-def test_the_interval_is_of_the_mean_over_tasks():
+def test_the_interval_is_that_of_the_mean_over_tasks():
     numbers = torch.tensor([0.2, 0.4, 0.4, 0.8])
     evaluation = Evaluation(numbers, numbers, split="test", seed=3, steps=5, transductive=True)
     mean, half_width = evaluation.accuracy
@@ -54,11 +54,11 @@ def test_the_interval_is_of_the_mean_over_tasks():
     assert str(evaluation).startswith(text)
     losses, accuracies = evaluation
     assert losses is accuracies is numbers
-    of_one_task = Evaluation(numbers[:1], numbers[:1], split="test", seed=3, steps=5, transductive=True)
-    assert of_one_task.accuracy[1] != of_one_task.accuracy[1]  # NaN: one task has no standard deviation
+    single_task = Evaluation(numbers[:1], numbers[:1], split="test", seed=3, steps=5, transductive=True)
+    assert single_task.accuracy[1] != single_task.accuracy[1]  # NaN: one task has no standard deviation
 
 
-def test_a_new_task_takes_the_evaluation_steps():
+def test_evaluation_takes_the_evaluation_steps_of_the_learner():
     more = replace(CONFIG, learner=learners.maml(2, 0.05, evaluation_steps=4))
     assert evaluated(more, transductive=True).steps == 4
     expected = evaluated(replace(CONFIG, learner=learners.maml(4, 0.05)), transductive=True)
@@ -70,20 +70,22 @@ def test_the_text_for_regression_gives_the_loss():
     assert str(evaluated(config, transductive=True)).startswith("loss ")
 
 
-def of_seed(losses: list[float], accuracies: list[float]) -> Evaluation:
+def seed_evaluation(losses: list[float], accuracies: list[float]) -> Evaluation:
     return Evaluation(torch.tensor(losses), torch.tensor(accuracies), "test", 0, 3, True)
 
 
-def test_over_seeds_the_interval_is_students_over_their_means():
-    mean, half_width = over_seeds([of_seed([9.0, 9.0], [0.4, 0.6]), of_seed([9.0, 9.0], [0.5, 0.7])])
+def test_the_interval_over_seeds_is_students_t_over_the_means_of_the_seeds():
+    mean, half_width = over_seeds([seed_evaluation([9.0, 9.0], [0.4, 0.6]), seed_evaluation([9.0, 9.0], [0.5, 0.7])])
     assert mean == pytest.approx(0.55)
     # Student's t at one degree of freedom is 12.7062, and the standard error of the two means is 0.05.
     assert half_width == pytest.approx(12.7062 * 0.05, rel=1e-4)
-    assert over_seeds([of_seed([1.0, 2.0], [nan, nan]), of_seed([3.0, 4.0], [nan, nan])])[0] == pytest.approx(2.5)
-    mean, half_width = over_seeds([of_seed([9.0, 9.0], [0.4, 0.6])])
+    assert over_seeds([seed_evaluation([1.0, 2.0], [nan, nan]), seed_evaluation([3.0, 4.0], [nan, nan])])[
+        0
+    ] == pytest.approx(2.5)
+    mean, half_width = over_seeds([seed_evaluation([9.0, 9.0], [0.4, 0.6])])
     assert mean == pytest.approx(0.5)
     assert half_width != half_width  # NaN: one seed has no standard error
-    diverged = over_seeds([of_seed([1.0, 1.0], [0.4, 0.6]), of_seed([nan, nan], [nan, nan])])
+    diverged = over_seeds([seed_evaluation([1.0, 1.0], [0.4, 0.6]), seed_evaluation([nan, nan], [nan, nan])])
     assert diverged[0] != diverged[0]
     with pytest.raises(ValueError, match="one for each seed"):
         over_seeds([])

@@ -1,4 +1,4 @@
-"""Outer steps: gradients of tasks in turn and of all tasks at once, Reptile, schedules and pre-training (float64)."""
+"""Tests of the outer step: its gradient computed in two ways, Reptile, SHOT's schedule and pre-training (float64)."""
 
 from dataclasses import replace
 from functools import partial
@@ -65,7 +65,7 @@ def test_all_tasks_at_once_give_the_gradient_of_tasks_in_turn(config):
     assert (at_once - in_turn).norm() < 1e-12 * in_turn.norm()
 
 
-def test_tasks_are_batched_where_this_is_faster_or_as_the_configuration_says():
+def test_tasks_are_computed_at_once_if_configured_or_by_default_where_this_is_faster():
     mlp, conv = SINE.network(), IMAGES.network()
     assert is_batched(SINE, mlp)
     assert not is_batched(IMAGES, conv)
@@ -106,7 +106,7 @@ def test_the_schedule_of_shot_follows_the_outer_loop():
     assert not torch.allclose(gradient(warming, 5), gradient(half_weight, 6), rtol=1e-3)
 
 
-def test_pretraining_uses_no_query_label_and_trains_its_projector_only_if_told():
+def test_pretraining_uses_no_query_label_and_trains_only_a_trained_projector():
     config = replace(IMAGES, shot=Shot(weight=1.0), pretraining=ShotPretraining(augmentation=None, hidden=5))
     loss, theta = task_loss(config)
 
@@ -123,7 +123,7 @@ def test_pretraining_uses_no_query_label_and_trains_its_projector_only_if_told()
             return episode._replace(query=(episode.query[0], 2 - episode.query[1]))
 
     trained = gradient(config)
-    assert len(trained) == len(theta) + 5 * 3 + 5 + 3 * 5 + 3
+    assert len(trained) == len(theta) + 5 * 3 + 5 + 3 * 5 + 3  # the projector has linear layers 3 -> 5 and 5 -> 3
     assert trained[len(theta) :].abs().min() >= 0 < trained[len(theta) :].norm()
     assert torch.equal(gradient(replace(config, tasks=OtherLabels())), trained)
     fixed = gradient(replace(config, pretraining=replace(config.pretraining, projector="fixed")))
@@ -134,7 +134,7 @@ def test_pretraining_uses_no_query_label_and_trains_its_projector_only_if_told()
     assert not torch.allclose(absent, trained[: len(theta)])
 
 
-def test_pretraining_without_a_projector_is_the_penalty_of_shot_by_itself():
+def test_pretraining_without_a_projector_descends_the_penalty_of_shot_alone():
     shot = Shot(weight=1.0)
     penalty = mean_gradient(
         replace(IMAGES, shot=shot, pretraining=ShotPretraining("absent", augmentation=None)), batched=False
@@ -192,7 +192,7 @@ def test_every_task_has_its_own_augmentation_and_its_own_noise():
         assert (first - second).norm() > 1e-3 * first.norm()
 
 
-def test_mistakes_are_named(tmp_path):
+def test_configurations_that_cannot_be_trained_are_refused(tmp_path):
     with pytest.raises(ValueError, match="optimiser='adamw' is not one of adam, sgd"):
         replace(SINE, optimiser="adamw")
     with pytest.raises(ValueError, match="needs classes to train on; SineLineTasks has none"):

@@ -1,4 +1,4 @@
-"""An outer step is replayed from its trace only where the numbers are equal to those of the step itself, to the bit."""
+"""An outer step is replayed from its trace only where this gives the numbers of the step itself, to the bit."""
 
 from dataclasses import replace
 from functools import partial
@@ -42,6 +42,7 @@ def steps_of(config: TrainConfig, replay: Replay | None) -> list[Tensor]:
     for meta_step in range(STEPS):
         meta.grad = None
         aux = accumulate_gradient(config, loss, meta, meta_step, replay=replay)
+        # A NaN differs from itself, so it is replaced by a number.
         numbers.append(torch.cat([meta.grad, *(torch.stack(a).nan_to_num(-7.0) for a in aux)]))
         meta = (meta.detach() - 1e-4 * meta.grad).requires_grad_()
     return numbers
@@ -60,19 +61,19 @@ def steps_of(config: TrainConfig, replay: Replay | None) -> list[Tensor]:
     ids=lambda c: f"{c.learner.name}-{c.tasks.kind}",
 )
 def test_replayed_steps_are_the_same_to_the_bit(config):
-    replay = Replay(after=2)
+    replay = Replay(trace_after=2)
     replayed, expected = steps_of(config, replay), steps_of(config, None)
     assert replay.trace is not None
     # Two steps came before the trace and two were compared with it; the other three were replayed.
-    assert (replay.direct_steps, replay.checks) == (4, 0)
+    assert (replay.direct_steps, replay.checks_left) == (4, 0)
     assert all(torch.equal(a, b) for a, b in zip(replayed, expected, strict=True))
     assert not torch.equal(replayed[-1], replayed[-2])
 
 
-def test_a_weight_on_a_schedule_is_never_replayed():
+def test_a_step_whose_shot_weight_has_a_schedule_is_never_replayed():
     # A trace would keep the weight of the step that it was made in.
     config = replace(SINE, shot=replace(SQUARED, schedule="linear", schedule_steps=50))
-    replay = Replay(after=1)
+    replay = Replay(trace_after=1)
     replayed, expected = steps_of(config, replay), steps_of(config, None)
     assert replay.trace is None and replay.direct_steps == 0
     assert all(torch.equal(a, b) for a, b in zip(replayed, expected, strict=True))
@@ -80,7 +81,7 @@ def test_a_weight_on_a_schedule_is_never_replayed():
 
 def test_convolutional_networks_are_not_replayed():
     # Tracing a convolutional network takes many seconds and saves no measurable time.
-    replay = Replay(after=1)
+    replay = Replay(trace_after=1)
     steps_of(replace(PIXELS, network=partial(Conv4, 3, width=2), batched=True), replay)
     assert replay.direct_steps == 0
 
@@ -92,14 +93,14 @@ def test_the_trace_of_a_step_that_changes_between_calls_is_dropped():
         calls.append(len(calls))
         return theta * x + float(len(calls) >= 5)  # tracing counts as a call
 
-    replay, theta = Replay(after=2, checks=5), torch.ones(3)
+    replay, theta = Replay(trace_after=2, checks_left=5), torch.ones(3)
     values = [float(replay(step, theta, torch.full((3,), float(k)))[0]) for k in range(6)]
     assert values == [0.0, 1.0, 2.0, 4.0, 5.0, 6.0]  # the fourth call differs from the trace, which is dropped
     assert replay.trace is None
 
 
-def test_a_step_that_cannot_be_traced_goes_on_as_it_is():
-    replay = Replay(after=1)
+def test_a_step_that_cannot_be_traced_is_always_computed_directly():
+    replay = Replay(trace_after=1)
     assert [float(replay(lambda t, x: t * float(x[0]), torch.ones(1), torch.full((1,), k))) for k in (2.0, 3.0)] == [
         2,
         3,
@@ -107,8 +108,8 @@ def test_a_step_that_cannot_be_traced_goes_on_as_it_is():
     assert replay.trace is None
 
 
-def test_other_shapes_are_not_replayed():
-    replay = Replay(after=1, checks=1)
+def test_a_step_with_other_shapes_or_dtypes_is_not_replayed():
+    replay = Replay(trace_after=1, checks_left=1)
     for x in (torch.ones(3), 2 * torch.ones(3)):
         replay(lambda t, x: (t * x).sum(), torch.ones(3), x)
     assert replay.trace is not None

@@ -1,4 +1,7 @@
-"""The runs of every learner: a resumed run equals an uninterrupted one to the bit; controls train what they must."""
+"""Training runs of every learner are resumed to the bit, begin from the right parameters and record a divergence.
+
+The two controls are also tested: the supervised one trains its body and a head of its own, the untrained one nothing.
+"""
 
 from dataclasses import replace
 from functools import partial
@@ -35,7 +38,8 @@ RUNS = {
         shot=Shot(1e-3, distance="l2_parameters"),
     ),
     "shot-p": replace(IMAGES, shot=Shot(), pretraining=ShotPretraining(hidden=4)),
-    "batched": replace(SINE, shot=Shot(distance="squared_error", schedule="cosine", schedule_steps=4)),
+    # MAML on regression tasks: their network has no convolutions, so all tasks of an outer step are computed at once.
+    "maml-batched": replace(SINE, shot=Shot(distance="squared_error", schedule="cosine", schedule_steps=4)),
 }
 
 
@@ -71,8 +75,8 @@ def test_a_run_stopped_and_resumed_equals_the_uninterrupted_run(tmp_path, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("transductive", [True, False])
-def test_checkpoints_are_judged_on_validation_classes_as_asked(transductive):
-    """If validation used the test classes, the best checkpoint would be chosen by them."""
+def test_checkpoints_are_evaluated_on_the_configured_validation_tasks(transductive):
+    """Validation takes classes of val. With those of test, the best checkpoint would be chosen on test data."""
     config = replace(IMAGES, validation_tasks=3, validation_seed=8, transductive=transductive, checkpoints=(0, 1))
     loss = task_loss(config)[0]
     for checkpoint in meta_train(config):
@@ -89,9 +93,9 @@ def test_checkpoints_are_judged_on_validation_classes_as_asked(transductive):
         assert all(float(evaluations[split].losses.mean()) != float(expected) for split in ("train", "test"))
 
 
-def test_learners_of_one_seed_begin_with_one_network():
+def test_learners_with_the_same_seed_begin_with_the_same_network():
     size = len(task_loss(IMAGES)[1])
-    initial = [next(meta_train(config)).theta[:size] for name, config in RUNS.items() if name != "batched"]
+    initial = [next(meta_train(config)).theta[:size] for name, config in RUNS.items() if name != "maml-batched"]
     assert all(torch.equal(theta, initial[0]) for theta in initial)
 
 
@@ -109,13 +113,13 @@ def test_supervised_training_leaves_the_initial_head_of_new_tasks_as_it_is():
     assert not torch.equal(last.theta[body], theta[body])
     classes = ClassBatches(IMAGES.tasks).outputs
     assert classes == len(IMAGES.tasks.dataset.classes("train"))
-    assert len(first.theta) == len(theta) + classes * (2 + 1)
+    assert len(first.theta) == len(theta) + classes * (2 + 1)  # the class head has two features and a bias
 
 
 def test_class_batches_are_images_of_the_class_their_label_names():
     source = ClassBatches(IMAGES.tasks)
     (x, y), (xq, yq) = source.episode(seed=0, split="train", index=0)
-    assert (len(x), len(xq)) == (3, 6)
+    assert (len(x), len(xq)) == (3, 6)  # three ways, with one shot and two queries
     data = IMAGES.tasks.dataset
     for image, label in zip(torch.cat([x, xq]), torch.cat([y, yq]), strict=True):
         members = torch.from_numpy(data.images[data.classes("train")[int(label)]].copy()).float() / data.scale
@@ -159,7 +163,7 @@ def test_ordinary_training_begins_from_the_best_checkpoint_of_pretraining(tmp_pa
 
 
 @pytest.mark.parametrize("learner", [learners.reptile(2, 1e30), learners.meta_sgd(2, 1e30), learners.boil(2, 1e30)])
-def test_divergence_is_recorded_by_the_same_rule(tmp_path, learner):
+def test_divergence_of_any_learner_is_recorded_in_the_folder_of_its_run(tmp_path, learner):
     yielded = list(meta_train(replace(SINE, learner=learner, folder=tmp_path)))
     assert [c.diverged for c in yielded][-1]
     assert diverged_at(tmp_path) == 1

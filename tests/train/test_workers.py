@@ -1,4 +1,4 @@
-"""Outer steps shared by worker processes: the numbers are those of one process to the bit, and every process ends."""
+"""Outer steps whose tasks are shared by worker processes give the numbers of one process to the bit."""
 
 import multiprocessing
 import os
@@ -78,7 +78,7 @@ def test_an_error_in_a_worker_is_raised_and_work_that_cannot_be_sent_is_refused(
         SharedStep(config, loss, theta).accumulate_gradient(theta, 0)
 
 
-def test_mistakes_are_named():
+def test_configurations_that_workers_cannot_compute_are_refused():
     with pytest.raises(ValueError, match="workers=4 must be at least 1 and at most meta_batch=3"):
         replace(CONFIG, workers=4)
     with pytest.raises(ValueError, match="workers=2 take tasks in turn on the CPU"):

@@ -1,4 +1,4 @@
-"""The points (parameter vectors) of stored vectors, state dicts and files; a state that does not fit is refused."""
+"""Points (parameter vectors) are read from vectors, state dicts and files; a state that does not fit is refused."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def model_and_loss(where=None, norm=True):
     return model, make_loss(model, F.cross_entropy, flatten(model, where)[1])
 
 
-def moved(model: nn.Module, k: int) -> dict[str, torch.Tensor]:
+def shifted(model: nn.Module, k: int) -> dict[str, torch.Tensor]:
     """A state dict with other parameters and the same buffers."""
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     return {name: t + k if name in parameters else t.clone() for name, t in model.state_dict().items()}
@@ -31,7 +31,7 @@ def moved(model: nn.Module, k: int) -> dict[str, torch.Tensor]:
 
 def test_vectors_state_dicts_and_files_are_the_same_points(tmp_path):
     model, loss = model_and_loss()
-    states = [moved(model, k) for k in range(3)]
+    states = [shifted(model, k) for k in range(3)]
     for k, state in enumerate(states):
         save_file(state, tmp_path / f"{k}.safetensors")
     vectors = torch.stack([loss.layout.flatten(state) for state in states])
@@ -50,7 +50,7 @@ def test_points_are_copies():
     assert vector.eq(0).all()
 
 
-def test_a_part_of_the_parameters():
+def test_a_layout_of_some_parameters_ignores_or_checks_the_others():
     """Parameters outside the layout must be equal to the model's, or absent."""
     model, loss = model_and_loss(where=["2"])
     state = model.state_dict() | {"2.bias": torch.ones(2)}
@@ -62,15 +62,15 @@ def test_a_part_of_the_parameters():
 
 
 @pytest.mark.parametrize("kept", [("a.weight", "b.weight"), ("a.weight",), ("b.weight",)])
-def test_tied_weights_have_any_of_their_names(kept):
+def test_a_tied_weight_may_be_stored_under_any_of_its_names(kept):
     model, loss = model_and_loss(norm=False)
-    state = {name: tensor for name, tensor in moved(model, 1).items() if name in kept}
+    state = {name: tensor for name, tensor in shifted(model, 1).items() if name in kept}
     assert points_of_states(loss, [state]).equal(state[kept[0]].reshape(1, 9))
 
 
-def test_running_statistics_that_moved_are_refused_or_left_out():
+def test_running_statistics_that_moved_are_refused_or_ignored():
     model, loss = model_and_loss()
-    trained = moved(model, 1) | {"1.running_mean": torch.ones(4)}
+    trained = shifted(model, 1) | {"1.running_mean": torch.ones(4)}
     with pytest.raises(ValueError, match="buffer '1.running_mean' differs from the model's, .* buffers='ignore'"):
         points_of_states(loss, [model.state_dict(), trained])
     points = points_of_states(loss, [trained], buffers="ignore")
@@ -106,14 +106,14 @@ def test_a_state_that_does_not_fit_is_refused_by_name(change, message):
     assert len(str(error.value).splitlines()) == 1
 
 
-def test_files_that_are_not_safetensors(tmp_path):
+def test_a_pickle_is_refused(tmp_path):
     model, loss = model_and_loss()
     torch.save(model.state_dict(), tmp_path / "state.pt")
     with pytest.raises(ValueError, match="no safetensors file .* pickles .* can run code"):
         points_of_states(loss, [tmp_path / "state.pt"])
 
 
-def test_a_plain_function_takes_vectors():
+def test_a_plain_function_takes_only_vectors():
     points = torch.randn(2, 3, generator=stream(0))
     assert points_of_states(quadratic, points).equal(points)
     with pytest.raises(ValueError, match="but a plain function has none"):

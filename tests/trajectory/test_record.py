@@ -1,4 +1,4 @@
-"""The numbers of a trajectory are compared with the points that they describe."""
+"""The numbers of a recorded trajectory are compared with values computed anew at its points."""
 
 from dataclasses import replace
 
@@ -21,7 +21,7 @@ def setting():
     return make_loss(model, F.cross_entropy, layout), theta, (x[:3], y[:3]), (x[3:], y[3:])
 
 
-def test_a_trajectory_describes_its_points():
+def test_the_numbers_of_a_trajectory_are_those_of_its_points():
     loss, theta, support, query = setting()
     t = record(LEARNER, loss, theta, support, query, save=SaveAt(thetas=True, gradients=True))
     assert t.steps == 3
@@ -59,14 +59,14 @@ def test_vectors_are_kept_only_on_request_and_inputs_are_left_alone():
     assert not t.support_loss.requires_grad
 
 
-def test_stacked_tasks_tell_which_diverged():
+def test_stacked_trajectories_say_which_of_them_diverged():
     loss, theta, support, query = setting()
     good = record(LEARNER, loss, theta, support, query)
     bad = record(learners.maml(3, 1e200), loss, theta, support, query)
     both = stack([good, bad])
     assert both.support_loss.shape == (2, 4)
     assert both.diverged.tolist() == [False, True]
-    assert both.query_accuracy[1].isnan().any()  # outputs with NaN among them have no largest one
+    assert both.query_accuracy[1].isnan().any()  # where an output is NaN, there is no largest one
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Trajectories of other training loops: where an inner loop of ours takes the same steps, the numbers are equal."""
+"""Trajectories of other training loops agree with those of the library's inner loop where both take the same steps."""
 
 from itertools import pairwise
 
@@ -53,7 +53,7 @@ def trained(model, optimiser, batch, steps, after=lambda: None):
         after()
 
 
-def test_plain_gradient_steps_give_what_our_own_recording_gives():
+def test_plain_gradient_steps_give_the_trajectory_of_maml():
     """A recorded SGD loop in plain PyTorch is compared with the inner loop of MAML from the same point."""
     model, support, query = conv_setting()
     theta, layout = flatten(model)
@@ -70,7 +70,7 @@ def test_plain_gradient_steps_give_what_our_own_recording_gives():
     torch.testing.assert_close(theirs.step_norm, 0.1 * theirs.grad_norm[:-1])
 
 
-def test_another_optimiser_is_described_by_its_points():
+def test_the_numbers_of_a_loop_with_adam_are_those_of_its_points():
     """With Adam, every number follows from the points, and the cosines say that the steps follow another direction."""
     model, support, query = small_model(), batch_of(), batch_of(path="query")
     recorder = Recorder(model, F.cross_entropy, support, query=query)
@@ -120,7 +120,7 @@ def test_recording_changes_nothing_in_the_loop():
     assert all(tensor.equal(other_tensors[name]) for name, tensor in tensors.items())
 
 
-def test_running_statistics_that_moved_in_training():
+def test_running_statistics_that_moved_in_training_are_refused_or_ignored():
     model = small_model(nn.BatchNorm1d(5))
     recorder = Recorder(model, F.cross_entropy, batch_of())
     trained(model, torch.optim.SGD(model.parameters(), lr=0.1), batch_of(), 2, recorder.step)
@@ -134,7 +134,7 @@ def test_running_statistics_that_moved_in_training():
     assert model[1].num_batches_tracked == 2
 
 
-def test_parameters_held_fixed_must_stay_so():
+def test_parameters_outside_the_layout_must_not_change():
     model = small_model()
     recorder = Recorder(model, F.cross_entropy, batch_of(), where=["2"])
     trained(
@@ -172,7 +172,7 @@ def test_an_inner_loop_that_puts_tensors_in_place_of_parameters():
     assert not any(tensor.requires_grad for tensor in (t.thetas, t.support_loss, t.gram))
 
 
-def test_from_files_and_stacked(tmp_path):
+def test_trajectories_can_be_read_from_files_and_stacked(tmp_path):
     model, batch = small_model(), batch_of()
     loss = make_loss(model, F.cross_entropy, flatten(model)[1])
     paths = []
@@ -182,6 +182,7 @@ def test_from_files_and_stacked(tmp_path):
     t = trajectory_from(loss, paths, batch, save=SaveAt())
     assert t.thetas is None
     assert t.query_loss is None
+    # Each of the 43 parameters moves by 0.1 from file to file.
     torch.testing.assert_close(t.displacement, 0.1 * torch.arange(3).double() * 43**0.5)
     both = stack([t, t])
     assert both.step_cosine.shape == (2, 2)
@@ -190,7 +191,7 @@ def test_from_files_and_stacked(tmp_path):
     assert trajectory_from(loss, paths, batch, query=(batch[0] / 0, batch[1])).diverged
 
 
-def test_a_plain_function_and_degenerate_paths():
+def test_trajectories_of_a_plain_function_with_one_point_or_equal_or_infinite_points():
     A = torch.diag(torch.tensor([1.0, 3.0], dtype=torch.float64))
     points = randn(3, 2, path="points")
     t = trajectory_from(quadratic, points, A, query=2 * A)
@@ -206,7 +207,7 @@ def test_a_plain_function_and_degenerate_paths():
     assert trajectory_from(quadratic, points * float("inf"), A).diverged
 
 
-def test_batches_and_outputs_of_any_form():
+def test_batches_and_outputs_may_be_dicts():
     """Outputs and targets that only the user's criterion can read have no accuracy."""
 
     class Net(nn.Module):

@@ -7,7 +7,16 @@ from functools import partial
 from typing import Any
 
 from hessian_tools.data.class_lists import META_DATASET_CUB
-from hessian_tools.data.layouts.layout import Box, Contents, Match, by_folder, by_home, image_files, in_home, is_image
+from hessian_tools.data.layouts.layout import (
+    Box,
+    Contents,
+    Match,
+    group_by_folder,
+    group_by_home,
+    home_suffix,
+    image_files,
+    is_image,
+)
 from hessian_tools.data.splits import split_by_lists, split_by_rule
 from hessian_tools.data.tree import Tree
 
@@ -18,7 +27,7 @@ LOOKS_FOR = (
 BIRD = re.compile(r"(?P<home>(?:.*/)?)images/\d{3}\.[^/]+/[^/]+")
 CAR_LABELS = re.compile(r"(?P<home>(?:.*/)?)devkit/cars_train_annos\.mat")
 
-EVERY_FOURTH = "of class 1, 2, 3, 4, ...: odd numbers train, 2, 6, 10, ... val, 4, 8, 12, ... test"
+EVERY_FOURTH = "classes 1, 3, 5, ... for train, 2, 6, 10, ... for val, 4, 8, 12, ... for test"
 CHEN_RULE = f"Chen et al. (2019), {EVERY_FOURTH}"
 META_DATASET_RULE = "Meta-Dataset, Triantafillou et al. (2020)"
 TSENG_RULE = f"Tseng et al. (2020), {EVERY_FOURTH}"
@@ -35,19 +44,19 @@ def every_fourth(number: int) -> str:
 
 def find(tree: Tree) -> Iterator[Match]:
     """One match for each folder that holds birds, and one for each that holds cars."""
-    for home, birds in by_home(tree, BIRD, images=True).items():
+    for home, birds in group_by_home(tree, BIRD, images=True).items():
         images = [bird.string for bird in birds]
         lists = [f"{home}images.txt", f"{home}bounding_boxes.txt"]
         has_boxes = all(name in tree.files for name in lists)
         files = [*images, *lists] if has_boxes else images
         read = partial(_read_birds, home=home, images=images)
-        yield Match(f"CUB-200-2011{in_home(home)}", "cub", files, read, has_boxes=has_boxes)
-    for home in by_home(tree, CAR_LABELS):
+        yield Match(f"CUB-200-2011{home_suffix(home)}", "cub", files, read, has_boxes=has_boxes)
+    for home in group_by_home(tree, CAR_LABELS):
         labels, meta = f"{home}devkit/cars_train_annos.mat", f"{home}devkit/cars_meta.mat"
         if meta in tree.files:
             images = [name for name in tree.files if name.startswith(f"{home}cars_train/") and is_image(name)]
             read = partial(_read_cars, labels=labels, meta=meta, images=images)
-            layout = f"Stanford Cars, cars_train{in_home(home)}"
+            layout = f"Stanford Cars, cars_train{home_suffix(home)}"
             yield Match(layout, "cars", [labels, meta, *images], read, has_boxes=True, crop=True)
 
 
@@ -56,11 +65,11 @@ def _read_birds(tree: Tree, crop: bool, *, home: str, images: list[str]) -> Cont
     boxless = [name for name in images if name not in boxes]
     if crop and boxless:
         raise ValueError(f"{home}bounding_boxes.txt has no box for {boxless[0]}; fetch it again, or use crop=False")
-    classes = by_folder(images)
+    classes = group_by_folder(images)
     names = list(classes)
 
     def number(name: str) -> int:
-        return int(name[:3])
+        return int(name[:3])  # the name of a class begins with its number, as in 017.Cardinal
 
     splits = (
         split_by_rule("100-50-50", CHEN_RULE, names, lambda name: every_fourth(number(name))),

@@ -11,9 +11,9 @@ from hessian_tools.data.layouts.layout import (
     Contents,
     Labelled,
     Match,
-    by_home,
     check_same_length,
-    in_home,
+    group_by_home,
+    home_suffix,
     labelled_images,
     load_mapping,
 )
@@ -29,10 +29,10 @@ SIDE = 32
 
 def find(tree: Tree) -> Iterator[Match]:
     """One match for each folder that holds the files train, test and meta."""
-    for home in by_home(tree, META):
+    for home in group_by_home(tree, META):
         files = [f"{home}{part}" for part in ("train", "test", "meta")]
         if all(name in tree.files for name in files):
-            layout = f"CIFAR-100{in_home(home)}, train and test pooled"
+            layout = f"CIFAR-100{home_suffix(home)}, train and test pooled"
             yield Match(layout, "cifar100", files, partial(_read, files=files), image_size=SIDE)
 
 

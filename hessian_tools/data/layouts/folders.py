@@ -1,4 +1,4 @@
-"""Images in folders: with lists of classes, with lists of images, in folders by split and class, or by class alone."""
+"""Images in folders whose split is given by lists of classes, by lists of images, by folder names, or not at all."""
 
 import csv
 import io
@@ -12,10 +12,10 @@ from PIL import Image, UnidentifiedImageError
 from hessian_tools.data.layouts.layout import (
     Contents,
     Match,
-    by_folder,
-    by_home,
+    group_by_folder,
+    group_by_home,
+    home_suffix,
     image_files,
-    in_home,
     is_image,
     parts_by_home,
 )
@@ -32,6 +32,7 @@ CLASS_LIST = re.compile(r"(?P<home>(?:.*/)?)splits/(?P<split>[^/]+)/(?P<part>[^/
 IMAGE_LIST = re.compile(r"(?P<home>(?:.*/)?)(?P<part>[^/]+)\.csv")
 IN_PART_FOLDER = re.compile(rf"(?P<home>(?:.*/)?)(?P<part>{'|'.join(PART_OF)})/[^/]+/[^/]+")
 IN_CLASS_FOLDER = re.compile(r"(?P<home>(?:.*/)?)[^/]+/[^/]+")
+# The names that the column of the images, and that of the classes, may have in a CSV file.
 IMAGE_COLUMNS, CLASS_COLUMNS = ("filename", "image_name"), ("label", "class_name")
 # Images of at most this side are used at their own size. Larger ones are photographs, used at 84 as in the literature.
 LARGEST_NATIVE = 128
@@ -39,14 +40,14 @@ LARGEST_NATIVE = 128
 
 def find(tree: Tree) -> Iterator[Match]:
     """One match for each folder that holds images together with lists of classes or with lists of images."""
-    for home, files in by_home(tree, CLASS_LIST).items():
+    for home, files in group_by_home(tree, CLASS_LIST).items():
         splits: dict[str, dict[str, str]] = {}
         for file in files:
             if file["part"] in PART_OF:
                 splits.setdefault(file["split"], {})[PART_OF[file["part"]]] = file.string
         images = [name for name in tree.files if name.startswith(f"{home}data/") and is_image(name)]
         if splits and images:
-            layout = f"Bertinetto's layout{in_home(home)}"
+            layout = f"Bertinetto's layout{home_suffix(home)}"
             name = "cifar-fs" if home.rstrip("/").endswith("cifar100") else "images"
             lists = [file for parts in splits.values() for file in parts.values()]
             yield _match(tree, layout, name, images, partial(_read_class_lists, splits=splits), lists)
@@ -54,7 +55,7 @@ def find(tree: Tree) -> Iterator[Match]:
         images = [name for name in tree.files if name.startswith(home) and is_image(name)]
         if images:
             read = partial(_read_image_lists, home=home, lists=parts)
-            layout = f"images listed by CSV{in_home(home)}"
+            layout = f"images listed by CSV{home_suffix(home)}"
             yield _match(tree, layout, "miniimagenet", images, read, list(parts.values()))
 
 
@@ -65,13 +66,13 @@ def find_plain(tree: Tree) -> list[Match]:
         (IN_CLASS_FOLDER, "a folder for each class", _read_classes),
     ):
         matches = []
-        for home, files in by_home(tree, pattern, images=True).items():
+        for home, files in group_by_home(tree, pattern, images=True).items():
             images = [file.string for file in files]
             class_homes = {name.rpartition("/")[0].rpartition("/")[0] for name in images}
             for folder in tree.empty:
                 if folder.rpartition("/")[0] in class_homes:
                     raise ValueError(f"the class folder {folder} in {tree.path} is empty; fill or remove it")
-            matches.append(_match(tree, f"images in folders{in_home(home)}, {kind}", "images", images, read))
+            matches.append(_match(tree, f"images in folders{home_suffix(home)}, {kind}", "images", images, read))
         if matches:
             return matches
     return []
@@ -80,7 +81,10 @@ def find_plain(tree: Tree) -> list[Match]:
 def _match(
     tree: Tree, layout: str, name: str, images: list[str], read: Callable[..., Contents], lists: list[str] | None = None
 ) -> Match:
-    """A match whose image size and channels are those of its first image, except that photographs are used at 84."""
+    """A match whose image size and channels are those of its first image, except that photographs are used at 84.
+
+    lists: the files that list classes or images, which are read too.
+    """
     try:
         with tree.open(images[0]) as file, Image.open(cast(IO[bytes], file)) as image:
             side, channels = max(image.size), 1 if image.mode in ("1", "L") else 3
@@ -98,7 +102,7 @@ def _read_class_lists(tree: Tree, crop: bool, *, images: list[str], splits: dict
         named_split(name, f"the lists of splits/{name}", {part: lines(file) for part, file in splits[name].items()})
         for name in sorted(splits, key=lambda name: (name != "bertinetto", name))  # the default split comes first
     ]
-    return image_files(tree, by_folder(images), tuple(read))
+    return image_files(tree, group_by_folder(images), tuple(read))
 
 
 def _read_image_lists(tree: Tree, crop: bool, *, images: list[str], home: str, lists: dict[str, str]) -> Contents:
@@ -140,9 +144,9 @@ def _read_parts(tree: Tree, crop: bool, *, images: list[str]) -> Contents:
         part, class_name = name.split("/")[-3:-1]
         parts.setdefault(PART_OF[part], set()).add(class_name)
     split = given_split("the folders", {part: sorted(names) for part, names in parts.items()})
-    return image_files(tree, by_folder(images), (split,))
+    return image_files(tree, group_by_folder(images), (split,))
 
 
 def _read_classes(tree: Tree, crop: bool, *, images: list[str]) -> Contents:
-    classes = by_folder(images)
+    classes = group_by_folder(images)
     return image_files(tree, classes, (split_by_hash(list(classes)),))

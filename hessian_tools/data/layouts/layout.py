@@ -60,7 +60,8 @@ class Match:
     function that reads them, given the tree and whether to crop images to their boxes. invert: whether the images show
     dark ink on light paper and must be inverted. has_boxes: whether the data give a box around the object of each
     image. image_size, channels: the side and the channels of the decoded images. crop: whether images are cropped to
-    their boxes. These three are the usual values of the data set until the user's choices replace them.
+    their boxes. image_size, channels and crop are those that are usual for the data set, until the user's choices
+    replace them.
     """
 
     layout: str
@@ -82,10 +83,10 @@ def is_image(name: str) -> bool:
     return name.lower().endswith(IMAGE_SUFFIXES)
 
 
-def by_home(tree: Tree, pattern: re.Pattern[str], *, images: bool = False) -> dict[str, list[re.Match[str]]]:
-    """Group the files whose whole name matches a pattern by the folder that the pattern's group ``home`` matches.
+def group_by_home(tree: Tree, pattern: re.Pattern[str], *, images: bool = False) -> dict[str, list[re.Match[str]]]:
+    """Group the files whose whole name matches a pattern by their home: the folder that the data set lies in.
 
-    images: whether to leave out files that are not images.
+    The home is what the pattern's group ``home`` matches. images: True leaves out files that are not images.
     """
     homes: dict[str, list[re.Match[str]]] = {}
     for name in tree.files:
@@ -96,21 +97,21 @@ def by_home(tree: Tree, pattern: re.Pattern[str], *, images: bool = False) -> di
 
 
 def parts_by_home(tree: Tree, pattern: re.Pattern[str]) -> dict[str, dict[str, str]]:
-    """For each folder as in ``by_home``, the file of each part of the split, which the pattern's group ``part`` names.
+    """For each home (see ``group_by_home``), the file of each part of the split; the pattern's group ``part`` names it.
 
     If two files name the same part, the last one in the order of their names is taken.
     """
     homes = {
         home: {PART_OF[matched["part"]]: matched.string for matched in matches if matched["part"] in PART_OF}
-        for home, matches in by_home(tree, pattern).items()
+        for home, matches in group_by_home(tree, pattern).items()
     }
     return {home: files for home, files in homes.items() if files}
 
 
-def in_home(home: str) -> str:
+def home_suffix(home: str) -> str:
     """The end of a description that says in which folder a data set lies; empty if it lies at the path the user gave.
 
-    >>> in_home("a/b/"), in_home("")
+    >>> home_suffix("a/b/"), home_suffix("")
     (' in a/b', '')
     """
     return f" in {home.rstrip('/')}" if home else ""
@@ -119,7 +120,7 @@ def in_home(home: str) -> str:
 # Reading
 
 
-def by_folder(images: Sequence[str]) -> dict[str, list[str]]:
+def group_by_folder(images: Sequence[str]) -> dict[str, list[str]]:
     """Group image files by the folder they lie in, which names their class; classes and images are sorted.
 
     Raises ValueError if two folders in different places have the same name.

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from hessian_tools.data.class_lists import OMNIGLOT, VINYALS
-from hessian_tools.data.layouts.layout import Contents, Match, by_home, image_files, in_home
+from hessian_tools.data.layouts.layout import Contents, Match, group_by_home, home_suffix, image_files
 from hessian_tools.data.splits import split_by_rule
 from hessian_tools.data.tree import Tree
 
@@ -27,12 +27,12 @@ OFFICIAL_RULE = "Lake et al. (2015): the background set for training, the evalua
 
 def find(tree: Tree) -> Iterator[Match]:
     """One match for each folder that holds alphabets of Omniglot."""
-    for home, matches in by_home(tree, DRAWING, images=True).items():
+    for home, matches in group_by_home(tree, DRAWING, images=True).items():
         drawings = [m for m in matches if m["alphabet"] in ALPHABETS and SMALL not in m.string]
         if drawings:
             names = [drawing.string for drawing in drawings]
             kind = "zips" if any(".zip/" in name for name in names) else "folders"
-            layout = f"Omniglot, {kind} of alphabets{in_home(home)}"
+            layout = f"Omniglot, {kind} of alphabets{home_suffix(home)}"
             read = partial(_read, drawings=drawings)
             yield Match(layout, "omniglot", names, read, image_size=28, channels=1, invert=True)
 

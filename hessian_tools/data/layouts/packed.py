@@ -1,4 +1,4 @@
-"""Images packed into one file for each part of the split: miniImageNet's cache, FC100 and alike, and tieredImageNet."""
+"""Images packed into one file for each part of the split, as miniImageNet, FC100 and tieredImageNet are distributed."""
 
 import re
 import zipfile
@@ -13,7 +13,7 @@ from hessian_tools.data.layouts.layout import (
     Images,
     Match,
     check_same_length,
-    in_home,
+    home_suffix,
     labelled_images,
     load_mapping,
     parts_by_home,
@@ -43,11 +43,11 @@ def find(tree: Tree) -> Iterator[Match]:
     """One match for each folder that holds pickles of one of the three kinds."""
     for home, files in parts_by_home(tree, CACHE).items():
         read = partial(_read, files=files, read_part=_cache_part)
-        yield Match(f"miniImageNet pickles{in_home(home)}", "miniimagenet", list(files.values()), read)
+        yield Match(f"miniImageNet pickles{home_suffix(home)}", "miniimagenet", list(files.values()), read)
     for set_name, (name, size) in SETS.items():
         for home, files in parts_by_home(tree, re.compile(LABELLED.format(set_name))).items():
             read = partial(_read, files=files, read_part=_labelled_part)
-            yield Match(f"{set_name} pickles{in_home(home)}", name, list(files.values()), read, image_size=size)
+            yield Match(f"{set_name} pickles{home_suffix(home)}", name, list(files.values()), read, image_size=size)
     for home, files in parts_by_home(tree, TIERED).items():
         for file in files.values():
             labels = _tiered_labels_file(file)
@@ -56,7 +56,7 @@ def find(tree: Tree) -> Iterator[Match]:
         kind = "PNG pickles" if any(name.endswith(".pkl") for name in files.values()) else "npz files"
         read = partial(_read, files=files, read_part=_tiered_part)
         every_file = [*files.values(), *map(_tiered_labels_file, files.values())]
-        yield Match(f"tieredImageNet {kind}{in_home(home)}", "tieredimagenet", every_file, read)
+        yield Match(f"tieredImageNet {kind}{home_suffix(home)}", "tieredimagenet", every_file, read)
 
 
 def _read(tree: Tree, crop: bool, *, files: Mapping[str, str], read_part: Callable[[Tree, str, str], Part]) -> Contents:
@@ -113,6 +113,7 @@ def _tiered_labels_file(name: str) -> str:
 
 
 def _numbered(part: str, labels: Iterable[Any]) -> list[str]:
+    """The class name of each image, made of its part and its label, such as "train-007"."""
     return [f"{part}-{int(label):03d}" for label in labels]
 
 

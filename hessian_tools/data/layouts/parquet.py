@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import Any
 
 from hessian_tools.data.class_lists import RAVI
-from hessian_tools.data.layouts.layout import Contents, Labelled, Match, by_home, in_home, labelled_images
+from hessian_tools.data.layouts.layout import Contents, Labelled, Match, group_by_home, home_suffix, labelled_images
 from hessian_tools.data.splits import Split, named_split
 from hessian_tools.data.tree import Tree
 
@@ -27,9 +27,9 @@ ROWS_AT_ONCE = 256  # the number of images that are held in memory together
 
 def find(tree: Tree) -> Iterator[Match]:
     """One match for each folder of parquet files."""
-    for home, files in by_home(tree, FILE).items():
+    for home, files in group_by_home(tree, FILE).items():
         names = [file.string for file in files]
-        layout = f"parquet, {len(names)} files pooled{in_home(home)}"
+        layout = f"parquet, {len(names)} files pooled{home_suffix(home)}"
         yield Match(layout, "parquet", names, partial(_read, names=names))
 
 
@@ -43,7 +43,7 @@ def _read(tree: Tree, crop: bool, *, names: list[str]) -> Contents:
             column = _column(table, LABEL_COLUMNS, name)
             labels = table.read(columns=[column]).column(column).to_pylist()
             labelled[name] = labels, partial(_images, tree, name)
-    # A class for which the files give no name is named by its number.
+    # A class for which the files give no name gets its number as its name.
     count = max((label + 1 for labels, _ in labelled.values() for label in labels), default=0)
     class_names += map(str, range(len(class_names), count))
     splits: tuple[Split, ...] = ()
