@@ -80,7 +80,7 @@ __all__ += ["TrainConfig", "meta_train", "best_checkpoint", "evaluate"]
 if not TYPE_CHECKING:
     # For each subpackage, the names in it that this package used to export.
     _ROOMS = {
-        "curvature": "AdaptationJacobian Check Diagonal Expansion Extremes GaussNewton GramSpectrum Hessian Moments "
+        "curvature": "AdaptationJacobian Check Diagonal Expansion Extremes GaussNewton Hessian Moments "
         "Ragged SingularValues Spectrum subspace_error",
         "inner.collapse": "Homogeneity homogeneity",
         "inner.learners": "Latent",
@@ -93,6 +93,7 @@ if not TYPE_CHECKING:
     }
     _RENAMED = {
         "Explained": f"{__name__}.curvature.GaussNewtonShare",
+        "GramSpectrum": f"{__name__}.curvature.Spectrum",
         "cubic_term": f"{__name__}.third_derivative",
         "explained_by_gauss_newton": f"{__name__}.gauss_newton_share",
     }

@@ -40,6 +40,7 @@ OLD_NAMES = {
     "Spectrum": curvature.Spectrum,
     "subspace_error": curvature.subspace_error,
     "Momentum": steps.Momentum,
+    "GramSpectrum": curvature.Spectrum,
 }
 
 
@@ -51,7 +52,11 @@ def test_an_old_name_works_and_its_warning_gives_the_new_name(name: str) -> None
 
 
 def test_old_names_of_curvature_work_with_a_warning() -> None:
-    renamed = {"along": curvature.curvature_along, "AlongGradient": curvature.GradientCurvature}
+    renamed = {
+        "along": curvature.curvature_along,
+        "AlongGradient": curvature.GradientCurvature,
+        "GramSpectrum": curvature.Spectrum,
+    }
     for name, new in renamed.items():
         with pytest.warns(DeprecationWarning, match=f"use hessian_tools.curvature.{new.__name__}"):
             assert getattr(curvature, name) is new

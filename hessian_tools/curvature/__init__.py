@@ -29,7 +29,7 @@ from hessian_tools.curvature.directions.subspace import (
 )
 from hessian_tools.curvature.directions.third_derivative import Expansion, third_derivative
 from hessian_tools.curvature.eigen.pairs import EigenPairs, Extremes, extremal_eigenpairs, top_eigenpairs
-from hessian_tools.curvature.eigen.spectrum import GramSpectrum, Spectrum, gauss_newton_spectrum, spectrum
+from hessian_tools.curvature.eigen.spectrum import Spectrum, gauss_newton_spectrum, spectrum
 from hessian_tools.curvature.estimates.density import Density, spectral_density
 from hessian_tools.curvature.estimates.gauss_rules import quadrature
 from hessian_tools.curvature.estimates.moments import Diagonal, Moments, diagonal, frobenius_squared, moments
@@ -45,7 +45,7 @@ __all__ = ["hessian", "gauss_newton", "gradient", "ragged", "check_operator"]
 __all__ += ["Operator", "Hessian", "GaussNewton", "Ragged", "Check", "Finding"]
 # Eigenvalues.
 __all__ += ["top_eigenpairs", "extremal_eigenpairs", "spectrum", "gauss_newton_spectrum"]
-__all__ += ["EigenPairs", "Extremes", "Spectrum", "GramSpectrum"]
+__all__ += ["EigenPairs", "Extremes", "Spectrum"]
 # Traces, norms, diagonals and densities, from random probes.
 __all__ += ["trace", "moments", "frobenius_squared", "diagonal", "spectral_density", "quadrature"]
 __all__ += ["Estimate", "Moments", "Diagonal", "Density", "rademacher", "estimate_of"]
@@ -69,6 +69,7 @@ if not TYPE_CHECKING:  # a type checker would take every attribute for known
             "Block": f"{_OPERATORS}.Block",
             "Combination": f"{_OPERATORS}.Combination",
             "Explained": f"{__name__}.GaussNewtonShare",
+            "GramSpectrum": f"{__name__}.Spectrum",
             "Restriction": f"{_OPERATORS}.Restriction",
             "along": f"{__name__}.curvature_along",
             "cubic_term": f"{__name__}.third_derivative",

@@ -122,7 +122,8 @@ def test_every_pdf_has_truetype_fonts_even_outside_the_context(tmp_path):
 
 
 def test_names_that_people_import_still_lead_here():
-    assert analysis.style.context is style.context
+    with pytest.warns(DeprecationWarning, match=r"use analysis\.drawing\.style\.context"):
+        assert analysis.style.context is style.context
     with pytest.warns(
         DeprecationWarning, match=r"is now analysis\.drawing\.figures\.FIGURES; the old name goes in 0\.3"
     ):

@@ -81,10 +81,6 @@ class Spectrum:
         return (self.values / (self.values + ridge)).sum(-1)
 
 
-# The old name of the class of spectra from a Gram matrix.
-GramSpectrum = Spectrum
-
-
 @full_precision
 def spectrum(
     H: Operator,
