@@ -93,7 +93,7 @@ def test_bracketed_is_exact_on_a_line_and_needs_neighbours_on_both_sides() -> No
 
 
 def test_curved_dependence_at_the_edge_of_the_overlap_leaves_little_bias() -> None:
-    """The trained log losses are lower by one standard deviation, and curvature is the exponential of twice the log loss.
+    """The trained log losses are lower by one standard deviation, and curvature is exp(2 log loss).
 
     The plain mean of all baseline points within the caliper finds about 5 times as much false suppression as matching.
     """
