@@ -17,7 +17,8 @@ class Rival:
     """A contestant with which ours is compared.
 
     contestant: a module of the work load's package of contestants, such as "pyhessian", or a function of such a module,
-    such as "ours.eigsh". goal: how many times faster ours is to be; None if there is no goal. stretch: a harder goal.
+    such as "ours.eigsh". goal: the ratio of the two times that is to be reached, see ``Row.at_most``; None if there is
+    no goal. stretch: a harder goal.
     """
 
     contestant: str
@@ -29,9 +30,9 @@ class Rival:
 class Row:
     """One row: a quantity on a work load, measured by several contestants.
 
-    points: the number of points, or of tasks in training. quick: the same in a smoke run; 0 leaves the row out there.
-    at_most: whether the goals are upper limits: ours is to take at most so many times as long as the rival.
-    max_rounds: the largest number of rounds.
+    points: the number of points, or of tasks in training. quick: this number in a smoke run; 0 leaves the row out.
+    at_most: if True, goals are upper limits, and ours may take at most ``goal`` times as long as the rival; if False,
+    ours is to be ``goal`` times as fast. max_rounds: the largest number of rounds.
     """
 
     workload: str

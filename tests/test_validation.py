@@ -56,8 +56,8 @@ def test_wrong_arguments_in_a_script_are_each_refused_in_one_line(working_folder
     )
     *refused, trained = done.stdout.splitlines()
     assert len(refused) == 17 and all(line.startswith("refused ") for line in refused)
-    # The second call has 50.5 instead of 2.5. Calls 10 and 11 give a plain function where a loss is needed. The last six
-    # give states of a kind that cannot be read.
+    # The second call has 50.5 instead of 2.5. Calls 10 and 11 give a plain function where a loss is needed. The last
+    # six give states of a kind that cannot be read.
     assert all("=2.5 is not a whole number; give one, such as 2" in line for line in refused[:1] + refused[2:9])
     assert refused[1].startswith("refused max_matvecs=50.5")
     assert all("use ht.make_loss" in line for line in refused[9:11])

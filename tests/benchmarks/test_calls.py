@@ -13,4 +13,4 @@ def test_a_prepared_product_has_at_most_eight_frames_of_ours_on_the_stack(route:
     H = hessian(loss, thetas, batch, route=route)
     H.mv(thetas)  # the first product chooses the engine and prepares what later products reuse
     with without_type_checks():
-        assert 1 < Profile().of(lambda: H.mv(thetas)).deepest <= 8
+        assert 1 < Profile().run(lambda: H.mv(thetas)).deepest <= 8

@@ -116,10 +116,10 @@ def test_flop_of_a_product():
         name="W0",
         model=model,
         criterion=nn.MSELoss(),
-        loss=None,
+        loss=None,  # type: ignore[arg-type]
         thetas=thetas,
         x=x,
-        y=x,  # type: ignore[arg-type]
+        y=x,
     )
     first, second = 2 * 2 * 3 * 9 * 7 * 25, 2 * 3 * 4 * 9 * 7 * 25
     assert product_flop(problem) == 2 * first + 6 * second
