@@ -213,13 +213,13 @@ def _status(error: Exception) -> int | None:
     """The exit status of an error that is not a fault of this program; None for a fault of this program."""
     from analysis.claims import NotMeasuredError, PlanError
     from hessian_tools.loss import HiddenStateError
-    from hessian_tools.runs.files import DamagedFileError
+    from hessian_tools.runs.files import DamagedFileError, FolderInUseError
     from hessian_tools.runs.manifest import ForeignRunError
     from hessian_tools.runs.worker_pool import WorkerLost
 
     if isinstance(error, WorkerLost):
         return 1
-    mistakes = (NotMeasuredError, HiddenStateError, PlanError, DamagedFileError, ForeignRunError)
+    mistakes = (NotMeasuredError, HiddenStateError, PlanError, DamagedFileError, ForeignRunError, FolderInUseError)
     return 2 if isinstance(error, mistakes) else None
 
 

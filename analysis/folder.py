@@ -1,9 +1,8 @@
 """A study's folder: the files in it, the study to which it belongs, and the lock of the command that writes in it."""
 
 import hashlib
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from analysis.errors import UserError
 from analysis.schema import VARIABLES, describe_learners, stack_runs, with_codes
 from analysis.study import Study, build
 from analysis.study_file import parse_study
+from hessian_tools.runs import files
 from hessian_tools.runs.files import read_json, write_text
 
 STUDY, CLAIMS, VERDICTS, REPORT = "study.yaml", "claims.yaml", "verdicts.json", "report.html"
@@ -143,23 +143,15 @@ def stale(study: Study, ds: xr.Dataset) -> list[str]:
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Make the folder and lock it against other commands; however the process ends, its lock ends with it."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise UserError(f"the folder {path} cannot be made ({e.strerror}); choose another --out") from None
-    try:
-        import fcntl
-    except ImportError:  # Windows has no such locks, so there the user must see to it
-        yield
-        return
-    with (path / ".lock").open("a") as file:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            stack.enter_context(files.locked(path))
+        except files.FolderInUseError:
             raise UserError(
                 f"another hessian-tools is at work in {path}; wait until it ends, or choose another --out"
             ) from None
-        os.set_inheritable(file.fileno(), False)  # a worker that outlives the command must not keep the lock
+        except OSError as e:
+            raise UserError(f"the folder {path} cannot be made ({e.strerror}); choose another --out") from None
         yield
 
 

@@ -33,6 +33,7 @@ import hessian_tools as ht
 from benchmarks.peers.floor import floor_seconds
 from benchmarks.workloads import drawn
 from hessian_tools.curvature.engines.choice import Route
+from hessian_tools.curvature.operators.loss_operator import LossOperator
 
 ROUTES: tuple[Route, ...] = ("direct", "kept", "traced")
 # For each work load of `speed`: the work load of ``benchmarks.workloads``, and the number of its points.
@@ -114,12 +115,14 @@ def one_size(network: str, points: int, max_memory: float) -> None:
         probes = torch.randn(H.num_params, 2, generator=ht.stream(0, "probes"))
         before, start = memory(), time.process_time()
         # The first call in a process traces the loss; the parts below reuse the result, so it is timed separately.
-        ht.trace(H.select(torch.arange(H.parts()[0].num_points)), probes=probes)
+        ht.trace(H.select(torch.arange(H.parts()[0].num_points or 1)), probes=probes)
         tracing = time.process_time() - start
         start, done, peak = time.process_time(), 0, 0.0
         for part in H.parts():
+            assert isinstance(part, LossOperator)
             assert ht.trace(part, probes=probes).converged.all()
             done += part.num_points or 1
+            route = part.route
             peak = max(peak, memory()["RssAnon"])
             seconds = time.process_time() - start
             print(f"{network} {done}/{points} points, {seconds:.0f} s, {memory()}", file=sys.stderr)
@@ -132,7 +135,7 @@ def one_size(network: str, points: int, max_memory: float) -> None:
         "MB before": before["RssAnon"],
         "MB anonymous, peak": peak,
         "MB resident, peak": memory()["VmHWM"],
-        "route": part.route,
+        "route": route,
     }
     print(json.dumps(row))
 

@@ -8,6 +8,7 @@ study that is built on the library is the package ``analysis``.
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
+from hessian_tools import threads as _threads  # noqa: F401 (it must come before anything that imports torch)
 from hessian_tools.curvature import (
     Density,
     EigenPairs,

@@ -197,7 +197,7 @@ def refuse_unusable(batch: Any, like: Tensor) -> None:
             largest = float(leaf.abs().max())
             if torch.finfo(torch.float32).max < largest < torch.inf:
                 raise ValueError(
-                    f"the batch holds the number {largest:.3g}, which float32 cannot hold; scale it, or use theta.double()"
+                    f"the batch holds the number {largest:.3g}, which float32 cannot hold; use theta.double()"
                 )
 
 

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 import hessian_tools as ht
 from hessian_tools import curvature
 
+pytestmark = pytest.mark.heavy
+
 # The files that call what is tried on a GPU.
 FILES_OF_GPU_TESTS = ("device_cases", "device_cases_derived", "test_gpu")
 CASE = next(case for case in DEVICE_CASES if case.name == "tanh-mlp")

@@ -44,6 +44,7 @@ def exists(dotted: str) -> bool:
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["your_own_training.md", "new_learner.md"])
 def test_the_examples_of_a_document_run(name):
     path = ROOT / "docs" / name

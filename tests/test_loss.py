@@ -64,6 +64,7 @@ def test_random_numbers_drawn_on_a_cuda_device_are_noticed(monkeypatch):
     assert len(random_states(torch.device("cpu"))) == 1
 
 
+@pytest.mark.slow
 def test_a_network_may_return_its_outputs_in_any_container():
     class Heads(nn.Module):
         def __init__(self) -> None:

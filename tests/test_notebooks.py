@@ -105,6 +105,7 @@ def check_study(outputs: Outputs, printed: Mapping[str, str]) -> None:
     assert re.search(r"(supported|inconclusive) +maml against untrained", printed["claims"])
 
 
+@pytest.mark.slow
 def test_a_missing_study_says_which_command_makes_it(monkeypatch, tmp_path):
     monkeypatch.setenv("HESSIAN_TOOLS_STUDY", str(tmp_path / "none"))
     with pytest.raises(UserError, match="does not exist.*'hessian-tools demo' makes one"):

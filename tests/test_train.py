@@ -11,6 +11,7 @@ from hessian_tools import Conv4, Shot, TrainConfig, learners, meta_loss, meta_tr
 from hessian_tools.data import open_tasks
 from hessian_tools.nets import MLP
 from hessian_tools.runs import checkpoints, metrics
+from hessian_tools.runs.files import FolderInUseError, read_json
 from hessian_tools.runs.manifest import ForeignRunError, record_ownership
 from hessian_tools.train import diverged_at, evaluate, logarithmic_schedule, loop, task_loss
 from hessian_tools.train.outer import accumulate_gradient
@@ -41,6 +42,7 @@ def stop_at(step):
     return progress
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 2, 3, 6])
 def test_a_run_stopped_anywhere_and_resumed_equals_the_undisturbed_run(tmp_path, step):
     expected = list(meta_train(IMAGES))
@@ -73,6 +75,7 @@ def test_a_half_written_line_of_metrics_is_ignored(tmp_path):
     assert metrics.read(path) == [{"meta_step": 1, "query_loss": 2.0}]
 
 
+@pytest.mark.slow
 def test_a_removed_checkpoint_is_made_again_with_the_same_numbers(tmp_path):
     config = replace(IMAGES, folder=tmp_path)
     first = list(meta_train(config))
@@ -85,6 +88,7 @@ def test_a_removed_checkpoint_is_made_again_with_the_same_numbers(tmp_path):
     assert metrics.read(tmp_path / metrics.NAME) == rows
 
 
+@pytest.mark.slow
 def test_learners_of_one_seed_start_from_the_same_parameters(tmp_path):
     plain = list(meta_train(replace(IMAGES, shot=None)))
     shot = list(meta_train(IMAGES))
@@ -138,6 +142,7 @@ def test_an_infinite_loss_counts_as_divergence_even_if_the_gradient_is_finite(tm
     assert diverged_at(tmp_path) == 1
 
 
+@pytest.mark.slow
 def test_training_learns_the_regression_tasks():
     config = TrainConfig(
         learner=learners.maml(1, 0.01),
@@ -182,16 +187,15 @@ def test_one_manifest_holds_the_study_and_the_training_of_a_run(tmp_path):
     record_ownership(tmp_path, "config", {"width": 4}, facts={"device": "cpu"})
     record_ownership(tmp_path, "training", {"seed": "0", "network": {"weight": (2, 3)}})
     record_ownership(tmp_path, "training", {"seed": "0", "network": {"weight": (2, 3)}})
-    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    manifest = read_json(tmp_path / "manifest.json")
     assert manifest == {
         "config": {"width": 4},
         "device": "cpu",
         "training": {"seed": "0", "network": {"weight": [2, 3]}},
     }
     record_ownership(tmp_path / "alone", "training", {"seed": "0"})
-    with pytest.raises(
-        ForeignRunError, match="its width is None, but this run's is 4"
-    ):  # the run was begun without a study
+    # This run was begun without a study.
+    with pytest.raises(ForeignRunError, match="its width is None, but this run's is 4"):
         record_ownership(tmp_path / "alone", "config", {"width": 4})
 
 
@@ -222,6 +226,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", CHANGES)
 def test_a_run_resumes_itself_and_no_other(tmp_path, setting):
     begun = replace(IMAGES, folder=tmp_path, checkpoints=(0, 1))
@@ -276,3 +281,12 @@ def test_stored_metrics_are_numbers_or_null(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / metrics.NAME).read_text().splitlines()]
     assert all(row["shot_distance"] is None for row in rows)
     assert all(isinstance(row["query_loss"], float) for row in rows)
+
+
+def test_two_trainings_in_one_folder_are_refused(tmp_path):
+    first = meta_train(replace(IMAGES, folder=tmp_path))
+    next(first)
+    with pytest.raises(FolderInUseError, match="another process is at work in .*; wait until it ends"):
+        next(meta_train(replace(IMAGES, folder=tmp_path)))
+    first.close()
+    assert next(meta_train(replace(IMAGES, folder=tmp_path))).meta_step == 0

@@ -50,6 +50,7 @@ print(begun.theta.numel())
 """
 
 
+@pytest.mark.slow
 def test_wrong_arguments_in_a_script_are_each_refused_in_one_line(working_folder):
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT], capture_output=True, text=True, cwd=working_folder, check=True

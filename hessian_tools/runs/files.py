@@ -6,7 +6,8 @@ What is written carries a checksum, and reading compares it, so that a changed b
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,34 @@ class DamagedFileError(ValueError):
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a hidden file beside ``path``, then move it into place in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.partial")
+    part = path.with_name(f".{path.name}.{os.getpid()}.partial")  # two processes never write to the same one
     try:
         write(part)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+class FolderInUseError(ValueError):
+    """Another process is at work in a folder."""
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Make the folder and lock it against other processes; however this process ends, its lock ends with it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:  # Windows has no such locks, so there the user must see to it
+        yield
+        return
+    with (folder / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise FolderInUseError(f"another process is at work in {folder}; wait until it ends") from None
+        os.set_inheritable(file.fileno(), False)  # a worker that outlives this process must not keep the lock
+        yield
 
 
 def write_text(path: Path, text: str) -> None:

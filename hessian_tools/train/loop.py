@@ -6,6 +6,7 @@ as diverged.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import monotonic
@@ -22,7 +23,7 @@ from hessian_tools.layout import flatten
 from hessian_tools.loss import Loss, make_loss
 from hessian_tools.nets import seeded
 from hessian_tools.runs import checkpoints, metrics
-from hessian_tools.runs.files import read_json, write_json
+from hessian_tools.runs.files import locked, read_json, write_json
 from hessian_tools.runs.manifest import record_ownership, training_digest
 from hessian_tools.train.config import Checkpoint, TrainConfig
 from hessian_tools.train.evaluate import evaluate
@@ -73,18 +74,19 @@ def meta_train(config: TrainConfig, *, progress: Progress | None = None) -> Iter
     progress: called with (meta-iteration, query loss) after every outer step.
 
     Raises ForeignRunError where the folder holds a run that differs in ``TrainConfig.identity``, such as in its learner
-    or seed.
+    or seed, and FolderInUseError where another process trains in it.
     """
-    state = _start(config)
-    try:
-        for meta_step in config.checkpoints:
-            checkpoint = _next_checkpoint(state, config, meta_step, progress)
-            yield checkpoint
-            if checkpoint.diverged:
-                return
-    finally:
-        if state.shared:
-            state.shared.close()
+    with locked(config.folder) if config.folder else nullcontext():
+        state = _start(config)
+        try:
+            for meta_step in config.checkpoints:
+                checkpoint = _next_checkpoint(state, config, meta_step, progress)
+                yield checkpoint
+                if checkpoint.diverged:
+                    return
+        finally:
+            if state.shared:
+                state.shared.close()
 
 
 def _next_checkpoint(state: _State, config: TrainConfig, meta_step: int, progress: Progress | None) -> Checkpoint:

@@ -65,6 +65,7 @@ def test_every_study_beside_the_code_is_bundled_under_its_name():
     assert {*SHOT_PAIRS, "demo", "micro"} == set(BUNDLED)
 
 
+@pytest.mark.slow
 def test_a_study_resolves_on_its_data(name: str, config: StudyConfig):
     study = build(config)
     check(study)

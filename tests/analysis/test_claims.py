@@ -68,6 +68,7 @@ def test_true_claims_are_supported_and_the_simulated_effects_are_recovered() -> 
         assert verdict.seeds_to_decide is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [2, 3, 5, 10])
 def test_verdict_intervals_cover_at_every_number_of_seeds(seeds: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of 2500 studies is taken from its points to its verdict, and the nominal coverage is 95 %.
@@ -90,6 +91,7 @@ def test_verdict_intervals_cover_at_every_number_of_seeds(seeds: int, monkeypatc
     assert np.mean([v.outcome == "not supported" for v in verdicts]) < 0.03
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("claim", sorted(CLAIMS))
 @pytest.mark.parametrize("sign", [0.0, -1.0])
 def test_a_false_claim_is_not_supported(claim: str, sign: float) -> None:
@@ -114,6 +116,7 @@ def test_gradients_that_are_orthogonal_or_oscillate_are_not_aligned() -> None:
     assert "opposite to the claim" in verdicts[1].sentence
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("claim", sorted(CLAIMS))
 def test_too_few_seeds_are_inconclusive_and_the_verdict_says_how_many_would_decide(claim: str) -> None:
     """Two seeds disagree. The rule decides with the advised number of seeds, and not with one fewer."""

@@ -16,6 +16,7 @@ from analysis.cli import run
 from analysis.folder import open_study
 from analysis.schema import STATUS_MEANINGS
 from analysis.study_file import study_text
+from hessian_tools.runs.files import read_json, write_json
 
 
 def write_study_file(working_folder: Path, old: str = "", new: str = "") -> str:
@@ -68,6 +69,7 @@ def test_a_mistake_in_a_study_is_named_and_nothing_is_written(working_folder, ca
     assert [path.name for path in working_folder.iterdir()] == ["mine.yaml"]
 
 
+@pytest.mark.slow
 def test_folders_that_are_missing_or_hold_no_study_are_refused(working_folder, capsys, micro_study):
     assert "there is no study file nowhere.yaml" in refused(capsys, ["study", "nowhere.yaml"])
     for command in ("measure", "test", "figures", "report", "info"):
@@ -89,7 +91,9 @@ def test_a_folder_of_another_study_is_refused_and_left_alone(working_folder, cap
     assert "its seeds is [0, 1], yours [0]" in refused(capsys, ["study", "micro", "--seeds", "0", "--out", "study"])
     assert (working_folder / "study" / "study.yaml").read_bytes() == before
     manifest = working_folder / "study" / "runs" / "maml-seed0" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"width": 4', '"width": 8'))
+    content = read_json(manifest)
+    content["config"]["network"]["width"] = 8
+    write_json(manifest, content)
     message = refused(capsys, ["study", "micro", "--out", "study"])
     assert "maml-seed0 holds another run: its network is" in message
 
@@ -119,6 +123,7 @@ def test_wrong_options_are_refused(working_folder, capsys):
     assert list(working_folder.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_measuring_before_training_names_the_command_to_run_first(working_folder, capsys):
     from analysis.folder import begin
     from analysis.study import build
@@ -136,6 +141,7 @@ def test_a_second_command_on_the_same_folder_is_refused(working_folder, capsys, 
         assert "another hessian-tools is at work in study" in refused(capsys, ["test", "study"])
 
 
+@pytest.mark.slow
 def test_a_study_whose_training_diverges_says_so_in_every_output(working_folder, capsys):
     file = write_study_file(working_folder, "step_size: 0.1", "step_size: 1.0e+30")
     assert run(["study", file, "--out", "study", "--workers", "0"]) == 0
@@ -161,6 +167,7 @@ def test_inner_loops_whose_losses_explode_are_counted_as_diverged(working_folder
     assert "supported in" not in report
 
 
+@pytest.mark.slow
 def test_info_and_the_single_commands_run_on_a_complete_study(working_folder, capsys, micro_study):
     shutil.copytree(micro_study, working_folder / "study")
     assert run(["info", "study"]) == 0
@@ -176,6 +183,7 @@ def test_info_and_the_single_commands_run_on_a_complete_study(working_folder, ca
     ).read_bytes()
 
 
+@pytest.mark.heavy
 def test_seeds_can_be_added_and_the_first_ones_stay(working_folder, capsys, micro_study):
     import xarray as xr
 
@@ -186,6 +194,7 @@ def test_seeds_can_be_added_and_the_first_ones_stay(working_folder, capsys, micr
     xr.testing.assert_identical(ds.sel(seed=[0, 1]), open_study(micro_study))
 
 
+@pytest.mark.slow
 def test_measuring_ignores_the_autocast_precision_of_the_process(working_folder, micro_study):
     import torch
     import xarray as xr
@@ -198,6 +207,7 @@ def test_measuring_ignores_the_autocast_precision_of_the_process(working_folder,
     xr.testing.assert_identical(open_study("study"), open_study(micro_study))
 
 
+@pytest.mark.slow
 def test_progress_in_a_pipe_has_no_control_codes(working_folder, capsys, micro_study):
     shutil.copytree(micro_study, working_folder / "study")
     assert run(["figures", "study"]) == 0
@@ -234,6 +244,7 @@ def test_shot_by_class_probabilities_is_refused_for_regression(working_folder, c
     assert "learners.maml-shot: distance='kl_reference_target' compares class probabilities" in message
 
 
+@pytest.mark.slow
 def test_a_regression_study_runs_and_its_step_size_search_is_stored_as_json(working_folder, capsys):
     import json
 

@@ -61,6 +61,7 @@ def copied_study(tmp_path_factory, micro_study) -> Path:
     return Path(shutil.copytree(micro_study, tmp_path_factory.mktemp("damaged") / "study"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DAMAGES)
 def test_a_changed_or_lost_file_is_named_and_never_read_as_numbers(capsys, copied_study, name):
     damage, command = DAMAGES[name]
@@ -78,6 +79,7 @@ def test_verify_finds_nothing_in_an_undamaged_study(capsys, copied_study):
     assert capsys.readouterr().out == f"{copied_study}: nothing is missing, damaged, changed or out of date\n"
 
 
+@pytest.mark.slow
 def test_damaged_files_of_training_and_measuring_are_made_again(working_folder, capsys, micro_study):
     shutil.copytree(micro_study, working_folder / "study")
     # The metadata of rho are removed from another run, of which nothing else is damaged.
@@ -94,6 +96,7 @@ def test_damaged_files_of_training_and_measuring_are_made_again(working_folder, 
     assert run(["verify", "study"]) == 0
 
 
+@pytest.mark.slow
 def test_data_that_changed_after_training_are_refused(working_folder, capsys):
     parts = {"train": ["a", "b", "c"], "val": ["d", "e", "f"], "test": ["g", "h", "i"]}
     disk.class_folders(working_folder / "own", [name for part in parts.values() for name in part])
@@ -115,6 +118,7 @@ def test_data_that_changed_after_training_are_refused(working_folder, capsys):
     assert "the data (own) have changed" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_report_is_not_made_of_old_verdicts_or_figures(working_folder, capsys, micro_study):
     shutil.copytree(micro_study, working_folder / "study")
     assert run(["train", "study", "--seeds", "0", "1", "2", "--workers", "0"]) == 0
@@ -134,6 +138,7 @@ def test_a_report_is_not_made_of_old_verdicts_or_figures(working_folder, capsys,
     assert run(["report", "study"]) == 0
 
 
+@pytest.mark.slow
 def test_a_study_with_an_unmeasured_run_gets_no_verdicts_figures_or_report(working_folder, capsys, micro_study):
     shutil.copytree(micro_study, working_folder / "study")
     shutil.rmtree(working_folder / "study" / "runs" / "maml-seed1" / "measurements.zarr")
@@ -141,6 +146,7 @@ def test_a_study_with_an_unmeasured_run_gets_no_verdicts_figures_or_report(worki
         assert "maml seed 1 is not yet measured" in refused(capsys, [command, "study"])
 
 
+@pytest.mark.slow
 def test_damaged_files_of_the_study_folder_are_named(working_folder, capsys, micro_study):
     shutil.copytree(micro_study, working_folder / "study")
     run_folder = working_folder / "study" / "runs" / "maml-seed0"
@@ -164,6 +170,7 @@ def test_damaged_files_of_the_study_folder_are_named(working_folder, capsys, mic
     assert "study.yaml is damaged" in refused(capsys, ["info", "study"])
 
 
+@pytest.mark.slow
 def test_a_study_stopped_before_its_plan_was_written_can_be_continued(working_folder, capsys, monkeypatch):
     from analysis import folder
 

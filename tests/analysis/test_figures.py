@@ -97,6 +97,7 @@ def test_the_last_checkpoint_has_a_legend_entry_in_a_neutral_colour(ds):
         assert handles["untrained"].get_markerfacecolor() == "white"
 
 
+@pytest.mark.slow
 def test_a_control_is_recognised_by_its_role_and_not_by_its_name():
     study = simulated_study(
         learners=("control", "untrained", "maml"), untrained=("control",), tasks=4, seeds=(0,), evaluation_tasks=4
@@ -239,6 +240,7 @@ UNUSUAL_STUDIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", UNUSUAL_STUDIES)
 def test_every_figure_and_caption_can_be_made_of_an_unusual_study(kind):
     study = UNUSUAL_STUDIES[kind]()
@@ -257,6 +259,7 @@ def test_with_two_seeds_each_seed_is_drawn_and_the_legend_says_so():
     assert line(figure.axes[0], "seed:maml:0").get_linewidth() < line(figure.axes[0], "mean:maml").get_linewidth()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_no_text_leaves_the_figure_and_legends_cover_no_panel(ds, name):
     figure = FIGURES[name].draw(ds)
@@ -274,6 +277,7 @@ def test_no_text_leaves_the_figure_and_legends_cover_no_panel(ds, name):
         assert panel.x1 <= page.x1 + 1
 
 
+@pytest.mark.slow
 def test_drawing_does_not_change_the_study(ds):
     before = ds.copy(deep=True)
     for module in FIGURES.values():

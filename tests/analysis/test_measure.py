@@ -47,6 +47,7 @@ def dense(loss, theta, batch):
     return g.detach(), torch.stack(rows)
 
 
+@pytest.mark.slow
 def test_the_trajectory_is_stored_as_recorded(point):
     stored, trajectory, _, _ = point
     for name in ("support_loss", "query_loss", "query_accuracy", "theta_norm", "grad_norm", "displacement", "gram"):
@@ -100,6 +101,7 @@ def test_trace_samples_their_error_and_random_directions(point):
         assert float(at["rho_random"]) == pytest.approx(samples.mean() / thetas.shape[1], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_every_quantity_is_in_the_schema_and_every_variable_has_its_error(micro_study):
     unit = measuring.Unit(open_folder(micro_study), (LEARNER,), SEED, CHECKPOINT, (TASK,))
     points = measuring._points(unit, unit.tasks)
@@ -112,6 +114,7 @@ def test_every_quantity_is_in_the_schema_and_every_variable_has_its_error(micro_
     assert filled == measured
 
 
+@pytest.mark.slow
 def test_light_units_hold_fewer_eigenvalues_and_probes_and_nan_for_the_others(micro_study):
     ds = open_study(micro_study)
     # Level 2 is "full", which the last checkpoint has, and level 1 is "light".

@@ -142,6 +142,7 @@ def test_unknown_width_is_refused():
 # ---- saving
 
 
+@pytest.mark.slow
 def test_saved_files_are_the_same_bytes_twice_and_embed_type_42_fonts(ds, tmp_path):
     for folder in ("one", "two"):
         save(FIGURES["eigenvalues"].draw(ds), tmp_path / folder / "figure")

@@ -18,7 +18,7 @@ from analysis.progress import reporter
 from analysis.schema import begun_elsewhere, learner_code, learner_names, shot_pairs, trained_learners, with_codes
 from analysis.study import build
 from analysis.study_file import load_study, study_of
-from hessian_tools.runs.files import json_digest
+from hessian_tools.runs.files import json_digest, read_json
 
 SMALL = """
 name: small
@@ -33,6 +33,7 @@ measure:
 """
 
 
+@pytest.mark.slow
 def test_a_study_runs_from_python_and_returns_its_results(working_folder):
     calls = []
     result = analysis.run_study(
@@ -51,6 +52,7 @@ def test_a_study_runs_from_python_and_returns_its_results(working_folder):
     assert calls[-1] == (5, 5)  # the figures
 
 
+@pytest.mark.slow
 def test_a_study_run_from_python_prints_nothing_by_default(working_folder, capsys, micro_study):
     shutil.copytree(micro_study, working_folder / "study")
     result = analysis.run_study("study")
@@ -114,7 +116,7 @@ def test_a_folder_begun_by_version_0_1_is_completed(working_folder, micro_study)
     """Version 0.1 kept the settings of a training run in training.json, beside the manifest."""
     shutil.copytree(micro_study, working_folder / "study")
     for folder in (working_folder / "study" / "runs").iterdir():
-        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest = read_json(folder / "manifest.json")
         (folder / "training.json").write_text(json.dumps(manifest.pop("training")))
         (folder / "manifest.json").write_text(
             json.dumps({"config_digest": json_digest(manifest["config"]), **manifest})

@@ -53,6 +53,7 @@ def sizes(data: object) -> dict[str, int]:
     return {part: len(positions) for part, positions in data.splits.items()}
 
 
+@pytest.mark.slow
 def test_omniglot(cache):
     path = place(DRAWINGS)
     description = (cache / f"{path.name}.txt").read_text()
@@ -76,4 +77,4 @@ def test_cifar_fs(cache):
     sea = data.images[data.class_names.index("sea") * 240 :][:240].mean(axis=(0, 2, 3))
     assert sea[2] > sea[0]  # bluer than it is red: channels are in their order
     for part, names in CIFAR_FS.items():
-        assert tuple(data.class_names[p] for p in data.splits[part]) == names
+        assert [data.class_names[p] for p in data.splits[part]] == list(names)

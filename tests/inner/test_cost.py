@@ -36,6 +36,7 @@ def query_pass_flops(shots: int) -> int:
     return flops(work)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shots", [1, 5])
 @pytest.mark.parametrize("name", LEARNERS)
 def test_shot_costs_one_query_pass_and_no_support_pass(name, shots):

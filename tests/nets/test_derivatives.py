@@ -37,6 +37,7 @@ def setting(name: str):
     return make_loss(model, F.cross_entropy, layout), theta, batch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_products_agree_by_every_route(name):
     """Forward over reverse, in a loop and by vmap, agrees with reverse over reverse and with the operator."""
@@ -53,6 +54,7 @@ def test_products_agree_by_every_route(name):
         assert (other - looped).norm() <= 1e-10 * looped.norm()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_operators_pass_the_self_check(name):
     loss, theta, batch = setting(name)

@@ -13,7 +13,7 @@ import torch
 
 from hessian_tools.runs.worker_pool import WorkerLost, WorkerPool
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.heavy
 
 SCRIPT = """
 import sys, time

@@ -54,6 +54,7 @@ def test_autocast_changes_what_is_not_protected() -> None:
     assert (gradients[1] - gradients[0]).norm() > 1e-3 * gradients[0].norm()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in COMPUTED if name != "eigenpairs-exhausted"])
 def test_autocast_changes_nothing(name: str) -> None:
     compute: Callable[[Any], Any] = COMPUTED[name]
@@ -66,6 +67,7 @@ def test_autocast_changes_nothing(name: str) -> None:
         same(result, expected)
 
 
+@pytest.mark.slow
 def test_neither_parts_nor_the_choice_of_them_leave_a_trace_of_lower_precision() -> None:
     placed = single(MLP)
     H = ht.hessian(placed.loss, placed.thetas, placed.batch, route="traced")

@@ -14,6 +14,8 @@ from hessian_tools.train.outer import accumulate_gradient
 from hessian_tools.train.replay import Replay
 from hessian_tools.train.warm_start import first_parameters
 
+pytestmark = pytest.mark.heavy
+
 SINE = TrainConfig(
     learner=learners.maml(2, 0.01),
     tasks=open_tasks("sine-line"),

@@ -51,6 +51,7 @@ def stop_at(step):
     return progress
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_stopped_and_resumed_equals_the_uninterrupted_run(tmp_path, name):
     expected = list(meta_train(RUNS[name]))
@@ -68,6 +69,7 @@ def test_a_run_stopped_and_resumed_equals_the_uninterrupted_run(tmp_path, name):
     assert all(0 <= row["output_variation"] <= 1 and row["collapsed"] is False for row in rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("transductive", [True, False])
 def test_checkpoints_are_judged_on_validation_classes_as_asked(transductive):
     """If validation used the test classes, the best checkpoint would be chosen by them."""
@@ -124,6 +126,7 @@ def test_class_batches_are_images_of_the_class_their_label_names():
     assert source.digest != IMAGES.tasks.digest
 
 
+@pytest.mark.slow
 def test_supervised_training_learns_the_classes():
     tasks = open_tasks("quickdraw", ways=4, shots=1, queries=5)
     four_classes = replace(tasks.dataset, splits={"train": tasks.dataset.classes("train")[:4]})
@@ -139,6 +142,7 @@ def test_supervised_training_learns_the_classes():
     assert sum(losses[-10:]) < 0.6 * sum(losses[:10])
 
 
+@pytest.mark.slow
 def test_ordinary_training_begins_from_the_best_checkpoint_of_pretraining(tmp_path):
     pretrained = list(meta_train(replace(RUNS["shot-p"], folder=tmp_path)))
     best = best_checkpoint(pretrained[1:])

@@ -45,6 +45,7 @@ WRONG_ROUTES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", WRONG_ROUTES, ids=lambda kind: kind.__name__)
 def test_wrong_products_are_caught(kind: type[Hessian]) -> None:
     """The wrong products come from differentiating F.batch_norm in another order, or from plain mistakes."""

@@ -51,6 +51,7 @@ def test_the_rounding_of_a_difference_is_measured_by_its_terms(dtype: torch.dtyp
     assert "the terms of Hv" in str(check)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind for kind in COMPOSED if kind != "gauss-newton"])
 @pytest.mark.parametrize("route", [ForwardOverJacrev, ReverseOverForward], ids=lambda kind: kind.__name__)
 def test_wrong_products_are_caught_inside_other_operators(route: type[Hessian], kind: str) -> None:

@@ -92,6 +92,7 @@ def test_products_are_those_of_the_dense_matrix(step_size: float | Tensor) -> No
     close(torch.from_numpy(scipys.rmatvec(v[1].numpy())), expected[1].mT @ v[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [tanh_mlp(), smooth_conv()], ids=lambda case: case.name)
 def test_it_is_the_jacobian_of_the_inner_loop(case: Case) -> None:
     """It is d theta_K / d theta_0 of the loop that training differentiates, with BatchNorm too."""
@@ -122,6 +123,7 @@ def test_its_transpose_makes_the_meta_gradient() -> None:
         torch.testing.assert_close(result, expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_several_tasks_at_once_agree_with_single_ones() -> None:
     case = next(case for case in NETWORKS if case.name == "conv-batchnorm")
     paths = [loop_points(case, i) for i in range(3)]

@@ -34,6 +34,7 @@ def test_the_hessian_of_a_linear_network_is_its_gauss_newton_matrix(case: Case) 
     torch.testing.assert_close(result.overlap, torch.ones_like(result.overlap), rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["LA", "LM"])
 @pytest.mark.parametrize("case", [tanh_mlp(), conv_batchnorm()], ids=lambda case: case.name)
 def test_it_agrees_with_dense_matrices(case: Case, which: str) -> None:

@@ -184,6 +184,7 @@ def test_refusals_in_plain_words() -> None:
         gauss_newton_spectrum(lambda theta, _: (theta**2).sum(), torch.zeros(3), None)
 
 
+@pytest.mark.slow
 @by_name
 def test_the_spectrum_of_a_gauss_newton_matrix_uses_its_gram_matrix(case: Case) -> None:
     """It has all eigenvalues, zeros included, to within its error."""

@@ -175,6 +175,7 @@ def test_converged_is_decided_by_the_true_residual() -> None:
     assert not top_eigenpairs(Drifting(H.prepared, H.single), k=2).converged.any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", NETWORKS, ids=lambda case: case.name)
 def test_networks_against_dense_and_scipy(case: Case) -> None:
     H = hessian(case.loss, case.thetas, case.batch)

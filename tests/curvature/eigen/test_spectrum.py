@@ -10,6 +10,7 @@ from hessian_tools.curvature import gauss_newton, hessian, spectrum, top_eigenpa
 from hessian_tools.curvature.eigen import range_finder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_case_against_its_dense_hessian(case: Case) -> None:
     found = spectrum(hessian(case.loss, case.thetas, case.batch), vectors=True)
@@ -32,6 +33,7 @@ def low_rank_network(dtype: torch.dtype):
     return hessian(loss, thetas, (x, y))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_range_finder_and_whole_matrix_agree_on_a_network(dtype: torch.dtype) -> None:
     H = low_rank_network(dtype)
@@ -150,6 +152,7 @@ def test_bad_options_are_refused_in_plain_words() -> None:
             spectrum(H, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(6, 3), (30, 8)])
 def test_where_terms_cancel_the_error_is_that_of_the_terms(sizes: tuple[int, int]) -> None:
     """Hessian and Gauss-Newton matrix of a linear network are equal, so that their difference is only rounding."""

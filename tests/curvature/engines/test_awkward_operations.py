@@ -88,6 +88,7 @@ def plain_gradient(loss: Loss, theta: Tensor, x: Tensor) -> Tensor:
     return torch.autograd.grad(((plain_outputs(loss, theta, x) - 0.3) ** 2).mean(), theta)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_operations_that_torch_differentiates_badly(name: str) -> None:
     """The Hessian and Gauss-Newton by the routes against differences of first derivatives, which torch has right."""
@@ -142,6 +143,7 @@ def test_third_derivatives_that_cannot_be_had() -> None:
         third_derivative(loss, theta, (randn(2, 3, path="x"), torch.zeros(2, 3, 3)), theta)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("kind", [nn.MSELoss, nn.HuberLoss, nn.SoftMarginLoss])
 def test_criteria_without_a_forward_derivative(kind: type[nn.Module], reduction: str) -> None:

@@ -33,6 +33,7 @@ def test_work_leaves_room_for_what_is_kept_on_a_gpu_too(budget: float) -> None:
     assert prepared.fitting_points("compiled") * 2**20 >= given / 2 - 2**20
 
 
+@pytest.mark.slow
 def test_a_graph_without_memory_is_not_taken_for_one_that_vmap_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     loss, batch = RELU.loss, tuple(leaf.repeat_interleave(7, dim=0) for leaf in RELU.batch)
     thetas = RELU.thetas.repeat_interleave(7, dim=0)
@@ -53,6 +54,7 @@ def test_a_graph_without_memory_is_not_taken_for_one_that_vmap_refuses(monkeypat
     assert 1 < sizes[-1] <= 5  # taken together still, only fewer of them
 
 
+@pytest.mark.slow
 def test_what_was_kept_for_all_points_is_freed_when_their_products_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     V = randn(CONV.thetas.shape[1], 2, path="V")
     products = Stacked.products

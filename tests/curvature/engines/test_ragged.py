@@ -45,6 +45,7 @@ def test_contract() -> None:
     check_operator(make, cut(CASES[5]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("route", ["direct", "kept", "traced"])
 def test_every_route(route: str) -> None:
     case = cut(CONV)
@@ -97,6 +98,7 @@ def masked_cross_entropy(out: Tensor, y: dict[str, Tensor]) -> Tensor:
     return (each * y["mask"]).sum() / y["mask"].sum()
 
 
+@pytest.mark.slow
 def test_a_mask_is_the_same_where_examples_do_not_see_each_other() -> None:
     for case, same in ((RELU, True), (CONV, False)):
         x, labels = case.batch

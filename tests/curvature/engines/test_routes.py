@@ -42,6 +42,7 @@ WAYS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ALL, ids=lambda case: case.name)
 def test_every_way_gives_the_dense_matrix(case: Case) -> None:
     V = randn(case.thetas.shape[-1], 3, path="V")
@@ -53,11 +54,13 @@ def test_every_way_gives_the_dense_matrix(case: Case) -> None:
         assert H.route == ("kept" if options["route"] == "auto" else options["route"]), options
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("route", ["kept", "traced"])
 def test_contract(route: str) -> None:
     check_operator(lambda *args, **options: hessian(*args, route=route, **options), MLP)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [LINEAR[1], GAUSS_NEWTON[3]], ids=lambda case: case.name)
 def test_gauss_newton_by_trace(case: Case) -> None:
     V = randn(case.thetas.shape[-1], 3, path="V")
@@ -100,6 +103,7 @@ def test_a_function_of_its_own_derivative_is_sent_to_the_kept_graph() -> None:
     close(product, hessian(loss, thetas[:2], (x[:2], y[:2]), route="direct").mv(thetas[:2]))
 
 
+@pytest.mark.slow
 def test_eigenpairs_do_not_depend_on_the_way() -> None:
     expected = torch.linalg.eigvalsh(MLP.dense)[:, [-1]]
     for options in WAYS:
@@ -151,6 +155,7 @@ def test_the_second_run_takes_the_way_of_the_first() -> None:
         assert not traced._TRACES.get(loss)
 
 
+@pytest.mark.slow
 def test_many_announced_products_are_compiled_at_the_first_call() -> None:
     loss, thetas, batch = network()
     thetas, batch = thetas.repeat(10, 1), tuple(leaf.repeat_interleave(10, dim=0) for leaf in batch)
@@ -196,6 +201,7 @@ def test_losses_without_curvature_have_a_graph_too() -> None:
         assert torch.equal(hessian(loss, thetas, torch.ones(2, 3), route="kept").to_dense(), expected)
 
 
+@pytest.mark.slow
 def test_several_batches_of_an_objective_and_weights() -> None:
     thetas, (x, y) = MLP.thetas, MLP.batch
     batches = [(x[:, :2], y[:, :2]), (x[:, 2:], y[:, 2:]), (x, y)]

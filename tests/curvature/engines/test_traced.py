@@ -112,6 +112,7 @@ def test_several_batches_share_the_memory_of_one():
     assert (one, three) == (12, 4)
 
 
+@pytest.mark.heavy
 def test_eigenpairs_by_trace_and_in_parts_are_the_same(monkeypatch):
     loss, thetas, batch, _ = setting(network("conv batch norm"))
     expected = extremal_eigenpairs(hessian(loss, thetas, batch, route="direct"), magnitude=2)

@@ -212,6 +212,7 @@ def test_lists_of_batches_chunks_and_loops() -> None:
     torch.testing.assert_close(trace(weighted, num_probes=20).value, dense)
 
 
+@pytest.mark.slow
 def test_it_is_exact_where_that_costs_no_more_than_the_probes() -> None:
     """With 18 outputs and 63 parameters, fewer than 18 probes are cheaper than the exact way; 18 or more are not."""
     case = relu_mlp()

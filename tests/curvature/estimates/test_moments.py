@@ -51,6 +51,7 @@ def test_means_and_standard_errors(name: str, num_probes: int) -> None:
     assert (result.diagonal.num_matvecs == num_probes).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", NETWORKS, ids=lambda case: case.name)
 def test_networks(case: Case) -> None:
     """Fewer probes than parameters give estimates, and more give the exact numbers."""

@@ -46,6 +46,7 @@ def coverage(A: Tensor, num_probes: int, confidence: float = 0.95, trials: int =
     return float(((low <= A.trace()) & (A.trace() <= high)).double().mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("confidence", [0.95, 0.8])
 @pytest.mark.parametrize("num_probes", [4, 16])
 @pytest.mark.parametrize("name", ["indefinite", "clustered"])

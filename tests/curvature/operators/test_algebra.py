@@ -41,6 +41,7 @@ MADE: dict[str, tuple[Callable[..., Operator], Tensor]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MADE)
 def test_contract(name: str) -> None:
     make, dense = MADE[name]
@@ -90,6 +91,7 @@ def test_blocks_by_layer_cover_the_diagonal() -> None:
     close(inner["2"].to_dense(), layers["2"].to_dense())
 
 
+@pytest.mark.slow
 def test_a_linear_head_has_no_curvature_of_its_own() -> None:
     head = (hessian(CONV.loss, CONV.thetas, CONV.batch) - gauss_newton(CONV.loss, CONV.thetas, CONV.batch)).block(
         "head"

@@ -25,6 +25,7 @@ by_name = pytest.mark.parametrize("case", GAUSS_NEWTON, ids=lambda case: case.na
 CONV = next(case for case in GAUSS_NEWTON if case.name == "conv-batchnorm")
 
 
+@pytest.mark.slow
 @by_name
 def test_contract(case: Case) -> None:
     check_operator(gauss_newton, case)

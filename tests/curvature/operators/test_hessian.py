@@ -29,6 +29,7 @@ def norm_of(theta: Tensor, batch: object) -> Tensor:
     return (theta**4).sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_contract(case: Case) -> None:
     check_operator(hessian, case)

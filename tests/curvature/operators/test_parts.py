@@ -46,6 +46,7 @@ def whole_and_parts(name: str) -> tuple[Operator, Operator]:
     return made[0], made[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPERATORS)
 def test_every_quantity_part_by_part(name: str) -> None:
     whole, short = whole_and_parts(name)

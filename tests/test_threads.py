@@ -1,0 +1,33 @@
+"""Idle threads of torch sleep instead of spinning, or the user is told once that they spin."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+BUSY = "import os, warnings; os.getloadavg = lambda: (99.0, 0.0, 0.0); warnings.simplefilter('always')\n"
+
+
+def run(script: str, **policy: str) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "OMP_NUM_THREADS")} | policy
+    done = subprocess.run([sys.executable, "-c", BUSY + script], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.mark.slow
+def test_threads_sleep_where_torch_is_not_loaded_yet():
+    show = "import hessian_tools; print(os.environ['OMP_WAIT_POLICY'])"
+    assert run(show).stdout == "PASSIVE\n"
+    assert run(show, OMP_WAIT_POLICY="ACTIVE").stdout == "ACTIVE\n"  # what the user has set stays
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("threads", "load", "warned"), [(2, 99.0, True), (1, 99.0, False), (2, 0.0, False)], ids=["spin", "one", "idle"]
+)
+def test_a_user_who_loaded_torch_first_is_warned_once_on_a_busy_machine(threads, load, warned):
+    script = f"import torch; torch.set_num_threads({threads}); os.getloadavg = lambda: ({load}, 0.0, 0.0)\n"
+    script += "import hessian_tools, hessian_tools as again"
+    assert run(script).stderr.count("set OMP_WAIT_POLICY=PASSIVE") == warned
