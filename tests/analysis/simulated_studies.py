@@ -33,9 +33,9 @@ class Effect:
 
 
 DEFAULT_EFFECTS: Mapping[str, Effect] = {
-    "maml": Effect(-0.45, -0.2, 0.2),
-    "maml-shot": Effect(-0.6, -0.35, 0.4),
-    "fomaml": Effect(-0.65, -0.3, 0.15),
+    "maml": Effect(first=-0.45, later=-0.2, alignment=0.2),
+    "maml-shot": Effect(first=-0.6, later=-0.35, alignment=0.4),
+    "fomaml": Effect(first=-0.65, later=-0.3, alignment=0.15),
 }
 
 
@@ -113,13 +113,13 @@ def simulated_study(
     )
     true = {name: asdict(_raw_effect(effects.get(name, Effect()), steps, loss_driven)) for name in learners}
     levels = {"first": LEVELS[0], "later": LEVELS[1], "alignment": ALIGNMENT}
-    study.attrs["planted"] = json.dumps({"loss_driven": loss_driven, "untrained": levels, "effects": true})
+    study.attrs["truth"] = json.dumps({"loss_driven": loss_driven, "untrained": levels, "effects": true})
     return study
 
 
 def truth(ds: xr.Dataset) -> dict:
     """The true values: ``effects[learner]`` (an ``Effect`` as a dict), ``untrained`` (its levels), ``loss_driven``."""
-    return json.loads(ds.attrs["planted"])
+    return json.loads(ds.attrs["truth"])
 
 
 def _raw_effect(effect: Effect, steps: int, loss_driven: bool) -> Effect:

@@ -42,6 +42,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     monkeypatch.setattr(layouts_on_disk, "EXAMPLES", 16)  # for each class, one support and fifteen query examples
     monkeypatch.setattr(layouts_on_disk, "BERTINETTO", splits)
     monkeypatch.setattr(layouts_on_disk, "png", partial(layouts_on_disk.png, side=32))
+    # The default colours would leave the range 0 to 255 with so many classes and examples.
     monkeypatch.setattr(layouts_on_disk, "tint", lambda c, e: (10 * c, 255 - 10 * c, 10 * e))
     photographs = layouts_on_disk.bertinetto(tmp_path / "cifar-fs")
     characters = layouts_on_disk.omniglot(tmp_path / "omniglot")

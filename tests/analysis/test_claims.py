@@ -28,7 +28,11 @@ from hessian_tools.rng import numpy_stream
 PLAN = load_plan()
 # The same plan with fewer resamples, so that the tests are fast.
 QUICK = dataclasses.replace(PLAN, bootstrap=dataclasses.replace(PLAN.bootstrap, resamples=200))
-EFFECTS = {"maml": Effect(-0.4, -0.2, 0.2), "maml-shot": Effect(-0.6, -0.32, 0.4)}
+# The true changes of alpha rho at step 0 and at later steps, and of the alignment of the inner gradients.
+EFFECTS = {
+    "maml": Effect(first=-0.4, later=-0.2, alignment=0.2),
+    "maml-shot": Effect(first=-0.6, later=-0.32, alignment=0.4),
+}
 NAMES = ("untrained", "maml", "maml-shot")
 
 

@@ -94,9 +94,8 @@ def test_trace_samples_their_error_and_random_directions(point):
         at = stored.sel(inner_step=k)
         samples = at["trace_sample"].values
         assert float(at["trace"]) == pytest.approx(samples.mean(), rel=1e-5)
-        assert float(at["trace_stderr"]) == pytest.approx(
-            samples.std(ddof=1) / 2, rel=1e-5
-        )  # the square root of four probes is 2
+        # There are four probes, whose square root is 2.
+        assert float(at["trace_stderr"]) == pytest.approx(samples.std(ddof=1) / 2, rel=1e-5)
         assert abs(float(at["trace"]) - float(H.trace())) < 6 * float(at["trace_stderr"])
         assert float(at["rho_random"]) == pytest.approx(samples.mean() / thetas.shape[1], rel=1e-5)
 

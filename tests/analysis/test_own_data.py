@@ -119,10 +119,8 @@ def two_trees(working_folder: Path) -> Path:
     """
     disk.class_folders(working_folder / "home", NAMES)
     disk.class_folders(working_folder / "away", NAMES, first=3)  # other colours than "home"
-    for place, parts in (
-        ("home", {"train": NAMES[:3], "val": NAMES[3:6], "test": NAMES[6:]}),
-        ("away", {"train": NAMES[:3], "val": NAMES[3:6], "test": NAMES[6:]}),
-    ):
+    parts = {"train": NAMES[:3], "val": NAMES[3:6], "test": NAMES[6:]}
+    for place in ("home", "away"):
         disk.put(working_folder / f"{place}.json", json.dumps(parts))
     sizes = "ways: 3, shots: 1, queries: 1, test_queries: 1, image_size: 8"
     (working_folder / "crossed.yaml").write_text(
