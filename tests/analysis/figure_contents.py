@@ -8,7 +8,10 @@ from simulated_studies import simulated_study
 
 
 def study_to_draw() -> xr.Dataset:
-    """A simulated study in which two inner loops diverged: one of MAML in seed 0, and one of FOMAML in seed 1."""
+    """A simulated study of untrained, maml, maml-shot and fomaml, in this order, with seeds 0, 1 and 2.
+
+    Two of its inner loops diverged: one of maml in seed 0, and one of fomaml in seed 1.
+    """
     diverged = [("maml", 0, 3), ("fomaml", 1, 2)]  # (learner, seed, task)
     study = simulated_study(tasks=6, evaluation_tasks=8, diverged=diverged)
     study.attrs["ways"] = 5

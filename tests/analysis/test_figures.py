@@ -124,7 +124,7 @@ def test_without_a_control_the_untrained_level_is_drawn_from_checkpoint_0():
     assert "untrained" in legend_texts(figure)
 
 
-def test_zero_is_on_the_axis_of_meta_iterations(ds):
+def test_the_axis_of_meta_iterations_is_logarithmic_but_includes_zero(ds):
     ax = FIGURES["alpha_rho"].draw(ds).axes[0]
     assert ax.get_xscale() == "symlog"
     assert list(ax.get_xticks()) == [0, 30, 100, 300]
@@ -145,7 +145,7 @@ def test_eigenvalues_draw_means_of_extremes_and_single_tasks(ds):
     assert "larger than the markers" in residuals(ds.assign(eigenvalue_max_residual=ds["eigenvalue_max_residual"] + 9))
 
 
-def test_alignment_has_its_null_and_the_untrained_level(ds):
+def test_alignment_shows_the_range_for_orthogonal_gradients_and_the_untrained_level(ds):
     left, right = FIGURES["alignment"].draw(ds).axes
     band = next(patch for patch in left.patches if patch.get_gid() == "null")
     # The range of the cosine for 3 orthogonal gradients, see ``cosine_null``.
@@ -155,7 +155,7 @@ def test_alignment_has_its_null_and_the_untrained_level(ds):
     np.testing.assert_allclose(line(right, "mean:untrained").get_ydata(), float(level))
 
 
-def test_accuracy_has_chance_and_falls_back_to_loss(ds):
+def test_accuracy_shows_the_level_of_chance_and_is_replaced_by_loss_for_regression(ds):
     figure = FIGURES["accuracy"].draw(ds)
     assert list(line(figure.axes[0], "chance").get_ydata()) == [0.2, 0.2]
     mean = summarise(ds["evaluation_accuracy"]).mean
@@ -203,7 +203,7 @@ def test_diverged_units_are_counted_in_figure_and_caption(ds, name):
         assert any(text.startswith("2 of ") and "diverged" in text for text in legend_texts(figure))
         assert line(figure.axes[0], "diverged:maml").get_marker() == "x"
         return
-    tried = int((ds["status"] > 0).sum())
+    tried = int((ds["status"] > 0).sum())  # measured or diverged
     assert f"2 of {tried} task units diverged: not in the means" in legend_texts(FIGURES[name].draw(ds))
     assert f"2 of {tried} task units" in FIGURES[name].caption(ds)
 

@@ -116,18 +116,18 @@ def test_every_quantity_is_in_the_schema_and_every_variable_has_its_error(micro_
 @pytest.mark.slow
 def test_light_units_hold_fewer_eigenvalues_and_probes_and_nan_for_the_others(micro_study):
     ds = open_study(micro_study)
-    # Level 2 is "full", which the last checkpoint has, and level 1 is "light".
+    # Only the first and the last checkpoint are measured at the level "full".
     full = ds.sel(learner="maml", seed=0, checkpoint=5)
     light = ds.sel(learner="maml", seed=0, checkpoint=2)
-    assert (full["level"] == 2).all()
+    assert (full["level"] == measuring.FULL).all()
     assert full["eigenvalue"].notnull().all()
     assert full["trace_sample"].notnull().all()
-    assert (light["level"] == 1).all()
+    assert (light["level"] == measuring.LIGHT).all()
     assert light["eigenvalue"].isel(eigen_index=0).notnull().all()
     assert light["eigenvalue"].isel(eigen_index=1).isnull().all()
     assert light["trace_sample"].isel(probe=[0, 1]).notnull().all()
     assert light["trace_sample"].isel(probe=[2, 3]).isnull().all()
-    assert (ds["status"].sel(learner="maml") == 1).all()
+    assert (ds["status"].sel(learner="maml") == measuring.MEASURED).all()
 
 
 def test_before_training_learners_with_the_same_inner_loop_have_equal_numbers(micro_study):

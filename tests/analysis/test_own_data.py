@@ -11,6 +11,7 @@ from analysis.cli import run
 from analysis.config import StudyConfig
 from analysis.errors import UserError
 from analysis.folder import open_folder, open_study
+from analysis.schema import MEASURED
 from analysis.setup_facts import command
 from analysis.study import build, check
 from analysis.study_file import load_study, overridden, parse_study, study_text, with_data
@@ -136,7 +137,7 @@ def test_a_cross_domain_study_from_end_to_end(two_trees, capsys):
     where = "images in folders, a folder for each class"
     assert f"data: {where} (split home.json: your file home.json); tested on {where} (split away.json" in said
     ds = open_study("out")
-    assert (ds["status"] == 1).all()
+    assert (ds["status"] == MEASURED).all()
     crossed = open_folder("out")
     loss, _ = task_loss(crossed.training("maml", 0))
     away = open_data("away", split="away.json", image_size=8)

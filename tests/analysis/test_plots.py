@@ -19,6 +19,7 @@ from analysis.drawing.curves import learner_style
 from analysis.drawing.figures import FIGURES, save
 from analysis.drawing.legend import band_label
 from analysis.drawing.summary import measured, probe_error, summarise, t_half_width
+from analysis.schema import MEASURED
 from hessian_tools.rng import numpy_stream
 
 
@@ -31,7 +32,7 @@ def ds() -> xr.Dataset:
 
 
 def test_summary_is_mean_over_tasks_then_over_seeds_with_their_range(ds):
-    values = ds["alpha_rho"].where(ds["status"] == 1)
+    values = ds["alpha_rho"].where(ds["status"] == MEASURED)
     per_seed = values.mean("task")
     summary = summarise(measured(ds, "alpha_rho"))
     np.testing.assert_allclose(summary.mean, per_seed.mean("seed"), rtol=1e-12)

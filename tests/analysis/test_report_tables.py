@@ -13,6 +13,7 @@ from analysis.report.accuracy import accuracy_table
 from analysis.report.page import DASH, MINUS, TIMES, Html, element, interval, number
 from analysis.report.scale import change, largest_growth, scale_section
 from analysis.report.verdicts import answer, verdict_tables
+from analysis.schema import MEASURED
 from analysis.statistics import mean_interval
 
 
@@ -120,7 +121,7 @@ def test_changes_of_scale_are_paired_by_task_and_weight_seeds_equally():
 
 def test_the_scale_table_lists_trained_learners_only(ds):
     part = visible_text(*scale_section(ds))
-    raw = change(ds["alpha_rho"].where(ds["status"] == 1).isel(learner=1), slice(1, None))
+    raw = change(ds["alpha_rho"].where(ds["status"] == MEASURED).isel(learner=1), slice(1, None))
     assert f"{number(raw.untrained)} → {number(raw.trained)} {number(raw.ratio)}" in part
     assert part.count("filters at unit norm") == 3
     assert "norm of the layer that grew most: " in part
