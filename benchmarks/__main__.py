@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: measures all contestants, prints the tables and keeps every sample as JSON.
+"""``python -m benchmarks``: measures hessian-tools and its peers, prints tables and stores every sample as JSON.
 
 Slow imports are made only when a run begins, so that --help is instant.
 """
@@ -20,7 +20,7 @@ DEFAULTS = Settings()
 
 @app.default
 def main(*, settings: Settings = DEFAULTS) -> None:
-    """Measure every contestant, print the tables and keep the samples."""
+    """Measure hessian-tools and its peers, print tables and store every sample as JSON."""
     import torch
 
     from benchmarks.run import run

@@ -30,8 +30,8 @@ class Profile:
         self.calls = self.deepest = 0
         self._depth = self._inside_loss = 0
 
-    def of(self, function: Callable[[], object]) -> "Profile":
-        """Call the function once and count; returns this object."""
+    def run(self, function: Callable[[], object]) -> "Profile":
+        """Call the function once, count the calls that it makes, and return this object."""
         sys.setprofile(self._count)
         try:
             function()
@@ -43,6 +43,7 @@ class Profile:
         if event not in ("call", "return") or not frame.f_code.co_filename.startswith(LIBRARY):
             return
         step = 1 if event == "call" else -1
+        # Calls inside the loss are followed, in order to notice its end, but they are not counted.
         if self._inside_loss or frame.f_code.co_filename == LOSS:
             self._inside_loss += step
             return
@@ -74,7 +75,7 @@ def main() -> None:
         profiles = []
         for function in (lambda H=H: H.mv(v), lambda H=H: ht.top_eigenpairs(H, k=3)):
             function()
-            profiles.append(Profile().of(function))
+            profiles.append(Profile().run(function))
         product, eigenpairs = profiles
         print(f"{route:10s} {product.deepest:18d} {product.calls:18d} {eigenpairs.calls:32d}")
 

@@ -15,7 +15,7 @@ CLOCKS = {"wall": "seconds", "cpu": "cpu_seconds"}
 
 @dataclass(frozen=True)
 class Figures:
-    """The figures of one contestant in a row.
+    """The figures of one contestant for a row of the table, which is a quantity measured on a work load.
 
     seconds: the median over the rounds of the time of one run; in a "products" row, of the time of one product.
     first: seconds of the whole first call in every row, because tracing is done once, however many products follow.
@@ -51,7 +51,7 @@ class Line:
 
     @property
     def goal_reached(self) -> str:
-        """Whether the goal is reached: "yes", "stretch" (even the harder goal), "no", or "-" if that is undefined."""
+        """The answer: "yes", "stretch" (even the harder goal is reached), "no", or "-" without a goal or figures."""
         goal, stretch = self.rival.goal, self.rival.stretch
         if goal is None or self.ratio is None or self.ours is None:
             return "-"
@@ -105,8 +105,9 @@ def _line(row: Row, rival: Rival, ours: Entry, theirs: Entry, points: int, clock
 
 def _figures(row: Row, entry: Entry, points: int, clock: Clock) -> Figures:
     first = None if entry.first is None else entry.first[CLOCKS[clock]]
-    counts = row.quantity not in ("products", META_GRADIENT, SHOT_COST)
-    matvecs = entry.samples[-1]["num_matvecs"] / points if counts else None
+    # In these rows a number of products at one point says nothing, or there is none.
+    counts_products = row.quantity not in ("products", META_GRADIENT, SHOT_COST)
+    matvecs = entry.samples[-1]["num_matvecs"] / points if counts_products else None
     return Figures(median(_times(row, entry.samples, clock)), first, entry.error, matvecs)
 
 
@@ -116,7 +117,7 @@ def _times(row: Row, samples: list[dict[str, Any]], clock: Clock) -> list[float]
 
 
 def error(row: Row, values: list[list[float]] | None, reference: list[list[float]] | None) -> float | None:
-    """The error of values [point][number] in the measure of their row; None if there is nothing to compare."""
+    """The error of values [point][number], measured as their row requires; None if there is nothing to compare."""
     if values is None or reference is None:
         return None
     if row.quantity == META_GRADIENT:

@@ -60,7 +60,7 @@ def speed_of(name: str, turns: int) -> list[dict[str, Any]]:
     V = torch.randn(*problem.thetas.shape, 1, generator=ht.stream(0, "V"))
     operators = {r: ht.hessian(problem.loss, problem.thetas, problem.batch, route=r) for r in ROUTES}
     first = {route: cpu_seconds(partial(H.products, V), 1) for route, H in operators.items()}
-    convolutional = name < "W3"
+    convolutional = name < "W3"  # W1 and W2
     times: dict[str, list[float]] = {route: [] for route in (*ROUTES, "floor")}
     for _ in range(turns):
         for route, H in operators.items():
@@ -155,7 +155,7 @@ def mapped(network: str, points: int, folder: Path) -> tuple[ht.Loss, Tensor, tu
 
 
 def memory() -> dict[str, float]:
-    """MB of this process: its anonymous memory now, and the peak of its resident memory with pages of files."""
+    """MB of this process: its anonymous memory now (RssAnon), and the peak of all its resident memory (VmHWM)."""
     lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
     return {words[0][:-1]: int(words[1]) / 1e3 for words in lines if words[0] in ("RssAnon:", "VmHWM:")}
 

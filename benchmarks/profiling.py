@@ -1,4 +1,7 @@
-"""Shows on which operations our products or a top-5 spend their time: ``python -m benchmarks.profiling W2``."""
+"""Shows on which operations our products, or our search for the top 5 eigenvalues, spend their time.
+
+For example: ``python -m benchmarks.profiling W2``.
+"""
 
 import resource
 import time
@@ -44,7 +47,7 @@ def main(
     threads: int = 1,
     each: Annotated[bool, Parameter(negative="", help="List every operation by itself instead of by kind.")] = False,
 ) -> None:
-    """Milliseconds of one product, or of the top-5 at one point, by kind of operation."""
+    """Print the milliseconds of one product, or of the top 5 eigenvalues at one point, by kind of operation."""
     torch.set_num_threads(threads)
     problem = drawn(workload).first(points or 10**9)
     run = ours.build(problem, task).run

@@ -58,7 +58,7 @@ class Entry:
 
 def race(
     row: Row,
-    points: Path,
+    file: Path,
     *,
     count: int,
     rounds: int,
@@ -69,7 +69,7 @@ def race(
 ) -> list[Entry]:
     """Measure all contestants of a row: first one call of each, and then ``rounds`` rounds in turns.
 
-    points: the file of the work load. count: the number of its points (or tasks) that are used. say: a function that
+    file: the file of the work load. count: the number of its points (or tasks) that are used. say: a function that
     takes each progress message.
     """
     entries = []
@@ -77,7 +77,7 @@ def race(
         workers: dict[str, _Worker] = {}
         for name in row.contestants:
             order = Order(row.workload, name, row.quantity, count, threads, device)
-            workers[name] = worker = _Worker(points, order, environment(threads, allocator))
+            workers[name] = worker = _Worker(file, order, environment(threads, allocator))
             stack.callback(worker.close)
             ready = worker.answer()
             entry = Entry(name, note=ready.get("note", ""), absent=ready.get("missing") or ready.get("failed"))
@@ -104,9 +104,9 @@ def environment(threads: int, allocator: str) -> dict[str, str]:
 class _Worker:
     """A process that measures one contestant on each request, and answers with one line of JSON."""
 
-    def __init__(self, points: Path, order: Order, env: dict[str, str]) -> None:
+    def __init__(self, file: Path, order: Order, env: dict[str, str]) -> None:
         order_text = json.dumps(asdict(order))
-        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.worker", str(points), order_text]
+        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.worker", str(file), order_text]
         self.process = subprocess.Popen(command, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def answer(self) -> dict[str, Any]:

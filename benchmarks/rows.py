@@ -17,7 +17,8 @@ class Rival:
     """A contestant with which ours is compared.
 
     contestant: a module of the work load's package of contestants, such as "pyhessian", or a function of such a module,
-    such as "ours.eigsh". goal: how many times faster ours is to be; None if there is no goal. stretch: a harder goal.
+    such as "ours.eigsh". goal: the ratio of the two times that is to be reached, see ``Row.at_most``; None if there is
+    no goal. stretch: a harder goal.
     """
 
     contestant: str
@@ -29,9 +30,9 @@ class Rival:
 class Row:
     """One row: a quantity on a work load, measured by several contestants.
 
-    points: the number of points, or of tasks in training. quick: the same in a smoke run; 0 leaves the row out there.
-    at_most: whether the goals are upper limits: ours is to take at most so many times as long as the rival.
-    max_rounds: the largest number of rounds.
+    points: the number of points, or of tasks in training. quick: this number in a smoke run; 0 leaves the row out.
+    at_most: if True, goals are upper limits, and ours may take at most ``goal`` times as long as the rival; if False,
+    ours is to be ``goal`` times as fast. max_rounds: the largest number of rounds.
     """
 
     workload: str
@@ -48,38 +49,45 @@ class Row:
         return ("ours", *(rival.contestant for rival in self.rivals))
 
 
-def _products(workload: str, goal: float, *, points: int, quick: int) -> Row:
+def _products(workload: str, *, goal: float, points: int, quick: int) -> Row:
+    """A row on products. The goal is an upper limit for the floor; the other rivals are for information."""
     others = (Rival("kept_graph"), Rival("eigenthings"), Rival("curvlinops"))
     return Row(workload, "products", "one product", (Rival("floor", goal), *others), points, quick, at_most=True)
 
 
-def _training(workload: str, title: str, goal: float, points: int, *, quick: int = 0, rounds: int = UNLIMITED) -> Row:
+def _training(workload: str, title: str, *, goal: float, points: int, quick: int = 0, rounds: int = UNLIMITED) -> Row:
+    """A row on meta-gradients, with the same goal against each of the four libraries."""
     rivals = tuple(Rival(f"libraries.{name}", goal) for name in ("plain", "higher", "torchopt", "learn2learn"))
     return Row(workload, META_GRADIENT, title, rivals, points, quick, max_rounds=rounds)
 
 
 _TOP5, _EIGSH, _WITH_SHOT = "top-5 to 1e-3", Rival("ours.eigsh"), (Rival("ours.with_shot"),)
-_TOP5_W2 = (Rival("pyhessian", 5, 7), Rival("eigenthings", 5, 7), Rival("curvlinops", 12, 16), _EIGSH)
-_TOP5_W3 = (Rival("pyhessian", 50), Rival("eigenthings", 30), Rival("curvlinops", 80), _EIGSH)
-_TOP5_W1 = (Rival("pyhessian", 5), Rival("eigenthings", 1.7), Rival("curvlinops", 2.5))
+_TOP5_W2 = (
+    Rival("pyhessian", goal=5, stretch=7),
+    Rival("eigenthings", goal=5, stretch=7),
+    Rival("curvlinops", goal=12, stretch=16),
+    _EIGSH,
+)
+_TOP5_W3 = (Rival("pyhessian", goal=50), Rival("eigenthings", goal=30), Rival("curvlinops", goal=80), _EIGSH)
+_TOP5_W1 = (Rival("pyhessian", goal=5), Rival("eigenthings", goal=1.7), Rival("curvlinops", goal=2.5))
 
 ROWS = (
     Row("W2", "top5", _TOP5, _TOP5_W2, points=8, quick=2),
     Row("W3", "top5", _TOP5, _TOP5_W3, points=100, quick=5),
     Row("W1", "top5", _TOP5, _TOP5_W1, points=1, max_rounds=3),
-    _products("W2", 1.5, points=32, quick=4),
-    _products("W1", 2.5, points=1, quick=0),
-    Row("W2", "trace", "trace, 100 probes", (Rival("pyhessian", 1.8),), points=32, quick=1, max_rounds=3),
-    Row("W3", "spectrum", "whole spectra", (Rival("ours.dense", 3),), points=20, quick=2),
-    Row("W3", "one point", "one point, 100 products", (Rival("kept_graph", 1),), points=1, quick=1, at_most=True),
-    _training("M1", "4-conv-64 28x28", 1, 4),
-    _training("M2", "the same, first order", 1, 4),
-    _training("M3", "4-conv-64 84x84", 1, 1),
-    _training("M4", "ResNet-12 84x84", 1, 1, rounds=3),
+    _products("W2", goal=1.5, points=32, quick=4),
+    _products("W1", goal=2.5, points=1, quick=0),
+    Row("W2", "trace", "trace, 100 probes", (Rival("pyhessian", goal=1.8),), points=32, quick=1, max_rounds=3),
+    Row("W3", "spectrum", "whole spectra", (Rival("ours.dense", goal=3),), points=20, quick=2),
+    Row("W3", "one point", "one point, 100 products", (Rival("kept_graph", goal=1),), points=1, quick=1, at_most=True),
+    _training("M1", "4-conv-64 28x28", goal=1, points=4),
+    _training("M2", "the same, first order", goal=1, points=4),
+    _training("M3", "4-conv-64 84x84", goal=1, points=1),
+    _training("M4", "ResNet-12 84x84", goal=1, points=1, rounds=3),
     Row("M1", SHOT_COST, "time with SHOT over time without, 5-shot", _WITH_SHOT, points=4),
     Row("M7", SHOT_COST, "the same, 1-shot", _WITH_SHOT, points=4),
-    _training("M5", "sines, 25 tasks", 4, 25, quick=25),
-    _training("M6", "the same, first order", 4, 25, quick=25),
+    _training("M5", "sines, 25 tasks", goal=4, points=25, quick=25),
+    _training("M6", "the same, first order", goal=4, points=25, quick=25),
 )
 
 

@@ -27,11 +27,10 @@ def run(rows: tuple[Row, ...], settings: Settings) -> Path:
     """
     settings.out.mkdir(parents=True, exist_ok=True)
     progress = Console(stderr=True, highlight=False)
-    points = {name: save(name, settings.out) for name in sorted({row.workload for row in rows})}
+    files = {name: save(name, settings.out) for name in sorted({row.workload for row in rows})}
     counts = [num_points(row, settings) for row in rows]
     references = [
-        _reference(row, points[row.workload], count, settings, progress)
-        for row, count in zip(rows, counts, strict=True)
+        _reference(row, files[row.workload], count, settings, progress) for row, count in zip(rows, counts, strict=True)
     ]
     rounds = 1 if settings.quick else settings.rounds
     record: dict[str, Any] = {
@@ -40,16 +39,16 @@ def run(rows: tuple[Row, ...], settings: Settings) -> Path:
         "threads": settings.threads,
         "rounds": rounds,
         "allocators": {name: ALLOCATORS[name] for name in settings.allocators},
-        "workloads": {name: WORKLOADS[name].title for name in points},
+        "workloads": {name: WORKLOADS[name].title for name in files},
         "rows": [],
     }
     path = settings.out / "benchmarks.json"
     for allocator in settings.allocators:
-        for row, count, of_row in zip(rows, counts, references, strict=True):
+        for row, count, row_reference in zip(rows, counts, references, strict=True):
             progress.print(f"[bold]{row.workload} {row.title}[/], {count} points, malloc {allocator}")
             entries = race(
                 row,
-                points[row.workload],
+                files[row.workload],
                 count=count,
                 rounds=min(rounds, row.max_rounds),
                 threads=settings.threads,
@@ -58,8 +57,8 @@ def run(rows: tuple[Row, ...], settings: Settings) -> Path:
                 say=lambda text: progress.print(f"  {text}"),
             )
             for entry in entries:
-                entry.error = error(row, entry.values, of_row["values"] if of_row else None)
-            record["rows"].append(kept_row(row, count, allocator, entries, of_row))
+                entry.error = error(row, entry.values, row_reference["values"] if row_reference else None)
+            record["rows"].append(kept_row(row, count, allocator, entries, row_reference))
             path.write_text(json.dumps(record, indent=1))  # after every row, so that an interruption loses only one
     print_tables(record["rows"], settings.clock)
     busy, cores = os.getloadavg()[0], os.cpu_count() or 1
@@ -78,15 +77,15 @@ def num_points(row: Row, settings: Settings) -> int:
     return min(settings.points, WORKLOADS[row.workload].size)
 
 
-def _reference(row: Row, points: Path, count: int, settings: Settings, progress: Console) -> dict[str, Any] | None:
+def _reference(row: Row, file: Path, count: int, settings: Settings, progress: Console) -> dict[str, Any] | None:
     """Reference values in float64, or None if the row has none. They are kept beside the problem for the next run."""
     if row.quantity not in ("top5", "spectrum", META_GRADIENT):
         return None
-    digest = hashlib.sha256(points.read_bytes()).hexdigest()[:12]
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
     path = settings.out / f"{row.workload}-{row.quantity}-{count}-{digest}.json"
     if not path.exists():
         progress.print(f"{row.workload} {row.quantity}: reference values in float64 at {count} points ...")
-        problem = load(row.workload, points).first(count).to(settings.device, torch.float64)
+        problem = load(row.workload, file).first(count).to(settings.device, torch.float64)
         path.write_text(json.dumps(reference(problem, row.quantity)))
     kept: dict[str, Any] = json.loads(path.read_text())
     return kept
@@ -95,7 +94,7 @@ def _reference(row: Row, points: Path, count: int, settings: Settings, progress:
 def kept_row(
     row: Row, count: int, allocator: str, entries: list[Entry], reference: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """What is kept of a row: all but whole spectra, which take megabytes and can be computed again from the seed."""
+    """A row as it is stored: without whole spectra, which take megabytes and can be computed again from the seed."""
     contestants = [asdict(entry) for entry in entries]
     if row.quantity == "spectrum":
         contestants = [contestant | {"values": None} for contestant in contestants]

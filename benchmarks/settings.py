@@ -33,7 +33,7 @@ class Settings:
     threads: Annotated[int, Parameter(validator=AT_LEAST_ONE, help="The number of threads of every process.")] = 1
     allocator: Annotated[
         Literal["both", "default", "keep"],
-        Parameter(help="malloc by default, or set to keep freed pages; the same for all."),
+        Parameter(help="malloc as it is (default), or told to keep freed memory (keep); the same for all."),
     ] = "both"
     device: Literal["cpu", "cuda"] = "cpu"
     clock: Annotated[Clock, Parameter(help="The clock for ratios; cpu is fairer on a busy machine.")] = "wall"

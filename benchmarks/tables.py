@@ -24,7 +24,7 @@ def main(*files: Path, clock: Annotated[Clock, Parameter(help="The clock for rat
 
 
 def print_tables(rows: list[dict[str, Any]], clock: Clock) -> None:
-    """Print one table for each setting of malloc. rows: as ``kept_row`` returns them."""
+    """Print one table for each setting of malloc. rows: stored rows, which ``kept_row`` has made."""
     console = Console(width=200)
     for allocator in dict.fromkeys(row["allocator"] for row in rows):
         lines = [line for row in rows if row["allocator"] == allocator for line in _lines(row, clock)]

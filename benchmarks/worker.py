@@ -1,6 +1,6 @@
 """Runs one contestant in a process of its own: it is prepared, and then runs once for every line of standard input.
 
-    python -m benchmarks.worker POINTS.safetensors '{"workload": "W2", "contestant": "ours", ...}'
+    python -m benchmarks.worker PROBLEM.safetensors '{"workload": "W2", "contestant": "ours", ...}'
 
 Each answer is one line of JSON on standard output. The first says whether the contestant is ready, missing or failed,
 and each later one is a measurement. Whatever libraries print goes to standard error.
@@ -26,7 +26,7 @@ from benchmarks.workloads import WORKLOADS, load
 def main() -> None:
     path, text = sys.argv[1:3]
     answers = os.fdopen(os.dup(1), "w", buffering=1)  # the original standard output, flushed at each line
-    os.dup2(2, 1)
+    os.dup2(2, 1)  # from here on, whatever is printed goes to standard error
     order = Order(**json.loads(text))
     torch.set_num_threads(order.threads)
     # By default, torch rounds the inputs of float32 convolutions to TF32 on CUDA. This is off for every contestant.

@@ -140,7 +140,16 @@ def _conv4_step(channels: int, side: int, *, shots: int, num_tasks: int, order: 
 
 def _sines_step(order: str) -> TrainingWorkload:
     title = f"MLP 1-40-40-1 on sines and lines, 5 shots, 45 queries, 25 tasks, 5 steps, {order} order"
-    return TrainingWorkload(title, _mlp, SineLineTasks, 25, 5, 0.001, _LINE, first_order=order == "first")
+    return TrainingWorkload(
+        title,
+        network=_mlp,
+        tasks=SineLineTasks,
+        num_tasks=25,
+        steps=5,
+        step_size=0.001,
+        input_shape=_LINE,
+        first_order=order == "first",
+    )
 
 
 WORKLOADS: dict[str, CurvatureWorkload | TrainingWorkload] = {

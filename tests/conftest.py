@@ -1,10 +1,10 @@
-"""One thread for each test process, and the fixtures that tests in different places share."""
+"""Gives each test process one thread, and defines the fixtures that several test files share."""
 
 import os
 
-# The OpenMP runtime reads these when torch is loaded, so they are set before it. With two threads in each of two
-# pytest workers the idle threads spin and take the cores from the busy ones: the run took 14 minutes instead of 7.
-# Commands that tests start inherit them.
+# The OpenMP runtime reads these variables when torch is loaded, so they are set before the import. With two threads in
+# each of two pytest workers, idle threads spin and take the cores from busy ones: the run took 14 minutes instead of 7.
+# Commands that tests start inherit these variables.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -19,7 +19,7 @@ torch.set_num_threads(1)  # a plugin may have loaded torch before this file was 
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Heavy tests are slow, and run only where the command line asks for them by name."""
+    """Mark heavy tests as slow too, and leave them out unless the option -m of pytest mentions them."""
     for item in items:
         if item.get_closest_marker("heavy"):
             item.add_marker(pytest.mark.slow)
@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @contextmanager
 def only_one(lock: Path) -> Iterator[None]:
-    """Holds a lock that only one process of a parallel test run can have."""
+    """Hold a lock that only one process of a parallel test run can have at a time."""
     fcntl = pytest.importorskip("fcntl", reason="needs POSIX file locks")
     with lock.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -40,10 +40,10 @@ def only_one(lock: Path) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def micro_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the bundled micro study, complete, made by the command line once in a test run.
+    """The folder of the completed micro study, which the command line makes once in a test run.
 
-    Tests only read it. A command in its folder, even one that changes nothing, would keep other workers out, so a test
-    that runs one copies the folder first.
+    Tests may only read this folder. A command locks the folder that it works on, even if it changes nothing, so a test
+    that runs a command copies the folder first.
     """
     from analysis.cli import run
 
@@ -60,6 +60,6 @@ def micro_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder, which is the current one during the test."""
+    """An empty folder, which is the working directory during the test."""
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -1,4 +1,7 @@
-"""Every operator and every quantity as a function of a case on some device; all devices must give the same numbers."""
+"""Every operator and every quantity as a function of a case whose tensors lie on some device.
+
+All devices must give the same numbers.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
@@ -32,22 +35,27 @@ class PlacedCase:
         return ht.gauss_newton(self.loss, self.thetas, self.batch)
 
     def random(self, *shape: int) -> Tensor:
+        """Random numbers that are the same on every device."""
         return randn(*shape, path=f"drawn/{shape}").to(self.thetas)
 
 
 def place(case: Any, device: torch.device | str) -> PlacedCase:
+    """Move the tensors of a case to a device."""
     return PlacedCase(case.loss, case.thetas.to(device), tuple(leaf.to(device) for leaf in case.batch))
 
 
 def hessian(**options: Any) -> Callable[[PlacedCase], Operator]:
+    """A function that makes the Hessian of a placed case with these options."""
     return lambda placed: ht.hessian(placed.loss, placed.thetas, placed.batch, **options)
 
 
 def several_batches(placed: PlacedCase) -> Operator:
+    """The Hessian over two batches at each point; the second has the first three examples of the first."""
     return ht.hessian(placed.loss, placed.thetas, [placed.batch, tuple(b[:, :3] for b in placed.batch)])
 
 
 def subspace(placed: PlacedCase) -> Tensor:
+    """Four random orthonormal directions [param, 4]."""
     return torch.linalg.qr(placed.random(placed.thetas.shape[-1], 4)).Q
 
 
@@ -57,9 +65,7 @@ OPERATORS: dict[str, Callable[[PlacedCase], Operator]] = {
     "loop": hessian(batching="loop"),
     "chunk": hessian(chunk=2),
     "shared": lambda placed: ht.hessian(placed.loss, placed.thetas, tuple(b[0] for b in placed.batch), shared=True),
-    "batches": lambda placed: ht.hessian(
-        placed.loss, placed.thetas, [placed.batch, tuple(b[:, :3] for b in placed.batch)]
-    ),
+    "batches": several_batches,
     "single": lambda placed: ht.hessian(placed.loss, placed.thetas[1], tuple(b[1] for b in placed.batch)),
     "selected": lambda placed: placed.H.select(torch.tensor([2, 0], device="cpu")),
     "gauss-newton": lambda placed: placed.G,
@@ -67,11 +73,13 @@ OPERATORS: dict[str, Callable[[PlacedCase], Operator]] = {
     "block": lambda placed: placed.H.block("body"),
     "module": lambda placed: next(iter(placed.H.blocks().values())),
     "restriction": lambda placed: placed.H.restrict(subspace(placed)),
-    "restriction-a-point": lambda placed: placed.H.restrict(subspace(placed).expand(3, -1, -1)),
+    "restriction-at-each-point": lambda placed: placed.H.restrict(subspace(placed).expand(3, -1, -1)),
 }
 
 
 def product(make: Callable[[PlacedCase], Operator]) -> Callable[[PlacedCase], Any]:
+    """A function that makes an operator and multiplies it by a matrix [param, 2] and by a vector [param]."""
+
     def products(placed: PlacedCase) -> list[Tensor]:
         H = make(placed)
         V = placed.random(H.num_params, 2)
@@ -94,7 +102,8 @@ def exhausted(placed: PlacedCase) -> Operator:
     )
 
 
-def on_probes(placed: PlacedCase) -> Tensor:
+def given_probes(placed: PlacedCase) -> Tensor:
+    """Four Rademacher probes, for functions that accept probes of the caller."""
     return rademacher(placed.thetas.shape[-1], 4).to(placed.thetas)
 
 
@@ -104,12 +113,14 @@ def along_gradient(placed: PlacedCase) -> Any:
 
 
 def recorded(placed: PlacedCase) -> Any:
+    """The trajectory of two steps of gradient descent from the first point."""
     batch = tuple(b[0] for b in placed.batch)
     save = ht.SaveAt(thetas=True, gradients=True)
     return ht.record(ht.learners.maml(2, 0.05), placed.loss, placed.thetas[0], batch, batch, save=save)
 
 
 def checked(operator: Operator) -> list[Any]:
+    """Assert that the operator passes its own checks. There is no result to compare between devices."""
     check = ht.check_operator(operator, num_probes=1, max_points=1)
     assert all(finding.passed for finding in check.findings), str(check)
     return []
@@ -124,16 +135,16 @@ QUANTITIES: dict[str, Callable[[PlacedCase], Any]] = {
     "eigenpairs-exhausted": lambda placed: ht.top_eigenpairs(exhausted(placed), k=3),
     "trace": lambda placed: ht.trace(placed.H, num_probes=5),
     "trace-to-a-tolerance": lambda placed: ht.trace(OPERATORS["combination"](placed), num_probes=4, rtol=1.0),
-    "trace-own-probes": lambda placed: ht.trace(placed.H, probes=on_probes(placed)),
+    "trace-own-probes": lambda placed: ht.trace(placed.H, probes=given_probes(placed)),
     "moments": lambda placed: ht.moments(placed.H, num_probes=20),
     "moments-exact": lambda placed: ht.moments(OPERATORS["restriction"](placed)),
     "density": lambda placed: ht.spectral_density(placed.H, num_probes=3, num_matvecs=6),
     "density-exact": lambda placed: ht.spectral_density(OPERATORS["restriction"](placed)),
     "density-not-finite": lambda placed: ht.spectral_density(set_nan(placed), num_probes=3, num_matvecs=6),
     "density-own-probes-and-grid": lambda placed: ht.spectral_density(
-        placed.H, probes=on_probes(placed), num_matvecs=6, grid=placed.random(9), width=0.1
+        placed.H, probes=given_probes(placed), num_matvecs=6, grid=placed.random(9), width=0.1
     ),
-    "quadrature": lambda placed: list(quadrature(placed.H, on_probes(placed), num_matvecs=5)),
+    "quadrature": lambda placed: list(quadrature(placed.H, given_probes(placed), num_matvecs=5)),
     "gauss_newton_spectrum": lambda placed: ht.gauss_newton_spectrum(placed.loss, placed.thetas, placed.batch),
     "gradient": lambda placed: ht.gradient(placed.loss, placed.thetas, placed.batch),
     "along": along_gradient,
@@ -158,7 +169,7 @@ def tensors(result: Any) -> list[Tensor]:
 
 
 def compared(result: Any) -> list[Tensor]:
-    """The tensors that do not hang on rounding, which leaves out residuals and numbers of products."""
+    """The tensors of a result that do not depend on rounding errors; residuals and numbers of products do."""
     if isinstance(result, ht.EigenPairs):
         return [result.values, result.converged]
     if isinstance(result, Extremes):
@@ -167,7 +178,7 @@ def compared(result: Any) -> list[Tensor]:
 
 
 def same(result: list[Tensor], expected: list[Tensor]) -> None:
-    """Both agree to rounding, in units of the largest number of each tensor."""
+    """Assert that both lists agree up to rounding errors, relative to the largest number of each tensor."""
     for actual, other in zip(result, expected, strict=True):
         scale = float(other.nan_to_num().abs().max()) if other.is_floating_point() and other.numel() else 0.0
         torch.testing.assert_close(actual, other, rtol=1e-6, atol=1e-7 * scale, equal_nan=True)

@@ -1,4 +1,7 @@
-"""More device cases: what is derived from operators (directions, eigenspaces, inner loops), and the learners."""
+"""More device cases: quantities that are derived from operators, and the learners.
+
+The derived quantities are directions, eigenspaces, Jacobians of adaptation and numbers of inner loops.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -30,6 +33,7 @@ from hessian_tools.inner.shot import longer_reference
 from hessian_tools.loss import Batch
 
 STEP = 0.05
+# The indices of the first and the last point.
 ENDS = torch.tensor([0, 2])
 
 
@@ -38,6 +42,7 @@ def first_batch(placed: PlacedCase) -> Batch:
 
 
 def pairs(placed: PlacedCase) -> ht.EigenPairs:
+    """The top eigenpairs at the first and the last point."""
     return ht.top_eigenpairs(placed.H.select(ENDS), k=3, vectors=True, method="exact")
 
 
@@ -48,13 +53,14 @@ def eigenvectors(placed: PlacedCase) -> Tensor:
 
 
 def gauss_newton_part(placed: PlacedCase) -> list[Tensor]:
-    """The share without its errors, which hang on rounding."""
+    """The Gauss-Newton share of the top eigenvalues, without its errors, which depend on rounding."""
     thetas, batch = placed.thetas[ENDS], tuple(leaf[ENDS] for leaf in placed.batch)
     part = ht.gauss_newton_share(pairs(placed), ht.gauss_newton_spectrum(placed.loss, thetas, batch, vectors=True))
     return [part.hessian, part.share, part.overlap]
 
 
 def subspaces(placed: PlacedCase) -> list[Tensor]:
+    """Comparisons of the top eigenspaces of two points."""
     result = pairs(placed)
     U, V = eigenvectors(placed)
     return [
@@ -68,13 +74,14 @@ def subspaces(placed: PlacedCase) -> list[Tensor]:
 
 
 def spectra(placed: PlacedCase) -> list[Tensor]:
-    """Whole spectra: dense, with a point that is not finite, and by the range finder."""
+    """Whole spectra: by dense matrices, once with a point that is not finite, and by the range finder."""
     one = placed.G.select(torch.tensor([1], device="cpu"))
     small = [ht.spectrum(OPERATORS["restriction"](placed)), ht.spectrum(set_nan(placed).restrict(subspace(placed)))]
     return [*(result.values for result in small), ht.spectrum(one, method="range finder", max_rank=60).values]
 
 
 def ragged_product(placed: PlacedCase) -> Tensor:
+    """A product where the points have batches of 3, 4 and 3 examples."""
     batches = [tuple(leaf[i, : 3 + i % 2] for leaf in placed.batch) for i in range(3)]
     H = ht.hessian(placed.loss, placed.thetas, ht.ragged(batches))
     return H.select(torch.tensor([2, 0], device="cpu")) @ placed.random(H.num_params, 2)
@@ -91,6 +98,7 @@ def through_the_jacobian(placed: PlacedCase) -> list[Tensor]:
 
 
 def several_tasks(placed: PlacedCase) -> Tensor:
+    """A product with the Jacobians of three tasks, each of which has a step size of its own."""
     sizes = placed.random(3, 1).abs()
     J = ht.adaptation_jacobian(placed.H, sizes, steps=1)
     return J.select(torch.tensor([2, 1], device="cpu")) @ placed.random(J.num_params, 1)
@@ -103,6 +111,7 @@ def taylor_expansion(placed: PlacedCase) -> list[Tensor]:
 
 
 def scaled(placed: PlacedCase) -> list[Tensor]:
+    """Curvature along the gradient at unit filter norm, its rounding error, and the difference of small steps."""
     g = ht.gradient(placed.loss, placed.thetas, placed.batch)
     d = filter_scale(placed.loss.layout, placed.thetas, placed.loss.layout.names[:1])
     Z, hg = placed.random(len(g[0]), 2), placed.H.mv(g)
@@ -116,12 +125,13 @@ def scaled(placed: PlacedCase) -> list[Tensor]:
 
 
 def path_numbers(placed: PlacedCase) -> list[Tensor]:
-    g = placed.random(2, 4, 9)
+    """Numbers of an inner loop, computed from random gradients."""
+    g = placed.random(2, 4, 9)  # [task, step, param]
     return [alignment(g @ g.mT), cos_displacement(g, placed.random(2, 9)), estimate_of(g[0]).stderr]
 
 
 def plain_numbers(placed: PlacedCase) -> Tensor:
-    """The results of functions that return no tensors."""
+    """The results of functions that return Python numbers, as a tensor."""
     outputs = placed.loss.outputs(placed.thetas[0], first_batch(placed)[0])
     result = (
         is_multiaffine(placed.loss, placed.thetas[0], first_batch(placed)),
@@ -177,7 +187,7 @@ LEARNERS: dict[str, tuple[ht.Learner, ht.Shot | None]] = {
 
 
 def learned(name: str) -> Callable[[PlacedCase], list[Tensor]]:
-    """The outer loss, its gradient and auxiliary numbers, and the adapted parameters."""
+    """A function that computes a learner's outer loss, its gradient and further numbers, and the adapted parameters."""
     learner, shot = LEARNERS[name]
 
     def compute(placed: PlacedCase) -> list[Tensor]:

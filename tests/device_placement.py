@@ -1,4 +1,4 @@
-"""A fake device, by which a machine without a GPU notices what would fail on one.
+"""A fake device, which shows on a machine without a GPU what would fail on a GPU.
 
 Its tensors claim to lie on "meta" and carry their numbers on the CPU. It refuses what CUDA refuses: an operation on
 tensors of both devices (except for indices and single numbers on the CPU), a CPU generator for one of its tensors, and
@@ -53,6 +53,10 @@ def fake_device() -> Iterator[torch.device]:
 
 
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """Run an operation on the CPU, and refuse it if CUDA would.
+
+    The result is on the fake device if an argument is, or if the operation asks for this device.
+    """
     tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
     on_fake = any(isinstance(t, FakeDeviceTensor) for t in tensors)
     target = kwargs.get("device")
@@ -66,7 +70,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         raise RuntimeError(f"{func}: a CPU generator for a tensor on the fake device")
     plain_args, plain_kwargs = pytree.tree_map_only(FakeDeviceTensor, lambda t: t.inner, (args, kwargs))
     if func is ATEN._efficientzerotensor.default:
-        func = ATEN.zeros.default  # forward mode's zeros have no memory that could be read
+        func = ATEN.zeros.default  # the zeros of forward mode have no memory to read
     out = func(*plain_args, **plain_kwargs)
     if func._schema.is_mutable:
         return args[0]

@@ -1,6 +1,7 @@
-"""Small data sets in each layout that users have: a few classes, a few tiny images.
+"""Functions that write small data sets, one for each layout on disk that the library reads.
 
-Image number e of class c has one colour, ``tint(c, e)``, so that the colour that was read tells where it came from.
+Each has a few classes of a few tiny images. Image number e of class c has one colour, ``tint(c, e)``, so that the
+colour that was read tells which image it came from.
 """
 
 import csv
@@ -15,10 +16,11 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
-EXAMPLES = 4
+EXAMPLES = 4  # images of each class
 
 
 def tint(c: int, e: int) -> tuple[int, int, int]:
+    """The colour (red, green, blue) of image e of class c."""
     return 20 * c + 5 * e, 255 - 20 * c, 10 * e
 
 
@@ -33,6 +35,7 @@ def png(c: int, e: int, *, side: int = 8) -> bytes:
 
 
 def put(file: Path, content: bytes | str) -> Path:
+    """Write a file, and make its folder if there is none."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(content.encode() if isinstance(content, str) else content)
     return file
@@ -43,6 +46,7 @@ def dump(file: Path, value: object, *, protocol: int = 2) -> Path:
 
 
 def zipped(folder: Path, archive: Path, *, below: str = "") -> Path:
+    """Pack a folder into a zip archive. below: a prefix for the names of all files, such as "folder/"."""
     with zipfile.ZipFile(archive, "w") as out:
         for file in sorted(folder.rglob("*")):
             if file.is_file():
@@ -51,7 +55,7 @@ def zipped(folder: Path, archive: Path, *, below: str = "") -> Path:
 
 
 def class_folders(root: Path, names: Sequence[str], *, ending: str = "png", first: int = 0) -> Path:
-    """Folders <class>/e.png; the number of a class is ``first`` plus its place in the names."""
+    """Write files <class>/<e>.png; the number c of a class is its index in ``names`` plus ``first``."""
     for c, name in enumerate(names, start=first):
         for e in range(EXAMPLES):
             put(root / name / f"{e}.{ending}", png(c, e))
@@ -76,7 +80,7 @@ def stroke(c: int, e: int) -> bytes:
 
 
 def omniglot(root: Path) -> Path:
-    """The folders of torchvision; classes are numbered in the order of their names, background first."""
+    """Write Omniglot in the folders of torchvision. Classes are numbered by name, those of the background first."""
     c = 0
     for folder, alphabets in CHARACTERS.items():
         for alphabet, numbers in alphabets.items():
@@ -88,25 +92,30 @@ def omniglot(root: Path) -> Path:
     return root
 
 
-# Pickles
+# Pickles of miniImageNet, FC100, tieredImageNet and CIFAR-100
 
+# The classes of each part, named by their WordNet synsets.
 SYNSETS = {"train": ("n01532829", "n01558993"), "val": ("n01855672",), "test": ("n01930112", "n01981276")}
 
 
 def numbered(parts: Mapping[str, Sequence[str]] = SYNSETS) -> dict[str, int]:
+    """The number of each class, counted over all parts."""
     return {name: c for c, name in enumerate(name for names in parts.values() for name in names)}
 
 
 def stacked(names: Sequence[str], side: int = 84) -> np.ndarray:
+    """The images of the classes, one class after another, [image, height, width, channel]."""
     numbers = numbered()
     return np.stack([pixels(numbers[name], e, side) for name in names for e in range(EXAMPLES)])
 
 
 def rows_of(names: Sequence[str]) -> dict[str, list[int]]:
+    """The indices of each class among the images of ``stacked``."""
     return {name: list(range(i * EXAMPLES, (i + 1) * EXAMPLES)) for i, name in enumerate(names)}
 
 
 def mini_pickles(root: Path, *, val: str = "val") -> Path:
+    """Write the pickles of miniImageNet. val: what the name of the validation file calls its part."""
     for part, names in SYNSETS.items():
         content = {"image_data": stacked(names), "class_dict": rows_of(names)}
         dump(root / f"mini-imagenet-cache-{val if part == 'val' else part}.pkl", content)
@@ -114,6 +123,7 @@ def mini_pickles(root: Path, *, val: str = "val") -> Path:
 
 
 def labels_of(names: Sequence[str], *, start: int = 0) -> list[int]:
+    """The label of each image of ``stacked``, counted from ``start``."""
     return [start + i for i, _ in enumerate(names) for _ in range(EXAMPLES)]
 
 
@@ -124,7 +134,11 @@ def fc100_pickles(root: Path) -> Path:
 
 
 def tiered(root: Path, *, packed: str) -> Path:
-    """packed: ``png`` for a pickle of PNG bytes, ``arrays`` for one of byte arrays, ``npz`` for pixels."""
+    """Write tieredImageNet.
+
+    packed: the form of the images: "png" for a pickle of PNG bytes, "arrays" for a pickle of byte arrays, and "npz" for
+    an array of pixels.
+    """
     for part, names in SYNSETS.items():
         numbers = numbered()
         files = [png(numbers[name], e, side=84) for name in names for e in range(EXAMPLES)]
@@ -139,7 +153,7 @@ def tiered(root: Path, *, packed: str) -> Path:
 
 
 CIFAR_NAMES = ("apple", "beaver", "baby", "bottle")
-CIFAR_COARSE = (4, 0, 14, 3)  # as CIFAR-100 numbers their superclasses
+CIFAR_COARSE = (4, 0, 14, 3)  # the numbers of their superclasses in CIFAR-100
 
 
 def cifar100(root: Path) -> Path:
@@ -156,12 +170,13 @@ def cifar100(root: Path) -> Path:
     return root
 
 
-# Lists
+# Images with lists of their classes
 
 BERTINETTO = {"train": ("apple", "bear"), "val": ("beaver",), "test": ("baby",)}
 
 
 def bertinetto(root: Path) -> Path:
+    """Write CIFAR-FS: folders of classes, and a list of the classes of each part of Bertinetto's split."""
     class_folders(root / "cifar100" / "data", [name for names in BERTINETTO.values() for name in names])
     for part, names in BERTINETTO.items():
         put(root / "cifar100" / "splits" / "bertinetto" / f"{part}.txt", "\n".join(names) + "\n")
@@ -169,7 +184,10 @@ def bertinetto(root: Path) -> Path:
 
 
 def mini_csv(root: Path, *, heading: tuple[str, str]) -> Path:
-    """heading: the names of the columns, in their order."""
+    """Write miniImageNet as a folder of images and a CSV file for each part.
+
+    heading: the names of the two columns of these files.
+    """
     numbers = numbered()
     for part, names in SYNSETS.items():
         text = io.StringIO()
@@ -186,6 +204,7 @@ def mini_csv(root: Path, *, heading: tuple[str, str]) -> Path:
 
 
 def split_folders(root: Path) -> Path:
+    """Write files <part>/<class>/<e>.png."""
     numbers = numbered()
     for part, names in SYNSETS.items():
         for name in names:
@@ -196,11 +215,11 @@ def split_folders(root: Path) -> Path:
 # Birds and cars
 
 BIRDS = ("001.Black_footed_Albatross", "002.Laysan_Albatross", "004.Groove_billed_Ani", "044.Frigatebird")
-BOX = (2, 3, 4, 4)  # x, y, width, height from 0: what shows the object in a boxed image
+BOX = (2, 3, 4, 4)  # the box around the object in an image: x, y (from 0), width, height
 
 
 def boxed(c: int, e: int) -> bytes:
-    """A white image but for the object in its box, which has the tint."""
+    """A PNG that is white outside the box and has the tint inside."""
     image = np.full((10, 10, 3), 255, np.uint8)
     x, y, width, height = BOX
     image[y : y + height, x : x + width] = tint(c, e)
@@ -210,6 +229,7 @@ def boxed(c: int, e: int) -> bytes:
 
 
 def birds(root: Path) -> Path:
+    """Write CUB-200-2011, with a list of images and one of their boxes."""
     home, names = root / "CUB_200_2011", []
     for c, bird in enumerate(BIRDS):
         for e in range(EXAMPLES):
@@ -225,7 +245,10 @@ CARS = ("AM General Hummer SUV 2000", "Acura RL Sedan 2012", "Acura TL Sedan 201
 
 
 def cars(root: Path, *, last_label: int = len(CARS)) -> Path:
-    """Labels and pixels count from 1, and a box includes its last pixels."""
+    """Write Stanford Cars, where labels and pixels count from 1, and a box includes its last pixels.
+
+    last_label: the label that the images of the last class get.
+    """
     x, y, width, height = BOX
     rows = []
     for c in range(len(CARS)):
@@ -245,7 +268,10 @@ def cars(root: Path, *, last_label: int = len(CARS)) -> Path:
 
 
 def hub_parquet(root: Path) -> Path:
-    """The files as the hub keeps them: every class in every file, and their names in a note. Needs pyarrow."""
+    """Write Parquet files as the Hugging Face hub stores them. This needs pyarrow.
+
+    Each file has images of every class, and the metadata of its schema hold the names of the classes.
+    """
     import pyarrow
     from pyarrow import parquet
 
@@ -272,7 +298,7 @@ def feature_vector(c: int, e: int) -> list[float]:
 
 
 def feature_arrays(parts: Mapping[str, Sequence[str]] = SYNSETS) -> dict[str, np.ndarray]:
-    """The arrays of one file for all parts, whose rows are not in the order of the classes."""
+    """The arrays of one file with the features of all parts; its rows are not sorted by class."""
     numbers = numbered(parts)
     rows = [(part, name, e) for e in range(EXAMPLES) for part, names in parts.items() for name in names]
     return {

@@ -1,4 +1,4 @@
-"""Every result lies on the device of theta, which a fake device shows on a machine without a GPU."""
+"""Tests that every result lies on the device of theta, which a fake device shows on a machine without a GPU."""
 
 import inspect
 import re
@@ -20,19 +20,20 @@ from hessian_tools import curvature
 
 pytestmark = pytest.mark.heavy
 
-TRIED_IN = ("device_cases", "device_cases_derived", "test_gpu")
+# The files that call what is tried on a GPU.
+FILES_OF_GPU_TESTS = ("device_cases", "device_cases_derived", "test_gpu")
 CASE = next(case for case in DEVICE_CASES if case.name == "tanh-mlp")
 CONV = next(case for case in DEVICE_CASES if case.name == "conv-batchnorm")
 ALL = COMPUTED | DERIVED | LEARNED
-# For these a convolutional network uses operations that the other network does not.
+# For these cases, a convolutional network uses operations that the other network does not use.
 ALSO_CONV = ("product-direct", "product-gauss-newton", "gauss_newton_spectrum", "record")
-# These run the same code as others, so that only a GPU tries them as well.
-SAME_WAY = ("top_eigenpairs", "eigenpairs-of-a-block", "maml", "boil")
-# A trace does not see the operations of the fake device, because these tensors run them outside of torch's tracer.
+# These cases run the same code as others, so they are left out here and tried on a GPU only.
+TRIED_ON_GPU_ONLY = ("top_eigenpairs", "eigenpairs-of-a-block", "maml", "boil")
+# A trace misses the operations on fake tensors, because these tensors run them outside of torch's tracer.
 NOT_TRACEABLE = ("product-traced",)
 
 
-@pytest.mark.parametrize("name", [name for name in ALL if name not in SAME_WAY + NOT_TRACEABLE])
+@pytest.mark.parametrize("name", [name for name in ALL if name not in TRIED_ON_GPU_ONLY + NOT_TRACEABLE])
 def test_everything_runs_where_theta_lies_and_gives_the_same_numbers(name: str) -> None:
     compute: Callable[[Any], Any] = ALL[name]
     for case in (CASE, CONV) if name in ALSO_CONV else (CASE,):
@@ -51,12 +52,12 @@ def test_a_trace_that_does_not_give_the_product_is_refused(name: str) -> None:
         ALL[name](place(CASE, device))
 
 
-# Functions that have no tensors on a device, or whose results lie where their arguments do.
+# Functions without tensors on a device, and functions whose results trivially lie where their arguments do.
 WITHOUT_DEVICE = {"best_checkpoint", "cosine_null", "overlap_null", "load_network", "stream"}
 
 
 def test_every_public_function_is_tried_on_a_gpu() -> None:
-    tried = "".join(Path(__file__).with_name(f"{name}.py").read_text() for name in TRIED_IN)
+    tried = "".join(Path(__file__).with_name(f"{name}.py").read_text() for name in FILES_OF_GPU_TESTS)
     public = {name: getattr(package, name) for package in (curvature, ht) for name in package.__all__}
     functions = {name for name, thing in public.items() if inspect.isfunction(thing)} - WITHOUT_DEVICE
     missing = [name for name in sorted(functions) if not re.search(rf"\b{name}\(", tried)]
@@ -75,6 +76,7 @@ def test_outputs_that_differ_in_rounding_are_no_hidden_state_on_a_gpu() -> None:
             self.calls += 1
             return self.layer(x) * (1 + self.calls * self.by)
 
+    # A relative change of 1e-15 is rounding on a GPU, but not on a CPU, which repeats its results exactly.
     for by, on_device, refused in ((1e-15, True, False), (1e-15, False, True), (1e-6, True, True)):
         theta, layout = ht.flatten(model := Shaken(by).double())
         loss = ht.make_loss(model, lambda out, _: out.sum(), layout)
@@ -87,7 +89,7 @@ def test_outputs_that_differ_in_rounding_are_no_hidden_state_on_a_gpu() -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_the_default_device_plays_no_part(name: str) -> None:
+def test_results_do_not_depend_on_the_default_device(name: str) -> None:
     """Nothing is made on the default device, which a notebook may have set to CUDA for all new tensors."""
     expected = compared(ALL[name](place(CASE, "cpu")))
     torch.set_default_device("meta")

@@ -1,4 +1,4 @@
-"""What README and docs promise is kept: their examples run, and the files, links and names that they mention exist."""
+"""Tests that the examples in the documents run, and that the files, links and names that they mention exist."""
 
 import doctest
 import re
@@ -12,7 +12,9 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # A file or folder of the repository, perhaps with a pattern in it. The dot that ends a sentence is not part of it.
 PATH = re.compile(r"(?<![\w/.-])(?:hessian_tools|analysis|benchmarks|tests|docs|notebooks)/(?:[\w./*-]*[\w*/])?")
+# A link that stays in the repository: its target and its anchor, each of which may be missing.
 LINK = re.compile(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)")
+# A dotted name that begins with a package of ours or with the abbreviation of one.
 NAME = re.compile(r"(?<![\w/.-])(ht|hessian_tools|analysis|benchmarks|curvature)((?:\.[A-Za-z_]\w*)+)")
 SHORT = {"ht": "hessian_tools", "curvature": "hessian_tools.curvature"}
 
@@ -24,7 +26,7 @@ def anchors(document: Path) -> set[str]:
 
 
 def exists(dotted: str) -> bool:
-    """Whether a dotted name is a module, or an attribute of one that is not deprecated."""
+    """True if a dotted name is a module, or an attribute of a module that is not deprecated; False otherwise."""
     parts = dotted.split(".")
     for length in range(len(parts), 0, -1):
         try:
@@ -47,7 +49,7 @@ def exists(dotted: str) -> bool:
 def test_the_examples_of_a_document_run(name):
     path = ROOT / "docs" / name
     result = doctest.testfile(str(path), module_relative=False, optionflags=doctest.NORMALIZE_WHITESPACE)
-    assert result.attempted > 5
+    assert result.attempted > 5  # there are examples at all
     assert result.failed == 0
 
 

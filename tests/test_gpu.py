@@ -1,4 +1,4 @@
-"""Curvature and training on CUDA agree with the CPU in float64."""
+"""Tests that curvature and training on CUDA agree with the CPU in float64."""
 
 from dataclasses import replace
 from functools import partial
@@ -58,7 +58,7 @@ NETWORKS = {
 @pytest.mark.parametrize("case", DEVICE_CASES, ids=lambda case: case.name)
 @pytest.mark.parametrize("name", ALL)
 def test_everything_agrees_with_the_cpu_in_float64(name, case):
-    """Each operator's products and each quantity, computed on the GPU from tensors there, and left there."""
+    """Each operator's products and each quantity are computed from tensors on the GPU, and their results stay there."""
     result = ALL[name](place(case, "cuda"))
     assert all(tensor.device.type == "cuda" for tensor in tensors(result))
     same([tensor.cpu() for tensor in compared(result)], compared(ALL[name](place(case, "cpu"))))
@@ -66,7 +66,10 @@ def test_everything_agrees_with_the_cpu_in_float64(name, case):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_network_has_the_derivatives_of_the_cpu(name):
-    """By every route, with several points and probes together, which makes grouped convolutions; and to third order."""
+    """Products agree on every route, for several points and vectors at once, which makes convolutions grouped ones.
+
+    Gradients and third derivatives agree too.
+    """
     x = torch.rand(3, 6, *IMAGES, generator=stream(0, "x"), dtype=torch.float64)
     batch = (x, torch.arange(3).repeat(2).expand(3, 6).contiguous())
     model = seeded(NETWORKS[name], seed=1).double()
@@ -90,7 +93,7 @@ def test_every_network_has_the_derivatives_of_the_cpu(name):
     same(*reversed(numbers))
 
 
-def test_a_second_card_is_as_good_as_the_first():
+def test_curvature_on_a_second_card_agrees_with_the_cpu():
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two CUDA devices")
     pairs = top_eigenpairs(place(DEVICE_CASES[1], "cuda:1").H, k=2, rtol=1e-8)
@@ -98,8 +101,8 @@ def test_a_second_card_is_as_good_as_the_first():
     same([pairs.values.cpu()], [top_eigenpairs(place(DEVICE_CASES[1], "cpu").H, k=2, rtol=1e-8).values])
 
 
-def test_memory_that_is_not_there_is_done_without():
-    """The products do not fit into the share of the card that is allowed, so pieces get smaller until they fit."""
+def test_products_that_do_not_fit_into_memory_are_computed_in_smaller_pieces():
+    """The process may use only 64 MiB more than it has reserved, so the pieces get smaller until they fit."""
     loss, theta, support, _ = few_shot_problem("cuda")
     thetas = theta.expand(64, -1) + 0.01 * randn(64, len(theta), path="many").cuda()
     V = randn(len(theta), 4, path="V").cuda()
@@ -115,6 +118,7 @@ def test_memory_that_is_not_there_is_done_without():
 
 
 def few_shot_problem(device: str):
+    """A loss, its theta, and the support and query batches of a 3-way task on a device."""
     model = seeded(lambda: Conv4(3, width=4, input_shape=(1, 16, 16)), seed=1).double()
     theta, layout = flatten(model)
     x = torch.rand(9, 1, 16, 16, generator=stream(0, "x"), dtype=torch.float64)
@@ -123,7 +127,7 @@ def few_shot_problem(device: str):
     return make_loss(model.to(device), F.cross_entropy, layout), theta.to(device), *batches
 
 
-def test_a_loop_of_ones_own_is_read_where_its_model_lies():
+def test_a_loop_of_the_user_is_recorded_on_the_device_of_its_model():
     numbers = []
     for device in ("cpu", "cuda"):
         loss, _, support, query = few_shot_problem(device)
@@ -141,7 +145,7 @@ def test_a_loop_of_ones_own_is_read_where_its_model_lies():
     same(*reversed(numbers))
 
 
-def test_curvature_along_a_trajectory_agrees():
+def test_curvature_along_a_trajectory_agrees_with_the_cpu():
     numbers = []
     for device in ("cpu", "cuda"):
         loss, theta, support, query = few_shot_problem(device)
@@ -161,12 +165,12 @@ def short_run(**options) -> TrainConfig:
     )
 
 
-def test_training_runs_on_the_device():
+def test_training_and_evaluation_agree_with_the_cpu():
     config = short_run(
         learner=learners.maml(2, 0.1),
         checkpoints=(0, 2),
         validation_tasks=2,
-        optimiser="sgd",  # Adam's first steps have the gradient's signs, and those of tiny ones are rounding
+        optimiser="sgd",  # Adam's first steps follow signs, which rounding decides for tiny entries
         learning_rate=0.1,
     )
     with torch.backends.cudnn.flags(allow_tf32=False):

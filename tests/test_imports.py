@@ -1,4 +1,4 @@
-"""The import contracts of pyproject.toml."""
+"""Tests that imports keep the contracts of pyproject.toml, which say what may import what."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The waist of the library: a pure function of one flat vector, in the dtype of that vector."""
+"""Tests of ``make_loss``: the loss is a pure function of one flat vector, and computes in the dtype of that vector."""
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ from hessian_tools.loss import random_states
 
 
 def network(*, eval_mode: bool):
+    """A network whose batch normalisation has running statistics, which only its evaluation mode uses."""
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
     model[1].running_var.fill_(2.0)
     return model.eval() if eval_mode else model
@@ -29,7 +30,7 @@ def test_buffers_of_the_model_follow_the_dtype_of_theta():
     assert model[1].running_var.eq(2.0).all()
 
 
-def test_moving_buffers_are_refused_in_any_dtype_and_left_as_they_were():
+def test_a_network_that_updates_its_buffers_is_refused_in_any_dtype_and_left_unchanged():
     for dtype in (torch.float32, torch.float64):
         model = network(eval_mode=False)
         theta, layout = flatten(model)
@@ -39,8 +40,8 @@ def test_moving_buffers_are_refused_in_any_dtype_and_left_as_they_were():
         assert model[1].running_var.eq(2.0).all()
 
 
-class Drawing(nn.Module):
-    """A network whose forward pass calls a function, which may draw from a generator."""
+class DrawingNetwork(nn.Module):
+    """A network whose forward pass calls a function, which may draw random numbers."""
 
     def __init__(self, draw) -> None:
         super().__init__()
@@ -51,20 +52,20 @@ class Drawing(nn.Module):
         return self.linear(x)
 
 
-def test_random_numbers_drawn_on_a_cuda_device_are_seen(monkeypatch):
-    """The device is simulated: the state of its generator is a number that the forward pass moves."""
+def test_random_numbers_drawn_on_a_cuda_device_are_noticed(monkeypatch):
+    """The device is simulated: the state of its generator is a number that the forward pass changes."""
     state = torch.zeros(1)
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: state.clone())
     monkeypatch.setattr(loss_module, "random_states", lambda device: random_states(torch.device("cuda")))
-    theta, layout = flatten(Drawing(lambda: state))
-    hessian(make_loss(Drawing(lambda: state), nn.functional.cross_entropy, layout), theta, batch())
+    theta, layout = flatten(DrawingNetwork(lambda: state))
+    hessian(make_loss(DrawingNetwork(lambda: state), nn.functional.cross_entropy, layout), theta, batch())
     with pytest.raises(HiddenStateError, match="draws random numbers"):
-        hessian(make_loss(Drawing(lambda: state.add_(1)), nn.functional.cross_entropy, layout), theta, batch())
+        hessian(make_loss(DrawingNetwork(lambda: state.add_(1)), nn.functional.cross_entropy, layout), theta, batch())
     assert len(random_states(torch.device("cpu"))) == 1
 
 
 @pytest.mark.slow
-def test_any_container_of_outputs_will_do():
+def test_a_network_may_return_its_outputs_in_any_container():
     class Heads(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -87,7 +88,7 @@ def test_any_container_of_outputs_will_do():
         hessian(make_loss(model.train(), criterion, layout), theta, batch())
 
 
-def test_a_network_put_into_training_mode_later_is_looked_at_again():
+def test_a_network_put_into_training_mode_later_is_checked_again():
     model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(), nn.Linear(4, 2)).eval()
     theta, layout = flatten(model)
     loss = make_loss(model, nn.functional.cross_entropy, layout)
@@ -99,8 +100,8 @@ def test_a_network_put_into_training_mode_later_is_looked_at_again():
     assert torch.equal(hessian(loss, theta, batch()).to_dense(), before)
 
 
-def test_a_network_that_moves_its_parameters_is_refused_and_theta_left_alone() -> None:
-    """``max_norm`` shortens rows in place, and what it once shortened was the caller's theta."""
+def test_a_network_that_changes_its_parameters_is_refused_and_theta_is_left_unchanged() -> None:
+    """``max_norm`` shortens rows of the embedding in place, and this must not change the caller's theta."""
     model = nn.Sequential(nn.Embedding(4, 3, max_norm=0.1), nn.Flatten(), nn.Linear(6, 2))
     theta, layout = flatten(model)
     before, loss = theta.clone(), make_loss(model, nn.functional.cross_entropy, layout)

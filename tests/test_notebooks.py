@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom, print what they promise, and are stored clean."""
+"""Tests that the notebooks run from top to bottom, print what they promise, and are stored without outputs."""
 
 import re
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ import pytest
 
 from analysis.errors import UserError
 
-if TYPE_CHECKING:  # importing it takes six seconds, which every test process would pay
+if TYPE_CHECKING:  # the import takes six seconds, in every test process
     from nbformat import NotebookNode
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
@@ -48,28 +48,25 @@ def rows(table: str) -> list[list[str]]:
     return [words for words in lines if len(words) > 1 and all(re.match(r"-?\d", word) for word in words[:2])]
 
 
-# This is one test, because a parallel run would start a kernel with all its imports in each worker that gets a part.
+# This is one test, because several tests would each start a kernel with all its imports in a parallel run.
 @pytest.mark.heavy
 def test_the_quick_start_runs_and_prints_what_it_promises(micro_study, tmp_path, monkeypatch):
     monkeypatch.setenv("HESSIAN_TOOLS_STUDY", str(micro_study))
-    for name in (
-        "IPYTHONDIR",
-        "JUPYTER_RUNTIME_DIR",
-        "JUPYTER_CONFIG_DIR",
-    ):  # the user's settings play no part
+    # The settings of the user must not influence the run.
+    for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR"):
         monkeypatch.setenv(name, str(tmp_path))
     outputs = execute(QUICK_START)
     streams = {name: [out for out in outs if out.output_type == "stream"] for name, outs in outputs.items()}
     assert all(out.name == "stdout" for outs in streams.values() for out in outs), "a cell warns"
     printed = {name: "".join(out.text for out in outs) for name, outs in streams.items()}
-    eigenvalues_are_a_table_with_residuals(printed)
-    errors_lie_within_what_was_stated(printed)
-    many_points_are_one_call(printed)
-    inner_loop_is_told_step_by_step(printed)
-    study_is_shown_drawn_and_judged(outputs, printed)
+    check_eigenvalue_table(printed)
+    check_stated_errors(printed)
+    check_curvature_at_many_points(printed)
+    check_inner_loop(printed)
+    check_study(outputs, printed)
 
 
-def eigenvalues_are_a_table_with_residuals(printed: Mapping[str, str]) -> None:
+def check_eigenvalue_table(printed: Mapping[str, str]) -> None:
     table = rows(printed["eigenpairs"])
     values, residuals = [float(row[0]) for row in table], [float(row[1]) for row in table]
     assert len(table) == 5
@@ -78,20 +75,20 @@ def eigenvalues_are_a_table_with_residuals(printed: Mapping[str, str]) -> None:
     assert all(row[2] == "True" for row in table)
 
 
-def errors_lie_within_what_was_stated(printed: Mapping[str, str]) -> None:
+def check_stated_errors(printed: Mapping[str, str]) -> None:
     assert "each within its residual: True" in printed["exact"]
     assert re.search(r"trace \d+\.\d+ \+- 0\.\d+", printed["trace-estimate"])
     assert "within three standard errors: True" in printed["exact-trace"]
 
 
-def many_points_are_one_call(printed: Mapping[str, str]) -> None:
+def check_curvature_at_many_points(printed: Mapping[str, str]) -> None:
     assert "Hessian (5, 499, 499)" in printed["line"]
     losses = [float(row[1]) for row in rows(printed["line-table"])]
     assert len(losses) == 5
     assert losses[-1] < losses[0]
 
 
-def inner_loop_is_told_step_by_step(printed: Mapping[str, str]) -> None:
+def check_inner_loop(printed: Mapping[str, str]) -> None:
     losses = [float(word) for word in printed["trajectory"].splitlines()[0].split()[2:]]
     assert len(losses) == 6
     assert losses[-1] < losses[0]
@@ -100,7 +97,7 @@ def inner_loop_is_told_step_by_step(printed: Mapping[str, str]) -> None:
     assert all(row[3:] == ["below" if float(row[2]) < 2 else "above", "2"] for row in table)
 
 
-def study_is_shown_drawn_and_judged(outputs: Outputs, printed: Mapping[str, str]) -> None:
+def check_study(outputs: Outputs, printed: Mapping[str, str]) -> None:
     assert "alpha_rho" in outputs["open"][-1].data["text/html"]
     assert "learners: untrained, maml, maml-shot" in printed["variable"]
     assert "nan" not in printed["variable"]
@@ -116,7 +113,7 @@ def test_a_missing_study_says_which_command_makes_it(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_is_stored_clean(path):
+def test_a_notebook_is_stored_without_outputs_and_local_paths(path):
     notebook = read(path)
     assert notebook.metadata.kernelspec.name == "python3"
     for name, cell in code_cells(notebook).items():
@@ -125,7 +122,7 @@ def test_a_notebook_is_stored_clean(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_is_thin(path):
+def test_the_cells_of_a_notebook_are_short_and_define_no_functions(path):
     for name, cell in code_cells(read(path)).items():
         function = re.search(r"^\s*(async def|def|class)\s|\blambda\b", cell.source, re.MULTILINE)
         assert not function, f"{name}: a function has a place in the library"

@@ -1,4 +1,4 @@
-"""``progress=`` means the same in every function that has it: None, True, or a callable."""
+"""Tests that ``progress=`` has the same meaning in every function: it is None, True, or a callable."""
 
 import io
 import sys
@@ -39,12 +39,12 @@ CALLS: dict[str, Callable[..., Any]] = {
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_a_callable_hears_rising_whole_numbers_up_to_the_total(name: str) -> None:
-    heard: list[tuple[int, int]] = []
-    CALLS[name](progress=lambda done, total: heard.append((done, total)))
-    done, totals = zip(*heard, strict=True)
+def test_a_callable_gets_rising_whole_numbers_up_to_the_total(name: str) -> None:
+    reports: list[tuple[int, int]] = []
+    CALLS[name](progress=lambda done, total: reports.append((done, total)))
+    done, totals = zip(*reports, strict=True)
     assert list(done) == sorted(set(done)) and len(set(totals)) == 1
-    assert all(type(number) is int for pair in heard for number in pair)
+    assert all(type(number) is int for pair in reports for number in pair)
     assert done[-1] == totals[0]
 
 
@@ -57,7 +57,7 @@ def test_true_writes_to_standard_error_and_none_writes_nothing(name: str, capsys
     assert out == "" and "(100 %), 0 s left" in err.splitlines()[-1]
 
 
-def test_what_the_callable_raises_stops_the_call() -> None:
+def test_an_exception_that_the_callable_raises_stops_the_call() -> None:
     def refuse(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
@@ -73,10 +73,10 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize(("stream", "rewrites"), [(Terminal, True), (io.StringIO, False)])
-def test_a_terminal_sees_one_line_and_a_log_few(
+def test_a_terminal_shows_one_line_that_is_rewritten_and_a_log_shows_few_lines(
     stream: type[io.StringIO], rewrites: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seconds = iter(range(100))
+    seconds = iter(range(100))  # the simulated clock advances by a second whenever it is read
     monkeypatch.setattr(progress_module, "monotonic", lambda: float(next(seconds)))
     monkeypatch.setattr(sys, "stderr", written := stream())
     monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
@@ -86,11 +86,11 @@ def test_a_terminal_sees_one_line_and_a_log_few(
     text = written.getvalue()
     assert text.endswith("\n") and "8 of 8 (100 %), 0 s left" in text
     assert text.count("\r") == (8 if rewrites else 0)
-    assert text.count("\n") == (1 if rewrites else 2)  # in a log after five seconds, and at the end
+    assert text.count("\n") == (1 if rewrites else 2)  # a log gets a line after five seconds and one at the end
     assert "4 of 8 (50 %), 4 s left" in text or not rewrites
 
 
-def test_inputs_are_left_alone() -> None:
+def test_progress_does_not_change_the_random_state() -> None:
     state = torch.get_rng_state()
     ht.trace(operator(MATRICES), progress=True)
     assert torch.equal(state, torch.get_rng_state())

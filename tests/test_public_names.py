@@ -1,4 +1,4 @@
-"""The public names: what ``hessian_tools`` and ``hessian_tools.curvature`` export, and old names that still work."""
+"""Tests of the names that ``hessian_tools`` and ``hessian_tools.curvature`` export, and of old ones that still work."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""Idle threads of torch sleep instead of spinning, or the user is told once that they spin."""
+"""Tests that idle threads of torch sleep instead of spinning, or that the user is warned once that they spin."""
 
 import os
 import subprocess
@@ -6,10 +6,12 @@ import sys
 
 import pytest
 
+# This line makes a script believe that it runs on a busy machine, and shows all warnings.
 BUSY = "import os, warnings; os.getloadavg = lambda: (99.0, 0.0, 0.0); warnings.simplefilter('always')\n"
 
 
 def run(script: str, **policy: str) -> subprocess.CompletedProcess[str]:
+    """Run a script on a machine that seems busy. policy: environment variables of OpenMP, which are unset otherwise."""
     environment = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "OMP_NUM_THREADS")} | policy
     done = subprocess.run([sys.executable, "-c", BUSY + script], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
@@ -17,10 +19,10 @@ def run(script: str, **policy: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_threads_sleep_where_torch_is_not_loaded_yet():
+def test_threads_sleep_if_torch_is_loaded_after_the_library():
     show = "import hessian_tools; print(os.environ['OMP_WAIT_POLICY'])"
     assert run(show).stdout == "PASSIVE\n"
-    assert run(show, OMP_WAIT_POLICY="ACTIVE").stdout == "ACTIVE\n"  # what the user has set stays
+    assert run(show, OMP_WAIT_POLICY="ACTIVE").stdout == "ACTIVE\n"  # the user's setting is kept
 
 
 @pytest.mark.slow

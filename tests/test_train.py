@@ -1,4 +1,4 @@
-"""Training: a resumed run equals the undisturbed one, divergence is recorded, and mistakes are named."""
+"""Tests of training: a resumed run equals the undisturbed one, divergence is recorded, and mistakes are named."""
 
 import json
 from dataclasses import replace
@@ -33,6 +33,8 @@ class StoppedError(Exception):
 
 
 def stop_at(step):
+    """A progress function that interrupts training after a meta-iteration."""
+
     def progress(meta_step, _):
         if meta_step == step:
             raise StoppedError
@@ -56,7 +58,7 @@ def test_a_run_stopped_anywhere_and_resumed_equals_the_undisturbed_run(tmp_path,
     assert [row["meta_step"] for row in metrics.read(tmp_path / metrics.NAME)] == list(range(1, 8))
 
 
-def test_a_complete_run_is_read_not_trained_again(tmp_path):
+def test_a_complete_run_is_read_and_not_trained_again(tmp_path):
     config = replace(IMAGES, folder=tmp_path)
     first = list(meta_train(config))
     steps = []
@@ -65,7 +67,7 @@ def test_a_complete_run_is_read_not_trained_again(tmp_path):
     assert all(torch.equal(a.theta, b.theta) for a, b in zip(first, again, strict=True))
 
 
-def test_a_half_written_metrics_line_is_passed_over(tmp_path):
+def test_a_half_written_line_of_metrics_is_ignored(tmp_path):
     path = tmp_path / metrics.NAME
     metrics.append(path, {"meta_step": 1, "query_loss": 2.0})
     with path.open("a") as file:
@@ -74,7 +76,7 @@ def test_a_half_written_metrics_line_is_passed_over(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_checkpoint_that_was_removed_is_made_again_alike(tmp_path):
+def test_a_removed_checkpoint_is_made_again_with_the_same_numbers(tmp_path):
     config = replace(IMAGES, folder=tmp_path)
     first = list(meta_train(config))
     rows = metrics.read(tmp_path / metrics.NAME)
@@ -87,7 +89,7 @@ def test_a_checkpoint_that_was_removed_is_made_again_alike(tmp_path):
 
 
 @pytest.mark.slow
-def test_learners_of_one_seed_start_alike_and_see_the_same_tasks(tmp_path):
+def test_learners_of_one_seed_start_from_the_same_parameters(tmp_path):
     plain = list(meta_train(replace(IMAGES, shot=None)))
     shot = list(meta_train(IMAGES))
     other = list(meta_train(replace(IMAGES, seed=1)))
@@ -97,7 +99,7 @@ def test_learners_of_one_seed_start_alike_and_see_the_same_tasks(tmp_path):
 
 
 def test_an_outer_step_is_the_mean_gradient_over_the_seeds_own_tasks(monkeypatch):
-    # Plain descent shows the scale of a gradient, which Adam hides.
+    # Steps of plain gradient descent show the scale of the gradient, which those of Adam do not.
     class PlainDescent(torch.optim.Adam):
         @torch.no_grad()
         def step(self):
@@ -129,11 +131,11 @@ def test_a_run_that_diverges_is_recorded_and_stops(tmp_path):
     assert diverged_at(tmp_path / "elsewhere") is None
 
 
-def test_an_infinite_loss_is_divergence_though_its_gradient_is_finite(tmp_path, monkeypatch):
+def test_an_infinite_loss_counts_as_divergence_even_if_the_gradient_is_finite(tmp_path, monkeypatch):
     def overflowing(config, loss, theta, meta_step, **options):
-        seen = accumulate_gradient(config, loss, theta, meta_step, **options)
+        results = accumulate_gradient(config, loss, theta, meta_step, **options)
         theta.grad = torch.zeros_like(theta)
-        return [aux._replace(query_loss=torch.tensor(torch.inf)) for aux in seen]
+        return [aux._replace(query_loss=torch.tensor(torch.inf)) for aux in results]
 
     monkeypatch.setattr(loop, "accumulate_gradient", overflowing)
     assert [c.diverged for c in meta_train(replace(IMAGES, folder=tmp_path))] == [False, True]
@@ -192,7 +194,8 @@ def test_one_manifest_holds_the_study_and_the_training_of_a_run(tmp_path):
         "training": {"seed": "0", "network": {"weight": [2, 3]}},
     }
     record_ownership(tmp_path / "alone", "training", {"seed": "0"})
-    with pytest.raises(ForeignRunError, match="its width is None, but this run's is 4"):  # no study began it
+    # This run was begun without a study.
+    with pytest.raises(ForeignRunError, match="its width is None, but this run's is 4"):
         record_ownership(tmp_path / "alone", "config", {"width": 4})
 
 
@@ -201,7 +204,7 @@ def test_a_run_begun_by_version_0_1_resumes_itself_and_no_other(tmp_path):
     list(meta_train(begun))
     training = json.loads((tmp_path / "manifest.json").read_text())["training"]
     (tmp_path / "manifest.json").unlink()
-    (tmp_path / "training.json").write_text(json.dumps(training))  # where that version kept it
+    (tmp_path / "training.json").write_text(json.dumps(training))  # version 0.1 kept it in this file
     before = sorted(path.name for path in tmp_path.iterdir())
     with pytest.raises(ForeignRunError, match="holds another run: its seed is 0, but this run's is 7"):
         list(meta_train(replace(begun, seed=7)))
@@ -210,7 +213,8 @@ def test_a_run_begun_by_version_0_1_resumes_itself_and_no_other(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
-OTHERS = {
+# For each setting, a change that makes the run another run.
+CHANGES = {
     "learner": {"learner": learners.boil(2, 0.1)},
     "seed": {"seed": 7},
     "shot": {"shot": None},
@@ -223,12 +227,12 @@ OTHERS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", OTHERS)
-def test_a_run_resumes_itself_and_no_other(tmp_path, what):
+@pytest.mark.parametrize("setting", CHANGES)
+def test_a_run_resumes_itself_and_no_other(tmp_path, setting):
     begun = replace(IMAGES, folder=tmp_path, checkpoints=(0, 1))
     list(meta_train(begun))
-    with pytest.raises(ForeignRunError, match=f"holds another run: its {what} is "):
-        list(meta_train(replace(begun, **OTHERS[what])))
+    with pytest.raises(ForeignRunError, match=f"holds another run: its {setting} is "):
+        list(meta_train(replace(begun, **CHANGES[setting])))
     *_, further = meta_train(replace(begun, checkpoints=(0, 1, 2), save_every=1))
     assert further.meta_step == 2
 
@@ -243,11 +247,11 @@ def test_a_run_resumes_itself_and_no_other(tmp_path, what):
 def test_a_network_that_does_not_fit_the_tasks_is_refused(network, said):
     with pytest.raises(ValueError, match=said):
         next(meta_train(replace(IMAGES, network=network)))
-    more = next(meta_train(replace(IMAGES, network=partial(MLP, (784, 4)))))
-    assert more.validation_loss > 0
+    checkpoint = next(meta_train(replace(IMAGES, network=partial(MLP, (784, 4)))))
+    assert checkpoint.validation_loss > 0  # more outputs than classes are allowed
 
 
-def test_mistakes_are_named(tmp_path):
+def test_mistakes_in_a_configuration_and_damaged_checkpoints_are_named(tmp_path):
     with pytest.raises(ValueError, match="validation_tasks=-1"):
         replace(IMAGES, validation_tasks=-1)
     if not torch.cuda.is_available():
@@ -267,12 +271,12 @@ def test_mistakes_are_named(tmp_path):
         list(meta_train(replace(IMAGES, folder=tmp_path)))
 
 
-def test_the_schedule_is_logarithmic_from_zero():
+def test_the_logarithmic_schedule_begins_with_zero():
     assert logarithmic_schedule(30) == (0, 1, 3, 10, 30)
     assert logarithmic_schedule(500)[-2:] == (300, 500)
 
 
-def test_the_metrics_are_numbers_or_null(tmp_path):
+def test_stored_metrics_are_numbers_or_null(tmp_path):
     list(meta_train(replace(IMAGES, folder=tmp_path, shot=None)))
     rows = [json.loads(line) for line in (tmp_path / metrics.NAME).read_text().splitlines()]
     assert all(row["shot_distance"] is None for row in rows)

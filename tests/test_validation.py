@@ -1,4 +1,7 @@
-"""Counts and paths that a script gives, in a Python that does not check annotations as these tests do."""
+"""Tests that wrong arguments are refused in plain words, such as counts, states, empty batches and widths of zero.
+
+No annotations are checked here, unlike in the last run of the tests by .ci/run, because users do not have this check.
+"""
 
 import subprocess
 import sys
@@ -11,6 +14,7 @@ from cases import without_type_checks
 import hessian_tools as ht
 from hessian_tools.validation import check_whole
 
+# A script of a user. It prints a line for each call, and each call but the last has a wrong argument.
 SCRIPT = """
 import torch, hessian_tools as ht
 H = ht.hessian(lambda t, a: (a * t**2).sum() / 2, torch.zeros(4), torch.arange(4.0))
@@ -47,22 +51,25 @@ print(begun.theta.numel())
 
 
 @pytest.mark.slow
-def test_what_a_script_may_give_is_taken_or_refused_in_a_line(working_folder):
+def test_wrong_arguments_in_a_script_are_each_refused_in_one_line(working_folder):
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT], capture_output=True, text=True, cwd=working_folder, check=True
     )
     *refused, trained = done.stdout.splitlines()
     assert len(refused) == 17 and all(line.startswith("refused ") for line in refused)
+    # The second call has 50.5 instead of 2.5. Calls 10 and 11 give a plain function where a loss is needed. The last
+    # six give states of a kind that cannot be read.
     assert all("=2.5 is not a whole number; give one, such as 2" in line for line in refused[:1] + refused[2:9])
     assert refused[1].startswith("refused max_matvecs=50.5")
     assert all("use ht.make_loss" in line for line in refused[9:11])
-    of_states = ["one str, not several", "one OrderedDict, not", "type ndarray; give", "type Linear; give",
+    messages_on_states = ["one str, not several", "one OrderedDict, not", "type ndarray; give", "type Linear; give",
                  "'weight' is of type ndarray", "numbers of torch.int64"]  # fmt: skip
-    assert all(said in line for said, line in zip(of_states, refused[11:], strict=True))
+    assert all(said in line for said, line in zip(messages_on_states, refused[11:], strict=True))
+    # The network 1-4-1 has 13 parameters.
     assert trained == "13" and (working_folder / "run" / "checkpoints").is_dir()
 
 
-def test_whole_numbers_are_pythons_and_numpys():
+def test_whole_numbers_of_python_and_of_numpy_are_accepted():
     check_whole(k=3, n=np.int64(3), none=None)
     for wrong in (2.0, True, "2", float("nan"), 1e300):
         with pytest.raises(ValueError, match="is not a whole number; give one"):
@@ -98,13 +105,13 @@ HUGE = torch.full((4, 2), 1e300, dtype=torch.float64)
         (lambda: ht.stream([2]), r"seed=\[2\] is not a whole number"),
     ],
 )
-def test_what_would_give_plausible_but_meaningless_numbers_is_refused(call, said):
+def test_arguments_that_would_give_plausible_but_meaningless_numbers_are_refused(call, said):
     with without_type_checks(), pytest.raises(ValueError, match=said) as refusal:
         call()
     assert len(str(refusal.value).splitlines()) <= 2
 
 
-def test_numbers_that_theta_can_hold_are_taken_in_any_dtype():
+def test_numbers_that_the_dtype_of_theta_can_hold_are_accepted_in_any_dtype():
     for theta in (THETA, THETA.double()):
         H = ht.hessian(LOSS, theta, (X.double(), Y))
         assert torch.isfinite(H.to_dense()).all()

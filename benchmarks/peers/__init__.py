@@ -1,5 +1,6 @@
-"""The contestants on curvature. Each is a module with a function ``build(problem, quantity)`` that returns a ``Job``.
+"""The contestants on curvature, hessian-tools and its peers, and what these modules share.
 
+Each contestant is a module with a function ``build(problem, quantity)`` that returns a ``Job``.
 The quantities are "top5" (the five eigenvalues of largest magnitude to 1e-3, at every point), "trace" (an estimate by
 100 probes at every point, with its standard error), "products" (Hessian-vector products), "spectrum" (all eigenvalues)
 and "one point" (a new operator at one point, and 100 products with it). ``build`` raises KeyError for a quantity that
@@ -15,10 +16,10 @@ from torch import Tensor
 
 from benchmarks.problem import Answer, Problem
 
-PROBES = 100
-PRODUCTS = 100
-K = 5
-RTOL = 1e-3
+PROBES = 100  # the number of probes of "trace"
+PRODUCTS = 100  # the number of products of "products" and "one point"
+K = 5  # the number of eigenvalues of "top5"
+RTOL = 1e-3  # their relative tolerance
 
 
 def products_for(workload: str) -> int:
@@ -40,7 +41,7 @@ def top_by_eigsh(
 ) -> Answer:
     """Compute the top 5 by SciPy's eigsh (ARPACK), one point after another, and count the products.
 
-    seed: that of the start vector.
+    seed: the seed of the start vector.
     """
     calls, values = 0, []
     start = np.random.default_rng(seed).standard_normal(problem.thetas.shape[-1])

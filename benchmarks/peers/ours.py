@@ -1,4 +1,4 @@
-"""hessian-tools: products are traced once and batched over points; Lanczos is stopped by residuals, which are checked.
+"""hessian-tools: products are traced once and batched over points, and Lanczos stops once the residuals are small.
 
 Two other contestants compute eigenvalues from our products: ``eigsh`` uses SciPy's solver, so the comparison with it
 shows the worth of our solver alone, and ``dense`` uses LAPACK on whole matrices.
@@ -64,7 +64,10 @@ def _trace(problem: Problem) -> Answer:
 
 
 def _products(problem: Problem) -> Callable[[], Answer]:
-    """Compute products as an eigensolver does: one vector for each point, and all points of a part together."""
+    """Compute products as an eigensolver does, with one vector for each point.
+
+    The points of a part are multiplied together. A part holds as many points as fit into memory at once.
+    """
 
     @cache
     def parts() -> Sequence[Operator]:

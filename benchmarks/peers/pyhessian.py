@@ -1,4 +1,4 @@
-"""PyHessian 0.1: power iteration with deflation at one point after another, stopped by the relative change."""
+"""PyHessian 0.1: power iteration with deflation, one point after another, until the relative change is small."""
 
 import sys
 from collections.abc import Callable
@@ -40,7 +40,7 @@ class _Count:
         return self.product(*args)
 
 
-def _at(problem: Problem, point: int) -> hessian:
+def _hessian_at(problem: Problem, point: int) -> hessian:
     model, x, y = problem.at(point)
     return hessian(model, problem.criterion, data=(x, y), cuda=problem.device.type == "cuda")
 
@@ -49,7 +49,7 @@ def _top5(problem: Problem, count: _Count) -> Answer:
     before = count.calls
     torch.manual_seed(0)
     points = range(len(problem.thetas))
-    values = [_at(problem, point).eigenvalues(top_n=K, tol=RTOL, maxIter=100)[0] for point in points]
+    values = [_hessian_at(problem, point).eigenvalues(top_n=K, tol=RTOL, maxIter=100)[0] for point in points]
     return Answer(count.calls - before, torch.tensor(values))
 
 
@@ -57,6 +57,6 @@ def _trace(problem: Problem, count: _Count) -> Answer:
     before = count.calls
     torch.manual_seed(0)
     points = range(len(problem.thetas))
-    samples = torch.tensor([_at(problem, point).trace(maxIter=PROBES, tol=float("-inf")) for point in points])
+    samples = torch.tensor([_hessian_at(problem, point).trace(maxIter=PROBES, tol=float("-inf")) for point in points])
     stderr = samples.std(-1, keepdim=True) / samples.shape[-1] ** 0.5
     return Answer(count.calls - before, samples.mean(-1, keepdim=True), stderr)

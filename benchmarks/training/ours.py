@@ -57,9 +57,9 @@ def _outer_step(problem: TrainingProblem, shot: Shot | None) -> Job:
     kind, outputs = ("regression", 1) if problem.query[1].is_floating_point() else ("classification", 5)
     tasks = DrawnTasks(problem.episodes, kind, tuple(problem.support[0].shape[2:]), outputs)
     config = TrainConfig(
-        maml(problem.steps, problem.step_size, first_order=problem.first_order),
-        tasks,
-        partial(_same, problem.model),
+        learner=maml(problem.steps, problem.step_size, first_order=problem.first_order),
+        tasks=tasks,
+        network=partial(_same, problem.model),
         shot=shot,
         meta_batch=len(tasks.episodes),
         device=str(theta.device),
@@ -85,6 +85,7 @@ def _same(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def _by_workers(config: TrainConfig, loss: ht.Loss, theta: Tensor) -> Callable[[], Answer]:
+    """A run whose tasks are shared by worker processes. It measures its own time, with that of the workers."""
     shared = SharedStep(config, loss, theta)
 
     def run() -> Answer:

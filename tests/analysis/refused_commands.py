@@ -1,4 +1,4 @@
-"""The check that every test of a refused command shares."""
+"""The check of a refused command, which many tests share."""
 
 import pytest
 
@@ -6,7 +6,10 @@ from analysis.cli import run
 
 
 def refused(capsys: pytest.CaptureFixture, arguments: list[str]) -> str:
-    """The message of a command that must end with status 2: one or two plain lines, and nothing else is printed."""
+    """Run a command that must be refused, and return its message.
+
+    The command must end with status 2 and print one or two plain lines to standard error, and nothing else.
+    """
     assert run(arguments) == 2
     printed = capsys.readouterr()
     assert printed.out == ""

@@ -1,4 +1,4 @@
-"""One complete verdict, for tests that show it or vary it."""
+"""One complete verdict, which tests show as it is or with some fields replaced."""
 
 from analysis.claims.verdict import Verdict
 

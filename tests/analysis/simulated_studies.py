@@ -1,7 +1,7 @@
 """Simulated studies with known answers: every variable is filled, and the true effects are stored with them.
 
-They are for tests of claims, plots and reports, which read a study's Dataset and never train anything.
-``truth(ds)`` returns the effects that were simulated; the numbers scatter around them by seed, task and point.
+Tests of claims, plots and reports use these studies, because they read a study's Dataset and never train anything.
+``truth(ds)`` returns the true effects; the simulated numbers scatter around them by seed, task and point.
 """
 
 import json
@@ -15,31 +15,34 @@ from analysis.schema import LEVEL_MEANINGS, STATUS_MEANINGS, Sizes, blank_run, d
 from hessian_tools.rng import numpy_stream
 
 LAYERS = ("features.0.weight", "features.0.bias", "head.weight", "head.bias")
-SPECTRUM = np.array([1.0, -0.49, -0.46, 0.29, 0.19])  # relative to the largest: the task Hessian is indefinite
-LEVELS = (1.0, 0.6)  # untrained alpha rho at step 0 and at later steps
-ALIGNMENT = 0.25  # of the untrained network
-LOSS, LOSS_SD = 1.6, 0.15  # support loss before adaptation; spread of its logarithm between tasks
-FULL_TASKS = 4
+# Eigenvalues relative to the largest one. Some are negative, because the Hessian of a task's loss is indefinite.
+SPECTRUM = np.array([1.0, -0.49, -0.46, 0.29, 0.19])
+LEVELS = (1.0, 0.6)  # alpha rho of the untrained network at step 0, and at later steps
+ALIGNMENT = 0.25  # the alignment A of the untrained network's inner gradients
+LOSS, LOSS_SD = 1.6, 0.15  # support loss before adaptation; standard deviation of its logarithm between tasks
+FULL_TASKS = 4  # the number of tasks with all eigenvalues and trace samples (the level "full"); the rest are "light"
 
 
 @dataclass(frozen=True)
 class Effect:
-    """What meta-training does to a learner by the last checkpoint: changes from the untrained network."""
+    """How a learner differs from the untrained network at the last checkpoint."""
 
-    first: float = 0.0  # alpha rho at step 0
-    later: float = 0.0  # alpha rho, mean over steps 1..K
-    alignment: float = 0.0
+    first: float = 0.0  # change of alpha rho at step 0
+    later: float = 0.0  # change of alpha rho, averaged over steps 1..K
+    alignment: float = 0.0  # change of the alignment A of the inner gradients
 
 
 DEFAULT_EFFECTS: Mapping[str, Effect] = {
-    "maml": Effect(-0.45, -0.2, 0.2),
-    "maml-shot": Effect(-0.6, -0.35, 0.4),
-    "fomaml": Effect(-0.65, -0.3, 0.15),
+    "maml": Effect(first=-0.45, later=-0.2, alignment=0.2),
+    "maml-shot": Effect(first=-0.6, later=-0.35, alignment=0.4),
+    "fomaml": Effect(first=-0.65, later=-0.3, alignment=0.15),
 }
 
 
 @dataclass(frozen=True)
 class _Options:
+    """The arguments of ``simulated_study`` that its helpers need."""
+
     step_size: float
     seed_spread: float
     task_spread: float
@@ -67,27 +70,40 @@ def simulated_study(
     evaluation_tasks: int = 40,
     seed: int = 0,
 ) -> xr.Dataset:
-    """A study with the given true effects, reproducible from ``seed``; a learner not in ``effects`` has none.
+    """Make a study with the given true effects, which is reproducible from ``seed``.
 
-    The change of a seed is the true one plus ``seed_spread`` times a normal number; points scatter around it by
-    ``task_spread``. At checkpoint 0 all learners of a seed are one network and have equal numbers.
+    The change in each seed is the true effect plus ``seed_spread`` times a standard normal number, and points scatter
+    around this change by ``task_spread``. At checkpoint 0, all learners of a seed are one network with equal numbers.
 
-    untrained: the controls, which have only that checkpoint. without_shot: the learner without SHOT that each learner
-    with it is paired with; by default "x-shot" goes with "x". loss_driven: whether alpha rho is the squared support
-    loss and training changes it only through the loss, so that the effect at equal loss is 0; otherwise alpha rho does
-    not depend on the loss. growing_weights: whether training changes alpha rho only through the norm of the weights, so
-    that rho at unit filter norm does not change. diverged: units (learner, seed, task) that have no numbers after inner
-    step 0 at the last checkpoint.
+    effects: the true effect of each learner; a learner that is not listed has none.
+    untrained: the names of the controls, which have checkpoint 0 only.
+    without_shot: for each learner with SHOT, the learner without SHOT that it is compared with. By default, "x-shot" is
+        compared with "x".
+    loss_driven: if True, alpha rho is the squared support loss, and training changes it only through the loss, so that
+        the effect at equal loss is 0. If False, alpha rho does not depend on the loss.
+    growing_weights: if True, training changes alpha rho only through the norm of the weights, so that rho at unit
+        filter norm does not change. If False, the norms do not change, and rho at unit filter norm changes like alpha
+        rho.
+    diverged: triples (learner, seed, task) whose inner loop diverges at the last checkpoint. They have no numbers there
+        after inner step 0.
     """
     options = _Options(step_size, seed_spread, task_spread, loss_driven, growing_weights, seed)
     runs = {}
     for name in learners:
         saved = tuple(checkpoints)[:1] if name in untrained else tuple(checkpoints)
-        sizes = Sizes(saved, tuple(range(tasks)), steps, LAYERS, len(SPECTRUM), 8, evaluation_tasks)
-        for at in seeds:
-            ds = _run(sizes, name, at, max(checkpoints), effects.get(name, Effect()), options)
-            lost = [task for learner, s, task in diverged if (learner, s) == (name, at)]
-            runs[name, at] = _diverge(ds, lost) if lost else ds
+        sizes = Sizes(
+            checkpoints=saved,
+            tasks=tuple(range(tasks)),
+            steps=steps,
+            layers=LAYERS,
+            eigenvalues=len(SPECTRUM),
+            probes=8,
+            evaluation_tasks=evaluation_tasks,
+        )
+        for run_seed in seeds:
+            ds = _run(sizes, name, run_seed, max(checkpoints), effects.get(name, Effect()), options)
+            lost = [task for learner, s, task in diverged if (learner, s) == (name, run_seed)]
+            runs[name, run_seed] = _diverge(ds, lost) if lost else ds
     if without_shot is None:
         without_shot = {name: name.removesuffix("-shot") for name in learners if name.endswith("-shot")}
     study = describe_learners(
@@ -97,37 +113,46 @@ def simulated_study(
     )
     true = {name: asdict(_raw_effect(effects.get(name, Effect()), steps, loss_driven)) for name in learners}
     levels = {"first": LEVELS[0], "later": LEVELS[1], "alignment": ALIGNMENT}
-    study.attrs["planted"] = json.dumps({"loss_driven": loss_driven, "untrained": levels, "effects": true})
+    study.attrs["truth"] = json.dumps({"loss_driven": loss_driven, "untrained": levels, "effects": true})
     return study
 
 
 def truth(ds: xr.Dataset) -> dict:
-    """The true values: ``effects[learner]`` (raw changes first, later, alignment), ``untrained``, ``loss_driven``."""
-    return json.loads(ds.attrs["planted"])
+    """The true values: ``effects[learner]`` (an ``Effect`` as a dict), ``untrained`` (its levels), ``loss_driven``."""
+    return json.loads(ds.attrs["truth"])
 
 
 def _raw_effect(effect: Effect, steps: int, loss_driven: bool) -> Effect:
-    """The expected raw change: the given one, or what follows from the fall of the loss (mean of a log-normal)."""
+    """The expected change of alpha rho before any correction for the loss or the norm of the weights.
+
+    It is the given effect. In a loss-driven study it follows from the fall of the loss (the mean of a log-normal).
+    """
     if not loss_driven:
         return effect
-    level = LEVELS[0] * np.exp(-0.5 * np.arange(steps + 1) + 2 * LOSS_SD**2)  # of (loss / LOSS)^2
+    level = LEVELS[0] * np.exp(-0.5 * np.arange(steps + 1) + 2 * LOSS_SD**2)  # mean of (loss / LOSS)^2
     relative = (effect.first / LEVELS[0], effect.later / LEVELS[1])
     return Effect(float(level[0] * relative[0]), float(level[1:].mean() * relative[1]), effect.alignment)
 
 
-def _run(sizes: Sizes, name: str, at: int, last: int, effect: Effect, options: _Options) -> xr.Dataset:
-    """One run with all of its variables: losses, curvature and alignment first, then what has to agree with them."""
-    progress = np.sqrt(np.array(sizes.checkpoints) / max(last, 1))
-    loss, alpha_rho, alignment = _core(sizes, name, at, progress, effect, options)
-    unit, growth = _at_unit_norm(alpha_rho, progress, effect, options)
+def _run(sizes: Sizes, name: str, run_seed: int, last_checkpoint: int, effect: Effect, options: _Options) -> xr.Dataset:
+    """One run with all of its variables.
+
+    Loss, alpha rho and alignment are drawn first, and then the other variables are made to agree with them.
+    """
+    progress = np.sqrt(np.array(sizes.checkpoints) / max(last_checkpoint, 1))
+    loss, alpha_rho, alignment = _core(sizes, name, run_seed, progress, effect, options)
+    at_unit_norm, growth = _at_unit_norm(alpha_rho, progress, effect, options)
     ds = blank_run(sizes)
     ds["step_size"][()], ds["num_params"][()] = options.step_size, 1761
-    noise = numpy_stream(options.seed, "rest", at)  # without the name: checkpoint 0 is equal for all learners
+    # The stream does not depend on the learner's name, because checkpoint 0 has to be equal for all learners.
+    noise = numpy_stream(options.seed, "rest", run_seed)
     for index in range(len(sizes.checkpoints)):
-        one = ds.isel(checkpoint=index)  # a view: what is written below lands in ds
+        one = ds.isel(checkpoint=index)  # a view, so that writing to it fills ds
         _fill_trajectory(one, loss[index], alignment[index], options.step_size, noise)
-        _fill_curvature(one, alpha_rho[index], options.step_size, noise, index in (0, len(progress) - 1))
-        one["rho_normalised"][:] = 9.0 * unit[index] / options.step_size
+        full_here = index in (0, len(progress) - 1)
+        _fill_curvature(one, alpha_rho[index], options.step_size, noise, full_here=full_here)
+        # The simulated filters have norm 3, and scaling them to norm 1 multiplies rho by the square of that.
+        one["rho_normalised"][:] = 9.0 * at_unit_norm[index] / options.step_size
         for norm in ("theta_norm", "layer_norm"):
             one[norm][:] *= growth[index]
         shape = one["evaluation_loss"].shape
@@ -138,22 +163,22 @@ def _run(sizes: Sizes, name: str, at: int, last: int, effect: Effect, options: _
 
 
 def _core(
-    sizes: Sizes, name: str, at: int, progress: np.ndarray, effect: Effect, options: _Options
+    sizes: Sizes, name: str, run_seed: int, progress: np.ndarray, effect: Effect, options: _Options
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Support loss and alpha rho [checkpoint, task, step], alignment [checkpoint, task]."""
     step = np.arange(sizes.steps + 1)
     shape = (len(sizes.tasks), len(step))
-    start = numpy_stream(options.seed, "start", at)  # the seed's untrained network, shared by its learners
+    start = numpy_stream(options.seed, "start", run_seed)  # for the untrained network, which the seed's learners share
     seed_level, task_level = 0.05 * start.randn(), 0.1 * start.randn(shape[0], 1)
     log_loss = np.log(LOSS) - 0.25 * step + LOSS_SD * start.randn(*shape)
     untrained = np.where(step == 0, *LEVELS) + seed_level + task_level + options.task_spread * start.randn(*shape)
     aligned = ALIGNMENT + options.task_spread * start.randn(shape[0])
 
-    drift = numpy_stream(options.seed, "drift", name, at).randn(3) * options.seed_spread
+    drift = numpy_stream(options.seed, "drift", name, run_seed).randn(3) * options.seed_spread
     change = np.where(step == 0, effect.first, effect.later)
     seed_drift = np.where(step == 0, drift[0], drift[1])
-    draws = numpy_stream(options.seed, "noise", name, at).randn(len(progress), *shape, 3)
-    draws = draws * (progress > 0)[:, None, None, None]  # none at checkpoint 0
+    draws = numpy_stream(options.seed, "noise", name, run_seed).randn(len(progress), *shape, 3)
+    draws = draws * (progress > 0)[:, None, None, None]  # no noise at checkpoint 0, where the learners are one network
     gain = progress[:, None, None]
     shift = 0.5 * np.log1p(change / np.where(step == 0, *LEVELS)) if options.loss_driven else -0.03
     loss = np.exp(log_loss + gain * shift + 0.02 * draws[..., 0])
@@ -169,7 +194,10 @@ def _core(
 def _at_unit_norm(
     alpha_rho: np.ndarray, progress: np.ndarray, effect: Effect, options: _Options
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What alpha rho would be if no weight had grown [checkpoint, task, step]; and the growth [checkpoint]."""
+    """Alpha rho as it would be if no weight had grown [checkpoint, task, step], and the growth of norms [checkpoint].
+
+    The growth is the factor by which training has multiplied the norms of the weights.
+    """
     if not options.growing_weights:
         return alpha_rho, np.ones_like(progress)
     change = np.where(np.arange(alpha_rho.shape[-1]) == 0, effect.first, effect.later)
@@ -180,11 +208,15 @@ def _at_unit_norm(
 def _fill_trajectory(
     ds: xr.Dataset, loss: np.ndarray, alignment: np.ndarray, step_size: float, noise: np.random.RandomState
 ) -> None:
-    """Fill in losses, norms and a Gram matrix that has the given alignment [task]; ds is one checkpoint."""
+    """Fill in losses, norms, and a Gram matrix of the inner gradients that has the given alignment [task].
+
+    ds: one checkpoint of a run.
+    """
     steps = ds.sizes["step_i"]
     norms = 2.0 * np.exp(-0.15 * np.arange(steps + 1) + 0.1 * noise.randn(*loss.shape))
     square, total = (norms[:, :-1] ** 2).sum(-1), norms[:, :-1].sum(-1) ** 2
-    if steps > 1:  # equal cosines c between gradients: A (K - 1) sum n^2 = c ((sum n)^2 - sum n^2)
+    # All pairs of gradients have one cosine c. With norms n, A (K - 1) sum n^2 = c ((sum n)^2 - sum n^2).
+    if steps > 1:
         cosine = np.clip(alignment * (steps - 1) * square / (total - square), -0.9 / (steps - 1), 1.0)
         ds["alignment"][:] = cosine * (total - square) / square / (steps - 1)
     else:
@@ -198,7 +230,8 @@ def _fill_trajectory(
     for k in range(steps + 1):
         ds["displacement"][:, k] = step_size * np.sqrt(gram[:, :k, :k].sum((1, 2)))
     ds["theta_norm"][:] = 12.0 + 0.01 * ds["displacement"].values
-    ds["layer_norm"][:] = ds["theta_norm"].values[..., None] * np.array([0.8, 0.1, 0.58, 0.11])
+    fractions = np.array([0.8, 0.1, 0.58, 0.11])  # the norm of each layer as a fraction of the whole norm
+    ds["layer_norm"][:] = ds["theta_norm"].values[..., None] * fractions
     ds["support_loss"][:] = loss
     ds["query_loss"][:] = loss * np.exp(0.1 + 0.05 * np.abs(noise.randn(*loss.shape)))
     ds["support_accuracy"][:] = np.clip(1.1 - 0.5 * loss, 0.05, 1.0)
@@ -206,9 +239,13 @@ def _fill_trajectory(
 
 
 def _fill_curvature(
-    ds: xr.Dataset, alpha_rho: np.ndarray, step_size: float, noise: np.random.RandomState, full_here: bool
+    ds: xr.Dataset, alpha_rho: np.ndarray, step_size: float, noise: np.random.RandomState, *, full_here: bool
 ) -> None:
-    """Fill in everything about the Hessian, from alpha rho [task, step]; in full on the first tasks only."""
+    """Fill in everything about the Hessian, from alpha rho [task, step].
+
+    full_here: if True, the first ``FULL_TASKS`` tasks of this checkpoint have all eigenvalues and trace samples; if
+        False, no task has them.
+    """
     rho = alpha_rho / step_size
     for name, value in {"rho": rho, "alpha_rho": alpha_rho, "hg_ratio": np.abs(rho) * 1.4 + 0.5}.items():
         ds[name][:] = value
@@ -221,10 +258,10 @@ def _fill_curvature(
     ds["eigenvalue"][:] = top[..., None] * SPECTRUM
     ds["eigenvalue"][~full, :, 1:] = np.nan
     ds["eigenvalue_residual"][:] = 1e-3 * np.abs(ds["eigenvalue"].values)
-    for end, share in (("max", SPECTRUM.max()), ("min", SPECTRUM.min())):
-        ds[f"eigenvalue_{end}"][:] = top * share
-        ds[f"eigenvalue_{end}_residual"][:] = 1e-3 * np.abs(top * share)
-    samples = (0.8 * top)[..., None] + 300.0 * noise.randn(1, 1, ds.sizes["probe"])  # probes shared along a task
+    for end, relative in (("max", SPECTRUM.max()), ("min", SPECTRUM.min())):
+        ds[f"eigenvalue_{end}"][:] = top * relative
+        ds[f"eigenvalue_{end}_residual"][:] = 1e-3 * np.abs(top * relative)
+    samples = (0.8 * top)[..., None] + 300.0 * noise.randn(1, 1, ds.sizes["probe"])  # each probe is shared along a task
     samples = np.where(full[:, None, None], samples + 30.0 * noise.randn(*rho.shape, samples.shape[-1]), np.nan)
     ds["trace_sample"][:] = samples
     ds["trace"][:] = samples.mean(-1)
@@ -232,7 +269,7 @@ def _fill_curvature(
 
 
 def _diverge(ds: xr.Dataset, tasks: list[int]) -> xr.Dataset:
-    """The run with some tasks diverged at the last checkpoint: NaN after inner step 0, status 2, done."""
+    """Mark tasks of a run as diverged at the last checkpoint, and set their numbers after inner step 0 to NaN."""
     last, rows = ds.sizes["checkpoint"] - 1, [list(ds["task"].values).index(task) for task in tasks]
     for name, variable in ds.data_vars.items():
         if variable.dims[:3] == ("checkpoint", "task", "inner_step"):

@@ -1,4 +1,7 @@
-"""The bundled studies of learning: each resolves and plans its runs, and one of them, cut down, runs to its report."""
+"""Tests of the bundled studies of learning: each of them can be built on its data and plans all of its runs.
+
+A small version of the regression study is also run from training to its report.
+"""
 
 from functools import partial
 from pathlib import Path
@@ -19,6 +22,7 @@ from hessian_tools.data import summary
 
 NEEDS_DATA = ("omniglot", "cifar-fs", "transfer")
 ALL_LEARNERS = {"untrained", "supervised", "maml", "fomaml", "anil", "boil", "meta-sgd", "reptile", "leo"}
+# For each study, the learners that it also trains with SHOT, under the name "<learner>-shot".
 SHOT_PAIRS = {
     "quickdraw": ALL_LEARNERS - {"untrained", "supervised"},
     "regression": {"fomaml"},
@@ -30,11 +34,15 @@ SHOT_PAIRS = {
 
 @pytest.fixture
 def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """A path for each study that needs one: look-alikes with as many classes and images as 5-way tasks need."""
+    """The path of generated images for each study that reads data from a disk.
+
+    They have the layouts of the real data sets, and just as many classes and images as 5-way tasks need.
+    """
     splits = {part: tuple(f"{part}{c}" for c in range(5)) for part in ("train", "val", "test")}
-    monkeypatch.setattr(layouts_on_disk, "EXAMPLES", 16)  # one to adapt on and fifteen to judge by
+    monkeypatch.setattr(layouts_on_disk, "EXAMPLES", 16)  # for each class, one support and fifteen query examples
     monkeypatch.setattr(layouts_on_disk, "BERTINETTO", splits)
     monkeypatch.setattr(layouts_on_disk, "png", partial(layouts_on_disk.png, side=32))
+    # The default colours would leave the range 0 to 255 with so many classes and examples.
     monkeypatch.setattr(layouts_on_disk, "tint", lambda c, e: (10 * c, 255 - 10 * c, 10 * e))
     photographs = layouts_on_disk.bertinetto(tmp_path / "cifar-fs")
     characters = layouts_on_disk.omniglot(tmp_path / "omniglot")
@@ -66,31 +74,31 @@ def test_a_study_resolves_on_its_data(name: str, config: StudyConfig):
     assert study.without_shot == {f"{each}-shot": each for each in SHOT_PAIRS[name]}
 
 
-def test_a_study_plans_every_run_at_every_checkpoint(config: StudyConfig, tmp_path: Path):
+def test_a_study_plans_to_measure_every_run_at_every_checkpoint(config: StudyConfig, tmp_path: Path):
     study = build(overridden(config, {"inner": {"steps": config.inner.steps, "step_size": 0.1}}), tmp_path)
     planned = units(study)
     for learner, seed in study.runs:
         mine = [unit for unit in planned if learner in unit.learners and unit.seed == seed]
         assert {unit.checkpoint for unit in mine} == set(study.learners[learner].checkpoints)
-        evaluations = [unit for unit in mine if unit.tasks is None]
+        evaluations = [unit for unit in mine if unit.tasks is None]  # these measure accuracy, the others curvature
         assert len(evaluations) == len(study.learners[learner].checkpoints)
 
 
-def test_the_official_characters_are_judged_and_the_background_is_trained_on(stand_in: dict[str, str]):
+def test_omniglot_trains_on_the_background_set_and_is_tested_on_the_evaluation_set(stand_in: dict[str, str]):
     tasks = build(with_data(load_study("omniglot"), stand_in["omniglot"])).problem.tasks
     names = tasks.dataset.class_names
     alphabets = {part: {names[c].split("/")[0] for c in tasks.dataset.classes(part)} for part in ("train", "test")}
     assert alphabets == {"train": {"Futurama", "Hebrew"}, "test": {"Gurmukhi", "ULOG"}}
 
 
-def test_transfer_is_judged_on_drawings(stand_in: dict[str, str]):
+def test_the_transfer_study_takes_its_held_out_tasks_from_quickdraw(stand_in: dict[str, str]):
     assert summary(build(with_data(load_study("transfer"), stand_in["transfer"])).problem.tasks).endswith(
         "on quickdraw"
     )
 
 
 @pytest.mark.parametrize("name", NEEDS_DATA)
-def test_a_study_without_its_data_says_what_to_give(
+def test_a_study_whose_data_are_missing_names_the_path_to_replace(
     name: str, working_folder: Path, capsys: pytest.CaptureFixture[str]
 ):
     assert "there is no file or folder PATH/TO/" in refused(capsys, ["study", name])
@@ -98,7 +106,7 @@ def test_a_study_without_its_data_says_what_to_give(
 
 
 @pytest.mark.heavy
-def test_the_regression_study_cut_down_runs_to_its_report(working_folder: Path):
+def test_a_small_version_of_the_regression_study_runs_to_its_report(working_folder: Path):
     small = {
         "train": {"checkpoints": [0, 2, 4], "meta_batch": 2, "validation_tasks": 2},
         "measure": {"tasks": 2, "full_tasks": 1, "block": 1, "evaluation_tasks": 4}

@@ -1,4 +1,8 @@
-"""What claims read: learners by their role; missing and lost numbers are refused, zero gradients counted apart."""
+"""Tests of the numbers on which claims rest.
+
+Learners are recognised by their role and not by their name, missing numbers are refused, and points whose gradient is
+zero are counted separately from diverged units. A unit is one held-out task of one seed.
+"""
 
 from typing import Any
 
@@ -12,7 +16,7 @@ from analysis.claims.points import diverged, points
 from analysis.schema import STATUS_MEANINGS, ZERO_GRADIENT
 
 PLAN = load_plan()
-LAST = {"learner": 1, "seed": 2, "checkpoint": -1, "task": 3}  # one unit of maml
+UNIT = {"learner": 1, "seed": 2, "checkpoint": -1, "task": 3}  # MAML's last checkpoint in the third seed
 
 
 def study(**options: Any) -> xr.Dataset:
@@ -21,8 +25,11 @@ def study(**options: Any) -> xr.Dataset:
     return simulated_study(**(common | options))
 
 
-def test_learners_are_known_by_what_they_are() -> None:
-    """A control of another name, two SHOT variants of one learner, and names that would mislead."""
+def test_learners_are_recognised_by_their_role_and_not_by_their_name() -> None:
+    """The control is not called "untrained", and two learners with SHOT are compared with one learner without it.
+
+    "fomaml-shot" has a misleading name: no learner of this study is the same without SHOT.
+    """
     ds = study(
         learners=("start", "maml", "regularised", "maml-shot", "fomaml-shot"),
         untrained=("start",),
@@ -43,12 +50,12 @@ def test_without_a_trained_learner_there_is_nothing_to_judge() -> None:
     ds = study(learners=("start",), untrained=("start",))
     assert judge(ds, PLAN) == []
     assert [claim(ds, PLAN) for claim in CLAIMS.values()] == [[], [], []]
-    assert CLAIMS["shot"](study(), PLAN) == []
+    assert CLAIMS["shot"](study(), PLAN) == []  # no learner of this study has SHOT
 
 
 def test_missing_measurements_are_an_error_that_says_what_to_do() -> None:
     ds = study()
-    ds["status"][LAST] = STATUS_MEANINGS.index("not_measured")
+    ds["status"][UNIT] = STATUS_MEANINGS.index("not_measured")
     with pytest.raises(
         NotMeasuredError, match=r"measure the study first: maml at checkpoint 100 lacks 1 of 48 units \(seed 2\)"
     ):
@@ -59,25 +66,25 @@ def test_missing_measurements_are_an_error_that_says_what_to_do() -> None:
 
 @pytest.mark.parametrize("variable", ["alpha_rho", "rho_normalised", "support_loss", "alignment"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_lost_number_is_no_divergence(variable: str, value: float) -> None:
+def test_a_number_that_is_not_finite_is_refused_unless_its_unit_is_marked_diverged(variable: str, value: float) -> None:
     ds = study()
-    ds[variable][LAST | ({"inner_step": 2} if variable != "alignment" else {})] = value
+    ds[variable][UNIT | ({"inner_step": 2} if variable != "alignment" else {})] = value
     words = f"maml at checkpoint 100 is marked measured but holds no number for {variable} .seed 2, task 3; 1 of"
     with pytest.raises(NotMeasuredError, match=words + r".*remove the run's measurements\.zarr and measure again"):
         judge(ds, PLAN)
-    ds["grad_norm"][LAST] = np.nan  # lost as well: excuses nothing
+    ds["grad_norm"][UNIT] = np.nan  # a second lost number does not make the unit a diverged one
     with pytest.raises(NotMeasuredError, match="holds no number"):
         judge(ds, PLAN)
-    ds["status"][LAST] = STATUS_MEANINGS.index("diverged")
+    ds["status"][UNIT] = STATUS_MEANINGS.index("diverged")
     assert {v.num_diverged for v in judge(ds, PLAN)} == {1}
 
 
-def test_no_gradient_no_ratio_but_still_a_loss() -> None:
-    """A point whose gradient is zero is left out of its step group, counted apart from divergence, and named."""
+def test_a_point_with_zero_gradient_has_no_rho_but_must_have_a_loss() -> None:
+    """Such a point is left out of its group of inner steps, and the verdict counts and mentions it."""
     ds = study(diverged=[("maml", 0, 1)])
-    at = LAST | {"inner_step": -1}
+    point = UNIT | {"inner_step": -1}
     for name in ("alpha_rho", "rho_normalised", "grad_norm"):
-        ds[name][at] = 0.0 if name == "grad_norm" else np.nan
+        ds[name][point] = 0.0 if name == "grad_norm" else np.nan
     verdicts = judge(ds, PLAN)
     for verdict in verdicts:
         later = verdict.steps == "later steps"
@@ -85,12 +92,12 @@ def test_no_gradient_no_ratio_but_still_a_loss() -> None:
         assert (
             "1 of 48 units (seed, task) was left out of both sides because the gradient is zero" in verdict.sentence
         ) == later
-    ds["support_loss"][at] = np.nan
+    ds["support_loss"][point] = np.nan
     with pytest.raises(NotMeasuredError, match="support_loss"):
         judge(ds, PLAN)
 
 
-def test_no_gradient_anywhere_leaves_nothing_to_compare() -> None:
+def test_nothing_is_left_to_compare_where_every_gradient_is_zero() -> None:
     ds = study()
     end = {"learner": 1, "checkpoint": -1}
     for name in ("alpha_rho", "rho_normalised", "alignment", "grad_norm"):
@@ -99,14 +106,14 @@ def test_no_gradient_anywhere_leaves_nothing_to_compare() -> None:
         assert (verdict.outcome, verdict.num_undefined, verdict.num_seeds) == ("inconclusive", 48, 0)
         assert "nothing is left to compare; 48 of 48 units (seed, task) were left out" in verdict.sentence
         assert "because the gradient is zero" in verdict.sentence
-    ds["grad_norm"][end | {"inner_step": 0}] = 1.0  # one inner gradient is enough for A to exist
+    ds["grad_norm"][end | {"inner_step": 0}] = 1.0  # the alignment A is defined once one inner gradient is not zero
     with pytest.raises(NotMeasuredError, match="alpha_rho"):
         judge(ds, PLAN)
     with pytest.raises(NotMeasuredError, match="alignment"):
         CLAIMS["alignment"](ds, PLAN)
 
 
-def test_divergence_counts_on_the_side_compared_with_too() -> None:
+def test_diverged_units_of_the_baseline_are_counted_too() -> None:
     ds = study(learners=("untrained", "maml", "maml-shot"), diverged=[("maml", 0, 1), ("maml-shot", 0, 2)])
     for verdict in CLAIMS["shot"](ds, PLAN):
         assert (verdict.num_diverged, verdict.num_undefined) == (2, 0)
@@ -119,12 +126,12 @@ def test_divergence_counts_on_the_side_compared_with_too() -> None:
         }
 
 
-def test_points_are_a_copy_with_diverged_units_nan() -> None:
+def test_points_copies_the_values_and_sets_diverged_units_to_nan() -> None:
     ds = study(diverged=[("maml", 2, 3)])
     values = points(ds, "alpha_rho", "maml", checkpoint=100)
     lost = diverged(ds, "maml", checkpoint=100)
     assert np.argwhere(lost).tolist() == [[2, 3]]
-    np.testing.assert_array_equal(np.isnan(values).all(axis=-1), lost)  # step 0 too, which still has a number
+    np.testing.assert_array_equal(np.isnan(values).all(axis=-1), lost)  # also at step 0, where the dataset has a number
     np.testing.assert_array_equal(np.isnan(values).any(axis=-1), lost)
     values[:] = 0.0
     assert float(abs(ds["alpha_rho"]).max()) > 0

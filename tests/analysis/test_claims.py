@@ -1,4 +1,7 @@
-"""The three claims on simulated studies where they are true, false or undecided; divergence, step groups, JSON."""
+"""Tests of the three claims on simulated studies in which each of them is true, false or undecided.
+
+They also cover diverged units, groups of inner steps that are judged together, and verdicts as JSON.
+"""
 
 import dataclasses
 from typing import Any
@@ -23,14 +26,19 @@ from analysis.statistics import decide, student_half_width
 from hessian_tools.rng import numpy_stream
 
 PLAN = load_plan()
+# The same plan with fewer resamples, so that the tests are fast.
 QUICK = dataclasses.replace(PLAN, bootstrap=dataclasses.replace(PLAN.bootstrap, resamples=200))
-TRUE = {"maml": Effect(-0.4, -0.2, 0.2), "maml-shot": Effect(-0.6, -0.32, 0.4)}
+# The true changes of alpha rho at step 0 and at later steps, and of the alignment of the inner gradients.
+EFFECTS = {
+    "maml": Effect(first=-0.4, later=-0.2, alignment=0.2),
+    "maml-shot": Effect(first=-0.6, later=-0.32, alignment=0.4),
+}
 NAMES = ("untrained", "maml", "maml-shot")
 
 
 def study(**options: Any) -> xr.Dataset:
     """A small simulated study; the options are those of ``simulated_study``."""
-    common: dict[str, Any] = {"learners": NAMES, "effects": TRUE, "checkpoints": (0, 100), "evaluation_tasks": 2}
+    common: dict[str, Any] = {"learners": NAMES, "effects": EFFECTS, "checkpoints": (0, 100), "evaluation_tasks": 2}
     return simulated_study(**(common | options))
 
 
@@ -41,10 +49,11 @@ def pick(verdicts: list[Verdict], **where: str) -> list[Verdict]:
     return picked
 
 
-def test_planted_truth_is_supported_and_recovered() -> None:
+def test_true_claims_are_supported_and_the_simulated_effects_are_recovered() -> None:
     ds = study(seeds=range(5), checkpoints=(0, 30, 100))
     verdicts = judge(ds, QUICK)
     assert {v.outcome for v in verdicts} == {"supported"}
+    # Suppression has 6 comparisons for each of 2 learners, SHOT has 6 for one, and alignment has 2 for each of 2.
     assert len(verdicts) == 2 * 6 + 6 + 2 * 2
     true = truth(ds)["effects"]
     for verdict in verdicts:
@@ -54,8 +63,9 @@ def test_planted_truth_is_supported_and_recovered() -> None:
             "alignment" if verdict.claim == "alignment" else {"step 0": "first", "later steps": "later"}[verdict.steps]
         )
         expected = true[verdict.learner][key] - (true["maml"][key] if verdict.claim == "shot" else 0)
-        in_unit = 9.0 / 0.1 if verdict.comparison == "unit filter norm" else 1.0  # planted: rho, filters of norm 3
-        assert verdict.effect / in_unit == pytest.approx(expected, abs=0.06)
+        # This comparison judges rho and not alpha rho (alpha is 0.1), and the simulated filters have norm 3.
+        scale = 3.0**2 / 0.1 if verdict.comparison == "unit filter norm" else 1.0
+        assert verdict.effect / scale == pytest.approx(expected, abs=0.06)
         assert verdict.low < verdict.effect < verdict.high
         assert verdict.effect == pytest.approx(verdict.trained_value - verdict.baseline_value)
         assert (verdict.num_seeds, verdict.num_tasks, verdict.num_diverged, verdict.share_compared) == (5, 16, 0, 1.0)
@@ -65,11 +75,16 @@ def test_planted_truth_is_supported_and_recovered() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("seeds", [2, 3, 5, 10])
 def test_verdict_intervals_cover_at_every_number_of_seeds(seeds: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nominal 95 %, from points to verdict; 2500 studies: the bounds are 4.6 standard errors away (chance 4e-6)."""
+    """Each of 2500 studies is taken from its points to its verdict, and the nominal coverage is 95 %.
+
+    The bounds of 93 % and 97 % are 4.6 standard errors away, so the test fails by chance with probability 4e-6.
+    """
+    # The bootstrap is slow, and it does not influence the interval that is tested.
     monkeypatch.setattr("analysis.claims.comparison.task_bootstrap", lambda *_, **__: (np.nan, np.nan))
-    question = judge(study(seeds=(0,)), QUICK)[0]
-    question = Question(**{f.name: getattr(question, f.name) for f in dataclasses.fields(Question)})
+    verdict = judge(study(seeds=(0,)), QUICK)[0]  # a verdict has the fields of its question
+    question = Question(**{f.name: getattr(verdict, f.name) for f in dataclasses.fields(Question)})
     stream = numpy_stream(0, "coverage", seeds)
+    # The axes are study, seed, task and step.
     baseline = stream.randn(2500, seeds, 8, 1) + 3.0 * stream.randn(2500, seeds, 1, 1)
     trained = baseline - 0.3 + 0.2 * stream.randn(2500, seeds, 1, 1) + 0.1 * stream.randn(2500, seeds, 8, 1)
     verdicts = [
@@ -83,12 +98,12 @@ def test_verdict_intervals_cover_at_every_number_of_seeds(seeds: int, monkeypatc
 @pytest.mark.slow
 @pytest.mark.parametrize("claim", sorted(CLAIMS))
 @pytest.mark.parametrize("sign", [0.0, -1.0])
-def test_planted_falsehood_is_not_supported(claim: str, sign: float) -> None:
-    """There is no effect (0), or the opposite one (-1), for claims that predict either sign."""
-    effects = {name: Effect(sign * e.first, sign * e.later, sign * e.alignment) for name, e in TRUE.items()}
+def test_a_false_claim_is_not_supported(claim: str, sign: float) -> None:
+    """sign: 0 for a study without effects, and -1 for effects opposite to those that the claims predict."""
+    effects = {name: Effect(sign * e.first, sign * e.later, sign * e.alignment) for name, e in EFFECTS.items()}
     ds = study(seeds=range(6), seed_spread=0.01, effects=effects)
     for verdict in CLAIMS[claim](ds, QUICK):
-        if verdict.comparison != "against orthogonal":  # an untrained network's gradients do align: next test
+        if verdict.comparison != "against orthogonal":  # even untrained, gradients align; see the next test
             assert verdict.outcome == "not supported", verdict.sentence
     if sign:
         words = [v.sentence for v in CLAIMS[claim](ds, QUICK) if v.comparison == "raw"]
@@ -107,8 +122,8 @@ def test_gradients_that_are_orthogonal_or_oscillate_are_not_aligned() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("claim", sorted(CLAIMS))
-def test_too_little_data_is_inconclusive_and_says_how_much_would_do(claim: str) -> None:
-    """Two seeds that disagree; the advised number is where the rule decides, one fewer is not."""
+def test_too_few_seeds_are_inconclusive_and_the_verdict_says_how_many_would_decide(claim: str) -> None:
+    """Two seeds disagree. The rule decides with the advised number of seeds, and not with one fewer."""
     undecided = []
     for seed in range(4):
         verdicts = CLAIMS[claim](study(seeds=(0, 1), seed_spread=0.25, seed=seed), QUICK)
@@ -136,18 +151,19 @@ def test_one_seed_is_inconclusive_with_nan_bounds_and_survives_json() -> None:
     assert "null" in text
     again = verdicts_from_json(text)
     assert [repr(v) for v in again] == [repr(v) for v in verdicts]
-    assert again[0] != verdicts[0] or np.isfinite(again[0].low)  # NaN is not equal to itself: hence repr
+    assert again[0] != verdicts[0] or np.isfinite(again[0].low)  # NaN does not equal itself, hence repr above
 
 
-def test_step_groups_are_judged_apart() -> None:
-    ds = study(seeds=range(6), seed_spread=0.01, effects={"maml": Effect(-0.5, 0.0)})
+def test_step_0_and_later_steps_are_judged_separately() -> None:
+    ds = study(seeds=range(6), seed_spread=0.01, effects={"maml": Effect(first=-0.5, later=0.0)})
     verdicts = pick(judge(ds, QUICK), claim="suppression", learner="maml", comparison="raw")
     assert {v.steps: v.outcome for v in verdicts} == {"step 0": "supported", "later steps": "not supported"}
 
 
-def test_margin_is_a_share_of_the_baseline_in_absolute_terms() -> None:
+def test_the_margin_is_a_fraction_of_the_baselines_mean_magnitude() -> None:
     ds = study(seeds=(0, 1, 2))
-    ds["alpha_rho"][{"task": slice(0, 8), "checkpoint": 0}] *= -1  # magnitudes: signs do not cancel in the scale
+    # Half of the values become negative. The margin scales with their magnitudes, which do not cancel.
+    ds["alpha_rho"][{"task": slice(0, 8), "checkpoint": 0}] *= -1
     verdict = pick(judge(ds, QUICK), claim="suppression", learner="maml", steps="step 0", comparison="raw")[0]
     scale = abs(ds["alpha_rho"].isel(learner=1, checkpoint=0, inner_step=0)).mean()
     assert verdict.margin == pytest.approx(0.1 * float(scale))
@@ -171,11 +187,14 @@ def test_weights_that_only_grow_lower_alpha_rho_but_not_rho_at_unit_filter_norm(
 
 
 def test_differences_are_taken_task_by_task_and_seed_by_seed() -> None:
-    """Levels of tasks and seeds far larger than the effect: only pairing gives narrow intervals, NaN or not."""
+    """Tasks and seeds differ by far more than the effect, so that only paired differences give narrow intervals.
+
+    This must also hold where a point is NaN.
+    """
     stream = np.random.RandomState(0)
     baseline = 5.0 * stream.randn(3, 12, 1) + 20.0 * stream.randn(3, 1, 1) + np.zeros((3, 12, 2))
     trained = baseline - 0.5 + 0.001 * stream.randn(3, 12, 2)
-    trained[0, 3, 1] = np.nan  # one step is lost: the unit is left out with all its steps, on both sides
+    trained[0, 3, 1] = np.nan  # one step is lost, so all steps of this seed and task are left out on both sides
     comparison = paired(trained, baseline, QUICK, diverged=np.isnan(trained).any(axis=-1))
     np.testing.assert_allclose(comparison.effects, -0.5, atol=0.002)
     np.testing.assert_allclose(comparison.trained - comparison.baseline, comparison.effects)
@@ -194,10 +213,10 @@ def test_diverged_units_are_left_out_counted_and_named() -> None:
     assert verdict.num_diverged == 2
     assert "2 of 48 units" in verdict.sentence
     for other in pick(judge(ds, QUICK), learner="maml"):
-        assert other.num_diverged == 2  # step 0 of a diverged unit as well: its status counts, not its NaNs
+        assert other.num_diverged == 2  # also at step 0, which has a number: the unit's status decides
 
 
-def test_a_seed_or_a_learner_that_diverged_whole() -> None:
+def test_seeds_and_learners_all_of_whose_units_diverged() -> None:
     lost = [("maml", 0, task) for task in range(16)]
     first = judge(study(diverged=lost), QUICK)[0]
     assert first.num_seeds == 2
@@ -226,12 +245,12 @@ def test_judging_changes_nothing_and_repeats() -> None:
     assert judge(ds, QUICK) == first
 
 
-def test_sides_equal_to_the_last_bit_were_not_put_to_the_test() -> None:
-    """SHOT that did nothing: a difference of 0 with no spread would read as "not supported"."""
+def test_sides_that_are_equal_to_the_last_bit_are_inconclusive() -> None:
+    """If SHOT changed nothing, a difference of 0 without any spread would wrongly count as "not supported"."""
     ds = study(seeds=(0, 1, 2))
     for variable in ds.data_vars.values():
         if "learner" in variable.dims:
-            variable[{"learner": 2}] = variable.isel(learner=1)
+            variable[{"learner": 2}] = variable.isel(learner=1)  # "maml-shot" gets the numbers of "maml"
     verdicts = pick(judge(ds, QUICK), claim="shot")
     assert len(verdicts) == 6
     for verdict in verdicts:
@@ -239,10 +258,10 @@ def test_sides_equal_to_the_last_bit_were_not_put_to_the_test() -> None:
         assert "identical to the last bit; so there is no difference to test" in verdict.sentence
         assert list(verdict_lines([verdict]))[1].endswith("  both sides are identical to the last bit")
     ds["alpha_rho"][{"learner": 2, "checkpoint": -1}] += 1e-12
-    apart = {v.comparison: v.obstacle for v in pick(judge(ds, QUICK), claim="shot")}
-    assert apart["raw"] is None
-    assert apart["equal support loss"] is None
-    assert apart["unit filter norm"] is not None
+    obstacles = {v.comparison: v.obstacle for v in pick(judge(ds, QUICK), claim="shot")}
+    assert obstacles["raw"] is None
+    assert obstacles["equal support loss"] is None
+    assert obstacles["unit filter norm"] is not None
     again = verdicts_from_json(verdicts_to_json(judge(ds, QUICK)))
     assert [v.obstacle for v in again] == [v.obstacle for v in judge(ds, QUICK)]
 
@@ -258,8 +277,9 @@ def test_listing_names_every_comparison_in_aligned_lines() -> None:
     verdicts = judge(study(), QUICK)
     lines = list(verdict_lines(verdicts))
     rows = [line for line in lines if line.startswith("  ")]
-    assert len(lines) == len(rows) + 3
+    assert len(lines) == len(rows) + 3  # a heading for each claim
+    # Characters 17 to 70 of a row name its comparison.
     assert len({row[17:70] for row in rows}) == len(rows) == len(verdicts)
     assert "(alpha rho; rho at unit filter norm, learner minus baseline" in lines[0]
     assert rows[1][17:].startswith("maml against untrained, step 0, unit filter norm ")
-    assert "rho" not in lines[-5].split("?")[1]  # alignment
+    assert "rho" not in lines[-5].split("?")[1]  # the heading of alignment, before its 4 rows

@@ -1,4 +1,7 @@
-"""The command line: mistakes get one or two plain lines, status 2, and leave nothing half-written."""
+"""Tests of the command line.
+
+A mistake of the user is answered by one or two plain lines and exit status 2, and leaves no half-written files.
+"""
 
 import shutil
 import subprocess
@@ -16,7 +19,8 @@ from analysis.study_file import study_text
 from hessian_tools.runs.files import read_json, write_json
 
 
-def study_file(working_folder: Path, old: str = "", new: str = "") -> str:
+def write_study_file(working_folder: Path, old: str = "", new: str = "") -> str:
+    """Write the micro study to mine.yaml with ``old`` replaced by ``new``, and return the name of the file."""
     text = study_text("micro")
     assert old in text
     (working_folder / "mine.yaml").write_text(text.replace(old, new, 1))
@@ -59,14 +63,14 @@ def study_file(working_folder: Path, old: str = "", new: str = "") -> str:
     ],
 )
 def test_a_mistake_in_a_study_is_named_and_nothing_is_written(working_folder, capsys, old, new, said):
-    file = study_file(working_folder, old, new)
+    file = write_study_file(working_folder, old, new)
     message = refused(capsys, ["study", file])
     assert said in message
     assert [path.name for path in working_folder.iterdir()] == ["mine.yaml"]
 
 
 @pytest.mark.slow
-def test_missing_and_foreign_folders(working_folder, capsys, micro_study):
+def test_folders_that_are_missing_or_hold_no_study_are_refused(working_folder, capsys, micro_study):
     assert "there is no study file nowhere.yaml" in refused(capsys, ["study", "nowhere.yaml"])
     for command in ("measure", "test", "figures", "report", "info"):
         assert "nowhere does not exist" in refused(capsys, [command, "nowhere"])
@@ -82,7 +86,7 @@ def test_missing_and_foreign_folders(working_folder, capsys, micro_study):
 def test_a_folder_of_another_study_is_refused_and_left_alone(working_folder, capsys, micro_study):
     shutil.copytree(micro_study, working_folder / "study")
     before = (working_folder / "study" / "study.yaml").read_bytes()
-    file = study_file(working_folder, "width: 4", "width: 8")
+    file = write_study_file(working_folder, "width: 4", "width: 8")
     assert "holds another study: its network is" in refused(capsys, ["study", file, "--out", "study"])
     assert "its seeds is [0, 1], yours [0]" in refused(capsys, ["study", "micro", "--seeds", "0", "--out", "study"])
     assert (working_folder / "study" / "study.yaml").read_bytes() == before
@@ -94,7 +98,7 @@ def test_a_folder_of_another_study_is_refused_and_left_alone(working_folder, cap
     assert "maml-seed0 holds another run: its network is" in message
 
 
-def test_the_plan_of_the_claims_is_the_users_until_the_study_begins(working_folder, capsys, micro_study):
+def test_a_study_keeps_the_plan_of_the_claims_with_which_it_was_begun(working_folder, capsys, micro_study):
     from analysis.claims.plan import BUNDLED
 
     plan = BUNDLED.read_text().replace("confidence: 0.95", "confidence: 0.9")
@@ -111,7 +115,7 @@ def test_the_plan_of_the_claims_is_the_users_until_the_study_begins(working_fold
     assert "was changed after the runs were begun" in refused(capsys, ["test", "study"])
 
 
-def test_wrong_options(working_folder, capsys):
+def test_wrong_options_are_refused(working_folder, capsys):
     assert "--help" in refused(capsys, ["study"])
     assert "--help" in refused(capsys, ["demmo"])
     assert "--help" in refused(capsys, ["demo", "--seeds", "zero"])
@@ -120,7 +124,7 @@ def test_wrong_options(working_folder, capsys):
 
 
 @pytest.mark.slow
-def test_parts_say_which_part_comes_first(working_folder, capsys):
+def test_measuring_before_training_names_the_command_to_run_first(working_folder, capsys):
     from analysis.folder import begin
     from analysis.study import build
     from analysis.study_file import load_study
@@ -129,7 +133,7 @@ def test_parts_say_which_part_comes_first(working_folder, capsys):
     assert "run 'hessian-tools train' first" in refused(capsys, ["measure", "study"])
 
 
-def test_a_second_command_on_the_same_folder_waits_its_turn(working_folder, capsys, micro_study):
+def test_a_second_command_on_the_same_folder_is_refused(working_folder, capsys, micro_study):
     from analysis.folder import locked
 
     shutil.copytree(micro_study, working_folder / "study")
@@ -138,8 +142,8 @@ def test_a_second_command_on_the_same_folder_waits_its_turn(working_folder, caps
 
 
 @pytest.mark.slow
-def test_a_study_that_diverges_says_so_everywhere(working_folder, capsys):
-    file = study_file(working_folder, "step_size: 0.1", "step_size: 1.0e+30")
+def test_a_study_whose_training_diverges_says_so_in_every_output(working_folder, capsys):
+    file = write_study_file(working_folder, "step_size: 0.1", "step_size: 1.0e+30")
     assert run(["study", file, "--out", "study", "--workers", "0"]) == 0
     said = capsys.readouterr().out
     assert "maml seed 0 diverged at meta-iteration 1; recorded as such" in said
@@ -151,7 +155,7 @@ def test_a_study_that_diverges_says_so_everywhere(working_folder, capsys):
 
 def test_inner_loops_whose_losses_explode_are_counted_as_diverged(working_folder, capsys):
     """At this step size losses reach 1e20 and more, but stay finite; no verdict may rest on such points."""
-    file = study_file(working_folder, "step_size: 0.1", "step_size: 1.0e+6")
+    file = write_study_file(working_folder, "step_size: 0.1", "step_size: 1.0e+6")
     assert run(["study", file, "--out", "study", "--seeds", "0", "--workers", "0"]) == 0
     ds = open_study("study")
     untrained = ds.sel(learner="untrained", seed=0, checkpoint=0)
@@ -164,7 +168,7 @@ def test_inner_loops_whose_losses_explode_are_counted_as_diverged(working_folder
 
 
 @pytest.mark.slow
-def test_info_and_parts_on_a_complete_study(working_folder, capsys, micro_study):
+def test_info_and_the_single_commands_run_on_a_complete_study(working_folder, capsys, micro_study):
     shutil.copytree(micro_study, working_folder / "study")
     assert run(["info", "study"]) == 0
     said = capsys.readouterr().out
@@ -191,7 +195,7 @@ def test_seeds_can_be_added_and_the_first_ones_stay(working_folder, capsys, micr
 
 
 @pytest.mark.slow
-def test_measuring_does_not_ask_what_precision_the_process_has_set(working_folder, micro_study):
+def test_measuring_ignores_the_autocast_precision_of_the_process(working_folder, micro_study):
     import torch
     import xarray as xr
 
@@ -221,7 +225,8 @@ def test_help_is_instant_and_needs_no_torch():
         assert command in process.stdout
 
 
-def sine_line(working_folder: Path) -> str:
+def write_sine_line_study(working_folder: Path) -> str:
+    """Write a regression study that searches for its step size to sine.yaml, and return the name of the file."""
     text = study_text("micro")
     for old, new in (
         ("{name: quickdraw, ways: 3, shots: 1, queries: 2, test_queries: 3}", "{name: sine-line}"),
@@ -235,25 +240,26 @@ def sine_line(working_folder: Path) -> str:
 
 
 def test_shot_by_class_probabilities_is_refused_for_regression(working_folder, capsys):
-    message = refused(capsys, ["study", sine_line(working_folder), "--out", "study"])
+    message = refused(capsys, ["study", write_sine_line_study(working_folder), "--out", "study"])
     assert "learners.maml-shot: distance='kl_reference_target' compares class probabilities" in message
 
 
 @pytest.mark.slow
-def test_a_regression_study_runs_and_its_search_is_kept_as_json(working_folder, capsys):
+def test_a_regression_study_runs_and_its_step_size_search_is_stored_as_json(working_folder, capsys):
     import json
 
-    file = sine_line(working_folder)
+    file = write_sine_line_study(working_folder)
     text = (working_folder / file).read_text().replace("weight: 0.1}", "weight: 0.1, distance: squared_error}")
     (working_folder / file).write_text(text)
     assert run(["study", file, "--out", "study", "--seeds", "0", "--workers", "0"]) == 0
+    # NaN and infinity are not valid JSON, so they make the test fail.
     search = json.loads((working_folder / "study" / "step_size.json").read_text(), parse_constant=pytest.fail)
     losses = {row["step_size"]: row["validation_loss"] for row in search["candidates"]}
     assert search["step_size"] == min(losses, key=losses.get)
     assert "classes never trained on" not in (working_folder / "study" / "report.html").read_text()
 
 
-def test_an_out_that_cannot_be_made_is_named(working_folder, capsys):
+def test_an_output_folder_that_cannot_be_made_is_named(working_folder, capsys):
     (working_folder / "file").write_text("")
     assert "cannot be made" in refused(capsys, ["study", "micro", "--out", "file/below"])
     assert "File name too long" in refused(capsys, ["study", "micro", "--out", "x" * 300])

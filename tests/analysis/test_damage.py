@@ -1,4 +1,7 @@
-"""A study with lost, stale or damaged files, or on a full disk: it is said plainly, and the same command mends it."""
+"""Tests of studies with lost, outdated or damaged files, and of a full disk.
+
+The problem is named in plain words, and the same command, given again, repairs what training and measuring can repair.
+"""
 
 import errno
 import json
@@ -27,29 +30,29 @@ def flip_a_bit(file: Path) -> None:
 
 
 def replace_by(name: str) -> Callable[[Path], None]:
-    """A damage that puts another run's file of the same name in the file's place."""
+    """Return a function that overwrites a file with the file of the same name in the run ``name``."""
     return lambda file: file.write_bytes((file.parents[2] / name / file.relative_to(file.parents[1])).read_bytes())
 
 
-def in_json(file: Path) -> None:
+def change_json(file: Path) -> None:
     """Change one number of a JSON file in a way that leaves it valid."""
     file.write_text(file.read_text().replace("1", "2", 1))
 
 
-# By the file in the folder of maml seed 0: what is done to it, and the first command that reads it.
+# For each file in the folder of MAML's seed 0: the function that damages it, and a command that reads the file.
 DAMAGES = {
     "checkpoints/0000005.safetensors": (flip_a_bit, "measure"),
     "checkpoints/0000002.safetensors": (replace_by("maml-seed1"), "measure"),
     "checkpoints/state.safetensors": (replace_by("maml-shot-seed0"), "train"),
     "metrics.jsonl": (flip_a_bit, "train"),
-    "manifest.json": (in_json, "test"),
+    "manifest.json": (change_json, "test"),
     "measurements.zarr/rho/c/1/0/0": (flip_a_bit, "test"),
     "measurements.zarr/trace/c/2/0/0": (Path.unlink, "figures"),
     "measurements.zarr/evaluation_accuracy/c/1/0": (Path.unlink, "report"),
     "measurements.zarr/checkpoint/c/0": (Path.unlink, "measure"),
     "measurements.zarr/step_size/c": (flip_a_bit, "test"),
     "measurements.zarr/rho/zarr.json": (Path.unlink, "test"),
-    "measurements.zarr/zarr.json": (in_json, "report"),
+    "measurements.zarr/zarr.json": (change_json, "report"),
 }
 
 
@@ -71,14 +74,15 @@ def test_a_changed_or_lost_file_is_named_and_never_read_as_numbers(capsys, copie
     file.write_bytes(undamaged)
 
 
-def test_an_undamaged_study_is_called_so(capsys, copied_study):
+def test_verify_finds_nothing_in_an_undamaged_study(capsys, copied_study):
     assert run(["verify", str(copied_study)]) == 0
     assert capsys.readouterr().out == f"{copied_study}: nothing is missing, damaged, changed or out of date\n"
 
 
 @pytest.mark.slow
-def test_a_study_mends_what_training_and_measuring_can_make_again(working_folder, capsys, micro_study):
+def test_damaged_files_of_training_and_measuring_are_made_again(working_folder, capsys, micro_study):
     shutil.copytree(micro_study, working_folder / "study")
+    # The metadata of rho are removed from another run, of which nothing else is damaged.
     mended = [name for name in DAMAGES if name not in ("manifest.json", "measurements.zarr/zarr.json")]
     for name in mended:
         if name != "measurements.zarr/rho/zarr.json":
@@ -124,7 +128,7 @@ def test_a_report_is_not_made_of_old_verdicts_or_figures(working_folder, capsys,
     capsys.readouterr()
     assert "the verdicts of study rest on other measurements" in refused(capsys, ["report", "study"])
     assert run(["info", "study"]) == 0
-    assert capsys.readouterr().out.count("(of older measurements)") == 2
+    assert capsys.readouterr().out.count("(of older measurements)") == 2  # the verdicts and the figures
     assert run(["test", "study"]) == 0
     capsys.readouterr()
     assert "the figures of study rest on other measurements" in refused(capsys, ["report", "study"])
@@ -135,7 +139,7 @@ def test_a_report_is_not_made_of_old_verdicts_or_figures(working_folder, capsys,
 
 
 @pytest.mark.slow
-def test_a_part_of_a_study_gets_no_verdict(working_folder, capsys, micro_study):
+def test_a_study_with_an_unmeasured_run_gets_no_verdicts_figures_or_report(working_folder, capsys, micro_study):
     shutil.copytree(micro_study, working_folder / "study")
     shutil.rmtree(working_folder / "study" / "runs" / "maml-seed1" / "measurements.zarr")
     for command in ("test", "figures", "report"):
@@ -143,7 +147,7 @@ def test_a_part_of_a_study_gets_no_verdict(working_folder, capsys, micro_study):
 
 
 @pytest.mark.slow
-def test_damaged_files_are_named(working_folder, capsys, micro_study):
+def test_damaged_files_of_the_study_folder_are_named(working_folder, capsys, micro_study):
     shutil.copytree(micro_study, working_folder / "study")
     run_folder = working_folder / "study" / "runs" / "maml-seed0"
     verdicts = working_folder / "study" / "verdicts.json"
@@ -167,7 +171,7 @@ def test_damaged_files_are_named(working_folder, capsys, micro_study):
 
 
 @pytest.mark.slow
-def test_a_study_stopped_before_its_plan_was_written_goes_on(working_folder, capsys, monkeypatch):
+def test_a_study_stopped_before_its_plan_was_written_can_be_continued(working_folder, capsys, monkeypatch):
     from analysis import folder
 
     def stop(path, text):
@@ -176,7 +180,7 @@ def test_a_study_stopped_before_its_plan_was_written_goes_on(working_folder, cap
 
     monkeypatch.setattr(folder, "write_text", stop)
     assert run(["study", "micro", "--out", "study"]) == 1
-    monkeypatch.undo()
+    monkeypatch.undo()  # this also undoes the change of the working directory
     monkeypatch.chdir(working_folder)
     assert run(["train", "micro", "--out", "study"]) == 0
 
@@ -193,20 +197,22 @@ def test_a_removed_checkpoint_is_made_again_as_the_message_advises(working_folde
     assert checkpoint.read_bytes() == content
 
 
-def test_a_full_disk_is_told_and_the_command_goes_on_afterwards(working_folder, capsys, monkeypatch, micro_study):
-    written = files.write_atomic
+def test_a_full_disk_is_reported_in_one_line_and_the_command_succeeds_afterwards(
+    working_folder, capsys, monkeypatch, micro_study
+):
+    write_atomic = files.write_atomic
 
-    def full(path, write):
+    def fail_on_checkpoints(path, write):
         if path.suffix == ".safetensors":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        written(path, write)
+        write_atomic(path, write)
 
-    monkeypatch.setattr("hessian_tools.runs.checkpoints.write_atomic", full)
+    monkeypatch.setattr("hessian_tools.runs.checkpoints.write_atomic", fail_on_checkpoints)
     assert run(["train", "micro", "--out", "study", "--workers", "0"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("hessian-tools: no space left on the device (")
     assert error.count("\n") == 1
     assert not list(working_folder.rglob("*.safetensors"))
     assert not list(working_folder.rglob("*.partial"))
-    monkeypatch.setattr("hessian_tools.runs.checkpoints.write_atomic", written)
+    monkeypatch.setattr("hessian_tools.runs.checkpoints.write_atomic", write_atomic)
     assert run(["train", "micro", "--out", "study", "--workers", "0"]) == 0

@@ -1,4 +1,8 @@
-"""Matching at equal loss is exact on lines, and finds no effect where curvature only follows the loss."""
+"""Tests of the comparison at equal support loss.
+
+It matches each trained point with baseline points of nearly the same log loss. The match is exact where curvature is
+linear in the log loss, and no effect is found where curvature changes only because the loss does.
+"""
 
 import dataclasses
 
@@ -13,26 +17,39 @@ from analysis.claims.verdict import conclude
 from hessian_tools.rng import numpy_stream
 
 PLAN = load_plan()
+# The same plan with fewer resamples, so that the tests are fast.
 QUICK = dataclasses.replace(PLAN, bootstrap=dataclasses.replace(PLAN.bootstrap, resamples=200))
 QUESTION = Question(
-    "suppression", "lower", "maml", "untrained", "step 0", "equal support loss", "alpha_rho", "1", "negative"
+    claim="suppression",
+    title="lower",
+    learner="maml",
+    baseline="untrained",
+    steps="step 0",
+    comparison="equal support loss",
+    quantity="alpha_rho",
+    units="1",
+    predicted="negative",
 )
 NAMES = ("untrained", "maml", "maml-shot")
-EFFECTS = {"maml": Effect(-0.2, -0.12), "maml-shot": Effect(-0.36, -0.2)}
+EFFECTS = {"maml": Effect(first=-0.2, later=-0.12), "maml-shot": Effect(first=-0.36, later=-0.2)}
 
 
-def rows(loss_driven: bool) -> list[tuple[Verdict, Verdict]]:
-    """(raw, at equal loss) for suppression and shot, each learner and step group, 5 quiet seeds."""
+def raw_and_equal_loss_verdicts(loss_driven: bool) -> list[tuple[Verdict, Verdict]]:
+    """Pairs of a raw verdict and the verdict at equal loss, from a study with 5 seeds that scatter little.
+
+    There is a pair for suppression and for SHOT, for each learner, at step 0 and at the later steps.
+    """
     ds = simulated_study(
         learners=NAMES, effects=EFFECTS, seeds=range(5), tasks=40, checkpoints=(0, 100), seed_spread=0.01,
         evaluation_tasks=2, loss_driven=loss_driven,
     )  # fmt: skip
     verdicts = [v for v in judge(ds, QUICK) if v.claim != "alignment"]
+    # Verdicts come in threes: raw, at unit filter norm, and at equal support loss.
     return list(zip(verdicts[::3], verdicts[2::3], strict=True))
 
 
-def test_a_fall_that_is_only_the_loss_vanishes_at_equal_loss() -> None:
-    for raw, equal in rows(loss_driven=True):
+def test_a_fall_of_curvature_that_only_follows_the_loss_vanishes_at_equal_loss() -> None:
+    for raw, equal in raw_and_equal_loss_verdicts(loss_driven=True):
         assert (raw.comparison, equal.comparison) == ("raw", "equal support loss")
         assert raw.outcome == "supported"
         assert abs(equal.effect) < 0.15 * abs(raw.effect)
@@ -41,8 +58,8 @@ def test_a_fall_that_is_only_the_loss_vanishes_at_equal_loss() -> None:
             assert equal.outcome == "not supported", equal.sentence
 
 
-def test_a_fall_that_is_not_the_loss_stays() -> None:
-    for raw, equal in rows(loss_driven=False):
+def test_a_fall_of_curvature_that_does_not_follow_the_loss_stays_at_equal_loss() -> None:
+    for raw, equal in raw_and_equal_loss_verdicts(loss_driven=False):
         assert raw.outcome == equal.outcome == "supported"
         assert equal.effect == pytest.approx(raw.effect, abs=0.03)
         assert equal.margin == raw.margin
@@ -52,8 +69,8 @@ def test_a_fall_that_is_not_the_loss_stays() -> None:
         assert f"{equal.share_compared:.0%} of the points" in equal.sentence
 
 
-def test_losses_that_hardly_overlap_are_inconclusive_whatever_the_numbers() -> None:
-    effects = {"maml": Effect(-0.7, -0.3)}
+def test_losses_that_hardly_overlap_are_inconclusive() -> None:
+    effects = {"maml": Effect(first=-0.7, later=-0.3)}
     ds = simulated_study(learners=NAMES[:2], effects=effects, seeds=range(4), tasks=12, loss_driven=True)
     verdict = next(v for v in judge(ds, QUICK) if v.comparison == "equal support loss" and v.steps == "step 0")
     assert verdict.share_compared < 0.5
@@ -63,8 +80,8 @@ def test_losses_that_hardly_overlap_are_inconclusive_whatever_the_numbers() -> N
     assert "more seeds would not help" in verdict.sentence
 
 
-def test_bracket_by_hand() -> None:
-    """On a line it is exact at every loss inside; outside, or with neighbours on one side only, there is no match."""
+def test_bracketed_is_exact_on_a_line_and_needs_neighbours_on_both_sides() -> None:
+    """A log loss without a baseline point within the caliper on each side has no match."""
     x0 = np.array([[0.0, 0.02], [0.05, 0.09], [0.5, 0.52]])
     y0 = 3.0 + 2.0 * x0
     x = np.array([-0.01, 0.0, 0.03, 0.07, 0.2, 0.51, 0.53, -np.inf])
@@ -76,7 +93,10 @@ def test_bracket_by_hand() -> None:
 
 
 def test_curved_dependence_at_the_edge_of_the_overlap_leaves_little_bias() -> None:
-    """Trained losses lower by one spread: a plain mean in the caliper reads 5 times as much as suppression."""
+    """The trained log losses are lower by one standard deviation, and curvature is exp(2 log loss).
+
+    The plain mean of all baseline points within the caliper finds about 5 times as much false suppression as matching.
+    """
     stream = numpy_stream(0, "edge")
     x0, x = 0.15 * stream.randn(3000, 12, 1), 0.15 * stream.randn(3000, 12, 1) - 0.15
     bias, naive = [], []
@@ -93,7 +113,7 @@ def test_curved_dependence_at_the_edge_of_the_overlap_leaves_little_bias() -> No
     assert abs(np.nanmean(bias)) < 0.3 * abs(np.nanmean(naive))
 
 
-def test_resampling_is_the_same_as_repeating_tasks() -> None:
+def test_a_resample_by_counts_equals_one_with_repeated_tasks() -> None:
     stream = numpy_stream(0, "counts")
     x, y, x0, y0 = (stream.randn(5, 3) * 0.1 for _ in range(4))
     counts = np.array([2, 0, 1, 1, 1])
@@ -102,12 +122,12 @@ def test_resampling_is_the_same_as_repeating_tasks() -> None:
     np.testing.assert_allclose(weighted, matched_means(*again, np.ones((5, 1)), caliper=0.1), rtol=1e-12)
 
 
-def test_every_usable_point_is_counted_matched_or_not() -> None:
+def test_points_count_whether_they_have_a_match_or_not() -> None:
     loss0 = np.exp(np.array([-0.05, -0.03, -0.01, 0.03, 0.05, 0.01])).reshape(1, 6, 1)
     loss = np.exp(np.array([-1.0, -0.04, 0.0, 0.04, 1.0, 0.0])).reshape(1, 6, 1)
     value = np.zeros((1, 6, 1))
-    loss[0, 0] = 0.0  # saturated: no logarithm, no match, still counted
-    value[0, 5] = np.nan  # diverged: not counted as a point
+    loss[0, 0] = 0.0  # a loss of 0 has no logarithm and no match, but counts as a point
+    value[0, 5] = np.nan  # this task has diverged and does not count as a point
     lost = np.arange(6)[None] == 5
     comparison = matched(value, np.ones((1, 6, 1)), loss, loss0, QUICK, diverged=lost)
     assert comparison.share == pytest.approx(3 / 5)
@@ -116,7 +136,7 @@ def test_every_usable_point_is_counted_matched_or_not() -> None:
     np.testing.assert_allclose(comparison.effects, -1.0)
 
 
-def test_points_match_within_their_own_seed_only() -> None:
+def test_points_are_matched_within_their_own_seed_only() -> None:
     """The second seed's baseline covers the first seed's losses; that must not help."""
     loss = np.ones((2, 4, 1)) * np.array([1.0, 9.0])[:, None, None]
     comparison = matched(np.zeros_like(loss), np.ones_like(loss), loss, loss[::-1], QUICK)
@@ -124,8 +144,11 @@ def test_points_match_within_their_own_seed_only() -> None:
     assert np.isnan(comparison.effects).all()
 
 
-def overlapping(*shares: float) -> Comparison:
-    """The same effect of -1 in every seed, where a given share of 10 points each has a match; the rest is far off."""
+def comparison_with_overlap(*shares: float) -> Comparison:
+    """A comparison with an effect of -1 in every seed, each of which has 10 points.
+
+    shares: for each seed, the fraction of its points that have a match. The losses of the other points are far away.
+    """
     spread = np.linspace(-0.05, 0.05, 10)
     loss0 = np.exp(np.tile(spread, (len(shares), 1)))[..., None]
     loss = np.exp(np.array([np.where(np.arange(10) < round(10 * share), 0.8 * spread, 5.0) for share in shares]))
@@ -134,8 +157,8 @@ def overlapping(*shares: float) -> Comparison:
 
 
 def test_a_seed_with_too_few_matches_is_left_out_and_counted() -> None:
-    """Pooled, 50 % of these points match; but few of them are of the third and fourth seed."""
-    comparison = overlapping(0.9, 0.8, 0.2, 0.1)
+    """Half of all points have a match, but in the third and the fourth seed only 20 and 10 % have one."""
+    comparison = comparison_with_overlap(0.9, 0.8, 0.2, 0.1)
     assert comparison.share == pytest.approx(0.5)
     np.testing.assert_array_equal(np.isnan(comparison.effects), [False, False, True, True])
     np.testing.assert_array_equal(np.isnan(comparison.trained), np.isnan(comparison.baseline))
@@ -152,7 +175,7 @@ def test_a_seed_with_too_few_matches_is_left_out_and_counted() -> None:
     [((0.9, 0.4, 0.4), 1, "the losses overlap in one seed only"), ((0.4, 0.4), 0, "the losses hardly overlap: 40%")],
 )
 def test_fewer_than_two_seeds_left_are_an_obstacle(shares: tuple[float, ...], num_left: int, words: str) -> None:
-    comparison = overlapping(*shares)
+    comparison = comparison_with_overlap(*shares)
     verdict = conclude(QUESTION, comparison, margin=0.1, confidence=0.95)
     assert (verdict.outcome, verdict.num_seeds, verdict.seeds_to_decide) == ("inconclusive", num_left, None)
     assert verdict.sentence.startswith(f"Inconclusive: {words}")
@@ -160,12 +183,12 @@ def test_fewer_than_two_seeds_left_are_an_obstacle(shares: tuple[float, ...], nu
     assert words in list(verdict_lines([verdict]))[1]
 
 
-def test_one_seed_that_overlaps_lacks_a_second_seed_not_overlap() -> None:
-    comparison = overlapping(0.9)
+def test_a_single_seed_whose_losses_overlap_has_no_obstacle() -> None:
+    comparison = comparison_with_overlap(0.9)
     assert (comparison.num_unmatched_seeds, comparison.obstacle) == (0, None)
 
 
-def test_a_seed_that_diverged_is_not_one_without_overlap() -> None:
+def test_a_diverged_seed_does_not_count_as_a_seed_without_overlap() -> None:
     loss = np.exp(np.tile(np.linspace(-0.05, 0.05, 10), (2, 1)))[..., None]
     lost = np.tile([[True], [False]], (1, 10))
     comparison = matched(np.zeros_like(loss), np.ones_like(loss), loss, loss, QUICK, diverged=lost)

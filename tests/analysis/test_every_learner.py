@@ -1,4 +1,7 @@
-"""One small study of every learner, from training to the report, and its numbers against float64 by hand."""
+"""Runs one small study of every learner from training to the report, and checks its numbers.
+
+Curvature is compared with dense Hessians, which are computed here in float64.
+"""
 
 import json
 from pathlib import Path
@@ -11,11 +14,12 @@ import xarray as xr
 from analysis.cli import run
 from analysis.drawing.figures import FIGURES
 from analysis.folder import open_folder, open_study, open_verdicts
-from analysis.schema import alpha_steps, begun_elsewhere, learner_names
+from analysis.schema import MEASURED, alpha_steps, begun_elsewhere, learner_names
 from hessian_tools import SaveAt, make_loss, record
 from hessian_tools.layout import flatten
 from hessian_tools.nets import seeded
 from hessian_tools.runs.checkpoints import load_theta
+from hessian_tools.runs.files import read_json
 from hessian_tools.train import saved_checkpoints, task_loss
 
 pytestmark = pytest.mark.heavy
@@ -50,11 +54,13 @@ measure:
   block: 2
   evaluation_tasks: 2
 """
+# Learners whose inner steps are not alpha times the gradient.
 WITHOUT_ALPHA = {"meta-sgd", "leo", "momentum"}
 
 
 @pytest.fixture(scope="module")
-def every(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def study_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the finished study."""
     place = tmp_path_factory.mktemp("every")
     (place / "every.yaml").write_text(STUDY)
     assert run(["study", str(place / "every.yaml"), "--out", str(place / "out"), "--workers", "0"]) == 0
@@ -62,31 +68,32 @@ def every(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def ds(every: Path) -> xr.Dataset:
-    return open_study(every)
+def ds(study_path: Path) -> xr.Dataset:
+    return open_study(study_path)
 
 
-def one(ds: xr.Dataset, learner: str, checkpoint: int) -> xr.Dataset:
+def stored_numbers(ds: xr.Dataset, learner: str, checkpoint: int) -> xr.Dataset:
+    """The part of the study's Dataset that belongs to one checkpoint of a learner."""
     return ds.sel(learner=learner, seed=0, checkpoint=checkpoint)
 
 
-def test_every_learner_is_measured_in_full(ds):
+def test_every_learner_is_measured_and_evaluated(ds):
     trained = ds["trained"].values == 1
-    assert (ds["status"].sel(checkpoint=0) == 1).all()
-    assert (ds["status"].isel(learner=trained) == 1).all()
+    assert (ds["status"].sel(checkpoint=0) == MEASURED).all()
+    assert (ds["status"].isel(learner=trained) == MEASURED).all()
     assert ds["rho"].isel(learner=trained).notnull().all()
     assert ds["evaluation_loss"].isel(learner=trained).notnull().all()
 
 
 @pytest.mark.parametrize("name", ["supervised", "anil", "boil", "meta-sgd", "leo", "momentum", "boil-p"])
-def test_curvature_is_that_along_the_learners_own_gradients(every, ds, name):
-    study, task = open_folder(every), 1
+def test_curvature_is_that_along_the_learners_own_gradients(study_path, ds, name):
+    study, task = open_folder(study_path), 1
     training = study.training(name, 0)
     loss, _ = task_loss(training)
     theta = load_theta(study.run(name, 0), 2)
     support, query = study.problem.held_out.episode(seed=0, split="test", index=task)
     trajectory = record(training.learner, loss, theta, support, query, save=SaveAt(thetas=True, gradients=True))
-    stored = one(ds, name, 2).sel(task=task)
+    stored = stored_numbers(ds, name, 2).sel(task=task)
     np.testing.assert_allclose(stored["support_loss"], trajectory.support_loss, rtol=1e-5)
     model = seeded(training.network, seed=0).double()
     exact = make_loss(model, torch.nn.functional.cross_entropy, flatten(model)[1])
@@ -95,85 +102,89 @@ def test_curvature_is_that_along_the_learners_own_gradients(every, ds, name):
         rho = float(g @ H @ g / (g @ g))
         at = stored.sel(inner_step=k)
         assert float(at["rho"]) == pytest.approx(rho, rel=1e-3, abs=1e-5)
+        # The study's step size, which boil-p replaces by its own.
         alpha = {"boil-p": 0.2}.get(name, 0.1)
         expected = np.nan if name in WITHOUT_ALPHA else alpha * rho
         assert float(at["alpha_rho"]) == pytest.approx(expected, rel=1e-3, abs=1e-5, nan_ok=True)
 
 
-def test_what_is_scaled_by_alpha_is_missing_with_a_reason_and_only_there(every, ds):
+def test_variables_scaled_by_alpha_are_missing_only_for_learners_without_alpha(study_path, ds):
     for name in learner_names(ds):
-        values = one(ds, name, 0)
+        values = stored_numbers(ds, name, 0)
         assert alpha_steps(ds, name) == (name not in WITHOUT_ALPHA)
         assert bool(values["alpha_rho"].isnull().all()) == (name in WITHOUT_ALPHA)
         assert bool(values["alpha_rho"].isnull().any()) == (name in WITHOUT_ALPHA)
         assert bool(values["step_size"].isnull()) == (name in WITHOUT_ALPHA)
-        stored = xr.open_zarr(every / "runs" / f"{name}-seed0" / "measurements.zarr", consolidated=False)
+        stored = xr.open_zarr(study_path / "runs" / f"{name}-seed0" / "measurements.zarr", consolidated=False)
         assert ("step_size_missing" in stored.attrs) == (name in WITHOUT_ALPHA)
-    judged = {v.learner: v.quantity for v in open_verdicts(every) if (v.claim, v.comparison) == ("suppression", "raw")}
+    judged = {
+        v.learner: v.quantity for v in open_verdicts(study_path) if (v.claim, v.comparison) == ("suppression", "raw")
+    }
     assert {name for name, quantity in judged.items() if quantity == "rho"} == WITHOUT_ALPHA
     assert set(judged.values()) == {"rho", "alpha_rho"}
 
 
-def test_before_training_only_learners_of_one_inner_loop_share_their_numbers(ds):
-    losses = {name: one(ds, name, 0)["support_loss"].values for name in learner_names(ds)}
+def test_before_training_only_learners_with_the_same_inner_loop_have_equal_numbers(ds):
+    losses = {name: stored_numbers(ds, name, 0)["support_loss"].values for name in learner_names(ds)}
     alike = [name for name, values in losses.items() if np.array_equal(values, losses["maml"])]
-    # where the step sizes that Meta-SGD learns begin, they are all alpha
+    # Meta-SGD is among them, because all the step sizes that it learns begin at alpha.
     assert alike == ["untrained", "supervised", "maml", "maml-shot", "fomaml", "meta-sgd", "reptile", "shot-p"]
-    for name in ("anil", "boil", "momentum"):  # the same network: equal before the first step
+    for name in ("anil", "boil", "momentum"):  # the same network, so that only the loss before the first step is equal
         np.testing.assert_allclose(losses[name][:, 0], losses["maml"][:, 0], rtol=1e-5)
     for name in ("anil", "boil", "leo", "momentum"):
         assert not np.isclose(losses[name][:, -1], losses["maml"][:, -1], rtol=1e-4).any()
 
 
-def test_num_params_are_those_that_move(ds):
-    moved = {name: int(one(ds, name, 0)["num_params"]) for name in learner_names(ds)}
+def test_num_params_counts_the_parameters_that_the_inner_loop_moves(ds):
+    moved = {name: int(stored_numbers(ds, name, 0)["num_params"]) for name in learner_names(ds)}
     body, head = 64 * 6 + 6, 6 * 3 + 3
     assert moved["maml"] == moved["meta-sgd"] == body + head
     assert (moved["anil"], moved["boil"], moved["leo"]) == (head, body, 6 * 3)
 
 
-def test_a_learner_begins_from_the_best_checkpoint_of_another(every, ds):
-    folder = open_folder(every)
+def test_a_learner_with_a_start_begins_from_the_best_checkpoint_of_that_learner(study_path, ds):
+    folder = open_folder(study_path)
     source = saved_checkpoints(folder.run("shot-p", 0))
     best = max(source, key=lambda c: (c.validation_accuracy, -c.meta_step))
-    begun = json.loads((folder.run("maml-p", 0) / "begun.json").read_text())
+    begun = read_json(folder.run("maml-p", 0) / "begun.json")
     assert begun == {"learner": "shot-p", "meta_step": best.meta_step}
-    assert best.meta_step == 2  # else this test would not tell it from the seed's network
+    assert best.meta_step == 2  # checkpoint 0 would be the seed's untrained network
     numel = len(load_theta(folder.run("maml", 0), 0))
-    assert len(best.theta) > numel  # the projector stays behind
+    assert len(best.theta) > numel  # the projector of the pretraining is left out of the start
     for name in ("maml-p", "boil-p"):
         assert load_theta(folder.run(name, 0), 0).equal(best.theta[:numel])
     assert set(begun_elsewhere(ds)) == {"maml-p", "boil-p"}
 
 
-def test_the_untrained_network_stays_the_baseline_of_one_that_began_elsewhere(every, ds):
-    """maml-p is compared with the untrained network under its loop; boil-p, with an alpha of its own, has none."""
-    judged = [v for v in open_verdicts(every) if v.claim == "suppression"]
+def test_a_learner_with_a_start_is_compared_with_the_untrained_network(study_path, ds):
+    """The untrained network is measured under the inner loop of maml-p, but not under that of boil-p (other alpha)."""
+    judged = [v for v in open_verdicts(study_path) if v.claim == "suppression"]
     assert "boil-p" not in {v.learner for v in judged}
     raw = next(v for v in judged if (v.learner, v.steps, v.comparison) == ("maml-p", "step 0", "raw"))
-    untrained = one(ds, "maml", 0)["alpha_rho"].sel(inner_step=0).mean()
+    untrained = stored_numbers(ds, "maml", 0)["alpha_rho"].sel(inner_step=0).mean()
     assert raw.baseline_value == pytest.approx(float(untrained), rel=1e-6)
 
 
-def test_the_report_says_who_is_unlike_the_others(every):
-    page = (every / "report.html").read_text()
+def test_the_report_says_how_learners_differ_from_the_others(study_path):
+    page = (study_path / "report.html").read_text()
     assert "supervised is a control: trained on all classes at once, not meta-trained." in page
     assert "meta-sgd has no alpha rho: each parameter has a step size of its own." in page
     assert "The inner loop of anil, boil, leo and boil-p moves only a part of the network" in page
     assert "boil-p begins from the best checkpoint of shot-p by validation" in page
     assert "there is no verdict on suppression for it" in page
     assert "Learners whose inner steps are not alpha times the gradient are not drawn: Meta-SGD, each parameter" in page
-    manifest = json.loads((every / "runs" / "maml-p-seed0" / "manifest.json").read_text())["config"]
+    manifest = json.loads((study_path / "runs" / "maml-p-seed0" / "manifest.json").read_text())["config"]
     assert manifest["begins_from"][0]["pretraining"]["hidden"] == 4
 
 
-@pytest.mark.parametrize(("name", "least"), [("accuracy", 1.35), ("alpha_rho", 1.0)])
-def test_many_learners_leave_the_panels_their_room(ds, name, least):
+@pytest.mark.parametrize(("name", "least_height"), [("accuracy", 1.35), ("alpha_rho", 1.0)])
+def test_a_long_legend_does_not_shrink_the_panels(ds, name, least_height):
+    """least_height: the height of a panel in inches in a figure with few learners."""
     figure = FIGURES[name].draw(ds)
     figure.draw_without_rendering()
     ax = figure.axes[0]
     inches = ax.get_window_extent().height / figure.dpi
-    assert inches > least  # what few learners leave it
+    assert inches > least_height
     entries = [text.get_text() for text in figure.legends[0].get_texts()]
     drawn = [n for n in learner_names(ds) if name == "accuracy" or alpha_steps(ds, n)]
     assert len(entries) == len(drawn) == len(set(entries))
@@ -182,10 +193,11 @@ def test_many_learners_leave_the_panels_their_room(ds, name, least):
     assert not legend.overlaps(ax.get_window_extent())
 
 
-def test_more_of_the_same_study_is_not_done_again(every):
-    written = {path: path.stat().st_mtime_ns for path in every.glob("runs/*/checkpoints/0*")}
-    folder = open_folder(every)
+def test_running_a_complete_study_again_writes_no_checkpoint(study_path):
+    written = {path: path.stat().st_mtime_ns for path in study_path.glob("runs/*/checkpoints/0*")}
+    folder = open_folder(study_path)
+    # Two checkpoints of each trained learner, and one of the untrained network.
     assert len(written) == 2 * (len(folder.config.learners) - 1) + 1
-    assert run(["train", str(every), "--workers", "0"]) == 0
-    assert run(["measure", str(every), "--workers", "0"]) == 0
-    assert written == {path: path.stat().st_mtime_ns for path in every.glob("runs/*/checkpoints/0*")}
+    assert run(["train", str(study_path), "--workers", "0"]) == 0
+    assert run(["measure", str(study_path), "--workers", "0"]) == 0
+    assert written == {path: path.stat().st_mtime_ns for path in study_path.glob("runs/*/checkpoints/0*")}

@@ -1,4 +1,4 @@
-"""Figures are tested by what they draw: the numbers in their lines, their panels, colours, references and notes."""
+"""Tests of figures by what they draw: the numbers in their lines, their panels, colours, references and notes."""
 
 import warnings
 
@@ -28,14 +28,14 @@ def legend_texts(figure: Figure) -> list[str]:
     return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
 
 
-def visible(figure: Figure):
+def visible_axes(figure: Figure):
     return [ax for ax in figure.axes if ax.get_visible()]
 
 
 # ---- the five figures
 
 
-def test_alpha_rho_has_a_panel_a_point_with_the_summary_in_its_lines(ds):
+def test_alpha_rho_has_a_panel_for_each_inner_step_and_draws_the_summary(ds):
     figure = FIGURES["alpha_rho"].draw(ds)
     assert [ax.get_title("left") for ax in figure.axes] == ["step 0", "step 1", "step 2", "adapted (after 3 steps)"]
     summary = summarise(measured(ds, "alpha_rho"))
@@ -43,6 +43,7 @@ def test_alpha_rho_has_a_panel_a_point_with_the_summary_in_its_lines(ds):
         for position, name in enumerate(("untrained", "maml", "maml-shot", "fomaml")):
             drawn = np.asarray(line(ax, f"mean:{name}").get_ydata(), dtype=float)
             expected = summary.mean.isel(learner=position, inner_step=step).values
+            # The untrained network has one checkpoint, which is drawn as a horizontal line with two ends.
             np.testing.assert_allclose(drawn, expected[:1].repeat(2) if name == "untrained" else expected)
         np.testing.assert_allclose(line(ax, "seed:maml:1").get_ydata(), summary.per_seed[1, 1, :, step])
         assert list(line(ax, "threshold").get_ydata()) == [2, 2]
@@ -56,7 +57,7 @@ def test_alpha_rho_has_a_panel_a_point_with_the_summary_in_its_lines(ds):
     ("factor", "scale", "words", "remark"),
     [(0.01, "linear", " (above the axis)", ""), (50.0, "symlog", "", "\n(linear below 2, logarithmic beyond)")],
 )
-def test_alpha_rho_far_from_the_threshold(ds, factor, scale, words, remark):
+def test_the_axis_and_legend_of_alpha_rho_far_from_the_threshold(ds, factor, scale, words, remark):
     study = ds.assign(alpha_rho=ds["alpha_rho"] * factor)
     figure = FIGURES["alpha_rho"].draw(study)
     assert r"threshold $\alpha\rho = 2$" + words in legend_texts(figure)
@@ -68,25 +69,25 @@ def test_alpha_rho_far_from_the_threshold(ds, factor, scale, words, remark):
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "wanted", "remark"),
+    ("low", "high", "ticks", "remark"),
     [
         (0.0, 18.0, "0 0.5 1 1.5 2 5 10 20", "linear below 2, logarithmic beyond"),
         (-9.0, 40.0, "\u221210 \u22122 \u22121 0 1 2 10", "linear within ±2, logarithmic beyond"),
         (0.0, 3e4, "0 1 2 10 100 1000 10000", "linear below 2, logarithmic beyond"),
     ],
 )
-def test_an_axis_linear_below_2_has_plain_ticks(low, high, wanted, remark):
+def test_an_axis_linear_below_2_has_plain_ticks(low, high, ticks, remark):
     ax = Figure().subplots()
     assert curvature_axis(ax, low, high) == remark
     labels = [label.get_text() for label in ax.get_yticklabels()]
-    assert set(wanted.split()) <= set(labels)
+    assert set(ticks.split()) <= set(labels)
     assert not any("$" in label or "e" in label for label in labels)
     assert [float(label.replace("\u2212", "-")) for label in labels] == list(ax.get_yticks())
     below, above = ax.get_ylim()
     assert all(below <= tick <= above for tick in ax.get_yticks())
 
 
-def test_the_trained_state_has_a_neutral_entry_in_the_legend(ds):
+def test_the_last_checkpoint_has_a_legend_entry_in_a_neutral_colour(ds):
     for name in ("eigenvalues", "directions"):
         figure = FIGURES[name].draw(ds)
         entry = "meta-iteration 300 (in the learner's colour)"
@@ -97,7 +98,7 @@ def test_the_trained_state_has_a_neutral_entry_in_the_legend(ds):
 
 
 @pytest.mark.slow
-def test_a_control_is_known_by_its_training_and_not_by_its_name():
+def test_a_control_is_recognised_by_its_role_and_not_by_its_name():
     study = simulated_study(
         learners=("control", "untrained", "maml"), untrained=("control",), tasks=4, seeds=(0,), evaluation_tasks=4
     )
@@ -112,10 +113,10 @@ def test_a_control_is_known_by_its_training_and_not_by_its_name():
         assert handles["control"].get_color() == style.GREY
         assert handles["untrained"].get_color() == curve.get_color()
     for name in ("eigenvalues", "directions"):
-        assert [ax.get_title("left") for ax in visible(FIGURES[name].draw(study))] == ["untrained", "MAML"]
+        assert [ax.get_title("left") for ax in visible_axes(FIGURES[name].draw(study))] == ["untrained", "MAML"]
 
 
-def test_without_a_control_the_common_start_is_drawn_and_named():
+def test_without_a_control_the_untrained_level_is_drawn_from_checkpoint_0():
     study = simulated_study(learners=("maml", "fomaml"), tasks=4, seeds=(0, 1), evaluation_tasks=4)
     figure = FIGURES["accuracy"].draw(study)
     start = float(study["evaluation_accuracy"].isel(learner=0, checkpoint=0).mean())
@@ -123,7 +124,7 @@ def test_without_a_control_the_common_start_is_drawn_and_named():
     assert "untrained" in legend_texts(figure)
 
 
-def test_zero_is_on_the_axis_of_meta_iterations(ds):
+def test_the_axis_of_meta_iterations_is_logarithmic_but_includes_zero(ds):
     ax = FIGURES["alpha_rho"].draw(ds).axes[0]
     assert ax.get_xscale() == "symlog"
     assert list(ax.get_xticks()) == [0, 30, 100, 300]
@@ -144,16 +145,17 @@ def test_eigenvalues_draw_means_of_extremes_and_single_tasks(ds):
     assert "larger than the markers" in residuals(ds.assign(eigenvalue_max_residual=ds["eigenvalue_max_residual"] + 9))
 
 
-def test_alignment_has_its_null_and_the_untrained_level(ds):
+def test_alignment_shows_the_range_for_orthogonal_gradients_and_the_untrained_level(ds):
     left, right = FIGURES["alignment"].draw(ds).axes
     band = next(patch for patch in left.patches if patch.get_gid() == "null")
+    # The range of the cosine for 3 orthogonal gradients, see ``cosine_null``.
     np.testing.assert_allclose([band.get_y(), band.get_y() + band.get_height()], [1 / 3, 3**-0.5])
     assert list(line(right, "zero").get_ydata()) == [0, 0]
     level = summarise(measured(ds, "alignment")).mean.isel(learner=0, checkpoint=0)
     np.testing.assert_allclose(line(right, "mean:untrained").get_ydata(), float(level))
 
 
-def test_accuracy_has_chance_and_falls_back_to_loss(ds):
+def test_accuracy_shows_the_level_of_chance_and_is_replaced_by_loss_for_regression(ds):
     figure = FIGURES["accuracy"].draw(ds)
     assert list(line(figure.axes[0], "chance").get_ydata()) == [0.2, 0.2]
     mean = summarise(ds["evaluation_accuracy"]).mean
@@ -169,6 +171,7 @@ def test_an_evaluation_with_a_loss_that_is_not_finite_has_no_accuracy(ds):
     study = ds.assign(evaluation_loss=loss)
     assert bool(np.isfinite(study["evaluation_accuracy"][1, 0, -1, :2]).all())
     figure = FIGURES["accuracy"].draw(study)
+    # Seed 0 of MAML has lost its first two evaluation tasks.
     per_seed = np.array([ds["evaluation_accuracy"][1, seed, -1, 2 * (seed == 0) :].mean() for seed in range(3)])
     assert line(figure.axes[0], "mean:maml").get_ydata()[-1] == pytest.approx(per_seed.mean(), rel=1e-12)
     assert any(text.startswith("2 of ") and "diverged" in text for text in legend_texts(figure))
@@ -176,7 +179,7 @@ def test_an_evaluation_with_a_loss_that_is_not_finite_has_no_accuracy(ds):
     assert FIGURES["accuracy"].draw(everything).axes[0].get_ylabel() == "query accuracy"
 
 
-def test_decades_of_eigenvalues_do_not_crowd_around_zero(ds):
+def test_the_ticks_of_eigenvalues_do_not_crowd_around_zero(ds):
     ax = FIGURES["eigenvalues"].draw(ds).axes[0]
     ticks = ax.yaxis.get_transform().transform(np.array(ax.get_yticks()))
     assert 0 in ax.get_yticks()
@@ -200,12 +203,12 @@ def test_diverged_units_are_counted_in_figure_and_caption(ds, name):
         assert any(text.startswith("2 of ") and "diverged" in text for text in legend_texts(figure))
         assert line(figure.axes[0], "diverged:maml").get_marker() == "x"
         return
-    tried = int((ds["status"] > 0).sum())
+    tried = int((ds["status"] > 0).sum())  # measured or diverged
     assert f"2 of {tried} task units diverged: not in the means" in legend_texts(FIGURES[name].draw(ds))
     assert f"2 of {tried} task units" in FIGURES[name].caption(ds)
 
 
-def test_a_mean_without_diverged_units_is_crossed_out_and_a_lost_one_stands_at_the_top(ds):
+def test_means_that_leave_out_diverged_units_are_marked_and_lost_means_too(ds):
     ax = FIGURES["alpha_rho"].draw(ds).axes[0]
     assert list(line(ax, "diverged:maml").get_xdata()) == [300]
     lost = simulated_study(tasks=2, seeds=(0,), learners=("maml",), diverged=[("maml", 0, 0), ("maml", 0, 1)])
@@ -214,22 +217,23 @@ def test_a_mean_without_diverged_units_is_crossed_out_and_a_lost_one_stands_at_t
     assert 300 not in line(ax, "mean:maml").get_xdata()
 
 
-# ---- edge cases
+# ---- unusual studies
 
 
-def _without(study: xr.Dataset, *names: str) -> xr.Dataset:
+def _with_nan(study: xr.Dataset, *names: str) -> xr.Dataset:
+    """The study with the named variables set to NaN."""
     return study.assign({name: study[name] * np.nan for name in names})
 
 
 _SMALL = {"tasks": 4, "evaluation_tasks": 4}
-EDGES = {
+UNUSUAL_STUDIES = {
     "one seed": lambda: simulated_study(seeds=(0,), **_SMALL),
     "two seeds, two checkpoints": lambda: simulated_study(seeds=(0, 1), checkpoints=(0, 100), **_SMALL),
     "one inner step": lambda: simulated_study(steps=1, learners=("untrained", "maml"), **_SMALL),
     "five steps, five seeds": lambda: simulated_study(steps=5, seeds=range(5), checkpoints=(0, 9), **_SMALL),
     "untrained alone": lambda: simulated_study(learners=("untrained",), **_SMALL),
     "no untrained": lambda: simulated_study(learners=("maml",), **_SMALL),
-    "no eigenvalues": lambda: _without(
+    "no eigenvalues": lambda: _with_nan(
         simulated_study(**_SMALL), "eigenvalue", "eigenvalue_max", "eigenvalue_min", "eigenvalue_max_residual"
     ),
     "nothing measured": lambda: (lambda study: study.assign(status=study["status"] * 0))(simulated_study(**_SMALL)),
@@ -237,19 +241,19 @@ EDGES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("edge", EDGES)
-def test_every_figure_draws_and_speaks_at_the_edges(edge):
-    study = EDGES[edge]()
+@pytest.mark.parametrize("kind", UNUSUAL_STUDIES)
+def test_every_figure_and_caption_can_be_made_of_an_unusual_study(kind):
+    study = UNUSUAL_STUDIES[kind]()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for name, module in FIGURES.items():
             figure = module.draw(study)
             figure.draw_without_rendering()
-            assert figure.get_size_inches()[0] in (3.25, 6.75), name
+            assert figure.get_size_inches()[0] in (3.25, 6.75), name  # the width of one column or two
             assert "nan" not in module.caption(study), name
 
 
-def test_two_seeds_show_each_seed_and_say_so():
+def test_with_two_seeds_each_seed_is_drawn_and_the_legend_says_so():
     figure = FIGURES["alpha_rho"].draw(simulated_study(seeds=(0, 1), **_SMALL))
     assert "band: range over 2 seeds; thin lines: each seed" in legend_texts(figure)
     assert line(figure.axes[0], "seed:maml:0").get_linewidth() < line(figure.axes[0], "mean:maml").get_linewidth()
@@ -262,7 +266,7 @@ def test_no_text_leaves_the_figure_and_legends_cover_no_panel(ds, name):
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw(renderer)
     page = figure.bbox
-    panels = [ax.get_tightbbox(renderer) for ax in visible(figure)]
+    panels = [ax.get_tightbbox(renderer) for ax in visible_axes(figure)]
     for legend in figure.legends:
         box = legend.get_window_extent(renderer)
         assert box.x0 >= page.x0 - 1
@@ -274,7 +278,7 @@ def test_no_text_leaves_the_figure_and_legends_cover_no_panel(ds, name):
 
 
 @pytest.mark.slow
-def test_drawing_leaves_the_study_as_it_is(ds):
+def test_drawing_does_not_change_the_study(ds):
     before = ds.copy(deep=True)
     for module in FIGURES.values():
         module.draw(ds)

@@ -1,4 +1,4 @@
-"""The sentences that say what a study found are made from the numbers of its verdicts."""
+"""Tests of the sentences that say what a study found, which are made from the numbers of its verdicts."""
 
 from dataclasses import replace
 

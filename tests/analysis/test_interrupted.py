@@ -1,4 +1,4 @@
-"""A study killed anywhere and started again ends with the numbers of an undisturbed one."""
+"""Tests that a study which is killed at any time and started again ends with the numbers of an undisturbed study."""
 
 import os
 import shutil
@@ -18,12 +18,13 @@ from hessian_tools.runs.checkpoints import checkpoint_path, state_path
 
 pytestmark = pytest.mark.heavy
 
-PATIENCE = 300.0  # seconds; the study takes some 15 on a quiet machine, and many times that on a busy one
+PATIENCE = 300.0  # seconds; the study takes about 15 on a quiet machine, and many times as long on a busy one
 
 
-def begin(out: Path, *, workers: int) -> subprocess.Popen:
+def start_study(out: Path, *, workers: int) -> subprocess.Popen:
+    """Start the micro study in a process of its own."""
     command = [sys.executable, "-m", "analysis.cli", "study", "micro", "--out", str(out), "--workers", str(workers)]
-    # Tests in the background of a script inherit that Ctrl-C is ignored, and so would the command.
+    # If a script runs these tests in the background, they inherit that Ctrl-C is ignored, and the command would too.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -31,28 +32,29 @@ def begin(out: Path, *, workers: int) -> subprocess.Popen:
         signal.signal(signal.SIGINT, before)
 
 
-def some_training(out: Path) -> bool:
+def training_has_begun(out: Path) -> bool:
     return any(path.read_text().count("\n") >= 2 for path in out.glob("runs/*/metrics.jsonl"))
 
 
-def some_measuring(out: Path) -> bool:
+def measuring_has_begun(out: Path) -> bool:
     return any(out.glob("runs/*/measurements.zarr/done/c/**/0"))
 
 
-def some_drawing(out: Path) -> bool:
+def drawing_has_begun(out: Path) -> bool:
     return any(out.glob("figures/*.pdf"))
 
 
-def stop_when(process: subprocess.Popen, reached: Callable[[], bool], how: signal.Signals) -> None:
+def stop_when(process: subprocess.Popen, reached: Callable[[], bool], signal_sent: signal.Signals) -> None:
+    """Send a signal to the process as soon as ``reached()`` is True."""
     limit = time.monotonic() + PATIENCE
     while not reached():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < limit, "the study did not get that far"
         time.sleep(0.002)
-    os.kill(process.pid, how)
+    os.kill(process.pid, signal_sent)
 
 
-def assert_same(out: Path, expected: Path) -> None:
+def assert_same_files_and_numbers(out: Path, expected: Path) -> None:
     xr.testing.assert_identical(open_study(out), open_study(expected))
     assert (out / "verdicts.json").read_bytes() == (expected / "verdicts.json").read_bytes()
     for name in FIGURES:
@@ -66,31 +68,33 @@ def assert_same(out: Path, expected: Path) -> None:
     assert not list(out.rglob("*.partial"))
 
 
-@pytest.mark.parametrize("reached", [some_training, some_measuring, some_drawing])
-def test_killed_and_started_again(tmp_path: Path, micro_study: Path, reached: Callable[[Path], bool]) -> None:
+@pytest.mark.parametrize("reached", [training_has_begun, measuring_has_begun, drawing_has_begun])
+def test_a_killed_study_started_again_ends_like_an_undisturbed_one(
+    tmp_path: Path, micro_study: Path, reached: Callable[[Path], bool]
+) -> None:
     out = tmp_path / "study"
-    process = begin(out, workers=2)
+    process = start_study(out, workers=2)
     stop_when(process, lambda: reached(out), signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     assert not (out / "report.html").exists()
-    again = begin(out, workers=2)
+    again = start_study(out, workers=2)
     _, errors = again.communicate(timeout=PATIENCE)
     assert (again.returncode, errors) == (0, "")
-    assert_same(out, micro_study)
+    assert_same_files_and_numbers(out, micro_study)
 
 
-def test_ctrl_c_is_answered_in_a_line_and_the_same_command_goes_on(tmp_path: Path, micro_study: Path) -> None:
+def test_ctrl_c_is_answered_in_one_line_and_the_same_command_continues(tmp_path: Path, micro_study: Path) -> None:
     out = tmp_path / "study"
-    process = begin(out, workers=2)
-    stop_when(process, lambda: some_training(out), signal.SIGINT)
+    process = start_study(out, workers=2)
+    stop_when(process, lambda: training_has_begun(out), signal.SIGINT)
     _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     assert errors == "hessian-tools: stopped; the same command goes on from here\n"
-    again = begin(out, workers=0)
+    again = start_study(out, workers=0)
     again.communicate(timeout=PATIENCE)
     assert again.returncode == 0
-    assert_same(out, micro_study)
+    assert_same_files_and_numbers(out, micro_study)
 
 
 def test_a_complete_study_is_not_done_again(tmp_path: Path, micro_study: Path) -> None:
@@ -100,7 +104,7 @@ def test_a_complete_study_is_not_done_again(tmp_path: Path, micro_study: Path) -
     chunks = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/*.zarr/rho/c/**/*")}
     assert written
     assert chunks
-    process = begin(out, workers=0)
+    process = start_study(out, workers=0)
     process.communicate(timeout=PATIENCE)
     assert process.returncode == 0
     assert written == {path: path.stat().st_mtime_ns for path in written}

@@ -1,4 +1,7 @@
-"""The learners that a study may name: each becomes a learner of the library; settings of others are refused."""
+"""Tests of the learners that a study may name.
+
+Each of them becomes a learner of the library, and settings that belong to another algorithm are refused.
+"""
 
 from math import isnan
 
@@ -25,7 +28,8 @@ def study(text: str, **settings: object) -> Study:
     return build(parse_study(yaml.safe_dump(all_settings | settings, sort_keys=False), source="few.yaml"))
 
 
-def built(settings: str) -> Learner:
+def build_learner(settings: str) -> Learner:
+    """The library's learner that a study makes of these settings."""
     return study(f"one: {settings}").learners["one"].learner
 
 
@@ -46,20 +50,21 @@ def built(settings: str) -> Learner:
             "{algorithm: reptile, minibatches: 2, learning_rate: 0.5}",
             learners.reptile(STEPS, ALPHA, minibatches=2),
         ),
+        # LEO has 2 steps on codes with step size 1.0, because 2 of the 4 inner steps are fine-tuning.
         ("{algorithm: leo}", learners.leo(2, 1.0, latent=Latent(fine_tuning_steps=2))),
         (
             "{algorithm: leo, step_size: 0.5, latent: {size: 3, fine_tuning_steps: 1, kl_weight: 0.0}}",
-            learners.leo(3, 0.5, latent=Latent(3, 1, kl_weight=0.0)),
+            learners.leo(3, 0.5, latent=Latent(size=3, fine_tuning_steps=1, kl_weight=0.0)),
         ),
         ("{algorithm: supervised}", learners.supervised(STEPS, ALPHA)),
         ("{algorithm: untrained}", learners.untrained(STEPS, ALPHA)),
     ],
 )
-def test_a_learner_is_the_librarys_own(settings, expected):
-    assert built(settings) == expected
+def test_the_settings_of_a_learner_become_the_librarys_learner(settings, expected):
+    assert build_learner(settings) == expected
 
 
-def test_shot_and_pretraining_have_every_setting_of_the_library():
+def test_shot_and_pretraining_accept_every_setting_of_the_library():
     text = """
     long: {shot: {weight: -0.1, target_steps: null, reference_steps: 8, distance: js, detach_reference: false,
                   schedule: cosine, schedule_steps: 7}}
@@ -68,13 +73,21 @@ def test_shot_and_pretraining_have_every_setting_of_the_library():
     """
     few = study(text)
     long, apart, usual = (few.training(name, 0) for name in ("long", "apart", "usual"))
-    assert long.shot == Shot(-0.1, None, 8, "js", False, "cosine", 7)
+    assert long.shot == Shot(
+        weight=-0.1,
+        target_steps=None,
+        reference_steps=8,
+        distance="js",
+        detach_reference=False,
+        schedule="cosine",
+        schedule_steps=7,
+    )
     assert long.pretraining is None
-    assert apart.pretraining == ShotPretraining("absent", 64, None)
-    assert usual.pretraining == ShotPretraining("trained", 5, Augmentation(flip=False))
+    assert apart.pretraining == ShotPretraining(projector="absent", hidden=64, augmentation=None)
+    assert usual.pretraining == ShotPretraining(projector="trained", hidden=5, augmentation=Augmentation(flip=False))
 
 
-def test_the_outer_loop_is_the_studys_unless_a_learner_has_its_own():
+def test_a_learner_may_replace_the_studys_optimiser_and_learning_rate():
     text = "maml: {}\nmine: {optimiser: sgd, learning_rate: 0.3}\nreptile: {algorithm: reptile, learning_rate: 0.5}"
     learners = study(text, train={"learning_rate": 0.002}).learners
     rates = {name: (one.optimiser, one.learning_rate) for name, one in learners.items()}
@@ -109,23 +122,23 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("settings", "said"), REFUSED)
-def test_what_does_not_belong_to_an_algorithm_is_refused_by_name(settings, said):
+def test_wrong_settings_of_a_learner_are_refused_by_name(settings, said):
     with pytest.raises(UserError) as error:
         study(f"one: {settings}")
     assert said in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_minibatches_fit_the_tasks_before_anything_is_written():
+def test_minibatches_that_do_not_fit_the_tasks_are_refused_before_anything_is_written():
     with pytest.raises(UserError, match=r"learners.one: minibatches=2000 of \d+ examples leave some empty"):
         check(study("one: {algorithm: reptile, minibatches: 2000, learning_rate: 0.5}"))
 
 
-def test_leos_steps_fit_the_studys():
+def test_fine_tuning_steps_of_leo_must_leave_inner_steps_for_the_codes():
     with pytest.raises(
         UserError, match=r"learners.one: latent.fine_tuning_steps=4 leaves none of inner.steps=4 for the codes"
     ):
-        built("{algorithm: leo, latent: {fine_tuning_steps: 4}}")
+        build_learner("{algorithm: leo, latent: {fine_tuning_steps: 4}}")
 
 
 def test_every_setting_belongs_to_some_algorithm():
@@ -133,6 +146,7 @@ def test_every_setting_belongs_to_some_algorithm():
     assert set(LEARNER_SETTINGS) | always == set(LearnerConfig.model_fields)
 
 
+# Learners of all kinds: with and without SHOT, with a step size of their own, and with another learner as their start.
 MANY = """
 control: {algorithm: untrained}
 maml: {}
@@ -156,7 +170,7 @@ boil-p: {algorithm: boil, start: maml-p}
 """
 
 
-def test_pairs_with_and_without_shot_are_found_by_settings():
+def test_pairs_with_and_without_shot_are_found_by_their_settings():
     assert study(MANY).without_shot == {
         "maml-shot": "maml",
         "anil-shot": "anil",
@@ -181,7 +195,7 @@ def test_circles_and_starts_without_validation_are_refused():
         study("a: {start: b}\nb: {algorithm: untrained}")
 
 
-def test_learners_of_one_inner_loop_are_told_from_others():
+def test_learners_with_the_same_inner_loop_are_grouped():
     groups = study(MANY).alike_before_training
     assert [names for names in groups if len(names) > 1] == [
         ("control", "maml", "maml-shot", "first", "reptile", "supervised", "shot-p"),
@@ -189,17 +203,17 @@ def test_learners_of_one_inner_loop_are_told_from_others():
         ("leo", "leo-shot"),
         ("maml-p", "maml-p-shot"),
     ]
-    # A step size that is written out is another one than the study's, whatever value is chosen for that.
+    # A learner with a step size of its own is never grouped with learners that take the study's, even at equal values.
     assert len(study(f"a: {{}}\nb: {{step_size: {ALPHA}}}\nc: {{step_size: 1.0}}").alike_before_training) == 3
 
 
-def test_the_untrained_network_under_a_learners_inner_loop():
+def test_untrained_start_names_an_untrained_learner_with_the_same_inner_loop():
     starts = study(MANY).untrained_start
     assert {name: at for name, at in starts.items() if at != name} == {"maml-p": "control", "maml-p-shot": "control"}
     assert "boil-p" not in starts  # no learner of the study is the untrained network under BOIL's loop
 
 
-def test_alpha_is_a_number_only_of_steps_along_the_gradient():
+def test_alpha_is_a_number_only_for_steps_along_the_gradient():
     learners = study(MANY).learners
     alphas = {name: one.alpha for name, one in learners.items()}
     without = {name for name, alpha in alphas.items() if isnan(alpha)}
@@ -208,7 +222,7 @@ def test_alpha_is_a_number_only_of_steps_along_the_gradient():
     assert learners["momentum"].learner.why_no_alpha == "its steps follow the momentum rule"
 
 
-def test_a_report_says_what_is_particular_to_a_learner():
+def test_a_report_names_the_settings_in_which_a_learner_differs():
     many = study(MANY)
     assert described(many, "reptile") == "Reptile, SGD 0.5"
     assert described(many, "leo") == "second-order LEO, 2 of the steps on codes of 64, then 2 on weights"

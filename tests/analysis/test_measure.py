@@ -1,4 +1,4 @@
-"""The stored numbers of a study against plainly computed ones: dense Hessians in float64 at the recorded points."""
+"""Compares the stored numbers of a study with dense Hessians, computed in float64 at the recorded points."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from hessian_tools.nets import seeded
 from hessian_tools.runs.checkpoints import load_theta
 from hessian_tools.train import task_loss
 
-LEARNER, SEED, CHECKPOINT, TASK = "maml-shot", 1, 5, 1  # measured in full
+LEARNER, SEED, CHECKPOINT, TASK = "maml-shot", 1, 5, 1  # a unit at the level "full": all eigenvalues
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_the_trajectory_is_stored_as_recorded(point):
     for name in ("support_loss", "query_loss", "query_accuracy", "theta_norm", "grad_norm", "displacement", "gram"):
         np.testing.assert_allclose(stored[name], getattr(trajectory, name).double(), rtol=1e-6)
     gram = trajectory.gram.double()
-    expected = (gram.sum() - gram.trace()) / gram.trace()  # K = 2
+    expected = (gram.sum() - gram.trace()) / gram.trace()  # the factor 1 / (K - 1) is 1, as K = 2
     np.testing.assert_allclose(stored["alignment"], expected, rtol=1e-5, atol=1e-6)
 
 
@@ -94,7 +94,8 @@ def test_trace_samples_their_error_and_random_directions(point):
         at = stored.sel(inner_step=k)
         samples = at["trace_sample"].values
         assert float(at["trace"]) == pytest.approx(samples.mean(), rel=1e-5)
-        assert float(at["trace_stderr"]) == pytest.approx(samples.std(ddof=1) / 2, rel=1e-5)  # four probes
+        # There are four probes, whose square root is 2.
+        assert float(at["trace_stderr"]) == pytest.approx(samples.std(ddof=1) / 2, rel=1e-5)
         assert abs(float(at["trace"]) - float(H.trace())) < 6 * float(at["trace_stderr"])
         assert float(at["rho_random"]) == pytest.approx(samples.mean() / thetas.shape[1], rel=1e-5)
 
@@ -113,28 +114,29 @@ def test_every_quantity_is_in_the_schema_and_every_variable_has_its_error(micro_
 
 
 @pytest.mark.slow
-def test_light_units_hold_what_was_asked_and_nan_elsewhere(micro_study):
+def test_light_units_hold_fewer_eigenvalues_and_probes_and_nan_for_the_others(micro_study):
     ds = open_study(micro_study)
+    # Only the first and the last checkpoint are measured at the level "full".
     full = ds.sel(learner="maml", seed=0, checkpoint=5)
     light = ds.sel(learner="maml", seed=0, checkpoint=2)
-    assert (full["level"] == 2).all()
+    assert (full["level"] == measuring.FULL).all()
     assert full["eigenvalue"].notnull().all()
     assert full["trace_sample"].notnull().all()
-    assert (light["level"] == 1).all()
+    assert (light["level"] == measuring.LIGHT).all()
     assert light["eigenvalue"].isel(eigen_index=0).notnull().all()
     assert light["eigenvalue"].isel(eigen_index=1).isnull().all()
     assert light["trace_sample"].isel(probe=[0, 1]).notnull().all()
     assert light["trace_sample"].isel(probe=[2, 3]).isnull().all()
-    assert (ds["status"].sel(learner="maml") == 1).all()
+    assert (ds["status"].sel(learner="maml") == measuring.MEASURED).all()
 
 
-def test_before_training_learners_of_one_inner_loop_are_one_network(micro_study):
+def test_before_training_learners_with_the_same_inner_loop_have_equal_numbers(micro_study):
     ds = open_study(micro_study).sel(checkpoint=0)
-    what_it_is = ["learner", "trained", "without_shot", "untrained_start", "no_alpha"]
-    first = ds.isel(learner=0).drop_vars(what_it_is)
+    learner_coordinates = ["learner", "trained", "without_shot", "untrained_start", "no_alpha"]
+    first = ds.isel(learner=0).drop_vars(learner_coordinates)
     for other in range(1, ds.sizes["learner"]):
-        xr.testing.assert_equal(first, ds.isel(learner=other).drop_vars(what_it_is))
-    # and seeds differ in their network and in their held-out tasks
+        xr.testing.assert_equal(first, ds.isel(learner=other).drop_vars(learner_coordinates))
+    # Different seeds have different networks and held-out tasks.
     assert not np.isclose(ds["support_loss"].sel(seed=0), ds["support_loss"].sel(seed=1)).any()
 
 
@@ -152,7 +154,7 @@ def test_a_store_opens_in_one_line_with_labels(micro_study):
 
 
 @pytest.mark.parametrize(("tasks", "full", "block"), [(16, 4, 4), (4, 2, 2), (7, 3, 2), (5, 0, 4), (3, 3, 8)])
-def test_units_cover_every_task_once_and_write_whole_chunks(tmp_path, tasks, full, block):
+def test_units_cover_every_task_once_and_match_the_chunks_of_the_store(tmp_path, tasks, full, block):
     settings = load_study("micro").model_dump(mode="json")["measure"]
     config = overridden(
         load_study("micro"), {"measure": settings | {"tasks": tasks, "full_tasks": full, "block": block}}
@@ -180,7 +182,7 @@ def test_a_task_whose_curvature_overflows_has_diverged_and_a_zero_gradient_has_n
     assert values["status"].tolist() == [measuring.MEASURED, measuring.DIVERGED, measuring.MEASURED]
 
 
-def test_learners_are_told_apart_by_what_they_are():
+def test_the_roles_of_learners_follow_from_their_settings_and_not_from_their_names():
     text = study_text("micro").replace("untrained: {algorithm: untrained}", "control: {algorithm: untrained}")
     text = text.replace("maml-shot: {algorithm", "mine: {algorithm").replace("maml: {algorithm: maml}", "untrained: {}")
     study = build(parse_study(text, source="micro"))

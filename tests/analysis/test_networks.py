@@ -1,4 +1,7 @@
-"""The network of a study: ours with options, one of the user's by import path; recorded, and mistakes answered."""
+"""Tests of the network of a study: one of ours with options, or one of the user's, given by its import path.
+
+The network is recorded in the manifest of a run, and mistakes in its settings are named before anything is written.
+"""
 
 import json
 import sys
@@ -16,6 +19,7 @@ from hessian_tools.inner.parameters import num_moved
 from hessian_tools.nets import MLP, Conv4, ResNet12, VisionTransformer
 from hessian_tools.train import task_loss
 
+# The module of the user. Its function ``wide`` is wrong: the network that it makes has one output too many.
 SOURCE = """
 from torch import nn
 
@@ -27,19 +31,25 @@ def small(outputs, input_shape, hidden=3, dropout=0.0):
 def wide(outputs):
     return nn.Sequential(nn.Flatten(), nn.Linear(784, outputs + 1))
 """
-PLAIN = "network: {name: conv4, width: 4, normalisation: batch}"
+# The line of the micro study that tests replace by another network.
+MICRO_NETWORK = "network: {name: conv4, width: 4, normalisation: batch}"
 
 
 @pytest.fixture
 def mine(working_folder):
+    """A working folder with the user's module own_networks.py."""
     (working_folder / "own_networks.py").write_text(SOURCE)
     yield working_folder
     sys.modules.pop("own_networks", None)
 
 
-def study(working_folder, network: str, *changes: tuple[str, str]) -> str:
+def write_study_file(working_folder, network: str, *changes: tuple[str, str]) -> str:
+    """Write the micro study with another network to mine.yaml, and return the name of the file.
+
+    changes: pairs (old text, new text) to be replaced as well.
+    """
     text = study_text("micro")
-    for old, new in ((PLAIN, f"network: {network}"), *changes):
+    for old, new in ((MICRO_NETWORK, f"network: {network}"), *changes):
         assert old in text
         text = text.replace(old, new, 1)
     (working_folder / "mine.yaml").write_text(text)
@@ -66,7 +76,7 @@ def study(working_folder, network: str, *changes: tuple[str, str]) -> str:
         ({"name": "hessian_tools.nets:Conv4", "options": {"width": 6}}, lambda: Conv4(3, width=6)),
     ],
 )
-def test_the_network_asked_for_is_built(network, expected):
+def test_the_configured_network_is_built(network, expected):
     config = overridden(load_study("micro"), {"network": network})
     study = build(config)
     network, wanted = seeded(study.problem.network, seed=1), seeded(expected, seed=1)
@@ -93,7 +103,7 @@ def test_the_network_asked_for_is_built(network, expected):
         ("{name: conv4, options: {gruops: 4}}", "unexpected keyword argument 'gruops'"),
         ("{name: conv4, width: 12, normalisation: group}", "network: groups=8 does not divide 12 channels"),
         ("{name: vit, options: {patch: 5}}", "network: patch=5 does not divide images of 28x28"),
-        ("{name: vit, options: {patch: big}}", "hessian_tools.nets:VisionTransformer with"),
+        ("{name: vit, options: {patch: big}}", "patch='big' is not a whole number"),
         ("{name: 'own_network:small'}", "there is no module 'own_network' in"),
         ("{name: 'own_networks:smal'}", "module own_networks has no 'smal'; did you mean 'small'?"),
         ("{name: 'own_networks:wide'}", "returns shape (4, 4) for 4 examples of shape (1, 28, 28)"),
@@ -102,21 +112,24 @@ def test_the_network_asked_for_is_built(network, expected):
     ],
 )
 def test_a_mistake_is_named_and_nothing_is_written(mine, capsys, network, said):
-    assert said in refused(capsys, ["study", study(mine, network)])
+    assert said in refused(capsys, ["study", write_study_file(mine, network)])
     assert {path.name for path in mine.iterdir()} - {"__pycache__"} == {"mine.yaml", "own_networks.py"}
 
 
-def test_a_study_of_a_network_of_ones_own(mine, capsys):
-    """Trained and measured; import path, options and the file's digest are recorded, and a changed file is refused."""
-    only_maml = "  untrained: {algorithm: untrained}\n  maml-shot: {algorithm: maml, shot: {weight: 0.1}}\n"
-    lines = [(line + "\n", "") for line in only_maml.splitlines()]
-    short = [("seeds: [0, 1]", "seeds: [0]"), ("[0, 2, 5]", "[0, 1]"), *lines]
-    file = study(mine, "{name: 'own_networks:small', options: {hidden: 4}}", *short)
+def test_a_study_runs_with_a_network_of_the_user(mine, capsys):
+    """It is trained and measured, and refused once the file of the network has changed.
+
+    The manifest records the import path of the network, its options, and a digest of the file.
+    """
+    removed_learners = "  untrained: {algorithm: untrained}\n  maml-shot: {algorithm: maml, shot: {weight: 0.1}}\n"
+    removals = [(line + "\n", "") for line in removed_learners.splitlines()]
+    short = [("seeds: [0, 1]", "seeds: [0]"), ("[0, 2, 5]", "[0, 1]"), *removals]
+    file = write_study_file(mine, "{name: 'own_networks:small', options: {hidden: 4}}", *short)
     assert run(["train", file, "--out", "out", "--workers", "0"]) == 0
     manifest = json.loads((mine / "out" / "runs" / "maml-seed0" / "manifest.json").read_text())["config"]
     assert manifest["network"]["name"] == "own_networks:small"
     assert manifest["network"]["options"] == {"hidden": 4}
-    assert len(manifest["network_source"]) == 64
+    assert len(manifest["network_source"]) == 64  # a SHA-256 digest in hexadecimal
     assert run(["measure", "out", "--workers", "0"]) == 0
     (mine / "own_networks.py").write_text(SOURCE + "\n# changed\n")
     capsys.readouterr()
@@ -124,7 +137,7 @@ def test_a_study_of_a_network_of_ones_own(mine, capsys):
 
 
 def test_the_head_can_be_another_module():
-    """What ANIL and BOIL move, and where a head's inputs are taken, follow."""
+    """With another head, ANIL moves this module alone, and BOIL moves everything else."""
     learners = {"anil": {"algorithm": "anil"}, "boil": {"algorithm": "boil"}}
     settings = {"name": "mlp", "hidden": [5, 4]}
     for head, moved in (("body.2", {"body.2.weight", "body.2.bias"}), (None, {"head.weight", "head.bias"})):

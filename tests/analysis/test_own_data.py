@@ -1,4 +1,4 @@
-"""A study on data of the user's own: the same configuration with a path."""
+"""Tests of studies on the user's own data, whose configuration gives a path instead of the name of a data set."""
 
 import json
 from pathlib import Path
@@ -11,6 +11,7 @@ from analysis.cli import run
 from analysis.config import StudyConfig
 from analysis.errors import UserError
 from analysis.folder import open_folder, open_study
+from analysis.schema import MEASURED
 from analysis.setup_facts import command
 from analysis.study import build, check
 from analysis.study_file import load_study, overridden, parse_study, study_text, with_data
@@ -24,7 +25,7 @@ NAMES = tuple(f"class{c:02d}" for c in range(9))
 
 
 def study(**data: object) -> StudyConfig:
-    """The micro study, on other data."""
+    """The micro study with these settings of its data, and by default with small tasks."""
     settings = {"ways": 3, "shots": 1, "queries": 2, "test_queries": 3} | data
     text = study_text("micro")
     line = next(line for line in text.splitlines() if line.startswith("data:"))
@@ -33,7 +34,7 @@ def study(**data: object) -> StudyConfig:
 
 @pytest.fixture
 def own(tmp_path: Path) -> dict[str, object]:
-    """A folder of classes with a split of its own."""
+    """The settings for images in folders of nine classes, and a file that splits the classes."""
     disk.class_folders(tmp_path / "own", NAMES)
     parts = {"train": NAMES[:3], "val": NAMES[3:6], "test": NAMES[6:]}
     split = disk.put(tmp_path / "split.json", json.dumps(parts))
@@ -51,18 +52,18 @@ def test_a_study_runs_on_a_folder_of_images(own):
     assert problem.network()(tasks.episode(seed=0, split="val", index=0).support[0]).shape == (3, 3)
 
 
-def test_held_out_tasks_can_come_from_elsewhere(own):
+def test_held_out_tasks_can_come_from_other_data(own):
     config = study(**own, channels=1, test_path="quickdraw")
-    held_out, elsewhere = build(config).problem.held_out, build(study(image_size=16)).problem.held_out
-    for split, same in (("test", True), ("train", False)):
-        ours, theirs = (each.episode(seed=0, split=split, index=1).query[0] for each in (held_out, elsewhere))
-        assert bool((ours == theirs).all()) == same
+    held_out, drawings = build(config).problem.held_out, build(study(image_size=16)).problem.held_out
+    for split, equal in (("test", True), ("train", False)):  # only the test split comes from the drawings
+        x, drawn = (tasks.episode(seed=0, split=split, index=1).query[0] for tasks in (held_out, drawings))
+        assert bool((x == drawn).all()) == equal
     assert summary(held_out).endswith("; tested on quickdraw")
     with pytest.raises(UserError, match=r"data: input_shape is \(3, 16, 16\) in training and \(1, 16, 16\) in test"):
         build(study(**own, test_path="quickdraw")).problem.tasks  # noqa: B018
 
 
-def test_a_split_without_validation_serves_where_nothing_is_validated(own, tmp_path):
+def test_a_split_without_validation_classes_is_refused_unless_nothing_is_validated(own, tmp_path):
     parts = {"train": NAMES[:5], "test": NAMES[5:]}
     own["split"] = str(disk.put(tmp_path / "two.json", json.dumps(parts)))
     with pytest.raises(UserError, match="data: split='val' is not one of train, test"):
@@ -79,7 +80,7 @@ def test_a_split_without_validation_serves_where_nothing_is_validated(own, tmp_p
         ({"channels": 3, "rotations": True}, "data: split, rotations and crop are for data of your own"),
     ],
 )
-def test_what_is_not_there_is_told_in_the_words_of_the_command_line(data, message):
+def test_missing_data_and_options_that_do_not_apply_are_refused_when_data_are_opened(data, message):
     with pytest.raises(UserError, match=message):
         build(study(**data)).problem.tasks  # noqa: B018
 
@@ -94,7 +95,7 @@ def test_what_is_not_there_is_told_in_the_words_of_the_command_line(data, messag
         ({"pth": "x"}, "unknown key 'data.pth'; did you mean 'path'"),
     ],
 )
-def test_settings_that_do_not_fit_together_are_refused(data, message):
+def test_wrong_data_settings_are_refused_when_the_study_is_read(data, message):
     with pytest.raises(UserError, match=message):
         study(**data)
 
@@ -113,13 +114,14 @@ measure:
 
 @pytest.fixture
 def two_trees(working_folder: Path) -> Path:
-    """Two folders of classes, one split by hand and one to be tested on, and a study on the bundled drawings."""
+    """A working folder with two data sets, each with a file that splits it, and two studies.
+
+    crossed.yaml trains on the classes of "home" and is tested on those of "away". drawn.yaml uses the bundled drawings.
+    """
     disk.class_folders(working_folder / "home", NAMES)
-    disk.class_folders(working_folder / "away", NAMES, first=3)
-    for place, parts in (
-        ("home", {"train": NAMES[:3], "val": NAMES[3:6], "test": NAMES[6:]}),
-        ("away", {"train": NAMES[:3], "val": NAMES[3:6], "test": NAMES[6:]}),
-    ):
+    disk.class_folders(working_folder / "away", NAMES, first=3)  # other colours than "home"
+    parts = {"train": NAMES[:3], "val": NAMES[3:6], "test": NAMES[6:]}
+    for place in ("home", "away"):
         disk.put(working_folder / f"{place}.json", json.dumps(parts))
     sizes = "ways: 3, shots: 1, queries: 1, test_queries: 1, image_size: 8"
     (working_folder / "crossed.yaml").write_text(
@@ -135,7 +137,7 @@ def test_a_cross_domain_study_from_end_to_end(two_trees, capsys):
     where = "images in folders, a folder for each class"
     assert f"data: {where} (split home.json: your file home.json); tested on {where} (split away.json" in said
     ds = open_study("out")
-    assert (ds["status"] == 1).all()
+    assert (ds["status"] == MEASURED).all()
     crossed = open_folder("out")
     loss, _ = task_loss(crossed.training("maml", 0))
     away = open_data("away", split="away.json", image_size=8)
@@ -147,8 +149,11 @@ def test_a_cross_domain_study_from_end_to_end(two_trees, capsys):
     assert "tested on" in (two_trees / "out" / "report.html").read_text()
 
 
-def test_data_on_the_command_line_takes_the_place_of_the_studys(two_trees, capsys):
-    """The split found is printed, ways and shots stay, and the path is kept in full, to resume from elsewhere."""
+def test_data_on_the_command_line_replaces_the_data_of_the_study(two_trees, capsys):
+    """The command prints the data and their split, and keeps ways, shots and image size.
+
+    The path is stored as an absolute one, so that the study can be resumed from any working directory.
+    """
     text = (two_trees / "drawn.yaml").read_text().replace("image_size: 8", "image_size: 8, split: home.json")
     (two_trees / "drawn.yaml").write_text(text)
     assert run(["train", "drawn.yaml", "--data", "home", "--out", "out", "--workers", "0"]) == 0
@@ -168,7 +173,7 @@ def test_a_wrong_path_on_the_command_line_is_one_line(working_folder, capsys):
     assert list(working_folder.iterdir()) == []
 
 
-def test_a_bundled_study_on_other_data_says_how_to_make_it_again(own, tmp_path):
+def test_a_bundled_study_on_other_data_gives_the_command_that_repeats_it(own, tmp_path):
     config = with_data(load_study("demo"), str(own["path"]))
     assert command(build(config, tmp_path)) == "hessian-tools study study.yaml --out NEW_FOLDER"
     more = overridden(load_study("demo"), {"seeds": [4, 5]})

@@ -1,4 +1,7 @@
-"""The plan is read strictly, with plain errors, and its digest depends on the content alone."""
+"""Tests of the plan of the claims (claims.yaml), which fixes margins and groups of inner steps beforehand.
+
+Mistakes in it are refused with plain messages, and its digest depends on its content alone.
+"""
 
 from typing import Any
 
@@ -17,7 +20,7 @@ def content() -> dict[str, Any]:
     return yaml.safe_load(BUNDLED.read_text(encoding="utf-8"))
 
 
-def test_digest_depends_on_content_only(tmp_path: Any) -> None:
+def test_the_digest_depends_on_the_content_only(tmp_path: Any) -> None:
     reordered = dict(reversed(content().items()))
     (tmp_path / "claims.yaml").write_text("# another layout\n" + yaml.safe_dump(reordered), encoding="utf-8")
     assert load_plan(tmp_path / "claims.yaml").digest == PLAN.digest
@@ -43,7 +46,7 @@ def test_digest_depends_on_content_only(tmp_path: Any) -> None:
         (["bootstrap", "resamples"], 10, r"bootstrap.resamples: .* 100 (got 10\)"),
     ],
 )
-def test_plan_errors_are_plain(path: list[str], value: Any, message: str) -> None:
+def test_mistakes_in_a_plan_are_named(path: list[str], value: Any, message: str) -> None:
     data = content()
     place = data
     for key in path[:-1]:
@@ -53,7 +56,7 @@ def test_plan_errors_are_plain(path: list[str], value: Any, message: str) -> Non
         plan_from_mapping(data)
 
 
-def test_plan_that_is_not_yaml(tmp_path: Any) -> None:
+def test_a_plan_that_is_not_a_yaml_mapping_is_refused(tmp_path: Any) -> None:
     (tmp_path / "claims.yaml").write_text("margins: [", encoding="utf-8")
     with pytest.raises(PlanError, match=r"claims\.yaml is not valid YAML"):
         load_plan(tmp_path / "claims.yaml")
@@ -69,8 +72,8 @@ def test_plan_that_is_not_yaml(tmp_path: Any) -> None:
         ({"first": 2, "last": 4}, "step_groups: late: last is 4"),
     ],
 )
-def test_a_step_group_that_the_study_does_not_have(group: dict[str, Any], message: str) -> None:
-    """It is refused before any number is read: in this study nothing has been measured."""
+def test_a_group_of_inner_steps_beyond_those_of_the_study_is_refused(group: dict[str, Any], message: str) -> None:
+    """The plan is refused before any number is read, for nothing is measured in this study."""
     data = content()
     data["step_groups"]["late"] = group
     ds = simulated_study(tasks=2, evaluation_tasks=2)
@@ -78,7 +81,7 @@ def test_a_step_group_that_the_study_does_not_have(group: dict[str, Any], messag
         judge(ds.assign(status=ds["status"] * 0), plan_from_mapping(data))
 
 
-def test_step_groups_that_fit() -> None:
+def test_groups_of_inner_steps_that_the_study_has_are_accepted() -> None:
     PLAN.check_steps(1)  # with one inner step, "later steps" is the adapted point
     with pytest.raises(PlanError, match="later steps: first is 1; this study has 0 inner steps"):
         PLAN.check_steps(0)

@@ -1,4 +1,8 @@
-"""What figures stand on: means and bands against closed forms, a fixed look for each method, files written in whole."""
+"""Tests of what all figures share.
+
+Means and bands are compared with closed forms, each method has a fixed colour and marker, and figures are saved as
+whole files.
+"""
 
 import matplotlib as mpl
 import numpy as np
@@ -15,6 +19,7 @@ from analysis.drawing.curves import learner_style
 from analysis.drawing.figures import FIGURES, save
 from analysis.drawing.legend import band_label
 from analysis.drawing.summary import measured, probe_error, summarise, t_half_width
+from analysis.schema import MEASURED
 from hessian_tools.rng import numpy_stream
 
 
@@ -27,7 +32,7 @@ def ds() -> xr.Dataset:
 
 
 def test_summary_is_mean_over_tasks_then_over_seeds_with_their_range(ds):
-    values = ds["alpha_rho"].where(ds["status"] == 1)
+    values = ds["alpha_rho"].where(ds["status"] == MEASURED)
     per_seed = values.mean("task")
     summary = summarise(measured(ds, "alpha_rho"))
     np.testing.assert_allclose(summary.mean, per_seed.mean("seed"), rtol=1e-12)
@@ -64,7 +69,7 @@ def test_probe_errors_add_in_squares_over_tasks_and_seeds():
 
 def test_probe_error_is_that_of_the_mean_of_unequal_seeds():
     stderr = xr.DataArray([[0.3, 0.4, 0.5], [0.6, np.nan, np.nan], [np.nan] * 3], dims=("seed", "task"))
-    weights = np.array([[1 / 6] * 3, [1 / 2, 0, 0], [0] * 3])  # of each task in the mean of the seeds' means
+    weights = np.array([[1 / 6] * 3, [1 / 2, 0, 0], [0] * 3])  # the weight of each task in the mean of the seeds' means
     closed = np.sqrt(np.sum((weights * np.nan_to_num(stderr.values)) ** 2))
     assert float(probe_error(stderr)) == pytest.approx(closed, rel=1e-12)
     assert np.isnan(probe_error(stderr.isel(seed=[2])))
@@ -73,7 +78,7 @@ def test_probe_error_is_that_of_the_mean_of_unequal_seeds():
 # ---- style
 
 
-def test_colour_belongs_to_the_method_in_every_figure(ds):
+def test_a_method_has_the_same_colour_and_marker_in_every_figure(ds):
     few = simulated_study(learners=("untrained", "fomaml"), seeds=(0,), tasks=4, checkpoints=(0, 10))
     for study in (ds, few):
         for name in ("alpha_rho", "alignment", "accuracy"):
@@ -82,7 +87,7 @@ def test_colour_belongs_to_the_method_in_every_figure(ds):
             assert drawn.get_marker() == style.method_style("fomaml").marker
 
 
-def test_other_names_have_a_look_of_their_own_by_name_alone():
+def test_the_style_of_an_unknown_method_depends_on_its_name_alone():
     assert style.method_style("reptile") == style.method_style("reptile")
     assert style.method_style("MAML_SHOT") == style.method_style("maml-shot")
     known = {method.color for method in style.METHODS.values()}
@@ -94,7 +99,7 @@ def test_method_colours_and_markers_differ():
     assert len({look.color for look in looks}) == len({look.marker for look in looks}) == len(looks)
 
 
-def test_only_what_was_not_trained_is_grey():
+def test_only_an_untrained_control_is_grey():
     study = simulated_study(
         learners=("base", "untrained"), untrained=("base",), tasks=2, seeds=(0,), evaluation_tasks=2
     )
@@ -121,7 +126,7 @@ def test_every_pdf_has_truetype_fonts_even_outside_the_context(tmp_path):
     assert b"/Type3" not in content
 
 
-def test_names_that_people_import_still_lead_here():
+def test_old_import_paths_still_work():
     with pytest.warns(DeprecationWarning, match=r"use analysis\.drawing\.style\.context"):
         assert analysis.style.context is style.context
     with pytest.warns(
@@ -153,14 +158,14 @@ def test_saved_files_are_the_same_bytes_twice_and_embed_type_42_fonts(ds, tmp_pa
     assert b"CreationDate" not in content
 
 
-def test_saving_replaces_in_whole_and_leaves_nothing_hidden(ds, tmp_path):
+def test_saving_replaces_whole_files_and_leaves_no_hidden_ones(ds, tmp_path):
     stem = tmp_path / "accuracy"
     (tmp_path / ".accuracy.pdf.partial").write_bytes(b"orphan of a killed run")
     (tmp_path / "accuracy.pdf").write_bytes(b"old")
     pdf, png = save(FIGURES["accuracy"].draw(ds), stem)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["accuracy.pdf", "accuracy.png"]
     assert pdf.read_bytes().startswith(b"%PDF")
-    assert int.from_bytes(png.read_bytes()[16:20], "big") == 3.25 * 300
+    assert int.from_bytes(png.read_bytes()[16:20], "big") == 3.25 * 300  # the width in the header, at 300 dpi
 
 
 def test_a_failed_save_keeps_the_old_file(tmp_path):

@@ -1,4 +1,4 @@
-"""Progress in plain lines."""
+"""Tests of progress that is printed in plain lines, as it is in a pipe or a log."""
 
 from io import StringIO
 
@@ -12,9 +12,9 @@ def test_lines_tell_the_time_left_once_enough_is_done(monkeypatch: pytest.Monkey
     monkeypatch.setattr(progress, "monotonic", lambda: next(clock))
     stream = StringIO()
     with progress.Lines(stream).stage("train", 100, "steps") as advance:
-        advance(0, "nothing yet")  # 6 s
-        advance(2)  # 12 s
-        advance(18, "a note")  # 18 s: 80 more at 20 in 18 s
+        advance(0, "nothing yet")  # at 6 s
+        advance(2)  # at 12 s
+        advance(18, "a note")  # at 18 s, so the other 80 steps take another 72 s
     assert stream.getvalue().splitlines() == [
         "train: 100 steps",
         "train: 0/100 steps  nothing yet",

@@ -1,4 +1,7 @@
-"""The report: self-contained, balanced HTML that holds every verdict, figure and fact it was given, escaped."""
+"""Tests of the report: it is one self-contained page of well-formed HTML.
+
+It holds every verdict, figure and fact that it was given, with the special characters of HTML escaped.
+"""
 
 import base64
 import re
@@ -17,7 +20,9 @@ from analysis.report import render
 from analysis.report.page import MINUS
 from analysis.statistics import mean_interval
 
+# Elements that have no end tag.
 VOID = {"meta", "img", "br"}
+# An image of one pixel.
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
 )
@@ -48,20 +53,20 @@ VERDICTS = [
 
 
 class Reader(HTMLParser):
-    """Checks that elements close in order; keeps the text, the sources and the targets."""
+    """Checks that elements close in order, and keeps the tags, the text and the addresses that the page refers to."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.open: list[str] = []
         self.texts: list[str] = []
         self.tags: list[str] = []
-        self.outside: list[str] = []
+        self.addresses: list[str] = []
         self.feed(text)
         self.close()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        self.outside += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
         if tag not in VOID:
             self.open.append(tag)
 
@@ -94,6 +99,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def report(ds: xr.Dataset, images: dict[str, Path], **changes) -> str:
+    """The HTML of a report, with some arguments of ``render`` replaced."""
     given = {
         "ds": ds,
         "verdicts": VERDICTS,
@@ -109,18 +115,18 @@ def report(ds: xr.Dataset, images: dict[str, Path], **changes) -> str:
     return render(**(given | changes))
 
 
-def test_it_is_balanced_and_needs_nothing_from_outside(ds, images):
+def test_the_page_is_well_formed_and_needs_no_other_files(ds, images):
     text = report(ds, images)
     reader = Reader(text)
     assert reader.open == []
-    assert len(reader.outside) == len(FIGURES)
-    assert all(source.startswith("data:image/png;base64,") for source in reader.outside)
+    assert len(reader.addresses) == len(FIGURES)
+    assert all(address.startswith("data:image/png;base64,") for address in reader.addresses)
     assert "script" not in reader.tags
     assert "link" not in reader.tags
     assert not re.search(r"url\(|@import|https?://", text)
 
 
-def test_every_figure_is_inside_with_its_caption_and_pdf_name(ds, images):
+def test_every_figure_is_embedded_with_its_caption_and_the_name_of_its_pdf(ds, images):
     text = report(ds, images)
     seen = Reader(text).text
     assert text.count(base64.b64encode(PNG).decode()) == len(FIGURES)
@@ -130,7 +136,7 @@ def test_every_figure_is_inside_with_its_caption_and_pdf_name(ds, images):
     assert not any(str(path.parent) in text for path in images.values())
 
 
-def test_every_verdict_is_there_with_its_sentence_outcome_and_numbers(ds, images):
+def test_every_verdict_is_shown_with_its_sentence_outcome_and_numbers(ds, images):
     text = report(ds, images)
     seen = Reader(text).text
     for verdict in VERDICTS:
@@ -155,9 +161,10 @@ def test_the_answer_counts_outcomes_claim_by_claim(ds, images):
     assert "(SHOT lowers it): supported in the only comparison" in answer
 
 
-def test_parts_come_in_the_order_of_a_reader(ds, images):
+def test_the_sections_come_in_a_fixed_order(ds, images):
     text = report(ds, images)
     heads = re.findall(r"<h[12]>(.*?)</h[12]>", text)
+    # The first word of each heading.
     assert [head.split()[0] for head in heads] == [
         "Does",
         "The",
@@ -180,7 +187,7 @@ def test_texts_are_escaped(ds, images):
     assert "0.1 &lt; |effect| &amp; only one seed" in text
 
 
-def test_set_up_search_notes_and_command_are_there(ds, images):
+def test_set_up_step_size_search_notes_and_command_are_shown(ds, images):
     seen = Reader(report(ds, images)).text
     for words in ("quickdraw, 5-way 1-shot", "validation accuracy", "0.41", "hessian-tools study demo --seeds 0 1 2"):
         assert words in seen
@@ -188,18 +195,18 @@ def test_set_up_search_notes_and_command_are_there(ds, images):
     assert "Search for the inner learning rate" not in Reader(report(ds, images, step_size_table=None)).text
 
 
-def test_without_verdicts_notes_or_figures_it_still_stands(ds):
+def test_a_report_can_be_made_without_verdicts_notes_and_figures(ds):
     reader = Reader(report(ds, {}, verdicts=[], notes=()))
     assert reader.open == []
     assert "No verdict was made" in reader.text
     assert "aside" not in reader.tags
 
 
-def test_it_is_the_same_text_twice(ds, images):
+def test_two_reports_of_the_same_study_are_equal(ds, images):
     assert report(ds, images) == report(ds, images)
 
 
-def test_a_regression_speaks_of_loss(ds, images):
+def test_a_report_on_regression_shows_losses_and_mentions_no_accuracy(ds, images):
     names = ("evaluation_accuracy", "support_accuracy", "query_accuracy")
     study = ds.assign({name: ds[name] * np.nan for name in names})
     seen = Reader(report(study, images, setup={}, step_size_table=None)).text
@@ -209,7 +216,7 @@ def test_a_regression_speaks_of_loss(ds, images):
     assert "class" not in seen
 
 
-def test_unit_filter_norm_is_told_with_its_steps(ds, images):
+def test_the_comparison_at_unit_filter_norm_is_named_and_explained(ds, images):
     unit = replace(VERDICT, comparison="unit filter norm", quantity="rho_normalised", outcome="inconclusive")
     seen = Reader(report(ds, images, verdicts=[VERDICT, unit])).text
     assert "(MAML: step 0 at unit filter norm)" in seen

@@ -1,4 +1,4 @@
-"""The tables on learning of a report, on simulated studies whose accuracies are known."""
+"""Tests of the report's tables on learning, which are made of simulated studies with known accuracies."""
 
 import re
 
@@ -31,9 +31,9 @@ def cells(html: Html | None) -> list[str]:
 
 @pytest.fixture
 def ds() -> xr.Dataset:
-    """Accuracy rises linearly: MAML from .2 to .5 in seed 0 and to .35 in seed 1, with SHOT by .1 more at the end.
+    """Accuracy rises linearly: for MAML from .2 to .5 in seed 0 and to .35 in seed 1; with SHOT it ends .1 higher.
 
-    The four tasks of a seed scatter around that by -.02, .02, -.01, .01, so that their mean is exact.
+    The four tasks of a seed differ from these values by -.02, .02, -.01 and .01, so that their mean is exact.
     """
     study = simulated_study(learners=LEARNERS, seeds=(0, 1), tasks=2, checkpoints=STEPS, evaluation_tasks=4)
     progress = np.array(STEPS) / STEPS[-1]
@@ -65,7 +65,7 @@ def test_levels_lie_between_the_untrained_network_and_the_best_mean(ds):
     assert speed_table(falling) is None
 
 
-def test_meta_iterations_to_an_accuracy_are_seed_by_seed(ds):
+def test_meta_iterations_to_an_accuracy_are_given_for_each_seed(ds):
     assert meta_iterations(ds, "maml", 35.0) == [pytest.approx(150.0), pytest.approx(300.0)]
     assert meta_iterations(ds, "maml", 40.0) == [pytest.approx(200.0), None]
     assert meta_iterations(ds, "maml-shot", 40.0) == [pytest.approx(150.0), pytest.approx(240.0)]
@@ -77,7 +77,7 @@ def test_meta_iterations_to_an_accuracy_are_seed_by_seed(ds):
     assert f"known to about ± {number(half, digits=2)} %" in texts[0]
 
 
-def test_meta_iterations_to_a_loss_count_downwards(ds):
+def test_a_level_of_the_loss_is_reached_from_above(ds):
     loss = (1 - ds["evaluation_accuracy"]).where(ds["evaluation_accuracy"].notnull())
     regression = ds.assign(evaluation_accuracy=ds["evaluation_accuracy"] * np.nan, evaluation_loss=loss)
     assert meta_iterations(regression, "maml", 0.65) == [pytest.approx(150.0), pytest.approx(300.0)]
@@ -105,14 +105,15 @@ def test_a_diverged_run_is_compared_with_nothing(ds):
     loss[1, 0, -1] = np.inf
     lost = ds.assign(evaluation_loss=loss)
     assert np.isnan(shot_differences(lost, "maml-shot", "maml")[0]).all()
-    assert cells(shot_table(lost)).count(DASH) == 3  # the lost seed has neither, and one seed alone has no interval
+    # The lost seed has no mean and no interval, and the one seed that is left gives no interval over seeds.
+    assert cells(shot_table(lost)).count(DASH) == 3
     loss[1, :, -1] = np.inf
     assert shot_table(ds.assign(evaluation_loss=loss)) is None
 
 
 def test_differences_are_counted_by_their_intervals():
     def made(mean: float):
-        return mean_interval(np.array([mean - 0.01, mean, mean + 0.01]))  # half an interval is 0.025
+        return mean_interval(np.array([mean - 0.01, mean, mean + 0.01]))  # the half-width of its interval is 0.025
 
     text = count_sentence([[made(0.03), made(0.01)], [made(-0.03), made(0.03)]])
     assert "these 4 differences of single seeds, 2 lie wholly above 0 and 1 wholly below." in text

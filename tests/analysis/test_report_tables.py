@@ -1,4 +1,4 @@
-"""The tables of a report against numbers made otherwise: accuracy, verdicts, scale."""
+"""Compares the report's tables of accuracy, verdicts and scale with numbers that are computed in another way."""
 
 import re
 from dataclasses import replace
@@ -13,14 +13,17 @@ from analysis.report.accuracy import accuracy_table
 from analysis.report.page import DASH, MINUS, TIMES, Html, element, interval, number
 from analysis.report.scale import change, largest_growth, scale_section
 from analysis.report.verdicts import answer, verdict_tables
+from analysis.schema import MEASURED
 from analysis.statistics import mean_interval
 
 
 def texts(html: Html) -> list[str]:
+    """The pieces of text between the tags."""
     return [text for text in re.split(r"<[^>]*>", html.text) if text.strip()]
 
 
-def seen(*parts: Html) -> str:
+def visible_text(*parts: Html) -> str:
+    """The text of all parts without tags, with single spaces."""
     return " ".join(" ".join(" ".join(texts(part)) for part in parts).split())
 
 
@@ -37,10 +40,10 @@ def test_accuracy_of_a_seed_is_paired_with_its_untrained_start(ds):
     assert f"{one.mean:+.1f} ± {(one.high - one.low) / 2:.1f}".replace("-", MINUS) in cells
     over = mean_interval((end - start).mean(-1))
     assert f"{over.mean:+.1f} ± {(over.high - over.low) / 2:.1f}".replace("-", MINUS) in cells
-    assert cells.count("untrained") == 4  # three seeds and all of them
+    assert cells.count("untrained") == 4  # one for each of three seeds, and one for all of them
 
 
-def test_accuracy_at_the_edges(ds):
+def test_the_accuracy_table_of_unusual_studies(ds):
     one = simulated_study(tasks=2, seeds=(0,), evaluation_tasks=3, learners=("maml",))
     assert "all" not in texts(accuracy_table(one))
     loss = ds.assign(evaluation_accuracy=ds["evaluation_accuracy"] * np.nan)
@@ -64,15 +67,17 @@ def test_accuracy_of_a_diverged_evaluation_counts_as_lost(ds):
 
 def test_a_decided_outcome_on_two_seeds_says_so_in_the_answer():
     two = [replace(VERDICT, num_seeds=2), replace(VERDICT, steps="later steps", num_seeds=2)]
-    assert "supported in all 2 comparisons (from two seeds; add seeds before relying on it)" in seen(answer(two))
-    mixed = seen(answer([two[0], replace(two[1], num_seeds=3)]))
+    assert "supported in all 2 comparisons (from two seeds; add seeds before relying on it)" in visible_text(
+        answer(two)
+    )
+    mixed = visible_text(answer([two[0], replace(two[1], num_seeds=3)]))
     assert "(1 of these from two seeds; add seeds before relying on it)" in mixed
     undecided = [replace(verdict, outcome="inconclusive") for verdict in two]
     for verdicts in (undecided, [VERDICT]):
-        assert "add seeds before" not in seen(answer(verdicts))
+        assert "add seeds before" not in visible_text(answer(verdicts))
 
 
-def test_a_comparison_with_nothing_to_compare_reads_as_words():
+def test_a_comparison_with_nothing_to_compare_shows_words_instead_of_numbers():
     nan = float("nan")
     empty = replace(
         VERDICT, comparison="equal support loss", outcome="inconclusive", num_seeds=0, share_compared=0.0, effect=nan
@@ -91,32 +96,32 @@ def test_a_comparison_with_nothing_to_compare_reads_as_words():
         assert f"{DASH}<br>{DASH}" not in table.text
 
 
-def test_scale_shows_what_growing_weights_alone_do():
+def test_the_scale_table_shows_how_growing_weights_alone_change_alpha_rho():
     study = simulated_study(tasks=4, seeds=(0, 1), growing_weights=True, evaluation_tasks=2, diverged=[("maml", 0, 3)])
     maml = study.isel(learner=1)
     raw = change(maml["alpha_rho"], slice(0, 1))
     unit = change(maml["rho_normalised"], slice(0, 1))
-    assert raw.ratio == pytest.approx(0.55, abs=0.1)
+    assert raw.ratio == pytest.approx(0.55, abs=0.1)  # simulated: alpha rho falls from 1 by 0.45
     assert unit.ratio == pytest.approx(1.0, abs=0.1)
     name, growth = largest_growth(study, "maml")
     assert name.endswith("weight")
     assert growth.ratio == pytest.approx(0.55**-0.5, rel=1e-6)
 
 
-def test_scale_pairs_tasks_and_averages_seeds_equally():
+def test_changes_of_scale_are_paired_by_task_and_weight_seeds_equally():
     values = xr.DataArray(np.ones((2, 2, 3, 2)), dims=("seed", "checkpoint", "task", "inner_step"))
     nan = np.nan
     values[0, 0], values[0, 1] = [[2, 9], [4, 9], [nan, 9]], [[6, 9], [nan, 9], [80, 9]]
     values[1, 1] = [[3, 9], [4, 9], [5, 9]]
     first = change(values, slice(0, 1))
-    assert (first.untrained, first.trained) == (1.5, 5.0)  # (2 + 1) / 2; (6 + 4) / 2
+    assert (first.untrained, first.trained) == (1.5, 5.0)  # seed 0 has one pair (2, 6); seed 1 has means 1, 4
     assert np.isnan(change(-values, slice(0, 1)).ratio)
     assert np.isnan(change(values * np.nan, slice(0, 1)).trained)
 
 
-def test_the_scale_table_is_there_for_trained_learners_only(ds):
-    part = seen(*scale_section(ds))
-    raw = change(ds["alpha_rho"].where(ds["status"] == 1).isel(learner=1), slice(1, None))
+def test_the_scale_table_lists_trained_learners_only(ds):
+    part = visible_text(*scale_section(ds))
+    raw = change(ds["alpha_rho"].where(ds["status"] == MEASURED).isel(learner=1), slice(1, None))
     assert f"{number(raw.untrained)} → {number(raw.trained)} {number(raw.ratio)}" in part
     assert part.count("filters at unit norm") == 3
     assert "norm of the layer that grew most: " in part
@@ -124,7 +129,7 @@ def test_the_scale_table_is_there_for_trained_learners_only(ds):
     assert scale_section(alone) == []
 
 
-def test_numbers_and_elements():
+def test_the_text_of_numbers_intervals_and_elements():
     assert number(1083.0, signed=True) == "+1080"
     assert number(2.5e7) == "2.5e+07"
     assert number(-0.25, signed=True) == f"{MINUS}0.25"

@@ -1,4 +1,4 @@
-"""A study resolved once: what it holds, how it travels to other processes, and how it is run and read from Python."""
+"""Tests of ``Study``, the resolved form of a configuration, and of running and reading a study from Python."""
 
 import json
 import pickle
@@ -34,7 +34,7 @@ measure:
 
 
 @pytest.mark.slow
-def test_a_study_runs_from_python_and_returns_what_it_found(working_folder):
+def test_a_study_runs_from_python_and_returns_its_results(working_folder):
     calls = []
     result = analysis.run_study(
         yaml.safe_load(SMALL), out="out", workers=0, progress=lambda done, total: calls.append((done, total))
@@ -53,7 +53,7 @@ def test_a_study_runs_from_python_and_returns_what_it_found(working_folder):
 
 
 @pytest.mark.slow
-def test_a_study_from_python_says_nothing_unless_it_is_asked_to(working_folder, capsys, micro_study):
+def test_a_study_run_from_python_prints_nothing_by_default(working_folder, capsys, micro_study):
     shutil.copytree(micro_study, working_folder / "study")
     result = analysis.run_study("study")
     assert capsys.readouterr().out == ""
@@ -78,7 +78,7 @@ def test_a_mistake_from_python_is_named_before_anything_is_written(working_folde
     assert list(working_folder.iterdir()) == []
 
 
-def test_a_study_travels_to_another_process_and_its_problem_is_opened_once():
+def test_a_pickled_study_arrives_equal_and_its_data_are_opened_once():
     study = build(load_study("micro"), "out")
     arrived = pickle.loads(pickle.dumps(study))
     assert arrived == study
@@ -100,8 +100,8 @@ def test_a_step_size_to_be_chosen_changes_only_the_learners_that_take_it():
     assert chosen.alike_before_training == study.alike_before_training == [("untrained", "mine"), ("other",)]
 
 
-def test_the_runs_of_a_folder_begun_before_are_still_this_studys(micro_study):
-    """The digests of the micro study's runs as version 0.1 wrote them: such a folder is completed, not refused."""
+def test_the_digests_of_runs_are_those_of_version_0_1(micro_study):
+    """The expected digests were written by version 0.1, so a folder of that version is completed and not refused."""
     digests = {
         "untrained": "a1f1db8db28b5523a9cbbb0753765e4cf13f811f937fb09430d99e6b65115ba8",
         "maml": "c47cc99155a7b51ae2d8d580c69c7710c95a00839a833ac3fbc1a103e8c3e90d",
@@ -113,7 +113,7 @@ def test_the_runs_of_a_folder_begun_before_are_still_this_studys(micro_study):
 
 
 def test_a_folder_begun_by_version_0_1_is_completed(working_folder, micro_study):
-    """That version kept what a training run follows from in a file of its own, beside the manifest."""
+    """Version 0.1 kept the settings of a training run in training.json, beside the manifest."""
     shutil.copytree(micro_study, working_folder / "study")
     for folder in (working_folder / "study" / "runs").iterdir():
         manifest = read_json(folder / "manifest.json")
@@ -129,15 +129,15 @@ def test_a_folder_begun_by_version_0_1_is_completed(working_folder, micro_study)
     xr.testing.assert_identical(open_study("study"), open_study(micro_study))
 
 
-def named(prefix: str, **options: object) -> xr.Dataset:
-    """A simulated study with learners of its own; their names are longer, the longer the prefix."""
-    learners = ("untrained", f"{prefix}", f"{prefix}-shot")
+def study_of_learners(prefix: str, **options: object) -> xr.Dataset:
+    """A simulated study of "untrained", a learner named ``prefix``, and the same with SHOT."""
+    learners = ("untrained", prefix, f"{prefix}-shot")
     return simulated_study(learners=learners, seeds=(0, 1), tasks=2, effects={}, **options)
 
 
 def test_learners_keep_their_names_when_studies_are_joined():
-    """As integer codes they did not: a second study's first learner was read as the first study's."""
-    first, second = named("maml", seed=1), named("first-order-maml", seed=2)
+    """As long as learners were integer codes, those of the second study were read as learners of the first."""
+    first, second = study_of_learners("maml", seed=1), study_of_learners("first-order-maml", seed=2)
     joined = xr.concat([first, second.sel(learner=["first-order-maml", "first-order-maml-shot"])], "learner")
     assert learner_names(joined) == ["untrained", "maml", "maml-shot", "first-order-maml", "first-order-maml-shot"]
     for study, names in ((first, learner_names(first)), (second, learner_names(second)[1:])):
@@ -149,9 +149,9 @@ def test_learners_keep_their_names_when_studies_are_joined():
 
 
 def test_learners_keep_their_names_when_seeds_of_different_studies_are_joined():
-    first, second = named("maml", seed=1), named("anil", seed=2).assign_coords(seed=[2, 3])
-    what_they_are = ["trained", "without_shot", "untrained_start", "no_alpha"]
-    parts = [study.drop_vars(what_they_are) for study in (first, second)]
+    first, second = study_of_learners("maml", seed=1), study_of_learners("anil", seed=2).assign_coords(seed=[2, 3])
+    learner_coordinates = ["trained", "without_shot", "untrained_start", "no_alpha"]
+    parts = [study.drop_vars(learner_coordinates) for study in (first, second)]
     joined = xr.concat(parts, "seed", join="outer")
     assert sorted(learner_names(joined)) == ["anil", "anil-shot", "maml", "maml-shot", "untrained"]
     for study in (first, second):
@@ -161,14 +161,14 @@ def test_learners_keep_their_names_when_seeds_of_different_studies_are_joined():
     assert joined["rho"].sel(learner="anil", seed=[0, 1]).isnull().all()
 
 
-def test_a_longer_name_is_not_cut_off():
-    ds = named("maml")
+def test_a_longer_name_can_be_written_into_a_coordinate_without_being_cut_off():
+    ds = study_of_learners("maml")
     ds["without_shot"][{"learner": 2}] = "a-learner-with-a-longer-name"
     assert ds["without_shot"].values[2] == "a-learner-with-a-longer-name"
 
 
-def test_digests_are_of_the_codes_that_folders_begun_before_were_digested_by():
-    coded = with_codes(named("maml"))
+def test_digests_are_taken_of_integer_codes_as_in_earlier_versions():
+    coded = with_codes(study_of_learners("maml"))
     assert coded["learner"].values.tolist() == [0, 1, 2]
     assert coded["without_shot"].values.tolist() == [-1, -1, 1]
     assert coded["untrained_start"].values.tolist() == [0, 1, 2]
@@ -177,7 +177,7 @@ def test_digests_are_of_the_codes_that_folders_begun_before_were_digested_by():
 
 
 def test_the_code_of_a_learner_is_deprecated_and_still_selects_it():
-    ds = named("maml")
+    ds = study_of_learners("maml")
     with pytest.warns(DeprecationWarning, match=r"removed in 0\.3; write ds.sel\(learner=name\)"):
         code = learner_code(ds, "maml")
     xr.testing.assert_identical(ds.sel(learner=code), ds.sel(learner="maml"))
@@ -190,12 +190,12 @@ def test_the_package_lists_what_users_need_and_no_more():
         analysis.open_studies  # noqa: B018
 
 
-def test_the_version_is_the_packages(capsys):
+def test_the_command_line_prints_the_version_of_the_package(capsys):
     assert run(["--version"]) == 0
     assert capsys.readouterr().out.strip() == version("hessian-tools")
 
 
-def test_progress_is_silent_a_bar_or_a_function(capsys):
+def test_progress_is_silent_printed_or_passed_to_a_function(capsys):
     calls = []
     for option in (None, lambda done, total: calls.append((done, total))):
         with reporter(option).stage("train", 3, "steps") as advance:

@@ -1,4 +1,7 @@
-"""Results as labelled data and pictures: every number is there under its name, and pictures are read by their lines."""
+"""Tests of ``to_xarray`` and ``plot``, which label and draw results of the library.
+
+Every number of a result is in its Dataset under a name, and drawings are checked by the coordinates of their lines.
+"""
 
 from dataclasses import fields, is_dataclass
 
@@ -19,18 +22,21 @@ TANH = next(case for case in CASES if case.name == "tanh-mlp")
 
 
 def trajectory() -> ht.Trajectory:
+    """The record of three steps of gradient descent on the test network."""
     theta, batch, _ = TANH.at(0)
     loop = ht.learners.maml(3, 0.05)
     return ht.record(loop, TANH.loss, theta, batch, batch, save=ht.SaveAt(thetas=True, gradients=True))
 
 
 def along_gradient() -> object:
+    """The curvature along the gradient at each of the three points of the test network."""
     g = ht.gradient(TANH.loss, TANH.thetas, TANH.batch)
     return curvature_along(g, ht.hessian(TANH.loss, TANH.thetas, TANH.batch).mv(g))
 
 
 @pytest.fixture(scope="module")
 def results() -> dict[str, object]:
+    """A result of every kind. Names that end in "-one" are results at one point, the others at three points."""
     H = ht.hessian(TANH.loss, TANH.thetas, TANH.batch)
     one = ht.hessian(TANH.loss, *TANH.at(0)[:2])
     return {
@@ -58,7 +64,7 @@ NAMES = (
 
 
 def tensors(result: object) -> list[Tensor]:
-    """Every tensor a result holds."""
+    """Every tensor that a result holds."""
     if isinstance(result, Tensor):
         return [result]
     if isinstance(result, tuple):
@@ -72,9 +78,9 @@ def tensors(result: object) -> list[Tensor]:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_number_is_in_the_dataset_with_unit_and_meaning(results: dict[str, object], name: str) -> None:
     ds = analysis.to_xarray(results[name])
-    there = [variable.values for variable in ds.variables.values()]
+    stored = [variable.values for variable in ds.variables.values()]
     for tensor in tensors(results[name]):
-        assert any(v.shape == tensor.shape and np.array_equal(v, tensor.numpy(), equal_nan=True) for v in there)
+        assert any(v.shape == tensor.shape and np.array_equal(v, tensor.numpy(), equal_nan=True) for v in stored)
     assert ds.attrs["kind"] == type(results[name]).__name__
     for variable in ds.data_vars.values():
         assert variable.attrs["units"]
@@ -84,7 +90,7 @@ def test_every_number_is_in_the_dataset_with_unit_and_meaning(results: dict[str,
 
 
 @pytest.mark.parametrize("name", ["pairs", "extremes", "estimate", "density", "along"])
-def test_points_can_be_named_and_labelled(results: dict[str, object], name: str) -> None:
+def test_the_axis_of_points_can_be_named_and_labelled(results: dict[str, object], name: str) -> None:
     ds = analysis.to_xarray(results[name], dims=["inner_step"], coords={"inner_step": [0, 2, 5]})
     assert ds["inner_step"].values.tolist() == [0, 2, 5]
     assert "point" not in ds.dims
@@ -100,7 +106,7 @@ def test_several_leading_axes_need_names() -> None:
     assert analysis.to_xarray(result, dims=["task", "inner_step"]).sizes == {"task": 2, "inner_step": 3}
 
 
-def test_datasets_are_copies_and_survive_a_store(results: dict[str, object], tmp_path) -> None:
+def test_datasets_are_copies_and_can_be_stored(results: dict[str, object], tmp_path) -> None:
     pairs = results["pairs"]
     ds = analysis.to_xarray(pairs)
     ds["eigenvalue"][:] = 0
@@ -111,15 +117,15 @@ def test_datasets_are_copies_and_survive_a_store(results: dict[str, object], tmp
         xr.testing.assert_identical(xr.open_zarr(tmp_path / name, consolidated=False).load(), ds)
 
 
-def test_a_check_keeps_its_words() -> None:
+def test_the_dataset_of_a_check_has_the_names_and_sentences_of_its_findings() -> None:
     H = ht.hessian(lambda theta, _: (theta**3).sum(), torch.ones(3), None)
     ds = analysis.to_xarray(ht.check_operator(H))
     assert ds["finding"].attrs["flag_meanings"].split()[1] == "symmetry"
     assert "two evaluations of the loss agree" in ds.attrs["finding_sentences"][0]
-    assert ds["passed"].values.tolist() == [2] * 6
+    assert ds["passed"].values.tolist() == [2] * 6  # 2 means "ok"
 
 
-def test_unknown_things_are_refused_in_plain_words(results: dict[str, object]) -> None:
+def test_arguments_that_cannot_be_labelled_or_drawn_are_refused_in_plain_words(results: dict[str, object]) -> None:
     with pytest.raises(TypeError, match="to_xarray cannot label a list"):
         analysis.to_xarray([1])
     with pytest.raises(ValueError, match="coords has the unknown dimension 'step'"):
@@ -137,7 +143,9 @@ def test_unknown_things_are_refused_in_plain_words(results: dict[str, object]) -
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_kind_is_drawn_on_the_axes_given_and_from_its_dataset(results: dict[str, object], name: str) -> None:
+def test_every_kind_of_result_is_drawn_on_given_axes_and_alike_from_its_dataset(
+    results: dict[str, object], name: str
+) -> None:
     ax, again = axes(), axes()
     assert analysis.plot(results[name], ax) is ax
     analysis.plot(analysis.to_xarray(results[name]), again)
@@ -149,14 +157,14 @@ def test_every_kind_is_drawn_on_the_axes_given_and_from_its_dataset(results: dic
     assert not ax.get_title()
 
 
-def test_units_stand_on_the_axes(results: dict[str, object]) -> None:
+def test_the_labels_of_axes_give_the_units(results: dict[str, object]) -> None:
     labels = {name: analysis.plot(results[name], axes()).get_ylabel() for name in ("pairs", "moments", "density")}
     assert labels["pairs"] == "eigenvalue [loss/parameter$^2$]"
     assert labels["moments"] == "trace [loss/parameter$^2$]"
     assert labels["density"] == "density [parameter$^2$/loss]"
 
 
-def test_a_figure_of_its_own_has_the_house_s_size() -> None:
+def test_without_axes_plot_makes_a_figure_of_the_standard_size() -> None:
     import matplotlib.pyplot as plt
 
     backend = plt.get_backend()
@@ -182,7 +190,7 @@ def test_points_that_are_not_finite_are_left_out() -> None:
         ht.spectral_density(operator(A), num_matvecs=10), axes()).lines)  # fmt: skip
 
 
-def test_eigenvalues_are_drawn_with_their_residuals_and_open_where_not_converged() -> None:
+def test_eigenvalues_have_error_bars_and_open_markers_where_not_converged() -> None:
     H = operator(symmetric(SPECTRA["decaying"]))
     pairs = ht.top_eigenpairs(H, k=3, max_matvecs=6, rtol=1e-12)
     assert not pairs.converged.any()
@@ -207,13 +215,13 @@ def test_an_estimate_is_drawn_with_its_standard_error(results: dict[str, object]
     assert line(ax, "estimate:").get_ydata()[0] == pytest.approx(float(one.value))
 
 
-def test_frobenius_norm_of_moments(results: dict[str, object]) -> None:
+def test_the_frobenius_norm_of_moments_can_be_drawn(results: dict[str, object]) -> None:
     ax = analysis.plot(results["moments"], axes(), name="frobenius_squared")
     np.testing.assert_allclose(line(ax, "frobenius_squared:").get_ydata(), results["moments"].frobenius_squared.value)
     assert ax.get_ylabel() == "squared Frobenius norm [loss$^2$/parameter$^4$]"
 
 
-def test_gram_spectrum_ends_at_its_error() -> None:
+def test_eigenvalues_below_the_error_of_a_spectrum_are_not_drawn() -> None:
     values, error = torch.tensor([[3.0, 1.0, 1e-9], [2.0, 1e-3, 0.0]]), torch.tensor([1e-6, 1e-2])
     ax = analysis.plot(Spectrum(values, error), axes())
     for point, shown in enumerate(([3.0, 1.0, np.nan], [2.0, np.nan, np.nan])):
@@ -221,13 +229,13 @@ def test_gram_spectrum_ends_at_its_error() -> None:
         assert line(ax, f"error:point {point}").get_ydata()[0] == pytest.approx(float(error[point]))
 
 
-def test_curvature_along_the_gradient_lies_in_its_bound(results: dict[str, object]) -> None:
+def test_curvature_along_the_gradient_is_drawn_with_its_bound(results: dict[str, object]) -> None:
     ax = analysis.plot(results["along"], axes())
     np.testing.assert_allclose(line(ax, "rho:").get_ydata(), results["along"].rho)
     np.testing.assert_allclose(line(ax, "hg_ratio:").get_ydata(), results["along"].hg_ratio)
 
 
-def test_a_trajectory_is_drawn_task_by_task(results: dict[str, object]) -> None:
+def test_a_trajectory_has_a_line_for_each_task(results: dict[str, object]) -> None:
     ax = analysis.plot(results["tasks"], axes(), names=["displacement"])
     np.testing.assert_allclose(line(ax, "displacement:1").get_ydata(), results["tasks"].displacement[1])
     assert ax.get_ylabel() == "displacement [parameter]"
@@ -235,13 +243,15 @@ def test_a_trajectory_is_drawn_task_by_task(results: dict[str, object]) -> None:
         analysis.plot(results["tasks"], axes(), names=[])
 
 
-def test_a_failed_check_is_seen() -> None:
+def test_passed_and_failed_checks_are_drawn_on_either_side_of_1() -> None:
     A = symmetric(SPECTRA["indefinite"])[0]
     H = ht.hessian(lambda theta, A: theta @ A @ theta / 2, torch.zeros(24).double(), A)
     ax = analysis.plot(ht.check_operator(H, num_probes=1), axes())
     assert all(line(ax, f"passed:{name}").get_xdata()[0] < 1 for name in ("symmetry", "differences"))
 
     class Skewed(type(H)):
+        """An operator that is not symmetric."""
+
         def products(self, V: Tensor) -> Tensor:
             return super().products(V) + V.cumsum(1)
 

@@ -1,4 +1,4 @@
-"""The way from ``H.mv`` to the loss stays short on every engine."""
+"""Tests that a product passes through few functions of the library between ``H.mv`` and the loss, on every engine."""
 
 import pytest
 from cases import without_type_checks
@@ -8,9 +8,9 @@ from hessian_tools import hessian
 
 
 @pytest.mark.parametrize("route", ROUTES)
-def test_a_warm_product_goes_through_at_most_eight_frames(route: str) -> None:
+def test_a_prepared_product_has_at_most_eight_frames_of_ours_on_the_stack(route: str) -> None:
     loss, thetas, batch = problem()
     H = hessian(loss, thetas, batch, route=route)
-    H.mv(thetas)
+    H.mv(thetas)  # the first product chooses the engine and prepares what later products reuse
     with without_type_checks():
-        assert 1 < Profile().of(lambda: H.mv(thetas)).deepest <= 8
+        assert 1 < Profile().run(lambda: H.mv(thetas)).deepest <= 8

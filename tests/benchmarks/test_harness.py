@@ -1,4 +1,4 @@
-"""The benchmark harness: its arithmetic on made-up samples, and one tiny run through real processes."""
+"""Tests of the benchmark harness: its arithmetic on invented samples, and one tiny run in real processes."""
 
 import json
 from dataclasses import replace
@@ -21,19 +21,25 @@ from benchmarks.workloads import WORKLOADS, load, save
 
 pytestmark = pytest.mark.heavy
 
-ROW = Row("W2", "top5", "top-5", (Rival("peer", 5, 7),), points=2, quick=1)
+ROW = Row(workload="W2", quantity="top5", title="top-5", rivals=(Rival("peer", goal=5, stretch=7),), points=2, quick=1)
 
 
 def entry(name: str, seconds: list[float], **more: Any) -> Entry:
+    """An entry with one sample for each number of seconds.
+
+    Processor time equals wall time in the first sample and grows ten times as fast, so that the two clocks differ.
+    more: further fields of every sample.
+    """
     samples = [{"num_matvecs": 40, "seconds": s, "cpu_seconds": 10 * s - 9 * seconds[0]} | more for s in seconds]
     return Entry(name, first={"seconds": 9.0, "cpu_seconds": 8.0}, samples=samples, error=1e-5)
 
 
 def line(ours: Entry, theirs: Entry, row: Row = ROW, clock: Clock = "wall") -> Line:
+    """The line of a table that compares two entries, measured at 2 points."""
     return compare(row, [ours, theirs], 2, clock)[0]
 
 
-def test_ratio_is_of_medians_and_its_spread_of_rounds():
+def test_the_ratio_is_that_of_medians_and_its_range_is_that_of_rounds():
     result = line(entry("ours", [1.0, 2.0, 9.0]), entry("peer", [12.0, 10.0, 9.0]))
     assert result.ours == Figures(seconds=2.0, first=9.0, error=1e-5, matvecs=20.0)
     assert (result.theirs.seconds, result.ratio) == (10.0, 5.0)
@@ -41,46 +47,46 @@ def test_ratio_is_of_medians_and_its_spread_of_rounds():
     assert result.goal_reached == "yes"
 
 
-def test_the_clock_may_be_the_processors():
+def test_ratios_can_be_made_of_processor_time():
     result = line(entry("ours", [1.0, 2.0, 3.0]), entry("peer", [22.0, 22.0, 22.0]), clock="cpu")
     assert (result.ours.seconds, result.theirs.seconds, result.ratio, result.ours.first) == (11.0, 22.0, 2.0, 8.0)
     assert line(entry("ours", [1.0, 2.0, 3.0]), entry("peer", [22.0, 22.0, 22.0])).cpu_ratio == 2.0
 
 
 @pytest.mark.parametrize(("theirs", "reached"), [(4.9, "no"), (5.0, "yes"), (7.0, "stretch")])
-def test_a_goal_is_reached_from_its_factor_on(theirs: float, reached: str):
+def test_a_goal_is_reached_at_its_factor_and_above(theirs: float, reached: str):
     assert line(entry("ours", [1.0]), entry("peer", [theirs])).goal_reached == reached
 
 
-def test_speed_counts_for_nothing_where_the_error_is_too_large():
+def test_a_goal_is_missed_at_any_speed_if_the_error_is_too_large():
     ours = replace(entry("ours", [1.0]), error=1e-3)
     assert line(ours, entry("peer", [50.0])).goal_reached == "no (error)"
     assert line(replace(ours, error=None), entry("peer", [50.0])).goal_reached == "no (error)"
 
 
-def test_an_upper_limit_turns_the_ratio_round():
+def test_the_ratio_is_inverted_if_the_goal_is_an_upper_limit():
     row = replace(ROW, quantity="products", rivals=(Rival("floor", 1.5),), at_most=True)
     ours, floor = entry("ours", [2.0], num_matvecs=10), entry("floor", [0.1], num_matvecs=1)
-    assert line(ours, floor, row).ratio == pytest.approx(2.0)  # 0.2 s a product over 0.1 s
+    assert line(ours, floor, row).ratio == pytest.approx(2.0)  # 2 s for 10 products, over 0.1 s for one
     assert line(ours, floor, row).goal_reached == "no"
     assert line(ours, floor, row).share is None
     rates = {"product_flop": 1e9, "matmul_flop_per_second": 2e10}
     assert line(ours, entry("floor", [0.1], num_matvecs=1, **rates), row).share == pytest.approx(0.25)
 
 
-def test_an_absent_peer_is_a_row_that_says_so():
+def test_the_line_of_an_absent_peer_gives_the_reason():
     result = line(entry("ours", [1.0]), Entry("peer", absent="not installed (peer)"))
     assert "not installed (peer)" in cells(result)
     assert result.goal_reached == "-"
 
 
-def test_errors():
+def test_the_measures_of_error_at_known_values():
     assert worst_error([[-1.0, 2.0]], [[2.0, -1.0]]) == 0.0
     assert worst_error([[2.0, -1.0], [3.0, 1.1]], [[2.0, -1.0], [3.0, 1.0]]) == pytest.approx(0.1)
     assert error_to_norm([[0.0, 1.0, 4.0]], [[4.0, 1.2, 0.0]]) == pytest.approx(0.05)
 
 
-def test_rows_chosen_by_work_load_and_quantity():
+def test_rows_are_chosen_by_work_load_and_quantity():
     assert {row.workload for row in chosen(("W3",), quick=False)} == {"W3"}
     assert [row.workload for row in chosen(("W2", "trace"), quick=False)] == ["W2"]
     assert all(row.workload != "W1" for row in chosen((), quick=True))
@@ -99,28 +105,40 @@ def test_allocator_settings_are_the_same_for_all_and_never_inherited(monkeypatch
 
 
 def test_flop_of_a_product():
-    """Two layers of 2 x 3 x 9 and 3 x 4 x 9 weights on 5 x 5 pictures: 6 forward passes less 4 of the first."""
+    """Two convolutions with 2 x 3 x 9 and 3 x 4 x 9 weights act on 7 images of 5 x 5 pixels.
+
+    A product costs as much as 6 forward passes of the network, less 4 of its first convolution.
+    """
     model = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1, bias=False), nn.Conv2d(3, 4, 3, padding=1, bias=False))
     x = torch.zeros(1, 7, 2, 5, 5)
-    problem = Problem("W0", model, nn.MSELoss(), None, torch.empty(1, 0), x, x)  # type: ignore[arg-type]
+    thetas = torch.empty(1, 0)  # one point; neither its parameters nor the loss are used
+    problem = Problem(
+        name="W0",
+        model=model,
+        criterion=nn.MSELoss(),
+        loss=None,  # type: ignore[arg-type]
+        thetas=thetas,
+        x=x,
+        y=x,
+    )
     first, second = 2 * 2 * 3 * 9 * 7 * 25, 2 * 3 * 4 * 9 * 7 * 25
     assert product_flop(problem) == 2 * first + 6 * second
     assert all(seconds > 0 for seconds in floor_seconds(problem))
-    merged = all_points_as_one(problem)  # as a GPU takes it
+    merged = all_points_as_one(problem)  # a GPU takes the images of all points as one batch
     assert product_flop(merged) == len(problem.thetas) * product_flop(problem)
     assert merged.x.shape == (1, problem.x.shape[0] * problem.x.shape[1], *problem.x.shape[2:])
 
 
-def test_points_are_those_of_an_inner_loop(tmp_path: Any):
+def test_the_points_of_a_work_load_are_those_of_inner_loops(tmp_path: Any):
     problem, work = load("W3", save("W3", tmp_path)), WORKLOADS["W3"]
     assert problem.thetas.shape[0] == problem.x.shape[0] == problem.y.shape[0] == work.size
     first, second = problem.thetas[0], problem.thetas[1]
     slope = torch.func.grad(problem.loss)(first, (problem.x[0], problem.y[0]))
     torch.testing.assert_close(second, first - work.step_size * slope)
-    torch.testing.assert_close(problem.thetas[work.steps], first)  # the next task begins where this one began
+    torch.testing.assert_close(problem.thetas[work.steps], first)  # every task begins at the same point
 
 
-def test_reference_against_dense(tmp_path: Any):
+def test_the_reference_agrees_with_the_dense_hessian(tmp_path: Any):
     problem = load("W3", save("W3", tmp_path)).first(1).to("cpu", torch.float64)
     top = reference(problem, "top5")
     assert top["converged"]
@@ -154,7 +172,7 @@ def test_a_run_through_processes_with_peers_that_are_missing_or_fail(tmp_path: A
     assert [cells(line)[4] for line in compare(row, entries, 1)][1:] == [nobody.absent, dense.absent]
 
 
-def test_what_is_kept_makes_the_same_table(capsys: pytest.CaptureFixture[str]):
+def test_the_table_can_be_printed_from_stored_rows(capsys: pytest.CaptureFixture[str]):
     row = next(row for row in ROWS if (row.workload, row.quantity) == ("W1", "top5"))
     entries = [entry("ours", [1.0]), *(entry(rival.contestant, [4.0]) for rival in row.rivals)]
     kept = json.loads(json.dumps(kept_row(row, 1, "default", entries, None)))

@@ -1,4 +1,4 @@
-"""The work loads of meta-training: the same tasks for all, and gradients that are compared."""
+"""Tests of the benchmarks of meta-training: all contestants compute the same meta-gradient on the same tasks."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +20,7 @@ ROW = next(row for row in ROWS if row.workload == "M5")
 
 @pytest.fixture(scope="module", params=["M5", "M6"])
 def problem(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TrainingProblem:
+    """The first three tasks of a work load of regression, in second order (M5) and in first order (M6)."""
     path = save(request.param, tmp_path_factory.mktemp("loads"))
     return load(request.param, path).first(3).to("cpu", torch.float64)
 
@@ -33,7 +34,7 @@ def test_ours_and_the_plain_loop_find_the_same_meta_gradient(problem: TrainingPr
     assert error(ROW, sampled(libraries.plain_meta_gradient(other)).tolist(), true.tolist()) > 1e-4
 
 
-def test_with_two_threads_worker_processes_find_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_two_worker_processes_compute_the_same_bits_as_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     problem = load("M7", save("M7", tmp_path)).first(2)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -51,21 +52,22 @@ def test_with_two_threads_worker_processes_find_the_same_bits(tmp_path: Path, mo
     assert processor > 0
 
 
-def test_a_sample_keeps_the_size_of_an_error():
+def test_a_sample_of_the_entries_of_a_gradient_keeps_the_size_of_its_error():
     gradient, mistake = torch.randn(2, 50_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     true, wrong = sampled(gradient), sampled(gradient + 0.01 * mistake)
-    assert 2048 < true.shape[1] <= 4096
+    assert 2048 < true.shape[1] <= 4096  # the number of sampled entries
     expected = 0.01 * float(mistake.norm() / gradient.norm())
     assert error(ROW, wrong.tolist(), true.tolist()) == pytest.approx(expected, rel=0.1)
 
 
-def test_enlarged_pictures_are_what_the_network_takes(tmp_path: Path):
+def test_images_are_enlarged_to_the_size_that_the_network_takes(tmp_path: Path):
     problem = load("M3", save("M3", tmp_path))
+    # The axes are task, example, channel, height and width.
     assert problem.support[0].shape == (2, 5, 3, 84, 84)
     assert problem.query[0].shape == (2, 75, 3, 84, 84)
 
 
-def test_a_meta_gradient_counts_no_products():
+def test_the_row_of_a_meta_gradient_has_no_number_of_products():
     sample = {"num_matvecs": 0, "seconds": 1.0, "cpu_seconds": 1.0}
     theirs = [Entry(rival.contestant, samples=[sample | {"seconds": 4.0}]) for rival in ROW.rivals]
     lines = compare(ROW, [Entry("ours", samples=[sample]), *theirs], 25)
