@@ -116,12 +116,12 @@ def test_bad_ragged_batches_are_refused_in_plain_words() -> None:
     pair = torch.ones(3, 2), torch.ones(3, 1)
     thetas = theta.expand(2, -1)
     for bad, words in (
-        (ragged([pair]), "1 batches for thetas"),
-        ([ragged([pair, pair]), pair], "ragged batches and others"),
+        (ragged([pair]), "there are 1 for thetas"),
+        ([ragged([pair, pair]), pair], "some batches of the list are ragged and others are not"),
     ):
         with pytest.raises(ValueError, match=words):
             hessian(loss, thetas, bad)
-    with pytest.raises(ValueError, match="one batch a point"):
+    with pytest.raises(ValueError, match="one batch for each point"):
         hessian(loss, theta, ragged([pair]))
     with pytest.raises(ValueError, match="and shared=True"):
         hessian(loss, thetas, ragged([pair, pair]), shared=True)

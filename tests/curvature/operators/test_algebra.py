@@ -149,10 +149,10 @@ def test_refusals_in_plain_words() -> None:
         (lambda: H.block("conv"), "no parameter under 'conv'"),
         (lambda: H.block(), "no prefix"),
         (lambda: H.restrict(2 * Q), r"torch.linalg.qr\(Q\).Q"),
-        (lambda: H.restrict(Q[:-1]), r"give \[61, k\]"),
+        (lambda: H.restrict(Q[:-1]), r"give shape \[61, k\]"),
         (lambda: H.restrict(Q.float()), "torch.float32"),
-        (lambda: H.restrict(Q.expand(2, -1, -1)), "one such for each point"),
-        (lambda: single.restrict(Q[None]), "one such for each point"),
+        (lambda: H.restrict(Q.expand(2, -1, -1)), "one such matrix for each point"),
+        (lambda: single.restrict(Q[None]), "one such matrix for each point"),
         (lambda: single.block("head").select(torch.tensor([0])), "no points to select"),
     ]
     for refuse, words in refused:

@@ -148,14 +148,14 @@ BAD_INPUTS = {
     "empty": (torch.ones(0, 3), None, {}, "neither empty"),
     "point-axis": (torch.ones(2, 3), (torch.ones(4, 3),), {}, "shared=True"),
     "scalar-leaf": (torch.ones(2, 3), torch.tensor(1.0), {}, "shared=True"),
-    "shared-single": (torch.ones(3), None, {"shared": True}, "leave it out"),
+    "shared-single": (torch.ones(3), None, {"shared": True}, "leave shared out"),
     "no-batches": (torch.ones(3), [], {}, "at least one"),
     "chunk": (torch.ones(3), None, {"chunk": 0}, "1 or more"),
     "half-a-chunk": (torch.ones(3), None, {"chunk": 1.5}, "chunk=1.5 is not a whole number"),
     "batching": (torch.ones(3), None, {"batching": "map"}, "'vmap' or 'loop'"),
     "sizes": (torch.ones(3), [None, None], {}, "weights="),
-    "weights": (torch.ones(3), [None, None], {"weights": [1.0]}, "one number a batch"),
-    "weights-of-one": (torch.ones(3), None, {"weights": [1.0, 2.0]}, "one number a batch"),
+    "weights": (torch.ones(3), [None, None], {"weights": [1.0]}, "one number for each batch"),
+    "weights-of-one": (torch.ones(3), None, {"weights": [1.0, 2.0]}, "one number for each batch"),
     "weights-by-name": (torch.ones(3), [None, None], {"weights": "mean"}, "weights='mean' is not known; give 'size'"),
 }
 
