@@ -22,8 +22,8 @@ Batching = Literal["vmap", "loop"]
 def evaluate(objective: Objective, function: Callable[..., Any], *rest: Tensor, batching: Batching) -> list[Any]:
     """``function(theta, batch, *rest)`` at every point, for an objective with a single group of points.
 
-    Returns one result for each batch, in which the results of the points are stacked. rest: further tensors with a
-    leading point axis.
+    Returns one result for each batch, in which the results of the points are stacked.
+    rest: further tensors with a leading point axis.
     """
     thetas = own_memory(objective.thetas)
     try:
