@@ -68,10 +68,11 @@ def top_eigenpairs(
     GiB or less), but at least 2 k + 8 and at least 20; the points are computed in parts if they need more together.
     copies: True searches for eigenvalues that Lanczos missed, such as further copies of multiple ones (see
     ``EigenPairs``). The search costs 50 to 80 % more products, and as many again for each search that found some. False
-    does not search. None searches up to 1024 parameters. method: "lanczos"; or "exact", which computes the whole
-    spectrum from the whole matrix or by a range finder (see ``spectrum``). "auto" is "exact" up to 128 parameters, or 4
-    k if that is more, unless max_matvecs is too small for it; otherwise it is "lanczos". progress: called with (done,
-    total) points.
+    does not search. None searches up to 1024 parameters.
+    method: "lanczos"; or "exact", which computes the whole spectrum from the whole matrix or by a range finder (see
+    ``spectrum``). "auto" is "exact" up to 128 parameters, or 4 k if that is more, unless max_matvecs is too small for
+    it; otherwise it is "lanczos".
+    progress: called with (done, total) points.
 
     Raises ValueError for k outside 1..param and for options that do not fit. (Lanczos 1950; Wu, Simon 2000.)
 

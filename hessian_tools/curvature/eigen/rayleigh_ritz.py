@@ -20,20 +20,21 @@ class EigenPairs:
     """Some eigenvalues at each point, in the order of ``which``, with their quality.
 
     values: Rayleigh quotients v'Hv of the unit vectors v (loss / parameter^2). vectors: the vectors v as columns, or
-    None if they were not requested; their signs are arbitrary. residuals: |H v - value v|, from true products. At least
-    one exact eigenvalue of H lies within this distance of the value, plus the rounding of the products. That is a few
-    eps times the size of the terms of the operator (for H - G, of H and of G). converged: residual <= max(rtol *
-    |value|, 64 eps |H|), where |H| is the largest magnitude of a Ritz value. Where it is False, the value is still
-    within its residual of an eigenvalue; raise max_matvecs or rtol for convergence. num_matvecs: products used at each
-    point, including those of the check. Values are NaN, and ``converged`` and ``complete`` False, at a point whose
-    Hessian is not finite.
+    None if they were not requested; their signs are arbitrary.
+    residuals: |H v - value v|, from true products. At least one exact eigenvalue of H lies within this distance of the
+    value, plus the rounding of the products. That is a few eps times the size of the terms of the operator (for H - G,
+    of H and of G).
+    converged: residual <= max(rtol * |value|, 64 eps |H|), where |H| is the largest magnitude of a Ritz value. Where it
+    is False, the value is still within its residual of an eigenvalue; raise max_matvecs or rtol for convergence.
+    num_matvecs: products used at each point, including those of the check.
+    Values are NaN, and ``converged`` and ``complete`` False, at a point whose Hessian is not finite.
 
     complete: True if no wanted eigenvalue was missed, which residuals cannot show. The values are then the wanted
     eigenvalues of the whole spectrum, each as often as its multiplicity says, except that the last value may stand for
     another one that equals it within the tolerance. It is True where the whole spectrum was computed, or where a search
     orthogonal to the pairs found nothing more (which is wrong with a probability of about 1e-3). It is False where no
-    search was made (copies=False) or the products ran out. Then the second copy of a multiple eigenvalue is missing,
-    because one start vector cannot find it. An eigenvalue whose magnitude is close to that of the last wanted one may
+    search was made (copies=False) or the products ran out. Then further copies of a multiple eigenvalue are missing,
+    because one start vector cannot find them. An eigenvalue whose magnitude is close to that of the last wanted one may
     be missing too (this happened at none of 196 points of Conv4 and MLP tasks, and at no more than 3 of 64 points with
     spectra constructed to provoke it).
     """

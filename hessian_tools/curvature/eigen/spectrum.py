@@ -36,10 +36,10 @@ class Spectrum:
     values: in the units of the matrix (loss / parameter^2). Eigenvalues that are not listed are zero.
     error: no exact eigenvalue is further than this from the value stated for it, or from zero if it is not listed.
     vectors: unit eigenvectors of the first values as columns, or None if they were not requested. A column is zero
-    where no vector was computed for an eigenvalue of zero. Vectors of values below the error mean nothing. dense: True
-    where the whole matrix was computed. num_matvecs: products at each point, or backward passes where a Gram matrix was
-    used. Both are None in a spectrum that was made by hand. At a point where the matrix is not finite, values, error
-    and vectors are NaN and the rank is 0.
+    where no vector was computed for an eigenvalue of zero. Vectors of values below the error mean nothing.
+    dense: True where the whole matrix was computed. num_matvecs: products at each point, or backward passes where a
+    Gram matrix was used. Both are None in a spectrum that was made by hand.
+    At a point where the matrix is not finite, values, error and vectors are NaN and the rank is 0.
     """
 
     values: Float[Tensor, "*point value"]

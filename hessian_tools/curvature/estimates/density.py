@@ -1,10 +1,9 @@
 """The spectral density at every point by stochastic Lanczos quadrature, with a confidence band from several probes.
 
 A probe z gives the spectral measure sum_i (u_i'z)^2 / z'z delta(lambda - lambda_i), where u_i are the eigenvectors. Its
-mean over probes is the
-spectral density, in which each of n eigenvalues has weight 1/n. Lanczos from z gives the Gauss rule of that measure,
-which is exact for every polynomial up to degree 2 num_matvecs - 1: an isolated eigenvalue is a node of its own, and the
-other eigenvalues share the other nodes. (Lin, Saad, Yang 2016; Ubaru, Chen, Saad 2017.)
+mean over probes is the spectral density, in which each of n eigenvalues has weight 1/n. Lanczos from z gives the Gauss
+rule of that measure, which is exact for every polynomial up to degree 2 num_matvecs - 1. An isolated eigenvalue is a
+node of its own, and the other eigenvalues share the other nodes. (Lin, Saad, Yang 2016; Ubaru, Chen, Saad 2017.)
 """
 
 from collections.abc import Callable, Sequence

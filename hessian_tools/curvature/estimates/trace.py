@@ -33,9 +33,10 @@ class Estimate:
     so the error of a sum or difference over points must be computed from the samples, never from stderr. All samples of
     an exact number are equal to it.
     converged: True where value and stderr are finite and, if atol or rtol was given, stderr is small enough. Where it
-    is False, raise max_probes. num_matvecs: products, or backward passes, at each point. method: "probes"; or how the
-    exact number was computed, "diagonal" (from every diagonal entry) or "outputs" (from one backward pass for each
-    example and output). Exact means up to rounding.
+    is False, raise max_probes.
+    num_matvecs: products, or backward passes, at each point.
+    method: "probes"; or how the exact number was computed, "diagonal" (from every diagonal entry) or "outputs" (from
+    one backward pass for each example and output). Exact means up to rounding.
     """
 
     value: Float[Tensor, "*point"]
@@ -54,8 +55,9 @@ class Estimate:
         the trace at its nominal rate where z'Hz is about normal: 94.8 to 95.3 % of 4 000 trials with 4, 16 and 64
         probes on a Conv4's Hessian, before and after adaptation. Where a few eigenvalues outweigh all others z'Hz is
         skewed: 92, 93 and 94 % on 24 eigenvalues with three outliers. It covers less where atol or rtol chose the
-        number of probes, see :func:`trace`. For an exact number both ends are that number. Raises ValueError unless 0 <
-        confidence < 1. level: the old name of confidence.
+        number of probes, see :func:`trace`. For an exact number both ends are that number.
+        Raises ValueError unless 0 < confidence < 1.
+        level: the old name of confidence.
 
         >>> count = torch.tensor(4)
         >>> estimate = Estimate(torch.tensor(1.0), torch.tensor(1.0), torch.zeros(4), torch.tensor(True), count)
@@ -116,9 +118,10 @@ def trace(
     By default the number of probes is fixed, and confidence intervals cover at their nominal rate. With atol or rtol,
     rounds of num_probes are added until stderr <= max(atol, rtol |value|) at every finite point, or max_probes is
     reached. The intervals then cover less often, because such a search tends to stop at samples that happen to agree.
-    All points share the probes that are drawn. seed, path: name the random stream of the probes, see
-    :func:`rademacher`. probes: your own probes, [param, probe] for all points or [point, param, probe], with
-    independent entries of mean 0 and variance 1; num_probes, atol, rtol and seed are then not used.
+    All points share the probes that are drawn.
+    seed, path: name the random stream of the probes, see :func:`rademacher`.
+    probes: your own probes, [param, probe] for all points or [point, param, probe], with independent entries of mean 0
+    and variance 1; num_probes, atol, rtol and seed are then not used.
 
     An exact trace is the sum of all diagonal entries (num_params products). For a Gauss-Newton matrix it also follows
     from one backward pass for each example and output. The same holds for the Hessian of a network that is piecewise
