@@ -1,4 +1,8 @@
-"""Losses with known Hessians, in float64 and at a few points each: the table on which every curvature test runs."""
+"""Losses with known Hessians, in float64 and at a few points each, on which the curvature tests run.
+
+CLOSED_FORM are losses whose Hessians have a formula, NETWORKS are networks with dense Hessians by autograd, and LINEAR
+and GAUSS_NEWTON are cases whose ``dense`` holds Gauss-Newton matrices.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -43,7 +47,7 @@ class Case:
 
 
 def at(batch: Batch, point: int) -> Batch:
-    """One point's batch."""
+    """The batch of one point."""
     return tuple(leaf[point] for leaf in batch) if isinstance(batch, tuple) else batch[point]
 
 
@@ -67,7 +71,7 @@ def quadratic(theta: Tensor, A: Tensor) -> Tensor:
 
 
 def operator(A: Tensor) -> Hessian:
-    """The operator of given matrices, as the Hessians of quadratics."""
+    """The Hessians of quadratic functions, which are the given matrices A [point, n, n], or one matrix A [n, n]."""
     return hessian(quadratic, torch.zeros(A.shape[:-1], dtype=A.dtype), A)
 
 
@@ -80,6 +84,7 @@ def symmetric(spectrum: Tensor, *, points: int = POINTS, path: str = "basis") ->
 
 
 def quadratic_case(name: str) -> Case:
+    """Quadratic functions whose Hessians have the named spectrum."""
     A = symmetric(SPECTRA[name], path=name)
     return Case(f"quadratic-{name}", quadratic, randn(POINTS, A.shape[-1], path="theta"), A, A)
 
@@ -124,11 +129,12 @@ def softmax_regression() -> Case:
 
 
 def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Mean squared error that torch can differentiate forward over reverse."""
+    """The mean squared error, in a form that torch can differentiate forward over reverse."""
     return ((outputs - targets) ** 2).mean()
 
 
 def network_case(name: str, model: nn.Module, criterion: Callable[[Tensor, Tensor], Tensor], batch: Batch) -> Case:
+    """A network at POINTS points near its weights, with dense Hessians by autograd."""
     theta, layout = flatten(model)
     loss = make_loss(model, criterion, layout)
     thetas = theta.to(DTYPE) + 0.1 * randn(POINTS, layout.numel, path=name)
@@ -147,14 +153,14 @@ def tanh_mlp() -> Case:
 
 
 def relu_mlp() -> Case:
-    """A ReLU network 2-5-5-3 without normalisation: the Hessian and its Gauss-Newton part have the same trace."""
+    """A ReLU network 2-5-5-3 without normalisation, so that Hessian and Gauss-Newton matrix have the same trace."""
     model = seeded(lambda: nn.Sequential(nn.Linear(2, 5), nn.ReLU(), nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 3)))
     batch = (randn(POINTS, 6, 2, path="x"), torch.tensor([0, 1, 2, 0, 1, 2]).expand(POINTS, 6))
     return network_case("relu-mlp", model, nn.functional.cross_entropy, batch)
 
 
 def linear_networks() -> list[Case]:
-    """Linear and softmax regression once more, as networks, whose Gauss-Newton matrix is the Hessian."""
+    """Linear and softmax regression as networks. Their Gauss-Newton matrix is their Hessian."""
 
     def network(case: Case, outputs: int, criterion: Callable[[Tensor, Tensor], Tensor]) -> Case:
         model = nn.Linear(case.thetas.shape[-1] // outputs, outputs, bias=False)
@@ -173,7 +179,7 @@ def conv_batchnorm() -> Case:
 
 
 def small_conv(*, eps: float = 1e-5, activation: Callable[[], nn.Module] = nn.ReLU) -> nn.Module:
-    """A network of the study's kind with 221 parameters."""
+    """A small convolutional network with 221 parameters, built like the networks of the study."""
 
     def block(inputs: int) -> list[nn.Module]:
         norm = nn.BatchNorm2d(4, eps=eps, track_running_stats=False)
@@ -190,7 +196,7 @@ def seeded(build: Callable[[], nn.Module]) -> nn.Module:
 
 
 def dense_hessian(loss: LossFunction, theta: Tensor, batch: Batch) -> Tensor:
-    """The Hessian row by row, by reverse over reverse; torch.func.hessian may go wrong in F.batch_norm."""
+    """The Hessian row by row, by reverse over reverse, because torch.func.hessian may be wrong through F.batch_norm."""
     theta = theta.detach().clone().requires_grad_()
     (g,) = torch.autograd.grad(loss(theta, batch), theta, create_graph=True)
     rows = [torch.autograd.grad(g[i], theta, retain_graph=True, materialize_grads=True)[0] for i in range(len(theta))]
@@ -227,7 +233,7 @@ def gauss_newton_case(case: Case) -> Case:
 
 @contextmanager
 def without_type_checks() -> Iterator[None]:
-    """Runs code as users do: what is refused must be refused by the code, not by the tests' checks of annotations."""
+    """Switches off the type checks of tests, so that wrong arguments reach the code's own checks, as for users."""
     before = config.jaxtyping_disable
     config.update("jaxtyping_disable", True)
     try:

@@ -1,4 +1,4 @@
-"""What every curvature operator must do. ``check_operator`` checks it against the dense matrices of a case."""
+"""The contract of curvature operators: checks that every operator must pass, against the dense matrices of a case."""
 
 import random
 from collections.abc import Callable
@@ -29,13 +29,13 @@ def check_operator(make: Make, case: Case) -> None:
         check_linear(operator)
     check_scipy(H, case.dense)
     check_select(H, case.dense)
-    check_singles(make, case, H)
+    check_stacked_points(make, case, H)
     check_chunks(make, case, H)
-    check_untouched(make, case)
+    check_inputs_unchanged(make, case)
 
 
 def close(actual: Tensor, expected: Tensor) -> None:
-    """Asserts that two tensors are equal to rounding, in units of the largest entry."""
+    """Asserts that two tensors are equal up to rounding, relative to the largest entry."""
     scale = float(expected.abs().max()) if expected.numel() else 1.0
     tolerance = 1e4 * torch.finfo(expected.dtype).eps * max(scale, 1e-30)
     torch.testing.assert_close(actual, expected, rtol=0.0, atol=tolerance)
@@ -85,7 +85,7 @@ def check_select(H: Operator, dense: Tensor) -> None:
     close(H.select(order).to_dense(), dense[order])
 
 
-def check_singles(make: Make, case: Case, H: Operator) -> None:
+def check_stacked_points(make: Make, case: Case, H: Operator) -> None:
     """The products at many points are those of single points, stacked."""
     V = draw(H.num_params, 2, like=H)
     singles = [make(case.loss, theta, at(case.batch, i)) @ V for i, theta in enumerate(case.thetas)]
@@ -99,7 +99,7 @@ def check_chunks(make: Make, case: Case, H: Operator) -> None:
         close(make(case.loss, case.thetas, case.batch, chunk=chunk) @ V, H @ V)
 
 
-def check_untouched(make: Make, case: Case) -> None:
+def check_inputs_unchanged(make: Make, case: Case) -> None:
     """A product leaves its inputs, the model and the global random states as they were."""
     thetas = case.thetas.clone().requires_grad_()
     leaves = pytree.tree_leaves(case.batch)
@@ -108,7 +108,7 @@ def check_untouched(make: Make, case: Case) -> None:
     V_before = V.clone()
     model = getattr(case.loss, "model", None)
     weights = None if model is None else {name: t.clone() for name, t in model.state_dict().items()}
-    with without_type_checks():  # which draw from Python's own generator
+    with without_type_checks():  # because type checks draw from Python's global generator
         states = random_states()
         product = make(case.loss, thetas, case.batch) @ V
         assert random_states() == states

@@ -40,7 +40,7 @@ from hessian_tools.curvature.operators.hessian import Hessian, gradient, hessian
 from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.deprecation import old_names
 
-# The operators, the gradient, and whether an operator is what it claims to be.
+# The operators, the gradient, and the check that an operator is the matrix that it claims to be.
 __all__ = ["hessian", "gauss_newton", "gradient", "ragged", "check_operator"]
 __all__ += ["Operator", "Hessian", "GaussNewton", "Ragged", "Check", "Finding"]
 # Eigenvalues.
@@ -49,18 +49,18 @@ __all__ += ["EigenPairs", "Extremes", "Spectrum"]
 # Traces, norms, diagonals and densities, from random probes.
 __all__ += ["trace", "moments", "frobenius_squared", "diagonal", "spectral_density", "quadrature"]
 __all__ += ["Estimate", "Moments", "Diagonal", "Density", "rademacher", "estimate_of"]
-# Along the gradient.
+# Quantities along the gradient.
 __all__ += ["gradient_curvature", "GradientCurvature", "DESCENT_THRESHOLD", "third_derivative", "Expansion"]
 __all__ += ["curvature_along", "product_asymmetry", "rounding_error", "filter_scale", "rho_normalised"]
-# Between eigenspaces, and of the Hessian's Gauss-Newton part.
+# Comparisons of eigenspaces, and the share of the Hessian that is its Gauss-Newton part.
 __all__ += ["gradient_share", "subspace_overlap", "step_overlaps", "principal_angles", "overlap_null"]
 __all__ += ["subspace_error", "vector_error", "gauss_newton_share", "GaussNewtonShare"]
-# Of the inner loop as a whole.
+# Quantities of a whole inner loop.
 __all__ += ["adaptation_jacobian", "AdaptationJacobian", "singular_values", "SingularValues"]
 __all__ += ["alignment", "cos_displacement", "cosine_null", "Null", "small_step_difference"]
 
-if not TYPE_CHECKING:  # a type checker would take every attribute for known
-    _OPERATORS, _DIRECTIONS = (f"{__name__}.{room}" for room in ("operators.composite", "directions"))
+if not TYPE_CHECKING:  # with a __getattr__, a type checker would accept any attribute name
+    _OPERATORS, _DIRECTIONS = (f"{__name__}.{package}" for package in ("operators.composite", "directions"))
     __getattr__ = old_names(
         __name__,
         {

@@ -1,6 +1,6 @@
-"""The HTML form of results in a notebook: numbers with their errors, and a small picture in SVG.
+"""Results as HTML for a notebook: numbers with their errors, and a small picture in SVG.
 
-These functions measure nothing. Pictures with axes are drawn by ``analysis.plot``.
+Pictures with axes are drawn by ``analysis.plot``, not here.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from torch import Tensor
 WIDTH, HEIGHT, MARGIN = 320, 60, 6
 # The largest number of points shown, because a result at thousands of points would fill the page.
 MAX_ROWS = 8
-# The colours of a value, of its error or a value that has not converged, and of zero.
+# The colours: INK for a value, SHADE for its error or for a value that has not converged, ZERO for the line at zero.
 INK, SHADE, ZERO = "#333333", "#c9c9c9", "#b2182b"
 # The logarithmic axis of a density ends at this share of the density's largest value.
 LOWEST = 1e-5
@@ -24,23 +24,23 @@ LOWEST = 1e-5
 def eigenvalues_html(
     values: Float[Tensor, "*point k"], residuals: Float[Tensor, "*point k"], converged: Bool[Tensor, "*point k"]
 ) -> str:
-    """A row for each point: its eigenvalues as ticks on one axis for all points, grey where not converged."""
+    """A row for each point: its eigenvalues as ticks, grey where not converged. All rows have the same axis."""
     rows = list(zip(_rows(values), _rows(residuals), _rows(converged.to(values)), strict=True))[:MAX_ROWS]
     finite = [v for value, *_ in rows for v in value if isfinite(v)]
     low, high = min([0.0, *finite]), max([0.0, *finite])
     texts = []
     for value, residual, good in rows:
         colored = [(v, INK if g else SHADE) for v, g in zip(value, good, strict=True) if isfinite(v)]
-        marks = [_tick(_place(v, low, high), color) for v, color in colored]
+        marks = [_tick(_x_of(v, low, high), color) for v, color in colored]
         numbers = ", ".join(f"{v:.4g} ± {r:.1g}" for v, r in zip(value, residual, strict=True))
-        texts.append(_svg(_tick(_place(0.0, low, high), ZERO, 0.25) + "".join(marks), 20) + _line(numbers))
+        texts.append(_svg(_tick(_x_of(0.0, low, high), ZERO, 0.25) + "".join(marks), 20) + _line(numbers))
     return _block("EigenPairs (± residual)", texts, values.shape[:-1])
 
 
 def density_html(
     grid: Float[Tensor, "*point grid"], density: Float[Tensor, "*point grid"], high: Float[Tensor, "*point grid"]
 ) -> str:
-    """A row for each point: the density on a logarithmic axis, in front of the upper end of its band."""
+    """A row for each point: the density on a logarithmic axis, and behind it the upper end of its error band (high)."""
     texts = []
     for x, y, top in list(zip(*(_rows(part) for part in (grid, density, high)), strict=True))[:MAX_ROWS]:
         if not all(map(isfinite, y)):
@@ -53,32 +53,33 @@ def density_html(
 
 
 def estimate_html(value: Float[Tensor, "*point"], stderr: Float[Tensor, "*point"], probes: int) -> str:
-    """A row for each point: the value with one standard error each way, on one axis for all points."""
+    """A row for each point: the value with one standard error each way. All rows have the same axis."""
     pairs = _rows(torch.stack([value, stderr], dim=-1))[:MAX_ROWS]
     ends = [end for v, e in pairs for end in (v - e, v + e) if isfinite(end)]
     low, high = min([0.0, *ends]), max([0.0, *ends])
     texts = []
     for v, e in pairs:
-        picture = _tick(_place(0.0, low, high), ZERO, 0.25)
+        picture = _tick(_x_of(0.0, low, high), ZERO, 0.25)
         if isfinite(v) and isfinite(e):
-            left, right = _place(v - e, low, high), _place(v + e, low, high)
+            left, right = _x_of(v - e, low, high), _x_of(v + e, low, high)
             picture += f'<rect x="{left:.1f}" y="6" width="{max(right - left, 1):.1f}" height="8" fill="{SHADE}"/>'
-            picture += _tick(_place(v, low, high), INK)
+            picture += _tick(_x_of(v, low, high), INK)
         texts.append(_svg(picture, 20) + _line(f"{v:.4g} ± {e:.2g}"))
     return _block(f"Estimate from {probes} probes (± standard error)", texts, value.shape)
 
 
 def _rows(values: Tensor) -> list[list[float]]:
-    """The numbers of each point."""
+    """One list of numbers for each point."""
     return values.detach().cpu().reshape(-1, values.shape[-1]).tolist()
 
 
-def _place(value: float, low: float, high: float) -> float:
-    """The horizontal place of a value in a picture whose axis goes from low to high."""
+def _x_of(value: float, low: float, high: float) -> float:
+    """The x coordinate, in pixels, of a value in a picture whose axis goes from low to high."""
     return MARGIN + (value - low) / ((high - low) or 1.0) * (WIDTH - 2 * MARGIN)
 
 
 def _tick(x: float, color: str, height: float = 0.7) -> str:
+    """A vertical line in a picture of 20 pixels. height: its length as a fraction of the picture's height."""
     top = 10 - 10 * height
     return f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top:.1f}" y2="{20 - top:.1f}" stroke="{color}" stroke-width="1.5"/>'
 
@@ -87,7 +88,7 @@ def _area(x: Sequence[float], y: Sequence[float], peak: float, color: str) -> st
     """The area below a curve on the logarithmic axis; a column of pixels shows the largest value in it."""
     columns: dict[int, float] = {}
     for position, value in zip(x, y, strict=True):
-        column = round(_place(position, x[0], x[-1]))
+        column = round(_x_of(position, x[0], x[-1]))
         columns[column] = max(columns.get(column, 0.0), value)
     depth = log10(1 / LOWEST)
     heights = {c: HEIGHT * (1 - min(1.0, log10(peak / max(v, LOWEST * peak)) / depth)) for c, v in columns.items()}

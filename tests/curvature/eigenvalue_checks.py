@@ -1,4 +1,4 @@
-"""Shared by tests of eigenvalues: matrices as operators, the wanted part of a spectrum, and checks of eigenpairs."""
+"""Helpers of the eigenvalue tests: matrices as operators, the wanted part of a spectrum, and checks of eigenpairs."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ WHICH = ("LM", "LA", "SA", "BE")
 
 @dataclass(frozen=True)
 class Matrices(Operator):
-    """Given matrices [point, n, n] as an operator with the fastest products there are."""
+    """Given matrices A [point, n, n] as an operator, whose products are plain matrix products."""
 
     A: Tensor
 
@@ -41,7 +41,7 @@ class Matrices(Operator):
 
 
 def operator(A: Tensor) -> Hessian:
-    """The Hessian of a quadratic function that has these matrices [point, n, n], or one [n, n]."""
+    """The Hessians of quadratic functions, which are the given matrices A [point, n, n], or one matrix A [n, n]."""
     return hessian(quadratic, torch.zeros(A.shape[:-1], dtype=A.dtype), A)
 
 
@@ -58,7 +58,7 @@ def expected(values: Tensor, which: str, k: int) -> Tensor:
 
 
 def check_pairs(A: Tensor, pairs: EigenPairs) -> None:
-    """Asserts that residuals are those of the vectors, that vectors are unit, and that an eigenvalue is that near."""
+    """Asserts that unit vectors have the stated residuals, and that an eigenvalue lies within each residual."""
     spectrum, X = torch.linalg.eigvalsh(A), pairs.vectors
     rounding = 1e3 * torch.finfo(A.dtype).eps * spectrum.abs().amax(-1, keepdim=True).clamp(min=1e-30)
     true = (A @ X - X * pairs.values[..., None, :]).norm(dim=-2)

@@ -1,4 +1,4 @@
-"""The memory that prepared products hold between two products."""
+"""Measures the memory that prepared products hold between two products."""
 
 from hessian_tools.curvature.engines.compiled.compiled_products import CompiledProducts, Stacked
 from hessian_tools.curvature.engines.double_backward import KeptGraphs
@@ -6,7 +6,7 @@ from hessian_tools.curvature.engines.engine import PreparedProducts
 
 
 def bytes_kept(prepared: PreparedProducts) -> int:
-    """The bytes of the tensors that a trace or the graphs of gradients keep at all points; 0 for everything else."""
+    """The bytes that a trace keeps at all points, or the bytes of kept gradients; 0 for other engines."""
     current = prepared.current
     kept = list(current.gradients) if isinstance(current, KeptGraphs) else []
     for part in current.parts if isinstance(current, CompiledProducts) else ():

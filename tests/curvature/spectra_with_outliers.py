@@ -21,5 +21,5 @@ OUTLIERS = torch.tensor([40.0, 25.0, -12.0], dtype=torch.float64)
 
 
 def spectrum_with_outliers(n: int = 300) -> Tensor:
-    """n eigenvalues: the outliers, then the bulk."""
+    """n eigenvalues: the three OUTLIERS, followed by the bulk."""
     return torch.cat([OUTLIERS, bulk(n - 3)])

@@ -1,1 +1,1 @@
-"""The self-check of an operator, and its independent witness."""
+"""The self-check of an operator, and the independent reference by difference quotients that it uses."""

@@ -1,8 +1,8 @@
-"""Is this operator the Hessian that it claims to be? Six checks that work on any network, each answered in a sentence.
+"""Six checks of whether an operator is the Hessian that it claims to be, on any network, each answered in a sentence.
 
-They are needed because wrong products look like right ones. Through training-mode ``F.batch_norm`` two of the usual
-orders of differentiation are silently wrong in torch 2.13, ``jvp(jacrev(loss))`` by 2 % and ``grad(jvp(loss))`` by
-25 %; and float32, or a network that changes state, spoils products just as quietly.
+The checks are needed because wrong products look like right ones. Through training-mode ``F.batch_norm`` two of the
+usual orders of differentiation are silently wrong in torch 2.13, ``jvp(jacrev(loss))`` by 2 % and ``grad(jvp(loss))``
+by 25 %. Both float32 and a network that changes state spoil products just as silently.
 """
 
 from collections.abc import Iterator
@@ -26,12 +26,12 @@ from hessian_tools.rng import stream
 from hessian_tools.torch_fixes.precision import full_precision
 from hessian_tools.validation import check_whole
 
-# Differences that come from rounding alone stay below this many eps, in units of |Hv|.
+# Differences that come from rounding alone stay below ROUNDING * eps, in units of |Hv|.
 ROUNDING = 1e4
-# Two evaluations of one loss may differ by this many eps of its value.
+# Two evaluations of one loss may differ by REPEATED_LOSS * eps, in units of the loss.
 REPEATED_LOSS = 64
 # The forward and the backward difference quotient must agree to this fraction of |Hv|. Where they do not, the loss is
-# not smooth, and they say nothing about the products.
+# not smooth, and difference quotients say nothing about the products.
 SMOOTH = 1e-3
 # The error of a central difference is at most twice the disagreement of the forward and the backward one, or this
 # fraction of |Hv| if that is more.
@@ -43,8 +43,8 @@ NO_LOSS = "not judged, because this operator is not made from a loss"
 class Finding:
     """The result of one check.
 
-    passed: None where the check could not be made. value: the largest error that was measured. allowed: the largest
-    error that passes. sentence: what was found, and what to do about it.
+    passed: True or False, or None where the check could not be made. value: the largest error that was measured.
+    allowed: the largest error that passes. sentence: what was found, and what to do about it.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Check:
 
     @property
     def ok(self) -> bool:
-        """Whether no check failed. A check that could not be made (``passed`` is None) does not count as failed."""
+        """True if no check failed. A check that could not be made (``passed`` is None) does not count as failed."""
         return all(finding.passed is not False for finding in self.findings)
 
     def __str__(self) -> str:
@@ -86,20 +86,22 @@ def check_operator(
 ) -> Check:
     """Checks an operator in six ways along random directions, at up to max_points of its points (parameter vectors).
 
-    - state: two evaluations of the loss agree, and the network changes no buffer and draws no random number.
+    - state: two evaluations of the loss agree, and the network neither changes a buffer nor draws a random number.
     - symmetry: u'Hv = v'Hu.
     - linearity: H(2u - 3v) = 2Hu - 3Hv.
     - precision: the products agree with those at the same points in float64.
-    - differences: in float64 the products agree with central differences of the gradient; for a Gauss-Newton matrix, of
-      the gradient with the network's Jacobian held fixed. This is not judged at a kink, where the forward and the
-      backward difference quotient disagree.
+    - differences: in float64 the products agree with central differences of the gradient. For a Gauss-Newton matrix,
+      the network's Jacobian in that gradient is held fixed. The check is not judged at a kink, where the forward and
+      the backward difference quotient disagree.
     - batching: all products at once, one product at a time, and a loop over points agree.
 
-    Sums, blocks and restrictions of Hessians and Gauss-Newton matrices are judged in the same way, with rounding in
-    units of the terms of the sum. Of other operators only symmetry and linearity are judged. Points at which the loss
-    is not finite fail the check of state and are left out of the others. The checks cost some 30 gradients and 10
-    products for each direction and term. They change nothing, and a failed check raises nothing. num_probes: the number
-    of random directions. progress: called with (done, total) checks.
+    Sums, blocks and restrictions of Hessians and Gauss-Newton matrices are judged in the same way. The errors of a sum
+    are in units of the size of its terms, which may nearly cancel. For other operators only symmetry and linearity are
+    judged. Points at which the loss is not finite fail the check of state and are left out of the others. The checks
+    cost some 30 gradients and 10 products for each direction and term. They change nothing, and a failed check
+    raises no error.
+
+    num_probes: the number of random directions. progress: called with (done, total) checks.
     Raises ValueError for num_probes or max_points below 1.
 
     >>> from hessian_tools.curvature import hessian
@@ -113,21 +115,21 @@ def check_operator(
     names = [field.name for field in fields(Check)]
     counter = ProgressCounter(len(names), progress)
 
-    def only_state(state: Finding, reason: str) -> Check:
+    def stop_after_state(state: Finding, reason: str) -> Check:
         counter.add(len(names))
         return Check(state, *(_not_judged(name, f"not judged, because {reason}") for name in names[1:]))
 
     H = _some_points(H, max_points)
     state = _check_state(H)
     if state.passed is False:
-        return only_state(state, "the loss is not a function of the parameters alone")
+        return stop_after_state(state, "the loss is not a function of the parameters alone")
     finite = _finite(H)
     if not finite.all():
         count = f"{int((~finite).sum())} of {len(finite)} points"
         text = f"the loss is not finite at {count}, which are left out of the other checks"
         state = Finding("state", False, nan, 0.0, text)
     if not finite.any():
-        return only_state(state, "the loss is not finite")
+        return stop_after_state(state, "the loss is not finite")
     counter.add(1)
     H = H if finite.all() else H.select(finite.nonzero()[:, 0])
     U, V = (_directions(H, num_probes, seed, name) for name in ("u", "v"))
@@ -139,7 +141,7 @@ def check_operator(
 
 
 def _some_points(H: Operator, max_points: int) -> Operator:
-    """H at no more than max_points of its points, all of which have batches of the same sizes as the first point."""
+    """H at no more than max_points of its points, chosen among those whose batches have the sizes of the first one."""
     if H.num_points is None:
         return H
     same_sizes = set(range(H.num_points))
@@ -149,7 +151,7 @@ def _some_points(H: Operator, max_points: int) -> Operator:
             same_sizes &= next(positions for positions in groups if 0 in positions)
     if len(same_sizes) == H.num_points <= max_points:
         return H
-    # Evenly spread, because neighbouring points of an inner loop are much alike.
+    # The points are evenly spread, because neighbouring points of an inner loop are much alike.
     spread = torch.linspace(0, len(same_sizes) - 1, min(max_points, len(same_sizes)), device="cpu").round().long()
     return H.select(torch.tensor(sorted(same_sizes), device="cpu")[spread])
 
@@ -172,7 +174,7 @@ def _directions(H: Operator, count: int, seed: int, name: str) -> Float[Tensor, 
 
 
 def _check_state(H: Operator) -> Finding:
-    """The worst finding over the losses that H is made of: a failed one, else one that could not be judged."""
+    """The worst finding over the losses that H is made of; failed is worse than not judged."""
     objectives = [leaf.objective for leaf in leaves(H) if isinstance(leaf, LossOperator)]
     findings = [_state_of_loss(objective) for objective in {id(o.loss): o for o in objectives}.values()]
     if not all(isinstance(leaf, LossOperator) for leaf in leaves(H)):
@@ -183,7 +185,7 @@ def _check_state(H: Operator) -> Finding:
 def _state_of_loss(objective: Objective) -> Finding:
     loss, theta, batch = objective.loss, objective.thetas[0], objective.batches_at(0)[0]
     if isinstance(loss, Loss):
-        try:  # by a new Loss, because the network may have changed since this one was checked
+        try:  # on a new Loss, because the network may have changed since the old one was checked
             make_loss(loss.model, loss.criterion, loss.layout).refuse_hidden_state(theta, batch)
         except HiddenStateError as error:
             return Finding("state", False, nan, 0.0, str(error))
@@ -266,7 +268,7 @@ def _check_differences(H: Operator, V: Tensor, products: Tensor, size: Tensor) -
 
 
 def _check_batching(H: Operator, V: Tensor, products: Tensor, scale: Tensor) -> Finding:
-    """Compares, in float64, products taken all at once with those one at a time, by a loop over points, and by vmap."""
+    """Compares the products with those computed one at a time, by a loop over points, and by vmap, all in float64."""
 
     def with_options(matrix: LossOperator, **options: Any) -> LossOperator:
         engine = replace(matrix.engine, route="direct", **options)
@@ -286,7 +288,7 @@ def _check_batching(H: Operator, V: Tensor, products: Tensor, scale: Tensor) -> 
 
 
 def _unit(H: Operator) -> str:
-    """The unit of errors, in words: for sums it is the size of the terms, because these may nearly cancel."""
+    """The unit of errors, in words. For sums it is the size of the terms, because the terms may nearly cancel."""
     return "|Hv|" if len(terms(H)) == 1 else "the terms of Hv"
 
 
@@ -301,8 +303,11 @@ def _worst(difference: Tensor, scale: Tensor) -> float:
 
 
 def _judged(name: str, value: float, allowed: float, text: str, conclusion: str) -> Finding:
-    """A finding whose sentence is the text with the value in it, followed by the conclusion if the check failed."""
-    if value != value:
+    """A finding, which fails if the value is above the allowed one or NaN.
+
+    Its sentence is the text with the value in place of ``{}``, followed by the conclusion if the check failed.
+    """
+    if value != value:  # NaN
         return Finding(name, False, value, allowed, "products are not finite")
     passed, sentence = value <= allowed, f"{text.format(f'{value:.1e}')} (allowed {allowed:.1e})"
     return Finding(name, passed, value, allowed, sentence if passed else f"{sentence}; {conclusion}")

@@ -3,7 +3,7 @@
 The Hessian is the derivative of the gradient. The Gauss-Newton matrix is the derivative of the gradient with the
 network's Jacobian held fixed, theta' -> J(theta)' (d criterion / d outputs)(theta').
 
-This is for checks only: in float32, on networks with kinks, difference quotients are off by 60 to 460 %.
+These quotients are for checks only: in float32, on networks with kinks, they are off by 60 to 460 %.
 """
 
 from collections.abc import Callable
@@ -37,9 +37,10 @@ class Quotients:
 
     central: (g(theta + h v) - g(theta - h v)) / 2h, with the step h at which the quotients disagree least.
     disagreement: the distance between the forward quotient (g(theta + h v) - g(theta)) / h and the backward quotient
-    (g(theta) - g(theta - h v)) / h, or that between the central quotients of this and the next larger h if it is more.
-    On a smooth loss it is h times a third derivative, plus rounding, and is larger than the error of the central
-    quotient. At a kink it does not shrink with h. smallest_visible: products shorter than this are hidden by rounding.
+    (g(theta) - g(theta - h v)) / h, or the distance between the central quotients of this h and the next larger one,
+    whichever is more. On a smooth loss it is h times a third derivative, plus rounding, and is larger than the error of
+    the central quotient. At a kink it does not shrink with h. smallest_visible: products shorter than this are hidden
+    by rounding.
     """
 
     central: Float[Tensor, "point param probe"]
@@ -48,7 +49,10 @@ class Quotients:
 
 
 def differentiable(H: Operator) -> bool:
-    """Whether H is composed of Hessians and Gauss-Newton matrices alone, the derivatives of known vector fields."""
+    """True if H is composed of Hessians and Gauss-Newton matrices alone.
+
+    These are the derivatives of vector fields that can be evaluated, so difference quotients exist for them.
+    """
     return all(isinstance(leaf, Hessian | GaussNewton) for leaf in leaves(H))
 
 
@@ -66,7 +70,7 @@ def difference_quotients(H: Operator, V: Float[Tensor, "param probe"]) -> Quotie
 
 
 def _quotients_of_term(term: Operator, V: Tensor) -> Quotients:
-    """The quotients of a Hessian or Gauss-Newton matrix, which may stand inside blocks and restrictions."""
+    """The quotients of one term: a Hessian or Gauss-Newton matrix, or a block or restriction of one."""
     projections: list[Projected] = []
     directions = V.expand(term.num_points or 1, *V.shape)
     while isinstance(term, Projected):
@@ -118,7 +122,10 @@ def _field(matrix: Hessian | GaussNewton) -> Field:
 
 
 def _best_quotient(field: Field, thetas: Tensor, v: Tensor, middle: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
-    """At every point the central quotient with the least disagreement, and this disagreement; middle: field(thetas)."""
+    """At every point the central quotient with the least disagreement, and this disagreement.
+
+    middle: field(thetas). length: |theta|, the unit of the step lengths.
+    """
     best, smallest = torch.full_like(middle, torch.nan), middle.new_full((len(middle),), torch.inf)
     previous = best
     for step in STEPS:

@@ -1,1 +1,1 @@
-"""Curvature along directions, between eigenspaces, and through the inner loop."""
+"""Curvature along directions, comparisons of eigenspaces, and the Jacobian of the inner loop."""

@@ -24,8 +24,11 @@ class AdaptationJacobian:
     """The Jacobian J of one trajectory [param, param] or of several tasks [task, param, param].
 
     It is made by :func:`adaptation_jacobian`. Use ``J @ V`` and ``J.T @ V`` for V [param], [param, probe] or
-    [task, param, probe], and ``J.mv(v)`` and ``J.rmv(v)`` for one vector a task. A product costs one Hessian-vector
-    product a step. factors: H_0 ... H_{K-1}, each at one point of every task. single: whether it is one trajectory.
+    [task, param, probe], and ``J.mv(v)`` and ``J.rmv(v)`` for one vector for each task. A product costs one
+    Hessian-vector product for each step.
+
+    factors: H_0 ... H_{K-1}, each at one point of every task. single: True for one trajectory without a task axis.
+    transposed: True for J'.
     """
 
     factors: tuple[Operator, ...]
@@ -75,7 +78,7 @@ class AdaptationJacobian:
         return AdaptationGram(self)
 
     def __matmul__(self, V: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """``torch.matmul(self.to_dense(), V)``; ValueError if V does not fit."""
+        """``torch.matmul(self.to_dense(), V)``. Raises ValueError if V does not fit."""
         self._check(V)
         if V.ndim == 1:
             return (self @ V[:, None])[..., 0]
@@ -84,12 +87,12 @@ class AdaptationJacobian:
 
     @full_precision
     def mv(self, v: Float[Tensor, "*task param"]) -> Float[Tensor, "*task param"]:
-        """J v for one vector a task: v [task, param], or [param] for the same vector at every task."""
+        """J v for one vector for each task: v [task, param], or [param] for the same vector at every task."""
         return (self @ v[..., None])[..., 0]
 
     @full_precision
     def rmv(self, v: Float[Tensor, "*task param"]) -> Float[Tensor, "*task param"]:
-        """J'v for one vector a task; v is as for :meth:`mv`."""
+        """J'v for one vector for each task; v is as for :meth:`mv`."""
         return self.T.mv(v)
 
     def to_dense(self) -> Float[Tensor, "*task param param"]:
@@ -134,13 +137,16 @@ class AdaptationJacobian:
         if V.ndim not in (1, 2, 3) or V.shape[-2:][0] != self.num_params or (V.ndim == 3 and len(V) not in (1, tasks)):
             raise ValueError(
                 f"V has shape {list(V.shape)}, but the Jacobian has {list(self.shape)}; "
-                f"give [{self.num_params}, probe] or [{tasks}, {self.num_params}, probe]"
+                f"give V of shape [{self.num_params}, probe] or [{tasks}, {self.num_params}, probe]"
             )
 
 
 @dataclass(frozen=True, repr=False)
 class AdaptationGram(Derived):
-    """J'J of an adaptation Jacobian, made by ``J.gram``; a product costs two Hessian-vector products a step."""
+    """J'J of an adaptation Jacobian; made by ``J.gram``. A product costs two Hessian-vector products for each step.
+
+    The points of this operator are the tasks.
+    """
 
     jacobian: AdaptationJacobian
 
@@ -151,12 +157,12 @@ class AdaptationGram(Derived):
 
     @property
     def num_points(self) -> int | None:
-        """The number of tasks, for a point of this operator is a task; None for a single trajectory."""
+        """The number of tasks; None for a single trajectory."""
         return self.jacobian.num_tasks
 
     @property
     def at_once(self) -> int:
-        """The number of tasks that fit in memory together; every step keeps the memory of its own products."""
+        """The number of tasks that fit in memory together, while every step keeps data for its products."""
         return max(1, min(H.at_once for H in self.jacobian.factors) // self.jacobian.steps)
 
     @full_precision
@@ -179,7 +185,7 @@ class AdaptationGram(Derived):
 def adaptation_jacobian(
     H: Operator, step_size: float | Float[Tensor, "..."], *, steps: int | None = None
 ) -> AdaptationJacobian:
-    """The Jacobian d theta_K / d theta_0 = (I - a H_{K-1}) ... (I - a H_0) of gradient descent on one batch a task.
+    """The Jacobian d theta_K / d theta_0 = (I - a H_{K-1}) ... (I - a H_0) of gradient descent on one batch per task.
 
     H: the Hessian of the support loss at the K points *from* which the steps were taken, theta_0 ... theta_{K-1};
     the adapted point is not among them. steps: the number K for several trajectories, whose points come in task-major

@@ -1,4 +1,4 @@
-"""Whether the gradients of an inner loop point the same way: two measures, and the null hypothesis of one of them."""
+"""Two measures of how far the gradients of an inner loop point the same way, and a null hypothesis for one of them."""
 
 import math
 from dataclasses import dataclass
@@ -25,10 +25,10 @@ class Null:
 
 
 def cosine_null(steps: int) -> Null:
-    """Where the mean of :func:`cos_displacement` over K steps lies if the gradients are orthogonal: [1/K, 1/sqrt(K)].
+    """The range of the mean of :func:`cos_displacement` if the K gradients are orthogonal: [1/K, 1/sqrt(K)].
 
     The squared cosines then sum to one. Their mean is 1/sqrt(K) for gradients of equal norms, and 1/K if one gradient
-    is all of the displacement; in between the mean depends on the norms, so the null does not fix it.
+    makes all of the displacement. Otherwise the mean depends on the norms, so mean and std of the null are NaN.
     Raises ValueError for fewer than one step.
 
     >>> cosine_null(4)
@@ -45,7 +45,7 @@ def cos_displacement(
 ) -> Float[Tensor, "*point step"]:
     """cos(-g_k, theta_K - theta_0) at every inner step k; NaN where either is zero (Lee 2023, figure 3).
 
-    Compare its mean with :func:`cosine_null`, which orthogonal gradients already reach.
+    Compare its mean over the steps with :func:`cosine_null`, because orthogonal gradients have a positive mean too.
 
     >>> import torch
     >>> cos_displacement(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([-1.0, -1.0]))

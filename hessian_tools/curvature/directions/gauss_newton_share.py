@@ -1,4 +1,4 @@
-"""How much of the Hessian's top eigenpairs its Gauss-Newton part accounts for: values, curvature and directions."""
+"""Compares the Hessian's top eigenpairs with its Gauss-Newton part, in values, curvature and directions."""
 
 from dataclasses import dataclass
 
@@ -19,18 +19,19 @@ class GaussNewtonShare:
     """The top k eigenpairs (value, v_j) of H beside those of its Gauss-Newton part G (u_j), each with its error.
 
     hessian, hessian_error: eigenvalues of H and their residuals, in the order in which they were requested.
-    gauss_newton, gauss_newton_error: the k largest eigenvalues of G, and one bound on the rounding error of each of
-    them. The j-th eigenvalue of H and the j-th of G need not belong to one direction; ``share`` and ``overlap`` compare
-    directions.
+    gauss_newton, gauss_newton_error: the k largest eigenvalues of G, and a bound on the rounding error that holds for
+    each of them. The j-th eigenvalue of H and the j-th of G need not belong to one direction; ``share`` and ``overlap``
+    compare directions.
     share: v_j'Gv_j / v_j'Hv_j, the part of the curvature along v_j that is Gauss-Newton. It is 1 where G accounts for
     all of the curvature, above 1 where H - G is negative along v_j, and not positive where the eigenvalue of H is
     negative.
-    overlap: |U_j'V_j|_F^2 / j of the first j directions of each, for j = 1..k. For random subspaces it is j / param on
-    average (``overlap_null``). It is NaN where G has fewer than j eigenvalues that can differ from zero.
+    overlap: |U_j'V_j|_F^2 / j for j = 1..k, where U_j and V_j hold the first j vectors of G and of H. For random
+    subspaces it is j / param on average (``overlap_null``). It is NaN where G has fewer than j eigenvalues that can
+    differ from zero.
     share_error, overlap_error: bounds on the errors of share and overlap that follow from the residuals of the pairs
     and the gaps between their values (Davis, Kahan 1970). They are large where eigenvalues lie close together, because
     single directions then mean little. They say nothing for the last pair, because the gap to the next eigenvalue is
-    not known; ask for one pair more than is used.
+    not known; so request one pair more than you use.
     """
 
     hessian: Float[Tensor, "*point k"]
@@ -47,10 +48,10 @@ class GaussNewtonShare:
 def gauss_newton_share(pairs: EigenPairs, spectrum: Spectrum, *, which: Which = "LM") -> GaussNewtonShare:
     """Compares the Hessian's top eigenpairs with the Gauss-Newton spectrum at the same points, without any product.
 
-    pairs: ``top_eigenpairs(hessian(...), k=..., which=which, vectors=True)`` with which "LM", "LA" or "SA". Choose "LA"
-    to compare positive eigenvalues only, as G has no negative ones. spectrum: ``gauss_newton_spectrum(...,
+    pairs: ``top_eigenpairs(hessian(...), k=..., which=which, vectors=True)`` where which is "LM", "LA" or "SA". Choose
+    "LA" to compare positive eigenvalues only, because G has no negative ones. spectrum: ``gauss_newton_spectrum(...,
     vectors=True)``.
-    Raises ValueError if either has no vectors, or if they are not of the same points.
+    Raises ValueError if one of the two has no vectors, or if they belong to different points.
 
     >>> yes, count, e = torch.ones(2, dtype=torch.bool), torch.tensor(9), torch.eye(3)
     >>> H = EigenPairs(torch.tensor([4.0, 2.0]), torch.zeros(2), yes, e[:, :2], count, yes[0])
@@ -78,15 +79,15 @@ def gauss_newton_share(pairs: EigenPairs, spectrum: Spectrum, *, which: Which = 
     return GaussNewtonShare(
         pairs.values,
         pairs.residuals,
-        _first(spectrum.values, k, otherwise=0.0),
+        _first(spectrum.values, k, fill=0.0),
         spectrum.error,
         share,
         error / pairs.values.abs(),
-        _first(overlaps, k, otherwise=torch.nan),
-        (subspace_error(pairs, which=which) + _first(subspace_errors, k, otherwise=torch.nan)).clamp(max=1),
+        _first(overlaps, k, fill=torch.nan),
+        (subspace_error(pairs, which=which) + _first(subspace_errors, k, fill=torch.nan)).clamp(max=1),
     )
 
 
-def _first(values: Float[Tensor, "*point n"], k: int, *, otherwise: float) -> Float[Tensor, "*point k"]:
-    """The first k values, filled up with ``otherwise`` where there are fewer."""
-    return pad(values, (0, max(0, k - values.shape[-1])), value=otherwise)[..., :k]
+def _first(values: Float[Tensor, "*point n"], k: int, *, fill: float) -> Float[Tensor, "*point k"]:
+    """The first k values; if there are fewer, ``fill`` takes the place of the missing ones."""
+    return pad(values, (0, max(0, k - values.shape[-1])), value=fill)[..., :k]

@@ -1,7 +1,8 @@
-"""Curvature along the gradient: rho = g'Hg / g'g, its bound |Hg| / |g|, their error, and a rho free of filter scales.
+"""Curvature along the gradient: rho = g'Hg / g'g, its bound |Hg| / |g|, and their error.
 
-:func:`gradient_curvature` does everything for an operator. The other functions are the formulas themselves, pure
-functions of products that were already computed, so that a caller who has Hg computes nothing twice.
+:func:`gradient_curvature` computes them for an operator. The other functions are the single formulas, pure functions of
+products that were already computed, so that a caller who has Hg computes nothing twice. :func:`rho_normalised` is a rho
+that does not depend on the scale of filters.
 """
 
 from collections.abc import Iterable
@@ -22,7 +23,7 @@ from hessian_tools.torch_fixes.precision import full_precision
 # so it is positive exactly if alpha * rho < 2, which is the descent lemma along the gradient.
 DESCENT_THRESHOLD = 2.0
 
-# The rounding error of products that their asymmetry does not reveal, in units of eps |Hg| / |g|, for float32.
+# The part of the rounding error of rho that the asymmetry of products does not show, in units of eps |Hg| / |g|.
 ROUNDING_UNITS = 8
 
 
@@ -31,8 +32,8 @@ class GradientCurvature:
     """Curvature along the gradient g at every point; the ratios are NaN where g = 0.
 
     rho: g'Hg / g'g, in units of 1 / step size. hg_ratio: |Hg| / |g|, in the same units; by Cauchy and Schwarz
-    |rho| <= hg_ratio always. grad_norm: |g|. error: an estimate of how far rounding has moved rho and hg_ratio, see
-    :func:`rounding_error`; None if it was not measured. step_size: alpha, or None if none was given.
+    |rho| <= hg_ratio always. grad_norm: |g|. error: an estimate of the rounding error of rho and of hg_ratio, see
+    :func:`rounding_error`; None if it was not computed. step_size: alpha, or None if none was given.
     """
 
     rho: Float[Tensor, "*point"]
@@ -57,8 +58,9 @@ def gradient_curvature(H: Operator, step_size: float | Float[Tensor, "*#point"] 
     """The curvature of H along the gradient of its loss, at every point, with its rounding error.
 
     H: a Hessian or a Gauss-Newton matrix, or a block or restriction of one, for which the gradient is restricted in the
-    same way. step_size: alpha, a number or one for each point, for ``alpha_rho`` of the result. A single point gives
-    numbers without the point axis. It costs one gradient and two products a point: Hg, and H(Hg) for the error.
+    same way. step_size: alpha, one number or one for each point; ``alpha_rho`` of the result needs it. For a single
+    point the results have no point axis. The cost is one gradient and two products at each point: Hg, and H(Hg) for the
+    error.
     Raises ValueError for any other operator, because its gradient is not known. (Lee, Yoo, Kwak 2023, Eq. 3.)
 
     >>> from hessian_tools.curvature import hessian
@@ -70,7 +72,7 @@ def gradient_curvature(H: Operator, step_size: float | Float[Tensor, "*#point"] 
     g = _gradients(H)
     g = g[0] if H.num_points is None else g
     hg = H.mv(g)
-    # Random probes are nearly orthogonal to the gradient and underestimate the error. The direction Hg does not, which
+    # Random probes are nearly orthogonal to the gradient and underestimate the error. The direction Hg does not, so it
     # is worth one more product.
     z = in_units(hg)[0]
     asymmetry = product_asymmetry(hg, g, H.mv(z)[..., None], z[..., None])
@@ -95,7 +97,7 @@ def _gradients(H: Operator) -> Float[Tensor, "point row"]:
 
 @full_precision
 def curvature_along(g: Float[Tensor, "*point param"], hg: Float[Tensor, "*point param"]) -> GradientCurvature:
-    """The formula: curvature along g from g and the product Hg, without an error or a step size.
+    """Curvature along g from g and the product Hg; the result has no error and no step size.
 
     >>> result = curvature_along(torch.tensor([1.0, 1.0]), torch.tensor([3.0, 1.0]))  # H = diag(3, 1)
     >>> round(float(result.rho), 5), round(float(result.hg_ratio) ** 2, 5)
@@ -109,10 +111,10 @@ def curvature_along(g: Float[Tensor, "*point param"], hg: Float[Tensor, "*point 
 
 
 def in_units(v: Float[Tensor, "*point param"]) -> tuple[Float[Tensor, "*point param"], Float[Tensor, "*point"]]:
-    """Splits v into v / u and u, a power of two of the size of v's largest entry; 1 where v is 0 or not finite.
+    """Splits v into v / u and a unit u, the power of two next below v's largest entry; u is 1 if v is 0 or not finite.
 
-    In float32 the squares of small gradients (1e-20) would vanish and those of large ones (1e20) overflow. Dividing
-    by a power of two rounds nothing.
+    In float32 the squares of small gradients (1e-20) would vanish and those of large ones (1e20) overflow. Division by
+    a power of two makes no rounding error.
 
     >>> in_units(torch.tensor([2.0, -5.0]))
     (tensor([ 0.5000, -1.2500]), tensor(4.))
@@ -129,14 +131,14 @@ def product_asymmetry(
     hz: Float[Tensor, "*point param probe"],
     z: Float[Tensor, "*#point param probe"],
 ) -> Float[Tensor, "*point"]:
-    """Estimates the rounding error of bilinear forms of H: the largest |z'Hg - g'Hz| over probes z, all at unit length.
+    """Estimates the rounding error of rho by the largest |z'Hg - g'Hz| over probes z, for g and z of unit length.
 
     H is symmetric, but its computed products are not exactly so. The asymmetry estimates the error of rho = g'Hg / g'g
     from errors of the same kind. It is not a bound, and it is usually too small. In float32, on a Conv4 of width 16
     (32 points), the actual error of rho was 7 times the estimate in the median, and up to 40 times, with 8 random
-    probes. With Hg itself as one more direction it was 1.7 times the estimate, which is worth one more product where
-    the error (1e-7 of rho) matters. The estimate costs nothing where H was multiplied by the probes anyway. It is
-    NaN where g or a probe is 0.
+    probes. With Hg itself as one more probe it was 1.7 times the estimate, so that probe is worth its product where the
+    error (1e-7 of rho) matters. The estimate costs no product where H was multiplied by the probes anyway. It is NaN
+    where g or a probe is 0.
 
     >>> e = torch.eye(2)
     >>> float(product_asymmetry(torch.tensor([0.0, 1.0]), e[0], torch.tensor([[1.25], [0.0]]), e[:, 1:]))
@@ -165,9 +167,9 @@ def rounding_error(hg_ratio: Float[Tensor, "*point"], asymmetry: Float[Tensor, "
 def filter_scale(
     layout: ParamLayout, theta: Float[Tensor, "*point param"], normalised: Iterable[str]
 ) -> Float[Tensor, "*point param"]:
-    """The scale d of every parameter: the norm of its filter for the named weights, and 1 for all others.
+    """The scale d of every parameter: the norm of its filter for the named weights, and 1 for all other parameters.
 
-    normalised: names in the layout of the weights whose filters (slices along their first axis) are followed by
+    normalised: the names, as in the layout, of the weights whose filters (slices along the first axis) are followed by
     normalisation. For these H ~ 1/|w|^2 and g ~ 1/|w|, so weights that grow look like curvature that falls. With
     D = diag(d), the products D H D and D g do not change when such filters are rescaled.
     Raises ValueError for a name that the layout does not have.
@@ -189,7 +191,7 @@ def filter_scale(
 def rho_normalised(
     d: Float[Tensor, "*point param"], g: Float[Tensor, "*point param"], h_d2g: Float[Tensor, "*point param"]
 ) -> Float[Tensor, "*point"]:
-    """Curvature along the gradient, free of filter scales: (Dg)'(DHD)(Dg) / |Dg|^2 = (d^2 g)'H(d^2 g) / |d g|^2.
+    """Curvature along the gradient, independent of filter scales: (Dg)'(DHD)(Dg) / |Dg|^2 = (d^2 g)'H(d^2 g) / |d g|^2.
 
     d: from :func:`filter_scale`. h_d2g: the product ``H.mv(d**2 * g)``. It does not change when filters that are
     followed by normalisation are rescaled; this holds exactly in the limit where the normalisation's eps goes to 0. NaN
@@ -208,13 +210,13 @@ def rho_normalised(
 def small_step_difference(
     hg: Float[Tensor, "*point param"], *, tau: float, target_steps: int, reference_steps: int
 ) -> Float[Tensor, "*point param"]:
-    """The difference between the ends of R small and T large steps, to leading order: (tau^2 / 2)(1/T - 1/R) Hg.
+    """How far R small and T large gradient steps end apart, to leading order: (tau^2 / 2)(1/T - 1/R) Hg.
 
     It is theta_reference - theta_target with an error of O(tau^3), for R reference steps and T target steps of plain
-    gradient descent from the same start on the same batch. Both have the total time tau = step size times number of
-    steps. Gradient descent with step h follows the gradient flow up to -(h/2) tau H g, so that the two ends differ by
-    this term with h = tau/T less the same with h = tau/R. It holds for smooth networks only: with kinks (ReLU,
-    max-pooling) the remainder is not of order tau^3.
+    gradient descent from the same start on the same batch. Both paths have the same total time tau, which is the step
+    size times the number of steps. hg: Hg at the start. Gradient descent with step h follows the gradient flow up to
+    -(h/2) tau H g, so the two ends differ by this term with h = tau/T minus this term with h = tau/R. It holds for
+    smooth networks only: with kinks (ReLU, max-pooling) the remainder is not of order tau^3.
 
     >>> small_step_difference(torch.tensor([2.0]), tau=0.3, target_steps=1, reference_steps=3)  # 3 * 0.1**2 * 2
     tensor([0.0600])

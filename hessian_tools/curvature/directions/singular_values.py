@@ -21,8 +21,8 @@ class SingularValues:
     error: sqrt(left^2 + right^2) / sqrt(2); at least one singular value of J lies within this distance of s.
     converged: error <= max(rtol s, 64 eps |J|^2 / s), where |J| is the largest singular value. Where it is False, raise
     max_matvecs.
-    u, v: the singular vectors, or None if they were not requested; u is zero where s is.
-    num_matvecs: Hessian-vector products of each task. complete: whether it was checked that no value was missed, see
+    u, v: the singular vectors as columns, or None if they were not requested; u is zero where s is zero.
+    num_matvecs: Hessian-vector products of each task. complete: True if a check found that no value was missed, see
     ``EigenPairs``.
     """
 
@@ -53,11 +53,11 @@ def singular_values(
     copies: bool | None = None,
     progress: Progress | None = None,
 ) -> SingularValues:
-    """The k largest singular values of J at every task, from eigenpairs of J'J, certified by true products.
+    """The k largest singular values of J at every task, from eigenpairs of J'J, with residuals from true products.
 
     They are the factors by which the distance between two nearby starting points grows or shrinks in the inner loop.
     They are 1 along directions without curvature, and more than 1 along negative curvature and where step size times
-    curvature exceeds 2. Only the largest are accurate: J'J squares the condition number, which costs a value s a
+    curvature exceeds 2. Only the largest are accurate: J'J squares the condition number, which gives a value s a
     relative error of eps (|J| / s)^2.
     max_matvecs: products with J'J, each of which is 2 K Hessian-vector products. rtol, vectors, seed and copies are
     those of :func:`top_eigenpairs`. progress: called with (done, total) tasks.
@@ -83,7 +83,7 @@ def singular_values(
     # Lanczos on J'J rounds s^2 by some eps |J|^2, and hence s by some eps |J|^2 / s.
     rounding = 64 * torch.finfo(s.dtype).eps * s[..., :1] ** 2 / s.clamp(min=torch.finfo(s.dtype).tiny)
     converged = _error(left, right) <= torch.maximum(rtol * s, rounding)
-    # A product with J'J takes one with J and one with J'. Three more, of k vectors each, were taken above.
+    # A product with J'J is one with J and one with J'. J @ vectors, J @ v and J.T @ u above are k products each.
     products = J.steps * (2 * pairs.num_matvecs + 3 * k)
     return SingularValues(
         s, left, right, converged, u if vectors else None, v if vectors else None, products, pairs.complete

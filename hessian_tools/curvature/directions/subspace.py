@@ -1,6 +1,6 @@
-"""Eigenspaces compared with a gradient and with each other, and how far computed ones may be from the exact ones.
+"""Compares eigenspaces with a gradient and with each other, and bounds the error of computed eigenspaces.
 
-Everything comes from eigenvectors that were already computed, and no param x param matrix is formed.
+All functions take eigenvectors that were already computed, and none forms a param x param matrix.
 """
 
 import math
@@ -60,7 +60,7 @@ def principal_angles(
 ) -> Float[Tensor, "*point _"]:
     """The min(k, l) principal angles between two spans, in radians and rising order (Bjorck, Golub 1973).
 
-    An angle comes from its cosine or its sine, whichever is the smaller, so that small angles keep their digits.
+    An angle is computed from its cosine or its sine, whichever is smaller, so that small angles keep their digits.
     Angles are NaN at a point whose vectors are NaN. Raises ValueError for columns that are not orthonormal.
 
     >>> u, v = torch.tensor([[1.0], [0.0]]), torch.tensor([[1.0], [1e-5]])
@@ -72,7 +72,7 @@ def principal_angles(
     U, V = (V, U) if U.shape[-1] < V.shape[-1] else (U, V)
     inner = U.mT @ V
     orthogonal_part, nonfinite = V - U @ inner, ~inner.isfinite().all(-1).all(-1)[..., None]
-    # svdvals raises if any matrix of the batch is not finite, so zeros take the place of such points.
+    # svdvals raises if any matrix of the batch is not finite, so zeros take the place of such matrices.
     cosines = torch.linalg.svdvals(inner.masked_fill(nonfinite[..., None], 0)).clamp(max=1)
     sines = torch.linalg.svdvals(orthogonal_part.masked_fill(nonfinite[..., None], 0)).flip(-1).clamp(max=1)
     return torch.where(cosines**2 < 0.5, cosines.acos(), sines.asin()).masked_fill(nonfinite, torch.nan)
@@ -82,7 +82,8 @@ def principal_angles(
 def step_overlaps(vectors: Float[Tensor, "*task step param k"]) -> Float[Tensor, "*task step_i step_j"]:
     """The overlap of the eigenspaces at every two steps of a trajectory; it is 1 on the diagonal.
 
-    See :func:`subspace_overlap` for its null and its error. Raises ValueError for columns that are not orthonormal.
+    See :func:`subspace_overlap` for its null hypothesis and its error. Raises ValueError for columns that are not
+    orthonormal.
 
     >>> e = torch.eye(4)
     >>> step_overlaps(torch.stack([e[:, :2], e[:, 1:3]]))
@@ -97,8 +98,9 @@ def step_overlaps(vectors: Float[Tensor, "*task step param k"]) -> Float[Tensor,
 
 
 def overlap_null(num_params: int, k: int, l: int | None = None) -> Null:  # noqa: E741
-    """The overlap of random k- and l-dimensional subspaces of a space of num_params dimensions (l = k by default).
+    """The null hypothesis of an overlap: random k- and l-dimensional subspaces of a space of num_params dimensions.
 
+    l: None means l = k.
     |U'V|_F^2 = tr PQ of the two projectors has mean k l / n and variance 2 k l (n - k)(n - l) / (n^2 (n - 1)(n + 2));
     the overlap is |U'V|_F^2 / min(k, l). With l = 1 this is the null of :func:`gradient_share` at k.
     Raises ValueError for dimensions outside 1..num_params.
@@ -109,7 +111,7 @@ def overlap_null(num_params: int, k: int, l: int | None = None) -> Null:  # noqa
     n, l_dims = num_params, k if l is None else l
     if not (1 <= k <= n and 1 <= l_dims <= n and n > 1):
         raise ValueError(
-            f"subspaces of {k} and {l_dims} dimensions in a space of {n}; give 1 to {n} for each, of 2 or more"
+            f"subspaces of {k} and {l_dims} dimensions in a space of {n}; give 1 to {n} in a space of 2 or more"
         )
     smaller, variance = min(k, l_dims), 2 * k * l_dims * (n - k) * (n - l_dims) / (n**2 * (n - 1) * (n + 2))
     # Two subspaces whose dimensions add up to more than n share at least the excess.
@@ -120,12 +122,11 @@ def subspace_error(pairs: EigenPairs, *, which: Which = "LM") -> Float[Tensor, "
     """How far the span of the first j pairs may be from the eigenspace: a bound on the sine of the largest angle.
 
     The bound is sqrt(sum of the first j squared residuals) / gap (Davis, Kahan 1970). The gap is the distance from the
-    j-th value to the rest of the spectrum, of which pair j + 1 is the nearest, less the residual of pair j + 1; so ask
-    for one pair more than is used. The bound is at most 1, and is 1 where nothing is known: for the last pair, and
-    where values lie too close. It holds if no eigenvalue was missed (``pairs.complete`` says where this was checked),
-    and does not include rounding.
-    which: the order in which the pairs were requested, "LM", "LA" or "SA". Raises ValueError for "BE", because those
-    pairs have no order in which a first j could be cut off.
+    j-th value to value j + 1, minus the residual of pair j + 1; so request one pair more than you use. The bound is at
+    most 1. It is 1 where nothing is known, which is so for the last pair and where values lie too close. It holds if no
+    eigenvalue was missed (``pairs.complete`` says where this was checked), and does not include rounding.
+    which: the order in which the pairs were requested, "LM", "LA" or "SA".
+    Raises ValueError for "BE", because those pairs have no order in which a first j could be cut off.
 
     >>> values, residuals = torch.tensor([5.0, 3.0, 1.0]), torch.tensor([0.3, 0.4, 0.0])
     >>> yes, count = torch.ones(3, dtype=torch.bool), torch.tensor(9)
@@ -136,7 +137,7 @@ def subspace_error(pairs: EigenPairs, *, which: Which = "LM") -> Float[Tensor, "
 
 
 def vector_error(pairs: EigenPairs, *, which: Which = "LM") -> Float[Tensor, "*point k"]:
-    """A bound on the sine of each vector's angle to its eigenvector: residual / distance of its value from all others.
+    """A bound on the sine of each vector's angle to its eigenvector: residual / distance to the nearest other value.
 
     It holds under the conditions of :func:`subspace_error`.
 
@@ -148,7 +149,7 @@ def vector_error(pairs: EigenPairs, *, which: Which = "LM") -> Float[Tensor, "*p
     order, residuals, k = _order(pairs, which), pairs.residuals, pairs.values.shape[-1]
     distances = (pairs.values[..., :, None] - pairs.values[..., None, :]).abs() - residuals[..., None, :]
     same_pair = torch.eye(k, dtype=torch.bool, device=distances.device)
-    # All values that were not computed come after the last one in the requested order.
+    # All values that were not computed come after the last computed one in the requested order.
     to_uncomputed = order - order[..., -1:] - residuals[..., -1:]
     return _bound(residuals, torch.minimum(distances.masked_fill(same_pair, torch.inf).amin(-1), to_uncomputed))
 
@@ -166,20 +167,22 @@ def _bound(size: Float[Tensor, "*point k"], gap: Float[Tensor, "*point k"]) -> F
 
 
 def _order(pairs: EigenPairs, which: Which) -> Float[Tensor, "*point k"]:
-    """The numbers by which the pairs were ordered, in descending order."""
+    """The numbers by which the pairs are ordered, which fall from pair to pair."""
     if which not in ("LM", "LA", "SA"):
-        raise ValueError(f"which={which!r} does not define the first j pairs; ask for pairs in the order LM, LA or SA")
+        raise ValueError(
+            f"which={which!r} does not define the first j pairs; request the pairs in the order LM, LA or SA"
+        )
     return {"LM": pairs.values.abs(), "LA": pairs.values, "SA": -pairs.values}[which]
 
 
 def _check_orthonormal(vectors: Tensor, num_params: int) -> None:
     if vectors.ndim < 2:
-        raise ValueError(f"vectors have shape {list(vectors.shape)}; give columns, [..., {num_params}, k]")
+        raise ValueError(f"vectors have shape {list(vectors.shape)}; give columns of shape [..., {num_params}, k]")
     if vectors.shape[-2] != num_params:
         raise ValueError(
             f"the vectors have {vectors.shape[-2]} rows, but they are compared with vectors of {num_params} rows; "
             "take both from the same network"
         )
     error = (vectors.mT @ vectors - torch.eye(vectors.shape[-1], dtype=vectors.dtype, device=vectors.device)).abs()
-    if (error > torch.finfo(vectors.dtype).eps ** 0.5).any():  # False for NaN, so one such point stops no other
+    if (error > torch.finfo(vectors.dtype).eps ** 0.5).any():  # False for NaN, so a point with NaN is no error
         raise ValueError("the columns are not orthonormal; give eigenvectors, or torch.linalg.qr(V).Q")

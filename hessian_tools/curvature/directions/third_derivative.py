@@ -1,4 +1,4 @@
-"""The third derivative of a loss along a direction, and the effect of a step by the first three derivatives."""
+"""The third derivative of a loss along a direction, and the effect of a step predicted by three derivatives."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ from hessian_tools.loss import Batch, LossFunction
 from hessian_tools.torch_fixes.function_modes import PrimitiveNormalisation
 from hessian_tools.torch_fixes.precision import full_precision
 
-# The memory that one point needs, in units of a Hessian-vector product: third derivatives carry twice the tangents.
-PRODUCTS_A_POINT = 2
+# The memory that one point needs, in units of a Hessian-vector product. A third derivative carries twice the tangents.
+PRODUCTS_PER_POINT = 2
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,12 @@ class Expansion:
     error: Float[Tensor, "*point"]
 
     def change(self, t: float | Float[Tensor, "*point"], *, order: int = 3) -> Float[Tensor, "*point"]:
-        """L(theta + t d) - L(theta) by the Taylor polynomial of that order: t phi' + t^2 phi''/2 + t^3 phi'''/6.
+        """L(theta + t d) - L(theta) by the Taylor polynomial of the given order: t phi' + t^2 phi''/2 + t^3 phi'''/6.
 
         With d the gradient and t = -alpha it predicts the effect of a step of gradient descent: order 1
         gives -alpha |g|^2, and order 2 adds the curvature's alpha^2 g'Hg / 2. On a smooth loss the remainder of order
-        3 is of order t^4; across kinks (ReLU, max-pooling) it need not be. Raises ValueError for another order.
+        3 is of order t^4; across kinks (ReLU, max-pooling) it need not be. Raises ValueError for an order other than 1,
+        2 or 3.
 
         >>> zero, one = torch.tensor(0.0), torch.tensor(1.0)
         >>> [round(float(Expansion(one, one, one, one, zero).change(0.6, order=k)), 3) for k in (1, 2, 3)]
@@ -70,13 +71,13 @@ def third_derivative(
     scales with |d|^3. The other arguments are those of :func:`hessian`.
 
     torch's normalisation kernels are silently wrong at third order, so they are replaced by primitives
-    (:class:`PrimitiveNormalisation`). The third derivative is computed twice: by forward mode three times over, and by
+    (:class:`PrimitiveNormalisation`). The third derivative is computed twice: by three nested forward modes, and by
     forward over forward over reverse as d'T(d, d, .). The stated error is the difference of the two + 8 eps |d| |T(d,
-    d, .)|. It reveals an operation that torch differentiates wrongly on one of the two routes, and rounding: in float32
-    it was larger than the true error at all of 32 points of a Conv4, and 4 times as large in the median. It is not a
+    d, .)|. It shows rounding, and operations that torch differentiates wrongly in one of the two ways. In float32 it
+    was larger than the true error at all of 32 points of a Conv4, and 4 times as large in the median. It is not a
     bound.
     With ReLU and max-pooling the result is the third derivative of the smooth piece that theta lies in, and a step that
-    crosses a kink leaves that piece. The cost is 6 to 8 Hessian-vector products a point.
+    crosses a kink leaves that piece. The cost is 6 to 8 Hessian-vector products at each point.
     Raises ValueError as :func:`hessian` does, and for directions of another shape, dtype or device than thetas.
 
     >>> theta, d = torch.tensor([1.0, 2.0]), torch.tensor([1.0, 1.0])
@@ -92,27 +93,30 @@ def third_derivative(
     objective = objective_at(loss, thetas, batch, shared=shared, weights=weights)
     engine = checked_engine(chunk=chunk, batching=batching)
     d = directions.detach().reshape(objective.thetas.shape)
-    value, first, second, third, third_by_forward, norm_of_tdd = (
+    value, first, second, third, third_by_forward, tdd_norm = (
         numbers.reshape(thetas.shape[:-1]) for numbers in _expansions_at(objective, engine, d)
     )
-    rounding = 8 * torch.finfo(third.dtype).eps * d.norm(dim=-1).reshape(third.shape) * norm_of_tdd
+    rounding = 8 * torch.finfo(third.dtype).eps * d.norm(dim=-1).reshape(third.shape) * tdd_norm
     error = (third - third_by_forward).abs() + rounding
     return Expansion(value, first, second, third, error)
 
 
 def _expansions_at(objective: Objective, engine: Engine, d: Float[Tensor, "point param"]) -> list[Tensor]:
-    """The numbers of :func:`_expansions` at every point, from as many points at a time as fit in memory."""
-    of_groups = []
+    """The tensors of :func:`_expansions` for all points, from as many points at a time as fit in memory."""
+    group_results = []
     for part, group in zip(objective.by_group(), objective.groups, strict=True):
-        at_once = max(1, engine.products_at_once(part) // PRODUCTS_A_POINT)
+        at_once = max(1, engine.products_at_once(part) // PRODUCTS_PER_POINT)
         pieces = torch.arange(len(part.thetas), device="cpu").split(at_once)
-        of_pieces = [_expansions(part.select(rows), engine, d[group.positions][rows]) for rows in pieces]
-        of_groups.append([torch.cat(columns) for columns in zip(*of_pieces, strict=True)])
-    return [objective.join(columns) for columns in zip(*of_groups, strict=True)]
+        piece_results = [_expansions(part.select(rows), engine, d[group.positions][rows]) for rows in pieces]
+        group_results.append([torch.cat(columns) for columns in zip(*piece_results, strict=True)])
+    return [objective.join(columns) for columns in zip(*group_results, strict=True)]
 
 
 def _expansions(objective: Objective, engine: Engine, d: Float[Tensor, "point param"]) -> tuple[Tensor, ...]:
-    """The value, the first three derivatives, the third by forward mode alone, and |T(d, d, .)|, in one group."""
+    """Value, first, second and third derivative, the third by forward mode alone, and |T(d, d, .)|.
+
+    The objective must have a single group of points.
+    """
 
     def one_point(theta: Tensor, batch: Batch, d: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         def loss(t: Tensor) -> Tensor:
@@ -124,7 +128,7 @@ def _expansions(objective: Objective, engine: Engine, d: Float[Tensor, "point pa
             return lambda t: jvp(function, (t,), (d,))
 
         (g, hd), (_, tdd) = along_d(along_d(grad(loss)))(theta)  # tdd is T(d, d, .)
-        # By forward mode alone, three times over, so that no rule of reverse mode is used.
+        # By three nested forward modes, so that no rule of reverse mode is used.
         ((value, _), _), (_, (_, third_by_forward)) = along_d(along_d(along_d(loss)))(theta)
         return value, third_by_forward, torch.stack([g, hd, tdd]) @ d, tdd
 

@@ -1,1 +1,1 @@
-"""Eigenpairs and whole spectra, each with its residual."""
+"""Eigenpairs with their residuals, and whole spectra with a bound on their error."""

@@ -1,4 +1,4 @@
-"""Lanczos runs at many points in lockstep, both for a first run and for a search for missed eigenvalues."""
+"""Lanczos runs at many points in lockstep, used for the first run and for the searches for missed eigenvalues."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -14,20 +14,23 @@ from hessian_tools.curvature.eigen.ritz import RitzPairs, in_order, true_columns
 from hessian_tools.curvature.eigen.selection import Selection
 from hessian_tools.curvature.operators.operator import Operator
 
-# A restart keeps the wanted Ritz pairs and this fraction of the others. Lanczos would find discarded pairs again, but
-# kept ones speed up the convergence of the wanted ones.
+# A restart keeps the wanted Ritz pairs and this fraction of the others. Lanczos would find the others again, but
+# keeping some of them speeds up the convergence of the wanted ones.
 KEPT_SHARE = 0.4
-# Ritz pairs are computed again after this fraction of the number of steps that is predicted until convergence. The
-# residuals fall faster and faster, so that the predicted number itself would be too large.
+# Ritz pairs are computed again after this fraction of the predicted number of steps until convergence. Residuals fall
+# faster and faster, so the predicted number is too large.
 PREDICTION_SHARE = 0.7
-# Up to this many parameters, computing the Ritz pairs costs as much as several products. Then it is done for all
-# points together, at steps that are multiples of STRIDE.
+# Up to FEW_PARAMS parameters, computing the Ritz pairs costs as much as several products. It is then done only at steps
+# that are multiples of STRIDE, for all points together.
 FEW_PARAMS, STRIDE = 2**13, 4
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The largest numbers of products and of basis vectors at each point, and the seed of the random vectors."""
+    """Limits of an eigenvalue run.
+
+    seed: of the random vectors. max_steps: the most products at each point. max_basis: the most basis vectors.
+    """
 
     seed: int
     max_steps: int
@@ -38,12 +41,12 @@ class Limits:
 class RitzState:
     """The Ritz pairs of some points after some steps, with values in ascending order; float64 on the CPU.
 
-    points: their indices among all points of the run. norm: |H|, the largest Ritz value in magnitude. s: the
-    coefficients of the Ritz vectors in the basis. breakdown: points whose Krylov space was exhausted at the last step
-    (beta = 0). had_breakdown: points where that has happened at any step. exhausted: points whose basis spans the whole
-    space.
-    degree: the degree up to which the basis contains all polynomials of H times the start vector: the number of
-    products, but at most those before the first restart.
+    points: the indices of these points among all points of the run. norm: |H|, the largest magnitude of a Ritz value.
+    s: the coefficients of the Ritz vectors in the basis. breakdown: True at points whose Krylov space was exhausted at
+    the last step (beta = 0). had_breakdown: True where that has happened at any step. exhausted: True where the basis
+    spans the whole space.
+    degree: the basis contains p(H) times the start vector for all polynomials p up to this degree. It is the number of
+    products, but no more than the number before the first restart.
     """
 
     points: Int[Tensor, " chosen"]
@@ -58,27 +61,28 @@ class RitzState:
 
 
 class StoppingRule(ABC):
-    """An interface: when a point has finished, and which pairs are its result."""
+    """An interface: decides when a point has finished, and which pairs are its result."""
 
     @abstractmethod
     def excess(self, state: RitzState) -> Float[Tensor, " chosen"]:
-        """By what factor each point is above what the rule allows; a point with 1 or less has finished."""
+        """The factor by which each point misses what the rule demands. It has finished at 1 or less."""
 
     @abstractmethod
     def results(self, state: RitzState) -> Bool[Tensor, "chosen value"]:
-        """The pairs that are the result of a point that finishes now."""
+        """True for the pairs that are the result of a point if it finishes now."""
 
     @abstractmethod
     def complete(self, state: RitzState) -> Bool[Tensor, " chosen"]:
-        """Whether no wanted eigenvalue can be missing at a point whose excess is 1 or less."""
+        """True where no wanted eigenvalue can be missing; read at points whose excess is 1 or less."""
 
 
 class BatchedLanczos:
-    """One Lanczos run at every point, each stopped by the rule or by its own limit of products.
+    """One Lanczos run at every point, each stopped by the rule or by the point's own limit of products.
 
-    A point that has finished keeps its place in the basis until half of the points have finished; then the unfinished
-    ones are moved together. The operator is restricted to the unfinished points immediately, so that no product is
-    wasted. done: called with the number of points that have finished, whenever some have.
+    A finished point keeps its place in the basis until half of the points have finished; then the unfinished points are
+    moved together. The operator is restricted to the unfinished points immediately, so that no product is wasted.
+
+    max_steps: the limit of products at each point. done: called, whenever points have finished, with their number.
     """
 
     def __init__(
@@ -113,7 +117,7 @@ class BatchedLanczos:
         basis = self.basis
         if self.running.all():
             products = self.H.products(basis.next[..., None])[..., 0]
-        else:  # zeros at the points that have finished
+        else:  # finished points get zeros instead of products
             where = torch.from_numpy(np.flatnonzero(self.running)).to(basis.next.device)
             products = self.H.products(basis.next[where, :, None])[..., 0]
             products = torch.zeros_like(basis.next).index_copy_(0, where, products)
@@ -133,7 +137,7 @@ class BatchedLanczos:
             self._restart()
 
     def _check(self, rows: Int[np.ndarray, " chosen"]) -> None:
-        """Compute the Ritz pairs of some points; those that satisfy the rule, or have no products left, finish."""
+        """Computes the Ritz pairs at some points, and finishes those that satisfy the rule or have no products left."""
         at_limit = self.steps >= self.max_steps[rows]
         if self.basis.size < self.min_size and not at_limit.any():
             return
@@ -149,9 +153,9 @@ class BatchedLanczos:
             self._finish(rows, state, excess <= 1, finishing)
 
     def _schedule(self, rows: Int[np.ndarray, " chosen"], excess: Float[np.ndarray, " chosen"]) -> None:
-        """Check again shortly before the excess is predicted to reach 1; or soon, if it did not fall."""
+        """Sets the step of the next check: shortly before the excess is predicted to reach 1."""
         with np.errstate(all="ignore"):
-            # The residuals fall by a constant factor a step, so the logarithm falls along a line.
+            # The residuals fall by about the same factor at every step, so their logarithm falls along a line.
             rate = np.log(self.last_excess[rows] / excess) / (self.steps - self.last_check[rows])
             # Without a usable rate the next check comes after an eighth of the steps so far.
             wait = np.where((rate > 0) & np.isfinite(rate), PREDICTION_SHARE * np.log(excess) / rate, self.steps / 8)
@@ -161,6 +165,7 @@ class BatchedLanczos:
         self.last_check[rows], self.last_excess[rows] = self.steps, excess
 
     def _finish(self, rows: Int[np.ndarray, " chosen"], state: RitzState, satisfied: Tensor, finishing: Tensor) -> None:
+        """Stores the results of the points of ``state`` that finish. satisfied: True where the rule is satisfied."""
         columns, count = true_columns(self.rule.results(state)[finishing])
         padding = torch.arange(columns.shape[1], device="cpu") >= count[:, None]
         s = state.s[finishing].gather(-1, columns[:, None].expand(-1, state.s.shape[1], -1))
@@ -178,6 +183,7 @@ class BatchedLanczos:
         self._stop(rows, pairs)
 
     def _finish_nonfinite(self, rows: Int[np.ndarray, " chosen"]) -> None:
+        """Stores NaN as the result of points where a product was not finite."""
         nan = torch.full((len(rows), 1), torch.nan, dtype=torch.float64, device="cpu")
         vectors = self.basis.rows.new_full((len(rows), 1, self.H.num_params), torch.nan)
         count = torch.ones(len(rows), dtype=torch.long, device="cpu")
@@ -185,6 +191,7 @@ class BatchedLanczos:
         self._stop(rows, RitzPairs(nan, vectors, count, nan[:, 0], self.steps * count, false, false, false))
 
     def _stop(self, rows: Int[np.ndarray, " chosen"], pairs: RitzPairs) -> None:
+        """Stores the results of some points and makes no further products at them."""
         self.finished.append((torch.from_numpy(self.points[rows]), pairs))
         before = np.flatnonzero(self.running)
         self.running[rows] = False
@@ -195,14 +202,14 @@ class BatchedLanczos:
         self.done(len(rows))
 
     def _drop_finished(self) -> None:
-        """Move the unfinished points to the front of all arrays and drop the others."""
+        """Moves the unfinished points to the front of all arrays and drops the others."""
         rows = np.flatnonzero(self.running)
         self.basis.keep(rows)
         for name in ("points", "running", "next_check", "last_check", "last_excess", "had_breakdown", "max_steps"):
             setattr(self, name, getattr(self, name)[rows])
 
     def _restart(self) -> None:
-        """Go on from the wanted Ritz pairs and some of the next ones in the order of preference."""
+        """Restarts from the wanted Ritz pairs and the next ones in the order of preference, see KEPT_SHARE."""
         values, _, s = self.basis.pairs(np.arange(len(self.points)))
         preference = torch.stack([selection.preference(values) for selection in self.selections if selection.k]).amin(0)
         wanted = sum(selection.k for selection in self.selections)

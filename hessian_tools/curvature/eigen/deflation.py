@@ -1,9 +1,9 @@
-"""A search for missed eigenvalues, in the space orthogonal to the pairs that are known, from a fresh random vector.
+"""Searches for missed eigenvalues by Lanczos in the space orthogonal to the known pairs, from a fresh random vector.
 
-One start vector finds one copy of a multiple eigenvalue. In the space orthogonal to the first copy, the second is an
-eigenvalue like any other, which Lanczos from a new start would find. How soon it is found is known: for a start that is
-uniform on the sphere, the largest of n eigenvalues exceeds the largest Ritz value after m steps by more than eps
-(largest - smallest) with a probability of at most
+From one start vector, Lanczos finds only one copy of a multiple eigenvalue. In the space orthogonal to this copy, the
+second copy is an eigenvalue like any other, which Lanczos from a new start vector finds. A bound says how soon: for a
+start that is uniform on the sphere, the largest of n eigenvalues exceeds the largest Ritz value after m steps by more
+than eps (largest - smallest) with a probability of at most
 
     1.648 sqrt(n) exp(-sqrt(eps) (2 m - 1))        (Kuczyński, Woźniakowski 1992).
 
@@ -25,7 +25,7 @@ from hessian_tools.curvature.eigen.ritz import RitzPairs, in_order
 from hessian_tools.curvature.eigen.selection import Selection, rounding
 from hessian_tools.curvature.operators.operator import Operator
 
-# The probability, at either end of the spectrum, that a search misses an eigenvalue that is wanted.
+# The probability, at each end of the spectrum, that a search misses a wanted eigenvalue.
 RISK = 1e-3
 
 
@@ -37,11 +37,11 @@ def with_missed_copies(
     *,
     done: Callable[[int], None] = lambda count: None,
 ) -> RitzPairs:
-    """The pairs of a Lanczos run, together with those that it missed: searches are repeated until one finds none.
+    """The pairs of a Lanczos run, together with the pairs that it missed.
 
-    Only points whose pairs have converged are searched, and they are complete after a search that found none. A point
-    whose products ran out (``limits.max_steps``, those of the first run included) stays incomplete. done: called with
-    the number of points that have finished, whenever some have.
+    Searches are repeated until one finds nothing. Only points whose pairs have converged are searched, and they are
+    complete after a search that found nothing. A point stays incomplete if the first run and the searches together
+    reach ``limits.max_steps`` products. done: called, whenever points have finished, with their number.
     """
     total, search = len(pairs.count), 0
     to_search = _can_search(pairs, limits).nonzero()[:, 0]
@@ -61,6 +61,7 @@ def with_missed_copies(
 
 
 def _can_search(pairs: RitzPairs, limits: Limits) -> Bool[Tensor, " point"]:
+    """True at points whose pairs have converged, that are not complete and have products left."""
     return pairs.converged & pairs.finite & ~pairs.complete & (pairs.num_matvecs < limits.max_steps)
 
 
@@ -71,7 +72,7 @@ def _search(H: Operator, selections: tuple[Selection, ...], known: RitzPairs, li
         return random_vector(H, limits.seed, "copies", search, step)
 
     locked, first = known.vectors, fresh(0).expand(len(known.count), -1)
-    for _ in range(2):  # twice, because the first time leaves the rounding of the part removed
+    for _ in range(2):  # twice, because the rounding of the first time is as large as eps times the part removed
         first = first - ((first[:, None] @ locked.mT) @ locked)[:, 0]
     first = first / first.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(first.dtype).tiny)
     basis = KrylovBasis(first, locked, max_size=limits.max_basis, fresh=lambda step: fresh(step + 1))
@@ -83,8 +84,9 @@ def _search(H: Operator, selections: tuple[Selection, ...], known: RitzPairs, li
 
 
 class _NothingMissed(StoppingRule):
-    """A search finishes once all Ritz values that would be wanted have converged; or, where there are none, once the
-    probability that one will still appear is small.
+    """The rule of a search, which finishes once all Ritz values that would be wanted have converged.
+
+    If there are none, it finishes once the probability that a wanted one exists is small.
     """
 
     def __init__(self, H: Operator, selections: tuple[Selection, ...], known: RitzPairs) -> None:
@@ -99,27 +101,27 @@ class _NothingMissed(StoppingRule):
         self.norm, self.rounding = known.norm, rounding(H.dtype)
 
     def excess(self, state: RitzState) -> Float[Tensor, " chosen"]:
-        """The largest residual of a wanted value over its tolerance; without any, the risk that one was missed."""
+        """The largest ratio of a wanted value's residual to its tolerance; if none is wanted, the risk over RISK."""
         floor = self.rounding * torch.maximum(state.norm, self.norm[state.points])
         ratios = state.residuals / (TOLERANCE_MARGIN * self._tolerance(state.values, floor[:, None]))
         wanted = self.results(state)
-        of_wanted = ratios.masked_fill(~wanted, 0.0).amax(-1)
+        wanted_ratio = ratios.masked_fill(~wanted, 0.0).amax(-1)
         high, low = self.high[state.points], self.low[state.points]
         top, bottom = state.values[:, -1], state.values[:, 0]
         spread = top + state.residuals[:, -1] - bottom + state.residuals[:, 0]
-        # No search is made beyond an infinite threshold, nor at an end whose Ritz value has converged short of it.
+        # An end of the spectrum is settled if its threshold is infinite, or if its Ritz value has converged within it.
         above = torch.minimum(ratios[:, -1], self._risk(high - top, spread + high - top, state.degree))
         below = torch.minimum(ratios[:, 0], self._risk(bottom - low, spread + bottom - low, state.degree))
         missed = torch.maximum(above.masked_fill(high.isinf(), 0.0), below.masked_fill(low.isinf(), 0.0))
-        return torch.where(wanted.any(-1), of_wanted, missed).masked_fill(state.exhausted, 0.0)
+        return torch.where(wanted.any(-1), wanted_ratio, missed).masked_fill(state.exhausted, 0.0)
 
     def results(self, state: RitzState) -> Bool[Tensor, "chosen value"]:
-        """The values beyond a threshold, which were missed."""
+        """True for the values beyond a threshold, which the earlier runs missed."""
         beyond_high = state.values > self.wanted_above[state.points, None]
         return beyond_high | (state.values < self.wanted_below[state.points, None])
 
     def complete(self, state: RitzState) -> Bool[Tensor, " chosen"]:
-        """True where nothing was missed. Where something was found there may be more, so another search must follow."""
+        """True where the search found nothing. Where it found something, another search must follow."""
         return ~self.results(state).any(-1)
 
     def _tolerance(self, values: Tensor, floor: Tensor) -> Tensor:
@@ -134,7 +136,10 @@ class _NothingMissed(StoppingRule):
 
 
 def _merged(known: RitzPairs, found: RitzPairs) -> RitzPairs:
-    """The known pairs with those that a search found; after one that found none, or met NaN, only counts change."""
+    """The known pairs together with those that a search found.
+
+    Where the search found nothing or met NaN, only num_matvecs and complete change.
+    """
     new = found.finite & (found.count > 0)
     width = found.values.shape[1]
     real = torch.cat([known.real, found.real & new[:, None]], dim=1)

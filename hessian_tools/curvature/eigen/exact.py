@@ -1,4 +1,4 @@
-"""All eigenpairs of every point: from the whole matrix, or from a range finder where the rank is small."""
+"""All eigenpairs at every point, from the whole matrix or, where its rank is small, from a range finder."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -22,9 +22,9 @@ from hessian_tools.rng import stream
 DENSE_PARAMS = 128
 # Up to a rank of num_params / RANK_DIVISOR, the range finder costs less than the whole matrix.
 RANK_DIVISOR = 4
-# The largest size of one whole matrix in float64, in bytes.
+# A whole matrix in float64 may have at most this many bytes.
 MAX_MATRIX_BYTES = 2**33
-# Several matrices are solved in one call up to about this many multiplications, so that an interrupt takes effect
+# One call to LAPACK solves several matrices, up to about this many multiplications, so that an interrupt takes effect
 # within a second.
 SOLVED_TOGETHER = 2**30
 
@@ -33,9 +33,10 @@ SOLVED_TOGETHER = 2**30
 class SolvedPoints:
     """The eigenpairs of points that were solved together, by falling magnitude; eigenvalues not listed are zero.
 
-    points: their indices among all points. values and error are float64; vectors are rows in the dtype of the operator.
-    error: no eigenvalue is further from the one stated than this. A point that was not finite, or has too large a rank
-    for the range finder, has NaN in all of them, and may have a single value.
+    points: the indices of these points among all points. values: float64. vectors: rows in the dtype of the operator.
+    error: float64; no eigenvalue is further than this from its value in the list. dense: True if the whole matrix was
+    computed. A point that is not finite, or has too large a rank for the range finder, has NaN in values, vectors and
+    error, and may have a single value.
     """
 
     points: Int[Tensor, " point"]
@@ -56,7 +57,10 @@ def solve(
     seed: int,
     done: Callable[[int], None],
 ) -> Iterator[SolvedPoints]:
-    """Yields every point once, several at a time; arguments as for ``spectrum``. done: called with their number."""
+    """Yields every point once, several at a time; arguments as for ``spectrum``.
+
+    done: called, whenever points have been solved, with their number.
+    """
     n, start = H.num_params, 0
     rtol = rounding(H.dtype) if rtol is None else rtol
     max_rank = max(1, n // RANK_DIVISOR) if max_rank is None else min(max_rank, n)
@@ -67,14 +71,17 @@ def solve(
             solved = _dense(part, vectors=vectors, done=done)
         else:
             compressed = compress(part, rtol=rtol, max_rank=max_rank, seed=seed)
-            solved = _by_range(part, compressed, vectors=vectors, done=done, dense_too=method == "auto")
+            solved = _by_range(part, compressed, vectors=vectors, done=done, dense_fallback=method == "auto")
         for batch in solved:
             yield replace(batch, points=batch.points + start)
         start += part.num_points or 1
 
 
 def exact_pairs(H: Operator, selections: tuple[Selection, ...], *, seed: int, done: Callable[[int], None]) -> RitzPairs:
-    """The wanted pairs of every point from its whole spectrum; wanted eigenvalues of zero get random vectors."""
+    """The wanted pairs at every point, from its whole spectrum.
+
+    If eigenvalues of zero are wanted, their vectors are random ones of the null space.
+    """
     wanted = sum(selection.k for selection in selections)
     batches = []
     for solved in solve(H, vectors=True, seed=seed, done=done):
@@ -94,19 +101,19 @@ def exact_pairs(H: Operator, selections: tuple[Selection, ...], *, seed: int, do
 
 
 def is_small(num_params: int, num_pairs: int) -> bool:
-    """Whether a matrix is so small that its whole spectrum costs less than so many pairs by Lanczos."""
+    """True if a matrix is so small that its whole spectrum costs less than num_pairs pairs by Lanczos."""
     return num_params <= max(DENSE_PARAMS, RANK_DIVISOR * num_pairs)
 
 
 def max_products(num_params: int) -> int:
-    """The most products that ``exact_pairs`` takes at a point: a range finder that fails, and then the whole matrix."""
+    """The most products that ``exact_pairs`` takes at a point: those of a range finder that fails and of the matrix."""
     if num_params <= DENSE_PARAMS:
         return num_params
     return num_params + (2 * (num_params // RANK_DIVISOR // BLOCK) + 1) * BLOCK
 
 
 def parts_in_memory(H: Operator, rows: int) -> Iterator[Operator]:
-    """H at as many points at a time as fit into the memory budget with so many vectors of length param each."""
+    """H at as many points at a time as fit into the memory budget, with ``rows`` vectors of length param for each."""
     at_once = max(1, vectors_in_memory(H) // rows)
     # The parts are made one after the other, because a list of them would hold the memory kept by the products of each.
     for part in H.parts():
@@ -122,7 +129,7 @@ def vectors_in_memory(H: Operator) -> int:
 
 
 def _dense(H: Operator, *, vectors: bool, done: Callable[[int], None]) -> Iterator[SolvedPoints]:
-    """From the whole matrices, as many at a time as fit in memory."""
+    """Eigenpairs from the whole matrices, of as many points at a time as fit in memory."""
     n, start = H.num_params, 0
     if 8 * n**2 > MAX_MATRIX_BYTES:
         raise ValueError(
@@ -134,7 +141,7 @@ def _dense(H: Operator, *, vectors: bool, done: Callable[[int], None]) -> Iterat
         for block in row_products(part, unit[None]).split(max(1, SOLVED_TOGETHER // n**3)):
             A, bad = finite(block.double())
             values, S = _by_magnitude((A + A.mT) / 2, vectors=vectors)
-            # Rounding has made the matrix of products asymmetric; its error is at least half of its skew part.
+            # Rounding makes the matrix of products asymmetric. Half of A - A' measures its error.
             error = (A - A.mT).flatten(1).norm(dim=-1) / 2 + largest_rounding(values, H.dtype)
             points = torch.arange(start, start + len(A), device="cpu")
             rows = None if S is None else set_nan(S.mT.to(H.dtype), bad)
@@ -144,16 +151,20 @@ def _dense(H: Operator, *, vectors: bool, done: Callable[[int], None]) -> Iterat
 
 
 def _by_range(
-    H: Operator, compressed: Iterator[Compressed], *, vectors: bool, done: Callable[[int], None], dense_too: bool
+    H: Operator, compressed: Iterator[Compressed], *, vectors: bool, done: Callable[[int], None], dense_fallback: bool
 ) -> Iterator[SolvedPoints]:
-    """By the range finder; where the rank is too large for it, from the whole matrix if ``dense_too``."""
+    """Eigenpairs from the range finder's results.
+
+    dense_fallback: at points whose rank is too large for the range finder, True takes the whole matrix and False gives
+    NaN.
+    """
     for compact in compressed:
         if compact.Q is not None and compact.T is not None:
             values, S = _by_magnitude(compact.T, vectors=vectors)
             rows = None if S is None else S.mT.to(compact.Q) @ compact.Q
             error = compact.error + largest_rounding(values, H.dtype)
             yield SolvedPoints(compact.points, values, rows, error, dense=False, num_matvecs=compact.num_matvecs)
-        elif compact.finite and dense_too:
+        elif compact.finite and dense_fallback:
             rest = H if H.num_points in (None, len(compact.points)) else H.select(compact.points)
             for solved in _dense(rest, vectors=vectors, done=done):
                 num_matvecs = solved.num_matvecs + compact.num_matvecs
@@ -169,15 +180,15 @@ def _by_range(
 def _by_magnitude(
     A: Float[Tensor, "point row row"], *, vectors: bool
 ) -> tuple[Float[Tensor, "point value"], Float[Tensor, "point row value"] | None]:
-    """Eigenvalues by falling magnitude, and vectors as columns if asked for."""
-    # In float64, because LAPACK's float32 solvers fail on graded matrices (torch 2.13).
+    """Eigenvalues by falling magnitude, and the eigenvectors as columns, or None if vectors is False."""
+    # A is float64, because LAPACK's float32 solvers fail on graded matrices (torch 2.13).
     values, S = eigh(A) if vectors else (eigvalsh(A), None)
     order = values.abs().argsort(dim=-1, descending=True, stable=True)
     return values.gather(-1, order), None if S is None else S.gather(-1, order[:, None].expand_as(S))
 
 
 def largest_rounding(values: Float[Tensor, "point value"], dtype: torch.dtype) -> Float[Tensor, " point"]:
-    """The size of rounding at the scale of the largest value of each point."""
+    """The size of rounding errors at each point, in proportion to its largest value."""
     return rounding(dtype) * (values.abs().amax(-1) if values.shape[-1] else values.new_zeros(len(values)))
 
 
@@ -187,6 +198,6 @@ def _orthonormal_to(
     """Random orthonormal rows, orthogonal to those given."""
     drawn = torch.randn(count, rows.shape[-1], generator=stream(seed, "null"), dtype=torch.float64, device="cpu")
     new = drawn.to(rows).expand(len(rows), -1, -1)
-    for _ in range(2):  # the second time removes the rounding of the first
+    for _ in range(2):  # the second time removes what rounding left the first time
         new = torch.linalg.qr((new - (new @ rows.mT) @ rows).mT).Q.mT
     return new

@@ -1,10 +1,10 @@
-"""The whole spectrum of the Gauss-Newton matrix from a Gram matrix that is as small as the support set.
+"""The whole spectrum of the Gauss-Newton matrix G from a Gram matrix whose size is examples times outputs.
 
     G = J'BJ,   B = F'F,   M = FJ,   G = M'M
 
 J is the Jacobian of the outputs and B the Hessian of the criterion in the outputs; F is made from the eigenvectors of
-B. G has the eigenvalues of the Gram matrix MM', and zeros. M has one row for each example and output, so MM' is small
-even where G is large.
+B. The eigenvalues of G are those of the Gram matrix MM', and zeros. M has one row for each example and output, so MM'
+is small even where G is large.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from hessian_tools.curvature.operators.gauss_newton import GaussNewton, factors_
 from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.loss import Batch
 
-# The number of matrices of the size of J that exist at once: J, FJ, and those of the singular value decomposition.
+# How many matrices of the size of J exist at the same time: J, FJ, and those of the singular value decomposition.
 COPIES_OF_J = 6
 
 
@@ -35,16 +35,16 @@ class NotConvexError(ValueError):
 
 
 def has_gram_matrix(H: Operator) -> TypeGuard[GaussNewton]:
-    """Whether H is a Gauss-Newton matrix with Gram matrices of one size; those of ragged batches differ in size."""
+    """True if H is a Gauss-Newton matrix whose Gram matrices have one size, which excludes ragged batches."""
     return isinstance(H, GaussNewton) and len(H.objective.groups) == 1
 
 
 def gram_points(G: GaussNewton, *, vectors: bool, done: Callable[[int], None] = lambda count: None) -> SolvedPoints:
-    """The eigenvalues of G that can differ from zero at every point; ``num_matvecs`` counts backward passes.
+    """The eigenvalues of G that can differ from zero, at every point; ``num_matvecs`` counts backward passes.
 
-    The error is that of the small eigenvalue problem, rows * eps * the largest value, plus what was clipped where
-    rounding made the curvature of the criterion negative. It costs one backward pass for each example and output.
-    done: called with the number of new points. Raises NotConvexError.
+    The error is that of the small eigenvalue problem, which is its number of rows * eps * the largest value, plus what
+    :func:`_root` has clipped. It costs one backward pass for each example and output.
+    done: called, whenever points have been solved, with their number. Raises NotConvexError.
     """
     objective, engine = G.objective, G.engine
     theta, rows, passes = objective.thetas[0], sum(num_outputs(objective)), engine.products_at_once(objective)
@@ -52,15 +52,17 @@ def gram_points(G: GaussNewton, *, vectors: bool, done: Callable[[int], None] = 
     budget = engine.memory.budget(theta.device)
     at_once = max(1, min(passes // max(1, rows), budget // max(1, bytes_of_J)))
     points, parts = torch.arange(len(objective.thetas), device="cpu"), []
-    for some in points.split(at_once):
-        parts.append(_gram_spectrum(objective.select(some), engine, passes, vectors=vectors))
-        done(len(some))
+    for chosen in points.split(at_once):
+        parts.append(_gram_spectrum(objective.select(chosen), engine, passes, vectors=vectors))
+        done(len(chosen))
     values, error, Q = (torch.cat(column) for column in zip(*parts, strict=True))
-    return SolvedPoints(points, values.double(), Q.mT if vectors else None, error.double(), False, rows)
+    return SolvedPoints(
+        points, values.double(), Q.mT if vectors else None, error.double(), dense=False, num_matvecs=rows
+    )
 
 
 def num_outputs(objective: Objective) -> list[int]:
-    """How many numbers the network puts out at one point for each batch: examples times outputs."""
+    """For each batch, how many numbers the network outputs at one point: examples times outputs."""
     with torch.no_grad():  # not under vmap, which has no rule for the forward pass of recurrent networks
         outputs = [objective.network.outputs(objective.thetas[0], batch[0]) for batch in objective.batches_at(0)]
     return [sum(leaf.numel() for leaf in pytree.tree_leaves(o) if isinstance(leaf, Tensor)) for o in outputs]
@@ -69,10 +71,11 @@ def num_outputs(objective: Objective) -> list[int]:
 def _gram_spectrum(
     objective: Objective, engine: Engine, passes: int, *, vectors: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Values, error and vectors (as columns, none unless asked for); passes: how many backward passes run at once.
+    """Eigenvalues, their error and the eigenvectors as columns (no columns if vectors is False).
 
-    The M' of all batches are put side by side. With vectors this matrix is decomposed into singular values and vectors,
-    without them the eigenvalues of its Gram matrix suffice.
+    The matrices M' of all batches are put side by side. If vectors are needed, the result comes from the singular value
+    decomposition of this matrix; otherwise the eigenvalues of its Gram matrix suffice. passes: how many backward passes
+    run at once.
     """
     loss = objective.network
 
@@ -102,11 +105,15 @@ def _gram_spectrum(
 def _root(
     Jt: Float[Tensor, "point param row"], B: Float[Tensor, "point row row"]
 ) -> tuple[Float[Tensor, "point param row"], Float[Tensor, " point"]]:
-    """J'F' with F'F = B, from B = U diag(b) U'; and the trace of what J'BJ loses because negative b are set to zero."""
+    """J'F' with F'F = B, from B = U diag(b) U', where negative b count as zero.
+
+    Also returns the trace of the part of J'BJ that is lost by this clipping. Raises NotConvexError if a negative b is
+    larger than rounding explains.
+    """
     B, bad = finite((B + B.mT) / 2)
     b, U = (part.to(B.dtype) for part in eigh(solvable(B)))
-    # Negative eigenvalues of the size of rounding are accepted. Where predictions are confident all of B is rounding,
-    # so that the scale of B cannot be the only measure.
+    # Negative eigenvalues of the size of rounding are accepted. For confident predictions all of B may be rounding, so
+    # they are compared with the scale of B and with a fixed number.
     eps = torch.finfo(b.dtype).eps
     if ((b.amin(-1) < -(eps**0.5) * b.amax(-1)) & (b.amin(-1) < -ROUNDING * eps)).any():
         raise NotConvexError(

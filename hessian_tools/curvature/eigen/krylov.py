@@ -1,4 +1,4 @@
-"""An orthonormal Krylov basis that grows by products, at all points in lockstep, and the small matrix T of H in it.
+"""Orthonormal Krylov bases that grow by products with H, at all points in lockstep, and the matrix T of H in them.
 
     H q_m = beta_{m-1} q_{m-1} + alpha_m q_m + beta_m q_{m+1}
 
@@ -6,8 +6,9 @@ T has the alphas and betas as entries and is tridiagonal. It is H restricted to 
 T s = ritz s gives a Ritz pair (ritz, Q s) of H. The residual |H Q s - ritz Q s| = beta_m |s_m| is known without a
 further product (Paige 1972).
 
-Thick restart (Wu, Simon 2000): some of the Ritz vectors Q s, and q_{m+1}, make a shorter basis. In it T is diag(ritz)
-with one more row, the beta_m s_m, so that it has the shape of an arrow; the rows that follow are tridiagonal again.
+Thick restart (Wu, Simon 2000): a shorter basis is made of some of the Ritz vectors Q s and of q_{m+1}. In this basis T
+is diag(ritz) with one more row and column, the beta_m s_m, so that it has the shape of an arrow. The rows that follow
+are tridiagonal again.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,29 +21,32 @@ from torch import Tensor
 from hessian_tools.curvature.eigen.selection import rounding
 from hessian_tools.curvature.operators.lengths import lengths
 
-# A restart makes the new basis from the old one this many bytes at a time, so that it needs no second basis.
+# A restart overwrites the old basis by the new one in pieces of this many bytes, so that it needs no second basis.
 RESTART_BYTES = 2**23
-# A vector is orthogonalised a second time if less than this fraction of its length was left, because the rounding of
-# the part removed is then no longer small beside the remainder ("twice is enough", Kahan and Parlett).
+# A vector is orthogonalised a second time if the first time left less than this fraction of its length, because the
+# rounding of the removed part is then no longer small compared with the remainder ("twice is enough", Kahan and
+# Parlett).
 CANCELLATION = 0.5
 
 
 class KrylovBasis:
-    """The bases of all points, and T of each.
+    """The Krylov bases of all points, and the matrix T of each.
 
+    Arguments:
+    first: unit vectors orthogonal to the locked ones, one for each point or one for all. locked: known orthonormal
+    rows to which all basis vectors are kept orthogonal, padded with zero rows. max_size: how many vectors fit besides
+    the locked ones. fresh: draws the random vector of a given step, the same for all points, with which a point goes on
+    after a breakdown, that is, after its Krylov space was exhausted.
+
+    Attributes:
     rows [point, num_locked + max_size, param]: first the locked vectors, then the ``size`` vectors that T belongs to,
-    then the vector to multiply next.
-
-    first: unit vectors orthogonal to the locked ones, one for each point or one for all. locked: orthonormal rows, or
-    zero rows as padding, that all vectors stay orthogonal to. max_size: how many vectors fit besides the locked ones.
-    fresh: draws the random vector of a given step, the same for all points, with which a point goes on after a
-    breakdown.
-
-    T lies on the CPU in float64: ``diagonal``, and ``coupling`` of row i to row i + 1 or, for the first
-    ``num_restarted`` rows, to row ``num_restarted``. A coupling is 0 where the Krylov space was exhausted.
-    breakdown: the points where that happened at the last step. dimension: the dimension of the space orthogonal to the
-    locked vectors. scale: the largest entry of T so far, by which rounding is recognised. restart_size: the size at
-    which only one more vector fits, so that a restart is due; None if a basis of the whole space fits.
+    then ``next``, the vector to multiply next.
+    diagonal, coupling: the entries of T, in float64 on the CPU. ``coupling[:, i]`` connects row i to row i + 1 or, for
+    the first ``num_restarted`` rows, to row ``num_restarted``. It is 0 where the Krylov space was exhausted.
+    breakdown: the points whose Krylov space was exhausted at the last step. dimension: the dimension of the space
+    orthogonal to the locked vectors. scale: the largest entry of T so far, by which rounding is recognised.
+    restart_size: the size at which only one more vector fits, so that a restart is due; None if a basis of the whole
+    space fits.
     """
 
     def __init__(
@@ -71,13 +75,13 @@ class KrylovBasis:
 
     @property
     def exhausted(self) -> Bool[np.ndarray, " point"]:
-        """Where the basis spans the whole space, so that its Ritz pairs are eigenpairs."""
+        """True where the basis spans the whole space, so that its Ritz pairs are eigenpairs."""
         return self.size >= self.dimension
 
     def advance(self, w: Float[Tensor, "point param"], step: int) -> Bool[np.ndarray, " point"]:
-        """Extend every basis by the products w of ``next``; returns False where a number was not finite.
+        """Extends every basis by the products w of ``next``; returns False where a number was not finite.
 
-        step: names the random vector that a point needs after a breakdown.
+        step: the number by which ``fresh`` names the random vector that a point needs after a breakdown.
         """
         m, rows = self.size, self.rows[:, : self.num_locked + self.size + 1]
         alpha = (w * self.next).sum(-1)
@@ -86,12 +90,12 @@ class KrylovBasis:
             # much cancels.
             w = torch.addcmul(w, alpha[:, None], self.next, value=-1)
             w = torch.addcmul(w, self._last_coupling, rows[:, -2], value=-1)
-        # A row vector times a matrix: as a matrix times a column, torch's batched product is ten times slower.
+        # Written as a row vector times a matrix, because torch's batched matrix times column is ten times slower.
         components = w[:, None] @ rows.mT
         w = torch.baddbmm(w[:, None], components, rows, alpha=-1)[:, 0]
         removed = torch.linalg.vector_norm(components[:, 0], dim=-1, dtype=torch.float64)
         alphas, removed, betas = torch.stack([alpha.double(), removed, lengths(w)]).cpu().numpy()
-        again = np.arange(len(betas))  # all points, if the recurrence has removed nothing beforehand
+        again = np.arange(len(betas))  # at all points, unless the recurrence has removed two terms beforehand
         if m > self.num_restarted:
             length_before = np.hypot(betas, removed)
             again = np.flatnonzero(betas < CANCELLATION * length_before)
@@ -106,13 +110,13 @@ class KrylovBasis:
         self.diagonal[:, m], self.coupling[:, m] = alphas, np.where(self.breakdown, 0.0, betas)
         go_on = self.breakdown & ~complete_basis
         if go_on.any():
-            # In an exhausted Krylov space the vector that is left is only rounding, so a random vector takes its place.
+            # In an exhausted Krylov space w is only rounding, so a random vector takes its place.
             points = torch.from_numpy(go_on).to(w.device)
             fresh = self.fresh(step).expand_as(w[points])
             w[points] = _orthogonal(_orthogonal(fresh, rows[points]), rows[points])
             betas[go_on] = lengths(w).cpu().numpy()[go_on]
-        # The numbers are rounded to the dtype before they move. The move need not wait for the device, because they lie
-        # in pageable memory, which the call has copied when it returns.
+        # The numbers are rounded to the dtype before they move to the device. The move can be non-blocking, because
+        # from pageable memory the call returns only after it has copied the numbers.
         columns = torch.from_numpy(np.stack([self.coupling[:, m], betas])).to(w.dtype)[..., None]
         self._last_coupling, norms = columns.to(w.device, non_blocking=True)
         self.size += 1
@@ -124,12 +128,12 @@ class KrylovBasis:
     def pairs(
         self, points: Int[np.ndarray, " chosen"]
     ) -> tuple[Float[Tensor, "chosen value"], Float[Tensor, "chosen value"], Float[Tensor, "chosen row value"]]:
-        """Ritz values, rising, their residuals, and eigenvectors s of T at some points; NaN where T is not finite."""
+        """Rising Ritz values, their residuals, and eigenvectors s of T at some points; NaN where T is not finite."""
         m = self.size
         T = np.zeros((len(points), m, m))
         row = np.arange(m - 1)
         T[:, np.arange(m), np.arange(m)] = self.diagonal[points, :m]
-        # Only the lower triangle is filled, because eigh reads no other.
+        # Only the lower triangle is filled, because eigh does not read the upper one.
         T[:, np.where(row < self.num_restarted, self.num_restarted, row + 1), row] = self.coupling[points, : m - 1]
         bad = torch.from_numpy(~np.isfinite(T).all((1, 2)))
         values, vectors = torch.linalg.eigh(torch.from_numpy(T).masked_fill_(bad[:, None, None], 0.0))
@@ -148,7 +152,10 @@ class KrylovBasis:
         return out
 
     def restart(self, values: Float[Tensor, "point kept"], s: Float[Tensor, "point row kept"]) -> None:
-        """Shorten every basis to some of its Ritz vectors and the vector to multiply next, in place."""
+        """Shortens every basis, in place, to some of its Ritz vectors and the vector to multiply next.
+
+        values, s: the Ritz values to keep and their eigenvectors of T.
+        """
         first, m, kept = self.num_locked, self.size, values.shape[-1]
         coefficients = s.mT.to(self.rows)
         width = max(1, RESTART_BYTES // (self.rows.element_size() * kept * len(self.rows)))
@@ -162,7 +169,7 @@ class KrylovBasis:
         self.size = self.num_restarted = kept
 
     def keep(self, points: Int[np.ndarray, " chosen"]) -> None:
-        """Go on with some of the points, in rising order, within the memory of the bases."""
+        """Keeps only some of the points, given in rising order, by moving them within the memory of the bases."""
         used = self.num_locked + self.size + 1
         move_to_front(self.rows[:, :used], points)
         self.rows = self.rows[: len(points)]
@@ -172,12 +179,12 @@ class KrylovBasis:
             setattr(self, name, getattr(self, name)[points])
 
     def retire(self, points: Int[np.ndarray, " chosen"]) -> None:
-        """Draw no more random vectors for these points, because their results are no longer read."""
+        """Marks points whose results are no longer read, so that no random vectors are drawn for them."""
         self.dimension[points] = 0  # so that their bases count as complete
 
 
 def move_to_front(A: Float[Tensor, "point ..."], points: Sequence[int] | Int[np.ndarray, " chosen"]) -> None:
-    """Move some rows of A, in rising order, to its front, in place: a copy could exceed the memory budget."""
+    """Moves the given rows of A, in rising order, to its front, in place, as a copy could exceed the memory budget."""
     for to, source in enumerate(points):
         if to != source:
             A[to] = A[source]

@@ -1,6 +1,6 @@
-"""Lanczos with full reorthogonalisation and thick restart, for all points at once; each stops on its own residuals.
+"""Lanczos with full reorthogonalisation and thick restart, at all points together, each stopped by its residuals.
 
-The residuals of the recurrence decide when a run stops; the pairs are checked by true products in ``rayleigh_ritz``.
+A run stops on the residuals that the recurrence gives; ``rayleigh_ritz`` then checks the pairs by true products.
 (Lanczos 1950; Paige 1972; Wu, Simon 2000.)
 """
 
@@ -18,11 +18,10 @@ from hessian_tools.curvature.eigen.selection import Selection, rounding
 from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.rng import PathPart, stream
 
-# A run stops at this fraction of the tolerance. The remainder is for rounding, by which the true residual exceeds that
-# of the recurrence.
+# A run stops at this fraction of the tolerance, because rounding makes the true residual larger than that of the
+# recurrence.
 TOLERANCE_MARGIN = 0.9
-# The residual of the first unwanted Ritz value, as a share of its gap to the wanted ones, below which it is taken as
-# unwanted for good.
+# The first unwanted Ritz value will not become a wanted one if its residual is below this share of its gap to them.
 GAP_FRACTION = 0.1
 
 
@@ -37,12 +36,12 @@ def lanczos(
 
     All points start from one vector, drawn from ``stream(seed, "lanczos", 0)``. A point finishes when the pairs of all
     selections have converged, when a number is not finite, or after ``limits.max_steps`` products. When the basis has
-    ``limits.max_basis`` vectors, the run restarts from the best Ritz pairs. done: called with the number of points that
-    have finished, whenever some have.
+    ``limits.max_basis`` vectors, the run restarts from the best Ritz pairs. done: called, whenever points have
+    finished, with their number.
 
-    From one start vector, only one copy of a multiple eigenvalue can be found. Where its Krylov space is exhausted, the
-    run goes on from a new random vector, and again from another, until an exhausted space has brought no better value
-    for any selection.
+    From one start vector, only one copy of a multiple eigenvalue can be found. When its Krylov space is exhausted, the
+    run goes on from a new random vector, and so on, until the space of a vector has brought no better value for any
+    selection.
     """
     num_points, num_params, seed = H.num_points or 1, H.num_params, limits.seed
     first = random_vector(H, seed, 0)
@@ -58,7 +57,7 @@ def lanczos(
 
 
 class _ConvergedPairs(StoppingRule):
-    """A point finishes once the wanted pairs have converged and no other is about to overtake them.
+    """A point finishes once the wanted pairs have converged and no other value is about to become a wanted one.
 
     After a breakdown the residuals are zero and say nothing about further copies. Such a point finishes at the next
     breakdown that leaves the wanted values as they were.
@@ -75,7 +74,7 @@ class _ConvergedPairs(StoppingRule):
         """The largest ratio of a residual to its allowed size."""
         picks = [selection.pick(state.values) for selection in self.selections]
         wanted, before = state.values.gather(-1, torch.cat(picks, dim=-1)), self.at_breakdown[state.points]
-        # A comparison with NaN is False, so a first breakdown settles nothing.
+        # A comparison with NaN is False, so the first breakdown of a point does not finish it.
         unchanged = ((wanted - before).abs() <= rounding(self.dtype) * state.norm[:, None]).all(-1)
         self.at_breakdown[state.points] = torch.where(state.breakdown[:, None], wanted, before)
         after_breakdown = torch.where(state.breakdown & unchanged, 0.0, torch.inf)
@@ -84,8 +83,10 @@ class _ConvergedPairs(StoppingRule):
         return excess.masked_fill(state.exhausted, 0.0)
 
     def _ratio(self, state: RitzState, selection: Selection, pick: Int[Tensor, "chosen k"]) -> Float[Tensor, " chosen"]:
-        """The largest ratio of a residual to what is allowed: for the wanted values their tolerance, and for the first
-        unwanted value at either end a share of its gap to the wanted ones.
+        """The largest ratio of a residual to its allowed size.
+
+        A wanted value is allowed its tolerance. The first unwanted value at either end is allowed GAP_FRACTION of its
+        gap to the wanted ones.
 
         A new eigenvalue first appears as a Ritz value at one end of the unwanted ones, and moves outwards as it
         converges. Without the second condition, at 2 to 6 % of the points of Conv4 tasks the fifth of five values was a
@@ -104,12 +105,12 @@ class _ConvergedPairs(StoppingRule):
         return torch.maximum(ratio, at_ends.amax(-1))
 
     def results(self, state: RitzState) -> Bool[Tensor, "chosen value"]:
-        """All wanted pairs, each once."""
+        """True for the wanted pairs."""
         picks = torch.cat([selection.pick(state.values) for selection in self.selections], dim=-1)
         return torch.zeros_like(state.values, dtype=torch.bool).scatter_(-1, picks, True)
 
     def complete(self, state: RitzState) -> Bool[Tensor, " chosen"]:
-        """True where a breakdown has brought nothing new."""
+        """True where the point finished after a breakdown that brought no new wanted value."""
         return state.had_breakdown
 
 
@@ -122,7 +123,7 @@ def random_vector(H: Operator, seed: int, *path: PathPart) -> Float[Tensor, " pa
 def gauss_quadrature(
     H: Operator, starts: Float[Tensor, "point param"], *, num_steps: int, seed: int
 ) -> tuple[Float[Tensor, "point node"], Float[Tensor, "point node"], Float[Tensor, "point node"]]:
-    """Nodes (ascending), weights and residuals of the Gauss rule of each point's spectral measure for its start z.
+    """Nodes (ascending), weights and residuals of the Gauss rule of each point's spectral measure for a start vector z.
 
     sum_i weights[i] nodes[i]^j = z'H^j z / z'z for j = 0 .. 2 num_steps - 1 (Golub, Meurant 1994): the nodes are the
     eigenvalues of T, and the weights are the squared first components of its eigenvectors. The number of nodes is the

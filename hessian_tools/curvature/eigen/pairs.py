@@ -20,15 +20,16 @@ from hessian_tools.validation import check_whole
 
 Method = Literal["auto", "lanczos", "exact"]
 
-# Up to this many parameters, missed copies of eigenvalues are searched for by default.
+# Up to this many parameters, eigenvalues that Lanczos missed are searched for by default.
 SEARCHED_PARAMS = 1024
-# The number of products that Lanczos is expected to take for each pair, announced so that an engine can be chosen.
+# The number of products that Lanczos is expected to take for each pair. It is announced, so that an engine is chosen
+# for it.
 PRODUCTS_PER_PAIR = 6
 
 
 @dataclass(frozen=True)
 class Extremes:
-    """The pairs largest in magnitude, the largest and the smallest, from one run.
+    """The pairs of largest magnitude, of largest value and of smallest value, from one run.
 
     ``num_matvecs`` of each of the three counts all products of this run.
     """
@@ -55,21 +56,23 @@ def top_eigenpairs(
 ) -> EigenPairs:
     """k eigenpairs of H at every point, by Lanczos stopped on residuals and checked by true products.
 
-    which: "LM" for the largest in magnitude, in falling order; "LA" for the largest, falling; "SA" for the smallest,
-    rising; "BE" for both ends, falling: k // 2 from the low end, the rest from the high one. These are different
-    questions where H is indefinite.
-    rtol: the residual that a pair may have, as a share of its value. vectors: whether the result has them.
-    seed: the result depends on it, and on nothing else that is random.
-    max_matvecs: products allowed at each point. None for the larger of 100 and 20 k, twice that with copies.
+    which: "LM" for the largest in magnitude, in falling order; "LA" for the largest, in falling order; "SA" for the
+    smallest, in rising order; "BE" for both ends, in falling order: k // 2 from the low end, the others from the high
+    end. The choices differ where H is indefinite.
+    rtol: the residual that a pair may have, as a share of its value. vectors: True if the result shall hold the
+    eigenvectors. seed: of the random start vectors; nothing else is random.
+    max_matvecs: products allowed at each point. None allows the larger of 100 and 20 k, and twice that with copies.
 
-    max_basis: vectors of length param held for each point (with copies, k more). When there are so many, Lanczos
-    restarts from the best pairs, at the cost of more products. None for as many as fit in 512 MiB (CUDA: 4 GiB or
-    less), never under 2 k + 8 or 20; points are computed in parts if all together would take more.
-    copies: whether to search for eigenvalues that were missed, see ``EigenPairs``. This costs 50 to 80 % more products,
-    and as many again for each search that found some. None searches up to 1024 parameters, and not above.
-    method: "exact" computes the whole spectrum, from the whole matrix or by a range finder (see ``spectrum``). "auto"
-    does so up to 128 parameters, or 4 k if that is more, unless max_matvecs forbids it; else it is "lanczos".
-    progress: called with the number of points done and of all points.
+    max_basis: how many vectors of length param are held for each point (k more with copies). When the basis is full,
+    Lanczos restarts from the best pairs, at the cost of more products. None takes as many as fit in 512 MiB (CUDA: 4
+    GiB or less), but at least 2 k + 8 and at least 20; the points are computed in parts if they need more together.
+    copies: True searches for eigenvalues that Lanczos missed, such as further copies of multiple ones (see
+    ``EigenPairs``). The search costs 50 to 80 % more products, and as many again for each search that found some. False
+    does not search. None searches up to 1024 parameters.
+    method: "lanczos"; or "exact", which computes the whole spectrum from the whole matrix or by a range finder (see
+    ``spectrum``). "auto" is "exact" up to 128 parameters, or 4 k if that is more, unless max_matvecs is too small for
+    it; otherwise it is "lanczos".
+    progress: called with (done, total) points.
 
     Raises ValueError for k outside 1..param and for options that do not fit. (Lanczos 1950; Wu, Simon 2000.)
 
@@ -100,11 +103,11 @@ def extremal_eigenpairs(
     method: Method = "auto",
     progress: Progress | None = None,
 ) -> Extremes:
-    """The ``magnitude`` largest in magnitude and ``ends`` of each algebraic end, from one Lanczos run at each point.
+    """Eigenpairs of largest magnitude, of largest and of smallest value, from one Lanczos run at each point.
 
-    ends: with 0, no pairs of the ends are computed. ends_rtol: the tolerance of the ends; None for rtol. max_matvecs:
-    None for the larger of 100 and 20 (magnitude + 2 ends). All else is as in :func:`top_eigenpairs`, with magnitude + 2
-    ends for k.
+    magnitude: how many pairs of largest magnitude. ends: how many pairs of largest value, and how many of smallest; may
+    be 0. ends_rtol: the tolerance of the latter two; None for rtol. The other arguments are those of
+    :func:`top_eigenpairs`, with k = magnitude + 2 ends.
 
     >>> from hessian_tools.curvature import hessian
     >>> spectrum = torch.tensor([4.0, -3.0, 1.0, 0.5], dtype=torch.float64)
@@ -137,7 +140,11 @@ def _selection(which: Which, k: int, rtol: float, num_params: int, min_k: int = 
 
 @dataclass(frozen=True)
 class _Plan:
-    """How the pairs are computed, the same at all points. The limits exclude the products of the final check."""
+    """How the pairs are computed, at all points in the same way.
+
+    exact: True computes the whole spectrum, False runs Lanczos. copies: True searches for missed eigenvalues. limits:
+    of the Lanczos run, without the products of the final check.
+    """
 
     exact: bool
     copies: bool
@@ -153,7 +160,7 @@ def _plan(
     copies: bool | None,
     method: Method,
 ) -> _Plan:
-    """The plan follows from counts, not from the clock, so that the same call does the same everywhere."""
+    """Checks the options and makes the plan, from counts and not from timings, so that a call can be repeated."""
     pairs, n = sum(selection.k for selection in selections), H.num_params
     if method not in get_args(Method):
         raise ValueError(f"method={method!r} is not known; give one of {', '.join(get_args(Method))}")
@@ -167,7 +174,8 @@ def _plan(
     affordable = max_matvecs is None or max_matvecs >= max_products(n) + pairs
     exact = method == "exact" or (method == "auto" and is_small(n, pairs) and affordable)
     if max_basis is None:
-        # A vector for every product if that fits in memory for 16 points; else 4 pairs + 40 if those fit for one.
+        # As many vectors as products if that fits in memory for 16 points; else 4 * pairs + 40 if they fit for one
+        # point.
         fit = vectors_in_memory(H)
         max_basis = max(2 * pairs + 8, 20, min(fit, max(4 * pairs + 40, fit // 16)))
         max_basis = min(max_basis, budget + 1, n)
@@ -177,14 +185,14 @@ def _plan(
 def _run(
     H: Operator, selections: tuple[Selection, ...], plan: _Plan, *, vectors: bool, progress: Progress | None
 ) -> list[EigenPairs]:
-    """The pairs of each selection, computed at as many points at a time as their bases fit in memory."""
+    """The pairs of each selection, computed for as many points at a time as their bases fit in memory."""
     H.announce(H.num_params if plan.exact else PRODUCTS_PER_PAIR * sum(selection.k for selection in selections))
     count = ProgressCounter(H.num_points or 1, progress)
     parts = []
     for part in parts_in_memory(H, plan.limits.max_basis):
         pairs = checked_pairs(part, _ritz_pairs(part, selections, plan, count), selections)
-        parts.append(pairs if vectors else [replace(some, vectors=None) for some in pairs])
-    return [_joined(some, single=H.num_points is None) for some in zip(*parts, strict=True)]
+        parts.append(pairs if vectors else [replace(each, vectors=None) for each in pairs])
+    return [_joined(pieces, single=H.num_points is None) for pieces in zip(*parts, strict=True)]
 
 
 def _ritz_pairs(H: Operator, selections: tuple[Selection, ...], plan: _Plan, count: ProgressCounter) -> RitzPairs:
@@ -196,7 +204,7 @@ def _ritz_pairs(H: Operator, selections: tuple[Selection, ...], plan: _Plan, cou
 
 
 def _joined(parts: Sequence[EigenPairs], *, single: bool) -> EigenPairs:
-    """The pairs of all points from those of some at a time; without the point axis at a single point."""
+    """The pairs of all points, from the pairs of parts of the points. single: True drops the axis of the only point."""
     columns = ([getattr(part, field.name) for part in parts] for field in fields(EigenPairs))
     joined: list[Any] = [None if pieces[0] is None else torch.cat(pieces) for pieces in columns]
     return EigenPairs(*(column[0] if single and column is not None else column for column in joined))

@@ -1,9 +1,9 @@
-"""Matrices of small rank: their whole spectrum from products with a few random vectors (Halko, Martinsson, Tropp 2011).
+"""Compresses matrices of small rank by products with a few random vectors (Halko, Martinsson, Tropp 2011).
 
 The products H w of random vectors w span the range of H. Let Q have orthonormal rows that span it, and T = Q H Q'. Then
-H = Q' T Q + E. For new random vectors w, which are not used for Q, the E w are known. |E w| >= |E| |u'w| for the unit
-vector u of the largest singular value of E, and u'w is standard normal. So s such vectors w_i give, with chi2_s(risk)
-the quantile of the chi-square distribution with s degrees of freedom,
+H = Q' T Q + E. For a new random vector w, which was not used for Q, E w can be computed from H w. |E w| >= |E| |u'w|
+for the right singular vector u of the largest singular value of E, and u'w is standard normal. Hence s such vectors w_i
+give, with chi2_s(risk) the quantile of the chi-square distribution with s degrees of freedom,
 
     |E|^2 <= sum_i |E w_i|^2 / chi2_s(risk)        with a probability of at least 1 - risk,
 
@@ -27,7 +27,7 @@ from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.curvature.operators.parts import row_products
 from hessian_tools.rng import stream
 
-# The number of random vectors in each round.
+# The number of random vectors in each round of the range finder.
 BLOCK = 32
 # The probability, at one point, that an error bound does not hold.
 RISK = 1e-6
@@ -35,9 +35,9 @@ RISK = 1e-6
 
 @dataclass(frozen=True)
 class Compressed:
-    """H at some points as Q'TQ, to within ``error`` in norm; Q has orthonormal rows.
+    """H at some points as Q'TQ, up to a matrix of norm ``error``; Q has orthonormal rows.
 
-    Q and T are None where there is no such form: H was not finite (``finite`` False), or has too large a rank.
+    Q and T are None where H has no such form, because it is not finite (``finite`` is False) or its rank is too large.
     """
 
     points: Int[Tensor, " point"]
@@ -49,10 +49,10 @@ class Compressed:
 
 
 def compress(H: Operator, *, rtol: float, max_rank: int, seed: int) -> Iterator[Compressed]:
-    """Compresses H at every point to within rtol |H|_F, estimated from random products, where max_rank rows suffice.
+    """Compresses H at every point with an error of at most rtol |H|_F, if max_rank rows of Q suffice for it.
 
-    Points whose range was found in the same round are yielded together. Costs 2 (rank + BLOCK) products at each point,
-    and max_rank * param numbers of memory.
+    |H|_F is estimated from random products. Points that are finished in the same round are yielded together. It costs
+    2 (rank + BLOCK) products and max_rank * param numbers of memory at each point.
     """
     num_points, n = H.num_points or 1, H.num_params
     points = torch.arange(num_points, device="cpu")
@@ -63,7 +63,7 @@ def compress(H: Operator, *, rtol: float, max_rank: int, seed: int) -> Iterator[
         drawn = torch.randn(BLOCK, n, generator=stream(seed, "range", step), dtype=torch.float64, device="cpu")
         probes = drawn.to(H.device, H.dtype)
         Y = row_products(H, probes[None])
-        W = _outside(Y, Q[:, :rank])
+        W = _orthogonal_part(Y, Q[:, :rank])
         bound = lengths(W.flatten(1)) / sqrt(quantile)
         size = lengths(Y.flatten(1)) / sqrt(BLOCK)  # E |H w|^2 = |H|_F^2
         finite = bound.isfinite()
@@ -84,29 +84,29 @@ def compress(H: Operator, *, rtol: float, max_rank: int, seed: int) -> Iterator[
         if len(stay) == 0:
             return
         if len(stay) < len(points):
-            places = stay.cpu()
-            move_to_front(Q[:, :rank], places.tolist())
-            move_to_front(T, places.tolist())
-            Q, T, W, points, H = Q[: len(stay)], T[: len(stay)], W[stay], points[places], H.select(places)
+            kept = stay.cpu()
+            move_to_front(Q[:, :rank], kept.tolist())
+            move_to_front(T, kept.tolist())
+            Q, T, W, points, H = Q[: len(stay)], T[: len(stay)], W[stay], points[kept], H.select(kept)
         _extend(H, Q, T, W, rank)
         rank += BLOCK
 
 
-def _outside(Y: Float[Tensor, "point row param"], Q: Float[Tensor, "point found param"]) -> Tensor:
+def _orthogonal_part(Y: Float[Tensor, "point row param"], Q: Float[Tensor, "point found param"]) -> Tensor:
     """The part of the rows Y that is orthogonal to the rows Q."""
     return torch.baddbmm(Y, Y @ Q.mT, Q, alpha=-1)
 
 
 def _extend(H: Operator, Q: Tensor, T: Tensor, W: Float[Tensor, "point row param"], rank: int) -> None:
-    """Add the rows W, made orthonormal, to the first ``rank`` rows of Q, and their products to T, in place."""
+    """Adds the rows W, made orthonormal, to the first ``rank`` rows of Q, and their products to T, in place."""
     known, total = Q[:, :rank], rank + W.shape[1]
-    new = _outside(torch.linalg.qr(W.mT).Q.mT, known)
-    # Rows of W that were only rounding lose most of their length here. Made orthonormal again, they serve as random
-    # rows.
+    new = _orthogonal_part(torch.linalg.qr(W.mT).Q.mT, known)
+    # Rows of W that were only rounding lose most of their length here. They are made orthonormal again and then serve
+    # as random rows.
     while bool((new.norm(dim=-1) < CANCELLATION).any()):
-        new = _outside(torch.linalg.qr(new.mT).Q.mT, known)
+        new = _orthogonal_part(torch.linalg.qr(new.mT).Q.mT, known)
     # The rows are nearly orthonormal; G^(-1/2) times them, with G their Gram matrix, is the nearest orthonormal set.
-    # The second time removes the rounding of the first.
+    # The second time removes the rounding errors of the first.
     for _ in range(2):
         d, U = eigh((new @ new.mT).double())
         new = ((U / d[:, None].sqrt()) @ U.mT).to(new) @ new

@@ -1,4 +1,4 @@
-"""The final check of the wanted pairs by true products, in one block, however the pairs were computed."""
+"""The final check of the wanted pairs by true products; it is the same however the pairs were computed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,23 +19,24 @@ from hessian_tools.curvature.operators.parts import row_products
 class EigenPairs:
     """Some eigenvalues at each point, in the order of ``which``, with their quality.
 
-    values: Rayleigh quotients v'Hv of the unit vectors v (loss / parameter^2). vectors: those v as columns, if asked
-    for; their signs mean nothing.
+    values: Rayleigh quotients v'Hv of the unit vectors v (loss / parameter^2). vectors: the vectors v as columns, or
+    None if they were not requested; their signs are arbitrary.
     residuals: |H v - value v|, from true products. At least one exact eigenvalue of H lies within this distance of the
-    value, plus the rounding of the products, which is some eps times the size of the terms of H (for H - G: of H and of
-    G).
+    value, plus the rounding of the products. That is a few eps times the size of the terms of the operator (for H - G,
+    of H and of G).
     converged: residual <= max(rtol * |value|, 64 eps |H|), where |H| is the largest magnitude of a Ritz value. Where it
-    is False, the pair is still as good as its residual says; raise max_matvecs, or rtol.
-    num_matvecs: products used at each point, those of the check included.
+    is False, the value is still within its residual of an eigenvalue; raise max_matvecs or rtol for convergence.
+    num_matvecs: products used at each point, including those of the check.
     Values are NaN, and ``converged`` and ``complete`` False, at a point whose Hessian is not finite.
 
-    Residuals do not say that no eigenvalue was missed; ``complete`` does. It says that these are the wanted eigenvalues
-    of the whole spectrum, each with its multiplicity, except that the last of them may stand for another one that is
-    equal to it within the tolerance. It is True where the whole spectrum was computed, or where a search orthogonal to
-    the pairs found nothing more (which is wrong with a probability of about 1e-3). It is False where no search was made
-    (copies=False) or the products ran out: one start vector cannot find the second copy of a multiple eigenvalue, and
-    may not yet have found an eigenvalue whose magnitude is close to that of the last wanted one (this happened at none
-    of 196 points of Conv4 and MLP tasks, and at no more than 3 of 64 points with spectra constructed to provoke it).
+    complete: True if no wanted eigenvalue was missed, which residuals cannot show. The values are then the wanted
+    eigenvalues of the whole spectrum, each as often as its multiplicity says, except that the last value may stand for
+    another one that equals it within the tolerance. It is True where the whole spectrum was computed, or where a search
+    orthogonal to the pairs found nothing more (which is wrong with a probability of about 1e-3). It is False where no
+    search was made (copies=False) or the products ran out. Then further copies of a multiple eigenvalue are missing,
+    because one start vector cannot find them. An eigenvalue whose magnitude is close to that of the last wanted one may
+    be missing too (this happened at none of 196 points of Conv4 and MLP tasks, and at no more than 3 of 64 points with
+    spectra constructed to provoke it).
     """
 
     values: Float[Tensor, "*point k"]
@@ -50,7 +51,7 @@ class EigenPairs:
 
 
 def checked_pairs(H: Operator, pairs: RitzPairs, selections: Sequence[Selection]) -> list[EigenPairs]:
-    """The pairs that each selection wants, in its order, with residuals from one block product for all of them.
+    """The pairs that each selection wants, in its order, with residuals from one block product for all pairs.
 
     The vectors are first rotated so that H is diagonal on their span (Rayleigh-Ritz), which costs no product. It is
     needed because a pair that was found in the space orthogonal to an inexact pair carries the error of that pair.
@@ -61,8 +62,9 @@ def checked_pairs(H: Operator, pairs: RitzPairs, selections: Sequence[Selection]
     HX = row_products(H, X)
     T = (X @ HX.mT).double().cpu()
     T = (T + T.mT) / 2
-    T.masked_fill_(~T.isfinite().flatten(1).all(-1)[:, None, None], 0.0)  # LAPACK refuses NaN
-    # Padding has an eigenvalue above all others (Gershgorin 1931), so that the real pairs come first, unmixed.
+    T.masked_fill_(~T.isfinite().flatten(1).all(-1)[:, None, None], 0.0)  # because LAPACK refuses NaN
+    # Padding gets an eigenvalue above all others (Gershgorin 1931), so that the real pairs come first and do not mix
+    # with it.
     above = 2 * T.abs().sum(-1).amax(-1, keepdim=True).clamp(min=torch.finfo(T.dtype).tiny)
     T.diagonal(dim1=1, dim2=2).add_(above * ~pairs.real)
     S = torch.linalg.eigh(T)[1].to(X)

@@ -1,4 +1,4 @@
-"""The eigenpairs that stages of the solver pass on: one batch of all points, padded where their numbers differ."""
+"""The form in which the stages of the eigenvalue solver pass pairs on: all points in one padded batch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -13,12 +13,12 @@ from hessian_tools.curvature.eigen.selection import Selection
 
 @dataclass(frozen=True)
 class RitzPairs:
-    """Approximate eigenpairs of every point; each point's first ``count`` pairs are real; zeros follow.
+    """Approximate eigenpairs of every point. The first ``count`` pairs of a point are real; padding by zeros follows.
 
     values: float64. vectors: as rows, in the dtype and on the device of the operator; all else lies on the CPU.
-    norm: |H|, the largest magnitude of a Ritz value. num_matvecs: products used. converged: whether the stopping
-    rule was met before the products ran out. complete: whether no wanted eigenvalue can be missing. finite: False
-    where a product was not finite; the pairs of such a point are NaN.
+    norm: |H|, the largest magnitude of a Ritz value. num_matvecs: products used. converged: True where the
+    stopping rule was met before the products ran out. complete: True where no wanted eigenvalue can be missing. finite:
+    False where a product was not finite; the pairs of such a point are NaN.
     """
 
     values: Float[Tensor, "point pair"]
@@ -32,7 +32,7 @@ class RitzPairs:
 
     @property
     def real(self) -> Bool[Tensor, "point pair"]:
-        """Which pairs are real, not padding."""
+        """True for pairs, False for padding."""
         return torch.arange(self.values.shape[1], device="cpu") < self.count[:, None]
 
     def select(self, points: Int[Tensor, " chosen"]) -> "RitzPairs":
@@ -40,7 +40,7 @@ class RitzPairs:
         return RitzPairs(*(column[points.to(column.device)] for column in self.columns()))
 
     def keep(self, mask: Bool[Tensor, "point pair"]) -> "RitzPairs":
-        """The pairs in the mask, moved to the front of each row."""
+        """Only the pairs in the mask, moved to the front of each point's row."""
         columns, count = true_columns(mask)
         padding = torch.arange(columns.shape[1], device="cpu") >= count[:, None]
         device = self.vectors.device
@@ -62,7 +62,7 @@ class RitzPairs:
 
 
 def true_columns(mask: Bool[Tensor, "point column"]) -> tuple[Int[Tensor, "point chosen"], Int[Tensor, " point"]]:
-    """The positions of the True entries of each row, rising, then other positions as padding; and their number.
+    """The rising positions of the True entries of each row, padded with other positions, and their number.
 
     >>> columns, count = true_columns(torch.tensor([[False, True, True], [True, False, False]]))
     >>> columns[0].tolist(), columns[1, :1].tolist(), count.tolist()
@@ -73,7 +73,7 @@ def true_columns(mask: Bool[Tensor, "point column"]) -> tuple[Int[Tensor, "point
 
 
 def in_order(batches: Sequence[tuple[Int[Tensor, " _"], RitzPairs]]) -> RitzPairs:
-    """The pairs of all points, from batches of points with their positions among all, which rise within a batch."""
+    """The pairs of all points, from batches of (positions of the points, pairs); positions rise within a batch."""
     if len(batches) == 1:
         return batches[0][1]
     order = torch.cat([positions for positions, _ in batches]).argsort()

@@ -1,4 +1,4 @@
-"""Which eigenvalues are asked for at each point, and how accurately."""
+"""Describes which eigenvalues are wanted at each point, and how accurately."""
 
 from dataclasses import dataclass
 from math import inf
@@ -10,7 +10,7 @@ from torch import Tensor
 
 Which = Literal["LM", "LA", "SA", "BE"]
 
-# A residual, or the part of a new direction that orthogonalisation leaves, counts as rounding below this many eps |H|.
+# A residual counts as rounding below ROUNDING * eps * |H|, and so does what orthogonalisation leaves of a vector.
 ROUNDING = 64
 
 
@@ -40,7 +40,7 @@ class Selection:
 
     @property
     def low(self) -> int:
-        """How many of the k come from the low end where both ends are wanted."""
+        """How many of the k values come from the low end if both ends are wanted, else 0."""
         return self.k // 2 if self.which == "BE" else 0
 
     def pick(
@@ -52,23 +52,23 @@ class Selection:
         [2, 3, 1]
         """
         key = values.abs() if self.which == "LM" else values
-        place = torch.arange(self.k, device=values.device)
-        last = torch.full_like(place[:1], values.shape[-1] - 1) if count is None else count[..., None] - 1
+        rank = torch.arange(self.k, device=values.device)
+        last = torch.full_like(rank[:1], values.shape[-1] - 1) if count is None else count[..., None] - 1
         if count is not None:  # padding goes to the end of the order
             key = key.masked_fill(torch.arange(values.shape[-1], device=values.device) > last, -inf)
         order = key.sort(dim=-1, descending=True, stable=True).indices
         if self.which == "SA":
-            place = last - place
+            rank = last - rank
         elif self.low:
-            place = torch.where(place < self.k - self.low, place, last + 1 - self.k + place)
+            rank = torch.where(rank < self.k - self.low, rank, last + 1 - self.k + rank)
         # A point that is not finite has a single pair of NaN, which stands for all k.
-        place = torch.minimum(place, last).clamp(min=0)
-        return order.gather(-1, place.expand(*values.shape[:-1], self.k))
+        rank = torch.minimum(rank, last).clamp(min=0)
+        return order.gather(-1, rank.expand(*values.shape[:-1], self.k))
 
     def preference(self, values: Float[Tensor, "*point value"]) -> Int[Tensor, "*point value"]:
-        """The place of each value in the order in which values are wanted; 0 is wanted most."""
+        """The rank of each value in the order in which values are wanted; 0 is wanted most."""
         key = values.abs() if self.which == "LM" else values
-        # The inverse of a sorting permutation gives each value its place.
+        # The inverse of a sorting permutation gives each value its rank.
         from_top = key.sort(dim=-1, descending=True, stable=True).indices.argsort(dim=-1)
         from_below = values.shape[-1] - 1 - from_top
         if self.which == "BE":
@@ -85,7 +85,7 @@ class Selection:
         return self._thresholds(values.gather(-1, self.pick(values, count)))
 
     def _thresholds(self, picked: Float[Tensor, "*point k"]) -> tuple[Float[Tensor, "*point"], Float[Tensor, "*point"]]:
-        """The thresholds where these values are the wanted ones, in the order of :meth:`pick`."""
+        """The thresholds if ``picked`` are the wanted values, in the order of :meth:`pick`."""
         never = picked.new_full(picked.shape[:-1], inf)
         if self.k == 0:
             return never, -never
@@ -99,12 +99,12 @@ class Selection:
     def distance(
         self, values: Float[Tensor, "point value"], pick: Int[Tensor, "point k"]
     ) -> Float[Tensor, "point value"]:
-        """How far each value is from being wanted, where the positions ``pick`` hold the wanted ones."""
+        """How far each value is from being wanted. pick: the positions of the wanted values."""
         high, low = self._thresholds(values.gather(-1, pick))
         return torch.minimum(high[:, None] - values, values - low[:, None])
 
     def tolerance(
         self, values: Float[Tensor, "point value"], norm: Float[Tensor, " point"], dtype: torch.dtype
     ) -> Float[Tensor, "point value"]:
-        """The largest residual with which each value has converged; norm: |H| at each point."""
+        """The largest residual with which each value counts as converged. norm: |H| at each point."""
         return torch.maximum(self.rtol * values.abs(), rounding(dtype) * norm[:, None])

@@ -1,4 +1,4 @@
-"""Every eigenvalue at every point, for networks that are small enough or matrices of small rank."""
+"""All eigenvalues at every point, for small networks and for matrices of small rank."""
 
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -25,7 +25,7 @@ from hessian_tools.validation import check_whole
 
 Method = Literal["auto", "dense", "range finder"]
 
-# The number of random vectors by which the size of the terms of a sum is measured.
+# The number of random vectors with which the size of the terms of a sum is estimated.
 TERM_PROBES = 4
 
 
@@ -35,11 +35,11 @@ class Spectrum:
 
     values: in the units of the matrix (loss / parameter^2). Eigenvalues that are not listed are zero.
     error: no exact eigenvalue is further than this from the value stated for it, or from zero if it is not listed.
-    vectors: unit columns of the first values, where asked for; a column of zeros where the eigenvalue is one of the
-    zeros for which no vector was computed. Those of values below the error mean nothing.
-    dense: whether the whole matrix was computed. num_matvecs: products at each point, or backward passes where a Gram
-    matrix was used; both are None in a spectrum that was made by hand.
-    All are NaN, and the rank is 0, at a point where the matrix is not finite.
+    vectors: unit eigenvectors of the first values as columns, or None if they were not requested. A column is zero
+    where no vector was computed for an eigenvalue of zero. Vectors of values below the error mean nothing.
+    dense: True where the whole matrix was computed. num_matvecs: products at each point, or backward passes where a
+    Gram matrix was used. Both are None in a spectrum that was made by hand.
+    At a point where the matrix is not finite, values, error and vectors are NaN and the rank is 0.
     """
 
     values: Float[Tensor, "*point value"]
@@ -60,14 +60,15 @@ class Spectrum:
 
     @property
     def frobenius(self) -> Float[Tensor, "*point"]:
-        """The Frobenius norm: the root of the sum of squares of the eigenvalues."""
+        """The Frobenius norm, which is the root of the sum of squares of the eigenvalues."""
         return lengths(self.values).to(self.values)
 
     def effective_dimension(self, *, ridge: float | None = None) -> Float[Tensor, "*point"]:
-        """How many directions carry the curvature: trace^2 / Frobenius^2 (1 for one, k for k equal eigenvalues).
+        """How many directions carry the curvature: trace^2 / Frobenius^2, which is k for k equal eigenvalues.
 
-        With ridge, in the units of the eigenvalues: the sum of value / (value + ridge) (MacKay 1992). It is meant for
-        matrices without negative eigenvalues, such as Gauss-Newton. NaN where the matrix is zero, without ridge.
+        With ridge, a number in the units of the eigenvalues, it is the sum of value / (value + ridge) (MacKay 1992). It
+        is meant for matrices without negative eigenvalues, such as Gauss-Newton. Without ridge it is NaN where the
+        matrix is zero.
         Raises ValueError for a ridge that is not positive.
 
         >>> spectrum = Spectrum(torch.tensor([3.0, 3.0, 3.0, 3.0, 0.0]), torch.tensor(0.0))
@@ -94,18 +95,18 @@ def spectrum(
 ) -> Spectrum:
     """All ``param`` eigenvalues of H at every point, by falling magnitude.
 
-    method: "dense" takes the whole matrix, for param products and param^3 work a point. "range finder" takes
-    2 (rank + 32) products and param rank^2 work where the rank is at most max_rank, and gives NaN elsewhere. "auto"
-    takes, for a Gauss-Newton matrix with fewer examples times outputs than parameters and a criterion that is convex
-    in the outputs, its Gram matrix (``gauss_newton_spectrum``); else the whole matrix up to 128 parameters; and above
-    that the range finder, and the whole matrix at points where the rank is too large for it.
+    method: "dense" computes the whole matrix, by param products and work of order param^3 at each point. "range finder"
+    takes 2 (rank + 32) products and work of order param rank^2 where the rank is at most max_rank, and gives NaN
+    elsewhere. "auto" uses the Gram matrix (``gauss_newton_spectrum``) for a Gauss-Newton matrix with fewer examples
+    times outputs than parameters and a criterion that is convex in the outputs. For other matrices it is "dense" up to
+    128 parameters. Above that it is "range finder", and "dense" at points whose rank is too large for it.
     rtol: what the range finder may leave out, as a share of the Frobenius norm; None for the size of rounding.
     max_rank: None for a quarter of the parameters. Eigenvalue problems are solved in float64.
-    progress: called with the number of points done and of all points.
+    progress: called with (done, total) points.
 
-    The error of the result bounds what the range finder left out (it fails with a probability of 1e-6 at each point)
-    plus rounding, which is 64 eps |H|; for a sum of operators |H| is the size of its terms. Raises ValueError for other
-    methods and ranges, and where the whole matrix would need more than 8 GiB at a point.
+    The error of the result bounds the part that the range finder left out (this bound fails with a probability of 1e-6
+    at each point), plus rounding, which is 64 eps |H|. For a sum of operators |H| is the size of its terms. Raises
+    ValueError for options out of range, and where the whole matrix would need more than 8 GiB at a point.
 
     >>> from hessian_tools.curvature import hessian
     >>> a = torch.tensor([4.0, -3.0, 1.0, 0.0])
@@ -127,7 +128,7 @@ def spectrum(
     result = _assembled(H, solved, H.num_params)
     if len(terms(H)) == 1 or result.num_matvecs is None:
         return result
-    # Where terms cancel, the rounding of what is left is that of the terms, which its own size does not show.
+    # Where the terms of a sum nearly cancel, rounding is in proportion to the terms and not to the sum.
     shape = (H.num_params, TERM_PROBES)
     drawn = torch.randn(shape, generator=stream(seed, "terms"), dtype=torch.float64, device="cpu")
     size = rounding(H.dtype) * magnitude(H, drawn.to(H.device, H.dtype)).mean(-1)
@@ -150,13 +151,13 @@ def gauss_newton_spectrum(
     """The eigenvalues of the Gauss-Newton matrix that can differ from zero, exactly, from its Gram matrix.
 
     Arguments as for :func:`gauss_newton`. There are as many values as examples times outputs (over all batches), or
-    param if that is less. :func:`spectrum` of a Gauss-Newton matrix does the same and adds the zeros. Here the error is
-    that of the small eigenvalue problem alone; J and B have the rounding of their dtype on top.
+    param if that is less. :func:`spectrum` of a Gauss-Newton matrix does the same and adds the zeros. The error stated
+    here is that of the small eigenvalue problem alone; it does not include the rounding of J and B.
 
     The criterion must be convex in the outputs, but may couple examples: its full Hessian in the outputs is used. This
     costs one backward pass for each example and output, and memory for J at one point: param * examples * outputs
     numbers, times six (ResNet-12 with 125 outputs: 24 GB). Points are computed in chunks that need no more than
-    max_memory bytes, None for 512 MiB (see ``hessian`` for CUDA). Raises ValueError as gauss_newton does, for ragged
+    max_memory bytes; None allows 512 MiB (see ``hessian`` for CUDA). Raises ValueError as gauss_newton does, for ragged
     batches, and for a criterion that is not convex at some point. (Gram matrix as in Dangel 2022, ViViT.)
 
     >>> from hessian_tools.layout import flatten
@@ -171,12 +172,12 @@ def gauss_newton_spectrum(
         loss, thetas, batch, shared=shared, weights=weights, chunk=chunk, batching=batching, max_memory=max_memory
     )
     if not has_gram_matrix(G):
-        raise ValueError("spectra of ragged batches differ in length; compute the points of each size apart")
+        raise ValueError("spectra of ragged batches differ in length; compute the points of each batch size separately")
     return _assembled(G, [gram_points(G, vectors=vectors)])
 
 
 def _solved_by_gram(H: Operator, *, vectors: bool, count: ProgressCounter) -> list[SolvedPoints] | None:
-    """All points from their Gram matrices, where H has one that is smaller than itself."""
+    """The spectra of all points from their Gram matrices; None if H has none that is smaller than itself."""
     if not has_gram_matrix(H) or sum(num_outputs(H.objective)) > H.num_params:
         return None
     try:
@@ -184,12 +185,12 @@ def _solved_by_gram(H: Operator, *, vectors: bool, count: ProgressCounter) -> li
     except NotConvexError:
         count.done = 0
         return None
-    # J and B have rounding as well, from the derivatives of the network.
+    # The derivatives J and B have rounding errors as well.
     return [replace(solved, error=solved.error + largest_rounding(solved.values, H.dtype))]
 
 
 def _assembled(H: Operator, solved: list[SolvedPoints], num_values: int | None = None) -> Spectrum:
-    """The spectrum of all points in order, padded with zeros, from those of some points at a time."""
+    """The spectrum of all points, in order and padded with zeros. solved: the results for parts of the points."""
     order = torch.cat([part.points for part in solved]).argsort().to(H.device)
     width = num_values or solved[0].values.shape[1]
     values = torch.cat([pad(part.values, (0, width - part.values.shape[1])) for part in solved]).to(H.dtype)[order]

@@ -1,11 +1,15 @@
-"""The choice of the engine. It depends on counts and sizes only, never on timings, so that a run can be repeated."""
+"""Chooses the engine that multiplies by a curvature matrix.
+
+The choice depends on counts and sizes only, never on timings, so that a run can be repeated.
+"""
 
 from typing import Literal
 
 import torch
 
 # direct: forward over reverse under vmap. double_backward: each point's gradient is kept with its graph, and a product
-# is one more reverse pass. compiled: the product is traced once and split into what depends on the point and the rest.
+# is one more reverse pass. compiled: the product is traced once and split into a part that depends only on the point,
+# which is computed once, and a part that depends on the vector.
 EngineName = Literal["direct", "double_backward", "compiled"]
 # What a user may ask for. "kept" and "traced" are older words for "double_backward" and "compiled".
 Route = Literal["auto", "direct", "kept", "traced", "double_backward", "compiled"]
@@ -25,15 +29,15 @@ ENGINES: dict[str, EngineName] = {
 #   Conv4-64 on 28x28                     2 s                   12 ms
 #   Conv4-64 on 84x84                    10 s                  900 ms
 ENOUGH_PRODUCTS = 2000
-# The same on a GPU, for a network of any size. On an H200 a trace costs about 6 s (Conv4-64 on 28x28) to 9 s
-# (ResNet-18), and a product by the kept graph takes 1.4 ms (MLP) to 7.4 ms (Conv4-64 on 84x84), most of which a trace
-# saves.
+# On a GPU a trace pays off from this many products, for a network of any size. On an H200 a trace costs about 6 s
+# (Conv4-64 on 28x28) to 9 s (ResNet-18), and a product by double_backward takes 1.4 ms (MLP) to 7.4 ms (Conv4-64 on
+# 84x84), most of which a trace saves.
 ENOUGH_PRODUCTS_ON_GPU = 1500
 # A trace that exists already costs no tracing. It is only compared with two ordinary products at one point before it is
-# used, so that it pays off from this many products.
+# used, so it pays off from this many products.
 ENOUGH_FOR_KNOWN_TRACE = 8
-# Keeping the gradient's graph is faster than forward over reverse under vmap for at most FEW_POINTS points, and on a
-# CPU also where a forward pass allocates at least LARGE_FORWARD bytes.
+# The engine double_backward is faster than direct for at most FEW_POINTS points, and on a CPU also where a forward pass
+# allocates at least LARGE_FORWARD bytes.
 FEW_POINTS = 8
 LARGE_FORWARD = 2**20
 
@@ -48,11 +52,11 @@ def choose_engine(
     compilable: bool = True,
     compiled_before: bool = False,
 ) -> EngineName:
-    """The engine that is quickest over all products, from what is known before the first of them.
+    """The engine that is quickest for all products together, judged by what is known before the first of them.
 
     forward: the bytes that one forward pass allocates. num_products: how many products are expected, over all points.
-    kept_graphs: whether the engine double_backward can multiply the matrix; it can multiply Hessians only. compilable:
-    whether the product can be traced, as far as is known. compiled_before: whether its trace exists from earlier use.
+    kept_graphs: False if the engine double_backward cannot multiply the matrix; it can multiply Hessians only.
+    compilable: False if the product is known to have no trace. compiled_before: True if its trace exists already.
     """
     enough = ENOUGH_FOR_KNOWN_TRACE if compiled_before else enough_products(forward, device)
     if compilable and num_products >= enough:

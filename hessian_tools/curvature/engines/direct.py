@@ -1,4 +1,7 @@
-"""The direct engine: forward over reverse, batched over points and vectors by ``vmap``; nothing is kept."""
+"""The direct engine: forward over reverse, batched over points and vectors by ``vmap``.
+
+It keeps nothing between products.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,8 +23,9 @@ from hessian_tools.loss import Batch
 class DirectProducts:
     """Products at the points of one group, computed from the start each time.
 
-    multiply, multiply_block: ``(thetas, batch, vectors) -> products`` at many points, for each batch; with one vector
-    [param] or with a block [param, probe] at each point. at_once: how many products may run together.
+    multiply: for each batch, a function ``(thetas, batch, vectors) -> products`` at many points, with one vector
+    [param] at each point. multiply_block: the same with a block of vectors [param, probe] at each point. at_once: how
+    many products may run together, before the device has run out of memory.
     """
 
     objective: Objective
@@ -31,32 +35,33 @@ class DirectProducts:
     memory: MemoryBudget
 
     def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
-        """Each point's matrix times its columns, in as many pieces as the memory needs."""
+        """Each point's matrix times its columns, in pieces of as many products as fit in memory."""
         objective, at_once = self.objective, max(1, self.at_once >> self.memory.refusals)
         (group,) = objective.groups
         batches = group.batches
         out = torch.empty_like(V, memory_format=torch.contiguous_format)
-        # One loop in one function, because every function between H.mv and the loss is a frame more.
+        # All in one function, because each function between H.mv and the loss adds a frame to the calls of a product.
         for rows in slices(len(V), max(1, at_once // V.shape[-1])):
             thetas = own_memory(objective.thetas[rows])
-            here = batches if objective.shared or len(thetas) == len(V) else [at_points(b, rows) for b in batches]
+            all_here = objective.shared or len(thetas) == len(V)
+            batches_here = batches if all_here else [at_points(b, rows) for b in batches]
             for columns in slices(V.shape[-1], at_once):
                 # A single vector is not batched: vmap over one column costs as much as over several.
                 one = columns.stop - columns.start == 1
                 vectors = V[rows, :, columns.start] if one else V[rows, :, columns]
                 functions = self.multiply if one else self.multiply_block
                 total = torch.zeros_like(vectors)
-                for weight, batch, function in zip(group.weights, here, functions, strict=True):
+                for weight, batch, function in zip(group.weights, batches_here, functions, strict=True):
                     total = total + weight * function(thetas, batch, vectors).detach()
                 out[rows, :, columns] = total[..., None] if one else total
         return out
 
     def select(self, points: Int[Tensor, " chosen"], objective: Objective) -> "DirectProducts":
-        """The same at some of the points, where the objective is the one given."""
+        """The products at some of the points. objective: the objective at these points."""
         return replace(self, objective=objective)
 
     def can_be_halved(self, V: Tensor) -> bool:
-        """Whether fewer products than now could run together."""
+        """True if more than one product runs at a time, so that fewer could need less memory."""
         return min(self.at_once, V.shape[0] * V.shape[-1]) >> self.memory.refusals > 1
 
 

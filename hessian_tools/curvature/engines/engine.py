@@ -1,4 +1,4 @@
-"""The interface to the engines: the user's options, and products that are prepared by the engine chosen for them."""
+"""The interface to the engines: the user's options, and products prepared by the engine that is chosen for them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -30,8 +30,8 @@ from hessian_tools.loss import Loss
 from hessian_tools.torch_fixes.precision import full_precision
 from hessian_tools.validation import check_whole
 
-# The number of vectors for which memory is reserved at each point that is computed together with others. An eigenvalue
-# run keeps about as many.
+# The memory for this many vectors of length param is reserved at each point when points are computed together. An
+# eigenvalue run keeps about as many.
 VECTORS_OF_A_POINT = 48
 
 
@@ -39,8 +39,9 @@ VECTORS_OF_A_POINT = 48
 class Engine:
     """The user's options for how products and other derivatives are computed; made by :func:`checked_engine`.
 
-    route: the name of an engine, or "auto". batching: "vmap" computes points and vectors together, "loop" one by one.
-    chunk: how many products run at once, or None for as many as fit in memory. memory: the budget for them, in bytes.
+    route: the name of an engine, or "auto". batching: "vmap" computes points and vectors together, "loop" computes them
+    one by one. chunk: how many products run at once, or None for as many as fit in memory. memory: the budget for them,
+    in bytes.
     """
 
     route: Route = "auto"
@@ -56,11 +57,14 @@ class Engine:
         return groups[0] if len(groups) == 1 else JoinedProducts(objective, matrix, self, groups)
 
     def products_at_once(self, objective: Objective) -> int:
-        """How many products ``direct`` may run at once: ``chunk``, or what fits in memory by one forward pass."""
+        """How many products ``direct`` may run at once: ``chunk``, or as many as fit in memory.
+
+        The memory that a product needs is estimated from that of one forward pass, which is measured here.
+        """
         return self.chunk if self.chunk is not None else self.fitting_products(largest_forward(objective), objective)
 
     def fitting_products(self, forward: int, objective: Objective) -> int:
-        """As many direct products as fit in memory, at least one. forward: bytes that one forward pass makes."""
+        """How many products of ``direct`` fit in memory, at least one. forward: the bytes of one forward pass."""
         budget = self.memory.budget(objective.thetas.device)
         return max(1, budget // (FORWARDS_PER_PRODUCT * max(1, forward)))
 
@@ -81,10 +85,10 @@ class Engine:
         except (torch.OutOfMemoryError, NoOtherWay):
             raise
         except RuntimeError as error:
-            if not self.reverse_may_do(objective, error):
+            if not self.may_use_reverse(objective, error):
                 raise
             first_refusal = error
-        try:  # by the graphs of the gradients, which are kept for one point at a time
+        try:  # in reverse mode without vmap, at one point at a time
             parts = [objective.select(point) for point in torch.arange(total, device="cpu").split(1)]
             return torch.stack([kept_graphs(part).gradients[0].detach() for part in parts])
         except torch.OutOfMemoryError:
@@ -94,9 +98,9 @@ class Engine:
                 raise_explained(error)
             raise first_refusal from None
 
-    def reverse_may_do(self, objective: Objective, refusal: BaseException) -> bool:
-        """Whether a derivative that torch could not compute may be had in reverse mode, from a kept graph."""
-        # A network has already run on the first point without transforms, so vmap or forward mode may be at fault.
+    def may_use_reverse(self, objective: Objective, refusal: BaseException) -> bool:
+        """True if a derivative that torch has refused might be computed in reverse mode, from a kept graph."""
+        # A network has already run at the first point without transforms, so the cause may be vmap or forward mode.
         return isinstance(refusal, NoForwardDerivative) or (
             isinstance(objective.loss, Loss) and self.batching == "vmap"
         )
@@ -109,10 +113,15 @@ def checked_engine(
     chunk: int | None = None,
     max_memory: float | int | None = None,
 ) -> Engine:
-    """The engine with a user's options, which :func:`~hessian_tools.curvature.hessian` describes. Raises ValueError."""
+    """The engine with a user's options, which :func:`~hessian_tools.curvature.hessian` describes.
+
+    Raises ValueError for an option that is not known, and for options that contradict each other.
+    """
     check_whole(chunk=chunk)
     if chunk is not None and chunk < 1:
-        raise ValueError(f"chunk={chunk}: give the number of products to run at once, 1 or more, or None for what fits")
+        raise ValueError(
+            f"chunk={chunk}: give the number of products to run at once, 1 or more, or None for what fits in memory"
+        )
     if batching not in get_args(Batching):
         raise ValueError(f"batching={batching!r} is not known; give 'vmap' or 'loop'")
     if route not in get_args(Route):
@@ -124,12 +133,12 @@ def checked_engine(
 
 @dataclass
 class Findings:
-    """What is known about the products at a group of points; every selection of these points shares this object.
+    """What has been found out about the products at a group of points; operators at some of these points share it.
 
-    announced: the number of products, summed over points, that the caller has said will follow. forward: the bytes that
-    one forward pass allocates, None while unknown. traces: the trace of the product for each batch, None while it was
-    not tried, empty where it cannot be traced. reverse_only: the loss turned out to have no forward derivative.
-    engine: the engine that was used last.
+    announced: the number of products, summed over points, that the caller has announced. forward: the bytes that one
+    forward pass allocates, None while unknown. traces: the trace of the product for each batch; None before the first
+    attempt, empty if the product cannot be traced. reverse_only: True once the loss has turned out to have no forward
+    derivative. engine: the engine that was used last.
     """
 
     announced: int = 0
@@ -141,10 +150,12 @@ class Findings:
 
 @dataclass(frozen=True)
 class PiecewiseProducts:
-    """Products at more points than fit in memory at once: what is kept for a piece is freed before the next piece.
+    """Products at more points than fit in memory at once, computed for one piece of the points after the other.
 
-    make: builds, from the objective of a piece, the object that computes its products. at_once: the number of points in
-    a piece, as long as the device has not run out of memory.
+    The data that is kept for the products of a piece is freed before the next piece.
+
+    make: builds, from the objective at the points of a piece, the object that computes its products. at_once: the
+    number of points in a piece, before the device has run out of memory.
     """
 
     objective: Objective
@@ -162,7 +173,7 @@ class PiecewiseProducts:
         return torch.cat(self.memory.in_pieces(len(V), piece, at_once=self.at_once))
 
     def select(self, points: Int[Tensor, " chosen"], objective: Objective) -> None:
-        """None, so that the products are built again: the points selected may fit in memory together."""
+        """None, so that the products are built anew, because the selected points may fit in memory together."""
         return
 
     def can_be_halved(self, V: Tensor) -> bool:
@@ -170,9 +181,9 @@ class PiecewiseProducts:
         return False
 
 
-# What an engine builds for one group of points. It computes ``products(V)``. ``select(points, objective)`` is the same
-# at some of the points. ``can_be_halved(V)`` says whether less memory would be enough if fewer points were computed
-# together.
+# What an engine builds for one group of points. ``products(V)`` computes each point's matrix times its columns.
+# ``select(points, objective)`` gives the object for some of the points. ``can_be_halved(V)`` is True if less memory
+# would be needed with fewer points or products at once.
 Products = DirectProducts | KeptGraphs | CompiledProducts | PiecewiseProducts
 
 
@@ -180,8 +191,10 @@ Products = DirectProducts | KeptGraphs | CompiledProducts | PiecewiseProducts
 class PreparedProducts:
     """The products of a matrix at points whose batches have one shape, by the engine chosen for them.
 
-    At the first product the engine is chosen, and everything that its products share is computed and kept for the next
-    ones. Apart from its findings and the memory budget, this is the only object of the engines that changes.
+    At the first product the engine is chosen, and the data that all products share is computed and kept. Apart from
+    the findings and the memory budget, this is the only object of the engines that changes.
+
+    current: the object that computes the products; None before the first product, and after one that failed.
     """
 
     objective: Objective
@@ -192,11 +205,11 @@ class PreparedProducts:
 
     @property
     def engines(self) -> tuple[EngineName, ...]:
-        """The engine that was taken last, at these points or at some of them."""
+        """The engine that was used last, at these points or at some of them; empty before the first product."""
         return () if self.findings.engine is None else (self.findings.engine,)
 
     def announce(self, num_products: int) -> None:
-        """Says that so many products of each point will follow, so that the engine can be chosen for all of them."""
+        """Announces how many products at each point will follow, so that the engine is chosen for all of them."""
         total = num_products * len(self.objective.thetas)
         if total > self.findings.announced:
             self.findings.announced = total
@@ -211,7 +224,7 @@ class PreparedProducts:
         while True:
             try:
                 if self.current is None:
-                    self.current = self._made(self._choose(V.shape[-1]))
+                    self.current = self._build(self._choose(V.shape[-1]))
                 return self.current.products(V)
             except torch.OutOfMemoryError:
                 if not self._can_be_halved(V):
@@ -223,17 +236,18 @@ class PreparedProducts:
                     self.findings.reverse_only = False
                     if not isinstance(refusal, NoOtherWay):
                         raise first_refusal from None
-                if first_refusal is not None or not self._reverse_may_do(refusal):
+                if first_refusal is not None or not self._may_use_reverse(refusal):
                     raise_explained(error)
                 first_refusal, self.findings.reverse_only = refusal, True
-            # What is kept for all points is freed: each piece builds its own, and the old data would lie beside it.
+            # The data kept for all points is freed, because the next attempt builds its own beside it.
             self.current = None
-            # This is recorded outside of the except block, after the error has let go of the tensors in its frames.
+            # The refusal is recorded outside of the except block, after the error has released the tensors in its
+            # frames.
             if out_of_memory:
                 self.engine.memory.refuse()
 
     def select(self, points: Int[Tensor, " chosen"]) -> "PreparedProducts":
-        """The products at some of the points, with what has been kept for these."""
+        """The products at some of the points, with the data that has been kept for these points."""
         objective = self.objective.select(points)
         current = None if self.current is None else self.current.select(points, objective)
         return replace(self, objective=objective, current=current)
@@ -242,14 +256,15 @@ class PreparedProducts:
     def points_at_once(self) -> int:
         """The number of points for which results should be requested at once, so that they fit in memory."""
         thetas, memory = self.objective.thetas, self.engine.memory
-        most = max(1, memory.budget(thetas.device) // (VECTORS_OF_A_POINT * thetas.shape[1] * thetas.element_size()))
+        fitting = max(1, memory.budget(thetas.device) // (VECTORS_OF_A_POINT * thetas.shape[1] * thetas.element_size()))
         if self.engine.route != "direct":
-            # If no engine is named, a trace is taken to keep as much as a graph: tracing here would cost seconds.
-            most = min(most, self.fitting_points(ENGINES.get(self.engine.route, "double_backward")))
-        return max(1, most >> memory.refusals)
+            # If no engine is named, we assume that a trace would keep as much memory as a graph, because tracing here
+            # to find out would cost seconds.
+            fitting = min(fitting, self.fitting_points(ENGINES.get(self.engine.route, "double_backward")))
+        return max(1, fitting >> memory.refusals)
 
     def fitting_points(self, name: EngineName) -> int:
-        """For how many points an engine may keep what their products share, as long as no allocation fails."""
+        """For how many points an engine may keep data for their products, before the device has run out of memory."""
         thetas, engine, num_batches = self.objective.thetas, self.engine, len(self.objective.batches)
         if engine.chunk is not None:
             return max(1, engine.chunk * FORWARDS_PER_PRODUCT // (KEPT_FORWARDS * num_batches))
@@ -261,7 +276,7 @@ class PreparedProducts:
         return max(1, budget // (KEPT_FORWARDS * num_batches * max(1, self._forward())))
 
     def _choose(self, columns: int) -> EngineName:
-        """The engine for these points. columns: how many products of each point are asked for now."""
+        """The engine for these points. columns: how many products at each point are requested now."""
         objective, engine, findings = self.objective, self.engine, self.findings
         is_hessian = self.matrix is HESSIAN
         if is_hessian and ENGINES.get(engine.route) != "double_backward" and is_scripted(objective.loss):
@@ -287,8 +302,8 @@ class PreparedProducts:
         name = choose(compiled_before=known, compilable=findings.traces != ())
         return name if name != "compiled" or self._traces() else choose(compilable=False)
 
-    def _made(self, name: EngineName) -> Products:
-        """The products by an engine: for all points at once or, where that does not fit in memory, piece by piece."""
+    def _build(self, name: EngineName) -> Products:
+        """What the engine builds: for all points at once or, where that does not fit in memory, piece by piece."""
         objective, engine = self.objective, self.engine
         self.findings.engine = name
         if name == "direct":
@@ -300,23 +315,25 @@ class PreparedProducts:
                 "of its parameters or uses an operation that cannot be traced; pass route='auto' or 'direct'"
             )
         fitting = min(len(objective.thetas), self.fitting_points(name))
-        make = partial(self._kept_at, name)
+        make = partial(self._build_at, name)
         if len(objective.thetas) <= fitting >> engine.memory.refusals:
             return make(objective)
         return PiecewiseProducts(objective, make, fitting, engine.memory)
 
-    def _kept_at(self, name: EngineName, objective: Objective) -> Products:
+    def _build_at(self, name: EngineName, objective: Objective) -> Products:
+        """What the engine double_backward or compiled builds for the points of an objective."""
         if name == "double_backward":
             return kept_graphs(objective)
         thetas, memory = objective.thetas.contiguous(), self.engine.memory
         budget = memory.budget(thetas.device) >> memory.refusals
         parts = [
-            trace.at(thetas, batch, shared=objective.shared, budget=budget)
+            trace.prepare(thetas, batch, shared=objective.shared, budget=budget)
             for trace, batch in zip(self._traces(), objective.batches, strict=True)
         ]
         return CompiledProducts(objective.weights, tuple(parts))
 
     def _forward(self) -> int:
+        """The bytes that one forward pass allocates."""
         if self.findings.forward is None:
             self.findings.forward = largest_forward(self.objective)
         return self.findings.forward
@@ -331,21 +348,21 @@ class PreparedProducts:
         return self.findings.traces
 
     def _can_be_halved(self, V: Tensor) -> bool:
-        """Whether fewer points together would need less memory than what was just refused."""
-        if self.current is None:  # memory ran out while it was built, which is tried only once for all points together
+        """True if fewer points or products together would need less memory than the attempt that has just failed."""
+        if self.current is None:  # memory ran out while the data for all points was built, which is tried only once
             return len(V) > 1 and self.engine.memory.refusals == 0
         return self.current.can_be_halved(V)
 
-    def _reverse_may_do(self, refusal: BaseException) -> bool:
-        """Whether reverse over reverse is allowed, has not been tried, and may differentiate what was refused."""
+    def _may_use_reverse(self, refusal: BaseException) -> bool:
+        """True if reverse over reverse is allowed, has not been tried, and might compute the refused derivative."""
         if self.engine.route != "auto" or self.matrix is not HESSIAN or self.findings.engine == "double_backward":
             return False
-        return not isinstance(refusal, NoOtherWay) and self.engine.reverse_may_do(self.objective, refusal)
+        return not isinstance(refusal, NoOtherWay) and self.engine.may_use_reverse(self.objective, refusal)
 
 
 @dataclass(frozen=True)
 class JoinedProducts:
-    """The products at points whose batches differ in shape, group by group."""
+    """The products at points whose batches differ in shape, computed for one group of equal shapes after the other."""
 
     objective: Objective
     matrix: Matrix
@@ -354,11 +371,11 @@ class JoinedProducts:
 
     @property
     def engines(self) -> tuple[EngineName, ...]:
-        """The engines that were taken last, each once."""
+        """The engines that were used last, each listed once."""
         return tuple(dict.fromkeys(name for group in self.groups for name in group.engines))
 
     def announce(self, num_products: int) -> None:
-        """Says that so many products of each point will follow, so that the engines can be chosen for all of them."""
+        """Announces how many products at each point will follow, so that the engines are chosen for all of them."""
         for group in self.groups:
             group.announce(num_products)
 
@@ -368,7 +385,7 @@ class JoinedProducts:
         return self.objective.join([prepared.products(V[group.positions]) for prepared, group in pairs])
 
     def select(self, points: Int[Tensor, " chosen"]) -> "PreparedProducts | JoinedProducts":
-        """The products at some of the points, with what has been kept for these."""
+        """The products at some of the points, with the data that has been kept for these points."""
         located = zip(self.groups, self.objective.locate(points), strict=True)
         groups = tuple(group.select(members) for group, (members, _) in located if len(members))
         if len(groups) == 1:

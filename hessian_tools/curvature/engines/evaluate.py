@@ -1,4 +1,4 @@
-"""A function of one point, evaluated at all points of an objective together or one by one."""
+"""Evaluates a function of one point at all points of an objective, together by ``vmap`` or one by one."""
 
 from collections.abc import Callable
 from typing import Any, Literal, NoReturn
@@ -20,8 +20,9 @@ Batching = Literal["vmap", "loop"]
 
 @full_precision
 def evaluate(objective: Objective, function: Callable[..., Any], *rest: Tensor, batching: Batching) -> list[Any]:
-    """``function(theta, batch, *rest)`` at every point, stacked; one result for each batch of a single group.
+    """``function(theta, batch, *rest)`` at every point, for an objective with a single group of points.
 
+    Returns one result for each batch, in which the results of the points are stacked.
     rest: further tensors with a leading point axis.
     """
     thetas = own_memory(objective.thetas)
@@ -35,7 +36,7 @@ def evaluate(objective: Objective, function: Callable[..., Any], *rest: Tensor, 
 
 
 def raise_explained(error: RuntimeError) -> NoReturn:
-    """Raises the error in better words, or as it is where there are none."""
+    """Raises the error in the words of ``torch_errors``, or unchanged if these do not cover it."""
     better = explained(error)
     if better is error:
         raise error
@@ -45,7 +46,10 @@ def raise_explained(error: RuntimeError) -> NoReturn:
 def over_points(
     function: Callable[..., Any], batch: Batch, num_rest: int, *, shared: bool, batching: Batching
 ) -> Callable[..., Any]:
-    """The function of many points, ``(thetas, batch, *rest)``, from the one of a single point; results are stacked."""
+    """Turns a function of one point into one of many points, ``(thetas, batch, *rest)``, which stacks the results.
+
+    num_rest: the number of tensors in rest.
+    """
     if batching == "vmap":
         dims = None if shared else pytree.tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, batch)
         return vmap(function, in_dims=(0, dims, *[0] * num_rest))
@@ -61,7 +65,7 @@ def over_points(
 def over_columns(
     function: Callable[[Tensor], Tensor], columns: Float[Tensor, "_ column"], *, batching: Batching
 ) -> Tensor:
-    """The function of each column, as columns; all at once, or one by one where points are taken one by one."""
+    """The function applied to each column, with the results as columns. "vmap" computes them together."""
     if batching == "loop":
         return torch.stack([function(v) for v in columns.mT], dim=-1)
     if columns.shape[-1] == 1:
@@ -70,6 +74,6 @@ def over_columns(
 
 
 def weighted_sum(objective: Objective, terms: list[Tensor]) -> Tensor:
-    """The mean over the batches of a single group, from one term for each."""
+    """The weighted mean over the batches of an objective with a single group. terms: one for each batch."""
     scaled = [weight * term for weight, term in zip(objective.weights, terms, strict=True)]
     return torch.stack(scaled).sum(0).detach() if len(scaled) > 1 else scaled[0].detach()

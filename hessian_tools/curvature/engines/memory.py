@@ -1,6 +1,7 @@
-"""How many products may run together: memory is measured beforehand, and on CUDA halved where it is refused.
+"""Decides how many products may run together, from the memory that a forward pass needs.
 
-On a CPU memory must be measured beforehand, because there a process that runs out is killed rather than told.
+The need is measured beforehand, because on a CPU a process that runs out of memory is killed rather than told. If a
+CUDA device runs out all the same, half as many products are tried.
 """
 
 from collections.abc import Callable
@@ -17,18 +18,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hessian_tools.curvature.objective.objective import Objective
 from hessian_tools.loss import Batch, LossFunction
 
-# Bytes that the products in flight may take, by type of device.
+# Bytes that the products that run at the same time may take, by type of device.
 MEMORY_BUDGET = {"cpu": 2**29, "cuda": 2**32}
-# Products have one budget and the bases of an eigenvalue run another; points and batches come on top of both. A card of
-# 24 GB or more holds 4 GiB of each; on a smaller card each gets this share.
+# Products have one budget and the Lanczos bases of an eigenvalue run another; points and batches come on top of both.
+# On a card of 24 GB or more each budget is 4 GiB; on a smaller card each is this share of its memory.
 GPU_SHARE = 0.2
 
 # One direct product was measured to need 4 to 7 times the bytes of one forward pass (Conv4, width 16 and 64, 1 to 112
 # products at once, peak resident memory); 8 leaves room.
 FORWARDS_PER_PRODUCT = 8
 
-# What the graph of a gradient keeps for each point, also in units of the bytes of one forward pass. The same is assumed
-# of a trace until its bytes are known.
+# The memory that the graph of a gradient keeps for each point, also in units of the bytes of one forward pass. A trace
+# is assumed to keep as much until its bytes are known.
 KEPT_FORWARDS = 4
 
 T = TypeVar("T")
@@ -36,9 +37,10 @@ T = TypeVar("T")
 
 @dataclass
 class MemoryBudget:
-    """The bytes that products may take, and how often the device has refused what should have fitted.
+    """The bytes that products may take.
 
-    max_memory: bytes; None for the device's default. refusals: each of them halves what is asked for together.
+    max_memory: bytes, or None for the device's default. refusals: how often the device has run out of memory all the
+    same. Each refusal halves the number of points or products that are computed together.
     """
 
     max_memory: int | None = None
@@ -56,14 +58,14 @@ class MemoryBudget:
         results: list[T] = []
         start = 0
         while start < total:
-            most = max(1, at_once >> self.refusals)
+            max_size = max(1, at_once >> self.refusals)
             remaining = total - start
-            # Of nearly equal length, because a short last piece would cost nearly as much as a full one.
-            size = ceil(remaining / ceil(remaining / most))
+            # The pieces have nearly equal lengths, because a short last piece would cost nearly as much as a full one.
+            size = ceil(remaining / ceil(remaining / max_size))
             try:
                 results.append(function(slice(start, start + size)))
             except torch.OutOfMemoryError:
-                if most <= 1:
+                if max_size <= 1:
                     raise
             else:
                 start += size
@@ -72,14 +74,17 @@ class MemoryBudget:
         return results
 
     def refuse(self) -> None:
-        """Remembers a refusal. Call it outside of ``except``: the error holds the frames that hold what was made."""
+        """Counts a refusal and frees cached memory.
+
+        Call it after the ``except`` block, because inside the error still holds frames with their tensors.
+        """
         self.refusals += 1
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
 
 
 def memory_budget(device: torch.device) -> int:
-    """The default bytes for one kind of work on a device: those of its type, but no more than GPU_SHARE of a GPU."""
+    """The default budget in bytes on a device: that of its type, but no more than GPU_SHARE of a GPU's memory."""
     budget = MEMORY_BUDGET.get(device.type, MEMORY_BUDGET["cpu"])
     if device.type != "cuda" or not torch.cuda.is_available():
         return budget
@@ -87,7 +92,7 @@ def memory_budget(device: torch.device) -> int:
 
 
 def checked_budget(max_memory: float | int | None) -> MemoryBudget:
-    """The budget of so many bytes. Raises ValueError for what is no number of bytes."""
+    """The budget of max_memory bytes. Raises ValueError if that is not a number of 1 or more."""
     if max_memory is None:
         return MemoryBudget()
     if isinstance(max_memory, bool) or not isinstance(max_memory, (int, float)) or not max_memory >= 1:
@@ -96,15 +101,15 @@ def checked_budget(max_memory: float | int | None) -> MemoryBudget:
 
 
 def largest_forward(objective: Objective) -> int:
-    """The bytes of the forward pass on the largest batch of the first point; costs one such pass a batch."""
+    """The bytes that a forward pass allocates on the first point's largest batch, measured by a pass on each batch."""
     theta = objective.thetas[0]
     return max(forward_bytes(objective.loss, theta, batch) for batch in objective.batches_at(0))
 
 
 def forward_bytes(loss: LossFunction, theta: Float[Tensor, " param"], batch: Batch) -> int:
-    """The bytes of all tensors that one evaluation of the loss makes; views are not counted.
+    """The bytes of all tensors that one evaluation of the loss creates; views are not counted.
 
-    >>> forward_bytes(lambda theta, batch: (2 * theta).sum(), torch.zeros(10), None)  # ten floats and one
+    >>> forward_bytes(lambda theta, batch: (2 * theta).sum(), torch.zeros(10), None)  # ten floats and their sum
     44
     """
     with torch.no_grad(), _CountBytes() as count:
@@ -113,18 +118,19 @@ def forward_bytes(loss: LossFunction, theta: Float[Tensor, " param"], batch: Bat
 
 
 class _CountBytes(TorchDispatchMode):
-    """Adds up the bytes of every tensor an operation makes, unless it shares an input's storage."""
+    """Adds up the bytes of every tensor that an operation creates, unless it shares an input's storage."""
 
     total = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        taken = {_storage(t) for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-        made = [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor) and _storage(t) not in taken]
-        self.total += sum(t.numel() * t.element_size() for t in made)
+        input_storages = {_storage(t) for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        created = [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor) and _storage(t) not in input_storages]
+        self.total += sum(t.numel() * t.element_size() for t in created)
         return out
 
 
 def _storage(tensor: Tensor) -> int:
-    # A sparse tensor has no storage, so it is identified by itself.
+    """A number that identifies the storage of a tensor."""
+    # A sparse tensor has no storage, so the tensor object is identified instead.
     return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else id(tensor)

@@ -1,19 +1,19 @@
-"""Errors that torch raises inside a derivative, translated into what the user can do about them."""
+"""Translates errors that torch raises inside a derivative into what the user can do about them."""
 
 import torch
 
-# Words of torch's errors where a loss cannot go through vmap.
+# The constants hold words by which a kind of torch's errors is recognised. These: the loss cannot go through vmap.
 VMAP = ("vmap", "data-dependent", "Batching rule", "Cannot access data pointer")
-# Words where an operation has no forward derivative: the squared error by nn.MSELoss, kernels without one, and
-# autograd.Functions, among which are backward hooks.
+# An operation has no forward derivative: the backward pass of nn.MSELoss, kernels without a forward derivative, and
+# autograd.Functions, which torch also uses for backward hooks.
 NO_FORWARD = ("ZeroTensors are", "forward AD", "autograd.Function")
-# Words of torch.autograd and of functorch, and ours, where the derivative of a kernel ends.
+# An operation has no second derivative. The first two are torch's words, the last are those of ``double_backward``.
 NO_SECOND = (
     "is not implemented",
     "out=... arguments don't support automatic differentiation",
     "without a second derivative",
 )
-# Words where torch.utils.checkpoint runs: within torch.func, with kept graphs, and with use_reentrant=True.
+# The network runs torch.utils.checkpoint.
 RECOMPUTED = ("saved tensor", "torch.utils.checkpoint")
 
 
@@ -26,14 +26,15 @@ class NoOtherWay(RuntimeError):
 
 
 def explained(error: RuntimeError) -> BaseException:
-    """The error to raise in the place of one of torch's; the same error where torch explains it well enough.
+    """The error to raise in place of one of torch's, or the same error if it is none of the known ones.
 
-    A NoForwardDerivative says that reverse over reverse is worth a try, a NoOtherWay that nothing is.
+    A NoForwardDerivative means that reverse over reverse is worth a try, a NoOtherWay that no engine is.
     """
     text = str(error)
     if isinstance(error, torch.OutOfMemoryError | NoForwardDerivative | NoOtherWay) or not text:
         return error
-    if "KeyboardInterrupt" in text:  # TorchScript, in which torch has some of its derivatives, reports Ctrl-C like this
+    if "KeyboardInterrupt" in text:
+        # TorchScript reports Ctrl-C like this, and some of torch's derivatives are written in it.
         return KeyboardInterrupt()
     kind: type[RuntimeError] = NoOtherWay
     if "_scaled_dot_product" in text:
@@ -45,12 +46,12 @@ def explained(error: RuntimeError) -> BaseException:
     elif any(words in text for words in NO_FORWARD):
         kind, why = NoForwardDerivative, _no_forward(text)
     elif "scalar" in text:
-        kind, why = RuntimeError, "a loss is one number, a tensor []: take the mean over examples"
+        kind, why = RuntimeError, "a loss must be one number, a tensor without axes: take the mean over examples"
     elif "functorch transform" in text:
         kind = RuntimeError
         why = "a kept graph cannot be transformed by torch.func: pass route='direct', or many vectors at once, H @ V"
     elif "random" in text and "vmap" in text:
-        why = "the loss draws random numbers, so it is no function of theta: call model.eval() or fix them"
+        why = "the loss draws random numbers, so it is not a function of theta alone: call model.eval() or fix them"
     elif any(words in text for words in VMAP):
         kind, why = RuntimeError, "the loss cannot be batched over points: pass batching='loop'"
     else:
@@ -65,4 +66,4 @@ def _no_forward(text: str) -> str:
         why = "the network runs a torch.autograd.Function, as backward hooks do:"
     else:
         why = "the loss has no forward-over-reverse derivative:"
-    return f"{why} pass route='kept' (Hessians alone have one)"
+    return f"{why} pass route='kept' (it works for Hessians only)"

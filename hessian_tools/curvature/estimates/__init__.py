@@ -1,1 +1,1 @@
-"""Traces, diagonals, norms and spectral densities from random probes; exact where that is cheap."""
+"""Traces, diagonals, norms and spectral densities, estimated from random probes or exact where that is cheap."""

@@ -1,9 +1,9 @@
-"""The spectral density at every point by stochastic Lanczos quadrature, with confidence bands over the probes.
+"""The spectral density at every point by stochastic Lanczos quadrature, with a confidence band from several probes.
 
-A probe z sees the spectrum as the measure sum_i (u_i'z)^2 / z'z delta(lambda - lambda_i). Its mean over probes is the
-spectral density, in which each of n eigenvalues has weight 1/n. Lanczos from z gives the Gauss rule of that measure,
-which is exact for every polynomial up to degree 2 num_matvecs - 1: an isolated eigenvalue is a node of its own, and the
-other eigenvalues share the other nodes. (Lin, Saad, Yang 2016; Ubaru, Chen, Saad 2017.)
+A probe z gives the spectral measure sum_i (u_i'z)^2 / z'z delta(lambda - lambda_i), where u_i are the eigenvectors. Its
+mean over probes is the spectral density, in which each of n eigenvalues has weight 1/n. Lanczos from z gives the Gauss
+rule of that measure, which is exact for every polynomial up to degree 2 num_matvecs - 1. An isolated eigenvalue is a
+node of its own, and the other eigenvalues share the other nodes. (Lin, Saad, Yang 2016; Ubaru, Chen, Saad 2017.)
 """
 
 from collections.abc import Callable, Sequence
@@ -33,10 +33,11 @@ TAIL_WIDTHS = 5
 # exp(-(spacing / 2)^2 / (2 width^2)) = KERNEL_DIP gives width = spacing / (2 sqrt(2 ln(1 / KERNEL_DIP))), that is
 # 0.75 spacings.
 KERNEL_DIP = 0.8
-# The default width is at least the length of the spectrum, from smallest to largest node, over this.
+# The default width is at least the length of the spectrum, from smallest to largest node, divided by MAX_WIDTHS and
+# times the 0.75 above.
 MAX_WIDTHS = 1000
-# An isolated node has no other within ISOLATION widths: nearer than that two equal kernels merge into one peak.
-# Nodes within SAME_PLACE widths count as one, and a node whose residual is below that counts as an eigenvalue.
+# An isolated node has no other node within ISOLATION widths, because nearer than that two equal kernels merge into one
+# peak. Nodes within SAME_PLACE widths count as one, and a node with a residual below that counts as an eigenvalue.
 ISOLATION, SAME_PLACE = 2.0, 0.1
 
 
@@ -44,16 +45,19 @@ ISOLATION, SAME_PLACE = 2.0, 0.1
 class Density:
     """The share of eigenvalues per unit of curvature on a grid at each point; its integral is 1.
 
-    nodes, weights: the Gauss rule of each probe, whose weights sum to 1; or a single row of all eigenvalues with equal
-    weights, where these were computed. residuals: at least one exact eigenvalue lies within this distance of the node,
-    up to rounding. They are large in the bulk of the spectrum and tiny at outliers; see :attr:`isolated`.
-    grid, density: the mean over probes of the nodes, smoothed by a normal kernel of standard deviation ``width``.
-    band: a confidence band (low, high) by Student's t over probes, at the level ``confidence`` for each grid value by
-    itself.
-    num_matvecs: products at each point. NaN at a point that is not finite.
+    nodes, weights: the Gauss rule of each probe, whose weights sum to 1. If the eigenvalues themselves were computed,
+    there is a single row with all of them and equal weights. residuals: at least one exact eigenvalue lies within this
+    distance of the node, up to rounding. Residuals are large in the bulk of the spectrum and tiny at outliers; see
+    :attr:`isolated`.
+    grid, density: the density on the grid, which is the mean over probes of their weighted nodes, smoothed by a normal
+    kernel of standard deviation ``width``.
+    band: a confidence band (low, high) by Student's t over probes. The level ``confidence`` holds for each grid value,
+    not for all of them together.
+    num_matvecs: products at each point. All results are NaN at a point that is not finite.
 
-    The band covers the randomness of the probes. It does not cover the kernel's blur (features narrower than the width
-    look as wide as it), what num_matvecs steps do not resolve, or errors common to all points that share the probes.
+    The band covers the randomness of the probes. It does not cover the blur by the kernel (features narrower than the
+    width look as wide as the width), structure that num_matvecs steps do not resolve, or errors common to all points
+    that share the probes.
     It is too narrow where few eigenvalues carry the density, such as at an outlier, whose weight is known to about
     sqrt(2 / probes) of itself, although its position is known far better.
     """
@@ -74,7 +78,7 @@ class Density:
 
     @property
     def curves(self) -> Float[Tensor, "*point probe grid"]:
-        """The smoothed density of each probe, from which aggregates over points that share probes take their errors."""
+        """The smoothed density of each probe, which gives the errors of aggregates over points that share probes."""
         return _smoothed(_normal, self.nodes, self.weights, self.grid, self.width) / self.width[..., None, None]
 
     @property
@@ -85,9 +89,9 @@ class Density:
 
     @property
     def isolated(self) -> Bool[Tensor, "*point probe node"]:
-        """Nodes that are single eigenvalues, known to a tenth of the width, without another node within two widths.
+        """True for nodes known to be an eigenvalue to a tenth of the width, without another node within two widths.
 
-        They are outliers, or clusters much narrower than the width, such as the zeros of a matrix of low rank.
+        Such nodes are outliers, or clusters much narrower than the width, such as the zeros of a matrix of low rank.
         """
         width = self.width[..., None, None]
         has_weight = self.weights > torch.finfo(self.weights.dtype).eps
@@ -117,18 +121,21 @@ def spectral_density(
 ) -> Density:
     """The spectral density of H at every point, from num_probes Lanczos runs of num_matvecs products each.
 
-    Where num_params <= num_matvecs the eigenvalues are computed instead, from num_params products. They have no error
-    from probes, and a band without width.
+    Where num_params <= num_matvecs the eigenvalues are computed instead, from num_params products. Then no probes are
+    used, and the band has no width.
 
     width: standard deviation of the kernel in units of curvature. None chooses, at each point, the narrowest kernel
-    that does not show single nodes of the bulk: 0.75 times the mean spacing of those nodes of a probe that are not
-    resolved eigenvalues, so that outliers do not matter. With L = largest - smallest node it is at least 0.75 L / 1000
-    and at most 0.75 L / (num_matvecs - 1), and equals this maximum where all eigenvalues are resolved.
-    grid: one for all points. None gives each point its own grid, which reaches five widths beyond its nodes and has 512
-    values, or up to 16384 so that neighbours lie at most a quarter of a width apart.
-    confidence: the level of the band. seed, path, probes: as for :func:`trace`; its samples divided by num_params are
-    the weighted means of each probe's nodes. progress: called with (done, total) products. As many runs go on together
-    as fit within the memory budget.
+    under which single nodes of the bulk do not show as peaks: 0.75 times the mean spacing of the nodes of a probe.
+    Nodes that are resolved eigenvalues do not count, so that outliers do not matter. With L = largest - smallest node
+    it is at least 0.75 L / 1000 and at most 0.75 L / (num_matvecs - 1), and equals this maximum where all eigenvalues
+    are resolved.
+    grid: the curvatures at which the density is computed, for all points. None gives each point its own grid, which
+    reaches five widths beyond its nodes. It has 512 values, or up to 16384 if neighbours would lie more than a quarter
+    of a width apart.
+    confidence: the level of the band.
+    seed, path, probes: as for :func:`trace`. With the same probes, the weighted mean of a probe's nodes is its sample
+    of the trace divided by num_params.
+    progress: called with (done, total) products. As many Lanczos runs go on together as fit in memory.
     Raises ValueError for options out of range.
 
     >>> from hessian_tools.curvature import hessian
@@ -168,7 +175,7 @@ def _check_options(
         raise ValueError(f"num_matvecs={num_matvecs}: give the Lanczos steps of each probe, 1 or more")
     if grid is not None and not (isinstance(grid, Tensor) and grid.ndim == 1 and len(grid) > 0):
         kind = f"has shape {tuple(grid.shape)}" if isinstance(grid, Tensor) else f"is a {type(grid).__name__}"
-        raise ValueError(f"grid {kind}; give a tensor [grid], one for all points, or None")
+        raise ValueError(f"grid {kind}; give a tensor of one axis, which serves all points, or None")
     if width is not None and not 0 < width < inf:
         raise ValueError(f"width={width}: give the kernel's standard deviation, in units of curvature, above 0")
     check_confidence(confidence)
@@ -181,14 +188,15 @@ def _eigenvalues(H: Operator, progress: Progress | None) -> GaussRule:
     ProgressCounter(total, progress).add(total)
     points, nonfinite = finite((dense + dense.mT).reshape(-1, *dense.shape[-2:]))
     nodes = set_nan(eigvalsh(solvable(points) / 2), nonfinite).to(dense).reshape(*dense.shape[:-2], 1, -1)
-    weights = torch.full_like(nodes, 1 / H.num_params) + 0 * nodes  # NaN where they are
+    weights = torch.full_like(nodes, 1 / H.num_params) + 0 * nodes  # NaN where the nodes are
     return GaussRule(nodes, weights, 0 * nodes)
 
 
 def _width(rule: GaussRule, num_matvecs: int) -> Float[Tensor, "*point"]:
     """The default width, from the spacing of the nodes that are not resolved eigenvalues.
 
-    Where no more than two such nodes of a probe are left, it comes from the spacing of all nodes.
+    If the probes have on average no more than two such nodes, it comes from the length of the spectrum divided by the
+    number of steps.
     """
     nodes, bulk = rule.nodes, ~_resolved(rule)
     length = nodes.amax((-2, -1)) - nodes.amin((-2, -1))
@@ -206,7 +214,9 @@ def _width(rule: GaussRule, num_matvecs: int) -> Float[Tensor, "*point"]:
 
 
 def _resolved(rule: GaussRule) -> Bool[Tensor, "*point probe node"]:
-    """Nodes known to be eigenvalues, to a tenth of the way to the next node; and nodes whose weight is rounding."""
+    """True for nodes that do not count as bulk: their residual is below a tenth of the distance to the next node, or
+    their weight is rounding.
+    """
     gap = rule.nodes.diff(dim=-1)
     no_gap = torch.full_like(rule.nodes[..., :1], torch.inf)
     nearest = torch.minimum(torch.cat([no_gap, gap], dim=-1), torch.cat([gap, no_gap], dim=-1))
@@ -234,4 +244,5 @@ def _smoothed(
 
 
 def _normal(steps: Tensor) -> Tensor:
+    """The density of the standard normal distribution."""
     return torch.exp(-(steps**2) / 2) / sqrt(2 * pi)

@@ -1,4 +1,7 @@
-"""Exact traces, without probes: from the diagonal, or from the network's outputs where they are few."""
+"""Exact traces without probes, from the diagonal or, if the network has few outputs, from backward passes.
+
+The route "diagonal" sums all diagonal entries. The route "outputs" takes one backward pass for each example and output.
+"""
 
 from dataclasses import replace
 from typing import Literal
@@ -25,7 +28,10 @@ ExactRoute = Literal["diagonal", "outputs"]
 
 
 def exact_route(H: Operator, max_cost: int | None) -> ExactRoute | None:
-    """The cheapest exact route; None if it costs more products or backward passes at a point than ``max_cost``."""
+    """The cheapest exact route; None if it costs more than ``max_cost`` products or backward passes at a point.
+
+    max_cost: None for no limit.
+    """
     if isinstance(H, GaussNewton | Hessian) and isinstance(H.objective.loss, Loss):
         groups = H.objective.by_group()
         outputs = max(sum(num_outputs(group)) for group in groups)
@@ -40,9 +46,9 @@ def exact_trace(
 ) -> tuple[Float[Tensor, "*point"], Int[Tensor, "*point"]]:
     """The trace by one of the routes of :func:`trace`, and its cost at a point in products or backward passes.
 
-    From the outputs it is tr J'BJ = sum_r b_r |J'u_r|^2 with B = sum_r b_r u_r u_r', for any criterion, convex or not.
-    It takes one backward pass for each example and output, and memory for a chunk of these passes, never for J.
-    block: how many unit vectors are multiplied at once.
+    By the route "outputs" it is tr J'BJ = sum_r b_r |J'u_r|^2 with B = sum_r b_r u_r u_r', for any criterion, convex or
+    not. It needs memory for the backward passes that run together, but never holds J.
+    block: how many unit vectors are multiplied at once by the route "diagonal".
     """
     if route == "diagonal":
         value = _diagonal_sum(H, block, progress)
@@ -96,7 +102,7 @@ def _diagonal_sum(H: Operator, block: int, progress: Progress | None) -> Float[T
     H.announce(H.num_params)
     counter = ProgressCounter(H.num_params * len(H.parts()), progress)
 
-    def of_part(part: Operator, points: slice) -> tuple[Tensor]:
+    def part_trace(part: Operator, points: slice) -> tuple[Tensor]:
         total = torch.zeros(part.shape[:-2], dtype=H.dtype, device=H.device)
         for columns in slices(H.num_params, block):
             rows = torch.arange(columns.start, columns.stop, device=H.device)
@@ -106,10 +112,10 @@ def _diagonal_sum(H: Operator, block: int, progress: Progress | None) -> Float[T
             counter.add(len(rows))
         return (total,)
 
-    return part_by_part(H, of_part)[0]
+    return part_by_part(H, part_trace)[0]
 
 
 def _has_trace_of_gauss_newton(objective: Objective) -> bool:
-    """Whether it is certain that the Hessian has the trace of its Gauss-Newton part, on every batch."""
+    """True if it is certain, for every batch, that the Hessian has the same trace as its Gauss-Newton part."""
     loss, theta = objective.network, objective.thetas[0]
     return all(is_multiaffine(loss, theta, batch) for batch in objective.batches_at(0))

@@ -1,6 +1,7 @@
-"""Gauss rules of the spectrum weighted by random probes, at every point: the nodes and weights of a density.
+"""Gauss rules for the spectral measures of random probes, at every point.
 
-The measure of a probe z is sum_i (u_i'z)^2 / z'z delta(lambda - lambda_i). There is one Lanczos run for each probe and
+The spectral measure of a probe z is sum_i (u_i'z)^2 / z'z delta(lambda - lambda_i), where u_i are the eigenvectors. Its
+Gauss rule has nodes and weights, of which a spectral density is made. There is one Lanczos run for each probe and
 point, and as many runs go on together as their vectors fit in memory. (Golub, Meurant 1994; Ubaru, Chen, Saad 2017.)
 """
 
@@ -21,7 +22,7 @@ from hessian_tools.torch_fixes.precision import full_precision
 
 @dataclass(frozen=True)
 class GaussRule:
-    """Ascending nodes, their weights, and their residuals, within which an exact eigenvalue lies near the node."""
+    """Ascending nodes, their weights and residuals. An exact eigenvalue lies within the residual of each node."""
 
     nodes: Float[Tensor, "*point node"]
     weights: Float[Tensor, "*point node"]
@@ -32,8 +33,9 @@ class GaussRule:
 def quadrature(
     H: Operator, probes: Tensor, *, num_matvecs: int, seed: int = 0
 ) -> tuple[Float[Tensor, "*point probe node"], Float[Tensor, "*point probe node"]]:
-    """The ascending nodes, and the weights, of each probe's Gauss rule, which integrates powers of the eigenvalues.
+    """The ascending nodes and the weights of each probe's Gauss rule.
 
+    The rule integrates powers of the eigenvalues exactly:
     sum_i weights[i] nodes[i]^j = z'H^j z / z'z for all j below twice the number of nodes, which is
     min(num_matvecs, num_params). probes: [param, probe] for all points or [point, param, probe], of any length.
     Raises ValueError for probes of another shape.
@@ -51,7 +53,7 @@ def quadrature(
 def gauss_rules(
     H: Operator, probes: Tensor, *, num_matvecs: int, seed: int = 0, progress: Progress | None = None
 ) -> GaussRule:
-    """As :func:`quadrature`, with residuals; the tensors are [*point, probe, node]."""
+    """The rules of :func:`quadrature` with their residuals, as tensors [*point, probe, node]."""
     num_points = H.num_points or 1
     if probes.ndim not in (2, 3) or probes.shape[-2] != H.num_params or probes.shape[:-2] not in ((), (num_points,)):
         raise ValueError(
@@ -61,17 +63,17 @@ def gauss_rules(
     steps = min(num_matvecs, H.num_params)
     counter = ProgressCounter(num_points * probes.shape[-1] * steps, progress)
 
-    def of_part(part: Operator, rows: slice) -> tuple[Tensor, ...]:
+    def part_rules(part: Operator, rows: slice) -> tuple[Tensor, ...]:
         return _rules_in_memory(part, probes if probes.ndim == 2 else probes[rows], steps, seed, counter)
 
-    rules = part_by_part(H, of_part)
+    rules = part_by_part(H, part_rules)
     return GaussRule(*(tensor[0] for tensor in rules)) if H.num_points is None else GaussRule(*rules)
 
 
 def _rules_in_memory(
     H: Operator, probes: Tensor, steps: int, seed: int, counter: ProgressCounter
 ) -> tuple[Tensor, ...]:
-    """Nodes, weights and residuals, from as many runs at a time as their Lanczos vectors fit in memory."""
+    """Nodes, weights and residuals, from as many Lanczos runs at a time as fit in memory with their vectors."""
     run_bytes = steps * H.num_params * torch.empty(0, dtype=H.dtype, device="cpu").element_size()
     max_runs = max(1, memory_budget(H.device) // run_bytes)
     num_points, pieces = H.num_points or 1, []
@@ -94,7 +96,7 @@ def _rules_together(H: Operator, probes: Tensor, steps: int, seed: int, counter:
 
 @dataclass(frozen=True)
 class _ProbesAsPoints(Derived):
-    """H with every pair (point, probe) as a point of its own, whose products are still block products of H."""
+    """H with every pair (point, probe) as a separate point. Its products are block products of H."""
 
     H: Operator
     num_probes: int
@@ -115,4 +117,4 @@ class _ProbesAsPoints(Derived):
         return products
 
     def select(self, points: Int[Tensor, " chosen"]) -> Operator:
-        raise NotImplementedError("the runs of one point stay together; select the points of H itself")
+        raise NotImplementedError("the runs of one point stay together; select points of H instead")

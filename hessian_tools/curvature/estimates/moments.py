@@ -1,4 +1,4 @@
-"""The trace, the squared Frobenius norm and the diagonal from one set of products, each with its standard error."""
+"""The trace, squared Frobenius norm and diagonal, estimated from the same products, each with its standard error."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -25,7 +25,7 @@ from hessian_tools.validation import check_whole
 
 @dataclass(frozen=True)
 class Diagonal:
-    """An estimate of every diagonal entry and its standard error; ``converged`` where both are finite.
+    """An estimate of every diagonal entry with its standard error; ``converged`` is True where both are finite.
 
     Entries estimated from the same probes have correlated errors, so the error of a sum of entries does not follow
     from their standard errors.
@@ -41,8 +41,8 @@ class Diagonal:
 class Moments:
     """tr H, |H|_F^2 = tr H^2 and diag H at every point from the same products; ``num_matvecs`` of each counts them all.
 
-    frobenius_squared is not ``converged`` where the squares leave the dtype's range: in float32, where entries of Hz
-    are about 1e-19 or less, or 1e19 or more. Use float64 there.
+    frobenius_squared is not ``converged`` where squares underflow or overflow. In float32 this happens where entries of
+    Hz are about 1e-19 or less, or 1e19 or more; use float64 there.
     """
 
     trace: Estimate
@@ -64,8 +64,8 @@ def moments(
 
     With n Rademacher probes the squared stderr estimates 2 sum_{i != j} H_ij^2 / n for the trace (Hutchinson 1990),
     2 sum_{i != j} (H^2)_ij^2 / n for the norm, and sum_{j != i} H_ij^2 / n for entry i of the diagonal (Bekas,
-    Kokiopoulou, Saad 2007). All three are exact, with stderr 0, from num_params products where those are no more than
-    num_probes. seed, path, probes, progress: as for :func:`trace`, which has the same samples with method="probes".
+    Kokiopoulou, Saad 2007). If num_params <= num_probes, all three are exact, with stderr 0, from num_params
+    products. seed, path, probes, progress: as for :func:`trace`, which has the same samples if its method is "probes".
     Raises ValueError for fewer than two probes.
 
     >>> from hessian_tools.curvature import hessian
@@ -85,7 +85,7 @@ def moments(
     H.announce(probes.shape[-1])
     counter = ProgressCounter(probes.shape[-1] * len(H.parts()), progress)
 
-    def of_part(part: Operator, rows: slice) -> tuple[Tensor, ...]:
+    def part_moments(part: Operator, rows: slice) -> tuple[Tensor, ...]:
         traces, squares, diagonal = [], [], _RunningSpread()
         for Z, HZ in probe_products(part, rows, H, probes, counter):
             products = Z * HZ
@@ -94,7 +94,7 @@ def moments(
             diagonal = diagonal.joined(products)
         return torch.cat(traces, dim=-1), torch.cat(squares, dim=-1), diagonal.mean, diagonal.stderr
 
-    traces, squares, mean, stderr = part_by_part(H, of_part)
+    traces, squares, mean, stderr = part_by_part(H, part_moments)
     trace = estimate_of(traces)
     return Moments(trace, _in_range(estimate_of(squares), H), _diagonal(mean, stderr, trace.num_matvecs))
 
@@ -141,10 +141,10 @@ def diagonal(
 
 @dataclass(frozen=True)
 class _RunningSpread:
-    """Mean and sum of squared deviations of all samples so far, without keeping them (Chan, Golub, LeVeque 1983).
+    """Mean and spread of all samples so far, without keeping the samples (Chan, Golub, LeVeque 1983).
 
-    deviations: that sum, divided by ``unit`` squared. unit: the size of each entry, because the squares of small
-    entries would vanish in float32.
+    deviations: the sum of squared deviations from the mean, in units of ``unit`` squared. unit: the size of each entry;
+    without it the squares of small entries would vanish in float32.
     """
 
     count: int = 0
@@ -153,6 +153,7 @@ class _RunningSpread:
     unit: Tensor = field(default_factory=lambda: torch.zeros((), device="cpu"))
 
     def joined(self, samples: Float[Tensor, "*point param probe"]) -> "_RunningSpread":
+        """The mean and spread of the samples so far together with these."""
         new, mean = samples.shape[-1], samples.mean(-1)
         unit = self.unit if self.count else samples.abs().amax(-1)
         unit = torch.where(unit == 0, 1.0, unit)
@@ -163,6 +164,7 @@ class _RunningSpread:
 
     @property
     def stderr(self) -> Tensor:
+        """The standard error of the mean."""
         return self.unit * (self.deviations / ((self.count - 1) * self.count)).sqrt()
 
 
@@ -179,9 +181,9 @@ def _exact(H: Operator, num_probes: int, progress: Progress | None) -> Moments:
 
 
 def _sum_of_squares(values: Tensor, dims: int | tuple[int, ...]) -> Tensor:
-    """The sum of squares; where it underflows to 0 it is the smallest positive number instead.
+    """The sum of squares, or the smallest positive number where all squares have underflowed to 0.
 
-    :func:`_in_range` recognises this number as a sum whose terms vanished.
+    :func:`_in_range` recognises this number as a sum whose terms have vanished.
     """
     squares = (values**2).sum(dims)
     smallest = torch.finfo(values.dtype).tiny * torch.finfo(values.dtype).eps
@@ -189,7 +191,7 @@ def _sum_of_squares(values: Tensor, dims: int | tuple[int, ...]) -> Tensor:
 
 
 def _in_range(squares: Estimate, H: Operator) -> Estimate:
-    """The estimate, not converged where terms of the squares may have fallen below the dtype's smallest number."""
+    """The estimate, with converged False where squares may have fallen below the dtype's smallest number."""
     small = (squares.samples > 0) & (squares.samples < H.num_params * torch.finfo(H.dtype).tiny)
     return replace(squares, converged=squares.converged & ~small.any(-1))
 

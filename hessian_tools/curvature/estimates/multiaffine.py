@@ -1,8 +1,8 @@
-"""Is a network's output piecewise affine in each parameter tensor alone? Proved from the operations that it runs.
+"""Proves, from the operations that a network runs, that its output is piecewise affine in each parameter tensor alone.
 
 If it is, every second derivative d2 output / dw2 in one entry w is zero. The part of the Hessian that Gauss-Newton
 leaves out then has a zero diagonal, and tr H = tr G exactly, whatever the criterion. Networks of linear layers, ReLU,
-max-pooling and the like qualify, if they are not normalised by statistics of the batch. Products of functions that
+max-pooling and the like qualify, unless they normalise by statistics of the batch. Products of functions that
 share a parameter (tied weights in sequence, multiplicative skip connections) do not qualify.
 """
 
@@ -35,22 +35,23 @@ _PRODUCTS = {
 }
 
 # Normalisation by given statistics: (input, weight, bias, mean, variance, ...), affine in input, weight and bias.
-# The value is the position of the argument that asks for statistics of the batch instead, in which case the operation
-# is not affine. On CUDA, and on AMD's cards, torch calls the vendor's kernel.
+# The value is the position of the argument that is True for statistics of the batch instead, in which case the
+# operation is not affine; None if there is no such argument. On NVIDIA's and AMD's cards torch calls the vendor's
+# kernel.
 _NORMALISATIONS = {
     ATEN._native_batch_norm_legit_no_training.default: None,
     **dict.fromkeys(operations("native_batch_norm cudnn_batch_norm miopen_batch_norm"), 5),
 }
 
-# Positions, among the layout's parameter tensors, of those that a number depends on.
+# The parameter tensors that a value depends on, by their positions in the layout.
 Parameters = frozenset[int]
 
 
 @full_precision
 def is_multiaffine(loss: Loss, theta: Float[Tensor, " param"], batch: Batch) -> bool:
-    """Whether the outputs are piecewise affine in each parameter tensor alone; False wherever that is not certain.
+    """True if the outputs are certainly piecewise affine in each parameter tensor alone; False if that is not certain.
 
-    One forward pass is traced, which takes milliseconds. The tables above then tell on which parameters the result of
+    One forward pass is traced, which takes milliseconds. The tables above then show on which parameters the result of
     each operation depends. The answer is False if parameters reach an operation that is in no table, or if the control
     flow depends on data.
 
@@ -81,19 +82,19 @@ def is_multiaffine(loss: Loss, theta: Float[Tensor, " param"], batch: Batch) -> 
 
 
 def _differentiable(outputs: Any) -> Any:
-    """The outputs; TypeError unless all of them are numbers with a derivative."""
+    """The outputs. Raises TypeError unless all of them are floating-point tensors."""
     if not all(isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in pytree.tree_leaves(outputs)):
         raise TypeError("an output is not differentiable")
     return outputs
 
 
 def _parameters_reaching(node: fx.Node, flat: fx.Node, parameters_of: dict[fx.Node, Parameters]) -> Parameters | None:
-    """The parameters on which a node depends, if it is affine in each of them; None where that is not certain.
+    """The parameters on which a node depends, if it is affine in each of them; None if that is not certain.
 
-    flat: the node of the flat vector theta. parameters_of: the answers for all earlier nodes.
+    flat: the node of the flat vector theta. parameters_of: the results for all earlier nodes.
     """
     if node.op == "call_function" and node.args[:1] == (flat,):
-        # Only a split tells parameters apart. Any other use of theta may mix them, so nothing is certain of it.
+        # Only a split keeps the parameters apart. Any other use of theta may mix them.
         return frozenset() if node.target is ATEN.split_with_sizes.default else None
     if node.op == "call_function" and node.target is getitem:
         source = node.args[0]
@@ -109,9 +110,9 @@ def _parameters_reaching(node: fx.Node, flat: fx.Node, parameters_of: dict[fx.No
 
 
 def _is_affine_in_each(node: fx.Node, parameters_of: dict[fx.Node, Parameters]) -> bool:
-    """Whether a node is in one of the tables, and its arguments depend on parameters as that table demands."""
+    """True if a node is in one of the tables, and its arguments depend on parameters as that table demands."""
 
-    def of(position: int) -> Parameters:
+    def parameters_at(position: int) -> Parameters:
         argument = node.args[position] if position < len(node.args) else None
         return parameters_of[argument] if isinstance(argument, fx.Node) else frozenset()
 
@@ -119,11 +120,12 @@ def _is_affine_in_each(node: fx.Node, parameters_of: dict[fx.Node, Parameters]) 
         return True
     if node.target in _PRODUCTS:
         first, second = _PRODUCTS[node.target]
-        return not of(first) & of(second)
+        return not parameters_at(first) & parameters_at(second)
     if node.target is ATEN.div.Tensor:  # affine in the first argument, if the second does not depend on parameters
-        return not of(1)
+        return not parameters_at(1)
     if node.target in _NORMALISATIONS:
         position = _NORMALISATIONS[node.target]
-        given = position is None or node.args[position] is False
-        return given and not (of(3) | of(4)) and not of(0) & of(1)
+        given_statistics = position is None or node.args[position] is False
+        statistics_fixed = not parameters_at(3) | parameters_at(4)
+        return given_statistics and statistics_fixed and not parameters_at(0) & parameters_at(1)
     return False

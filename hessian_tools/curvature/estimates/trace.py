@@ -1,4 +1,4 @@
-"""The trace: exact where that is cheap and certain, and otherwise from random probes with its standard error."""
+"""The trace of an operator, exact where that is cheap, and otherwise from random probes with its standard error."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,15 +27,16 @@ BLOCK = 16
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over random probes and its standard error; or an exact number, whose standard error is 0.
+    """A mean over random probes with its standard error, or an exact number, whose standard error is 0.
 
     samples: one number for each probe, of which value is the mean. Points that share probes have correlated errors,
     so the error of a sum or difference over points must be computed from the samples, never from stderr. All samples of
     an exact number are equal to it.
-    converged: value and stderr are finite, and meet atol or rtol if those were given. Where False, raise max_probes.
+    converged: True where value and stderr are finite and, if atol or rtol was given, stderr is small enough. Where it
+    is False, raise max_probes.
     num_matvecs: products, or backward passes, at each point.
     method: "probes"; or how the exact number was computed, "diagonal" (from every diagonal entry) or "outputs" (from
-    one backward pass for each example and output). Exact means exact to rounding.
+    one backward pass for each example and output). Exact means up to rounding.
     """
 
     value: Float[Tensor, "*point"]
@@ -48,14 +49,15 @@ class Estimate:
     def interval(
         self, *, confidence: float = 0.95, level: float | None = None
     ) -> tuple[Float[Tensor, "*point"], Float[Tensor, "*point"]]:
-        """The interval value -+ t stderr by Student's t with one degree of freedom less than there are probes.
+        """The confidence interval value -+ t stderr, by Student's t with (number of probes - 1) degrees of freedom.
 
         t is 2.13 for 16 probes at 95 % and 3.18 for 4, where 1.96 would cover only 93 and 86 %. The interval covers
-        at its nominal rate where z'Hz is about normal: 94.8 to 95.3 % of 4 000 trials with 4, 16 and 64 probes on a
-        Conv4's Hessian, before and after adaptation. Where a few eigenvalues outweigh all others z'Hz is skewed: 92,
-        93 and 94 % on 24 eigenvalues with three outliers. It covers less where atol or rtol chose the number of
-        probes, see :func:`trace`. For an exact number both ends are that number.
-        Raises ValueError unless 0 < confidence < 1. level: the old name of confidence.
+        the trace at its nominal rate where z'Hz is about normal: 94.8 to 95.3 % of 4 000 trials with 4, 16 and 64
+        probes on a Conv4's Hessian, before and after adaptation. Where a few eigenvalues outweigh all others z'Hz is
+        skewed: 92, 93 and 94 % on 24 eigenvalues with three outliers. It covers less where atol or rtol chose the
+        number of probes, see :func:`trace`. For an exact number both ends are that number.
+        Raises ValueError unless 0 < confidence < 1.
+        level: the old name of confidence.
 
         >>> count = torch.tensor(4)
         >>> estimate = Estimate(torch.tensor(1.0), torch.tensor(1.0), torch.zeros(4), torch.tensor(True), count)
@@ -75,11 +77,11 @@ class Estimate:
 def rademacher(
     num_params: int, num_probes: int, *, seed: int = 0, path: Sequence[PathPart] = ()
 ) -> Int8[Tensor, "param probe"]:
-    """Columns of independent fair signs, as int8 on the CPU.
+    """Probes whose entries are independently +1 or -1 with equal probability, as columns of int8 on the CPU.
 
-    Column i is drawn from ``stream(seed, "rademacher", *path, i)``, however many columns there are. Name the task in
-    ``path``: probes may be shared along a task's inner steps, checkpoints and learners, whose differences then have
-    small errors, but never across tasks.
+    Column i is drawn from ``stream(seed, "rademacher", *path, i)``, so it does not depend on the number of columns. Put
+    the name of the task into ``path``. Probes may be shared along a task's inner steps, checkpoints and learners, whose
+    differences then have small errors, but never across tasks.
 
     >>> bool((rademacher(5, 3) == rademacher(5, 8)[:, :3]).all())
     True
@@ -108,21 +110,23 @@ def trace(
 ) -> Estimate:
     """The trace of H at every point: exact where that costs no more than num_probes products, else from probes.
 
-    method: "auto", as above; "probes", to use probes in any case; or "exact", for the cheapest exact way at any cost.
+    method: "auto" decides by the cost, as just said; "probes" always uses probes; "exact" uses the cheapest exact way,
+    whatever it costs.
 
     From probes it is the mean of z'Hz over Rademacher vectors z (Girard 1989, Hutchinson 1990). Its stderr is the
     sample standard deviation over sqrt(number of probes), whose square estimates 2 sum_{i != j} H_ij^2 / n.
-    By default the number of probes is fixed, and intervals cover as often as they say. With atol or rtol, rounds of
-    num_probes are added until stderr <= max(atol, rtol |value|) at every finite point, or max_probes is reached. The
-    intervals then cover less often, because such a search tends to stop at samples that happen to agree. All points
-    share the probes that are drawn. seed, path: of the probes, see :func:`rademacher`.
-    probes: your own, [param, probe] for all points or [point, param, probe], with independent entries of mean 0 and
-    variance 1; num_probes, atol, rtol and seed are then not used.
+    By default the number of probes is fixed, and confidence intervals cover at their nominal rate. With atol or rtol,
+    rounds of num_probes are added until stderr <= max(atol, rtol |value|) at every finite point, or max_probes is
+    reached. The intervals then cover less often, because such a search tends to stop at samples that happen to agree.
+    All points share the probes that are drawn.
+    seed, path: name the random stream of the probes, see :func:`rademacher`.
+    probes: your own probes, [param, probe] for all points or [point, param, probe], with independent entries of mean 0
+    and variance 1; num_probes, atol, rtol and seed are then not used.
 
     An exact trace is the sum of all diagonal entries (num_params products). For a Gauss-Newton matrix it also follows
     from one backward pass for each example and output. The same holds for the Hessian of a network that is piecewise
-    affine in each parameter tensor alone, because it has the trace of its Gauss-Newton part. Such are ReLU networks
-    without batch statistics; :func:`is_multiaffine` recognises them.
+    affine in each parameter tensor alone, because this Hessian has the trace of its Gauss-Newton part. ReLU networks
+    without batch statistics are of this kind; :func:`is_multiaffine` recognises them.
 
     progress: called with (done, total) products or backward passes after each block; the total is an upper bound.
     Raises ValueError for fewer than two probes, and for probes with method="exact".
@@ -137,7 +141,7 @@ def trace(
         raise ValueError(f"method={method!r} is not known; give one of {', '.join(get_args(Method))}")
     if probes is not None:
         if method == "exact":
-            raise ValueError("method='exact' uses no probes; leave one of the two out")
+            raise ValueError("method='exact' uses no probes; leave out method or probes")
         check_probes(probes)
         H.announce(probes.shape[-1])
         return estimate_of(_samples(H, probes, ProgressCounter(probes.shape[-1] * len(H.parts()), progress)))
@@ -169,7 +173,7 @@ def trace(
 def estimate_of(
     samples: Float[Tensor, "*point probe"], atol: float | None = None, rtol: float | None = None
 ) -> Estimate:
-    """The mean over probes, its standard error, and whether that error meets the tolerances."""
+    """The estimate from the samples of all probes; ``converged`` needs stderr <= max(atol, rtol |value|) if given."""
     count = samples.shape[-1]
     value, stderr = samples.mean(-1), samples.std(-1) / count**0.5
     converged = torch.isfinite(value) & torch.isfinite(stderr)
@@ -184,12 +188,12 @@ def exact_estimate(
     """An exact number as an estimate with equal samples, so that errors computed from them are zero."""
     count = torch.as_tensor(num_matvecs, device="cpu").to(value.device).expand(value.shape)
     samples = value[..., None].expand(*value.shape, num_samples)
-    stderr = 0 * value  # NaN where the value is
+    stderr = 0 * value  # NaN where the value is NaN
     return Estimate(value, stderr, samples, torch.isfinite(value), count, method)
 
 
 def check_probes(probes: Tensor) -> None:
-    """Raises ValueError unless there are two or more real probes; a single one has no standard error."""
+    """Raises ValueError unless there are two or more probes of real numbers; one probe gives no standard error."""
     if not isinstance(probes, Tensor) or probes.is_complex():
         kind = probes.dtype if isinstance(probes, Tensor) else type(probes).__name__
         raise ValueError(f"probes are {kind}; give a tensor of real numbers [param, probe]")
@@ -200,7 +204,10 @@ def check_probes(probes: Tensor) -> None:
 def probe_products(
     part: Operator, rows: slice, H: Operator, probes: Tensor, counter: ProgressCounter
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Z and HZ at the points ``rows`` of H, which are all of ``part``, a block of probes at a time."""
+    """Yields the probes Z and the products HZ, for a block of probes at a time, at all points of one part of H.
+
+    rows: the points of H that the part holds.
+    """
     if part is not H and probes.ndim > 2 and probes.shape[-3] > 1:  # each point has its own probes
         probes = probes[..., rows, :, :]
     for block in probes.split(BLOCK, dim=-1):
@@ -212,8 +219,8 @@ def probe_products(
 def _samples(H: Operator, probes: Tensor, counter: ProgressCounter) -> Float[Tensor, "*point probe"]:
     """z'Hz for every probe."""
 
-    def of_part(part: Operator, rows: slice) -> tuple[Tensor]:
+    def part_samples(part: Operator, rows: slice) -> tuple[Tensor]:
         products = probe_products(part, rows, H, probes, counter)
         return (torch.cat([(Z * HZ).sum(-2) for Z, HZ in products], dim=-1),)
 
-    return part_by_part(H, of_part)[0]
+    return part_by_part(H, part_samples)[0]

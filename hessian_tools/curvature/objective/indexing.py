@@ -1,4 +1,4 @@
-"""How points, their batches and the memory of both are cut into pieces."""
+"""Indexing of points and of their batches: a part of them, consecutive slices, and checked positions."""
 
 from math import ceil
 from operator import itemgetter
@@ -15,39 +15,47 @@ def at_points(batch: Batch, points: int | slice | Tensor) -> Batch:
     return pytree.tree_map_only(Tensor, itemgetter(points), batch)
 
 
-def slices(total: int, most: int) -> list[slice]:
-    """Consecutive pieces of ``total``, none longer than ``most``.
+def slices(total: int, max_length: int) -> list[slice]:
+    """Consecutive slices that cover ``range(total)``, none longer than ``max_length``.
 
-    Their lengths are nearly equal, because a short last piece would cost nearly as much as a full one.
+    Their lengths are nearly equal, because a short last slice would cost nearly as much as a full one.
     """
-    size = ceil(total / ceil(total / most))
+    size = ceil(total / ceil(total / max_length))
     return [slice(start, min(start + size, total)) for start in range(0, total, size)]
 
 
 def own_memory(thetas: Tensor) -> Tensor:
-    """The same numbers in memory that holds nothing else.
+    """The same numbers in a storage that holds nothing else; copied only where the tensor is a view of a larger one.
 
-    A tangent takes as much memory as everything that its point is a view of (torch 2.13), and one theta expanded over
-    points has no forward derivative at all.
+    In forward mode torch 2.13 allocates a tangent as large as the whole storage of its primal, even if the primal is a
+    small view of it. A theta that ``Tensor.expand`` repeats over points has no forward derivative at all.
     """
-    alone = thetas.untyped_storage().nbytes() == thetas.numel() * thetas.element_size()
-    return thetas if alone and thetas.is_contiguous() else thetas.clone(memory_format=torch.contiguous_format)
+    owns_storage = thetas.untyped_storage().nbytes() == thetas.numel() * thetas.element_size()
+    return thetas if owns_storage and thetas.is_contiguous() else thetas.clone(memory_format=torch.contiguous_format)
 
 
 def checked_points(points: Tensor, total: int) -> Tensor:
-    """The positions of some of ``total`` points. Raises ValueError for none, for positions outside and for masks."""
+    """The given positions of points, out of ``total``.
+
+    Raises ValueError if there are no positions, if one lies outside of the points, and for a boolean mask.
+    """
     if points.dtype == torch.bool or points.is_floating_point() or points.ndim != 1:
         raise ValueError(
-            f"points are {list(points.shape)} {points.dtype}; give the places, [chosen] integers; "
-            "of a mask: mask.nonzero()[:, 0]"
+            f"points has shape {list(points.shape)} and dtype {points.dtype}; give a tensor of integers with one axis, "
+            "the positions of the points; for a boolean mask these are mask.nonzero()[:, 0]"
         )
     if len(points) == 0 or int(points.max()) >= total or int(points.min()) < -total:
-        raise ValueError(f"points {points.tolist()[:8]} of {total}; give one or more, each from 0 to {total - 1}")
+        raise ValueError(
+            f"points are {points.tolist()[:8]}, but there are {total}; give one or more, each from 0 to {total - 1}"
+        )
     return points
 
 
 def index_of(points: Tensor, total: int, device: torch.device) -> slice | Tensor:
-    """The index of some of ``total`` points: a slice where each follows the one before, by which nothing is copied."""
+    """An index for the points at these positions, out of ``total``.
+
+    It is a slice where the positions are consecutive, because indexing by a slice copies nothing.
+    """
     first = int(points[0]) % total if len(points) else 0
-    following = torch.arange(first, first + len(points), device=points.device)
-    return slice(first, first + len(points)) if torch.equal(points % total, following) else points.to(device)
+    consecutive = torch.arange(first, first + len(points), device=points.device)
+    return slice(first, first + len(points)) if torch.equal(points % total, consecutive) else points.to(device)

@@ -1,4 +1,4 @@
-"""The curvature matrices of a loss: each is a name and a linear map, the product with a vector at one point."""
+"""The curvature matrices of a loss. Each has a name and a function that multiplies it by a vector at one point."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,10 @@ from hessian_tools.loss import Batch, Loss, LossFunction
 
 @dataclass(frozen=True)
 class Matrix:
-    """A symmetric matrix that a loss has at every point. ``product(loss, theta, batch, v)`` multiplies it by v."""
+    """A symmetric matrix that a loss has at every point.
+
+    name: what messages call it. product: ``product(loss, theta, batch, v)`` is the matrix at theta times v.
+    """
 
     name: str
     product: Callable[[Any, Tensor, Batch, Tensor], Tensor]
@@ -24,7 +27,7 @@ def hessian_product(
 ) -> Float[Tensor, " param"]:
     """Hv at one point, forward over reverse (Pearlmutter 1994).
 
-    Over many points this function goes inside ``vmap``. The other order, ``jvp(vmap(grad(loss)))``, is silently wrong
+    For many points, apply ``vmap`` to this function. The other order, ``jvp(vmap(grad(loss)))``, is silently wrong
     by 1.4 % through training-mode ``F.batch_norm`` (torch 2.13), as is ``grad(vmap(loss))``.
     """
 
@@ -37,7 +40,10 @@ def hessian_product(
 def gauss_newton_product(
     loss: Loss, theta: Float[Tensor, " param"], batch: Batch, v: Float[Tensor, " param"]
 ) -> Float[Tensor, " param"]:
-    """J'BJv at one point: J is the Jacobian of the outputs, B the criterion's Hessian in them (Schraudolph 2002)."""
+    """J'BJv at one point (Schraudolph 2002).
+
+    J is the Jacobian of the network's outputs, and B the Hessian of the criterion in the outputs.
+    """
     x, y = batch
     outputs, pull = vjp(lambda t: loss.outputs(t, x), theta)[:2]
     tangent = jvp(lambda t: loss.outputs(t, x), (theta,), (v,))[1]
@@ -50,7 +56,7 @@ def criterion_at(loss: Loss, outputs: Any, y: object) -> Callable[[Any], Any]:
     def criterion(out: Any) -> Tensor:
         return loss.criterion(out, y)
 
-    # Reverse over reverse, because nn.MSELoss has no other second derivative.
+    # Reverse over reverse, because forward mode cannot differentiate the backward pass of nn.MSELoss.
     pull = vjp(grad(criterion), outputs)[1]
     return lambda u: pull(u)[0]
 

@@ -1,4 +1,4 @@
-"""The objective whose curvature is taken: a loss, the points, and their batches in groups of one shape."""
+"""The objective whose curvature is measured: a loss, the points, and their batches in groups of one shape."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,11 +18,11 @@ Weights = Literal["size"] | Sequence[float | int]
 class Group:
     """Points of an objective whose batches have the same shapes and can therefore be stacked.
 
-    positions: where these points stand among all points of the objective; on the CPU, because they only serve as
-        indices, and a look at them on a GPU would wait for it.
-    batches: one or more batches, whose mean is the objective. Every tensor has a leading point axis, unless all points
-        share the batch.
-    weights: the weight of each batch in that mean; they sum to one.
+    positions: where these points stand among all points of the objective. The tensor lies on the CPU, because it only
+        serves as an index, and reading it from a GPU would wait for the work queued there.
+    batches: one or more batches; the objective is a weighted mean of the loss over them. Every tensor has a leading
+        point axis, unless all points share the batches.
+    weights: the weight of each batch in that mean; the weights sum to one.
     """
 
     positions: Int[Tensor, " member"]
@@ -35,7 +35,9 @@ class Objective:
     """The function ``sum_i weights[i] * loss(theta, batches[i])`` at every row theta of ``thetas``.
 
     It is pure data. Points whose batches differ in shape lie in different groups; most objectives have one group, which
-    then holds all points in order. shared: whether all points see the same batches.
+    then holds all points in order.
+
+    shared: True if the batches have no point axis and serve every point; False if every point has its own.
     """
 
     loss: LossFunction
@@ -45,7 +47,7 @@ class Objective:
 
     @property
     def network(self) -> Loss:
-        """The loss of an objective that is a network's."""
+        """The loss, for an objective whose loss is that of a network."""
         assert isinstance(self.loss, Loss)
         return self.loss
 
@@ -66,28 +68,31 @@ class Objective:
         return list(self.batches) if self.shared else [at_points(batch, point) for batch in self.batches]
 
     def select(self, points: Int[Tensor, " chosen"]) -> "Objective":
-        """The same objective at some of the points, in the order given; a view where they follow each other."""
+        """The same objective at the points of these positions, in the order given.
+
+        Where the positions are consecutive, the tensors are views and nothing is copied.
+        """
         points = points.cpu()
         groups = []
-        for group, (members, places) in zip(self.groups, self.locate(points), strict=True):
+        for group, (members, positions) in zip(self.groups, self.locate(points), strict=True):
             if len(members):
                 rows = index_of(members, len(group.positions), self.thetas.device)
                 batches = group.batches if self.shared else tuple(at_points(b, rows) for b in group.batches)
-                groups.append(replace(group, positions=places, batches=batches))
+                groups.append(replace(group, positions=positions, batches=batches))
         thetas = self.thetas[index_of(points, len(self.thetas), self.thetas.device)]
         return Objective(self.loss, thetas, tuple(groups), self.shared)
 
     def locate(self, points: Int[Tensor, " chosen"]) -> list[tuple[Tensor, Tensor]]:
-        """For each group: which of its members are among the points, and at which places of ``points`` they stand."""
-        everything = torch.arange(len(self.thetas), device="cpu")
-        points = everything[points]  # counted from the start, as an index may be negative
+        """For each group two index tensors: which of its members are among ``points``, and where these stand there."""
+        all_points = torch.arange(len(self.thetas), device="cpu")
+        points = all_points[points]  # negative positions become positions counted from the start
         located = []
         for group in self.groups:
-            member_at = torch.full_like(everything, -1)
-            member_at[group.positions] = everything[: len(group.positions)]
+            member_at = torch.full_like(all_points, -1)
+            member_at[group.positions] = all_points[: len(group.positions)]
             members = member_at[points]
-            places = (members >= 0).nonzero()[:, 0]
-            located.append((members[places], places))
+            positions = (members >= 0).nonzero()[:, 0]
+            located.append((members[positions], positions))
         return located
 
     def by_group(self) -> "list[Objective]":
@@ -95,7 +100,12 @@ class Objective:
         if len(self.groups) == 1:
             return [self]
         return [
-            Objective(self.loss, self.thetas[group.positions], (replace(group, positions=_count(group)),), self.shared)
+            Objective(
+                self.loss,
+                self.thetas[group.positions],
+                (replace(group, positions=_positions_alone(group)),),
+                self.shared,
+            )
             for group in self.groups
         ]
 
@@ -109,5 +119,6 @@ class Objective:
         return joined
 
 
-def _count(group: Group) -> Tensor:
+def _positions_alone(group: Group) -> Tensor:
+    """The positions of a group's points in an objective that has no other group: 0, 1, 2, ..."""
     return torch.arange(len(group.positions), device="cpu")

@@ -1,4 +1,4 @@
-"""The objective made of what a caller hands to an operator, checked once and in plain words."""
+"""Checks once what a caller hands to an operator (loss, points, batches, weights), and makes an objective of it."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from hessian_tools.torch_fixes.function_modes import TwiceDifferentiable
 
 @dataclass(frozen=True)
 class Ragged:
-    """One batch for each point, of any sizes; made by :func:`ragged`."""
+    """One batch for each point, where the batches may differ in size; made by :func:`ragged`."""
 
     batches: tuple[Batch, ...]
 
@@ -25,10 +25,10 @@ class Ragged:
 def ragged(batches: Sequence[Batch]) -> Ragged:
     """Batches of different sizes, one for each point: ``hessian(loss, thetas, ragged([(x0, y0), (x1, y1), ...]))``.
 
-    Points whose batches have the same shapes are evaluated together. No batch is filled up, so the result is right for
-    every network, also with batch statistics. (The other way is a mask in y that the criterion reads. Then all batches
-    have one shape, but the result is right only where examples do not see each other, as they do in batch
-    normalisation.)
+    Points whose batches have the same shapes are evaluated together. No batch is padded, so the result is right for
+    every network, also with batch statistics. (The alternative is to pad the batches and to put a mask into y that the
+    criterion reads. Then all batches have one shape, but the result is right only where the network treats each example
+    by itself, which batch normalisation does not.)
 
     >>> from hessian_tools.curvature import hessian
     >>> thetas = torch.zeros(2, 1)
@@ -49,14 +49,17 @@ def objective_at(
     shared: bool,
     weights: Weights,
 ) -> Objective:
-    """The checked objective, in which a single point has a point axis of length one. Raises ValueError."""
+    """The objective made of the arguments of :func:`~hessian_tools.curvature.hessian`, which are checked.
+
+    A single point gets a point axis of length one. Raises ValueError where the arguments do not fit together.
+    """
     _check_thetas(loss, thetas)
     single = thetas.ndim == 1
     batches = batch if isinstance(batch, list) else [batch]
     if not batches or (isinstance(loss, Loss) and isinstance(batches[0], Tensor)):
         raise ValueError("a list means several batches of one objective and needs at least one; a batch is (x, y)")
     if single and shared:
-        raise ValueError("shared=True says that many points share a batch; thetas is one point, leave it out")
+        raise ValueError("shared=True says that many points share a batch, but thetas is one point; leave shared out")
     thetas = thetas.detach()
     rows = thetas[None] if single else thetas
     shared = shared or single
@@ -69,8 +72,8 @@ def objective_at(
         batches = [cast_like(b, thetas) for b in batches]
         if not shared:
             _check_leading_axes(batches, len(rows))
-        everything = torch.arange(len(rows), device="cpu")
-        groups = (Group(everything, tuple(batches), _fractions(batches, weights, axis=0 if shared else 1)),)
+        all_points = torch.arange(len(rows), device="cpu")
+        groups = (Group(all_points, tuple(batches), _fractions(batches, weights, axis=0 if shared else 1)),)
     if isinstance(loss, Loss):
         first = groups[0].batches[0]
         loss.refuse_hidden_state(rows[0], first if shared else at_points(first, 0))
@@ -78,26 +81,32 @@ def objective_at(
 
 
 def _ragged_groups(batches: list[Ragged], thetas: Tensor, weights: Weights) -> tuple[Group, ...]:
-    """Points of the same shapes together; with several batches a point, each of them must have the same shape."""
-    of_point = list(zip(*(ragged.batches for ragged in batches), strict=True))
+    """The groups of points whose batches have the same shapes.
+
+    Where each point has several batches, two points are in one group only if all their batches agree in shape.
+    """
+    batches_of_points = list(zip(*(ragged.batches for ragged in batches), strict=True))
     groups = []
-    for members in _same_shapes(of_point):
-        of_group = [_stacked([cast_like(of_point[i][b], thetas) for i in members]) for b in range(len(batches))]
-        fractions = _fractions(of_group, weights, axis=1)
-        groups.append(Group(torch.tensor(members, device="cpu"), tuple(of_group), fractions))
+    for members in _same_shapes(batches_of_points):
+        stacked = [_stacked([cast_like(batches_of_points[i][b], thetas) for i in members]) for b in range(len(batches))]
+        fractions = _fractions(stacked, weights, axis=1)
+        groups.append(Group(torch.tensor(members, device="cpu"), tuple(stacked), fractions))
     return tuple(groups)
 
 
-def _same_shapes(batches: Sequence[Sequence[Batch]]) -> list[list[int]]:
-    """Lists of the points whose batches have the same shapes. ``batches[point]`` are the batches of one point."""
+def _same_shapes(batches_of_points: Sequence[Sequence[Batch]]) -> list[list[int]]:
+    """One list for each combination of shapes: the points whose batches have these shapes."""
     members: dict[Hashable, list[int]] = {}
-    for point, of_point in enumerate(batches):
-        members.setdefault(_shapes(of_point), []).append(point)
+    for point, batches in enumerate(batches_of_points):
+        members.setdefault(_shapes(batches), []).append(point)
     return list(members.values())
 
 
 def _stacked(batches: Sequence[Batch]) -> Batch:
-    """Batches of the same shapes as one, with a leading point axis; what is no tensor is taken from the first."""
+    """Batches of the same shapes stacked into one, with a leading point axis.
+
+    A leaf that is not a tensor is equal in all batches and is taken from the first one.
+    """
 
     def stack(*leaves: Any) -> Any:
         return torch.stack(leaves) if isinstance(leaves[0], Tensor) else leaves[0]
@@ -107,7 +116,8 @@ def _stacked(batches: Sequence[Batch]) -> Batch:
 
 def _shapes(batches: Sequence[Batch]) -> Hashable:
     leaves, spec = pytree.tree_flatten(list(batches))
-    # The dtype matters where it is kept: stacked with integers, a boolean mask would become a list of indices.
+    # Integers and booleans keep their dtype, so it belongs to the key: stacked with integers, a boolean mask would
+    # become a list of indices. Floating-point tensors are cast to the dtype of theta anyway.
     forms = [
         (tuple(x.shape), None if x.is_floating_point() else x.dtype) if isinstance(x, Tensor) else repr(x)
         for x in leaves
@@ -116,9 +126,9 @@ def _shapes(batches: Sequence[Batch]) -> Hashable:
 
 
 def _twice_differentiable(loss: LossFunction) -> LossFunction:
-    """A plain function made safe to differentiate twice, as ``Loss`` is by itself.
+    """A plain function made safe to differentiate twice; a ``Loss`` does the same for its network.
 
-    Without it torch's Hessian through weight normalisation is 45 % off.
+    Without this torch's Hessian through weight normalisation is 45 % off.
     """
 
     def safe(theta: Tensor, batch: Batch) -> Tensor:
@@ -130,18 +140,18 @@ def _twice_differentiable(loss: LossFunction) -> LossFunction:
 
 def _check_ragged(batches: list[Any], thetas: Tensor, shared: bool) -> None:
     if not all(isinstance(b, Ragged) for b in batches):
-        raise ValueError("a list holds ragged batches and others; make all of them with ragged([...])")
+        raise ValueError("some batches of the list are ragged and others are not; make all of them with ragged([...])")
     lengths = {len(b.batches) for b in batches}
     if shared or lengths != {len(thetas)}:
         raise ValueError(
-            f"ragged batches are one batch a point: {min(lengths)} batches for thetas {tuple(thetas.shape)}"
+            f"give one batch for each point in ragged([...]): there are {min(lengths)} for thetas {tuple(thetas.shape)}"
             + (" and shared=True" if shared and thetas.ndim == 2 else "")
         )
 
 
 def _check_thetas(loss: LossFunction, thetas: Tensor) -> None:
     if not isinstance(thetas, Tensor):
-        raise ValueError(f"thetas is a {type(thetas).__name__}; give a tensor [param] or [point, param]")
+        raise ValueError(f"thetas is a {type(thetas).__name__}; give a tensor of shape [param] or [point, param]")
     if thetas.dtype not in (torch.float32, torch.float64):
         raise ValueError(
             f"thetas has dtype {thetas.dtype}, in which second derivatives mean little; give float32 or float64"
@@ -159,26 +169,30 @@ def _check_leading_axes(batches: list[Batch], num_points: int) -> None:
     for leaf in (leaf for b in batches for leaf in pytree.tree_leaves(b) if isinstance(leaf, Tensor)):
         if leaf.ndim == 0 or leaf.shape[0] != num_points:
             raise ValueError(
-                f"thetas holds {num_points} points but a batch leaf has shape {tuple(leaf.shape)}; give every leaf "
-                "a leading point axis, or shared=True for one batch at all points"
+                f"thetas holds {num_points} points but a tensor of the batch has shape {tuple(leaf.shape)}; give every "
+                "tensor a leading point axis, or shared=True for one batch at all points"
             )
 
 
 def _fractions(batches: list[Batch], weights: Weights, *, axis: int) -> tuple[float, ...]:
-    """The weights of the batches, scaled so that they sum to one. axis: where the examples of a batch lie."""
+    """The weights of the batches, scaled so that they sum to one. axis: the axis of the examples in each tensor."""
     if len(batches) == 1 and weights == "size":
         return (1.0,)
     if isinstance(weights, str) and weights != "size":
-        raise ValueError(f"weights={weights!r} is not known; give 'size', or one number a batch")
+        raise ValueError(f"weights={weights!r} is not known; give 'size', or one number for each batch")
     # Each batch counts by its size: a plain mean over batches of 8 and 2 examples is 71 % off.
     sizes = [_size(b, axis) for b in batches] if weights == "size" else [float(w) for w in weights]
     if len(sizes) != len(batches) or not sum(sizes) > 0:
-        raise ValueError(f"weights={weights!r} for {len(batches)} batches; give one number a batch, of positive sum")
+        raise ValueError(
+            f"weights={weights!r} for {len(batches)} batches; give one number for each batch, with a sum above 0"
+        )
     return tuple(size / sum(sizes) for size in sizes)
 
 
 def _size(batch: Batch, axis: int) -> float:
     leaf = next((leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)), None)
     if leaf is None or leaf.ndim <= axis:
-        raise ValueError("a batch has no example axis to take its size from; give weights=[...], one number a batch")
+        raise ValueError(
+            "a batch has no example axis to take its size from; give weights=[...], one number for each batch"
+        )
     return float(leaf.shape[axis])

@@ -1,1 +1,1 @@
-"""The matrices of curvature as operators, and operators made of them."""
+"""The curvature matrices as operators, and operators that are made of other operators."""

@@ -1,4 +1,4 @@
-"""Operators made of others: sums and multiples, blocks of parameters, restriction to a subspace."""
+"""Operators made of other operators: sums and multiples, blocks of parameters, restrictions to a subspace."""
 
 from abc import abstractmethod
 from dataclasses import dataclass, replace
@@ -66,7 +66,7 @@ class Combination(Derived):
 
     @property
     def at_once(self) -> int:
-        """As many points as fit where every term keeps what its products need."""
+        """As many points as fit in memory while all terms keep the data that their products share."""
         return max(1, min(term.at_once for _, term in self.terms) // len(self.terms))
 
     @property
@@ -184,7 +184,10 @@ class Restriction(Projected):
 
 
 def combination(*terms: tuple[float | int, Operator]) -> Combination:
-    """The sum of multiples of operators, where a sum of sums is flattened. Raises ValueError if they do not fit."""
+    """The sum of the operators, each times its number; a sum within the sum is flattened.
+
+    Raises ValueError if the operators differ in shape, dtype or device.
+    """
     flat: list[tuple[float, Operator]] = []
     for weight, term in terms:
         inner = term.terms if isinstance(term, Combination) else ((1.0, term),)
@@ -194,17 +197,17 @@ def combination(*terms: tuple[float | int, Operator]) -> Combination:
         if (first.shape, first.dtype, first.device) != (other.shape, other.dtype, other.device):
             raise ValueError(
                 f"{_described(first)} and {_described(other)} cannot be added; "
-                "make both of the same parameters and points, in one dtype on one device"
+                "make them with the same parameters and points, in one dtype and on one device"
             )
     return Combination(tuple(flat))
 
 
 def block(whole: Operator, prefixes: tuple[str, ...], head: str | None) -> Block:
-    """The block of the parameters under the prefixes; see ``Operator.block``. Raises ValueError if none is there."""
+    """The block of the parameters under the prefixes; see ``Operator.block``. Raises ValueError if there are none."""
     layout = _layout(whole)
     if head is not None:
         layout = replace(layout, head=head)
-        layout.under("head")  # raises for a head that is not there, which would leave everything to the body
+        layout.under("head")  # raises if no parameter has this head; else "body" would silently be the whole network
     return _block(whole, layout, layout.under(*prefixes))
 
 
@@ -224,11 +227,12 @@ def restriction(whole: Operator, Q: Float[Tensor, "..."]) -> Restriction:
     if not fits or Q.shape[-2] != whole.num_params or (Q.dtype, Q.device) != (whole.dtype, whole.device):
         raise ValueError(
             f"Q has shape {tuple(Q.shape)}, {Q.dtype} on {Q.device}, the operator is {_described(whole)}; "
-            f"give [{whole.num_params}, k], or one such for each point"
+            f"give shape [{whole.num_params}, k], or one such matrix for each point"
         )
     Q = Q.detach() if Q.ndim == 3 else Q.detach()[None]
     error = (Q.mT @ Q - torch.eye(Q.shape[-1], dtype=Q.dtype, device=Q.device)).abs()
-    if (error > torch.finfo(Q.dtype).eps ** 0.5).any():  # False for NaN, so that one such point stops no other
+    # The comparison is False for NaN, so that a point with NaN does not stop the others.
+    if (error > torch.finfo(Q.dtype).eps ** 0.5).any():
         raise ValueError("the columns of Q are not orthonormal, so Q'HQ is no restriction; give torch.linalg.qr(Q).Q")
     return Restriction(whole, Q)
 
@@ -236,7 +240,8 @@ def restriction(whole: Operator, Q: Float[Tensor, "..."]) -> Restriction:
 def _layout(whole: Operator) -> ParamLayout:
     if whole.layout is None:
         raise ValueError(
-            "this operator's rows have no names, so no blocks; make it of a Loss from make_loss, or use restrict(Q)"
+            "this operator has no blocks, because its rows have no names; "
+            "make it of a Loss from make_loss, or use restrict(Q)"
         )
     return whole.layout
 

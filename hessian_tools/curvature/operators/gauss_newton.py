@@ -1,4 +1,4 @@
-"""The Gauss-Newton matrix of a network's loss by its exact products."""
+"""The Gauss-Newton matrix of a network's loss, as an operator with exact products."""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,9 +26,10 @@ class GaussNewton(LossOperator):
 def factors_at(
     loss: Loss, theta: Float[Tensor, " param"], batch: Batch
 ) -> tuple[int, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-    """How many numbers the network puts out at one point, and the maps u -> J'u and u -> Bu for u [row].
+    """The number of the network's outputs at one point, and the maps u -> J'u and u -> Bu.
 
-    The outputs of a network, a tensor or several, are laid out in one row.
+    The vector u [output] has an entry for each output. If the network returns several tensors, u holds the entries of
+    all of them, one tensor after the other. J and B are described at :func:`gauss_newton`.
     """
     x, y = batch
     outputs, pull = vjp(lambda t: loss.outputs(t, x), theta)[:2]
@@ -61,16 +62,16 @@ def gauss_newton(
     """The Gauss-Newton matrix J'BJ at every point, as an operator: ``G @ V``; arguments as for :func:`hessian`.
 
     J: derivative of the network's outputs in theta; B: second derivative of the criterion in the outputs.
-    It is the Hessian without the curvature of the network itself, equal to it for a linear network, and
+    It is the Hessian without the curvature of the network itself. It equals the Hessian for a linear network, and is
     positive semi-definite where the criterion is convex in the outputs. For softmax cross-entropy (a mean
-    over examples) it is the Fisher matrix of the model's own labels: B = (diag(p) - pp') / n is the
+    over examples) it is the Fisher matrix with labels drawn from the model: B = (diag(p) - pp') / n is the
     covariance of the score onehot(y) - p for y ~ p, which does not depend on the targets (Martens 2020).
     For squared error ((out - y)**2).mean() it is 2 J'J / number of outputs.
 
-    A product costs about two thirds of the Hessian's (Schraudolph 2002). It is done directly or by trace; there is no
-    graph to keep. It is exact to rounding for training-mode BatchNorm too, because only first derivatives of the
-    network are taken. Raises ValueError for route="kept", for a plain function, which has no outputs, and as
-    :func:`hessian`.
+    A product costs about two thirds of a product with the Hessian (Schraudolph 2002). The route is "direct" or
+    "traced". A product is exact to rounding for training-mode BatchNorm too, because only first derivatives of the
+    network are taken. Raises ValueError for route="kept", which keeps the graph of a gradient and so serves Hessians
+    only; for a plain function, which has no outputs; and where :func:`hessian` does.
 
     >>> import torch
     >>> from hessian_tools.layout import flatten
@@ -84,7 +85,7 @@ def gauss_newton(
     """
     if not isinstance(loss, Loss):
         raise ValueError(
-            "Gauss-Newton needs a network's outputs and a criterion, which a plain function does not show; "
+            "the Gauss-Newton matrix needs a network's outputs and a criterion, which a plain function does not have; "
             "give a Loss from make_loss(model, criterion, layout), or use hessian"
         )
     objective = objective_at(loss, thetas, batch, shared=shared, weights=weights)

@@ -1,4 +1,4 @@
-"""The Hessian of a loss, at one point or at many, by its exact products; and the gradient there."""
+"""The Hessian of a loss at one point or at many, as an operator with exact products, and the gradient."""
 
 from jaxtyping import Float
 from torch import Tensor
@@ -32,34 +32,38 @@ def hessian(
     """The Hessian of ``loss(theta, batch)`` in theta at every point, as an operator: ``H @ V``.
 
     thetas: [param] for one point, [point, param] for many. With many, every tensor of the batch
-    has a leading point axis, unless ``shared=True``; batches of different sizes come as ``ragged([...])``.
-    A *list* of batches is several batches of one objective: their mean weighted by the number of
-    examples (``weights="size"``, from the first tensor), or by the numbers given.
+    has a leading point axis, unless ``shared=True``; give batches of different sizes as ``ragged([...])``.
+    A *list* of batches means that the objective is the mean of the loss over several batches. With
+    ``weights="size"`` each counts by its number of examples, which is the length of its first tensor; otherwise
+    weights holds one number for each batch.
 
-    max_memory: bytes for the products in flight and for what is kept between them. None allows 512 MiB (on CUDA 4 GiB,
-    or a fifth of a smaller card). Sizes are measured beforehand; where a CUDA device refuses all the same, they are
-    halved. Inputs and results are not counted, and with many points thetas may be a tensor mapped from a file.
-    chunk: how many products run at once, instead of a measured number.
-    batching: "vmap" takes points and probes together; "loop" takes them one by one, for a loss that ``vmap`` refuses.
+    max_memory: bytes for the products that run at the same time and for the data kept between products. None allows
+    512 MiB (on CUDA 4 GiB, or a fifth of the memory of a smaller card). The need is measured beforehand; if a CUDA
+    device runs out of memory all the same, half as much is computed at once. Inputs and results are not counted, and
+    with many points thetas may be a tensor mapped from a file.
+    chunk: how many products run at once, instead of the number that the measurement gives.
+    batching: "vmap" computes points and probes together; "loop" computes them one by one, for a loss that ``vmap``
+    refuses.
 
-    route: the engine. ``.route`` reports the one that was taken. Results do not depend on it, or on the memory, beyond
-    rounding.
+    route: the engine. ``.route`` reports the one that was taken. Neither the route nor the memory
+    changes results beyond rounding.
 
     - "direct": forward over reverse, batched over points and probes by ``vmap``; nothing is kept.
     - "kept" (or "double_backward"): each point's gradient is kept with its graph, and a product is one more reverse
       pass. It takes any criterion, ``nn.MSELoss`` too.
     - "traced" (or "compiled"): the product is traced once for the loss and shapes (one to ten seconds, then for as long
-      as the loss lives), and what does not depend on the vector is computed once a point. It is the quickest by far.
-      Raises ValueError at the first product where the loss cannot be traced.
-    - "auto": the quickest for the products that are announced, by counts and sizes known beforehand. For a plain
-      function, or where chunk or batching="loop" is given, it is "direct". For a network it is "traced" where on a CPU
-      2000 / (1 + megabytes of a forward pass) products follow, on a GPU 1500; else "kept" up to 8 points, and on a CPU
-      for any number of points if a forward pass makes 1 MB or more; else "direct". ``top_eigenpairs``, ``trace`` and
-      their like announce their products; before a loop of your own call ``H.announce(num_products)``. Where a loss
-      turns out to have no forward derivative it is "kept".
+      as the loss lives), and the part that does not depend on the vector is computed once for each point. Once traced
+      it is the quickest by far. The first product raises ValueError where the loss cannot be traced.
+    - "auto": the quickest for the number of products that is announced, judged by counts and sizes known beforehand.
+      For a plain function, or where chunk or batching="loop" is given, it is "direct". For a network it is "traced"
+      from 2000 / (1 + megabytes of a forward pass) products on a CPU and from 1500 on a GPU. Below that it is "kept"
+      for up to 8 points, and on a CPU for any number of points if a forward pass makes 1 MB or more; otherwise it is
+      "direct". Where a loss turns out to have no forward derivative, it is "kept". ``top_eigenpairs``, ``trace`` and
+      the other functions of the library announce their products; before a loop of your own call
+      ``H.announce(num_products)``.
 
-    One product costs about six forward passes. Exact to rounding for training-mode BatchNorm too.
-    Raises HiddenStateError if a network changes state in its forward pass; ValueError for shapes.
+    One product costs about six forward passes. It is exact to rounding for training-mode BatchNorm too.
+    Raises HiddenStateError if a network changes state in its forward pass, and ValueError if shapes do not fit.
 
     >>> import torch
     >>> A = torch.tensor([[2.0, 1.0], [1.0, 3.0]])

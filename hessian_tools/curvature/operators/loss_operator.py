@@ -1,4 +1,4 @@
-"""The base class of the curvature matrices of a loss: one matrix at each point of an objective, one row a parameter."""
+"""The base class of the curvature matrices of a loss, which has one matrix for each point of an objective."""
 
 from dataclasses import dataclass, replace
 
@@ -23,8 +23,8 @@ ROUTES = {"direct": "direct", "double_backward": "kept", "compiled": "traced"}
 class LossOperator(Operator):
     """A curvature matrix of a loss; a subclass says which one.
 
-    prepared: computes the products, and holds what is kept between them. single: whether there is one point without a
-    point axis.
+    prepared: computes the products, and holds the data that is kept between products. single: True if thetas was one
+    point without a point axis; False if it was [point, param].
     """
 
     prepared: PreparedProducts | JoinedProducts
@@ -42,7 +42,10 @@ class LossOperator(Operator):
 
     @property
     def route(self) -> str:
-        """The engine of the last product: "direct", "kept" or "traced"; "a/b" where groups of ragged batches differ."""
+        """The engine of the last product: "direct", "kept" or "traced".
+
+        Groups of ragged batches may have different engines, which are then joined by a slash: "kept/direct".
+        """
         return "/".join(ROUTES[name] for name in self.prepared.engines) or "direct"
 
     @property

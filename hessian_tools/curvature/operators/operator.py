@@ -1,4 +1,4 @@
-"""The interface of every curvature matrix: a symmetric operator at one point or at many, known by its products."""
+"""The interface of every curvature matrix: a symmetric operator at one point or at many, given by its products."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from torch import Tensor
 from hessian_tools.layout import ParamLayout
 from hessian_tools.torch_fixes.precision import full_precision
 
-# The number of products that are computed at once for the whole matrix: unit vectors times points.
+# The number of products that ``to_dense`` computes at once: unit vectors times points.
 UNITS_AT_ONCE = 256
 
 
@@ -26,7 +26,7 @@ class Operator(ABC):
     ``H.block("body")`` and ``H.restrict(Q)`` are operators again.
     """
 
-    __array_ufunc__ = None  # so that a NumPy number leaves c * H to this class
+    __array_ufunc__ = None  # so that NumPy leaves the product of one of its numbers with H to this class
 
     @property
     @abstractmethod
@@ -63,20 +63,23 @@ class Operator(ABC):
 
     @property
     def at_once(self) -> int:
-        """The number of points for which results should be requested together; all, unless a subclass knows better."""
+        """The number of points for which results should be requested together, so that they fit in memory.
+
+        It is the number of all points unless a subclass says otherwise.
+        """
         return self.num_points or 1
 
-    def announce(self, num_products: int) -> None:  # noqa: B027 - nothing to choose where there are no engines
-        """Announces that so many products of each point will follow, so that the quickest engine for all is taken.
+    def announce(self, num_products: int) -> None:  # noqa: B027 - does nothing in operators that have no engine to choose
+        """Announces how many products at each point will follow, so that the quickest engine for them is taken.
 
-        The library's own functions announce their products. Call it before a loop of your own over ``H.mv``; results
-        do not depend on it beyond rounding.
+        The library's own functions announce their products. Call this method before a loop of your own over ``H.mv``.
+        Results do not depend on it beyond rounding.
         """
 
     def parts(self) -> "Sequence[Operator]":
-        """The operator in parts, each at as many points as are best taken together; itself where those are all.
+        """The operator cut by its points into parts of ``at_once`` points; just [self] if that covers all points.
 
-        A part is made when it is asked for, and holds nothing of the others.
+        A part is made when the sequence is indexed, and holds no data of the other parts.
         """
         if self.num_points is None or self.num_points <= (at_once := self.at_once):
             return [self]
@@ -91,7 +94,7 @@ class Operator(ABC):
     def __matmul__(self, V: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """``torch.matmul(self.to_dense(), V)`` for V [param] or [..., param, probe]; raises ValueError otherwise."""
         self._check(V)
-        if V.ndim <= 2:  # for a tiny network, the shapes of the general case below would take half as long as a product
+        if V.ndim <= 2:  # the reshaping of the general case below takes half as long as a product of a tiny network
             block = V[:, None] if V.ndim == 1 else V
             product = self.products(block.expand(self.num_points or 1, *block.shape).contiguous())
             return product.reshape(*self.shape[:-2], *V.shape)
@@ -104,14 +107,14 @@ class Operator(ABC):
         return product.reshape(num_points, rows, prod(outer), columns).permute(2, 0, 1, 3).reshape(*lead, rows, columns)
 
     def mv(self, v: Float[Tensor, "... param"]) -> Float[Tensor, "... param"]:
-        """The product with one vector a point.
+        """The product with one vector for each point.
 
         v: [point, param], or [param] for a single point or for the same vector at every point.
         """
         self._check(v[..., None])
         if v.ndim > 1 and v.shape[:-1] != self.shape[:-2]:
             return (self @ v[..., None])[..., 0]
-        # Not computed by ``@``, whose general shapes would take half as long as a product of a tiny network.
+        # Not computed by ``@``, whose reshaping takes half as long as a product of a tiny network.
         product = self.products(v.expand(self.num_points or 1, -1)[..., None].contiguous())[..., 0]
         return product[0] if self.num_points is None else product
 
@@ -127,14 +130,14 @@ class Operator(ABC):
 
     @full_precision
     def to_dense(self) -> Float[Tensor, "*point param param"]:
-        """The matrix itself, from num_params products a point. It is not symmetrised."""
+        """The matrix itself, from num_params products at each point. It is not symmetrised."""
         self.announce(self.num_params)
         unit = torch.eye(self.num_params, dtype=self.dtype, device=self.device)
         dense = parts.row_products(self, unit[None], at_once=UNITS_AT_ONCE).mT  # row i is H e_i
         return dense[0] if self.num_points is None else dense
 
     def to_scipy(self, *, point: int = 0) -> LinearOperator:
-        """The matrix at one point as a SciPy operator, with NumPy arrays in ``matvec`` and ``matmat``."""
+        """The matrix at one point as a SciPy operator, which takes and returns NumPy arrays."""
         if not 0 <= point < (self.num_points or 1):
             raise ValueError(f"point={point}: this operator has points 0 to {(self.num_points or 1) - 1}")
         operator = self if self.num_points is None else self.select(torch.tensor([point], device="cpu"))
@@ -143,9 +146,9 @@ class Operator(ABC):
             V = torch.tensor(columns, device="cpu").to(self.device, self.dtype).reshape(self.num_params, -1)
             return operator.products(V[None])[0].cpu().numpy()
 
-        kind = torch.empty(0, dtype=self.dtype, device="cpu").numpy().dtype
+        numpy_dtype = torch.empty(0, dtype=self.dtype, device="cpu").numpy().dtype
         n = self.num_params
-        return LinearOperator((n, n), matvec=matmat, rmatvec=matmat, matmat=matmat, rmatmat=matmat, dtype=kind)
+        return LinearOperator((n, n), matvec=matmat, rmatvec=matmat, matmat=matmat, rmatmat=matmat, dtype=numpy_dtype)
 
     def __add__(self, other: "Operator") -> "composite.Combination":
         return composite.combination((1, self), (1, other)) if isinstance(other, Operator) else NotImplemented
@@ -164,10 +167,11 @@ class Operator(ABC):
     def block(self, *prefixes: str, head: str | None = None) -> "composite.Block":
         """The rows and columns of some parameters of a network, as an operator.
 
-        prefixes: names of modules or parameters, complete between dots ("body.1" is not "body.10"). "head" is the
-        module of that name, or else the last module with parameters; "body" is all the rest.
-        head: another module that counts as the head.
-        Raises ValueError where the rows have no names or no name fits.
+        prefixes: names of modules or parameters. A prefix matches whole names between dots only ("body.1" does not
+        match "body.10"). "head" is the module of that name or, if there is none, the last module with parameters;
+        "body" is all parameters outside of the head.
+        head: the name of another module that counts as the head.
+        Raises ValueError where the rows have no names, or where no name matches.
 
         >>> from hessian_tools.curvature import hessian
         >>> from hessian_tools.layout import flatten
@@ -182,13 +186,17 @@ class Operator(ABC):
         return composite.block(self, prefixes, head)
 
     def blocks(self) -> "dict[str, composite.Block]":
-        """The diagonal block of every module that holds parameters itself, by its name; "" is the network."""
+        """The diagonal block of every module that holds parameters itself, by the module's name.
+
+        The name of the network, if it holds parameters itself, is "".
+        """
         return composite.blocks(self)
 
     def restrict(self, Q: Float[Tensor, "..."]) -> "composite.Restriction":
         """The operator Q'HQ on the span of orthonormal columns Q [param, k] or [point, param, k].
 
-        Raises ValueError where Q does not fit, or where its columns are not orthonormal to the square root of eps.
+        Raises ValueError where the shape of Q does not fit, or where Q'Q differs from I by more than the square root of
+        eps.
 
         >>> from hessian_tools.curvature import hessian
         >>> H = hessian(lambda theta, a: (a * theta**2).sum() / 2, torch.zeros(3), torch.tensor([1.0, -2.0, 4.0]))
@@ -201,16 +209,16 @@ class Operator(ABC):
     def _check(self, V: Tensor) -> None:
         num_params = self.num_params
         if not isinstance(V, Tensor):
-            raise ValueError(f"V is a {type(V).__name__}; give a tensor [..., {num_params}, probe]")
+            raise ValueError(f"V is a {type(V).__name__}; give a tensor of shape [..., {num_params}, probe]")
         if V.dtype != self.dtype or V.device != self.device:
             raise ValueError(
-                f"V is {V.dtype} on {V.device}, the operator {self.dtype} on {self.device}; "
+                f"V is {V.dtype} on {V.device}, but the operator is {self.dtype} on {self.device}; "
                 f"write V.to({str(self.device)!r}, {self.dtype})"
             )
         if V.ndim == 0 or V.shape[-2:][0] != num_params:
             raise ValueError(
-                f"V has shape {tuple(V.shape)}, the operator {self.shape}; give V [..., {num_params}, probe], "
-                "or use .mv for one vector a point"
+                f"V has shape {tuple(V.shape)}, but the operator has {self.shape}; give V [..., {num_params}, probe], "
+                "or use .mv for one vector at each point"
             )
         if V.ndim <= 2:
             return
@@ -218,10 +226,10 @@ class Operator(ABC):
             torch.broadcast_shapes(self.shape[:-2], V.shape[:-2])
         except RuntimeError:
             raise ValueError(
-                f"V has shape {tuple(V.shape)}, the operator {self.num_points} points; the axis of V before "
-                f"[param, probe] must be 1, {self.num_points} or absent; use .mv for one vector a point"
+                f"V has shape {tuple(V.shape)}, but the operator has {self.num_points} points; the axis of V before "
+                f"[param, probe] must be 1, {self.num_points} or absent; use .mv for one vector at each point"
             ) from None
 
 
-# These modules build on the class above, whose methods call them. They can therefore be imported only after it.
+# These modules import the class above, whose methods call them. They can therefore be imported only below it.
 from hessian_tools.curvature.operators import composite, parts  # noqa: E402

@@ -1,4 +1,4 @@
-"""Operators cut into parts by their points, so that what the products keep fits in memory; and products by rows."""
+"""Operators cut into parts by their points, so that the data kept for products fits in memory; and products by rows."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,16 +10,18 @@ from torch import Tensor
 
 from hessian_tools.curvature.operators.operator import Operator
 
-# The number of products that are computed at once: columns times points.
+# The number of products that ``row_products`` computes at once: rows times points.
 AT_ONCE = 16
 
 
 @dataclass(frozen=True)
 class Parts(Sequence[Operator]):
-    """A sequence of one operator at consecutive groups of points.
+    """A sequence of operators, which are one operator at consecutive groups of its points.
 
-    A part is made when it is asked for, and the sequence holds none of them, so that what the products of one part keep
-    can be freed before the next one works. points: those of each part.
+    A part is made when the sequence is indexed, and the sequence holds no part. The data that a part keeps for its
+    products can therefore be freed before the next part begins.
+
+    whole: the operator at all points. points: the positions of the points of each part.
     """
 
     whole: Operator
@@ -53,14 +55,14 @@ def part_by_part(H: Operator, function: Callable[[Operator, slice], tuple[Tensor
 def row_products(
     H: Operator, rows: Float[Tensor, "#point row param"], *, at_once: int = AT_ONCE
 ) -> Float[Tensor, "point row param"]:
-    """H times each row, a few rows at a time. at_once: how many, counted over the points.
+    """H times each row, a few rows at a time. at_once: the number of products that run together, rows times points.
 
-    A row lies together in memory, while the columns of a block do not.
+    Rows are used because each of them is contiguous in memory, which the columns of a block are not.
     """
     num_points = H.num_points or 1
     out = rows.new_empty(num_points, *rows.shape[1:])
     rows = rows.expand(num_points, -1, -1)
-    for columns in torch.arange(rows.shape[1], device="cpu").split(max(1, at_once // num_points)):
-        some = slice(int(columns[0]), int(columns[-1]) + 1)
-        out[:, some] = H.products(rows[:, some].mT).mT
+    for chosen in torch.arange(rows.shape[1], device="cpu").split(max(1, at_once // num_points)):
+        block = slice(int(chosen[0]), int(chosen[-1]) + 1)
+        out[:, block] = H.products(rows[:, block].mT).mT
     return out

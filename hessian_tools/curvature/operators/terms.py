@@ -1,4 +1,4 @@
-"""Composed operators taken apart, into the terms of a sum or into the matrices of a loss that they are made of."""
+"""Composed operators taken apart: into the terms of a sum, or into the operators that they are made of."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +14,7 @@ from hessian_tools.curvature.operators.operator import Operator
 
 
 def terms(H: Operator) -> list[tuple[float, Operator]]:
-    """The pairs (c_i, A_i) with H = sum_i c_i A_i, where no A_i has a sum inside.
+    """The pairs (c_i, A_i) with H = sum_i c_i A_i, where no A_i contains a sum.
 
     A block or a restriction of a sum becomes a sum of blocks or restrictions.
     """
@@ -33,9 +33,9 @@ def leaves(H: Operator) -> list[Operator]:
 
 
 def rebuilt(H: Operator, change: Callable[[LossOperator], LossOperator]) -> Operator:
-    """The operator H with each of its leaves, which must all be matrices of a loss, replaced by ``change(leaf)``.
+    """The operator H with each of its leaves replaced by ``change(leaf)``; all leaves must be matrices of a loss.
 
-    The tensors of the operators around them, such as the Q of a restriction, take the dtype of the new leaves.
+    The tensors of composed operators, such as the Q of a restriction, are cast to the dtype of the new leaves.
     """
     if isinstance(H, Combination):
         return Combination(tuple((weight, rebuilt(term, change)) for weight, term in H.terms))
@@ -52,6 +52,6 @@ def rebuilt(H: Operator, change: Callable[[LossOperator], LossOperator]) -> Oper
 def magnitude(H: Operator, V: Float[Tensor, "param probe"]) -> Float[Tensor, "*point probe"]:
     """The sum of |c_i| |A_i v| over the terms of H, in float64, for each column v.
 
-    A product is added up from terms of this size, so its rounding errors are measured in units of it.
+    A product is a sum of terms of this size, so its rounding errors are measured in units of it.
     """
     return torch.stack([abs(weight) * lengths((term @ V).mT) for weight, term in terms(H)]).sum(0)

@@ -1,4 +1,4 @@
-"""The self-check: correct operators pass it, and for wrong ones it names what is wrong."""
+"""The self-check ``check_operator``: correct operators pass it, and for wrong ones it names what is wrong."""
 
 from collections.abc import Callable
 
@@ -10,11 +10,11 @@ from wrong_operators import (
     CONV,
     Affine,
     Dense,
-    Doubled,
     ForwardOverJacrev,
     OutsideVmap,
     ReverseOverForward,
     ReverseOverReverse,
+    SlightlyScaled,
     WrongInPieces,
     failed,
     wrong_hessian,
@@ -39,7 +39,7 @@ WRONG_ROUTES = {
     ForwardOverJacrev: {"symmetry", "differences"},
     ReverseOverForward: {"symmetry", "differences"},
     OutsideVmap: {"symmetry", "differences"},
-    Doubled: {"differences"},
+    SlightlyScaled: {"differences"},
     Affine: {"symmetry", "linearity", "differences"},
     WrongInPieces: {"batching"},
 }
@@ -62,7 +62,7 @@ def test_wrong_routes_are_caught_in_float32_by_float64_differences(kind: type[He
     assert "not derivatives of this loss's gradient" in str(check)
 
 
-def test_another_right_route_passes() -> None:
+def test_products_in_another_correct_order_pass() -> None:
     assert check_operator(wrong_hessian(ReverseOverReverse)).ok
 
 
@@ -75,8 +75,8 @@ def test_a_matrix_is_judged_by_symmetry_and_linearity() -> None:
     assert failed(check_operator(Dense(skew.double()))) == {"symmetry"}
 
 
-def test_precision_names_what_float32_lost() -> None:
-    """A fourth power of theta that loses most of its digits in float32."""
+def test_lost_precision_of_float32_is_found() -> None:
+    """Adding and subtracting 1e6 in float32 loses most digits of theta."""
 
     def loss(theta: Tensor, big: Tensor) -> Tensor:
         return ((theta + big - big) ** 4).sum()
@@ -115,7 +115,7 @@ def test_a_loss_that_is_not_finite_fails_with_a_sentence() -> None:
     assert "not finite at 1 of" in check.state.sentence
 
 
-def test_hidden_state_is_found_even_when_it_came_later() -> None:
+def test_hidden_state_is_found_even_if_it_appears_after_the_operator_was_made() -> None:
     model = seeded(lambda: nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))).eval()
     theta, layout = flatten(model)
     H = hessian(make_loss(model, squared_error, layout), theta, (randn(4, 2, path="x"), randn(4, 1, path="y")))

@@ -30,8 +30,8 @@ COMPOSED: dict[str, Callable[[Operator, Operator, Tensor], Operator]] = {
 
 @pytest.mark.parametrize("kind", COMPOSED)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
-def test_composed_operators_are_judged_in_full(dtype: torch.dtype, kind: str) -> None:
-    """This is tested at several points and at a single one."""
+def test_all_six_checks_judge_composed_operators(dtype: torch.dtype, kind: str) -> None:
+    """Tested for operators at several points and at a single point."""
     case = next(case for case in NETWORKS if case.name == "tanh-mlp")
     for thetas, batch in ((case.thetas.to(dtype), case.batch), (case.thetas[1].to(dtype), at(case.batch, 1))):
         H, G = hessian(case.loss, thetas, batch), gauss_newton(case.loss, thetas, batch)
@@ -43,7 +43,7 @@ def test_composed_operators_are_judged_in_full(dtype: torch.dtype, kind: str) ->
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 def test_the_rounding_of_a_difference_is_measured_by_its_terms(dtype: torch.dtype) -> None:
-    """For a linear network H - G is zero but for rounding."""
+    """For a linear network H - G is zero except for rounding."""
     case = LINEAR[1]
     thetas = case.thetas.to(dtype)
     check = check_operator(hessian(case.loss, thetas, case.batch) - gauss_newton(case.loss, thetas, case.batch))
@@ -62,12 +62,15 @@ def test_wrong_products_are_caught_inside_other_operators(route: type[Hessian], 
 
 
 def composed(kind: str, H: Operator, G: Operator) -> Operator:
+    """The operator of this kind, made of a Hessian H and a Gauss-Newton matrix G."""
     rows = H.block("body").num_params if kind.endswith("sum") else H.num_params
     Q = torch.linalg.qr(randn(rows, 4, path="subspace", dtype=H.dtype)).Q
     return COMPOSED[kind](H, G, Q)
 
 
 class WrongGaussNewton(GaussNewton):
+    """A Gauss-Newton matrix whose products are 2 % too large."""
+
     def products(self, V: Tensor) -> Tensor:
         return 1.02 * super().products(V)
 

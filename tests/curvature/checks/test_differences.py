@@ -1,4 +1,4 @@
-"""Difference quotients of a gradient for which they are known in closed form."""
+"""Difference quotients of a gradient, against the closed form for a cubic loss."""
 
 import torch
 from wrong_operators import cubic
@@ -8,7 +8,7 @@ from hessian_tools.curvature.checks.differences import difference_quotients
 
 
 def test_difference_quotients_of_a_cubic() -> None:
-    """H = 6 diag(theta), so central quotients are exact but for rounding, and the two sides differ by 6 h."""
+    """H = 6 diag(theta), so central quotients are exact up to rounding; forward and backward ones differ by 6 h."""
     thetas = torch.tensor([[1.0, 2.0], [0.5, -1.0]], dtype=torch.float64)
     H = hessian(cubic, thetas, None)
     V = torch.eye(2, dtype=torch.float64)

@@ -8,13 +8,14 @@ from torch import Tensor
 from hessian_tools.curvature import Hessian, adaptation_jacobian, check_operator, hessian, ragged
 
 
-def cubed(theta: Tensor, x: Tensor) -> Tensor:
+def mean_cube(theta: Tensor, x: Tensor) -> Tensor:
     return ((x @ theta) ** 3).mean()
 
 
 def ragged_cubes(*sizes: int) -> Hessian:
+    """The Hessian of ``mean_cube`` at one point for each size, where the batch of a point has this many examples."""
     x = randn(len(sizes), max(sizes), 3, path="ragged x")
-    return hessian(cubed, randn(len(sizes), 3, path="thetas"), ragged([x[i, :n] for i, n in enumerate(sizes)]))
+    return hessian(mean_cube, randn(len(sizes), 3, path="thetas"), ragged([x[i, :n] for i, n in enumerate(sizes)]))
 
 
 def test_ragged_points_restricted_to_different_subspaces_pass() -> None:
@@ -23,12 +24,12 @@ def test_ragged_points_restricted_to_different_subspaces_pass() -> None:
 
 
 def test_a_sum_of_matrices_that_are_ragged_in_different_ways_passes() -> None:
-    """The points that are checked have the sizes of the first point in both matrices."""
+    """Only points are checked whose batches have, in both matrices, as many examples as those of the first point."""
     result = check_operator(ragged_cubes(4, 4, 2, 4, 2) - ragged_cubes(2, 5, 2, 2, 2))
     assert all(finding.passed for finding in result.findings)
 
 
-def test_ragged_points_beside_a_matrix_of_no_known_loss() -> None:
+def test_a_sum_of_a_ragged_hessian_and_a_matrix_of_no_known_loss() -> None:
     H = ragged_cubes(4, 2, 4)
     result = check_operator(H + adaptation_jacobian(H, 0.1, steps=1).gram)
     assert result.symmetry.passed and result.linearity.passed and result.differences.passed is None
@@ -37,10 +38,10 @@ def test_ragged_points_beside_a_matrix_of_no_known_loss() -> None:
 def test_points_without_a_finite_loss_are_left_out() -> None:
     thetas = randn(3, 3, path="thetas")
     thetas[1, 0] = torch.nan
-    result = check_operator(hessian(cubed, thetas, randn(4, 3, path="x"), shared=True))
+    result = check_operator(hessian(mean_cube, thetas, randn(4, 3, path="x"), shared=True))
     assert [finding.name for finding in result.findings if not finding.passed] == ["state"]
     assert "not finite at 1 of 3 points" in result.state.sentence
-    nothing = check_operator(hessian(cubed, thetas[1], randn(4, 3, path="x")))
+    nothing = check_operator(hessian(mean_cube, thetas[1], randn(4, 3, path="x")))
     assert nothing.state.passed is False and nothing.symmetry.passed is None
     assert "not finite" in nothing.symmetry.sentence
 
@@ -54,5 +55,5 @@ def test_products_that_are_not_finite_where_the_loss_is_finite_fail() -> None:
 @pytest.mark.parametrize("scale", [1e-30, 1e25])
 def test_extreme_scales_in_single_precision(scale: float) -> None:
     x, thetas = randn(4, 3, path="x").float(), randn(3, path="thetas").float()
-    result = check_operator(hessian(lambda theta, x: scale * cubed(theta, x), thetas, x))
+    result = check_operator(hessian(lambda theta, x: scale * mean_cube(theta, x), thetas, x))
     assert result.symmetry.passed and result.linearity.passed and result.precision.passed

@@ -1,5 +1,4 @@
-"""The adaptation Jacobian compared with dense products, the Jacobian of the actual inner loop, and the
-meta-gradient."""
+"""The adaptation Jacobian, against dense products, the Jacobian of the inner loop by autograd, and meta-gradients."""
 
 from collections.abc import Callable
 
@@ -40,6 +39,7 @@ def matrices(tasks: int = 2, steps: int = K, name: str = "indefinite") -> Tensor
 
 
 def operator(A: Tensor) -> Hessian:
+    """The Hessians of quadratic functions, which are the matrices A [task, step, param, param], in task-major order."""
     A = A.flatten(0, -3)
     return hessian(quadratic, torch.zeros(A.shape[:-1], dtype=A.dtype), A)
 
@@ -53,12 +53,14 @@ def dense(A: Tensor, sizes: Tensor) -> Tensor:
 
 
 def loop_points(case: Case, point: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """The points theta_0 ... theta_{K-1} of an inner loop, and its support batch."""
     theta, support, _ = case.at(point)
     path = inner_loop(case.loss, theta, support, steps=K, step_size=ALPHA)
     return torch.stack(path.thetas[:-1]).detach(), support
 
 
 def smooth_conv() -> Case:
+    """The small convolutional network with Tanh in place of ReLU."""
     batch = (randn(3, 6, 1, 8, 8, path="images"), torch.tensor([0, 1, 2, 0, 1, 2]).expand(3, 6))
     return network_case("conv-tanh", seeded(lambda: small_conv(activation=nn.Tanh)), nn.functional.cross_entropy, batch)
 
@@ -77,7 +79,7 @@ def test_products_are_those_of_the_dense_matrix(step_size: float | Tensor) -> No
     assert J.shape == expected.shape
     close(J.to_dense(), expected)
     close(J.T.to_dense(), expected.mT)
-    assert (expected - expected.mT).abs().max() > 0.1  # so that a forgotten transpose shows
+    assert (expected - expected.mT).abs().max() > 0.1  # so that a forgotten transpose would be noticed
     V, v = randn(2, 24, 3, path="V"), randn(2, 24, path="v")
     close(J @ V, expected @ V)
     close(J.T @ V[0], expected.mT @ V[0])
@@ -87,15 +89,15 @@ def test_products_are_those_of_the_dense_matrix(step_size: float | Tensor) -> No
     close(J.T.T @ V, expected @ V)
     close(J.gram.to_dense(), expected.mT @ expected)
     close(J.select(torch.tensor([1])).to_dense(), expected[1:])
-    scipys = J.to_scipy(task=1)
-    close(torch.from_numpy(scipys @ V[1].numpy()), expected[1] @ V[1])
-    close(torch.from_numpy(scipys.rmatvec(v[1].numpy())), expected[1].mT @ v[1])
+    scipy_J = J.to_scipy(task=1)
+    close(torch.from_numpy(scipy_J @ V[1].numpy()), expected[1] @ V[1])
+    close(torch.from_numpy(scipy_J.rmatvec(v[1].numpy())), expected[1].mT @ v[1])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", [tanh_mlp(), smooth_conv()], ids=lambda case: case.name)
 def test_it_is_the_jacobian_of_the_inner_loop(case: Case) -> None:
-    """It is d theta_K / d theta_0 of the loop that training differentiates, with BatchNorm too."""
+    """It equals d theta_K / d theta_0 of the loop that training differentiates, also with BatchNorm."""
     thetas, support = loop_points(case, 1)
     J = adaptation_jacobian(hessian(case.loss, thetas, support, shared=True), ALPHA)
     loop: Callable[[Tensor], Tensor] = lambda t: inner_loop(case.loss, t, support, steps=K, step_size=ALPHA).adapted  # noqa: E731
@@ -107,9 +109,8 @@ def test_it_is_the_jacobian_of_the_inner_loop(case: Case) -> None:
     torch.testing.assert_close(values.values, torch.linalg.svdvals(truth)[:1], rtol=1e-5, atol=0)
 
 
-def test_its_transpose_makes_the_meta_gradient() -> None:
-    """MAML's is J' times the query loss's gradient at the adapted point; first-order MAML takes that gradient
-    itself."""
+def test_its_transpose_gives_the_meta_gradient() -> None:
+    """MAML's meta-gradient is J' times the query gradient at the adapted point, first-order MAML's is the latter."""
     case = tanh_mlp()
     thetas, support = loop_points(case, 0)
     query = (randn(5, 1, path="query x"), randn(5, 1, path="query y"))

@@ -1,4 +1,4 @@
-"""The Hessian's eigenpairs beside Gauss-Newton's: dense references, and cases where the answer is known."""
+"""The Hessian's eigenpairs compared with those of Gauss-Newton, on dense references and on cases in closed form."""
 
 from dataclasses import replace
 
@@ -18,7 +18,8 @@ from hessian_tools.curvature import (
 )
 
 
-def explained(case: Case, *, k: int = 4, which: str = "LA", rtol: float = 1e-10, **options: object) -> GaussNewtonShare:
+def share_of(case: Case, *, k: int = 4, which: str = "LA", rtol: float = 1e-10, **options: object) -> GaussNewtonShare:
+    """The comparison at all points of a case. options: those of ``top_eigenpairs``."""
     H = hessian(case.loss, case.thetas, case.batch)
     pairs = top_eigenpairs(H, k=k, which=which, rtol=rtol, vectors=True, **options)
     return gauss_newton_share(
@@ -28,7 +29,7 @@ def explained(case: Case, *, k: int = 4, which: str = "LA", rtol: float = 1e-10,
 
 @pytest.mark.parametrize("case", LINEAR, ids=lambda case: case.name)
 def test_the_hessian_of_a_linear_network_is_its_gauss_newton_matrix(case: Case) -> None:
-    result = explained(case)
+    result = share_of(case)
     torch.testing.assert_close(result.share, torch.ones_like(result.share))
     torch.testing.assert_close(result.hessian, result.gauss_newton)
     torch.testing.assert_close(result.overlap, torch.ones_like(result.overlap), rtol=0, atol=1e-6)
@@ -38,7 +39,7 @@ def test_the_hessian_of_a_linear_network_is_its_gauss_newton_matrix(case: Case) 
 @pytest.mark.parametrize("which", ["LA", "LM"])
 @pytest.mark.parametrize("case", [tanh_mlp(), conv_batchnorm()], ids=lambda case: case.name)
 def test_it_agrees_with_dense_matrices(case: Case, which: str) -> None:
-    result, G = explained(case, which=which), gauss_newton_case(case).dense
+    result, G = share_of(case, which=which), gauss_newton_case(case).dense
     values, vectors = torch.linalg.eigh(case.dense)
     order = (values.abs() if which == "LM" else values).argsort(dim=-1, descending=True)[:, :4]
     values, V = values.gather(-1, order), vectors.gather(-1, order[:, None].expand(-1, vectors.shape[-2], -1))
@@ -52,9 +53,9 @@ def test_it_agrees_with_dense_matrices(case: Case, which: str) -> None:
         )
 
 
-def test_the_errors_cover_what_loose_pairs_leave_open() -> None:
+def test_the_errors_cover_the_difference_between_loose_and_exact_pairs() -> None:
     case = tanh_mlp()
-    exact, loose = explained(case, k=5), explained(case, k=5, rtol=1e-2, method="lanczos", copies=False)
+    exact, loose = share_of(case, k=5), share_of(case, k=5, rtol=1e-2, method="lanczos", copies=False)
     assert ((loose.share - exact.share).abs() <= loose.share_error + 1e-9).all()
     assert ((loose.overlap - exact.overlap).abs() <= loose.overlap_error + 1e-9).all()
     assert loose.share_error[:, :2].max() > 100 * exact.share_error[:, :2].max()
@@ -62,9 +63,11 @@ def test_the_errors_cover_what_loose_pairs_leave_open() -> None:
     assert (exact.overlap_error[:, :2] < 1e-6).all()
 
 
-def test_the_error_has_every_source_of_error_in_it() -> None:
-    """The error is |G| sine + .01 + share residual, where H = diag(4, 2, 1) has residuals .2, .1, 0 and G the error
-    .01."""
+def test_the_error_includes_every_source_of_error() -> None:
+    """The error of share times the eigenvalue is |G| sine + error of G + share * residual.
+
+    Here H = diag(4, 2, 1) has the residuals .2, .1, 0, and G has the error .01.
+    """
     values, residuals = torch.tensor([4.0, 2.0, 1.0]), torch.tensor([0.2, 0.1, 0.0])
     e, yes = torch.eye(3), torch.ones(3, dtype=torch.bool)
     pairs = EigenPairs(values, residuals, yes, e, torch.tensor(9), yes[0])
@@ -77,18 +80,18 @@ def test_the_error_has_every_source_of_error_in_it() -> None:
 
 def test_pairs_beyond_the_rank_of_gauss_newton_have_no_overlap() -> None:
     """With seven examples of one output G has rank 7, so the Hessian's eighth pair has no counterpart."""
-    result = explained(tanh_mlp(), k=9)
+    result = share_of(tanh_mlp(), k=9)
     assert result.overlap.isnan().all(0).tolist() == [False] * 7 + [True] * 2
     assert (result.gauss_newton[:, 7:] == 0).all()
 
 
-def test_single_points_and_refusals() -> None:
+def test_single_points_and_wrong_arguments() -> None:
     case = tanh_mlp()
     theta, batch, _ = case.at(1)
     pairs = top_eigenpairs(hessian(case.loss, theta, batch), k=3, which="LA", rtol=1e-10, vectors=True)
     spectrum = gauss_newton_spectrum(case.loss, theta, batch, vectors=True)
     result = gauss_newton_share(pairs, spectrum, which="LA")
-    whole = explained(case, k=3)
+    whole = share_of(case, k=3)
     torch.testing.assert_close(result.share, whole.share[1])
     torch.testing.assert_close(result.overlap, whole.overlap[1], rtol=1e-6, atol=1e-6)
     with pytest.raises(ValueError, match="vectors=True"):

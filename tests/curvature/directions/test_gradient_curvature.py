@@ -28,7 +28,7 @@ from hessian_tools.layout import flatten
 from hessian_tools.loss import Loss, make_loss
 
 
-def test_the_formula_is_the_rayleigh_quotient_and_the_gain() -> None:
+def test_the_formulas_are_the_rayleigh_quotient_and_the_ratio_of_norms() -> None:
     g, A = randn(4, 6, path="g"), randn(4, 6, 6, path="A")
     hg = ((A + A.mT) @ g[..., None])[..., 0]
     result = curvature_along(g, hg)
@@ -38,7 +38,7 @@ def test_the_formula_is_the_rayleigh_quotient_and_the_gain() -> None:
     assert (result.rho.abs() <= result.hg_ratio).all()
 
 
-def test_zero_gradient_has_no_direction() -> None:
+def test_a_zero_gradient_gives_nan() -> None:
     result = curvature_along(torch.zeros(2, 3), torch.zeros(2, 3))
     assert result.rho.isnan().all()
     assert result.hg_ratio.isnan().all()
@@ -60,7 +60,7 @@ def test_the_curvature_of_an_operator_along_its_own_gradient(case: Case) -> None
     torch.testing.assert_close(result.alpha_rho_error, alphas * result.error)
 
 
-def test_the_error_covers_what_single_precision_does_to_rho() -> None:
+def test_the_error_covers_the_rounding_of_rho_in_float32() -> None:
     for case in NETWORKS:
         exact = gradient_curvature(hessian(case.loss, case.thetas, case.batch))
         rounded = gradient_curvature(hessian(case.loss, case.thetas.float(), case.batch))
@@ -71,7 +71,7 @@ def test_the_error_covers_what_single_precision_does_to_rho() -> None:
         assert (rounded.error < 1e-3 * rounded.hg_ratio).all()
 
 
-def test_a_single_point_has_no_point_axis_and_no_step_size_no_alpha_rho() -> None:
+def test_a_single_point_has_no_point_axis_and_without_step_size_there_is_no_alpha_rho() -> None:
     case = tanh_mlp()
     theta, batch, _ = case.at(1)
     result = gradient_curvature(hessian(case.loss, theta, batch))
@@ -81,7 +81,7 @@ def test_a_single_point_has_no_point_axis_and_no_step_size_no_alpha_rho() -> Non
     assert result.alpha_rho is None and result.alpha_rho_error is None
 
 
-def test_a_block_sees_its_part_of_the_gradient_and_gauss_newton_its_own_product() -> None:
+def test_blocks_and_restrictions_use_their_part_of_the_gradient() -> None:
     case = tanh_mlp()
     H, g = hessian(case.loss, case.thetas, case.batch), gradient(case.loss, case.thetas, case.batch)
     block = H.block("head")
@@ -96,7 +96,7 @@ def test_a_block_sees_its_part_of_the_gradient_and_gauss_newton_its_own_product(
         gradient_curvature(H - G)
 
 
-def test_no_gradient_gives_nan_and_no_curvature_gives_zero() -> None:
+def test_a_zero_gradient_gives_nan_and_zero_curvature_gives_zero() -> None:
     def loss(theta: Tensor, slope: Tensor) -> Tensor:
         return (slope * theta).sum()
 
@@ -128,7 +128,7 @@ def test_cosine_with_the_displacement() -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 3, 8])
-def test_orthogonal_gradients_keep_the_mean_cosine_in_the_null(steps: int) -> None:
+def test_the_mean_cosine_of_orthogonal_gradients_lies_within_the_null(steps: int) -> None:
     directions = torch.linalg.qr(randn(200, 8, 8, path="directions")).Q[:, :steps]
     norms = torch.exp(2 * randn(200, steps, path="norms"))
     gradients = directions * norms[..., None]
@@ -136,12 +136,12 @@ def test_orthogonal_gradients_keep_the_mean_cosine_in_the_null(steps: int) -> No
     null = cosine_null(steps)
     assert (means > null.low - 1e-12).all()
     assert (means < null.high + 1e-12).all()
-    assert math.isnan(null.mean) and math.isnan(null.std)  # they depend on the norms
+    assert math.isnan(null.mean) and math.isnan(null.std)  # because they depend on the norms
     equal = cos_displacement(directions, -directions.sum(-2)).mean(-1)
     torch.testing.assert_close(equal, torch.full_like(equal, null.high))
 
 
-def test_alignment_closed_forms() -> None:
+def test_alignment_in_closed_form() -> None:
     norms = torch.tensor([1.0, 5.0, 0.1], dtype=torch.float64)
     assert alignment(torch.diag(norms**2)) == 0
     torch.testing.assert_close(alignment(torch.full((4, 4), 2.5)), torch.tensor(1.0))
@@ -159,6 +159,7 @@ def test_alignment_of_an_oscillating_quadratic() -> None:
 
 
 def conv_problem(eps: float) -> tuple[Loss, Tensor, tuple[Tensor, Tensor], list[str]]:
+    """A loss, a point, a batch, and the names of the weights that are normalised. eps: of the normalisation."""
     model = seeded(lambda: small_conv(eps=eps))
     theta, layout = flatten(model)
     batch = randn(6, 1, 8, 8, path="images"), torch.tensor([0, 1, 2, 0, 1, 2])
@@ -230,10 +231,10 @@ def test_exact_products_have_no_asymmetry() -> None:
     g, z = randn(*case.thetas.shape, path="g"), randn(3, case.thetas.shape[-1], 4, path="z")
     asymmetry = product_asymmetry((case.dense @ g[..., None])[..., 0], g, case.dense @ z, z)
     assert (asymmetry < 1e-13 * case.dense.abs().amax()).all()
-    crooked = case.dense + randn(*case.dense.shape, path="crooked")
-    skew = ((crooked - crooked.mT) @ g[..., None])[..., 0]
+    asymmetric = case.dense + randn(*case.dense.shape, path="crooked")
+    skew = ((asymmetric - asymmetric.mT) @ g[..., None])[..., 0]
     expected = ((skew[..., None] * z).sum(1) / g.norm(dim=-1)[:, None] / z.norm(dim=1)).abs().amax(-1)
-    torch.testing.assert_close(product_asymmetry((crooked @ g[..., None])[..., 0], g, crooked @ z, z), expected)
+    torch.testing.assert_close(product_asymmetry((asymmetric @ g[..., None])[..., 0], g, asymmetric @ z, z), expected)
 
 
 @pytest.mark.parametrize(("target", "reference"), [(1, 3), (2, 4), (1, 6)])
@@ -259,7 +260,7 @@ def test_small_step_identity_has_a_third_order_remainder(target: int, reference:
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-21, 1e21, 1e30])
-def test_single_precision_at_extreme_scales(scale: float) -> None:
+def test_float32_is_right_at_extreme_scales(scale: float) -> None:
     """Ratios do not depend on the size of the gradient, whose square leaves the range of float32."""
     g, hg, z, hz = randn(5, path="g"), randn(5, path="hg"), randn(5, 2, path="z"), randn(5, 2, path="hz")
     expected, result = curvature_along(g, hg), curvature_along((g * scale).float(), (hg * scale).float())
@@ -275,7 +276,7 @@ def test_single_precision_at_extreme_scales(scale: float) -> None:
     assert float(alignment(torch.ones(3, 3) * scale)) == pytest.approx(1.0)
 
 
-def test_powers_of_two_change_no_bit() -> None:
+def test_scaling_by_powers_of_two_changes_no_bit_of_the_ratios() -> None:
     g, hg = randn(4, 7, path="g"), randn(4, 7, path="hg")
     plain, scaled = curvature_along(g, hg), curvature_along(g * 2.0**-40, hg * 2.0**-40)
     assert torch.equal(plain.rho, scaled.rho) and torch.equal(plain.hg_ratio, scaled.hg_ratio)

@@ -1,4 +1,4 @@
-"""Singular values of adaptation Jacobians: dense references, residuals, degenerate loops."""
+"""Singular values of adaptation Jacobians: dense references, residuals, degenerate inner loops."""
 
 import pytest
 import torch
@@ -17,6 +17,7 @@ def matrices(tasks: int = 2, steps: int = K, name: str = "indefinite") -> Tensor
 
 
 def operator(A: Tensor) -> Hessian:
+    """The Hessians of quadratic functions, which are the matrices A [task, step, param, param], in task-major order."""
     A = A.flatten(0, -3)
     return hessian(quadratic, torch.zeros(A.shape[:-1], dtype=A.dtype), A)
 
@@ -58,17 +59,17 @@ def test_too_few_products_are_reported_as_not_converged() -> None:
     assert (short.num_matvecs >= 2 * K * 8).all()
 
 
-def test_a_loop_without_curvature_and_one_that_forgets_its_start() -> None:
-    nothing = operator(torch.zeros(1, 2, 4, 4, dtype=torch.float64))
-    still = singular_values(adaptation_jacobian(nothing, 0.3), k=2)
-    close(still.values, torch.ones(2, dtype=torch.float64))
-    assert still.converged.all()
-    all_of_it = operator(torch.eye(4, dtype=torch.float64).expand(1, 2, 4, 4))
-    gone = singular_values(adaptation_jacobian(all_of_it, 1.0), k=2, vectors=True)
-    assert gone.converged.all()
-    assert (gone.values == 0).all()
-    assert gone.u is not None
-    assert (gone.u == 0).all()
+def test_a_loop_without_curvature_and_a_loop_that_reaches_the_minimum_at_once() -> None:
+    zero_hessians = operator(torch.zeros(1, 2, 4, 4, dtype=torch.float64))
+    unchanged = singular_values(adaptation_jacobian(zero_hessians, 0.3), k=2)
+    close(unchanged.values, torch.ones(2, dtype=torch.float64))
+    assert unchanged.converged.all()
+    identity_hessians = operator(torch.eye(4, dtype=torch.float64).expand(1, 2, 4, 4))
+    contracted = singular_values(adaptation_jacobian(identity_hessians, 1.0), k=2, vectors=True)
+    assert contracted.converged.all()
+    assert (contracted.values == 0).all()
+    assert contracted.u is not None
+    assert (contracted.u == 0).all()
 
 
 def test_a_task_that_is_not_finite_changes_no_other() -> None:
@@ -79,7 +80,7 @@ def test_a_task_that_is_not_finite_changes_no_other() -> None:
     assert result.converged.all(-1).tolist() == [True, False]
 
 
-def test_single_precision() -> None:
+def test_float32_values_are_right() -> None:
     A = matrices().float()
     J = adaptation_jacobian(operator(A), 0.1, steps=K)
     result, truth = singular_values(J, k=3), torch.linalg.svdvals(J.to_dense().double())[:, :3]
@@ -94,7 +95,7 @@ def test_wrong_arguments_are_refused_in_plain_words() -> None:
 
 
 def test_a_second_copy_of_a_value_is_found_and_completeness_reported() -> None:
-    """Of two equal largest singular values one start vector finds one, and the search for missed copies the other."""
+    """One start vector finds one of two equal largest singular values; the search for missed copies finds the other."""
     A = symmetric(torch.cat([torch.tensor([-9.0, -9.0]), torch.linspace(0, 1, 22)]).double(), points=1)
     J = adaptation_jacobian(operator(A[None]), 0.1)
     result = singular_values(J, k=3, rtol=1e-8, copies=True)

@@ -1,4 +1,4 @@
-"""Eigenspaces: closed forms, dense projectors, the null of random spaces, and the bound on their error."""
+"""Eigenspaces: closed forms, dense projectors, the null hypothesis of random spaces, and the bound on their error."""
 
 import pytest
 import torch
@@ -86,7 +86,7 @@ def test_overlaps_of_a_trajectory_are_those_of_every_pair_of_steps() -> None:
 
 
 @pytest.mark.parametrize(("k", "other"), [(3, 3), (2, 5)])
-def test_the_null_is_the_distribution_over_random_subspaces(k: int, other: int) -> None:
+def test_the_null_agrees_with_random_subspaces(k: int, other: int) -> None:
     """Its mean and standard deviation agree with those of 4 000 random pairs, within the error of such estimates."""
     count = 4000
     overlaps = subspace_overlap(bases(count, k=k, path="null u"), bases(count, k=other, path="null v"))
@@ -97,7 +97,7 @@ def test_the_null_is_the_distribution_over_random_subspaces(k: int, other: int) 
     assert overlap_null(12, 12) == Null(low=1.0, high=1.0, mean=1.0, std=0.0)
 
 
-def test_two_subspaces_too_large_to_avoid_each_other_overlap_at_least_as_the_null_says() -> None:
+def test_the_lower_end_of_the_null_for_subspaces_that_must_intersect() -> None:
     """In 5 dimensions, subspaces of 3 and 4 share at least 2, and spans of coordinate axes share no more."""
     e = torch.eye(5)
     assert overlap_null(5, 3, 4).low == pytest.approx(float(subspace_overlap(e[:, :3], e[:, 1:])))
@@ -116,15 +116,15 @@ def test_the_error_bounds_the_angle_to_the_exact_space(which: str, rtol: float) 
     none_missed = ((pairs.values - exact_values(A, 6, which)).abs() <= pairs.residuals + 1e-12).all(-1)
     assert none_missed.sum() >= 15
     for j in range(1, 6):
-        V, exact, most = pairs.vectors[..., :j], exact_space(A, j, which), bound[:, j - 1] + 1e-12
-        within = sine(V, exact) <= most
+        V, exact, allowed = pairs.vectors[..., :j], exact_space(A, j, which), bound[:, j - 1] + 1e-12
+        within = sine(V, exact) <= allowed
         within &= sine(V[..., -1:], exact[..., -1:]) <= alone[:, j - 1] + 1e-12
-        within &= (gradient_share(V, g)[:, -1] - gradient_share(exact, g)[:, -1]).abs() <= most
+        within &= (gradient_share(V, g)[:, -1] - gradient_share(exact, g)[:, -1]).abs() <= allowed
         W = other[..., :j]
-        within &= (subspace_overlap(V, W) - subspace_overlap(exact, W)).abs() <= most
+        within &= (subspace_overlap(V, W) - subspace_overlap(exact, W)).abs() <= allowed
         assert within[none_missed].all()
     assert (bound[:, -1] == 1).all()
-    assert (bound[:, :3] < 0.9).any()  # because a bound of one says nothing
+    assert (bound[:, :3] < 0.9).any()  # a bound of 1 would say nothing
 
 
 def test_equal_values_leave_the_eigenspace_undetermined() -> None:
@@ -132,9 +132,9 @@ def test_equal_values_leave_the_eigenspace_undetermined() -> None:
     pairs = EigenPairs(torch.tensor([2.0, 2.0, 1.0]), torch.full((3,), 0.01), yes, None, count, yes[0])
     assert subspace_error(pairs)[0] == vector_error(pairs)[0] == vector_error(pairs)[1] == 1
     assert subspace_error(pairs)[1] < 0.02
-    set_nan = EigenPairs(torch.tensor([torch.nan] * 3), torch.tensor([torch.nan] * 3), ~yes, None, count, ~yes[0])
-    assert subspace_error(set_nan).isnan().all()
-    assert vector_error(set_nan).isnan().all()
+    with_nan = EigenPairs(torch.tensor([torch.nan] * 3), torch.tensor([torch.nan] * 3), ~yes, None, count, ~yes[0])
+    assert subspace_error(with_nan).isnan().all()
+    assert vector_error(with_nan).isnan().all()
 
 
 def test_wrong_arguments_are_refused_in_plain_words() -> None:

@@ -20,6 +20,7 @@ NORMS: dict[str, Norm] = {
     "group": lambda width: nn.GroupNorm(2, width),
     "none": lambda width: nn.Identity(),
 }
+# Normalisations whose third derivative torch's own kernels have wrong.
 WRONG_NATIVELY = ("batch", "instance", "layer")
 
 
@@ -50,19 +51,18 @@ def directions(case: Case) -> Tensor:
 
 
 def differences(case: Case, d: Tensor, h: float = 1e-3) -> Tensor:
-    """(phi''(h) - phi''(-h)) / 2h from exact Hessians, combined from two lengths h so that the error is of order
-    h^4."""
+    """(phi''(h) - phi''(-h)) / 2h from exact Hessians, with two lengths h combined so that the error is O(h^4)."""
 
-    def curve(t: float) -> Tensor:
+    def second_derivative(t: float) -> Tensor:
         return (hessian(case.loss, case.thetas + t * d, case.batch).mv(d) * d).sum(-1)
 
-    near, far = ((curve(s * h) - curve(-s * h)) / (2 * s * h) for s in (1, 2))
+    near, far = ((second_derivative(s * h) - second_derivative(-s * h)) / (2 * s * h) for s in (1, 2))
     return (4 * near - far) / 3
 
 
 @contextmanager
 def native_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Makes the likely mistake, which is to use torch's own normalisation."""
+    """Makes the likely mistake on purpose: torch's own normalisation is used in place of PrimitiveNormalisation."""
 
     @contextmanager
     def nothing() -> Iterator[None]:
@@ -93,19 +93,19 @@ def test_a_polynomial_and_a_quadratic() -> None:
 def test_networks_against_differences_of_exact_hessians(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = smooth_case(norm)
     d = directions(case)
-    result, witness = third_derivative(case.loss, case.thetas, case.batch, d), differences(case, d)
-    torch.testing.assert_close(result.third, witness, rtol=1e-7, atol=1e-9)
+    result, expected = third_derivative(case.loss, case.thetas, case.batch, d), differences(case, d)
+    torch.testing.assert_close(result.third, expected, rtol=1e-7, atol=1e-9)
     assert (result.error < 1e-12).all()
     with native_kernels(monkeypatch):
         native = third_derivative(case.loss, case.thetas, case.batch, d)
-    off = (native.third / witness - 1).abs().max()
+    off = (native.third / expected - 1).abs().max()
     assert (off > 1e-3) == (norm in WRONG_NATIVELY)
     # The two routes disagree where torch is wrong, and the stated error shows it.
-    assert bool(((native.third - witness).abs() > 1e-6).any()) == bool((native.error > 1e-6).any())
+    assert bool(((native.third - expected).abs() > 1e-6).any()) == bool((native.error > 1e-6).any())
 
 
 @pytest.mark.parametrize("activation", [nn.Sigmoid, nn.GELU, nn.SiLU, nn.Softplus, nn.Mish])
-def test_activations(activation: Callable[[], nn.Module]) -> None:
+def test_third_derivatives_of_activations(activation: Callable[[], nn.Module]) -> None:
     case = smooth_case("batch", activation)
     d = directions(case)
     torch.testing.assert_close(
@@ -113,15 +113,15 @@ def test_activations(activation: Callable[[], nn.Module]) -> None:
     )
 
 
-def test_kinks_give_the_smooth_piece() -> None:
-    """Differences agree if they are short enough to stay on the piece, with ReLU, max-pooling and BatchNorm."""
+def test_with_kinks_the_result_is_that_of_the_smooth_piece() -> None:
+    """With ReLU and max-pooling, differences agree if they are short enough to stay on the piece."""
     case = next(case for case in NETWORKS if case.name == "conv-batchnorm")
     d = directions(case)
     result = third_derivative(case.loss, case.thetas, case.batch, d)
     torch.testing.assert_close(result.third, differences(case, d, h=1e-6), rtol=1e-4, atol=1e-4)
 
 
-def test_the_other_terms_are_gradient_and_hessian() -> None:
+def test_the_lower_derivatives_are_those_of_gradient_and_hessian() -> None:
     case = smooth_case("batch")
     d = directions(case)
     result = third_derivative(case.loss, case.thetas, case.batch, d)
@@ -131,22 +131,22 @@ def test_the_other_terms_are_gradient_and_hessian() -> None:
     torch.testing.assert_close(result.value, values)
 
 
-def test_each_order_predicts_a_step_better_at_its_rate() -> None:
-    """Halving the step divides what order k leaves out by 2^(k+1)."""
+def test_the_error_of_each_order_falls_at_its_rate() -> None:
+    """Halving the step divides the error of the prediction of order k by 2^(k+1)."""
     case = tanh_mlp()
     g = gradient(case.loss, case.thetas, case.batch)
     result = third_derivative(case.loss, case.thetas, case.batch, g)
 
-    def left_out(alpha: float, order: int) -> Tensor:
+    def error_of_order(alpha: float, order: int) -> Tensor:
         after = [case.loss(case.thetas[i] - alpha * g[i], at(case.batch, i)) for i in range(3)]
         return (torch.stack(after) - result.value - result.change(-alpha, order=order)).abs()
 
     for order in (1, 2, 3):
-        rate = (left_out(2e-3, order) / left_out(1e-3, order)).log2()
+        rate = (error_of_order(2e-3, order) / error_of_order(1e-3, order)).log2()
         torch.testing.assert_close(rate, torch.full_like(rate, order + 1), rtol=0, atol=0.1)
 
 
-def test_chunks_loop_lists_single_points_and_shared_batches() -> None:
+def test_chunks_loops_lists_single_points_and_shared_batches_agree() -> None:
     case = smooth_case("batch")
     d = directions(case)
     whole = third_derivative(case.loss, case.thetas, case.batch, d)
@@ -166,7 +166,7 @@ def test_chunks_loop_lists_single_points_and_shared_batches() -> None:
     torch.testing.assert_close(one.third[0], whole.third[0])
 
 
-def test_single_precision_is_covered_by_its_error() -> None:
+def test_the_error_covers_the_rounding_of_float32() -> None:
     case = smooth_case("batch")
     d = directions(case)
     exact = third_derivative(case.loss, case.thetas, case.batch, d).third
@@ -175,7 +175,7 @@ def test_single_precision_is_covered_by_its_error() -> None:
     assert (rounded.error < 1e-3 * exact.abs() + 1e-4).all()
 
 
-def test_a_point_that_is_not_finite_changes_no_other_and_inputs_are_left_alone() -> None:
+def test_a_point_that_is_not_finite_changes_no_other_and_inputs_are_not_changed() -> None:
     case = smooth_case("batch")
     thetas = case.thetas.clone().requires_grad_()
     d, state = directions(case), torch.get_rng_state()
@@ -184,9 +184,9 @@ def test_a_point_that_is_not_finite_changes_no_other_and_inputs_are_left_alone()
     assert thetas.grad is None
     assert torch.equal(state, torch.get_rng_state())
     d[1] = torch.nan
-    set_nan = third_derivative(case.loss, case.thetas, case.batch, d)
-    assert set_nan.third.isnan().tolist() == set_nan.error.isnan().tolist() == [False, True, False]
-    torch.testing.assert_close(set_nan.third[0], result.third[0])
+    with_nan = third_derivative(case.loss, case.thetas, case.batch, d)
+    assert with_nan.third.isnan().tolist() == with_nan.error.isnan().tolist() == [False, True, False]
+    torch.testing.assert_close(with_nan.third[0], result.third[0])
 
 
 def test_wrong_arguments_are_refused_in_plain_words() -> None:

@@ -1,4 +1,4 @@
-"""Lanczos at many points in lockstep: when points finish, what their results are, and which products they cost."""
+"""Lanczos at many points in lockstep: when points finish, what their results are, and how many products they cost."""
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ LIMITS = Limits(seed=0, max_steps=60, max_basis=60)
 
 
 def decaying(n: int = 60) -> Tensor:
+    """The eigenvalues 1, 1/2, 1/4, ..."""
     return 2.0 ** -torch.arange(n, dtype=torch.float64)
 
 
@@ -37,20 +38,21 @@ class AfterSteps(StoppingRule):
         return state.points % 2 == 0
 
 
-def run_of(H: Matrices, rule: StoppingRule, max_steps: int = 40) -> tuple[RitzPairs, list[int]]:
-    told: list[int] = []
+def run_lanczos(H: Matrices, rule: StoppingRule, max_steps: int = 40) -> tuple[RitzPairs, list[int]]:
+    """The result of a run, and the numbers of points that were reported as finished."""
+    reports: list[int] = []
     first = randn(1, H.num_params, path="start")
     locked = first.new_empty(len(H.A), 0, H.num_params)
     basis = KrylovBasis(first / first.norm(), locked, max_size=50, fresh=lambda step: first[0])
     selections = (Selection("LA", k=1, rtol=0.0),)
     limits = np.full(len(H.A), max_steps)
-    return BatchedLanczos(H, basis, rule, selections, limits, told.append).run(), told
+    return BatchedLanczos(H, basis, rule, selections, limits, reports.append).run(), reports
 
 
-def test_every_point_finishes_by_the_rule_and_keeps_its_place() -> None:
+def test_every_point_finishes_by_the_rule_and_results_are_in_order() -> None:
     A = symmetric(decaying(), points=4)
-    pairs, told = run_of(Matrices(A), AfterSteps([30, 4, 12, 4]))
-    assert sum(told) == 4 and told[0] == 2
+    pairs, reports = run_lanczos(Matrices(A), AfterSteps([30, 4, 12, 4]))
+    assert sum(reports) == 4 and reports[0] == 2
     assert pairs.num_matvecs[1] == pairs.num_matvecs[3] == 4
     assert (pairs.num_matvecs >= torch.tensor([30, 4, 12, 4])).all()
     assert pairs.converged.all()
@@ -60,28 +62,28 @@ def test_every_point_finishes_by_the_rule_and_keeps_its_place() -> None:
 
 
 def test_a_point_whose_products_run_out_has_not_converged() -> None:
-    pairs, _ = run_of(Matrices(symmetric(decaying(), points=2)), AfterSteps([4, 999]), max_steps=10)
+    pairs, _ = run_lanczos(Matrices(symmetric(decaying(), points=2)), AfterSteps([4, 999]), max_steps=10)
     assert pairs.num_matvecs.tolist() == [4, 10]
     assert pairs.converged.tolist() == [True, False]
     assert not pairs.complete[1]
 
 
 def test_no_product_is_taken_at_a_point_that_has_finished() -> None:
-    taken = []
+    products_at = []  # for each call, the number of points
 
     class Counting(Matrices):
         def products(self, V: Tensor) -> Tensor:
-            taken.append(len(V))
+            products_at.append(len(V))
             return super().products(V)
 
         def select(self, points: Tensor) -> "Counting":
             return Counting(self.A[points])
 
-    pairs, _ = run_of(Counting(symmetric(decaying(), points=4)), AfterSteps([30, 4, 12, 4]))
-    assert sum(taken) == int(pairs.num_matvecs.sum())
+    pairs, _ = run_lanczos(Counting(symmetric(decaying(), points=4)), AfterSteps([30, 4, 12, 4]))
+    assert sum(products_at) == int(pairs.num_matvecs.sum())
 
 
-def test_lanczos_finds_the_wanted_pairs_and_nan_stays_where_it_is() -> None:
+def test_lanczos_finds_the_wanted_pairs_and_nan_stays_at_its_point() -> None:
     A = symmetric(decaying(), points=3)
     A[1, 0, 0] = torch.inf
     pairs = lanczos(Matrices(A), TOP, LIMITS)
@@ -92,8 +94,11 @@ def test_lanczos_finds_the_wanted_pairs_and_nan_stays_where_it_is() -> None:
     torch.testing.assert_close(pairs.norm[0], torch.tensor(1.0).double())
 
 
-def test_the_search_adds_the_copies_that_one_run_cannot_see() -> None:
-    """One point has three copies of 3, of which one run finds one and two are wanted; the other has none."""
+def test_the_search_adds_copies_that_one_run_cannot_find() -> None:
+    """At the first point 3 is a triple eigenvalue, of which one run finds one copy and two are wanted.
+
+    At the second point all eigenvalues are simple.
+    """
     n, bulk = 80, torch.linspace(-1.0, 1.0, 80, dtype=torch.float64)
     copies, simple = bulk.clone(), bulk.clone()
     copies[:4] = torch.tensor([3.0, 3.0, 3.0, 2.0])
@@ -107,7 +112,7 @@ def test_the_search_adds_the_copies_that_one_run_cannot_see() -> None:
     assert both.complete.all()
     assert both.count.tolist() == [3, 2]
     torch.testing.assert_close(both.values[0], torch.tensor([2.0, 3.0, 3.0]).double())
-    assert both.values[1, 2] == 0 and (both.vectors[1, 2] == 0).all()
+    assert both.values[1, 2] == 0 and (both.vectors[1, 2] == 0).all()  # padding
     overlaps = both.vectors[0] @ both.vectors[0].T
     torch.testing.assert_close(overlaps, torch.eye(3, dtype=torch.float64), atol=1e-6, rtol=0)
     assert both.wanted(TOP).count.tolist() == [2, 2]

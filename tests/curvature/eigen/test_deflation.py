@@ -1,4 +1,4 @@
-"""Multiple and clustered eigenvalues: with ``copies=True`` none is missed, with long and with short bases."""
+"""Multiple and clustered eigenvalues: with ``copies=True`` none is missed, whether the basis is long or short."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ BULK = torch.linspace(-1.0, 1.0, N, dtype=torch.float64)
 
 
 def spectrum_with(*values: float) -> Tensor:
-    """The values beside a bulk between -1 and 1 of so many eigenvalues that no Krylov space is exhausted."""
+    """The given eigenvalues and a bulk between -1 and 1, so many that no Krylov space is exhausted."""
     spectrum = BULK.clone()
     spectrum[: len(values)] = torch.tensor(values, dtype=torch.float64)
     return spectrum
@@ -33,7 +33,7 @@ MULTIPLE = {
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("which", WHICH)
 @pytest.mark.parametrize("name", MULTIPLE)
-def test_no_copy_is_missed(name: str, which: str, dtype: torch.dtype) -> None:
+def test_no_copy_of_an_eigenvalue_is_missed(name: str, which: str, dtype: torch.dtype) -> None:
     A = symmetric(MULTIPLE[name], points=2, path=name).to(dtype)
     for k in (1, 4, 7) if dtype == torch.float64 and which == "LM" else (3,):
         pairs = top_eigenpairs(Matrices(A), k=k, which=which, rtol=1e-4, method="lanczos", copies=True, vectors=True)
@@ -45,7 +45,7 @@ def test_no_copy_is_missed(name: str, which: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("name", ["five at the top", "at both ends"])
-def test_from_a_short_basis(name: str) -> None:
+def test_no_copy_is_missed_with_a_short_basis(name: str) -> None:
     A = symmetric(MULTIPLE[name], points=2, path=name)
     pairs = top_eigenpairs(Matrices(A), k=5, rtol=1e-6, copies=True, max_basis=16, max_matvecs=2000, method="lanczos")
     assert pairs.converged.all()
@@ -53,7 +53,7 @@ def test_from_a_short_basis(name: str) -> None:
     torch.testing.assert_close(pairs.values, expected(MULTIPLE[name].expand(2, -1), "LM", 5), rtol=1e-6, atol=1e-6)
 
 
-def test_both_ends_of_one_run() -> None:
+def test_one_run_finds_the_copies_at_both_ends() -> None:
     A = symmetric(MULTIPLE["at both ends"], points=2)
     found = extremal_eigenpairs(Matrices(A), magnitude=3, ends=3, copies=True, method="lanczos")
     torch.testing.assert_close(found.smallest.values[0], torch.tensor([-4.0, -4.0, -4.0]).double(), rtol=1e-6, atol=0)

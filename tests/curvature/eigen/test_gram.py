@@ -1,4 +1,4 @@
-"""The exact Gauss-Newton spectrum against eigenvalues of the dense matrix, and whether its error bound holds."""
+"""The exact Gauss-Newton spectrum against eigenvalues of the dense matrix, and the validity of its error bound."""
 
 import pytest
 import torch
@@ -27,6 +27,7 @@ TANH = gauss_newton_case(tanh_mlp())
 
 
 def falling(dense: Tensor, k: int) -> Tensor:
+    """The k largest eigenvalues in falling order."""
     return torch.linalg.eigvalsh(dense).flip(-1)[..., :k]
 
 
@@ -36,7 +37,7 @@ def linear_loss(criterion: nn.Module | None = None, *, inputs: int = 3, outputs:
 
 
 @by_name
-def test_every_eigenvalue_is_the_dense_matrix_s(case: Case) -> None:
+def test_every_eigenvalue_agrees_with_the_dense_matrix(case: Case) -> None:
     spectrum = gauss_newton_spectrum(case.loss, case.thetas, case.batch)
     outputs = case.loss.outputs(case.thetas[0], case.batch[0][0]).numel()
     k = min(outputs, case.thetas.shape[-1])
@@ -60,7 +61,7 @@ def test_vectors_are_orthonormal_eigenvectors(case: Case) -> None:
 
 
 @by_name
-def test_single_points_chunks_and_the_loop(case: Case) -> None:
+def test_single_points_chunks_and_the_loop_give_the_same(case: Case) -> None:
     whole = gauss_newton_spectrum(case.loss, case.thetas, case.batch, vectors=True)
     for i in range(len(case.thetas)):
         single = gauss_newton_spectrum(case.loss, *case.at(i)[:2], vectors=True)
@@ -111,7 +112,7 @@ def test_error_covers_the_rounding_of_single_precision() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("scale", [1.0, 30.0, 300.0, 3000.0])
-def test_confident_predictions_are_not_taken_for_a_concave_criterion(scale: float, dtype: torch.dtype) -> None:
+def test_confident_predictions_are_not_mistaken_for_a_concave_criterion(scale: float, dtype: torch.dtype) -> None:
     """For such predictions B is only rounding, of either sign, and the stated error includes what was clipped."""
     loss = linear_loss(nn.functional.cross_entropy, inputs=4, outputs=3)
     x, theta = randn(20, 8, 4, path="x"), scale * randn(20, 12, path="theta")
@@ -124,8 +125,8 @@ def test_confident_predictions_are_not_taken_for_a_concave_criterion(scale: floa
     assert ((spectrum.values - exact).abs() <= spectrum.error[:, None] + slack * exact[:, :1] + slack).all()
 
 
-def test_what_was_clipped_is_in_the_error() -> None:
-    """B = diag(1, -1e-9) has -1e-9 taken for rounding, which puts J'BJ off by 1e-9 times the input squared."""
+def test_the_error_includes_clipped_negative_curvature() -> None:
+    """In B = diag(1, -1e-9) the entry -1e-9 is set to zero, which changes J'BJ by 1e-9 times the input squared."""
     loss = linear_loss(lambda out, y: (out[0, 0] ** 2 - 1e-9 * out[1, 0] ** 2) / 2)
     x = torch.tensor([[2.0, 0.0, 0.0], [0.0, 3.0, 0.0]], dtype=torch.float64)
     spectrum = gauss_newton_spectrum(loss, torch.zeros(3, dtype=torch.float64), (x, torch.zeros(2)))
@@ -156,7 +157,7 @@ def test_nan_at_one_point_stays_there() -> None:
         assert vectors is False or spectrum.vectors[1].isnan().all()
 
 
-def test_nan_of_the_criterion_alone_is_not_zero_curvature() -> None:
+def test_nan_in_the_targets_gives_nan_and_not_zero_curvature() -> None:
     y = torch.ones(2, 4, 1)
     y[1] = torch.nan
     loss = linear_loss(lambda out, y: (y * out**2).mean())
@@ -164,7 +165,7 @@ def test_nan_of_the_criterion_alone_is_not_zero_curvature() -> None:
     assert spectrum.values.isnan().any(-1).tolist() == spectrum.error.isnan().tolist() == [False, True]
 
 
-def test_inputs_are_left_alone() -> None:
+def test_inputs_are_not_changed() -> None:
     thetas = CONV.thetas.clone().requires_grad_()
     state = torch.get_rng_state()
     with torch.no_grad():
@@ -175,7 +176,7 @@ def test_inputs_are_left_alone() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_refusals_in_plain_words() -> None:
+def test_wrong_arguments_are_refused_in_plain_words() -> None:
     loss = linear_loss(lambda out, y: torch.cos(out).sum())
     with pytest.raises(ValueError, match="not convex in the outputs") as refusal:
         gauss_newton_spectrum(loss, torch.zeros(3), (torch.ones(2, 3), torch.zeros(2)))
@@ -204,20 +205,21 @@ def test_the_spectrum_of_a_gauss_newton_matrix_uses_its_gram_matrix(case: Case) 
     assert one.error.shape == one.num_matvecs.shape == ()
 
 
-def test_without_a_gram_matrix_the_spectrum_is_computed_as_of_any_other_matrix() -> None:
-    """This is so for a criterion that is not convex, and for batches of different sizes. NaN stays at its point."""
+def test_without_a_gram_matrix_the_spectrum_is_computed_as_for_any_other_matrix() -> None:
+    """There is none for a criterion that is not convex and for batches of different sizes. NaN stays at its point."""
     concave = linear_loss(lambda out, y: torch.cos(out).sum())
     theta, x = randn(3, path="theta"), randn(2, 3, path="x")
-    told: list[tuple[int, int]] = []
-    result = spectrum(gauss_newton(concave, theta, (x, torch.zeros(2))), progress=lambda *told_: told.append(told_))
+    reports: list[tuple[int, int]] = []
+    G = gauss_newton(concave, theta, (x, torch.zeros(2)))
+    result = spectrum(G, progress=lambda done, total: reports.append((done, total)))
     exact = -(x.T * torch.cos(x @ theta)) @ x
     close(result.values.sort().values, torch.linalg.eigvalsh(exact))
-    assert bool(result.dense) and told[-1] == (1, 1)
+    assert bool(result.dense) and reports[-1] == (1, 1)
     loss = linear_loss()
     sizes = ragged([(x, torch.zeros(2, 1)), (x[:1], torch.zeros(1, 1))])
     assert spectrum(gauss_newton(loss, theta.expand(2, -1), sizes)).rank.tolist() == [2, 1]
     thetas = torch.stack([theta, torch.full_like(theta, torch.nan)])
-    tanh = linear_loss(lambda out, y: (torch.exp(out) - y).sum())
-    result = spectrum(gauss_newton(tanh, thetas, (x.expand(2, -1, -1), torch.zeros(2, 2, 1))))
+    exponential = linear_loss(lambda out, y: (torch.exp(out) - y).sum())
+    result = spectrum(gauss_newton(exponential, thetas, (x.expand(2, -1, -1), torch.zeros(2, 2, 1))))
     assert result.values.isnan().all(-1).tolist() == [False, True]
     assert result.rank.tolist() == [2, 0]

@@ -1,4 +1,4 @@
-"""The Krylov basis: the recurrence in closed form, orthogonality, breakdown, restart, and points that finish."""
+"""The Krylov basis: the recurrence in closed form, orthogonality, breakdown, restart, and dropped points."""
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ SPECTRUM = torch.linspace(-3.0, 5.0, N, dtype=torch.float64)
 
 
 def random(step: int) -> Tensor:
+    """A unit vector for every step number; -1 is that of the start vector."""
     vector = randn(N, path=f"fresh/{step}")
     return vector / vector.norm()
 
@@ -24,6 +25,7 @@ def basis_of(A: Tensor, *, max_size: int = N, locked: Tensor | None = None) -> K
 
 
 def advance(basis: KrylovBasis, A: Tensor, steps: int) -> None:
+    """Extends the basis by ``steps`` products with A."""
     for step in range(steps):
         finite = basis.advance((A @ basis.next[..., None])[..., 0], step)
         assert finite.all()
@@ -34,7 +36,7 @@ def all_points(basis: KrylovBasis) -> np.ndarray:
 
 
 def check_ritz_pairs(basis: KrylovBasis, A: Tensor) -> None:
-    """The vectors are orthonormal, and the residuals of the recurrence are those of true products."""
+    """Asserts that Ritz vectors are orthonormal, and that residuals by the recurrence are those by true products."""
     values, residuals, s = basis.pairs(all_points(basis))
     X = basis.vectors(all_points(basis), s)
     torch.testing.assert_close(
@@ -44,7 +46,7 @@ def check_ritz_pairs(basis: KrylovBasis, A: Tensor) -> None:
     torch.testing.assert_close(residuals, true, atol=1e-12, rtol=0)
 
 
-def test_a_known_tridiagonal_matrix_comes_back() -> None:
+def test_T_of_a_tridiagonal_matrix_is_that_matrix() -> None:
     """From the first unit vector, the basis of a tridiagonal A is the unit vectors up to signs, and T is A."""
     diagonal, coupling = torch.tensor([2.0, -1.0, 0.5]).double(), torch.tensor([1.0, 3.0]).double()
     A = torch.diag(diagonal) + torch.diag(coupling, 1) + torch.diag(coupling, -1)
@@ -58,7 +60,7 @@ def test_a_known_tridiagonal_matrix_comes_back() -> None:
     torch.testing.assert_close(basis.pairs(np.array([0]))[0][0], torch.linalg.eigvalsh(A))
 
 
-def test_residuals_are_true_and_the_whole_space_gives_all_eigenvalues() -> None:
+def test_residuals_are_right_and_a_basis_of_the_whole_space_gives_all_eigenvalues() -> None:
     A = symmetric(SPECTRUM, points=3)
     basis = basis_of(A)
     advance(basis, A, 5)
@@ -70,7 +72,7 @@ def test_residuals_are_true_and_the_whole_space_gives_all_eigenvalues() -> None:
     torch.testing.assert_close(basis.pairs(np.arange(3))[0], SPECTRUM.expand(3, -1))
 
 
-def test_a_breakdown_is_seen_and_a_random_vector_follows() -> None:
+def test_a_breakdown_is_reported_and_a_random_vector_follows() -> None:
     """A matrix with two different eigenvalues has Krylov spaces of two dimensions for any start."""
     A = symmetric(torch.tensor([4.0, 4.0, 4.0, *[1.0] * (N - 3)], dtype=torch.float64), points=2)
     basis = basis_of(A)
@@ -84,7 +86,7 @@ def test_a_breakdown_is_seen_and_a_random_vector_follows() -> None:
     torch.testing.assert_close(basis.pairs(np.array([0]))[0][0], torch.tensor([1.0, 1.0, 4.0, 4.0]).double())
 
 
-def test_after_a_restart_the_pairs_are_those_kept_and_residuals_stay_true() -> None:
+def test_after_a_restart_the_kept_pairs_are_there_and_residuals_are_right() -> None:
     A = symmetric(SPECTRUM, points=2)
     basis = basis_of(A, max_size=8)
     advance(basis, A, 7)
@@ -97,7 +99,7 @@ def test_after_a_restart_the_pairs_are_those_kept_and_residuals_stay_true() -> N
         check_ritz_pairs(basis, A)
 
 
-def test_locked_vectors_stay_out_of_the_basis() -> None:
+def test_the_basis_is_orthogonal_to_locked_vectors() -> None:
     """The space orthogonal to an eigenvector has one dimension less; a row of zeros is padding and locks nothing."""
     A = symmetric(SPECTRUM, points=2)
     top = torch.linalg.eigh(A)[1][..., -1]
@@ -112,7 +114,7 @@ def test_locked_vectors_stay_out_of_the_basis() -> None:
     torch.testing.assert_close(basis.pairs(np.array([0]))[0][0], SPECTRUM[:-1])
 
 
-def test_points_that_are_kept_continue_as_if_alone() -> None:
+def test_kept_points_continue_as_if_they_had_been_alone() -> None:
     A = symmetric(SPECTRUM, points=4)
     together, apart = basis_of(A), basis_of(A[[1, 3]])
     advance(together, A, 4)

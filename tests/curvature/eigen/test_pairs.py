@@ -1,4 +1,4 @@
-"""Eigenpairs: true residuals, known spectra, awkward sizes, agreement with other libraries."""
+"""Eigenpairs: true residuals, known spectra, degenerate sizes, agreement with other libraries."""
 
 from copy import deepcopy
 from functools import partial
@@ -22,7 +22,7 @@ extremal_eigenpairs = partial(curvature.extremal_eigenpairs, method="lanczos", c
 
 @pytest.mark.parametrize("which", WHICH)
 @pytest.mark.parametrize("name", SPECTRA)
-def test_known_spectra(name: str, which: str) -> None:
+def test_pairs_of_known_spectra(name: str, which: str) -> None:
     A = symmetric(SPECTRA[name], path=name)
     pairs = top_eigenpairs(operator(A), k=5, which=which, rtol=1e-6, vectors=True)
     check_pairs(A, pairs)
@@ -33,7 +33,7 @@ def test_known_spectra(name: str, which: str) -> None:
     torch.testing.assert_close(overlaps, torch.eye(5, dtype=A.dtype).expand_as(overlaps), rtol=0, atol=1e-9)
 
 
-def test_loose_tolerance_states_its_loose_residuals() -> None:
+def test_with_a_loose_tolerance_the_stated_residuals_are_larger_and_right() -> None:
     A = symmetric(SPECTRA["decaying"])
     loose, tight = (top_eigenpairs(operator(A), k=3, rtol=rtol, vectors=True) for rtol in (1e-2, 1e-10))
     check_pairs(A, loose)
@@ -43,7 +43,7 @@ def test_loose_tolerance_states_its_loose_residuals() -> None:
 
 
 def test_points_are_independent_of_other_points() -> None:
-    """Each point stops by itself, so that alone and among others its cost and its result are the same."""
+    """Each point stops on its own residuals, so its cost and result are the same alone and together with others."""
     A = torch.stack([symmetric(SPECTRA[name], points=1, path=name)[0] for name in SPECTRA])
     together = top_eigenpairs(operator(A), k=2)
     assert together.num_matvecs.unique().numel() > 1
@@ -60,7 +60,7 @@ def test_a_single_point_has_no_point_axis() -> None:
     assert (extremes.magnitude.values.shape, extremes.largest.converged.shape) == ((5,), (1,))
 
 
-def test_extremes_are_the_three_questions_from_one_run() -> None:
+def test_extremes_are_the_pairs_of_three_selections_from_one_run() -> None:
     A = symmetric(SPECTRA["outliers"])
     H = operator(A)
     extremes = extremal_eigenpairs(H, magnitude=4, ends=2, rtol=1e-8, vectors=True)
@@ -130,13 +130,13 @@ def test_too_few_products_are_reported_as_not_converged() -> None:
     assert (short.num_matvecs == 20).all()
 
 
-def test_nan_at_one_point_changes_no_other() -> None:
+def test_nan_at_one_point_changes_no_other_point() -> None:
     A = symmetric(SPECTRA["indefinite"])
     clean = extremal_eigenpairs(operator(A), magnitude=2, vectors=True)
     for poison in (torch.nan, torch.inf):
-        set_nan = A.clone()
-        set_nan[1, 3, 3] = poison
-        pairs = extremal_eigenpairs(operator(set_nan), magnitude=2, vectors=True)
+        with_nan = A.clone()
+        with_nan[1, 3, 3] = poison
+        pairs = extremal_eigenpairs(operator(with_nan), magnitude=2, vectors=True)
         for now, then in ((pairs.magnitude, clean.magnitude), (pairs.smallest, clean.smallest)):
             assert now.values[1].isnan().all()
             assert now.residuals[1].isnan().all()
@@ -144,13 +144,13 @@ def test_nan_at_one_point_changes_no_other() -> None:
             torch.testing.assert_close(now.values[[0, 2]], then.values[[0, 2]])
             assert now.converged[[0, 2]].all()
         # The solver has fewer pairs at the point with NaN than are wanted.
-        both = top_eigenpairs(operator(set_nan), k=5, which="BE", rtol=1e-8)
+        both = top_eigenpairs(operator(with_nan), k=5, which="BE", rtol=1e-8)
         assert both.values[1].isnan().all()
         torch.testing.assert_close(both.values[[0, 2]], expected(SPECTRA["indefinite"].expand(2, -1), "BE", 5))
 
 
 def test_float32_converges_at_its_rounding_level() -> None:
-    """With rtol=0, which float32 cannot reach, ``converged`` means down to rounding at the scale of |H|."""
+    """No residual reaches rtol=0 in float32, so ``converged`` means that only rounding at the scale of |H| is left."""
     spectrum = torch.cat([torch.tensor([1e3, -5e2], dtype=torch.float64), torch.linspace(1e-3, 1.0, 198)])
     A = symmetric(spectrum).float()
     pairs = top_eigenpairs(operator(A), k=2, rtol=0.0, vectors=True)
@@ -158,7 +158,8 @@ def test_float32_converges_at_its_rounding_level() -> None:
     assert pairs.converged.all()
     assert (pairs.residuals <= 64 * torch.finfo(torch.float32).eps * 1e3).all()
     assert (pairs.values - torch.tensor([1e3, -5e2])).abs().max() < 1e-2
-    # The same holds for a small eigenvalue: 1e-9 of its value is out of reach, rounding at the scale of |H| is not.
+    # The same holds for a small eigenvalue. Its residual cannot reach 1e-9 of its value, but rounding at the scale of
+    # |H|.
     small = top_eigenpairs(operator(A), k=3, rtol=1e-9, max_matvecs=203)
     assert small.converged.all()
     assert (small.residuals[:, 2] > 1e-9 * small.values[:, 2].abs()).all()
@@ -207,15 +208,15 @@ def test_network_against_pyhessian() -> None:
     assert abs(float(ours.value) - np.mean(samples)) < 4 * error
 
 
-def test_deterministic_in_the_seed() -> None:
+def test_the_result_depends_only_on_the_seed() -> None:
     H = operator(symmetric(SPECTRA["clustered"]))
     first, again, other = (top_eigenpairs(H, rtol=1e-2, seed=seed) for seed in (0, 0, 1))
     assert torch.equal(first.residuals, again.residuals)
     assert not torch.equal(first.residuals, other.residuals)
 
 
-def test_a_wanted_eigenvalue_still_on_its_way_is_waited_for() -> None:
-    """At a third of these points five values converged before the true fifth, 14.7, had overtaken the sixth, -14.5."""
+def test_a_run_does_not_stop_before_a_wanted_eigenvalue_has_appeared() -> None:
+    """At a third of these points five values once converged before the true fifth, 14.7, had overtaken -14.5."""
     outliers = torch.tensor([42.0, 29.0, 23.0, 17.0, 14.7, -14.5, -13.0, 13.0])
     spectrum = torch.cat([outliers, torch.linspace(-12.0, 12.0, 192)]).double()
     A = symmetric(spectrum, points=64, path="overtaken12")
@@ -225,7 +226,7 @@ def test_a_wanted_eigenvalue_still_on_its_way_is_waited_for() -> None:
     assert float(pairs.num_matvecs.double().mean()) < 36
 
 
-def test_an_interrupt_comes_through_at_once() -> None:
+def test_a_keyboard_interrupt_is_passed_on_at_once() -> None:
     class Interrupted(Hessian):
         def products(self, V: Tensor) -> Tensor:
             raise KeyboardInterrupt

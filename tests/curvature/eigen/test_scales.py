@@ -1,4 +1,4 @@
-"""Matrices so small or large that squares of float32 numbers underflow or overflow: results scale with the matrix."""
+"""For matrices so small or large that squares underflow or overflow in float32, results scale with the matrix."""
 
 from typing import Literal
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hessian_tools.curvature import spectral_density, spectrum, top_eigenpairs
 
-# Scaling by a power of two rounds nothing, so all results must be the same times the scale.
+# Scaling by a power of two makes no rounding error, so all results must scale exactly with the matrix.
 SCALES = [2.0**-110, 2.0**-66, 2.0**66, 2.0**110]
 
 
@@ -23,7 +23,7 @@ def low_rank() -> Tensor:
 
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("method", ["lanczos", "exact"])
-def test_eigenpairs_and_their_residuals(method: Literal["lanczos", "exact"], scale: float) -> None:
+def test_eigenpairs_and_their_residuals_scale(method: Literal["lanczos", "exact"], scale: float) -> None:
     A = low_rank()
     usual, scaled = (top_eigenpairs(operator(c * A), k=3, rtol=1e-3, method=method, vectors=True) for c in (1.0, scale))
     assert scaled.vectors is not None
@@ -35,25 +35,25 @@ def test_eigenpairs_and_their_residuals(method: Literal["lanczos", "exact"], sca
 
 
 @pytest.mark.parametrize("scale", SCALES)
-def test_whole_spectra(scale: float) -> None:
+def test_whole_spectra_scale(scale: float) -> None:
     A = low_rank()
-    found = spectrum(operator(scale * A), method="range finder")
+    result = spectrum(operator(scale * A), method="range finder")
     truth = torch.linalg.eigvalsh(A.double()) * scale
-    assert ((found.values.double().sort(-1).values - truth).abs().amax(-1) <= found.error.double()).all()
-    assert (found.error > 0).all() and (found.rank == 8).all()
-    torch.testing.assert_close(found.frobenius / scale, A.flatten(1).norm(dim=-1))
+    assert ((result.values.double().sort(-1).values - truth).abs().amax(-1) <= result.error.double()).all()
+    assert (result.error > 0).all() and (result.rank == 8).all()
+    torch.testing.assert_close(result.frobenius / scale, A.flatten(1).norm(dim=-1))
 
 
 @pytest.mark.parametrize("scale", SCALES)
-def test_densities(scale: float) -> None:
+def test_densities_scale(scale: float) -> None:
     A = symmetric(spectrum_with_outliers(), points=1).float()
     usual, scaled = (spectral_density(operator(c * A), num_probes=2, num_matvecs=12) for c in (1.0, scale))
     torch.testing.assert_close(scaled.nodes / scale, usual.nodes, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(scaled.width / scale, usual.width, rtol=1e-3, atol=0)
 
 
-def test_budget_holds_where_the_exact_way_could_need_more() -> None:
-    """At full rank the range finder fails first, and the products of the whole matrix come on top."""
+def test_max_matvecs_is_kept_although_the_exact_method_could_need_more() -> None:
+    """At full rank the range finder fails, and the products of the whole matrix are needed in addition."""
     A = symmetric(torch.linspace(1, 2, 200).double(), points=1)
     for budget in (250, 300, 345, 346):
         assert (top_eigenpairs(Matrices(A), k=50, max_matvecs=budget).num_matvecs <= budget).all(), budget

@@ -1,4 +1,4 @@
-"""The values that a selection wants, on short rows whose answer is obvious, with and without padding."""
+"""The values that a selection wants, on short rows for which they are obvious, with and without padding."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ INF = torch.inf
         ("BE", [[4.0, 2.0, -5.0], [3.0, 1.0, -2.0]]),
     ],
 )
-def test_the_wanted_values_in_their_order_whatever_the_padding(which: Which, wanted: list[list[float]]) -> None:
+def test_the_wanted_values_are_picked_in_order_and_padding_is_ignored(which: Which, wanted: list[list[float]]) -> None:
     selection = Selection(which, k=3, rtol=0.0)
     assert VALUES.gather(-1, selection.pick(VALUES, COUNT)).tolist() == wanted
     for padding in (9.0, -9.0):
@@ -29,7 +29,7 @@ def test_the_wanted_values_in_their_order_whatever_the_padding(which: Which, wan
     assert VALUES[0].gather(-1, selection.pick(VALUES[0])).tolist() == wanted[0]
 
 
-def test_one_pair_of_nan_stands_for_all_that_are_wanted() -> None:
+def test_a_single_value_of_nan_stands_for_all_wanted_values() -> None:
     values = torch.tensor([[torch.nan, 0.0], [1.0, 2.0]])
     picked = values.gather(-1, Selection("SA", k=2, rtol=0.0).pick(values, torch.tensor([1, 2])))
     assert picked[0].isnan().all()
@@ -47,7 +47,9 @@ def test_one_pair_of_nan_stands_for_all_that_are_wanted() -> None:
         ("LA", 0, [INF, INF], [-INF, -INF]),
     ],
 )
-def test_a_further_value_is_wanted_beyond_the_bars(which: Which, k: int, high: list[float], low: list[float]) -> None:
+def test_a_further_value_is_wanted_exactly_beyond_the_thresholds(
+    which: Which, k: int, high: list[float], low: list[float]
+) -> None:
     selection = Selection(which, k, rtol=0.0)
     thresholds = selection.thresholds(VALUES, COUNT)
     assert [threshold.tolist() for threshold in thresholds] == [high, low]
@@ -68,12 +70,12 @@ def test_a_further_value_is_wanted_beyond_the_bars(which: Which, k: int, high: l
         ("SA", [-5.0, 0.5, 2.0, 4.0]),
     ],
 )
-def test_the_order_of_preference(which: Which, order: list[float]) -> None:
-    place = Selection(which, k=1, rtol=0.0).preference(VALUES[:1])
-    assert VALUES[0, place[0].argsort()].tolist() == order
+def test_preference_ranks_the_values(which: Which, order: list[float]) -> None:
+    rank = Selection(which, k=1, rtol=0.0).preference(VALUES[:1])
+    assert VALUES[0, rank[0].argsort()].tolist() == order
 
 
-def test_both_ends_are_preferred_alike() -> None:
+def test_preference_treats_both_ends_alike() -> None:
     assert Selection("BE", k=2, rtol=0.0).preference(VALUES[:1]).tolist() == [[1, 0, 0, 1]]
 
 
@@ -86,7 +88,7 @@ def test_both_ends_are_preferred_alike() -> None:
         ("BE", [2.0, 0.0, 0.0, 3.5]),
     ],
 )
-def test_the_distance_from_being_wanted(which: Which, distance: list[float]) -> None:
+def test_the_distance_of_values_from_being_wanted(which: Which, distance: list[float]) -> None:
     selection = Selection(which, k=2, rtol=0.0)
     assert selection.distance(VALUES[:1], selection.pick(VALUES[:1])).tolist() == [distance]
 

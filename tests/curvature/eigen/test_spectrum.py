@@ -13,14 +13,14 @@ from hessian_tools.curvature.eigen import range_finder
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_case_against_its_dense_hessian(case: Case) -> None:
-    found = spectrum(hessian(case.loss, case.thetas, case.batch), vectors=True)
+    result = spectrum(hessian(case.loss, case.thetas, case.batch), vectors=True)
     truth = torch.linalg.eigvalsh(case.dense)
-    assert ((found.values.sort(-1).values - truth).abs().amax(-1) <= found.error).all()
-    assert (found.error <= 1e-11 * truth.abs().amax(-1).clamp(min=1e-3)).all()
-    torch.testing.assert_close(found.trace, case.dense.diagonal(dim1=-2, dim2=-1).sum(-1))
-    torch.testing.assert_close(found.frobenius, case.dense.flatten(1).norm(dim=-1))
-    V = found.vectors
-    torch.testing.assert_close(case.dense @ V, V * found.values[:, None, : V.shape[-1]], rtol=0, atol=1e-9)
+    assert ((result.values.sort(-1).values - truth).abs().amax(-1) <= result.error).all()
+    assert (result.error <= 1e-11 * truth.abs().amax(-1).clamp(min=1e-3)).all()
+    torch.testing.assert_close(result.trace, case.dense.diagonal(dim1=-2, dim2=-1).sum(-1))
+    torch.testing.assert_close(result.frobenius, case.dense.flatten(1).norm(dim=-1))
+    V = result.vectors
+    torch.testing.assert_close(case.dense @ V, V * result.values[:, None, : V.shape[-1]], rtol=0, atol=1e-9)
 
 
 def low_rank_network(dtype: torch.dtype):
@@ -47,41 +47,44 @@ def test_range_finder_and_whole_matrix_agree_on_a_network(dtype: torch.dtype) ->
     assert (by_range.error <= 300 * torch.finfo(dtype).eps * dense.frobenius).all()
 
 
-def planted(rank: int, n: int = 300):
+def spectrum_of_rank(rank: int, n: int = 300):
+    """n eigenvalues of which ``rank`` are not zero, with magnitudes from 1 to 5 and alternating signs."""
     values = torch.zeros(n, dtype=torch.float64)
     values[:rank] = torch.linspace(1.0, 5.0, rank).double() * (-1) ** torch.arange(rank)
     return values
 
 
 def test_the_method_is_chosen_for_each_point_by_its_rank() -> None:
-    """The ranks 3 and 60 are found by the range finder, and 200 from the whole matrix."""
-    spectra = [planted(rank) for rank in (3, 60, 200, 3)]
+    """Points of rank 3 and 60 are solved by the range finder, and the point of rank 200 from the whole matrix."""
+    spectra = [spectrum_of_rank(rank) for rank in (3, 60, 200, 3)]
     A = torch.stack([symmetric(values, points=1)[0] for values in spectra])
-    told: list[tuple[int, int]] = []
-    found = spectrum(Matrices(A), max_rank=128, vectors=True, progress=lambda done, total: told.append((done, total)))
-    assert found.rank.tolist() == [3, 60, 200, 3]
-    assert found.dense.tolist() == [False, False, True, False]
-    assert (found.num_matvecs[0] < found.num_matvecs[1]) & (found.num_matvecs[1] < found.num_matvecs[2])
-    for values, ours, error in zip(spectra, found.values, found.error, strict=True):
+    reports: list[tuple[int, int]] = []
+    result = spectrum(
+        Matrices(A), max_rank=128, vectors=True, progress=lambda done, total: reports.append((done, total))
+    )
+    assert result.rank.tolist() == [3, 60, 200, 3]
+    assert result.dense.tolist() == [False, False, True, False]
+    assert (result.num_matvecs[0] < result.num_matvecs[1]) & (result.num_matvecs[1] < result.num_matvecs[2])
+    for values, ours, error in zip(spectra, result.values, result.error, strict=True):
         assert (ours - values.gather(0, values.abs().argsort(descending=True))).abs().max() <= error
-    assert told[-1] == (4, 4)
+    assert reports[-1] == (4, 4)
     alone = spectrum(Matrices(A[2:3]), max_rank=128, method="range finder")
     assert alone.values.isnan().all()
     assert alone.rank.tolist() == [0]
 
 
-def test_what_is_left_out_is_bounded_not_guessed() -> None:
-    """With a tail of 1e-4 left out, the true error lies below the stated one, which is not excessively large."""
+def test_the_error_bounds_what_the_range_finder_left_out() -> None:
+    """A tail of size 1e-4 is left out. The true error lies below the stated one, which is not excessively large."""
     values = torch.cat([torch.linspace(1.0, 3.0, 30).double(), 1e-4 * 0.99 ** torch.arange(370)])
     A = symmetric(values, points=6)
-    found = spectrum(Matrices(A), method="range finder", rtol=3e-3, max_rank=300)
-    true = (found.values.sort(-1).values - values.sort().values).abs().amax(-1)
-    assert (true <= found.error).all()
-    assert (found.error <= 3e-2).all()
+    result = spectrum(Matrices(A), method="range finder", rtol=3e-3, max_rank=300)
+    true = (result.values.sort(-1).values - values.sort().values).abs().amax(-1)
+    assert (true <= result.error).all()
+    assert (result.error <= 3e-2).all()
     assert (true > 1e-5).all()  # something was left out
 
 
-def test_the_bound_covers_as_often_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_bound_fails_about_as_often_as_its_risk_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """At a risk of 20 % the bound fails sometimes, but not much more often than in 20 % of the cases."""
     monkeypatch.setattr(range_finder, "RISK", 0.2)
     monkeypatch.setattr(range_finder, "BLOCK", 2)
@@ -96,26 +99,26 @@ def test_the_bound_covers_as_often_as_it_says(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_nan_at_one_point_changes_no_other() -> None:
-    A = torch.stack([symmetric(planted(5), points=1)[0]] * 3)
+    A = torch.stack([symmetric(spectrum_of_rank(5), points=1)[0]] * 3)
     A[1, 4, 4] = torch.nan
     for method in ("auto", "dense"):
-        found = spectrum(Matrices(A), method=method, vectors=True)
-        assert found.values[1].isnan().all()
-        assert found.error[1].isnan()
-        assert found.rank.tolist() == [5, 0, 5]
+        result = spectrum(Matrices(A), method=method, vectors=True)
+        assert result.values[1].isnan().all()
+        assert result.error[1].isnan()
+        assert result.rank.tolist() == [5, 0, 5]
 
 
 def test_a_single_point_has_no_point_axis() -> None:
-    found = spectrum(operator(symmetric(SPECTRA["low_rank"])[0]), vectors=True)
-    assert (found.values.shape, found.error.shape, found.vectors.shape) == ((24,), (), (24, 24))
-    assert int(found.rank) == 3
+    result = spectrum(operator(symmetric(SPECTRA["low_rank"])[0]), vectors=True)
+    assert (result.values.shape, result.error.shape, result.vectors.shape) == ((24,), (), (24, 24))
+    assert int(result.rank) == 3
 
 
 @pytest.mark.parametrize("which", WHICH)
 @pytest.mark.parametrize("rank", [4, 250])
-def test_top_pairs_the_exact_way(which: str, rank: int) -> None:
-    """They come from the range finder, zeros included, or from the whole matrix, and are checked by true products."""
-    values = planted(rank)
+def test_top_pairs_by_the_exact_method(which: str, rank: int) -> None:
+    """At rank 4 they come from the range finder and include zeros; at rank 250 from the whole matrix."""
+    values = spectrum_of_rank(rank)
     A = symmetric(values, points=2)
     pairs = top_eigenpairs(Matrices(A), k=6, which=which, method="exact", vectors=True)
     check_pairs(A, pairs)
@@ -126,16 +129,16 @@ def test_top_pairs_the_exact_way(which: str, rank: int) -> None:
     torch.testing.assert_close(overlaps, torch.eye(6, dtype=A.dtype).expand_as(overlaps), rtol=0, atol=1e-9)
 
 
-def test_small_matrices_go_the_exact_way_by_themselves() -> None:
+def test_auto_takes_the_exact_method_for_small_matrices() -> None:
     H = Matrices(symmetric(SPECTRA["decaying"]))
     assert top_eigenpairs(H, k=2).num_matvecs.tolist() == [26] * 3
     assert (top_eigenpairs(H, k=2, max_matvecs=20).num_matvecs <= 20).all()
-    large = Matrices(symmetric(planted(5, 160)))
+    large = Matrices(symmetric(spectrum_of_rank(5, 160)))
     assert (top_eigenpairs(large, k=2).num_matvecs < 40).all()
     assert top_eigenpairs(large, k=50).num_matvecs.tolist() == [3 * 32 + 50] * 3
 
 
-def test_what_would_not_fit_is_refused() -> None:
+def test_a_matrix_that_would_not_fit_in_memory_is_refused() -> None:
     H = hessian(lambda theta, a: (a * theta**2).sum() / 2, torch.zeros(40_000), torch.ones(40_000))
     with pytest.raises(ValueError, match="12 GiB; use top_eigenpairs or spectral_density"):
         spectrum(H, method="dense")
@@ -154,8 +157,8 @@ def test_bad_options_are_refused_in_plain_words() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(6, 3), (30, 8)])
-def test_where_terms_cancel_the_error_is_that_of_the_terms(sizes: tuple[int, int]) -> None:
-    """Hessian and Gauss-Newton matrix of a linear network are equal, so that their difference is only rounding."""
+def test_where_terms_cancel_the_error_is_in_proportion_to_the_terms(sizes: tuple[int, int]) -> None:
+    """Hessian and Gauss-Newton matrix of a linear network are equal, so their difference is only rounding."""
     model = seeded(lambda: torch.nn.Linear(*sizes), seed=0)
     theta, layout = flatten(model)
     loss = make_loss(model, torch.nn.functional.cross_entropy, layout)
@@ -163,11 +166,11 @@ def test_where_terms_cancel_the_error_is_that_of_the_terms(sizes: tuple[int, int
     thetas = theta + randn(4, len(theta), path="linear").float()
     H, G = hessian(loss, thetas, batch, route="direct"), gauss_newton(loss, thetas, batch)
     for difference, scale in ((H - G, 1.0), ((3 * H - 3 * G).block("head"), 3.0)):
-        found, usual = spectrum(difference), spectrum(H)
-        assert (found.values.abs().amax(-1) <= found.error).all() and (found.rank == 0).all()
-        assert (found.error <= 2e3 * scale * torch.finfo(torch.float32).eps * usual.frobenius).all()
+        result, usual = spectrum(difference), spectrum(H)
+        assert (result.values.abs().amax(-1) <= result.error).all() and (result.rank == 0).all()
+        assert (result.error <= 2e3 * scale * torch.finfo(torch.float32).eps * usual.frobenius).all()
 
 
-def test_a_rank_is_a_whole_number() -> None:
+def test_a_max_rank_that_is_not_whole_is_refused() -> None:
     with pytest.raises(ValueError, match=r"max_rank=2\.5 is not a whole number"), without_type_checks():
         spectrum(operator(symmetric(SPECTRA["decaying"])), max_rank=2.5)

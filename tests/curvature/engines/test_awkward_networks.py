@@ -1,4 +1,7 @@
-"""Networks that torch's derivatives treat badly: weight normalisation, attention, recurrent layers; Ctrl-C."""
+"""Networks whose derivatives torch computes wrongly or not at all: weight normalisation, attention, recurrent layers.
+
+Also tested: Ctrl-C that TorchScript turns into another error.
+"""
 
 from collections.abc import Callable
 
@@ -29,8 +32,8 @@ def by_parametrization() -> nn.Module:
 
 @pytest.mark.parametrize("route", ["auto", "direct", "kept", "traced"])
 @pytest.mark.parametrize(("make", "dim"), [(by_hook, 1), (by_parametrization, 0)])
-def test_weight_normalisation(make: Callable[[], nn.Module], dim: int, route: str) -> None:
-    """Against the formula written out: torch's own second derivative in reverse mode is 20 to 90 % off."""
+def test_weight_normalisation_by_every_route(make: Callable[[], nn.Module], dim: int, route: str) -> None:
+    """Compared with the formula written out, because torch's second derivative in reverse mode is 20 to 90 % off."""
     model = seeded(make).double()
     theta, layout = flatten(model)
     batch = randn(5, 3, path="x"), randn(5, 2, path="y")
@@ -43,15 +46,15 @@ def test_weight_normalisation(make: Callable[[], nn.Module], dim: int, route: st
     close(H.to_dense(), torch.autograd.functional.hessian(written_out, theta))
 
 
-class OwnWeightNorm(nn.Linear):
-    """Calls torch's kernel itself."""
+class DirectWeightNorm(nn.Linear):
+    """A layer that calls torch's kernel of weight normalisation directly."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, torch._weight_norm(self.weight, self.bias[:, None], 0))
 
 
-def test_weight_normalisation_of_ones_own() -> None:
-    model = seeded(lambda: OwnWeightNorm(3, 2)).double()
+def test_weight_normalisation_by_a_direct_call_of_the_kernel() -> None:
+    model = seeded(lambda: DirectWeightNorm(3, 2)).double()
     theta, layout = flatten(model)
     batch = randn(5, 3, path="x"), randn(5, 2, path="y")
 
@@ -64,7 +67,7 @@ def test_weight_normalisation_of_ones_own() -> None:
 
 
 class Attention(nn.Module):
-    """One layer of attention, called in one of the ways there are; two outputs."""
+    """One layer of attention with two outputs. way: how attention is called."""
 
     def __init__(self, way: str) -> None:
         super().__init__()
@@ -86,7 +89,7 @@ class Attention(nn.Module):
 @pytest.mark.parametrize("way", ["function", "module", "with weights", "encoder layer"])
 @pytest.mark.parametrize("training", [True, False])
 def test_attention_by_every_route(way: str, training: bool) -> None:
-    """Against torch's way by matrix products, point by point; its fused kernels have no second derivative."""
+    """Compared with torch's attention by matrix products, because its fused kernels have no second derivative."""
     model = seeded(lambda: Attention(way)).double().train(training)
     theta, layout = flatten(model)
     thetas = theta + 0.1 * randn(2, len(theta), path="thetas")
@@ -106,7 +109,7 @@ def test_attention_by_every_route(way: str, training: bool) -> None:
         assert H.route == ("kept" if route == "auto" else route)
 
 
-def test_a_kept_graph_under_the_users_vmap() -> None:
+def test_a_kept_graph_refuses_the_users_vmap() -> None:
     H = hessian(lambda theta, a: (a * theta**3).sum(), torch.ones(3), torch.ones(3), route="kept")
     with pytest.raises(RuntimeError, match="a kept graph cannot be transformed by torch.func: pass route='direct'"):
         torch.func.vmap(lambda v: H @ v)(torch.ones(2, 3))
@@ -114,7 +117,7 @@ def test_a_kept_graph_under_the_users_vmap() -> None:
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 def test_traces_of_recurrent_networks(kind: type[nn.Module]) -> None:
-    """torch cannot run them under vmap without a gradient."""
+    """Without a gradient torch cannot run recurrent networks under vmap."""
     model = seeded(lambda: kind(3, 2, batch_first=True)).double()
     theta, layout = flatten(model)
     loss = make_loss(model, lambda out, y: squared_error(out[0], y), layout)
@@ -125,8 +128,8 @@ def test_traces_of_recurrent_networks(kind: type[nn.Module]) -> None:
     close(gauss_newton_spectrum(loss, theta, batch).trace, G.to_dense().trace())
 
 
-def test_an_interruption_that_torchscript_reports_as_an_error() -> None:
-    """torch has the derivative of batch normalisation in TorchScript, which makes a RuntimeError of Ctrl-C."""
+def test_ctrl_c_stays_ctrl_c_if_torchscript_reports_it_as_an_error() -> None:
+    """torch's derivative of batch normalisation is written in TorchScript, which turns Ctrl-C into a RuntimeError."""
 
     def interrupted(theta: Tensor, _: None) -> Tensor:
         raise RuntimeError("The following operation failed in the TorchScript interpreter.\nKeyboardInterrupt: ")

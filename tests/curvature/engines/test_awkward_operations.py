@@ -1,4 +1,4 @@
-"""Operations that torch differentiates twice badly, or not at all: by every route against differences."""
+"""Operations whose second derivative torch computes wrongly or not at all, by every route against differences."""
 
 import warnings
 from collections.abc import Callable
@@ -31,15 +31,17 @@ class Layer(nn.Module):
 
 
 def spd(z: Tensor) -> Tensor:
+    """Symmetric positive definite 3 by 3 matrices, made of the numbers in z."""
     A = z.reshape(-1, 3, 3)
     return A @ A.mT + torch.eye(3, dtype=z.dtype)
 
 
 def convolved(z: Tensor) -> Tensor:
+    """A convolution whose input, kernel and bias all come from z."""
     return torch.conv_tbc(z[..., None], z[:2, None, :2], z[0, :2], 1)
 
 
-# An operation, and how wide it is; which torch cannot differentiate twice, or with wrong numbers.
+# Operations that torch cannot differentiate twice, or whose second derivative it has wrong, with their input width.
 OPERATIONS: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
     "prelu": (nn.PReLU(4), 4),
     "hardsigmoid": (nn.Hardsigmoid(), 4),
@@ -60,7 +62,8 @@ OPERATIONS: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
 }
 
 
-def of_operation(name: str) -> tuple[Loss, Tensor, Batch]:
+def loss_with(name: str) -> tuple[Loss, Tensor, Batch]:
+    """The loss of a network with the named operation, two points, and their batches."""
     operation, width = OPERATIONS[name]
     model = seeded(lambda: Layer(operation, width)).double()
     theta, layout = flatten(model)
@@ -69,7 +72,7 @@ def of_operation(name: str) -> tuple[Loss, Tensor, Batch]:
 
 
 def quotients(function: Callable[[Tensor], Tensor], theta: Tensor) -> Tensor:
-    """The Jacobian by central differences, its error of fourth order."""
+    """The Jacobian by central differences whose error is of fourth order."""
     steps = 1e-3 * torch.eye(len(theta), dtype=theta.dtype)
     columns = [
         (8 * (function(theta + e) - function(theta - e)) - function(theta + 2 * e) + function(theta - 2 * e)) / 12e-3
@@ -79,7 +82,7 @@ def quotients(function: Callable[[Tensor], Tensor], theta: Tensor) -> Tensor:
 
 
 def plain_outputs(loss: Loss, theta: Tensor, x: Tensor) -> Tensor:
-    """Of the network as torch runs it."""
+    """The outputs of the network as torch runs it, without the library's corrections."""
     return functional_call(loss.model, loss.layout.unflatten(theta), (x,))
 
 
@@ -91,8 +94,8 @@ def plain_gradient(loss: Loss, theta: Tensor, x: Tensor) -> Tensor:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_operations_that_torch_differentiates_badly(name: str) -> None:
-    """The Hessian and Gauss-Newton by the routes against differences of first derivatives, which torch has right."""
-    loss, thetas, (x, y) = of_operation(name)
+    """Compared with differences of first derivatives, which torch computes correctly."""
+    loss, thetas, (x, y) = loss_with(name)
     H, G = [], []
     for theta, inputs in zip(thetas, x, strict=True):
         H.append(quotients(lambda t, inputs=inputs: plain_gradient(loss, t, inputs), theta))
@@ -112,9 +115,9 @@ def test_operations_that_torch_differentiates_badly(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["glu", "solve", "determinants", "cholesky_inverse"])
-def test_third_derivatives(name: str) -> None:
-    """Of ``linalg.solve`` torch has them wrong by a third, the same on both routes; against differences of Hessians."""
-    loss, thetas, (x, y) = of_operation(name)
+def test_third_derivatives_of_such_operations(name: str) -> None:
+    """Compared with differences of Hessians. For ``linalg.solve`` torch's third derivative is wrong by a third."""
+    loss, thetas, (x, y) = loss_with(name)
     theta, batch, d = thetas[0], (x[0], y), randn(thetas.shape[-1], path="d")
     d = d / d.norm()
 
@@ -126,14 +129,14 @@ def test_third_derivatives(name: str) -> None:
 
 
 def test_third_derivatives_of_a_plain_function() -> None:
-    """det(1 + t A) of a 2 by 2 matrix is 1 + t tr A + t^2 det A, its square has the third derivative 12 tr A det A."""
+    """For 2 by 2 matrices det(1 + t A) = 1 + t tr A + t^2 det A. Its square has the third derivative 12 tr A det A."""
     A = randn(2, 2, path="A")
     t, d = torch.zeros(1, dtype=A.dtype), torch.ones(1, dtype=A.dtype)
     third = third_derivative(lambda t, A: torch.det(torch.eye(2) + t * A) ** 2, t, A, d).third
     close(third, 12 * A.trace() * torch.det(A))
 
 
-def test_third_derivatives_that_cannot_be_had() -> None:
+def test_third_derivatives_that_torch_has_wrong_are_refused() -> None:
     model = Layer(lambda z: torch.linalg.householder_product(spd(z), z[:, :3]), 9).double()
     theta, layout = flatten(model)
     loss = make_loss(model, squared_error, layout)
@@ -147,7 +150,7 @@ def test_third_derivatives_that_cannot_be_had() -> None:
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("kind", [nn.MSELoss, nn.HuberLoss, nn.SoftMarginLoss])
 def test_criteria_without_a_forward_derivative(kind: type[nn.Module], reduction: str) -> None:
-    """Tracing ``nn.MSELoss`` of a sum ended the process."""
+    """Tracing ``nn.MSELoss(reduction="sum")`` once ended the process."""
     model = seeded(lambda: nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 1))).double()
     theta, layout = flatten(model)
     criterion, batch = kind(reduction=reduction), (randn(5, 1, path="x"), 3 * randn(5, 1, path="y"))
@@ -162,7 +165,7 @@ def test_criteria_without_a_forward_derivative(kind: type[nn.Module], reduction:
 
 
 class Hooked(torch.autograd.Function):
-    """A sine that torch.func cannot go through, as backward hooks."""
+    """A sine as an autograd.Function that torch.func cannot transform; backward hooks are such functions too."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -175,8 +178,8 @@ class Hooked(torch.autograd.Function):
 
 
 @pytest.mark.parametrize("operation", [Hooked.apply, lambda z: torch.sin(z) if z.sum() > -1e9 else z])
-def test_what_forward_mode_or_vmap_refuses_goes_by_the_kept_route(operation: Callable[[Tensor], Tensor]) -> None:
-    """12 points would go directly."""
+def test_the_kept_route_is_taken_where_forward_mode_or_vmap_fails(operation: Callable[[Tensor], Tensor]) -> None:
+    """For 12 points the direct route would otherwise be taken."""
     losses = []
     for form in (operation, torch.sin):
         model = seeded(lambda form=form: Layer(form)).double()
@@ -193,10 +196,13 @@ def test_what_forward_mode_or_vmap_refuses_goes_by_the_kept_route(operation: Cal
         hessian(losses[0], thetas, batch, route="direct") @ V
 
 
-def test_what_reverse_mode_would_leave_out_is_refused() -> None:
-    """Silently wrong by 59 to 92 % once: a checkpoint's second pass is not at theta, an end of the graph is zero."""
+def test_operations_whose_second_derivative_reverse_mode_gets_wrong_are_refused() -> None:
+    """Products were once silently wrong by 59 to 92 %.
 
-    class Ends(Hooked):
+    A checkpoint runs its second pass with other parameters than theta, and where the graph ends the derivative is zero.
+    """
+
+    class OnceDifferentiable(Hooked):
         @staticmethod
         @torch.autograd.function.once_differentiable
         def backward(ctx: Any, g: Tensor) -> Tensor:
@@ -211,7 +217,7 @@ def test_what_reverse_mode_would_leave_out_is_refused() -> None:
         return torch.sparse.mm(torch.sparse_coo_tensor(where, z.sin()[0], (2, 2), check_invariants=True), constant)
 
     for operation, match in (
-        (Ends.apply, "once_diff"),
+        (OnceDifferentiable.apply, "once_diff"),
         (sparse, "sparse tensor"),
         (again, "checkpoint.* switch it off"),
     ):
@@ -223,7 +229,7 @@ def test_what_reverse_mode_would_leave_out_is_refused() -> None:
                 hessian(loss, theta, batch, route=route) @ theta
 
 
-def test_what_torch_has_no_second_derivative_of() -> None:
+def test_a_criterion_without_a_second_derivative_is_refused() -> None:
     model = seeded(lambda: nn.Linear(3, 4)).double()
     theta, layout = flatten(model)
     batch = randn(2, 3, path="x"), torch.tensor([0, 2])
@@ -243,13 +249,13 @@ def test_a_constant_sparse_matrix() -> None:
 
 
 class Labelled(nn.Linear):
-    """Puts out what is no number besides."""
+    """A layer whose outputs also hold a string and None."""
 
     def forward(self, x: Tensor) -> Any:
         return {"logits": super().forward(x), "of": "a name", "none": None}
 
 
-def test_outputs_that_are_no_tensors() -> None:
+def test_outputs_that_are_not_tensors_are_ignored() -> None:
     model = seeded(lambda: Labelled(3, 2)).double()
     theta, layout = flatten(model)
     batch = randn(2, 3, path="x"), randn(2, 2, path="y")
@@ -258,7 +264,7 @@ def test_outputs_that_are_no_tensors() -> None:
 
 
 def test_a_scripted_network_that_has_been_trained() -> None:
-    """Once TorchScript has a derivative of its own, forward over reverse is silently without curvature."""
+    """After training TorchScript uses its own derivative, through which forward over reverse silently gives zero."""
     plain = seeded(lambda: nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 2))).double()
     theta, layout = flatten(nn.Sequential(plain))
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""The memory of a device: how much work fits together, and what happens where the device refuses it."""
+"""The memory of a device: how much work fits together, and what happens when the device runs out of memory."""
 
 import weakref
 from collections import namedtuple
@@ -19,22 +19,24 @@ CONV, RELU = NETWORKS[1], relu_mlp()
 
 
 @pytest.mark.parametrize("budget", [2.0, 3.0, 10.0, 100.0])
-def test_work_leaves_room_for_what_is_kept_on_a_gpu_too(budget: float) -> None:
-    """On a GPU hundreds of points go together. Their work alone once exceeded the budget, so points went one by one."""
+def test_the_work_of_many_points_on_a_gpu_leaves_memory_for_kept_tensors(budget: float) -> None:
+    """On a GPU hundreds of points are computed together. The memory of their work once exceeded the budget."""
     work, gpu = 3 * 2**20, torch.device("cuda")
     trace = Traced(tuple, torch.neg, kept_bytes=2**20, work_bytes=work, point_bytes=2**20, largest=2**18)
-    given = int(budget * work)
+    max_memory = int(budget * work)
     assert trace.working_bytes(gpu, None) == 1024 * work
-    assert work <= trace.working_bytes(gpu, given) <= given / 2
-    assert trace.probes_together(gpu, given) == min(16, int(budget / 2))
+    assert work <= trace.working_bytes(gpu, max_memory) <= max_memory / 2
+    assert trace.probes_together(gpu, max_memory) == min(16, int(budget / 2))
     assert trace.probes_together(gpu, None) == 16
-    prepared = hessian(CONV.loss, CONV.thetas, CONV.batch, route="traced", max_memory=given).prepared
+    prepared = hessian(CONV.loss, CONV.thetas, CONV.batch, route="traced", max_memory=max_memory).prepared
     prepared.findings.traces = (trace,)
-    assert prepared.fitting_points("compiled") * 2**20 >= given / 2 - 2**20
+    assert prepared.fitting_points("compiled") * 2**20 >= max_memory / 2 - 2**20
 
 
 @pytest.mark.slow
-def test_a_graph_without_memory_is_not_taken_for_one_that_vmap_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_out_of_memory_in_a_graph_is_not_mistaken_for_a_refusal_by_vmap(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     loss, batch = RELU.loss, tuple(leaf.repeat_interleave(7, dim=0) for leaf in RELU.batch)
     thetas = RELU.thetas.repeat_interleave(7, dim=0)
     V = randn(thetas.shape[1], 1, path="V")
@@ -51,11 +53,11 @@ def test_a_graph_without_memory_is_not_taken_for_one_that_vmap_refuses(monkeypat
     H = hessian(loss, thetas, batch, route="traced")
     close(H @ V, expected)
     assert H.engine.memory.refusals == 2
-    assert 1 < sizes[-1] <= 5  # taken together still, only fewer of them
+    assert 1 < sizes[-1] <= 5  # several points are still computed together, only fewer
 
 
 @pytest.mark.slow
-def test_what_was_kept_for_all_points_is_freed_when_their_products_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensors_kept_for_all_points_are_freed_if_their_products_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     V = randn(CONV.thetas.shape[1], 2, path="V")
     products = Stacked.products
 
@@ -71,7 +73,7 @@ def test_what_was_kept_for_all_points_is_freed_when_their_products_do_not_fit(mo
     assert bytes_kept(H.prepared) == 0
 
 
-def test_what_a_refused_attempt_had_made_is_freed_before_the_cache_is_emptied(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensors_of_a_failed_attempt_are_freed_before_the_cache_is_emptied(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[bool] = []
     made: list[weakref.ref[Tensor]] = []
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
@@ -88,7 +90,7 @@ def test_what_a_refused_attempt_had_made_is_freed_before_the_cache_is_emptied(mo
     assert seen == [True, True]
 
 
-def test_a_small_card_lends_a_share_of_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_budget_on_a_small_card_is_a_share_of_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     sizes = {0: 80 * 2**30, 1: 8 * 2**30}
     card = namedtuple("card", "total_memory")

@@ -1,4 +1,7 @@
-"""Support sets of different sizes: groups give every point its own Hessian; a mask does so without batch statistics."""
+"""Support sets of different sizes: ragged batches give every point its own Hessian.
+
+A mask in the criterion gives the same Hessians only for networks without batch statistics.
+"""
 
 from dataclasses import replace
 from functools import cache
@@ -11,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hessian_tools.curvature import (
-    check_operator as judged,
+    check_operator as self_check,
 )
 from hessian_tools.curvature import (
     gauss_newton,
@@ -38,6 +41,7 @@ def cut(case: Case, sizes: tuple[int, ...] = SIZES) -> Case:
 
 
 def make(loss: object, thetas: Tensor, batch: object, **options: object) -> object:
+    """The Hessian operator, for ragged batches if they come as a list."""
     return hessian(loss, thetas, ragged(batch) if isinstance(batch, list) else batch, **options)
 
 
@@ -57,7 +61,7 @@ def test_every_route(route: str) -> None:
     close(gradient(case.loss, case.thetas, ragged(case.batch))[1], gradient(case.loss, case.thetas[1], case.batch[1]))
 
 
-def test_points_are_selected_in_any_order_and_as_often() -> None:
+def test_points_can_be_selected_in_any_order_and_repeatedly() -> None:
     case = cut(CONV)
     H = make(case.loss, case.thetas, case.batch, route="kept")
     V = randn(H.num_params, 2, path="V")
@@ -69,7 +73,10 @@ def test_points_are_selected_in_any_order_and_as_often() -> None:
 
 
 def test_several_ragged_batches_are_weighted_by_their_sizes_at_each_point() -> None:
-    case, cuts = NETWORKS[0], [2, 3, 2]  # no batch statistics: the mean over the parts is that over the whole
+    case, cuts = (
+        NETWORKS[0],
+        [2, 3, 2],
+    )  # without batch statistics, the mean over the parts is the mean over all examples
     batches = [at(case.batch, i) for i in range(len(cuts))]
     first = [tuple(leaf[:n] for leaf in b) for b, n in zip(batches, cuts, strict=True)]
     rest = [tuple(leaf[n:] for leaf in b) for b, n in zip(batches, cuts, strict=True)]
@@ -88,8 +95,8 @@ def test_eigenpairs_gauss_newton_and_the_self_check() -> None:
     assert torch.allclose(
         top_eigenpairs(H, k=1, which="LA", rtol=1e-9).values, torch.linalg.eigvalsh(case.dense)[:, -1:]
     )
-    assert judged(H).ok
-    with pytest.raises(ValueError, match="points of each size apart"):
+    assert self_check(H).ok
+    with pytest.raises(ValueError, match="points of each batch size separately"):
         gauss_newton_spectrum(case.loss, case.thetas, ragged(case.batch))
 
 
@@ -99,7 +106,7 @@ def masked_cross_entropy(out: Tensor, y: dict[str, Tensor]) -> Tensor:
 
 
 @pytest.mark.slow
-def test_a_mask_is_the_same_where_examples_do_not_see_each_other() -> None:
+def test_a_mask_gives_the_same_hessian_only_without_batch_statistics() -> None:
     for case, same in ((RELU, True), (CONV, False)):
         x, labels = case.batch
         mask = torch.stack([torch.arange(x.shape[1]) < n for n in SIZES]).double()
@@ -118,12 +125,12 @@ def test_bad_ragged_batches_are_refused_in_plain_words() -> None:
     pair = torch.ones(3, 2), torch.ones(3, 1)
     thetas = theta.expand(2, -1)
     for bad, words in (
-        (ragged([pair]), "1 batches for thetas"),
-        ([ragged([pair, pair]), pair], "ragged batches and others"),
+        (ragged([pair]), "there are 1 for thetas"),
+        ([ragged([pair, pair]), pair], "some batches of the list are ragged and others are not"),
     ):
         with pytest.raises(ValueError, match=words):
             hessian(loss, thetas, bad)
-    with pytest.raises(ValueError, match="one batch a point"):
+    with pytest.raises(ValueError, match="one batch for each point"):
         hessian(loss, theta, ragged([pair]))
     with pytest.raises(ValueError, match="and shared=True"):
         hessian(loss, thetas, ragged([pair, pair]), shared=True)
@@ -131,8 +138,8 @@ def test_bad_ragged_batches_are_refused_in_plain_words() -> None:
         ragged([])
 
 
-def test_a_mask_is_not_stacked_with_places() -> None:
-    """A boolean mask and a list of indices may have the same shape; each point keeps what it was given."""
+def test_a_boolean_mask_is_not_stacked_with_indices() -> None:
+    """A boolean mask and a tensor of indices may have the same shape, but mean different things."""
 
     def loss(theta: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
         x, chosen = batch

@@ -1,4 +1,4 @@
-"""Networks nobody chose: every route gives the dense matrix of reverse over reverse, in float64."""
+"""On randomly generated networks every route gives the dense Hessian by reverse over reverse, in float64."""
 
 import pytest
 import torch
@@ -21,6 +21,7 @@ POINTS = 2
 
 
 def norms(width: int, images: bool) -> list[object]:
+    """Builders of normalisation layers. images: True for [channel, height, width], False for vectors."""
     batch = nn.BatchNorm2d if images else nn.BatchNorm1d
     return [
         lambda: nn.Identity(),
@@ -33,7 +34,7 @@ def norms(width: int, images: bool) -> list[object]:
 
 @st.composite
 def networks(draw: st.DrawFn) -> tuple[nn.Module, tuple[int, ...], int]:
-    """A stack of up to three blocks, the shape of one input, the number of outputs."""
+    """A random network of up to three blocks, the shape of one input, and the number of outputs."""
     outputs = draw(st.integers(2, 3))
     activation = draw(st.sampled_from(ACTIVATIONS))
     builders: list[object] = []
@@ -73,7 +74,7 @@ CRITERIA = {
 }
 
 
-# No shrinking: an example takes a second.
+# Examples are not shrunk, because each takes a second.
 @settings(
     max_examples=6,
     deadline=None,
@@ -82,7 +83,7 @@ CRITERIA = {
     suppress_health_check=list(HealthCheck),
 )
 @given(network=networks(), criterion=st.sampled_from(sorted(CRITERIA)), examples=st.integers(2, 4))
-def test_every_route_on_a_network_nobody_chose(network, criterion: str, examples: int) -> None:
+def test_every_route_on_a_random_network(network, criterion: str, examples: int) -> None:
     model, shape, outputs = network
     theta, layout = flatten(model)
     g = stream(0, "nobody", criterion, examples)

@@ -1,4 +1,4 @@
-"""Engines, chunks and memory change nothing but the time: products equal dense references in float64."""
+"""Products equal dense references in float64 for every engine, chunk size and memory limit."""
 
 import gc
 import warnings
@@ -28,8 +28,8 @@ RELU = relu_mlp()
 ALL = [*NETWORKS, RELU]
 CONV = NETWORKS[1]
 MLP = NETWORKS[0]
-WAYS = [
-    {"route": "auto", "max_memory": 4e6},  # before a trace is there, which it would use
+OPTIONS = [
+    {"route": "auto", "max_memory": 4e6},  # comes first, because "auto" would use a trace that exists
     {"route": "direct"},
     {"route": "direct", "batching": "loop"},
     {"route": "direct", "max_memory": 1},
@@ -44,11 +44,11 @@ WAYS = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ALL, ids=lambda case: case.name)
-def test_every_way_gives_the_dense_matrix(case: Case) -> None:
+def test_all_options_give_the_dense_matrix(case: Case) -> None:
     V = randn(case.thetas.shape[-1], 3, path="V")
-    # A loss of its own, because the automatic rule uses traces that are there from before.
+    # A new loss, because "auto" would use traces that other tests have made for the old one.
     loss = make_loss(case.loss.model, case.loss.criterion, case.loss.layout)
-    for options in WAYS:
+    for options in OPTIONS:
         H = hessian(loss, case.thetas, case.batch, **options)
         close(H @ V, case.dense @ V)
         assert H.route == ("kept" if options["route"] == "auto" else options["route"]), options
@@ -90,12 +90,12 @@ def test_inference_mode_changes_nothing(route: str) -> None:
         close(product.clone(), MLP.dense @ V)
 
 
-def test_a_function_of_its_own_derivative_is_sent_to_the_kept_graph() -> None:
-    """Backward hooks are such functions."""
+def test_the_error_of_a_network_with_backward_hooks_names_the_kept_route() -> None:
+    """torch makes backward hooks of autograd.Functions, which have no forward derivative."""
     loss, thetas, (x, y) = network()
     handle = loss.model[0].register_full_backward_hook(lambda module, before, after: None)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch says that the hook fires
+        warnings.simplefilter("ignore")  # torch warns that the hook fires
         product = hessian(loss, thetas[:2], (x[:2], y[:2]), route="kept").mv(thetas[:2])
         with pytest.raises(RuntimeError, match="pass route='kept'"):
             hessian(loss, thetas[:2], (x[:2], y[:2]), route="direct").mv(thetas[:2])
@@ -104,9 +104,9 @@ def test_a_function_of_its_own_derivative_is_sent_to_the_kept_graph() -> None:
 
 
 @pytest.mark.slow
-def test_eigenpairs_do_not_depend_on_the_way() -> None:
+def test_eigenpairs_do_not_depend_on_the_options() -> None:
     expected = torch.linalg.eigvalsh(MLP.dense)[:, [-1]]
-    for options in WAYS:
+    for options in OPTIONS:
         H = hessian(MLP.loss, MLP.thetas, MLP.batch, **options)
         found = top_eigenpairs(H, k=1, which="LA", rtol=1e-9)
         assert torch.allclose(found.values, expected, rtol=1e-9)
@@ -120,7 +120,7 @@ def network(criterion: nn.Module | None = None) -> tuple[object, Tensor, tuple[T
     return make_loss(model, criterion or squared_error, layout), thetas, batch
 
 
-def test_auto_goes_by_counts_of_points_and_announced_products() -> None:
+def test_auto_chooses_by_the_number_of_points_and_of_announced_products() -> None:
     loss, thetas, (x, y) = network()
     few, many = hessian(loss, thetas[:8], (x[:8], y[:8])), hessian(loss, thetas, (x, y))
     for H in (few, many):
@@ -136,14 +136,14 @@ def test_auto_goes_by_counts_of_points_and_announced_products() -> None:
     assert many.route == "traced"
     assert hessian(loss, thetas[:8], (x[:8], y[:8]), chunk=4).route == "direct"
     assert isinstance(few.prepared.current, KeptGraphs)
-    few.announce(1)  # a trace of these shapes is there already
+    few.announce(1)  # a trace of these shapes exists already
     few.mv(thetas[0])
     assert few.route == "traced"
     assert isinstance(few.prepared.current, CompiledProducts)
 
 
-def test_the_second_run_takes_the_way_of_the_first() -> None:
-    """A second run was once slower than the first, as the products of a process were counted and a trace was made."""
+def test_a_second_run_takes_the_engine_of_the_first() -> None:
+    """A second run was once slower than the first, because products of both were counted and a trace was made."""
     for points in (3, 20):
         loss, thetas, (x, y) = network()
         routes = []
@@ -167,8 +167,8 @@ def test_many_announced_products_are_compiled_at_the_first_call() -> None:
 def test_the_engine_is_chosen_by_device_size_points_and_products() -> None:
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
 
-    def chosen(device: torch.device, forward: int, num_points: int, num_products: int = 1, **known: bool) -> str:
-        return choose_engine(device=device, forward=forward, num_points=num_points, num_products=num_products, **known)
+    def chosen(device: torch.device, forward: int, num_points: int, num_products: int = 1, **flags: bool) -> str:
+        return choose_engine(device=device, forward=forward, num_points=num_points, num_products=num_products, **flags)
 
     assert chosen(cuda, 10, 8) == "double_backward"
     assert chosen(cpu, 10, 9) == "direct"
@@ -187,14 +187,14 @@ def test_the_engine_is_chosen_by_device_size_points_and_products() -> None:
     )
 
 
-def test_criteria_without_a_forward_derivative_are_done_by_the_graph() -> None:
+def test_criteria_without_a_forward_derivative_take_the_kept_graph() -> None:
     loss, thetas, batch = network(nn.MSELoss())
     V = randn(thetas.shape[1], 2, path="V")
     for route in ("kept", "auto"):
         close(hessian(loss, thetas, batch, route=route) @ V, hessian(*network(), route="direct") @ V)
 
 
-def test_losses_without_curvature_have_a_graph_too() -> None:
+def test_the_kept_graph_of_a_loss_without_curvature_gives_zero() -> None:
     thetas = torch.ones(2, 3)
     for loss in (lambda theta, a: (a * theta).sum(), lambda theta, a: a.sum(), lambda theta, a: theta[0] ** 2):
         expected = hessian(loss, thetas, torch.ones(2, 3), route="direct").to_dense()
@@ -202,7 +202,7 @@ def test_losses_without_curvature_have_a_graph_too() -> None:
 
 
 @pytest.mark.slow
-def test_several_batches_of_an_objective_and_weights() -> None:
+def test_several_weighted_batches_by_every_route() -> None:
     thetas, (x, y) = MLP.thetas, MLP.batch
     batches = [(x[:, :2], y[:, :2]), (x[:, 2:], y[:, 2:]), (x, y)]
     V = randn(thetas.shape[-1], 2, path="V")
@@ -213,7 +213,7 @@ def test_several_batches_of_an_objective_and_weights() -> None:
         assert H.route == route
 
 
-def test_parts_let_go_of_what_they_kept() -> None:
+def test_parts_free_their_kept_tensors() -> None:
     H = hessian(CONV.loss, CONV.thetas, CONV.batch, route="traced", max_memory=1)
     parts = H.parts()
     assert len(parts) == len(list(parts)) == 3
@@ -228,7 +228,7 @@ def test_parts_let_go_of_what_they_kept() -> None:
     assert parts[0].objective.thetas.data_ptr() == CONV.thetas.data_ptr()
 
 
-def test_what_is_kept_stays_within_the_memory_given() -> None:
+def test_kept_tensors_stay_within_max_memory() -> None:
     H = hessian(CONV.loss, CONV.thetas, CONV.batch, route="traced")
     H.mv(CONV.thetas[0])
     (trace,) = H.prepared.findings.traces
@@ -243,10 +243,10 @@ def test_what_is_kept_stays_within_the_memory_given() -> None:
 
 
 class Refusing:
-    """A function of thetas, or of an instance and thetas, that finds no memory for more than so many of them."""
+    """A function or method whose first tensor is thetas, which runs out of memory for more than ``max_size`` points."""
 
-    def __init__(self, function: Callable[..., object], most: int) -> None:
-        self.function, self.most, self.sizes = function, most, []
+    def __init__(self, function: Callable[..., object], max_size: int) -> None:
+        self.function, self.max_size, self.sizes = function, max_size, []
 
     def __get__(self, instance: object, owner: type) -> object:
         return partial(self, instance)
@@ -254,12 +254,12 @@ class Refusing:
     def __call__(self, *arguments: object, **options: object) -> object:
         size = len(next(argument for argument in arguments if isinstance(argument, Tensor)))
         self.sizes.append(size)
-        if size > self.most:
+        if size > self.max_size:
             raise torch.OutOfMemoryError("CUDA out of memory (planted)")
         return self.function(*arguments, **options)
 
 
-@pytest.mark.parametrize(("route", "where", "name"), [("direct", direct, "own_memory"), ("traced", Traced, "at")])
+@pytest.mark.parametrize(("route", "where", "name"), [("direct", direct, "own_memory"), ("traced", Traced, "prepare")])
 def test_chunks_that_a_device_refuses_are_halved(monkeypatch, route: str, where: type, name: str) -> None:
     loss, thetas, batch = network()
     V = randn(thetas.shape[1], 2, path="V")
@@ -273,13 +273,13 @@ def test_chunks_that_a_device_refuses_are_halved(monkeypatch, route: str, where:
         refused = [size for size in refusing.sizes if size > 3]
         assert len(refused) == H.engine.memory.refusals
         close(H @ V, expected)
-        assert [size for size in refusing.sizes if size > 3] == refused  # remembered
+        assert [size for size in refusing.sizes if size > 3] == refused  # the refusals are remembered
         monkeypatch.setattr(where, name, Refusing(refusing.function, 0))
         with pytest.raises(torch.OutOfMemoryError, match="planted"):
             hessian(loss, thetas, batch, route=route) @ V
 
 
-def test_pieces_are_even_and_halved_where_refused() -> None:
+def test_pieces_have_nearly_equal_sizes_and_are_halved_when_memory_runs_out() -> None:
     memory, seen = MemoryBudget(), []
 
     def piece(rows: slice) -> int:
@@ -301,7 +301,7 @@ def test_bad_memory_is_refused(bad: object) -> None:
 
 @pytest.mark.parametrize("route", ["direct", "kept", "traced"])
 @pytest.mark.parametrize("after", [1, 2])
-def test_an_interruption_leaves_nothing_half_made(route: str, after: int) -> None:
+def test_an_interruption_leaves_no_incomplete_state(route: str, after: int) -> None:
     calls = {"left": 0}
 
     def criterion(out: Tensor, y: Tensor) -> Tensor:

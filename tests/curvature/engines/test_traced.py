@@ -1,4 +1,4 @@
-"""Products by a trace equal direct ones, and a trace is not used where it could be wrong."""
+"""Products by a trace equal those of the direct route, and a trace is not used where it could be wrong."""
 
 import gc
 import weakref
@@ -31,7 +31,8 @@ def network(name: str) -> nn.Module:
     return seeded(builders[name], seed=0).double()
 
 
-def setting(model: nn.Module):
+def problem(model: nn.Module):
+    """The loss of a network, POINTS points, their batches, and three vectors V for each point."""
     theta, layout = flatten(model)
     g = stream(0, "traced")
     thetas = theta + 0.05 * torch.randn(POINTS, len(theta), generator=g, dtype=torch.float64)
@@ -41,30 +42,31 @@ def setting(model: nn.Module):
     return make_loss(model, F.cross_entropy, layout), thetas, (x, y), V
 
 
-def agree(loss, thetas, batch, V, **options) -> str:
-    found = hessian(loss, thetas, batch, route="traced", **options)
+def check_route(loss, thetas, batch, V, **options) -> str:
+    """Asserts that traced and direct products check_route, and returns the route that was taken."""
+    H = hessian(loss, thetas, batch, route="traced", **options)
     expected = hessian(loss, thetas, batch, route="direct", **options) @ V
-    assert torch.allclose(found @ V, expected, rtol=1e-10, atol=1e-12 * expected.abs().max())
-    return found.route
+    assert torch.allclose(H @ V, expected, rtol=1e-10, atol=1e-12 * expected.abs().max())
+    return H.route
 
 
 @pytest.mark.parametrize("name", ["conv batch norm", "tanh", "layer norm gelu"])
 def test_traced_products_equal_direct_ones(name):
-    loss, thetas, (x, y), V = setting(network(name))
-    assert agree(loss, thetas, (x, y), V) == "traced"
-    assert agree(loss, thetas, (x[0], y[0]), V, shared=True) == "traced"
-    assert agree(loss, thetas, [(x, y), (x[:, :2], y[:, :2])], V) == "traced"
-    assert agree(loss, thetas[0], (x[0], y[0]), V[0]) == "traced"
+    loss, thetas, (x, y), V = problem(network(name))
+    assert check_route(loss, thetas, (x, y), V) == "traced"
+    assert check_route(loss, thetas, (x[0], y[0]), V, shared=True) == "traced"
+    assert check_route(loss, thetas, [(x, y), (x[:, :2], y[:, :2])], V) == "traced"
+    assert check_route(loss, thetas[0], (x[0], y[0]), V[0]) == "traced"
 
 
-def test_a_product_leaves_nothing_behind_for_the_next():
-    loss, thetas, batch, V = setting(network("conv batch norm"))
+def test_a_product_does_not_change_the_next_one():
+    loss, thetas, batch, V = problem(network("conv batch norm"))
     H = hessian(loss, thetas, batch, route="traced")
     assert torch.equal(H @ V, H @ V)
 
 
-def test_points_that_leave_do_not_change_the_others():
-    loss, thetas, batch, V = setting(network("conv batch norm"))
+def test_dropping_points_does_not_change_the_others():
+    loss, thetas, batch, V = problem(network("conv batch norm"))
     H = hessian(loss, thetas, batch, route="traced")
     whole = H @ V
     for keep in ([0, 1, 2, 4], [1, 4], [3]):
@@ -77,28 +79,28 @@ def test_points_that_leave_do_not_change_the_others():
 
 
 @pytest.mark.parametrize("rows", [[4, 3, 2, 1, 0], [0, 0, 1, 2], [0, 1, 2, 3, 3], [0, 0], [-1, 0, 1, 2], [2, 0, 4]])
-def test_points_are_selected_in_the_order_given_and_as_often(rows):
-    loss, thetas, batch, V = setting(network("tanh"))
+def test_points_can_be_selected_in_any_order_and_repeatedly(rows):
+    loss, thetas, batch, V = problem(network("tanh"))
     H = hessian(loss, thetas, batch, route="traced")
     whole = H @ V
     chosen = torch.tensor(rows)
     assert torch.allclose(H.select(chosen) @ V[chosen], whole[chosen], rtol=1e-10)
 
 
-def test_what_was_changed_in_a_network_or_criterion_is_seen():
+def test_a_change_of_the_network_or_criterion_is_noticed():
     model, temperature = network("tanh"), {"is": 1.0}
     layout = flatten(model)[1]
     loss = make_loss(model, lambda out, y: F.cross_entropy(out / temperature["is"], y), layout)
-    _, thetas, batch, V = setting(model)
-    assert agree(loss, thetas, batch, V) == "traced"
+    _, thetas, batch, V = problem(model)
+    assert check_route(loss, thetas, batch, V) == "traced"
     model[2] = nn.Softplus()
-    assert agree(loss, thetas, batch, V) == "traced"
+    assert check_route(loss, thetas, batch, V) == "traced"
     temperature["is"] = 0.3
-    assert agree(loss, thetas, batch, V) == "traced"
+    assert check_route(loss, thetas, batch, V) == "traced"
 
 
-def test_a_traced_network_is_let_go():
-    loss, thetas, batch, V = setting(network("tanh"))
+def test_a_traced_network_can_be_freed():
+    loss, thetas, batch, V = problem(network("tanh"))
     hessian(loss, thetas, batch, route="traced") @ V
     model = weakref.ref(loss.model)
     del loss
@@ -106,15 +108,15 @@ def test_a_traced_network_is_let_go():
     assert model() is None
 
 
-def test_several_batches_share_the_memory_of_one():
-    loss, thetas, (x, y), _ = setting(network("conv batch norm"))
+def test_with_several_batches_fewer_points_fit_in_memory():
+    loss, thetas, (x, y), _ = problem(network("conv batch norm"))
     one, three = (hessian(loss, thetas, [(x, y)] * n, route="traced", chunk=6).at_once for n in (1, 3))
     assert (one, three) == (12, 4)
 
 
 @pytest.mark.heavy
-def test_eigenpairs_by_trace_and_in_parts_are_the_same(monkeypatch):
-    loss, thetas, batch, _ = setting(network("conv batch norm"))
+def test_eigenpairs_by_trace_and_in_parts_are_the_same():
+    loss, thetas, batch, _ = problem(network("conv batch norm"))
     expected = extremal_eigenpairs(hessian(loss, thetas, batch, route="direct"), magnitude=2)
     found = extremal_eigenpairs(hessian(loss, thetas, batch, route="traced"), magnitude=2)
     assert torch.allclose(found.magnitude.values, expected.magnitude.values, rtol=1e-6)
@@ -126,7 +128,7 @@ def test_eigenpairs_by_trace_and_in_parts_are_the_same(monkeypatch):
 
 
 def test_a_nan_point_does_not_spoil_the_others():
-    loss, thetas, batch, V = setting(network("conv batch norm"))
+    loss, thetas, batch, V = problem(network("conv batch norm"))
     thetas = thetas.clone()
     thetas[1] = float("nan")
     product = hessian(loss, thetas, batch, route="traced") @ V
@@ -135,7 +137,7 @@ def test_a_nan_point_does_not_spoil_the_others():
 
 
 class Branching(nn.Module):
-    """A network that takes a branch by its parameters, which a trace cannot know."""
+    """A network that branches on the values of its parameters, which a trace does not show."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -145,7 +147,7 @@ class Branching(nn.Module):
         return (x * self.weight**2).sum(-1) if float(self.weight.detach()[0]) > 0 else (x * self.weight**3).sum(-1)
 
 
-def test_a_branch_on_the_parameters_is_never_traced():
+def test_a_network_that_branches_on_its_parameters_is_never_traced():
     model = Branching().double()
     theta, layout = flatten(model)
     loss = make_loss(model, lambda out, y: (out**2).mean(), layout)
@@ -161,25 +163,25 @@ def test_a_branch_on_the_parameters_is_never_traced():
     assert H.route == "kept"
 
 
-def test_a_frozen_parameter_that_moves_is_not_taken_from_an_old_trace():
+def test_a_changed_frozen_parameter_is_not_taken_from_an_old_trace():
     model = network("tanh")
-    _, thetas, batch, V = setting(model)
+    _, thetas, batch, V = problem(model)
     theta, layout = flatten(model, where=["1"])
-    head_fixed = make_loss(model, F.cross_entropy, layout)
-    first = hessian(head_fixed, thetas[:, : len(theta)], batch, route="traced") @ V[:, : len(theta)]
+    loss_of_first_layer = make_loss(model, F.cross_entropy, layout)
+    first = hessian(loss_of_first_layer, thetas[:, : len(theta)], batch, route="traced") @ V[:, : len(theta)]
     with torch.no_grad():
         model[3].weight.mul_(2)
-    assert agree(head_fixed, thetas[:, : len(theta)], batch, V[:, : len(theta)]) == "traced"
-    again = hessian(head_fixed, thetas[:, : len(theta)], batch, route="traced") @ V[:, : len(theta)]
+    assert check_route(loss_of_first_layer, thetas[:, : len(theta)], batch, V[:, : len(theta)]) == "traced"
+    again = hessian(loss_of_first_layer, thetas[:, : len(theta)], batch, route="traced") @ V[:, : len(theta)]
     assert not torch.allclose(first, again)
 
 
-def test_auto_compiles_what_was_announced_and_never_a_plain_function():
-    loss, thetas, batch, V = setting(network("tanh"))
+def test_auto_compiles_only_for_announced_products_and_never_a_plain_function():
+    loss, thetas, batch, V = problem(network("tanh"))
     H = hessian(loss, thetas, batch)
     for _ in range(enough_products(10**5, H.device) // (POINTS * 3) + 1):
         assert (H @ V).isfinite().all()
-    assert H.route == "kept"  # products that nobody announced never become dearer
+    assert H.route == "kept"  # products that were not announced never cause a trace
     H.announce(enough_products(10**5, H.device) // POINTS)
     H @ V
     assert H.route == "traced"
@@ -190,7 +192,7 @@ def test_auto_compiles_what_was_announced_and_never_a_plain_function():
 
 
 def test_traces_are_kept_and_their_number_is_bounded(monkeypatch):
-    loss, thetas, (x, y), V = setting(network("tanh"))
+    loss, thetas, (x, y), V = problem(network("tanh"))
     for examples in (1, 2, 3, 4, 1):
         hessian(loss, thetas, (x[:, :examples], y[:, :examples]), route="traced") @ V
     assert len(traced._TRACES[loss]) == 4

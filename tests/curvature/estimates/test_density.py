@@ -1,4 +1,4 @@
-"""The spectral density: moments, planted spectra, outliers, bands, degenerate sizes."""
+"""The spectral density: moments, known spectra, outliers, bands, degenerate sizes."""
 
 import math
 
@@ -20,7 +20,7 @@ def smooth(spectrum: Tensor, grid: Tensor, width: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_the_nodes_have_the_moments_that_the_probes_see(case: Case) -> None:
+def test_the_nodes_have_the_moments_of_the_probes(case: Case) -> None:
     """The moments 0 .. 2m - 1 of the nodes are z'H^k z / z'z to rounding, because they are a Gauss rule."""
     H, steps = hessian(case.loss, case.thetas, case.batch), 3
     z = rademacher(H.num_params, 2).double()
@@ -44,7 +44,7 @@ def test_moments_are_trace_and_frobenius_norm() -> None:
     assert (result.num_params, result.confidence) == (60, 0.95)
 
 
-def test_outliers_are_nodes_of_their_own_with_their_share_of_the_probe() -> None:
+def test_outliers_are_separate_nodes_with_the_right_weights() -> None:
     A = symmetric(spectrum_with_outliers(), points=1)[0]
     result = density(operator(A), num_probes=40, num_matvecs=32)
     values, vectors = torch.linalg.eigh(A)
@@ -52,8 +52,8 @@ def test_outliers_are_nodes_of_their_own_with_their_share_of_the_probe() -> None
     for value in OUTLIERS:
         distance, nearest = (result.nodes - value).abs().min(-1)
         assert distance.max() < 1e-8
-        mine = result.weights.gather(-1, nearest[:, None])[:, 0]
-        torch.testing.assert_close(mine, shares[(values - value).abs().argmin()], rtol=1e-5, atol=1e-9)
+        weight = result.weights.gather(-1, nearest[:, None])[:, 0]
+        torch.testing.assert_close(weight, shares[(values - value).abs().argmin()], rtol=1e-5, atol=1e-9)
     inside = (result.nodes.abs() < 1.001) * result.weights
     outer = (values[:, None] - OUTLIERS).abs().amin(-1) < 1e-6
     torch.testing.assert_close(inside.sum(-1), shares[~outer].sum(0), rtol=1e-7, atol=0)
@@ -62,7 +62,7 @@ def test_outliers_are_nodes_of_their_own_with_their_share_of_the_probe() -> None
 
 @pytest.mark.parametrize("width", [0.1, 0.3])
 def test_a_bulk_beside_outliers_keeps_its_shape(width: float) -> None:
-    """With a given width and grid the semicircle shows, although the spectrum reaches forty times as far."""
+    """With a given width and grid the semicircle is resolved, although the outliers lie forty times as far out."""
     spectrum = spectrum_with_outliers()
     grid = torch.linspace(-1.5, 1.5, 61, dtype=torch.float64)
     result = density(operator(symmetric(spectrum, points=1)[0]), num_probes=20, num_matvecs=48, grid=grid, width=width)
@@ -86,7 +86,8 @@ def test_bands_cover_at_their_confidence() -> None:
     assert ((covered > 0.82) & (covered < 0.97)).all(), covered
     half = (result.band[1] - result.band[0]) / 2
     stderr = result.curves.std(-2) / 6**0.5
-    torch.testing.assert_close(half, 2.0150 * stderr, rtol=1e-3, atol=0)  # Student's t, 5 degrees, 95 % quantile
+    t = 2.0150  # the 95 % quantile of Student's t with 5 degrees of freedom
+    torch.testing.assert_close(half, t * stderr, rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("name", SPECTRA)
@@ -114,7 +115,7 @@ def test_small_matrices_are_computed_exactly(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["low_rank", "clustered"])
-def test_exhausted_krylov_spaces(name: str) -> None:
+def test_rules_of_exhausted_krylov_spaces_are_right(name: str) -> None:
     """With more steps than distinct eigenvalues the rule is complete early, and further steps do not change it."""
     z = rademacher(24, 4).double()
     A = symmetric(SPECTRA[name], points=1)[0]
@@ -126,7 +127,7 @@ def test_exhausted_krylov_spaces(name: str) -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, -2.5])
-def test_multiples_of_the_identity(value: float) -> None:
+def test_densities_of_multiples_of_the_identity(value: float) -> None:
     A = value * torch.eye(40, dtype=torch.float64)
     for result in (density(operator(A), num_matvecs=6), density(operator(A))):
         torch.testing.assert_close((result.weights * result.nodes).sum(-1), torch.full_like(result.nodes[:, 0], value))
@@ -136,8 +137,8 @@ def test_multiples_of_the_identity(value: float) -> None:
         )
 
 
-def test_default_width_is_the_stated_rule() -> None:
-    """It is 0.75 spacings of the nodes that are not resolved, so that outliers do not widen it."""
+def test_the_default_width_follows_its_rule() -> None:
+    """It is 0.75 (exactly 0.7485) spacings of the nodes that are not resolved, so that outliers do not widen it."""
     alone = density(operator(symmetric(bulk(100))), num_matvecs=21, num_probes=3)
     reach = alone.nodes.amax((-2, -1)) - alone.nodes.amin((-2, -1))
     torch.testing.assert_close(alone.width, reach / 20 * 0.7485, rtol=1e-4, atol=0)
@@ -153,7 +154,7 @@ def test_default_width_is_the_stated_rule() -> None:
     assert float(density(operator(symmetric(far, points=1)[0]), num_matvecs=12).width) == pytest.approx(748.5, rel=1e-3)
 
 
-def test_default_density_is_right_on_a_planted_spectrum() -> None:
+def test_the_default_density_is_right_on_a_known_spectrum() -> None:
     """For a semicircle and outliers forty times as far it agrees with the exact density under the same kernel."""
     result = density(operator(symmetric(spectrum_with_outliers(), points=1)[0]), num_probes=20, num_matvecs=64)
     assert float(result.width) < 0.05
@@ -177,7 +178,7 @@ def test_the_result_depends_neither_on_other_points_nor_on_memory(monkeypatch: p
         torch.testing.assert_close(pieces.weights, whole.weights)
 
 
-def test_float32_and_probes_of_each_point() -> None:
+def test_float32_with_different_probes_at_each_point() -> None:
     A = symmetric(spectrum_with_outliers(50)).float()
     probes = torch.stack([rademacher(50, 3, path=("task", task)) for task in range(3)])
     result: Density = density(operator(A), probes=probes, num_matvecs=12)
@@ -192,10 +193,10 @@ def test_a_point_that_is_not_finite_changes_no_other(num_matvecs: int) -> None:
     A = symmetric(spectrum_with_outliers(50))
     right = density(operator(A), num_matvecs=num_matvecs)
     A[1, 3, 4] = torch.inf
-    set_nan = density(operator(A), num_matvecs=num_matvecs)
-    assert not set_nan.isolated[1].any()
-    assert set_nan.density.isnan().all(-1).tolist() == [False, True, False]
-    torch.testing.assert_close(set_nan.density[[0, 2]], right.density[[0, 2]])
+    with_nan = density(operator(A), num_matvecs=num_matvecs)
+    assert not with_nan.isolated[1].any()
+    assert with_nan.density.isnan().all(-1).tolist() == [False, True, False]
+    torch.testing.assert_close(with_nan.density[[0, 2]], right.density[[0, 2]])
 
 
 def test_a_grid_follows_a_narrow_width() -> None:
@@ -220,7 +221,7 @@ def test_progress_counts_every_product(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen == [(150, 150)]
 
 
-def test_an_interrupt_stops_at_once_and_leaves_nothing_behind() -> None:
+def test_a_keyboard_interrupt_stops_at_once_and_changes_no_state() -> None:
     calls = []
 
     def stop(done: int, total: int) -> None:
@@ -239,6 +240,7 @@ def test_an_interrupt_stops_at_once_and_leaves_nothing_behind() -> None:
     )
 
 
+# The words of the message, and the wrong option.
 BAD = {
     "num_probes=1": {"num_probes": 1},
     "num_matvecs=0": {"num_matvecs": 0},
@@ -255,8 +257,8 @@ def test_wrong_options_are_refused_in_plain_words(words: str) -> None:
         density(operator(symmetric(SPECTRA["decaying"])), **BAD[words])
 
 
-def test_few_parameters_with_confident_predictions() -> None:
-    """Their float32 entries underflow, which LAPACK's float32 solvers refuse or answer with NaN."""
+def test_graded_matrices_as_of_confident_predictions() -> None:
+    """Their float32 entries underflow, and LAPACK's float32 solvers fail on them or give NaN."""
     graded = torch.logspace(0, -22, 30).double()
     for seed in range(20):
         J = randn(30, 30, path=f"graded-{seed}") * graded

@@ -1,4 +1,4 @@
-"""Exact traces are used where they are right, and not used where they would be wrong."""
+"""Exact traces from the outputs are used where they are right, and not used where they would be wrong."""
 
 from collections.abc import Callable
 from functools import cache
@@ -30,7 +30,7 @@ from hessian_tools.nets import MLP, Conv4
 
 
 class Custom(nn.Module):
-    """Two 4-4 layers, combined by a given function, and a head (the last layer)."""
+    """Two layers 4-4, combined by a given function, and a head 4-3."""
 
     def __init__(self, join: Callable[["Custom", Tensor], Tensor]) -> None:
         super().__init__()
@@ -57,23 +57,26 @@ def images(*layers: nn.Module) -> nn.Module:
     return nn.Sequential(nn.Unflatten(1, (1, 2, 2)), *layers, nn.Flatten(), nn.LazyLinear(3))
 
 
-def evaluated() -> nn.Module:
+def in_eval_mode() -> nn.Module:
+    """A network in eval mode, whose BatchNorm uses stored statistics."""
     norm = nn.BatchNorm1d(4)
     norm.running_mean, norm.running_var = torch.randn(4), torch.rand(4) + 0.5
     return nn.Sequential(nn.Linear(4, 4), norm, nn.ReLU(), nn.Dropout(0.5), nn.Linear(4, 3)).double().eval()
 
 
 def layers(*middle: nn.Module) -> nn.Module:
+    """A linear layer, the given modules, and a linear head."""
     return nn.Sequential(nn.Linear(4, 4), *middle, nn.Linear(4, 3))
 
 
 def tied() -> nn.Module:
+    """Two layers of a sequence share their weight."""
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.Linear(4, 3))
     model[2].weight = model[0].weight
     return model
 
 
-ALIKE: dict[str, Callable[[], nn.Module]] = {
+PIECEWISE_AFFINE: dict[str, Callable[[], nn.Module]] = {
     "relu": lambda: layers(nn.ReLU(inplace=True)),
     "deep leaky": lambda: layers(nn.LeakyReLU(0.2), nn.Linear(4, 4), nn.Hardtanh()),
     "convolution": lambda: nn.Sequential(
@@ -92,7 +95,7 @@ ALIKE: dict[str, Callable[[], nn.Module]] = {
         nn.Flatten(),
         nn.Linear(3, 3),
     ),
-    "kept statistics": evaluated,
+    "kept statistics": in_eval_mode,
     "additive skip": lambda: Custom(lambda net, x: F.relu(net.first(x)) + F.relu(net.second(x)) + x),
     "residual": lambda: Custom(lambda net, x: net.second(F.relu(h := net.first(x))) + h),
     "two branches multiplied": lambda: Custom(lambda net, x: F.relu(net.first(x)) * net.second(x)),
@@ -100,7 +103,7 @@ ALIKE: dict[str, Callable[[], nn.Module]] = {
         lambda net, x: F.relu(net.first(x)) + net.first(2 * x) + net.second(x)
     ),
 }
-UNLIKE: dict[str, Callable[[], nn.Module]] = {
+NOT_PIECEWISE_AFFINE: dict[str, Callable[[], nn.Module]] = {
     "tanh": lambda: layers(nn.Tanh()),
     "gelu": lambda: layers(nn.GELU()),
     "batch statistics": lambda: layers(nn.BatchNorm1d(4, track_running_stats=False), nn.ReLU()),
@@ -132,16 +135,18 @@ def concave(outputs: Tensor, targets: Tensor) -> Tensor:
     return torch.cos(outputs - targets).sum() + outputs.sum() ** 2
 
 
-ALL_WITH_ONE = [(name, F.cross_entropy) for name in ALIKE]
+ALL_WITH_ONE = [(name, F.cross_entropy) for name in PIECEWISE_AFFINE]
 ONE_WITH_OTHERS = [("convolution", squared_error), ("convolution", concave)]
 
 
 @pytest.mark.parametrize(
     ("name", "criterion"), ALL_WITH_ONE + ONE_WITH_OTHERS, ids=lambda part: getattr(part, "__name__", part)
 )
-def test_piecewise_affine_networks(name: str, criterion: Callable[[Tensor, Tensor], Tensor]) -> None:
-    """The trace of H is that of Gauss-Newton, from 15 backward passes, for any criterion."""
-    case = case_of(ALIKE[name], criterion)
+def test_the_trace_of_piecewise_affine_networks_comes_from_the_outputs(
+    name: str, criterion: Callable[[Tensor, Tensor], Tensor]
+) -> None:
+    """For any criterion the trace of H is that of Gauss-Newton, which takes 15 backward passes here."""
+    case = case_of(PIECEWISE_AFFINE[name], criterion)
     assert is_multiaffine(case.loss, *case.at(0)[:2])
     estimate = trace(hessian(case.loss, case.thetas, case.batch), num_probes=16)
     assert estimate.method == "outputs"
@@ -151,10 +156,10 @@ def test_piecewise_affine_networks(name: str, criterion: Callable[[Tensor, Tenso
     assert (estimate.num_matvecs == 15).all()
 
 
-@pytest.mark.parametrize("name", UNLIKE)
-def test_other_networks_are_not_taken_for_piecewise_affine_ones(name: str) -> None:
-    """The exact trace would be wrong for them, because the traces of H and Gauss-Newton differ."""
-    case = case_of(UNLIKE[name])
+@pytest.mark.parametrize("name", NOT_PIECEWISE_AFFINE)
+def test_other_networks_are_not_mistaken_for_piecewise_affine_ones(name: str) -> None:
+    """The trace from the outputs would be wrong for them, because the traces of H and Gauss-Newton differ."""
+    case = case_of(NOT_PIECEWISE_AFFINE[name])
     assert not is_multiaffine(case.loss, *case.at(0)[:2])
     H, G = (make(case.loss, case.thetas, case.batch) for make in (hessian, gauss_newton))
     exact, other = diagonal_sum(case.dense), trace(G, method="exact").value
@@ -165,14 +170,14 @@ def test_other_networks_are_not_taken_for_piecewise_affine_ones(name: str) -> No
     torch.testing.assert_close(forced.value, exact)
 
 
-def test_nothing_is_certain_of_control_flow_on_data() -> None:
+def test_networks_with_control_flow_on_data_are_not_certain_to_be_piecewise_affine() -> None:
     model = seeded(lambda: Custom(lambda net, x: net.first(x) if x.sum() > 0 else net.second(x).tanh()))
     theta, layout = flatten(model)
     loss = make_loss(model, F.cross_entropy, layout)
     assert not is_multiaffine(loss, theta, (torch.ones(2, 4), torch.zeros(2, dtype=torch.long)))
 
 
-def test_the_study_s_networks() -> None:
+def test_which_networks_of_the_study_are_piecewise_affine() -> None:
     x = torch.rand(2, 1, 16, 16)
     networks = (
         (Conv4(2, width=2, input_shape=(1, 16, 16), normalisation="none"), True),
@@ -196,7 +201,7 @@ def test_the_trace_of_gauss_newton_from_its_outputs(case: Case) -> None:
     assert single.value.shape == single.num_matvecs.shape == ()
 
 
-def test_lists_of_batches_chunks_and_loops() -> None:
+def test_lists_of_batches_chunks_and_loops_give_the_same_trace() -> None:
     case = relu_mlp()
     x, y = case.batch
     pieces = [(x[:, :2], y[:, :2]), (x[:, 2:], y[:, 2:])]
@@ -213,8 +218,8 @@ def test_lists_of_batches_chunks_and_loops() -> None:
 
 
 @pytest.mark.slow
-def test_it_is_exact_where_that_costs_no_more_than_the_probes() -> None:
-    """With 18 outputs and 63 parameters, fewer than 18 probes are cheaper than the exact way; 18 or more are not."""
+def test_auto_is_exact_where_that_costs_no_more_than_the_probes() -> None:
+    """With 18 outputs and 63 parameters, fewer than 18 probes are cheaper than the exact trace; 18 or more are not."""
     case = relu_mlp()
     H = hessian(case.loss, case.thetas, case.batch)
     assert [trace(H, num_probes=n).method for n in (17, 18, 100)] == ["probes", "outputs", "outputs"]
@@ -249,8 +254,8 @@ def test_wrong_arguments_are_refused_in_plain_words() -> None:
 def test_progress_counts_every_product_once() -> None:
     reports: list[tuple[int, int]] = []
 
-    def progress(done: int, everything: int) -> None:
-        reports.append((done, everything))
+    def progress(done: int, total: int) -> None:
+        reports.append((done, total))
 
     case = conv_batchnorm()
     H = hessian(case.loss, case.thetas, case.batch)
@@ -259,7 +264,7 @@ def test_progress_counts_every_product_once() -> None:
     reports.clear()
     trace(H, num_probes=20, rtol=1e-9, max_probes=50, progress=progress)
     assert [done for done, _ in reports] == [16, 20, 36, 40, 50]
-    assert {everything for _, everything in reports} == {50}
+    assert {total for _, total in reports} == {50}
     for options in ({"method": "exact"}, {"num_probes": 10}):
         reports.clear()
         relu = relu_mlp()
@@ -268,8 +273,8 @@ def test_progress_counts_every_product_once() -> None:
         assert [done for done, _ in reports] == sorted({done for done, _ in reports})
 
 
-def test_ragged_points_share_one_count_and_have_their_own_costs() -> None:
-    """Progress is one count over all groups, and num_matvecs at each point is that of its own batch."""
+def test_progress_and_num_matvecs_of_ragged_points() -> None:
+    """Progress counts the passes of all groups together, and num_matvecs at each point those for its batch."""
     case = GAUSS_NEWTON[-1]
     x, y = torch.utils._pytree.tree_map(lambda leaf: leaf[0], case.batch)
     batches = ragged([(x[:2], y[:2]), (x, y), (x[:2], y[:2])])

@@ -1,4 +1,4 @@
-"""Nodes of a density that are isolated eigenvalues, and residuals that bound the distance to an eigenvalue."""
+"""Which nodes of a density are isolated, and that residuals bound the distance of nodes to an eigenvalue."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def test_residuals_bound_the_distance_to_an_eigenvalue() -> None:
     assert (density(operator(A), num_matvecs=80).residuals == 0).all()
 
 
-def test_isolated_nodes_are_the_planted_outliers() -> None:
+def test_isolated_nodes_are_the_outliers_of_a_known_spectrum() -> None:
     result = density(operator(symmetric(spectrum_with_outliers())), num_probes=6, num_matvecs=48)
     for point in range(3):
         marked = result.nodes[point][result.isolated[point]]
@@ -28,7 +28,7 @@ def test_isolated_nodes_are_the_planted_outliers() -> None:
 
 
 @pytest.mark.parametrize("num_matvecs", [20, 24], ids=["lanczos", "exact"])
-def test_isolated_nodes_of_a_low_rank_are_its_values_and_zero(num_matvecs: int) -> None:
+def test_isolated_nodes_of_a_low_rank_matrix_are_its_eigenvalues_and_zero(num_matvecs: int) -> None:
     result = density(operator(symmetric(SPECTRA["low_rank"])), num_matvecs=num_matvecs)
     marked = result.nodes[result.isolated]
     assert {round(value, 6) + 0.0 for value in marked.tolist()} == {7.0, -5.0, 2.0, 0.0}

@@ -1,4 +1,4 @@
-"""Trace, Frobenius norm and diagonal from one set of products: means and standard errors against closed forms."""
+"""Trace, Frobenius norm and diagonal from the same products: means and standard errors against closed forms."""
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ REPEATS = 200
 
 
 def operator(A: Tensor) -> Hessian:
+    """The Hessians of quadratic functions, which are the matrices A."""
     return hessian(quadratic, torch.zeros(A.shape[:-1], dtype=A.dtype), A)
 
 
@@ -20,13 +21,13 @@ def off_diagonal(A: Tensor) -> Tensor:
 
 
 def repeated(A: Tensor, num_probes: int) -> tuple[Hessian, Tensor]:
-    """Independent estimates of one matrix, REPEATS of them."""
+    """The operator and probes of REPEATS independent estimates for one matrix, each at a point of its own."""
     probes = rademacher(24, num_probes * REPEATS).view(24, REPEATS, num_probes).permute(1, 0, 2)
     return operator(A.expand(REPEATS, 24, 24)), probes
 
 
 def check_errors(value: Tensor, stderr: Tensor, truth: Tensor, exact: Tensor) -> None:
-    """The errors have the standard deviation of the closed form, and stderr agrees with it."""
+    """Asserts that errors have the standard deviation ``exact`` of the closed form, and that stderr agrees with it."""
     z = (value - truth) / exact
     assert (z.mean(0).abs() < 4.5 / REPEATS**0.5).all()
     assert ((z.std(0) > 0.8) & (z.std(0) < 1.2)).all()
@@ -36,7 +37,7 @@ def check_errors(value: Tensor, stderr: Tensor, truth: Tensor, exact: Tensor) ->
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("num_probes", [16, 40])
-def test_means_and_standard_errors(name: str, num_probes: int) -> None:
+def test_means_and_standard_errors_are_right(name: str, num_probes: int) -> None:
     A = symmetric(SPECTRA[name], points=1)[0]
     H, probes = repeated(A, num_probes)
     result = moments(H, probes=probes)
@@ -53,8 +54,8 @@ def test_means_and_standard_errors(name: str, num_probes: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", NETWORKS, ids=lambda case: case.name)
-def test_networks(case: Case) -> None:
-    """Fewer probes than parameters give estimates, and more give the exact numbers."""
+def test_moments_of_networks(case: Case) -> None:
+    """With fewer probes than parameters they are estimates, with more they are exact."""
     result = moments(hessian(case.loss, case.thetas, case.batch), num_probes=50)
     truth = (case.dense**2).sum((-2, -1))
     assert ((result.frobenius_squared.value - truth).abs() < 4 * result.frobenius_squared.stderr).all()
@@ -95,23 +96,23 @@ def test_small_matrices_are_computed_exactly() -> None:
 
 
 @pytest.mark.parametrize("num_probes", [4, 40], ids=["estimated", "exact"])
-def test_single_point_and_not_a_number(num_probes: int) -> None:
+def test_a_single_point_and_a_point_with_nan(num_probes: int) -> None:
     A = symmetric(SPECTRA["decaying"])
     single = moments(operator(A[0]), num_probes=num_probes)
     assert (single.trace.value.shape, single.diagonal.value.shape, single.diagonal.num_matvecs.shape) == ((), (24,), ())
     A[1] = torch.nan
-    set_nan = moments(operator(A), num_probes=num_probes)
-    for estimate in (set_nan.trace, set_nan.frobenius_squared):
+    with_nan = moments(operator(A), num_probes=num_probes)
+    for estimate in (with_nan.trace, with_nan.frobenius_squared):
         assert estimate.value.isnan().tolist() == estimate.stderr.isnan().tolist() == [False, True, False]
         assert estimate.converged.tolist() == [True, False, True]
-    assert set_nan.diagonal.converged.all(-1).tolist() == [True, False, True]
+    assert with_nan.diagonal.converged.all(-1).tolist() == [True, False, True]
 
 
 def test_progress_counts_every_product_once() -> None:
     reports: list[tuple[int, int]] = []
     H = operator(symmetric(SPECTRA["decaying"]))
-    moments(H, num_probes=20, progress=lambda done, everything: reports.append((done, everything)))
-    frobenius_squared(H, num_probes=30, progress=lambda done, everything: reports.append((done, everything)))
+    moments(H, num_probes=20, progress=lambda done, total: reports.append((done, total)))
+    frobenius_squared(H, num_probes=30, progress=lambda done, total: reports.append((done, total)))
     assert reports == [(16, 20), (20, 20), (24, 24)]
 
 
@@ -125,7 +126,7 @@ def test_wrong_options_are_refused_in_plain_words() -> None:
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-21, 1e18, 1e30])
 def test_extreme_scales_in_single_precision(scale: float) -> None:
-    """The diagonal keeps right errors, and squares outside the range of float32 are not reported as converged."""
+    """The errors of the diagonal stay right, and a norm whose squares leave the range of float32 is not converged."""
     A = symmetric(SPECTRA["indefinite"], points=1)[0]
     expected = moments(operator(A), num_probes=20)
     result = moments(operator((A * scale).float()), num_probes=20)
@@ -143,6 +144,6 @@ def test_a_zero_matrix_has_zero_moments() -> None:
     assert result.diagonal.converged.all() and float(result.diagonal.stderr.abs().max()) == 0
 
 
-def test_a_number_of_probes_that_is_not_whole() -> None:
+def test_a_number_of_probes_that_is_not_whole_is_refused() -> None:
     with without_type_checks(), pytest.raises(ValueError, match="num_probes=2.5 is not a whole number"):
         moments(operator(torch.eye(3)), num_probes=2.5)

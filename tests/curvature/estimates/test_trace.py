@@ -1,4 +1,4 @@
-"""The trace: its mean and its standard error against their closed forms."""
+"""The trace from probes: its mean and standard error against closed forms, the coverage of its intervals, options."""
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ NAMES = ("decaying", "indefinite", "outliers")
 
 
 def operator(A: Tensor) -> Hessian:
+    """The Hessians of quadratic functions, which are the matrices A."""
     return hessian(quadratic, torch.zeros(A.shape[:-1], dtype=A.dtype), A)
 
 
@@ -23,8 +24,8 @@ def variance(A: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("num_probes", [16, 64])
-def test_mean_and_standard_error(name: str, num_probes: int) -> None:
-    """Over 200 independent estimates the errors have the standard deviation of the closed form; stderr agrees."""
+def test_mean_and_standard_error_are_right(name: str, num_probes: int) -> None:
+    """The errors of 200 independent estimates have the standard deviation of the closed form, and stderr agrees."""
     A = symmetric(SPECTRA[name], points=1)[0]
     repeats = 200
     probes = rademacher(24, num_probes * repeats).view(24, repeats, num_probes).permute(1, 0, 2)
@@ -51,9 +52,10 @@ def coverage(A: Tensor, num_probes: int, confidence: float = 0.95, trials: int =
 @pytest.mark.parametrize("num_probes", [4, 16])
 @pytest.mark.parametrize("name", ["indefinite", "clustered"])
 def test_intervals_cover_at_the_nominal_rate(name: str, num_probes: int, confidence: float) -> None:
-    """In 1 000 trials, within three binomial standard deviations: .021 at 95 %.
+    """The coverage in 1 000 trials is nominal within three binomial standard deviations, which are .021 at 95 %.
 
-    With 4 probes 1.96 standard errors would cover 86 %, and standard errors without the square root of n far more.
+    With 4 probes, 1.96 standard errors would cover only 86 %. Without the division by sqrt(n) coverage would be too
+    high.
     """
     covered = coverage(symmetric(SPECTRA[name], points=1)[0], num_probes, confidence)
     assert abs(covered - confidence) < 3 * (confidence * (1 - confidence) / 1000) ** 0.5
@@ -65,20 +67,20 @@ def test_intervals_cover_a_network_s_trace() -> None:
 
 
 def test_a_few_large_eigenvalues_lower_the_coverage() -> None:
-    """z'Hz then has the skewness 1.4, and as documented the coverage is 2 to 5 percentage points too low, not more."""
+    """z'Hz then has the skewness 1.4, and the coverage is 2 to 5 percentage points too low, as the docstring says."""
     covered = coverage(symmetric(SPECTRA["outliers"], points=1)[0], 4)
     assert 0.89 < covered < 0.95
 
 
 @pytest.mark.parametrize("case", NETWORKS, ids=lambda case: case.name)
-def test_networks(case: Case) -> None:
+def test_the_traces_of_networks_agree_with_dense_matrices(case: Case) -> None:
     estimate = trace(hessian(case.loss, case.thetas, case.batch), num_probes=400, method="probes")
     exact = case.dense.diagonal(dim1=-2, dim2=-1).sum(-1)
     assert ((estimate.value - exact).abs() < 4 * estimate.stderr).all()
     torch.testing.assert_close(estimate.stderr, (variance(case.dense) / 400).sqrt(), rtol=0.25, atol=0)
 
 
-def test_samples_are_the_quadratic_forms_and_carry_the_estimate() -> None:
+def test_samples_are_quadratic_forms_and_give_value_and_stderr() -> None:
     A, z = symmetric(SPECTRA["indefinite"]), rademacher(24, 40, seed=3)
     estimate = trace(operator(A), num_probes=40, seed=3, method="probes")
     Z = z.double()
@@ -134,14 +136,14 @@ def test_tolerances_stop_at_max_probes() -> None:
     assert (short.num_matvecs == 40).all()
 
 
-def test_single_point_and_not_a_number() -> None:
+def test_a_single_point_and_a_point_with_nan() -> None:
     A = symmetric(SPECTRA["decaying"])
     single = trace(operator(A[0]), num_probes=4)
     assert (single.value.shape, single.samples.shape) == ((), (4,))
     A[1, 0, 0] = torch.nan
-    set_nan = trace(operator(A), num_probes=4)
-    assert set_nan.value.isnan().tolist() == set_nan.stderr.isnan().tolist() == [False, True, False]
-    assert set_nan.converged.tolist() == [True, False, True]
+    with_nan = trace(operator(A), num_probes=4)
+    assert with_nan.value.isnan().tolist() == with_nan.stderr.isnan().tolist() == [False, True, False]
+    assert with_nan.converged.tolist() == [True, False, True]
 
 
 def test_wrong_options_are_refused_in_plain_words() -> None:
@@ -176,6 +178,6 @@ def test_a_point_that_is_not_finite_adds_no_probes() -> None:
     torch.testing.assert_close(beside.samples[0], alone.samples[0])
 
 
-def test_fewer_probes_than_one_round_are_not_exceeded() -> None:
+def test_max_probes_below_num_probes_is_not_exceeded() -> None:
     H = operator(symmetric(SPECTRA["indefinite"], points=1)[0])
     assert int(trace(H, atol=0.0, num_probes=20, max_probes=7, method="probes").num_matvecs) == 7

@@ -1,4 +1,4 @@
-"""Operators made of operators: sums, blocks, subspaces, against the same of dense matrices."""
+"""Operators made of other operators (sums, blocks, restrictions), against the same operations on dense matrices."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +19,7 @@ TANH, RELU = tanh_mlp(), relu_mlp()
 G_TANH = gauss_newton_case(TANH).dense
 CONV = next(case for case in NETWORKS if case.name == "conv-batchnorm")
 Q = torch.linalg.qr(randn(TANH.thetas.shape[-1], 4, path="Q")).Q
-BODY = slice(0, 12 + 42)  # 1-6-6-1 with biases: the last layer has 7
+BODY = slice(0, 12 + 42)  # the layers 1-6-6-1 with biases have 12, 42 and 7 parameters; the last one is the head
 
 
 def difference(*args: Any, **options: Any) -> Operator:
@@ -30,7 +30,7 @@ def nested(*args: Any, **options: Any) -> Operator:
     return 2 * (hessian(*args, **options) + 0.5 * gauss_newton(*args, **options)) - (-hessian(*args, **options))
 
 
-MADE: dict[str, tuple[Callable[..., Operator], Tensor]] = {
+COMPOSED: dict[str, tuple[Callable[..., Operator], Tensor]] = {
     "difference": (difference, TANH.dense - G_TANH),
     "nested": (nested, 3 * TANH.dense + G_TANH),
     "body": (lambda *a, **o: hessian(*a, **o).block("body"), TANH.dense[:, BODY, BODY]),
@@ -43,22 +43,23 @@ MADE: dict[str, tuple[Callable[..., Operator], Tensor]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MADE)
+@pytest.mark.parametrize("name", COMPOSED)
 def test_contract(name: str) -> None:
-    make, dense = MADE[name]
+    make, dense = COMPOSED[name]
     check_operator(make, replace(TANH, hessians=dense))
 
 
-def test_numbers_of_numpy() -> None:
+def test_multiples_by_numbers_of_numpy() -> None:
     H = hessian(TANH.loss, TANH.thetas, TANH.batch)
     close((np.float64(2.5) * H).to_dense(), 2.5 * TANH.dense)
     with without_type_checks():
         close((H * np.float32(2.5)).to_dense(), 2.5 * TANH.dense)
 
 
-def test_eigenpairs_of_the_rest() -> None:
-    rest = difference(CONV.loss, CONV.thetas, CONV.batch)
+def test_eigenpairs_of_the_hessian_minus_gauss_newton() -> None:
+    H_minus_G = difference(CONV.loss, CONV.thetas, CONV.batch)
     expected = torch.linalg.eigvalsh(CONV.dense - gauss_newton_case(CONV).dense)
-    close(top_eigenpairs(rest, k=1, which="LA", rtol=1e-9).values[:, 0], expected[:, -1])
+    close(top_eigenpairs(H_minus_G, k=1, which="LA", rtol=1e-9).values[:, 0], expected[:, -1])
 
 
 @pytest.mark.parametrize(
@@ -92,14 +93,14 @@ def test_blocks_by_layer_cover_the_diagonal() -> None:
 
 
 @pytest.mark.slow
-def test_a_linear_head_has_no_curvature_of_its_own() -> None:
+def test_in_the_block_of_a_linear_head_hessian_and_gauss_newton_are_equal() -> None:
     head = (hessian(CONV.loss, CONV.thetas, CONV.batch) - gauss_newton(CONV.loss, CONV.thetas, CONV.batch)).block(
         "head"
     )
     assert head.to_dense().abs().max() < 1e-12 * CONV.dense.abs().max()
 
 
-def test_another_head() -> None:
+def test_another_module_can_be_the_head() -> None:
     H = hessian(TANH.loss, TANH.thetas, TANH.batch)
     close(H.block("body", head="0").to_dense(), TANH.dense[:, 12:, 12:])
     close(H.block("head", head="0").to_dense(), TANH.dense[:, :12, :12])
@@ -107,17 +108,17 @@ def test_another_head() -> None:
         H.block("body", head="conv")
 
 
-def test_subspace_for_each_point() -> None:
+def test_restriction_to_a_different_subspace_at_each_point() -> None:
     n = TANH.thetas.shape[-1]
-    each = torch.linalg.qr(randn(POINTS, n, 3, path="each")).Q
-    R = hessian(TANH.loss, TANH.thetas, TANH.batch).restrict(each)
-    close(R.to_dense(), each.mT @ TANH.dense @ each)
-    close(R.select(torch.tensor([2, 0])).to_dense(), (each.mT @ TANH.dense @ each)[[2, 0]])
+    bases = torch.linalg.qr(randn(POINTS, n, 3, path="each")).Q
+    R = hessian(TANH.loss, TANH.thetas, TANH.batch).restrict(bases)
+    close(R.to_dense(), bases.mT @ TANH.dense @ bases)
+    close(R.select(torch.tensor([2, 0])).to_dense(), (bases.mT @ TANH.dense @ bases)[[2, 0]])
     H = hessian(TANH.loss, TANH.thetas, TANH.batch)
     close(H.block("head").restrict(torch.eye(7, 2).double()).to_dense(), TANH.dense[:, 54:56, 54:56])
 
 
-def test_subspace_of_eigenvectors_is_diagonal() -> None:
+def test_the_restriction_to_eigenvectors_is_diagonal() -> None:
     H = hessian(TANH.loss, TANH.thetas, TANH.batch)
     pairs = top_eigenpairs(H, k=3, rtol=1e-9, vectors=True)
     assert pairs.vectors is not None
@@ -136,7 +137,7 @@ def test_nan_at_one_point_stays_there() -> None:
         assert finite.all(-1).tolist() == [True, False, True]
 
 
-def test_refusals_in_plain_words() -> None:
+def test_wrong_arguments_are_refused_in_plain_words() -> None:
     H = hessian(TANH.loss, TANH.thetas, TANH.batch)
     plain = hessian(lambda theta, _: (theta**2).sum(), TANH.thetas, None)
     single = hessian(TANH.loss, *TANH.at(0)[:2])
@@ -151,10 +152,10 @@ def test_refusals_in_plain_words() -> None:
         (lambda: H.block("conv"), "no parameter under 'conv'"),
         (lambda: H.block(), "no prefix"),
         (lambda: H.restrict(2 * Q), r"torch.linalg.qr\(Q\).Q"),
-        (lambda: H.restrict(Q[:-1]), r"give \[61, k\]"),
+        (lambda: H.restrict(Q[:-1]), r"give shape \[61, k\]"),
         (lambda: H.restrict(Q.float()), "torch.float32"),
-        (lambda: H.restrict(Q.expand(2, -1, -1)), "one such for each point"),
-        (lambda: single.restrict(Q[None]), "one such for each point"),
+        (lambda: H.restrict(Q.expand(2, -1, -1)), "one such matrix for each point"),
+        (lambda: single.restrict(Q[None]), "one such matrix for each point"),
         (lambda: single.block("head").select(torch.tensor([0])), "no points to select"),
     ]
     for refuse, words in refused:
@@ -167,8 +168,8 @@ def test_refusals_in_plain_words() -> None:
         H + 1
 
 
-def test_prefixes_are_whole_between_dots() -> None:
-    """Eleven layers: "1" is not "10"."""
+def test_prefixes_match_whole_names_between_dots() -> None:
+    """In a network of eleven layers the prefix "1" does not match the layer "10"."""
     model = nn.Sequential(*[nn.Linear(1, 1, bias=False) for _ in range(11)])
     theta, layout = flatten(model)
     loss = make_loss(model, lambda out, y: (out**2).mean(), layout)
@@ -178,13 +179,13 @@ def test_prefixes_are_whole_between_dots() -> None:
     assert layout.under("head") == ("10.weight",)
 
 
-def test_head_by_rule() -> None:
+def test_the_head_is_the_module_of_that_name_or_the_last_one() -> None:
     named = nn.Module()
     named.head, named.tail = nn.Linear(2, 2), nn.Linear(2, 2)
     named.forward = lambda x: named.tail(named.head(x))
     assert flatten(named)[1].under("head") == ("head.weight", "head.bias")
     assert flatten(named)[1].under("body") == ("tail.weight", "tail.bias")
-    body = flatten(named, where="tail")[1]  # the head is the network's, not the last of what was chosen
+    body = flatten(named, where="tail")[1]  # the head is that of the whole network, not the last of the chosen layers
     assert body.under("body") == ("tail.weight", "tail.bias")
     with pytest.raises(ValueError, match="'head'"):
         body.under("head")

@@ -1,4 +1,4 @@
-"""The Gauss-Newton operator: closed forms, dense J'BJ, what it equals and what it does not."""
+"""The Gauss-Newton operator against closed forms and dense J'BJ, and its relation to the Hessian."""
 
 import pytest
 import torch
@@ -32,8 +32,7 @@ def test_contract(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", LINEAR, ids=lambda case: case.name)
-def test_linear_networks_have_no_other_curvature(case: Case) -> None:
-    """case.dense is the closed form of the Hessian."""
+def test_for_linear_networks_it_is_the_hessian(case: Case) -> None:
     V = randn(case.thetas.shape[-1], 2, path="V")
     G, H = (make(case.loss, case.thetas, case.batch) for make in (gauss_newton, hessian))
     close(G @ V, H @ V)
@@ -41,14 +40,14 @@ def test_linear_networks_have_no_other_curvature(case: Case) -> None:
 
 
 @by_name
-def test_loop_is_vmap(case: Case) -> None:
+def test_loop_and_vmap_agree(case: Case) -> None:
     V = randn(case.thetas.shape[-1], 2, path="V")
     close(gauss_newton(case.loss, case.thetas, case.batch, batching="loop") @ V, case.dense @ V)
 
 
 @pytest.mark.parametrize("case", [LINEAR[1], CONV], ids=lambda case: case.name)
-def test_fisher_of_the_models_own_labels(case: Case) -> None:
-    """Mean over examples, expectation over labels y ~ p, of the outer product of the score of log p(y)."""
+def test_it_is_the_fisher_matrix_with_labels_drawn_from_the_model(case: Case) -> None:
+    """The Fisher matrix is the mean over examples, and expectation over y ~ p, of the score's outer product."""
     theta, (x, _), dense = case.at(0)
     theta = theta.clone().requires_grad_()
     log_p = case.loss.outputs(theta, x).log_softmax(-1)
@@ -57,14 +56,14 @@ def test_fisher_of_the_models_own_labels(case: Case) -> None:
 
 
 def test_one_theta_expanded_over_points() -> None:
-    """As the start of all tasks is: torch has no forward derivative where points share memory."""
+    """All tasks start from one theta. torch has no forward derivative where points share memory."""
     thetas, V = CONV.thetas[:1].expand(3, -1), randn(CONV.thetas.shape[-1], 2, path="V")
     for make in (gauss_newton, hessian):
         close(make(CONV.loss, thetas, CONV.batch) @ V, make(CONV.loss, thetas.clone(), CONV.batch) @ V)
 
 
-def test_trace_of_relu_networks_is_the_hessians() -> None:
-    """Without normalisation only: a ReLU network is linear in each weight alone, so the rest has no diagonal."""
+def test_for_relu_networks_without_normalisation_its_trace_is_that_of_the_hessian() -> None:
+    """Such a network is linear in each weight alone, so H - G has a zero diagonal."""
     relu, conv = (
         [make(case.loss, case.thetas, case.batch).to_dense() for make in (hessian, gauss_newton)]
         for case in (relu_mlp(), CONV)
@@ -109,7 +108,7 @@ def test_criterion_that_couples_examples() -> None:
     close(G.to_dense(), 2 * torch.outer(x.sum(0), x.sum(0)))
 
 
-def test_mse_loss_is_taken_here() -> None:
+def test_mse_loss_works_for_gauss_newton() -> None:
     model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))
     theta, layout = flatten(model)
     thetas, batch = theta.double().expand(2, -1), (randn(2, 4, 2, path="x"), randn(2, 4, 1, path="y"))
@@ -132,14 +131,14 @@ def test_products_do_not_need_grad_mode() -> None:
         close(gauss_newton(CONV.loss, CONV.thetas, CONV.batch) @ V, CONV.dense @ V)
 
 
-def test_float32_is_near() -> None:
+def test_float32_agrees_with_float64_to_rounding() -> None:
     V = randn(CONV.thetas.shape[-1], 2, path="V")
     product = gauss_newton(CONV.loss, CONV.thetas.float(), CONV.batch) @ V.float()
     assert product.dtype == torch.float32
     assert (product - CONV.dense @ V).norm() < 1e-4 * (CONV.dense @ V).norm()
 
 
-def test_refusals_in_plain_words() -> None:
+def test_wrong_arguments_are_refused_in_plain_words() -> None:
     def plain(theta: Tensor, batch: object) -> Tensor:
         return (theta**2).sum()
 
@@ -177,17 +176,17 @@ def test_a_network_with_several_outputs() -> None:
     def outputs(t: Tensor) -> Tensor:
         return torch.cat([out.flatten() for out in loss.outputs(t, x).values()])
 
-    def of_row(u: Tensor) -> Tensor:
+    def criterion_of_row(u: Tensor) -> Tensor:
         return criterion({"a": u[:4].view(2, 2), "b": u[4:].view(2, 1)}, y)
 
     J, B = (
         torch.autograd.functional.jacobian(outputs, theta),
-        torch.autograd.functional.hessian(of_row, outputs(theta)),
+        torch.autograd.functional.hessian(criterion_of_row, outputs(theta)),
     )
     G = gauss_newton(loss, theta, (x, y))
     close(G.to_dense(), J.mT @ B @ J)
     spectrum = gauss_newton_spectrum(loss, theta, (x, y))
     close(spectrum.values, torch.linalg.eigvalsh(J.mT @ B @ J).flip(0)[:6])
-    found = trace(G)
-    close(found.value, (J.mT @ B @ J).trace())
-    assert (found.method, int(found.num_matvecs)) == ("outputs", 6)
+    estimate = trace(G)
+    close(estimate.value, (J.mT @ B @ J).trace())
+    assert (estimate.method, int(estimate.num_matvecs)) == ("outputs", 6)

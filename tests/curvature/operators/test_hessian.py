@@ -1,4 +1,4 @@
-"""The Hessian operator: closed forms, dense references, shapes, batches, and its refusals."""
+"""The Hessian operator: closed forms, dense references, shapes, batches, and arguments that it refuses."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ from hessian_tools.loss import HiddenStateError, make_loss
 CONV = next(case for case in NETWORKS if case.name == "conv-batchnorm")
 
 
-def norm_of(theta: Tensor, batch: object) -> Tensor:
+def sum_of_fourth_powers(theta: Tensor, batch: object) -> Tensor:
     return (theta**4).sum()
 
 
@@ -42,7 +42,7 @@ def test_the_dense_reference_itself_is_the_closed_form(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", NETWORKS, ids=lambda case: case.name)
-def test_loop_is_vmap(case: Case) -> None:
+def test_loop_and_vmap_agree(case: Case) -> None:
     V = randn(case.thetas.shape[-1], 2, path="V")
     loop = hessian(case.loss, case.thetas, case.batch, batching="loop")
     close(loop @ V, case.dense @ V)
@@ -50,7 +50,7 @@ def test_loop_is_vmap(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_gradient_is_autograd(case: Case) -> None:
+def test_gradient_agrees_with_autograd(case: Case) -> None:
     rows = []
     for i in range(len(case.thetas)):
         theta, batch, _ = case.at(i)
@@ -62,7 +62,7 @@ def test_gradient_is_autograd(case: Case) -> None:
 
 
 def test_derivatives_outside_vmap_are_wrong_through_batchnorm() -> None:
-    """Why products are made point by point: if torch mends this, the order may be chosen for speed."""
+    """This is why products apply vmap outermost. If torch mends it, the order may be chosen for speed."""
     V = randn(*CONV.thetas.shape, path="V")
 
     def gradients(thetas: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ def test_batch_is_any_pytree_and_takes_the_dtype_of_theta() -> None:
     batch = {"pair": (torch.arange(6.0).view(2, 3),), "scale": 2.0}
     H = hessian(loss, torch.zeros(2, 3, dtype=torch.float64), batch)
     close(H.to_dense(), 2 * torch.diag_embed(torch.arange(6.0, dtype=torch.float64).view(2, 3)))
-    assert hessian(norm_of, torch.ones(3), None).to_dense().trace() == 36
+    assert hessian(sum_of_fourth_powers, torch.ones(3), None).to_dense().trace() == 36
 
 
 def test_loss_that_branches_on_its_data_needs_the_loop() -> None:
@@ -149,14 +149,14 @@ BAD_INPUTS = {
     "empty": (torch.ones(0, 3), None, {}, "neither empty"),
     "point-axis": (torch.ones(2, 3), (torch.ones(4, 3),), {}, "shared=True"),
     "scalar-leaf": (torch.ones(2, 3), torch.tensor(1.0), {}, "shared=True"),
-    "shared-single": (torch.ones(3), None, {"shared": True}, "leave it out"),
+    "shared-single": (torch.ones(3), None, {"shared": True}, "leave shared out"),
     "no-batches": (torch.ones(3), [], {}, "at least one"),
     "chunk": (torch.ones(3), None, {"chunk": 0}, "1 or more"),
     "half-a-chunk": (torch.ones(3), None, {"chunk": 1.5}, "chunk=1.5 is not a whole number"),
     "batching": (torch.ones(3), None, {"batching": "map"}, "'vmap' or 'loop'"),
     "sizes": (torch.ones(3), [None, None], {}, "weights="),
-    "weights": (torch.ones(3), [None, None], {"weights": [1.0]}, "one number a batch"),
-    "weights-of-one": (torch.ones(3), None, {"weights": [1.0, 2.0]}, "one number a batch"),
+    "weights": (torch.ones(3), [None, None], {"weights": [1.0]}, "one number for each batch"),
+    "weights-of-one": (torch.ones(3), None, {"weights": [1.0, 2.0]}, "one number for each batch"),
     "weights-by-name": (torch.ones(3), [None, None], {"weights": "mean"}, "weights='mean' is not known; give 'size'"),
 }
 
@@ -165,7 +165,7 @@ BAD_INPUTS = {
 def test_bad_input_is_refused_in_plain_words(name: str) -> None:
     thetas, batch, options, words = BAD_INPUTS[name]
     with without_type_checks(), pytest.raises(ValueError, match=words) as refusal:
-        hessian(norm_of, thetas, batch, **options)
+        hessian(sum_of_fourth_powers, thetas, batch, **options)
     assert len(str(refusal.value)) < 240
 
 
@@ -181,7 +181,7 @@ def test_a_loss_that_is_not_one_number_is_refused(route: str) -> None:
         hessian(lambda theta, _: theta**2, theta, None, route=route) @ theta
 
 
-def test_the_route_is_told_of_points_taken_in_parts() -> None:
+def test_the_route_is_reported_after_products_of_parts() -> None:
     model = seeded(lambda: nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))).double()
     theta, layout = flatten(model)
     batch = randn(6, 4, 2, path="x"), randn(6, 4, 1, path="y")
@@ -201,11 +201,11 @@ def test_repr_is_one_line_without_tensors() -> None:
     H.mv(CONV.thetas[0])
     assert repr(H) == f"Hessian({size}, engine auto -> double_backward, cpu)"
     assert repr(2 * H - H) == f"Combination({size}, engine auto -> double_backward, cpu)"
-    kept = hessian(norm_of, torch.ones(3), None, route="kept")
+    kept = hessian(sum_of_fourth_powers, torch.ones(3), None, route="kept")
     assert repr(kept) == "Hessian(1 point, 3 parameters, float32, engine double_backward, cpu)"
 
 
-def test_list_for_a_pair_is_refused() -> None:
+def test_a_list_in_place_of_a_pair_is_refused() -> None:
     model = nn.Linear(2, 1)
     theta, layout = flatten(model)
     with pytest.raises(ValueError, match=r"a batch is \(x, y\)"):
@@ -213,7 +213,7 @@ def test_list_for_a_pair_is_refused() -> None:
 
 
 def test_bad_vectors_are_refused_in_plain_words() -> None:
-    H = hessian(norm_of, torch.ones(2, 3), None)
+    H = hessian(sum_of_fourth_powers, torch.ones(2, 3), None)
     for V, words in (
         (torch.ones(3, dtype=torch.float64), "torch.float32"),
         (torch.ones(4, 2), r"\[\.\.\., 3, probe\]"),
@@ -225,19 +225,19 @@ def test_bad_vectors_are_refused_in_plain_words() -> None:
     with pytest.raises(ValueError, match="points 0 to 1"):
         H.to_scipy(point=2)
     with pytest.raises(ValueError, match="no points to select"):
-        hessian(norm_of, torch.ones(3), None).select(torch.tensor([0]))
+        hessian(sum_of_fourth_powers, torch.ones(3), None).select(torch.tensor([0]))
 
 
-def test_chunk_follows_the_bytes_of_a_forward_pass() -> None:
+def test_the_number_of_products_at_once_follows_from_the_bytes_of_a_forward_pass() -> None:
     theta, batch, _ = CONV.at(0)
     measured = forward_bytes(CONV.loss, theta, batch)
     activations = 6 * 4 * (64 + 16) * 8  # examples, channels, pixels of the two blocks, bytes
     assert 3 * activations < measured < 8 * activations
     H = hessian(CONV.loss, CONV.thetas, CONV.batch)
-    assert H.engine.products_at_once(H.objective) == 2**29 // (8 * measured)
+    assert H.engine.products_at_once(H.objective) == 2**29 // (8 * measured)  # FORWARDS_PER_PRODUCT is 8
 
 
-def test_points_are_chosen_by_place_and_never_wrap_around() -> None:
+def test_points_are_selected_by_position_and_positions_never_wrap_around() -> None:
     case = CASES[0]
     H = hessian(case.loss, case.thetas, case.batch)
     close(H.select(torch.tensor([-1])).to_dense(), case.dense[[-1]])
@@ -247,7 +247,7 @@ def test_points_are_chosen_by_place_and_never_wrap_around() -> None:
                 H.select(torch.tensor(wrong))
 
 
-def test_what_is_no_theta_of_the_network_is_refused() -> None:
+def test_a_theta_of_the_wrong_length_or_type_is_refused() -> None:
     with without_type_checks():
         for thetas in (CONV.thetas[:, :-1], CONV.thetas.numpy()):
             with pytest.raises(ValueError, match="give"):

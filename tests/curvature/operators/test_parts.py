@@ -1,4 +1,4 @@
-"""Operators taken apart: part by part the numbers are those of the whole, and no more points are held than fit."""
+"""Operators cut into parts by their points: results are those of the whole, and few parts are held at a time."""
 
 import weakref
 from collections.abc import Callable
@@ -38,40 +38,40 @@ OPERATORS = {
 
 
 def whole_and_parts(name: str) -> tuple[Operator, Operator]:
-    """The same operator with room for all points and for one."""
-    made = []
-    for room in (None, 1):
-        H, G = (make(CASE.loss, CASE.thetas, CASE.batch, max_memory=room) for make in (hessian, gauss_newton))
-        made.append(OPERATORS[name](H, G))
-    return made[0], made[1]
+    """The same operator twice: with memory for all points, and with memory for one point at a time."""
+    operators = []
+    for max_memory in (None, 1):
+        H, G = (make(CASE.loss, CASE.thetas, CASE.batch, max_memory=max_memory) for make in (hessian, gauss_newton))
+        operators.append(OPERATORS[name](H, G))
+    return operators[0], operators[1]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OPERATORS)
-def test_every_quantity_part_by_part(name: str) -> None:
-    whole, short = whole_and_parts(name)
+def test_every_quantity_is_the_same_part_by_part(name: str) -> None:
+    whole, cut = whole_and_parts(name)
     assert [part is whole for part in whole.parts()] == [True]
-    assert isinstance(short.parts(), Parts)
-    assert [part.num_points for part in short.parts()] == [1, 1, 1]
+    assert isinstance(cut.parts(), Parts)
+    assert [part.num_points for part in cut.parts()] == [1, 1, 1]
     n = whole.num_params
     probes = rademacher(n, 3 * 5).double().view(n, 3, 5).permute(1, 0, 2)
 
     def numbers(H: Operator) -> list[Tensor]:
-        own, drawn = trace(H, probes=probes), trace(H, num_probes=4, method="probes", rtol=1e-9, max_probes=6)
+        given, drawn = trace(H, probes=probes), trace(H, num_probes=4, method="probes", rtol=1e-9, max_probes=6)
         spread = moments(H, probes=probes)
         density = spectral_density(H, probes=probes, num_matvecs=3)
         pairs = top_eigenpairs(H, k=1, rtol=1e-6, copies=False, method="lanczos")
         exact = trace(H, method="exact")
         return [
-            *(own.value, own.stderr, drawn.samples, exact.value, density.nodes, density.weights, pairs.values),
+            *(given.value, given.stderr, drawn.samples, exact.value, density.nodes, density.weights, pairs.values),
             *(spread.trace.value, spread.frobenius_squared.stderr, spread.diagonal.value, spread.diagonal.stderr),
         ]
 
-    for one, other in zip(numbers(whole), numbers(short), strict=True):
+    for one, other in zip(numbers(whole), numbers(cut), strict=True):
         close(other, one)
 
 
-def test_no_more_points_meet_a_product_than_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_product_has_more_points_than_fit_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
     def products(self: LossOperator, V: Tensor) -> Tensor:
@@ -83,11 +83,11 @@ def test_no_more_points_meet_a_product_than_fit(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(LossOperator, "products", products)
     H = hessian(CASE.loss, CASE.thetas, CASE.batch)
     for quantity in (trace, moments, partial(spectral_density, num_matvecs=5), partial(trace, method="exact")):
-        said: list[tuple[int, int]] = []
+        reports: list[tuple[int, int]] = []
         seen.clear()
         if quantity in (trace, moments):
-            quantity(H, num_probes=20, progress=lambda done, most, said=said: said.append((done, most)))
-            assert said == [(16, 40), (20, 40), (36, 40), (40, 40)]
+            quantity(H, num_probes=20, progress=lambda done, total, reports=reports: reports.append((done, total)))
+            assert reports == [(16, 40), (20, 40), (36, 40), (40, 40)]
         else:
             quantity(H)
         assert set(seen) == {1, 2}
@@ -99,11 +99,11 @@ def test_parts_are_a_sequence() -> None:
     assert len(parts) == 2
     close(parts[-1].to_dense(), CASE.dense[2:])
     assert [part.num_points for part in parts[:1]] == [2]
-    places = part_by_part(H, lambda part, rows: (torch.arange(rows.start, rows.stop),))
-    assert places[0].tolist() == [0, 1, 2]
+    positions = part_by_part(H, lambda part, rows: (torch.arange(rows.start, rows.stop),))
+    assert positions[0].tolist() == [0, 1, 2]
 
 
-def test_rows_at_once_change_nothing() -> None:
+def test_the_number_of_rows_at_once_changes_no_result() -> None:
     H = hessian(CASE.loss, CASE.thetas, CASE.batch)
     rows = randn(3, 5, H.num_params, path="rows")
     for at_once in (1, 7, 100):
@@ -112,7 +112,10 @@ def test_rows_at_once_change_nothing() -> None:
 
 @dataclass(frozen=True)
 class Watched(Matrices):
-    """Matrices taken one at a time; ``alive``: its parts that anyone still holds while one is multiplied."""
+    """Matrices that are taken one point at a time and watch how long their parts live.
+
+    parts_made: weak references to all parts. alive: for each product, how many parts existed at that time.
+    """
 
     parts_made: list[weakref.ref[Matrices]] = field(default_factory=list)
     alive: list[int] = field(default_factory=list)
@@ -144,8 +147,8 @@ class Watched(Matrices):
     ],
     ids=["lanczos", "exact", "dense", "range", "trace", "moments", "density"],
 )
-def test_a_part_is_let_go_before_the_next_is_at_work(quantity: Callable[[Operator], object]) -> None:
-    """What products keep at a part's points would add up over all points; the part before may be there still."""
+def test_a_part_is_released_when_the_next_ones_are_used(quantity: Callable[[Operator], object]) -> None:
+    """Otherwise the data that the parts keep for their products would add up. A few parts may exist at a time."""
     H = Watched(torch.diag_embed(randn(12, 150, path="watched")))
     quantity(H)
     assert len(H.parts_made) >= 12

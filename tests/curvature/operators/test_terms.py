@@ -12,7 +12,7 @@ CASE = next(case for case in NETWORKS if case.name == "tanh-mlp")
 
 
 def nested() -> tuple[Operator, Tensor]:
-    """A sum of blocks of sums, restricted."""
+    """The restriction of a sum of blocks of sums, and columns V to multiply."""
     H, G = (make(CASE.loss, CASE.thetas, CASE.batch) for make in (hessian, gauss_newton))
     body = 2 * (3 * H - G).block("body") + H.block("body")
     Q = torch.linalg.qr(randn(body.num_params, 4, path="terms")).Q
@@ -31,7 +31,7 @@ def test_terms_add_up_to_the_operator_and_hold_no_sum() -> None:
     assert len(leaves(H)) == 6
     size = torch.stack([abs(weight) * (term @ V).norm(dim=-2) for weight, term in parts]).sum(0)
     torch.testing.assert_close(magnitude(H, V), size)
-    assert (magnitude(H, V) > 1.5 * (H @ V).norm(dim=-2)).all()  # they cancel in part
+    assert (magnitude(H, V) > 1.5 * (H @ V).norm(dim=-2)).all()  # because the terms partly cancel
 
 
 def test_rebuilding_changes_the_leaves_and_the_dtype_around_them() -> None:

@@ -1,7 +1,7 @@
-"""The half of a product that the vector enters, as a flat graph for a number of points and probes at once.
+"""The part of a product that depends on the vector, as one graph for several points and probes at once.
 
-``vmap`` costs more than the operations of a small network. It is therefore gone through once for a number of points and
-probes; the operations that it makes are recorded and simplified, and their memory is planned.
+``vmap`` costs more time than the operations of a small network. It is therefore run only once for each number of points
+and probes: the operations that it performs are recorded and simplified, and their memory is planned.
 """
 
 from collections.abc import Callable
@@ -20,9 +20,9 @@ from hessian_tools.curvature.engines.compiled.simplify import simplify
 
 @dataclass(frozen=True)
 class BatchedGraph:
-    """The graph as a function, ``run(V, *kept, *buffers) -> products``, and the buffers that must be lent to it.
+    """A graph as a function ``run(V, *kept, *buffers) -> products``.
 
-    Nothing in the buffers is needed between two runs.
+    buffers: the form of the memory that the caller must pass to it. The contents are not needed between two runs.
     """
 
     run: Callable[..., Tensor]
@@ -32,7 +32,11 @@ class BatchedGraph:
 def batched_graph(
     vector: Callable[..., Tensor], V: Tensor, kept: tuple[Tensor, ...], *, points: bool, probes: bool
 ) -> BatchedGraph:
-    """``vector`` over a leading point axis of V and kept, and over a trailing probe axis of V, where asked for."""
+    """The graph of ``vector(V, *kept)`` for V and kept of these shapes.
+
+    vector: the product for one vector at one point. points: True if V and kept have a leading point axis. probes: True
+    if V has a trailing probe axis.
+    """
 
     def over_probes(V: Tensor, *kept: Tensor) -> Tensor:
         return vmap(lambda v: vector(v, *kept), in_dims=-1, out_dims=-1)(V) if probes else vector(V, *kept)
@@ -50,6 +54,6 @@ def batched_graph(
 
 def graph_of(function: Callable[..., Tensor], *inputs: Tensor) -> fx.GraphModule:
     """The operations of a function at some inputs, each with the shape, strides and dtype of its result."""
-    # One mode for all of it, because make_fx left to itself makes a new one for every operation: half of its time.
+    # One FakeTensorMode serves all operations. By itself make_fx makes one for each, which takes half of its time.
     with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
         return make_fx(function)(*inputs)

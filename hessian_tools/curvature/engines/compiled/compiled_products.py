@@ -1,7 +1,7 @@
-"""The compiled engine: products of a trace, whose part without the vector is computed once a point and kept.
+"""Products by a trace. The part that does not depend on the vector is computed once for each point and kept.
 
-Small networks are taken many points at a time, stacked. Large ones are taken point by point, because for them a batch
-of points gains nothing and its intermediate results leave the caches.
+For small networks many points are stacked and computed together. For large ones points are computed one by one, because
+a batch of points would gain nothing and its intermediate results would not fit in the caches.
 """
 
 from collections import OrderedDict
@@ -20,29 +20,34 @@ from hessian_tools.curvature.engines.compiled.memory_plan import Buffer
 from hessian_tools.curvature.objective.objective import Objective
 from hessian_tools.loss import Batch
 
-# Bytes of the largest intermediate result up to which points, and probes of one point, are taken together. On the
-# CPU what leaves the caches costs more than fewer, larger operations save (Conv4 of width 64 on 28x28, one result of
-# 1 MB: 8.7 ms a product one by one, 7.8 four points at a time, 10.7 sixteen; MLP 1-40-40-1: 0.15, 0.018, 0.009).
+# Points, and probes of one point, are computed together as long as the largest intermediate result has no more bytes
+# than this. On the CPU a result that does not fit in the caches costs more time than fewer, larger operations save.
+# Measured times of a product for 1, 4 and 16 points together: Conv4 of width 64 on 28x28, whose largest result at a
+# point has 1 MB: 8.7, 7.8 and 10.7 ms; MLP 1-40-40-1: 0.15, 0.018 and 0.009 ms.
 POINTS_TOGETHER = {"cpu": 2**22, "cuda": 2**28}
 PROBES_TOGETHER = {"cpu": 2**20, "cuda": 2**28}
 MAX_PROBES_TOGETHER = 16
-# How many batched graphs of one trace are kept, by numbers of points and probes.
+# How many batched graphs of one trace are kept; each is for one number of points and one of probes.
 MAX_GRAPHS = 64
 
-# Memory lent to batched graphs, by the number of the buffer and its form.
+# Memory for the buffers of batched graphs. The key is the number of the buffer in its graph and the buffer's form.
 Workspace = dict[tuple[int, Buffer], Tensor]
 
 
 @dataclass(frozen=True)
 class Traced:
-    """A traced product in two halves: point(theta, *batch tensors) -> kept, and vector(v, *kept) -> product.
+    """A traced product, split into a part that depends only on the point and a part that depends on the vector.
 
-    All bytes are for one point and one vector. kept_bytes: of what is kept. work_bytes and point_bytes: of what is
-    alive at the worst moment of the second and of the first half. largest: of the largest tensor in the second half.
+    point_part: ``point_part(theta, *batch tensors) -> kept``, the tensors that the other part needs.
+    vector_part: ``vector_part(v, *kept) -> product``.
+
+    The sizes are bytes for one point and one vector. kept_bytes: the size of the kept tensors. work_bytes and
+    point_bytes: the peak memory of the vector part and of the point part. largest: the size of the largest tensor in
+    the vector part.
     """
 
-    point: Callable[..., tuple[Tensor, ...]]
-    vector: Callable[..., Tensor]
+    point_part: Callable[..., tuple[Tensor, ...]]
+    vector_part: Callable[..., Tensor]
     kept_bytes: int = 0
     work_bytes: int = 0
     point_bytes: int = 0
@@ -50,121 +55,128 @@ class Traced:
     _graphs: "OrderedDict[tuple[int, int], BatchedGraph | None]" = field(default_factory=OrderedDict)
 
     @torch.no_grad()
-    def at(
+    def prepare(
         self, thetas: Float[Tensor, "point param"], batch: Batch, *, shared: bool, budget: int | None = None
     ) -> "Stacked | PointByPoint":
-        """Does the first half at every point. budget: bytes for what is kept and for the work; None for any number."""
+        """Computes the point part at every point.
+
+        budget: bytes for the kept tensors and for the work on them; None for no limit.
+        """
         together = min(len(thetas), self._fitting(POINTS_TOGETHER, thetas.device, budget))
         probes = self.probes_together(thetas.device, budget)
         if together > 1:
             try:
-                kept = self._first_halves(thetas, batch, shared, together)
+                kept = self._point_parts(thetas, batch, shared, together)
                 if self.graph(thetas[:together, :, None], tuple(t[:together] for t in kept)) is not None:
                     return Stacked(self, kept, together, torch.arange(len(thetas), device=thetas.device), probes)
             except torch.OutOfMemoryError:
                 raise
-            except RuntimeError:  # vmap refuses an operation; one by one it can be done
+            except RuntimeError:  # vmap refuses an operation, but one point at a time works
                 pass
         leaves = tensors_of(batch)
-        points = [self.point(t, *(leaf if shared else leaf[i] for leaf in leaves)) for i, t in enumerate(thetas)]
+        points = [self.point_part(t, *(leaf if shared else leaf[i] for leaf in leaves)) for i, t in enumerate(thetas)]
         return PointByPoint(self, tuple(points), probes)
 
     def probes_together(self, device: torch.device, budget: int | None) -> int:
-        """How many columns go together, counted over all points that do."""
+        """How many columns are multiplied together, summed over the points that are computed together."""
         return min(MAX_PROBES_TOGETHER, self._fitting(PROBES_TOGETHER, device, budget))
 
     def graph(self, V: Tensor, kept: tuple[Tensor, ...]) -> BatchedGraph | None:
-        """The second half for V [point, param, probe] of these sizes; an axis of length one is left out.
+        """The graph of the vector part for as many points and probes as V [point, param, probe] has.
 
-        kept: of these points. None where vmap refuses an operation.
+        kept: the kept tensors of these points, without a point axis if there is one point. Returns None if vmap refuses
+        an operation.
         """
         size = V.shape[0], V.shape[-1]
         if size not in self._graphs:
-            self._graphs[size] = self._batched(_without_ones(V), kept, *size)
+            self._graphs[size] = self._batched(_squeezed(V), kept, *size)
             while len(self._graphs) > MAX_GRAPHS:
                 self._graphs.popitem(last=False)
         self._graphs.move_to_end(size)
         return self._graphs[size]
 
     def working_bytes(self, device: torch.device, budget: int | None) -> int:
-        """The bytes of what is not kept, in either half, for as many points as go together."""
+        """The peak memory besides the kept tensors, in bytes, for as many points as are computed together."""
         return self._fitting(POINTS_TOGETHER, device, budget) * max(self.work_bytes, self.point_bytes)
 
     @torch.no_grad()
     def multiply(
         self, V: Float[Tensor, "point param probe"], kept: tuple[Tensor, ...], workspace: Workspace
     ) -> Float[Tensor, "point param probe"]:
-        """The products of one block of points and vectors, of a size that there is a graph for."""
+        """The products of one block of points and vectors, by the graph for its size."""
         graph = self.graph(V, kept)
         if graph is None:
             return torch.cat([self.multiply(v, kept, workspace) for v in V.split(1, dim=-1)], dim=-1)
         buffers = []
-        for place in enumerate(graph.buffers):
-            if place not in workspace:
-                workspace[place] = place[1].empty()
-            buffers.append(workspace[place])
-        return graph.run(_without_ones(V), *kept, *buffers).reshape(V.shape)
+        for key in enumerate(graph.buffers):
+            if key not in workspace:
+                workspace[key] = key[1].empty()
+            buffers.append(workspace[key])
+        return graph.run(_squeezed(V), *kept, *buffers).reshape(V.shape)
 
     def _batched(self, V: Tensor, kept: tuple[Tensor, ...], points: int, probes: int) -> BatchedGraph | None:
         try:
-            return batched_graph(self.vector, V, kept, points=points > 1, probes=probes > 1)
+            return batched_graph(self.vector_part, V, kept, points=points > 1, probes=probes > 1)
         except torch.OutOfMemoryError:
             raise
-        except Exception:  # vmap refuses an operation; one by one it can be done
+        except Exception:  # vmap refuses an operation, but one point or vector at a time works
             if points == probes == 1:
                 raise
             return None
 
-    def _first_halves(
+    def _point_parts(
         self, thetas: Tensor, batch: Batch, shared: bool, together: int
     ) -> tuple[Shaped[Tensor, "point ..."], ...]:  # masks and the positions of pooled maxima are kept, too
-        """What is kept of all points, each tensor stacked over them."""
+        """The kept tensors of all points, each stacked over the points."""
         leaves = tensors_of(batch)
-        first_half = vmap(self.point, in_dims=(0, *(None if shared else 0 for _ in leaves)))
+        point_part = vmap(self.point_part, in_dims=(0, *(None if shared else 0 for _ in leaves)))
         pieces = []
         for start in range(0, len(thetas), together):
             rows = slice(start, start + together)
-            pieces.append(list(first_half(thetas[rows], *(leaf if shared else leaf[rows] for leaf in leaves))))
-        # Each tensor is let go of once it has been joined, so that not all of them are there twice.
+            pieces.append(list(point_part(thetas[rows], *(leaf if shared else leaf[rows] for leaf in leaves))))
+        # The pieces of a tensor are released once they have been joined, so that not all tensors exist twice.
         return tuple(torch.cat([piece.pop(0) for piece in pieces]) for _ in range(len(pieces[0])))
 
     def _fitting(self, limits: dict[str, int], device: torch.device, budget: int | None) -> int:
-        """How many points or probes go together, by the bytes of the largest result and by the budget."""
+        """How many points or probes are computed together.
+
+        limits: the bytes that the largest intermediate result may have, by type of device.
+        """
         together = limits.get(device.type, limits["cpu"]) // max(1, self.largest)
         if budget is not None:
-            # The work takes no more than half of the budget, or nothing could be kept beside it.
+            # The work takes no more than half of the budget, so that the other half is left for the kept tensors.
             together = min(together, budget // (2 * max(1, self.work_bytes, self.point_bytes)))
         return max(1, together)
 
 
 @dataclass(frozen=True)
 class CompiledProducts:
-    """Products by traces: those of each batch of one objective, and the weights of the batches."""
+    """Products of an objective: the weighted sum of the products for each batch, each computed by its trace."""
 
     weights: tuple[float, ...]
     parts: "tuple[Stacked | PointByPoint, ...]"
 
     def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
-        """Each point's product with its columns."""
+        """Each point's matrix times its columns."""
         product = self.weights[0] * self.parts[0].products(V)
         for weight, part in zip(self.weights[1:], self.parts[1:], strict=True):
             product = product + weight * part.products(V)
         return product
 
     def select(self, points: Int[Tensor, " chosen"], objective: Objective) -> "CompiledProducts":
-        """The same at some of the points."""
+        """The products at some of the points."""
         return CompiledProducts(self.weights, tuple(part.select(points) for part in self.parts))
 
     def can_be_halved(self, V: Tensor) -> bool:
-        """Whether fewer points than now could be kept together."""
+        """True if there is more than one point, so that fewer could be kept together."""
         return len(V) > 1
 
 
 @dataclass(frozen=True)
 class PointByPoint:
-    """What the first half left at each point, a tuple of tensors for each, and products point by point.
+    """Products computed one point at a time.
 
-    probes: how many columns are multiplied at once.
+    kept: for each point, the tensors that its point part has computed. probes: how many columns are multiplied at once.
     """
 
     traced: Traced
@@ -173,7 +185,7 @@ class PointByPoint:
     workspace: Workspace = field(default_factory=dict)
 
     def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
-        """Each point's product with its columns."""
+        """Each point's matrix times its columns."""
         probes = min(V.shape[-1], self.probes)
         out = torch.empty_like(V, memory_format=torch.contiguous_format)
         for point, kept in enumerate(self.kept):
@@ -183,16 +195,17 @@ class PointByPoint:
         return out
 
     def select(self, points: Int[Tensor, " chosen"]) -> "PointByPoint":
-        """The same at some of the points."""
+        """The products at some of the points."""
         return replace(self, kept=tuple(self.kept[i] for i in points.tolist()))
 
 
 @dataclass(frozen=True)
 class Stacked:
-    """What the first half left, each tensor with a leading point axis, and products of many points together.
+    """Products of many points together.
 
-    together: how many points are multiplied at once. rows: which of the points in the tensors are still wanted. probes:
-    how many columns are multiplied at once, counted over these points.
+    tensors: the kept tensors, each with a leading point axis. together: how many points are multiplied at once. rows:
+    the positions, on the axis of the tensors, of the points that are still wanted. probes: how many columns are
+    multiplied at once, summed over the points that are multiplied at once.
     """
 
     traced: Traced
@@ -203,13 +216,14 @@ class Stacked:
     workspace: Workspace = field(default_factory=dict)
 
     def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
-        """Each point's product with its columns; columns go together only where points are few."""
+        """Each point's matrix times its columns. Several columns go together only if there are few points."""
         size = len(self.tensors[0])
         all_wanted = len(self.rows) == size
-        if not all_wanted:  # the vectors of the others are zero: another size would cost another graph
+        if not all_wanted:
+            # The other points get zero vectors, because another number of points would need another graph.
             V = V.new_zeros(size, *V.shape[1:]).index_copy_(0, self.rows, V)
         probes = max(1, min(V.shape[-1], self.probes // self.together))
-        if V.shape[::2] == (self.together, probes):  # one block, of which nothing needs to be copied
+        if V.shape[::2] == (self.together, probes):  # a single block, which needs no copies
             kept = self.tensors if size > 1 else tuple(t[0] for t in self.tensors)
             product = self.traced.multiply(V, kept, self.workspace)
         else:
@@ -221,12 +235,13 @@ class Stacked:
         return product if all_wanted else product[self.rows]
 
     def select(self, points: Int[Tensor, " chosen"]) -> "Stacked":
-        """The same at some of the points; what the others need is let go of once they are half of all.
+        """The products at some of the points.
 
-        Points leave one by one, and copying all that is kept each time would cost as much as the products saved.
+        The tensors of the other points are dropped only once half of the points have left. Points leave one by one, and
+        copying the remaining tensors each time would take as long as the products that are saved.
         """
         rows = self.rows[points.to(self.rows.device)]
-        # Only in their first order and once each can points stay where they are.
+        # The tensors can stay as they are only if the points keep their order and none is repeated.
         if 2 * len(rows) > len(self.tensors[0]) and bool((rows[1:] > rows[:-1]).all()):
             return replace(self, rows=rows)
         filled = torch.cat([rows, rows[-1:].expand(_round_size(len(rows)) - len(rows))])
@@ -240,17 +255,24 @@ def tensors_of(batch: Batch) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
 
 
-def _without_ones(V: Tensor) -> Tensor:
+def _squeezed(V: Tensor) -> Tensor:
+    """V [point, param, probe] without the axes of points and of probes that have length one."""
     V = V[0] if V.shape[0] == 1 else V
     return (V[..., 0] if V.shape[-1] == 1 else V).contiguous()
 
 
 def _blocks(total: int, size: int) -> list[slice]:
-    """Pieces of exactly one size, the last overlapping the one before: every other size would cost another graph."""
+    """Slices that cover ``range(total)`` and all have the same size, because another size would need another graph.
+
+    The last slice may overlap the one before.
+    """
     return [slice(min(start, total - size), min(start, total - size) + size) for start in range(0, total, size)]
 
 
 def _round_size(count: int) -> int:
-    """The next of 1 to 8, 10, 12, 14, 16, 20, ...: few sizes, at most a quarter more."""
+    """The count rounded up to one of 1 to 8, 10, 12, 14, 16, 20, ..., which is at most a quarter more.
+
+    Few different sizes mean few graphs.
+    """
     step = 2 ** max(0, ceil(log2(count)) - 3)
     return ceil(count / step) * step

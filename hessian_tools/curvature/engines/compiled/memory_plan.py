@@ -1,7 +1,8 @@
-"""Where the operations of a graph write: over an input that nothing reads again, or into a buffer that is lent to it.
+"""Plans where the operations of a graph write, so that memory is reused.
 
-On the CPU new memory above 32 MB comes from the system page by page and is written ten times as slowly as memory used
-before. On W1 of the benchmarks this took half the time of a product.
+An operation writes over one of its inputs that nothing reads again, or into a buffer that the caller passes to the
+graph. On the CPU new memory above 32 MB comes from the system page by page, and writing it is ten times as slow as
+writing memory that was used before. On the workload W1 of the benchmarks this took half the time of a product.
 """
 
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ _MIN_BUFFER_NUMEL = 2**14
 
 @dataclass(frozen=True)
 class Buffer:
-    """The shape, strides, dtype and device of memory that must be lent to a graph."""
+    """The shape, strides, dtype and device of a tensor that the caller passes to a graph as memory to write into."""
 
     shape: tuple[int, ...]
     stride: tuple[int, ...]
@@ -35,29 +36,35 @@ class Buffer:
 
 
 def reuse_memory(graph: fx.Graph) -> tuple[Buffer, ...]:
-    """Rewrites a graph so that its operations reuse memory, and returns the buffers that must be lent to it.
+    """Rewrites a graph so that its operations reuse memory, and returns the buffers that it needs.
 
-    The buffers become the last inputs of the graph. What the graph returns never lies in one of them.
+    The buffers become the last inputs of the graph. The result of the graph never lies in one of them.
     """
     plan = _Plan(graph)
     for i, node in enumerate(plan.nodes):
-        over = plan.place_for(node, i)
-        if over is not None:
+        destination = plan.destination_of(node, i)
+        if destination is not None:
             node.target = _writing_variant(node.target)
-            node.kwargs = {**node.kwargs, node.target._overloadname: over}
-    for place in plan.lent:  # behind the inputs that were there before
-        next(n for n in plan.nodes if n.op != "placeholder").prepend(place)
-    return tuple(plan.lent.values())
+            node.kwargs = {**node.kwargs, node.target._overloadname: destination}
+    for buffer in plan.buffers:  # behind the inputs that the graph had before
+        next(n for n in plan.nodes if n.op != "placeholder").prepend(buffer)
+    return tuple(plan.buffers.values())
 
 
 def _writing_variant(operation: Any) -> Any:
-    """The overload that writes where it is told. It is named after the argument that says where."""
+    """The overload of an operation that writes into a given tensor. Its name is that of the argument for the tensor."""
     variants = operation.overloadpacket
     return variants.out if "out" in variants.overloads() else variants.grad_input
 
 
 class _Plan:
-    """Which node reads which memory last, and the buffers that have been lent so far."""
+    """The state of the planning: which node reads which memory last, and the buffers so far.
+
+    owners: for each node, the nodes whose memory its result may share. last: for each node that owns memory, the
+    position of the last node that reads it. returned: the nodes whose memory the graph returns. buffers: the input node
+    of each buffer, with its form. holds: for each buffer, the node whose result it holds at present. within: for each
+    node, the buffer in which its result lies.
+    """
 
     def __init__(self, graph: fx.Graph) -> None:
         self.graph = graph
@@ -65,38 +72,39 @@ class _Plan:
         self.owners = owners_of(self.nodes)
         self.last = last_uses(self.nodes, self.owners)
         self.returned = {owner for used in self.nodes[-1].all_input_nodes for owner in self.owners[used]}
-        self.lent: dict[fx.Node, Buffer] = {}
-        self.holds: dict[fx.Node, fx.Node] = {}  # for each buffer, the node whose result it holds
-        self.within: dict[fx.Node, fx.Node] = {}  # for each node, the buffer in which its result lies
+        self.buffers: dict[fx.Node, Buffer] = {}
+        self.holds: dict[fx.Node, fx.Node] = {}
+        self.within: dict[fx.Node, fx.Node] = {}
 
-    def place_for(self, node: fx.Node, now: int) -> fx.Node | None:
-        """The input or buffer to which the result of the node is to be written; None for new memory."""
-        if node.target in _ELEMENTWISE and (over := self._dying_input(node, now)) is not None:
-            (owner,) = self.owners[over]
+    def destination_of(self, node: fx.Node, position: int) -> fx.Node | None:
+        """The input or buffer into which the result of the node at this position is written; None for new memory."""
+        if node.target in _ELEMENTWISE and (destination := self._input_to_overwrite(node, position)) is not None:
+            (owner,) = self.owners[destination]
             buffer = self.within.get(owner)
             if buffer is not None and node in self.returned:
                 return None
         elif node.target in _ELEMENTWISE or node.target in _WITH_OUT:
-            over = buffer = None if node in self.returned else self._buffer(node, now)
+            destination = buffer = None if node in self.returned else self._buffer(node, position)
         else:
             return None
         if buffer is not None:
             self.within[node], self.holds[buffer] = buffer, node
-        return over
+        return destination
 
-    def _buffer(self, node: fx.Node, now: int) -> fx.Node | None:
-        form = _form(node)
+    def _buffer(self, node: fx.Node, position: int) -> fx.Node | None:
+        """A buffer for the result of a node: a free one of the same form, or a new one; None if it is not worth one."""
+        form = _buffer_form(node)
         if form is None:
             return None
-        for buffer, lent in self.lent.items():
-            if lent == form and self.last.get(self.holds[buffer], -1) < now:
+        for buffer, other_form in self.buffers.items():
+            if other_form == form and self.last.get(self.holds[buffer], -1) < position:
                 return buffer
         with self.graph.inserting_before(self.nodes[0]):
-            buffer = self.graph.placeholder(f"buffer_{len(self.lent)}")
-        self.lent[buffer] = form
+            buffer = self.graph.placeholder(f"buffer_{len(self.buffers)}")
+        self.buffers[buffer] = form
         return buffer
 
-    def _dying_input(self, node: fx.Node, now: int) -> fx.Node | None:
+    def _input_to_overwrite(self, node: fx.Node, position: int) -> fx.Node | None:
         """An input of the same form as the result, in memory that no other input shares and no later node reads."""
         for used in node.all_input_nodes:
             owners = self.owners[used]
@@ -104,7 +112,7 @@ class _Plan:
             if len(owners) > 1 or any(owners & self.owners[other] for other in others):
                 continue
             (owner,) = owners
-            if owner.op == "call_function" and self.last[owner] == now and _alike(used, node):
+            if owner.op == "call_function" and self.last[owner] == position and _alike(used, node):
                 return used
         return None
 
@@ -115,7 +123,7 @@ def last_uses(nodes: list[fx.Node], owners: dict[fx.Node, set[fx.Node]]) -> dict
 
 
 def owners_of(nodes: list[fx.Node]) -> dict[fx.Node, set[fx.Node]]:
-    """For every node the nodes whose memory it may share: itself, or those that it may be a view of."""
+    """For every node, the nodes whose memory its result may share: itself, or those that it may be a view of."""
     owners: dict[fx.Node, set[fx.Node]] = {}
     for node in nodes:
         shared = {owner for used in node.all_input_nodes for owner in owners[used]}
@@ -124,6 +132,7 @@ def owners_of(nodes: list[fx.Node]) -> dict[fx.Node, set[fx.Node]]:
 
 
 def _may_be_view(node: fx.Node) -> bool:
+    """True if the result may share memory with an input, by the operation's schema."""
     if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
         returns = node.target._schema.returns
         return node.target is ATEN.reshape.default or any(r.alias_info is not None for r in returns)
@@ -131,6 +140,7 @@ def _may_be_view(node: fx.Node) -> bool:
 
 
 def _alike(one: fx.Node, other: fx.Node) -> bool:
+    """True if two results have the same shape, strides, dtype and device, without gaps in memory."""
     a, b = tensor_of(one), tensor_of(other)
     if a is None or b is None or not _dense(b):
         return False
@@ -138,7 +148,7 @@ def _alike(one: fx.Node, other: fx.Node) -> bool:
 
 
 def _dense(tensor: Tensor) -> bool:
-    """Whether the elements of a tensor fill a piece of memory without gaps or repetitions."""
+    """True if the elements of a tensor fill a piece of memory without gaps or repetitions."""
     expected = 1
     for stride, size in sorted((st, n) for n, st in zip(tensor.shape, tensor.stride(), strict=True) if n > 1):
         if stride != expected:
@@ -147,7 +157,8 @@ def _dense(tensor: Tensor) -> bool:
     return True
 
 
-def _form(node: fx.Node) -> Buffer | None:
+def _buffer_form(node: fx.Node) -> Buffer | None:
+    """The form of a buffer for the result of a node; None where no buffer is used: on a GPU, or for a small result."""
     tensor = tensor_of(node)
     if tensor is None or tensor.device.type != "cpu" or tensor.numel() < _MIN_BUFFER_NUMEL or not _dense(tensor):
         return None
@@ -155,21 +166,21 @@ def _form(node: fx.Node) -> Buffer | None:
 
 
 def peak_bytes(graph: fx.Graph) -> tuple[int, int]:
-    """The bytes of all tensors alive at the worst moment, and those of the largest tensor.
+    """The peak of the bytes of all tensors that are alive at the same time, and the bytes of the largest tensor.
 
-    Inputs are not counted, and no memory is taken to be reused.
+    Inputs do not count towards the peak, and reuse of memory is not taken into account.
     """
     nodes = list(graph.nodes)
     owners = owners_of(nodes)
     last = last_uses(nodes, owners)
-    place = {node: i for i, node in enumerate(nodes)}
-    made = {n: _bytes(n) for n in nodes if n.op == "call_function" and owners[n] == {n}}
+    position = {node: i for i, node in enumerate(nodes)}
+    created = {n: _bytes(n) for n in nodes if n.op == "call_function" and owners[n] == {n}}
     freed = [0] * (len(nodes) + 1)
-    for node, size in made.items():
-        freed[last.get(node, place[node]) + 1] += size
+    for node, size in created.items():
+        freed[last.get(node, position[node]) + 1] += size
     alive = peak = 0
     for i, node in enumerate(nodes):
-        alive += made.get(node, 0) - freed[i]
+        alive += created.get(node, 0) - freed[i]
         peak = max(peak, alive)
     return peak, max((_bytes(n) for n in nodes), default=0)
 

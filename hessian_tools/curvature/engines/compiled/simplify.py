@@ -1,7 +1,7 @@
-"""Traced graphs made shorter: the same numbers from fewer operations.
+"""Simplifies traced graphs, so that fewer operations compute the same numbers.
 
-Derivatives of derivatives come with zeros that are added and multiplied, with sums that are computed twice, and with
-views that undo each other. Nothing here changes a result by more than rounding.
+The graphs of second derivatives add and multiply zeros, compute some sums twice, and hold views that undo each other.
+Nothing here changes a result by more than rounding.
 """
 
 from collections.abc import Hashable
@@ -23,26 +23,27 @@ def operations(names: str) -> tuple[Any, ...]:
     return tuple(attrgetter(name if "." in name else f"{name}.default")(ATEN) for name in names.split())
 
 
+# Operations whose result equals their first argument.
 _SAME = operations("alias detach lift_fresh lift_fresh_copy")
 _RESHAPES = operations("view _unsafe_view reshape")
 _ZEROS = operations("zeros zeros_like new_zeros _efficientzerotensor _new_zeros_with_same_feature_meta")
-# Operations whose result is zero where their first argument is.
+# Operations whose result is zero if their first argument is.
 _ZERO_OF_FIRST = _RESHAPES + operations(
     "expand permute t transpose.int unsqueeze squeeze.dim sum.dim_IntList mean.dim neg _to_copy split_with_sizes "
     "div.Tensor div.Scalar threshold_backward max_pool2d_with_indices_backward"
 )
-# Operations whose result is zero where either of their first two arguments is.
+# Operations whose result is zero if either of their first two arguments is.
 _ZERO_OF_EITHER = operations("mul.Tensor mul.Scalar mm bmm")
 
 
 def simplify(graph: fx.Graph) -> None:
-    """Drops zeros, does repeated operations once, joins views of views and removes dead code, in place."""
+    """Drops zero terms, computes repeated operations once, joins views of views and removes dead code, in place."""
     zeros: set[fx.Node] = set()
     seen: dict[Hashable, fx.Node] = {}
     for node in list(graph.nodes):
         if node.op != "call_function":
             continue
-        _plain(node)
+        _replace_unbatchable(node)
         replacement = _without_zeros(node, zeros) or _same_as_input(node)
         if replacement is None:
             replacement = seen.setdefault(_key(node), node)
@@ -55,13 +56,16 @@ def simplify(graph: fx.Graph) -> None:
 
 
 def tensor_of(node: Any) -> Tensor | None:
-    """A tensor of the shape, strides and dtype that a node had when it was traced; None where it was no tensor."""
+    """A fake tensor with the shape, strides and dtype of the node's result; None if the result is not a tensor."""
     value = node.meta.get("val") if isinstance(node, fx.Node) else None
     return value if isinstance(value, Tensor) else None
 
 
-def _plain(node: fx.Node) -> None:
-    """Replaces what vmap cannot batch: views, which may be impossible once it has moved axes, and ``copy``."""
+def _replace_unbatchable(node: fx.Node) -> None:
+    """Replaces operations that vmap may not be able to batch: views and ``copy``.
+
+    Once vmap has moved axes, a view of the required shape may be impossible; ``reshape`` then copies.
+    """
     if node.target in _RESHAPES:
         node.target = ATEN.reshape.default
         source = _first_two(node)[0]
@@ -72,11 +76,12 @@ def _plain(node: fx.Node) -> None:
 
 
 def _copied(onto: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+    """The source in the dtype and shape of ``onto``, as ``aten.copy`` returns it."""
     return source.to(onto.dtype).expand(onto.shape)
 
 
 def _same_as_input(node: fx.Node) -> fx.Node | None:
-    """The input that this node only repeats."""
+    """The input that the result of this node equals; None if there is none."""
     first, second = _first_two(node)
     if node.target in _SAME:
         return first
@@ -90,23 +95,24 @@ def _same_as_input(node: fx.Node) -> fx.Node | None:
 
 
 def _first_two(node: fx.Node) -> tuple[fx.Node | None, fx.Node | None]:
-    """The first two arguments of a node; None for one that is no node."""
+    """The first two arguments of a node; None for an argument that is not a node."""
     first, second = (*node.args, None, None)[:2]
     return first if isinstance(first, fx.Node) else None, second if isinstance(second, fx.Node) else None
 
 
 def _alike(one: Any, other: Any) -> bool:
+    """True if two results have the same shape, dtype and device."""
     a, b = tensor_of(one), tensor_of(other)
     return a is not None and b is not None and (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
 
 
 def _without_zeros(node: fx.Node, zeros: set[fx.Node]) -> fx.Node | None:
-    """For a sum, the term that is left when the others are zero; None where it would have to be broadcast."""
+    """The only term of a sum that is not zero; None if there are more, or if it would have to be broadcast."""
     first, second = _first_two(node)
     if node.kwargs or node.target not in (ATEN.add.Tensor, ATEN.sub.Tensor, ATEN.addcmul.default):
         return None
-    nothing = zeros.intersection(node.args[1:])  # a product's factor or a summand
-    if nothing and first is not None and _alike(first, node):
+    zero_terms = zeros.intersection(node.args[1:])  # the second summand, or a factor of addcmul's product
+    if zero_terms and first is not None and _alike(first, node):
         return first
     if node.target is ATEN.add.Tensor and first in zeros and second is not None and _alike(second, node):
         return second
@@ -114,9 +120,10 @@ def _without_zeros(node: fx.Node, zeros: set[fx.Node]) -> fx.Node | None:
 
 
 def _is_zero(node: fx.Node, zeros: set[fx.Node]) -> bool:
-    """Whether the result is zero by its form, as the tangent of what does not depend on theta is.
+    """True if the result is structurally zero: for all inputs, like the tangent of a value that theta does not enter.
 
-    It may be dropped from a product with anything, because a derivative that is zero by its form never meets infinity.
+    A product with such a zero counts as zero, whatever the other factor is. If that is infinite, 0 * inf would be NaN,
+    but the derivative is zero.
     """
     if node.target in _ZEROS:
         return True
@@ -137,13 +144,14 @@ def _is_zero(node: fx.Node, zeros: set[fx.Node]) -> bool:
 
 
 def _key(node: fx.Node) -> Hashable:
-    """A key of a node; two nodes with the same key compute the same."""
+    """A key of a node; two nodes with the same key compute the same result."""
     if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
         return node
     return node.target, _frozen(node.args), _frozen(node.kwargs)
 
 
 def _frozen(value: Any) -> Hashable:
+    """The arguments of a node in a form that can be hashed."""
     if isinstance(value, (list, tuple)):
         return tuple(_frozen(v) for v in value)
     if isinstance(value, dict):

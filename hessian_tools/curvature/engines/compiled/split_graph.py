@@ -1,6 +1,6 @@
-"""A traced product cut in two: the part that only the point enters, and the part that the vector enters.
+"""Splits a traced product into a part that depends only on the point and a part that depends on the vector.
 
-The first part is computed once a point and kept, the second once a product.
+The first part is computed once for each point and its results are kept; the second is computed for each product.
 """
 
 from collections.abc import Callable
@@ -19,13 +19,14 @@ from hessian_tools.torch_fixes.batchnorm import ShortBatchNorm
 
 Product = Callable[[Tensor, Batch, Tensor], Tensor]
 
-# On the CPU a convolution of kept images whose kernel covers at most so many numbers is done as a matrix product: that
-# is 8 times as quick for one channel and 6 times for three (3x3 kernels, torch 2.13).
+# On the CPU a convolution of images that the first part keeps is computed as a matrix product if its kernel covers at
+# most this many numbers (channels times height times width). That is 8 times as fast for one channel and 6 times for
+# three (3x3 kernels, torch 2.13).
 SMALL_KERNEL = 32
 
 
 def split_product(product: Product, theta: Tensor, batch: Batch, v: Tensor) -> tuple[fx.GraphModule, fx.GraphModule]:
-    """The two parts of ``product(theta, batch, v)``, for these shapes.
+    """The two parts of ``product(theta, batch, v)``, for arguments of these shapes.
 
     The first is ``point(theta, *batch tensors) -> kept``, the second ``vector(v, *kept) -> product``.
     """
@@ -41,8 +42,8 @@ def split_product(product: Product, theta: Tensor, batch: Batch, v: Tensor) -> t
     tensors = [leaves[i] for i in positions]
     with ShortBatchNorm():
         module = graph_of(flat, theta, v, *tensors)
-    # The graph is functionalised, because an operation in place on what is kept would spoil the next product. That is
-    # done after tracing, because functionalize does not go through autograd.Function.
+    # The graph is functionalised, because an in-place operation on a kept tensor would spoil the next product. This
+    # comes after tracing, because functionalize does not work through an autograd.Function.
     module = graph_of(functionalize(module), theta, v, *tensors)
     simplify(module.graph)
     _convolve_kept_images(module.graph)
@@ -51,11 +52,13 @@ def split_product(product: Product, theta: Tensor, batch: Batch, v: Tensor) -> t
 
 
 def _split(module: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """The two parts of a graph with the inputs (theta, v, *batch tensors)."""
     nodes = list(module.graph.nodes)
     vector = [n for n in nodes if n.op == "placeholder"][1]
     reached = _reached(nodes, vector)
     body = [n for n in nodes if n.op not in ("placeholder", "output")]
     inputs = [n for n in nodes if n.op == "placeholder" and n is not vector]
+    # "late" nodes depend on the vector, "early" ones do not; constants (get_attr) are needed in both parts.
     late = [n for n in body if n in reached or n.op == "get_attr"]
     early = [n for n in body if n not in reached]
     output = nodes[-1].args[0]
@@ -68,6 +71,7 @@ def _split(module: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule]:
 
 
 def _reached(nodes: list[fx.Node], source: fx.Node) -> set[fx.Node]:
+    """The source and all nodes whose results depend on it."""
     reached = {source}
     for node in nodes:
         if reached.intersection(node.all_input_nodes):
@@ -76,6 +80,7 @@ def _reached(nodes: list[fx.Node], source: fx.Node) -> set[fx.Node]:
 
 
 def _part(module: fx.GraphModule, inputs: list[fx.Node], body: list[fx.Node], output: Callable[[Any], Any]) -> Any:
+    """A graph of its own with the nodes of body. output: gives the result, from the new node of each old one."""
     graph, env = fx.Graph(), {}
     for node in inputs:
         env[node] = graph.placeholder(node.name)
@@ -86,49 +91,59 @@ def _part(module: fx.GraphModule, inputs: list[fx.Node], body: list[fx.Node], ou
 
 
 def _convolve_kept_images(graph: fx.Graph) -> None:
-    """Replaces convolutions of kept images by matrix products, and so the gradients of their weights.
+    """Replaces small convolutions of images that the first part keeps, and their weight gradients, by matrix products.
 
-    Only those are replaced in which the images are kept and the vector enters the weights or the incoming gradient.
+    The matrix of image patches is then computed once for each point. A convolution is replaced only if the vector does
+    not enter its images but enters its weights; a weight gradient, only if the vector enters the incoming gradient.
     """
     nodes = list(graph.nodes)
     late = _reached(nodes, [n for n in nodes if n.op == "placeholder"][1])
     for node in nodes:
         if node.target is ATEN.convolution.default:
-            x, w, bias, *how = node.args
-            if bias is None and x not in late and w in late and _is_small(x, w, how):
+            x, w, bias, *options = node.args
+            if bias is None and x not in late and w in late and _is_small(x, w, options):
                 with graph.inserting_before(node):
-                    result = graph.call_function(_convolved, (_columns(graph, x, w, how), w, _sizes(node)))
+                    result = graph.call_function(_convolved, (_patches(graph, x, w, options), w, _sizes(node)))
                 node.replace_all_uses_with(result)
         elif node.target is ATEN.convolution_backward.default:
-            gradient, x, w, _, *how, wanted = node.args
-            if wanted == [False, True, False] and gradient in late and x not in late and _is_small(x, w, how):
+            gradient, x, w, _, *options, wanted = node.args
+            weights_only = wanted == [False, True, False]
+            if weights_only and gradient in late and x not in late and _is_small(x, w, options):
                 with graph.inserting_before(node):
-                    result = graph.call_function(_correlated, (gradient, _columns(graph, x, w, how), _sizes(w)))
+                    result = graph.call_function(_correlated, (gradient, _patches(graph, x, w, options), _sizes(w)))
                 for user in list(node.users):
                     user.replace_all_uses_with(result)
 
 
-def _is_small(x: fx.Node, w: fx.Node, how: list[Any]) -> bool:
-    images, weight, (*_, transposed, _, groups) = tensor_of(x), tensor_of(w), how
+def _is_small(x: fx.Node, w: fx.Node, options: list[Any]) -> bool:
+    """True for an ordinary 2-d convolution on the CPU with a small kernel.
+
+    options: stride, padding, dilation, transposed, output padding and groups, as in ``aten.convolution``.
+    """
+    images, weight, (*_, transposed, _, groups) = tensor_of(x), tensor_of(w), options
     if images is None or weight is None or images.ndim != 4 or images.device.type != "cpu":
         return False
     return not transposed and groups == 1 and prod(weight.shape[1:]) <= SMALL_KERNEL
 
 
-def _columns(graph: fx.Graph, x: fx.Node, w: fx.Node, how: list[Any]) -> fx.Node:
-    stride, padding, dilation = how[:3]
+def _patches(graph: fx.Graph, x: fx.Node, w: fx.Node, options: list[Any]) -> fx.Node:
+    """The image patches under the kernel as columns: [example, numbers in the kernel, position]."""
+    stride, padding, dilation = options[:3]
     return graph.call_function(ATEN.im2col.default, (x, _sizes(w)[2:], dilation, padding, stride))
 
 
 def _sizes(node: fx.Node) -> list[int]:
+    """The shape of a node's result."""
     tensor = tensor_of(node)
     assert tensor is not None
     return list(tensor.shape)
 
 
-def _convolved(columns: Tensor, w: Tensor, sizes: list[int]) -> Tensor:
-    return torch.matmul(w.flatten(1), columns).reshape(sizes)
+def _convolved(patches: Tensor, w: Tensor, sizes: list[int]) -> Tensor:
+    """The convolution with kernel w, from the patches of the images."""
+    return torch.matmul(w.flatten(1), patches).reshape(sizes)
 
 
-def _correlated(gradient: Tensor, columns: Tensor, sizes: list[int]) -> Tensor:
-    return torch.bmm(gradient.flatten(2), columns.mT).sum(0).reshape(sizes)
+def _correlated(gradient: Tensor, patches: Tensor, sizes: list[int]) -> Tensor:
+    """The gradient of the kernel, from that of the convolution's result and the patches of the images."""
+    return torch.bmm(gradient.flatten(2), patches.mT).sum(0).reshape(sizes)

@@ -1,11 +1,11 @@
-"""Traces of products, made once for a loss and shapes, checked, and kept for as long as the loss lives.
+"""Makes and checks the traces of products, and keeps them for as long as the loss lives.
 
-A product with a Hessian is a fixed sequence of operations. Traced once for a network and shapes, it splits into a part
-that the vector does not enter, computed once a point and kept, and the rest, computed once a product. On a Conv4 the
-rest is a third of the whole product.
+A product with a Hessian is a fixed sequence of operations, which is traced once for a network and the shapes of its
+batch. The trace splits into a part that does not depend on the vector, computed once for each point and kept, and a
+part that does, computed for each product. On a Conv4 the second part is a third of the whole product.
 
-A trace bakes in everything but theta, batch and vector: the branch that was taken, frozen parameters, buffers. It is
-therefore kept under a key that holds their versions, and compared with the product itself before it is used.
+A trace fixes everything but theta, the batch and the vector: the branch that was taken, frozen parameters, buffers. It
+is therefore kept under a key that holds the versions of these tensors, and compared with the product before it is used.
 """
 
 from collections import OrderedDict
@@ -24,26 +24,27 @@ from hessian_tools.curvature.engines.compiled.split_graph import Product, split_
 from hessian_tools.loss import Batch, Loss, LossFunction
 from hessian_tools.rng import stream
 
+# How many traces of one loss are kept.
 MAX_TRACES = 16
-# By loss, then by the name of the matrix, the state of the network and the shapes. None where tracing has failed.
+# The traces of each loss, by the name of the matrix, the state of the network and the shapes; None if tracing failed.
 _TRACES: "WeakKeyDictionary[LossFunction, OrderedDict[Hashable, Traced | None]]" = WeakKeyDictionary()
 
 
 def traced_product(
     product: Product, name: str, loss: LossFunction, theta: Float[Tensor, " param"], batch: Batch
 ) -> Traced | None:
-    """The trace of ``product`` at a point, kept from before or made now; None where it cannot be trusted.
+    """The trace of ``product`` at a point, kept from before or made now; None if it cannot be made or is wrong.
 
-    name: of the matrix that is multiplied. To make a trace costs a second or two on a CPU.
+    name: the name of the matrix that is multiplied. Making a trace takes a second or two on a CPU.
     """
     try:
         traces = _TRACES.setdefault(loss, OrderedDict())
-    except TypeError:  # a callable that cannot be referred to weakly: nothing is kept
+    except TypeError:  # no weak reference to this callable is possible, so its traces are not kept
         traces = OrderedDict()
     key = _key(name, loss, theta, batch)
     known = traces.get(key)
-    # A known trace is compared with the product as it is now, because an activation that was exchanged or a temperature
-    # that was turned since is in no version number.
+    # A known trace is compared with the present product, because the key does not show every change since: for example
+    # an activation function that was exchanged, or a temperature that is a plain number.
     if key not in traces or (known is not None and not _agrees(known, product, theta, batch)):
         traces[key] = _checked_trace(product, theta, batch)
         while len(traces) > MAX_TRACES:
@@ -53,7 +54,7 @@ def traced_product(
 
 
 def is_traced(name: str, loss: LossFunction, theta: Float[Tensor, " param"], batch: Batch) -> bool:
-    """Whether a trace of the product is kept from before."""
+    """True if a trace of the product is kept from before."""
     traces = _TRACES.get(loss)
     return traces is not None and traces.get(_key(name, loss, theta, batch)) is not None
 
@@ -63,31 +64,37 @@ def _key(name: str, loss: LossFunction, theta: Tensor, batch: Batch) -> Hashable
 
 
 def _checked_trace(product: Product, theta: Tensor, batch: Batch) -> Traced | None:
-    """The trace of the product at a point, if it gives the same as the product at another point as well."""
+    """The trace of the product at a point; None if it cannot be made or differs from the product at another point."""
     try:
-        # Where the product itself raises an error, tracing it may end the process (nn.MSELoss).
+        # The product runs first, because tracing one that raises an error may end the process (nn.MSELoss).
         product(theta, batch, _direction(theta, "vector"))
         traced = _trace(product, theta, batch)
-        # At another point, because a branch that was not taken would show there.
+        # It is compared at another point, because there the product may take a branch that the trace lacks.
         shifted = theta + 0.1 * _direction(theta, "shift") * theta.abs().mean()
         return traced if _agrees(traced, product, shifted, batch) else None
     except torch.OutOfMemoryError:
         raise
-    except Exception:  # whatever tracing cannot follow goes to another engine, where real errors come up again
+    except Exception:  # another engine takes over; an error of the loss itself is raised again there
         return None
 
 
 def _trace(product: Product, theta: Tensor, batch: Batch) -> Traced:
-    point, vector = split_product(product, theta, batch, _direction(theta, "vector"))
-    kept = sum(t.numel() * t.element_size() for t in point(theta, *tensors_of(batch)))
-    work_bytes, largest = peak_bytes(vector.graph)
-    return Traced(point, vector, kept, work_bytes, peak_bytes(point.graph)[0], largest)
+    point_part, vector_part = split_product(product, theta, batch, _direction(theta, "vector"))
+    work_bytes, largest = peak_bytes(vector_part.graph)
+    return Traced(
+        point_part,
+        vector_part,
+        kept_bytes=sum(t.numel() * t.element_size() for t in point_part(theta, *tensors_of(batch))),
+        work_bytes=work_bytes,
+        point_bytes=peak_bytes(point_part.graph)[0],
+        largest=largest,
+    )
 
 
 def _agrees(traced: Traced, product: Product, theta: Tensor, batch: Batch) -> bool:
-    """Whether trace and product give the same at a point; where neither is finite, nothing contradicts it."""
+    """True if trace and product agree at a point up to rounding, or if neither is finite."""
     v = _direction(theta, "vector")
-    by_trace = traced.at(theta[None], batch, shared=True).products(v[None, :, None])[0, :, 0]
+    by_trace = traced.prepare(theta[None], batch, shared=True).products(v[None, :, None])[0, :, 0]
     expected = product(theta, batch, v)
     if not torch.isfinite(expected).all():
         return not torch.isfinite(by_trace).all()
@@ -95,7 +102,7 @@ def _agrees(traced: Traced, product: Product, theta: Tensor, batch: Batch) -> bo
 
 
 def _state(loss: LossFunction) -> Hashable:
-    """The modes of a network's modules, and the versions of the tensors that a trace would bake in."""
+    """The modes of a network's modules, and the versions of the tensors that a trace fixes."""
     if not isinstance(loss, Loss):
         return None
     model, layout = loss.model, loss.layout
@@ -105,6 +112,7 @@ def _state(loss: LossFunction) -> Hashable:
 
 
 def _signature(tree: Any) -> Hashable:
+    """The shapes, dtypes and devices of the tensors of a pytree, and its other leaves."""
     leaves, spec = pytree.tree_flatten(tree)
     kinds = [(tuple(t.shape), t.dtype, str(t.device)) if isinstance(t, Tensor) else repr(t) for t in leaves]
     return str(spec), tuple(kinds)
