@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
-from analysis.schema import DIVERGED, MEASURED, exploded
+from analysis.schema import DIVERGED, MEASURED
 from analysis.statistics import student_half_width
+from hessian_tools.trajectory.trajectory import exploded
 
 MAX_SEEDS_SHOWN = 4
 TASK_DIMS = ("task", "evaluation_task")

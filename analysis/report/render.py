@@ -19,7 +19,7 @@ from analysis.report.learning import learning_section
 from analysis.report.page import DASH, Html, bullets, element, number, page, row, table
 from analysis.report.scale import scale_section
 from analysis.report.verdicts import answer, verdict_tables
-from analysis.schema import EXPLOSION
+from hessian_tools.trajectory.trajectory import EXPLOSION
 
 TITLE = "Does meta-learning suppress the Hessian along its inner loop?"
 QUESTION = (
