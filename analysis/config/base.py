@@ -1,4 +1,4 @@
-"""The building blocks of a configuration: checked numbers, strict models, and fields defined by the library."""
+"""The building blocks of a configuration: checked numbers, strict models, and fields that hold library dataclasses."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, fields, is_dataclass
@@ -58,7 +58,7 @@ def settings_of(kind: type) -> type[Strict]:
 
 
 def _strict(annotation: Any) -> Any:
-    """The annotation of a dataclass's field, with strict types for integers, for booleans and in nested dataclasses."""
+    """The annotation of a dataclass's field, made strict: pydantic then converts neither integers nor booleans."""
     if annotation in (int, bool):
         return Annotated[annotation, Field(strict=True)]
     if is_dataclass(annotation):

@@ -161,7 +161,7 @@ def test_info_and_parts_on_a_complete_study(working_folder, capsys, micro_study)
     shutil.copytree(micro_study, working_folder / "study")
     assert run(["info", "study"]) == 0
     said = capsys.readouterr().out
-    assert "maml         seed 1: trained to 5; measured (6 task units)" in said
+    assert "maml         seed 1: trained to 5; measured (6 tasks, counted at each checkpoint)" in said
     assert "verdicts: " in said
     (working_folder / "study" / "figures" / "accuracy.png").unlink()
     assert "figures study' first" in refused(capsys, ["report", "study"])
