@@ -87,7 +87,7 @@ def _question(claim: Claim, title: str, learner: str, baseline: str, quantity: s
 
 
 def quantity(ds: xr.Dataset, *learners: str) -> str:
-    """The compared quantity: "alpha_rho", or "rho" if the steps of one of the learners are not alpha times the gradient."""
+    """The quantity to compare: alpha rho, or rho if the steps of a learner are not alpha times the gradient."""
     return QUANTITY if all(alpha_steps(ds, learner) for learner in learners) else WITHOUT_ALPHA
 
 
