@@ -129,6 +129,7 @@ def units(study: Study) -> list[Unit]:
     # Blocks have at most ``block`` tasks, all of which get the same measurement, full or light.
     cuts = sorted({*range(0, full_tasks, block), *range(full_tasks, settings.tasks, block), settings.tasks})
     blocks = [*(tuple(range(first, end)) for first, end in pairwise(cuts)), None]
+    # Each row is (learners, seed, checkpoint), of which a unit is made for every block.
     rows = [(names, seed, 0) for names in study.alike_before_training for seed in study.config.seeds]
     rows += [
         ((learner,), seed, checkpoint)

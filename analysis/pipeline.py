@@ -221,6 +221,7 @@ def _refuse_incomplete(study: Study) -> None:
         if not path.exists() or not store.is_complete(path):
             part = "only in part" if path.exists() else "not yet"
             raise UserError(
-                f"{learner} seed {seed} is {part} measured, and results of some runs would look like those of all;"
+                f"{learner} seed {seed} is {part} measured, and results from a part of the runs would be taken for"
+                " those of the whole study;"
                 f" run 'hessian-tools measure {study.path}' first"
             )

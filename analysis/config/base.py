@@ -9,11 +9,11 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, create_model
 from pydantic_core import CoreSchema, core_schema
 
-# These are strict because pydantic would otherwise accept true as 1 and "3" as 3.
-Positive = Annotated[int, Field(gt=0, strict=True)]
-Natural = Annotated[int, Field(ge=0, strict=True)]
+# Integers and booleans are strict, because pydantic would otherwise accept true as 1 and "3" as 3.
+Positive = Annotated[int, Field(gt=0, strict=True)]  # 1, 2, 3, ...
+Natural = Annotated[int, Field(ge=0, strict=True)]  # 0, 1, 2, ...
 Flag = Annotated[bool, Field(strict=True)]
-Rate = Annotated[float, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0)]  # a positive number, such as a step size or a tolerance
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # names of studies and learners, which become names of folders
 
 

@@ -53,8 +53,8 @@ class Column(NamedTuple):
 Columns = dict[str, Column]
 
 
-# The argument ``prefix`` of the next functions leads to a part of a result: the values of the trace in Moments have the
-# source ``trace.value``, with the prefix "trace.".
+# The next four functions make the columns of a kind of result. If such a result is an attribute of a larger one, the
+# argument ``prefix`` names this attribute: with the prefix "trace.", values are read from ``trace.value`` of a Moments.
 
 
 def _pairs(name: str, dim: str, meaning: str, *, prefix: str = "") -> Columns:

@@ -174,10 +174,10 @@ def _methods(ds: xr.Dataset) -> list[Html | str]:
 
 
 def _error(ds: xr.Dataset, name: str, error: str) -> str:
-    """The error of a variable relative to its value: '0.01 in the median, below 0.3 at 95 % of the points'."""
+    """The error relative to the value: '0.01 in the median over points, below 0.3 at 95 % of the points'."""
     value, bound = np.abs(measured(ds, name).values), measured(ds, error).values
     known = np.isfinite(value) & np.isfinite(bound) & (value > 0)
     if not known.any():
         return "not known, as nothing was measured"
     median, high = np.quantile(bound[known] / value[known], [0.5, 0.95])
-    return f"{number(median, digits=2)} in the median, below {number(high, digits=2)} at 95 % of the points"
+    return f"{number(median, digits=2)} in the median over points, below {number(high, digits=2)} at 95 % of the points"

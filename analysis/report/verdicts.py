@@ -48,7 +48,7 @@ def answer(verdicts: Sequence[Verdict]) -> Html:
 def _claim_summary(letter: str, title: str, verdicts: list[Verdict]) -> Html:
     parts = []
     for outcome in OUTCOMES:
-        alike = [verdict for verdict in verdicts if verdict.outcome == outcome]
+        alike = [verdict for verdict in verdicts if verdict.outcome == outcome]  # the comparisons with this outcome
         if not alike:
             continue
         if len(alike) < len(verdicts):
