@@ -153,7 +153,7 @@ def test_inner_loops_whose_losses_explode_are_counted_as_diverged(working_folder
     assert (untrained["status"] == STATUS_MEANINGS.index("diverged")).all()
     report = (working_folder / "study" / "report.html").read_text()
     assert "None of the" not in report
-    assert "rises above 1000 times its start" in report
+    assert "rises above 1000 times the loss at step 0" in report
     assert "supported in" not in report
 
 
