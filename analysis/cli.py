@@ -25,7 +25,8 @@ class Compute:
     workers: Annotated[
         int | None,
         Parameter(
-            help="Worker processes, one thread each; 0: this process [default: one per core; 0 for a small study]."
+            help="Number of worker processes, with one thread each; 0 works in this process"
+            " [default: one per core; 0 for a small study]."
         ),
     ] = None
     device: Annotated[Literal["cpu", "cuda"], Parameter(help="Where the tensors live.")] = "cpu"
@@ -54,7 +55,7 @@ class Begin:
     ] = None
 
     def prepare(self, source: str, compute: Compute) -> "tuple[Study, str | None]":
-        """The study, after all checks, and the text of its plan of the claims (None: the bundled plan)."""
+        """Check the study; returns it and the text of its plan of the claims (None: the bundled plan)."""
         from analysis.pipeline import prepare
 
         return prepare(source, **vars(self), device=compute.device)
@@ -118,7 +119,7 @@ def measure(folder: Folder, *, compute: Compute = COMPUTE) -> None:
 
 @app.command
 def test(folder: Folder) -> None:
-    """Only draw the verdicts, from measurements that exist."""
+    """Only judge the claims, from measurements that exist."""
     from analysis import pipeline
     from analysis.folder import measurements, open_folder
 
@@ -162,7 +163,7 @@ def info(path: Folder) -> None:
 
 @app.command
 def verify(folder: Folder) -> int:
-    """Check every file of a study; exit status 0: nothing is wrong, 1: a line says what is, and what to do."""
+    """Check every file of a study; a line for each fault says what to do. Exit status 0: no fault, 1: a fault."""
     from analysis.folder import open_folder
     from analysis.verify import faults
 

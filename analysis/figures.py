@@ -1,4 +1,4 @@
-"""The former place of ``analysis.drawing.figures``, whose names can be imported from here until version 0.3."""
+"""A forwarding module: the names of ``analysis.drawing.figures`` can be imported from here until version 0.3."""
 
 import warnings
 from typing import Any

@@ -65,7 +65,7 @@ def begin(study: Study, *, claims: str | None = None) -> None:
             " leave --claims out, or choose another --out"
         )
     store.sweep(study.path)
-    # study.yaml is written first, because a folder with files but without it is refused as another one's.
+    # study.yaml is written first, because a folder that holds other files but no study.yaml is refused.
     write_text(study.path / STUDY, yaml.safe_dump(study.config.model_dump(mode="json"), sort_keys=False))
     write_text(plan_file, plan or PLAN.read_text(encoding="utf-8"))
 
@@ -91,7 +91,7 @@ def measurements(study: Study) -> xr.Dataset:
         untrained_start=study.untrained_start,
         no_alpha={name: learner.learner.why_no_alpha for name, learner in study.learners.items()},
     )
-    ds.attrs = {"study": study.config.name, "split": "test"}  # of the attributes, only those that all runs share
+    ds.attrs = {"study": study.config.name, "split": "test"}  # the attributes that all runs have in common
     if study.config.data.source != "sine-line":
         ds.attrs["ways"] = study.config.data.ways
     return ds.sortby("checkpoint")[[variable.name for variable in VARIABLES]]  # zarr has no fixed order
@@ -113,7 +113,7 @@ def plan_of(study: Study) -> Plan:
     file = study.path / CLAIMS
     if not file.exists():
         raise UserError(f"{file} is gone; put it back, or begin another study")
-    _text(file)  # called for its error: a damaged file is to be named as such
+    _text(file)  # called for its error, which says that the file is damaged
     return load_plan(file)
 
 
@@ -129,7 +129,10 @@ def content_digest(ds: xr.Dataset) -> str:
 
 
 def stale(study: Study, ds: xr.Dataset) -> list[str]:
-    """Which of "verdicts" and "figures" exist but were made from measurements other than the present ones."""
+    """The names of those parts, "verdicts" and "figures", that were made from other measurements than the present ones.
+
+    A part that does not exist is not named.
+    """
     parts = {
         "verdicts": ((study.path / VERDICTS).exists(), study.path / VERDICTS),
         "figures": (any(study.figures.glob("*.png")), study.figures / DRAWN),

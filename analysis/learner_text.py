@@ -9,7 +9,7 @@ OPTIMISERS = {"adam": "Adam", "sgd": "SGD"}
 
 
 def described(study: Study, name: str) -> str:
-    """One learner's algorithm in print, with the settings in which it differs from the defaults of its study."""
+    """One learner's algorithm as a report prints it, with the settings that differ from the defaults of the study."""
     learner = study.learners[name]
     algorithm = ALGORITHMS[learner.settings.algorithm]
     order = "first-order " if learner.learner.first_order else "second-order "
@@ -31,7 +31,7 @@ def _inner_loop(learner: StudyLearner) -> list[str]:
     if settings.rule.name != "plain":
         particulars.append(f"{settings.rule.name} steps")
     if settings.logarithmic:
-        particulars.append("step sizes by their logarithm")
+        particulars.append("learning the logarithms of the step sizes")
     if settings.minibatches > 1:
         particulars.append(f"{settings.minibatches} minibatches")
     if settings.step_size:
@@ -64,17 +64,17 @@ def _shot(shot: Shot) -> str:
     )
 
 
-def trained_on_classes(study: Study) -> list[str]:
+def supervised_notes(study: Study) -> list[str]:
     """A line for each supervised control, which shows whether ordinary training has the effects of meta-training."""
     return [
-        f"{name} is a control: trained on all classes at once, not meta-trained. Its verdicts say what ordinary"
+        f"{name} is a control: it was trained on all classes at once, not meta-trained. Its verdicts say what ordinary"
         " training does to the same quantities."
         for name, learner in study.learners.items()
         if learner.settings.algorithm == "supervised"
     ]
 
 
-def without_alpha(study: Study) -> list[str]:
+def no_alpha_notes(study: Study) -> list[str]:
     """A line for each learner whose inner steps are not one step size alpha times the gradient."""
     return [
         f"{name} has no alpha rho: {learner.learner.why_no_alpha}. Quantities scaled by alpha do not exist for"
@@ -84,7 +84,7 @@ def without_alpha(study: Study) -> list[str]:
     ]
 
 
-def partly_moving(study: Study) -> list[str]:
+def partial_loop_notes(study: Study) -> list[str]:
     """One line for all learners whose inner loop moves only a part of the network."""
     loops = {name: learner.learner for name, learner in study.learners.items()}
     names = [name for name, loop in loops.items() if loop.moves or loop.latent is not None]

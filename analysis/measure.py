@@ -1,8 +1,8 @@
-"""Measuring a study: recording inner loops on held-out tasks and the curvature along them.
+"""Measures a study: records inner loops on held-out tasks, and measures the curvature along them.
 
-The work is split into units. A unit is a checkpoint of a run and a block of held-out tasks, with all inner steps.
-Measuring a unit records the inner loops of its tasks, measures the curvature at their parameter vectors, and writes the
-results into the store of the run.
+The work is split into units. A unit is a checkpoint of a run (one learner with one seed) and a block of held-out tasks,
+with all inner steps. ``measure_unit`` records the inner loops of the unit's tasks, measures the curvature at their
+parameter vectors, and writes the results into the store of the run.
 """
 
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ from analysis import store
 from analysis.config import LevelConfig
 from analysis.errors import UserError
 from analysis.progress import Reporter
-from analysis.quantities import OF_CURVATURE, OF_TRAJECTORY, Points
+from analysis.quantities import CURVATURE_QUANTITIES, TRAJECTORY_QUANTITIES, Points
 from analysis.schema import BY_NAME, DIVERGED, LEVEL_MEANINGS, MEASURED, ZERO_GRADIENT, Sizes
 from analysis.study import Problem, Study, StudyLearner
 from analysis.training import own_runs, refuse_changed_data
@@ -83,7 +83,7 @@ class Unit:
 
     @property
     def diverged(self) -> bool:
-        """Whether training diverged before the checkpoint was reached."""
+        """True if training diverged before the checkpoint was reached."""
         return not checkpoint_path(self.run, self.checkpoint).exists() and diverged_at(self.run) is not None
 
     @property
@@ -124,32 +124,34 @@ def measure(study: Study, pool: WorkerPool, reporter: Reporter) -> None:
 
 def units(study: Study) -> list[Unit]:
     """Every unit of a study, with the full measurements first, because they take longest."""
-    plan = study.config.measure
-    # Blocks have at most plan.block tasks, all of which get the same measurement, full or light.
-    cuts = sorted({*range(0, plan.full_tasks, plan.block), *range(plan.full_tasks, plan.tasks, plan.block), plan.tasks})
+    settings = study.config.measure
+    full_tasks, block = settings.full_tasks, settings.block
+    # Blocks have at most ``block`` tasks, all of which get the same measurement, full or light.
+    cuts = sorted({*range(0, full_tasks, block), *range(full_tasks, settings.tasks, block), settings.tasks})
     blocks = [*(tuple(range(first, end)) for first, end in pairwise(cuts)), None]
+    # Each row is (learners, seed, checkpoint), of which a unit is made for every block.
     rows = [(names, seed, 0) for names in study.alike_before_training for seed in study.config.seeds]
     rows += [
         ((learner,), seed, checkpoint)
         for learner, seed in study.runs
         for checkpoint in study.learners[learner].checkpoints[1:]
     ]
-    all_units = [Unit(study, *row, block) for row in rows for block in blocks]
+    all_units = [Unit(study, *row, tasks) for row in rows for tasks in blocks]
     return sorted(all_units, key=lambda unit: -unit.level)
 
 
 def allocate(study: Study, learner: str, seed: int) -> Path:
     """Make the empty store of a run, unless it exists; returns its path."""
     config, study_learner, layout = study.config, study.learners[learner], study.problem.layout
-    plan, why_no_alpha = config.measure, study_learner.learner.why_no_alpha
+    settings, why_no_alpha = config.measure, study_learner.learner.why_no_alpha
     sizes = Sizes(
         checkpoints=study_learner.checkpoints,
-        tasks=tuple(range(plan.tasks)),
+        tasks=tuple(range(settings.tasks)),
         steps=config.inner.steps,
         layers=layout.names,
-        eigenvalues=plan.full.eigenvalues,
-        probes=plan.full.probes,
-        evaluation_tasks=plan.evaluation_tasks,
+        eigenvalues=settings.full.eigenvalues,
+        probes=settings.full.probes,
+        evaluation_tasks=settings.evaluation_tasks,
     )
     data_digest = study.problem.held_out.digest
     attrs = {"study": config.name, "learner": learner, "seed": seed, "data_digest": data_digest, "split": "test"}
@@ -160,9 +162,9 @@ def allocate(study: Study, learner: str, seed: int) -> Path:
 
 def chunk_tasks(study: Study) -> int:
     """The number of tasks in a chunk of the store, such that every unit writes whole chunks."""
-    plan = study.config.measure
+    settings = study.config.measure
     # All chunks have the same size, and the blocks of the light measurement begin at task full_tasks.
-    return plan.block if plan.full_tasks % plan.block == 0 else 1
+    return settings.block if settings.full_tasks % settings.block == 0 else 1
 
 
 @full_precision
@@ -190,9 +192,9 @@ def _measurements(unit: Unit, tasks: Iterable[int]) -> dict[str, np.ndarray]:
     finite = ~points.trajectory.diverged
     values["status"][finite.cpu().numpy()] = MEASURED
     full = unit.study.config.measure.full
-    for quantity in OF_TRAJECTORY:
+    for quantity in TRAJECTORY_QUANTITIES:
         values |= {name: _padded(name, value, full) for name, value in quantity(points).items()}
-    for quantity in OF_CURVATURE if finite.any() else ():
+    for quantity in CURVATURE_QUANTITIES if finite.any() else ():
         for name, value in quantity(points).items():
             value[~finite] = float("nan")
             values[name] = _padded(name, value, full)
@@ -213,9 +215,9 @@ def _mark_overflow(values: dict[str, np.ndarray]) -> None:
 
 @lru_cache
 def _loss(problem: Problem, seed: int, device: str) -> Loss:
-    """The loss of a study's network, the same object at each call, so that products are traced once in a process.
+    """The loss of a study's network as a function of all its parameters, which is the same for all learners.
 
-    The loss depends on all parameters of the network, so it is the same for every learner.
+    Every call returns the same object, so that Hessian-vector products are traced only once in a process.
     """
     return task_loss(
         TrainConfig(
@@ -238,9 +240,9 @@ def _network(unit: Unit) -> tuple[Loss, Tensor]:
 
 def _points(unit: Unit, tasks: Iterable[int]) -> Points:
     """Record the inner loops of a block of tasks, and gather all that the quantities are computed from."""
-    plan, study_learner = unit.study.config.measure, unit.learner
+    settings, study_learner = unit.study.config.measure, unit.learner
     loss, theta = _network(unit)
-    level = plan.full if unit.level == FULL else plan.light
+    level = settings.full if unit.level == FULL else settings.light
     trajectories, supports, probes = [], [], []
     for task in tasks:
         episode = unit.study.problem.held_out.episode(seed=unit.task_seed, split="test", index=task)
@@ -259,24 +261,24 @@ def _points(unit: Unit, tasks: Iterable[int]) -> Points:
         step_size=study_learner.alpha,
         level=level,
         probes=torch.stack(probes).to(theta),
-        seed=plan.seed,
+        seed=settings.seed,
     )
 
 
 def _evaluation(unit: Unit) -> dict[str, np.ndarray]:
     """Loss and accuracy on the evaluation tasks, [evaluation_task]."""
-    plan = unit.study.config.measure
+    settings = unit.study.config.measure
     if unit.diverged:
-        blank = np.full(plan.evaluation_tasks, np.nan)
+        blank = np.full(settings.evaluation_tasks, np.nan)
         return {"evaluation_loss": blank, "evaluation_accuracy": blank}
     losses, accuracies = evaluate(
         unit.learner.learner,
         *_network(unit),
         unit.study.problem.held_out,
         split="test",
-        num_tasks=plan.evaluation_tasks,
+        num_tasks=settings.evaluation_tasks,
         seed=unit.task_seed,
-        transductive=plan.transductive,
+        transductive=settings.transductive,
     )
     return {"evaluation_loss": losses.double().cpu().numpy(), "evaluation_accuracy": accuracies.double().cpu().numpy()}
 

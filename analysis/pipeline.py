@@ -1,4 +1,4 @@
-"""The parts of a study in their order: train, measure, test, draw and report.
+"""Runs the parts of a study in their order: train, measure, test, draw and report.
 
 Training and measuring go on where they were stopped; the other parts are done anew.
 """
@@ -130,7 +130,7 @@ def session(study: Study, *, workers: int | None, progress: ProgressOption) -> I
 
 
 def _is_small(study: Study) -> bool:
-    """Whether starting worker processes, which takes some seconds, would cost more than it saves."""
+    """True if starting worker processes, which takes some seconds, would cost more than it saves."""
     train_settings = study.config.train
     num_training_tasks = len(study.runs) * train_settings.checkpoints[-1] * train_settings.meta_batch
     return num_training_tasks < 500  # a rough limit
@@ -139,7 +139,7 @@ def _is_small(study: Study) -> bool:
 def run(
     study: Study, pool: WorkerPool, reporter: Reporter, *, plan: str | None = None
 ) -> tuple[Study, xr.Dataset, list[Verdict]]:
-    """Do all parts of a study in their order; nothing that is complete is trained or measured again."""
+    """Do all parts of a study in their order; what is complete is not trained or measured again."""
     folder.begin(study, claims=plan)
     refuse_changed_data(study, study.runs)
     mend(study, reporter)
@@ -163,7 +163,7 @@ def start(study: Study, pool: WorkerPool, reporter: Reporter, *, plan: str | Non
 
 
 def test(study: Study, ds: xr.Dataset) -> list[Verdict]:
-    """Draw the verdicts from the measurements by the plan that was fixed before them, and write them to a file."""
+    """Judge the claims from the measurements by the plan that was fixed before, and write the verdicts to a file."""
     plan = plan_of(study)
     refuse_changed_plan(study)
     _refuse_incomplete(study)
@@ -221,6 +221,7 @@ def _refuse_incomplete(study: Study) -> None:
         if not path.exists() or not store.is_complete(path):
             part = "only in part" if path.exists() else "not yet"
             raise UserError(
-                f"{learner} seed {seed} is {part} measured, and results of some runs would look like those of all;"
+                f"{learner} seed {seed} is {part} measured, and results from a part of the runs would be taken for"
+                " those of the whole study;"
                 f" run 'hessian-tools measure {study.path}' first"
             )

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 SECONDS_BETWEEN_LINES = 5.0
-# Until this fraction of a stage is done, no time left is given: starting up still makes up too much of the time.
+# Until this fraction of a stage is done, no remaining time is shown, because the time of starting up would distort it.
 MIN_FRACTION_DONE = 0.05
 
 ProgressOption = Literal[True] | Callable[[int, int], None] | None

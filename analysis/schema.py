@@ -44,8 +44,10 @@ class Variable:
 class Sizes:
     """The coordinates or lengths of the dimensions of one run.
 
-    steps: the number K of inner steps. layers: the names of the parameter tensors. eigenvalues, probes: how many the
-    full measurement has; a light one leaves the last entries NaN.
+    steps: the number K of inner steps. layers: the names of the parameter tensors.
+    eigenvalues, probes: the number of each in a full measurement. A light measurement has fewer and leaves the last
+        entries NaN; see ``LEVEL_MEANINGS``.
+    evaluation_tasks: the number of further tasks, on which only loss and accuracy are measured.
     """
 
     checkpoints: tuple[int, ...]
@@ -78,10 +80,10 @@ def _point(name: str, long_name: str, *extra_dims: str, error: str | None = None
 
 
 # The codes of ``status`` and of ``level`` are positions in these tuples. A task is diverged if training, its inner loop
-# or its curvature has left the finite numbers, or if a loss of its inner loop has exploded (``exploded``). A light
-# measurement has few eigenvalues and probes and is made of every task; a full one has more, and is made of the first
-# tasks at the first and the last checkpoint. How many eigenvalues and probes they have is set by measure.light and
-# measure.full of a study.
+# or its curvature has left the finite numbers, or if a loss of its inner loop has exploded (see ``exploded`` in
+# ``hessian_tools.trajectory.trajectory``). The first tasks are measured in full at the first and the last checkpoint,
+# with more eigenvalues and probes. All other measurements are light, with few of them. A study sets both numbers in
+# measure.light and measure.full, and the number of the first tasks in measure.full_tasks.
 STATUS_MEANINGS = ("not_measured", "measured", "diverged")
 NOT_MEASURED, MEASURED, DIVERGED = range(3)
 LEVEL_MEANINGS = ("none", "light", "full")
@@ -110,14 +112,18 @@ VARIABLES: tuple[Variable, ...] = (
     _point("hg_ratio", "|Hg| / |g|", error="hg_ratio_error"),
     _point("hg_ratio_error", "float32 error of |Hg| / |g|, estimated as the error of rho is"),
     _point("rho", "curvature along the gradient, rho = g'Hg / g'g", error="rho_error"),
-    _point("rho_error", "float32 error of rho: largest |z'Hg - g'Hz| over unit z and g, plus 8 eps |Hg| / |g|"),
+    # The directions z are the random probes and one more; see ``along_gradient`` in ``analysis.quantities.curvature``.
+    _point(
+        "rho_error",
+        "float32 error of rho: the largest |z'Hg - g'Hz| / (|z| |g|) over several directions z, plus 8 eps |Hg| / |g|",
+    ),
     _point(
         "alpha_rho",
-        "alpha g'Hg / g'g; a gradient step lowers the quadratic model of the loss iff this is below 2",
+        "alpha g'Hg / g'g; a gradient step lowers the quadratic model of the loss if and only if this is below 2",
         error="alpha_rho_error",
     ),
     _point("alpha_rho_error", "float32 error of alpha rho"),
-    _point("rho_normalised", "rho in coordinates where filters that a normalisation follows have unit norm"),
+    _point("rho_normalised", "rho in coordinates in which filters before a normalisation layer have unit norm"),
     _point("rho_random", "curvature along a random direction, mean over probes", error="rho_random_stderr"),
     _point("rho_random_stderr", "standard error of the mean of rho along random directions"),
     _point("eigenvalue", "eigenvalues of largest magnitude", "eigen_index", error="eigenvalue_residual"),
@@ -166,14 +172,14 @@ def stack_runs(runs: Mapping[tuple[str, int], xr.Dataset], learners: Sequence[st
     runs: the runs by (learner, seed).
     learners: the names, in the order that the Dataset is to have.
 
-    Where a (learner, seed) has no run, or a run lacks a checkpoint of other runs, numbers are NaN and flags are 0.
+    Where a (learner, seed) has no run, or a run lacks a checkpoint that other runs have, numbers are NaN and flags 0.
     """
     seeds = sorted({seed for _, seed in runs})
     by_learner = []
     for learner in learners:
-        of_learner = [runs[learner, seed].expand_dims(seed=[seed]) for seed in seeds if (learner, seed) in runs]
-        if of_learner:
-            by_learner.append(_concat(of_learner, "seed").expand_dims(learner=[learner]))
+        seed_runs = [runs[learner, seed].expand_dims(seed=[seed]) for seed in seeds if (learner, seed) in runs]
+        if seed_runs:
+            by_learner.append(_concat(seed_runs, "seed").expand_dims(learner=[learner]))
     ds = _concat(by_learner, "learner")
     for variable in VARIABLES:
         if variable.dtype != "float64":  # stacking has turned flags with gaps into float64 with NaN
@@ -218,7 +224,7 @@ def describe_learners(
 
 
 def with_codes(ds: xr.Dataset) -> xr.Dataset:
-    """The same study with integers in place of strings, of which digests of a study's content are made.
+    """The same study with integers in place of strings; the digest of a study's measurements is computed from it.
 
     A learner's name becomes its position along ``learner``, and "" becomes -1. The reasons ``no_alpha`` are replaced by
     ``alpha_steps``, which is 1 where inner steps are alpha times the gradient and 0 elsewhere.
@@ -252,12 +258,12 @@ def begun_elsewhere(ds: xr.Dataset) -> list[str]:
 
 
 def alpha_steps(ds: xr.Dataset, name: str) -> bool:
-    """Whether a learner's inner steps are alpha times the gradient; if not, what is scaled by alpha is NaN for it."""
+    """True if a learner's inner steps are alpha times the gradient; otherwise its values scaled by alpha are NaN."""
     return name not in why_no_alpha(ds)
 
 
 def with_alpha(ds: xr.Dataset) -> xr.Dataset:
-    """The study's learners whose inner steps are alpha times the gradient, or all learners if there is no such one."""
+    """The study with only those learners whose inner steps are alpha times the gradient; all, if none is like that."""
     positions = np.flatnonzero(ds["no_alpha"].values == "")
     return ds.isel(learner=positions) if positions.size else ds
 

@@ -2,7 +2,7 @@
 
 from analysis.config import StepSizeSearch
 from analysis.folder import CLAIMS, STUDY
-from analysis.learner_text import OPTIMISERS, described, partly_moving, trained_on_classes, without_alpha
+from analysis.learner_text import OPTIMISERS, described, no_alpha_notes, partial_loop_notes, supervised_notes
 from analysis.study import Study
 from analysis.study_file import BUNDLED, load_study
 from analysis.training import WARM_START
@@ -14,7 +14,7 @@ from hessian_tools.train.evaluate import INDUCTIVE, TRANSDUCTIVE
 
 
 def facts(study: Study) -> dict[str, str]:
-    """The set-up of a study as heading and text, in the order of the report."""
+    """The set-up of a study: texts by their headings, in the order of the report."""
     config, data = study.config, study.config.data
     train_settings, measure_settings = config.train, config.measure
     light, full = measure_settings.light, measure_settings.full
@@ -38,10 +38,11 @@ def facts(study: Study) -> dict[str, str]:
         "Seeds": f"{len(config.seeds)}: {', '.join(map(str, config.seeds))} (initial parameters, training tasks and"
         " held-out tasks)",
         "Held-out tasks": f"{measure_settings.tasks} a seed with curvature at every inner step"
-        f" ({measure_settings.full_tasks} of them in full), {measure_settings.evaluation_tasks} a seed"
-        f" for accuracy{protocol}",
-        "Curvature": f"of the support loss; light: {light.probes} probes, eigenvalues to {light.tolerance:g};"
-        f" full: {full.probes} probes, top {full.eigenvalues} to {full.tolerance:g}",
+        f" ({measure_settings.full_tasks} of them in full at the first and the last checkpoint),"
+        f" {measure_settings.evaluation_tasks} a seed for accuracy{protocol}",
+        "Curvature": f"of the support loss; a full measurement has {full.probes} probes and the {full.eigenvalues}"
+        f" eigenvalues of largest magnitude to a relative tolerance of {full.tolerance:g}; all others are light, with"
+        f" {light.probes} probes, {light.eigenvalues} of these eigenvalues and a tolerance of {light.tolerance:g}",
         "Precision": f"{manifest['dtype']} on {manifest['device']}, {manifest['threads']} thread per process",
         "Versions": f"hessian-tools {manifest['code']}, Python {manifest['python']}, {libraries}",
         "Plan of the claims": f"{CLAIMS}, SHA-256 {manifest['claims_digest'][:16]}, fixed before the runs",
@@ -58,12 +59,12 @@ def command(study: Study) -> str:
 
 
 def notes(study: Study) -> list[str]:
-    """What a reader must not overlook: learners that are not like the others, and runs that diverged."""
+    """Notes that a reader must not overlook, on learners that are unlike the others and on runs that diverged."""
     stopped = {run: diverged_at(study.run(*run)) for run in study.runs}
     return [
-        *trained_on_classes(study),
-        *without_alpha(study),
-        *partly_moving(study),
+        *supervised_notes(study),
+        *no_alpha_notes(study),
+        *partial_loop_notes(study),
         *_warm_starts(study),
         *(
             f"{learner}, seed {seed}, diverged at meta-iteration {step}: its later checkpoints hold no numbers."
@@ -74,7 +75,10 @@ def notes(study: Study) -> list[str]:
 
 
 def _warm_starts(study: Study) -> list[str]:
-    """A line for each learner that began from another one: its checkpoint, and whether it can be compared untrained."""
+    """A line for each learner that began from another learner's checkpoint.
+
+    The line names that checkpoint, and it says so if there is no untrained network to compare the learner with.
+    """
     lines = []
     for name, learner in study.learners.items():
         start = learner.settings.start

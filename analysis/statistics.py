@@ -24,8 +24,8 @@ Outcome = Literal["supported", "not supported", "inconclusive"]
 class Interval:
     """A two-sided interval for a mean: its bounds, and the mean and the standard deviation of the ``num`` values.
 
-    The standard deviation ``sd`` is that with the divisor num - 1. With one value, the bounds and ``sd`` are NaN; with
-    none, ``mean`` is NaN as well.
+    The standard deviation ``sd`` has the divisor num - 1. With one value, the bounds and ``sd`` are NaN; with none,
+    ``mean`` is NaN as well.
     """
 
     low: float
@@ -80,7 +80,7 @@ def task_bootstrap(
     """The bootstrap's percentile interval for the mean over seeds of the task means.
 
     effects: one value for each task [seed, task]; NaN is left out.
-    seed: that of the random draws; the result is reproducible from it.
+    seed: the seed of the random draws, from which the result is reproducible.
 
     Tasks are resampled within each seed, independently of the other seeds, because each seed has tasks of its own. The
     seeds stay fixed. So the interval tells how well these seeds were measured and nothing about other seeds: it
@@ -109,7 +109,9 @@ def percentile_interval(values: np.ndarray, *, confidence: float = 0.95) -> tupl
 
 
 def decide(low: float, high: float, *, margin: float) -> Outcome:
-    """Decide from an interval about a claim whose direction is positive; ``margin`` is the smallest effect of interest.
+    """Decide from an interval about a claim that predicts a positive effect.
+
+    low, high: the ends of the interval. margin: the smallest effect of interest, above 0.
 
     * not supported: the whole interval lies below the margin. The effect is absent, opposite, or too small to matter.
       An interval inside (0, margin) belongs here, because with enough seeds even a negligible effect differs from 0.

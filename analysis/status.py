@@ -22,10 +22,11 @@ def describe(study: Study) -> Iterator[str]:
     for learner, seed in study.runs:
         yield f"  {learner:<12} seed {seed}: {_training(study, learner, seed)}; {_measuring(study, learner, seed)}"
     measured = any((study.run(*run) / store.NAME).exists() for run in study.runs)
-    old = stale(study, measurements(study)) if measured else []
-    yield _verdicts(study) + (" (of older measurements)" if "verdicts" in old else "")
+    # The parts ("verdicts", "figures") that were made from other measurements than the present ones.
+    outdated = stale(study, measurements(study)) if measured else []
+    yield _verdicts(study) + (" (of older measurements)" if "verdicts" in outdated else "")
     drawn = sorted(path.stem for path in study.figures.glob("*.pdf"))
-    yield f"figures: {', '.join(drawn) or 'none yet'}" + (" (of older measurements)" if "figures" in old else "")
+    yield f"figures: {', '.join(drawn) or 'none yet'}" + (" (of older measurements)" if "figures" in outdated else "")
     report = study.path / REPORT
     yield f"report: {report if report.exists() else 'none yet'}"
 
@@ -45,10 +46,10 @@ def _measuring(study: Study, learner: str, seed: int) -> str:
     path = study.run(learner, seed) / store.NAME
     if not path.exists():
         return "not measured"
-    done = store.open_run(path)["done"].values == 1
+    done = store.open_run(path)["done"].values == 1  # [checkpoint, task]
     if done.all():
-        return f"measured ({done.size} task units)"
-    return f"{int(np.sum(done))} of {done.size} task units measured"
+        return f"measured ({done.size} tasks, counted at each checkpoint)"
+    return f"{int(np.sum(done))} of {done.size} tasks measured, counted at each checkpoint"
 
 
 def _verdicts(study: Study) -> str:

@@ -1,13 +1,13 @@
 """Measurements on disk: one zarr store per run, which is allocated before anything is measured.
 
-The results of one unit (a checkpoint and a block of tasks, with all inner steps; see ``analysis.measure``) are whole
+A unit is a checkpoint and a block of tasks, with all inner steps (see ``analysis.measure``). Its results are whole
 chunks of every variable, so that no two units write to the same chunk. One process writes a unit, and writes its flag
 (``done`` or ``evaluation_done``) last. A process that is killed at any moment therefore leaves a store in which every
 flagged unit is complete.
 
 Every chunk ends with its checksum (CRC-32C), and a flagged unit has a file for every chunk of every variable, even
-where all values are NaN. The digests of the files that describe the arrays stand in a file beside the store. A file
-that was changed or removed is therefore found, instead of being read as other numbers or as NaN.
+where all values are NaN. The digests of the files that describe the arrays stand in a file beside the store. So
+``faults`` notices a file that was changed or removed, which would otherwise be read as wrong numbers or as NaN.
 """
 
 import hashlib
@@ -41,8 +41,9 @@ FLAGS = ("done", "evaluation_done")
 class Fault:
     """A file of a store that is missing or was changed.
 
-    unit: the (checkpoint, chunk of tasks) to which the file belongs, as positions; the chunk of tasks is None for the
-        evaluation of a checkpoint. None for a file that belongs to the whole store.
+    unit: the unit to which the file belongs, as (position of the checkpoint, position of the chunk of tasks). The
+        second position is None for the unit that evaluates accuracy at a checkpoint. ``unit`` itself is None for a file
+        that belongs to the whole store.
     """
 
     file: Path
@@ -53,8 +54,8 @@ class Fault:
 def create(folder: Path, sizes: Sizes, *, block: int, scalars: Mapping[str, float], attrs: Mapping[str, Any]) -> Path:
     """Make the store of a run, empty but for its scalars, and return its path; a store that exists is left as it is.
 
-    sizes: the dimensions. block: the number of tasks in a chunk. scalars: the variables without dimensions, which hold
-    for the whole run. attrs: attributes of the Dataset.
+    sizes: the coordinates or lengths of the dimensions. block: the number of tasks in a chunk.
+    scalars: the values of the variables without dimensions, such as the step size. attrs: attributes of the Dataset.
     """
     path = folder / NAME
     if path.exists():
@@ -100,16 +101,16 @@ def refuse_damaged(path: Path) -> None:
 
 
 def is_complete(path: Path) -> bool:
-    """Whether every unit of a run is measured."""
+    """True if every unit of a run is measured."""
     with _readable(path):
         return all(bool(np.all(zarr.open_array(path, path=flag, mode="r")[...] == 1)) for flag in FLAGS)
 
 
 def is_done(path: Path, checkpoint: int, block: slice | None) -> bool:
-    """Whether a unit is complete.
+    """True if a unit is complete.
 
-    checkpoint: the position of its checkpoint. block: the positions of its tasks; None for the unit that evaluates
-    accuracy.
+    checkpoint: the position of the unit's checkpoint.
+    block: the positions of the unit's tasks; None for the unit that evaluates accuracy.
     """
     flag, place = _flag(checkpoint, block)
     with _readable(path):
@@ -119,12 +120,12 @@ def is_done(path: Path, checkpoint: int, block: slice | None) -> bool:
 def write_unit(path: Path, checkpoint: int, block: slice | None, values: Mapping[str, np.ndarray]) -> None:
     """Write the values of one unit, and then its flag.
 
-    values: by variable, [task, ...] for the tasks of the block, or [evaluation_task]. The other arguments are those of
-    :func:`is_done`.
+    values: the values of each variable, [task, ...] for the tasks of the block, or [evaluation_task]. A variable that
+        is absent is written as NaN or 0. The other arguments are those of :func:`is_done`.
     """
     flag, place = _flag(checkpoint, block)
-    of_unit = [v for v in VARIABLES if v.name not in FLAGS and _in_unit(v.dims, evaluation=block is None)]
-    blank = {v.name: np.array(np.nan if v.dtype == "float64" else 0) for v in of_unit}
+    variables = [v for v in VARIABLES if v.name not in FLAGS and _in_unit(v.dims, evaluation=block is None)]
+    blank = {v.name: np.array(np.nan if v.dtype == "float64" else 0) for v in variables}
     _write(path, {name: (place, value) for name, value in (blank | dict(values)).items()})
     _write(path, {flag: (place, np.array(1))})
 
@@ -132,7 +133,7 @@ def write_unit(path: Path, checkpoint: int, block: slice | None, values: Mapping
 def faults(path: Path) -> Iterator[Fault]:
     """Every file of a store that is missing or was changed after it was written.
 
-    Version 0.1 wrote no checksums, and nothing is found in their stores.
+    Version 0.1 wrote no checksums, so a store of that version yields no fault, whatever has happened to it.
     """
     digests = path.parent / DIGESTS
     descriptions = _description_digests(path)
@@ -152,7 +153,7 @@ def faults(path: Path) -> Iterator[Fault]:
         dims = tuple(arrays[name].get("dimension_names") or ())
         for index, file in _chunk_files(path / name, arrays[name]):
             unit = (index[0], index[1] if "task" in dims else None) if dims[:1] == ("checkpoint",) else None
-            unit = None if dims == (name,) else unit  # a coordinate
+            unit = None if dims == (name,) else unit  # a coordinate belongs to the whole store
             if file.exists():
                 if not _undamaged(file.read_bytes()):
                     yield Fault(file, "was changed after it was written", unit)
@@ -163,7 +164,7 @@ def faults(path: Path) -> Iterator[Fault]:
 
 
 def discard(path: Path, fault: Fault) -> None:
-    """Make the units that a fault spoils count as not measured: the unit of the file, or all of the store."""
+    """Make the unit that a fault spoils count as not measured, or every unit if the file belongs to the whole store."""
     if fault.unit is None:
         shutil.rmtree(path, ignore_errors=True)
         return
@@ -187,12 +188,18 @@ def _flag(checkpoint: int, block: slice | None) -> tuple[str, Any]:
 
 
 def _in_unit(dims: tuple[str, ...], *, evaluation: bool) -> bool:
-    """Whether a variable with these dimensions is written by the units that evaluate accuracy, or by the others."""
+    """True if a variable with these dimensions is filled by units of the given kind.
+
+    evaluation: True for the units that evaluate accuracy, False for those that measure a block of tasks.
+    """
     return dims[:1] == ("checkpoint",) and ("task" not in dims) == evaluation
 
 
 def _write(path: Path, values: Mapping[str, tuple[Any, np.ndarray]]) -> None:
-    """Write (index, value) by variable; each chunk gets a file, even one that holds nothing but the fill value."""
+    """Write a value at an index of each variable; each chunk gets a file, even if it holds only the fill value.
+
+    values: the (index, value) of each variable by its name.
+    """
     with zarr.config.set({"array.write_empty_chunks": True}):
         for name, (place, value) in values.items():
             array = zarr.open_array(path, path=name, mode="r+")

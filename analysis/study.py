@@ -41,12 +41,12 @@ class Problem:
 
     @cached_property
     def tasks(self) -> TaskSource:
-        """The tasks, with query sets of the size used in training."""
+        """The source of all tasks, with query sets of the size used in training."""
         return self._open(self.data.queries)
 
     @cached_property
     def held_out(self) -> TaskSource:
-        """The tasks, with query sets of the size used in measurements on held-out tasks."""
+        """The source of all tasks, with query sets of the size used in measurements on held-out tasks."""
         return self._open(self.data.test_queries)
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Reads a study from YAML into a checked configuration; the message on a mistake has at most two lines."""
+"""Reads a study from YAML into a checked configuration; a mistake raises UserError with at most two lines."""
 
 from collections.abc import Mapping
 from importlib import resources

@@ -1,4 +1,4 @@
-"""Training the runs of a study, and before that the search for its step size where the configuration asks for one.
+"""Trains the runs of a study, and before that searches for the inner step size if the configuration asks for it.
 
 Training and measuring are split into jobs for worker processes. A job is a picklable value (``TrainUnit``,
 ``Candidate``), and the function that does it leaves out what is already on disk. Either part can therefore be stopped
@@ -46,7 +46,7 @@ class TrainUnit:
 
     @property
     def complete(self) -> bool:
-        """Whether all checkpoints exist, or the run has diverged."""
+        """True if all checkpoints exist, or if the run has diverged."""
         steps = self.study.learners[self.learner].checkpoints
         return diverged_at(self.run) is not None or all(checkpoint_path(self.run, step).exists() for step in steps)
 
@@ -75,7 +75,8 @@ def train(study: Study, pool: WorkerPool, reporter: Reporter) -> Study:
 
 def train_unit(unit: TrainUnit, emit: Emit) -> None:
     """Train one run and report each meta-iteration; those that an earlier command made are reported at once."""
-    refuse_changed_data(unit.study, [(unit.learner, unit.seed)])  # this process has opened them for itself
+    # This process has opened the data for itself, perhaps later than the one that began the run.
+    refuse_changed_data(unit.study, [(unit.learner, unit.seed)])
     start = warm_start(unit.study, unit.learner, unit.seed)
     done = 0
 
@@ -93,8 +94,8 @@ def train_unit(unit: TrainUnit, emit: Emit) -> None:
 def warm_start(study: Study, learner: str, seed: int) -> Path | None:
     """The checkpoint file from which a run begins; None where it begins from the untrained network of the seed.
 
-    It is the checkpoint that is best by validation in the run of the learner's ``start`` with the same seed. It is
-    chosen once and written to the file WARM_START, so that a resumed run begins from the same one.
+    The file is the checkpoint that is best by validation in the run of the learner's ``start`` with the same seed. The
+    choice is made once and written to the file WARM_START, so that a resumed run begins from the same checkpoint.
     """
     start = study.config.learners[learner].start
     if start is None:
@@ -110,7 +111,10 @@ def warm_start(study: Study, learner: str, seed: int) -> Path | None:
 
 
 def own_runs(study: Study) -> None:
-    """Write into the folder of every run what its numbers follow from; refuse a folder that holds another run."""
+    """Write a manifest into the folder of every run; refuse a folder that holds another run.
+
+    The manifest records everything on which the numbers of the run depend.
+    """
     refuse_changed_data(study, study.runs)
     config = study.config.model_dump(mode="json")
     shared = {key: config[key] for key in ("data", "network", "train", "measure")}
@@ -137,7 +141,7 @@ def refuse_changed_data(study: Study, runs: Iterable[tuple[str, int]]) -> None:
         path = study.run(*run) / MANIFEST
         recorded = read_json(path) if path.exists() else {}
         for name, present in _data_digests(study).items():
-            before = recorded.get(name, present)  # version 0.1 recorded only the first
+            before = recorded.get(name, present)  # version 0.1 recorded only data_digest
             if before != present:
                 data = study.config.data
                 places = " and ".join(str(place) for place in (data.source, data.test_path) if place)
@@ -149,16 +153,16 @@ def refuse_changed_data(study: Study, runs: Iterable[tuple[str, int]]) -> None:
 
 
 def _data_digests(study: Study) -> dict[str, str]:
-    """The digests of the tasks in training and on held-out classes, by their names in a manifest."""
+    """The digests of the training tasks and of the held-out tasks, by their names in a manifest."""
     return {"data_digest": study.problem.tasks.digest, "held_out_digest": study.problem.held_out.digest}
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A job: train with one of the step sizes to be tried.
+    """A job: a brief training with one candidate for the inner step size alpha.
 
-    Learners with and without SHOT get the same step size. With different ones, a difference in alpha rho could come
-    from alpha alone.
+    The chosen step size serves learners with and without SHOT alike. With different step sizes, a difference in alpha
+    rho (alpha times the curvature rho along the inner gradient) could come from alpha alone.
     """
 
     study: Study
@@ -175,7 +179,10 @@ class Candidate:
 
 
 def choose_step_size(study: Study, pool: WorkerPool, reporter: Reporter) -> Study:
-    """The study with its step size, after a search if it asks for one; the search is made once and its results kept."""
+    """The study with its inner step size, which is searched for if the configuration asks for it.
+
+    The search is made once, and its results are kept in the study's folder.
+    """
     search = study.config.inner.step_size
     if study.step_size is not None or not isinstance(search, StepSizeSearch):
         return study

@@ -1,7 +1,8 @@
-"""What is wrong with the files of a study: files that are missing, were changed, or belong elsewhere, and other data.
+"""Finds the faults of a study's folder, and mends those that can be mended.
 
-Whatever reads a study asks here first. A command refuses a study with a fault, but ``study`` mends those that training
-or measuring again can mend.
+A fault is a file that is missing, was changed or is out of date, or data that are not those with which the study was
+begun. The command ``verify`` lists all faults. The other commands refuse to go on from a fault, except for the command
+``study``, which mends those that training or measuring again can mend.
 """
 
 import shutil
@@ -69,7 +70,7 @@ def faults(study: Study) -> Iterator[str]:
     damaged = [*_errors(partial(read_manifest, run) for run in runs)]
     yield from damaged
     if damaged:
-        return  # without its manifest nothing can be said of a run's other files
+        return  # a run's other files can be checked only with the help of its manifest
     plan_and_data = (partial(refuse_changed_plan, study), partial(refuse_changed_data, study, study.runs))
     candidates = (partial(read_json, file) for file in sorted((study.path / CANDIDATES).glob("*.json")))
     yield from _errors([*plan_and_data, *candidates, *(check.read for check in _training_checks(study))])

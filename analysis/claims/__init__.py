@@ -1,4 +1,7 @@
-"""The claims of a study: each claim is a pure function of the study's Dataset and the pre-registered plan."""
+"""The claims of a study: each claim is a pure function of the study's Dataset and the pre-registered plan.
+
+The plan (``analysis.claims.plan``) fixes every choice that a verdict depends on, such as margins and confidence.
+"""
 
 from collections.abc import Callable, Mapping
 
@@ -23,7 +26,7 @@ def judge(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
     """Return the verdicts on every claim, in the order of ``CLAIMS``; the Dataset is not changed.
 
     The list is empty for a study without a trained learner. Raises PlanError if the plan asks for inner steps that the
-    study does not have. Raises NotMeasuredError, which says what to run, if the study has not been measured in full.
+    study does not have. Raises NotMeasuredError, which says what to run, if a part of the study has not been measured.
     """
     if not trained_learners(ds):
         return []

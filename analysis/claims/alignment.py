@@ -1,9 +1,9 @@
 """Claim (c): the inner gradients of a meta-trained network point the same way.
 
 The alignment of the K inner gradients g of a task is A = (|sum g|^2 / sum |g|^2 - 1) / (K - 1). It is 0 for orthogonal
-gradients, whatever their norms. Orthogonal gradients alone are too weak a null hypothesis, because A -> 1 for any
-network as the inner learning rate alpha -> 0. So each learner is also compared with the untrained network at the same
-alpha, and its two verdicts belong together.
+gradients, whatever their norms, and 1 for equal gradients. Orthogonal gradients alone are too weak a null hypothesis,
+because A -> 1 for any network as the inner learning rate alpha -> 0. So each learner is also compared with the
+untrained network at the same alpha, and the claim needs both of a learner's verdicts.
 """
 
 from dataclasses import replace
@@ -35,16 +35,25 @@ def alignment_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
         trained = points(ds, QUANTITY, learner, checkpoint=last)[..., None]
         start = untrained_start(ds, learner)
         question = Question(
-            "alignment", TITLE, learner, "0", "all steps", "against orthogonal", QUANTITY, UNITS, "positive"
+            claim="alignment",
+            title=TITLE,
+            learner=learner,
+            baseline="0",
+            steps="all steps",
+            comparison="against orthogonal",
+            quantity=QUANTITY,
+            units=UNITS,
+            predicted="positive",
         )
-        lost = diverged(ds, learner, checkpoint=last)
-        nulls = [(question, np.zeros_like(trained), lost)]
+        trained_diverged = diverged(ds, learner, checkpoint=last)
+        # Each null hypothesis has its question, the values of its baseline, and the units that diverged on either side.
+        nulls = [(question, np.zeros_like(trained), trained_diverged)]
         if start is not None:
             untrained = points(ds, QUANTITY, start, checkpoint=first)[..., None]
             second = replace(question, baseline=UNTRAINED, comparison="against untrained")
-            nulls.append((second, untrained, lost | diverged(ds, start, checkpoint=first)))
-        for asked, baseline, lost_units in nulls:
-            comparison = _with_obstacle(paired(trained, baseline, plan, diverged=lost_units), ds.sizes["step_i"])
+            nulls.append((second, untrained, trained_diverged | diverged(ds, start, checkpoint=first)))
+        for asked, baseline, has_diverged in nulls:
+            comparison = _with_obstacle(paired(trained, baseline, plan, diverged=has_diverged), ds.sizes["step_i"])
             verdicts.append(conclude(asked, comparison, margin=plan.margins.alignment, confidence=plan.confidence))
     return verdicts
 
@@ -52,7 +61,8 @@ def alignment_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
 def _with_obstacle(comparison: Comparison, steps: int) -> Comparison:
     """Give the comparison an obstacle if there is only one inner step, because A needs at least two gradients.
 
-    Its units then have no A, but not because a gradient is zero, so they do not count as undefined.
+    With one step, no task of any seed has an A. These tasks do not count as undefined, because that word stands for
+    tasks whose gradients are all zero.
     """
     if steps > 1:
         return comparison

@@ -42,18 +42,19 @@ class Question:
 class Comparison:
     """A comparison of a trained learner with its baseline, one number for each seed.
 
-    A unit is one task of one seed. A point is one inner step of a unit. A unit diverged if its meta-training or its
-    inner loop did not stay finite.
+    A unit is one task of one seed. A point is one inner step of a unit. A unit diverged if its meta-training, its inner
+    loop or its curvature left the finite numbers, or if a loss of its inner loop exploded.
 
     effects: trained minus baseline over the same units [seed]. trained, baseline: the means of the two sides [seed].
         All three are NaN for a seed of which no unit is left.
-    scale: the mean of |baseline| over the paired points, to which relative margins refer.
+    scale: the mean of |baseline| over the paired points; a margin that is given as a fraction is a fraction of it.
     bootstrap: the bounds of the interval from resampled tasks.
-    num_tasks: the tasks of each seed. num_units: all units.
-    num_diverged: the units left out because at least one side diverged.
-    num_undefined: the further units left out because a measured side has no value, as its gradient is zero.
+    num_tasks: the number of tasks of each seed. num_units: the number of all units.
+    num_diverged: the number of units left out because at least one side diverged.
+    num_undefined: the number of further units left out because the quantity is not defined on at least one side, where
+        the gradient is zero.
     share: the fraction of the points that could be compared.
-    num_unmatched_seeds: the seeds left out because too few of their points could be compared.
+    num_unmatched_seeds: the number of seeds left out because too few of their points could be compared.
     obstacle: the reason why no verdict is possible, whatever the numbers are; None if one is possible. The part before
         the semicolon is its short form.
     """
@@ -73,7 +74,7 @@ class Comparison:
 
 
 def complete_units(*sides: np.ndarray, diverged: np.ndarray | None = None) -> np.ndarray:
-    """Whether each unit [seed, task] did not diverge and has finite values on all ``sides`` [seed, task, ...]."""
+    """True for each unit [seed, task] that did not diverge and has finite values on all ``sides`` [seed, task, ...]."""
     keep = [np.isfinite(side).reshape(*side.shape[:2], -1).all(-1) for side in sides]
     if diverged is not None:
         keep.append(~diverged)
@@ -84,17 +85,18 @@ def paired(trained: np.ndarray, baseline: np.ndarray, plan: Plan, *, diverged: n
     """Compare two sides task by task: average the differences over steps, then over tasks, to one number per seed.
 
     trained, baseline: the values of the two sides [seed, task, step].
-    diverged: whether each unit [seed, task] diverged on at least one side. Other units with a NaN count as undefined.
+    diverged: True for each unit [seed, task] that diverged on at least one side. Other units with a NaN count as
+        undefined.
 
     A unit is used with all of its steps or not at all, so that both sides and all units average the same steps.
     """
     keep = complete_units(trained, baseline, diverged=diverged)
-    of_trained, of_baseline = (np.where(keep, side.mean(axis=-1), np.nan) for side in (trained, baseline))
-    difference, bootstrap = of_trained - of_baseline, plan.bootstrap
+    trained_means, baseline_means = (np.where(keep, side.mean(axis=-1), np.nan) for side in (trained, baseline))
+    difference, bootstrap = trained_means - baseline_means, plan.bootstrap
     return Comparison(
         effects=seed_means(difference),
-        trained=seed_means(of_trained),
-        baseline=seed_means(of_baseline),
+        trained=seed_means(trained_means),
+        baseline=seed_means(baseline_means),
         scale=mean_abs_baseline(baseline, keep),
         bootstrap=task_bootstrap(
             difference, confidence=plan.confidence, resamples=bootstrap.resamples, seed=bootstrap.seed
@@ -106,9 +108,9 @@ def paired(trained: np.ndarray, baseline: np.ndarray, plan: Plan, *, diverged: n
 
 
 def left_out(keep: np.ndarray, diverged: np.ndarray | None) -> dict[str, int]:
-    """Count all units, and those that are left out by reason, as the fields of a Comparison.
+    """Count all units and, for each reason, the units that are left out; the keys are fields of a Comparison.
 
-    keep, diverged: whether each unit [seed, task] is compared, and whether it diverged.
+    keep: True for each unit [seed, task] that is compared. diverged: True for each unit that diverged.
     """
     num_diverged = 0 if diverged is None else int(diverged.sum())
     num_undefined = int((~keep).sum()) - num_diverged
@@ -116,9 +118,9 @@ def left_out(keep: np.ndarray, diverged: np.ndarray | None) -> dict[str, int]:
 
 
 def identical(trained: np.ndarray, baseline: np.ndarray, keep: np.ndarray) -> bool:
-    """Whether both sides [seed, task, step] are equal at every point of the units in ``keep`` [seed, task].
+    """True if both sides [seed, task, step] are equal at every point of the units in ``keep`` [seed, task].
 
-    If so, training (or SHOT, in the claim on it) changed nothing at all.
+    Training (or SHOT, in the claim on SHOT) then changed nothing at all.
     """
     return bool(keep.any()) and np.array_equal(trained[keep], baseline[keep])
 

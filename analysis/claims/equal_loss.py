@@ -1,9 +1,11 @@
 """Comparison at equal support loss: is curvature still lower where the support losses of both sides are equal?
 
 The curvature of the cross-entropy shrinks together with the support loss. So a learner with lower support losses has a
-lower alpha rho for that reason alone. Here a point is one inner step of one task. Each point of the trained learner is
-compared with points of the baseline that have the same log support loss, the same seed, and inner steps that the plan
-judges together with its own (a step group of the plan).
+lower alpha rho for that reason alone, where rho = g'Hg / g'g is the curvature along the inner gradient g and alpha the
+inner learning rate. Here a point is one inner step of one task. Each point of the trained learner is compared with
+points of the baseline that have nearly the same logarithm of the support loss (the log loss) and the same seed. Both
+points must lie in one step group: a range of inner steps that the plan of the claims (``analysis.claims.plan``) judges
+together.
 
 The method: among the baseline points whose log loss differs by at most a caliper, take the mean of those at or below
 the trained point's loss and the mean of those at or above it, and interpolate between the two means at the trained
@@ -13,8 +15,8 @@ higher would be mistaken for suppression by training. The interpolation removes 
 and never extrapolates.
 
 The interpolation needs a baseline point on each side. A trained point without both has no match: it is left out and
-counted. So the comparison holds where the losses of the two sides overlap and says nothing about the other points, and
-points of equal loss may still differ in other ways. A seed in which too few points have a match is left out as a whole,
+counted. So the comparison holds where the losses of the two sides overlap, and it says nothing about the other points.
+Points of equal loss may still differ in other ways. A seed in which too few points have a match is left out as a whole,
 because those few points do not represent it.
 """
 
@@ -45,12 +47,12 @@ def matched(
     """Compare two sides at equal loss, with one number per seed; all four arrays are [seed, task, step].
 
     trained, baseline: the values of the two sides. trained_loss, baseline_loss: their support losses, 0 or more.
-    diverged: whether each unit [seed, task] diverged on at least one side. Such a unit is left out of both sides, as in
-        ``paired``.
+    diverged: True for each unit (one task of one seed) [seed, task] that diverged on at least one side. Such a unit is
+        left out of both sides, as in ``paired``.
 
-    The bootstrap resamples the tasks of both sides together and matches anew. A seed is left out if fewer of its points
-    have a match than the plan's least share. If fewer than two seeds are left after that, the comparison has an
-    obstacle, so that it is inconclusive.
+    The bootstrap resamples the tasks of both sides together, and matches the points of each resample anew. A seed is
+    left out if the fraction of its points that have a match is below the plan's ``least_share``. If that leaves fewer
+    than two seeds, the comparison has an obstacle, so that it is inconclusive.
     """
     keep = complete_units(trained, baseline, trained_loss, baseline_loss, diverged=diverged)
     # The logarithm of a loss of 0 is -inf. Such a point never has a match, and counts as a point without one.
@@ -59,7 +61,7 @@ def matched(
     caliper = plan.equal_loss.caliper
     estimates, shares, draws = [], [], []
     for seed, tasks in enumerate(keep):
-        y, x, y0, x0 = (side[seed, tasks] for side in sides)
+        y, x, y0, x0 = (side[seed, tasks] for side in sides)  # value and log loss: trained, then baseline
         value, reference, share = matched_means(x, y, x0, y0, np.ones((len(y), 1)), caliper=caliper)[:, 0]
         shares.append(share)
         if share < plan.equal_loss.least_share:
@@ -133,12 +135,15 @@ def bracketed(x: np.ndarray, x0: np.ndarray, y0: np.ndarray, counts: np.ndarray,
     (left, below), (right, above) = ends
     width = right - left
     # Where all points of both groups have exactly the loss x, the two means are equal, so that the weight is arbitrary.
-    share = np.where(width > 0, -left / np.where(width > 0, width, 1.0), 0.5)
-    return np.asarray(below + share * (above - below))
+    weight = np.where(width > 0, -left / np.where(width > 0, width, 1.0), 0.5)
+    return np.asarray(below + weight * (above - below))
 
 
 def _obstacle(share: float, num_unmatched_seeds: int, num_left: int, plan: Plan) -> str | None:
-    """The reason why too few seeds are left for a verdict, or None if at least two are left or none was unmatched."""
+    """The reason why too few seeds are left for a verdict.
+
+    None if at least two seeds are left, or if no seed was left out for want of matches.
+    """
     if num_unmatched_seeds == 0 or num_left >= 2:
         return None
     within = f"a match within {plan.equal_loss.caliper:g} in log loss"

@@ -13,7 +13,7 @@ PLAIN = ("raw", "against untrained")  # comparisons without matching or rescalin
 
 
 def findings(verdicts: Sequence[Verdict]) -> list[str]:
-    """One sentence for each claim: how many comparisons support it, and the numbers of one that is typical."""
+    """One sentence for each claim: how many comparisons have each outcome, and the numbers of a typical comparison."""
     return [_finding(list(rows)) for _, rows in groupby(verdicts, key=lambda verdict: verdict.claim)]
 
 
@@ -29,7 +29,10 @@ def _finding(verdicts: list[Verdict]) -> str:
 
 
 def _example(verdicts: list[Verdict], counts: Counter[Outcome]) -> str:
-    """The numbers of the first plain comparison with the outcome that is most frequent; empty where there is none."""
+    """The numbers of the first plain comparison that has the most frequent outcome.
+
+    If no plain comparison has that outcome, they are those of the first plain one; if there is none at all, "".
+    """
     plain = [verdict for verdict in verdicts if verdict.comparison in PLAIN and not math.isnan(verdict.effect)]
     if not plain:
         return ""

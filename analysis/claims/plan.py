@@ -20,7 +20,7 @@ from analysis.config.mistakes import first_mistake
 BUNDLED = Path(__file__).with_name("claims.yaml")
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 Margin = Annotated[float, Field(gt=0, lt=1e6, strict=True)]
-UpToTen = Annotated[float, Field(gt=0, lt=10, strict=True)]
+BelowTen = Annotated[float, Field(gt=0, lt=10, strict=True)]  # refuses a slip such as 50 for 50 %
 
 
 class PlanError(ValueError):
@@ -31,7 +31,8 @@ class PlanError(ValueError):
 class Margins:
     """The smallest effects of interest.
 
-    suppression, shot: shares of the baseline's mean |curvature|. alignment: an absolute value of the alignment A.
+    suppression, shot: fractions of the baseline's mean |curvature|. alignment: a difference of the alignment A itself,
+        not a fraction of the baseline's A.
     """
 
     suppression: Margin
@@ -66,12 +67,14 @@ class StepGroup:
 class EqualLoss:
     """The settings of the comparison at equal support loss.
 
-    caliper: the largest difference in log loss between a point and its match.
+    A point is one inner step of one task.
+
+    caliper: the largest difference between the logarithms of the support losses of a point and its match.
     least_share: the fraction of a seed's points that must have a match for the seed to be compared.
     """
 
-    caliper: UpToTen
-    least_share: UpToTen
+    caliper: BelowTen
+    least_share: BelowTen
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -84,7 +87,10 @@ class Bootstrap:
 
 @dataclass(frozen=True, config=STRICT)
 class Plan:
-    """The whole plan; two plans with equal content have equal digests, however their files are laid out."""
+    """The whole plan; two plans with equal content have equal digests, however their files are laid out.
+
+    confidence: that of all intervals. step_groups: the ranges of inner steps that are judged together, by name.
+    """
 
     confidence: Annotated[float, Field(gt=0.5, lt=1, strict=True)]
     margins: Margins

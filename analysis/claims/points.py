@@ -1,7 +1,7 @@
 """The values of a study that claims compare.
 
-A study with missing values is refused. A value that is returned is NaN only where the quantity is not defined, or where
-the inner loop diverged. A unit is one task of one seed.
+A study with missing values is refused. A returned value is NaN only where the quantity is not defined, or where
+training or the inner loop diverged. A unit is one task of one seed.
 """
 
 import numpy as np
@@ -17,7 +17,7 @@ _RATIOS = ("alpha_rho", "rho", "rho_normalised", "alignment")
 
 
 class NotMeasuredError(ValueError):
-    """Raised if a study is not measured in full, or if measured numbers are missing; the message says what to do."""
+    """Raised if a part of a study is not measured, or if measured numbers are missing; the message says what to do."""
 
 
 def first_and_last(ds: xr.Dataset) -> tuple[int, int]:
@@ -35,7 +35,7 @@ def first_and_last(ds: xr.Dataset) -> tuple[int, int]:
 
 
 def diverged(ds: xr.Dataset, learner: str, *, checkpoint: int) -> np.ndarray:
-    """Whether the status of each unit [seed, task] of a learner at a checkpoint is "diverged"."""
+    """True for each unit [seed, task] of a learner at a checkpoint whose status is "diverged"."""
     status = _at(ds[["status"]], learner, checkpoint)["status"].values
     return np.asarray(status == DIVERGED)
 
@@ -43,8 +43,8 @@ def diverged(ds: xr.Dataset, learner: str, *, checkpoint: int) -> np.ndarray:
 def points(ds: xr.Dataset, variable: str, learner: str, *, checkpoint: int) -> np.ndarray:
     """Return the values of a learner at a checkpoint [seed, task, ...].
 
-    All values of a unit that diverged are NaN. A single value is NaN where the variable is a ratio to a gradient that
-    is zero (for the alignment: where all inner gradients are zero, or there is only one).
+    All values of a unit that diverged are NaN. A single value is NaN where the variable is divided by the norm of a
+    gradient that is zero. The alignment is NaN where all inner gradients are zero, or where there is only one.
 
     Raises NotMeasuredError if any unit has not been measured, because a verdict on a part of a study would be about
     another study. Raises it also if a unit that is marked as measured lacks a number that should exist.
@@ -66,13 +66,13 @@ def _at(ds: xr.Dataset, learner: str, checkpoint: int) -> xr.Dataset:
 
 
 def _undefined(one: xr.Dataset, variable: str) -> np.ndarray:
-    """Whether each value of a measured unit may be undefined, in the shape of the variable."""
+    """True for each value of the variable that may be undefined although its unit was measured."""
     if variable not in _RATIOS:
         return np.zeros(one[variable].shape, dtype=bool)
     zero = one["grad_norm"].values < ZERO_GRADIENT
     if variable != "alignment":
         return np.asarray(zero)
-    inner = zero[..., :-1]  # the last point is the adapted one, whose gradient takes no step and has no part in A
+    inner = zero[..., :-1]  # no step is taken from the last point, the adapted one, so its gradient has no part in A
     return np.asarray(inner.all(axis=-1) | (inner.shape[-1] == 1))
 
 

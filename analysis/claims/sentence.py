@@ -18,7 +18,7 @@ MINUS = "\N{MINUS SIGN}"
 
 
 def sentence(verdict: "Verdict", comparison: Comparison, confidence: float) -> str:
-    """Return one paragraph for researchers on a verdict whose other fields are complete."""
+    """Return one paragraph for researchers on a verdict, whose field ``sentence`` is still empty."""
     if comparison.num_diverged == comparison.num_units:
         return f"Inconclusive: all {comparison.num_units} units diverged, so that nothing is left to compare."
     if verdict.num_seeds == 0:
@@ -56,6 +56,7 @@ def number(value: float, *, signed: bool = False) -> str:
 
 
 def _levels(verdict: "Verdict", confidence: float) -> str:
+    """The clause that states both values, their difference with its interval, and the margin."""
     where = f"over {verdict.steps}" if verdict.steps == "all steps" else f"at {verdict.steps}"
     text = f"{NAMES.get(verdict.quantity, verdict.quantity)} of {verdict.learner} {where} "
     if verdict.comparison == "against orthogonal":
@@ -72,6 +73,7 @@ def _levels(verdict: "Verdict", confidence: float) -> str:
 
 
 def _needed(verdict: "Verdict") -> str:
+    """The clause that says how many seeds would decide an inconclusive verdict."""
     if verdict.num_seeds < 2:
         return "one seed shows no spread between seeds, so that at least 2 are needed"
     if verdict.seeds_to_decide is None:
@@ -83,6 +85,7 @@ def _needed(verdict: "Verdict") -> str:
 
 
 def _why_not(verdict: "Verdict") -> str:
+    """The clause that says why a claim is not supported."""
     sign = -1.0 if verdict.predicted == "negative" else 1.0
     ends = sorted((sign * verdict.low, sign * verdict.high))
     if ends[1] < 0:
@@ -93,6 +96,7 @@ def _why_not(verdict: "Verdict") -> str:
 
 
 def _left_out(verdict: "Verdict", comparison: Comparison) -> list[str]:
+    """The clauses on the points, units (one task of one seed) and seeds that were left out of the comparison."""
     parts = []
     if verdict.comparison == "equal support loss" and not comparison.obstacle:
         parts.append(f"{comparison.share:.0%} of the points have a match at equal loss")
@@ -100,9 +104,9 @@ def _left_out(verdict: "Verdict", comparison: Comparison) -> list[str]:
     if comparison.num_unmatched_seeds:
         num = comparison.num_unmatched_seeds
         parts.append(f"{plural(num, 'seed')} {_was(num)} left out because too few points have a match")
-    empty = len(comparison.effects) - verdict.num_seeds - comparison.num_unmatched_seeds
-    if empty:
-        parts.append(f"{plural(empty, 'seed')} {_was(empty)} left out because nothing was left to compare")
+    num_empty = len(comparison.effects) - verdict.num_seeds - comparison.num_unmatched_seeds
+    if num_empty:
+        parts.append(f"{plural(num_empty, 'seed')} {_was(num_empty)} left out because nothing was left to compare")
     return parts
 
 

@@ -4,15 +4,15 @@ The curvature along the inner gradient g is rho = g'Hg / g'g, with the Hessian H
 learning rate. SHOT is the penalty on the distance between few large and many small inner steps (Lee, Yoo, Kwak 2023).
 
 Claim (a), suppression: meta-training lowers this curvature, although no term of its loss asks for that. Each trained
-learner at the last checkpoint is compared with itself at checkpoint 0: the untrained network with the same
+learner at the last checkpoint is compared with itself at checkpoint 0, which is the untrained network with the same
 initialisation, on the same tasks, at the same inner learning rate. (Lee, Yoo, Kwak 2023 claim suppression along the
 inner loop, but measure no curvature.) A learner that begins from another learner's trained network is compared with an
-untrained network that has the same inner loop, if the study has one.
+untrained network that adapts by the same inner loop, if the study has one.
 
-Claim (b), SHOT: a learner with SHOT is compared with the same learner without it, at the last checkpoint. The study
-names the pairs (``analysis.schema.shot_pairs``); one learner may be compared with several SHOT variants of it. Both
-sides share the seed's initialisation, tasks and inner learning rate. If the learner with SHOT begins from a network
-that was pre-trained with SHOT alone, it has had that training in addition.
+Claim (b), SHOT: a learner with SHOT is compared with the same learner without SHOT, at the last checkpoint. The study
+names the pairs (``analysis.schema.shot_pairs``); one learner may be compared with several variants of itself with SHOT.
+Both sides share the seed's initialisation, tasks and inner learning rate. A learner that begins from a network that was
+pre-trained with SHOT alone also counts as one with SHOT; it has had that training in addition.
 
 A step group names the inner steps that the plan judges together. Three comparisons are made for each learner and step
 group:
@@ -21,7 +21,8 @@ group:
 * At unit filter norm: rho after each filter that is followed by a normalisation layer has been scaled to unit norm. H
   is proportional to 1/|w|^2 in the weights w of such a filter, so that rho falls if the weights merely grow. In a
   network without normalisation, this is rho itself.
-* At equal support loss: see ``equal_loss``.
+* At equal support loss: the quantity of the raw comparison, but only between points of the two sides whose support
+  losses are nearly equal, because curvature falls together with the loss (see ``analysis.claims.equal_loss``).
 
 A learner whose steps are not alpha times the gradient has no alpha rho, and rho is judged in its place. Such a learner
 learns its step sizes, uses another step rule, or adapts latent codes in place of the parameters (LEO).
@@ -31,7 +32,7 @@ from dataclasses import replace
 
 import xarray as xr
 
-from analysis.claims.comparison import Question, paired
+from analysis.claims.comparison import Claim, Question, paired
 from analysis.claims.equal_loss import matched
 from analysis.claims.plan import Plan
 from analysis.claims.points import UNTRAINED, diverged, first_and_last, points
@@ -52,7 +53,7 @@ def suppression_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
         if start is None:
             continue
         name = quantity(ds, learner, start)
-        question = Question("suppression", title, learner, UNTRAINED, "", "raw", name, BY_NAME[name].units, "negative")
+        question = _question("suppression", title, learner, UNTRAINED, name)
         verdicts += lower_curvature(ds, plan, question, (start, first), last, plan.margins.suppression)
     return verdicts
 
@@ -65,13 +66,28 @@ def shot_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
     verdicts = []
     for learner, without in pairs:
         name = quantity(ds, learner, without)
-        question = Question("shot", title, learner, without, "", "raw", name, BY_NAME[name].units, "negative")
+        question = _question("shot", title, learner, without, name)
         verdicts += lower_curvature(ds, plan, question, (without, last), last, plan.margins.shot)
     return verdicts
 
 
+def _question(claim: Claim, title: str, learner: str, baseline: str, quantity: str) -> Question:
+    """The question of the raw comparison, whose inner steps ``lower_curvature`` fills in."""
+    return Question(
+        claim=claim,
+        title=title,
+        learner=learner,
+        baseline=baseline,
+        steps="",
+        comparison="raw",
+        quantity=quantity,
+        units=BY_NAME[quantity].units,
+        predicted="negative",
+    )
+
+
 def quantity(ds: xr.Dataset, *learners: str) -> str:
-    """The name of the compared quantity: alpha rho, or rho if a learner's steps are not alpha times the gradient."""
+    """The quantity to compare: alpha rho, or rho if the steps of a learner are not alpha times the gradient."""
     return QUANTITY if all(alpha_steps(ds, learner) for learner in learners) else WITHOUT_ALPHA
 
 
@@ -81,8 +97,8 @@ def lower_curvature(
     """Return the verdicts on a question for each step group, in all three comparisons.
 
     baseline: the learner and the checkpoint to compare with. last: the checkpoint of the question's learner.
-    margin: the smallest effect of interest, as a fraction of the baseline's mean |quantity| in the step group. In
-        absolute terms it is the same for the raw comparison and the one at equal loss, so that their verdicts can be
+    margin: the smallest effect of interest, as a fraction of the baseline's mean |quantity| in the step group. The raw
+        comparison and the one at equal support loss take the fraction of the same mean, so that their verdicts can be
         compared.
     """
     other_learner, checkpoint = baseline
@@ -90,15 +106,15 @@ def lower_curvature(
         (points(ds, name, question.learner, checkpoint=last), points(ds, name, other_learner, checkpoint=checkpoint))
         for name in (question.quantity, UNIT_NORM, LOSS)
     ]
-    lost = diverged(ds, question.learner, checkpoint=last) | diverged(ds, other_learner, checkpoint=checkpoint)
+    has_diverged = diverged(ds, question.learner, checkpoint=last) | diverged(ds, other_learner, checkpoint=checkpoint)
     at_unit_norm = replace(question, quantity=UNIT_NORM, units=BY_NAME[UNIT_NORM].units)
     verdicts = []
     for steps, group in plan.step_groups.items():
         rows = group.rows(ds.sizes["inner_step"] - 1)
         value, unit_norm, loss = ((trained[:, :, rows], other[:, :, rows]) for trained, other in sides)
-        raw = paired(*value, plan, diverged=lost)
-        normalised = paired(*unit_norm, plan, diverged=lost)
-        equal_loss = matched(*value, *loss, plan, diverged=lost)
+        raw = paired(*value, plan, diverged=has_diverged)
+        normalised = paired(*unit_norm, plan, diverged=has_diverged)
+        equal_loss = matched(*value, *loss, plan, diverged=has_diverged)
         for asked, comparison, scale in (
             (replace(question, steps=steps, comparison="raw"), raw, raw.scale),
             (replace(at_unit_norm, steps=steps, comparison="unit filter norm"), normalised, normalised.scale),

@@ -31,9 +31,9 @@ class Verdict(Question):
     bootstrap_low, bootstrap_high: the interval from resampled tasks, with the seeds held fixed.
     margin: the smallest effect of interest, in the units of the quantity.
     baseline_value, trained_value: the means of both sides over the units that were compared.
-    num_seeds: the seeds with at least one unit to compare. num_tasks: the tasks of each seed.
-    num_diverged: the units left out because they diverged.
-    num_undefined: the further units left out, which were measured but have no value because their gradient is zero.
+    num_seeds: the number of seeds with at least one unit to compare. num_tasks: the number of tasks of each seed.
+    num_diverged: the number of units left out because they diverged.
+    num_undefined: the number of further units left out, whose quantity is not defined because a gradient is zero.
     share_compared: the fraction of the points that could be compared.
     seeds_to_decide: the number of seeds at which about half of such studies would decide. It is None if the outcome is
         decided already, if there is one seed (which shows no spread) or an obstacle, or if no number of seeds would do.
@@ -106,7 +106,7 @@ def _outcome(
 
 
 def verdicts_to_json(verdicts: Sequence[Verdict], **facts: str) -> str:
-    """The verdicts as JSON text, after ``facts`` about their data; a number that is not finite becomes null."""
+    """The verdicts as JSON text, preceded by ``facts`` such as digests; a number that is not finite becomes null."""
     rows = [{key: _null(value) for key, value in asdict(verdict).items()} for verdict in verdicts]
     return json.dumps(facts | {"verdicts": rows}, indent=1, allow_nan=False) + "\n"
 
@@ -128,8 +128,8 @@ def verdict_lines(verdicts: Sequence[Verdict]) -> Iterator[str]:
     """Yield the verdicts as aligned lines for a terminal; the full sentences are in the report.
 
     Each claim has a heading, followed by one line for each comparison with the outcome, the learner and the baseline,
-    the effect and its interval over seeds. The heading names the quantities. A line at unit filter norm is about rho,
-    not alpha rho, and so is a line of a learner whose steps are not alpha times the gradient.
+    the effect and its interval over seeds. The heading names the quantities. A line is about rho in place of alpha rho
+    if it is at unit filter norm, or if the learner's steps are not alpha times the gradient.
     """
     for title, group in groupby(verdicts, key=lambda v: v.title):
         rows = list(group)

@@ -1,4 +1,4 @@
-"""A study's configuration as pydantic models that check it; ``analysis.study_file`` makes them from YAML."""
+"""The pydantic models that hold and check a study's configuration; ``analysis.study_file`` makes them from YAML."""
 
 from analysis.config.learner import LEARNER_SETTINGS, LearnerConfig
 from analysis.config.study import DataConfig, LevelConfig, NetworkConfig, StepSizeSearch, StudyConfig

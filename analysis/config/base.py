@@ -1,4 +1,4 @@
-"""The building blocks of a configuration: checked numbers, strict models, and fields defined by the library."""
+"""The building blocks of a configuration: checked numbers, strict models, and fields that hold library dataclasses."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, fields, is_dataclass
@@ -9,11 +9,11 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, create_model
 from pydantic_core import CoreSchema, core_schema
 
-# These are strict because pydantic would otherwise accept true as 1 and "3" as 3.
-Positive = Annotated[int, Field(gt=0, strict=True)]
-Natural = Annotated[int, Field(ge=0, strict=True)]
+# Integers and booleans are strict, because pydantic would otherwise accept true as 1 and "3" as 3.
+Positive = Annotated[int, Field(gt=0, strict=True)]  # 1, 2, 3, ...
+Natural = Annotated[int, Field(ge=0, strict=True)]  # 0, 1, 2, ...
 Flag = Annotated[bool, Field(strict=True)]
-Rate = Annotated[float, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0)]  # a positive number, such as a step size or a tolerance
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # names of studies and learners, which become names of folders
 
 
@@ -58,7 +58,7 @@ def settings_of(kind: type) -> type[Strict]:
 
 
 def _strict(annotation: Any) -> Any:
-    """The annotation of a dataclass's field, with strict types for integers, for booleans and in nested dataclasses."""
+    """The annotation of a dataclass's field, made strict: pydantic then converts neither integers nor booleans."""
     if annotation in (int, bool):
         return Annotated[annotation, Field(strict=True)]
     if is_dataclass(annotation):

@@ -41,8 +41,8 @@ class LatentConfig(settings_of(Latent)):  # type: ignore[misc]
     """The settings of LEO (Rusu et al. 2019), whose inner loop moves latent codes from which the head is decoded.
 
     See ``hessian_tools.inner.learners.Latent`` for the settings that are not described here.
-    fine_tuning_steps: how many of the study's inner steps move the decoded weights. They come last; the steps before
-        them move the codes. The default is half of the inner steps, rounded down (the paper has 5 of each kind).
+    fine_tuning_steps: how many of the study's inner steps move the decoded weights. These steps come last; the steps
+        before them move the codes. The default is half of the inner steps, rounded down (the paper has 5 of each kind).
     """
 
     fine_tuning_steps: Natural | None = None
@@ -68,18 +68,21 @@ class LearnerConfig(Strict):
 
     The algorithm "untrained" is the control: the initial network, adapted to new tasks like the trained ones.
 
-    first_order, rule, logarithmic, minibatches, latent: see ``hessian_tools.Learner`` and the algorithms there.
+    first_order, rule, minibatches, latent: the fields of the same names of ``hessian_tools.Learner``.
+    logarithmic: True if meta-sgd learns the logarithms of its inner step sizes, which keeps the step sizes positive;
+        False if it learns the step sizes themselves.
     moves: the parameters that the inner loop moves ("head", "body", or names of modules); by default the head for anil,
         the body for boil, and all parameters for the other algorithms.
-    step_size: the inner step size alpha; by default the study's (for leo, whose steps move codes, 1). A learner with
-        SHOT is compared with the one that differs in nothing but SHOT, so give both the same step size.
+    step_size: the inner step size alpha. The default is the study's step size, or 1 for leo, whose steps move codes. A
+        learner with SHOT is compared with the learner that differs in nothing but SHOT, so give both the same step
+        size.
     evaluation_steps: the number of inner steps after which accuracy is measured; curvature is always measured along
         the ``inner.steps`` of the study.
     shot: the penalty SHOT on the distance between the ends of few large and of many small inner steps (Lee, Yoo,
-        Kwak 2023). pretraining: training by this distance alone, without query labels (SHOT_p).
-    start: the name of another learner of the study. This learner begins from the checkpoint of that one, of the same
-        seed, that is best by validation.
-    optimiser, learning_rate: those of the outer loop; by default the study's.
+        Kwak 2023). pretraining: the settings of training by this distance alone, without query labels (SHOT_p).
+    start: the name of another learner of the study. This learner begins from that learner's checkpoint that is best by
+        validation, among those of the same seed.
+    optimiser, learning_rate: the settings of the outer loop; by default those of the study.
     """
 
     algorithm: Annotated[str, OneOf(ALGORITHMS)] = "maml"
@@ -116,14 +119,14 @@ class LearnerConfig(Strict):
 
     @property
     def trained(self) -> bool:
-        """Whether the learner is trained, which every learner is except for the untrained control."""
+        """False for the untrained control, True for every other learner."""
         return ALGORITHMS[self.algorithm].is_trained
 
     def built(self, *, inner_steps: int, step_size: float) -> Learner:
         """The library's learner, in a study with ``inner_steps`` inner steps of size ``step_size``.
 
-        A step size in the learner's own settings comes first, then one of the algorithm, then ``step_size``. Raises
-        ValueError where the learner cannot take that number of inner steps.
+        The step size is the one in the learner's own settings, or else the algorithm's default, or else ``step_size``.
+        Raises ValueError if the learner cannot take that number of inner steps.
         """
         algorithm = ALGORITHMS[self.algorithm]
         settings = {name: getattr(self, name) for name in algorithm.learner_settings}

@@ -1,4 +1,4 @@
-"""Says in one sentence what is wrong in settings that pydantic has refused."""
+"""Turns the errors of pydantic about a user's settings into one sentence: what is wrong, where, and what is allowed."""
 
 from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
@@ -7,9 +7,10 @@ from typing import Any, get_args, get_type_hints
 
 from pydantic import BaseModel, ValidationError
 
-# Names that pydantic adds to the place of a mistake in a union.
+# Names of a union's alternatives, which pydantic inserts into the path of a mistake and which a user would not know.
 UNION_PARTS = ("constrained-float", "float", "StepSizeSearch")
-UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")  # in a model, and in a dataclass
+# pydantic's types of the error "unknown key", for a model and for a dataclass.
+UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
 
 
 def first_mistake(error: ValidationError, model: type) -> str:

@@ -26,7 +26,8 @@ class DataConfig(Strict):
     """The data from which tasks are drawn: a bundled set by ``name``, or the user's own by ``path``.
 
     queries, test_queries: the number of query images per class, in training and on held-out tasks.
-    test_path, test_split: other data, and their split, from which the held-out tasks are drawn.
+    test_path: the path of other data from which the held-out tasks are drawn; by default they are drawn from the same
+        data. test_split: how the classes of these other data are divided.
     The other settings are those of ``hessian_tools.data.open_data``.
     """
 
@@ -46,9 +47,12 @@ class DataConfig(Strict):
 
     @model_validator(mode="after")
     def _only_images_have_settings_of_images(self) -> "DataConfig":
-        of_images = self.model_dump(exclude_defaults=True, exclude={"name", "ways", "shots", "queries", "test_queries"})
-        if self.source == "sine-line" and of_images:
-            raise ValueError(f"{next(iter(of_images))} is for images, but sine-line has none; leave it out")
+        # The settings that the user has given and that make sense for images only.
+        for_images = self.model_dump(
+            exclude_defaults=True, exclude={"name", "ways", "shots", "queries", "test_queries"}
+        )
+        if self.source == "sine-line" and for_images:
+            raise ValueError(f"{next(iter(for_images))} is for images, but sine-line has none; leave it out")
         return self
 
     @property
@@ -104,7 +108,7 @@ class NetworkConfig(Strict):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings of this network that are fields of their own, without ``options``."""
+        """The settings of this network that are fields of NetworkConfig; those in ``options`` are not among them."""
         return {name: getattr(self, name) for name in NETWORKS.get(self.name, ("", ()))[1]}
 
     def __hash__(self) -> int:
@@ -115,7 +119,7 @@ class NetworkConfig(Strict):
 class LevelConfig(Strict):
     """How much of the curvature is measured at each parameter vector of an inner loop.
 
-    eigenvalues: the number of eigenvalues, of the largest magnitude. tolerance: their relative tolerance.
+    eigenvalues: the number of eigenvalues, those of largest magnitude. tolerance: their relative tolerance.
     probes: the number of random vectors for the trace.
     max_matvecs: the largest number of Hessian-vector products that the eigenvalues may cost.
     """
@@ -127,8 +131,8 @@ class LevelConfig(Strict):
 
     @model_validator(mode="after")
     def _enough_products(self) -> "LevelConfig":
-        # The largest and the smallest algebraic eigenvalue are sought too (+ 2), and each of all these is to be found
-        # by a product and checked by another one (2 *).
+        # The largest and the smallest algebraic eigenvalue are sought too (+ 2). Each eigenvalue takes at least one
+        # product to be found and one more to be checked (2 *).
         least = 2 * (self.eigenvalues + 2)
         if self.max_matvecs < least:
             raise ValueError(
@@ -142,13 +146,13 @@ class MeasureConfig(Strict):
     """What is measured on held-out tasks.
 
     tasks: the number of tasks on which curvature is measured.
-    full_tasks: how many of them get the measurement ``full`` at the first and the last checkpoint. All other
-        measurements are ``light``.
+    full_tasks: the first ``full_tasks`` of these tasks get the measurement ``full`` at the first and the last
+        checkpoint. All other measurements are ``light``.
     block: the number of tasks that are measured and stored together.
     evaluation_tasks: the number of further tasks, on which only loss and accuracy are measured.
-    transductive: whether the queries of a task form one batch in the network when accuracy is measured, on these tasks
-        and in validation; see ``hessian_tools.evaluate``.
-    seed: with the seed of a run it determines the held-out tasks and the probes.
+    transductive: True if all queries of a task pass through the network as one batch when accuracy is measured, on the
+        evaluation tasks and in validation; see ``hessian_tools.evaluate``.
+    seed: together with the seed of a run, it determines the held-out tasks and the random probes of the curvature.
     """
 
     tasks: Positive = 16
@@ -172,12 +176,12 @@ class MeasureConfig(Strict):
 class StepSizeSearch(Strict):
     """A search for one inner step size for all learners, in which one learner without SHOT is trained briefly.
 
-    candidates: the step sizes to try. The one with the highest validation accuracy is chosen, for regression the one
-        with the lowest validation loss.
+    candidates: the step sizes to try. The step size with the highest validation accuracy is chosen or, for regression,
+        the one with the lowest validation loss.
     learner: the name of the learner that is trained with each candidate.
     meta_steps: the number of meta-iterations of each such training.
     validation_tasks: the number of tasks on which a candidate is validated.
-    seed: the seed of the trainings, which must not be one of the study's.
+    seed: the seed of the trainings, which must not be one of the study's seeds.
     """
 
     candidates: tuple[Rate, ...] = Field(min_length=1)
@@ -188,14 +192,18 @@ class StepSizeSearch(Strict):
 
 
 class InnerConfig(Strict):
-    """The inner loop: its number of steps, and the step size of learners that give none, as a number or a search."""
+    """The inner loop of the study.
+
+    steps: the number of inner steps. step_size: the step size of every learner whose own settings give none, as a
+        number or as a search that chooses it.
+    """
 
     steps: Positive = 3
     step_size: Rate | StepSizeSearch = 0.1
 
 
 class TrainSettings(Strict):
-    """The outer loop. A learner may give an optimiser and a learning rate of its own in place of these.
+    """The outer loop. The settings of a learner may give another optimiser and another learning rate.
 
     checkpoints: the meta-iterations at which checkpoints are kept, or one number N for the logarithmic schedule
         0, 1, 3, 10, 30, ... up to N.
@@ -245,7 +253,7 @@ class StudyConfig(Strict):
         return self
 
     def starts(self, name: str) -> list[str]:
-        """The chain of learners from which a learner begins: its start, the start of that one, and so on.
+        """The chain of learners from which a learner begins: its start, the start of its start, and so on.
 
         Raises ValueError where the chain is a circle, or where one of its names is not a trained learner of the study.
         """

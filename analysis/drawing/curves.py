@@ -1,7 +1,7 @@
-"""Lines with bands: a mean over seeds with its band and error bars, over meta-training or along the inner loop.
+"""Draws the mean of a quantity over seeds, with a band and error bars, over meta-training or along the inner loop.
 
-Lines, bands and bars have a group id (gid) such as ``mean:<name>`` or ``seed:<name>:<seed>``, by which a test or a
-drawing program finds them. A control is a learner that is not trained.
+Lines, bands and bars have a matplotlib group id (gid) such as ``mean:<name>`` or ``seed:<name>:<seed>``, by which a
+test or a drawing program finds them. A control is a learner that is not trained.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ SEED_ALPHA = 0.45
 
 
 def controls(ds: xr.Dataset) -> list[str]:
-    """The learners that are not trained according to the study's settings; their names do not matter."""
+    """The learners that are not trained, as the study's settings say; their names are not looked at."""
     trained = trained_learners(ds)
     return [name for name in learner_names(ds) if name not in trained]
 
@@ -60,7 +60,7 @@ def curve(ax: Axes, x: np.ndarray, summary: Summary, *, style: MethodStyle, name
 
 
 def horizontal_line(ax: Axes, summary: Summary, *, style: MethodStyle, name: str) -> None:
-    """Draw the summary of one number that does not change along x: a horizontal line at its mean, with its band."""
+    """Draw the summary of a number that does not depend on x: a horizontal line at its mean, with its band."""
     mean, low, high = (float(value) for value in (summary.mean, summary.low, summary.high))
     if not np.isfinite(mean):
         return
@@ -96,24 +96,24 @@ def over_training(ds: xr.Dataset, ax: Axes, summary: Summary, *, incomplete: xr.
         else:
             curve(ax, x, part, style=style, name=name)
         lacks_units = incomplete.isel(learner=position).values > 0
-        partial, lost = lacks_units & has_mean, lacks_units & ~has_mean
+        partial, no_mean = lacks_units & has_mean, lacks_units & ~has_mean
         cross: dict[str, Any] = {"marker": "x", "linestyle": "none", "markersize": 6.5, "markeredgewidth": 1.1}
         cross |= {"color": style.color, "zorder": 5}
         if partial.any():
             ax.plot(x[partial], part.mean.values[partial], gid=f"diverged:{name}", **cross)
-        if lost.any():
+        if no_mean.any():
             # With this transform, y is a fraction of the axis: 0.97 keeps the whole cross inside the panel.
             edge: dict[str, Any] = {"transform": ax.get_xaxis_transform(), "gid": f"all diverged:{name}"}
-            ax.plot(x[lost], np.full(lost.sum(), 0.97), **edge, **cross)
+            ax.plot(x[no_mean], np.full(no_mean.sum(), 0.97), **edge, **cross)
     training_axis(ax, ds["checkpoint"].values)
 
 
 def common_start(ds: xr.Dataset, ax: Axes, summary: Summary) -> list[Line2D]:
     """Draw a horizontal line at the mean of the untrained network in a study without a control.
 
-    It is the mean at checkpoint 0, where all learners are the same network. Returns the line as the only legend entry.
-    Draws nothing and returns no entry if the study has a control, which ``over_training`` draws, or if the learners'
-    means at checkpoint 0 differ, as they do for different inner learning rates.
+    The line is at the mean of checkpoint 0, where all learners are the same network. It is returned as the only legend
+    entry. Nothing is drawn and no entry is returned if the study has a control, which ``over_training`` draws, or if
+    the learners' means at checkpoint 0 differ, as they do for different inner learning rates.
     """
     means = summary.mean.isel(checkpoint=0).values
     means = means[np.isfinite(means)]
@@ -172,7 +172,7 @@ class LearnerState:
 
 
 def states(ds: xr.Dataset, values: xr.DataArray, name: str) -> list[LearnerState]:
-    """The states of a learner at the first and the last checkpoint at which it has values.
+    """The states of a learner at the first and the last checkpoint at which ``values`` has values of it.
 
     There is one state if these are the same checkpoint, and none if the learner has no value at all.
     """
@@ -180,7 +180,7 @@ def states(ds: xr.Dataset, values: xr.DataArray, name: str) -> list[LearnerState
     present = values.isel(learner=learner).notnull()
     checkpoints = np.flatnonzero(present.any([dim for dim in present.dims if dim != "checkpoint"]).values)
     ends = dict.fromkeys(int(checkpoints[end]) for end in (0, -1)) if checkpoints.size else {}
-    return [LearnerState(learner, checkpoint, name, is_first=not number) for number, checkpoint in enumerate(ends)]
+    return [LearnerState(learner, checkpoint, name, is_first=place == 0) for place, checkpoint in enumerate(ends)]
 
 
 def panel_learners(ds: xr.Dataset) -> list[str]:
@@ -195,7 +195,10 @@ def panel_learners(ds: xr.Dataset) -> list[str]:
 def draw_states(
     ds: xr.Dataset, axes: list[Axes], values: xr.DataArray, draw: Callable[[xr.Dataset, Axes, LearnerState], object]
 ) -> None:
-    """Draw the states of every learner into its panel; ``values`` tells at which checkpoints it was measured."""
+    """Draw the states of every learner into the learner's panel with the function ``draw``.
+
+    values: a quantity of the whole study, from which the checkpoints are read at which a learner was measured.
+    """
     for name, ax in zip(panel_learners(ds), axes, strict=True):
         for state in states(ds, values, name):
             draw(ds, ax, state)
@@ -213,8 +216,8 @@ def along_steps(
 ) -> None:
     """Draw a quantity along the inner loop of one state.
 
-    values: the quantity in the whole study. The band is chosen from the number of all seeds that have values, so that
-        all panels have the same kind of band.
+    values: the quantity in the whole study. The number of all seeds that have values decides the kind of band, so that
+        all panels have the same kind.
     error: the errors of the quantity's means, which are drawn as bars.
     """
     summary = summarise(values).at(**state.position)

@@ -1,6 +1,7 @@
 """``to_xarray``: turn a result of the library into a Dataset whose variables have units, meanings and errors.
 
-The points of a result are the parameter vectors at which the quantity was computed. They are its leading axes.
+The points of a result are the parameter vectors at which a quantity was computed. The leading axes of a result, such as
+task and inner step, tell its points apart. They are called its axes of points.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -35,7 +36,7 @@ VERDICT_MEANINGS = "wrong not_judged ok"
 class Column(NamedTuple):
     """One variable of a Dataset.
 
-    dims: the names of the axes that follow the axes of the points.
+    dims: the names of the axes that follow the axes of points.
     units, long_name: the unit of the values, and what they are.
     error: the name of the variable that holds the errors of this one; "" if there is none.
     source: the attribute of a result that holds the values, such as ``trace.value``, or a function that computes them
@@ -52,41 +53,45 @@ class Column(NamedTuple):
 Columns = dict[str, Column]
 
 
-def _pairs(name: str, dim: str, meaning: str, *, of: str = "") -> Columns:
+# The next four functions make the columns of a kind of result. If such a result is an attribute of a larger one, the
+# argument ``prefix`` names this attribute: with the prefix "trace.", values are read from ``trace.value`` of a Moments.
+
+
+def _pairs(name: str, dim: str, meaning: str, *, prefix: str = "") -> Columns:
     return {
-        name: Column((dim,), CURVATURE, meaning, f"{name}_residual", f"{of}values"),
-        f"{name}_residual": Column((dim,), CURVATURE, _RESIDUAL, source=f"{of}residuals"),
-        f"{name}_converged": Column((dim,), DIMENSIONLESS, _CONVERGED, "", f"{of}converged"),
-        f"{name}_complete": Column((), DIMENSIONLESS, _COMPLETE, source=f"{of}complete"),
-        f"{name}_vector": Column(("param", dim), DIMENSIONLESS, "unit eigenvectors", source=f"{of}vectors"),
+        name: Column((dim,), CURVATURE, meaning, f"{name}_residual", f"{prefix}values"),
+        f"{name}_residual": Column((dim,), CURVATURE, _RESIDUAL, source=f"{prefix}residuals"),
+        f"{name}_converged": Column((dim,), DIMENSIONLESS, _CONVERGED, "", f"{prefix}converged"),
+        f"{name}_complete": Column((), DIMENSIONLESS, _COMPLETE, source=f"{prefix}complete"),
+        f"{name}_vector": Column(("param", dim), DIMENSIONLESS, "unit eigenvectors", source=f"{prefix}vectors"),
     }
 
 
-def _estimate(name: str, units: str, meaning: str, *, of: str = "") -> Columns:
+def _estimate(name: str, units: str, meaning: str, *, prefix: str = "") -> Columns:
     return {
-        name: Column((), units, f"{meaning}, mean over probes", f"{name}_stderr", f"{of}value"),
-        f"{name}_stderr": Column((), units, f"standard error of the {meaning}", source=f"{of}stderr"),
-        f"{name}_sample": Column(("probe",), units, f"{meaning}, of each probe", source=f"{of}samples"),
+        name: Column((), units, f"{meaning}, mean over probes", f"{name}_stderr", f"{prefix}value"),
+        f"{name}_stderr": Column((), units, f"standard error of the {meaning}", source=f"{prefix}stderr"),
+        f"{name}_sample": Column(("probe",), units, f"{meaning}, of each probe", source=f"{prefix}samples"),
         f"{name}_converged": Column(
-            (), DIMENSIONLESS, "whether the error is within tolerance", source=f"{of}converged"
+            (), DIMENSIONLESS, "whether the error is within tolerance", source=f"{prefix}converged"
         ),
     }
 
 
-def _diagonal(*, of: str = "") -> Columns:
+def _diagonal(*, prefix: str = "") -> Columns:
     meaning = "diagonal entries, mean over probes"
     return {
-        "diagonal": Column(("param",), CURVATURE, meaning, "diagonal_stderr", f"{of}value"),
-        "diagonal_stderr": Column(("param",), CURVATURE, "standard error of each entry", source=f"{of}stderr"),
-        "diagonal_converged": Column(("param",), DIMENSIONLESS, _FINITE, source=f"{of}converged"),
+        "diagonal": Column(("param",), CURVATURE, meaning, "diagonal_stderr", f"{prefix}value"),
+        "diagonal_stderr": Column(("param",), CURVATURE, "standard error of each entry", source=f"{prefix}stderr"),
+        "diagonal_converged": Column(("param",), DIMENSIONLESS, _FINITE, source=f"{prefix}converged"),
     }
 
 
-def _num_matvecs(*, of: str = "") -> Columns:
-    return {"num_matvecs": Column((), DIMENSIONLESS, _PRODUCTS, source=f"{of}num_matvecs")}
+def _num_matvecs(*, prefix: str = "") -> Columns:
+    return {"num_matvecs": Column((), DIMENSIONLESS, _PRODUCTS, source=f"{prefix}num_matvecs")}
 
 
-def _of_findings(read: Callable[[curvature.Finding], float], dtype: str = "float64") -> Callable[[Any], np.ndarray]:
+def _from_findings(read: Callable[[curvature.Finding], float], dtype: str = "float64") -> Callable[[Any], np.ndarray]:
     """A function that reads one number from every finding of a Check, as an array of type ``dtype``."""
     return lambda check: np.array([read(finding) for finding in check.findings], dtype=dtype)
 
@@ -115,10 +120,10 @@ _EIGEN, _GRID, _NODE, _STEP = ("eigen_index",), ("grid",), ("probe", "node"), ("
 # kind, so this variable must have all of them.
 COLUMNS: dict[type, Columns] = {
     curvature.EigenPairs: _pairs("eigenvalue", "eigen_index", "eigenvalues") | _num_matvecs(),
-    curvature.Extremes: _pairs("eigenvalue", "eigen_index", "largest eigenvalues by magnitude", of="magnitude.")
-    | _pairs("eigenvalue_max", "end_index", "largest algebraic eigenvalues", of="largest.")
-    | _pairs("eigenvalue_min", "end_index", "smallest algebraic eigenvalues", of="smallest.")
-    | _num_matvecs(of="magnitude."),
+    curvature.Extremes: _pairs("eigenvalue", "eigen_index", "largest eigenvalues by magnitude", prefix="magnitude.")
+    | _pairs("eigenvalue_max", "end_index", "largest algebraic eigenvalues", prefix="largest.")
+    | _pairs("eigenvalue_min", "end_index", "smallest algebraic eigenvalues", prefix="smallest.")
+    | _num_matvecs(prefix="magnitude."),
     curvature.Spectrum: {
         "eigenvalue": Column(_EIGEN, CURVATURE, _NONZERO, "eigenvalue_error", "values"),
         "eigenvalue_error": Column((), CURVATURE, "bound on the error of every eigenvalue of a point", source="error"),
@@ -128,10 +133,10 @@ COLUMNS: dict[type, Columns] = {
     | _num_matvecs(),
     curvature.Estimate: _estimate("estimate", CURVATURE, "estimate") | _num_matvecs(),
     curvature.Diagonal: _diagonal() | _num_matvecs(),
-    curvature.Moments: _estimate("trace", CURVATURE, "trace", of="trace.")
-    | _estimate("frobenius_squared", CURVATURE_SQUARED, "squared Frobenius norm", of="frobenius_squared.")
-    | _diagonal(of="diagonal.")
-    | _num_matvecs(of="trace."),
+    curvature.Moments: _estimate("trace", CURVATURE, "trace", prefix="trace.")
+    | _estimate("frobenius_squared", CURVATURE_SQUARED, "squared Frobenius norm", prefix="frobenius_squared.")
+    | _diagonal(prefix="diagonal.")
+    | _num_matvecs(prefix="trace."),
     curvature.Density: {
         "density": Column(_GRID, PER_CURVATURE, "share of eigenvalues per unit of curvature"),
         "density_low": Column(_GRID, PER_CURVATURE, "low end of the band over probes", source=lambda d: d.band[0]),
@@ -154,10 +159,10 @@ COLUMNS: dict[type, Columns] = {
         "grad_norm": Column((), GRADIENT, "norm of the gradient |g|"),
     },
     curvature.Check: {
-        "value": Column(("finding",), DIMENSIONLESS, "the worst error found", source=_of_findings(lambda f: f.value)),
-        "allowed": Column(("finding",), DIMENSIONLESS, "the error allowed", source=_of_findings(lambda f: f.allowed)),
+        "value": Column(("finding",), DIMENSIONLESS, "the worst error found", source=_from_findings(lambda f: f.value)),
+        "allowed": Column(("finding",), DIMENSIONLESS, "the error allowed", source=_from_findings(lambda f: f.allowed)),
         "passed": Column(
-            ("finding",), DIMENSIONLESS, "verdict", source=_of_findings(lambda f: VERDICTS[f.passed], "int8")
+            ("finding",), DIMENSIONLESS, "verdict", source=_from_findings(lambda f: VERDICTS[f.passed], "int8")
         ),
     },
     Trajectory: {

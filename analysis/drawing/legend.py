@@ -1,4 +1,7 @@
-"""The words of a figure: its legend entries, and the sentences that captions have in common."""
+"""The words of a figure: its legend entries, and the sentences that captions have in common.
+
+A task unit is one task of one seed, for one learner at one checkpoint.
+"""
 
 from typing import Any
 
@@ -21,7 +24,7 @@ def entry(label: str, **look: Any) -> Line2D:
 
 
 def learner_entries(ds: xr.Dataset) -> list[Artist]:
-    """One entry for each learner; an untrained control is drawn as a line without markers, and so is its entry."""
+    """One entry for each learner; that of an untrained control is a line without markers, as in the panels."""
     entries: list[Artist] = []
     for name in learner_names(ds):
         style = learner_style(ds, name)
@@ -62,10 +65,10 @@ def quantity_entries(looks: dict[str, QuantityLook]) -> list[Artist]:
 def notes(
     num_seeds: int, num_diverged: xr.DataArray, num_tried: int, *, what: str = "task units", crossed: bool = True
 ) -> list[Artist]:
-    """The legend entries that explain the bands and, if any unit diverged, how many did.
+    """The legend entries that explain the bands and, if any unit diverged, say how many did.
 
     num_diverged: the number of diverged units for each learner and checkpoint. num_tried: the number of all units.
-    what: what a unit is called. crossed: whether the figure marks means that lack diverged units with a cross.
+    what: the word for units. crossed: True if the figure has a cross at each mean that lacks diverged units.
     """
     band = Patch(color="black", alpha=BAND_ALPHA, linewidth=0, label=band_label(num_seeds))
     if not int(num_diverged.sum()):
@@ -90,12 +93,12 @@ def band_label(num_seeds: int) -> str:
 def caption_of(ds: xr.Dataset, values: xr.DataArray, *sentences: str, diverged: str | None = None) -> str:
     """A caption: the given sentences, followed by those that every caption needs.
 
-    The latter say over how many seeds and tasks the means of ``values`` are taken, what the bands are, how many units
-    diverged, and which learners start from another learner's network. ``diverged`` replaces the sentence on diverged
-    units in a figure that does not draw task units.
+    The latter say over how many seeds and tasks the means of ``values`` are taken, what the bands are, how many task
+    units diverged, and which learners start from another learner's network. ``diverged`` replaces the sentence on
+    diverged units in a figure that does not draw task units.
     """
-    lost = diverged_sentence(ds) if diverged is None else diverged
-    parts = (*sentences, _sample_sentence(values), _band_sentence(values), lost, warm_start_sentence(ds))
+    on_divergence = diverged_sentence(ds) if diverged is None else diverged
+    parts = (*sentences, _sample_sentence(values), _band_sentence(values), on_divergence, warm_start_sentence(ds))
     return " ".join(part for part in parts if part)
 
 

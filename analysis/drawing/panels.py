@@ -18,7 +18,7 @@ MAX_COLUMNS = 4
 LEGEND_HEIGHT = 0.7
 """Inches of a figure's height that are reserved for the legends above and below its panels."""
 
-# Without these settings, files hold the date and the version of matplotlib, so that equal figures have different files.
+# Without these settings, files hold the date and the version of matplotlib, so equal figures would differ as files.
 METADATA: dict[str, dict[str, str | None]] = {
     ".pdf": {"CreationDate": None, "Producer": None, "Creator": None},
     ".png": {"Software": None},

@@ -1,7 +1,7 @@
-"""Scales, ticks and reference lines of axes.
+"""Sets the scales and ticks of axes, and draws reference lines and bands.
 
-A function that draws a reference returns it as one artist, which also serves as its legend entry. So the line and its
-legend entry always look the same.
+A function that draws a reference returns it as a matplotlib artist, which also serves as its legend entry. So the
+reference and its legend entry always look the same.
 """
 
 from typing import Any
@@ -35,7 +35,10 @@ def threshold(ax: Axes, value: float = DESCENT_THRESHOLD, *, label: str = "") ->
 
 
 def cosine_null(ax: Axes, steps: int) -> Patch:
-    """Draw the band in which the mean cosine lies if the ``steps`` inner gradients are orthogonal."""
+    """Draw the band in which the mean cosine of gradients and displacement lies if the inner gradients are orthogonal.
+
+    steps: the number K of inner steps.
+    """
     null = cosine_bounds(steps)
     label = r"orthogonal gradients: $[1/K,\ 1/\sqrt{K}]$, " + f"$K={steps}$"
     # The band is hatched, because bands over seeds are filled.

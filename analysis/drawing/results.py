@@ -1,7 +1,8 @@
 """``plot``: draw a result of the library, from the Dataset that ``to_xarray`` makes of it.
 
-The points of a result are the parameter vectors at which the quantity was computed. If there are several axes of
-points, the last one is along x, and each combination of labels of the other axes is one series with its own colour.
+The points of a result are the parameter vectors at which a quantity was computed. The leading axes of a result, such as
+task and inner step, tell its points apart and are called its axes of points. The last of them is along x, and each
+combination of labels of the others is a series, which has its own colour.
 """
 
 from collections.abc import Callable, Sequence
@@ -80,10 +81,12 @@ def eigenvalues(ds: xr.Dataset, ax: Axes) -> Axes:
 def _eigenvalue_markers(
     ax: Axes, one: Series, name: str, dims: tuple[str, ...], marker: str, *, shift: float = 0.0
 ) -> None:
-    """Draw a variable that holds eigenvalues; ``dims`` are the dimensions of its values, of which the first is along x.
+    """Draw the eigenvalues in the variable ``name`` of a series, with markers and error bars.
 
-    ``shift`` moves markers along x, as a fraction of the distance between points. The largest and smallest algebraic
-    eigenvalues are drawn beside the largest by magnitude, because they are mostly the same numbers.
+    dims: the dimensions of the variable; the first one is along x.
+    shift: the distance by which markers are moved along x, as a fraction of the distance between points. The largest
+        and smallest algebraic eigenvalues are drawn beside the largest by magnitude, because they are mostly the same
+        numbers and their markers would hide each other.
     """
     parts = (name, f"{name}_residual", f"{name}_converged")
     y, error, converged = (one.ds[part].transpose(*dims).values for part in parts)
@@ -160,21 +163,22 @@ def _density_curve(ax: Axes, one: Series, bottom: float) -> None:
     ax.plot(nodes, heights, linestyle="none", marker="o", markersize=2.5, color=one.color, gid=f"isolated:{one.label}")
 
 
-def _density_scale(ax: Axes, reaches: list[float]) -> str:
+def _density_scale(ax: Axes, magnitudes: list[float]) -> str:
     """Set the scale of x; returns a remark on the scale for the axis label, or "".
 
-    reaches: for each point, the largest magnitude in its spectrum. The axis is linear, unless the largest reach is more
-        than four times the smallest, which a linear axis could not show. Then it is linear within the smallest reach
-        and logarithmic beyond.
+    magnitudes: for each point, the largest magnitude of an eigenvalue. The axis is linear, unless the largest of these
+        numbers is more than four times the smallest: then the narrowest spectrum would hardly be seen on a linear axis.
+        In that case the axis is linear up to the smallest number and logarithmic beyond.
     """
-    if not reaches or max(reaches) <= 4.0 * min(reaches) or min(reaches) == 0:
+    if not magnitudes or max(magnitudes) <= 4.0 * min(magnitudes) or min(magnitudes) == 0:
         return ""
-    ax.set_xscale("asinh", linear_width=min(reaches))
-    decades = [10.0**power for power in range(floor(log10(min(reaches))), floor(log10(max(reaches))) + 1)]
+    narrowest, widest = min(magnitudes), max(magnitudes)
+    ax.set_xscale("asinh", linear_width=narrowest)
+    decades = [10.0**power for power in range(floor(log10(narrowest)), floor(log10(widest)) + 1)]
     ticks = [*(-value for value in reversed(decades)), 0.0, *decades]
     ax.set_xticks(ticks, [f"{value:g}".replace("-", "\N{MINUS SIGN}") for value in ticks])
     ax.xaxis.set_minor_locator(NullLocator())
-    return f"\n(linear within ±{min(reaches):.2g}, logarithmic beyond)"
+    return f"\n(linear within ±{narrowest:.2g}, logarithmic beyond)"
 
 
 # ---- estimates, directions, checks, trajectories
@@ -211,7 +215,7 @@ def estimate(ds: xr.Dataset, ax: Axes, *, name: str = "estimate") -> Axes:
     return name_axes(ax, ds[name], name=words, dim=dim, x="probe")
 
 
-def along(ds: xr.Dataset, ax: Axes) -> Axes:
+def gradient_curvature(ds: xr.Dataset, ax: Axes) -> Axes:
     """Draw rho of a GradientCurvature against the last axis of points, in the band where |rho| <= |Hg| / |g|."""
     dim, series = over_points(ds, "rho")
     for one in series:
@@ -229,9 +233,10 @@ def along(ds: xr.Dataset, ax: Axes) -> Axes:
 
 
 def findings(ds: xr.Dataset, ax: Axes) -> Axes:
-    """Draw each finding of a Check at its error divided by the allowed error; a finding left of 1 has passed.
+    """Draw each finding of a Check (a test of one property of an operator, such as symmetry) as a marker.
 
-    A finding that was not judged has the words "not judged" in place of a marker.
+    A marker's place is the finding's error divided by the allowed error, so that a finding left of 1 has passed. A
+    finding that was not judged has the words "not judged" in place of a marker.
     """
     least = 1e-6  # errors of exactly 0 are drawn here, because a logarithmic axis has no 0
     names = ds["finding"].attrs["flag_meanings"].split()
@@ -256,7 +261,10 @@ def findings(ds: xr.Dataset, ax: Axes) -> Axes:
 
 
 def trajectory(ds: xr.Dataset, ax: Axes, *, names: Sequence[str] = ("support_loss", "query_loss")) -> Axes:
-    """Draw one or two variables of a Trajectory, with the same unit, over the inner steps; every task is a line."""
+    """Draw one or two variables of a Trajectory over the inner steps; every task is a line.
+
+    names: the variables; two of them must have the same unit, because they share the y axis.
+    """
     if not 1 <= len(names) <= 2:
         raise ValueError(f"names={list(names)} has {len(names)} variables; give one or two, such as 'support_loss'")
     steps = ds["inner_step"].values
@@ -271,7 +279,7 @@ def trajectory(ds: xr.Dataset, ax: Axes, *, names: Sequence[str] = ("support_los
 
 
 PLOTS: dict[str, Callable[..., Axes]] = {
-    "GradientCurvature": along,
+    "GradientCurvature": gradient_curvature,
     "Check": findings,
     "Density": density,
     "EigenPairs": eigenvalues,

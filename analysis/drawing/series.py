@@ -1,7 +1,9 @@
-"""Split a result into series, each drawn in its own colour.
+"""Split the Dataset of a result into series, each of which is drawn in its own colour.
 
-The points of a result are the parameter vectors at which the quantity was computed. A plot has the last axis of points
-along x, and one series for each combination of labels of the other axes of points.
+The points of a result are the parameter vectors at which a quantity was computed. The leading axes of a result, such as
+task and inner step, tell its points apart and are called its axes of points. The axes that follow them, such as
+eigen_index, belong to the value at a point. A plot has the last axis of points along x, and one series for each
+combination of labels of the other axes of points.
 """
 
 from dataclasses import dataclass
@@ -54,24 +56,25 @@ def split(ds: xr.Dataset, dims: tuple[str, ...]) -> list[Series]:
     return series
 
 
-def point_dims(ds: xr.Dataset, name: str, *other_dims: str) -> tuple[str, ...]:
-    """The axes of points of a variable: all of its axes except ``other_dims``."""
-    return tuple(str(dim) for dim in ds[name].dims if dim not in other_dims)
+def point_dims(ds: xr.Dataset, name: str, *value_dims: str) -> tuple[str, ...]:
+    """The axes of points of the variable ``name``: all except ``value_dims``, the axes of the value at a point."""
+    return tuple(str(dim) for dim in ds[name].dims if dim not in value_dims)
 
 
-def over_points(ds: xr.Dataset, name: str, *other_dims: str) -> tuple[str | None, list[Series]]:
+def over_points(ds: xr.Dataset, name: str, *value_dims: str) -> tuple[str | None, list[Series]]:
     """Return the axis of points that is drawn along x, and the series of the other axes of points.
 
-    A result at a single point has no axis of points: then the first value is None, and there is one series.
+    The arguments are those of ``point_dims``. A result at a single point has no axis of points: then the first value is
+    None, and there is one series.
     """
-    dims = point_dims(ds, name, *other_dims)
+    dims = point_dims(ds, name, *value_dims)
     return (dims[-1], split(ds, dims[:-1])) if dims else (None, split(ds, ()))
 
 
 def name_axes(ax: Axes, y: xr.DataArray, *, name: str, dim: str | None = None, x: str = "") -> Axes:
-    """Label both axes, and put a legend above them, where it hides nothing; returns the axes.
+    """Label both axes, and put a legend above the panel, where it hides nothing; returns the axes.
 
-    y: the variable that is drawn, whose unit goes into the label. name: its name in the label.
+    y: the variable that is drawn, whose unit goes into the label of the y axis. name: the variable's name in the label.
     dim: the axis of points along x. If it is None, ``x`` is the label of the x axis.
     """
     ax.set_ylabel(axis_label(name, y.attrs["units"]))

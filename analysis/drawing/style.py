@@ -46,8 +46,8 @@ CONTROL_STYLE = MethodStyle(GREY, "s", ":")
 """The style of an untrained control, whatever its name: grey is kept for networks that are not trained."""
 
 # A method has the same colour in every figure. The first six colours are those of Okabe and Ito (2008) without their
-# yellow, which vanishes on white. SHOT is the penalty on the distance between few large and many small inner steps
-# (Lee, Yoo, Kwak 2023). A learner with SHOT has a dashed line, and the same learner without SHOT a solid one.
+# yellow, which vanishes on white. SHOT is the penalty on the distance between the ends of few large and of many small
+# inner steps (Lee, Yoo, Kwak 2023). A learner with SHOT has a dashed line, the same learner without SHOT a solid one.
 METHODS: dict[str, MethodStyle] = {
     "supervised": MethodStyle("#000000", "X", "-."),
     "maml": MethodStyle("#0072B2", "o", "-"),

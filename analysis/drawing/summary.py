@@ -109,7 +109,7 @@ def diverged_units(ds: xr.Dataset) -> tuple[xr.DataArray, int]:
 
 
 def has_accuracy(ds: xr.Dataset) -> bool:
-    """Whether the tasks have an accuracy; those of a regression have none."""
+    """True if the tasks have an accuracy; those of a regression have none."""
     return bool(np.isfinite(ds["evaluation_accuracy"]).any())
 
 

@@ -1,7 +1,7 @@
 """The quantities that are measured along inner loops.
 
-Each is a function from ``Points`` to the values of one or several variables of ``analysis.schema``, which are
-[task, step, ...] or [task, ...].
+Each quantity is a function. It takes ``Points`` and returns the values of one or several variables of
+``analysis.schema``, in arrays [task, step, ...] or [task, ...].
 """
 
 from collections.abc import Callable
@@ -10,9 +10,9 @@ from analysis.quantities.curvature import along_gradient, eigenvalues, random_di
 from analysis.quantities.points import Points, Values
 from analysis.quantities.trajectory import gradient_alignment, path
 
-# From the recorded inner loop alone.
-OF_TRAJECTORY: tuple[Callable[[Points], Values], ...] = (path, gradient_alignment)
-# By products with the Hessian; these values are NaN for a task whose inner loop diverged.
-OF_CURVATURE: tuple[Callable[[Points], Values], ...] = (along_gradient, eigenvalues, random_directions)
+# Quantities that are computed from the recorded inner loop alone.
+TRAJECTORY_QUANTITIES: tuple[Callable[[Points], Values], ...] = (path, gradient_alignment)
+# Quantities that take products with the Hessian; their values are NaN for a task whose inner loop diverged.
+CURVATURE_QUANTITIES: tuple[Callable[[Points], Values], ...] = (along_gradient, eigenvalues, random_directions)
 
-__all__ = ["OF_CURVATURE", "OF_TRAJECTORY", "Points"]
+__all__ = ["CURVATURE_QUANTITIES", "TRAJECTORY_QUANTITIES", "Points"]

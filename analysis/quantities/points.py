@@ -48,11 +48,11 @@ class Points:
     support: the support sets (x, y), with a leading task axis.
     normalised: the names of the weights that are followed by a normalisation.
     step_size: the inner step size alpha; NaN where the inner steps are not alpha times the gradient.
-    level: how many eigenvalues and probes are measured, and how precisely.
+    level: the settings of the measurement, full or light: how many eigenvalues and probes, and how precisely.
     probes: random signs [task, param, probe]. A task has the same probes at all inner steps, at all checkpoints and for
         all learners, so that differences between these are not blurred by different probes. Tasks have independent
         probes, so that the spread over tasks gives the right error of their mean.
-    seed: of the starting vectors of the eigenvalue runs.
+    seed: the seed of the starting vectors of the Lanczos runs.
     """
 
     loss: Loss

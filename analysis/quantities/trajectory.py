@@ -24,11 +24,11 @@ def path(points: Points) -> Values:
 
 
 def gradient_alignment(points: Points) -> Values:
-    """Whether the inner gradients point the same way (Lee, Yoo, Kwak 2023, figure 3; the alignment A is ours).
+    """Measures how far the inner gradients point the same way (Lee, Yoo, Kwak 2023, figure 3; the alignment A is ours).
 
-    The values are their Gram matrix g_i'g_j, the alignment A (0 if they are orthogonal, 1 if equal), and the cosine
-    between each step's direction -g_k and the displacement theta_K - theta_0. The cosine is NaN at theta_K, from which
-    no step is taken.
+    The values are the Gram matrix g_i'g_j of the gradients, the alignment A (0 if they are orthogonal, 1 if equal), and
+    the cosine between each step's direction -g_k and the displacement theta_K - theta_0. The cosine is NaN at theta_K,
+    from which no step is taken.
     """
     gram = points.trajectory.gram
     displacements = points.thetas[:, -1] - points.thetas[:, 0]

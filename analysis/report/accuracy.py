@@ -16,7 +16,7 @@ from analysis.statistics import mean_interval, seed_means
 def accuracy_table(ds: xr.Dataset, *, confidence: float = 0.95) -> Html:
     """Make the table of query accuracy (for regression, query loss) after adaptation on held-out tasks.
 
-    It compares each learner's last checkpoint with its checkpoint 0.
+    The table compares each learner's last checkpoint with its checkpoint 0. If there are no values, a sentence says so.
     """
     is_accuracy = has_accuracy(ds)
     values = evaluation_scores(ds) * (100 if is_accuracy else 1)
@@ -61,9 +61,9 @@ def _learner_rows(ds: xr.Dataset, values: xr.DataArray, name: str, decimals: int
 
 
 def _task_count(scores: np.ndarray, done: np.ndarray) -> str:
-    """The number of tasks with a score, and of those that diverged: '100', or '98; 2 diverged'.
+    """The number of tasks with a score and, if any diverged, the number of these: '100', or '98; 2 diverged'.
 
-    scores: [..., task], NaN where there is none. done: whether the tasks were evaluated [...].
+    scores: [..., task], NaN where there is none. done: True where the tasks were evaluated [...].
     """
     finite = np.isfinite(scores)
     lost = int((~finite & np.asarray(done)[..., None]).sum())

@@ -1,8 +1,8 @@
 """Two tables of a report: SHOT's effect on accuracy, and how many meta-iterations learners need for a given accuracy.
 
-SHOT is the penalty on the distance between few large and many small inner steps (Lee, Yoo, Kwak 2023). Both tables use
-the evaluations on held-out tasks at the checkpoints. For regression, they show the query loss in place of the accuracy;
-a lower loss is better.
+SHOT is the penalty on the distance between the ends of few large and of many small inner steps (Lee, Yoo, Kwak 2023).
+Both tables use the evaluations on held-out tasks at the checkpoints. For regression, they show the query loss in place
+of the accuracy; a lower loss is better.
 """
 
 from collections.abc import Sequence
@@ -29,8 +29,9 @@ _SPEED = (
     "The meta-iteration at which the mean over held-out tasks first reaches each level, by linear interpolation "
     "between checkpoints. A cell has one number for each of the seeds {seeds}; {dash} means that the level is not "
     "reached. The levels lie a quarter, half and three quarters of the way from the untrained network to the best mean "
-    "of this study. A mean can reach a level by chance: the mean at one checkpoint is known to about ± {half} (half "
-    "the width of the {percent:g} % interval over tasks, in the median)."
+    "of this study. A mean can reach a level by chance: the mean at one checkpoint is known to about ± {half}. This is "
+    "half the width of the {percent:g} % interval over tasks, of which the median over all learners, seeds and "
+    "checkpoints is taken."
 )
 
 
@@ -45,9 +46,10 @@ def learning_section(ds: xr.Dataset, *, confidence: float = 0.95) -> list[Html]:
 
 
 def shot_differences(ds: xr.Dataset, with_shot: str, without: str) -> np.ndarray:
-    """The learner with SHOT minus the one without, at the last checkpoint: [seed, task], accuracies in %.
+    """The score of the learner with SHOT minus that of the one without, at the last checkpoint [seed, task].
 
-    NaN where the inner loop of at least one of them diverged.
+    A score is an accuracy in %, or for regression a loss. A difference is NaN where the inner loop of at least one of
+    the two learners diverged.
     """
     last = _values(ds).isel(checkpoint=-1).transpose("learner", "seed", "evaluation_task")
     return last.sel(learner=with_shot).values - last.sel(learner=without).values
@@ -58,21 +60,21 @@ def shot_table(ds: xr.Dataset, *, confidence: float = 0.95) -> Html | None:
 
     Each pair has a row for each seed and, if there are several seeds, a row for all of them.
     """
-    rows, of_seeds = [], []
+    rows, intervals_of_pairs = [], []
     for with_shot, without in shot_pairs(ds):
         differences = shot_differences(ds, with_shot, without)
         if not np.isfinite(differences).any():
             continue
         label = f"{method_label(with_shot)} against {method_label(without)}"
-        intervals = [mean_interval(tasks, confidence=confidence) for tasks in differences]
-        of_seeds.append(intervals)
+        intervals = [mean_interval(tasks, confidence=confidence) for tasks in differences]  # one for each seed
+        intervals_of_pairs.append(intervals)
         rows += [
-            row((label, str(int(seed)), *_difference(of_tasks)))
-            for seed, of_tasks in zip(ds["seed"].values, intervals, strict=True)
+            row((label, str(int(seed)), *_difference_cells(over_tasks)))
+            for seed, over_tasks in zip(ds["seed"].values, intervals, strict=True)
         ]
         if len(intervals) > 1:
             over_seeds = mean_interval(seed_means(differences), confidence=confidence)
-            rows.append(row((label, "all", *_difference(over_seeds)), css="total"))
+            rows.append(row((label, "all", *_difference_cells(over_seeds)), css="total"))
     if not rows:
         return None
     accuracy = has_accuracy(ds)
@@ -80,19 +82,22 @@ def shot_table(ds: xr.Dataset, *, confidence: float = 0.95) -> Html | None:
         what="Query accuracy" if accuracy else "Query loss (lower is better)",
         last=int(ds["checkpoint"][-1]),
         percent=100 * confidence,
-        count=count_sentence(of_seeds),
+        count=count_sentence(intervals_of_pairs),
     )
     unit = "% points" if accuracy else "loss"
     return table(("Learner", "Seed", f"Difference, {unit}", "Interval"), rows, caption=caption)
 
 
-def count_sentence(of_seeds: Sequence[Sequence[Interval]]) -> str:
+def count_sentence(intervals_of_pairs: Sequence[Sequence[Interval]]) -> str:
     """The sentence that counts in how many seeds, and in how many pairs of learners, SHOT made a difference.
 
-    of_seeds: for each pair, the interval of each seed's difference [pair][seed]; one without any value is left out.
-    It counts the intervals that lie above and below 0, and the pairs whose seeds all have the same sign.
+    intervals_of_pairs: for each pair of learners, the interval of each seed's difference [pair][seed]. An interval that
+        rests on no value is left out.
+
+    The sentence counts the intervals that lie wholly above and wholly below 0, and the pairs of learners for which the
+    differences of all seeds have the same sign.
     """
-    pairs = [[difference for difference in differences if difference.num] for differences in of_seeds]
+    pairs = [[difference for difference in differences if difference.num] for differences in intervals_of_pairs]
     known = [difference for differences in pairs for difference in differences]
     above, below = sum(difference.low > 0 for difference in known), sum(difference.high < 0 for difference in known)
     text = (
@@ -176,16 +181,16 @@ def crossing(steps: Sequence[float] | np.ndarray, values: Sequence[float] | np.n
 
 
 def _values(ds: xr.Dataset) -> xr.DataArray:
-    """The score of every evaluation; accuracies are in %."""
+    """The score of every evaluation: an accuracy in %, or for regression a loss."""
     return evaluation_scores(ds) * (100 if has_accuracy(ds) else 1)
 
 
 def _half_width(values: np.ndarray, confidence: float) -> float:
-    of_tasks = mean_interval(values, confidence=confidence)
-    return (of_tasks.high - of_tasks.low) / 2
+    over_tasks = mean_interval(values, confidence=confidence)
+    return (over_tasks.high - over_tasks.low) / 2
 
 
-def _difference(difference: Interval) -> tuple[Html, Html]:
+def _difference_cells(difference: Interval) -> tuple[Html, Html]:
     """The cells of a mean difference and of its interval."""
     mean, ends = number(difference.mean, signed=True), interval(difference.low, difference.high)
     return element("span", mean, css="num"), element("span", ends, css="num")

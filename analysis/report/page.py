@@ -1,4 +1,4 @@
-"""HTML without a template engine: elements that escape their text, numbers formatted for reading, and the page."""
+"""Writes HTML without a template engine: elements that escape their text, readable numbers, and the whole page."""
 
 import html
 import math
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 DASH, MINUS, TIMES = "\u2013", "\u2212", "\u00d7"
-"""The en dash, which tables show where there is no number, the minus sign and the multiplication sign."""
+"""The en dash (which tables show where there is no number), the minus sign and the multiplication sign."""
 
 CSS = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
 

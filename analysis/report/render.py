@@ -23,10 +23,10 @@ from hessian_tools.trajectory.trajectory import EXPLOSION
 
 TITLE = "Does meta-learning suppress the Hessian along its inner loop?"
 QUESTION = (
-    "A gradient-based meta-learner chooses an initial network from which a few gradient steps solve a new task: does "
-    "it, without being told to, choose one where the curvature along these steps is small? And does SHOT (Lee, Yoo and "
-    "Kwak, NeurIPS 2023, arXiv 2310.02751), which asks for it in the loss, suppress it more than the same learner "
-    "without SHOT?"
+    "A gradient-based meta-learner chooses an initial network from which a few gradient steps solve a new task. Does "
+    "the learner, without being told to, choose a network for which the curvature along these steps is small? SHOT "
+    "(Lee, Yoo and Kwak, NeurIPS 2023, arXiv 2310.02751) is a term of the loss that asks for small curvature. Does a "
+    "learner with SHOT suppress the curvature more than the same learner without SHOT?"
 )
 # CSS pixels (96 per inch) for each pixel of a PNG. Figures are shown at 1.5 times their size in print.
 _CSS_PIXELS = 1.5 * 96 / DPI
@@ -45,9 +45,9 @@ def render(
 ) -> str:
     """Render the whole report as one HTML text, in which every given text is escaped.
 
-    ds: the Dataset of the study. verdicts: the verdicts on its claims.
+    ds: the Dataset of the study. verdicts: the verdicts on the study's claims.
     figures: the PNG file of each figure by its name; the files are read and embedded in the page.
-    setup: names and values that say how the study was made.
+    setup: how the study was made, as headings and texts.
     command: the command that reproduces the study.
     notes: remarks that the reader must not overlook.
     step_size_table: the candidates of the search for the inner learning rate alpha, one mapping for each; None if alpha
@@ -89,16 +89,17 @@ def _verdicts(verdicts: Sequence[Verdict], confidence: float) -> list[Html]:
         return []
     reading = [
         "alpha rho = alpha g'Hg / g'g is the curvature of the support loss along the inner gradient times the inner "
-        "learning rate; an effect is trained minus baseline, so a negative effect on alpha rho is suppression.",
-        "Supported: the whole interval over seeds lies on the claimed side of 0 and reaches the smallest effect of "
-        "interest. Not supported: the whole interval falls short of the smallest effect of interest. Inconclusive: "
-        "everything else, and every study of one seed.",
-        f"The {100 * confidence:g} % interval over seeds is a Student t interval from one number for each seed. It "
-        "alone decides the outcome. The bootstrap resamples tasks within these seeds: it says how well these seeds "
-        "were measured and nothing about other seeds.",
+        "learning rate. An effect is the trained learner's value minus the baseline's, so a negative effect on alpha "
+        "rho is suppression.",
+        "Supported: the whole interval over seeds lies on the claimed side of 0, and at least its far end reaches the "
+        "smallest effect of interest. Not supported: the whole interval falls short of the smallest effect of "
+        "interest. Inconclusive: everything else, and every study of one seed.",
+        f"The {100 * confidence:g} % interval over seeds is a Student t interval from one number for each seed. This "
+        "interval alone decides the outcome. The bootstrap resamples the tasks of each seed: it says how well the "
+        "seeds of this study were measured and nothing about other seeds.",
         "Curvature falls together with the loss, so a lower curvature may only reflect a lower loss. The comparison at "
-        "equal support loss compares points of equal loss, where the losses of both sides overlap. Step 0 and later "
-        "steps differ and are judged separately.",
+        "equal support loss compares points of equal loss, where the losses of both sides overlap. Step 0, at which "
+        "the network has not adapted to the task yet, and later steps are judged separately.",
         f"There are {len(verdicts)} rows, and each interval is computed on its own: nothing is corrected for their "
         f"number. Of many rows without any effect, about {100 * (1 - confidence):.3g} % would exclude 0, half of these "
         "on the claimed side.",
@@ -112,9 +113,9 @@ def _verdicts(verdicts: Sequence[Verdict], confidence: float) -> list[Html]:
     if any(verdict.quantity == "rho_normalised" for verdict in verdicts):
         reading.insert(
             -1,
-            "Growing weights can lower curvature by themselves. The comparison at unit filter norm judges rho, without "
-            "alpha, after each filter before a normalisation layer was scaled to norm one, so that the filters' sizes "
-            "do not matter.",
+            "Growing weights can lower curvature by themselves. The comparison at unit filter norm judges rho in place "
+            "of alpha rho. For this, each filter that is followed by a normalisation layer has been scaled to norm "
+            "one, so that the sizes of filters do not matter.",
         )
     return [element("h2", "Verdicts"), bullets(reading), verdict_tables(verdicts, confidence=confidence)]
 
@@ -167,16 +168,16 @@ def _methods(ds: xr.Dataset) -> list[Html | str]:
         "Replication: means are taken over the tasks of each seed first, then over the seeds. Inner steps never count "
         "as repetitions.",
         f"{diverged_sentence(ds)} A task unit diverges where training, its inner loop or its curvature leaves the "
-        f"finite numbers, or where a loss of its inner loop rises above {EXPLOSION:g} times its start (above "
-        f"{EXPLOSION:g}, if it starts below 1).",
+        f"finite numbers, or where a loss of its inner loop rises above {EXPLOSION:g} times the loss at step 0 (above "
+        f"{EXPLOSION:g}, if that loss is below 1).",
     ]
 
 
 def _error(ds: xr.Dataset, name: str, error: str) -> str:
-    """The error of a variable relative to its value: '0.01 in the median, below 0.3 at 95 % of the points'."""
+    """The error relative to the value: '0.01 in the median over points, below 0.3 at 95 % of the points'."""
     value, bound = np.abs(measured(ds, name).values), measured(ds, error).values
     known = np.isfinite(value) & np.isfinite(bound) & (value > 0)
     if not known.any():
         return "not known, as nothing was measured"
     median, high = np.quantile(bound[known] / value[known], [0.5, 0.95])
-    return f"{number(median, digits=2)} in the median, below {number(high, digits=2)} at 95 % of the points"
+    return f"{number(median, digits=2)} in the median over points, below {number(high, digits=2)} at 95 % of the points"

@@ -1,4 +1,4 @@
-"""The table of scale: whether curvature falls only because weights grow, or also with filters scaled to unit norm."""
+"""The table of scale in a report: does curvature fall only because weights grow, or also with filters at unit norm?"""
 
 from dataclasses import dataclass
 
@@ -25,7 +25,7 @@ _FIRST, _LATER = slice(0, 1), slice(1, None)
 
 @dataclass(frozen=True)
 class Change:
-    """The means of a quantity before and after meta-training; NaN if no task has a value both times."""
+    """The means of a quantity before and after meta-training; NaN if no task has values at both checkpoints."""
 
     untrained: float
     trained: float

@@ -26,17 +26,15 @@ COLUMNS = (
 
 def grouped(verdicts: Sequence[Verdict]) -> list[tuple[str, str, list[Verdict]]]:
     """The letter, the title and the verdicts of each claim that has any, in the order of ``CLAIMS``."""
-    of_claims = [
-        (letter, [v for v in verdicts if v.claim == claim]) for letter, claim in zip("abc", CLAIMS, strict=True)
-    ]
-    return [(letter, rows[0].title, rows) for letter, rows in of_claims if rows]
+    groups = [(letter, [v for v in verdicts if v.claim == claim]) for letter, claim in zip("abc", CLAIMS, strict=True)]
+    return [(letter, rows[0].title, rows) for letter, rows in groups if rows]
 
 
 # ---- the summary
 
 
 def answer(verdicts: Sequence[Verdict]) -> Html:
-    """What was found, in a sentence for each claim, then in which comparisons each claim is supported or not."""
+    """What the study found: a sentence for each claim, then a list of the comparisons that support it or do not."""
     if not verdicts:
         return element("p", "No verdict was made: this study has no comparison to judge.")
     return join(
@@ -50,7 +48,7 @@ def answer(verdicts: Sequence[Verdict]) -> Html:
 def _claim_summary(letter: str, title: str, verdicts: list[Verdict]) -> Html:
     parts = []
     for outcome in OUTCOMES:
-        alike = [verdict for verdict in verdicts if verdict.outcome == outcome]
+        alike = [verdict for verdict in verdicts if verdict.outcome == outcome]  # the comparisons with this outcome
         if not alike:
             continue
         if len(alike) < len(verdicts):
@@ -69,7 +67,10 @@ def _claim_summary(letter: str, title: str, verdicts: list[Verdict]) -> Html:
 
 
 def _levels(verdicts: Sequence[Verdict]) -> str:
-    """The measured means over seeds of baseline and learner, in the comparisons without matching or rescaling."""
+    """Sentences with the means of baseline and learner over the seeds.
+
+    They are the means of the raw comparisons or, in the claim on alignment, of those against the untrained network.
+    """
     plain = [v for v in verdicts if v.comparison in ("raw", "against untrained") and not isnan(v.effect)]
     sentences = []
     for steps, quantity in dict.fromkeys((v.steps, v.quantity) for v in plain):
@@ -80,22 +81,22 @@ def _levels(verdicts: Sequence[Verdict]) -> str:
     return " ".join(sentences)
 
 
-def _places(verdicts: Sequence[Verdict], of_claim: Sequence[Verdict]) -> str:
+def _places(verdicts: Sequence[Verdict], claim_verdicts: Sequence[Verdict]) -> str:
     """The names of the given comparisons: 'MAML: step 0 raw, step 0 at equal support loss; all of FOMAML'.
 
-    of_claim: all verdicts of the claim, from which it follows whether a learner's comparisons are complete.
+    verdicts: the verdicts on the given comparisons. claim_verdicts: all verdicts on the claim. If all of a learner's
+        comparisons in the claim are among the given ones, they are named together, as 'all of FOMAML'.
     """
-    num_of_claim = Counter(verdict.learner for verdict in of_claim)
-    num_alike = Counter(verdict.learner for verdict in verdicts)
-    complete = [learner for learner, num in num_alike.items() if num == num_of_claim[learner] > 1]
+    num_in_claim = Counter(verdict.learner for verdict in claim_verdicts)
+    num_given = Counter(verdict.learner for verdict in verdicts)
+    complete = [learner for learner, num in num_given.items() if num == num_in_claim[learner] > 1]
     places: dict[str, list[str]] = {}
     for verdict in verdicts:
         if verdict.learner in complete:
             continue
         place: str = verdict.comparison
-        if not place.startswith(
-            "against"
-        ):  # comparisons "against ..." are about all steps, so that the steps need no name
+        # The comparisons "against orthogonal" and "against untrained" take all steps together and name none.
+        if not place.startswith("against"):
             place = f"{verdict.steps} {place}" if place == "raw" else f"{verdict.steps} at {place}"
         places.setdefault(method_label(verdict.learner), []).append(place)
     parts = [f"{learner}: {', '.join(where)}" for learner, where in places.items()]
@@ -117,8 +118,8 @@ def verdict_tables(verdicts: Sequence[Verdict], *, confidence: float = 0.95) -> 
 
 def _lines(verdict: Verdict) -> tuple[Html, Html]:
     levels = _change(verdict)
-    # Only the claim on SHOT has a learner as its baseline. The claim is tested and not the baseline's name, because a
-    # learner may have any name, even "untrained".
+    # Only in the claim on SHOT is ``verdict.baseline`` the name of a learner. The code asks for the claim and not for
+    # the baseline's name, because a learner may have any name, even "untrained".
     baseline = "orthogonal gradients" if verdict.baseline == "0" else "its untrained start"
     if verdict.claim == "shot":
         baseline = method_label(verdict.baseline)
@@ -148,8 +149,8 @@ def _effect(verdict: Verdict) -> Html:
         unit = "" if verdict.units == "1" else f" {verdict.units}"
         effect = element("b", number(verdict.effect, signed=True) + unit)
         return join([effect, Html("<br>"), interval(verdict.low, verdict.high)])
-    # The margin is a fraction of the baseline's mean, so it is NaN only if no unit was left. With a margin, it was the
-    # matching of losses that left nothing to compare.
+    # The margin is a fraction of the baseline's mean |value|, so it is NaN only if no unit (one task of one seed) was
+    # left. If there is a margin but no effect, the losses of the two sides overlap too little.
     if verdict.comparison == "equal support loss" and not isnan(verdict.margin):
         return join(["no overlap in loss" if verdict.share_compared == 0 else "too little overlap in loss"])
     if verdict.obstacle:
@@ -158,13 +159,13 @@ def _effect(verdict: Verdict) -> Html:
 
 
 def _size(verdict: Verdict) -> str:
-    """The numbers of seeds and tasks behind an effect, and of what was left out."""
+    """How many seeds and tasks an effect rests on, and how many units (one task of one seed) were left out and why."""
     has_effect = not isnan(verdict.effect)
     parts = [f"{verdict.num_seeds} {TIMES} {verdict.num_tasks}"] if has_effect else []
     if verdict.num_diverged:
         parts.append(f"{verdict.num_diverged} diverged")
     if verdict.num_undefined:
-        parts.append(f"{verdict.num_undefined} without a gradient")
+        parts.append(f"{verdict.num_undefined} with a gradient of zero")
     share = f"{100 * verdict.share_compared:.0f} % of points"
     if has_effect and verdict.share_compared < 1:
         parts.append(f"{share} compared")

@@ -163,7 +163,7 @@ def test_inner_loops_whose_losses_explode_are_counted_as_diverged(working_folder
     assert (untrained["status"] == STATUS_MEANINGS.index("diverged")).all()
     report = (working_folder / "study" / "report.html").read_text()
     assert "None of the" not in report
-    assert "rises above 1000 times its start" in report
+    assert "rises above 1000 times the loss at step 0" in report
     assert "supported in" not in report
 
 
@@ -172,7 +172,7 @@ def test_info_and_the_single_commands_run_on_a_complete_study(working_folder, ca
     shutil.copytree(micro_study, working_folder / "study")
     assert run(["info", "study"]) == 0
     said = capsys.readouterr().out
-    assert "maml         seed 1: trained to 5; measured (6 task units)" in said
+    assert "maml         seed 1: trained to 5; measured (6 tasks, counted at each checkpoint)" in said
     assert "verdicts: " in said
     (working_folder / "study" / "figures" / "accuracy.png").unlink()
     assert "figures study' first" in refused(capsys, ["report", "study"])

@@ -10,7 +10,7 @@ import xarray as xr
 import analysis
 from analysis import measure as measuring
 from analysis.folder import open_folder, open_study
-from analysis.quantities import OF_CURVATURE, OF_TRAJECTORY
+from analysis.quantities import CURVATURE_QUANTITIES, TRAJECTORY_QUANTITIES
 from analysis.schema import BY_NAME, VARIABLES, learner_names
 from analysis.study import build
 from analysis.study_file import load_study, overridden, parse_study, study_text
@@ -104,7 +104,7 @@ def test_trace_samples_their_error_and_random_directions(point):
 def test_every_quantity_is_in_the_schema_and_every_variable_has_its_error(micro_study):
     unit = measuring.Unit(open_folder(micro_study), (LEARNER,), SEED, CHECKPOINT, (TASK,))
     points = measuring._points(unit, unit.tasks)
-    names = [name for quantity in (*OF_TRAJECTORY, *OF_CURVATURE) for name in quantity(points)]
+    names = [name for quantity in (*TRAJECTORY_QUANTITIES, *CURVATURE_QUANTITIES) for name in quantity(points)]
     filled = set(names)
     assert filled <= set(BY_NAME)
     assert {v.error for v in VARIABLES if v.error} <= set(BY_NAME)

@@ -10,7 +10,10 @@ from hessian_tools.curvature import DESCENT_THRESHOLD
 
 
 def draw(ds: xr.Dataset) -> Figure:
-    """Draw one panel for each point of the inner loop, because step 0 and later steps differ and are not averaged."""
+    """Draw one panel for each point of the inner loop.
+
+    Points are not averaged, because the network has adapted to the task at later steps and not at step 0.
+    """
     ds = with_alpha(ds)
     summary = summarise(measured(ds, "alpha_rho"))
     num_diverged, num_tried = diverged_units(ds)

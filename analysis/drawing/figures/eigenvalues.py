@@ -62,11 +62,11 @@ def residuals(ds: xr.Dataset) -> str:
     if not known.any():
         return "No eigenvalue was measured."
     means, errors = means[known], errors[known]
-    places = np.arcsinh(np.stack([means - errors, means, means + errors]) / _linear_width(ds))
-    longest = np.max(np.abs(np.diff(places, axis=0)))
-    size = (
-        "smaller than the markers" if longest < _MARKER_SHARE * np.ptp(places) else "in places larger than the markers"
-    )
+    # The positions along the axis of the lower ends, the means and the upper ends.
+    positions = np.arcsinh(np.stack([means - errors, means, means + errors]) / _linear_width(ds))
+    longest = np.max(np.abs(np.diff(positions, axis=0)))
+    hidden = longest < _MARKER_SHARE * np.ptp(positions)
+    size = "smaller than the markers" if hidden else "in places larger than the markers"
     return f"Error bars are mean residuals |Hv - lambda v|, which are at most {np.max(errors):.2g} and {size}."
 
 
@@ -104,7 +104,10 @@ def _linear_width(ds: xr.Dataset) -> float:
 
 
 def _edge(ds: xr.Dataset, ax: Axes, name: str) -> list[Line2D]:
-    """Draw a line at 2 / alpha in a learner's panel if this lies within the y axis; returns it as the legend entry."""
+    """Draw a line at 2 / alpha in a learner's panel if it lies within the y axis; returns the line as a legend entry.
+
+    Gradient steps of size alpha are unstable in a direction whose eigenvalue is above 2 / alpha.
+    """
     alphas = ds["step_size"].isel(learner=learner_names(ds).index(name)).values
     alphas = np.unique(alphas[np.isfinite(alphas)])
     # If seeds have different values of alpha, they have different lines, and none is drawn.
