@@ -42,7 +42,6 @@ COMPOSED: dict[str, tuple[Callable[..., Operator], Tensor]] = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MADE)
 @pytest.mark.parametrize("name", COMPOSED)
 def test_contract(name: str) -> None:
     make, dense = COMPOSED[name]
