@@ -194,7 +194,7 @@ def test_seeds_can_be_added_and_the_first_ones_stay(working_folder, capsys, micr
     xr.testing.assert_identical(ds.sel(seed=[0, 1]), open_study(micro_study))
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_measuring_ignores_the_autocast_precision_of_the_process(working_folder, micro_study):
     import torch
     import xarray as xr

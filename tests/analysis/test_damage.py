@@ -79,7 +79,7 @@ def test_verify_finds_nothing_in_an_undamaged_study(capsys, copied_study):
     assert capsys.readouterr().out == f"{copied_study}: nothing is missing, damaged, changed or out of date\n"
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_damaged_files_of_training_and_measuring_are_made_again(working_folder, capsys, micro_study):
     shutil.copytree(micro_study, working_folder / "study")
     # The metadata of rho are removed from another run, of which nothing else is damaged.
@@ -118,7 +118,7 @@ def test_data_that_changed_after_training_are_refused(working_folder, capsys):
     assert "the data (own) have changed" in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_a_report_is_not_made_of_old_verdicts_or_figures(working_folder, capsys, micro_study):
     shutil.copytree(micro_study, working_folder / "study")
     assert run(["train", "study", "--seeds", "0", "1", "2", "--workers", "0"]) == 0

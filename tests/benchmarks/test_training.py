@@ -13,7 +13,7 @@ from benchmarks.rows import ROWS
 from benchmarks.training import libraries, ours
 from benchmarks.workloads import load, save
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.heavy
 
 ROW = next(row for row in ROWS if row.workload == "M5")
 
