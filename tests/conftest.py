@@ -19,9 +19,12 @@ torch.set_num_threads(1)  # a plugin may have loaded torch before this file was 
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark heavy tests as slow too, and leave them out unless the option -m of pytest mentions them."""
+    """Mark heavy tests as slow too, and deselect them unless the option ``-m`` mentions them.
+
+    A test that reads the micro study is slow too, because making that study takes half a minute.
+    """
     for item in items:
-        if item.get_closest_marker("heavy"):
+        if item.get_closest_marker("heavy") or "micro_study" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
     if "heavy" not in config.option.markexpr:
         heavy = [item for item in items if item.get_closest_marker("heavy")]
