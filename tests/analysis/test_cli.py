@@ -72,7 +72,7 @@ def test_a_mistake_in_a_study_is_named_and_nothing_is_written(working_folder, ca
 @pytest.mark.slow
 def test_folders_that_are_missing_or_hold_no_study_are_refused(working_folder, capsys, micro_study):
     assert "there is no study file nowhere.yaml" in refused(capsys, ["study", "nowhere.yaml"])
-    for command in ("measure", "test", "figures", "report", "info"):
+    for command in ("measure", "test", "figures", "report", "info", "verify"):
         assert "nowhere does not exist" in refused(capsys, [command, "nowhere"])
     (working_folder / "foreign").mkdir()
     (working_folder / "foreign" / "letter.txt").write_text("dear")
@@ -221,7 +221,7 @@ def test_help_is_instant_and_needs_no_torch():
     code = "import sys, analysis.cli as c; c.run(['--help']); assert 'torch' not in sys.modules; print('no torch')"
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "no torch" in process.stdout
-    for command in ("demo", "study", "train", "measure", "test", "figures", "report", "info"):
+    for command in ("demo", "study", "train", "measure", "test", "figures", "report", "info", "verify"):
         assert command in process.stdout
 
 
