@@ -221,7 +221,7 @@ def test_help_is_instant_and_needs_no_torch():
     code = "import sys, analysis.cli as c; c.run(['--help']); assert 'torch' not in sys.modules; print('no torch')"
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "no torch" in process.stdout
-    for command in ("demo", "study", "train", "measure", "test", "figures", "report", "info", "verify", "verify"):
+    for command in ("demo", "study", "train", "measure", "test", "figures", "report", "info", "verify"):
         assert command in process.stdout
 
 
