@@ -36,7 +36,7 @@ class PlacedCase:
 
     def random(self, *shape: int) -> Tensor:
         """Random numbers that are the same on every device."""
-        return randn(*shape, path=f"drawn/{shape}").to(self.thetas)
+        return randn(*shape, stream_name=f"drawn/{shape}").to(self.thetas)
 
 
 def place(case: Any, device: torch.device | str) -> PlacedCase:

@@ -36,7 +36,7 @@ def test_weight_normalisation_by_every_route(make: Callable[[], nn.Module], dim:
     """Compared with the formula written out, because torch's second derivative in reverse mode is 20 to 90 % off."""
     model = seeded(make).double()
     theta, layout = flatten(model)
-    batch = randn(5, 3, path="x"), randn(5, 2, path="y")
+    batch = randn(5, 3, stream_name="x"), randn(5, 2, stream_name="y")
 
     def written_out(theta: Tensor) -> Tensor:
         bias, g, v = layout.unflatten(theta).values()
@@ -56,7 +56,7 @@ class DirectWeightNorm(nn.Linear):
 def test_weight_normalisation_by_a_direct_call_of_the_kernel() -> None:
     model = seeded(lambda: DirectWeightNorm(3, 2)).double()
     theta, layout = flatten(model)
-    batch = randn(5, 3, path="x"), randn(5, 2, path="y")
+    batch = randn(5, 3, stream_name="x"), randn(5, 2, stream_name="y")
 
     def written_out(theta: Tensor) -> Tensor:
         v, g = layout.unflatten(theta).values()
@@ -92,8 +92,8 @@ def test_attention_by_every_route(way: str, training: bool) -> None:
     """Compared with torch's attention by matrix products, because its fused kernels have no second derivative."""
     model = seeded(lambda: Attention(way)).double().train(training)
     theta, layout = flatten(model)
-    thetas = theta + 0.1 * randn(2, len(theta), path="thetas")
-    x, y = randn(2, 3, 5, 4, path="x"), randn(2, 3, 2, path="y")
+    thetas = theta + 0.1 * randn(2, len(theta), stream_name="thetas")
+    x, y = randn(2, 3, 5, 4, stream_name="x"), randn(2, 3, 2, stream_name="y")
 
     def written_out(point: int) -> Callable[[Tensor], Tensor]:
         def value(theta: Tensor) -> Tensor:
@@ -121,7 +121,7 @@ def test_traces_of_recurrent_networks(kind: type[nn.Module]) -> None:
     model = seeded(lambda: kind(3, 2, batch_first=True)).double()
     theta, layout = flatten(model)
     loss = make_loss(model, lambda out, y: squared_error(out[0], y), layout)
-    batch = randn(2, 3, 3, path="x"), randn(2, 3, 2, path="y")
+    batch = randn(2, 3, 3, stream_name="x"), randn(2, 3, 2, stream_name="y")
     H, G = hessian(loss, theta, batch), gauss_newton(loss, theta, batch)
     close(trace(H, method="exact").value, H.to_dense().trace())
     close(trace(G, method="exact").value, G.to_dense().trace())
