@@ -64,7 +64,7 @@ def begin(study: Study, *, claims: str | None = None) -> None:
             f"{study.path} was begun with another plan of the claims, and a plan is fixed before anything is measured;"
             " leave --claims out, or choose another --out"
         )
-    store.sweep(study.path)
+    store.remove_half_written(study.path)
     # study.yaml is written first, because a folder that holds other files but no study.yaml is refused.
     write_text(study.path / STUDY, yaml.safe_dump(study.config.model_dump(mode="json"), sort_keys=False))
     write_text(plan_file, plan or PLAN.read_text(encoding="utf-8"))

@@ -84,7 +84,7 @@ def no_alpha_notes(study: Study) -> list[str]:
     ]
 
 
-def partial_loop_notes(study: Study) -> list[str]:
+def partly_adapted_notes(study: Study) -> list[str]:
     """One line for all learners whose inner loop moves only a part of the network."""
     loops = {name: learner.learner for name, learner in study.learners.items()}
     names = [name for name, loop in loops.items() if loop.moves or loop.latent is not None]

@@ -177,7 +177,7 @@ def figures(study: Study, ds: xr.Dataset, reporter: Reporter) -> list[Path]:
     """Draw every figure as PDF and PNG; returns the files."""
     _refuse_incomplete(study)
     (study.figures / folder.DRAWN).unlink(missing_ok=True)  # until all are drawn, the figures count as stale
-    store.sweep(study.path)
+    store.remove_half_written(study.path)
     saved: list[Path] = []
     with reporter.stage("draw", len(FIGURES), "figures") as advance:
         for name, figure in FIGURES.items():

@@ -25,7 +25,7 @@ from hessian_tools.train import best_checkpoint, diverged_at, meta_train, saved_
 
 # A file in the folder of a run that begins from another learner; it names the checkpoint from which the run began.
 WARM_START = "begun.json"
-CANDIDATES = ".step-size"  # the folder of the results of the step sizes that were tried
+STEP_SIZE_TRIALS = ".step-size"  # the folder of the results of the step sizes that were tried
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ class Candidate:
     @property
     def result(self) -> Path:
         """The file of the candidate's validation result."""
-        return self.study.path / CANDIDATES / f"{self.step_size}.json"
+        return self.study.path / STEP_SIZE_TRIALS / f"{self.step_size}.json"
 
 
 def choose_step_size(study: Study, pool: WorkerPool, reporter: Reporter) -> Study:

@@ -10,8 +10,8 @@ from benchmarks.problem import Answer, Job, Problem
 
 
 def build(problem: Problem, quantity: str) -> Job:
-    # Each entry returns the function to be timed. Only the entry of the measured quantity is called, so that no other
-    # graph is made.
+    # Each entry returns the function to be timed. Only the entry of the measured quantity is called. For "products" the
+    # graph is made here, before the timing. For "one point" the timed function makes it, so making it is timed as well.
     runs: dict[str, Callable[[], Callable[[], Answer]]] = {"products": lambda: _with_one_graph(problem)}
     runs["one point"] = lambda: lambda: repeat_products(reverse_over_reverse(problem, 0), problem, PRODUCTS)
     return Job(runs[quantity](), "reverse over reverse")

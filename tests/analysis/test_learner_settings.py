@@ -235,6 +235,6 @@ def test_a_report_names_the_settings_in_which_a_learner_differs():
 def test_a_search_for_the_step_size_needs_a_learner_that_takes_it():
     search = {"steps": STEPS, "step_size": {"candidates": [0.1, 0.2], "learner": "one"}}
     for settings in ("{step_size: 0.3}", "{algorithm: leo}", "{start: two}"):
-        with pytest.raises(UserError, match="must take the study's step size"):
+        with pytest.raises(UserError, match="must use the study's step size and begin from the untrained network"):
             study(f"one: {settings}\ntwo: {{}}", inner=search)
     assert study("one: {algorithm: anil}", inner=search).config.inner.step_size.learner == "one"

@@ -1,4 +1,7 @@
-"""The replaced operations have torch's values; tests/curvature/engines/test_awkward_operations.py tests derivatives."""
+"""The operations that ``TwiceDifferentiable`` puts in place of torch's return the same values as torch's.
+
+Their derivatives are tested in tests/curvature/engines/test_awkward_operations.py.
+"""
 
 from collections.abc import Callable
 from typing import Any
