@@ -13,7 +13,7 @@ from pathlib import Path
 
 from analysis import store
 from analysis.errors import UserError
-from analysis.folder import CLAIMS, VERDICTS, measurements, open_verdicts, plan_of, stale
+from analysis.folder import CLAIMS, VERDICTS, measurements, open_verdicts, plan_of, stale_parts
 from analysis.progress import Reporter
 from analysis.study import Study
 from analysis.training import STEP_SIZE_TRIALS, WARM_START, refuse_changed_data
@@ -80,7 +80,7 @@ def faults(study: Study) -> Iterator[str]:
         yield f"{line}; 'hessian-tools study {study.path}' measures anew what is damaged"
     if (study.path / VERDICTS).exists():
         yield from _errors([partial(open_verdicts, study.path)])
-    for part in stale(study, measurements(study)) if stores and not damaged else ():
+    for part in stale_parts(study, measurements(study)) if stores and not damaged else ():
         command = part.replace("verdicts", "test")
         yield f"the {part} rest on other measurements than the present ones; run 'hessian-tools {command} {study.path}'"
 

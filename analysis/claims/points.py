@@ -86,7 +86,8 @@ def _refuse_unmeasured(one: xr.Dataset, learner: str, checkpoint: int) -> None:
         seeds = sorted({int(one["seed"].values[row]) for row, _ in missing})
         raise NotMeasuredError(
             f"measure the study first: {learner} at checkpoint {checkpoint} lacks {len(missing)} of {status.size} "
-            f"units (seed {', '.join(map(str, seeds))}); `hessian-tools measure` goes on where it stopped"
+            f"units (a unit is one task of one seed; seed {', '.join(map(str, seeds))}); "
+            "`hessian-tools measure` goes on where it stopped"
         )
 
 

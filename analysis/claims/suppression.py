@@ -1,7 +1,8 @@
 """Claims (a) and (b): meta-training lowers the curvature along the inner gradient, and SHOT lowers it further.
 
 The curvature along the inner gradient g is rho = g'Hg / g'g, with the Hessian H of the support loss. alpha is the inner
-learning rate. SHOT is the penalty on the distance between few large and many small inner steps (Lee, Yoo, Kwak 2023).
+learning rate. SHOT is the penalty on the distance between the ends of few large and of many small inner steps (Lee,
+Yoo, Kwak 2023).
 
 Claim (a), suppression: meta-training lowers this curvature, although no term of its loss asks for that. Each trained
 learner at the last checkpoint is compared with itself at checkpoint 0, which is the untrained network with the same

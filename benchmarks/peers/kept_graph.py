@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from benchmarks.peers import PRODUCTS, products_for, repeat_products
+from benchmarks.peers import PRODUCTS, num_products, repeat_products
 from benchmarks.problem import Answer, Job, Problem
 
 
@@ -27,4 +27,4 @@ def reverse_over_reverse(problem: Problem, point: int) -> Callable[[Tensor], Ten
 def _with_one_graph(problem: Problem) -> Callable[[], Answer]:
     """A run whose graph is made in advance, so that making it is not timed."""
     product = reverse_over_reverse(problem, 0)
-    return lambda: repeat_products(product, problem, products_for(problem.name))
+    return lambda: repeat_products(product, problem, num_products(problem.name))
