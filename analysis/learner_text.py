@@ -8,7 +8,7 @@ from hessian_tools.inner.shot import Shot
 OPTIMISERS = {"adam": "Adam", "sgd": "SGD"}
 
 
-def described(study: Study, name: str) -> str:
+def learner_description(study: Study, name: str) -> str:
     """One learner's algorithm as a report prints it, with the settings that differ from the defaults of the study."""
     learner = study.learners[name]
     algorithm = ALGORITHMS[learner.settings.algorithm]

@@ -2,7 +2,13 @@
 
 from analysis.config import StepSizeSearch
 from analysis.folder import CLAIMS, STUDY
-from analysis.learner_text import OPTIMISERS, described, no_alpha_notes, partly_adapted_notes, supervised_notes
+from analysis.learner_text import (
+    OPTIMISERS,
+    learner_description,
+    no_alpha_notes,
+    partly_adapted_notes,
+    supervised_notes,
+)
 from analysis.study import Study
 from analysis.study_file import BUNDLED, load_study
 from analysis.training import WARM_START
@@ -30,7 +36,7 @@ def facts(study: Study) -> dict[str, str]:
     return {
         "Data": described_data,
         "Network": f"{config.network.name}, {study.problem.layout.numel:,} parameters",
-        "Learners": "; ".join(f"{name}: {described(study, name)}" for name in study.learners),
+        "Learners": "; ".join(f"{name}: {learner_description(study, name)}" for name in study.learners),
         "Inner loop": f"{config.inner.steps} steps of alpha = {study.chosen_step_size:g}, {_how_chosen(study)}",
         "Outer loop": f"{OPTIMISERS[train_settings.optimiser]} {train_settings.learning_rate:g} unless said above,"
         f" {train_settings.meta_batch} tasks a meta-iteration, checkpoints at"

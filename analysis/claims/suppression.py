@@ -33,8 +33,8 @@ from dataclasses import replace
 
 import xarray as xr
 
-from analysis.claims.comparison import Claim, Question, paired
-from analysis.claims.equal_loss import matched
+from analysis.claims.comparison import Claim, Question, compare_task_by_task
+from analysis.claims.equal_loss import compare_at_equal_loss
 from analysis.claims.plan import Plan
 from analysis.claims.points import UNTRAINED, diverged, first_and_last, points
 from analysis.claims.verdict import Verdict, conclude
@@ -113,9 +113,9 @@ def lower_curvature(
     for steps, group in plan.step_groups.items():
         rows = group.rows(ds.sizes["inner_step"] - 1)
         value, unit_norm, loss = ((trained[:, :, rows], other[:, :, rows]) for trained, other in sides)
-        raw = paired(*value, plan, diverged=has_diverged)
-        normalised = paired(*unit_norm, plan, diverged=has_diverged)
-        equal_loss = matched(*value, *loss, plan, diverged=has_diverged)
+        raw = compare_task_by_task(*value, plan, diverged=has_diverged)
+        normalised = compare_task_by_task(*unit_norm, plan, diverged=has_diverged)
+        equal_loss = compare_at_equal_loss(*value, *loss, plan, diverged=has_diverged)
         for asked, comparison, scale in (
             (replace(question, steps=steps, comparison="raw"), raw, raw.scale),
             (replace(at_unit_norm, steps=steps, comparison="unit filter norm"), normalised, normalised.scale),

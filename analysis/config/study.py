@@ -221,7 +221,7 @@ class TrainSettings(Strict):
 
     @field_validator("checkpoints", mode="before")
     @classmethod
-    def _logarithmic(cls, value: Any) -> Any:
+    def _expand_logarithmic_schedule(cls, value: Any) -> Any:
         return logarithmic_schedule(value) if type(value) is int and value > 0 else value
 
     @model_validator(mode="after")

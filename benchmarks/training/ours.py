@@ -59,7 +59,7 @@ def _outer_step(problem: TrainingProblem, shot: Shot | None) -> Job:
     config = TrainConfig(
         learner=maml(problem.steps, problem.step_size, first_order=problem.first_order),
         tasks=tasks,
-        network=partial(_same, problem.model),
+        network=partial(_given_network, problem.model),
         shot=shot,
         meta_batch=len(tasks.episodes),
         device=str(theta.device),
@@ -79,7 +79,7 @@ def _outer_step(problem: TrainingProblem, shot: Shot | None) -> Job:
     return Job(run, "all tasks at once" if batched else "task by task")
 
 
-def _same(model: torch.nn.Module) -> torch.nn.Module:
+def _given_network(model: torch.nn.Module) -> torch.nn.Module:
     """Return the network unchanged. Unlike a lambda, this function can be pickled for a worker process."""
     return model
 
