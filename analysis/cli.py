@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @Parameter(name="*")
 @dataclass(frozen=True)
-class Compute:
+class ComputeOptions:
     """The options of every command that trains or measures."""
 
     workers: Annotated[
@@ -34,7 +34,7 @@ class Compute:
 
 @Parameter(name="*")
 @dataclass(frozen=True)
-class Begin:
+class BeginOptions:
     """The options of every command that can begin a study."""
 
     out: Annotated[Path | None, Parameter(help="Folder of the study [default: runs/NAME].")] = None
@@ -54,7 +54,7 @@ class Begin:
         Parameter(help="Folder or file of images, or features (.npz), in place of the study's own data."),
     ] = None
 
-    def prepare(self, source: str, compute: Compute) -> "tuple[Study, str | None]":
+    def prepare(self, source: str, compute: ComputeOptions) -> "tuple[Study, str | None]":
         """Check the study; returns it and the text of its plan of the claims (None: the bundled plan)."""
         from analysis.pipeline import prepare
 
@@ -66,7 +66,7 @@ File = Annotated[
     Parameter(help="A study's YAML file, a bundled study (demo, quickdraw, ...), or the folder of a study."),
 ]
 Folder = Annotated[Path, Parameter(help="Folder of a study.")]
-BEGIN, COMPUTE = Begin(), Compute()
+BEGIN, COMPUTE = BeginOptions(), ComputeOptions()
 
 app = App(
     name="hessian-tools",
@@ -79,13 +79,13 @@ app = App(
 
 
 @app.command
-def demo(*, begin: Begin = BEGIN, compute: Compute = COMPUTE) -> None:
+def demo(*, begin: BeginOptions = BEGIN, compute: ComputeOptions = COMPUTE) -> None:
     """Run the bundled study, which takes minutes on two cores; the same command resumes it."""
     study("demo", begin=begin, compute=compute)
 
 
 @app.command
-def study(file: File, *, begin: Begin = BEGIN, compute: Compute = COMPUTE) -> None:
+def study(file: File, *, begin: BeginOptions = BEGIN, compute: ComputeOptions = COMPUTE) -> None:
     """Train, record, measure, test, draw and report; resume where an earlier command stopped."""
     from analysis import pipeline
 
@@ -97,7 +97,7 @@ def study(file: File, *, begin: Begin = BEGIN, compute: Compute = COMPUTE) -> No
 
 
 @app.command
-def train(file: File, *, begin: Begin = BEGIN, compute: Compute = COMPUTE) -> None:
+def train(file: File, *, begin: BeginOptions = BEGIN, compute: ComputeOptions = COMPUTE) -> None:
     """Only train; checkpoints are kept, and an interrupted run goes on."""
     from analysis import pipeline
 
@@ -107,7 +107,7 @@ def train(file: File, *, begin: Begin = BEGIN, compute: Compute = COMPUTE) -> No
 
 
 @app.command
-def measure(folder: Folder, *, compute: Compute = COMPUTE) -> None:
+def measure(folder: Folder, *, compute: ComputeOptions = COMPUTE) -> None:
     """Only record the inner loops and measure the curvature along them."""
     from analysis import pipeline
     from analysis.folder import open_folder

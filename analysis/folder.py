@@ -31,10 +31,10 @@ def open_folder(path: str | Path, *, device: str = "cpu") -> Study:
     if not (path / STUDY).is_file():
         problem = "is no study folder" if path.exists() else "does not exist"
         raise UserError(f"{path} {problem}: there is no {STUDY} in it; 'hessian-tools demo' makes one")
-    return in_folder(parse_study(_text(path / STUDY), source=str(path / STUDY)), path, device=device)
+    return study_in_folder(parse_study(_text(path / STUDY), source=str(path / STUDY)), path, device=device)
 
 
-def in_folder(config: StudyConfig, path: Path, *, device: str = "cpu") -> Study:
+def study_in_folder(config: StudyConfig, path: Path, *, device: str = "cpu") -> Study:
     """The study of a configuration in a folder, with the step size that an earlier search has left there, if any."""
     chosen = read_json(path / STEP_SIZE)["step_size"] if (path / STEP_SIZE).exists() else None
     return build(config, path, device=device, step_size=chosen)
@@ -64,7 +64,7 @@ def begin(study: Study, *, claims: str | None = None) -> None:
             f"{study.path} was begun with another plan of the claims, and a plan is fixed before anything is measured;"
             " leave --claims out, or choose another --out"
         )
-    store.sweep(study.path)
+    store.remove_half_written(study.path)
     # study.yaml is written first, because a folder that holds other files but no study.yaml is refused.
     write_text(study.path / STUDY, yaml.safe_dump(study.config.model_dump(mode="json"), sort_keys=False))
     write_text(plan_file, plan or PLAN.read_text(encoding="utf-8"))
@@ -120,7 +120,7 @@ def plan_of(study: Study) -> Plan:
 def content_digest(ds: xr.Dataset) -> str:
     """The SHA-256 of all numbers of a study.
 
-    Verdicts and figures keep the digest of the measurements from which they were made; see :func:`stale`.
+    Verdicts and figures keep the digest of the measurements from which they were made; see :func:`stale_parts`.
     """
     content, coded = hashlib.sha256(), with_codes(ds)
     for name in sorted(map(str, coded.variables)):
@@ -128,7 +128,7 @@ def content_digest(ds: xr.Dataset) -> str:
     return content.hexdigest()
 
 
-def stale(study: Study, ds: xr.Dataset) -> list[str]:
+def stale_parts(study: Study, ds: xr.Dataset) -> list[str]:
     """The names of those parts, "verdicts" and "figures", that were made from other measurements than the present ones.
 
     A part that does not exist is not named.

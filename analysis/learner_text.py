@@ -8,7 +8,7 @@ from hessian_tools.inner.shot import Shot
 OPTIMISERS = {"adam": "Adam", "sgd": "SGD"}
 
 
-def described(study: Study, name: str) -> str:
+def learner_description(study: Study, name: str) -> str:
     """One learner's algorithm as a report prints it, with the settings that differ from the defaults of the study."""
     learner = study.learners[name]
     algorithm = ALGORITHMS[learner.settings.algorithm]
@@ -84,7 +84,7 @@ def no_alpha_notes(study: Study) -> list[str]:
     ]
 
 
-def partial_loop_notes(study: Study) -> list[str]:
+def partly_adapted_notes(study: Study) -> list[str]:
     """One line for all learners whose inner loop moves only a part of the network."""
     loops = {name: learner.learner for name, learner in study.learners.items()}
     names = [name for name, loop in loops.items() if loop.moves or loop.latent is not None]

@@ -22,7 +22,7 @@ from analysis.progress import Reporter
 from analysis.quantities import CURVATURE_QUANTITIES, TRAJECTORY_QUANTITIES, Points
 from analysis.schema import BY_NAME, DIVERGED, LEVEL_MEANINGS, MEASURED, ZERO_GRADIENT, Sizes
 from analysis.study import Problem, Study, StudyLearner
-from analysis.training import own_runs, refuse_changed_data
+from analysis.training import record_run_ownership, refuse_changed_data
 from analysis.verify import refuse_damaged_training
 from hessian_tools.curvature import rademacher
 from hessian_tools.inner.learners import untrained
@@ -108,7 +108,7 @@ class Unit:
 
 def measure(study: Study, pool: WorkerPool, reporter: Reporter) -> None:
     """Record the inner loops on held-out tasks and measure the curvature along them."""
-    own_runs(study)
+    record_run_ownership(study)
     refuse_damaged_training(study)
     for learner, seed in study.runs:
         store.refuse_damaged(allocate(study, learner, seed))

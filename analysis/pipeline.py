@@ -107,7 +107,7 @@ def prepare(
     else:
         config = source if isinstance(source, StudyConfig) else study_of(source)
     config = overridden(with_data(config, data), {"seeds": seeds})
-    study = folder.in_folder(config, Path(out or Path("runs") / config.name), device=device)
+    study = folder.study_in_folder(config, Path(out or Path("runs") / config.name), device=device)
     check(study)
     if claims is not None and not Path(claims).is_file():
         raise UserError(f"there is no plan of the claims {claims}; start from a copy of analysis/claims/claims.yaml")
@@ -177,7 +177,7 @@ def figures(study: Study, ds: xr.Dataset, reporter: Reporter) -> list[Path]:
     """Draw every figure as PDF and PNG; returns the files."""
     _refuse_incomplete(study)
     (study.figures / folder.DRAWN).unlink(missing_ok=True)  # until all are drawn, the figures count as stale
-    store.sweep(study.path)
+    store.remove_half_written(study.path)
     saved: list[Path] = []
     with reporter.stage("draw", len(FIGURES), "figures") as advance:
         for name, figure in FIGURES.items():
@@ -195,7 +195,7 @@ def report(study: Study, ds: xr.Dataset) -> Path:
     for image in images.values():
         if not image.exists():
             raise UserError(f"{image} is not drawn yet; run 'hessian-tools figures {study.path}' first")
-    for part in folder.stale(study, ds):
+    for part in folder.stale_parts(study, ds):
         raise UserError(
             f"the {part} of {study.path} rest on other measurements than the present ones;"
             f" run 'hessian-tools {part.replace('verdicts', 'test')} {study.path}' first"

@@ -197,7 +197,7 @@ def describe_learners(
 ) -> xr.Dataset:
     """Add four coordinates along ``learner``, so that claims and figures need not infer them from learners' names.
 
-    trained: 1 for a trained learner, 0 for an untrained control.
+    trained: True for a trained learner, False for an untrained control.
     without_shot: for a learner with SHOT (the penalty on the distance between the ends of few large and of many small
         inner steps; Lee, Yoo, Kwak 2023), the name of the learner that has the same settings except for SHOT; "" for
         all other learners, and where the study has no such learner.

@@ -2,7 +2,13 @@
 
 from analysis.config import StepSizeSearch
 from analysis.folder import CLAIMS, STUDY
-from analysis.learner_text import OPTIMISERS, described, no_alpha_notes, partial_loop_notes, supervised_notes
+from analysis.learner_text import (
+    OPTIMISERS,
+    learner_description,
+    no_alpha_notes,
+    partly_adapted_notes,
+    supervised_notes,
+)
 from analysis.study import Study
 from analysis.study_file import BUNDLED, load_study
 from analysis.training import WARM_START
@@ -30,7 +36,7 @@ def facts(study: Study) -> dict[str, str]:
     return {
         "Data": described_data,
         "Network": f"{config.network.name}, {study.problem.layout.numel:,} parameters",
-        "Learners": "; ".join(f"{name}: {described(study, name)}" for name in study.learners),
+        "Learners": "; ".join(f"{name}: {learner_description(study, name)}" for name in study.learners),
         "Inner loop": f"{config.inner.steps} steps of alpha = {study.chosen_step_size:g}, {_how_chosen(study)}",
         "Outer loop": f"{OPTIMISERS[train_settings.optimiser]} {train_settings.learning_rate:g} unless said above,"
         f" {train_settings.meta_batch} tasks a meta-iteration, checkpoints at"
@@ -64,7 +70,7 @@ def notes(study: Study) -> list[str]:
     return [
         *supervised_notes(study),
         *no_alpha_notes(study),
-        *partial_loop_notes(study),
+        *partly_adapted_notes(study),
         *_warm_starts(study),
         *(
             f"{learner}, seed {seed}, diverged at meta-iteration {step}: its later checkpoints hold no numbers."
@@ -101,9 +107,11 @@ def _warm_starts(study: Study) -> list[str]:
 def _how_chosen(study: Study) -> str:
     search = study.config.inner.step_size
     if not isinstance(search, StepSizeSearch):
-        return "given, the same for all learners that name no other"
+        return "set in the study file, for all learners without a step size of their own"
+    is_classification = study.problem.tasks.kind == "classification"
+    criterion = "highest mean accuracy" if is_classification else "lowest mean loss"
     return (
-        f"the same for all learners that name no other, chosen on {search.learner} (no SHOT): {search.meta_steps}"
-        f" meta-iterations with seed {search.seed} for each candidate, best mean accuracy on"
-        f" {search.validation_tasks} validation tasks"
+        f"for all learners without a step size of their own, chosen by a search: {search.learner} (no SHOT) was trained"
+        f" with each candidate for {search.meta_steps} meta-iterations with seed {search.seed}, and the candidate with"
+        f" the {criterion} on {search.validation_tasks} validation tasks was taken"
     )

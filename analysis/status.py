@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from analysis import store
-from analysis.folder import REPORT, VERDICTS, measurements, open_verdicts, stale
+from analysis.folder import REPORT, VERDICTS, measurements, open_verdicts, stale_parts
 from analysis.study import Study
 from hessian_tools.runs.checkpoints import checkpoint_path
 from hessian_tools.train import diverged_at
@@ -23,7 +23,7 @@ def describe(study: Study) -> Iterator[str]:
         yield f"  {learner:<12} seed {seed}: {_training(study, learner, seed)}; {_measuring(study, learner, seed)}"
     measured = any((study.run(*run) / store.NAME).exists() for run in study.runs)
     # The parts ("verdicts", "figures") that were made from other measurements than the present ones.
-    outdated = stale(study, measurements(study)) if measured else []
+    outdated = stale_parts(study, measurements(study)) if measured else []
     yield _verdicts(study) + (" (of older measurements)" if "verdicts" in outdated else "")
     drawn = sorted(path.stem for path in study.figures.glob("*.pdf"))
     yield f"figures: {', '.join(drawn) or 'none yet'}" + (" (of older measurements)" if "figures" in outdated else "")

@@ -173,7 +173,7 @@ def discard(path: Path, fault: Fault) -> None:
     flag.unlink(missing_ok=True)  # a flag without a file is 0
 
 
-def sweep(folder: Path) -> None:
+def remove_half_written(folder: Path) -> None:
     """Remove files and stores that a killed process left half-written, before they got their final names."""
     for orphan in folder.rglob("*.partial"):
         if orphan.is_dir():

@@ -25,7 +25,7 @@ from hessian_tools.train import best_checkpoint, diverged_at, meta_train, saved_
 
 # A file in the folder of a run that begins from another learner; it names the checkpoint from which the run began.
 WARM_START = "begun.json"
-CANDIDATES = ".step-size"  # the folder of the results of the step sizes that were tried
+STEP_SIZE_TRIALS = ".step-size"  # the folder of the results of the step sizes that were tried
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class TrainUnit:
 def train(study: Study, pool: WorkerPool, reporter: Reporter) -> Study:
     """Train every run that is not complete; returns the study, with its step size where a search has chosen one."""
     study = choose_step_size(study, pool, reporter)
-    own_runs(study)
+    record_run_ownership(study)
     units = [TrainUnit(study, learner, seed) for learner, seed in study.runs]
     # The costliest runs come first, so that no worker begins one when the others have finished: those with SHOT,
     # then those of second order, then those of first order.
@@ -110,29 +110,29 @@ def warm_start(study: Study, learner: str, seed: int) -> Path | None:
     return checkpoint_path(source, int(read_json(record)["meta_step"]))
 
 
-def own_runs(study: Study) -> None:
+def record_run_ownership(study: Study) -> None:
     """Write a manifest into the folder of every run; refuse a folder that holds another run.
 
     The manifest records everything on which the numbers of the run depend.
     """
     refuse_changed_data(study, study.runs)
     config = study.config.model_dump(mode="json")
-    shared = {key: config[key] for key in ("data", "network", "train", "measure")}
-    shared |= {"steps": study.config.inner.steps, "step_size": study.chosen_step_size}
+    shared_settings = {key: config[key] for key in ("data", "network", "train", "measure")}
+    shared_settings |= {"steps": study.config.inner.steps, "step_size": study.chosen_step_size}
     if study.problem.source_digest is not None:
-        shared["network_source"] = study.problem.source_digest
+        shared_settings["network_source"] = study.problem.source_digest
     facts = environment(device=study.device) | {
         "threads": 1,
         **_data_digests(study),
         "claims_digest": plan_of(study).digest,
     }
     for learner, seed in study.runs:
-        of_run = {
+        run_settings = {
             "learner": config["learners"][learner],
             "begins_from": [config["learners"][start] for start in study.config.starts(learner)],
             "seed": seed,
         }
-        record_ownership(study.run(learner, seed), "config", shared | of_run, facts=facts)
+        record_ownership(study.run(learner, seed), "config", shared_settings | run_settings, facts=facts)
 
 
 def refuse_changed_data(study: Study, runs: Iterable[tuple[str, int]]) -> None:
@@ -175,7 +175,7 @@ class Candidate:
     @property
     def result(self) -> Path:
         """The file of the candidate's validation result."""
-        return self.study.path / CANDIDATES / f"{self.step_size}.json"
+        return self.study.path / STEP_SIZE_TRIALS / f"{self.step_size}.json"
 
 
 def choose_step_size(study: Study, pool: WorkerPool, reporter: Reporter) -> Study:

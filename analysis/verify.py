@@ -13,10 +13,10 @@ from pathlib import Path
 
 from analysis import store
 from analysis.errors import UserError
-from analysis.folder import CLAIMS, VERDICTS, measurements, open_verdicts, plan_of, stale
+from analysis.folder import CLAIMS, VERDICTS, measurements, open_verdicts, plan_of, stale_parts
 from analysis.progress import Reporter
 from analysis.study import Study
-from analysis.training import CANDIDATES, WARM_START, refuse_changed_data
+from analysis.training import STEP_SIZE_TRIALS, WARM_START, refuse_changed_data
 from hessian_tools.runs import checkpoints, metrics
 from hessian_tools.runs.files import DamagedFileError, read_json
 from hessian_tools.runs.manifest import NAME as MANIFEST
@@ -72,15 +72,15 @@ def faults(study: Study) -> Iterator[str]:
     if damaged:
         return  # a run's other files can be checked only with the help of its manifest
     plan_and_data = (partial(refuse_changed_plan, study), partial(refuse_changed_data, study, study.runs))
-    candidates = (partial(read_json, file) for file in sorted((study.path / CANDIDATES).glob("*.json")))
-    yield from _errors([*plan_and_data, *candidates, *(check.read for check in _training_checks(study))])
+    step_size_trials = (partial(read_json, file) for file in sorted((study.path / STEP_SIZE_TRIALS).glob("*.json")))
+    yield from _errors([*plan_and_data, *step_size_trials, *(check.read for check in _training_checks(study))])
     stores = [run / store.NAME for run in runs if (run / store.NAME).exists()]
     damaged = [f"{fault.file} {fault.problem}" for path in stores for fault in store.faults(path)]
     for line in damaged:
         yield f"{line}; 'hessian-tools study {study.path}' measures anew what is damaged"
     if (study.path / VERDICTS).exists():
         yield from _errors([partial(open_verdicts, study.path)])
-    for part in stale(study, measurements(study)) if stores and not damaged else ():
+    for part in stale_parts(study, measurements(study)) if stores and not damaged else ():
         command = part.replace("verdicts", "test")
         yield f"the {part} rest on other measurements than the present ones; run 'hessian-tools {command} {study.path}'"
 
@@ -106,7 +106,8 @@ def _training_checks(study: Study) -> Iterator[Check]:
         for file in sorted(saved.glob("*.safetensors")):
             facts = {"run": digest} | ({"meta_step": int(file.stem)} if file.stem.isdigit() else {})
             yield Check(partial(checkpoints.load, file, **facts), file.unlink)
-        # The lines of the metrics cannot be made without the steps, so the run is then trained from its beginning.
+        # A line of the metrics is written only while its meta-iteration is trained. If the file is damaged, the run is
+        # therefore trained from its beginning.
         yield Check(partial(metrics.read, folder / metrics.NAME), partial(_start_again, folder))
 
 

@@ -7,7 +7,7 @@ import sys
 
 from cyclopts import App
 
-from benchmarks.rows import chosen
+from benchmarks.rows import chosen_rows
 from benchmarks.settings import Settings
 
 app = App(
@@ -26,7 +26,7 @@ def main(*, settings: Settings = DEFAULTS) -> None:
     from benchmarks.run import run
 
     try:
-        rows = chosen(settings.only, quick=settings.quick)
+        rows = chosen_rows(settings.only, quick=settings.quick)
     except ValueError as error:
         sys.exit(str(error))
     if settings.device == "cuda" and not torch.cuda.is_available():

@@ -20,6 +20,7 @@ from hessian_tools.loss import Loss
 
 LIBRARY = str(Path(ht.__file__).parent)
 LOSS = str(Path(LIBRARY, "loss.py"))
+# The argument ``route`` names the engines, two of them by older words: "kept" is double_backward, "traced" is compiled.
 ROUTES: tuple[Route, ...] = ("direct", "kept", "traced", "auto")
 
 

@@ -31,10 +31,11 @@ from torch import Tensor
 
 import hessian_tools as ht
 from benchmarks.peers.floor import floor_seconds
-from benchmarks.workloads import drawn
+from benchmarks.workloads import drawn_problem
 from hessian_tools.curvature.engines.choice import Route
 from hessian_tools.curvature.operators.loss_operator import LossOperator
 
+# The argument ``route`` names the engines, two of them by older words: "kept" is double_backward, "traced" is compiled.
 ROUTES: tuple[Route, ...] = ("direct", "kept", "traced")
 # For each work load of `speed`: the work load of ``benchmarks.workloads``, and the number of its points.
 SPEED = {"W1": ("W1", 1), "W2": ("W2", 32), "W3, 1 point": ("W3", 1), "W3, 100 points": ("W3", 100)}
@@ -50,13 +51,13 @@ app = App(name="python -m benchmarks.points", help="Measures products by route a
 def speed(*names: str, turns: int = 7, out: Path | None = None) -> None:
     """Milliseconds of one product at one point for each route, and their ratio to the floor."""
     torch.set_num_threads(1)
-    show([row for name in names or SPEED for row in speed_of(name, turns)], out)
+    show([row for name in names or SPEED for row in speed_rows(name, turns)], out)
 
 
-def speed_of(name: str, turns: int) -> list[dict[str, Any]]:
+def speed_rows(name: str, turns: int) -> list[dict[str, Any]]:
     """One row for each route. W3 has no convolutions, so there the route "kept" takes the place of the floor."""
     workload, num_points = SPEED[name]
-    problem = drawn(workload).first(num_points)
+    problem = drawn_problem(workload).first(num_points)
     V = torch.randn(*problem.thetas.shape, 1, generator=ht.stream(0, "V"))
     operators = {r: ht.hessian(problem.loss, problem.thetas, problem.batch, route=r) for r in ROUTES}
     first = {route: cpu_seconds(partial(H.products, V), 1) for route, H in operators.items()}
@@ -110,7 +111,7 @@ def one_size(network: str, points: int, max_memory: float) -> None:
     """Compute two products at each point, part by part, and print seconds and memory as one line of JSON."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        loss, thetas, batch = mapped(network, points, Path(folder))
+        loss, thetas, batch = mapped_problem(network, points, Path(folder))
         H = ht.hessian(loss, thetas, batch, route="traced", max_memory=max_memory)
         probes = torch.randn(H.num_params, 2, generator=ht.stream(0, "probes"))
         before, start = memory(), time.process_time()
@@ -140,9 +141,9 @@ def one_size(network: str, points: int, max_memory: float) -> None:
     print(json.dumps(row))
 
 
-def mapped(network: str, points: int, folder: Path) -> tuple[ht.Loss, Tensor, tuple[Tensor, Tensor]]:
+def mapped_problem(network: str, points: int, folder: Path) -> tuple[ht.Loss, Tensor, tuple[Tensor, Tensor]]:
     """A problem whose thetas are mapped from a file: those of 10 000 points of a Conv4-64 take 4.5 GB."""
-    problem = drawn(WORKLOADS[network]).first(1)
+    problem = drawn_problem(WORKLOADS[network]).first(1)
     (theta,), x = problem.thetas, problem.x
     file = np.memmap(folder / "thetas", np.float32, "w+", shape=(points, len(theta)))
     for i in range(points):

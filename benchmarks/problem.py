@@ -121,7 +121,7 @@ class Job:
     note: str = ""
 
 
-def sampled(gradient: Tensor) -> Tensor:
+def sampled_entries(gradient: Tensor) -> Tensor:
     """At most ``GRADIENT_ENTRIES`` evenly spaced entries of a gradient [param], as a tensor [1, entry]."""
     stride = -(-len(gradient) // GRADIENT_ENTRIES)
     return gradient[::stride][None].clone()

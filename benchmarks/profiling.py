@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.peers import ours
 from benchmarks.peers.floor import floor_seconds
-from benchmarks.workloads import drawn
+from benchmarks.workloads import drawn_problem
 
 # An operation belongs to the first kind of which a word occurs in its name, or else to "other small operations".
 KINDS = {
@@ -49,7 +49,7 @@ def main(
 ) -> None:
     """Print the milliseconds of one product, or of the top 5 eigenvalues at one point, by kind of operation."""
     torch.set_num_threads(threads)
-    problem = drawn(workload).first(points or 10**9)
+    problem = drawn_problem(workload).first(points or 10**9)
     run = ours.build(problem, task).run
     first = run()  # the tracing is not profiled
     unit, unit_name = (first.num_matvecs, "product") if task == "products" else (len(problem.thetas), "point")

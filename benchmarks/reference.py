@@ -19,7 +19,7 @@ from benchmarks.comparison import worst_error
 from benchmarks.peers import K, top_by_eigsh
 from benchmarks.peers.kept_graph import reverse_over_reverse
 from benchmarks.peers.ours import operator
-from benchmarks.problem import Problem, TrainingProblem, sampled
+from benchmarks.problem import Problem, TrainingProblem, sampled_entries
 from benchmarks.training.libraries import plain_meta_gradient
 
 RTOL = 1e-10
@@ -35,7 +35,7 @@ def reference(problem: Problem | TrainingProblem, quantity: str) -> dict[str, An
     largest relative difference from eigsh.
     """
     if isinstance(problem, TrainingProblem):
-        return {"values": sampled(plain_meta_gradient(problem)).tolist()}
+        return {"values": sampled_entries(plain_meta_gradient(problem)).tolist()}
     points = range(len(problem.thetas))
     if quantity == "spectrum":
         return {"values": [_dense(problem, point).tolist() for point in points]}

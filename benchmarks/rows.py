@@ -1,4 +1,8 @@
-"""The rows of the table: a work load, the quantity measured on it, the rivals, and the goal against each rival."""
+"""The rows of the table: a work load, the quantity measured on it, the rivals, and the goal against each rival.
+
+The work loads W1 to W3 and M1 to M7 are those of ``benchmarks.workloads``. The package ``benchmarks.peers`` describes
+the quantities of W1 to W3.
+"""
 
 from dataclasses import dataclass
 
@@ -7,7 +11,7 @@ from dataclasses import dataclass
 MAX_ERROR = 1e-4
 META_GRADIENT = "meta-gradient"
 # The quantity that compares the time of a meta-gradient with and without SHOT, which is a penalty on the distance
-# between few large and many small inner steps (Lee, Yoo and Kwak, 2023).
+# between the ends of few large and of many small inner steps (Lee, Yoo and Kwak, 2023).
 SHOT_COST = "shot"
 UNLIMITED = 100  # the limit of rounds for rows that need none, far above the default of 5
 
@@ -50,7 +54,10 @@ class Row:
 
 
 def _products(workload: str, *, goal: float, points: int, quick: int) -> Row:
-    """A row on products. The goal is an upper limit for the floor; the other rivals are for information."""
+    """A row on products, whose only goal is against the floor: the time of a product's convolutions alone.
+
+    Ours may take at most ``goal`` times as long as the floor. The other rivals are measured for information.
+    """
     others = (Rival("kept_graph"), Rival("eigenthings"), Rival("curvlinops"))
     return Row(workload, "products", "one product", (Rival("floor", goal), *others), points, quick, at_most=True)
 
@@ -91,7 +98,7 @@ ROWS = (
 )
 
 
-def chosen(only: tuple[str, ...], *, quick: bool) -> tuple[Row, ...]:
+def chosen_rows(only: tuple[str, ...], *, quick: bool) -> tuple[Row, ...]:
     """The rows of a run, restricted to the work loads ("W3") and quantities ("trace") in ``only``.
 
     Raises ValueError if a name is unknown, or if no row is left.

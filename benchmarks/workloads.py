@@ -187,7 +187,7 @@ WORKLOADS: dict[str, CurvatureWorkload | TrainingWorkload] = {
 }
 
 
-def drawn(name: str) -> Any:
+def drawn_problem(name: str) -> Any:
     """Draw the Problem or TrainingProblem of a work load."""
     return WORKLOADS[name].problem(name, WORKLOADS[name].draw())
 

@@ -51,9 +51,9 @@ def at(batch: Batch, point: int) -> Batch:
     return tuple(leaf[point] for leaf in batch) if isinstance(batch, tuple) else batch[point]
 
 
-def randn(*shape: int, path: str, dtype: torch.dtype = DTYPE) -> Tensor:
-    """Standard normal numbers from the stream that ``path`` names."""
-    return torch.randn(*shape, generator=stream(0, "cases", path), dtype=dtype, device="cpu")
+def randn(*shape: int, stream_name: str, dtype: torch.dtype = DTYPE) -> Tensor:
+    """Standard normal numbers from the stream that this name selects."""
+    return torch.randn(*shape, generator=stream(0, "cases", stream_name), dtype=dtype, device="cpu")
 
 
 SPECTRA: dict[str, Tensor] = {
@@ -75,34 +75,34 @@ def operator(A: Tensor) -> Hessian:
     return hessian(quadratic, torch.zeros(A.shape[:-1], dtype=A.dtype), A)
 
 
-def symmetric(spectrum: Tensor, *, points: int = POINTS, path: str = "basis") -> Tensor:
+def symmetric(spectrum: Tensor, *, points: int = POINTS, stream_name: str = "basis") -> Tensor:
     """Symmetric matrices [point, n, n] that all have the given spectrum, each in a random basis."""
     n = len(spectrum)
-    Q = torch.linalg.qr(randn(points, n, n, path=f"{path}/{n}")).Q
+    Q = torch.linalg.qr(randn(points, n, n, stream_name=f"{stream_name}/{n}")).Q
     A = (Q * spectrum) @ Q.mT
     return (A + A.mT) / 2
 
 
 def quadratic_case(name: str) -> Case:
     """Quadratic functions whose Hessians have the named spectrum."""
-    A = symmetric(SPECTRA[name], path=name)
-    return Case(f"quadratic-{name}", quadratic, randn(POINTS, A.shape[-1], path="theta"), A, A)
+    A = symmetric(SPECTRA[name], stream_name=name)
+    return Case(f"quadratic-{name}", quadratic, randn(POINTS, A.shape[-1], stream_name="theta"), A, A)
 
 
 def linear_regression() -> Case:
     """Linear regression by mean squared error, whose Hessian is 2 X'X / n."""
-    x, y = randn(POINTS, 8, 5, path="x"), randn(POINTS, 8, path="y")
+    x, y = randn(POINTS, 8, 5, stream_name="x"), randn(POINTS, 8, stream_name="y")
 
     def loss(theta: Tensor, batch: Batch) -> Tensor:
         return ((batch[0] @ theta - batch[1]) ** 2).mean()
 
-    return Case("linear-regression", loss, randn(POINTS, 5, path="theta"), (x, y), 2 * x.mT @ x / 8)
+    return Case("linear-regression", loss, randn(POINTS, 5, stream_name="theta"), (x, y), 2 * x.mT @ x / 8)
 
 
 def logistic_regression() -> Case:
     """Logistic regression, whose Hessian is X' diag(p (1 - p)) X / n."""
-    x, theta = randn(POINTS, 8, 5, path="x"), randn(POINTS, 5, path="theta")
-    y = (randn(POINTS, 8, path="y") > 0).to(DTYPE)
+    x, theta = randn(POINTS, 8, 5, stream_name="x"), randn(POINTS, 5, stream_name="theta")
+    y = (randn(POINTS, 8, stream_name="y") > 0).to(DTYPE)
 
     def loss(theta: Tensor, batch: Batch) -> Tensor:
         return nn.functional.binary_cross_entropy_with_logits(batch[0] @ theta, batch[1])
@@ -116,7 +116,7 @@ def softmax_regression() -> Case:
 
     Its Hessian is the mean over examples of (diag(p) - p p') kron x x'.
     """
-    x, theta = randn(POINTS, 8, 4, path="x"), randn(POINTS, 12, path="theta")
+    x, theta = randn(POINTS, 8, 4, stream_name="x"), randn(POINTS, 12, stream_name="theta")
     y = torch.randint(0, 3, (POINTS, 8), generator=stream(0, "cases", "labels"))
 
     def loss(theta: Tensor, batch: Batch) -> Tensor:
@@ -137,7 +137,7 @@ def network_case(name: str, model: nn.Module, criterion: Callable[[Tensor, Tenso
     """A network at POINTS points near its weights, with dense Hessians by autograd."""
     theta, layout = flatten(model)
     loss = make_loss(model, criterion, layout)
-    thetas = theta.to(DTYPE) + 0.1 * randn(POINTS, layout.numel, path=name)
+    thetas = theta.to(DTYPE) + 0.1 * randn(POINTS, layout.numel, stream_name=name)
 
     def hessians() -> Tensor:
         return torch.stack([dense_hessian(loss, thetas[i], at(batch, i)) for i in range(POINTS)])
@@ -148,14 +148,14 @@ def network_case(name: str, model: nn.Module, criterion: Callable[[Tensor, Tenso
 def tanh_mlp() -> Case:
     """A smooth network with layers 1-6-6-1."""
     model = seeded(lambda: nn.Sequential(nn.Linear(1, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 1)))
-    batch = (randn(POINTS, 7, 1, path="x"), randn(POINTS, 7, 1, path="y"))
+    batch = (randn(POINTS, 7, 1, stream_name="x"), randn(POINTS, 7, 1, stream_name="y"))
     return network_case("tanh-mlp", model, squared_error, batch)
 
 
 def relu_mlp() -> Case:
     """A ReLU network 2-5-5-3 without normalisation, so that Hessian and Gauss-Newton matrix have the same trace."""
     model = seeded(lambda: nn.Sequential(nn.Linear(2, 5), nn.ReLU(), nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 3)))
-    batch = (randn(POINTS, 6, 2, path="x"), torch.tensor([0, 1, 2, 0, 1, 2]).expand(POINTS, 6))
+    batch = (randn(POINTS, 6, 2, stream_name="x"), torch.tensor([0, 1, 2, 0, 1, 2]).expand(POINTS, 6))
     return network_case("relu-mlp", model, nn.functional.cross_entropy, batch)
 
 
@@ -174,7 +174,7 @@ def linear_networks() -> list[Case]:
 
 def conv_batchnorm() -> Case:
     """Two blocks of convolution, BatchNorm on batch statistics, ReLU and max-pooling; 3 classes."""
-    batch = (randn(POINTS, 6, 1, 8, 8, path="images"), torch.tensor([0, 1, 2, 0, 1, 2]).expand(POINTS, 6))
+    batch = (randn(POINTS, 6, 1, 8, 8, stream_name="images"), torch.tensor([0, 1, 2, 0, 1, 2]).expand(POINTS, 6))
     return network_case("conv-batchnorm", seeded(small_conv), nn.functional.cross_entropy, batch)
 
 

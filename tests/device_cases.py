@@ -36,7 +36,7 @@ class PlacedCase:
 
     def random(self, *shape: int) -> Tensor:
         """Random numbers that are the same on every device."""
-        return randn(*shape, path=f"drawn/{shape}").to(self.thetas)
+        return randn(*shape, stream_name=f"drawn/{shape}").to(self.thetas)
 
 
 def place(case: Any, device: torch.device | str) -> PlacedCase:
@@ -169,7 +169,10 @@ def tensors(result: Any) -> list[Tensor]:
 
 
 def compared(result: Any) -> list[Tensor]:
-    """The tensors of a result that do not depend on rounding errors; residuals and numbers of products do."""
+    """The tensors of a result that must agree between devices up to rounding errors.
+
+    Residuals and numbers of products need not: a rounding error can change them completely.
+    """
     if isinstance(result, ht.EigenPairs):
         return [result.values, result.converged]
     if isinstance(result, Extremes):

@@ -1,6 +1,7 @@
 """More device cases: quantities that are derived from operators, and the learners.
 
-The derived quantities are directions, eigenspaces, Jacobians of adaptation and numbers of inner loops.
+The derived quantities are curvature along directions, eigenspaces, Jacobians of adaptation, and numbers that describe
+inner loops, such as the alignment of their gradients.
 """
 
 from collections.abc import Callable
@@ -110,8 +111,11 @@ def taylor_expansion(placed: PlacedCase) -> list[Tensor]:
     return [result.value, result.first, result.second, result.third, result.change(-STEP)]
 
 
-def scaled(placed: PlacedCase) -> list[Tensor]:
-    """Curvature along the gradient at unit filter norm, its rounding error, and the difference of small steps."""
+def at_unit_filter_norm(placed: PlacedCase) -> list[Tensor]:
+    """Curvature along the gradient at unit filter norm, its rounding error, and ``small_step_difference``.
+
+    The last one is the distance, to leading order, between the ends of one large and of three small gradient steps.
+    """
     g = ht.gradient(placed.loss, placed.thetas, placed.batch)
     d = filter_scale(placed.loss.layout, placed.thetas, placed.loss.layout.names[:1])
     Z, hg = placed.random(len(g[0]), 2), placed.H.mv(g)
@@ -124,8 +128,8 @@ def scaled(placed: PlacedCase) -> list[Tensor]:
     ]
 
 
-def path_numbers(placed: PlacedCase) -> list[Tensor]:
-    """Numbers of an inner loop, computed from random gradients."""
+def inner_loop_numbers(placed: PlacedCase) -> list[Tensor]:
+    """Numbers that describe an inner loop, such as the alignment of its gradients; the gradients are random here."""
     g = placed.random(2, 4, 9)  # [task, step, param]
     return [alignment(g @ g.mT), cos_displacement(g, placed.random(2, 9)), estimate_of(g[0]).stderr]
 
@@ -135,7 +139,7 @@ def plain_numbers(placed: PlacedCase) -> Tensor:
     outputs = placed.loss.outputs(placed.thetas[0], first_batch(placed)[0])
     result = (
         is_multiaffine(placed.loss, placed.thetas[0], first_batch(placed)),
-        homogeneity(placed.random(6, 3)).variation,
+        homogeneity(placed.random(6, 3)).variation,  # how far the outputs of 6 examples differ between them
     )
     return torch.tensor(result, dtype=placed.thetas.dtype, device="cpu").to(outputs)
 
@@ -165,8 +169,8 @@ DERIVED: dict[str, Callable[[PlacedCase], Any]] = {
     "adaptation_jacobian-tasks": several_tasks,
     "singular_values": lambda placed: ht.singular_values(jacobian(placed), k=2).values,
     "third_derivative": taylor_expansion,
-    "scaled": scaled,
-    "path": path_numbers,
+    "scaled": at_unit_filter_norm,
+    "path": inner_loop_numbers,
     "plain numbers": plain_numbers,
     "to_scipy": through_scipy,
 }
@@ -175,6 +179,7 @@ LEARNERS: dict[str, tuple[ht.Learner, ht.Shot | None]] = {
     "maml": (ht.learners.maml(2, STEP), None),
     "maml, with SHOT": (ht.learners.maml(2, STEP), ht.Shot(0.3, distance="squared_error")),
     "maml, SHOT by l2": (ht.learners.maml(2, STEP), ht.Shot(0.3, distance="l2_parameters")),
+    # The target is the learner's own inner loop of 2 steps, and the reference takes twice as many.
     "first order, a longer reference": (
         ht.learners.maml(2, STEP, first_order=True),
         longer_reference(ht.learners.maml(2, STEP), 0.3, distance="squared_error"),

@@ -74,8 +74,8 @@ def test_every_network_has_the_derivatives_of_the_cpu(name):
     batch = (x, torch.arange(3).repeat(2).expand(3, 6).contiguous())
     model = seeded(NETWORKS[name], seed=1).double()
     theta, layout = flatten(model)
-    loss, thetas = make_loss(model, F.cross_entropy, layout), theta + 0.01 * randn(3, len(theta), path="gpu")
-    V = randn(3, len(theta), 2, path="gpu V")
+    loss, thetas = make_loss(model, F.cross_entropy, layout), theta + 0.01 * randn(3, len(theta), stream_name="gpu")
+    V = randn(3, len(theta), 2, stream_name="gpu V")
 
     def placed(device):
         return thetas.to(device), tuple(leaf.to(device) for leaf in batch)
@@ -104,8 +104,8 @@ def test_curvature_on_a_second_card_agrees_with_the_cpu():
 def test_products_that_do_not_fit_into_memory_are_computed_in_smaller_pieces():
     """The process may use only 64 MiB more than it has reserved, so the pieces get smaller until they fit."""
     loss, theta, support, _ = few_shot_problem("cuda")
-    thetas = theta.expand(64, -1) + 0.01 * randn(64, len(theta), path="many").cuda()
-    V = randn(len(theta), 4, path="V").cuda()
+    thetas = theta.expand(64, -1) + 0.01 * randn(64, len(theta), stream_name="many").cuda()
+    V = randn(len(theta), 4, stream_name="V").cuda()
     expected = hessian(loss, thetas, support, shared=True, route="traced") @ V
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(0).total_memory

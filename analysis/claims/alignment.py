@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import xarray as xr
 
-from analysis.claims.comparison import Comparison, Question, paired
+from analysis.claims.comparison import Comparison, Question, compare_task_by_task
 from analysis.claims.plan import Plan
 from analysis.claims.points import UNTRAINED, diverged, first_and_last, points
 from analysis.claims.verdict import Verdict, conclude
@@ -31,7 +31,8 @@ def alignment_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
     first, last = first_and_last(ds) if learners else (0, 0)
     verdicts = []
     for learner in learners:
-        # A has one value per task, while ``paired`` expects values [seed, task, step]: A gets a step axis of length 1.
+        # A has one value per task, while ``compare_task_by_task`` expects values [seed, task, step]. So A gets a step
+        # axis of length 1.
         trained = points(ds, QUANTITY, learner, checkpoint=last)[..., None]
         start = untrained_start(ds, learner)
         question = Question(
@@ -53,7 +54,9 @@ def alignment_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
             second = replace(question, baseline=UNTRAINED, comparison="against untrained")
             nulls.append((second, untrained, trained_diverged | diverged(ds, start, checkpoint=first)))
         for asked, baseline, has_diverged in nulls:
-            comparison = _with_obstacle(paired(trained, baseline, plan, diverged=has_diverged), ds.sizes["step_i"])
+            comparison = _with_obstacle(
+                compare_task_by_task(trained, baseline, plan, diverged=has_diverged), ds.sizes["step_i"]
+            )
             verdicts.append(conclude(asked, comparison, margin=plan.margins.alignment, confidence=plan.confidence))
     return verdicts
 

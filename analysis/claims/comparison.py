@@ -81,7 +81,9 @@ def complete_units(*sides: np.ndarray, diverged: np.ndarray | None = None) -> np
     return np.asarray(np.logical_and.reduce(keep))
 
 
-def paired(trained: np.ndarray, baseline: np.ndarray, plan: Plan, *, diverged: np.ndarray | None = None) -> Comparison:
+def compare_task_by_task(
+    trained: np.ndarray, baseline: np.ndarray, plan: Plan, *, diverged: np.ndarray | None = None
+) -> Comparison:
     """Compare two sides task by task: average the differences over steps, then over tasks, to one number per seed.
 
     trained, baseline: the values of the two sides [seed, task, step].
@@ -103,11 +105,11 @@ def paired(trained: np.ndarray, baseline: np.ndarray, plan: Plan, *, diverged: n
         ),
         num_tasks=keep.shape[1],
         obstacle=SIDES_IDENTICAL if identical(trained, baseline, keep) else None,
-        **left_out(keep, diverged),
+        **count_left_out(keep, diverged),
     )
 
 
-def left_out(keep: np.ndarray, diverged: np.ndarray | None) -> dict[str, int]:
+def count_left_out(keep: np.ndarray, diverged: np.ndarray | None) -> dict[str, int]:
     """Count all units and, for each reason, the units that are left out; the keys are fields of a Comparison.
 
     keep: True for each unit [seed, task] that is compared. diverged: True for each unit that diverged.

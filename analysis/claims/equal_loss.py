@@ -26,8 +26,8 @@ from analysis.claims.comparison import (
     SIDES_IDENTICAL,
     Comparison,
     complete_units,
+    count_left_out,
     identical,
-    left_out,
     mean_abs_baseline,
 )
 from analysis.claims.plan import Plan
@@ -35,7 +35,7 @@ from analysis.statistics import percentile_interval, resampled_counts
 from hessian_tools.rng import numpy_stream
 
 
-def matched(
+def compare_at_equal_loss(
     trained: np.ndarray,
     baseline: np.ndarray,
     trained_loss: np.ndarray,
@@ -48,7 +48,7 @@ def matched(
 
     trained, baseline: the values of the two sides. trained_loss, baseline_loss: their support losses, 0 or more.
     diverged: True for each unit (one task of one seed) [seed, task] that diverged on at least one side. Such a unit is
-        left out of both sides, as in ``paired``.
+        left out of both sides, as in ``compare_task_by_task``.
 
     The bootstrap resamples the tasks of both sides together, and matches the points of each resample anew. A seed is
     left out if the fraction of its points that have a match is below the plan's ``least_share``. If that leaves fewer
@@ -87,7 +87,7 @@ def matched(
         share=share,
         num_unmatched_seeds=num_unmatched_seeds,
         obstacle=SIDES_IDENTICAL if same else _obstacle(share, num_unmatched_seeds, num_left, plan),
-        **left_out(keep, diverged),
+        **count_left_out(keep, diverged),
     )
 
 
@@ -102,7 +102,7 @@ def matched_means(
     x0, y0: the log losses and the values of the baseline points [task, step].
     counts: how often each task is drawn in each resample, the same for both sides [task, resample].
     """
-    reference = bracketed(x.ravel(), x0, y0, counts, caliper=caliper).reshape(*x.shape, counts.shape[1])
+    reference = interpolate_baseline(x.ravel(), x0, y0, counts, caliper=caliper).reshape(*x.shape, counts.shape[1])
     has_match = np.isfinite(reference)
     num = has_match.sum(axis=1)  # [task, resample]
     weights = counts * (num > 0)
@@ -115,7 +115,9 @@ def matched_means(
     return np.stack([*means, share])
 
 
-def bracketed(x: np.ndarray, x0: np.ndarray, y0: np.ndarray, counts: np.ndarray, *, caliper: float) -> np.ndarray:
+def interpolate_baseline(
+    x: np.ndarray, x0: np.ndarray, y0: np.ndarray, counts: np.ndarray, *, caliper: float
+) -> np.ndarray:
     """Interpolate the baseline's value at each log loss x [point], for each resample: [point, resample].
 
     The value is interpolated linearly between two means: that of the baseline points at or below x, and that of those

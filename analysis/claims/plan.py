@@ -31,8 +31,8 @@ class PlanError(ValueError):
 class Margins:
     """The smallest effects of interest.
 
-    suppression, shot: fractions of the baseline's mean |curvature|. alignment: a difference of the alignment A itself,
-        not a fraction of the baseline's A.
+    suppression, shot: fractions of the baseline's mean |curvature|. alignment: a difference of the alignment A itself
+        (0 for orthogonal inner gradients, 1 for equal ones), not a fraction of the baseline's A.
     """
 
     suppression: Margin

@@ -1,4 +1,4 @@
-"""The values of a study that claims compare.
+"""Reads from a study's Dataset the values that the claims compare.
 
 A study with missing values is refused. A returned value is NaN only where the quantity is not defined, or where
 training or the inner loop diverged. A unit is one task of one seed.
@@ -9,7 +9,8 @@ import xarray as xr
 
 from analysis.schema import DIVERGED, NOT_MEASURED, ZERO_GRADIENT
 
-# The name in verdicts of a baseline that is the untrained network, whatever the study's untrained control is called.
+# Verdicts use this name when the baseline is the untrained network, whatever name the study gives to its untrained
+# control.
 UNTRAINED = "untrained"
 
 # These quantities are divided by the squared norm of inner gradients, so they are undefined where a gradient is zero.
@@ -43,11 +44,12 @@ def diverged(ds: xr.Dataset, learner: str, *, checkpoint: int) -> np.ndarray:
 def points(ds: xr.Dataset, variable: str, learner: str, *, checkpoint: int) -> np.ndarray:
     """Return the values of a learner at a checkpoint [seed, task, ...].
 
-    All values of a unit that diverged are NaN. A single value is NaN where the variable is divided by the norm of a
-    gradient that is zero. The alignment is NaN where all inner gradients are zero, or where there is only one.
+    All values of a unit that diverged are NaN. A quantity that is divided by the squared norm of a gradient is NaN
+    where that gradient is zero. The alignment of a task's inner gradients (see ``analysis/claims/alignment.py``) is NaN
+    where all of them are zero, or where there is only one.
 
-    Raises NotMeasuredError if any unit has not been measured, because a verdict on a part of a study would be about
-    another study. Raises it also if a unit that is marked as measured lacks a number that should exist.
+    Raises NotMeasuredError if any unit has not been measured: a verdict speaks of the whole study, and cannot rest on a
+    part of it. Raises it also if a unit that is marked as measured lacks a number that should exist.
     """
     one = _at(ds[["status", "grad_norm", variable]], learner, checkpoint)
     _refuse_unmeasured(one, learner, checkpoint)
@@ -72,7 +74,8 @@ def _undefined(one: xr.Dataset, variable: str) -> np.ndarray:
     zero = one["grad_norm"].values < ZERO_GRADIENT
     if variable != "alignment":
         return np.asarray(zero)
-    inner = zero[..., :-1]  # no step is taken from the last point, the adapted one, so its gradient has no part in A
+    # No step is taken from the last point, the adapted one, so its gradient does not enter the alignment.
+    inner = zero[..., :-1]
     return np.asarray(inner.all(axis=-1) | (inner.shape[-1] == 1))
 
 
@@ -83,7 +86,8 @@ def _refuse_unmeasured(one: xr.Dataset, learner: str, checkpoint: int) -> None:
         seeds = sorted({int(one["seed"].values[row]) for row, _ in missing})
         raise NotMeasuredError(
             f"measure the study first: {learner} at checkpoint {checkpoint} lacks {len(missing)} of {status.size} "
-            f"units (seed {', '.join(map(str, seeds))}); `hessian-tools measure` goes on where it stopped"
+            f"units (a unit is one task of one seed; seed {', '.join(map(str, seeds))}); "
+            "`hessian-tools measure` goes on where it stopped"
         )
 
 

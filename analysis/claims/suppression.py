@@ -1,7 +1,8 @@
 """Claims (a) and (b): meta-training lowers the curvature along the inner gradient, and SHOT lowers it further.
 
 The curvature along the inner gradient g is rho = g'Hg / g'g, with the Hessian H of the support loss. alpha is the inner
-learning rate. SHOT is the penalty on the distance between few large and many small inner steps (Lee, Yoo, Kwak 2023).
+learning rate. SHOT is the penalty on the distance between the ends of few large and of many small inner steps (Lee,
+Yoo, Kwak 2023).
 
 Claim (a), suppression: meta-training lowers this curvature, although no term of its loss asks for that. Each trained
 learner at the last checkpoint is compared with itself at checkpoint 0, which is the untrained network with the same
@@ -32,8 +33,8 @@ from dataclasses import replace
 
 import xarray as xr
 
-from analysis.claims.comparison import Claim, Question, paired
-from analysis.claims.equal_loss import matched
+from analysis.claims.comparison import Claim, Question, compare_task_by_task
+from analysis.claims.equal_loss import compare_at_equal_loss
 from analysis.claims.plan import Plan
 from analysis.claims.points import UNTRAINED, diverged, first_and_last, points
 from analysis.claims.verdict import Verdict, conclude
@@ -112,9 +113,9 @@ def lower_curvature(
     for steps, group in plan.step_groups.items():
         rows = group.rows(ds.sizes["inner_step"] - 1)
         value, unit_norm, loss = ((trained[:, :, rows], other[:, :, rows]) for trained, other in sides)
-        raw = paired(*value, plan, diverged=has_diverged)
-        normalised = paired(*unit_norm, plan, diverged=has_diverged)
-        equal_loss = matched(*value, *loss, plan, diverged=has_diverged)
+        raw = compare_task_by_task(*value, plan, diverged=has_diverged)
+        normalised = compare_task_by_task(*unit_norm, plan, diverged=has_diverged)
+        equal_loss = compare_at_equal_loss(*value, *loss, plan, diverged=has_diverged)
         for asked, comparison, scale in (
             (replace(question, steps=steps, comparison="raw"), raw, raw.scale),
             (replace(at_unit_norm, steps=steps, comparison="unit filter norm"), normalised, normalised.scale),

@@ -96,7 +96,9 @@ class NetworkConfig(Strict):
             advice = "leave it out" if self.name in NETWORKS else "write it under options"
             raise ValueError(f"{setting} is a setting of {owners}, not of {self.name}; {advice}")
         for setting in set(self.settings) & set(self.options):
-            raise ValueError(f"{setting} stands beside options for {self.name}, not in them; move it there")
+            raise ValueError(
+                f"{setting} of {self.name} is written directly under network, not under options; move it out of options"
+            )
         if self.name == "mlp" and self.options:
             raise ValueError(f"mlp has no options, got {', '.join(self.options)}; its layers are set by hidden")
         return self
@@ -136,8 +138,8 @@ class LevelConfig(Strict):
         least = 2 * (self.eigenvalues + 2)
         if self.max_matvecs < least:
             raise ValueError(
-                f"max_matvecs={self.max_matvecs} is too few to find and check the eigenvalues={self.eigenvalues}"
-                f" largest by magnitude and both ends of the spectrum; give {least} or more"
+                f"max_matvecs={self.max_matvecs} is too few for eigenvalues={self.eigenvalues}: finding and checking"
+                f" these and both ends of the spectrum takes at least {least} products; give {least} or more"
             )
         return self
 
@@ -219,7 +221,7 @@ class TrainSettings(Strict):
 
     @field_validator("checkpoints", mode="before")
     @classmethod
-    def _logarithmic(cls, value: Any) -> Any:
+    def _expand_logarithmic_schedule(cls, value: Any) -> Any:
         return logarithmic_schedule(value) if type(value) is int and value > 0 else value
 
     @model_validator(mode="after")
@@ -282,8 +284,8 @@ class StudyConfig(Strict):
             )
         if chosen.start or chosen.step_size or chosen.algorithm == "leo":
             raise ValueError(
-                f"inner.step_size.learner={search.learner!r} must take the study's step size, from the untrained"
-                " network; choose one without step_size and start, and not leo"
+                f"inner.step_size.learner={search.learner!r} must use the study's step size and begin from the"
+                " untrained network; choose a learner that has neither step_size nor start and is not leo"
             )
         if search.seed in self.seeds:
             raise ValueError(f"inner.step_size.seed={search.seed} is one of the study's seeds; choose another")

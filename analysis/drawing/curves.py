@@ -80,12 +80,13 @@ def error_bars(ax: Axes, x: np.ndarray, y: np.ndarray, error: np.ndarray, *, col
         lines.set_gid(f"error:{name}")
 
 
-def over_training(ds: xr.Dataset, ax: Axes, summary: Summary, *, incomplete: xr.DataArray) -> None:
+def over_training(ds: xr.Dataset, ax: Axes, summary: Summary, *, num_diverged: xr.DataArray) -> None:
     """Draw a summary with dimensions learner and checkpoint against the meta-iteration, one line per learner.
 
-    An untrained control has one checkpoint and is drawn as a horizontal line. ``incomplete`` [learner, checkpoint]
-    counts the units (seed, task) that diverged and are therefore missing from a mean. A mean that lacks units gets a
-    cross. Where every unit diverged, there is no mean, and the cross stands at the top edge of the panel.
+    An untrained control has one checkpoint and is drawn as a horizontal line. ``num_diverged`` [learner, checkpoint]
+    counts the units that diverged and are therefore missing from a mean; a unit is one task of one seed. A mean that
+    lacks units gets a cross. Where every unit diverged, there is no mean, and the cross stands at the top edge of the
+    panel.
     """
     x = ds["checkpoint"].values.astype(float)
     for position, name in enumerate(learner_names(ds)):
@@ -95,7 +96,7 @@ def over_training(ds: xr.Dataset, ax: Axes, summary: Summary, *, incomplete: xr.
             horizontal_line(ax, part.at(checkpoint=int(np.argmax(has_mean))), style=style, name=name)
         else:
             curve(ax, x, part, style=style, name=name)
-        lacks_units = incomplete.isel(learner=position).values > 0
+        lacks_units = num_diverged.isel(learner=position).values > 0
         partial, no_mean = lacks_units & has_mean, lacks_units & ~has_mean
         cross: dict[str, Any] = {"marker": "x", "linestyle": "none", "markersize": 6.5, "markeredgewidth": 1.1}
         cross |= {"color": style.color, "zorder": 5}

@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 from analysis.quantities.curvature import along_gradient, eigenvalues, random_directions
 from analysis.quantities.points import Points, Values
-from analysis.quantities.trajectory import gradient_alignment, path
+from analysis.quantities.trajectory import gradient_alignment, recorded_values
 
 # Quantities that are computed from the recorded inner loop alone.
-TRAJECTORY_QUANTITIES: tuple[Callable[[Points], Values], ...] = (path, gradient_alignment)
+TRAJECTORY_QUANTITIES: tuple[Callable[[Points], Values], ...] = (recorded_values, gradient_alignment)
 # Quantities that take products with the Hessian; their values are NaN for a task whose inner loop diverged.
 CURVATURE_QUANTITIES: tuple[Callable[[Points], Values], ...] = (along_gradient, eigenvalues, random_directions)
 

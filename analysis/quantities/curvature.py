@@ -17,12 +17,13 @@ def along_gradient(points: Points) -> Values:
     """The curvature along the inner gradient g, with float32 errors (Lee, Yoo, Kwak 2023, equation 3).
 
     The values are |Hg| / |g|, rho = g'Hg / g'g, rho times the inner step size alpha, and rho in coordinates in which
-    filters have unit norm. H is symmetric, so z'(Hg) and g'(Hz) would be equal in exact arithmetic, and their
-    difference estimates the rounding error.
+    filters have unit norm. H is symmetric, so z'(Hg) and g'(Hz) would be equal in exact arithmetic for any vector z,
+    and their difference estimates the rounding error. Here z is each probe, and D^2 g, whose product is computed
+    anyway. D is the diagonal matrix of filter norms, ``products.scale``.
     """
     products, g = points.products, points.gradients
     curvature = curvature_along(g, products.hg)
-    d2g = products.scale**2 * g
+    d2g = products.scale**2 * g  # D^2 g; its product with H is products.hd2g
     z = torch.cat([d2g[..., None], points.probes.unsqueeze(1).expand_as(products.hz)], -1)
     hz = torch.cat([products.hd2g[..., None], products.hz], -1)
     error = rounding_error(curvature.hg_ratio, product_asymmetry(products.hg, g, hz, z))

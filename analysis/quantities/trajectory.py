@@ -16,7 +16,7 @@ RECORDED = (
 )
 
 
-def path(points: Points) -> Values:
+def recorded_values(points: Points) -> Values:
     """Losses, accuracies, norms and displacement as they were recorded, and the norm of each parameter tensor."""
     tensors = points.thetas.split(list(points.loss.layout.sizes), dim=-1)
     norms = torch.stack([tensor.norm(dim=-1) for tensor in tensors], -1)

@@ -52,10 +52,10 @@ def _learner_rows(ds: xr.Dataset, values: xr.DataArray, name: str, decimals: int
     head = (method_label(name), str(checkpoints[last]))
     rows = []
     for index, seed in enumerate(ds["seed"].values):
-        cells = _cells([side[index] for side in (start, end, end - start)], decimals, confidence)
+        cells = _cells([column[index] for column in (start, end, end - start)], decimals, confidence)
         rows.append(row((*head, str(seed), *cells, _task_count(scores[last, index], done[last, index]))))
     if len(rows) > 1:
-        cells = _cells([seed_means(side) for side in (start, end, end - start)], decimals, confidence)
+        cells = _cells([seed_means(column) for column in (start, end, end - start)], decimals, confidence)
         rows.append(row((*head, "all", *cells, _task_count(scores[last], done[last])), css="total"))
     return rows
 
@@ -63,20 +63,20 @@ def _learner_rows(ds: xr.Dataset, values: xr.DataArray, name: str, decimals: int
 def _task_count(scores: np.ndarray, done: np.ndarray) -> str:
     """The number of tasks with a score and, if any diverged, the number of these: '100', or '98; 2 diverged'.
 
-    scores: [..., task], NaN where there is none. done: True where the tasks were evaluated [...].
+    scores [..., task]: NaN where a task has no score. done [...]: True where the tasks were evaluated.
     """
     finite = np.isfinite(scores)
     lost = int((~finite & np.asarray(done)[..., None]).sum())
     return f"{finite.sum()}; {lost} diverged" if lost else str(finite.sum())
 
 
-def _cells(sides: Sequence[np.ndarray], decimals: int, confidence: float) -> list[Html]:
-    """The cells of the untrained network, the trained one and the difference, whose values are ``sides``.
+def _cells(columns: Sequence[np.ndarray], decimals: int, confidence: float) -> list[Html]:
+    """Three cells: the untrained network, the trained one and the difference. ``columns`` holds the values of each.
 
     Each cell is a mean ± half the width of its interval; the difference is written with its sign.
     """
     cells = []
-    for values, sign in zip(sides, ("", "", "+"), strict=True):
+    for values, sign in zip(columns, ("", "", "+"), strict=True):
         interval = mean_interval(values, confidence=confidence)
         half_width = (interval.high - interval.low) / 2
         text = f"{interval.mean:{sign}.{decimals}f}".replace("-", MINUS) if np.isfinite(interval.mean) else DASH

@@ -24,7 +24,7 @@ COLUMNS = (
 )
 
 
-def grouped(verdicts: Sequence[Verdict]) -> list[tuple[str, str, list[Verdict]]]:
+def verdicts_by_claim(verdicts: Sequence[Verdict]) -> list[tuple[str, str, list[Verdict]]]:
     """The letter, the title and the verdicts of each claim that has any, in the order of ``CLAIMS``."""
     groups = [(letter, [v for v in verdicts if v.claim == claim]) for letter, claim in zip("abc", CLAIMS, strict=True)]
     return [(letter, rows[0].title, rows) for letter, rows in groups if rows]
@@ -40,7 +40,7 @@ def answer(verdicts: Sequence[Verdict]) -> Html:
     return join(
         [
             element("p", " ".join(findings(verdicts)), css="lead"),
-            bullets(_claim_summary(*group) for group in grouped(verdicts)),
+            bullets(_claim_summary(*group) for group in verdicts_by_claim(verdicts)),
         ]
     )
 
@@ -110,7 +110,7 @@ def verdict_tables(verdicts: Sequence[Verdict], *, confidence: float = 0.95) -> 
     """A table for each claim, in which a verdict has a row of numbers and, below it, a row with its sentence."""
     header = [column.format(level=100 * confidence) for column in COLUMNS]
     parts = []
-    for letter, title, rows in grouped(verdicts):
+    for letter, title, rows in verdicts_by_claim(verdicts):
         parts.append(element("h3", f"Claim {letter}: {title[:1].upper()}{title[1:]}"))
         parts.append(table(header, [line for verdict in rows for line in _lines(verdict)], wide=True))
     return join(parts, "\n")

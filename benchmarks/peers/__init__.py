@@ -3,8 +3,8 @@
 Each contestant is a module with a function ``build(problem, quantity)`` that returns a ``Job``.
 The quantities are "top5" (the five eigenvalues of largest magnitude to 1e-3, at every point), "trace" (an estimate by
 100 probes at every point, with its standard error), "products" (Hessian-vector products), "spectrum" (all eigenvalues)
-and "one point" (a new operator at one point, and 100 products with it). ``build`` raises KeyError for a quantity that
-the contestant does not offer.
+and "one point" (making an operator at one point, and 100 products with it, both of which are timed). ``build`` raises
+KeyError for a quantity that the contestant does not offer.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ K = 5  # the number of eigenvalues of "top5"
 RTOL = 1e-3  # their relative tolerance
 
 
-def products_for(workload: str) -> int:
+def num_products(workload: str) -> int:
     """The number of products in a "products" run: few on W1, where each takes most of a second."""
     return 5 if workload == "W1" else PRODUCTS
 

@@ -5,14 +5,14 @@ from collections.abc import Callable
 import numpy as np
 from curvlinops import HessianLinearOperator
 
-from benchmarks.peers import products_for, repeat_products, top_by_eigsh
+from benchmarks.peers import num_products, repeat_products, top_by_eigsh
 from benchmarks.problem import Answer, Job, Problem
 
 
 def build(problem: Problem, quantity: str) -> Job:
     runs: dict[str, Callable[[], Answer]] = {
         "top5": lambda: top_by_eigsh(problem, lambda point: _operator(problem, point).to_scipy(np.float32)),
-        "products": lambda: repeat_products(_operator(problem, 0).__matmul__, problem, products_for(problem.name)),
+        "products": lambda: repeat_products(_operator(problem, 0).__matmul__, problem, num_products(problem.name)),
     }
     return Job(runs[quantity], "check_deterministic=False; eigsh(k=5, which='LM', tol=1e-3)")
 

@@ -10,7 +10,7 @@ from hessian_eigenthings import HessianOperator, lanczos, supervised_loss
 from hessian_eigenthings import trace as their_trace
 from hessian_eigenthings.algorithms import EigenResult
 
-from benchmarks.peers import PROBES, RTOL, K, products_for, repeat_products
+from benchmarks.peers import PROBES, RTOL, K, num_products, repeat_products
 from benchmarks.problem import Answer, Job, Problem
 
 
@@ -20,7 +20,7 @@ def build(problem: Problem, quantity: str) -> Job:
         return Job(lambda: _top5(problem, depth), f"depth {depth}, the first of 10, 20, ... that converges")
     runs: dict[str, Callable[[], Answer]] = {
         "trace": lambda: _trace(problem),
-        "products": lambda: repeat_products(_operator(problem, 0).__matmul__, problem, products_for(problem.name)),
+        "products": lambda: repeat_products(_operator(problem, 0).__matmul__, problem, num_products(problem.name)),
     }
     return Job(runs[quantity], 'method="hutchinson"' if quantity == "trace" else "")
 

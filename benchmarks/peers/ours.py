@@ -10,7 +10,7 @@ from functools import cache
 import torch
 
 import hessian_tools as ht
-from benchmarks.peers import PROBES, PRODUCTS, RTOL, K, products_for, repeat_products, top_by_eigsh
+from benchmarks.peers import PROBES, PRODUCTS, RTOL, K, num_products, repeat_products, top_by_eigsh
 from benchmarks.problem import Answer, Job, Problem
 from hessian_tools.curvature import Operator
 
@@ -74,7 +74,7 @@ def _products(problem: Problem) -> Callable[[], Answer]:
         return operator(problem).parts()
 
     def run() -> Answer:
-        repeats = min(products_for(problem.name), max(10, PRODUCTS // len(problem.thetas)))
+        repeats = min(num_products(problem.name), max(10, PRODUCTS // len(problem.thetas)))
         for part in parts():
             v = torch.ones(part.num_points or 1, part.num_params, 1, dtype=part.dtype, device=part.device)
             for _ in range(repeats):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from benchmarks.problem import Answer, Job, TrainingProblem, sampled
+from benchmarks.problem import Answer, Job, TrainingProblem, sampled_entries
 
 
 def plain(problem: TrainingProblem, quantity: str) -> Job:
@@ -103,7 +103,7 @@ def plain_meta_gradient(problem: TrainingProblem) -> Tensor:
 
 
 def _job(meta_gradient: Callable[[TrainingProblem], Tensor], problem: TrainingProblem, note: str) -> Job:
-    return Job(lambda: Answer(0, sampled(meta_gradient(problem))), note)
+    return Job(lambda: Answer(0, sampled_entries(meta_gradient(problem))), note)
 
 
 def _flat_gradient(parameters: list[Any]) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import hessian_tools as ht
-from benchmarks.problem import Answer, Job, TrainingProblem, sampled
+from benchmarks.problem import Answer, Job, TrainingProblem, sampled_entries
 from hessian_tools.data import Episode
 from hessian_tools.inner.learners import maml
 from hessian_tools.inner.shot import Shot
@@ -44,8 +44,8 @@ def build(problem: TrainingProblem, quantity: str) -> Job:
 def with_shot(problem: TrainingProblem, quantity: str) -> Job:
     """MAML with SHOT, to show its cost.
 
-    SHOT is a penalty on the distance between few large and many small inner steps (Lee, Yoo and Kwak, 2023); here it
-    compares one step with all of them and has weight 0.1.
+    SHOT is a penalty on the distance between the ends of few large and of many small inner steps (Lee, Yoo and Kwak,
+    2023). Here it compares the end of one large step with the end of the learner's own steps, and has weight 0.1.
     """
     return _outer_step(problem, Shot(weight=0.1))
 
@@ -59,7 +59,7 @@ def _outer_step(problem: TrainingProblem, shot: Shot | None) -> Job:
     config = TrainConfig(
         learner=maml(problem.steps, problem.step_size, first_order=problem.first_order),
         tasks=tasks,
-        network=partial(_same, problem.model),
+        network=partial(_given_network, problem.model),
         shot=shot,
         meta_batch=len(tasks.episodes),
         device=str(theta.device),
@@ -74,12 +74,12 @@ def _outer_step(problem: TrainingProblem, shot: Shot | None) -> Job:
         theta.grad = None
         accumulate_gradient(config, loss, theta, 0)
         assert theta.grad is not None
-        return Answer(0, sampled(theta.grad))
+        return Answer(0, sampled_entries(theta.grad))
 
     return Job(run, "all tasks at once" if batched else "task by task")
 
 
-def _same(model: torch.nn.Module) -> torch.nn.Module:
+def _given_network(model: torch.nn.Module) -> torch.nn.Module:
     """Return the network unchanged. Unlike a lambda, this function can be pickled for a worker process."""
     return model
 
@@ -94,7 +94,7 @@ def _by_workers(config: TrainConfig, loss: ht.Loss, theta: Tensor) -> Callable[[
         shared.accumulate_gradient(theta, 0)
         seconds = time.perf_counter() - wall, _cpu_seconds(shared.pool.pids) - cpu
         assert theta.grad is not None
-        return Answer(0, sampled(theta.grad), seconds=seconds)
+        return Answer(0, sampled_entries(theta.grad), seconds=seconds)
 
     run()  # starts the worker processes, so that their start is not timed
     return run

@@ -32,7 +32,8 @@ class TrainConfig:
 
     learner, tasks: what is trained, and on what.
     network: a function that builds the module; its parameters are drawn from ``seed``.
-    shot: the SHOT penalty on the distance between few large and many small inner steps; None trains without it.
+    shot: the SHOT penalty on the distance between the ends of few large and of many small inner steps; None trains
+        without it.
     checkpoints: the meta-iterations whose parameters are kept, where 0 is the untrained network; the last one ends the
         run.
     meta_batch: the number of tasks in an outer step.

@@ -20,7 +20,7 @@ from analysis.claims import (
     verdicts_from_json,
     verdicts_to_json,
 )
-from analysis.claims.comparison import Question, paired
+from analysis.claims.comparison import Question, compare_task_by_task
 from analysis.claims.verdict import conclude
 from analysis.statistics import decide, student_half_width
 from hessian_tools.rng import numpy_stream
@@ -88,7 +88,7 @@ def test_verdict_intervals_cover_at_every_number_of_seeds(seeds: int, monkeypatc
     baseline = stream.randn(2500, seeds, 8, 1) + 3.0 * stream.randn(2500, seeds, 1, 1)
     trained = baseline - 0.3 + 0.2 * stream.randn(2500, seeds, 1, 1) + 0.1 * stream.randn(2500, seeds, 8, 1)
     verdicts = [
-        conclude(question, paired(t, b, QUICK), margin=0.1, confidence=0.95)
+        conclude(question, compare_task_by_task(t, b, QUICK), margin=0.1, confidence=0.95)
         for t, b in zip(trained, baseline, strict=True)
     ]
     assert 0.93 < np.mean([v.low <= -0.3 <= v.high for v in verdicts]) < 0.97
@@ -195,7 +195,7 @@ def test_differences_are_taken_task_by_task_and_seed_by_seed() -> None:
     baseline = 5.0 * stream.randn(3, 12, 1) + 20.0 * stream.randn(3, 1, 1) + np.zeros((3, 12, 2))
     trained = baseline - 0.5 + 0.001 * stream.randn(3, 12, 2)
     trained[0, 3, 1] = np.nan  # one step is lost, so all steps of this seed and task are left out on both sides
-    comparison = paired(trained, baseline, QUICK, diverged=np.isnan(trained).any(axis=-1))
+    comparison = compare_task_by_task(trained, baseline, QUICK, diverged=np.isnan(trained).any(axis=-1))
     np.testing.assert_allclose(comparison.effects, -0.5, atol=0.002)
     np.testing.assert_allclose(comparison.trained - comparison.baseline, comparison.effects)
     assert comparison.bootstrap[1] - comparison.bootstrap[0] < 0.002

@@ -50,7 +50,7 @@ def write_study_file(working_folder: Path, old: str = "", new: str = "") -> str:
         (
             "max_matvecs: 10",
             "max_matvecs: 5",
-            "max_matvecs=5 is too few to find and check the eigenvalues=1",
+            "max_matvecs=5 is too few for eigenvalues=1: finding and checking these",
         ),
         (
             "eigenvalues: 2, tolerance: 0.01, probes: 4, max_matvecs: 24",

@@ -12,7 +12,7 @@ from simulated_studies import Effect, simulated_study
 
 from analysis.claims import Verdict, judge, load_plan, verdict_lines
 from analysis.claims.comparison import Comparison, Question
-from analysis.claims.equal_loss import bracketed, matched, matched_means
+from analysis.claims.equal_loss import compare_at_equal_loss, interpolate_baseline, matched_means
 from analysis.claims.verdict import conclude
 from hessian_tools.rng import numpy_stream
 
@@ -85,11 +85,11 @@ def test_bracketed_is_exact_on_a_line_and_needs_neighbours_on_both_sides() -> No
     x0 = np.array([[0.0, 0.02], [0.05, 0.09], [0.5, 0.52]])
     y0 = 3.0 + 2.0 * x0
     x = np.array([-0.01, 0.0, 0.03, 0.07, 0.2, 0.51, 0.53, -np.inf])
-    values = bracketed(x, x0, y0, np.ones((3, 1)), caliper=0.1)[:, 0]
+    values = interpolate_baseline(x, x0, y0, np.ones((3, 1)), caliper=0.1)[:, 0]
     inside = [1, 2, 3, 5]
     np.testing.assert_allclose(values[inside], 3.0 + 2.0 * x[inside], rtol=1e-12)
     assert np.isnan(np.delete(values, inside)).all()
-    assert np.isnan(bracketed(x[2:3], x0, y0, np.ones((3, 1)), caliper=0.005)).all()
+    assert np.isnan(interpolate_baseline(x[2:3], x0, y0, np.ones((3, 1)), caliper=0.005)).all()
 
 
 def test_curved_dependence_at_the_edge_of_the_overlap_leaves_little_bias() -> None:
@@ -129,7 +129,7 @@ def test_points_count_whether_they_have_a_match_or_not() -> None:
     loss[0, 0] = 0.0  # a loss of 0 has no logarithm and no match, but counts as a point
     value[0, 5] = np.nan  # this task has diverged and does not count as a point
     lost = np.arange(6)[None] == 5
-    comparison = matched(value, np.ones((1, 6, 1)), loss, loss0, QUICK, diverged=lost)
+    comparison = compare_at_equal_loss(value, np.ones((1, 6, 1)), loss, loss0, QUICK, diverged=lost)
     assert comparison.share == pytest.approx(3 / 5)
     assert (comparison.num_diverged, comparison.num_undefined, comparison.num_units) == (1, 0, 6)
     assert comparison.obstacle is None
@@ -139,7 +139,7 @@ def test_points_count_whether_they_have_a_match_or_not() -> None:
 def test_points_are_matched_within_their_own_seed_only() -> None:
     """The second seed's baseline covers the first seed's losses; that must not help."""
     loss = np.ones((2, 4, 1)) * np.array([1.0, 9.0])[:, None, None]
-    comparison = matched(np.zeros_like(loss), np.ones_like(loss), loss, loss[::-1], QUICK)
+    comparison = compare_at_equal_loss(np.zeros_like(loss), np.ones_like(loss), loss, loss[::-1], QUICK)
     assert comparison.share == 0.0
     assert np.isnan(comparison.effects).all()
 
@@ -153,7 +153,7 @@ def comparison_with_overlap(*shares: float) -> Comparison:
     loss0 = np.exp(np.tile(spread, (len(shares), 1)))[..., None]
     loss = np.exp(np.array([np.where(np.arange(10) < round(10 * share), 0.8 * spread, 5.0) for share in shares]))
     value = np.random.RandomState(0).randn(len(shares), 10, 1) * 1e-3
-    return matched(value - 1.0, value, loss[..., None], loss0, QUICK)
+    return compare_at_equal_loss(value - 1.0, value, loss[..., None], loss0, QUICK)
 
 
 def test_a_seed_with_too_few_matches_is_left_out_and_counted() -> None:
@@ -191,6 +191,6 @@ def test_a_single_seed_whose_losses_overlap_has_no_obstacle() -> None:
 def test_a_diverged_seed_does_not_count_as_a_seed_without_overlap() -> None:
     loss = np.exp(np.tile(np.linspace(-0.05, 0.05, 10), (2, 1)))[..., None]
     lost = np.tile([[True], [False]], (1, 10))
-    comparison = matched(np.zeros_like(loss), np.ones_like(loss), loss, loss, QUICK, diverged=lost)
+    comparison = compare_at_equal_loss(np.zeros_like(loss), np.ones_like(loss), loss, loss, QUICK, diverged=lost)
     assert (comparison.num_unmatched_seeds, comparison.num_diverged, comparison.obstacle) == (0, 10, None)
     assert comparison.share > 0.7

@@ -10,7 +10,7 @@ import yaml
 
 from analysis.config import LEARNER_SETTINGS, LearnerConfig
 from analysis.errors import UserError
-from analysis.learner_text import described
+from analysis.learner_text import learner_description
 from analysis.study import Study, build, check
 from analysis.study_file import parse_study
 from hessian_tools.inner import learners
@@ -224,17 +224,17 @@ def test_alpha_is_a_number_only_for_steps_along_the_gradient():
 
 def test_a_report_names_the_settings_in_which_a_learner_differs():
     many = study(MANY)
-    assert described(many, "reptile") == "Reptile, SGD 0.5"
-    assert described(many, "leo") == "second-order LEO, 2 of the steps on codes of 64, then 2 on weights"
-    assert described(many, "same-as-anil") == "second-order MAML, moving head"
-    assert described(many, "maml-p") == "second-order MAML, from the best checkpoint of shot-p"
-    said = described(many, "shot-p")
+    assert learner_description(many, "reptile") == "Reptile, SGD 0.5"
+    assert learner_description(many, "leo") == "second-order LEO, 2 of the steps on codes of 64, then 2 on weights"
+    assert learner_description(many, "same-as-anil") == "second-order MAML, moving head"
+    assert learner_description(many, "maml-p") == "second-order MAML, from the best checkpoint of shot-p"
+    said = learner_description(many, "shot-p")
     assert "SHOT (weight 1, kl_reference_target, T = 1, R = K, reference detached), SHOT's distance alone" in said
 
 
 def test_a_search_for_the_step_size_needs_a_learner_that_takes_it():
     search = {"steps": STEPS, "step_size": {"candidates": [0.1, 0.2], "learner": "one"}}
     for settings in ("{step_size: 0.3}", "{algorithm: leo}", "{start: two}"):
-        with pytest.raises(UserError, match="must take the study's step size"):
+        with pytest.raises(UserError, match="must use the study's step size and begin from the untrained network"):
             study(f"one: {settings}\ntwo: {{}}", inner=search)
     assert study("one: {algorithm: anil}", inner=search).config.inner.step_size.learner == "one"

@@ -97,7 +97,7 @@ def test_the_configured_network_is_built(network, expected):
         ("{name: mlp, width: 4}", "width is a setting of conv4, not of mlp; leave it out"),
         ("{name: vit, normalisation: group}", "normalisation is a setting of conv4 and resnet12, not of vit"),
         ("{name: 'own_networks:small', hidden: [4]}", "not of own_networks:small; write it under options"),
-        ("{name: conv4, options: {width: 4}}", "width stands beside options for conv4, not in them"),
+        ("{name: conv4, options: {width: 4}}", "width of conv4 is written directly under network, not under options"),
         ("{name: mlp, options: {depth: 4}}", "mlp has no options, got depth"),
         ("{name: conv4, option: {groups: 4}}", "unknown key 'network.option'; did you mean 'options'?"),
         ("{name: conv4, options: {gruops: 4}}", "unexpected keyword argument 'gruops'"),

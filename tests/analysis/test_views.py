@@ -100,7 +100,7 @@ def test_the_axis_of_points_can_be_named_and_labelled(results: dict[str, object]
 
 
 def test_several_leading_axes_need_names() -> None:
-    result = curvature_along(randn(2, 3, 4, path="g"), randn(2, 3, 4, path="hg"))
+    result = curvature_along(randn(2, 3, 4, stream_name="g"), randn(2, 3, 4, stream_name="hg"))
     with pytest.raises(ValueError, match="the 2 leading axes of this result; give 2 different names"):
         analysis.to_xarray(result)
     assert analysis.to_xarray(result, dims=["task", "inner_step"]).sizes == {"task": 2, "inner_step": 3}

@@ -13,7 +13,7 @@ from benchmarks.peers.floor import all_points_as_one, floor_seconds, product_flo
 from benchmarks.problem import Problem
 from benchmarks.race import ALLOCATORS, Entry, environment, race
 from benchmarks.reference import reference
-from benchmarks.rows import ROWS, Rival, Row, chosen
+from benchmarks.rows import ROWS, Rival, Row, chosen_rows
 from benchmarks.run import kept_row
 from benchmarks.settings import Clock
 from benchmarks.tables import cells, print_tables
@@ -87,14 +87,14 @@ def test_the_measures_of_error_at_known_values():
 
 
 def test_rows_are_chosen_by_work_load_and_quantity():
-    assert {row.workload for row in chosen(("W3",), quick=False)} == {"W3"}
-    assert [row.workload for row in chosen(("W2", "trace"), quick=False)] == ["W2"]
-    assert all(row.workload != "W1" for row in chosen((), quick=True))
-    assert chosen((), quick=False) == ROWS
+    assert {row.workload for row in chosen_rows(("W3",), quick=False)} == {"W3"}
+    assert [row.workload for row in chosen_rows(("W2", "trace"), quick=False)] == ["W2"]
+    assert all(row.workload != "W1" for row in chosen_rows((), quick=True))
+    assert chosen_rows((), quick=False) == ROWS
     with pytest.raises(ValueError, match="W9"):
-        chosen(("W9",), quick=False)
+        chosen_rows(("W9",), quick=False)
     with pytest.raises(ValueError, match="W1"):
-        chosen(("W1",), quick=True)
+        chosen_rows(("W1",), quick=True)
 
 
 def test_allocator_settings_are_the_same_for_all_and_never_inherited(monkeypatch: pytest.MonkeyPatch):

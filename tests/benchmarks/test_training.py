@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks.comparison import compare, error
-from benchmarks.problem import TrainingProblem, sampled
+from benchmarks.problem import TrainingProblem, sampled_entries
 from benchmarks.race import Entry
 from benchmarks.rows import ROWS
 from benchmarks.training import libraries, ours
@@ -31,7 +31,7 @@ def test_ours_and_the_plain_loop_find_the_same_meta_gradient(problem: TrainingPr
     assert true is not None
     assert error(ROW, result.tolist(), true.tolist()) < 1e-13
     other = replace(problem, first_order=not problem.first_order)
-    assert error(ROW, sampled(libraries.plain_meta_gradient(other)).tolist(), true.tolist()) > 1e-4
+    assert error(ROW, sampled_entries(libraries.plain_meta_gradient(other)).tolist(), true.tolist()) > 1e-4
 
 
 def test_two_worker_processes_compute_the_same_bits_as_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -54,8 +54,8 @@ def test_two_worker_processes_compute_the_same_bits_as_one_process(tmp_path: Pat
 
 def test_a_sample_of_the_entries_of_a_gradient_keeps_the_size_of_its_error():
     gradient, mistake = torch.randn(2, 50_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    true, wrong = sampled(gradient), sampled(gradient + 0.01 * mistake)
-    assert 2048 < true.shape[1] <= 4096  # the number of sampled entries
+    true, wrong = sampled_entries(gradient), sampled_entries(gradient + 0.01 * mistake)
+    assert 2048 < true.shape[1] <= 4096  # the number of entries that are sampled
     expected = 0.01 * float(mistake.norm() / gradient.norm())
     assert error(ROW, wrong.tolist(), true.tolist()) == pytest.approx(expected, rel=0.1)
 

@@ -33,7 +33,7 @@ def network() -> nn.Module:
 
 
 def images() -> Batch:
-    return randn(12, 1, 6, 6, path="images", dtype=torch.float32), torch.arange(12) % 3
+    return randn(12, 1, 6, 6, stream_name="images", dtype=torch.float32), torch.arange(12) % 3
 
 
 def installed_pyhessian(model: nn.Module, criterion: Callable[..., Tensor], **options: object) -> pyhessian.hessian:

@@ -68,7 +68,7 @@ def test_trace_agrees_within_its_error(model: nn.Module, data: Batch) -> None:
 
 
 def test_trace_stops_on_its_standard_error() -> None:
-    model, data = seeded(lambda: nn.Linear(4, 3)), (randn(9, 4, path="x"), torch.arange(9) % 3)
+    model, data = seeded(lambda: nn.Linear(4, 3)), (randn(9, 4, stream_name="x"), torch.arange(9) % 3)
     measured = hessian(model, CRITERION, data=data, cuda=False)
     for tol, min_probes in ((0.2, 10), (0.05, 20)):
         samples = measured.trace(maxIter=1000, tol=tol)
@@ -81,7 +81,7 @@ def test_trace_stops_on_its_standard_error() -> None:
 def test_gradient_parameters_and_products_are_those_of_pyhessian(model: nn.Module, data: Batch) -> None:
     ours, their = hessian(model, CRITERION, data=data, cuda=False), installed_pyhessian(model, CRITERION, data=data)
     assert [id(p) for p in ours.params] == [id(p) for p in model.parameters() if p.requires_grad]
-    v = [randn(*p.shape, path=f"v{i}", dtype=torch.float32) for i, p in enumerate(ours.params)]
+    v = [randn(*p.shape, stream_name=f"v{i}", dtype=torch.float32) for i, p in enumerate(ours.params)]
     curvature, product = ours.dataloader_hv_product(v)
     expected = pyhessian.utils.hessian_vector_product(their.gradsH, their.params, v)
     for mine, other in ((ours.gradsH, their.gradsH), (product, expected)):
@@ -109,7 +109,7 @@ def test_the_product_over_a_dataloader_is_that_of_pyhessian(model: nn.Module, da
 @pytest.mark.parametrize("criterion", [nn.MSELoss(), nn.MSELoss(reduction="sum")], ids=["mean", "sum"])
 def test_mse_loss_works(criterion: nn.MSELoss) -> None:
     model = seeded(lambda: nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 2)))
-    data = randn(7, 2, path="x", dtype=torch.float32), randn(7, 2, path="y", dtype=torch.float32)
+    data = randn(7, 2, stream_name="x", dtype=torch.float32), randn(7, 2, stream_name="y", dtype=torch.float32)
     values, _ = hessian(model, criterion, data=data, cuda=False).eigenvalues()
     scale = 1 if criterion.reduction == "mean" else 14  # seven examples with two outputs each
     expected = torch.linalg.eigvalsh(dense_reference(model, squared_error, (data[0], data[1].double()))).abs().max()

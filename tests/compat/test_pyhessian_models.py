@@ -14,7 +14,7 @@ def test_a_model_whose_weight_norm_has_run_before_works() -> None:
     """Such a model keeps a weight with its graph, which ``copy.deepcopy`` refuses."""
     with pytest.warns(FutureWarning, match="weight_norm"):
         model = nn.utils.weight_norm(seeded(lambda: nn.Linear(3, 2)).double())
-    x, y = randn(5, 3, path="x"), randn(5, 2, path="y")
+    x, y = randn(5, 3, stream_name="x"), randn(5, 2, stream_name="y")
     model(x)
     before = model.weight
 

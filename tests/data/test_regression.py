@@ -8,7 +8,8 @@ import torch
 
 from hessian_tools.data import Line, Sine, SineLineTasks, TaskSource, open_tasks
 
-# This digest is fixed: if the recipe changes on purpose, raise the number in CURVE_RECIPE.
+# The digest of ``SineLineTasks()``. If the recipe is changed on purpose, raise the number in ``CURVE_RECIPE``
+# (hessian_tools/data/regression.py) and put the new digest here.
 GOLDEN_DIGEST = "d2adc4a1e5f335220b3b4860d16fe25b5ab9e47ac9f27dcf2a661b9ca877e505"
 TASKS = SineLineTasks()
 

@@ -35,14 +35,14 @@ from hessian_tools.inner.steps import Momentum, Preconditioned
 DTYPE = torch.float64
 
 
-def randn(*shape: int, path: str) -> Tensor:
-    return torch.randn(*shape, generator=stream(0, "learners", path), dtype=DTYPE)
+def randn(*shape: int, stream_name: str) -> Tensor:
+    return torch.randn(*shape, generator=stream(0, "learners", stream_name), dtype=DTYPE)
 
 
 def smooth_setting(criterion=squared_error):
     model = seeded(lambda: MLP((2, 5, 1), activation=nn.Tanh), seed=0).double()
     theta, layout = flatten(model)
-    support, query = ((randn(6, 2, path=f"{p}x"), randn(6, 1, path=f"{p}y")) for p in "sq")
+    support, query = ((randn(6, 2, stream_name=f"{p}x"), randn(6, 1, stream_name=f"{p}y")) for p in "sq")
     return make_loss(model, criterion, layout), theta, support, query
 
 
@@ -93,7 +93,9 @@ def test_first_order_differs_where_there_is_a_hessian():
 )
 def test_the_inner_loop_moves_only_the_parameters_that_the_learner_names(learner, moved):
     loss, theta, layout = network()
-    theta = theta + 0.1 * randn(len(theta), path="elsewhere")  # so that theta differs from the model's parameters
+    theta = theta + 0.1 * randn(
+        len(theta), stream_name="elsewhere"
+    )  # so that theta differs from the model's parameters
     support, query = episode()
     t = record(learner, loss, theta, support, query, save=SaveAt(thetas=True, gradients=True))
     for k in (1, 2):
@@ -177,7 +179,7 @@ def test_supervised_training_descends_cross_entropy_under_a_head_of_its_own():
     loss, theta, layout = network()
     (x, _), (xq, _) = episode()
     images, labels = torch.cat([x, xq]), torch.arange(12) % 7
-    meta = torch.cat([theta, 0.1 * randn(7 * 4 + 7, path="classes")])
+    meta = torch.cat([theta, 0.1 * randn(7 * 4 + 7, stream_name="classes")])
     learner = learners.supervised(3, 0.1)
     derivative = meta_gradient(learner, loss, meta, (x, labels[:3]), (xq, labels[3:]))
 
@@ -203,7 +205,7 @@ def test_another_number_of_steps_on_a_new_task():
 
 
 def test_maml_on_a_plain_function():
-    theta = randn(3, path="plain")
+    theta = randn(3, stream_name="plain")
     adapted = adapt(learners.maml(2, 0.1), lambda t, b: ((t - b) ** 2).sum() / 2, theta, torch.ones(3, dtype=DTYPE))
     assert torch.allclose(adapted, 1 + 0.9**2 * (theta - 1), rtol=1e-14)
 
@@ -214,7 +216,7 @@ def test_a_preconditioned_step_is_finite_where_the_gradient_is_zero():
     theta, layout = flatten(model)
     theta = torch.where(torch.arange(len(theta)) < 10, -theta.abs(), theta)
     loss = make_loss(model, squared_error, layout)
-    batch = (randn(4, 2, path="positive").abs(), randn(4, 1, path="y"))
+    batch = (randn(4, 2, stream_name="positive").abs(), randn(4, 1, stream_name="y"))
     learner = learners.maml(2, 0.01, rule=Preconditioned())
     assert (gradient(loss, theta, batch) == 0).any()
     assert torch.isfinite(meta_gradient(learner, loss, theta, batch, batch)).all()

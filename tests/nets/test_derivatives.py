@@ -26,14 +26,14 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def draw(*shape: int, path: str) -> Tensor:
-    return torch.randn(*shape, generator=stream(0, "networks", path), dtype=torch.float64)
+def draw(*shape: int, stream_name: str) -> Tensor:
+    return torch.randn(*shape, generator=stream(0, "networks", stream_name), dtype=torch.float64)
 
 
 def setting(name: str):
     model = seeded(NETWORKS[name], seed=1).double()
     theta, layout = flatten(model)
-    batch = (draw(6, *IMAGE, path="x"), torch.arange(6) % 3)
+    batch = (draw(6, *IMAGE, stream_name="x"), torch.arange(6) % 3)
     return make_loss(model, F.cross_entropy, layout), theta, batch
 
 
@@ -42,7 +42,7 @@ def setting(name: str):
 def test_products_agree_by_every_route(name):
     """Forward over reverse, in a loop and by vmap, agrees with reverse over reverse and with the operator."""
     loss, theta, batch = setting(name)
-    V = draw(len(theta), 3, path="V")
+    V = draw(len(theta), 3, stream_name="V")
 
     def gradient(t: Tensor) -> Tensor:
         return grad(loss)(t, batch)
@@ -68,7 +68,7 @@ def test_the_hessian_passes_check_operator(name):
 def test_third_derivatives_are_right_without_torchs_batch_and_layer_normalisation(name):
     """d/dt of v'H(theta + t u)v agrees with a difference quotient; with torch's own layers it is 2 % to 200 % off."""
     loss, theta, batch = setting(name)
-    u, v = 0.1 * draw(2, len(theta), path="uv")
+    u, v = 0.1 * draw(2, len(theta), stream_name="uv")
 
     def curvature(t: Tensor) -> Tensor:
         return jvp(lambda s: grad(loss)(s, batch), (t,), (v,))[1] @ v
@@ -83,7 +83,7 @@ def test_attention_is_softmax_of_scaled_dot_products():
     attention = (
         VisionTransformer(3, patch=8, width=6, depth=1, heads=3, input_shape=IMAGE).double().body[1].attention[1]
     )
-    x = draw(2, 5, 6, path="tokens")
+    x = draw(2, 5, 6, stream_name="tokens")
     q, k, v = attention.inputs(x).chunk(3, dim=-1)
     heads = [F.scaled_dot_product_attention(*(t[..., i : i + 2] for t in (q, k, v))) for i in (0, 2, 4)]
     torch.testing.assert_close(attention(x), attention.output(torch.cat(heads, dim=-1)))
@@ -92,9 +92,9 @@ def test_attention_is_softmax_of_scaled_dot_products():
 def test_layer_normalisation_is_torchs():
     norm = VisionTransformer(3, width=8, heads=2).double().body[-1]
     with torch.no_grad():
-        norm.weight.copy_(draw(8, path="weight"))
-        norm.bias.copy_(draw(8, path="bias"))
-    x = 1e-2 * draw(3, 4, 8, path="x")  # small inputs, so that eps matters
+        norm.weight.copy_(draw(8, stream_name="weight"))
+        norm.bias.copy_(draw(8, stream_name="bias"))
+    x = 1e-2 * draw(3, 4, 8, stream_name="x")  # small inputs, so that eps matters
     torch.testing.assert_close(norm(x), F.layer_norm(x, (8,), norm.weight, norm.bias))
 
 
@@ -102,5 +102,5 @@ def test_the_hessian_of_a_squared_error_on_a_vision_transformer_passes_check_ope
     """A network for regression has one output."""
     model = seeded(lambda: VisionTransformer(1, patch=8, width=4, depth=1, heads=1, input_shape=IMAGE), seed=2).double()
     theta, layout = flatten(model)
-    batch = (draw(4, *IMAGE, path="x"), draw(4, 1, path="y"))
+    batch = (draw(4, *IMAGE, stream_name="x"), draw(4, 1, stream_name="y"))
     assert check_operator(hessian(make_loss(model, squared_error, layout), theta, batch), num_probes=1).ok

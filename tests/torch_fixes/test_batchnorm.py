@@ -22,7 +22,7 @@ def batchnorm_loss(shape: tuple[int, ...], eps: float, *, affine: bool):
         y = F.batch_norm(x, None, None, w if affine else None, b if affine else None, training=True, eps=eps)
         return (weights * torch.tanh(y)).sum()
 
-    return loss, randn(count + 6, path="theta"), randn(*shape, path="weights")
+    return loss, randn(count + 6, stream_name="theta"), randn(*shape, stream_name="weights")
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -30,7 +30,7 @@ def batchnorm_loss(shape: tuple[int, ...], eps: float, *, affine: bool):
 def test_the_derivatives_agree_with_torch(shape, eps) -> None:
     for affine in (True, False):
         loss, theta, batch = batchnorm_loss(shape, eps, affine=affine)
-        v = randn(len(theta), path="v")
+        v = randn(len(theta), stream_name="v")
         expected = dense_hessian(loss, theta, batch) @ v
         value, gradient = loss(theta, batch), torch.func.grad(loss)(theta, batch)
         with ShortBatchNorm():
@@ -44,7 +44,7 @@ def test_inputs_far_from_zero_lose_no_more_digits_than_in_torch() -> None:
     """Inputs of mean 1000 and variance 1, in float32, against torch's own derivative in both precisions."""
     loss, theta, batch = batchnorm_loss((40, 3), 1e-5, affine=True)
     theta[:120] += 1000  # the inputs come first in theta
-    v = randn(len(theta), path="v")
+    v = randn(len(theta), stream_name="v")
     exact = hessian_product(loss, theta, batch, v)
 
     def error(product: Tensor) -> float:
@@ -57,7 +57,7 @@ def test_inputs_far_from_zero_lose_no_more_digits_than_in_torch() -> None:
 
 
 def test_normalisation_by_running_statistics_is_left_alone() -> None:
-    x, mean, var = randn(4, 3, path="x"), torch.zeros(3).double(), torch.ones(3).double()
+    x, mean, var = randn(4, 3, stream_name="x"), torch.zeros(3).double(), torch.ones(3).double()
     with ShortBatchNorm():
         torch.testing.assert_close(F.batch_norm(x, mean, var), x / (1 + 1e-5) ** 0.5)
         F.batch_norm(x, mean, var, training=True)

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from hessian_tools.torch_fixes.function_modes import PrimitiveNormalisation
 
-WEIGHT, BIAS = randn(4, path="weight"), randn(4, path="bias")
-MEAN, VAR = randn(4, path="mean"), randn(4, path="var") ** 2
+WEIGHT, BIAS = randn(4, stream_name="weight"), randn(4, stream_name="bias")
+MEAN, VAR = randn(4, stream_name="mean"), randn(4, stream_name="var") ** 2
 NORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "batch": lambda x: F.batch_norm(x, None, None, WEIGHT, BIAS, training=True),
     "batch-plain": lambda x: F.batch_norm(x, None, None, training=True, eps=1e-2),
@@ -21,7 +21,9 @@ NORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "instance": lambda x: F.instance_norm(x, weight=WEIGHT, bias=BIAS),
     "instance-eval": lambda x: F.instance_norm(x, MEAN, VAR, WEIGHT, BIAS, use_input_stats=False),
     "torch-instance": lambda x: torch.instance_norm(x, WEIGHT, BIAS, None, None, True, 0.1, 1e-3, False),
-    "layer": lambda x: F.layer_norm(x, x.shape[2:], randn(*x.shape[2:], path="w"), randn(*x.shape[2:], path="b")),
+    "layer": lambda x: F.layer_norm(
+        x, x.shape[2:], randn(*x.shape[2:], stream_name="w"), randn(*x.shape[2:], stream_name="b")
+    ),
     "torch-layer": lambda x: torch.layer_norm(x, x.shape[1:], eps=1e-3),
     "group": lambda x: F.group_norm(x, 2, WEIGHT, BIAS),
     "torch-group": lambda x: torch.group_norm(x, 2, eps=1e-3),
@@ -31,7 +33,7 @@ NORMS: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("name", NORMS)
 @pytest.mark.parametrize("shape", [(5, 4, 3, 2), (5, 4, 6)])
 def test_values_and_two_derivatives_agree_with_torch(name: str, shape: tuple[int, ...]) -> None:
-    norm, x, v = NORMS[name], randn(*shape, path="x"), randn(*shape, path="v")
+    norm, x, v = NORMS[name], randn(*shape, stream_name="x"), randn(*shape, stream_name="v")
 
     def primitive(x: Tensor) -> Tensor:
         with PrimitiveNormalisation():
@@ -46,7 +48,7 @@ def test_values_and_two_derivatives_agree_with_torch(name: str, shape: tuple[int
 
 
 def test_modules_are_covered_and_statistics_do_not_move() -> None:
-    x, layer = randn(6, 4, path="x"), nn.BatchNorm1d(4, dtype=torch.float64)
+    x, layer = randn(6, 4, stream_name="x"), nn.BatchNorm1d(4, dtype=torch.float64)
     assert not torch.equal(nn.BatchNorm1d(4, dtype=torch.float64)(x), x)
     with PrimitiveNormalisation():
         inside = layer(x)

@@ -1,4 +1,7 @@
-"""The replaced operations have torch's values; tests/curvature/engines/test_awkward_operations.py tests derivatives."""
+"""The operations that ``TwiceDifferentiable`` puts in place of torch's return the same values as torch's.
+
+Their derivatives are tested in tests/curvature/engines/test_awkward_operations.py.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,11 +15,11 @@ from torch.nn import functional as F
 
 from hessian_tools.torch_fixes.function_modes import TwiceDifferentiable
 
-X, Y = randn(4, 6, path="x"), randn(4, 6, path="y")
-A, B, b = randn(2, 3, 3, path="A"), randn(2, 3, 2, path="B"), randn(2, 3, path="b")
+X, Y = randn(4, 6, stream_name="x"), randn(4, 6, stream_name="y")
+A, B, b = randn(2, 3, 3, stream_name="A"), randn(2, 3, 2, stream_name="B"), randn(2, 3, stream_name="b")
 L = torch.linalg.cholesky(A @ A.mT + torch.eye(3))
 SIGNS = torch.sign(Y)
-BAGS, BAG_WEIGHTS = torch.tensor([[0, 3], [2, 2]]), randn(2, 2, path="shares")  # for F.embedding_bag
+BAGS, BAG_WEIGHTS = torch.tensor([[0, 3], [2, 2]]), randn(2, 2, stream_name="shares")  # for F.embedding_bag
 
 CALLS: dict[str, Callable[[], Any]] = {
     "prelu": lambda: F.prelu(X, Y[0]),

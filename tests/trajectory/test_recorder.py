@@ -41,8 +41,8 @@ def small_model(*layers: nn.Module) -> nn.Module:
     return seeded(lambda: nn.Sequential(nn.Linear(4, 5), *layers, nn.Tanh(), nn.Linear(5, 3)), seed=2).double()
 
 
-def batch_of(n: int = 12, path: str = "batch"):
-    return torch.randn(n, 4, generator=stream(0, path), dtype=torch.float64), torch.arange(n) % 3
+def batch_of(n: int = 12, stream_name: str = "batch"):
+    return torch.randn(n, 4, generator=stream(0, stream_name), dtype=torch.float64), torch.arange(n) % 3
 
 
 def trained(model, optimiser, batch, steps, after=lambda: None):
@@ -72,9 +72,9 @@ def test_plain_gradient_steps_give_the_trajectory_of_maml():
 
 def test_the_numbers_of_a_loop_with_adam_are_those_of_its_points():
     """With Adam, every number follows from the points, and the cosines say that the steps follow another direction."""
-    model, support, query = small_model(), batch_of(), batch_of(path="query")
+    model, support, query = small_model(), batch_of(), batch_of(stream_name="query")
     recorder = Recorder(model, F.cross_entropy, support, query=query)
-    trained(model, torch.optim.Adam(model.parameters(), lr=0.05), batch_of(path="other"), 4, recorder.step)
+    trained(model, torch.optim.Adam(model.parameters(), lr=0.05), batch_of(stream_name="other"), 4, recorder.step)
     t = recorder.trajectory(save=BOTH)
     assert t.thetas[-1].equal(flatten(model)[0])
     for k, theta in enumerate(t.thetas):
@@ -193,7 +193,7 @@ def test_trajectories_can_be_read_from_files_and_stacked(tmp_path):
 
 def test_trajectories_of_a_plain_function_with_one_point_or_equal_or_infinite_points():
     A = torch.diag(torch.tensor([1.0, 3.0], dtype=torch.float64))
-    points = randn(3, 2, path="points")
+    points = randn(3, 2, stream_name="points")
     t = trajectory_from(quadratic, points, A, query=2 * A)
     torch.testing.assert_close(t.support_loss, (points @ A * points).sum(-1) / 2)
     torch.testing.assert_close(t.query_loss, 2 * t.support_loss)

@@ -12,7 +12,7 @@ def draw(ds: xr.Dataset) -> Figure:
     num_diverged, num_tried = lost_evaluations(ds)
     summary = summarise(evaluation_scores(ds))
     with panels.grid(1, xlabel="meta-iteration") as (figure, (ax,)):
-        curves.over_training(ds, ax, summary, incomplete=num_diverged)
+        curves.over_training(ds, ax, summary, num_diverged=num_diverged)
         start = curves.common_start(ds, ax, summary)
         ax.set_ylabel("query accuracy" if has_accuracy(ds) else "query loss")
         chance = references.chance(ds, ax) if has_accuracy(ds) else []

@@ -20,7 +20,7 @@ def draw(ds: xr.Dataset) -> Figure:
     with panels.grid(2, xlabel="meta-iteration", share_y=False) as (figure, (left, right)):
         starts = []
         for ax, summary in ((left, cosine), (right, alignment)):
-            curves.over_training(ds, ax, summary, incomplete=num_diverged)
+            curves.over_training(ds, ax, summary, num_diverged=num_diverged)
             starts += curves.common_start(ds, ax, summary)
         low, high = left.get_ylim()
         null = references.cosine_null(left, steps)

@@ -20,7 +20,7 @@ def draw(ds: xr.Dataset) -> Figure:
     last = ds.sizes["inner_step"] - 1
     with panels.grid(last + 1, xlabel="meta-iteration", row_height=1.75) as (figure, axes):
         for step, ax in enumerate(axes):
-            curves.over_training(ds, ax, summary.at(inner_step=step), incomplete=num_diverged)
+            curves.over_training(ds, ax, summary.at(inner_step=step), num_diverged=num_diverged)
             adapted = f"adapted (after {step} step{'s' * (step != 1)})"
             ax.set_title(adapted if 0 < step == last else f"step {step}")
         remark = references.curvature_axis(axes[0], *summary.span)
@@ -36,7 +36,10 @@ def draw(ds: xr.Dataset) -> Figure:
 
 
 def caption(ds: xr.Dataset) -> str:
-    """Return the caption, which also says what the means and bands are and how many units diverged."""
+    """Return the caption, which also says what the means and bands are, and how many units diverged.
+
+    A unit is one task of one seed at one checkpoint.
+    """
     drawn = with_alpha(ds)
     return legend.caption_of(
         drawn,

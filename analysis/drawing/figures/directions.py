@@ -29,8 +29,8 @@ def draw(ds: xr.Dataset) -> Figure:
     ds = with_alpha(ds)
     values = measured(ds, "alpha_rho")
     with panels.grid(len(curves.panel_learners(ds)), xlabel="point of the inner loop (step)") as (figure, axes):
-        curves.draw_states(ds, axes, values, _directions)
-        linear, low, high = _magnitudes(ds)
+        curves.draw_states(ds, axes, values, _draw_curvatures)
+        linear, low, high = _axis_limits(ds)
         axes[0].set_yscale("symlog", linthresh=linear, linscale=0.5)
         axes[0].set_ylim(1.6 * low if low < 0 else -0.2 * linear, max(1.6 * high, 1.5 * DESCENT_THRESHOLD))
         lines = [references.threshold(ax, label="threshold 2") for ax in axes]
@@ -65,16 +65,16 @@ def _curvatures(ds: xr.Dataset) -> dict[str, xr.DataArray]:
     }
 
 
-def _directions(ds: xr.Dataset, ax: Axes, state: curves.LearnerState) -> None:
+def _draw_curvatures(ds: xr.Dataset, ax: Axes, state: curves.LearnerState) -> None:
     for name, values in _curvatures(ds).items():
         error = probe_error(ds["step_size"] * measured(ds, "rho_random_stderr")) if name == "random" else None
         curves.along_steps(ax, state, values, name=name, look=LOOKS[name], error=error)
 
 
-def _magnitudes(ds: xr.Dataset) -> tuple[float, float, float]:
-    """Return where the y axis turns from linear to logarithmic, and the smallest and largest value that is drawn.
+def _axis_limits(ds: xr.Dataset) -> tuple[float, float, float]:
+    """Return the value at which the y axis turns from linear to logarithmic, and the smallest and largest value drawn.
 
-    The axis turns at a power of ten that lies below most means.
+    The first value is a power of ten that lies below most means.
     """
     summaries = [summarise(values) for values in _curvatures(ds).values()]
     sizes = np.abs(np.concatenate([summary.mean.values.ravel() for summary in summaries]))

@@ -42,7 +42,7 @@ def rebuilt(H: Operator, change: Callable[[LossOperator], LossOperator]) -> Oper
     if isinstance(H, Projected):
         whole = rebuilt(H.whole, change)
         tensors = {name: value for name, value in vars(H).items() if isinstance(value, Tensor)}
-        # Positions of rows, which are integers, stay as they are.
+        # Only Q is cast: the row positions that a block stores are integers and stay as they are.
         cast = {name: value.to(whole.dtype) for name, value in tensors.items() if value.is_floating_point()}
         return replace(H, whole=whole, **cast)
     assert isinstance(H, LossOperator)
@@ -52,6 +52,6 @@ def rebuilt(H: Operator, change: Callable[[LossOperator], LossOperator]) -> Oper
 def magnitude(H: Operator, V: Float[Tensor, "param probe"]) -> Float[Tensor, "*point probe"]:
     """The sum of |c_i| |A_i v| over the terms of H, in float64, for each column v.
 
-    A product is a sum of terms of this size, so its rounding errors are measured in units of it.
+    Each term adds a rounding error in proportion to its size, so the checks divide the error of a product by this sum.
     """
     return torch.stack([abs(weight) * lengths((term @ V).mT) for weight, term in terms(H)]).sum(0)

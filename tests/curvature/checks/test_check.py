@@ -118,7 +118,9 @@ def test_a_loss_that_is_not_finite_fails_with_a_sentence() -> None:
 def test_hidden_state_is_found_even_if_it_appears_after_the_operator_was_made() -> None:
     model = seeded(lambda: nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))).eval()
     theta, layout = flatten(model)
-    H = hessian(make_loss(model, squared_error, layout), theta, (randn(4, 2, path="x"), randn(4, 1, path="y")))
+    H = hessian(
+        make_loss(model, squared_error, layout), theta, (randn(4, 2, stream_name="x"), randn(4, 1, stream_name="y"))
+    )
     assert check_operator(H).ok
     model.train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -158,7 +160,7 @@ def test_only_some_points_are_checked_and_nothing_is_changed() -> None:
         return quadratic(theta, A)
 
     A = symmetric(SPECTRA["decaying"], points=6)
-    thetas = randn(6, 24, path="many").requires_grad_()
+    thetas = randn(6, 24, stream_name="many").requires_grad_()
     H = hessian(loss, thetas, A, batching="loop", chunk=4)
     A[1] = torch.nan  # not checked: the checked points are the first, the third and the last
     assert check_operator(H, num_probes=1, max_points=3).ok

@@ -64,7 +64,7 @@ def test_wrong_products_are_caught_inside_other_operators(route: type[Hessian], 
 def composed(kind: str, H: Operator, G: Operator) -> Operator:
     """The operator of this kind, made of a Hessian H and a Gauss-Newton matrix G."""
     rows = H.block("body").num_params if kind.endswith("sum") else H.num_params
-    Q = torch.linalg.qr(randn(rows, 4, path="subspace", dtype=H.dtype)).Q
+    Q = torch.linalg.qr(randn(rows, 4, stream_name="subspace", dtype=H.dtype)).Q
     return COMPOSED[kind](H, G, Q)
 
 

@@ -14,12 +14,14 @@ def mean_cube(theta: Tensor, x: Tensor) -> Tensor:
 
 def ragged_cubes(*sizes: int) -> Hessian:
     """The Hessian of ``mean_cube`` at one point for each size, where the batch of a point has this many examples."""
-    x = randn(len(sizes), max(sizes), 3, path="ragged x")
-    return hessian(mean_cube, randn(len(sizes), 3, path="thetas"), ragged([x[i, :n] for i, n in enumerate(sizes)]))
+    x = randn(len(sizes), max(sizes), 3, stream_name="ragged x")
+    return hessian(
+        mean_cube, randn(len(sizes), 3, stream_name="thetas"), ragged([x[i, :n] for i, n in enumerate(sizes)])
+    )
 
 
 def test_ragged_points_restricted_to_different_subspaces_pass() -> None:
-    Q = torch.linalg.qr(randn(3, 3, 2, path="subspaces")).Q
+    Q = torch.linalg.qr(randn(3, 3, 2, stream_name="subspaces")).Q
     assert all(finding.passed for finding in check_operator(ragged_cubes(4, 2, 4).restrict(Q)).findings)
 
 
@@ -36,12 +38,12 @@ def test_a_sum_of_a_ragged_hessian_and_a_matrix_of_no_known_loss() -> None:
 
 
 def test_points_without_a_finite_loss_are_left_out() -> None:
-    thetas = randn(3, 3, path="thetas")
+    thetas = randn(3, 3, stream_name="thetas")
     thetas[1, 0] = torch.nan
-    result = check_operator(hessian(mean_cube, thetas, randn(4, 3, path="x"), shared=True))
+    result = check_operator(hessian(mean_cube, thetas, randn(4, 3, stream_name="x"), shared=True))
     assert [finding.name for finding in result.findings if not finding.passed] == ["state"]
     assert "not finite at 1 of 3 points" in result.state.sentence
-    nothing = check_operator(hessian(mean_cube, thetas[1], randn(4, 3, path="x")))
+    nothing = check_operator(hessian(mean_cube, thetas[1], randn(4, 3, stream_name="x")))
     assert nothing.state.passed is False and nothing.symmetry.passed is None
     assert "not finite" in nothing.symmetry.sentence
 
@@ -54,6 +56,6 @@ def test_products_that_are_not_finite_where_the_loss_is_finite_fail() -> None:
 
 @pytest.mark.parametrize("scale", [1e-30, 1e25])
 def test_extreme_scales_in_single_precision(scale: float) -> None:
-    x, thetas = randn(4, 3, path="x").float(), randn(3, path="thetas").float()
+    x, thetas = randn(4, 3, stream_name="x").float(), randn(3, stream_name="thetas").float()
     result = check_operator(hessian(lambda theta, x: scale * mean_cube(theta, x), thetas, x))
     assert result.symmetry.passed and result.linearity.passed and result.precision.passed

@@ -35,7 +35,7 @@ K, ALPHA = 3, 0.3
 
 def matrices(tasks: int = 2, steps: int = K, name: str = "indefinite") -> Tensor:
     """The Hessians at every step of every task, [task, step, param, param]."""
-    return symmetric(SPECTRA[name], points=tasks * steps, path="adaptation").unflatten(0, (tasks, steps))
+    return symmetric(SPECTRA[name], points=tasks * steps, stream_name="adaptation").unflatten(0, (tasks, steps))
 
 
 def operator(A: Tensor) -> Hessian:
@@ -61,13 +61,13 @@ def loop_points(case: Case, point: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
 
 def smooth_conv() -> Case:
     """The small convolutional network with Tanh in place of ReLU."""
-    batch = (randn(3, 6, 1, 8, 8, path="images"), torch.tensor([0, 1, 2, 0, 1, 2]).expand(3, 6))
+    batch = (randn(3, 6, 1, 8, 8, stream_name="images"), torch.tensor([0, 1, 2, 0, 1, 2]).expand(3, 6))
     return network_case("conv-tanh", seeded(lambda: small_conv(activation=nn.Tanh)), nn.functional.cross_entropy, batch)
 
 
 @pytest.mark.parametrize(
     "step_size",
-    [0.1, randn(K, path="a"), randn(2, K, path="b"), randn(2, K, 24, path="c")],
+    [0.1, randn(K, stream_name="a"), randn(2, K, stream_name="b"), randn(2, K, 24, stream_name="c")],
     ids=["number", "step", "task-step", "task-step-param"],
 )
 def test_products_are_those_of_the_dense_matrix(step_size: float | Tensor) -> None:
@@ -80,7 +80,7 @@ def test_products_are_those_of_the_dense_matrix(step_size: float | Tensor) -> No
     close(J.to_dense(), expected)
     close(J.T.to_dense(), expected.mT)
     assert (expected - expected.mT).abs().max() > 0.1  # so that a forgotten transpose would be noticed
-    V, v = randn(2, 24, 3, path="V"), randn(2, 24, path="v")
+    V, v = randn(2, 24, 3, stream_name="V"), randn(2, 24, stream_name="v")
     close(J @ V, expected @ V)
     close(J.T @ V[0], expected.mT @ V[0])
     close(J @ v[0], expected @ v[0])
@@ -113,7 +113,7 @@ def test_its_transpose_gives_the_meta_gradient() -> None:
     """MAML's meta-gradient is J' times the query gradient at the adapted point, first-order MAML's is the latter."""
     case = tanh_mlp()
     thetas, support = loop_points(case, 0)
-    query = (randn(5, 1, path="query x"), randn(5, 1, path="query y"))
+    query = (randn(5, 1, stream_name="query x"), randn(5, 1, stream_name="query y"))
     theta = thetas[0].clone().requires_grad_()
     adapted = inner_loop(case.loss, thetas[0], support, steps=K, step_size=ALPHA).adapted
     at_end = torch.func.grad(case.loss)(adapted, query)
@@ -132,7 +132,7 @@ def test_several_tasks_at_once_agree_with_single_ones() -> None:
     batch = tuple(leaf.repeat_interleave(K, 0) for leaf in case.batch)
     J = adaptation_jacobian(hessian(case.loss, thetas, batch), ALPHA, steps=K)
     assert (J.num_tasks, J.steps, J.num_params) == (3, K, thetas.shape[-1])
-    V = randn(3, thetas.shape[-1], 2, path="V")
+    V = randn(3, thetas.shape[-1], 2, stream_name="V")
     result = singular_values(J, k=1)
     for i, (points, support) in enumerate(paths):
         one = adaptation_jacobian(hessian(case.loss, points, support, shared=True), ALPHA)
@@ -153,8 +153,8 @@ def test_wrong_arguments_are_refused_in_plain_words() -> None:
     J = adaptation_jacobian(H, 0.1, steps=K)
     for V, words in (
         (torch.ones(24), "write V.to"),
-        (randn(5, 2, path="V"), "24, probe"),
-        (randn(3, 24, 1, path="V"), "2, 24"),
+        (randn(5, 2, stream_name="V"), "24, probe"),
+        (randn(3, 24, 1, stream_name="V"), "2, 24"),
     ):
         with pytest.raises(ValueError, match=words):
             J @ V

@@ -29,7 +29,7 @@ from hessian_tools.loss import Loss, make_loss
 
 
 def test_the_formulas_are_the_rayleigh_quotient_and_the_ratio_of_norms() -> None:
-    g, A = randn(4, 6, path="g"), randn(4, 6, 6, path="A")
+    g, A = randn(4, 6, stream_name="g"), randn(4, 6, 6, stream_name="A")
     hg = ((A + A.mT) @ g[..., None])[..., 0]
     result = curvature_along(g, hg)
     torch.testing.assert_close(result.rho, (g * hg).sum(-1) / (g * g).sum(-1))
@@ -87,7 +87,7 @@ def test_blocks_and_restrictions_use_their_part_of_the_gradient() -> None:
     block = H.block("head")
     part = g[:, block.rows]
     torch.testing.assert_close(gradient_curvature(block).rho, curvature_along(part, block.mv(part)).rho)
-    Q = torch.linalg.qr(randn(g.shape[-1], 4, path="Q")).Q
+    Q = torch.linalg.qr(randn(g.shape[-1], 4, stream_name="Q")).Q
     seen = gradient_curvature(H.restrict(Q))
     torch.testing.assert_close(seen.grad_norm, (g @ Q).norm(dim=-1))
     G = gauss_newton(case.loss, case.thetas, case.batch)
@@ -119,7 +119,7 @@ def test_descent_threshold_is_where_the_integral_changes_sign(alpha: float) -> N
 
 
 def test_cosine_with_the_displacement() -> None:
-    gradients = randn(2, 4, 7, path="gradients")
+    gradients = randn(2, 4, 7, stream_name="gradients")
     displacement = -gradients.sum(-2)
     cosines = cos_displacement(gradients, displacement)
     reference = nn.functional.cosine_similarity(-gradients, displacement[:, None], dim=-1)
@@ -129,8 +129,8 @@ def test_cosine_with_the_displacement() -> None:
 
 @pytest.mark.parametrize("steps", [1, 3, 8])
 def test_the_mean_cosine_of_orthogonal_gradients_lies_within_the_null(steps: int) -> None:
-    directions = torch.linalg.qr(randn(200, 8, 8, path="directions")).Q[:, :steps]
-    norms = torch.exp(2 * randn(200, steps, path="norms"))
+    directions = torch.linalg.qr(randn(200, 8, 8, stream_name="directions")).Q[:, :steps]
+    norms = torch.exp(2 * randn(200, steps, stream_name="norms"))
     gradients = directions * norms[..., None]
     means = cos_displacement(gradients, -gradients.sum(-2)).mean(-1)
     null = cosine_null(steps)
@@ -147,7 +147,7 @@ def test_alignment_in_closed_form() -> None:
     torch.testing.assert_close(alignment(torch.full((4, 4), 2.5)), torch.tensor(1.0))
     assert alignment(torch.ones(1, 1)).isnan()
     assert alignment(torch.zeros(3, 3)).isnan()
-    gradients = randn(5, 3, 20, path="gradients")
+    gradients = randn(5, 3, 20, stream_name="gradients")
     direct = ((gradients.sum(1) ** 2).sum(-1) / (gradients**2).sum((1, 2)) - 1) / 2
     torch.testing.assert_close(alignment(gradients @ gradients.mT), direct)
 
@@ -162,7 +162,7 @@ def conv_problem(eps: float) -> tuple[Loss, Tensor, tuple[Tensor, Tensor], list[
     """A loss, a point, a batch, and the names of the weights that are normalised. eps: of the normalisation."""
     model = seeded(lambda: small_conv(eps=eps))
     theta, layout = flatten(model)
-    batch = randn(6, 1, 8, 8, path="images"), torch.tensor([0, 1, 2, 0, 1, 2])
+    batch = randn(6, 1, 8, 8, stream_name="images"), torch.tensor([0, 1, 2, 0, 1, 2])
     return make_loss(model, nn.functional.cross_entropy, layout), theta.double(), batch, ["0.weight", "4.weight"]
 
 
@@ -176,7 +176,7 @@ def normalised(loss: Loss, theta: Tensor, batch: tuple[Tensor, Tensor], names: l
 @pytest.mark.parametrize(("eps", "rtol"), [(1e-12, 1e-8), (1e-5, 2e-2)])
 def test_normalised_curvature_ignores_the_scale_of_filters(eps: float, rtol: float) -> None:
     loss, theta, batch, names = conv_problem(eps)
-    factors = torch.exp(randn(4, path="factors"))[:, None, None, None]
+    factors = torch.exp(randn(4, stream_name="factors"))[:, None, None, None]
     pieces = loss.layout.unflatten(theta)
     scaled = loss.layout.flatten(pieces | {name: factors * pieces[name] for name in names})
     (before, raw_before), (after, raw_after) = (normalised(loss, t, batch, names) for t in (theta, scaled))
@@ -185,7 +185,7 @@ def test_normalised_curvature_ignores_the_scale_of_filters(eps: float, rtol: flo
 
 
 def test_normalised_curvature_is_the_quotient_of_the_scaled_hessian() -> None:
-    A, g, d = randn(3, 5, 5, path="A"), randn(3, 5, path="g"), randn(3, 5, path="d").abs()
+    A, g, d = randn(3, 5, 5, stream_name="A"), randn(3, 5, stream_name="g"), randn(3, 5, stream_name="d").abs()
     A = A + A.mT
     D = torch.diag_embed(d)
     dg = D @ g[..., None]
@@ -213,8 +213,8 @@ def test_asymmetry_predicts_the_float32_error_of_rho() -> None:
     model = seeded(lambda: nn.Sequential(nn.Linear(4, 30), nn.Tanh(), nn.Linear(30, 30), nn.Tanh(), nn.Linear(30, 2)))
     theta, layout = flatten(model)
     loss = make_loss(model, squared_error, layout)
-    thetas = theta.double() + 0.3 * randn(30, layout.numel, path="thetas")
-    batch = randn(30, 20, 4, path="x"), randn(30, 20, 2, path="y")
+    thetas = theta.double() + 0.3 * randn(30, layout.numel, stream_name="thetas")
+    batch = randn(30, 20, 4, stream_name="x"), randn(30, 20, 2, stream_name="y")
     rhos, predicted = [], None
     for dtype in (torch.float64, torch.float32):
         at, z = thetas.to(dtype), rademacher(layout.numel, 6).to(dtype)
@@ -228,10 +228,10 @@ def test_asymmetry_predicts_the_float32_error_of_rho() -> None:
 
 def test_exact_products_have_no_asymmetry() -> None:
     case = NETWORKS[1]
-    g, z = randn(*case.thetas.shape, path="g"), randn(3, case.thetas.shape[-1], 4, path="z")
+    g, z = randn(*case.thetas.shape, stream_name="g"), randn(3, case.thetas.shape[-1], 4, stream_name="z")
     asymmetry = product_asymmetry((case.dense @ g[..., None])[..., 0], g, case.dense @ z, z)
     assert (asymmetry < 1e-13 * case.dense.abs().amax()).all()
-    asymmetric = case.dense + randn(*case.dense.shape, path="crooked")
+    asymmetric = case.dense + randn(*case.dense.shape, stream_name="crooked")
     skew = ((asymmetric - asymmetric.mT) @ g[..., None])[..., 0]
     expected = ((skew[..., None] * z).sum(1) / g.norm(dim=-1)[:, None] / z.norm(dim=1)).abs().amax(-1)
     torch.testing.assert_close(product_asymmetry((asymmetric @ g[..., None])[..., 0], g, asymmetric @ z, z), expected)
@@ -262,13 +262,18 @@ def test_small_step_identity_has_a_third_order_remainder(target: int, reference:
 @pytest.mark.parametrize("scale", [1e-30, 1e-21, 1e21, 1e30])
 def test_float32_is_right_at_extreme_scales(scale: float) -> None:
     """Ratios do not depend on the size of the gradient, whose square leaves the range of float32."""
-    g, hg, z, hz = randn(5, path="g"), randn(5, path="hg"), randn(5, 2, path="z"), randn(5, 2, path="hz")
+    g, hg, z, hz = (
+        randn(5, stream_name="g"),
+        randn(5, stream_name="hg"),
+        randn(5, 2, stream_name="z"),
+        randn(5, 2, stream_name="hz"),
+    )
     expected, result = curvature_along(g, hg), curvature_along((g * scale).float(), (hg * scale).float())
     for name, unit in (("rho", 1.0), ("hg_ratio", 1.0), ("grad_norm", scale)):
         assert float(getattr(result, name)) / unit == pytest.approx(float(getattr(expected, name)), rel=1e-5)
     small = [(t * scale).float() for t in (torch.stack([g, hg]), g + hg)]
     torch.testing.assert_close(cos_displacement(*small).double(), cos_displacement(torch.stack([g, hg]), g + hg))
-    d = randn(5, path="d").abs()
+    d = randn(5, stream_name="d").abs()
     normalised = rho_normalised(d.float(), (g * scale).float(), (hg * scale).float())
     assert float(normalised) == pytest.approx(float(rho_normalised(d, g, hg)), rel=1e-5)
     asymmetry = product_asymmetry((hg * scale).float(), (g * scale).float(), hz.float(), z.float())
@@ -277,7 +282,7 @@ def test_float32_is_right_at_extreme_scales(scale: float) -> None:
 
 
 def test_scaling_by_powers_of_two_changes_no_bit_of_the_ratios() -> None:
-    g, hg = randn(4, 7, path="g"), randn(4, 7, path="hg")
+    g, hg = randn(4, 7, stream_name="g"), randn(4, 7, stream_name="hg")
     plain, scaled = curvature_along(g, hg), curvature_along(g * 2.0**-40, hg * 2.0**-40)
     assert torch.equal(plain.rho, scaled.rho) and torch.equal(plain.hg_ratio, scaled.hg_ratio)
     zero = curvature_along(torch.zeros(3), torch.zeros(3))

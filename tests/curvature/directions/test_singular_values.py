@@ -13,7 +13,7 @@ K = 3
 
 def matrices(tasks: int = 2, steps: int = K, name: str = "indefinite") -> Tensor:
     """The Hessians at every step of every task, [task, step, param, param]."""
-    return symmetric(SPECTRA[name], points=tasks * steps, path="adaptation").unflatten(0, (tasks, steps))
+    return symmetric(SPECTRA[name], points=tasks * steps, stream_name="adaptation").unflatten(0, (tasks, steps))
 
 
 def operator(A: Tensor) -> Hessian:

@@ -21,8 +21,8 @@ from hessian_tools.curvature import (
 )
 
 
-def bases(*lead: int, n: int = 12, k: int = 3, path: str = "basis") -> Tensor:
-    return torch.linalg.qr(randn(*lead, n, k, path=path)).Q
+def bases(*lead: int, n: int = 12, k: int = 3, stream_name: str = "basis") -> Tensor:
+    return torch.linalg.qr(randn(*lead, n, k, stream_name=stream_name)).Q
 
 
 def sine(V: Tensor, exact: Tensor) -> Tensor:
@@ -43,19 +43,19 @@ def exact_space(A: Tensor, j: int, which: str) -> Tensor:
 
 
 def test_share_against_the_projector() -> None:
-    V, g = bases(4), randn(4, 12, path="g")
+    V, g = bases(4), randn(4, 12, stream_name="g")
     share = gradient_share(V, g)
     for j in (1, 2, 3):
         P = V[..., :j] @ V[..., :j].mT
         torch.testing.assert_close(share[:, j - 1], (g * (P @ g[..., None])[..., 0]).sum(-1) / (g * g).sum(-1))
-    inside = (V @ randn(4, 3, 1, path="inside"))[..., 0]
+    inside = (V @ randn(4, 3, 1, stream_name="inside"))[..., 0]
     torch.testing.assert_close(gradient_share(V, inside)[:, -1], torch.ones(4, dtype=V.dtype))
     torch.testing.assert_close(gradient_share(V, g - (V @ (V.mT @ g[..., None]))[..., 0]), torch.zeros_like(share))
     assert gradient_share(V[0], torch.zeros(12, dtype=V.dtype)).isnan().all()
 
 
 def test_overlap_against_projectors_and_scipy_s_angles() -> None:
-    U, V = bases(4), bases(4, k=5, path="other")
+    U, V = bases(4), bases(4, k=5, stream_name="other")
     overlap, angles = subspace_overlap(U, V), principal_angles(U, V)
     torch.testing.assert_close(overlap, ((U @ U.mT) * (V @ V.mT)).sum((-2, -1)) / 3)
     torch.testing.assert_close(overlap, (angles.cos() ** 2).mean(-1))
@@ -63,7 +63,7 @@ def test_overlap_against_projectors_and_scipy_s_angles() -> None:
         reference = torch.from_numpy(subspace_angles(U[i].numpy(), V[i].numpy()).copy()).flip(0)
         torch.testing.assert_close(angles[i], reference)
     torch.testing.assert_close(principal_angles(V, U), angles)
-    turn = torch.linalg.qr(randn(3, 3, path="turn")).Q
+    turn = torch.linalg.qr(randn(3, 3, stream_name="turn")).Q
     torch.testing.assert_close(subspace_overlap(U @ turn, U), torch.ones(4, dtype=U.dtype))
 
 
@@ -89,7 +89,7 @@ def test_overlaps_of_a_trajectory_are_those_of_every_pair_of_steps() -> None:
 def test_the_null_agrees_with_random_subspaces(k: int, other: int) -> None:
     """Its mean and standard deviation agree with those of 4 000 random pairs, within the error of such estimates."""
     count = 4000
-    overlaps = subspace_overlap(bases(count, k=k, path="null u"), bases(count, k=other, path="null v"))
+    overlaps = subspace_overlap(bases(count, k=k, stream_name="null u"), bases(count, k=other, stream_name="null v"))
     null = overlap_null(12, k, other)
     assert abs(float(overlaps.mean()) - null.mean) < 4 * null.std / count**0.5
     assert abs(float(overlaps.std()) / null.std - 1) < 0.06
@@ -111,7 +111,7 @@ def test_the_error_bounds_the_angle_to_the_exact_space(which: str, rtol: float) 
     pairs = top_eigenpairs(H, k=6, which=which, rtol=rtol, vectors=True, method="lanczos", copies=False)
     bound, alone = subspace_error(pairs, which=which), vector_error(pairs, which=which)
     assert pairs.vectors is not None
-    g, other = randn(20, 24, path="g"), bases(20, n=24, k=5, path="fixed")
+    g, other = randn(20, 24, stream_name="g"), bases(20, n=24, k=5, stream_name="fixed")
     # At the loose tolerance Lanczos misses an eigenvalue at some points, which the bound cannot know.
     none_missed = ((pairs.values - exact_values(A, 6, which)).abs() <= pairs.residuals + 1e-12).all(-1)
     assert none_missed.sum() >= 15
@@ -138,7 +138,7 @@ def test_equal_values_leave_the_eigenspace_undetermined() -> None:
 
 
 def test_wrong_arguments_are_refused_in_plain_words() -> None:
-    V, g = bases(), randn(12, path="g")
+    V, g = bases(), randn(12, stream_name="g")
     with pytest.raises(ValueError, match="not orthonormal"):
         gradient_share(2 * V, g)
     with pytest.raises(ValueError, match="not orthonormal"):
@@ -154,7 +154,7 @@ def test_wrong_arguments_are_refused_in_plain_words() -> None:
 
 def test_angles_at_a_point_that_is_not_finite_change_no_other() -> None:
     """The other points agree to rounding: linear algebra on a batch and on one matrix may differ in the last bit."""
-    U, V = bases(2), bases(2, path="other")
+    U, V = bases(2), bases(2, stream_name="other")
     expected = principal_angles(U[0], V[0])
     U[1] = torch.nan
     result = principal_angles(U, V)
@@ -163,7 +163,7 @@ def test_angles_at_a_point_that_is_not_finite_change_no_other() -> None:
 
 
 def test_the_share_of_a_small_gradient_in_single_precision() -> None:
-    V, g = bases(), randn(12, path="g")
+    V, g = bases(), randn(12, stream_name="g")
     result = gradient_share(V.float(), (1e-25 * g).float())
     torch.testing.assert_close(result.double(), gradient_share(V, g), rtol=1e-5, atol=1e-6)
 

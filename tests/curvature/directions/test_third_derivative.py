@@ -42,12 +42,12 @@ def smooth_case(norm: str, activation: Callable[[], nn.Module] = nn.Tanh) -> Cas
         block = [nn.Conv2d(1, 4, 3), NORMS[norm](4), activation(), nn.AvgPool2d(2)]
         return nn.Sequential(*block, nn.Flatten(), nn.Linear(16, 3))
 
-    batch = (randn(3, 6, 1, 6, 6, path="images"), torch.tensor([0, 1, 2, 0, 1, 2]).expand(3, 6))
+    batch = (randn(3, 6, 1, 6, 6, stream_name="images"), torch.tensor([0, 1, 2, 0, 1, 2]).expand(3, 6))
     return network_case(f"smooth-{norm}", seeded(build), nn.functional.cross_entropy, batch)
 
 
 def directions(case: Case) -> Tensor:
-    return randn(*case.thetas.shape, path="direction") / 10
+    return randn(*case.thetas.shape, stream_name="direction") / 10
 
 
 def differences(case: Case, d: Tensor, h: float = 1e-3) -> Tensor:
@@ -75,14 +75,14 @@ def native_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_a_polynomial_and_a_quadratic() -> None:
     """For sum a theta^3 the third derivative is T(d, d, d) = 6 sum a d^3, and for a quadratic it is 0."""
-    theta, d, a = (randn(4, 5, path=name) for name in ("theta", "d", "a"))
+    theta, d, a = (randn(4, 5, stream_name=name) for name in ("theta", "d", "a"))
     result = third_derivative(lambda theta, a: (a * theta**3).sum(), theta, a, d)
     torch.testing.assert_close(result.value, (a * theta**3).sum(-1))
     torch.testing.assert_close(result.first, 3 * (a * theta**2 * d).sum(-1))
     torch.testing.assert_close(result.second, 6 * (a * theta * d**2).sum(-1))
     torch.testing.assert_close(result.third, 6 * (a * d**3).sum(-1))
     assert (result.error < 1e-12).all()
-    for t in (0.3, randn(4, path="t")):
+    for t in (0.3, randn(4, stream_name="t")):
         exact = (a * (theta + (t if isinstance(t, float) else t[:, None]) * d) ** 3).sum(-1) - result.value
         torch.testing.assert_close(result.change(t), exact)
     flat = third_derivative(lambda theta, a: (a * theta**2).sum(), theta, a, d)

@@ -41,7 +41,7 @@ class AfterSteps(StoppingRule):
 def run_lanczos(H: Matrices, rule: StoppingRule, max_steps: int = 40) -> tuple[RitzPairs, list[int]]:
     """The result of a run, and the numbers of points that were reported as finished."""
     reports: list[int] = []
-    first = randn(1, H.num_params, path="start")
+    first = randn(1, H.num_params, stream_name="start")
     locked = first.new_empty(len(H.A), 0, H.num_params)
     basis = KrylovBasis(first / first.norm(), locked, max_size=50, fresh=lambda step: first[0])
     selections = (Selection("LA", k=1, rtol=0.0),)
@@ -134,7 +134,7 @@ def test_batches_of_points_come_back_in_order_and_padded() -> None:
 
 def test_a_gauss_rule_has_the_moments_of_its_start() -> None:
     """sum_i w_i x_i^j = z'A^j z / z'z up to the degree 2 m - 1, at every point."""
-    A, z = symmetric(torch.linspace(-1.0, 2.0, 20, dtype=torch.float64), points=2), randn(2, 20, path="z")
+    A, z = symmetric(torch.linspace(-1.0, 2.0, 20, dtype=torch.float64), points=2), randn(2, 20, stream_name="z")
     nodes, weights, _ = gauss_quadrature(Matrices(A), z, num_steps=4, seed=0)
     for degree in range(8):
         moment = torch.einsum("pi,pij,pj->p", z, torch.linalg.matrix_power(A, degree), z) / (z**2).sum(-1)

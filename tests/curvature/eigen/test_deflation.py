@@ -34,7 +34,7 @@ MULTIPLE = {
 @pytest.mark.parametrize("which", WHICH)
 @pytest.mark.parametrize("name", MULTIPLE)
 def test_no_copy_of_an_eigenvalue_is_missed(name: str, which: str, dtype: torch.dtype) -> None:
-    A = symmetric(MULTIPLE[name], points=2, path=name).to(dtype)
+    A = symmetric(MULTIPLE[name], points=2, stream_name=name).to(dtype)
     for k in (1, 4, 7) if dtype == torch.float64 and which == "LM" else (3,):
         pairs = top_eigenpairs(Matrices(A), k=k, which=which, rtol=1e-4, method="lanczos", copies=True, vectors=True)
         check_pairs(A, pairs)
@@ -46,7 +46,7 @@ def test_no_copy_of_an_eigenvalue_is_missed(name: str, which: str, dtype: torch.
 
 @pytest.mark.parametrize("name", ["five at the top", "at both ends"])
 def test_no_copy_is_missed_with_a_short_basis(name: str) -> None:
-    A = symmetric(MULTIPLE[name], points=2, path=name)
+    A = symmetric(MULTIPLE[name], points=2, stream_name=name)
     pairs = top_eigenpairs(Matrices(A), k=5, rtol=1e-6, copies=True, max_basis=16, max_matvecs=2000, method="lanczos")
     assert pairs.converged.all()
     assert pairs.complete.all()
@@ -95,7 +95,7 @@ def test_a_point_that_is_not_finite_changes_no_other() -> None:
 
 
 def test_points_do_not_affect_each_other() -> None:
-    A = torch.stack([symmetric(MULTIPLE[name], points=1, path=name)[0] for name in MULTIPLE])
+    A = torch.stack([symmetric(MULTIPLE[name], points=1, stream_name=name)[0] for name in MULTIPLE])
     together = top_eigenpairs(Matrices(A), k=4)
     for i in range(len(A)):
         alone = top_eigenpairs(Matrices(A[i : i + 1]), k=4)

@@ -93,16 +93,16 @@ def test_shared_batch() -> None:
 def test_criterion_that_couples_examples() -> None:
     """(sum of outputs)^2 + |outputs|^2 has B = 2 (1 1' + I), not diagonal in the examples."""
     loss = linear_loss(lambda out, y: out.sum() ** 2 + (out**2).sum())
-    x = randn(2, 3, path="x")
+    x = randn(2, 3, stream_name="x")
     s = x.sum(0)
-    spectrum = gauss_newton_spectrum(loss, randn(3, path="theta"), (x, torch.zeros(2)))
+    spectrum = gauss_newton_spectrum(loss, randn(3, stream_name="theta"), (x, torch.zeros(2)))
     close(spectrum.values, falling(2 * (torch.outer(s, s) + x.T @ x), 2))
 
 
 def test_error_covers_the_rounding_of_single_precision() -> None:
     """For a linear network and squared error J and B are exact, so only the small eigenproblem has errors."""
     for seed in range(20):
-        x = (10.0 ** torch.linspace(0, -4, 6))[:, None] * randn(6, 30, path=f"scaled/{seed}").float()
+        x = (10.0 ** torch.linspace(0, -4, 6))[:, None] * randn(6, 30, stream_name=f"scaled/{seed}").float()
         loss, batch = linear_loss(inputs=30), (x, torch.zeros(6, 1))
         spectrum = gauss_newton_spectrum(loss, torch.ones(30), batch)
         exact = falling(2 * x.double() @ x.double().T / 6, 6)
@@ -115,7 +115,7 @@ def test_error_covers_the_rounding_of_single_precision() -> None:
 def test_confident_predictions_are_not_mistaken_for_a_concave_criterion(scale: float, dtype: torch.dtype) -> None:
     """For such predictions B is only rounding, of either sign, and the stated error includes what was clipped."""
     loss = linear_loss(nn.functional.cross_entropy, inputs=4, outputs=3)
-    x, theta = randn(20, 8, 4, path="x"), scale * randn(20, 12, path="theta")
+    x, theta = randn(20, 8, 4, stream_name="x"), scale * randn(20, 12, stream_name="theta")
     y = torch.zeros(20, 8, dtype=torch.long)
     exact = gauss_newton_spectrum(loss, theta, (x, y)).values
     spectrum = gauss_newton_spectrum(loss, theta.to(dtype), (x, y))
@@ -161,7 +161,7 @@ def test_nan_in_the_targets_gives_nan_and_not_zero_curvature() -> None:
     y = torch.ones(2, 4, 1)
     y[1] = torch.nan
     loss = linear_loss(lambda out, y: (y * out**2).mean())
-    spectrum = gauss_newton_spectrum(loss, torch.ones(2, 3), (randn(2, 4, 3, path="x"), y))
+    spectrum = gauss_newton_spectrum(loss, torch.ones(2, 3), (randn(2, 4, 3, stream_name="x"), y))
     assert spectrum.values.isnan().any(-1).tolist() == spectrum.error.isnan().tolist() == [False, True]
 
 
@@ -208,7 +208,7 @@ def test_the_spectrum_of_a_gauss_newton_matrix_uses_its_gram_matrix(case: Case) 
 def test_without_a_gram_matrix_the_spectrum_is_computed_as_for_any_other_matrix() -> None:
     """There is none for a criterion that is not convex and for batches of different sizes. NaN stays at its point."""
     concave = linear_loss(lambda out, y: torch.cos(out).sum())
-    theta, x = randn(3, path="theta"), randn(2, 3, path="x")
+    theta, x = randn(3, stream_name="theta"), randn(2, 3, stream_name="x")
     reports: list[tuple[int, int]] = []
     G = gauss_newton(concave, theta, (x, torch.zeros(2)))
     result = spectrum(G, progress=lambda done, total: reports.append((done, total)))

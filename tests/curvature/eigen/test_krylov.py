@@ -13,7 +13,7 @@ SPECTRUM = torch.linspace(-3.0, 5.0, N, dtype=torch.float64)
 
 def random(step: int) -> Tensor:
     """A unit vector for every step number; -1 is that of the start vector."""
-    vector = randn(N, path=f"fresh/{step}")
+    vector = randn(N, stream_name=f"fresh/{step}")
     return vector / vector.norm()
 
 

@@ -23,7 +23,7 @@ extremal_eigenpairs = partial(curvature.extremal_eigenpairs, method="lanczos", c
 @pytest.mark.parametrize("which", WHICH)
 @pytest.mark.parametrize("name", SPECTRA)
 def test_pairs_of_known_spectra(name: str, which: str) -> None:
-    A = symmetric(SPECTRA[name], path=name)
+    A = symmetric(SPECTRA[name], stream_name=name)
     pairs = top_eigenpairs(operator(A), k=5, which=which, rtol=1e-6, vectors=True)
     check_pairs(A, pairs)
     assert pairs.converged.all()
@@ -44,7 +44,7 @@ def test_with_a_loose_tolerance_the_stated_residuals_are_larger_and_right() -> N
 
 def test_points_are_independent_of_other_points() -> None:
     """Each point stops on its own residuals, so its cost and result are the same alone and together with others."""
-    A = torch.stack([symmetric(SPECTRA[name], points=1, path=name)[0] for name in SPECTRA])
+    A = torch.stack([symmetric(SPECTRA[name], points=1, stream_name=name)[0] for name in SPECTRA])
     together = top_eigenpairs(operator(A), k=2)
     assert together.num_matvecs.unique().numel() > 1
     for i in range(len(A)):
@@ -219,7 +219,7 @@ def test_a_run_does_not_stop_before_a_wanted_eigenvalue_has_appeared() -> None:
     """At a third of these points five values once converged before the true fifth, 14.7, had overtaken -14.5."""
     outliers = torch.tensor([42.0, 29.0, 23.0, 17.0, 14.7, -14.5, -13.0, 13.0])
     spectrum = torch.cat([outliers, torch.linspace(-12.0, 12.0, 192)]).double()
-    A = symmetric(spectrum, points=64, path="overtaken12")
+    A = symmetric(spectrum, points=64, stream_name="overtaken12")
     pairs = top_eigenpairs(Matrices(A), k=5, rtol=1e-2)
     assert pairs.converged.all()
     assert (pairs.values[:, 4] > 14.0).all()

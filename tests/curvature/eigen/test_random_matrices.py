@@ -15,12 +15,12 @@ assert len(SIZES) * COUNT + 64 >= 10_000
 
 def matrices(n: int) -> Tensor:
     """Random matrices of four kinds: dense Gaussian, low rank, graded over twelve decades, multiple eigenvalues."""
-    G = randn(COUNT // 4, n, n, path=f"gaussian/{n}")
-    Q = torch.linalg.qr(randn(COUNT // 4, n, n, path=f"basis/{n}")).Q
-    signs = torch.sign(randn(COUNT // 4, n, path=f"signs/{n}"))
-    low_rank = torch.where(torch.arange(n) < max(1, n // 5), randn(COUNT // 4, n, path=f"low/{n}"), 0.0)
+    G = randn(COUNT // 4, n, n, stream_name=f"gaussian/{n}")
+    Q = torch.linalg.qr(randn(COUNT // 4, n, n, stream_name=f"basis/{n}")).Q
+    signs = torch.sign(randn(COUNT // 4, n, stream_name=f"signs/{n}"))
+    low_rank = torch.where(torch.arange(n) < max(1, n // 5), randn(COUNT // 4, n, stream_name=f"low/{n}"), 0.0)
     graded = signs * 10.0 ** torch.linspace(2, -10, n)
-    multiple = torch.round(2 * randn(COUNT // 4, n, path=f"multiple/{n}"))
+    multiple = torch.round(2 * randn(COUNT // 4, n, stream_name=f"multiple/{n}"))
     A = torch.cat([G + G.mT, *((Q * values[:, None]) @ Q.mT for values in (low_rank, graded, multiple))])
     return (A + A.mT) / 2
 

@@ -28,8 +28,8 @@ def low_rank_network(dtype: torch.dtype):
     model = seeded(lambda: MLP((1, 12, 12, 1)), seed=0)
     theta, layout = flatten(model)
     loss = make_loss(model, lambda out, y: ((out - y) ** 2).mean(), layout)
-    thetas = (theta + 0.2 * randn(4, len(theta), path="low-rank")).to(dtype)
-    x, y = randn(4, 2, 1, path="x").to(dtype), randn(4, 2, 1, path="y").to(dtype)
+    thetas = (theta + 0.2 * randn(4, len(theta), stream_name="low-rank")).to(dtype)
+    x, y = randn(4, 2, 1, stream_name="x").to(dtype), randn(4, 2, 1, stream_name="y").to(dtype)
     return hessian(loss, thetas, (x, y))
 
 
@@ -162,8 +162,8 @@ def test_where_terms_cancel_the_error_is_in_proportion_to_the_terms(sizes: tuple
     model = seeded(lambda: torch.nn.Linear(*sizes), seed=0)
     theta, layout = flatten(model)
     loss = make_loss(model, torch.nn.functional.cross_entropy, layout)
-    batch = randn(4, 20, sizes[0], path="inputs").float(), torch.arange(80).view(4, 20) % sizes[1]
-    thetas = theta + randn(4, len(theta), path="linear").float()
+    batch = randn(4, 20, sizes[0], stream_name="inputs").float(), torch.arange(80).view(4, 20) % sizes[1]
+    thetas = theta + randn(4, len(theta), stream_name="linear").float()
     H, G = hessian(loss, thetas, batch, route="direct"), gauss_newton(loss, thetas, batch)
     for difference, scale in ((H - G, 1.0), ((3 * H - 3 * G).block("head"), 3.0)):
         result, usual = spectrum(difference), spectrum(H)

@@ -1,6 +1,6 @@
 """Networks whose derivatives torch computes wrongly or not at all: weight normalisation, attention, recurrent layers.
 
-Also tested: Ctrl-C that TorchScript turns into another error.
+TorchScript turns Ctrl-C into another error, and it is tested that Ctrl-C stays KeyboardInterrupt.
 """
 
 from collections.abc import Callable
@@ -31,16 +31,18 @@ def by_parametrization() -> nn.Module:
 
 
 @pytest.mark.parametrize("route", ["auto", "direct", "kept", "traced"])
-@pytest.mark.parametrize(("make", "dim"), [(by_hook, 1), (by_parametrization, 0)])
-def test_weight_normalisation_by_every_route(make: Callable[[], nn.Module], dim: int, route: str) -> None:
+# norm_over: the dimension of the weight over which the norm is taken. torch's ``dim`` is the dimension that is kept; it
+# is 0 by default.
+@pytest.mark.parametrize(("make", "norm_over"), [(by_hook, 1), (by_parametrization, 0)])
+def test_weight_normalisation_by_every_route(make: Callable[[], nn.Module], norm_over: int, route: str) -> None:
     """Compared with the formula written out, because torch's second derivative in reverse mode is 20 to 90 % off."""
     model = seeded(make).double()
     theta, layout = flatten(model)
-    batch = randn(5, 3, path="x"), randn(5, 2, path="y")
+    batch = randn(5, 3, stream_name="x"), randn(5, 2, stream_name="y")
 
     def written_out(theta: Tensor) -> Tensor:
         bias, g, v = layout.unflatten(theta).values()
-        return squared_error(F.linear(batch[0], g * v / v.norm(dim=dim, keepdim=True), bias), batch[1])
+        return squared_error(F.linear(batch[0], g * v / v.norm(dim=norm_over, keepdim=True), bias), batch[1])
 
     H = hessian(make_loss(model, squared_error, layout), theta, batch, route=route)
     close(H.to_dense(), torch.autograd.functional.hessian(written_out, theta))
@@ -56,7 +58,7 @@ class DirectWeightNorm(nn.Linear):
 def test_weight_normalisation_by_a_direct_call_of_the_kernel() -> None:
     model = seeded(lambda: DirectWeightNorm(3, 2)).double()
     theta, layout = flatten(model)
-    batch = randn(5, 3, path="x"), randn(5, 2, path="y")
+    batch = randn(5, 3, stream_name="x"), randn(5, 2, stream_name="y")
 
     def written_out(theta: Tensor) -> Tensor:
         v, g = layout.unflatten(theta).values()
@@ -92,8 +94,8 @@ def test_attention_by_every_route(way: str, training: bool) -> None:
     """Compared with torch's attention by matrix products, because its fused kernels have no second derivative."""
     model = seeded(lambda: Attention(way)).double().train(training)
     theta, layout = flatten(model)
-    thetas = theta + 0.1 * randn(2, len(theta), path="thetas")
-    x, y = randn(2, 3, 5, 4, path="x"), randn(2, 3, 2, path="y")
+    thetas = theta + 0.1 * randn(2, len(theta), stream_name="thetas")
+    x, y = randn(2, 3, 5, 4, stream_name="x"), randn(2, 3, 2, stream_name="y")
 
     def written_out(point: int) -> Callable[[Tensor], Tensor]:
         def value(theta: Tensor) -> Tensor:
@@ -106,6 +108,7 @@ def test_attention_by_every_route(way: str, training: bool) -> None:
     for route in ("auto", "direct", "kept", "traced"):
         H = hessian(make_loss(model, squared_error, layout), thetas, (x, y), route=route)
         close(H.to_dense(), expected)
+        # At few points "auto" chooses the engine double_backward, which ``H.route`` reports by its older name "kept".
         assert H.route == ("kept" if route == "auto" else route)
 
 
@@ -117,11 +120,11 @@ def test_a_kept_graph_refuses_the_users_vmap() -> None:
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 def test_traces_of_recurrent_networks(kind: type[nn.Module]) -> None:
-    """Without a gradient torch cannot run recurrent networks under vmap."""
+    """torch cannot run recurrent networks under vmap if no gradient is recorded."""
     model = seeded(lambda: kind(3, 2, batch_first=True)).double()
     theta, layout = flatten(model)
     loss = make_loss(model, lambda out, y: squared_error(out[0], y), layout)
-    batch = randn(2, 3, 3, path="x"), randn(2, 3, 2, path="y")
+    batch = randn(2, 3, 3, stream_name="x"), randn(2, 3, 2, stream_name="y")
     H, G = hessian(loss, theta, batch), gauss_newton(loss, theta, batch)
     close(trace(H, method="exact").value, H.to_dense().trace())
     close(trace(G, method="exact").value, G.to_dense().trace())

@@ -68,7 +68,11 @@ def loss_with(name: str) -> tuple[Loss, Tensor, Batch]:
     model = seeded(lambda: Layer(operation, width)).double()
     theta, layout = flatten(model)
     loss = make_loss(model, lambda out, _: ((out - 0.3) ** 2).mean(), layout)
-    return loss, theta + 0.1 * randn(2, len(theta), path="thetas"), (randn(2, 3, 3, path="x"), torch.zeros(2))
+    return (
+        loss,
+        theta + 0.1 * randn(2, len(theta), stream_name="thetas"),
+        (randn(2, 3, 3, stream_name="x"), torch.zeros(2)),
+    )
 
 
 def quotients(function: Callable[[Tensor], Tensor], theta: Tensor) -> Tensor:
@@ -118,7 +122,7 @@ def test_operations_that_torch_differentiates_badly(name: str) -> None:
 def test_third_derivatives_of_such_operations(name: str) -> None:
     """Compared with differences of Hessians. For ``linalg.solve`` torch's third derivative is wrong by a third."""
     loss, thetas, (x, y) = loss_with(name)
-    theta, batch, d = thetas[0], (x[0], y), randn(thetas.shape[-1], path="d")
+    theta, batch, d = thetas[0], (x[0], y), randn(thetas.shape[-1], stream_name="d")
     d = d / d.norm()
 
     def along(t: Tensor) -> Tensor:
@@ -130,7 +134,7 @@ def test_third_derivatives_of_such_operations(name: str) -> None:
 
 def test_third_derivatives_of_a_plain_function() -> None:
     """For 2 by 2 matrices det(1 + t A) = 1 + t tr A + t^2 det A. Its square has the third derivative 12 tr A det A."""
-    A = randn(2, 2, path="A")
+    A = randn(2, 2, stream_name="A")
     t, d = torch.zeros(1, dtype=A.dtype), torch.ones(1, dtype=A.dtype)
     third = third_derivative(lambda t, A: torch.det(torch.eye(2) + t * A) ** 2, t, A, d).third
     close(third, 12 * A.trace() * torch.det(A))
@@ -143,7 +147,7 @@ def test_third_derivatives_that_torch_has_wrong_are_refused() -> None:
     with pytest.raises(
         ValueError, match=r"third derivatives through torch.linalg.householder_product are wrong in torch"
     ):
-        third_derivative(loss, theta, (randn(2, 3, path="x"), torch.zeros(2, 3, 3)), theta)
+        third_derivative(loss, theta, (randn(2, 3, stream_name="x"), torch.zeros(2, 3, 3)), theta)
 
 
 @pytest.mark.slow
@@ -153,7 +157,7 @@ def test_criteria_without_a_forward_derivative(kind: type[nn.Module], reduction:
     """Tracing ``nn.MSELoss(reduction="sum")`` once ended the process."""
     model = seeded(lambda: nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 1))).double()
     theta, layout = flatten(model)
-    criterion, batch = kind(reduction=reduction), (randn(5, 1, path="x"), 3 * randn(5, 1, path="y"))
+    criterion, batch = kind(reduction=reduction), (randn(5, 1, stream_name="x"), 3 * randn(5, 1, stream_name="y"))
     loss = make_loss(model, criterion, layout)
     expected = torch.autograd.functional.hessian(
         lambda t: criterion(functional_call(model, layout.unflatten(t), (batch[0],)), batch[1]), theta
@@ -185,8 +189,11 @@ def test_the_kept_route_is_taken_where_forward_mode_or_vmap_fails(operation: Cal
         model = seeded(lambda form=form: Layer(form)).double()
         theta, layout = flatten(model)
         losses.append(make_loss(model, squared_error, layout))
-    thetas = theta + 0.1 * randn(12, len(theta), path="thetas")
-    batch, V = (randn(12, 5, 3, path="x"), randn(12, 5, 4, path="y")), randn(len(theta), 2, path="V")
+    thetas = theta + 0.1 * randn(12, len(theta), stream_name="thetas")
+    batch, V = (
+        (randn(12, 5, 3, stream_name="x"), randn(12, 5, 4, stream_name="y")),
+        randn(len(theta), 2, stream_name="V"),
+    )
     H = hessian(losses[0], thetas, batch)
     close(H @ V, hessian(losses[1], thetas, batch, route="direct") @ V)
     close(gradient(losses[0], thetas, batch), gradient(losses[1], thetas, batch))
@@ -208,9 +215,9 @@ def test_operations_whose_second_derivative_reverse_mode_gets_wrong_are_refused(
         def backward(ctx: Any, g: Tensor) -> Tensor:
             return g * ctx.saved_tensors[0].cos()
 
-    batch = randn(2, 3, path="x"), torch.zeros(2, 4)
+    batch = randn(2, 3, stream_name="x"), torch.zeros(2, 4)
     again = partial(checkpoint, torch.sin, use_reentrant=False)
-    constant = randn(2, 4, path="constant")
+    constant = randn(2, 4, stream_name="constant")
     where = torch.tensor([[0, 1, 1, 0], [0, 0, 1, 1]])
 
     def sparse(z: Tensor) -> Tensor:
@@ -232,7 +239,7 @@ def test_operations_whose_second_derivative_reverse_mode_gets_wrong_are_refused(
 def test_a_criterion_without_a_second_derivative_is_refused() -> None:
     model = seeded(lambda: nn.Linear(3, 4)).double()
     theta, layout = flatten(model)
-    batch = randn(2, 3, path="x"), torch.tensor([0, 2])
+    batch = randn(2, 3, stream_name="x"), torch.tensor([0, 2])
     loss = make_loss(model, nn.MultiMarginLoss(), layout)
     with pytest.raises(RuntimeError, match="no second derivative of an operation in this loss: write it out"):
         hessian(loss, theta, batch).to_dense()
@@ -240,7 +247,7 @@ def test_a_criterion_without_a_second_derivative_is_refused() -> None:
 
 def test_a_constant_sparse_matrix() -> None:
     A = torch.tensor([[2.0, 0.0], [1.0, 3.0]], dtype=torch.float64)
-    batch, found = (randn(2, 3, path="x"), torch.zeros(2, 4)), []
+    batch, found = (randn(2, 3, stream_name="x"), torch.zeros(2, 4)), []
     for matrix in (A, A.to_sparse()):
         model = seeded(lambda matrix=matrix: Layer(lambda z: matrix @ torch.sin(z))).double()
         theta, layout = flatten(model)
@@ -258,7 +265,7 @@ class Labelled(nn.Linear):
 def test_outputs_that_are_not_tensors_are_ignored() -> None:
     model = seeded(lambda: Labelled(3, 2)).double()
     theta, layout = flatten(model)
-    batch = randn(2, 3, path="x"), randn(2, 2, path="y")
+    batch = randn(2, 3, stream_name="x"), randn(2, 2, stream_name="y")
     H = hessian(make_loss(model, lambda out, y: squared_error(out["logits"], y), layout), theta, batch)
     close(trace(H, method="exact").value, H.to_dense().trace())
 
@@ -270,11 +277,11 @@ def test_a_scripted_network_that_has_been_trained() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         scripted = nn.Sequential(torch.jit.script(plain))
-    batch = randn(12, 5, 3, path="x"), randn(12, 5, 2, path="y")
-    thetas = theta + 0.1 * randn(12, len(theta), path="thetas")
+    batch = randn(12, 5, 3, stream_name="x"), randn(12, 5, 2, stream_name="y")
+    thetas = theta + 0.1 * randn(12, len(theta), stream_name="thetas")
     for _ in range(8):
         scripted(batch[0][0]).sum().backward()
-    loss, V = make_loss(scripted, squared_error, layout), randn(len(theta), 2, path="V")
+    loss, V = make_loss(scripted, squared_error, layout), randn(len(theta), 2, stream_name="V")
     expected = hessian(make_loss(nn.Sequential(plain), squared_error, layout), thetas, batch, route="direct") @ V
     close(hessian(loss, thetas, batch) @ V, expected)
     for route in ("direct", "traced"):

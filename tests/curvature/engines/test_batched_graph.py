@@ -47,7 +47,7 @@ FUNCTIONS = [reads_both_sides, reads_again_later, returns_a_view, overwrites_onl
 @pytest.mark.parametrize("points", [False, True])
 @pytest.mark.parametrize("probes", [False, True])
 def test_a_batched_graph_computes_its_function(function, points, probes) -> None:
-    V, a = randn(*[2] * points, N, N, *[3] * probes, path="V"), randn(*[2] * points, N, N, path="a")
+    V, a = randn(*[2] * points, N, N, *[3] * probes, stream_name="V"), randn(*[2] * points, N, N, stream_name="a")
     graph = batched_graph(function, V, (a,), points=points, probes=probes)
     expected = (lambda v, a: vmap(lambda c: function(c, a), in_dims=-1, out_dims=-1)(v)) if probes else function
     expected = vmap(expected) if points else expected
@@ -60,7 +60,7 @@ def test_a_batched_graph_computes_its_function(function, points, probes) -> None
 
 
 def test_memory_is_reused() -> None:
-    graph = graph_of(many_short_lived, randn(N, N, path="V"), randn(N, N, path="a")).graph
+    graph = graph_of(many_short_lived, randn(N, N, stream_name="V"), randn(N, N, stream_name="a")).graph
     peak, largest = peak_bytes(graph)
     assert largest == 8 * N * N
     assert 2 * largest <= peak <= 4 * largest
@@ -78,7 +78,7 @@ def simplified(function, *inputs: Tensor) -> list[str]:
 
 
 def test_zeros_repetitions_and_views_of_views_are_dropped() -> None:
-    x, y = randn(4, 4, path="x"), randn(4, 4, path="y")
+    x, y = randn(4, 4, stream_name="x"), randn(4, 4, stream_name="y")
     assert simplified(lambda x, y: x * y + torch.zeros_like(x) * y, x, y) == ["aten.mul.Tensor"]
     assert simplified(lambda x, y: x * y - torch.zeros(4, 4).double() @ y, x, y) == ["aten.mul.Tensor"]
     assert len(simplified(lambda x, y: (x @ y).sin() + (x @ y).sin(), x, y)) == 3

@@ -39,7 +39,7 @@ def test_running_out_of_memory_in_a_graph_is_not_mistaken_for_a_refusal_by_vmap(
 ) -> None:
     loss, batch = RELU.loss, tuple(leaf.repeat_interleave(7, dim=0) for leaf in RELU.batch)
     thetas = RELU.thetas.repeat_interleave(7, dim=0)
-    V = randn(thetas.shape[1], 1, path="V")
+    V = randn(thetas.shape[1], 1, stream_name="V")
     expected = hessian(loss, thetas, batch, route="kept") @ V
     batched_graph, sizes = compiled_products.batched_graph, []
 
@@ -58,7 +58,7 @@ def test_running_out_of_memory_in_a_graph_is_not_mistaken_for_a_refusal_by_vmap(
 
 @pytest.mark.slow
 def test_tensors_kept_for_all_points_are_freed_if_their_products_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    V = randn(CONV.thetas.shape[1], 2, path="V")
+    V = randn(CONV.thetas.shape[1], 2, stream_name="V")
     products = Stacked.products
 
     def scarce(stacked: Stacked, V: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ def test_weight_normalisation_in_a_plain_function(route: str) -> None:
     """By the kept route the Hessian was once silently 45 % off."""
     model = seeded(weight_normalised).double()
     theta, layout = flatten(model)
-    batch = randn(5, 3, path="x"), randn(5, 2, path="y")
+    batch = randn(5, 3, stream_name="x"), randn(5, 2, stream_name="y")
 
     def plain(theta: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
         return squared_error(functional_call(model, layout.unflatten(theta), (batch[0],)), batch[1])
@@ -37,7 +37,7 @@ def test_weight_normalisation_in_a_plain_function(route: str) -> None:
 @pytest.mark.parametrize("route", ["auto", "direct", "kept"])
 def test_squared_error_and_attention_in_a_plain_function(route: str) -> None:
     """torch's fused attention has no second derivative, and its ``nn.MSELoss`` no forward-over-reverse derivative."""
-    x, y = randn(1, 2, 3, 4, path="x"), randn(1, 2, 3, 4, path="y")
+    x, y = randn(1, 2, 3, 4, stream_name="x"), randn(1, 2, 3, 4, stream_name="y")
 
     def plain(theta: Tensor, _: None) -> Tensor:
         return nn.MSELoss()(F.scaled_dot_product_attention(theta * x, x, x), y)
@@ -69,7 +69,7 @@ class _Double(nn.Module):
 def test_gauss_newton_raises_an_error_where_only_the_kept_route_would_work() -> None:
     model = seeded(lambda: nn.Sequential(nn.Linear(3, 4), _Double(), nn.Tanh(), nn.Linear(4, 2))).double()
     theta, layout = flatten(model)
-    batch = randn(5, 3, path="x"), randn(5, 2, path="y")
+    batch = randn(5, 3, stream_name="x"), randn(5, 2, stream_name="y")
     loss = make_loss(model, squared_error, layout)
     assert hessian(loss, theta, batch).to_dense().isfinite().all()
     with pytest.raises(RuntimeError, match=r"autograd\.Function"):
@@ -93,7 +93,7 @@ def test_weight_normalisation_in_a_branch_that_the_first_pass_did_not_take(later
     model = seeded(Branching).double().eval()
     theta, layout = flatten(model)
     loss = make_loss(model, squared_error, layout)
-    small, large = ((randn(n, 3, path="x"), randn(n, 2, path="y")) for n in (5, 6))
+    small, large = ((randn(n, 3, stream_name="x"), randn(n, 2, stream_name="y")) for n in (5, 6))
     hessian(loss, theta, small) @ theta
     batch = small
     if later == "a larger batch":

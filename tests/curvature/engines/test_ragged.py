@@ -54,7 +54,7 @@ def test_contract() -> None:
 def test_every_route(route: str) -> None:
     case = cut(CONV)
     H = make(case.loss, case.thetas, case.batch, route=route)
-    V = randn(3, H.num_params, 2, path="V")
+    V = randn(3, H.num_params, 2, stream_name="V")
     close(H.products(V), case.dense @ V)
     assert H.route == route
     assert [len(group.positions) for group in H.objective.groups] == [1, 2]
@@ -64,7 +64,7 @@ def test_every_route(route: str) -> None:
 def test_points_can_be_selected_in_any_order_and_repeatedly() -> None:
     case = cut(CONV)
     H = make(case.loss, case.thetas, case.batch, route="kept")
-    V = randn(H.num_params, 2, path="V")
+    V = randn(H.num_params, 2, stream_name="V")
     for rows in ([2, 0, 1], [1, 1, 0, 2, 2], [-1, 0], [0]):
         chosen = torch.tensor(rows)
         close(H.select(chosen) @ V, case.dense[chosen] @ V)
@@ -113,7 +113,7 @@ def test_a_mask_gives_the_same_hessian_only_without_batch_statistics() -> None:
         loss = make_loss(case.loss.model, masked_cross_entropy, case.loss.layout)
         grouped = cut(case)
         for route in ("direct", "kept", "traced"):
-            V = randn(case.thetas.shape[1], 1, path="V")
+            V = randn(case.thetas.shape[1], 1, stream_name="V")
             masked = hessian(loss, case.thetas, (x, {"labels": labels, "mask": mask}), route=route) @ V
             assert torch.allclose(masked, grouped.dense @ V, rtol=1e-8, atol=1e-10) == same
 

@@ -1,4 +1,7 @@
-"""On randomly generated networks every route gives the dense Hessian by reverse over reverse, in float64."""
+"""On randomly generated networks, the products of every engine agree with the dense Hessian, in float64.
+
+The dense Hessian is computed row by row, by a reverse pass through the gradient.
+"""
 
 import pytest
 import torch
@@ -74,7 +77,8 @@ CRITERIA = {
 }
 
 
-# Examples are not shrunk, because each takes a second.
+# Hypothesis only generates examples (Phase.generate). It does not look for a simpler one that fails too (Phase.shrink),
+# because each example takes a second.
 @settings(
     max_examples=6,
     deadline=None,
@@ -86,7 +90,7 @@ CRITERIA = {
 def test_every_route_on_a_random_network(network, criterion: str, examples: int) -> None:
     model, shape, outputs = network
     theta, layout = flatten(model)
-    g = stream(0, "nobody", criterion, examples)
+    g = stream(0, "nobody", criterion, examples)  # "nobody" is an arbitrary name, under which nothing else is drawn
     thetas = theta + 0.3 * torch.randn(POINTS, len(theta), generator=g, dtype=torch.float64)
     x = torch.randn(POINTS, examples, *shape, generator=g, dtype=torch.float64)
     y = torch.randint(0, outputs, (POINTS, examples), generator=g)

@@ -45,7 +45,7 @@ OPTIONS = [
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ALL, ids=lambda case: case.name)
 def test_all_options_give_the_dense_matrix(case: Case) -> None:
-    V = randn(case.thetas.shape[-1], 3, path="V")
+    V = randn(case.thetas.shape[-1], 3, stream_name="V")
     # A new loss, because "auto" would use traces that other tests have made for the old one.
     loss = make_loss(case.loss.model, case.loss.criterion, case.loss.layout)
     for options in OPTIONS:
@@ -63,7 +63,7 @@ def test_contract(route: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("case", [LINEAR[1], GAUSS_NEWTON[3]], ids=lambda case: case.name)
 def test_gauss_newton_by_trace(case: Case) -> None:
-    V = randn(case.thetas.shape[-1], 3, path="V")
+    V = randn(case.thetas.shape[-1], 3, stream_name="V")
     for options in ({"route": "traced"}, {"route": "traced", "max_memory": 1}, {"route": "direct"}):
         G = gauss_newton(case.loss, case.thetas, case.batch, **options)
         close(G @ V, case.dense @ V)
@@ -80,7 +80,7 @@ OLD_TORCH = pytest.mark.skipif(torch.__version__ < "2.7", reason="torch 2.6 has 
 )
 def test_inference_mode_changes_nothing(route: str) -> None:
     """In inference mode torch records no graph, and a kept graph once gave products of zero there."""
-    V = randn(MLP.thetas.shape[-1], 2, path="V")
+    V = randn(MLP.thetas.shape[-1], 2, stream_name="V")
     loss = make_loss(MLP.loss.model, MLP.loss.criterion, MLP.loss.layout)
     with torch.inference_mode():
         made = [tensor.clone() for tensor in (MLP.thetas, *MLP.batch, V)]
@@ -115,8 +115,8 @@ def test_eigenpairs_do_not_depend_on_the_options() -> None:
 def network(criterion: nn.Module | None = None) -> tuple[object, Tensor, tuple[Tensor, Tensor]]:
     model = seeded(lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))).double()
     theta, layout = flatten(model)
-    thetas = theta + 0.1 * randn(20, len(theta), path="many")
-    batch = randn(20, 5, 3, path="x"), randn(20, 5, 2, path="y")
+    thetas = theta + 0.1 * randn(20, len(theta), stream_name="many")
+    batch = randn(20, 5, 3, stream_name="x"), randn(20, 5, 2, stream_name="y")
     return make_loss(model, criterion or squared_error, layout), thetas, batch
 
 
@@ -189,7 +189,7 @@ def test_the_engine_is_chosen_by_device_size_points_and_products() -> None:
 
 def test_criteria_without_a_forward_derivative_take_the_kept_graph() -> None:
     loss, thetas, batch = network(nn.MSELoss())
-    V = randn(thetas.shape[1], 2, path="V")
+    V = randn(thetas.shape[1], 2, stream_name="V")
     for route in ("kept", "auto"):
         close(hessian(loss, thetas, batch, route=route) @ V, hessian(*network(), route="direct") @ V)
 
@@ -205,7 +205,7 @@ def test_the_kept_graph_of_a_loss_without_curvature_gives_zero() -> None:
 def test_several_weighted_batches_by_every_route() -> None:
     thetas, (x, y) = MLP.thetas, MLP.batch
     batches = [(x[:, :2], y[:, :2]), (x[:, 2:], y[:, 2:]), (x, y)]
-    V = randn(thetas.shape[-1], 2, path="V")
+    V = randn(thetas.shape[-1], 2, stream_name="V")
     expected = hessian(MLP.loss, thetas, batches, weights=[1, 2, 3], route="direct") @ V
     for route in ("kept", "traced"):
         H = hessian(MLP.loss, thetas, batches, weights=[1, 2, 3], route=route)
@@ -262,7 +262,7 @@ class Refusing:
 @pytest.mark.parametrize(("route", "where", "name"), [("direct", direct, "own_memory"), ("traced", Traced, "prepare")])
 def test_chunks_that_a_device_refuses_are_halved(monkeypatch, route: str, where: type, name: str) -> None:
     loss, thetas, batch = network()
-    V = randn(thetas.shape[1], 2, path="V")
+    V = randn(thetas.shape[1], 2, stream_name="V")
     H = hessian(loss, thetas, batch, route=route, chunk=20)
     with without_type_checks():
         expected = hessian(loss, thetas, batch, route="kept") @ V
@@ -312,7 +312,7 @@ def test_an_interruption_leaves_no_incomplete_state(route: str, after: int) -> N
 
     case = RELU
     loss = make_loss(case.loss.model, criterion, case.loss.layout)
-    V = randn(case.thetas.shape[-1], 2, path="V")
+    V = randn(case.thetas.shape[-1], 2, stream_name="V")
     H = hessian(loss, case.thetas, case.batch, route=route, max_memory=1)
     calls["left"] = after
     with pytest.raises(KeyboardInterrupt):

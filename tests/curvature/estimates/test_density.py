@@ -247,7 +247,7 @@ BAD = {
     "grid has shape": {"grid": torch.zeros(2, 2)},
     "width=0": {"width": 0.0},
     "confidence=1": {"confidence": 1.0},
-    "2 probes or more": {"probes": randn(24, 1, path="one")},
+    "2 probes or more": {"probes": randn(24, 1, stream_name="one")},
 }
 
 
@@ -261,7 +261,7 @@ def test_graded_matrices_as_of_confident_predictions() -> None:
     """Their float32 entries underflow, and LAPACK's float32 solvers fail on them or give NaN."""
     graded = torch.logspace(0, -22, 30).double()
     for seed in range(20):
-        J = randn(30, 30, path=f"graded-{seed}") * graded
+        J = randn(30, 30, stream_name=f"graded-{seed}") * graded
         A = (J @ J.mT * graded[:, None] * graded).float()
         A = (A + A.mT) / 2
         nodes = density(operator(A[None]), num_matvecs=64).nodes[0, 0].double()

@@ -120,9 +120,9 @@ NOT_PIECEWISE_AFFINE: dict[str, Callable[[], nn.Module]] = {
 
 @cache
 def case_of(build: Callable[[], nn.Module], criterion: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy) -> Case:
-    batch = (randn(3, 5, 4, path="exact x"), torch.tensor([0, 1, 2, 0, 1]).expand(3, 5))
+    batch = (randn(3, 5, 4, stream_name="exact x"), torch.tensor([0, 1, 2, 0, 1]).expand(3, 5))
     if criterion is not F.cross_entropy:
-        batch = (batch[0], randn(3, 5, 3, path="exact y"))
+        batch = (batch[0], randn(3, 5, 3, stream_name="exact y"))
     return network_case("exact", seeded(build), criterion, batch)
 
 
@@ -248,7 +248,7 @@ def test_wrong_arguments_are_refused_in_plain_words() -> None:
     with without_type_checks(), pytest.raises(ValueError, match="auto, probes, exact"):
         trace(H, method="gram")
     with pytest.raises(ValueError, match="uses no probes"):
-        trace(H, method="exact", probes=randn(5, 3, path="probes"))
+        trace(H, method="exact", probes=randn(5, 3, stream_name="probes"))
 
 
 def test_progress_counts_every_product_once() -> None:

@@ -121,7 +121,7 @@ def test_wrong_options_are_refused_in_plain_words() -> None:
     with pytest.raises(ValueError, match="num_probes=1"):
         moments(H, num_probes=1)
     with pytest.raises(ValueError, match="2 probes or more"):
-        moments(H, probes=randn(24, 1, path="one"))
+        moments(H, probes=randn(24, 1, stream_name="one"))
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-21, 1e18, 1e30])

@@ -156,19 +156,19 @@ def test_wrong_options_are_refused_in_plain_words() -> None:
         with pytest.raises(ValueError, match="give 0 or more"):
             trace(H, num_probes=4, rtol=bad)
     with pytest.raises(ValueError, match="2 probes or more"):
-        trace(H, probes=randn(24, path="one"))
+        trace(H, probes=randn(24, stream_name="one"))
     with without_type_checks():
         for probes, kind in ((torch.ones(24, 3, dtype=torch.complex64), "complex64"), (np.ones((24, 3)), "ndarray")):
             with pytest.raises(ValueError, match=f"probes are .*{kind}; give a tensor of real numbers"):
                 trace(H, probes=probes)
     with pytest.raises(ValueError, match="24, probe"):
-        trace(H, probes=randn(23, 4, path="short"))
+        trace(H, probes=randn(23, 4, stream_name="short"))
 
 
 def test_a_point_that_is_not_finite_adds_no_probes() -> None:
     """The rounds stop when every finite point has met its tolerance, which a NaN never does."""
     A = torch.stack(
-        [torch.eye(40, dtype=torch.float64) + 0.01 * symmetric(randn(40, path="spectrum"), points=1)[0]] * 2
+        [torch.eye(40, dtype=torch.float64) + 0.01 * symmetric(randn(40, stream_name="spectrum"), points=1)[0]] * 2
     )
     alone = trace(operator(A[:1]), rtol=0.5, num_probes=4, method="probes")
     A[1] = torch.nan

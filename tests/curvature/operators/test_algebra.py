@@ -18,7 +18,7 @@ from hessian_tools.loss import make_loss
 TANH, RELU = tanh_mlp(), relu_mlp()
 G_TANH = gauss_newton_case(TANH).dense
 CONV = next(case for case in NETWORKS if case.name == "conv-batchnorm")
-Q = torch.linalg.qr(randn(TANH.thetas.shape[-1], 4, path="Q")).Q
+Q = torch.linalg.qr(randn(TANH.thetas.shape[-1], 4, stream_name="Q")).Q
 BODY = slice(0, 12 + 42)  # the layers 1-6-6-1 with biases have 12, 42 and 7 parameters; the last one is the head
 
 
@@ -78,7 +78,7 @@ def test_blocks_are_the_dense_submatrices(prefixes: tuple[str, ...], names: tupl
     rows = torch.cat([torch.arange(ends[name] - sizes[name], ends[name]) for name in names])
     block = hessian(CONV.loss, CONV.thetas, CONV.batch).block(*prefixes)
     assert block.layout.names == names
-    V = randn(POINTS, len(rows), 2, path="V")
+    V = randn(POINTS, len(rows), 2, stream_name="V")
     close(block @ V, CONV.dense[:, rows][:, :, rows] @ V)
 
 
@@ -109,7 +109,7 @@ def test_another_module_can_be_the_head() -> None:
 
 def test_restriction_to_a_different_subspace_at_each_point() -> None:
     n = TANH.thetas.shape[-1]
-    bases = torch.linalg.qr(randn(POINTS, n, 3, path="each")).Q
+    bases = torch.linalg.qr(randn(POINTS, n, 3, stream_name="each")).Q
     R = hessian(TANH.loss, TANH.thetas, TANH.batch).restrict(bases)
     close(R.to_dense(), bases.mT @ TANH.dense @ bases)
     close(R.select(torch.tensor([2, 0])).to_dense(), (bases.mT @ TANH.dense @ bases)[[2, 0]])

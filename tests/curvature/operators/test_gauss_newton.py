@@ -33,7 +33,7 @@ def test_contract(case: Case) -> None:
 
 @pytest.mark.parametrize("case", LINEAR, ids=lambda case: case.name)
 def test_for_linear_networks_it_is_the_hessian(case: Case) -> None:
-    V = randn(case.thetas.shape[-1], 2, path="V")
+    V = randn(case.thetas.shape[-1], 2, stream_name="V")
     G, H = (make(case.loss, case.thetas, case.batch) for make in (gauss_newton, hessian))
     close(G @ V, H @ V)
     assert ((H - G) @ V).abs().max() < 1e-12 * (H @ V).abs().max()
@@ -41,7 +41,7 @@ def test_for_linear_networks_it_is_the_hessian(case: Case) -> None:
 
 @by_name
 def test_loop_and_vmap_agree(case: Case) -> None:
-    V = randn(case.thetas.shape[-1], 2, path="V")
+    V = randn(case.thetas.shape[-1], 2, stream_name="V")
     close(gauss_newton(case.loss, case.thetas, case.batch, batching="loop") @ V, case.dense @ V)
 
 
@@ -57,7 +57,7 @@ def test_it_is_the_fisher_matrix_with_labels_drawn_from_the_model(case: Case) ->
 
 def test_one_theta_expanded_over_points() -> None:
     """All tasks start from one theta. torch has no forward derivative where points share memory."""
-    thetas, V = CONV.thetas[:1].expand(3, -1), randn(CONV.thetas.shape[-1], 2, path="V")
+    thetas, V = CONV.thetas[:1].expand(3, -1), randn(CONV.thetas.shape[-1], 2, stream_name="V")
     for make in (gauss_newton, hessian):
         close(make(CONV.loss, thetas, CONV.batch) @ V, make(CONV.loss, thetas.clone(), CONV.batch) @ V)
 
@@ -103,15 +103,15 @@ def test_criterion_that_couples_examples() -> None:
     """(sum of outputs)^2: B is 2 in every entry, so G = 2 (sum of rows of J)'(sum of rows of J)."""
     model = nn.Linear(3, 1, bias=False)
     loss = make_loss(model, lambda out, y: out.sum() ** 2, flatten(model)[1])
-    x = randn(4, 3, path="x")
-    G = gauss_newton(loss, randn(3, path="theta"), (x, torch.zeros(4)))
+    x = randn(4, 3, stream_name="x")
+    G = gauss_newton(loss, randn(3, stream_name="theta"), (x, torch.zeros(4)))
     close(G.to_dense(), 2 * torch.outer(x.sum(0), x.sum(0)))
 
 
 def test_mse_loss_works_for_gauss_newton() -> None:
     model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))
     theta, layout = flatten(model)
-    thetas, batch = theta.double().expand(2, -1), (randn(2, 4, 2, path="x"), randn(2, 4, 1, path="y"))
+    thetas, batch = theta.double().expand(2, -1), (randn(2, 4, 2, stream_name="x"), randn(2, 4, 1, stream_name="y"))
     expected = gauss_newton(make_loss(model, squared_error, layout), thetas, batch).to_dense()
     close(gauss_newton(make_loss(model, nn.MSELoss(), layout), thetas, batch).to_dense(), expected)
 
@@ -119,20 +119,20 @@ def test_mse_loss_works_for_gauss_newton() -> None:
 def test_nan_at_one_point_stays_there() -> None:
     thetas = CONV.thetas.clone()
     thetas[1, 0] = torch.nan
-    V = randn(thetas.shape[-1], 2, path="V")
+    V = randn(thetas.shape[-1], 2, stream_name="V")
     product = gauss_newton(CONV.loss, thetas, CONV.batch) @ V
     assert product[1].isnan().all()
     close(product[[0, 2]], (CONV.dense @ V)[[0, 2]])
 
 
 def test_products_do_not_need_grad_mode() -> None:
-    V = randn(CONV.thetas.shape[-1], 2, path="V")
+    V = randn(CONV.thetas.shape[-1], 2, stream_name="V")
     with torch.no_grad():
         close(gauss_newton(CONV.loss, CONV.thetas, CONV.batch) @ V, CONV.dense @ V)
 
 
 def test_float32_agrees_with_float64_to_rounding() -> None:
-    V = randn(CONV.thetas.shape[-1], 2, path="V")
+    V = randn(CONV.thetas.shape[-1], 2, stream_name="V")
     product = gauss_newton(CONV.loss, CONV.thetas.float(), CONV.batch) @ V.float()
     assert product.dtype == torch.float32
     assert (product - CONV.dense @ V).norm() < 1e-4 * (CONV.dense @ V).norm()
@@ -171,7 +171,7 @@ def test_a_network_with_several_outputs() -> None:
     model = Heads().double()
     theta, layout = flatten(model)
     loss = make_loss(model, criterion, layout)
-    x, y = randn(2, 3, path="x"), randn(2, 2, path="y")
+    x, y = randn(2, 3, stream_name="x"), randn(2, 2, stream_name="y")
 
     def outputs(t: Tensor) -> Tensor:
         return torch.cat([out.flatten() for out in loss.outputs(t, x).values()])

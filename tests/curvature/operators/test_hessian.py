@@ -43,7 +43,7 @@ def test_the_dense_reference_itself_is_the_closed_form(case: Case) -> None:
 
 @pytest.mark.parametrize("case", NETWORKS, ids=lambda case: case.name)
 def test_loop_and_vmap_agree(case: Case) -> None:
-    V = randn(case.thetas.shape[-1], 2, path="V")
+    V = randn(case.thetas.shape[-1], 2, stream_name="V")
     loop = hessian(case.loss, case.thetas, case.batch, batching="loop")
     close(loop @ V, case.dense @ V)
     close(gradient(case.loss, case.thetas, case.batch, batching="loop"), gradient(case.loss, case.thetas, case.batch))
@@ -63,7 +63,7 @@ def test_gradient_agrees_with_autograd(case: Case) -> None:
 
 def test_derivatives_outside_vmap_are_wrong_through_batchnorm() -> None:
     """This is why products apply vmap outermost. If torch mends it, the order may be chosen for speed."""
-    V = randn(*CONV.thetas.shape, path="V")
+    V = randn(*CONV.thetas.shape, stream_name="V")
 
     def gradients(thetas: Tensor) -> Tensor:
         return torch.func.vmap(torch.func.grad(CONV.loss))(thetas, CONV.batch)
@@ -135,7 +135,7 @@ def test_hidden_state_is_refused(points: bool) -> None:
     model = seeded(lambda: nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 1)))
     theta, layout = flatten(model)
     loss = make_loss(model, squared_error, layout)
-    x, y = randn(4, 2, path="x"), randn(4, 1, path="y")
+    x, y = randn(4, 2, stream_name="x"), randn(4, 1, stream_name="y")
     thetas, batch = (theta.expand(2, -1), (x.expand(2, 4, 2), y.expand(2, 4, 1))) if points else (theta, (x, y))
     with pytest.raises(HiddenStateError, match=r"'1' .*BatchNorm1d"):
         hessian(loss, thetas, batch)
@@ -184,7 +184,7 @@ def test_a_loss_that_is_not_one_number_is_refused(route: str) -> None:
 def test_the_route_is_reported_after_products_of_parts() -> None:
     model = seeded(lambda: nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))).double()
     theta, layout = flatten(model)
-    batch = randn(6, 4, 2, path="x"), randn(6, 4, 1, path="y")
+    batch = randn(6, 4, 2, stream_name="x"), randn(6, 4, 1, stream_name="y")
     for route in ("direct", "kept", "traced"):
         H = hessian(make_loss(model, squared_error, layout), theta.repeat(6, 1), batch, route=route, max_memory=20_000)
         parts = H.parts()

@@ -10,7 +10,7 @@ from hessian_tools.curvature.operators.lengths import lengths
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("power", [-110, -75, -70, -66, -40, 0, 60, 66, 110])
 def test_lengths_scale_with_the_vectors(power: int, dtype: torch.dtype) -> None:
-    rows = randn(2, 3, 50, path="rows").to(dtype)
+    rows = randn(2, 3, 50, stream_name="rows").to(dtype)
     result = lengths(2.0**power * rows)
     assert result.dtype == torch.float64
     torch.testing.assert_close(result / 2.0**power, rows.double().norm(dim=-1), rtol=8 * torch.finfo(dtype).eps, atol=0)

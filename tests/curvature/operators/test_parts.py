@@ -31,7 +31,7 @@ CASE = NETWORKS[0]
 OPERATORS = {
     "hessian": lambda H, G: H,
     "block": lambda H, G: H.block("body"),
-    "restriction": lambda H, G: H.restrict(torch.linalg.qr(randn(3, H.num_params, 4, path="Q")).Q),
+    "restriction": lambda H, G: H.restrict(torch.linalg.qr(randn(3, H.num_params, 4, stream_name="Q")).Q),
     "difference": lambda H, G: H - G,
     "gram": lambda H, G: adaptation_jacobian(H, 0.1, steps=1).gram,
 }
@@ -105,7 +105,7 @@ def test_parts_are_a_sequence() -> None:
 
 def test_the_number_of_rows_at_once_changes_no_result() -> None:
     H = hessian(CASE.loss, CASE.thetas, CASE.batch)
-    rows = randn(3, 5, H.num_params, path="rows")
+    rows = randn(3, 5, H.num_params, stream_name="rows")
     for at_once in (1, 7, 100):
         close(row_products(H, rows, at_once=at_once), rows @ CASE.dense)
 
@@ -149,7 +149,7 @@ class Watched(Matrices):
 )
 def test_a_part_is_released_when_the_next_ones_are_used(quantity: Callable[[Operator], object]) -> None:
     """Otherwise the data that the parts keep for their products would add up. A few parts may exist at a time."""
-    H = Watched(torch.diag_embed(randn(12, 150, path="watched")))
+    H = Watched(torch.diag_embed(randn(12, 150, stream_name="watched")))
     quantity(H)
     assert len(H.parts_made) >= 12
     assert max(H.alive) <= 3

@@ -15,8 +15,8 @@ def nested() -> tuple[Operator, Tensor]:
     """The restriction of a sum of blocks of sums, and columns V to multiply."""
     H, G = (make(CASE.loss, CASE.thetas, CASE.batch) for make in (hessian, gauss_newton))
     body = 2 * (3 * H - G).block("body") + H.block("body")
-    Q = torch.linalg.qr(randn(body.num_params, 4, path="terms")).Q
-    return body.restrict(Q) - 0.5 * body.restrict(Q), randn(4, 2, path="columns")
+    Q = torch.linalg.qr(randn(body.num_params, 4, stream_name="terms")).Q
+    return body.restrict(Q) - 0.5 * body.restrict(Q), randn(4, 2, stream_name="columns")
 
 
 def test_terms_add_up_to_the_operator_and_hold_no_sum() -> None:
