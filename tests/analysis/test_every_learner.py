@@ -167,7 +167,7 @@ def test_a_learner_with_a_start_is_compared_with_the_untrained_network(study_pat
 
 def test_the_report_says_how_learners_differ_from_the_others(study_path):
     page = (study_path / "report.html").read_text()
-    assert "supervised is a control: trained on all classes at once, not meta-trained." in page
+    assert "supervised is a control: it was trained on all classes at once, not meta-trained." in page
     assert "meta-sgd has no alpha rho: each parameter has a step size of its own." in page
     assert "The inner loop of anil, boil, leo and boil-p moves only a part of the network" in page
     assert "boil-p begins from the best checkpoint of shot-p by validation" in page
