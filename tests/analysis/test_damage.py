@@ -16,10 +16,14 @@ import xarray as xr
 from refused_commands import refused
 
 from analysis.cli import run
-from analysis.folder import open_study
+from analysis.errors import UserError
+from analysis.folder import open_folder, open_study
+from analysis.measure import measure_unit, units
 from analysis.study import open_problem
 from analysis.study_file import study_text
+from analysis.training import TrainUnit, train_unit
 from hessian_tools.runs import files
+from hessian_tools.runs.files import read_json, write_json
 
 
 def flip_a_bit(file: Path) -> None:
@@ -72,6 +76,23 @@ def test_a_changed_or_lost_file_is_named_and_never_read_as_numbers(capsys, copie
     assert run(["verify", str(copied_study)]) == 1
     assert f"maml-seed0/{name} " in capsys.readouterr().out
     file.write_bytes(undamaged)
+
+
+@pytest.mark.parametrize("entry", ["data_digest", "held_out_digest"])
+def test_a_worker_refuses_data_other_than_those_of_its_run(working_folder, micro_study, entry):
+    """A worker process opens the data by itself, possibly after they were overwritten."""
+    shutil.copytree(micro_study, working_folder / "study")
+    study = open_folder("study")
+    unit = next(unit for unit in units(study) if unit.learners == ("maml",) and unit.tasks is not None)
+    manifest = unit.run / "manifest.json"
+    write_json(manifest, read_json(manifest) | {entry: "0" * 64})
+    for flag in (unit.run / "measurements.zarr" / "done" / "c").rglob("*"):
+        if flag.is_file():
+            flag.unlink()  # the unit is to be measured again
+    with pytest.raises(UserError, match="their SHA-256 was 0000000000000000 and is now"):
+        measure_unit(unit, lambda *_: None)
+    with pytest.raises(UserError, match="have changed since"):
+        train_unit(TrainUnit(study, "maml", unit.seed), lambda *_: None)
 
 
 def test_verify_finds_nothing_in_an_undamaged_study(capsys, copied_study):

@@ -14,7 +14,7 @@ from analysis.drawing import style
 from analysis.drawing.figures import FIGURES
 from analysis.drawing.figures.eigenvalues import residuals
 from analysis.drawing.references import curvature_axis
-from analysis.drawing.summary import measured, summarise
+from analysis.drawing.summary import evaluation_scores, lost_evaluations, measured, summarise
 
 NAMES = tuple(FIGURES)
 
@@ -284,3 +284,16 @@ def test_drawing_does_not_change_the_study(ds):
         module.draw(ds)
         module.caption(ds)
     xr.testing.assert_identical(ds, before)
+
+
+def test_an_evaluation_whose_loss_exploded_has_no_accuracy():
+    ds = simulated_study()
+    scores_before, (lost_before, num_tried) = evaluation_scores(ds), lost_evaluations(ds)
+    place = {"learner": "maml", "seed": 0, "checkpoint": 300}
+    first_loss = float(ds["query_loss"].sel(place).isel(inner_step=0).mean())
+    ds["evaluation_loss"].loc[place | {"evaluation_task": 0}] = 1001 * max(first_loss, 1)
+    ds["evaluation_loss"].loc[place | {"evaluation_task": 1}] = 999 * max(first_loss, 1)
+    scores, (lost, num_tried_after) = evaluation_scores(ds), lost_evaluations(ds)
+    assert np.isnan(scores.sel(place).values[0])
+    assert scores.sel(place).values[1] == scores_before.sel(place).values[1]
+    assert (int(lost.sum()), num_tried_after) == (int(lost_before.sum()) + 1, num_tried)
