@@ -14,7 +14,7 @@ from analysis.claims import Plan, Verdict, load_plan, verdicts_from_json
 from analysis.claims.plan import BUNDLED as PLAN
 from analysis.config import StudyConfig
 from analysis.errors import UserError
-from analysis.schema import VARIABLES, describe_learners, stack_runs, with_codes
+from analysis.schema import describe_learners, stack_runs, with_codes
 from analysis.study import Study, build
 from analysis.study_file import parse_study
 from hessian_tools.runs import files
@@ -94,7 +94,8 @@ def measurements(study: Study) -> xr.Dataset:
     ds.attrs = {"study": study.config.name, "split": "test"}  # the attributes that all runs have in common
     if study.config.data.source != "sine-line":
         ds.attrs["ways"] = study.config.data.ways
-    return ds.sortby("checkpoint")[[variable.name for variable in VARIABLES]]  # zarr has no fixed order
+    order = next(iter(runs.values())).attrs.get("variables", list(ds.data_vars))  # zarr has no fixed order
+    return ds.sortby("checkpoint")[order]
 
 
 def open_verdicts(path: str | Path) -> list[Verdict]:

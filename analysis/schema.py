@@ -1,11 +1,12 @@
-"""The names, dimensions, units and meanings of all measured variables.
+"""The form of a study's measurements: what a variable is, the dimensions, and the variables that every study has.
 
-The code that measures fills these variables, and the code that tests, draws or reports reads nothing else. A run (one
-learner with one seed) is a Dataset with the dimensions below. A study stacks its runs along two more dimensions:
-``learner``, whose coordinate holds the learners' names, and ``seed``. The coordinates ``seed`` and ``checkpoint`` hold
-seeds and meta-iterations; the others count from 0. On disk, where zarr has no portable strings, a run keeps its
-learner's name as an attribute, and ``layer`` is an integer code whose meaning is in the CF attributes ``flag_values``
-and ``flag_meanings``.
+The quantities that a study measures declare their own variables (``analysis.quantities``); the variables here describe
+the run and the state of its measurement. The code that measures fills them, and the code that tests, draws or reports
+reads nothing else. A run (one learner with one seed) is a Dataset with the dimensions below. A study stacks its runs
+along two more dimensions: ``learner``, whose coordinate holds the learners' names, and ``seed``. The coordinates
+``seed`` and ``checkpoint`` hold seeds and meta-iterations; the others count from 0, unless a quantity says otherwise.
+On disk, where zarr has no portable strings, a run keeps its learner's name as an attribute, and ``layer`` is an integer
+code whose meaning is in the CF attributes ``flag_values`` and ``flag_meanings``.
 
 Symbols in the descriptions: theta_k is the parameter vector after k of the K inner steps, g_k the gradient of the
 support loss there, and H its Hessian. rho = g'Hg / g'g is the curvature along the gradient. alpha is the inner step
@@ -14,7 +15,7 @@ size, and alpha rho is the product of the two.
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -48,6 +49,7 @@ class Sizes:
     eigenvalues, probes: the number of each in a full measurement. A light measurement has fewer and leaves the last
         entries NaN; see ``LEVEL_MEANINGS``.
     evaluation_tasks: the number of further tasks, on which only loss and accuracy are measured.
+    further: the coordinates of the dimensions that single quantities declare.
     """
 
     checkpoints: tuple[int, ...]
@@ -57,10 +59,11 @@ class Sizes:
     eigenvalues: int
     probes: int
     evaluation_tasks: int
+    further: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def coords(self) -> dict[str, np.ndarray]:
-        """An integer coordinate for each dimension."""
+        """A coordinate for each dimension: integers, but for the dimensions in ``further``."""
         ranges = {
             "inner_step": self.steps + 1,  # theta_0, ..., theta_K
             "step_i": self.steps,
@@ -71,12 +74,17 @@ class Sizes:
             "evaluation_task": self.evaluation_tasks,
         }
         named = {"checkpoint": np.asarray(self.checkpoints), "task": np.asarray(self.tasks)}
-        return named | {name: np.arange(length) for name, length in ranges.items()}
+        return named | {name: np.arange(length) for name, length in ranges.items()} | dict(self.further)
 
 
-def _point(name: str, long_name: str, *extra_dims: str, error: str | None = None) -> Variable:
+def point_variable(name: str, long_name: str, *extra_dims: str, error: str | None = None) -> Variable:
     """A variable that has a value, or values along ``extra_dims``, at every theta_k."""
     return Variable(name, POINT_DIMS + extra_dims, long_name, error)
+
+
+def task_variable(name: str, long_name: str, *extra_dims: str, error: str | None = None) -> Variable:
+    """A variable that has a value, or values along ``extra_dims``, for every inner loop."""
+    return Variable(name, TASK_DIMS + extra_dims, long_name, error)
 
 
 # The codes of ``status`` and of ``level`` are positions in these tuples. A task is diverged if training, its inner loop
@@ -91,50 +99,8 @@ LEVEL_MEANINGS = ("none", "light", "full")
 # which divides by g'g, is 0 / 0 and hence NaN.
 ZERO_GRADIENT = 1e-18
 
-VARIABLES: tuple[Variable, ...] = (
-    # the inner loop
-    _point("support_loss", "loss on the support set (cross-entropy in nat, or squared error)"),
-    _point("query_loss", "loss on the query set (cross-entropy in nat, or squared error)"),
-    _point("support_accuracy", "accuracy on the support set"),
-    _point("query_accuracy", "accuracy on the query set"),
-    _point("theta_norm", "Euclidean norm |theta_k| of the parameters"),
-    _point("grad_norm", "norm |g_k| of the inner gradient"),
-    _point("displacement", "distance |theta_k - theta_0| from the start of the inner loop"),
-    _point("cos_displacement", "cos(-g_k, theta_K - theta_0); not defined at theta_K, where no step follows"),
-    Variable("gram", (*TASK_DIMS, "step_i", "step_j"), "inner products g_i'g_j of the inner gradients"),
-    Variable(
-        "alignment",
-        TASK_DIMS,
-        "alignment A = (|sum g|^2 / sum |g|^2 - 1) / (K - 1): 0 if all g are orthogonal, 1 if equal",
-    ),
-    _point("layer_norm", "Euclidean norm of each parameter tensor", "layer"),
-    # curvature of the support loss
-    _point("hg_ratio", "|Hg| / |g|", error="hg_ratio_error"),
-    _point("hg_ratio_error", "float32 error of |Hg| / |g|, estimated as the error of rho is"),
-    _point("rho", "curvature along the gradient, rho = g'Hg / g'g", error="rho_error"),
-    # The directions z are the random probes and one more; see ``along_gradient`` in ``analysis.quantities.curvature``.
-    _point(
-        "rho_error",
-        "float32 error of rho: the largest |z'Hg - g'Hz| / (|z| |g|) over several directions z, plus 8 eps |Hg| / |g|",
-    ),
-    _point(
-        "alpha_rho",
-        "alpha g'Hg / g'g; a gradient step lowers the quadratic model of the loss if and only if this is below 2",
-        error="alpha_rho_error",
-    ),
-    _point("alpha_rho_error", "float32 error of alpha rho"),
-    _point("rho_normalised", "rho in coordinates in which filters before a normalisation layer have unit norm"),
-    _point("rho_random", "curvature along a random direction, mean over probes", error="rho_random_stderr"),
-    _point("rho_random_stderr", "standard error of the mean of rho along random directions"),
-    _point("eigenvalue", "eigenvalues of largest magnitude", "eigen_index", error="eigenvalue_residual"),
-    _point("eigenvalue_residual", "|Hv - lambda v|: at least one exact eigenvalue is this near", "eigen_index"),
-    _point("eigenvalue_max", "largest algebraic eigenvalue", error="eigenvalue_max_residual"),
-    _point("eigenvalue_max_residual", "|Hv - lambda v| of the largest algebraic eigenvalue"),
-    _point("eigenvalue_min", "smallest algebraic eigenvalue", error="eigenvalue_min_residual"),
-    _point("eigenvalue_min_residual", "|Hv - lambda v| of the smallest algebraic eigenvalue"),
-    _point("trace", "trace of the Hessian, mean over Rademacher probes", error="trace_stderr"),
-    _point("trace_stderr", "standard error of the trace"),
-    _point("trace_sample", "z'Hz of each Rademacher probe; a task keeps its probes at all inner steps", "probe"),
+# The variables of every run, whichever quantities a study measures.
+RUN_VARIABLES: tuple[Variable, ...] = (
     # loss and accuracy on further held-out tasks, without curvature
     Variable("evaluation_loss", ("checkpoint", "evaluation_task"), "query loss after adaptation"),
     Variable("evaluation_accuracy", ("checkpoint", "evaluation_task"), "query accuracy after adaptation"),
@@ -147,21 +113,24 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("num_params", (), "number of parameters that the inner loop moves", dtype="int64"),
 )
 
-BY_NAME: Mapping[str, Variable] = {variable.name: variable for variable in VARIABLES}
 
+def blank_run(sizes: Sizes, variables: Sequence[Variable]) -> xr.Dataset:
+    """The Dataset of a run before anything is measured: NaN for numbers, 0 for flags.
 
-def blank_run(sizes: Sizes) -> xr.Dataset:
-    """The Dataset of a run before anything is measured: NaN for numbers, 0 for flags."""
+    variables: those of the measured quantities; those of every run follow them.
+    """
     coords = sizes.coords
     data = {}
-    for variable in VARIABLES:
+    for variable in (*variables, *RUN_VARIABLES):
         shape = tuple(len(coords[dim]) for dim in variable.dims)
         fill = np.nan if variable.dtype == "float64" else 0
         attrs = {"long_name": variable.long_name, "units": variable.units}
         if variable.error:
             attrs["error_variable"] = variable.error
         data[variable.name] = (variable.dims, np.full(shape, fill, dtype=variable.dtype), attrs)
-    ds = xr.Dataset(data, coords=coords)
+    used = {dim for dims, _, _ in data.values() for dim in dims}
+    ds = xr.Dataset(data, coords={name: values for name, values in coords.items() if name in used})
+    ds.attrs["variables"] = list(data)  # their order, which zarr does not keep
     ds["layer"].attrs.update(flag_values=list(range(len(sizes.layers))), flag_meanings=" ".join(sizes.layers))
     return ds
 
@@ -181,7 +150,7 @@ def stack_runs(runs: Mapping[tuple[str, int], xr.Dataset], learners: Sequence[st
         if seed_runs:
             by_learner.append(_concat(seed_runs, "seed").expand_dims(learner=[learner]))
     ds = _concat(by_learner, "learner")
-    for variable in VARIABLES:
+    for variable in RUN_VARIABLES:
         if variable.dtype != "float64":  # stacking has turned flags with gaps into float64 with NaN
             ds[variable.name] = ds[variable.name].fillna(0).astype(variable.dtype)
     return ds

@@ -14,6 +14,7 @@ from torch import nn
 
 from analysis.config import DataConfig, LearnerConfig, NetworkConfig, StepSizeSearch, StudyConfig
 from analysis.errors import UserError
+from analysis.quantities import Quantity, chosen_quantities
 from hessian_tools.data import CrossDomainTasks, TaskSource, open_tasks
 from hessian_tools.inner.descent import row_parts
 from hessian_tools.inner.learners import ALGORITHMS, Learner
@@ -217,6 +218,18 @@ class Study:
             )
         except ValueError as e:
             raise UserError(f"learners.{name}: {e}") from None
+
+    @cached_property
+    def quantities(self) -> list[Quantity]:
+        """The quantities that the study measures; raises UserError for one that does not exist."""
+        settings = self.config.measure
+        try:
+            return chosen_quantities(settings.quantities, settings.losses, self._load)
+        except ValueError as e:
+            raise UserError(f"measure.quantities: {e}") from None
+
+    def _load(self, name: str) -> object:
+        raise ValueError(f"{name}: quantities of one's own are not supported yet")
 
     @property
     def training_order(self) -> list[list[str]]:

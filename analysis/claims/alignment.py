@@ -15,11 +15,10 @@ from analysis.claims.comparison import Comparison, Question, compare_task_by_tas
 from analysis.claims.plan import Plan
 from analysis.claims.points import UNTRAINED, diverged, first_and_last, points
 from analysis.claims.verdict import Verdict, conclude
-from analysis.schema import BY_NAME, trained_learners, untrained_start
+from analysis.schema import trained_learners, untrained_start
 
 QUANTITY = "alignment"
 TITLE = "the inner gradients of the meta-trained network are aligned"
-UNITS = BY_NAME[QUANTITY].units
 
 
 def alignment_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
@@ -43,7 +42,7 @@ def alignment_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
             steps="all steps",
             comparison="against orthogonal",
             quantity=QUANTITY,
-            units=UNITS,
+            units=ds[QUANTITY].attrs["units"],
             predicted="positive",
         )
         trained_diverged = diverged(ds, learner, checkpoint=last)

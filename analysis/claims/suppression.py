@@ -38,7 +38,7 @@ from analysis.claims.equal_loss import compare_at_equal_loss
 from analysis.claims.plan import Plan
 from analysis.claims.points import UNTRAINED, diverged, first_and_last, points
 from analysis.claims.verdict import Verdict, conclude
-from analysis.schema import BY_NAME, alpha_steps, shot_pairs, trained_learners, untrained_start
+from analysis.schema import alpha_steps, shot_pairs, trained_learners, untrained_start
 
 QUANTITY, WITHOUT_ALPHA, UNIT_NORM, LOSS = "alpha_rho", "rho", "rho_normalised", "support_loss"
 
@@ -54,7 +54,7 @@ def suppression_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
         if start is None:
             continue
         name = quantity(ds, learner, start)
-        question = _question("suppression", title, learner, UNTRAINED, name)
+        question = _question(ds, "suppression", title, learner, UNTRAINED, name)
         verdicts += lower_curvature(ds, plan, question, (start, first), last, plan.margins.suppression)
     return verdicts
 
@@ -67,12 +67,12 @@ def shot_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
     verdicts = []
     for learner, without in pairs:
         name = quantity(ds, learner, without)
-        question = _question("shot", title, learner, without, name)
+        question = _question(ds, "shot", title, learner, without, name)
         verdicts += lower_curvature(ds, plan, question, (without, last), last, plan.margins.shot)
     return verdicts
 
 
-def _question(claim: Claim, title: str, learner: str, baseline: str, quantity: str) -> Question:
+def _question(ds: xr.Dataset, claim: Claim, title: str, learner: str, baseline: str, quantity: str) -> Question:
     """The question of the raw comparison, whose inner steps ``lower_curvature`` fills in."""
     return Question(
         claim=claim,
@@ -82,7 +82,7 @@ def _question(claim: Claim, title: str, learner: str, baseline: str, quantity: s
         steps="",
         comparison="raw",
         quantity=quantity,
-        units=BY_NAME[quantity].units,
+        units=ds[quantity].attrs["units"],
         predicted="negative",
     )
 
@@ -108,7 +108,7 @@ def lower_curvature(
         for name in (question.quantity, UNIT_NORM, LOSS)
     ]
     has_diverged = diverged(ds, question.learner, checkpoint=last) | diverged(ds, other_learner, checkpoint=checkpoint)
-    at_unit_norm = replace(question, quantity=UNIT_NORM, units=BY_NAME[UNIT_NORM].units)
+    at_unit_norm = replace(question, quantity=UNIT_NORM, units=ds[UNIT_NORM].attrs["units"])
     verdicts = []
     for steps, group in plan.step_groups.items():
         rows = group.rows(ds.sizes["inner_step"] - 1)

@@ -152,6 +152,10 @@ class MeasureConfig(Strict):
         checkpoint. All other measurements are ``light``.
     block: the number of tasks that are measured and stored together.
     evaluation_tasks: the number of further tasks, on which only loss and accuracy are measured.
+    quantities: what is measured: names in docs/quantities.md, "standard" or "all", or import paths or files of the
+        user's own quantities, such as my_quantities.py:SHARPNESS.
+    losses: on which losses, besides the support loss, curvature is measured: "query", "across", "other_task"; see
+        ``analysis.quantities.variants``.
     transductive: True if all queries of a task pass through the network as one batch when accuracy is measured, on the
         evaluation tasks and in validation; see ``hessian_tools.evaluate``.
     seed: together with the seed of a run, it determines the held-out tasks and the random probes of the curvature.
@@ -163,6 +167,8 @@ class MeasureConfig(Strict):
     full: LevelConfig = LevelConfig()
     block: Positive = 4
     evaluation_tasks: Positive = 100
+    quantities: tuple[str, ...] = ("standard",)
+    losses: tuple[Literal["query", "across", "other_task"], ...] = ()
     transductive: Flag = TrainConfig.transductive
     seed: Natural = 0
 
