@@ -14,8 +14,10 @@ def learner_description(study: Study, name: str) -> str:
     algorithm = ALGORITHMS[learner.settings.algorithm]
     order = "first-order " if learner.learner.first_order else "second-order "
     title = (order if "first_order" in algorithm.options else "") + algorithm.title
-    penalty = f" + {_shot(learner.settings.shot)}" if learner.settings.shot else ""
-    return ", ".join([title + penalty, *_inner_loop(learner), *_outer_loop(study, learner)])
+    shot, penalty = learner.settings.shot, learner.settings.penalty
+    penalties = f" + {_shot(shot)}" if shot else ""
+    penalties += f" + curvature penalty (weight {penalty.weight:g})" if penalty else ""
+    return ", ".join([title + penalties, *_inner_loop(learner), *_outer_loop(study, learner)])
 
 
 def _inner_loop(learner: StudyLearner) -> list[str]:

@@ -7,12 +7,13 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from analysis.config.base import Flag, FromLibrary, Natural, OneOf, Positive, Rate, Strict, listed, settings_of
 from hessian_tools.inner.learners import ALGORITHMS, Latent, Learner
+from hessian_tools.inner.penalty import CurvaturePenalty
 from hessian_tools.inner.pretraining import ShotPretraining
 from hessian_tools.inner.shot import Shot
 from hessian_tools.inner.steps import RULES, StepRule
 from hessian_tools.train.config import OPTIMISERS, TrainConfig
 
-LATER_SETTINGS = ("shuffle_labels",)  # those that version 0.1 did not have; each is False or None by default
+LATER_SETTINGS = ("shuffle_labels", "penalty")  # those that version 0.1 did not have; each is False or None by default
 
 
 class RuleConfig(Strict):
@@ -82,6 +83,8 @@ class LearnerConfig(Strict):
         the ``inner.steps`` of the study.
     shot: the penalty SHOT on the distance between the ends of few large and of many small inner steps (Lee, Yoo,
         Kwak 2023). pretraining: the settings of training by this distance alone, without query labels (SHOT_p).
+    penalty: the penalty on the mean of alpha |Hg| / |g| over the inner steps; see
+        ``hessian_tools.inner.penalty.CurvaturePenalty``.
     start: the name of another learner of the study. This learner begins from that learner's checkpoint that is best by
         validation, among those of the same seed.
     optimiser, learning_rate: the settings of the outer loop; by default those of the study.
@@ -100,6 +103,7 @@ class LearnerConfig(Strict):
     latent: LatentConfig | None = None
     shot: Annotated[Shot, FromLibrary] | None = None
     pretraining: Annotated[ShotPretraining, FromLibrary] | None = None
+    penalty: Annotated[CurvaturePenalty, FromLibrary] | None = None
     start: str | None = None
     optimiser: Annotated[str, OneOf(OPTIMISERS)] | None = None
     learning_rate: Rate | None = None

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hessian_tools.data import TaskSource
 from hessian_tools.inner.learners import Learner
 from hessian_tools.inner.meta_loss import check_shot
+from hessian_tools.inner.penalty import CurvaturePenalty
 from hessian_tools.inner.pretraining import ShotPretraining
 from hessian_tools.inner.shot import PROBABILITY_DISTANCES, Shot
 from hessian_tools.layout import ParamLayout
@@ -23,7 +24,7 @@ _PLAIN_FIELDS = (
     "seed", "meta_batch", "optimiser", "learning_rate", "validation_tasks", "validation_seed", "transductive"
 )  # fmt: skip
 _REPR_FIELDS = ("learner", "shot", "pretraining")
-_LATER_FIELDS = ("shuffle_labels",)  # each is False or None by default
+_LATER_FIELDS = ("shuffle_labels", "penalty")  # each is False or None by default
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in the repr of an object that defines none; it differs between processes
 
 
@@ -57,6 +58,7 @@ class TrainConfig:
         long runs of such networks the step is traced and replayed, with equal numbers to the bit.
     checkpointing: True keeps the activations of only one inner step at a time, for 1.1 to 1.4 times the running time
         (see ``meta_loss``); the tasks are then computed in turn.
+    penalty: the penalty on the curvature along the inner gradient; None trains without it.
     shuffle_labels: True trains the label-shuffled control, which has nothing to learn: in every training episode, the
         labels of the support set are permuted at random over its examples, and so are those of the query set. The
         number of examples with each label stays the same, and validation keeps the true labels.
@@ -86,6 +88,7 @@ class TrainConfig:
     checkpointing: bool = False
     workers: int = 1
     shuffle_labels: bool = False
+    penalty: CurvaturePenalty | None = None
 
     def __post_init__(self) -> None:
         check_whole(seed=self.seed, validation_seed=self.validation_seed, save_every=self.save_every)
@@ -119,6 +122,10 @@ class TrainConfig:
             raise ValueError(f"shuffle_labels=True changes training, but {self.learner.name} is not trained")
         if self.shuffle_labels and self.pretraining is not None:
             raise ValueError("shuffle_labels=True, but pretraining descends no loss on query labels; use one of them")
+        if self.penalty is not None and self.pretraining is not None:
+            raise ValueError("penalty is added to the query loss, but pretraining descends none; use one of them")
+        if self.penalty is not None:
+            self.penalty.check(self.learner)
         check_shot(self.shot, self.learner)
         if self.pretraining is not None:
             self.pretraining.check(self.learner, self.shot, input_shape=self.tasks.input_shape)

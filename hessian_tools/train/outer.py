@@ -175,4 +175,4 @@ def _task_loss(
     task, checkpointing = (config.learner, loss, theta, episode.support, episode.query), config.checkpointing
     if config.pretraining is not None and shot is not None:
         return pretraining_loss(*task, shot=shot, pretraining=config.pretraining, checkpointing=checkpointing)
-    return meta_loss(*task, shot=shot, noise=noise, checkpointing=checkpointing)
+    return meta_loss(*task, shot=shot, penalty=config.penalty, noise=noise, checkpointing=checkpointing)

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from hessian_tools import MLP, Conv4, Shot, TrainConfig, learners, meta_train
 from hessian_tools.data import open_tasks
 from hessian_tools.inner.learners import Latent
+from hessian_tools.inner.meta_loss import meta_loss
+from hessian_tools.inner.penalty import CurvaturePenalty
 from hessian_tools.inner.pretraining import Augmentation, ShotPretraining
 from hessian_tools.inner.steps import Momentum
 from hessian_tools.train import task_loss
@@ -36,7 +38,7 @@ SQUARED = Shot(distance="squared_error", weight=0.5)
 
 
 def mean_gradient(config: TrainConfig, *, batched: bool) -> Tensor:
-    """The mean meta-gradient, followed by one number for each task: query loss + support loss + output variation."""
+    """The mean meta-gradient, followed by one number for each task: the sum of several parts of its loss."""
     config = replace(config, batched=batched)
     loss, theta = task_loss(config)
     meta = first_parameters(config, loss, theta.double()).requires_grad_()
@@ -44,6 +46,8 @@ def mean_gradient(config: TrainConfig, *, batched: bool) -> Tensor:
     assert len(aux) == config.meta_batch
     assert not aux[0].query_loss.requires_grad
     numbers = torch.stack([torch.stack([a.query_loss, a.support_loss, a.output_variation]).sum() for a in aux])
+    if config.penalty is not None:
+        numbers = numbers + torch.stack([a.relative_change for a in aux])
     return torch.cat([meta.grad, numbers])
 
 
@@ -58,6 +62,9 @@ def mean_gradient(config: TrainConfig, *, batched: bool) -> Tensor:
         replace(SINE, learner=learners.meta_sgd(3, 0.01), shot=Shot(distance="l2_parameters")),
         replace(SINE, learner=learners.reptile(3, 0.01, minibatches=2)),
         replace(SINE, learner=learners.maml(3, 0.01, rule=Momentum())),
+        replace(SINE, shot=SQUARED, penalty=CurvaturePenalty(0.3)),
+        replace(SINE, learner=learners.boil(3, 0.01, first_order=True), penalty=CurvaturePenalty(-0.3)),
+        replace(IMAGES, penalty=CurvaturePenalty(0.3)),
         # These have batch normalisation, for which vmap of the gradient is exact, but the gradient of vmap is not.
         replace(IMAGES, shot=Shot(weight=0.5)),
         replace(IMAGES, learner=learners.supervised(2, 0.05)),
@@ -231,6 +238,27 @@ def test_a_learner_of_shuffled_labels_is_validated_with_the_true_ones():
         assert not (ends[0].diverged or ends[1].diverged)
 
 
+@pytest.mark.slow
+def test_the_weight_of_the_curvature_penalty_moves_the_curvature_on_held_out_tasks():
+    config = replace(SINE, network=partial(MLP, (1, 20, 20, 1)), checkpoints=(0, 60), learning_rate=3e-3, meta_batch=8)
+    loss, _ = task_loss(config)
+
+    def mean_after_training(weight: float | None) -> float:
+        penalty = None if weight is None else CurvaturePenalty(weight)
+        theta = list(meta_train(replace(config, penalty=penalty, validation_tasks=0)))[-1].theta
+        changes = []
+        for index in range(20):
+            episode = config.tasks.episode(seed=9, split="test", index=index)
+            _, aux = meta_loss(config.learner, loss, theta, *episode, penalty=CurvaturePenalty())
+            changes.append(aux.relative_change)
+        return float(torch.stack(changes).mean())
+
+    plain, without, less, more = (mean_after_training(weight) for weight in (None, 0.0, 30.0, -3.0))
+    assert abs(without - plain) < 1e-3 * plain
+    assert less < 0.5 * without
+    assert more > 1.25 * without
+
+
 def test_configurations_that_cannot_be_trained_are_refused(tmp_path):
     with pytest.raises(ValueError, match="optimiser='adamw' is not one of adam, sgd"):
         replace(SINE, optimiser="adamw")
@@ -255,6 +283,10 @@ def test_configurations_that_cannot_be_trained_are_refused(tmp_path):
         replace(IMAGES, learner=learners.untrained(2, 0.05), shuffle_labels=True)
     with pytest.raises(ValueError, match="pretraining descends no loss on query labels"):
         replace(IMAGES, shot=Shot(), pretraining=ShotPretraining(), shuffle_labels=True)
+    with pytest.raises(ValueError, match="penalty is added to the query loss, but pretraining descends none"):
+        replace(IMAGES, shot=Shot(), pretraining=ShotPretraining(), penalty=CurvaturePenalty())
+    with pytest.raises(ValueError, match="which supervised does not descend in training"):
+        replace(IMAGES, learner=learners.supervised(2, 0.05), penalty=CurvaturePenalty())
     with pytest.raises(ValueError, match="does not exist; give a checkpoint file"):
         list(meta_train(replace(SINE, start=tmp_path / "nothing.safetensors")))
     with pytest.raises(ValueError, match="compares class probabilities"):
