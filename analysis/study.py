@@ -213,6 +213,8 @@ class Study:
                 save_every=train_settings.save_every,
                 start=start,
                 pretraining=study_learner.settings.pretraining,
+                penalty=study_learner.settings.penalty,
+                shuffle_labels=study_learner.settings.shuffle_labels,
                 transductive=self.config.measure.transductive,
                 head=self.config.network.head,
             )

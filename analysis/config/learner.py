@@ -1,16 +1,19 @@
 """The settings of a learner in a study; the library's table ``ALGORITHMS`` says which algorithm has which of them."""
 
 from dataclasses import fields
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from analysis.config.base import Flag, FromLibrary, Natural, OneOf, Positive, Rate, Strict, listed, settings_of
 from hessian_tools.inner.learners import ALGORITHMS, Latent, Learner
+from hessian_tools.inner.penalty import CurvaturePenalty
 from hessian_tools.inner.pretraining import ShotPretraining
 from hessian_tools.inner.shot import Shot
 from hessian_tools.inner.steps import RULES, StepRule
-from hessian_tools.train.config import OPTIMISERS
+from hessian_tools.train.config import OPTIMISERS, TrainConfig
+
+LATER_SETTINGS = ("shuffle_labels", "penalty")  # those that version 0.1 did not have; each is False or None by default
 
 
 class RuleConfig(Strict):
@@ -80,9 +83,13 @@ class LearnerConfig(Strict):
         the ``inner.steps`` of the study.
     shot: the penalty SHOT on the distance between the ends of few large and of many small inner steps (Lee, Yoo,
         Kwak 2023). pretraining: the settings of training by this distance alone, without query labels (SHOT_p).
+    penalty: the penalty on the mean of alpha |Hg| / |g| over the inner steps; see
+        ``hessian_tools.inner.penalty.CurvaturePenalty``.
     start: the name of another learner of the study. This learner begins from that learner's checkpoint that is best by
         validation, among those of the same seed.
     optimiser, learning_rate: the settings of the outer loop; by default those of the study.
+    shuffle_labels: True trains the learner on tasks whose labels are permuted at random, as a control that has nothing
+        to learn; it is validated and measured with the true labels.
     """
 
     algorithm: Annotated[str, OneOf(ALGORITHMS)] = "maml"
@@ -96,9 +103,16 @@ class LearnerConfig(Strict):
     latent: LatentConfig | None = None
     shot: Annotated[Shot, FromLibrary] | None = None
     pretraining: Annotated[ShotPretraining, FromLibrary] | None = None
+    penalty: Annotated[CurvaturePenalty, FromLibrary] | None = None
     start: str | None = None
     optimiser: Annotated[str, OneOf(OPTIMISERS)] | None = None
     learning_rate: Rate | None = None
+    shuffle_labels: Flag = TrainConfig.shuffle_labels
+
+    @model_serializer(mode="wrap")
+    def _without_later_settings(self, settings: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # The folders of runs begun before these settings existed do not name them, and are to be resumed.
+        return {name: value for name, value in settings(self).items() if name not in LATER_SETTINGS or value}
 
     @model_validator(mode="after")
     def _settings_are_of_this_algorithm(self) -> "LearnerConfig":

@@ -182,7 +182,7 @@ class MeasureConfig(Strict):
 
 
 class StepSizeSearch(Strict):
-    """A search for one inner step size for all learners, in which one learner without SHOT is trained briefly.
+    """A search for one inner step size for all learners, in which one plain learner is trained briefly.
 
     candidates: the step sizes to try. The step size with the highest validation accuracy is chosen or, for regression,
         the one with the lowest validation loss.
@@ -284,9 +284,10 @@ class StudyConfig(Strict):
 
     def _check_search(self, search: StepSizeSearch) -> None:
         chosen = self.learners.get(search.learner)
-        if chosen is None or chosen.shot or not chosen.trained:
+        if chosen is None or chosen.shot or chosen.penalty or chosen.shuffle_labels or not chosen.trained:
             raise ValueError(
-                f"inner.step_size.learner={search.learner!r} must name a trained learner of this study without shot"
+                f"inner.step_size.learner={search.learner!r} must name a trained learner of this study without shot,"
+                " penalty and shuffle_labels"
             )
         if chosen.start or chosen.step_size or chosen.algorithm == "leo":
             raise ValueError(

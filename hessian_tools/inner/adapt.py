@@ -32,17 +32,18 @@ def learner_path(
     first_gradient: Gradient | None = None,
     minibatches: int = 1,
     checkpointing: bool = False,
+    products: bool = False,
 ) -> InnerPath:
     """The points (parameter vectors) and gradients of a learner's inner loop.
 
     theta: the learner's meta-parameters [meta].
     steps: a number of steps other than the learner's own. The step size is then scaled so that both loops take the
         same total time, as the learner's step rule measures it.
-    first_gradient, minibatches, checkpointing: see ``inner_loop``.
+    first_gradient, minibatches, checkpointing, products: see ``inner_loop``.
 
     LEO moves latent codes, from which the head's weights are decoded (see ``hessian_tools.inner.leo``). Its path
     consists of the networks that are decoded from the codes, then of the fine-tuned ones, with gradients with respect
-    to the head's weights. For LEO, ``steps``, ``first_gradient`` and ``minibatches`` are ignored.
+    to the head's weights. For LEO, ``steps``, ``first_gradient``, ``minibatches`` and ``products`` are ignored.
     """
     if learner.latent is not None:
         return leo.decoded_path(learner, require_network(loss, LEO_NEEDS), theta, support, checkpointing=checkpointing)
@@ -61,4 +62,5 @@ def learner_path(
         rule=learner.rule,
         minibatches=minibatches,
         checkpointing=checkpointing,
+        products=products,
     )
