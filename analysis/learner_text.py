@@ -48,6 +48,8 @@ def _outer_loop(study: Study, learner: StudyLearner) -> list[str]:
         particulars.append(f"SHOT's distance alone (SHOT_p), projector {settings.pretraining.projector}")
     if settings.start:
         particulars.append(f"from the best checkpoint of {settings.start}")
+    if settings.shuffle_labels:
+        particulars.append("trained with shuffled labels")
     outer_loop = (learner.optimiser, learner.learning_rate)
     if settings.trained and outer_loop != (train_settings.optimiser, train_settings.learning_rate):
         particulars.append(f"{OPTIMISERS[learner.optimiser]} {learner.learning_rate:g}")

@@ -213,6 +213,7 @@ class Study:
                 save_every=train_settings.save_every,
                 start=start,
                 pretraining=study_learner.settings.pretraining,
+                shuffle_labels=study_learner.settings.shuffle_labels,
                 transductive=self.config.measure.transductive,
                 head=self.config.network.head,
             )

@@ -213,6 +213,14 @@ def test_a_run_begun_by_version_0_1_resumes_itself_and_no_other(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
+def test_a_setting_of_later_versions_is_no_part_of_a_run_that_does_not_use_it():
+    layout = task_loss(IMAGES)[0].layout
+    used = {"shuffle_labels": True}
+    plain = IMAGES.identity(layout)
+    assert not set(used) & set(plain)
+    assert set(replace(IMAGES, **used).identity(layout)) == set(plain) | set(used)
+
+
 # For each setting, a change that makes the run another run.
 CHANGES = {
     "learner": {"learner": learners.boil(2, 0.1)},
@@ -223,6 +231,7 @@ CHANGES = {
     "learning_rate": {"learning_rate": 0.5},
     "optimiser": {"optimiser": "sgd"},
     "validation_tasks": {"validation_tasks": 1},
+    "shuffle_labels": {"shuffle_labels": True},
 }
 
 

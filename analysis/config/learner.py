@@ -1,16 +1,18 @@
 """The settings of a learner in a study; the library's table ``ALGORITHMS`` says which algorithm has which of them."""
 
 from dataclasses import fields
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from analysis.config.base import Flag, FromLibrary, Natural, OneOf, Positive, Rate, Strict, listed, settings_of
 from hessian_tools.inner.learners import ALGORITHMS, Latent, Learner
 from hessian_tools.inner.pretraining import ShotPretraining
 from hessian_tools.inner.shot import Shot
 from hessian_tools.inner.steps import RULES, StepRule
-from hessian_tools.train.config import OPTIMISERS
+from hessian_tools.train.config import OPTIMISERS, TrainConfig
+
+LATER_SETTINGS = ("shuffle_labels",)  # those that version 0.1 did not have; each is False or None by default
 
 
 class RuleConfig(Strict):
@@ -83,6 +85,8 @@ class LearnerConfig(Strict):
     start: the name of another learner of the study. This learner begins from that learner's checkpoint that is best by
         validation, among those of the same seed.
     optimiser, learning_rate: the settings of the outer loop; by default those of the study.
+    shuffle_labels: True trains the learner on tasks whose labels are permuted at random, as a control that has nothing
+        to learn; it is validated and measured with the true labels.
     """
 
     algorithm: Annotated[str, OneOf(ALGORITHMS)] = "maml"
@@ -99,6 +103,12 @@ class LearnerConfig(Strict):
     start: str | None = None
     optimiser: Annotated[str, OneOf(OPTIMISERS)] | None = None
     learning_rate: Rate | None = None
+    shuffle_labels: Flag = TrainConfig.shuffle_labels
+
+    @model_serializer(mode="wrap")
+    def _without_later_settings(self, settings: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # The folders of runs begun before these settings existed do not name them, and are to be resumed.
+        return {name: value for name, value in settings(self).items() if name not in LATER_SETTINGS or value}
 
     @model_validator(mode="after")
     def _settings_are_of_this_algorithm(self) -> "LearnerConfig":

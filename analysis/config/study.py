@@ -288,6 +288,11 @@ class StudyConfig(Strict):
             raise ValueError(
                 f"inner.step_size.learner={search.learner!r} must name a trained learner of this study without shot"
             )
+        if chosen.shuffle_labels:
+            raise ValueError(
+                f"inner.step_size.learner={search.learner!r} is trained with shuffled labels, so its accuracy says"
+                " nothing about a step size; choose another learner"
+            )
         if chosen.start or chosen.step_size or chosen.algorithm == "leo":
             raise ValueError(
                 f"inner.step_size.learner={search.learner!r} must use the study's step size and begin from the"

@@ -109,6 +109,7 @@ REFUSED = [
     ("{algorithm: untrained, learning_rate: 1.0}", "learning_rate is a setting of"),
     ("{algorithm: leo, pretraining: {}, shot: {}}", "pretraining is a setting of maml"),
     ("{pretraining: {}}", "it needs shot, such as shot: {weight: 1}"),
+    ("{algorithm: untrained, shuffle_labels: true}", "shuffle_labels is a setting of maml, anil, boil, "),
     ("{algorithm: reptile}", "give that fraction, such as learning_rate: 0.5, or optimiser: adam"),
     ("{rule: {decay: 0.5}}", "decay is a setting of momentum and preconditioned, not of plain"),
     ("{rule: {name: momentum, epsilon: 0.5}}", "epsilon is a setting of preconditioned, not of momentum"),
@@ -167,6 +168,8 @@ shot-p: {shot: {weight: 1}, pretraining: {}}
 maml-p: {start: shot-p}
 maml-p-shot: {start: shot-p, shot: {weight: 0.1}}
 boil-p: {algorithm: boil, start: maml-p}
+shuffled-shot: {shuffle_labels: true, shot: {weight: 0.1}}
+leo-shuffled: {algorithm: leo, shuffle_labels: true}
 """
 
 
@@ -180,10 +183,30 @@ def test_pairs_with_and_without_shot_are_found_by_their_settings():
     }
 
 
+def test_the_control_of_shuffled_labels_is_trained_with_them_and_paired_with_none_but_another():
+    several = study(MANY + "shuffled: {shuffle_labels: true}")
+    assert several.training("shuffled", 0).shuffle_labels
+    assert not several.training("maml", 0).shuffle_labels
+    assert several.without_shot["shuffled-shot"] == "shuffled"
+    assert several.without_shot["maml-shot"] == "maml"
+    with pytest.raises(UserError, match=r"learners.one: shuffle_labels=True permutes .* regression does not have"):
+        check(study("one: {shuffle_labels: true}", data={"name": "sine-line"}, network={"name": "mlp"}))
+
+
+def test_settings_of_later_versions_are_written_only_where_they_are_used():
+    """The folder of a run begun before holds the settings without them, and must be resumed."""
+    written = study(MANY).config.model_dump(mode="json")["learners"]
+    assert {name for name, settings in written.items() if "shuffle_labels" in settings} == {
+        "shuffled-shot", "leo-shuffled"
+    }  # fmt: skip
+    assert {"first_order", "pretraining", "learning_rate"} < set(written["maml"])
+    assert LearnerConfig.model_validate(written["leo-shuffled"]).shuffle_labels
+
+
 def test_learners_are_trained_after_those_they_begin_from():
     first, *later = study(MANY).training_order
     assert later == [["maml-p", "maml-p-shot"], ["boil-p"]]
-    assert len(first) == 16
+    assert len(first) == 18
 
 
 def test_circles_and_starts_without_validation_are_refused():
@@ -198,9 +221,9 @@ def test_circles_and_starts_without_validation_are_refused():
 def test_learners_with_the_same_inner_loop_are_grouped():
     groups = study(MANY).alike_before_training
     assert [names for names in groups if len(names) > 1] == [
-        ("control", "maml", "maml-shot", "first", "reptile", "supervised", "shot-p"),
+        ("control", "maml", "maml-shot", "first", "reptile", "supervised", "shot-p", "shuffled-shot"),
         ("anil", "anil-shot", "same-as-anil"),
-        ("leo", "leo-shot"),
+        ("leo", "leo-shot", "leo-shuffled"),
         ("maml-p", "maml-p-shot"),
     ]
     # A learner with a step size of its own is never grouped with learners that take the study's, even at equal values.
@@ -217,7 +240,7 @@ def test_alpha_is_a_number_only_for_steps_along_the_gradient():
     learners = study(MANY).learners
     alphas = {name: one.alpha for name, one in learners.items()}
     without = {name for name, alpha in alphas.items() if isnan(alpha)}
-    assert without == {"meta-sgd", "momentum", "leo", "leo-shot"}
+    assert without == {"meta-sgd", "momentum", "leo", "leo-shot", "leo-shuffled"}
     assert {alphas[name] for name in set(alphas) - without} == {ALPHA, 0.5, 0.7}
     assert learners["momentum"].learner.why_no_alpha == "its steps follow the momentum rule"
 
@@ -228,6 +251,7 @@ def test_a_report_names_the_settings_in_which_a_learner_differs():
     assert learner_description(many, "leo") == "second-order LEO, 2 of the steps on codes of 64, then 2 on weights"
     assert learner_description(many, "same-as-anil") == "second-order MAML, moving head"
     assert learner_description(many, "maml-p") == "second-order MAML, from the best checkpoint of shot-p"
+    assert learner_description(many, "leo-shuffled").endswith("2 on weights, trained with shuffled labels")
     said = learner_description(many, "shot-p")
     assert "SHOT (weight 1, kl_reference_target, T = 1, R = K, reference detached), SHOT's distance alone" in said
 
@@ -237,4 +261,6 @@ def test_a_search_for_the_step_size_needs_a_learner_that_takes_it():
     for settings in ("{step_size: 0.3}", "{algorithm: leo}", "{start: two}"):
         with pytest.raises(UserError, match="must use the study's step size and begin from the untrained network"):
             study(f"one: {settings}\ntwo: {{}}", inner=search)
+    with pytest.raises(UserError, match="is trained with shuffled labels, so its accuracy says nothing"):
+        study("one: {shuffle_labels: true}", inner=search)
     assert study("one: {algorithm: anil}", inner=search).config.inner.step_size.learner == "one"

@@ -17,7 +17,7 @@ from hessian_tools.inner.learners import Latent
 from hessian_tools.inner.pretraining import Augmentation, ShotPretraining
 from hessian_tools.inner.steps import Momentum
 from hessian_tools.train import task_loss
-from hessian_tools.train.outer import accumulate_gradient, is_batched
+from hessian_tools.train.outer import accumulate_gradient, is_batched, training_episode
 from hessian_tools.train.warm_start import first_parameters
 
 SINE = TrainConfig(
@@ -198,6 +198,39 @@ def test_every_task_has_its_own_augmentation_and_its_own_noise():
         assert (first - second).norm() > 1e-3 * first.norm()
 
 
+def test_shuffled_labels_are_permuted_within_the_support_set_and_within_the_query_set_of_each_task():
+    config = replace(IMAGES, tasks=replace(IMAGES.tasks, shots=2, queries=4), shuffle_labels=True)
+    given, orders = replace(config, shuffle_labels=False), []
+    for index in range(30):
+        shuffled, true = training_episode(config, index), training_episode(given, index)
+        for (x, y), (x_true, y_true) in zip(shuffled, true, strict=True):
+            assert torch.equal(x, x_true)
+            assert torch.equal(y.bincount(minlength=3), y_true.bincount(minlength=3))
+        assert torch.equal(shuffled.query[1], training_episode(config, index).query[1])
+        orders.append(torch.cat([shuffled.support[1], shuffled.query[1]]))
+    labels = torch.stack(orders)
+    assert len(labels.unique(dim=0)) == 30  # every task is permuted in its own way
+    true_labels = torch.cat([true.support[1], true.query[1]])
+    agreement = (labels == true_labels).double().mean()
+    assert abs(agreement - 1 / 3) < 4 * (1 / 3 * 2 / 3 / labels.numel()) ** 0.5  # what chance gives
+    other_seed = training_episode(replace(config, seed=1), 0)
+    assert not torch.equal(other_seed.query[1], orders[0][6:])
+
+
+def test_a_learner_of_shuffled_labels_is_validated_with_the_true_ones():
+    plain, shuffled = (
+        list(meta_train(replace(IMAGES, shuffle_labels=shuffle, checkpoints=(0, 1), validation_tasks=3)))
+        for shuffle in (False, True)
+    )
+    assert shuffled[0].validation_loss == plain[0].validation_loss
+    assert not torch.equal(shuffled[1].theta, plain[1].theta)
+    for learner in (learners.supervised(2, 0.05), learners.reptile(2, 0.05), learners.meta_sgd(2, 0.05)):
+        config = replace(IMAGES, learner=learner, checkpoints=(0, 1), validation_tasks=0)
+        ends = [list(meta_train(replace(config, shuffle_labels=s)))[1] for s in (False, True)]
+        assert not torch.equal(ends[0].theta, ends[1].theta)
+        assert not (ends[0].diverged or ends[1].diverged)
+
+
 def test_configurations_that_cannot_be_trained_are_refused(tmp_path):
     with pytest.raises(ValueError, match="optimiser='adamw' is not one of adam, sgd"):
         replace(SINE, optimiser="adamw")
@@ -216,6 +249,12 @@ def test_configurations_that_cannot_be_trained_are_refused(tmp_path):
         replace(IMAGES, learner=latent, batched=True)
     with pytest.raises(ValueError, match="a latent learner's inner loop moves codes; use pretraining=None"):
         replace(IMAGES, learner=latent, shot=Shot(), pretraining=ShotPretraining())
+    with pytest.raises(ValueError, match="permutes the labels of classes, which regression does not have"):
+        replace(SINE, shuffle_labels=True)
+    with pytest.raises(ValueError, match="changes training, but untrained is not trained"):
+        replace(IMAGES, learner=learners.untrained(2, 0.05), shuffle_labels=True)
+    with pytest.raises(ValueError, match="pretraining descends no loss on query labels"):
+        replace(IMAGES, shot=Shot(), pretraining=ShotPretraining(), shuffle_labels=True)
     with pytest.raises(ValueError, match="does not exist; give a checkpoint file"):
         list(meta_train(replace(SINE, start=tmp_path / "nothing.safetensors")))
     with pytest.raises(ValueError, match="compares class probabilities"):

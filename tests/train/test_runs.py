@@ -38,6 +38,7 @@ RUNS = {
         shot=Shot(1e-3, distance="l2_parameters"),
     ),
     "shot-p": replace(IMAGES, shot=Shot(), pretraining=ShotPretraining(hidden=4)),
+    "shuffled-labels": replace(IMAGES, shuffle_labels=True),
     # MAML on regression tasks: their network has no convolutions, so all tasks of an outer step are computed at once.
     "maml-batched": replace(SINE, shot=Shot(distance="squared_error", schedule="cosine", schedule_steps=4)),
 }
