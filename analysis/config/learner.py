@@ -12,7 +12,7 @@ from hessian_tools.inner.shot import Shot
 from hessian_tools.inner.steps import RULES, StepRule
 from hessian_tools.train.config import OPTIMISERS, TrainConfig
 
-LATER_SETTINGS = ("shuffle_labels",)  # those that version 0.1 did not have; each is False or None by default
+LATER_SETTINGS = ("shuffle_labels", "seeds")  # those that version 0.1 did not have; each is False or None by default
 
 
 class RuleConfig(Strict):
@@ -85,6 +85,10 @@ class LearnerConfig(Strict):
     start: the name of another learner of the study. This learner begins from that learner's checkpoint that is best by
         validation, among those of the same seed.
     optimiser, learning_rate: the settings of the outer loop; by default those of the study.
+    seeds: the learner has those seeds of the study that are among these; by default it has all. Such a list may name
+        seeds that the study does not have yet, because seeds can be added to a study.
+
+    Two learners are equal if they are trained and adapt in the same way, whichever seeds they have.
     shuffle_labels: True trains the learner on tasks whose labels are permuted at random, as a control that has nothing
         to learn; it is validated and measured with the true labels.
     """
@@ -103,6 +107,7 @@ class LearnerConfig(Strict):
     start: str | None = None
     optimiser: Annotated[str, OneOf(OPTIMISERS)] | None = None
     learning_rate: Rate | None = None
+    seeds: Annotated[tuple[Natural, ...], Field(min_length=1)] | None = None
     shuffle_labels: Flag = TrainConfig.shuffle_labels
 
     @model_serializer(mode="wrap")
@@ -127,6 +132,16 @@ class LearnerConfig(Strict):
             )
         return self
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LearnerConfig) and self._without_seeds == other._without_seeds
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._without_seeds.values()))
+
+    @property
+    def _without_seeds(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "seeds"}
+
     @property
     def trained(self) -> bool:
         """False for the untrained control, True for every other learner."""
@@ -148,7 +163,7 @@ class LearnerConfig(Strict):
         return algorithm.learner(inner_steps, self.step_size or algorithm.step_size or step_size, **settings)
 
 
-# Maps each setting to the algorithms that have it; every algorithm has step_size.
+# Maps each setting to the algorithms that have it; every algorithm has step_size and seeds.
 LEARNER_SETTINGS: dict[str, tuple[str, ...]] = {
     setting: tuple(
         name
@@ -156,5 +171,5 @@ LEARNER_SETTINGS: dict[str, tuple[str, ...]] = {
         if setting in (*algorithm.learner_settings, *algorithm.training_settings)
     )
     for setting in LearnerConfig.model_fields
-    if setting not in ("algorithm", "step_size")
+    if setting not in ("algorithm", "step_size", "seeds")
 }
