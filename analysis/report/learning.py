@@ -27,11 +27,11 @@ _DIFFERENCE = (
 )
 _SPEED = (
     "The meta-iteration at which the mean over held-out tasks first reaches each level, by linear interpolation "
-    "between checkpoints. A cell has one number for each of the learner's seeds, in their order ({seeds}); {dash} means "
-    "that the level is not reached. The levels lie a quarter, half and three quarters of the way from the untrained "
-    "network to the best mean of this study. A mean can reach a level by chance: the mean at one checkpoint is known to about ± {half}. This is "
-    "half the width of the {percent:g} % interval over tasks, of which the median over all learners, seeds and "
-    "checkpoints is taken."
+    "between checkpoints. A cell has one number for each of the learner's seeds, in their order ({seeds}); {dash} "
+    "means that the level is not reached. The levels lie a quarter, half and three quarters of the way from the "
+    "untrained network to the best mean of this study. A mean can reach a level by chance: the mean at one checkpoint "
+    "is known to about ± {half}. This is half the width of the {percent:g} % interval over tasks, of which the median "
+    "over all learners, seeds and checkpoints is taken."
 )
 
 
