@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -85,7 +86,7 @@ def measurements(study: Study) -> xr.Dataset:
     if not runs:
         raise UserError(f"nothing is measured yet in {study.path}; run 'hessian-tools measure {study.path}' first")
     ds = describe_learners(
-        stack_runs(runs, list(study.learners)),
+        stack_runs(runs, list(study.learners), planned=study.runs),
         trained={name: learner.settings.trained for name, learner in study.learners.items()},
         without_shot=study.without_shot,
         untrained_start=study.untrained_start,
@@ -167,12 +168,18 @@ def _refuse_another(study: Study, begun: StudyConfig) -> None:
         if key == "seeds":
             same = set(old[key]) <= set(new[key])
         if key == "learners":
-            same = all(new[key].get(name) == learner for name, learner in old[key].items())
+            same = all(name in new[key] and _continues(learner, new[key][name]) for name, learner in old[key].items())
         if not same:
             raise UserError(
                 f"{study.path} holds another study: its {key} is {_short(old[key])}, yours {_short(new[key])};"
                 " choose another --out (only seeds and learners may be added)"
             )
+
+
+def _continues(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """True if a learner's new settings are the old ones, perhaps with more seeds; no list of seeds stands for all."""
+    more = new.get("seeds") is None or (old.get("seeds") is not None and set(old["seeds"]) <= set(new["seeds"]))
+    return more and {**old, "seeds": None} == {**new, "seeds": None}
 
 
 def _short(value: object) -> str:

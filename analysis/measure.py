@@ -130,7 +130,11 @@ def units(study: Study) -> list[Unit]:
     cuts = sorted({*range(0, full_tasks, block), *range(full_tasks, settings.tasks, block), settings.tasks})
     blocks = [*(tuple(range(first, end)) for first, end in pairwise(cuts)), None]
     # Each row is (learners, seed, checkpoint), of which a unit is made for every block.
-    rows = [(names, seed, 0) for names in study.alike_before_training for seed in study.config.seeds]
+    rows = []
+    for names in study.alike_before_training:
+        for seed in study.config.seeds:
+            having = tuple(name for name in names if seed in study.config.seeds_of(name))
+            rows += [(having, seed, 0)] if having else []
     rows += [
         ((learner,), seed, checkpoint)
         for learner, seed in study.runs

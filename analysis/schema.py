@@ -14,7 +14,7 @@ size, and alpha rho is the product of the two.
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -89,11 +89,12 @@ def task_variable(name: str, long_name: str, *extra_dims: str, error: str | None
 
 # The codes of ``status`` and of ``level`` are positions in these tuples. A task is diverged if training, its inner loop
 # or its curvature has left the finite numbers, or if a loss of its inner loop has exploded (see ``exploded`` in
-# ``hessian_tools.trajectory.trajectory``). The first tasks are measured in full at the first and the last checkpoint,
-# with more eigenvalues and probes. All other measurements are light, with few of them. A study sets both numbers in
-# measure.light and measure.full, and the number of the first tasks in measure.full_tasks.
-STATUS_MEANINGS = ("not_measured", "measured", "diverged")
-NOT_MEASURED, MEASURED, DIVERGED = range(3)
+# ``hessian_tools.trajectory.trajectory``). "no_such_seed" marks the seeds that a learner does not have by the study's
+# settings. The first tasks are measured in full at the first and the last checkpoint, with more eigenvalues and probes.
+# All other measurements are light, with few of them. A study sets both numbers in measure.light and measure.full, and
+# the number of the first tasks in measure.full_tasks.
+STATUS_MEANINGS = ("not_measured", "measured", "diverged", "no_such_seed")
+NOT_MEASURED, MEASURED, DIVERGED, NO_SUCH_SEED = range(4)
 LEVEL_MEANINGS = ("none", "light", "full")
 # A gradient whose norm is below this counts as zero: the squares of its entries underflow in float32, so that rho,
 # which divides by g'g, is 0 / 0 and hence NaN.
@@ -135,13 +136,20 @@ def blank_run(sizes: Sizes, variables: Sequence[Variable]) -> xr.Dataset:
     return ds
 
 
-def stack_runs(runs: Mapping[tuple[str, int], xr.Dataset], learners: Sequence[str]) -> xr.Dataset:
+def stack_runs(
+    runs: Mapping[tuple[str, int], xr.Dataset],
+    learners: Sequence[str],
+    *,
+    planned: Collection[tuple[str, int]] | None = None,
+) -> xr.Dataset:
     """Stack all runs of a study in one Dataset with the leading dimensions ``learner`` (names) and ``seed``.
 
     runs: the runs by (learner, seed).
     learners: the names, in the order that the Dataset is to have.
+    planned: every (learner, seed) that the study has by its settings; by default all combinations.
 
     Where a (learner, seed) has no run, or a run lacks a checkpoint that other runs have, numbers are NaN and flags 0.
+    The status of a (learner, seed) that is not planned is "no_such_seed".
     """
     seeds = sorted({seed for _, seed in runs})
     by_learner = []
@@ -153,6 +161,10 @@ def stack_runs(runs: Mapping[tuple[str, int], xr.Dataset], learners: Sequence[st
     for variable in RUN_VARIABLES:
         if variable.dtype != "float64":  # stacking has turned flags with gaps into float64 with NaN
             ds[variable.name] = ds[variable.name].fillna(0).astype(variable.dtype)
+    if planned is not None:
+        is_planned = [[(name, seed) in planned for seed in seeds] for name in ds["learner"].values]
+        mask = xr.DataArray(is_planned, dims=("learner", "seed"))
+        ds["status"] = ds["status"].where(mask, np.int8(NO_SUCH_SEED)).assign_attrs(ds["status"].attrs)
     return ds
 
 
@@ -210,6 +222,18 @@ def with_codes(ds: xr.Dataset) -> xr.Dataset:
 def learner_names(ds: xr.Dataset) -> list[str]:
     """The names of the learners in a study, in the order of the learner coordinate."""
     return [str(name) for name in ds["learner"].values]
+
+
+def has_seed(ds: xr.Dataset, *names: str) -> np.ndarray:
+    """True for each seed [seed] of the study that all of the learners have by the study's settings."""
+    status = ds["status"].sel(learner=list(names)).transpose("seed", ...).values
+    return np.asarray((status != NO_SUCH_SEED).reshape(len(status), -1).all(axis=1))
+
+
+def with_seeds_of(ds: xr.Dataset, *names: str) -> xr.Dataset:
+    """The study with only those seeds that all of the learners have, on which they can be compared pair by pair."""
+    keep = has_seed(ds, *names)
+    return ds if keep.all() else ds.isel(seed=np.flatnonzero(keep))
 
 
 def untrained_start(ds: xr.Dataset, name: str) -> str | None:

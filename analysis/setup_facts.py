@@ -42,7 +42,7 @@ def facts(study: Study) -> dict[str, str]:
         f" {train_settings.meta_batch} tasks a meta-iteration, checkpoints at"
         f" {', '.join(map(str, train_settings.checkpoints))}",
         "Seeds": f"{len(config.seeds)}: {', '.join(map(str, config.seeds))} (initial parameters, training tasks and"
-        " held-out tasks)",
+        f" held-out tasks){_fewer_seeds(study)}",
         "Held-out tasks": f"{measure_settings.tasks} a seed with curvature at every inner step"
         f" ({measure_settings.full_tasks} of them in full at the first and the last checkpoint),"
         f" {measure_settings.evaluation_tasks} a seed for accuracy{protocol}",
@@ -80,6 +80,18 @@ def notes(study: Study) -> list[str]:
     ]
 
 
+def _fewer_seeds(study: Study) -> str:
+    """The clause that names the learners which have only some of the study's seeds; "" if all have all."""
+    config = study.config
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for name in study.learners:
+        groups.setdefault(config.seeds_of(name), []).append(name)
+    groups.pop(config.seeds, None)
+    return "".join(
+        f"; {', '.join(names)}: only {', '.join(map(str, seeds)) or 'none'}" for seeds, names in groups.items()
+    )
+
+
 def _warm_starts(study: Study) -> list[str]:
     """A line for each learner that began from another learner's checkpoint.
 
@@ -88,7 +100,7 @@ def _warm_starts(study: Study) -> list[str]:
     lines = []
     for name, learner in study.learners.items():
         start = learner.settings.start
-        records = [study.run(name, seed) / WARM_START for seed in study.config.seeds if start]
+        records = [study.run(name, seed) / WARM_START for seed in study.config.seeds_of(name) if start]
         steps = ", ".join(str(read_json(path)["meta_step"]) for path in records if path.exists())
         if steps:
             line = (

@@ -166,7 +166,7 @@ class Study:
     @property
     def runs(self) -> list[tuple[str, int]]:
         """Every run of the study as (learner, seed)."""
-        return [(name, seed) for name in self.learners for seed in self.config.seeds]
+        return [(name, seed) for name in self.learners for seed in self.config.seeds_of(name)]
 
     def run(self, learner: str, seed: int) -> Path:
         """The folder of one run."""

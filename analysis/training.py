@@ -128,11 +128,16 @@ def record_run_ownership(study: Study) -> None:
     }
     for learner, seed in study.runs:
         run_settings = {
-            "learner": config["learners"][learner],
-            "begins_from": [config["learners"][start] for start in study.config.starts(learner)],
+            "learner": _of_one_run(config["learners"][learner]),
+            "begins_from": [_of_one_run(config["learners"][start]) for start in study.config.starts(learner)],
             "seed": seed,
         }
         record_ownership(study.run(learner, seed), "config", shared_settings | run_settings, facts=facts)
+
+
+def _of_one_run(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a learner on which its run depends: all but its list of seeds, to which more may be added."""
+    return {name: value for name, value in settings.items() if name != "seeds"}
 
 
 def refuse_changed_data(study: Study, runs: Iterable[tuple[str, int]]) -> None:

@@ -15,7 +15,7 @@ from analysis.claims.comparison import Comparison, Question, compare_task_by_tas
 from analysis.claims.plan import Plan
 from analysis.claims.points import UNTRAINED, diverged, first_and_last, points
 from analysis.claims.verdict import Verdict, conclude
-from analysis.schema import trained_learners, untrained_start
+from analysis.schema import trained_learners, untrained_start, with_seeds_of
 
 QUANTITY = "alignment"
 TITLE = "the inner gradients of the meta-trained network are aligned"
@@ -30,10 +30,13 @@ def alignment_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
     first, last = first_and_last(ds) if learners else (0, 0)
     verdicts = []
     for learner in learners:
+        start = untrained_start(ds, learner)
+        part = with_seeds_of(ds, learner, start or learner)
+        if not part.sizes["seed"]:
+            continue
         # A has one value per task, while ``compare_task_by_task`` expects values [seed, task, step]. So A gets a step
         # axis of length 1.
-        trained = points(ds, QUANTITY, learner, checkpoint=last)[..., None]
-        start = untrained_start(ds, learner)
+        trained = points(part, QUANTITY, learner, checkpoint=last)[..., None]
         question = Question(
             claim="alignment",
             title=TITLE,
@@ -45,13 +48,13 @@ def alignment_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
             units=ds[QUANTITY].attrs["units"],
             predicted="positive",
         )
-        trained_diverged = diverged(ds, learner, checkpoint=last)
+        trained_diverged = diverged(part, learner, checkpoint=last)
         # Each null hypothesis has its question, the values of its baseline, and the units that diverged on either side.
         nulls = [(question, np.zeros_like(trained), trained_diverged)]
         if start is not None:
-            untrained = points(ds, QUANTITY, start, checkpoint=first)[..., None]
+            untrained = points(part, QUANTITY, start, checkpoint=first)[..., None]
             second = replace(question, baseline=UNTRAINED, comparison="against untrained")
-            nulls.append((second, untrained, trained_diverged | diverged(ds, start, checkpoint=first)))
+            nulls.append((second, untrained, trained_diverged | diverged(part, start, checkpoint=first)))
         for asked, baseline, has_diverged in nulls:
             comparison = _with_obstacle(
                 compare_task_by_task(trained, baseline, plan, diverged=has_diverged), ds.sizes["step_i"]

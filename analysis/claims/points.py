@@ -1,13 +1,15 @@
 """Reads from a study's Dataset the values that the claims compare.
 
-A study with missing values is refused. A returned value is NaN only where the quantity is not defined, or where
-training or the inner loop diverged. A unit is one task of one seed.
+A study with missing values is refused. A returned value is NaN only where the quantity is not defined, where training
+or the inner loop diverged, or where the learner has no such seed by the study's settings. A comparison of two learners
+reads its values from ``analysis.schema.with_seeds_of(ds, learner, other)``, which has the seeds of both sides. A unit
+is one task of one seed.
 """
 
 import numpy as np
 import xarray as xr
 
-from analysis.schema import DIVERGED, NOT_MEASURED, ZERO_GRADIENT
+from analysis.schema import DIVERGED, NO_SUCH_SEED, NOT_MEASURED, ZERO_GRADIENT
 
 # Verdicts use this name when the baseline is the untrained network, whatever name the study gives to its untrained
 # control.
@@ -44,9 +46,9 @@ def diverged(ds: xr.Dataset, learner: str, *, checkpoint: int) -> np.ndarray:
 def points(ds: xr.Dataset, variable: str, learner: str, *, checkpoint: int) -> np.ndarray:
     """Return the values of a learner at a checkpoint [seed, task, ...].
 
-    All values of a unit that diverged are NaN. A quantity that is divided by the squared norm of a gradient is NaN
-    where that gradient is zero. The alignment of a task's inner gradients (see ``analysis/claims/alignment.py``) is NaN
-    where all of them are zero, or where there is only one.
+    All values of a unit that diverged are NaN, and so are those of a seed that the learner does not have. A quantity
+    that is divided by the squared norm of a gradient is NaN where that gradient is zero. The alignment of a task's
+    inner gradients (see ``analysis/claims/alignment.py``) is NaN where all of them are zero, or where there is one.
 
     Raises NotMeasuredError if any unit has not been measured: a verdict speaks of the whole study, and cannot rest on a
     part of it. Raises it also if a unit that is marked as measured lacks a number that should exist.
@@ -54,10 +56,10 @@ def points(ds: xr.Dataset, variable: str, learner: str, *, checkpoint: int) -> n
     one = _at(ds[["status", "grad_norm", variable]], learner, checkpoint)
     _refuse_unmeasured(one, learner, checkpoint)
     values = one[variable].values.astype(np.float64)  # a copy: the study is never written to
-    diverged_units = one["status"].values == DIVERGED
-    values[diverged_units] = np.nan
+    without_values = np.isin(one["status"].values, (DIVERGED, NO_SUCH_SEED))
+    values[without_values] = np.nan
     lost = ~np.isfinite(values) & ~_undefined(one, variable)
-    lost[diverged_units] = False
+    lost[without_values] = False
     if lost.any():
         _refuse_lost(one, variable, learner, checkpoint, lost)
     return values

@@ -38,7 +38,7 @@ from analysis.claims.equal_loss import compare_at_equal_loss
 from analysis.claims.plan import Plan
 from analysis.claims.points import UNTRAINED, diverged, first_and_last, points
 from analysis.claims.verdict import Verdict, conclude
-from analysis.schema import alpha_steps, shot_pairs, trained_learners, untrained_start
+from analysis.schema import alpha_steps, shot_pairs, trained_learners, untrained_start, with_seeds_of
 
 QUANTITY, WITHOUT_ALPHA, UNIT_NORM, LOSS = "alpha_rho", "rho", "rho_normalised", "support_loss"
 
@@ -97,12 +97,16 @@ def lower_curvature(
 ) -> list[Verdict]:
     """Return the verdicts on a question for each step group, in all three comparisons.
 
+    The seeds are those that both learners have; if there is none, there is no verdict.
     baseline: the learner and the checkpoint to compare with. last: the checkpoint of the question's learner.
     margin: the smallest effect of interest, as a fraction of the baseline's mean |quantity| in the step group. The raw
         comparison and the one at equal support loss take the fraction of the same mean, so that their verdicts can be
         compared.
     """
     other_learner, checkpoint = baseline
+    ds = with_seeds_of(ds, question.learner, other_learner)
+    if not ds.sizes["seed"]:
+        return []
     sides = [
         (points(ds, name, question.learner, checkpoint=last), points(ds, name, other_learner, checkpoint=checkpoint))
         for name in (question.quantity, UNIT_NORM, LOSS)

@@ -13,7 +13,8 @@ from hessian_tools.inner.shot import Shot
 from hessian_tools.inner.steps import RULES, StepRule
 from hessian_tools.train.config import OPTIMISERS, TrainConfig
 
-LATER_SETTINGS = ("shuffle_labels", "penalty")  # those that version 0.1 did not have; each is False or None by default
+# Settings that version 0.1 did not have; each is False or None by default.
+LATER_SETTINGS = ("shuffle_labels", "penalty", "seeds")
 
 
 class RuleConfig(Strict):
@@ -88,6 +89,10 @@ class LearnerConfig(Strict):
     start: the name of another learner of the study. This learner begins from that learner's checkpoint that is best by
         validation, among those of the same seed.
     optimiser, learning_rate: the settings of the outer loop; by default those of the study.
+    seeds: the learner has those seeds of the study that are among these; by default it has all. Such a list may name
+        seeds that the study does not have yet, because seeds can be added to a study.
+
+    Two learners are equal if they are trained and adapt in the same way, whichever seeds they have.
     shuffle_labels: True trains the learner on tasks whose labels are permuted at random, as a control that has nothing
         to learn; it is validated and measured with the true labels.
     """
@@ -107,6 +112,7 @@ class LearnerConfig(Strict):
     start: str | None = None
     optimiser: Annotated[str, OneOf(OPTIMISERS)] | None = None
     learning_rate: Rate | None = None
+    seeds: Annotated[tuple[Natural, ...], Field(min_length=1)] | None = None
     shuffle_labels: Flag = TrainConfig.shuffle_labels
 
     @model_serializer(mode="wrap")
@@ -131,6 +137,16 @@ class LearnerConfig(Strict):
             )
         return self
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LearnerConfig) and self._without_seeds == other._without_seeds
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._without_seeds.values()))
+
+    @property
+    def _without_seeds(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "seeds"}
+
     @property
     def trained(self) -> bool:
         """False for the untrained control, True for every other learner."""
@@ -152,7 +168,7 @@ class LearnerConfig(Strict):
         return algorithm.learner(inner_steps, self.step_size or algorithm.step_size or step_size, **settings)
 
 
-# Maps each setting to the algorithms that have it; every algorithm has step_size.
+# Maps each setting to the algorithms that have it; every algorithm has step_size and seeds.
 LEARNER_SETTINGS: dict[str, tuple[str, ...]] = {
     setting: tuple(
         name
@@ -160,5 +176,5 @@ LEARNER_SETTINGS: dict[str, tuple[str, ...]] = {
         if setting in (*algorithm.learner_settings, *algorithm.training_settings)
     )
     for setting in LearnerConfig.model_fields
-    if setting not in ("algorithm", "step_size")
+    if setting not in ("algorithm", "step_size", "seeds")
 }

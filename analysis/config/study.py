@@ -254,11 +254,18 @@ class StudyConfig(Strict):
     def _consistent(self) -> "StudyConfig":
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds {list(self.seeds)} hold one twice; give each seed once")
+        if not any(self.seeds_of(name) for name in self.learners):
+            raise ValueError(f"no learner has any of the seeds {list(self.seeds)}; add one to a learner's seeds")
         for name in self.learners:
             self._check_start(name)
         if isinstance(self.inner.step_size, StepSizeSearch):
             self._check_search(self.inner.step_size)
         return self
+
+    def seeds_of(self, name: str) -> tuple[int, ...]:
+        """The seeds of a learner, which are all seeds of the study unless the learner's settings name some of them."""
+        own = self.learners[name].seeds
+        return self.seeds if own is None else tuple(seed for seed in self.seeds if seed in own)
 
     def starts(self, name: str) -> list[str]:
         """The chain of learners from which a learner begins: its start, the start of its start, and so on.
@@ -281,6 +288,13 @@ class StudyConfig(Strict):
             raise ValueError(
                 f"learners.{name}.start takes the best checkpoint by validation; give train.validation_tasks"
             )
+        for start in self.starts(name):
+            lacking = [seed for seed in self.seeds_of(name) if seed not in self.seeds_of(start)]
+            if lacking:
+                raise ValueError(
+                    f"learners.{name} begins from {start}, which has no seed {lacking[0]}; add it to the seeds of"
+                    f" {start}, or leave it out of those of {name}"
+                )
 
     def _check_search(self, search: StepSizeSearch) -> None:
         chosen = self.learners.get(search.learner)

@@ -148,7 +148,7 @@ def test_fine_tuning_steps_of_leo_must_leave_inner_steps_for_the_codes():
 
 
 def test_every_setting_belongs_to_some_algorithm():
-    always = {"algorithm", "step_size"}
+    always = {"algorithm", "step_size", "seeds"}
     assert set(LEARNER_SETTINGS) | always == set(LearnerConfig.model_fields)
 
 
