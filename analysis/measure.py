@@ -19,7 +19,7 @@ from analysis import store
 from analysis.config import LevelConfig
 from analysis.errors import UserError
 from analysis.progress import Reporter
-from analysis.quantities import Points
+from analysis.quantities import Points, Quantity
 from analysis.schema import DIVERGED, LEVEL_MEANINGS, MEASURED, ZERO_GRADIENT, Sizes
 from analysis.study import Problem, Study, StudyLearner
 from analysis.training import record_run_ownership, refuse_changed_data
@@ -195,17 +195,16 @@ def measure_unit(unit: Unit, emit: Emit) -> None:
     emit(1, unit.name)
 
 
-def _measurements(unit: Unit, tasks: Iterable[int]) -> dict[str, np.ndarray]:
+def _measurements(unit: Unit, tasks: tuple[int, ...]) -> dict[str, np.ndarray]:
     """The values of every variable on a block of tasks, [task, ...]."""
-    num_tasks = len(tuple(tasks))
+    num_tasks = len(tasks)
     values = {"status": np.full(num_tasks, DIVERGED), "level": np.full(num_tasks, unit.level)}
     if unit.diverged:
         return values
     points = _points(unit, tasks)
     finite = ~points.trajectory.diverged
     values["status"][finite.cpu().numpy()] = MEASURED
-    measured = [quantity for quantity in unit.study.quantities if unit.level >= LEVEL_MEANINGS.index(quantity.level)]
-    for quantity in measured:
+    for quantity in _quantities(unit):
         if quantity.products and not finite.any():
             continue
         dims = {variable.name: variable.dims for variable in quantity.variables}
@@ -215,6 +214,11 @@ def _measurements(unit: Unit, tasks: Iterable[int]) -> dict[str, np.ndarray]:
             values[name] = _padded(value, dims[name], unit.study.config.measure.full)
     _mark_overflow(values)
     return values
+
+
+def _quantities(unit: Unit) -> list[Quantity]:
+    """The quantities that are measured at the unit's level, in order."""
+    return [quantity for quantity in unit.study.quantities if unit.level >= LEVEL_MEANINGS.index(quantity.level)]
 
 
 def _mark_overflow(values: dict[str, np.ndarray]) -> None:
@@ -253,7 +257,7 @@ def _network(unit: Unit) -> tuple[Loss, Tensor]:
     return _loss(study.problem, study.config.seeds[0], study.device), theta
 
 
-def _points(unit: Unit, tasks: Iterable[int]) -> Points:
+def _points(unit: Unit, tasks: tuple[int, ...]) -> Points:
     """Record the inner loops of a block of tasks, and gather all that the quantities are computed from."""
     settings, study_learner = unit.study.config.measure, unit.learner
     loss, theta = _network(unit)
@@ -284,7 +288,10 @@ def _points(unit: Unit, tasks: Iterable[int]) -> Points:
         step_size=study_learner.alpha,
         level=level,
         probes=torch.stack(probes).to(theta),
+        tasks=tasks,
+        task_seed=unit.task_seed,
         seed=settings.seed,
+        eigenvectors=any(quantity.eigenvectors for quantity in _quantities(unit)),
     )
 
 

@@ -7,11 +7,17 @@ there; see ``docs/quantities.md``.
 from collections.abc import Callable, Iterable, Mapping
 
 from analysis.quantities import (
+    blocks,
     eigenvalues,
+    gauss_newton,
     gradient_alignment,
     gradient_curvature,
     inner_loop,
     layer_norms,
+    normalised_spectrum,
+    rotated_gradient,
+    spectral_density,
+    top_eigenspace,
     trace,
 )
 from analysis.quantities.points import Points, Values
@@ -28,6 +34,12 @@ QUANTITIES: Mapping[str, Quantity] = {
         gradient_curvature,
         eigenvalues,
         trace,
+        rotated_gradient,
+        blocks,
+        gauss_newton,
+        top_eigenspace,
+        normalised_spectrum,
+        spectral_density,
     )
 }
 # Measured in every study, because the claims read them.
