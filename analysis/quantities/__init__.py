@@ -7,11 +7,19 @@ there; see ``docs/quantities.md``.
 from collections.abc import Callable, Iterable, Mapping
 
 from analysis.quantities import (
+    adaptation,
+    alpha_sweep,
     eigenvalues,
     gradient_alignment,
     gradient_curvature,
     inner_loop,
     layer_norms,
+    linearisation,
+    meta_gradient,
+    path,
+    prototypes,
+    shot_direction,
+    shot_distances,
     trace,
 )
 from analysis.quantities.points import Points, Values
@@ -28,6 +36,14 @@ QUANTITIES: Mapping[str, Quantity] = {
         gradient_curvature,
         eigenvalues,
         trace,
+        path,
+        linearisation,
+        shot_distances,
+        shot_direction,
+        meta_gradient,
+        adaptation,
+        prototypes,
+        alpha_sweep,
     )
 }
 # Measured in every study, because the claims read them.
