@@ -7,6 +7,8 @@ there; see ``docs/quantities.md``.
 from collections.abc import Callable, Iterable, Mapping
 
 from analysis.quantities import (
+    adaptation,
+    alpha_sweep,
     blocks,
     eigenvalues,
     gauss_newton,
@@ -14,8 +16,14 @@ from analysis.quantities import (
     gradient_curvature,
     inner_loop,
     layer_norms,
+    linearisation,
+    meta_gradient,
     normalised_spectrum,
+    path,
+    prototypes,
     rotated_gradient,
+    shot_direction,
+    shot_distances,
     spectral_density,
     top_eigenspace,
     trace,
@@ -40,6 +48,14 @@ QUANTITIES: Mapping[str, Quantity] = {
         top_eigenspace,
         normalised_spectrum,
         spectral_density,
+        path,
+        linearisation,
+        shot_distances,
+        shot_direction,
+        meta_gradient,
+        adaptation,
+        prototypes,
+        alpha_sweep,
     )
 }
 # Measured in every study, because the claims read them.

@@ -17,6 +17,7 @@ from hessian_tools.curvature.directions.gradient_curvature import (
     rounding_error,
     small_step_difference,
 )
+from hessian_tools.curvature.directions.path import drop_ratio, linearisation_error, path_ratio
 from hessian_tools.curvature.directions.singular_values import SingularValues, singular_values
 from hessian_tools.curvature.directions.subspace import (
     gradient_share,
@@ -60,6 +61,7 @@ __all__ += ["subspace_error", "vector_error", "gauss_newton_share", "GaussNewton
 # Quantities of a whole inner loop.
 __all__ += ["adaptation_jacobian", "AdaptationJacobian", "singular_values", "SingularValues"]
 __all__ += ["alignment", "cos_displacement", "cosine_null", "Null", "small_step_difference"]
+__all__ += ["path_ratio", "drop_ratio", "linearisation_error"]
 
 if not TYPE_CHECKING:  # with a __getattr__, a type checker would accept any attribute name
     _OPERATORS, _DIRECTIONS = (f"{__name__}.{package}" for package in ("operators.composite", "directions"))
