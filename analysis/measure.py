@@ -160,13 +160,21 @@ def allocate(study: Study, learner: str, seed: int) -> Path:
     )
     for quantity in quantities:
         sizes = replace(sizes, further={**sizes.further, **quantity.coords(sizes)})
+    variables = [variable for quantity in quantities for variable in quantity.variables]
+    path = study.run(learner, seed) / store.NAME
+    missing = [variable.name for variable in variables if path.exists() and not (path / variable.name).exists()]
+    if missing:
+        raise UserError(
+            f"{path} was made by an earlier version and has no {missing[0]}; choose another --out, or move the folder"
+            " measurements.zarr away, and all of the run is measured again"
+        )
     data_digest = study.problem.held_out.digest
     attrs = {"study": config.name, "learner": learner, "seed": seed, "data_digest": data_digest, "split": "test"}
     attrs |= {"step_size_missing": why_no_alpha} if why_no_alpha else {}
     return store.create(
         study.run(learner, seed),
         sizes,
-        variables=[variable for quantity in quantities for variable in quantity.variables],
+        variables=variables,
         block=chunk_tasks(study),
         attrs=attrs,
         scalars={"step_size": study_learner.alpha, "num_params": num_moved(study_learner.learner, layout)},

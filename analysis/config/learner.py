@@ -3,7 +3,7 @@
 from dataclasses import fields
 from typing import Annotated, Any
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
 from analysis.config.base import Flag, FromLibrary, Natural, OneOf, Positive, Rate, Strict, listed, settings_of
 from hessian_tools.inner.learners import ALGORITHMS, Latent, Learner
@@ -12,9 +12,6 @@ from hessian_tools.inner.pretraining import ShotPretraining
 from hessian_tools.inner.shot import Shot
 from hessian_tools.inner.steps import RULES, StepRule
 from hessian_tools.train.config import OPTIMISERS, TrainConfig
-
-# Settings that version 0.1 did not have; each is False or None by default.
-LATER_SETTINGS = ("shuffle_labels", "penalty", "seeds")
 
 
 class RuleConfig(Strict):
@@ -97,6 +94,8 @@ class LearnerConfig(Strict):
         to learn; it is validated and measured with the true labels.
     """
 
+    later_settings = ("shuffle_labels", "penalty", "seeds")
+
     algorithm: Annotated[str, OneOf(ALGORITHMS)] = "maml"
     first_order: Flag = Learner.first_order
     moves: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
@@ -114,11 +113,6 @@ class LearnerConfig(Strict):
     learning_rate: Rate | None = None
     seeds: Annotated[tuple[Natural, ...], Field(min_length=1)] | None = None
     shuffle_labels: Flag = TrainConfig.shuffle_labels
-
-    @model_serializer(mode="wrap")
-    def _without_later_settings(self, settings: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # The folders of runs begun before these settings existed do not name them, and are to be resumed.
-        return {name: value for name, value in settings(self).items() if name not in LATER_SETTINGS or value}
 
     @model_validator(mode="after")
     def _settings_are_of_this_algorithm(self) -> "LearnerConfig":

@@ -161,6 +161,8 @@ class MeasureConfig(Strict):
     seed: together with the seed of a run, it determines the held-out tasks and the random probes of the curvature.
     """
 
+    later_settings = ("quantities", "losses")
+
     tasks: Positive = 16
     full_tasks: Natural = 4
     light: LevelConfig = LevelConfig(eigenvalues=1, tolerance=1e-2, probes=4, max_matvecs=40)
