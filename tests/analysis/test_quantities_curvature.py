@@ -287,3 +287,25 @@ def test_the_density_is_that_of_the_dense_spectrum_seen_by_the_probes(points: Po
 def test_a_learner_without_alpha_has_no_density(points: Points) -> None:
     values = measured("spectral_density", replace(points, step_size=math.nan))
     assert all(value.isnan().all() for value in values.values())
+
+
+@pytest.mark.parametrize("name", [name for name, quantity in QUANTITIES.items() if quantity.products])
+def test_a_task_whose_inner_loop_left_the_numbers_does_not_harm_the_others(points: Points, name: str) -> None:
+    """The values of the other tasks are the same as without it, up to rounding."""
+    few = replace(
+        points,
+        trajectory=replace(
+            points.trajectory, **{field: getattr(points.trajectory, field)[:2] for field in ("thetas", "gradients")}
+        ),
+        **{
+            field: tuple(leaf[:2] for leaf in getattr(points, field)) for field in ("support", "query", "other_support")
+        },
+        probes=points.probes[:2],
+        tasks=points.tasks[:2],
+    )
+    thetas, gradients = few.thetas.clone(), few.trajectory_gradients.clone()
+    thetas[1, 2:], gradients[1, 2:] = torch.nan, torch.nan
+    broken = replace(few, trajectory=replace(few.trajectory, thetas=thetas, gradients=gradients))
+    expected = measured(name, few)
+    for variable, value in measured(name, broken).items():
+        torch.testing.assert_close(value[0], expected[variable][0], rtol=1e-3, atol=1e-3, equal_nan=True)
