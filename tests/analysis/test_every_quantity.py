@@ -76,7 +76,7 @@ def test_every_quantity_is_measured_on_every_learner(tmp_path):
     assert (ds["shot_target"].values.tolist(), ds["shot_reference"].values.tolist()) == ([1], [2])
     for name in ds["learner"].values:
         missing = empty(ds.sel(learner=name))
-        scaled_by_alpha = {v for v in missing if "alpha" in v or v.startswith("shot_") or v == "step_size"}
+        scaled_by_alpha = {v for v in missing if "alpha" in v or v.startswith(("shot_", "density", "step_size"))}
         assert set(WITH_ALPHA) <= scaled_by_alpha if name == "meta-sgd" else not scaled_by_alpha
         # The part of the gradient that the inner loop does not move is 0.
         unmoved = {"anil": "rho_body", "boil": "rho_head"}.get(name, "none")
