@@ -228,9 +228,10 @@ LOOP_QUANTITIES = (
 )
 
 
+@pytest.mark.parametrize("scale", [1e3, 1e100], ids=["exploded", "infinite"])
 @pytest.mark.parametrize("name", LOOP_QUANTITIES)
-def test_a_diverged_task_has_no_value_and_leaves_its_neighbour_alone(name):
-    alone, beside = points_of(MAML, regression=True), points_of(MAML, regression=True, scale=1e3)
+def test_a_diverged_task_has_no_value_and_leaves_its_neighbour_alone(name, scale):
+    alone, beside = points_of(MAML, regression=True), points_of(MAML, regression=True, scale=scale)
     assert beside.trajectory.diverged.tolist() == [False, True]
     expected = QUANTITIES[name].measure(alone)
     for variable, value in QUANTITIES[name].measure(beside).items():
