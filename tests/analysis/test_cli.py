@@ -172,6 +172,7 @@ def test_info_and_the_single_commands_run_on_a_complete_study(working_folder, ca
     shutil.copytree(micro_study, working_folder / "study")
     assert run(["info", "study"]) == 0
     said = capsys.readouterr().out
+    assert "quantities: standard\n" in said
     assert "maml         seed 1: trained to 5; measured (6 tasks, counted at each checkpoint)" in said
     assert "verdicts: " in said
     (working_folder / "study" / "figures" / "accuracy.png").unlink()
