@@ -22,6 +22,7 @@ from analysis.progress import Reporter
 from analysis.quantities import Points, Quantity
 from analysis.schema import DIVERGED, LEVEL_MEANINGS, MEASURED, ZERO_GRADIENT, Sizes
 from analysis.study import Problem, Study, StudyLearner
+from analysis.times import stopwatch
 from analysis.training import record_run_ownership, refuse_changed_data
 from analysis.verify import refuse_damaged_training
 from hessian_tools.curvature import rademacher
@@ -110,7 +111,7 @@ def measure(study: Study, pool: WorkerPool, reporter: Reporter) -> None:
     """Record the inner loops on held-out tasks and measure the curvature along them."""
     record_run_ownership(study)
     refuse_damaged_training(study)
-    for learner, seed in study.runs:
+    for learner, seed in study.runs_to_measure:
         store.refuse_damaged(allocate(study, learner, seed))
     work = units(study)
     for unit in work:
@@ -130,14 +131,14 @@ def units(study: Study) -> list[Unit]:
     cuts = sorted({*range(0, full_tasks, block), *range(full_tasks, settings.tasks, block), settings.tasks})
     blocks = [*(tuple(range(first, end)) for first, end in pairwise(cuts)), None]
     # Each row is (learners, seed, checkpoint), of which a unit is made for every block.
-    rows = []
+    rows, runs = [], study.runs_to_measure
     for names in study.alike_before_training:
         for seed in study.config.seeds:
-            having = tuple(name for name in names if seed in study.config.seeds_of(name))
-            rows += [(having, seed, 0)] if having else []
+            present = tuple(name for name in names if (name, seed) in runs)
+            rows += [(present, seed, 0)] if present else []
     rows += [
         ((learner,), seed, checkpoint)
-        for learner, seed in study.runs
+        for learner, seed in runs
         for checkpoint in study.learners[learner].checkpoints[1:]
     ]
     all_units = [Unit(study, *row, tasks) for row in rows for tasks in blocks]
@@ -197,9 +198,11 @@ def measure_unit(unit: Unit, emit: Emit) -> None:
     if waiting:
         # This process has opened the data for itself, perhaps later than the one that began the run.
         refuse_changed_data(unit.study, [(learner, unit.seed) for learner in unit.learners])
+        record_time = stopwatch(unit.run, "measure")
         values = _evaluation(unit) if unit.tasks is None else _measurements(unit, unit.tasks)
         for path in waiting:
             store.write_unit(path, row, block, values)
+        record_time()
     emit(1, unit.name)
 
 

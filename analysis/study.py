@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
 from math import nan, prod
 from pathlib import Path
@@ -154,6 +154,8 @@ class Study:
     device: where the tensors live.
     step_size: the inner step size of every learner whose settings give none. It is None until the search has chosen
         it; until then these learners hold the placeholder 1, with which nothing is trained or measured.
+    kept: the learners of each seed whose results are kept (``analysis.kept``), so that their runs need not be made.
+    goes_on_from: the folder of kept results that is copied into the study's folder when the study is begun.
     """
 
     config: StudyConfig
@@ -162,11 +164,24 @@ class Study:
     step_size: float | None
     learners: Mapping[str, StudyLearner]
     problem: Problem
+    kept: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    goes_on_from: Path | None = None
 
     @property
     def runs(self) -> list[tuple[str, int]]:
         """Every run of the study as (learner, seed)."""
         return [(name, seed) for name in self.learners for seed in self.config.seeds_of(name)]
+
+    @property
+    def runs_to_measure(self) -> list[tuple[str, int]]:
+        """The runs whose results are not kept."""
+        return [(name, seed) for name, seed in self.runs if name not in self.kept.get(seed, ())]
+
+    @property
+    def runs_to_train(self) -> list[tuple[str, int]]:
+        """The runs whose results are not kept, and those runs from whose checkpoints they begin."""
+        needed = {(start, seed) for name, seed in self.runs_to_measure for start in (name, *self.config.starts(name))}
+        return [run for run in self.runs if run in needed]
 
     def run(self, learner: str, seed: int) -> Path:
         """The folder of one run."""
@@ -298,15 +313,23 @@ class Study:
         return {name: plain[settings] for name, settings in with_shot.items() if settings in plain}
 
 
-def build(config: StudyConfig, path: str | Path = ".", *, device: str = "cpu", step_size: float | None = None) -> Study:
+def build(
+    config: StudyConfig,
+    path: str | Path = ".",
+    *,
+    device: str = "cpu",
+    step_size: float | None = None,
+    kept: Mapping[int, tuple[str, ...]] | None = None,
+) -> Study:
     """The study that a configuration describes.
 
     step_size: the inner step size that the search has chosen; it is ignored where the configuration gives a number.
+    kept: the learners of each seed whose results are kept.
     """
     configured = config.inner.step_size
     alpha = step_size if isinstance(configured, StepSizeSearch) else configured
     problem = open_problem(config.data, config.network)
-    return Study(config, Path(path), device, alpha, _learners(config, alpha), problem)
+    return Study(config, Path(path), device, alpha, _learners(config, alpha), problem, kept or {})
 
 
 def _learners(config: StudyConfig, step_size: float | None) -> dict[str, StudyLearner]:

@@ -42,6 +42,7 @@ def render(
     notes: Sequence[str] = (),
     step_size_table: Sequence[Mapping[str, Any]] | None = None,
     confidence: float = 0.95,
+    embed: bool = True,
 ) -> str:
     """Render the whole report as one HTML text, in which every given text is escaped.
 
@@ -53,6 +54,7 @@ def render(
     step_size_table: the candidates of the search for the inner learning rate alpha, one mapping for each; None if alpha
         was given.
     confidence: that of the intervals in the verdicts and in the tables.
+    embed: True puts the pictures into the page; False refers to them in the folder ``figures`` beside it.
     """
     name = str(ds.attrs.get("study", ""))
     body = [
@@ -74,7 +76,7 @@ def render(
         element(
             "p", "Beside the PNG file of each figure there is a PDF of the same name, at its size in print.", css="soft"
         ),
-        *(_figure(ds, position, *item) for position, item in enumerate(figures.items(), start=1)),
+        *(_figure(ds, position, *item, embed=embed) for position, item in enumerate(figures.items(), start=1)),
         element("h2", "How the numbers were computed, and their errors"),
         bullets(_methods(ds)),
         element("h2", "How to reproduce this"),
@@ -138,12 +140,12 @@ def _cell(value: object) -> str:
     return DASH if value is None else str(value)
 
 
-def _figure(ds: xr.Dataset, position: int, name: str, path: Path) -> Html:
+def _figure(ds: xr.Dataset, position: int, name: str, path: Path, *, embed: bool) -> Html:
     """The figure at ``position`` (from 1), with its caption and the name of its PDF."""
     png = Path(path).read_bytes()
     width = int.from_bytes(png[16:20], "big")  # bytes 16 to 19 of a PNG hold its width
     caption = FIGURES[name].caption(ds) if name in FIGURES else name
-    source = f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
+    source = f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}" if embed else f"figures/{path.name}"
     alt = escape(caption.split(". ")[0])
     picture = Html(f'<img src="{source}" alt="{alt}" width="{round(width * _CSS_PIXELS)}">')
     text = (element("b", f"Figure {position}."), " ", caption, " ", element("code", f"{name}.pdf"))
