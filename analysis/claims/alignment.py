@@ -1,4 +1,4 @@
-"""Claim (c): the inner gradients of a meta-trained network point the same way.
+"""The claim "alignment": the inner gradients of a meta-trained network point the same way.
 
 The alignment of the K inner gradients g of a task is A = (|sum g|^2 / sum |g|^2 - 1) / (K - 1). It is 0 for orthogonal
 gradients, whatever their norms, and 1 for equal gradients. Orthogonal gradients alone are too weak a null hypothesis,
@@ -11,15 +11,13 @@ from dataclasses import replace
 import numpy as np
 import xarray as xr
 
-from analysis.claims.comparison import Comparison, Question, compare_task_by_task
+from analysis.claims.comparison import Comparison, ask, compare_task_by_task
 from analysis.claims.plan import Plan
 from analysis.claims.points import UNTRAINED, diverged, first_and_last, points
 from analysis.claims.verdict import Verdict, conclude
-from analysis.schema import BY_NAME, trained_learners, untrained_start
+from analysis.schema import trained_learners, untrained_start
 
 QUANTITY = "alignment"
-TITLE = "the inner gradients of the meta-trained network are aligned"
-UNITS = BY_NAME[QUANTITY].units
 
 
 def alignment_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
@@ -35,17 +33,8 @@ def alignment_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
         # axis of length 1.
         trained = points(ds, QUANTITY, learner, checkpoint=last)[..., None]
         start = untrained_start(ds, learner)
-        question = Question(
-            claim="alignment",
-            title=TITLE,
-            learner=learner,
-            baseline="0",
-            steps="all steps",
-            comparison="against orthogonal",
-            quantity=QUANTITY,
-            units=UNITS,
-            predicted="positive",
-        )
+        words = {"learner": learner, "baseline": "0", "steps": "all steps"}
+        question = ask(plan, "alignment", "against orthogonal", QUANTITY, "positive", **words)
         trained_diverged = diverged(ds, learner, checkpoint=last)
         # Each null hypothesis has its question, the values of its baseline, and the units that diverged on either side.
         nulls = [(question, np.zeros_like(trained), trained_diverged)]
@@ -57,7 +46,7 @@ def alignment_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
             comparison = _with_obstacle(
                 compare_task_by_task(trained, baseline, plan, diverged=has_diverged), ds.sizes["step_i"]
             )
-            verdicts.append(conclude(asked, comparison, margin=plan.margins.alignment, confidence=plan.confidence))
+            verdicts.append(conclude(asked, comparison, margin=plan.margin("alignment"), confidence=plan.confidence))
     return verdicts
 
 

@@ -14,7 +14,7 @@ from analysis.schema import DIVERGED, NOT_MEASURED, ZERO_GRADIENT
 UNTRAINED = "untrained"
 
 # These quantities are divided by the squared norm of inner gradients, so they are undefined where a gradient is zero.
-_RATIOS = ("alpha_rho", "rho", "rho_normalised", "alignment")
+_RATIOS = ("alpha_rho", "rho", "rho_normalised", "hg_ratio", "alpha_hg_ratio", "hg_ratio_normalised", "alignment")
 
 
 class NotMeasuredError(ValueError):
@@ -41,7 +41,15 @@ def diverged(ds: xr.Dataset, learner: str, *, checkpoint: int) -> np.ndarray:
     return np.asarray(status == DIVERGED)
 
 
-def points(ds: xr.Dataset, variable: str, learner: str, *, checkpoint: int) -> np.ndarray:
+def has(ds: xr.Dataset, *variables: str, learner: str | None = None) -> bool:
+    """True if the study has a number for each of the variables, at all or for one learner."""
+    return all(
+        name in ds and bool(np.isfinite(ds[name] if learner is None else ds[name].sel(learner=learner)).any())
+        for name in variables
+    )
+
+
+def points(ds: xr.Dataset, variable: str, learner: str, *, checkpoint: int, allow_missing: bool = False) -> np.ndarray:
     """Return the values of a learner at a checkpoint [seed, task, ...].
 
     All values of a unit that diverged are NaN. A quantity that is divided by the squared norm of a gradient is NaN
@@ -49,7 +57,8 @@ def points(ds: xr.Dataset, variable: str, learner: str, *, checkpoint: int) -> n
     where all of them are zero, or where there is only one.
 
     Raises NotMeasuredError if any unit has not been measured: a verdict speaks of the whole study, and cannot rest on a
-    part of it. Raises it also if a unit that is marked as measured lacks a number that should exist.
+    part of it. Raises it also if a unit that is marked as measured lacks a number that should exist, unless
+    ``allow_missing`` is true: some variables are measured for a part of the tasks alone.
     """
     one = _at(ds[["status", "grad_norm", variable]], learner, checkpoint)
     _refuse_unmeasured(one, learner, checkpoint)
@@ -58,7 +67,7 @@ def points(ds: xr.Dataset, variable: str, learner: str, *, checkpoint: int) -> n
     values[diverged_units] = np.nan
     lost = ~np.isfinite(values) & ~_undefined(one, variable)
     lost[diverged_units] = False
-    if lost.any():
+    if lost.any() and not allow_missing:
         _refuse_lost(one, variable, learner, checkpoint, lost)
     return values
 

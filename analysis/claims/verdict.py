@@ -11,9 +11,10 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import groupby
-from typing import Any
+from typing import Any, Literal
 
 from analysis.claims.comparison import Comparison, Direction, Question, mean_over_seeds
+from analysis.claims.plan import Plan
 from analysis.claims.sentence import sentence
 from analysis.statistics import Interval, Outcome, decide, mean_interval, seeds_to_decide
 
@@ -38,6 +39,12 @@ class Verdict(Question):
     seeds_to_decide: the number of seeds at which about half of such studies would decide. It is None if the outcome is
         decided already, if there is one seed (which shows no spread) or an obstacle, or if no number of seeds would do.
     obstacle: the reason why no verdict was possible, whatever the numbers are; None if there is none.
+    effects: the effect of each seed, of which ``effect`` is the mean; empty where it is no mean over seeds.
+    p: the two-sided p-value of the t-test that the effect is 0; NaN with an obstacle.
+    kind: "primary" for a verdict that is corrected together with the other primary ones, "exploratory" for the others.
+    p_corrected: the p-value after Holm's correction; NaN for an exploratory verdict.
+    corrected_outcome: the outcome after the correction, which can turn "supported" into "inconclusive" and changes
+        nothing else; None for an exploratory verdict. num_corrected: how many primary verdicts were corrected together.
     """
 
     effect: float
@@ -57,6 +64,12 @@ class Verdict(Question):
     sentence: str
     num_undefined: int = 0
     obstacle: str | None = None
+    effects: tuple[float, ...] = ()
+    p: float = math.nan
+    kind: Literal["primary", "exploratory"] = "exploratory"
+    p_corrected: float = math.nan
+    corrected_outcome: Outcome | None = None
+    num_corrected: int = 0
 
 
 def conclude(question: Question, comparison: Comparison, *, margin: float, confidence: float) -> Verdict:
@@ -65,8 +78,14 @@ def conclude(question: Question, comparison: Comparison, *, margin: float, confi
     margin: the smallest effect of interest, above 0, in the units of the quantity.
     confidence: that of the interval over seeds.
     """
-    interval = mean_interval(comparison.effects, confidence=confidence)
+    interval = comparison.interval or mean_interval(comparison.effects, confidence=confidence)
     outcome, num_needed = _outcome(question.predicted, interval, comparison.obstacle, margin, confidence)
+    p = math.nan if comparison.obstacle else interval.p
+    if comparison.required is not None:
+        required = mean_interval(comparison.required, confidence=confidence)
+        p = max(p, required.p)  # both tests must reject (an intersection-union test; Berger 1982)
+        if outcome == "supported" and not required.low > 0:
+            outcome = "not supported" if required.high < 0 else "inconclusive"
     verdict = Verdict(
         **asdict(question),
         effect=interval.mean,
@@ -86,8 +105,15 @@ def conclude(question: Question, comparison: Comparison, *, margin: float, confi
         sentence="",
         num_undefined=comparison.num_undefined,
         obstacle=comparison.obstacle,
+        effects=() if comparison.interval else tuple(float(effect) for effect in comparison.effects),
+        p=p,
     )
     return replace(verdict, sentence=sentence(verdict, comparison, confidence))
+
+
+def judged(plan: Plan, question: Question, comparison: Comparison) -> Verdict:
+    """Return the verdict on a comparison whose margin in the plan is in the units of the quantity."""
+    return conclude(question, comparison, margin=plan.margin(question.claim), confidence=plan.confidence)
 
 
 def _outcome(
@@ -107,20 +133,25 @@ def _outcome(
 
 def verdicts_to_json(verdicts: Sequence[Verdict], **facts: str) -> str:
     """The verdicts as JSON text, preceded by ``facts`` such as digests; a number that is not finite becomes null."""
-    rows = [{key: _null(value) for key, value in asdict(verdict).items()} for verdict in verdicts]
+    rows = [_null(asdict(verdict)) for verdict in verdicts]
     return json.dumps(facts | {"verdicts": rows}, indent=1, allow_nan=False) + "\n"
 
 
 def verdicts_from_json(text: str) -> list[Verdict]:
-    """Read the verdicts that ``verdicts_to_json`` wrote; a null number becomes NaN again."""
+    """Read the verdicts that ``verdicts_to_json`` wrote, now or in version 0.1; a null number becomes NaN again."""
     floats = {field.name for field in fields(Verdict) if field.type is float}
     rows: list[dict[str, Any]] = json.loads(text)["verdicts"]
     for row in rows:
-        row.update({key: math.nan for key in floats if row[key] is None})
+        row.update({key: math.nan for key in floats & set(row) if row[key] is None})
+        row["effects"] = tuple(math.nan if effect is None else effect for effect in row.get("effects", ()))
     return [Verdict(**row) for row in rows]
 
 
-def _null(value: object) -> object:
+def _null(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _null(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return [_null(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -13,7 +13,8 @@ from analysis.claims.verdict import Verdict
 from analysis.drawing.figures import FIGURES
 from analysis.drawing.legend import diverged_sentence
 from analysis.drawing.style import DPI
-from analysis.drawing.summary import has_accuracy, measured
+from analysis.drawing.summary import measured
+from analysis.evaluation import has_accuracy
 from analysis.report.accuracy import accuracy_table
 from analysis.report.learning import learning_section
 from analysis.report.page import DASH, Html, bullets, element, number, page, row, table
