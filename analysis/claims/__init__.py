@@ -138,7 +138,7 @@ def _claims(plan: Plan, extra: Mapping[str, Judge] | None) -> dict[str, Judge]:
     """The claims to judge: those that the plan names, and all further ones."""
     for name in set(CLAIMS) & set(extra or {}):
         raise PlanError(f"claims: {name!r} is a claim of the package; give your own claim another name")
-    known = {**CLAIMS, **(extra or {})}
+    known: dict[str, Judge] = {**CLAIMS, **(extra or {})}
     for name in plan.names:
         if name not in known:
             near = get_close_matches(name, known, n=1, cutoff=0.5)

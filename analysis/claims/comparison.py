@@ -167,7 +167,7 @@ def compare_task_by_task(
     )
 
 
-def count_left_out(keep: np.ndarray, diverged: np.ndarray | None) -> dict[str, int]:
+def count_left_out(keep: np.ndarray, diverged: np.ndarray | None) -> dict[str, Any]:
     """Count all units and, for each reason, the units that are left out; the keys are fields of a Comparison.
 
     keep: True for each unit [seed, task] that is compared. diverged: True for each unit that diverged.

@@ -1,7 +1,7 @@
 """Claims that compare relative falls: by which fraction of its untrained value has meta-training lowered a quantity?
 
-A relative fall is 1 - trained / untrained, where both are means over the tasks of one seed and over the inner steps of a
-step group, and the untrained network is the learner's own start. It has no unit, so falls of different quantities and
+A relative fall is 1 - trained / untrained, where both are means over the tasks of one seed and over the inner steps of
+a step group, and the untrained network is the learner's own start. It has no unit, so falls of different quantities and
 of learners with different inner step sizes can be compared. The ratio of two means is biased by about the squared
 relative error of the lower one; the jackknife over tasks (Quenouille 1956) removes this bias to first order.
 
@@ -28,7 +28,7 @@ from analysis.claims.points import UNTRAINED, diverged, first_and_last, has, poi
 from analysis.claims.verdict import Verdict, judged
 from analysis.schema import plain_learners, setting, trained_learners, untrained_start
 
-RESOLVED = 5.0  # a mean counts as different from 0 if it is at least this many standard errors away
+RESOLVED = 3.0  # a mean counts as different from 0 if it is at least this many standard errors away
 WORDS = {"rho": "rho", "hg_ratio": "|Hg| / |g|", "rho_head": "rho of the head", "rho_body": "rho of the body"}
 
 
@@ -73,14 +73,14 @@ def change(ds: xr.Dataset, name: str, learner: str, rows: slice, *, magnitude: b
     if start is None or not has(ds, name, learner=learner) or not has(ds, name, learner=start):
         return None
     first, last = first_and_last(ds)
-    sides, lost = [], []
+    means, lost = [], []
     for one, checkpoint in ((start, first), (learner, last)):
         values = points(ds, name, one, checkpoint=checkpoint, allow_missing=True)
         values = values[..., 0] if values.ndim == 4 else values  # of the eigenvalues, the one of largest magnitude
         values = values[:, :, rows]
-        sides.append((np.abs(values) if magnitude else values).mean(axis=-1))
+        means.append((np.abs(values) if magnitude else values).mean(axis=-1))
         lost.append(diverged(ds, one, checkpoint=checkpoint))
-    return Change(*sides, lost[0] | lost[1])
+    return Change(means[0], means[1], lost[0] | lost[1])
 
 
 def step_groups(ds: xr.Dataset, plan: Plan) -> Iterator[tuple[str, slice]]:
@@ -149,9 +149,8 @@ def growth_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
             share = 1 - np.nanmean(remaining) / np.nanmean(fall) if np.isfinite(fall).any() else np.nan
             words = {"learner": learner, "baseline": UNTRAINED, "steps": steps, "against": "for half of the raw fall"}
             measure = "the fall of log |rho| at unit filter norm"
-            question = ask(
-                plan, "weight-growth", "share at unit filter norm", "rho", "positive", measure=measure, **words
-            )
+            kind = "share at unit filter norm"
+            question = ask(plan, "weight-growth", kind, "rho", "positive", measure=measure, **words)
             comparison = compare_seeds(
                 remaining,
                 fall / 2,

@@ -5,13 +5,14 @@ the weight of an explicit penalty on alpha |Hg| / |g|. The learner without both 
 same dose, the first one is taken.
 
 * "manipulation": does the instrument work, so that a higher dose lowers |Hg| / |g|? For each seed, the logarithm (base
-  2) of its mean is fitted by a straight line in the rank of the dose; the effect is the fitted change from the lowest to
-  the highest dose.
+  2) of its mean is fitted by a straight line in the rank of the dose; the effect is the fitted change from the lowest
+  to the highest dose.
 * "intervention": the slope of the accuracy, over all doses of a seed, against the number of halvings of |Hg| / |g|.
 * "association": the same slope without an intervention: over the checkpoints of each seed, and between the seeds at the
   last checkpoint. Over checkpoints, both change with training, so that this association shows no cause.
 
-alpha is the same for all doses, so |Hg| / |g| stands for alpha |Hg| / |g|. The accuracy is that on the evaluation tasks.
+alpha is the same for all doses, so |Hg| / |g| stands for alpha |Hg| / |g|. The accuracy is that on the evaluation
+tasks.
 """
 
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ from collections.abc import Mapping
 import numpy as np
 import xarray as xr
 
-from analysis.claims.comparison import Comparison, ask, compare_seeds
+from analysis.claims.comparison import Comparison, ask, compare_seeds, mean_over_seeds
 from analysis.claims.equal_accuracy import curvature_curve, mean_scores
 from analysis.claims.falls import step_groups
 from analysis.claims.plan import Plan
@@ -54,26 +55,15 @@ def manipulation_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
             halvings, keep, lost = _log_curvature(ds, doses, rows)
             rank = np.arange(len(doses)) - (len(doses) - 1) / 2
             fitted = -(rank @ halvings) / (rank @ rank) * (len(doses) - 1)
-            first, last = (
-                float(2 ** -np.nanmean(side)) if np.isfinite(side).any() else np.nan
-                for side in (halvings[0], halvings[-1])
-            )
+            first, last = (2 ** -mean_over_seeds(side) for side in (halvings[0], halvings[-1]))
             note = (
                 f"the mean goes from {number(first)} at the weight {number(min(doses))} to {number(last)} at the weight"
                 f" {number(max(doses))}"
             )
             comparison = compare_seeds(fitted, np.full_like(fitted, np.nan), keep, lost, note=note)
             measure = f"the change of log2 |Hg| / |g| over {len(doses)} weights of {INSTRUMENTS[instrument]}"
-            question = ask(
-                plan,
-                "manipulation",
-                _kind(instrument),
-                QUANTITY,
-                "negative",
-                learner=base,
-                steps=steps,
-                measure=measure,
-            )
+            words = {"learner": base, "steps": steps, "measure": measure}
+            question = ask(plan, "manipulation", _kind(instrument), QUANTITY, "negative", **words)
             verdicts.append(judged(plan, question, comparison))
     return verdicts
 
@@ -95,16 +85,8 @@ def intervention_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
             slopes = seed_slopes(halvings, accuracy)
             comparison = compare_seeds(slopes, np.full_like(slopes, np.nan), keep, lost, obstacle=obstacle)
             measure = f"the change of accuracy per halving of |Hg| / |g| by {INSTRUMENTS[instrument]}"
-            question = ask(
-                plan,
-                "intervention",
-                _kind(instrument),
-                QUANTITY,
-                "positive",
-                learner=base,
-                steps=steps,
-                measure=measure,
-            )
+            words = {"learner": base, "steps": steps, "measure": measure}
+            question = ask(plan, "intervention", _kind(instrument), QUANTITY, "positive", **words)
             verdicts.append(judged(plan, question, comparison))
     return verdicts
 
@@ -159,7 +141,7 @@ def _between_seeds(
 
 def _all_series(ds: xr.Dataset, *, least: int) -> list[tuple[str, str, Mapping[float, str]]]:
     """Each (base learner, instrument, learners by dose) that has at least ``least`` doses with a curvature."""
-    series = []
+    series: list[tuple[str, str, Mapping[float, str]]] = []
     for base in plain_learners(ds):
         for instrument in INSTRUMENTS:
             doses = dose_series(ds, base, instrument)

@@ -31,15 +31,15 @@ def shot_accuracy_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
     scores, verdicts = evaluation_scores(ds), []
     for learner, without in shot_pairs(ds):
         last = first_and_last(ds)[1]
-        sides = [
+        trained, plain = (
             scores.sel(learner=one, checkpoint=last).transpose("seed", "evaluation_task").values[..., None]
             for one in (learner, without)
-        ]
-        lost = np.isnan(sides[0] + sides[1])[..., 0]
+        )
+        lost = np.isnan(trained + plain)[..., 0]
         words = {"learner": learner, "baseline": without, "against": f"for {without}"}
         measure = "the accuracy on the evaluation tasks"
         question = ask(plan, "shot-accuracy", "accuracy", "evaluation_accuracy", "positive", measure=measure, **words)
-        verdicts.append(judged(plan, question, compare_task_by_task(*sides, plan, diverged=lost)))
+        verdicts.append(judged(plan, question, compare_task_by_task(trained, plain, plan, diverged=lost)))
     return verdicts
 
 
@@ -73,7 +73,7 @@ def shot_speed_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
             note += f", which {plural(num_late[0], 'seed')} with and {plural(num_late[1], 'seed')} without SHOT"
             note += " never reached: they count as if they had at the last checkpoint"
         keep = np.isfinite(logs[0] + logs[1])[:, None]
-        comparison = compare_seeds(*logs, keep, np.zeros_like(keep), obstacle=obstacle, note=note)
+        comparison = compare_seeds(logs[0], logs[1], keep, np.zeros_like(keep), obstacle=obstacle, note=note)
         words = {"learner": learner, "baseline": without, "against": f"for {without}"}
         measure = "the logarithm (base 2) of the meta-iterations to the accuracy"
         question = ask(plan, "shot-speed", "time", "evaluation_accuracy", "negative", measure=measure, **words)

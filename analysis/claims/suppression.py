@@ -4,16 +4,17 @@ The curvature along the inner gradient g is rho = g'Hg / g'g, with the Hessian H
 learning rate. SHOT is the penalty on the distance between the ends of few large and of many small inner steps (Lee,
 Yoo, Kwak 2023).
 
-The claims "suppression" and "suppression-hg": meta-training lowers this curvature, although no term of its loss asks for that. Each trained
-learner at the last checkpoint is compared with itself at checkpoint 0, which is the untrained network with the same
-initialisation, on the same tasks, at the same inner learning rate. (Lee, Yoo, Kwak 2023 claim suppression along the
-inner loop, but measure no curvature.) A learner that begins from another learner's trained network is compared with an
-untrained network that adapts by the same inner loop, if the study has one.
+The claims "suppression" and "suppression-hg": meta-training lowers this curvature, although no term of its loss asks
+for that. Each trained learner at the last checkpoint is compared with itself at checkpoint 0, which is the untrained
+network with the same initialisation, on the same tasks, at the same inner learning rate. (Lee, Yoo, Kwak 2023 claim
+suppression along the inner loop, but measure no curvature.) A learner that begins from another learner's trained
+network is compared with an untrained network that adapts by the same inner loop, if the study has one.
 
-The claims "shot" and "shot-hg": a learner with SHOT is compared with the same learner without SHOT, at the last checkpoint. The study
-names the pairs (``analysis.schema.shot_pairs``); one learner may be compared with several variants of itself with SHOT.
-Both sides share the seed's initialisation, tasks and inner learning rate. A learner that begins from a network that was
-pre-trained with SHOT alone also counts as one with SHOT; it has had that training in addition.
+The claims "shot" and "shot-hg": a learner with SHOT is compared with the same learner without SHOT, at the last
+checkpoint. The study names the pairs (``analysis.schema.shot_pairs``); one learner may be compared with several
+variants of itself with SHOT. Both sides share the seed's initialisation, tasks and inner learning rate. A learner that
+begins from a network that was pre-trained with SHOT alone also counts as one with SHOT; it has had that training in
+addition.
 
 The claims whose names end in "-hg" judge |Hg| / |g| in place of rho: it measures how large the Hessian-gradient product
 is at all, where rho measures its part along the gradient, which may be negative. Both are scaled by alpha.
@@ -94,9 +95,9 @@ def lower_curvature(
 
     baseline: the learner and the checkpoint to compare with. last: the checkpoint of the question's learner.
 
-    The smallest effect of interest is a fraction of the baseline's mean |quantity| in the step group. The raw comparison
-    and the one at equal support loss take the fraction of the same mean, so that their verdicts can be compared. The
-    comparison at unit filter norm is left out if the quantity was not measured there.
+    The smallest effect of interest is a fraction of the baseline's mean |quantity| in the step group. The raw
+    comparison and the one at equal support loss take the fraction of the same mean, so that their verdicts can be
+    compared. The comparison at unit filter norm is left out if the quantity was not measured there.
     """
     other_learner, checkpoint = baseline
     quantities = HG_QUANTITIES if question.claim.endswith("-hg") else QUANTITIES
