@@ -92,12 +92,16 @@ def compare(folders: Sequence[Path]) -> Comparison:
 def lines(comparison: Comparison) -> Iterator[str]:
     """The verdicts as aligned lines for a terminal: a line for each question, a column for each study."""
     width = max(len(_question(key)) for key in comparison.rows)
-    columns = {name: max(30, len(name)) for name in comparison.studies}
+    columns = {
+        name: max(len(name), *(len(_text(found.get(name))) for found in comparison.rows.values()))
+        for name in comparison.studies
+    }
     claim = ""
     for key, found in comparison.rows.items():
         if key[0] != claim:
             claim = key[0]
-            yield f"{next(iter(found.values())).title}?"
+            title = next(iter(found.values())).title
+            yield f"{title[:1].upper()}{title[1:]}?"
             yield "  ".join(["", " " * width, *(f"{name:<{size}}" for name, size in columns.items())]).rstrip()
         cells = [f"{_text(found.get(name)):<{size}}" for name, size in columns.items()]
         yield "  ".join(["", f"{_question(key):<{width}}", *cells]).rstrip()
