@@ -170,6 +170,22 @@ def keep(folder: Folder, *, out: Annotated[Path, Parameter(help="Folder of kept 
 
 
 @app.command
+def compare(
+    *folders: Folder,
+    out: Annotated[Path | None, Parameter(help="Folder of comparison.html, .json and figures.")] = None,
+) -> None:
+    """Put the verdicts of several studies side by side, and with --out write them and their figures as one page."""
+    from analysis.compare import compare as compare_studies
+    from analysis.compare import lines, write
+
+    comparison = compare_studies(folders)
+    for line in lines(comparison):
+        print(line)
+    if out is not None:
+        print(f"page: {write(comparison, out)}")
+
+
+@app.command
 def info(path: Folder) -> None:
     """Say what a study's folder holds and how far the study is."""
     from analysis.folder import open_folder

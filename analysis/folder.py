@@ -136,6 +136,7 @@ def measurements(study: Study) -> xr.Dataset:
         without_shot=study.without_shot,
         untrained_start=study.untrained_start,
         no_alpha={name: learner.learner.why_no_alpha for name, learner in study.learners.items()},
+        **study.relations,
     )
     ds.attrs = {"study": study.config.name, "split": "test"}  # the attributes that all runs have in common
     if study.config.data.source != "sine-line":

@@ -5,11 +5,10 @@ read is small. ``write_seed`` puts all runs of one seed, reduced to that, into `
 learners), and the facts of these runs into ``seeds/seed-<k>.json``. A folder with such files can be kept in a
 repository. A study that goes on from it (``hessian-tools study --from``) copies them and runs only the rest.
 
-Reduced means: the variables that every study has, on which the primary claims rest, are float32. The others are
-rounded to four significant digits (12 bits of the mantissa, which compress well), and all errors to two (8 bits).
-Variables that are large and read only as means over tasks (``MEAN_DIMS``) are kept as this mean with its standard
-error. The samples of single probes and the inner products of gradients are left out, because other variables hold what
-follows from them.
+Reduced means: the variables on which the primary claims rest are float32 (``EXACT``). The others are rounded to four
+significant digits (12 bits of the mantissa, which compress well), and all errors to two (8 bits). Variables that are
+large and read only as means over tasks (``MEAN_DIMS``) are kept as this mean with its standard error. The samples of
+single probes and the inner products of gradients are left out, because other variables hold what follows from them.
 """
 
 import hashlib
@@ -33,9 +32,8 @@ MEAN_DIMS = ("layer", "grid")  # the dimensions of variables that are kept as me
 MEAN_ERROR = "_stderr_over_tasks"  # the end of the name of the standard error of such a mean
 VALUE_BITS, ERROR_BITS = 12, 8  # of the 23 bits of a mantissa in float32
 EXACT = {variable.name for quantity in REQUIRED for variable in QUANTITIES[quantity].variables} | {
-    "evaluation_loss",
-    "evaluation_accuracy",
-    "step_size",
+    *("evaluation_loss", "evaluation_accuracy", "step_size"),
+    *("rho_random", "rho_rotated", "eigenvalue", "eigenvalue_max"),  # with which the primary claims compare rho
 }
 ENCODING = {"zlib": True, "complevel": 9, "shuffle": True}
 

@@ -16,7 +16,7 @@ size, and alpha rho is the product of the two.
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import xarray as xr
@@ -114,6 +114,10 @@ RUN_VARIABLES: tuple[Variable, ...] = (
     Variable("num_params", (), "number of parameters that the inner loop moves", dtype="int64"),
 )
 
+# The coordinates along ``learner`` that ``describe_learners`` adds; version 0.1 did not have the later ones.
+LATER_COORDINATES = ("dose", "penalty", "without_intervention", "control", "family", "algorithm", "first_order")
+LEARNER_COORDINATES = ("trained", "without_shot", "untrained_start", "no_alpha", *LATER_COORDINATES)
+
 
 def blank_run(sizes: Sizes, variables: Sequence[Variable]) -> xr.Dataset:
     """The Dataset of a run before anything is measured: NaN for numbers, 0 for flags.
@@ -175,8 +179,15 @@ def describe_learners(
     without_shot: Mapping[str, str],
     untrained_start: Mapping[str, str] | None = None,
     no_alpha: Mapping[str, str | None] | None = None,
+    dose: Mapping[str, float] | None = None,
+    penalty: Mapping[str, float] | None = None,
+    without_intervention: Mapping[str, str] | None = None,
+    control: Mapping[str, str] | None = None,
+    family: Mapping[str, str] | None = None,
+    algorithm: Mapping[str, str] | None = None,
+    first_order: Mapping[str, bool] | None = None,
 ) -> xr.Dataset:
-    """Add four coordinates along ``learner``, so that claims and figures need not infer them from learners' names.
+    """Add coordinates along ``learner``, so that claims and figures need not infer them from learners' names.
 
     trained: True for a trained learner, False for an untrained control.
     without_shot: for a learner with SHOT (the penalty on the distance between the ends of few large and of many small
@@ -186,6 +197,16 @@ def describe_learners(
         where the study has none. By default it is the learner's own name.
     no_alpha: the reason, in words, why the learner's inner steps are not one number alpha times the gradient; "" where
         they are, which is the default.
+    dose: the weight of SHOT in the outer loss, which may be negative; 0 without SHOT.
+    penalty: the weight of the explicit penalty on the curvature; 0 without it.
+    without_intervention: the name of the learner that has the same settings but neither SHOT nor the penalty; "" for a
+        learner that has neither, and where the study has no such learner. By default it is ``without_shot``.
+    control: "untrained", "supervised" or "shuffled" (trained on permuted labels) for a control; "" for the others. By
+        default, only the learners that are not trained are controls.
+    family: a label that learners share which differ only in SHOT, the penalty and ``first_order``. By default, each
+        learner is a family of its own.
+    algorithm: the name of the algorithm, such as maml or anil; "" where it is not known.
+    first_order: True for a learner whose outer gradient treats the inner gradients as constants.
     """
     names = learner_names(ds)
 
@@ -196,11 +217,26 @@ def describe_learners(
 
     starts = {name: name for name in names} if untrained_start is None else untrained_start
     reasons = no_alpha or {}
+    controls = {name: "" if trained[name] else "untrained" for name in names} if control is None else control
+
+    def texts(by_learner: Mapping[str, str]) -> tuple[str, np.ndarray]:
+        return labels(by_learner, list(by_learner.values()))
+
+    def numbers(by_learner: Mapping[str, float] | None, dtype: type) -> tuple[str, np.ndarray]:
+        return "learner", np.array([(by_learner or {}).get(name, 0) for name in names], dtype=dtype)
+
     return ds.assign_coords(
         trained=("learner", np.array([trained[name] for name in names], dtype=np.int8)),
         without_shot=labels(without_shot, names),
         untrained_start=labels(starts, names),
         no_alpha=labels(reasons, [reason for reason in reasons.values() if reason]),
+        dose=numbers(dose, np.float64),
+        penalty=numbers(penalty, np.float64),
+        without_intervention=labels(without_shot if without_intervention is None else without_intervention, names),
+        control=texts(controls),
+        family=texts({name: name for name in names} if family is None else family),
+        algorithm=texts(algorithm or {}),
+        first_order=numbers(first_order, np.int8),
     )
 
 
@@ -208,7 +244,8 @@ def with_codes(ds: xr.Dataset) -> xr.Dataset:
     """The same study with integers in place of strings; the digest of a study's measurements is computed from it.
 
     A learner's name becomes its position along ``learner``, and "" becomes -1. The reasons ``no_alpha`` are replaced by
-    ``alpha_steps``, which is 1 where inner steps are alpha times the gradient and 0 elsewhere.
+    ``alpha_steps``, which is 1 where inner steps are alpha times the gradient and 0 elsewhere. The coordinates that
+    version 0.1 did not have are left out: they follow from the study's settings, and without them its digests hold.
     """
     codes = {name: code for code, name in enumerate(learner_names(ds))}
     numbered = {
@@ -216,7 +253,8 @@ def with_codes(ds: xr.Dataset) -> xr.Dataset:
         for name in ("learner", "without_shot", "untrained_start")
     }
     has_alpha = ("learner", (ds["no_alpha"].values == "").astype(np.int8))
-    return ds.assign_coords(numbered | {"alpha_steps": has_alpha}).drop_vars("no_alpha")
+    coded = ds.assign_coords(numbered | {"alpha_steps": has_alpha})
+    return coded.drop_vars(["no_alpha", *LATER_COORDINATES], errors="ignore")
 
 
 def learner_names(ds: xr.Dataset) -> list[str]:
@@ -275,6 +313,27 @@ def shot_pairs(ds: xr.Dataset) -> list[tuple[str, str]]:
     """Every pair (learner with SHOT, learner with the same settings except for SHOT) in the study."""
     names = learner_names(ds)
     return [(name, plain) for name, plain in zip(names, ds["without_shot"].values, strict=True) if plain in names]
+
+
+def setting(ds: xr.Dataset, coordinate: str, name: str) -> Any:
+    """The value of one of ``LATER_COORDINATES`` for a learner; its default in a Dataset of an earlier version."""
+    if coordinate in ds.coords:
+        return ds[coordinate].sel(learner=name).item()
+    defaults = {"dose": 0.0, "penalty": 0.0, "first_order": 0, "family": name}
+    if coordinate == "without_intervention":
+        return str(ds["without_shot"].sel(learner=name).item())
+    return defaults.get(coordinate, "")
+
+
+def plain_learners(ds: xr.Dataset) -> list[str]:
+    """The trained learners that have neither SHOT nor the penalty on the curvature, and are no control."""
+    return [name for name in trained_learners(ds) if setting(ds, "control", name) == "" and not intervened(ds, name)]
+
+
+def intervened(ds: xr.Dataset, name: str) -> bool:
+    """True for a learner that is trained with SHOT or with the penalty on the curvature."""
+    other = [ds["without_shot"].sel(learner=name).item(), setting(ds, "without_intervention", name)]
+    return bool(setting(ds, "dose", name) or setting(ds, "penalty", name) or any(other))
 
 
 def learner_code(ds: xr.Dataset, name: str) -> str:

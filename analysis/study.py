@@ -312,6 +312,50 @@ class Study:
                 with_shot[name] = settings.model_copy(update={"shot": None} | ({"start": None} if pretrained else {}))
         return {name: plain[settings] for name, settings in with_shot.items() if settings in plain}
 
+    @property
+    def relations(self) -> dict[str, dict[str, Any]]:
+        """How the learners are related, as the arguments of ``analysis.schema.describe_learners`` that have defaults.
+
+        Two learners are of one family if their settings differ only in SHOT, in the penalty on the curvature and in
+        ``first_order``; the family is named after its first learner.
+        """
+        configs, built = self.config.learners, self.learners
+        plain: dict[LearnerConfig, str] = {}
+        families: dict[LearnerConfig, str] = {}
+        for name, settings in configs.items():
+            if self._bare(settings) == settings:
+                plain.setdefault(settings, name)
+            families.setdefault(self._bare(settings, first_order=False), name)
+        penalties = {name: getattr(settings, "penalty", None) for name, settings in configs.items()}
+        bare = {name: self._bare(settings) for name, settings in configs.items()}
+        return {
+            "dose": {name: settings.shot.weight if settings.shot else 0.0 for name, settings in configs.items()},
+            "penalty": {name: penalty.weight if penalty else 0.0 for name, penalty in penalties.items()},
+            "without_intervention": {
+                name: plain[other] for name, other in bare.items() if other in plain and other != configs[name]
+            },
+            "control": {name: _control(settings) for name, settings in configs.items()},
+            "family": {name: families[self._bare(settings, first_order=False)] for name, settings in configs.items()},
+            "algorithm": {name: settings.algorithm for name, settings in configs.items()},
+            "first_order": {name: learner.learner.first_order for name, learner in built.items()},
+        }
+
+    def _bare(self, settings: LearnerConfig, **changes: Any) -> LearnerConfig:
+        """The same settings without SHOT, without a start from pre-training by SHOT alone, and without the penalty."""
+        removed: dict[str, Any] = {"shot": None, "pretraining": None}
+        if "penalty" in LearnerConfig.model_fields:
+            removed["penalty"] = None
+        if settings.start is not None and self.config.learners[settings.start].pretraining is not None:
+            removed["start"] = None
+        return settings.model_copy(update=removed | changes)
+
+
+def _control(settings: LearnerConfig) -> str:
+    """The kind of control that a learner is: "untrained", "supervised", "shuffled" or, for the others, ""."""
+    if not settings.trained or settings.algorithm == "supervised":
+        return settings.algorithm
+    return "shuffled" if getattr(settings, "shuffle_labels", False) else ""
+
 
 def build(
     config: StudyConfig,

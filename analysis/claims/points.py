@@ -16,7 +16,7 @@ from analysis.schema import DIVERGED, NO_SUCH_SEED, NOT_MEASURED, ZERO_GRADIENT
 UNTRAINED = "untrained"
 
 # These quantities are divided by the squared norm of inner gradients, so they are undefined where a gradient is zero.
-_RATIOS = ("alpha_rho", "rho", "rho_normalised", "alignment")
+_RATIOS = ("alpha_rho", "rho", "rho_normalised", "hg_ratio", "alpha_hg_ratio", "hg_ratio_normalised", "alignment")
 
 
 class NotMeasuredError(ValueError):
@@ -43,7 +43,15 @@ def diverged(ds: xr.Dataset, learner: str, *, checkpoint: int) -> np.ndarray:
     return np.asarray(status == DIVERGED)
 
 
-def points(ds: xr.Dataset, variable: str, learner: str, *, checkpoint: int) -> np.ndarray:
+def has(ds: xr.Dataset, *variables: str, learner: str | None = None) -> bool:
+    """True if the study has a number for each of the variables, at all or for one learner."""
+    return all(
+        name in ds and bool(np.isfinite(ds[name] if learner is None else ds[name].sel(learner=learner)).any())
+        for name in variables
+    )
+
+
+def points(ds: xr.Dataset, variable: str, learner: str, *, checkpoint: int, allow_missing: bool = False) -> np.ndarray:
     """Return the values of a learner at a checkpoint [seed, task, ...].
 
     All values of a unit that diverged are NaN, and so are those of a seed that the learner does not have. A quantity
@@ -51,7 +59,8 @@ def points(ds: xr.Dataset, variable: str, learner: str, *, checkpoint: int) -> n
     inner gradients (see ``analysis/claims/alignment.py``) is NaN where all of them are zero, or where there is one.
 
     Raises NotMeasuredError if any unit has not been measured: a verdict speaks of the whole study, and cannot rest on a
-    part of it. Raises it also if a unit that is marked as measured lacks a number that should exist.
+    part of it. Raises it also if a unit that is marked as measured lacks a number that should exist, unless
+    ``allow_missing`` is true: some variables are measured for a part of the tasks alone.
     """
     one = _at(ds[["status", "grad_norm", variable]], learner, checkpoint)
     _refuse_unmeasured(one, learner, checkpoint)
@@ -60,7 +69,7 @@ def points(ds: xr.Dataset, variable: str, learner: str, *, checkpoint: int) -> n
     values[without_values] = np.nan
     lost = ~np.isfinite(values) & ~_undefined(one, variable)
     lost[without_values] = False
-    if lost.any():
+    if lost.any() and not allow_missing:
         _refuse_lost(one, variable, learner, checkpoint, lost)
     return values
 

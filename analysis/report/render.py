@@ -13,7 +13,8 @@ from analysis.claims.verdict import Verdict
 from analysis.drawing.figures import FIGURES
 from analysis.drawing.legend import diverged_sentence
 from analysis.drawing.style import DPI
-from analysis.drawing.summary import has_accuracy, measured
+from analysis.drawing.summary import measured
+from analysis.evaluation import has_accuracy
 from analysis.report.accuracy import accuracy_table
 from analysis.report.learning import learning_section
 from analysis.report.page import DASH, Html, bullets, element, number, page, row, table
@@ -106,6 +107,15 @@ def _verdicts(verdicts: Sequence[Verdict], confidence: float) -> list[Html]:
         f"number. Of many rows without any effect, about {100 * (1 - confidence):.3g} % would exclude 0, half of these "
         "on the claimed side.",
     ]
+    primary = [verdict for verdict in verdicts if verdict.corrected_outcome is not None]
+    if primary:
+        reading[-1] = (
+            f"There are {len(verdicts)} rows. The {len(primary)} primary ones are corrected together for their number "
+            f"by Holm's method; {primary[0].num_corrected} of them test something. For these, a second p-value stands "
+            "after the arrow, and an outcome that does not survive the correction is marked. The other rows are "
+            "exploratory, and nothing is corrected for their number: of many rows without any effect, about "
+            f"{100 * (1 - confidence):.3g} % would exclude 0, half of these on the claimed side."
+        )
     if any(verdict.quantity == "rho" for verdict in verdicts):
         reading.insert(
             1,

@@ -222,6 +222,21 @@ def test_the_curvature_penalty_reaches_training_and_is_refused_for_steps_of_anot
         check(study("one: {rule: {name: momentum}, penalty: {}}"))
 
 
+def test_learners_that_differ_only_in_an_intervention_or_first_order_are_a_family():
+    many = study(MANY)
+    relations = many.relations
+    assert relations["without_intervention"] == many.without_shot | {"shot-p": "maml"}
+    doses = {name: dose for name, dose in relations["dose"].items() if dose}
+    with_shot = ["maml-shot", "anil-shot", "other-alpha-shot", "leo-shot", "shot-p", "maml-p-shot", "shuffled-shot"]
+    assert list(doses) == with_shot
+    assert (doses["maml-shot"], doses["shot-p"]) == (Shot().weight, 1.0)
+    family = [name for name, label in relations["family"].items() if label == "maml"]
+    assert family == ["maml", "maml-shot", "first", "shot-p", "maml-p", "maml-p-shot"]
+    assert [name for name, first in relations["first_order"].items() if first and name in family] == ["first"]
+    assert {kind for kind in relations["control"].values() if kind} == {"untrained", "supervised", "shuffled"}
+    assert relations["algorithm"]["anil-shot"] == "anil"
+
+
 def test_learners_are_trained_after_those_they_begin_from():
     first, *later = study(MANY).training_order
     assert later == [["maml-p", "maml-p-shot"], ["boil-p"]]
