@@ -75,8 +75,8 @@ SCENARIOS: Mapping[str, tuple[dict[str, Plant], dict[str, Plant], dict[str, Any]
 def many_verdicts(claim: str, *, true: bool, seeds: int) -> list[Verdict]:
     """The verdicts of a claim on its scenario with a very large number of seeds.
 
-    The bootstrap is left out, and the comparison at equal support loss is replaced by the raw one: both are slow, and the
-    intervals that decide do not depend on the first; tests/analysis/test_equal_loss.py is about the second.
+    The bootstrap is left out, and the comparison at equal support loss is replaced by the raw one. Both are slow; the
+    first decides nothing, and tests/analysis/test_equal_loss.py is about the second.
     """
     learners, with_effect, options = SCENARIOS[claim]
     ds = planted_study(with_effect if true else learners, seeds=seeds, **options)

@@ -196,8 +196,8 @@ def test_controls_and_dosed_learners_are_no_primary_comparisons_of_suppression()
      "meta_gradient_cosine", "shot_direction_cosine", "evaluation_accuracy", "eigenvalue", "hg_ratio", "rho"],
 )  # fmt: skip
 def test_a_claim_without_its_variable_yields_nothing_and_says_why(variable: str) -> None:
-    learners = {"maml": Plant(along=0.5), "maml-shot": Plant(along=0.6, **WITHOUT), "anil": Plant(algorithm="anil")}
-    whole = planted_study(learners, seeds=3)
+    learners = {"maml": Plant(along=0.5), "maml-shot": Plant(along=0.6, **WITHOUT)}
+    whole = planted_study(learners, seeds=2, tasks=2)
     plan = quick_plan(*CLAIMS, resamples=100)
     ds = whole.drop_vars(variable)
     verdicts = judge(ds, plan)
@@ -354,10 +354,17 @@ def test_the_document_lists_the_claims_of_the_plan() -> None:
 @pytest.mark.heavy
 @pytest.mark.slow
 def test_the_document_shows_the_power_of_the_claims() -> None:
-    shown, made = (re.findall(r"[\d.]+ %", text) for text in (part("power"), power_part()))
-    assert len(shown) == len(made) == 6 * len(SCENARIOS)
-    for one, other in zip(shown, made, strict=True):
-        assert float(one.removesuffix(" %")) == pytest.approx(float(other.removesuffix(" %")), abs=1)
+    """The powers are simulated anew; the sizes are those of the test of the size above."""
+    shown, made = (np.array(percentages(text)) for text in (part("power"), power_part(size_seeds=100)))
+    assert shown.shape == made.shape == (len(SCENARIOS), 6)
+    assert (shown[:, :3] <= 6.4).all()
+    np.testing.assert_allclose(shown[:, 3:], made[:, 3:], atol=1)
+
+
+def percentages(table: str) -> list[list[float]]:
+    """The percentages in each row of a table that has any."""
+    rows = [[float(text) for text in re.findall(r"([\d.]+) %", row)] for row in table.splitlines()]
+    return [row for row in rows if row]
 
 
 def own_claim() -> Any:
@@ -374,7 +381,7 @@ def test_the_worked_example_of_a_claim_of_ones_own_is_judged_beside_the_others()
     extra = {"lower-query-loss": own_claim()}
     plan = quick_plan("suppression")
     verdicts = judge(ds, plan, extra)
-    assert [v for v in verdicts if v.claim == "suppression"] == judge(ds, plan)
+    assert [repr(v) for v in verdicts if v.claim == "suppression"] == [repr(v) for v in judge(ds, plan)]
     (own,) = (v for v in verdicts if v.claim == "lower-query-loss")
     assert (own.outcome, own.kind, own.corrected_outcome) == ("supported", "exploratory", None)
     assert "the query loss of maml at the adapted point is" in own.sentence
