@@ -279,7 +279,7 @@ def untrained_start(ds: xr.Dataset, name: str) -> str | None:
 
     None: the study has no such learner.
     """
-    start = ds["untrained_start"].sel(learner=name).item()
+    start = str(setting(ds, "untrained_start", name))
     return start if start in learner_names(ds) else None
 
 
@@ -316,13 +316,12 @@ def shot_pairs(ds: xr.Dataset) -> list[tuple[str, str]]:
 
 
 def setting(ds: xr.Dataset, coordinate: str, name: str) -> Any:
-    """The value of one of ``LATER_COORDINATES`` for a learner; its default in a Dataset of an earlier version."""
+    """The value of one of ``LEARNER_COORDINATES`` for a learner; its default in a Dataset of an earlier version."""
+    if coordinate == "without_intervention" and coordinate not in ds.coords:
+        coordinate = "without_shot"
     if coordinate in ds.coords:
-        return ds[coordinate].sel(learner=name).item()
-    defaults = {"dose": 0.0, "penalty": 0.0, "first_order": 0, "family": name}
-    if coordinate == "without_intervention":
-        return str(ds["without_shot"].sel(learner=name).item())
-    return defaults.get(coordinate, "")
+        return ds.variables[coordinate].values[learner_names(ds).index(name)]
+    return {"dose": 0.0, "penalty": 0.0, "first_order": 0, "family": name}.get(coordinate, "")
 
 
 def plain_learners(ds: xr.Dataset) -> list[str]:
@@ -332,8 +331,8 @@ def plain_learners(ds: xr.Dataset) -> list[str]:
 
 def intervened(ds: xr.Dataset, name: str) -> bool:
     """True for a learner that is trained with SHOT or with the penalty on the curvature."""
-    other = [ds["without_shot"].sel(learner=name).item(), setting(ds, "without_intervention", name)]
-    return bool(setting(ds, "dose", name) or setting(ds, "penalty", name) or any(other))
+    coordinates = ("dose", "penalty", "without_shot", "without_intervention")
+    return any(bool(setting(ds, coordinate, name)) for coordinate in coordinates)
 
 
 def learner_code(ds: xr.Dataset, name: str) -> str:

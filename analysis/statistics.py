@@ -27,7 +27,7 @@ class Interval:
     """A two-sided interval for a mean: its bounds, and the mean and the standard deviation of the ``num`` values.
 
     The standard deviation ``sd`` has the divisor num - 1. ``p`` is the two-sided p-value of Student's t-test that the
-    mean is 0, NaN where the interval has no bounds or no width. With one value, the bounds and ``sd`` are NaN; with
+    mean is 0, NaN where the interval has no bounds. With one value, the bounds and ``sd`` are NaN; with
     none, ``mean`` is NaN as well.
     """
 
@@ -76,11 +76,13 @@ def mean_interval(values: np.ndarray, *, confidence: float = 0.95) -> Interval:
 def t_test(estimate: float, standard_error: float, degrees: int) -> float:
     """The two-sided p-value of Student's t-test that the estimated number is 0; NaN without a standard error.
 
+    It is 0 if the estimate is not 0 and has no spread at all.
+
     >>> round(t_test(2.131, 1.0, 15), 3)
     0.05
     """
     if degrees < 1 or not standard_error > 0:
-        return math.nan
+        return 0.0 if degrees >= 1 and standard_error == 0 and estimate != 0 else math.nan
     return float(2 * stdtr(degrees, -abs(estimate) / standard_error))
 
 

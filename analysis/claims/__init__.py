@@ -8,11 +8,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import partial
+from typing import Literal
 
 import xarray as xr
 
 from analysis.claims.alignment import alignment_verdicts
 from analysis.claims.changes import meta_gradient_verdicts, shot_distance_verdicts, stability_verdicts
+from analysis.claims.comparison import ask, compare_seeds, compare_task_by_task
 from analysis.claims.correction import holm
 from analysis.claims.equal_accuracy import equal_accuracy_verdicts
 from analysis.claims.falls import (
@@ -26,9 +28,9 @@ from analysis.claims.findings import findings
 from analysis.claims.intervention import association_verdicts, intervention_verdicts, manipulation_verdicts
 from analysis.claims.learning import shot_accuracy_verdicts, shot_speed_verdicts
 from analysis.claims.plan import Plan, PlanError, load_plan, plan_from_mapping
-from analysis.claims.points import NotMeasuredError, has
+from analysis.claims.points import NotMeasuredError, diverged, first_and_last, has, points
 from analysis.claims.suppression import shot_verdicts, suppression_verdicts
-from analysis.claims.verdict import Verdict, verdict_lines, verdicts_from_json, verdicts_to_json
+from analysis.claims.verdict import Verdict, conclude, verdict_lines, verdicts_from_json, verdicts_to_json
 from analysis.schema import plain_learners, trained_learners
 
 Judge = Callable[[xr.Dataset, Plan], list[Verdict]]
@@ -64,11 +66,11 @@ LEARNER = "trained learner with an untrained start"
 PAIR = "learner with SHOT beside the same learner without it"
 # The primary claims come first.
 CLAIMS: Mapping[str, Claim] = {
-    "suppression": Claim(suppression_verdicts, ("alpha_rho",), LEARNER),
-    "suppression-hg": Claim(partial(suppression_verdicts, name="suppression-hg"), ("alpha_hg_ratio",), LEARNER),
+    "suppression": Claim(suppression_verdicts, ("rho",), LEARNER),
+    "suppression-hg": Claim(partial(suppression_verdicts, name="suppression-hg"), ("hg_ratio",), LEARNER),
     "trajectory": Claim(trajectory_verdicts, ("rho",), f"{LEARNER} and curvature in other directions"),
-    "shot": Claim(shot_verdicts, (), PAIR),
-    "shot-hg": Claim(partial(shot_verdicts, name="shot-hg"), ("alpha_hg_ratio",), PAIR),
+    "shot": Claim(shot_verdicts, ("rho",), PAIR),
+    "shot-hg": Claim(partial(shot_verdicts, name="shot-hg"), ("hg_ratio",), PAIR),
     "shot-equal-accuracy": Claim(equal_accuracy_verdicts, ("evaluation_loss",), PAIR),
     "intervention": Claim(
         intervention_verdicts, ("hg_ratio", "evaluation_accuracy"), "learner at three weights of SHOT or of the penalty"
@@ -111,8 +113,9 @@ def judge(ds: xr.Dataset, plan: Plan, extra: Mapping[str, Judge] | None = None) 
     if not trained_learners(ds):
         return []
     plan.check_steps(ds.sizes["inner_step"] - 1)
+    plain = plain_learners(ds)
     verdicts = [
-        replace(verdict, kind=_kind(ds, plan, verdict))
+        replace(verdict, claim=name, kind=_kind(plan, name, verdict, plain))
         for name, claim in _claims(plan, extra).items()
         for verdict in claim(ds, plan)
     ]
@@ -150,14 +153,17 @@ def _claims(plan: Plan, extra: Mapping[str, Judge] | None) -> dict[str, Judge]:
     return {name: claim for name, claim in known.items() if name in plan.names or name in (extra or {})}
 
 
-def _kind(ds: xr.Dataset, plan: Plan, verdict: Verdict):  # type: ignore[no-untyped-def]
-    """Whether a verdict is primary, which the plan fixes by its claim, its comparison and its learner."""
-    entry = plan.claims.get(verdict.claim)
+def _kind(plan: Plan, claim: str, verdict: Verdict, plain: list[str]) -> Literal["primary", "exploratory"]:
+    """Whether a verdict is primary, which the plan fixes by its claim, its comparison and its learner.
+
+    plain: the learners that have neither SHOT nor the penalty, and are no control.
+    """
+    entry = plan.claims.get(claim)
     if entry is None or entry.kind != "primary":
         return "exploratory"
     corrected = verdict.comparison in (entry.corrected or (verdict.comparison,))
-    plain = entry.learners == "all" or verdict.learner in plain_learners(ds)
-    return "primary" if corrected and plain else "exploratory"
+    counts = entry.learners == "all" or verdict.learner in plain
+    return "primary" if corrected and counts else "exploratory"
 
 
 __all__ = [
@@ -167,11 +173,18 @@ __all__ = [
     "Plan",
     "PlanError",
     "Verdict",
+    "ask",
+    "compare_seeds",
+    "compare_task_by_task",
+    "conclude",
+    "diverged",
     "findings",
+    "first_and_last",
     "holm",
     "judge",
     "load_plan",
     "plan_from_mapping",
+    "points",
     "unjudged",
     "verdict_lines",
     "verdicts_from_json",

@@ -25,7 +25,7 @@ def alignment_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
 
     The second one is left out where the study has no untrained network to compare with.
     """
-    learners = trained_learners(ds)
+    learners = trained_learners(ds) if QUANTITY in ds else []
     first, last = first_and_last(ds) if learners else (0, 0)
     verdicts = []
     for learner in learners:

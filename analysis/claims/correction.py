@@ -7,12 +7,13 @@ and does not survive the correction is inconclusive. The other outcomes stay: th
 of 0. Verdicts with an obstacle test nothing and are not counted. The outcome without the correction is kept beside it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from analysis.claims.verdict import Verdict
+from analysis.statistics import Outcome
 from analysis.statistics import holm as corrected_p
 
 
@@ -33,10 +34,11 @@ def holm(
     ]
 
 
-def _corrected(verdict: Verdict, p_values, num: int, level: float) -> Verdict:  # type: ignore[no-untyped-def]
+def _corrected(verdict: Verdict, p_values: Iterator[float], num: int, level: float) -> Verdict:
+    """The verdict with the next of the corrected p-values, if it is a primary one; ``num`` were corrected together."""
     if verdict.kind != "primary":
         return verdict
     p = float(next(p_values))
     lost = verdict.outcome == "supported" and not p < level
-    outcome = "inconclusive" if lost else verdict.outcome
+    outcome: Outcome = "inconclusive" if lost else verdict.outcome
     return replace(verdict, p_corrected=p, corrected_outcome=outcome, num_corrected=num)

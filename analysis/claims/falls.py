@@ -57,11 +57,11 @@ class Change:
 
     def resolved(self, keep: np.ndarray) -> bool:
         """True if the untrained mean of every seed differs from 0 by ``RESOLVED`` standard errors over tasks."""
-        for row, kept in zip(self.untrained, keep, strict=True):
-            values = row[kept]
-            if len(values) > 1 and abs(values.mean()) < RESOLVED * values.std(ddof=1) / len(values) ** 0.5:
-                return False
-        return True
+        num = np.maximum(keep.sum(axis=1), 1)
+        mean = np.where(keep, self.untrained, 0.0).sum(axis=1) / num
+        square = np.where(keep, self.untrained - mean[:, None], 0.0) ** 2
+        error = np.sqrt(square.sum(axis=1) / np.maximum(num - 1, 1) / num)
+        return bool((np.abs(mean) >= RESOLVED * error).all())
 
 
 def change(ds: xr.Dataset, name: str, learner: str, rows: slice, *, magnitude: bool = False) -> Change | None:

@@ -6,10 +6,12 @@ reads its values from ``analysis.schema.with_seeds_of(ds, learner, other)``, whi
 is one task of one seed.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 import xarray as xr
 
-from analysis.schema import DIVERGED, NO_SUCH_SEED, NOT_MEASURED, ZERO_GRADIENT
+from analysis.schema import DIVERGED, NO_SUCH_SEED, NOT_MEASURED, ZERO_GRADIENT, learner_names
 
 # Verdicts use this name when the baseline is the untrained network, whatever name the study gives to its untrained
 # control.
@@ -39,16 +41,13 @@ def first_and_last(ds: xr.Dataset) -> tuple[int, int]:
 
 def diverged(ds: xr.Dataset, learner: str, *, checkpoint: int) -> np.ndarray:
     """True for each unit [seed, task] of a learner at a checkpoint whose status is "diverged"."""
-    status = _at(ds[["status"]], learner, checkpoint)["status"].values
-    return np.asarray(status == DIVERGED)
+    return np.asarray(_at(ds, learner, checkpoint, "status")["status"] == DIVERGED)
 
 
 def has(ds: xr.Dataset, *variables: str, learner: str | None = None) -> bool:
     """True if the study has a number for each of the variables, at all or for one learner."""
-    return all(
-        name in ds and bool(np.isfinite(ds[name] if learner is None else ds[name].sel(learner=learner)).any())
-        for name in variables
-    )
+    at = {} if learner is None else {"learner": learner_names(ds).index(learner)}
+    return all(name in ds and bool(np.isfinite(ds.variables[name].isel(at).values).any()) for name in variables)
 
 
 def points(ds: xr.Dataset, variable: str, learner: str, *, checkpoint: int, allow_missing: bool = False) -> np.ndarray:
@@ -62,10 +61,10 @@ def points(ds: xr.Dataset, variable: str, learner: str, *, checkpoint: int, allo
     part of it. Raises it also if a unit that is marked as measured lacks a number that should exist, unless
     ``allow_missing`` is true: some variables are measured for a part of the tasks alone.
     """
-    one = _at(ds[["status", "grad_norm", variable]], learner, checkpoint)
+    one = _at(ds, learner, checkpoint, "status", "grad_norm", "seed", "task", variable)
     _refuse_unmeasured(one, learner, checkpoint)
-    values = one[variable].values.astype(np.float64)  # a copy: the study is never written to
-    without_values = np.isin(one["status"].values, (DIVERGED, NO_SUCH_SEED))
+    values = one[variable].astype(np.float64)  # a copy: the study is never written to
+    without_values = np.isin(one["status"], (DIVERGED, NO_SUCH_SEED))
     values[without_values] = np.nan
     lost = ~np.isfinite(values) & ~_undefined(one, variable)
     lost[without_values] = False
@@ -74,15 +73,24 @@ def points(ds: xr.Dataset, variable: str, learner: str, *, checkpoint: int, allo
     return values
 
 
-def _at(ds: xr.Dataset, learner: str, checkpoint: int) -> xr.Dataset:
-    return ds.sel(learner=learner, checkpoint=checkpoint).transpose("seed", "task", ...)
+def _at(ds: xr.Dataset, learner: str, checkpoint: int, *names: str) -> dict[str, np.ndarray]:
+    """Variables of a learner at a checkpoint, those that have these dimensions as [seed, task, ...]."""
+    # Selection from the whole Dataset would also select from each coordinate along ``learner``, which is slow.
+    at = {"learner": learner_names(ds).index(learner), "checkpoint": ds.get_index("checkpoint").get_loc(checkpoint)}
+    variables = {name: ds.variables[name] for name in names}
+    return {
+        name: variable.isel({dim: at[dim] for dim in at if dim in variable.dims})
+        .transpose("seed", "task", ..., missing_dims="ignore")
+        .values
+        for name, variable in variables.items()
+    }
 
 
-def _undefined(one: xr.Dataset, variable: str) -> np.ndarray:
+def _undefined(one: Mapping[str, np.ndarray], variable: str) -> np.ndarray:
     """True for each value of the variable that may be undefined although its unit was measured."""
     if variable not in _RATIOS:
         return np.zeros(one[variable].shape, dtype=bool)
-    zero = one["grad_norm"].values < ZERO_GRADIENT
+    zero = one["grad_norm"] < ZERO_GRADIENT
     if variable != "alignment":
         return np.asarray(zero)
     # No step is taken from the last point, the adapted one, so its gradient does not enter the alignment.
@@ -90,11 +98,11 @@ def _undefined(one: xr.Dataset, variable: str) -> np.ndarray:
     return np.asarray(inner.all(axis=-1) | (inner.shape[-1] == 1))
 
 
-def _refuse_unmeasured(one: xr.Dataset, learner: str, checkpoint: int) -> None:
-    status = one["status"].values
+def _refuse_unmeasured(one: Mapping[str, np.ndarray], learner: str, checkpoint: int) -> None:
+    status = one["status"]
     missing = np.argwhere(status == NOT_MEASURED)
     if len(missing):
-        seeds = sorted({int(one["seed"].values[row]) for row, _ in missing})
+        seeds = sorted({int(one["seed"][row]) for row, _ in missing})
         raise NotMeasuredError(
             f"measure the study first: {learner} at checkpoint {checkpoint} lacks {len(missing)} of {status.size} "
             f"units (a unit is one task of one seed; seed {', '.join(map(str, seeds))}); "
@@ -102,10 +110,12 @@ def _refuse_unmeasured(one: xr.Dataset, learner: str, checkpoint: int) -> None:
         )
 
 
-def _refuse_lost(one: xr.Dataset, variable: str, learner: str, checkpoint: int, where: np.ndarray) -> None:
+def _refuse_lost(
+    one: Mapping[str, np.ndarray], variable: str, learner: str, checkpoint: int, where: np.ndarray
+) -> None:
     seed, task = np.argwhere(where)[0][:2]
     raise NotMeasuredError(
         f"{learner} at checkpoint {checkpoint} is marked measured but holds no number for {variable} "
-        f"(seed {int(one['seed'].values[seed])}, task {int(one['task'].values[task])}; {int(where.sum())} of "
+        f"(seed {int(one['seed'][seed])}, task {int(one['task'][task])}; {int(where.sum())} of "
         f"{where.size} values); remove the run's measurements.zarr and measure again"
     )

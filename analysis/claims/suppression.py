@@ -62,8 +62,9 @@ def suppression_verdicts(ds: xr.Dataset, plan: Plan, *, name: str = "suppression
         start = untrained_start(ds, learner)
         if start is None:
             continue
-        question = _question(ds, plan, name, learner, start, UNTRAINED)
-        verdicts += lower_curvature(ds, plan, question, (start, first), last)
+        question = _question(ds, plan, name, (learner, start), UNTRAINED)
+        if question is not None:
+            verdicts += lower_curvature(ds, plan, question, (start, first), last)
     return verdicts
 
 
@@ -76,16 +77,20 @@ def shot_verdicts(ds: xr.Dataset, plan: Plan, *, name: str = "shot") -> list[Ver
     last = first_and_last(ds)[1] if pairs else 0
     verdicts = []
     for learner, without in pairs:
-        question = _question(ds, plan, name, learner, without, without)
-        verdicts += lower_curvature(ds, plan, question, (without, last), last)
+        question = _question(ds, plan, name, (learner, without), without)
+        if question is not None:
+            verdicts += lower_curvature(ds, plan, question, (without, last), last)
     return verdicts
 
 
-def _question(ds: xr.Dataset, plan: Plan, claim: str, learner: str, other: str, baseline: str) -> Question:
-    """The question of the raw comparison, whose inner steps ``lower_curvature`` fills in."""
+def _question(ds: xr.Dataset, plan: Plan, claim: str, pair: tuple[str, str], baseline: str) -> Question | None:
+    """The question of the raw comparison, whose inner steps ``lower_curvature`` fills in.
+
+    pair: the learner and the one with which it is compared. None if the study did not measure the quantity.
+    """
     scaled, plain, _ = HG_QUANTITIES if claim.endswith("-hg") else QUANTITIES
-    name = scaled if alpha_steps(ds, learner) and alpha_steps(ds, other) else plain
-    return ask(plan, claim, "raw", name, "negative", learner=learner, baseline=baseline)
+    name = scaled if all(alpha_steps(ds, learner) for learner in pair) and has(ds, scaled) else plain
+    return ask(plan, claim, "raw", name, "negative", learner=pair[0], baseline=baseline) if has(ds, name) else None
 
 
 def lower_curvature(
