@@ -225,13 +225,15 @@ def test_the_curvature_penalty_reaches_training_and_is_refused_for_steps_of_anot
 def test_learners_that_differ_only_in_an_intervention_or_first_order_are_a_family():
     many = study(MANY)
     relations = many.relations
-    assert relations["without_intervention"] == many.without_shot | {"shot-p": "maml"}
+    penalised = ["penalised", "penalised-shot", "other-penalty-shot"]
+    assert relations["without_intervention"] == many.without_shot | dict.fromkeys(["shot-p", *penalised], "maml")
+    assert [relations["penalty"][name] for name in penalised] == [-0.5, -0.5, 0.5]
     doses = {name: dose for name, dose in relations["dose"].items() if dose}
     with_shot = ["maml-shot", "anil-shot", "other-alpha-shot", "leo-shot", "shot-p", "maml-p-shot", "shuffled-shot"]
-    assert list(doses) == with_shot
+    assert list(doses) == [*with_shot, *penalised[1:]]
     assert (doses["maml-shot"], doses["shot-p"]) == (Shot().weight, 1.0)
     family = [name for name, label in relations["family"].items() if label == "maml"]
-    assert family == ["maml", "maml-shot", "first", "shot-p", "maml-p", "maml-p-shot"]
+    assert family == ["maml", "maml-shot", "first", "shot-p", "maml-p", "maml-p-shot", *penalised]
     assert [name for name, first in relations["first_order"].items() if first and name in family] == ["first"]
     assert {kind for kind in relations["control"].values() if kind} == {"untrained", "supervised", "shuffled"}
     assert relations["algorithm"]["anil-shot"] == "anil"
