@@ -13,7 +13,7 @@ import torch
 import xarray as xr
 
 from analysis import folder, store
-from analysis.claims import Verdict, judge, load_plan, verdicts_to_json
+from analysis.claims import Verdict, judge, load_plan, unjudged, verdicts_to_json
 from analysis.config import StudyConfig
 from analysis.drawing.figures import FIGURES, save
 from analysis.errors import UserError
@@ -207,16 +207,18 @@ def report(study: Study, ds: xr.Dataset) -> Path:
             f"the {part} of {study.path} rest on other measurements than the present ones;"
             f" run 'hessian-tools {part.replace('verdicts', 'test')} {study.path}' first"
         )
+    plan, verdicts = plan_of(study), open_verdicts(study.path)
     page = render(
         ds=ds,
-        verdicts=open_verdicts(study.path),
+        verdicts=verdicts,
         figures=images,
         setup=facts(study),
         command=command(study),
         notes=notes(study),
         step_size_table=step_size_table(study),
-        confidence=plan_of(study).confidence,
+        confidence=plan.confidence,
         embed=not (study.path / folder.README).exists(),  # a page of kept results must stay small
+        unjudged=unjudged(ds, plan, verdicts),
     )
     write_text(study.path / folder.REPORT, page)
     return study.path / folder.REPORT

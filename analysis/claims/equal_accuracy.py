@@ -22,10 +22,10 @@ import xarray as xr
 from analysis.claims.comparison import ask, compare_seeds, mean_over_seeds
 from analysis.claims.falls import step_groups
 from analysis.claims.plan import Plan
-from analysis.claims.points import diverged, points
+from analysis.claims.points import diverged, points, shot_pairs
 from analysis.claims.verdict import Verdict, conclude
 from analysis.evaluation import evaluation_scores, has_accuracy
-from analysis.schema import alpha_steps, shot_pairs
+from analysis.schema import alpha_steps
 
 CLAIM = "shot-equal-accuracy"
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
-from analysis.claims.comparison import Comparison, Direction, ask, compare_seeds, complete_units
+from analysis.claims.comparison import Comparison, Direction, ask, compare_seeds, complete_units, mean_over_seeds
 from analysis.claims.plan import Plan
 from analysis.claims.points import UNTRAINED, diverged, first_and_last, has, points
 from analysis.claims.verdict import Verdict, judged
@@ -146,7 +146,8 @@ def growth_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
                 continue
             keep = complete_units(raw.untrained, raw.trained, unit.untrained, unit.trained)
             fall, remaining = (_log_fall(one, keep) for one in (raw, unit))
-            share = 1 - np.nanmean(remaining) / np.nanmean(fall) if np.isfinite(fall).any() else np.nan
+            raw_fall = mean_over_seeds(fall)
+            share = 1 - mean_over_seeds(remaining) / raw_fall if raw_fall else np.nan
             words = {"learner": learner, "baseline": UNTRAINED, "steps": steps, "against": "for half of the raw fall"}
             measure = "the fall of log |rho| at unit filter norm"
             kind = "share at unit filter norm"

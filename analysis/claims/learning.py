@@ -12,14 +12,14 @@
 import numpy as np
 import xarray as xr
 
-from analysis.claims.comparison import ask, compare_seeds, compare_task_by_task
+from analysis.claims.comparison import ask, compare_seeds, compare_task_by_task, mean_over_seeds
 from analysis.claims.equal_accuracy import mean_scores
 from analysis.claims.plan import Plan
-from analysis.claims.points import first_and_last
+from analysis.claims.points import first_and_last, shot_pairs
 from analysis.claims.sentence import plural
 from analysis.claims.verdict import Verdict, judged
 from analysis.evaluation import evaluation_scores, has_accuracy
-from analysis.schema import has_seed, shot_pairs
+from analysis.schema import has_seed
 
 SHARE_OF_GAIN = 0.9  # the accuracy whose reaching is timed, as a fraction of the gain over the untrained network
 
@@ -60,8 +60,8 @@ def shot_speed_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
         if not present.any():
             continue
         curves = [scores.isel(seed=present).sel(learner=one).values for one in (learner, without)]
-        untrained = float(np.mean([np.nanmean(curve[:, 0]) for curve in curves]))
-        ends = min(float(np.nanmean(curve[:, -1])) for curve in curves)
+        untrained = sum(mean_over_seeds(curve[:, 0]) for curve in curves) / 2
+        ends = min(mean_over_seeds(curve[:, -1]) for curve in curves)
         level = untrained + SHARE_OF_GAIN * (ends - untrained)
         times = [reached(curve, level, checkpoints) for curve in curves]
         censored = [np.isnan(time) & np.isfinite(curve).all(axis=1) for time, curve in zip(times, curves, strict=True)]

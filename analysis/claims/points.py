@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 import xarray as xr
 
+from analysis import schema
 from analysis.schema import DIVERGED, NO_SUCH_SEED, NOT_MEASURED, ZERO_GRADIENT, learner_names
 
 # Verdicts use this name when the baseline is the untrained network, whatever name the study gives to its untrained
@@ -37,6 +38,14 @@ def first_and_last(ds: xr.Dataset) -> tuple[int, int]:
             f"measure the study first: a claim needs checkpoint 0 and a later one; this study has {held}"
         )
     return 0, checkpoints[-1]
+
+
+def shot_pairs(ds: xr.Dataset) -> list[tuple[str, str]]:
+    """Every pair (learner with SHOT, the same learner without SHOT), without learners of a negative weight.
+
+    A negative weight asks for more curvature, so these learners belong to the claims on the intervention alone.
+    """
+    return [pair for pair in schema.shot_pairs(ds) if schema.setting(ds, "dose", pair[0]) >= 0]
 
 
 def diverged(ds: xr.Dataset, learner: str, *, checkpoint: int) -> np.ndarray:

@@ -25,7 +25,7 @@ def sentence(verdict: "Verdict", comparison: Comparison, confidence: float) -> s
     """Return one paragraph for researchers on a verdict, whose field ``sentence`` is still empty."""
     if comparison.num_diverged == comparison.num_units:
         return f"Inconclusive: all {comparison.num_units} units diverged, so that nothing is left to compare."
-    if verdict.num_seeds == 0:
+    if math.isnan(verdict.effect):
         why = comparison.obstacle or "nothing is left to compare"
         return f"Inconclusive: {'; '.join([why, *_units_left_out(comparison)])}."
     parts = [_levels(verdict, confidence)]

@@ -11,7 +11,7 @@ suppression along the inner loop, but measure no curvature.) A learner that begi
 network is compared with an untrained network that adapts by the same inner loop, if the study has one.
 
 The claims "shot" and "shot-hg": a learner with SHOT is compared with the same learner without SHOT, at the last
-checkpoint. The study names the pairs (``analysis.schema.shot_pairs``); one learner may be compared with several
+checkpoint. The study names the pairs (``analysis.claims.points.shot_pairs``); one learner may be compared with several
 variants of itself with SHOT. Both sides share the seed's initialisation, tasks and inner learning rate. A learner that
 begins from a network that was pre-trained with SHOT alone also counts as one with SHOT; it has had that training in
 addition.
@@ -40,9 +40,9 @@ import xarray as xr
 from analysis.claims.comparison import Question, ask, compare_task_by_task
 from analysis.claims.equal_loss import compare_at_equal_loss
 from analysis.claims.plan import Plan
-from analysis.claims.points import UNTRAINED, diverged, first_and_last, has, points
+from analysis.claims.points import UNTRAINED, diverged, first_and_last, has, points, shot_pairs
 from analysis.claims.verdict import UNIT_NORM, Verdict, conclude
-from analysis.schema import alpha_steps, shot_pairs, trained_learners, untrained_start, with_seeds_of
+from analysis.schema import alpha_steps, trained_learners, untrained_start, with_seeds_of
 
 # The quantity, the one in its place for a learner without alpha, and the one at unit filter norm.
 QUANTITIES = ("alpha_rho", "rho", "rho_normalised")

@@ -44,6 +44,7 @@ def render(
     step_size_table: Sequence[Mapping[str, Any]] | None = None,
     confidence: float = 0.95,
     embed: bool = True,
+    unjudged: Mapping[str, str] | None = None,
 ) -> str:
     """Render the whole report as one HTML text, in which every given text is escaped.
 
@@ -56,6 +57,7 @@ def render(
         was given.
     confidence: that of the intervals in the verdicts and in the tables.
     embed: True puts the pictures into the page; False refers to them in the folder ``figures`` beside it.
+    unjudged: the claims of the plan that have no verdict, each with the reason.
     """
     name = str(ds.attrs.get("study", ""))
     body = [
@@ -66,6 +68,7 @@ def render(
         answer(verdicts),
         *([element("aside", element("b", "Note"), bullets(notes))] if notes else []),
         *_verdicts(verdicts, confidence),
+        *_unjudged(unjudged or {}),
         *scale_section(ds),
         element("h2", "Set-up"),
         table(("What", "Value"), [row((what, value)) for what, value in setup.items()]),
@@ -130,6 +133,13 @@ def _verdicts(verdicts: Sequence[Verdict], confidence: float) -> list[Html]:
             "one, so that the sizes of filters do not matter.",
         )
     return [element("h2", "Verdicts"), bullets(reading), verdict_tables(verdicts, confidence=confidence)]
+
+
+def _unjudged(reasons: Mapping[str, str]) -> list[Html]:
+    """The heading and the list of the claims without a verdict; nothing if there are none."""
+    if not reasons:
+        return []
+    return [element("h3", "Claims that were not judged"), bullets(f"{claim}: {why}" for claim, why in reasons.items())]
 
 
 def _step_sizes(rows: Sequence[Mapping[str, Any]] | None) -> list[Html]:

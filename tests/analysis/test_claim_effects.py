@@ -30,6 +30,7 @@ from analysis.claims.falls import Change
 from analysis.claims.findings import held_throughout
 from analysis.claims.intervention import dose_series, seed_slopes
 from analysis.claims.learning import reached
+from analysis.schema import DIVERGED
 from analysis.statistics import holm as adjusted
 
 TOO_WEAK = ("against orthogonal", "between seeds")  # passed by an untrained network; needs more seeds
@@ -185,6 +186,14 @@ def test_controls_and_dosed_learners_are_no_primary_comparisons_of_suppression()
     }
     against = {(v.learner, v.baseline) for v in verdicts if v.claim == "supervised"}
     assert against == {("maml", "supervised"), ("maml", "shuffled")}
+
+
+def test_a_negative_weight_of_shot_belongs_to_the_intervention_alone() -> None:
+    learners = {"maml": Plant(), "maml-shot": Plant(**WITHOUT), "anti": Plant(without="maml", shot=-0.1)}
+    verdicts = judge(planted_study(learners, seeds=3), quick_plan(*CLAIMS))
+    of_anti = {v.claim for v in verdicts if v.learner == "anti"}
+    assert of_anti.isdisjoint({"shot", "shot-hg", "shot-equal-accuracy", "shot-accuracy", "shot-speed"})
+    assert {v.claim for v in verdicts if v.comparison == "weights of SHOT"} == {"intervention", "manipulation"}
 
 
 # ---- absent variables, learners and settings
@@ -456,3 +465,33 @@ def test_verdicts_of_version_0_1_are_still_read() -> None:
     assert (old.effect, old.outcome, old.sentence) == (verdict.effect, verdict.outcome, verdict.sentence)
     assert (old.kind, old.effects) == ("exploratory", ())
     assert np.isnan(old.p)
+
+
+# ---- unusual studies
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+@pytest.mark.parametrize("case", ["all diverged", "one seed diverged", "no evaluation", "constant"])
+def test_unusual_studies_have_verdicts_with_plain_sentences(seeds: int, case: str) -> None:
+    learners = {
+        "maml": Plant(along=0.5),
+        "maml-shot": Plant(along=0.7, **WITHOUT),
+        "anti": Plant(without="maml", shot=-0.1),
+        "fomaml": Plant(first_order=True),
+        "supervised": Plant(control="supervised"),
+    }
+    ds = planted_study(learners, seeds=seeds, tasks=2, checkpoints=(0, 5, 10))
+    if "diverged" in case:
+        status = ds["status"].copy()
+        status[:, slice(None) if case == "all diverged" else 0, -1] = DIVERGED
+        ds = ds.assign(status=status)
+    if case == "no evaluation":
+        ds["evaluation_accuracy"][0] = np.nan
+    if case == "constant":
+        ds = ds.assign({name: ds[name] * 0 + 1 for name in ("rho", "alpha_rho", "hg_ratio", "rho_normalised")})
+    verdicts = judge(ds, quick_plan(*CLAIMS, resamples=100))
+    assert verdicts
+    for text in [*verdict_lines(verdicts), *findings(verdicts), *(v.sentence for v in verdicts)]:
+        assert "nan" not in text, text
+    if case == "all diverged" or seeds == 1:
+        assert {v.outcome for v in verdicts} == {"inconclusive"}
