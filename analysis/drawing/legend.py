@@ -3,6 +3,7 @@
 A task unit is one task of one seed, for one learner at one checkpoint.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import xarray as xr
@@ -31,6 +32,11 @@ def learner_entries(ds: xr.Dataset) -> list[Artist]:
         marker = "" if name in controls(ds) else style.marker
         entries.append(entry(method_label(name), color=style.color, linestyle=style.linestyle, marker=marker))
     return entries
+
+
+def start_entries(lines: Sequence[Line2D]) -> list[Artist]:
+    """The entries of the untrained networks of several panels, each label once."""
+    return list({str(line.get_label()): line for line in lines}.values())
 
 
 def state_entries(ds: xr.Dataset, values: xr.DataArray) -> list[Artist]:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
+from analysis.evaluation import evaluation_scores
 from analysis.schema import DIVERGED, MEASURED
 from analysis.statistics import student_half_width
-from hessian_tools.trajectory.trajectory import exploded
 
 MAX_SEEDS_SHOWN = 4
 TASK_DIMS = ("task", "evaluation_task")
@@ -35,6 +35,12 @@ class Summary:
     def at(self, **positions: int) -> "Summary":
         """The summary at given positions along its dimensions, as ``isel`` takes them, with the same kind of band."""
         per_seed, mean, low, high = (part.isel(positions) for part in (self.per_seed, self.mean, self.low, self.high))
+        return Summary(per_seed, mean, low, high, self.num_seeds)
+
+    def select(self, learners: list[str]) -> "Summary":
+        """The summary of the named learners, in this order, with the same kind of band."""
+        parts = (self.per_seed, self.mean, self.low, self.high)
+        per_seed, mean, low, high = (part.sel(learner=learners) for part in parts)
         return Summary(per_seed, mean, low, high, self.num_seeds)
 
     @property
@@ -106,21 +112,6 @@ def diverged_units(ds: xr.Dataset) -> tuple[xr.DataArray, int]:
     status = ds["status"]
     num_tried = int(((status == DIVERGED) | (status == MEASURED)).sum())
     return (status == DIVERGED).sum(["seed", "task"]), num_tried
-
-
-def has_accuracy(ds: xr.Dataset) -> bool:
-    """True if the tasks have an accuracy; those of a regression have none."""
-    return bool(np.isfinite(ds["evaluation_accuracy"]).any())
-
-
-def evaluation_scores(ds: xr.Dataset) -> xr.DataArray:
-    """The query accuracy (for regression, the query loss) of every evaluation; NaN where the inner loop diverged."""
-    name = "evaluation_accuracy" if has_accuracy(ds) else "evaluation_loss"
-    # Divergence is read from the loss, because outputs that are NaN still have an accuracy: their argmax is some class.
-    # An evaluation keeps no loss from before adaptation, so the mean of the same network on the measured tasks serves.
-    loss, first_losses = ds["evaluation_loss"], ds["query_loss"].isel(inner_step=0)
-    first_loss = first_losses.where(np.isfinite(first_losses)).mean("task")
-    return ds[name].where(np.isfinite(loss) & ~exploded(loss, first_loss) & np.isfinite(ds[name]))
 
 
 def lost_evaluations(ds: xr.Dataset) -> tuple[xr.DataArray, int]:

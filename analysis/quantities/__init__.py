@@ -12,6 +12,7 @@ from analysis.quantities import (
     gradient_curvature,
     inner_loop,
     layer_norms,
+    loss_surface,
     trace,
 )
 from analysis.quantities.points import Points, Values
@@ -28,6 +29,7 @@ QUANTITIES: Mapping[str, Quantity] = {
         gradient_curvature,
         eigenvalues,
         trace,
+        loss_surface,
     )
 }
 # Measured in every study, because the claims read them.

@@ -7,7 +7,7 @@ import xarray as xr
 
 from analysis.drawing.legend import warm_start_sentence
 from analysis.drawing.style import method_label
-from analysis.drawing.summary import evaluation_scores, has_accuracy
+from analysis.evaluation import evaluation_scores, has_accuracy
 from analysis.report.page import DASH, MINUS, Html, element, row, table
 from analysis.schema import learner_names
 from analysis.statistics import mean_interval, seed_means

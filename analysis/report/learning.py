@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 
 from analysis.drawing.style import method_label
-from analysis.drawing.summary import evaluation_scores, has_accuracy
+from analysis.evaluation import evaluation_scores, has_accuracy
 from analysis.report.page import DASH, Html, element, interval, number, row, table
 from analysis.schema import shot_pairs, trained_learners
 from analysis.statistics import Interval, mean_interval, seed_means

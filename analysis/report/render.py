@@ -10,10 +10,11 @@ import numpy as np
 import xarray as xr
 
 from analysis.claims.verdict import Verdict
-from analysis.drawing.figures import FIGURES
+from analysis.drawing.figures import FIGURES, left_out
 from analysis.drawing.legend import diverged_sentence
 from analysis.drawing.style import DPI
-from analysis.drawing.summary import has_accuracy, measured
+from analysis.drawing.summary import measured
+from analysis.evaluation import has_accuracy
 from analysis.report.accuracy import accuracy_table
 from analysis.report.learning import learning_section
 from analysis.report.page import DASH, Html, bullets, element, number, page, row, table
@@ -75,6 +76,7 @@ def render(
             "p", "Beside the PNG file of each figure there is a PDF of the same name, at its size in print.", css="soft"
         ),
         *(_figure(ds, position, *item) for position, item in enumerate(figures.items(), start=1)),
+        *_left_out(ds),
         element("h2", "How the numbers were computed, and their errors"),
         bullets(_methods(ds)),
         element("h2", "How to reproduce this"),
@@ -148,6 +150,15 @@ def _figure(ds: xr.Dataset, position: int, name: str, path: Path) -> Html:
     picture = Html(f'<img src="{source}" alt="{alt}" width="{round(width * _CSS_PIXELS)}">')
     text = (element("b", f"Figure {position}."), " ", caption, " ", element("code", f"{name}.pdf"))
     return element("figure", picture, element("figcaption", *text), id=f"figure-{name}")
+
+
+def _left_out(ds: xr.Dataset) -> list[Html]:
+    """A paragraph on the figures that the study has no data for; nothing if all were drawn."""
+    reasons = left_out(ds)
+    if not reasons:
+        return []
+    listed = "; ".join(f"{name} ({reason})" for name, reason in reasons.items())
+    return [element("p", f"Not drawn: {listed}.", css="soft")]
 
 
 def _methods(ds: xr.Dataset) -> list[Html | str]:
