@@ -210,6 +210,7 @@ def report(study: Study, ds: xr.Dataset) -> Path:
         notes=notes(study),
         step_size_table=step_size_table(study),
         confidence=plan_of(study).confidence,
+        config=study.config,
     )
     write_text(study.path / folder.REPORT, page)
     return study.path / folder.REPORT

@@ -52,7 +52,10 @@ def zero(ax: Axes) -> Line2D:
 
 
 def equal(ax: Axes) -> Line2D:
-    """Draw a dashed line at 1, where two quantities are equal."""
+    """Draw a dashed line at 1, where two quantities are equal, and make the axis reach beyond it."""
+    low, high = ax.get_ylim()
+    pad = 0.05 * (max(high, 1.0) - min(low, 1.0))
+    ax.set_ylim(min(low, 1.0 - pad), max(high, 1.0 + pad))
     return threshold(ax, 1.0, label="equal (1)")
 
 
@@ -148,20 +151,21 @@ def curvature_axis(ax: Axes, low: float, high: float) -> str:
 def symlog_axis(axis: Axis, low: float, high: float, *, linear: float = 0.1) -> None:
     """Make an axis for values between ``low`` and ``high`` linear within ``linear`` of 0 and logarithmic beyond.
 
-    Its ticks are plain numbers: 0, and 1, 2 and 5 times powers of ten as far as there is room.
+    Its ticks are plain numbers: 0, and round multiples of powers of ten as far as there is room.
     """
     if not np.isfinite([low, high]).all():
         low, high = 0.0, 1.0
-    set_scale = axis.axes.set_xscale if axis.axis_name == "x" else axis.axes.set_yscale
+    is_x = axis is axis.axes.xaxis
+    set_scale = axis.axes.set_xscale if is_x else axis.axes.set_yscale
     set_scale("symlog", linthresh=linear, linscale=0.4)
     transform = axis.get_transform()
     ends = transform.transform(np.array([min(low, 0.0) if low < linear else low, high]))
     pad = 0.06 * max(float(np.ptp(ends)), 1e-6)
     start, end = transform.inverted().transform(ends + np.array([-pad, pad]))
-    axis.axes.set(**{f"{axis.axis_name}lim": (start, end)})
+    axis.axes.set(**{"xlim" if is_x else "ylim": (start, end)})
     powers = [10.0**power for power in range(int(np.floor(np.log10(linear))), 7)]
-    ticks = [0.0, *_both_signs([digit * power for digit in (1, 2, 5) for power in powers])]
-    _set_spaced_ticks(axis, ticks, [f"{value:.15g}" for value in ticks], gap=0.1)
+    ticks = [0.0, *_both_signs([digit * power for digit in (1, 2, 5, 3, 1.5, 4, 7) for power in powers])]
+    _set_spaced_ticks(axis, ticks, [f"{value:.4g}" for value in ticks], gap=0.12)
 
 
 def tick_at(axis: Axis, values: list[float]) -> None:

@@ -43,7 +43,7 @@ def draw(ds: xr.Dataset) -> Figure:
             right.set_ylim(-0.1, 1.1)
             right.text(0.5, 0.5, "one inner step: $A$ is not defined", transform=right.transAxes, ha="center")
         notes = [null, *legend.notes(cosine.num_seeds, num_diverged, num_tried)]
-        panels.outside_legends(figure, [*legend.start_entries(starts), *legend.learner_entries(ds)], notes)
+        panels.outside_legends(figure, legend.training_entries(ds, starts), notes)
     return figure
 
 

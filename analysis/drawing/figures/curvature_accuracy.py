@@ -45,7 +45,7 @@ def draw(ds: xr.Dataset) -> Figure:
             legend.entry("last checkpoint, each seed", **look | {"markersize": 1.8, "alpha": 0.6}),
         ]
         notes = legend.notes(1, *diverged_units(ds), crossed=False)[1:]
-        panels.outside_legends(figure, legend.learner_entries(ds), [*ends, *chance, *notes])
+        panels.outside_legends(figure, legend.learner_entries(ds, control_lines=False), [*ends, *chance, *notes])
     return figure
 
 
@@ -59,8 +59,8 @@ def caption(ds: xr.Dataset) -> str:
         f"Query {what} after the inner loop against alpha |Hg| / |g|, at step 0 and averaged over the later points of "
         "the inner loop, as paths over the checkpoints of meta-training from the first (open marker) to the last one "
         "(filled).",
-        f"The means are over tasks and {seeds_with_values(evaluation_scores(drawn))} seeds; small dots are single seeds "
-        "at the last checkpoint.",
+        f"The means are over tasks and {seeds_with_values(evaluation_scores(drawn))} seeds; small dots are single "
+        "seeds at the last checkpoint.",
         f"The {what} is that of other held-out tasks than those on which the curvature is measured.",
         "A path says how both change together over training and not that one causes the other.",
         "Paths are drawn for the controls and the first family; of the others only the last checkpoint is."

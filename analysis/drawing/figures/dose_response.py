@@ -27,9 +27,10 @@ def needs(ds: xr.Dataset) -> str | None:
 
 
 def draw(ds: xr.Dataset) -> Figure:
-    """Draw a column for each kind of weight: curvature at step 0 and at later steps, and accuracy, at the last checkpoint.
+    """Draw a column for each kind of weight, with curvature at step 0 and at later steps, and accuracy.
 
-    A series is the learners that differ only in that weight; its learner without it stands at weight 0.
+    All values are those of the last checkpoint. A series is the learners that differ only in that weight; its learner
+    without it stands at weight 0.
     """
     columns = {weight: series for weight in WEIGHTS if (series := _series(ds, weight))}
     rows = {label: summarise(values) for label, values in _quantities(ds).items()}
@@ -73,7 +74,8 @@ def caption(ds: xr.Dataset) -> str:
             f"{'accuracy' if has_accuracy(ds) else 'loss'} on other held-out tasks.",
             "Learners of a series differ only in the weight; at 0 there is none. The axis is linear around 0 and "
             "logarithmic beyond; a negative weight rewards what a positive one penalises.",
-            f"Dots are the means of single seeds; markers are their means, with bars that show the {_bar_words(seeds)}.",
+            "Dots are the means of single seeds; markers are their means, with bars that show the "
+            f"{_bar_words(seeds)}.",
             f"The learners and their weights: {'; '.join(lists)}.",
         ]
     )
@@ -139,5 +141,3 @@ def _bar_words(num_seeds: int) -> str:
     if num_seeds < 2:
         return "nothing, as there is one seed"
     return "95% t interval over seeds" if num_seeds > MAX_SEEDS_SHOWN else "range over seeds"
-
-

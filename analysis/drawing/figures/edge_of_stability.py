@@ -75,8 +75,8 @@ def caption(ds: xr.Dataset) -> str:
         "direction. Right of the vertical line alpha rho exceeds 2, and a step raises the quadratic model of the loss. "
         "On the diagonal the gradient lies in the sharpest direction; no point can be below it.",
         "Both axes are linear within ±0.1 and logarithmic beyond.",
-        f"Means are over {tasks_per_seed(values)} held-out tasks within each of {seeds_with_values(values)} seeds, then "
-        "over the seeds.",
+        f"Means are over {tasks_per_seed(values)} held-out tasks within each of {seeds_with_values(values)} seeds, "
+        "then over the seeds.",
         legend.diverged_sentence(drawn.sel(learner=names)),
         legend.no_alpha_sentence(ds),
         selection.shown_sentence(drawn, names),

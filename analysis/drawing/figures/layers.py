@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from analysis.drawing import legend, panels, selection
+from analysis.drawing import panels, selection
 from analysis.drawing.style import INCHES, method_label
 from analysis.drawing.summary import mean_over, measured, seeds_with_values, summarise
 from analysis.schema import learner_names, trained_learners, untrained_start
@@ -53,11 +53,10 @@ def caption(ds: xr.Dataset) -> str:
         f"The change of each parameter tensor from the learner's own untrained start to meta-iteration "
         f"{int(ds['checkpoint'][-1])}, as the ratio of trained to untrained, for these quantities: "
         f"{'; '.join(_maps(ds))}.",
-        "rho of a tensor is g'Hg / g'g for the tensor's part of the gradient alone. A ratio is that of means over tasks "
-        f"and {seeds_with_values(values)} seeds. A cell is empty where the untrained mean is not positive, because the "
-        "ratio would mean nothing; a negative number means that the curvature has changed its sign.",
+        "rho of a tensor is g'Hg / g'g for the tensor's part of the gradient alone. A ratio is that of means over "
+        f"tasks and {seeds_with_values(values)} seeds. A cell is empty where the untrained mean is not positive, because "
+        "the ratio would mean nothing; a negative number means that the curvature has changed its sign.",
         f"Colours end at a factor of {LARGEST_CHANGE:g}.",
-        legend.warm_start_sentence(ds.sel(learner=names)),
         selection.shown_sentence(ds, names),
     )
     return " ".join(sentence for sentence in sentences if sentence)

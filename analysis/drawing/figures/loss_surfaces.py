@@ -29,7 +29,7 @@ def draw(ds: xr.Dataset) -> Figure:
     """Draw a row of raw surfaces and one of normalised ones: each untrained network, then the learners from it."""
     means = {name: summarise(measured(ds, name)).mean for name in ROWS}
     columns = _columns(ds, means["loss_surface"])
-    options: dict[str, Any] = {"columns": len(columns), "width": "double", "row_height": 1.9}
+    options: dict[str, Any] = {"columns": len(columns), "width": "double", "row_height": 1.65}
     with panels.grid(2 * len(columns), xlabel=r"along $-g_0$", **options) as (figure, axes):
         for (variable, label), row in zip(ROWS.items(), np.reshape(np.array(axes, dtype=object), (2, -1)), strict=True):
             surfaces = [means[variable].isel(position).transpose("surface_y", "surface_x") for *_, position in columns]
@@ -63,8 +63,8 @@ def caption(ds: xr.Dataset) -> str:
         "Below, each filter of both directions has the norm of the filter of theta_0 (Li et al. 2018), so that a "
         "learner does not look flatter only because its weights are larger; the same length is then a smaller part of "
         "larger weights.",
-        f"Means are over {tasks_per_seed(sample)} tasks within each of {seeds_with_values(sample)} seeds, then over the "
-        "seeds. Surfaces of a row share their colours; losses above the range are as bright as its end.",
+        f"Means are over {tasks_per_seed(sample)} tasks within each of {seeds_with_values(sample)} seeds, then over "
+        "the seeds. Surfaces of a row share their colours; losses above the range are as bright as its end.",
         selection.shown_sentence(ds, names),
     )
     return " ".join(sentence for sentence in sentences if sentence)

@@ -29,7 +29,7 @@ def draw(ds: xr.Dataset) -> Figure:
         right.set_title("length (1: equal)")
         right.set_ylabel("norm, full / first-order")
         notes = [equal, *legend.notes(cosine.num_seeds, num_diverged, num_tried)]
-        panels.outside_legends(figure, [*legend.start_entries(starts), *legend.learner_entries(ds)], notes)
+        panels.outside_legends(figure, legend.training_entries(ds, starts), notes)
     return figure
 
 

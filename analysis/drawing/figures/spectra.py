@@ -15,7 +15,7 @@ from analysis.drawing.summary import measured, summarise, tasks_per_seed
 from analysis.schema import with_alpha
 from hessian_tools.curvature import DESCENT_THRESHOLD
 
-MAX_LEARNERS = 6
+MAX_LEARNERS = 3
 SMALLEST_SHARE = 1e-4
 """The smallest density that is drawn, as a fraction of the largest; smaller ones are white."""
 
@@ -52,12 +52,12 @@ def caption(ds: xr.Dataset) -> str:
     sentences = (
         "The spectrum of the support loss's Hessian along the inner loop, before meta-training and after it "
         f"(meta-iteration {', '.join(map(str, sorted(checkpoints)))}): the {values.attrs.get('long_name', 'density')}.",
-        "Each learner is beside its own untrained network. The y axis is linear around 0 and logarithmic beyond, and so "
-        "is the unit to which the density refers.",
+        "Each learner is beside its own untrained network. The y axis is linear around 0 and logarithmic beyond, and "
+        "so is the unit to which the density refers.",
         f"White stands for less than {SMALLEST_SHARE:g} of the largest density. Above the dashed line gradient descent "
         "is unstable.",
-        f"Means are over the {tasks_per_seed(values.isel(grid=0, inner_step=0))} tasks of each seed that are measured in "
-        "full, then over the seeds; the kernel by which the density is smoothed blurs single eigenvalues.",
+        f"Means are over the {tasks_per_seed(values.isel(grid=0, inner_step=0))} tasks of each seed that are measured "
+        "in full, then over the seeds; the kernel by which the density is smoothed blurs single eigenvalues.",
         legend.no_alpha_sentence(ds),
         selection.shown_sentence(drawn, names),
     )
