@@ -8,7 +8,7 @@ from hessian_tools.trajectory.trajectory import exploded
 
 def has_accuracy(ds: xr.Dataset) -> bool:
     """True if the tasks have an accuracy; those of a regression have none."""
-    return bool(np.isfinite(ds["evaluation_accuracy"]).any())
+    return "evaluation_accuracy" in ds and bool(np.isfinite(ds["evaluation_accuracy"]).any())
 
 
 def evaluation_scores(ds: xr.Dataset) -> xr.DataArray:

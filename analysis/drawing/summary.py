@@ -126,6 +126,19 @@ def seeds_with_values(values: xr.DataArray) -> int:
     return int(values.notnull().any([dim for dim in values.dims if dim != "seed"]).sum())
 
 
+def seed_counts(values: xr.DataArray) -> str:
+    """The number of seeds that a mean over seeds has: '10', or '5-10' if learners have different numbers of seeds."""
+    if "learner" not in values.dims:
+        return str(seeds_with_values(values))
+    has_value = values.notnull().any([dim for dim in values.dims if dim not in ("learner", "seed")])
+    counts = has_value.sum("seed").values
+    counts = counts[counts > 0]
+    if counts.size == 0:
+        return "0"
+    low, high = int(counts.min()), int(counts.max())
+    return str(high) if low == high else f"{low}-{high}"
+
+
 def tasks_per_seed(values: xr.DataArray) -> str:
     """The number of tasks in each seed's mean: '64', '61-64' if it varies, or '0' if nothing was measured."""
     counts = values.notnull().sum([dim for dim in TASK_DIMS if dim in values.dims]).values
