@@ -3,7 +3,8 @@
 A paragraph or a table row of ``docs/results/README.md`` ends with HTML comments, which readers do not see. Each of them
 names one number or several:
 
-* ``<!-- verdict: STUDY CLAIM LEARNER BASELINE COMPARISON QUANTITY STEPS: FIELD ... -->`` names fields of one verdict;
+* ``<!-- verdict: STUDY CLAIM LEARNER BASELINE COMPARISON QUANTITY STEPS: FIELD ... -->`` names fields of one verdict. They
+  have three significant digits; with ``@1`` behind the field, one decimal; with ``+`` behind it, a sign;
 * ``<!-- accuracy: STUDY LEARNER CHECKPOINT -->`` names the mean accuracy in % on the evaluation tasks;
 * ``<!-- outcomes: STUDY CLAIM OUTCOME ... -->`` names how many verdicts of a claim have each outcome.
 
@@ -52,23 +53,25 @@ def quoted(kind: str, words: str) -> list[str]:
         found = [v.outcome.replace(" ", "_") for v in verdicts(study) if v.claim == claim]
         return [str(found.count(outcome)) for outcome in outcomes]
     where, fields = words.split(": ")
-    study, *names = (word.replace("_", " ") if "_" in word else word for word in where.split())
-    rows = [
-        v
-        for v in verdicts(study)
-        if all(
-            name in ("*", getattr(v, key), getattr(v, key).replace("_", " "))
-            for key, name in zip(KEYS, names, strict=True)
-        )
-    ]
+    study, *names = where.split()
+    rows = [v for v in verdicts(study) if all(map(_matches, names, (getattr(v, key) for key in KEYS)))]
     assert len(rows) == 1, f"{words}: {len(rows)} verdicts"
-    values = [getattr(rows[0], field) for field in fields.split()]
-    return [value if isinstance(value, str) else number(value) for value in values]
+    return [_written(rows[0], field) for field in fields.split()]
+
+
+def _matches(word: str, value: str) -> bool:
+    return word == "*" or word.replace("_", " ") == value.replace("_", " ")
+
+
+def _written(verdict: Verdict, field: str) -> str:
+    name, digits, _ = field.partition("@1")
+    value = getattr(verdict, name.rstrip("+"))
+    return f"{value:.1f}" if digits else number(value, signed=name.endswith("+"))
 
 
 def paragraphs() -> list[str]:
     text = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
-    return [block for block in re.split(r"\n\n|\n(?=[|*-] ?)", text) if REFERENCE.search(block)]
+    return [block for block in re.split(r"\n\n|\n(?=[|*-] )", text) if REFERENCE.search(block)]
 
 
 @pytest.mark.parametrize("block", paragraphs(), ids=lambda block: block[:40])
@@ -84,7 +87,7 @@ def test_every_quoted_number_follows_from_the_kept_results(block: str):
 
 def test_every_number_with_decimals_is_checked():
     text = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
-    for block in re.split(r"\n\n|\n(?=[|*-] ?)", text):
+    for block in re.split(r"\n\n|\n(?=[|*-] )", text):
         visible = re.sub(r"`[^`]*`|\([^)]*\.(?:md|png|json|html|yaml)\)", "", REFERENCE.sub("", block))
         if re.search(r"\d\.\d", visible) and "not from the dataset" not in block:
             assert REFERENCE.search(block), f"no reference for the numbers in: {block}"
