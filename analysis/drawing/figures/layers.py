@@ -54,8 +54,8 @@ def caption(ds: xr.Dataset) -> str:
         f"{int(ds['checkpoint'][-1])}, as the ratio of trained to untrained, for these quantities: "
         f"{'; '.join(_maps(ds))}.",
         "rho of a tensor is g'Hg / g'g for the tensor's part of the gradient alone. A ratio is that of means over "
-        f"tasks and {seeds_with_values(values)} seeds. A cell is empty where the untrained mean is not positive, because "
-        "the ratio would mean nothing; a negative number means that the curvature has changed its sign.",
+        f"tasks and {seeds_with_values(values)} seeds. A cell is empty where the untrained mean is not positive, "
+        "because the ratio would mean nothing; a negative number means that the curvature has changed its sign.",
         f"Colours end at a factor of {LARGEST_CHANGE:g}.",
         selection.shown_sentence(ds, names),
     )
