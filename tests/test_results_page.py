@@ -3,8 +3,8 @@
 A paragraph or a table row of ``docs/results/README.md`` ends with HTML comments, which readers do not see. Each of them
 names one number or several:
 
-* ``<!-- verdict: STUDY CLAIM LEARNER BASELINE COMPARISON QUANTITY STEPS: FIELD ... -->`` names fields of one verdict. They
-  have three significant digits; with ``@1`` behind the field, one decimal; with ``+`` behind it, a sign;
+* ``<!-- verdict: STUDY CLAIM LEARNER BASELINE COMPARISON QUANTITY STEPS: FIELD ... -->`` names fields of one verdict.
+  They have three significant digits; with ``@1`` behind the field, one decimal; with ``+`` behind it, a sign;
 * ``<!-- accuracy: STUDY LEARNER CHECKPOINT -->`` names the mean accuracy in % on the evaluation tasks;
 * ``<!-- outcomes: STUDY CLAIM OUTCOME ... -->`` names how many verdicts of a claim have each outcome.
 
