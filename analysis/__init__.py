@@ -11,7 +11,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 # Our modules import torch before hessian_tools, in the order of the alphabet, and hessian_tools would then be too
-# late to ask torch's idle threads to wait without spinning (``hessian_tools.threads``). Importing it here would take seconds.
+# late to ask torch's idle threads to wait without spinning (``hessian_tools.threads``). Importing it here would take
+# seconds.
 if "torch" not in sys.modules:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
