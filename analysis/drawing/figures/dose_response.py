@@ -1,5 +1,6 @@
 """Curvature and accuracy against the weight of SHOT and against the weight of the penalty on the curvature."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ WEIGHTS = {"dose": "weight of SHOT", "penalty": "weight of the curvature penalty
 """The coordinates that hold a weight, and how the axis of each is labelled."""
 MIN_WEIGHTS = 3
 """The smallest number of different weights, 0 among them, that make a series."""
+
+RATIO = r"$\alpha\,|Hg|/|g|$"
 
 
 def needs(ds: xr.Dataset) -> str | None:
@@ -44,9 +47,7 @@ def draw(ds: xr.Dataset) -> Figure:
                 for name, learners in series.items():
                     _draw_series(ds, ax, summary, name, learners, weight)
                 _weight_axis(ax, [float(w) for learners in series.values() for w in learners.values()])
-            lows, highs = zip(*(ax.get_ylim() for ax in row), strict=True)
-            for ax in row:
-                ax.set_ylim(min(lows), max(highs))
+            _value_axes(list(row), summary, positive=label.startswith(RATIO))
             row[0].set_ylabel(label)
         for ax, weight in zip(table[-1], columns, strict=True):
             ax.set_xlabel(WEIGHTS[weight])
@@ -101,11 +102,10 @@ def _quantities(ds: xr.Dataset) -> dict[str, xr.DataArray]:
     last = ds.isel(checkpoint=-1)
     curvature = measured(last, "alpha_hg_ratio")
     later = mean_over(curvature.isel(inner_step=slice(1, None)), "inner_step")
-    ratio = r"$\alpha\,|Hg|/|g|$"
     scores = evaluation_scores(ds).isel(checkpoint=-1)
     return {
-        f"{ratio}\nstep 0": curvature.isel(inner_step=0),
-        f"{ratio}\nlater steps": later,
+        f"{RATIO}\nstep 0": curvature.isel(inner_step=0),
+        f"{RATIO}\nlater steps": later,
         "query accuracy" if has_accuracy(ds) else "query loss": scores,
     }
 
@@ -124,6 +124,21 @@ def _draw_series(
     curves.plot_finite(ax, x, mean, gid=f"mean:{weight}:{name}", zorder=3, **look)
     known = np.isfinite(low)
     ax.vlines(x[known], low[known], high[known], color=style.color, linewidth=0.9, gid=f"bar:{weight}:{name}")
+
+
+def _value_axes(row: Sequence[Axes], summary: Summary, *, positive: bool) -> None:
+    """Give the panels of a row one axis along y.
+
+    positive: True for a quantity that is never negative and may differ by orders of magnitude between weights. Its axis
+        is linear up to 0.1 and logarithmic beyond, and holds all seeds; a bar that reaches below 0 is cut off.
+    """
+    lows, highs = zip(*(ax.get_ylim() for ax in row), strict=True)
+    each_seed = summary.per_seed.values
+    for ax in row:
+        if positive and np.isfinite(each_seed).any():
+            references.symlog_axis(ax.yaxis, float(np.nanmin(each_seed)), float(np.nanmax(each_seed)))
+        else:
+            ax.set_ylim(min(lows), max(highs))
 
 
 def _weight_axis(ax: Axes, weights: list[float]) -> None:
