@@ -5,13 +5,12 @@ their settings, and ``shown_sentence`` says in the caption which ones are drawn.
 """
 
 from collections import Counter
-from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from analysis.drawing.style import method_label
-from analysis.schema import learner_names, trained_learners
+from analysis.schema import learner_names, setting, trained_learners
 
 MAX_LINES = 8
 """The largest number of lines, one for each learner, that share a panel."""
@@ -29,20 +28,12 @@ def lacks(ds: xr.Dataset, *variables: str) -> str | None:
     return None
 
 
-def setting(ds: xr.Dataset, coordinate: str, name: str) -> Any:
-    """A setting of a learner from a coordinate along ``learner``; a default where the study lacks the coordinate.
+def family(ds: xr.Dataset, name: str) -> str:
+    """The label that learners share which differ only in SHOT, the penalty and ``first_order``.
 
-    coordinate: "dose" and "penalty" (the weights of SHOT and of the penalty on the curvature; 0 without),
-    "without_intervention" and "without_shot" (the same learner without them, or ""), "control" ("" or the kind of
-    control), or "family" (learners of one family differ only in SHOT, the penalty and ``first_order``).
+    In a Dataset of a version without such labels, a learner shares it with the same learner with SHOT.
     """
-    if coordinate in ds.coords:
-        return ds.coords[coordinate].values[learner_names(ds).index(name)]
-    if coordinate == "without_intervention":
-        return setting(ds, "without_shot", name)
-    if coordinate == "family":
-        return setting(ds, "without_shot", name) or name
-    return {"dose": 0.0, "penalty": 0.0}.get(coordinate, "")
+    return str(setting(ds, "family", name) if "family" in ds.coords else base(ds, name))
 
 
 def base(ds: xr.Dataset, name: str) -> str:
@@ -86,8 +77,8 @@ def for_lines(ds: xr.Dataset) -> xr.Dataset:
         names = without_variants(ds)
     if len(names) > MAX_LINES:
         first = next((name for name in names if not is_control(ds, name)), names[0])
-        family = setting(ds, "family", first)
-        names = [name for name in names if is_control(ds, name) or setting(ds, "family", name) == family]
+        first_family = family(ds, first)
+        names = [name for name in names if is_control(ds, name) or family(ds, name) == first_family]
     return ds.sel(learner=names[:MAX_LINES])
 
 
@@ -102,7 +93,7 @@ def families(ds: xr.Dataset) -> list[xr.Dataset]:
     parts: dict[str, list[str]] = {}
     for name in names:
         if not is_control(ds, name):
-            parts.setdefault(str(setting(ds, "family", name)), []).append(name)
+            parts.setdefault(family(ds, name), []).append(name)
     groups = list(parts.values()) or [[]]
     groups[0] = [name for name in names if name in groups[0] or is_control(ds, name)]
     return [ds.sel(learner=group) for group in groups]

@@ -16,10 +16,9 @@ from analysis.drawing.style import method_label
 from analysis.evaluation import evaluation_scores, has_accuracy
 from analysis.report import paper_numbers as paper
 from analysis.report.page import DASH, MINUS, Html, element, row, table
-from analysis.schema import learner_names, shot_pairs
+from analysis.schema import learner_names, setting, shot_pairs
 from analysis.statistics import Interval, mean_interval, seed_means
 
-PAPER = "Lee, Yoo, Kwak (2023)"
 DISTANCES = {
     "kl_reference_target": "KL divergence",
     "cross_entropy": "cross-entropy",
@@ -38,7 +37,9 @@ def paper_section(ds: xr.Dataset, config: StudyConfig, *, confidence: float = 0.
     study = _Accuracies(ds, config, confidence)
     makers = (_transfer,) if config.data.test_path else (_learners, _distances, _weights, _steps, _distance_alone, _leo)
     tables = [made for made in (make(study) for make in makers) if made is not None]
-    return [element("h2", "Beside the paper's numbers"), *tables] if tables else []
+    if not tables:
+        return []
+    return [element("h2", "Beside the paper's numbers"), element("p", study.budgets()), *tables]
 
 
 class _Accuracies:
@@ -51,7 +52,7 @@ class _Accuracies:
         self.names = [
             name
             for name in learner_names(ds)
-            if not selection.is_control(ds, name) and not selection.setting(ds, "penalty", name)
+            if not selection.is_control(ds, name) and not setting(ds, "penalty", name)
         ]
         self.shots = config.data.shots
 
@@ -110,13 +111,14 @@ class _Accuracies:
         """The heading of the column of our numbers."""
         return f"Here, {self.data}, {self.shots}-shot, %"
 
-    def budgets(self, network: str = "conv4") -> str:
+    def budgets(self) -> str:
         """The sentences on what the numbers of the paper and of this study rest on."""
         config, network_config = self.config, self.config.network
         width = f" of width {network_config.width}" if network_config.name == "conv4" else ""
         seeds = self.scores.sizes["seed"]
+        of_paper = paper.BUDGETS["resnet12" if network_config.name == "resnet12" else "conv4"]
         return (
-            f"The paper's numbers ({PAPER}): {paper.BUDGETS[network]}; the number of seeds is not given. Here: "
+            f"The paper (Lee, Yoo, Kwak 2023): {of_paper}; the number of seeds is not given. Here: "
             f"{network_config.name}{width}, {int(self.ds['checkpoint'][-1]):,} meta-iterations of "
             f"{config.train.meta_batch} tasks, {self.scores.sizes['evaluation_task']:,} held-out tasks of each of "
             f"{seeds} seeds; mean ± half the width of the {100 * self.confidence:g} % Student t interval over seeds. "
@@ -149,7 +151,7 @@ def _learners(study: _Accuracies) -> Html | None:
         else "Accuracy of MAML with ResNet-12, without and with SHOT. "
     )
     header = ("Learner", *map(study.paper_head, data), study.our_head, "Here, SHOT minus without, % points")
-    return table(header, rows, caption=caption + study.budgets("resnet12" if resnet else "conv4"), wide=True)
+    return table(header, rows, caption=caption.rstrip(), wide=True)
 
 
 def _transfer(study: _Accuracies) -> Html | None:
@@ -183,7 +185,7 @@ def _transfer(study: _Accuracies) -> Html | None:
     caption = (
         "MAML without and with SHOT, trained on one data set and tested on the classes of another, accuracy in % "
         "(Table 3 of the paper). miniImageNet and tieredImageNet share classes, so the paper's rows between them are "
-        f"contaminated. {study.budgets()}"
+        "contaminated."
     )
     header = ("Trained → tested", "Whose", "MAML", "MAML + SHOT", "Difference, % points")
     return table(header, rows, caption=caption)
@@ -258,7 +260,7 @@ def _distance_alone(study: _Accuracies) -> Html | None:
     ]
     caption = (
         "One of the paper's further results: the untrained network, and the network after training by SHOT's distance "
-        f"alone, which sees no query labels. {study.budgets()}"
+        "alone, which sees no query labels."
     )
     return table(("Network", study.paper_head("mini"), study.our_head), rows, caption=caption)
 
@@ -273,7 +275,7 @@ def _leo(study: _Accuracies) -> Html | None:
     ]
     if not rows:
         return None
-    caption = f"One of the paper's further results: LEO without and with SHOT. {study.budgets()}"
+    caption = "One of the paper's further results: LEO without and with SHOT."
     header = ("Learner", study.paper_head("mini"), study.our_head, "Here, SHOT minus without, % points")
     return table(header, rows, caption=caption)
 
@@ -295,7 +297,7 @@ def _variant_table(
         head = head.replace(study.paper_shots, paper_shots)
     caption = (
         f"One of the paper's further results: {what}; the paper's for MAML, ours for {method_label(base)}. The last "
-        f"column is the mean difference, over paired tasks, from {method_label(base)} without SHOT. {study.budgets()}"
+        f"column is the mean difference, over paired tasks, from {method_label(base)} without SHOT."
     )
     header = (column, head, study.our_head, "Here, SHOT minus without, % points")
     return table(header, rows, caption=caption)

@@ -12,7 +12,7 @@ from analysis.drawing import curves, legend, panels, references, selection
 from analysis.drawing.style import method_label
 from analysis.drawing.summary import MAX_SEEDS_SHOWN, Summary, mean_over, measured, seeds_with_values, summarise
 from analysis.evaluation import evaluation_scores, has_accuracy
-from analysis.schema import trained_learners
+from analysis.schema import setting, trained_learners
 
 WEIGHTS = {"dose": "weight of SHOT", "penalty": "weight of the curvature penalty"}
 """The coordinates that hold a weight, and how the axis of each is labelled."""
@@ -90,9 +90,9 @@ def _series(ds: xr.Dataset, weight: str) -> dict[str, dict[str, float]]:
     other = next(kind for kind in WEIGHTS if kind != weight)
     series: dict[str, dict[float, str]] = {}
     for name in trained_learners(ds):
-        if not selection.is_control(ds, name) and float(selection.setting(ds, other, name)) == 0.0:
+        if not selection.is_control(ds, name) and float(setting(ds, other, name)) == 0.0:
             learners = series.setdefault(selection.base(ds, name), {})
-            learners.setdefault(float(selection.setting(ds, weight, name)), name)
+            learners.setdefault(float(setting(ds, weight, name)), name)
     whole = {name: learners for name, learners in series.items() if len(learners) >= MIN_WEIGHTS}
     return {name: {learners[key]: key for key in sorted(learners)} for name, learners in whole.items()}
 

@@ -74,6 +74,8 @@ def caption(ds: xr.Dataset) -> str:
         "Above the horizontal line the largest eigenvalue exceeds 2 / alpha, and gradient descent is unstable in its "
         "direction. Right of the vertical line alpha rho exceeds 2, and a step raises the quadratic model of the loss. "
         "On the diagonal the gradient lies in the sharpest direction; no point can be below it.",
+        "The eigenvalue is that of the whole Hessian, also for learners whose inner loop moves only some parameters; "
+        "for these it does not say that their steps are unstable.",
         "Both axes are linear within ±0.1 and logarithmic beyond.",
         f"Means are over {tasks_per_seed(values)} held-out tasks within each of {seeds_with_values(values)} seeds, "
         "then over the seeds.",

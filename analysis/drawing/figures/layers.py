@@ -29,15 +29,17 @@ def needs(ds: xr.Dataset) -> str | None:
 def draw(ds: xr.Dataset) -> Figure:
     """Draw a map of learners and tensors for each quantity, with the ratio of trained to untrained in each cell."""
     maps, names = _maps(ds), _learners(ds)
-    layers = ds["layer"].attrs["flag_meanings"].split()
+    # A tensor that starts at zero, such as a bias, has no ratio of norms. It has no column if it has no ratio at all.
+    has_ratio = np.isfinite(np.stack(list(maps.values()))).any(axis=(0, 1))
+    layers = np.array(ds["layer"].attrs["flag_meanings"].split())[has_ratio]
     height = 0.45 + 0.19 * len(names)
     options: dict[str, Any] = {"columns": 1, "width": "double", "row_height": height}
     with panels.grid(len(maps), xlabel="", **options) as (figure, axes):
         for (title, ratios), ax in zip(maps.items(), axes, strict=True):
-            picture = _map(ax, ratios)
+            picture = _map(ax, ratios[:, has_ratio])
             ax.set_title(title)
             ax.set_yticks(range(len(names)), [method_label(name) for name in names])
-            ax.set_xticks(range(len(layers)), [] if ax is not axes[-1] else layers, rotation=40, ha="right")
+            ax.set_xticks(range(len(layers)), [] if ax is not axes[-1] else list(layers), rotation=40, ha="right")
         bar = figure.colorbar(picture, ax=axes, label="trained / untrained", pad=0.01, extend="both")
         ticks = [1 / LARGEST_CHANGE, 0.5, 1, 2, LARGEST_CHANGE]
         bar.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
