@@ -23,7 +23,11 @@ def needs(ds: xr.Dataset) -> str | None:
     if int(ds["checkpoint"][0]) != 0 or not trained_learners(ds):
         return "no learner has an untrained start with which it could be compared"
     reasons = [selection.lacks(ds, name) for name in ("rho_layer", "layer_norm")]
-    return None if None in reasons else reasons[0]
+    if None not in reasons:
+        return reasons[0]
+    if not any(np.isfinite(ratios).any() for ratios in _maps(ds).values()):
+        return "no tensor has a value both at the untrained start and at the last checkpoint"
+    return None
 
 
 def draw(ds: xr.Dataset) -> Figure:
