@@ -25,19 +25,22 @@ STEP_SIZE = "step_size.json"  # the result of the search for the step size
 DRAWN = "drawn.json"  # in the folder of the figures: the digest of the measurements that they show
 
 
-def open_folder(path: str | Path, *, device: str = "cpu") -> Study:
-    """The study that was begun in a folder, with the step size that its search has chosen, if there was one."""
+def open_folder(path: str | Path, *, device: str = "cpu", trust: bool = False) -> Study:
+    """The study that was begun in a folder, with the step size that its search has chosen, if there was one.
+
+    trust: whether modules that the study names may be imported; nothing is imported by opening it.
+    """
     path = Path(path)
     if not (path / STUDY).is_file():
         problem = "is no study folder" if path.exists() else "does not exist"
         raise UserError(f"{path} {problem}: there is no {STUDY} in it; 'hessian-tools demo' makes one")
-    return study_in_folder(parse_study(_text(path / STUDY), source=str(path / STUDY)), path, device=device)
+    return study_in_folder(parse_study(_text(path / STUDY), source=str(path / STUDY)), path, device=device, trust=trust)
 
 
-def study_in_folder(config: StudyConfig, path: Path, *, device: str = "cpu") -> Study:
+def study_in_folder(config: StudyConfig, path: Path, *, device: str = "cpu", trust: bool = False) -> Study:
     """The study of a configuration in a folder, with the step size that an earlier search has left there, if any."""
     chosen = read_json(path / STEP_SIZE)["step_size"] if (path / STEP_SIZE).exists() else None
-    return build(config, path, device=device, step_size=chosen)
+    return build(config, path, device=device, step_size=chosen, trust=trust)
 
 
 def refuse_occupied(study: Study) -> None:

@@ -62,6 +62,7 @@ def run_study(
     data: str | None = None,
     workers: int | None = None,
     device: str = "cpu",
+    trust: bool = False,
     progress: ProgressOption = None,
 ) -> StudyResult:
     """Train, measure, test, draw and report a study; the same call goes on where an earlier one was stopped.
@@ -76,12 +77,13 @@ def run_study(
         a small study or on a GPU, and otherwise the number of cores. A script that uses processes needs
         ``if __name__ == "__main__":``.
     device: "cpu" or "cuda".
+    trust: whether modules that the study names, such as that of a network, may be imported, which runs their code.
     progress: None for silence, True for bars or lines on standard output, or a function that is called with
         (done, total) of the part that is at work.
 
     Raises UserError for a mistake in the arguments, before anything is written.
     """
-    study, plan = prepare(source, out=out, seeds=seeds, claims=claims, data=data, device=device)
+    study, plan = prepare(source, out=out, seeds=seeds, claims=claims, data=data, device=device, trust=trust)
     with session(study, workers=workers, progress=progress) as (pool, report_progress):
         study, ds, verdicts = run(study, pool, report_progress, plan=plan)
     return StudyResult(study.path, ds, tuple(verdicts))
@@ -95,6 +97,7 @@ def prepare(
     claims: str | Path | None = None,
     data: str | None = None,
     device: str = "cpu",
+    trust: bool = False,
 ) -> tuple[Study, str | None]:
     """Check everything that was asked for, and return the study and the text of its plan (None: the bundled plan).
 
@@ -107,7 +110,7 @@ def prepare(
     else:
         config = source if isinstance(source, StudyConfig) else study_of(source)
     config = overridden(with_data(config, data), {"seeds": seeds})
-    study = folder.study_in_folder(config, Path(out or Path("runs") / config.name), device=device)
+    study = folder.study_in_folder(config, Path(out or Path("runs") / config.name), device=device, trust=trust)
     check(study)
     if claims is not None and not Path(claims).is_file():
         raise UserError(f"there is no plan of the claims {claims}; start from a copy of analysis/claims/claims.yaml")

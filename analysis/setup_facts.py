@@ -1,5 +1,7 @@
 """What a report says about how a study was made; it is read from the configuration and the manifests of the runs."""
 
+from math import prod
+
 from analysis.config import StepSizeSearch
 from analysis.folder import CLAIMS, STUDY
 from analysis.learner_text import (
@@ -14,7 +16,7 @@ from analysis.study_file import BUNDLED, load_study
 from analysis.training import WARM_START
 from hessian_tools.data import summary
 from hessian_tools.runs.files import read_json
-from hessian_tools.runs.manifest import read_manifest
+from hessian_tools.runs.manifest import read_manifest, recorded_layout
 from hessian_tools.train import diverged_at
 from hessian_tools.train.evaluate import INDUCTIVE, TRANSDUCTIVE
 
@@ -25,7 +27,10 @@ def facts(study: Study) -> dict[str, str]:
     train_settings, measure_settings = config.train, config.measure
     light, full = measure_settings.light, measure_settings.full
     tasks = study.problem.tasks
-    manifest = read_manifest(study.run(*study.runs[0]))
+    first_run = study.run(*study.runs[0])
+    manifest = read_manifest(first_run)
+    # The record is read and the network is not built, because a report must not import what a study names.
+    num_params = sum(map(prod, recorded_layout(first_run).values()))
     libraries = ", ".join(f"{name} {version}" for name, version in manifest["libraries"].items())
     if tasks.kind == "classification":
         sizes = f", {data.ways}-way {data.shots}-shot, {data.queries} query images a class in training"
@@ -35,7 +40,7 @@ def facts(study: Study) -> dict[str, str]:
         described_data, protocol = f"{summary(tasks)} regression", ""
     return {
         "Data": described_data,
-        "Network": f"{config.network.name}, {study.problem.layout.numel:,} parameters",
+        "Network": f"{config.network.name}, {num_params:,} parameters",
         "Learners": "; ".join(f"{name}: {learner_description(study, name)}" for name in study.learners),
         "Inner loop": f"{config.inner.steps} steps of alpha = {study.chosen_step_size:g}, {_how_chosen(study)}",
         "Outer loop": f"{OPTIMISERS[train_settings.optimiser]} {train_settings.learning_rate:g} unless said above,"

@@ -14,13 +14,15 @@ from torch import nn
 
 from analysis.config import DataConfig, LearnerConfig, NetworkConfig, StepSizeSearch, StudyConfig
 from analysis.errors import UserError
+from analysis.trust import trusted_object
 from hessian_tools.data import CrossDomainTasks, TaskSource, open_tasks
+from hessian_tools.importing import source_digest
 from hessian_tools.inner.descent import row_parts
 from hessian_tools.inner.learners import ALGORITHMS, Learner
 from hessian_tools.inner.meta_loss import joined
 from hessian_tools.inner.parameters import num_moved
 from hessian_tools.layout import ParamLayout, flatten
-from hessian_tools.nets import MLP, load_network, refuse_unfit, seeded, source_digest
+from hessian_tools.nets import MLP, load_network, refuse_unfit, seeded
 from hessian_tools.train import TrainConfig, meta_train
 
 
@@ -28,16 +30,20 @@ from hessian_tools.train import TrainConfig, meta_train
 class Problem:
     """The tasks of a study and the network that learns them.
 
-    Tasks and network are made at their first use, so that the measurements of a study can be read without its data.
+    Tasks and network are made at their first use, so that the measurements of a study can be read without its data, and
+    without the code of a network that the study names.
+
+    trust: whether the module of such a network may be imported; see ``analysis.trust``.
     """
 
     data: DataConfig
     network_config: NetworkConfig
+    trust: bool = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Every job that is sent to a worker process holds the problem, and opening the data takes half a second. A
         # problem is therefore unpickled by a cached function, so that a process opens the data only once.
-        return open_problem, (self.data, self.network_config)
+        return open_problem, (self.data, self.network_config, self.trust)
 
     @cached_property
     def tasks(self) -> TaskSource:
@@ -59,10 +65,9 @@ class Problem:
             raise UserError(f"network: {config.name} needs images, but {self.data.source} has none; use name: mlp")
         options = config.settings | config.options
         try:
-            return load_network(
-                config.import_path, outputs=tasks.outputs, input_shape=tasks.input_shape, options=options
-            )
-        except ValueError as e:
+            factory = trusted_object(config.import_path, trust=self.trust)
+            return load_network(factory, outputs=tasks.outputs, input_shape=tasks.input_shape, options=options)
+        except (ValueError, UserError) as e:
             raise UserError(f"network: {e}") from None
 
     @cached_property
@@ -73,7 +78,11 @@ class Problem:
     @property
     def source_digest(self) -> str | None:
         """The digest of the source file, where the network is the user's own; None for a network of the library."""
-        return source_digest(self.network_config.name) if ":" in self.network_config.name else None
+        target = self.network_config.name
+        if ":" not in target:
+            return None
+        trusted_object(target, trust=self.trust)  # called for its error
+        return source_digest(target)
 
     def _open(self, queries: int) -> TaskSource:
         """The tasks with ``queries`` query images per class."""
@@ -102,9 +111,9 @@ class Problem:
 
 
 @lru_cache(maxsize=8)
-def open_problem(data: DataConfig, network_config: NetworkConfig) -> Problem:
+def open_problem(data: DataConfig, network_config: NetworkConfig, trust: bool) -> Problem:
     """The tasks and the network of a study; equal arguments give the same object within a process."""
-    return Problem(data, network_config)
+    return Problem(data, network_config, trust)
 
 
 @dataclass(frozen=True)
@@ -283,14 +292,22 @@ class Study:
         return {name: plain[settings] for name, settings in with_shot.items() if settings in plain}
 
 
-def build(config: StudyConfig, path: str | Path = ".", *, device: str = "cpu", step_size: float | None = None) -> Study:
+def build(
+    config: StudyConfig,
+    path: str | Path = ".",
+    *,
+    device: str = "cpu",
+    step_size: float | None = None,
+    trust: bool = False,
+) -> Study:
     """The study that a configuration describes.
 
     step_size: the inner step size that the search has chosen; it is ignored where the configuration gives a number.
+    trust: whether modules that the configuration names may be imported, once something of them is used.
     """
     configured = config.inner.step_size
     alpha = step_size if isinstance(configured, StepSizeSearch) else configured
-    problem = open_problem(config.data, config.network)
+    problem = open_problem(config.data, config.network, trust)
     return Study(config, Path(path), device, alpha, _learners(config, alpha), problem)
 
 
