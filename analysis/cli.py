@@ -64,6 +64,11 @@ class BeginOptions:
         Parameter(help="Folder or file of images, or features (.npz), in place of the study's own data."),
     ] = None
 
+    kept: Annotated[
+        Path | None,
+        Parameter(name="--from", help="Folder of results of this study that were kept; their runs are not made again."),
+    ] = None
+
     def prepare(self, source: str, compute: ComputeOptions) -> "tuple[Study, str | None]":
         """Check the study; returns it and the text of its plan of the claims (None: the bundled plan)."""
         from analysis.pipeline import prepare
@@ -159,6 +164,35 @@ def report(folder: Folder) -> None:
     opened = open_folder(folder)
     with pipeline.session(opened, workers=0, progress=True) as (_, reporter):
         reporter.say(str(pipeline.report(opened, measurements(opened))))
+
+
+@app.command
+def keep(folder: Folder, *, out: Annotated[Path, Parameter(help="Folder of kept results.")]) -> None:
+    """Write what claims, figures and report need of each finished seed into a small folder for a repository."""
+    from analysis import pipeline
+    from analysis.folder import open_folder
+    from analysis.keep import keep as keep_results
+
+    opened = open_folder(folder)
+    with pipeline.session(opened, workers=0, progress=True) as (_, reporter):
+        seeds = keep_results(opened, out, reporter)
+        reporter.say(f"kept: seed {', '.join(map(str, seeds))} in {out}; next: hessian-tools test {out}")
+
+
+@app.command
+def compare(
+    *folders: Folder,
+    out: Annotated[Path | None, Parameter(help="Folder of comparison.html, .json and figures.")] = None,
+) -> None:
+    """Put the verdicts of several studies side by side, and with --out write them and their figures as one page."""
+    from analysis.compare import compare as compare_studies
+    from analysis.compare import lines, write
+
+    comparison = compare_studies(folders)
+    for line in lines(comparison):
+        print(line)
+    if out is not None:
+        print(f"page: {write(comparison, out)}")
 
 
 @app.command

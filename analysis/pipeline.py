@@ -13,7 +13,7 @@ import torch
 import xarray as xr
 
 from analysis import folder, store
-from analysis.claims import Verdict, judge, load_plan, verdicts_to_json
+from analysis.claims import Verdict, judge, load_plan, unjudged, verdicts_to_json
 from analysis.config import StudyConfig
 from analysis.drawing.figures import FIGURES, save
 from analysis.errors import UserError
@@ -60,6 +60,7 @@ def run_study(
     seeds: tuple[int, ...] | None = None,
     claims: str | Path | None = None,
     data: str | None = None,
+    kept: str | Path | None = None,
     workers: int | None = None,
     device: str = "cpu",
     trust: bool = False,
@@ -73,6 +74,7 @@ def run_study(
     seeds: seeds in place of those in ``source``; more can be added to a study later.
     claims: the file with the plan of the claims for a new study; by default the bundled plan.
     data: the path of images or features that replace the study's own data.
+    kept: the folder of results of this study that were kept; their runs are not made again.
     workers: the number of worker processes, of one thread each, or 0 to work in the present process; by default 0 for
         a small study or on a GPU, and otherwise the number of cores. A script that uses processes needs
         ``if __name__ == "__main__":``.
@@ -83,7 +85,9 @@ def run_study(
 
     Raises UserError for a mistake in the arguments, before anything is written.
     """
-    study, plan = prepare(source, out=out, seeds=seeds, claims=claims, data=data, device=device, trust=trust)
+    study, plan = prepare(
+        source, out=out, seeds=seeds, claims=claims, data=data, kept=kept, device=device, trust=trust
+    )
     with session(study, workers=workers, progress=progress) as (pool, report_progress):
         study, ds, verdicts = run(study, pool, report_progress, plan=plan)
     return StudyResult(study.path, ds, tuple(verdicts))
@@ -96,6 +100,7 @@ def prepare(
     seeds: tuple[int, ...] | None = None,
     claims: str | Path | None = None,
     data: str | None = None,
+    kept: str | Path | None = None,
     device: str = "cpu",
     trust: bool = False,
 ) -> tuple[Study, str | None]:
@@ -111,7 +116,11 @@ def prepare(
         config = source if isinstance(source, StudyConfig) else study_of(source)
     config = overridden(with_data(config, data), {"seeds": seeds})
     study = folder.study_in_folder(config, Path(out or Path("runs") / config.name), device=device, trust=trust)
+    if kept is not None:
+        study = folder.going_on_from(study, Path(kept))
     check(study)
+    if kept is not None:
+        refuse_changed_data(study, study.runs)
     if claims is not None and not Path(claims).is_file():
         raise UserError(f"there is no plan of the claims {claims}; start from a copy of analysis/claims/claims.yaml")
     load_plan(claims).check_steps(config.inner.steps)
@@ -135,7 +144,7 @@ def session(study: Study, *, workers: int | None, progress: ProgressOption) -> I
 def _is_small(study: Study) -> bool:
     """True if starting worker processes, which takes some seconds, would cost more than it saves."""
     train_settings = study.config.train
-    num_training_tasks = len(study.runs) * train_settings.checkpoints[-1] * train_settings.meta_batch
+    num_training_tasks = len(study.runs_to_train) * train_settings.checkpoints[-1] * train_settings.meta_batch
     return num_training_tasks < 500  # a rough limit
 
 
@@ -193,7 +202,7 @@ def figures(study: Study, ds: xr.Dataset, reporter: Reporter) -> list[Path]:
 def report(study: Study, ds: xr.Dataset) -> Path:
     """Write the study as one self-contained page; returns the file."""
     _refuse_incomplete(study)
-    refuse_changed_data(study, study.runs)
+    refuse_changed_data(study, study.runs_to_measure)  # kept results need no data
     images = {name: study.figures / f"{name}.png" for name in FIGURES}
     for image in images.values():
         if not image.exists():
@@ -203,15 +212,18 @@ def report(study: Study, ds: xr.Dataset) -> Path:
             f"the {part} of {study.path} rest on other measurements than the present ones;"
             f" run 'hessian-tools {part.replace('verdicts', 'test')} {study.path}' first"
         )
+    plan, verdicts = plan_of(study), open_verdicts(study.path)
     page = render(
         ds=ds,
-        verdicts=open_verdicts(study.path),
+        verdicts=verdicts,
         figures=images,
         setup=facts(study),
         command=command(study),
         notes=notes(study),
         step_size_table=step_size_table(study),
-        confidence=plan_of(study).confidence,
+        confidence=plan.confidence,
+        embed=not (study.path / folder.README).exists(),  # a page of kept results must stay small
+        unjudged=unjudged(ds, plan, verdicts),
     )
     write_text(study.path / folder.REPORT, page)
     return study.path / folder.REPORT
@@ -219,7 +231,7 @@ def report(study: Study, ds: xr.Dataset) -> Path:
 
 def _refuse_incomplete(study: Study) -> None:
     """Raise UserError if a run is not measured, or only in part."""
-    for learner, seed in study.runs:
+    for learner, seed in study.runs_to_measure:
         path = study.run(learner, seed) / store.NAME
         if not path.exists() or not store.is_complete(path):
             part = "only in part" if path.exists() else "not yet"

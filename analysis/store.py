@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
@@ -27,7 +27,7 @@ import xarray as xr
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from analysis.schema import VARIABLES, Sizes, blank_run
+from analysis.schema import Sizes, Variable, blank_run
 from hessian_tools.runs.files import DamagedFileError, read_json, write_json
 
 NAME = "measurements.zarr"
@@ -51,10 +51,19 @@ class Fault:
     unit: tuple[int, int | None] | None
 
 
-def create(folder: Path, sizes: Sizes, *, block: int, scalars: Mapping[str, float], attrs: Mapping[str, Any]) -> Path:
+def create(
+    folder: Path,
+    sizes: Sizes,
+    *,
+    variables: Sequence[Variable],
+    block: int,
+    scalars: Mapping[str, float],
+    attrs: Mapping[str, Any],
+) -> Path:
     """Make the store of a run, empty but for its scalars, and return its path; a store that exists is left as it is.
 
-    sizes: the coordinates or lengths of the dimensions. block: the number of tasks in a chunk.
+    sizes: the coordinates or lengths of the dimensions. variables: those of the measured quantities.
+    block: the number of tasks in a chunk.
     scalars: the values of the variables without dimensions, such as the step size. attrs: attributes of the Dataset.
     """
     path = folder / NAME
@@ -62,15 +71,15 @@ def create(folder: Path, sizes: Sizes, *, block: int, scalars: Mapping[str, floa
         return path
     part = folder / f".{NAME}.partial"
     shutil.rmtree(part, ignore_errors=True)
-    blank = blank_run(sizes).assign_attrs(attrs)
+    blank = blank_run(sizes, variables).assign_attrs(attrs)
     for name, value in scalars.items():
         blank[name][...] = value
     chunk = {"checkpoint": 1, "task": min(block, blank.sizes["task"])}
     encoding: dict[Any, dict[str, Any]] = {name: {"compressors": COMPRESSORS} for name in blank.coords}
-    for v in VARIABLES:
-        encoding[v.name] = {"compressors": COMPRESSORS, "fill_value": float("nan") if v.dtype == "float64" else 0}
-        if v.dims:
-            encoding[v.name]["chunks"] = tuple(chunk.get(dim, blank.sizes[dim]) for dim in v.dims)
+    for variable, values in blank.data_vars.items():
+        encoding[variable] = {"compressors": COMPRESSORS, "fill_value": np.nan if values.dtype.kind == "f" else 0}
+        if values.dims:
+            encoding[variable]["chunks"] = tuple(chunk.get(str(dim), blank.sizes[dim]) for dim in values.dims)
     try:
         blank.to_zarr(part, zarr_format=3, consolidated=False, encoding=encoding)
         _write(part, {str(name): (..., blank[name].to_numpy()) for name in [*blank.coords, *scalars]})
@@ -124,8 +133,11 @@ def write_unit(path: Path, checkpoint: int, block: slice | None, values: Mapping
         is absent is written as NaN or 0. The other arguments are those of :func:`is_done`.
     """
     flag, place = _flag(checkpoint, block)
-    variables = [v for v in VARIABLES if v.name not in FLAGS and _in_unit(v.dims, evaluation=block is None)]
-    blank = {v.name: np.array(np.nan if v.dtype == "float64" else 0) for v in variables}
+    blank = {}
+    for name in _array_names(path):
+        description = json.loads((path / name / "zarr.json").read_bytes())
+        if name not in FLAGS and _in_unit(tuple(description.get("dimension_names") or ()), evaluation=block is None):
+            blank[name] = np.array(np.nan if description["data_type"].startswith("float") else 0)
     _write(path, {name: (place, value) for name, value in (blank | dict(values)).items()})
     _write(path, {flag: (place, np.array(1))})
 
@@ -192,7 +204,7 @@ def _in_unit(dims: tuple[str, ...], *, evaluation: bool) -> bool:
 
     evaluation: True for the units that evaluate accuracy, False for those that measure a block of tasks.
     """
-    return dims[:1] == ("checkpoint",) and ("task" not in dims) == evaluation
+    return len(dims) > 1 and dims[0] == "checkpoint" and ("task" not in dims) == evaluation
 
 
 def _write(path: Path, values: Mapping[str, tuple[Any, np.ndarray]]) -> None:

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
 from math import nan, prod
 from pathlib import Path
@@ -14,6 +14,7 @@ from torch import nn
 
 from analysis.config import DataConfig, LearnerConfig, NetworkConfig, StepSizeSearch, StudyConfig
 from analysis.errors import UserError
+from analysis.quantities import Quantity, chosen_quantities
 from analysis.trust import trusted_object
 from hessian_tools.data import CrossDomainTasks, TaskSource, open_tasks
 from hessian_tools.importing import source_digest
@@ -162,6 +163,8 @@ class Study:
     device: where the tensors live.
     step_size: the inner step size of every learner whose settings give none. It is None until the search has chosen
         it; until then these learners hold the placeholder 1, with which nothing is trained or measured.
+    kept: the learners of each seed whose results are kept (``analysis.kept``), so that their runs need not be made.
+    goes_on_from: the folder of kept results that is copied into the study's folder when the study is begun.
     """
 
     config: StudyConfig
@@ -170,11 +173,24 @@ class Study:
     step_size: float | None
     learners: Mapping[str, StudyLearner]
     problem: Problem
+    kept: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    goes_on_from: Path | None = None
 
     @property
     def runs(self) -> list[tuple[str, int]]:
         """Every run of the study as (learner, seed)."""
-        return [(name, seed) for name in self.learners for seed in self.config.seeds]
+        return [(name, seed) for name in self.learners for seed in self.config.seeds_of(name)]
+
+    @property
+    def runs_to_measure(self) -> list[tuple[str, int]]:
+        """The runs whose results are not kept."""
+        return [(name, seed) for name, seed in self.runs if name not in self.kept.get(seed, ())]
+
+    @property
+    def runs_to_train(self) -> list[tuple[str, int]]:
+        """The runs whose results are not kept, and those runs from whose checkpoints they begin."""
+        needed = {(start, seed) for name, seed in self.runs_to_measure for start in (name, *self.config.starts(name))}
+        return [run for run in self.runs if run in needed]
 
     def run(self, learner: str, seed: int) -> Path:
         """The folder of one run."""
@@ -221,11 +237,25 @@ class Study:
                 save_every=train_settings.save_every,
                 start=start,
                 pretraining=study_learner.settings.pretraining,
+                penalty=study_learner.settings.penalty,
+                shuffle_labels=study_learner.settings.shuffle_labels,
                 transductive=self.config.measure.transductive,
                 head=self.config.network.head,
             )
         except ValueError as e:
             raise UserError(f"learners.{name}: {e}") from None
+
+    @cached_property
+    def quantities(self) -> list[Quantity]:
+        """The quantities that the study measures; raises UserError for one that does not exist."""
+        settings = self.config.measure
+        try:
+            return chosen_quantities(settings.quantities, settings.losses, self._load)
+        except ValueError as e:
+            raise UserError(f"measure.quantities: {e}") from None
+
+    def _load(self, name: str) -> object:
+        raise ValueError(f"{name}: quantities of one's own are not supported yet")
 
     @property
     def training_order(self) -> list[list[str]]:
@@ -291,6 +321,50 @@ class Study:
                 with_shot[name] = settings.model_copy(update={"shot": None} | ({"start": None} if pretrained else {}))
         return {name: plain[settings] for name, settings in with_shot.items() if settings in plain}
 
+    @property
+    def relations(self) -> dict[str, dict[str, Any]]:
+        """How the learners are related, as the arguments of ``analysis.schema.describe_learners`` that have defaults.
+
+        Two learners are of one family if their settings differ only in SHOT, in the penalty on the curvature and in
+        ``first_order``; the family is named after its first learner.
+        """
+        configs, built = self.config.learners, self.learners
+        plain: dict[LearnerConfig, str] = {}
+        families: dict[LearnerConfig, str] = {}
+        for name, settings in configs.items():
+            if self._bare(settings) == settings:
+                plain.setdefault(settings, name)
+            families.setdefault(self._bare(settings, first_order=False), name)
+        penalties = {name: getattr(settings, "penalty", None) for name, settings in configs.items()}
+        bare = {name: self._bare(settings) for name, settings in configs.items()}
+        return {
+            "dose": {name: settings.shot.weight if settings.shot else 0.0 for name, settings in configs.items()},
+            "penalty": {name: penalty.weight if penalty else 0.0 for name, penalty in penalties.items()},
+            "without_intervention": {
+                name: plain[other] for name, other in bare.items() if other in plain and other != configs[name]
+            },
+            "control": {name: _control(settings) for name, settings in configs.items()},
+            "family": {name: families[self._bare(settings, first_order=False)] for name, settings in configs.items()},
+            "algorithm": {name: settings.algorithm for name, settings in configs.items()},
+            "first_order": {name: learner.learner.first_order for name, learner in built.items()},
+        }
+
+    def _bare(self, settings: LearnerConfig, **changes: Any) -> LearnerConfig:
+        """The same settings without SHOT, without a start from pre-training by SHOT alone, and without the penalty."""
+        removed: dict[str, Any] = {"shot": None, "pretraining": None}
+        if "penalty" in LearnerConfig.model_fields:
+            removed["penalty"] = None
+        if settings.start is not None and self.config.learners[settings.start].pretraining is not None:
+            removed["start"] = None
+        return settings.model_copy(update=removed | changes)
+
+
+def _control(settings: LearnerConfig) -> str:
+    """The kind of control that a learner is: "untrained", "supervised", "shuffled" or, for the others, ""."""
+    if not settings.trained or settings.algorithm == "supervised":
+        return settings.algorithm
+    return "shuffled" if getattr(settings, "shuffle_labels", False) else ""
+
 
 def build(
     config: StudyConfig,
@@ -299,16 +373,18 @@ def build(
     device: str = "cpu",
     step_size: float | None = None,
     trust: bool = False,
+    kept: Mapping[int, tuple[str, ...]] | None = None,
 ) -> Study:
     """The study that a configuration describes.
 
     step_size: the inner step size that the search has chosen; it is ignored where the configuration gives a number.
     trust: whether modules that the configuration names may be imported, once something of them is used.
+    kept: the learners of each seed whose results are kept.
     """
     configured = config.inner.step_size
     alpha = step_size if isinstance(configured, StepSizeSearch) else configured
     problem = open_problem(config.data, config.network, trust)
-    return Study(config, Path(path), device, alpha, _learners(config, alpha), problem)
+    return Study(config, Path(path), device, alpha, _learners(config, alpha), problem, kept or {})
 
 
 def _learners(config: StudyConfig, step_size: float | None) -> dict[str, StudyLearner]:

@@ -6,6 +6,8 @@ with a HiddenStateError, which names the module.
 """
 
 from collections.abc import Callable, Hashable, Mapping
+from copy import copy
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -15,7 +17,7 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from hessian_tools.layout import ParamLayout
-from hessian_tools.torch_fixes.function_modes import TwiceDifferentiable
+from hessian_tools.torch_fixes.function_modes import PrimitiveNormalisation, TwiceDifferentiable
 
 Batch = Any  # a pair (inputs, targets) for a network; whatever a plain function takes
 Criterion = Callable[[Any, Any], Tensor]  # (outputs, targets) -> scalar
@@ -50,6 +52,7 @@ class Loss:
         self._criterion = criterion
         self._checked: set[tuple[bool, ...]] = set()  # modes (train, eval) without hidden state
         self._plain: set[Hashable] = set()  # kinds of passes that need no replaced operation
+        self._replacing: type[TwiceDifferentiable] = TwiceDifferentiable
 
     def __call__(self, theta: Float[Tensor, " param"], batch: Batch, /) -> Float[Tensor, ""]:
         """The criterion of the network's outputs on the batch ``(x, y)``."""
@@ -68,7 +71,7 @@ class Loss:
         like = next(iter(parameters.values()))
         tensors, x = self._tensors(parameters, like), cast_like(x, like)
         modes = tuple(module.training for module in self.model.modules())
-        return self._twice_differentiable((modes, *_shapes(x)), lambda: functional_call(self.model, tensors, (x,)))
+        return self._differentiable((modes, *_shapes(x)), lambda: functional_call(self.model, tensors, (x,)))
 
     def criterion(self, outputs: Any, y: Any) -> Float[Tensor, ""]:
         """The scalar loss of outputs against targets."""
@@ -79,7 +82,7 @@ class Loss:
                 "of tensors"
             )
         y = cast_like(y, next((t for t in tensors if t.is_floating_point()), tensors[0]))
-        value = self._twice_differentiable(_shapes((outputs, y)), lambda: self._criterion(outputs, y))
+        value = self._differentiable(_shapes((outputs, y)), lambda: self._criterion(outputs, y))
         if not isinstance(value, Tensor) or value.ndim != 0:
             kind = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
             raise ValueError(
@@ -122,7 +125,18 @@ class Loss:
             raise _hidden_state(self.model, "", "gives another output the second time")
         self._checked.add(modes)
 
-    def _twice_differentiable(self, kind: Hashable, function: Callable[[], Any]) -> Any:
+    @cached_property
+    def thrice_differentiable(self) -> "Loss":
+        """The same loss with right third derivatives, for which normalisations are computed from primitives.
+
+        Values agree to rounding, and a pass takes longer. See
+        :class:`~hessian_tools.torch_fixes.function_modes.PrimitiveNormalisation`.
+        """
+        loss = copy(self)
+        loss._plain, loss._replacing = set(), PrimitiveNormalisation
+        return loss
+
+    def _differentiable(self, kind: Hashable, function: Callable[[], Any]) -> Any:
         """The result of the function, in which operations that torch differentiates wrongly are replaced.
 
         kind: everything that may decide which operations the function runs, such as the modes of the modules. The first
@@ -130,7 +144,7 @@ class Loss:
         """
         if kind in self._plain:
             return function()
-        with TwiceDifferentiable() as replacement:
+        with self._replacing() as replacement:
             result = function()
         if not replacement.replaced:
             self._plain.add(kind)

@@ -152,10 +152,16 @@ class MeasureConfig(Strict):
         checkpoint. All other measurements are ``light``.
     block: the number of tasks that are measured and stored together.
     evaluation_tasks: the number of further tasks, on which only loss and accuracy are measured.
+    quantities: what is measured: names in docs/quantities.md, "standard" or "all", or import paths or files of the
+        user's own quantities, such as my_quantities.py:SHARPNESS.
+    losses: on which losses, besides the support loss, curvature is measured: "query", "across", "other_task"; see
+        ``analysis.quantities.variants``.
     transductive: True if all queries of a task pass through the network as one batch when accuracy is measured, on the
         evaluation tasks and in validation; see ``hessian_tools.evaluate``.
     seed: together with the seed of a run, it determines the held-out tasks and the random probes of the curvature.
     """
+
+    later_settings = ("quantities", "losses")
 
     tasks: Positive = 16
     full_tasks: Natural = 4
@@ -163,6 +169,8 @@ class MeasureConfig(Strict):
     full: LevelConfig = LevelConfig()
     block: Positive = 4
     evaluation_tasks: Positive = 100
+    quantities: tuple[str, ...] = ("standard",)
+    losses: tuple[Literal["query", "across", "other_task"], ...] = ()
     transductive: Flag = TrainConfig.transductive
     seed: Natural = 0
 
@@ -176,7 +184,7 @@ class MeasureConfig(Strict):
 
 
 class StepSizeSearch(Strict):
-    """A search for one inner step size for all learners, in which one learner without SHOT is trained briefly.
+    """A search for one inner step size for all learners, in which one plain learner is trained briefly.
 
     candidates: the step sizes to try. The step size with the highest validation accuracy is chosen or, for regression,
         the one with the lowest validation loss.
@@ -248,11 +256,18 @@ class StudyConfig(Strict):
     def _consistent(self) -> "StudyConfig":
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds {list(self.seeds)} hold one twice; give each seed once")
+        if not any(self.seeds_of(name) for name in self.learners):
+            raise ValueError(f"no learner has any of the seeds {list(self.seeds)}; add one to a learner's seeds")
         for name in self.learners:
             self._check_start(name)
         if isinstance(self.inner.step_size, StepSizeSearch):
             self._check_search(self.inner.step_size)
         return self
+
+    def seeds_of(self, name: str) -> tuple[int, ...]:
+        """The seeds of a learner, which are all seeds of the study unless the learner's settings name some of them."""
+        own = self.learners[name].seeds
+        return self.seeds if own is None else tuple(seed for seed in self.seeds if seed in own)
 
     def starts(self, name: str) -> list[str]:
         """The chain of learners from which a learner begins: its start, the start of its start, and so on.
@@ -275,12 +290,20 @@ class StudyConfig(Strict):
             raise ValueError(
                 f"learners.{name}.start takes the best checkpoint by validation; give train.validation_tasks"
             )
+        for start in self.starts(name):
+            lacking = [seed for seed in self.seeds_of(name) if seed not in self.seeds_of(start)]
+            if lacking:
+                raise ValueError(
+                    f"learners.{name} begins from {start}, which has no seed {lacking[0]}; add it to the seeds of"
+                    f" {start}, or leave it out of those of {name}"
+                )
 
     def _check_search(self, search: StepSizeSearch) -> None:
         chosen = self.learners.get(search.learner)
-        if chosen is None or chosen.shot or not chosen.trained:
+        if chosen is None or chosen.shot or chosen.penalty or chosen.shuffle_labels or not chosen.trained:
             raise ValueError(
-                f"inner.step_size.learner={search.learner!r} must name a trained learner of this study without shot"
+                f"inner.step_size.learner={search.learner!r} must name a trained learner of this study without shot,"
+                " penalty and shuffle_labels"
             )
         if chosen.start or chosen.step_size or chosen.algorithm == "leo":
             raise ValueError(

@@ -12,7 +12,7 @@ from matplotlib.patches import Patch
 
 from analysis.drawing.curves import BAND_ALPHA, QuantityLook, controls, learner_style, panel_learners, states
 from analysis.drawing.style import CONTROL_STYLE, DARK, GREY, method_label
-from analysis.drawing.summary import MAX_SEEDS_SHOWN, diverged_units, seeds_with_values, tasks_per_seed
+from analysis.drawing.summary import MAX_SEEDS_SHOWN, diverged_units, seed_counts, seeds_with_values, tasks_per_seed
 from analysis.schema import begun_elsewhere, learner_names, why_no_alpha
 
 # ---- legend entries
@@ -130,14 +130,14 @@ def _sample_sentence(values: xr.DataArray) -> str:
     seeds, tasks = seeds_with_values(values), tasks_per_seed(values)
     if seeds < 2:
         return f"Means are over {tasks} held-out tasks of one seed."
-    return f"Means are over {tasks} held-out tasks within each of {seeds} seeds, then over the seeds."
+    return f"Means are over {tasks} held-out tasks within each of {seed_counts(values)} seeds, then over the seeds."
 
 
 def _band_sentence(values: xr.DataArray) -> str:
     """The sentence on bands over seeds, whose kind depends on the number of seeds."""
-    seeds = seeds_with_values(values)
+    seeds, counts = seeds_with_values(values), seed_counts(values)
     if seeds < 2:
         return "There is one seed, so there is no band, and nothing in this figure shows how seeds differ."
     if seeds > MAX_SEEDS_SHOWN:
-        return f"Bands are 95 % Student t intervals of the mean over {seeds} seeds, point by point."
-    return f"Bands are the range over the {seeds} seeds, not a confidence interval; thin lines are single seeds."
+        return f"Bands are 95 % Student t intervals of the mean over {counts} seeds, point by point."
+    return f"Bands are the range over the {counts} seeds, not a confidence interval; thin lines are single seeds."

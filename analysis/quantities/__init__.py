@@ -1,18 +1,106 @@
-"""The quantities that are measured along inner loops.
+"""The quantities that a study measures along inner loops, one in each file of this package.
 
-Each quantity is a function. It takes ``Points`` and returns the values of one or several variables of
-``analysis.schema``, in arrays [task, step, ...] or [task, ...].
+A study's YAML names the quantities that it wants under ``measure.quantities``, and may name some of the user's own
+there; see ``docs/quantities.md``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 
-from analysis.quantities.curvature import along_gradient, eigenvalues, random_directions
+from analysis.quantities import (
+    adaptation,
+    alpha_sweep,
+    blocks,
+    eigenvalues,
+    gauss_newton,
+    gradient_alignment,
+    gradient_curvature,
+    inner_loop,
+    layer_norms,
+    linearisation,
+    meta_gradient,
+    normalised_spectrum,
+    path,
+    prototypes,
+    rotated_gradient,
+    shot_direction,
+    shot_distances,
+    spectral_density,
+    top_eigenspace,
+    trace,
+)
 from analysis.quantities.points import Points, Values
-from analysis.quantities.trajectory import gradient_alignment, recorded_values
+from analysis.quantities.quantity import Quantity
+from analysis.quantities.variants import VARIANTS, variant_quantities
 
-# Quantities that are computed from the recorded inner loop alone.
-TRAJECTORY_QUANTITIES: tuple[Callable[[Points], Values], ...] = (recorded_values, gradient_alignment)
-# Quantities that take products with the Hessian; their values are NaN for a task whose inner loop diverged.
-CURVATURE_QUANTITIES: tuple[Callable[[Points], Values], ...] = (along_gradient, eigenvalues, random_directions)
+# In the order in which a study measures them.
+QUANTITIES: Mapping[str, Quantity] = {
+    module.QUANTITY.name: module.QUANTITY
+    for module in (
+        inner_loop,
+        layer_norms,
+        gradient_alignment,
+        gradient_curvature,
+        eigenvalues,
+        trace,
+        rotated_gradient,
+        blocks,
+        gauss_newton,
+        top_eigenspace,
+        normalised_spectrum,
+        spectral_density,
+        path,
+        linearisation,
+        shot_distances,
+        shot_direction,
+        meta_gradient,
+        adaptation,
+        prototypes,
+        alpha_sweep,
+    )
+}
+# Measured in every study, because the claims read them.
+REQUIRED = ("inner_loop", "gradient_alignment", "gradient_curvature")
+STANDARD = (*REQUIRED, "layer_norms", "eigenvalues", "trace")
 
-__all__ = ["CURVATURE_QUANTITIES", "TRAJECTORY_QUANTITIES", "Points"]
+
+def chosen_quantities(names: Iterable[str], losses: Iterable[str], load: Callable[[str], object]) -> list[Quantity]:
+    """The quantities that a study names, in the order in which they are measured.
+
+    names: names of ``QUANTITIES``, "standard", "all", or import paths of the user's own quantities.
+    losses: names of ``VARIANTS``.
+    load: a function that returns the object that an import path names.
+
+    Raises ValueError for a name that is not known, and for an object that is not a Quantity or repeats a name.
+    """
+    names, chosen, own = list(names), set(REQUIRED), []
+    for name in names:
+        if name in ("standard", "all"):
+            chosen |= set(STANDARD if name == "standard" else QUANTITIES)
+        elif name in QUANTITIES:
+            chosen.add(name)
+        elif ":" in name:
+            own.append(_own(name, load(name)))
+        else:
+            known = ", ".join(QUANTITIES)
+            raise ValueError(
+                f"{name!r} is none of {known}, standard and all; a quantity of your own is an import path or a file,"
+                " such as my_quantities.py:SHARPNESS"
+            )
+    quantities = [quantity for name, quantity in QUANTITIES.items() if name in chosen]
+    quantities += [quantity for loss in losses for quantity in variant_quantities(loss)] + own
+    used: set[str] = set()
+    for quantity in quantities:
+        repeated = used & {variable.name for variable in quantity.variables}
+        if repeated:
+            raise ValueError(f"the variable {min(repeated)} of {quantity.name} exists already; rename it")
+        used |= {variable.name for variable in quantity.variables}
+    return quantities
+
+
+def _own(name: str, found: object) -> Quantity:
+    if not isinstance(found, Quantity):
+        raise ValueError(f"{name} is a {type(found).__name__}, not an analysis.quantities.Quantity")
+    return found
+
+
+__all__ = ["QUANTITIES", "REQUIRED", "STANDARD", "VARIANTS", "Points", "Quantity", "Values", "chosen_quantities"]

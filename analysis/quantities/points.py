@@ -5,14 +5,15 @@ quantities of a task are computed at each of its points.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from analysis.config import LevelConfig
-from hessian_tools.curvature import Hessian, filter_scale, hessian
+from hessian_tools.curvature import Extremes, Hessian, extremal_eigenpairs, filter_scale, gradient, hessian
+from hessian_tools.inner.learners import Learner
 from hessian_tools.loss import Loss
 from hessian_tools.trajectory import Trajectory
 
@@ -44,25 +45,42 @@ class Products:
 class Points:
     """All points of a block of tasks, with everything from which the quantities are computed.
 
+    learner: the learner, whose inner loop was recorded. meta_theta: the meta-parameters [meta] it started from.
     trajectory: the recorded inner loops, stacked as [task, step], with thetas and gradients.
-    support: the support sets (x, y), with a leading task axis.
+    support, query: the support and the query sets (x, y), with a leading task axis.
+    other_support: for each task, the support set of another held-out task.
     normalised: the names of the weights that are followed by a normalisation.
     step_size: the inner step size alpha; NaN where the inner steps are not alpha times the gradient.
     level: the settings of the measurement, full or light: how many eigenvalues and probes, and how precisely.
     probes: random signs [task, param, probe]. A task has the same probes at all inner steps, at all checkpoints and for
         all learners, so that differences between these are not blurred by different probes. Tasks have independent
         probes, so that the spread over tasks gives the right error of their mean.
+    tasks, task_seed: the indices of the held-out tasks, and the seed with which they were drawn; together they name a
+        task, and random numbers that belong to a task are drawn from them.
     seed: the seed of the starting vectors of the Lanczos runs.
+    eigenvectors: True if ``extremes`` shall have eigenvectors, and one pair of largest magnitude more than the level
+        asks for: the errors of an eigenspace follow from the gap to the next eigenvalue.
+    batch: the examples whose loss is differentiated twice; None: the support sets.
+    directions: the vectors [task, step, param] along which curvature is measured; None: the inner gradients.
     """
 
     loss: Loss
+    learner: Learner
+    meta_theta: Tensor
     trajectory: Trajectory
     support: tuple[Tensor, Tensor]
+    query: tuple[Tensor, Tensor]
+    other_support: tuple[Tensor, Tensor]
     normalised: tuple[str, ...]
     step_size: float
     level: LevelConfig
     probes: Tensor
+    tasks: tuple[int, ...]
+    task_seed: int
     seed: int
+    eigenvectors: bool = False
+    batch: tuple[Tensor, Tensor] | None = None
+    directions: Tensor | None = None
 
     @property
     def thetas(self) -> Tensor:
@@ -71,17 +89,20 @@ class Points:
         return self.trajectory.thetas
 
     @property
-    def gradients(self) -> Tensor:
-        """The inner gradients [task, step, param]."""
+    def trajectory_gradients(self) -> Tensor:
+        """The inner gradients [task, step, param], which are those of the support loss."""
         assert self.trajectory.gradients is not None
         return self.trajectory.gradients
 
+    @property
+    def gradients(self) -> Tensor:
+        """The vectors g [task, step, param] along which curvature is measured: the inner gradients, unless others."""
+        return self.trajectory_gradients if self.directions is None else self.directions
+
     @cached_property
     def hessian(self) -> Hessian:
-        """The Hessian of the support loss at all points, task by task."""
-        num_steps = self.thetas.shape[1]
-        batch = tuple(leaf.repeat_interleave(num_steps, dim=0) for leaf in self.support)
-        H = hessian(self.loss, self.thetas.flatten(0, 1), batch)
+        """The Hessian of the support loss (or of the loss on ``batch``) at all points, task by task."""
+        H = hessian(self.loss, self.thetas.flatten(0, 1), self.at_points(self.batch or self.support))
         # All blocks of tasks in a process share one trace of the product, so that it pays even if this block takes few
         # products. A fixed number is announced so that the engine, and with it the rounding of the results, does not
         # depend on how many blocks were measured before.
@@ -96,6 +117,45 @@ class Points:
         block = torch.cat([torch.stack([self.gradients, scale**2 * self.gradients], -1), probes], -1)
         h_block = self.unflatten(self.hessian @ block.flatten(0, 1))
         return Products(scale, h_block[..., 0], h_block[..., 1], h_block[..., 2:])
+
+    @cached_property
+    def extremes(self) -> Extremes:
+        """The eigenvalues of largest magnitude and one at either end of the spectrum, at all points.
+
+        With ``eigenvectors`` there is one pair of largest magnitude more than the level asks for, at the end.
+        """
+        magnitude = min(self.level.eigenvalues + self.eigenvectors, self.thetas.shape[-1])
+        return extremal_eigenpairs(
+            self.hessian,
+            magnitude=magnitude,
+            ends=1,
+            rtol=self.level.tolerance,
+            vectors=self.eigenvectors,
+            seed=self.seed,
+            # The level allows enough products for its own pairs; each pair needs one to be found and one to be checked.
+            max_matvecs=max(self.level.max_matvecs, 2 * (magnitude + 2)),
+        )
+
+    @cached_property
+    def _variants(self) -> dict[str, "Points"]:
+        return {}
+
+    def on(self, loss: str) -> "Points":
+        """The same points with another loss or direction; see ``analysis.quantities.variants``."""
+        if loss not in self._variants:  # kept, so that the quantities of a variant share its products
+            batch = self.other_support if loss == "other_task" else self.query
+            directions = self.gradient_on(batch) if loss == "query" else None
+            self._variants[loss] = replace(self, batch=batch, directions=directions)
+        return self._variants[loss]
+
+    def gradient_on(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """The gradient of the loss on a batch [task, ...] at all points, [task, step, param]."""
+        return self.unflatten(gradient(self.loss, self.thetas.flatten(0, 1), self.at_points(batch)))
+
+    def at_points(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """A batch [task, ...] repeated for each point of its task, [point, ...]."""
+        x, y = (leaf.repeat_interleave(self.thetas.shape[1], dim=0) for leaf in batch)
+        return x, y
 
     def unflatten(self, values: Tensor) -> Tensor:
         """Values [point, ...] as [task, step, ...]."""

@@ -39,11 +39,13 @@ class Change:
 def change(values: xr.DataArray, steps: slice) -> Change:
     """The change of a quantity from the first checkpoint to the last, averaged over some inner steps.
 
-    values: [seed, checkpoint, task, inner_step]. steps: the inner steps.
+    values: [seed, checkpoint, task, inner_step], or without tasks if only the means over tasks are kept.
+    steps: the inner steps.
 
     Both means are taken over the tasks that have finite values at both checkpoints, as for the verdicts, and then over
     the seeds.
     """
+    values = values if "task" in values.dims else values.expand_dims("task")
     ends = values.isel(checkpoint=[0, -1], inner_step=steps).transpose("checkpoint", "seed", "task", "inner_step")
     on_both_sides = np.isfinite(ends.values).all(axis=(0, 3))
     per_seed = [seed_means(np.where(on_both_sides, side.mean(axis=-1), np.nan)) for side in ends.values]

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import xarray as xr
 
+from analysis.quantities import QUANTITIES, STANDARD
 from analysis.schema import LEVEL_MEANINGS, STATUS_MEANINGS, Sizes, blank_run, describe_learners, stack_runs
 from hessian_tools.rng import numpy_stream
 
@@ -142,7 +143,7 @@ def _run(sizes: Sizes, name: str, run_seed: int, last_checkpoint: int, effect: E
     progress = np.sqrt(np.array(sizes.checkpoints) / max(last_checkpoint, 1))
     loss, alpha_rho, alignment = _core(sizes, name, run_seed, progress, effect, options)
     at_unit_norm, growth = _at_unit_norm(alpha_rho, progress, effect, options)
-    ds = blank_run(sizes)
+    ds = blank_run(sizes, [variable for name in STANDARD for variable in QUANTITIES[name].variables])
     ds["step_size"][()], ds["num_params"][()] = options.step_size, 1761
     # The stream does not depend on the learner's name, because checkpoint 0 has to be equal for all learners.
     noise = numpy_stream(options.seed, "rest", run_seed)

@@ -103,8 +103,8 @@ def test_a_study_keeps_the_plan_of_the_claims_with_which_it_was_begun(working_fo
 
     plan = BUNDLED.read_text().replace("confidence: 0.95", "confidence: 0.9")
     (working_folder / "plan.yaml").write_text(plan)
-    (working_folder / "odd.yaml").write_text(plan.replace("margins", "margin"))
-    assert "did you mean 'margins'?" in refused(capsys, ["study", "micro", "--claims", "odd.yaml"])
+    (working_folder / "odd.yaml").write_text(plan.replace("bootstrap:", "bootstap:"))
+    assert "did you mean 'bootstrap'?" in refused(capsys, ["study", "micro", "--claims", "odd.yaml"])
     (working_folder / "bytes.yaml").write_bytes(b"\xff\xfe")
     assert "bytes.yaml is not a text file" in refused(capsys, ["study", "micro", "--claims", "bytes.yaml"])
     assert "no plan of the claims none.yaml" in refused(capsys, ["study", "micro", "--claims", "none.yaml"])
@@ -172,6 +172,7 @@ def test_info_and_the_single_commands_run_on_a_complete_study(working_folder, ca
     shutil.copytree(micro_study, working_folder / "study")
     assert run(["info", "study"]) == 0
     said = capsys.readouterr().out
+    assert "quantities: standard\n" in said
     assert "maml         seed 1: trained to 5; measured (6 tasks, counted at each checkpoint)" in said
     assert "verdicts: " in said
     (working_folder / "study" / "figures" / "accuracy.png").unlink()

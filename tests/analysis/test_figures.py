@@ -14,7 +14,8 @@ from analysis.drawing import style
 from analysis.drawing.figures import FIGURES
 from analysis.drawing.figures.eigenvalues import residuals
 from analysis.drawing.references import curvature_axis
-from analysis.drawing.summary import evaluation_scores, lost_evaluations, measured, summarise
+from analysis.drawing.summary import lost_evaluations, measured, summarise
+from analysis.evaluation import evaluation_scores
 
 NAMES = tuple(FIGURES)
 

@@ -225,6 +225,16 @@ def test_the_comparison_at_unit_filter_norm_is_named_and_explained(ds, images):
     assert "The comparison at unit filter norm" not in Reader(report(ds, images)).text
 
 
+def test_the_correction_and_the_claims_without_a_verdict_are_shown(ds, images):
+    lost = replace(VERDICT, kind="primary", p=0.02, p_corrected=0.12, corrected_outcome="inconclusive", num_corrected=6)
+    seen = Reader(report(ds, images, verdicts=[lost, VERDICT], unjudged={"shot-cost": "no record"})).text
+    assert "0.02 → 0.12" in seen
+    assert "supported inconclusive after the correction" in seen
+    assert "The 1 primary ones are corrected together" in seen
+    assert "Claims that were not judged shot-cost: no record" in seen
+    assert "not judged" not in Reader(report(ds, images)).text
+
+
 def test_the_confidence_of_the_plan_is_shown_and_used(ds, images):
     seen = Reader(report(ds, images, confidence=0.8, figures={})).text
     assert "Effect, 80 % interval over seeds" in seen

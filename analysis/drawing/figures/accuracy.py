@@ -4,7 +4,8 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from analysis.drawing import curves, legend, panels, references
-from analysis.drawing.summary import evaluation_scores, has_accuracy, lost_evaluations, summarise
+from analysis.drawing.summary import lost_evaluations, summarise
+from analysis.evaluation import evaluation_scores, has_accuracy
 
 
 def draw(ds: xr.Dataset) -> Figure:
