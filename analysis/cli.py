@@ -269,9 +269,9 @@ def _status(error: Exception) -> int | None:
 
 
 def _say_verdicts(verdicts: "Sequence[Verdict]", reporter: "Reporter") -> None:
-    from analysis.claims import findings, verdict_lines
+    from analysis.claims import summary, verdict_lines
 
-    for line in [*verdict_lines(verdicts), *findings(verdicts)]:
+    for line in [*verdict_lines(verdicts), *summary(verdicts)]:
         reporter.say(line)
 
 

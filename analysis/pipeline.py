@@ -15,7 +15,7 @@ import xarray as xr
 from analysis import folder, store
 from analysis.claims import Verdict, judge, load_plan, unjudged, verdicts_to_json
 from analysis.config import StudyConfig
-from analysis.drawing.figures import FIGURES, save
+from analysis.drawing.figures import figures_of, save
 from analysis.errors import UserError
 from analysis.folder import measurements, open_verdicts, plan_of
 from analysis.measure import measure
@@ -186,13 +186,14 @@ def test(study: Study, ds: xr.Dataset) -> list[Verdict]:
 
 
 def figures(study: Study, ds: xr.Dataset, reporter: Reporter) -> list[Path]:
-    """Draw every figure as PDF and PNG; returns the files."""
+    """Draw every figure for which the study has measurements, as PDF and PNG; returns the files."""
     _refuse_incomplete(study)
     (study.figures / folder.DRAWN).unlink(missing_ok=True)  # until all are drawn, the figures count as stale
     store.remove_half_written(study.path)
     saved: list[Path] = []
-    with reporter.stage("draw", len(FIGURES), "figures") as advance:
-        for name, figure in FIGURES.items():
+    drawable = figures_of(ds)
+    with reporter.stage("draw", len(drawable), "figures") as advance:
+        for name, figure in drawable.items():
             saved += save(figure.draw(ds), study.figures / name)
             advance(1, name)
     write_json(study.figures / folder.DRAWN, {"measurements": folder.content_digest(ds)})
@@ -203,7 +204,7 @@ def report(study: Study, ds: xr.Dataset) -> Path:
     """Write the study as one self-contained page; returns the file."""
     _refuse_incomplete(study)
     refuse_changed_data(study, study.runs_to_measure)  # kept results need no data
-    images = {name: study.figures / f"{name}.png" for name in FIGURES}
+    images = {name: study.figures / f"{name}.png" for name in figures_of(ds)}
     for image in images.values():
         if not image.exists():
             raise UserError(f"{image} is not drawn yet; run 'hessian-tools figures {study.path}' first")
@@ -222,6 +223,7 @@ def report(study: Study, ds: xr.Dataset) -> Path:
         notes=notes(study),
         step_size_table=step_size_table(study),
         confidence=plan.confidence,
+        config=study.config,
         embed=not (study.path / folder.README).exists(),  # a page of kept results must stay small
         unjudged=unjudged(ds, plan, verdicts),
     )

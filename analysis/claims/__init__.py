@@ -24,7 +24,7 @@ from analysis.claims.falls import (
     supervised_verdicts,
     trajectory_verdicts,
 )
-from analysis.claims.findings import findings
+from analysis.claims.findings import findings, summary
 from analysis.claims.intervention import association_verdicts, intervention_verdicts, manipulation_verdicts
 from analysis.claims.learning import shot_accuracy_verdicts, shot_speed_verdicts
 from analysis.claims.plan import Plan, PlanError, load_plan, plan_from_mapping
@@ -185,6 +185,7 @@ __all__ = [
     "load_plan",
     "plan_from_mapping",
     "points",
+    "summary",
     "unjudged",
     "verdict_lines",
     "verdicts_from_json",

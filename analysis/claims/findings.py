@@ -10,6 +10,15 @@ from analysis.claims.verdict import OUTCOMES, Verdict
 PLAIN = ("raw", "against untrained")  # comparisons without matching or rescaling
 TOO_WEAK = "against orthogonal"  # a comparison that an untrained network may pass as well
 
+# The claims of the three sentences at the top of a report and at the end of a command, as far as a study has them.
+SUMMARISED = ("suppression", "trajectory", "shot", "alignment")
+
+
+def summary(verdicts: Sequence[Verdict]) -> list[str]:
+    """At most three of the findings: those on suppression, on the trajectory and on SHOT, or on the first claims."""
+    chosen = [verdict for verdict in verdicts if verdict.claim in SUMMARISED]
+    return findings(chosen or verdicts)[:3]
+
 
 def findings(verdicts: Sequence[Verdict]) -> list[str]:
     """One sentence for each claim: how many comparisons have each outcome, and the numbers of a typical comparison.

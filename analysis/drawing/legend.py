@@ -3,6 +3,7 @@
 A task unit is one task of one seed, for one learner at one checkpoint.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import xarray as xr
@@ -23,14 +24,26 @@ def entry(label: str, **look: Any) -> Line2D:
     return Line2D([], [], label=label, **look)
 
 
-def learner_entries(ds: xr.Dataset) -> list[Artist]:
-    """One entry for each learner; that of an untrained control is a line without markers, as in the panels."""
+def learner_entries(ds: xr.Dataset, *, control_lines: bool = True) -> list[Artist]:
+    """One entry for each learner.
+
+    control_lines: True if an untrained control is a line without markers in the panels, False if it is a marker.
+    """
     entries: list[Artist] = []
     for name in learner_names(ds):
         style = learner_style(ds, name)
-        marker = "" if name in controls(ds) else style.marker
-        entries.append(entry(method_label(name), color=style.color, linestyle=style.linestyle, marker=marker))
+        is_line, is_marker = (control_lines, not control_lines) if name in controls(ds) else (True, True)
+        look = {"linestyle": style.linestyle if is_line else "none", "marker": style.marker if is_marker else ""}
+        entries.append(entry(method_label(name), color=style.color, **look))
     return entries
+
+
+def training_entries(ds: xr.Dataset, starts: Sequence[Line2D]) -> list[Artist]:
+    """The entries of a figure over meta-training: the untrained networks of all panels, then the learners.
+
+    Each label is shown once.
+    """
+    return list({str(entry.get_label()): entry for entry in (*starts, *learner_entries(ds))}.values())
 
 
 def state_entries(ds: xr.Dataset, values: xr.DataArray) -> list[Artist]:

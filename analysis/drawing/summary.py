@@ -37,6 +37,12 @@ class Summary:
         per_seed, mean, low, high = (part.isel(positions) for part in (self.per_seed, self.mean, self.low, self.high))
         return Summary(per_seed, mean, low, high, self.num_seeds)
 
+    def select(self, learners: list[str]) -> "Summary":
+        """The summary of the named learners, in this order, with the same kind of band."""
+        parts = (self.per_seed, self.mean, self.low, self.high)
+        per_seed, mean, low, high = (part.sel(learner=learners) for part in parts)
+        return Summary(per_seed, mean, low, high, self.num_seeds)
+
     @property
     def span(self) -> tuple[float, float]:
         """The smallest and the largest number in a drawing of this summary; (nan, nan) if no number is finite."""

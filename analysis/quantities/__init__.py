@@ -17,6 +17,7 @@ from analysis.quantities import (
     inner_loop,
     layer_norms,
     linearisation,
+    loss_surface,
     meta_gradient,
     normalised_spectrum,
     path,
@@ -56,6 +57,7 @@ QUANTITIES: Mapping[str, Quantity] = {
         adaptation,
         prototypes,
         alpha_sweep,
+        loss_surface,
     )
 }
 # Measured in every study, because the claims read them.

@@ -83,8 +83,11 @@ def quantities(ds: xr.Dataset, name: str) -> dict[str, xr.DataArray]:
 def largest_growth(ds: xr.Dataset, learner: str) -> tuple[str, Change]:
     """The name and the change of the layer's weight whose norm at step 0 grew by the largest ratio.
 
-    The name is "" if no ratio exists. Biases are not considered, because they start at 0.
+    The name is "" if no ratio exists, or if the norms are not measured. Biases are not considered, because they start
+    at 0.
     """
+    if "layer_norm" not in ds:
+        return "", Change(float("nan"), float("nan"))
     layers = ds["layer"].attrs["flag_meanings"].split()
     weights = [index for index, layer in enumerate(layers) if layer.endswith("weight")] or range(len(layers))
     norms = measured(ds, "layer_norm").sel(learner=learner)

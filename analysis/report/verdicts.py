@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from math import isnan
 
-from analysis.claims.findings import findings
+from analysis.claims.findings import summary
 from analysis.claims.sentence import against_untrained, measure
 from analysis.claims.verdict import OUTCOMES, Verdict
 from analysis.drawing.style import method_label
@@ -42,7 +42,7 @@ def answer(verdicts: Sequence[Verdict]) -> Html:
         return element("p", "No verdict was made: this study has no comparison to judge.")
     return join(
         [
-            element("p", " ".join(findings(verdicts)), css="lead"),
+            element("p", " ".join(summary(verdicts)), css="lead"),
             bullets(_claim_summary(*group) for group in verdicts_by_claim(verdicts)),
         ]
     )

@@ -17,6 +17,7 @@ from hessian_tools.curvature.directions.gradient_curvature import (
     rounding_error,
     small_step_difference,
 )
+from hessian_tools.curvature.directions.loss_surface import filter_normalised, loss_surface
 from hessian_tools.curvature.directions.path import drop_ratio, linearisation_error, path_ratio
 from hessian_tools.curvature.directions.singular_values import SingularValues, singular_values
 from hessian_tools.curvature.directions.subspace import (
@@ -55,6 +56,8 @@ __all__ += ["Estimate", "Moments", "Diagonal", "Density", "rademacher", "estimat
 __all__ += ["gradient_curvature", "GradientCurvature", "DESCENT_THRESHOLD", "third_derivative", "Expansion"]
 __all__ += ["curvature_along", "product_asymmetry", "rounding_error", "filter_scale", "rho_normalised"]
 __all__ += ["tensor_parts", "random_rotations"]
+# The loss on a plane through a point.
+__all__ += ["loss_surface", "filter_normalised"]
 # Comparisons of eigenspaces, and the share of the Hessian that is its Gauss-Newton part.
 __all__ += ["gradient_share", "subspace_overlap", "step_overlaps", "principal_angles", "overlap_null"]
 __all__ += ["subspace_error", "vector_error", "gauss_newton_share", "GaussNewtonShare"]

@@ -10,7 +10,7 @@ from analysis.folder import open_folder, open_study
 from analysis.quantities import QUANTITIES, VARIANTS
 from analysis.schema import MEASURED
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.heavy, pytest.mark.slow]  # it measures everything, which takes more than a minute
 
 CLASSIFICATION = """
 name: all

@@ -13,7 +13,7 @@ import analysis
 from analysis import kept
 from analysis.claims import judge, load_plan
 from analysis.cli import run
-from analysis.drawing.figures import FIGURES
+from analysis.drawing.figures import figures_of
 from analysis.folder import begin, going_on_from, open_folder, open_study
 from analysis.measure import units
 from analysis.report.scale import scale_section
@@ -77,7 +77,8 @@ def test_claims_figures_and_tables_need_nothing_else(ds, from_files):
     for name in ("effect", "low", "high", "margin", "bootstrap_low"):
         values = [[getattr(v, name) for v in verdicts] for verdicts in (after, before)]
         np.testing.assert_allclose(*values, rtol=2e-5, atol=1e-6)
-    for figure in FIGURES.values():
+    assert set(figures_of(from_files)) == set(figures_of(ds))
+    for figure in figures_of(ds).values():
         assert figure.caption(from_files) == figure.caption(ds)
         figure.draw(from_files)
     assert [part.text for part in scale_section(from_files)] == [part.text for part in scale_section(ds)]

@@ -295,7 +295,8 @@ def test_a_task_whose_inner_loop_left_the_numbers_does_not_harm_the_others(point
     few = replace(
         points,
         trajectory=replace(
-            points.trajectory, **{field: getattr(points.trajectory, field)[:2] for field in ("thetas", "gradients")}
+            points.trajectory,
+            **{name: value[:2] for name, value in vars(points.trajectory).items() if value is not None},
         ),
         **{
             field: tuple(leaf[:2] for leaf in getattr(points, field)) for field in ("support", "query", "other_support")
