@@ -21,7 +21,7 @@ Trust = Annotated[
     bool,
     Parameter(
         negative="",
-        help="Import the modules that the study names, such as that of a network, which runs their code.",
+        help="Import the modules and files that the study names (network, quantities, claims), which runs their code.",
     ),
 ]
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from analysis.claims import Judge
 from analysis.config import DataConfig, LearnerConfig, NetworkConfig, StepSizeSearch, StudyConfig
 from analysis.errors import UserError
 from analysis.quantities import Quantity, chosen_quantities
@@ -75,15 +76,6 @@ class Problem:
     def layout(self) -> ParamLayout:
         """The names and shapes of the network's parameters in the flat parameter vector."""
         return flatten(seeded(self.network, seed=0), head=self.network_config.head)[1]
-
-    @property
-    def source_digest(self) -> str | None:
-        """The digest of the source file, where the network is the user's own; None for a network of the library."""
-        target = self.network_config.name
-        if ":" not in target:
-            return None
-        trusted_object(target, trust=self.trust)  # called for its error
-        return source_digest(target)
 
     def _open(self, queries: int) -> TaskSource:
         """The tasks with ``queries`` query images per class."""
@@ -245,17 +237,44 @@ class Study:
         except ValueError as e:
             raise UserError(f"learners.{name}: {e}") from None
 
-    @cached_property
+    # Not cached, because a study is sent to worker processes, which cannot unpickle the functions of a user's file.
+    @property
     def quantities(self) -> list[Quantity]:
-        """The quantities that the study measures; raises UserError for one that does not exist."""
+        """The quantities that the study measures; the user's own are imported.
+
+        Raises UserError for one that does not exist, and for one of the user's own without trust.
+        """
         settings = self.config.measure
         try:
             return chosen_quantities(settings.quantities, settings.losses, self._load)
-        except ValueError as e:
+        except (ValueError, UserError) as e:
             raise UserError(f"measure.quantities: {e}") from None
 
-    def _load(self, name: str) -> object:
-        raise ValueError(f"{name}: quantities of one's own are not supported yet")
+    @property
+    def own_claims(self) -> dict[str, Judge]:
+        """The functions of the user's own claims, which are imported, by the names of the claims.
+
+        Raises UserError for one that does not exist or is no function, and without trust.
+        """
+        judges: dict[str, Judge] = {}
+        for name, target in self.config.claims.items():
+            try:
+                found = self._load(target)
+            except (ValueError, UserError) as e:
+                raise UserError(f"claims.{name}: {e}") from None
+            if not callable(found) or isinstance(found, type):
+                kind = found.__name__ if isinstance(found, type) else type(found).__name__
+                raise UserError(f"claims.{name}: {target} is a {kind}, not a function of the Dataset and the plan")
+            judges[name] = found
+        return judges
+
+    def source_digest(self, target: str) -> str:
+        """The digest of the source file of an object of the user's own, which is imported; see ``source_digest``."""
+        self._load(target)  # called for its error where there is no trust
+        return source_digest(target)
+
+    def _load(self, target: str) -> object:
+        return trusted_object(target, trust=self.problem.trust)
 
     @property
     def training_order(self) -> list[list[str]]:
@@ -427,6 +446,7 @@ def check(study: Study) -> None:
             f"measure.full.eigenvalues={eigenvalues} is more than the {num_params} parameters of the network;"
             f" ask for at most {num_params}"
         )
+    _ = study.quantities, study.own_claims
     for name in study.learners:
         _check_learner(study, name)
 

@@ -5,7 +5,6 @@ the user trusts the study, by ``--trust`` or ``trust=True``. The networks of thi
 ``torch.nn``, which a study may use in any case, are not looked for: they are loaded already.
 """
 
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -27,11 +26,10 @@ HARMLESS: dict[str, Any] = {
 }
 
 
-def trusted_object(target: str, *, trust: bool, folder: str | Path | None = None) -> Any:
+def trusted_object(target: str, *, trust: bool) -> Any:
     """The object that a study names by ``"package.module:name"`` or ``"path/to/file.py:name"``.
 
     trust: whether a module or file that the study names may be imported, which runs its code.
-    folder: the folder of the study's YAML file, from which the path of a file counts; by default the working folder.
 
     Raises UserError, and imports nothing, where the object needs trust and there is none. Raises ValueError where the
     object cannot be found.
@@ -40,7 +38,7 @@ def trusted_object(target: str, *, trust: bool, folder: str | Path | None = None
         return HARMLESS[target]
     if not trust:
         raise UserError(
-            f"{target[:200]} is not a network of this library, and importing it runs its code; if you trust the"
-            " study, add --trust (trust=True in Python)"
+            f"{target[:200]} is not part of this library, and importing it runs its code; if you trust the study,"
+            " add --trust (trust=True in Python)"
         )
-    return import_object(target, folder=folder)
+    return import_object(target)

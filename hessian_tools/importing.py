@@ -12,11 +12,10 @@ from typing import Any
 from hessian_tools.validation import did_you_mean
 
 
-def import_object(target: str, *, folder: str | Path | None = None) -> Any:
+def import_object(target: str) -> Any:
     """The object that ``"package.module:name"`` or ``"path/to/file.py:name"`` names; its module is run.
 
-    A module is looked for on Python's path and then in the working folder.
-    folder: the folder from which the path of a file counts, by default the working folder.
+    A module is looked for on Python's path and then in the working folder, from which the path of a file counts too.
 
     Raises ValueError if there is no such module, file or name, or if the module raises an error.
 
@@ -26,7 +25,7 @@ def import_object(target: str, *, folder: str | Path | None = None) -> Any:
     path, _, name = target.rpartition(":")
     if not (path and name.isidentifier()):
         raise ValueError(f"{target!r} is not an import path; write package.module:name or path/to/file.py:name")
-    module = import_module_of(target, folder=folder)
+    module = import_module_of(target)
     if not hasattr(module, name):
         known = [n for n, v in vars(module).items() if isinstance(v, type | FunctionType) and not n.startswith("_")]
         hint = did_you_mean(name, known) or f"; it has {', '.join(known[:8]) or 'no class and no function'}"
@@ -34,19 +33,18 @@ def import_object(target: str, *, folder: str | Path | None = None) -> Any:
     return getattr(module, name)
 
 
-def import_module_of(target: str, *, folder: str | Path | None = None) -> ModuleType:
-    """The module of the object that ``target`` names; the arguments and errors are those of :func:`import_object`."""
+def import_module_of(target: str) -> ModuleType:
+    """The module of the object that ``target`` names; its errors are those of :func:`import_object`."""
     path = target.rpartition(":")[0]
-    return _from_file(path, target, folder) if path.endswith(".py") else _from_path(path, target)
+    return _from_file(path, target) if path.endswith(".py") else _from_path(path, target)
 
 
-def source_digest(target: str, *, folder: str | Path | None = None) -> str:
+def source_digest(target: str) -> str:
     """SHA-256 (hex) of the file in which an object is defined; equal digests mean equal code.
 
-    It does not cover other files that this file imports. It is empty if the module has no file. The arguments are those
-    of :func:`import_object`.
+    It does not cover other files that this file imports. It is empty if the module has no file.
     """
-    file = import_module_of(target, folder=folder).__file__
+    file = import_module_of(target).__file__
     return sha256(Path(file).read_bytes()).hexdigest() if file else ""
 
 
@@ -57,10 +55,10 @@ def one_line(error: BaseException) -> str:
     return text if len(text) <= 300 else f"{text[:297]}..."
 
 
-def _from_file(path: str, target: str, folder: str | Path | None) -> ModuleType:
-    file = (Path(folder or Path.cwd()) / Path(path).expanduser()).resolve()
+def _from_file(path: str, target: str) -> ModuleType:
+    file = Path(path).expanduser().resolve()
     if not file.is_file():
-        raise ValueError(f"{target}: there is no file {file}; give its path from the folder of the study")
+        raise ValueError(f"{target}: there is no file {file}; put it there, or correct its path in the study")
     # The name is that of the file's path, so that two files of one name are two modules, and each is run once.
     name = f"{file.stem}_{sha256(str(file).encode()).hexdigest()[:12]}"
     if name in sys.modules:

@@ -94,15 +94,14 @@ def test_with_trust_a_module_is_imported_and_a_file_is_run_once(stranger):
     (stranger / "below").mkdir()
     shutil.copy("stranger.py", stranger / "below" / "stranger.py")
     assert trusted_object("stranger:small", trust=True).__module__ == "stranger"
-    there = trusted_object("stranger.py:small", trust=True, folder=stranger / "below")
+    there = trusted_object(f"{stranger}/below/stranger.py:small", trust=True)
     assert there.__code__.co_filename == str(stranger / "below" / "stranger.py")
-    assert trusted_object("stranger.py:small", trust=True, folder=stranger / "below") is there
-    assert trusted_object("below/stranger.py:small", trust=True, folder=stranger) is there
-    assert trusted_object("stranger.py:small", trust=True, folder=stranger) is not there
+    assert trusted_object("below/stranger.py:small", trust=True) is there
+    assert trusted_object("stranger.py:small", trust=True) is not there
     with pytest.raises(ValueError, match="there is no file"):
-        trusted_object("absent.py:small", trust=True, folder=stranger)
+        trusted_object("absent.py:small", trust=True)
     with pytest.raises(ValueError, match="has no 'smal'; did you mean 'small'"):
-        trusted_object("stranger.py:smal", trust=True, folder=stranger)
+        trusted_object("stranger.py:smal", trust=True)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +130,9 @@ def test_no_option_of_a_module_of_torch_does_harm(stranger, capsys, name, option
     assert {path.name for path in stranger.iterdir()} == {"mine.yaml", "stranger.py"}
 
 
-@pytest.mark.parametrize("network", ["{name: 'stranger:small'}", "{name: 'os:system', options: {command: touch executed}}"])
+@pytest.mark.parametrize(
+    "network", ["{name: 'stranger:small'}", "{name: 'os:system', options: {command: touch executed}}"]
+)
 def test_a_study_that_names_a_module_is_refused_without_trust(stranger, capsys, network):
     file = write_study(network)
     for command in ("study", "train"):
