@@ -1,22 +1,26 @@
 """Tests that a study from a stranger runs no code: nothing that it names is imported unless the user trusts it."""
 
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from refused_commands import refused
 from torch import nn
 
-from analysis import UserError, run_study
+from analysis import UserError, open_study, run_study
 from analysis.cli import run
+from analysis.folder import refuse_occupied, write_settings
 from analysis.study import build
 from analysis.study_file import load_study, overridden, study_text
 from analysis.trust import HARMLESS, trusted_object
 from hessian_tools.nets import Conv4
 
+DOCUMENTS = Path(__file__).parents[2] / "docs"
 # A module that shows whether it was imported: its code writes a file into the working folder.
 SOURCE = """
 from pathlib import Path
@@ -27,6 +31,16 @@ def small(outputs, input_shape):
     return nn.Sequential(nn.Flatten(), nn.Linear(784, 4), nn.Tanh(), nn.Linear(4, outputs))
 """
 NAMES = ("os:system", "stranger:small", "stranger.py:small", "hessian_tools.nets.building:import_object")
+
+HARMLESS_COMMANDS = (
+    "test out",
+    "figures out",
+    "report out",
+    "info out",
+    "verify out",
+    "keep out --out kept",
+    "compare out kept",
+)
 
 
 @pytest.fixture
@@ -153,9 +167,8 @@ def test_a_study_of_a_trusted_module_runs_in_worker_processes_too(stranger, caps
     assert run(["measure", "out", "--workers", "1", "--trust"]) == 0
     sys.modules.pop("stranger", None)
     (stranger / "executed").unlink()
-    for command in ("test", "figures", "report", "info", "verify"):
-        assert run([command, "out"]) == 0, capsys.readouterr().err
-    assert "4 x" not in (stranger / "out" / "report.html").read_text()
+    for command in HARMLESS_COMMANDS:
+        assert run(command.split()) == 0, (command, capsys.readouterr().err)
     assert "stranger:small, 3,155 parameters" in (stranger / "out" / "report.html").read_text()
     assert not (stranger / "executed").exists()
 
@@ -170,11 +183,115 @@ def test_a_folder_from_a_stranger_runs_no_code(stranger, capsys, micro_study, na
     text = (out / "study.yaml").read_text()
     assert "name: conv4" in text
     (out / "study.yaml").write_text(text.replace("name: conv4\n", f"name: {name}\n").replace("width: 4\n", ""))
-    for command in ("report", "figures", "info", "verify", "test", "measure", "study"):
-        run([command, "out"])
+    for command in (*HARMLESS_COMMANDS, "measure out", "study out"):
+        run(command.split())
         assert not (stranger / "executed").exists(), command
     assert "add --trust" in capsys.readouterr().err
     assert os.getcwd() not in sys.path
+
+
+def example(document: str, file: str) -> None:
+    """Write the Python code of a document into a file, which leaves a file named after it when it is imported."""
+    (code,) = re.findall(r"```python\n(.*?)```", (DOCUMENTS / document).read_text(encoding="utf-8"), re.DOTALL)
+    Path(file).write_text(f'from pathlib import Path\nPath("{Path(file).stem}.executed").touch()\n{code}')
+
+
+def setting(document: str) -> str:
+    """The piece of a study's YAML in a document."""
+    (text,) = re.findall(r"```yaml\n(.*?)```", (DOCUMENTS / document).read_text(encoding="utf-8"), re.DOTALL)
+    return text
+
+
+def executed() -> set[str]:
+    """The stems of the files that were imported since the last call."""
+    marks = list(Path().glob("*.executed"))
+    for mark in marks:
+        mark.unlink()
+    for name in [name for name in sys.modules if name.startswith(("my_quantities_", "my_claims_"))]:
+        del sys.modules[name]
+    return {mark.stem for mark in marks}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not DOCUMENTS.exists(), reason="an installed package has no documents")
+def test_the_documents_quantity_and_claim_are_measured_and_judged_with_trust_only(stranger, capsys):
+    """Their files stand beside the YAML, which is in another folder than the one in which the commands run."""
+    (stranger / "mine").mkdir()
+    example("your_own_quantity.md", "mine/my_quantities.py")
+    example("claims.md", "mine/my_claims.py")
+    text = Path(write_study("{name: conv4, width: 4}")).read_text()
+    text = text.replace("measure:\n", setting("your_own_quantity.md")).replace("seeds: [0]", "seeds: [0, 1]")
+    file = stranger / "mine" / "study.yaml"
+    file.write_text(text + setting("claims.md"))
+    shutil.move("mine.yaml", "mine/as_bundled.yaml")
+
+    message = refused(capsys, ["study", str(file), "--out", "out"])
+    assert "measure.quantities: " in message
+    assert "my_quantities.py:ALONG_DISPLACEMENT is not part of this library" in message
+    assert executed() == set()
+    assert not Path("out").exists()
+
+    assert run(["train", str(file), "--out", "out", "--workers", "0", "--trust"]) == 0
+    assert executed() == {"my_quantities", "my_claims"}
+    assert "add --trust" in refused(capsys, ["measure", "out"])
+    assert executed() == set()
+    assert run(["measure", "out", "--workers", "1", "--trust"]) == 0
+    assert executed() == {"my_quantities"}
+    assert np.isfinite(open_study("out")["rho_displacement"].sel(learner="maml", checkpoint=1)).all()
+    assert executed() == set()
+
+    assert "claims.lower-query-loss: " in refused(capsys, ["test", "out"])
+    assert run(["test", "out", "--trust"]) == 0
+    assert executed() == {"my_claims"}
+    assert "lower-query-loss" in (stranger / "out" / "verdicts.json").read_text()
+    for command in HARMLESS_COMMANDS[1:]:
+        assert run(command.split()) == 0, (command, capsys.readouterr().err)
+    assert executed() == set()
+    assert "meta-training lowers the query loss after adaptation" in (stranger / "out" / "report.html").read_text()
+    settings = (stranger / "kept" / "study.yaml").read_text()
+    assert "lower-query-loss: my_claims.py:judge" in settings
+    assert str(stranger) not in settings
+
+    # The same study goes on, also without the claim's file at its place, but not with another quantity in the file.
+    with (stranger / "mine" / "my_quantities.py").open("a") as code:
+        code.write("# changed\n")
+    assert "its quantity_sources is" in refused(capsys, ["measure", "out", "--trust"])
+
+
+def test_a_claim_may_be_added_to_a_study_and_none_taken_away_or_changed(tmp_path):
+    config = load_study("micro")
+    one, both = (overridden(config, {"claims": claims}) for claims in ({"a": "m:f"}, {"a": "m:f", "b": "m:g"}))
+    assert "claims" not in config.model_dump(mode="json")  # folders begun before this setting can be resumed
+    for before, after in ((config, one), (one, both), (one, one)):
+        write_settings(before, tmp_path, plan="")
+        refuse_occupied(build(after, tmp_path))
+    for after in (config, overridden(config, {"claims": {"a": "m:other", "b": "m:g"}})):
+        with pytest.raises(UserError, match=r"its claims is .*only seeds, learners and claims may be added"):
+            refuse_occupied(build(after, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("stranger.py:SOURCE", "has no 'SOURCE'"),
+        ("stranger.py:Path", "is a Path, not a function of the Dataset and the plan"),
+        ("absent.py:judge", "there is no file"),
+    ],
+)
+def test_a_claim_that_is_no_function_is_named(stranger, target, said):
+    study = build(overridden(load_study("micro"), {"claims": {"mine": target}}), trust=True)
+    with pytest.raises(UserError, match=f"^claims.mine: .*{said}"):
+        _ = study.own_claims
+
+
+def test_files_of_code_count_from_the_folder_of_the_yaml(stranger):
+    (stranger / "below").mkdir()
+    text = study_text("micro").replace("{name: conv4, width: 4, normalisation: batch}", "{name: 'nets.py:small'}")
+    Path("below/mine.yaml").write_text(text + "claims: {own: '../c.py:judge', other: 'm.n:judge'}\n")
+    config = load_study("below/mine.yaml")
+    assert config.network.name == f"{stranger}/below/nets.py:small"
+    assert config.claims == {"own": f"{stranger}/c.py:judge", "other": "m.n:judge"}
+    assert config.measure.quantities == ("standard",)
 
 
 def test_the_problem_of_a_study_is_sent_to_workers_with_its_trust():
