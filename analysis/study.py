@@ -436,8 +436,8 @@ def check(study: Study) -> None:
                 raise UserError(f"data: {e}") from None
     try:
         model = seeded(problem.network, seed=config.seeds[0])
-        num_params = problem.layout.numel
         refuse_unfit(model, outputs=problem.tasks.outputs, input_shape=problem.tasks.input_shape)
+        num_params = problem.layout.numel
     except ValueError as e:
         raise UserError(f"network: {e}") from None
     eigenvalues = config.measure.full.eigenvalues

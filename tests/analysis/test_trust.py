@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from refused_commands import refused
 from torch import nn
 
@@ -137,8 +138,6 @@ def test_with_trust_a_module_is_imported_and_a_file_is_run_once(stranger):
     ],
 )
 def test_no_option_of_a_module_of_torch_does_harm(stranger, capsys, name, options):
-    import yaml
-
     file = write_study(yaml.safe_dump({"name": f"torch.nn:{name}", "options": options}, default_flow_style=True))
     assert "network: " in refused(capsys, ["study", file])
     assert {path.name for path in stranger.iterdir()} == {"mine.yaml", "stranger.py"}
@@ -180,9 +179,11 @@ def test_a_folder_from_a_stranger_runs_no_code(stranger, capsys, micro_study, na
     out = stranger / "out"
     shutil.copytree(micro_study, out)
     shutil.copy("stranger.py", out)
-    text = (out / "study.yaml").read_text()
-    assert "name: conv4" in text
-    (out / "study.yaml").write_text(text.replace("name: conv4\n", f"name: {name}\n").replace("width: 4\n", ""))
+    settings = yaml.safe_load((out / "study.yaml").read_text())
+    settings["network"] = {"name": name}
+    settings["measure"]["quantities"] = ["standard", "stranger.py:small"]
+    settings["claims"] = {"theirs": "stranger:small"}
+    (out / "study.yaml").write_text(yaml.safe_dump(settings))
     for command in (*HARMLESS_COMMANDS, "measure out", "study out"):
         run(command.split())
         assert not (stranger / "executed").exists(), command
@@ -233,6 +234,7 @@ def test_the_documents_quantity_and_claim_are_measured_and_judged_with_trust_onl
 
     assert run(["train", str(file), "--out", "out", "--workers", "0", "--trust"]) == 0
     assert executed() == {"my_quantities", "my_claims"}
+    capsys.readouterr()
     assert "add --trust" in refused(capsys, ["measure", "out"])
     assert executed() == set()
     assert run(["measure", "out", "--workers", "1", "--trust"]) == 0
@@ -240,9 +242,11 @@ def test_the_documents_quantity_and_claim_are_measured_and_judged_with_trust_onl
     assert np.isfinite(open_study("out")["rho_displacement"].sel(learner="maml", checkpoint=1)).all()
     assert executed() == set()
 
+    capsys.readouterr()
     assert "claims.lower-query-loss: " in refused(capsys, ["test", "out"])
     assert run(["test", "out", "--trust"]) == 0
     assert executed() == {"my_claims"}
+    capsys.readouterr()
     assert "lower-query-loss" in (stranger / "out" / "verdicts.json").read_text()
     for command in HARMLESS_COMMANDS[1:]:
         assert run(command.split()) == 0, (command, capsys.readouterr().err)
@@ -255,6 +259,7 @@ def test_the_documents_quantity_and_claim_are_measured_and_judged_with_trust_onl
     # The same study goes on, also without the claim's file at its place, but not with another quantity in the file.
     with (stranger / "mine" / "my_quantities.py").open("a") as code:
         code.write("# changed\n")
+    capsys.readouterr()
     assert "its quantity_sources is" in refused(capsys, ["measure", "out", "--trust"])
 
 
