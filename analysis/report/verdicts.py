@@ -35,6 +35,8 @@ def verdicts_by_claim(verdicts: Sequence[Verdict]) -> list[tuple[str, str, list[
 
 # ---- the summary
 
+MAX_NAMED = 24  # the largest number of comparisons of a claim that the summary names; the table has all of them
+
 
 def answer(verdicts: Sequence[Verdict]) -> Html:
     """What the study found: a sentence for each claim, then a list of the comparisons that support it or do not."""
@@ -55,7 +57,8 @@ def _claim_summary(letter: str, title: str, verdicts: list[Verdict]) -> Html:
         if not alike:
             continue
         if len(alike) < len(verdicts):
-            count, remarks = f"{len(alike)} of {len(verdicts)} comparisons", [_places(alike, verdicts)]
+            named = [_places(alike, verdicts)] if len(verdicts) <= MAX_NAMED else []
+            count, remarks = f"{len(alike)} of {len(verdicts)} comparisons", named
         else:
             count, remarks = "the only comparison" if len(alike) == 1 else f"all {len(alike)} comparisons", []
         # Two seeds are the smallest number that can decide, and they can agree by luck.
@@ -66,7 +69,8 @@ def _claim_summary(letter: str, title: str, verdicts: list[Verdict]) -> Html:
             remarks.append(f"{few} of these from two seeds; add seeds before relying on {'it' if few == 1 else 'them'}")
         head = element("b", f"{outcome} in {count}")
         parts.append(join([head, f" ({'; '.join(remarks)})"]) if remarks else head)
-    return join([element("b", f"Claim {letter}"), f" ({title}): ", join(parts, ", "), ". ", _levels(verdicts)])
+    levels = _levels(verdicts) if len(verdicts) <= MAX_NAMED else "The table below has all of them."
+    return join([element("b", f"Claim {letter}"), f" ({title}): ", join(parts, ", "), ". ", levels])
 
 
 def _levels(verdicts: Sequence[Verdict]) -> str:
