@@ -45,7 +45,7 @@ def load_network(
 ) -> Callable[[], nn.Module]:
     """Return a function that builds the network of a class or factory function.
 
-    target: the class or function, or its import path ``"package.module:name"``.
+    target: the class or function, or its import path ``"package.module:name"`` or ``"path/to/file.py:name"``.
 
     The class or function is called with ``options`` as keywords. It also gets ``outputs`` and ``input_shape`` (of one
     example) if its signature has these names and ``options`` does not. The module is looked for on Python's path and

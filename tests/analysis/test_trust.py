@@ -31,7 +31,6 @@ from torch import nn
 def small(outputs, input_shape):
     return nn.Sequential(nn.Flatten(), nn.Linear(784, 4), nn.Tanh(), nn.Linear(4, outputs))
 """
-NAMES = ("os:system", "stranger:small", "stranger.py:small", "hessian_tools.nets.building:import_object")
 
 HARMLESS_COMMANDS = (
     "test out",
@@ -63,7 +62,10 @@ def write_study(network: str) -> str:
 @pytest.mark.parametrize(
     "target",
     [
-        *NAMES,
+        "os:system",
+        "stranger:small",
+        "stranger.py:small",
+        "hessian_tools.nets.building:import_object",
         "builtins:exec",
         "builtins:eval",
         "subprocess:Popen",
