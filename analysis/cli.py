@@ -17,6 +17,15 @@ if TYPE_CHECKING:
     from analysis.study import Study
 
 
+Trust = Annotated[
+    bool,
+    Parameter(
+        negative="",
+        help="Import the modules and files that the study names (network, quantities, claims), which runs their code.",
+    ),
+]
+
+
 @Parameter(name="*")
 @dataclass(frozen=True)
 class ComputeOptions:
@@ -30,6 +39,7 @@ class ComputeOptions:
         ),
     ] = None
     device: Annotated[Literal["cpu", "cuda"], Parameter(help="Where the tensors live.")] = "cpu"
+    trust: Trust = False
 
 
 @Parameter(name="*")
@@ -63,7 +73,7 @@ class BeginOptions:
         """Check the study; returns it and the text of its plan of the claims (None: the bundled plan)."""
         from analysis.pipeline import prepare
 
-        return prepare(source, **vars(self), device=compute.device)
+        return prepare(source, **vars(self), device=compute.device, trust=compute.trust)
 
 
 File = Annotated[
@@ -117,18 +127,18 @@ def measure(folder: Folder, *, compute: ComputeOptions = COMPUTE) -> None:
     from analysis import pipeline
     from analysis.folder import open_folder
 
-    opened = open_folder(folder, device=compute.device)
+    opened = open_folder(folder, device=compute.device, trust=compute.trust)
     with pipeline.session(opened, workers=compute.workers, progress=True) as (pool, reporter):
         pipeline.measure(opened, pool, reporter)
 
 
 @app.command
-def test(folder: Folder) -> None:
+def test(folder: Folder, *, trust: Trust = False) -> None:
     """Only judge the claims, from measurements that exist."""
     from analysis import pipeline
     from analysis.folder import measurements, open_folder
 
-    opened = open_folder(folder)
+    opened = open_folder(folder, trust=trust)
     with pipeline.session(opened, workers=0, progress=True) as (_, reporter):
         _say_verdicts(pipeline.test(opened, measurements(opened)), reporter)
 

@@ -19,7 +19,7 @@ from analysis.config import StudyConfig
 from analysis.errors import UserError
 from analysis.schema import describe_learners, stack_runs, with_codes
 from analysis.study import Study, build
-from analysis.study_file import parse_study
+from analysis.study_file import parse_study, with_own_files
 from hessian_tools.runs import files
 from hessian_tools.runs.files import read_json, write_atomic, write_text
 
@@ -30,18 +30,25 @@ DATA_PATHS = ("path", "test_path")  # the settings of the data that say where th
 DRAWN = "drawn.json"  # in the folder of the figures: the digest of the measurements that they show
 
 
-def open_folder(path: str | Path, *, device: str = "cpu") -> Study:
-    """The study that was begun in a folder, with the step size that its search has chosen, if there was one."""
+def open_folder(path: str | Path, *, device: str = "cpu", trust: bool = False) -> Study:
+    """The study that was begun in a folder, with the step size that its search has chosen, if there was one.
+
+    trust: whether modules that the study names may be imported; nothing is imported by opening it.
+    """
     path = Path(path)
     if not (path / STUDY).is_file():
         problem = "is no study folder" if path.exists() else "does not exist"
         raise UserError(f"{path} {problem}: there is no {STUDY} in it; 'hessian-tools demo' makes one")
-    return study_in_folder(parse_study(_text(path / STUDY), source=str(path / STUDY)), path, device=device)
+    config = parse_study(_text(path / STUDY), source=str(path / STUDY))
+    config = with_own_files(config, lambda file: (path / file).resolve())
+    return study_in_folder(config, path, device=device, trust=trust)
 
 
-def study_in_folder(config: StudyConfig, path: Path, *, device: str = "cpu") -> Study:
+def study_in_folder(config: StudyConfig, path: Path, *, device: str = "cpu", trust: bool = False) -> Study:
     """The study of a configuration in a folder, with the step size that an earlier search has left there, if any."""
-    return build(config, path, device=device, step_size=chosen_step_size(path), kept=kept.kept_learners(path))
+    return build(
+        config, path, device=device, step_size=chosen_step_size(path), kept=kept.kept_learners(path), trust=trust
+    )
 
 
 def chosen_step_size(path: Path) -> float | None:
@@ -215,10 +222,10 @@ def refuse_other_settings(study: Study, before: Study, *, advice: str) -> None:
     """
     old, new = (_settings(each.config, portable=True) for each in (before, study))
     for key in old:
-        if key != "seeds" and not _same(key, old[key], new[key]):
+        if key != "seeds" and not _same(key, old[key], new.get(key)):
             raise UserError(
                 f"{before.path} holds results of other settings: its {key} is {_short(old[key])}, yours"
-                f" {_short(new[key])}; {advice}"
+                f" {_short(new.get(key))}; {advice}"
             )
     if None not in (before.step_size, study.step_size) and before.step_size != study.step_size:
         raise UserError(
@@ -231,15 +238,16 @@ def _refuse_another(study: Study, begun: StudyConfig) -> None:
     """Raise UserError unless the study is the one that was begun, perhaps with more seeds or learners."""
     old, new = _settings(begun), _settings(study.config)
     for key in old:
-        if not _same(key, old[key], new[key]):
+        if not _same(key, old[key], new.get(key)):
             raise UserError(
-                f"{study.path} holds another study: its {key} is {_short(old[key])}, yours {_short(new[key])};"
-                " choose another --out (only seeds and learners may be added)"
+                f"{study.path} holds another study: its {key} is {_short(old[key])}, yours {_short(new.get(key))};"
+                " choose another --out (only seeds, learners and claims may be added)"
             )
 
 
 def _settings(config: StudyConfig, *, portable: bool = False) -> dict[str, Any]:
-    """The settings of a study; if ``portable``, without the places of the data."""
+    """The settings of a study; if ``portable``, without the places of the data and of the user's own files."""
+    config = with_own_files(config, lambda file: Path(file.name)) if portable else config
     settings = config.model_dump(mode="json")
     for key in DATA_PATHS if portable else ():
         settings["data"][key] = bool(settings["data"][key])
@@ -252,6 +260,8 @@ def _same(key: str, old: Any, new: Any) -> bool:
         return set(old) <= set(new)
     if key == "learners":
         return all(name in new and _continues(learner, new[name]) for name, learner in old.items())
+    if key == "claims":
+        return all((new or {}).get(name) == target for name, target in old.items())
     return bool(old == new)
 
 

@@ -13,7 +13,7 @@ from analysis.folder import CLAIMS, README, STEP_SIZE
 from analysis.progress import Reporter
 from analysis.setup_facts import described, environment_of
 from analysis.study import Study
-from analysis.study_file import overridden
+from analysis.study_file import overridden, with_own_files
 from hessian_tools.runs.files import write_text
 
 MANIFEST_FACTS = ("code", "python", "libraries", "device", "dtype", "threads")
@@ -78,7 +78,8 @@ def _refuse_other_results(study: Study, out: Path) -> tuple[int, ...]:
 
 
 def _kept_config(config: StudyConfig, seeds: tuple[int, ...]) -> StudyConfig:
-    """The settings with the kept seeds, and without the places of data on the machine where the study was made."""
+    """The settings with the kept seeds, and without the places of data and files on the machine that made the study."""
+    config = with_own_files(config, lambda file: Path(file.name))
     data = config.data.model_dump(mode="json")
     data |= {key: f"PATH/TO/{Path(data[key]).name}" for key in folder.DATA_PATHS if data[key]}
     return overridden(config, {"seeds": seeds, "data": data})

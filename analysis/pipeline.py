@@ -23,7 +23,7 @@ from analysis.progress import ProgressOption, Reporter, reporter
 from analysis.report import render
 from analysis.setup_facts import command, facts, notes
 from analysis.study import Study, check
-from analysis.study_file import load_study, overridden, study_of, with_data
+from analysis.study_file import load_study, overridden, study_of, with_data, with_own_files
 from analysis.training import refuse_changed_data, step_size_table, train
 from analysis.verify import mend, refuse_changed_plan, refuse_damaged_training
 from hessian_tools.data import summary
@@ -63,6 +63,7 @@ def run_study(
     kept: str | Path | None = None,
     workers: int | None = None,
     device: str = "cpu",
+    trust: bool = False,
     progress: ProgressOption = None,
 ) -> StudyResult:
     """Train, measure, test, draw and report a study; the same call goes on where an earlier one was stopped.
@@ -78,12 +79,14 @@ def run_study(
         a small study or on a GPU, and otherwise the number of cores. A script that uses processes needs
         ``if __name__ == "__main__":``.
     device: "cpu" or "cuda".
+    trust: whether the modules and files that the study names, of a network, of quantities or of claims, may be
+        imported, which runs their code.
     progress: None for silence, True for bars or lines on standard output, or a function that is called with
         (done, total) of the part that is at work.
 
     Raises UserError for a mistake in the arguments, before anything is written.
     """
-    study, plan = prepare(source, out=out, seeds=seeds, claims=claims, data=data, kept=kept, device=device)
+    study, plan = prepare(source, out=out, seeds=seeds, claims=claims, data=data, kept=kept, device=device, trust=trust)
     with session(study, workers=workers, progress=progress) as (pool, report_progress):
         study, ds, verdicts = run(study, pool, report_progress, plan=plan)
     return StudyResult(study.path, ds, tuple(verdicts))
@@ -98,6 +101,7 @@ def prepare(
     data: str | None = None,
     kept: str | Path | None = None,
     device: str = "cpu",
+    trust: bool = False,
 ) -> tuple[Study, str | None]:
     """Check everything that was asked for, and return the study and the text of its plan (None: the bundled plan).
 
@@ -109,8 +113,9 @@ def prepare(
         config = load_study(source)
     else:
         config = source if isinstance(source, StudyConfig) else study_of(source)
+        config = with_own_files(config, Path.absolute)
     config = overridden(with_data(config, data), {"seeds": seeds})
-    study = folder.study_in_folder(config, Path(out or Path("runs") / config.name), device=device)
+    study = folder.study_in_folder(config, Path(out or Path("runs") / config.name), device=device, trust=trust)
     if kept is not None:
         study = folder.going_on_from(study, Path(kept))
     check(study)
@@ -174,7 +179,7 @@ def test(study: Study, ds: xr.Dataset) -> list[Verdict]:
     plan = plan_of(study)
     refuse_changed_plan(study)
     _refuse_incomplete(study)
-    verdicts = judge(ds, plan)
+    verdicts = judge(ds, plan, study.own_claims)
     made_from = {"measurements": folder.content_digest(ds), "plan": plan.digest}
     write_text(study.path / folder.VERDICTS, verdicts_to_json(verdicts, **made_from))
     return verdicts
@@ -220,7 +225,7 @@ def report(study: Study, ds: xr.Dataset) -> Path:
         confidence=plan.confidence,
         config=study.config,
         embed=not (study.path / folder.README).exists(),  # a page of kept results must stay small
-        unjudged=unjudged(ds, plan, verdicts),
+        unjudged=unjudged(ds, plan, verdicts, extra=study.config.claims),
     )
     write_text(study.path / folder.REPORT, page)
     return study.path / folder.REPORT

@@ -1,5 +1,6 @@
 """What a report says about how a study was made; it is read from the configuration and the manifests of the runs."""
 
+from math import prod
 from typing import Any
 
 from analysis import kept
@@ -18,7 +19,7 @@ from analysis.times import cpu_seconds
 from analysis.training import WARM_START
 from hessian_tools.data import summary
 from hessian_tools.runs.files import read_json
-from hessian_tools.runs.manifest import read_manifest
+from hessian_tools.runs.manifest import read_manifest, recorded_layout
 from hessian_tools.train import diverged_at
 from hessian_tools.train.evaluate import INDUCTIVE, TRANSDUCTIVE
 
@@ -64,7 +65,9 @@ def described(study: Study) -> dict[str, Any]:
     for seed in study.kept:
         return dict(kept.seed_facts(study.path, seed)["described"])
     tasks = study.problem.tasks
-    return {"summary": summary(tasks), "kind": tasks.kind, "num_params": study.problem.layout.numel}
+    # The record is read and the network is not built, because a report must not import what a study names.
+    num_params = sum(map(prod, recorded_layout(study.run(*study.runs[0])).values()))
+    return {"summary": summary(tasks), "kind": tasks.kind, "num_params": num_params}
 
 
 def environment_of(study: Study, learner: str, seed: int) -> dict[str, Any]:

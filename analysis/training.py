@@ -122,8 +122,11 @@ def record_run_ownership(study: Study) -> None:
     config = study.config.model_dump(mode="json")
     shared_settings = {key: config[key] for key in ("data", "network", "train", "measure")}
     shared_settings |= {"steps": study.config.inner.steps, "step_size": study.chosen_step_size}
-    if study.problem.source_digest is not None:
-        shared_settings["network_source"] = study.problem.source_digest
+    if ":" in study.config.network.name:
+        shared_settings["network_source"] = study.source_digest(study.config.network.name)
+    own = [target for target in study.config.measure.quantities if ":" in target]
+    if own:
+        shared_settings["quantity_sources"] = {target: study.source_digest(target) for target in own}
     facts = environment(device=study.device) | {
         "threads": 1,
         **_data_digests(study),

@@ -4,7 +4,7 @@ The plan (``analysis.claims.plan``) fixes every choice that a verdict depends on
 names the claims that are judged. ``docs/claims.md`` lists them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import partial
@@ -122,17 +122,16 @@ def judge(ds: xr.Dataset, plan: Plan, extra: Mapping[str, Judge] | None = None) 
     return holm([("", verdicts)], confidence=plan.confidence)[0][1]
 
 
-def unjudged(
-    ds: xr.Dataset, plan: Plan, verdicts: list[Verdict], extra: Mapping[str, Judge] | None = None
-) -> dict[str, str]:
+def unjudged(ds: xr.Dataset, plan: Plan, verdicts: list[Verdict], extra: Iterable[str] = ()) -> dict[str, str]:
     """For each claim of the plan that has no verdict, the reason in words.
 
     verdicts: what ``judge`` returned for the same study, plan and further claims.
+    extra: the names of these further claims; their functions are not needed.
     """
     judged = {verdict.claim for verdict in verdicts}
     return {
         name: claim.missing(ds) if isinstance(claim, Claim) else "the claim's own function returned no verdict"
-        for name, claim in _claims(plan, extra).items()
+        for name, claim in _claims(plan, dict.fromkeys(extra, _no_verdict)).items()
         if name not in judged
     }
 

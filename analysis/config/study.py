@@ -19,7 +19,8 @@ NETWORKS = {
     "vit": ("hessian_tools.nets:VisionTransformer", ()),
     "mlp": ("hessian_tools.nets:MLP", ("hidden",)),
 }
-IMPORT_PATH = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"
+# An object of the user's own: "package.module:name" or "path/to/file.py:name".
+IMPORT_PATH = r"([A-Za-z_][\w.]*|[^\x00-\x1f]+\.py):[A-Za-z_]\w*"
 
 
 class DataConfig(Strict):
@@ -62,7 +63,8 @@ class DataConfig(Strict):
 
 
 class NetworkConfig(Strict):
-    """The network: conv4, resnet12, vit, mlp, or one of the user's own as "package.module:name".
+    """The network: conv4, resnet12, vit, mlp, or one of the user's own as "package.module:name" or
+    "file.py:name".
 
     width: a setting of conv4.
     normalisation: a setting of conv4 and of resnet12.
@@ -84,7 +86,9 @@ class NetworkConfig(Strict):
     @classmethod
     def _known_or_imported(cls, name: str) -> str:
         if name not in NETWORKS and not re.fullmatch(IMPORT_PATH, name):
-            raise ValueError(f"{name!r} is not one of {', '.join(NETWORKS)}, nor an import path package.module:name")
+            raise ValueError(
+                f"{name!r} is not one of {', '.join(NETWORKS)}, nor an import path package.module:name or file.py:name"
+            )
         return name
 
     @model_validator(mode="after")
@@ -241,7 +245,13 @@ class TrainSettings(Strict):
 
 
 class StudyConfig(Strict):
-    """The whole study, as ``study.yaml`` holds it."""
+    """The whole study, as ``study.yaml`` holds it.
+
+    claims: the user's own claims, each by its name with the import path or file of its function, such as
+        my_claims.py:judge; see docs/claims.md.
+    """
+
+    later_settings = ("claims",)
 
     name: Annotated[str, Field(pattern=NAME)]
     data: DataConfig = DataConfig()
@@ -251,6 +261,7 @@ class StudyConfig(Strict):
     seeds: tuple[Natural, ...] = Field(default=(0, 1), min_length=1)
     train: TrainSettings = TrainSettings()
     measure: MeasureConfig = MeasureConfig()
+    claims: dict[Annotated[str, Field(pattern=NAME)], Annotated[str, Field(pattern=f"^{IMPORT_PATH}$")]] = {}
 
     @model_validator(mode="after")
     def _consistent(self) -> "StudyConfig":

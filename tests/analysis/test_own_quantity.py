@@ -1,7 +1,6 @@
 """Tests of the choice of quantities, of one's own quantities, and of the documents about them."""
 
 import re
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ from hand_made_points import MAML, TASKS, points_of
 from quantities_document import DOCUMENT, updated
 
 from analysis.quantities import QUANTITIES, REQUIRED, STANDARD, chosen_quantities
+from analysis.trust import trusted_object
 
 EXAMPLE = DOCUMENT.with_name("your_own_quantity.md")
 NAME = "my_quantities.py:ALONG_DISPLACEMENT"
@@ -19,18 +19,8 @@ NAME = "my_quantities.py:ALONG_DISPLACEMENT"
 def load(tmp_path: Path):
     """A function that returns an object of the document's example, which is written into a file and imported."""
     (code,) = re.findall(r"```python\n(.*?)```", EXAMPLE.read_text(encoding="utf-8"), re.DOTALL)
-    path = tmp_path / "my_quantities.py"
-    path.write_text(code)
-
-    def load(name: str) -> object:
-        file, _, attribute = name.partition(":")
-        assert file == path.name
-        spec = spec_from_file_location(path.stem, path)
-        module = module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return getattr(module, attribute)
-
-    return load
+    (tmp_path / "my_quantities.py").write_text(code)
+    return lambda name: trusted_object(f"{tmp_path}/{name}", trust=True)
 
 
 def names(quantities) -> list[str]:
