@@ -45,7 +45,7 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         found = getattr(import_module(_MODULES[name]), name)
         if isinstance(found, FunctionType):
-            found = import_module("hessian_tools.arguments").checked(found, module=__name__)
+            found = import_module("hessian_tools.entries").checked(found, module=__name__)
         globals()[name] = found
         return found
     raise AttributeError(f"module 'analysis' has no attribute {name!r}")

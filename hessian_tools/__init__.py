@@ -10,8 +10,6 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from hessian_tools import threads as _threads  # noqa: F401 (it must come before anything that imports torch)
-from hessian_tools import curvature, data, nets, train, trajectory
-from hessian_tools.arguments import check_public_functions
 from hessian_tools.curvature import (
     Density,
     EigenPairs,
@@ -41,15 +39,13 @@ from hessian_tools.curvature import (
     trace,
 )
 from hessian_tools.deprecation import old_names
-from hessian_tools.inner import collapse, learners
+from hessian_tools.entries import check_entries
+from hessian_tools.inner import learners
 from hessian_tools.inner.adapt import adapt
 from hessian_tools.inner.learners import Learner
 from hessian_tools.inner.meta_loss import meta_loss
 from hessian_tools.inner.parameters import network_parameters
-from hessian_tools.inner.penalty import CurvaturePenalty
-from hessian_tools.inner.pretraining import Augmentation, ShotPretraining
 from hessian_tools.inner.shot import Shot
-from hessian_tools.inner.steps import Momentum, Preconditioned
 from hessian_tools.layout import ParamLayout, flatten
 from hessian_tools.loss import HiddenStateError, Loss, make_loss
 from hessian_tools.nets import MLP, Conv4, ResNet12, VisionTransformer, load_network, seeded
@@ -81,15 +77,7 @@ __all__ += ["gradient_share", "subspace_overlap", "step_overlaps", "adaptation_j
 # Meta-training.
 __all__ += ["TrainConfig", "meta_train", "best_checkpoint", "evaluate"]
 
-# The arguments of a public function are checked here, where a call enters the library.
-check_public_functions(
-    *(curvature, nets, data, train, trajectory, learners, collapse, sys.modules[__name__]),
-    classes=(
-        *(MLP, Conv4, ResNet12, VisionTransformer, data.SineLineTasks, data.ImageTasks, data.CrossDomainTasks),
-        *(Learner, learners.Latent, Momentum, Preconditioned, Shot, CurvaturePenalty, Augmentation, ShotPretraining),
-        *(TrainConfig, SaveAt, Recorder, data.Sine, data.Line),
-    ),
-)
+check_entries(sys.modules[__name__])  # from here on, the arguments of public functions are checked
 
 # Old public names, which still work and warn. The branch is hidden from type checkers, because a module with a
 # ``__getattr__`` seems to them to have every attribute.

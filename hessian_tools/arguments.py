@@ -1,30 +1,26 @@
-"""Checks the arguments of every public function against its annotations, once, where a call enters the library.
+"""Rules of arguments: what an annotation accepts, and the refusal of everything else.
 
-``check_public_functions``, at the end of ``hessian_tools/__init__.py``, puts the check before the functions that the
-packages export. Calls inside the library go to the functions themselves and are not checked. A wrong argument raises
-ValueError with its name, what came and what is expected. Where a loss fails on the batch that it is given, the error
-says so.
+A rule is read from the annotation of an argument. Where a number has a range, this follows from the argument's name,
+because an option has the same name and the same meaning in all functions.
 """
 
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, wraps
+from functools import cache
 from inspect import Parameter, signature
+from math import isfinite
 from numbers import Real
 from pathlib import Path
-from traceback import walk_tb
-from typing import Any, Literal, NamedTuple, TypeVar, Union, cast, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
-from hessian_tools.validation import check_choice, check_whole
+from hessian_tools.failures import described
+from hessian_tools.validation import check_whole
 
-F = TypeVar("F", bound=Callable[..., Any])
-LIBRARY = str(Path(__file__).parent)
 # How a user makes an object of a class.
 MADE_BY = {
     "AdaptationJacobian": "ht.adaptation_jacobian(H, step_size)",
@@ -43,6 +39,21 @@ MADE_BY = {
     "TaskSource": "ht.data.open_tasks(name)",
     "Trajectory": "ht.record(learner, loss, theta, support, query)",
 }
+
+# The ranges of numbers, by the names that they have in all functions. A whole number is at least as large as stated.
+AT_LEAST = {
+    0: "ends fine_tuning_steps index last validation_tasks",
+    1: "channels chunk depth evaluation_steps factor groups heads hidden image_size k l magnitude max_basis max_matvecs "
+    "max_points max_probes max_rank meta_batch minibatches num_matvecs num_params num_probes num_rotations num_tasks "
+    "outputs patch points queries reference_steps save_every schedule_steps shots size steps target_steps ways width",
+}
+SHAPES = frozenset(["input_shape", "sizes", "widths"])
+POSITIVE = frozenset(
+    "epsilon fine_tuning_step_size learning_rate max_memory step_size tau threshold width".split()
+)
+NOT_NEGATIVE = frozenset(
+    "atol brightness encoder_weight ends_rtol kl_weight l2_weight noise orthogonality_weight rtol shift weight zoom".split()
+)
 
 
 class Rule(NamedTuple):
@@ -86,41 +97,9 @@ class TensorRule:
         return f"a tensor [{', '.join(axes)}] of {self.kind} numbers, not empty" if axes else "a tensor of one number"
 
 
-def checked(function: F, *, module: str) -> F:
-    """The function behind a check of its arguments. module: the package in which pickle finds the result by its name."""
-
-    @wraps(function)
-    def entry(*args: Any, **kwargs: Any) -> Any:
-        _check(function, args, kwargs)
-        try:
-            return function(*args, **kwargs)
-        except Exception as error:
-            explanation = _why_the_loss_fails(function, args, kwargs, error)
-            if explanation is None:
-                raise
-            raise ValueError(explanation) from error
-
-    entry.__module__ = module
-    return cast(F, entry)
-
-
-def check_public_functions(*packages: types.ModuleType, classes: Iterable[type] = ()) -> None:
-    """Put the check before every function that the packages export, and before the constructors of the classes."""
-    entries: dict[Any, Any] = {}
-    for package in packages:
-        own = [name for name, value in vars(package).items() if getattr(value, "__module__", "") == package.__name__]
-        for name in getattr(package, "__all__", [name for name in own if not name.startswith("_")]):
-            function = vars(package)[name]
-            if isinstance(function, types.FunctionType) and function not in entries.values():
-                entries.setdefault(function, checked(function, module=package.__name__))
-                setattr(package, name, entries[function])
-    for each in classes:
-        setattr(each, "__init__", checked(vars(each)["__init__"], module=each.__module__))  # noqa: B010 (for mypy)
-
-
-def _check(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+def check_arguments(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     """Raise ValueError for the first argument that its annotation does not accept, and for sizes that do not agree."""
-    positional, by_name, several_tensors = _rules(function)
+    positional, by_name, several_tensors = rules_of(function)
     for (name, rule), value in zip(positional, args, strict=False):
         if not rule.accepts(value):
             _refuse(name, rule, value)
@@ -129,62 +108,41 @@ def _check(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[
             _refuse(name, by_name[name], value)
     if several_tensors:
         given = {name: value for (name, _), value in zip(positional, args, strict=False)} | dict(kwargs)
-        _check_sizes({name: value for name, value in given.items() if isinstance(value, Tensor)}, by_name)
+        _check_sizes(given, by_name)
 
 
-def _check_sizes(tensors: Mapping[str, Tensor], rules: Mapping[str, Rule]) -> None:
-    """Raise ValueError where axes of one name differ in size, or tensors in dtype or device."""
+def _check_sizes(given: Mapping[str, Any], rules: Mapping[str, Rule]) -> None:
+    """Raise ValueError where axes of one name differ in size.
+
+    The number of parameters of an operator or of a layout counts as the size of the axis "param".
+    """
     sizes: dict[str, tuple[str, Any]] = {}
-    first: tuple[str, Tensor] | None = None
-    for name, value in tensors.items():
-        if (rule := rules[name].tensor) is None:
+    for name, owner in given.items():
+        if isinstance(size := getattr(owner, "num_params", getattr(owner, "numel", None)), int):
+            sizes["param"] = (name, size)
+    for name, value in given.items():
+        if not isinstance(value, Tensor) or name not in rules or (rule := rules[name].tensor) is None:
             continue
         for axis, size in rule.sizes(value).items():
             other, expected = sizes.setdefault(axis, (name, size))
             if size != expected:
-                shapes = f"{name} has shape {tuple(value.shape)} and {other} {tuple(tensors[other].shape)}"
-                raise ValueError(f"{shapes}, but their axes '{axis}' must be equal; expected is {rules[name].expected}")
-        if value.is_floating_point():
-            first = first or (name, value)
-            if (value.dtype, value.device) != (first[1].dtype, first[1].device):
                 raise ValueError(
-                    f"{name} is {value.dtype} on {value.device}, but {first[0]} is {first[1].dtype} on "
-                    f"{first[1].device}; write {name}.to({first[0]})"
+                    f"{name} has shape {tuple(value.shape)} and its axis {axis!r} the size {size}, but {other} has "
+                    f"{expected} there; give {rule}"
                 )
 
 
 def _refuse(name: str, rule: Rule, value: Any) -> None:
     """Raise ValueError for an argument."""
-    if rule.expected == WHOLE.expected:
-        check_whole(**{name: value})
+    if isinstance(value, Real) and any(whole.expected in rule.expected for whole in WHOLE.values()):
+        check_whole(at_least=LEAST.get(name), **{name: value})
     fix = f"give {rule.expected}"
     if isinstance(value, np.ndarray) and rule.tensor is not None:
         fix = f"convert it with torch.from_numpy({name}); expected is {rule.expected}"
     raise ValueError(f"{name} is {described(value)}; {fix}")
 
 
-def described(value: Any) -> str:
-    """What a value is, in a few words.
-
-    >>> described(None), described(torch.ones(2, 3)), described(np.ones(3)), described([1])
-    ('None', 'a tensor [2, 3] of float32', 'a NumPy array [3] of float64', 'a list: [1]')
-    """
-    if value is None:
-        return "None"
-    if isinstance(value, Tensor | np.ndarray):
-        kind = "tensor" if isinstance(value, Tensor) else "NumPy array"
-        return f"a {kind} {list(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
-    if isinstance(value, type):
-        return f"the class {value.__name__} itself"
-    if isinstance(value, types.FunctionType):
-        return f"the function {value.__name__}"
-    if isinstance(value, str | int | float | complex | list | tuple | dict | set):
-        text = " ".join(repr(value).split())
-        return f"a {type(value).__name__}: {text if len(text) < 60 else text[:57] + '...'}"
-    return f"a {type(value).__name__}"
-
-
-class _Rules(NamedTuple):
+class Rules(NamedTuple):
     """The rules of the positional arguments in their order, those of all by name, and whether sizes are compared."""
 
     positional: list[tuple[str, Rule]]
@@ -193,33 +151,56 @@ class _Rules(NamedTuple):
 
 
 @cache
-def _rules(function: Callable[..., Any]) -> _Rules:
+def rules_of(function: Callable[..., Any]) -> Rules:
     """The rules of a function's annotations."""
     hints = get_type_hints(function)
-    rules = _Rules([], {}, False)
+    rules = Rules([], {}, False)
     for name, parameter in signature(function).parameters.items():
         hint = hints.get(name, Any)
         if parameter.kind is Parameter.VAR_KEYWORD:
             options = get_args(hint)  # Unpack[a TypedDict]
             if options and is_typeddict(options[0]):
-                rules.by_name.update((key, _rule(kind)) for key, kind in get_type_hints(options[0]).items())
+                rules.by_name.update((key, _rule(kind, key)) for key, kind in get_type_hints(options[0]).items())
         elif parameter.kind is not Parameter.VAR_POSITIONAL:
-            rules.by_name[name] = _rule(hint if parameter.default is not None else hint | None)
+            rules.by_name[name] = _rule(hint if parameter.default is not None else Union[hint, None], name)
             if parameter.kind is not Parameter.KEYWORD_ONLY:
                 rules.positional.append((name, rules.by_name[name]))
-    return rules._replace(several_tensors=sum(rule.tensor is not None for rule in rules.by_name.values()) > 1)
+    with_sizes = [rule for name, rule in rules.by_name.items() if rule.tensor is not None or name in ("H", "layout")]
+    return rules._replace(several_tensors=len(with_sizes) > 1)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool | np.bool_) and isfinite(value)
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str | Path) and "\0" not in str(value)
+
+
+def _is_device(value: Any) -> bool:
+    try:
+        return isinstance(value, str | torch.device) and bool(torch.device(value))
+    except RuntimeError:
+        return False
 
 
 ANYTHING = Rule(lambda value: True, "anything")
-WHOLE = Rule(lambda v: type(v) is int or (not isinstance(v, bool) and isinstance(v, np.integer | int)), "a whole number")
-NUMBER = Rule(lambda v: isinstance(v, Real) and not isinstance(v, bool | np.bool_) and v == v, "a number that is not NaN")
+LEAST = {name: least for least, names in AT_LEAST.items() for name in names.split()}
+WHOLE = {
+    None: Rule(_is_whole, "a whole number"),
+    0: Rule(lambda v: _is_whole(v) and v >= 0, "a whole number, 0 or more"),
+    1: Rule(lambda v: _is_whole(v) and v >= 1, "a whole number, 1 or more"),
+}
 SCALARS: dict[Any, Rule] = {
     Any: ANYTHING,
-    int: WHOLE,
-    float: NUMBER,
+    float: Rule(_is_number, "a finite number"),
     bool: Rule(lambda v: isinstance(v, bool | np.bool_), "True or False"),
     str: Rule(lambda v: isinstance(v, str), "a str"),
-    Path: Rule(lambda v: isinstance(v, str | Path) and "\0" not in str(v), "a path without a NUL character"),
+    Path: Rule(_is_path, "a path without a NUL character"),
     type(None): Rule(lambda v: v is None, "None"),
     Tensor: Rule(
         lambda v: isinstance(v, Tensor) and v.numel() > 0,
@@ -229,33 +210,41 @@ SCALARS: dict[Any, Rule] = {
 }
 
 
-def _rule(hint: Any) -> Rule:
-    """The rule of an annotation; an annotation that is not known accepts everything."""
+def _rule(hint: Any, name: str = "") -> Rule:
+    """The rule of an annotation; an annotation that is not known accepts everything. name: that of the argument."""
+    if hint is int:
+        return WHOLE[LEAST.get(name)]
+    if hint is str and name == "device":
+        return Rule(_is_device, "a device of torch, such as 'cpu' or 'cuda'")
+    if hint is float and name in POSITIVE:
+        return Rule(lambda v: _is_number(v) and v > 0, "a finite number above 0")
+    if hint is float and name in NOT_NEGATIVE:
+        return Rule(lambda v: _is_number(v) and v >= 0, "a finite number, 0 or more")
+    if hint is float and name == "confidence":
+        return Rule(lambda v: _is_number(v) and 0 < v < 1, "a number between 0 and 1, such as 0.95")
     if hint in SCALARS:
         return SCALARS[hint]
     origin, inside = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        return _any_of([_rule(each) for each in inside])
+        # A number of bytes or the like may be written as a float or as an int.
+        return _any_of([_rule(each, name) for each in inside if each is not int or float not in inside])
     if origin is Literal:
         return Rule(lambda v: isinstance(v, str | bool) and v in inside, " or ".join(map(repr, inside)))
-    if origin is tuple and inside[-1:] != (...,):
-        parts = [_rule(each) for each in inside]
-        return Rule(
-            lambda v: isinstance(v, tuple | list)
-            and len(v) == len(parts)
-            and all(part.accepts(each) for part, each in zip(parts, v, strict=True)),
-            f"{len(parts)} values: {', '.join(part.expected for part in parts)}",
-        )
     if origin in (tuple, list, Sequence):
-        part = _rule(inside[0])
+        every = inside[-1:] == (...,) or origin is not tuple
+        # The sizes of images and layers are at least one.
+        parts = [WHOLE[1] if each is int and name in SHAPES else _rule(each) for each in inside if each is not ...]
         return Rule(
-            lambda v: isinstance(v, tuple | list | range) and all(map(part.accepts, v)),
-            f"a list or tuple, each entry {part.expected}",
+            lambda v: isinstance(v, tuple | list | range)
+            and (every or len(v) == len(parts))
+            and all(part.accepts(each) for part, each in zip(parts * len(v) if every else parts, v, strict=False)),
+            f"a list, each entry {parts[0].expected}" if every else f"{len(parts)} values, each {parts[0].expected}",
         )
     if origin is Iterable:
         part = _rule(inside[0])
         return Rule(
-            lambda v: hasattr(v, "__iter__") and not (isinstance(v, list | tuple) and not all(map(part.accepts, v))),
+            # Only a list is looked into, because looking into an iterator would use it up.
+            lambda v: hasattr(v, "__iter__") and (not isinstance(v, list | tuple) or all(map(part.accepts, v))),
             f"a list, each entry {part.expected}",
         )
     if origin is Mapping:
@@ -288,7 +277,11 @@ def _callable_rule(arguments: Any, result: Any) -> Rule:
     def accepts(value: Any) -> bool:
         if not callable(value):
             return False
-        return not isinstance(value, result) if builds else not (isinstance(value, type) and issubclass(value, nn.Module))
+        if builds:
+            return not isinstance(value, result)
+        if result is Tensor:  # a criterion, which may be a module, but not the class of one
+            return not (isinstance(value, type) and issubclass(value, nn.Module))
+        return not isinstance(value, nn.Module)
 
     return Rule(accepts, expected)
 
@@ -309,48 +302,3 @@ def _tensor_rule(hint: Any) -> Rule:
     )
     assert many or points is None, f"{hint}: the axes that are not counted must come first"
     return Rule(tensor.accepts, str(tensor), tensor)
-
-
-def _why_the_loss_fails(
-    function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], error: Exception
-) -> str | None:
-    """Why a call failed, if its loss fails on its batch at the first point; None where the loss is not the reason."""
-    given = dict(zip(_rules(function).by_name, args, strict=False)) | dict(kwargs)
-    loss = given.get("loss")
-    thetas = given.get("thetas", given.get("theta"))
-    if loss is None or not isinstance(thetas, Tensor) or _is_ours(error) or isinstance(error, torch.OutOfMemoryError):
-        return None
-    for name in ("batch", "support", "query"):
-        if name in given:
-            theta, batch = _at_first_point(thetas, given[name], shared=bool(given.get("shared")))
-            layout = getattr(loss, "layout", None)
-            try:
-                with torch.no_grad():
-                    value = loss(theta if layout is None else theta[: layout.numel], batch)
-            except Exception as failure:
-                leaves = [leaf for leaf in pytree.tree_leaves(batch)][:4]
-                cause = str(failure).strip().splitlines() or [type(failure).__name__]
-                return (
-                    f"the loss fails on {name}, which holds {', '.join(map(described, leaves)) or 'nothing'}: "
-                    f"{cause[0][:200]}; give inputs that the network and targets that the criterion accepts"
-                )
-            if not isinstance(value, Tensor):
-                return f"loss gives {described(value)}; a loss(theta, batch) returns a tensor of one number"
-    return None
-
-
-def _at_first_point(thetas: Tensor, batch: Any, *, shared: bool) -> tuple[Tensor, Any]:
-    """The parameters of the first point, and the first batch there."""
-    batch = batch[0] if isinstance(batch, list) and batch else batch
-    batch = batch.batches[0] if hasattr(batch, "batches") else batch
-    if thetas.ndim < 2:
-        return thetas, batch
-    if not shared:
-        batch = pytree.tree_map_only(Tensor, lambda leaf: leaf[0], batch)
-    return thetas.reshape(-1, thetas.shape[-1])[0], batch
-
-
-def _is_ours(error: Exception) -> bool:
-    """Whether the library itself raised the error, which then says what is wrong."""
-    *_, (frame, _) = walk_tb(error.__traceback__)
-    return isinstance(error, ValueError) and frame.f_code.co_filename.startswith(LIBRARY)

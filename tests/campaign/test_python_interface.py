@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,7 @@ HOSTILE: dict[str, list[Any]] = {
     "not negative": [*NOT_NUMBERS, -1.0],
     "fraction": [*NOT_NUMBERS, 0.0, 1.0, 95.0, -1.0],
     "decay": [*NOT_NUMBERS, 1.0, -0.5],
+    "tolerance": [*NOT_NUMBERS, -1.0, float("inf")],
     "real": NOT_NUMBERS,
     "step size": [*WORDS, float("nan"), True, "0.1", [0.1], torch.ones(3, dtype=torch.long)],
     "flag": [*WORDS, "yes", 2, torch.ones(2)],
@@ -126,6 +127,7 @@ HOSTILE: dict[str, list[Any]] = {
     "path of names": [3, "nonsense", None, NOTHING, THETA, [None]],
     "folder": [None, 3, "no/such/folder", MODEL, NOTHING, ["a"], b"\0", "a\0b"],
     "source": [None, 3, "no/such/study.yaml", MODEL, NOTHING, ["a"], "a\0b"],
+    "piece of a layout": [*NOT_TENSORS, THETA.numpy(), THETA[:-1], torch.cat([THETA, THETA]), THETA[:0]],
     "vector": _not_vectors(THETA),
     "vectors": _not_vectors(THETAS),
     "points": [*_not_vectors(THETAS), THETA[0]],
@@ -164,7 +166,8 @@ KINDS = {
     " evaluation_steps minibatches target_steps reference_steps save_every num_tasks image_size channels schedule_steps",
     "count or 0": "ends validation_tasks fine_tuning_steps last",
     "whole": "seed validation_seed",
-    "positive": "rtol ends_rtol atol learning_rate tau epsilon threshold max_memory fine_tuning_step_size step_size",
+    "positive": "learning_rate tau epsilon threshold max_memory fine_tuning_step_size step_size",
+    "tolerance": "rtol ends_rtol atol",
     "not negative": "weight shift zoom brightness kl_weight encoder_weight l2_weight orthogonality_weight noise",
     "real": "amplitude phase slope intercept",
     "fraction": "confidence",
@@ -192,10 +195,10 @@ KIND_OF = {name: kind for kind, names in KINDS.items() for name in names.split()
 
 # What a message may call an argument besides its name.
 ALSO_CALLED = {
-    **dict.fromkeys(("batch", "support", "query"), "batch|batches|inputs|targets|labels|support|query"),
-    **dict.fromkeys(("theta", "thetas", "start", "along", "across", "end"), "theta|thetas"),
-    **{"states": "state|states", "checkpoints": "checkpoint|checkpoints", "evaluations": "evaluation|evaluations"},
-    **{"source": "source|study|such", "path": "path|such|folder", "folder": "folder|such", "tasks": "tasks|task"},
+    **dict.fromkeys(("batch", "support", "query"), ["batch", "batches", "support"]),
+    **{"start": ["theta"], "end": ["theta"], "v": ["V"], "states": ["state"], "input_shape": ["shape", "images"]},
+    **{"checkpoints": ["checkpoint"], "evaluations": ["evaluation"], "trajectories": ["trajectory"]},
+    **{"source": ["study", "such"], "path": ["folder", "such"], "folder": ["such"], "name": ["such"]},
 }  # fmt: skip
 
 
@@ -218,6 +221,17 @@ def entry(function: Callable[..., Any], /, kinds: dict[str, str] | None = None, 
     return Entry(title or function.__qualname__, function, valid, kinds or {})
 
 
+def _with_product(make: Callable[..., ht.Operator]) -> Callable[..., torch.Tensor]:
+    """The function followed by a product, because a matrix evaluates its loss only then."""
+
+    @wraps(make)
+    def product(*args: Any, **kwargs: Any) -> torch.Tensor:
+        matrix = make(*args, **kwargs)
+        return matrix.mv(torch.ones(matrix.num_params, dtype=matrix.dtype))
+
+    return product
+
+
 def entries(scratch: Path) -> list[Entry]:
     """Every public function that a user calls, with valid arguments. scratch: an empty folder."""
     at_point, batch = {"loss": LOSS, "thetas": THETA, "batch": (X, Y)}, (X, Y)
@@ -238,7 +252,7 @@ def entries(scratch: Path) -> list[Entry]:
         entry(ht.flatten, model=MODEL),
         entry(ht.make_loss, model=MODEL, criterion=F.cross_entropy, layout=LAYOUT),
         entry(ht.stream, seed=0),
-        entry(LAYOUT.unflatten, theta=THETA),
+        entry(LAYOUT.unflatten, theta=THETA, kinds={"theta": "piece of a layout"}),
         # An inner loop, and a record of it.
         *(entry(f, **loop, kinds={"head": "names", "body": "names"}) for f in (learners.maml, learners.anil, learners.boil)),
         *(entry(f, **loop) for f in (learners.meta_sgd, learners.reptile, learners.supervised, learners.untrained)),
@@ -260,11 +274,13 @@ def entries(scratch: Path) -> list[Entry]:
         entry(ht.SaveAt, kinds={"thetas": "flag", "gradients": "flag"}),
         entry(trajectory.stack, trajectories=[TRAJECTORY, TRAJECTORY]),
         entry(ht.trajectory_from, loss=LOSS, states=THETAS, support=batch),
-        entry(ht.Recorder, model=MODEL, criterion=F.cross_entropy, batch=batch),
+        entry(lambda model, criterion, batch, *, query=None, where=None:
+              ht.Recorder(model, criterion, batch, query=query, where=where).trajectory(),
+              title="Recorder", model=MODEL, criterion=F.cross_entropy, batch=batch),
         # Matrices and their products.
-        entry(ht.hessian, **at_point),
-        entry(partial(ht.hessian, loss=LOSS, thetas=THETAS), title="hessian at points", batch=batch, shared=True),
-        entry(ht.gauss_newton, **at_point, kinds=network),
+        entry(_with_product(ht.hessian), title="hessian", **at_point, kinds={"shared": "-"}),
+        entry(_with_product(ht.hessian), title="hessian at points", **at_point | {"thetas": THETAS}, shared=True),
+        entry(_with_product(ht.gauss_newton), title="gauss_newton", **at_point, kinds=network | {"shared": "-"}),
         entry(ht.gradient, **at_point),
         entry(ht.ragged, batches=[batch, batch]),
         entry(H.mv, v=THETA),
@@ -336,7 +352,9 @@ def entries(scratch: Path) -> list[Entry]:
         entry(SINE.episode, seed=0, split="train", index=0, kinds={"split": "choice", "index": "count or 0"}),
         entry(IMAGES.episode, seed=0, split="train", index=0, kinds={"split": "choice", "index": "count or 0"}),
         entry(ht.TrainConfig, learner=MAML, tasks=SINE, network=lambda: ht.MLP((1, 4, 1)),
-              kinds={"folder": "-", "start": "-", "pretraining": "latent"}),
+              kinds={"folder": "-", "start": "-", "pretraining": "latent", "network": "-"}),
+        entry(lambda network: train.task_loss(train.TrainConfig(MAML, SINE, network)), title="network of TrainConfig",
+              network=lambda: ht.MLP((1, 4, 1))),
         entry(lambda config, progress=None: list(ht.meta_train(config, progress=progress)), title="meta_train",
               config=train_config),
         entry(train.task_loss, config=train_config),
@@ -352,7 +370,8 @@ def entries(scratch: Path) -> list[Entry]:
         entry(analysis.open_verdicts, path=scratch, kinds={"path": "folder"}),
         entry(analysis.plot, result=PAIRS, kinds={"ax": "axes", "options": "-"}),
         entry(analysis.to_xarray, result=PAIRS, kinds={"dims": "names", "coords": "mapping"}),
-        entry(partial(analysis.run_study, out=scratch / "study", seeds="none"), title="run_study", source="micro", kinds=dict.fromkeys("out claims data kept seeds progress".split(), "-")),
+        entry(partial(analysis.run_study, out="/dev/null/study"), title="run_study", source="micro",
+              kinds=dict.fromkeys("out claims data kept".split(), "-") | {"seeds": "counts"}),
     ]  # fmt: skip
 
 
@@ -388,7 +407,7 @@ class Trial:
         return (RIGHT if self.benign else WRONG), f"returned a {type(result).__name__}"
 
     def _names_the_argument(self, error: Exception) -> bool:
-        words = ALSO_CALLED.get(self.argument, re.escape(self.argument))
+        words = "|".join([re.escape(self.argument), *ALSO_CALLED.get(self.argument, [])])
         is_kind = isinstance(error, TypeError | ValueError | OSError | analysis.UserError)
         return is_kind and len(str(error)) <= LONGEST_MESSAGE and bool(re.search(rf"\b({words})\b", str(error)))
 

@@ -1,0 +1,105 @@
+"""Puts the check of arguments before the public functions, in one place, where a call enters the library.
+
+The arguments of every public function are checked against its annotations (``hessian_tools.arguments``). Calls inside
+the library go to the functions themselves and are not checked. A wrong argument raises ValueError with its name, what
+came and what is expected. Where a loss fails on the batch that it is given, the error says so.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import wraps
+from types import FunctionType, ModuleType
+from typing import Any, TypeVar, cast
+
+from torch import Tensor
+
+from hessian_tools import curvature, data, nets, train, trajectory
+from hessian_tools.arguments import check_arguments, rules_of
+from hessian_tools.curvature import Operator
+from hessian_tools.failures import why_loss_fails
+from hessian_tools.inner import collapse, learners, penalty, pretraining, shot, steps
+
+F = TypeVar("F", bound=Callable[..., Any])
+# Every function that these packages export is checked; of a module of the package ``inner``, the functions named here.
+PACKAGES = (curvature, nets, data, train, trajectory)
+FUNCTIONS = {
+    learners: "maml anil boil meta_sgd reptile leo supervised untrained",
+    shot: "longer_reference",
+    collapse: "homogeneity",
+}
+# The methods that are checked; "__init__" is the constructor. Those of an operator that multiply check their vectors
+# themselves, because nothing may stand between a caller and a product.
+METHODS: dict[type, str] = {
+    **dict.fromkeys((nets.MLP, nets.Conv4, nets.ResNet12, nets.VisionTransformer), "__init__"),
+    **dict.fromkeys((learners.Learner, learners.Latent, shot.Shot, steps.Momentum, steps.Preconditioned), "__init__"),
+    **dict.fromkeys((penalty.CurvaturePenalty, pretraining.Augmentation, pretraining.ShotPretraining), "__init__"),
+    **dict.fromkeys((train.TrainConfig, trajectory.SaveAt, data.Sine, data.Line), "__init__"),
+    **dict.fromkeys((data.ImageTasks, data.SineLineTasks, data.CrossDomainTasks), "__init__ episode"),
+    trajectory.Recorder: "__init__ trajectory",
+    Operator: "restrict scaled to_scipy",
+    curvature.Estimate: "interval",
+}
+# The arguments that hold parameter vectors at which a loss is evaluated.
+POINTS = ("thetas", "theta", "states")
+
+
+def checked(function: F, *, module: str) -> F:
+    """The function behind a check of its arguments. module: the package in which pickle finds the result by its name."""
+
+    @wraps(function)
+    def entry(*args: Any, **kwargs: Any) -> Any:
+        check_arguments(function, args, kwargs)
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            given = dict(zip(rules_of(function).by_name, args, strict=False)) | kwargs
+            explanation = _why_the_loss_fails(given, error) or _why_tensors_do_not_mix(given, error)
+            if explanation is None:
+                raise
+            raise ValueError(explanation) from error
+
+    entry.__module__ = module
+    return cast(F, entry)
+
+
+def check_entries(library: ModuleType) -> None:
+    """Put the check before all public functions and methods. library: the package ``hessian_tools``."""
+    entries: dict[Any, Any] = {}
+    named = {package: list(package.__all__) for package in (*PACKAGES, library)}
+    for module, names in (named | {module: names.split() for module, names in FUNCTIONS.items()}).items():
+        for name in names:
+            function = vars(module)[name]
+            if isinstance(function, FunctionType) and function not in entries.values():
+                if function not in entries:
+                    entries[function] = checked(function, module=module.__name__)
+                setattr(module, name, entries[function])
+    for each, names in METHODS.items():
+        for name in names.split():
+            setattr(each, name, checked(vars(each)[name], module=each.__module__))
+
+
+def _why_the_loss_fails(given: Mapping[str, Any], error: Exception) -> str | None:
+    """Why a call failed, if its loss fails on one of its batches at the first point; else None."""
+    loss, points = given.get("loss"), next((given[name] for name in POINTS if name in given), None)
+    if loss is None or points is None:
+        return None
+    theta = points[0] if isinstance(points, list | tuple) else points
+    if not isinstance(theta, Tensor):  # a state dict or a file
+        layout = getattr(loss, "layout", None)
+        theta = None if layout is None else layout.flatten(dict(loss.model.named_parameters()))
+    for name in ("batch", "support", "query"):
+        if isinstance(theta, Tensor) and given.get(name) is not None:
+            own_batch = theta.ndim > 1 and name == "batch" and not given.get("shared")
+            why = why_loss_fails(loss, theta, given[name], name=name, own_batch=own_batch, error=error)
+            if why is not None:
+                return why
+    return None
+
+
+def _why_tensors_do_not_mix(given: Mapping[str, Any], error: Exception) -> str | None:
+    """The tensors that differ in dtype or device, if torch could not compute with them; else None."""
+    tensors = [(name, value) for name, value in given.items() if isinstance(value, Tensor) and value.is_floating_point()]
+    differing = [(name, v) for name, v in tensors if (v.dtype, v.device) != (tensors[0][1].dtype, tensors[0][1].device)]
+    if not differing or not isinstance(error, RuntimeError) or "same" not in str(error):
+        return None
+    (name, value), (first, expected) = differing[0], tensors[0]
+    return f"{name} is {value.dtype} on {value.device}, but {first} is {expected.dtype} on {expected.device}; write {name}.to({first})"
