@@ -12,7 +12,7 @@ from inspect import Parameter, signature
 from math import isfinite
 from numbers import Real
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, Literal, NamedTuple, SupportsIndex, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 import numpy as np
 import torch
@@ -42,15 +42,13 @@ MADE_BY = {
 
 # The ranges of numbers, by the names that they have in all functions. A whole number is at least as large as stated.
 AT_LEAST = {
-    0: "ends fine_tuning_steps index last validation_tasks",
+    0: "ends fine_tuning_steps index last point validation_tasks",
     1: "channels chunk depth evaluation_steps factor groups heads hidden image_size k l magnitude max_basis max_matvecs "
     "max_points max_probes max_rank meta_batch minibatches num_matvecs num_params num_probes num_rotations num_tasks "
     "outputs patch points queries reference_steps save_every schedule_steps shots size steps target_steps ways width",
 }
 SHAPES = frozenset(["input_shape", "sizes", "widths"])
-POSITIVE = frozenset(
-    "epsilon fine_tuning_step_size learning_rate max_memory step_size tau threshold width".split()
-)
+POSITIVE = frozenset("epsilon fine_tuning_step_size learning_rate max_memory step_size tau threshold width".split())
 NOT_NEGATIVE = frozenset(
     "atol brightness encoder_weight ends_rtol kl_weight l2_weight noise orthogonality_weight rtol shift weight zoom".split()
 )
@@ -84,13 +82,13 @@ class TensorRule:
             return False
         return value.ndim == len(self.dims) if self.points is None else value.ndim >= len(self.dims)
 
-    def sizes(self, value: Tensor) -> dict[str, Any]:
-        """The sizes of the axes by name; those that may differ from the sizes of another tensor are left out."""
+    def sizes(self, value: Tensor) -> list[tuple[str, Any]]:
+        """The names and sizes of the axes; those that may differ from the sizes of another tensor are left out."""
         first = value.ndim - len(self.dims)
-        sizes: dict[str, Any] = dict(zip(self.dims, value.shape[first:], strict=True))
+        sizes: list[tuple[str, Any]] = list(zip(self.dims, value.shape[first:], strict=True))
         if self.points and not self.broadcasts:
-            sizes[self.points] = tuple(value.shape[:first])
-        return {name: size for name, size in sizes.items() if name.isidentifier() and name != "_"}
+            sizes.append((self.points, tuple(value.shape[:first])))
+        return [(name, size) for name, size in sizes if name.isidentifier() and name != "_"]
 
     def __str__(self) -> str:
         axes = [*([] if self.points is None else [f"{self.points or 'any'} ..."]), *self.dims]
@@ -99,14 +97,14 @@ class TensorRule:
 
 def check_arguments(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     """Raise ValueError for the first argument that its annotation does not accept, and for sizes that do not agree."""
-    positional, by_name, several_tensors = rules_of(function)
+    positional, by_name, compares = rules_of(function)
     for (name, rule), value in zip(positional, args, strict=False):
         if not rule.accepts(value):
             _refuse(name, rule, value)
     for name, value in kwargs.items():
         if name in by_name and not by_name[name].accepts(value):
             _refuse(name, by_name[name], value)
-    if several_tensors:
+    if compares:
         given = {name: value for (name, _), value in zip(positional, args, strict=False)} | dict(kwargs)
         _check_sizes(given, by_name)
 
@@ -123,7 +121,7 @@ def _check_sizes(given: Mapping[str, Any], rules: Mapping[str, Rule]) -> None:
     for name, value in given.items():
         if not isinstance(value, Tensor) or name not in rules or (rule := rules[name].tensor) is None:
             continue
-        for axis, size in rule.sizes(value).items():
+        for axis, size in rule.sizes(value):
             other, expected = sizes.setdefault(axis, (name, size))
             if size != expected:
                 raise ValueError(
@@ -147,7 +145,7 @@ class Rules(NamedTuple):
 
     positional: list[tuple[str, Rule]]
     by_name: dict[str, Rule]
-    several_tensors: bool
+    compares: bool
 
 
 @cache
@@ -165,8 +163,9 @@ def rules_of(function: Callable[..., Any]) -> Rules:
             rules.by_name[name] = _rule(hint if parameter.default is not None else Union[hint, None], name)
             if parameter.kind is not Parameter.KEYWORD_ONLY:
                 rules.positional.append((name, rules.by_name[name]))
-    with_sizes = [rule for name, rule in rules.by_name.items() if rule.tensor is not None or name in ("H", "layout")]
-    return rules._replace(several_tensors=len(with_sizes) > 1)
+    axes = [axis for rule in rules.by_name.values() if rule.tensor is not None for axis in (*rule.tensor.dims, "")]
+    owners = [name for name in rules.by_name if name in ("H", "layout")]
+    return rules._replace(compares=len(axes) > len(set(axes)) or bool(axes and owners))
 
 
 def _is_whole(value: Any) -> bool:
@@ -212,7 +211,7 @@ SCALARS: dict[Any, Rule] = {
 
 def _rule(hint: Any, name: str = "") -> Rule:
     """The rule of an annotation; an annotation that is not known accepts everything. name: that of the argument."""
-    if hint is int:
+    if hint in (int, SupportsIndex):
         return WHOLE[LEAST.get(name)]
     if hint is str and name == "device":
         return Rule(_is_device, "a device of torch, such as 'cpu' or 'cuda'")
@@ -226,8 +225,11 @@ def _rule(hint: Any, name: str = "") -> Rule:
         return SCALARS[hint]
     origin, inside = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        # A number of bytes or the like may be written as a float or as an int.
-        return _any_of([_rule(each, name) for each in inside if each is not int or float not in inside])
+        # A float may be written as an int, and a path as a str.
+        kinds = [
+            each for each in inside if not (each is int and float in inside) and not (each is str and Path in inside)
+        ]
+        return _any_of([_rule(each, name) for each in kinds])
     if origin is Literal:
         return Rule(lambda v: isinstance(v, str | bool) and v in inside, " or ".join(map(repr, inside)))
     if origin in (tuple, list, Sequence):
@@ -235,16 +237,22 @@ def _rule(hint: Any, name: str = "") -> Rule:
         # The sizes of images and layers are at least one.
         parts = [WHOLE[1] if each is int and name in SHAPES else _rule(each) for each in inside if each is not ...]
         return Rule(
-            lambda v: isinstance(v, tuple | list | range)
-            and (every or len(v) == len(parts))
-            and all(part.accepts(each) for part, each in zip(parts * len(v) if every else parts, v, strict=False)),
+            lambda v: (
+                isinstance(v, tuple | list | range)
+                and (every or len(v) == len(parts))
+                and all(part.accepts(each) for part, each in zip(parts * len(v) if every else parts, v, strict=False))
+            ),
             f"a list, each entry {parts[0].expected}" if every else f"{len(parts)} values, each {parts[0].expected}",
         )
     if origin is Iterable:
         part = _rule(inside[0])
         return Rule(
             # Only a list is looked into, because looking into an iterator would use it up.
-            lambda v: hasattr(v, "__iter__") and (not isinstance(v, list | tuple) or all(map(part.accepts, v))),
+            lambda v: (
+                hasattr(v, "__iter__")
+                and (part.accepts(v) if isinstance(v, Tensor) else not isinstance(v, np.ndarray | nn.Module | str))
+                and (not isinstance(v, list | tuple) or all(map(part.accepts, v)))
+            ),
             f"a list, each entry {part.expected}",
         )
     if origin is Mapping:
@@ -264,7 +272,8 @@ def _any_of(rules: Sequence[Rule]) -> Rule:
     """The rule that accepts what one of the rules accepts."""
     accepts = [rule.accepts for rule in rules]
     expected = " or ".join(dict.fromkeys(rule.expected for rule in rules))
-    tensor = next((rule.tensor for rule in rules if rule.tensor is not None), None)
+    tensors = [rule.tensor for rule in rules if rule.tensor is not None]
+    tensor = tensors[0] if len(tensors) == 1 else None
     return Rule(lambda v: any(accept(v) for accept in accepts), expected, tensor)
 
 
@@ -279,9 +288,9 @@ def _callable_rule(arguments: Any, result: Any) -> Rule:
             return False
         if builds:
             return not isinstance(value, result)
-        if result is Tensor:  # a criterion, which may be a module, but not the class of one
-            return not (isinstance(value, type) and issubclass(value, nn.Module))
-        return not isinstance(value, nn.Module)
+        if arguments is not ... and isinstance(value, type) and issubclass(value, nn.Module):
+            return False
+        return result is Tensor or not isinstance(value, nn.Module)  # a criterion may be a module
 
     return Rule(accepts, expected)
 

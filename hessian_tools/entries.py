@@ -7,6 +7,7 @@ came and what is expected. Where a loss fails on the batch that it is given, the
 
 from collections.abc import Callable, Mapping
 from functools import wraps
+from inspect import signature
 from types import FunctionType, ModuleType
 from typing import Any, TypeVar, cast
 
@@ -40,6 +41,7 @@ METHODS: dict[type, str] = {
 }
 # The arguments that hold parameter vectors at which a loss is evaluated.
 POINTS = ("thetas", "theta", "states")
+BATCHES = ("batch", "support", "query")
 
 
 def checked(function: F, *, module: str) -> F:
@@ -52,7 +54,7 @@ def checked(function: F, *, module: str) -> F:
             return function(*args, **kwargs)
         except Exception as error:
             given = dict(zip(rules_of(function).by_name, args, strict=False)) | kwargs
-            explanation = _why_the_loss_fails(given, error) or _why_tensors_do_not_mix(given, error)
+            explanation = _why_the_loss_fails(function, given, error) or _why_tensors_do_not_mix(given, error)
             if explanation is None:
                 raise
             raise ValueError(explanation) from error
@@ -77,17 +79,17 @@ def check_entries(library: ModuleType) -> None:
             setattr(each, name, checked(vars(each)[name], module=each.__module__))
 
 
-def _why_the_loss_fails(given: Mapping[str, Any], error: Exception) -> str | None:
+def _why_the_loss_fails(function: Callable[..., Any], given: Mapping[str, Any], error: Exception) -> str | None:
     """Why a call failed, if its loss fails on one of its batches at the first point; else None."""
     loss, points = given.get("loss"), next((given[name] for name in POINTS if name in given), None)
-    if loss is None or points is None:
+    theta = points[0] if isinstance(points, list | tuple) and points else points
+    layout = getattr(loss, "layout", None)
+    if layout is not None and not isinstance(theta, Tensor):  # a state dict or a file
+        theta = layout.flatten(dict(loss.model.named_parameters()))
+    if not callable(loss) or not isinstance(theta, Tensor):
         return None
-    theta = points[0] if isinstance(points, list | tuple) else points
-    if not isinstance(theta, Tensor):  # a state dict or a file
-        layout = getattr(loss, "layout", None)
-        theta = None if layout is None else layout.flatten(dict(loss.model.named_parameters()))
-    for name in ("batch", "support", "query"):
-        if isinstance(theta, Tensor) and given.get(name) is not None:
+    for name in BATCHES:
+        if name in given and (given[name] is not None or signature(function).parameters[name].default is not None):
             own_batch = theta.ndim > 1 and name == "batch" and not given.get("shared")
             why = why_loss_fails(loss, theta, given[name], name=name, own_batch=own_batch, error=error)
             if why is not None:
@@ -97,7 +99,9 @@ def _why_the_loss_fails(given: Mapping[str, Any], error: Exception) -> str | Non
 
 def _why_tensors_do_not_mix(given: Mapping[str, Any], error: Exception) -> str | None:
     """The tensors that differ in dtype or device, if torch could not compute with them; else None."""
-    tensors = [(name, value) for name, value in given.items() if isinstance(value, Tensor) and value.is_floating_point()]
+    tensors = [
+        (name, value) for name, value in given.items() if isinstance(value, Tensor) and value.is_floating_point()
+    ]
     differing = [(name, v) for name, v in tensors if (v.dtype, v.device) != (tensors[0][1].dtype, tensors[0][1].device)]
     if not differing or not isinstance(error, RuntimeError) or "same" not in str(error):
         return None

@@ -1,8 +1,9 @@
 """What a wrong value is, in words, and why a loss fails on a batch."""
 
 import types
+from collections.abc import Iterator
+from dis import opmap
 from pathlib import Path
-from traceback import walk_tb
 from typing import Any
 
 import numpy as np
@@ -42,27 +43,39 @@ def why_loss_fails(
     The loss is called once more, without derivatives, so that an error of its network or its criterion shows itself.
 
     thetas: [param], or [point, param]. batch: a batch, a list of batches, or ragged batches. name: that of the argument
-    that holds it. own_batch: whether every point has its own batch, along the first axis. error: what a derivative of
-    the loss raised; an error that the library itself has raised says enough.
+    that holds it. own_batch: whether every point has its own batch, along the first axis. error: what was raised; an
+    error that the library raises on purpose says enough.
     """
-    *_, (frame, _) = walk_tb(error.__traceback__)
-    ours = frame.f_code.co_filename.startswith(LIBRARY) and isinstance(error, ValueError | RuntimeError)
-    if ours or isinstance(error, torch.OutOfMemoryError):
+    if isinstance(error, torch.OutOfMemoryError) or _is_raised_here(error):
         return None
-    batch = batch[0] if isinstance(batch, list) and batch else batch
-    batch = batch.batches[0] if hasattr(batch, "batches") else batch
     layout = getattr(loss, "layout", None)
-    try:
-        theta = thetas.reshape(-1, thetas.shape[-1])[0]
-        if own_batch:
-            batch = pytree.tree_map_only(Tensor, lambda leaf: leaf[0], batch)
-        with torch.no_grad():
-            value = loss(theta if layout is None else theta[: layout.numel], batch)
-    except Exception as failure:
-        held = ", ".join(described(leaf) for leaf in pytree.tree_leaves(batch)[:4]) or "nothing"
-        said = (str(failure).strip().splitlines() or [type(failure).__name__])[0][:200]
-        advice = "give inputs that the network and targets that the criterion accepts"
-        return f"the loss fails on {name}, which holds {held}: {said}; {advice}"
-    if not isinstance(value, Tensor):
-        return f"the loss gives {described(value)}; loss(theta, {name}) must return a tensor of one number"
+    theta = thetas.reshape(-1, thetas.shape[-1])[0]
+    theta = theta if layout is None else theta[: layout.numel]
+    for each in batch if isinstance(batch, list) and batch else [batch]:
+        first = each.batches[0] if hasattr(each, "batches") else each
+        try:
+            if own_batch and first is each:
+                first = pytree.tree_map_only(Tensor, lambda leaf: leaf[0], first)
+            with torch.no_grad():
+                value = loss(theta, first)
+        except Exception as failure:
+            held = ", ".join(described(leaf) for leaf in pytree.tree_leaves(first)[:4]) or "nothing"
+            said = (str(failure).strip().splitlines() or [type(failure).__name__])[0][:200]
+            advice = "give inputs that the network and targets that the criterion accepts"
+            return f"the loss fails on {name}, which holds {held}: {said}; {advice}"
+        if not isinstance(value, Tensor):
+            return f"the loss gives {described(value)}; loss(theta, {name}) must return a tensor of one number"
     return None
+
+
+def _is_raised_here(error: Exception) -> bool:
+    """Whether a raise statement of the library has raised the error, and not an operation that failed."""
+    *_, last = _tracebacks(error.__traceback__)
+    code = last.tb_frame.f_code
+    return code.co_filename.startswith(LIBRARY) and code.co_code[last.tb_lasti] == opmap["RAISE_VARARGS"]
+
+
+def _tracebacks(traceback: types.TracebackType | None) -> Iterator[types.TracebackType]:
+    while traceback is not None:
+        yield traceback
+        traceback = traceback.tb_next

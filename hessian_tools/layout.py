@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hessian_tools.failures import described
 
 # Which parameters are taken: a predicate on the name, prefixes of names, or None for all of them.
-Where = Callable[[str], bool] | Iterable[str] | None
+Where = Callable[[str], bool] | str | Iterable[str] | None
 
 
 @dataclass(frozen=True)

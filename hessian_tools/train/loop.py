@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from hessian_tools.inner.collapse import COLLAPSE_THRESHOLD
 from hessian_tools.inner.meta_loss import Aux
+from hessian_tools.inner.parameters import without_projector
 from hessian_tools.inner.shot import squared_error
 from hessian_tools.layout import flatten
 from hessian_tools.loss import Loss, make_loss
@@ -219,7 +220,7 @@ def _validate(state: _State, config: TrainConfig, meta_step: int) -> Checkpoint:
     losses, accuracies = evaluate(
         config.learner,
         state.loss,
-        theta,
+        without_projector(config.learner, state.loss, theta),
         config.tasks,
         split="val",
         num_tasks=config.validation_tasks,

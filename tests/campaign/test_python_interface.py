@@ -71,7 +71,21 @@ def _not_vectors(tensor: torch.Tensor) -> list[Any]:
 def _not_batches() -> list[Any]:
     """Values that may not take the place of the batch (X, Y) of ``LOSS``."""
     return [
-        *(None, "nonsense", MODEL, 1.5, NOTHING, X, (X,), (), [], X.numpy(), (X.numpy(), Y.numpy()), (X, None), (X, "y")),
+        *(
+            None,
+            "nonsense",
+            MODEL,
+            1.5,
+            NOTHING,
+            X,
+            (X,),
+            (),
+            [],
+            X.numpy(),
+            (X.numpy(), Y.numpy()),
+            (X, None),
+            (X, "y"),
+        ),
         *((X[:0], Y[:0]), (torch.ones(6, 3), Y), (X[0], Y), (X, Y[:3]), (X, Y + 5), (X, -1 - Y), (X, Y.float())),
         *((X.long(), Y), (None, Y), (MODEL, Y), (torch.full((6, 2), 1e300, dtype=torch.float64), Y)),
         *((X.to(torch.complex64), Y), (X, torch.ones(6, 3, 3)), {"x": X, "y": Y}),
@@ -100,6 +114,13 @@ HOSTILE: dict[str, list[Any]] = {
     "name of a split": [*WORDS, 3],
     "names": [3, MODEL, NOTHING, [3], [None], "nonsense"],
     "counts": [None, "nonsense", MODEL, 3, [2.5], [-1], ["3"], [0], np.ones(3), NOTHING, [True, True]],
+    "shape of any length": [None, "nonsense", MODEL, 3, [2.5], [-1, 2, 2], NOTHING, (0, 28, 28), (1, 2.5, 28)],
+    "meta vector": [*NOT_TENSORS, THETA[None], THETA.numpy(), THETA.long(), THETA[:-1], THETA[:0]],
+    "lone vectors": [*NOT_TENSORS, THETAS.numpy(), THETAS.long(), THETAS[:0]],
+    "function": [None, "nonsense", 3, THETA, NOTHING],
+    "checkpoint numbers": [None, "nonsense", MODEL, 3, [2.5], [-1], ["3"], np.ones(3), NOTHING, [True, True], [2, 1]],
+    "seeds": ["nonsense", MODEL, 3, [2.5], ["3"], NOTHING, [True]],
+    "not count": [each for each in [*NOT_COUNTS, 0, -1] if each is not None],
     "shape": [None, "nonsense", MODEL, 3, [2.5], [-1, 2, 2], (1,), (1, 2), NOTHING, (0, 28, 28), (1, 2.5, 28)],
     "batch": _not_batches(),
     "batches": [None, "nonsense", MODEL, 3, [], X, NOTHING],
@@ -107,6 +128,7 @@ HOSTILE: dict[str, list[Any]] = {
     "network loss": [None, "nonsense", MODEL, 3, THETA, NOTHING, LAYOUT, F.cross_entropy],
     "operator": [None, "nonsense", MODEL, 3, torch.eye(N), np.eye(N), LOSS, NOTHING, F.cross_entropy],
     "jacobian": [None, "nonsense", MODEL, 3, torch.eye(N), np.eye(N), LOSS, NOTHING, H],
+    "loss of the evaluation": [None, "nonsense", MODEL, 3, THETA, NOTHING, LAYOUT, F.cross_entropy, LOSS],
     "pairs": [None, "nonsense", MODEL, 3, torch.eye(N), NOTHING, H, SPECTRUM, U],
     "spectrum": [None, "nonsense", MODEL, 3, torch.eye(N), NOTHING, H, PAIRS],
     "learner": [None, "maml", learners.maml, 3, shot.Shot(), MODEL, NOTHING],
@@ -125,6 +147,7 @@ HOSTILE: dict[str, list[Any]] = {
     "generator": ["nonsense", 3, NOTHING, MODEL, np.random.default_rng(0)],
     "progress": ["nonsense", 3, THETA, NOTHING, MODEL],
     "path of names": [3, "nonsense", None, NOTHING, THETA, [None]],
+    "folder of a run": [None, 3, MODEL, NOTHING, ["a"], b"\0", "a\0b"],
     "folder": [None, 3, "no/such/folder", MODEL, NOTHING, ["a"], b"\0", "a\0b"],
     "source": [None, 3, "no/such/study.yaml", MODEL, NOTHING, ["a"], "a\0b"],
     "piece of a layout": [*NOT_TENSORS, THETA.numpy(), THETA[:-1], torch.cat([THETA, THETA]), THETA[:0]],
@@ -133,10 +156,9 @@ HOSTILE: dict[str, list[Any]] = {
     "points": [*_not_vectors(THETAS), THETA[0]],
     "square": [*NOT_TENSORS, np.eye(2), torch.eye(2).long(), torch.ones(2, 3), torch.ones(3)],
     "columns": [*_not_vectors(U.mT), U[..., :0, :], U.numpy(), U.long()],
-    "probes": [*_not_vectors(THETA), torch.ones(2, 2), torch.zeros(N, 2, dtype=torch.long), torch.ones(N, 0)],
+    "probes": [*_not_vectors(THETA), torch.ones(2, 2), torch.ones(N, 0), torch.ones(N - 1, 2)],
     "numbers": [*NOT_TENSORS, SAMPLES.numpy(), SAMPLES.long(), torch.tensor(1.0), SAMPLES[..., :0]],
-    "line": [*NOT_TENSORS, np.ones(3), torch.ones(3).long(), torch.tensor(1.0), torch.ones(0), torch.ones(2, 2),
-             torch.tensor([0.0, float("nan")])],
+    "line": [*NOT_TENSORS, np.ones(3), torch.ones(3).long(), torch.tensor(1.0), torch.ones(0), torch.ones(2, 2)],
     "trajectories": [None, "nonsense", 3, [], [None], TRAJECTORY, [THETA], NOTHING],
     "list of checkpoints": [None, "nonsense", 3, [], [None], CHECKPOINT, [THETA], NOTHING],
     "evaluations": [None, "nonsense", 3, [], [None], EVALUATION, [THETA], NOTHING],
@@ -150,12 +172,7 @@ HOSTILE: dict[str, list[Any]] = {
     "images": [None, "nonsense", 3, MODEL, NOTHING],
 }  # fmt: skip
 BENIGN: dict[str, list[Any]] = {
-    "count": [np.int64(2)],
-    "whole": [np.int64(2), -1],
-    "positive": [np.float32(0.25), 1],
-    "flag": [np.bool_(True)],
-    "batch": [(X.double(), Y), [(X, Y), (X, Y)], (X, Y.to(torch.int64).clone())],
-    "network loss": [LOSS],
+    "batch": [(X.double(), Y), (X, Y.int().long())],
     "vector": [THETA.clone(), nn.Parameter(THETA.clone())],
 }
 # The kind of an argument follows from its name, unless the entry of its function says otherwise. A name that does not
@@ -198,6 +215,7 @@ ALSO_CALLED = {
     **dict.fromkeys(("batch", "support", "query"), ["batch", "batches", "support"]),
     **{"start": ["theta"], "end": ["theta"], "v": ["V"], "states": ["state"], "input_shape": ["shape", "images"]},
     **{"checkpoints": ["checkpoint"], "evaluations": ["evaluation"], "trajectories": ["trajectory"]},
+    **{"target": ["import path", "module"], "options": ["called with"], "network": ["build"], "loss": ["network"], "vectors": ["columns"]},
     **{"source": ["study", "such"], "path": ["folder", "such"], "folder": ["such"], "name": ["such"]},
 }  # fmt: skip
 
@@ -246,7 +264,7 @@ def entries(scratch: Path) -> list[Entry]:
         entry(ht.ResNet12, outputs=3, widths=(2, 2, 2, 2), kinds={"outputs": "count", "residual": "flags"}),
         entry(ht.VisionTransformer, outputs=3, width=8, depth=1, kinds={"outputs": "count"}),
         entry(ht.load_network, target="torch.nn:Linear", outputs=3, input_shape=(2,), options={"in_features": 2, "out_features": 3},
-              kinds={"outputs": "count"}),
+              kinds={"outputs": "count", "input_shape": "shape of any length"}),
         entry(nets.normalised_weights, model=MODEL),
         entry(nets.refuse_unfit, model=ht.Conv4(3, width=4), outputs=3, input_shape=(1, 28, 28), kinds={"outputs": "count"}),
         entry(ht.flatten, model=MODEL),
@@ -261,7 +279,7 @@ def entries(scratch: Path) -> list[Entry]:
         entry(learners.Latent),
         entry(steps.Momentum),
         entry(steps.Preconditioned),
-        entry(ht.Shot, kinds={"target_steps": "count"}),
+        entry(ht.Shot, kinds={"target_steps": "not count"}),
         entry(shot.longer_reference, learner=MAML, weight=0.1, kinds={"factor": "count"}),
         entry(penalty.CurvaturePenalty),
         entry(pretraining.Augmentation),
@@ -269,7 +287,7 @@ def entries(scratch: Path) -> list[Entry]:
         entry(collapse.homogeneity, outputs=SAMPLES, kinds={"outputs": "numbers"}),
         entry(ht.adapt, **task),
         entry(ht.meta_loss, **task, query=batch, kinds=network),
-        entry(ht.network_parameters, loss=LOSS, theta=THETA),
+        entry(ht.network_parameters, loss=LOSS, theta=THETA, kinds={"theta": "meta vector", "loss": "function"}),
         entry(ht.record, **task, query=batch, kinds=network),
         entry(ht.SaveAt, kinds={"thetas": "flag", "gradients": "flag"}),
         entry(trajectory.stack, trajectories=[TRAJECTORY, TRAJECTORY]),
@@ -287,7 +305,7 @@ def entries(scratch: Path) -> list[Entry]:
         entry(H.__matmul__, V=THETA, kinds={"V": "vector"}),
         entry(H.scaled, d=THETA),
         entry(H.restrict, Q=torch.eye(N)[:, :2], kinds={"Q": "columns"}),
-        entry(H.to_scipy, kinds={"point": "count"}),
+        entry(H.to_scipy, kinds={"point": "count or 0"}),
         # Their spectrum.
         entry(ht.check_operator, H=H),
         entry(ht.top_eigenpairs, H=H, k=2, kinds={"vectors": "flag"}),
@@ -332,8 +350,9 @@ def entries(scratch: Path) -> list[Entry]:
         entry(curvature.cos_displacement, gradients=U.mT, displacement=THETAS,
               kinds={"gradients": "points", "displacement": "vectors"}),
         entry(curvature.cosine_null, steps=3),
-        entry(curvature.small_step_difference, hg=THETA, tau=0.1, target_steps=1, reference_steps=4),
-        entry(curvature.path_ratio, thetas=THETAS, kinds={"thetas": "points"}),
+        entry(curvature.small_step_difference, hg=THETA, tau=0.1, target_steps=1, reference_steps=4,
+              kinds={"hg": "lone vectors"}),
+        entry(curvature.path_ratio, thetas=THETAS, kinds={"thetas": "lone vectors"}),
         entry(curvature.drop_ratio, losses=torch.ones(2), gradients=THETAS, thetas=THETAS,
               kinds={"losses": "numbers", "gradients": "points", "thetas": "points"}),
         entry(curvature.linearisation_error, outputs=lambda t: LOSS.outputs(t, X), start=THETA, end=0.9 * THETA,
@@ -352,16 +371,16 @@ def entries(scratch: Path) -> list[Entry]:
         entry(SINE.episode, seed=0, split="train", index=0, kinds={"split": "choice", "index": "count or 0"}),
         entry(IMAGES.episode, seed=0, split="train", index=0, kinds={"split": "choice", "index": "count or 0"}),
         entry(ht.TrainConfig, learner=MAML, tasks=SINE, network=lambda: ht.MLP((1, 4, 1)),
-              kinds={"folder": "-", "start": "-", "pretraining": "latent", "network": "-"}),
+              kinds={"folder": "-", "start": "-", "pretraining": "latent", "network": "-", "head": "-", "checkpoints": "checkpoint numbers"}),
         entry(lambda network: train.task_loss(train.TrainConfig(MAML, SINE, network)), title="network of TrainConfig",
               network=lambda: ht.MLP((1, 4, 1))),
         entry(lambda config, progress=None: list(ht.meta_train(config, progress=progress)), title="meta_train",
               config=train_config),
         entry(train.task_loss, config=train_config),
         entry(train.logarithmic_schedule, last=100),
-        entry(train.saved_checkpoints, folder=scratch),
-        entry(train.diverged_at, folder=scratch),
-        entry(ht.evaluate, learner=MAML, loss=SINE_LOSS, theta=SINE_THETA, tasks=SINE, split="test", num_tasks=2, seed=0, kinds=network | {"split": "choice"}),
+        entry(train.saved_checkpoints, folder=scratch, kinds={"folder": "folder of a run"}),
+        entry(train.diverged_at, folder=scratch, kinds={"folder": "folder of a run"}),
+        entry(ht.evaluate, learner=MAML, loss=SINE_LOSS, theta=SINE_THETA, tasks=SINE, split="test", num_tasks=2, seed=0, kinds={"loss": "loss of the evaluation", "split": "choice", "theta": "meta vector"}),
         entry(ht.best_checkpoint, checkpoints=[CHECKPOINT], kinds={"checkpoints": "list of checkpoints"}),
         entry(train.over_seeds, evaluations=[EVALUATION]),
         # The study.
@@ -371,7 +390,7 @@ def entries(scratch: Path) -> list[Entry]:
         entry(analysis.plot, result=PAIRS, kinds={"ax": "axes", "options": "-"}),
         entry(analysis.to_xarray, result=PAIRS, kinds={"dims": "names", "coords": "mapping"}),
         entry(partial(analysis.run_study, out="/dev/null/study"), title="run_study", source="micro",
-              kinds=dict.fromkeys("out claims data kept".split(), "-") | {"seeds": "counts"}),
+              kinds=dict.fromkeys("out claims data kept".split(), "-") | {"seeds": "seeds", "workers": "count or 0"}),
     ]  # fmt: skip
 
 
@@ -401,10 +420,18 @@ class Trial:
             return HANG, ""
         except Exception as error:
             text = f"{type(error).__name__}: {error}"
-            if self.benign:
-                return WRONG, text
+            if self.benign:  # some valid calls are refused as well, such as those on an empty folder
+                return (RIGHT if text == self._valid_error() else WRONG), text
             return (REFUSED if self._names_the_argument(error) else DEEP), text
         return (RIGHT if self.benign else WRONG), f"returned a {type(result).__name__}"
+
+    def _valid_error(self) -> str:
+        """What the valid call raises; "" if it succeeds."""
+        try:
+            self.entry.function(**self.entry.valid)
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        return ""
 
     def _names_the_argument(self, error: Exception) -> bool:
         words = "|".join([re.escape(self.argument), *ALSO_CALLED.get(self.argument, [])])
@@ -445,7 +472,9 @@ def trials(scratch: Path) -> Iterator[Trial]:
                 may_be_none = value is None and parameter.default is None
                 if not may_be_none:
                     yield Trial(each, parameter.name, value, benign=False)
-            for value in BENIGN.get(kind, []):
+            given = each.valid.get(parameter.name, parameter.default)
+            of_numpy = [np.array(given)[()]] if isinstance(given, int | float) else []
+            for value in (*BENIGN.get(kind, []), *of_numpy):
                 yield Trial(each, parameter.name, value, benign=True)
 
 
@@ -465,7 +494,9 @@ def main() -> None:
     """Print every call that went wrong, and the table."""
     torch.set_num_threads(1)
     total = sum(campaign(print).values(), Counter())
-    print(f"tried {total.total()}; " + "; ".join(f"{name} {total[name]}" for name in (RIGHT, REFUSED, DEEP, WRONG, HANG)))
+    print(
+        f"tried {total.total()}; " + "; ".join(f"{name} {total[name]}" for name in (RIGHT, REFUSED, DEEP, WRONG, HANG))
+    )
 
 
 if __name__ == "__main__":
