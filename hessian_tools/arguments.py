@@ -7,10 +7,10 @@ because an option has the same name and the same meaning in all functions.
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from inspect import Parameter, signature
 from math import isfinite
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, SupportsIndex, Union, get_args, get_origin, get_type_hints, is_typeddict
 
@@ -47,11 +47,11 @@ AT_LEAST = {
     "max_points max_probes max_rank meta_batch minibatches num_matvecs num_params num_probes num_rotations num_tasks "
     "outputs patch points queries reference_steps save_every schedule_steps shots size steps target_steps ways width",
 }
-SHAPES = frozenset(["input_shape", "sizes", "widths"])
-POSITIVE = frozenset("epsilon fine_tuning_step_size learning_rate max_memory step_size tau threshold width".split())
-NOT_NEGATIVE = frozenset(
-    "atol brightness encoder_weight ends_rtol kl_weight l2_weight noise orthogonality_weight rtol shift weight zoom".split()
+POSITIVE = "epsilon fine_tuning_step_size learning_rate max_memory step_size tau threshold width"
+NOT_NEGATIVE = (
+    "atol brightness encoder_weight ends_rtol kl_weight l2_weight noise orthogonality_weight rtol shift weight zoom"
 )
+SHAPES = ("input_shape", "sizes", "widths")  # lists of whole numbers, each of them at least 1
 
 
 class Rule(NamedTuple):
@@ -76,6 +76,11 @@ class TensorRule:
     points: str | None
     broadcasts: bool
 
+    @cached_property
+    def named(self) -> list[tuple[int, str]]:
+        """The axes that are always there and have names, with their positions among these."""
+        return [(i, name) for i, name in enumerate(self.dims) if name.isidentifier() and name != "_"]
+
     def accepts(self, value: Any) -> bool:
         """Whether the value is a tensor of such a dtype with such axes, none of them empty."""
         if not isinstance(value, Tensor) or value.dtype not in self.dtypes or value.numel() == 0:
@@ -84,11 +89,12 @@ class TensorRule:
 
     def sizes(self, value: Tensor) -> list[tuple[str, Any]]:
         """The names and sizes of the axes; those that may differ from the sizes of another tensor are left out."""
-        first = value.ndim - len(self.dims)
-        sizes: list[tuple[str, Any]] = list(zip(self.dims, value.shape[first:], strict=True))
+        shape = value.shape
+        first = len(shape) - len(self.dims)
+        sizes: list[tuple[str, Any]] = [(name, shape[first + i]) for i, name in self.named]
         if self.points and not self.broadcasts:
-            sizes.append((self.points, tuple(value.shape[:first])))
-        return [(name, size) for name, size in sizes if name.isidentifier() and name != "_"]
+            sizes.append((self.points, shape[:first]))
+        return sizes
 
     def __str__(self) -> str:
         axes = [*([] if self.points is None else [f"{self.points or 'any'} ..."]), *self.dims]
@@ -115,9 +121,10 @@ def _check_sizes(given: Mapping[str, Any], rules: Mapping[str, Rule]) -> None:
     The number of parameters of an operator or of a layout counts as the size of the axis "param".
     """
     sizes: dict[str, tuple[str, Any]] = {}
-    for name, owner in given.items():
-        if isinstance(size := getattr(owner, "num_params", getattr(owner, "numel", None)), int):
-            sizes["param"] = (name, size)
+    if "H" in given:
+        sizes["param"] = ("H", given["H"].num_params)
+    if "layout" in given:
+        sizes["param"] = ("layout", given["layout"].numel)
     for name, value in given.items():
         if not isinstance(value, Tensor) or name not in rules or (rule := rules[name].tensor) is None:
             continue
@@ -125,9 +132,13 @@ def _check_sizes(given: Mapping[str, Any], rules: Mapping[str, Rule]) -> None:
             other, expected = sizes.setdefault(axis, (name, size))
             if size != expected:
                 raise ValueError(
-                    f"{name} has shape {tuple(value.shape)} and its axis {axis!r} the size {size}, but {other} has "
-                    f"{expected} there; give {rule}"
+                    f"{name} has shape {tuple(value.shape)}, so that its axis '{axis}' has the size {_plain(size)}, but "
+                    f"{other} has {_plain(expected)} there; give {rule}"
                 )
+
+
+def _plain(size: Any) -> Any:
+    return tuple(size) if isinstance(size, torch.Size) else size
 
 
 def _refuse(name: str, rule: Rule, value: Any) -> None:
@@ -169,11 +180,11 @@ def rules_of(function: Callable[..., Any]) -> Rules:
 
 
 def _is_whole(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool))
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool | np.bool_) and isfinite(value)
+    return isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)
 
 
 def _is_path(value: Any) -> bool:
@@ -193,6 +204,11 @@ WHOLE = {
     None: Rule(_is_whole, "a whole number"),
     0: Rule(lambda v: _is_whole(v) and v >= 0, "a whole number, 0 or more"),
     1: Rule(lambda v: _is_whole(v) and v >= 1, "a whole number, 1 or more"),
+}
+FLOATS = {
+    "confidence": Rule(lambda v: _is_number(v) and 0 < v < 1, "a number between 0 and 1, such as 0.95"),
+    **dict.fromkeys(POSITIVE.split(), Rule(lambda v: _is_number(v) and v > 0, "a finite number above 0")),
+    **dict.fromkeys(NOT_NEGATIVE.split(), Rule(lambda v: _is_number(v) and v >= 0, "a finite number, 0 or more")),
 }
 SCALARS: dict[Any, Rule] = {
     Any: ANYTHING,
@@ -215,12 +231,8 @@ def _rule(hint: Any, name: str = "") -> Rule:
         return WHOLE[LEAST.get(name)]
     if hint is str and name == "device":
         return Rule(_is_device, "a device of torch, such as 'cpu' or 'cuda'")
-    if hint is float and name in POSITIVE:
-        return Rule(lambda v: _is_number(v) and v > 0, "a finite number above 0")
-    if hint is float and name in NOT_NEGATIVE:
-        return Rule(lambda v: _is_number(v) and v >= 0, "a finite number, 0 or more")
-    if hint is float and name == "confidence":
-        return Rule(lambda v: _is_number(v) and 0 < v < 1, "a number between 0 and 1, such as 0.95")
+    if hint is float and name in FLOATS:
+        return FLOATS[name]
     if hint in SCALARS:
         return SCALARS[hint]
     origin, inside = get_origin(hint), get_args(hint)
@@ -234,7 +246,6 @@ def _rule(hint: Any, name: str = "") -> Rule:
         return Rule(lambda v: isinstance(v, str | bool) and v in inside, " or ".join(map(repr, inside)))
     if origin in (tuple, list, Sequence):
         every = inside[-1:] == (...,) or origin is not tuple
-        # The sizes of images and layers are at least one.
         parts = [WHOLE[1] if each is int and name in SHAPES else _rule(each) for each in inside if each is not ...]
         return Rule(
             lambda v: (
@@ -263,9 +274,24 @@ def _rule(hint: Any, name: str = "") -> Rule:
         return _tensor_rule(hint)
     if isinstance(hint, type) and hint is not object:
         made = f", such as {MADE_BY[hint.__name__]}" if hint.__name__ in MADE_BY else ""
-        # A class may have all the methods of a protocol, but it is no object of it.
-        return Rule(lambda v: isinstance(v, hint) and not isinstance(v, type), f"a {hint.__name__}{made}")
+        return Rule(_is_object_of(hint), f"a {hint.__name__}{made}")
     return ANYTHING
+
+
+def _is_object_of(kind: type) -> Callable[[Any], bool]:
+    """The test whether a value is an object of a class or of a protocol."""
+    known: set[type] = set()  # types that have passed, because the test of a protocol takes microseconds
+
+    def accepts(value: Any) -> bool:
+        if type(value) in known:
+            return True
+        # A class may have all the methods of a protocol, but it is no object of it.
+        passes = isinstance(value, kind) and not isinstance(value, type)
+        if passes:
+            known.add(type(value))
+        return passes
+
+    return accepts
 
 
 def _any_of(rules: Sequence[Rule]) -> Rule:
@@ -298,8 +324,7 @@ def _callable_rule(arguments: Any, result: Any) -> Rule:
 def _tensor_rule(hint: Any) -> Rule:
     """The rule of a jaxtyping annotation, such as ``Float[Tensor, "*point param"]``."""
     axes = hint.dim_str.split()
-    points = next((axis for axis in axes if axis == "..." or axis.startswith("*")), None)
-    many = points is not None and axes.index(points) == 0
+    points = axes[0] if axes and (axes[0] == "..." or axes[0].startswith("*")) else None
     dtypes = frozenset(getattr(torch, name) for name in hint.dtypes if hasattr(torch, name))
     kind = "floating-point" if torch.float32 in dtypes else "whole" if torch.int64 in dtypes else "such"
     tensor = TensorRule(
@@ -309,5 +334,4 @@ def _tensor_rule(hint: Any) -> Rule:
         points.strip("*#.") if points is not None else None,
         "#" in (points or ""),
     )
-    assert many or points is None, f"{hint}: the axes that are not counted must come first"
     return Rule(tensor.accepts, str(tensor), tensor)
