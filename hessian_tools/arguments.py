@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hessian_tools.failures import described
+from hessian_tools.failures import described, short
 from hessian_tools.validation import check_whole
 
 # How a user makes an object of a class.
@@ -47,7 +47,7 @@ AT_LEAST = {
     "max_points max_probes max_rank meta_batch minibatches num_matvecs num_params num_probes num_rotations num_tasks "
     "outputs patch points queries reference_steps save_every schedule_steps shots size steps target_steps ways width",
 }
-POSITIVE = "epsilon fine_tuning_step_size learning_rate max_memory step_size tau threshold width"
+POSITIVE = "epsilon fine_tuning_step_size learning_rate step_size tau threshold width"
 NOT_NEGATIVE = (
     "atol brightness encoder_weight ends_rtol kl_weight l2_weight noise orthogonality_weight rtol shift weight zoom"
 )
@@ -145,9 +145,11 @@ def _refuse(name: str, rule: Rule, value: Any) -> None:
     """Raise ValueError for an argument."""
     if isinstance(value, Real) and any(whole.expected in rule.expected for whole in WHOLE.values()):
         check_whole(at_least=LEAST.get(name), **{name: value})
+    if isinstance(value, str | int | float | complex | list | tuple | dict | set):
+        raise ValueError(f"{name}={short(value)} must be {rule.expected}")
     fix = f"give {rule.expected}"
     if isinstance(value, np.ndarray) and rule.tensor is not None:
-        fix = f"convert it with torch.from_numpy({name}); expected is {rule.expected}"
+        fix = f"give torch.from_numpy({name}), {rule.expected}"
     raise ValueError(f"{name} is {described(value)}; {fix}")
 
 
@@ -208,6 +210,7 @@ WHOLE = {
 FLOATS = {
     "confidence": Rule(lambda v: _is_number(v) and 0 < v < 1, "a number between 0 and 1, such as 0.95"),
     **dict.fromkeys(POSITIVE.split(), Rule(lambda v: _is_number(v) and v > 0, "a finite number above 0")),
+    "max_memory": Rule(lambda v: _is_number(v) and v > 0, "a number of bytes, such as 4e9"),
     **dict.fromkeys(NOT_NEGATIVE.split(), Rule(lambda v: _is_number(v) and v >= 0, "a finite number, 0 or more")),
 }
 SCALARS: dict[Any, Rule] = {
@@ -243,7 +246,7 @@ def _rule(hint: Any, name: str = "") -> Rule:
         ]
         return _any_of([_rule(each, name) for each in kinds])
     if origin is Literal:
-        return Rule(lambda v: isinstance(v, str | bool) and v in inside, " or ".join(map(repr, inside)))
+        return Rule(lambda v: isinstance(v, str | bool) and v in inside, f"one of {', '.join(map(str, inside))}")
     if origin in (tuple, list, Sequence):
         every = inside[-1:] == (...,) or origin is not tuple
         parts = [WHOLE[1] if each is int and name in SHAPES else _rule(each) for each in inside if each is not ...]

@@ -30,9 +30,14 @@ def described(value: Any) -> str:
     if isinstance(value, types.FunctionType):
         return f"the function {value.__name__}"
     if isinstance(value, str | int | float | complex | list | tuple | dict | set):
-        text = " ".join(repr(value).split())
-        return f"a {type(value).__name__}: {text if len(text) < 60 else text[:57] + '...'}"
+        return f"a {type(value).__name__}: {short(value)}"
     return f"a {type(value).__name__}"
+
+
+def short(value: object) -> str:
+    """The repr of a value on one line, cut off after 60 characters."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def why_loss_fails(

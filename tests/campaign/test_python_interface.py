@@ -1,6 +1,7 @@
 """Hostile calls of the Python interface: every public function, with one argument replaced and the others valid.
 
-``python tests/campaign/python_interface.py`` prints the table of outcomes, and every call whose outcome is not wanted.
+``pytest -m campaign tests/campaign`` runs all calls. ``python tests/campaign/test_python_interface.py`` prints the table
+of outcomes, and every call whose outcome is not wanted. A hostile value that is accepted counts as wrong.
 """
 
 import inspect
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -380,7 +382,8 @@ def entries(scratch: Path) -> list[Entry]:
         entry(train.logarithmic_schedule, last=100),
         entry(train.saved_checkpoints, folder=scratch, kinds={"folder": "folder of a run"}),
         entry(train.diverged_at, folder=scratch, kinds={"folder": "folder of a run"}),
-        entry(ht.evaluate, learner=MAML, loss=SINE_LOSS, theta=SINE_THETA, tasks=SINE, split="test", num_tasks=2, seed=0, kinds={"loss": "loss of the evaluation", "split": "choice", "theta": "meta vector"}),
+        entry(ht.evaluate, learner=MAML, loss=SINE_LOSS, theta=SINE_THETA, tasks=SINE, split="test", num_tasks=2, seed=0,
+              kinds={"loss": "loss of the evaluation", "split": "choice", "theta": "meta vector"}),
         entry(ht.best_checkpoint, checkpoints=[CHECKPOINT], kinds={"checkpoints": "list of checkpoints"}),
         entry(train.over_seeds, evaluations=[EVALUATION]),
         # The study.
@@ -390,7 +393,7 @@ def entries(scratch: Path) -> list[Entry]:
         entry(analysis.plot, result=PAIRS, kinds={"ax": "axes", "options": "-"}),
         entry(analysis.to_xarray, result=PAIRS, kinds={"dims": "names", "coords": "mapping"}),
         entry(partial(analysis.run_study, out="/dev/null/study"), title="run_study", source="micro",
-              kinds=dict.fromkeys("out claims data kept".split(), "-") | {"seeds": "seeds", "workers": "count or 0"}),
+              kinds=dict.fromkeys(["out", "claims", "data", "kept"], "-") | {"seeds": "seeds", "workers": "count or 0"}),
     ]  # fmt: skip
 
 
@@ -488,6 +491,26 @@ def campaign(show: Callable[[str], None] = lambda line: None) -> dict[str, Count
             if outcome in (DEEP, WRONG, HANG):
                 show(f"{outcome:10s} {trial}: {' '.join(text.split())[:150]}")
     return table
+
+
+@pytest.mark.campaign
+def test_no_hostile_call_gives_a_deep_error_a_wrong_number_or_hangs(capsys: pytest.CaptureFixture[str]) -> None:
+    wrong: list[str] = []
+    total = sum(campaign(wrong.append).values(), Counter())
+    with capsys.disabled():
+        print(f"\n{total.total()} hostile calls: {dict(total)}")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.campaign
+def test_every_public_function_has_an_entry(tmp_path: Path) -> None:
+    """A new public function must be entered above, or here among those that nobody calls with arguments."""
+    entered = {getattr(each.function, "__name__", each.title) for each in entries(tmp_path)} | {
+        *("hessian", "gauss_newton", "Recorder", "meta_train", "run_study", "load_quickdraw", "check_choice"),
+    }  # fmt: skip
+    packages = (ht, curvature, data, nets, train, trajectory, analysis)
+    public = {name for package in packages for name in package.__all__ if inspect.isfunction(getattr(package, name))}
+    assert public <= entered
 
 
 def main() -> None:

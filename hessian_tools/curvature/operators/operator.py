@@ -224,7 +224,8 @@ class Operator(ABC):
     def _check(self, V: Tensor) -> None:
         num_params = self.num_params
         if not isinstance(V, Tensor):
-            raise ValueError(f"V is {described(V)}; give a tensor of shape [..., {num_params}, probe]")
+            how = "torch.from_numpy(V)" if isinstance(V, np.ndarray) else "a tensor"
+            raise ValueError(f"V is {described(V)}; give {how} of shape [..., {num_params}, probe]")
         if V.dtype != self.dtype or V.device != self.device:
             raise ValueError(
                 f"V is {V.dtype} on {V.device}, but the operator is {self.dtype} on {self.device}; "
