@@ -43,9 +43,10 @@ MADE_BY = {
 # The ranges of numbers, by the names that they have in all functions. A whole number is at least as large as stated.
 AT_LEAST = {
     0: "ends fine_tuning_steps index last point validation_tasks",
-    1: "channels chunk depth evaluation_steps factor groups heads hidden image_size k l magnitude max_basis max_matvecs "
-    "max_points max_probes max_rank meta_batch minibatches num_matvecs num_params num_probes num_rotations num_tasks "
-    "outputs patch points queries reference_steps save_every schedule_steps shots size steps target_steps ways width",
+    1: "channels chunk depth evaluation_steps factor groups heads hidden image_size k l magnitude max_basis "
+    "max_matvecs max_points max_probes max_rank meta_batch minibatches num_matvecs num_params num_probes num_rotations "
+    "num_tasks outputs patch points queries reference_steps save_every schedule_steps shots size steps target_steps "
+    "ways width",
 }
 POSITIVE = "epsilon fine_tuning_step_size learning_rate step_size tau threshold width"
 NOT_NEGATIVE = (
@@ -132,8 +133,8 @@ def _check_sizes(given: Mapping[str, Any], rules: Mapping[str, Rule]) -> None:
             other, expected = sizes.setdefault(axis, (name, size))
             if size != expected:
                 raise ValueError(
-                    f"{name} has shape {tuple(value.shape)}, so that its axis '{axis}' has the size {_plain(size)}, but "
-                    f"{other} has {_plain(expected)} there; give {rule}"
+                    f"{name} has shape {tuple(value.shape)}, so that its axis '{axis}' has the size {_plain(size)}, "
+                    f"but {other} has {_plain(expected)} there; give {rule}"
                 )
 
 
@@ -173,7 +174,8 @@ def rules_of(function: Callable[..., Any]) -> Rules:
             if options and is_typeddict(options[0]):
                 rules.by_name.update((key, _rule(kind, key)) for key, kind in get_type_hints(options[0]).items())
         elif parameter.kind is not Parameter.VAR_POSITIONAL:
-            rules.by_name[name] = _rule(hint if parameter.default is not None else Union[hint, None], name)
+            rule = _rule(hint, name)
+            rules.by_name[name] = rule if parameter.default is not None else _any_of([rule, SCALARS[type(None)]])
             if parameter.kind is not Parameter.KEYWORD_ONLY:
                 rules.positional.append((name, rules.by_name[name]))
     axes = [axis for rule in rules.by_name.values() if rule.tensor is not None for axis in (*rule.tensor.dims, "")]

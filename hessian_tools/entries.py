@@ -47,7 +47,7 @@ BATCHES = ("batch", "support", "query")
 
 
 def checked(function: F, *, module: str) -> F:
-    """The function behind a check of its arguments. module: the package in which pickle finds the result by its name."""
+    """The function behind a check of its arguments. module: the package in which pickle finds the result by name."""
 
     @wraps(function)
     def entry(*args: Any, **kwargs: Any) -> Any:

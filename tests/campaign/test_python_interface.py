@@ -1,13 +1,12 @@
 """Hostile calls of the Python interface: every public function, with one argument replaced and the others valid.
 
-``pytest -m campaign tests/campaign`` runs all calls. ``python tests/campaign/test_python_interface.py`` prints the table
-of outcomes, and every call whose outcome is not wanted. A hostile value that is accepted counts as wrong.
+``pytest -m campaign tests/campaign`` runs all calls. ``python tests/campaign/test_python_interface.py`` prints the
+numbers of outcomes, and every call whose outcome is not wanted. A hostile value that is accepted counts as wrong.
 """
 
 import inspect
 import re
 import signal
-import sys
 import tempfile
 import warnings
 from collections import Counter
@@ -180,9 +179,10 @@ BENIGN: dict[str, list[Any]] = {
 # The kind of an argument follows from its name, unless the entry of its function says otherwise. A name that does not
 # stand here is its own kind.
 KINDS = {
-    "count": "k num_probes max_points max_probes num_matvecs magnitude steps ways shots queries points width depth heads"
-    " meta_batch workers patch hidden size num_params groups num_rotations max_matvecs max_basis chunk max_rank l"
-    " evaluation_steps minibatches target_steps reference_steps save_every num_tasks image_size channels schedule_steps",
+    "count": "k num_probes max_points max_probes num_matvecs magnitude steps ways shots queries points width depth"
+    " heads meta_batch workers patch hidden size num_params groups num_rotations max_matvecs max_basis chunk max_rank l"
+    " evaluation_steps minibatches target_steps reference_steps save_every num_tasks image_size channels"
+    " schedule_steps",
     "count or 0": "ends validation_tasks fine_tuning_steps last",
     "whole": "seed validation_seed",
     "positive": "learning_rate tau epsilon threshold max_memory fine_tuning_step_size step_size",
@@ -193,7 +193,8 @@ KINDS = {
     "decay": "decay dropout",
     "flag": "vectors copies shared first_order transductive checkpointing batched shuffle_labels flip logarithmic"
     " rotations crop trust detach_reference",
-    "choice": "which method route batching distance schedule step_sizes outer optimiser normalisation buffers projector",
+    "choice": "which method route batching distance schedule step_sizes outer optimiser normalisation buffers"
+    " projector",
     "batch": "support query",
     "vectors": "thetas directions hg",
     "vector": "theta v g d along across start end direction h_d2g",
@@ -217,7 +218,8 @@ ALSO_CALLED = {
     **dict.fromkeys(("batch", "support", "query"), ["batch", "batches", "support"]),
     **{"start": ["theta"], "end": ["theta"], "v": ["V"], "states": ["state"], "input_shape": ["shape", "images"]},
     **{"checkpoints": ["checkpoint"], "evaluations": ["evaluation"], "trajectories": ["trajectory"]},
-    **{"target": ["import path", "module"], "options": ["called with"], "network": ["build"], "loss": ["network"], "vectors": ["columns"]},
+    **{"target": ["import path", "module"], "options": ["called with"], "network": ["build"], "loss": ["network"]},
+    "vectors": ["columns"],
     **{"source": ["study", "such"], "path": ["folder", "such"], "folder": ["such"], "name": ["such"]},
 }  # fmt: skip
 
@@ -265,16 +267,19 @@ def entries(scratch: Path) -> list[Entry]:
         entry(ht.Conv4, outputs=3, width=4, kinds={"outputs": "count"}),
         entry(ht.ResNet12, outputs=3, widths=(2, 2, 2, 2), kinds={"outputs": "count", "residual": "flags"}),
         entry(ht.VisionTransformer, outputs=3, width=8, depth=1, kinds={"outputs": "count"}),
-        entry(ht.load_network, target="torch.nn:Linear", outputs=3, input_shape=(2,), options={"in_features": 2, "out_features": 3},
+        entry(ht.load_network, target="torch.nn:Linear", outputs=3, input_shape=(2,),
+              options={"in_features": 2, "out_features": 3},
               kinds={"outputs": "count", "input_shape": "shape of any length"}),
         entry(nets.normalised_weights, model=MODEL),
-        entry(nets.refuse_unfit, model=ht.Conv4(3, width=4), outputs=3, input_shape=(1, 28, 28), kinds={"outputs": "count"}),
+        entry(nets.refuse_unfit, model=ht.Conv4(3, width=4), outputs=3, input_shape=(1, 28, 28),
+              kinds={"outputs": "count"}),
         entry(ht.flatten, model=MODEL),
         entry(ht.make_loss, model=MODEL, criterion=F.cross_entropy, layout=LAYOUT),
         entry(ht.stream, seed=0),
         entry(LAYOUT.unflatten, theta=THETA, kinds={"theta": "piece of a layout"}),
         # An inner loop, and a record of it.
-        *(entry(f, **loop, kinds={"head": "names", "body": "names"}) for f in (learners.maml, learners.anil, learners.boil)),
+        *(entry(make, **loop, kinds={"head": "names", "body": "names"})
+          for make in (learners.maml, learners.anil, learners.boil)),
         *(entry(f, **loop) for f in (learners.meta_sgd, learners.reptile, learners.supervised, learners.untrained)),
         entry(learners.leo, **loop),
         entry(ht.Learner, name="mine", **loop, kinds={"moves": "names"}),
@@ -373,7 +378,8 @@ def entries(scratch: Path) -> list[Entry]:
         entry(SINE.episode, seed=0, split="train", index=0, kinds={"split": "choice", "index": "count or 0"}),
         entry(IMAGES.episode, seed=0, split="train", index=0, kinds={"split": "choice", "index": "count or 0"}),
         entry(ht.TrainConfig, learner=MAML, tasks=SINE, network=lambda: ht.MLP((1, 4, 1)),
-              kinds={"folder": "-", "start": "-", "pretraining": "latent", "network": "-", "head": "-", "checkpoints": "checkpoint numbers"}),
+              kinds=dict.fromkeys(["folder", "start", "network", "head"], "-")
+              | {"pretraining": "latent", "checkpoints": "checkpoint numbers"}),
         entry(lambda network: train.task_loss(train.TrainConfig(MAML, SINE, network)), title="network of TrainConfig",
               network=lambda: ht.MLP((1, 4, 1))),
         entry(lambda config, progress=None: list(ht.meta_train(config, progress=progress)), title="meta_train",
@@ -382,8 +388,8 @@ def entries(scratch: Path) -> list[Entry]:
         entry(train.logarithmic_schedule, last=100),
         entry(train.saved_checkpoints, folder=scratch, kinds={"folder": "folder of a run"}),
         entry(train.diverged_at, folder=scratch, kinds={"folder": "folder of a run"}),
-        entry(ht.evaluate, learner=MAML, loss=SINE_LOSS, theta=SINE_THETA, tasks=SINE, split="test", num_tasks=2, seed=0,
-              kinds={"loss": "loss of the evaluation", "split": "choice", "theta": "meta vector"}),
+        entry(ht.evaluate, learner=MAML, loss=SINE_LOSS, theta=SINE_THETA, tasks=SINE, split="test", num_tasks=2,
+              seed=0, kinds={"loss": "loss of the evaluation", "split": "choice", "theta": "meta vector"}),
         entry(ht.best_checkpoint, checkpoints=[CHECKPOINT], kinds={"checkpoints": "list of checkpoints"}),
         entry(train.over_seeds, evaluations=[EVALUATION]),
         # The study.
@@ -393,7 +399,7 @@ def entries(scratch: Path) -> list[Entry]:
         entry(analysis.plot, result=PAIRS, kinds={"ax": "axes", "options": "-"}),
         entry(analysis.to_xarray, result=PAIRS, kinds={"dims": "names", "coords": "mapping"}),
         entry(partial(analysis.run_study, out="/dev/null/study"), title="run_study", source="micro",
-              kinds=dict.fromkeys(["out", "claims", "data", "kept"], "-") | {"seeds": "seeds", "workers": "count or 0"}),
+              kinds=dict.fromkeys(["out", "claims", "data", "kept"], "-") | {"workers": "count or 0"}),
     ]  # fmt: skip
 
 
