@@ -50,7 +50,7 @@ AT_LEAST = {
 }
 POSITIVE = "epsilon fine_tuning_step_size learning_rate step_size tau threshold width"
 NOT_NEGATIVE = (
-    "atol brightness encoder_weight ends_rtol kl_weight l2_weight noise orthogonality_weight rtol shift weight zoom"
+    "atol brightness encoder_weight ends_rtol kl_weight l2_weight noise orthogonality_weight rtol shift zoom"
 )
 SHAPES = ("input_shape", "sizes", "widths")  # lists of whole numbers, each of them at least 1
 

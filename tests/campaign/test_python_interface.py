@@ -187,8 +187,8 @@ KINDS = {
     "whole": "seed validation_seed",
     "positive": "learning_rate tau epsilon threshold max_memory fine_tuning_step_size step_size",
     "tolerance": "rtol ends_rtol atol",
-    "not negative": "weight shift zoom brightness kl_weight encoder_weight l2_weight orthogonality_weight noise",
-    "real": "amplitude phase slope intercept",
+    "not negative": "shift zoom brightness kl_weight encoder_weight l2_weight orthogonality_weight noise",
+    "real": "weight amplitude phase slope intercept",
     "fraction": "confidence",
     "decay": "decay dropout",
     "flag": "vectors copies shared first_order transductive checkpointing batched shuffle_labels flip logarithmic"
@@ -215,7 +215,7 @@ KIND_OF = {name: kind for kind, names in KINDS.items() for name in names.split()
 
 # What a message may call an argument besides its name.
 ALSO_CALLED = {
-    **dict.fromkeys(("batch", "support", "query"), ["batch", "batches", "support"]),
+    **{name: ["batch", "batches", "support"] for name in ("batch", "support", "query")},
     **{"start": ["theta"], "end": ["theta"], "v": ["V"], "states": ["state"], "input_shape": ["shape", "images"]},
     **{"checkpoints": ["checkpoint"], "evaluations": ["evaluation"], "trajectories": ["trajectory"]},
     **{"target": ["import path", "module"], "options": ["called with"], "network": ["build"], "loss": ["network"]},
