@@ -49,9 +49,7 @@ AT_LEAST = {
     "ways width",
 }
 POSITIVE = "epsilon fine_tuning_step_size learning_rate step_size tau threshold width"
-NOT_NEGATIVE = (
-    "atol brightness encoder_weight ends_rtol kl_weight l2_weight noise orthogonality_weight rtol shift zoom"
-)
+NOT_NEGATIVE = "atol brightness encoder_weight ends_rtol kl_weight l2_weight noise orthogonality_weight rtol shift zoom"
 SHAPES = ("input_shape", "sizes", "widths")  # lists of whole numbers, each of them at least 1
 
 
@@ -175,7 +173,7 @@ def rules_of(function: Callable[..., Any]) -> Rules:
                 rules.by_name.update((key, _rule(kind, key)) for key, kind in get_type_hints(options[0]).items())
         elif parameter.kind is not Parameter.VAR_POSITIONAL:
             rule = _rule(hint, name)
-            rules.by_name[name] = rule if parameter.default is not None else _any_of([rule, SCALARS[type(None)]])
+            rules.by_name[name] = rule if parameter.default is not None or rule.accepts(None) else _any_of([rule, NONE])
             if parameter.kind is not Parameter.KEYWORD_ONLY:
                 rules.positional.append((name, rules.by_name[name]))
     axes = [axis for rule in rules.by_name.values() if rule.tensor is not None for axis in (*rule.tensor.dims, "")]
@@ -215,13 +213,14 @@ FLOATS = {
     "max_memory": Rule(lambda v: _is_number(v) and v > 0, "a number of bytes, such as 4e9"),
     **dict.fromkeys(NOT_NEGATIVE.split(), Rule(lambda v: _is_number(v) and v >= 0, "a finite number, 0 or more")),
 }
+NONE = Rule(lambda v: v is None, "None")
 SCALARS: dict[Any, Rule] = {
     Any: ANYTHING,
     float: Rule(_is_number, "a finite number"),
     bool: Rule(lambda v: isinstance(v, bool | np.bool_), "True or False"),
     str: Rule(lambda v: isinstance(v, str), "a str"),
     Path: Rule(_is_path, "a path without a NUL character"),
-    type(None): Rule(lambda v: v is None, "None"),
+    type(None): NONE,
     Tensor: Rule(
         lambda v: isinstance(v, Tensor) and v.numel() > 0,
         "a tensor, not empty",
