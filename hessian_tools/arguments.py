@@ -331,6 +331,7 @@ def _tensor_rule(hint: Any) -> Rule:
     points = axes[0] if axes and (axes[0] == "..." or axes[0].startswith("*")) else None
     dtypes = frozenset(getattr(torch, name) for name in hint.dtypes if hasattr(torch, name))
     kind = "floating-point" if torch.float32 in dtypes else "whole" if torch.int64 in dtypes else "such"
+    kind = "real" if torch.float32 in dtypes and torch.int64 in dtypes else kind
     tensor = TensorRule(
         dtypes,
         kind,
