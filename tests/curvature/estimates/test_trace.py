@@ -158,7 +158,10 @@ def test_wrong_options_are_refused_in_plain_words() -> None:
     with pytest.raises(ValueError, match="2 probes or more|give a tensor .*param, probe"):
         trace(H, probes=randn(24, stream_name="one"))
     with without_type_checks():
-        for probes, kind in ((torch.ones(24, 3, dtype=torch.complex64), "complex64"), (np.ones((24, 3)), "NumPy array")):
+        for probes, kind in (
+            (torch.ones(24, 3, dtype=torch.complex64), "complex64"),
+            (np.ones((24, 3)), "NumPy array"),
+        ):
             with pytest.raises(ValueError, match=f"probes is .*{kind}.*; give .* of real numbers"):
                 trace(H, probes=probes)
     with pytest.raises(ValueError, match="H has 24 there"):
