@@ -8,6 +8,7 @@ the library, and ``plot(result)`` draws it.
 import os
 import sys
 from importlib import import_module
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 # Our modules import torch before hessian_tools, in the order of the alphabet, and hessian_tools would then be too
@@ -42,7 +43,11 @@ __all__ = list(_MODULES)
 def __getattr__(name: str) -> Any:
     # Names are imported on first use, because the command line must answer --help without loading torch.
     if name in _MODULES:
-        return getattr(import_module(_MODULES[name]), name)
+        found = getattr(import_module(_MODULES[name]), name)
+        if isinstance(found, FunctionType):
+            found = import_module("hessian_tools.entries").checked(found, module=__name__)
+        globals()[name] = found
+        return found
     raise AttributeError(f"module 'analysis' has no attribute {name!r}")
 
 

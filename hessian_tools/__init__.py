@@ -5,6 +5,7 @@ are in the subpackages ``hessian_tools.curvature``, ``.inner``, ``.trajectory``,
 The study that is built on the library is the package ``analysis``.
 """
 
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,7 @@ from hessian_tools.curvature import (
     trace,
 )
 from hessian_tools.deprecation import old_names
+from hessian_tools.entries import check_entries
 from hessian_tools.inner import learners
 from hessian_tools.inner.adapt import adapt
 from hessian_tools.inner.learners import Learner
@@ -74,6 +76,8 @@ __all__ += ["gradient_curvature", "third_derivative", "gauss_newton_share"]
 __all__ += ["gradient_share", "subspace_overlap", "step_overlaps", "adaptation_jacobian", "singular_values"]
 # Meta-training.
 __all__ += ["TrainConfig", "meta_train", "best_checkpoint", "evaluate"]
+
+check_entries(sys.modules[__name__])  # from here on, the arguments of public functions are checked
 
 # Old public names, which still work and warn. The branch is hidden from type checkers, because a module with a
 # ``__getattr__`` seems to them to have every attribute.

@@ -12,8 +12,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from hessian_tools.failures import described
+
 # Which parameters are taken: a predicate on the name, prefixes of names, or None for all of them.
-Where = Callable[[str], bool] | Iterable[str] | None
+Where = Callable[[str], bool] | str | Iterable[str] | None
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,10 @@ class ParamLayout:
 
     def unflatten(self, theta: Float[Tensor, " param"]) -> dict[str, Tensor]:
         """The parameters by name, as views of ``theta``; differentiable."""
-        pieces = theta.split(list(self.sizes))
+        try:
+            pieces = theta.split(list(self.sizes))
+        except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(f"theta is {described(theta)}; give a tensor of the {self.numel} parameters") from error
         return {name: piece.view(shape) for name, piece, shape in zip(self.names, pieces, self.shapes, strict=True)}
 
     def flatten(self, parameters: Mapping[str, Tensor]) -> Float[Tensor, " param"]:

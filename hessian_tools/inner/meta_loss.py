@@ -20,10 +20,10 @@ from hessian_tools.inner.collapse import output_variation
 from hessian_tools.inner.descent import InnerPath
 from hessian_tools.inner.features import features, with_linear_head
 from hessian_tools.inner.learners import Learner
-from hessian_tools.inner.parameters import further_parameters, network_parameters
+from hessian_tools.inner.parameters import further_parameters, network_parameters, refuse_longer
 from hessian_tools.inner.penalty import CurvaturePenalty, mean_relative_change
 from hessian_tools.inner.shot import L2, Projector, Shot, identity_projector, reference_distance
-from hessian_tools.loss import Batch, Loss, require_network
+from hessian_tools.loss import Batch, Loss, refuse_unusable, require_network
 
 # The beginning of the error message for a plain function; see ``require_network``.
 QUERY_OUTPUTS = "this needs the network's outputs on the query set"
@@ -82,6 +82,9 @@ def meta_loss(
     if penalty is not None:
         penalty.check(learner)
     require_network(loss, QUERY_OUTPUTS)
+    for batch in (support, query):
+        refuse_unusable(batch, theta)
+    refuse_longer(learner, loss, theta)
     if learner.outer == "classes":
         return _class_loss(loss, theta, joined(support, query))
     if learner.latent is not None:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from hessian_tools.inner.collapse import COLLAPSE_THRESHOLD
 from hessian_tools.inner.meta_loss import Aux
+from hessian_tools.inner.parameters import without_projector
 from hessian_tools.inner.shot import squared_error
 from hessian_tools.layout import flatten
 from hessian_tools.loss import Loss, make_loss
@@ -109,14 +110,15 @@ def _next_checkpoint(state: _State, config: TrainConfig, meta_step: int, progres
     return checkpoint
 
 
-def diverged_at(folder: Path) -> int | None:
+def diverged_at(folder: str | Path) -> int | None:
     """The meta-iteration at which a run on disk diverged; None where it did not."""
-    path = folder / DIVERGED
+    path = Path(folder) / DIVERGED
     return int(read_json(path)["meta_step"]) if path.exists() else None
 
 
-def saved_checkpoints(folder: Path) -> list[Checkpoint]:
+def saved_checkpoints(folder: str | Path) -> list[Checkpoint]:
     """The checkpoints of a run on disk, from the first to the last."""
+    folder = Path(folder)
     meta_steps = sorted(int(path.stem) for path in (folder / checkpoints.FOLDER).glob("[0-9]*.safetensors"))
     return [_read(folder, meta_step) for meta_step in meta_steps]
 
@@ -218,7 +220,7 @@ def _validate(state: _State, config: TrainConfig, meta_step: int) -> Checkpoint:
     losses, accuracies = evaluate(
         config.learner,
         state.loss,
-        theta,
+        without_projector(config.learner, state.loss, theta),
         config.tasks,
         split="val",
         num_tasks=config.validation_tasks,

@@ -118,6 +118,9 @@ class Recorder:
 
         See :func:`trajectory_from` for the rest.
         """
+        # The public function is called, because it also says what is wrong with a batch.
+        from hessian_tools.trajectory import trajectory_from
+
         states = [state | self._fixed for state in self._states]
         return trajectory_from(self.loss, states, self.batch, query=self.query, save=save, buffers=buffers)
 

@@ -128,7 +128,7 @@ def test_group_normalisation_does_not_mix_the_images_of_a_batch():
     [
         (lambda: Conv4(3, normalisation="layer"), "normalisation='layer' is not one of batch, group, none"),
         (lambda: Conv4(3, width=12, normalisation="group"), "groups=8 does not divide 12 channels"),
-        (lambda: ResNet12(3, normalisation="group", groups=0), "groups=0 does not divide 64 channels"),
+        (lambda: ResNet12(3, normalisation="group", groups=0), "groups=0 must be at least 1"),
         (
             lambda: Conv4(3, input_shape=(1, 28, 15)),
             "images of 28x15 are too small for four poolings; use at least 16x16",

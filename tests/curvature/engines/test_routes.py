@@ -295,7 +295,7 @@ def test_pieces_have_nearly_equal_sizes_and_are_halved_when_memory_runs_out() ->
 
 @pytest.mark.parametrize("bad", [0, -1, "4GB", True, float("nan")])
 def test_bad_memory_is_refused(bad: object) -> None:
-    with without_type_checks(), pytest.raises(ValueError, match="give a number of bytes, such as 4e9"):
+    with without_type_checks(), pytest.raises(ValueError, match="a number of bytes, such as 4e9"):
         hessian(CONV.loss, CONV.thetas, CONV.batch, max_memory=bad)
 
 

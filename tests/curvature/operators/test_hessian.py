@@ -144,20 +144,20 @@ def test_hidden_state_is_refused(points: bool) -> None:
 
 
 BAD_INPUTS = {
-    "integer": (torch.ones(3, dtype=torch.long), None, {}, "float32 or float64"),
+    "integer": (torch.ones(3, dtype=torch.long), None, {}, "floating-point"),
     "three-axes": (torch.ones(2, 2, 3), None, {}, r"\[param\] or \[point, param\]"),
-    "empty": (torch.ones(0, 3), None, {}, "neither empty"),
+    "empty": (torch.ones(0, 3), None, {}, "not empty"),
     "point-axis": (torch.ones(2, 3), (torch.ones(4, 3),), {}, "shared=True"),
     "scalar-leaf": (torch.ones(2, 3), torch.tensor(1.0), {}, "shared=True"),
     "shared-single": (torch.ones(3), None, {"shared": True}, "leave shared out"),
     "no-batches": (torch.ones(3), [], {}, "at least one"),
-    "chunk": (torch.ones(3), None, {"chunk": 0}, "1 or more"),
+    "chunk": (torch.ones(3), None, {"chunk": 0}, "chunk=0 must be at least 1"),
     "half-a-chunk": (torch.ones(3), None, {"chunk": 1.5}, "chunk=1.5 is not a whole number"),
-    "batching": (torch.ones(3), None, {"batching": "map"}, "'vmap' or 'loop'"),
+    "batching": (torch.ones(3), None, {"batching": "map"}, "must be one of vmap, loop"),
     "sizes": (torch.ones(3), [None, None], {}, "weights="),
     "weights": (torch.ones(3), [None, None], {"weights": [1.0]}, "one number for each batch"),
     "weights-of-one": (torch.ones(3), None, {"weights": [1.0, 2.0]}, "one number for each batch"),
-    "weights-by-name": (torch.ones(3), [None, None], {"weights": "mean"}, "weights='mean' is not known; give 'size'"),
+    "weights-by-name": (torch.ones(3), [None, None], {"weights": "mean"}, "weights=.mean. must be one of size"),
 }
 
 
@@ -252,5 +252,5 @@ def test_a_theta_of_the_wrong_length_or_type_is_refused() -> None:
         for thetas in (CONV.thetas[:, :-1], CONV.thetas.numpy()):
             with pytest.raises(ValueError, match="give"):
                 hessian(CONV.loss, thetas, CONV.batch)
-        with pytest.raises(ValueError, match="V is a ndarray; give a tensor"):
+        with pytest.raises(ValueError, match="V is a NumPy array .*; give torch.from_numpy"):
             hessian(CONV.loss, CONV.thetas, CONV.batch) @ CONV.thetas.numpy()
