@@ -276,7 +276,9 @@ def _say_verdicts(verdicts: "Sequence[Verdict]", reporter: "Reporter") -> None:
 
 
 def _fail(text: str, status: int) -> int:
-    print(f"hessian-tools: {text}", file=sys.stderr)
+    from analysis.errors import shortened
+
+    print(shortened(f"hessian-tools: {text}"), file=sys.stderr)
     return status
 
 
