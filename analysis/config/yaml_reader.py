@@ -1,7 +1,7 @@
 """Reads YAML that may come from a stranger: a file of settings is refused before it costs much time or memory.
 
-A value is a mapping, a list, a text, a number, true, false or null. Other kinds of YAML, such as dates and sets, have no
-meaning in settings; a date is read as a text.
+A value is a mapping, a list, a text, a number, true, false or null. Other kinds of YAML, such as sets, have no meaning
+in settings, and a date is read as a text.
 """
 
 import re
@@ -17,7 +17,14 @@ MAX_DEPTH = 50  # levels of mappings and lists within each other; a study has si
 MAX_VALUES = 100_000  # values, where one that an alias repeats counts each time
 
 _TAG = "tag:yaml.org,2002:"
-_KINDS = {"map": "mapping", "seq": "list", "str": "text", "int": "whole number", "float": "number", "bool": "truth value"}
+_KINDS = {
+    "map": "mapping",
+    "seq": "list",
+    "str": "text",
+    "int": "whole number",
+    "float": "number",
+    "bool": "truth value",
+}
 _KINDS |= {"null": "null"}
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")  # no text and no path needs such characters
 
