@@ -17,8 +17,8 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, core_schema
 
-# Integers and booleans are strict, because pydantic would otherwise accept true as 1 and "3" as 3. torch must be able to
-# hold a number: an integer in 64 bits, and any other number in float32.
+# Integers and booleans are strict, because pydantic would otherwise accept true as 1 and "3" as 3. A number is one that
+# torch can hold: an integer in 64 bits, and any other number in float32.
 LARGEST_INTEGER, LARGEST, SMALLEST = 2**63 - 1, 1e30, 1e-30
 Positive = Annotated[int, Field(gt=0, le=LARGEST_INTEGER, strict=True)]  # 1, 2, 3, ...
 Natural = Annotated[int, Field(ge=0, le=LARGEST_INTEGER, strict=True)]  # 0, 1, 2, ...

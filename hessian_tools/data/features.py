@@ -13,7 +13,7 @@ from hessian_tools.data.episodes import Examples, Ways, text_digest
 from hessian_tools.data.layouts.layout import check_same_length
 from hessian_tools.data.npz import array_names, stored_array
 from hessian_tools.data.splits import PART_OF, PARTS, Split, given_split
-from hessian_tools.data.tree import Tree, readable
+from hessian_tools.data.tree import Tree
 from hessian_tools.validation import some_of
 
 # How messages describe the arrays that a file must hold.
@@ -123,7 +123,7 @@ def _arrays(tree: Tree, name: str, part: str) -> tuple[Float[np.ndarray, "exampl
     arrays: dict[str, np.ndarray] = {}
     for key in (key for key in ("features", "labels", "parts") if key in held):
         try:
-            with readable(name), stored_array(tree, name, key) as stored:
+            with stored_array(tree, name, key) as stored:
                 if key == "features" and (len(stored.shape) != 2 or not np.issubdtype(stored.dtype, np.floating)):
                     raise ValueError(f"features are {stored.dtype} of shape {stored.shape}; use floats")
                 if key != "features" and len(stored.shape) != 1:
@@ -131,8 +131,10 @@ def _arrays(tree: Tree, name: str, part: str) -> tuple[Float[np.ndarray, "exampl
                 if stored.shape[0] > MAX_EXAMPLES:
                     raise ValueError(f"{stored.shape[0]} {key}, but at most {MAX_EXAMPLES} examples are read")
                 arrays[key] = stored.read(max_bytes=MAX_BYTES)
-        except ValueError as e:
-            raise ValueError(f"{name} cannot be read ({e}); save {ARRAYS} as plain arrays with np.savez") from None
+        except Exception as e:  # a damaged zip can fail in any way
+            raise ValueError(
+                f"{name} cannot be read ({str(e)[:200]}); save {ARRAYS} as plain arrays with np.savez"
+            ) from None
     features, labels = arrays["features"], arrays["labels"]
     with np.errstate(over="ignore"):
         vectors = features.astype(np.float32)

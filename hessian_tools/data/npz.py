@@ -56,7 +56,11 @@ def stored_array(tree: Tree, name: str, array: str) -> Iterator[StoredArray]:
             raise ValueError(f"{name} holds {some_of(archive.namelist())} but no array {array!r}")
         with archive.open(f"{array}.npy") as member:
             stored = cast(IO[bytes], member)
-            yield StoredArray(stored, *_header(stored))
+            try:
+                header = _header(stored)
+            except ValueError as e:
+                raise ValueError(f"the array {array!r} of {name} cannot be read ({e}); fetch it again") from None
+            yield StoredArray(stored, *header)
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
@@ -64,10 +68,12 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     version = np.lib.format.read_magic(file)
     length = file.read(2 if version == (1, 0) else 4)
     if int.from_bytes(length, "little") > MAX_HEADER:
-        raise ValueError("the header of an array is damaged")
+        raise ValueError("its header is damaged")
     header = io.BytesIO(length + file.read(int.from_bytes(length, "little")))
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(header)
-    if any(size < 0 for size in shape) or dtype.hasobject:
-        raise ValueError(f"an array of shape {shape} and type {dtype} cannot be read without running code")
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects, and reading these can run code")
+    if any(size < 0 for size in shape):
+        raise ValueError(f"its shape is {shape}")
     return shape, fortran, dtype

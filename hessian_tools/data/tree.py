@@ -45,9 +45,7 @@ class Tree:
         if not self.path.exists():
             raise ValueError(f"there is no file or folder {self.path}; give the folder or zip that holds the data")
         if not (self.path.is_file() or self.path.is_dir()):
-            raise ValueError(
-                f"{self.path} is a device, a pipe or a socket; give the folder or file that holds the data"
-            )
+            raise ValueError(f"{self.path} is a device, a pipe or a socket; give the folder or file of the data")
         try:
             self._list_files()
         except BaseException:

@@ -86,8 +86,9 @@ def _match(
 
     lists: the files that list classes or images, which are read too.
     """
+    content = tree.read(images[0])
     try:
-        with open_image(tree.read(images[0])) as image:
+        with open_image(content) as image:
             side, channels = max(image.size), 1 if image.mode in ("1", "L") else 3
     except UnidentifiedImageError:  # its text holds an address in memory, which helps nobody
         raise ValueError(f"{images[0]} in {tree.path} cannot be read as an image; fetch it again") from None

@@ -117,7 +117,10 @@ def _tiered_labels_file(name: str) -> str:
 
 def _numbered(part: str, labels: Iterable[Any]) -> list[str]:
     """The class name of each image, made of its part and its label, such as "train-007"."""
-    return [f"{part}-{int(label):03d}" for label in labels]
+    try:
+        return [f"{part}-{int(label):03d}" for label in labels]
+    except ValueError as e:
+        raise ValueError(f"a label of the part {part} is no whole number ({e}); fetch the data again") from None
 
 
 def _pickled_images(tree: Tree, name: str, key: str) -> Iterator[np.ndarray]:
