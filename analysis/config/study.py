@@ -79,7 +79,7 @@ class NetworkConfig(Strict):
     name: str = "conv4"
     width: Positive = 64
     normalisation: Literal["batch", "group", "none"] = "batch"
-    hidden: tuple[Positive, ...] = (40, 40)
+    hidden: Annotated[tuple[Positive, ...], Field(max_length=100)] = (40, 40)
     options: dict[str, Any] = {}
     head: str | None = None
 
