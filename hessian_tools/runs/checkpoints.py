@@ -37,6 +37,8 @@ def load(path: Path, *, at_least: int = 1, **facts: Any) -> dict[str, Tensor]:
     saved with other facts, or holds no such vector. Version 0.1 wrote no facts and no checksum, so a file without any
     is accepted.
     """
+    if path.exists() and not path.is_file():
+        raise DamagedFileError(f"{path} is no file but a folder, a device or a pipe; remove it")
     try:
         with safe_open(path, framework="pt") as file:
             tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
