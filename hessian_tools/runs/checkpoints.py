@@ -44,7 +44,7 @@ def load(path: Path, *, at_least: int = 1, **facts: Any) -> dict[str, Tensor]:
             tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
         about = json.loads(metadata[ABOUT]) if metadata else None
         undamaged = about is None or about.pop(CHECKSUM) == _digest(tensors, about)
-    except (SafetensorError, OSError, ValueError, KeyError) as e:
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError) as e:
         raise DamagedFileError(
             f"{path} cannot be read as safetensors ({e}); remove it and run the same command again"
         ) from e

@@ -119,6 +119,8 @@ def test_a_mutated_study_is_accepted_or_refused_in_plain_lines(tmp_path, monkeyp
         raise UserError("this study is accepted")
 
     monkeypatch.setattr(pipeline, "session", stop)
+    (tmp_path / "first.yaml").write_text(study_text("quickdraw"))
+    assert outcome(tmp_path / "first.yaml") == "accepted"  # torch has then imported what it imports late
     record = tmp_path / "outcomes.jsonl"
     outcomes: dict[int, str] = {}
     while len(outcomes) < NUM_MUTATIONS:  # a process that hangs or is killed is followed by another
