@@ -40,6 +40,10 @@ class ComputeOptions:
     ] = None
     device: Annotated[Literal["cpu", "cuda"], Parameter(help="Where the tensors live.")] = "cpu"
     trust: Trust = False
+    yes: Annotated[
+        bool,
+        Parameter(negative="", help="Go on where the study would take over 10000 hours, or more memory than there is."),
+    ] = False
 
 
 @Parameter(name="*")
@@ -73,7 +77,7 @@ class BeginOptions:
         """Check the study; returns it and the text of its plan of the claims (None: the bundled plan)."""
         from analysis.pipeline import prepare
 
-        return prepare(source, **vars(self), device=compute.device, trust=compute.trust)
+        return prepare(source, **vars(self), device=compute.device, trust=compute.trust, yes=compute.yes)
 
 
 File = Annotated[
@@ -125,9 +129,12 @@ def train(file: File, *, begin: BeginOptions = BEGIN, compute: ComputeOptions = 
 def measure(folder: Folder, *, compute: ComputeOptions = COMPUTE) -> None:
     """Only record the inner loops and measure the curvature along them."""
     from analysis import pipeline
+    from analysis.cost import refuse_above_limits
     from analysis.folder import open_folder
 
     opened = open_folder(folder, device=compute.device, trust=compute.trust)
+    if not compute.yes:
+        refuse_above_limits(opened)
     with pipeline.session(opened, workers=compute.workers, progress=True) as (pool, reporter):
         pipeline.measure(opened, pool, reporter)
 
@@ -276,7 +283,9 @@ def _say_verdicts(verdicts: "Sequence[Verdict]", reporter: "Reporter") -> None:
 
 
 def _fail(text: str, status: int) -> int:
-    print(f"hessian-tools: {text}", file=sys.stderr)
+    from analysis.errors import shortened
+
+    print(shortened(f"hessian-tools: {text}"), file=sys.stderr)
     return status
 
 

@@ -278,6 +278,8 @@ def _short(value: object) -> str:
 
 def _text(path: Path) -> str:
     """The text of a file of the folder; raises UserError where it is damaged."""
+    if path.stat().st_size > files.MAX_JSON_BYTES:
+        raise UserError(f"{path} is damaged: it is far larger than such a file; put it back, or begin another study")
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:

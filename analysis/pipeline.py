@@ -15,6 +15,7 @@ import xarray as xr
 from analysis import folder, store
 from analysis.claims import Verdict, judge, load_plan, unjudged, verdicts_to_json
 from analysis.config import StudyConfig
+from analysis.cost import refuse_above_limits
 from analysis.drawing.figures import figures_of, save
 from analysis.errors import UserError
 from analysis.folder import measurements, open_verdicts, plan_of
@@ -64,6 +65,7 @@ def run_study(
     workers: int | None = None,
     device: str = "cpu",
     trust: bool = False,
+    yes: bool = False,
     progress: ProgressOption = None,
 ) -> StudyResult:
     """Train, measure, test, draw and report a study; the same call goes on where an earlier one was stopped.
@@ -81,12 +83,15 @@ def run_study(
     device: "cpu" or "cuda".
     trust: whether the modules and files that the study names, of a network, of quantities or of claims, may be
         imported, which runs their code.
+    yes: whether a study is run that would take more time or memory than the limits in ``analysis.cost``.
     progress: None for silence, True for bars or lines on standard output, or a function that is called with
         (done, total) of the part that is at work.
 
     Raises UserError for a mistake in the arguments, before anything is written.
     """
-    study, plan = prepare(source, out=out, seeds=seeds, claims=claims, data=data, kept=kept, device=device, trust=trust)
+    study, plan = prepare(
+        source, out=out, seeds=seeds, claims=claims, data=data, kept=kept, device=device, trust=trust, yes=yes
+    )
     with session(study, workers=workers, progress=progress) as (pool, report_progress):
         study, ds, verdicts = run(study, pool, report_progress, plan=plan)
     return StudyResult(study.path, ds, tuple(verdicts))
@@ -102,6 +107,7 @@ def prepare(
     kept: str | Path | None = None,
     device: str = "cpu",
     trust: bool = False,
+    yes: bool = False,
 ) -> tuple[Study, str | None]:
     """Check everything that was asked for, and return the study and the text of its plan (None: the bundled plan).
 
@@ -118,6 +124,8 @@ def prepare(
     study = folder.study_in_folder(config, Path(out or Path("runs") / config.name), device=device, trust=trust)
     if kept is not None:
         study = folder.going_on_from(study, Path(kept))
+    if not yes:
+        refuse_above_limits(study)
     check(study)
     if kept is not None:
         refuse_changed_data(study, study.runs)

@@ -20,7 +20,7 @@ from analysis.training import STEP_SIZE_TRIALS, WARM_START, refuse_changed_data
 from hessian_tools.runs import checkpoints, metrics
 from hessian_tools.runs.files import DamagedFileError, read_json
 from hessian_tools.runs.manifest import NAME as MANIFEST
-from hessian_tools.runs.manifest import read_manifest, training_digest
+from hessian_tools.runs.manifest import num_parameters, read_manifest, training_digest
 from hessian_tools.train.loop import DIVERGED
 
 
@@ -109,8 +109,11 @@ def _training_checks(study: Study) -> Iterator[Check]:
                 yield Check(partial(read_json, folder / name), (folder / name).unlink)
         saved = folder / checkpoints.FOLDER
         for file in sorted(saved.glob("*.safetensors")):
-            facts = {"run": digest} | ({"meta_step": int(file.stem)} if file.stem.isdigit() else {})
-            yield Check(partial(checkpoints.load, file, **facts), file.unlink)
+            if file.stem.isdigit():
+                yield Check(partial(checkpoints.load_checkpoint, folder, int(file.stem)), file.unlink)
+            else:
+                at_least = num_parameters(folder)
+                yield Check(partial(checkpoints.load, file, at_least=at_least, run=digest), file.unlink)
         # A line of the metrics is written only while its meta-iteration is trained. If the file is damaged, the run is
         # therefore trained from its beginning.
         yield Check(partial(metrics.read, folder / metrics.NAME), partial(_start_again, folder))

@@ -18,19 +18,21 @@ import torch
 torch.set_num_threads(1)  # a plugin may have loaded torch before this file was read
 
 
+ON_REQUEST = ("heavy", "campaign")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark heavy tests as slow too, and deselect them and campaigns unless the option ``-m`` mentions them.
+    """Mark heavy tests and the campaign as slow too, and deselect them unless the option ``-m`` mentions them.
 
     A test that reads the micro study is slow too, because making that study takes half a minute.
     """
     for item in items:
-        if item.get_closest_marker("heavy") or "micro_study" in getattr(item, "fixturenames", ()):
+        if any(map(item.get_closest_marker, ON_REQUEST)) or "micro_study" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
-    for marker in ("heavy", "campaign"):
-        if marker not in config.option.markexpr:
-            left_out = [item for item in items if item.get_closest_marker(marker)]
-            items[:] = [item for item in items if not item.get_closest_marker(marker)]
-            config.hook.pytest_deselected(items=left_out)
+    for marker in (name for name in ON_REQUEST if name not in config.option.markexpr):
+        left_out = [item for item in items if item.get_closest_marker(marker)]
+        items[:] = [item for item in items if not item.get_closest_marker(marker)]
+        config.hook.pytest_deselected(items=left_out)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 CHECKSUM = "sha256"  # the entry of a JSON file that holds the digest of its other entries
+MAX_JSON_BYTES = 100_000_000  # far more than any file of a run needs; reading that much takes some seconds
 
 
 class DamagedFileError(ValueError):
@@ -74,6 +75,8 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises DamagedFileError with the file's name where the file holds something else, or was changed after it was
     written. Version 0.1 wrote no checksum, so a file without one is accepted.
     """
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise DamagedFileError(f"{path} is far larger than such a file; remove it and run the same command again")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as e:

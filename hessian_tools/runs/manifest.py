@@ -11,6 +11,7 @@ import platform
 import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
+from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -92,6 +93,14 @@ def recorded_layout(folder: Path) -> dict[str, tuple[int, ...]]:
         raise DamagedFileError(
             f"{path} does not record the parameters of the network; run the same study again, which records them"
         ) from None
+
+
+def num_parameters(folder: Path) -> int:
+    """The number of the network's parameters, as training has recorded them; 1 where the folder has no such record."""
+    try:
+        return max(sum(prod(shape) for shape in recorded_layout(folder).values()), 1)
+    except (DamagedFileError, OSError):
+        return 1
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

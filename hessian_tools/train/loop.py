@@ -137,8 +137,8 @@ def _start(config: TrainConfig) -> _State:
     record_ownership(config.folder, "training", config.identity(loss.layout))
     saved = checkpoints.state_path(config.folder)
     if saved.exists():
-        tensors = checkpoints.load(saved, run=training_digest(config.folder))
-        state.meta_step = checkpoints.restore(state.optimiser, theta, tensors)
+        run = training_digest(config.folder)
+        state.meta_step = checkpoints.restore(state.optimiser, theta, saved, run=run)
     # Lines are numbered from 1. Where no state was saved, ``meta_step`` is 0, so every line is dropped.
     metrics.keep_until(config.folder / metrics.NAME, state.meta_step)
     return state
@@ -240,8 +240,7 @@ def _save_checkpoint(config: TrainConfig, folder: Path, checkpoint: Checkpoint) 
 
 
 def _read(folder: Path, meta_step: int) -> Checkpoint:
-    path = checkpoints.checkpoint_path(folder, meta_step)
-    tensors = checkpoints.load(path, run=training_digest(folder), meta_step=meta_step)
+    tensors = checkpoints.load_checkpoint(folder, meta_step)
     return Checkpoint(meta_step, tensors["theta"], *tensors["validation"].tolist())
 
 

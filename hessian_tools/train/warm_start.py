@@ -39,7 +39,7 @@ def _network(config: TrainConfig, theta: Tensor) -> Tensor:
         return theta
     if not config.start.exists():
         raise ValueError(f"start={config.start} does not exist; give a checkpoint file of another run")
-    stored = checkpoints.load(config.start).get("theta", torch.zeros(0, device="cpu"))
+    stored = checkpoints.load(config.start)["theta"]
     if len(stored) < len(theta):
         raise ValueError(
             f"start={config.start} holds {len(stored)} parameters, but this network has {len(theta)};"

@@ -1,0 +1,62 @@
+"""A checkpoint must hold the vector of meta-parameters; anything else is a damaged file, named in the message."""
+
+import os
+
+import pytest
+import torch
+
+from hessian_tools.runs import checkpoints
+from hessian_tools.runs.files import DamagedFileError
+from hessian_tools.runs.manifest import record_ownership, training_digest
+
+THETA = torch.arange(6.0)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "held"),
+    [
+        ({"other": THETA}, "it holds nothing"),
+        ({"theta": THETA.long()}, r"torch.int64 of shape \[6\]"),
+        ({"theta": THETA[None]}, r"torch.float32 of shape \[1, 6\]"),
+        ({"theta": THETA[:5]}, r"torch.float32 of shape \[5\], but it must hold a vector of 6 or more"),
+        ({"theta": THETA[:0]}, r"torch.float32 of shape \[0\]"),
+    ],
+)
+def test_a_file_without_the_meta_parameters_is_damaged(tensors, held, tmp_path):
+    record_ownership(tmp_path, "training", {"network": {"weight": [2, 3]}})
+    validation = torch.zeros(2)
+    for step, content in enumerate(({"theta": THETA}, tensors)):
+        path, run = checkpoints.checkpoint_path(tmp_path, step), training_digest(tmp_path)
+        checkpoints.save(path, {"validation": validation, **content}, run=run, meta_step=step)
+    assert torch.equal(checkpoints.load_theta(tmp_path, 0), THETA)
+    with pytest.raises(DamagedFileError, match=rf"0000001.safetensors is no checkpoint of this run: .*{held}"):
+        checkpoints.load_theta(tmp_path, 1)
+
+
+def test_a_checkpoint_without_its_validation_is_damaged(tmp_path):
+    checkpoints.save(checkpoints.checkpoint_path(tmp_path, 0), {"theta": THETA}, meta_step=0)
+    with pytest.raises(DamagedFileError, match="holds no loss and accuracy of validation"):
+        checkpoints.load_checkpoint(tmp_path, 0)
+
+
+def test_a_pipe_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    with pytest.raises(DamagedFileError, match="is no file but a folder, a device or a pipe"):
+        checkpoints.load(tmp_path / "pipe.safetensors")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"theta": torch.zeros(7)}, {"adam.exp_avg": torch.zeros(5)}, {"meta_step": torch.zeros(3)}],
+)
+def test_a_state_of_another_size_is_damaged(change, tmp_path):
+    theta = THETA.clone().requires_grad_()
+    optimiser = torch.optim.Adam([theta])
+    theta.square().sum().backward()
+    optimiser.step()
+    tensors = checkpoints.state(optimiser, theta, 4)
+    checkpoints.save(tmp_path / "state.safetensors", tensors)
+    assert checkpoints.restore(optimiser, theta, tmp_path / "state.safetensors") == 4
+    checkpoints.save(tmp_path / "state.safetensors", tensors | change)
+    with pytest.raises(DamagedFileError, match="does not hold the state of this run, whose theta has 6 numbers"):
+        checkpoints.restore(optimiser, theta, tmp_path / "state.safetensors")
