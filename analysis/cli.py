@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,9 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import App, CycloptsError, Parameter
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from analysis.claims import Verdict
     from analysis.progress import Reporter
     from analysis.study import Study
+    from hessian_tools.runs.worker_pool import WorkerPool
 
 
 Trust = Annotated[
@@ -40,6 +44,18 @@ class ComputeOptions:
     ] = None
     device: Annotated[Literal["cpu", "cuda"], Parameter(help="Where the tensors live.")] = "cpu"
     trust: Trust = False
+    no_fsync: Annotated[
+        bool,
+        Parameter(
+            negative="", help="Do not wait until each file is on the disk; a power cut may then cost finished work."
+        ),
+    ] = False
+
+    def session(self, study: "Study") -> "AbstractContextManager[tuple[WorkerPool, Reporter]]":
+        """Lock the study's folder, and provide the worker pool and the reporter."""
+        from analysis.pipeline import session
+
+        return session(study, workers=self.workers, progress=True, fsync=not self.no_fsync)
 
 
 @Parameter(name="*")
@@ -105,7 +121,7 @@ def study(file: File, *, begin: BeginOptions = BEGIN, compute: ComputeOptions = 
     from analysis import pipeline
 
     prepared, plan = begin.prepare(file, compute)
-    with pipeline.session(prepared, workers=compute.workers, progress=True) as (pool, reporter):
+    with compute.session(prepared) as (pool, reporter):
         *_, verdicts = pipeline.run(prepared, pool, reporter, plan=plan)
         _say_verdicts(verdicts, reporter)
         reporter.say(f"report: {prepared.path / 'report.html'}")
@@ -117,7 +133,7 @@ def train(file: File, *, begin: BeginOptions = BEGIN, compute: ComputeOptions = 
     from analysis import pipeline
 
     prepared, plan = begin.prepare(file, compute)
-    with pipeline.session(prepared, workers=compute.workers, progress=True) as (pool, reporter):
+    with compute.session(prepared) as (pool, reporter):
         pipeline.start(prepared, pool, reporter, plan=plan)
 
 
@@ -128,7 +144,7 @@ def measure(folder: Folder, *, compute: ComputeOptions = COMPUTE) -> None:
     from analysis.folder import open_folder
 
     opened = open_folder(folder, device=compute.device, trust=compute.trust)
-    with pipeline.session(opened, workers=compute.workers, progress=True) as (pool, reporter):
+    with compute.session(opened) as (pool, reporter):
         pipeline.measure(opened, pool, reporter)
 
 
@@ -218,6 +234,8 @@ def verify(folder: Folder) -> int:
 
 def main(arguments: list[str] | None = None) -> None:
     """The entry point. Its exit status is 0: done, 1: interrupted or failed, 2: a mistake in what was asked."""
+    # Ended by SIGTERM, as by a job scheduler, the command answers as to Ctrl-C and ends its workers.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(run(arguments))
 
 
@@ -248,6 +266,8 @@ def run(arguments: list[str] | None = None) -> int:
 
 def _describe(error: OSError) -> str:
     """The message on an error of the operating system."""
+    if error.filename is None and error.errno != errno.ENOSPC:
+        return f"{error.strerror or error}; run the same command again, which goes on from here"
     place = error.filename or "the study folder"
     if error.errno == errno.ENOSPC:
         return f"no space left on the device ({place}); free some and run the same command"

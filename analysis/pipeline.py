@@ -4,7 +4,7 @@ Training and measuring go on where they were stopped; the other parts are done a
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from analysis.study_file import load_study, overridden, study_of, with_data, wit
 from analysis.training import refuse_changed_data, step_size_table, train
 from analysis.verify import mend, refuse_changed_plan, refuse_damaged_training
 from hessian_tools.data import summary
-from hessian_tools.runs.files import write_json, write_text
+from hessian_tools.runs.files import without_fsync, write_json, write_text
 from hessian_tools.runs.worker_pool import WorkerPool, available_cores
 
 Source = str | Path | StudyConfig | Mapping[str, Any]
@@ -64,6 +64,7 @@ def run_study(
     workers: int | None = None,
     device: str = "cpu",
     trust: bool = False,
+    fsync: bool = True,
     progress: ProgressOption = None,
 ) -> StudyResult:
     """Train, measure, test, draw and report a study; the same call goes on where an earlier one was stopped.
@@ -81,13 +82,14 @@ def run_study(
     device: "cpu" or "cuda".
     trust: whether the modules and files that the study names, of a network, of quantities or of claims, may be
         imported, which runs their code.
+    fsync: whether to wait until each file is on the disk, so that a power cut loses no finished work.
     progress: None for silence, True for bars or lines on standard output, or a function that is called with
         (done, total) of the part that is at work.
 
     Raises UserError for a mistake in the arguments, before anything is written.
     """
     study, plan = prepare(source, out=out, seeds=seeds, claims=claims, data=data, kept=kept, device=device, trust=trust)
-    with session(study, workers=workers, progress=progress) as (pool, report_progress):
+    with session(study, workers=workers, progress=progress, fsync=fsync) as (pool, report_progress):
         study, ds, verdicts = run(study, pool, report_progress, plan=plan)
     return StudyResult(study.path, ds, tuple(verdicts))
 
@@ -129,7 +131,9 @@ def prepare(
 
 
 @contextmanager
-def session(study: Study, *, workers: int | None, progress: ProgressOption) -> Iterator[tuple[WorkerPool, Reporter]]:
+def session(
+    study: Study, *, workers: int | None, progress: ProgressOption, fsync: bool = True
+) -> Iterator[tuple[WorkerPool, Reporter]]:
     """Lock the study's folder and provide the worker pool and the reporter for the parts of the study."""
     if workers is not None and workers < 0:
         raise UserError(f"--workers {workers} is negative; give a number of processes, or 0 to work in this process")
@@ -137,7 +141,7 @@ def session(study: Study, *, workers: int | None, progress: ProgressOption) -> I
         raise UserError("--device cuda: this torch sees no CUDA device; use --device cpu, or install a CUDA build")
     if workers is None:
         workers = 0 if study.device == "cuda" or _is_small(study) else available_cores()
-    with folder.locked(study.path), WorkerPool(workers) as pool:
+    with nullcontext() if fsync else without_fsync(), folder.locked(study.path), WorkerPool(workers) as pool:
         yield pool, reporter(progress)
 
 

@@ -5,7 +5,6 @@ begun. The command ``verify`` lists all faults. The other commands refuse to go 
 ``study``, which mends those that training or measuring again can mend.
 """
 
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +17,7 @@ from analysis.progress import Reporter
 from analysis.study import Study
 from analysis.training import STEP_SIZE_TRIALS, WARM_START, refuse_changed_data
 from hessian_tools.runs import checkpoints, metrics
-from hessian_tools.runs.files import DamagedFileError, read_json
+from hessian_tools.runs.files import DamagedFileError, read_json, set_aside
 from hessian_tools.runs.manifest import NAME as MANIFEST
 from hessian_tools.runs.manifest import read_manifest, training_digest
 from hessian_tools.train.loop import DIVERGED
@@ -52,13 +51,13 @@ def refuse_changed_plan(study: Study) -> None:
 
 
 def mend(study: Study, reporter: Reporter) -> None:
-    """Remove what is damaged and can be made again by training and measuring, and say so."""
+    """Set aside what is damaged and can be made again by training and measuring, and say so."""
     for check in list(_training_checks(study)):
         try:
             check.read()
         except DamagedFileError as e:
             check.discard()
-            reporter.say(f"{str(e).partition(';')[0]}; it is made again")
+            reporter.say(f"{str(e).partition(';')[0]}; it is renamed and made again")
     for run in study.runs:
         path = study.run(*run) / store.NAME
         for fault in list(store.faults(path)) if path.exists() else []:
@@ -106,18 +105,18 @@ def _training_checks(study: Study) -> Iterator[Check]:
         digest = training_digest(folder)
         for name in (DIVERGED, WARM_START):
             if (folder / name).exists():
-                yield Check(partial(read_json, folder / name), (folder / name).unlink)
+                yield Check(partial(read_json, folder / name), partial(set_aside, folder / name))
         saved = folder / checkpoints.FOLDER
         for file in sorted(saved.glob("*.safetensors")):
             facts = {"run": digest} | ({"meta_step": int(file.stem)} if file.stem.isdigit() else {})
-            yield Check(partial(checkpoints.load, file, **facts), file.unlink)
+            yield Check(partial(checkpoints.load, file, **facts), partial(set_aside, file))
         # A line of the metrics is written only while its meta-iteration is trained. If the file is damaged, the run is
         # therefore trained from its beginning.
         yield Check(partial(metrics.read, folder / metrics.NAME), partial(_start_again, folder))
 
 
 def _start_again(run: Path) -> None:
-    """Remove what training has written into a run's folder, so that the run is trained from its beginning."""
-    shutil.rmtree(run / checkpoints.FOLDER, ignore_errors=True)
-    for name in (metrics.NAME, DIVERGED):
-        (run / name).unlink(missing_ok=True)
+    """Set aside what training has written into a run's folder, so that the run is trained from its beginning."""
+    for name in (checkpoints.FOLDER, metrics.NAME, DIVERGED):
+        if (run / name).exists():
+            set_aside(run / name)

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialised
 from torch import Tensor
 
-from hessian_tools.runs.files import CHECKSUM, DamagedFileError, json_digest, write_atomic
+from hessian_tools.runs.files import ASIDE, CHECKSUM, DamagedFileError, json_digest, write_atomic
 from hessian_tools.runs.manifest import training_digest
 
 FOLDER = "checkpoints"
@@ -41,19 +41,13 @@ def load(path: Path, **facts: Any) -> dict[str, Tensor]:
         about = json.loads(metadata[ABOUT]) if metadata else None
         undamaged = about is None or about.pop(CHECKSUM) == _digest(tensors, about)
     except (SafetensorError, OSError, ValueError, KeyError) as e:
-        raise DamagedFileError(
-            f"{path} cannot be read as safetensors ({e}); remove it and run the same command again"
-        ) from e
+        raise DamagedFileError(f"{path} cannot be read as safetensors ({e}); {ASIDE}") from e
     if not undamaged:
-        raise DamagedFileError(
-            f"{path} was changed after it was written (its checksum does not match); remove it and run the same"
-            " command again"
-        )
+        raise DamagedFileError(f"{path} was changed after it was written (its checksum does not match); {ASIDE}")
     for fact, expected in facts.items():
         if about is not None and expected is not None and about.get(fact) != expected:
             raise DamagedFileError(
-                f"{path} does not belong here: its {fact} is {about.get(fact)}, but here it must be {expected};"
-                " remove it and run the same command again"
+                f"{path} does not belong here: its {fact} is {about.get(fact)}, but here it must be {expected}; {ASIDE}"
             )
     return tensors
 

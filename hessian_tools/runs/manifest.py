@@ -65,7 +65,7 @@ def record_ownership(
         if recorded.get(key) != wanted.get(key):
             raise ForeignRunError(
                 f"{folder} holds another run: its {key} is {_short(recorded.get(key))}, but this run's is"
-                f" {_short(wanted.get(key))};\nchoose another folder, or remove that one"
+                f" {_short(wanted.get(key))};\nchoose another folder"
             )
 
 
@@ -100,7 +100,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     manifest = read_json(path)
     missing = [key for key in ("config", "libraries", "claims_digest") if key not in manifest]
     if missing:
-        raise DamagedFileError(f"{path} is damaged: it lacks {missing[0]}; remove {folder} and run the study again")
+        raise DamagedFileError(f"{path} is damaged: it lacks {missing[0]}; put it back")
     return manifest
 
 
