@@ -20,6 +20,7 @@ from analysis.errors import UserError
 from analysis.folder import measurements, open_verdicts, plan_of
 from analysis.measure import measure
 from analysis.progress import ProgressOption, Reporter, reporter
+from analysis.record import with_record
 from analysis.report import render
 from analysis.setup_facts import command, facts, notes
 from analysis.study import Study, check
@@ -27,7 +28,7 @@ from analysis.study_file import load_study, overridden, study_of, with_data, wit
 from analysis.training import refuse_changed_data, step_size_table, train
 from analysis.verify import mend, refuse_changed_plan, refuse_damaged_training
 from hessian_tools.data import summary
-from hessian_tools.runs.files import without_fsync, write_json, write_text
+from hessian_tools.runs.files import file_digest, without_fsync, write_json, write_text
 from hessian_tools.runs.worker_pool import WorkerPool, available_cores
 
 Source = str | Path | StudyConfig | Mapping[str, Any]
@@ -200,7 +201,8 @@ def figures(study: Study, ds: xr.Dataset, reporter: Reporter) -> list[Path]:
         for name, figure in drawable.items():
             saved += save(figure.draw(ds), study.figures / name)
             advance(1, name)
-    write_json(study.figures / folder.DRAWN, {"measurements": folder.content_digest(ds)})
+    drawn = {path.name: file_digest(path) for path in saved}
+    write_json(study.figures / folder.DRAWN, {"measurements": folder.content_digest(ds), "files": drawn})
     return saved
 
 
@@ -212,7 +214,7 @@ def report(study: Study, ds: xr.Dataset) -> Path:
     for image in images.values():
         if not image.exists():
             raise UserError(f"{image} is not drawn yet; run 'hessian-tools figures {study.path}' first")
-    for part in folder.stale_parts(study, ds):
+    for part in set(folder.stale_parts(study, ds)) - {"report"}:
         raise UserError(
             f"the {part} of {study.path} rest on other measurements than the present ones;"
             f" run 'hessian-tools {part.replace('verdicts', 'test')} {study.path}' first"
@@ -231,7 +233,8 @@ def report(study: Study, ds: xr.Dataset) -> Path:
         embed=not (study.path / folder.README).exists(),  # a page of kept results must stay small
         unjudged=unjudged(ds, plan, verdicts, extra=study.config.claims),
     )
-    write_text(study.path / folder.REPORT, page)
+    rests_on = {"measurements": folder.content_digest(ds), **folder.report_basis(study)}
+    write_text(study.path / folder.REPORT, with_record(page, **rests_on))
     return study.path / folder.REPORT
 
 

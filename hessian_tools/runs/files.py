@@ -112,11 +112,21 @@ def json_digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON file atomically, indented so that people can read it, with its checksum as the last entry."""
+def json_text(value: Mapping[str, Any]) -> str:
+    """An object as JSON, indented so that people can read it, with its checksum as the last entry."""
     # The digest is that of the value as it will be read: tuples become lists, and the keys of mappings become strings.
     checked = dict(value) | {CHECKSUM: json_digest(json.loads(json.dumps(value)))}
-    write_text(path, json.dumps(checked, indent=1, allow_nan=False) + "\n")
+    return json.dumps(checked, indent=1, allow_nan=False) + "\n"
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write an object atomically into a JSON file, with its checksum."""
+    write_text(path, json_text(value))
+
+
+def file_digest(path: Path) -> str:
+    """The SHA-256 (hex) of a file's bytes."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def read_json(path: Path) -> dict[str, Any]:

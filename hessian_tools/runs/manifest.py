@@ -97,6 +97,8 @@ def recorded_layout(folder: Path) -> dict[str, tuple[int, ...]]:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a study's run; raises DamagedFileError where it lacks what every such run writes."""
     path = folder / NAME
+    if not path.exists():
+        raise DamagedFileError(f"{path} is missing; put it back")
     manifest = read_json(path)
     missing = [key for key in ("config", "libraries", "claims_digest") if key not in manifest]
     if missing:
