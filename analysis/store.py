@@ -232,7 +232,8 @@ class _DurableStore(LocalStore):
     async def set(self, key: str, value: Buffer) -> None:
         """Write a file, and wait until its content and the names of its folders are on the disk."""
         await super().set(key, value)
-        for path in (key, *Path(key).parents):
+        file = Path(key)
+        for path in (file, *file.parents):
             await asyncio.to_thread(fsync, self.root / path)
 
 

@@ -146,9 +146,10 @@ def _lost_checkpoints(study: Study) -> Iterator[str]:
     """A line for each checkpoint that training has passed and that is not there."""
     for learner, seed in study.runs_to_train:
         folder = study.run(learner, seed)
+        reached = _trained_to(folder)
         for step in study.learners[learner].checkpoints:
             file = checkpoints.checkpoint_path(folder, step)
-            if step <= _trained_to(folder) and not file.exists():
+            if step < reached and not file.exists():
                 yield f"{file} is missing; run 'hessian-tools study {study.path}', which makes it again"
 
 
