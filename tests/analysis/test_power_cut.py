@@ -11,6 +11,7 @@ from power_cut import RecordingDisk
 
 from analysis.cli import run
 from analysis.folder import open_study
+from hessian_tools.runs import files, metrics
 
 STUDY = """
 name: small
@@ -80,6 +81,37 @@ def cuts(tmp_path_factory: pytest.TempPathFactory) -> Cuts:
 @pytest.fixture(autouse=True)
 def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("analysis.pipeline.figures_of", lambda ds: {})
+
+
+def test_what_was_written_is_there_after_a_power_cut_unless_nothing_waits_for_the_disk(tmp_path, monkeypatch):
+    root = tmp_path / "root"
+    root.mkdir()
+    disk = RecordingDisk(root)
+    disk.follow(monkeypatch)
+
+    def is_left(name: str) -> set[bool]:
+        """Whether a file is whole, after each of many power cuts."""
+        outcomes = set()
+        for seed in range(30):
+            left = tmp_path / f"{Path(name).name}-{seed}"
+            disk.after_power_cut(left, random.Random(seed))
+            file = left / name
+            outcomes.add(file.exists() and file.read_bytes() == (root / name).read_bytes())
+        return outcomes
+
+    files.write_json(root / "runs" / "one" / "safe.json", {"a": 1})
+    assert is_left("runs/one/safe.json") == {True}
+    files.write_json(root / "runs" / "one" / "safe.json", {"a": 2})
+    assert is_left("runs/one/safe.json") == {True}
+    with files.without_fsync():
+        files.write_json(root / "runs" / "one" / "unsafe.json", {"a": 1})
+    assert is_left("runs/one/unsafe.json") == {True, False}
+    metrics.append(root / metrics.NAME, {"meta_step": 1})
+    assert is_left(metrics.NAME) == {True, False}
+    files.fsync(root / metrics.NAME)
+    files.fsync(root)
+    assert is_left(metrics.NAME) == {True}
+    disk.close()
 
 
 @pytest.mark.heavy
