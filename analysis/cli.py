@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,9 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import App, CycloptsError, Parameter
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from analysis.claims import Verdict
     from analysis.progress import Reporter
     from analysis.study import Study
+    from hessian_tools.runs.worker_pool import WorkerPool
 
 
 Trust = Annotated[
@@ -44,6 +48,18 @@ class ComputeOptions:
         bool,
         Parameter(negative="", help="Go on where the study would take over 10000 hours, or more memory than there is."),
     ] = False
+    no_fsync: Annotated[
+        bool,
+        Parameter(
+            negative="", help="Do not wait until each file is on the disk; a power cut may then cost finished work."
+        ),
+    ] = False
+
+    def session(self, study: "Study") -> "AbstractContextManager[tuple[WorkerPool, Reporter]]":
+        """Lock the study's folder, and provide the worker pool and the reporter."""
+        from analysis.pipeline import session
+
+        return session(study, workers=self.workers, progress=True, fsync=not self.no_fsync)
 
 
 @Parameter(name="*")
@@ -109,7 +125,7 @@ def study(file: File, *, begin: BeginOptions = BEGIN, compute: ComputeOptions = 
     from analysis import pipeline
 
     prepared, plan = begin.prepare(file, compute)
-    with pipeline.session(prepared, workers=compute.workers, progress=True) as (pool, reporter):
+    with compute.session(prepared) as (pool, reporter):
         *_, verdicts = pipeline.run(prepared, pool, reporter, plan=plan)
         _say_verdicts(verdicts, reporter)
         reporter.say(f"report: {prepared.path / 'report.html'}")
@@ -121,7 +137,7 @@ def train(file: File, *, begin: BeginOptions = BEGIN, compute: ComputeOptions = 
     from analysis import pipeline
 
     prepared, plan = begin.prepare(file, compute)
-    with pipeline.session(prepared, workers=compute.workers, progress=True) as (pool, reporter):
+    with compute.session(prepared) as (pool, reporter):
         pipeline.start(prepared, pool, reporter, plan=plan)
 
 
@@ -135,7 +151,7 @@ def measure(folder: Folder, *, compute: ComputeOptions = COMPUTE) -> None:
     opened = open_folder(folder, device=compute.device, trust=compute.trust)
     if not compute.yes:
         refuse_above_limits(opened)
-    with pipeline.session(opened, workers=compute.workers, progress=True) as (pool, reporter):
+    with compute.session(opened) as (pool, reporter):
         pipeline.measure(opened, pool, reporter)
 
 
@@ -225,6 +241,8 @@ def verify(folder: Folder) -> int:
 
 def main(arguments: list[str] | None = None) -> None:
     """The entry point. Its exit status is 0: done, 1: interrupted or failed, 2: a mistake in what was asked."""
+    # Ended by SIGTERM, as by a job scheduler, the command answers as to Ctrl-C and ends its workers.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(run(arguments))
 
 
@@ -255,6 +273,8 @@ def run(arguments: list[str] | None = None) -> int:
 
 def _describe(error: OSError) -> str:
     """The message on an error of the operating system."""
+    if error.filename is None and error.errno != errno.ENOSPC:
+        return f"{error.strerror or error}; run the same command again, which goes on from here"
     place = error.filename or "the study folder"
     if error.errno == errno.ENOSPC:
         return f"no space left on the device ({place}); free some and run the same command"

@@ -4,7 +4,7 @@ The estimate is rough, within a factor of about five on a CPU. It is made to tel
 """
 
 import os
-from collections import Counter
+from collections import defaultdict
 from dataclasses import dataclass
 from math import prod
 
@@ -18,9 +18,7 @@ MAX_HOURS = 10_000  # of processor time: more than a year on one core
 MAX_OPTION = 10_000  # the largest whole number among the options of a network; each could be a number of layers
 FLOPS = 5e9  # operations of one core in a second
 LAYER_SECONDS = 5e-5  # the least time of a forward pass, for each parameter tensor of the network
-POSITION_SHARE = (
-    1 / 16
-)  # the share of an image's pixels at which a mean convolution is computed; networks shrink images
+POSITION_SHARE = 1 / 16  # of an image's pixels: where a mean convolution is computed, because networks shrink images
 NUMBERS_A_POINT = 100  # that are stored, besides eigenvalues and probes
 UNCOUNTABLE = 10**18  # parameters, of a network that is too large for torch to describe
 
@@ -83,7 +81,7 @@ def estimate(study: Study) -> Cost:
     def adapted(learner: StudyLearner, tasks: int, queries: float) -> float:
         return tasks * (3 * learner.learner.evaluating().steps * support + queries)
 
-    seconds: Counter[str] = Counter()
+    seconds: defaultdict[str, float] = defaultdict(float)
     stored = 0.0
     measure, num_points = config.measure, config.inner.steps + 1
     for name, _ in study.runs_to_measure:

@@ -10,6 +10,7 @@ where all values are NaN. The digests of the files that describe the arrays stan
 ``faults`` notices a file that was changed or removed, which would otherwise be read as wrong numbers or as NaN.
 """
 
+import asyncio
 import hashlib
 import json
 import os
@@ -26,9 +27,11 @@ import numpy as np
 import xarray as xr
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.core.buffer import Buffer
+from zarr.storage import LocalStore
 
 from analysis.schema import Sizes, Variable, blank_run
-from hessian_tools.runs.files import DamagedFileError, read_json, write_json
+from hessian_tools.runs.files import ASIDE, DamagedFileError, fsync, read_json, set_aside, write_json
 
 NAME = "measurements.zarr"
 DIGESTS = "measurements.json"  # beside the store: SHA-256 (hex) of each zarr.json in it
@@ -69,8 +72,7 @@ def create(
     path = folder / NAME
     if path.exists():
         return path
-    part = folder / f".{NAME}.partial"
-    shutil.rmtree(part, ignore_errors=True)
+    part = folder / f".{NAME}.{os.getpid()}.partial"
     blank = blank_run(sizes, variables).assign_attrs(attrs)
     for name, value in scalars.items():
         blank[name][...] = value
@@ -81,10 +83,11 @@ def create(
         if values.dims:
             encoding[variable]["chunks"] = tuple(chunk.get(str(dim), blank.sizes[dim]) for dim in values.dims)
     try:
-        blank.to_zarr(part, zarr_format=3, consolidated=False, encoding=encoding)
+        blank.to_zarr(_DurableStore(part), zarr_format=3, consolidated=False, encoding=encoding)
         _write(part, {str(name): (..., blank[name].to_numpy()) for name in [*blank.coords, *scalars]})
         write_json(folder / DIGESTS, _description_digests(part))
         os.rename(part, path)  # a store under its final name is complete
+        fsync(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return path
@@ -176,9 +179,14 @@ def faults(path: Path) -> Iterator[Fault]:
 
 
 def discard(path: Path, fault: Fault) -> None:
-    """Make the unit that a fault spoils count as not measured, or every unit if the file belongs to the whole store."""
+    """Make the unit that a fault spoils count as not measured, or every unit if the file belongs to the whole store.
+
+    A unit is measured anew in place; a store that is spoilt as a whole is renamed, so that nothing in it is lost.
+    """
     if fault.unit is None:
-        shutil.rmtree(path, ignore_errors=True)
+        for spoilt in (path, path.parent / DIGESTS):
+            if spoilt.exists():
+                set_aside(spoilt)
         return
     checkpoint, tasks = fault.unit
     flag = path / FLAGS[1] / "c" / str(checkpoint) if tasks is None else path / FLAGS[0] / "c" / f"{checkpoint}/{tasks}"
@@ -214,8 +222,19 @@ def _write(path: Path, values: Mapping[str, tuple[Any, np.ndarray]]) -> None:
     """
     with zarr.config.set({"array.write_empty_chunks": True}):
         for name, (place, value) in values.items():
-            array = zarr.open_array(path, path=name, mode="r+")
+            array = zarr.open_array(_DurableStore(path), path=name, mode="r+")
             array[place] = value.astype(array.dtype)
+
+
+class _DurableStore(LocalStore):
+    """A store on disk whose files are there after a power cut, once they are written."""
+
+    async def set(self, key: str, value: Buffer) -> None:
+        """Write a file, and wait until its content and the names of its folders are on the disk."""
+        await super().set(key, value)
+        file = Path(key)
+        for path in (file, *file.parents):
+            await asyncio.to_thread(fsync, self.root / path)
 
 
 def _array_names(path: Path) -> list[str]:
@@ -241,7 +260,8 @@ def _chunk_files(folder: Path, description: Mapping[str, Any]) -> Iterator[tuple
 
 
 def _undamaged(chunk: bytes) -> bool:
-    return google_crc32c.value(chunk[:-4]) == int.from_bytes(chunk[-4:], "little")
+    # A power cut can leave a file empty, and the checksum of nothing is 0.
+    return len(chunk) > 4 and google_crc32c.value(chunk[:-4]) == int.from_bytes(chunk[-4:], "little")
 
 
 @contextmanager
@@ -251,4 +271,4 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except Exception as e:
         reason = str(e).splitlines()[0][:100] if str(e) else type(e).__name__
-        raise DamagedFileError(f"{path} is damaged ({reason}); remove it and measure again") from e
+        raise DamagedFileError(f"{path} is damaged ({reason}); {ASIDE}") from e

@@ -119,26 +119,47 @@ def record_run_ownership(study: Study) -> None:
     The manifest records everything on which the numbers of the run depend.
     """
     refuse_changed_data(study, study.runs)
-    config = study.config.model_dump(mode="json")
-    shared_settings = {key: config[key] for key in ("data", "network", "train", "measure")}
-    shared_settings |= {"steps": study.config.inner.steps, "step_size": study.chosen_step_size}
+    refuse_other_step_size(study)
+    sources: dict[str, Any] = {}
     if ":" in study.config.network.name:
-        shared_settings["network_source"] = study.source_digest(study.config.network.name)
+        sources["network_source"] = study.source_digest(study.config.network.name)
     own = [target for target in study.config.measure.quantities if ":" in target]
     if own:
-        shared_settings["quantity_sources"] = {target: study.source_digest(target) for target in own}
+        sources["quantity_sources"] = {target: study.source_digest(target) for target in own}
     facts = environment(device=study.device) | {
         "threads": 1,
         **_data_digests(study),
         "claims_digest": plan_of(study).digest,
     }
     for learner, seed in study.runs_to_train:
-        run_settings = {
-            "learner": _of_one_run(config["learners"][learner]),
-            "begins_from": [_of_one_run(config["learners"][start]) for start in study.config.starts(learner)],
-            "seed": seed,
-        }
-        record_ownership(study.run(learner, seed), "config", shared_settings | run_settings, facts=facts)
+        identity = run_settings(study, learner, seed) | sources
+        record_ownership(study.run(learner, seed), "config", identity, facts=facts)
+
+
+def run_settings(study: Study, learner: str, seed: int) -> dict[str, Any]:
+    """The settings of a study on which a run depends, as its manifest records them, without digests of own code."""
+    config = study.config.model_dump(mode="json")
+    return {
+        **{key: config[key] for key in ("data", "network", "train", "measure")},
+        "steps": study.config.inner.steps,
+        "step_size": study.chosen_step_size,
+        "learner": _of_one_run(config["learners"][learner]),
+        "begins_from": [_of_one_run(config["learners"][start]) for start in study.config.starts(learner)],
+        "seed": seed,
+    }
+
+
+def refuse_other_step_size(study: Study) -> None:
+    """Raise UserError if the step size that a search has left is not that with which the runs were begun."""
+    for learner, seed in study.runs_to_train if (study.path / STEP_SIZE).exists() else ():
+        path = study.run(learner, seed) / MANIFEST
+        begun = read_json(path).get("config", {}).get("step_size") if path.exists() else None
+        if begun not in (None, study.chosen_step_size):
+            raise UserError(
+                f"{study.path / STEP_SIZE} holds the step size {study.chosen_step_size:g}, but {path.parent} was begun"
+                f" with {begun:g}, so that file is of another study;\nput the right one back, or move it elsewhere and"
+                " run the same command again, which repeats the search"
+            )
 
 
 def _of_one_run(settings: dict[str, Any]) -> dict[str, Any]:

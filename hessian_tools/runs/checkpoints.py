@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialised
 from torch import Tensor
 
-from hessian_tools.runs.files import CHECKSUM, DamagedFileError, json_digest, write_atomic
+from hessian_tools.runs.files import ASIDE, CHECKSUM, DamagedFileError, json_digest, write_atomic
 from hessian_tools.runs.manifest import num_parameters, training_digest
 
 FOLDER = "checkpoints"
@@ -45,26 +45,20 @@ def load(path: Path, *, at_least: int = 1, **facts: Any) -> dict[str, Tensor]:
         about = json.loads(metadata[ABOUT]) if metadata else None
         undamaged = about is None or about.pop(CHECKSUM) == _digest(tensors, about)
     except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError) as e:
-        raise DamagedFileError(
-            f"{path} cannot be read as safetensors ({e}); remove it and run the same command again"
-        ) from e
+        raise DamagedFileError(f"{path} cannot be read as safetensors ({e}); {ASIDE}") from e
     if not undamaged:
-        raise DamagedFileError(
-            f"{path} was changed after it was written (its checksum does not match); remove it and run the same"
-            " command again"
-        )
+        raise DamagedFileError(f"{path} was changed after it was written (its checksum does not match); {ASIDE}")
     for fact, expected in facts.items():
         if about is not None and expected is not None and about.get(fact) != expected:
             raise DamagedFileError(
-                f"{path} does not belong here: its {fact} is {about.get(fact)}, but here it must be {expected};"
-                " remove it and run the same command again"
+                f"{path} does not belong here: its {fact} is {about.get(fact)}, but here it must be {expected}; {ASIDE}"
             )
     theta = tensors.get("theta")
     if theta is None or theta.ndim != 1 or not theta.is_floating_point() or len(theta) < at_least:
         held = "nothing" if theta is None else f"{theta.dtype} of shape {list(theta.shape)}"
         raise DamagedFileError(
             f"{path} is no checkpoint of this run: as theta it holds {held}, but it must hold a vector of {at_least} or"
-            " more floating-point numbers; remove it and run the same command again"
+            f" more floating-point numbers; {ASIDE}"
         )
     return tensors
 
@@ -96,7 +90,7 @@ def load_checkpoint(folder: Path, meta_step: int) -> dict[str, Tensor]:
     path = checkpoint_path(folder, meta_step)
     tensors = load(path, at_least=num_parameters(folder), run=training_digest(folder), meta_step=meta_step)
     if "validation" not in tensors or tensors["validation"].shape != (2,):
-        raise DamagedFileError(f"{path} holds no loss and accuracy of validation; remove it and run the command again")
+        raise DamagedFileError(f"{path} holds no loss and accuracy of validation; {ASIDE}")
     return tensors
 
 
@@ -125,8 +119,7 @@ def restore(optimiser: torch.optim.Optimizer, theta: Tensor, path: Path, **facts
     fits += [moment.shape in (theta.shape, ()) for moment in moments.values()]
     if not all(fits):
         raise DamagedFileError(
-            f"{path} does not hold the state of this run, whose theta has {len(theta)} numbers; remove it and run the"
-            " same command again"
+            f"{path} does not hold the state of this run, whose theta has {len(theta)} numbers; {ASIDE}"
         )
     with torch.no_grad():
         theta.copy_(tensors["theta"])

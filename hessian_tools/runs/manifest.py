@@ -66,7 +66,7 @@ def record_ownership(
         if recorded.get(key) != wanted.get(key):
             raise ForeignRunError(
                 f"{folder} holds another run: its {key} is {_short(recorded.get(key))}, but this run's is"
-                f" {_short(wanted.get(key))};\nchoose another folder, or remove that one"
+                f" {_short(wanted.get(key))};\nchoose another folder"
             )
 
 
@@ -106,10 +106,12 @@ def num_parameters(folder: Path) -> int:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a study's run; raises DamagedFileError where it lacks what every such run writes."""
     path = folder / NAME
+    if not path.exists():
+        raise DamagedFileError(f"{path} is missing; put it back")
     manifest = read_json(path)
     missing = [key for key in ("config", "libraries", "claims_digest") if key not in manifest]
     if missing:
-        raise DamagedFileError(f"{path} is damaged: it lacks {missing[0]}; remove {folder} and run the study again")
+        raise DamagedFileError(f"{path} is damaged: it lacks {missing[0]}; put it back")
     return manifest
 
 

@@ -47,5 +47,8 @@ def _row(line: bytes, place: str) -> dict[str, Any]:
     except (ValueError, AttributeError, TypeError):
         undamaged = False
     if not undamaged:
-        raise DamagedFileError(f"{place} was changed after it was written; remove the file and train that run again")
+        raise DamagedFileError(
+            f"{place} was changed after it was written; put it back, or move the run's folder elsewhere and train the"
+            " run again"
+        )
     return row

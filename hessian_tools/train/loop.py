@@ -24,7 +24,7 @@ from hessian_tools.layout import flatten
 from hessian_tools.loss import Loss, make_loss
 from hessian_tools.nets import seeded
 from hessian_tools.runs import checkpoints, metrics
-from hessian_tools.runs.files import locked, read_json, write_json
+from hessian_tools.runs.files import fsync, locked, read_json, write_json
 from hessian_tools.runs.manifest import record_ownership, training_digest
 from hessian_tools.train.config import Checkpoint, TrainConfig
 from hessian_tools.train.evaluate import evaluate
@@ -105,8 +105,9 @@ def _next_checkpoint(state: _State, config: TrainConfig, meta_step: int, progres
         return Checkpoint(meta_step, state.theta.detach().clone(), float("nan"), float("nan"), diverged=True)
     checkpoint = _validate(state, config, meta_step)
     if folder:
-        _save_checkpoint(config, folder, checkpoint)
+        # The state comes first: resumed from an older state, the run would drop metrics that it does not write again.
         _save_state(state, config, folder)
+        _save_checkpoint(config, folder, checkpoint)
     return checkpoint
 
 
@@ -172,6 +173,7 @@ def _advance(state: _State, config: TrainConfig, until: int, progress: Progress 
         aux, finite = _outer_step(state, config)
         if not finite:
             if config.folder:
+                fsync(config.folder / metrics.NAME)
                 write_json(config.folder / DIVERGED, {"meta_step": state.meta_step + 1})
             return False
         state.meta_step += 1
@@ -246,6 +248,7 @@ def _read(folder: Path, meta_step: int) -> Checkpoint:
 
 def _save_state(state: _State, config: TrainConfig, folder: Path) -> None:
     tensors = checkpoints.state(state.optimiser, state.theta, state.meta_step)
+    fsync(folder / metrics.NAME)  # a resumed run relies on the lines up to the state
     checkpoints.save(checkpoints.state_path(folder), tensors, **_file_facts(config, folder, state.meta_step))
     state.saved_at = monotonic()
 

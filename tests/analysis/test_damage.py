@@ -206,14 +206,14 @@ def test_a_study_stopped_before_its_plan_was_written_can_be_continued(working_fo
     assert run(["train", "micro", "--out", "study"]) == 0
 
 
-def test_a_removed_checkpoint_is_made_again_as_the_message_advises(working_folder, capsys, micro_study):
+def test_a_damaged_checkpoint_is_made_again_as_the_message_advises(working_folder, capsys, micro_study):
     shutil.copytree(micro_study, working_folder / "study")
     shutil.rmtree(working_folder / "study" / "runs" / "maml-seed0" / "measurements.zarr")
     checkpoint = working_folder / "study" / "runs" / "maml-seed0" / "checkpoints" / "0000002.safetensors"
     content = checkpoint.read_bytes()
     checkpoint.write_bytes(content[:100])
-    assert "remove it and run the same command again" in refused(capsys, ["train", "study"])
-    checkpoint.unlink()
+    assert "move it elsewhere and run the same command again" in refused(capsys, ["train", "study"])
+    checkpoint.rename(working_folder / checkpoint.name)
     assert run(["train", "study", "--workers", "0"]) == 0
     assert checkpoint.read_bytes() == content
 

@@ -1,6 +1,7 @@
 """Tests that a study which is killed at any time and started again ends with the numbers of an undisturbed study."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -84,10 +85,34 @@ def test_a_killed_study_started_again_ends_like_an_undisturbed_one(
     assert_same_files_and_numbers(out, micro_study)
 
 
-def test_ctrl_c_is_answered_in_one_line_and_the_same_command_continues(tmp_path: Path, micro_study: Path) -> None:
+def children(pid: int) -> list[int]:
+    """The process identifiers of the running children of a process."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks processes up in /proc")
+def test_a_killed_worker_is_named_with_what_it_was_doing(tmp_path: Path) -> None:
     out = tmp_path / "study"
     process = start_study(out, workers=2)
-    stop_when(process, lambda: training_has_begun(out), signal.SIGINT)
+    stop_when(process, lambda: training_has_begun(out), signal.SIGCONT)
+    # The first child is the process in which multiprocessing tracks its resources.
+    os.kill(children(process.pid)[-1], signal.SIGKILL)
+    _, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1
+    assert re.fullmatch(
+        r"hessian-tools: worker process \d ended \(exit code -9\) while it was (training|measuring|waiting) .*;"
+        r" what was saved is complete:\nrun the same again, .*\n",
+        errors,
+    ), errors
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_a_stopped_study_says_so_in_one_line_and_the_same_command_continues(
+    tmp_path: Path, micro_study: Path, sent: signal.Signals
+) -> None:
+    out = tmp_path / "study"
+    process = start_study(out, workers=2)
+    stop_when(process, lambda: training_has_begun(out), sent)
     _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     assert errors == "hessian-tools: stopped; the same command goes on from here\n"

@@ -138,7 +138,7 @@ def _csv_rows(text: str, where: str) -> Iterator[tuple[str, str]]:
     reader.fieldnames = columns
     for row in reader:
         if not row[image] or not row[label]:
-            raise ValueError(f"{where}: line {reader.line_num} has no image or no class; correct or remove it")
+            raise ValueError(f"{where}: line {reader.line_num} has no image or no class; correct it")
         yield row[label].strip(), row[image].strip()
 
 
