@@ -196,7 +196,7 @@ def test_criteria_without_a_forward_derivative_take_the_kept_graph() -> None:
 
 def test_the_kept_graph_of_a_loss_without_curvature_gives_zero() -> None:
     thetas = torch.ones(2, 3)
-    for loss in (lambda theta, a: (a * theta).sum(), lambda theta, a: a.sum(), lambda theta, a: theta[0] ** 2):
+    for loss in (lambda theta, a: (a * theta).sum(), lambda theta, a: theta[0] ** 2):
         expected = hessian(loss, thetas, torch.ones(2, 3), route="direct").to_dense()
         assert torch.equal(hessian(loss, thetas, torch.ones(2, 3), route="kept").to_dense(), expected)
 
