@@ -26,6 +26,7 @@ from hessian_tools.curvature import (
     gradient_curvature,
     gradient_share,
     hessian,
+    hessian_of,
     moments,
     ragged,
     singular_values,
@@ -65,7 +66,7 @@ __all__ += ["flatten", "ParamLayout", "make_loss", "Loss", "HiddenStateError", "
 __all__ += ["learners", "Learner", "Shot", "adapt", "meta_loss", "network_parameters"]
 __all__ += ["record", "SaveAt", "Trajectory", "Recorder", "trajectory_from"]
 # The curvature matrices of the loss, at one point or along the record.
-__all__ += ["hessian", "gauss_newton", "gradient", "ragged", "Operator", "check_operator"]
+__all__ += ["hessian", "hessian_of", "gauss_newton", "gradient", "ragged", "Operator", "check_operator"]
 # Their spectrum: single eigenvalues, all of them, sums over them, their density.
 __all__ += ["top_eigenpairs", "extremal_eigenpairs", "EigenPairs", "spectrum", "gauss_newton_spectrum"]
 __all__ += ["trace", "moments", "frobenius_squared", "diagonal", "Estimate", "spectral_density", "Density"]

@@ -29,7 +29,9 @@ REORDERING_EPS = 1e3
 # The words of the error for networks with torch.utils.checkpoint. It runs the network again in the backward pass, but
 # with the parameters stored in the module instead of theta, so it cannot be allowed.
 RECOMPUTED = "saved tensor hooks of torch.utils.checkpoint"
-SPARSE = "an embedding with sparse=True has no second derivative in torch: use sparse=False, which gives the same numbers"
+SPARSE = (
+    "an embedding with sparse=True has no second derivative in torch: use sparse=False, which gives the same numbers"
+)
 
 
 class HiddenStateError(ValueError):
@@ -118,7 +120,9 @@ def look_at_function(function: Callable[[Tensor, Any], Tensor], theta: Tensor, b
         if backward.used is not None:
             raise _run_again("a module")
         if gradient[0] is None:
-            raise _independent("compute it from theta, by torch.func.functional_call(model, layout.unflatten(theta), x)")
+            raise _independent(
+                "compute it from theta, by torch.func.functional_call(model, layout.unflatten(theta), x)"
+            )
 
 
 def look_at_network(
@@ -186,24 +190,28 @@ def look_at_network(
             )
         if watch.sparse:
             raise ValueError(SPARSE)
-        if watch.used is not None:
-            raise HiddenStateError(
-                f"the loss uses the model's stored parameter {names[id(watch.used)]!r} in place of theta, so a part of "
-                "its derivative would be missing; let the forward pass read self's parameters when it is called, and "
-                "the criterion only outputs and targets"
-            )
         gradients, backward = _backward(value, list(pieces.values()), is_stored, list(model.parameters()))
-    if gradients is None:
-        return
+    if gradients is not None and all(g is None for g in gradients):
+        fix = (
+            "the network must use its parameters when its forward pass is called, not tensors held elsewhere; make the "
+            "loss of the module itself, and pass other weights as a vector theta"
+        )
+        if hasattr(model, "fast_params"):
+            fix = (
+                "higher's patched module uses its own fast weights; make the loss of the module that was patched, and "
+                "pass the fast weights as theta = torch.cat([p.flatten() for p in fmodel.parameters()])"
+            )
+        raise _independent(fix)
+    if watch.used is not None:
+        raise HiddenStateError(
+            f"the loss uses the model's stored parameter {names[id(watch.used)]!r} in place of theta, so a part of "
+            "its derivative would be missing; let the forward pass read self's parameters when it is called, and the "
+            "criterion only outputs and targets"
+        )
     if backward.used is not None:
         raise _run_again(f"the module of {names[id(backward.used)]!r}")
-    if all(g is None for g in gradients):
-        fast = " (for higher, make the loss of the module that was patched, and pass the fast weights as vectors theta)"
-        patched = hasattr(model, "fast_params")
-        raise _independent(
-            "the network must use its parameters when its forward pass is called, not tensors held elsewhere; pass "
-            "weights as a vector theta, such as torch.cat([p.flatten() for p in fast_weights])" + fast * patched
-        )
+    if gradients is None:
+        return
     quantised = next((name for name, m in model.named_modules() if "quantized" in type(m).__module__), None)
     if quantised is not None and any(g is None for g in gradients):
         raise HiddenStateError(

@@ -133,9 +133,7 @@ class Loss:
         )
         self._checked.add(modes)
 
-    def _passes(
-        self, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor], batch: Batch
-    ) -> Iterator[Any]:
+    def _passes(self, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor], batch: Batch) -> Iterator[Any]:
         """First the outputs and then the loss, at parameters and buffers given by name; buffers may be changed."""
         like = next(iter(parameters.values()))
         x, y = self.split(batch)

@@ -36,12 +36,12 @@ from hessian_tools.curvature.estimates.moments import Diagonal, Moments, diagona
 from hessian_tools.curvature.estimates.trace import Estimate, estimate_of, rademacher, trace
 from hessian_tools.curvature.objective.validation import Ragged, ragged
 from hessian_tools.curvature.operators.gauss_newton import GaussNewton, gauss_newton
-from hessian_tools.curvature.operators.hessian import Hessian, gradient, hessian
+from hessian_tools.curvature.operators.hessian import Hessian, gradient, hessian, hessian_of
 from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.deprecation import old_names
 
 # The operators, the gradient, and the check that an operator is the matrix that it claims to be.
-__all__ = ["hessian", "gauss_newton", "gradient", "ragged", "check_operator"]
+__all__ = ["hessian", "hessian_of", "gauss_newton", "gradient", "ragged", "check_operator"]
 __all__ += ["Operator", "Hessian", "GaussNewton", "Ragged", "Check", "Finding"]
 # Eigenvalues.
 __all__ += ["top_eigenpairs", "extremal_eigenpairs", "spectrum", "gauss_newton_spectrum"]

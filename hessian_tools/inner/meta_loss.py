@@ -101,7 +101,7 @@ def accuracy(outputs: Any, y: Any) -> Float[Tensor, ""]:
     It is NaN where an output is not finite, and where there is not one label for each row of outputs: for real-valued
     targets, for several outputs, and for targets in a dict.
     """
-    like = next(leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor))
+    like = next(leaf for leaf in tensors_of(outputs) if leaf.is_floating_point())
     unknown = torch.full((), float("nan"), dtype=like.dtype, device=like.device)
     if not (isinstance(outputs, Tensor) and isinstance(y, Tensor)):
         return unknown

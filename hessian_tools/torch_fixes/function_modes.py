@@ -31,6 +31,10 @@ class TwiceDifferentiable(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Calls the replacement where there is one."""
         replacement = _SECOND_ORDER.get(func)
+        if replacement is None and func in _WEIGHTED:
+            cast = operations.with_weights_like_input(func, args, kwargs or {})
+            replacement = None if cast is None else cast.func
+            args, kwargs = ((), cast.keywords) if cast is not None else (args, kwargs)
         self.replaced = self.replaced or replacement is not None
         return (replacement or func)(*args, **(kwargs or {}))
 
@@ -96,7 +100,7 @@ _WRONG_FORWARD = [function for function in _WRONG_THIRD if function is not torch
 _REPLACED: dict[Any, str] = {
     torch: "prelu conv_tbc cdist pdist ldexp cholesky_inverse det slogdet logdet",
     torch.Tensor: "prelu ldexp cholesky_inverse det slogdet logdet",
-    torch.linalg: "solve det slogdet",
+    torch.linalg: "solve solve_ex det slogdet",
     F: "hardsigmoid rrelu glu embedding_bag mse_loss huber_loss soft_margin_loss",
 }
 _SECOND_ORDER: dict[Any, Callable[..., Any]] = {
@@ -108,6 +112,15 @@ _SECOND_ORDER |= {
     for attention in (F.scaled_dot_product_attention, F.multi_head_attention_forward)
 }
 _SECOND_ORDER |= {function: _in_reverse_only(function) for function in _WRONG_FORWARD}
+
+# torch's losses that take weights as tensors, which must have the dtype of the input.
+_WEIGHTED = {
+    getattr(F, name)
+    for name in (
+        "cross_entropy nll_loss binary_cross_entropy binary_cross_entropy_with_logits multi_margin_loss "
+        "multilabel_soft_margin_loss"
+    ).split()
+}
 
 _THIRD_ORDER: dict[Any, Callable[..., Any]] = _SECOND_ORDER | {
     F.batch_norm: normalisation.batch_norm,

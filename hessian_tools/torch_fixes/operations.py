@@ -5,6 +5,7 @@ operation, and raises an error. Each function takes the arguments of its namesak
 """
 
 from collections.abc import Callable
+from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -128,6 +129,14 @@ def solve(A: Tensor, B: Tensor, *, left: bool = True) -> Tensor:
     return inverse @ B if left else B @ inverse
 
 
+def solve_ex(A: Tensor, B: Tensor, *, left: bool = True, check_errors: bool = False) -> tuple[Tensor, Tensor]:
+    """:func:`solve`, and the number that says whether A could be inverted (0 if so)."""
+    inverse, info = torch.linalg.inv_ex(A, check_errors=check_errors)
+    if left and (B.ndim == 1 or B.shape == A.shape[:-1]):
+        return (inverse @ B.unsqueeze(-1)).squeeze(-1), info
+    return (inverse @ B if left else B @ inverse), info
+
+
 def slogdet(A: Tensor) -> tuple[Tensor, Tensor]:
     """The sign and the logarithm of |determinant|, from the triangular factors; for torch's fault see :func:`solve`."""
     sign, diagonal = _diagonal(A)
@@ -174,6 +183,20 @@ def soft_margin_loss(input: Tensor, target: Tensor, *deprecated: Any, reduction:
     if _unusual(input, target, deprecated, others):
         return F.soft_margin_loss(input, target, *deprecated, **{"reduction": reduction, **others})
     return _REDUCTIONS[reduction](F.softplus(-target * input))
+
+
+def with_weights_like_input(function: Callable[..., Tensor], args: Any, kwargs: Any) -> partial[Tensor] | None:
+    """A call of one of torch's losses with its weights in the dtype and on the device of its input.
+
+    None where they are so already. torch raises an error for class weights in float32 and an input in float64.
+    """
+    option = signature(function).bind(*args, **kwargs).arguments
+    x, cast = option["input"], dict(option)
+    for name in ("weight", "pos_weight"):
+        weight = option.get(name)
+        if isinstance(weight, Tensor) and (weight.dtype != x.dtype or weight.device != x.device):
+            cast[name] = weight.to(x)
+    return partial(function, **cast) if any(cast[name] is not option[name] for name in option) else None
 
 
 def _unusual(input: Tensor, target: Tensor, deprecated: tuple[Any, ...], others: dict[str, Any]) -> bool:

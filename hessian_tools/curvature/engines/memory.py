@@ -112,7 +112,8 @@ def forward_bytes(loss: LossFunction, theta: Float[Tensor, " param"], batch: Bat
     >>> forward_bytes(lambda theta, batch: (2 * theta).sum(), torch.zeros(10), None)  # ten floats and their sum
     44
     """
-    with torch.no_grad(), _CountBytes() as count:
+    # With gradients enabled, because a loss may differentiate inside itself; theta requires none, so no graph is kept.
+    with torch.enable_grad(), _CountBytes() as count:
         loss(theta, batch)
     return count.total
 

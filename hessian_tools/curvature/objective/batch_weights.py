@@ -103,9 +103,7 @@ class Divisors(TorchFunctionMode):
         return ()
 
 
-def batch_weights(
-    loss: LossFunction, thetas: Tensor, batches: Sequence[Batch], *, shared: bool
-) -> tuple[float, ...]:
+def batch_weights(loss: LossFunction, thetas: Tensor, batches: Sequence[Batch], *, shared: bool) -> tuple[float, ...]:
     """The weights with which the loss of several batches is that of all their data at once.
 
     They sum to one for a criterion that averages, and are all one for a criterion that sums. shared: True if the
@@ -118,7 +116,9 @@ def batch_weights(
     for point in [0] if shared else range(len(thetas)):
         here = list(batches) if shared else [at_points(batch, point) for batch in batches]
         weights = _weights_at(loss, thetas[point], here)
-        if found is not None and not all(math.isclose(a, b, rel_tol=1e-12) for a, b in zip(weights, found, strict=True)):
+        if found is not None and not all(
+            math.isclose(a, b, rel_tol=1e-12) for a, b in zip(weights, found, strict=True)
+        ):
             raise ValueError(
                 f"the criterion divides the batches of point {point} in other proportions than those of point 0; "
                 "give weights=, or measure each point by itself"
@@ -219,13 +219,14 @@ def _computed_ratios(loss: LossFunction, theta: Tensor, batches: list[Batch]) ->
     try:
         with torch.enable_grad(), torch.random.fork_rng(devices=[]):
             values = _criterion_values if isinstance(loss, Loss) else _function_values
-            return _ratios(values(loss, theta.double(), batches), len(batches))
+            return _ratios(values(loss, theta, batches), len(batches))
     except Exception:  # whatever a loss may raise that cannot be called on such outputs, or on batches put together
         return None
 
 
 def _function_values(function: LossFunction, theta: Tensor, batches: list[Batch]) -> Values:
     """A plain function at other points near theta."""
+    theta = theta.double()
     doubled = [cast_like(batch, theta) for batch in batches]
 
     def value(draw: int, chosen: tuple[int, ...]) -> float:
@@ -247,7 +248,8 @@ def _criterion_values(loss: Any, theta: Tensor, batches: list[Batch]) -> Values:
         if others or not floating or any(t.ndim == 0 for t in floating):
             raise ValueError("the outputs hold tensors that cannot be put together")
         shapes.append([t.shape for t in floating])
-        targets.append(cast_like(y, theta))
+        targets.append(cast_like(y, theta.double()))
+    theta = theta.double()
 
     def value(draw: int, chosen: tuple[int, ...]) -> float:
         assert put_back is not None
