@@ -91,7 +91,8 @@ def arguments(x: Any, takes: Signature) -> tuple[tuple[Any, ...], dict[str, Any]
     parameters = takes.parameters.values()
     if isinstance(x, Mapping):
         needed = required_names(takes)
-        if needed and not any(name in x for name in needed):
+        whole = needed and not any(name in x for name in needed)
+        if whole or (len(parameters) == 1 and list(x) != needed):
             return (x,), {}
         by_name = {p.name for p in parameters if p.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)}
         takes_any = any(p.kind is Parameter.VAR_KEYWORD for p in parameters)
@@ -106,7 +107,7 @@ def arguments(x: Any, takes: Signature) -> tuple[tuple[Any, ...], dict[str, Any]
         positional = [p for p in parameters if p.kind in POSITIONAL]
         defaults = [p.default for p in positional[: len(x)]]
         optional = len(positional) >= len(x) > 1 and all(default is None for default in defaults[1:])
-        several = 1 < sum(default is Parameter.empty for default in defaults)
+        several = sum(default is Parameter.empty for default in defaults) > 1
         if several or (optional and len(x) > 1) or any(p.kind is Parameter.VAR_POSITIONAL for p in parameters):
             return tuple(x), {}
     return (x,), {}

@@ -104,7 +104,7 @@ def look_at_function(function: Callable[[Tensor, Any], Tensor], theta: Tensor, b
         repeat = function(leaf.detach().clone(), batch).detach()
         if bool(value.isfinite()) and not _agree(value.detach(), repeat):
             raise HiddenStateError(
-                f"the loss gives another value the second time ({float(value):.6g}, then {float(repeat):.6g}), "
+                f"the loss gives {float(value.detach()):.6g} and then {float(repeat):.6g} at the same place, "
                 "so it is no function of theta alone"
             )
         if watch.sparse:
@@ -136,9 +136,9 @@ def look_at_network(
 ) -> None:
     """Raises HiddenStateError for a network's loss that is no function of theta alone; see the head of this file.
 
-    evaluate: a generator that yields the network's outputs and then the loss, for parameters and buffers by name and a batch.
-    batch: passed on to evaluate. parameters: theta as parameters by name. buffers: copies of the buffers, those of the criterion too. stored: the
-    model's own parameters that theta takes the place of.
+    evaluate: a generator that yields the network's outputs and then the loss, for parameters and buffers by name and a
+        batch. parameters: theta as parameters by name. buffers: copies of the buffers, those of the criterion too.
+    stored: the model's own parameters that theta takes the place of.
     """
     names = {id(p): name for name, p in stored.items()}
 
@@ -266,7 +266,7 @@ def _backward(
     watch = BackwardWatch(is_stored)
     if not value.requires_grad:
         return [None] * len(inputs), watch
-    held = [(parameter, parameter.grad) for parameter in parameters]
+    held = [(parameter, parameter.grad) for parameter in parameters if parameter.is_leaf]
     for parameter, _ in held:
         parameter.grad = None
     try:
@@ -322,8 +322,8 @@ def _independent(fix: str) -> HiddenStateError:
 
 def _run_again(what: str) -> HiddenStateError:
     return HiddenStateError(
-        f"{what} is run again inside the backward pass, at the weights stored in it and not at theta (an adjoint method "
-        "or a checkpoint), so its derivative would be lost; use the ordinary forward pass, such as odeint in place of "
+        f"{what} is run again inside the backward pass, at its stored weights and not at theta (an adjoint method or a "
+        "checkpoint), so its derivative would be lost; use the ordinary forward pass, such as odeint in place of "
         "odeint_adjoint"
     )
 

@@ -180,6 +180,7 @@ def _is_under(name: str, module: str) -> bool:
 
 def _is_selected(name: str, where: Where) -> bool:
     """Whether ``where`` selects the parameter; its prefixes are plain beginnings of names, as in ``str.startswith``."""
+    assert where is not None
     if callable(where):
         return bool(where(name))
     return name.startswith((where,) if isinstance(where, str) else tuple(where))

@@ -56,6 +56,10 @@ class Loss:
         x, y = self.split(batch)
         return self.criterion(self.outputs(theta, x), y)
 
+    def fresh(self) -> "Loss":
+        """The same loss, which has not been looked at yet."""
+        return Loss(self.model, self._criterion, self.layout)
+
     @property
     def has_criterion(self) -> bool:
         """False if the network itself returns its loss."""

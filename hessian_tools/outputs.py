@@ -27,16 +27,16 @@ def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
         return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
     # The outputs of Hugging Face's models are mappings and dataclasses at once; setting an item sets the field, too.
     if isinstance(tree, Mapping) and hasattr(tree, "__setitem__"):
-        changed = copy.copy(tree)
+        changed: Any = copy.copy(tree)
         for name, part in tree.items():
             changed[name] = map_tensors(function, part)
         return changed
     if is_dataclass(tree) and not isinstance(tree, type):
-        changed = copy.copy(tree)
+        copied: Any = copy.copy(tree)
         for field in fields(tree):
             # Not replace(), which would run the checks of __post_init__; and the dataclass may be frozen.
-            object.__setattr__(changed, field.name, map_tensors(function, getattr(tree, field.name)))
-        return changed
+            object.__setattr__(copied, field.name, map_tensors(function, getattr(tree, field.name)))
+        return copied
     return tree
 
 

@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from hessian_tools import HiddenStateError, flatten, hessian, make_loss, stream
-from hessian_tools import first_look
+from hessian_tools import HiddenStateError, first_look, flatten, hessian, make_loss, stream
 from hessian_tools.loss import random_states
 
 

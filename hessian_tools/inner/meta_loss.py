@@ -22,6 +22,7 @@ from hessian_tools.inner.learners import Learner
 from hessian_tools.inner.parameters import further_parameters, network_parameters
 from hessian_tools.inner.shot import L2, Projector, Shot, identity_projector, reference_distance
 from hessian_tools.loss import Batch, Loss, require_network
+from hessian_tools.outputs import tensors_of
 
 # The beginning of the error message for a plain function; see ``require_network``.
 QUERY_OUTPUTS = "this needs the network's outputs on the query set"

@@ -114,13 +114,8 @@ _SECOND_ORDER |= {
 _SECOND_ORDER |= {function: _in_reverse_only(function) for function in _WRONG_FORWARD}
 
 # torch's losses that take weights as tensors, which must have the dtype of the input.
-_WEIGHTED = {
-    getattr(F, name)
-    for name in (
-        "cross_entropy nll_loss binary_cross_entropy binary_cross_entropy_with_logits multi_margin_loss "
-        "multilabel_soft_margin_loss"
-    ).split()
-}
+_WEIGHTED = {F.cross_entropy, F.nll_loss, F.multi_margin_loss, F.multilabel_soft_margin_loss}
+_WEIGHTED |= {F.binary_cross_entropy, F.binary_cross_entropy_with_logits}
 
 _THIRD_ORDER: dict[Any, Callable[..., Any]] = _SECOND_ORDER | {
     F.batch_norm: normalisation.batch_norm,

@@ -17,6 +17,7 @@ from hessian_tools.curvature.objective.objective import Objective
 from hessian_tools.first_look import RECOMPUTED
 from hessian_tools.loss import Loss, LossFunction
 from hessian_tools.outputs import differentiable_part, own_logits
+from hessian_tools.rng import stream
 
 NO_SECOND_DERIVATIVE = "without a second derivative"
 # Operations at which autograd's graph ends although their result depends on theta. The keys are parts of the names of
@@ -157,21 +158,38 @@ def kept_outputs(objective: Objective) -> KeptOutputs:
 
 
 def linear_outputs(loss: Loss, theta: Tensor, batch: Any) -> list[Tensor]:
-    """Those outputs of the network on a batch on which the loss depends linearly, by the criterion's derivatives."""
+    """Those outputs of the network on a batch on which the criterion depends linearly.
+
+    The criterion is judged at random outputs, because at confident predictions a curved one has derivatives that
+    underflow to 0. For a network that returns its loss itself, nothing is judged.
+    """
+    if not loss.has_criterion:
+        return []
     with torch.inference_mode(False), torch.enable_grad():
-        theta = _ordinary(theta.detach()).clone().requires_grad_()
-        factors = _factors(loss, theta, pytree.tree_map_only(Tensor, _ordinary, batch), 1.0)
+        x, y = pytree.tree_map_only(Tensor, _ordinary, loss.split(batch))
+        floating, others, put_back = differentiable_part(loss.outputs(_ordinary(theta.detach()), x))
+        at = [_random_like(t, f"outputs {i}").requires_grad_() for i, t in enumerate(floating)]
+        value = loss.criterion(put_back(at, others), y)
+        if not value.requires_grad:
+            return []
+        slopes = torch.autograd.grad(value, at, create_graph=True, materialize_grads=True)
         found = []
-        for at, slope in zip(factors.at, factors.slope, strict=True):
+        for output, slope in zip(floating, slopes, strict=True):
             if bool((slope == 0).all()) or not bool(slope.isfinite().all()):
                 continue  # the loss does not depend on this output, or nothing is known
-            direction = torch.linspace(-1, 1, slope.numel(), dtype=slope.dtype, device=slope.device).view(slope.shape)
             if slope.requires_grad:
-                curved = torch.autograd.grad(slope, factors.at, direction, retain_graph=True, materialize_grads=True)
+                direction = _random_like(slope, "direction")
+                curved = torch.autograd.grad(slope, at, direction, retain_graph=True, materialize_grads=True)
                 if any(bool((part != 0).any()) for part in curved):
                     continue
-            found.append(at.detach())
+            found.append(output.detach())
     return found
+
+
+def _random_like(tensor: Tensor, name: str) -> Tensor:
+    """Random numbers between 0 and 1, in which a loss of probabilities is defined, too."""
+    numbers = torch.rand(tensor.shape, generator=stream(0, "linear outputs", name), dtype=torch.float64, device="cpu")
+    return numbers.to(tensor)
 
 
 def _factors(loss: Loss, theta: Tensor, batch: Any, weight: float) -> KeptFactors:

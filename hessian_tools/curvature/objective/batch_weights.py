@@ -44,7 +44,7 @@ ELEMENTWISE = {getattr(F, name) for name in _BY_ELEMENTS.split()}
 BY_EXAMPLE = {getattr(F, name) for name in _BY_EXAMPLES.split()}
 MEANS = (torch.mean, Tensor.mean)
 SUMS = (torch.sum, Tensor.sum)
-ADDITIONS = (torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__, Tensor.add_, Tensor.__iadd__)
+ADDITIONS: tuple[Any, ...] = (torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__, Tensor.add_, Tensor.__iadd__)
 ADDITIONS += (torch.sub, Tensor.sub, Tensor.__sub__, Tensor.__rsub__)
 MULTIPLICATIONS = (torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__)
 DIVISIONS = (torch.div, Tensor.div, Tensor.__truediv__)
@@ -158,12 +158,12 @@ def _seen_divisors(loss: LossFunction, theta: Tensor, batches: list[Batch]) -> t
 
     All are ADDS for a loss that sums. Several terms must divide the batches in the same proportions.
     """
-    rows = []
+    rows: list[tuple[Term, ...]] = []
     for batch in batches:
         try:
-            with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-                with Divisors(sums=isinstance(loss, Loss)) as divisors:
-                    value = loss(theta, batch)
+            sums = isinstance(loss, Loss)
+            with torch.enable_grad(), torch.random.fork_rng(devices=[]), Divisors(sums=sums) as divisors:
+                value = loss(theta, batch)
         except RuntimeError:
             return None
         terms = divisors.of(value)
@@ -187,10 +187,10 @@ def _of_loss(func: Any, option: dict[str, Any]) -> float | None:
         return None  # options that torch has deprecated
     if reduction == "sum":
         return ADDS
-    x = option.get("input", option.get("input1", option.get("log_probs", option.get("anchor"))))
+    x: Tensor = option.get("input", option.get("input1", option.get("log_probs", option.get("anchor"))))  # type: ignore[assignment]
     if reduction == "batchmean":
         return float(x.shape[0])
-    if reduction != "mean" or not isinstance(x, Tensor):
+    if reduction != "mean":
         return None
     if func in (F.cross_entropy, F.nll_loss):
         target, classes = option["target"], x.shape[1 if x.ndim > 1 else 0]
@@ -201,8 +201,8 @@ def _of_loss(func: Any, option: dict[str, Any]) -> float | None:
             return float(counted.sum())
         return float(option["weight"].double()[target[counted]].sum())
     if func in ELEMENTWISE:
-        target = option.get("target", option.get("input2"))
-        return float(math.prod(torch.broadcast_shapes(x.shape, target.shape)))
+        other: Tensor = option["target"] if "target" in option else option["input2"]
+        return float(math.prod(torch.broadcast_shapes(x.shape, other.shape)))
     return float(x.shape[1] if func is F.ctc_loss and x.ndim == 3 else x.shape[0])
 
 

@@ -45,9 +45,11 @@ def gauss_newton_product(
 
     J is the Jacobian of the network's outputs, and B the Hessian of the criterion in the outputs.
     """
+    if not loss.has_criterion:
+        raise RuntimeError("the network computes its loss itself, so its Gauss-Newton matrix needs route='kept'")
     x, y = loss.split(batch)
     network = DifferentiableOutputs(loss, x)
-    outputs, pull, others = vjp(network, theta, has_aux=True)
+    outputs, pull, others = vjp(network, theta, has_aux=True)  # type: ignore[misc]
     tangent = jvp(network, (theta,), (v,), has_aux=True)[1]
     return pull(criterion_at(loss, outputs, lambda floating: network.put_back(floating, others), y)(tangent))[0]
 

@@ -19,7 +19,6 @@ from hessian_tools.curvature.objective.validation import objective_at
 from hessian_tools.curvature.operators.loss_operator import LossOperator
 from hessian_tools.loss import Batch, Loss
 
-
 # Outputs are taken for log-probabilities if the logarithm of the sum of their exponentials is below this.
 SUM_OF_PROBABILITIES = 1e-4
 
@@ -43,7 +42,7 @@ def factors_at(
         )
     x, y = loss.split(batch)
     network = DifferentiableOutputs(loss, x)
-    leaves, pull, others = vjp(network, theta, has_aux=True)
+    leaves, pull, others = vjp(network, theta, has_aux=True)  # type: ignore[misc]
     curve = criterion_at(loss, leaves, lambda floating: network.put_back(floating, others), y)
     sizes = [leaf.numel() for leaf in leaves]
 
