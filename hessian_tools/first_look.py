@@ -29,6 +29,8 @@ REORDERING_EPS = 1e3
 # The words of the error for networks with torch.utils.checkpoint. It runs the network again in the backward pass, but
 # with the parameters stored in the module instead of theta, so it cannot be allowed.
 RECOMPUTED = "saved tensor hooks of torch.utils.checkpoint"
+# The beginning of the names of the criterion's buffers, among those of the model.
+CRITERION = "<criterion>."
 SPARSE = (
     "an embedding with sparse=True has no second derivative in torch: use sparse=False, which gives the same numbers"
 )
@@ -101,7 +103,7 @@ def look_at_function(function: Callable[[Tensor, Any], Tensor], theta: Tensor, b
             )
         if not isinstance(value, Tensor) or value.ndim != 0 or not value.is_floating_point():
             return
-        repeat = function(leaf.detach().clone(), batch).detach()
+        repeat = function(theta.detach().clone().requires_grad_(), batch).detach()
         if bool(value.isfinite()) and not _agree(value.detach(), repeat):
             raise HiddenStateError(
                 f"the loss gives {float(value.detach()):.6g} and then {float(repeat):.6g} at the same place, "
@@ -178,7 +180,7 @@ def look_at_network(
             )
         # Losses alone would not be enough: batch statistics that are tracked in training mode move, while the loss
         # repeats to the last bit. Outputs that are not finite are not compared: a NaN in them differs from itself.
-        again = evaluate(parameters(start), fresh, batch)
+        again = evaluate(parameters(start.requires_grad_()), fresh, batch)
         first, second = ([t.detach() for t in tensors_of(o)] for o in (outputs, next(again)))
         if not _repeat(first, second) and all(t.isfinite().all() for t in first):
             raise _hidden_state(model, "", "gives another output the second time")
@@ -219,6 +221,12 @@ def look_at_network(
             f"{next(n for n, g in zip(pieces, gradients, strict=True) if g is None)!r}; measure the network before it "
             "was quantised, or leave that parameter out with flatten(model, where=...)"
         )
+
+
+def value_of(loss: Callable[[Tensor, Any], Tensor], theta: Tensor, batch: Any) -> Tensor:
+    """The loss without a graph, also where it differentiates by theta inside itself."""
+    with torch.enable_grad():
+        return loss(theta.detach().clone().requires_grad_(), batch).detach()
 
 
 def all_random_states(device: torch.device) -> list[Any]:
@@ -330,8 +338,8 @@ def _run_again(what: str) -> HiddenStateError:
 
 def _hidden_state(model: nn.Module, name: str, what: str) -> HiddenStateError:
     """The error for a network whose module ``name`` does ``what``; "" is the network itself."""
-    if name.startswith("criterion."):
-        return HiddenStateError(f"the {name.partition('.')[0]} {what}, so the loss is no function of the parameters")
+    if name == CRITERION.removesuffix("."):
+        return HiddenStateError(f"the criterion {what}, so the loss is no function of the parameters")
     module = model.get_submodule(name)
     where = f"module {name!r} ({type(module).__name__})" if name else f"the network ({type(module).__name__})"
     if isinstance(module, nn.modules.batchnorm._BatchNorm):

@@ -6,6 +6,7 @@ with a HiddenStateError, which names the module (:mod:`hessian_tools.first_look`
 """
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from hessian_tools.batches import Batch, arguments, cast_like, refuse_unusable, signature_of, split_batch
-from hessian_tools.first_look import HiddenStateError, look_at_network, random_states, same_tensors
+from hessian_tools.first_look import CRITERION, HiddenStateError, look_at_network, random_states, same_tensors
 from hessian_tools.layout import ParamLayout, flatten, unwrapped
 from hessian_tools.outputs import own_loss, tensors_of
 from hessian_tools.torch_fixes.function_modes import TwiceDifferentiable
@@ -47,6 +48,7 @@ class Loss:
         self._takes = signature_of(model)
         named = dict(model.named_parameters())
         self._dtypes = {named[name].dtype for name in layout.names}
+        self._has_compiled_parts = any(hasattr(module, "_orig_mod") for module in model.modules())
         self._cast: dict[str, tuple[Hashable, Tensor]] = {}  # frozen weights of low precision, cast once
         self._checked: set[tuple[bool, ...]] = set()  # modes (train, eval) without hidden state
         self._plain: set[Hashable] = set()  # kinds of passes that need no replaced operation
@@ -90,7 +92,7 @@ class Loss:
         positional, by_name = arguments(x, self._takes)
         modes = tuple(module.training for module in self.model.modules())
         return self._twice_differentiable(
-            (modes, *_shapes(x)), lambda: functional_call(self.model, tensors, positional, by_name)
+            (modes, like.dtype, *_shapes(x)), lambda: self._call(tensors, positional, by_name)
         )
 
     def criterion(self, outputs: Any, y: Any) -> Float[Tensor, ""]:
@@ -106,7 +108,7 @@ class Loss:
         else:
             like = next((t for t in tensors if t.is_floating_point()), tensors[0])
             y, function = cast_like(y, like), _criterion_like(self._criterion, like)
-            value = self._twice_differentiable(_shapes((outputs, y)), lambda: function(outputs, y))
+            value = self._twice_differentiable((like.dtype, *_shapes((outputs, y))), lambda: function(outputs, y))
         if not isinstance(value, Tensor) or value.ndim != 0:
             kind = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
             raise ValueError(
@@ -141,19 +143,28 @@ class Loss:
         """First the outputs and then the loss, at parameters and buffers given by name; buffers may be changed."""
         like = next(iter(parameters.values()))
         x, y = self.split(batch)
-        own = {name: b for name, b in buffers.items() if not name.startswith("criterion.")}
+        own = {name: b for name, b in buffers.items() if not name.startswith(CRITERION)}
         positional, by_name = arguments(cast_like(x, like), self._takes)
         with TwiceDifferentiable():
-            outputs = functional_call(self.model, self._tensors(parameters, like) | own, positional, by_name)
+            outputs = self._call(self._tensors(parameters, like) | own, positional, by_name)
         yield outputs
         if not isinstance(self._criterion, nn.Module):
             yield self.criterion(outputs, y)
             return
         y = cast_like(y, next((t for t in tensors_of(outputs) if t.is_floating_point()), like))
         held = {name: p.detach() for name, p in self._criterion.named_parameters()}
-        held |= {name.removeprefix("criterion."): b for name, b in buffers.items() if name not in own}
+        held |= {name.removeprefix(CRITERION): b for name, b in buffers.items() if name not in own}
         with TwiceDifferentiable():
-            yield functional_call(self._criterion, cast_like(held, like), (outputs, y))
+            value = functional_call(self._criterion, cast_like(held, like), (outputs, y))
+        yield value
+
+    def _call(self, tensors: dict[str, Tensor], positional: tuple[Any, ...], by_name: dict[str, Any]) -> Any:
+        """The model's outputs with these parameters and buffers; parts made by ``torch.compile`` run as ordinary code.
+
+        Compiled code has no second derivative.
+        """
+        with torch.compiler.set_stance("force_eager") if self._has_compiled_parts else nullcontext():
+            return functional_call(self.model, tensors, positional, by_name)
 
     def _twice_differentiable(self, kind: Hashable, function: Callable[[], Any]) -> Any:
         """The result of the function, in which operations that torch differentiates wrongly are replaced.
@@ -173,7 +184,7 @@ class Loss:
         """Copies of the buffers of model and criterion, as a forward pass at ``like`` sees them."""
         named = dict(self.model.named_buffers())
         if isinstance(self._criterion, nn.Module):
-            named |= {f"criterion.{name}": buffer for name, buffer in self._criterion.named_buffers()}
+            named |= {f"{CRITERION}{name}": buffer for name, buffer in self._criterion.named_buffers()}
         return {name: cast_like(b.detach().clone(), like) for name, b in named.items()}
 
     def _tensors(self, moved: Mapping[str, Tensor], like: Tensor) -> dict[str, Tensor]:

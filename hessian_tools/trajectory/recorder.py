@@ -56,10 +56,14 @@ def trajectory_from(
     # Checks the loss and the batches once, and weighs several batches.
     objective = objective_at(loss, thetas, support, shared=True, weights="size")
     gradients, values = zip(*[_gradient_and_values(objective, theta) for theta in thetas], strict=True)
-    with torch.no_grad():
+    with torch.inference_mode(False), torch.enable_grad():
         if query is not None:
             objective = objective_at(loss, thetas, query, shared=True, weights="size")
-        on_query = None if query is None else [_values(objective, theta) for theta in thetas]
+        on_query = (
+            None
+            if query is None
+            else [_detached(_values(objective, theta.clone().requires_grad_())) for theta in thetas]
+        )
         return trajectory_of_points(thetas, torch.stack(gradients), values, on_query, save, foreign_steps=True)
 
 

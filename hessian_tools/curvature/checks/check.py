@@ -21,6 +21,7 @@ from hessian_tools.curvature.operators.gauss_newton import GaussNewton
 from hessian_tools.curvature.operators.loss_operator import LossOperator
 from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.curvature.operators.terms import leaves, magnitude, rebuilt, terms
+from hessian_tools.first_look import value_of
 from hessian_tools.loss import HiddenStateError, Loss, cast_like, random_states, same_tensors
 from hessian_tools.progress import Progress, ProgressCounter
 from hessian_tools.rng import stream
@@ -162,8 +163,7 @@ def _finite(H: Operator) -> Bool[Tensor, " point"]:
     finite = torch.ones(H.num_points or 1, dtype=torch.bool, device="cpu")
     for objective in (leaf.objective for leaf in leaves(H) if isinstance(leaf, LossOperator)):
         for point, theta in enumerate(objective.thetas):
-            with torch.no_grad():
-                values = [float(objective.loss(theta, batch).detach()) for batch in objective.batches_at(point)]
+            values = [float(value_of(objective.loss, theta, batch)) for batch in objective.batches_at(point)]
             finite[point] &= all(isfinite(value) for value in values)
     return finite
 
@@ -190,9 +190,9 @@ def _state_of_loss(objective: Objective) -> Finding:
             loss.fresh().refuse_hidden_state(theta, batch)
         except HiddenStateError as error:
             return Finding("state", False, nan, 0.0, str(error))
-    with torch.enable_grad(), torch.random.fork_rng(devices=[theta.device] if theta.is_cuda else []):
+    with torch.random.fork_rng(devices=[theta.device] if theta.is_cuda else []):
         before = random_states(theta.device)
-        first, second = (float(loss(theta, batch).detach()) for _ in range(2))
+        first, second = (float(value_of(loss, theta, batch)) for _ in range(2))
         drew = not same_tensors(before, random_states(theta.device))
     allowed = REPEATED_LOSS * torch.finfo(theta.dtype).eps * abs(first)
     change = abs(second - first)

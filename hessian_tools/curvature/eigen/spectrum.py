@@ -171,6 +171,11 @@ def gauss_newton_spectrum(
     G = gauss_newton(
         loss, thetas, batch, shared=shared, weights=weights, chunk=chunk, batching=batching, max_memory=max_memory
     )
+    if not loss.has_criterion:
+        raise ValueError(
+            "the spectrum from outputs needs the criterion, but the network computes its loss itself; use "
+            "spectrum(gauss_newton(...)), or give the criterion: ht.make_loss(model, criterion)"
+        )
     if not has_gram_matrix(G):
         raise ValueError("spectra of ragged batches differ in length; compute the points of each batch size separately")
     return _assembled(G, [gram_points(G, vectors=vectors)])

@@ -50,7 +50,7 @@ MULTIPLICATIONS = (torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__)
 DIVISIONS = (torch.div, Tensor.div, Tensor.__truediv__)
 UNCHANGED = (Tensor.float, Tensor.double, Tensor.to, Tensor.contiguous, Tensor.squeeze)
 # The divisor of a sum: the weights of batches whose values add up are all one.
-ADDS = 0.0
+ADDS = -1.0
 # A term of a loss: its divisor, and the number by which it is multiplied.
 Term = tuple[float, float]
 
@@ -132,13 +132,15 @@ def batch_weights(loss: LossFunction, thetas: Tensor, batches: Sequence[Batch], 
 
 def _weights_at(loss: LossFunction, theta: Tensor, batches: list[Batch]) -> tuple[float, ...]:
     seen, ratios = _seen_divisors(loss, theta, batches), _computed_ratios(loss, theta, batches)
+    if seen is not None and 0.0 in seen:
+        raise ValueError(f"batch {seen.index(0.0)} has no label that counts, so its loss is 0 / 0; leave it out")
     if ratios is None:
         ratios = seen
-    elif seen is not None and all(
-        abs(divisor / seen[0] - ratio) <= SAME_DIVISOR * ratio for divisor, ratio in zip(seen, ratios, strict=True)
-    ):
-        ratios = seen  # whole numbers that were seen have no rounding error, which computed ones have
-    if ratios is None:
+    elif seen is not None and ratios and ADDS not in seen:
+        pairs = zip(seen, ratios, strict=True)
+        if all(abs(divisor / seen[0] - ratio) <= SAME_DIVISOR * ratio for divisor, ratio in pairs):
+            ratios = seen  # whole numbers that were seen have no rounding error, which computed ones have
+    if not ratios:
         shapes = [[tuple(t.shape) for t in tensors_of(batch)] for batch in batches]
         if any(shape != shapes[0] for shape in shapes) or not shapes[0]:
             raise ValueError(
@@ -149,7 +151,9 @@ def _weights_at(loss: LossFunction, theta: Tensor, batches: list[Batch]) -> tupl
     if all(ratio == ADDS for ratio in ratios):
         return (1.0,) * len(batches)
     if not all(math.isfinite(ratio) and ratio > 0 for ratio in ratios):
-        raise ValueError(f"the criterion divides the batches by {list(ratios)}; leave out batches without any label")
+        raise ValueError(
+            f"the criterion divides the batches by numbers in the proportion {list(ratios)}; give weights="
+        )
     return tuple(ratio / sum(ratios) for ratio in ratios)
 
 
@@ -212,9 +216,10 @@ Values = Callable[[int, tuple[int, ...]], float]
 
 
 def _computed_ratios(loss: LossFunction, theta: Tensor, batches: list[Batch]) -> tuple[float, ...] | None:
-    """The divisor of each batch in units of the first one's, from batches put together; None where that fails.
+    """The divisor of each batch in units of the first one's, from batches put together.
 
-    All are ADDS for a loss that sums.
+    All are ADDS for a loss that sums. It is empty for a loss that divides by no number of a batch, and None where
+    batches cannot be put together.
     """
     try:
         with torch.enable_grad(), torch.random.fork_rng(devices=[]):
@@ -271,7 +276,8 @@ def _joined(*leaves: Any) -> Any:
     return torch.cat(leaves) if isinstance(leaves[0], Tensor) and leaves[0].ndim > 0 else leaves[0]
 
 
-def _ratios(value: Values, count: int) -> tuple[float, ...] | None:
+def _ratios(value: Values, count: int) -> tuple[float, ...]:
+    """The ratios of divisors; empty if they differ between random outputs."""
     value, ratios = cache(value), [1.0]
     for other in range(1, count):
         found = []
@@ -284,10 +290,10 @@ def _ratios(value: Values, count: int) -> tuple[float, ...] | None:
             else:
                 found.append((first - both) / (both - second))
         if not all(math.isfinite(ratio) for ratio in found) or abs(found[0] - found[1]) > SAME_RATIO * abs(found[0]):
-            return None
+            return ()
         ratios.append(found[0])
     if any(ratio == ADDS for ratio in ratios[1:]):
-        return (ADDS,) * count if all(ratio == ADDS for ratio in ratios[1:]) else None
+        return (ADDS,) * count if all(ratio == ADDS for ratio in ratios[1:]) else ()
     return tuple(ratios)
 
 
