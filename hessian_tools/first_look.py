@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hessian_tools.outputs import tensors_of
+from hessian_tools.torch_fixes.precision import full_precision
 
 # A GPU may add in another order in a second pass. The outputs of two passes count as equal if they differ by at most
 # this many machine epsilons of the largest output.
@@ -79,6 +80,7 @@ class BackwardWatch(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@full_precision
 def look_at_function(function: Callable[[Tensor, Any], Tensor], theta: Tensor, batch: Any) -> None:
     """Raises HiddenStateError for a plain function that is none of theta alone; see the head of this file.
 
@@ -127,6 +129,7 @@ def look_at_function(function: Callable[[Tensor, Any], Tensor], theta: Tensor, b
             )
 
 
+@full_precision
 def look_at_network(
     evaluate: Callable[[Mapping[str, Tensor], Mapping[str, Tensor], Any], Iterator[Any]],
     batch: Any,

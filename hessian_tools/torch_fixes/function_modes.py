@@ -98,8 +98,8 @@ _WRONG_FORWARD = [function for function in _WRONG_THIRD if function is not torch
 # The functions and methods of torch that are replaced by the function of the same name in ``operations``. Methods are
 # listed too, because a mode receives torch.Tensor.det, for example, as another object than torch.det.
 _REPLACED: dict[Any, str] = {
-    torch: "prelu conv_tbc cdist pdist ldexp cholesky_inverse det slogdet logdet",
-    torch.Tensor: "prelu ldexp cholesky_inverse det slogdet logdet",
+    torch: "prelu conv_tbc cdist pdist ldexp cholesky_inverse det slogdet logdet triangular_solve",
+    torch.Tensor: "prelu ldexp cholesky_inverse det slogdet logdet triangular_solve",
     torch.linalg: "solve solve_ex det slogdet",
     F: "hardsigmoid rrelu glu embedding_bag mse_loss huber_loss soft_margin_loss",
 }

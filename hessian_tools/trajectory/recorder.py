@@ -59,12 +59,11 @@ def trajectory_from(
     with torch.inference_mode(False), torch.enable_grad():
         if query is not None:
             objective = objective_at(loss, thetas, query, shared=True, weights="size")
-        on_query = (
-            None
-            if query is None
-            else [_detached(_values(objective, theta.clone().requires_grad_())) for theta in thetas]
-        )
-        return trajectory_of_points(thetas, torch.stack(gradients), values, on_query, save, foreign_steps=True)
+        on_query = []
+        for theta in thetas if query is not None else []:
+            value, share = _values(objective, theta.clone().requires_grad_())
+            on_query.append((value.detach(), share.detach()))
+        return trajectory_of_points(thetas, torch.stack(gradients), values, on_query or None, save, foreign_steps=True)
 
 
 class Recorder:

@@ -18,6 +18,7 @@ from hessian_tools.first_look import RECOMPUTED
 from hessian_tools.loss import Loss, LossFunction
 from hessian_tools.outputs import differentiable_part, own_logits
 from hessian_tools.rng import stream
+from hessian_tools.torch_fixes.precision import full_precision
 
 NO_SECOND_DERIVATIVE = "without a second derivative"
 # Operations at which autograd's graph ends although their result depends on theta. The keys are parts of the names of
@@ -157,6 +158,7 @@ def kept_outputs(objective: Objective) -> KeptOutputs:
     return KeptOutputs(tuple(thetas), tuple(factors))
 
 
+@full_precision
 def linear_outputs(loss: Loss, theta: Tensor, batch: Any) -> list[Tensor]:
     """Those outputs of the network on a batch on which the criterion depends linearly.
 

@@ -29,6 +29,7 @@ from hessian_tools.curvature.objective.indexing import at_points
 from hessian_tools.loss import Batch, Loss, LossFunction
 from hessian_tools.outputs import differentiable_part, tensors_of
 from hessian_tools.rng import stream
+from hessian_tools.torch_fixes.precision import full_precision
 
 # Two ratios of divisors, from different random outputs in float64, agree to this fraction.
 SAME_RATIO = 1e-7
@@ -103,6 +104,7 @@ class Divisors(TorchFunctionMode):
         return ()
 
 
+@full_precision
 def batch_weights(loss: LossFunction, thetas: Tensor, batches: Sequence[Batch], *, shared: bool) -> tuple[float, ...]:
     """The weights with which the loss of several batches is that of all their data at once.
 
@@ -151,9 +153,7 @@ def _weights_at(loss: LossFunction, theta: Tensor, batches: list[Batch]) -> tupl
     if all(ratio == ADDS for ratio in ratios):
         return (1.0,) * len(batches)
     if not all(math.isfinite(ratio) and ratio > 0 for ratio in ratios):
-        raise ValueError(
-            f"the criterion divides the batches by numbers in the proportion {list(ratios)}; give weights="
-        )
+        raise ValueError(f"the criterion divides the batches in the proportion {list(ratios)}; give weights=")
     return tuple(ratio / sum(ratios) for ratio in ratios)
 
 
