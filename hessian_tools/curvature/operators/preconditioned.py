@@ -65,10 +65,8 @@ def preconditioned(
     tensor([[2., 0.],
             [0., 3.]])
     """
-    if isinstance(preconditioner, Optimizer):
-        diagonal = _diagonal(H, preconditioner, model)
-    else:
-        diagonal = preconditioner
+    given = preconditioner
+    diagonal = _diagonal(H, given, model) if isinstance(given, Optimizer) else given
     if diagonal.shape != (H.num_params,) or not bool((diagonal > 0).all()):
         raise ValueError(
             f"the preconditioner has shape {tuple(diagonal.shape)} and its least entry is {float(diagonal.min()):.3g}; "

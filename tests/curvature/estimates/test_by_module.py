@@ -33,6 +33,7 @@ def network() -> nn.Module:
     return ht.seeded(lambda: nn.Sequential(nn.Linear(4, 4), Nested()), seed=0).double()
 
 
+@pytest.mark.slow
 def test_the_estimates_are_unbiased_and_their_errors_are_those_of_many_repetitions() -> None:
     """Over 300 sets of probes: means within 4 standard errors, and the mean squared error equal to the variance."""
     H = ht.hessian_of(network(), F.cross_entropy, (X, Y))
@@ -51,7 +52,7 @@ def test_the_estimates_are_unbiased_and_their_errors_are_those_of_many_repetitio
         errors = torch.stack([getattr(result, f"{name}_stderr") for result in results])
         assert ((values.mean(0) - exact).abs() < 4 * values.std(0) / 300**0.5).all()
         ratio = (errors**2).mean(0) / values.var(0)
-        assert ((ratio > 0.75) & (ratio < 1.5)).all()
+        assert ((ratio > 0.75) & (ratio < 1.35)).all()
 
 
 def test_many_points_and_blocks_have_modules_too() -> None:
@@ -68,8 +69,8 @@ def test_many_points_and_blocks_have_modules_too() -> None:
     assert len(table) == 4
     assert table[3].startswith("1.inside") and "±" in table[3]
     assert "1.inside" in one._repr_html_() and one._repr_html_().count("<svg") == 3
-    with pytest.raises(ValueError, match="3 or more"):
-        ht.by_module(ht.hessian(loss, theta, (X, Y)), num_probes=2)
+    with pytest.raises(ValueError, match="4 or more"):
+        ht.by_module(ht.hessian(loss, theta, (X, Y)), num_probes=3)
     with pytest.raises(ValueError, match="have no names"):
         ht.by_module(ht.hessian(lambda t, _: (t**2).sum(), theta, None))
 
@@ -145,7 +146,8 @@ def test_curvature_in_the_metric_of_an_optimiser(name: str) -> None:
     expected = scale[:, None] * H.to_dense() * scale
     P = ht.preconditioned(H, optimiser)
     close(P.to_dense(), expected)
-    close(ht.top_eigenpairs(P, k=1, rtol=1e-9).values[0], max(torch.linalg.eigvalsh(expected), key=abs), rtol=1e-8)
+    top = float(max(torch.linalg.eigvalsh(expected), key=abs))
+    assert float(ht.top_eigenpairs(P, k=1, rtol=1e-9).values[0]) == pytest.approx(top, rel=1e-8)
     close(ht.preconditioned(H, denominator(torch.stack(gradients))).to_dense(), expected)
     assert P.layout == H.layout
     assert ht.check_operator(P).ok
