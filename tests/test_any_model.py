@@ -587,3 +587,18 @@ def test_the_padding_row_of_an_embedding_is_a_constant_in_every_mode(padding: in
     with pytest.raises(ValueError, match="scale_grad_by_freq=True has a gradient that is no derivative"):
         scaled = nn.Sequential(nn.Embedding(7, 3, scale_grad_by_freq=True), nn.Flatten(), nn.Linear(12, 2)).double()
         ht.hessian_of(scaled, F.cross_entropy, (x, y))
+
+
+def test_several_mappings_are_the_loss_of_all_their_labels() -> None:
+    first, second = BATCH, sentences([4, 1, 3], name="second")
+    both = {name: torch.cat([first[name], second[name]]) for name in first}
+    for criterion in (None, next_token):
+        model = language()
+        expected = ht.hessian_of(model, criterion, both).to_dense()
+        close(ht.hessian_of(model, criterion, [first, UserDict(second)]).to_dense(), expected)
+    loss = ht.make_loss(language())
+    theta = ht.flatten(language())[0]
+    close(
+        ht.gauss_newton(loss, theta, [first, second]).to_dense(),
+        ht.gauss_newton(loss, theta, both).to_dense(),
+    )
