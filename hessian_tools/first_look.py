@@ -33,6 +33,10 @@ RECOMPUTED = "saved tensor hooks of torch.utils.checkpoint"
 # The beginning of the names of the criterion's buffers, among those of the model.
 CRITERION = "<criterion>."
 SCALED = "an embedding with scale_grad_by_freq=True has a gradient that is no derivative of its loss; use False"
+HOOKED = (
+    "a hook on a tensor changes its gradient in the backward pass, so the gradient is no derivative of the loss, and "
+    "the hook itself is not differentiated; remove it, or write its effect into the forward pass"
+)
 SPARSE = (
     "an embedding with sparse=True has no second derivative in torch: use sparse=False, which gives the same numbers"
 )
@@ -47,16 +51,19 @@ class Watch(TorchFunctionMode):
 
     is_stored: whether a tensor is such a parameter. used: the first one. Reading its shape or detaching it does not
     count. sparse, scaled: whether an embedding has been called whose gradients are sparse, or scaled by frequency.
+    hooked: whether a hook on a tensor has changed a gradient.
     """
 
     def __init__(self, is_stored: Callable[[Any], bool]) -> None:
         super().__init__()
         self.is_stored = is_stored
         self.used: Tensor | None = None
-        self.sparse = self.scaled = False
+        self.sparse = self.scaled = self.hooked = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Calls the function, and notes a stored parameter among its arguments."""
+        if func is Tensor.register_hook:
+            args, kwargs = (args[0], self._noted(*args[1:], **(kwargs or {}))), {}
         result = func(*args, **(kwargs or {}))
         if func in (F.embedding, F.embedding_bag):
             call = signature(func).bind(*args, **(kwargs or {})).arguments
@@ -66,6 +73,16 @@ class Watch(TorchFunctionMode):
         if self.used is None and isinstance(result, Tensor) and result.requires_grad:
             self.used = next((leaf for leaf in pytree.tree_leaves((args, kwargs)) if self.is_stored(leaf)), None)
         return result
+
+    def _noted(self, hook: Callable[[Tensor], Tensor | None]) -> Callable[[Tensor], Tensor | None]:
+        """The hook of a tensor, which notes if it changes the gradient."""
+
+        def noting(gradient: Tensor) -> Tensor | None:
+            changed = hook(gradient)
+            self.hooked |= changed is not None and not torch.equal(changed, gradient)
+            return changed
+
+        return noting
 
 
 class BackwardWatch(TorchDispatchMode):
@@ -126,6 +143,8 @@ def look_at_function(function: Callable[[Tensor, Any], Tensor], theta: Tensor, b
         gradient, backward = _backward(value, [leaf], is_stored, [])
         if gradient is None:
             return
+        if watch.hooked:
+            raise HiddenStateError(HOOKED)
         if backward.used is not None:
             raise _run_again("a module")
         if gradient[0] is None:
@@ -220,6 +239,8 @@ def look_at_network(
             "its derivative would be missing; let the forward pass read self's parameters when it is called, and the "
             "criterion only outputs and targets"
         )
+    if watch.hooked:
+        raise HiddenStateError(HOOKED)
     if backward.used is not None:
         raise _run_again(f"the module of {names[id(backward.used)]!r}")
     if gradients is None:

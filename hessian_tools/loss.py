@@ -124,7 +124,9 @@ class Loss:
         is stored in the model instead, and if a module is run again inside the backward pass. The look costs two
         passes and one backward pass. It is made once for each combination of modes (train, eval) of the modules.
         """
-        modes = tuple(module.training for module in self.model.modules())
+        modules = [*self.model.modules()]
+        modules += [*self._criterion.modules()] if isinstance(self._criterion, nn.Module) else []
+        modes = tuple(module.training for module in modules)
         if modes in self._checked:
             return
         named = dict(self.model.named_parameters())

@@ -182,9 +182,8 @@ def test_a_loss_without_labels_or_logits_is_refused_in_a_sentence() -> None:
             return {"a": self.a(x), "b": self.b(x), "loss": (self.a(x).sum() * self.b(x).sum()) ** 2}
 
     unnamed = Unnamed().double()
-    G = ht.gauss_newton(ht.make_loss(unnamed), ht.flatten(unnamed)[0], X)
-    with pytest.raises((ValueError, RuntimeError), match="names no logits"):
-        G.mv(ht.flatten(unnamed)[0])
+    with pytest.raises(ValueError, match="names no logits"):
+        ht.gauss_newton(ht.make_loss(unnamed), ht.flatten(unnamed)[0], X)
     with pytest.raises(ValueError, match="needs the criterion"):
         ht.gauss_newton_spectrum(ht.make_loss(model), theta, BATCH)
 

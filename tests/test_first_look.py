@@ -358,3 +358,61 @@ def test_gauss_newton_warns_of_a_criterion_that_is_linear_in_the_outputs(name: s
     assert G.mv(theta).norm() == 0
     with pytest.warns(UserWarning, match=words):
         ht.gauss_newton_spectrum(loss, theta, (X, Y))
+
+
+def test_gauss_newton_warns_of_a_linear_loss_inside_a_model() -> None:
+    class Classifier(nn.Module):
+        def __init__(self, criterion: Any) -> None:
+            super().__init__()
+            self.body, self.criterion = network(), criterion
+
+        def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+            logits = self.body(x) if self.criterion is F.cross_entropy else F.log_softmax(self.body(x), 1)
+            return {"logits": logits, "loss": self.criterion(logits, labels)}
+
+    for criterion in (F.cross_entropy, F.nll_loss):
+        model = Classifier(criterion)
+        theta, loss, batch = ht.flatten(model)[0], ht.make_loss(model), {"x": X, "labels": Y}
+        if criterion is F.cross_entropy:
+            assert ht.gauss_newton(loss, theta, batch).mv(theta).norm() > 0
+            continue
+        with pytest.warns(UserWarning, match="leave LogSoftmax out"):
+            ht.gauss_newton(loss, theta, batch)
+
+
+class Hooked(nn.Module):
+    """A gradient hook, as models with implicit derivatives and clipped gradients have."""
+
+    def __init__(self, hook: Callable[[Tensor], Tensor | None]) -> None:
+        super().__init__()
+        self.body, self.hook = network(), hook
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.body(x)
+        if out.requires_grad:
+            out.register_hook(self.hook)
+        return out
+
+
+def test_a_hook_that_changes_a_gradient_is_refused_and_one_that_looks_is_not() -> None:
+    refused(Hooked(lambda g: 2 * g), F.cross_entropy, "a hook on a tensor changes its gradient")
+    refused(Hooked(lambda g: g.clamp(-0.01, 0.01)), F.cross_entropy, "a hook on a tensor changes its gradient")
+    seen: list[float] = []
+    watched = Hooked(lambda g: seen.append(float(g.detach().norm())))
+    H = ht.hessian_of(watched, F.cross_entropy, (X, Y), route="kept")
+    close(H.to_dense(), ht.hessian_of(watched.body, F.cross_entropy, (X, Y)).to_dense())
+    assert seen
+
+
+def test_a_criterion_in_another_mode_is_looked_at_again() -> None:
+    class Noisy(nn.Module):
+        def forward(self, out: Tensor, y: Tensor) -> Tensor:
+            return F.cross_entropy(out + torch.randn_like(out) if self.training else out, y)
+
+    criterion, model = Noisy().eval(), network()
+    theta, layout = ht.flatten(model)
+    loss = ht.make_loss(model, criterion, layout)
+    ht.hessian(loss, theta, (X, Y))
+    criterion.train()
+    with pytest.raises(HiddenStateError, match="criterion draws random numbers"):
+        ht.hessian(loss, theta, (X, Y))

@@ -21,6 +21,8 @@ from hessian_tools.rng import stream
 from hessian_tools.torch_fixes.precision import full_precision
 
 NO_SECOND_DERIVATIVE = "without a second derivative"
+# Outputs are taken for log-probabilities if the logarithm of the sum of their exponentials is below this.
+SUM_OF_PROBABILITIES = 1e-4
 # Operations at which autograd's graph ends although their result depends on theta. The keys are parts of the names of
 # their nodes, the values describe them in messages.
 GRAPH_ENDS = {
@@ -163,20 +165,25 @@ def linear_outputs(loss: Loss, theta: Tensor, batch: Any) -> list[Tensor]:
     """Those outputs of the network on a batch on which the criterion depends linearly.
 
     The criterion is judged at random outputs, because at confident predictions a curved one has derivatives that
-    underflow to 0. For a network that returns its loss itself, nothing is judged.
+    underflow to 0. The loss inside a network can only be judged at its own outputs; they count if they are
+    log-probabilities.
     """
-    if not loss.has_criterion:
-        return []
     with torch.inference_mode(False), torch.enable_grad():
         x, y = pytree.tree_map_only(Tensor, _ordinary, loss.split(batch))
-        floating, others, put_back = differentiable_part(loss.outputs(_ordinary(theta.detach()), x))
-        at = [_random_like(t, f"outputs {i}").requires_grad_() for i, t in enumerate(floating)]
-        value = loss.criterion(put_back(at, others), y)
+        theta = _ordinary(theta.detach())
+        if loss.has_criterion:
+            outputs, others, put_back = differentiable_part(loss.outputs(theta, x))
+            at = [_random_like(t, f"outputs {i}").requires_grad_() for i, t in enumerate(outputs)]
+            value = loss.criterion(put_back(at, others), y)
+        else:
+            everything = loss.outputs(theta.clone().requires_grad_(), x)
+            outputs = at = own_logits(everything)
+            value = loss.criterion(everything, y)
         if not value.requires_grad:
             return []
         slopes = torch.autograd.grad(value, at, create_graph=True, materialize_grads=True)
         found = []
-        for output, slope in zip(floating, slopes, strict=True):
+        for output, slope in zip(outputs, slopes, strict=True):
             if bool((slope == 0).all()) or not bool(slope.isfinite().all()):
                 continue  # the loss does not depend on this output, or nothing is known
             if slope.requires_grad:
@@ -184,8 +191,16 @@ def linear_outputs(loss: Loss, theta: Tensor, batch: Any) -> list[Tensor]:
                 curved = torch.autograd.grad(slope, at, direction, retain_graph=True, materialize_grads=True)
                 if any(bool((part != 0).any()) for part in curved):
                     continue
-            found.append(output.detach())
+            if loss.has_criterion or are_log_probabilities(output):
+                found.append(output.detach())
     return found
+
+
+def are_log_probabilities(outputs: Tensor) -> bool:
+    """Whether the exponentials of the outputs sum to one over their last axis or their second."""
+    axes = {-1, min(1, outputs.ndim - 1)} if outputs.ndim else set()
+    totals = [outputs.detach().double().logsumexp(axis).abs().max() for axis in axes]
+    return any(bool(total < SUM_OF_PROBABILITIES) for total in totals)
 
 
 def _random_like(tensor: Tensor, name: str) -> Tensor:

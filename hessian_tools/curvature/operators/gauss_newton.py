@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.func import vjp
 
 from hessian_tools.curvature.engines.choice import Route
-from hessian_tools.curvature.engines.double_backward import linear_outputs
+from hessian_tools.curvature.engines.double_backward import are_log_probabilities, linear_outputs
 from hessian_tools.curvature.engines.engine import checked_engine
 from hessian_tools.curvature.engines.evaluate import Batching
 from hessian_tools.curvature.objective.indexing import at_points
@@ -18,9 +18,6 @@ from hessian_tools.curvature.objective.objective import Objective, Weights
 from hessian_tools.curvature.objective.validation import objective_at
 from hessian_tools.curvature.operators.loss_operator import LossOperator
 from hessian_tools.loss import Batch, Loss
-
-# Outputs are taken for log-probabilities if the logarithm of the sum of their exponentials is below this.
-SUM_OF_PROBABILITIES = 1e-4
 
 
 class GaussNewton(LossOperator):
@@ -117,11 +114,7 @@ def _warn_if_linear(objective: Objective) -> None:
         return  # the engines say what has no derivative
     if not outputs:
         return
-    # Log-probabilities: their exponentials sum to one over the classes.
-    sums = [
-        out.double().logsumexp(dim).abs().max() for out in outputs for dim in {-1, min(1, out.ndim - 1)} if out.ndim
-    ]
-    if any(bool(total < SUM_OF_PROBABILITIES) for total in sums):
+    if any(are_log_probabilities(out) for out in outputs):
         advice = (
             "the outputs are log-probabilities: leave LogSoftmax out of the network and pass cross_entropy in place of "
             "nll_loss, which is the same loss"
