@@ -5,8 +5,16 @@ measured in a study, and ``open_verdicts(path)`` the verdicts on the claims. ``t
 the library, and ``plot(result)`` draws it.
 """
 
+import os
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+# Our modules import torch before hessian_tools, in the order of the alphabet, and hessian_tools would then be too
+# late to ask torch's idle threads to wait without spinning (``hessian_tools.threads``). Importing it here would take
+# seconds.
+if "torch" not in sys.modules:
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
     from analysis.drawing.labelled import to_xarray as to_xarray

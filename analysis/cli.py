@@ -17,6 +17,15 @@ if TYPE_CHECKING:
     from analysis.study import Study
 
 
+Trust = Annotated[
+    bool,
+    Parameter(
+        negative="",
+        help="Import the modules and files that the study names (network, quantities, claims), which runs their code.",
+    ),
+]
+
+
 @Parameter(name="*")
 @dataclass(frozen=True)
 class ComputeOptions:
@@ -30,6 +39,7 @@ class ComputeOptions:
         ),
     ] = None
     device: Annotated[Literal["cpu", "cuda"], Parameter(help="Where the tensors live.")] = "cpu"
+    trust: Trust = False
 
 
 @Parameter(name="*")
@@ -54,11 +64,16 @@ class BeginOptions:
         Parameter(help="Folder or file of images, or features (.npz), in place of the study's own data."),
     ] = None
 
+    kept: Annotated[
+        Path | None,
+        Parameter(name="--from", help="Folder of results of this study that were kept; their runs are not made again."),
+    ] = None
+
     def prepare(self, source: str, compute: ComputeOptions) -> "tuple[Study, str | None]":
         """Check the study; returns it and the text of its plan of the claims (None: the bundled plan)."""
         from analysis.pipeline import prepare
 
-        return prepare(source, **vars(self), device=compute.device)
+        return prepare(source, **vars(self), device=compute.device, trust=compute.trust)
 
 
 File = Annotated[
@@ -112,18 +127,18 @@ def measure(folder: Folder, *, compute: ComputeOptions = COMPUTE) -> None:
     from analysis import pipeline
     from analysis.folder import open_folder
 
-    opened = open_folder(folder, device=compute.device)
+    opened = open_folder(folder, device=compute.device, trust=compute.trust)
     with pipeline.session(opened, workers=compute.workers, progress=True) as (pool, reporter):
         pipeline.measure(opened, pool, reporter)
 
 
 @app.command
-def test(folder: Folder) -> None:
+def test(folder: Folder, *, trust: Trust = False) -> None:
     """Only judge the claims, from measurements that exist."""
     from analysis import pipeline
     from analysis.folder import measurements, open_folder
 
-    opened = open_folder(folder)
+    opened = open_folder(folder, trust=trust)
     with pipeline.session(opened, workers=0, progress=True) as (_, reporter):
         _say_verdicts(pipeline.test(opened, measurements(opened)), reporter)
 
@@ -149,6 +164,35 @@ def report(folder: Folder) -> None:
     opened = open_folder(folder)
     with pipeline.session(opened, workers=0, progress=True) as (_, reporter):
         reporter.say(str(pipeline.report(opened, measurements(opened))))
+
+
+@app.command
+def keep(folder: Folder, *, out: Annotated[Path, Parameter(help="Folder of kept results.")]) -> None:
+    """Write what claims, figures and report need of each finished seed into a small folder for a repository."""
+    from analysis import pipeline
+    from analysis.folder import open_folder
+    from analysis.keep import keep as keep_results
+
+    opened = open_folder(folder)
+    with pipeline.session(opened, workers=0, progress=True) as (_, reporter):
+        seeds = keep_results(opened, out, reporter)
+        reporter.say(f"kept: seed {', '.join(map(str, seeds))} in {out}; next: hessian-tools test {out}")
+
+
+@app.command
+def compare(
+    *folders: Folder,
+    out: Annotated[Path | None, Parameter(help="Folder of comparison.html, .json and figures.")] = None,
+) -> None:
+    """Put the verdicts of several studies side by side, and with --out write them and their figures as one page."""
+    from analysis.compare import compare as compare_studies
+    from analysis.compare import lines, write
+
+    comparison = compare_studies(folders)
+    for line in lines(comparison):
+        print(line)
+    if out is not None:
+        print(f"page: {write(comparison, out)}")
 
 
 @app.command
@@ -225,9 +269,9 @@ def _status(error: Exception) -> int | None:
 
 
 def _say_verdicts(verdicts: "Sequence[Verdict]", reporter: "Reporter") -> None:
-    from analysis.claims import findings, verdict_lines
+    from analysis.claims import summary, verdict_lines
 
-    for line in [*verdict_lines(verdicts), *findings(verdicts)]:
+    for line in [*verdict_lines(verdicts), *summary(verdicts)]:
         reporter.say(line)
 
 

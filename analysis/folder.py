@@ -1,43 +1,75 @@
 """A study's folder: the files in it, the study to which it belongs, and the lock of the command that writes in it."""
 
 import hashlib
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
 import yaml
 
-from analysis import store
+from analysis import kept, store
 from analysis.claims import Plan, Verdict, load_plan, verdicts_from_json
 from analysis.claims.plan import BUNDLED as PLAN
 from analysis.config import StudyConfig
 from analysis.errors import UserError
 from analysis.schema import describe_learners, stack_runs, with_codes
 from analysis.study import Study, build
-from analysis.study_file import parse_study
+from analysis.study_file import parse_study, with_own_files
 from hessian_tools.runs import files
-from hessian_tools.runs.files import read_json, write_text
+from hessian_tools.runs.files import read_json, write_atomic, write_text
 
 STUDY, CLAIMS, VERDICTS, REPORT = "study.yaml", "claims.yaml", "verdicts.json", "report.html"
 STEP_SIZE = "step_size.json"  # the result of the search for the step size
+README = "README.md"  # only a folder of kept results has one; see analysis.keep
+DATA_PATHS = ("path", "test_path")  # the settings of the data that say where they are, not which they are
 DRAWN = "drawn.json"  # in the folder of the figures: the digest of the measurements that they show
 
 
-def open_folder(path: str | Path, *, device: str = "cpu") -> Study:
-    """The study that was begun in a folder, with the step size that its search has chosen, if there was one."""
+def open_folder(path: str | Path, *, device: str = "cpu", trust: bool = False) -> Study:
+    """The study that was begun in a folder, with the step size that its search has chosen, if there was one.
+
+    trust: whether modules that the study names may be imported; nothing is imported by opening it.
+    """
     path = Path(path)
     if not (path / STUDY).is_file():
         problem = "is no study folder" if path.exists() else "does not exist"
         raise UserError(f"{path} {problem}: there is no {STUDY} in it; 'hessian-tools demo' makes one")
-    return study_in_folder(parse_study(_text(path / STUDY), source=str(path / STUDY)), path, device=device)
+    config = parse_study(_text(path / STUDY), source=str(path / STUDY))
+    config = with_own_files(config, lambda file: (path / file).resolve())
+    return study_in_folder(config, path, device=device, trust=trust)
 
 
-def study_in_folder(config: StudyConfig, path: Path, *, device: str = "cpu") -> Study:
+def study_in_folder(config: StudyConfig, path: Path, *, device: str = "cpu", trust: bool = False) -> Study:
     """The study of a configuration in a folder, with the step size that an earlier search has left there, if any."""
-    chosen = read_json(path / STEP_SIZE)["step_size"] if (path / STEP_SIZE).exists() else None
-    return build(config, path, device=device, step_size=chosen)
+    return build(
+        config, path, device=device, step_size=chosen_step_size(path), kept=kept.kept_learners(path), trust=trust
+    )
+
+
+def chosen_step_size(path: Path) -> float | None:
+    """The step size that a search has left in a folder, if any."""
+    return read_json(path / STEP_SIZE)["step_size"] if (path / STEP_SIZE).exists() else None
+
+
+def going_on_from(study: Study, path: Path) -> Study:
+    """The study with the kept results in another folder, whose runs it need not make again.
+
+    Raises UserError where that folder holds no kept results, or those of another study.
+    """
+    if not (path / STUDY).is_file() or not kept.kept_learners(path):
+        raise UserError(
+            f"--from {path}: there are no kept results in it; 'hessian-tools keep FOLDER --out {path}' writes them"
+        )
+    before = open_folder(path)
+    refuse_other_settings(study, before, advice="leave --from out, or take the settings that are kept")
+    present = study_in_folder(study.config, study.path, device=study.device)
+    study = study if before.step_size is None else study.with_step_size(before.step_size)
+    return replace(study, kept={**present.kept, **before.kept}, goes_on_from=path)
 
 
 def refuse_occupied(study: Study) -> None:
@@ -46,6 +78,11 @@ def refuse_occupied(study: Study) -> None:
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file, but --out needs a folder; choose another --out")
     if (path / STUDY).exists():
+        if (path / README).exists():
+            raise UserError(
+                f"{path} holds kept results, beside which nothing is run; choose another --out, with --from {path} to"
+                " go on from them"
+            )
         _refuse_another(study, open_folder(path).config)
     elif path.exists() and any(p for p in path.iterdir() if not p.name.startswith(".")):
         raise UserError(f"{path} is not empty and holds no {STUDY}; choose another --out")
@@ -57,17 +94,30 @@ def begin(study: Study, *, claims: str | None = None) -> None:
     The caller holds the lock of the folder.
     claims: the text of a checked plan, or None for the bundled one. A folder keeps the plan with which it was begun.
     """
-    plan_file = study.path / CLAIMS
-    plan = _text(plan_file) if plan_file.exists() else claims
+    begun = (folder / CLAIMS for folder in (study.path, study.goes_on_from) if folder is not None)
+    plan = next((_text(file) for file in begun if file.exists()), claims)
     if claims not in (None, plan):
         raise UserError(
             f"{study.path} was begun with another plan of the claims, and a plan is fixed before anything is measured;"
             " leave --claims out, or choose another --out"
         )
     store.remove_half_written(study.path)
+    write_settings(study.config, study.path, plan=plan or PLAN.read_text(encoding="utf-8"))
+    if study.goes_on_from is not None:
+        step_size = study.goes_on_from / STEP_SIZE
+        for file in (
+            *(study.goes_on_from / kept.FOLDER).glob("seed-*.*"),
+            *([step_size] if step_size.exists() else []),
+        ):
+            copy = study.path / file.relative_to(study.goes_on_from)
+            write_atomic(copy, lambda part, file=file: shutil.copyfile(file, part))  # type: ignore[misc]
+
+
+def write_settings(config: StudyConfig, path: Path, *, plan: str) -> None:
+    """Write the settings of a study and the text of its plan of the claims into a folder."""
     # study.yaml is written first, because a folder that holds other files but no study.yaml is refused.
-    write_text(study.path / STUDY, yaml.safe_dump(study.config.model_dump(mode="json"), sort_keys=False))
-    write_text(plan_file, plan or PLAN.read_text(encoding="utf-8"))
+    write_text(path / STUDY, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    write_text(path / CLAIMS, plan)
 
 
 def open_study(path: str | Path) -> xr.Dataset:
@@ -80,22 +130,27 @@ def open_study(path: str | Path) -> xr.Dataset:
 
 def measurements(study: Study) -> xr.Dataset:
     """Everything that was measured in a study; see :func:`open_study`."""
-    stores = {run: study.run(*run) / store.NAME for run in study.runs}
+    stores = {run: study.run(*run) / store.NAME for run in study.runs_to_measure}
     runs = {run: store.open_run(path) for run, path in stores.items() if path.exists()}
+    kept_runs = kept.runs_of(study.path, [run for run in study.runs if run not in study.runs_to_measure])
+    if kept_runs:  # what is kept of some runs is then taken of all
+        runs = kept_runs | {run: kept.reduced(ds) for run, ds in runs.items()}
     if not runs:
         raise UserError(f"nothing is measured yet in {study.path}; run 'hessian-tools measure {study.path}' first")
     ds = describe_learners(
-        stack_runs(runs, list(study.learners)),
+        stack_runs(runs, list(study.learners), planned=study.runs),
         trained={name: learner.settings.trained for name, learner in study.learners.items()},
         without_shot=study.without_shot,
         untrained_start=study.untrained_start,
         no_alpha={name: learner.learner.why_no_alpha for name, learner in study.learners.items()},
+        **study.relations,
     )
     ds.attrs = {"study": study.config.name, "split": "test"}  # the attributes that all runs have in common
     if study.config.data.source != "sine-line":
         ds.attrs["ways"] = study.config.data.ways
-    order = next(iter(runs.values())).attrs.get("variables", list(ds.data_vars))  # zarr has no fixed order
-    return ds.sortby("checkpoint")[order]
+    # zarr has no fixed order; a file of kept results has that of its run.
+    orders = [run.attrs.get("variables", list(run.data_vars)) for run in runs.values()]
+    return ds.sortby("checkpoint")[list(dict.fromkeys(name for order in orders for name in order))]
 
 
 def open_verdicts(path: str | Path) -> list[Verdict]:
@@ -159,20 +214,61 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+def refuse_other_settings(study: Study, before: Study, *, advice: str) -> None:
+    """Raise UserError unless the kept results ``before`` are of the same study, perhaps with other seeds.
+
+    All learners that are kept must be in the study. Where the data are on disk does not matter, because their digest is
+    kept too.
+    """
+    old, new = (_settings(each.config, portable=True) for each in (before, study))
+    for key in old:
+        if key != "seeds" and not _same(key, old[key], new.get(key)):
+            raise UserError(
+                f"{before.path} holds results of other settings: its {key} is {_short(old[key])}, yours"
+                f" {_short(new.get(key))}; {advice}"
+            )
+    if None not in (before.step_size, study.step_size) and before.step_size != study.step_size:
+        raise UserError(
+            f"{before.path} holds results with the inner step size {before.step_size:g}, but that of {study.path} is"
+            f" {study.step_size:g}; {advice}"
+        )
+
+
 def _refuse_another(study: Study, begun: StudyConfig) -> None:
     """Raise UserError unless the study is the one that was begun, perhaps with more seeds or learners."""
-    old, new = begun.model_dump(mode="json"), study.config.model_dump(mode="json")
+    old, new = _settings(begun), _settings(study.config)
     for key in old:
-        same = old[key] == new[key]
-        if key == "seeds":
-            same = set(old[key]) <= set(new[key])
-        if key == "learners":
-            same = all(new[key].get(name) == learner for name, learner in old[key].items())
-        if not same:
+        if not _same(key, old[key], new.get(key)):
             raise UserError(
-                f"{study.path} holds another study: its {key} is {_short(old[key])}, yours {_short(new[key])};"
-                " choose another --out (only seeds and learners may be added)"
+                f"{study.path} holds another study: its {key} is {_short(old[key])}, yours {_short(new.get(key))};"
+                " choose another --out (only seeds, learners and claims may be added)"
             )
+
+
+def _settings(config: StudyConfig, *, portable: bool = False) -> dict[str, Any]:
+    """The settings of a study; if ``portable``, without the places of the data and of the user's own files."""
+    config = with_own_files(config, lambda file: Path(file.name)) if portable else config
+    settings = config.model_dump(mode="json")
+    for key in DATA_PATHS if portable else ():
+        settings["data"][key] = bool(settings["data"][key])
+    return settings
+
+
+def _same(key: str, old: Any, new: Any) -> bool:
+    """True if a study with the settings ``new`` under a key continues one with the settings ``old``."""
+    if key == "seeds":
+        return set(old) <= set(new)
+    if key == "learners":
+        return all(name in new and _continues(learner, new[name]) for name, learner in old.items())
+    if key == "claims":
+        return all((new or {}).get(name) == target for name, target in old.items())
+    return bool(old == new)
+
+
+def _continues(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """True if a learner's new settings are the old ones, perhaps with more seeds; no list of seeds stands for all."""
+    more = new.get("seeds") is None or (old.get("seeds") is not None and set(old["seeds"]) <= set(new["seeds"]))
+    return more and {**old, "seeds": None} == {**new, "seeds": None}
 
 
 def _short(value: object) -> str:

@@ -14,8 +14,10 @@ def learner_description(study: Study, name: str) -> str:
     algorithm = ALGORITHMS[learner.settings.algorithm]
     order = "first-order " if learner.learner.first_order else "second-order "
     title = (order if "first_order" in algorithm.options else "") + algorithm.title
-    penalty = f" + {_shot(learner.settings.shot)}" if learner.settings.shot else ""
-    return ", ".join([title + penalty, *_inner_loop(learner), *_outer_loop(study, learner)])
+    shot, penalty = learner.settings.shot, learner.settings.penalty
+    penalties = f" + {_shot(shot)}" if shot else ""
+    penalties += f" + curvature penalty (weight {penalty.weight:g})" if penalty else ""
+    return ", ".join([title + penalties, *_inner_loop(learner), *_outer_loop(study, learner)])
 
 
 def _inner_loop(learner: StudyLearner) -> list[str]:
@@ -48,6 +50,8 @@ def _outer_loop(study: Study, learner: StudyLearner) -> list[str]:
         particulars.append(f"SHOT's distance alone (SHOT_p), projector {settings.pretraining.projector}")
     if settings.start:
         particulars.append(f"from the best checkpoint of {settings.start}")
+    if settings.shuffle_labels:
+        particulars.append("trained with shuffled labels")
     outer_loop = (learner.optimiser, learner.learning_rate)
     if settings.trained and outer_loop != (train_settings.optimiser, train_settings.learning_rate):
         particulars.append(f"{OPTIMISERS[learner.optimiser]} {learner.learning_rate:g}")

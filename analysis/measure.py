@@ -19,9 +19,10 @@ from analysis import store
 from analysis.config import LevelConfig
 from analysis.errors import UserError
 from analysis.progress import Reporter
-from analysis.quantities import Points
+from analysis.quantities import Points, Quantity
 from analysis.schema import DIVERGED, LEVEL_MEANINGS, MEASURED, ZERO_GRADIENT, Sizes
 from analysis.study import Problem, Study, StudyLearner
+from analysis.times import stopwatch
 from analysis.training import record_run_ownership, refuse_changed_data
 from analysis.verify import refuse_damaged_training
 from hessian_tools.curvature import rademacher
@@ -110,7 +111,7 @@ def measure(study: Study, pool: WorkerPool, reporter: Reporter) -> None:
     """Record the inner loops on held-out tasks and measure the curvature along them."""
     record_run_ownership(study)
     refuse_damaged_training(study)
-    for learner, seed in study.runs:
+    for learner, seed in study.runs_to_measure:
         store.refuse_damaged(allocate(study, learner, seed))
     work = units(study)
     for unit in work:
@@ -130,10 +131,14 @@ def units(study: Study) -> list[Unit]:
     cuts = sorted({*range(0, full_tasks, block), *range(full_tasks, settings.tasks, block), settings.tasks})
     blocks = [*(tuple(range(first, end)) for first, end in pairwise(cuts)), None]
     # Each row is (learners, seed, checkpoint), of which a unit is made for every block.
-    rows = [(names, seed, 0) for names in study.alike_before_training for seed in study.config.seeds]
+    rows, runs = [], study.runs_to_measure
+    for names in study.alike_before_training:
+        for seed in study.config.seeds:
+            present = tuple(name for name in names if (name, seed) in runs)
+            rows += [(present, seed, 0)] if present else []
     rows += [
         ((learner,), seed, checkpoint)
-        for learner, seed in study.runs
+        for learner, seed in runs
         for checkpoint in study.learners[learner].checkpoints[1:]
     ]
     all_units = [Unit(study, *row, tasks) for row in rows for tasks in blocks]
@@ -156,13 +161,21 @@ def allocate(study: Study, learner: str, seed: int) -> Path:
     )
     for quantity in quantities:
         sizes = replace(sizes, further={**sizes.further, **quantity.coords(sizes)})
+    variables = [variable for quantity in quantities for variable in quantity.variables]
+    path = study.run(learner, seed) / store.NAME
+    missing = [variable.name for variable in variables if path.exists() and not (path / variable.name).exists()]
+    if missing:
+        raise UserError(
+            f"{path} was made by an earlier version and has no {missing[0]}; choose another --out, or move the folder"
+            " measurements.zarr away, and all of the run is measured again"
+        )
     data_digest = study.problem.held_out.digest
     attrs = {"study": config.name, "learner": learner, "seed": seed, "data_digest": data_digest, "split": "test"}
     attrs |= {"step_size_missing": why_no_alpha} if why_no_alpha else {}
     return store.create(
         study.run(learner, seed),
         sizes,
-        variables=[variable for quantity in quantities for variable in quantity.variables],
+        variables=variables,
         block=chunk_tasks(study),
         attrs=attrs,
         scalars={"step_size": study_learner.alpha, "num_params": num_moved(study_learner.learner, layout)},
@@ -185,23 +198,24 @@ def measure_unit(unit: Unit, emit: Emit) -> None:
     if waiting:
         # This process has opened the data for itself, perhaps later than the one that began the run.
         refuse_changed_data(unit.study, [(learner, unit.seed) for learner in unit.learners])
+        record_time = stopwatch(unit.run, "measure")
         values = _evaluation(unit) if unit.tasks is None else _measurements(unit, unit.tasks)
         for path in waiting:
             store.write_unit(path, row, block, values)
+        record_time()
     emit(1, unit.name)
 
 
-def _measurements(unit: Unit, tasks: Iterable[int]) -> dict[str, np.ndarray]:
+def _measurements(unit: Unit, tasks: tuple[int, ...]) -> dict[str, np.ndarray]:
     """The values of every variable on a block of tasks, [task, ...]."""
-    num_tasks = len(tuple(tasks))
+    num_tasks = len(tasks)
     values = {"status": np.full(num_tasks, DIVERGED), "level": np.full(num_tasks, unit.level)}
     if unit.diverged:
         return values
     points = _points(unit, tasks)
     finite = ~points.trajectory.diverged
     values["status"][finite.cpu().numpy()] = MEASURED
-    measured = [quantity for quantity in unit.study.quantities if unit.level >= LEVEL_MEANINGS.index(quantity.level)]
-    for quantity in measured:
+    for quantity in _quantities(unit):
         if quantity.products and not finite.any():
             continue
         dims = {variable.name: variable.dims for variable in quantity.variables}
@@ -211,6 +225,11 @@ def _measurements(unit: Unit, tasks: Iterable[int]) -> dict[str, np.ndarray]:
             values[name] = _padded(value, dims[name], unit.study.config.measure.full)
     _mark_overflow(values)
     return values
+
+
+def _quantities(unit: Unit) -> list[Quantity]:
+    """The quantities that are measured at the unit's level, in order."""
+    return [quantity for quantity in unit.study.quantities if unit.level >= LEVEL_MEANINGS.index(quantity.level)]
 
 
 def _mark_overflow(values: dict[str, np.ndarray]) -> None:
@@ -249,7 +268,7 @@ def _network(unit: Unit) -> tuple[Loss, Tensor]:
     return _loss(study.problem, study.config.seeds[0], study.device), theta
 
 
-def _points(unit: Unit, tasks: Iterable[int]) -> Points:
+def _points(unit: Unit, tasks: tuple[int, ...]) -> Points:
     """Record the inner loops of a block of tasks, and gather all that the quantities are computed from."""
     settings, study_learner = unit.study.config.measure, unit.learner
     loss, theta = _network(unit)
@@ -280,7 +299,10 @@ def _points(unit: Unit, tasks: Iterable[int]) -> Points:
         step_size=study_learner.alpha,
         level=level,
         probes=torch.stack(probes).to(theta),
+        tasks=tasks,
+        task_seed=unit.task_seed,
         seed=settings.seed,
+        eigenvectors=any(quantity.eigenvectors for quantity in _quantities(unit)),
     )
 
 

@@ -13,9 +13,9 @@ import torch
 import xarray as xr
 
 from analysis import folder, store
-from analysis.claims import Verdict, judge, load_plan, verdicts_to_json
+from analysis.claims import Verdict, judge, load_plan, unjudged, verdicts_to_json
 from analysis.config import StudyConfig
-from analysis.drawing.figures import FIGURES, save
+from analysis.drawing.figures import figures_of, save
 from analysis.errors import UserError
 from analysis.folder import measurements, open_verdicts, plan_of
 from analysis.measure import measure
@@ -23,7 +23,7 @@ from analysis.progress import ProgressOption, Reporter, reporter
 from analysis.report import render
 from analysis.setup_facts import command, facts, notes
 from analysis.study import Study, check
-from analysis.study_file import load_study, overridden, study_of, with_data
+from analysis.study_file import load_study, overridden, study_of, with_data, with_own_files
 from analysis.training import refuse_changed_data, step_size_table, train
 from analysis.verify import mend, refuse_changed_plan, refuse_damaged_training
 from hessian_tools.data import summary
@@ -60,8 +60,10 @@ def run_study(
     seeds: tuple[int, ...] | None = None,
     claims: str | Path | None = None,
     data: str | None = None,
+    kept: str | Path | None = None,
     workers: int | None = None,
     device: str = "cpu",
+    trust: bool = False,
     progress: ProgressOption = None,
 ) -> StudyResult:
     """Train, measure, test, draw and report a study; the same call goes on where an earlier one was stopped.
@@ -72,16 +74,19 @@ def run_study(
     seeds: seeds in place of those in ``source``; more can be added to a study later.
     claims: the file with the plan of the claims for a new study; by default the bundled plan.
     data: the path of images or features that replace the study's own data.
+    kept: the folder of results of this study that were kept; their runs are not made again.
     workers: the number of worker processes, of one thread each, or 0 to work in the present process; by default 0 for
         a small study or on a GPU, and otherwise the number of cores. A script that uses processes needs
         ``if __name__ == "__main__":``.
     device: "cpu" or "cuda".
+    trust: whether the modules and files that the study names, of a network, of quantities or of claims, may be
+        imported, which runs their code.
     progress: None for silence, True for bars or lines on standard output, or a function that is called with
         (done, total) of the part that is at work.
 
     Raises UserError for a mistake in the arguments, before anything is written.
     """
-    study, plan = prepare(source, out=out, seeds=seeds, claims=claims, data=data, device=device)
+    study, plan = prepare(source, out=out, seeds=seeds, claims=claims, data=data, kept=kept, device=device, trust=trust)
     with session(study, workers=workers, progress=progress) as (pool, report_progress):
         study, ds, verdicts = run(study, pool, report_progress, plan=plan)
     return StudyResult(study.path, ds, tuple(verdicts))
@@ -94,7 +99,9 @@ def prepare(
     seeds: tuple[int, ...] | None = None,
     claims: str | Path | None = None,
     data: str | None = None,
+    kept: str | Path | None = None,
     device: str = "cpu",
+    trust: bool = False,
 ) -> tuple[Study, str | None]:
     """Check everything that was asked for, and return the study and the text of its plan (None: the bundled plan).
 
@@ -106,9 +113,14 @@ def prepare(
         config = load_study(source)
     else:
         config = source if isinstance(source, StudyConfig) else study_of(source)
+        config = with_own_files(config, Path.absolute)
     config = overridden(with_data(config, data), {"seeds": seeds})
-    study = folder.study_in_folder(config, Path(out or Path("runs") / config.name), device=device)
+    study = folder.study_in_folder(config, Path(out or Path("runs") / config.name), device=device, trust=trust)
+    if kept is not None:
+        study = folder.going_on_from(study, Path(kept))
     check(study)
+    if kept is not None:
+        refuse_changed_data(study, study.runs)
     if claims is not None and not Path(claims).is_file():
         raise UserError(f"there is no plan of the claims {claims}; start from a copy of analysis/claims/claims.yaml")
     load_plan(claims).check_steps(config.inner.steps)
@@ -132,7 +144,7 @@ def session(study: Study, *, workers: int | None, progress: ProgressOption) -> I
 def _is_small(study: Study) -> bool:
     """True if starting worker processes, which takes some seconds, would cost more than it saves."""
     train_settings = study.config.train
-    num_training_tasks = len(study.runs) * train_settings.checkpoints[-1] * train_settings.meta_batch
+    num_training_tasks = len(study.runs_to_train) * train_settings.checkpoints[-1] * train_settings.meta_batch
     return num_training_tasks < 500  # a rough limit
 
 
@@ -167,20 +179,21 @@ def test(study: Study, ds: xr.Dataset) -> list[Verdict]:
     plan = plan_of(study)
     refuse_changed_plan(study)
     _refuse_incomplete(study)
-    verdicts = judge(ds, plan)
+    verdicts = judge(ds, plan, study.own_claims)
     made_from = {"measurements": folder.content_digest(ds), "plan": plan.digest}
     write_text(study.path / folder.VERDICTS, verdicts_to_json(verdicts, **made_from))
     return verdicts
 
 
 def figures(study: Study, ds: xr.Dataset, reporter: Reporter) -> list[Path]:
-    """Draw every figure as PDF and PNG; returns the files."""
+    """Draw every figure for which the study has measurements, as PDF and PNG; returns the files."""
     _refuse_incomplete(study)
     (study.figures / folder.DRAWN).unlink(missing_ok=True)  # until all are drawn, the figures count as stale
     store.remove_half_written(study.path)
     saved: list[Path] = []
-    with reporter.stage("draw", len(FIGURES), "figures") as advance:
-        for name, figure in FIGURES.items():
+    drawable = figures_of(ds)
+    with reporter.stage("draw", len(drawable), "figures") as advance:
+        for name, figure in drawable.items():
             saved += save(figure.draw(ds), study.figures / name)
             advance(1, name)
     write_json(study.figures / folder.DRAWN, {"measurements": folder.content_digest(ds)})
@@ -190,8 +203,8 @@ def figures(study: Study, ds: xr.Dataset, reporter: Reporter) -> list[Path]:
 def report(study: Study, ds: xr.Dataset) -> Path:
     """Write the study as one self-contained page; returns the file."""
     _refuse_incomplete(study)
-    refuse_changed_data(study, study.runs)
-    images = {name: study.figures / f"{name}.png" for name in FIGURES}
+    refuse_changed_data(study, study.runs_to_measure)  # kept results need no data
+    images = {name: study.figures / f"{name}.png" for name in figures_of(ds)}
     for image in images.values():
         if not image.exists():
             raise UserError(f"{image} is not drawn yet; run 'hessian-tools figures {study.path}' first")
@@ -200,15 +213,19 @@ def report(study: Study, ds: xr.Dataset) -> Path:
             f"the {part} of {study.path} rest on other measurements than the present ones;"
             f" run 'hessian-tools {part.replace('verdicts', 'test')} {study.path}' first"
         )
+    plan, verdicts = plan_of(study), open_verdicts(study.path)
     page = render(
         ds=ds,
-        verdicts=open_verdicts(study.path),
+        verdicts=verdicts,
         figures=images,
         setup=facts(study),
         command=command(study),
         notes=notes(study),
         step_size_table=step_size_table(study),
-        confidence=plan_of(study).confidence,
+        confidence=plan.confidence,
+        config=study.config,
+        embed=not (study.path / folder.README).exists(),  # a page of kept results must stay small
+        unjudged=unjudged(ds, plan, verdicts, extra=study.config.claims),
     )
     write_text(study.path / folder.REPORT, page)
     return study.path / folder.REPORT
@@ -216,7 +233,7 @@ def report(study: Study, ds: xr.Dataset) -> Path:
 
 def _refuse_incomplete(study: Study) -> None:
     """Raise UserError if a run is not measured, or only in part."""
-    for learner, seed in study.runs:
+    for learner, seed in study.runs_to_measure:
         path = study.run(learner, seed) / store.NAME
         if not path.exists() or not store.is_complete(path):
             part = "only in part" if path.exists() else "not yet"

@@ -14,9 +14,9 @@ size, and alpha rho is the product of the two.
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import xarray as xr
@@ -89,11 +89,12 @@ def task_variable(name: str, long_name: str, *extra_dims: str, error: str | None
 
 # The codes of ``status`` and of ``level`` are positions in these tuples. A task is diverged if training, its inner loop
 # or its curvature has left the finite numbers, or if a loss of its inner loop has exploded (see ``exploded`` in
-# ``hessian_tools.trajectory.trajectory``). The first tasks are measured in full at the first and the last checkpoint,
-# with more eigenvalues and probes. All other measurements are light, with few of them. A study sets both numbers in
-# measure.light and measure.full, and the number of the first tasks in measure.full_tasks.
-STATUS_MEANINGS = ("not_measured", "measured", "diverged")
-NOT_MEASURED, MEASURED, DIVERGED = range(3)
+# ``hessian_tools.trajectory.trajectory``). "no_such_seed" marks the seeds that a learner does not have by the study's
+# settings. The first tasks are measured in full at the first and the last checkpoint, with more eigenvalues and probes.
+# All other measurements are light, with few of them. A study sets both numbers in measure.light and measure.full, and
+# the number of the first tasks in measure.full_tasks.
+STATUS_MEANINGS = ("not_measured", "measured", "diverged", "no_such_seed")
+NOT_MEASURED, MEASURED, DIVERGED, NO_SUCH_SEED = range(4)
 LEVEL_MEANINGS = ("none", "light", "full")
 # A gradient whose norm is below this counts as zero: the squares of its entries underflow in float32, so that rho,
 # which divides by g'g, is 0 / 0 and hence NaN.
@@ -112,6 +113,10 @@ RUN_VARIABLES: tuple[Variable, ...] = (
     Variable("step_size", (), "inner step size alpha; NaN where inner steps are not alpha times the gradient"),
     Variable("num_params", (), "number of parameters that the inner loop moves", dtype="int64"),
 )
+
+# The coordinates along ``learner`` that ``describe_learners`` adds; version 0.1 did not have the later ones.
+LATER_COORDINATES = ("dose", "penalty", "without_intervention", "control", "family", "algorithm", "first_order")
+LEARNER_COORDINATES = ("trained", "without_shot", "untrained_start", "no_alpha", *LATER_COORDINATES)
 
 
 def blank_run(sizes: Sizes, variables: Sequence[Variable]) -> xr.Dataset:
@@ -135,13 +140,20 @@ def blank_run(sizes: Sizes, variables: Sequence[Variable]) -> xr.Dataset:
     return ds
 
 
-def stack_runs(runs: Mapping[tuple[str, int], xr.Dataset], learners: Sequence[str]) -> xr.Dataset:
+def stack_runs(
+    runs: Mapping[tuple[str, int], xr.Dataset],
+    learners: Sequence[str],
+    *,
+    planned: Collection[tuple[str, int]] | None = None,
+) -> xr.Dataset:
     """Stack all runs of a study in one Dataset with the leading dimensions ``learner`` (names) and ``seed``.
 
     runs: the runs by (learner, seed).
     learners: the names, in the order that the Dataset is to have.
+    planned: every (learner, seed) that the study has by its settings; by default all combinations.
 
     Where a (learner, seed) has no run, or a run lacks a checkpoint that other runs have, numbers are NaN and flags 0.
+    The status of a (learner, seed) that is not planned is "no_such_seed".
     """
     seeds = sorted({seed for _, seed in runs})
     by_learner = []
@@ -153,6 +165,10 @@ def stack_runs(runs: Mapping[tuple[str, int], xr.Dataset], learners: Sequence[st
     for variable in RUN_VARIABLES:
         if variable.dtype != "float64":  # stacking has turned flags with gaps into float64 with NaN
             ds[variable.name] = ds[variable.name].fillna(0).astype(variable.dtype)
+    if planned is not None:
+        is_planned = [[(name, seed) in planned for seed in seeds] for name in ds["learner"].values]
+        mask = xr.DataArray(is_planned, dims=("learner", "seed"))
+        ds["status"] = ds["status"].where(mask, np.int8(NO_SUCH_SEED)).assign_attrs(ds["status"].attrs)
     return ds
 
 
@@ -163,8 +179,15 @@ def describe_learners(
     without_shot: Mapping[str, str],
     untrained_start: Mapping[str, str] | None = None,
     no_alpha: Mapping[str, str | None] | None = None,
+    dose: Mapping[str, float] | None = None,
+    penalty: Mapping[str, float] | None = None,
+    without_intervention: Mapping[str, str] | None = None,
+    control: Mapping[str, str] | None = None,
+    family: Mapping[str, str] | None = None,
+    algorithm: Mapping[str, str] | None = None,
+    first_order: Mapping[str, bool] | None = None,
 ) -> xr.Dataset:
-    """Add four coordinates along ``learner``, so that claims and figures need not infer them from learners' names.
+    """Add coordinates along ``learner``, so that claims and figures need not infer them from learners' names.
 
     trained: True for a trained learner, False for an untrained control.
     without_shot: for a learner with SHOT (the penalty on the distance between the ends of few large and of many small
@@ -174,6 +197,16 @@ def describe_learners(
         where the study has none. By default it is the learner's own name.
     no_alpha: the reason, in words, why the learner's inner steps are not one number alpha times the gradient; "" where
         they are, which is the default.
+    dose: the weight of SHOT in the outer loss, which may be negative; 0 without SHOT.
+    penalty: the weight of the explicit penalty on the curvature; 0 without it.
+    without_intervention: the name of the learner that has the same settings but neither SHOT nor the penalty; "" for a
+        learner that has neither, and where the study has no such learner. By default it is ``without_shot``.
+    control: "untrained", "supervised" or "shuffled" (trained on permuted labels) for a control; "" for the others. By
+        default, only the learners that are not trained are controls.
+    family: a label that learners share which differ only in SHOT, the penalty and ``first_order``. By default, each
+        learner is a family of its own.
+    algorithm: the name of the algorithm, such as maml or anil; "" where it is not known.
+    first_order: True for a learner whose outer gradient treats the inner gradients as constants.
     """
     names = learner_names(ds)
 
@@ -184,11 +217,26 @@ def describe_learners(
 
     starts = {name: name for name in names} if untrained_start is None else untrained_start
     reasons = no_alpha or {}
+    controls = {name: "" if trained[name] else "untrained" for name in names} if control is None else control
+
+    def texts(by_learner: Mapping[str, str]) -> tuple[str, np.ndarray]:
+        return labels(by_learner, list(by_learner.values()))
+
+    def numbers(by_learner: Mapping[str, float] | None, dtype: type) -> tuple[str, np.ndarray]:
+        return "learner", np.array([(by_learner or {}).get(name, 0) for name in names], dtype=dtype)
+
     return ds.assign_coords(
         trained=("learner", np.array([trained[name] for name in names], dtype=np.int8)),
         without_shot=labels(without_shot, names),
         untrained_start=labels(starts, names),
         no_alpha=labels(reasons, [reason for reason in reasons.values() if reason]),
+        dose=numbers(dose, np.float64),
+        penalty=numbers(penalty, np.float64),
+        without_intervention=labels(without_shot if without_intervention is None else without_intervention, names),
+        control=texts(controls),
+        family=texts({name: name for name in names} if family is None else family),
+        algorithm=texts(algorithm or {}),
+        first_order=numbers(first_order, np.int8),
     )
 
 
@@ -196,7 +244,8 @@ def with_codes(ds: xr.Dataset) -> xr.Dataset:
     """The same study with integers in place of strings; the digest of a study's measurements is computed from it.
 
     A learner's name becomes its position along ``learner``, and "" becomes -1. The reasons ``no_alpha`` are replaced by
-    ``alpha_steps``, which is 1 where inner steps are alpha times the gradient and 0 elsewhere.
+    ``alpha_steps``, which is 1 where inner steps are alpha times the gradient and 0 elsewhere. The coordinates that
+    version 0.1 did not have are left out: they follow from the study's settings, and without them its digests hold.
     """
     codes = {name: code for code, name in enumerate(learner_names(ds))}
     numbered = {
@@ -204,7 +253,8 @@ def with_codes(ds: xr.Dataset) -> xr.Dataset:
         for name in ("learner", "without_shot", "untrained_start")
     }
     has_alpha = ("learner", (ds["no_alpha"].values == "").astype(np.int8))
-    return ds.assign_coords(numbered | {"alpha_steps": has_alpha}).drop_vars("no_alpha")
+    coded = ds.assign_coords(numbered | {"alpha_steps": has_alpha})
+    return coded.drop_vars(["no_alpha", *LATER_COORDINATES], errors="ignore")
 
 
 def learner_names(ds: xr.Dataset) -> list[str]:
@@ -212,12 +262,24 @@ def learner_names(ds: xr.Dataset) -> list[str]:
     return [str(name) for name in ds["learner"].values]
 
 
+def has_seed(ds: xr.Dataset, *names: str) -> np.ndarray:
+    """True for each seed [seed] of the study that all of the learners have by the study's settings."""
+    status = ds["status"].sel(learner=list(names)).transpose("seed", ...).values
+    return np.asarray((status != NO_SUCH_SEED).reshape(len(status), -1).all(axis=1))
+
+
+def with_seeds_of(ds: xr.Dataset, *names: str) -> xr.Dataset:
+    """The study with only those seeds that all of the learners have, on which they can be compared pair by pair."""
+    keep = has_seed(ds, *names)
+    return ds if keep.all() else ds.isel(seed=np.flatnonzero(keep))
+
+
 def untrained_start(ds: xr.Dataset, name: str) -> str | None:
     """A learner with the same inner loop as ``name`` whose checkpoint 0 is the untrained network.
 
     None: the study has no such learner.
     """
-    start = ds["untrained_start"].sel(learner=name).item()
+    start = str(setting(ds, "untrained_start", name))
     return start if start in learner_names(ds) else None
 
 
@@ -251,6 +313,26 @@ def shot_pairs(ds: xr.Dataset) -> list[tuple[str, str]]:
     """Every pair (learner with SHOT, learner with the same settings except for SHOT) in the study."""
     names = learner_names(ds)
     return [(name, plain) for name, plain in zip(names, ds["without_shot"].values, strict=True) if plain in names]
+
+
+def setting(ds: xr.Dataset, coordinate: str, name: str) -> Any:
+    """The value of one of ``LEARNER_COORDINATES`` for a learner; its default in a Dataset of an earlier version."""
+    if coordinate == "without_intervention" and coordinate not in ds.coords:
+        coordinate = "without_shot"
+    if coordinate in ds.coords:
+        return ds.variables[coordinate].values[learner_names(ds).index(name)]
+    return {"dose": 0.0, "penalty": 0.0, "first_order": 0, "family": name}.get(coordinate, "")
+
+
+def plain_learners(ds: xr.Dataset) -> list[str]:
+    """The trained learners that have neither SHOT nor the penalty on the curvature, and are no control."""
+    return [name for name in trained_learners(ds) if setting(ds, "control", name) == "" and not intervened(ds, name)]
+
+
+def intervened(ds: xr.Dataset, name: str) -> bool:
+    """True for a learner that is trained with SHOT or with the penalty on the curvature."""
+    coordinates = ("dose", "penalty", "without_shot", "without_intervention")
+    return any(bool(setting(ds, coordinate, name)) for coordinate in coordinates)
 
 
 def learner_code(ds: xr.Dataset, name: str) -> str:

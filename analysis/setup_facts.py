@@ -1,5 +1,9 @@
 """What a report says about how a study was made; it is read from the configuration and the manifests of the runs."""
 
+from math import prod
+from typing import Any
+
+from analysis import kept
 from analysis.config import StepSizeSearch
 from analysis.folder import CLAIMS, STUDY
 from analysis.learner_text import (
@@ -11,10 +15,11 @@ from analysis.learner_text import (
 )
 from analysis.study import Study
 from analysis.study_file import BUNDLED, load_study
+from analysis.times import cpu_seconds
 from analysis.training import WARM_START
 from hessian_tools.data import summary
 from hessian_tools.runs.files import read_json
-from hessian_tools.runs.manifest import read_manifest
+from hessian_tools.runs.manifest import read_manifest, recorded_layout
 from hessian_tools.train import diverged_at
 from hessian_tools.train.evaluate import INDUCTIVE, TRANSDUCTIVE
 
@@ -24,25 +29,24 @@ def facts(study: Study) -> dict[str, str]:
     config, data = study.config, study.config.data
     train_settings, measure_settings = config.train, config.measure
     light, full = measure_settings.light, measure_settings.full
-    tasks = study.problem.tasks
-    manifest = read_manifest(study.run(*study.runs[0]))
+    tasks, manifest = described(study), environment_of(study, *study.runs[0])
     libraries = ", ".join(f"{name} {version}" for name, version in manifest["libraries"].items())
-    if tasks.kind == "classification":
+    if tasks["kind"] == "classification":
         sizes = f", {data.ways}-way {data.shots}-shot, {data.queries} query images a class in training"
-        described_data = f"{summary(tasks)}{sizes} and {data.test_queries} on held-out tasks"
+        described_data = f"{tasks['summary']}{sizes} and {data.test_queries} on held-out tasks"
         protocol = f" ({TRANSDUCTIVE if measure_settings.transductive else INDUCTIVE}); classes never trained on"
     else:
-        described_data, protocol = f"{summary(tasks)} regression", ""
+        described_data, protocol = f"{tasks['summary']} regression", ""
     return {
         "Data": described_data,
-        "Network": f"{config.network.name}, {study.problem.layout.numel:,} parameters",
+        "Network": f"{config.network.name}, {tasks['num_params']:,} parameters",
         "Learners": "; ".join(f"{name}: {learner_description(study, name)}" for name in study.learners),
         "Inner loop": f"{config.inner.steps} steps of alpha = {study.chosen_step_size:g}, {_how_chosen(study)}",
         "Outer loop": f"{OPTIMISERS[train_settings.optimiser]} {train_settings.learning_rate:g} unless said above,"
         f" {train_settings.meta_batch} tasks a meta-iteration, checkpoints at"
         f" {', '.join(map(str, train_settings.checkpoints))}",
         "Seeds": f"{len(config.seeds)}: {', '.join(map(str, config.seeds))} (initial parameters, training tasks and"
-        " held-out tasks)",
+        f" held-out tasks){_fewer_seeds(study)}",
         "Held-out tasks": f"{measure_settings.tasks} a seed with curvature at every inner step"
         f" ({measure_settings.full_tasks} of them in full at the first and the last checkpoint),"
         f" {measure_settings.evaluation_tasks} a seed for accuracy{protocol}",
@@ -56,6 +60,26 @@ def facts(study: Study) -> dict[str, str]:
     }
 
 
+def described(study: Study) -> dict[str, Any]:
+    """What a report says of the data and the network; it is kept with results, which are read without the data."""
+    for seed in study.kept:
+        return dict(kept.seed_facts(study.path, seed)["described"])
+    tasks = study.problem.tasks
+    # The record is read and the network is not built, because a report must not import what a study names.
+    num_params = sum(map(prod, recorded_layout(study.run(*study.runs[0])).values()))
+    return {"summary": summary(tasks), "kind": tasks.kind, "num_params": num_params}
+
+
+def environment_of(study: Study, learner: str, seed: int) -> dict[str, Any]:
+    """With what a run was made: the entries of its manifest, when it diverged, how it began, and the time it took."""
+    if learner in study.kept.get(seed, ()):
+        facts = kept.seed_facts(study.path, seed)
+        return facts | facts["runs"][learner]
+    run = study.run(learner, seed)
+    begun = read_json(run / WARM_START) if (run / WARM_START).exists() else None
+    return read_manifest(run) | {"diverged": diverged_at(run), "begun": begun, "cpu_seconds": cpu_seconds(run)}
+
+
 def command(study: Study) -> str:
     """The command that makes the same study in another folder."""
     config = study.config
@@ -66,7 +90,7 @@ def command(study: Study) -> str:
 
 def notes(study: Study) -> list[str]:
     """Notes that a reader must not overlook, on learners that are unlike the others and on runs that diverged."""
-    stopped = {run: diverged_at(study.run(*run)) for run in study.runs}
+    stopped = {run: environment_of(study, *run)["diverged"] for run in study.runs}
     return [
         *supervised_notes(study),
         *no_alpha_notes(study),
@@ -80,6 +104,18 @@ def notes(study: Study) -> list[str]:
     ]
 
 
+def _fewer_seeds(study: Study) -> str:
+    """The clause that names the learners which have only some of the study's seeds; "" if all have all."""
+    config = study.config
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for name in study.learners:
+        groups.setdefault(config.seeds_of(name), []).append(name)
+    groups.pop(config.seeds, None)
+    return "".join(
+        f"; {', '.join(names)}: only {', '.join(map(str, seeds)) or 'none'}" for seeds, names in groups.items()
+    )
+
+
 def _warm_starts(study: Study) -> list[str]:
     """A line for each learner that began from another learner's checkpoint.
 
@@ -88,8 +124,8 @@ def _warm_starts(study: Study) -> list[str]:
     lines = []
     for name, learner in study.learners.items():
         start = learner.settings.start
-        records = [study.run(name, seed) / WARM_START for seed in study.config.seeds if start]
-        steps = ", ".join(str(read_json(path)["meta_step"]) for path in records if path.exists())
+        records = [environment_of(study, name, seed)["begun"] for seed in study.config.seeds_of(name) if start]
+        steps = ", ".join(str(record["meta_step"]) for record in records if record)
         if steps:
             line = (
                 f"{name} begins from the best checkpoint of {start} by validation (meta-iteration {steps},"
@@ -108,7 +144,7 @@ def _how_chosen(study: Study) -> str:
     search = study.config.inner.step_size
     if not isinstance(search, StepSizeSearch):
         return "set in the study file, for all learners without a step size of their own"
-    is_classification = study.problem.tasks.kind == "classification"
+    is_classification = described(study)["kind"] == "classification"
     criterion = "highest mean accuracy" if is_classification else "lowest mean loss"
     return (
         f"for all learners without a step size of their own, chosen by a search: {search.learner} (no SHOT) was trained"

@@ -7,11 +7,13 @@ if these numbers are nearly normal. So the Student t interval decides, and the b
 uncertainty comes from the tasks alone.
 """
 
+import math
 from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from scipy.special import stdtr
 
 from hessian_tools.intervals import check_confidence, student_t
 from hessian_tools.rng import numpy_stream
@@ -24,8 +26,9 @@ Outcome = Literal["supported", "not supported", "inconclusive"]
 class Interval:
     """A two-sided interval for a mean: its bounds, and the mean and the standard deviation of the ``num`` values.
 
-    The standard deviation ``sd`` has the divisor num - 1. With one value, the bounds and ``sd`` are NaN; with none,
-    ``mean`` is NaN as well.
+    The standard deviation ``sd`` has the divisor num - 1. ``p`` is the two-sided p-value of Student's t-test that the
+    mean is 0, NaN where the interval has no bounds. With one value, the bounds and ``sd`` are NaN; with
+    none, ``mean`` is NaN as well.
     """
 
     low: float
@@ -33,6 +36,7 @@ class Interval:
     mean: float
     sd: float
     num: int
+    p: float = math.nan
 
 
 def seed_means(effects: np.ndarray) -> np.ndarray:
@@ -66,7 +70,56 @@ def mean_interval(values: np.ndarray, *, confidence: float = 0.95) -> Interval:
     mean = float(values.mean()) if num else float("nan")
     sd = float(values.std(ddof=1)) if num > 1 else float("nan")
     half = student_half_width(sd, num, confidence=confidence)
-    return Interval(mean - half, mean + half, mean, sd, num)
+    return Interval(mean - half, mean + half, mean, sd, num, t_test(mean, sd / np.sqrt(max(num, 1)), num - 1))
+
+
+def t_test(estimate: float, standard_error: float, degrees: int) -> float:
+    """The two-sided p-value of Student's t-test that the estimated number is 0; NaN without a standard error.
+
+    It is 0 if the estimate is not 0 and has no spread at all.
+
+    >>> round(t_test(2.131, 1.0, 15), 3)
+    0.05
+    """
+    if degrees < 1 or not standard_error > 0:
+        return 0.0 if degrees >= 1 and standard_error == 0 and estimate != 0 else math.nan
+    return float(2 * stdtr(degrees, -abs(estimate) / standard_error))
+
+
+def slope_interval(x: np.ndarray, y: np.ndarray, *, confidence: float = 0.95) -> Interval:
+    """The Student t interval for the slope of y on x by least squares, with num - 2 degrees of freedom.
+
+    x, y: one value for each of the ``num`` seeds; pairs with a NaN are left out. With fewer than three pairs, or where
+    x does not vary, the bounds are NaN. ``sd`` is the standard error times the square root of ``num``, so that
+    ``seeds_to_decide`` may take it.
+    """
+    both = np.isfinite(x) & np.isfinite(y)
+    x, y, num = x[both], y[both], int(both.sum())
+    if num < 3 or np.ptp(x) == 0:
+        return Interval(math.nan, math.nan, math.nan, math.nan, num)
+    dx = x - x.mean()
+    slope = float(dx @ y / (dx @ dx))
+    residual = y - y.mean() - slope * dx
+    error = float(np.sqrt(residual @ residual / (num - 2) / (dx @ dx)))
+    half = student_t(num - 1, confidence) * error  # student_t takes one more than the degrees of freedom
+    return Interval(slope - half, slope + half, slope, error * num**0.5, num, t_test(slope, error, num - 2))
+
+
+def holm(p_values: np.ndarray) -> np.ndarray:
+    """The p-values corrected for their number by Holm's step-down method (Holm 1979); NaN stays NaN and counts not.
+
+    Rejecting where the corrected value is below 5 % keeps the probability of any false rejection below 5 %, however the
+    tests depend on each other.
+
+    >>> holm(np.array([0.01, 0.04, 0.03, np.nan])).round(3).tolist()
+    [0.03, 0.06, 0.06, nan]
+    """
+    p_values = np.asarray(p_values, dtype=np.float64)
+    corrected = np.full(p_values.shape, math.nan)
+    order = np.argsort(p_values)[: int(np.isfinite(p_values).sum())]  # NaN sorts last
+    factors = np.arange(len(order), 0, -1)
+    corrected[order] = np.minimum(np.maximum.accumulate(p_values[order] * factors), 1.0)
+    return corrected
 
 
 def resampled_counts(num: int, *, resamples: int, stream: np.random.RandomState) -> np.ndarray:

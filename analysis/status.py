@@ -19,9 +19,14 @@ def describe(study: Study) -> Iterator[str]:
         f"{config.data.source} {config.data.ways}-way {config.data.shots}-shot, {config.network.name}, seeds "
         + ", ".join(map(str, config.seeds))
     )
+    # The names as they stand in the YAML, because the user's own files are not imported here.
+    losses = f"; also on other losses: {', '.join(config.measure.losses)}" if config.measure.losses else ""
+    yield f"quantities: {', '.join(config.measure.quantities)}{losses}"
     for learner, seed in study.runs:
-        yield f"  {learner:<12} seed {seed}: {_training(study, learner, seed)}; {_measuring(study, learner, seed)}"
-    measured = any((study.run(*run) / store.NAME).exists() for run in study.runs)
+        is_kept = (learner, seed) not in study.runs_to_measure
+        done = "kept" if is_kept else f"{_training(study, learner, seed)}; {_measuring(study, learner, seed)}"
+        yield f"  {learner:<12} seed {seed}: {done}"
+    measured = bool(study.kept) or any((study.run(*run) / store.NAME).exists() for run in study.runs)
     # The parts ("verdicts", "figures") that were made from other measurements than the present ones.
     outdated = stale_parts(study, measurements(study)) if measured else []
     yield _verdicts(study) + (" (of older measurements)" if "verdicts" in outdated else "")

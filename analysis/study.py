@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
 from math import nan, prod
 from pathlib import Path
@@ -12,16 +12,19 @@ from typing import Any
 
 from torch import nn
 
+from analysis.claims import Judge
 from analysis.config import DataConfig, LearnerConfig, NetworkConfig, StepSizeSearch, StudyConfig
 from analysis.errors import UserError
 from analysis.quantities import Quantity, chosen_quantities
+from analysis.trust import trusted_object
 from hessian_tools.data import CrossDomainTasks, TaskSource, open_tasks
+from hessian_tools.importing import source_digest
 from hessian_tools.inner.descent import row_parts
 from hessian_tools.inner.learners import ALGORITHMS, Learner
 from hessian_tools.inner.meta_loss import joined
 from hessian_tools.inner.parameters import num_moved
 from hessian_tools.layout import ParamLayout, flatten
-from hessian_tools.nets import MLP, load_network, refuse_unfit, seeded, source_digest
+from hessian_tools.nets import MLP, load_network, refuse_unfit, seeded
 from hessian_tools.train import TrainConfig, meta_train
 
 
@@ -29,16 +32,20 @@ from hessian_tools.train import TrainConfig, meta_train
 class Problem:
     """The tasks of a study and the network that learns them.
 
-    Tasks and network are made at their first use, so that the measurements of a study can be read without its data.
+    Tasks and network are made at their first use, so that the measurements of a study can be read without its data, and
+    without the code of a network that the study names.
+
+    trust: whether the module of such a network may be imported; see ``analysis.trust``.
     """
 
     data: DataConfig
     network_config: NetworkConfig
+    trust: bool = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Every job that is sent to a worker process holds the problem, and opening the data takes half a second. A
         # problem is therefore unpickled by a cached function, so that a process opens the data only once.
-        return open_problem, (self.data, self.network_config)
+        return open_problem, (self.data, self.network_config, self.trust)
 
     @cached_property
     def tasks(self) -> TaskSource:
@@ -60,21 +67,15 @@ class Problem:
             raise UserError(f"network: {config.name} needs images, but {self.data.source} has none; use name: mlp")
         options = config.settings | config.options
         try:
-            return load_network(
-                config.import_path, outputs=tasks.outputs, input_shape=tasks.input_shape, options=options
-            )
-        except ValueError as e:
+            factory = trusted_object(config.import_path, trust=self.trust)
+            return load_network(factory, outputs=tasks.outputs, input_shape=tasks.input_shape, options=options)
+        except (ValueError, UserError) as e:
             raise UserError(f"network: {e}") from None
 
     @cached_property
     def layout(self) -> ParamLayout:
         """The names and shapes of the network's parameters in the flat parameter vector."""
         return flatten(seeded(self.network, seed=0), head=self.network_config.head)[1]
-
-    @property
-    def source_digest(self) -> str | None:
-        """The digest of the source file, where the network is the user's own; None for a network of the library."""
-        return source_digest(self.network_config.name) if ":" in self.network_config.name else None
 
     def _open(self, queries: int) -> TaskSource:
         """The tasks with ``queries`` query images per class."""
@@ -103,9 +104,9 @@ class Problem:
 
 
 @lru_cache(maxsize=8)
-def open_problem(data: DataConfig, network_config: NetworkConfig) -> Problem:
+def open_problem(data: DataConfig, network_config: NetworkConfig, trust: bool) -> Problem:
     """The tasks and the network of a study; equal arguments give the same object within a process."""
-    return Problem(data, network_config)
+    return Problem(data, network_config, trust)
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,8 @@ class Study:
     device: where the tensors live.
     step_size: the inner step size of every learner whose settings give none. It is None until the search has chosen
         it; until then these learners hold the placeholder 1, with which nothing is trained or measured.
+    kept: the learners of each seed whose results are kept (``analysis.kept``), so that their runs need not be made.
+    goes_on_from: the folder of kept results that is copied into the study's folder when the study is begun.
     """
 
     config: StudyConfig
@@ -162,11 +165,24 @@ class Study:
     step_size: float | None
     learners: Mapping[str, StudyLearner]
     problem: Problem
+    kept: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    goes_on_from: Path | None = None
 
     @property
     def runs(self) -> list[tuple[str, int]]:
         """Every run of the study as (learner, seed)."""
-        return [(name, seed) for name in self.learners for seed in self.config.seeds]
+        return [(name, seed) for name in self.learners for seed in self.config.seeds_of(name)]
+
+    @property
+    def runs_to_measure(self) -> list[tuple[str, int]]:
+        """The runs whose results are not kept."""
+        return [(name, seed) for name, seed in self.runs if name not in self.kept.get(seed, ())]
+
+    @property
+    def runs_to_train(self) -> list[tuple[str, int]]:
+        """The runs whose results are not kept, and those runs from whose checkpoints they begin."""
+        needed = {(start, seed) for name, seed in self.runs_to_measure for start in (name, *self.config.starts(name))}
+        return [run for run in self.runs if run in needed]
 
     def run(self, learner: str, seed: int) -> Path:
         """The folder of one run."""
@@ -213,23 +229,52 @@ class Study:
                 save_every=train_settings.save_every,
                 start=start,
                 pretraining=study_learner.settings.pretraining,
+                penalty=study_learner.settings.penalty,
+                shuffle_labels=study_learner.settings.shuffle_labels,
                 transductive=self.config.measure.transductive,
                 head=self.config.network.head,
             )
         except ValueError as e:
             raise UserError(f"learners.{name}: {e}") from None
 
-    @cached_property
+    # Not cached, because a study is sent to worker processes, which cannot unpickle the functions of a user's file.
+    @property
     def quantities(self) -> list[Quantity]:
-        """The quantities that the study measures; raises UserError for one that does not exist."""
+        """The quantities that the study measures; the user's own are imported.
+
+        Raises UserError for one that does not exist, and for one of the user's own without trust.
+        """
         settings = self.config.measure
         try:
             return chosen_quantities(settings.quantities, settings.losses, self._load)
-        except ValueError as e:
+        except (ValueError, UserError) as e:
             raise UserError(f"measure.quantities: {e}") from None
 
-    def _load(self, name: str) -> object:
-        raise ValueError(f"{name}: quantities of one's own are not supported yet")
+    @property
+    def own_claims(self) -> dict[str, Judge]:
+        """The functions of the user's own claims, which are imported, by the names of the claims.
+
+        Raises UserError for one that does not exist or is no function, and without trust.
+        """
+        judges: dict[str, Judge] = {}
+        for name, target in self.config.claims.items():
+            try:
+                found = self._load(target)
+            except (ValueError, UserError) as e:
+                raise UserError(f"claims.{name}: {e}") from None
+            if not callable(found) or isinstance(found, type):
+                kind = found.__name__ if isinstance(found, type) else type(found).__name__
+                raise UserError(f"claims.{name}: {target} is a {kind}, not a function of the Dataset and the plan")
+            judges[name] = found
+        return judges
+
+    def source_digest(self, target: str) -> str:
+        """The digest of the source file of an object of the user's own, which is imported; see ``source_digest``."""
+        self._load(target)  # called for its error where there is no trust
+        return source_digest(target)
+
+    def _load(self, target: str) -> object:
+        return trusted_object(target, trust=self.problem.trust)
 
     @property
     def training_order(self) -> list[list[str]]:
@@ -295,16 +340,70 @@ class Study:
                 with_shot[name] = settings.model_copy(update={"shot": None} | ({"start": None} if pretrained else {}))
         return {name: plain[settings] for name, settings in with_shot.items() if settings in plain}
 
+    @property
+    def relations(self) -> dict[str, dict[str, Any]]:
+        """How the learners are related, as the arguments of ``analysis.schema.describe_learners`` that have defaults.
 
-def build(config: StudyConfig, path: str | Path = ".", *, device: str = "cpu", step_size: float | None = None) -> Study:
+        Two learners are of one family if their settings differ only in SHOT, in the penalty on the curvature and in
+        ``first_order``; the family is named after its first learner.
+        """
+        configs, built = self.config.learners, self.learners
+        plain: dict[LearnerConfig, str] = {}
+        families: dict[LearnerConfig, str] = {}
+        for name, settings in configs.items():
+            if self._bare(settings) == settings:
+                plain.setdefault(settings, name)
+            families.setdefault(self._bare(settings, first_order=False), name)
+        penalties = {name: getattr(settings, "penalty", None) for name, settings in configs.items()}
+        bare = {name: self._bare(settings) for name, settings in configs.items()}
+        return {
+            "dose": {name: settings.shot.weight if settings.shot else 0.0 for name, settings in configs.items()},
+            "penalty": {name: penalty.weight if penalty else 0.0 for name, penalty in penalties.items()},
+            "without_intervention": {
+                name: plain[other] for name, other in bare.items() if other in plain and other != configs[name]
+            },
+            "control": {name: _control(settings) for name, settings in configs.items()},
+            "family": {name: families[self._bare(settings, first_order=False)] for name, settings in configs.items()},
+            "algorithm": {name: settings.algorithm for name, settings in configs.items()},
+            "first_order": {name: learner.learner.first_order for name, learner in built.items()},
+        }
+
+    def _bare(self, settings: LearnerConfig, **changes: Any) -> LearnerConfig:
+        """The same settings without SHOT, without a start from pre-training by SHOT alone, and without the penalty."""
+        removed: dict[str, Any] = {"shot": None, "pretraining": None}
+        if "penalty" in LearnerConfig.model_fields:
+            removed["penalty"] = None
+        if settings.start is not None and self.config.learners[settings.start].pretraining is not None:
+            removed["start"] = None
+        return settings.model_copy(update=removed | changes)
+
+
+def _control(settings: LearnerConfig) -> str:
+    """The kind of control that a learner is: "untrained", "supervised", "shuffled" or, for the others, ""."""
+    if not settings.trained or settings.algorithm == "supervised":
+        return settings.algorithm
+    return "shuffled" if getattr(settings, "shuffle_labels", False) else ""
+
+
+def build(
+    config: StudyConfig,
+    path: str | Path = ".",
+    *,
+    device: str = "cpu",
+    step_size: float | None = None,
+    trust: bool = False,
+    kept: Mapping[int, tuple[str, ...]] | None = None,
+) -> Study:
     """The study that a configuration describes.
 
     step_size: the inner step size that the search has chosen; it is ignored where the configuration gives a number.
+    trust: whether modules that the configuration names may be imported, once something of them is used.
+    kept: the learners of each seed whose results are kept.
     """
     configured = config.inner.step_size
     alpha = step_size if isinstance(configured, StepSizeSearch) else configured
-    problem = open_problem(config.data, config.network)
-    return Study(config, Path(path), device, alpha, _learners(config, alpha), problem)
+    problem = open_problem(config.data, config.network, trust)
+    return Study(config, Path(path), device, alpha, _learners(config, alpha), problem, kept or {})
 
 
 def _learners(config: StudyConfig, step_size: float | None) -> dict[str, StudyLearner]:
@@ -337,8 +436,8 @@ def check(study: Study) -> None:
                 raise UserError(f"data: {e}") from None
     try:
         model = seeded(problem.network, seed=config.seeds[0])
-        num_params = problem.layout.numel
         refuse_unfit(model, outputs=problem.tasks.outputs, input_shape=problem.tasks.input_shape)
+        num_params = problem.layout.numel
     except ValueError as e:
         raise UserError(f"network: {e}") from None
     eigenvalues = config.measure.full.eigenvalues
@@ -347,6 +446,7 @@ def check(study: Study) -> None:
             f"measure.full.eigenvalues={eigenvalues} is more than the {num_params} parameters of the network;"
             f" ask for at most {num_params}"
         )
+    _ = study.quantities, study.own_claims
     for name in study.learners:
         _check_learner(study, name)
 

@@ -1,6 +1,6 @@
 """Reads a study from YAML into a checked configuration; a mistake raises UserError with at most two lines."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
@@ -29,8 +29,12 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 
 def load_study(source: str | Path) -> StudyConfig:
-    """The configuration in a YAML file, or a bundled one by its name in ``BUNDLED``."""
-    return parse_study(study_text(source), source=str(source))
+    """The configuration in a YAML file, or a bundled one by its name in ``BUNDLED``.
+
+    The paths of the user's own files, which count from the folder of the YAML file, are made absolute.
+    """
+    config = parse_study(study_text(source), source=str(source))
+    return with_own_files(config, lambda path: (Path(source).parent / path).resolve())
 
 
 def study_text(source: str | Path) -> str:
@@ -79,6 +83,24 @@ def with_data(config: StudyConfig, path: str | None) -> StudyConfig:
     given = Path(path).expanduser()
     source = path if path in bundled and not given.exists() else str(given.resolve())
     return overridden(config, {"data": config.data.model_dump(mode="json") | {"path": source}})
+
+
+def with_own_files(config: StudyConfig, place: Callable[[Path], Path]) -> StudyConfig:
+    """The study with another path for each file of Python code that it names, of its network, quantities or claims.
+
+    place: a function from the path of a file to its other path.
+    """
+
+    def placed(target: str) -> str:
+        path, _, name = target.rpartition(":")
+        return f"{place(Path(path).expanduser())}:{name}" if path.endswith(".py") else target
+
+    settings = config.model_dump(mode="json")
+    network = settings["network"] | {"name": placed(config.network.name)}
+    quantities = [placed(target) for target in config.measure.quantities]
+    claims = {name: placed(target) for name, target in config.claims.items()}
+    measure = settings["measure"] | {"quantities": quantities}
+    return overridden(config, {"network": network, "measure": measure, "claims": claims})
 
 
 def overridden(config: StudyConfig, changes: Mapping[str, Any]) -> StudyConfig:

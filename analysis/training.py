@@ -11,11 +11,13 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from analysis import kept
 from analysis.config import StepSizeSearch
 from analysis.errors import UserError
 from analysis.folder import STEP_SIZE, plan_of
 from analysis.progress import Reporter
 from analysis.study import Study
+from analysis.times import stopwatch
 from hessian_tools.runs.checkpoints import checkpoint_path
 from hessian_tools.runs.files import json_digest, read_json, write_json
 from hessian_tools.runs.manifest import NAME as MANIFEST
@@ -55,7 +57,7 @@ def train(study: Study, pool: WorkerPool, reporter: Reporter) -> Study:
     """Train every run that is not complete; returns the study, with its step size where a search has chosen one."""
     study = choose_step_size(study, pool, reporter)
     record_run_ownership(study)
-    units = [TrainUnit(study, learner, seed) for learner, seed in study.runs]
+    units = [TrainUnit(study, learner, seed) for learner, seed in study.runs_to_train]
     # The costliest runs come first, so that no worker begins one when the others have finished: those with SHOT,
     # then those of second order, then those of first order.
     settings = study.config.learners
@@ -78,7 +80,7 @@ def train_unit(unit: TrainUnit, emit: Emit) -> None:
     # This process has opened the data for itself, perhaps later than the one that began the run.
     refuse_changed_data(unit.study, [(unit.learner, unit.seed)])
     start = warm_start(unit.study, unit.learner, unit.seed)
-    done = 0
+    done, record_time = 0, stopwatch(unit.run, "train")
 
     def advance(meta_step: int, loss: float) -> None:
         nonlocal done
@@ -87,6 +89,7 @@ def train_unit(unit: TrainUnit, emit: Emit) -> None:
 
     training = unit.study.training(unit.learner, unit.seed, folder=unit.run, start=start)
     for checkpoint in meta_train(training, progress=advance):
+        record_time()
         if not checkpoint.diverged and checkpoint.meta_step > done:
             advance(checkpoint.meta_step, checkpoint.validation_loss)
 
@@ -119,34 +122,45 @@ def record_run_ownership(study: Study) -> None:
     config = study.config.model_dump(mode="json")
     shared_settings = {key: config[key] for key in ("data", "network", "train", "measure")}
     shared_settings |= {"steps": study.config.inner.steps, "step_size": study.chosen_step_size}
-    if study.problem.source_digest is not None:
-        shared_settings["network_source"] = study.problem.source_digest
+    if ":" in study.config.network.name:
+        shared_settings["network_source"] = study.source_digest(study.config.network.name)
+    own = [target for target in study.config.measure.quantities if ":" in target]
+    if own:
+        shared_settings["quantity_sources"] = {target: study.source_digest(target) for target in own}
     facts = environment(device=study.device) | {
         "threads": 1,
         **_data_digests(study),
         "claims_digest": plan_of(study).digest,
     }
-    for learner, seed in study.runs:
+    for learner, seed in study.runs_to_train:
         run_settings = {
-            "learner": config["learners"][learner],
-            "begins_from": [config["learners"][start] for start in study.config.starts(learner)],
+            "learner": _of_one_run(config["learners"][learner]),
+            "begins_from": [_of_one_run(config["learners"][start]) for start in study.config.starts(learner)],
             "seed": seed,
         }
         record_ownership(study.run(learner, seed), "config", shared_settings | run_settings, facts=facts)
 
 
+def _of_one_run(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a learner on which its run depends: all but its list of seeds, to which more may be added."""
+    return {name: value for name, value in settings.items() if name != "seeds"}
+
+
 def refuse_changed_data(study: Study, runs: Iterable[tuple[str, int]]) -> None:
     """Raise UserError if the data are not those with which one of the runs was begun."""
-    for run in runs:
-        path = study.run(*run) / MANIFEST
+    for learner, seed in runs:
+        path = study.run(learner, seed) / MANIFEST
         recorded = read_json(path) if path.exists() else {}
+        if learner in study.kept.get(seed, ()):
+            folder = study.goes_on_from or study.path
+            path, recorded = kept.files(folder, seed)[1], kept.seed_facts(folder, seed)
         for name, present in _data_digests(study).items():
             before = recorded.get(name, present)  # version 0.1 recorded only data_digest
             if before != present:
                 data = study.config.data
                 places = " and ".join(str(place) for place in (data.source, data.test_path) if place)
                 raise UserError(
-                    f"the data ({places}) have changed since {path.parent} was begun: their SHA-256 was"
+                    f"the data ({places}) have changed since {path} was written: their SHA-256 was"
                     f" {str(before)[:16]} and is now {present[:16]};\nput the old data back, or begin another study"
                     " with --out"
                 )

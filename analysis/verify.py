@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from analysis import store
+from analysis import kept, store
 from analysis.errors import UserError
 from analysis.folder import CLAIMS, VERDICTS, measurements, open_verdicts, plan_of, stale_parts
 from analysis.progress import Reporter
@@ -42,7 +42,9 @@ def refuse_changed_plan(study: Study) -> None:
     """Raise UserError if the plan of the claims was changed after a run was begun."""
     plan = plan_of(study)
     folders = [study.run(*run) for run in study.runs]
-    if any(read_manifest(run)["claims_digest"] != plan.digest for run in folders if (run / MANIFEST).exists()):
+    digests = [read_manifest(run)["claims_digest"] for run in folders if (run / MANIFEST).exists()]
+    digests += [kept.seed_facts(study.path, seed)["claims_digest"] for seed in study.kept]
+    if any(digest != plan.digest for digest in digests):
         raise UserError(
             f"{study.path / CLAIMS} was changed after the runs were begun, and a plan is fixed before them;"
             " put it back, or begin a study with --claims and another --out"
@@ -71,16 +73,19 @@ def faults(study: Study) -> Iterator[str]:
     yield from damaged
     if damaged:
         return  # a run's other files can be checked only with the help of its manifest
-    plan_and_data = (partial(refuse_changed_plan, study), partial(refuse_changed_data, study, study.runs))
+    plan_and_data = (partial(refuse_changed_plan, study), partial(refuse_changed_data, study, study.runs_to_measure))
     step_size_trials = (partial(read_json, file) for file in sorted((study.path / STEP_SIZE_TRIALS).glob("*.json")))
     yield from _errors([*plan_and_data, *step_size_trials, *(check.read for check in _training_checks(study))])
     stores = [run / store.NAME for run in runs if (run / store.NAME).exists()]
     damaged = [f"{fault.file} {fault.problem}" for path in stores for fault in store.faults(path)]
     for line in damaged:
         yield f"{line}; 'hessian-tools study {study.path}' measures anew what is damaged"
+    of_seeds = [*_errors(partial(kept.refuse_damaged, study.path, seed) for seed in study.kept)]
+    yield from of_seeds
+    damaged += of_seeds
     if (study.path / VERDICTS).exists():
         yield from _errors([partial(open_verdicts, study.path)])
-    for part in stale_parts(study, measurements(study)) if stores and not damaged else ():
+    for part in stale_parts(study, measurements(study)) if (stores or study.kept) and not damaged else ():
         command = part.replace("verdicts", "test")
         yield f"the {part} rest on other measurements than the present ones; run 'hessian-tools {command} {study.path}'"
 

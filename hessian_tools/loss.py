@@ -7,6 +7,8 @@ with a HiddenStateError, which names the module (:mod:`hessian_tools.first_look`
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import nullcontext
+from copy import copy
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -18,7 +20,7 @@ from hessian_tools.batches import Batch, arguments, cast_like, refuse_unusable, 
 from hessian_tools.first_look import CRITERION, HiddenStateError, look_at_network, random_states, same_tensors
 from hessian_tools.layout import ParamLayout, flatten, unwrapped
 from hessian_tools.outputs import own_loss, tensors_of
-from hessian_tools.torch_fixes.function_modes import TwiceDifferentiable
+from hessian_tools.torch_fixes.function_modes import PrimitiveNormalisation, TwiceDifferentiable
 
 # Names that others take from here: what a loss is called with, and how it is looked at.
 __all__ = ["Batch", "Criterion", "HiddenStateError", "Loss", "LossFunction", "make_loss", "require_network"]
@@ -52,6 +54,7 @@ class Loss:
         self._cast: dict[str, tuple[Hashable, Tensor]] = {}  # frozen weights of low precision, cast once
         self._checked: set[tuple[bool, ...]] = set()  # modes (train, eval) without hidden state
         self._plain: set[Hashable] = set()  # kinds of passes that need no replaced operation
+        self._replacing: type[TwiceDifferentiable] = TwiceDifferentiable
 
     def __call__(self, theta: Float[Tensor, " param"], batch: Batch, /) -> Float[Tensor, ""]:
         """The criterion of the network's outputs on the batch, such as ``(x, y)``."""
@@ -91,9 +94,7 @@ class Loss:
         tensors, x = self._tensors(parameters, like), cast_like(x, like)
         positional, by_name = arguments(x, self._takes)
         modes = tuple(module.training for module in self.model.modules())
-        return self._twice_differentiable(
-            (modes, like.dtype, *_shapes(x)), lambda: self._call(tensors, positional, by_name)
-        )
+        return self._differentiable((modes, like.dtype, *_shapes(x)), lambda: self._call(tensors, positional, by_name))
 
     def criterion(self, outputs: Any, y: Any) -> Float[Tensor, ""]:
         """The scalar loss of outputs against targets; for a network that returns its loss, that output."""
@@ -108,7 +109,7 @@ class Loss:
         else:
             like = next((t for t in tensors if t.is_floating_point()), tensors[0])
             y, function = cast_like(y, like), _criterion_like(self._criterion, like)
-            value = self._twice_differentiable((like.dtype, *_shapes((outputs, y))), lambda: function(outputs, y))
+            value = self._differentiable((like.dtype, *_shapes((outputs, y))), lambda: function(outputs, y))
         if not isinstance(value, Tensor) or value.ndim != 0:
             kind = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
             raise ValueError(
@@ -147,7 +148,7 @@ class Loss:
         x, y = self.split(batch)
         own = {name: b for name, b in buffers.items() if not name.startswith(CRITERION)}
         positional, by_name = arguments(cast_like(x, like), self._takes)
-        with TwiceDifferentiable():
+        with self._replacing():
             outputs = self._call(self._tensors(parameters, like) | own, positional, by_name)
         yield outputs
         if not isinstance(self._criterion, nn.Module):
@@ -156,7 +157,7 @@ class Loss:
         y = cast_like(y, next((t for t in tensors_of(outputs) if t.is_floating_point()), like))
         held = {name: p.detach() for name, p in self._criterion.named_parameters()}
         held |= {name.removeprefix(CRITERION): b for name, b in buffers.items() if name not in own}
-        with TwiceDifferentiable():
+        with self._replacing():
             value = functional_call(self._criterion, cast_like(held, like), (outputs, y))
         yield value
 
@@ -168,7 +169,18 @@ class Loss:
         with torch.compiler.set_stance("force_eager") if self._has_compiled_parts else nullcontext():
             return functional_call(self.model, tensors, positional, by_name)
 
-    def _twice_differentiable(self, kind: Hashable, function: Callable[[], Any]) -> Any:
+    @cached_property
+    def thrice_differentiable(self) -> "Loss":
+        """The same loss with right third derivatives, for which normalisations are computed from primitives.
+
+        Values agree to rounding, and a pass takes longer. See
+        :class:`~hessian_tools.torch_fixes.function_modes.PrimitiveNormalisation`.
+        """
+        loss = copy(self)
+        loss._plain, loss._replacing = set(), PrimitiveNormalisation
+        return loss
+
+    def _differentiable(self, kind: Hashable, function: Callable[[], Any]) -> Any:
         """The result of the function, in which operations that torch differentiates wrongly are replaced.
 
         kind: everything that may decide which operations the function runs, such as the modes of the modules. The first
@@ -176,7 +188,7 @@ class Loss:
         """
         if kind in self._plain:
             return function()
-        with TwiceDifferentiable() as replacement:
+        with self._replacing() as replacement:
             result = function()
         if not replacement.replaced:
             self._plain.add(kind)

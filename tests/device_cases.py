@@ -74,6 +74,7 @@ OPERATORS: dict[str, Callable[[PlacedCase], Operator]] = {
     "module": lambda placed: next(iter(placed.H.blocks().values())),
     "restriction": lambda placed: placed.H.restrict(subspace(placed)),
     "restriction-at-each-point": lambda placed: placed.H.restrict(subspace(placed).expand(3, -1, -1)),
+    "scaled": lambda placed: placed.H.scaled(placed.random(placed.thetas.shape[-1])),
 }
 
 

@@ -17,14 +17,21 @@ from hessian_tools.curvature import (
     alignment,
     cos_displacement,
     curvature_along,
+    drop_ratio,
     estimate_of,
+    filter_normalised,
     filter_scale,
+    linearisation_error,
+    loss_surface,
+    path_ratio,
     principal_angles,
     product_asymmetry,
+    random_rotations,
     rho_normalised,
     rounding_error,
     small_step_difference,
     subspace_error,
+    tensor_parts,
     vector_error,
 )
 from hessian_tools.curvature.estimates.multiaffine import is_multiaffine
@@ -128,6 +135,22 @@ def at_unit_filter_norm(placed: PlacedCase) -> list[Tensor]:
     ]
 
 
+def around_a_point(placed: PlacedCase) -> list[Tensor]:
+    """The loss near a point, its gradient tensor by tensor, rotations of it, and numbers about a path through it."""
+    loss, thetas, layout, batch = placed.loss, placed.thetas, placed.loss.layout, first_batch(placed)
+    g = ht.gradient(loss, thetas, placed.batch)
+    direction = filter_normalised(layout, thetas[0], g[0])
+    grid = placed.random(2)
+    return [
+        loss_surface(loss, thetas[0], batch, direction, thetas[1] - thetas[0], grid),
+        tensor_parts(layout, g),
+        random_rotations(layout, g, 2),
+        path_ratio(thetas),
+        drop_ratio(placed.random(3), g, thetas),
+        linearisation_error(lambda theta: loss.outputs(theta, batch[0]), thetas[0], thetas[1]),
+    ]
+
+
 def inner_loop_numbers(placed: PlacedCase) -> list[Tensor]:
     """Numbers that describe an inner loop, such as the alignment of its gradients; the gradients are random here."""
     g = placed.random(2, 4, 9)  # [task, step, param]
@@ -170,6 +193,7 @@ DERIVED: dict[str, Callable[[PlacedCase], Any]] = {
     "singular_values": lambda placed: ht.singular_values(jacobian(placed), k=2).values,
     "third_derivative": taylor_expansion,
     "scaled": at_unit_filter_norm,
+    "around a point": around_a_point,
     "path": inner_loop_numbers,
     "plain numbers": plain_numbers,
     "to_scipy": through_scipy,

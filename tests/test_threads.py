@@ -26,6 +26,13 @@ def test_threads_sleep_if_torch_is_loaded_after_the_library():
 
 
 @pytest.mark.slow
+def test_threads_sleep_in_a_study_too_although_its_modules_import_torch_first():
+    done = run("import analysis.pipeline; print(os.environ['OMP_WAIT_POLICY'])")
+    assert done.stdout == "PASSIVE\n"
+    assert "OMP_WAIT_POLICY" not in done.stderr
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("threads", "load", "warned"), [(2, 99.0, True), (1, 99.0, False), (2, 0.0, False)], ids=["spin", "one", "idle"]
 )

@@ -9,6 +9,7 @@ import torch
 
 from hessian_tools import Conv4, Shot, TrainConfig, learners, meta_loss, meta_train
 from hessian_tools.data import open_tasks
+from hessian_tools.inner.penalty import CurvaturePenalty
 from hessian_tools.nets import MLP
 from hessian_tools.runs import checkpoints, metrics
 from hessian_tools.runs.files import FolderInUseError, read_json
@@ -73,6 +74,17 @@ def test_a_half_written_line_of_metrics_is_ignored(tmp_path):
     with path.open("a") as file:
         file.write('{"meta_step": 2, "que')
     assert metrics.read(path) == [{"meta_step": 1, "query_loss": 2.0}]
+
+
+def test_a_run_whose_metrics_lack_a_later_column_is_resumed(tmp_path):
+    config = replace(IMAGES, folder=tmp_path, checkpoints=(0, 1))
+    list(meta_train(config))
+    (row,) = metrics.read(tmp_path / metrics.NAME)
+    (tmp_path / metrics.NAME).unlink()
+    metrics.append(tmp_path / metrics.NAME, {k: v for k, v in row.items() if k != "relative_change"})
+    *_, further = meta_train(replace(config, checkpoints=(0, 1, 2)))
+    assert further.meta_step == 2
+    assert ["relative_change" in row for row in metrics.read(tmp_path / metrics.NAME)] == [False, True]
 
 
 @pytest.mark.slow
@@ -213,6 +225,14 @@ def test_a_run_begun_by_version_0_1_resumes_itself_and_no_other(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
+def test_a_setting_of_later_versions_is_no_part_of_a_run_that_does_not_use_it():
+    layout = task_loss(IMAGES)[0].layout
+    used = {"shuffle_labels": True, "penalty": CurvaturePenalty(0.0)}
+    plain = IMAGES.identity(layout)
+    assert not set(used) & set(plain)
+    assert set(replace(IMAGES, **used).identity(layout)) == set(plain) | set(used)
+
+
 # For each setting, a change that makes the run another run.
 CHANGES = {
     "learner": {"learner": learners.boil(2, 0.1)},
@@ -223,6 +243,8 @@ CHANGES = {
     "learning_rate": {"learning_rate": 0.5},
     "optimiser": {"optimiser": "sgd"},
     "validation_tasks": {"validation_tasks": 1},
+    "shuffle_labels": {"shuffle_labels": True},
+    "penalty": {"penalty": CurvaturePenalty()},
 }
 
 

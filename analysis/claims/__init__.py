@@ -1,49 +1,191 @@
 """The claims of a study: each claim is a pure function of the study's Dataset and the pre-registered plan.
 
-The plan (``analysis.claims.plan``) fixes every choice that a verdict depends on, such as margins and confidence.
+The plan (``analysis.claims.plan``) fixes every choice that a verdict depends on, such as margins and confidence, and
+names the claims that are judged. ``docs/claims.md`` lists them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from functools import partial
+from typing import Literal
 
 import xarray as xr
 
 from analysis.claims.alignment import alignment_verdicts
-from analysis.claims.findings import findings
+from analysis.claims.changes import meta_gradient_verdicts, shot_distance_verdicts, stability_verdicts
+from analysis.claims.comparison import ask, compare_seeds, compare_task_by_task
+from analysis.claims.correction import holm
+from analysis.claims.equal_accuracy import equal_accuracy_verdicts
+from analysis.claims.falls import (
+    first_order_verdicts,
+    growth_verdicts,
+    head_and_body_verdicts,
+    supervised_verdicts,
+    trajectory_verdicts,
+)
+from analysis.claims.findings import findings, summary
+from analysis.claims.intervention import association_verdicts, intervention_verdicts, manipulation_verdicts
+from analysis.claims.learning import shot_accuracy_verdicts, shot_speed_verdicts
 from analysis.claims.plan import Plan, PlanError, load_plan, plan_from_mapping
-from analysis.claims.points import NotMeasuredError
+from analysis.claims.points import NotMeasuredError, diverged, first_and_last, has, points
 from analysis.claims.suppression import shot_verdicts, suppression_verdicts
-from analysis.claims.verdict import Verdict, verdict_lines, verdicts_from_json, verdicts_to_json
-from analysis.schema import trained_learners
+from analysis.claims.verdict import Verdict, conclude, verdict_lines, verdicts_from_json, verdicts_to_json
+from analysis.schema import plain_learners, trained_learners
 
-CLAIMS: Mapping[str, Callable[[xr.Dataset, Plan], list[Verdict]]] = {
-    "suppression": suppression_verdicts,
-    "shot": shot_verdicts,
-    "alignment": alignment_verdicts,
+Judge = Callable[[xr.Dataset, Plan], list[Verdict]]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim as a function of the Dataset and the plan, and what a study must have for it.
+
+    judge: the function that returns the verdicts. variables: the variables without which there is none.
+    needs: what else a study must have, in words that follow "the study has no".
+    """
+
+    judge: Judge
+    variables: tuple[str, ...]
+    needs: str
+
+    def __call__(self, ds: xr.Dataset, plan: Plan) -> list[Verdict]:
+        """Return the verdicts; none where the study lacks one of the variables."""
+        return self.judge(ds, plan) if has(ds, *self.variables) else []
+
+    def missing(self, ds: xr.Dataset) -> str:
+        """Why the claim has no verdict in a study, in words."""
+        absent = [name for name in self.variables if not has(ds, name)]
+        return f"the study did not measure {', '.join(absent)}" if absent else f"the study has no {self.needs}"
+
+
+def _no_verdict(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
+    return []
+
+
+LEARNER = "trained learner with an untrained start"
+PAIR = "learner with SHOT beside the same learner without it"
+# The primary claims come first.
+CLAIMS: Mapping[str, Claim] = {
+    "suppression": Claim(suppression_verdicts, ("rho",), LEARNER),
+    "suppression-hg": Claim(partial(suppression_verdicts, name="suppression-hg"), ("hg_ratio",), LEARNER),
+    "trajectory": Claim(trajectory_verdicts, ("rho",), f"{LEARNER} and curvature in other directions"),
+    "shot": Claim(shot_verdicts, ("rho",), PAIR),
+    "shot-hg": Claim(partial(shot_verdicts, name="shot-hg"), ("hg_ratio",), PAIR),
+    "shot-equal-accuracy": Claim(equal_accuracy_verdicts, ("evaluation_loss",), PAIR),
+    "intervention": Claim(
+        intervention_verdicts, ("hg_ratio", "evaluation_accuracy"), "learner at three weights of SHOT or of the penalty"
+    ),
+    "alignment": Claim(alignment_verdicts, (), LEARNER),
+    "manipulation": Claim(
+        manipulation_verdicts, ("hg_ratio",), "learner at two weights of SHOT or of the penalty on the curvature"
+    ),
+    "weight-growth": Claim(growth_verdicts, ("rho", "rho_normalised"), LEARNER),
+    "stability": Claim(stability_verdicts, ("alpha_rho",), LEARNER),
+    "supervised": Claim(
+        supervised_verdicts, ("rho",), "trained control, supervised or on shuffled labels, beside another learner"
+    ),
+    "first-order": Claim(first_order_verdicts, ("rho",), "first-order learner beside its second-order counterpart"),
+    "head-and-body": Claim(head_and_body_verdicts, ("rho",), "curvature of head or body of ANIL or BOIL beside MAML"),
+    "meta-gradient": Claim(meta_gradient_verdicts, ("meta_gradient_cosine",), LEARNER),
+    "association": Claim(association_verdicts, ("hg_ratio", "evaluation_accuracy"), "trained learner without SHOT"),
+    "shot-distance": Claim(shot_distance_verdicts, ("shot_direction_cosine",), LEARNER),
+    "shot-accuracy": Claim(shot_accuracy_verdicts, ("evaluation_accuracy",), PAIR),
+    "shot-speed": Claim(shot_speed_verdicts, ("evaluation_accuracy",), PAIR),
+    "shot-cost": Claim(
+        _no_verdict, (), "record of what a meta-iteration costs; python -m benchmarks.training measures it"
+    ),
 }
 
 
-def judge(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
-    """Return the verdicts on every claim, in the order of ``CLAIMS``; the Dataset is not changed.
+def judge(ds: xr.Dataset, plan: Plan, extra: Mapping[str, Judge] | None = None) -> list[Verdict]:
+    """Return the verdicts on the claims that the plan names, in the order of ``CLAIMS``; the Dataset is not changed.
+
+    extra: further claims by name, such as those of a user's own file. One that the plan does not describe is judged all
+        the same, as an exploratory claim.
+
+    A claim whose variables or learners the study does not have yields nothing; ``unjudged`` says why. The primary
+    verdicts are corrected together for their number (``holm``), beside their outcomes without the correction.
 
     The list is empty for a study without a trained learner. Raises PlanError if the plan asks for inner steps that the
-    study does not have. Raises NotMeasuredError, which says what to run, if a part of the study has not been measured.
+    study does not have, or names a claim that there is not. Raises NotMeasuredError, which says what to run, if a part
+    of the study has not been measured.
     """
     if not trained_learners(ds):
         return []
     plan.check_steps(ds.sizes["inner_step"] - 1)
-    return [verdict for claim in CLAIMS.values() for verdict in claim(ds, plan)]
+    plain = plain_learners(ds)
+    verdicts = [
+        replace(verdict, claim=name, kind=_kind(plan, name, verdict, plain))
+        for name, claim in _claims(plan, extra).items()
+        for verdict in claim(ds, plan)
+    ]
+    return holm([("", verdicts)], confidence=plan.confidence)[0][1]
+
+
+def unjudged(ds: xr.Dataset, plan: Plan, verdicts: list[Verdict], extra: Iterable[str] = ()) -> dict[str, str]:
+    """For each claim of the plan that has no verdict, the reason in words.
+
+    verdicts: what ``judge`` returned for the same study, plan and further claims.
+    extra: the names of these further claims; their functions are not needed.
+    """
+    judged = {verdict.claim for verdict in verdicts}
+    return {
+        name: claim.missing(ds) if isinstance(claim, Claim) else "the claim's own function returned no verdict"
+        for name, claim in _claims(plan, dict.fromkeys(extra, _no_verdict)).items()
+        if name not in judged
+    }
+
+
+def _claims(plan: Plan, extra: Mapping[str, Judge] | None) -> dict[str, Judge]:
+    """The claims to judge: those that the plan names, and all further ones."""
+    for name in set(CLAIMS) & set(extra or {}):
+        raise PlanError(f"claims: {name!r} is a claim of the package; give your own claim another name")
+    known: dict[str, Judge] = {**CLAIMS, **(extra or {})}
+    for name in plan.names:
+        if name not in known:
+            near = get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise PlanError(
+                f"claims: there is no claim {name!r}; {hint}A claim of your own also needs its function, under claims"
+                " in the study's YAML"
+            )
+    return {name: claim for name, claim in known.items() if name in plan.names or name in (extra or {})}
+
+
+def _kind(plan: Plan, claim: str, verdict: Verdict, plain: list[str]) -> Literal["primary", "exploratory"]:
+    """Whether a verdict is primary, which the plan fixes by its claim, its comparison and its learner.
+
+    plain: the learners that have neither SHOT nor the penalty, and are no control.
+    """
+    entry = plan.claims.get(claim)
+    if entry is None or entry.kind != "primary":
+        return "exploratory"
+    corrected = verdict.comparison in (entry.corrected or (verdict.comparison,))
+    counts = entry.learners == "all" or verdict.learner in plain
+    return "primary" if corrected and counts else "exploratory"
 
 
 __all__ = [
     "CLAIMS",
+    "Claim",
     "NotMeasuredError",
     "Plan",
     "PlanError",
     "Verdict",
+    "ask",
+    "compare_seeds",
+    "compare_task_by_task",
+    "conclude",
+    "diverged",
     "findings",
+    "first_and_last",
+    "holm",
     "judge",
     "load_plan",
     "plan_from_mapping",
+    "points",
+    "summary",
+    "unjudged",
     "verdict_lines",
     "verdicts_from_json",
     "verdicts_to_json",

@@ -1,4 +1,4 @@
-"""Claim (c): the inner gradients of a meta-trained network point the same way.
+"""The claim "alignment": the inner gradients of a meta-trained network point the same way.
 
 The alignment of the K inner gradients g of a task is A = (|sum g|^2 / sum |g|^2 - 1) / (K - 1). It is 0 for orthogonal
 gradients, whatever their norms, and 1 for equal gradients. Orthogonal gradients alone are too weak a null hypothesis,
@@ -11,14 +11,13 @@ from dataclasses import replace
 import numpy as np
 import xarray as xr
 
-from analysis.claims.comparison import Comparison, Question, compare_task_by_task
+from analysis.claims.comparison import Comparison, ask, compare_task_by_task
 from analysis.claims.plan import Plan
 from analysis.claims.points import UNTRAINED, diverged, first_and_last, points
 from analysis.claims.verdict import Verdict, conclude
-from analysis.schema import trained_learners, untrained_start
+from analysis.schema import trained_learners, untrained_start, with_seeds_of
 
 QUANTITY = "alignment"
-TITLE = "the inner gradients of the meta-trained network are aligned"
 
 
 def alignment_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
@@ -26,37 +25,31 @@ def alignment_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
 
     The second one is left out where the study has no untrained network to compare with.
     """
-    learners = trained_learners(ds)
+    learners = trained_learners(ds) if QUANTITY in ds else []
     first, last = first_and_last(ds) if learners else (0, 0)
     verdicts = []
     for learner in learners:
+        start = untrained_start(ds, learner)
+        part = with_seeds_of(ds, learner, start or learner)
+        if not part.sizes["seed"]:
+            continue
         # A has one value per task, while ``compare_task_by_task`` expects values [seed, task, step]. So A gets a step
         # axis of length 1.
-        trained = points(ds, QUANTITY, learner, checkpoint=last)[..., None]
-        start = untrained_start(ds, learner)
-        question = Question(
-            claim="alignment",
-            title=TITLE,
-            learner=learner,
-            baseline="0",
-            steps="all steps",
-            comparison="against orthogonal",
-            quantity=QUANTITY,
-            units=ds[QUANTITY].attrs["units"],
-            predicted="positive",
-        )
-        trained_diverged = diverged(ds, learner, checkpoint=last)
+        trained = points(part, QUANTITY, learner, checkpoint=last)[..., None]
+        words = {"learner": learner, "baseline": "0", "steps": "all steps"}
+        question = ask(plan, "alignment", "against orthogonal", QUANTITY, "positive", **words)
+        trained_diverged = diverged(part, learner, checkpoint=last)
         # Each null hypothesis has its question, the values of its baseline, and the units that diverged on either side.
         nulls = [(question, np.zeros_like(trained), trained_diverged)]
         if start is not None:
-            untrained = points(ds, QUANTITY, start, checkpoint=first)[..., None]
+            untrained = points(part, QUANTITY, start, checkpoint=first)[..., None]
             second = replace(question, baseline=UNTRAINED, comparison="against untrained")
-            nulls.append((second, untrained, trained_diverged | diverged(ds, start, checkpoint=first)))
+            nulls.append((second, untrained, trained_diverged | diverged(part, start, checkpoint=first)))
         for asked, baseline, has_diverged in nulls:
             comparison = _with_obstacle(
                 compare_task_by_task(trained, baseline, plan, diverged=has_diverged), ds.sizes["step_i"]
             )
-            verdicts.append(conclude(asked, comparison, margin=plan.margins.alignment, confidence=plan.confidence))
+            verdicts.append(conclude(asked, comparison, margin=plan.margin("alignment"), confidence=plan.confidence))
     return verdicts
 
 

@@ -4,16 +4,14 @@ A comparison has two sides, a learner and its baseline. They are paired by seed 
 reduced to one effect for each seed.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 
 from analysis.claims.plan import Plan
-from analysis.statistics import seed_means, task_bootstrap
+from analysis.statistics import Interval, seed_means, task_bootstrap
 
-Claim = Literal["suppression", "shot", "alignment"]
-Kind = Literal["raw", "unit filter norm", "equal support loss", "against orthogonal", "against untrained"]
 Direction = Literal["negative", "positive"]
 
 SIDES_IDENTICAL = "both sides are identical to the last bit; so there is no difference to test"
@@ -24,18 +22,45 @@ class Question:
     """A question: how a quantity of a learner differs from that of a baseline, at some steps of the inner loop.
 
     steps: the name of the inner steps that are judged together, as the plan has it, or "all steps".
+        It is "" where the quantity has no inner steps, as the accuracy.
+    comparison: what kind of comparison it is, such as "raw" or "equal support loss".
     predicted: the sign of the effect (learner minus baseline) that the claim predicts.
+    measure: the quantity in words; "" if the name of ``quantity`` has words of its own (``NAMES`` in ``sentence.py``).
+    against: the baseline in words, such as "along rotated gradients"; "" for a learner, the untrained network or 0.
     """
 
-    claim: Claim
+    claim: str
     title: str
     learner: str
     baseline: str
     steps: str
-    comparison: Kind
+    comparison: str
     quantity: str
     units: str
     predicted: Direction
+    measure: str = field(default="", kw_only=True)
+    against: str = field(default="", kw_only=True)
+
+
+def ask(
+    plan: Plan, claim: str, comparison: str, quantity: str, predicted: Direction, *, learner: str, **words: str
+) -> Question:
+    """A question of a claim.
+
+    words: other fields of a Question. Those that are left out are the claim's statement in the plan for ``title``, "1"
+    for ``units``, and "" for the others.
+    """
+    title = words.pop("title", None) or plan.title(claim)
+    given = {"baseline": "", "steps": "", "units": "1"} | words
+    return Question(
+        claim=claim,
+        title=title,
+        learner=learner,
+        comparison=comparison,
+        quantity=quantity,
+        predicted=predicted,
+        **given,
+    )
 
 
 @dataclass(frozen=True)
@@ -57,6 +82,10 @@ class Comparison:
     num_unmatched_seeds: the number of seeds left out because too few of their points could be compared.
     obstacle: the reason why no verdict is possible, whatever the numbers are; None if one is possible. The part before
         the semicolon is its short form.
+    required: values [seed] whose mean must also be above 0, by the same interval, for the claim to be supported; None
+        if nothing else is required. requirement: what they mean, such as "the curvature falls at all".
+    interval: the interval that decides, where it is not the one of the mean of ``effects``.
+    note: a further clause for the sentence of the verdict.
     """
 
     effects: np.ndarray
@@ -71,6 +100,35 @@ class Comparison:
     share: float = 1.0
     num_unmatched_seeds: int = 0
     obstacle: str | None = None
+    required: np.ndarray | None = None
+    requirement: str = ""
+    interval: Interval | None = None
+    note: str = ""
+
+
+def compare_seeds(
+    trained: np.ndarray, baseline: np.ndarray, keep: np.ndarray, diverged: np.ndarray, **fields: Any
+) -> Comparison:
+    """A comparison of two numbers for each seed [seed] that were made of the units in ``keep`` [seed, task].
+
+    It has no bootstrap interval. If the claim is about one number, ``baseline`` is NaN and ``trained`` is the effect.
+    diverged: True for each unit that diverged on at least one side. fields: other fields of the Comparison.
+
+    Units that are neither kept nor diverged are not counted, because some quantities are measured for a part of the
+    tasks alone. ``num_tasks`` is then the largest number of tasks that a seed has.
+    """
+    alone = bool(np.isnan(baseline).all())
+    return Comparison(
+        effects=trained if alone else trained - baseline,
+        trained=np.full_like(trained, np.nan) if alone else trained,
+        baseline=baseline,
+        scale=float("nan"),
+        bootstrap=(float("nan"), float("nan")),
+        num_tasks=int(keep.sum(axis=1).max()),
+        num_units=int((keep | diverged).sum()),
+        num_diverged=int((diverged & ~keep).sum()),
+        **fields,
+    )
 
 
 def complete_units(*sides: np.ndarray, diverged: np.ndarray | None = None) -> np.ndarray:
@@ -109,7 +167,7 @@ def compare_task_by_task(
     )
 
 
-def count_left_out(keep: np.ndarray, diverged: np.ndarray | None) -> dict[str, int]:
+def count_left_out(keep: np.ndarray, diverged: np.ndarray | None) -> dict[str, Any]:
     """Count all units and, for each reason, the units that are left out; the keys are fields of a Comparison.
 
     keep: True for each unit [seed, task] that is compared. diverged: True for each unit that diverged.

@@ -3,43 +3,95 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
-from itertools import groupby
 
-from analysis.claims.sentence import NAMES, number, plural
-from analysis.claims.verdict import Verdict
-from analysis.statistics import Outcome
+from analysis.claims.sentence import baseline, measure, number, plural, where
+from analysis.claims.verdict import OUTCOMES, Verdict
 
 PLAIN = ("raw", "against untrained")  # comparisons without matching or rescaling
+TOO_WEAK = "against orthogonal"  # a comparison that an untrained network may pass as well
+
+# The claims of the three sentences at the top of a report and at the end of a command, as far as a study has them.
+SUMMARISED = ("suppression", "trajectory", "shot", "alignment")
+
+
+def summary(verdicts: Sequence[Verdict]) -> list[str]:
+    """At most three of the findings: those on suppression, on the trajectory and on SHOT, or on the first claims."""
+    chosen = [verdict for verdict in verdicts if verdict.claim in SUMMARISED]
+    return findings(chosen or verdicts)[:3]
 
 
 def findings(verdicts: Sequence[Verdict]) -> list[str]:
-    """One sentence for each claim: how many comparisons have each outcome, and the numbers of a typical comparison."""
-    return [_finding(list(rows)) for _, rows in groupby(verdicts, key=lambda verdict: verdict.claim)]
+    """One sentence for each claim: how many comparisons have each outcome, and the numbers of a typical comparison.
+
+    The primary claims come first, in the order of the verdicts. A comparison that an untrained network may pass as well
+    is not counted, unless there is no other.
+    """
+    claims: dict[str, list[Verdict]] = {}
+    for verdict in verdicts:
+        claims.setdefault(verdict.claim, []).append(verdict)
+    first = sorted(claims.values(), key=lambda rows: all(row.kind == "exploratory" for row in rows))
+    return [_finding(rows) for rows in first]
+
+
+def held_throughout(verdicts: Sequence[Verdict]) -> list[tuple[str, str]]:
+    """Each (learner, step group) for which every comparison of a claim supports it.
+
+    Of a claim on curvature that is also compared at unit filter norm or at equal support loss, only these count as
+    suppression: elsewhere, a fall may be one of the loss, or come from growing weights.
+    """
+    places: dict[tuple[str, str], list[Verdict]] = {}
+    for verdict in verdicts:
+        places.setdefault((verdict.learner, verdict.steps), []).append(verdict)
+    return [place for place, rows in places.items() if all(row.outcome == "supported" for row in rows)]
 
 
 def _finding(verdicts: list[Verdict]) -> str:
+    verdicts = [verdict for verdict in verdicts if verdict.comparison != TOO_WEAK] or verdicts
     counts = Counter(verdict.outcome for verdict in verdicts)
     total = plural(len(verdicts), "comparison")
-    order: tuple[Outcome, ...] = ("supported", "not supported", "inconclusive")
-    parts = [
-        f"{outcome.replace('inconclusive', 'undecided')} in {counts[outcome]}" for outcome in order if counts[outcome]
-    ]
+    seen = [outcome for outcome in OUTCOMES if counts[outcome]]
+    parts = [f"{outcome.replace('inconclusive', 'undecided')} in {counts[outcome]}" for outcome in seen]
     listed = " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
-    return f"Of {total} on whether {verdicts[0].title}, the claim is {listed}{_example(verdicts, counts)}."
+    details = _corrected(verdicts) + _throughout(verdicts) + _example(verdicts)
+    return f"Of {total} on whether {verdicts[0].title}, the claim is {listed}{details}."
 
 
-def _example(verdicts: list[Verdict], counts: Counter[Outcome]) -> str:
+def _corrected(verdicts: list[Verdict]) -> str:
+    """How many of the primary comparisons are still supported after the correction for their number."""
+    primary = [verdict for verdict in verdicts if verdict.corrected_outcome is not None]
+    supported = sum(verdict.outcome == "supported" for verdict in primary)
+    if not supported:
+        return ""
+    left = sum(verdict.corrected_outcome == "supported" for verdict in primary)
+    comparisons = plural(supported, "supported primary comparison")
+    correction = f"Holm's correction for {plural(primary[0].num_corrected, 'comparison')}"
+    return f" (of its {comparisons}, {left} {'remains' if left == 1 else 'remain'} so after {correction})"
+
+
+def _throughout(verdicts: list[Verdict]) -> str:
+    """Where a claim with matched comparisons is supported in all of them; "" for other claims."""
+    if not any(verdict.comparison == "equal support loss" for verdict in verdicts):
+        return ""
+    places = [f"{learner} at {steps}" for learner, steps in held_throughout(verdicts)]
+    return f"; all comparisons support it for {' and '.join(places) or 'no learner'}"
+
+
+def _example(verdicts: list[Verdict]) -> str:
     """The numbers of the first plain comparison that has the most frequent outcome.
 
-    If no plain comparison has that outcome, they are those of the first plain one; if there is none at all, "".
+    If no plain comparison has that outcome, they are those of the first plain one. In a claim without plain
+    comparisons, all of them count as plain. If nothing could be compared, the text is empty.
     """
-    plain = [verdict for verdict in verdicts if verdict.comparison in PLAIN and not math.isnan(verdict.effect)]
+    known = [verdict for verdict in verdicts if not math.isnan(verdict.effect)]
+    plain = [verdict for verdict in known if verdict.comparison in PLAIN]
+    if not any(verdict.comparison in PLAIN for verdict in verdicts):
+        plain = known
     if not plain:
         return ""
-    usual = counts.most_common(1)[0][0]
+    usual = Counter(verdict.outcome for verdict in verdicts).most_common(1)[0][0]
     verdict = next((verdict for verdict in plain if verdict.outcome == usual), plain[0])
-    name = NAMES.get(verdict.quantity, verdict.quantity)
-    where = "" if verdict.steps == "all steps" else f" at {verdict.steps}"
-    baseline = verdict.baseline if verdict.claim == "shot" else "the untrained network"
-    values = f"{number(verdict.trained_value)} against {number(verdict.baseline_value)} for {baseline}"
-    return f"; for instance, {name} of {verdict.learner}{where} is {values} ({verdict.outcome})"
+    values = number(verdict.effect, signed=True)
+    if not math.isnan(verdict.trained_value):
+        values = f"{number(verdict.trained_value)} against {number(verdict.baseline_value)} {baseline(verdict)}"
+    steps = "" if verdict.steps == "all steps" else where(verdict)
+    return f"; for instance, {measure(verdict)} of {verdict.learner}{steps} is {values} ({verdict.outcome})"

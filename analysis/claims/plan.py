@@ -6,7 +6,7 @@ It is read from YAML, where a missing or unknown key is an error, and it has a d
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,7 +20,16 @@ from analysis.config.mistakes import first_mistake
 BUNDLED = Path(__file__).with_name("claims.yaml")
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 Margin = Annotated[float, Field(gt=0, lt=1e6, strict=True)]
+Text = Annotated[str, Field(min_length=1)]
 BelowTen = Annotated[float, Field(gt=0, lt=10, strict=True)]  # refuses a slip such as 50 for 50 %
+
+
+# The statements of the claims of version 0.1, whose plans do not hold them.
+EARLIER_STATEMENTS = {
+    "suppression": "Meta-training lowers the curvature along the inner gradient.",
+    "shot": "SHOT lowers the curvature along the inner gradient further.",
+    "alignment": "The inner gradients of the meta-trained network are aligned.",
+}
 
 
 class PlanError(ValueError):
@@ -28,8 +37,36 @@ class PlanError(ValueError):
 
 
 @dataclass(frozen=True, config=STRICT)
+class ClaimPlan:
+    """What is fixed beforehand about one claim, in words, with the smallest effect of interest as a number.
+
+    statement: the claim in one plain sentence.
+    estimand: the number that is estimated, and from what. null_hypothesis: the one that is tested.
+    unit: the unit of replication. rule: how the outcome follows from the interval. interval: how the interval is made.
+    kind: the verdicts on primary claims are corrected together (Holm 1979), those on exploratory ones are not.
+    margin: the smallest effect of interest. margin_unit: what the margin is a number of.
+    corrected: the comparisons of a primary claim that are corrected together; by default all. The other comparisons
+        count as exploratory.
+    learners: "plain" if, in a primary claim, the verdicts on learners with SHOT or with the penalty on the curvature
+        and on controls count as exploratory, because other claims are about them; "all" otherwise.
+    """
+
+    statement: Text
+    estimand: Text
+    null_hypothesis: Text
+    unit: Text
+    rule: Text
+    interval: Text
+    kind: Literal["primary", "exploratory"]
+    margin: Margin
+    margin_unit: Text
+    corrected: tuple[str, ...] = ()
+    learners: Literal["plain", "all"] = "all"
+
+
+@dataclass(frozen=True, config=STRICT)
 class Margins:
-    """The smallest effects of interest.
+    """The smallest effects of interest in a plan of version 0.1, which had three claims and described none.
 
     suppression, shot: fractions of the baseline's mean |curvature|. alignment: a difference of the alignment A itself
         (0 for orthogonal inner gradients, 1 for equal ones), not a fraction of the baseline's A.
@@ -90,13 +127,21 @@ class Plan:
     """The whole plan; two plans with equal content have equal digests, however their files are laid out.
 
     confidence: that of all intervals. step_groups: the ranges of inner steps that are judged together, by name.
+    claims: the claims that are judged, by name. margins: what a plan of version 0.1 has in their place.
     """
 
     confidence: Annotated[float, Field(gt=0.5, lt=1, strict=True)]
-    margins: Margins
     step_groups: dict[str, StepGroup]
     equal_loss: EqualLoss
     bootstrap: Bootstrap
+    claims: dict[str, ClaimPlan] = field(default_factory=dict)
+    margins: Margins | None = None
+
+    @model_validator(mode="after")
+    def _judges_some_claims(self) -> "Plan":
+        if bool(self.claims) == (self.margins is not None):
+            raise ValueError("give either claims, as in analysis/claims/claims.yaml, or margins, as version 0.1 did")
+        return self
 
     @model_validator(mode="after")
     def _judges_some_steps(self) -> "Plan":
@@ -107,7 +152,22 @@ class Plan:
     @property
     def digest(self) -> str:
         """SHA-256 (hex) of the content in a canonical form: sorted keys, no layout, no comments."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        content = {key: value for key, value in asdict(self).items() if value}  # a plan of 0.1 keeps its digest
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the claims that are judged."""
+        return tuple(self.claims) or tuple(EARLIER_STATEMENTS)
+
+    def margin(self, claim: str) -> float:
+        """The smallest effect of interest of a claim."""
+        return self.claims[claim].margin if self.margins is None else float(getattr(self.margins, claim))
+
+    def title(self, claim: str) -> str:
+        """The statement of a claim as a part of a longer sentence: without its full stop and its capital."""
+        text = (self.claims[claim].statement if self.margins is None else EARLIER_STATEMENTS[claim]).rstrip(".")
+        return text[:1].lower() + text[1:] if text[1:2].islower() else text
 
     def check_steps(self, steps: int) -> None:
         """Raise PlanError if a step group names a point that a study of ``steps`` inner steps does not have."""

@@ -1,9 +1,10 @@
 """The sentence of a verdict: the outcome, both values and the interval, then what was left out of the comparison."""
 
+import math
 from typing import TYPE_CHECKING
 
 from analysis.claims.comparison import Comparison
-from analysis.statistics import MAX_SEEDS
+from analysis.statistics import MAX_SEEDS, mean_interval
 
 if TYPE_CHECKING:
     from analysis.claims.verdict import Verdict
@@ -12,6 +13,9 @@ NAMES = {
     "alpha_rho": "alpha rho",
     "rho": "rho",
     "rho_normalised": "rho at unit filter norm",
+    "alpha_hg_ratio": "alpha |Hg| / |g|",
+    "hg_ratio": "|Hg| / |g|",
+    "hg_ratio_normalised": "|Hg| / |g| at unit filter norm",
     "alignment": "the alignment A",
 }
 MINUS = "\N{MINUS SIGN}"
@@ -21,7 +25,7 @@ def sentence(verdict: "Verdict", comparison: Comparison, confidence: float) -> s
     """Return one paragraph for researchers on a verdict, whose field ``sentence`` is still empty."""
     if comparison.num_diverged == comparison.num_units:
         return f"Inconclusive: all {comparison.num_units} units diverged, so that nothing is left to compare."
-    if verdict.num_seeds == 0:
+    if math.isnan(verdict.effect):
         why = comparison.obstacle or "nothing is left to compare"
         return f"Inconclusive: {'; '.join([why, *_units_left_out(comparison)])}."
     parts = [_levels(verdict, confidence)]
@@ -29,9 +33,9 @@ def sentence(verdict: "Verdict", comparison: Comparison, confidence: float) -> s
     if comparison.obstacle:
         head = f"Inconclusive: {comparison.obstacle}. "
     elif verdict.outcome == "inconclusive":
-        head += _needed(verdict) + "; "
+        head += (_unmet(verdict, comparison) or _needed(verdict)) + "; "
     elif verdict.outcome == "not supported":
-        parts.append(_why_not(verdict))
+        parts.append(_why_not(verdict, comparison, confidence))
     if verdict.outcome != "inconclusive" and verdict.num_seeds == 2:
         parts.append("two seeds can agree by luck, so add seeds before relying on this outcome")
     return head + "; ".join([*parts, *_left_out(verdict, comparison)]) + "."
@@ -55,21 +59,53 @@ def number(value: float, *, signed: bool = False) -> str:
     return (f"{value:+.3g}" if signed else f"{value:.3g}").replace("-", MINUS)
 
 
+def measure(verdict: "Verdict") -> str:
+    """The quantity of a verdict in words."""
+    return verdict.measure or NAMES.get(verdict.quantity, verdict.quantity)
+
+
+def baseline(verdict: "Verdict") -> str:
+    """The baseline of a verdict in words that follow a value, such as "for the untrained network"."""
+    if verdict.comparison == "against orthogonal":
+        return "for orthogonal gradients"
+    return verdict.against or f"for {'the untrained network' if against_untrained(verdict) else verdict.baseline}"
+
+
+def against_untrained(verdict: "Verdict") -> bool:
+    """True if the baseline is the untrained network, and no learner: a learner may be called "untrained" too."""
+    return verdict.claim in ("suppression", "suppression-hg") or verdict.comparison == "against untrained"
+
+
+def where(verdict: "Verdict") -> str:
+    """The inner steps in words that follow the learner's name; "" for a quantity without inner steps."""
+    if not verdict.steps:
+        return ""
+    return f" over {verdict.steps}" if verdict.steps == "all steps" else f" at {verdict.steps}"
+
+
 def _levels(verdict: "Verdict", confidence: float) -> str:
     """The clause that states both values, their difference with its interval, and the margin."""
-    where = f"over {verdict.steps}" if verdict.steps == "all steps" else f"at {verdict.steps}"
-    text = f"{NAMES.get(verdict.quantity, verdict.quantity)} of {verdict.learner} {where} "
-    if verdict.comparison == "against orthogonal":
-        text += f"is {number(verdict.trained_value)} against 0 for orthogonal gradients"
+    subject = f"{measure(verdict)} of {verdict.learner}{where(verdict)}"
+    if math.isnan(verdict.trained_value):
+        text = f"{subject} is {number(verdict.effect, signed=True)}"
     else:
-        baseline = verdict.baseline if verdict.claim == "shot" else "the untrained network"
-        at = ", at equal support loss" if verdict.comparison == "equal support loss" else ""
-        text += f"is {number(verdict.trained_value)} against {number(verdict.baseline_value)} for {baseline}{at}"
-    text += f", a difference of {number(verdict.effect, signed=True)}"
-    if verdict.num_seeds > 1:
+        zero = verdict.comparison == "against orthogonal"
+        other = "0" if zero else number(verdict.baseline_value)
+        at = f", at {verdict.comparison}" if verdict.comparison.startswith("equal ") else ""
+        text = f"{subject} is {number(verdict.trained_value)} against {other} {baseline(verdict)}{at}"
+        text += f", a difference of {number(verdict.effect, signed=True)}"
+    if math.isfinite(verdict.low):
         ends = f"{number(verdict.low, signed=True)} to {number(verdict.high, signed=True)}"
         text += f" ({100 * confidence:g} % interval over seeds: {ends})"
     return text + f", while the smallest effect of interest is {number(verdict.margin)}"
+
+
+def _unmet(verdict: "Verdict", comparison: Comparison) -> str:
+    """The clause on what else is required, if that alone keeps the claim from being supported; "" otherwise."""
+    sign = -1.0 if verdict.predicted == "negative" else 1.0
+    if comparison.required is None or not min(sign * verdict.low, sign * verdict.high) > 0:
+        return ""
+    return f"the claim also requires that {comparison.requirement}, which is not sure"
 
 
 def _needed(verdict: "Verdict") -> str:
@@ -84,8 +120,12 @@ def _needed(verdict: "Verdict") -> str:
     return f"about {seeds} would decide in about half of such studies, {condition}"
 
 
-def _why_not(verdict: "Verdict") -> str:
+def _why_not(verdict: "Verdict", comparison: Comparison, confidence: float) -> str:
     """The clause that says why a claim is not supported."""
+    if comparison.required is not None and verdict.outcome == "not supported":
+        requirement = mean_interval(comparison.required, confidence=confidence)
+        if requirement.high < 0:
+            return f"the claim also requires that {comparison.requirement}, which is not so"
     sign = -1.0 if verdict.predicted == "negative" else 1.0
     ends = sorted((sign * verdict.low, sign * verdict.high))
     if ends[1] < 0:
@@ -100,10 +140,14 @@ def _left_out(verdict: "Verdict", comparison: Comparison) -> list[str]:
     parts = []
     if verdict.comparison == "equal support loss" and not comparison.obstacle:
         parts.append(f"{comparison.share:.0%} of the points have a match at equal loss")
+    parts += [comparison.note] if comparison.note else []
     parts += _units_left_out(comparison)
     if comparison.num_unmatched_seeds:
         num = comparison.num_unmatched_seeds
-        parts.append(f"{plural(num, 'seed')} {_was(num)} left out because too few points have a match")
+        why = "too few points have a match"
+        if verdict.comparison == "equal accuracy":
+            why = "one learner was never as inaccurate as the other"
+        parts.append(f"{plural(num, 'seed')} {_was(num)} left out because {why}")
     num_empty = len(comparison.effects) - verdict.num_seeds - comparison.num_unmatched_seeds
     if num_empty:
         parts.append(f"{plural(num_empty, 'seed')} {_was(num_empty)} left out because nothing was left to compare")

@@ -1,19 +1,23 @@
-"""Claims (a) and (b): meta-training lowers the curvature along the inner gradient, and SHOT lowers it further.
+"""Suppression: meta-training lowers the curvature along the inner gradient, and SHOT lowers it further.
 
 The curvature along the inner gradient g is rho = g'Hg / g'g, with the Hessian H of the support loss. alpha is the inner
 learning rate. SHOT is the penalty on the distance between the ends of few large and of many small inner steps (Lee,
 Yoo, Kwak 2023).
 
-Claim (a), suppression: meta-training lowers this curvature, although no term of its loss asks for that. Each trained
-learner at the last checkpoint is compared with itself at checkpoint 0, which is the untrained network with the same
-initialisation, on the same tasks, at the same inner learning rate. (Lee, Yoo, Kwak 2023 claim suppression along the
-inner loop, but measure no curvature.) A learner that begins from another learner's trained network is compared with an
-untrained network that adapts by the same inner loop, if the study has one.
+The claims "suppression" and "suppression-hg": meta-training lowers this curvature, although no term of its loss asks
+for that. Each trained learner at the last checkpoint is compared with itself at checkpoint 0, which is the untrained
+network with the same initialisation, on the same tasks, at the same inner learning rate. (Lee, Yoo, Kwak 2023 claim
+suppression along the inner loop, but measure no curvature.) A learner that begins from another learner's trained
+network is compared with an untrained network that adapts by the same inner loop, if the study has one.
 
-Claim (b), SHOT: a learner with SHOT is compared with the same learner without SHOT, at the last checkpoint. The study
-names the pairs (``analysis.schema.shot_pairs``); one learner may be compared with several variants of itself with SHOT.
-Both sides share the seed's initialisation, tasks and inner learning rate. A learner that begins from a network that was
-pre-trained with SHOT alone also counts as one with SHOT; it has had that training in addition.
+The claims "shot" and "shot-hg": a learner with SHOT is compared with the same learner without SHOT, at the last
+checkpoint. The study names the pairs (``analysis.claims.points.shot_pairs``); one learner may be compared with several
+variants of itself with SHOT. Both sides share the seed's initialisation, tasks and inner learning rate. A learner that
+begins from a network that was pre-trained with SHOT alone also counts as one with SHOT; it has had that training in
+addition.
+
+The claims whose names end in "-hg" judge |Hg| / |g| in place of rho: it measures how large the Hessian-gradient product
+is at all, where rho measures its part along the gradient, which may be negative. Both are scaled by alpha.
 
 A step group names the inner steps that the plan judges together. Three comparisons are made for each learner and step
 group:
@@ -33,19 +37,24 @@ from dataclasses import replace
 
 import xarray as xr
 
-from analysis.claims.comparison import Claim, Question, compare_task_by_task
+from analysis.claims.comparison import Question, ask, compare_task_by_task
 from analysis.claims.equal_loss import compare_at_equal_loss
 from analysis.claims.plan import Plan
-from analysis.claims.points import UNTRAINED, diverged, first_and_last, points
-from analysis.claims.verdict import Verdict, conclude
-from analysis.schema import alpha_steps, shot_pairs, trained_learners, untrained_start
+from analysis.claims.points import UNTRAINED, diverged, first_and_last, has, points, shot_pairs
+from analysis.claims.verdict import UNIT_NORM, Verdict, conclude
+from analysis.schema import alpha_steps, trained_learners, untrained_start, with_seeds_of
 
-QUANTITY, WITHOUT_ALPHA, UNIT_NORM, LOSS = "alpha_rho", "rho", "rho_normalised", "support_loss"
+# The quantity, the one in its place for a learner without alpha, and the one at unit filter norm.
+QUANTITIES = ("alpha_rho", "rho", "rho_normalised")
+HG_QUANTITIES = ("alpha_hg_ratio", "hg_ratio", "hg_ratio_normalised")
+LOSS = "support_loss"
 
 
-def suppression_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
-    """Return the verdicts on claim (a), in all three comparisons, for every trained learner and step group."""
-    title = "meta-training lowers the curvature along the inner gradient"
+def suppression_verdicts(ds: xr.Dataset, plan: Plan, *, name: str = "suppression") -> list[Verdict]:
+    """Return the verdicts on suppression, in all three comparisons, for every trained learner and step group.
+
+    name: "suppression" for alpha rho, "suppression-hg" for alpha |Hg| / |g|.
+    """
     learners = trained_learners(ds)
     first, last = first_and_last(ds) if learners else (0, 0)
     verdicts = []
@@ -53,62 +62,62 @@ def suppression_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
         start = untrained_start(ds, learner)
         if start is None:
             continue
-        name = quantity(ds, learner, start)
-        question = _question(ds, "suppression", title, learner, UNTRAINED, name)
-        verdicts += lower_curvature(ds, plan, question, (start, first), last, plan.margins.suppression)
+        question = _question(ds, plan, name, (learner, start), UNTRAINED)
+        if question is not None:
+            verdicts += lower_curvature(ds, plan, question, (start, first), last)
     return verdicts
 
 
-def shot_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
-    """Return the verdicts on claim (b), in all three comparisons, for every pair of learners and step group."""
-    title = "SHOT lowers the curvature along the inner gradient further"
+def shot_verdicts(ds: xr.Dataset, plan: Plan, *, name: str = "shot") -> list[Verdict]:
+    """Return the verdicts on SHOT, in all three comparisons, for every pair of learners and step group.
+
+    name: "shot" for alpha rho, "shot-hg" for alpha |Hg| / |g|.
+    """
     pairs = shot_pairs(ds)
     last = first_and_last(ds)[1] if pairs else 0
     verdicts = []
     for learner, without in pairs:
-        name = quantity(ds, learner, without)
-        question = _question(ds, "shot", title, learner, without, name)
-        verdicts += lower_curvature(ds, plan, question, (without, last), last, plan.margins.shot)
+        question = _question(ds, plan, name, (learner, without), without)
+        if question is not None:
+            verdicts += lower_curvature(ds, plan, question, (without, last), last)
     return verdicts
 
 
-def _question(ds: xr.Dataset, claim: Claim, title: str, learner: str, baseline: str, quantity: str) -> Question:
-    """The question of the raw comparison, whose inner steps ``lower_curvature`` fills in."""
-    return Question(
-        claim=claim,
-        title=title,
-        learner=learner,
-        baseline=baseline,
-        steps="",
-        comparison="raw",
-        quantity=quantity,
-        units=ds[quantity].attrs["units"],
-        predicted="negative",
-    )
+def _question(ds: xr.Dataset, plan: Plan, claim: str, pair: tuple[str, str], baseline: str) -> Question | None:
+    """The question of the raw comparison, whose inner steps ``lower_curvature`` fills in.
 
-
-def quantity(ds: xr.Dataset, *learners: str) -> str:
-    """The quantity to compare: alpha rho, or rho if the steps of a learner are not alpha times the gradient."""
-    return QUANTITY if all(alpha_steps(ds, learner) for learner in learners) else WITHOUT_ALPHA
+    pair: the learner and the one with which it is compared. None if the study did not measure the quantity.
+    """
+    scaled, plain, _ = HG_QUANTITIES if claim.endswith("-hg") else QUANTITIES
+    name = scaled if all(alpha_steps(ds, learner) for learner in pair) and has(ds, scaled) else plain
+    return ask(plan, claim, "raw", name, "negative", learner=pair[0], baseline=baseline) if has(ds, name) else None
 
 
 def lower_curvature(
-    ds: xr.Dataset, plan: Plan, question: Question, baseline: tuple[str, int], last: int, margin: float
+    ds: xr.Dataset, plan: Plan, question: Question, baseline: tuple[str, int], last: int
 ) -> list[Verdict]:
     """Return the verdicts on a question for each step group, in all three comparisons.
 
     baseline: the learner and the checkpoint to compare with. last: the checkpoint of the question's learner.
-    margin: the smallest effect of interest, as a fraction of the baseline's mean |quantity| in the step group. The raw
-        comparison and the one at equal support loss take the fraction of the same mean, so that their verdicts can be
-        compared.
+
+    The seeds are those that both learners have; if there is none, there is no verdict.
+    The smallest effect of interest is a fraction of the baseline's mean |quantity| in the step group. The raw
+    comparison and the one at equal support loss take the fraction of the same mean, so that their verdicts can be
+    compared. The comparison at unit filter norm is left out if the quantity was not measured there.
     """
     other_learner, checkpoint = baseline
+    ds = with_seeds_of(ds, question.learner, other_learner)
+    if not ds.sizes["seed"]:
+        return []
+    quantities = HG_QUANTITIES if question.claim.endswith("-hg") else QUANTITIES
+    at_unit_norm = quantities[2]
+    has_unit_norm = has(ds, at_unit_norm)
     sides = [
         (points(ds, name, question.learner, checkpoint=last), points(ds, name, other_learner, checkpoint=checkpoint))
-        for name in (question.quantity, UNIT_NORM, LOSS)
+        for name in (question.quantity, at_unit_norm if has_unit_norm else question.quantity, LOSS)
     ]
+    margin = plan.margin(question.claim)
     has_diverged = diverged(ds, question.learner, checkpoint=last) | diverged(ds, other_learner, checkpoint=checkpoint)
-    at_unit_norm = replace(question, quantity=UNIT_NORM, units=ds[UNIT_NORM].attrs["units"])
     verdicts = []
     for steps, group in plan.step_groups.items():
         rows = group.rows(ds.sizes["inner_step"] - 1)
@@ -118,8 +127,10 @@ def lower_curvature(
         equal_loss = compare_at_equal_loss(*value, *loss, plan, diverged=has_diverged)
         for asked, comparison, scale in (
             (replace(question, steps=steps, comparison="raw"), raw, raw.scale),
-            (replace(at_unit_norm, steps=steps, comparison="unit filter norm"), normalised, normalised.scale),
+            (replace(question, quantity=at_unit_norm, steps=steps, comparison=UNIT_NORM), normalised, normalised.scale),
             (replace(question, steps=steps, comparison="equal support loss"), equal_loss, raw.scale),
         ):
+            if asked.comparison == UNIT_NORM and not has_unit_norm:
+                continue
             verdicts.append(conclude(asked, comparison, margin=margin * scale, confidence=plan.confidence))
     return verdicts

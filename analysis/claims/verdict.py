@@ -8,16 +8,20 @@ two sides that are identical. A comparison with an obstacle is inconclusive, wha
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import groupby
-from typing import Any
+from typing import Any, Literal
 
 from analysis.claims.comparison import Comparison, Direction, Question, mean_over_seeds
-from analysis.claims.sentence import sentence
+from analysis.claims.plan import EARLIER_STATEMENTS, Plan
+from analysis.claims.sentence import measure, sentence
 from analysis.statistics import Interval, Outcome, decide, mean_interval, seeds_to_decide
 
 UNIT_NORM = "unit filter norm"
+OUTCOMES: tuple[Outcome, ...] = ("supported", "not supported", "inconclusive")
+LONGEST_LIST = 40  # verdicts that are listed on a terminal one by one
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,12 @@ class Verdict(Question):
     seeds_to_decide: the number of seeds at which about half of such studies would decide. It is None if the outcome is
         decided already, if there is one seed (which shows no spread) or an obstacle, or if no number of seeds would do.
     obstacle: the reason why no verdict was possible, whatever the numbers are; None if there is none.
+    effects: the effect of each seed, of which ``effect`` is the mean; empty where it is no mean over seeds.
+    p: the two-sided p-value of the t-test that the effect is 0; NaN with an obstacle.
+    kind: "primary" for a verdict that is corrected together with the other primary ones, "exploratory" for the others.
+    p_corrected: the p-value after Holm's correction; NaN for an exploratory verdict.
+    corrected_outcome: the outcome after the correction, which can turn "supported" into "inconclusive" and changes
+        nothing else; None for an exploratory verdict. num_corrected: how many primary verdicts were corrected together.
     """
 
     effect: float
@@ -57,6 +67,12 @@ class Verdict(Question):
     sentence: str
     num_undefined: int = 0
     obstacle: str | None = None
+    effects: tuple[float, ...] = ()
+    p: float = math.nan
+    kind: Literal["primary", "exploratory"] = "exploratory"
+    p_corrected: float = math.nan
+    corrected_outcome: Outcome | None = None
+    num_corrected: int = 0
 
 
 def conclude(question: Question, comparison: Comparison, *, margin: float, confidence: float) -> Verdict:
@@ -65,8 +81,16 @@ def conclude(question: Question, comparison: Comparison, *, margin: float, confi
     margin: the smallest effect of interest, above 0, in the units of the quantity.
     confidence: that of the interval over seeds.
     """
-    interval = mean_interval(comparison.effects, confidence=confidence)
+    interval = comparison.interval or mean_interval(comparison.effects, confidence=confidence)
     outcome, num_needed = _outcome(question.predicted, interval, comparison.obstacle, margin, confidence)
+    p = math.nan if comparison.obstacle else interval.p
+    if comparison.required is not None:
+        required = mean_interval(comparison.required, confidence=confidence)
+        p = max(p, required.p)  # both tests must reject (an intersection-union test; Berger 1982)
+        if outcome == "supported" and not required.low > 0:
+            outcome = "not supported" if required.high < 0 else "inconclusive"
+            # What is required has no smallest effect of interest; it only must be above 0.
+            num_needed = seeds_to_decide(required.mean, required.sd, margin=1e-9, confidence=confidence)
     verdict = Verdict(
         **asdict(question),
         effect=interval.mean,
@@ -86,8 +110,15 @@ def conclude(question: Question, comparison: Comparison, *, margin: float, confi
         sentence="",
         num_undefined=comparison.num_undefined,
         obstacle=comparison.obstacle,
+        effects=() if comparison.interval else tuple(float(effect) for effect in comparison.effects),
+        p=p,
     )
     return replace(verdict, sentence=sentence(verdict, comparison, confidence))
+
+
+def judged(plan: Plan, question: Question, comparison: Comparison) -> Verdict:
+    """Return the verdict on a comparison whose margin in the plan is in the units of the quantity."""
+    return conclude(question, comparison, margin=plan.margin(question.claim), confidence=plan.confidence)
 
 
 def _outcome(
@@ -107,46 +138,70 @@ def _outcome(
 
 def verdicts_to_json(verdicts: Sequence[Verdict], **facts: str) -> str:
     """The verdicts as JSON text, preceded by ``facts`` such as digests; a number that is not finite becomes null."""
-    rows = [{key: _null(value) for key, value in asdict(verdict).items()} for verdict in verdicts]
+    rows = [_null(asdict(verdict)) for verdict in verdicts]
     return json.dumps(facts | {"verdicts": rows}, indent=1, allow_nan=False) + "\n"
 
 
 def verdicts_from_json(text: str) -> list[Verdict]:
-    """Read the verdicts that ``verdicts_to_json`` wrote; a null number becomes NaN again."""
+    """Read the verdicts that ``verdicts_to_json`` wrote, now or in version 0.1; a null number becomes NaN again."""
     floats = {field.name for field in fields(Verdict) if field.type is float}
     rows: list[dict[str, Any]] = json.loads(text)["verdicts"]
     for row in rows:
-        row.update({key: math.nan for key in floats if row[key] is None})
+        row.update({key: math.nan for key in floats & set(row) if row[key] is None})
+        row["effects"] = tuple(math.nan if effect is None else effect for effect in row.get("effects", ()))
     return [Verdict(**row) for row in rows]
 
 
-def _null(value: object) -> object:
+def _null(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _null(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return [_null(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def verdict_lines(verdicts: Sequence[Verdict]) -> Iterator[str]:
+def verdict_lines(verdicts: Sequence[Verdict], *, longest: int = LONGEST_LIST) -> Iterator[str]:
     """Yield the verdicts as aligned lines for a terminal; the full sentences are in the report.
 
     Each claim has a heading, followed by one line for each comparison with the outcome, the learner and the baseline,
-    the effect and its interval over seeds. The heading names the quantities. A line is about rho in place of alpha rho
-    if it is at unit filter norm, or if the learner's steps are not alpha times the gradient.
+    the effect and its interval over seeds. A primary one also has its p-value after Holm's correction, and its outcome
+    after it where that differs. The heading names the quantities. A line is about rho in place of alpha rho if it is at
+    unit filter norm, or if the learner's steps are not alpha times the gradient.
+
+    longest: if there are more verdicts, exploratory ones are counted, and only the primary ones have lines.
     """
     for title, group in groupby(verdicts, key=lambda v: v.title):
         rows = list(group)
-        quantity = " or ".join(dict.fromkeys(v.quantity.replace("_", " ") for v in rows if v.comparison != UNIT_NORM))
-        other = "; rho at unit filter norm" if any(v.comparison == UNIT_NORM for v in rows) else ""
-        yield f"{title[:1].upper()}{title[1:]}?  ({quantity}{other}, learner minus baseline, [interval over seeds])"
-        width = max(54, *(len(_sides(v)) for v in rows))
-        for v in rows:
-            yield f"  {v.outcome:<14} {_sides(v):<{width}} {_effect(v)}{_remark(v)}"
+        quantity = " or ".join(dict.fromkeys(measure(v) for v in rows if v.comparison != UNIT_NORM))
+        other = "; rho at unit filter norm" if any(v.quantity == "rho_normalised" for v in rows) else ""
+        minus = ", learner minus baseline" if any(math.isfinite(v.baseline_value) for v in rows) else ""
+        yield f"{title[:1].upper()}{title[1:]}?  ({quantity}{other}{minus}, [interval over seeds])"
+        shown = [v for v in rows if len(verdicts) <= longest or v.kind == "primary"]
+        width = max([54, *(len(_sides(v)) for v in shown)])
+        for v in shown:
+            yield f"  {v.outcome:<14} {_sides(v):<{width}} {_effect(v)}{_correction(v)}{_remark(v)}"
+        if len(shown) < len(rows):
+            counts = Counter(v.outcome for v in rows if v not in shown)
+            listed = ", ".join(f"{counts[outcome]} {outcome}" for outcome in OUTCOMES if counts[outcome])
+            yield f"  exploratory: {listed} (in the report)"
 
 
 def _sides(v: Verdict) -> str:
     if v.comparison == "against orthogonal":
         return f"{v.learner} against orthogonal gradients"
-    steps = "" if v.steps == "all steps" else f", {v.steps}"
-    kind = {UNIT_NORM: ", unit filter norm", "equal support loss": ", equal loss"}.get(v.comparison, "")
-    return f"{v.learner} against {v.baseline}{steps}{kind}"
+    steps = "" if v.steps in ("all steps", "") else f", {v.steps}"
+    if v.claim in EARLIER_STATEMENTS:  # the claims whose comparisons are told apart by their last words
+        kind = {UNIT_NORM: ", unit filter norm", "equal support loss": ", equal loss"}.get(v.comparison, "")
+        return f"{v.learner} against {v.baseline}{steps}{kind}"
+    against = f" against {v.baseline}" if v.baseline and not v.comparison.startswith("against") else ""
+    return f"{v.learner}{against}{steps}, {v.comparison}, {v.quantity.replace('_', ' ')}"
+
+
+def _correction(v: Verdict) -> str:
+    if math.isnan(v.p_corrected):
+        return ""
+    changed = f" ({v.corrected_outcome})" if v.corrected_outcome != v.outcome else ""
+    return f"  Holm p {v.p_corrected:.2g}{changed}"
 
 
 def _effect(v: Verdict) -> str:

@@ -4,9 +4,17 @@ from collections.abc import Iterable
 from dataclasses import asdict, fields, is_dataclass
 from functools import cache
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, create_model
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    SerializerFunctionWrapHandler,
+    create_model,
+    model_serializer,
+)
 from pydantic_core import CoreSchema, core_schema
 
 # Integers and booleans are strict, because pydantic would otherwise accept true as 1 and "3" as 3.
@@ -21,6 +29,16 @@ class Strict(BaseModel):
     """A model that refuses unknown keys, infinite numbers and NaN, and that cannot be changed once it is made."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
+
+    # The settings that version 0.1 did not have. At its default, such a setting is not written, so that a folder begun
+    # before it existed can be resumed.
+    later_settings: ClassVar[tuple[str, ...]] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_later_settings(self, settings: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        defaults = {name: type(self).model_fields[name].default for name in self.later_settings}
+        unset = {name for name, default in defaults.items() if getattr(self, name) == default}
+        return {name: value for name, value in settings(self).items() if name not in unset}
 
 
 class OneOf:

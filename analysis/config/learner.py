@@ -1,16 +1,17 @@
 """The settings of a learner in a study; the library's table ``ALGORITHMS`` says which algorithm has which of them."""
 
 from dataclasses import fields
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
 from analysis.config.base import Flag, FromLibrary, Natural, OneOf, Positive, Rate, Strict, listed, settings_of
 from hessian_tools.inner.learners import ALGORITHMS, Latent, Learner
+from hessian_tools.inner.penalty import CurvaturePenalty
 from hessian_tools.inner.pretraining import ShotPretraining
 from hessian_tools.inner.shot import Shot
 from hessian_tools.inner.steps import RULES, StepRule
-from hessian_tools.train.config import OPTIMISERS
+from hessian_tools.train.config import OPTIMISERS, TrainConfig
 
 
 class RuleConfig(Strict):
@@ -80,10 +81,20 @@ class LearnerConfig(Strict):
         the ``inner.steps`` of the study.
     shot: the penalty SHOT on the distance between the ends of few large and of many small inner steps (Lee, Yoo,
         Kwak 2023). pretraining: the settings of training by this distance alone, without query labels (SHOT_p).
+    penalty: the penalty on the mean of alpha |Hg| / |g| over the inner steps; see
+        ``hessian_tools.inner.penalty.CurvaturePenalty``.
     start: the name of another learner of the study. This learner begins from that learner's checkpoint that is best by
         validation, among those of the same seed.
     optimiser, learning_rate: the settings of the outer loop; by default those of the study.
+    seeds: the learner has those seeds of the study that are among these; by default it has all. Such a list may name
+        seeds that the study does not have yet, because seeds can be added to a study.
+
+    Two learners are equal if they are trained and adapt in the same way, whichever seeds they have.
+    shuffle_labels: True trains the learner on tasks whose labels are permuted at random, as a control that has nothing
+        to learn; it is validated and measured with the true labels.
     """
+
+    later_settings = ("shuffle_labels", "penalty", "seeds")
 
     algorithm: Annotated[str, OneOf(ALGORITHMS)] = "maml"
     first_order: Flag = Learner.first_order
@@ -96,9 +107,12 @@ class LearnerConfig(Strict):
     latent: LatentConfig | None = None
     shot: Annotated[Shot, FromLibrary] | None = None
     pretraining: Annotated[ShotPretraining, FromLibrary] | None = None
+    penalty: Annotated[CurvaturePenalty, FromLibrary] | None = None
     start: str | None = None
     optimiser: Annotated[str, OneOf(OPTIMISERS)] | None = None
     learning_rate: Rate | None = None
+    seeds: Annotated[tuple[Natural, ...], Field(min_length=1)] | None = None
+    shuffle_labels: Flag = TrainConfig.shuffle_labels
 
     @model_validator(mode="after")
     def _settings_are_of_this_algorithm(self) -> "LearnerConfig":
@@ -116,6 +130,16 @@ class LearnerConfig(Strict):
                 " learning_rate: 0.5, or optimiser: adam"
             )
         return self
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LearnerConfig) and self._without_seeds == other._without_seeds
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._without_seeds.values()))
+
+    @property
+    def _without_seeds(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "seeds"}
 
     @property
     def trained(self) -> bool:
@@ -138,7 +162,7 @@ class LearnerConfig(Strict):
         return algorithm.learner(inner_steps, self.step_size or algorithm.step_size or step_size, **settings)
 
 
-# Maps each setting to the algorithms that have it; every algorithm has step_size.
+# Maps each setting to the algorithms that have it; every algorithm has step_size and seeds.
 LEARNER_SETTINGS: dict[str, tuple[str, ...]] = {
     setting: tuple(
         name
@@ -146,5 +170,5 @@ LEARNER_SETTINGS: dict[str, tuple[str, ...]] = {
         if setting in (*algorithm.learner_settings, *algorithm.training_settings)
     )
     for setting in LearnerConfig.model_fields
-    if setting not in ("algorithm", "step_size")
+    if setting not in ("algorithm", "step_size", "seeds")
 }

@@ -19,7 +19,8 @@ NETWORKS = {
     "vit": ("hessian_tools.nets:VisionTransformer", ()),
     "mlp": ("hessian_tools.nets:MLP", ("hidden",)),
 }
-IMPORT_PATH = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"
+# An object of the user's own: "package.module:name" or "path/to/file.py:name".
+IMPORT_PATH = r"([A-Za-z_][\w.]*|[^\x00-\x1f]+\.py):[A-Za-z_]\w*"
 
 
 class DataConfig(Strict):
@@ -62,7 +63,8 @@ class DataConfig(Strict):
 
 
 class NetworkConfig(Strict):
-    """The network: conv4, resnet12, vit, mlp, or one of the user's own as "package.module:name".
+    """The network: conv4, resnet12, vit, mlp, or one of the user's own as "package.module:name" or
+    "file.py:name".
 
     width: a setting of conv4.
     normalisation: a setting of conv4 and of resnet12.
@@ -84,7 +86,9 @@ class NetworkConfig(Strict):
     @classmethod
     def _known_or_imported(cls, name: str) -> str:
         if name not in NETWORKS and not re.fullmatch(IMPORT_PATH, name):
-            raise ValueError(f"{name!r} is not one of {', '.join(NETWORKS)}, nor an import path package.module:name")
+            raise ValueError(
+                f"{name!r} is not one of {', '.join(NETWORKS)}, nor an import path package.module:name or file.py:name"
+            )
         return name
 
     @model_validator(mode="after")
@@ -161,6 +165,8 @@ class MeasureConfig(Strict):
     seed: together with the seed of a run, it determines the held-out tasks and the random probes of the curvature.
     """
 
+    later_settings = ("quantities", "losses")
+
     tasks: Positive = 16
     full_tasks: Natural = 4
     light: LevelConfig = LevelConfig(eigenvalues=1, tolerance=1e-2, probes=4, max_matvecs=40)
@@ -182,7 +188,7 @@ class MeasureConfig(Strict):
 
 
 class StepSizeSearch(Strict):
-    """A search for one inner step size for all learners, in which one learner without SHOT is trained briefly.
+    """A search for one inner step size for all learners, in which one plain learner is trained briefly.
 
     candidates: the step sizes to try. The step size with the highest validation accuracy is chosen or, for regression,
         the one with the lowest validation loss.
@@ -239,7 +245,13 @@ class TrainSettings(Strict):
 
 
 class StudyConfig(Strict):
-    """The whole study, as ``study.yaml`` holds it."""
+    """The whole study, as ``study.yaml`` holds it.
+
+    claims: the user's own claims, each by its name with the import path or file of its function, such as
+        my_claims.py:judge; see docs/claims.md.
+    """
+
+    later_settings = ("claims",)
 
     name: Annotated[str, Field(pattern=NAME)]
     data: DataConfig = DataConfig()
@@ -249,16 +261,24 @@ class StudyConfig(Strict):
     seeds: tuple[Natural, ...] = Field(default=(0, 1), min_length=1)
     train: TrainSettings = TrainSettings()
     measure: MeasureConfig = MeasureConfig()
+    claims: dict[Annotated[str, Field(pattern=NAME)], Annotated[str, Field(pattern=f"^{IMPORT_PATH}$")]] = {}
 
     @model_validator(mode="after")
     def _consistent(self) -> "StudyConfig":
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds {list(self.seeds)} hold one twice; give each seed once")
+        if not any(self.seeds_of(name) for name in self.learners):
+            raise ValueError(f"no learner has any of the seeds {list(self.seeds)}; add one to a learner's seeds")
         for name in self.learners:
             self._check_start(name)
         if isinstance(self.inner.step_size, StepSizeSearch):
             self._check_search(self.inner.step_size)
         return self
+
+    def seeds_of(self, name: str) -> tuple[int, ...]:
+        """The seeds of a learner, which are all seeds of the study unless the learner's settings name some of them."""
+        own = self.learners[name].seeds
+        return self.seeds if own is None else tuple(seed for seed in self.seeds if seed in own)
 
     def starts(self, name: str) -> list[str]:
         """The chain of learners from which a learner begins: its start, the start of its start, and so on.
@@ -281,12 +301,20 @@ class StudyConfig(Strict):
             raise ValueError(
                 f"learners.{name}.start takes the best checkpoint by validation; give train.validation_tasks"
             )
+        for start in self.starts(name):
+            lacking = [seed for seed in self.seeds_of(name) if seed not in self.seeds_of(start)]
+            if lacking:
+                raise ValueError(
+                    f"learners.{name} begins from {start}, which has no seed {lacking[0]}; add it to the seeds of"
+                    f" {start}, or leave it out of those of {name}"
+                )
 
     def _check_search(self, search: StepSizeSearch) -> None:
         chosen = self.learners.get(search.learner)
-        if chosen is None or chosen.shot or not chosen.trained:
+        if chosen is None or chosen.shot or chosen.penalty or chosen.shuffle_labels or not chosen.trained:
             raise ValueError(
-                f"inner.step_size.learner={search.learner!r} must name a trained learner of this study without shot"
+                f"inner.step_size.learner={search.learner!r} must name a trained learner of this study without shot,"
+                " penalty and shuffle_labels"
             )
         if chosen.start or chosen.step_size or chosen.algorithm == "leo":
             raise ValueError(

@@ -4,7 +4,7 @@ Lines, bands and bars have a matplotlib group id (gid) such as ``mean:<name>`` o
 test or a drawing program finds them. A control is a learner that is not trained.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,9 +14,10 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from analysis.drawing.references import step_axis, training_axis
+from analysis.drawing.selection import is_control
 from analysis.drawing.style import CONTROL_STYLE, GREY, LineStyle, MethodStyle, method_label, method_style
 from analysis.drawing.summary import MAX_SEEDS_SHOWN, Summary, summarise
-from analysis.schema import learner_names, trained_learners
+from analysis.schema import learner_names, trained_learners, untrained_start
 
 BAND_ALPHA = 0.16
 SEED_ALPHA = 0.45
@@ -109,22 +110,53 @@ def over_training(ds: xr.Dataset, ax: Axes, summary: Summary, *, num_diverged: x
     training_axis(ax, ds["checkpoint"].values)
 
 
-def common_start(ds: xr.Dataset, ax: Axes, summary: Summary) -> list[Line2D]:
-    """Draw a horizontal line at the mean of the untrained network in a study without a control.
+def alike_at_start(ds: xr.Dataset, means: xr.DataArray, names: Sequence[str]) -> list[list[str]]:
+    """The named learners in groups whose untrained networks have equal values.
 
-    The line is at the mean of checkpoint 0, where all learners are the same network. It is returned as the only legend
-    entry. Nothing is drawn and no entry is returned if the study has a control, which ``over_training`` draws, or if
-    the learners' means at checkpoint 0 differ, as they do for different inner learning rates.
+    means: a quantity of the study [learner, checkpoint, ...]. Learners with the same inner loop start from the same
+    network and have equal values; those with another inner loop or another step size do not. A learner that begins from
+    another learner's checkpoint is not in any group, nor is one without values at checkpoint 0.
     """
-    means = summary.mean.isel(checkpoint=0).values
-    means = means[np.isfinite(means)]
-    if controls(ds) or int(ds["checkpoint"][0]) != 0 or means.size == 0:
-        return []
-    # Equal networks may differ by rounding in float32. A relative difference of 1e-4 cannot be seen in a figure.
-    if not np.allclose(means, means[0], rtol=1e-4, atol=1e-9):
-        return []
-    look: dict[str, Any] = {"color": CONTROL_STYLE.color, "linestyle": CONTROL_STYLE.linestyle, "linewidth": 1.2}
-    return [ax.axhline(float(means[0]), label="untrained", gid="untrained", zorder=2.5, **look)]
+    groups: list[list[str]] = []
+    if int(ds["checkpoint"][0]) != 0:
+        return groups
+    start = means.isel(checkpoint=0)
+    for name in names:
+        values = start.sel(learner=name).values
+        if untrained_start(ds, name) != name or not np.isfinite(values).any():
+            continue
+        # Equal networks may differ by rounding in float32. A relative difference of 1e-4 cannot be seen in a figure.
+        look: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-9, "equal_nan": True}
+        alike = (group for group in groups if np.allclose(values, start.sel(learner=group[0]).values, **look))
+        found = next(alike, None)
+        if found is None:
+            groups.append([name])
+        else:
+            found.append(name)
+    return groups
+
+
+def untrained_levels(ds: xr.Dataset, ax: Axes, summary: Summary) -> list[Line2D]:
+    """Draw a dotted horizontal line at the mean of each untrained network from which the trained learners start.
+
+    A network that adapts by another inner loop has another mean, so each learner is compared with its own start. The
+    lines are returned as legend entries. No line is drawn where an untrained control already has one, which
+    ``over_training`` draws. The only line is grey; of several, each has the colour of its first learner.
+    """
+    names = [name for name in trained_learners(ds) if not is_control(ds, name)]
+    groups = alike_at_start(ds, summary.mean, names)
+    known = [float(value) for value in summary.mean.isel(checkpoint=0).sel(learner=controls(ds)).values]
+    lines = []
+    for group in groups:
+        level = float(summary.mean.isel(checkpoint=0).sel(learner=group[0]))
+        if any(np.isclose(level, other, rtol=1e-4, atol=1e-9) for other in known):
+            continue
+        color, label = CONTROL_STYLE.color, "untrained"
+        if len(groups) > 1 or known:
+            color, label = method_style(group[0]).color, f"untrained, adapted as {method_label(group[0])}"
+        look: dict[str, Any] = {"color": color, "linestyle": CONTROL_STYLE.linestyle, "linewidth": 1.2}
+        lines.append(ax.axhline(level, label=label, gid=f"untrained:{group[0]}", zorder=2.5, **look))
+    return lines
 
 
 # ---- along the inner loop: the first and the last checkpoint of each learner

@@ -3,6 +3,7 @@
 A task unit is one task of one seed, for one learner at one checkpoint.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import xarray as xr
@@ -12,7 +13,7 @@ from matplotlib.patches import Patch
 
 from analysis.drawing.curves import BAND_ALPHA, QuantityLook, controls, learner_style, panel_learners, states
 from analysis.drawing.style import CONTROL_STYLE, DARK, GREY, method_label
-from analysis.drawing.summary import MAX_SEEDS_SHOWN, diverged_units, seeds_with_values, tasks_per_seed
+from analysis.drawing.summary import MAX_SEEDS_SHOWN, diverged_units, seed_counts, seeds_with_values, tasks_per_seed
 from analysis.schema import begun_elsewhere, learner_names, why_no_alpha
 
 # ---- legend entries
@@ -23,14 +24,26 @@ def entry(label: str, **look: Any) -> Line2D:
     return Line2D([], [], label=label, **look)
 
 
-def learner_entries(ds: xr.Dataset) -> list[Artist]:
-    """One entry for each learner; that of an untrained control is a line without markers, as in the panels."""
+def learner_entries(ds: xr.Dataset, *, control_lines: bool = True) -> list[Artist]:
+    """One entry for each learner.
+
+    control_lines: True if an untrained control is a line without markers in the panels, False if it is a marker.
+    """
     entries: list[Artist] = []
     for name in learner_names(ds):
         style = learner_style(ds, name)
-        marker = "" if name in controls(ds) else style.marker
-        entries.append(entry(method_label(name), color=style.color, linestyle=style.linestyle, marker=marker))
+        is_line, is_marker = (control_lines, not control_lines) if name in controls(ds) else (True, True)
+        look = {"linestyle": style.linestyle if is_line else "none", "marker": style.marker if is_marker else ""}
+        entries.append(entry(method_label(name), color=style.color, **look))
     return entries
+
+
+def training_entries(ds: xr.Dataset, starts: Sequence[Line2D]) -> list[Artist]:
+    """The entries of a figure over meta-training: the untrained networks of all panels, then the learners.
+
+    Each label is shown once.
+    """
+    return list({str(entry.get_label()): entry for entry in (*starts, *learner_entries(ds))}.values())
 
 
 def state_entries(ds: xr.Dataset, values: xr.DataArray) -> list[Artist]:
@@ -130,14 +143,14 @@ def _sample_sentence(values: xr.DataArray) -> str:
     seeds, tasks = seeds_with_values(values), tasks_per_seed(values)
     if seeds < 2:
         return f"Means are over {tasks} held-out tasks of one seed."
-    return f"Means are over {tasks} held-out tasks within each of {seeds} seeds, then over the seeds."
+    return f"Means are over {tasks} held-out tasks within each of {seed_counts(values)} seeds, then over the seeds."
 
 
 def _band_sentence(values: xr.DataArray) -> str:
     """The sentence on bands over seeds, whose kind depends on the number of seeds."""
-    seeds = seeds_with_values(values)
+    seeds, counts = seeds_with_values(values), seed_counts(values)
     if seeds < 2:
         return "There is one seed, so there is no band, and nothing in this figure shows how seeds differ."
     if seeds > MAX_SEEDS_SHOWN:
-        return f"Bands are 95 % Student t intervals of the mean over {seeds} seeds, point by point."
-    return f"Bands are the range over the {seeds} seeds, not a confidence interval; thin lines are single seeds."
+        return f"Bands are 95 % Student t intervals of the mean over {counts} seeds, point by point."
+    return f"Bands are the range over the {counts} seeds, not a confidence interval; thin lines are single seeds."

@@ -27,18 +27,25 @@ METADATA: dict[str, dict[str, str | None]] = {
 
 @contextmanager
 def grid(
-    num_panels: int, *, xlabel: str, row_height: float = 2.1, share_y: bool = True
+    num_panels: int,
+    *,
+    xlabel: str,
+    row_height: float = 2.1,
+    share_y: bool = True,
+    columns: int | None = None,
+    width: style.Width | None = None,
 ) -> Iterator[tuple[Figure, list[Axes]]]:
     """Make a figure with ``num_panels`` panels, in the style of ``analysis.drawing.style``, for a ``with`` block.
 
     A figure of a single panel is as wide as one column of a paper. One with several panels is as wide as both columns,
-    with at most four panels in a row. ``row_height`` is in inches. ``xlabel`` stands under the lowest panel of each
-    column, where the legend below the figure cannot overlap it.
+    with at most four panels in a row. ``columns`` and ``width`` replace these rules. ``row_height`` is in inches.
+    ``xlabel`` stands under the lowest panel of each column, where the legend below the figure cannot overlap it.
     """
     # Panels are spread evenly over the rows: five panels are rows of three and two, not of four and one.
-    columns = num_panels if num_panels <= MAX_COLUMNS else ceil(num_panels / ceil(num_panels / MAX_COLUMNS))
+    if columns is None:
+        columns = num_panels if num_panels <= MAX_COLUMNS else ceil(num_panels / ceil(num_panels / MAX_COLUMNS))
     rows = ceil(num_panels / columns)
-    width: style.Width = "single" if num_panels == 1 else "double"
+    width = width or ("single" if num_panels == 1 else "double")
     with style.context(width=width):
         size = (style.INCHES[width], rows * row_height + LEGEND_HEIGHT)
         figure = Figure(figsize=size, layout="constrained")

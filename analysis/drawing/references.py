@@ -51,6 +51,35 @@ def zero(ax: Axes) -> Line2D:
     return ax.axhline(0.0, color="black", linewidth=0.6, gid="zero", zorder=1.5)
 
 
+def equal(ax: Axes) -> Line2D:
+    """Draw a dashed line at 1, where two quantities are equal, and make the axis reach beyond it."""
+    low, high = ax.get_ylim()
+    pad = 0.05 * (max(high, 1.0) - min(low, 1.0))
+    ax.set_ylim(min(low, 1.0 - pad), max(high, 1.0 + pad))
+    return threshold(ax, 1.0, label="equal (1)")
+
+
+def plane(ax: Axes) -> list[Line2D]:
+    """Draw the references of a plane of alpha rho (x) and alpha lambda_max (y): both thresholds, and the diagonal.
+
+    The curvature along any direction is at most the largest eigenvalue, so no point lies below the diagonal.
+    """
+    limits = ax.get_xlim(), ax.get_ylim()
+    look: dict[str, Any] = {"color": "black", "linewidth": 0.8, "zorder": 1.5}
+    low, high = (end(limits[0][index], limits[1][index]) for index, end in enumerate((min, max)))
+    # The diagonal needs many points, because it is not straight on axes that are linear only around 0.
+    places = np.concatenate([-np.geomspace(max(-low, 1e-3), 1e-3, 50), np.geomspace(1e-3, max(high, 1e-3), 50)])
+    unstable, descent = (0, (4, 2)), (0, (1, 1.5))
+    lines = [
+        ax.axhline(DESCENT_THRESHOLD, label=r"$\lambda_{\max}=2/\alpha$", gid="edge", linestyle=unstable, **look),
+        ax.axvline(DESCENT_THRESHOLD, label=r"$\alpha\rho=2$", gid="threshold", linestyle=descent, **look),
+        ax.plot(places, places, label=r"$\rho=\lambda_{\max}$", gid="diagonal", **look | {"color": LIGHT_GREY})[0],
+    ]
+    ax.set_xlim(limits[0])
+    ax.set_ylim(limits[1])
+    return lines
+
+
 def chance(ds: xr.Dataset, ax: Axes) -> list[Line2D]:
     """Draw and return a line at the accuracy of guessing, 1 / ways, if the study has ways (classes of a task)."""
     ways = ds.attrs.get("ways")
@@ -110,13 +139,44 @@ def curvature_axis(ax: Axes, low: float, high: float) -> str:
         beyond = [digit * power for digit in (1, 5, 2) for power in _powers_of_ten(ax, 0)]
         beyond = [value for value in beyond if value > DESCENT_THRESHOLD]
         ticks = [0.0, *_both_signs([DESCENT_THRESHOLD, 1.0, 0.5, 1.5, *beyond])]
-        _set_spaced_ticks(ax, ticks, [f"{value:.15g}" for value in ticks])
+        _set_spaced_ticks(ax.yaxis, ticks, [f"{value:.15g}" for value in ticks])
         inside = "below 2" if low >= -DESCENT_THRESHOLD else "within ±2"
         return f"linear {inside}, logarithmic beyond"
     top = max(high, DESCENT_THRESHOLD) if high >= DESCENT_THRESHOLD / 5 else high
     pad = 0.06 * (top - min(low, 0.0)) or 1e-3
     ax.set_ylim(min(low - pad, 0.0), top + pad)
     return ""
+
+
+def symlog_axis(axis: Axis, low: float, high: float, *, linear: float = 0.1) -> None:
+    """Make an axis for values between ``low`` and ``high`` linear within ``linear`` of 0 and logarithmic beyond.
+
+    Its ticks are plain numbers: 0, and round multiples of powers of ten as far as there is room.
+    """
+    if not np.isfinite([low, high]).all():
+        low, high = 0.0, 1.0
+    is_x = axis is axis.axes.xaxis
+    set_scale = axis.axes.set_xscale if is_x else axis.axes.set_yscale
+    set_scale("symlog", linthresh=linear, linscale=0.4)
+    transform = axis.get_transform()
+    ends = transform.transform(np.array([min(low, 0.0) if low < linear else low, high]))
+    pad = 0.06 * max(float(np.ptp(ends)), 1e-6)
+    start, end = transform.inverted().transform(ends + np.array([-pad, pad]))
+    axis.axes.set(**{"xlim" if is_x else "ylim": (start, end)})
+    powers = [10.0**power for power in range(int(np.floor(np.log10(linear))), 7)]
+    ticks = [0.0, *_both_signs([digit * power for digit in (1, 2, 5, 3, 1.5, 4, 7) for power in powers])]
+    _set_spaced_ticks(axis, ticks, [f"{value:.4g}" for value in ticks], gap=0.12)
+
+
+def tick_at(axis: Axis, values: list[float]) -> None:
+    """Put ticks at the given values; only those that are far enough apart have a label."""
+    start, end = axis.get_transform().transform(np.array(axis.get_view_interval()))
+    places = (axis.get_transform().transform(np.array(values)) - start) / (end - start)
+    # 0, the smallest and the largest value get labels first.
+    order = sorted(range(len(values)), key=lambda index: (values[index] != 0, index not in (0, len(values) - 1), index))
+    labelled = _spaced(places, order, gap=0.11)
+    texts = [Formatter.fix_minus(f"{value:g}") if index in labelled else "" for index, value in enumerate(values)]
+    _set_ticks(axis, values, texts)
 
 
 def decade_axis(ax: Axes, linear_width: float) -> None:
@@ -130,7 +190,7 @@ def decade_axis(ax: Axes, linear_width: float) -> None:
     powers = _powers_of_ten(ax, int(np.floor(np.log10(linear_width))))
     powers = _both_signs([power for power in powers if power >= linear_width])
     labels = [f"${'-' if value < 0 else ''}10^{{{round(np.log10(abs(value)))}}}$" for value in powers]
-    _set_spaced_ticks(ax, [0.0, *powers], ["0", *labels])
+    _set_spaced_ticks(ax.yaxis, [0.0, *powers], ["0", *labels])
 
 
 def _powers_of_ten(ax: Axes, first: int) -> list[float]:
@@ -155,14 +215,14 @@ def _spaced(places: np.ndarray, order: list[int], *, gap: float) -> list[int]:
     return kept
 
 
-def _set_spaced_ticks(ax: Axes, ticks: list[float], labels: list[str]) -> None:
-    """Set the ticks of y that are within its limits and 6 % of the axis apart; earlier ticks take precedence."""
-    scale = ax.yaxis.get_transform().transform
-    start, end = scale(np.array(ax.get_ylim()))
+def _set_spaced_ticks(axis: Axis, ticks: list[float], labels: list[str], *, gap: float = 0.06) -> None:
+    """Set the ticks that are within the limits and ``gap`` of the axis apart; earlier ticks take precedence."""
+    scale = axis.get_transform().transform
+    start, end = scale(np.array(axis.get_view_interval()))
     places = (scale(np.array(ticks)) - start) / (end - start)
     in_sight = [index for index, place in enumerate(places) if 0 <= place <= 1]
-    kept = sorted(_spaced(places, in_sight, gap=0.06), key=lambda index: ticks[index])
-    _set_ticks(ax.yaxis, [ticks[index] for index in kept], [Formatter.fix_minus(labels[index]) for index in kept])
+    kept = sorted(_spaced(places, in_sight, gap=gap), key=lambda index: ticks[index])
+    _set_ticks(axis, [ticks[index] for index in kept], [Formatter.fix_minus(labels[index]) for index in kept])
 
 
 def _set_ticks(axis: Axis, ticks: Any, labels: list[str]) -> None:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
+from analysis.evaluation import evaluation_scores
 from analysis.schema import DIVERGED, MEASURED
 from analysis.statistics import student_half_width
-from hessian_tools.trajectory.trajectory import exploded
 
 MAX_SEEDS_SHOWN = 4
 TASK_DIMS = ("task", "evaluation_task")
@@ -35,6 +35,12 @@ class Summary:
     def at(self, **positions: int) -> "Summary":
         """The summary at given positions along its dimensions, as ``isel`` takes them, with the same kind of band."""
         per_seed, mean, low, high = (part.isel(positions) for part in (self.per_seed, self.mean, self.low, self.high))
+        return Summary(per_seed, mean, low, high, self.num_seeds)
+
+    def select(self, learners: list[str]) -> "Summary":
+        """The summary of the named learners, in this order, with the same kind of band."""
+        parts = (self.per_seed, self.mean, self.low, self.high)
+        per_seed, mean, low, high = (part.sel(learner=learners) for part in parts)
         return Summary(per_seed, mean, low, high, self.num_seeds)
 
     @property
@@ -108,21 +114,6 @@ def diverged_units(ds: xr.Dataset) -> tuple[xr.DataArray, int]:
     return (status == DIVERGED).sum(["seed", "task"]), num_tried
 
 
-def has_accuracy(ds: xr.Dataset) -> bool:
-    """True if the tasks have an accuracy; those of a regression have none."""
-    return bool(np.isfinite(ds["evaluation_accuracy"]).any())
-
-
-def evaluation_scores(ds: xr.Dataset) -> xr.DataArray:
-    """The query accuracy (for regression, the query loss) of every evaluation; NaN where the inner loop diverged."""
-    name = "evaluation_accuracy" if has_accuracy(ds) else "evaluation_loss"
-    # Divergence is read from the loss, because outputs that are NaN still have an accuracy: their argmax is some class.
-    # An evaluation keeps no loss from before adaptation, so the mean of the same network on the measured tasks serves.
-    loss, first_losses = ds["evaluation_loss"], ds["query_loss"].isel(inner_step=0)
-    first_loss = first_losses.where(np.isfinite(first_losses)).mean("task")
-    return ds[name].where(np.isfinite(loss) & ~exploded(loss, first_loss) & np.isfinite(ds[name]))
-
-
 def lost_evaluations(ds: xr.Dataset) -> tuple[xr.DataArray, int]:
     """The number of evaluations that diverged for each learner and checkpoint, and the number of all evaluations."""
     done = ds["evaluation_done"] == 1
@@ -133,6 +124,19 @@ def lost_evaluations(ds: xr.Dataset) -> tuple[xr.DataArray, int]:
 def seeds_with_values(values: xr.DataArray) -> int:
     """The number of seeds that have at least one value."""
     return int(values.notnull().any([dim for dim in values.dims if dim != "seed"]).sum())
+
+
+def seed_counts(values: xr.DataArray) -> str:
+    """The number of seeds that a mean over seeds has: '10', or '5-10' if learners have different numbers of seeds."""
+    if "learner" not in values.dims:
+        return str(seeds_with_values(values))
+    has_value = values.notnull().any([dim for dim in values.dims if dim not in ("learner", "seed")])
+    counts = has_value.sum("seed").values
+    counts = counts[counts > 0]
+    if counts.size == 0:
+        return "0"
+    low, high = int(counts.min()), int(counts.max())
+    return str(high) if low == high else f"{low}-{high}"
 
 
 def tasks_per_seed(values: xr.DataArray) -> str:

@@ -7,11 +7,26 @@ there; see ``docs/quantities.md``.
 from collections.abc import Callable, Iterable, Mapping
 
 from analysis.quantities import (
+    adaptation,
+    alpha_sweep,
+    blocks,
     eigenvalues,
+    gauss_newton,
     gradient_alignment,
     gradient_curvature,
     inner_loop,
     layer_norms,
+    linearisation,
+    loss_surface,
+    meta_gradient,
+    normalised_spectrum,
+    path,
+    prototypes,
+    rotated_gradient,
+    shot_direction,
+    shot_distances,
+    spectral_density,
+    top_eigenspace,
     trace,
 )
 from analysis.quantities.points import Points, Values
@@ -28,6 +43,21 @@ QUANTITIES: Mapping[str, Quantity] = {
         gradient_curvature,
         eigenvalues,
         trace,
+        rotated_gradient,
+        blocks,
+        gauss_newton,
+        top_eigenspace,
+        normalised_spectrum,
+        spectral_density,
+        path,
+        linearisation,
+        shot_distances,
+        shot_direction,
+        meta_gradient,
+        adaptation,
+        prototypes,
+        alpha_sweep,
+        loss_surface,
     )
 }
 # Measured in every study, because the claims read them.

@@ -13,10 +13,10 @@ def measure(points: Points) -> Values:
     single Lanczos run at each parameter vector. The error of rho / |lambda| is the part that
     follows from the residual, to first order.
     """
-    extremes = points.extremes
+    extremes, k = points.extremes, points.level.eigenvalues
     values = {
-        "eigenvalue": extremes.magnitude.values,
-        "eigenvalue_residual": extremes.magnitude.residuals,
+        "eigenvalue": extremes.magnitude.values[..., :k],
+        "eigenvalue_residual": extremes.magnitude.residuals[..., :k],
         "eigenvalue_max": extremes.largest.values[..., 0],
         "eigenvalue_max_residual": extremes.largest.residuals[..., 0],
         "eigenvalue_min": extremes.smallest.values[..., 0],

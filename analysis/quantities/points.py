@@ -55,7 +55,11 @@ class Points:
     probes: random signs [task, param, probe]. A task has the same probes at all inner steps, at all checkpoints and for
         all learners, so that differences between these are not blurred by different probes. Tasks have independent
         probes, so that the spread over tasks gives the right error of their mean.
-    seed: the seed of the starting vectors of the Lanczos runs, and of other random numbers.
+    tasks, task_seed: the indices of the held-out tasks, and the seed with which they were drawn; together they name a
+        task, and random numbers that belong to a task are drawn from them.
+    seed: the seed of the starting vectors of the Lanczos runs.
+    eigenvectors: True if ``extremes`` shall have eigenvectors, and one pair of largest magnitude more than the level
+        asks for: the errors of an eigenspace follow from the gap to the next eigenvalue.
     batch: the examples whose loss is differentiated twice; None: the support sets.
     directions: the vectors [task, step, param] along which curvature is measured; None: the inner gradients.
     """
@@ -71,7 +75,10 @@ class Points:
     step_size: float
     level: LevelConfig
     probes: Tensor
+    tasks: tuple[int, ...]
+    task_seed: int
     seed: int
+    eigenvectors: bool = False
     batch: tuple[Tensor, Tensor] | None = None
     directions: Tensor | None = None
 
@@ -113,14 +120,20 @@ class Points:
 
     @cached_property
     def extremes(self) -> Extremes:
-        """The eigenvalues of largest magnitude and one at either end of the spectrum, at all points."""
+        """The eigenvalues of largest magnitude and one at either end of the spectrum, at all points.
+
+        With ``eigenvectors`` there is one pair of largest magnitude more than the level asks for, at the end.
+        """
+        magnitude = min(self.level.eigenvalues + self.eigenvectors, self.thetas.shape[-1])
         return extremal_eigenpairs(
             self.hessian,
-            magnitude=self.level.eigenvalues,
+            magnitude=magnitude,
             ends=1,
             rtol=self.level.tolerance,
+            vectors=self.eigenvectors,
             seed=self.seed,
-            max_matvecs=self.level.max_matvecs,
+            # The level allows enough products for its own pairs; each pair needs one to be found and one to be checked.
+            max_matvecs=max(self.level.max_matvecs, 2 * (magnitude + 2)),
         )
 
     @cached_property

@@ -28,6 +28,7 @@ class Quantity:
     reference: where it comes from, as "author year"; "" for a definition of our own.
     products: True if it needs products with the Hessian; it is then not measured on a task whose inner loop diverged.
     level: "full" if only the full measurements contain it, "light" if all do.
+    eigenvectors: True if it needs the eigenvectors in ``points.extremes``, and one pair more than the level asks for.
     coords: a function that returns the coordinates of the dimensions that only this quantity has.
     """
 
@@ -41,4 +42,5 @@ class Quantity:
     reference: str = ""
     products: bool = True
     level: Literal["light", "full"] = "light"
+    eigenvectors: bool = False
     coords: Callable[[Sizes], Mapping[str, np.ndarray]] = _no_coords

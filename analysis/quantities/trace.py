@@ -1,30 +1,40 @@
 """The trace, the Frobenius norm and the curvature along random directions, from the same random probes."""
 
+from torch import Tensor
+
 from analysis.quantities.points import Points, Values
 from analysis.quantities.quantity import Quantity
 from analysis.schema import point_variable
-from hessian_tools.curvature import estimate_of
+from hessian_tools.curvature import Estimate, estimate_of
 
 
 def measure(points: Points) -> Values:
     """The trace, the Frobenius norm, and the curvature along random directions, from probes z of random signs.
 
     z'Hz of each probe estimates the trace. Divided by |z|^2, which is the number of parameters, it is the curvature
-    along z. |Hz|^2 estimates |H|_F^2; the standard error of its root follows from that of the square, to first order.
+    along z.
     """
     hz, num_params = points.products.hz, points.thetas.shape[-1]
-    samples = (points.probes.unsqueeze(1) * hz).sum(-2)
-    trace, square = estimate_of(samples), estimate_of((hz * hz).sum(-2))
-    frobenius = square.value.sqrt()
+    trace, frobenius, frobenius_stderr = trace_and_frobenius(points.probes.unsqueeze(1), hz)
     return {
         "trace": trace.value,
         "trace_stderr": trace.stderr,
-        "trace_sample": samples,
+        "trace_sample": trace.samples,
         "rho_random": trace.value / num_params,
         "rho_random_stderr": trace.stderr / num_params,
         "frobenius": frobenius,
-        "frobenius_stderr": square.stderr / (2 * frobenius),
+        "frobenius_stderr": frobenius_stderr,
     }
+
+
+def trace_and_frobenius(z: Tensor, hz: Tensor) -> tuple[Estimate, Tensor, Tensor]:
+    """The trace, the Frobenius norm and its standard error, from probes z and their products [..., param, probe].
+
+    |Hz|^2 estimates |H|_F^2; the standard error of its root follows from that of the square, to first order.
+    """
+    square = estimate_of((hz * hz).sum(-2))
+    frobenius = square.value.sqrt()
+    return estimate_of((z * hz).sum(-2)), frobenius, square.stderr / (2 * frobenius)
 
 
 QUANTITY = Quantity(

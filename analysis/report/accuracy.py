@@ -7,9 +7,9 @@ import xarray as xr
 
 from analysis.drawing.legend import warm_start_sentence
 from analysis.drawing.style import method_label
-from analysis.drawing.summary import evaluation_scores, has_accuracy
+from analysis.evaluation import evaluation_scores, has_accuracy
 from analysis.report.page import DASH, MINUS, Html, element, row, table
-from analysis.schema import learner_names
+from analysis.schema import has_seed, learner_names, with_seeds_of
 from analysis.statistics import mean_interval, seed_means
 
 
@@ -39,6 +39,7 @@ def accuracy_table(ds: xr.Dataset, *, confidence: float = 0.95) -> Html:
 
 def _learner_rows(ds: xr.Dataset, values: xr.DataArray, name: str, decimals: int, confidence: float) -> list[Html]:
     """The rows of one learner: one for each seed and, if there are several seeds, one for all of them."""
+    ds, values = with_seeds_of(ds, name), values.isel(seed=has_seed(ds, name))
     scores = values.sel(learner=name).transpose("checkpoint", "seed", "evaluation_task").values
     done = ds["evaluation_done"].sel(learner=name).transpose("checkpoint", "seed").values == 1
     checkpoints = ds["checkpoint"].values

@@ -12,9 +12,9 @@ import numpy as np
 import xarray as xr
 
 from analysis.drawing.style import method_label
-from analysis.drawing.summary import evaluation_scores, has_accuracy
+from analysis.evaluation import evaluation_scores, has_accuracy
 from analysis.report.page import DASH, Html, element, interval, number, row, table
-from analysis.schema import shot_pairs, trained_learners
+from analysis.schema import shot_pairs, trained_learners, with_seeds_of
 from analysis.statistics import Interval, mean_interval, seed_means
 
 # The levels of the second table, as fractions of the way from the untrained network to the best mean of the study.
@@ -27,11 +27,11 @@ _DIFFERENCE = (
 )
 _SPEED = (
     "The meta-iteration at which the mean over held-out tasks first reaches each level, by linear interpolation "
-    "between checkpoints. A cell has one number for each of the seeds {seeds}; {dash} means that the level is not "
-    "reached. The levels lie a quarter, half and three quarters of the way from the untrained network to the best mean "
-    "of this study. A mean can reach a level by chance: the mean at one checkpoint is known to about ± {half}. This is "
-    "half the width of the {percent:g} % interval over tasks, of which the median over all learners, seeds and "
-    "checkpoints is taken."
+    "between checkpoints. A cell has one number for each of the learner's seeds, in their order ({seeds}); {dash} "
+    "means that the level is not reached. The levels lie a quarter, half and three quarters of the way from the "
+    "untrained network to the best mean of this study. A mean can reach a level by chance: the mean at one checkpoint "
+    "is known to about ± {half}. This is half the width of the {percent:g} % interval over tasks, of which the median "
+    "over all learners, seeds and checkpoints is taken."
 )
 
 
@@ -48,10 +48,13 @@ def learning_section(ds: xr.Dataset, *, confidence: float = 0.95) -> list[Html]:
 def shot_differences(ds: xr.Dataset, with_shot: str, without: str) -> np.ndarray:
     """The score of the learner with SHOT minus that of the one without, at the last checkpoint [seed, task].
 
+    The seeds are those that both learners have.
+
     A score is an accuracy in %, or for regression a loss. A difference is NaN where the inner loop of at least one of
     the two learners diverged.
     """
-    last = _values(ds).isel(checkpoint=-1).transpose("learner", "seed", "evaluation_task")
+    last = _values(with_seeds_of(ds, with_shot, without)).isel(checkpoint=-1)
+    last = last.transpose("learner", "seed", "evaluation_task")
     return last.sel(learner=with_shot).values - last.sel(learner=without).values
 
 
@@ -70,7 +73,7 @@ def shot_table(ds: xr.Dataset, *, confidence: float = 0.95) -> Html | None:
         intervals_of_pairs.append(intervals)
         rows += [
             row((label, str(int(seed)), *_difference_cells(over_tasks)))
-            for seed, over_tasks in zip(ds["seed"].values, intervals, strict=True)
+            for seed, over_tasks in zip(with_seeds_of(ds, with_shot, without)["seed"].values, intervals, strict=True)
         ]
         if len(intervals) > 1:
             over_seeds = mean_interval(seed_means(differences), confidence=confidence)
@@ -153,11 +156,11 @@ def accuracy_levels(ds: xr.Dataset) -> list[float]:
 
 
 def meta_iterations(ds: xr.Dataset, name: str, level: float) -> list[float | None]:
-    """For each seed, the meta-iteration at which a learner first reaches ``level``; None if it never does.
+    """For each seed of a learner, the meta-iteration at which a learner first reaches ``level``; None if it never does.
 
     The level is an accuracy in %, or for regression a loss.
     """
-    means = _values(ds).sel(learner=name).mean("evaluation_task")
+    means = _values(with_seeds_of(ds, name)).sel(learner=name).mean("evaluation_task")
     sign = 1 if has_accuracy(ds) else -1  # losses fall to a level, so their negatives rise to its negative
     steps = ds["checkpoint"].values
     return [crossing(steps, sign * curve, sign * level) for curve in means.transpose("seed", "checkpoint").values]

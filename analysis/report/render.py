@@ -10,13 +10,16 @@ import numpy as np
 import xarray as xr
 
 from analysis.claims.verdict import Verdict
-from analysis.drawing.figures import FIGURES
+from analysis.config import StudyConfig
+from analysis.drawing.figures import FIGURES, left_out
 from analysis.drawing.legend import diverged_sentence
 from analysis.drawing.style import DPI
-from analysis.drawing.summary import has_accuracy, measured
+from analysis.drawing.summary import measured
+from analysis.evaluation import has_accuracy
 from analysis.report.accuracy import accuracy_table
 from analysis.report.learning import learning_section
 from analysis.report.page import DASH, Html, bullets, element, number, page, row, table
+from analysis.report.paper_tables import paper_section
 from analysis.report.scale import scale_section
 from analysis.report.verdicts import answer, verdict_tables
 from hessian_tools.trajectory.trajectory import EXPLOSION
@@ -42,6 +45,9 @@ def render(
     notes: Sequence[str] = (),
     step_size_table: Sequence[Mapping[str, Any]] | None = None,
     confidence: float = 0.95,
+    config: StudyConfig | None = None,
+    embed: bool = True,
+    unjudged: Mapping[str, str] | None = None,
 ) -> str:
     """Render the whole report as one HTML text, in which every given text is escaped.
 
@@ -53,6 +59,10 @@ def render(
     step_size_table: the candidates of the search for the inner learning rate alpha, one mapping for each; None if alpha
         was given.
     confidence: that of the intervals in the verdicts and in the tables.
+    config: the settings of the study, from which the learners of the paper are recognised; without them there are no
+        tables of the paper's numbers.
+    embed: True puts the pictures into the page; False refers to them in the folder ``figures`` beside it.
+    unjudged: the claims of the plan that have no verdict, each with the reason.
     """
     name = str(ds.attrs.get("study", ""))
     body = [
@@ -63,6 +73,7 @@ def render(
         answer(verdicts),
         *([element("aside", element("b", "Note"), bullets(notes))] if notes else []),
         *_verdicts(verdicts, confidence),
+        *_unjudged(unjudged or {}),
         *scale_section(ds),
         element("h2", "Set-up"),
         table(("What", "Value"), [row((what, value)) for what, value in setup.items()]),
@@ -70,11 +81,13 @@ def render(
         element("h2", f"{'Accuracy' if has_accuracy(ds) else 'Loss'} on held-out tasks"),
         accuracy_table(ds, confidence=confidence),
         *learning_section(ds, confidence=confidence),
+        *(paper_section(ds, config, confidence=confidence) if config else []),
         element("h2", "Figures"),
         element(
             "p", "Beside the PNG file of each figure there is a PDF of the same name, at its size in print.", css="soft"
         ),
-        *(_figure(ds, position, *item) for position, item in enumerate(figures.items(), start=1)),
+        *(_figure(ds, position, *item, embed=embed) for position, item in enumerate(figures.items(), start=1)),
+        *_left_out(ds),
         element("h2", "How the numbers were computed, and their errors"),
         bullets(_methods(ds)),
         element("h2", "How to reproduce this"),
@@ -104,6 +117,15 @@ def _verdicts(verdicts: Sequence[Verdict], confidence: float) -> list[Html]:
         f"number. Of many rows without any effect, about {100 * (1 - confidence):.3g} % would exclude 0, half of these "
         "on the claimed side.",
     ]
+    primary = [verdict for verdict in verdicts if verdict.corrected_outcome is not None]
+    if primary:
+        reading[-1] = (
+            f"There are {len(verdicts)} rows. The {len(primary)} primary ones are corrected together for their number "
+            f"by Holm's method; {primary[0].num_corrected} of them test something. For these, a second p-value stands "
+            "after the arrow, and an outcome that does not survive the correction is marked. The other rows are "
+            "exploratory, and nothing is corrected for their number: of many rows without any effect, about "
+            f"{100 * (1 - confidence):.3g} % would exclude 0, half of these on the claimed side."
+        )
     if any(verdict.quantity == "rho" for verdict in verdicts):
         reading.insert(
             1,
@@ -118,6 +140,13 @@ def _verdicts(verdicts: Sequence[Verdict], confidence: float) -> list[Html]:
             "one, so that the sizes of filters do not matter.",
         )
     return [element("h2", "Verdicts"), bullets(reading), verdict_tables(verdicts, confidence=confidence)]
+
+
+def _unjudged(reasons: Mapping[str, str]) -> list[Html]:
+    """The heading and the list of the claims without a verdict; nothing if there are none."""
+    if not reasons:
+        return []
+    return [element("h3", "Claims that were not judged"), bullets(f"{claim}: {why}" for claim, why in reasons.items())]
 
 
 def _step_sizes(rows: Sequence[Mapping[str, Any]] | None) -> list[Html]:
@@ -138,33 +167,49 @@ def _cell(value: object) -> str:
     return DASH if value is None else str(value)
 
 
-def _figure(ds: xr.Dataset, position: int, name: str, path: Path) -> Html:
+def _figure(ds: xr.Dataset, position: int, name: str, path: Path, *, embed: bool) -> Html:
     """The figure at ``position`` (from 1), with its caption and the name of its PDF."""
     png = Path(path).read_bytes()
     width = int.from_bytes(png[16:20], "big")  # bytes 16 to 19 of a PNG hold its width
     caption = FIGURES[name].caption(ds) if name in FIGURES else name
-    source = f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
+    source = f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}" if embed else f"figures/{path.name}"
     alt = escape(caption.split(". ")[0])
     picture = Html(f'<img src="{source}" alt="{alt}" width="{round(width * _CSS_PIXELS)}">')
     text = (element("b", f"Figure {position}."), " ", caption, " ", element("code", f"{name}.pdf"))
     return element("figure", picture, element("figcaption", *text), id=f"figure-{name}")
 
 
+def _left_out(ds: xr.Dataset) -> list[Html]:
+    """A paragraph on the figures that the study has no data for; nothing if all were drawn."""
+    reasons = left_out(ds)
+    if not reasons:
+        return []
+    listed = "; ".join(f"{name} ({reason})" for name, reason in reasons.items())
+    return [element("p", f"Not drawn: {listed}.", css="soft")]
+
+
 def _methods(ds: xr.Dataset) -> list[Html | str]:
     """Sentences on what was computed, and on how large each kind of error is in this study."""
-    return [
+    sentences: list[Html | str] = [
         "Curvature is that of the support loss at every point of the inner loop. It is computed by exact "
         "Hessian-vector products on the trajectory that the learner itself takes; no finite differences are used.",
         "alpha rho: its error is the rounding error in float32, estimated as the measured asymmetry of the products "
         f"plus 8 eps |Hg| / |g|. Relative to the value, it is {_error(ds, 'alpha_rho', 'alpha_rho_error')}.",
-        "Eigenvalues: at least one exact eigenvalue lies within the residual |Hv - lambda v| of each computed one. "
-        "This does not show that none was missed. Relative to the value, the residual of the largest algebraic "
-        "eigenvalue is "
-        f"{_error(ds, 'eigenvalue_max', 'eigenvalue_max_residual')}.",
-        "Random directions and traces: their error is the standard error over random probes. All inner steps of a "
-        "task have the same probes, and different tasks have different ones. Relative to the value, the error of the "
-        "trace is "
-        f"{_error(ds, 'trace', 'trace_stderr')}.",
+    ]
+    if "eigenvalue_max" in ds:
+        sentences.append(
+            "Eigenvalues: at least one exact eigenvalue lies within the residual |Hv - lambda v| of each computed one. "
+            "This does not show that none was missed. Relative to the value, the residual of the largest algebraic "
+            f"eigenvalue is {_error(ds, 'eigenvalue_max', 'eigenvalue_max_residual')}."
+        )
+    if "trace" in ds:
+        sentences.append(
+            "Random directions and traces: their error is the standard error over random probes. All inner steps of a "
+            "task have the same probes, and different tasks have different ones. Relative to the value, the error of "
+            f"the trace is {_error(ds, 'trace', 'trace_stderr')}."
+        )
+    return [
+        *sentences,
         "Replication: means are taken over the tasks of each seed first, then over the seeds. Inner steps never count "
         "as repetitions.",
         f"{diverged_sentence(ds)} A task unit diverges where training, its inner loop or its curvature leaves the "

@@ -39,11 +39,13 @@ class Change:
 def change(values: xr.DataArray, steps: slice) -> Change:
     """The change of a quantity from the first checkpoint to the last, averaged over some inner steps.
 
-    values: [seed, checkpoint, task, inner_step]. steps: the inner steps.
+    values: [seed, checkpoint, task, inner_step], or without tasks if only the means over tasks are kept.
+    steps: the inner steps.
 
     Both means are taken over the tasks that have finite values at both checkpoints, as for the verdicts, and then over
     the seeds.
     """
+    values = values if "task" in values.dims else values.expand_dims("task")
     ends = values.isel(checkpoint=[0, -1], inner_step=steps).transpose("checkpoint", "seed", "task", "inner_step")
     on_both_sides = np.isfinite(ends.values).all(axis=(0, 3))
     per_seed = [seed_means(np.where(on_both_sides, side.mean(axis=-1), np.nan)) for side in ends.values]
@@ -81,8 +83,11 @@ def quantities(ds: xr.Dataset, name: str) -> dict[str, xr.DataArray]:
 def largest_growth(ds: xr.Dataset, learner: str) -> tuple[str, Change]:
     """The name and the change of the layer's weight whose norm at step 0 grew by the largest ratio.
 
-    The name is "" if no ratio exists. Biases are not considered, because they start at 0.
+    The name is "" if no ratio exists, or if the norms are not measured. Biases are not considered, because they start
+    at 0.
     """
+    if "layer_norm" not in ds:
+        return "", Change(float("nan"), float("nan"))
     layers = ds["layer"].attrs["flag_meanings"].split()
     weights = [index for index, layer in enumerate(layers) if layer.endswith("weight")] or range(len(layers))
     norms = measured(ds, "layer_norm").sel(learner=learner)

@@ -4,13 +4,14 @@ from collections import Counter
 from collections.abc import Sequence
 from math import isnan
 
-from analysis.claims.findings import findings
-from analysis.claims.verdict import Verdict
+from analysis.claims.findings import summary
+from analysis.claims.sentence import against_untrained, measure
+from analysis.claims.verdict import OUTCOMES, Verdict
 from analysis.drawing.style import method_label
 from analysis.report.page import DASH, TIMES, Html, bullets, element, interval, join, number, row, table
 
-CLAIMS = ("suppression", "shot", "alignment")
-OUTCOMES = ("supported", "not supported", "inconclusive")
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+WITHOUT_SHOT = ("shot", "shot-hg")  # the claims whose raw comparison has the learner without SHOT as its baseline
 COLUMNS = (
     "Learner against baseline",
     "Where",
@@ -20,17 +21,21 @@ COLUMNS = (
     "Bootstrap over tasks",
     "Smallest effect of interest",
     f"Seeds {TIMES} tasks",
+    "p, after Holm",
     "Outcome",
 )
 
 
 def verdicts_by_claim(verdicts: Sequence[Verdict]) -> list[tuple[str, str, list[Verdict]]]:
-    """The letter, the title and the verdicts of each claim that has any, in the order of ``CLAIMS``."""
-    groups = [(letter, [v for v in verdicts if v.claim == claim]) for letter, claim in zip("abc", CLAIMS, strict=True)]
-    return [(letter, rows[0].title, rows) for letter, rows in groups if rows]
+    """A letter, the title and the verdicts of each claim, in the order in which the claims appear."""
+    claims = dict.fromkeys(verdict.claim for verdict in verdicts)
+    groups = [(letter, [v for v in verdicts if v.claim == claim]) for letter, claim in zip(LETTERS, claims)]  # noqa: B905
+    return [(letter, rows[0].title, rows) for letter, rows in groups]
 
 
 # ---- the summary
+
+MAX_NAMED = 24  # the largest number of comparisons of a claim that the summary names; the table has all of them
 
 
 def answer(verdicts: Sequence[Verdict]) -> Html:
@@ -39,7 +44,7 @@ def answer(verdicts: Sequence[Verdict]) -> Html:
         return element("p", "No verdict was made: this study has no comparison to judge.")
     return join(
         [
-            element("p", " ".join(findings(verdicts)), css="lead"),
+            element("p", " ".join(summary(verdicts)), css="lead"),
             bullets(_claim_summary(*group) for group in verdicts_by_claim(verdicts)),
         ]
     )
@@ -52,7 +57,8 @@ def _claim_summary(letter: str, title: str, verdicts: list[Verdict]) -> Html:
         if not alike:
             continue
         if len(alike) < len(verdicts):
-            count, remarks = f"{len(alike)} of {len(verdicts)} comparisons", [_places(alike, verdicts)]
+            named = [_places(alike, verdicts)] if len(verdicts) <= MAX_NAMED else []
+            count, remarks = f"{len(alike)} of {len(verdicts)} comparisons", named
         else:
             count, remarks = "the only comparison" if len(alike) == 1 else f"all {len(alike)} comparisons", []
         # Two seeds are the smallest number that can decide, and they can agree by luck.
@@ -63,7 +69,8 @@ def _claim_summary(letter: str, title: str, verdicts: list[Verdict]) -> Html:
             remarks.append(f"{few} of these from two seeds; add seeds before relying on {'it' if few == 1 else 'them'}")
         head = element("b", f"{outcome} in {count}")
         parts.append(join([head, f" ({'; '.join(remarks)})"]) if remarks else head)
-    return join([element("b", f"Claim {letter}"), f" ({title}): ", join(parts, ", "), ". ", _levels(verdicts)])
+    levels = _levels(verdicts) if len(verdicts) <= MAX_NAMED else "The table below has all of them."
+    return join([element("b", f"Claim {letter}"), f" ({title}): ", join(parts, ", "), ". ", levels])
 
 
 def _levels(verdicts: Sequence[Verdict]) -> str:
@@ -73,11 +80,12 @@ def _levels(verdicts: Sequence[Verdict]) -> str:
     """
     plain = [v for v in verdicts if v.comparison in ("raw", "against untrained") and not isnan(v.effect)]
     sentences = []
-    for steps, quantity in dict.fromkeys((v.steps, v.quantity) for v in plain):
-        alike = [v for v in plain if (v.steps, v.quantity) == (steps, quantity)]
+    for steps, quantity in dict.fromkeys((v.steps, measure(v)) for v in plain):
+        alike = [v for v in plain if (v.steps, measure(v)) == (steps, quantity)]
         levels = "; ".join(f"{method_label(v.learner)} {_change(v)}" for v in alike)
-        baseline = "the learner without SHOT" if plain[0].claim == "shot" else "untrained"
-        sentences.append(f"Mean {quantity.replace('_', ' ')}, {steps} ({baseline} → learner): {levels}.")
+        baseline = "the learner without SHOT" if plain[0].claim in WITHOUT_SHOT else "untrained"
+        name = quantity.removeprefix("the ")
+        sentences.append(f"Mean {name}, {steps} ({baseline} → learner): {levels}.")
     return " ".join(sentences)
 
 
@@ -96,8 +104,8 @@ def _places(verdicts: Sequence[Verdict], claim_verdicts: Sequence[Verdict]) -> s
             continue
         place: str = verdict.comparison
         # The comparisons "against orthogonal" and "against untrained" take all steps together and name none.
-        if not place.startswith("against"):
-            place = f"{verdict.steps} {place}" if place == "raw" else f"{verdict.steps} at {place}"
+        if verdict.steps not in ("", "all steps"):
+            place = f"{verdict.steps} at {place}" if place.startswith(("unit", "equal")) else f"{verdict.steps} {place}"
         places.setdefault(method_label(verdict.learner), []).append(place)
     parts = [f"{learner}: {', '.join(where)}" for learner, where in places.items()]
     return "; ".join([*parts, *([f"all of {', '.join(map(method_label, complete))}"] if complete else [])])
@@ -118,25 +126,53 @@ def verdict_tables(verdicts: Sequence[Verdict], *, confidence: float = 0.95) -> 
 
 def _lines(verdict: Verdict) -> tuple[Html, Html]:
     levels = _change(verdict)
-    # Only in the claim on SHOT is ``verdict.baseline`` the name of a learner. The code asks for the claim and not for
-    # the baseline's name, because a learner may have any name, even "untrained".
-    baseline = "orthogonal gradients" if verdict.baseline == "0" else "its untrained start"
-    if verdict.claim == "shot":
-        baseline = method_label(verdict.baseline)
+    quantity = {"rho": " (rho)", "rho_normalised": " (rho)", "hg_ratio": " (|Hg| / |g|)"}.get(verdict.quantity, "")
     cells = (
-        f"{method_label(verdict.learner)} against {baseline}",
-        verdict.steps,
-        verdict.comparison + (" (rho)" if verdict.quantity in ("rho", "rho_normalised") else ""),
+        _sides(verdict),
+        verdict.steps or DASH,
+        verdict.comparison + (f" ({verdict.measure})" if verdict.measure else quantity),
         element("span", DASH if levels == f"{DASH} → {DASH}" else levels, css="num"),
         element("span", _effect(verdict), css="num"),
         element("span", interval(verdict.bootstrap_low, verdict.bootstrap_high), css="num"),
         number(verdict.margin if verdict.predicted == "positive" else -verdict.margin, signed=True),
         _size(verdict),
-        # The class gives the badge a colour, which only repeats what its text says.
-        element("span", verdict.outcome, css=f"badge {verdict.outcome.split()[0]}"),
+        element("span", _p_values(verdict), css="num"),
+        _outcome(verdict),
     )
     sentence = element("td", element("div", verdict.sentence), colspan=str(len(COLUMNS)))
     return row(cells), element("tr", sentence, css="verdict-sentence")
+
+
+def _sides(verdict: Verdict) -> str:
+    """The learner, and what it is compared with."""
+    learner = method_label(verdict.learner)
+    if verdict.baseline == "0":
+        return f"{learner} against orthogonal gradients"
+    # The code does not ask for the baseline's name, because a learner may have any name, even "untrained".
+    if against_untrained(verdict):
+        return f"{learner} against its untrained start"
+    if not verdict.baseline:
+        return learner
+    if verdict.against in ("", f"for {verdict.baseline}"):
+        return f"{learner} against {method_label(verdict.baseline)}"
+    return f"{learner} against the value {verdict.against}"
+
+
+def _p_values(verdict: Verdict) -> str:
+    """The p-value and, for a primary verdict, the one after Holm's correction."""
+    if isnan(verdict.p):
+        return DASH
+    corrected = "" if isnan(verdict.p_corrected) else f" → {number(verdict.p_corrected, digits=2)}"
+    return number(verdict.p, digits=2) + corrected
+
+
+def _outcome(verdict: Verdict) -> Html:
+    """The outcome as a badge and, where it changes, the one after Holm's correction."""
+    # The class gives the badge a colour, which only repeats what its text says.
+    badge = element("span", verdict.outcome, css=f"badge {verdict.outcome.split()[0]}")
+    if verdict.corrected_outcome in (None, verdict.outcome):
+        return badge
+    return join([badge, Html("<br>"), f"{verdict.corrected_outcome} after the correction"])
 
 
 def _change(verdict: Verdict) -> str:

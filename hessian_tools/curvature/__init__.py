@@ -18,6 +18,8 @@ from hessian_tools.curvature.directions.gradient_curvature import (
     small_step_difference,
 )
 from hessian_tools.curvature.directions.loss_along import LossAlong, loss_along
+from hessian_tools.curvature.directions.loss_surface import filter_normalised, loss_surface
+from hessian_tools.curvature.directions.path import drop_ratio, linearisation_error, path_ratio
 from hessian_tools.curvature.directions.singular_values import SingularValues, singular_values
 from hessian_tools.curvature.directions.subspace import (
     gradient_share,
@@ -28,6 +30,7 @@ from hessian_tools.curvature.directions.subspace import (
     subspace_overlap,
     vector_error,
 )
+from hessian_tools.curvature.directions.tensor_parts import random_rotations, tensor_parts
 from hessian_tools.curvature.directions.third_derivative import Expansion, third_derivative
 from hessian_tools.curvature.eigen.pairs import EigenPairs, Extremes, extremal_eigenpairs, top_eigenpairs
 from hessian_tools.curvature.eigen.spectrum import Spectrum, gauss_newton_spectrum, spectrum
@@ -57,12 +60,16 @@ __all__ += ["Estimate", "Moments", "Diagonal", "Density", "rademacher", "estimat
 __all__ += ["loss_along", "LossAlong"]
 __all__ += ["gradient_curvature", "GradientCurvature", "DESCENT_THRESHOLD", "third_derivative", "Expansion"]
 __all__ += ["curvature_along", "product_asymmetry", "rounding_error", "filter_scale", "rho_normalised"]
+__all__ += ["tensor_parts", "random_rotations"]
+# The loss on a plane through a point.
+__all__ += ["loss_surface", "filter_normalised"]
 # Comparisons of eigenspaces, and the share of the Hessian that is its Gauss-Newton part.
 __all__ += ["gradient_share", "subspace_overlap", "step_overlaps", "principal_angles", "overlap_null"]
 __all__ += ["subspace_error", "vector_error", "gauss_newton_share", "GaussNewtonShare"]
 # Quantities of a whole inner loop.
 __all__ += ["adaptation_jacobian", "AdaptationJacobian", "singular_values", "SingularValues"]
 __all__ += ["alignment", "cos_displacement", "cosine_null", "Null", "small_step_difference"]
+__all__ += ["path_ratio", "drop_ratio", "linearisation_error"]
 
 if not TYPE_CHECKING:  # with a __getattr__, a type checker would accept any attribute name
     _OPERATORS, _DIRECTIONS = (f"{__name__}.{package}" for package in ("operators.composite", "directions"))

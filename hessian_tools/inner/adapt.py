@@ -1,5 +1,8 @@
 """Running a learner's inner loop from its meta-parameters."""
 
+from dataclasses import replace
+
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -9,6 +12,7 @@ from hessian_tools.inner.gradients import Gradient
 from hessian_tools.inner.learners import Learner
 from hessian_tools.inner.parameters import moved_part, network_parameters, step_sizes
 from hessian_tools.loss import Batch, LossFunction, refuse_unusable, require_network
+from hessian_tools.torch_fixes.precision import full_precision
 
 # The beginning of the error message for a plain function; see ``require_network``.
 LEO_NEEDS = "LEO decodes the head of a network"
@@ -22,6 +26,32 @@ def adapt(learner: Learner, loss: LossFunction, theta: Float[Tensor, " meta"], s
     return learner_path(learner, loss, theta, support).adapted
 
 
+@full_precision
+def meta_gradient(
+    learner: Learner, loss: LossFunction, theta: Float[Tensor, " meta"], support: Batch, query: Batch, *, full: bool
+) -> Float[Tensor, " meta"]:
+    """The gradient in ``theta`` of the query loss after the learner's inner loop.
+
+    full: True differentiates through the inner loop; False treats its gradients as constants, whatever
+        ``learner.first_order`` says. For steps along the gradient the full one is J'g, where g is the gradient of the
+        query loss at theta_K and J = d theta_K / d theta_0 (see ``adaptation_jacobian``). The other one is g itself.
+
+    What else the learner's meta-training descends, such as SHOT's distance, is not part of it. The cost of the full one
+    is that of a training step.
+
+    >>> from hessian_tools.inner.learners import maml
+    >>> learner, loss = maml(2, 0.1), lambda theta, target: ((theta - target) ** 2).sum() / 2
+    >>> task = torch.zeros(1), torch.tensor([0.1])
+    >>> meta_gradient(learner, loss, torch.ones(1), *task, full=False)  # theta_2 - 0.1, with theta_2 = 0.9 ** 2
+    tensor([0.7100])
+    >>> meta_gradient(learner, loss, torch.ones(1), *task, full=True)  # (1 - 0.1) ** 2 times that
+    tensor([0.5751])
+    """
+    theta = theta.detach().requires_grad_()
+    adapted = adapt(replace(learner, first_order=not full), loss, theta, support)
+    return torch.autograd.grad(loss(adapted, query), theta)[0]
+
+
 def learner_path(
     learner: Learner,
     loss: LossFunction,
@@ -29,24 +59,28 @@ def learner_path(
     support: Batch,
     *,
     steps: int | None = None,
+    step_factor: float = 1.0,
     first_gradient: Gradient | None = None,
     minibatches: int = 1,
     checkpointing: bool = False,
+    products: bool = False,
 ) -> InnerPath:
     """The points (parameter vectors) and gradients of a learner's inner loop.
 
     theta: the learner's meta-parameters [meta].
     steps: a number of steps other than the learner's own. The step size is then scaled so that both loops take the
         same total time, as the learner's step rule measures it.
-    first_gradient, minibatches, checkpointing: see ``inner_loop``.
+    step_factor: a factor of the learner's step size, or of all its step sizes.
+    first_gradient, minibatches, checkpointing, products: see ``inner_loop``.
 
     LEO moves latent codes, from which the head's weights are decoded (see ``hessian_tools.inner.leo``). Its path
     consists of the networks that are decoded from the codes, then of the fine-tuned ones, with gradients with respect
-    to the head's weights. For LEO, ``steps``, ``first_gradient`` and ``minibatches`` are ignored.
+    to the head's weights. For LEO, ``steps``, ``step_factor``, ``first_gradient``, ``minibatches`` and ``products`` are
+    ignored.
     """
     if learner.latent is not None:
         return leo.decoded_path(learner, require_network(loss, LEO_NEEDS), theta, support, checkpointing=checkpointing)
-    alpha = step_sizes(learner, loss, theta)
+    alpha = step_factor * step_sizes(learner, loss, theta)
     if steps is not None:
         alpha = learner.rule.time(learner.steps) * alpha / learner.rule.time(steps)
     return inner_loop(
@@ -61,4 +95,5 @@ def learner_path(
         rule=learner.rule,
         minibatches=minibatches,
         checkpointing=checkpointing,
+        products=products,
     )

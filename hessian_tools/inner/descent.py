@@ -43,6 +43,7 @@ def inner_loop(
     rule: StepRule = PLAIN,
     minibatches: int = 1,
     checkpointing: bool = False,
+    products: bool = False,
 ) -> InnerPath:
     """Take K steps theta_{k+1} = theta_k - alpha d_k on the support loss; the path is differentiable in ``theta``.
 
@@ -57,17 +58,20 @@ def inner_loop(
     minibatches: the number of parts into which the rows of the support set are cut; step k sees part k mod minibatches.
     checkpointing: keep only the point of each step, and repeat the step's forward and backward pass in the outer
         backward pass. This needs memory for the activations of one step, whatever the number of steps. It changes
-        nothing under ``first_order``.
+        nothing under ``first_order``, unless products are computed.
+    products: compute the product H_k g_k of each step too. The gradients and the products of the path are then
+        differentiable in ``theta`` under ``first_order`` as well, with the steps as constants.
     """
-    gradient_at = recomputed_gradient if checkpointing and not first_order else support_gradient
+    keeps_graph = products or not first_order
+    gradient_at = recomputed_gradient if checkpointing and keeps_graph else support_gradient
     thetas, gradients, state = [theta], list[Gradient](), None
     batches = row_parts(support, minibatches)
     for k in range(steps):
         if k == 0 and first_gradient is not None:
             gradient = first_gradient
         else:
-            point = thetas[-1].detach() if first_order else thetas[-1]
-            gradient = gradient_at(loss, point, batches[k % minibatches], part=part)
+            point = thetas[-1] if keeps_graph else thetas[-1].detach()
+            gradient = gradient_at(loss, point, batches[k % minibatches], part=part, product=products)
         # The gradient is detached too, because a plain function may depend on other tensors that the outer loop learns.
         vector = gradient.vector.detach() if first_order else gradient.vector
         direction, state = rule.direction(vector, state)

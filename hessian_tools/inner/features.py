@@ -1,6 +1,7 @@
 """The features of a network, which are the inputs of its head."""
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hessian_tools.loss import Loss
@@ -33,6 +34,21 @@ def head_module(loss: Loss) -> nn.Module:
     if not name:
         raise ValueError(f"{type(loss.model).__name__} has no module for a head; name the last layer 'head'")
     return loss.model.get_submodule(name)
+
+
+def nearest_class_mean(
+    inputs: Float[Tensor, "support feature"], labels: Int[Tensor, " support"], queries: Float[Tensor, "query feature"]
+) -> Int[Tensor, " query"]:
+    """The label of the class whose mean of ``inputs`` is nearest to each query: a prototype classifier (Snell 2017).
+
+    >>> inputs, labels = torch.tensor([[0.0], [2.0], [9.0]]), torch.tensor([0, 0, 1])  # the means are 1 and 9
+    >>> nearest_class_mean(inputs, labels, torch.tensor([[4.0], [6.0]]))
+    tensor([0, 1])
+    """
+    classes, members = labels.unique(return_inverse=True)
+    one_hot = torch.nn.functional.one_hot(members, len(classes)).to(inputs.dtype)
+    means = (one_hot.T @ inputs) / one_hot.sum(0)[:, None]
+    return classes[torch.cdist(queries, means).argmin(-1)]
 
 
 def with_linear_head(inputs: Tensor, weights: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.func import grad_and_value
+from torch.func import grad_and_value, vjp
 from torch.utils import _pytree as pytree
 
 from hessian_tools.inner.parameters import Part
@@ -20,20 +20,29 @@ class Gradient:
 
     loss: the value of the support loss.
     outputs: the network's outputs; None where the loss is a plain function and not a ``Loss``.
+    product: the product H g of the Hessian in the entries that move with the gradient; None where it was not asked for.
     """
 
     vector: Float[Tensor, " moved"]
     loss: Float[Tensor, ""]
     outputs: Tensor | None
+    product: Float[Tensor, " moved"] | None = None
 
 
 def support_gradient(
-    loss: LossFunction, theta: Float[Tensor, " param"], support: Batch, *, part: Part | None = None
+    loss: LossFunction,
+    theta: Float[Tensor, " param"],
+    support: Batch,
+    *,
+    part: Part | None = None,
+    product: bool = False,
 ) -> Gradient:
     """The gradient with respect to the parameters in ``part`` (None: all), with the loss and the outputs.
 
     The cost is one forward and one backward pass. The result is differentiable in ``theta``, if ``theta`` requires a
     gradient, and inside ``torch.func`` transforms.
+    product: compute H g as well, by a backward pass through the two passes. It is differentiable too, rightly so for a
+        network with normalisation if the loss is ``thrice_differentiable``. It needs the loss of a network.
     """
     if not isinstance(loss, Loss):  # a case apart, because torch.func cannot return None for the missing outputs
         vector, value = grad_and_value(loss)(theta, support)
@@ -53,13 +62,24 @@ def support_gradient(
         value, outputs = with_outputs(point)
         # torch.func.grad gives the same numbers, but adds work to every operation.
         (vector,) = torch.autograd.grad(value, point, create_graph=True)
-        return Gradient(vector, value, outputs)
-    vector, (value, outputs) = grad_and_value(with_outputs, has_aux=True)(start)
+        hg = torch.autograd.grad(vector, point, vector, create_graph=True)[0] if product else None
+        return Gradient(vector, value, outputs, hg)
+    gradient_at = grad_and_value(with_outputs, has_aux=True)
+    if product:
+        results: Any = vjp(gradient_at, start, has_aux=True)
+        vector, pullback, (value, outputs) = results
+        return Gradient(vector, value, outputs, pullback(vector)[0])
+    vector, (value, outputs) = gradient_at(start)
     return Gradient(vector, value, outputs)
 
 
 def recomputed_gradient(
-    loss: LossFunction, theta: Float[Tensor, " param"], support: Batch, *, part: Part | None = None
+    loss: LossFunction,
+    theta: Float[Tensor, " param"],
+    support: Batch,
+    *,
+    part: Part | None = None,
+    product: bool = False,
 ) -> Gradient:
     """The result of :func:`support_gradient`, computed again from ``theta`` and ``support`` when it is differentiated.
 
@@ -76,9 +96,10 @@ def recomputed_gradient(
         )
     leaves, tree = pytree.tree_flatten(support)
 
-    def passes(point: Tensor, *parts: Any) -> tuple[Tensor, Tensor, Tensor | None]:
-        gradient = support_gradient(loss, point, pytree.tree_unflatten(list(parts), tree), part=part)
-        return gradient.vector, gradient.loss, gradient.outputs
+    def passes(point: Tensor, *parts: Any) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        batch = pytree.tree_unflatten(list(parts), tree)
+        gradient = support_gradient(loss, point, batch, part=part, product=product)
+        return gradient.vector, gradient.loss, gradient.outputs, gradient.product
 
     return Gradient(*_Recomputed.apply(passes, theta, *leaves))
 

@@ -252,7 +252,8 @@ class Algorithm:
             return ()
         shot = ("shot",) if example.outer != "classes" else ()
         pretraining = ("pretraining",) if example.outer == "query" and example.latent is None else ()
-        return (*shot, *pretraining, "start", "optimiser", "learning_rate")
+        penalty = ("penalty",) if example.outer == "query" and example.why_no_alpha is None else ()
+        return (*shot, *pretraining, *penalty, "start", "optimiser", "learning_rate", "shuffle_labels")
 
     @property
     def is_trained(self) -> bool:

@@ -1,7 +1,8 @@
-"""The outer objective of one task: what a learner's meta-training descends, plus the SHOT penalty.
+"""The outer objective of one task: what a learner's meta-training descends, plus the penalties on its inner loop.
 
 SHOT penalises the distance between the results of few large inner steps (the target) and of many small ones (the
-reference); see ``hessian_tools.inner.shot``.
+reference); see ``hessian_tools.inner.shot``. The curvature penalty acts on the curvature along the inner gradient
+itself; see ``hessian_tools.inner.penalty``.
 """
 
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from hessian_tools.inner.descent import InnerPath
 from hessian_tools.inner.features import features, with_linear_head
 from hessian_tools.inner.learners import Learner
 from hessian_tools.inner.parameters import further_parameters, network_parameters
+from hessian_tools.inner.penalty import CurvaturePenalty, mean_relative_change
 from hessian_tools.inner.shot import L2, Projector, Shot, identity_projector, reference_distance
 from hessian_tools.loss import Batch, Loss, require_network
 from hessian_tools.outputs import tensors_of
@@ -35,6 +37,8 @@ class Aux(NamedTuple):
     support_loss: the loss on the support set, before the inner loop.
     shot_distance: SHOT's distance, before it is multiplied by its weight; NaN without SHOT.
     output_variation: how far the adapted network's outputs differ between queries; see ``homogeneity``.
+    relative_change: the mean of alpha |H g| / |g| over the inner steps, which the curvature penalty multiplies by its
+        weight; NaN without that penalty.
     """
 
     query_loss: Float[Tensor, ""]
@@ -42,6 +46,7 @@ class Aux(NamedTuple):
     support_loss: Float[Tensor, ""]
     query_accuracy: Float[Tensor, ""]
     output_variation: Float[Tensor, ""]
+    relative_change: Float[Tensor, ""]
 
 
 def meta_loss(
@@ -52,15 +57,19 @@ def meta_loss(
     query: Batch,
     *,
     shot: Shot | None = None,
+    penalty: CurvaturePenalty | None = None,
     noise: torch.Generator | None = None,
     checkpointing: bool = False,
 ) -> tuple[Float[Tensor, ""], Aux]:
-    """The learner's outer objective on one task, plus weight x SHOT's distance; differentiable in ``theta``.
+    """The learner's outer objective on one task, plus its penalties times their weights; differentiable in ``theta``.
 
     theta: the meta-parameters; see ``hessian_tools.inner.parameters``.
     support, query: the two batches (x, y) of the task. Under ``outer="classes"`` the labels are those of the training
         classes.
-    shot: the penalty. Its schedule is ignored, so where the weight has a schedule, pass ``shot.at(meta_step)``.
+    shot: the penalty on SHOT's distance. Its schedule is ignored, so where the weight has a schedule, pass
+        ``shot.at(meta_step)``.
+    penalty: the curvature penalty, for learners whose inner steps are alpha times the gradient. It costs one
+        Hessian-vector product a step, which is differentiated in turn.
     noise: the generator of LEO's draws and of its dropout; None takes the means of the draws, and drops nothing.
     checkpointing: keep the activations of one inner step in memory instead of those of all steps, at the cost of one
         more forward and backward pass a step. Value and gradient stay the same. It works with ``backward`` and
@@ -71,6 +80,8 @@ def meta_loss(
     along the first gradient of that loop. A distance in parameters costs no pass at all.
     """
     check_shot(shot, learner)
+    if penalty is not None:
+        penalty.check(learner)
     require_network(loss, QUERY_OUTPUTS)
     if learner.outer == "classes":
         return _class_loss(loss, theta, joined(support, query))
@@ -78,7 +89,9 @@ def meta_loss(
         task = leo.open_task(learner, loss, theta, support, noise)
         parts = _latent_parts(task, query, shot, checkpointing)
     else:
-        parts = parameter_parts(learner, loss, theta, support, query, shot=shot, checkpointing=checkpointing)
+        parts = parameter_parts(
+            learner, loss, theta, support, query, shot=shot, penalty=penalty, checkpointing=checkpointing
+        )
     objective, distance, aux = parts
     return (objective if shot is None else objective + shot.weight * distance), aux
 
@@ -125,32 +138,38 @@ def parameter_parts(
     query: Batch,
     *,
     shot: Shot | None,
+    penalty: CurvaturePenalty | None = None,
     project: Projector = identity_projector,
     checkpointing: bool = False,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Aux]:
     """The objective without SHOT, and SHOT's distance, for a learner whose inner loop moves parameters.
 
-    The objective is the query loss or, for Reptile, half the squared displacement. The distance is NaN without SHOT.
-    The third value holds the numbers that are reported.
+    The objective is the query loss, to which the curvature penalty is added, or, for Reptile, half the squared
+    displacement. The distance is NaN without SHOT. The third value holds the numbers that are reported.
     project: the function that is applied to the outputs of SHOT's reference.
     """
     is_reptile, (x, y) = learner.outer == "displacement", query
     examples = joined(support, query) if is_reptile else support
-    path = learner_path(learner, loss, theta, examples, minibatches=learner.minibatches, checkpointing=checkpointing)
+    support_loss = loss if penalty is None else loss.thrice_differentiable
+    run_loop = partial(learner_path, learner, support_loss, theta, examples, checkpointing=checkpointing)
+    path = run_loop(minibatches=learner.minibatches, products=penalty is not None)
     # Without SHOT, Reptile's query outputs are only reported, so no graph of them is needed.
     with torch.set_grad_enabled(torch.is_grad_enabled() and not (is_reptile and shot is None)):
         outputs = loss.outputs(path.adapted, x)
     query_loss = loss.criterion(outputs, y)
     # theta_K is detached, so that the gradient of |theta - theta_K|^2 / 2 is the displacement theta - theta_K.
     objective = ((path.thetas[0] - path.adapted.detach()) ** 2).sum() / 2 if is_reptile else query_loss
+    change = None
+    if penalty is not None:
+        change = mean_relative_change(path, learner.step_size)
+        objective = objective + penalty.weight * change
     first = path.gradients[0]
-    run_loop = partial(learner_path, learner, loss, theta, examples, first_gradient=first, checkpointing=checkpointing)
 
     def outputs_at(end: Tensor) -> Tensor:
         return outputs if end is path.adapted else loss.outputs(end, x)
 
-    distance = _shot_distance(shot, path, run_loop, outputs_at, project)
-    return objective, distance, _aux(query_loss, distance, first.loss, outputs, y)
+    distance = _shot_distance(shot, path, partial(run_loop, first_gradient=first), outputs_at, project)
+    return objective, distance, _aux(query_loss, distance, first.loss, outputs, y, change)
 
 
 def _latent_parts(
@@ -199,10 +218,17 @@ def _shot_distance(
     return reference_distance(shot, result_after, steps=own_steps, moved=moved, project=project)
 
 
-def _aux(query_loss: Tensor, distance: Tensor, support_loss: Tensor, outputs: Tensor, y: Tensor) -> Aux:
-    outputs = outputs.detach()
+def _aux(
+    query_loss: Tensor, distance: Tensor, support_loss: Tensor, outputs: Tensor, y: Tensor, change: Tensor | None = None
+) -> Aux:
+    outputs, change = outputs.detach(), torch.full_like(query_loss, float("nan")) if change is None else change
     return Aux(
-        query_loss.detach(), distance.detach(), support_loss.detach(), accuracy(outputs, y), output_variation(outputs)
+        query_loss.detach(),
+        distance.detach(),
+        support_loss.detach(),
+        accuracy(outputs, y),
+        output_variation(outputs),
+        change.detach(),
     )
 
 

@@ -1,6 +1,6 @@
 """The networks, which are modules whose only state is their parameters. Yours can be given by its import path."""
 
-from hessian_tools.nets.building import load_network, refuse_unfit, seeded, source_digest
+from hessian_tools.nets.building import load_network, refuse_unfit, seeded
 from hessian_tools.nets.convolutional import NORMALISATIONS, Conv4, ResNet12
 from hessian_tools.nets.mlp import MLP
 from hessian_tools.nets.scale import normalised_weights
@@ -9,4 +9,4 @@ from hessian_tools.nets.vision_transformer import VisionTransformer
 # The networks.
 __all__ = ["MLP", "Conv4", "ResNet12", "VisionTransformer", "NORMALISATIONS"]
 # How a network is built, how one of yours is found, and what is known of it.
-__all__ += ["seeded", "load_network", "refuse_unfit", "source_digest", "normalised_weights"]
+__all__ += ["seeded", "load_network", "refuse_unfit", "normalised_weights"]

@@ -4,14 +4,9 @@ A network can be trained and measured if it maps examples to outputs of the righ
 outputs must be a function of its parameters and inputs alone.
 """
 
-import sys
 from collections.abc import Callable, Mapping
 from functools import partial
-from hashlib import sha256
-from importlib import import_module
 from inspect import signature
-from pathlib import Path
-from types import FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -19,10 +14,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.parameter import UninitializedParameter
 
+from hessian_tools.importing import import_object, one_line
 from hessian_tools.layout import flatten
 from hessian_tools.loss import make_loss
 from hessian_tools.rng import stream, stream_seed
-from hessian_tools.validation import did_you_mean
 
 
 def seeded(build: Callable[[], nn.Module], *, seed: int) -> nn.Module:
@@ -42,9 +37,15 @@ def seeded(build: Callable[[], nn.Module], *, seed: int) -> nn.Module:
 
 
 def load_network(
-    target: str, *, outputs: int, input_shape: tuple[int, ...], options: Mapping[str, Any] | None = None
+    target: str | Callable[..., Any],
+    *,
+    outputs: int,
+    input_shape: tuple[int, ...],
+    options: Mapping[str, Any] | None = None,
 ) -> Callable[[], nn.Module]:
-    """Return a function that builds the network whose class or factory function ``"package.module:name"`` names.
+    """Return a function that builds the network of a class or factory function.
+
+    target: the class or function, or its import path ``"package.module:name"`` or ``"path/to/file.py:name"``.
 
     The class or function is called with ``options`` as keywords. It also gets ``outputs`` and ``input_shape`` (of one
     example) if its signature has these names and ``options`` does not. The module is looked for on Python's path and
@@ -56,7 +57,12 @@ def load_network(
     >>> build().head
     Linear(in_features=64, out_features=5, bias=True)
     """
-    factory = _factory(target)
+    factory = import_object(target) if isinstance(target, str) else target
+    target = target if isinstance(target, str) else getattr(target, "__name__", repr(target))
+    if isinstance(factory, nn.Module):
+        raise ValueError(f"{target} is a network that is already built; name a class or a function that builds it")
+    if not callable(factory):
+        raise ValueError(f"{target} is a {type(factory).__name__}; name a class or a function that makes a network")
     try:
         takes = signature(factory)
     except (TypeError, ValueError):
@@ -70,15 +76,6 @@ def load_network(
             f"{target} cannot be called with {', '.join(keywords) or 'nothing'}: {e}; it takes {takes}"
         ) from e
     return partial(_build, factory, target, keywords)
-
-
-def source_digest(target: str) -> str:
-    """SHA-256 (hex) of the file from which ``"package.module:name"`` is imported; equal digests mean equal code.
-
-    It does not cover other files that this file imports. It is empty if the module has no file.
-    """
-    file = _import(target.partition(":")[0], target).__file__
-    return sha256(Path(file).read_bytes()).hexdigest() if file else ""
 
 
 def refuse_unfit(model: nn.Module, *, outputs: int, input_shape: tuple[int, ...]) -> None:
@@ -97,7 +94,7 @@ def refuse_unfit(model: nn.Module, *, outputs: int, input_shape: tuple[int, ...]
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             y = functional_call(model, layout.unflatten(theta) | buffers, (x,))
     except Exception as e:  # a forward pass may raise anything
-        raise ValueError(f"{name} cannot take examples of shape {tuple(input_shape)}: {_one_line(e)}") from e
+        raise ValueError(f"{name} cannot take examples of shape {tuple(input_shape)}: {one_line(e)}") from e
     if not isinstance(y, Tensor) or y.shape != (4, outputs):
         got = f"shape {tuple(y.shape)}" if isinstance(y, Tensor) else f"a {type(y).__name__}"
         raise ValueError(
@@ -114,52 +111,7 @@ def _build(factory: Callable[..., Any], target: str, keywords: Mapping[str, Any]
     except ValueError:
         raise
     except Exception as e:  # the user's code may raise anything
-        raise ValueError(f"{target} with {dict(keywords)} failed: {_one_line(e)}") from e
+        raise ValueError(f"{target} with {dict(keywords)} failed: {one_line(e)}") from e
     if not isinstance(model, nn.Module):
         raise ValueError(f"{target} makes a {type(model).__name__}, not a torch.nn.Module")
     return model
-
-
-def _factory(target: str) -> Callable[..., Any]:
-    """The class or function that an import path names."""
-    path, colon, name = target.partition(":")
-    if not (path and colon and name):
-        raise ValueError(f"{target!r} is not the import path of a network; write package.module:name")
-    module = _import(path, target)
-    factory = getattr(module, name, None)
-    if factory is None:
-        known = [n for n, v in vars(module).items() if isinstance(v, type | FunctionType) and not n.startswith("_")]
-        hint = did_you_mean(name, known) or f"; it has {', '.join(known[:8]) or 'no class and no function'}"
-        raise ValueError(f"{target}: module {path} has no {name!r}{hint}")
-    if isinstance(factory, nn.Module):
-        raise ValueError(f"{target} is a network that is already built; name a class or a function that builds it")
-    if not callable(factory):
-        raise ValueError(f"{target} is a {type(factory).__name__}; name a class or a function that makes a network")
-    return factory
-
-
-def _import(path: str, target: str) -> ModuleType:
-    """Import a module from Python's path or from the working folder, which is not on the path of a console script."""
-    folder = str(Path.cwd())
-    added = folder not in sys.path
-    if added:
-        sys.path.append(folder)  # at the end, so that no file in this folder hides an installed package
-    try:
-        return import_module(path)
-    except ModuleNotFoundError as e:
-        if e.name is None or not f"{path}.".startswith(f"{e.name}."):  # the module exists, but it imports a missing one
-            raise ValueError(f"{target}: importing {path} failed: {e}") from e
-        raise ValueError(
-            f"{target}: there is no module {e.name!r} in {folder} or on Python's path; start from the folder"
-            " that holds it, or add that folder to PYTHONPATH"
-        ) from e
-    except Exception as e:
-        raise ValueError(f"{target}: importing {path} failed: {_one_line(e)}") from e
-    finally:
-        if added:
-            sys.path.remove(folder)
-
-
-def _one_line(error: Exception) -> str:
-    """The type of an error and the first line of its message."""
-    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])

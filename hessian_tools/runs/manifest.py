@@ -79,6 +79,21 @@ def training_digest(folder: Path) -> str | None:
     return None if recorded is None else json_digest(recorded)
 
 
+def recorded_layout(folder: Path) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of the network's parameters, as training has recorded them; nothing is imported.
+
+    Raises DamagedFileError where the folder has no such record.
+    """
+    path = folder / NAME
+    recorded = _recorded_training(folder, read_json(path)) or {}
+    try:
+        return {str(name): tuple(int(size) for size in shape) for name, shape in recorded["network"].items()}
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise DamagedFileError(
+            f"{path} does not record the parameters of the network; run the same study again, which records them"
+        ) from None
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a study's run; raises DamagedFileError where it lacks what every such run writes."""
     path = folder / NAME

@@ -31,17 +31,18 @@ class TwiceDifferentiable(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Calls the replacement where there is one."""
-        replacement = _SECOND_ORDER.get(func)
-        if replacement is None and func in _CONDITIONAL:
-            call = _CONDITIONAL[func](func, args, kwargs or {})
-            if call is not None:
-                self.replaced = True
-                return call()
+        if func in _CONDITIONAL and (call := _CONDITIONAL[func](func, args, kwargs or {})) is not None:
+            self.replaced = True
+            return call()
+        replacement = self._replacement(func)
         self.replaced = self.replaced or replacement is not None
         return (replacement or func)(*args, **(kwargs or {}))
 
+    def _replacement(self, func: Any) -> Callable[..., Any] | None:
+        return _SECOND_ORDER.get(func)
 
-class PrimitiveNormalisation(TorchFunctionMode):
+
+class PrimitiveNormalisation(TwiceDifferentiable):
     """While it is entered, normalisations too are computed from primitives, whose derivatives of every order are right.
 
     It covers batch, instance, layer and group normalisation, called as modules, in ``nn.functional`` or in ``torch``,
@@ -56,13 +57,12 @@ class PrimitiveNormalisation(TorchFunctionMode):
             [ 1.]])
     """
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Calls the replacement where there is one."""
+    def _replacement(self, func: Any) -> Callable[..., Any] | None:
         if func in _WRONG_THIRD:
             raise ValueError(
                 f"third derivatives through {_WRONG_THIRD[func]} are wrong in torch; write it out in other operations"
             )
-        return _THIRD_ORDER.get(func, func)(*args, **(kwargs or {}))
+        return _THIRD_ORDER.get(func)
 
 
 def _by_matrix_products(attention: Callable[..., Any]) -> Callable[..., Any]:

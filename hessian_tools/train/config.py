@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hessian_tools.data import TaskSource
 from hessian_tools.inner.learners import Learner
 from hessian_tools.inner.meta_loss import check_shot
+from hessian_tools.inner.penalty import CurvaturePenalty
 from hessian_tools.inner.pretraining import ShotPretraining
 from hessian_tools.inner.shot import PROBABILITY_DISTANCES, Shot
 from hessian_tools.layout import ParamLayout
@@ -23,6 +24,7 @@ _PLAIN_FIELDS = (
     "seed", "meta_batch", "optimiser", "learning_rate", "validation_tasks", "validation_seed", "transductive"
 )  # fmt: skip
 _REPR_FIELDS = ("learner", "shot", "pretraining")
+_LATER_FIELDS = ("shuffle_labels", "penalty")  # each is False or None by default
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in the repr of an object that defines none; it differs between processes
 
 
@@ -56,6 +58,10 @@ class TrainConfig:
         long runs of such networks the step is traced and replayed, with equal numbers to the bit.
     checkpointing: True keeps the activations of only one inner step at a time, for 1.1 to 1.4 times the running time
         (see ``meta_loss``); the tasks are then computed in turn.
+    penalty: the penalty on the curvature along the inner gradient; None trains without it.
+    shuffle_labels: True trains the label-shuffled control, which has nothing to learn: in every training episode, the
+        labels of the support set are permuted at random over its examples, and so are those of the query set. The
+        number of examples with each label stays the same, and validation keeps the true labels.
     workers: the number of single-threaded processes that share the tasks of an outer step, on the CPU. The numbers are
         those of one such process, to the bit. A script that uses workers needs ``if __name__ == "__main__":``.
     """
@@ -81,6 +87,8 @@ class TrainConfig:
     batched: bool | None = None
     checkpointing: bool = False
     workers: int = 1
+    shuffle_labels: bool = False
+    penalty: CurvaturePenalty | None = None
 
     def __post_init__(self) -> None:
         check_whole(seed=self.seed, validation_seed=self.validation_seed, save_every=self.save_every)
@@ -108,6 +116,16 @@ class TrainConfig:
                 f"workers={self.workers} take tasks in turn on the CPU, which does not go with batched={self.batched}"
                 f" and device={self.device!r}; use workers=1"
             )
+        if self.shuffle_labels and self.tasks.kind != "classification":
+            raise ValueError("shuffle_labels=True permutes the labels of classes, which regression does not have")
+        if self.shuffle_labels and not self.learner.is_trained:
+            raise ValueError(f"shuffle_labels=True changes training, but {self.learner.name} is not trained")
+        if self.shuffle_labels and self.pretraining is not None:
+            raise ValueError("shuffle_labels=True, but pretraining descends no loss on query labels; use one of them")
+        if self.penalty is not None and self.pretraining is not None:
+            raise ValueError("penalty is added to the query loss, but pretraining descends none; use one of them")
+        if self.penalty is not None:
+            self.penalty.check(self.learner)
         check_shot(self.shot, self.learner)
         if self.pretraining is not None:
             self.pretraining.check(self.learner, self.shot, input_shape=self.tasks.input_shape)
@@ -122,7 +140,8 @@ class TrainConfig:
 
         Settings that may change when a run is resumed are left out: which checkpoints are kept, how often the state is
         saved, and how steps are computed (device, workers, batched, checkpointing). Two networks whose parameters have
-        the same names and shapes count as equal.
+        the same names and shapes count as equal. A setting in ``_LATER_FIELDS`` is absent where it has its default, so
+        that a run begun before the setting existed resumes.
         """
         return {
             **{name: _ADDRESS.sub("", repr(getattr(self, name))) for name in _REPR_FIELDS},
@@ -131,6 +150,7 @@ class TrainConfig:
             "head": layout.head,
             "start": hashlib.sha256(self.start.read_bytes()).hexdigest() if self.start else None,
             **{name: str(getattr(self, name)) for name in _PLAIN_FIELDS},
+            **{name: repr(getattr(self, name)) for name in _LATER_FIELDS if getattr(self, name)},
         }
 
 

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from hessian_tools.data import CrossDomainTasks, Episode, ImageTasks, TaskSource
 from hessian_tools.inner.meta_loss import Aux, meta_loss
 from hessian_tools.inner.pretraining import pretraining_loss
-from hessian_tools.loss import Loss, cast_like
+from hessian_tools.loss import Batch, Loss, cast_like
 from hessian_tools.rng import stream
 from hessian_tools.runs.worker_pool import Emit, WorkerPool
 from hessian_tools.train.classes import ClassBatches
@@ -31,7 +31,7 @@ def accumulate_gradient(
     """
     if not is_batched(config, loss.model):
         return [add_task_gradient(config, loss, theta, meta_step, j) for j in range(config.meta_batch)]
-    episodes = [_episode(config, meta_step * config.meta_batch + j) for j in range(config.meta_batch)]
+    episodes = [training_episode(config, meta_step * config.meta_batch + j) for j in range(config.meta_batch)]
     # A trace holds the penalty's weight as a constant, so a penalty with a schedule is not replayed. A convolutional
     # network is not replayed either, because tracing it takes many seconds and saves no measurable time.
     constant_weight = config.shot is None or config.shot.schedule == "constant"
@@ -44,7 +44,7 @@ def accumulate_gradient(
 def add_task_gradient(config: TrainConfig, loss: Loss, theta: Tensor, meta_step: int, j: int) -> Aux:
     """Add to ``theta.grad`` the contribution of task j of an outer step to the mean."""
     index = meta_step * config.meta_batch + j
-    episode = cast_like(_episode(config, index), theta)
+    episode = cast_like(training_episode(config, index), theta)
     noise = stream(config.seed, "noise", index) if config.learner.latent else None
     value, aux = _task_loss(config, loss, meta_step, theta, episode, noise)
     (value / config.meta_batch).backward()
@@ -144,13 +144,22 @@ def training_source(config: TrainConfig) -> TaskSource:
     return ClassBatches(tasks)
 
 
-def _episode(config: TrainConfig, index: int) -> Episode:
+def training_episode(config: TrainConfig, index: int) -> Episode:
+    """Training task number ``index`` of a run, with whatever the run changes in it at random."""
     episode = training_source(config).episode(seed=config.seed, split="train", index=index)
+    if config.shuffle_labels:
+        generator = stream(config.seed, "shuffled labels", index)
+        episode = Episode(*(_with_permuted_labels(batch, generator) for batch in episode))
     if config.pretraining is None or config.pretraining.augmentation is None:
         return episode
     support, (x, y) = episode
     augmented = config.pretraining.augmentation(x, stream(config.seed, "augmentation", index))
     return Episode(support, (augmented, y))
+
+
+def _with_permuted_labels(batch: Batch, generator: torch.Generator) -> Batch:
+    x, y = batch
+    return x, y[torch.randperm(len(y), generator=generator, device="cpu")]
 
 
 def _task_loss(
@@ -166,4 +175,4 @@ def _task_loss(
     task, checkpointing = (config.learner, loss, theta, episode.support, episode.query), config.checkpointing
     if config.pretraining is not None and shot is not None:
         return pretraining_loss(*task, shot=shot, pretraining=config.pretraining, checkpointing=checkpointing)
-    return meta_loss(*task, shot=shot, noise=noise, checkpointing=checkpointing)
+    return meta_loss(*task, shot=shot, penalty=config.penalty, noise=noise, checkpointing=checkpointing)

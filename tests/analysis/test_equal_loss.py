@@ -4,21 +4,19 @@ It matches each trained point with baseline points of nearly the same log loss. 
 linear in the log loss, and no effect is found where curvature changes only because the loss does.
 """
 
-import dataclasses
-
 import numpy as np
 import pytest
+from quick_plan import quick_plan
 from simulated_studies import Effect, simulated_study
 
-from analysis.claims import Verdict, judge, load_plan, verdict_lines
+from analysis.claims import Verdict, judge, verdict_lines
 from analysis.claims.comparison import Comparison, Question
 from analysis.claims.equal_loss import compare_at_equal_loss, interpolate_baseline, matched_means
 from analysis.claims.verdict import conclude
 from hessian_tools.rng import numpy_stream
 
-PLAN = load_plan()
 # The same plan with fewer resamples, so that the tests are fast.
-QUICK = dataclasses.replace(PLAN, bootstrap=dataclasses.replace(PLAN.bootstrap, resamples=200))
+QUICK = quick_plan()
 QUESTION = Question(
     claim="suppression",
     title="lower",

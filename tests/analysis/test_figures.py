@@ -5,23 +5,31 @@ import warnings
 import numpy as np
 import pytest
 import xarray as xr
-from figure_contents import line, study_to_draw
+from figure_contents import large_study, line, study_to_draw
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from simulated_studies import simulated_study
 
 from analysis.drawing import style
-from analysis.drawing.figures import FIGURES
+from analysis.drawing.figures import FIGURES, figures_of, left_out
 from analysis.drawing.figures.eigenvalues import residuals
 from analysis.drawing.references import curvature_axis
-from analysis.drawing.summary import evaluation_scores, lost_evaluations, measured, summarise
+from analysis.drawing.summary import lost_evaluations, measured, summarise
+from analysis.evaluation import evaluation_scores
 
+# The figures that a study of the standard quantities has, and all of them.
+STANDARD_FIGURES = ("alpha_rho", "eigenvalues", "alignment", "accuracy", "directions")
 NAMES = tuple(FIGURES)
 
 
 @pytest.fixture(scope="module")
 def ds() -> xr.Dataset:
     return study_to_draw()
+
+
+@pytest.fixture(scope="module")
+def large() -> xr.Dataset:
+    return large_study()
 
 
 def legend_texts(figure: Figure) -> list[str]:
@@ -120,7 +128,7 @@ def test_without_a_control_the_untrained_level_is_drawn_from_checkpoint_0():
     study = simulated_study(learners=("maml", "fomaml"), tasks=4, seeds=(0, 1), evaluation_tasks=4)
     figure = FIGURES["accuracy"].draw(study)
     start = float(study["evaluation_accuracy"].isel(learner=0, checkpoint=0).mean())
-    np.testing.assert_allclose(line(figure.axes[0], "untrained").get_ydata(), start)
+    np.testing.assert_allclose(line(figure.axes[0], "untrained:maml").get_ydata(), start)
     assert "untrained" in legend_texts(figure)
 
 
@@ -194,7 +202,7 @@ def test_directions_scale_curvature_by_alpha(ds):
     assert figure.axes[0].get_yscale() == "symlog"
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", STANDARD_FIGURES)
 def test_diverged_units_are_counted_in_figure_and_caption(ds, name):
     if name == "accuracy":
         accuracy = ds["evaluation_accuracy"].copy()
@@ -246,7 +254,7 @@ def test_every_figure_and_caption_can_be_made_of_an_unusual_study(kind):
     study = UNUSUAL_STUDIES[kind]()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for name, module in FIGURES.items():
+        for name, module in figures_of(study).items():
             figure = module.draw(study)
             figure.draw_without_rendering()
             assert figure.get_size_inches()[0] in (3.25, 6.75), name  # the width of one column or two
@@ -261,8 +269,8 @@ def test_with_two_seeds_each_seed_is_drawn_and_the_legend_says_so():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_no_text_leaves_the_figure_and_legends_cover_no_panel(ds, name):
-    figure = FIGURES[name].draw(ds)
+def test_no_text_leaves_the_figure_and_legends_cover_no_panel(large, name):
+    figure = FIGURES[name].draw(large)
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw(renderer)
     page = figure.bbox
@@ -280,10 +288,25 @@ def test_no_text_leaves_the_figure_and_legends_cover_no_panel(ds, name):
 @pytest.mark.slow
 def test_drawing_does_not_change_the_study(ds):
     before = ds.copy(deep=True)
-    for module in FIGURES.values():
+    for module in figures_of(ds).values():
         module.draw(ds)
         module.caption(ds)
     xr.testing.assert_identical(ds, before)
+
+
+def test_a_figure_whose_variables_are_missing_is_left_out_with_a_reason(ds, large):
+    assert set(figures_of(large)) == set(FIGURES)
+    assert left_out(large) == {}
+    without = large.drop_vars("density")
+    assert left_out(without) == {"spectra": "the study does not measure density"}
+    assert set(figures_of(ds)) >= set(STANDARD_FIGURES)
+
+
+@pytest.mark.slow
+def test_a_large_study_has_captions_that_say_which_learners_are_shown(large):
+    for module in FIGURES.values():
+        assert "nan" not in module.caption(large)
+    assert "Of the study's 21 learners this figure shows" in FIGURES["accuracy"].caption(large)
 
 
 def test_an_evaluation_whose_loss_exploded_has_no_accuracy():

@@ -3,8 +3,10 @@
 from dataclasses import replace
 
 from sample_verdict import VERDICT
+from simulated_studies import simulated_study
 
-from analysis.claims import findings
+from analysis.claims import findings, judge, load_plan, summary
+from analysis.claims.findings import SUMMARISED
 
 NAN = float("nan")
 
@@ -14,8 +16,8 @@ def test_a_claim_is_summed_up_with_the_numbers_of_a_typical_comparison():
     matched = replace(VERDICT, comparison="equal support loss", outcome="inconclusive", trained_value=0.1)
     assert findings([later, VERDICT, VERDICT, matched]) == [
         "Of 4 comparisons on whether meta-training lowers the curvature, the claim is supported in 2, not supported"
-        " in 1 and undecided in 1; for instance, alpha rho of maml at step 0 is 0.6 against 1 for the untrained network"
-        " (supported)."
+        " in 1 and undecided in 1; all comparisons support it for no learner; for instance, alpha rho of maml at step 0"
+        " is 0.6 against 1 for the untrained network (supported)."
     ]
     assert "maml at later steps is 0.95 against 1" in findings([later, later, VERDICT])[0]
 
@@ -33,3 +35,15 @@ def test_where_nothing_could_be_compared_no_numbers_are_named():
         "Of 1 comparison on whether meta-training lowers the curvature, the claim is undecided in 1."
     ]
     assert findings([]) == []
+
+
+def test_the_summary_has_at_most_three_sentences_of_the_main_claims():
+    ds = simulated_study(seeds=range(4), tasks=4, evaluation_tasks=4)
+    verdicts = judge(ds, load_plan())
+    assert len({verdict.claim for verdict in verdicts}) > 4
+    sentences = summary(verdicts)
+    assert len(sentences) <= 3
+    assert set(sentences) <= set(findings(verdicts))
+    assert "whether meta-training lowers the curvature along the inner gradient," in sentences[0]
+    others = [verdict for verdict in verdicts if verdict.claim not in SUMMARISED]
+    assert summary(others) == findings(others)[:3]

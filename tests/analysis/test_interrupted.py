@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import xarray as xr
 
-from analysis.drawing.figures import FIGURES
+from analysis.drawing.figures import figures_of
 from analysis.folder import open_folder, open_study
 from hessian_tools.runs.checkpoints import checkpoint_path, state_path
 
@@ -57,7 +57,7 @@ def stop_when(process: subprocess.Popen, reached: Callable[[], bool], signal_sen
 def assert_same_files_and_numbers(out: Path, expected: Path) -> None:
     xr.testing.assert_identical(open_study(out), open_study(expected))
     assert (out / "verdicts.json").read_bytes() == (expected / "verdicts.json").read_bytes()
-    for name in FIGURES:
+    for name in figures_of(open_study(expected)):
         assert (out / "figures" / f"{name}.pdf").read_bytes() == (expected / "figures" / f"{name}.pdf").read_bytes()
     resumed, undisturbed = open_folder(out), open_folder(expected)
     for learner, seed in undisturbed.runs:

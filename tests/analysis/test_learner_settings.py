@@ -15,6 +15,7 @@ from analysis.study import Study, build, check
 from analysis.study_file import parse_study
 from hessian_tools.inner import learners
 from hessian_tools.inner.learners import Latent, Learner
+from hessian_tools.inner.penalty import CurvaturePenalty
 from hessian_tools.inner.pretraining import Augmentation, ShotPretraining
 from hessian_tools.inner.shot import Shot
 from hessian_tools.inner.steps import Momentum, Preconditioned
@@ -109,6 +110,11 @@ REFUSED = [
     ("{algorithm: untrained, learning_rate: 1.0}", "learning_rate is a setting of"),
     ("{algorithm: leo, pretraining: {}, shot: {}}", "pretraining is a setting of maml"),
     ("{pretraining: {}}", "it needs shot, such as shot: {weight: 1}"),
+    ("{algorithm: untrained, shuffle_labels: true}", "shuffle_labels is a setting of maml, anil, boil, "),
+    ("{algorithm: leo, penalty: {}}", "penalty is a setting of maml, anil and boil, not of leo; leave it out"),
+    ("{algorithm: meta-sgd, penalty: {}}", "penalty is a setting of maml, anil and boil, not of meta-sgd"),
+    ("{penalty: {weight: .inf}}", "learners.one.penalty"),
+    ("{penalty: {wait: 1}}", "unknown key 'learners.one.penalty.wait'"),
     ("{algorithm: reptile}", "give that fraction, such as learning_rate: 0.5, or optimiser: adam"),
     ("{rule: {decay: 0.5}}", "decay is a setting of momentum and preconditioned, not of plain"),
     ("{rule: {name: momentum, epsilon: 0.5}}", "epsilon is a setting of preconditioned, not of momentum"),
@@ -142,7 +148,7 @@ def test_fine_tuning_steps_of_leo_must_leave_inner_steps_for_the_codes():
 
 
 def test_every_setting_belongs_to_some_algorithm():
-    always = {"algorithm", "step_size"}
+    always = {"algorithm", "step_size", "seeds"}
     assert set(LEARNER_SETTINGS) | always == set(LearnerConfig.model_fields)
 
 
@@ -167,6 +173,11 @@ shot-p: {shot: {weight: 1}, pretraining: {}}
 maml-p: {start: shot-p}
 maml-p-shot: {start: shot-p, shot: {weight: 0.1}}
 boil-p: {algorithm: boil, start: maml-p}
+shuffled-shot: {shuffle_labels: true, shot: {weight: 0.1}}
+leo-shuffled: {algorithm: leo, shuffle_labels: true}
+penalised: {penalty: {weight: -0.5}}
+penalised-shot: {penalty: {weight: -0.5}, shot: {weight: 0.1}}
+other-penalty-shot: {penalty: {weight: 0.5}, shot: {weight: 0.1}}
 """
 
 
@@ -177,13 +188,61 @@ def test_pairs_with_and_without_shot_are_found_by_their_settings():
         "leo-shot": "leo",
         "maml-p": "maml",
         "maml-p-shot": "maml",
+        "penalised-shot": "penalised",
     }
+
+
+def test_the_control_of_shuffled_labels_is_trained_with_them_and_paired_with_none_but_another():
+    several = study(MANY + "shuffled: {shuffle_labels: true}")
+    assert several.training("shuffled", 0).shuffle_labels
+    assert not several.training("maml", 0).shuffle_labels
+    assert several.without_shot["shuffled-shot"] == "shuffled"
+    assert several.without_shot["maml-shot"] == "maml"
+    with pytest.raises(UserError, match=r"learners.one: shuffle_labels=True permutes .* regression does not have"):
+        check(study("one: {shuffle_labels: true}", data={"name": "sine-line"}, network={"name": "mlp"}))
+
+
+def test_settings_of_later_versions_are_written_only_where_they_are_used():
+    """The folder of a run begun before holds the settings without them, and must be resumed."""
+    written = study(MANY).config.model_dump(mode="json")["learners"]
+    assert {name for name, settings in written.items() if "shuffle_labels" in settings} == {
+        "shuffled-shot", "leo-shuffled"
+    }  # fmt: skip
+    assert {name for name, settings in written.items() if "penalty" in settings} == {
+        "penalised", "penalised-shot", "other-penalty-shot"
+    }  # fmt: skip
+    assert written["penalised"]["penalty"] == {"weight": -0.5}
+    assert {"first_order", "pretraining", "learning_rate"} < set(written["maml"])
+    assert LearnerConfig.model_validate(written["leo-shuffled"]).shuffle_labels
+
+
+def test_the_curvature_penalty_reaches_training_and_is_refused_for_steps_of_another_rule():
+    assert study(MANY).training("penalised", 0).penalty == CurvaturePenalty(-0.5)
+    with pytest.raises(UserError, match=r"learners.one: penalty needs inner .*: its steps follow the momentum rule"):
+        check(study("one: {rule: {name: momentum}, penalty: {}}"))
+
+
+def test_learners_that_differ_only_in_an_intervention_or_first_order_are_a_family():
+    many = study(MANY)
+    relations = many.relations
+    penalised = ["penalised", "penalised-shot", "other-penalty-shot"]
+    assert relations["without_intervention"] == many.without_shot | dict.fromkeys(["shot-p", *penalised], "maml")
+    assert [relations["penalty"][name] for name in penalised] == [-0.5, -0.5, 0.5]
+    doses = {name: dose for name, dose in relations["dose"].items() if dose}
+    with_shot = ["maml-shot", "anil-shot", "other-alpha-shot", "leo-shot", "shot-p", "maml-p-shot", "shuffled-shot"]
+    assert list(doses) == [*with_shot, *penalised[1:]]
+    assert (doses["maml-shot"], doses["shot-p"]) == (Shot().weight, 1.0)
+    family = [name for name, label in relations["family"].items() if label == "maml"]
+    assert family == ["maml", "maml-shot", "first", "shot-p", "maml-p", "maml-p-shot", *penalised]
+    assert [name for name, first in relations["first_order"].items() if first and name in family] == ["first"]
+    assert {kind for kind in relations["control"].values() if kind} == {"untrained", "supervised", "shuffled"}
+    assert relations["algorithm"]["anil-shot"] == "anil"
 
 
 def test_learners_are_trained_after_those_they_begin_from():
     first, *later = study(MANY).training_order
     assert later == [["maml-p", "maml-p-shot"], ["boil-p"]]
-    assert len(first) == 16
+    assert len(first) == 21
 
 
 def test_circles_and_starts_without_validation_are_refused():
@@ -198,9 +257,21 @@ def test_circles_and_starts_without_validation_are_refused():
 def test_learners_with_the_same_inner_loop_are_grouped():
     groups = study(MANY).alike_before_training
     assert [names for names in groups if len(names) > 1] == [
-        ("control", "maml", "maml-shot", "first", "reptile", "supervised", "shot-p"),
+        (
+            "control",
+            "maml",
+            "maml-shot",
+            "first",
+            "reptile",
+            "supervised",
+            "shot-p",
+            "shuffled-shot",
+            "penalised",
+            "penalised-shot",
+            "other-penalty-shot",
+        ),
         ("anil", "anil-shot", "same-as-anil"),
-        ("leo", "leo-shot"),
+        ("leo", "leo-shot", "leo-shuffled"),
         ("maml-p", "maml-p-shot"),
     ]
     # A learner with a step size of its own is never grouped with learners that take the study's, even at equal values.
@@ -217,7 +288,7 @@ def test_alpha_is_a_number_only_for_steps_along_the_gradient():
     learners = study(MANY).learners
     alphas = {name: one.alpha for name, one in learners.items()}
     without = {name for name, alpha in alphas.items() if isnan(alpha)}
-    assert without == {"meta-sgd", "momentum", "leo", "leo-shot"}
+    assert without == {"meta-sgd", "momentum", "leo", "leo-shot", "leo-shuffled"}
     assert {alphas[name] for name in set(alphas) - without} == {ALPHA, 0.5, 0.7}
     assert learners["momentum"].learner.why_no_alpha == "its steps follow the momentum rule"
 
@@ -228,6 +299,9 @@ def test_a_report_names_the_settings_in_which_a_learner_differs():
     assert learner_description(many, "leo") == "second-order LEO, 2 of the steps on codes of 64, then 2 on weights"
     assert learner_description(many, "same-as-anil") == "second-order MAML, moving head"
     assert learner_description(many, "maml-p") == "second-order MAML, from the best checkpoint of shot-p"
+    assert learner_description(many, "leo-shuffled").endswith("2 on weights, trained with shuffled labels")
+    said = learner_description(many, "penalised-shot")
+    assert said.endswith("reference detached) + curvature penalty (weight -0.5)")
     said = learner_description(many, "shot-p")
     assert "SHOT (weight 1, kl_reference_target, T = 1, R = K, reference detached), SHOT's distance alone" in said
 
@@ -237,4 +311,7 @@ def test_a_search_for_the_step_size_needs_a_learner_that_takes_it():
     for settings in ("{step_size: 0.3}", "{algorithm: leo}", "{start: two}"):
         with pytest.raises(UserError, match="must use the study's step size and begin from the untrained network"):
             study(f"one: {settings}\ntwo: {{}}", inner=search)
+    for settings in ("{shuffle_labels: true}", "{penalty: {}}"):
+        with pytest.raises(UserError, match="trained learner of this study without shot, penalty and shuffle_labels"):
+            study(f"one: {settings}", inner=search)
     assert study("one: {algorithm: anil}", inner=search).config.inner.step_size.learner == "one"

@@ -10,7 +10,7 @@ import xarray as xr
 import analysis
 from analysis import measure as measuring
 from analysis.folder import open_folder, open_study
-from analysis.schema import RUN_VARIABLES, learner_names
+from analysis.schema import LEARNER_COORDINATES, RUN_VARIABLES, learner_names
 from analysis.study import build
 from analysis.study_file import load_study, overridden, parse_study, study_text
 from hessian_tools import SaveAt, make_loss, record
@@ -131,7 +131,7 @@ def test_light_units_hold_fewer_eigenvalues_and_probes_and_nan_for_the_others(mi
 
 def test_before_training_learners_with_the_same_inner_loop_have_equal_numbers(micro_study):
     ds = open_study(micro_study).sel(checkpoint=0)
-    learner_coordinates = ["learner", "trained", "without_shot", "untrained_start", "no_alpha"]
+    learner_coordinates = ["learner", *LEARNER_COORDINATES]
     first = ds.isel(learner=0).drop_vars(learner_coordinates)
     for other in range(1, ds.sizes["learner"]):
         xr.testing.assert_equal(first, ds.isel(learner=other).drop_vars(learner_coordinates))

@@ -5,11 +5,12 @@ Mistakes in it are refused with plain messages, and its digest depends on its co
 
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from simulated_studies import simulated_study
 
-from analysis.claims import PlanError, judge, load_plan, plan_from_mapping
+from analysis.claims import CLAIMS, PlanError, judge, load_plan, plan_from_mapping
 from analysis.claims.plan import BUNDLED
 
 PLAN = load_plan()
@@ -25,7 +26,7 @@ def test_the_digest_depends_on_the_content_only(tmp_path: Any) -> None:
     (tmp_path / "claims.yaml").write_text("# another layout\n" + yaml.safe_dump(reordered), encoding="utf-8")
     assert load_plan(tmp_path / "claims.yaml").digest == PLAN.digest
     changed = content()
-    changed["margins"]["shot"] = 0.2
+    changed["claims"]["shot"]["margin"] = 0.2
     assert plan_from_mapping(changed).digest != PLAN.digest
     assert plan_from_mapping(content()) == PLAN
 
@@ -34,9 +35,11 @@ def test_the_digest_depends_on_the_content_only(tmp_path: Any) -> None:
     ("path", "value", "message"),
     [
         (["confidnce"], 0.9, "unknown key 'confidnce'; did you mean 'confidence'"),
-        (["margins", "supression"], 0.1, "unknown key 'margins.supression'; did you mean 'suppression'"),
-        (["margins", "shot"], "small", r"margins.shot: input should be a valid number (got 'small'\)"),
-        (["margins", "shot"], 0, r"margins.shot: input should be greater than 0 (got 0\)"),
+        (["claims", "shot", "margn"], 0.1, "unknown key 'claims.shot.margn'; did you mean 'margin'"),
+        (["claims", "shot", "margin"], "small", r"claims.shot.margin: input should be a valid number (got 'small'\)"),
+        (["claims", "shot", "margin"], 0, r"claims.shot.margin: input should be greater than 0 (got 0\)"),
+        (["claims", "shot", "kind"], "main", "claims.shot.kind: input should be 'primary' or 'exploratory'"),
+        (["claims"], {}, "give either claims, as in analysis/claims/claims.yaml, or margins"),
         (["confidence"], 95, r"confidence: input should be less than 1 (got 95\)"),
         (["equal_loss"], None, "equal_loss: input should be a dictionary .*got None"),
         (["step_groups"], {}, "step_groups must name at least one group"),
@@ -88,3 +91,38 @@ def test_groups_of_inner_steps_that_the_study_has_are_accepted() -> None:
     data = content()
     data["step_groups"] = {"end": {"first": 3, "last": 3}}
     plan_from_mapping(data).check_steps(3)
+
+
+def test_a_plan_of_version_0_1_is_read_and_keeps_its_digest() -> None:
+    """Such a plan has three claims and no words for them; the digest was computed by version 0.1."""
+    data = content() | {"margins": {"suppression": 0.1, "shot": 0.1, "alignment": 0.05}}
+    del data["claims"]
+    plan = plan_from_mapping(data)
+    assert plan.digest == "d40a6d28e05c09f01e69bde556290a11c0d273111d79ce1fbaafee5782fe2886"
+    assert plan.names == ("suppression", "shot", "alignment")
+    assert [plan.title(name) for name in plan.names] == [PLAN.title(name) for name in plan.names]
+    assert plan.margin("alignment") == 0.05
+    ds = simulated_study(tasks=2, evaluation_tasks=2)
+    verdicts = judge(ds, plan)
+    assert {verdict.claim for verdict in verdicts} == set(plan.names)
+    assert {verdict.kind for verdict in verdicts} == {"exploratory"}  # such a plan names no primary claims
+    assert all(np.isnan(verdict.p_corrected) for verdict in verdicts)
+
+
+def test_a_claim_without_a_function_is_refused_with_a_near_name() -> None:
+    data = content()
+    data["claims"]["supression"] = data["claims"].pop("suppression")
+    ds = simulated_study(tasks=2, evaluation_tasks=2)
+    with pytest.raises(PlanError, match="there is no claim 'supression'; did you mean 'suppression'"):
+        judge(ds, plan_from_mapping(data))
+    with pytest.raises(PlanError, match="'shot' is a claim of the package; give your own claim another name"):
+        judge(ds, PLAN, {"shot": lambda ds, plan: []})
+
+
+def test_every_claim_is_in_the_bundled_plan_and_has_one_sentence() -> None:
+    assert list(PLAN.claims) == list(CLAIMS)
+    for name, claim in PLAN.claims.items():
+        assert claim.statement.endswith("."), name
+        assert claim.statement.count(".") == 1, name
+    kinds = [claim.kind for claim in PLAN.claims.values()]
+    assert kinds == sorted(kinds, key=lambda kind: kind == "exploratory")  # the primary claims come first

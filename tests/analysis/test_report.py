@@ -15,7 +15,7 @@ import xarray as xr
 from sample_verdict import VERDICT
 from simulated_studies import simulated_study
 
-from analysis.drawing.figures import FIGURES
+from analysis.drawing.figures import figures_of
 from analysis.report import render
 from analysis.report.page import MINUS
 from analysis.statistics import mean_interval
@@ -90,9 +90,9 @@ def ds() -> xr.Dataset:
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def images(ds: xr.Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("figures")
-    paths = {name: folder / f"{name}.png" for name in FIGURES}
+    paths = {name: folder / f"{name}.png" for name in figures_of(ds)}
     for path in paths.values():
         path.write_bytes(PNG)
     return paths
@@ -119,7 +119,7 @@ def test_the_page_is_well_formed_and_needs_no_other_files(ds, images):
     text = report(ds, images)
     reader = Reader(text)
     assert reader.open == []
-    assert len(reader.addresses) == len(FIGURES)
+    assert len(reader.addresses) == len(images)
     assert all(address.startswith("data:image/png;base64,") for address in reader.addresses)
     assert "script" not in reader.tags
     assert "link" not in reader.tags
@@ -129,8 +129,8 @@ def test_the_page_is_well_formed_and_needs_no_other_files(ds, images):
 def test_every_figure_is_embedded_with_its_caption_and_the_name_of_its_pdf(ds, images):
     text = report(ds, images)
     seen = Reader(text).text
-    assert text.count(base64.b64encode(PNG).decode()) == len(FIGURES)
-    for name, module in FIGURES.items():
+    assert text.count(base64.b64encode(PNG).decode()) == len(images)
+    for name, module in figures_of(ds).items():
         assert module.caption(ds) in seen
         assert f"{name}.pdf" in seen
     assert not any(str(path.parent) in text for path in images.values())
@@ -212,7 +212,9 @@ def test_a_report_on_regression_shows_losses_and_mentions_no_accuracy(ds, images
     seen = Reader(report(study, images, setup={}, step_size_table=None)).text
     assert "Loss on held-out tasks" in seen
     assert "Query loss (lower is better)" in seen
-    assert "ccuracy" not in seen.replace("accuracy.pdf", "")
+    about_figures = re.search(r"Not drawn: .*?\.", seen)  # it names a figure and the variable that it lacks
+    assert about_figures
+    assert "ccuracy" not in seen.replace("accuracy.pdf", "").replace(about_figures.group(), "")
     assert "class" not in seen
 
 
@@ -223,6 +225,16 @@ def test_the_comparison_at_unit_filter_norm_is_named_and_explained(ds, images):
     assert "unit filter norm (rho)" in seen
     assert "The comparison at unit filter norm judges rho" in seen
     assert "The comparison at unit filter norm" not in Reader(report(ds, images)).text
+
+
+def test_the_correction_and_the_claims_without_a_verdict_are_shown(ds, images):
+    lost = replace(VERDICT, kind="primary", p=0.02, p_corrected=0.12, corrected_outcome="inconclusive", num_corrected=6)
+    seen = Reader(report(ds, images, verdicts=[lost, VERDICT], unjudged={"shot-cost": "no record"})).text
+    assert "0.02 → 0.12" in seen
+    assert "supported inconclusive after the correction" in seen
+    assert "The 1 primary ones are corrected together" in seen
+    assert "Claims that were not judged shot-cost: no record" in seen
+    assert "not judged" not in Reader(report(ds, images)).text
 
 
 def test_the_confidence_of_the_plan_is_shown_and_used(ds, images):

@@ -11,10 +11,12 @@ from scipy import stats
 
 from analysis.statistics import (
     decide,
+    holm,
     mean_interval,
     resampled_counts,
     seed_means,
     seeds_to_decide,
+    slope_interval,
     student_half_width,
     task_bootstrap,
 )
@@ -146,3 +148,33 @@ def test_seeds_to_decide_is_right_about_new_studies() -> None:
         rates.append(np.mean([decide(i.low, i.high, margin=0.1) != "inconclusive" for i in intervals]))
     assert 0.4 < rates[0] < 0.75
     assert rates[1] < rates[0] - 0.15
+
+
+def test_the_p_value_is_that_of_scipy_and_agrees_with_the_interval() -> None:
+    values = np.array([0.3, -0.1, 0.25, 0.6])
+    interval = mean_interval(values)
+    np.testing.assert_allclose(interval.p, stats.ttest_1samp(values, 0).pvalue, rtol=1e-12)
+    assert mean_interval(values, confidence=1 - interval.p).low == pytest.approx(0, abs=1e-9)
+    assert np.isnan([mean_interval(values[:1]).p, mean_interval(np.zeros(3)).p]).all()
+    assert mean_interval(np.full(3, 0.5)).p == 0.0
+
+
+def test_a_slope_between_seeds_against_scipy() -> None:
+    x, y = np.array([0.0, 1.0, 2.0, 4.0, np.nan]), np.array([0.1, 0.4, 0.3, 0.9, 5.0])
+    fit = stats.linregress(x[:4], y[:4])
+    interval = slope_interval(x, y, confidence=0.9)
+    np.testing.assert_allclose([interval.mean, interval.p], [fit.slope, fit.pvalue], rtol=1e-10)
+    half = stats.t.ppf(0.95, 2) * fit.stderr
+    np.testing.assert_allclose([interval.low, interval.high], [fit.slope - half, fit.slope + half], rtol=1e-10)
+    assert interval.num == 4
+    assert np.isnan(slope_interval(x[:2], y[:2]).low)
+    assert np.isnan(slope_interval(np.ones(4), y[:4]).mean)
+
+
+def test_holms_correction_on_an_example_and_its_familywise_error() -> None:
+    np.testing.assert_allclose(holm(np.array([0.01, 0.04, 0.03, 0.005])), [0.03, 0.06, 0.06, 0.02])
+    assert holm(np.array([0.5, 0.9])).tolist() == [1.0, 1.0]
+    assert np.isnan(holm(np.array([np.nan, 0.02]))).tolist() == [True, False]
+    assert holm(np.array([np.nan, 0.02]))[1] == 0.02  # what was not tested does not count
+    p_values = numpy_stream(0, "holm").uniform(size=(4000, 12))
+    assert np.mean([(holm(row) < 0.05).any() for row in p_values]) < 0.06

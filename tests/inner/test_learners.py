@@ -261,9 +261,10 @@ def test_the_settings_of_every_algorithm_and_the_learners_that_it_makes():
         "supervised": loop,
         "untrained": loop,
     }
-    run = ("start", "optimiser", "learning_rate")
+    run = ("start", "optimiser", "learning_rate", "shuffle_labels")
     assert [algorithm.training_settings for algorithm in ALGORITHMS.values()] == [
-        *[("shot", "pretraining", *run)] * 4,
+        *[("shot", "pretraining", "penalty", *run)] * 3,
+        ("shot", "pretraining", *run),
         ("shot", *run),
         ("shot", *run),
         run,

@@ -1,11 +1,15 @@
 """Meta-gradients against formulas that are written out plainly (float64)."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from plain_learners import ALPHA, CASES, STEPS, episode, network, plain_meta_gradient
 from torch import Tensor, nn
 
 from hessian_tools import Shot, adapt, flatten, learners, make_loss, meta_loss, stream
+from hessian_tools.inner.adapt import learner_path, meta_gradient
+from hessian_tools.inner.features import nearest_class_mean
 from hessian_tools.inner.learners import Learner
 from hessian_tools.inner.parameters import meta_parameters
 from hessian_tools.inner.shot import squared_error
@@ -115,3 +119,30 @@ def test_unusable_settings_are_refused():
         learners.maml(0, 0.1)
     with pytest.raises(ValueError, match="step_size=-1.0"):
         learners.maml(1, -1.0)
+
+
+@pytest.mark.parametrize("name", ["maml", "fomaml", "anil", "meta-sgd", "momentum"])
+def test_the_meta_gradient_of_the_query_loss_alone_is_that_of_the_meta_loss(name):
+    loss, theta, layout = network()
+    support, query = episode()
+    for full in (True, False):
+        learner = replace(CASES[name].learner, first_order=not full)
+        meta = initial_meta_parameters(learner, layout, theta)
+        (expected,) = torch.autograd.grad(meta_loss(learner, loss, meta, support, query)[0], meta)
+        # The learner's own setting does not matter.
+        gradient = meta_gradient(CASES[name].learner, loss, meta, support, query, full=full)
+        assert torch.equal(gradient, expected)
+
+
+def test_a_step_factor_multiplies_every_step_size():
+    loss, theta, layout = network()
+    support, _ = episode()
+    expected = learner_path(learners.maml(STEPS, 3 * ALPHA), loss, theta, support).adapted
+    for learner in (MAML, learners.meta_sgd(STEPS, ALPHA), learners.meta_sgd(STEPS, ALPHA, logarithmic=True)):
+        meta = meta_parameters(learner, layout, theta)
+        torch.testing.assert_close(learner_path(learner, loss, meta, support, step_factor=3).adapted, expected)
+
+
+def test_the_nearest_class_mean_keeps_labels_that_are_no_range():
+    inputs, labels = torch.tensor([[0.0, 1], [2, 1], [8, 0]]), torch.tensor([7, 7, 3])
+    assert nearest_class_mean(inputs, labels, torch.tensor([[1.0, 1], [4, 1], [6, 0]])).tolist() == [7, 7, 3]

@@ -71,7 +71,7 @@ def test_a_bundled_network_can_be_named_by_its_import_path():
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("Net", "'Net' is not the import path of a network; write package.module:name"),
+        ("Net", "'Net' is not an import path; write package.module:name"),
         (":Net", "write package.module:name"),
         ("networks_of_mine:", "write package.module:name"),
         ("no_such_module:Net", "no module 'no_such_module' in .* add that folder to PYTHONPATH"),

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from hessian_tools import MLP, Conv4, Shot, TrainConfig, learners, meta_train
 from hessian_tools.data import open_tasks
 from hessian_tools.inner.learners import Latent
+from hessian_tools.inner.meta_loss import meta_loss
+from hessian_tools.inner.penalty import CurvaturePenalty
 from hessian_tools.inner.pretraining import Augmentation, ShotPretraining
 from hessian_tools.inner.steps import Momentum
 from hessian_tools.train import task_loss
-from hessian_tools.train.outer import accumulate_gradient, is_batched
+from hessian_tools.train.outer import accumulate_gradient, is_batched, training_episode
 from hessian_tools.train.warm_start import first_parameters
 
 SINE = TrainConfig(
@@ -36,7 +38,7 @@ SQUARED = Shot(distance="squared_error", weight=0.5)
 
 
 def mean_gradient(config: TrainConfig, *, batched: bool) -> Tensor:
-    """The mean meta-gradient, followed by one number for each task: query loss + support loss + output variation."""
+    """The mean meta-gradient, followed by one number for each task: the sum of several parts of its loss."""
     config = replace(config, batched=batched)
     loss, theta = task_loss(config)
     meta = first_parameters(config, loss, theta.double()).requires_grad_()
@@ -44,6 +46,8 @@ def mean_gradient(config: TrainConfig, *, batched: bool) -> Tensor:
     assert len(aux) == config.meta_batch
     assert not aux[0].query_loss.requires_grad
     numbers = torch.stack([torch.stack([a.query_loss, a.support_loss, a.output_variation]).sum() for a in aux])
+    if config.penalty is not None:
+        numbers = numbers + torch.stack([a.relative_change for a in aux])
     return torch.cat([meta.grad, numbers])
 
 
@@ -58,6 +62,9 @@ def mean_gradient(config: TrainConfig, *, batched: bool) -> Tensor:
         replace(SINE, learner=learners.meta_sgd(3, 0.01), shot=Shot(distance="l2_parameters")),
         replace(SINE, learner=learners.reptile(3, 0.01, minibatches=2)),
         replace(SINE, learner=learners.maml(3, 0.01, rule=Momentum())),
+        replace(SINE, shot=SQUARED, penalty=CurvaturePenalty(0.3)),
+        replace(SINE, learner=learners.boil(3, 0.01, first_order=True), penalty=CurvaturePenalty(-0.3)),
+        replace(IMAGES, penalty=CurvaturePenalty(0.3)),
         # These have batch normalisation, for which vmap of the gradient is exact, but the gradient of vmap is not.
         replace(IMAGES, shot=Shot(weight=0.5)),
         replace(IMAGES, learner=learners.supervised(2, 0.05)),
@@ -198,6 +205,60 @@ def test_every_task_has_its_own_augmentation_and_its_own_noise():
         assert (first - second).norm() > 1e-3 * first.norm()
 
 
+def test_shuffled_labels_are_permuted_within_the_support_set_and_within_the_query_set_of_each_task():
+    config = replace(IMAGES, tasks=replace(IMAGES.tasks, shots=2, queries=4), shuffle_labels=True)
+    given, orders = replace(config, shuffle_labels=False), []
+    for index in range(30):
+        shuffled, true = training_episode(config, index), training_episode(given, index)
+        for (x, y), (x_true, y_true) in zip(shuffled, true, strict=True):
+            assert torch.equal(x, x_true)
+            assert torch.equal(y.bincount(minlength=3), y_true.bincount(minlength=3))
+        assert torch.equal(shuffled.query[1], training_episode(config, index).query[1])
+        orders.append(torch.cat([shuffled.support[1], shuffled.query[1]]))
+    labels = torch.stack(orders)
+    assert len(labels.unique(dim=0)) == 30  # every task is permuted in its own way
+    true_labels = torch.cat([true.support[1], true.query[1]])
+    agreement = (labels == true_labels).double().mean()
+    assert abs(agreement - 1 / 3) < 4 * (1 / 3 * 2 / 3 / labels.numel()) ** 0.5  # what chance gives
+    other_seed = training_episode(replace(config, seed=1), 0)
+    assert not torch.equal(other_seed.query[1], orders[0][6:])
+
+
+def test_a_learner_of_shuffled_labels_is_validated_with_the_true_ones():
+    plain, shuffled = (
+        list(meta_train(replace(IMAGES, shuffle_labels=shuffle, checkpoints=(0, 1), validation_tasks=3)))
+        for shuffle in (False, True)
+    )
+    assert shuffled[0].validation_loss == plain[0].validation_loss
+    assert not torch.equal(shuffled[1].theta, plain[1].theta)
+    for learner in (learners.supervised(2, 0.05), learners.reptile(2, 0.05), learners.meta_sgd(2, 0.05)):
+        config = replace(IMAGES, learner=learner, checkpoints=(0, 1), validation_tasks=0)
+        ends = [list(meta_train(replace(config, shuffle_labels=s)))[1] for s in (False, True)]
+        assert not torch.equal(ends[0].theta, ends[1].theta)
+        assert not (ends[0].diverged or ends[1].diverged)
+
+
+@pytest.mark.slow
+def test_the_weight_of_the_curvature_penalty_moves_the_curvature_on_held_out_tasks():
+    config = replace(SINE, network=partial(MLP, (1, 20, 20, 1)), checkpoints=(0, 60), learning_rate=3e-3, meta_batch=8)
+    loss, _ = task_loss(config)
+
+    def mean_after_training(weight: float | None) -> float:
+        penalty = None if weight is None else CurvaturePenalty(weight)
+        theta = list(meta_train(replace(config, penalty=penalty, validation_tasks=0)))[-1].theta
+        changes = []
+        for index in range(20):
+            episode = config.tasks.episode(seed=9, split="test", index=index)
+            _, aux = meta_loss(config.learner, loss, theta, *episode, penalty=CurvaturePenalty())
+            changes.append(aux.relative_change)
+        return float(torch.stack(changes).mean())
+
+    plain, without, less, more = (mean_after_training(weight) for weight in (None, 0.0, 30.0, -3.0))
+    assert abs(without - plain) < 1e-3 * plain
+    assert less < 0.5 * without
+    assert more > 1.25 * without
+
+
 def test_configurations_that_cannot_be_trained_are_refused(tmp_path):
     with pytest.raises(ValueError, match="optimiser='adamw' is not one of adam, sgd"):
         replace(SINE, optimiser="adamw")
@@ -216,6 +277,16 @@ def test_configurations_that_cannot_be_trained_are_refused(tmp_path):
         replace(IMAGES, learner=latent, batched=True)
     with pytest.raises(ValueError, match="a latent learner's inner loop moves codes; use pretraining=None"):
         replace(IMAGES, learner=latent, shot=Shot(), pretraining=ShotPretraining())
+    with pytest.raises(ValueError, match="permutes the labels of classes, which regression does not have"):
+        replace(SINE, shuffle_labels=True)
+    with pytest.raises(ValueError, match="changes training, but untrained is not trained"):
+        replace(IMAGES, learner=learners.untrained(2, 0.05), shuffle_labels=True)
+    with pytest.raises(ValueError, match="pretraining descends no loss on query labels"):
+        replace(IMAGES, shot=Shot(), pretraining=ShotPretraining(), shuffle_labels=True)
+    with pytest.raises(ValueError, match="penalty is added to the query loss, but pretraining descends none"):
+        replace(IMAGES, shot=Shot(), pretraining=ShotPretraining(), penalty=CurvaturePenalty())
+    with pytest.raises(ValueError, match="which supervised does not descend in training"):
+        replace(IMAGES, learner=learners.supervised(2, 0.05), penalty=CurvaturePenalty())
     with pytest.raises(ValueError, match="does not exist; give a checkpoint file"):
         list(meta_train(replace(SINE, start=tmp_path / "nothing.safetensors")))
     with pytest.raises(ValueError, match="compares class probabilities"):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hessian_tools import MLP, Conv4, Shot, TrainConfig, learners, meta_train
 from hessian_tools.data import open_tasks
+from hessian_tools.inner.penalty import CurvaturePenalty
 from hessian_tools.train import loop, task_loss
 from hessian_tools.train.outer import accumulate_gradient
 from hessian_tools.train.replay import Replay
@@ -55,6 +56,7 @@ def steps_of(config: TrainConfig, replay: Replay | None) -> list[Tensor]:
         replace(SINE, learner=learners.maml(2, 0.01, first_order=True), shot=SQUARED),
         replace(SINE, learner=learners.meta_sgd(2, 0.01), shot=replace(SQUARED, detach_reference=False)),
         replace(SINE, learner=learners.reptile(2, 0.01)),
+        replace(SINE, penalty=CurvaturePenalty(0.3)),
         replace(SINE, learner=learners.anil(2, 0.01), shot=Shot(distance="l2_parameters")),
         replace(PIXELS, learner=learners.boil(2, 0.05), shot=Shot(weight=0.5)),
     ],

@@ -12,6 +12,7 @@ import torch
 from hessian_tools import MLP, Conv4, Shot, TrainConfig, learners, meta_train
 from hessian_tools.data import open_tasks
 from hessian_tools.inner.learners import Latent
+from hessian_tools.inner.penalty import CurvaturePenalty
 from hessian_tools.inner.pretraining import ShotPretraining
 from hessian_tools.runs import checkpoints, metrics
 from hessian_tools.train import ClassBatches, best_checkpoint, diverged_at, evaluate, task_loss
@@ -38,6 +39,9 @@ RUNS = {
         shot=Shot(1e-3, distance="l2_parameters"),
     ),
     "shot-p": replace(IMAGES, shot=Shot(), pretraining=ShotPretraining(hidden=4)),
+    "shuffled-labels": replace(IMAGES, shuffle_labels=True),
+    "penalty": replace(IMAGES, learner=learners.maml(2, 0.05, first_order=True), penalty=CurvaturePenalty(-0.2)),
+    "penalty-batched": replace(SINE, penalty=CurvaturePenalty(0.5)),
     # MAML on regression tasks: their network has no convolutions, so all tasks of an outer step are computed at once.
     "maml-batched": replace(SINE, shot=Shot(distance="squared_error", schedule="cosine", schedule_steps=4)),
 }
@@ -71,6 +75,7 @@ def test_a_run_stopped_and_resumed_equals_the_uninterrupted_run(tmp_path, name):
     rows = metrics.read(tmp_path / metrics.NAME)
     assert [row["meta_step"] for row in rows] == [1, 2, 3, 4, 5]
     assert all(0 <= row["output_variation"] <= 1 and row["collapsed"] is False for row in rows)
+    assert all((row["relative_change"] is not None) == (config.penalty is not None) for row in rows)
 
 
 @pytest.mark.slow
@@ -95,7 +100,7 @@ def test_checkpoints_are_evaluated_on_the_configured_validation_tasks(transducti
 
 def test_learners_with_the_same_seed_begin_with_the_same_network():
     size = len(task_loss(IMAGES)[1])
-    initial = [next(meta_train(config)).theta[:size] for name, config in RUNS.items() if name != "maml-batched"]
+    initial = [next(meta_train(config)).theta[:size] for name, config in RUNS.items() if not name.endswith("-batched")]
     assert all(torch.equal(theta, initial[0]) for theta in initial)
 
 

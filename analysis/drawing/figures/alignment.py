@@ -1,10 +1,19 @@
-"""Figure 3: whether the inner gradients point in the same direction, compared with orthogonal gradients."""
+"""Whether the inner gradients point in the same direction, compared with orthogonal gradients.
+
+The left panel is the left half of figure 3 of Lee, Yoo, Kwak (2023), with the range that orthogonal gradients have.
+"""
 
 import xarray as xr
 from matplotlib.figure import Figure
 
-from analysis.drawing import curves, legend, panels, references
+from analysis.drawing import curves, legend, panels, references, selection
 from analysis.drawing.summary import diverged_units, mean_over, measured, summarise
+from analysis.schema import learner_names
+
+
+def needs(ds: xr.Dataset) -> str | None:
+    """The reason why the figure cannot be drawn; None if it can."""
+    return selection.lacks(ds, "cos_displacement")
 
 
 def draw(ds: xr.Dataset) -> Figure:
@@ -13,7 +22,7 @@ def draw(ds: xr.Dataset) -> Figure:
     The cosine between inner gradients and displacement is that of Lee, Yoo, Kwak (2023). The values of both quantities
     for orthogonal gradients are drawn for comparison: a band for the cosine, and a line at 0 for A.
     """
-    steps = ds.sizes["step_i"]
+    ds, steps = selection.for_lines(ds), ds.sizes["step_i"]
     num_diverged, num_tried = diverged_units(ds)
     cosine = summarise(mean_over(measured(ds, "cos_displacement"), "inner_step"))
     alignment = summarise(measured(ds, "alignment"))
@@ -21,7 +30,7 @@ def draw(ds: xr.Dataset) -> Figure:
         starts = []
         for ax, summary in ((left, cosine), (right, alignment)):
             curves.over_training(ds, ax, summary, num_diverged=num_diverged)
-            starts += curves.common_start(ds, ax, summary)
+            starts += curves.untrained_levels(ds, ax, summary)
         low, high = left.get_ylim()
         null = references.cosine_null(left, steps)
         left.set_ylim(min(low, 0.9 / steps), min(max(high, 1.1 * steps**-0.5), 1.02))
@@ -34,7 +43,7 @@ def draw(ds: xr.Dataset) -> Figure:
             right.set_ylim(-0.1, 1.1)
             right.text(0.5, 0.5, "one inner step: $A$ is not defined", transform=right.transAxes, ha="center")
         notes = [null, *legend.notes(cosine.num_seeds, num_diverged, num_tried)]
-        panels.outside_legends(figure, [*starts[:1], *legend.learner_entries(ds)], notes)
+        panels.outside_legends(figure, legend.training_entries(ds, starts), notes)
     return figure
 
 
@@ -46,15 +55,17 @@ def caption(ds: xr.Dataset) -> str:
             "With one inner step the displacement is the step, so the cosine is 1 by definition and the alignment A is "
             "not defined: this figure shows nothing."
         )
+    shown = selection.for_lines(ds)
     return legend.caption_of(
-        ds,
-        mean_over(measured(ds, "cos_displacement"), "inner_step"),
+        shown,
+        mean_over(measured(shown, "cos_displacement"), "inner_step"),
         "Left: the cosine between each inner step's descent direction -g_k and the displacement theta_K - theta_0 of "
         f"the whole inner loop, averaged over the {steps} inner steps of a task.",
         f"Orthogonal inner gradients already give a mean between 1/K = {1 / steps:.3f} and 1/sqrt(K) = "
         f"{steps**-0.5:.3f} (hatched).",
         "Right: the alignment A = (|sum g|^2 / sum |g|^2 - 1) / (K - 1), which is 0 for orthogonal gradients whatever "
         "their norms, 1 for equal gradients, and negative for gradients that alternate in direction.",
-        "The dotted line is the untrained network. At a small inner learning rate its A is near 1 as well, so the "
-        "effect of training is the difference from this line, not from 0.",
+        "Dotted lines are untrained networks. At a small inner learning rate their A is near 1 as well, so the effect "
+        "of training is the difference from this line, not from 0.",
+        selection.shown_sentence(ds, learner_names(shown)),
     )

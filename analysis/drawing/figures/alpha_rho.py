@@ -1,12 +1,17 @@
-"""Figure 1: alpha rho, the curvature along the gradient times the step size, over meta-training."""
+"""Alpha rho, the curvature along the gradient times the step size, over meta-training."""
 
 import xarray as xr
 from matplotlib.figure import Figure
 
-from analysis.drawing import curves, legend, panels, references
+from analysis.drawing import curves, legend, panels, references, selection
 from analysis.drawing.summary import diverged_units, measured, summarise
-from analysis.schema import with_alpha
+from analysis.schema import learner_names, with_alpha
 from hessian_tools.curvature import DESCENT_THRESHOLD
+
+
+def needs(ds: xr.Dataset) -> str | None:
+    """The reason why the figure cannot be drawn; None if it can."""
+    return selection.lacks(ds, "alpha_rho")
 
 
 def draw(ds: xr.Dataset) -> Figure:
@@ -14,7 +19,7 @@ def draw(ds: xr.Dataset) -> Figure:
 
     Points are not averaged, because the network has adapted to the task at later steps and not at step 0.
     """
-    ds = with_alpha(ds)
+    ds = selection.for_lines(with_alpha(ds))
     summary = summarise(measured(ds, "alpha_rho"))
     num_diverged, num_tried = diverged_units(ds)
     last = ds.sizes["inner_step"] - 1
@@ -40,7 +45,7 @@ def caption(ds: xr.Dataset) -> str:
 
     A unit is one task of one seed at one checkpoint.
     """
-    drawn = with_alpha(ds)
+    drawn = selection.for_lines(with_alpha(ds))
     return legend.caption_of(
         drawn,
         measured(drawn, "alpha_rho"),
@@ -49,4 +54,5 @@ def caption(ds: xr.Dataset) -> str:
         "A gradient step lowers the quadratic model of the loss if and only if alpha rho is below 2.",
         "The last panel shows the adapted network, from which no further step is taken.",
         legend.no_alpha_sentence(ds),
+        selection.shown_sentence(with_alpha(ds), learner_names(drawn)),
     )

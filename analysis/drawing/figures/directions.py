@@ -1,11 +1,11 @@
-"""Figure 5: curvature along the gradient, random directions and the sharpest one, before and after meta-training."""
+"""Curvature along the gradient, random directions and the sharpest one, before and after meta-training."""
 
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.drawing import curves, legend, panels, references
+from analysis.drawing import curves, legend, panels, references, selection
 from analysis.drawing.summary import (
     diverged_units,
     measured,
@@ -14,7 +14,7 @@ from analysis.drawing.summary import (
     summarise,
     tasks_per_seed,
 )
-from analysis.schema import with_alpha
+from analysis.schema import learner_names, with_alpha
 from hessian_tools.curvature import DESCENT_THRESHOLD
 
 LOOKS = {
@@ -24,9 +24,14 @@ LOOKS = {
 }
 
 
+def needs(ds: xr.Dataset) -> str | None:
+    """The reason why the figure cannot be drawn; None if it can."""
+    return selection.lacks(ds, "alpha_rho", "eigenvalue_max", "rho_random")
+
+
 def draw(ds: xr.Dataset) -> Figure:
     """Draw one panel for each learner: its first checkpoint in grey, its last one in the learner's colour."""
-    ds = with_alpha(ds)
+    ds = selection.for_panels(with_alpha(ds))
     values = measured(ds, "alpha_rho")
     with panels.grid(len(curves.panel_learners(ds)), xlabel="point of the inner loop (step)") as (figure, axes):
         curves.draw_states(ds, axes, values, _draw_curvatures)
@@ -42,7 +47,7 @@ def draw(ds: xr.Dataset) -> Figure:
 
 def caption(ds: xr.Dataset) -> str:
     """Return the caption, which also says what the means, bands and error bars are."""
-    drawn = with_alpha(ds)
+    drawn = selection.for_panels(with_alpha(ds))
     return legend.caption_of(
         drawn,
         measured(drawn, "alpha_rho"),
@@ -53,6 +58,7 @@ def caption(ds: xr.Dataset) -> str:
         "The y axis is linear near 0 and logarithmic beyond.",
         f"Means of lambda_max are over {tasks_per_seed(measured(drawn, 'eigenvalue_max'))} tasks of each seed.",
         legend.no_alpha_sentence(ds),
+        selection.shown_sentence(with_alpha(ds), learner_names(drawn)),
     )
 
 

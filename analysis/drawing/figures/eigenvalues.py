@@ -1,4 +1,4 @@
-"""Figure 2: eigenvalues of the support loss's Hessian along the inner loop, before and after meta-training."""
+"""Eigenvalues of the support loss's Hessian along the inner loop, before and after meta-training."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.drawing import curves, legend, panels, references
+from analysis.drawing import curves, legend, panels, references, selection
 from analysis.drawing.summary import diverged_units, measured, seeds_with_values, summarise, tasks_per_seed
 from analysis.schema import learner_names
 
@@ -20,8 +20,14 @@ DOTS: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 1.8, "
 _MARKER_SHARE = 0.012  # half a marker as a share of the axis: 1.75 pt of about 145 pt
 
 
+def needs(ds: xr.Dataset) -> str | None:
+    """The reason why the figure cannot be drawn; None if it can."""
+    return selection.lacks(ds, "eigenvalue_max")
+
+
 def draw(ds: xr.Dataset) -> Figure:
     """Draw one panel for each learner: its first checkpoint in grey, its last one in the learner's colour."""
+    ds = selection.for_panels(ds)
     values = measured(ds, "eigenvalue_max")
     with panels.grid(len(curves.panel_learners(ds)), xlabel="point of the inner loop (step)") as (figure, axes):
         curves.draw_states(ds, axes, values, _eigenvalues)
@@ -38,6 +44,7 @@ def draw(ds: xr.Dataset) -> Figure:
 
 def caption(ds: xr.Dataset) -> str:
     """Return the caption, which also says what the means and bands are and how large the residuals are."""
+    study, ds = ds, selection.for_panels(ds)
     full_spectra = _full_spectra(measured(ds, "eigenvalue")).isel(eigen_index=0)
     return legend.caption_of(
         ds,
@@ -49,6 +56,7 @@ def caption(ds: xr.Dataset) -> str:
         f"({tasks_per_seed(full_spectra)} for each seed); they are not averaged, because their signs differ from task "
         "to task.",
         residuals(ds),
+        selection.shown_sentence(study, learner_names(ds)),
     )
 
 

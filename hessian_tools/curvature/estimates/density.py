@@ -87,6 +87,28 @@ class Density:
         shares = _smoothed(torch.special.ndtr, self.nodes, self.weights, self.grid, self.width)
         return shares.mean(-2)
 
+    def shares(
+        self, edges: Float[Tensor, " edge"]
+    ) -> tuple[Float[Tensor, "*point cell"], Float[Tensor, "*point cell"]]:
+        """The share of eigenvalues between each edge and the next, and its standard error over probes.
+
+        edges: rising numbers, in units of curvature. Cells may be much wider than the kernel, so the bulk and outliers
+        fit on one grid: an outlier is counted in its cell, while the density at a grid value misses it. The
+        error is 0 where the eigenvalues themselves were computed. Raises ValueError for fewer than two edges, or edges
+        that do not rise.
+
+        >>> from hessian_tools.curvature import hessian
+        >>> H = hessian(lambda theta, a: (a * theta**2).sum() / 2, torch.zeros(3), torch.tensor([1.0, 2.0, 1e6]))
+        >>> share, stderr = spectral_density(H, width=0.1).shares(torch.tensor([0.0, 1.5, 1e3, 1e9]))
+        >>> [round(float(value), 4) for value in share]
+        [0.3333, 0.3333, 0.3333]
+        """
+        if edges.ndim != 1 or len(edges) < 2 or not (edges.diff() > 0).all():
+            raise ValueError(f"edges have shape {tuple(edges.shape)}; give two or more rising numbers on one axis")
+        at_edges = edges.to(self.nodes).expand(*self.nodes.shape[:-2], -1)
+        shares = _smoothed(torch.special.ndtr, self.nodes, self.weights, at_edges, self.width).diff(dim=-1)
+        return shares.mean(-2), _stderr(shares)
+
     @property
     def isolated(self) -> Bool[Tensor, "*point probe node"]:
         """True for nodes known to be an eigenvalue to a tenth of the width, without another node within two widths.
@@ -159,7 +181,7 @@ def spectral_density(
     grids = _grid(nodes, widths) if grid is None else grid.to(nodes).expand(*nodes.shape[:-2], -1)
     curves = _smoothed(_normal, nodes, weights, grids, widths) / widths[..., None, None]
     runs, mean = curves.shape[-2], curves.mean(-2)
-    half_width = 0 * mean if runs == 1 else student_t(runs, confidence) * curves.std(-2) / sqrt(runs)
+    half_width = 0 * mean if runs == 1 else student_t(runs, confidence) * _stderr(curves)
     band = ((mean - half_width).clamp(min=0.0), mean + half_width)  # a density is not negative
     used = torch.full_like(widths, count, dtype=torch.long)
     return Density(nodes, weights, rule.residuals, grids, mean, band, widths, used, H.num_params, confidence)
@@ -241,6 +263,12 @@ def _smoothed(
     for node, weight in zip(nodes.unbind(-1), weights.unbind(-1), strict=True):
         curves += weight[..., None] * kernel((grid[..., None, :] - node[..., None]) / width)
     return curves
+
+
+def _stderr(curves: Float[Tensor, "*point probe grid"]) -> Float[Tensor, "*point grid"]:
+    """The standard error of the mean over probes; 0 for the one curve of exact eigenvalues."""
+    runs = curves.shape[-2]
+    return 0 * curves[..., 0, :] if runs == 1 else curves.std(-2) / sqrt(runs)
 
 
 def _normal(steps: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Operators made of other operators: sums and multiples, blocks of parameters, restrictions to a subspace."""
+"""Operators made of other operators: sums and multiples, blocks of parameters, subspaces, scaled coordinates."""
 
 from abc import abstractmethod
 from dataclasses import dataclass, replace
@@ -183,6 +183,34 @@ class Restriction(Projected):
         return Restriction(self.whole.select(points), Q)
 
 
+@dataclass(frozen=True, repr=False)
+class Scaled(Projected):
+    """The operator DAD with a diagonal matrix D; made by ``H.scaled``. A product costs one product of A.
+
+    d: the diagonal of D.
+    """
+
+    d: Float[Tensor, "#point param"]
+
+    @property
+    def layout(self) -> ParamLayout | None:
+        """The names of the rows, which are those of A."""
+        return self.whole.layout
+
+    def lift(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
+        """The vectors DV."""
+        return self.d[..., None] * V
+
+    def lower(self, W: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
+        """The vectors DW."""
+        return self.d[..., None] * W
+
+    def select(self, points: Int[Tensor, " chosen"]) -> "Scaled":
+        """The same scaling at some of the points."""
+        d = self.d if len(self.d) == 1 else self.d[points.to(self.d.device)]
+        return Scaled(self.whole.select(points), d)
+
+
 def combination(*terms: tuple[float | int, Operator]) -> Combination:
     """The sum of the operators, each times its number; a sum within the sum is flattened.
 
@@ -235,6 +263,17 @@ def restriction(whole: Operator, Q: Float[Tensor, "..."]) -> Restriction:
     if (error > torch.finfo(Q.dtype).eps ** 0.5).any():
         raise ValueError("the columns of Q are not orthonormal, so Q'HQ is no restriction; give torch.linalg.qr(Q).Q")
     return Restriction(whole, Q)
+
+
+def scaled(whole: Operator, d: Float[Tensor, "..."]) -> Scaled:
+    """The operator with its rows and columns multiplied by d; see ``Operator.scaled``. Raises ValueError."""
+    fits = d.shape == (whole.num_params,) or d.shape == whole.shape[:-1]
+    if not fits or (d.dtype, d.device) != (whole.dtype, whole.device):
+        raise ValueError(
+            f"d has shape {tuple(d.shape)}, {d.dtype} on {d.device}, the operator is {_described(whole)}; "
+            f"give shape [{whole.num_params}], or one such vector for each point"
+        )
+    return Scaled(whole, d.detach() if d.ndim == 2 else d.detach()[None])
 
 
 def _layout(whole: Operator) -> ParamLayout:

@@ -23,7 +23,7 @@ class Operator(ABC):
 
     A concrete operator says how large it is, how it multiplies a block of columns, and how to restrict itself to some
     of its points. ``H @ V`` is ``torch.matmul(H.to_dense(), V)`` for every V. ``H - G``, ``2 * H``,
-    ``H.block("body")`` and ``H.restrict(Q)`` are operators again.
+    ``H.block("body")``, ``H.restrict(Q)`` and ``H.scaled(d)`` are operators again.
     """
 
     __array_ufunc__ = None  # so that NumPy leaves the product of one of its numbers with H to this class
@@ -205,6 +205,20 @@ class Operator(ABC):
                 [0.0000, 1.8400]])
         """
         return composite.restriction(self, Q)
+
+    def scaled(self, d: Float[Tensor, "..."]) -> "composite.Scaled":
+        """The operator D H D, where D is the diagonal matrix of the numbers d [param] or [point, param].
+
+        It is the second derivative in the coordinates theta / d; see ``curvature.filter_scale``. Raises ValueError
+        where the shape, the dtype or the device of d does not fit.
+
+        >>> from hessian_tools.curvature import hessian
+        >>> H = hessian(lambda theta, a: (a * theta**2).sum() / 2, torch.zeros(2), torch.tensor([1.0, -2.0]))
+        >>> H.scaled(torch.tensor([3.0, 2.0])).to_dense()
+        tensor([[ 9.,  0.],
+                [ 0., -8.]])
+        """
+        return composite.scaled(self, d)
 
     def _check(self, V: Tensor) -> None:
         num_params = self.num_params

@@ -24,6 +24,7 @@ COMPOSED: dict[str, Callable[[Operator, Operator, Tensor], Operator]] = {
     "difference": lambda H, G, Q: H - G,
     "block": lambda H, G, Q: H.block("body"),
     "restriction": lambda H, G, Q: H.restrict(Q),
+    "scaled": lambda H, G, Q: (H - G).scaled(1 + Q[:, 0].abs()),
     "restricted-block-of-a-sum": lambda H, G, Q: (0.5 * H + 2 * G).block("body").restrict(Q),
 }
 

@@ -273,3 +273,24 @@ def test_graded_matrices_as_of_confident_predictions() -> None:
 def test_a_list_for_a_grid_and_an_infinite_width_are_refused(options: dict) -> None:
     with without_type_checks(), pytest.raises(ValueError, match="give"):
         density(operator(torch.eye(3).double()[None]), **options)
+
+
+def test_shares_of_cells_count_every_eigenvalue_once() -> None:
+    """Cells may be much wider than the kernel, which is where the density on a grid would miss an outlier."""
+    edges = torch.tensor([-100.0, -10.0, -1.5, 1.5, 10.0, 100.0], dtype=torch.float64)
+    spectrum = spectrum_with_outliers(100)
+    exact = torch.histogram(spectrum, edges).hist / 100
+    shares, stderr = density(operator(symmetric(spectrum)), num_matvecs=100, width=1e-4).shares(edges)
+    torch.testing.assert_close(shares, exact.expand(3, -1))
+    assert (stderr == 0).all()
+    shares, stderr = density(operator(symmetric(spectrum)), num_probes=30, num_matvecs=20, width=1e-4).shares(edges)
+    assert shares.shape == stderr.shape == (3, 5)
+    torch.testing.assert_close(shares.sum(-1), torch.ones(3, dtype=torch.float64))
+    assert ((shares - exact).abs() < 4 * stderr + 1e-6).all()
+
+
+def test_edges_that_do_not_rise_are_refused() -> None:
+    result = density(operator(symmetric(spectrum_with_outliers(40))), num_matvecs=5)
+    for edges in (torch.tensor([1.0]), torch.tensor([1.0, 1.0]), torch.tensor([0.0, 2.0, 1.0])):
+        with pytest.raises(ValueError, match="two or more rising numbers"):
+            result.shares(edges)

@@ -19,6 +19,7 @@ TANH, RELU = tanh_mlp(), relu_mlp()
 G_TANH = gauss_newton_case(TANH).dense
 CONV = next(case for case in NETWORKS if case.name == "conv-batchnorm")
 Q = torch.linalg.qr(randn(TANH.thetas.shape[-1], 4, stream_name="Q")).Q
+D = 1 + randn(TANH.thetas.shape[-1], stream_name="scale").abs()
 BODY = slice(0, 12 + 42)  # the layers 1-6-6-1 with biases have 12, 42 and 7 parameters; the last one is the head
 
 
@@ -37,6 +38,7 @@ COMPOSED: dict[str, tuple[Callable[..., Operator], Tensor]] = {
     "layer-of-difference": (lambda *a, **o: difference(*a, **o).block("2"), (TANH.dense - G_TANH)[:, 12:54, 12:54]),
     "layer": (lambda *a, **o: gauss_newton(*a, **o).blocks()["2"], G_TANH[:, 12:54, 12:54]),
     "subspace": (lambda *a, **o: hessian(*a, **o).restrict(Q), Q.T @ TANH.dense @ Q),
+    "scaled": (lambda *a, **o: hessian(*a, **o).scaled(D), D[:, None] * TANH.dense * D),
     "multiple": (lambda *a, **o: -hessian(*a, **o), -TANH.dense),
 }
 
@@ -117,6 +119,16 @@ def test_restriction_to_a_different_subspace_at_each_point() -> None:
     close(H.block("head").restrict(torch.eye(7, 2).double()).to_dense(), TANH.dense[:, 54:56, 54:56])
 
 
+def test_scaling_by_different_numbers_at_each_point() -> None:
+    d = randn(POINTS, TANH.thetas.shape[-1], stream_name="scales")
+    S = hessian(TANH.loss, TANH.thetas, TANH.batch).scaled(d)
+    dense = d[:, :, None] * TANH.dense * d[:, None]
+    close(S.to_dense(), dense)
+    close(S.select(torch.tensor([2, 0])).to_dense(), dense[[2, 0]])
+    close(S.block("head").to_dense(), dense[:, 54:, 54:])
+    close(top_eigenpairs(S, k=1, rtol=1e-9).values[:, 0].abs(), torch.linalg.eigvalsh(dense).abs().amax(-1))
+
+
 def test_the_restriction_to_eigenvectors_is_diagonal() -> None:
     H = hessian(TANH.loss, TANH.thetas, TANH.batch)
     pairs = top_eigenpairs(H, k=3, rtol=1e-9, vectors=True)
@@ -131,7 +143,7 @@ def test_nan_at_one_point_stays_there() -> None:
     n = thetas.shape[-1]
     frame = torch.eye(n, 2, dtype=thetas.dtype).expand(POINTS, n, 2).clone()
     frame[1] = torch.nan
-    for operator in (H - G, H.block("head"), H.restrict(frame)):
+    for operator in (H - G, H.block("head"), H.restrict(frame), H.scaled(frame[..., 0])):
         finite = operator.to_dense().isfinite().flatten(1)
         assert finite.all(-1).tolist() == [True, False, True]
 
@@ -154,6 +166,9 @@ def test_wrong_arguments_are_refused_in_plain_words() -> None:
         (lambda: H.restrict(Q[:-1]), r"give shape \[61, k\]"),
         (lambda: H.restrict(Q.float()), "torch.float32"),
         (lambda: H.restrict(Q.expand(2, -1, -1)), "one such matrix for each point"),
+        (lambda: H.scaled(D[:-1]), r"give shape \[61\]"),
+        (lambda: H.scaled(D.float()), "torch.float32"),
+        (lambda: H.scaled(D.expand(2, -1)), "one such vector for each point"),
         (lambda: single.restrict(Q[None]), "one such matrix for each point"),
         (lambda: single.block("head").select(torch.tensor([0])), "no points to select"),
     ]

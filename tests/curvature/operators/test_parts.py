@@ -32,6 +32,7 @@ OPERATORS = {
     "hessian": lambda H, G: H,
     "block": lambda H, G: H.block("body"),
     "restriction": lambda H, G: H.restrict(torch.linalg.qr(randn(3, H.num_params, 4, stream_name="Q")).Q),
+    "scaled": lambda H, G: H.scaled(randn(3, H.num_params, stream_name="scale")),
     "difference": lambda H, G: H - G,
     "gram": lambda H, G: adaptation_jacobian(H, 0.1, steps=1).gram,
 }

@@ -1,0 +1,98 @@
+"""Claims on quantities whose change over meta-training is compared task by task, and on SHOT's distance.
+
+* "stability": the fraction of points with alpha rho < 2 rises, where a gradient step lowers the quadratic model of the
+  loss.
+* "meta-gradient": the first-order and the full meta-gradient approach each other.
+* "shot-distance": the ends of few large and of many small inner steps differ by what the leading term of the expansion
+  in the step size predicts, theta_r - theta_t = (tau^2 / 2) (1/T - 1/R) H g. The claim is about a formula and not about
+  training, so the cosine of both vectors is compared with a number and not with that of the untrained network.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import xarray as xr
+
+from analysis.claims.comparison import ask, compare_task_by_task
+from analysis.claims.falls import step_groups
+from analysis.claims.plan import Plan
+from analysis.claims.points import UNTRAINED, diverged, first_and_last, has, points
+from analysis.claims.verdict import Verdict, judged
+from analysis.schema import alpha_steps, trained_learners, untrained_start, with_seeds_of
+
+THRESHOLD = 2.0  # of alpha rho
+LEAST_COSINE = 0.8  # a mean cosine surely above this, and possibly above it plus the margin, counts as close to 1
+
+
+def stability_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
+    """Return the verdicts on "stability", for each trained learner whose steps are alpha times the gradient."""
+    verdicts = []
+    for learner, start in _starts(ds):
+        if not alpha_steps(ds, learner) or not has(ds, "alpha_rho", learner=learner):
+            continue
+        trained, untrained, lost = _sides(ds, "alpha_rho", learner, start)
+        below = [np.where(np.isnan(side), np.nan, side < THRESHOLD) for side in (trained, untrained)]
+        for steps, rows in step_groups(ds, plan):
+            one, other = (side[:, :, rows] for side in below)
+            comparison = compare_task_by_task(one, other, plan, diverged=lost)
+            if comparison.obstacle:
+                comparison = replace(comparison, obstacle="the same points are below 2 on both sides; so nothing rises")
+            words = {"learner": learner, "baseline": UNTRAINED, "steps": steps}
+            measure = "the fraction of points with alpha rho below 2"
+            question = ask(plan, "stability", "against untrained", "alpha_rho", "positive", measure=measure, **words)
+            verdicts.append(judged(plan, question, comparison))
+    return verdicts
+
+
+def meta_gradient_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
+    """Return the verdicts on "meta-gradient", one for each trained learner."""
+    name, verdicts = "meta_gradient_cosine", []
+    for learner, start in _starts(ds):
+        if not has(ds, name, learner=learner) or not has(ds, name, learner=start):
+            continue
+        trained, untrained, lost = _sides(ds, name, learner, start)
+        words = {"learner": learner, "baseline": UNTRAINED, "steps": "all steps"}
+        measure = "the cosine of the first-order with the full meta-gradient"
+        question = ask(plan, "meta-gradient", "against untrained", name, "positive", measure=measure, **words)
+        comparison = compare_task_by_task(trained, untrained, plan, diverged=lost)
+        verdicts.append(judged(plan, question, comparison))
+    return verdicts
+
+
+def shot_distance_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
+    """Return the verdicts on "shot-distance", one for each trained learner."""
+    name, verdicts = "shot_direction_cosine", []
+    for learner, start in _starts(ds):
+        if not has(ds, name, learner=learner):
+            continue
+        trained, _, lost = _sides(ds, name, learner, start)
+        against = "as the least value that counts as close to 1"
+        words = {"learner": learner, "baseline": f"{LEAST_COSINE:g}", "steps": "all steps", "against": against}
+        measure = "the cosine of SHOT's actual with its predicted difference"
+        question = ask(plan, "shot-distance", "prediction", name, "positive", measure=measure, **words)
+        comparison = compare_task_by_task(trained, np.full_like(trained, LEAST_COSINE), plan, diverged=lost)
+        verdicts.append(judged(plan, question, comparison))
+    return verdicts
+
+
+def _starts(ds: xr.Dataset) -> list[tuple[str, str]]:
+    """Each trained learner with its untrained start, if the study has it."""
+    pairs = [(learner, untrained_start(ds, learner)) for learner in trained_learners(ds)]
+    return [(learner, start) for learner, start in pairs if start is not None]
+
+
+def _sides(ds: xr.Dataset, name: str, learner: str, start: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A quantity after and before meta-training [seed, task, step], and the diverged units [seed, task].
+
+    The seeds are those that both learners have. Tasks on which it was measured in no seed are left out, because some
+    quantities are measured for a part of them.
+    """
+    ds = with_seeds_of(ds, learner, start)
+    first, last = first_and_last(ds)
+    trained = points(ds, name, learner, checkpoint=last, allow_missing=True)
+    untrained = points(ds, name, start, checkpoint=first, allow_missing=True)
+    lost = diverged(ds, learner, checkpoint=last) | diverged(ds, start, checkpoint=first)
+    # A quantity of a whole inner loop gets an axis of one step.
+    trained, untrained = (side[..., None] if side.ndim == 2 else side for side in (trained, untrained))
+    measured = np.isfinite(trained).any(axis=(0, 2)) | lost.any(axis=0)
+    return trained[:, measured], untrained[:, measured], lost[:, measured]

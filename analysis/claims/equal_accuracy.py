@@ -1,0 +1,109 @@
+"""SHOT at equal accuracy: is the curvature still lower where both learners are equally accurate?
+
+A learner that has learned more, or less, may have another curvature for that reason alone. So a learner with SHOT is
+compared with the same learner without SHOT at the smaller of their two final accuracies. The accuracies are those on
+the evaluation tasks, which are other tasks than those on which curvature is measured; otherwise a checkpoint could be
+chosen because its noise happens to make it accurate and flat. For regression, the query loss takes the place of the
+accuracy.
+
+For each seed, the learner with the smaller final accuracy is taken as it ends. The other one is taken where its
+accuracy last passed that value: its curvature is interpolated linearly in accuracy between the two neighbouring
+checkpoints. Both sides are treated alike, so that two equal learners differ by 0 on average. A seed in which the other
+learner has passed that value at no checkpoint, because it ended below its untrained network, is left out.
+
+The matching is coarse where checkpoints are few. A straight line between two checkpoints lies above a curve that
+flattens, so that the interpolated learner seems to have more curvature. The more accurate learner is the interpolated
+one: with few checkpoints, this speaks against SHOT where SHOT learns more, and for it where it learns less.
+"""
+
+import numpy as np
+import xarray as xr
+
+from analysis.claims.comparison import ask, compare_seeds, mean_over_seeds
+from analysis.claims.falls import step_groups
+from analysis.claims.plan import Plan
+from analysis.claims.points import diverged, points, shot_pairs
+from analysis.claims.verdict import Verdict, conclude
+from analysis.evaluation import evaluation_scores, has_accuracy
+from analysis.schema import alpha_steps
+
+CLAIM = "shot-equal-accuracy"
+
+
+def equal_accuracy_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
+    """Return the verdicts for every pair with and without SHOT, step group, and alpha rho and alpha |Hg| / |g|."""
+    better = 1.0 if has_accuracy(ds) else -1.0
+    scores = better * mean_scores(ds)
+    verdicts = []
+    for learner, without in shot_pairs(ds):
+        pair = (learner, without)
+        scaled = all(alpha_steps(ds, one) for one in pair)
+        for name in ("alpha_rho", "alpha_hg_ratio") if scaled else ("rho", "hg_ratio"):
+            if name not in ds or not np.isfinite(ds[name].sel(learner=list(pair))).any():
+                continue
+            curves, lost = zip(*(curvature_curve(ds, name, one) for one in pair), strict=True)
+            has_diverged = lost[0] | lost[1]
+            for steps, rows in step_groups(ds, plan):
+                means = [curve[:, :, :, rows].mean(axis=-1) for curve in curves]  # [seed, checkpoint, task]
+                keep = np.isfinite(means[0]).all(axis=1) & np.isfinite(means[1]).all(axis=1)
+                per_seed = [_task_mean(mean, keep) for mean in means]  # [seed, checkpoint]
+                values = at_equal_score(*per_seed, *(scores.sel(learner=one).values for one in pair))
+                num_unmatched = int((keep.any(axis=1) & ~np.isfinite(values[0] - values[1])).sum())
+                comparison = compare_seeds(*values, keep, has_diverged, num_unmatched_seeds=num_unmatched)
+                question = ask(
+                    plan, CLAIM, "equal accuracy", name, "negative", learner=learner, baseline=without, steps=steps
+                )
+                scale = abs(mean_over_seeds(values[1]))
+                margin = plan.margin(CLAIM) * scale
+                verdicts.append(conclude(question, comparison, margin=margin, confidence=plan.confidence))
+    return verdicts
+
+
+def mean_scores(ds: xr.Dataset) -> xr.DataArray:
+    """The mean accuracy (for regression, the mean query loss) on the evaluation tasks: (learner, seed, checkpoint)."""
+    scores = evaluation_scores(ds)
+    count = scores.notnull().sum("evaluation_task")
+    return (scores.sum("evaluation_task") / count.where(count > 0)).transpose("learner", "seed", "checkpoint")
+
+
+def curvature_curve(ds: xr.Dataset, name: str, learner: str) -> tuple[np.ndarray, np.ndarray]:
+    """A quantity of a learner at its checkpoints [seed, checkpoint, task, step], and the diverged units [seed, task].
+
+    A unit counts as diverged if it did at any checkpoint.
+    """
+    checkpoints = [int(checkpoint) for checkpoint in ds["checkpoint"].values]
+    values = [points(ds, name, learner, checkpoint=one, allow_missing=True) for one in checkpoints]
+    lost = [diverged(ds, learner, checkpoint=one) for one in checkpoints]
+    return np.stack(values, axis=1), np.logical_or.reduce(lost)
+
+
+def at_equal_score(
+    one: np.ndarray, other: np.ndarray, one_score: np.ndarray, other_score: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The values of two learners [seed] at the smaller of their final scores; all arguments are [seed, checkpoint].
+
+    Both are NaN for a seed in which the better learner's score never was as low.
+    """
+    level = np.minimum(one_score[:, -1], other_score[:, -1])
+    pair = np.array([_where_last(*side, level) for side in ((one, one_score), (other, other_score))])
+    matched = np.isfinite(pair).all(axis=0)
+    return np.where(matched, pair[0], np.nan), np.where(matched, pair[1], np.nan)
+
+
+def _where_last(values: np.ndarray, score: np.ndarray, level: np.ndarray) -> np.ndarray:
+    """The values [seed] where the score last passed the level [seed], interpolated between checkpoints."""
+    found = np.where(score[:, -1] == level, values[:, -1], np.nan)
+    for index in range(score.shape[1] - 1):  # a later passage overwrites an earlier one
+        low, high = score[:, index], score[:, index + 1]
+        passes = (low <= level) & (high > level)
+        weight = np.where(passes, level - low, 0.0) / np.where(passes, high - low, 1.0)
+        between = values[:, index] + weight * (values[:, index + 1] - values[:, index])
+        found = np.where(passes, between, found)
+    return np.asarray(np.where(score[:, -1] == level, values[:, -1], found))
+
+
+def _task_mean(values: np.ndarray, keep: np.ndarray) -> np.ndarray:
+    """The mean over the tasks in ``keep`` [seed, task] of values [seed, checkpoint, task]: [seed, checkpoint]."""
+    num = keep.sum(axis=1)[:, None]
+    total = np.where(keep[:, None], values, 0.0).sum(axis=-1)
+    return np.where(num > 0, total / np.maximum(num, 1), np.nan)

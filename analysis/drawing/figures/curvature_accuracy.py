@@ -1,0 +1,108 @@
+"""Curvature along the inner loop against accuracy on held-out tasks, over checkpoints and learners."""
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analysis.drawing import curves, legend, panels, references, selection
+from analysis.drawing.summary import Summary, diverged_units, mean_over, measured, seeds_with_values, summarise
+from analysis.evaluation import evaluation_scores, has_accuracy
+from analysis.schema import learner_names, with_alpha
+
+
+def needs(ds: xr.Dataset) -> str | None:
+    """The reason why the figure cannot be drawn; None if it can."""
+    return selection.lacks(ds, "alpha_hg_ratio", "evaluation_loss")
+
+
+def draw(ds: xr.Dataset) -> Figure:
+    """Draw two panels, for step 0 and for the mean of the later steps, with a path over the checkpoints per learner.
+
+    Of learners whose paths would be too many, only the last checkpoint is drawn.
+    """
+    ds = _drawn(ds)
+    with_paths = learner_names(selection.for_lines(ds))
+    scores = summarise(evaluation_scores(ds))
+    with panels.grid(2, xlabel="") as (figure, axes):
+        for ax, (title, values) in zip(axes, _curvature(ds).items(), strict=True):
+            curvature = summarise(values)
+            for name in learner_names(ds):
+                _path(ds, ax, curvature, scores, name, whole=name in with_paths)
+            each_seed = curvature.per_seed.values  # the extreme dots; no intervals are drawn
+            if np.isfinite(each_seed).any():
+                references.symlog_axis(ax.xaxis, float(np.nanmin(each_seed)), float(np.nanmax(each_seed)))
+            ax.set_title(title)
+            ax.set_xlabel(r"$\alpha\,|Hg|\,/\,|g|$")
+        panels.left_labels(axes, "query accuracy" if has_accuracy(ds) else "query loss")
+        chance = references.chance(ds, axes[0]) if has_accuracy(ds) else []
+        if chance:
+            references.chance(ds, axes[1])
+        look: dict[str, Any] = {"color": "black", "linestyle": "none", "marker": "o"}
+        ends = [
+            legend.entry("first checkpoint", markerfacecolor="white", **look),
+            legend.entry("last checkpoint", **look),
+            legend.entry("last checkpoint, each seed", **look | {"markersize": 1.8, "alpha": 0.6}),
+        ]
+        notes = legend.notes(1, *diverged_units(ds), crossed=False)[1:]
+        panels.outside_legends(figure, legend.learner_entries(ds, control_lines=False), [*ends, *chance, *notes])
+    return figure
+
+
+def caption(ds: xr.Dataset) -> str:
+    """Return the caption, which also says over what the means are."""
+    drawn = _drawn(ds)
+    what = "accuracy" if has_accuracy(ds) else "loss"
+    paths = learner_names(selection.for_lines(drawn))
+    only_ends = len(paths) < drawn.sizes["learner"]
+    sentences = (
+        f"Query {what} after the inner loop against alpha |Hg| / |g|, at step 0 and averaged over the later points of "
+        "the inner loop, as paths over the checkpoints of meta-training from the first (open marker) to the last one "
+        "(filled).",
+        f"The means are over tasks and {seeds_with_values(evaluation_scores(drawn))} seeds; small dots are single "
+        "seeds at the last checkpoint.",
+        f"The {what} is that of other held-out tasks than those on which the curvature is measured.",
+        "A path says how both change together over training and not that one causes the other.",
+        "Paths are drawn for the controls and the first family; of the others only the last checkpoint is."
+        if only_ends
+        else "",
+        legend.no_alpha_sentence(ds),
+        selection.shown_sentence(with_alpha(ds), learner_names(drawn)),
+    )
+    return " ".join(sentence for sentence in sentences if sentence)
+
+
+def _drawn(ds: xr.Dataset) -> xr.Dataset:
+    ds = with_alpha(ds)
+    return ds if ds.sizes["learner"] <= selection.MAX_LINES else ds.sel(learner=selection.without_variants(ds))
+
+
+def _curvature(ds: xr.Dataset) -> dict[str, xr.DataArray]:
+    """Alpha |Hg| / |g| at step 0, and averaged over the later points."""
+    values = measured(ds, "alpha_hg_ratio")
+    return {
+        "step 0": values.isel(inner_step=0),
+        "later steps (mean)": mean_over(values.isel(inner_step=slice(1, None)), "inner_step"),
+    }
+
+
+def _path(ds: xr.Dataset, ax: Axes, curvature: Summary, scores: Summary, name: str, *, whole: bool) -> None:
+    """Draw the path of a learner over the checkpoints, or only its end."""
+    style = curves.learner_style(ds, name)
+    x, y = curvature.mean.sel(learner=name).values, scores.mean.sel(learner=name).values
+    places = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
+    if not places.size:
+        return
+    if whole and len(places) > 1:
+        line: dict[str, Any] = {"linestyle": style.linestyle, "linewidth": 0.9, "marker": ".", "markersize": 2}
+        ax.plot(x[places], y[places], color=style.color, gid=f"path:{name}", **line)
+        first = places[:1]
+        ax.plot(x[first], y[first], color=style.color, marker=style.marker, markerfacecolor="white")
+    last = places[-1]
+    each = {"checkpoint": last}
+    points = [part.per_seed.sel(learner=name).isel(each).values for part in (curvature, scores)]
+    dots: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 1.8, "markeredgewidth": 0, "alpha": 0.6}
+    ax.plot(*points, color=style.color, gid=f"seeds:{name}", **dots)
+    ax.plot(x[last], y[last], color=style.color, marker=style.marker, markersize=4.5, gid=f"last:{name}", zorder=4)

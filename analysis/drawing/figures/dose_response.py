@@ -1,0 +1,158 @@
+"""Curvature and accuracy against the weight of SHOT and against the weight of the penalty on the curvature."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analysis.drawing import curves, legend, panels, references, selection
+from analysis.drawing.style import method_label
+from analysis.drawing.summary import MAX_SEEDS_SHOWN, Summary, mean_over, measured, seeds_with_values, summarise
+from analysis.evaluation import evaluation_scores, has_accuracy
+from analysis.schema import setting, trained_learners
+
+WEIGHTS = {"dose": "weight of SHOT", "penalty": "weight of the curvature penalty"}
+"""The coordinates that hold a weight, and how the axis of each is labelled."""
+MIN_WEIGHTS = 3
+"""The smallest number of different weights, 0 among them, that make a series."""
+
+RATIO = r"$\alpha\,|Hg|/|g|$"
+
+
+def needs(ds: xr.Dataset) -> str | None:
+    """The reason why the figure cannot be drawn; None if it can."""
+    if not any(_series(ds, weight) for weight in WEIGHTS):
+        return f"no learner of the study has {MIN_WEIGHTS} or more weights of SHOT or of the penalty"
+    return selection.lacks(ds, "alpha_hg_ratio", "evaluation_loss")
+
+
+def draw(ds: xr.Dataset) -> Figure:
+    """Draw a column for each kind of weight, with curvature at step 0 and at later steps, and accuracy.
+
+    All values are those of the last checkpoint. A series is the learners that differ only in that weight; its learner
+    without it stands at weight 0.
+    """
+    columns = {weight: series for weight in WEIGHTS if (series := _series(ds, weight))}
+    rows = {label: summarise(values) for label, values in _quantities(ds).items()}
+    # The columns have axes of their own along x, and each row has one axis along y.
+    width = "single" if len(columns) == 1 else "double"
+    options: dict[str, Any] = {"columns": len(columns), "width": width, "row_height": 1.5, "share_y": False}
+    with panels.grid(len(rows) * len(columns), xlabel="", **options) as (figure, axes):
+        table = np.array(axes, dtype=object).reshape(len(rows), len(columns))
+        for (label, summary), row in zip(rows.items(), table, strict=True):
+            for (weight, series), ax in zip(columns.items(), row, strict=True):
+                for name, learners in series.items():
+                    _draw_series(ds, ax, summary, name, learners, weight)
+                _weight_axis(ax, [float(w) for learners in series.values() for w in learners.values()])
+            _value_axes(list(row), summary, positive=label.startswith(RATIO))
+            row[0].set_ylabel(label)
+        for ax, weight in zip(table[-1], columns, strict=True):
+            ax.set_xlabel(WEIGHTS[weight])
+        names = dict.fromkeys(name for series in columns.values() for name in series)
+        seeds = next(iter(rows.values())).num_seeds
+        dot = legend.entry("each seed", color="black", linestyle="none", marker="o", markersize=1.8)
+        entries = [entry for entry in legend.learner_entries(ds) if entry.get_label() in set(map(method_label, names))]
+        notes = [dot, legend.entry(_bar_label(seeds), color="black", marker="_", markersize=5)]
+        panels.outside_legends(figure, entries, notes)
+    return figure
+
+
+def caption(ds: xr.Dataset) -> str:
+    """Return the caption, which also names the learners of each series."""
+    lists = [
+        f"{method_label(name)}: {', '.join(f'{learner} ({weight:g})' for learner, weight in learners.items())}"
+        for kind in WEIGHTS
+        for name, learners in _series(ds, kind).items()
+    ]
+    seeds = seeds_with_values(evaluation_scores(ds))
+    return " ".join(
+        [
+            f"The response to the weight of an intervention, at meta-iteration {int(ds['checkpoint'][-1])}: alpha "
+            "|Hg| / |g| at step 0 and averaged over later points of the inner loop, and the query "
+            f"{'accuracy' if has_accuracy(ds) else 'loss'} on other held-out tasks.",
+            "Learners of a series differ only in the weight; at 0 there is none. The axis is linear around 0 and "
+            "logarithmic beyond; a negative weight rewards what a positive one penalises.",
+            "Dots are the means of single seeds; markers are their means, with bars that show the "
+            f"{_bar_words(seeds)}.",
+            f"The learners and their weights: {'; '.join(lists)}.",
+        ]
+    )
+
+
+def _series(ds: xr.Dataset, weight: str) -> dict[str, dict[str, float]]:
+    """For each learner without an intervention, the learners that differ from it only in ``weight``, and their weights.
+
+    Of learners with equal weights, which differ in another setting of the intervention, the first one is taken.
+    """
+    other = next(kind for kind in WEIGHTS if kind != weight)
+    series: dict[str, dict[float, str]] = {}
+    for name in trained_learners(ds):
+        if not selection.is_control(ds, name) and float(setting(ds, other, name)) == 0.0:
+            learners = series.setdefault(selection.base(ds, name), {})
+            learners.setdefault(float(setting(ds, weight, name)), name)
+    whole = {name: learners for name, learners in series.items() if len(learners) >= MIN_WEIGHTS}
+    return {name: {learners[key]: key for key in sorted(learners)} for name, learners in whole.items()}
+
+
+def _quantities(ds: xr.Dataset) -> dict[str, xr.DataArray]:
+    """What is drawn at the last checkpoint, by the labels of the y axes."""
+    last = ds.isel(checkpoint=-1)
+    curvature = measured(last, "alpha_hg_ratio")
+    later = mean_over(curvature.isel(inner_step=slice(1, None)), "inner_step")
+    scores = evaluation_scores(ds).isel(checkpoint=-1)
+    return {
+        f"{RATIO}\nstep 0": curvature.isel(inner_step=0),
+        f"{RATIO}\nlater steps": later,
+        "query accuracy" if has_accuracy(ds) else "query loss": scores,
+    }
+
+
+def _draw_series(
+    ds: xr.Dataset, ax: Axes, summary: Summary, name: str, learners: dict[str, float], weight: str
+) -> None:
+    style = curves.learner_style(ds, name)
+    part = summary.select(list(learners))
+    x = np.array(list(learners.values()))
+    mean, low, high = (values.values for values in (part.mean, part.low, part.high))
+    dots: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 1.8, "markeredgewidth": 0, "alpha": 0.5}
+    each = part.per_seed.transpose("learner", "seed").values
+    ax.plot(np.repeat(x, each.shape[1]), each.ravel(), color=style.color, gid=f"seeds:{weight}:{name}", **dots)
+    look: dict[str, Any] = {"color": style.color, "linestyle": style.linestyle, "marker": style.marker}
+    curves.plot_finite(ax, x, mean, gid=f"mean:{weight}:{name}", zorder=3, **look)
+    known = np.isfinite(low)
+    ax.vlines(x[known], low[known], high[known], color=style.color, linewidth=0.9, gid=f"bar:{weight}:{name}")
+
+
+def _value_axes(row: Sequence[Axes], summary: Summary, *, positive: bool) -> None:
+    """Give the panels of a row one axis along y.
+
+    positive: True for a quantity that is never negative and may differ by orders of magnitude between weights. Its axis
+        is linear up to 0.1 and logarithmic beyond, and holds all seeds; a bar that reaches below 0 is cut off.
+    """
+    lows, highs = zip(*(ax.get_ylim() for ax in row), strict=True)
+    each_seed = summary.per_seed.values
+    for ax in row:
+        if positive and np.isfinite(each_seed).any():
+            references.symlog_axis(ax.yaxis, float(np.nanmin(each_seed)), float(np.nanmax(each_seed)))
+        else:
+            ax.set_ylim(min(lows), max(highs))
+
+
+def _weight_axis(ax: Axes, weights: list[float]) -> None:
+    """Make x linear around 0 and logarithmic beyond, with ticks at the weights."""
+    sizes = sorted({abs(weight) for weight in weights if weight})
+    ax.set_xscale("symlog", linthresh=sizes[0], linscale=0.7)
+    references.tick_at(ax.xaxis, sorted(set(weights)))
+
+
+def _bar_label(num_seeds: int) -> str:
+    return "bar: " + _bar_words(num_seeds)
+
+
+def _bar_words(num_seeds: int) -> str:
+    if num_seeds < 2:
+        return "nothing, as there is one seed"
+    return "95% t interval over seeds" if num_seeds > MAX_SEEDS_SHOWN else "range over seeds"

@@ -1,0 +1,105 @@
+"""The largest eigenvalue against 2 / alpha and the curvature along the gradient, by inner step and checkpoint."""
+
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+
+from analysis.drawing import curves, legend, panels, references, selection
+from analysis.drawing.style import DARK, method_label
+from analysis.drawing.summary import Summary, diverged_units, measured, seeds_with_values, summarise, tasks_per_seed
+from analysis.schema import with_alpha
+from hessian_tools.curvature import DESCENT_THRESHOLD
+
+MAX_LEARNERS = 4
+STEP_MARKERS = "os^Dv<>ph*"
+
+
+def needs(ds: xr.Dataset) -> str | None:
+    """The reason why the figure cannot be drawn; None if it can."""
+    return selection.lacks(ds, "alpha_rho", "eigenvalue_max")
+
+
+def draw(ds: xr.Dataset) -> Figure:
+    """Draw a panel for each learner, with a path over the checkpoints for each inner step.
+
+    x is alpha rho and y is alpha times the largest eigenvalue. The open marker at a path's beginning is the learner's
+    own start, and the filled one its last checkpoint.
+    """
+    ds = with_alpha(ds)
+    names = selection.main_learners(ds, MAX_LEARNERS)
+    along, top = (summarise(values).select(names) for values in _plane(ds))
+    steps = ds.sizes["inner_step"]
+    colors = [to_hex(mpl.colormaps["viridis"](0.85 * step / max(steps - 1, 1))) for step in range(steps)]
+    with panels.grid(len(names), xlabel=r"along the gradient, $\alpha\rho$") as (figure, axes):
+        for name, ax in zip(names, axes, strict=True):
+            for step in range(steps):
+                _path(ax, along, top, name, step, colors[step])
+            ax.set_title(method_label(name), color=curves.learner_style(ds, name).color)
+        for ax, low, high in ((axes[0], *top.span),):
+            references.symlog_axis(ax.yaxis, low, max(high, 1.2 * DESCENT_THRESHOLD))
+        for ax in axes:
+            references.symlog_axis(ax.xaxis, along.span[0], max(along.span[1], 1.2 * DESCENT_THRESHOLD))
+            lines = references.plane(ax)
+        panels.left_labels(axes, r"sharpest direction, $\alpha\lambda_{\max}$")
+        entries = [
+            legend.entry(
+                f"step {step}" if step < steps - 1 else "adapted", color=colors[step], marker=STEP_MARKERS[step % 10]
+            )
+            for step in range(steps)
+        ]
+        open_marker: dict[str, Any] = {"color": DARK, "linestyle": "none", "marker": "o"}
+        ends = [
+            legend.entry("first checkpoint", markerfacecolor="white", **open_marker),
+            legend.entry("last checkpoint", **open_marker),
+        ]
+        num_diverged, num_tried = diverged_units(ds.sel(learner=names))
+        notes = legend.notes(1, num_diverged, num_tried, crossed=False)[1:]
+        panels.outside_legends(figure, [*entries, *ends], [*lines, *notes])
+    return figure
+
+
+def caption(ds: xr.Dataset) -> str:
+    """Return the caption, which also says over what the means are."""
+    drawn = with_alpha(ds)
+    names = selection.main_learners(drawn, MAX_LEARNERS)
+    values = measured(drawn.sel(learner=names), "alpha_rho")
+    sentences = (
+        "The edge of stability: alpha times the largest eigenvalue (y) against alpha rho (x), for each inner step, as "
+        "paths from the first checkpoint (open marker) to the last one (filled).",
+        "Above the horizontal line the largest eigenvalue exceeds 2 / alpha, and gradient descent is unstable in its "
+        "direction. Right of the vertical line alpha rho exceeds 2, and a step raises the quadratic model of the loss. "
+        "On the diagonal the gradient lies in the sharpest direction; no point can be below it.",
+        "The eigenvalue is that of the whole Hessian, also for learners whose inner loop moves only some parameters; "
+        "for these it does not say that their steps are unstable.",
+        "Both axes are linear within ±0.1 and logarithmic beyond.",
+        f"Means are over {tasks_per_seed(values)} held-out tasks within each of {seeds_with_values(values)} seeds, "
+        "then over the seeds.",
+        legend.diverged_sentence(drawn.sel(learner=names)),
+        legend.no_alpha_sentence(ds),
+        selection.shown_sentence(drawn, names),
+    )
+    return " ".join(sentence for sentence in sentences if sentence)
+
+
+def _plane(ds: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray]:
+    """Alpha rho, and alpha times the largest eigenvalue."""
+    return measured(ds, "alpha_rho"), ds["step_size"] * measured(ds, "eigenvalue_max")
+
+
+def _path(ax: Axes, along: Summary, top: Summary, name: str, step: int, color: str) -> None:
+    """Draw the path of a learner at one inner step over the checkpoints."""
+    place = {"learner": name, "inner_step": step}
+    x, y = along.mean.sel(place).values, top.mean.sel(place).values
+    finite = np.isfinite(x) & np.isfinite(y)
+    x, y = x[finite], y[finite]
+    marker = STEP_MARKERS[step % 10]
+    ax.plot(x, y, color=color, linewidth=0.8, marker=".", markersize=2.5, gid=f"path:{name}:{step}")
+    if len(x):
+        ax.plot(x[:1], y[:1], color=color, marker=marker, markerfacecolor="white", gid=f"first:{name}:{step}")
+    if len(x) > 1:
+        ax.plot(x[-1:], y[-1:], color=color, marker=marker, gid=f"last:{name}:{step}")

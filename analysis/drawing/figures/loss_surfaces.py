@@ -1,0 +1,109 @@
+"""The support loss around the start of the inner loop, along the gradient and a random direction.
+
+It is figure 4 of Lee, Yoo, Kwak (2023), in its own form and with directions that are scaled to the filters' norms.
+"""
+
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+from analysis.drawing import curves, legend, panels, selection
+from analysis.drawing.style import method_label
+from analysis.drawing.summary import measured, seeds_with_values, summarise, tasks_per_seed
+
+MAX_LEARNERS = 3
+ROWS = {"loss_surface": "raw", "loss_surface_normalised": "filter-normalised"}
+
+
+def needs(ds: xr.Dataset) -> str | None:
+    """The reason why the figure cannot be drawn; None if it can."""
+    return selection.lacks(ds, *ROWS)
+
+
+def draw(ds: xr.Dataset) -> Figure:
+    """Draw a row of raw surfaces and one of normalised ones: each untrained network, then the learners from it."""
+    means = {name: summarise(measured(ds, name)).mean for name in ROWS}
+    columns = _columns(ds, means["loss_surface"])
+    options: dict[str, Any] = {"columns": len(columns), "width": "double", "row_height": 1.65}
+    with panels.grid(2 * len(columns), xlabel=r"along $-g_0$", **options) as (figure, axes):
+        for (variable, label), row in zip(ROWS.items(), np.reshape(np.array(axes, dtype=object), (2, -1)), strict=True):
+            surfaces = [means[variable].isel(position).transpose("surface_y", "surface_x") for *_, position in columns]
+            norm = _norm(surfaces)
+            for (title, color, _), surface, ax in zip(columns, surfaces, row, strict=True):
+                picture = _surface(ax, surface, norm)
+                if variable == "loss_surface":
+                    ax.set_title(title, color=color)
+                    ax.plot(1, 0, marker="x", color="black", linestyle="none", gid="step")
+                ax.plot(0, 0, marker="o", color="black", linestyle="none", gid="start")
+            row[0].set_ylabel(f"{label}\nrandom direction")
+            figure.colorbar(picture, ax=list(row), label="support loss", pad=0.01, aspect=12)
+        entries = [
+            legend.entry(r"$\theta_0$", color="black", marker="o", linestyle="none"),
+            legend.entry("after one inner step", color="black", marker="x", linestyle="none"),
+            legend.entry("contours, equally spaced in loss", color="black", linewidth=0.5),
+        ]
+        panels.outside_legends(figure, [], entries)
+    return figure
+
+
+def caption(ds: xr.Dataset) -> str:
+    """Return the caption, which also says what the units of the axes are and over what the means are."""
+    values = measured(ds, "loss_surface")
+    sample = values.isel(surface_x=0, surface_y=0)
+    names = selection.main_learners(ds, MAX_LEARNERS)
+    sentences = (
+        "The support loss around theta_0, at the first and the last checkpoint, along the descent direction -g_0 (x) "
+        "and a random direction (y), which is the same for all learners.",
+        "Above, the unit of both axes is the length of the first inner step, so that the cross is its end.",
+        "Below, each filter of both directions has the norm of the filter of theta_0 (Li et al. 2018), so that a "
+        "learner does not look flatter only because its weights are larger; the same length is then a smaller part of "
+        "larger weights.",
+        f"Means are over {tasks_per_seed(sample)} tasks within each of {seeds_with_values(sample)} seeds, then over "
+        "the seeds. Surfaces of a row share their colours; losses above the range are as bright as its end.",
+        selection.shown_sentence(ds, names),
+    )
+    return " ".join(sentence for sentence in sentences if sentence)
+
+
+def _columns(ds: xr.Dataset, mean: xr.DataArray) -> list[tuple[str, str, dict[str, int]]]:
+    """The title of each column, its colour, and the position of what it shows along learner and checkpoint."""
+    names = [name for name in selection.main_learners(ds, MAX_LEARNERS) if curves.states(ds, mean, name)]
+    groups = curves.alike_at_start(ds, mean, names)
+    ungrouped = [[name] for name in names if not any(name in group for group in groups)]
+    columns = []
+    for group in [*groups, *ungrouped]:
+        if group in groups:
+            title = "untrained" if len(groups) == 1 else f"untrained ({method_label(group[0])})"
+            columns.append((title, "black", curves.states(ds, mean, group[0])[0].position))
+        for name in group:
+            last = curves.states(ds, mean, name)[-1].position
+            columns.append((method_label(name), curves.learner_style(ds, name).color, last))
+    return columns
+
+
+def _norm(surfaces: list[xr.DataArray]) -> Normalize:
+    """The range of colours of a row; its upper end ignores the largest twentieth of the losses."""
+    losses = np.concatenate([surface.values.ravel() for surface in surfaces])
+    losses = losses[np.isfinite(losses)]
+    if not losses.size:
+        return Normalize(0.0, 1.0)
+    low, high = float(losses.min()), float(np.quantile(losses, 0.95))
+    return Normalize(low, high if high > low else low + 1.0)
+
+
+def _surface(ax: Axes, surface: xr.DataArray, norm: Normalize) -> Any:
+    x, y, losses = (np.asarray(values) for values in (surface["surface_x"], surface["surface_y"], surface))
+    picture = ax.pcolormesh(x, y, losses, cmap=mpl.colormaps["cividis"], norm=norm, shading="nearest", rasterized=True)
+    if np.ptp(losses[np.isfinite(losses)]) > 0:
+        levels = np.linspace(norm.vmin or 0.0, norm.vmax or 1.0, 10)
+        ax.contour(x, y, losses, levels=levels, colors="black", linewidths=0.5)
+    ax.set_xticks([-1, 0, 1])
+    ax.set_yticks([-1, 0, 1])
+    ax.set_aspect("equal")
+    ax.grid(visible=False)
+    return picture

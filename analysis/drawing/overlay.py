@@ -1,0 +1,74 @@
+"""Draws several studies over each other: one panel for each quantity, one colour and marker for each study."""
+
+from collections.abc import Callable, Mapping
+
+import matplotlib as mpl
+import numpy as np
+import xarray as xr
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+
+from analysis.drawing import curves, legend, panels
+from analysis.drawing.references import training_axis
+from analysis.drawing.style import MethodStyle, method_label
+from analysis.drawing.summary import measured, summarise
+from analysis.evaluation import evaluation_scores, has_accuracy
+
+MARKERS = "o^sDvP"
+
+# The quantities by their labels; each is a function of a study's Dataset with the dimensions learner, seed, checkpoint
+# and, for a quantity along the inner loop, task. Step 0 and later steps are never averaged into one number.
+QUANTITIES: Mapping[str, Callable[[xr.Dataset], xr.DataArray]] = {
+    r"$\alpha\rho$, step 0": lambda ds: measured(ds, "alpha_rho").isel(inner_step=0),
+    r"$\alpha\rho$, later steps": lambda ds: (
+        measured(ds, "alpha_rho").isel(inner_step=slice(1, None)).mean("inner_step")
+    ),
+    "query accuracy": lambda ds: evaluation_scores(ds),
+}
+
+
+def styles(studies: Mapping[str, xr.Dataset]) -> dict[str, MethodStyle]:
+    """A colour, from dark to light, and a marker for each study."""
+    ramp, last = mpl.colormaps["viridis"], max(len(studies) - 1, 1)
+    return {
+        name: MethodStyle(to_hex(ramp(0.85 * index / last)), MARKERS[index % len(MARKERS)], "-")
+        for index, name in enumerate(studies)
+    }
+
+
+def draw(studies: Mapping[str, xr.Dataset], learner: str) -> Figure:
+    """Draw the means of one learner over meta-training in every study, with a band over the seeds of each.
+
+    studies: the Datasets by the names of the studies, each of which has the learner.
+    The accuracy is left out if a study has none, because a loss has another scale, and so is a quantity that no study
+    has, as alpha rho of a learner whose steps are not alpha times the gradient.
+    """
+    parts = [ds.sel(learner=[learner]) for ds in studies.values()]
+    quantities = {
+        label: quantity
+        for label, quantity in QUANTITIES.items()
+        if any(bool(quantity(part).notnull().any()) for part in parts)
+    }
+    if not all(has_accuracy(ds) for ds in studies.values()):
+        quantities.pop("query accuracy", None)
+    looks = styles(studies)
+    with panels.grid(len(quantities), xlabel="meta-iteration", share_y=False) as (figure, axes):
+        for (label, quantity), ax in zip(quantities.items(), axes, strict=True):
+            for name, ds in studies.items():
+                summary = summarise(quantity(ds.sel(learner=[learner]))).at(learner=0)
+                curves.curve(ax, ds["checkpoint"].values, summary, style=looks[name], name=name)
+            training_axis(ax, np.unique(np.concatenate([ds["checkpoint"].values for ds in studies.values()])))
+            ax.set_title(label)
+        entries = [legend.entry(name, color=look.color, marker=look.marker) for name, look in looks.items()]
+        panels.outside_legends(figure, entries, [])
+    return figure
+
+
+def caption(studies: Mapping[str, xr.Dataset], learner: str) -> str:
+    """The caption of a figure that ``draw`` made."""
+    counts = {name: summarise(measured(ds.sel(learner=[learner]), "rho")).num_seeds for name, ds in studies.items()}
+    return (
+        f"{method_label(learner)} in each study, over meta-training: means over the tasks of each seed, then over the "
+        "seeds. The bands are the range over the seeds, or with five or more seeds their 95 % Student t interval; thin "
+        f"lines are single seeds. Seeds: {'; '.join(f'{name} {num}' for name, num in counts.items())}."
+    )

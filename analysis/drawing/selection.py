@@ -1,0 +1,119 @@
+"""What a figure shows: whether a study has the figure's variables, and which of its learners are drawn.
+
+A study of twenty learners would fill a panel with lines that cannot be told apart. The rules here leave learners out by
+their settings, and ``shown_sentence`` says in the caption which ones are drawn.
+"""
+
+from collections import Counter
+
+import numpy as np
+import xarray as xr
+
+from analysis.drawing.style import method_label
+from analysis.schema import learner_names, setting, trained_learners
+
+MAX_LINES = 8
+"""The largest number of lines, one for each learner, that share a panel."""
+MAX_PANELS = 12
+"""The largest number of learners that have panels of their own before variants are left out."""
+
+
+def lacks(ds: xr.Dataset, *variables: str) -> str | None:
+    """The reason why a figure of these variables cannot be drawn; None if each of them has at least one value."""
+    for name in variables:
+        if name not in ds:
+            return f"the study does not measure {name}"
+        if not bool(np.isfinite(ds[name]).any()):
+            return f"{name} has no value in this study"
+    return None
+
+
+def family(ds: xr.Dataset, name: str) -> str:
+    """The label that learners share which differ only in SHOT, the penalty and ``first_order``.
+
+    In a Dataset of a version without such labels, a learner shares it with the same learner with SHOT.
+    """
+    return str(setting(ds, "family", name) if "family" in ds.coords else base(ds, name))
+
+
+def base(ds: xr.Dataset, name: str) -> str:
+    """The learner with the same settings but without SHOT and without the penalty: itself, if it has neither."""
+    return str(setting(ds, "without_intervention", name)) or name
+
+
+def is_control(ds: xr.Dataset, name: str) -> bool:
+    """True for an untrained, supervised or label-shuffled control."""
+    return name not in trained_learners(ds) or bool(setting(ds, "control", name))
+
+
+def without_variants(ds: xr.Dataset) -> list[str]:
+    """The learners without those that are another variant of a learner with SHOT, and without those with the penalty.
+
+    Of the learners with SHOT that have the same base, the one with the most common weight of the study is kept.
+    """
+    doses = {name: float(setting(ds, "dose", name)) for name in learner_names(ds)}
+    counts = Counter(dose for dose in doses.values() if dose)
+    kept: dict[str, str] = {}
+    for name, dose in doses.items():
+        if dose == 0.0:
+            continue
+        # A positive weight goes before a negative one, and the first of equal ones stays.
+        rank = (counts[dose], dose > 0)
+        best = kept.setdefault(base(ds, name), name)
+        if rank > (counts[doses[best]], doses[best] > 0):
+            kept[base(ds, name)] = name
+    usual = set(kept.values())
+    return [name for name in doses if not setting(ds, "penalty", name) and (not doses[name] or name in usual)]
+
+
+def for_lines(ds: xr.Dataset) -> xr.Dataset:
+    """The study with the learners whose lines share a panel: all of them, if they are at most ``MAX_LINES``.
+
+    Otherwise variants are left out, and then, if the rest is still too many, every learner that is neither a control
+    nor of the first family.
+    """
+    names = learner_names(ds)
+    if len(names) > MAX_LINES:
+        names = without_variants(ds)
+    if len(names) > MAX_LINES:
+        first = next((name for name in names if not is_control(ds, name)), names[0])
+        first_family = family(ds, first)
+        names = [name for name in names if is_control(ds, name) or family(ds, name) == first_family]
+    return ds.sel(learner=names[:MAX_LINES])
+
+
+def families(ds: xr.Dataset) -> list[xr.Dataset]:
+    """The study in parts whose lines share a panel: the whole study, if its learners are at most ``MAX_LINES``.
+
+    Otherwise there is a part for each family, without variants; all controls are in the first part.
+    """
+    if ds.sizes["learner"] <= MAX_LINES:
+        return [ds]
+    names = without_variants(ds)
+    parts: dict[str, list[str]] = {}
+    for name in names:
+        if not is_control(ds, name):
+            parts.setdefault(family(ds, name), []).append(name)
+    groups = list(parts.values()) or [[]]
+    groups[0] = [name for name in names if name in groups[0] or is_control(ds, name)]
+    return [ds.sel(learner=group) for group in groups]
+
+
+def for_panels(ds: xr.Dataset) -> xr.Dataset:
+    """The study with the learners that have panels or rows of their own: without variants, if there are many."""
+    return ds if ds.sizes["learner"] <= MAX_PANELS else ds.sel(learner=without_variants(ds))
+
+
+def main_learners(ds: xr.Dataset, at_most: int) -> list[str]:
+    """The first trained learners that are no control, from those whose lines share a panel."""
+    shown = for_lines(ds)
+    names = [name for name in trained_learners(shown) if not is_control(shown, name)]
+    return (names or trained_learners(shown) or learner_names(shown))[:at_most]
+
+
+def shown_sentence(ds: xr.Dataset, shown: list[str]) -> str:
+    """The sentence that names the drawn learners of a study; "" if all of its trained learners are drawn."""
+    if set(trained_learners(ds) or learner_names(ds)) <= set(shown):
+        return ""
+    names = ", ".join(map(method_label, shown))
+    return f"Of the study's {ds.sizes['learner']} learners this figure shows {names}."

@@ -1,0 +1,188 @@
+"""Seeds whose results are kept: one small netCDF file per seed, which needs no run beside it.
+
+A study's folder is large: each of its runs has checkpoints, metrics and a zarr store. What claims, figures and report
+read is small. ``write_seed`` puts all runs of one seed, reduced to that, into ``seeds/seed-<k>.nc`` (about 1 MB for 21
+learners), and the facts of these runs into ``seeds/seed-<k>.json``. A folder with such files can be kept in a
+repository. A study that goes on from it (``hessian-tools study --from``) copies them and runs only the rest.
+
+Reduced means: the variables on which the primary claims rest are float32 (``EXACT``). The others are rounded to four
+significant digits (12 bits of the mantissa, which compress well), and all errors to two (8 bits). Variables that are
+large and read only as means over tasks (``MEAN_DIMS``) are kept as this mean with its standard error. The samples of
+single probes and the inner products of gradients are left out, because other variables hold what follows from them.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5netcdf
+import numpy as np
+import xarray as xr
+from xarray.backends import H5NetCDFStore
+
+from analysis.quantities import QUANTITIES, REQUIRED
+from analysis.schema import MEASURED, stack_runs
+from hessian_tools.runs.files import DamagedFileError, read_json, write_atomic, write_json
+
+FOLDER = "seeds"
+MAX_BYTES = 1_400_000  # of a file that is kept in a repository
+LEFT_OUT = ("trace_sample", "gram")  # trace_stderr and rho_random_stderr, gradient_cosine and grad_norm hold the same
+MEAN_DIMS = ("layer", "grid")  # the dimensions of variables that are kept as means over tasks
+MEAN_ERROR = "_stderr_over_tasks"  # the end of the name of the standard error of such a mean
+VALUE_BITS, ERROR_BITS = 12, 8  # of the 23 bits of a mantissa in float32
+EXACT = {variable.name for quantity in REQUIRED for variable in QUANTITIES[quantity].variables} | {
+    *("evaluation_loss", "evaluation_accuracy", "step_size"),
+    *("rho_random", "rho_rotated", "eigenvalue", "eigenvalue_max"),  # with which the primary claims compare rho
+}
+ENCODING = {"zlib": True, "complevel": 9, "shuffle": True}
+
+
+def files(folder: Path, seed: int) -> tuple[Path, Path]:
+    """The files of the numbers and of the facts of a seed in a study's folder."""
+    return folder / FOLDER / f"seed-{seed}.nc", folder / FOLDER / f"seed-{seed}.json"
+
+
+def kept_learners(folder: Path) -> dict[int, tuple[str, ...]]:
+    """The learners whose runs are kept in a folder, by seed; a folder without kept seeds has none."""
+    seeds = sorted(int(file.stem.removeprefix("seed-")) for file in (folder / FOLDER).glob("seed-*.json"))
+    return {seed: tuple(seed_facts(folder, seed)["learners"]) for seed in seeds}
+
+
+def seed_facts(folder: Path, seed: int) -> dict[str, Any]:
+    """What is known of the runs of a kept seed besides their numbers: versions, digests, times; see ``write_seed``."""
+    return read_json(files(folder, seed)[1])
+
+
+def open_seed(folder: Path, seed: int) -> dict[str, xr.Dataset]:
+    """The measurements of a kept seed, as the Dataset of a run for each of its learners.
+
+    Raises DamagedFileError where the file is missing or was changed after it was written.
+    """
+    path, facts = files(folder, seed)[0], seed_facts(folder, seed)
+    refuse_damaged(folder, seed)
+    with xr.open_dataset(path, engine="h5netcdf") as ds:
+        ds = ds.load()
+    for name, values in ds.data_vars.items():
+        if values.dtype.kind == "f":
+            ds[name] = values.astype(np.float64)
+    return {name: ds.sel(learner=name, drop=True) for name in facts["learners"]}
+
+
+def refuse_damaged(folder: Path, seed: int) -> None:
+    """Raise DamagedFileError where the numbers of a kept seed are missing or were changed after they were written."""
+    path = files(folder, seed)[0]
+    problem = "is missing" if not path.exists() else "was changed after it was written"
+    if not path.exists() or _digest(path) != seed_facts(folder, seed)["measurements"]:
+        raise DamagedFileError(f"{path} {problem}; put it back, or keep that seed again with 'hessian-tools keep'")
+
+
+def write_seed(folder: Path, seed: int, runs: Mapping[str, xr.Dataset], facts: Mapping[str, Any]) -> str:
+    """Write the runs of a seed, reduced, and their facts; returns "written", "replaced" or "unchanged".
+
+    runs: the measurements of each learner of the seed. facts: a JSON-like mapping.
+    A file that holds the same numbers and the same facts is left as it is.
+    """
+    path, facts_file = files(folder, seed)
+    one_seed = stack_runs({(name, seed): reduced(run) for name, run in runs.items()}, list(runs))
+    ds = one_seed.isel(seed=0, drop=True).drop_attrs(deep=False).assign_attrs(study=str(facts["study"]), seed=seed)
+    for name, values in ds.data_vars.items():
+        if values.dtype.kind == "f":
+            ds[name] = values.astype(np.float32)
+    encoding: dict[Any, dict[str, Any]] = {name: ENCODING for name, values in ds.data_vars.items() if values.size > 1}
+    before = seed_facts(folder, seed) if facts_file.exists() else None
+    outcome = "written" if before is None else "replaced"
+
+    def write(part: Path) -> None:
+        # The layout of HDF5 1.10 and later takes 1.4 KB a variable besides its numbers; the older one takes 5 KB.
+        with h5netcdf.File(part, "w", libver=("v110", "v110")) as file:
+            ds.dump_to_store(H5NetCDFStore(file), encoding=encoding)
+
+    known = {**facts, "learners": list(runs), "content": _content(ds)}
+    same = before is not None and before == {**known, "measurements": before["measurements"]}
+    if before is not None and same and path.exists() and _digest(path) == before["measurements"]:
+        return "unchanged"
+    write_atomic(path, write)
+    write_json(facts_file, {**known, "measurements": _digest(path)})
+    return outcome
+
+
+def reduced(run: xr.Dataset) -> xr.Dataset:
+    """A run with only what is kept of it; reducing twice changes nothing more. The run is not changed.
+
+    The numbers stay float64, but have values of float32.
+    """
+    errors = {values.attrs.get("error_variable") for values in run.data_vars.values()}
+    is_measured = run["status"] == MEASURED
+    kept: dict[str, xr.DataArray] = {}
+    for name, values in run.drop_vars(LEFT_OUT, errors="ignore").data_vars.items():
+        name = str(name)
+        if values.dtype.kind != "f":
+            kept[name] = values
+            continue
+        if "task" in values.dims and set(values.dims) & set(MEAN_DIMS):
+            values, stderr = _over_tasks(values.where(is_measured))
+            kept[name + MEAN_ERROR] = _float32(stderr, bits=ERROR_BITS)
+        is_error = name in errors or name.endswith(MEAN_ERROR)
+        kept[name] = _float32(values, bits=ERROR_BITS if is_error else None if name in EXACT else VALUE_BITS)
+    ds = xr.Dataset(kept, attrs=run.attrs)
+    if "variables" in ds.attrs:
+        ds.attrs["variables"] = list(kept)
+    for name, coordinate in ds.coords.items():  # a selection of dimensions loses no attributes of the coordinates
+        coordinate.attrs = dict(run[name].attrs)
+    return ds
+
+
+def _over_tasks(values: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
+    """The mean over tasks and its standard error, without the tasks that have no value."""
+    count = values.notnull().sum("task")
+    mean = values.sum("task") / count.where(count > 0)
+    variance = ((values - mean) ** 2).sum("task") / (count - 1).where(count > 1)
+    attrs = dict(values.attrs)
+    attrs.pop("error_variable", None)
+    what = attrs.get("long_name", str(values.name))
+    mean = mean.assign_attrs(attrs, long_name=f"{what} (mean over tasks)", error_variable=f"{values.name}{MEAN_ERROR}")
+    stderr = (variance / count) ** 0.5
+    return mean, stderr.assign_attrs(attrs, long_name=f"{what} (standard error of the mean over tasks)")
+
+
+def _float32(values: xr.DataArray, *, bits: int | None = None) -> xr.DataArray:
+    """The values rounded to float32 and, if ``bits`` is given, to that many bits of the mantissa (ties go up)."""
+    with np.errstate(over="ignore"):
+        array = values.values.astype(np.float32)
+    if bits is not None:
+        unused = 23 - bits
+        code = array.view(np.uint32) if array.ndim else array[None].view(np.uint32)[0]
+        rounded = ((code + np.uint32(1 << (unused - 1))) & np.uint32(0xFFFFFFFF - ((1 << unused) - 1))).astype(
+            np.uint32
+        )
+        array = np.where(np.isfinite(array), np.asarray(rounded).view(np.float32), array)
+    return values.copy(data=array.astype(np.float64))
+
+
+def _content(ds: xr.Dataset) -> str:
+    """The SHA-256 of all names and numbers, which does not depend on how a version of HDF5 lays out a file."""
+    content = hashlib.sha256()
+    for name in sorted(map(str, ds.variables)):
+        values = ds[name].values
+        data = "\0".join(map(str, values)).encode() if values.dtype.kind in "OUT" else values.tobytes()
+        content.update(f"{name} {values.dtype} {values.shape} ".encode() + data)
+    return content.hexdigest()
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def runs_of(folder: Path, wanted: Iterable[tuple[str, int]]) -> dict[tuple[str, int], xr.Dataset]:
+    """The measurements of those runs (learner, seed) among ``wanted`` that are kept in a folder."""
+    wanted = list(wanted)
+    by_seed: dict[int, Sequence[str]] = {}
+    for learner, seed in wanted:
+        by_seed[seed] = [*by_seed.get(seed, ()), learner]
+    runs = {}
+    for seed, names in by_seed.items():
+        for name, run in open_seed(folder, seed).items():
+            if name in names:
+                runs[name, seed] = run
+    return runs

@@ -1,0 +1,83 @@
+"""The factors by which the inner loop stretches the distance between two nearby starting points."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from analysis.quantities.points import Points, Values
+from analysis.quantities.quantity import Quantity
+from analysis.schema import Sizes, task_variable
+from hessian_tools.curvature import adaptation_jacobian, singular_values
+from hessian_tools.inner.parameters import moved_part, step_sizes
+from hessian_tools.inner.steps import PLAIN
+
+COUNT = 2
+
+
+def measure(points: Points) -> Values:
+    """The two largest singular values of J = d theta_K / d theta_0, each with the distance to an exact one.
+
+    J is that of all of the network's parameters, also where the inner loop moves some of them alone. It is not defined
+    for inner loops whose step is not a fixed multiple of the gradient, entry by entry.
+    """
+    learner, tasks = points.learner, len(points.thetas)
+    if learner.latent is not None or learner.rule != PLAIN:
+        undefined = points.thetas.new_full((tasks, COUNT), torch.nan)
+        return {"adaptation_singular_value": undefined, "adaptation_singular_value_residual": undefined.clone()}
+    K = points.trajectory.steps
+    # The points from which the K steps were taken; theta_K is not among them.
+    starts = torch.arange(tasks * (K + 1), device="cpu").reshape(tasks, K + 1)[:, :-1].flatten()
+    found = singular_values(
+        adaptation_jacobian(points.hessian.select(starts), _step_sizes(points), steps=K),
+        k=COUNT,
+        rtol=points.level.tolerance,
+        seed=points.seed,
+        max_matvecs=points.level.max_matvecs,
+        copies=False,
+    )
+    return {"adaptation_singular_value": found.values, "adaptation_singular_value_residual": found.error}
+
+
+def _step_sizes(points: Points) -> float | Tensor:
+    """The step size alpha, or one for each parameter [task, step, param], which is 0 where the loop does not move."""
+    learner, loss, theta = points.learner, points.loss, points.meta_theta.detach()
+    sizes = step_sizes(learner, loss, theta)
+    part = moved_part(learner, loss, device=theta.device)
+    if part is None and not isinstance(sizes, Tensor):
+        return sizes
+    each = theta.new_zeros(loss.layout.numel)
+    positions = torch.arange(len(each), device=theta.device) if part is None else part.positions
+    each[positions] = sizes
+    return each.expand(len(points.thetas), points.trajectory.steps, -1)
+
+
+def coords(_sizes: Sizes) -> Mapping[str, np.ndarray]:
+    """The positions of the singular values, from the largest on."""
+    return {"singular_index": np.arange(COUNT)}
+
+
+QUANTITY = Quantity(
+    name="adaptation",
+    title="stretch of the inner loop",
+    formula="largest singular values of J = d theta_K / d theta_0 = (I - alpha H_{K-1}) ... (I - alpha H_0)",
+    variables=(
+        task_variable(
+            "adaptation_singular_value",
+            "largest singular values of d theta_K / d theta_0, by which the distance of nearby starts grows",
+            "singular_index",
+            error="adaptation_singular_value_residual",
+        ),
+        task_variable(
+            "adaptation_singular_value_residual",
+            "distance within which at least one exact singular value lies",
+            "singular_index",
+        ),
+    ),
+    measure=measure,
+    library="hessian_tools.adaptation_jacobian, hessian_tools.singular_values",
+    cost="at most 2 (max_matvecs + 3) at each point from which a step is taken",
+    level="full",
+    coords=coords,
+)

@@ -1,0 +1,66 @@
+"""The Gauss-Newton part of the curvature, along the gradient and along the top eigenvector."""
+
+import torch
+
+from analysis.quantities.points import Points, Values
+from analysis.quantities.quantity import Quantity
+from analysis.schema import point_variable
+from hessian_tools.curvature import (
+    curvature_along,
+    gauss_newton,
+    gauss_newton_share,
+    gauss_newton_spectrum,
+    product_asymmetry,
+    rounding_error,
+)
+
+
+def measure(points: Points) -> Values:
+    """g'Gg / g'g, and v'Gv / v'Hv for the eigenvector v of H whose eigenvalue is largest in magnitude.
+
+    G = J'BJ is the Hessian without the curvature of the network itself; it is never negative. The error of the first
+    is that of rho, with Hg as the other direction; see ``gradient_curvature``. The error of the second is the bound
+    that follows from the residuals and from the gap to the next eigenvalue; where that bound says nothing, it is large.
+    """
+    thetas, batch = points.thetas.flatten(0, 1), points.at_points(points.batch or points.support)
+    g, hg = points.gradients, points.products.hg
+    G = gauss_newton(points.loss, thetas, batch)
+    gg, ghg = points.unflatten(G @ torch.stack([g, hg], -1).flatten(0, 1)).unbind(-1)
+    curvature = curvature_along(g, gg)
+    error = rounding_error(curvature.hg_ratio, product_asymmetry(gg, g, ghg[..., None], hg[..., None]))
+    spectrum = gauss_newton_spectrum(points.loss, thetas, batch, vectors=True)
+    share = gauss_newton_share(points.extremes.magnitude, spectrum)
+    return {
+        "rho_gauss_newton": curvature.rho,
+        "rho_gauss_newton_error": error,
+        "gauss_newton_share": points.unflatten(share.share[..., 0]),
+        "gauss_newton_share_error": points.unflatten(share.share_error[..., 0]),
+    }
+
+
+QUANTITY = Quantity(
+    name="gauss_newton",
+    title="Gauss-Newton part of the curvature",
+    formula="g'Gg / g'g with G = J'BJ; v'Gv / v'Hv for the top eigenvector v of H",
+    variables=(
+        point_variable(
+            "rho_gauss_newton",
+            "Gauss-Newton part g'Gg / g'g of the curvature along the gradient",
+            error="rho_gauss_newton_error",
+        ),
+        point_variable("rho_gauss_newton_error", "float32 error of g'Gg / g'g, estimated as the error of rho is"),
+        point_variable(
+            "gauss_newton_share",
+            "share v'Gv / v'Hv of the Gauss-Newton matrix in the eigenvalue of largest magnitude",
+            error="gauss_newton_share_error",
+        ),
+        point_variable(
+            "gauss_newton_share_error", "bound on the error of that share, from residuals and from the eigenvalue gap"
+        ),
+    ),
+    measure=measure,
+    library="hessian_tools.gauss_newton, hessian_tools.gauss_newton_spectrum, hessian_tools.gauss_newton_share",
+    cost="2 with the Gauss-Newton matrix, a backward pass for each example and output, and one more eigenpair",
+    reference="Schraudolph 2002; Martens 2020; Davis, Kahan 1970",
+    eigenvectors=True,
+)

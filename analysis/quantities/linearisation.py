@@ -1,0 +1,36 @@
+"""How far the inner loop moves the network's outputs as a model that is linear in the parameters would."""
+
+from torch import Tensor
+
+from analysis.quantities.each_task import Task, each_task
+from analysis.quantities.points import Points, Values
+from analysis.quantities.quantity import Quantity
+from analysis.schema import task_variable
+from hessian_tools.curvature import linearisation_error
+
+
+def measure(points: Points) -> Values:
+    """The error of the first-order expansion of the query outputs around theta_0, at theta_K."""
+
+    def error(task: Task) -> Tensor:
+        x = task.query[0]
+        return linearisation_error(lambda theta: points.loss.outputs(theta, x), task.thetas[0], task.thetas[-1])
+
+    return {"linearisation_error": each_task(points, error)}
+
+
+QUANTITY = Quantity(
+    name="linearisation",
+    title="error of the linearised model",
+    formula="|f(theta_K) - f_lin(theta_K)| / |f(theta_K) - f(theta_0)| of the query outputs f",
+    variables=(
+        task_variable(
+            "linearisation_error",
+            "error of the query outputs' first-order expansion around theta_0, relative to how far they move",
+        ),
+    ),
+    measure=measure,
+    library="hessian_tools.curvature.linearisation_error",
+    cost="none; two forward and two backward passes over the query set for each task",
+    products=False,
+)

@@ -1,0 +1,63 @@
+"""The largest eigenvalue, the trace and the Frobenius norm in coordinates in which filters have unit norm."""
+
+from analysis.quantities.points import Points, Values
+from analysis.quantities.quantity import Quantity
+from analysis.quantities.trace import trace_and_frobenius
+from analysis.schema import point_variable
+from hessian_tools.curvature import top_eigenpairs
+
+
+def measure(points: Points) -> Values:
+    """The largest algebraic eigenvalue, the trace and the Frobenius norm of D H D, each with its error.
+
+    D is the diagonal matrix of filter norms, ``products.scale``. D H D does not change when a filter that is followed
+    by a normalisation is rescaled, so weights that grow do not lower these numbers. The probes are those of the trace.
+    """
+    scaled = points.hessian.scaled(points.products.scale.flatten(0, 1))
+    pairs = top_eigenpairs(
+        scaled,
+        k=1,
+        which="LA",
+        rtol=points.level.tolerance,
+        seed=points.seed,
+        max_matvecs=points.level.max_matvecs,
+    )
+    z = points.probes.unsqueeze(1).expand_as(points.products.hz)
+    trace, frobenius, frobenius_stderr = trace_and_frobenius(z, points.unflatten(scaled @ z.flatten(0, 1)))
+    return {
+        "lambda_max_normalised": points.unflatten(pairs.values[..., 0]),
+        "lambda_max_normalised_residual": points.unflatten(pairs.residuals[..., 0]),
+        "trace_normalised": trace.value,
+        "trace_normalised_stderr": trace.stderr,
+        "frobenius_normalised": frobenius,
+        "frobenius_normalised_stderr": frobenius_stderr,
+    }
+
+
+QUANTITY = Quantity(
+    name="normalised_spectrum",
+    title="largest eigenvalue, trace and Frobenius norm at unit filter norm",
+    formula="D H D v = lambda v; tr D H D; |D H D|_F; D holds the filters' norms where a normalisation follows, else 1",
+    variables=(
+        point_variable(
+            "lambda_max_normalised",
+            "largest algebraic eigenvalue of D H D, in coordinates in which filters have unit norm",
+            error="lambda_max_normalised_residual",
+        ),
+        point_variable("lambda_max_normalised_residual", "|DHDv - lambda v| of the largest eigenvalue of D H D"),
+        point_variable(
+            "trace_normalised", "trace of D H D, mean over Rademacher probes", error="trace_normalised_stderr"
+        ),
+        point_variable("trace_normalised_stderr", "standard error of the trace of D H D"),
+        point_variable(
+            "frobenius_normalised",
+            "Frobenius norm |D H D|_F, from the Rademacher probes",
+            error="frobenius_normalised_stderr",
+        ),
+        point_variable("frobenius_normalised_stderr", "standard error of the Frobenius norm of D H D"),
+    ),
+    measure=measure,
+    library="hessian_tools.Operator.scaled, hessian_tools.top_eigenpairs",
+    cost="at most max_matvecs of the study's level, and one for each probe",
+    level="full",
+)

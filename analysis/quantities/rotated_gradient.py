@@ -1,0 +1,45 @@
+"""The curvature along random rotations of the gradient, a null hypothesis for the curvature along the gradient."""
+
+import torch
+
+from analysis.quantities.points import Points, Values
+from analysis.quantities.quantity import Quantity
+from analysis.schema import point_variable
+from hessian_tools.curvature import curvature_along, estimate_of, random_rotations
+
+
+def measure(points: Points) -> Values:
+    """The mean of v'Hv / v'v over random vectors v that have the norm of g in each parameter tensor.
+
+    There are as many vectors as the level has probes. A task has the same directions at all inner steps, at all
+    checkpoints and for all learners; only their lengths within the tensors follow the gradient. Where the inner loop
+    moves some tensors only, v is zero in the others, as g is. The error is that of the mean over the vectors.
+    """
+    rotated = [
+        random_rotations(
+            points.loss.layout, g, points.level.probes, seed=points.task_seed, path=("rotated_gradient", task)
+        )
+        for task, g in zip(points.tasks, points.gradients, strict=True)
+    ]
+    v = torch.stack(rotated)
+    hv = points.unflatten(points.hessian @ v.flatten(0, 1))
+    rho = estimate_of(curvature_along(v.mT, hv.mT).rho)
+    return {"rho_rotated": rho.value, "rho_rotated_stderr": rho.stderr}
+
+
+QUANTITY = Quantity(
+    name="rotated_gradient",
+    title="curvature along random rotations of the gradient",
+    formula="v'Hv / v'v, mean over random v with |v_l| = |g_l| in each parameter tensor l",
+    variables=(
+        point_variable(
+            "rho_rotated",
+            "curvature along random rotations of g within each parameter tensor, mean over rotations",
+            error="rho_rotated_stderr",
+        ),
+        point_variable("rho_rotated_stderr", "standard error of the mean of rho over random rotations of g"),
+    ),
+    measure=measure,
+    library="hessian_tools.curvature.random_rotations, .curvature_along",
+    cost="one for each rotation, of which there are as many as probes",
+)

@@ -1,0 +1,59 @@
+"""Whether the ends of one large and of K small steps differ along H g, as the expansion for small steps says."""
+
+import torch
+from torch import Tensor
+
+from analysis.quantities.each_task import Task, cosine_and_ratio, each_task
+from analysis.quantities.points import Points, Values
+from analysis.quantities.quantity import Quantity
+from analysis.schema import task_variable
+from hessian_tools.curvature import small_step_difference
+from hessian_tools.inner.parameters import moved_part
+
+
+def measure(points: Points) -> Values:
+    """The actual theta_reference - theta_target for T = 1 and R = K, compared with (tau^2 / 2)(1/T - 1/R) H g.
+
+    Both loops take the total time tau = alpha K, and H g is that at theta_0. The difference is computed as
+    alpha sum_k (g_0 - g_k), because the difference of the parameters loses digits for small steps. Where the inner loop
+    moves some parameters alone, H is that of these parameters. Not defined for K = 1, where both loops are one.
+    """
+    steps, alpha = points.trajectory.steps, points.step_size
+    if points.learner.why_no_alpha or steps == 1:
+        undefined = points.thetas.new_full((2, len(points.thetas)), torch.nan)
+        return {"shot_direction_cosine": undefined[0], "shot_direction_ratio": undefined[1]}
+    part = moved_part(points.learner, points.loss, device=points.thetas.device)
+
+    def compared(task: Task) -> Tensor:
+        gradients = points.trajectory_gradients[task.index]
+        actual = alpha * (gradients[0] - gradients[:-1]).sum(0)
+        predicted = small_step_difference(
+            points.products.hg[task.index, 0], tau=alpha * steps, target_steps=1, reference_steps=steps
+        )
+        if part is not None:
+            actual, predicted = part.take(actual), part.take(predicted)
+        return cosine_and_ratio(actual, predicted)
+
+    cosine, ratio = each_task(points, compared, 2).unbind(-1)
+    return {"shot_direction_cosine": cosine, "shot_direction_ratio": ratio}
+
+
+QUANTITY = Quantity(
+    name="shot_direction",
+    title="SHOT's difference against its small-step expansion",
+    formula="theta_R - theta_T against (tau^2 / 2)(1/T - 1/R) H g at theta_0, for T = 1, R = K, tau = alpha K",
+    variables=(
+        task_variable(
+            "shot_direction_cosine",
+            "cosine between theta_R - theta_T and its small-step expansion (tau^2 / 2)(1/T - 1/R) H g, T = 1, R = K",
+        ),
+        task_variable(
+            "shot_direction_ratio",
+            "norm of theta_R - theta_T relative to that of its small-step expansion, T = 1, R = K",
+        ),
+    ),
+    measure=measure,
+    library="hessian_tools.curvature.small_step_difference",
+    cost="H g at theta_0, which other quantities compute as well",
+    reference="Barrett, Dherin 2021 (drift of gradient descent)",
+)

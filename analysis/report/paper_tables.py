@@ -1,0 +1,329 @@
+"""Tables that put a study's accuracies beside those of the method's paper (``paper_numbers``).
+
+The paper's data are not those of a study, and its budgets are larger; every caption says so. What can be compared is
+the direction and the size of the differences, not the accuracies.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from analysis.config import LearnerConfig, StudyConfig
+from analysis.drawing import selection
+from analysis.drawing.style import method_label
+from analysis.evaluation import evaluation_scores, has_accuracy
+from analysis.report import paper_numbers as paper
+from analysis.report.page import DASH, MINUS, Html, element, row, table
+from analysis.schema import learner_names, setting, shot_pairs
+from analysis.statistics import Interval, mean_interval, seed_means
+
+DISTANCES = {
+    "kl_reference_target": "KL divergence",
+    "cross_entropy": "cross-entropy",
+    "l2_parameters": "L2 of parameters",
+}
+SHOT_LABELS = {"": "without SHOT", "SHOT_r": "SHOT as a penalty (SHOT_r)", "SHOT_p": "SHOT in pre-training (SHOT_p)"}
+
+
+def paper_section(ds: xr.Dataset, config: StudyConfig, *, confidence: float = 0.95) -> list[Html]:
+    """The heading and the tables for which a study has learners; nothing for regression, or where it has none.
+
+    ds: the measurements of the study. config: its settings, from which the learners are recognised.
+    """
+    if not has_accuracy(ds):
+        return []
+    study = _Accuracies(ds, config, confidence)
+    makers = (_transfer,) if config.data.test_path else (_learners, _distances, _weights, _steps, _distance_alone, _leo)
+    tables = [made for made in (make(study) for make in makers) if made is not None]
+    if not tables:
+        return []
+    return [element("h2", "Beside the paper's numbers"), element("p", study.budgets()), *tables]
+
+
+class _Accuracies:
+    """A study's accuracies and settings, as the tables need them."""
+
+    def __init__(self, ds: xr.Dataset, config: StudyConfig, confidence: float) -> None:
+        self.ds, self.config, self.confidence = ds, config, confidence
+        self.scores = 100 * evaluation_scores(ds).transpose("learner", "seed", "checkpoint", "evaluation_task")
+        # A control or a learner with the penalty on the curvature is none of the paper's.
+        self.names = [
+            name
+            for name in learner_names(ds)
+            if not selection.is_control(ds, name) and not setting(ds, "penalty", name)
+        ]
+        self.shots = config.data.shots
+
+    def settings(self, name: str) -> LearnerConfig:
+        """The settings of a learner."""
+        return self.config.learners[name]
+
+    def method(self, name: str) -> str:
+        """The name of the method in the paper: the algorithm, or fomaml for first-order MAML."""
+        settings = self.settings(name)
+        return "fomaml" if settings.algorithm == "maml" and settings.first_order else settings.algorithm
+
+    def use_of_shot(self, name: str) -> str:
+        """How a learner uses SHOT; see ``SHOT_LABELS``."""
+        settings = self.settings(name)
+        if settings.start and self.settings(settings.start).pretraining is not None:
+            return "SHOT_p"
+        return "SHOT_r" if settings.shot is not None else ""
+
+    def accuracy(self, name: str, *, first: bool = False) -> Interval:
+        """The mean accuracy over tasks and seeds at the last checkpoint (or the first one), in %."""
+        scores = self.scores.sel(learner=name)
+        known = scores.notnull().any(["seed", "evaluation_task"]).values.nonzero()[0]
+        if not known.size:
+            return mean_interval(scores.values[:, :0], confidence=self.confidence)
+        at = scores.isel(checkpoint=int(known[0 if first else -1]))
+        return mean_interval(seed_means(at.values), confidence=self.confidence)
+
+    def cell(self, name: str, *, first: bool = False) -> Html:
+        """The mean accuracy of a learner, ± half the width of its interval over seeds."""
+        return _number_cell(self.accuracy(name, first=first))
+
+    def paper(self, pair: paper.Pair | None) -> str:
+        """The paper's accuracy for the study's number of support images, or both if it has neither."""
+        if pair is None:
+            return DASH
+        return f"{pair[(1, 5).index(self.shots)]:.2f}" if self.shots in (1, 5) else f"{pair[0]:.2f} / {pair[1]:.2f}"
+
+    @property
+    def paper_shots(self) -> str:
+        """The number of support images per class to which the paper's accuracies belong."""
+        return f"{self.shots}-shot" if self.shots in (1, 5) else "1-shot / 5-shot"
+
+    @property
+    def data(self) -> str:
+        """The name of the study's data."""
+        return Path(self.config.data.source).stem
+
+    def paper_head(self, data: str) -> str:
+        """The heading of a column of the paper's numbers on one of its data sets."""
+        same = data.lower() in self.data.lower()
+        return f"Paper, {data}, {self.paper_shots}" + ("" if same else " (other data)")
+
+    @property
+    def our_head(self) -> str:
+        """The heading of the column of our numbers."""
+        return f"Here, {self.data}, {self.shots}-shot, %"
+
+    def budgets(self) -> str:
+        """The sentences on what the numbers of the paper and of this study rest on."""
+        config, network_config = self.config, self.config.network
+        width = f" of width {network_config.width}" if network_config.name == "conv4" else ""
+        seeds = self.scores.sizes["seed"]
+        of_paper = paper.BUDGETS["resnet12" if network_config.name == "resnet12" else "conv4"]
+        return (
+            f"The paper (Lee, Yoo, Kwak 2023): {of_paper}; the number of seeds is not given. Here: "
+            f"{network_config.name}{width}, {int(self.ds['checkpoint'][-1]):,} meta-iterations of "
+            f"{config.train.meta_batch} tasks, {self.scores.sizes['evaluation_task']:,} held-out tasks of each of "
+            f"{seeds} seeds; mean ± half the width of the {100 * self.confidence:g} % Student t interval over seeds. "
+            "Compare differences, not accuracies."
+        )
+
+
+def _learners(study: _Accuracies) -> Html | None:
+    """The paper's main result: every learner without and with SHOT. For ResNet-12 the paper has MAML alone."""
+    resnet = study.config.network.name == "resnet12"
+    data = paper.DATA[:3] if resnet else paper.DATA
+    found: dict[tuple[str, str], str] = {}
+    for name in study.names:
+        if study.settings(name).pretraining is None:
+            found.setdefault((study.method(name), study.use_of_shot(name)), name)
+    known = {key: pairs for key, pairs in paper.LEARNERS.items() if key in found}
+    if resnet:
+        known = {("maml", use): pairs for use, pairs in paper.RESNET12.items() if ("maml", use) in found}  # type: ignore[misc]
+    if not known:
+        return None
+    rows = [
+        row((_learner_label(*key), *map(study.paper, pairs), study.cell(found[key]), _difference(study, found[key])))
+        for key, pairs in known.items()
+    ]
+    caption = (
+        "Accuracy of each learner without and with SHOT: the paper's main result (its Table 1) and its results for "
+        "other learners. The last column is the mean difference, over paired tasks, from the same learner without "
+        "SHOT. "
+        if not resnet
+        else "Accuracy of MAML with ResNet-12, without and with SHOT. "
+    )
+    header = ("Learner", *map(study.paper_head, data), study.our_head, "Here, SHOT minus without, % points")
+    return table(header, rows, caption=caption.rstrip(), wide=True)
+
+
+def _transfer(study: _Accuracies) -> Html | None:
+    """Table 3 of the paper: MAML without and with SHOT, trained on one data set and tested on another."""
+    pairs: dict[str, str] = {}
+    for name in study.names:
+        if study.method(name) == "maml":
+            pairs.setdefault(study.use_of_shot(name), name)
+    if not {"", "SHOT_r"} <= set(pairs):
+        return None
+    rows = [
+        row(
+            (
+                f"{source} → {target}",
+                "paper, 5-shot (other data)",
+                f"{without:.2f}",
+                f"{with_shot:.2f}",
+                f"{with_shot - without:+.2f}",
+            )
+        )
+        for (source, target), (without, with_shot) in paper.TRANSFER.items()
+    ]
+    test_data = Path(study.config.data.test_path or "").stem
+    ours = (
+        f"{study.data} → {test_data}",
+        f"here, {study.shots}-shot",
+        study.cell(pairs[""]),
+        study.cell(pairs["SHOT_r"]),
+    )
+    rows.append(row((*ours, _difference(study, pairs["SHOT_r"])), css="total"))
+    caption = (
+        "MAML without and with SHOT, trained on one data set and tested on the classes of another, accuracy in % "
+        "(Table 3 of the paper). miniImageNet and tieredImageNet share classes, so the paper's rows between them are "
+        "contaminated."
+    )
+    header = ("Trained → tested", "Whose", "MAML", "MAML + SHOT", "Difference, % points")
+    return table(header, rows, caption=caption)
+
+
+def _distances(study: _Accuracies) -> Html | None:
+    """The paper's comparison of SHOT's distances."""
+    for base, variants in _variants(study).items():
+        by_distance: dict[str, str] = {}
+        for name, shot in variants.items():
+            by_distance.setdefault(shot.distance, name)
+        if len(by_distance) < 2:
+            continue
+        rows = [
+            row(
+                (
+                    DISTANCES.get(kind, kind.replace("_", " ")),
+                    study.paper(paper.DISTANCES.get(kind)),
+                    *_both(study, name),
+                )
+            )
+            for kind, name in by_distance.items()
+        ]
+        return _variant_table(study, base, "SHOT's distance", "the distance that SHOT penalises", "mini", rows)
+    return None
+
+
+def _weights(study: _Accuracies) -> Html | None:
+    """The paper's sweep over the weight of SHOT."""
+    for base, variants in _variants(study).items():
+        by_weight: dict[float, str] = {0.0: base}
+        for name, shot in variants.items():
+            by_weight.setdefault(shot.weight, name)
+        if len(by_weight) < 3:
+            continue
+        rows = []
+        for weight in sorted(by_weight.keys() | paper.WEIGHTS.keys()):
+            number = f"{paper.WEIGHTS[weight]:.2f}" if weight in paper.WEIGHTS else DASH
+            ours = _both(study, by_weight[weight]) if weight in by_weight else (DASH, DASH)
+            rows.append(row((f"{weight:g}".replace("-", MINUS, 1) if weight < 0 else f"{weight:g}", number, *ours)))
+        what = "the weight of SHOT, of which the paper has the positive ones"
+        return _variant_table(study, base, "Weight", what, "mini", rows, paper_shots="5-shot")
+    return None
+
+
+def _steps(study: _Accuracies) -> Html | None:
+    """The paper's variation of the numbers of steps of SHOT's target and reference."""
+    for base, variants in _variants(study).items():
+        by_steps: dict[tuple[int, int], str] = {}
+        for name, shot in variants.items():
+            by_steps.setdefault(shot.counts(study.config.inner.steps), name)
+        if len(by_steps) < 2:
+            continue
+        rows = [
+            row((f"T = {steps[0]}, R = {steps[1]}", study.paper(paper.STEPS.get(steps)), *_both(study, name)))
+            for steps, name in sorted(by_steps.items())
+        ]
+        what = "the numbers of steps of SHOT's target (T) and reference (R)"
+        return _variant_table(study, base, "Steps", what, "mini", rows)
+    return None
+
+
+def _distance_alone(study: _Accuracies) -> Html | None:
+    """The paper's training by SHOT's distance alone, without query labels."""
+    name = next((name for name in study.names if study.settings(name).pretraining is not None), None)
+    if name is None:
+        return None
+    untrained, alone = paper.DISTANCE_ALONE
+    rows = [
+        row(("untrained network", study.paper(untrained), study.cell(name, first=True))),
+        row(("after training by SHOT's distance alone", study.paper(alone), study.cell(name))),
+    ]
+    caption = (
+        "One of the paper's further results: the untrained network, and the network after training by SHOT's distance "
+        "alone, which sees no query labels."
+    )
+    return table(("Network", study.paper_head("mini"), study.our_head), rows, caption=caption)
+
+
+def _leo(study: _Accuracies) -> Html | None:
+    """The paper's LEO without and with SHOT."""
+    found = {study.use_of_shot(name): name for name in reversed(study.names) if study.method(name) == "leo"}
+    rows = [
+        row((_learner_label("leo", use), study.paper(pair), *_both(study, found[use])))
+        for use, pair in paper.LEO.items()
+        if use in found
+    ]
+    if not rows:
+        return None
+    caption = "One of the paper's further results: LEO without and with SHOT."
+    header = ("Learner", study.paper_head("mini"), study.our_head, "Here, SHOT minus without, % points")
+    return table(header, rows, caption=caption)
+
+
+def _variants(study: _Accuracies) -> dict[str, dict[str, Any]]:
+    """For each learner without SHOT, the learners that differ from it only in SHOT as a penalty, with its settings."""
+    variants: dict[str, dict[str, Any]] = {}
+    for name, base in shot_pairs(study.ds):
+        if name in study.names and study.use_of_shot(name) == "SHOT_r":
+            variants.setdefault(base, {})[name] = study.settings(name).shot
+    return variants
+
+
+def _variant_table(
+    study: _Accuracies, base: str, column: str, what: str, data: str, rows: Sequence[Html], *, paper_shots: str = ""
+) -> Html:
+    head = study.paper_head(data)
+    if paper_shots:
+        head = head.replace(study.paper_shots, paper_shots)
+    caption = (
+        f"One of the paper's further results: {what}; the paper's for MAML, ours for {method_label(base)}. The last "
+        f"column is the mean difference, over paired tasks, from {method_label(base)} without SHOT."
+    )
+    header = (column, head, study.our_head, "Here, SHOT minus without, % points")
+    return table(header, rows, caption=caption)
+
+
+def _both(study: _Accuracies, name: str) -> tuple[Html, Html]:
+    return study.cell(name), _difference(study, name)
+
+
+def _difference(study: _Accuracies, name: str) -> Html:
+    """The mean difference from the same learner without SHOT, ± half the width of its interval over seeds."""
+    base = dict(shot_pairs(study.ds)).get(name)
+    if base is None:
+        return element("span", DASH, css="num")
+    last = study.scores.isel(checkpoint=-1)
+    differences = (last.sel(learner=name) - last.sel(learner=base)).transpose("seed", "evaluation_task").values
+    return _number_cell(mean_interval(seed_means(differences), confidence=study.confidence), signed=True)
+
+
+def _number_cell(interval: Interval, *, signed: bool = False) -> Html:
+    if not interval.num:
+        return element("span", DASH, css="num")
+    text = f"{interval.mean:{'+' if signed else ''}.1f}".replace("-", MINUS)
+    half = (interval.high - interval.low) / 2
+    return element("span", f"{text} ± {half:.1f}" if interval.num > 1 else text, css="num")
+
+
+def _learner_label(method: str, use: str) -> str:
+    return f"{method_label(method)}, {SHOT_LABELS[use]}"

@@ -1,0 +1,167 @@
+"""Tests of which figures and learners of a study are shown, and of what the newer figures draw."""
+
+import numpy as np
+import pytest
+import xarray as xr
+from figure_contents import large_study, line, study_to_draw, with_further_variables
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from simulated_studies import simulated_study
+
+from analysis.drawing import selection
+from analysis.drawing.figures import FIGURES, figures_of, left_out
+from analysis.drawing.summary import measured, summarise
+from analysis.evaluation import evaluation_scores
+from analysis.schema import LATER_COORDINATES, learner_names
+
+
+@pytest.fixture(scope="module")
+def large() -> xr.Dataset:
+    return large_study()
+
+
+@pytest.fixture(scope="module")
+def ds() -> xr.Dataset:
+    return with_further_variables(study_to_draw())
+
+
+# ---- which figures and which learners
+
+
+def test_a_figure_that_lacks_a_variable_is_left_out_with_the_reason(ds):
+    assert left_out(ds) == {"dose_response": "no learner of the study has 3 or more weights of SHOT or of the penalty"}
+    assert "spectra" not in figures_of(ds.drop_vars("density"))
+    assert left_out(ds.drop_vars("density"))["spectra"] == "the study does not measure density"
+    assert left_out(ds.assign(density=ds["density"] * np.nan))["spectra"] == "density has no value in this study"
+    # Without norms there is still the curvature of each tensor.
+    assert "layers" in figures_of(ds.drop_vars("layer_norm"))
+    assert "layers" not in figures_of(ds.drop_vars(["layer_norm", "rho_layer"]))
+
+
+def test_lines_of_many_learners_are_those_of_the_first_family_and_the_controls(large, ds):
+    assert learner_names(selection.for_lines(ds)) == learner_names(ds)
+    shown = ["untrained", "supervised", "shuffled", "maml", "maml-shot", "fomaml", "fomaml-shot"]
+    assert learner_names(selection.for_lines(large)) == shown
+    assert selection.main_learners(large, 3) == ["maml", "maml-shot", "fomaml"]
+    kept = selection.without_variants(large)
+    assert len(kept) == 15
+    assert not any("penalty" in name or name.endswith(("01", "1")) for name in kept)
+    assert [len(learner_names(part)) for part in selection.families(large)] == [7, 2, 2, 2, 2]
+    assert "this figure shows untrained, supervised" in FIGURES["alpha_rho"].caption(large)
+    assert "this figure shows" not in FIGURES["alpha_rho"].caption(ds)
+
+
+def test_without_the_coordinates_of_a_later_version_a_family_is_a_learner_and_the_same_with_shot():
+    names = [name + end for name in ("maml", "fomaml", "anil", "boil", "reptile") for end in ("", "-shot")]
+    study = simulated_study(learners=["untrained", *names], seeds=(0,), tasks=2, evaluation_tasks=2)
+    study = study.drop_vars(LATER_COORDINATES)
+    assert learner_names(selection.for_lines(study)) == ["untrained", "maml", "maml-shot"]
+    assert selection.without_variants(study) == ["untrained", *names]
+
+
+# ---- each learner against its own start
+
+
+def test_a_learner_with_another_inner_loop_has_a_line_at_its_own_untrained_network():
+    study = simulated_study(learners=("untrained", "maml", "anil"), tasks=4, seeds=(0, 1), evaluation_tasks=4)
+    study["alignment"] = study["alignment"] * xr.where(study["learner"] == "anil", 2.0, 1.0)
+    figure = FIGURES["alignment"].draw(study)
+    own = float(summarise(measured(study, "alignment")).mean.sel(learner="anil", checkpoint=0))
+    np.testing.assert_allclose(line(figure.axes[1], "untrained:anil").get_ydata(), own)
+    assert not any(drawn.get_gid() == "untrained:maml" for drawn in figure.axes[1].lines)  # the control has that line
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "untrained, adapted as ANIL" in texts
+    assert texts.count("untrained") == 1
+
+
+def test_a_map_of_tensors_has_the_ratio_to_the_learners_own_start(large):
+    figure = FIGURES["layers"].draw(large)
+    rows = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    rho = summarise(measured(large, "rho_layer")).mean.sel(learner="anil", layer=2).isel(inner_step=0)
+    expected = float(rho.isel(checkpoint=-1) / rho.isel(checkpoint=0))
+    cell = next(text for text in figure.axes[0].texts if text.get_gid() == f"{rows.index('ANIL')}:2")
+    assert float(cell.get_text()) == pytest.approx(expected, abs=0.006)
+
+
+# ---- what the figures draw
+
+
+def test_dose_response_draws_every_weight_with_its_seeds(large):
+    figure = FIGURES["dose_response"].draw(large)
+    axes = np.array(figure.axes).reshape(3, 2)
+    doses = [-0.1, -0.01, 0.0, 0.01, 0.1, 1.0]
+    names = ["maml-shot--0.1", "maml-shot--0.01", "maml", "maml-shot-0.01", "maml-shot", "maml-shot-1"]
+    curvature = measured(large, "alpha_hg_ratio").isel(checkpoint=-1, inner_step=0)
+    drawn = line(axes[0, 0], "mean:dose:maml")
+    assert list(drawn.get_xdata()) == doses
+    np.testing.assert_allclose(drawn.get_ydata(), summarise(curvature).mean.sel(learner=names))
+    assert len(line(axes[0, 0], "seeds:dose:maml").get_xdata()) == 6 * 5
+    assert list(line(axes[2, 1], "mean:penalty:maml").get_xdata()) == [0.0, 0.01, 0.1]
+    scores = summarise(evaluation_scores(large)).mean.isel(checkpoint=-1)
+    np.testing.assert_allclose(line(axes[2, 0], "mean:dose:maml").get_ydata(), scores.sel(learner=names))
+    assert axes[0, 0].get_xscale() == "symlog"
+    assert [text.get_text() for text in axes[0, 0].get_xticklabels()][2] == "0"
+
+
+def test_the_plane_of_the_edge_of_stability_scales_both_axes_by_alpha(ds):
+    figure = FIGURES["edge_of_stability"].draw(ds)
+    path = line(figure.axes[0], "path:maml:1")
+    along = summarise(measured(ds, "alpha_rho")).mean.sel(learner="maml", inner_step=1)
+    top = summarise(0.1 * measured(ds, "eigenvalue_max")).mean.sel(learner="maml", inner_step=1)
+    np.testing.assert_allclose(path.get_xdata(), along)
+    np.testing.assert_allclose(path.get_ydata(), top)
+    assert list(line(figure.axes[0], "edge").get_ydata()) == [2, 2]
+    assert list(line(figure.axes[0], "threshold").get_xdata()) == [2, 2]
+
+
+def test_curvature_against_accuracy_separates_step_0_from_later_steps(ds):
+    figure = FIGURES["curvature_accuracy"].draw(ds)
+    values = measured(ds, "alpha_hg_ratio").sel(learner="maml")
+    later = values.isel(inner_step=slice(1, None)).mean("inner_step")
+    for ax, part in zip(figure.axes, (values.isel(inner_step=0), later), strict=True):
+        np.testing.assert_allclose(line(ax, "path:maml").get_xdata(), summarise(part).mean)
+    np.testing.assert_allclose(
+        line(figure.axes[0], "path:maml").get_ydata(), summarise(evaluation_scores(ds)).mean.sel(learner="maml")
+    )
+
+
+def test_spectra_and_surfaces_show_the_untrained_network_beside_the_trained_ones(ds):
+    for name, rows in (("spectra", 1), ("loss_surfaces", 2)):
+        figure = FIGURES[name].draw(ds)
+        titles = [ax.get_title("left") for ax in figure.axes if ax.get_title("left")]
+        assert titles == ["untrained", "MAML", "MAML + SHOT", "FOMAML"]
+        pictures = [ax.collections[0].get_array() for ax in figure.axes[: 4 * rows]]
+        assert not np.ma.allclose(pictures[0], pictures[1])
+    density = summarise(measured(ds, "density")).mean.sel(learner="maml").isel(checkpoint=-1)
+    picture = FIGURES["spectra"].draw(ds).axes[1].collections[0].get_array()
+    table = density.transpose("grid", "inner_step").values
+    np.testing.assert_allclose(np.ma.filled(picture, np.nan)[~picture.mask], table[~picture.mask])
+
+
+def test_meta_gradients_show_where_both_would_be_equal(ds):
+    for ax in FIGURES["meta_gradients"].draw(ds).axes:
+        low, high = ax.get_ylim()
+        assert low < 1 < high
+        assert list(line(ax, "threshold").get_ydata()) == [1, 1]
+
+
+def test_figures_of_kept_results_need_no_tasks_of_tensors_and_spectra(ds):
+    means = {name: ds[name].mean("task") for name in ("rho_layer", "layer_norm", "density", "loss_surface")}
+    kept = ds.assign(means | {"loss_surface_normalised": ds["loss_surface_normalised"].mean("task")})
+    for name in ("layers", "spectra", "loss_surfaces"):
+        FIGURES[name].draw(kept)
+        assert "nan" not in FIGURES[name].caption(kept)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_of_many_learners_stays_readable(large, name):
+    figure = FIGURES[name].draw(large)
+    assert figure.get_size_inches()[0] in (3.25, 6.75)
+    assert figure.get_size_inches()[1] < 10.5
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    panels = [ax.get_tightbbox(renderer) for ax in figure.axes if ax.get_visible()]
+    for legend in figure.legends:
+        texts = [text.get_text() for text in legend.get_texts()]
+        assert len(texts) == len(set(texts)) <= 20
+        assert not any(legend.get_window_extent(renderer).overlaps(panel) for panel in panels)

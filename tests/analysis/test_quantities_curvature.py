@@ -1,0 +1,312 @@
+"""Compares the quantities of curvature with dense Hessians in float64, at a hundred points of a tiny network."""
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from analysis.config import LevelConfig
+from analysis.quantities import QUANTITIES, Points, spectral_density
+from analysis.quantities.variants import variant_quantities
+from analysis.schema import Sizes, blank_run
+from hessian_tools import SaveAt, make_loss, record
+from hessian_tools.curvature import rademacher
+from hessian_tools.inner import learners
+from hessian_tools.layout import flatten
+from hessian_tools.rng import stream
+from hessian_tools.trajectory import stack
+
+TASKS, STEPS, ALPHA = 25, 3, 0.3
+LEVEL = LevelConfig(eigenvalues=3, tolerance=1e-3, probes=8, max_matvecs=40)
+SIZES = Sizes(
+    checkpoints=(0,),
+    tasks=tuple(range(TASKS)),
+    steps=STEPS,
+    layers=("0.weight", "1.weight", "1.bias", "3.weight", "3.bias"),
+    eigenvalues=LEVEL.eigenvalues,
+    probes=LEVEL.probes,
+    evaluation_tasks=1,
+)
+
+
+def network() -> nn.Module:
+    """A network of 51 parameters whose first weight is followed by a normalisation."""
+    return nn.Sequential(
+        nn.Linear(3, 6, bias=False), nn.BatchNorm1d(6, track_running_stats=False), nn.Tanh(), nn.Linear(6, 3)
+    )
+
+
+def batches(name: str) -> tuple[Tensor, Tensor]:
+    """Twelve random examples of three classes for each task."""
+    generator = stream(0, "batches", name)
+    x = torch.randn(TASKS, 12, 3, generator=generator)
+    return x, torch.randint(0, 3, (TASKS, 12), generator=generator)
+
+
+def make_points(learner: learners.Learner) -> Points:
+    model = network()
+    loss = make_loss(model, nn.functional.cross_entropy, flatten(model)[1])
+    theta = torch.randn(loss.layout.numel, generator=stream(0, "theta"))
+    support, query = batches("support"), batches("query")
+    episodes = [[(x[task], y[task]) for x, y in (support, query)] for task in range(TASKS)]
+    save = SaveAt(thetas=True, gradients=True)
+    return Points(
+        loss=loss,
+        learner=learner,
+        meta_theta=theta,
+        trajectory=stack([record(learner, loss, theta, *episode, save=save) for episode in episodes]),
+        support=support,
+        query=query,
+        other_support=tuple(leaf.roll(-1, 0) for leaf in support),
+        normalised=("0.weight",),
+        step_size=ALPHA,
+        level=LEVEL,
+        probes=torch.stack([rademacher(theta.numel(), LEVEL.probes, path=(task,)) for task in range(TASKS)]).float(),
+        tasks=tuple(range(TASKS)),
+        task_seed=0,
+        seed=0,
+        eigenvectors=True,
+    )
+
+
+@dataclass(frozen=True)
+class Exact:
+    """Gradients [task, step, param], and Hessians and Gauss-Newton matrices [task, step, param, param], in float64."""
+
+    g: Tensor
+    H: Tensor
+    G: Tensor
+
+
+def exact(points: Points, batch: tuple[Tensor, Tensor]) -> Exact:
+    """The derivatives at all points, by reverse mode over reverse mode, one row at a time."""
+    model = network().double()
+    loss = make_loss(model, nn.functional.cross_entropy, flatten(model)[1])
+    values = []
+    for task, thetas in enumerate(points.thetas.double()):
+        x, y = batch[0][task].double(), batch[1][task]
+        for theta in thetas:
+            t = theta.clone().requires_grad_()
+            logits = loss.outputs(t, x)
+            (g,) = torch.autograd.grad(nn.functional.cross_entropy(logits, y), t, create_graph=True)
+            H = rows(g, t)
+            J, p = rows(logits.flatten(), t), logits.detach().softmax(-1)
+            B = torch.block_diag(*(torch.diag(q) - torch.outer(q, q) for q in p)) / len(y)
+            values.append((g.detach(), H, J.T @ B @ J))
+    return Exact(*(points.unflatten(torch.stack(column)) for column in zip(*values, strict=True)))
+
+
+def rows(outputs: Tensor, t: Tensor) -> Tensor:
+    """The Jacobian of the outputs."""
+    unit = torch.eye(len(outputs), dtype=t.dtype)
+    return torch.autograd.grad(outputs, t, unit, retain_graph=True, is_grads_batched=True)[0]
+
+
+def quotient(v: Tensor, H: Tensor) -> Tensor:
+    """v'Hv / v'v at all points."""
+    return (v * (H @ v[..., None])[..., 0]).sum(-1) / (v * v).sum(-1)
+
+
+def covered(value: Tensor, error: Tensor, true: Tensor) -> float:
+    """The share of points at which the true value lies within the stated error."""
+    return float(((value - true).abs() <= error).double().mean())
+
+
+@pytest.fixture(scope="module")
+def points() -> Points:
+    return make_points(learners.maml(STEPS, ALPHA))
+
+
+@pytest.fixture(scope="module")
+def dense(points: Points) -> Exact:
+    return exact(points, points.support)
+
+
+def measured(name: str, points: Points) -> dict[str, Tensor]:
+    return {name: value.double() for name, value in QUANTITIES[name].measure(points).items()}
+
+
+@pytest.mark.parametrize("name", QUANTITIES)
+def test_values_have_the_names_and_the_shapes_that_are_declared(points: Points, name: str) -> None:
+    quantity = QUANTITIES[name]
+    blank = blank_run(replace(SIZES, further=quantity.coords(SIZES)), [*quantity.variables, *layer_norms()])
+    values = measured(name, points)
+    assert set(values) == {variable.name for variable in quantity.variables}
+    for variable in quantity.variables:
+        assert values[variable.name].shape == blank[variable.name].shape[1:]  # without the axis of checkpoints
+        assert variable.error is None or variable.error in values
+
+
+def layer_norms() -> tuple:
+    """Every run has the dimension ``layer``."""
+    return QUANTITIES["layer_norms"].variables
+
+
+def test_the_curvature_along_the_gradient_is_at_most_the_largest_eigenvalue(points: Points) -> None:
+    alpha_rho = measured("gradient_curvature", points)["alpha_rho"]
+    largest = measured("eigenvalues", points)["alpha_lambda_max"]
+    assert (alpha_rho <= largest + 0.01 * largest.abs()).all()
+    assert alpha_rho.max() > 0.5  # so that the comparison says something
+
+
+@pytest.mark.parametrize("loss", ["query", "across", "other_task"])
+def test_variants_take_the_hessian_and_the_gradient_that_they_name(points: Points, dense: Exact, loss: str) -> None:
+    other = exact(points, points.other_support if loss == "other_task" else points.query)
+    g = other.g if loss == "query" else dense.g
+    values = {}
+    for quantity in variant_quantities(loss):
+        values |= {name: value.double() for name, value in quantity.measure(points).items()}
+    rho = quotient(g, other.H)
+    torch.testing.assert_close(values[f"rho_{loss}"], rho, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(values[f"alpha_rho_{loss}"], ALPHA * rho, rtol=1e-3, atol=1e-4)
+    assert covered(values[f"rho_{loss}"], values[f"rho_error_{loss}"], rho) >= 0.95
+    hg_ratio = (other.H @ g[..., None]).norm(dim=-2)[..., 0] / g.norm(dim=-1)
+    torch.testing.assert_close(values[f"hg_ratio_{loss}"], hg_ratio, rtol=1e-3, atol=1e-4)
+    if loss == "query":
+        largest = torch.linalg.eigvalsh(other.H)[..., -1]
+        torch.testing.assert_close(values["eigenvalue_max_query"], largest, rtol=1e-3, atol=1e-4)
+        z = points.probes.double().unsqueeze(1)
+        torch.testing.assert_close(values["trace_query"], (z * (other.H @ z)).sum(-2).mean(-1), rtol=1e-3, atol=1e-3)
+
+
+def test_rotations_keep_the_norm_in_each_tensor_and_lose_the_direction(points: Points, dense: Exact) -> None:
+    """The mean over rotations is the sum over tensors of |g_l|^2 tr(H_ll) / n_l, divided by |g|^2."""
+    many = replace(points, level=LEVEL.model_copy(update={"probes": 200}))
+    values = measured("rotated_gradient", many)
+    squares = [part.square().sum(-1) for part in dense.g.split(list(points.loss.layout.sizes), -1)]
+    diagonals = dense.H.diagonal(dim1=-2, dim2=-1).split(list(points.loss.layout.sizes), -1)
+    mean = sum(s * d.mean(-1) for s, d in zip(squares, diagonals, strict=True)) / sum(squares)
+    distance = (values["rho_rotated"] - mean).abs() / values["rho_rotated_stderr"]
+    assert distance.max() < 4.5
+    assert 0.5 < distance.mean() < 1.1  # 0.8 for a normal error
+    fewer = measured("rotated_gradient", points)
+    assert ((fewer["rho_rotated"] - values["rho_rotated"]).abs() < 6 * fewer["rho_rotated_stderr"]).all()
+
+
+def test_blocks_are_those_of_the_dense_hessian_within_their_errors(points: Points, dense: Exact) -> None:
+    values, sizes = measured("blocks", points), points.loss.layout.sizes
+    ends = np.cumsum((0, *sizes))
+    layers = [slice(ends[i], ends[i + 1]) for i in range(len(sizes))]
+    rho = torch.stack([quotient(dense.g[..., at], dense.H[..., at, at]) for at in layers], -1)
+    torch.testing.assert_close(values["rho_layer"], rho, rtol=1e-3, atol=1e-4)
+    assert covered(values["rho_layer"], values["rho_layer_error"], rho) >= 0.95
+    for name, at in (("body", slice(0, ends[3])), ("head", slice(ends[3], ends[5]))):
+        true = quotient(dense.g[..., at], dense.H[..., at, at])
+        torch.testing.assert_close(values[f"rho_{name}"], true, rtol=1e-3, atol=1e-4)
+        assert covered(values[f"rho_{name}"], values[f"rho_{name}_error"], true) >= 0.95
+        assert (values[f"rho_{name}_error"] < 1e-4 * dense.H.flatten(2).norm(dim=-1)).all()
+
+
+def test_the_body_of_a_learner_that_moves_only_the_head_has_a_curvature() -> None:
+    points = make_points(learners.anil(STEPS, ALPHA))
+    assert (points.gradients[..., :30] == 0).all()
+    dense, values = exact(points, points.support), measured("blocks", points)
+    body = quotient(dense.g[..., :30], dense.H[..., :30, :30])
+    torch.testing.assert_close(values["rho_body"], body, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(values["rho_head"], measured("gradient_curvature", points)["rho"], rtol=1e-3, atol=1e-4)
+
+
+def test_the_gauss_newton_part_is_that_of_the_dense_matrix_within_its_errors(points: Points, dense: Exact) -> None:
+    values = measured("gauss_newton", points)
+    rho = quotient(dense.g, dense.G)
+    torch.testing.assert_close(values["rho_gauss_newton"], rho, rtol=1e-3, atol=1e-5)
+    assert covered(values["rho_gauss_newton"], values["rho_gauss_newton_error"], rho) >= 0.95
+    eigenvalues, vectors = torch.linalg.eigh(dense.H)
+    top = eigenvalues.abs().argmax(-1)[..., None]
+    v = vectors.gather(-1, top[..., None].expand(*top.shape[:-1], len(vectors[0, 0]), 1))[..., 0]
+    share = quotient(v, dense.G) / eigenvalues.gather(-1, top)[..., 0]
+    rounding = 1e-5 * (1 + share.abs())
+    assert covered(values["gauss_newton_share"], values["gauss_newton_share_error"] + rounding, share) == 1
+    assert values["gauss_newton_share_error"].median() < 0.01
+    assert share.std() > 0.01  # so that the comparison says something
+
+
+def test_the_top_eigenspace_is_that_of_the_dense_hessian_within_its_errors(points: Points, dense: Exact) -> None:
+    values, k = measured("top_eigenspace", points), LEVEL.eigenvalues
+    eigenvalues, vectors = torch.linalg.eigh(dense.H)
+    order = eigenvalues.abs().argsort(dim=-1, descending=True)[..., :k]
+    V = vectors.gather(-1, order[..., None, :].expand(*order.shape[:-1], vectors.shape[-1], k))
+    share = (V.mT @ dense.g[..., None])[..., 0].square().cumsum(-1) / dense.g.square().sum(-1, keepdim=True)
+    assert covered(values["gradient_share"], values["gradient_share_error"] + 1e-5, share) == 1
+    squares = (V[:, :-1].mT @ V[:, 1:]).square()
+    overlap = torch.stack([squares[..., :j, :j].sum((-2, -1)) / j for j in range(1, k + 1)], -1)
+    measured_overlap, error = (values[name] for name in ("subspace_overlap", "subspace_overlap_error"))
+    assert covered(measured_overlap[:, :-1], error[:, :-1] + 1e-5, overlap) == 1
+    assert measured_overlap[:, -1].isnan().all()
+    # The gap after the last eigenvalue is known, because one more pair was computed.
+    assert values["gradient_share_error"][..., -1].median() < 0.1
+    assert error[:, :-1, -1].median() < 0.1
+
+
+def test_one_more_eigenpair_does_not_change_the_eigenvalues(points: Points) -> None:
+    alone = measured("eigenvalues", replace(points, eigenvectors=False))
+    for name, value in measured("eigenvalues", points).items():
+        if not name.endswith(("residual", "error")):
+            torch.testing.assert_close(value, alone[name], rtol=1e-3, atol=1e-5)
+
+
+def test_the_normalised_spectrum_is_that_of_the_dense_scaled_hessian(points: Points, dense: Exact) -> None:
+    values = measured("normalised_spectrum", points)
+    norms = points.thetas[..., :18].double().unflatten(-1, (6, 3)).norm(dim=-1)
+    d = torch.cat([norms.repeat_interleave(3, -1), torch.ones_like(dense.g[..., 18:])], -1)
+    scaled = d[..., :, None] * dense.H * d[..., None, :]
+    exact_values = torch.linalg.eigvalsh(scaled)
+    allowed = values["lambda_max_normalised_residual"] + 1e-5 * exact_values.abs().amax(-1)
+    assert covered(values["lambda_max_normalised"], allowed, exact_values[..., -1]) == 1
+    products = scaled @ points.probes.double().unsqueeze(1)
+    traces = (points.probes.double().unsqueeze(1) * products).sum(-2)
+    torch.testing.assert_close(values["trace_normalised"], traces.mean(-1), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(values["trace_normalised_stderr"], traces.std(-1) / 8**0.5, rtol=1e-3, atol=1e-3)
+    distance = (values["frobenius_normalised"] - scaled.flatten(2).norm(dim=-1)).abs()
+    assert (distance < 6 * values["frobenius_normalised_stderr"]).all()
+    assert not torch.allclose(values["lambda_max_normalised"], torch.linalg.eigvalsh(dense.H)[..., -1], rtol=0.05)
+
+
+def test_the_density_is_that_of_the_dense_spectrum_seen_by_the_probes(points: Points, dense: Exact) -> None:
+    """The share of eigenvalues below each edge, where an eigenvector u counts by (u'z)^2 for the first four probes."""
+    values, width = measured("spectral_density", points), spectral_density.CELL_WIDTH
+    eigenvalues, vectors = torch.linalg.eigh(dense.H)
+    z = points.probes[..., :4].double().unsqueeze(1)
+    weights = (vectors.mT @ z).square() / vectors.shape[-1]
+    s = torch.linspace(-spectral_density.END, spectral_density.END, spectral_density.CELLS + 1, dtype=torch.float64)
+    steps = (0.1 * s.sinh() - ALPHA * eigenvalues[..., None]) / values["density_width"][..., None, None]
+    below = (weights[..., None] * torch.special.ndtr(steps)[..., None, :]).sum(-3)
+    shares = width * values["density"]
+    assert (shares.cumsum(-1) - (below[..., 1:] - below[..., :1]).mean(-2)).abs().max() < 0.01
+    torch.testing.assert_close(shares.sum(-1), torch.ones(TASKS, STEPS + 1).double(), rtol=0, atol=1e-4)
+    stderr = below.diff(dim=-1).std(-2) / 2
+    assert (width * values["density_stderr"] - stderr).abs().max() < 0.01
+    assert stderr.max() > 0.02  # so that the comparison says something
+    middles = np.arcsinh(spectral_density.coords(SIZES)["grid"] / 0.1)
+    np.testing.assert_allclose(middles, (s[1:] + s[:-1]) / 2, atol=1e-12)
+
+
+def test_a_learner_without_alpha_has_no_density(points: Points) -> None:
+    values = measured("spectral_density", replace(points, step_size=math.nan))
+    assert all(value.isnan().all() for value in values.values())
+
+
+@pytest.mark.parametrize("name", [name for name, quantity in QUANTITIES.items() if quantity.products])
+def test_a_task_whose_inner_loop_left_the_numbers_does_not_harm_the_others(points: Points, name: str) -> None:
+    """The values of the other tasks are the same as without it, up to rounding."""
+    few = replace(
+        points,
+        trajectory=replace(
+            points.trajectory,
+            **{name: value[:2] for name, value in vars(points.trajectory).items() if value is not None},
+        ),
+        **{
+            field: tuple(leaf[:2] for leaf in getattr(points, field)) for field in ("support", "query", "other_support")
+        },
+        probes=points.probes[:2],
+        tasks=points.tasks[:2],
+    )
+    thetas, gradients = few.thetas.clone(), few.trajectory_gradients.clone()
+    thetas[1, 2:], gradients[1, 2:] = torch.nan, torch.nan
+    broken = replace(few, trajectory=replace(few.trajectory, thetas=thetas, gradients=gradients))
+    expected = measured(name, few)
+    for variable, value in measured(name, broken).items():
+        torch.testing.assert_close(value[0], expected[variable][0], rtol=1e-3, atol=1e-3, equal_nan=True)

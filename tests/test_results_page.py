@@ -1,0 +1,107 @@
+"""The page of results says nothing that the kept results do not show: its numbers are recomputed from them.
+
+A paragraph or a table row of ``docs/results/README.md`` ends with HTML comments, which readers do not see. Each of them
+names one number or several:
+
+* ``<!-- verdict: STUDY CLAIM LEARNER BASELINE COMPARISON QUANTITY STEPS: FIELD ... -->`` names fields of one verdict.
+  They have three significant digits; with ``@1`` behind the field, one decimal; with ``+`` behind it, a sign;
+* ``<!-- accuracy: STUDY LEARNER CHECKPOINT -->`` names the mean accuracy in % on the evaluation tasks;
+* ``<!-- outcomes: STUDY CLAIM OUTCOME ... -->`` names how many verdicts of a claim have each outcome.
+
+A word that does not matter is written ``*``; underscores in a word stand for blanks.
+"""
+
+import json
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analysis.claims import judge, load_plan, verdicts_from_json
+from analysis.claims.sentence import number
+from analysis.claims.verdict import Verdict
+from analysis.folder import open_study
+
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
+PAGE = RESULTS / "README.md"
+KEPT = sorted(path.parent.name for path in RESULTS.glob("*/verdicts.json"))
+REFERENCE = re.compile(r"<!-- (verdict|accuracy|outcomes): (.*?) -->")
+# The order of the words of a verdict's reference, as fields of a Verdict.
+KEYS = ("claim", "learner", "baseline", "comparison", "quantity", "steps")
+
+
+@cache
+def verdicts(study: str) -> list[Verdict]:
+    return verdicts_from_json((RESULTS / study / "verdicts.json").read_text(encoding="utf-8"))
+
+
+@cache
+def dataset(study: str) -> Any:
+    return open_study(RESULTS / study)
+
+
+def quoted(kind: str, words: str) -> list[str]:
+    """The numbers that a reference names, as the page has to write them."""
+    if kind == "accuracy":
+        study, learner, checkpoint = words.split()
+        values = dataset(study)["evaluation_accuracy"].sel(learner=learner, checkpoint=int(checkpoint))
+        return [f"{100 * float(values.mean('evaluation_task').mean('seed')):.1f}"]
+    if kind == "outcomes":
+        study, claim, *outcomes = words.split()
+        found = [v.outcome.replace(" ", "_") for v in verdicts(study) if v.claim == claim]
+        return [str(found.count(outcome)) for outcome in outcomes]
+    where, fields = words.split(": ")
+    study, *names = where.split()
+    rows = [v for v in verdicts(study) if all(map(_matches, names, (getattr(v, key) for key in KEYS)))]
+    assert len(rows) == 1, f"{words}: {len(rows)} verdicts"
+    return [_written(rows[0], field) for field in fields.split()]
+
+
+def _matches(word: str, value: str) -> bool:
+    return word == "*" or word.replace("_", " ") == value.replace("_", " ")
+
+
+def _written(verdict: Verdict, field: str) -> str:
+    name, digits, _ = field.partition("@1")
+    value = getattr(verdict, name.rstrip("+"))
+    return f"{value:.1f}" if digits else number(value, signed=name.endswith("+"))
+
+
+def paragraphs() -> list[str]:
+    text = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
+    return [block for block in re.split(r"\n\n|\n(?=[|*-] )", text) if REFERENCE.search(block)]
+
+
+@pytest.mark.parametrize("block", paragraphs(), ids=lambda block: block[:40])
+def test_every_quoted_number_follows_from_the_kept_results(block: str):
+    text = REFERENCE.sub("", block).replace("-", "\N{MINUS SIGN}")
+    for kind, words in REFERENCE.findall(block):
+        for value in quoted(kind, words):
+            wanted = value.replace("-", "\N{MINUS SIGN}")
+            assert re.search(rf"(?<![\d.]){re.escape(wanted)}(?![\d]|\.\d)", text), (
+                f"{value} ({words}) is not in: {block}"
+            )
+
+
+def test_every_number_with_decimals_is_checked():
+    text = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
+    for block in re.split(r"\n\n|\n(?=[|*-] )", text):
+        visible = re.sub(r"`[^`]*`|\([^)]*\.(?:md|png|json|html|yaml)\)", "", REFERENCE.sub("", block))
+        if re.search(r"\d\.\d", visible) and "not from the dataset" not in block:
+            assert REFERENCE.search(block), f"no reference for the numbers in: {block}"
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("study", KEPT)
+def test_the_kept_verdicts_follow_from_the_kept_numbers(study: str):
+    judged = judge(dataset(study), load_plan(RESULTS / study / "claims.yaml"))
+    stored = json.loads((RESULTS / study / "verdicts.json").read_text(encoding="utf-8"))["verdicts"]
+    assert [(v.claim, v.learner, v.outcome) for v in judged] == [
+        (v["claim"], v["learner"], v["outcome"]) for v in stored
+    ]
+    # JSON has no NaN, so a verdict without an effect is stored with null. One machine's sums differ from another's by
+    # rounding.
+    effects = [float("nan") if v["effect"] is None else v["effect"] for v in stored]
+    assert [v.effect for v in judged] == pytest.approx(effects, rel=1e-4, abs=1e-6, nan_ok=True)
