@@ -61,6 +61,7 @@ CALLS: dict[str, Callable[[], Any]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:torch.triangular_solve is deprecated")
 @pytest.mark.parametrize("name", CALLS)
 def test_the_values_agree_with_torch(name: str) -> None:
     expected = CALLS[name]()

@@ -66,23 +66,32 @@ def objective_at(
     shared = shared or single
     for b in batches:
         refuse_unusable(b.batches if isinstance(b, Ragged) else b, thetas)
+    groups: tuple[Group, ...]
     if any(isinstance(b, Ragged) for b in batches):
         _check_ragged(batches, thetas, shared)
+        function = _looked_at(loss, rows[0], cast_like(batches[0].batches[0], thetas))
         groups = _ragged_groups(loss, batches, rows, weights)
     else:
         batches = [cast_like(b, thetas) for b in batches]
         if not shared:
             _check_leading_axes(batches, len(rows))
+        function = _looked_at(loss, rows[0], batches[0] if shared else at_points(batches[0], 0))
         all_points = torch.arange(len(rows), device="cpu")
         groups = (Group(all_points, tuple(batches), _weights(loss, rows, batches, weights, shared=shared)),)
-    first = groups[0].batches[0]
-    first = first if shared else at_points(first, 0)
-    if isinstance(loss, Loss):
-        loss.refuse_hidden_state(rows[0], first)
-        return Objective(loss, rows, groups, shared)
-    function = _twice_differentiable(loss)
-    look_at_function(function, rows[0], first)
     return Objective(function, rows, groups, shared)
+
+
+def _looked_at(loss: LossFunction, theta: Tensor, batch: Batch) -> LossFunction:
+    """The loss, made safe to differentiate twice, after the look of :mod:`hessian_tools.first_look`.
+
+    The look comes before anything else is computed, because another pass could change the state of a model for good.
+    """
+    if isinstance(loss, Loss):
+        loss.refuse_hidden_state(theta, batch)
+        return loss
+    function = _twice_differentiable(loss)
+    look_at_function(function, theta, batch)
+    return function
 
 
 def _ragged_groups(loss: LossFunction, batches: list[Ragged], thetas: Tensor, weights: Weights) -> tuple[Group, ...]:
