@@ -3,10 +3,13 @@
 Some losses give wrong curvature without any error. A loss that draws random numbers is another function at each call. A
 network whose weights were put in beside theta has the Hessian 0. A module that is run again inside its own backward
 pass, as by adjoint methods and hand-written checkpoints, runs at the weights stored in it and not at theta. All of this
-shows in two passes and one backward pass at the first point, in torch's ordinary mode.
+shows in two passes and one backward pass at the first point, in torch's ordinary mode. A third pass is made if some
+parameters have no gradient, to see whether the loss depends on them all the same. Derivatives that the user's code
+writes by hand are compared with differences (:mod:`hessian_tools.hand_written`).
 """
 
 import random
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from inspect import signature
@@ -21,7 +24,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from hessian_tools.hand_written import graph_nodes, hand_written, wrong_derivative
 from hessian_tools.outputs import tensors_of
+from hessian_tools.rng import stream
 from hessian_tools.torch_fixes.precision import full_precision
 
 # A GPU may add in another order in a second pass. The outputs of two passes count as equal if they differ by at most
@@ -49,16 +54,17 @@ class HiddenStateError(ValueError):
 class Watch(TorchFunctionMode):
     """Sees which stored parameters a forward pass uses where theta should have taken their place.
 
-    is_stored: whether a tensor is such a parameter. used: the first one. Reading its shape or detaching it does not
-    count. sparse, scaled: whether an embedding has been called whose gradients are sparse, or scaled by frequency.
-    hooked: whether a hook on a tensor has changed a gradient.
+    is_stored: whether a tensor is such a parameter. used: those. Reading its shape or detaching it does not count.
+    sparse, scaled: whether an embedding has been called whose gradients are sparse, or scaled by frequency. hooked:
+    whether a hook on a tensor has changed a gradient. constant: whether the loss has differentiated inside itself
+    without a graph.
     """
 
     def __init__(self, is_stored: Callable[[Any], bool]) -> None:
         super().__init__()
         self.is_stored = is_stored
-        self.used: Tensor | None = None
-        self.sparse = self.scaled = self.hooked = False
+        self.used: list[Tensor] = []
+        self.sparse = self.scaled = self.hooked = self.constant = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Calls the function, and notes a stored parameter among its arguments."""
@@ -70,8 +76,11 @@ class Watch(TorchFunctionMode):
             trained = call["weight"].requires_grad
             self.sparse |= bool(call.get("sparse")) and trained
             self.scaled |= bool(call.get("scale_grad_by_freq")) and trained
-        if self.used is None and isinstance(result, Tensor) and result.requires_grad:
-            self.used = next((leaf for leaf in pytree.tree_leaves((args, kwargs)) if self.is_stored(leaf)), None)
+        if func in (torch.autograd.grad, Tensor.backward) and torch.is_grad_enabled():
+            call = signature(func).bind(*args, **(kwargs or {})).arguments
+            self.constant |= not call.get("create_graph")
+        if isinstance(result, Tensor) and result.requires_grad:
+            self.used += [leaf for leaf in pytree.tree_leaves((args, kwargs)) if self.is_stored(leaf)]
         return result
 
     def _noted(self, hook: Callable[[Tensor], Tensor | None]) -> Callable[[Tensor], Tensor | None]:
@@ -135,11 +144,13 @@ def look_at_function(function: Callable[[Tensor, Any], Tensor], theta: Tensor, b
             raise ValueError(SPARSE)
         if watch.scaled:
             raise ValueError(SCALED)
-        if watch.used is not None and (name := _where_in(theta, watch.used)):
-            raise HiddenStateError(
-                f"the loss uses a stored parameter of shape {tuple(watch.used.shape)}, whose numbers are {name}, but "
-                "not theta itself; write torch.func.functional_call(model, layout.unflatten(theta), (x,))"
-            )
+        for stored in {id(p): p for p in watch.used}.values():
+            if name := _where_in(theta, stored):
+                raise HiddenStateError(
+                    f"the loss uses a stored parameter of shape {tuple(stored.shape)}, whose numbers are {name}, but "
+                    "not theta itself; write torch.func.functional_call(model, layout.unflatten(theta), (x,)), or "
+                    "detach() it if it is a constant"
+                )
         gradient, backward = _backward(value, [leaf], is_stored, [])
         if gradient is None:
             return
@@ -151,6 +162,8 @@ def look_at_function(function: Callable[[Tensor, Any], Tensor], theta: Tensor, b
             raise _independent(
                 "compute it from theta, by torch.func.functional_call(model, layout.unflatten(theta), x)"
             )
+        _refuse_wrong_derivative(value, lambda at: function(at, batch), theta)
+    _warn_of_constant(watch)
 
 
 @full_precision
@@ -173,6 +186,20 @@ def look_at_network(
 
     def is_stored(leaf: Any) -> bool:
         return isinstance(leaf, Tensor) and id(leaf) in names
+
+    def value_at(at: Tensor) -> Tensor:
+        passes = evaluate(parameters(at), buffers(), batch)
+        next(passes)
+        return next(passes)
+
+    def moved_value(moved: list[str]) -> Tensor:
+        """The loss where the named parameters have other values."""
+        noise = torch.randn(len(theta), generator=stream(0, "unreached"), dtype=torch.float64, device="cpu").to(theta)
+        elsewhere = parameters(theta.detach() + 0.1 * (1 + theta.detach().abs()) * noise)
+        here = parameters(theta.detach().clone().requires_grad_())
+        passes = evaluate(here | {name: elsewhere[name] for name in moved}, buffers(), batch)
+        next(passes)
+        return next(passes).detach()
 
     with _ordinary_mode(theta):
         leaf, start, watch = theta.detach().clone().requires_grad_(), theta.detach().clone(), Watch(is_stored)
@@ -221,6 +248,9 @@ def look_at_network(
             raise ValueError(SPARSE)
         if watch.scaled:
             raise ValueError(SCALED)
+        # Tensors that were computed from stored parameters before the pass are seen in its graph alone.
+        leaves = [node.variable for node in graph_nodes(value) if hasattr(node, "variable")]
+        used = watch.used + [leaf for leaf in leaves if is_stored(leaf)]
         gradients, backward = _backward(value, list(pieces.values()), is_stored, list(model.parameters()))
     if gradients is not None and all(g is None for g in gradients):
         fix = (
@@ -233,9 +263,9 @@ def look_at_network(
                 "pass the fast weights as theta = torch.cat([p.flatten() for p in fmodel.parameters()])"
             )
         raise _independent(fix)
-    if watch.used is not None:
+    if used:
         raise HiddenStateError(
-            f"the loss uses the model's stored parameter {names[id(watch.used)]!r} in place of theta, so a part of "
+            f"the loss uses the model's stored parameter {names[id(used[0])]!r} in place of theta, so a part of "
             "its derivative would be missing; let the forward pass read self's parameters when it is called, and the "
             "criterion only outputs and targets"
         )
@@ -245,13 +275,12 @@ def look_at_network(
         raise _run_again(f"the module of {names[id(backward.used)]!r}")
     if gradients is None:
         return
-    quantised = next((name for name, m in model.named_modules() if "quantized" in type(m).__module__), None)
-    if quantised is not None and any(g is None for g in gradients):
-        raise HiddenStateError(
-            f"module {quantised!r} is quantised and has no derivative, so the gradient does not reach "
-            f"{next(n for n, g in zip(pieces, gradients, strict=True) if g is None)!r}; measure the network before it "
-            "was quantised, or leave that parameter out with flatten(model, where=...)"
-        )
+    unreached = [name for name, gradient in zip(pieces, gradients, strict=True) if gradient is None]
+    with _ordinary_mode(theta):
+        if unreached and not _agree(value.detach(), moved_value(unreached)):
+            raise _unreached(model, unreached[0])
+        _refuse_wrong_derivative(value, value_at, theta)
+    _warn_of_constant(watch)
 
 
 def value_of(loss: Callable[[Tensor, Any], Tensor], theta: Tensor, batch: Any) -> Tensor:
@@ -357,6 +386,41 @@ def _random_module(model: nn.Module) -> str:
 
 def _independent(fix: str) -> HiddenStateError:
     return HiddenStateError(f"the loss does not depend on theta, so its Hessian would be 0 everywhere; {fix}")
+
+
+def _unreached(model: nn.Module, parameter: str) -> HiddenStateError:
+    """The error for a parameter that changes the loss although its gradient is None."""
+    quantised = next((name for name, m in model.named_modules() if "quantized" in type(m).__module__), None)
+    if quantised is not None:
+        why = f"module {quantised!r} is quantised and has no derivative"
+        fix = "measure the network before it was quantised"
+    else:
+        why = "it is used under torch.no_grad, detached, or in a checkpoint with use_reentrant=True"
+        fix = "let the forward pass record a graph"
+    return HiddenStateError(
+        f"the loss depends on the parameter {parameter!r}, but its gradient does not ({why}); {fix}, or make the "
+        "parameter a constant with flatten(model, where=...)"
+    )
+
+
+def _refuse_wrong_derivative(value: Tensor, function: Callable[[Tensor], Tensor], theta: Tensor) -> None:
+    """Raises HiddenStateError if hand-written derivatives in a loss are not those of its values."""
+    name = hand_written(value)
+    if name and (wrong := wrong_derivative(function, theta)):
+        raise HiddenStateError(
+            f"the loss runs hand-written derivatives ({name}), and its {wrong} is not the derivative of its values; "
+            "write the operation in torch's own functions, or save for the backward pass only inputs, by "
+            "ctx.save_for_backward"
+        )
+
+
+def _warn_of_constant(watch: Watch) -> None:
+    if watch.constant:
+        warnings.warn(
+            "the loss differentiates inside itself without create_graph=True, so that what it computes from that "
+            "derivative counts as a constant",
+            stacklevel=5,
+        )
 
 
 def _run_again(what: str) -> HiddenStateError:

@@ -122,9 +122,12 @@ class Loss:
 
         The error is raised if a pass moves a parameter or a buffer, if the network or the criterion draws random
         numbers or gives another result the second time, if the loss does not depend on theta or uses a parameter that
-        is stored in the model instead, and if a module is run again inside the backward pass. The look costs two
-        passes and one backward pass. It is made once for each combination of modes (train, eval) of the modules.
+        is stored in the model instead, if a module is run again inside the backward pass, and if hand-written
+        derivatives are wrong. The look costs two passes and one backward pass, and some more where parameters have no
+        gradient or derivatives are hand-written. It is made once for each combination of modes (train, eval) of the
+        modules.
         """
+        self._cast.clear()  # a weight changed through its .data shows no sign of it
         modules = [*self.model.modules()]
         modules += [*self._criterion.modules()] if isinstance(self._criterion, nn.Module) else []
         modes = tuple(module.training for module in modules)

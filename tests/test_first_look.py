@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -301,7 +302,7 @@ def test_a_quantised_part_before_trained_parameters_is_refused_and_behind_none_i
     quantised = torch.ao.nn.quantized.dynamic.Linear(4, 4)
     model = nn.Sequential(nn.Linear(4, 4), quantised, nn.Tanh(), nn.Linear(4, 3))
     batch = X.float(), Y
-    with pytest.raises(HiddenStateError, match="module '1' is quantised"):
+    with pytest.raises(HiddenStateError, match="module '1' is quantised and has no derivative"):
         ht.hessian_of(model, F.cross_entropy, batch)
     H = ht.hessian_of(model, F.cross_entropy, batch, where="3")
     features = model[2](model[1](model[0](batch[0]))).detach()
@@ -416,3 +417,69 @@ def test_a_criterion_in_another_mode_is_looked_at_again() -> None:
     criterion.train()
     with pytest.raises(HiddenStateError, match="criterion draws random numbers"):
         ht.hessian(loss, theta, (X, Y))
+
+
+def test_weights_put_in_behind_a_layer_of_equal_numbers_are_refused() -> None:
+    model = ht.seeded(lambda: nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 3)), seed=0).double()
+    theta = ht.flatten(model)[0]
+
+    def loss(theta: Tensor, batch: Any) -> Tensor:
+        vector_to_parameters(theta, model.parameters())
+        return F.cross_entropy(model(batch[0]), batch[1]) + 1e-3 * theta @ theta
+
+    with pytest.raises(HiddenStateError, match=r"stored parameter of shape \(3, 4\)"):
+        ht.hessian(loss, theta, (X, Y))
+
+
+def test_an_anchor_is_a_constant_if_it_is_detached() -> None:
+    """The penalty of implicit MAML, on the distance from the stored weights."""
+    model = network()
+    theta, layout = ht.flatten(model)
+
+    def loss(theta: Tensor, batch: Any) -> Tensor:
+        anchor = torch.cat([p.detach().flatten() for p in model.parameters()])
+        out = functional_call(model, layout.unflatten(theta), (batch[0],))
+        return F.cross_entropy(out, batch[1]) + ((theta - anchor) ** 2).sum()
+
+    expected = ht.hessian_of(model, F.cross_entropy, (X, Y)).to_dense()
+    close(ht.hessian(loss, theta, (X, Y)).to_dense(), expected + 2 * torch.eye(len(theta), dtype=theta.dtype))
+
+
+def test_a_tensor_computed_from_the_weights_beforehand_is_refused() -> None:
+    class Computed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 3).double(), nn.Linear(3, 3).double()
+            self.weight = 2 * self.first.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(torch.tanh(x @ self.weight.mT))
+
+    refused(Computed(), F.cross_entropy, "uses the model's stored parameter 'first.weight'")
+
+
+def test_a_derivative_inside_the_loss_without_a_graph_is_warned_of() -> None:
+    model = network()
+    theta, layout = ht.flatten(model)
+
+    def penalised(theta: Tensor, batch: Any, *, create_graph: bool) -> Tensor:
+        x = batch[0].clone().requires_grad_()
+        out = functional_call(model, layout.unflatten(theta), (x,))
+        (slope,) = torch.autograd.grad(out.sum(), x, create_graph=create_graph, retain_graph=True)
+        return F.cross_entropy(out, batch[1]) + (slope**2).mean()
+
+    with pytest.warns(UserWarning, match="without create_graph=True"):
+        ht.hessian(partial(penalised, create_graph=False), theta, (X, Y))
+    H = ht.hessian(partial(penalised, create_graph=True), theta, (X, Y))
+    close(
+        H.to_dense(),
+        torch.autograd.functional.hessian(lambda t: penalised(t, (X, Y), create_graph=True), theta),
+    )
+
+
+def test_several_batches_of_a_network_that_moves_its_buffers_leave_them_alone() -> None:
+    model = ht.seeded(lambda: nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)), seed=0).double()
+    theta, layout = ht.flatten(model)
+    with pytest.raises(HiddenStateError, match="moves its buffers"):
+        ht.hessian(ht.make_loss(model, F.cross_entropy, layout), theta, [(X, Y), (X[:5], Y[:5])])
+    assert model[1].num_batches_tracked == 0

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from hessian_tools.curvature.checks.differences import difference_quotients, differentiable
+from hessian_tools.curvature.engines.torch_errors import NoForwardDerivative
 from hessian_tools.curvature.objective.objective import Objective
 from hessian_tools.curvature.operators.gauss_newton import GaussNewton
 from hessian_tools.curvature.operators.loss_operator import LossOperator
@@ -282,6 +283,9 @@ def _check_batching(H: Operator, V: Tensor, products: Tensor, scale: Tensor) -> 
     for options in ({"chunk": 1}, {"batching": "loop"}, {"batching": "vmap"}):
         try:
             other = rebuilt(H, partial(with_options, **options)) @ V
+        except NoForwardDerivative:
+            text = "the loss has no forward derivative, so its products are computed one at a time"
+            return Finding("batching", True, 0.0, 0.0, text)
         except RuntimeError as error:
             return _not_judged("batching", f"not judged, because a product raises an error: {_first_line(error)}")
         values.append(_worst((other - products).norm(dim=-2), scale))
