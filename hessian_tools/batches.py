@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from torch.utils.data import DataLoader, RandomSampler
+from torch.utils.data import DataLoader, IterableDataset
 
 Batch = Any  # a pair (inputs, targets) for a network, or a mapping; whatever a plain function takes
 
@@ -26,15 +26,12 @@ def batches_of(batch: Any, *, of_network: bool) -> list[Batch]:
 
     For a network, a list or tuple that begins with a tensor is one batch, as is a tuple of anything, and a list of
     tuples, lists or mappings is several. For a plain function every list is several batches. A loader is read once, and
-    its batches are kept. Raises ValueError for no batches, and for a loader that shuffles.
+    its batches are kept. Raises ValueError for no batches, and for a loader that draws or leaves out examples.
     """
     if isinstance(batch, DataLoader):
-        if isinstance(batch.sampler, RandomSampler):
-            raise ValueError(
-                "the DataLoader shuffles, so its batches are others at each reading; make it with shuffle=False, or "
-                "give list(loader) to keep one order"
-            )
-        batch = list(batch)
+        _refuse_random(batch)
+        with torch.random.fork_rng(devices=[]):  # a loader draws a seed for its workers
+            batch = list(batch)
     if not isinstance(batch, list):
         return [batch]
     if of_network and any(isinstance(part, Tensor | np.ndarray) for part in batch):
@@ -42,6 +39,24 @@ def batches_of(batch: Any, *, of_network: bool) -> list[Batch]:
     if not batch:
         raise ValueError("a list means several batches of one objective and needs at least one; a batch is (x, y)")
     return [tuple(part) if of_network and isinstance(part, list) else part for part in batch]
+
+
+def _refuse_random(loader: DataLoader[Any]) -> None:
+    """Raise ValueError for a loader that gives other examples at the next reading, or not all of them."""
+    # All of torch's samplers that draw have a generator; one may stand inside a sampler of batches.
+    if any(hasattr(s, "generator") for s in (loader.sampler, getattr(loader.batch_sampler, "sampler", None))):
+        raise ValueError(
+            "the DataLoader draws its examples at random, so its batches are others at each reading; make it with "
+            "shuffle=False and without a sampler, or give list(loader) to keep one reading"
+        )
+    if isinstance(loader.dataset, IterableDataset):
+        return
+    examples = len(loader.dataset)  # type: ignore[arg-type]
+    if loader.drop_last and loader.batch_size and examples % loader.batch_size:
+        raise ValueError(
+            f"the DataLoader leaves out {examples % loader.batch_size} of {examples} examples (drop_last=True); make "
+            "it with drop_last=False, or give list(loader) to measure without them"
+        )
 
 
 def signature_of(model: nn.Module) -> Signature:

@@ -216,6 +216,11 @@ def look_at_network(
                 return
             if _moved(leaf, start):  # torch refuses to change a part of theta in place where it is differentiated
                 raise _hidden_state(model, "", "moves its parameters") from None
+            if "dtype" in str(error) or "scalar type" in str(error):
+                raise ValueError(
+                    f"the network or the criterion holds a tensor in another dtype than theta ({theta.dtype}); cast "
+                    f"it where it is used, as in w.to(outputs), or register it as a buffer (torch said: {error})"
+                ) from error
             raise
         drew = not _same_states(before, all_random_states(theta.device))
         # The pass can have changed only these copies; the model's own buffers have their old values.

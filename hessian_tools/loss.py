@@ -170,7 +170,14 @@ class Loss:
         Compiled code has no second derivative.
         """
         with torch.compiler.set_stance("force_eager") if self._has_compiled_parts else nullcontext():
-            return functional_call(self.model, tensors, positional, by_name)
+            try:
+                return functional_call(self.model, tensors, positional, by_name)
+            except (TypeError, AttributeError) as error:
+                given = ", ".join(type(part).__name__ for part in (*positional, *by_name.values()))
+                raise ValueError(
+                    f"the network cannot be called on these inputs ({given}): {error}; a batch is (x, y), ((a, b), y) "
+                    "or a mapping of the forward pass's arguments and 'labels', and several batches are a list"
+                ) from error
 
     @cached_property
     def thrice_differentiable(self) -> "Loss":

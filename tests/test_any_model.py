@@ -14,7 +14,7 @@ from contract import close
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset, WeightedRandomSampler
 
 import hessian_tools as ht
 from hessian_tools import HiddenStateError, stream
@@ -601,3 +601,57 @@ def test_several_mappings_are_the_loss_of_all_their_labels() -> None:
         ht.gauss_newton(loss, theta, [first, second]).to_dense(),
         ht.gauss_newton(loss, theta, both).to_dense(),
     )
+
+
+def loader(**options: Any) -> DataLoader[Any]:
+    return DataLoader(TensorDataset(X, Y), batch_size=5, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"shuffle": True}, "draws its examples at random"),
+        ({"sampler": WeightedRandomSampler([1.0] * len(X), len(X))}, "draws its examples at random"),
+        ({"sampler": SubsetRandomSampler(range(len(X)))}, "draws its examples at random"),
+        ({"drop_last": True}, "leaves out .* examples"),
+    ],
+)
+def test_a_loader_that_draws_or_leaves_out_examples_is_refused(options: dict[str, Any], words: str) -> None:
+    model = nn.Linear(X.shape[1], 3).double()
+    for door in (ht.hessian_of, ht.Recorder):
+        with pytest.raises(ValueError, match=words):
+            door(model, F.cross_entropy, loader(**options))
+    state = torch.get_rng_state()
+    H = ht.hessian_of(model, F.cross_entropy, loader())
+    assert torch.equal(state, torch.get_rng_state())
+    close(H.to_dense(), ht.hessian_of(model, F.cross_entropy, (X, Y)).to_dense())
+
+
+def test_inputs_that_a_network_cannot_take_are_refused_in_a_sentence() -> None:
+    model = nn.Linear(X.shape[1], 3).double()
+    theta, layout = ht.flatten(model)
+    loss = ht.make_loss(model, F.cross_entropy, layout)
+    ht.hessian(loss, theta, (X, Y))  # looked at already
+    for batch in (((X, Y), (X, Y)), {"x": X, "labels": Y}):
+        with pytest.raises(ValueError, match="a batch is .* and several batches are a list"):
+            ht.hessian(loss, theta, batch).mv(theta)
+
+
+def test_tensors_of_another_dtype_and_complex_points_are_refused_with_the_remedy() -> None:
+    model = nn.Linear(X.shape[1], 3).double()
+    with pytest.raises(ValueError, match=r"cast it where it is used, as in w\.to"):
+        ht.hessian_of(model, lambda out, y: ((out @ torch.eye(3)) ** 2).mean(), (X, Y))
+    with pytest.raises(ValueError, match="view_as_real"):
+        ht.hessian(lambda theta, _: (theta.abs() ** 2).sum(), torch.ones(2, dtype=torch.complex128), None)
+
+
+def test_a_frozen_weight_of_low_precision_that_was_changed_is_seen() -> None:
+    """Merged adapters are written into ``weight.data``, of which torch keeps no record."""
+    model = nn.Sequential(nn.Linear(X.shape[1], 4), nn.Tanh(), nn.Linear(4, 3)).bfloat16()
+    model[0].requires_grad_(False)
+    theta, layout = ht.flatten(model)
+    loss = ht.make_loss(model, F.cross_entropy, layout)
+    ht.hessian(loss, theta.double(), (X, Y)).to_dense()
+    model[0].weight.data += 1
+    expected = ht.hessian(loss.fresh(), theta.double(), (X, Y)).to_dense()
+    close(ht.hessian(loss, theta.double(), (X, Y)).to_dense(), expected)

@@ -166,6 +166,11 @@ def _check_ragged(batches: list[Any], thetas: Tensor, shared: bool) -> None:
 def _check_thetas(loss: LossFunction, thetas: Tensor) -> None:
     if not isinstance(thetas, Tensor):
         raise ValueError(f"thetas is a {type(thetas).__name__}; give a tensor of shape [param] or [point, param]")
+    if thetas.is_complex():
+        raise ValueError(
+            f"thetas has dtype {thetas.dtype}, and a Hessian is one of real numbers; give torch.view_as_real(thetas)"
+            ".flatten(-2), and use torch.view_as_complex in the loss"
+        )
     if thetas.dtype not in (torch.float32, torch.float64):
         raise ValueError(
             f"thetas has dtype {thetas.dtype}, in which second derivatives mean little; give float32 or float64"
