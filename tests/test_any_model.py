@@ -306,7 +306,7 @@ def test_a_data_loader_and_lists_of_its_batches_are_one_big_batch() -> None:
         trajectory = ht.Recorder(model, F.cross_entropy, batches).trajectory()
         close(trajectory.support_loss[0], F.cross_entropy(model(X), Y).detach())
         close(trajectory.support_accuracy[0], (model(X).argmax(-1) == Y).double().mean())
-    with pytest.raises(ValueError, match="the DataLoader shuffles"):
+    with pytest.raises(ValueError, match="the DataLoader draws"):
         ht.hessian_of(model, F.cross_entropy, DataLoader(data, batch_size=5, shuffle=True))
 
 
