@@ -29,7 +29,7 @@ def batches_of(batch: Any, *, of_network: bool) -> list[Batch]:
     its batches are kept. Raises ValueError for no batches, and for a loader that draws or leaves out examples.
     """
     if isinstance(batch, DataLoader):
-        _refuse_random(batch)
+        refuse_random_loader(batch)
         with torch.random.fork_rng(devices=[]):  # a loader draws a seed for its workers
             batch = list(batch)
     if not isinstance(batch, list):
@@ -41,8 +41,10 @@ def batches_of(batch: Any, *, of_network: bool) -> list[Batch]:
     return [tuple(part) if of_network and isinstance(part, list) else part for part in batch]
 
 
-def _refuse_random(loader: DataLoader[Any]) -> None:
-    """Raise ValueError for a loader that gives other examples at the next reading, or not all of them."""
+def refuse_random_loader(loader: Any) -> None:
+    """Raise ValueError for a ``DataLoader`` that gives other examples at the next reading, or not all of them."""
+    if not isinstance(loader, DataLoader):
+        return
     # All of torch's samplers that draw have a generator; one may stand inside a sampler of batches.
     if any(hasattr(s, "generator") for s in (loader.sampler, getattr(loader.batch_sampler, "sampler", None))):
         raise ValueError(
@@ -51,7 +53,7 @@ def _refuse_random(loader: DataLoader[Any]) -> None:
         )
     if isinstance(loader.dataset, IterableDataset):
         return
-    examples = len(loader.dataset)  # type: ignore[arg-type]
+    examples = len(loader.dataset)
     if loader.drop_last and loader.batch_size and examples % loader.batch_size:
         raise ValueError(
             f"the DataLoader leaves out {examples % loader.batch_size} of {examples} examples (drop_last=True); make "

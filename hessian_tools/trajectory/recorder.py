@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from hessian_tools.batches import refuse_random_loader
 from hessian_tools.curvature.objective.objective import Objective
 from hessian_tools.curvature.objective.validation import objective_at
 from hessian_tools.inner.meta_loss import accuracy
@@ -105,6 +106,8 @@ class Recorder:
     ) -> None:
         layout = flatten(model, where)[1]
         self.loss = make_loss(model, criterion, layout)
+        for given in (batch, query):
+            refuse_random_loader(given)
         self.batch, self.query = batch, query
         model = self.loss.model
         self._fixed = {name: _copy(p) for name, p in model.named_parameters() if name not in layout.names}
