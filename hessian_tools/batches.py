@@ -53,7 +53,7 @@ def refuse_random_loader(loader: Any) -> None:
         )
     if isinstance(loader.dataset, IterableDataset):
         return
-    examples = len(loader.dataset)
+    examples = len(loader.dataset)  # type: ignore[arg-type]
     if loader.drop_last and loader.batch_size and examples % loader.batch_size:
         raise ValueError(
             f"the DataLoader leaves out {examples % loader.batch_size} of {examples} examples (drop_last=True); make "
