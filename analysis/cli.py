@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, Token
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -30,13 +30,24 @@ Trust = Annotated[
 ]
 
 
+def _whole_number(_: object, tokens: Sequence[Token]) -> int:
+    """The number of a token; cyclopts itself would round 1.5 to 2."""
+    try:
+        return int(tokens[0].value)
+    except ValueError:
+        raise ValueError(f"{tokens[0].value!r} is not a whole number; give one, such as 1") from None
+
+
+WholeNumber = Annotated[int, Parameter(converter=_whole_number)]
+
+
 @Parameter(name="*")
 @dataclass(frozen=True)
 class ComputeOptions:
     """The options of every command that trains or measures."""
 
     workers: Annotated[
-        int | None,
+        WholeNumber | None,
         Parameter(
             help="Number of worker processes, with one thread each; 0 works in this process"
             " [default: one per core; 0 for a small study]."
@@ -69,7 +80,7 @@ class BeginOptions:
 
     out: Annotated[Path | None, Parameter(help="Folder of the study [default: runs/NAME].")] = None
     seeds: Annotated[
-        tuple[int, ...] | None,
+        tuple[WholeNumber, ...] | None,
         Parameter(
             name=["--seeds", "--seed"],
             consume_multiple=True,

@@ -16,6 +16,7 @@ from hessian_tools.curvature import (
     Estimate,
     Operator,
     adaptation_jacobian,
+    by_module,
     check_operator,
     diagonal,
     extremal_eigenpairs,
@@ -27,7 +28,10 @@ from hessian_tools.curvature import (
     gradient_curvature,
     gradient_share,
     hessian,
+    hessian_of,
+    loss_along,
     moments,
+    preconditioned,
     ragged,
     singular_values,
     spectral_density,
@@ -67,12 +71,21 @@ __all__ += ["flatten", "ParamLayout", "make_loss", "Loss", "HiddenStateError", "
 __all__ += ["learners", "Learner", "Shot", "adapt", "meta_loss", "network_parameters"]
 __all__ += ["record", "SaveAt", "Trajectory", "Recorder", "trajectory_from"]
 # The curvature matrices of the loss, at one point or along the record.
-__all__ += ["hessian", "gauss_newton", "gradient", "ragged", "Operator", "check_operator"]
+__all__ += [
+    "hessian",
+    "hessian_of",
+    "gauss_newton",
+    "gradient",
+    "ragged",
+    "preconditioned",
+    "Operator",
+    "check_operator",
+]
 # Their spectrum: single eigenvalues, all of them, sums over them, their density.
 __all__ += ["top_eigenpairs", "extremal_eigenpairs", "EigenPairs", "spectrum", "gauss_newton_spectrum"]
-__all__ += ["trace", "moments", "frobenius_squared", "diagonal", "Estimate", "spectral_density", "Density"]
+__all__ += ["trace", "by_module", "moments", "frobenius_squared", "diagonal", "Estimate", "spectral_density", "Density"]
 # Curvature along the gradient, in eigenspaces, and through the inner loop.
-__all__ += ["gradient_curvature", "third_derivative", "gauss_newton_share"]
+__all__ += ["gradient_curvature", "loss_along", "third_derivative", "gauss_newton_share"]
 __all__ += ["gradient_share", "subspace_overlap", "step_overlaps", "adaptation_jacobian", "singular_values"]
 # Meta-training.
 __all__ += ["TrainConfig", "meta_train", "best_checkpoint", "evaluate"]

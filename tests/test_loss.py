@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from hessian_tools import HiddenStateError, flatten, hessian, make_loss, stream
-from hessian_tools import loss as loss_module
+from hessian_tools import HiddenStateError, first_look, flatten, hessian, make_loss, stream
 from hessian_tools.loss import random_states
 
 
@@ -56,7 +55,7 @@ def test_random_numbers_drawn_on_a_cuda_device_are_noticed(monkeypatch):
     """The device is simulated: the state of its generator is a number that the forward pass changes."""
     state = torch.zeros(1)
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: state.clone())
-    monkeypatch.setattr(loss_module, "random_states", lambda device: random_states(torch.device("cuda")))
+    monkeypatch.setattr(first_look, "random_states", lambda device: random_states(torch.device("cuda")))
     theta, layout = flatten(DrawingNetwork(lambda: state))
     hessian(make_loss(DrawingNetwork(lambda: state), nn.functional.cross_entropy, layout), theta, batch())
     with pytest.raises(HiddenStateError, match="draws random numbers"):

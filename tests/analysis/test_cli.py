@@ -120,6 +120,11 @@ def test_wrong_options_are_refused(working_folder, capsys):
     assert "--help" in refused(capsys, ["study"])
     assert "--help" in refused(capsys, ["demmo"])
     assert "--help" in refused(capsys, ["demo", "--seeds", "zero"])
+    for option, value in (("--seeds", "1.5"), ("--seed", "0.5"), ("--workers", "1.5"), ("--workers", "0.0")):
+        message = refused(capsys, ["demo", option, value])
+        assert option in message
+        assert value in message
+    assert "1.5" in refused(capsys, ["train", "micro", "--seeds", "0", "1.5"])
     assert "--workers -1" in refused(capsys, ["demo", "--workers", "-1"])
     assert list(working_folder.iterdir()) == []
 

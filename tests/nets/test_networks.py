@@ -70,7 +70,8 @@ def test_outputs_head_and_body_of_every_network(name):
     assert layout.under("head") == ("head.weight", "head.bias")
     assert set(layout.under("body")) | {"head.weight", "head.bias"} == set(layout.names)
     assert layout.head == "head"
-    make_loss(model, nn.functional.cross_entropy, layout).refuse_hidden_state(layout.flatten(model.state_dict()), (x,))
+    loss, batch = make_loss(model, nn.functional.cross_entropy, layout), (x, torch.tensor([0, 1, 2, 0, 1]))
+    loss.refuse_hidden_state(layout.flatten(model.state_dict()), batch)
     assert seeded(SMALL[name], seed=0)(x).equal(model(x))
 
 

@@ -4,8 +4,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hessian_tools.batches import refuse_unusable
 from hessian_tools.layout import ParamLayout
-from hessian_tools.loss import Batch, LossFunction, refuse_unusable
+from hessian_tools.loss import Batch, LossFunction
 from hessian_tools.torch_fixes.precision import full_precision
 
 

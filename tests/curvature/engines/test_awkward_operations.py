@@ -54,6 +54,8 @@ OPERATIONS: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
     "cholesky_inverse": (lambda z: torch.cholesky_inverse(torch.linalg.cholesky(spd(z))), 9),
     "glu": (nn.GLU(), 4),
     "solve": (lambda z: torch.linalg.solve(spd(z), z[:, :3]), 9),
+    "solve_ex": (lambda z: torch.linalg.solve_ex(spd(z), z[:, :3]).result, 9),
+    "triangular_solve": (lambda z: torch.triangular_solve(z[:, :3, None], spd(z)).solution[..., 0], 9),
     "cayley": (lambda z: torch.linalg.solve(torch.eye(3) + spd(z)[0], torch.eye(3) - spd(z)[1]), 9),
     "determinant of one": (lambda z: torch.det(spd(z)[0]) * z[0], 9),
     "eigvals": (lambda z: torch.linalg.eigvals(spd(z)[0] + torch.diag(torch.arange(3.0))).real, 9),
