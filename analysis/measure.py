@@ -25,10 +25,11 @@ from analysis.study import Problem, Study, StudyLearner
 from analysis.times import stopwatch
 from analysis.training import record_run_ownership, refuse_changed_data
 from analysis.verify import refuse_damaged_training
+from hessian_tools.batches import cast_like
 from hessian_tools.curvature import rademacher
 from hessian_tools.inner.learners import untrained
 from hessian_tools.inner.parameters import num_moved, without_projector
-from hessian_tools.loss import Loss, cast_like
+from hessian_tools.loss import Loss
 from hessian_tools.nets import normalised_weights
 from hessian_tools.runs.checkpoints import checkpoint_path, load_theta
 from hessian_tools.runs.worker_pool import Emit, WorkerPool

@@ -16,15 +16,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from hessian_tools.batches import Batch, arguments, cast_like, refuse_unusable, signature_of, split_batch
-from hessian_tools.first_look import CRITERION, HiddenStateError, look_at_network, random_states, same_tensors
+from hessian_tools.batches import Batch, arguments, cast_like, signature_of, split_batch
+from hessian_tools.first_look import CRITERION, HiddenStateError, look_at_network
 from hessian_tools.layout import ParamLayout, flatten, unwrapped
 from hessian_tools.outputs import own_loss, tensors_of
 from hessian_tools.torch_fixes.function_modes import PrimitiveNormalisation, TwiceDifferentiable
 
 # Names that others take from here: what a loss is called with, and how it is looked at.
 __all__ = ["Batch", "Criterion", "HiddenStateError", "Loss", "LossFunction", "make_loss", "require_network"]
-__all__ += ["cast_like", "random_states", "refuse_unusable", "same_tensors"]
 
 Criterion = Callable[[Any, Any], Tensor]  # (outputs, targets) -> scalar
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from hessian_tools import HiddenStateError, first_look, flatten, hessian, make_loss, stream
-from hessian_tools.loss import random_states
+from hessian_tools.first_look import random_states
 
 
 def network(*, eval_mode: bool):

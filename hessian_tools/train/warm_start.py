@@ -5,10 +5,11 @@ from math import sqrt
 import torch
 from torch import Tensor
 
+from hessian_tools.batches import cast_like
 from hessian_tools.inner.features import features
 from hessian_tools.inner.leo import latent_parameters
 from hessian_tools.inner.parameters import meta_parameters
-from hessian_tools.loss import Loss, cast_like
+from hessian_tools.loss import Loss
 from hessian_tools.rng import stream
 from hessian_tools.runs import checkpoints
 from hessian_tools.train.config import TrainConfig

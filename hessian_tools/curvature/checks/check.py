@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from hessian_tools.batches import cast_like
 from hessian_tools.curvature.checks.differences import difference_quotients, differentiable
 from hessian_tools.curvature.engines.torch_errors import NoForwardDerivative
 from hessian_tools.curvature.objective.objective import Objective
@@ -22,8 +23,8 @@ from hessian_tools.curvature.operators.gauss_newton import GaussNewton
 from hessian_tools.curvature.operators.loss_operator import LossOperator
 from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.curvature.operators.terms import leaves, magnitude, rebuilt, terms
-from hessian_tools.first_look import value_of
-from hessian_tools.loss import HiddenStateError, Loss, cast_like, random_states, same_tensors
+from hessian_tools.first_look import random_states, same_tensors, value_of
+from hessian_tools.loss import HiddenStateError, Loss
 from hessian_tools.progress import Progress, ProgressCounter
 from hessian_tools.rng import stream
 from hessian_tools.torch_fixes.precision import full_precision
