@@ -94,7 +94,10 @@ def faults(study: Study) -> Iterator[str]:
     damaged += _errors(_checks_of_parts(study))
     yield from damaged
     if (stores or study.kept) and not damaged:
-        yield from _errors([partial(_refuse_stale, study, part) for part in ("verdicts", "figures", "report")])
+        try:
+            yield from _stale(study)
+        except (DamagedFileError, UserError) as e:
+            yield str(e).replace("\n", " ")
 
 
 def _checks_of_parts(study: Study) -> Iterator[Callable[[], object]]:
@@ -120,14 +123,14 @@ def _refuse_changed_figure(file: Path, digest: str) -> None:
         raise DamagedFileError(f"{file} {problem}; run 'hessian-tools figures {file.parents[1]}'")
 
 
-def _refuse_stale(study: Study, part: str) -> None:
-    """Raise UserError if a part of a study rests on something other than what is there."""
-    if part in stale_parts(study, measurements(study)):
+def _stale(study: Study) -> Iterator[str]:
+    """A line for each part of a study that rests on something other than what is there."""
+    for part in stale_parts(study, measurements(study)):
+        verb, basis = ("rests", "measurements, verdicts or figures") if part == "report" else ("rest", "measurements")
         command = part.replace("verdicts", "test")
-        basis = "measurements, verdicts or figures" if part == "report" else "measurements"
-        raise UserError(
-            f"the {part} of {study.path} rest{'s' if part == 'report' else ''} on other {basis} than the"
-            f" present ones; run 'hessian-tools {command} {study.path}'"
+        yield (
+            f"the {part} of {study.path} {verb} on other {basis} than the present ones; run 'hessian-tools {command}"
+            f" {study.path}'"
         )
 
 

@@ -3,6 +3,7 @@
 import random
 import resource
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -88,12 +89,13 @@ def test_what_was_written_is_there_after_a_power_cut_unless_nothing_waits_for_th
     root.mkdir()
     disk = RecordingDisk(root)
     disk.follow(monkeypatch)
+    cuts = count()
 
     def is_left(name: str) -> set[bool]:
         """Whether a file is whole, after each of many power cuts."""
         outcomes = set()
         for seed in range(30):
-            left = tmp_path / f"{Path(name).name}-{seed}"
+            left = tmp_path / f"left-{next(cuts)}"
             disk.after_power_cut(left, random.Random(seed))
             file = left / name
             outcomes.add(file.exists() and file.read_bytes() == (root / name).read_bytes())
