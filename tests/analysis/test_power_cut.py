@@ -30,7 +30,6 @@ measure:
   block: 1
   evaluation_tasks: 1
 """
-MOMENTS = 50
 
 
 @dataclass(frozen=True)
@@ -74,11 +73,6 @@ def record_cuts(folder: Path, moments: int) -> Cuts:
     return Cuts(folder / "undisturbed", left)
 
 
-@pytest.fixture(scope="module")
-def cuts(tmp_path_factory: pytest.TempPathFactory) -> Cuts:
-    return record_cuts(tmp_path_factory.mktemp("power-cut"), MOMENTS)
-
-
 @pytest.fixture(autouse=True)
 def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("analysis.pipeline.figures_of", lambda ds: {})
@@ -116,9 +110,12 @@ def test_what_was_written_is_there_after_a_power_cut_unless_nothing_waits_for_th
     disk.close()
 
 
-@pytest.mark.heavy
-def test_after_a_power_cut_the_same_command_ends_with_equal_results(cuts: Cuts) -> None:
-    assert len(cuts.left) == MOMENTS
+@pytest.mark.parametrize(
+    "moments", [pytest.param(8, marks=pytest.mark.heavy), pytest.param(50, marks=pytest.mark.campaign)]
+)
+def test_after_a_power_cut_the_same_command_ends_with_equal_results(tmp_path: Path, moments: int) -> None:
+    cuts = record_cuts(tmp_path, moments)
+    assert len(cuts.left) == moments
     for out in cuts.left:
         assert study(out) == 0, out
         assert run(["verify", str(out)]) == 0, out
