@@ -98,6 +98,7 @@ def plain_gradient(loss: Loss, theta: Tensor, x: Tensor) -> Tensor:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:torch.triangular_solve is deprecated")
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_operations_that_torch_differentiates_badly(name: str) -> None:
     """Compared with differences of first derivatives, which torch computes correctly."""
@@ -113,8 +114,7 @@ def test_operations_that_torch_differentiates_badly(name: str) -> None:
         torch.testing.assert_close(found, torch.stack(H), rtol=1e-7, atol=1e-8)
     if name == "eigvals":
         with pytest.raises(RuntimeError, match=r"torch.linalg.eigvals under vmap .* is silently wrong in torch"):
-            gauss_newton(loss, thetas, (x, y)) @ theta
-        return
+            gauss_newton(loss, thetas, (x, y), route="direct") @ theta
     G_found = gauss_newton(loss, thetas, (x, y))
     torch.testing.assert_close(G_found.to_dense(), torch.stack(G), rtol=1e-7, atol=1e-8)
     close(trace(G_found, method="exact").value, G_found.to_dense().diagonal(dim1=-2, dim2=-1).sum(-1))
