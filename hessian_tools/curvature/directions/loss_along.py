@@ -56,7 +56,7 @@ def loss_along(
             f"directions has shape {tuple(directions.shape)}; give vectors as columns, [{H.num_params}, direction]"
         )
     D = directions.to(H.device, H.dtype).expand(points, -1, -1)
-    t = torch.tensor(list(steps), dtype=H.dtype, device=H.device)
+    t = torch.tensor(list(steps), dtype=H.dtype, device="cpu").to(H.device)
     objective = H.objective
     slope = (H.engine.gradients(objective)[..., None] * D).sum(-2)
     curvature = (D * H.products(D.contiguous())).sum(-2)
