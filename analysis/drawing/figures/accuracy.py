@@ -39,7 +39,7 @@ def draw(ds: xr.Dataset) -> Figure:
                 own = [name for name in names if not selection.is_control(ds, name)]
                 ax.set_title(method_label(own[0]) if own else "controls")
         panels.left_labels(axes, "query accuracy" if has_accuracy(ds) else "query loss")
-        notes = legend.notes(summarise(scores).num_seeds, num_diverged, num_tried, what="evaluations")
+        notes = legend.notes(scores, num_diverged, num_tried, what="evaluations")
         panels.outside_legends(figure, legend.training_entries(drawn, starts), [*chance, *notes])
     return figure
 

@@ -46,7 +46,7 @@ def draw(ds: xr.Dataset) -> Figure:
             legend.entry("last checkpoint", **look),
             legend.entry("last checkpoint, each seed", **look | {"markersize": 1.8, "alpha": 0.6}),
         ]
-        notes = legend.notes(1, *diverged_units(ds), crossed=False)[1:]
+        notes = legend.diverged_notes(*diverged_units(ds), crossed=False)
         panels.outside_legends(figure, legend.learner_entries(ds, control_lines=False), [*ends, *chance, *notes])
     return figure
 
@@ -76,7 +76,7 @@ def caption(ds: xr.Dataset) -> str:
 
 def _drawn(ds: xr.Dataset) -> xr.Dataset:
     ds = with_alpha(ds)
-    return ds if ds.sizes["learner"] <= selection.MAX_LINES else ds.sel(learner=selection.without_variants(ds))
+    return selection.for_panels(ds)
 
 
 def _curvature(ds: xr.Dataset) -> dict[str, xr.DataArray]:

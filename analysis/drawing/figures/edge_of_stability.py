@@ -58,7 +58,7 @@ def draw(ds: xr.Dataset) -> Figure:
             legend.entry("last checkpoint", **open_marker),
         ]
         num_diverged, num_tried = diverged_units(ds.sel(learner=names))
-        notes = legend.notes(1, num_diverged, num_tried, crossed=False)[1:]
+        notes = legend.diverged_notes(num_diverged, num_tried, crossed=False)
         panels.outside_legends(figure, [*entries, *ends], [*lines, *notes])
     return figure
 
