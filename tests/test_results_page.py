@@ -6,6 +6,7 @@ names one number or several:
 * ``<!-- verdict: STUDY CLAIM LEARNER BASELINE COMPARISON QUANTITY STEPS: FIELD ... -->`` names fields of one verdict.
   They have three significant digits; with ``@1`` behind the field, one decimal; with ``+`` behind it, a sign;
 * ``<!-- accuracy: STUDY LEARNER CHECKPOINT -->`` names the mean accuracy in % on the evaluation tasks;
+* ``<!-- loss: STUDY LEARNER CHECKPOINT -->`` names the mean loss on them;
 * ``<!-- outcomes: STUDY CLAIM OUTCOME ... -->`` names how many verdicts of a claim have each outcome.
 
 A word that does not matter is written ``*``; underscores in a word stand for blanks.
@@ -27,7 +28,7 @@ from analysis.folder import open_study
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 PAGE = RESULTS / "README.md"
 KEPT = sorted(path.parent.name for path in RESULTS.glob("*/verdicts.json"))
-REFERENCE = re.compile(r"<!-- (verdict|accuracy|outcomes): (.*?) -->")
+REFERENCE = re.compile(r"<!-- (verdict|accuracy|loss|outcomes): (.*?) -->")
 # The order of the words of a verdict's reference, as fields of a Verdict.
 KEYS = ("claim", "learner", "baseline", "comparison", "quantity", "steps")
 
@@ -44,10 +45,11 @@ def dataset(study: str) -> Any:
 
 def quoted(kind: str, words: str) -> list[str]:
     """The numbers that a reference names, as the page has to write them."""
-    if kind == "accuracy":
+    if kind in ("accuracy", "loss"):
         study, learner, checkpoint = words.split()
-        values = dataset(study)["evaluation_accuracy"].sel(learner=learner, checkpoint=int(checkpoint))
-        return [f"{100 * float(values.mean('evaluation_task').mean('seed')):.1f}"]
+        values = dataset(study)[f"evaluation_{kind}"].sel(learner=learner, checkpoint=int(checkpoint))
+        mean = float(values.mean("evaluation_task").mean("seed"))
+        return [f"{100 * mean:.1f}" if kind == "accuracy" else number(mean)]
     if kind == "outcomes":
         study, claim, *outcomes = words.split()
         found = [v.outcome.replace(" ", "_") for v in verdicts(study) if v.claim == claim]
