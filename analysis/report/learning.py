@@ -127,10 +127,10 @@ def speed_table(ds: xr.Dataset, *, confidence: float = 0.95) -> Html | None:
     half_widths = half_widths[np.isfinite(half_widths)]
     chance = "each checkpoint has one task, so nothing shows how well its mean is known"
     if len(half_widths):
+        half = f"{number(float(np.median(half_widths)), digits=2)}{unit}"
         chance = (
-            f"the mean at one checkpoint is known to about ± {number(float(np.median(half_widths)), digits=2)}{unit}. This"
-            f" is half the width of the {100 * confidence:g} % interval over tasks, of which the median over all learners,"
-            " seeds and checkpoints is taken"
+            f"the mean at one checkpoint is known to about ± {half}. This is half the width of the {100 * confidence:g}"
+            " % interval over tasks, of which the median over all learners, seeds and checkpoints is taken"
         )
     seeds = ", ".join(str(int(seed)) for seed in ds["seed"].values)
     caption = _SPEED.format(seeds=seeds, dash=DASH, chance=chance)
