@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from inspect import signature
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -45,6 +45,10 @@ HOOKED = (
 SPARSE = (
     "an embedding with sparse=True has no second derivative in torch: use sparse=False, which gives the same numbers"
 )
+
+
+# A network's loss: a generator of its outputs and then its value, for parameters and buffers by name and a batch.
+Evaluate = Callable[[Mapping[str, Tensor], Mapping[str, Tensor], Any], Iterator[Any]]
 
 
 class HiddenStateError(ValueError):
@@ -140,10 +144,7 @@ def look_at_function(function: Callable[[Tensor, Any], Tensor], theta: Tensor, b
                 f"the loss gives {float(value.detach()):.6g} and then {float(repeat):.6g} at the same place, "
                 "so it is no function of theta alone"
             )
-        if watch.sparse:
-            raise ValueError(SPARSE)
-        if watch.scaled:
-            raise ValueError(SCALED)
+        _refuse_embeddings(watch)
         for stored in {id(p): p for p in watch.used}.values():
             if name := _where_in(theta, stored):
                 raise HiddenStateError(
@@ -168,7 +169,7 @@ def look_at_function(function: Callable[[Tensor, Any], Tensor], theta: Tensor, b
 
 @full_precision
 def look_at_network(
-    evaluate: Callable[[Mapping[str, Tensor], Mapping[str, Tensor], Any], Iterator[Any]],
+    evaluate: Evaluate,
     batch: Any,
     parameters: Callable[[Tensor], dict[str, Tensor]],
     buffers: Callable[[], dict[str, Tensor]],
@@ -187,87 +188,30 @@ def look_at_network(
     def is_stored(leaf: Any) -> bool:
         return isinstance(leaf, Tensor) and id(leaf) in names
 
-    def value_at(at: Tensor) -> Tensor:
-        passes = evaluate(parameters(at), buffers(), batch)
+    def value_at(pieces: Mapping[str, Tensor]) -> Tensor:
+        passes = evaluate(pieces, buffers(), batch)
         next(passes)
         return next(passes)
 
-    def moved_value(moved: list[str]) -> Tensor:
-        """The loss where the named parameters have other values."""
-        noise = torch.randn(len(theta), generator=stream(0, "unreached"), dtype=torch.float64, device="cpu").to(theta)
-        elsewhere = parameters(theta.detach() + 0.1 * (1 + theta.detach().abs()) * noise)
-        here = parameters(theta.detach().clone().requires_grad_())
-        passes = evaluate(here | {name: elsewhere[name] for name in moved}, buffers(), batch)
-        next(passes)
-        return next(passes).detach()
-
     with _ordinary_mode(theta):
-        leaf, start, watch = theta.detach().clone().requires_grad_(), theta.detach().clone(), Watch(is_stored)
         batch = pytree.tree_map_only(Tensor, _out_of_inference, batch)
-        pieces, copies, before = parameters(leaf), buffers(), all_random_states(theta.device)
-        try:
-            with disable_saved_tensors_hooks(RECOMPUTED), watch:
-                passes = evaluate(pieces, copies, batch)
-                outputs = next(passes)
-                drew_in_network = not _same_states(before, all_random_states(theta.device))
-                value = next(passes)
-        except RuntimeError as error:
-            if RECOMPUTED in str(error):  # the engines refuse it, too
-                return
-            if _moved(leaf, start):  # torch refuses to change a part of theta in place where it is differentiated
-                raise _hidden_state(model, "", "moves its parameters") from None
-            if "dtype" in str(error) or "scalar type" in str(error):
-                raise ValueError(
-                    f"the network or the criterion holds a tensor in another dtype than theta ({theta.dtype}); cast "
-                    f"it where it is used, as in w.to(outputs), or register it as a buffer (torch said: {error})"
-                ) from error
-            raise
-        drew = not _same_states(before, all_random_states(theta.device))
+        leaf, copies, watch = theta.detach().clone().requires_grad_(), buffers(), Watch(is_stored)
+        pieces = parameters(leaf)
+        first = _first_pass(evaluate, pieces, copies, batch, model=model, leaf=leaf, theta=theta, watch=watch)
+        if first is None:
+            return
+        value = first.value
         # The pass can have changed only these copies; the model's own buffers have their old values.
         fresh = buffers()
-        moved = [name for name, b in fresh.items() if not torch.equal(copies[name], b)]
-        if _moved(leaf, start):
-            raise _hidden_state(model, "", "moves its parameters")
-        if moved:
-            raise _hidden_state(model, moved[0].rpartition(".")[0], "moves its buffers")
-        if drew_in_network:
-            raise _hidden_state(model, _random_module(model), "draws random numbers")
-        if drew:
-            raise HiddenStateError(
-                "the criterion draws random numbers, so the loss is no function of the parameters; draw them once, "
-                "before the loss is made, and put them into the batch"
-            )
-        # Losses alone would not be enough: batch statistics that are tracked in training mode move, while the loss
-        # repeats to the last bit. Outputs that are not finite are not compared: a NaN in them differs from itself.
-        again = evaluate(parameters(start.requires_grad_()), fresh, batch)
-        first, second = ([t.detach() for t in tensors_of(o)] for o in (outputs, next(again)))
-        if not _repeat(first, second) and all(t.isfinite().all() for t in first):
-            raise _hidden_state(model, "", "gives another output the second time")
-        repeat = next(again).detach()
-        if bool(value.isfinite()) and not _agree(value.detach(), repeat):
-            raise HiddenStateError(
-                "the criterion gives another value the second time, so the loss is no function of the parameters; "
-                "make the criterion a function of outputs and targets alone"
-            )
-        if watch.sparse:
-            raise ValueError(SPARSE)
-        if watch.scaled:
-            raise ValueError(SCALED)
+        _refuse_changes(model, first, moved=[name for name, b in fresh.items() if not torch.equal(copies[name], b)])
+        _refuse_another_value(model, first, evaluate(parameters(theta.detach().clone().requires_grad_()), fresh, batch))
+        _refuse_embeddings(watch)
         # Tensors that were computed from stored parameters before the pass are seen in its graph alone.
         leaves = [node.variable for node in graph_nodes(value) if hasattr(node, "variable")]
         used = watch.used + [leaf for leaf in leaves if is_stored(leaf)]
         gradients, backward = _backward(value, list(pieces.values()), is_stored, list(model.parameters()))
     if gradients is not None and all(g is None for g in gradients):
-        fix = (
-            "the network must use its parameters when its forward pass is called, not tensors held elsewhere; make the "
-            "loss of the module itself, and pass other weights as a vector theta"
-        )
-        if hasattr(model, "fast_params"):
-            fix = (
-                "higher's patched module uses its own fast weights; make the loss of the module that was patched, and "
-                "pass the fast weights as theta = torch.cat([p.flatten() for p in fmodel.parameters()])"
-            )
-        raise _independent(fix)
+        raise _independent(_fix_of_independent(model))
     if used:
         raise HiddenStateError(
             f"the loss uses the model's stored parameter {names[id(used[0])]!r} in place of theta, so a part of "
@@ -282,10 +226,119 @@ def look_at_network(
         return
     unreached = [name for name, gradient in zip(pieces, gradients, strict=True) if gradient is None]
     with _ordinary_mode(theta):
-        if unreached and not _agree(value.detach(), moved_value(unreached)):
-            raise _unreached(model, unreached[0])
-        _refuse_wrong_derivative(value, value_at, theta)
+        if unreached:
+            here, elsewhere = parameters(theta.detach().clone().requires_grad_()), parameters(_elsewhere(theta))
+            moved_value = value_at(here | {name: elsewhere[name] for name in unreached})
+            if not _agree(value.detach(), moved_value.detach()):
+                raise _unreached(model, unreached[0])
+        _refuse_wrong_derivative(value, lambda at: value_at(parameters(at)), theta)
     _warn_of_constant(watch)
+
+
+class _FirstPass(NamedTuple):
+    """What the first pass of a network's loss gave, and what it drew from the global random generators."""
+
+    outputs: Any
+    value: Tensor
+    has_moved_theta: bool
+    drew_in_network: bool
+    drew: bool
+
+
+def _first_pass(
+    evaluate: Evaluate,
+    pieces: Mapping[str, Tensor],
+    buffers: Mapping[str, Tensor],
+    batch: Any,
+    *,
+    model: nn.Module,
+    leaf: Tensor,
+    theta: Tensor,
+    watch: Watch,
+) -> _FirstPass | None:
+    """Evaluate the loss once; None where a network runs itself again in its backward pass, which the engines refuse.
+
+    pieces: ``leaf`` as parameters by name, where leaf is a copy of theta.
+    """
+    before = all_random_states(theta.device)
+    try:
+        with disable_saved_tensors_hooks(RECOMPUTED), watch:
+            passes = evaluate(pieces, buffers, batch)
+            outputs = next(passes)
+            drew_in_network = not _same_states(before, all_random_states(theta.device))
+            value = next(passes)
+    except RuntimeError as error:
+        if RECOMPUTED in str(error):
+            return None
+        if _moved(leaf, theta):  # torch refuses to change a part of theta in place where it is differentiated
+            raise _hidden_state(model, "", "moves its parameters") from None
+        if "dtype" in str(error) or "scalar type" in str(error):
+            raise ValueError(
+                f"the network or the criterion holds a tensor in another dtype than theta ({theta.dtype}); cast "
+                f"it where it is used, as in w.to(outputs), or register it as a buffer (torch said: {error})"
+            ) from error
+        raise
+    drew = not _same_states(before, all_random_states(theta.device))
+    return _FirstPass(outputs, value, _moved(leaf, theta), drew_in_network, drew)
+
+
+def _refuse_changes(model: nn.Module, first: _FirstPass, *, moved: list[str]) -> None:
+    """Raises HiddenStateError where a pass changes state or draws. moved: the names of the buffers that it changed."""
+    if first.has_moved_theta:
+        raise _hidden_state(model, "", "moves its parameters")
+    if moved:
+        raise _hidden_state(model, moved[0].rpartition(".")[0], "moves its buffers")
+    if first.drew_in_network:
+        raise _hidden_state(model, _random_module(model), "draws random numbers")
+    if first.drew:
+        raise HiddenStateError(
+            "the criterion draws random numbers, so the loss is no function of the parameters; draw them once, "
+            "before the loss is made, and put them into the batch"
+        )
+
+
+def _refuse_another_value(model: nn.Module, first: _FirstPass, again: Iterator[Any]) -> None:
+    """Raises HiddenStateError where a second pass gives other outputs, or another loss, than the first one.
+
+    Losses alone would not be enough: batch statistics that are tracked in training mode move, while the loss repeats to
+    the last bit. Outputs that are not finite are not compared: a NaN in them differs from itself.
+    """
+    outputs, repeated = ([t.detach() for t in tensors_of(o)] for o in (first.outputs, next(again)))
+    if not _repeat(outputs, repeated) and all(t.isfinite().all() for t in outputs):
+        raise _hidden_state(model, "", "gives another output the second time")
+    value, repeat = first.value.detach(), next(again).detach()
+    if bool(value.isfinite()) and not _agree(value, repeat):
+        raise HiddenStateError(
+            "the criterion gives another value the second time, so the loss is no function of the parameters; "
+            "make the criterion a function of outputs and targets alone"
+        )
+
+
+def _refuse_embeddings(watch: Watch) -> None:
+    """Raises ValueError where an embedding was called that has no second derivative, or a wrong first one."""
+    if watch.sparse:
+        raise ValueError(SPARSE)
+    if watch.scaled:
+        raise ValueError(SCALED)
+
+
+def _elsewhere(theta: Tensor) -> Tensor:
+    """A point near theta that differs from it in every entry."""
+    noise = torch.randn(len(theta), generator=stream(0, "unreached"), dtype=torch.float64, device="cpu").to(theta)
+    return theta.detach() + 0.1 * (1 + theta.detach().abs()) * noise
+
+
+def _fix_of_independent(model: nn.Module) -> str:
+    """What to do where a network's loss does not depend on theta."""
+    if hasattr(model, "fast_params"):
+        return (
+            "higher's patched module uses its own fast weights; make the loss of the module that was patched, and "
+            "pass the fast weights as theta = torch.cat([p.flatten() for p in fmodel.parameters()])"
+        )
+    return (
+        "the network must use its parameters when its forward pass is called, not tensors held elsewhere; make the "
+        "loss of the module itself, and pass other weights as a vector theta"
+    )
 
 
 def value_of(loss: Callable[[Tensor, Any], Tensor], theta: Tensor, batch: Any) -> Tensor:
