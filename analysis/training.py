@@ -19,7 +19,7 @@ from analysis.progress import Reporter
 from analysis.study import Study
 from analysis.times import stopwatch
 from hessian_tools.runs.checkpoints import checkpoint_path
-from hessian_tools.runs.files import json_digest, read_json, write_json
+from hessian_tools.runs.files import ASIDE, DamagedFileError, json_digest, read_json, write_json
 from hessian_tools.runs.manifest import NAME as MANIFEST
 from hessian_tools.runs.manifest import environment, record_ownership
 from hessian_tools.runs.worker_pool import Emit, WorkerPool
@@ -238,7 +238,12 @@ def choose_step_size(study: Study, pool: WorkerPool, reporter: Reporter) -> Stud
 def step_size_table(study: Study) -> list[dict[str, Any]] | None:
     """The step sizes that were tried, with their validation results; None where there was no search."""
     path = study.path / STEP_SIZE
-    return read_json(path)["candidates"] if path.exists() else None
+    if not path.exists():
+        return None
+    rows: list[dict[str, Any]] | None = read_json(path).get("candidates")
+    if rows is None:
+        raise DamagedFileError(f"{path} holds no candidates; {ASIDE}")
+    return rows
 
 
 def try_candidate(candidate: Candidate, emit: Emit) -> None:

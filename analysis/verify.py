@@ -118,7 +118,7 @@ def _checks_of_parts(study: Study) -> Iterator[Callable[[], object]]:
 
 def _refuse_changed_figure(file: Path, digest: str) -> None:
     """Raise DamagedFileError if the file of a figure is not the one that was drawn."""
-    if not file.exists() or file_digest(file) != digest:
+    if not file.is_file() or file_digest(file) != digest:
         problem = "was changed after it was drawn" if file.exists() else "is missing"
         raise DamagedFileError(f"{file} {problem}; run 'hessian-tools figures {file.parents[1]}'")
 
