@@ -157,7 +157,7 @@ def _parameters(problem: Problem) -> tuple[int, int, bool]:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             shapes = [parameter.shape for parameter in problem.network().parameters()]
     except (RuntimeError, ValueError, OverflowError, TypeError) as e:
-        # A network of the user's own may not work on the meta device; it is then built as it is, and errors are told.
+        # A network of the user's own may not work on the meta device; later checks build it as it is and report errors.
         return (UNCOUNTABLE if "overflow" in str(e).lower() else 0), 1, False
     return sum(map(prod, shapes)), len(shapes), any(len(shape) == 4 for shape in shapes)
 

@@ -172,7 +172,7 @@ def open_verdicts(path: str | Path) -> list[Verdict]:
     try:
         read_json(file)  # called for its error, where the file was changed after it was written
         return verdicts_from_json(_text(file))
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(f"{file} is damaged; run 'hessian-tools test {file.parent}' to make it again") from None
 
 

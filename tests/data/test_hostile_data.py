@@ -35,7 +35,7 @@ def test_devices_and_pipes_are_not_opened(tmp_path):
     for name, make in (("zero", lambda path: path.symlink_to("/dev/zero")), ("fifo", os.mkfifo)):
         disk.class_folders(tmp_path / name, CLASSES)
         make(tmp_path / name / "b" / "zz.png")
-        assert "zz.png is a device, a pipe or a socket; remove it" in refused(tmp_path / name)
+        assert "zz.png is a device, a pipe or a socket; move it elsewhere" in refused(tmp_path / name)
 
 
 def test_a_pipe_beside_a_file_does_not_matter(tmp_path):

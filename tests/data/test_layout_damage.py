@@ -116,7 +116,7 @@ def class_in_two_places(root: Path) -> None:
         (listed_image_missing, r"val.csv lists n0185567200000002.jpg, but there is no such file"),
         (unknown_csv_columns, r"has the columns file, class; use filename,label or class_name,image_name"),
         (listed_class_unknown, r"names a class 'beavr' that .* does not hold; did you mean 'beaver'"),
-        (empty_class_folder, r"the class folder fox in .* is empty; fill or remove it"),
+        (empty_class_folder, r"the class folder fox in .* is empty; fill it, or move it elsewhere"),
         (file_without_image, r"dog/2.png cannot be read as an image"),
         (listed_car_missing, r"lists 00003.jpg, which is not in cars_train"),
         (car_class_without_image, r"the class 'Ram C/V Cargo Van Minivan 2012' .* has no image"),
