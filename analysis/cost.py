@@ -99,8 +99,6 @@ class _Work:
 
     def training(self, learner: StudyLearner, meta_steps: int) -> float:
         """The seconds of a number of meta-iterations."""
-        if not learner.settings.trained:
-            return 0.0
         inner = learner.learner.steps
         if learner.settings.shot:
             inner += (learner.settings.shot.reference_steps or 0) + (learner.settings.shot.target_steps or 0)
