@@ -51,7 +51,7 @@ FAULTS: list[tuple[str, Callable[[Path], object], str]] = [
     (f"{RUN}/manifest.json", replace_by_a_folder, "is no file but a folder, a device or a pipe; put"),
     (f"{RUN}/manifest.json", change_config, "is damaged: its config is no mapping; put it back"),
     ("claims.yaml", replace_by_a_pipe, "is damaged: it is no file, or far larger"),
-    ("verdicts.json", replace_by_a_pipe, "is no file but a folder, a device or a pipe; put"),
+    ("verdicts.json", replace_by_a_pipe, "is damaged; run .hessian-tools test "),
     ("report.html", replace_by_a_pipe, "is no file but a folder, a device or a pipe; put"),
     ("figures/accuracy.png", replace_by_a_pipe, "was changed after it was drawn"),
     (f"{RUN}/measurements.json", Path.unlink, "is missing; 'hessian-tools study "),
