@@ -58,7 +58,7 @@ def chosen_step_size(path: Path) -> float | None:
     file = path / STEP_SIZE
     if not file.exists():
         return None
-    step_size = read_json(file).get("step_size")
+    step_size: Any = read_json(file, "step_size")["step_size"]
     if type(step_size) not in (int, float) or not SMALLEST <= step_size <= LARGEST:
         raise DamagedFileError(f"{file} holds no step size; {ASIDE}")
     return float(step_size)

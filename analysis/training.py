@@ -19,7 +19,7 @@ from analysis.progress import Reporter
 from analysis.study import Study
 from analysis.times import stopwatch
 from hessian_tools.runs.checkpoints import checkpoint_path
-from hessian_tools.runs.files import ASIDE, DamagedFileError, json_digest, read_json, write_json
+from hessian_tools.runs.files import json_digest, read_json, write_json
 from hessian_tools.runs.manifest import NAME as MANIFEST
 from hessian_tools.runs.manifest import entries, environment, record_ownership
 from hessian_tools.runs.worker_pool import Emit, WorkerPool
@@ -110,7 +110,7 @@ def warm_start(study: Study, learner: str, seed: int) -> Path | None:
         except ValueError as e:
             raise UserError(f"{learner} cannot begin from {start} seed {seed}: {e}") from None
         write_json(record, {"learner": start, "meta_step": best.meta_step})
-    return checkpoint_path(source, int(read_json(record)["meta_step"]))
+    return checkpoint_path(source, int(read_json(record, "meta_step")["meta_step"]))
 
 
 def record_run_ownership(study: Study) -> None:
@@ -224,7 +224,7 @@ def choose_step_size(study: Study, pool: WorkerPool, reporter: Reporter) -> Stud
     candidates = [Candidate(study, search, step_size) for step_size in search.candidates]
     with reporter.stage("step size", len(candidates) * search.meta_steps, "meta-iterations") as advance:
         pool.run(try_candidate, candidates, emit=advance)
-    rows = [read_json(candidate.result) for candidate in candidates]
+    rows = [read_json(candidate.result, "step_size") for candidate in candidates]
     best = _best(rows, classification=study.problem.tasks.kind == "classification")
     write_json(
         study.path / STEP_SIZE,
@@ -238,12 +238,7 @@ def choose_step_size(study: Study, pool: WorkerPool, reporter: Reporter) -> Stud
 def step_size_table(study: Study) -> list[dict[str, Any]] | None:
     """The step sizes that were tried, with their validation results; None where there was no search."""
     path = study.path / STEP_SIZE
-    if not path.exists():
-        return None
-    rows: list[dict[str, Any]] | None = read_json(path).get("candidates")
-    if rows is None:
-        raise DamagedFileError(f"{path} holds no candidates; {ASIDE}")
-    return rows
+    return read_json(path, "candidates")["candidates"] if path.exists() else None
 
 
 def try_candidate(candidate: Candidate, emit: Emit) -> None:

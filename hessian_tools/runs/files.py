@@ -143,11 +143,13 @@ def file_digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, *needed: str) -> dict[str, Any]:
     """The object in a JSON file, without its checksum.
 
-    Raises DamagedFileError with the file's name where the file holds something else, or was changed after it was
-    written. Version 0.1 wrote no checksum, so a file without one is accepted.
+    needed: entries that the object must have.
+
+    Raises DamagedFileError with the file's name where the file holds something else, lacks an entry, or was changed
+    after it was written. Version 0.1 wrote no checksum, so a file without one is accepted.
     """
     refuse_unreadable(path, max_bytes=MAX_JSON_BYTES)
     try:
@@ -159,4 +161,7 @@ def read_json(path: Path) -> dict[str, Any]:
     checksum = value.pop(CHECKSUM, None)
     if checksum is not None and checksum != json_digest(value):
         raise DamagedFileError(f"{path} was changed after it was written (its checksum does not match); {ASIDE}")
+    for name in needed:
+        if name not in value:
+            raise DamagedFileError(f"{path} lacks {name}; {ASIDE}")
     return value

@@ -27,6 +27,10 @@ def change_config(file: Path) -> None:
     write_json(file, read_json(file) | {"config": 3})
 
 
+def lose_the_names(file: Path) -> None:
+    write_json(file, read_json(file) | {"files": 3})
+
+
 # For each damage: the file, the function that damages it, and what verify must say besides the name of the file.
 FAULTS: list[tuple[str, Callable[[Path], object], str]] = [
     ("study.yaml", change_learning_rate, "was changed after .* was begun: train is not as it was; put the file back"),
@@ -35,6 +39,7 @@ FAULTS: list[tuple[str, Callable[[Path], object], str]] = [
     ("figures/accuracy.png", flip_a_bit, "was changed after it was drawn; run 'hessian-tools figures "),
     ("figures/accuracy.pdf", Path.unlink, "is missing; run 'hessian-tools figures "),
     ("figures/drawn.json", empty, "is not JSON"),
+    ("figures/drawn.json", lose_the_names, "is damaged; run 'hessian-tools figures "),
     ("report.html", flip_a_bit, "was changed after it was written; run 'hessian-tools report "),
     ("report.html", cut, "was changed after it was written; run 'hessian-tools report "),
     (f"{RUN}/manifest.json", Path.unlink, "is missing; put it back"),
@@ -106,7 +111,7 @@ def test_a_file_of_the_step_size_without_a_step_size_is_refused(working_folder, 
     (working_folder / "out" / "step_size.json").write_text(content)
     for command in ("verify", "info", "measure", "train"):
         said = refused(capsys, [command, "out"])
-        assert "step_size.json holds no step size; put it back, or move it elsewhere" in said
+        assert re.search("step_size.json (lacks step_size|holds no step size); put it back, or move it elsewhere", said)
 
 
 def test_a_page_records_what_it_rests_on(tmp_path):
