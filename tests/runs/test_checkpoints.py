@@ -70,3 +70,23 @@ def test_a_json_file_without_a_needed_entry_is_refused(tmp_path):
     assert read_json(tmp_path / "a.json", "a") == {"a": 1}
     with pytest.raises(DamagedFileError, match="a.json lacks b; put it back"):
         read_json(tmp_path / "a.json", "a", "b")
+
+
+@pytest.mark.parametrize(("fact", "other"), [("run", "b"), ("meta_step", 3)])
+def test_a_checkpoint_of_another_run_or_meta_iteration_is_refused(tmp_path, fact, other):
+    facts = {"run": "a", "meta_step": 2}
+    checkpoints.save(tmp_path / "a.safetensors", {"theta": THETA}, **facts)
+    assert torch.equal(checkpoints.load(tmp_path / "a.safetensors", **facts)["theta"], THETA)
+    with pytest.raises(
+        DamagedFileError, match=f"does not belong here: its {fact} is {facts[fact]}, but here it must be"
+    ):
+        checkpoints.load(tmp_path / "a.safetensors", **facts | {fact: other})
+
+
+def test_a_changed_number_in_the_metrics_is_noticed(tmp_path):
+    file = tmp_path / metrics.NAME
+    for step in (1, 2):
+        metrics.append(file, {"meta_step": step, "loss": 0.5})
+    file.write_text(file.read_text().replace("0.5", "0.6", 1))
+    with pytest.raises(DamagedFileError, match=r"line 1 of .* was changed after it was written"):
+        metrics.read(file)
