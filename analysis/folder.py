@@ -16,6 +16,7 @@ from analysis import kept, store
 from analysis.claims import Plan, Verdict, load_plan, verdicts_from_json
 from analysis.claims.plan import BUNDLED as PLAN
 from analysis.config import StudyConfig
+from analysis.config.base import LARGEST, SMALLEST
 from analysis.errors import UserError
 from analysis.record import record_of
 from analysis.schema import describe_learners, stack_runs, with_codes
@@ -54,7 +55,13 @@ def study_in_folder(config: StudyConfig, path: Path, *, device: str = "cpu", tru
 
 def chosen_step_size(path: Path) -> float | None:
     """The step size that a search has left in a folder, if any."""
-    return read_json(path / STEP_SIZE)["step_size"] if (path / STEP_SIZE).exists() else None
+    file = path / STEP_SIZE
+    if not file.exists():
+        return None
+    step_size: Any = read_json(file, "step_size")["step_size"]
+    if type(step_size) not in (int, float) or not SMALLEST <= step_size <= LARGEST:
+        raise DamagedFileError(f"{file} holds no step size; {ASIDE}")
+    return float(step_size)
 
 
 def going_on_from(study: Study, path: Path) -> Study:
@@ -165,7 +172,7 @@ def open_verdicts(path: str | Path) -> list[Verdict]:
     try:
         read_json(file)  # called for its error, where the file was changed after it was written
         return verdicts_from_json(_text(file))
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(f"{file} is damaged; run 'hessian-tools test {file.parent}' to make it again") from None
 
 
@@ -299,9 +306,11 @@ def _short(value: object) -> str:
 
 def _text(path: Path) -> str:
     """The text of a file of the folder; raises UserError where it is damaged."""
-    if path.stat().st_size > files.MAX_JSON_BYTES:
-        raise UserError(f"{path} is damaged: it is far larger than such a file; put it back, or begin another study")
     try:
+        files.refuse_unreadable(path, max_bytes=files.MAX_JSON_BYTES)
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
-        raise UserError(f"{path} is damaged: it is not a text in UTF-8; put it back, or begin another study") from None
+        problem = "it is not a text in UTF-8"
+    except DamagedFileError:
+        problem = "it is no file, or far larger than such a file"
+    raise UserError(f"{path} is damaged: {problem}; put it back, or begin another study")

@@ -4,7 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from hessian_tools.runs.files import DamagedFileError
+from hessian_tools.runs.files import DamagedFileError, refuse_unreadable
 
 BEGIN, END = "<!-- rests on ", " -->\n"
 
@@ -20,6 +20,7 @@ def record_of(file: Path) -> dict[str, str]:
 
     Raises DamagedFileError where the page was cut or changed after it was written.
     """
+    refuse_unreadable(file)
     page, has_record, comment = file.read_bytes().rpartition(BEGIN.encode())
     try:
         facts: dict[str, str] = json.loads(comment.removesuffix(END.encode())) if has_record else {}

@@ -31,7 +31,7 @@ from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore
 
 from analysis.schema import Sizes, Variable, blank_run
-from hessian_tools.runs.files import ASIDE, DamagedFileError, fsync, read_json, set_aside, write_json
+from hessian_tools.runs.files import ASIDE, DamagedFileError, fsync, read_json, refuse_unreadable, set_aside, write_json
 
 NAME = "measurements.zarr"
 DIGESTS = "measurements.json"  # beside the store: SHA-256 (hex) of each zarr.json in it
@@ -153,7 +153,7 @@ def faults(path: Path) -> Iterator[Fault]:
     digests = path.parent / DIGESTS
     descriptions = _description_digests(path)
     if not digests.exists():
-        if any(b"crc32c" in (path / name).read_bytes() for name in descriptions):
+        if any(b"crc32c" in _content(path / name) for name in descriptions):
             yield Fault(digests, "is missing", None)
         return
     recorded = read_json(digests)
@@ -170,7 +170,7 @@ def faults(path: Path) -> Iterator[Fault]:
             unit = (index[0], index[1] if "task" in dims else None) if dims[:1] == ("checkpoint",) else None
             unit = None if dims == (name,) else unit  # a coordinate belongs to the whole store
             if file.exists():
-                if not _undamaged(file.read_bytes()):
+                if not _undamaged(_content(file)):
                     yield Fault(file, "was changed after it was written", unit)
                 elif name in FLAGS and unit is not None:
                     flagged.add(unit)
@@ -188,6 +188,8 @@ def discard(path: Path, fault: Fault) -> None:
             if spoilt.exists():
                 set_aside(spoilt)
         return
+    if fault.file.exists() and not fault.file.is_file():
+        set_aside(fault.file)  # nothing can be written in its place
     checkpoint, tasks = fault.unit
     flag = path / FLAGS[1] / "c" / str(checkpoint) if tasks is None else path / FLAGS[0] / "c" / f"{checkpoint}/{tasks}"
     flag.unlink(missing_ok=True)  # a flag without a file is 0
@@ -245,9 +247,7 @@ def _description_digests(path: Path) -> dict[str, str]:
     """The SHA-256 (hex) of the files that describe a store and its arrays, by their paths in the store."""
     files = [path / "zarr.json", *(path / name / "zarr.json" for name in _array_names(path))]
     return {
-        file.relative_to(path).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in files
-        if file.exists()
+        file.relative_to(path).as_posix(): hashlib.sha256(_content(file)).hexdigest() for file in files if file.exists()
     }
 
 
@@ -257,6 +257,15 @@ def _chunk_files(folder: Path, description: Mapping[str, Any]) -> Iterator[tuple
     counts = [-(-length // chunk) for length, chunk in zip(description["shape"], chunk_shape, strict=True)]
     for index in product(*map(range, counts)):
         yield index, folder.joinpath("c", *map(str, index))
+
+
+def _content(file: Path) -> bytes:
+    """The bytes of a file of a store; empty where it is none, or far too large, so that it counts as changed."""
+    try:
+        refuse_unreadable(file)
+    except DamagedFileError:
+        return b""
+    return file.read_bytes()
 
 
 def _undamaged(chunk: bytes) -> bool:

@@ -21,7 +21,7 @@ from analysis.times import stopwatch
 from hessian_tools.runs.checkpoints import checkpoint_path
 from hessian_tools.runs.files import json_digest, read_json, write_json
 from hessian_tools.runs.manifest import NAME as MANIFEST
-from hessian_tools.runs.manifest import environment, record_ownership
+from hessian_tools.runs.manifest import entries, environment, record_ownership
 from hessian_tools.runs.worker_pool import Emit, WorkerPool
 from hessian_tools.train import best_checkpoint, diverged_at, meta_train, saved_checkpoints
 
@@ -110,7 +110,7 @@ def warm_start(study: Study, learner: str, seed: int) -> Path | None:
         except ValueError as e:
             raise UserError(f"{learner} cannot begin from {start} seed {seed}: {e}") from None
         write_json(record, {"learner": start, "meta_step": best.meta_step})
-    return checkpoint_path(source, int(read_json(record)["meta_step"]))
+    return checkpoint_path(source, int(read_json(record, "meta_step")["meta_step"]))
 
 
 def record_run_ownership(study: Study) -> None:
@@ -153,7 +153,7 @@ def refuse_other_step_size(study: Study) -> None:
     """Raise UserError if the step size that a search has left is not that with which the runs were begun."""
     for learner, seed in study.runs_to_train if (study.path / STEP_SIZE).exists() else ():
         path = study.run(learner, seed) / MANIFEST
-        begun = read_json(path).get("config", {}).get("step_size") if path.exists() else None
+        begun = entries(path.parent).get("config", {}).get("step_size")
         if begun not in (None, study.chosen_step_size):
             raise UserError(
                 f"{study.path / STEP_SIZE} holds the step size {study.chosen_step_size:g}, but {path.parent} was begun"
@@ -171,7 +171,7 @@ def refuse_changed_data(study: Study, runs: Iterable[tuple[str, int]]) -> None:
     """Raise UserError if the data are not those with which one of the runs was begun."""
     for learner, seed in runs:
         path = study.run(learner, seed) / MANIFEST
-        recorded = read_json(path) if path.exists() else {}
+        recorded = entries(path.parent)
         if learner in study.kept.get(seed, ()):
             folder = study.goes_on_from or study.path
             path, recorded = kept.files(folder, seed)[1], kept.seed_facts(folder, seed)
@@ -224,7 +224,7 @@ def choose_step_size(study: Study, pool: WorkerPool, reporter: Reporter) -> Stud
     candidates = [Candidate(study, search, step_size) for step_size in search.candidates]
     with reporter.stage("step size", len(candidates) * search.meta_steps, "meta-iterations") as advance:
         pool.run(try_candidate, candidates, emit=advance)
-    rows = [read_json(candidate.result) for candidate in candidates]
+    rows = [read_json(candidate.result, "step_size") for candidate in candidates]
     best = _best(rows, classification=study.problem.tasks.kind == "classification")
     write_json(
         study.path / STEP_SIZE,
@@ -238,7 +238,7 @@ def choose_step_size(study: Study, pool: WorkerPool, reporter: Reporter) -> Stud
 def step_size_table(study: Study) -> list[dict[str, Any]] | None:
     """The step sizes that were tried, with their validation results; None where there was no search."""
     path = study.path / STEP_SIZE
-    return read_json(path)["candidates"] if path.exists() else None
+    return read_json(path, "candidates")["candidates"] if path.exists() else None
 
 
 def try_candidate(candidate: Candidate, emit: Emit) -> None:

@@ -81,7 +81,9 @@ def faults(study: Study) -> Iterator[str]:
         partial(refuse_changed_plan, study),
         partial(refuse_changed_data, study, study.runs_to_measure),
     )
-    step_size_trials = (partial(read_json, file) for file in sorted((study.path / STEP_SIZE_TRIALS).glob("*.json")))
+    step_size_trials = (
+        partial(read_json, file, "step_size") for file in sorted((study.path / STEP_SIZE_TRIALS).glob("*.json"))
+    )
     yield from _errors([*plan_and_data, *step_size_trials, *(check.read for check in _training_checks(study))])
     yield from _lost_checkpoints(study)
     stores = [study.run(*run) / store.NAME for run in begun if (study.run(*run) / store.NAME).exists()]
@@ -106,19 +108,27 @@ def _checks_of_parts(study: Study) -> Iterator[Callable[[], object]]:
     if (study.path / VERDICTS).exists():
         yield partial(open_verdicts, study.path)
     if drawn.exists():
-        yield partial(read_json, drawn)
+        yield partial(_drawn_files, drawn)
         with suppress(DamagedFileError):
             yield from (
-                partial(_refuse_changed_figure, drawn.with_name(name), digest)
-                for name, digest in read_json(drawn).get("files", {}).items()
+                partial(_refuse_changed_figure, drawn.parent / name, digest)
+                for name, digest in _drawn_files(drawn).items()
             )
     if (study.path / REPORT).exists():
         yield partial(record_of, study.path / REPORT)
 
 
+def _drawn_files(drawn: Path) -> dict[str, str]:
+    """The digests of the files of the figures by their names; version 0.1 recorded none."""
+    digests: dict[str, str] = read_json(drawn).get("files", {})
+    if not isinstance(digests, dict):
+        raise DamagedFileError(f"{drawn} is damaged; run 'hessian-tools figures {drawn.parents[1]}'")
+    return digests
+
+
 def _refuse_changed_figure(file: Path, digest: str) -> None:
     """Raise DamagedFileError if the file of a figure is not the one that was drawn."""
-    if not file.exists() or file_digest(file) != digest:
+    if not file.is_file() or file_digest(file) != digest:
         problem = "was changed after it was drawn" if file.exists() else "is missing"
         raise DamagedFileError(f"{file} {problem}; run 'hessian-tools figures {file.parents[1]}'")
 
@@ -193,7 +203,7 @@ def _training_checks(study: Study) -> Iterator[Check]:
         digest = training_digest(folder)
         for name in (DIVERGED, WARM_START):
             if (folder / name).exists():
-                yield Check(partial(read_json, folder / name), partial(set_aside, folder / name))
+                yield Check(partial(read_json, folder / name, "meta_step"), partial(set_aside, folder / name))
         saved = folder / checkpoints.FOLDER
         for file in sorted(saved.glob("*.safetensors")):
             if file.stem.isdigit():

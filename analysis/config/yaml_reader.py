@@ -14,7 +14,7 @@ from analysis.config.base import LARGEST_INTEGER
 
 MAX_BYTES = 100_000  # some ten times the largest bundled study
 MAX_DEPTH = 50  # levels of mappings and lists within each other; a study has six
-MAX_VALUES = 20_000  # where one that an alias repeats counts each time; reading so many takes two seconds
+MAX_VALUES = 20_000  # a value that aliases repeat counts each time; reading so many takes two seconds
 
 _TAG = "tag:yaml.org,2002:"
 _KINDS = {
@@ -24,8 +24,8 @@ _KINDS = {
     "int": "whole number",
     "float": "number",
     "bool": "truth value",
+    "null": "null",
 }
-_KINDS |= {"null": "null"}
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")  # no text and no path needs such characters
 
 

@@ -89,12 +89,7 @@ def open_data(
     The first call decodes every image; later calls check the cache and map it into memory. Raises ValueError if
     anything is missing or damaged.
     """
-    if image_size is not None:
-        check_count("image_size", image_size)
-        if image_size > MAX_SIDE:
-            raise ValueError(f"image_size={image_size} is too large; give at most {MAX_SIDE}")
-    if channels not in (None, *MODES):
-        raise ValueError(f"channels={channels!r}, but images are grey or colour; use 1 or 3")
+    _check_sizes(image_size, channels)
     if path == "sine-line":
         raise ValueError("path='sine-line' is generated regression, which has no classes; use open_tasks('sine-line')")
     if path == "quickdraw":
@@ -104,11 +99,7 @@ def open_data(
     with _damage_is_told(path), Tree(_existing(path)) as tree:
         if features := _features(tree, split):
             return features
-        match = recognise(tree)
-        if crop and not match.has_boxes:
-            raise ValueError(f"crop=True, but no boxes come with the data ({match.layout}); leave crop out")
-        side, depth = int(image_size or match.image_size), int(channels or match.channels)
-        match = replace(match, image_size=side, channels=depth, crop=match.crop if crop is None else bool(crop))
+        match = _adjusted(recognise(tree), image_size=image_size, channels=channels, crop=crop)
         stems, contents, chosen = _look_up(tree, match, split, cache)
         # This comes before decoding, which can take an hour, because it refuses a split that does not fit the classes.
         splits = chosen.positions(contents.class_names, match.layout)
@@ -168,6 +159,28 @@ def summary(tasks: TaskSource) -> str:
     if isinstance(data, FeatureClasses):
         return f"features (split {data.split_rule})"
     return data.name if data else type(tasks).__name__
+
+
+def _check_sizes(image_size: int | None, channels: int | None) -> None:
+    """Raise ValueError for an image size or a number of channels that no images can have."""
+    if image_size is not None:
+        check_count("image_size", image_size)
+        if image_size > MAX_SIDE:
+            raise ValueError(f"image_size={image_size} is too large; give at most {MAX_SIDE}")
+    if channels not in (None, *MODES):
+        raise ValueError(f"channels={channels!r}, but images are grey or colour; use 1 or 3")
+
+
+def _adjusted(match: Match, *, image_size: int | None, channels: int | None, crop: bool | None) -> Match:
+    """The match with the user's own image size, channels and cropping in place of the usual ones of the data set."""
+    if crop and not match.has_boxes:
+        raise ValueError(f"crop=True, but no boxes come with the data ({match.layout}); leave crop out")
+    return replace(
+        match,
+        image_size=int(image_size or match.image_size),
+        channels=int(channels or match.channels),
+        crop=match.crop if crop is None else bool(crop),
+    )
 
 
 @contextmanager

@@ -67,7 +67,7 @@ class Tree:
         if size > MAX_WHOLE:
             raise ValueError(
                 f"{name} in {self.path} has {size / 1e6:.0f} MB, but at most {MAX_WHOLE / 1e6:.0f} MB are read as one"
-                " image or list; remove it"
+                " image or list; move it elsewhere"
             )
         content = bytearray()
         with readable(f"{name} in {self.path}"), self.open(name) as file:
@@ -148,7 +148,7 @@ def _walk(root: Path, *, depth: int) -> tuple[dict[str, Stamp], list[str]]:
                 continue  # a link to nothing
             if not (entry.is_dir() or entry.is_file()):
                 if depth:  # of the neighbours of a file, only those that can be read matter
-                    raise ValueError(f"{root / folder / entry.name} is a device, a pipe or a socket; remove it")
+                    raise ValueError(f"{root / folder / entry.name} is a device, a pipe or a socket; move it elsewhere")
             elif not entry.is_dir():
                 files[folder + entry.name] = (status.st_size, status.st_mtime_ns)
             elif levels and (status.st_dev, status.st_ino) not in entered:

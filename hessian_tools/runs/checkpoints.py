@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialised
 from torch import Tensor
 
-from hessian_tools.runs.files import ASIDE, CHECKSUM, DamagedFileError, json_digest, write_atomic
+from hessian_tools.runs.files import ASIDE, CHECKSUM, DamagedFileError, json_digest, refuse_unreadable, write_atomic
 from hessian_tools.runs.manifest import num_parameters, training_digest
 
 FOLDER = "checkpoints"
@@ -37,14 +38,13 @@ def load(path: Path, *, at_least: int = 1, **facts: Any) -> dict[str, Tensor]:
     saved with other facts, or holds no such vector. Version 0.1 wrote no facts and no checksum, so a file without any
     is accepted.
     """
-    if path.exists() and not path.is_file():
-        raise DamagedFileError(f"{path} is no file but a folder, a device or a pipe; remove it")
+    refuse_unreadable(path, max_bytes=inf)  # a network may have any size
     try:
         with safe_open(path, framework="pt") as file:
             tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
         about = json.loads(metadata[ABOUT]) if metadata else None
         undamaged = about is None or about.pop(CHECKSUM) == _digest(tensors, about)
-    except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError) as e:
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError, MemoryError) as e:
         raise DamagedFileError(f"{path} cannot be read as safetensors ({e}); {ASIDE}") from e
     if not undamaged:
         raise DamagedFileError(f"{path} was changed after it was written (its checksum does not match); {ASIDE}")

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 CHECKSUM = "sha256"  # the entry of a JSON file that holds the digest of its other entries
-MAX_JSON_BYTES = 100_000_000  # far more than any file of a run needs; reading that much takes some seconds
+MAX_JSON_BYTES = 100_000_000  # far more than any JSON file of a run needs; reading that much takes some seconds
+MAX_BYTES = 1_000_000_000  # of any other file that is read as a whole; the metrics take 0.1 GB in 10^6 meta-iterations
 # If this environment variable is set, nothing waits for the disk. Worker processes inherit it.
 NO_FSYNC = "HESSIAN_TOOLS_NO_FSYNC"
 # The end of messages on a damaged file. No message asks to remove a file, which may be worth more than we know.
@@ -48,6 +49,17 @@ def without_fsync() -> Iterator[None]:
         yield
     finally:
         os.environ[NO_FSYNC] = before
+
+
+def refuse_unreadable(path: Path, *, max_bytes: float = MAX_BYTES) -> None:
+    """Raise DamagedFileError where there is anything but a file of at most ``max_bytes`` at a path."""
+    if not path.exists():
+        return  # whoever opens it says so
+    if not path.is_file():
+        # Reading a pipe or a device might never end.
+        raise DamagedFileError(f"{path} is no file but a folder, a device or a pipe; {ASIDE}")
+    if path.stat().st_size > max_bytes:
+        raise DamagedFileError(f"{path} is far larger than such a file; {ASIDE}")
 
 
 def make_folder(folder: Path) -> None:
@@ -127,17 +139,19 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 def file_digest(path: Path) -> str:
     """The SHA-256 (hex) of a file's bytes."""
+    refuse_unreadable(path)
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, *needed: str) -> dict[str, Any]:
     """The object in a JSON file, without its checksum.
 
-    Raises DamagedFileError with the file's name where the file holds something else, or was changed after it was
-    written. Version 0.1 wrote no checksum, so a file without one is accepted.
+    needed: entries that the object must have.
+
+    Raises DamagedFileError with the file's name where the file holds something else, lacks an entry, or was changed
+    after it was written. Version 0.1 wrote no checksum, so a file without one is accepted.
     """
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise DamagedFileError(f"{path} is far larger than such a file; {ASIDE}")
+    refuse_unreadable(path, max_bytes=MAX_JSON_BYTES)
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as e:
@@ -147,4 +161,7 @@ def read_json(path: Path) -> dict[str, Any]:
     checksum = value.pop(CHECKSUM, None)
     if checksum is not None and checksum != json_digest(value):
         raise DamagedFileError(f"{path} was changed after it was written (its checksum does not match); {ASIDE}")
+    for name in needed:
+        if name not in value:
+            raise DamagedFileError(f"{path} lacks {name}; {ASIDE}")
     return value

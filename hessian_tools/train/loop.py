@@ -114,7 +114,7 @@ def _next_checkpoint(state: _State, config: TrainConfig, meta_step: int, progres
 def diverged_at(folder: str | Path) -> int | None:
     """The meta-iteration at which a run on disk diverged; None where it did not."""
     path = Path(folder) / DIVERGED
-    return int(read_json(path)["meta_step"]) if path.exists() else None
+    return int(read_json(path, "meta_step")["meta_step"]) if path.exists() else None
 
 
 def saved_checkpoints(folder: str | Path) -> list[Checkpoint]:

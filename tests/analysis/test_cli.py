@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from refused_commands import refused
+from refused_commands import changed_micro, refused
 
 from analysis.cli import run
 from analysis.drawing.figures import figures_of
@@ -22,9 +22,7 @@ from hessian_tools.runs.files import read_json, write_json
 
 def write_study_file(working_folder: Path, old: str = "", new: str = "") -> str:
     """Write the micro study to mine.yaml with ``old`` replaced by ``new``, and return the name of the file."""
-    text = study_text("micro")
-    assert old in text
-    (working_folder / "mine.yaml").write_text(text.replace(old, new, 1))
+    (working_folder / "mine.yaml").write_text(changed_micro(old, new))
     return "mine.yaml"
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import layouts_on_disk as disk
 import pytest
 import xarray as xr
+from damages import flip_a_bit
 from refused_commands import refused
 
 from analysis.cli import run
@@ -24,13 +25,6 @@ from analysis.study_file import study_text
 from analysis.training import TrainUnit, train_unit
 from hessian_tools.runs import files
 from hessian_tools.runs.files import read_json, write_json
-
-
-def flip_a_bit(file: Path) -> None:
-    """Change the lowest bit of the byte in the middle of a file."""
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
 
 
 def replace_by(name: str) -> Callable[[Path], None]:

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import pytest
-from refused_commands import refused
+from refused_commands import changed_micro, refused
 
 from analysis.config.yaml_reader import MAX_BYTES, parse_yaml, read_settings
 from analysis.cost import estimate, refuse_above_limits
 from analysis.errors import MAX_MESSAGE, UserError, shortened
 from analysis.study import Study, build
-from analysis.study_file import BUNDLED, load_study, overridden, parse_study, study_of, study_text
+from analysis.study_file import BUNDLED, load_study, overridden, parse_study, study_of
 
 
 def bomb(levels: int) -> str:
@@ -24,6 +24,7 @@ def bomb(levels: int) -> str:
         ("a: 1\nb: 0x_", "is not YAML at line 2: '0x_' is no whole number"),
         ("a: " + "9" * 5000, "'9+\\.\\.\\.' is no whole number"),
         ("a: 0x" + "f" * 5000, "a whole number must be below 2\\^63"),
+        ("a: -0x" + "f" * 5000, "a whole number must be below 2\\^63"),
         ("a: !!bool abc", "'abc' is no truth value"),
         ("a: !!map x", "a value is marked as a mapping, but it is none"),
         ("a: !!set {b}", "the kind '.*set' has no meaning in settings"),
@@ -62,12 +63,6 @@ def test_a_long_file_is_not_read(tmp_path):
         read_settings(tmp_path / "long.yaml")
 
 
-def changed(old: str, new: str) -> str:
-    text = study_text("micro")
-    assert old in text
-    return text.replace(old, new, 1)
-
-
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
@@ -75,17 +70,13 @@ def changed(old: str, new: str) -> str:
         ("learning_rate: 0.002", "learning_rate: 1e-300", "train.learning_rate: input should be greater than"),
         ("weight: 0.1", "weight: 1e300", "learners.maml-shot.shot.weight: input should be less than"),
         ("width: 4", "width: " + "x" * 50_000, r"network.width: input should be a valid integer.*\(got 'x"),
-        (
-            "width: 4",
-            "width: 4, options: {a: .nan}",
-            "network.options: options must be mappings, lists",
-        ),
+        ("width: 4", "width: 4, options: {a: .nan}", "network.options: options must be mappings, lists"),
         ("seeds: [0, 1]", "k" * 900 + ": 1", "unknown key 'kkk"),
     ],
 )
 def test_hostile_values_are_named_in_short(old, new, said):
     with pytest.raises(UserError, match=said) as error:
-        parse_study(changed(old, new), source="micro")
+        parse_study(changed_micro(old, new), source="micro")
     assert len(str(error.value)) <= MAX_MESSAGE + 100
 
 
@@ -106,7 +97,7 @@ NETWORK = "name: conv4, width: 4, normalisation: batch"
 
 
 def with_numbers(old: str, new: str) -> Study:
-    return build(parse_study(changed(old, new), source="micro"))
+    return build(parse_study(changed_micro(old, new), source="micro"))
 
 
 @pytest.mark.parametrize(
@@ -121,16 +112,8 @@ def with_numbers(old: str, new: str) -> Study:
         ("width: 4", "width: 1000000000", "GB of memory, most of it for the parameters"),
         ("weight: 0.1", "weight: 0.1, reference_steps: 1000000000000", "most of it for training"),
         ("step_size: 0.1", "step_size: {candidates: [0.1], meta_steps: 1000000000000}", "for the search"),
-        (
-            "name: conv4, width: 4, normalisation: batch",
-            "name: mlp, hidden: [1000000000000000000]",
-            "for the parameters",
-        ),
-        (
-            "name: conv4, width: 4, normalisation: batch",
-            "name: vit, options: {depth: 1000000000}",
-            "options.depth holds",
-        ),
+        (NETWORK, "name: mlp, hidden: [1000000000000000000]", "for the parameters"),
+        (NETWORK, "name: vit, options: {depth: 1000000000}", "options.depth holds"),
     ],
 )
 def test_absurd_numbers_are_refused_with_an_estimate(old, new, said):
@@ -140,7 +123,7 @@ def test_absurd_numbers_are_refused_with_an_estimate(old, new, said):
 
 
 def test_yes_lifts_the_limits(working_folder: Path, capsys, monkeypatch):
-    (working_folder / "long.yaml").write_text(changed("  tasks: 2", "  tasks: 1000000000000"))
+    (working_folder / "long.yaml").write_text(changed_micro("  tasks: 2", "  tasks: 1000000000000"))
     assert "add --yes" in refused(capsys, ["study", "long.yaml"])
 
     def stop(*_: object, **__: object) -> None:
@@ -159,6 +142,20 @@ def test_the_bundled_studies_are_far_below_the_limits(name):
     cost = estimate(build(config))
     assert 0 < sum(cost.seconds.values()) < 100 * 3600
     assert sum(cost.num_bytes.values()) < 1e9
+
+
+def test_the_estimate_counts_what_is_done_more_often_or_costs_more():
+    before = estimate(with_numbers("width: 4", "width: 4")).seconds
+    other_loss = estimate(with_numbers("evaluation_tasks: 2", "evaluation_tasks: 2\n  losses: [query]")).seconds
+    assert other_loss["curvature"] == pytest.approx(2 * before["curvature"])
+    first_order = estimate(
+        with_numbers("maml: {algorithm: maml}", "maml: {algorithm: maml, first_order: true}")
+    ).seconds
+    assert first_order["training"] < 0.9 * before["training"]
+    more_checkpoints = estimate(with_numbers("[0, 2, 5]", "[0, 1, 2, 3, 4, 5]")).seconds
+    for work in ("validation", "evaluation", "curvature"):  # of the untrained network there is one checkpoint as before
+        assert 1.1 * before[work] < more_checkpoints[work] < 2 * before[work]
+    assert more_checkpoints["training"] == pytest.approx(before["training"])
 
 
 def test_the_estimate_grows_with_the_network():

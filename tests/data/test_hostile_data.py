@@ -35,7 +35,7 @@ def test_devices_and_pipes_are_not_opened(tmp_path):
     for name, make in (("zero", lambda path: path.symlink_to("/dev/zero")), ("fifo", os.mkfifo)):
         disk.class_folders(tmp_path / name, CLASSES)
         make(tmp_path / name / "b" / "zz.png")
-        assert "zz.png is a device, a pipe or a socket; remove it" in refused(tmp_path / name)
+        assert "zz.png is a device, a pipe or a socket; move it elsewhere" in refused(tmp_path / name)
 
 
 def test_a_pipe_beside_a_file_does_not_matter(tmp_path):
@@ -135,6 +135,19 @@ def test_arrays_that_are_not_needed_are_not_read(tmp_path):
     assert open_data(zipped(tmp_path / "x.npz", arrays | {"more.npy": header((10**12,))})).digest
 
 
+def test_arrays_in_the_order_of_fortran_are_read_as_they_were_saved(tmp_path):
+    arrays = disk.feature_arrays()
+    np.savez(tmp_path / "rows.npz", **arrays)
+    np.savez(tmp_path / "columns.npz", **arrays | {"features": np.asfortranarray(arrays["features"])})
+    assert open_data(tmp_path / "rows.npz").digest == open_data(tmp_path / "columns.npz").digest
+
+
+def test_a_folder_of_far_too_many_files_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("hessian_tools.data.tree.MAX_FILES", 3)
+    disk.class_folders(tmp_path, CLASSES)
+    assert "holds more than 3 files; give the folder of one data set" in refused(tmp_path)
+
+
 class Call:
     """An object whose pickle calls a function."""
 
@@ -158,6 +171,13 @@ class Call:
 def test_pickles_make_nothing_that_is_far_larger_than_themselves(content, said):
     with pytest.raises(ValueError, match=said):
         load_pickle(io.BytesIO(content), where="x.pkl", size=len(content))
+
+
+def test_a_line_of_a_pickle_has_a_limit(monkeypatch):
+    monkeypatch.setattr("hessian_tools.data.safe_pickle.MAX_IMAGE", 100)
+    content = b"I" + b"1" * 200 + b"\n."
+    with pytest.raises(ValueError, match="a line of more than 100 bytes"):
+        list(packed_images(io.BytesIO(content), where="x.pkl"))
 
 
 def test_a_memo_of_billions_takes_no_memory():

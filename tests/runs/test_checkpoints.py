@@ -1,12 +1,13 @@
 """A checkpoint must hold the vector of meta-parameters; anything else is a damaged file, named in the message."""
 
 import os
+from itertools import product
 
 import pytest
 import torch
 
-from hessian_tools.runs import checkpoints
-from hessian_tools.runs.files import DamagedFileError
+from hessian_tools.runs import checkpoints, metrics
+from hessian_tools.runs.files import DamagedFileError, file_digest, read_json, write_json
 from hessian_tools.runs.manifest import record_ownership, training_digest
 
 THETA = torch.arange(6.0)
@@ -39,12 +40,6 @@ def test_a_checkpoint_without_its_validation_is_damaged(tmp_path):
         checkpoints.load_checkpoint(tmp_path, 0)
 
 
-def test_a_pipe_is_not_read(tmp_path):
-    os.mkfifo(tmp_path / "pipe.safetensors")
-    with pytest.raises(DamagedFileError, match="is no file but a folder, a device or a pipe"):
-        checkpoints.load(tmp_path / "pipe.safetensors")
-
-
 @pytest.mark.parametrize(
     "change",
     [{"theta": torch.zeros(7)}, {"adam.exp_avg": torch.zeros(5)}, {"meta_step": torch.zeros(3)}],
@@ -60,3 +55,38 @@ def test_a_state_of_another_size_is_damaged(change, tmp_path):
     checkpoints.save(tmp_path / "state.safetensors", tensors | change)
     with pytest.raises(DamagedFileError, match="does not hold the state of this run, whose theta has 6 numbers"):
         checkpoints.restore(optimiser, theta, tmp_path / "state.safetensors")
+
+
+def test_a_pipe_or_a_folder_in_the_place_of_a_file_is_refused_and_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name, read in product(("pipe", "folder"), (checkpoints.load, read_json, metrics.read, file_digest)):
+        with pytest.raises(DamagedFileError, match=f"{name} is no file but a folder, a device or a pipe; put it back"):
+            read(tmp_path / name)
+
+
+def test_a_json_file_without_a_needed_entry_is_refused(tmp_path):
+    write_json(tmp_path / "a.json", {"a": 1})
+    assert read_json(tmp_path / "a.json", "a") == {"a": 1}
+    with pytest.raises(DamagedFileError, match="a.json lacks b; put it back"):
+        read_json(tmp_path / "a.json", "a", "b")
+
+
+@pytest.mark.parametrize(("fact", "other"), [("run", "b"), ("meta_step", 3)])
+def test_a_checkpoint_of_another_run_or_meta_iteration_is_refused(tmp_path, fact, other):
+    facts = {"run": "a", "meta_step": 2}
+    checkpoints.save(tmp_path / "a.safetensors", {"theta": THETA}, **facts)
+    assert torch.equal(checkpoints.load(tmp_path / "a.safetensors", **facts)["theta"], THETA)
+    with pytest.raises(
+        DamagedFileError, match=f"does not belong here: its {fact} is {facts[fact]}, but here it must be"
+    ):
+        checkpoints.load(tmp_path / "a.safetensors", **facts | {fact: other})
+
+
+def test_a_changed_number_in_the_metrics_is_noticed(tmp_path):
+    file = tmp_path / metrics.NAME
+    for step in (1, 2):
+        metrics.append(file, {"meta_step": step, "loss": 0.5})
+    file.write_text(file.read_text().replace("0.5", "0.6", 1))
+    with pytest.raises(DamagedFileError, match=r"line 1 of .* was changed after it was written"):
+        metrics.read(file)

@@ -72,7 +72,9 @@ def find_plain(tree: Tree) -> list[Match]:
             class_homes = {name.rpartition("/")[0].rpartition("/")[0] for name in images}
             for folder in tree.empty:
                 if folder.rpartition("/")[0] in class_homes:
-                    raise ValueError(f"the class folder {folder} in {tree.path} is empty; fill or remove it")
+                    raise ValueError(
+                        f"the class folder {folder} in {tree.path} is empty; fill it, or move it elsewhere"
+                    )
             matches.append(_match(tree, f"images in folders{home_suffix(home)}, {kind}", "images", images, read))
         if matches:
             return matches
