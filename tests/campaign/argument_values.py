@@ -53,7 +53,7 @@ def _not_batches() -> list[Any]:
     huge = torch.full((6, 2), 1e300, dtype=torch.float64)  # finite, but float32 cannot hold it
     return [
         # No pair of tensors.
-        *(None, "nonsense", MODEL, 1.5, NOTHING, X, (X,), (), [], X.numpy(), (X.numpy(), Y.numpy()), {"x": X, "y": Y}),
+        *(None, "nonsense", MODEL, 1.5, NOTHING, X, (X,), (), [], X.numpy(), {"x": X, "y": Y}),
         *((X, None), (X, "y"), (None, Y), (MODEL, Y)),
         # Empty, or of another shape.
         *((X[:0], Y[:0]), (torch.ones(6, 3), Y), (X[0], Y), (X, Y[:3]), (X, torch.ones(6, 3, 3))),
@@ -144,6 +144,6 @@ HOSTILE: dict[str, list[Any]] = {
     "images": [None, "nonsense", 3, MODEL, NOTHING],
 }  # fmt: skip
 BENIGN: dict[str, list[Any]] = {
-    "batch": [(X.double(), Y), (X, Y.int().long())],
+    "batch": [(X.double(), Y), (X, Y.int().long()), (X.numpy(), Y.numpy())],
     "vector": [THETA.clone(), nn.Parameter(THETA.clone())],
 }

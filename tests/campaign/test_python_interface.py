@@ -32,7 +32,7 @@ LONGEST_MESSAGE = 1000
 
 # What a message may call an argument besides its name.
 ALSO_CALLED = {
-    **{name: ["batch", "batches", "support"] for name in ("batch", "support", "query")},
+    **{name: ["batch", "batches", "support"] for name in ("batch", "data", "support", "query")},
     **{"start": ["theta"], "end": ["theta"], "v": ["V"], "states": ["state"], "input_shape": ["shape", "images"]},
     **{"checkpoints": ["checkpoint"], "evaluations": ["evaluation"], "trajectories": ["trajectory"]},
     **{"target": ["import path", "module"], "options": ["called with"], "network": ["build"], "loss": ["network"]},
