@@ -176,7 +176,8 @@ class Loss:
                 whole = "" if self.has_criterion else "; with criterion=None it gets the whole batch"
                 raise ValueError(
                     f"the network cannot be called on these inputs ({given}): {error}{whole}; a batch is (x, y), "
-                    "((a, b), y) or a mapping of the forward pass's arguments and 'labels', and several batches are a list"
+                    "((a, b), y) or a mapping of the forward pass's arguments and 'labels', and several batches are a "
+                    "list"
                 ) from error
 
     @cached_property

@@ -40,7 +40,7 @@ def loss_along(
     steps: the multiples of each direction at which the loss is evaluated.
 
     It costs one product for each direction, one gradient, and an evaluation of the loss for each direction and step.
-    Raises ValueError for an operator that is not the matrix of a loss, for directions of another shape, and for no steps.
+    Raises ValueError for an operator that is not the matrix of a loss, directions of another shape, and empty steps.
 
     >>> from hessian_tools.curvature import hessian
     >>> H = hessian(lambda theta, a: (a * theta**2).sum() / 2, torch.zeros(2), torch.tensor([1.0, 4.0]))
