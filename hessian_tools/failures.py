@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-LIBRARY = str(Path(__file__).parent)
+LIBRARY = str(Path(__file__).parent)  # the folder of the code of this library
 
 
 def described(value: Any) -> str:
@@ -74,6 +74,7 @@ def says_enough(error: Exception) -> bool:
         return True
     *_, last = _tracebacks(error.__traceback__)
     code = last.tb_frame.f_code
+    # RAISE_VARARGS is the instruction of a raise statement; a call that failed stands at another instruction.
     return code.co_filename.startswith(LIBRARY) and code.co_code[last.tb_lasti] == opmap["RAISE_VARARGS"]
 
 

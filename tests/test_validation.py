@@ -167,6 +167,7 @@ LONGER = torch.cat([THETA, THETA[:1]])
         ),
         (lambda: ht.hessian_of(MODEL, LOSS.criterion, (X, Y + 5)), "the loss fails on data, which holds"),
         (lambda: ht.hessian_of(MODEL, None, (X, Y)), "with criterion=None it gets the whole batch"),
+        (lambda: ht.hessian(LOSS, THETA, (X, Y + 5)).mv(THETA), r"fails on batch, which holds a tensor \[4, 2\]"),
         (lambda: ht.loss_along(H, THETA[:, None], steps=[]), "steps is empty"),
     ],
 )

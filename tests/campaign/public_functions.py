@@ -31,7 +31,7 @@ from argument_values import (
     U,
     X,
     Y,
-)  # fmt: skip
+)
 from torch import nn
 from torch.nn import functional as F
 
@@ -56,7 +56,7 @@ KINDS = {
     "fraction": "confidence",
     "decay": "decay dropout",
     "flag": "vectors copies shared first_order transductive checkpointing batched shuffle_labels flip logarithmic"
-    " rotations crop trust detach_reference",
+    " rotations crop trust yes fsync detach_reference",
     "choice": "which method route batching distance schedule step_sizes outer optimiser normalisation buffers"
     " projector",
     "batch": "support query",
@@ -297,7 +297,7 @@ def studies(scratch: Path) -> list[Entry]:
         entry(analysis.to_xarray, result=PAIRS, kinds={"dims": "names", "coords": "mapping"}),
         entry(partial(analysis.run_study, out="/dev/null/study"), title="run_study", source="micro",
               kinds=dict.fromkeys(["out", "claims", "data", "kept"], "-")
-              | {"workers": "count or 0", "yes": "flag", "fsync": "flag"}),
+              | {"workers": "count or 0"}),
     ]  # fmt: skip
 
 
