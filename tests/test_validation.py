@@ -12,6 +12,7 @@ import torch
 from cases import without_type_checks
 
 import hessian_tools as ht
+from hessian_tools.inner.steps import Plain
 from hessian_tools.validation import check_whole
 
 # A script of a user. It prints a line for each call, and each call but the last has a wrong argument.
@@ -142,6 +143,7 @@ LONGER = torch.cat([THETA, THETA[:1]])
         (lambda: ht.VisionTransformer(5, depth=1001), "depth=1001 is more blocks"),
         # Objects of another kind, and one where a function that makes it belongs.
         (lambda: ht.adapt(ht.learners.Learner, LOSS, THETA, (X, Y)), "learner is the class Learner itself; give a Lea"),
+        (lambda: ht.learners.maml(2, 0.1, rule=Plain), "rule is the class Plain itself"),
         (lambda: ht.seeded(MODEL, seed=0), "build is a Linear; give a function that builds a Module"),
         (lambda: ht.seeded(lambda: None, seed=0), "build gives None"),
         (lambda: ht.MLP((2, 3, 1), activation=lambda: None), "activation gives None"),
