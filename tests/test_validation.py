@@ -125,7 +125,8 @@ def test_numbers_that_the_dtype_of_theta_can_hold_are_accepted_in_any_dtype():
     assert torch.isfinite(ht.hessian(LOSS, THETA.double(), (HUGE / 1e150, Y)).to_dense()).all()
 
 
-H = ht.hessian(LOSS, THETA, (X, Y))
+with without_type_checks():  # these draw random numbers, which the look at a new loss would take for its own
+    H = ht.hessian(LOSS, THETA, (X, Y))
 NUM_PARAMS = len(THETA)
 LONGER = torch.cat([THETA, THETA[:1]])
 
@@ -154,6 +155,10 @@ LONGER = torch.cat([THETA, THETA[:1]])
         (lambda: ht.hessian(LOSS, THETA[:0], (X, Y)), r"thetas is a tensor \[0\] of float32"),
         (lambda: ht.curvature.quadrature(H, torch.ones(8, 2), num_matvecs=2), "its axis 'param' has the size 8, but H"),
         (lambda: ht.curvature.rho_normalised(THETA, THETA, LONGER), "h_d2g has shape .* but d has"),
+        (
+            lambda: ht.curvature.curvature_along(THETA.expand(2, -1), LONGER.expand(2, -1)),
+            "axis 'param' has the size 10,",
+        ),
         (lambda: ht.curvature.curvature_along(THETA[None], THETA[None].expand(2, -1)), "hg has shape .* but g has"),
         (lambda: ht.adapt(MAML, LOSS, LONGER, (X, Y)), "theta has 10 entries, but maml has 9 meta-parameters"),
         (lambda: ht.meta_loss(MAML, LOSS, LONGER, (X, Y), (X, Y)), "theta has 10 entries, but maml has 9"),

@@ -4,12 +4,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import config
 from torch import nn
 from torch.nn import functional as F
 
 import hessian_tools as ht
 from hessian_tools import curvature, data, train
 from hessian_tools.inner import learners, shot, steps
+
+# The type checks of tests draw random numbers, which the look at a new loss would take for those of the network.
+_checks_were_off = config.jaxtyping_disable
+config.update("jaxtyping_disable", True)
 
 # Valid objects: a classifier of points in the plane, its loss and matrices, and what is made from them.
 MODEL = ht.seeded(lambda: nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 3)), seed=0)
@@ -33,6 +38,8 @@ SAMPLES = torch.linspace(0, 1, 6).reshape(2, 3)
 SINE_MODEL = ht.seeded(lambda: ht.MLP((1, 4, 1)), seed=0)
 SINE_THETA, SINE_LAYOUT = ht.flatten(SINE_MODEL)
 SINE_LOSS = ht.make_loss(SINE_MODEL, F.mse_loss, SINE_LAYOUT)
+
+config.update("jaxtyping_disable", _checks_were_off)
 
 NOTHING = object()
 WORDS = [None, "nonsense", MODEL, [], {}, NOTHING, np.ones(3)]
