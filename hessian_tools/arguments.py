@@ -1,7 +1,7 @@
-"""Rules of arguments: what an annotation accepts, and the refusal of everything else.
+"""Rules of arguments: which values an annotation accepts. All others are refused with a ValueError.
 
-A rule is read from the annotation of an argument. Where a number has a range, this follows from the argument's name,
-because an option has the same name and the same meaning in all functions.
+A rule is read from the annotation of an argument. The range of a number follows from the argument's name, because an
+option has the same name and the same meaning in all functions.
 """
 
 import types
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from hessian_tools.failures import described, short
 from hessian_tools.validation import check_whole
 
-# How a user makes an object of a class.
+# For the messages: how a user makes an object of a class, by the name of the class.
 MADE_BY = {
     "AdaptationJacobian": "ht.adaptation_jacobian(H, step_size)",
     "EigenPairs": "ht.top_eigenpairs(H, vectors=True)",
@@ -40,7 +40,7 @@ MADE_BY = {
     "Trajectory": "ht.record(learner, loss, theta, support, query)",
 }
 
-# The ranges of numbers, by the names that they have in all functions. A whole number is at least as large as stated.
+# The ranges of numbers, by the names of the arguments. First the smallest whole number that is allowed.
 AT_LEAST = {
     0: "ends fine_tuning_steps index last point validation_tasks",
     1: "channels chunk depth evaluation_steps factor groups heads hidden image_size k l magnitude max_basis "
@@ -101,7 +101,10 @@ class TensorRule:
 
 
 def check_arguments(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-    """Raise ValueError for the first argument that its annotation does not accept, and for sizes that do not agree."""
+    """Raise ValueError for the first argument that its annotation does not accept, and for sizes that do not agree.
+
+    Arguments that the function does not have are left to Python, which raises TypeError for them.
+    """
     positional, by_name, compares = rules_of(function)
     for (name, rule), value in zip(positional, args, strict=False):
         if not rule.accepts(value):
@@ -141,8 +144,9 @@ def _plain(size: Any) -> Any:
 
 
 def _refuse(name: str, rule: Rule, value: Any) -> None:
-    """Raise ValueError for an argument."""
-    if isinstance(value, Real) and any(whole.expected in rule.expected for whole in WHOLE.values()):
+    """Raise ValueError for an argument: what came, what is expected and, where it is known, how to get it."""
+    if isinstance(value, Real) and WHOLE[None].expected in rule.expected:
+        # Its message is the more exact one. It passes where a whole number came for a list of whole numbers.
         check_whole(at_least=LEAST.get(name), **{name: value})
     if isinstance(value, str | int | float | complex | list | tuple | dict | set):
         raise ValueError(f"{name}={short(value)} must be {rule.expected}")
@@ -155,7 +159,10 @@ def _refuse(name: str, rule: Rule, value: Any) -> None:
 
 
 class Rules(NamedTuple):
-    """The rules of the positional arguments in their order, those of all by name, and whether sizes are compared."""
+    """The rules of a function's positional arguments in their order, and those of all its arguments by name.
+
+    compares: whether the sizes of arguments are to be compared.
+    """
 
     positional: list[tuple[str, Rule]]
     by_name: dict[str, Rule]
@@ -164,7 +171,7 @@ class Rules(NamedTuple):
 
 @cache
 def rules_of(function: Callable[..., Any]) -> Rules:
-    """The rules of a function's annotations."""
+    """The rules of a function, read from its annotations once; None is accepted where it is the default."""
     hints = get_type_hints(function)
     rules = Rules([], {}, False)
     for name, parameter in signature(function).parameters.items():
@@ -178,9 +185,11 @@ def rules_of(function: Callable[..., Any]) -> Rules:
             rules.by_name[name] = rule if parameter.default is not None or rule.accepts(None) else _any_of([rule, NONE])
             if parameter.kind is not Parameter.KEYWORD_ONLY:
                 rules.positional.append((name, rules.by_name[name]))
+    # Most functions have one tensor or none, and are spared the comparison: no name of an axis occurs twice in them,
+    # and no H or layout states the number of parameters. "" stands for the axes of the points.
     axes = [axis for rule in rules.by_name.values() if rule.tensor is not None for axis in (*rule.tensor.dims, "")]
-    owners = [name for name in rules.by_name if name in ("H", "layout")]
-    return rules._replace(compares=len(axes) > len(set(axes)) or bool(axes and owners))
+    states_size = "H" in rules.by_name or "layout" in rules.by_name
+    return rules._replace(compares=len(axes) > len(set(axes)) or (bool(axes) and states_size))
 
 
 def _is_whole(value: Any) -> bool:
@@ -251,27 +260,11 @@ def _rule(hint: Any, name: str = "") -> Rule:
     if origin is Literal:
         return Rule(lambda v: isinstance(v, str | bool) and v in inside, f"one of {', '.join(map(str, inside))}")
     if origin in (tuple, list, Sequence):
-        every = inside[-1:] == (...,) or origin is not tuple
-        parts = [WHOLE[1] if each is int and name in SHAPES else _rule(each) for each in inside if each is not ...]
-        return Rule(
-            lambda v: (
-                isinstance(v, tuple | list | range)
-                and (every or len(v) == len(parts))
-                and all(part.accepts(each) for part, each in zip(parts * len(v) if every else parts, v, strict=False))
-            ),
-            f"a list, each entry {parts[0].expected}" if every else f"{len(parts)} values, each {parts[0].expected}",
-        )
+        whole_sizes = name in SHAPES
+        parts = [WHOLE[1] if each is int and whole_sizes else _rule(each) for each in inside if each is not ...]
+        return _list_rule(parts[0]) if inside[-1:] == (...,) or origin is not tuple else _tuple_rule(parts)
     if origin is Iterable:
-        part = _rule(inside[0])
-        return Rule(
-            # Only a list is looked into, because looking into an iterator would use it up.
-            lambda v: (
-                hasattr(v, "__iter__")
-                and (part.accepts(v) if isinstance(v, Tensor) else not isinstance(v, np.ndarray | nn.Module | str))
-                and (not isinstance(v, list | tuple) or all(map(part.accepts, v)))
-            ),
-            f"a list, each entry {part.expected}",
-        )
+        return _iterable_rule(_rule(inside[0]))
     if origin is Mapping:
         return Rule(lambda v: isinstance(v, Mapping), "a dict")
     if origin is Callable:
@@ -284,6 +277,39 @@ def _rule(hint: Any, name: str = "") -> Rule:
     return ANYTHING
 
 
+def _list_rule(part: Rule) -> Rule:
+    """The rule of a list of any length with entries of one kind."""
+    return Rule(
+        lambda v: isinstance(v, tuple | list | range) and all(map(part.accepts, v)),
+        f"a list, each entry {part.expected}",
+    )
+
+
+def _tuple_rule(parts: Sequence[Rule]) -> Rule:
+    """The rule of a fixed number of values, which have one kind in all functions of the library."""
+    return Rule(
+        lambda v: (
+            isinstance(v, tuple | list | range)
+            and len(v) == len(parts)
+            and all(part.accepts(each) for part, each in zip(parts, v, strict=True))
+        ),
+        f"{len(parts)} values, each {parts[0].expected}",
+    )
+
+
+def _iterable_rule(part: Rule) -> Rule:
+    """The rule of anything that gives one value after the other. A tensor gives those along its first axis."""
+    return Rule(
+        # Only a list is looked into, because looking into an iterator would use it up.
+        lambda v: (
+            hasattr(v, "__iter__")
+            and (part.accepts(v) if isinstance(v, Tensor) else not isinstance(v, np.ndarray | nn.Module | str))
+            and (not isinstance(v, list | tuple) or all(map(part.accepts, v)))
+        ),
+        f"a list, each entry {part.expected}",
+    )
+
+
 def _is_object_of(kind: type) -> Callable[[Any], bool]:
     """The test whether a value is an object of a class or of a protocol."""
     known: set[type] = set()  # types that have passed, because the test of a protocol takes microseconds
@@ -291,7 +317,7 @@ def _is_object_of(kind: type) -> Callable[[Any], bool]:
     def accepts(value: Any) -> bool:
         if type(value) in known:
             return True
-        # A class may have all the methods of a protocol, but it is no object of it.
+        # A class has the methods of a protocol as its objects do, but it is not such an object.
         passes = isinstance(value, kind) and not isinstance(value, type)
         if passes:
             known.add(type(value))
@@ -310,7 +336,7 @@ def _any_of(rules: Sequence[Rule]) -> Rule:
 
 
 def _callable_rule(arguments: Any, result: Any) -> Rule:
-    """The rule of a function. Where it builds an object, the object itself is refused; where not, a class is."""
+    """The rule of a function: neither what it shall build, nor a class of networks where it builds nothing."""
     result = result if isinstance(result, type) else object
     builds = arguments == [] and result is not object
     expected = f"a function that builds a {result.__name__}" if builds else "a function"

@@ -12,12 +12,15 @@ from types import FunctionType, ModuleType
 from typing import Any, TypeVar, cast
 
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from hessian_tools import curvature, data, nets, train, trajectory
 from hessian_tools.arguments import check_arguments, rules_of
 from hessian_tools.curvature import Operator
-from hessian_tools.failures import why_loss_fails
+from hessian_tools.failures import says_enough, why_loss_fails
 from hessian_tools.inner import collapse, learners, penalty, pretraining, shot, steps
+from hessian_tools.layout import flatten
+from hessian_tools.loss import make_loss
 
 F = TypeVar("F", bound=Callable[..., Any])
 # Every function that these packages export is checked; of a module of the package ``inner``, the functions named here.
@@ -43,7 +46,7 @@ METHODS: dict[type, str] = {
 }
 # The arguments that hold parameter vectors at which a loss is evaluated.
 POINTS = ("thetas", "theta", "states")
-BATCHES = ("batch", "support", "query")
+BATCHES = ("batch", "data", "support", "query")
 
 
 def checked(function: F, *, module: str) -> F:
@@ -55,8 +58,10 @@ def checked(function: F, *, module: str) -> F:
         try:
             return function(*args, **kwargs)
         except Exception as error:
+            if says_enough(error):
+                raise
             given = dict(zip(rules_of(function).by_name, args, strict=False)) | kwargs
-            explanation = _why_the_loss_fails(function, given, error) or _why_tensors_do_not_mix(given, error)
+            explanation = _why_the_loss_fails(function, given) or _why_tensors_do_not_mix(given, error)
             if explanation is None:
                 raise
             raise ValueError(explanation) from error
@@ -81,22 +86,32 @@ def check_entries(library: ModuleType) -> None:
             setattr(each, name, checked(vars(each)[name], module=each.__module__))
 
 
-def _why_the_loss_fails(function: Callable[..., Any], given: Mapping[str, Any], error: Exception) -> str | None:
+def _why_the_loss_fails(function: Callable[..., Any], given: Mapping[str, Any]) -> str | None:
     """Why a call failed, if its loss fails on one of its batches at the first point; else None."""
-    loss: Any = given.get("loss")
-    points = next((given[name] for name in POINTS if name in given), None)
+    parameters = signature(function).parameters
+    names = [name for name in BATCHES if name in given and not (given[name] is parameters[name].default is None)]
+    if not names:
+        return None
+    loss: Any
+    if "model" in given and "criterion" in given:  # the function makes its loss itself
+        points, layout = flatten(given["model"], given.get("where"))
+        loss = make_loss(given["model"], given["criterion"], layout)
+    else:
+        points = next((given[name] for name in POINTS if name in given), None)
+        loss = given.get("loss")
     theta = points[0] if isinstance(points, list | tuple) and points else points
     layout = getattr(loss, "layout", None)
     if layout is not None and not isinstance(theta, Tensor):  # a state dict or a file
         theta = layout.flatten(dict(loss.model.named_parameters()))
     if not callable(loss) or not isinstance(theta, Tensor):
         return None
-    for name in BATCHES:
-        if name in given and (given[name] is not None or signature(function).parameters[name].default is not None):
-            own_batch = theta.ndim > 1 and name == "batch" and not given.get("shared")
-            why = why_loss_fails(loss, theta, given[name], name=name, own_batch=own_batch, error=error)
-            if why is not None:
-                return why
+    for name in names:
+        if isinstance(given[name], DataLoader):
+            continue  # reading it again would draw other random numbers, or continue a stream
+        own_batch = theta.ndim > 1 and name == "batch" and not given.get("shared")
+        why = why_loss_fails(loss, theta, given[name], name=name, own_batch=own_batch)
+        if why is not None:
+            return why
     return None
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-LIBRARY = str(Path(__file__).parent)
+LIBRARY = str(Path(__file__).parent)  # the folder of the code of this library
 
 
 def described(value: Any) -> str:
@@ -40,19 +40,14 @@ def short(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def why_loss_fails(
-    loss: Any, thetas: Tensor, batch: Any, *, name: str, own_batch: bool, error: Exception
-) -> str | None:
-    """What is wrong with a batch on which a loss fails at its first point; None if it is not the reason of an error.
+def why_loss_fails(loss: Any, thetas: Tensor, batch: Any, *, name: str, own_batch: bool) -> str | None:
+    """What is wrong with a batch on which a loss fails at its first point; None if the loss does not fail on it.
 
     The loss is called once more, without derivatives, so that an error of its network or its criterion shows itself.
 
     thetas: [param], or [point, param]. batch: a batch, a list of batches, or ragged batches. name: that of the argument
-    that holds it. own_batch: whether every point has its own batch, along the first axis. error: what was raised; an
-    error that the library raises on purpose says enough.
+    that holds it. own_batch: whether every point has its own batch, along the first axis.
     """
-    if isinstance(error, torch.OutOfMemoryError) or _is_raised_here(error):
-        return None
     layout = getattr(loss, "layout", None)
     theta = thetas.reshape(-1, thetas.shape[-1])[0]
     theta = theta if layout is None else theta[: layout.numel]
@@ -73,10 +68,13 @@ def why_loss_fails(
     return None
 
 
-def _is_raised_here(error: Exception) -> bool:
-    """Whether a raise statement of the library has raised the error, and not an operation that failed."""
+def says_enough(error: Exception) -> bool:
+    """Whether an error needs no explanation: memory ran out, or a raise statement of the library has raised it."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
     *_, last = _tracebacks(error.__traceback__)
     code = last.tb_frame.f_code
+    # RAISE_VARARGS is the instruction of a raise statement; a call that failed stands at another instruction.
     return code.co_filename.startswith(LIBRARY) and code.co_code[last.tb_lasti] == opmap["RAISE_VARARGS"]
 
 

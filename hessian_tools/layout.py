@@ -41,7 +41,7 @@ class ParamLayout:
         return sum(self.sizes)
 
     def unflatten(self, theta: Float[Tensor, " param"]) -> dict[str, Tensor]:
-        """The parameters by name, as views of ``theta``; differentiable."""
+        """The parameters by name, as views of ``theta``; differentiable. Raises ValueError for another length."""
         try:
             pieces = theta.split(list(self.sizes))
         except (AttributeError, RuntimeError, TypeError, ValueError) as error:
@@ -116,11 +116,7 @@ def flatten(
     (torch.Size([3]), ('weight', 'bias'))
     """
     model = unwrapped(model)
-    chosen = {
-        name: p
-        for name, p in model.named_parameters()
-        if (p.requires_grad if where is None else _is_selected(name, where))
-    }
+    chosen = {name: p for name, p in model.named_parameters() if _is_selected(name, p, where)}
     if not chosen:
         known = ", ".join(name for name, _ in model.named_parameters()) or "none"
         if where is None and known != "none":
@@ -161,7 +157,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def _refuse_complex(name: str, parameter: Tensor) -> None:
     if parameter.is_complex():
         raise ValueError(
-            f"parameter {name!r} is complex ({parameter.dtype}), and a Hessian is one of real numbers; keep "
+            f"parameter {name!r} is complex ({parameter.dtype}), and a Hessian has real parameters; keep "
             "torch.view_as_real(w) as the parameter, and use torch.view_as_complex(parameter) in the forward pass"
         )
 
@@ -183,9 +179,10 @@ def _is_under(name: str, module: str) -> bool:
     return name == module or name.startswith(module if module.endswith(".") else f"{module}.")
 
 
-def _is_selected(name: str, where: Where) -> bool:
+def _is_selected(name: str, parameter: Tensor, where: Where) -> bool:
     """Whether ``where`` selects the parameter; its prefixes are plain beginnings of names, as in ``str.startswith``."""
-    assert where is not None
+    if where is None:
+        return parameter.requires_grad
     if callable(where):
         return bool(where(name))
     return name.startswith((where,) if isinstance(where, str) else tuple(where))

@@ -173,9 +173,11 @@ class Loss:
                 return functional_call(self.model, tensors, positional, by_name)
             except (TypeError, AttributeError) as error:
                 given = ", ".join(type(part).__name__ for part in (*positional, *by_name.values()))
+                whole = "" if self.has_criterion else "; with criterion=None it gets the whole batch"
                 raise ValueError(
-                    f"the network cannot be called on these inputs ({given}): {error}; a batch is (x, y), ((a, b), y) "
-                    "or a mapping of the forward pass's arguments and 'labels', and several batches are a list"
+                    f"the network cannot be called on these inputs ({given}): {error}{whole}; a batch is (x, y), "
+                    "((a, b), y) or a mapping of the forward pass's arguments and 'labels', and several batches are a "
+                    "list"
                 ) from error
 
     @cached_property

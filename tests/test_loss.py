@@ -99,6 +99,22 @@ def test_a_network_put_into_training_mode_later_is_checked_again():
     assert torch.equal(hessian(loss, theta, batch()).to_dense(), before)
 
 
+class Decaying(nn.Linear):
+    """A layer that shrinks its weight in each pass, past what torch watches."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = super().forward(x)
+        self.weight.data.mul_(0.5)
+        return out
+
+
+def test_a_network_that_changes_its_parameters_out_of_sight_is_refused() -> None:
+    model = nn.Sequential(Decaying(3, 2))
+    theta, layout = flatten(model)
+    with pytest.raises(HiddenStateError, match="moves its parameters"):
+        hessian(make_loss(model, nn.functional.cross_entropy, layout), theta, batch())
+
+
 def test_a_network_that_changes_its_parameters_is_refused_and_theta_is_left_unchanged() -> None:
     """``max_norm`` shortens rows of the embedding in place, and this must not change the caller's theta."""
     model = nn.Sequential(nn.Embedding(4, 3, max_norm=0.1), nn.Flatten(), nn.Linear(6, 2))

@@ -57,12 +57,13 @@ def network_parameters(loss: LossFunction, theta: Float[Tensor, " meta"]) -> Flo
 
 def without_projector(learner: Learner, loss: LossFunction, theta: Float[Tensor, " longer"]) -> Float[Tensor, " meta"]:
     """The meta-parameters of an inner loop, without those that pre-training appends to them for its projector."""
-    return theta[: _length(learner, loss)]
+    # None takes all of them: SHOT_p refuses LEO and supervised training, so no projector follows their parameters.
+    return theta[: _num_meta_parameters(learner, loss)]
 
 
 def refuse_longer(learner: Learner, loss: LossFunction, theta: Float[Tensor, " meta"]) -> None:
     """Raise ValueError for a ``theta`` with more entries than the learner has meta-parameters on this network."""
-    length = _length(learner, loss)
+    length = _num_meta_parameters(learner, loss)
     if length is not None and theta.ndim == 1 and len(theta) > length:
         raise ValueError(
             f"theta has {len(theta)} entries, but {learner.name} has {length} meta-parameters on this network; make it "
@@ -70,7 +71,7 @@ def refuse_longer(learner: Learner, loss: LossFunction, theta: Float[Tensor, " m
         )
 
 
-def _length(learner: Learner, loss: LossFunction) -> int | None:
+def _num_meta_parameters(learner: Learner, loss: LossFunction) -> int | None:
     """The number of the learner's meta-parameters; None where the network alone does not tell it.
 
     That is so for a plain function, and for LEO and supervised training, whose further parameters depend on the tasks.

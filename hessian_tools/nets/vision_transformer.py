@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from hessian_tools.validation import check_whole
 
+# A depth such as 10**12 would fill the memory block by block. Published networks are far below this.
 MAX_DEPTH = 1000
 
 

@@ -105,7 +105,8 @@ def _next_checkpoint(state: _State, config: TrainConfig, meta_step: int, progres
         return Checkpoint(meta_step, state.theta.detach().clone(), float("nan"), float("nan"), diverged=True)
     checkpoint = _validate(state, config, meta_step)
     if folder:
-        # The state comes first: resumed from an older state, the run would drop metrics that it does not write again.
+        # The state comes first. If the process ended between the two with the checkpoint alone, the next call would cut
+        # the metrics back to an older state, and read this checkpoint instead of writing the lines up to it again.
         _save_state(state, config, folder)
         _save_checkpoint(config, folder, checkpoint)
     return checkpoint

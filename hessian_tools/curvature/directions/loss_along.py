@@ -40,7 +40,7 @@ def loss_along(
     steps: the multiples of each direction at which the loss is evaluated.
 
     It costs one product for each direction, one gradient, and an evaluation of the loss for each direction and step.
-    Raises ValueError for an operator that is not the matrix of a loss, and for directions of another shape.
+    Raises ValueError for an operator that is not the matrix of a loss, directions of another shape, and empty steps.
 
     >>> from hessian_tools.curvature import hessian
     >>> H = hessian(lambda theta, a: (a * theta**2).sum() / 2, torch.zeros(2), torch.tensor([1.0, 4.0]))
@@ -55,6 +55,8 @@ def loss_along(
         raise ValueError(
             f"directions has shape {tuple(directions.shape)}; give vectors as columns, [{H.num_params}, direction]"
         )
+    if len(steps) == 0:
+        raise ValueError("steps is empty; give the multiples of each direction, such as [0.0, 1.0]")
     D = directions.to(H.device, H.dtype).expand(points, -1, -1)
     t = torch.tensor(list(steps), dtype=H.dtype, device="cpu").to(H.device)
     objective = H.objective

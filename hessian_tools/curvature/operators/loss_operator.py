@@ -11,7 +11,7 @@ from hessian_tools.curvature.engines.engine import Engine, JoinedProducts, Prepa
 from hessian_tools.curvature.objective.indexing import checked_points
 from hessian_tools.curvature.objective.objective import Objective
 from hessian_tools.curvature.operators.operator import Operator
-from hessian_tools.failures import why_loss_fails
+from hessian_tools.failures import says_enough, why_loss_fails
 from hessian_tools.layout import ParamLayout
 from hessian_tools.loss import Loss
 from hessian_tools.torch_fixes.precision import full_precision
@@ -86,9 +86,11 @@ class LossOperator(Operator):
         try:
             return self.prepared.products(V)
         except Exception as error:
+            if says_enough(error):
+                raise
             part = self.objective.by_group()[0]
             batch, loss = part.batches_at(0)[0], part.loss
-            why = why_loss_fails(loss, part.thetas, batch, name="batch", own_batch=False, error=error)
+            why = why_loss_fails(loss, part.thetas, batch, name="batch", own_batch=False)
             if why is None:
                 raise
             raise ValueError(why) from error
