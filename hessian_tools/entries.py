@@ -93,9 +93,10 @@ def _why_the_loss_fails(function: Callable[..., Any], given: Mapping[str, Any]) 
     if not names:
         return None
     loss: Any
+    points: Any
     if "model" in given and "criterion" in given:  # the function makes its loss itself
-        points, layout = flatten(given["model"], given.get("where"))
-        loss = make_loss(given["model"], given["criterion"], layout)
+        points, own_layout = flatten(given["model"], given.get("where"))
+        loss = make_loss(given["model"], given["criterion"], own_layout)
     else:
         points = next((given[name] for name in POINTS if name in given), None)
         loss = given.get("loss")

@@ -274,8 +274,8 @@ def _first_pass(
             raise _hidden_state(model, "", "moves its parameters") from None
         if "dtype" in str(error) or "scalar type" in str(error):
             raise ValueError(
-                f"the network or the criterion holds a tensor in another dtype than theta ({theta.dtype}), or the batch "
-                "does; cast it where it is used, as in w.to(outputs), or register it as a buffer (torch said: "
+                f"the network or the criterion holds a tensor in another dtype than theta ({theta.dtype}), or the "
+                "batch does; cast it where it is used, as in w.to(outputs), or register it as a buffer (torch said: "
                 f"{error})"
             ) from error
         raise

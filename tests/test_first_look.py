@@ -209,15 +209,8 @@ class Replayed(torch.autograd.Function):
         return (None, gx, *gw)
 
 
-class AddsToGrad(torch.autograd.Function):
+class AddsToGrad(Replayed):
     """The same by ``torch.autograd.backward``, which adds to ``.grad`` of the module's own weights."""
-
-    @staticmethod
-    def forward(ctx: Any, module: nn.Module, x: Tensor, *weights: Tensor) -> Tensor:
-        ctx.module = module
-        ctx.save_for_backward(x)
-        with torch.no_grad():
-            return module(x)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
@@ -299,7 +292,8 @@ def test_a_sparse_embedding_is_refused_with_the_remedy_and_a_sparse_bag_is_right
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # torch's own quantisation is deprecated
 def test_a_quantised_part_before_trained_parameters_is_refused_and_behind_none_is_right() -> None:
-    quantised = torch.ao.nn.quantized.dynamic.Linear(4, 4)
+    quantised = torch.ao.nn.quantized.dynamic.Linear(4, 4)  # its weight is memory that nobody has written to
+    quantised.set_weight_bias(torch.quantize_per_tensor(torch.eye(4), 0.01, 0, torch.qint8), torch.zeros(4))
     model = nn.Sequential(nn.Linear(4, 4), quantised, nn.Tanh(), nn.Linear(4, 3))
     batch = X.float(), Y
     with pytest.raises(HiddenStateError, match="module '1' is quantised and has no derivative"):
