@@ -111,7 +111,7 @@ def test_damaged_files_of_training_and_measuring_are_made_again(working_folder, 
     assert run(["verify", "study"]) == 0
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_data_that_changed_after_training_are_refused(working_folder, capsys):
     parts = {"train": ["a", "b", "c"], "val": ["d", "e", "f"], "test": ["g", "h", "i"]}
     disk.class_folders(working_folder / "own", [name for part in parts.values() for name in part])
@@ -185,7 +185,7 @@ def test_damaged_files_of_the_study_folder_are_named(working_folder, capsys, mic
     assert "study.yaml is damaged" in refused(capsys, ["info", "study"])
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_a_study_stopped_before_its_plan_was_written_can_be_continued(working_folder, capsys, monkeypatch):
     from analysis import folder
 
