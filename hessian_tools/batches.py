@@ -142,11 +142,13 @@ def cast_like(tree: Any, like: Tensor) -> Any:
     NumPy arrays become tensors, and mappings of other classes, such as BatchEncoding, become dicts.
     """
 
+    # A function that called itself here would be a reference cycle, which holds ``like`` and the graph behind it until
+    # Python collects its garbage.
     def cast(leaf: Any) -> Any:
+        if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "fiub":
+            leaf = torch.from_numpy(np.ascontiguousarray(leaf))
         if isinstance(leaf, Tensor):
             return leaf.to(like.device, like.dtype) if leaf.is_floating_point() else leaf.to(like.device)
-        if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "fiub":
-            return cast(torch.from_numpy(np.ascontiguousarray(leaf)))
         return cast_like(dict(leaf), like) if isinstance(leaf, Mapping) else leaf
 
     return pytree.tree_map(cast, tree)

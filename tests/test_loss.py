@@ -1,5 +1,8 @@
 """Tests of ``make_loss``: the loss is a pure function of one flat vector, and computes in the dtype of that vector."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -17,6 +20,25 @@ def network(*, eval_mode: bool):
 
 def batch():
     return torch.randn(6, 3, generator=stream(0, "x"), dtype=torch.float64), torch.tensor([0, 1, 0, 1, 0, 1])
+
+
+def test_a_graph_is_freed_with_its_loss_and_does_not_wait_for_the_garbage_collector():
+    held = []
+
+    def criterion(outputs: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        held.append(weakref.ref(outputs))
+        return nn.functional.cross_entropy(outputs, y)
+
+    model = nn.Linear(3, 2)
+    theta, layout = flatten(model)
+    gc.disable()
+    try:
+        loss = make_loss(model, criterion, layout)
+        value = loss(theta.requires_grad_(), (torch.ones(4, 3), torch.tensor([0, 1, 0, 1])))
+        del value
+        assert [outputs() for outputs in held] == [None] * len(held)
+    finally:
+        gc.enable()
 
 
 def test_buffers_of_the_model_follow_the_dtype_of_theta():

@@ -49,6 +49,10 @@ def explained(error: RuntimeError) -> BaseException:
         why = "a gradient is sparse, which has no second derivative in torch: build the embedding with sparse=False"
     elif "does not currently support double backward" in text:
         why = "torch.compile has no second derivative: measure the module before it was compiled"
+    elif "functorch transform" in text and torch._C._functorch.peek_interpreter_stack() is not None:
+        # The transform is the caller's, because those of the engine have ended where its errors are caught.
+        kind = RuntimeError
+        why = "a kept graph cannot be transformed by torch.func: pass route='direct', or many vectors at once, H @ V"
     elif any(words in text for words in INSIDE):
         kind = NoForwardDerivative
         why = "the loss differentiates inside itself, by torch.autograd.grad: pass route='kept'"
@@ -58,9 +62,6 @@ def explained(error: RuntimeError) -> BaseException:
         kind, why = NoForwardDerivative, _no_forward(text)
     elif "scalar" in text:
         kind, why = RuntimeError, "a loss must be one number, a tensor without axes: take the mean over examples"
-    elif "functorch transform" in text:
-        kind = RuntimeError
-        why = "a kept graph cannot be transformed by torch.func: pass route='direct', or many vectors at once, H @ V"
     elif "random" in text and "vmap" in text:
         why = "the loss draws random numbers, so it is not a function of theta alone: call model.eval() or fix them"
     elif any(words in text for words in VMAP):
