@@ -81,9 +81,6 @@ def by_module(
     With probes z_i of random signs, let a_ij = z_i,m' (H z_j)_m be taken over the rows of module m. Then the mean of
     a_ii estimates the trace (Hutchinson 1990), and the mean of a_ij a_ji over the pairs i != j estimates the squared
     Frobenius norm of the block: the parts of H outside of it cancel, because each contains the sign of some entry once.
-    The standard error of the first is that of a mean. The squared standard error of the second is its square less the
-    mean over pairs of pairs without a common probe, which estimates the square of the true value; it is unbiased, and
-    cut off at 0. (The jackknife would be up to twice too large.)
     Products with each block by itself would cost as many products for every module.
 
     Raises ValueError for an operator whose rows have no names, and for fewer than 4 probes.
@@ -126,14 +123,7 @@ def by_module(
 
     (A,) = part_by_part(H, gram)
     traces = A.diagonal(dim1=-2, dim2=-1)
-    pairs = A * A.mT
-    pairs = pairs - torch.diag_embed(pairs.diagonal(dim1=-2, dim2=-1))
-    total, of_probe = pairs.sum((-2, -1)), pairs.sum(-1)
-    estimate = total / (num_probes * (num_probes - 1))
-    # The mean of (a_ij a_ji)(a_kl a_lk) over four different probes: all products of two pairs, less those that share.
-    disjoint = total**2 - 4 * (of_probe**2).sum(-1) + 2 * (pairs**2).sum((-2, -1))
-    squared = disjoint / (num_probes * (num_probes - 1) * (num_probes - 2) * (num_probes - 3))
-    variance = (estimate**2 - squared).clamp(min=0)
+    frobenius_squared, frobenius_squared_stderr = _mean_over_pairs(A)
 
     def shaped(result: Tensor) -> Tensor:
         return result.to(H.dtype)[0] if H.num_points is None else result.to(H.dtype)
@@ -143,7 +133,25 @@ def by_module(
         tuple(len(of_module) for of_module in rows),
         shaped(traces.mean(-1)),
         shaped(traces.std(-1) / num_probes**0.5),
-        shaped(estimate),
-        shaped(variance.sqrt()),
+        shaped(frobenius_squared),
+        shaped(frobenius_squared_stderr),
         num_probes,
     )
+
+
+def _mean_over_pairs(A: Float[Tensor, "point module probe probe"]) -> tuple[Tensor, Tensor]:
+    """The mean of a_ij a_ji over the pairs of different probes, and its standard error: [point, module] each.
+
+    The squared standard error is the square of the mean, less the mean over pairs of pairs without a common probe,
+    which estimates the square of the true value. It is unbiased, and cut off at 0. (The jackknife would be up to twice
+    too large.)
+    """
+    n = A.shape[-1]
+    pairs = A * A.mT
+    pairs = pairs - torch.diag_embed(pairs.diagonal(dim1=-2, dim2=-1))
+    total, of_probe = pairs.sum((-2, -1)), pairs.sum(-1)
+    mean = total / (n * (n - 1))
+    # The sum of (a_ij a_ji)(a_kl a_lk) over four different probes: all products of two pairs, less those that share.
+    disjoint = total**2 - 4 * (of_probe**2).sum(-1) + 2 * (pairs**2).sum((-2, -1))
+    variance = mean**2 - disjoint / (n * (n - 1) * (n - 2) * (n - 3))
+    return mean, variance.clamp(min=0).sqrt()
