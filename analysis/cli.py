@@ -216,7 +216,7 @@ def keep(folder: Folder, *, out: Annotated[Path, Parameter(help="Folder of kept 
 @app.command
 def compare(
     *folders: Folder,
-    out: Annotated[Path | None, Parameter(help="Folder of comparison.html, .json and figures.")] = None,
+    out: Annotated[Path | None, Parameter(help="Folder of comparison.html and .json, primary.md, figures.")] = None,
 ) -> None:
     """Put the verdicts of several studies side by side, and with --out write them and their figures as one page."""
     from analysis.compare import compare as compare_studies
