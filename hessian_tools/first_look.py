@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from inspect import signature
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -32,6 +32,9 @@ from hessian_tools.torch_fixes.precision import full_precision
 # A GPU may add in another order in a second pass. The outputs of two passes count as equal if they differ by at most
 # this many machine epsilons of the largest output.
 REORDERING_EPS = 1e3
+# A loss may draw from Python's global generator without depending on what it draws, because checks of types do so, such
+# as those of beartype. So many further values are then compared. (One in 256 losses that toss one coin goes unnoticed.)
+VALUES_AFTER_DRAWING = 8
 # The words of the error for networks with torch.utils.checkpoint. It runs the network again in the backward pass, but
 # with the parameters stored in the module instead of theta, so it cannot be allowed.
 RECOMPUTED = "saved tensor hooks of torch.utils.checkpoint"
@@ -126,24 +129,26 @@ def look_at_function(function: Callable[[Tensor, Any], Tensor], theta: Tensor, b
     with _ordinary_mode(theta):
         leaf, watch = theta.detach().clone().requires_grad_(), Watch(is_stored)
         batch = pytree.tree_map_only(Tensor, _out_of_inference, batch)
-        before = all_random_states(theta.device)
+        before = _random_states(theta.device)
         try:
             with watch:
                 value = function(leaf, batch)
         except Exception:
             return
-        if not _same_states(before, all_random_states(theta.device)):
+        drew = _drew(before, _random_states(theta.device))
+        if drew == "surely":
             raise HiddenStateError(
                 "the loss draws random numbers, so it is no function of theta alone; fix them, or call model.eval()"
             )
         if not isinstance(value, Tensor) or value.ndim != 0 or not value.is_floating_point():
             return
-        repeat = function(theta.detach().clone().requires_grad_(), batch).detach()
-        if bool(value.isfinite()) and not _agree(value.detach(), repeat):
-            raise HiddenStateError(
-                f"the loss gives {float(value.detach()):.6g} and then {float(repeat):.6g} at the same place, "
-                "so it is no function of theta alone"
-            )
+        for _ in range(VALUES_AFTER_DRAWING if drew else 1):
+            repeat = function(theta.detach().clone().requires_grad_(), batch).detach()
+            if bool(value.isfinite()) and not _agree(value.detach(), repeat):
+                raise HiddenStateError(
+                    f"the loss gives {float(value.detach()):.6g} and then {float(repeat):.6g} at the same place, "
+                    "so it is no function of theta alone"
+                )
         _refuse_embeddings(watch)
         for stored in {id(p): p for p in watch.used}.values():
             if name := _where_in(theta, stored):
@@ -202,9 +207,11 @@ def look_at_network(
             return
         value = first.value
         # The pass can have changed only these copies; the model's own buffers have their old values.
-        fresh = buffers()
-        _refuse_changes(model, first, moved=[name for name, b in fresh.items() if not torch.equal(copies[name], b)])
-        _refuse_another_value(model, first, evaluate(parameters(theta.detach().clone().requires_grad_()), fresh, batch))
+        moved = [name for name, b in buffers().items() if not torch.equal(copies[name], b)]
+        _refuse_changes(model, first, moved=moved)
+        for _ in range(VALUES_AFTER_DRAWING if first.drew else 1):
+            here = parameters(theta.detach().clone().requires_grad_())
+            _refuse_another_value(model, first, evaluate(here, buffers(), batch))
         _refuse_embeddings(watch)
         # Tensors that were computed from stored parameters before the pass are seen in its graph alone.
         leaves = [node.variable for node in graph_nodes(value) if hasattr(node, "variable")]
@@ -235,14 +242,18 @@ def look_at_network(
     _warn_of_constant(watch)
 
 
+# Whether random numbers were drawn: not at all; perhaps by a check of types, from Python's generator alone; or surely.
+Drew = Literal["", "perhaps", "surely"]
+
+
 class _FirstPass(NamedTuple):
     """What the first pass of a network's loss gave, and what it drew from the global random generators."""
 
     outputs: Any
     value: Tensor
     has_moved_theta: bool
-    drew_in_network: bool
-    drew: bool
+    drew_in_network: Drew
+    drew: Drew
 
 
 def _first_pass(
@@ -260,12 +271,12 @@ def _first_pass(
 
     pieces: ``leaf`` as parameters by name, where leaf is a copy of theta.
     """
-    before = all_random_states(theta.device)
+    before = _random_states(theta.device)
     try:
         with disable_saved_tensors_hooks(RECOMPUTED), watch:
             passes = evaluate(pieces, buffers, batch)
             outputs = next(passes)
-            drew_in_network = not _same_states(before, all_random_states(theta.device))
+            drew_in_network = _drew(before, _random_states(theta.device))
             value = next(passes)
     except RuntimeError as error:
         if RECOMPUTED in str(error):
@@ -279,7 +290,7 @@ def _first_pass(
                 f"{error})"
             ) from error
         raise
-    drew = not _same_states(before, all_random_states(theta.device))
+    drew = _drew(before, _random_states(theta.device))
     return _FirstPass(outputs, value, _moved(leaf, theta), drew_in_network, drew)
 
 
@@ -289,9 +300,9 @@ def _refuse_changes(model: nn.Module, first: _FirstPass, *, moved: list[str]) ->
         raise _hidden_state(model, "", "moves its parameters")
     if moved:
         raise _hidden_state(model, moved[0].rpartition(".")[0], "moves its buffers")
-    if first.drew_in_network:
+    if first.drew_in_network == "surely":
         raise _hidden_state(model, _random_module(model), "draws random numbers")
-    if first.drew:
+    if first.drew == "surely":
         raise HiddenStateError(
             "the criterion draws random numbers, so the loss is no function of the parameters; draw them once, "
             "before the loss is made, and put them into the batch"
@@ -348,9 +359,23 @@ def value_of(loss: Callable[[Tensor, Any], Tensor], theta: Tensor, batch: Any) -
         return loss(theta.detach().clone().requires_grad_(), batch).detach()
 
 
-def all_random_states(device: torch.device) -> list[Any]:
-    """The states of torch's, NumPy's and Python's global random generators."""
-    return [*random_states(device), np.random.get_state(), random.getstate()]
+class _States(NamedTuple):
+    """Those of the global random generators."""
+
+    of_torch: list[Tensor]
+    of_numpy: Any
+    of_python: Any
+
+
+def _random_states(device: torch.device) -> _States:
+    return _States(random_states(device), np.random.get_state(), random.getstate())
+
+
+def _drew(before: _States, after: _States) -> Drew:
+    numpy_same = all(np.array_equal(a, b) for a, b in zip(before.of_numpy, after.of_numpy, strict=True))
+    if not (numpy_same and same_tensors(before.of_torch, after.of_torch)):
+        return "surely"
+    return "" if before.of_python == after.of_python else "perhaps"
 
 
 def random_states(device: torch.device) -> list[Tensor]:
@@ -361,12 +386,6 @@ def random_states(device: torch.device) -> list[Tensor]:
 def same_tensors(first: list[Tensor], second: list[Tensor]) -> bool:
     """Whether two lists of tensors hold the same numbers."""
     return len(first) == len(second) and all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-
-
-def _same_states(first: list[Any], second: list[Any]) -> bool:
-    pairs = list(zip(first[:-2], second[:-2], strict=True))
-    numpy_same = all(np.array_equal(a, b) for a, b in zip(first[-2], second[-2], strict=True))
-    return all(torch.equal(a, b) for a, b in pairs) and numpy_same and first[-1] == second[-1]
 
 
 @contextmanager

@@ -46,7 +46,8 @@ DRAWING: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str]] = {
     "dropout": (lambda out, y: F.cross_entropy(F.dropout(out), y), "criterion draws random numbers"),
     "gumbel": (lambda out, y: F.nll_loss(F.gumbel_softmax(out).log(), y), "criterion draws random numbers"),
     "mixup, NumPy": (lambda out, y: np.random.beta(1, 1) * F.cross_entropy(out, y), "criterion draws random numbers"),
-    "python": (lambda out, y: random.random() * F.cross_entropy(out, y), "criterion draws random numbers"),
+    "python": (lambda out, y: random.random() * F.cross_entropy(out, y), "another value the second time"),
+    "a coin, Python": (lambda out, y: random.choice([1, 2]) * F.cross_entropy(out, y), "another value the second time"),
     "counter": (lambda out, y: F.cross_entropy(out, y) * next(COUNT), "another value the second time"),
 }
 
@@ -59,6 +60,24 @@ def test_a_criterion_that_draws_is_refused_and_the_random_state_is_left_alone(na
     assert torch.equal(states[0], torch.get_rng_state())
     assert np.array_equal(states[1], np.random.get_state()[1])
     assert states[2] == random.getstate()
+
+
+def test_a_loss_may_draw_from_the_generator_of_python_if_it_does_not_use_what_it_draws():
+    """Beartype looks at one entry of a list only, which it chooses at random."""
+
+    class Checked(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            random.getrandbits(32)
+            return super().forward(x)
+
+    def plain(theta: Tensor, batch: Any) -> Tensor:
+        random.getrandbits(32)
+        return F.cross_entropy(functional_call(model, layout.unflatten(theta), batch[0]), batch[1])
+
+    model = Checked(4, 3).double()
+    theta, layout = ht.flatten(model)
+    H = ht.hessian(ht.make_loss(model, F.cross_entropy, layout), theta, (X, Y)).to_dense()
+    close(ht.hessian(plain, theta, (X, Y)).to_dense(), H)
 
 
 def test_a_criterion_that_moves_its_buffers_is_refused() -> None:
