@@ -1,4 +1,4 @@
-"""Beartype with a random generator of its own, for tests with ``--jaxtyping-packages=hessian_tools,typechecker.beartype``.
+"""Beartype with a random generator of its own: pytest --jaxtyping-packages=hessian_tools,typechecker.beartype.
 
 Of a list it checks one entry, which it otherwise chooses by Python's global generator. Tests look at the state of that
 generator, and the library takes a drawing network for one whose loss may be random.
