@@ -10,7 +10,7 @@ writes by hand are compared with differences (:mod:`hessian_tools.hand_written`)
 
 import random
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from inspect import signature
 from typing import Any, Literal, NamedTuple
@@ -402,12 +402,13 @@ def _ordinary_mode(theta: Tensor) -> Iterator[None]:
 
 
 def _backward(
-    value: Tensor, inputs: list[Tensor], is_stored: Callable[[Any], bool], parameters: list[nn.Parameter]
+    value: Tensor, inputs: list[Tensor], is_stored: Callable[[Any], bool], parameters: Sequence[Tensor]
 ) -> tuple[list[Tensor | None] | None, BackwardWatch]:
     """The gradients in the inputs, None for each that is not reached; and what was seen on the way.
 
     No gradients at all (None) are returned where torch has no derivative of an operation, which the engines explain.
-    parameters: those whose ``.grad`` is put back afterwards, because a module that is run again may add to it.
+    parameters: those whose ``.grad`` is put back afterwards, because a module that is run again may add to it. Plain
+        tensors may stand in their place, as in a module that ``higher`` has patched.
     """
     watch = BackwardWatch(is_stored)
     if not value.requires_grad:

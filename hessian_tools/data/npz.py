@@ -5,7 +5,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import prod
-from typing import IO, NamedTuple, cast
+from typing import IO, Any, NamedTuple, cast
 
 import numpy as np
 
@@ -63,8 +63,8 @@ def stored_array(tree: Tree, name: str, array: str) -> Iterator[StoredArray]:
             yield StoredArray(stored, *header)
 
 
-def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """The shape, the order and the type of an array, of which the header is read."""
+def _header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """The shape, the order and the type of an array; its header is read from a file that is open for bytes."""
     version = np.lib.format.read_magic(file)
     length = file.read(2 if version == (1, 0) else 4)
     if int.from_bytes(length, "little") > MAX_HEADER:
