@@ -121,11 +121,19 @@ def rmsprop(g: Tensor) -> Tensor:
     return v.sqrt() + 1e-6
 
 
+def centred_rmsprop(g: Tensor) -> Tensor:
+    v, mean = torch.zeros_like(g[0]), torch.zeros_like(g[0])
+    for row in g:
+        v, mean = 0.9 * v + 0.1 * row**2, 0.9 * mean + 0.1 * row
+    return (v - mean**2).sqrt() + 1e-6
+
+
 OPTIMISERS: dict[str, tuple[Any, Any]] = {
     "Adam": (partial(torch.optim.Adam, betas=(0.9, 0.99), eps=1e-6, lr=0.01), adam),
     "AdamW": (partial(torch.optim.AdamW, betas=(0.9, 0.99), eps=1e-6, lr=0.01), adam),
     "amsgrad": (partial(torch.optim.Adam, betas=(0.9, 0.99), eps=1e-6, lr=0.01, amsgrad=True), amsgrad),
     "RMSprop": (partial(torch.optim.RMSprop, alpha=0.9, eps=1e-6, lr=0.01), rmsprop),
+    "RMSprop, centred": (partial(torch.optim.RMSprop, alpha=0.9, eps=1e-6, lr=0.01, centered=True), centred_rmsprop),
     "Adagrad": (partial(torch.optim.Adagrad, eps=1e-6, lr=0.01), lambda g: (g**2).sum(0).sqrt() + 1e-6),
     "SGD": (partial(torch.optim.SGD, lr=0.01, momentum=0.9), lambda g: torch.ones_like(g[0])),
 }
