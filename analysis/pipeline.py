@@ -194,7 +194,7 @@ def figures(study: Study, ds: xr.Dataset, reporter: Reporter) -> list[Path]:
     drawable = figures_of(ds)
     with reporter.stage("draw", len(drawable), "figures") as advance:
         for name, figure in drawable.items():
-            saved += save(figure.draw(ds), study.figures / name)
+            saved += save(figure(ds), study.figures / name)
             advance(1, name)
     write_json(study.figures / folder.DRAWN, {"measurements": folder.content_digest(ds)})
     return saved

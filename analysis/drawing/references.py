@@ -4,6 +4,7 @@ A function that draws a reference returns it as a matplotlib artist, which also 
 reference and its legend entry always look the same.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -92,10 +93,10 @@ def chance(ds: xr.Dataset, ax: Axes) -> list[Line2D]:
 # ---- scales
 
 
-def step_axis(ax: Axes, num_points: int) -> None:
-    """Put a tick at each of the ``num_points`` points of the inner loop, which are numbered from 0."""
-    ax.xaxis.set_major_locator(FixedLocator(range(num_points)))
-    ax.set_xlim(-0.45, num_points - 0.55)
+def step_axis(ax: Axes, points: Sequence[int] | np.ndarray) -> None:
+    """Put a tick at each of the given points of the inner loop, which are numbered from 0."""
+    ax.xaxis.set_major_locator(FixedLocator([int(point) for point in points]))
+    ax.set_xlim(min(points) - 0.45, max(points) + 0.45)
 
 
 def training_axis(ax: Axes, checkpoints: np.ndarray) -> None:
