@@ -144,14 +144,41 @@ def test(folder: Folder, *, trust: Trust = False) -> None:
 
 
 @app.command
-def figures(folder: Folder) -> None:
-    """Only draw the figures, as PDF and PNG."""
+def figures(
+    folder: Folder,
+    *,
+    only: Annotated[
+        tuple[str, ...] | None, Parameter(consume_multiple=True, help="Names of figures, such as alpha_rho.")
+    ] = None,
+    learners: Annotated[
+        tuple[str, ...] | None, Parameter(consume_multiple=True, help="Learners that are shown [default: a selection].")
+    ] = None,
+    steps: Annotated[
+        tuple[int, ...] | None, Parameter(consume_multiple=True, help="Points of the inner loop [default: all].")
+    ] = None,
+    width: Annotated[
+        str | None,
+        Parameter(help="Inches, single, double, icml, icml-full, neurips, iclr or jmlr [default: by panels]."),
+    ] = None,
+    format: Annotated[
+        tuple[str, ...] | None, Parameter(consume_multiple=True, help="pdf, png, svg, or csv for the numbers.")
+    ] = None,
+    out: Annotated[Path | None, Parameter(help="Folder of figures drawn with options [default: FOLDER/paper].")] = None,
+) -> None:
+    """Only draw the figures: those of the report, or, with any option, figures of your own beside them."""
     from analysis import pipeline
     from analysis.folder import measurements, open_folder
 
     opened = open_folder(folder)
     with pipeline.session(opened, workers=0, progress=True) as (_, reporter):
-        for path in pipeline.figures(opened, measurements(opened), reporter):
+        ds = measurements(opened)
+        if (only, learners, steps, width, format, out) == (None,) * 6:
+            paths = pipeline.figures(opened, ds, reporter)
+        else:
+            choice = {"learners": learners, "steps": steps, "width": width}
+            own = {"only": only, "formats": format or ("pdf", "png"), "out": out or opened.path / "paper"}
+            paths = pipeline.own_figures(opened, ds, reporter, **own, **choice)
+        for path in paths:
             reporter.say(str(path))
 
 

@@ -3,7 +3,7 @@
 Training and measuring go on where they were stopped; the other parts are done anew.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,8 @@ import xarray as xr
 from analysis import folder, store
 from analysis.claims import Verdict, judge, load_plan, unjudged, verdicts_to_json
 from analysis.config import StudyConfig
-from analysis.drawing.figures import figures_of, save
+from analysis.drawing.figures import FIGURES, figures_of, save
+from analysis.drawing.panels import FORMATS
 from analysis.errors import UserError
 from analysis.folder import measurements, open_verdicts, plan_of
 from analysis.measure import measure
@@ -29,6 +30,7 @@ from analysis.verify import mend, refuse_changed_plan, refuse_damaged_training
 from hessian_tools.data import summary
 from hessian_tools.runs.files import write_json, write_text
 from hessian_tools.runs.worker_pool import WorkerPool, available_cores
+from hessian_tools.validation import check_choice
 
 Source = str | Path | StudyConfig | Mapping[str, Any]
 
@@ -186,7 +188,10 @@ def test(study: Study, ds: xr.Dataset) -> list[Verdict]:
 
 
 def figures(study: Study, ds: xr.Dataset, reporter: Reporter) -> list[Path]:
-    """Draw every figure for which the study has measurements, as PDF and PNG; returns the files."""
+    """Draw every figure for which the study has measurements, as PDF and PNG; returns the files.
+
+    Beside each is a CSV file with its numbers.
+    """
     _refuse_incomplete(study)
     (study.figures / folder.DRAWN).unlink(missing_ok=True)  # until all are drawn, the figures count as stale
     store.remove_half_written(study.path)
@@ -195,8 +200,46 @@ def figures(study: Study, ds: xr.Dataset, reporter: Reporter) -> list[Path]:
     with reporter.stage("draw", len(drawable), "figures") as advance:
         for name, figure in drawable.items():
             saved += save(figure(ds), study.figures / name)
+            saved.append(figure.save_data(ds, study.figures / name))
             advance(1, name)
     write_json(study.figures / folder.DRAWN, {"measurements": folder.content_digest(ds)})
+    return saved
+
+
+def own_figures(
+    study: Study,
+    ds: xr.Dataset,
+    reporter: Reporter,
+    *,
+    only: Sequence[str] | None,
+    formats: Sequence[str],
+    out: Path,
+    learners: Sequence[str] | None,
+    steps: Sequence[int] | None,
+    width: str | None,
+) -> list[Path]:
+    """Draw figures with learners, steps and a width of the user's own into the folder ``out``; returns the files.
+
+    only: names of figures; None stands for all that can be drawn.
+    formats: pdf, png, svg, and csv for the numbers.
+    The other arguments are those of ``analysis.figures``.
+    """
+    _refuse_incomplete(study)
+    saved: list[Path] = []
+    try:
+        names = list(figures_of(ds)) if only is None else [check_choice("--only", name, FIGURES) for name in only]
+        forms = [check_choice("--format", form, (*FORMATS, "csv")) for form in formats]
+        with reporter.stage("draw", len(names), "figures") as advance:
+            for name in names:
+                figure = FIGURES[name]
+                if pictures := [form for form in forms if form != "csv"]:
+                    picture = figure(ds, learners=learners, steps=steps, width=width)
+                    saved += save(picture, out / name, formats=pictures)
+                if "csv" in forms:
+                    saved.append(figure.save_data(ds, out / name, learners=learners, steps=steps))
+                advance(1, name)
+    except ValueError as e:
+        raise UserError(str(e)) from None
     return saved
 
 

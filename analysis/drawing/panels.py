@@ -3,8 +3,10 @@
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from math import ceil
 from pathlib import Path
+from textwrap import wrap
 from typing import Literal
 
 from matplotlib.artist import Artist
@@ -19,6 +21,8 @@ MIN_PANEL_WIDTH = 1.6
 """Inches of a figure's width that each panel of a row has at least; a wide figure has four panels in a row."""
 LEGEND_HEIGHT = 0.7
 """Inches of a figure's height that are reserved for the legends above and below its panels."""
+LINE_HEIGHT = 0.14
+"""Inches of a line of text."""
 
 # Without these settings, files hold the date and the version of matplotlib, so equal figures would differ as files.
 METADATA: dict[str, dict[str, str | None]] = {
@@ -39,13 +43,14 @@ def grid(
     columns: int | None = None,
     width: style.Width | None = None,
     default: style.Width | None = None,
+    margin: float = 0.45,
 ) -> Iterator[tuple[Figure, list[Axes]]]:
     """Make a figure with ``num_panels`` panels, in the style of ``analysis.drawing.style``, for a ``with`` block.
 
     width: the width that the user asks for. None leaves it to ``default``, which is one column of a paper for a single
         panel, and both columns for several.
     columns: the number of panels in a row. None makes it as large as panels of ``MIN_PANEL_WIDTH`` fit.
-    row_height: in inches.
+    row_height: in inches. margin: the inches left of each panel that tick labels need.
     xlabel: stands under the lowest panel of each column, where the legend below the figure cannot overlap it.
     """
     width = style.inches_of(width or default or ("single" if num_panels == 1 else "double"))
@@ -62,14 +67,37 @@ def grid(
         for ax in axes[max(num_panels - columns, 0) : num_panels]:
             ax.set_xlabel(xlabel)
         yield figure, axes[:num_panels]
+        _wrap(figure, axes[:num_panels], width / columns - margin)
+
+
+def _wrap(figure: Figure, axes: list[Axes], inches: float) -> None:
+    """Break titles and x labels that are longer than a panel's width into lines, for which the figure grows."""
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    more_lines: dict[str, int] = {}
+    for ax in axes:
+        row = str(ax.get_position().y0)
+        for kind, text, write in (
+            ("title", ax.get_title("left"), partial(ax.set_title, loc="left")),
+            ("label", ax.get_xlabel(), ax.set_xlabel),
+        ):
+            place = figure.text(0, 0, text, fontsize=style.rc_params()["axes.titlesize"])
+            share = place.get_window_extent(renderer).width / figure.dpi / inches
+            place.remove()
+            if share > 1 and "$" not in text:
+                lines = wrap(text, int(len(text) / share))
+                write("\n".join(lines))
+                more_lines[kind + row] = max(more_lines.get(kind + row, 0), len(lines) - 1)
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + LINE_HEIGHT * sum(more_lines.values()))
 
 
 def left_labels(axes: list[Axes], label: str) -> None:
-    """Put the y label on the panels of the first column only, because all panels have the same y axis."""
-    for ax in axes:
-        place = ax.get_subplotspec()
-        if place is not None and place.is_first_col():
-            ax.set_ylabel(label)
+    """Label the common y axis of all panels: beside the only row, or once beside several rows."""
+    figure = axes[0].figure
+    if len({ax.get_position().y0 for ax in axes}) > 1:
+        figure.supylabel(label, multialignment="center")
+    else:
+        axes[0].set_ylabel(label)
 
 
 def outside_legends(figure: Figure, above: Sequence[Artist], below: Sequence[Artist]) -> None:

@@ -92,6 +92,9 @@ def chance(ds: xr.Dataset, ax: Axes) -> list[Line2D]:
 
 # ---- scales
 
+TICK_INCHES = 0.35
+"""The distance, in inches of a panel, at which two labels of an x axis do not touch."""
+
 
 def step_axis(ax: Axes, points: Sequence[int] | np.ndarray) -> None:
     """Put a tick at each of the given points of the inner loop, which are numbered from 0."""
@@ -175,7 +178,10 @@ def tick_at(axis: Axis, values: list[float]) -> None:
     places = (axis.get_transform().transform(np.array(values)) - start) / (end - start)
     # 0, the smallest and the largest value get labels first.
     order = sorted(range(len(values)), key=lambda index: (values[index] != 0, index not in (0, len(values) - 1), index))
-    labelled = _spaced(places, order, gap=0.11)
+    place = axis.axes.get_subplotspec()
+    columns = place.get_gridspec().ncols if place is not None else 1
+    inches = axis.axes.figure.get_figwidth() / columns
+    labelled = _spaced(places, order, gap=max(0.11, TICK_INCHES / inches))
     texts = [Formatter.fix_minus(f"{value:g}") if index in labelled else "" for index, value in enumerate(values)]
     _set_ticks(axis, values, texts)
 

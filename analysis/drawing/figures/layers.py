@@ -18,6 +18,9 @@ from analysis.schema import learner_names, trained_learners, untrained_start
 LARGEST_CHANGE = 4.0
 """The factor at which the colours end; numbers in the cells say how large a larger change is."""
 
+MIN_CELL = 0.35
+"""Inches of the figure's width for each tensor below which numbers would overlap, and cells have none."""
+
 
 HAS_STEPS = False
 
@@ -55,13 +58,16 @@ def draw(ds: xr.Dataset, choice: Choice) -> Figure:
     layers = np.array(ds["layer"].attrs["flag_meanings"].split())[has_ratio]
     height = 0.45 + 0.19 * len(names)
     options: dict[str, Any] = {"columns": 1, "default": "double", "row_height": height, "width": choice.width}
+    options["margin"] = 2.0  # the names of the learners, and the bar of colours
     with panels.grid(len(maps), xlabel="", **options) as (figure, axes):
         for (title, ratios), ax in zip(maps.items(), axes, strict=True):
             picture = _map(ax, ratios[:, has_ratio], figure.get_figwidth())
             ax.set_title(title)
             ax.set_yticks(range(len(names)), [method_label(name) for name in names])
             ax.set_xticks(range(len(layers)), [] if ax is not axes[-1] else list(layers), rotation=40, ha="right")
-        bar = figure.colorbar(picture, ax=axes, label="trained / untrained", pad=0.01, extend="both")
+        bar = figure.colorbar(
+            picture, ax=axes, label="trained / untrained", pad=0.01, extend="both", aspect=6 * figure.get_figheight()
+        )
         ticks = [1 / LARGEST_CHANGE, 0.5, 1, 2, LARGEST_CHANGE]
         bar.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
         bar.minorticks_off()
@@ -113,7 +119,7 @@ def _map(ax: Axes, ratios: np.ndarray, inches: float) -> Any:
     picture = ax.imshow(colored, cmap=mpl.colormaps["RdBu_r"], norm=norm, aspect="auto", alpha=0.75)
     size = 7 if inches / ratios.shape[1] > 0.4 else 5.5
     for (row, column), ratio in np.ndenumerate(ratios):
-        if np.isfinite(ratio):
+        if np.isfinite(ratio) and inches / ratios.shape[1] > MIN_CELL:
             ax.text(column, row, _short(ratio), ha="center", va="center", fontsize=size, gid=f"{row}:{column}")
     ax.tick_params(length=0)
     ax.grid(visible=False)

@@ -52,7 +52,7 @@ def draw(ds: xr.Dataset, choice: Choice) -> Figure:
             ax.set_title(title, color=color)
             line = references.threshold(ax, label=r"$\alpha\lambda=2$")
         panels.left_labels(axes, r"eigenvalue, $\alpha\lambda$")
-        figure.colorbar(picture, ax=axes, label="density of eigenvalues", pad=0.01)
+        figure.colorbar(picture, ax=axes, label="density of eigenvalues", pad=0.01, aspect=12 * figure.get_figheight())
         panels.outside_legends(figure, [], [line])
     return figure
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 
 import pandas as pd
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 from analysis.drawing.style import Width, inches_of
 from analysis.drawing.summary import Summary
 from analysis.schema import learner_names
+from hessian_tools.runs.files import write_text
 from hessian_tools.validation import check_choice
 
 Numbers = Mapping[str, Summary | xr.DataArray]
@@ -80,6 +82,20 @@ class StudyFigure:
         means of single seeds. Numbers that were not measured have no row.
         """
         return tabulated(self.module.numbers(ds, self._choice(ds, learners, steps)))
+
+    def save_data(
+        self,
+        ds: xr.Dataset,
+        path_stem: Path | str,
+        *,
+        learners: Sequence[str] | None = None,
+        steps: Sequence[int] | None = None,
+    ) -> Path:
+        """Write the numbers of ``data`` as CSV, to six digits; ``path_stem`` is the path without ".csv"."""
+        path = Path(path_stem).with_name(Path(path_stem).name + ".csv")
+        table = self.data(ds, learners=learners, steps=steps)
+        write_text(path, table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+        return path
 
     def caption(
         self, ds: xr.Dataset, *, learners: Sequence[str] | None = None, steps: Sequence[int] | None = None
