@@ -6,6 +6,7 @@ Training and measuring go on where they were stopped; the other parts are done a
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,9 @@ from hessian_tools.runs.files import write_json, write_text
 from hessian_tools.runs.worker_pool import WorkerPool, available_cores
 from hessian_tools.validation import check_choice
 
+MAX_VERDICTS = 12
+"""The largest number of verdicts that a notebook shows of a study, because a large study has hundreds."""
+
 Source = str | Path | StudyConfig | Mapping[str, Any]
 
 
@@ -48,6 +52,11 @@ class StudyResult:
         counts = ", ".join(f"{outcomes.count(outcome)} {outcome}" for outcome in dict.fromkeys(outcomes))
         sizes = ", ".join(f"{size} {dim}" for dim, size in self.dataset.sizes.items() if dim in ("learner", "seed"))
         return f"StudyResult({str(self.path)!r}, {sizes}; verdicts: {counts or 'none'})"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(verdict._repr_html_() for verdict in self.verdicts[:MAX_VERDICTS])
+        more = f"<div>and {len(self.verdicts) - MAX_VERDICTS} more</div>" if len(self.verdicts) > MAX_VERDICTS else ""
+        return f"<div><div>{escape(repr(self))}</div>{rows}{more}<div>report: {escape(str(self.report))}</div></div>"
 
     @property
     def report(self) -> Path:

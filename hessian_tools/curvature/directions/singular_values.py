@@ -10,11 +10,12 @@ from torch import Tensor
 from hessian_tools.curvature.directions.adaptation import AdaptationJacobian
 from hessian_tools.curvature.eigen.pairs import top_eigenpairs
 from hessian_tools.progress import Progress
+from hessian_tools.result import Result
 from hessian_tools.torch_fixes.precision import full_precision
 
 
-@dataclass(frozen=True)
-class SingularValues:
+@dataclass(frozen=True, repr=False)
+class SingularValues(Result):
     """The largest singular values s of a Jacobian in falling order, with their quality.
 
     left_residuals, right_residuals: |Jv - su| and |J'u - sv| of the unit vectors u and v, from true products.
