@@ -94,6 +94,15 @@ app = App(
 
 
 @app.command
+def new(name: Annotated[Path, Parameter(help="Name of the study, or its YAML file.")]) -> None:
+    """Write a commented study to start from."""
+    from analysis.study_file import new_study
+
+    path = new_study(name)
+    print(f"{path}: change it as you like, then run: hessian-tools study {path}")
+
+
+@app.command
 def demo(*, begin: BeginOptions = BEGIN, compute: ComputeOptions = COMPUTE) -> None:
     """Run the bundled study, which takes minutes on two cores; the same command resumes it."""
     study("demo", begin=begin, compute=compute)
