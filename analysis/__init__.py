@@ -9,6 +9,7 @@ the library, and ``plot(result)`` draws it. The figures of a study are in
 import os
 import sys
 from importlib import import_module
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 # Our modules import torch before hessian_tools, in the order of the alphabet, and hessian_tools would then be too
@@ -46,7 +47,11 @@ def __getattr__(name: str) -> Any:
     if name == "figures":
         return import_module("analysis.figures")
     if name in _MODULES:
-        return getattr(import_module(_MODULES[name]), name)
+        found = getattr(import_module(_MODULES[name]), name)
+        if isinstance(found, FunctionType):
+            found = import_module("hessian_tools.entries").checked(found, module=__name__)
+        globals()[name] = found
+        return found
     raise AttributeError(f"module 'analysis' has no attribute {name!r}")
 
 

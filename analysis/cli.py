@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,12 +10,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, Token
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from analysis.claims import Verdict
     from analysis.progress import Reporter
     from analysis.study import Study
+    from hessian_tools.runs.worker_pool import WorkerPool
 
 
 Trust = Annotated[
@@ -26,13 +30,24 @@ Trust = Annotated[
 ]
 
 
+def _whole_number(_: object, tokens: Sequence[Token]) -> int:
+    """The number of a token; cyclopts itself would round 1.5 to 2."""
+    try:
+        return int(tokens[0].value)
+    except ValueError:
+        raise ValueError(f"{tokens[0].value!r} is not a whole number; give one, such as 1") from None
+
+
+WholeNumber = Annotated[int, Parameter(converter=_whole_number)]
+
+
 @Parameter(name="*")
 @dataclass(frozen=True)
 class ComputeOptions:
     """The options of every command that trains or measures."""
 
     workers: Annotated[
-        int | None,
+        WholeNumber | None,
         Parameter(
             help="Number of worker processes, with one thread each; 0 works in this process"
             " [default: one per core; 0 for a small study]."
@@ -40,6 +55,22 @@ class ComputeOptions:
     ] = None
     device: Annotated[Literal["cpu", "cuda"], Parameter(help="Where the tensors live.")] = "cpu"
     trust: Trust = False
+    yes: Annotated[
+        bool,
+        Parameter(negative="", help="Go on where the study would take over 10000 hours, or more memory than there is."),
+    ] = False
+    no_fsync: Annotated[
+        bool,
+        Parameter(
+            negative="", help="Do not wait until each file is on the disk; a power cut may then cost finished work."
+        ),
+    ] = False
+
+    def session(self, study: "Study") -> "AbstractContextManager[tuple[WorkerPool, Reporter]]":
+        """Lock the study's folder, and provide the worker pool and the reporter."""
+        from analysis.pipeline import session
+
+        return session(study, workers=self.workers, progress=True, fsync=not self.no_fsync)
 
 
 @Parameter(name="*")
@@ -49,7 +80,7 @@ class BeginOptions:
 
     out: Annotated[Path | None, Parameter(help="Folder of the study [default: runs/NAME].")] = None
     seeds: Annotated[
-        tuple[int, ...] | None,
+        tuple[WholeNumber, ...] | None,
         Parameter(
             name=["--seeds", "--seed"],
             consume_multiple=True,
@@ -73,7 +104,7 @@ class BeginOptions:
         """Check the study; returns it and the text of its plan of the claims (None: the bundled plan)."""
         from analysis.pipeline import prepare
 
-        return prepare(source, **vars(self), device=compute.device, trust=compute.trust)
+        return prepare(source, **vars(self), device=compute.device, trust=compute.trust, yes=compute.yes)
 
 
 File = Annotated[
@@ -114,7 +145,7 @@ def study(file: File, *, begin: BeginOptions = BEGIN, compute: ComputeOptions = 
     from analysis import pipeline
 
     prepared, plan = begin.prepare(file, compute)
-    with pipeline.session(prepared, workers=compute.workers, progress=True) as (pool, reporter):
+    with compute.session(prepared) as (pool, reporter):
         *_, verdicts = pipeline.run(prepared, pool, reporter, plan=plan)
         _say_verdicts(verdicts, reporter)
         reporter.say(f"report: {prepared.path / 'report.html'}")
@@ -126,7 +157,7 @@ def train(file: File, *, begin: BeginOptions = BEGIN, compute: ComputeOptions = 
     from analysis import pipeline
 
     prepared, plan = begin.prepare(file, compute)
-    with pipeline.session(prepared, workers=compute.workers, progress=True) as (pool, reporter):
+    with compute.session(prepared) as (pool, reporter):
         pipeline.start(prepared, pool, reporter, plan=plan)
 
 
@@ -134,10 +165,13 @@ def train(file: File, *, begin: BeginOptions = BEGIN, compute: ComputeOptions = 
 def measure(folder: Folder, *, compute: ComputeOptions = COMPUTE) -> None:
     """Only record the inner loops and measure the curvature along them."""
     from analysis import pipeline
+    from analysis.cost import refuse_above_limits
     from analysis.folder import open_folder
 
     opened = open_folder(folder, device=compute.device, trust=compute.trust)
-    with pipeline.session(opened, workers=compute.workers, progress=True) as (pool, reporter):
+    if not compute.yes:
+        refuse_above_limits(opened)
+    with compute.session(opened) as (pool, reporter):
         pipeline.measure(opened, pool, reporter)
 
 
@@ -218,7 +252,7 @@ def keep(folder: Folder, *, out: Annotated[Path, Parameter(help="Folder of kept 
 @app.command
 def compare(
     *folders: Folder,
-    out: Annotated[Path | None, Parameter(help="Folder of comparison.html, .json and figures.")] = None,
+    out: Annotated[Path | None, Parameter(help="Folder of comparison.html and .json, primary.md, figures.")] = None,
 ) -> None:
     """Put the verdicts of several studies side by side, and with --out write them and their figures as one page."""
     from analysis.compare import compare as compare_studies
@@ -254,6 +288,8 @@ def verify(folder: Folder) -> int:
 
 def main(arguments: list[str] | None = None) -> None:
     """The entry point. Its exit status is 0: done, 1: interrupted or failed, 2: a mistake in what was asked."""
+    # Ended by SIGTERM, as by a job scheduler, the command answers as to Ctrl-C and ends its workers.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(run(arguments))
 
 
@@ -284,6 +320,8 @@ def run(arguments: list[str] | None = None) -> int:
 
 def _describe(error: OSError) -> str:
     """The message on an error of the operating system."""
+    if error.filename is None and error.errno != errno.ENOSPC:
+        return f"{error.strerror or error}; run the same command again, which goes on from here"
     place = error.filename or "the study folder"
     if error.errno == errno.ENOSPC:
         return f"no space left on the device ({place}); free some and run the same command"
@@ -312,7 +350,9 @@ def _say_verdicts(verdicts: "Sequence[Verdict]", reporter: "Reporter") -> None:
 
 
 def _fail(text: str, status: int) -> int:
-    print(f"hessian-tools: {text}", file=sys.stderr)
+    from analysis.errors import shortened
+
+    print(shortened(f"hessian-tools: {text}"), file=sys.stderr)
     return status
 
 

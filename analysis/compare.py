@@ -107,13 +107,35 @@ def lines(comparison: Comparison) -> Iterator[str]:
         yield "  ".join(["", f"{_question(key):<{width}}", *cells]).rstrip()
 
 
+def primary_table(comparison: Comparison) -> str:
+    """The primary verdicts as a Markdown table: a row for each question, a column for each study."""
+    rows = ["Learner, baseline, comparison", *comparison.studies], ["---"] * (1 + len(comparison.studies))
+    text, claim = ["".join(f"| {cell} " for cell in cells) + "|" for cells in rows], ""
+    for key, found in comparison.rows.items():
+        primary = {name: verdict for name, verdict in found.items() if verdict.kind == "primary"}
+        if not primary:
+            continue
+        if key[0] != claim:
+            claim = key[0]
+            title = next(iter(primary.values())).title
+            text.append(f"| **{title[:1].upper()}{title[1:]}?** " + "| " * len(comparison.studies) + "|")
+        cells = [_question(key), *(_text(primary.get(name)) for name in comparison.studies)]
+        text.append("".join(f"| {cell} " for cell in cells) + "|")
+    return "\n".join(text) + "\n"
+
+
 def write(comparison: Comparison, out: Path) -> Path:
-    """Write the self-contained page ``comparison.html``, ``comparison.json`` and the figures; returns the page."""
+    """Write the self-contained page ``comparison.html``, and beside it what it is made of; returns the page.
+
+    ``comparison.json`` holds all verdicts, ``primary.md`` the primary ones as a Markdown table, and ``figures`` the
+    figures.
+    """
     pictures = []
     for learner in comparison.learners:
         _, png = save(overlay.draw(comparison.studies, learner), out / "figures" / f"comparison-{learner}")
         pictures.append((learner, png))
     write_text(out / "comparison.json", _json(comparison))
+    write_text(out / "primary.md", primary_table(comparison))
     write_text(out / "comparison.html", page(_title(comparison), _body(comparison, pictures)))
     return out / "comparison.html"
 

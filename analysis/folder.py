@@ -16,12 +16,14 @@ from analysis import kept, store
 from analysis.claims import Plan, Verdict, load_plan, verdicts_from_json
 from analysis.claims.plan import BUNDLED as PLAN
 from analysis.config import StudyConfig
+from analysis.config.base import LARGEST, SMALLEST
 from analysis.errors import UserError
+from analysis.record import record_of
 from analysis.schema import describe_learners, stack_runs, with_codes
 from analysis.study import Study, build
 from analysis.study_file import parse_study, with_own_files
 from hessian_tools.runs import files
-from hessian_tools.runs.files import read_json, write_atomic, write_text
+from hessian_tools.runs.files import ASIDE, DamagedFileError, file_digest, read_json, write_atomic, write_text
 
 STUDY, CLAIMS, VERDICTS, REPORT = "study.yaml", "claims.yaml", "verdicts.json", "report.html"
 STEP_SIZE = "step_size.json"  # the result of the search for the step size
@@ -53,7 +55,13 @@ def study_in_folder(config: StudyConfig, path: Path, *, device: str = "cpu", tru
 
 def chosen_step_size(path: Path) -> float | None:
     """The step size that a search has left in a folder, if any."""
-    return read_json(path / STEP_SIZE)["step_size"] if (path / STEP_SIZE).exists() else None
+    file = path / STEP_SIZE
+    if not file.exists():
+        return None
+    step_size: Any = read_json(file, "step_size")["step_size"]
+    if type(step_size) not in (int, float) or not SMALLEST <= step_size <= LARGEST:
+        raise DamagedFileError(f"{file} holds no step size; {ASIDE}")
+    return float(step_size)
 
 
 def going_on_from(study: Study, path: Path) -> Study:
@@ -132,6 +140,9 @@ def measurements(study: Study) -> xr.Dataset:
     """Everything that was measured in a study; see :func:`open_study`."""
     stores = {run: study.run(*run) / store.NAME for run in study.runs_to_measure}
     runs = {run: store.open_run(path) for run, path in stores.items() if path.exists()}
+    for run, ds in runs.items():
+        if run != (ds.attrs["learner"], ds.attrs["seed"]):
+            raise DamagedFileError(f"{stores[run]} is that of {ds.attrs['learner']} seed {ds.attrs['seed']}; {ASIDE}")
     kept_runs = kept.runs_of(study.path, [run for run in study.runs if run not in study.runs_to_measure])
     if kept_runs:  # what is kept of some runs is then taken of all
         runs = kept_runs | {run: kept.reduced(ds) for run, ds in runs.items()}
@@ -159,8 +170,9 @@ def open_verdicts(path: str | Path) -> list[Verdict]:
     if not file.exists():
         raise UserError(f"{file} does not exist yet; run 'hessian-tools test {file.parent}' first")
     try:
+        read_json(file)  # called for its error, where the file was changed after it was written
         return verdicts_from_json(_text(file))
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(f"{file} is damaged; run 'hessian-tools test {file.parent}' to make it again") from None
 
 
@@ -185,18 +197,34 @@ def content_digest(ds: xr.Dataset) -> str:
 
 
 def stale_parts(study: Study, ds: xr.Dataset) -> list[str]:
-    """The names of those parts, "verdicts" and "figures", that were made from other measurements than the present ones.
+    """The names of those parts, "verdicts", "figures" and "report", that rest on something other than what is there.
 
-    A part that does not exist is not named.
+    All parts rest on the measurements, the verdicts also on the plan of the claims, and the report also on the verdicts
+    and the figures. A part that does not exist is not named, and neither is a report of version 0.1, which kept no
+    record of what it rests on.
     """
-    parts = {
-        "verdicts": ((study.path / VERDICTS).exists(), study.path / VERDICTS),
-        "figures": (any(study.figures.glob("*.png")), study.figures / DRAWN),
-    }
-    present = content_digest(ds)
+    verdicts, drawn, report = study.path / VERDICTS, study.figures / DRAWN, study.path / REPORT
+    measured, plan = {"measurements": content_digest(ds)}, plan_of(study).digest
+    stale = []
+    if verdicts.exists() and _differs({"plan": plan} | read_json(verdicts), measured | {"plan": plan}):
+        stale.append("verdicts")
     # DRAWN is written after the last figure, so figures without it come from a drawing that was cut short.
-    records = {part: read_json(record) if record.exists() else {} for part, (_, record) in parts.items()}
-    return [part for part, (exists, _) in parts.items() if exists and records[part].get("measurements") != present]
+    if any(study.figures.glob("*.png")) and (not drawn.exists() or _differs(read_json(drawn), measured)):
+        stale.append("figures")
+    record = record_of(report) if report.exists() else {}
+    if record and _differs(record, measured | report_basis(study)):
+        stale.append("report")
+    return stale
+
+
+def report_basis(study: Study) -> dict[str, str]:
+    """The SHA-256 of the files besides the measurements on which a report rests; an absent file has an empty one."""
+    files_below = {"verdicts": study.path / VERDICTS, "figures": study.figures / DRAWN}
+    return {part: file_digest(file) if file.exists() else "" for part, file in files_below.items()}
+
+
+def _differs(record: dict[str, Any], wanted: dict[str, str]) -> bool:
+    return any(record.get(name) != digest for name, digest in wanted.items())
 
 
 @contextmanager
@@ -279,6 +307,10 @@ def _short(value: object) -> str:
 def _text(path: Path) -> str:
     """The text of a file of the folder; raises UserError where it is damaged."""
     try:
+        files.refuse_unreadable(path, max_bytes=files.MAX_JSON_BYTES)
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
-        raise UserError(f"{path} is damaged: it is not a text in UTF-8; put it back, or begin another study") from None
+        problem = "it is not a text in UTF-8"
+    except DamagedFileError:
+        problem = "it is no file, or far larger than such a file"
+    raise UserError(f"{path} is damaged: {problem}; put it back, or begin another study")

@@ -63,9 +63,9 @@ def open_seed(folder: Path, seed: int) -> dict[str, xr.Dataset]:
     refuse_damaged(folder, seed)
     with xr.open_dataset(path, engine="h5netcdf") as ds:
         ds = ds.load()
-    for name, values in ds.data_vars.items():
-        if values.dtype.kind == "f":
-            ds[name] = values.astype(np.float64)
+    ds = ds.assign(
+        {name: values.astype(np.float64) for name, values in ds.data_vars.items() if values.dtype.kind == "f"}
+    )
     return {name: ds.sel(learner=name, drop=True) for name in facts["learners"]}
 
 
@@ -86,9 +86,9 @@ def write_seed(folder: Path, seed: int, runs: Mapping[str, xr.Dataset], facts: M
     path, facts_file = files(folder, seed)
     one_seed = stack_runs({(name, seed): reduced(run) for name, run in runs.items()}, list(runs))
     ds = one_seed.isel(seed=0, drop=True).drop_attrs(deep=False).assign_attrs(study=str(facts["study"]), seed=seed)
-    for name, values in ds.data_vars.items():
-        if values.dtype.kind == "f":
-            ds[name] = values.astype(np.float32)
+    ds = ds.assign(
+        {name: values.astype(np.float32) for name, values in ds.data_vars.items() if values.dtype.kind == "f"}
+    )
     encoding: dict[Any, dict[str, Any]] = {name: ENCODING for name, values in ds.data_vars.items() if values.size > 1}
     before = seed_facts(folder, seed) if facts_file.exists() else None
     outcome = "written" if before is None else "replaced"

@@ -25,10 +25,11 @@ from analysis.study import Problem, Study, StudyLearner
 from analysis.times import stopwatch
 from analysis.training import record_run_ownership, refuse_changed_data
 from analysis.verify import refuse_damaged_training
+from hessian_tools.batches import cast_like
 from hessian_tools.curvature import rademacher
 from hessian_tools.inner.learners import untrained
-from hessian_tools.inner.parameters import num_moved
-from hessian_tools.loss import Loss, cast_like
+from hessian_tools.inner.parameters import num_moved, without_projector
+from hessian_tools.loss import Loss
 from hessian_tools.nets import normalised_weights
 from hessian_tools.runs.checkpoints import checkpoint_path, load_theta
 from hessian_tools.runs.worker_pool import Emit, WorkerPool
@@ -262,10 +263,11 @@ def _loss(problem: Problem, seed: int, device: str) -> Loss:
 
 
 def _network(unit: Unit) -> tuple[Loss, Tensor]:
-    """The loss, and the meta-parameters in the unit's checkpoint."""
+    """The loss, and the meta-parameters in the unit's checkpoint, without those of a projector."""
     study = unit.study
     theta = load_theta(unit.run, unit.checkpoint).to(study.device)
-    return _loss(study.problem, study.config.seeds[0], study.device), theta
+    loss = _loss(study.problem, study.config.seeds[0], study.device)
+    return loss, without_projector(unit.learner.learner, loss, theta)
 
 
 def _points(unit: Unit, tasks: tuple[int, ...]) -> Points:

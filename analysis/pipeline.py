@@ -4,7 +4,7 @@ Training and measuring go on where they were stopped; the other parts are done a
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -16,12 +16,14 @@ import xarray as xr
 from analysis import folder, store
 from analysis.claims import Verdict, judge, load_plan, unjudged, verdicts_to_json
 from analysis.config import StudyConfig
+from analysis.cost import refuse_above_limits
 from analysis.drawing.figures import FIGURES, figures_of, save
 from analysis.drawing.panels import FORMATS
 from analysis.errors import UserError
 from analysis.folder import measurements, open_verdicts, plan_of
 from analysis.measure import measure
 from analysis.progress import ProgressOption, Reporter, reporter
+from analysis.record import with_record
 from analysis.report import render
 from analysis.setup_facts import command, facts, notes
 from analysis.study import Study, check
@@ -29,7 +31,7 @@ from analysis.study_file import load_study, overridden, study_of, with_data, wit
 from analysis.training import refuse_changed_data, step_size_table, train
 from analysis.verify import mend, refuse_changed_plan, refuse_damaged_training
 from hessian_tools.data import summary
-from hessian_tools.runs.files import write_json, write_text
+from hessian_tools.runs.files import file_digest, without_fsync, write_json, write_text
 from hessian_tools.runs.worker_pool import WorkerPool, available_cores
 from hessian_tools.validation import check_choice
 
@@ -75,6 +77,8 @@ def run_study(
     workers: int | None = None,
     device: str = "cpu",
     trust: bool = False,
+    yes: bool = False,
+    fsync: bool = True,
     progress: ProgressOption = None,
 ) -> StudyResult:
     """Train, measure, test, draw and report a study; the same call goes on where an earlier one was stopped.
@@ -92,13 +96,17 @@ def run_study(
     device: "cpu" or "cuda".
     trust: whether the modules and files that the study names, of a network, of quantities or of claims, may be
         imported, which runs their code.
+    yes: whether a study is run that would take more time or memory than the limits in ``analysis.cost``.
+    fsync: whether to wait until each file is on the disk, so that a power cut loses no finished work.
     progress: None for silence, True for bars or lines on standard output, or a function that is called with
         (done, total) of the part that is at work.
 
     Raises UserError for a mistake in the arguments, before anything is written.
     """
-    study, plan = prepare(source, out=out, seeds=seeds, claims=claims, data=data, kept=kept, device=device, trust=trust)
-    with session(study, workers=workers, progress=progress) as (pool, report_progress):
+    study, plan = prepare(
+        source, out=out, seeds=seeds, claims=claims, data=data, kept=kept, device=device, trust=trust, yes=yes
+    )
+    with session(study, workers=workers, progress=progress, fsync=fsync) as (pool, report_progress):
         study, ds, verdicts = run(study, pool, report_progress, plan=plan)
     return StudyResult(study.path, ds, tuple(verdicts))
 
@@ -113,6 +121,7 @@ def prepare(
     kept: str | Path | None = None,
     device: str = "cpu",
     trust: bool = False,
+    yes: bool = False,
 ) -> tuple[Study, str | None]:
     """Check everything that was asked for, and return the study and the text of its plan (None: the bundled plan).
 
@@ -129,6 +138,8 @@ def prepare(
     study = folder.study_in_folder(config, Path(out or Path("runs") / config.name), device=device, trust=trust)
     if kept is not None:
         study = folder.going_on_from(study, Path(kept))
+    if not yes:
+        refuse_above_limits(study)
     check(study)
     if kept is not None:
         refuse_changed_data(study, study.runs)
@@ -140,7 +151,9 @@ def prepare(
 
 
 @contextmanager
-def session(study: Study, *, workers: int | None, progress: ProgressOption) -> Iterator[tuple[WorkerPool, Reporter]]:
+def session(
+    study: Study, *, workers: int | None, progress: ProgressOption, fsync: bool = True
+) -> Iterator[tuple[WorkerPool, Reporter]]:
     """Lock the study's folder and provide the worker pool and the reporter for the parts of the study."""
     if workers is not None and workers < 0:
         raise UserError(f"--workers {workers} is negative; give a number of processes, or 0 to work in this process")
@@ -148,7 +161,7 @@ def session(study: Study, *, workers: int | None, progress: ProgressOption) -> I
         raise UserError("--device cuda: this torch sees no CUDA device; use --device cpu, or install a CUDA build")
     if workers is None:
         workers = 0 if study.device == "cuda" or _is_small(study) else available_cores()
-    with folder.locked(study.path), WorkerPool(workers) as pool:
+    with nullcontext() if fsync else without_fsync(), folder.locked(study.path), WorkerPool(workers) as pool:
         yield pool, reporter(progress)
 
 
@@ -211,7 +224,8 @@ def figures(study: Study, ds: xr.Dataset, reporter: Reporter) -> list[Path]:
             saved += save(figure(ds), study.figures / name)
             saved.append(figure.save_data(ds, study.figures / name))
             advance(1, name)
-    write_json(study.figures / folder.DRAWN, {"measurements": folder.content_digest(ds)})
+    drawn = {path.name: file_digest(path) for path in saved}
+    write_json(study.figures / folder.DRAWN, {"measurements": folder.content_digest(ds), "files": drawn})
     return saved
 
 
@@ -260,7 +274,7 @@ def report(study: Study, ds: xr.Dataset) -> Path:
     for image in images.values():
         if not image.exists():
             raise UserError(f"{image} is not drawn yet; run 'hessian-tools figures {study.path}' first")
-    for part in folder.stale_parts(study, ds):
+    for part in set(folder.stale_parts(study, ds)) - {"report"}:
         raise UserError(
             f"the {part} of {study.path} rest on other measurements than the present ones;"
             f" run 'hessian-tools {part.replace('verdicts', 'test')} {study.path}' first"
@@ -279,7 +293,8 @@ def report(study: Study, ds: xr.Dataset) -> Path:
         embed=not (study.path / folder.README).exists(),  # a page of kept results must stay small
         unjudged=unjudged(ds, plan, verdicts, extra=study.config.claims),
     )
-    write_text(study.path / folder.REPORT, page)
+    rests_on = {"measurements": folder.content_digest(ds), **folder.report_basis(study)}
+    write_text(study.path / folder.REPORT, with_record(page, **rests_on))
     return study.path / folder.REPORT
 
 

@@ -33,7 +33,9 @@ def describe(study: Study) -> Iterator[str]:
     drawn = sorted(path.stem for path in study.figures.glob("*.pdf"))
     yield f"figures: {', '.join(drawn) or 'none yet'}" + (" (of older measurements)" if "figures" in outdated else "")
     report = study.path / REPORT
-    yield f"report: {report if report.exists() else 'none yet'}"
+    yield f"report: {report if report.exists() else 'none yet'}" + (
+        " (of older results)" if "report" in outdated else ""
+    )
 
 
 def _training(study: Study, learner: str, seed: int) -> str:

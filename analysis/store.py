@@ -10,6 +10,7 @@ where all values are NaN. The digests of the files that describe the arrays stan
 ``faults`` notices a file that was changed or removed, which would otherwise be read as wrong numbers or as NaN.
 """
 
+import asyncio
 import hashlib
 import json
 import os
@@ -26,9 +27,11 @@ import numpy as np
 import xarray as xr
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.core.buffer import Buffer
+from zarr.storage import LocalStore
 
 from analysis.schema import Sizes, Variable, blank_run
-from hessian_tools.runs.files import DamagedFileError, read_json, write_json
+from hessian_tools.runs.files import ASIDE, DamagedFileError, fsync, read_json, refuse_unreadable, set_aside, write_json
 
 NAME = "measurements.zarr"
 DIGESTS = "measurements.json"  # beside the store: SHA-256 (hex) of each zarr.json in it
@@ -69,8 +72,7 @@ def create(
     path = folder / NAME
     if path.exists():
         return path
-    part = folder / f".{NAME}.partial"
-    shutil.rmtree(part, ignore_errors=True)
+    part = folder / f".{NAME}.{os.getpid()}.partial"
     blank = blank_run(sizes, variables).assign_attrs(attrs)
     for name, value in scalars.items():
         blank[name][...] = value
@@ -81,10 +83,11 @@ def create(
         if values.dims:
             encoding[variable]["chunks"] = tuple(chunk.get(str(dim), blank.sizes[dim]) for dim in values.dims)
     try:
-        blank.to_zarr(part, zarr_format=3, consolidated=False, encoding=encoding)
+        blank.to_zarr(_DurableStore(part), zarr_format=3, consolidated=False, encoding=encoding)
         _write(part, {str(name): (..., blank[name].to_numpy()) for name in [*blank.coords, *scalars]})
         write_json(folder / DIGESTS, _description_digests(part))
         os.rename(part, path)  # a store under its final name is complete
+        fsync(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return path
@@ -150,7 +153,7 @@ def faults(path: Path) -> Iterator[Fault]:
     digests = path.parent / DIGESTS
     descriptions = _description_digests(path)
     if not digests.exists():
-        if any(b"crc32c" in (path / name).read_bytes() for name in descriptions):
+        if any(b"crc32c" in _content(path / name) for name in descriptions):
             yield Fault(digests, "is missing", None)
         return
     recorded = read_json(digests)
@@ -167,7 +170,7 @@ def faults(path: Path) -> Iterator[Fault]:
             unit = (index[0], index[1] if "task" in dims else None) if dims[:1] == ("checkpoint",) else None
             unit = None if dims == (name,) else unit  # a coordinate belongs to the whole store
             if file.exists():
-                if not _undamaged(file.read_bytes()):
+                if not _undamaged(_content(file)):
                     yield Fault(file, "was changed after it was written", unit)
                 elif name in FLAGS and unit is not None:
                     flagged.add(unit)
@@ -176,10 +179,17 @@ def faults(path: Path) -> Iterator[Fault]:
 
 
 def discard(path: Path, fault: Fault) -> None:
-    """Make the unit that a fault spoils count as not measured, or every unit if the file belongs to the whole store."""
+    """Make the unit that a fault spoils count as not measured, or every unit if the file belongs to the whole store.
+
+    A unit is measured anew in place; a store that is spoilt as a whole is renamed, so that nothing in it is lost.
+    """
     if fault.unit is None:
-        shutil.rmtree(path, ignore_errors=True)
+        for spoilt in (path, path.parent / DIGESTS):
+            if spoilt.exists():
+                set_aside(spoilt)
         return
+    if fault.file.exists() and not fault.file.is_file():
+        set_aside(fault.file)  # nothing can be written in its place
     checkpoint, tasks = fault.unit
     flag = path / FLAGS[1] / "c" / str(checkpoint) if tasks is None else path / FLAGS[0] / "c" / f"{checkpoint}/{tasks}"
     flag.unlink(missing_ok=True)  # a flag without a file is 0
@@ -214,8 +224,19 @@ def _write(path: Path, values: Mapping[str, tuple[Any, np.ndarray]]) -> None:
     """
     with zarr.config.set({"array.write_empty_chunks": True}):
         for name, (place, value) in values.items():
-            array = zarr.open_array(path, path=name, mode="r+")
+            array = zarr.open_array(_DurableStore(path), path=name, mode="r+")
             array[place] = value.astype(array.dtype)
+
+
+class _DurableStore(LocalStore):
+    """A store on disk whose files are there after a power cut, once they are written."""
+
+    async def set(self, key: str, value: Buffer) -> None:
+        """Write a file, and wait until its content and the names of its folders are on the disk."""
+        await super().set(key, value)
+        file = Path(key)
+        for path in (file, *file.parents):
+            await asyncio.to_thread(fsync, self.root / path)
 
 
 def _array_names(path: Path) -> list[str]:
@@ -226,9 +247,7 @@ def _description_digests(path: Path) -> dict[str, str]:
     """The SHA-256 (hex) of the files that describe a store and its arrays, by their paths in the store."""
     files = [path / "zarr.json", *(path / name / "zarr.json" for name in _array_names(path))]
     return {
-        file.relative_to(path).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in files
-        if file.exists()
+        file.relative_to(path).as_posix(): hashlib.sha256(_content(file)).hexdigest() for file in files if file.exists()
     }
 
 
@@ -240,8 +259,18 @@ def _chunk_files(folder: Path, description: Mapping[str, Any]) -> Iterator[tuple
         yield index, folder.joinpath("c", *map(str, index))
 
 
+def _content(file: Path) -> bytes:
+    """The bytes of a file of a store; empty where it is none, or far too large, so that it counts as changed."""
+    try:
+        refuse_unreadable(file)
+    except DamagedFileError:
+        return b""
+    return file.read_bytes()
+
+
 def _undamaged(chunk: bytes) -> bool:
-    return google_crc32c.value(chunk[:-4]) == int.from_bytes(chunk[-4:], "little")
+    # A power cut can leave a file empty, and the checksum of nothing is 0.
+    return len(chunk) > 4 and google_crc32c.value(chunk[:-4]) == int.from_bytes(chunk[-4:], "little")
 
 
 @contextmanager
@@ -251,4 +280,4 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except Exception as e:
         reason = str(e).splitlines()[0][:100] if str(e) else type(e).__name__
-        raise DamagedFileError(f"{path} is damaged ({reason}); remove it and measure again") from e
+        raise DamagedFileError(f"{path} is damaged ({reason}); {ASIDE}") from e

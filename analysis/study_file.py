@@ -5,28 +5,16 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import ValidationError
 
 from analysis.config import DataConfig, StudyConfig
 from analysis.config.mistakes import first_mistake
+from analysis.config.yaml_reader import parse_yaml, read_settings
 from analysis.errors import UserError
 from hessian_tools.runs.files import write_text
 
 STUDIES = resources.files("analysis") / "studies"
 BUNDLED = tuple(sorted(file.name.removesuffix(".yaml") for file in STUDIES.iterdir() if file.name.endswith(".yaml")))
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """A YAML loader that refuses a key that stands twice, where the default one would silently keep the last value."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands twice", key.start_mark)
-            seen.add((key.tag, key.value))
-        return super().construct_mapping(node, deep=deep)
 
 
 def load_study(source: str | Path) -> StudyConfig:
@@ -63,19 +51,17 @@ def study_text(source: str | Path) -> str:
     if not path.is_file():
         raise UserError(f"there is no study file {path}; give a YAML file or one of the bundled: {', '.join(BUNDLED)}")
     try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not a text file; a study is YAML in UTF-8") from None
+        return read_settings(path)
+    except ValueError as e:
+        raise UserError(f"{path} {e}") from None
 
 
 def parse_study(text: str, *, source: str) -> StudyConfig:
     """The configuration in a YAML text; UserError names the first mistake, its place and what is allowed there."""
     try:
-        settings = yaml.load(text, Loader=_UniqueKeyLoader)
-    except yaml.YAMLError as e:
-        mark = getattr(e, "problem_mark", None)
-        place = f" at line {mark.line + 1}" if mark else ""
-        raise UserError(f"{source} is not YAML{place}: {getattr(e, 'problem', None) or 'cannot be parsed'}") from None
+        settings = parse_yaml(text)
+    except ValueError as e:
+        raise UserError(f"{source} {e}") from None
     if not isinstance(settings, dict):
         raise UserError(f"{source} holds no settings; a study is a YAML mapping with name, learners, seeds, ...")
     return study_of(settings, source=source)

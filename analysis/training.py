@@ -21,7 +21,7 @@ from analysis.times import stopwatch
 from hessian_tools.runs.checkpoints import checkpoint_path
 from hessian_tools.runs.files import json_digest, read_json, write_json
 from hessian_tools.runs.manifest import NAME as MANIFEST
-from hessian_tools.runs.manifest import environment, record_ownership
+from hessian_tools.runs.manifest import entries, environment, record_ownership
 from hessian_tools.runs.worker_pool import Emit, WorkerPool
 from hessian_tools.train import best_checkpoint, diverged_at, meta_train, saved_checkpoints
 
@@ -110,7 +110,7 @@ def warm_start(study: Study, learner: str, seed: int) -> Path | None:
         except ValueError as e:
             raise UserError(f"{learner} cannot begin from {start} seed {seed}: {e}") from None
         write_json(record, {"learner": start, "meta_step": best.meta_step})
-    return checkpoint_path(source, int(read_json(record)["meta_step"]))
+    return checkpoint_path(source, int(read_json(record, "meta_step")["meta_step"]))
 
 
 def record_run_ownership(study: Study) -> None:
@@ -119,26 +119,47 @@ def record_run_ownership(study: Study) -> None:
     The manifest records everything on which the numbers of the run depend.
     """
     refuse_changed_data(study, study.runs)
-    config = study.config.model_dump(mode="json")
-    shared_settings = {key: config[key] for key in ("data", "network", "train", "measure")}
-    shared_settings |= {"steps": study.config.inner.steps, "step_size": study.chosen_step_size}
+    refuse_other_step_size(study)
+    sources: dict[str, Any] = {}
     if ":" in study.config.network.name:
-        shared_settings["network_source"] = study.source_digest(study.config.network.name)
+        sources["network_source"] = study.source_digest(study.config.network.name)
     own = [target for target in study.config.measure.quantities if ":" in target]
     if own:
-        shared_settings["quantity_sources"] = {target: study.source_digest(target) for target in own}
+        sources["quantity_sources"] = {target: study.source_digest(target) for target in own}
     facts = environment(device=study.device) | {
         "threads": 1,
         **_data_digests(study),
         "claims_digest": plan_of(study).digest,
     }
     for learner, seed in study.runs_to_train:
-        run_settings = {
-            "learner": _of_one_run(config["learners"][learner]),
-            "begins_from": [_of_one_run(config["learners"][start]) for start in study.config.starts(learner)],
-            "seed": seed,
-        }
-        record_ownership(study.run(learner, seed), "config", shared_settings | run_settings, facts=facts)
+        identity = run_settings(study, learner, seed) | sources
+        record_ownership(study.run(learner, seed), "config", identity, facts=facts)
+
+
+def run_settings(study: Study, learner: str, seed: int) -> dict[str, Any]:
+    """The settings of a study on which a run depends, as its manifest records them, without digests of own code."""
+    config = study.config.model_dump(mode="json")
+    return {
+        **{key: config[key] for key in ("data", "network", "train", "measure")},
+        "steps": study.config.inner.steps,
+        "step_size": study.chosen_step_size,
+        "learner": _of_one_run(config["learners"][learner]),
+        "begins_from": [_of_one_run(config["learners"][start]) for start in study.config.starts(learner)],
+        "seed": seed,
+    }
+
+
+def refuse_other_step_size(study: Study) -> None:
+    """Raise UserError if the step size that a search has left is not that with which the runs were begun."""
+    for learner, seed in study.runs_to_train if (study.path / STEP_SIZE).exists() else ():
+        path = study.run(learner, seed) / MANIFEST
+        begun = entries(path.parent).get("config", {}).get("step_size")
+        if begun not in (None, study.chosen_step_size):
+            raise UserError(
+                f"{study.path / STEP_SIZE} holds the step size {study.chosen_step_size:g}, but {path.parent} was begun"
+                f" with {begun:g}, so that file is of another study;\nput the right one back, or move it elsewhere and"
+                " run the same command again, which repeats the search"
+            )
 
 
 def _of_one_run(settings: dict[str, Any]) -> dict[str, Any]:
@@ -150,7 +171,7 @@ def refuse_changed_data(study: Study, runs: Iterable[tuple[str, int]]) -> None:
     """Raise UserError if the data are not those with which one of the runs was begun."""
     for learner, seed in runs:
         path = study.run(learner, seed) / MANIFEST
-        recorded = read_json(path) if path.exists() else {}
+        recorded = entries(path.parent)
         if learner in study.kept.get(seed, ()):
             folder = study.goes_on_from or study.path
             path, recorded = kept.files(folder, seed)[1], kept.seed_facts(folder, seed)
@@ -203,7 +224,7 @@ def choose_step_size(study: Study, pool: WorkerPool, reporter: Reporter) -> Stud
     candidates = [Candidate(study, search, step_size) for step_size in search.candidates]
     with reporter.stage("step size", len(candidates) * search.meta_steps, "meta-iterations") as advance:
         pool.run(try_candidate, candidates, emit=advance)
-    rows = [read_json(candidate.result) for candidate in candidates]
+    rows = [read_json(candidate.result, "step_size") for candidate in candidates]
     best = _best(rows, classification=study.problem.tasks.kind == "classification")
     write_json(
         study.path / STEP_SIZE,
@@ -217,7 +238,7 @@ def choose_step_size(study: Study, pool: WorkerPool, reporter: Reporter) -> Stud
 def step_size_table(study: Study) -> list[dict[str, Any]] | None:
     """The step sizes that were tried, with their validation results; None where there was no search."""
     path = study.path / STEP_SIZE
-    return read_json(path)["candidates"] if path.exists() else None
+    return read_json(path, "candidates")["candidates"] if path.exists() else None
 
 
 def try_candidate(candidate: Candidate, emit: Emit) -> None:

@@ -5,22 +5,24 @@ begun. The command ``verify`` lists all faults. The other commands refuse to go 
 ``study``, which mends those that training or measuring again can mend.
 """
 
-import shutil
+import json
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from analysis import kept, store
 from analysis.errors import UserError
-from analysis.folder import CLAIMS, VERDICTS, measurements, open_verdicts, plan_of, stale_parts
+from analysis.folder import CLAIMS, DRAWN, REPORT, STUDY, VERDICTS, measurements, open_verdicts, plan_of, stale_parts
 from analysis.progress import Reporter
+from analysis.record import record_of
 from analysis.study import Study
-from analysis.training import STEP_SIZE_TRIALS, WARM_START, refuse_changed_data
+from analysis.training import STEP_SIZE_TRIALS, WARM_START, refuse_changed_data, refuse_other_step_size, run_settings
 from hessian_tools.runs import checkpoints, metrics
-from hessian_tools.runs.files import DamagedFileError, read_json
+from hessian_tools.runs.files import DamagedFileError, file_digest, read_json, set_aside
 from hessian_tools.runs.manifest import NAME as MANIFEST
-from hessian_tools.runs.manifest import read_manifest, training_digest
+from hessian_tools.runs.manifest import num_parameters, read_manifest, training_digest
 from hessian_tools.train.loop import DIVERGED
 
 
@@ -52,13 +54,13 @@ def refuse_changed_plan(study: Study) -> None:
 
 
 def mend(study: Study, reporter: Reporter) -> None:
-    """Remove what is damaged and can be made again by training and measuring, and say so."""
+    """Set aside what is damaged and can be made again by training and measuring, and say so."""
     for check in list(_training_checks(study)):
         try:
             check.read()
         except DamagedFileError as e:
             check.discard()
-            reporter.say(f"{str(e).partition(';')[0]}; it is made again")
+            reporter.say(f"{str(e).partition(';')[0]}; it is renamed and made again")
     for run in study.runs:
         path = study.run(*run) / store.NAME
         for fault in list(store.faults(path)) if path.exists() else []:
@@ -68,26 +70,121 @@ def mend(study: Study, reporter: Reporter) -> None:
 
 def faults(study: Study) -> Iterator[str]:
     """A line for each fault of a study's folder, with its remedy."""
-    runs = [study.run(*run) for run in study.runs if study.run(*run).exists()]
-    damaged = [*_errors(partial(read_manifest, run) for run in runs)]
+    begun = [run for run in study.runs if any(study.run(*run).glob("[!.]*"))]
+    damaged = [*_errors(partial(read_manifest, study.run(*run)) for run in begun)]
     yield from damaged
     if damaged:
         return  # a run's other files can be checked only with the help of its manifest
-    plan_and_data = (partial(refuse_changed_plan, study), partial(refuse_changed_data, study, study.runs_to_measure))
-    step_size_trials = (partial(read_json, file) for file in sorted((study.path / STEP_SIZE_TRIALS).glob("*.json")))
+    plan_and_data = (
+        partial(refuse_other_step_size, study),
+        *(partial(_refuse_other_settings, study, *run) for run in begun),
+        partial(refuse_changed_plan, study),
+        partial(refuse_changed_data, study, study.runs_to_measure),
+    )
+    step_size_trials = (
+        partial(read_json, file, "step_size") for file in sorted((study.path / STEP_SIZE_TRIALS).glob("*.json"))
+    )
     yield from _errors([*plan_and_data, *step_size_trials, *(check.read for check in _training_checks(study))])
-    stores = [run / store.NAME for run in runs if (run / store.NAME).exists()]
-    damaged = [f"{fault.file} {fault.problem}" for path in stores for fault in store.faults(path)]
-    for line in damaged:
-        yield f"{line}; 'hessian-tools study {study.path}' measures anew what is damaged"
-    of_seeds = [*_errors(partial(kept.refuse_damaged, study.path, seed) for seed in study.kept)]
-    yield from of_seeds
-    damaged += of_seeds
+    yield from _lost_checkpoints(study)
+    stores = [study.run(*run) / store.NAME for run in begun if (study.run(*run) / store.NAME).exists()]
+    damaged = [
+        f"{fault.file} {fault.problem}; 'hessian-tools study {study.path}' measures anew what is damaged"
+        for path in stores
+        for fault in store.faults(path)
+    ]
+    damaged += _errors(partial(kept.refuse_damaged, study.path, seed) for seed in study.kept)
+    damaged += _errors(_checks_of_parts(study))
+    yield from damaged
+    if (stores or study.kept) and not damaged:
+        try:
+            yield from _stale(study)
+        except (DamagedFileError, UserError) as e:
+            yield str(e).replace("\n", " ")
+
+
+def _checks_of_parts(study: Study) -> Iterator[Callable[[], object]]:
+    """The checks of the verdicts, the figures and the report, as far as they exist."""
+    drawn = study.figures / DRAWN
     if (study.path / VERDICTS).exists():
-        yield from _errors([partial(open_verdicts, study.path)])
-    for part in stale_parts(study, measurements(study)) if (stores or study.kept) and not damaged else ():
+        yield partial(open_verdicts, study.path)
+    if drawn.exists():
+        yield partial(_drawn_files, drawn)
+        with suppress(DamagedFileError):
+            yield from (
+                partial(_refuse_changed_figure, drawn.parent / name, digest)
+                for name, digest in _drawn_files(drawn).items()
+            )
+    if (study.path / REPORT).exists():
+        yield partial(record_of, study.path / REPORT)
+
+
+def _drawn_files(drawn: Path) -> dict[str, str]:
+    """The digests of the files of the figures by their names; version 0.1 recorded none."""
+    digests: dict[str, str] = read_json(drawn).get("files", {})
+    if not isinstance(digests, dict):
+        raise DamagedFileError(f"{drawn} is damaged; run 'hessian-tools figures {drawn.parents[1]}'")
+    return digests
+
+
+def _refuse_changed_figure(file: Path, digest: str) -> None:
+    """Raise DamagedFileError if the file of a figure is not the one that was drawn."""
+    if not file.is_file() or file_digest(file) != digest:
+        problem = "was changed after it was drawn" if file.exists() else "is missing"
+        raise DamagedFileError(f"{file} {problem}; run 'hessian-tools figures {file.parents[1]}'")
+
+
+def _stale(study: Study) -> Iterator[str]:
+    """A line for each part of a study that rests on something other than what is there."""
+    for part in stale_parts(study, measurements(study)):
+        verb, basis = ("rests", "measurements, verdicts or figures") if part == "report" else ("rest", "measurements")
         command = part.replace("verdicts", "test")
-        yield f"the {part} rest on other measurements than the present ones; run 'hessian-tools {command} {study.path}'"
+        yield (
+            f"the {part} of {study.path} {verb} on other {basis} than the present ones; run 'hessian-tools {command}"
+            f" {study.path}'"
+        )
+
+
+def _refuse_other_settings(study: Study, learner: str, seed: int) -> None:
+    """Raise UserError if a run was begun with other settings than those in the study's file."""
+    path = study.run(learner, seed)
+    recorded = read_manifest(path)["config"]
+    for key, value in json.loads(json.dumps(run_settings(study, learner, seed))).items():
+        if recorded.get(key) != value:
+            raise UserError(
+                f"{study.path / STUDY} was changed after {path} was begun: {key} is not as it was; put the file back"
+            )
+
+
+def _lost_checkpoints(study: Study) -> Iterator[str]:
+    """A line for each checkpoint that training has passed and that is not there."""
+    for learner, seed in study.runs_to_train:
+        folder = study.run(learner, seed)
+        reached = _trained_to(folder)
+        for step in study.learners[learner].checkpoints:
+            file = checkpoints.checkpoint_path(folder, step)
+            if step < reached and not file.exists():
+                yield f"{file} is missing; run 'hessian-tools study {study.path}', which makes it again"
+
+
+def _trained_to(folder: Path) -> int:
+    """The meta-iteration up to which a run was trained, as its checkpoints and its state say."""
+    reached = max((int(file.stem) for file in (folder / checkpoints.FOLDER).glob("[0-9]*.safetensors")), default=0)
+    with suppress(DamagedFileError):  # a damaged state is a fault of its own
+        reached = max(reached, int(checkpoints.load(checkpoints.state_path(folder))["meta_step"]))
+    return reached
+
+
+def _check_metrics(study: Study, learner: str, folder: Path) -> None:
+    """Raise DamagedFileError if a line of a run's metrics was changed or lost."""
+    file, reached = folder / metrics.NAME, _trained_to(folder)
+    rows = metrics.read(file)
+    if study.learners[learner].settings.trained and [row["meta_step"] for row in rows[:reached]] != [
+        *range(1, reached + 1)
+    ]:
+        raise DamagedFileError(
+            f"{file} lacks lines of the {reached} meta-iterations that were trained; put it back, or run"
+            f" 'hessian-tools study {study.path}', which trains that run again"
+        )
 
 
 def _errors(checks: Iterable[Callable[[], object]]) -> Iterator[str]:
@@ -101,23 +198,26 @@ def _errors(checks: Iterable[Callable[[], object]]) -> Iterator[str]:
 
 def _training_checks(study: Study) -> Iterator[Check]:
     """A check of every file that a training run has written."""
-    for run in study.runs:
-        folder = study.run(*run)
+    for learner, seed in study.runs:
+        folder = study.run(learner, seed)
         digest = training_digest(folder)
         for name in (DIVERGED, WARM_START):
             if (folder / name).exists():
-                yield Check(partial(read_json, folder / name), (folder / name).unlink)
+                yield Check(partial(read_json, folder / name, "meta_step"), partial(set_aside, folder / name))
         saved = folder / checkpoints.FOLDER
         for file in sorted(saved.glob("*.safetensors")):
-            facts = {"run": digest} | ({"meta_step": int(file.stem)} if file.stem.isdigit() else {})
-            yield Check(partial(checkpoints.load, file, **facts), file.unlink)
+            if file.stem.isdigit():
+                yield Check(partial(checkpoints.load_checkpoint, folder, int(file.stem)), partial(set_aside, file))
+            else:
+                at_least = num_parameters(folder)
+                yield Check(partial(checkpoints.load, file, at_least=at_least, run=digest), partial(set_aside, file))
         # A line of the metrics is written only while its meta-iteration is trained. If the file is damaged, the run is
         # therefore trained from its beginning.
-        yield Check(partial(metrics.read, folder / metrics.NAME), partial(_start_again, folder))
+        yield Check(partial(_check_metrics, study, learner, folder), partial(_start_again, folder))
 
 
 def _start_again(run: Path) -> None:
-    """Remove what training has written into a run's folder, so that the run is trained from its beginning."""
-    shutil.rmtree(run / checkpoints.FOLDER, ignore_errors=True)
-    for name in (metrics.NAME, DIVERGED):
-        (run / name).unlink(missing_ok=True)
+    """Set aside what training has written into a run's folder, so that the run is trained from its beginning."""
+    for name in (checkpoints.FOLDER, metrics.NAME, DIVERGED):
+        if (run / name).exists():
+            set_aside(run / name)

@@ -5,6 +5,7 @@ are in the subpackages ``hessian_tools.curvature``, ``.inner``, ``.trajectory``,
 The study that is built on the library is the package ``analysis``.
 """
 
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from hessian_tools.curvature import (
     Estimate,
     Operator,
     adaptation_jacobian,
+    by_module,
     check_operator,
     diagonal,
     extremal_eigenpairs,
@@ -26,7 +28,10 @@ from hessian_tools.curvature import (
     gradient_curvature,
     gradient_share,
     hessian,
+    hessian_of,
+    loss_along,
     moments,
+    preconditioned,
     ragged,
     singular_values,
     spectral_density,
@@ -38,6 +43,7 @@ from hessian_tools.curvature import (
     trace,
 )
 from hessian_tools.deprecation import old_names
+from hessian_tools.entries import check_entries
 from hessian_tools.inner import learners
 from hessian_tools.inner.adapt import adapt
 from hessian_tools.inner.learners import Learner
@@ -66,17 +72,28 @@ __all__ += ["flatten", "ParamLayout", "make_loss", "Loss", "HiddenStateError", "
 __all__ += ["learners", "Learner", "Shot", "adapt", "meta_loss", "network_parameters"]
 __all__ += ["record", "SaveAt", "Trajectory", "Recorder", "trajectory_from"]
 # The curvature matrices of the loss, at one point or along the record.
-__all__ += ["hessian", "gauss_newton", "gradient", "ragged", "Operator", "check_operator"]
+__all__ += [
+    "hessian",
+    "hessian_of",
+    "gauss_newton",
+    "gradient",
+    "ragged",
+    "preconditioned",
+    "Operator",
+    "check_operator",
+]
 # Their spectrum: single eigenvalues, all of them, sums over them, their density.
 __all__ += ["top_eigenpairs", "extremal_eigenpairs", "EigenPairs", "spectrum", "gauss_newton_spectrum"]
-__all__ += ["trace", "moments", "frobenius_squared", "diagonal", "Estimate", "spectral_density", "Density"]
+__all__ += ["trace", "by_module", "moments", "frobenius_squared", "diagonal", "Estimate", "spectral_density", "Density"]
 # Curvature along the gradient, in eigenspaces, and through the inner loop.
-__all__ += ["gradient_curvature", "third_derivative", "gauss_newton_share"]
+__all__ += ["gradient_curvature", "loss_along", "third_derivative", "gauss_newton_share"]
 __all__ += ["gradient_share", "subspace_overlap", "step_overlaps", "adaptation_jacobian", "singular_values"]
 # A result that result.save(path) wrote.
 __all__ += ["load"]
 # Meta-training.
 __all__ += ["TrainConfig", "meta_train", "best_checkpoint", "evaluate"]
+
+check_entries(sys.modules[__name__])  # from here on, the arguments of public functions are checked
 
 # Old public names, which still work and warn. The branch is hidden from type checkers, because a module with a
 # ``__getattr__`` seems to them to have every attribute.

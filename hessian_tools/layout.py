@@ -12,8 +12,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-# Which parameters are taken: a predicate on the name, prefixes of names, or None for all of them.
-Where = Callable[[str], bool] | Iterable[str] | None
+from hessian_tools.failures import described
+
+# Which parameters are taken: a predicate on the name, prefixes of names, or None for all that are trained.
+Where = Callable[[str], bool] | str | Iterable[str] | None
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,11 @@ class ParamLayout:
         return sum(self.sizes)
 
     def unflatten(self, theta: Float[Tensor, " param"]) -> dict[str, Tensor]:
-        """The parameters by name, as views of ``theta``; differentiable."""
-        pieces = theta.split(list(self.sizes))
+        """The parameters by name, as views of ``theta``; differentiable. Raises ValueError for another length."""
+        try:
+            pieces = theta.split(list(self.sizes))
+        except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(f"theta is {described(theta)}; give a tensor of the {self.numel} parameters") from error
         return {name: piece.view(shape) for name, piece, shape in zip(self.names, pieces, self.shapes, strict=True)}
 
     def flatten(self, parameters: Mapping[str, Tensor]) -> Float[Tensor, " param"]:
@@ -97,29 +102,64 @@ def flatten(
 ) -> tuple[Float[Tensor, " param"], ParamLayout]:
     """A copy of the model's parameters as one vector, and the layout that turns the vector back into parameters.
 
-    where: which parameters are taken: a predicate on the name, or prefixes of names; None takes all of them.
+    where: which parameters are taken: a predicate on the name, or prefixes of names. None takes the trained ones, whose
+        ``requires_grad`` is True; frozen parameters are then constants of the loss.
     head: the module or parameter that is the network's head, its output layer; None takes the module called "head", or
         else the last module that has parameters.
 
-    Tied weights occur once, under their first name. The model is not changed. Raises ValueError where no parameter is
-    selected, or where the head has none.
+    Tied weights occur once, under their first name. The model is not changed. Wrappers that compute the same function,
+    such as ``nn.DataParallel`` and ``torch.compile``, are taken off (:func:`unwrapped`), so that names have no prefix.
+    Raises ValueError where no parameter is selected, where a selected one is complex, or where the head has none.
 
     >>> theta, layout = flatten(nn.Linear(2, 1))
     >>> theta.shape, layout.names
     (torch.Size([3]), ('weight', 'bias'))
     """
-    chosen = {name: p for name, p in model.named_parameters() if _is_selected(name, where)}
+    model = unwrapped(model)
+    chosen = {name: p for name, p in model.named_parameters() if _is_selected(name, p, where)}
     if not chosen:
         known = ", ".join(name for name, _ in model.named_parameters()) or "none"
+        if where is None and known != "none":
+            raise ValueError(
+                "no parameter of the model requires a gradient, and by default only these are taken; "
+                "pass where=lambda name: True to take all of them"
+            )
         raise ValueError(f"where={where!r} selects no parameter; the model's parameters are: {known}")
+    for name, parameter in chosen.items():
+        _refuse_complex(name, parameter)
     layout = ParamLayout(tuple(chosen), tuple(p.shape for p in chosen.values()), _head(model, head))
     return layout.flatten(chosen), layout
 
 
 def first_names(model: nn.Module) -> dict[str, str]:
     """For every name of a parameter, its first name; a parameter that several modules share has several names."""
+    model = unwrapped(model)
     first = {id(p): name for name, p in model.named_parameters()}
     return {name: first[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside wrappers that compute the same function: DataParallel, its distributed kind, torch.compile.
+
+    >>> net = nn.Linear(2, 1)
+    >>> unwrapped(nn.DataParallel(net)) is net
+    True
+    """
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):  # made by torch.compile
+            model = inner
+        else:
+            return model
+
+
+def _refuse_complex(name: str, parameter: Tensor) -> None:
+    if parameter.is_complex():
+        raise ValueError(
+            f"parameter {name!r} is complex ({parameter.dtype}), and a Hessian has real parameters; keep "
+            "torch.view_as_real(w) as the parameter, and use torch.view_as_complex(parameter) in the forward pass"
+        )
 
 
 def _head(model: nn.Module, chosen: str | None) -> str:
@@ -139,10 +179,10 @@ def _is_under(name: str, module: str) -> bool:
     return name == module or name.startswith(module if module.endswith(".") else f"{module}.")
 
 
-def _is_selected(name: str, where: Where) -> bool:
+def _is_selected(name: str, parameter: Tensor, where: Where) -> bool:
     """Whether ``where`` selects the parameter; its prefixes are plain beginnings of names, as in ``str.startswith``."""
     if where is None:
-        return True
+        return parameter.requires_grad
     if callable(where):
         return bool(where(name))
     return name.startswith((where,) if isinstance(where, str) else tuple(where))

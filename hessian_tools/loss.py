@@ -2,10 +2,11 @@
 
 Inner loops and curvature reach the network through this function alone. If a forward pass changes state (moving batch
 statistics) or draws random numbers (dropout), the loss depends on more than the parameters. Such a network is refused
-with a HiddenStateError, which names the module.
+with a HiddenStateError, which names the module (:mod:`hessian_tools.first_look`).
 """
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import nullcontext
 from copy import copy
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
@@ -14,22 +15,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils import _pytree as pytree
 
-from hessian_tools.layout import ParamLayout
+from hessian_tools.batches import Batch, arguments, cast_like, signature_of, split_batch
+from hessian_tools.first_look import CRITERION, HiddenStateError, look_at_network
+from hessian_tools.layout import ParamLayout, flatten, unwrapped
+from hessian_tools.outputs import own_loss, tensors_of
 from hessian_tools.torch_fixes.function_modes import PrimitiveNormalisation, TwiceDifferentiable
 
-Batch = Any  # a pair (inputs, targets) for a network; whatever a plain function takes
+# Names that others take from here: what a loss is called with, and how it is looked at.
+__all__ = ["Batch", "Criterion", "HiddenStateError", "Loss", "LossFunction", "make_loss", "require_network"]
+
 Criterion = Callable[[Any, Any], Tensor]  # (outputs, targets) -> scalar
-
-
-# A GPU may add in another order in a second pass. The outputs of two passes count as equal if they differ by at most
-# this many machine epsilons of the largest output.
-REORDERING_EPS = 1e3
-
-
-class HiddenStateError(ValueError):
-    """The network changes something in its forward pass, so its loss is not a function of the parameters."""
 
 
 @runtime_checkable
@@ -46,23 +42,48 @@ class LossFunction(Protocol):
 class Loss:
     """The function ``loss(theta, batch) -> scalar`` of a network and a criterion; made by :func:`make_loss`."""
 
-    def __init__(self, model: nn.Module, criterion: Criterion, layout: ParamLayout) -> None:
+    def __init__(self, model: nn.Module, criterion: Criterion | None, layout: ParamLayout) -> None:
         self.model = model
         self.layout = layout
         self._criterion = criterion
+        self._takes = signature_of(model)
+        named = dict(model.named_parameters())
+        self._dtypes = {named[name].dtype for name in layout.names}
+        self._has_compiled_parts = any(hasattr(module, "_orig_mod") for module in model.modules())
+        self._cast: dict[str, tuple[Hashable, Tensor]] = {}  # frozen weights of low precision, cast once
         self._checked: set[tuple[bool, ...]] = set()  # modes (train, eval) without hidden state
         self._plain: set[Hashable] = set()  # kinds of passes that need no replaced operation
         self._replacing: type[TwiceDifferentiable] = TwiceDifferentiable
 
     def __call__(self, theta: Float[Tensor, " param"], batch: Batch, /) -> Float[Tensor, ""]:
-        """The criterion of the network's outputs on the batch ``(x, y)``."""
-        x, y = batch
+        """The criterion of the network's outputs on the batch, such as ``(x, y)``."""
+        x, y = self.split(batch)
         return self.criterion(self.outputs(theta, x), y)
 
-    def outputs(self, theta: Float[Tensor, " param"], x: Any) -> Any:
-        """The network's outputs at ``theta``: a tensor, or a pytree of tensors.
+    def fresh(self) -> "Loss":
+        """The same loss, which has not been looked at yet."""
+        return Loss(self.model, self._criterion, self.layout)
 
-        Inputs are moved to the device of ``theta``, and floating-point inputs are cast to its dtype.
+    @property
+    def has_criterion(self) -> bool:
+        """False if the network itself returns its loss."""
+        return self._criterion is not None
+
+    def split(self, batch: Batch) -> tuple[Any, Any]:
+        """The inputs that :meth:`outputs` takes and the targets that :meth:`criterion` takes.
+
+        A network that returns its loss gets the whole batch. Raises ValueError for a batch that cannot be divided.
+        """
+        if self._criterion is None:
+            return batch, None
+        return batch if type(batch) is tuple and len(batch) == 2 else split_batch(batch, self._takes)
+
+    def outputs(self, theta: Float[Tensor, " param"], x: Any) -> Any:
+        """The network's outputs at ``theta``: a tensor, or any nesting of tensors, such as a dict or a dataclass.
+
+        x: the inputs, passed on as several arguments where the network takes several
+        (:func:`hessian_tools.batches.arguments`). They are moved to the device of ``theta``, and floating-point inputs
+        are cast to its dtype.
         """
         return self.outputs_at(self.layout.unflatten(theta), x)
 
@@ -70,19 +91,24 @@ class Loss:
         """The network's outputs at parameters given by name; any other parameter keeps the model's value."""
         like = next(iter(parameters.values()))
         tensors, x = self._tensors(parameters, like), cast_like(x, like)
+        positional, by_name = arguments(x, self._takes)
         modes = tuple(module.training for module in self.model.modules())
-        return self._differentiable((modes, *_shapes(x)), lambda: functional_call(self.model, tensors, (x,)))
+        return self._differentiable((modes, like.dtype, *_shapes(x)), lambda: self._call(tensors, positional, by_name))
 
     def criterion(self, outputs: Any, y: Any) -> Float[Tensor, ""]:
-        """The scalar loss of outputs against targets."""
-        tensors = _tensors_of(outputs)
+        """The scalar loss of outputs against targets; for a network that returns its loss, that output."""
+        tensors = tensors_of(outputs)
         if not tensors:
             raise ValueError(
-                f"the network gives a {type(outputs).__name__}; its outputs must be a tensor, or a tuple, list or dict "
-                "of tensors"
+                f"the network gives a {type(outputs).__name__}; its outputs must be a tensor, or a tuple, list, dict "
+                "or dataclass of tensors"
             )
-        y = cast_like(y, next((t for t in tensors if t.is_floating_point()), tensors[0]))
-        value = self._differentiable(_shapes((outputs, y)), lambda: self._criterion(outputs, y))
+        if self._criterion is None:
+            value = own_loss(outputs)
+        else:
+            like = next((t for t in tensors if t.is_floating_point()), tensors[0])
+            y, function = cast_like(y, like), _criterion_like(self._criterion, like)
+            value = self._differentiable((like.dtype, *_shapes((outputs, y))), lambda: function(outputs, y))
         if not isinstance(value, Tensor) or value.ndim != 0:
             kind = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
             raise ValueError(
@@ -91,39 +117,68 @@ class Loss:
         return value
 
     def refuse_hidden_state(self, theta: Float[Tensor, " param"], batch: Batch) -> None:
-        """Runs the network twice and raises HiddenStateError if it changes state.
+        """Looks at the loss once, and raises HiddenStateError unless it is a function of theta alone.
 
-        The error is raised if a pass moves a parameter or a buffer, if it draws random numbers, or if the second pass
-        gives other outputs. The check costs two forward passes. It is made once for each combination of modes (train,
-        eval) of the modules.
+        The error is raised if a pass moves a parameter or a buffer, if the network or the criterion draws random
+        numbers or gives another result the second time, if the loss does not depend on theta or uses a parameter that
+        is stored in the model instead, if a module is run again inside the backward pass, and if hand-written
+        derivatives are wrong. The look costs two passes and one backward pass, and some more where parameters have no
+        gradient or derivatives are hand-written. It is made once for each combination of modes (train, eval) of the
+        modules.
         """
-        modes = tuple(module.training for module in self.model.modules())
+        self._cast.clear()  # a weight changed through its .data shows no sign of it
+        modules = [*self.model.modules()]
+        modules += [*self._criterion.modules()] if isinstance(self._criterion, nn.Module) else []
+        modes = tuple(module.training for module in modules)
         if modes in self._checked:
             return
-        # Comparing losses would not be enough: batch statistics that are tracked in training mode move, while the loss
-        # repeats to the last bit.
-        with torch.no_grad(), torch.random.fork_rng(devices=[theta.device] if theta.is_cuda else []):
-            theta, start = theta.detach().clone(), theta.detach().clone()
-            tensors = self._tensors(self.layout.unflatten(theta), theta)
-            buffers = self._buffers(theta)
-            states = random_states(theta.device)
-            x = cast_like(batch[0], theta)
-            first = _tensors_of(functional_call(self.model, tensors | buffers, (x,)))
-            drew = not same_tensors(states, random_states(theta.device))
-            # The pass can have changed only the copies in ``buffers``; the model's own buffers have their old values.
-            fresh = self._buffers(theta)
-            moved = [name for name, b in fresh.items() if not torch.equal(buffers[name], b)]
-            second = _tensors_of(functional_call(self.model, tensors | fresh, (x,)))
-        if not ((theta == start) | start.isnan()).all():  # a NaN that did not move differs from itself, too
-            raise _hidden_state(self.model, "", "moves its parameters")
-        if moved:
-            raise _hidden_state(self.model, moved[0].rpartition(".")[0], "moves its buffers")
-        if drew:
-            raise _hidden_state(self.model, _random_module(self.model), "draws random numbers")
-        # Outputs that are not finite are not compared, because a NaN in them would differ from itself.
-        if not _repeat(first, second) and all(t.isfinite().all() for t in first):
-            raise _hidden_state(self.model, "", "gives another output the second time")
+        named = dict(self.model.named_parameters())
+        look_at_network(
+            self._passes,
+            batch,
+            self.layout.unflatten,
+            lambda: self._buffers(theta),
+            {name: named[name] for name in self.layout.names},
+            self.model,
+            theta,
+        )
         self._checked.add(modes)
+
+    def _passes(self, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor], batch: Batch) -> Iterator[Any]:
+        """First the outputs and then the loss, at parameters and buffers given by name; buffers may be changed."""
+        like = next(iter(parameters.values()))
+        x, y = self.split(batch)
+        own = {name: b for name, b in buffers.items() if not name.startswith(CRITERION)}
+        positional, by_name = arguments(cast_like(x, like), self._takes)
+        with self._replacing():
+            outputs = self._call(self._tensors(parameters, like) | own, positional, by_name)
+        yield outputs
+        if not isinstance(self._criterion, nn.Module):
+            yield self.criterion(outputs, y)
+            return
+        y = cast_like(y, next((t for t in tensors_of(outputs) if t.is_floating_point()), like))
+        held = {name: p.detach() for name, p in self._criterion.named_parameters()}
+        held |= {name.removeprefix(CRITERION): b for name, b in buffers.items() if name not in own}
+        with self._replacing():
+            value = functional_call(self._criterion, cast_like(held, like), (outputs, y))
+        yield value
+
+    def _call(self, tensors: dict[str, Tensor], positional: tuple[Any, ...], by_name: dict[str, Any]) -> Any:
+        """The model's outputs with these parameters and buffers; parts made by ``torch.compile`` run as ordinary code.
+
+        Compiled code has no second derivative.
+        """
+        with torch.compiler.set_stance("force_eager") if self._has_compiled_parts else nullcontext():
+            try:
+                return functional_call(self.model, tensors, positional, by_name)
+            except (TypeError, AttributeError) as error:
+                given = ", ".join(type(part).__name__ for part in (*positional, *by_name.values()))
+                whole = "" if self.has_criterion else "; with criterion=None it gets the whole batch"
+                raise ValueError(
+                    f"the network cannot be called on these inputs ({given}): {error}{whole}; a batch is (x, y), "
+                    "((a, b), y) or a mapping of the forward pass's arguments and 'labels', and several batches are a "
+                    "list"
+                ) from error
 
     @cached_property
     def thrice_differentiable(self) -> "Loss":
@@ -151,22 +206,50 @@ class Loss:
         return result
 
     def _buffers(self, like: Tensor) -> dict[str, Tensor]:
-        """Copies of the model's buffers, as a forward pass at ``like`` sees them."""
-        return {name: cast_like(b.detach().clone(), like) for name, b in self.model.named_buffers()}
+        """Copies of the buffers of model and criterion, as a forward pass at ``like`` sees them."""
+        named = dict(self.model.named_buffers())
+        if isinstance(self._criterion, nn.Module):
+            named |= {f"{CRITERION}{name}": buffer for name, buffer in self._criterion.named_buffers()}
+        return {name: cast_like(b.detach().clone(), like) for name, b in named.items()}
 
     def _tensors(self, moved: Mapping[str, Tensor], like: Tensor) -> dict[str, Tensor]:
         """All parameters and buffers by name: those in ``moved`` as given, the others as constants of the model."""
-        fixed: dict[str, Tensor] = {name: p for name, p in self.model.named_parameters() if name not in moved}
-        fixed |= dict(self.model.named_buffers())
-        return {name: cast_like(t.detach(), like) for name, t in fixed.items()} | dict(moved)
+        fixed = {name: self._frozen(name, p, like) for name, p in self.model.named_parameters() if name not in moved}
+        fixed |= {name: cast_like(b.detach(), like) for name, b in self.model.named_buffers()}
+        return fixed | dict(moved)
+
+    def _frozen(self, name: str, parameter: Tensor, like: Tensor) -> Tensor:
+        """A parameter outside of theta, as a constant on the device of ``like``, in the dtype that suits it.
+
+        A weight of low precision keeps its dtype as long as theta has that of the model, because the network itself
+        then changes between the two. Elsewhere it is cast once and kept, because casting all of a large frozen network
+        at every pass would take most of the time and as much memory again.
+        """
+        held = parameter.detach()
+        low = held.is_floating_point() and held.dtype not in (torch.float32, torch.float64)
+        if not low:
+            return cast_like(held, like)
+        if {like.dtype} == self._dtypes:
+            return held.to(like.device)
+        key = (held.data_ptr(), parameter._version, like.dtype, like.device)
+        if name not in self._cast or self._cast[name][0] != key:
+            self._cast[name] = (key, cast_like(held, like))
+        return self._cast[name][1]
 
 
-def make_loss(model: nn.Module, criterion: Criterion, layout: ParamLayout) -> Loss:
+def make_loss(model: nn.Module, criterion: Criterion | None = None, layout: ParamLayout | None = None) -> Loss:
     """The loss of ``model`` under ``criterion`` as a function of the parameters in ``layout``.
 
-    criterion: ``(outputs, targets) -> scalar``, a mean over examples. Parameters outside the layout keep the values
-    that the model holds. Operations that torch cannot differentiate twice are computed in another way, where one is
-    known (:class:`~hessian_tools.torch_fixes.function_modes.TwiceDifferentiable`). Raises ValueError for the layout of
+    criterion: ``(outputs, targets) -> scalar``. Its tensors, such as class weights, follow the dtype and device of
+        theta. None is for a network that returns its loss itself: as its output ``loss``, as Hugging Face's models do
+        when the batch holds labels, or as the only number among its outputs.
+    layout: which parameters move, from :func:`~hessian_tools.layout.flatten`; None takes the trained ones. Parameters
+        outside the layout keep the values that the model holds.
+
+    A batch is ``(x, y)``; or ``((a, b), y)`` or ``(a, b, y)`` for a network with two inputs; or a mapping whose entry
+    "labels" (or "label", "targets", "target", "y") is y, and whose other entries are passed to the network by name.
+    Operations that torch cannot differentiate twice are computed in another way, where one is known
+    (:class:`~hessian_tools.torch_fixes.function_modes.TwiceDifferentiable`). Raises ValueError for the layout of
     another model.
 
     >>> from hessian_tools.layout import flatten
@@ -176,6 +259,8 @@ def make_loss(model: nn.Module, criterion: Criterion, layout: ParamLayout) -> Lo
     >>> float(loss(torch.tensor([1.0, 2.0]), (torch.ones(1, 2), torch.zeros(1, 1))))
     9.0
     """
+    model = unwrapped(model)
+    layout = flatten(model)[1] if layout is None else layout
     known = dict(model.named_parameters())
     for name, shape in zip(layout.names, layout.shapes, strict=True):
         if name not in known or known[name].shape != shape:
@@ -193,75 +278,15 @@ def require_network(loss: LossFunction, need: str) -> Loss:
     return loss
 
 
-def cast_like(tree: Any, like: Tensor) -> Any:
-    """The pytree with every tensor on the device of ``like`` and every floating-point tensor in its dtype."""
-
-    def cast(leaf: Tensor) -> Tensor:
-        return leaf.to(like.device, like.dtype) if leaf.is_floating_point() else leaf.to(like.device)
-
-    return pytree.tree_map_only(Tensor, cast, tree)
-
-
-def refuse_unusable(batch: Any, like: Tensor) -> None:
-    """Raise ValueError for a batch without examples, or with a number that is infinite in the dtype of ``like``.
-
-    The mean over no examples is NaN, and its derivatives are 0, which would look like a flat loss.
-    """
-    for leaf in _tensors_of(batch):
-        if leaf.numel() == 0:
-            shape = tuple(leaf.shape)
-            raise ValueError(f"a tensor of the batch has shape {shape}, so it is empty; give one example or more")
-        if leaf.dtype == torch.float64 and like.dtype == torch.float32:
-            largest = float(leaf.abs().max())
-            if torch.finfo(torch.float32).max < largest < torch.inf:
-                raise ValueError(
-                    f"the batch holds the number {largest:.3g}, which float32 cannot hold; "
-                    "scale it, or use theta.double()"
-                )
-
-
-def random_states(device: torch.device) -> list[Tensor]:
-    """The states of the global random generators from which a forward pass on the device can draw."""
-    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
-
-
-def same_tensors(first: list[Tensor], second: list[Tensor]) -> bool:
-    """Whether two lists of tensors hold the same numbers."""
-    return len(first) == len(second) and all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-
-
-def _repeat(first: list[Tensor], second: list[Tensor]) -> bool:
-    """Whether two passes gave the same outputs."""
-    return len(first) == len(second) and all(_agree(a, b) for a, b in zip(first, second, strict=True))
-
-
-def _agree(a: Tensor, b: Tensor) -> bool:
-    """Whether two outputs are equal: to the bit on the CPU, elsewhere within the rounding of ``REORDERING_EPS``."""
-    if a.device.type == "cpu" or a.shape != b.shape or not a.is_floating_point() or a.numel() == 0:
-        return torch.equal(a, b)
-    return bool((a - b).abs().max() <= REORDERING_EPS * torch.finfo(a.dtype).eps * a.abs().max())
+def _criterion_like(criterion: Criterion, like: Tensor) -> Criterion:
+    """The criterion; if it is a module that holds tensors, these on the device and in the dtype of ``like``."""
+    if not isinstance(criterion, nn.Module):
+        return criterion
+    held = {name: t.detach() for name, t in [*criterion.named_parameters(), *criterion.named_buffers()]}
+    if not held:
+        return criterion
+    return lambda outputs, y: functional_call(criterion, cast_like(held, like), (outputs, y))
 
 
 def _shapes(tree: Any) -> tuple[torch.Size, ...]:
-    return tuple(leaf.shape for leaf in _tensors_of(tree))
-
-
-def _tensors_of(outputs: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
-
-
-def _random_module(model: nn.Module) -> str:
-    """The name of the first dropout in training mode; "" where there is none, and something else draws."""
-    dropout = nn.modules.dropout._DropoutNd
-    return next((name for name, m in model.named_modules() if isinstance(m, dropout) and m.training), "")
-
-
-def _hidden_state(model: nn.Module, name: str, what: str) -> HiddenStateError:
-    """The error for a network whose module ``name`` does ``what``; "" is the network itself."""
-    module = model.get_submodule(name)
-    where = f"module {name!r} ({type(module).__name__})" if name else f"the network ({type(module).__name__})"
-    if isinstance(module, nn.modules.batchnorm._BatchNorm):
-        fix = "build it with track_running_stats=False, or call model.eval()"
-    else:
-        fix = "call model.eval(), or make the forward pass a function of its input alone"
-    return HiddenStateError(f"{where} {what} in the forward pass, so its loss is no function of the parameters; {fix}")
+    return tuple(leaf.shape for leaf in tensors_of(tree))

@@ -17,6 +17,8 @@ PathPart = str | int
 
 def stream_seed(seed: int, *path: PathPart) -> bytes:
     """32 bytes that depend on the seed and on every part of the path: the SHA-256 of their text."""
+    if seed is None:  # check_whole lets None pass
+        raise ValueError("seed=None is not a whole number; give one, such as 1")
     check_whole(seed=seed)
     text = "/".join([repr(int(seed)), *(repr(part) for part in path)])
     return hashlib.sha256(text.encode()).digest()

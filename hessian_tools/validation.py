@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from itertools import islice
 from numbers import Integral
 
 
@@ -45,3 +46,18 @@ def did_you_mean(value: str, known: Iterable[str]) -> str:
     """
     near = get_close_matches(value, list(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def some_of(names: Iterable[object], *, at_most: int = 8) -> str:
+    """The first names, each cut to 40 characters, and the number of the others.
+
+    >>> some_of(["a", "b", "c"], at_most=2)
+    'a, b and 1 more'
+    >>> some_of([])
+    'nothing'
+    """
+    rest = iter(names)
+    first = [str(name) for name in islice(rest, at_most)]
+    more = sum(1 for _ in rest)
+    listed = ", ".join(name if len(name) <= 40 else f"{name[:37]}..." for name in first)
+    return (listed or "nothing") + (f" and {more} more" if more else "")

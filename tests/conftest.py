@@ -8,6 +8,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,18 +19,28 @@ import torch
 torch.set_num_threads(1)  # a plugin may have loaded torch before this file was read
 
 
+ON_REQUEST = ("heavy", "campaign")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark heavy tests as slow too, and deselect them unless the option ``-m`` mentions them.
+    """Mark heavy tests and the campaign as slow too, and deselect them unless the option ``-m`` mentions them.
 
     A test that reads the micro study is slow too, because making that study takes half a minute.
     """
+    # The functions of a package are entries around those of its modules, where their examples are run.
+    items[:] = [item for item in items if not _is_example_of_an_entry(item)]
     for item in items:
-        if item.get_closest_marker("heavy") or "micro_study" in getattr(item, "fixturenames", ()):
+        if any(map(item.get_closest_marker, ON_REQUEST)) or "micro_study" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
-    if "heavy" not in config.option.markexpr:
-        heavy = [item for item in items if item.get_closest_marker("heavy")]
-        items[:] = [item for item in items if not item.get_closest_marker("heavy")]
-        config.hook.pytest_deselected(items=heavy)
+    for marker in (name for name in ON_REQUEST if name not in config.option.markexpr):
+        left_out = [item for item in items if item.get_closest_marker(marker)]
+        items[:] = [item for item in items if not item.get_closest_marker(marker)]
+        config.hook.pytest_deselected(items=left_out)
+
+
+def _is_example_of_an_entry(item: pytest.Item) -> bool:
+    example = getattr(item, "dtest", None)
+    return example is not None and item.path.name == "__init__.py" and example.name not in sys.modules
 
 
 @contextmanager

@@ -151,6 +151,15 @@ def around_a_point(placed: PlacedCase) -> list[Tensor]:
     ]
 
 
+def of_modules_and_directions(placed: PlacedCase) -> list[Tensor]:
+    """The traces of the modules, the loss along two directions, and a product in another metric."""
+    H = placed.H
+    along = ht.loss_along(H, placed.random(H.num_params, 2), steps=[-0.1, 0.1])
+    metric = 1 + placed.random(H.num_params).abs()
+    modules = ht.by_module(H, num_probes=4)
+    return [modules.trace, along.loss, along.quadratic, ht.preconditioned(H, metric) @ placed.random(H.num_params, 1)]
+
+
 def inner_loop_numbers(placed: PlacedCase) -> list[Tensor]:
     """Numbers that describe an inner loop, such as the alignment of its gradients; the gradients are random here."""
     g = placed.random(2, 4, 9)  # [task, step, param]
@@ -194,6 +203,7 @@ DERIVED: dict[str, Callable[[PlacedCase], Any]] = {
     "third_derivative": taylor_expansion,
     "scaled": at_unit_filter_norm,
     "around a point": around_a_point,
+    "modules": of_modules_and_directions,
     "path": inner_loop_numbers,
     "plain numbers": plain_numbers,
     "to_scipy": through_scipy,

@@ -53,7 +53,8 @@ def test_a_trace_that_does_not_give_the_product_is_refused(name: str) -> None:
 
 
 # Functions without tensors on a device, and functions whose results trivially lie where their arguments do.
-WITHOUT_DEVICE = {"best_checkpoint", "cosine_null", "overlap_null", "load_network", "stream"}
+# ``hessian_of`` is made of functions that are tried.
+WITHOUT_DEVICE = {"best_checkpoint", "cosine_null", "hessian_of", "overlap_null", "load_network", "stream"}
 
 
 def test_every_public_function_is_tried_on_a_gpu() -> None:

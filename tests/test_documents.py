@@ -45,7 +45,7 @@ def exists(dotted: str) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["your_own_training.md", "new_learner.md"])
+@pytest.mark.parametrize("name", ["your_own_training.md", "new_learner.md", "models.md"])
 def test_the_examples_of_a_document_run(name):
     path = ROOT / "docs" / name
     result = doctest.testfile(str(path), module_relative=False, optionflags=doctest.NORMALIZE_WHITESPACE)

@@ -1,12 +1,14 @@
 """Tests of ``make_loss``: the loss is a pure function of one flat vector, and computes in the dtype of that vector."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
 
-from hessian_tools import HiddenStateError, flatten, hessian, make_loss, stream
-from hessian_tools import loss as loss_module
-from hessian_tools.loss import random_states
+from hessian_tools import HiddenStateError, first_look, flatten, hessian, make_loss, stream
+from hessian_tools.first_look import random_states
 
 
 def network(*, eval_mode: bool):
@@ -18,6 +20,25 @@ def network(*, eval_mode: bool):
 
 def batch():
     return torch.randn(6, 3, generator=stream(0, "x"), dtype=torch.float64), torch.tensor([0, 1, 0, 1, 0, 1])
+
+
+def test_a_graph_is_freed_with_its_loss_and_does_not_wait_for_the_garbage_collector():
+    held = []
+
+    def criterion(outputs: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        held.append(weakref.ref(outputs))
+        return nn.functional.cross_entropy(outputs, y)
+
+    model = nn.Linear(3, 2)
+    theta, layout = flatten(model)
+    gc.disable()
+    try:
+        loss = make_loss(model, criterion, layout)
+        value = loss(theta.requires_grad_(), (torch.ones(4, 3), torch.tensor([0, 1, 0, 1])))
+        del value
+        assert [outputs() for outputs in held] == [None] * len(held)
+    finally:
+        gc.enable()
 
 
 def test_buffers_of_the_model_follow_the_dtype_of_theta():
@@ -56,7 +77,7 @@ def test_random_numbers_drawn_on_a_cuda_device_are_noticed(monkeypatch):
     """The device is simulated: the state of its generator is a number that the forward pass changes."""
     state = torch.zeros(1)
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: state.clone())
-    monkeypatch.setattr(loss_module, "random_states", lambda device: random_states(torch.device("cuda")))
+    monkeypatch.setattr(first_look, "random_states", lambda device: random_states(torch.device("cuda")))
     theta, layout = flatten(DrawingNetwork(lambda: state))
     hessian(make_loss(DrawingNetwork(lambda: state), nn.functional.cross_entropy, layout), theta, batch())
     with pytest.raises(HiddenStateError, match="draws random numbers"):
@@ -98,6 +119,22 @@ def test_a_network_put_into_training_mode_later_is_checked_again():
         hessian(loss, theta, batch())
     model.eval()
     assert torch.equal(hessian(loss, theta, batch()).to_dense(), before)
+
+
+class Decaying(nn.Linear):
+    """A layer that shrinks its weight in each pass, past what torch watches."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = super().forward(x)
+        self.weight.data.mul_(0.5)
+        return out
+
+
+def test_a_network_that_changes_its_parameters_out_of_sight_is_refused() -> None:
+    model = nn.Sequential(Decaying(3, 2))
+    theta, layout = flatten(model)
+    with pytest.raises(HiddenStateError, match="moves its parameters"):
+        hessian(make_loss(model, nn.functional.cross_entropy, layout), theta, batch())
 
 
 def test_a_network_that_changes_its_parameters_is_refused_and_theta_is_left_unchanged() -> None:

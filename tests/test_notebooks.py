@@ -112,6 +112,7 @@ def test_a_missing_study_says_which_command_makes_it(monkeypatch, tmp_path):
         exec(code_cells(read(QUICK_START))["open"].source, {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_is_stored_without_outputs_and_local_paths(path):
     notebook = read(path)

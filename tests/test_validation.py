@@ -12,6 +12,7 @@ import torch
 from cases import without_type_checks
 
 import hessian_tools as ht
+from hessian_tools.inner.steps import Plain
 from hessian_tools.validation import check_whole
 
 # A script of a user. It prints a line for each call, and each call but the last has a wrong argument.
@@ -61,8 +62,8 @@ def test_wrong_arguments_in_a_script_are_each_refused_in_one_line(working_folder
     # six give states of a kind that cannot be read.
     assert all("=2.5 is not a whole number; give one, such as 2" in line for line in refused[:1] + refused[2:9])
     assert refused[1].startswith("refused max_matvecs=50.5")
-    assert all("use ht.make_loss" in line for line in refused[9:11])
-    messages_on_states = ["one str, not several", "one OrderedDict, not", "type ndarray; give", "type Linear; give",
+    assert all("ht.make_loss" in line for line in refused[9:11])
+    messages_on_states = ["states='a.safetensors' must be", "one OrderedDict, not", "states=[array(", "states=[Linear(",
                  "'weight' is of type ndarray", "numbers of torch.int64"]  # fmt: skip
     assert all(said in line for said, line in zip(messages_on_states, refused[11:], strict=True))
     # The network 1-4-1 has 13 parameters.
@@ -94,13 +95,19 @@ HUGE = torch.full((4, 2), 1e300, dtype=torch.float64)
         (lambda: ht.record(MAML, LOSS, THETA, (X, Y), (X[:0], Y[:0])), "is empty; give one example or more"),
         (lambda: ht.record(MAML, LOSS, THETA, (HUGE, Y), (X, Y)), "holds the number 1e\\+300"),
         (lambda: ht.adapt(MAML, LOSS, THETA, (X[:0], Y[:0])), "is empty"),
-        (lambda: ht.adapt(MAML, LOSS, THETA[:, None], (X, Y)), r"theta has shape \(9, 1\), but it must be one vector"),
+        (
+            lambda: ht.adapt(MAML, LOSS, THETA[:, None], (X, Y)),
+            r"theta is a tensor \[9, 1\] of float32; give a tensor \[meta\]",
+        ),
         (lambda: ht.trajectory_from(LOSS, [THETA], (X[:0], Y[:0])), "is empty"),
         (lambda: ht.Conv4(5, width=0), "width=0 must be at least 1"),
         (lambda: ht.Conv4(0), "outputs=0 must be at least 1"),
-        (lambda: ht.ResNet12(5, widths=(4, 4, 0, 4)), "widths=0 must be at least 1"),
+        (
+            lambda: ht.ResNet12(5, widths=(4, 4, 0, 4)),
+            r"widths=\(4, 4, 0, 4\) must be a list, each entry a whole number, 1 or more",
+        ),
         (lambda: ht.VisionTransformer(5, depth=0), "depth=0 must be at least 1"),
-        (lambda: ht.MLP((1, 0, 1)), "sizes=0 must be at least 1"),
+        (lambda: ht.MLP((1, 0, 1)), r"sizes=\(1, 0, 1\) must be a list, each entry a whole number, 1 or more"),
         (lambda: ht.stream(float("inf")), "seed=inf is not a whole number"),
         (lambda: ht.stream([2]), r"seed=\[2\] is not a whole number"),
     ],
@@ -116,3 +123,74 @@ def test_numbers_that_the_dtype_of_theta_can_hold_are_accepted_in_any_dtype():
         H = ht.hessian(LOSS, theta, (X.double(), Y))
         assert torch.isfinite(H.to_dense()).all()
     assert torch.isfinite(ht.hessian(LOSS, THETA.double(), (HUGE / 1e150, Y)).to_dense()).all()
+
+
+with without_type_checks():  # these draw random numbers, which the look at a new loss would take for its own
+    H = ht.hessian(LOSS, THETA, (X, Y))
+NUM_PARAMS = len(THETA)
+LONGER = torch.cat([THETA, THETA[:1]])
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        # The ranges of numbers.
+        (lambda: ht.trace(H).interval(confidence=1.0), "confidence=1.0 must be a number between 0 and 1"),
+        (lambda: ht.learners.maml(2, 0.0), "step_size=0.0 must be a finite number above 0"),
+        (lambda: ht.learners.maml(2, True), "step_size=True must be"),
+        (lambda: ht.top_eigenpairs(H, k=1, rtol=-1e-9), "rtol=-1e-09 must be a finite number, 0 or more"),
+        (lambda: H.to_scipy(point=-1), "point=-1 must be at least 0"),
+        (lambda: ht.stream(None), "seed=None is not a whole number"),
+        (lambda: ht.VisionTransformer(5, depth=1001), "depth=1001 is more blocks"),
+        # Objects of another kind, and one where a function that makes it belongs.
+        (lambda: ht.adapt(ht.learners.Learner, LOSS, THETA, (X, Y)), "learner is the class Learner itself; give a Lea"),
+        (lambda: ht.learners.maml(2, 0.1, rule=Plain), "rule is the class Plain itself"),
+        (lambda: ht.seeded(MODEL, seed=0), "build is a Linear; give a function that builds a Module"),
+        (lambda: ht.seeded(lambda: None, seed=0), "build gives None"),
+        (lambda: ht.MLP((2, 3, 1), activation=lambda: None), "activation gives None"),
+        (lambda: ht.Conv4(5, input_shape=(1, 28)), r"input_shape=\(1, 28\) must be 3 values"),
+        # Tensors: dtype, number of axes, and sizes that do not agree.
+        (lambda: ht.hessian(LOSS, THETA.numpy(), (X, Y)), r"give torch.from_numpy\(thetas\)"),
+        (lambda: ht.hessian(LOSS, THETA.long(), (X, Y)), r"thetas is a tensor \[9\] of int64"),
+        (lambda: ht.hessian(LOSS, THETA[:0], (X, Y)), r"thetas is a tensor \[0\] of float32"),
+        (lambda: ht.curvature.quadrature(H, torch.ones(8, 2), num_matvecs=2), "its axis 'param' has the size 8, but H"),
+        (lambda: ht.curvature.rho_normalised(THETA, THETA, LONGER), "h_d2g has shape .* but d has"),
+        (
+            lambda: ht.curvature.curvature_along(THETA.expand(2, -1), LONGER.expand(2, -1)),
+            "axis 'param' has the size 10,",
+        ),
+        (lambda: ht.curvature.curvature_along(THETA[None], THETA[None].expand(2, -1)), "hg has shape .* but g has"),
+        (lambda: ht.adapt(MAML, LOSS, LONGER, (X, Y)), "theta has 10 entries, but maml has 9 meta-parameters"),
+        (lambda: ht.meta_loss(MAML, LOSS, LONGER, (X, Y), (X, Y)), "theta has 10 entries, but maml has 9"),
+        (lambda: ht.record(MAML, LOSS, LONGER, (X, Y), (X, Y)), "theta has 10 entries, but maml has 9"),
+        # Batches on which the loss fails.
+        (lambda: ht.meta_loss(MAML, LOSS, THETA, (X, Y), (X[:0], Y[:0])), r"shape \(0, 2\), so it is empty"),
+        (lambda: ht.gradient(LOSS, THETA, (X, Y + 5)), r"fails on batch, which holds a tensor \[4, 2\] .*: Target 5"),
+        (lambda: ht.adapt(MAML, LOSS, THETA, (X[:, :1], Y)), r"the loss fails on support, which holds a tensor \[4, 1"),
+        (lambda: ht.gradient(lambda theta, batch: None, THETA, (X, Y)), r"the loss gives None; loss\(theta, batch\)"),
+        (
+            lambda: ht.gradient(LOSS, THETA.expand(2, -1), (X.expand(2, 4, 2), (Y + 5).expand(2, 4))),
+            r"holds a tensor \[4, 2\]",
+        ),
+        (lambda: ht.hessian_of(MODEL, LOSS.criterion, (X, Y + 5)), "the loss fails on data, which holds"),
+        (lambda: ht.hessian_of(MODEL, None, (X, Y)), "with criterion=None it gets the whole batch"),
+        (lambda: ht.hessian(LOSS, THETA, (X, Y + 5)).mv(THETA), r"fails on batch, which holds a tensor \[4, 2\]"),
+        (lambda: ht.loss_along(H, THETA[:, None], steps=[]), "steps is empty"),
+    ],
+)
+def test_wrong_arguments_are_refused_at_the_entry_by_name(call, said):
+    with without_type_checks(), pytest.raises(ValueError, match=said):
+        call()
+
+
+def test_bounds_and_none_are_accepted_where_they_are_allowed():
+    assert ht.top_eigenpairs(H, k=1, rtol=0.0, max_matvecs=None).values.shape == (1,)
+    assert ht.trace(H, atol=None).value.shape == ()
+    assert H.to_scipy(point=0).shape == (NUM_PARAMS, NUM_PARAMS)
+
+
+def test_a_refusal_of_the_library_itself_stays_as_it_is_where_the_loss_fails_as_well():
+    """A second reason would hide the first: the labels are wrong too, but the route is refused before they are used."""
+    with without_type_checks(), pytest.raises(ValueError, match="route") as refusal:
+        ht.hessian(LOSS, THETA, (X, Y + 5), route="nonsense")
+    assert "the loss fails" not in str(refusal.value)

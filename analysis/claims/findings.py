@@ -79,13 +79,15 @@ def _throughout(verdicts: list[Verdict]) -> str:
 def _example(verdicts: list[Verdict]) -> str:
     """The numbers of the first plain comparison that has the most frequent outcome.
 
-    If no plain comparison has that outcome, they are those of the first plain one. In a claim without plain
-    comparisons, all of them count as plain. If nothing could be compared, the text is empty.
+    A primary comparison is preferred, because an exploratory one may be that of a control, such as a network trained on
+    shuffled labels. If no plain comparison has that outcome, they are those of the first plain one. In a claim without
+    plain comparisons, all of them count as plain. If nothing could be compared, the text is empty.
     """
     known = [verdict for verdict in verdicts if not math.isnan(verdict.effect)]
     plain = [verdict for verdict in known if verdict.comparison in PLAIN]
     if not any(verdict.comparison in PLAIN for verdict in verdicts):
         plain = known
+    plain = [verdict for verdict in plain if verdict.kind == "primary"] or plain
     if not plain:
         return ""
     usual = Counter(verdict.outcome for verdict in verdicts).most_common(1)[0][0]

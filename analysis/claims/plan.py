@@ -10,12 +10,12 @@ from dataclasses import asdict, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import ConfigDict, Field, SkipValidation, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from analysis.config.base import Natural
 from analysis.config.mistakes import first_mistake
+from analysis.config.yaml_reader import parse_yaml, read_settings
 
 BUNDLED = Path(__file__).with_name("claims.yaml")
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -184,11 +184,9 @@ def load_plan(path: Path | str | None = None) -> Plan:
     """Read the plan in a YAML file, or the bundled plan for None; raise PlanError for anything unexpected."""
     source = BUNDLED if path is None else Path(path)
     try:
-        data = yaml.safe_load(source.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise PlanError(f"{source.name} is not a text file; a plan is YAML in UTF-8") from error
-    except yaml.YAMLError as error:
-        raise PlanError(f"{source.name} is not valid YAML: {' '.join(str(error).split())}") from error
+        data = parse_yaml(read_settings(source))
+    except ValueError as error:
+        raise PlanError(f"{source.name} {error}") from error
     return plan_from_mapping(data)
 
 

@@ -126,5 +126,5 @@ def _refuse_lost(
     raise NotMeasuredError(
         f"{learner} at checkpoint {checkpoint} is marked measured but holds no number for {variable} "
         f"(seed {int(one['seed'][seed])}, task {int(one['task'][task])}; {int(where.sum())} of "
-        f"{where.size} values); remove the run's measurements.zarr and measure again"
+        f"{where.size} values); move the run's measurements.zarr elsewhere and measure again"
     )

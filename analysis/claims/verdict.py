@@ -19,6 +19,7 @@ from analysis.claims.plan import EARLIER_STATEMENTS, Plan
 from analysis.claims.sentence import measure, sentence
 from analysis.statistics import Interval, Outcome, decide, mean_interval, seeds_to_decide
 from hessian_tools.curvature.html import interval_html
+from hessian_tools.runs.files import json_text
 
 UNIT_NORM = "unit filter norm"
 OUTCOMES: tuple[Outcome, ...] = ("supported", "not supported", "inconclusive")
@@ -145,9 +146,12 @@ def _outcome(
 
 
 def verdicts_to_json(verdicts: Sequence[Verdict], **facts: str) -> str:
-    """The verdicts as JSON text, preceded by ``facts`` such as digests; a number that is not finite becomes null."""
+    """The verdicts as JSON text, preceded by ``facts`` such as digests; a number that is not finite becomes null.
+
+    The text ends with its checksum, which ``hessian_tools.runs.files.read_json`` compares.
+    """
     rows = [_null(asdict(verdict)) for verdict in verdicts]
-    return json.dumps(facts | {"verdicts": rows}, indent=1, allow_nan=False) + "\n"
+    return json_text(facts | {"verdicts": rows})
 
 
 def verdicts_from_json(text: str) -> list[Verdict]:

@@ -17,11 +17,13 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, core_schema
 
-# Integers and booleans are strict, because pydantic would otherwise accept true as 1 and "3" as 3.
-Positive = Annotated[int, Field(gt=0, strict=True)]  # 1, 2, 3, ...
-Natural = Annotated[int, Field(ge=0, strict=True)]  # 0, 1, 2, ...
+# Integers and booleans are strict, because pydantic would otherwise accept true as 1 and "3" as 3. A number is one that
+# torch can hold: an integer in 64 bits, and any other number in float32.
+LARGEST_INTEGER, LARGEST, SMALLEST = 2**63 - 1, 1e30, 1e-30
+Positive = Annotated[int, Field(gt=0, le=LARGEST_INTEGER, strict=True)]  # 1, 2, 3, ...
+Natural = Annotated[int, Field(ge=0, le=LARGEST_INTEGER, strict=True)]  # 0, 1, 2, ...
 Flag = Annotated[bool, Field(strict=True)]
-Rate = Annotated[float, Field(gt=0)]  # a positive number, such as a step size or a tolerance
+Rate = Annotated[float, Field(ge=SMALLEST, le=LARGEST)]  # a positive number, such as a step size or a tolerance
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # names of studies and learners, which become names of folders
 
 
@@ -77,8 +79,12 @@ def settings_of(kind: type) -> type[Strict]:
 
 def _strict(annotation: Any) -> Any:
     """The annotation of a dataclass's field, made strict: pydantic then converts neither integers nor booleans."""
-    if annotation in (int, bool):
-        return Annotated[annotation, Field(strict=True)]
+    if annotation is bool:
+        return Flag
+    if annotation is int:
+        return Annotated[int, Field(ge=-LARGEST_INTEGER, le=LARGEST_INTEGER, strict=True)]
+    if annotation is float:
+        return Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
     if is_dataclass(annotation):
         return Annotated[annotation, FromLibrary]
     if get_origin(annotation) in (Union, UnionType):

@@ -17,7 +17,7 @@ def first_mistake(error: ValidationError, model: type) -> str:
     """The place of the first mistake in the settings of ``model``, what is wrong there, and what is allowed."""
     # An unknown key is likelier to be the cause than a value that then seems missing or odd.
     mistake = min(error.errors(), key=lambda mistake: mistake["type"] not in UNKNOWN_KEY)
-    place = ".".join(str(part) for part in mistake["loc"] if part not in UNION_PARTS)
+    place = _short(".".join(str(part) for part in mistake["loc"] if part not in UNION_PARTS))
     if mistake["type"] in UNKNOWN_KEY:
         allowed = _allowed_keys(mistake["loc"][:-1], model)
         near = get_close_matches(str(mistake["loc"][-1]), allowed, n=1, cutoff=0.5)
@@ -25,8 +25,12 @@ def first_mistake(error: ValidationError, model: type) -> str:
         return f"unknown key {place!r}; {hint}"
     if mistake["type"] == "value_error":
         return f"{place + ': ' if place else ''}{mistake['msg'].removeprefix('Value error, ')}"
-    got = "" if mistake["type"] == "missing" else f" (got {mistake['input']!r})"
+    got = "" if mistake["type"] == "missing" else f" (got {_short(repr(mistake['input']))})"
     return f"{place}: {mistake['msg'][:1].lower()}{mistake['msg'][1:]}{got}"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 def _allowed_keys(path: Iterable[Any], model: type) -> list[str]:

@@ -1,5 +1,6 @@
 """The whole configuration of a study: data, network, inner loop, learners, outer loop and measurement."""
 
+import json
 import re
 from typing import Annotated, Any, Literal
 
@@ -78,7 +79,7 @@ class NetworkConfig(Strict):
     name: str = "conv4"
     width: Positive = 64
     normalisation: Literal["batch", "group", "none"] = "batch"
-    hidden: tuple[Positive, ...] = (40, 40)
+    hidden: Annotated[tuple[Positive, ...], Field(max_length=100)] = (40, 40)
     options: dict[str, Any] = {}
     head: str | None = None
 
@@ -90,6 +91,15 @@ class NetworkConfig(Strict):
                 f"{name!r} is not one of {', '.join(NETWORKS)}, nor an import path package.module:name or file.py:name"
             )
         return name
+
+    @field_validator("options")
+    @classmethod
+    def _plain_values(cls, options: dict[str, Any]) -> dict[str, Any]:
+        try:
+            json.dumps(options, allow_nan=False)
+        except (ValueError, TypeError, RecursionError) as e:
+            raise ValueError(f"options must be mappings, lists, texts and finite numbers ({str(e)[:100]})") from None
+        return options
 
     @model_validator(mode="after")
     def _settings_are_of_this_network(self) -> "NetworkConfig":
@@ -302,7 +312,8 @@ class StudyConfig(Strict):
                 f"learners.{name}.start takes the best checkpoint by validation; give train.validation_tasks"
             )
         for start in self.starts(name):
-            lacking = [seed for seed in self.seeds_of(name) if seed not in self.seeds_of(start)]
+            held = set(self.seeds_of(start))
+            lacking = [seed for seed in self.seeds_of(name) if seed not in held]
             if lacking:
                 raise ValueError(
                     f"learners.{name} begins from {start}, which has no seed {lacking[0]}; add it to the seeds of"

@@ -76,28 +76,39 @@ def quantity_entries(looks: dict[str, QuantityLook]) -> list[Artist]:
 
 
 def notes(
-    num_seeds: int, num_diverged: xr.DataArray, num_tried: int, *, what: str = "task units", crossed: bool = True
+    values: xr.DataArray, num_diverged: xr.DataArray, num_tried: int, *, what: str = "task units", crossed: bool = True
 ) -> list[Artist]:
-    """The legend entries that explain the bands and, if any unit diverged, say how many did.
+    """The legend entries that explain the bands over the seeds of ``values`` and, if any unit diverged, how many did.
+
+    The other arguments are those of :func:`diverged_notes`.
+    """
+    band = Patch(color="black", alpha=BAND_ALPHA, linewidth=0, label=band_label(values))
+    return [band, *diverged_notes(num_diverged, num_tried, what=what, crossed=crossed)]
+
+
+def diverged_notes(
+    num_diverged: xr.DataArray, num_tried: int, *, what: str = "task units", crossed: bool = True
+) -> list[Artist]:
+    """The legend entry that says how many units diverged; none if no unit did.
 
     num_diverged: the number of diverged units for each learner and checkpoint. num_tried: the number of all units.
     what: the word for units. crossed: True if the figure has a cross at each mean that lacks diverged units.
     """
-    band = Patch(color="black", alpha=BAND_ALPHA, linewidth=0, label=band_label(num_seeds))
     if not int(num_diverged.sum()):
-        return [band]
+        return []
     label = f"{int(num_diverged.sum())} of {num_tried} {what} diverged: not in the means"
     look: dict[str, Any] = {"linestyle": "none", "markersize": 6, "markeredgewidth": 1.1}
-    return [band, entry(label, color=GREY, marker="x" if crossed else "", **look)]
+    return [entry(label, color=GREY, marker="x" if crossed else "", **look)]
 
 
-def band_label(num_seeds: int) -> str:
-    """The legend text that explains the band and the thin lines of a summary over ``num_seeds`` seeds."""
+def band_label(values: xr.DataArray) -> str:
+    """The legend text that explains the band and the thin lines of a summary over the seeds of ``values``."""
+    num_seeds = seeds_with_values(values)
     if num_seeds < 2:
         return "one seed: no band"
     if num_seeds > MAX_SEEDS_SHOWN:
-        return f"band: 95% t interval over {num_seeds} seeds"
-    return f"band: range over {num_seeds} seeds; thin lines: each seed"
+        return f"band: 95% t interval over {seed_counts(values)} seeds"
+    return f"band: range over {seed_counts(values)} seeds; thin lines: each seed"
 
 
 # ---- sentences of captions

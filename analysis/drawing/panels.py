@@ -1,6 +1,5 @@
 """The layout of a figure: panels at their final width, legends around them, and the files it is written to."""
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -15,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from analysis.drawing import style
+from hessian_tools.runs.files import write_atomic
 from hessian_tools.validation import check_choice
 
 MIN_PANEL_WIDTH = 1.6
@@ -150,13 +150,8 @@ def save(figure: Figure, path_stem: Path | str, *, formats: Sequence[str] = ("pd
 
 def _write(figure: Figure, stem: Path, suffix: str) -> Path:
     path = stem.with_name(stem.name + suffix)
-    # The file is written beside its place and renamed over the old one. If a killed run leaves it behind, the next
-    # save of this figure writes over it.
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with style.context():
-            figure.savefig(partial, format=suffix[1:], metadata=METADATA[suffix], dpi=style.DPI)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with style.context():
+        write_atomic(
+            path, lambda part: figure.savefig(part, format=suffix[1:], metadata=METADATA[suffix], dpi=style.DPI)
+        )
     return path

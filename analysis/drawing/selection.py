@@ -12,10 +12,8 @@ import xarray as xr
 from analysis.drawing.style import method_label
 from analysis.schema import learner_names, setting, trained_learners
 
-MAX_LINES = 8
-"""The largest number of lines, one for each learner, that share a panel."""
-MAX_PANELS = 12
-"""The largest number of learners that have panels of their own before variants are left out."""
+MAX_LEARNERS = 8
+"""The largest number of learners that share a panel as lines, or have panels of their own, before some are left out."""
 
 
 def lacks(ds: xr.Dataset, *variables: str) -> str | None:
@@ -67,27 +65,27 @@ def without_variants(ds: xr.Dataset) -> list[str]:
 
 
 def for_lines(ds: xr.Dataset) -> xr.Dataset:
-    """The study with the learners whose lines share a panel: all of them, if they are at most ``MAX_LINES``.
+    """The study with the learners whose lines share a panel: all of them, if they are at most ``MAX_LEARNERS``.
 
     Otherwise variants are left out, and then, if the rest is still too many, every learner that is neither a control
     nor of the first family.
     """
     names = learner_names(ds)
-    if len(names) > MAX_LINES:
+    if len(names) > MAX_LEARNERS:
         names = without_variants(ds)
-    if len(names) > MAX_LINES:
+    if len(names) > MAX_LEARNERS:
         first = next((name for name in names if not is_control(ds, name)), names[0])
         first_family = family(ds, first)
         names = [name for name in names if is_control(ds, name) or family(ds, name) == first_family]
-    return ds.sel(learner=names[:MAX_LINES])
+    return ds.sel(learner=names[:MAX_LEARNERS])
 
 
 def families(ds: xr.Dataset) -> list[xr.Dataset]:
-    """The study in parts whose lines share a panel: the whole study, if its learners are at most ``MAX_LINES``.
+    """The study in parts whose lines share a panel: the whole study, if its learners are at most ``MAX_LEARNERS``.
 
     Otherwise there is a part for each family, without variants; all controls are in the first part.
     """
-    if ds.sizes["learner"] <= MAX_LINES:
+    if ds.sizes["learner"] <= MAX_LEARNERS:
         return [ds]
     names = without_variants(ds)
     parts: dict[str, list[str]] = {}
@@ -101,7 +99,7 @@ def families(ds: xr.Dataset) -> list[xr.Dataset]:
 
 def for_panels(ds: xr.Dataset) -> xr.Dataset:
     """The study with the learners that have panels or rows of their own: without variants, if there are many."""
-    return ds if ds.sizes["learner"] <= MAX_PANELS else ds.sel(learner=without_variants(ds))
+    return ds if ds.sizes["learner"] <= MAX_LEARNERS else ds.sel(learner=without_variants(ds))
 
 
 def main_learners(ds: xr.Dataset, at_most: int) -> list[str]:

@@ -29,9 +29,7 @@ _SPEED = (
     "The meta-iteration at which the mean over held-out tasks first reaches each level, by linear interpolation "
     "between checkpoints. A cell has one number for each of the learner's seeds, in their order ({seeds}); {dash} "
     "means that the level is not reached. The levels lie a quarter, half and three quarters of the way from the "
-    "untrained network to the best mean of this study. A mean can reach a level by chance: the mean at one checkpoint "
-    "is known to about ± {half}. This is half the width of the {percent:g} % interval over tasks, of which the median "
-    "over all learners, seeds and checkpoints is taken."
+    "untrained network to the best mean of this study. A mean can reach a level by chance: {chance}."
 )
 
 
@@ -125,13 +123,17 @@ def speed_table(ds: xr.Dataset, *, confidence: float = 0.95) -> Html | None:
     accuracy, values = has_accuracy(ds), _values(ds)
     unit = " %" if accuracy else ""
     task_axis = values.get_axis_num("evaluation_task")
-    half_width = np.nanmedian(np.apply_along_axis(_half_width, task_axis, values.values, confidence))
-    caption = _SPEED.format(
-        seeds=", ".join(str(int(seed)) for seed in ds["seed"].values),
-        dash=DASH,
-        half=f"{number(float(half_width), digits=2)}{unit}",
-        percent=100 * confidence,
-    )
+    half_widths = np.apply_along_axis(_half_width, task_axis, values.values, confidence)
+    half_widths = half_widths[np.isfinite(half_widths)]
+    chance = "each checkpoint has one task, so nothing shows how well its mean is known"
+    if len(half_widths):
+        half = f"{number(float(np.median(half_widths)), digits=2)}{unit}"
+        chance = (
+            f"the mean at one checkpoint is known to about ± {half}. This is half the width of the {100 * confidence:g}"
+            " % interval over tasks, of which the median over all learners, seeds and checkpoints is taken"
+        )
+    seeds = ", ".join(str(int(seed)) for seed in ds["seed"].values)
+    caption = _SPEED.format(seeds=seeds, dash=DASH, chance=chance)
     rows = []
     for name in trained_learners(ds):
         reached = [meta_iterations(ds, name, level) for level in levels]

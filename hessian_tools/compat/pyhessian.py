@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from hessian_tools.curvature import gradient, quadrature, rademacher, top_eigenpairs, trace
 from hessian_tools.curvature.operators.hessian import hessian as hessian_operator
-from hessian_tools.layout import flatten
+from hessian_tools.layout import flatten, unwrapped
 from hessian_tools.loss import make_loss
 from hessian_tools.validation import check_whole
 
@@ -66,7 +66,7 @@ class hessian:
         self.model, self.criterion = model, criterion
         batches = _batches(data, dataloader)
         with torch.inference_mode(False):  # because no derivative can be taken of tensors made in that mode
-            model = _copied(model).eval().to(self.device)
+            model = _copied(unwrapped(model)).eval().to(self.device)
             trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
             if not trained:
                 raise ValueError("no parameter of the model requires a gradient, so there is no Hessian to measure")
@@ -78,7 +78,7 @@ class hessian:
     @property
     def params(self) -> list[nn.Parameter]:
         """The model's own parameters that require gradients, in the order of the Hessian's rows."""
-        parameters = dict(self.model.named_parameters())
+        parameters = dict(unwrapped(self.model).named_parameters())
         return [parameters[name] for name in self._layout.names]
 
     @property

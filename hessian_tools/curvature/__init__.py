@@ -17,6 +17,7 @@ from hessian_tools.curvature.directions.gradient_curvature import (
     rounding_error,
     small_step_difference,
 )
+from hessian_tools.curvature.directions.loss_along import LossAlong, loss_along
 from hessian_tools.curvature.directions.loss_surface import filter_normalised, loss_surface
 from hessian_tools.curvature.directions.path import drop_ratio, linearisation_error, path_ratio
 from hessian_tools.curvature.directions.singular_values import SingularValues, singular_values
@@ -33,26 +34,30 @@ from hessian_tools.curvature.directions.tensor_parts import random_rotations, te
 from hessian_tools.curvature.directions.third_derivative import Expansion, third_derivative
 from hessian_tools.curvature.eigen.pairs import EigenPairs, Extremes, extremal_eigenpairs, top_eigenpairs
 from hessian_tools.curvature.eigen.spectrum import Spectrum, gauss_newton_spectrum, spectrum
+from hessian_tools.curvature.estimates.by_module import ByModule, by_module
 from hessian_tools.curvature.estimates.density import Density, spectral_density
 from hessian_tools.curvature.estimates.gauss_rules import quadrature
 from hessian_tools.curvature.estimates.moments import Diagonal, Moments, diagonal, frobenius_squared, moments
 from hessian_tools.curvature.estimates.trace import Estimate, estimate_of, rademacher, trace
 from hessian_tools.curvature.objective.validation import Ragged, ragged
 from hessian_tools.curvature.operators.gauss_newton import GaussNewton, gauss_newton
-from hessian_tools.curvature.operators.hessian import Hessian, gradient, hessian
+from hessian_tools.curvature.operators.hessian import Hessian, gradient, hessian, hessian_of
 from hessian_tools.curvature.operators.operator import Operator
+from hessian_tools.curvature.operators.preconditioned import preconditioned
 from hessian_tools.deprecation import old_names
 
 # The operators, the gradient, and the check that an operator is the matrix that it claims to be.
-__all__ = ["hessian", "gauss_newton", "gradient", "ragged", "check_operator"]
+__all__ = ["hessian", "hessian_of", "gauss_newton", "gradient", "ragged", "preconditioned", "check_operator"]
 __all__ += ["Operator", "Hessian", "GaussNewton", "Ragged", "Check", "Finding"]
 # Eigenvalues.
 __all__ += ["top_eigenpairs", "extremal_eigenpairs", "spectrum", "gauss_newton_spectrum"]
 __all__ += ["EigenPairs", "Extremes", "Spectrum"]
 # Traces, norms, diagonals and densities, from random probes.
 __all__ += ["trace", "moments", "frobenius_squared", "diagonal", "spectral_density", "quadrature"]
+__all__ += ["by_module", "ByModule"]
 __all__ += ["Estimate", "Moments", "Diagonal", "Density", "rademacher", "estimate_of"]
 # Quantities along the gradient.
+__all__ += ["loss_along", "LossAlong"]
 __all__ += ["gradient_curvature", "GradientCurvature", "DESCENT_THRESHOLD", "third_derivative", "Expansion"]
 __all__ += ["curvature_along", "product_asymmetry", "rounding_error", "filter_scale", "rho_normalised"]
 __all__ += ["tensor_parts", "random_rotations"]

@@ -109,6 +109,26 @@ def estimate_html(value: Float[Tensor, "*point"], stderr: Float[Tensor, "*point"
     return _block(f"Estimate from {probes} probes (± standard error)", texts, value.shape)
 
 
+def modules_html(
+    names: Sequence[str], value: Float[Tensor, "*point module"], stderr: Float[Tensor, "*point module"], probes: int
+) -> str:
+    """A bar for the trace of each module's block, at several points their mean, with one standard error each way."""
+    pairs = _rows(torch.stack([part.reshape(-1, len(names)).mean(0) for part in (value, stderr)], dim=-1))
+    ends = [end for v, e in pairs for end in (v - e, v + e) if isfinite(end)]
+    low, high = min([0.0, *ends]), max([0.0, *ends])
+    texts = []
+    for name, (v, e) in zip(names, pairs, strict=True):
+        picture = _tick(_x_of(0.0, low, high), ZERO, 0.25)
+        if isfinite(v) and isfinite(e):
+            places = sorted(_x_of(end, low, high) for end in (0.0, v))
+            bar = f'<rect x="{places[0]:.1f}" y="5" width="{places[1] - places[0]:.1f}" height="10" fill="{SHADE}"/>'
+            error = [_x_of(end, low, high) for end in (v - e, v + e)]
+            line = f'<line x1="{error[0]:.1f}" x2="{error[1]:.1f}" y1="10" y2="10" stroke="{INK}" stroke-width="1.5"/>'
+            picture = bar + picture + line
+        texts.append(_svg(picture, 20) + _line(f"{name or 'network'}: {v:.4g} ± {e:.2g}"))
+    return _block(f"Trace by module from {probes} probes (± standard error)", texts, ())
+
+
 def _rows(values: Tensor) -> list[list[float]]:
     """One list of numbers for each point."""
     return values.detach().cpu().reshape(-1, values.shape[-1]).tolist()

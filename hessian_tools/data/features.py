@@ -1,7 +1,6 @@
 """Feature vectors grouped by class, which take the place of images, as in LEO (Rusu et al., 2019)."""
 
 import hashlib
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,11 +11,16 @@ from torch import Tensor, from_numpy
 from hessian_tools.data.class_sets import DisjointClasses
 from hessian_tools.data.episodes import Examples, Ways, text_digest
 from hessian_tools.data.layouts.layout import check_same_length
+from hessian_tools.data.npz import array_names, stored_array
 from hessian_tools.data.splits import PART_OF, PARTS, Split, given_split
 from hessian_tools.data.tree import Tree
+from hessian_tools.validation import some_of
 
 # How messages describe the arrays that a file must hold.
 ARRAYS = "features [example, feature] and labels [example], with parts [example] if one file holds all parts"
+
+MAX_EXAMPLES = 10_000_000
+MAX_BYTES = 2_000_000_000  # of one array; the features of tieredImageNet by a residual network take 1.1 GB
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,15 +75,7 @@ def find_features(tree: Tree) -> dict[str, str]:
         files = {"": tree.path.name}
     else:
         files = {part: f"{alias}.npz" for alias, part in PART_OF.items() if f"{alias}.npz" in tree.files}
-    return files if all("features.npy" in _members(tree, name) for name in files.values()) else {}
-
-
-def _members(tree: Tree, name: str) -> list[str]:
-    try:
-        with tree.open(name) as file, zipfile.ZipFile(file) as archive:
-            return archive.namelist()
-    except zipfile.BadZipFile:
-        return []
+    return files if all("features" in array_names(tree, name) for name in files.values()) else {}
 
 
 def load_features(tree: Tree, files: Mapping[str, str], *, split: Split | None = None) -> FeatureClasses:
@@ -121,16 +117,25 @@ def _split_by_parts(labels: list[str], parts: list[str], where: str) -> Split:
 
 def _arrays(tree: Tree, name: str, part: str) -> tuple[Float[np.ndarray, "example feature"], list[str], list[str]]:
     """The vectors, the labels and the part of each example of one file; ``part`` is "" if the file holds all parts."""
-    try:
-        with tree.open(name) as file, np.load(file, allow_pickle=False) as stored:
-            arrays = {key: stored[key] for key in stored.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as e:
-        raise ValueError(f"{name} cannot be read ({e}); save {ARRAYS} as plain arrays with np.savez") from None
-    if "features" not in arrays or "labels" not in arrays:
-        raise ValueError(f"{name} holds the arrays {', '.join(arrays)}, but it needs {ARRAYS}")
+    held = array_names(tree, name)
+    if "features" not in held or "labels" not in held:
+        raise ValueError(f"{name} holds the arrays {some_of(held)}, but it needs {ARRAYS}")
+    arrays: dict[str, np.ndarray] = {}
+    for key in (key for key in ("features", "labels", "parts") if key in held):
+        try:
+            with stored_array(tree, name, key) as stored:
+                if key == "features" and (len(stored.shape) != 2 or not np.issubdtype(stored.dtype, np.floating)):
+                    raise ValueError(f"features are {stored.dtype} of shape {stored.shape}; use floats")
+                if key != "features" and len(stored.shape) != 1:
+                    raise ValueError(f"{key} are {stored.dtype} of shape {stored.shape}")
+                if stored.shape[0] > MAX_EXAMPLES:
+                    raise ValueError(f"{stored.shape[0]} {key}, but at most {MAX_EXAMPLES} examples are read")
+                arrays[key] = stored.read(max_bytes=MAX_BYTES)
+        except Exception as e:  # a damaged zip can fail in any way
+            raise ValueError(
+                f"{name} cannot be read ({str(e)[:200]}); save {ARRAYS} as plain arrays with np.savez"
+            ) from None
     features, labels = arrays["features"], arrays["labels"]
-    if features.ndim != 2 or not np.issubdtype(features.dtype, np.floating):
-        raise ValueError(f"{name}: features are {features.dtype} of shape {features.shape}; use floats: {ARRAYS}")
     with np.errstate(over="ignore"):
         vectors = features.astype(np.float32)
     if not np.isfinite(vectors).all():

@@ -1,5 +1,8 @@
 """Opens a data set, by its path or by the name of a bundled one, and describes what it holds and how it is divided."""
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache as cached_function
 from pathlib import Path
@@ -17,8 +20,11 @@ from hessian_tools.data.pixels import MODES, resized
 from hessian_tools.data.quickdraw import load_quickdraw
 from hessian_tools.data.regression import SineLineTasks
 from hessian_tools.data.splits import Split, chosen_split, split_from_file
-from hessian_tools.data.tree import Tree
+from hessian_tools.data.tree import Tree, readable
 from hessian_tools.validation import did_you_mean
+
+MAX_SIDE = 1024  # pixels; the networks for few examples of a class see 28 to 224
+MAX_RESHAPED = 2_000_000_000  # bytes of bundled drawings of another size, which every process keeps in memory
 
 TASK_NAMES = ("quickdraw", "sine-line")
 
@@ -83,24 +89,17 @@ def open_data(
     The first call decodes every image; later calls check the cache and map it into memory. Raises ValueError if
     anything is missing or damaged.
     """
-    if image_size is not None:
-        check_count("image_size", image_size)
-    if channels not in (None, *MODES):
-        raise ValueError(f"channels={channels!r}, but images are grey or colour; use 1 or 3")
+    _check_sizes(image_size, channels)
     if path == "sine-line":
         raise ValueError("path='sine-line' is generated regression, which has no classes; use open_tasks('sine-line')")
     if path == "quickdraw":
         if split or rotations or crop:
             raise ValueError("split, rotations and crop are for data of your own; leave them out with 'quickdraw'")
         return reshaped(load_quickdraw(), image_size=image_size or 28, channels=channels or 1)
-    with Tree(_existing(path)) as tree:
+    with _damage_is_told(path), Tree(_existing(path)) as tree:
         if features := _features(tree, split):
             return features
-        match = recognise(tree)
-        if crop and not match.has_boxes:
-            raise ValueError(f"crop=True, but no boxes come with the data ({match.layout}); leave crop out")
-        side, depth = int(image_size or match.image_size), int(channels or match.channels)
-        match = replace(match, image_size=side, channels=depth, crop=match.crop if crop is None else bool(crop))
+        match = _adjusted(recognise(tree), image_size=image_size, channels=channels, crop=crop)
         stems, contents, chosen = _look_up(tree, match, split, cache)
         # This comes before decoding, which can take an hour, because it refuses a split that does not fit the classes.
         splits = chosen.positions(contents.class_names, match.layout)
@@ -124,7 +123,7 @@ def describe(path: str | Path, *, split: str | Path | None = None, cache: str | 
     """
     if path == "quickdraw":
         return "quickdraw, bundled: 345 classes of 20 images, 1 x 28 x 28; train 220, val 55, test 70 classes"
-    with Tree(_existing(path)) as tree:
+    with _damage_is_told(path), Tree(_existing(path)) as tree:
         if features := _features(tree, split):
             return features.summary
         match = recognise(tree)
@@ -162,6 +161,36 @@ def summary(tasks: TaskSource) -> str:
     return data.name if data else type(tasks).__name__
 
 
+def _check_sizes(image_size: int | None, channels: int | None) -> None:
+    """Raise ValueError for an image size or a number of channels that no images can have."""
+    if image_size is not None:
+        check_count("image_size", image_size)
+        if image_size > MAX_SIDE:
+            raise ValueError(f"image_size={image_size} is too large; give at most {MAX_SIDE}")
+    if channels not in (None, *MODES):
+        raise ValueError(f"channels={channels!r}, but images are grey or colour; use 1 or 3")
+
+
+def _adjusted(match: Match, *, image_size: int | None, channels: int | None, crop: bool | None) -> Match:
+    """The match with the user's own image size, channels and cropping in place of the usual ones of the data set."""
+    if crop and not match.has_boxes:
+        raise ValueError(f"crop=True, but no boxes come with the data ({match.layout}); leave crop out")
+    return replace(
+        match,
+        image_size=int(image_size or match.image_size),
+        channels=int(channels or match.channels),
+        crop=match.crop if crop is None else bool(crop),
+    )
+
+
+@contextmanager
+def _damage_is_told(path: str | Path) -> Iterator[None]:
+    """Turn whatever the reading of damaged data raises into a ValueError, and let Pillow say nothing besides."""
+    with readable(str(path)), warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the size is checked in images.py
+        yield
+
+
 def _look_up(
     tree: Tree, match: Match, split: str | Path | None, cache: str | Path | None
 ) -> tuple[list[Path], pixel_cache.Cached | Contents, Split]:
@@ -183,7 +212,10 @@ def _features(tree: Tree, split: str | Path | None) -> FeatureClasses | None:
 
 def _existing(path: str | Path) -> Path:
     """The path; raises ValueError for a single word that is no file, since it is a misspelt name of bundled data."""
-    place = Path(path).expanduser()
+    try:
+        place = Path(path).expanduser()
+    except RuntimeError as e:  # no user has the name after "~"
+        raise ValueError(f"there is no file or folder {path} ({e}); give the folder that holds the data") from None
     if not place.exists() and isinstance(path, str) and place.name == path and not place.suffix:
         hint = did_you_mean(path, TASK_NAMES) or ", and no folder or file has this name"
         raise ValueError(f"name={path!r} is not one of {', '.join(TASK_NAMES)}{hint}")
@@ -211,6 +243,8 @@ def reshaped(data: ImageClasses, *, image_size: int, channels: int) -> ImageClas
 @cached_function
 def _reshaped(data: ImageClasses, side: int, channels: int) -> ImageClasses:
     images, scale = data.images, data.scale
+    if len(images) * images.shape[1] * side**2 > MAX_RESHAPED:
+        raise ValueError(f"image_size={side} would make {data.name} larger than {MAX_RESHAPED / 1e9:g} GB; give less")
     if images.shape[3:] != (side, side):
         grey = (images.reshape(-1, *images.shape[3:]) * np.uint8(255 // scale)).astype(np.uint8)
         images = np.stack([resized(Image.fromarray(drawing), side=side) for drawing in grey])

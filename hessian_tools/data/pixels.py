@@ -1,11 +1,10 @@
 """Turns a stored image into the pixels that a network sees: all cropping, inverting and resizing is done here."""
 
-import io
-
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
+from hessian_tools.data.images import open_image
 from hessian_tools.data.layouts.layout import Picture
 
 MODES = {1: "L", 3: "RGB"}
@@ -24,7 +23,7 @@ def picture_pixels(
     """
     where, content, box = picture.where, picture.content, picture.box
     try:
-        image = Image.fromarray(content) if isinstance(content, np.ndarray) else Image.open(io.BytesIO(content))
+        image = Image.fromarray(content) if isinstance(content, np.ndarray) else open_image(content)
         if image.mode.startswith("I") or image.mode == "F":  # 16 bits or more, which Pillow would clip to 255
             raise ValueError(f"pixels of mode {image.mode}, more than 8 bits; convert the images to 8 bits")
         image = image.convert(MODES[channels])

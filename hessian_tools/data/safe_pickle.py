@@ -10,36 +10,50 @@ import pickle
 import pickletools
 import re
 from collections.abc import Iterator
+from functools import partial
 from io import BufferedIOBase
 from math import prod
 from typing import IO, Any, cast
 
 import numpy as np
 
+from hessian_tools.importing import one_line
+
 IMAGE_SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")  # how PNG and JPEG files begin
 
-PLAIN: dict[str, Any] = {
+# Limits that no data set reaches, although tieredImageNet has 12 GB of images, which are read one by one.
+MAX_PICKLE = 2_000_000_000  # bytes of a pickle that is read as a whole
+MAX_IMAGE = 64_000_000  # bytes of one image
+MAX_ITEMS = 10_000_000  # items of a container that a pickle makes out of another, such as list(range(10**9))
+
+PLAIN: dict[str, type] = {
     kind.__name__: kind
     for kind in (set, frozenset, list, dict, tuple, int, float, complex, bool, str, bytes, bytearray, slice, range)
 }
 PLAIN |= {"unicode": str, "long": int, "xrange": range}  # their names in Python 2
+CONTAINERS = (set, frozenset, list, dict, tuple)
 # NumPy's function that makes a scalar from bytes; it has no public name.
 SCALAR: Any = np.float64(0).__reduce__()[0]
 ELEMENT_TYPE = re.compile(r"[biufcSUO]\d*")  # NumPy's names of types without fields
 
 
-def load_pickle(file: BufferedIOBase, *, where: str) -> Any:
+def load_pickle(file: BufferedIOBase, *, where: str, size: int = MAX_PICKLE) -> Any:
     """Read a pickle that is made of builtin containers, numbers, strings and NumPy arrays.
 
-    Pickles of Python 2 are read too; their strings are decoded as latin-1. Raises ValueError if the pickle is damaged,
-    or if it names anything else, such as ``os.system`` or ``eval``; the message gives that name, and nothing is run.
+    size: the number of bytes of the file, if it is known.
+
+    Pickles of Python 2 are read too; their strings are decoded as latin-1. Raises ValueError if the pickle is damaged
+    or larger than ``MAX_PICKLE``, if it makes something that is far larger than itself, or if it names anything else,
+    such as ``os.system`` or ``eval``; the message gives that name, and nothing is run.
     """
+    if size > MAX_PICKLE:
+        raise _RefusedError(f"{where} has {size / 1e9:.1f} GB; of a pickle at most {MAX_PICKLE / 1e9:g} GB are read")
     try:
-        return _DataUnpickler(file, where).load()
+        return _DataUnpickler(_BoundedFile(file, size), where).load()
     except _RefusedError:
         raise
     except Exception as e:  # a damaged pickle can fail in any way
-        raise ValueError(f"{where} cannot be read as a pickle ({type(e).__name__}: {e}); fetch it again") from None
+        raise ValueError(f"{where} cannot be read as a pickle ({one_line(e)}); fetch it again") from None
 
 
 def packed_images(file: BufferedIOBase, *, where: str) -> Iterator[bytes]:
@@ -48,21 +62,43 @@ def packed_images(file: BufferedIOBase, *, where: str) -> Iterator[bytes]:
     Nothing is unpickled or run. The file is read once, and only one item is in memory at a time.
     """
     try:
-        for _, item, _ in pickletools.genops(cast(IO[bytes], file)):
+        for _, item, _ in pickletools.genops(cast(IO[bytes], _BoundedFile(file, MAX_IMAGE))):
             # Old protocols of pickle write bytes as latin-1 text.
             content = item.encode("latin-1", "ignore") if isinstance(item, str) and item[1:4] == "PNG" else item
             if isinstance(content, bytes | bytearray) and content.startswith(IMAGE_SIGNATURES):
                 yield bytes(content)
     except ValueError as e:
-        raise ValueError(f"{where} cannot be read as a pickle ({e}); fetch it again") from None
+        raise ValueError(f"{where} cannot be read as a pickle ({one_line(e)}); fetch it again") from None
+
+
+class _BoundedFile:
+    """A file that reads at most ``largest`` bytes at once, because a pickle may state any length."""
+
+    def __init__(self, file: BufferedIOBase, largest: int) -> None:
+        self._file, self._largest = file, largest
+
+    def read(self, size: int) -> bytes:
+        if size > self._largest:
+            raise ValueError(f"an item of {size} bytes, but at most {self._largest} can be right")
+        return self._file.read(size)
+
+    def readline(self) -> bytes:
+        line = self._file.readline(self._largest)
+        if len(line) == self._largest:
+            raise ValueError(f"a line of more than {self._largest} bytes")
+        return line
 
 
 class _RefusedError(ValueError):
     """A pickle names something that data do not need."""
 
 
-class _DataUnpickler(pickle.Unpickler):
-    def __init__(self, file: BufferedIOBase, where: str) -> None:
+class _DataUnpickler(pickle._Unpickler):  # type: ignore[name-defined]
+    """An unpickler for data. It is Python's unpickler in Python, because that in C lets a pickle of ten bytes allocate
+    gigabytes for its memo; arrays, which are most of the data, are read equally fast.
+    """
+
+    def __init__(self, file: _BoundedFile, where: str) -> None:
         super().__init__(file, encoding="latin1")
         self._where = where
 
@@ -107,6 +143,17 @@ class _Array(np.ndarray):
         super().__setstate__((*version, shape, element_type.dtype(), fortran, content))
 
 
+def _plain(kind: type, *arguments: Any) -> Any:
+    """A value of a plain type, as a pickle makes it by calling the type."""
+    if kind is range and len(range(*arguments)) > MAX_ITEMS:
+        raise ValueError(f"a range of more than {MAX_ITEMS} numbers")
+    if kind in (bytes, bytearray, str) and not all(isinstance(argument, str | bytes) for argument in arguments):
+        raise ValueError(f"it makes {kind.__name__} out of something else than text")
+    if kind in CONTAINERS and any(len(argument) > MAX_ITEMS for argument in arguments):
+        raise ValueError(f"it makes a {kind.__name__} of more than {MAX_ITEMS} items")
+    return kind(*arguments)
+
+
 def _admitted(module: str, name: str) -> Any:
     """The class or function that a pickle gets for this name, or None if it is refused.
 
@@ -121,14 +168,14 @@ def _admitted(module: str, name: str) -> Any:
         return np.frombuffer(content, element_type.dtype()).reshape(shape, order=order)
 
     if module in ("builtins", "__builtin__"):
-        return PLAIN.get(name)
+        return partial(_plain, PLAIN[name]) if name in PLAIN else None
     if module == "numpy":
         return {"ndarray": "numpy.ndarray", "dtype": lambda text, *_: _ElementType(text)}.get(name)
     # NumPy 1 has these functions in numpy.core, and NumPy 2 has them in numpy._core.
     if module in ("numpy.core.multiarray", "numpy._core.multiarray"):
         return {
             "_reconstruct": lambda *_: np.ndarray.__new__(_Array, (0,), np.int8),
-            "scalar": lambda element_type, *value: SCALAR(element_type.dtype(), *value),
+            "scalar": lambda element_type, value: SCALAR(element_type.dtype(), value),
         }.get(name)
     if module in ("numpy.core.numeric", "numpy._core.numeric") and name == "_frombuffer":
         return from_buffer

@@ -10,8 +10,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from hessian_tools.validation import did_you_mean
+from hessian_tools.validation import did_you_mean, some_of
 
+MAX_BYTES = 10_000_000  # of a file that divides the classes
 # The parts of a split, each with all names that the literature uses for it.
 PARTS = {
     "train": ("train", "base", "training"),
@@ -118,10 +119,12 @@ def split_from_file(choice: str | Path, *, known: Collection[str] = ()) -> Split
     if file.suffix not in (".json", ".csv") or not file.is_file():
         names = f"one of {', '.join(known)}, or " if known else ""
         raise ValueError(f"split={str(choice)!r} is not known; give {names}a .json or .csv file that exists")
+    if file.stat().st_size > MAX_BYTES:
+        raise ValueError(f"split={str(choice)!r} has more than {MAX_BYTES / 1e6:g} MB, which no list of classes needs")
     parts = _json_parts(file) if file.suffix == ".json" else _csv_parts(file)
     if not parts or not set(parts) <= set(PART_OF):
-        unknown = ", ".join(part for part in parts if part not in PART_OF)
-        raise ValueError(f"{file} divides the classes into {unknown or 'nothing'}; use train, val and test")
+        unknown = some_of(part for part in parts if part not in PART_OF)
+        raise ValueError(f"{file} divides the classes into {unknown}; use train, val and test")
     return named_split(file.name, f"your file {file.name}", {PART_OF[part]: names for part, names in parts.items()})
 
 
@@ -129,7 +132,7 @@ def _json_parts(file: Path) -> Mapping[str, Sequence[str]]:
     try:
         parts = json.loads(file.read_text(encoding="utf-8-sig"))
         return {str(part): [str(name) for name in names] for part, names in parts.items()}
-    except (ValueError, AttributeError, TypeError):
+    except (ValueError, AttributeError, TypeError, RecursionError):
         raise ValueError(f"{file} is not a JSON mapping of train, val and test to lists of class names") from None
 
 

@@ -2,13 +2,16 @@
 
 import os
 import zipfile
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from io import BufferedIOBase
 from pathlib import Path
 from typing import cast
 
+from hessian_tools.importing import one_line
+
 MAX_DEPTH = 7  # levels of folders below the path; no layout has more
+MAX_WHOLE = 64_000_000  # bytes of a file that is read as a whole: one image, or a list of classes
 MAX_FILES = 3_000_000  # more files than any data set has, so that a path such as "/" is refused
 # Files and folders whose names begin with one of these are not data: hidden ones, such as our cache of decoded images,
 # and those that macOS adds to archives.
@@ -27,7 +30,8 @@ class Tree:
     files: for each name its (size, time of the last change) or, inside a zip, its (size, checksum); a cache is valid as
     long as these stay the same. empty: the folders that hold nothing.
 
-    Raises ValueError if there is nothing at the path, or if it holds far more files than a data set has.
+    Raises ValueError if there is nothing at the path, if it holds far more files than a data set has, or if it is or
+    holds a device or a pipe, which reading might never end.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -40,6 +44,8 @@ class Tree:
     def __enter__(self) -> "Tree":
         if not self.path.exists():
             raise ValueError(f"there is no file or folder {self.path}; give the folder or zip that holds the data")
+        if not (self.path.is_file() or self.path.is_dir()):
+            raise ValueError(f"{self.path} is a device, a pipe or a socket; give the folder or file of the data")
         try:
             self._list_files()
         except BaseException:
@@ -56,9 +62,19 @@ class Tree:
         return self.path if self.path.is_dir() else self.path.parent
 
     def read(self, name: str) -> bytes:
-        """The whole content of a file."""
-        with self.open(name) as file:
-            return file.read()
+        """The whole content of a file; raises ValueError if it has more than ``MAX_WHOLE`` bytes, or is damaged."""
+        size = self.files[name][0] if name in self.files else (self.root / name).stat().st_size
+        if size > MAX_WHOLE:
+            raise ValueError(
+                f"{name} in {self.path} has {size / 1e6:.0f} MB, but at most {MAX_WHOLE / 1e6:.0f} MB are read as one"
+                " image or list; move it elsewhere"
+            )
+        content = bytearray()
+        with readable(f"{name} in {self.path}"), self.open(name) as file:
+            # A zip may hold more than it says, so that no more than the stated size is asked for.
+            while len(content) < size and (block := file.read(min(size - len(content), 1 << 20))):
+                content += block
+        return bytes(content)
 
     def text(self, name: str) -> str:
         """The content of a text file in UTF-8, without a byte order mark."""
@@ -77,7 +93,7 @@ class Tree:
     def _list_files(self) -> None:
         files: dict[str, Stamp] = {}
         empty: list[str] = []
-        if zipfile.is_zipfile(self.path) and self.path.suffix == ".zip":
+        if self.path.is_file() and self.path.suffix == ".zip":
             zips = [self.path.name]
         else:
             files, empty = _walk(self.root, depth=MAX_DEPTH if self.path.is_dir() else 0)
@@ -90,11 +106,27 @@ class Tree:
     def _members(self, name: str) -> dict[str, Stamp]:
         try:
             archive = self._open_files.enter_context(zipfile.ZipFile(self.root / name))
-        except (zipfile.BadZipFile, OSError) as e:
-            raise ValueError(f"{self.root / name} cannot be read as a zip ({e}); fetch it again") from None
+        except Exception as e:  # a damaged zip can fail in any way
+            raise ValueError(f"{self.root / name} cannot be read as a zip ({one_line(e)}); fetch it again") from None
         self._archives[name] = archive
         members = [m for m in archive.infolist() if not m.is_dir() and not _is_ignored(m.filename)]
         return {f"{name}/{m.filename}": (m.file_size, m.CRC) for m in members}
+
+
+@contextmanager
+def readable(where: str) -> Iterator[None]:
+    """Turn whatever the reading of damaged data raises into a ValueError that names the data.
+
+    A ValueError is left as it is, and so is an error of the operating system, such as a full disk.
+    """
+    try:
+        yield
+    except ValueError:
+        raise
+    except Exception as e:
+        if isinstance(e, OSError) and e.errno is not None:
+            raise
+        raise ValueError(f"{where} cannot be read ({one_line(e)}); fetch it again") from e
 
 
 def _walk(root: Path, *, depth: int) -> tuple[dict[str, Stamp], list[str]]:
@@ -114,7 +146,10 @@ def _walk(root: Path, *, depth: int) -> tuple[dict[str, Stamp], list[str]]:
                 status = entry.stat()
             except OSError:
                 continue  # a link to nothing
-            if not entry.is_dir():
+            if not (entry.is_dir() or entry.is_file()):
+                if depth:  # of the neighbours of a file, only those that can be read matter
+                    raise ValueError(f"{root / folder / entry.name} is a device, a pipe or a socket; move it elsewhere")
+            elif not entry.is_dir():
                 files[folder + entry.name] = (status.st_size, status.st_mtime_ns)
             elif levels and (status.st_dev, status.st_ino) not in entered:
                 entered.add((status.st_dev, status.st_ino))

@@ -6,12 +6,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hessian_tools.batches import refuse_unusable
 from hessian_tools.inner import leo
 from hessian_tools.inner.descent import InnerPath, inner_loop
 from hessian_tools.inner.gradients import Gradient
 from hessian_tools.inner.learners import Learner
-from hessian_tools.inner.parameters import moved_part, network_parameters, step_sizes
-from hessian_tools.loss import Batch, LossFunction, refuse_unusable, require_network
+from hessian_tools.inner.parameters import moved_part, network_parameters, refuse_longer, step_sizes
+from hessian_tools.loss import Batch, LossFunction, require_network
 from hessian_tools.torch_fixes.precision import full_precision
 
 # The beginning of the error message for a plain function; see ``require_network``.
@@ -21,6 +22,7 @@ LEO_NEEDS = "LEO decodes the head of a network"
 def adapt(learner: Learner, loss: LossFunction, theta: Float[Tensor, " meta"], support: Batch) -> Tensor:
     """The network's parameters [param] after the learner's inner loop; differentiable in ``theta``."""
     refuse_unusable(support, theta)
+    refuse_longer(learner, loss, theta)
     if learner.latent is not None:
         return leo.adapted(learner, require_network(loss, LEO_NEEDS), theta, support)
     return learner_path(learner, loss, theta, support).adapted

@@ -14,16 +14,18 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from hessian_tools.batches import refuse_unusable
 from hessian_tools.inner import leo
 from hessian_tools.inner.adapt import learner_path
 from hessian_tools.inner.collapse import output_variation
 from hessian_tools.inner.descent import InnerPath
 from hessian_tools.inner.features import features, with_linear_head
 from hessian_tools.inner.learners import Learner
-from hessian_tools.inner.parameters import further_parameters, network_parameters
+from hessian_tools.inner.parameters import further_parameters, network_parameters, refuse_longer
 from hessian_tools.inner.penalty import CurvaturePenalty, mean_relative_change
 from hessian_tools.inner.shot import L2, Projector, Shot, identity_projector, reference_distance
 from hessian_tools.loss import Batch, Loss, require_network
+from hessian_tools.outputs import tensors_of
 
 # The beginning of the error message for a plain function; see ``require_network``.
 QUERY_OUTPUTS = "this needs the network's outputs on the query set"
@@ -82,6 +84,9 @@ def meta_loss(
     if penalty is not None:
         penalty.check(learner)
     require_network(loss, QUERY_OUTPUTS)
+    for batch in (support, query):
+        refuse_unusable(batch, theta)
+    refuse_longer(learner, loss, theta)
     if learner.outer == "classes":
         return _class_loss(loss, theta, joined(support, query))
     if learner.latent is not None:
@@ -114,7 +119,7 @@ def accuracy(outputs: Any, y: Any) -> Float[Tensor, ""]:
     It is NaN where an output is not finite, and where there is not one label for each row of outputs: for real-valued
     targets, for several outputs, and for targets in a dict.
     """
-    like = next(leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor))
+    like = next(leaf for leaf in tensors_of(outputs) if leaf.is_floating_point())
     unknown = torch.full((), float("nan"), dtype=like.dtype, device=like.device)
     if not (isinstance(outputs, Tensor) and isinstance(y, Tensor)):
         return unknown

@@ -55,6 +55,32 @@ def network_parameters(loss: LossFunction, theta: Float[Tensor, " meta"]) -> Flo
     return theta[: loss.layout.numel]
 
 
+def without_projector(learner: Learner, loss: LossFunction, theta: Float[Tensor, " longer"]) -> Float[Tensor, " meta"]:
+    """The meta-parameters of an inner loop, without those that pre-training appends to them for its projector."""
+    # None takes all of them: SHOT_p refuses LEO and supervised training, so no projector follows their parameters.
+    return theta[: _num_meta_parameters(learner, loss)]
+
+
+def refuse_longer(learner: Learner, loss: LossFunction, theta: Float[Tensor, " meta"]) -> None:
+    """Raise ValueError for a ``theta`` with more entries than the learner has meta-parameters on this network."""
+    length = _num_meta_parameters(learner, loss)
+    if length is not None and theta.ndim == 1 and len(theta) > length:
+        raise ValueError(
+            f"theta has {len(theta)} entries, but {learner.name} has {length} meta-parameters on this network; make it "
+            f"with flatten, or give theta[:{length}] if the network's parameters come first in it"
+        )
+
+
+def _num_meta_parameters(learner: Learner, loss: LossFunction) -> int | None:
+    """The number of the learner's meta-parameters; None where the network alone does not tell it.
+
+    That is so for a plain function, and for LEO and supervised training, whose further parameters depend on the tasks.
+    """
+    if not isinstance(loss, Loss) or learner.latent is not None or learner.outer == "classes":
+        return None
+    return loss.layout.numel + (num_moved(learner, loss.layout) if learner.learns_step_sizes else 0)
+
+
 def further_parameters(loss: Loss, theta: Float[Tensor, " meta"]) -> Float[Tensor, " further"]:
     """The meta-parameters that follow the network's."""
     return theta[loss.layout.numel :]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.parameter import UninitializedParameter
 
+from hessian_tools.failures import described
 from hessian_tools.importing import import_object, one_line
 from hessian_tools.layout import flatten
 from hessian_tools.loss import make_loss
@@ -33,7 +34,10 @@ def seeded(build: Callable[[], nn.Module], *, seed: int) -> nn.Module:
         torch.default_generator.manual_seed(number)
         if gpus:
             torch.cuda.manual_seed_all(number)
-        return build()
+        model = build()
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"build gives {described(model)}; it must be a function that builds a torch.nn.Module")
+    return model
 
 
 def load_network(

@@ -5,6 +5,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from hessian_tools.failures import described
 from hessian_tools.validation import check_whole
 
 
@@ -24,7 +25,9 @@ class MLP(nn.Module):
             check_whole(at_least=1, sizes=size)
         hidden: list[nn.Module] = []
         for inputs, outputs in pairwise(sizes[:-1]):
-            hidden += [nn.Linear(inputs, outputs), activation()]
+            hidden += [nn.Linear(inputs, outputs), layer := activation()]
+            if not isinstance(layer, nn.Module):
+                raise ValueError(f"activation gives {described(layer)}; give a class of layers, such as torch.nn.Tanh")
         self.body = nn.Sequential(*hidden)
         self.head = nn.Linear(sizes[-2], sizes[-1])
 

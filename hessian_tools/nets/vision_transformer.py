@@ -5,6 +5,9 @@ from torch import Tensor, nn
 
 from hessian_tools.validation import check_whole
 
+# A depth such as 10**12 would fill the memory block by block. Published networks are far below this.
+MAX_DEPTH = 1000
+
 
 class VisionTransformer(nn.Module):
     """Patches, pre-norm transformer blocks, the mean over patches, and a linear head (Dosovitskiy 2021, small).
@@ -34,6 +37,8 @@ class VisionTransformer(nn.Module):
     ) -> None:
         super().__init__()
         check_whole(at_least=1, outputs=outputs, patch=patch, width=width, depth=depth, heads=heads, hidden=hidden)
+        if depth > MAX_DEPTH:
+            raise ValueError(f"depth={depth} is more blocks than any network has; give at most {MAX_DEPTH}")
         channels, height, columns = input_shape
         if height % patch or columns % patch:
             raise ValueError(f"patch={patch} does not divide images of {height}x{columns}; choose a divisor of both")

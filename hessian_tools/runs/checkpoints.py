@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialised
 from torch import Tensor
 
-from hessian_tools.runs.files import CHECKSUM, DamagedFileError, json_digest, write_atomic
-from hessian_tools.runs.manifest import training_digest
+from hessian_tools.runs.files import ASIDE, CHECKSUM, DamagedFileError, json_digest, refuse_unreadable, write_atomic
+from hessian_tools.runs.manifest import num_parameters, training_digest
 
 FOLDER = "checkpoints"
 ABOUT = "about"  # the entry of a file's metadata that holds, as JSON, its checksum and facts such as its run
@@ -27,34 +28,38 @@ def save(path: Path, tensors: Mapping[str, Tensor], **facts: Any) -> None:
     write_atomic(path, lambda part: part.write_bytes(serialised(copies, metadata={ABOUT: about})))
 
 
-def load(path: Path, **facts: Any) -> dict[str, Tensor]:
-    """The tensors of a file, on the CPU.
+def load(path: Path, *, at_least: int = 1, **facts: Any) -> dict[str, Tensor]:
+    """The tensors of a file, on the CPU; among them is always the vector ``theta`` of the meta-parameters.
 
+    at_least: the smallest number of meta-parameters that the file must hold.
     facts: the facts with which the file must have been saved; one that is None is not compared.
 
-    Raises DamagedFileError with the file's name where the file cannot be read, was changed after it was written, or
-    was saved with other facts. Version 0.1 wrote no facts and no checksum, so a file without any is accepted.
+    Raises DamagedFileError with the file's name where the file cannot be read, was changed after it was written, was
+    saved with other facts, or holds no such vector. Version 0.1 wrote no facts and no checksum, so a file without any
+    is accepted.
     """
+    refuse_unreadable(path, max_bytes=inf)  # a network may have any size
     try:
         with safe_open(path, framework="pt") as file:
             tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
         about = json.loads(metadata[ABOUT]) if metadata else None
         undamaged = about is None or about.pop(CHECKSUM) == _digest(tensors, about)
-    except (SafetensorError, OSError, ValueError, KeyError) as e:
-        raise DamagedFileError(
-            f"{path} cannot be read as safetensors ({e}); remove it and run the same command again"
-        ) from e
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError, MemoryError) as e:
+        raise DamagedFileError(f"{path} cannot be read as safetensors ({e}); {ASIDE}") from e
     if not undamaged:
-        raise DamagedFileError(
-            f"{path} was changed after it was written (its checksum does not match); remove it and run the same"
-            " command again"
-        )
+        raise DamagedFileError(f"{path} was changed after it was written (its checksum does not match); {ASIDE}")
     for fact, expected in facts.items():
         if about is not None and expected is not None and about.get(fact) != expected:
             raise DamagedFileError(
-                f"{path} does not belong here: its {fact} is {about.get(fact)}, but here it must be {expected};"
-                " remove it and run the same command again"
+                f"{path} does not belong here: its {fact} is {about.get(fact)}, but here it must be {expected}; {ASIDE}"
             )
+    theta = tensors.get("theta")
+    if theta is None or theta.ndim != 1 or not theta.is_floating_point() or len(theta) < at_least:
+        held = "nothing" if theta is None else f"{theta.dtype} of shape {list(theta.shape)}"
+        raise DamagedFileError(
+            f"{path} is no checkpoint of this run: as theta it holds {held}, but it must hold a vector of {at_least} or"
+            f" more floating-point numbers; {ASIDE}"
+        )
     return tensors
 
 
@@ -77,7 +82,16 @@ def load_theta(folder: Path, meta_step: int) -> Tensor:
     path = checkpoint_path(folder, meta_step)
     if not path.exists():
         raise DamagedFileError(f"{folder} has no checkpoint at meta-iteration {meta_step}; train the run first")
-    return load(path, run=training_digest(folder), meta_step=meta_step)["theta"]
+    return load_checkpoint(folder, meta_step)["theta"]
+
+
+def load_checkpoint(folder: Path, meta_step: int) -> dict[str, Tensor]:
+    """The tensors ``theta`` [meta] and ``validation`` (loss and accuracy) of the checkpoint at one meta-iteration."""
+    path = checkpoint_path(folder, meta_step)
+    tensors = load(path, at_least=num_parameters(folder), run=training_digest(folder), meta_step=meta_step)
+    if "validation" not in tensors or tensors["validation"].shape != (2,):
+        raise DamagedFileError(f"{path} holds no loss and accuracy of validation; {ASIDE}")
+    return tensors
 
 
 def state_path(folder: Path) -> Path:
@@ -94,11 +108,21 @@ def state(optimiser: torch.optim.Optimizer, theta: Tensor, meta_step: int) -> di
     return tensors | {f"adam.{name}": value for name, value in optimiser.state.get(theta, {}).items()}
 
 
-def restore(optimiser: torch.optim.Optimizer, theta: Tensor, tensors: Mapping[str, Tensor]) -> int:
-    """Put a saved state back into ``optimiser`` and ``theta``; returns the meta-iteration it was saved at."""
+def restore(optimiser: torch.optim.Optimizer, theta: Tensor, path: Path, **facts: Any) -> int:
+    """Put a saved state back into ``optimiser`` and ``theta``; returns the meta-iteration it was saved at.
+
+    facts: as in :func:`load`. Raises DamagedFileError where the file does not hold the state of such a run.
+    """
+    tensors = load(path, at_least=len(theta), **facts)
+    moments = {name.removeprefix("adam."): t for name, t in tensors.items() if name.startswith("adam.")}
+    fits = [tensors["theta"].shape == theta.shape, "meta_step" in tensors and tensors["meta_step"].numel() == 1]
+    fits += [moment.shape in (theta.shape, ()) for moment in moments.values()]
+    if not all(fits):
+        raise DamagedFileError(
+            f"{path} does not hold the state of this run, whose theta has {len(theta)} numbers; {ASIDE}"
+        )
     with torch.no_grad():
         theta.copy_(tensors["theta"])
-    moments = {name.removeprefix("adam."): t for name, t in tensors.items() if name.startswith("adam.")}
     if moments:
         packed = optimiser.state_dict()
         optimiser.load_state_dict({"state": {0: moments}, "param_groups": packed["param_groups"]})

@@ -11,6 +11,7 @@ import platform
 import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
+from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,7 +55,7 @@ def record_ownership(
     facts: further entries of the manifest, written together with a new ``identity`` and never compared.
     """
     path, wanted = folder / NAME, json.loads(json.dumps(identity))  # as JSON returns it, with lists for tuples
-    manifest = read_json(path) if path.exists() else {}
+    manifest = entries(folder)
     recorded = _recorded_training(folder, manifest) if part == "training" else manifest.get(part)
     if part == "config" and recorded is None and manifest:
         recorded = {}  # the folder holds a run that belongs to no study, so every setting of the study differs
@@ -65,8 +66,21 @@ def record_ownership(
         if recorded.get(key) != wanted.get(key):
             raise ForeignRunError(
                 f"{folder} holds another run: its {key} is {_short(recorded.get(key))}, but this run's is"
-                f" {_short(wanted.get(key))};\nchoose another folder, or remove that one"
+                f" {_short(wanted.get(key))};\nchoose another folder"
             )
+
+
+def entries(folder: Path) -> dict[str, Any]:
+    """All that the manifest of a run's folder holds, which is nothing where the folder has no manifest.
+
+    Raises DamagedFileError where the file is damaged.
+    """
+    path = folder / NAME
+    manifest = read_json(path) if path.exists() else {}
+    for part in ("config", "training"):
+        if not isinstance(manifest.get(part, {}), dict):
+            raise DamagedFileError(f"{path} is damaged: its {part} is no mapping; put it back")
+    return manifest
 
 
 def training_digest(folder: Path) -> str | None:
@@ -74,8 +88,7 @@ def training_digest(folder: Path) -> str | None:
 
     It is stored in every checkpoint of the run.
     """
-    path = folder / NAME
-    recorded = _recorded_training(folder, read_json(path) if path.exists() else {})
+    recorded = _recorded_training(folder, entries(folder))
     return None if recorded is None else json_digest(recorded)
 
 
@@ -85,7 +98,7 @@ def recorded_layout(folder: Path) -> dict[str, tuple[int, ...]]:
     Raises DamagedFileError where the folder has no such record.
     """
     path = folder / NAME
-    recorded = _recorded_training(folder, read_json(path)) or {}
+    recorded = _recorded_training(folder, entries(folder)) or {}
     try:
         return {str(name): tuple(int(size) for size in shape) for name, shape in recorded["network"].items()}
     except (AttributeError, KeyError, TypeError, ValueError):
@@ -94,13 +107,23 @@ def recorded_layout(folder: Path) -> dict[str, tuple[int, ...]]:
         ) from None
 
 
+def num_parameters(folder: Path) -> int:
+    """The number of the network's parameters, as training has recorded them; 1 where the folder has no such record."""
+    try:
+        return max(sum(prod(shape) for shape in recorded_layout(folder).values()), 1)
+    except (DamagedFileError, OSError):
+        return 1
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a study's run; raises DamagedFileError where it lacks what every such run writes."""
     path = folder / NAME
-    manifest = read_json(path)
+    if not path.exists():
+        raise DamagedFileError(f"{path} is missing; put it back")
+    manifest = entries(folder)
     missing = [key for key in ("config", "libraries", "claims_digest") if key not in manifest]
     if missing:
-        raise DamagedFileError(f"{path} is damaged: it lacks {missing[0]}; remove {folder} and run the study again")
+        raise DamagedFileError(f"{path} is damaged: it lacks {missing[0]}; put it back")
     return manifest
 
 

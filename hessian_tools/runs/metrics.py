@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-from hessian_tools.runs.files import DamagedFileError, write_text
+from hessian_tools.runs.files import DamagedFileError, refuse_unreadable, write_text
 
 NAME = "metrics.jsonl"
 CHECKSUM = "crc32"  # the last entry of a line: the checksum of its other entries; version 0.1 wrote none
@@ -25,6 +25,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
+    refuse_unreadable(path)
     lines = path.read_bytes().split(b"\n")[:-1]  # the text after the last line break was left half-written
     return [_row(line, f"line {number} of {path}") for number, line in enumerate(lines, start=1)]
 
@@ -47,5 +48,8 @@ def _row(line: bytes, place: str) -> dict[str, Any]:
     except (ValueError, AttributeError, TypeError):
         undamaged = False
     if not undamaged:
-        raise DamagedFileError(f"{place} was changed after it was written; remove the file and train that run again")
+        raise DamagedFileError(
+            f"{place} was changed after it was written; put it back, or move the run's folder elsewhere and train the"
+            " run again"
+        )
     return row

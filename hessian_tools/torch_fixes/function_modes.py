@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
@@ -30,6 +31,9 @@ class TwiceDifferentiable(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Calls the replacement where there is one."""
+        if func in _CONDITIONAL and (call := _CONDITIONAL[func](func, args, kwargs or {})) is not None:
+            self.replaced = True
+            return call()
         replacement = self._replacement(func)
         self.replaced = self.replaced or replacement is not None
         return (replacement or func)(*args, **(kwargs or {}))
@@ -96,9 +100,9 @@ _WRONG_FORWARD = [function for function in _WRONG_THIRD if function is not torch
 # The functions and methods of torch that are replaced by the function of the same name in ``operations``. Methods are
 # listed too, because a mode receives torch.Tensor.det, for example, as another object than torch.det.
 _REPLACED: dict[Any, str] = {
-    torch: "prelu conv_tbc cdist pdist ldexp cholesky_inverse det slogdet logdet",
-    torch.Tensor: "prelu ldexp cholesky_inverse det slogdet logdet",
-    torch.linalg: "solve det slogdet",
+    torch: "prelu conv_tbc cdist pdist ldexp cholesky_inverse det slogdet logdet triangular_solve",
+    torch.Tensor: "prelu ldexp cholesky_inverse det slogdet logdet triangular_solve",
+    torch.linalg: "solve solve_ex det slogdet",
     F: "hardsigmoid rrelu glu embedding_bag mse_loss huber_loss soft_margin_loss",
 }
 _SECOND_ORDER: dict[Any, Callable[..., Any]] = {
@@ -110,6 +114,13 @@ _SECOND_ORDER |= {
     for attention in (F.scaled_dot_product_attention, F.multi_head_attention_forward)
 }
 _SECOND_ORDER |= {function: _in_reverse_only(function) for function in _WRONG_FORWARD}
+
+# Functions of which only some calls are replaced: each entry makes such a call, or None for one that is left to torch.
+_CONDITIONAL: dict[Any, Callable[..., Callable[[], Tensor] | None]] = {F.embedding: operations.padded_embedding}
+# torch's losses that take weights as tensors, which must have the dtype of the input.
+_WEIGHTED: tuple[Any, ...] = (F.cross_entropy, F.nll_loss, F.multi_margin_loss, F.multilabel_soft_margin_loss)
+_WEIGHTED += (F.binary_cross_entropy, F.binary_cross_entropy_with_logits)
+_CONDITIONAL |= dict.fromkeys(_WEIGHTED, operations.with_weights_like_input)
 
 _THIRD_ORDER: dict[Any, Callable[..., Any]] = _SECOND_ORDER | {
     F.batch_norm: normalisation.batch_norm,

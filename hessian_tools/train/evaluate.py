@@ -8,12 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hessian_tools.batches import cast_like
 from hessian_tools.data import TaskSource
 from hessian_tools.inner.adapt import adapt
 from hessian_tools.inner.learners import Learner
 from hessian_tools.inner.meta_loss import accuracy
 from hessian_tools.intervals import student_t
-from hessian_tools.loss import Loss, cast_like
+from hessian_tools.loss import Loss
 from hessian_tools.result import Result
 from hessian_tools.train.config import Checkpoint
 

@@ -18,12 +18,13 @@ from torch.nn import functional as F
 
 from hessian_tools.inner.collapse import COLLAPSE_THRESHOLD
 from hessian_tools.inner.meta_loss import Aux
+from hessian_tools.inner.parameters import without_projector
 from hessian_tools.inner.shot import squared_error
 from hessian_tools.layout import flatten
 from hessian_tools.loss import Loss, make_loss
 from hessian_tools.nets import seeded
 from hessian_tools.runs import checkpoints, metrics
-from hessian_tools.runs.files import locked, read_json, write_json
+from hessian_tools.runs.files import fsync, locked, read_json, write_json
 from hessian_tools.runs.manifest import record_ownership, training_digest
 from hessian_tools.train.config import Checkpoint, TrainConfig
 from hessian_tools.train.evaluate import evaluate
@@ -104,19 +105,22 @@ def _next_checkpoint(state: _State, config: TrainConfig, meta_step: int, progres
         return Checkpoint(meta_step, state.theta.detach().clone(), float("nan"), float("nan"), diverged=True)
     checkpoint = _validate(state, config, meta_step)
     if folder:
-        _save_checkpoint(config, folder, checkpoint)
+        # The state comes first. If the process ended between the two with the checkpoint alone, the next call would cut
+        # the metrics back to an older state, and read this checkpoint instead of writing the lines up to it again.
         _save_state(state, config, folder)
+        _save_checkpoint(config, folder, checkpoint)
     return checkpoint
 
 
-def diverged_at(folder: Path) -> int | None:
+def diverged_at(folder: str | Path) -> int | None:
     """The meta-iteration at which a run on disk diverged; None where it did not."""
-    path = folder / DIVERGED
-    return int(read_json(path)["meta_step"]) if path.exists() else None
+    path = Path(folder) / DIVERGED
+    return int(read_json(path, "meta_step")["meta_step"]) if path.exists() else None
 
 
-def saved_checkpoints(folder: Path) -> list[Checkpoint]:
+def saved_checkpoints(folder: str | Path) -> list[Checkpoint]:
     """The checkpoints of a run on disk, from the first to the last."""
+    folder = Path(folder)
     meta_steps = sorted(int(path.stem) for path in (folder / checkpoints.FOLDER).glob("[0-9]*.safetensors"))
     return [_read(folder, meta_step) for meta_step in meta_steps]
 
@@ -135,8 +139,8 @@ def _start(config: TrainConfig) -> _State:
     record_ownership(config.folder, "training", config.identity(loss.layout))
     saved = checkpoints.state_path(config.folder)
     if saved.exists():
-        tensors = checkpoints.load(saved, run=training_digest(config.folder))
-        state.meta_step = checkpoints.restore(state.optimiser, theta, tensors)
+        run = training_digest(config.folder)
+        state.meta_step = checkpoints.restore(state.optimiser, theta, saved, run=run)
     # Lines are numbered from 1. Where no state was saved, ``meta_step`` is 0, so every line is dropped.
     metrics.keep_until(config.folder / metrics.NAME, state.meta_step)
     return state
@@ -170,6 +174,7 @@ def _advance(state: _State, config: TrainConfig, until: int, progress: Progress 
         aux, finite = _outer_step(state, config)
         if not finite:
             if config.folder:
+                fsync(config.folder / metrics.NAME)
                 write_json(config.folder / DIVERGED, {"meta_step": state.meta_step + 1})
             return False
         state.meta_step += 1
@@ -218,7 +223,7 @@ def _validate(state: _State, config: TrainConfig, meta_step: int) -> Checkpoint:
     losses, accuracies = evaluate(
         config.learner,
         state.loss,
-        theta,
+        without_projector(config.learner, state.loss, theta),
         config.tasks,
         split="val",
         num_tasks=config.validation_tasks,
@@ -238,13 +243,13 @@ def _save_checkpoint(config: TrainConfig, folder: Path, checkpoint: Checkpoint) 
 
 
 def _read(folder: Path, meta_step: int) -> Checkpoint:
-    path = checkpoints.checkpoint_path(folder, meta_step)
-    tensors = checkpoints.load(path, run=training_digest(folder), meta_step=meta_step)
+    tensors = checkpoints.load_checkpoint(folder, meta_step)
     return Checkpoint(meta_step, tensors["theta"], *tensors["validation"].tolist())
 
 
 def _save_state(state: _State, config: TrainConfig, folder: Path) -> None:
     tensors = checkpoints.state(state.optimiser, state.theta, state.meta_step)
+    fsync(folder / metrics.NAME)  # a resumed run relies on the lines up to the state
     checkpoints.save(checkpoints.state_path(folder), tensors, **_file_facts(config, folder, state.meta_step))
     state.saved_at = monotonic()
 

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 from torch.utils import _pytree as pytree
 
+from hessian_tools.batches import cast_like
 from hessian_tools.data import CrossDomainTasks, Episode, ImageTasks, TaskSource
 from hessian_tools.inner.meta_loss import Aux, meta_loss
 from hessian_tools.inner.pretraining import pretraining_loss
-from hessian_tools.loss import Batch, Loss, cast_like
+from hessian_tools.loss import Batch, Loss
 from hessian_tools.rng import stream
 from hessian_tools.runs.worker_pool import Emit, WorkerPool
 from hessian_tools.train.classes import ClassBatches

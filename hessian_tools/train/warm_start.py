@@ -5,10 +5,11 @@ from math import sqrt
 import torch
 from torch import Tensor
 
+from hessian_tools.batches import cast_like
 from hessian_tools.inner.features import features
 from hessian_tools.inner.leo import latent_parameters
 from hessian_tools.inner.parameters import meta_parameters
-from hessian_tools.loss import Loss, cast_like
+from hessian_tools.loss import Loss
 from hessian_tools.rng import stream
 from hessian_tools.runs import checkpoints
 from hessian_tools.train.config import TrainConfig
@@ -39,7 +40,7 @@ def _network(config: TrainConfig, theta: Tensor) -> Tensor:
         return theta
     if not config.start.exists():
         raise ValueError(f"start={config.start} does not exist; give a checkpoint file of another run")
-    stored = checkpoints.load(config.start).get("theta", torch.zeros(0, device="cpu"))
+    stored = checkpoints.load(config.start)["theta"]
     if len(stored) < len(theta):
         raise ValueError(
             f"start={config.start} holds {len(stored)} parameters, but this network has {len(theta)};"

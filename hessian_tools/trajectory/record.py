@@ -4,12 +4,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hessian_tools.batches import refuse_unusable
 from hessian_tools.inner.adapt import learner_path
 from hessian_tools.inner.gradients import support_gradient
 from hessian_tools.inner.learners import Learner
 from hessian_tools.inner.meta_loss import QUERY_OUTPUTS, accuracy
-from hessian_tools.inner.parameters import network_parameters
-from hessian_tools.loss import Batch, Loss, refuse_unusable, require_network
+from hessian_tools.inner.parameters import network_parameters, refuse_longer
+from hessian_tools.loss import Batch, Loss, require_network
 from hessian_tools.torch_fixes.precision import full_precision
 from hessian_tools.trajectory.trajectory import SaveAt, Trajectory, trajectory_of_points
 
@@ -39,6 +40,7 @@ def record(
     require_network(loss, QUERY_OUTPUTS)
     for batch in (support, query):
         refuse_unusable(batch, theta)
+    refuse_longer(learner, loss, theta)
     loss.refuse_hidden_state(network_parameters(loss, theta), support)
     path = learner_path(learner, loss, theta.detach(), support)
     last = support_gradient(loss, path.adapted, support, part=path.part)

@@ -9,12 +9,14 @@ from collections.abc import Iterable
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import grad_and_value
-from torch.utils import _pytree as pytree
 
+from hessian_tools.batches import refuse_random_loader
+from hessian_tools.curvature.objective.objective import Objective
+from hessian_tools.curvature.objective.validation import objective_at
 from hessian_tools.inner.meta_loss import accuracy
 from hessian_tools.layout import Where, flatten
-from hessian_tools.loss import Batch, Criterion, Loss, LossFunction, make_loss, refuse_unusable
+from hessian_tools.loss import Batch, Criterion, Loss, LossFunction, make_loss
+from hessian_tools.outputs import map_tensors
 from hessian_tools.torch_fixes.precision import full_precision
 from hessian_tools.trajectory.foreign import Buffers, State, points_of_states
 from hessian_tools.trajectory.trajectory import SaveAt, Trajectory, trajectory_of_points
@@ -50,16 +52,19 @@ def trajectory_from(
     (tensor([1.5000, 1.0450]), tensor([1.]))
     """
     thetas = points_of_states(loss, states, buffers=buffers)
-    for batch in (support, query):
-        refuse_unusable(batch, thetas)
     if isinstance(loss, Loss):
         thetas = thetas.to(next(loss.model.parameters()).device)  # states are kept in main memory
-        loss.refuse_hidden_state(thetas[0], support)
-    on_support = grad_and_value(lambda theta: _loss_and_accuracy(loss, theta, support), has_aux=True)
-    gradients, values = zip(*[on_support(theta) for theta in thetas], strict=True)
-    with torch.no_grad():
-        on_query = None if query is None else [_loss_and_accuracy(loss, theta, query) for theta in thetas]
-        return trajectory_of_points(thetas, torch.stack(gradients), values, on_query, save, foreign_steps=True)
+    # Checks the loss and the batches once, and weighs several batches.
+    objective = objective_at(loss, thetas, support, shared=True, weights="size")
+    gradients, values = zip(*[_gradient_and_values(objective, theta) for theta in thetas], strict=True)
+    with torch.inference_mode(False), torch.enable_grad():
+        if query is not None:
+            objective = objective_at(loss, thetas, query, shared=True, weights="size")
+        on_query = []
+        for theta in thetas if query is not None else []:
+            value, share = _values(objective, theta.clone().requires_grad_())
+            on_query.append((value.detach(), share.detach()))
+        return trajectory_of_points(thetas, torch.stack(gradients), values, on_query or None, save, foreign_steps=True)
 
 
 class Recorder:
@@ -70,9 +75,11 @@ class Recorder:
     runs no forward pass, draws no random number and changes nothing until ``trajectory()`` is called.
 
     model: the module that is trained; for a learn2learn clone, the module in its attribute ``.module``.
-    criterion, batch: the loss whose curvature is of interest, which need not be what the loop minimises.
+    criterion, batch: the loss whose curvature is of interest, which need not be what the loop minimises; a list of
+        batches, or a ``DataLoader`` in fixed order, is several batches of one loss. criterion=None is for a network
+        that returns its loss.
     query: a further batch to evaluate on.
-    where: which parameters are recorded; see ``flatten``.
+    where: which parameters are recorded, by default the trained ones; see ``flatten``.
 
     >>> model = nn.Linear(2, 1, bias=False)
     >>> batch = (torch.eye(2), torch.zeros(2, 1))
@@ -91,7 +98,7 @@ class Recorder:
     def __init__(
         self,
         model: nn.Module,
-        criterion: Criterion,
+        criterion: Criterion | None,
         batch: Batch,
         *,
         query: Batch | None = None,
@@ -99,7 +106,10 @@ class Recorder:
     ) -> None:
         layout = flatten(model, where)[1]
         self.loss = make_loss(model, criterion, layout)
+        for given in (batch, query):
+            refuse_random_loader(given)
         self.batch, self.query = batch, query
+        model = self.loss.model
         self._fixed = {name: _copy(p) for name, p in model.named_parameters() if name not in layout.names}
         self._states: list[dict[str, Tensor]] = []
         self.step()
@@ -118,18 +128,43 @@ class Recorder:
 
         See :func:`trajectory_from` for the rest.
         """
+        # The public function is called, because it also says what is wrong with a batch.
+        from hessian_tools.trajectory import trajectory_from
+
         states = [state | self._fixed for state in self._states]
         return trajectory_from(self.loss, states, self.batch, query=self.query, save=save, buffers=buffers)
 
 
-def _loss_and_accuracy(loss: LossFunction, theta: Tensor, batch: Batch) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Loss and accuracy on a batch, in one forward pass; a plain function has no outputs, so its accuracy is NaN."""
-    if not isinstance(loss, Loss):
-        value = loss(theta, batch)
-        return value, torch.full_like(value, float("nan"))
-    x, y = batch
-    outputs = loss.outputs(theta, x)
-    return loss.criterion(outputs, y), accuracy(pytree.tree_map_only(Tensor, Tensor.detach, outputs), y)
+def _gradient_and_values(objective: Objective, theta: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """The gradient on the batches, and loss and accuracy, in one forward and one backward pass.
+
+    Reverse mode without ``torch.func`` is used, because that refuses modules with backward hooks and losses that
+    differentiate inside themselves.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        leaf = theta.detach().clone().requires_grad_()
+        loss, accuracies = _values(objective, leaf)
+        (gradient,) = torch.autograd.grad(loss, leaf)
+    return gradient, (loss.detach(), accuracies)
+
+
+def _values(objective: Objective, theta: Tensor) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Loss and accuracy, weighted over the batches; a plain function has no outputs, so its accuracy is NaN."""
+    loss, losses, accuracies = objective.loss, [], []
+    for batch in objective.batches:
+        if not isinstance(loss, Loss):
+            losses.append(loss(theta, batch))
+            accuracies.append(torch.full_like(losses[-1], float("nan")).detach())
+            continue
+        x, y = loss.split(batch)
+        outputs = loss.outputs(theta, x)
+        losses.append(loss.criterion(outputs, y))
+        accuracies.append(accuracy(map_tensors(Tensor.detach, outputs), y).to(losses[-1]))
+    weights, total = objective.weights, sum(objective.weights)
+    value = sum(weight * value for weight, value in zip(weights, losses, strict=True))
+    share = sum(weight / total * value for weight, value in zip(weights, accuracies, strict=True))
+    assert isinstance(value, Tensor) and isinstance(share, Tensor)
+    return value, share
 
 
 def _copy(tensor: Tensor) -> Tensor:

@@ -1,8 +1,16 @@
-"""The check of a refused command, which many tests share."""
+"""What tests of refused commands share: the micro study with a change in its text, and the check of a refusal."""
 
 import pytest
 
 from analysis.cli import run
+from analysis.study_file import study_text
+
+
+def changed_micro(old: str, new: str) -> str:
+    """The text of the micro study, in which ``new`` stands in place of ``old``."""
+    text = study_text("micro")
+    assert old in text
+    return text.replace(old, new, 1)
 
 
 def refused(capsys: pytest.CaptureFixture, arguments: list[str]) -> str:

@@ -25,8 +25,8 @@ NEEDS_DATA = ("omniglot", "cifar-fs", "transfer")
 SHOT_PAIRS = {
     "quickdraw": {"maml", "fomaml", "anil", "boil", "meta-sgd", "reptile"},
     "regression": {"maml", "fomaml"},
-    "omniglot": set(),
-    "cifar-fs": {"maml"},
+    "omniglot": {"maml", "fomaml"},
+    "cifar-fs": {"maml", "fomaml"},
     "transfer": {"maml"},
 }
 # The further weights of SHOT in the dose-response of a study, each with the learner without SHOT.
@@ -45,6 +45,9 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     monkeypatch.setattr(layouts_on_disk, "png", partial(layouts_on_disk.png, side=32))
     # The default colours would leave the range 0 to 255 with so many classes and examples.
     monkeypatch.setattr(layouts_on_disk, "tint", lambda c, e: (10 * c, 255 - 10 * c, 10 * e))
+    # Hebrew is validated on, and with a character in four rotations alone it would have four classes.
+    background = layouts_on_disk.CHARACTERS["images_background"] | {"Hebrew": (1, 2)}
+    monkeypatch.setitem(layouts_on_disk.CHARACTERS, "images_background", background)
     photographs = layouts_on_disk.bertinetto(tmp_path / "cifar-fs")
     characters = layouts_on_disk.omniglot(tmp_path / "omniglot")
     return {"omniglot": str(characters), "cifar-fs": str(photographs), "transfer": str(photographs)}
@@ -85,11 +88,16 @@ def test_a_study_plans_to_measure_every_run_at_every_checkpoint(config: StudyCon
         assert len(evaluations) == len(study.learners[learner].checkpoints)
 
 
-def test_omniglot_trains_on_the_background_set_and_is_tested_on_the_evaluation_set(stand_in: dict[str, str]):
+def test_the_omniglot_study_trains_and_is_tested_on_other_characters_in_all_their_rotations(stand_in: dict[str, str]):
     tasks = build(with_data(load_study("omniglot"), stand_in["omniglot"])).problem.tasks
     names = tasks.dataset.class_names
-    alphabets = {part: {names[c].split("/")[0] for c in tasks.dataset.classes(part)} for part in ("train", "test")}
-    assert alphabets == {"train": {"Futurama", "Hebrew"}, "test": {"Gurmukhi", "ULOG"}}
+    for part, characters in {
+        "train": ["Futurama/character01", "Futurama/character02", "Gurmukhi/character41"],
+        "val": ["Hebrew/character01", "Hebrew/character02"],
+        "test": ["Gurmukhi/character42", "ULOG/character01"],
+    }.items():
+        turned = {f"{name}{turn}" for name in characters for turn in ("", "/rot090", "/rot180", "/rot270")}
+        assert {names[c] for c in tasks.dataset.classes(part)} == turned
 
 
 def test_the_transfer_study_takes_its_held_out_tasks_from_quickdraw(stand_in: dict[str, str]):

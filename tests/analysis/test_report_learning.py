@@ -75,6 +75,7 @@ def test_meta_iterations_to_an_accuracy_are_given_for_each_seed(ds):
     assert f"{300 * (level - 20) / 30:.0f}, {DASH}" in texts
     half = mean_interval(np.array([-2.0, 2.0, -1.0, 1.0])).high
     assert f"known to about ± {number(half, digits=2)} %" in texts[0]
+    assert "each checkpoint has one task" in cells(speed_table(ds.isel(evaluation_task=[0])))[0]
 
 
 def test_a_level_of_the_loss_is_reached_from_above(ds):

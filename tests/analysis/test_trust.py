@@ -156,7 +156,7 @@ def test_a_study_that_names_a_module_is_refused_without_trust(stranger, capsys, 
     assert {path.name for path in stranger.iterdir()} == {"mine.yaml", "stranger.py"}
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_a_study_of_a_trusted_module_runs_in_worker_processes_too(stranger, capsys):
     file = write_study("{name: 'stranger:small'}")
     assert run(["train", file, "--out", "out", "--workers", "1", "--trust"]) == 0
@@ -174,7 +174,7 @@ def test_a_study_of_a_trusted_module_runs_in_worker_processes_too(stranger, caps
     assert not (stranger / "executed").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", ["os:system", "stranger.py:small"])
 def test_a_folder_from_a_stranger_runs_no_code(stranger, capsys, micro_study, name):
     """The stranger has put a network of theirs into study.yaml of a complete study, and its module beside it."""
@@ -215,7 +215,7 @@ def executed() -> set[str]:
     return {mark.stem for mark in marks}
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.skipif(not DOCUMENTS.exists(), reason="an installed package has no documents")
 def test_the_documents_quantity_and_claim_are_measured_and_judged_with_trust_only(stranger, capsys):
     """Their files stand beside the YAML, which is in another folder than the one in which the commands run."""

@@ -98,6 +98,17 @@ def cifar_with_other_keys(root: Path) -> None:
     disk.dump(root / "cifar-100-python" / "train", {"data": np.zeros((1, 3072), np.uint8), "labels": [0]})
 
 
+def cifar_with_a_negative_label(root: Path) -> None:
+    disk.cifar100(root)
+    content = {"data": np.zeros((1, 3072), np.uint8), "fine_labels": [-1], "coarse_labels": [0]}
+    disk.dump(root / "cifar-100-python" / "train", content)
+
+
+def tiered_images_without_pixels(root: Path) -> None:
+    disk.tiered(root, packed="npz")
+    np.savez(root / "val_images.npz", images=np.zeros((4, 84, 0, 3), np.uint8))
+
+
 def class_in_two_places(root: Path) -> None:
     disk.split_folders(root)
     disk.class_folders(root / "test", ["n01532829"])
@@ -116,7 +127,7 @@ def class_in_two_places(root: Path) -> None:
         (listed_image_missing, r"val.csv lists n0185567200000002.jpg, but there is no such file"),
         (unknown_csv_columns, r"has the columns file, class; use filename,label or class_name,image_name"),
         (listed_class_unknown, r"names a class 'beavr' that .* does not hold; did you mean 'beaver'"),
-        (empty_class_folder, r"the class folder fox in .* is empty; fill or remove it"),
+        (empty_class_folder, r"the class folder fox in .* is empty; fill it, or move it elsewhere"),
         (file_without_image, r"dog/2.png cannot be read as an image"),
         (listed_car_missing, r"lists 00003.jpg, which is not in cars_train"),
         (car_class_without_image, r"the class 'Ram C/V Cargo Van Minivan 2012' .* has no image"),
@@ -127,6 +138,8 @@ def class_in_two_places(root: Path) -> None:
             cifar_with_other_keys,
             r"train holds data, labels, but not 'fine_labels'; it may belong to another data set",
         ),
+        (cifar_with_a_negative_label, r"train has label -1, but .*meta names 4 classes; fetch both again"),
+        (tiered_images_without_pixels, r"val_images.npz: images are of shape \(4, 84, 0, 3\); an image has 1 to"),
         (class_in_two_places, r"the class n01532829 lies in two places, test/n01532829 and train/n01532829"),
     ],
 )

@@ -171,7 +171,7 @@ def test_a_word_that_is_no_path_is_taken_for_the_name_of_bundled_data(working_fo
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"image_size": 0}, "image_size=0 .* whole number of at least 1"),
+        ({"image_size": 0}, "image_size=0 must be at least 1"),
         ({"channels": 2}, "channels=2, but images are grey or colour; use 1 or 3"),
         ({"crop": True}, r"crop=True, but no boxes come with the data \(images in folders"),
     ],

@@ -94,8 +94,8 @@ def test_support_size_changes_neither_curve_nor_noise_nor_order():
     [
         ({"support": 0}, "support=0 .* at least 1"),
         ({"support": 50}, "support=50 of points=50 leaves no point for the query set; use at most 49"),
-        ({"noise": -0.1}, "noise=-0.1 is not a standard deviation"),
-        ({"noise": math.nan}, "noise=nan is not a standard deviation"),
+        ({"noise": -0.1}, "noise=-0.1 must be a finite number"),
+        ({"noise": math.nan}, "noise=nan must be a finite number"),
     ],
 )
 def test_impossible_sizes_are_refused(options, message):

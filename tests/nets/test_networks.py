@@ -70,7 +70,8 @@ def test_outputs_head_and_body_of_every_network(name):
     assert layout.under("head") == ("head.weight", "head.bias")
     assert set(layout.under("body")) | {"head.weight", "head.bias"} == set(layout.names)
     assert layout.head == "head"
-    make_loss(model, nn.functional.cross_entropy, layout).refuse_hidden_state(layout.flatten(model.state_dict()), (x,))
+    loss, batch = make_loss(model, nn.functional.cross_entropy, layout), (x, torch.tensor([0, 1, 2, 0, 1]))
+    loss.refuse_hidden_state(layout.flatten(model.state_dict()), batch)
     assert seeded(SMALL[name], seed=0)(x).equal(model(x))
 
 
@@ -128,7 +129,7 @@ def test_group_normalisation_does_not_mix_the_images_of_a_batch():
     [
         (lambda: Conv4(3, normalisation="layer"), "normalisation='layer' is not one of batch, group, none"),
         (lambda: Conv4(3, width=12, normalisation="group"), "groups=8 does not divide 12 channels"),
-        (lambda: ResNet12(3, normalisation="group", groups=0), "groups=0 does not divide 64 channels"),
+        (lambda: ResNet12(3, normalisation="group", groups=0), "groups=0 must be at least 1"),
         (
             lambda: Conv4(3, input_shape=(1, 28, 15)),
             "images of 28x15 are too small for four poolings; use at least 16x16",

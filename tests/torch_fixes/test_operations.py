@@ -42,8 +42,13 @@ CALLS: dict[str, Callable[[], Any]] = {
     "solve, vectors": lambda: torch.linalg.solve(A, b),
     "solve, one vector": lambda: torch.linalg.solve(A[0], b[0]),
     "solve, from the right": lambda: torch.linalg.solve(A, B.mT, left=False),
+    "solve_ex": lambda: torch.linalg.solve_ex(A, B).result,
+    "solve_ex, vectors": lambda: torch.linalg.solve_ex(A, b)[0],
+    "solve_ex, from the right": lambda: torch.linalg.solve_ex(A, B.mT, left=False)[0],
+    "triangular_solve": lambda: torch.triangular_solve(B, A).solution,
+    "triangular_solve, transposed": lambda: B.triangular_solve(A, upper=False, transpose=True)[0],
     "det": lambda: torch.stack([torch.det(A), A.det(), torch.linalg.det(A), torch.linalg.det(-A)]),
-    "slogdet": lambda: torch.stack([*torch.slogdet(A), *torch.linalg.slogdet(-A)]),
+    "slogdet": lambda: torch.stack([*torch.slogdet(A), *torch.linalg.slogdet(-A), A.slogdet().logabsdet]),
     "logdet": lambda: torch.logdet(A @ A.mT),
     "embedding_bag": lambda: F.embedding_bag(BAGS, X),
     "embedding_bag, weighted": lambda: F.embedding_bag(BAGS, X, mode="sum", per_sample_weights=BAG_WEIGHTS),
@@ -56,6 +61,7 @@ CALLS: dict[str, Callable[[], Any]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:torch.triangular_solve is deprecated")
 @pytest.mark.parametrize("name", CALLS)
 def test_the_values_agree_with_torch(name: str) -> None:
     expected = CALLS[name]()

@@ -28,7 +28,7 @@ def learners(ds: xr.Dataset) -> list[str]:
 
 def numbers(ds: xr.Dataset, choice: Choice) -> Numbers:
     """The accuracy (for regression, the loss) of each learner at each checkpoint."""
-    return {score_name(ds): summarise(evaluation_scores(ds)).select(choice.learners)}
+    return {score_name(ds): summarise(evaluation_scores(choice.part(ds)))}
 
 
 def draw(ds: xr.Dataset, choice: Choice) -> Figure:
@@ -36,9 +36,9 @@ def draw(ds: xr.Dataset, choice: Choice) -> Figure:
 
     In a study of many learners, each family has a panel of its own.
     """
-    num_diverged, num_tried = lost_evaluations(ds)
-    scores = summarise(evaluation_scores(ds))
     drawn = choice.part(ds)
+    num_diverged, num_tried = lost_evaluations(drawn)
+    scores = summarise(evaluation_scores(drawn))
     parts = selection.families(drawn)
     with panels.grid(len(parts), xlabel="meta-iteration", width=choice.width) as (figure, axes):
         starts = []
@@ -52,18 +52,19 @@ def draw(ds: xr.Dataset, choice: Choice) -> Figure:
                 own = [name for name in names if not selection.is_control(ds, name)]
                 ax.set_title(method_label(own[0]) if own else "controls")
         panels.left_labels(axes, score_name(ds))
-        notes = legend.notes(scores.num_seeds, num_diverged, num_tried, what="evaluations")
+        notes = legend.notes(scores.per_seed, num_diverged, num_tried, what="evaluations")
         panels.outside_legends(figure, legend.training_entries(drawn, starts), [*chance, *notes])
     return figure
 
 
 def caption(ds: xr.Dataset, choice: Choice) -> str:
     """Return the caption, which also says what the means and bands are and how many evaluations diverged."""
-    num_diverged, num_tried = lost_evaluations(ds)
+    drawn = choice.part(ds)
+    num_diverged, num_tried = lost_evaluations(drawn)
     total = int(num_diverged.sum())
     return legend.caption_of(
-        ds,
-        evaluation_scores(ds),
+        drawn,
+        evaluation_scores(drawn),
         f"{score_name(ds).capitalize()} after the inner loop on held-out tasks, against the meta-iteration.",
         "Dotted lines are untrained networks.",
         selection.shown_sentence(ds, choice.learners),

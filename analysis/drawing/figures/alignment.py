@@ -56,7 +56,7 @@ def draw(ds: xr.Dataset, choice: Choice) -> Figure:
         if steps == 1:
             right.set_ylim(-0.1, 1.1)
             right.text(0.5, 0.5, "one inner step: $A$ is not defined", transform=right.transAxes, ha="center")
-        notes = [null, *legend.notes(cosine.num_seeds, num_diverged, num_tried)]
+        notes = [null, *legend.notes(cosine.per_seed, num_diverged, num_tried)]
         panels.outside_legends(figure, legend.training_entries(ds, starts), notes)
     return figure
 

@@ -52,7 +52,7 @@ def draw(ds: xr.Dataset, choice: Choice) -> Figure:
         lines = [references.threshold(ax, label=label) for ax in axes]
         scale = f"\n({remark})" if remark else ""
         panels.left_labels(axes, r"$\alpha\rho=\alpha\,g^{\mathsf{T}}Hg\,/\,g^{\mathsf{T}}g$" + scale)
-        notes = [lines[0], *legend.notes(summary.num_seeds, num_diverged, num_tried)]
+        notes = [lines[0], *legend.notes(summary.per_seed, num_diverged, num_tried)]
         panels.outside_legends(figure, legend.learner_entries(ds), notes)
     return figure
 

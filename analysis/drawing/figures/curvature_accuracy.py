@@ -24,7 +24,7 @@ def needs(ds: xr.Dataset) -> str | None:
 def learners(ds: xr.Dataset) -> list[str]:
     """The learners that are shown by default."""
     ds = with_alpha(ds)
-    return learner_names(ds) if ds.sizes["learner"] <= selection.MAX_LINES else selection.without_variants(ds)
+    return learner_names(selection.for_panels(ds))
 
 
 def numbers(ds: xr.Dataset, choice: Choice) -> Numbers:
@@ -68,7 +68,7 @@ def draw(ds: xr.Dataset, choice: Choice) -> Figure:
             legend.entry("last checkpoint", **look),
             legend.entry("last checkpoint, each seed", **look | {"markersize": 1.8, "alpha": 0.6}),
         ]
-        notes = legend.notes(1, *diverged_units(ds), crossed=False)[1:]
+        notes = legend.diverged_notes(*diverged_units(ds), crossed=False)
         panels.outside_legends(figure, legend.learner_entries(ds, control_lines=False), [*ends, *chance, *notes])
     return figure
 

@@ -14,7 +14,6 @@ from analysis.drawing.summary import (
     diverged_units,
     measured,
     probe_error,
-    seeds_with_values,
     summarise,
     tasks_per_seed,
 )
@@ -62,7 +61,7 @@ def draw(ds: xr.Dataset, choice: Choice) -> Figure:
         axes[0].set_ylim(1.6 * low if low < 0 else -0.2 * linear, max(1.6 * high, 1.5 * DESCENT_THRESHOLD))
         lines = [references.threshold(ax, label="threshold 2") for ax in axes]
         panels.left_labels(axes, r"$\alpha\,\times$ curvature" + f"\n(linear within ±{linear:g})")
-        notes = [lines[0], *legend.notes(seeds_with_values(values), *diverged_units(ds), crossed=False)]
+        notes = [lines[0], *legend.notes(values, *diverged_units(ds), crossed=False)]
         panels.outside_legends(figure, [*legend.state_entries(ds, values), *legend.quantity_entries(LOOKS)], notes)
     return figure
 

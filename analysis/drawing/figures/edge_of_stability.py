@@ -74,8 +74,7 @@ def draw(ds: xr.Dataset, choice: Choice) -> Figure:
             legend.entry("first checkpoint", markerfacecolor="white", **open_marker),
             legend.entry("last checkpoint", **open_marker),
         ]
-        num_diverged, num_tried = diverged_units(ds)
-        notes = legend.notes(1, num_diverged, num_tried, crossed=False)[1:]
+        notes = legend.diverged_notes(*diverged_units(ds), crossed=False)
         panels.outside_legends(figure, [*entries, *ends], [*lines, *notes])
     return figure
 

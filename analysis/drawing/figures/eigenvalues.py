@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from analysis.drawing import curves, legend, panels, references, selection
 from analysis.drawing.figures.study_figure import Choice, Numbers
-from analysis.drawing.summary import Summary, diverged_units, measured, seeds_with_values, summarise, tasks_per_seed
+from analysis.drawing.summary import Summary, diverged_units, measured, summarise, tasks_per_seed
 from analysis.schema import learner_names
 
 LOOKS = {
@@ -59,7 +59,7 @@ def draw(ds: xr.Dataset, choice: Choice) -> Figure:
         panels.left_labels(axes, f"eigenvalue of the Hessian\n(linear within ±{_linear_width(ds):.2g})")
         dots = legend.entry(f"{ds.sizes['eigen_index']} largest by magnitude, each task", color="black", **DOTS)
         edges = [line for name, ax in zip(names, axes, strict=True) for line in _edge(ds, ax, name)]
-        notes = [dots, *edges[:1], *legend.notes(seeds_with_values(values), *diverged_units(ds), crossed=False)]
+        notes = [dots, *edges[:1], *legend.notes(values, *diverged_units(ds), crossed=False)]
         panels.outside_legends(figure, [*legend.state_entries(ds, values), *legend.quantity_entries(LOOKS)], notes)
     return figure
 

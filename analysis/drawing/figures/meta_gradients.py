@@ -43,7 +43,7 @@ def draw(ds: xr.Dataset, choice: Choice) -> Figure:
         left.set_ylabel("cosine, full and first-order")
         right.set_title("length (1: equal)")
         right.set_ylabel("norm, full / first-order")
-        notes = [equal, *legend.notes(cosine.num_seeds, num_diverged, num_tried)]
+        notes = [equal, *legend.notes(cosine.per_seed, num_diverged, num_tried)]
         panels.outside_legends(figure, legend.training_entries(ds, starts), notes)
     return figure
 

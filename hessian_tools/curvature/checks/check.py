@@ -16,12 +16,16 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from hessian_tools.batches import cast_like
 from hessian_tools.curvature.checks.differences import difference_quotients, differentiable
+from hessian_tools.curvature.engines.torch_errors import NoForwardDerivative
 from hessian_tools.curvature.objective.objective import Objective
+from hessian_tools.curvature.operators.gauss_newton import GaussNewton
 from hessian_tools.curvature.operators.loss_operator import LossOperator
 from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.curvature.operators.terms import leaves, magnitude, rebuilt, terms
-from hessian_tools.loss import HiddenStateError, Loss, cast_like, make_loss, random_states, same_tensors
+from hessian_tools.first_look import random_states, same_tensors, value_of
+from hessian_tools.loss import HiddenStateError, Loss
 from hessian_tools.progress import Progress, ProgressCounter
 from hessian_tools.result import Result
 from hessian_tools.rng import stream
@@ -166,8 +170,7 @@ def _finite(H: Operator) -> Bool[Tensor, " point"]:
     finite = torch.ones(H.num_points or 1, dtype=torch.bool, device="cpu")
     for objective in (leaf.objective for leaf in leaves(H) if isinstance(leaf, LossOperator)):
         for point, theta in enumerate(objective.thetas):
-            with torch.no_grad():
-                values = [float(objective.loss(theta, batch)) for batch in objective.batches_at(point)]
+            values = [float(value_of(objective.loss, theta, batch)) for batch in objective.batches_at(point)]
             finite[point] &= all(isfinite(value) for value in values)
     return finite
 
@@ -191,12 +194,12 @@ def _state_of_loss(objective: Objective) -> Finding:
     loss, theta, batch = objective.loss, objective.thetas[0], objective.batches_at(0)[0]
     if isinstance(loss, Loss):
         try:  # on a new Loss, because the network may have changed since the old one was checked
-            make_loss(loss.model, loss.criterion, loss.layout).refuse_hidden_state(theta, batch)
+            loss.fresh().refuse_hidden_state(theta, batch)
         except HiddenStateError as error:
             return Finding("state", False, nan, 0.0, str(error))
-    with torch.no_grad(), torch.random.fork_rng(devices=[theta.device] if theta.is_cuda else []):
+    with torch.random.fork_rng(devices=[theta.device] if theta.is_cuda else []):
         before = random_states(theta.device)
-        first, second = (float(loss(theta, batch)) for _ in range(2))
+        first, second = (float(value_of(loss, theta, batch)) for _ in range(2))
         drew = not same_tensors(before, random_states(theta.device))
     allowed = REPEATED_LOSS * torch.finfo(theta.dtype).eps * abs(first)
     change = abs(second - first)
@@ -256,6 +259,8 @@ def _check_precision(H: Operator, V: Tensor, products: Tensor, scale: Tensor) ->
 
 
 def _check_differences(H: Operator, V: Tensor, products: Tensor, size: Tensor) -> Finding:
+    if any(isinstance(leaf, GaussNewton) and not leaf.objective.network.has_criterion for leaf in leaves(H)):
+        return _not_judged("differences", "not judged, because the network computes its loss itself")
     quotients = difference_quotients(H, V)
     scale = torch.maximum(size, quotients.central.norm(dim=1)).maximum(quotients.smallest_visible)
     scale = torch.where(scale == 0, 1.0, scale)
@@ -284,6 +289,9 @@ def _check_batching(H: Operator, V: Tensor, products: Tensor, scale: Tensor) -> 
     for options in ({"chunk": 1}, {"batching": "loop"}, {"batching": "vmap"}):
         try:
             other = rebuilt(H, partial(with_options, **options)) @ V
+        except NoForwardDerivative:
+            text = "the loss has no forward derivative, so its products are computed one at a time"
+            return Finding("batching", True, 0.0, 0.0, text)
         except RuntimeError as error:
             return _not_judged("batching", f"not judged, because a product raises an error: {_first_line(error)}")
         values.append(_worst((other - products).norm(dim=-2), scale))

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.func import grad, vjp
 
 from hessian_tools.curvature.engines.evaluate import evaluate, weighted_sum
+from hessian_tools.curvature.objective.matrix import DifferentiableOutputs
 from hessian_tools.curvature.operators.composite import Projected
 from hessian_tools.curvature.operators.gauss_newton import GaussNewton
 from hessian_tools.curvature.operators.hessian import Hessian
@@ -107,9 +108,11 @@ def _field(matrix: Hessian | GaussNewton) -> Field:
 
     def at_point(theta: Tensor, batch: Batch, moved: Tensor) -> Tensor:
         """J(theta)' (d criterion / d outputs)(moved)."""
-        x, y = batch
-        pull = vjp(lambda t: loss.outputs(t, x), theta)[1]
-        return pull(grad(lambda out: loss.criterion(out, y))(loss.outputs(moved, x)))[0]
+        x, y = loss.split(batch)
+        network = DifferentiableOutputs(loss, x)
+        pull = vjp(network, theta, has_aux=True)[1]
+        floating, others = network(moved)
+        return pull(grad(lambda parts: loss.criterion(network.put_back(parts, others), y))(floating))[0]
 
     def at_points(moved: Float[Tensor, "point param"]) -> Float[Tensor, "point param"]:
         pieces = []

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hessian_tools.batches import refuse_unusable
 from hessian_tools.layout import ParamLayout
 from hessian_tools.loss import Batch, LossFunction
 from hessian_tools.torch_fixes.precision import full_precision
@@ -28,6 +29,7 @@ def loss_surface(
     tensor([[0., 4.],
             [1., 5.]])
     """
+    refuse_unusable(batch, theta)
     with torch.no_grad():
         rows = [torch.stack([loss(theta + x * along + y * across, batch) for y in grid]) for x in grid]
     return torch.stack(rows)

@@ -13,18 +13,20 @@ from typing import TypeGuard
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from hessian_tools.curvature.eigen.exact import SolvedPoints
 from hessian_tools.curvature.eigen.selection import ROUNDING
 from hessian_tools.curvature.eigen.small_eigh import eigh, eigvalsh, finite, flushed, set_nan, solvable
+from hessian_tools.curvature.engines.choice import ENGINES
 from hessian_tools.curvature.engines.engine import Engine
 from hessian_tools.curvature.engines.evaluate import evaluate, over_columns
 from hessian_tools.curvature.objective.indexing import slices
 from hessian_tools.curvature.objective.objective import Objective
 from hessian_tools.curvature.operators.gauss_newton import GaussNewton, factors_at
+from hessian_tools.curvature.operators.loss_operator import LossOperator
 from hessian_tools.curvature.operators.operator import Operator
-from hessian_tools.loss import Batch
+from hessian_tools.loss import Batch, Loss
+from hessian_tools.outputs import differentiable_part
 
 # How many matrices of the size of J exist at the same time: J, FJ, and those of the singular value decomposition.
 COPIES_OF_J = 6
@@ -36,7 +38,14 @@ class NotConvexError(ValueError):
 
 def has_gram_matrix(H: Operator) -> TypeGuard[GaussNewton]:
     """True if H is a Gauss-Newton matrix whose Gram matrices have one size, which excludes ragged batches."""
-    return isinstance(H, GaussNewton) and len(H.objective.groups) == 1
+    return isinstance(H, GaussNewton) and len(H.objective.groups) == 1 and has_output_passes(H)
+
+
+def has_output_passes(H: LossOperator) -> bool:
+    """True if the rows of J can be computed together by torch.func, and the criterion is known as a function."""
+    kept_only = ENGINES.get(H.engine.route) == "double_backward" or "double_backward" in H.prepared.engines
+    is_criterion_known = isinstance(H.objective.loss, Loss) and H.objective.loss.has_criterion
+    return is_criterion_known and not (isinstance(H, GaussNewton) and kept_only)
 
 
 def gram_points(G: GaussNewton, *, vectors: bool, done: Callable[[int], None] = lambda count: None) -> SolvedPoints:
@@ -63,9 +72,14 @@ def gram_points(G: GaussNewton, *, vectors: bool, done: Callable[[int], None] = 
 
 def num_outputs(objective: Objective) -> list[int]:
     """For each batch, how many numbers the network outputs at one point: examples times outputs."""
-    with torch.no_grad():  # not under vmap, which has no rule for the forward pass of recurrent networks
-        outputs = [objective.network.outputs(objective.thetas[0], batch[0]) for batch in objective.batches_at(0)]
-    return [sum(leaf.numel() for leaf in pytree.tree_leaves(o) if isinstance(leaf, Tensor)) for o in outputs]
+    loss, theta, numbers = objective.network, objective.thetas[0], []
+    for batch in objective.batches_at(0):
+        # Not under vmap, which has no rule for the forward pass of recurrent networks; and with gradients enabled,
+        # because a network may differentiate inside itself.
+        with torch.enable_grad():
+            outputs = loss.outputs(theta, loss.split(batch)[0])
+        numbers.append(sum(leaf.numel() for leaf in differentiable_part(outputs)[0]))
+    return numbers
 
 
 def _gram_spectrum(

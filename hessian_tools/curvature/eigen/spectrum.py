@@ -12,6 +12,7 @@ from hessian_tools.curvature.eigen.exact import SolvedPoints, largest_rounding, 
 from hessian_tools.curvature.eigen.gram import NotConvexError, gram_points, has_gram_matrix, num_outputs
 from hessian_tools.curvature.eigen.selection import rounding
 from hessian_tools.curvature.engines.evaluate import Batching
+from hessian_tools.curvature.engines.torch_errors import NoForwardDerivative
 from hessian_tools.curvature.html import eigenvalues_html
 from hessian_tools.curvature.objective.objective import Weights
 from hessian_tools.curvature.operators.gauss_newton import gauss_newton
@@ -177,9 +178,20 @@ def gauss_newton_spectrum(
     G = gauss_newton(
         loss, thetas, batch, shared=shared, weights=weights, chunk=chunk, batching=batching, max_memory=max_memory
     )
+    if not loss.has_criterion:
+        raise ValueError(
+            "the spectrum from outputs needs the criterion, but the network computes its loss itself; use "
+            "spectrum(gauss_newton(...)), or give the criterion: ht.make_loss(model, criterion)"
+        )
     if not has_gram_matrix(G):
         raise ValueError("spectra of ragged batches differ in length; compute the points of each batch size separately")
-    return _assembled(G, [gram_points(G, vectors=vectors)])
+    try:
+        return _assembled(G, [gram_points(G, vectors=vectors)])
+    except NoForwardDerivative as error:
+        raise ValueError(
+            "the Jacobian of this network cannot be computed together for all outputs; use "
+            "ht.spectrum(ht.gauss_newton(loss, thetas, batch)), whose values are the same and zeros"
+        ) from error
 
 
 def _solved_by_gram(H: Operator, *, vectors: bool, count: ProgressCounter) -> list[SolvedPoints] | None:

@@ -14,12 +14,15 @@ from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.utils import _pytree as pytree
 
 from hessian_tools.curvature.objective.objective import Objective
+from hessian_tools.first_look import RECOMPUTED
 from hessian_tools.loss import Loss, LossFunction
+from hessian_tools.outputs import differentiable_part, own_logits
+from hessian_tools.rng import stream
+from hessian_tools.torch_fixes.precision import full_precision
 
-# The words of the error for networks with torch.utils.checkpoint. It runs the network again in the backward pass, but
-# with the parameters stored in the module instead of theta, so it cannot be allowed.
-RECOMPUTED = "saved tensor hooks of torch.utils.checkpoint"
 NO_SECOND_DERIVATIVE = "without a second derivative"
+# Outputs are taken for log-probabilities if the logarithm of the sum of their exponentials is below this.
+SUM_OF_PROBABILITIES = 1e-4
 # Operations at which autograd's graph ends although their result depends on theta. The keys are parts of the names of
 # their nodes, the values describe them in messages.
 GRAPH_ENDS = {
@@ -85,6 +88,150 @@ def kept_graphs(objective: Objective) -> KeptGraphs:
             leaves.append(theta)
             gradients.append(gradient)
     return KeptGraphs(tuple(leaves), tuple(gradients))
+
+
+@dataclass(frozen=True)
+class KeptFactors:
+    """What a Gauss-Newton product needs of one batch at one point.
+
+    weight: that of the batch. outputs: the outputs with their graph to theta. pulled: J'u with its graph to u, whose
+    derivative in the direction v is J v, so that no forward mode is needed. u: any vector, one tensor for each output.
+    at: what the gradient of the criterion is a function of. slope: that gradient, with its graph to ``at``.
+    """
+
+    weight: float
+    outputs: tuple[Tensor, ...]
+    u: tuple[Tensor, ...]
+    pulled: Tensor
+    at: tuple[Tensor, ...]
+    slope: tuple[Tensor, ...]
+
+    def product(self, theta: Tensor, v: Tensor) -> Tensor:
+        """J'BJv."""
+        Jv = _pullback(self.pulled, self.u, v)
+        chosen = [(slope, part) for slope, part in zip(self.slope, Jv, strict=True) if slope.requires_grad]
+        if not chosen:  # the criterion is linear in the outputs
+            return torch.zeros_like(theta)
+        curved, directions = zip(*chosen, strict=True)
+        # B is symmetric, so that pulling Jv back through the gradient of the criterion multiplies by it.
+        BJv = torch.autograd.grad(curved, self.at, directions, retain_graph=True, materialize_grads=True)
+        return _pullback(self.outputs, (theta,), BJv)[0]
+
+
+@dataclass(frozen=True)
+class KeptOutputs:
+    """Gauss-Newton products by reverse passes through kept graphs; factors: for each point, those of its batches."""
+
+    thetas: tuple[Tensor, ...]
+    factors: tuple[tuple[KeptFactors, ...], ...]
+
+    def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
+        """Each point's matrix times its columns, computed one column at a time."""
+        results = []
+        with torch.inference_mode(False):
+            V = V.clone() if V.is_inference() else V
+            for theta, factors, block in zip(self.thetas, self.factors, V, strict=True):
+                for v in block.mT:
+                    total = torch.zeros_like(v)
+                    for batch in factors:
+                        total = total + batch.weight * batch.product(theta, v)
+                    results.append(total)
+            return torch.stack(results).view(len(V), -1, V.shape[1]).mT.contiguous()
+
+    def select(self, points: Int[Tensor, " chosen"], objective: Objective) -> "KeptOutputs":
+        """The products at some of the points."""
+        chosen = points.tolist()
+        return KeptOutputs(tuple(self.thetas[i] for i in chosen), tuple(self.factors[i] for i in chosen))
+
+    def can_be_halved(self, V: Tensor) -> bool:
+        """True if there is more than one point, so that fewer could be kept together."""
+        return len(V) > 1
+
+
+def kept_outputs(objective: Objective) -> KeptOutputs:
+    """The outputs and the gradient of the criterion, with their graphs, at every point of one group."""
+    loss, thetas, factors = objective.network, [], []
+    with torch.inference_mode(False), torch.enable_grad(), disable_saved_tensors_hooks(RECOMPUTED):
+        for point, row in enumerate(objective.thetas):
+            theta = _ordinary(row.detach()).clone().requires_grad_()
+            batches = [pytree.tree_map_only(Tensor, _ordinary, b) for b in objective.batches_at(point)]
+            thetas.append(theta)
+            factors.append(tuple(_factors(loss, theta, b, w) for b, w in zip(batches, objective.weights, strict=True)))
+    return KeptOutputs(tuple(thetas), tuple(factors))
+
+
+@full_precision
+def linear_outputs(loss: Loss, theta: Tensor, batch: Any) -> list[Tensor]:
+    """Those outputs of the network on a batch on which the criterion depends linearly.
+
+    The criterion is judged at random outputs, because at confident predictions a curved one has derivatives that
+    underflow to 0. The loss inside a network can only be judged at its own outputs; they count if they are
+    log-probabilities.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        x, y = pytree.tree_map_only(Tensor, _ordinary, loss.split(batch))
+        theta = _ordinary(theta.detach())
+        if loss.has_criterion:
+            outputs, others, put_back = differentiable_part(loss.outputs(theta, x))
+            at = [_random_like(t, f"outputs {i}").requires_grad_() for i, t in enumerate(outputs)]
+            value = loss.criterion(put_back(at, others), y)
+        else:
+            everything = loss.outputs(theta.clone().requires_grad_(), x)
+            outputs = at = own_logits(everything)
+            value = loss.criterion(everything, y)
+        if not value.requires_grad:
+            return []
+        slopes = torch.autograd.grad(value, at, create_graph=True, materialize_grads=True)
+        found = []
+        for output, slope in zip(outputs, slopes, strict=True):
+            if bool((slope == 0).all()) or not bool(slope.isfinite().all()):
+                continue  # the loss does not depend on this output, or nothing is known
+            if slope.requires_grad:
+                direction = _random_like(slope, "direction")
+                curved = torch.autograd.grad(slope, at, direction, retain_graph=True, materialize_grads=True)
+                if any(bool((part != 0).any()) for part in curved):
+                    continue
+            if loss.has_criterion or are_log_probabilities(output):
+                found.append(output.detach())
+    return found
+
+
+def are_log_probabilities(outputs: Tensor) -> bool:
+    """Whether the exponentials of the outputs sum to one over their last axis or their second."""
+    axes = {-1, min(1, outputs.ndim - 1)} if outputs.ndim else set()
+    totals = [outputs.detach().double().logsumexp(axis).abs().max() for axis in axes]
+    return any(bool(total < SUM_OF_PROBABILITIES) for total in totals)
+
+
+def _random_like(tensor: Tensor, name: str) -> Tensor:
+    """Random numbers between 0 and 1, in which a loss of probabilities is defined, too."""
+    numbers = torch.rand(tensor.shape, generator=stream(0, "linear outputs", name), dtype=torch.float64, device="cpu")
+    return numbers.to(tensor)
+
+
+def _factors(loss: Loss, theta: Tensor, batch: Any, weight: float) -> KeptFactors:
+    x, y = loss.split(batch)
+    everything = loss.outputs(theta, x)
+    if loss.has_criterion:
+        floating, others, put_back = differentiable_part(everything)
+        outputs = tuple(t for t in floating if t.requires_grad)
+        # Copies without a graph: an output may depend on another one, which the criterion must not see.
+        at = tuple(t.detach().clone().requires_grad_() for t in floating)
+        value = loss.criterion(put_back(list(at), others), y)
+        at = tuple(copy for copy, t in zip(at, floating, strict=True) if t.requires_grad)
+    else:  # the criterion is inside the network, as the part of the graph between its logits and its loss
+        at = outputs = tuple(own_logits(everything))
+        value = loss.criterion(everything, y)
+    if not outputs or not value.requires_grad:
+        raise RuntimeError(f"{NO_SECOND_DERIVATIVE}: the outputs do not depend on theta")
+    slope = torch.autograd.grad(value, at, create_graph=True, materialize_grads=True)
+    u = tuple(torch.zeros_like(t).requires_grad_() for t in outputs)
+    (pulled,) = torch.autograd.grad(outputs, theta, u, create_graph=True, materialize_grads=True)
+    return KeptFactors(weight, outputs, u, pulled, at, slope)
+
+
+def _pullback(results: Any, inputs: tuple[Tensor, ...], vectors: Any) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(results, inputs, vectors, retain_graph=True, materialize_grads=True)
 
 
 def is_scripted(loss: LossFunction) -> bool:

@@ -14,7 +14,13 @@ from hessian_tools.curvature.engines.choice import ENGINES, EngineName, Route, c
 from hessian_tools.curvature.engines.compiled.compiled_products import CompiledProducts, Traced
 from hessian_tools.curvature.engines.compiled.trace_cache import is_traced, traced_product
 from hessian_tools.curvature.engines.direct import DirectProducts, direct_products
-from hessian_tools.curvature.engines.double_backward import KeptGraphs, is_scripted, kept_graphs
+from hessian_tools.curvature.engines.double_backward import (
+    KeptGraphs,
+    KeptOutputs,
+    is_scripted,
+    kept_graphs,
+    kept_outputs,
+)
 from hessian_tools.curvature.engines.evaluate import Batching, evaluate, raise_explained, weighted_sum
 from hessian_tools.curvature.engines.memory import (
     FORWARDS_PER_PRODUCT,
@@ -51,8 +57,6 @@ class Engine:
 
     def prepare(self, objective: Objective, matrix: Matrix) -> "PreparedProducts | JoinedProducts":
         """The object that multiplies the matrix at every point; it computes nothing before its first product."""
-        if matrix is not HESSIAN and ENGINES.get(self.route) == "double_backward":
-            raise ValueError(f"route={self.route!r} works for Hessians only; pass 'auto', 'direct' or 'traced'")
         groups = tuple(PreparedProducts(part, matrix, self, Findings()) for part in objective.by_group())
         return groups[0] if len(groups) == 1 else JoinedProducts(objective, matrix, self, groups)
 
@@ -184,7 +188,7 @@ class PiecewiseProducts:
 # What an engine builds for one group of points. ``products(V)`` computes each point's matrix times its columns.
 # ``select(points, objective)`` gives the object for some of the points. ``can_be_halved(V)`` is True if less memory
 # would be needed with fewer points or products at once.
-Products = DirectProducts | KeptGraphs | CompiledProducts | PiecewiseProducts
+Products = DirectProducts | KeptGraphs | KeptOutputs | CompiledProducts | PiecewiseProducts
 
 
 @dataclass
@@ -285,7 +289,7 @@ class PreparedProducts:
             return "double_backward"
         if engine.route != "auto":
             return ENGINES[engine.route]
-        if findings.reverse_only:
+        if findings.reverse_only or (not is_hessian and not objective.network.has_criterion):
             return "double_backward"
         if not isinstance(objective.loss, Loss) or engine.batching == "loop" or engine.chunk is not None:
             return "direct"
@@ -323,7 +327,7 @@ class PreparedProducts:
     def _build_at(self, name: EngineName, objective: Objective) -> Products:
         """What the engine double_backward or compiled builds for the points of an objective."""
         if name == "double_backward":
-            return kept_graphs(objective)
+            return kept_graphs(objective) if self.matrix is HESSIAN else kept_outputs(objective)
         thetas, memory = objective.thetas.contiguous(), self.engine.memory
         budget = memory.budget(thetas.device) >> memory.refusals
         parts = [
@@ -355,7 +359,7 @@ class PreparedProducts:
 
     def _may_use_reverse(self, refusal: BaseException) -> bool:
         """True if reverse over reverse is allowed, has not been tried, and might compute the refused derivative."""
-        if self.engine.route != "auto" or self.matrix is not HESSIAN or self.findings.engine == "double_backward":
+        if self.engine.route != "auto" or self.findings.engine == "double_backward":
             return False
         return not isinstance(refusal, NoOtherWay) and self.engine.may_use_reverse(self.objective, refusal)
 

@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hessian_tools.curvature.objective.objective import Objective
+from hessian_tools.first_look import value_of
 from hessian_tools.loss import Batch, LossFunction
 
 # Bytes that the products that run at the same time may take, by type of device.
@@ -112,8 +113,12 @@ def forward_bytes(loss: LossFunction, theta: Float[Tensor, " param"], batch: Bat
     >>> forward_bytes(lambda theta, batch: (2 * theta).sum(), torch.zeros(10), None)  # ten floats and their sum
     44
     """
-    with torch.no_grad(), _CountBytes() as count:
-        loss(theta, batch)
+    try:
+        with torch.no_grad(), _CountBytes() as count:
+            loss(theta, batch)
+    except RuntimeError:  # the loss differentiates inside itself, so it needs its graph
+        with _CountBytes() as count:
+            value_of(loss, theta, batch)
     return count.total
 
 

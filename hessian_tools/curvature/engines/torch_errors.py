@@ -13,6 +13,10 @@ NO_SECOND = (
     "out=... arguments don't support automatic differentiation",
     "without a second derivative",
 )
+# The loss differentiates inside itself by torch.autograd, which torch.func does not allow within its transforms.
+INSIDE = ("requires_grad_()", "does not require grad", "appears to not have been used in the graph")
+# An embedding has sparse gradients.
+SPARSE = ("sparse tensors", "SparseCPU", "SparseCUDA", "embedding_sparse_backward")
 # The network runs torch.utils.checkpoint.
 RECOMPUTED = ("saved tensor", "torch.utils.checkpoint")
 
@@ -41,15 +45,23 @@ def explained(error: RuntimeError) -> BaseException:
         why = "attention has no second derivative here: run it within torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"
     elif any(words in text for words in RECOMPUTED):
         why = "the network runs torch.utils.checkpoint, whose second pass would not be at theta: switch it off here"
+    elif any(words in text for words in SPARSE):
+        why = "a gradient is sparse, which has no second derivative in torch: build the embedding with sparse=False"
+    elif "does not currently support double backward" in text:
+        why = "torch.compile has no second derivative: measure the module before it was compiled"
+    elif "functorch transform" in text and torch._C._functorch.peek_interpreter_stack() is not None:
+        # The transform is the caller's, because those of the engine have ended where its errors are caught.
+        kind = RuntimeError
+        why = "a kept graph cannot be transformed by torch.func: pass route='direct', or many vectors at once, H @ V"
+    elif any(words in text for words in INSIDE):
+        kind = NoForwardDerivative
+        why = "the loss differentiates inside itself, by torch.autograd.grad: pass route='kept'"
     elif any(words in text for words in NO_SECOND) and "Batching rule" not in text:
         why = "torch has no second derivative of an operation in this loss: write it out by other operations"
     elif any(words in text for words in NO_FORWARD):
         kind, why = NoForwardDerivative, _no_forward(text)
     elif "scalar" in text:
         kind, why = RuntimeError, "a loss must be one number, a tensor without axes: take the mean over examples"
-    elif "functorch transform" in text:
-        kind = RuntimeError
-        why = "a kept graph cannot be transformed by torch.func: pass route='direct', or many vectors at once, H @ V"
     elif "random" in text and "vmap" in text:
         why = "the loss draws random numbers, so it is not a function of theta alone: call model.eval() or fix them"
     elif any(words in text for words in VMAP):
@@ -66,4 +78,4 @@ def _no_forward(text: str) -> str:
         why = "the network runs a torch.autograd.Function, as backward hooks do:"
     else:
         why = "the loss has no forward-over-reverse derivative:"
-    return f"{why} pass route='kept' (it works for Hessians only)"
+    return f"{why} pass route='kept'"

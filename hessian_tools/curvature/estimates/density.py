@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import ceil, inf, log, pi, sqrt
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
 from hessian_tools.curvature.eigen.small_eigh import eigvalsh, finite, set_nan, solvable
@@ -139,7 +139,7 @@ def spectral_density(
     confidence: float = 0.95,
     seed: int = 0,
     path: Sequence[PathPart] = (),
-    probes: Tensor | None = None,
+    probes: Num[Tensor, "*#point param probe"] | None = None,
     progress: Progress | None = None,
 ) -> Density:
     """The spectral density of H at every point, from num_probes Lanczos runs of num_matvecs products each.

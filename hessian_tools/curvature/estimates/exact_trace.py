@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hessian_tools.curvature.eigen.gram import num_outputs
+from hessian_tools.curvature.eigen.gram import has_output_passes, num_outputs
 from hessian_tools.curvature.eigen.small_eigh import eigh, finite, set_nan, solvable
 from hessian_tools.curvature.engines.engine import Engine
 from hessian_tools.curvature.engines.evaluate import evaluate, over_columns
@@ -21,7 +21,7 @@ from hessian_tools.curvature.operators.gauss_newton import GaussNewton, factors_
 from hessian_tools.curvature.operators.hessian import Hessian
 from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.curvature.operators.parts import part_by_part
-from hessian_tools.loss import Batch, Loss
+from hessian_tools.loss import Batch
 from hessian_tools.progress import Progress, ProgressCounter
 
 ExactRoute = Literal["diagonal", "outputs"]
@@ -32,7 +32,7 @@ def exact_route(H: Operator, max_cost: int | None) -> ExactRoute | None:
 
     max_cost: None for no limit.
     """
-    if isinstance(H, GaussNewton | Hessian) and isinstance(H.objective.loss, Loss):
+    if isinstance(H, GaussNewton | Hessian) and has_output_passes(H):
         groups = H.objective.by_group()
         outputs = max(sum(num_outputs(group)) for group in groups)
         cheap = outputs < H.num_params and (max_cost is None or outputs <= max_cost)

@@ -8,7 +8,7 @@ point, and as many runs go on together as their vectors fit in memory. (Golub, M
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 from hessian_tools.curvature.eigen.lanczos import gauss_quadrature
@@ -31,7 +31,7 @@ class GaussRule:
 
 @full_precision
 def quadrature(
-    H: Operator, probes: Tensor, *, num_matvecs: int, seed: int = 0
+    H: Operator, probes: Num[Tensor, "*#point param probe"], *, num_matvecs: int, seed: int = 0
 ) -> tuple[Float[Tensor, "*point probe node"], Float[Tensor, "*point probe node"]]:
     """The ascending nodes and the weights of each probe's Gauss rule.
 
@@ -60,7 +60,7 @@ def gauss_rules(
             f"probes have shape {list(probes.shape)}; give [{H.num_params}, probe] or "
             f"[{num_points}, {H.num_params}, probe]"
         )
-    steps = min(num_matvecs, H.num_params)
+    steps = min(int(num_matvecs), H.num_params)
     counter = ProgressCounter(num_points * probes.shape[-1] * steps, progress)
 
     def part_rules(part: Operator, rows: slice) -> tuple[Tensor, ...]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
 from hessian_tools.curvature.estimates.trace import (
@@ -62,7 +62,7 @@ def moments(
     num_probes: int = 64,
     seed: int = 0,
     path: Sequence[PathPart] = (),
-    probes: Tensor | None = None,
+    probes: Num[Tensor, "*#point param probe"] | None = None,
     progress: Progress | None = None,
 ) -> Moments:
     """Trace, squared Frobenius norm and diagonal at every point: means over probes z of z'Hz, |Hz|^2 and z * Hz.
@@ -111,7 +111,7 @@ def frobenius_squared(
     num_probes: int = 64,
     seed: int = 0,
     path: Sequence[PathPart] = (),
-    probes: Tensor | None = None,
+    probes: Num[Tensor, "*#point param probe"] | None = None,
     progress: Progress | None = None,
 ) -> Estimate:
     """|H|_F^2, the sum of the squared eigenvalues, at every point; arguments as for :func:`moments`.
@@ -131,7 +131,7 @@ def diagonal(
     num_probes: int = 64,
     seed: int = 0,
     path: Sequence[PathPart] = (),
-    probes: Tensor | None = None,
+    probes: Num[Tensor, "*#point param probe"] | None = None,
     progress: Progress | None = None,
 ) -> Diagonal:
     """The diagonal at every point, with a standard error for each entry; arguments as for :func:`moments`.

@@ -67,7 +67,9 @@ def is_multiaffine(loss: Loss, theta: Float[Tensor, " param"], batch: Batch) -> 
     """
     try:
         with torch.no_grad():
-            graph = make_fx(functionalize(lambda t, x: _differentiable(loss.outputs(t, x))))(theta, batch[0]).graph
+            graph = make_fx(functionalize(lambda t, x: _differentiable(loss.outputs(t, x))))(
+                theta, loss.split(batch)[0]
+            ).graph
     except Exception:  # nothing is certain of a network that cannot be traced
         return False
     flat = next(node for node in graph.nodes if node.op == "placeholder")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Bool, Float, Int, Int8
+from jaxtyping import Bool, Float, Int, Int8, Num
 from torch import Tensor
 
 from hessian_tools.curvature.estimates.exact_trace import exact_route, exact_trace
@@ -105,7 +105,7 @@ def trace(
     max_probes: int = 1024,
     seed: int = 0,
     path: Sequence[PathPart] = (),
-    probes: Tensor | None = None,
+    probes: Num[Tensor, "*#point param probe"] | None = None,
     method: Method = "auto",
     progress: Progress | None = None,
 ) -> Estimate:

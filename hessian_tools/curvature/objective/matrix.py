@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.func import grad, jvp, vjp
 
 from hessian_tools.loss import Batch, Loss, LossFunction
+from hessian_tools.outputs import differentiable_part
 
 
 @dataclass(frozen=True)
@@ -44,17 +45,41 @@ def gauss_newton_product(
 
     J is the Jacobian of the network's outputs, and B the Hessian of the criterion in the outputs.
     """
-    x, y = batch
-    outputs, pull = vjp(lambda t: loss.outputs(t, x), theta)[:2]
-    tangent = jvp(lambda t: loss.outputs(t, x), (theta,), (v,))[1]
-    return pull(criterion_at(loss, outputs, y)(tangent))[0]
+    if not loss.has_criterion:
+        raise RuntimeError("the network computes its loss itself, so its Gauss-Newton matrix needs route='kept'")
+    x, y = loss.split(batch)
+    network = DifferentiableOutputs(loss, x)
+    outputs, pull, others = vjp(network, theta, has_aux=True)  # type: ignore[misc]
+    tangent = jvp(network, (theta,), (v,), has_aux=True)[1]
+    return pull(criterion_at(loss, outputs, lambda floating: network.put_back(floating, others), y)(tangent))[0]
 
 
-def criterion_at(loss: Loss, outputs: Any, y: object) -> Callable[[Any], Any]:
-    """The map u -> Bu, where B is the Hessian of the criterion in the outputs."""
+class DifferentiableOutputs:
+    """The floating-point outputs of a network on one input as a function of theta; the other tensors are its aux.
 
-    def criterion(out: Any) -> Tensor:
-        return loss.criterion(out, y)
+    put_back: the function that makes the network's outputs of the two, known once the network has been called.
+    """
+
+    def __init__(self, loss: Loss, x: Any) -> None:
+        self.loss, self.x = loss, x
+        self.put_back: Callable[[list[Tensor], list[Tensor]], Any] = lambda floating, others: floating
+
+    def __call__(self, theta: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """The floating-point outputs, and the other tensors among the outputs."""
+        floating, others, self.put_back = differentiable_part(self.loss.outputs(theta, self.x))
+        return floating, others
+
+
+def criterion_at(
+    loss: Loss, outputs: list[Tensor], put_back: Callable[[list[Tensor]], Any], y: object
+) -> Callable[[list[Tensor]], list[Tensor]]:
+    """The map u -> Bu, where B is the Hessian of the criterion in the floating-point outputs.
+
+    put_back: makes of these tensors what the criterion takes.
+    """
+
+    def criterion(floating: list[Tensor]) -> Tensor:
+        return loss.criterion(put_back(floating), y)
 
     # Reverse over reverse, because forward mode cannot differentiate the backward pass of nn.MSELoss.
     pull = vjp(grad(criterion), outputs)[1]

@@ -9,9 +9,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from hessian_tools.batches import batches_of, cast_like, refuse_unusable
+from hessian_tools.curvature.objective.batch_weights import batch_weights
 from hessian_tools.curvature.objective.indexing import at_points
 from hessian_tools.curvature.objective.objective import Group, Objective, Weights
-from hessian_tools.loss import Batch, Loss, LossFunction, cast_like, refuse_unusable
+from hessian_tools.first_look import look_at_function
+from hessian_tools.loss import Batch, Loss, LossFunction
 from hessian_tools.torch_fixes.function_modes import TwiceDifferentiable
 
 
@@ -55,9 +58,7 @@ def objective_at(
     """
     _check_thetas(loss, thetas)
     single = thetas.ndim == 1
-    batches = batch if isinstance(batch, list) else [batch]
-    if not batches or (isinstance(loss, Loss) and isinstance(batches[0], Tensor)):
-        raise ValueError("a list means several batches of one objective and needs at least one; a batch is (x, y)")
+    batches = batches_of(batch, of_network=isinstance(loss, Loss))
     if single and shared:
         raise ValueError("shared=True says that many points share a batch, but thetas is one point; leave shared out")
     thetas = thetas.detach()
@@ -65,22 +66,35 @@ def objective_at(
     shared = shared or single
     for b in batches:
         refuse_unusable(b.batches if isinstance(b, Ragged) else b, thetas)
+    groups: tuple[Group, ...]
     if any(isinstance(b, Ragged) for b in batches):
         _check_ragged(batches, thetas, shared)
-        groups = _ragged_groups(batches, rows, weights)
+        function = _looked_at(loss, rows[0], cast_like(batches[0].batches[0], thetas))
+        groups = _ragged_groups(loss, batches, rows, weights)
     else:
         batches = [cast_like(b, thetas) for b in batches]
         if not shared:
             _check_leading_axes(batches, len(rows))
+        function = _looked_at(loss, rows[0], batches[0] if shared else at_points(batches[0], 0))
         all_points = torch.arange(len(rows), device="cpu")
-        groups = (Group(all_points, tuple(batches), _fractions(batches, weights, axis=0 if shared else 1)),)
+        groups = (Group(all_points, tuple(batches), _weights(loss, rows, batches, weights, shared=shared)),)
+    return Objective(function, rows, groups, shared)
+
+
+def _looked_at(loss: LossFunction, theta: Tensor, batch: Batch) -> LossFunction:
+    """The loss, made safe to differentiate twice, after the look of :mod:`hessian_tools.first_look`.
+
+    The look comes before anything else is computed, because another pass could change the state of a model for good.
+    """
     if isinstance(loss, Loss):
-        first = groups[0].batches[0]
-        loss.refuse_hidden_state(rows[0], first if shared else at_points(first, 0))
-    return Objective(loss if isinstance(loss, Loss) else _twice_differentiable(loss), rows, groups, shared)
+        loss.refuse_hidden_state(theta, batch)
+        return loss
+    function = _twice_differentiable(loss)
+    look_at_function(function, theta, batch)
+    return function
 
 
-def _ragged_groups(batches: list[Ragged], thetas: Tensor, weights: Weights) -> tuple[Group, ...]:
+def _ragged_groups(loss: LossFunction, batches: list[Ragged], thetas: Tensor, weights: Weights) -> tuple[Group, ...]:
     """The groups of points whose batches have the same shapes.
 
     Where each point has several batches, two points are in one group only if all their batches agree in shape.
@@ -89,7 +103,7 @@ def _ragged_groups(batches: list[Ragged], thetas: Tensor, weights: Weights) -> t
     groups = []
     for members in _same_shapes(batches_of_points):
         stacked = [_stacked([cast_like(batches_of_points[i][b], thetas) for i in members]) for b in range(len(batches))]
-        fractions = _fractions(stacked, weights, axis=1)
+        fractions = _weights(loss, thetas[members], stacked, weights, shared=False)
         groups.append(Group(torch.tensor(members, device="cpu"), tuple(stacked), fractions))
     return tuple(groups)
 
@@ -152,6 +166,11 @@ def _check_ragged(batches: list[Any], thetas: Tensor, shared: bool) -> None:
 def _check_thetas(loss: LossFunction, thetas: Tensor) -> None:
     if not isinstance(thetas, Tensor):
         raise ValueError(f"thetas is a {type(thetas).__name__}; give a tensor of shape [param] or [point, param]")
+    if thetas.is_complex():
+        raise ValueError(
+            f"thetas has dtype {thetas.dtype}, and a Hessian is one of real numbers; give torch.view_as_real(thetas)"
+            ".flatten(-2), and use torch.view_as_complex in the loss"
+        )
     if thetas.dtype not in (torch.float32, torch.float64):
         raise ValueError(
             f"thetas has dtype {thetas.dtype}, in which second derivatives mean little; give float32 or float64"
@@ -174,25 +193,17 @@ def _check_leading_axes(batches: list[Batch], num_points: int) -> None:
             )
 
 
-def _fractions(batches: list[Batch], weights: Weights, *, axis: int) -> tuple[float, ...]:
-    """The weights of the batches, scaled so that they sum to one. axis: the axis of the examples in each tensor."""
-    if len(batches) == 1 and weights == "size":
-        return (1.0,)
+def _weights(
+    loss: LossFunction, thetas: Tensor, batches: list[Batch], weights: Weights, *, shared: bool
+) -> tuple[float, ...]:
+    """The weight of each batch: as the criterion divides for "size", else the given ones, scaled to a sum of one."""
     if isinstance(weights, str) and weights != "size":
         raise ValueError(f"weights={weights!r} is not known; give 'size', or one number for each batch")
-    # Each batch counts by its size: a plain mean over batches of 8 and 2 examples is 71 % off.
-    sizes = [_size(b, axis) for b in batches] if weights == "size" else [float(w) for w in weights]
-    if len(sizes) != len(batches) or not sum(sizes) > 0:
+    if isinstance(weights, str):
+        return batch_weights(loss, thetas, batches, shared=shared)
+    given = [float(w) for w in weights]
+    if len(given) != len(batches) or not sum(given) > 0:
         raise ValueError(
             f"weights={weights!r} for {len(batches)} batches; give one number for each batch, with a sum above 0"
         )
-    return tuple(size / sum(sizes) for size in sizes)
-
-
-def _size(batch: Batch, axis: int) -> float:
-    leaf = next((leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)), None)
-    if leaf is None or leaf.ndim <= axis:
-        raise ValueError(
-            "a batch has no example axis to take its size from; give weights=[...], one number for each batch"
-        )
-    return float(leaf.shape[axis])
+    return tuple(weight / sum(given) for weight in given)

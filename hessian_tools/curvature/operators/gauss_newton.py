@@ -1,19 +1,20 @@
 """The Gauss-Newton matrix of a network's loss, as an operator with exact products."""
 
+import warnings
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.func import vjp
-from torch.utils import _pytree as pytree
 
 from hessian_tools.curvature.engines.choice import Route
+from hessian_tools.curvature.engines.double_backward import are_log_probabilities, linear_outputs
 from hessian_tools.curvature.engines.engine import checked_engine
 from hessian_tools.curvature.engines.evaluate import Batching
-from hessian_tools.curvature.objective.matrix import GAUSS_NEWTON, criterion_at
-from hessian_tools.curvature.objective.objective import Weights
+from hessian_tools.curvature.objective.indexing import at_points
+from hessian_tools.curvature.objective.matrix import GAUSS_NEWTON, DifferentiableOutputs, criterion_at
+from hessian_tools.curvature.objective.objective import Objective, Weights
 from hessian_tools.curvature.objective.validation import objective_at
 from hessian_tools.curvature.operators.loss_operator import LossOperator
 from hessian_tools.loss import Batch, Loss
@@ -31,18 +32,22 @@ def factors_at(
     The vector u [output] has an entry for each output. If the network returns several tensors, u holds the entries of
     all of them, one tensor after the other. J and B are described at :func:`gauss_newton`.
     """
-    x, y = batch
-    outputs, pull = vjp(lambda t: loss.outputs(t, x), theta)[:2]
-    curve = criterion_at(loss, outputs, y)
-    leaves, spec = pytree.tree_flatten(outputs)
+    if not loss.has_criterion:
+        raise ValueError(
+            "this needs the criterion as a function of the outputs, but the network computes its loss itself; "
+            "give the criterion: ht.make_loss(model, criterion)"
+        )
+    x, y = loss.split(batch)
+    network = DifferentiableOutputs(loss, x)
+    leaves, pull, others = vjp(network, theta, has_aux=True)  # type: ignore[misc]
+    curve = criterion_at(loss, leaves, lambda floating: network.put_back(floating, others), y)
     sizes = [leaf.numel() for leaf in leaves]
 
-    def shaped(u: Tensor) -> Any:
-        pieces = zip(u.split(sizes), leaves, strict=True)
-        return pytree.tree_unflatten([piece.view(leaf.shape) for piece, leaf in pieces], spec)
+    def shaped(u: Tensor) -> list[Tensor]:
+        return [piece.view(leaf.shape) for piece, leaf in zip(u.split(sizes), leaves, strict=True)]
 
-    def flattened(outputs: Any) -> Tensor:
-        return torch.cat([leaf.flatten() for leaf in pytree.tree_leaves(outputs)])
+    def flattened(outputs: list[Tensor]) -> Tensor:
+        return torch.cat([leaf.flatten() for leaf in outputs])
 
     return sum(sizes), lambda u: pull(shaped(u))[0], lambda u: flattened(curve(shaped(u)))
 
@@ -68,10 +73,15 @@ def gauss_newton(
     covariance of the score onehot(y) - p for y ~ p, which does not depend on the targets (Martens 2020).
     For squared error ((out - y)**2).mean() it is 2 J'J / number of outputs.
 
+    What is not a floating-point tensor among the outputs, such as a cache, is a constant. For a network that returns
+    its loss itself, the outputs are those whose names end in "logits", and B is read from the graph between them and
+    the loss; the route is then "kept".
+
     A product costs about two thirds of a product with the Hessian (Schraudolph 2002). The route is "direct" or
-    "traced". A product is exact to rounding for training-mode BatchNorm too, because only first derivatives of the
-    network are taken. Raises ValueError for route="kept", which keeps the graph of a gradient and so serves Hessians
-    only; for a plain function, which has no outputs; and where :func:`hessian` does.
+    "traced", or "kept" where that is named or nothing else works. A product is exact to rounding for training-mode
+    BatchNorm too, because only first derivatives of the network are taken. Warns where the criterion is linear in the
+    outputs, so that G = 0. Raises ValueError for a plain function, which has no outputs, and where :func:`hessian`
+    does.
 
     >>> import torch
     >>> from hessian_tools.layout import flatten
@@ -89,5 +99,29 @@ def gauss_newton(
             "give a Loss from make_loss(model, criterion, layout), or use hessian"
         )
     objective = objective_at(loss, thetas, batch, shared=shared, weights=weights)
+    _warn_if_linear(objective)
     engine = checked_engine(route=route, batching=batching, chunk=chunk, max_memory=max_memory)
     return GaussNewton(engine.prepare(objective, GAUSS_NEWTON), single=thetas.ndim == 1)
+
+
+def _warn_if_linear(objective: Objective) -> None:
+    """Warns if the criterion is linear in the outputs at the first point, because G is then exactly 0 in silence."""
+    group = objective.groups[0]
+    batch = group.batches[0] if objective.shared else at_points(group.batches[0], 0)
+    try:
+        outputs = linear_outputs(objective.network, objective.thetas[int(group.positions[0])], batch)
+    except (RuntimeError, NotImplementedError):
+        return  # the engines say what has no derivative
+    if not outputs:
+        return
+    if any(are_log_probabilities(out) for out in outputs):
+        advice = (
+            "the outputs are log-probabilities: leave LogSoftmax out of the network and pass cross_entropy in place of "
+            "nll_loss, which is the same loss"
+        )
+    else:
+        advice = "move the curved part of the loss from the network into the criterion, or measure the Hessian"
+    warnings.warn(
+        f"the criterion is linear in the network's outputs, so their part of the Gauss-Newton matrix is 0; {advice}",
+        stacklevel=3,
+    )

@@ -1,7 +1,9 @@
 """The Hessian of a loss at one point or at many, as an operator with exact products, and the gradient."""
 
+from typing import Any
+
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from hessian_tools.curvature.engines.choice import Route
 from hessian_tools.curvature.engines.engine import checked_engine
@@ -10,7 +12,8 @@ from hessian_tools.curvature.objective.matrix import HESSIAN
 from hessian_tools.curvature.objective.objective import Weights
 from hessian_tools.curvature.objective.validation import objective_at
 from hessian_tools.curvature.operators.loss_operator import LossOperator
-from hessian_tools.loss import Batch, LossFunction
+from hessian_tools.layout import Where, flatten
+from hessian_tools.loss import Batch, Criterion, LossFunction, make_loss
 
 
 class Hessian(LossOperator):
@@ -33,9 +36,11 @@ def hessian(
 
     thetas: [param] for one point, [point, param] for many. With many, every tensor of the batch
     has a leading point axis, unless ``shared=True``; give batches of different sizes as ``ragged([...])``.
-    A *list* of batches means that the objective is the mean of the loss over several batches. With
-    ``weights="size"`` each counts by its number of examples, which is the length of its first tensor; otherwise
-    weights holds one number for each batch.
+    A *list* of batches, or a ``DataLoader`` that does not shuffle, means that the objective is the loss of all their
+    data. With ``weights="size"`` each batch counts by what the criterion divides it by: its examples, its labels that
+    are not ignored, the sum of its class weights, its tokens; and a criterion that sums adds up. This is found from
+    the criterion itself, by one pass on each batch. Otherwise weights holds one number for each batch, scaled to a
+    sum of one.
 
     max_memory: bytes for the products that run at the same time and for the data kept between products. None allows
     512 MiB (on CUDA 4 GiB, or a fifth of the memory of a smaller card). The need is measured beforehand; if a CUDA
@@ -63,7 +68,11 @@ def hessian(
       ``H.announce(num_products)``.
 
     One product costs about six forward passes. It is exact to rounding for training-mode BatchNorm too.
-    Raises HiddenStateError if a network changes state in its forward pass, and ValueError if shapes do not fit.
+    The loss is looked at once, by two passes and a backward pass at the first point. Raises HiddenStateError if it is
+    no function of theta alone: if a network changes state in its forward pass, if network or criterion draw random
+    numbers, if the loss does not depend on theta or uses weights that are stored elsewhere, and if a module is run
+    again inside its backward pass. Raises ValueError if shapes do not fit, and for batches that differ in size where
+    the divisor of the loss cannot be found.
 
     >>> import torch
     >>> A = torch.tensor([[2.0, 1.0], [1.0, 3.0]])
@@ -74,6 +83,38 @@ def hessian(
     objective = objective_at(loss, thetas, batch, shared=shared, weights=weights)
     engine = checked_engine(route=route, batching=batching, chunk=chunk, max_memory=max_memory)
     return Hessian(engine.prepare(objective, HESSIAN), single=thetas.ndim == 1)
+
+
+def hessian_of(
+    model: nn.Module,
+    criterion: Criterion | None,
+    data: Any,
+    *,
+    where: Where = None,
+    weights: Weights = "size",
+    route: Route = "auto",
+    max_memory: float | int | None = None,
+) -> Hessian:
+    """The Hessian of a model's loss on some data, in its trained parameters and at their present values.
+
+    criterion: ``(outputs, targets) -> scalar``; None for a model that returns its loss, see
+        :func:`~hessian_tools.loss.make_loss`.
+    data: a batch, a list of batches, or a ``DataLoader`` that does not shuffle.
+    where: which parameters move; see :func:`~hessian_tools.layout.flatten`. Others: see :func:`hessian`.
+
+    The loss and the layout are those of the result: ``H.objective.loss``, ``H.layout``. Raises ValueError and
+    HiddenStateError where the three functions do of which it is made: flatten, make_loss and hessian.
+
+    >>> import torch
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> H = hessian_of(model, torch.nn.MSELoss(), (torch.eye(2), torch.zeros(2, 1)))
+    >>> H.to_dense()  # 2 X'X / 2
+    tensor([[1., 0.],
+            [0., 1.]])
+    """
+    theta, layout = flatten(model, where)
+    loss = make_loss(model, criterion, layout)
+    return hessian(loss, theta, data, weights=weights, route=route, max_memory=max_memory)
 
 
 def gradient(

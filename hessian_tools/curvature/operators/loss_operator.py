@@ -11,6 +11,7 @@ from hessian_tools.curvature.engines.engine import Engine, JoinedProducts, Prepa
 from hessian_tools.curvature.objective.indexing import checked_points
 from hessian_tools.curvature.objective.objective import Objective
 from hessian_tools.curvature.operators.operator import Operator
+from hessian_tools.failures import says_enough, why_loss_fails
 from hessian_tools.layout import ParamLayout
 from hessian_tools.loss import Loss
 from hessian_tools.torch_fixes.precision import full_precision
@@ -82,7 +83,17 @@ class LossOperator(Operator):
     @full_precision
     def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
         """Each point's matrix times its columns, exact to rounding."""
-        return self.prepared.products(V)
+        try:
+            return self.prepared.products(V)
+        except Exception as error:
+            if says_enough(error):
+                raise
+            part = self.objective.by_group()[0]
+            batch, loss = part.batches_at(0)[0], part.loss
+            why = why_loss_fails(loss, part.thetas, batch, name="batch", own_batch=False)
+            if why is None:
+                raise
+            raise ValueError(why) from error
 
     def announce(self, num_products: int) -> None:
         """Announces that so many products of each point will follow; the engine is chosen for this number."""

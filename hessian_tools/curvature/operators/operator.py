@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
+from hessian_tools.failures import described
 from hessian_tools.layout import ParamLayout
 from hessian_tools.torch_fixes.precision import full_precision
 
@@ -111,7 +112,7 @@ class Operator(ABC):
 
         v: [point, param], or [param] for a single point or for the same vector at every point.
         """
-        self._check(v[..., None])
+        self._check(v[..., None] if isinstance(v, Tensor) else v)
         if v.ndim > 1 and v.shape[:-1] != self.shape[:-2]:
             return (self @ v[..., None])[..., 0]
         # Not computed by ``@``, whose reshaping takes half as long as a product of a tiny network.
@@ -223,7 +224,8 @@ class Operator(ABC):
     def _check(self, V: Tensor) -> None:
         num_params = self.num_params
         if not isinstance(V, Tensor):
-            raise ValueError(f"V is a {type(V).__name__}; give a tensor of shape [..., {num_params}, probe]")
+            how = "torch.from_numpy(V)" if isinstance(V, np.ndarray) else "a tensor"
+            raise ValueError(f"V is {described(V)}; give {how} of shape [..., {num_params}, probe]")
         if V.dtype != self.dtype or V.device != self.device:
             raise ValueError(
                 f"V is {V.dtype} on {V.device}, but the operator is {self.dtype} on {self.device}; "

@@ -46,8 +46,9 @@ def _read(tree: Tree, crop: bool, *, files: list[str]) -> Contents:
         labels = [int(label) for label in data["fine_labels"]]
         check_same_length(part, len(data["data"]), len(labels))
         check_same_length(part, len(data["data"]), len(data["coarse_labels"]))
-        if max(labels) >= len(names):
-            raise ValueError(f"{part} has label {max(labels)}, but {meta} names {len(names)} classes; fetch both again")
+        for label in labels:
+            if not 0 <= label < len(names):
+                raise ValueError(f"{part} has label {label}, but {meta} names {len(names)} classes; fetch both again")
         superclass |= {names[fine]: int(coarse) for fine, coarse in zip(labels, data["coarse_labels"], strict=True)}
         labelled[part] = labels, partial(_images, tree, part)
     splits = (
@@ -59,5 +60,10 @@ def _read(tree: Tree, crop: bool, *, files: list[str]) -> Contents:
 
 def _images(tree: Tree, part: str) -> Iterator[np.ndarray]:
     # A row of CIFAR-100 is one image as [channel, height, width]; a Picture is [height, width, channel].
-    rows = np.asarray(load_mapping(tree, part, "data")["data"], np.uint8)
+    rows = load_mapping(tree, part, "data")["data"]
+    if not isinstance(rows, np.ndarray):
+        raise ValueError(f"{part}: images are a {type(rows).__name__}; an array of uint8 is needed")
+    rows = rows.astype(np.uint8)
+    if rows.ndim != 2 or rows.shape[1] != 3 * SIDE**2:
+        raise ValueError(f"{part}: images are of shape {rows.shape}; rows of {3 * SIDE**2} numbers are needed")
     yield from rows.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)

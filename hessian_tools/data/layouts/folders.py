@@ -5,10 +5,10 @@ import io
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import IO, cast
 
 from PIL import Image, UnidentifiedImageError
 
+from hessian_tools.data.images import open_image
 from hessian_tools.data.layouts.layout import (
     Contents,
     Match,
@@ -21,6 +21,7 @@ from hessian_tools.data.layouts.layout import (
 )
 from hessian_tools.data.splits import PART_OF, given_split, named_split, split_by_hash
 from hessian_tools.data.tree import Tree
+from hessian_tools.validation import some_of
 
 LOOKS_FOR = (
     "Bertinetto's layout (CIFAR-FS): data/<class>/*.png with splits/<name>/{train,val,test}.txt",
@@ -71,7 +72,9 @@ def find_plain(tree: Tree) -> list[Match]:
             class_homes = {name.rpartition("/")[0].rpartition("/")[0] for name in images}
             for folder in tree.empty:
                 if folder.rpartition("/")[0] in class_homes:
-                    raise ValueError(f"the class folder {folder} in {tree.path} is empty; fill or remove it")
+                    raise ValueError(
+                        f"the class folder {folder} in {tree.path} is empty; fill it, or move it elsewhere"
+                    )
             matches.append(_match(tree, f"images in folders{home_suffix(home)}, {kind}", "images", images, read))
         if matches:
             return matches
@@ -85,10 +88,13 @@ def _match(
 
     lists: the files that list classes or images, which are read too.
     """
+    content = tree.read(images[0])
     try:
-        with tree.open(images[0]) as file, Image.open(cast(IO[bytes], file)) as image:
+        with open_image(content) as image:
             side, channels = max(image.size), 1 if image.mode in ("1", "L") else 3
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as e:
+    except UnidentifiedImageError:  # its text holds an address in memory, which helps nobody
+        raise ValueError(f"{images[0]} in {tree.path} cannot be read as an image; fetch it again") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
         raise ValueError(f"{images[0]} in {tree.path} cannot be read as an image ({e}); fetch it again") from None
     size = side if side <= LARGEST_NATIVE else 84
     return Match(layout, name, [*images, *(lists or [])], partial(read, images=images), size, channels)
@@ -130,11 +136,11 @@ def _csv_rows(text: str, where: str) -> Iterator[tuple[str, str]]:
     image = next((name for name in IMAGE_COLUMNS if name in columns), None)
     label = next((name for name in CLASS_COLUMNS if name in columns), None)
     if image is None or label is None:
-        raise ValueError(f"{where} has the columns {', '.join(columns)}; use filename,label or class_name,image_name")
+        raise ValueError(f"{where} has the columns {some_of(columns)}; use filename,label or class_name,image_name")
     reader.fieldnames = columns
     for row in reader:
         if not row[image] or not row[label]:
-            raise ValueError(f"{where}: line {reader.line_num} has no image or no class; correct or remove it")
+            raise ValueError(f"{where}: line {reader.line_num} has no image or no class; correct it")
         yield row[label].strip(), row[image].strip()
 
 

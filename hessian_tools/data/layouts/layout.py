@@ -14,6 +14,7 @@ import numpy as np
 from hessian_tools.data.safe_pickle import load_pickle
 from hessian_tools.data.splits import PART_OF, Split
 from hessian_tools.data.tree import Tree
+from hessian_tools.validation import some_of
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
@@ -170,15 +171,14 @@ def labelled_images(class_names: tuple[str, ...], files: Mapping[str, Labelled],
 def load_mapping(tree: Tree, name: str, *keys: str) -> Mapping[str, Any]:
     """Read a mapping from a pickle file; raise ValueError if the file holds anything else, or if a key is missing."""
     with tree.open(name) as file:
-        data = load_pickle(file, where=name)
+        data = load_pickle(file, where=name, size=tree.files[name][0])
     if not isinstance(data, dict):
         raise ValueError(f"{name} holds a {type(data).__name__} and no mapping with {', '.join(keys) or 'labels'}")
     # Keys that Python 2 wrote as strings can be read as bytes.
     data = {key.decode("latin-1") if isinstance(key, bytes) else key: value for key, value in data.items()}
     missing = [key for key in keys if key not in data]
     if missing:
-        held = ", ".join(map(str, data))
-        raise ValueError(f"{name} holds {held}, but not {missing[0]!r}; it may belong to another data set")
+        raise ValueError(f"{name} holds {some_of(data)}, but not {missing[0]!r}; it may belong to another data set")
     return data
 
 

@@ -1,13 +1,14 @@
 """Images packed into one file for each part of the split, as miniImageNet, FC100 and tieredImageNet are distributed."""
 
 import re
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
+from math import prod
 from typing import Any
 
 import numpy as np
 
+from hessian_tools.data.images import MAX_PIXELS
 from hessian_tools.data.layouts.layout import (
     Contents,
     Images,
@@ -18,9 +19,11 @@ from hessian_tools.data.layouts.layout import (
     load_mapping,
     parts_by_home,
 )
+from hessian_tools.data.npz import stored_array
 from hessian_tools.data.safe_pickle import packed_images
 from hessian_tools.data.splits import given_split
 from hessian_tools.data.tree import Tree
+from hessian_tools.validation import some_of
 
 LOOKS_FOR = (
     "miniImageNet: mini-imagenet-cache-{train,val,test}.pkl (or -validation)",
@@ -103,7 +106,7 @@ def _tiered_part(tree: Tree, part: str, name: str) -> Part:
     data = load_mapping(tree, where)
     key = next((key for key in ("label_specific", "labels") if key in data), None)
     if key is None:
-        raise ValueError(f"{where} holds {', '.join(map(str, data))}, but neither label_specific nor labels")
+        raise ValueError(f"{where} holds {some_of(data)}, but neither label_specific nor labels")
     images = _npz_images if name.endswith(".npz") else _png_images
     return _numbered(part, data[key]), partial(images, tree, name)
 
@@ -114,12 +117,19 @@ def _tiered_labels_file(name: str) -> str:
 
 def _numbered(part: str, labels: Iterable[Any]) -> list[str]:
     """The class name of each image, made of its part and its label, such as "train-007"."""
-    return [f"{part}-{int(label):03d}" for label in labels]
+    try:
+        return [f"{part}-{int(label):03d}" for label in labels]
+    except ValueError as e:
+        raise ValueError(f"a label of the part {part} is no whole number ({e}); fetch the data again") from None
 
 
 def _pickled_images(tree: Tree, name: str, key: str) -> Iterator[np.ndarray]:
     """Yield the images of a pickled array; the array of one part is in memory as a whole."""
-    array = np.asarray(load_mapping(tree, name, key)[key])
+    array = load_mapping(tree, name, key)[key]
+    if isinstance(array, list | tuple) and all(isinstance(image, np.ndarray) for image in array):
+        array = np.asarray(array)
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{name}: images are a {type(array).__name__}; uint8 [image, h, w, 3] is needed")
     if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3:
         raise ValueError(f"{name}: images are {array.dtype} of shape {array.shape}; uint8 [image, h, w, 3] is needed")
     yield from array
@@ -132,15 +142,15 @@ def _png_images(tree: Tree, name: str) -> Iterator[bytes]:
 
 def _npz_images(tree: Tree, name: str) -> Iterator[np.ndarray]:
     """Yield the rows of the array ``images``, read one by one from the zip that an .npz file is."""
-    with tree.open(name) as file, zipfile.ZipFile(file) as archive:
-        if "images.npy" not in archive.namelist():
-            raise ValueError(f"{name} holds {', '.join(archive.namelist())} but no array 'images'")
-        with archive.open("images.npy") as member:
-            version = np.lib.format.read_magic(member)
-            header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, fortran, dtype = header(member)
-            if len(shape) != 4 or fortran or dtype != np.uint8:
-                raise ValueError(f"{name}: images are {dtype} of shape {shape}; uint8 [image, h, w, 3] is needed")
-            size = int(np.prod(shape[1:]))
-            for _ in range(shape[0]):
-                yield np.frombuffer(member.read(size), np.uint8).reshape(shape[1:])
+    with stored_array(tree, name, "images") as stored:
+        shape = stored.shape
+        if len(shape) != 4 or stored.fortran or stored.dtype != np.uint8 or shape[3] != 3:
+            raise ValueError(f"{name}: images are {stored.dtype} of shape {shape}; uint8 [image, h, w, 3] is needed")
+        size = prod(shape[1:])
+        if not 0 < size <= 3 * MAX_PIXELS:
+            raise ValueError(f"{name}: images are of shape {shape}; an image has 1 to {MAX_PIXELS} pixels")
+        for _ in range(shape[0]):
+            content = stored.file.read(size)
+            if len(content) < size:
+                raise ValueError(f"{name} ends before its last image; fetch it again")
+            yield np.frombuffer(content, np.uint8).reshape(shape[1:])

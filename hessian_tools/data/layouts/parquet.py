@@ -16,12 +16,15 @@ from hessian_tools.data.class_lists import RAVI
 from hessian_tools.data.layouts.layout import Contents, Labelled, Match, group_by_home, home_suffix, labelled_images
 from hessian_tools.data.splits import Split, named_split
 from hessian_tools.data.tree import Tree
+from hessian_tools.importing import one_line
+from hessian_tools.validation import some_of
 
 LOOKS_FOR = ("parquet: *.parquet with columns image and label (needs pyarrow: pip install 'hessian-tools[parquet]')",)
 FILE = re.compile(r"(?P<home>(?:.*/)?)[^/]+\.parquet")
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
 RAVI_RULE = "Ravi and Larochelle (2017), over the pooled files"
+MAX_ROWS = 10_000_000
 ROWS_AT_ONCE = 256  # the number of images that are held in memory together
 
 
@@ -41,7 +44,12 @@ def _read(tree: Tree, crop: bool, *, names: list[str]) -> Contents:
             table = _parquet(file, name)
             class_names = class_names or _class_names(table)
             column = _column(table, LABEL_COLUMNS, name)
+            if table.metadata.num_rows > MAX_ROWS:
+                raise ValueError(f"{name} has {table.metadata.num_rows} rows; at most {MAX_ROWS} are read")
             labels = table.read(columns=[column]).column(column).to_pylist()
+            for label in labels:
+                if not (type(label) is int and 0 <= label < MAX_ROWS):
+                    raise ValueError(f"{name} has the label {str(label)[:40]}; labels are whole numbers from 0")
             labelled[name] = labels, partial(_images, tree, name)
     # A class for which the files give no name gets its number as its name.
     count = max((label + 1 for labels, _ in labelled.values() for label in labels), default=0)
@@ -80,7 +88,7 @@ def _column(table: Any, accepted: tuple[str, ...], name: str) -> str:
     for column in accepted:
         if column in columns:
             return column
-    raise ValueError(f"{name} has columns {', '.join(columns)}, but none of {', '.join(accepted)}; rename a column")
+    raise ValueError(f"{name} has columns {some_of(columns)}, but none of {', '.join(accepted)}; rename a column")
 
 
 def _parquet(file: Any, name: str) -> Any:
@@ -93,4 +101,4 @@ def _parquet(file: Any, name: str) -> Any:
     try:
         return reader.ParquetFile(file)
     except Exception as e:
-        raise ValueError(f"{name} cannot be read as parquet ({e}); fetch it again") from None
+        raise ValueError(f"{name} cannot be read as parquet ({one_line(e)}); fetch it again") from None

@@ -143,9 +143,9 @@ def test_wrong_arguments_are_refused_in_plain_words() -> None:
         gradient_share(2 * V, g)
     with pytest.raises(ValueError, match="not orthonormal"):
         subspace_overlap(V, V + 0.1)
-    with without_type_checks(), pytest.raises(ValueError, match="12 rows"):
+    with without_type_checks(), pytest.raises(ValueError, match="g has shape .5,., .* vectors has 12 there"):
         gradient_share(V, g[:5])
-    with pytest.raises(ValueError, match="subspaces of 0"):
+    with pytest.raises(ValueError, match="k=0 must be at least 1"):
         overlap_null(12, 0)
     pairs = top_eigenpairs(hessian(quadratic, torch.zeros(24), symmetric(SPECTRA["decaying"])[0].float()), which="BE")
     with pytest.raises(ValueError, match="LM, LA or SA"):
@@ -169,5 +169,5 @@ def test_the_share_of_a_small_gradient_in_single_precision() -> None:
 
 
 def test_one_vector_without_a_column_axis_is_refused() -> None:
-    with without_type_checks(), pytest.raises(ValueError, match="give columns"):
+    with without_type_checks(), pytest.raises(ValueError, match="give a tensor .point ..., param, k"):
         gradient_share(torch.ones(4), torch.ones(4))

@@ -240,7 +240,7 @@ def test_bad_options_are_refused_in_plain_words() -> None:
     H = operator(symmetric(SPECTRA["decaying"]))
     for options, words in (
         ({"k": 25}, "24 rows; give 1 to 24"),
-        ({"k": 0}, "give 1 to 24"),
+        ({"k": 0}, "k=0 must be at least 1"),
         ({"which": "LR"}, "LM, LA, SA, BE"),
         ({"rtol": -1.0}, "0 or more"),
         ({"max_matvecs": 9}, "give 10 or more"),

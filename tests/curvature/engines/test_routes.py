@@ -64,12 +64,10 @@ def test_contract(route: str) -> None:
 @pytest.mark.parametrize("case", [LINEAR[1], GAUSS_NEWTON[3]], ids=lambda case: case.name)
 def test_gauss_newton_by_trace(case: Case) -> None:
     V = randn(case.thetas.shape[-1], 3, stream_name="V")
-    for options in ({"route": "traced"}, {"route": "traced", "max_memory": 1}, {"route": "direct"}):
+    for options in ({"route": "traced"}, {"route": "traced", "max_memory": 1}, {"route": "direct"}, {"route": "kept"}):
         G = gauss_newton(case.loss, case.thetas, case.batch, **options)
         close(G @ V, case.dense @ V)
         assert G.route == options["route"]
-    with pytest.raises(ValueError, match="route='kept' works for Hessians only"):
-        gauss_newton(case.loss, case.thetas, case.batch, route="kept")
 
 
 OLD_TORCH = pytest.mark.skipif(torch.__version__ < "2.7", reason="torch 2.6 has no forward mode in inference mode")
@@ -196,7 +194,7 @@ def test_criteria_without_a_forward_derivative_take_the_kept_graph() -> None:
 
 def test_the_kept_graph_of_a_loss_without_curvature_gives_zero() -> None:
     thetas = torch.ones(2, 3)
-    for loss in (lambda theta, a: (a * theta).sum(), lambda theta, a: a.sum(), lambda theta, a: theta[0] ** 2):
+    for loss in (lambda theta, a: (a * theta).sum(), lambda theta, a: theta[0] ** 2):
         expected = hessian(loss, thetas, torch.ones(2, 3), route="direct").to_dense()
         assert torch.equal(hessian(loss, thetas, torch.ones(2, 3), route="kept").to_dense(), expected)
 
@@ -295,7 +293,7 @@ def test_pieces_have_nearly_equal_sizes_and_are_halved_when_memory_runs_out() ->
 
 @pytest.mark.parametrize("bad", [0, -1, "4GB", True, float("nan")])
 def test_bad_memory_is_refused(bad: object) -> None:
-    with without_type_checks(), pytest.raises(ValueError, match="give a number of bytes, such as 4e9"):
+    with without_type_checks(), pytest.raises(ValueError, match="a number of bytes, such as 4e9"):
         hessian(CONV.loss, CONV.thetas, CONV.batch, max_memory=bad)
 
 

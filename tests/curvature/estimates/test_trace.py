@@ -113,7 +113,8 @@ def test_rademacher_columns_do_not_depend_on_their_number() -> None:
     assert not torch.equal(z, rademacher(1000, 20, seed=1, path=("task", 5)))
     gram = z.double().T @ z.double() / 1000
     assert (gram - torch.eye(20)).abs().max() < 5 / 1000**0.5
-    assert rademacher(3, 0).shape == (3, 0)
+    with pytest.raises(ValueError, match="num_probes=0 must be at least 1"):
+        rademacher(3, 0)
 
 
 def test_tolerances_add_probes_until_met() -> None:
@@ -153,15 +154,18 @@ def test_wrong_options_are_refused_in_plain_words() -> None:
     with pytest.raises(ValueError, match="num_probes=1"):
         trace(H, num_probes=1)
     for bad in (-1.0, float("nan")):
-        with pytest.raises(ValueError, match="give 0 or more"):
+        with pytest.raises(ValueError, match="0 or more"):
             trace(H, num_probes=4, rtol=bad)
-    with pytest.raises(ValueError, match="2 probes or more"):
+    with pytest.raises(ValueError, match="2 probes or more|give a tensor .*param, probe"):
         trace(H, probes=randn(24, stream_name="one"))
     with without_type_checks():
-        for probes, kind in ((torch.ones(24, 3, dtype=torch.complex64), "complex64"), (np.ones((24, 3)), "ndarray")):
-            with pytest.raises(ValueError, match=f"probes are .*{kind}; give a tensor of real numbers"):
+        for probes, kind in (
+            (torch.ones(24, 3, dtype=torch.complex64), "complex64"),
+            (np.ones((24, 3)), "NumPy array"),
+        ):
+            with pytest.raises(ValueError, match=f"probes (is|are) .*{kind}.*; give .*real numbers"):
                 trace(H, probes=probes)
-    with pytest.raises(ValueError, match="24, probe"):
+    with pytest.raises(ValueError, match="H has 24 there"):
         trace(H, probes=randn(23, 4, stream_name="short"))
 
 

@@ -1,0 +1,168 @@
+"""Estimates the time and the memory of a study before anything is made, so that a slip such as 10**12 tasks is refused.
+
+The estimate is rough, within a factor of about five on a CPU. It is meant to tell a long study from an impossible one.
+"""
+
+import os
+from collections import defaultdict
+from dataclasses import dataclass
+from math import prod
+
+import torch
+
+from analysis.config import StepSizeSearch
+from analysis.errors import UserError
+from analysis.study import Problem, Study, StudyLearner
+
+MAX_HOURS = 10_000  # of processor time: more than a year on one core
+MAX_OPTION = 10_000  # the largest whole number among the options of a network; each could be a number of layers
+FLOPS = 5e9  # operations of one core in a second
+LAYER_SECONDS = 5e-5  # the least time of a forward pass, for each parameter tensor of the network
+GRADIENT = 3  # the price of a gradient in forward passes: one forward pass, and a backward pass that costs two
+SECOND_ORDER = 3  # how much more an inner step costs where the outer gradient is taken through it
+PRODUCT = 4  # the price of a Hessian-vector product in forward passes, where the graph of the gradient is kept
+POSITION_SHARE = 1 / 16  # of an image's pixels: where a mean convolution is computed, because networks shrink images
+NUMBERS_A_POINT = 100  # that are stored, besides eigenvalues and probes
+UNCOUNTABLE = 10**18  # parameters, of a network that is too large for torch to describe
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a study would take.
+
+    seconds: the processor time of each kind of work. num_bytes: the memory of each kind of thing.
+    """
+
+    seconds: dict[str, float]
+    num_bytes: dict[str, float]
+
+
+def refuse_above_limits(study: Study) -> None:
+    """Raise UserError where a study would take more than ``MAX_HOURS``, or more memory than this machine has."""
+    for name, value in study.config.network.options.items():
+        for number in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(number, int) and number > MAX_OPTION:
+                raise UserError(
+                    f"network.options.{name} holds {number}, which is above {MAX_OPTION}; lower it, or add --yes"
+                    " (yes=True in Python)"
+                )
+    cost = estimate(study)
+    hours, gigabytes = sum(cost.seconds.values()) / 3600, sum(cost.num_bytes.values()) / 1e9
+    memory = _memory() / 1e9
+    if hours <= MAX_HOURS and gigabytes <= memory:
+        return
+    raise UserError(
+        f"the study would take about {hours:.2g} hours of processor time, most of it for"
+        f" {max(cost.seconds, key=cost.seconds.__getitem__)}, and {gigabytes:.2g} GB of memory, most of it for"
+        f" {max(cost.num_bytes, key=cost.num_bytes.__getitem__)};\nthe limits are {MAX_HOURS} hours and the"
+        f" {memory:.2g} GB of this machine. Lower its numbers, or add --yes (yes=True in Python)"
+    )
+
+
+def estimate(study: Study) -> Cost:
+    """The processor time and the memory that a study would take, roughly."""
+    config, input_shape = study.config, study.problem.tasks.input_shape
+    num_params, num_tensors, has_convolutions = _parameters(study.problem)
+    latent_sizes = [learner.learner.latent.size for learner in study.learners.values() if learner.learner.latent]
+    num_params += 100 * max(latent_sizes, default=0)  # LEO decodes a head from its codes
+    positions = max(prod(input_shape[1:]) * POSITION_SHARE, 1.0) if has_convolutions else 1.0
+
+    def forward(examples_of_a_class: int) -> float:
+        examples = config.data.ways * examples_of_a_class
+        return max(2 * num_params * positions * examples / FLOPS, num_tensors * LAYER_SECONDS)
+
+    work = _Work(
+        support=forward(config.data.shots),
+        query=forward(config.data.queries),
+        held_out=forward(config.data.test_queries),
+        meta_batch=config.train.meta_batch,
+    )
+    # The parameters, their gradient and Adam's moments, and the parameters after each inner step.
+    copies = 6 + max(learner.learner.steps for learner in study.learners.values())
+    num_bytes = {"the parameters": 4.0 * num_params * copies, "the measurements": _stored_bytes(study)}
+    return Cost(_seconds(study, work, num_params), num_bytes)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """The processor time of the work on tasks.
+
+    support, query, held_out: the seconds of one forward pass over the support set of a task, over its query set in
+        training, and over that of a held-out task.
+    meta_batch: the number of tasks of a meta-iteration.
+    """
+
+    support: float
+    query: float
+    held_out: float
+    meta_batch: int
+
+    def training(self, learner: StudyLearner, meta_steps: int) -> float:
+        """The seconds of a number of meta-iterations."""
+        inner = learner.learner.steps
+        if learner.settings.shot:
+            inner += (learner.settings.shot.reference_steps or 0) + (learner.settings.shot.target_steps or 0)
+        order = 1 if learner.learner.first_order else SECOND_ORDER
+        return meta_steps * self.meta_batch * GRADIENT * (inner * self.support * order + self.query)
+
+    def evaluation(self, learner: StudyLearner, tasks: int, queries: float) -> float:
+        """The seconds of adapting to a number of tasks, each followed by a forward pass of ``queries`` seconds."""
+        return tasks * (GRADIENT * learner.learner.evaluating().steps * self.support + queries)
+
+
+def _seconds(study: Study, work: _Work, num_params: int) -> dict[str, float]:
+    """The processor time of each kind of work."""
+    config, measure = study.config, study.config.measure
+    seconds: defaultdict[str, float] = defaultdict(float)
+    for name, _ in study.runs_to_measure:
+        learner = study.learners[name]
+        num_checkpoints = len(learner.checkpoints)
+        validation = work.evaluation(learner, config.train.validation_tasks, work.query)
+        evaluation = work.evaluation(learner, measure.evaluation_tasks, work.held_out)
+        seconds["training"] += work.training(learner, learner.checkpoints[-1])
+        seconds["validation"] += num_checkpoints * validation
+        seconds["evaluation"] += num_checkpoints * evaluation
+        for level, num_loops in (
+            (measure.full, 2 * measure.full_tasks),
+            (measure.light, num_checkpoints * measure.tasks),
+        ):
+            num_points = num_loops * (config.inner.steps + 1)
+            products = min(level.max_matvecs, num_params) + level.probes
+            seconds["curvature"] += num_points * (1 + len(measure.losses)) * products * PRODUCT * work.support
+    search = config.inner.step_size
+    if isinstance(search, StepSizeSearch):
+        learner = study.learners[search.learner]
+        validation = work.evaluation(learner, search.validation_tasks, work.query)
+        of_one = work.training(learner, search.meta_steps) + validation
+        seconds["the search for the step size"] = len(search.candidates) * of_one
+    return dict(seconds)
+
+
+def _stored_bytes(study: Study) -> float:
+    """The bytes of all measurements, which drawing and judging read into memory."""
+    measure, num_points = study.config.measure, study.config.inner.steps + 1
+    numbers = NUMBERS_A_POINT + measure.full.eigenvalues + measure.full.probes
+    at_a_checkpoint = measure.tasks * num_points * numbers + 2 * measure.evaluation_tasks
+    return 8.0 * at_a_checkpoint * sum(len(study.learners[name].checkpoints) for name, _ in study.runs_to_measure)
+
+
+def _parameters(problem: Problem) -> tuple[int, int, bool]:
+    """The numbers of parameters and of parameter tensors of the network, and whether it has convolutions.
+
+    The network is built on torch's meta device, where tensors have shapes but no memory.
+    """
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            shapes = [parameter.shape for parameter in problem.network().parameters()]
+    except (RuntimeError, ValueError, OverflowError, TypeError) as e:
+        # A network of the user's own may not work on the meta device; later checks build it as it is and report errors.
+        return (UNCOUNTABLE if "overflow" in str(e).lower() else 0), 1, False
+    return sum(map(prod, shapes)), len(shapes), any(len(shape) == 4 for shape in shapes)
+
+
+def _memory() -> float:
+    """The bytes of memory of this machine; infinite where the system does not say."""
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, ValueError, OSError):
+        return float("inf")

@@ -1,0 +1,370 @@
+"""Rules of arguments: which values an annotation accepts. All others are refused with a ValueError.
+
+A rule is read from the annotation of an argument. The range of a number follows from the argument's name, because an
+option has the same name and the same meaning in all functions.
+"""
+
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from inspect import Parameter, signature
+from math import isfinite
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, SupportsIndex, Union, get_args, get_origin, get_type_hints, is_typeddict
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hessian_tools.failures import described, short
+from hessian_tools.validation import check_whole
+
+# For the messages: how a user makes an object of a class, by the name of the class.
+MADE_BY = {
+    "AdaptationJacobian": "ht.adaptation_jacobian(H, step_size)",
+    "EigenPairs": "ht.top_eigenpairs(H, vectors=True)",
+    "Generator": "ht.stream(seed)",
+    "Learner": "ht.learners.maml(steps, step_size)",
+    "Loss": "ht.make_loss(model, criterion, layout)",
+    "LossFunction": "ht.make_loss(model, criterion, layout)",
+    "Module": "ht.MLP((2, 8, 1))",
+    "Operator": "ht.hessian(loss, theta, batch)",
+    "ParamLayout": "ht.flatten(model)",
+    "SaveAt": "ht.SaveAt(thetas=True)",
+    "Shot": "ht.Shot()",
+    "Spectrum": "ht.spectrum(H)",
+    "StepRule": "Momentum(0.9)",
+    "TaskSource": "ht.data.open_tasks(name)",
+    "Trajectory": "ht.record(learner, loss, theta, support, query)",
+}
+
+# The ranges of numbers, by the names of the arguments. First the smallest whole number that is allowed.
+AT_LEAST = {
+    0: "ends fine_tuning_steps index last point validation_tasks",
+    1: "channels chunk depth evaluation_steps factor groups heads hidden image_size k l magnitude max_basis "
+    "max_matvecs max_points max_probes max_rank meta_batch minibatches num_matvecs num_params num_probes num_rotations "
+    "num_tasks outputs patch points queries reference_steps save_every schedule_steps shots size steps target_steps "
+    "ways width",
+}
+POSITIVE = "epsilon fine_tuning_step_size learning_rate step_size tau threshold width"
+NOT_NEGATIVE = "atol brightness encoder_weight ends_rtol kl_weight l2_weight noise orthogonality_weight rtol shift zoom"
+SHAPES = ("input_shape", "sizes", "widths")  # lists of whole numbers, each of them at least 1
+
+
+class Rule(NamedTuple):
+    """What an annotation accepts: the test of a value, what is expected in words, and the tensors that it may be."""
+
+    accepts: Callable[[Any], bool]
+    expected: str
+    tensor: "TensorRule | None" = None
+
+
+@dataclass(frozen=True)
+class TensorRule:
+    """The dtypes of a tensor, and the names of its axes.
+
+    dims: the axes that are always there. points: the name of all axes before these, "" if it has none; None where there
+    may be no others. broadcasts: whether axes of length one may stand for any length.
+    """
+
+    dtypes: frozenset[torch.dtype]
+    kind: str
+    dims: tuple[str, ...]
+    points: str | None
+    broadcasts: bool
+
+    @cached_property
+    def named(self) -> list[tuple[int, str]]:
+        """The axes that are always there and have names, with their positions among these."""
+        return [(i, name) for i, name in enumerate(self.dims) if name.isidentifier() and name != "_"]
+
+    def accepts(self, value: Any) -> bool:
+        """Whether the value is a tensor of such a dtype with such axes, none of them empty."""
+        if not isinstance(value, Tensor) or value.dtype not in self.dtypes or value.numel() == 0:
+            return False
+        return value.ndim == len(self.dims) if self.points is None else value.ndim >= len(self.dims)
+
+    def sizes(self, value: Tensor) -> list[tuple[str, Any]]:
+        """The names and sizes of the axes; those that may differ from the sizes of another tensor are left out."""
+        shape = value.shape
+        first = len(shape) - len(self.dims)
+        sizes: list[tuple[str, Any]] = [(name, shape[first + i]) for i, name in self.named]
+        if self.points and not self.broadcasts:
+            sizes.append((self.points, shape[:first]))
+        return sizes
+
+    def __str__(self) -> str:
+        axes = [*([] if self.points is None else [f"{self.points or 'any'} ..."]), *self.dims]
+        return f"a tensor [{', '.join(axes)}] of {self.kind} numbers, not empty" if axes else "a tensor of one number"
+
+
+def check_arguments(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Raise ValueError for the first argument that its annotation does not accept, and for sizes that do not agree.
+
+    Arguments that the function does not have are left to Python, which raises TypeError for them.
+    """
+    positional, by_name, compares = rules_of(function)
+    for (name, rule), value in zip(positional, args, strict=False):
+        if not rule.accepts(value):
+            _refuse(name, rule, value)
+    for name, value in kwargs.items():
+        if name in by_name and not by_name[name].accepts(value):
+            _refuse(name, by_name[name], value)
+    if compares:
+        given = {name: value for (name, _), value in zip(positional, args, strict=False)} | dict(kwargs)
+        _check_sizes(given, by_name)
+
+
+def _check_sizes(given: Mapping[str, Any], rules: Mapping[str, Rule]) -> None:
+    """Raise ValueError where axes of one name differ in size.
+
+    The number of parameters of an operator or of a layout counts as the size of the axis "param".
+    """
+    sizes: dict[str, tuple[str, Any]] = {}
+    if "H" in given:
+        sizes["param"] = ("H", given["H"].num_params)
+    if "layout" in given:
+        sizes["param"] = ("layout", given["layout"].numel)
+    for name, value in given.items():
+        if not isinstance(value, Tensor) or name not in rules or (rule := rules[name].tensor) is None:
+            continue
+        for axis, size in rule.sizes(value):
+            other, expected = sizes.setdefault(axis, (name, size))
+            if size != expected:
+                raise ValueError(
+                    f"{name} has shape {tuple(value.shape)}, so that its axis '{axis}' has the size {_plain(size)}, "
+                    f"but {other} has {_plain(expected)} there; give {rule}"
+                )
+
+
+def _plain(size: Any) -> Any:
+    return tuple(size) if isinstance(size, torch.Size) else size
+
+
+def _refuse(name: str, rule: Rule, value: Any) -> None:
+    """Raise ValueError for an argument: what came, what is expected and, where it is known, how to get it."""
+    if isinstance(value, Real) and WHOLE[None].expected in rule.expected:
+        # Its message is the more exact one. It passes where a whole number came for a list of whole numbers.
+        check_whole(at_least=LEAST.get(name), **{name: value})
+    if isinstance(value, str | int | float | complex | list | tuple | dict | set):
+        raise ValueError(f"{name}={short(value)} must be {rule.expected}")
+    fix = f"give {rule.expected}"
+    if isinstance(value, np.ndarray) and rule.tensor is not None:
+        fix = f"give torch.from_numpy({name}), {rule.expected}"
+    if isinstance(value, Tensor) and value.is_complex() and rule.tensor is not None:
+        fix = f"give real numbers, such as the parts that torch.view_as_real gives: {rule.expected}"
+    raise ValueError(f"{name} is {described(value)}; {fix}")
+
+
+class Rules(NamedTuple):
+    """The rules of a function's positional arguments in their order, and those of all its arguments by name.
+
+    compares: whether the sizes of arguments are to be compared.
+    """
+
+    positional: list[tuple[str, Rule]]
+    by_name: dict[str, Rule]
+    compares: bool
+
+
+@cache
+def rules_of(function: Callable[..., Any]) -> Rules:
+    """The rules of a function, read from its annotations once; None is accepted where it is the default."""
+    hints = get_type_hints(function)
+    rules = Rules([], {}, False)
+    for name, parameter in signature(function).parameters.items():
+        hint = hints.get(name, Any)
+        if parameter.kind is Parameter.VAR_KEYWORD:
+            options = get_args(hint)  # Unpack[a TypedDict]
+            if options and is_typeddict(options[0]):
+                rules.by_name.update((key, _rule(kind, key)) for key, kind in get_type_hints(options[0]).items())
+        elif parameter.kind is not Parameter.VAR_POSITIONAL:
+            rule = _rule(hint, name)
+            rules.by_name[name] = rule if parameter.default is not None or rule.accepts(None) else _any_of([rule, NONE])
+            if parameter.kind is not Parameter.KEYWORD_ONLY:
+                rules.positional.append((name, rules.by_name[name]))
+    # Most functions have one tensor or none, and are spared the comparison: no name of an axis occurs twice in them,
+    # and no H or layout states the number of parameters. "" stands for the axes of the points.
+    axes = [axis for rule in rules.by_name.values() if rule.tensor is not None for axis in (*rule.tensor.dims, "")]
+    states_size = "H" in rules.by_name or "layout" in rules.by_name
+    return rules._replace(compares=len(axes) > len(set(axes)) or (bool(axes) and states_size))
+
+
+def _is_whole(value: Any) -> bool:
+    return type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str | Path) and "\0" not in str(value)
+
+
+def _is_device(value: Any) -> bool:
+    try:
+        return isinstance(value, str | torch.device) and bool(torch.device(value))
+    except RuntimeError:
+        return False
+
+
+ANYTHING = Rule(lambda value: True, "anything")
+LEAST = {name: least for least, names in AT_LEAST.items() for name in names.split()}
+WHOLE = {
+    None: Rule(_is_whole, "a whole number"),
+    0: Rule(lambda v: _is_whole(v) and v >= 0, "a whole number, 0 or more"),
+    1: Rule(lambda v: _is_whole(v) and v >= 1, "a whole number, 1 or more"),
+}
+FLOATS = {
+    "confidence": Rule(lambda v: _is_number(v) and 0 < v < 1, "a number between 0 and 1, such as 0.95"),
+    **dict.fromkeys(POSITIVE.split(), Rule(lambda v: _is_number(v) and v > 0, "a finite number above 0")),
+    "max_memory": Rule(lambda v: _is_number(v) and v > 0, "a number of bytes, such as 4e9"),
+    **dict.fromkeys(NOT_NEGATIVE.split(), Rule(lambda v: _is_number(v) and v >= 0, "a finite number, 0 or more")),
+}
+NONE = Rule(lambda v: v is None, "None")
+SCALARS: dict[Any, Rule] = {
+    Any: ANYTHING,
+    float: Rule(_is_number, "a finite number"),
+    bool: Rule(lambda v: isinstance(v, bool | np.bool_), "True or False"),
+    str: Rule(lambda v: isinstance(v, str), "a str"),
+    Path: Rule(_is_path, "a path without a NUL character"),
+    type(None): NONE,
+    Tensor: Rule(
+        lambda v: isinstance(v, Tensor) and v.numel() > 0,
+        "a tensor, not empty",
+        TensorRule(frozenset(), "", (), "", broadcasts=True),
+    ),
+}
+
+
+def _rule(hint: Any, name: str = "") -> Rule:
+    """The rule of an annotation; an annotation that is not known accepts everything. name: that of the argument."""
+    if hint in (int, SupportsIndex):
+        return WHOLE[LEAST.get(name)]
+    if hint is str and name == "device":
+        return Rule(_is_device, "a device of torch, such as 'cpu' or 'cuda'")
+    if hint is float and name in FLOATS:
+        return FLOATS[name]
+    if hint in SCALARS:
+        return SCALARS[hint]
+    origin, inside = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        # A float may be written as an int, and a path as a str.
+        kinds = [
+            each for each in inside if not (each is int and float in inside) and not (each is str and Path in inside)
+        ]
+        return _any_of([_rule(each, name) for each in kinds])
+    if origin is Literal:
+        return Rule(lambda v: isinstance(v, str | bool) and v in inside, f"one of {', '.join(map(str, inside))}")
+    if origin in (tuple, list, Sequence):
+        whole_sizes = name in SHAPES
+        parts = [WHOLE[1] if each is int and whole_sizes else _rule(each) for each in inside if each is not ...]
+        return _list_rule(parts[0]) if inside[-1:] == (...,) or origin is not tuple else _tuple_rule(parts)
+    if origin is Iterable:
+        return _iterable_rule(_rule(inside[0]))
+    if origin is Mapping:
+        return Rule(lambda v: isinstance(v, Mapping), "a dict")
+    if origin is Callable:
+        return _callable_rule(*inside)
+    if hasattr(hint, "dim_str"):
+        return _tensor_rule(hint)
+    if isinstance(hint, type) and hint is not object:
+        made = f", such as {MADE_BY[hint.__name__]}" if hint.__name__ in MADE_BY else ""
+        return Rule(_is_object_of(hint), f"a {hint.__name__}{made}")
+    return ANYTHING
+
+
+def _list_rule(part: Rule) -> Rule:
+    """The rule of a list of any length with entries of one kind."""
+    return Rule(
+        lambda v: isinstance(v, tuple | list | range) and all(map(part.accepts, v)),
+        f"a list, each entry {part.expected}",
+    )
+
+
+def _tuple_rule(parts: Sequence[Rule]) -> Rule:
+    """The rule of a fixed number of values, which have one kind in all functions of the library."""
+    return Rule(
+        lambda v: (
+            isinstance(v, tuple | list | range)
+            and len(v) == len(parts)
+            and all(part.accepts(each) for part, each in zip(parts, v, strict=True))
+        ),
+        f"{len(parts)} values, each {parts[0].expected}",
+    )
+
+
+def _iterable_rule(part: Rule) -> Rule:
+    """The rule of anything that gives one value after the other. A tensor gives those along its first axis."""
+    return Rule(
+        # Only a list is looked into, because looking into an iterator would use it up.
+        lambda v: (
+            hasattr(v, "__iter__")
+            and (part.accepts(v) if isinstance(v, Tensor) else not isinstance(v, np.ndarray | nn.Module | str))
+            and (not isinstance(v, list | tuple) or all(map(part.accepts, v)))
+        ),
+        f"a list, each entry {part.expected}",
+    )
+
+
+def _is_object_of(kind: type) -> Callable[[Any], bool]:
+    """The test whether a value is an object of a class or of a protocol."""
+    known: set[type] = set()  # types that have passed, because the test of a protocol takes microseconds
+
+    def accepts(value: Any) -> bool:
+        if type(value) in known:
+            return True
+        # A class has the methods of a protocol as its objects do, but it is not such an object.
+        passes = isinstance(value, kind) and not isinstance(value, type)
+        if passes:
+            known.add(type(value))
+        return passes
+
+    return accepts
+
+
+def _any_of(rules: Sequence[Rule]) -> Rule:
+    """The rule that accepts what one of the rules accepts."""
+    accepts = [rule.accepts for rule in rules]
+    expected = " or ".join(dict.fromkeys(rule.expected for rule in rules))
+    tensors = [rule.tensor for rule in rules if rule.tensor is not None]
+    tensor = tensors[0] if len(tensors) == 1 else None
+    return Rule(lambda v: any(accept(v) for accept in accepts), expected, tensor)
+
+
+def _callable_rule(arguments: Any, result: Any) -> Rule:
+    """The rule of a function: neither what it shall build, nor a class of networks where it builds nothing."""
+    result = result if isinstance(result, type) else object
+    builds = arguments == [] and result is not object
+    expected = f"a function that builds a {result.__name__}" if builds else "a function"
+
+    def accepts(value: Any) -> bool:
+        if not callable(value):
+            return False
+        if builds:
+            return not isinstance(value, result)
+        if arguments is not ... and isinstance(value, type) and issubclass(value, nn.Module):
+            return False
+        return result is Tensor or not isinstance(value, nn.Module)  # a criterion may be a module
+
+    return Rule(accepts, expected)
+
+
+def _tensor_rule(hint: Any) -> Rule:
+    """The rule of a jaxtyping annotation, such as ``Float[Tensor, "*point param"]``."""
+    axes = hint.dim_str.split()
+    points = axes[0] if axes and (axes[0] == "..." or axes[0].startswith("*")) else None
+    dtypes = frozenset(getattr(torch, name) for name in hint.dtypes if hasattr(torch, name))
+    kind = "floating-point" if torch.float32 in dtypes else "whole" if torch.int64 in dtypes else "such"
+    kind = "real" if torch.float32 in dtypes and torch.int64 in dtypes else kind
+    tensor = TensorRule(
+        dtypes,
+        kind,
+        tuple(axis for axis in axes if axis != points),
+        points.strip("*#.") if points is not None else None,
+        "#" in (points or ""),
+    )
+    return Rule(tensor.accepts, str(tensor), tensor)

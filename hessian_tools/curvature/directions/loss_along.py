@@ -1,0 +1,80 @@
+"""The loss along directions from a point, beside its quadratic model there."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hessian_tools.curvature.operators.loss_operator import LossOperator
+from hessian_tools.first_look import value_of
+from hessian_tools.loss import Batch
+from hessian_tools.torch_fixes.precision import full_precision
+
+DEFAULT_STEPS = tuple(i / 10 for i in range(-10, 11))
+
+
+@dataclass(frozen=True)
+class LossAlong:
+    """The loss at theta + t d for each direction d and step t, and the quadratic model L + t g'd + t^2/2 d'Hd.
+
+    steps: the values of t. slope, curvature: g'd and d'Hd; for a Gauss-Newton matrix G, d'Gd.
+    """
+
+    steps: Float[Tensor, " step"]
+    loss: Float[Tensor, "*point direction step"]
+    quadratic: Float[Tensor, "*point direction step"]
+    slope: Float[Tensor, "*point direction"]
+    curvature: Float[Tensor, "*point direction"]
+
+
+@full_precision
+def loss_along(
+    H: LossOperator, directions: Float[Tensor, "*point param direction"], *, steps: Sequence[float] = DEFAULT_STEPS
+) -> LossAlong:
+    """The loss of an operator along directions from each of its points.
+
+    directions: vectors as columns, such as ``top_eigenpairs(H, k=2, vectors=True).vectors``; [param, direction] for
+        all points, or [point, param, direction]. They are not scaled.
+    steps: the multiples of each direction at which the loss is evaluated.
+
+    It costs one product for each direction, one gradient, and an evaluation of the loss for each direction and step.
+    Raises ValueError for an operator that is not the matrix of a loss, directions of another shape, and empty steps.
+
+    >>> from hessian_tools.curvature import hessian
+    >>> H = hessian(lambda theta, a: (a * theta**2).sum() / 2, torch.zeros(2), torch.tensor([1.0, 4.0]))
+    >>> result = loss_along(H, torch.eye(2), steps=[0.0, 1.0])
+    >>> result.loss.tolist(), result.curvature.tolist()
+    ([[0.0, 0.5], [0.0, 2.0]], [1.0, 4.0])
+    """
+    if not isinstance(H, LossOperator):
+        raise ValueError(f"a {type(H).__name__} is not the matrix of a loss; give a Hessian or a Gauss-Newton matrix")
+    points = H.num_points or 1
+    if directions.ndim not in (2, 3) or directions.shape[-2] != H.num_params:
+        raise ValueError(
+            f"directions has shape {tuple(directions.shape)}; give vectors as columns, [{H.num_params}, direction]"
+        )
+    if len(steps) == 0:
+        raise ValueError("steps is empty; give the multiples of each direction, such as [0.0, 1.0]")
+    D = directions.to(H.device, H.dtype).expand(points, -1, -1)
+    t = torch.tensor(list(steps), dtype=H.dtype, device="cpu").to(H.device)
+    objective = H.objective
+    slope = (H.engine.gradients(objective)[..., None] * D).sum(-2)
+    curvature = (D * H.products(D.contiguous())).sum(-2)
+    start = torch.empty(points, dtype=H.dtype, device=H.device)
+    loss = torch.empty(points, D.shape[-1], len(t), dtype=H.dtype, device=H.device)
+    for group, at in zip(objective.by_group(), objective.groups, strict=True):
+        for member, place in enumerate(at.positions.tolist()):
+            pairs = list(zip(group.weights, group.batches_at(member), strict=True))
+
+            def value(theta: Tensor, pairs: list[tuple[float, Batch]] = pairs) -> Tensor:
+                return torch.stack([weight * value_of(objective.loss, theta, batch) for weight, batch in pairs]).sum()
+
+            theta = group.thetas[member]
+            start[place] = value(theta)
+            for i, d in enumerate(D[place].mT):
+                loss[place, i] = torch.stack([value(theta + step * d) for step in t])
+    quadratic = start[:, None, None] + slope[..., None] * t + curvature[..., None] * t**2 / 2
+    results = (loss, quadratic, slope, curvature)
+    return LossAlong(t, *(result[0] if H.num_points is None else result for result in results))

@@ -1,0 +1,302 @@
+"""The weight of each of several batches, such that they give the criterion of all data at once.
+
+A criterion that averages divides by some number of a batch: its examples, its labels that are not ignored, the sum of
+the class weights of its labels, its tokens. Batches must be weighted by that number, which two ways find:
+
+- The call of torch's own loss, or of ``mean``, that made the value is seen, and its divisor is known.
+- The criterion is called on random outputs of two batches, and on both put together. From
+
+      L(both) = (d1 L1 + d2 L2) / (d1 + d2)
+
+  follows d2 / d1 = (L1 - L(both)) / (L(both) - L2), whatever the criterion is. Different outputs must give the same
+  number. A criterion that sums has L(both) = L1 + L2.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cache
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from hessian_tools.batches import cast_like
+from hessian_tools.curvature.objective.indexing import at_points
+from hessian_tools.loss import Batch, Loss, LossFunction
+from hessian_tools.outputs import differentiable_part, tensors_of
+from hessian_tools.rng import stream
+from hessian_tools.torch_fixes.precision import full_precision
+
+# Two ratios of divisors, from different random outputs in float64, agree to this fraction.
+SAME_RATIO = 1e-7
+# A divisor that was seen is taken if it agrees to this fraction with the one that was computed.
+SAME_DIVISOR = 1e-5
+
+# How torch's losses divide with reduction="mean": by all elements, or by the length of the first axis.
+_BY_ELEMENTS = "mse_loss l1_loss smooth_l1_loss huber_loss soft_margin_loss poisson_nll_loss gaussian_nll_loss "
+_BY_ELEMENTS += "binary_cross_entropy binary_cross_entropy_with_logits hinge_embedding_loss margin_ranking_loss kl_div"
+_BY_EXAMPLES = "multi_margin_loss multilabel_margin_loss multilabel_soft_margin_loss cosine_embedding_loss "
+_BY_EXAMPLES += "triplet_margin_loss ctc_loss"
+ELEMENTWISE = {getattr(F, name) for name in _BY_ELEMENTS.split()}
+BY_EXAMPLE = {getattr(F, name) for name in _BY_EXAMPLES.split()}
+MEANS = (torch.mean, Tensor.mean)
+SUMS = (torch.sum, Tensor.sum)
+ADDITIONS: tuple[Any, ...] = (torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__, Tensor.add_, Tensor.__iadd__)
+ADDITIONS += (torch.sub, Tensor.sub, Tensor.__sub__, Tensor.__rsub__)
+MULTIPLICATIONS = (torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__)
+DIVISIONS = (torch.div, Tensor.div, Tensor.__truediv__)
+UNCHANGED = (Tensor.float, Tensor.double, Tensor.to, Tensor.contiguous, Tensor.squeeze)
+# The divisor of a sum: the weights of batches whose values add up are all one.
+ADDS = -1.0
+# A term of a loss: its divisor, and the number by which it is multiplied.
+Term = tuple[float, float]
+
+
+class Divisors(TorchFunctionMode):
+    """Sees by what the values of torch's losses, of means and of sums of them have been divided.
+
+    sums: whether ``sum`` is taken for a sum over examples. seen: for each result, by its id, the tensor itself and its
+    terms.
+    """
+
+    def __init__(self, *, sums: bool) -> None:
+        super().__init__()
+        self.sums = sums
+        self.seen: dict[int, tuple[Tensor, tuple[Term, ...]]] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Calls the function, and notes the divisors of its result where they are known."""
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.ndim == 0 and (terms := self._terms(func, args, kwargs or {})):
+            self.seen[id(result)] = (result, terms)
+        return result
+
+    def of(self, value: Tensor) -> tuple[Term, ...]:
+        """The terms of a value; none if they are not known."""
+        return self.seen[id(value)][1] if id(value) in self.seen else ()
+
+    def _terms(self, func: Any, args: Any, kwargs: Any) -> tuple[Term, ...]:
+        if func in MEANS:
+            return ((float(args[0].numel()), 1.0),)
+        if func in SUMS:
+            return ((ADDS, 1.0),) if self.sums else ()
+        if func in UNCHANGED:
+            return self.of(args[0])
+        if func in ADDITIONS:
+            parts = [self.of(part) for part in args if isinstance(part, Tensor)]
+            return tuple(term for part in parts for term in part) if all(parts) else ()
+        if func in MULTIPLICATIONS or func in DIVISIONS:
+            factors = [part for part in args if isinstance(part, int | float)]
+            if len(args) != 2 or len(factors) != 1 or (func in DIVISIONS and factors[0] is args[0]):
+                return ()
+            factor = 1 / factors[0] if func in DIVISIONS else factors[0]
+            (tensor,) = (part for part in args if isinstance(part, Tensor))
+            return tuple((divisor, scale * factor) for divisor, scale in self.of(tensor))
+        if func in (F.cross_entropy, F.nll_loss) or func in ELEMENTWISE or func in BY_EXAMPLE:
+            call = signature(func).bind(*args, **kwargs)
+            call.apply_defaults()
+            divisor = _of_loss(func, call.arguments)
+            return () if divisor is None else ((divisor, 1.0),)
+        return ()
+
+
+@full_precision
+def batch_weights(loss: LossFunction, thetas: Tensor, batches: Sequence[Batch], *, shared: bool) -> tuple[float, ...]:
+    """The weights with which the loss of several batches is that of all their data at once.
+
+    They sum to one for a criterion that averages, and are all one for a criterion that sums. shared: True if the
+    batches have no point axis. Raises ValueError where the divisor of the criterion cannot be found and the batches
+    differ in shape, or where the weights differ between points.
+    """
+    if len(batches) == 1:
+        return (1.0,)
+    found: tuple[float, ...] | None = None
+    for point in [0] if shared else range(len(thetas)):
+        here = list(batches) if shared else [at_points(batch, point) for batch in batches]
+        weights = _weights_at(loss, thetas[point], here)
+        if found is not None and not all(
+            math.isclose(a, b, rel_tol=1e-12) for a, b in zip(weights, found, strict=True)
+        ):
+            raise ValueError(
+                f"the criterion divides the batches of point {point} in other proportions than those of point 0; "
+                "give weights=, or measure each point by itself"
+            )
+        found = weights
+        if point == 0 and not shared and not _depends_on_labels(here):
+            break
+    assert found is not None
+    return found
+
+
+def _weights_at(loss: LossFunction, theta: Tensor, batches: list[Batch]) -> tuple[float, ...]:
+    seen, ratios = _seen_divisors(loss, theta, batches), _computed_ratios(loss, theta, batches)
+    if seen is not None and 0.0 in seen:
+        raise ValueError(f"batch {seen.index(0.0)} has no label that counts, so its loss is 0 / 0; leave it out")
+    if ratios is None:
+        ratios = seen
+    elif seen is not None and ratios and ADDS not in seen:
+        pairs = zip(seen, ratios, strict=True)
+        if all(abs(divisor / seen[0] - ratio) <= SAME_DIVISOR * ratio for divisor, ratio in pairs):
+            ratios = seen  # whole numbers that were seen have no rounding error, which computed ones have
+    if not ratios:
+        shapes = [[tuple(t.shape) for t in tensors_of(batch)] for batch in batches]
+        if any(shape != shapes[0] for shape in shapes) or not shapes[0]:
+            raise ValueError(
+                "it is not known by what the loss divides a batch, and the batches differ in size; give weights=[...], "
+                "one number for each batch: its number of examples, or of labels that count"
+            )
+        ratios = (1.0,) * len(batches)
+    if all(ratio == ADDS for ratio in ratios):
+        return (1.0,) * len(batches)
+    if not all(math.isfinite(ratio) and ratio > 0 for ratio in ratios):
+        raise ValueError(f"the criterion divides the batches in the proportion {list(ratios)}; give weights=")
+    return tuple(ratio / sum(ratios) for ratio in ratios)
+
+
+def _seen_divisors(loss: LossFunction, theta: Tensor, batches: list[Batch]) -> tuple[float, ...] | None:
+    """The divisor of each batch, from the operations that made its loss; None if they do not say it.
+
+    All are ADDS for a loss that sums. Several terms must divide the batches in the same proportions.
+    """
+    rows: list[tuple[Term, ...]] = []
+    for batch in batches:
+        try:
+            sums = isinstance(loss, Loss)
+            with torch.enable_grad(), torch.random.fork_rng(devices=[]), Divisors(sums=sums) as divisors:
+                value = loss(theta, batch)
+        except RuntimeError:
+            return None
+        terms = divisors.of(value)
+        if not terms or (rows and [scale for _, scale in terms] != [scale for _, scale in rows[0]]):
+            return None
+        rows.append(terms)
+    first = rows[0]
+    for row in rows:
+        for (divisor, _), (of_first, _) in zip(row, first, strict=True):
+            if not math.isclose(divisor * first[0][0], row[0][0] * of_first, rel_tol=1e-12):
+                return None
+            if (divisor == ADDS) != (row[0][0] == ADDS):
+                return None
+    return tuple(row[0][0] for row in rows)
+
+
+def _of_loss(func: Any, option: dict[str, Any]) -> float | None:
+    """The divisor of a call of one of torch's losses with these arguments."""
+    reduction = option.get("reduction", "mean")
+    if option.get("size_average") is not None or option.get("reduce") is not None:
+        return None  # options that torch has deprecated
+    if reduction == "sum":
+        return ADDS
+    x: Tensor = option.get("input", option.get("input1", option.get("log_probs", option.get("anchor"))))  # type: ignore[assignment]
+    if reduction == "batchmean":
+        return float(x.shape[0])
+    if reduction != "mean":
+        return None
+    if func in (F.cross_entropy, F.nll_loss):
+        target, classes = option["target"], x.shape[1 if x.ndim > 1 else 0]
+        if target.is_floating_point():
+            return x.numel() / classes
+        counted = target != option["ignore_index"]
+        if option["weight"] is None:
+            return float(counted.sum())
+        return float(option["weight"].double()[target[counted]].sum())
+    if func in ELEMENTWISE:
+        other: Tensor = option["target"] if "target" in option else option["input2"]
+        return float(math.prod(torch.broadcast_shapes(x.shape, other.shape)))
+    return float(x.shape[1] if func is F.ctc_loss and x.ndim == 3 else x.shape[0])
+
+
+# value(draw, batches): the loss of these batches put together, at random outputs or at another theta; ``draw`` says
+# at which.
+Values = Callable[[int, tuple[int, ...]], float]
+
+
+def _computed_ratios(loss: LossFunction, theta: Tensor, batches: list[Batch]) -> tuple[float, ...] | None:
+    """The divisor of each batch in units of the first one's, from batches put together.
+
+    All are ADDS for a loss that sums. It is empty for a loss that divides by no number of a batch, and None where
+    batches cannot be put together.
+    """
+    try:
+        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+            values = _criterion_values if isinstance(loss, Loss) else _function_values
+            return _ratios(values(loss, theta, batches), len(batches))
+    except Exception:  # whatever a loss may raise that cannot be called on such outputs, or on batches put together
+        return None
+
+
+def _function_values(function: LossFunction, theta: Tensor, batches: list[Batch]) -> Values:
+    """A plain function at other points near theta."""
+    theta = theta.double()
+    doubled = [cast_like(batch, theta) for batch in batches]
+
+    def value(draw: int, chosen: tuple[int, ...]) -> float:
+        noise = torch.randn(theta.shape, generator=stream(draw, "theta"), dtype=torch.float64, device="cpu").to(theta)
+        moved = theta + 0.1 * (1 + theta.abs().mean()) * noise
+        return float(function(moved, pytree.tree_map(_joined, *[doubled[b] for b in chosen])).detach())
+
+    return value
+
+
+def _criterion_values(loss: Any, theta: Tensor, batches: list[Batch]) -> Values:
+    """The criterion on random outputs; the network is called once, for the shapes of its outputs."""
+    if not loss.has_criterion:
+        raise ValueError("the network computes its loss itself, so outputs cannot be put together")
+    shapes, targets, put_back = [], [], None
+    for batch in batches:
+        x, y = loss.split(batch)
+        floating, others, put_back = differentiable_part(loss.outputs(theta, x))
+        if others or not floating or any(t.ndim == 0 for t in floating):
+            raise ValueError("the outputs hold tensors that cannot be put together")
+        shapes.append([t.shape for t in floating])
+        targets.append(cast_like(y, theta.double()))
+    theta = theta.double()
+
+    def value(draw: int, chosen: tuple[int, ...]) -> float:
+        assert put_back is not None
+        parts = [
+            [
+                torch.rand(shape, generator=stream(draw, "outputs", b, i), dtype=torch.float64, device="cpu").to(theta)
+                for i, shape in enumerate(shapes[b])
+            ]
+            for b in chosen
+        ]
+        outputs = put_back([torch.cat(leaves) for leaves in zip(*parts, strict=True)], [])
+        y = pytree.tree_map(_joined, *[targets[b] for b in chosen])
+        return float(loss.criterion(outputs, y).detach())
+
+    return value
+
+
+def _joined(*leaves: Any) -> Any:
+    return torch.cat(leaves) if isinstance(leaves[0], Tensor) and leaves[0].ndim > 0 else leaves[0]
+
+
+def _ratios(value: Values, count: int) -> tuple[float, ...]:
+    """The ratios of divisors; empty if they differ between random outputs."""
+    value, ratios = cache(value), [1.0]
+    for other in range(1, count):
+        found = []
+        for draw in (0, 1):
+            first, second, both = (value(draw, chosen) for chosen in ((0,), (other,), (0, other)))
+            if abs(first + second - both) <= SAME_RATIO * max(abs(first), abs(second)):
+                found.append(ADDS)
+            elif abs(both - second) <= SAME_RATIO * abs(first - second):
+                found.append(math.inf)
+            else:
+                found.append((first - both) / (both - second))
+        if not all(math.isfinite(ratio) for ratio in found) or abs(found[0] - found[1]) > SAME_RATIO * abs(found[0]):
+            return ()
+        ratios.append(found[0])
+    if any(ratio == ADDS for ratio in ratios[1:]):
+        return (ADDS,) * count if all(ratio == ADDS for ratio in ratios[1:]) else ()
+    return tuple(ratios)
+
+
+def _depends_on_labels(batches: list[Batch]) -> bool:
+    """Whether the divisor may depend on more than shapes: integer targets may be ignored or have class weights."""
+    return any(not t.is_floating_point() for batch in batches for t in tensors_of(batch))

@@ -1,0 +1,116 @@
+"""A curvature matrix in the metric of an adaptive optimiser: P^-1/2 H P^-1/2 with the optimiser's diagonal P.
+
+An optimiser that steps by P^-1 times the gradient is gradient descent in the coordinates P^1/2 theta, in which the
+Hessian is this matrix. Its largest eigenvalue is the sharpness by which the edge of stability of adaptive methods is
+read (Cohen et al. 2022).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RMSprop
+
+from hessian_tools.curvature.operators.composite import Projected
+from hessian_tools.curvature.operators.operator import Operator
+from hessian_tools.layout import ParamLayout, unwrapped
+from hessian_tools.torch_fixes.precision import full_precision
+
+
+@dataclass(frozen=True, repr=False)
+class Scaled(Projected):
+    """The operator diag(s) A diag(s); made by :func:`preconditioned`. A product costs one product of A."""
+
+    scale: Float[Tensor, " param"]
+
+    @property
+    def layout(self) -> ParamLayout | None:
+        """The names of the rows, which are those of A."""
+        return self.whole.layout
+
+    def lift(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
+        """The vectors s V."""
+        return self.scale[:, None] * V
+
+    def lower(self, W: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
+        """The vectors s W."""
+        return self.scale[:, None] * W
+
+    def select(self, points: Int[Tensor, " chosen"]) -> "Scaled":
+        """The same at some of the points."""
+        return Scaled(self.whole.select(points), self.scale)
+
+
+@full_precision
+def preconditioned(
+    H: Operator, preconditioner: Optimizer | Float[Tensor, " param"], model: torch.nn.Module | None = None
+) -> Scaled:
+    """The operator P^-1/2 H P^-1/2, where P is the diagonal by which an optimiser divides its steps.
+
+    preconditioner: an optimiser that has taken a step, or the diagonal of P itself, [param], all above 0. P is
+        sqrt(v / (1 - beta2^t)) + eps for Adam, AdamW and NAdam (with the largest v for amsgrad), sqrt(v) + eps for
+        RMSprop and Adagrad, and 1 for SGD.
+    model: the module whose parameters the optimiser holds; None takes that of the loss of H.
+
+    Adam with learning rate eta and beta1 is stable on a quadratic while the largest eigenvalue of this operator is
+    below (2 + 2 beta1) / ((1 - beta1) eta), which is 38 / eta for beta1 = 0.9 (Cohen et al. 2022); RMSprop and Adagrad
+    without momentum while it is below 2 / eta. The factor 1 - beta1^t of Adam's first steps is not part of P.
+    Raises ValueError for another optimiser, one without a state, and a diagonal that does not fit.
+
+    >>> from hessian_tools.curvature import hessian
+    >>> H = hessian(lambda theta, a: (a * theta**2).sum() / 2, torch.ones(2), torch.tensor([8.0, 3.0]))
+    >>> preconditioned(H, torch.tensor([4.0, 1.0])).to_dense()
+    tensor([[2., 0.],
+            [0., 3.]])
+    """
+    given = preconditioner
+    diagonal = _diagonal(H, given, model) if isinstance(given, Optimizer) else given
+    if diagonal.shape != (H.num_params,) or not bool((diagonal > 0).all()):
+        raise ValueError(
+            f"the preconditioner has shape {tuple(diagonal.shape)} and its least entry is {float(diagonal.min()):.3g}; "
+            f"give {H.num_params} numbers above 0"
+        )
+    return Scaled(H, diagonal.to(H.device, torch.float64).rsqrt().to(H.dtype))
+
+
+def _diagonal(H: Operator, optimiser: Optimizer, model: torch.nn.Module | None) -> Tensor:
+    if H.layout is None:
+        raise ValueError("the rows of this operator have no names; give the diagonal of P as a vector")
+    if model is None:
+        model = getattr(getattr(getattr(H, "objective", None), "loss", None), "model", None)
+    if model is None:
+        raise ValueError("this operator has no model; give model=, whose parameters the optimiser holds")
+    named = dict(unwrapped(model).named_parameters())
+    groups = {id(p): group for group in optimiser.param_groups for p in group["params"]}
+    pieces = []
+    for name in H.layout.names:
+        parameter = named.get(name)
+        if parameter is None or id(parameter) not in groups:
+            raise ValueError(
+                f"the optimiser does not hold the parameter {name!r} of the model; give the model it trains"
+            )
+        state = optimiser.state.get(parameter, {})
+        if not state and not isinstance(optimiser, SGD):
+            raise ValueError(f"the optimiser has no state for {name!r}; take a step first")
+        pieces.append(_denominator(optimiser, groups[id(parameter)], state, parameter).flatten())
+    return torch.cat(pieces)
+
+
+def _denominator(optimiser: Optimizer, group: dict[str, Any], state: dict[str, Any], parameter: Tensor) -> Tensor:
+    """What the optimiser divides a step of this parameter by, in float64."""
+    if isinstance(optimiser, SGD):
+        return torch.ones_like(parameter, dtype=torch.float64)
+    if isinstance(optimiser, Adam | AdamW | NAdam):
+        v = state["max_exp_avg_sq"] if group.get("amsgrad") else state["exp_avg_sq"]
+        return (v.double() / (1 - group["betas"][1] ** float(state["step"]))).sqrt() + group["eps"]
+    if isinstance(optimiser, RMSprop):
+        v = state["square_avg"].double()
+        v = v - state["grad_avg"].double() ** 2 if group["centered"] else v
+        return v.sqrt() + group["eps"]
+    if isinstance(optimiser, Adagrad):
+        return state["sum"].double().sqrt() + group["eps"]
+    raise ValueError(
+        f"the preconditioner of {type(optimiser).__name__} is not known; give its diagonal P as a vector [param]"
+    )

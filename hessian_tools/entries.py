@@ -1,0 +1,129 @@
+"""Puts the check of arguments before the public functions, in one place, where a call enters the library.
+
+The arguments of every public function are checked against its annotations (``hessian_tools.arguments``). Calls inside
+the library go to the functions themselves and are not checked. A wrong argument raises ValueError with its name, what
+came and what is expected. Where a loss fails on the batch that it is given, the error says so.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import wraps
+from inspect import signature
+from types import FunctionType, ModuleType
+from typing import Any, TypeVar, cast
+
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from hessian_tools import curvature, data, nets, train, trajectory
+from hessian_tools.arguments import check_arguments, rules_of
+from hessian_tools.curvature import Operator
+from hessian_tools.failures import says_enough, why_loss_fails
+from hessian_tools.inner import collapse, learners, penalty, pretraining, shot, steps
+from hessian_tools.layout import flatten
+from hessian_tools.loss import make_loss
+
+F = TypeVar("F", bound=Callable[..., Any])
+# Every function that these packages export is checked; of a module of the package ``inner``, the functions named here.
+PACKAGES = (curvature, nets, data, train, trajectory)
+FUNCTIONS = {
+    learners: "maml anil boil meta_sgd reptile leo supervised untrained",
+    shot: "longer_reference",
+    collapse: "homogeneity",
+}
+# A stream is made in microseconds and checks its seed itself.
+UNCHECKED = ("stream",)
+# The methods that are checked; "__init__" is the constructor. Those of an operator that multiply check their vectors
+# themselves, because nothing may stand between a caller and a product.
+METHODS: dict[type, str] = {
+    **dict.fromkeys((nets.MLP, nets.Conv4, nets.ResNet12, nets.VisionTransformer), "__init__"),
+    **dict.fromkeys((learners.Learner, learners.Latent, shot.Shot, steps.Momentum, steps.Preconditioned), "__init__"),
+    **dict.fromkeys((penalty.CurvaturePenalty, pretraining.Augmentation, pretraining.ShotPretraining), "__init__"),
+    **dict.fromkeys((train.TrainConfig, trajectory.SaveAt, data.Sine, data.Line), "__init__"),
+    **dict.fromkeys((data.ImageTasks, data.SineLineTasks, data.CrossDomainTasks), "__init__ episode"),
+    trajectory.Recorder: "__init__ trajectory",
+    Operator: "restrict scaled to_scipy",
+    curvature.Estimate: "interval",
+}
+# The arguments that hold parameter vectors at which a loss is evaluated.
+POINTS = ("thetas", "theta", "states")
+BATCHES = ("batch", "data", "support", "query")
+
+
+def checked(function: F, *, module: str) -> F:
+    """The function behind a check of its arguments. module: the package in which pickle finds the result by name."""
+
+    @wraps(function)
+    def entry(*args: Any, **kwargs: Any) -> Any:
+        check_arguments(function, args, kwargs)
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            if says_enough(error):
+                raise
+            given = dict(zip(rules_of(function).by_name, args, strict=False)) | kwargs
+            explanation = _why_the_loss_fails(function, given) or _why_tensors_do_not_mix(given, error)
+            if explanation is None:
+                raise
+            raise ValueError(explanation) from error
+
+    entry.__module__ = module
+    return cast(F, entry)
+
+
+def check_entries(library: ModuleType) -> None:
+    """Put the check before all public functions and methods. library: the package ``hessian_tools``."""
+    entries: dict[Any, Any] = {}
+    exported = {package: list(package.__all__) for package in (*PACKAGES, library)}
+    for module, named in (exported | {module: names.split() for module, names in FUNCTIONS.items()}).items():
+        for name in named:
+            function = vars(module)[name]
+            if isinstance(function, FunctionType) and name not in UNCHECKED and function not in entries.values():
+                if function not in entries:
+                    entries[function] = checked(function, module=module.__name__)
+                setattr(module, name, entries[function])
+    for each, names in METHODS.items():
+        for name in names.split():
+            setattr(each, name, checked(vars(each)[name], module=each.__module__))
+
+
+def _why_the_loss_fails(function: Callable[..., Any], given: Mapping[str, Any]) -> str | None:
+    """Why a call failed, if its loss fails on one of its batches at the first point; else None."""
+    parameters = signature(function).parameters
+    names = [name for name in BATCHES if name in given and not (given[name] is parameters[name].default is None)]
+    if not names:
+        return None
+    loss: Any
+    points: Any
+    if "model" in given and "criterion" in given:  # the function makes its loss itself
+        points, own_layout = flatten(given["model"], given.get("where"))
+        loss = make_loss(given["model"], given["criterion"], own_layout)
+    else:
+        points = next((given[name] for name in POINTS if name in given), None)
+        loss = given.get("loss")
+    theta = points[0] if isinstance(points, list | tuple) and points else points
+    layout = getattr(loss, "layout", None)
+    if layout is not None and not isinstance(theta, Tensor):  # a state dict or a file
+        theta = layout.flatten(dict(loss.model.named_parameters()))
+    if not callable(loss) or not isinstance(theta, Tensor):
+        return None
+    for name in names:
+        if isinstance(given[name], DataLoader):
+            continue  # reading it again would draw other random numbers, or continue a stream
+        own_batch = theta.ndim > 1 and name == "batch" and not given.get("shared")
+        why = why_loss_fails(loss, theta, given[name], name=name, own_batch=own_batch)
+        if why is not None:
+            return why
+    return None
+
+
+def _why_tensors_do_not_mix(given: Mapping[str, Any], error: Exception) -> str | None:
+    """Which tensors differ in dtype or device, if torch could not compute with them together; else None."""
+    if not isinstance(error, RuntimeError) or "same" not in str(error):
+        return None
+    tensors = [(name, each) for name, each in given.items() if isinstance(each, Tensor) and each.is_floating_point()]
+    for name, each in tensors:
+        first, like = tensors[0]
+        if (each.dtype, each.device) != (like.dtype, like.device):
+            kinds = f"{name} is {each.dtype} on {each.device}, but {first} is {like.dtype} on {like.device}"
+            return f"{kinds}; write {name}.to({first})"
+    return None

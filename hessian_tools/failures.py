@@ -1,0 +1,84 @@
+"""What a wrong value is, in words, and why a loss fails on a batch."""
+
+import types
+from collections.abc import Iterator
+from dis import opmap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+LIBRARY = str(Path(__file__).parent)  # the folder of the code of this library
+
+
+def described(value: Any) -> str:
+    """What a value is, in a few words.
+
+    >>> described(None), described(torch.ones(2, 3)), described(np.ones(3)), described([1])
+    ('None', 'a tensor [2, 3] of float32', 'a NumPy array [3] of float64', 'a list: [1]')
+    """
+    if value is None:
+        return "None"
+    if isinstance(value, Tensor | np.ndarray):
+        kind = "tensor" if isinstance(value, Tensor) else "NumPy array"
+        return f"a {kind} {list(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
+    if isinstance(value, type):
+        return f"the class {value.__name__} itself"
+    if isinstance(value, types.FunctionType):
+        return f"the function {value.__name__}"
+    if isinstance(value, str | int | float | complex | list | tuple | dict | set):
+        return f"a {type(value).__name__}: {short(value)}"
+    return f"a {type(value).__name__}"
+
+
+def short(value: object) -> str:
+    """The repr of a value on one line, cut off after 60 characters."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def why_loss_fails(loss: Any, thetas: Tensor, batch: Any, *, name: str, own_batch: bool) -> str | None:
+    """What is wrong with a batch on which a loss fails at its first point; None if the loss does not fail on it.
+
+    The loss is called once more, without derivatives, so that an error of its network or its criterion shows itself.
+
+    thetas: [param], or [point, param]. batch: a batch, a list of batches, or ragged batches. name: that of the argument
+    that holds it. own_batch: whether every point has its own batch, along the first axis.
+    """
+    layout = getattr(loss, "layout", None)
+    theta = thetas.reshape(-1, thetas.shape[-1])[0]
+    theta = theta if layout is None else theta[: layout.numel]
+    for each in batch if isinstance(batch, list) and batch else [batch]:
+        first = each.batches[0] if hasattr(each, "batches") else each
+        try:
+            if own_batch and first is each:
+                first = pytree.tree_map_only(Tensor, lambda leaf: leaf[0], first)
+            with torch.no_grad():
+                value = loss(theta, first)
+        except Exception as failure:
+            held = ", ".join(described(leaf) for leaf in pytree.tree_leaves(first)[:4]) or "nothing"
+            said = (str(failure).strip().splitlines() or [type(failure).__name__])[0][:200]
+            advice = "give inputs that the network and targets that the criterion accepts"
+            return f"the loss fails on {name}, which holds {held}: {said}; {advice}"
+        if not isinstance(value, Tensor):
+            return f"the loss gives {described(value)}; loss(theta, {name}) must return a tensor of one number"
+    return None
+
+
+def says_enough(error: Exception) -> bool:
+    """Whether an error needs no explanation: memory ran out, or a raise statement of the library has raised it."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    *_, last = _tracebacks(error.__traceback__)
+    code = last.tb_frame.f_code
+    # RAISE_VARARGS is the instruction of a raise statement; a call that failed stands at another instruction.
+    return code.co_filename.startswith(LIBRARY) and code.co_code[last.tb_lasti] == opmap["RAISE_VARARGS"]
+
+
+def _tracebacks(traceback: types.TracebackType | None) -> Iterator[types.TracebackType]:
+    while traceback is not None:
+        yield traceback
+        traceback = traceback.tb_next
