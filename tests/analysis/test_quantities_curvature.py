@@ -129,7 +129,10 @@ def measured(name: str, points: Points) -> dict[str, Tensor]:
     return {name: value.double() for name, value in QUANTITIES[name].measure(points).items()}
 
 
-@pytest.mark.parametrize("name", QUANTITIES)
+SLOW = ("loss_surface",)  # 225 forward passes for each plane and task
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in QUANTITIES])
 def test_values_have_the_names_and_the_shapes_that_are_declared(points: Points, name: str) -> None:
     quantity = QUANTITIES[name]
     blank = blank_run(replace(SIZES, further=quantity.coords(SIZES)), [*quantity.variables, *layer_norms()])
