@@ -18,9 +18,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hessian_tools.validation import check_choice
+from hessian_tools.validation import did_you_mean
 
 FORMAT = "hessian-tools result 1"
+# The length above which a ``repr`` shows only the first and the last entry of a list of names or numbers.
+MAX_WORDS = 6
 
 
 class Result:
@@ -76,15 +78,25 @@ def load(path: str | Path, *, device: str | torch.device = "cpu") -> Any:
     ...     load(Spectrum(torch.tensor([4.0, -3.0]), torch.tensor(1e-6)).save(f"{folder}/spectrum.safetensors"))
     Spectrum(values=2 in [-3, 4], error=1e-06, vectors=None, dense=None, num_matvecs=None)
     """
+    if Path(path).is_dir():
+        raise ValueError(f"{path} is a folder; give the file that result.save(path) wrote")
     try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
+        with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            if header.get("format") != FORMAT:
-                raise ValueError(f"{path} is not a result of hessian-tools; result.save(path) writes one")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return _decoded(json.loads(header["result"]), tensors)
-    except (SafetensorError, json.JSONDecodeError, KeyError, TypeError) as e:
-        raise ValueError(f"{path} is damaged, or was written by another version ({e}); save it again") from None
+    except SafetensorError as e:
+        raise ValueError(f"{path} is damaged, or is no safetensors file ({e}); save it again") from None
+    if header.get("format") != FORMAT:
+        raise ValueError(f"{path} is not a result of hessian-tools; result.save(path) writes one")
+    tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
+    try:
+        result = _decoded(json.loads(header["result"]), tensors)
+        if isinstance(result, Result):
+            return result
+        problem = f"it holds {_words(result)}"
+    except Exception as e:  # whatever a changed file may lead to
+        problem = str(e)
+    raise ValueError(f"{path} is damaged, or was written by another version ({problem}); save it again")
 
 
 def _encoded(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
@@ -113,8 +125,10 @@ def _decoded(value: Any, tensors: dict[str, Tensor]) -> Any:
     if "tensor" in value:
         return tensors[value["tensor"]]
     if "result" in value:
-        kind = Result._kinds[check_choice("the kind of result", value["result"], Result._kinds)]
-        return kind(**{name: _decoded(part, tensors) for name, part in value["fields"].items()})
+        kind = value["result"]
+        if kind not in Result._kinds:
+            raise ValueError(f"a result of the kind {kind} is not known{did_you_mean(str(kind), Result._kinds)}")
+        return Result._kinds[kind](**{name: _decoded(part, tensors) for name, part in value["fields"].items()})
     (shape, content), *_ = value.items()
     if shape == "dict":
         return {name: _decoded(part, tensors) for name, part in content.items()}
@@ -125,6 +139,8 @@ def _words(value: Any) -> str:
     """A value in a few words: the shape and the range of a tensor, and how many entries of a truth table are true."""
     if isinstance(value, tuple | list) and any(isinstance(part, Tensor | Result) for part in value):
         return f"({', '.join(map(_words, value))})"
+    if isinstance(value, tuple | list) and len(value) > MAX_WORDS:
+        return f"{len(value)} from {value[0]!r} to {value[-1]!r}"
     if not isinstance(value, Tensor):
         return f"{value:.4g}" if isinstance(value, float) else repr(value)
     value = value.detach()

@@ -43,25 +43,34 @@ def eigenvalues_html(
     return _block(title, texts, values.shape[:-1])
 
 
-def lines_html(title: str, lines: Mapping[str, Float[Tensor, "*point step"]]) -> str:
+def lines_html(
+    title: str,
+    lines: Mapping[str, Float[Tensor, "*point step"]],
+    steps: Sequence[float] | None = None,
+    *,
+    where: str = "at {} points",
+) -> str:
     """A row for each point: its numbers over the steps as lines, dark and then grey, with their first and last value.
 
-    lines: the numbers by name. All rows have the same axis.
+    lines: the numbers by name. steps: the x coordinates, by default 0, 1, ...; they need no order. where: stands behind
+    the title, with the number of rows, if there is an axis of points. All rows have the same axes.
     """
     rows = {name: _rows(values)[:MAX_ROWS] for name, values in lines.items()}
     finite = [v for values in rows.values() for row in values for v in row if isfinite(v)]
     low, high = min(finite, default=0.0), max(finite, default=1.0)
+    x = range(next(iter(lines.values())).shape[-1]) if steps is None else steps
+    order = sorted(range(len(x)), key=lambda k: x[k])
     texts = []
     for position in range(len(next(iter(rows.values())))):
         picture, words = "", []
         for (name, values), color in zip(reversed(rows.items()), (INK, SHADE)[len(rows) - 1 :: -1], strict=True):
             y = values[position]
-            places = [(_x_of(k, 0, len(y) - 1), _y_of(v, low, high)) for k, v in enumerate(y) if isfinite(v)]
+            places = [(_x_of(x[k], min(x), max(x)), _y_of(y[k], low, high)) for k in order if isfinite(y[k])]
             points = " ".join(f"{across:.1f},{down:.1f}" for across, down in places)
             picture += f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="1.5"/>'
-            words.insert(0, f"{name} {y[0]:.4g} to {y[-1]:.4g}")
+            words.insert(0, f"{name} {y[order[0]]:.4g} to {y[order[-1]]:.4g}")
         texts.append(_svg(picture, HEIGHT) + _line("; ".join(words)))
-    return _block(title, texts, next(iter(lines.values())).shape[:-1])
+    return _block(title, texts, next(iter(lines.values())).shape[:-1], where)
 
 
 def interval_html(value: float, low: float, high: float, marks: Sequence[float], text: str) -> str:
@@ -170,8 +179,8 @@ def _line(text: str) -> str:
     return f' <span style="font-family:monospace;white-space:nowrap">{escape(text)}</span>'
 
 
-def _block(title: str, rows: list[str], points: Sequence[int]) -> str:
+def _block(title: str, rows: list[str], points: Sequence[int], where: str = "at {} points") -> str:
     count = prod(points)
-    more = f"<div>and {count - len(rows)} more points</div>" if count > len(rows) else ""
-    at_points = f" at {count} points" if len(points) else ""
+    more = f"<div>and {count - len(rows)} more</div>" if count > len(rows) else ""
+    at_points = f" {where.format(count)}" if len(points) else ""
     return f"<div><div>{escape(title + at_points)}</div>{''.join(f'<div>{row}</div>' for row in rows)}{more}</div>"
