@@ -9,8 +9,13 @@ figure to files.
 <figure alpha_rho: Alpha rho, the curvature along the gradient times the step size, over meta-training.>
 """
 
-from analysis.drawing.figures import FIGURES, figures_of, left_out, save
+from analysis.drawing import figures as _figures
+from analysis.drawing.figures import FIGURES
+from hessian_tools.entries import checked
 
+figures_of = checked(_figures.figures_of, module=__name__)
+left_out = checked(_figures.left_out, module=__name__)
+save = checked(_figures.save, module=__name__)
 alpha_rho = FIGURES["alpha_rho"]
 eigenvalues = FIGURES["eigenvalues"]
 alignment = FIGURES["alignment"]

@@ -138,7 +138,7 @@ def save(figure: Figure, path_stem: Path | str, *, formats: Sequence[str] = ("pd
     with the same bytes.
     """
     for form in formats:
-        check_choice("format", form, FORMATS)
+        check_choice("formats", form, FORMATS)
     stem = Path(path_stem)
     stem.parent.mkdir(parents=True, exist_ok=True)
     paths = []

@@ -61,13 +61,14 @@ def test_a_learner_that_a_figure_leaves_out_of_a_large_study_can_be_chosen(large
     ("name", "options", "message"),
     [
         ("alpha_rho", {"learners": ["mamll"]}, "did you mean 'maml'"),
-        ("alpha_rho", {"learners": "maml"}, "give a list"),
-        ("alpha_rho", {"learners": []}, "give a list"),
+        ("alpha_rho", {"learners": "maml"}, "learners='maml' must be a list"),
+        ("alpha_rho", {"learners": []}, "learners is empty; give one or more names"),
         ("alpha_rho", {"steps": [4]}, "points 0 to 3"),
         ("alpha_rho", {"steps": []}, "points 0 to 3"),
         ("accuracy", {"steps": [0]}, "accuracy has no single steps"),
         ("eigenvalues", {"learners": ["untrained", "maml"]}, "shows nothing of the learner untrained"),
         ("spectra", {}, "spectra cannot be drawn: the study does not measure density"),
+        ("alpha_rho", {"steps": [0.5]}, "steps=.* each entry a whole number"),
         ("alpha_rho", {"width": "nips"}, "width 'nips' is not known"),
     ],
 )

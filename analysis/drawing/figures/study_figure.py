@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from analysis.drawing.style import Width, inches_of
 from analysis.drawing.summary import Summary
 from analysis.schema import learner_names
+from hessian_tools.entries import checked
 from hessian_tools.runs.files import write_text
 from hessian_tools.validation import check_choice
 
@@ -123,8 +124,8 @@ class StudyFigure:
         choice = Choice(self.module.learners(ds), _steps(ds, self, steps), width)
         if learners is None:
             return choice
-        if isinstance(learners, str) or not learners:
-            raise ValueError(f"learners={learners!r}; give a list of one or more names, such as ['maml']")
+        if not learners:
+            raise ValueError("learners is empty; give one or more names, such as ['maml']")
         known = learner_names(ds)
         for name in learners:
             check_choice("learner", name, known)
@@ -134,6 +135,11 @@ class StudyFigure:
             if name not in has_data:
                 raise ValueError(f"the figure {self.name} shows nothing of the learner {name}; leave it out")
         return choice
+
+
+# Calls by the user have their arguments checked, as those of the library's functions have.
+for _method in ("__call__", "data", "save_data", "caption"):
+    setattr(StudyFigure, _method, checked(vars(StudyFigure)[_method], module=__name__))
 
 
 def _steps(ds: xr.Dataset, figure: StudyFigure, steps: Sequence[int] | None) -> list[int] | None:
