@@ -197,7 +197,8 @@ def figures(
         tuple[str, ...] | None, Parameter(consume_multiple=True, help="Learners that are shown [default: a selection].")
     ] = None,
     steps: Annotated[
-        tuple[int, ...] | None, Parameter(consume_multiple=True, help="Points of the inner loop [default: all].")
+        tuple[WholeNumber, ...] | None,
+        Parameter(consume_multiple=True, help="Points of the inner loop [default: all]."),
     ] = None,
     width: Annotated[
         str | None,
@@ -218,9 +219,17 @@ def figures(
         if (only, learners, steps, width, format, out) == (None,) * 6:
             paths = pipeline.figures(opened, ds, reporter)
         else:
-            choice = {"learners": learners, "steps": steps, "width": width}
-            own = {"only": only, "formats": format or ("pdf", "png"), "out": out or opened.path / "paper"}
-            paths = pipeline.own_figures(opened, ds, reporter, **own, **choice)
+            paths = pipeline.own_figures(
+                opened,
+                ds,
+                reporter,
+                only=only,
+                formats=format or ("pdf", "png"),
+                out=out or opened.path / "paper",
+                learners=learners,
+                steps=steps,
+                width=width,
+            )
         for path in paths:
             reporter.say(str(path))
 

@@ -180,7 +180,8 @@ def tick_at(axis: Axis, values: list[float]) -> None:
     order = sorted(range(len(values)), key=lambda index: (values[index] != 0, index not in (0, len(values) - 1), index))
     place = axis.axes.get_subplotspec()
     columns = place.get_gridspec().ncols if place is not None else 1
-    inches = axis.axes.figure.get_figwidth() / columns
+    figure = axis.axes.figure
+    inches = figure.bbox.width / figure.dpi / columns
     labelled = _spaced(places, order, gap=max(0.11, TICK_INCHES / inches))
     texts = [Formatter.fix_minus(f"{value:g}") if index in labelled else "" for index, value in enumerate(values)]
     _set_ticks(axis, values, texts)

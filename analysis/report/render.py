@@ -180,8 +180,8 @@ def _figure(ds: xr.Dataset, position: int, name: str, path: Path, *, embed: bool
     alt = escape(caption.split(". ")[0])
     picture = Html(f'<img src="{source}" alt="{alt}" width="{round(width * _CSS_PIXELS)}">')
     files = [Html(f"{_file(path.with_suffix(suffix), embed=embed)} ") for suffix in (".pdf", ".csv")]
-    text = (element("b", f"Figure {position}."), " ", caption, " ", *files)
-    return element("figure", picture, element("figcaption", *text), id=f"figure-{name}")
+    text = (element("b", f"Figure {position}."), " ", caption, " ")
+    return element("figure", picture, element("figcaption", *text, *files), id=f"figure-{name}")
 
 
 def _file(path: Path, *, embed: bool) -> Html:

@@ -62,7 +62,8 @@ def lines_html(
     order = sorted(range(len(x)), key=lambda k: x[k])
     texts = []
     for position in range(len(next(iter(rows.values())))):
-        picture, words = "", []
+        picture = ""
+        words: list[str] = []
         for (name, values), color in zip(reversed(rows.items()), (INK, SHADE)[len(rows) - 1 :: -1], strict=True):
             y = values[position]
             places = [(_x_of(x[k], min(x), max(x)), _y_of(y[k], low, high)) for k in order if isfinite(y[k])]

@@ -7,8 +7,8 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from analysis.drawing import curves, legend, panels, references, selection
-from analysis.drawing.figures.study_figure import Choice, Numbers
-from analysis.drawing.summary import diverged_units, mean_over, measured, summarise
+from analysis.drawing.figures.study_figure import Choice
+from analysis.drawing.summary import Summary, diverged_units, mean_over, measured, summarise
 from analysis.schema import learner_names
 
 HAS_STEPS = False
@@ -24,7 +24,7 @@ def learners(ds: xr.Dataset) -> list[str]:
     return learner_names(selection.for_lines(ds))
 
 
-def numbers(ds: xr.Dataset, choice: Choice) -> Numbers:
+def numbers(ds: xr.Dataset, choice: Choice) -> dict[str, Summary]:
     """The mean cosine and the alignment of each learner at each checkpoint."""
     ds = choice.part(ds)
     cosine = mean_over(measured(ds, "cos_displacement"), "inner_step")

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.drawing import curves, legend, panels, references, selection
-from analysis.drawing.figures.study_figure import Choice, Numbers
+from analysis.drawing.figures.study_figure import Choice
 from analysis.drawing.summary import Summary, diverged_units, mean_over, measured, seeds_with_values, summarise
 from analysis.evaluation import evaluation_scores, has_accuracy, score_name
 from analysis.schema import learner_names, with_alpha
@@ -27,7 +27,7 @@ def learners(ds: xr.Dataset) -> list[str]:
     return learner_names(selection.for_panels(ds))
 
 
-def numbers(ds: xr.Dataset, choice: Choice) -> Numbers:
+def numbers(ds: xr.Dataset, choice: Choice) -> dict[str, Summary]:
     """Both coordinates of each learner at each checkpoint: alpha |Hg| / |g|, in two parts, and the accuracy."""
     ds = choice.part(ds)
     values = measured(ds, "alpha_hg_ratio")

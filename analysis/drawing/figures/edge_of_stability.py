@@ -10,7 +10,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from analysis.drawing import curves, legend, panels, references, selection
-from analysis.drawing.figures.study_figure import Choice, Numbers
+from analysis.drawing.figures.study_figure import Choice
 from analysis.drawing.style import DARK, method_label
 from analysis.drawing.summary import Summary, diverged_units, measured, seeds_with_values, summarise, tasks_per_seed
 from analysis.schema import with_alpha
@@ -33,7 +33,7 @@ def learners(ds: xr.Dataset) -> list[str]:
     return selection.main_learners(with_alpha(ds), MAX_LEARNERS)
 
 
-def numbers(ds: xr.Dataset, choice: Choice) -> Numbers:
+def numbers(ds: xr.Dataset, choice: Choice) -> dict[str, Summary]:
     """Both coordinates of each learner at each checkpoint and inner step."""
     ds = choice.part(ds)
     top = ds["step_size"] * measured(ds, "eigenvalue_max")
