@@ -45,6 +45,6 @@ def test_every_suggestion_is_a_setting(text: str) -> None:
 def test_a_file_is_not_written_over_and_a_bad_name_is_refused(text: str, capsys: pytest.CaptureFixture) -> None:
     capsys.readouterr()
     assert "exists already" in refused(capsys, ["new", "my-study"])
-    assert "name" in refused(capsys, ["new", "my study!"])
+    assert "a name has letters, digits, '.', '_' and '-'" in refused(capsys, ["new", "my study!"])
     assert not Path("my study!.yaml").exists()
     assert yaml.safe_load(text)["seeds"] == [0, 1, 2]
