@@ -215,13 +215,11 @@ def figures(
 
     opened = open_folder(folder)
     with pipeline.session(opened, workers=0, progress=True) as (_, reporter):
-        ds = measurements(opened)
         if (only, learners, steps, width, format, out) == (None,) * 6:
-            paths = pipeline.figures(opened, ds, reporter)
+            paths = pipeline.figures(opened, measurements(opened), reporter)
         else:
             paths = pipeline.own_figures(
                 opened,
-                ds,
                 reporter,
                 only=only,
                 formats=format or ("pdf", "png"),

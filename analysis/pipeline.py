@@ -19,6 +19,7 @@ from analysis.config import StudyConfig
 from analysis.cost import refuse_above_limits
 from analysis.drawing.figures import FIGURES, figures_of, save
 from analysis.drawing.panels import FORMATS
+from analysis.drawing.style import inches_of
 from analysis.errors import UserError
 from analysis.folder import measurements, open_verdicts, plan_of
 from analysis.measure import measure
@@ -231,7 +232,6 @@ def figures(study: Study, ds: xr.Dataset, reporter: Reporter) -> list[Path]:
 
 def own_figures(
     study: Study,
-    ds: xr.Dataset,
     reporter: Reporter,
     *,
     only: Sequence[str] | None,
@@ -243,15 +243,31 @@ def own_figures(
 ) -> list[Path]:
     """Draw figures with learners, steps and a width of the user's own into the folder ``out``; returns the files.
 
-    only: names of figures; None stands for all that can be drawn.
+    only: names of figures; None stands for all that can be drawn so. The reporter says which cannot.
     formats: pdf, png, svg, and csv for the numbers.
     The other arguments are those of ``analysis.figures``.
     """
     _refuse_incomplete(study)
     saved: list[Path] = []
+    refused: dict[str, ValueError] = {}
     try:
-        names = list(figures_of(ds)) if only is None else [check_choice("--only", name, FIGURES) for name in only]
+        for name in only or ():
+            check_choice("--only", name, FIGURES)
         forms = [check_choice("--format", form, (*FORMATS, "csv")) for form in formats]
+        if width is not None:
+            inches_of(width)
+        ds = measurements(study)
+        names = []
+        for name in figures_of(ds) if only is None else only:
+            try:
+                FIGURES[name].check(ds, learners=learners, steps=steps, width=width)
+                names.append(name)
+            except ValueError as e:
+                refused[name] = e
+        if refused and (only is not None or not names):
+            raise next(iter(refused.values()))
+        for name, reason in refused.items():
+            reporter.say(f"not drawn: {name}; {reason}")
         with reporter.stage("draw", len(names), "figures") as advance:
             for name in names:
                 figure = FIGURES[name]

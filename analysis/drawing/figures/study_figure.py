@@ -109,6 +109,17 @@ class StudyFigure:
         reason: str | None = self.module.needs(ds)
         return reason
 
+    def check(
+        self,
+        ds: xr.Dataset,
+        *,
+        learners: Sequence[str] | None = None,
+        steps: Sequence[int] | None = None,
+        width: Width | None = None,
+    ) -> None:
+        """Raise ValueError, as a call would, if the figure cannot be drawn with these arguments."""
+        self._choice(ds, learners, steps, width)
+
     def _choice(
         self,
         ds: xr.Dataset,
@@ -138,7 +149,7 @@ class StudyFigure:
 
 
 # Calls by the user have their arguments checked, as those of the library's functions have.
-for _method in ("__call__", "data", "save_data", "caption"):
+for _method in ("__call__", "check", "data", "save_data", "caption"):
     setattr(StudyFigure, _method, checked(vars(StudyFigure)[_method], module=__name__))
 
 
