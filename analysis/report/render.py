@@ -179,9 +179,9 @@ def _figure(ds: xr.Dataset, position: int, name: str, path: Path, *, embed: bool
     source = f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}" if embed else f"figures/{path.name}"
     alt = escape(caption.split(". ")[0])
     picture = Html(f'<img src="{source}" alt="{alt}" width="{round(width * _CSS_PIXELS)}">')
-    files = [Html(f"{_file(path.with_suffix(suffix), embed=embed)} ") for suffix in (".pdf", ".csv")]
-    text = (element("b", f"Figure {position}."), " ", caption, " ")
-    return element("figure", picture, element("figcaption", *text, *files), id=f"figure-{name}")
+    files = [_file(path.with_suffix(suffix), embed=embed) for suffix in (".pdf", ".csv")]
+    text = (element("b", f"Figure {position}."), " ", caption, " ", files[0], " ", files[1])
+    return element("figure", picture, element("figcaption", *text), id=f"figure-{name}")
 
 
 def _file(path: Path, *, embed: bool) -> Html:
@@ -189,8 +189,8 @@ def _file(path: Path, *, embed: bool) -> Html:
     name = element("code", path.name)
     if embed and path.suffix == ".csv" and path.exists() and path.stat().st_size < MAX_EMBEDDED:
         content = base64.b64encode(path.read_bytes()).decode("ascii")
-        return Html(f'<a href="data:text/csv;base64,{content}" download="{path.name}">{name}</a>')
-    return name if embed else Html(f'<a href="figures/{path.name}">{name}</a>')
+        return element("a", name, href=f"data:text/csv;base64,{content}", download=path.name)
+    return element("a", name, href=f"figures/{path.name}") if path.exists() and not embed else name
 
 
 def _left_out(ds: xr.Dataset) -> list[Html]:
