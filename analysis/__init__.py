@@ -2,7 +2,8 @@
 
 ``run_study(source)`` trains, measures, tests, draws and reports a study. ``open_study(path)`` opens everything that was
 measured in a study, and ``open_verdicts(path)`` the verdicts on the claims. ``to_xarray(result)`` labels any result of
-the library, and ``plot(result)`` draws it.
+the library, and ``plot(result)`` draws it. The figures of a study are in
+``analysis.figures``.
 """
 
 import os
@@ -18,6 +19,7 @@ if "torch" not in sys.modules:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
+    from analysis import figures as figures
     from analysis.drawing.labelled import to_xarray as to_xarray
     from analysis.drawing.results import plot as plot
     from analysis.errors import UserError as UserError
@@ -37,11 +39,13 @@ _MODULES = {
     "run_study": "analysis.pipeline",
     "to_xarray": "analysis.drawing.labelled",
 }
-__all__ = list(_MODULES)
+__all__ = [*_MODULES, "figures"]
 
 
 def __getattr__(name: str) -> Any:
     # Names are imported on first use, because the command line must answer --help without loading torch.
+    if name == "figures":
+        return import_module("analysis.figures")
     if name in _MODULES:
         found = getattr(import_module(_MODULES[name]), name)
         if isinstance(found, FunctionType):

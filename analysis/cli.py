@@ -125,6 +125,15 @@ app = App(
 
 
 @app.command
+def new(name: Annotated[Path, Parameter(help="Name of the study, or its YAML file.")]) -> None:
+    """Write a commented study to start from."""
+    from analysis.study_file import new_study
+
+    path = new_study(name)
+    print(f"{path}: change it as you like, then run: hessian-tools study {path}")
+
+
+@app.command
 def demo(*, begin: BeginOptions = BEGIN, compute: ComputeOptions = COMPUTE) -> None:
     """Run the bundled study, which takes minutes on two cores; the same command resumes it."""
     study("demo", begin=begin, compute=compute)
@@ -178,14 +187,48 @@ def test(folder: Folder, *, trust: Trust = False) -> None:
 
 
 @app.command
-def figures(folder: Folder) -> None:
-    """Only draw the figures, as PDF and PNG."""
+def figures(
+    folder: Folder,
+    *,
+    only: Annotated[
+        tuple[str, ...] | None, Parameter(consume_multiple=True, help="Names of figures, such as alpha_rho.")
+    ] = None,
+    learners: Annotated[
+        tuple[str, ...] | None, Parameter(consume_multiple=True, help="Learners that are shown [default: a selection].")
+    ] = None,
+    steps: Annotated[
+        tuple[WholeNumber, ...] | None,
+        Parameter(consume_multiple=True, help="Points of the inner loop [default: all]."),
+    ] = None,
+    width: Annotated[
+        str | None,
+        Parameter(help="Inches, single, double, icml, icml-full, neurips, iclr or jmlr [default: by panels]."),
+    ] = None,
+    format: Annotated[
+        tuple[str, ...] | None, Parameter(consume_multiple=True, help="pdf, png, svg, or csv for the numbers.")
+    ] = None,
+    out: Annotated[Path | None, Parameter(help="Folder of figures drawn with options [default: FOLDER/paper].")] = None,
+) -> None:
+    """Only draw the figures: those of the report, or, with any option, figures of your own beside them."""
     from analysis import pipeline
     from analysis.folder import measurements, open_folder
 
     opened = open_folder(folder)
     with pipeline.session(opened, workers=0, progress=True) as (_, reporter):
-        for path in pipeline.figures(opened, measurements(opened), reporter):
+        if (only, learners, steps, width, format, out) == (None,) * 6:
+            paths = pipeline.figures(opened, measurements(opened), reporter)
+        else:
+            paths = pipeline.own_figures(
+                opened,
+                reporter,
+                only=only,
+                formats=format or ("pdf", "png"),
+                out=out or opened.path / "paper",
+                learners=learners,
+                steps=steps,
+                width=width,
+            )
+        for path in paths:
             reporter.say(str(path))
 
 

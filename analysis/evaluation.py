@@ -11,6 +11,11 @@ def has_accuracy(ds: xr.Dataset) -> bool:
     return "evaluation_accuracy" in ds and bool(np.isfinite(ds["evaluation_accuracy"]).any())
 
 
+def score_name(ds: xr.Dataset) -> str:
+    """What ``evaluation_scores`` returns for a study, in words."""
+    return "query accuracy" if has_accuracy(ds) else "query loss"
+
+
 def evaluation_scores(ds: xr.Dataset) -> xr.DataArray:
     """The query accuracy (for regression, the query loss) of every evaluation; NaN where the inner loop diverged."""
     name = "evaluation_accuracy" if has_accuracy(ds) else "evaluation_loss"

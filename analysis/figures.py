@@ -1,14 +1,32 @@
-"""A forwarding module: the names of ``analysis.drawing.figures`` can be imported from here until version 0.3."""
+"""The figures of a study as functions: ``analysis.figures.alpha_rho(ds, learners=["maml"], width="icml")``.
 
-import warnings
-from typing import Any
+``ds`` is the Dataset of ``analysis.open_study``. Each function also has ``data(ds)``, the numbers behind the figure as
+a table, ``caption(ds)``, and ``needs(ds)``, the reason why a study's figure cannot be drawn, or None. ``save`` writes a
+figure to files.
 
+>>> from analysis import figures
+>>> figures.alpha_rho
+<figure alpha_rho: Alpha rho, the curvature along the gradient times the step size, over meta-training.>
+"""
 
-def __getattr__(name: str) -> Any:
-    from analysis.drawing import figures
+from analysis.drawing import figures as _figures
+from analysis.drawing.figures import FIGURES
+from hessian_tools.entries import checked
 
-    if name not in figures.__all__:
-        raise AttributeError(f"module 'analysis.figures' has no attribute {name!r}")
-    message = f"analysis.figures.{name} is now analysis.drawing.figures.{name}; the old name goes in 0.3"
-    warnings.warn(message, DeprecationWarning, stacklevel=2)
-    return getattr(figures, name)
+figures_of = checked(_figures.figures_of, module=__name__)
+left_out = checked(_figures.left_out, module=__name__)
+save = checked(_figures.save, module=__name__)
+alpha_rho = FIGURES["alpha_rho"]
+eigenvalues = FIGURES["eigenvalues"]
+alignment = FIGURES["alignment"]
+accuracy = FIGURES["accuracy"]
+directions = FIGURES["directions"]
+curvature_accuracy = FIGURES["curvature_accuracy"]
+dose_response = FIGURES["dose_response"]
+meta_gradients = FIGURES["meta_gradients"]
+edge_of_stability = FIGURES["edge_of_stability"]
+spectra = FIGURES["spectra"]
+layers = FIGURES["layers"]
+loss_surfaces = FIGURES["loss_surfaces"]
+
+__all__ = [*FIGURES, "FIGURES", "figures_of", "left_out", "save"]

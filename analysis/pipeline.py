@@ -3,9 +3,10 @@
 Training and measuring go on where they were stopped; the other parts are done anew.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from analysis import folder, store
 from analysis.claims import Verdict, judge, load_plan, unjudged, verdicts_to_json
 from analysis.config import StudyConfig
 from analysis.cost import refuse_above_limits
-from analysis.drawing.figures import figures_of, save
+from analysis.drawing.figures import FIGURES, figures_of, save
+from analysis.drawing.panels import FORMATS
+from analysis.drawing.style import inches_of
 from analysis.errors import UserError
 from analysis.folder import measurements, open_verdicts, plan_of
 from analysis.measure import measure
@@ -31,6 +34,10 @@ from analysis.verify import mend, refuse_changed_plan, refuse_damaged_training
 from hessian_tools.data import summary
 from hessian_tools.runs.files import file_digest, without_fsync, write_json, write_text
 from hessian_tools.runs.worker_pool import WorkerPool, available_cores
+from hessian_tools.validation import check_choice
+
+MAX_VERDICTS = 12
+"""The largest number of verdicts that a notebook shows of a study, because a large study has hundreds."""
 
 Source = str | Path | StudyConfig | Mapping[str, Any]
 
@@ -48,6 +55,11 @@ class StudyResult:
         counts = ", ".join(f"{outcomes.count(outcome)} {outcome}" for outcome in dict.fromkeys(outcomes))
         sizes = ", ".join(f"{size} {dim}" for dim, size in self.dataset.sizes.items() if dim in ("learner", "seed"))
         return f"StudyResult({str(self.path)!r}, {sizes}; verdicts: {counts or 'none'})"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(verdict._repr_html_() for verdict in self.verdicts[:MAX_VERDICTS])
+        more = f"<div>and {len(self.verdicts) - MAX_VERDICTS} more</div>" if len(self.verdicts) > MAX_VERDICTS else ""
+        return f"<div><div>{escape(repr(self))}</div>{rows}{more}<div>report: {escape(str(self.report))}</div></div>"
 
     @property
     def report(self) -> Path:
@@ -199,7 +211,10 @@ def test(study: Study, ds: xr.Dataset) -> list[Verdict]:
 
 
 def figures(study: Study, ds: xr.Dataset, reporter: Reporter) -> list[Path]:
-    """Draw every figure for which the study has measurements, as PDF and PNG; returns the files."""
+    """Draw every figure for which the study has measurements, as PDF and PNG; returns the files.
+
+    Beside each is a CSV file with its numbers.
+    """
     _refuse_incomplete(study)
     (study.figures / folder.DRAWN).unlink(missing_ok=True)  # until all are drawn, the figures count as stale
     store.remove_half_written(study.path)
@@ -207,10 +222,63 @@ def figures(study: Study, ds: xr.Dataset, reporter: Reporter) -> list[Path]:
     drawable = figures_of(ds)
     with reporter.stage("draw", len(drawable), "figures") as advance:
         for name, figure in drawable.items():
-            saved += save(figure.draw(ds), study.figures / name)
+            saved += save(figure(ds), study.figures / name)
+            saved.append(figure.save_data(ds, study.figures / name))
             advance(1, name)
     drawn = {path.name: file_digest(path) for path in saved}
     write_json(study.figures / folder.DRAWN, {"measurements": folder.content_digest(ds), "files": drawn})
+    return saved
+
+
+def own_figures(
+    study: Study,
+    reporter: Reporter,
+    *,
+    only: Sequence[str] | None,
+    formats: Sequence[str],
+    out: Path,
+    learners: Sequence[str] | None,
+    steps: Sequence[int] | None,
+    width: str | None,
+) -> list[Path]:
+    """Draw figures with learners, steps and a width of the user's own into the folder ``out``; returns the files.
+
+    only: names of figures; None stands for all that can be drawn so. The reporter says which cannot.
+    formats: pdf, png, svg, and csv for the numbers.
+    The other arguments are those of ``analysis.figures``.
+    """
+    _refuse_incomplete(study)
+    saved: list[Path] = []
+    refused: dict[str, ValueError] = {}
+    try:
+        for name in only or ():
+            check_choice("--only", name, FIGURES)
+        forms = [check_choice("--format", form, (*FORMATS, "csv")) for form in formats]
+        if width is not None:
+            inches_of(width)
+        ds = measurements(study)
+        names = []
+        for name in figures_of(ds) if only is None else only:
+            try:
+                FIGURES[name].check(ds, learners=learners, steps=steps, width=width)
+                names.append(name)
+            except ValueError as e:
+                refused[name] = e
+        if refused and (only is not None or not names):
+            raise next(iter(refused.values()))
+        for name, reason in refused.items():
+            reporter.say(f"not drawn: {name}; {reason}")
+        with reporter.stage("draw", len(names), "figures") as advance:
+            for name in names:
+                figure = FIGURES[name]
+                if pictures := [form for form in forms if form != "csv"]:
+                    picture = figure(ds, learners=learners, steps=steps, width=width)
+                    saved += save(picture, out / name, formats=pictures)
+                if "csv" in forms:
+                    saved.append(figure.save_data(ds, out / name, learners=learners, steps=steps))
+                advance(1, name)
+    except ValueError as e:
+        raise UserError(str(e)) from None
     return saved
 
 

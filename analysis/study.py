@@ -147,7 +147,7 @@ class StudyLearner:
         return loop, self.settings.step_size
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Study:
     """A study with everything that its configuration names; made by :func:`build`.
 
@@ -167,6 +167,15 @@ class Study:
     problem: Problem
     kept: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     goes_on_from: Path | None = None
+
+    def __repr__(self) -> str:
+        seeds = sorted({seed for _, seed in self.runs})
+        step_size = "not chosen yet" if self.step_size is None else f"{self.step_size:g}"
+        learners = ", ".join(self.learners)
+        return (
+            f"Study({self.config.name!r} in {str(self.path)!r}: learners {learners}; "
+            f"seeds {', '.join(map(str, seeds))}, inner step size {step_size})"
+        )
 
     @property
     def runs(self) -> list[tuple[str, int]]:

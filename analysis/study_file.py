@@ -11,6 +11,7 @@ from analysis.config import DataConfig, StudyConfig
 from analysis.config.mistakes import first_mistake
 from analysis.config.yaml_reader import parse_yaml, read_settings
 from analysis.errors import UserError
+from hessian_tools.runs.files import write_text
 
 STUDIES = resources.files("analysis") / "studies"
 BUNDLED = tuple(sorted(file.name.removesuffix(".yaml") for file in STUDIES.iterdir() if file.name.endswith(".yaml")))
@@ -23,6 +24,23 @@ def load_study(source: str | Path) -> StudyConfig:
     """
     config = parse_study(study_text(source), source=str(source))
     return with_own_files(config, lambda path: (Path(source).parent / path).resolve())
+
+
+def new_study(path: Path) -> Path:
+    """Write a commented study to start from, with the name of the file as its name; returns the file.
+
+    path: the file; ".yaml" is added to a name without it.
+    Raises UserError for a file that exists, or a name that no study may have.
+    """
+    path = path if path.suffix in (".yaml", ".yml") else path.with_name(f"{path.name}.yaml")
+    text = resources.files("analysis").joinpath("new_study.yaml").read_text(encoding="utf-8")
+    text = text.replace("NAME.yaml", path.name).replace("runs/NAME", f"runs/{path.stem}")
+    text = text.replace("name: NAME", f"name: {path.stem}")
+    parse_study(text, source=f"{path.stem!r}")
+    if path.exists():
+        raise UserError(f"{path} exists already; choose another name")
+    write_text(path, text)
+    return path
 
 
 def study_text(source: str | Path) -> str:

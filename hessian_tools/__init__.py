@@ -53,6 +53,7 @@ from hessian_tools.inner.shot import Shot
 from hessian_tools.layout import ParamLayout, flatten
 from hessian_tools.loss import HiddenStateError, Loss, make_loss
 from hessian_tools.nets import MLP, Conv4, ResNet12, VisionTransformer, load_network, seeded
+from hessian_tools.result import load
 from hessian_tools.rng import stream
 from hessian_tools.train import TrainConfig, best_checkpoint, evaluate, meta_train
 from hessian_tools.trajectory import SaveAt, Trajectory
@@ -87,6 +88,8 @@ __all__ += ["trace", "by_module", "moments", "frobenius_squared", "diagonal", "E
 # Curvature along the gradient, in eigenspaces, and through the inner loop.
 __all__ += ["gradient_curvature", "loss_along", "third_derivative", "gauss_newton_share"]
 __all__ += ["gradient_share", "subspace_overlap", "step_overlaps", "adaptation_jacobian", "singular_values"]
+# A result that result.save(path) wrote.
+__all__ += ["load"]
 # Meta-training.
 __all__ += ["TrainConfig", "meta_train", "best_checkpoint", "evaluate"]
 

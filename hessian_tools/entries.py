@@ -21,6 +21,7 @@ from hessian_tools.failures import says_enough, why_loss_fails
 from hessian_tools.inner import collapse, learners, penalty, pretraining, shot, steps
 from hessian_tools.layout import flatten
 from hessian_tools.loss import make_loss
+from hessian_tools.result import Result
 
 F = TypeVar("F", bound=Callable[..., Any])
 # Every function that these packages export is checked; of a module of the package ``inner``, the functions named here.
@@ -43,6 +44,7 @@ METHODS: dict[type, str] = {
     trajectory.Recorder: "__init__ trajectory",
     Operator: "restrict scaled to_scipy",
     curvature.Estimate: "interval",
+    Result: "save",
 }
 # The arguments that hold parameter vectors at which a loss is evaluated.
 POINTS = ("thetas", "theta", "states")

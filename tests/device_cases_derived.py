@@ -5,6 +5,8 @@ inner loops, such as the alignment of their gradients.
 """
 
 from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -181,6 +183,14 @@ def through_scipy(placed: PlacedCase) -> Tensor:
     return torch.from_numpy(placed.H.to_scipy(point=2) @ v).to(placed.thetas.device)
 
 
+def saved_and_loaded(placed: PlacedCase) -> list[Tensor]:
+    """An estimate that was written to a file and read to the device of theta."""
+    with TemporaryDirectory() as folder:
+        path = ht.trace(placed.H, num_probes=4).save(Path(folder) / "trace")
+        result = ht.load(path, device=placed.thetas.device)
+    return [result.value, result.stderr]
+
+
 def estimates(placed: PlacedCase) -> list[Tensor]:
     return [
         ht.trace(placed.G).value,
@@ -207,6 +217,7 @@ DERIVED: dict[str, Callable[[PlacedCase], Any]] = {
     "path": inner_loop_numbers,
     "plain numbers": plain_numbers,
     "to_scipy": through_scipy,
+    "load": saved_and_loaded,
 }
 
 LEARNERS: dict[str, tuple[ht.Learner, ht.Shot | None]] = {

@@ -18,6 +18,7 @@ from analysis.claims.comparison import Comparison, Direction, Question, mean_ove
 from analysis.claims.plan import EARLIER_STATEMENTS, Plan
 from analysis.claims.sentence import measure, sentence
 from analysis.statistics import Interval, Outcome, decide, mean_interval, seeds_to_decide
+from hessian_tools.curvature.html import interval_html
 from hessian_tools.runs.files import json_text
 
 UNIT_NORM = "unit filter norm"
@@ -25,7 +26,7 @@ OUTCOMES: tuple[Outcome, ...] = ("supported", "not supported", "inconclusive")
 LONGEST_LIST = 40  # verdicts that are listed on a terminal one by one
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Verdict(Question):
     """The answer to a question, in the units of its quantity. A number that does not exist is NaN.
 
@@ -74,6 +75,13 @@ class Verdict(Question):
     p_corrected: float = math.nan
     corrected_outcome: Outcome | None = None
     num_corrected: int = 0
+
+    def __repr__(self) -> str:
+        return f"Verdict({self.outcome}: {self.sentence})"
+
+    def _repr_html_(self) -> str:
+        text = f"{self.outcome}: {self.sentence}"
+        return interval_html(self.effect, self.low, self.high, (-self.margin, self.margin), text)
 
 
 def conclude(question: Question, comparison: Comparison, *, margin: float, confidence: float) -> Verdict:

@@ -7,6 +7,8 @@ from typing import Any, get_args, get_type_hints
 
 from pydantic import BaseModel, ValidationError
 
+from analysis.config.base import NAME
+
 # Names of a union's alternatives, which pydantic inserts into the path of a mistake and which a user would not know.
 UNION_PARTS = ("constrained-float", "float", "StepSizeSearch")
 # pydantic's types of the error "unknown key", for a model and for a dataclass.
@@ -25,6 +27,9 @@ def first_mistake(error: ValidationError, model: type) -> str:
         return f"unknown key {place!r}; {hint}"
     if mistake["type"] == "value_error":
         return f"{place + ': ' if place else ''}{mistake['msg'].removeprefix('Value error, ')}"
+    if mistake.get("ctx", {}).get("pattern") == NAME:
+        rule = "a name has letters, digits, '.', '_' and '-', and begins with a letter or a digit"
+        return f"{place.removesuffix('.[key]')}: {rule} (got {_short(repr(mistake['input']))})"
     got = "" if mistake["type"] == "missing" else f" (got {_short(repr(mistake['input']))})"
     return f"{place}: {mistake['msg'][:1].lower()}{mistake['msg'][1:]}{got}"
 

@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from analysis.drawing.references import step_axis, training_axis
 from analysis.drawing.selection import is_control
 from analysis.drawing.style import CONTROL_STYLE, GREY, LineStyle, MethodStyle, method_label, method_style
-from analysis.drawing.summary import MAX_SEEDS_SHOWN, Summary, summarise
+from analysis.drawing.summary import MAX_SEEDS_SHOWN, Summary
 from analysis.schema import learner_names, trained_learners, untrained_start
 
 BAND_ALPHA = 0.16
@@ -226,7 +226,7 @@ def panel_learners(ds: xr.Dataset) -> list[str]:
 
 
 def draw_states(
-    ds: xr.Dataset, axes: list[Axes], values: xr.DataArray, draw: Callable[[xr.Dataset, Axes, LearnerState], object]
+    ds: xr.Dataset, axes: list[Axes], values: xr.DataArray, draw: Callable[[Axes, LearnerState], object]
 ) -> None:
     """Draw the states of every learner into the learner's panel with the function ``draw``.
 
@@ -234,14 +234,60 @@ def draw_states(
     """
     for name, ax in zip(panel_learners(ds), axes, strict=True):
         for state in states(ds, values, name):
-            draw(ds, ax, state)
+            draw(ax, state)
         ax.set_title(method_label(name), color=learner_style(ds, name).color)
+
+
+class TitledState(NamedTuple):
+    """The title of a map, the colour of the title, and the position of what it shows along learner and checkpoint."""
+
+    title: str
+    color: str
+    position: dict[str, int]
+
+
+def states_by_start(ds: xr.Dataset, means: xr.DataArray, names: Sequence[str]) -> list[TitledState]:
+    """The states of figures of maps: each untrained network, followed by the last states of the learners from it.
+
+    means: the quantity of the maps [learner, checkpoint, ...], without seeds; positions are those in it.
+    """
+    last = {name: states(means.to_dataset(name="means"), means, name)[-1:] for name in names}
+    names = [name for name in names if last[name]]
+    groups = alike_at_start(ds, means, names)
+    ungrouped = [[name] for name in names if not any(name in group for group in groups)]
+    maps = []
+    for group in [*groups, *ungrouped]:
+        if group in groups:
+            title = "untrained" if len(groups) == 1 else f"untrained ({method_label(group[0])})"
+            maps.append(TitledState(title, "black", {**last[group[0]][0].position, "checkpoint": 0}))
+        maps += [
+            TitledState(method_label(name), learner_style(ds, name).color, last[name][0].position) for name in group
+        ]
+    return maps
+
+
+def in_columns(means: xr.DataArray, maps: Sequence[TitledState]) -> xr.DataArray:
+    """The values ``means`` where a map shows them, and NaN elsewhere."""
+    shown = xr.zeros_like(means, dtype=bool)
+    for one in maps:
+        shown[one.position] = True
+    return means.where(shown)
+
+
+def only_states(ds: xr.Dataset, values: xr.DataArray) -> xr.DataArray:
+    """True [learner, checkpoint] at the states that ``draw_states`` draws of the quantity ``values``."""
+    axes = {dim: values[dim] for dim in ("learner", "checkpoint")}
+    drawn = xr.DataArray(np.zeros([len(axis) for axis in axes.values()], dtype=bool), axes)
+    for name in panel_learners(ds):
+        for state in states(ds, values, name):
+            drawn[state.position] = True
+    return drawn
 
 
 def along_steps(
     ax: Axes,
     state: LearnerState,
-    values: xr.DataArray,
+    summary: Summary,
     *,
     name: str,
     look: QuantityLook,
@@ -249,11 +295,11 @@ def along_steps(
 ) -> None:
     """Draw a quantity along the inner loop of one state.
 
-    values: the quantity in the whole study. The number of all seeds that have values decides the kind of band, so that
-        all panels have the same kind.
-    error: the errors of the quantity's means, which are drawn as bars.
+    summary: that of the quantity in the whole study. The number of all seeds that have values decides the kind of band,
+        so that all panels have the same kind.
+    error: the errors of the quantity's means in the whole study, which are drawn as bars.
     """
-    summary = summarise(values).at(**state.position)
+    summary = summary.at(**state.position)
     x = summary.mean["inner_step"].values + state.shift
     style = MethodStyle(state.color, look.marker, ":" if state.is_first else look.linestyle)
     name = f"{name}:{state.label}"
@@ -261,4 +307,4 @@ def along_steps(
     if error is not None:
         mean_error = error.isel(state.position).values
         error_bars(ax, x, summary.mean.values, mean_error, color=state.color, name=name)
-    step_axis(ax, len(x))
+    step_axis(ax, summary.mean["inner_step"].values)

@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from math import ceil
 from pathlib import Path
+from textwrap import wrap
 from typing import Literal
 
 from matplotlib.artist import Artist
@@ -13,16 +15,22 @@ from matplotlib.figure import Figure
 
 from analysis.drawing import style
 from hessian_tools.runs.files import write_atomic
+from hessian_tools.validation import check_choice
 
-MAX_COLUMNS = 4
+MIN_PANEL_WIDTH = 1.6
+"""Inches of a figure's width that each panel of a row has at least; a wide figure has four panels in a row."""
 LEGEND_HEIGHT = 0.7
 """Inches of a figure's height that are reserved for the legends above and below its panels."""
+LINE_HEIGHT = 0.14
+"""Inches of a line of text."""
 
 # Without these settings, files hold the date and the version of matplotlib, so equal figures would differ as files.
 METADATA: dict[str, dict[str, str | None]] = {
     ".pdf": {"CreationDate": None, "Producer": None, "Creator": None},
     ".png": {"Software": None},
+    ".svg": {"Creator": None, "Date": None},
 }
+FORMATS = tuple(suffix[1:] for suffix in METADATA)
 
 
 @contextmanager
@@ -34,20 +42,24 @@ def grid(
     share_y: bool = True,
     columns: int | None = None,
     width: style.Width | None = None,
+    default: style.Width | None = None,
+    margin: float = 0.45,
 ) -> Iterator[tuple[Figure, list[Axes]]]:
     """Make a figure with ``num_panels`` panels, in the style of ``analysis.drawing.style``, for a ``with`` block.
 
-    A figure of a single panel is as wide as one column of a paper. One with several panels is as wide as both columns,
-    with at most four panels in a row. ``columns`` and ``width`` replace these rules. ``row_height`` is in inches.
-    ``xlabel`` stands under the lowest panel of each column, where the legend below the figure cannot overlap it.
+    width: the width that the user asks for. None leaves it to ``default``, which is one column of a paper for a single
+        panel, and both columns for several.
+    columns: the number of panels in a row. None makes it as large as panels of ``MIN_PANEL_WIDTH`` fit.
+    row_height: in inches. margin: the inches left of each panel that tick labels need.
+    xlabel: stands under the lowest panel of each column, where the legend below the figure cannot overlap it.
     """
+    width = style.inches_of(width or default or ("single" if num_panels == 1 else "double"))
     # Panels are spread evenly over the rows: five panels are rows of three and two, not of four and one.
     if columns is None:
-        columns = num_panels if num_panels <= MAX_COLUMNS else ceil(num_panels / ceil(num_panels / MAX_COLUMNS))
+        columns = ceil(num_panels / ceil(num_panels / max(1, int(width / MIN_PANEL_WIDTH))))
     rows = ceil(num_panels / columns)
-    width = width or ("single" if num_panels == 1 else "double")
     with style.context(width=width):
-        size = (style.INCHES[width], rows * row_height + LEGEND_HEIGHT)
+        size = (width, rows * row_height + LEGEND_HEIGHT)
         figure = Figure(figsize=size, layout="constrained")
         axes = list(figure.subplots(rows, columns, sharey=share_y, squeeze=False).flat)
         for unused in axes[num_panels:]:
@@ -55,14 +67,37 @@ def grid(
         for ax in axes[max(num_panels - columns, 0) : num_panels]:
             ax.set_xlabel(xlabel)
         yield figure, axes[:num_panels]
+        _wrap(figure, axes[:num_panels], width / columns - margin)
+
+
+def _wrap(figure: Figure, axes: list[Axes], inches: float) -> None:
+    """Break titles and x labels that are longer than a panel's width into lines, for which the figure grows."""
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    more_lines: dict[str, int] = {}
+    for ax in axes:
+        row = str(ax.get_position().y0)
+        for kind, text, write in (
+            ("title", ax.get_title("left"), partial(ax.set_title, loc="left")),
+            ("label", ax.get_xlabel(), ax.set_xlabel),
+        ):
+            place = figure.text(0, 0, text, fontsize=style.rc_params()["axes.titlesize"])
+            share = place.get_window_extent(renderer).width / figure.dpi / inches
+            place.remove()
+            if share > 1 and "$" not in text:
+                lines = wrap(text, int(len(text) / share))
+                write("\n".join(lines))
+                more_lines[kind + row] = max(more_lines.get(kind + row, 0), len(lines) - 1)
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + LINE_HEIGHT * sum(more_lines.values()))
 
 
 def left_labels(axes: list[Axes], label: str) -> None:
-    """Put the y label on the panels of the first column only, because all panels have the same y axis."""
-    for ax in axes:
-        place = ax.get_subplotspec()
-        if place is not None and place.is_first_col():
-            ax.set_ylabel(label)
+    """Label the common y axis of all panels: beside the only row, or once beside several rows."""
+    figure = axes[0].figure
+    if len({ax.get_position().y0 for ax in axes}) > 1:
+        figure.supylabel(label, multialignment="center")
+    else:
+        axes[0].set_ylabel(label)
 
 
 def outside_legends(figure: Figure, above: Sequence[Artist], below: Sequence[Artist]) -> None:
@@ -96,17 +131,21 @@ def _fitting_legend(
     return float(extent.height) / figure.dpi
 
 
-def save(figure: Figure, path_stem: Path | str) -> tuple[Path, Path]:
-    """Write a figure as a PDF and as a PNG of 300 dpi; returns both paths.
+def save(figure: Figure, path_stem: Path | str, *, formats: Sequence[str] = ("pdf", "png")) -> tuple[Path, ...]:
+    """Write a figure in each of the formats, which are pdf, png (of 300 dpi) and svg; returns the paths.
 
     ``path_stem`` is the path without a suffix. If writing fails, no incomplete file is left. Equal figures give files
     with the same bytes.
     """
+    for form in formats:
+        check_choice("formats", form, FORMATS)
     stem = Path(path_stem)
     stem.parent.mkdir(parents=True, exist_ok=True)
-    pdf = _write(figure, stem, ".pdf")
-    figure.set_layout_engine("none")  # writing the PDF has laid it out; a second layout could differ
-    return pdf, _write(figure, stem, ".png")
+    paths = []
+    for form in formats:
+        paths.append(_write(figure, stem, f".{form}"))
+        figure.set_layout_engine("none")  # writing the first file has laid it out; a second layout could differ
+    return tuple(paths)
 
 
 def _write(figure: Figure, stem: Path, suffix: str) -> Path:

@@ -4,6 +4,7 @@ A function that draws a reference returns it as a matplotlib artist, which also 
 reference and its legend entry always look the same.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -91,11 +92,14 @@ def chance(ds: xr.Dataset, ax: Axes) -> list[Line2D]:
 
 # ---- scales
 
+TICK_INCHES = 0.35
+"""The distance, in inches of a panel, at which two labels of an x axis do not touch."""
 
-def step_axis(ax: Axes, num_points: int) -> None:
-    """Put a tick at each of the ``num_points`` points of the inner loop, which are numbered from 0."""
-    ax.xaxis.set_major_locator(FixedLocator(range(num_points)))
-    ax.set_xlim(-0.45, num_points - 0.55)
+
+def step_axis(ax: Axes, points: Sequence[int] | np.ndarray) -> None:
+    """Put a tick at each of the given points of the inner loop, which are numbered from 0."""
+    ax.xaxis.set_major_locator(FixedLocator([int(point) for point in points]))
+    ax.set_xlim(min(points) - 0.45, max(points) + 0.45)
 
 
 def training_axis(ax: Axes, checkpoints: np.ndarray) -> None:
@@ -174,7 +178,11 @@ def tick_at(axis: Axis, values: list[float]) -> None:
     places = (axis.get_transform().transform(np.array(values)) - start) / (end - start)
     # 0, the smallest and the largest value get labels first.
     order = sorted(range(len(values)), key=lambda index: (values[index] != 0, index not in (0, len(values) - 1), index))
-    labelled = _spaced(places, order, gap=0.11)
+    place = axis.axes.get_subplotspec()
+    columns = place.get_gridspec().ncols if place is not None else 1
+    figure = axis.axes.figure
+    inches = figure.bbox.width / figure.dpi / columns
+    labelled = _spaced(places, order, gap=max(0.11, TICK_INCHES / inches))
     texts = [Formatter.fix_minus(f"{value:g}") if index in labelled else "" for index, value in enumerate(values)]
     _set_ticks(axis, values, texts)
 

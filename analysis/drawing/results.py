@@ -274,7 +274,7 @@ def trajectory(ds: xr.Dataset, ax: Axes, *, names: Sequence[str] = ("support_los
         for task, values in enumerate(tasks):
             label = name.replace("_", " ") if task == 0 else None
             ax.plot(steps, values, label=label, gid=f"{name}:{task}", marker="o", **look)
-    step_axis(ax, len(steps))
+    step_axis(ax, steps)
     return name_axes(ax, ds[names[0]], name=" and ".join(names).replace("_", " "), x="inner step")
 
 

@@ -13,11 +13,22 @@ from zlib import crc32
 
 import matplotlib as mpl
 
-Width = Literal["single", "double"]
+from hessian_tools.validation import did_you_mean
+
+Width = float | str
+"""A width in inches, or a name in ``INCHES``."""
+
 LineStyle = Literal["-", "--", "-.", ":"]
 
-INCHES: dict[str, float] = {"single": 3.25, "double": 6.75}
-"""The width in inches of one column, and of the full text, of a two-column paper."""
+# The widths of the venues are those of their LaTeX styles: icml2024.sty, neurips_2024.sty and iclr2024_conference.sty,
+# and the format that jmlr.org asks for.
+INCHES: dict[str, float] = {
+    **{"single": 3.25, "double": 6.75},
+    **{"icml": 3.25, "icml-full": 6.75, "neurips": 5.5, "iclr": 5.5, "jmlr": 6.0},
+}
+"""The widths in inches by name: one column and the full text of a two-column paper, and the columns of venues."""
+
+MIN_INCHES, MAX_INCHES = 1.5, 20.0
 
 _PARAMETERS = dict(mpl.rc_params_from_file(Path(__file__).with_name("paper.mplstyle"), use_default_template=False))
 
@@ -103,16 +114,35 @@ def method_label(name: str) -> str:
     return " ".join("+ SHOT" if word == "SHOT" and position else word for position, word in enumerate(words))
 
 
+def inches_of(width: Width) -> float:
+    """The width in inches that a number, a numeral or a name means.
+
+    Raises ValueError for a name that is not known, or for a width at which no figure can be read.
+
+    >>> inches_of("neurips"), inches_of(4), inches_of("4.5")
+    (5.5, 4.0, 4.5)
+    """
+    if str(width).lower() in INCHES:
+        return INCHES[str(width).lower()]
+    try:
+        inches = float(width)
+    except (TypeError, ValueError):
+        allowed = f"use a number of inches or one of {', '.join(INCHES)}"
+        raise ValueError(f"width {width!r} is not known; {allowed}{did_you_mean(str(width), INCHES)}") from None
+    if not MIN_INCHES <= inches <= MAX_INCHES:
+        raise ValueError(f"width {width!r} is not between {MIN_INCHES:g} and {MAX_INCHES:g} inches")
+    return inches
+
+
 def rc_params(*, width: Width = "single", height: float | None = None) -> dict[Any, Any]:
     """The rcParams for a figure of a given width in print.
 
-    width: "single" for one column of a paper, "double" for the full width of its text.
+    width: a number of inches; "single" for one column of a paper, "double" for the full width of its text; or the
+        column of a venue, such as "icml" (see ``INCHES``).
     height: the height in inches; None makes it 0.75 of the width.
     Raises ValueError for any other ``width``.
     """
-    if width not in INCHES:
-        raise ValueError(f"width {width!r} is not known; use one of {', '.join(INCHES)}")
-    inches = INCHES[width]
+    inches = inches_of(width)
     return _PARAMETERS | {"figure.figsize": (inches, 0.75 * inches if height is None else height)}
 
 

@@ -37,6 +37,11 @@ class Summary:
         per_seed, mean, low, high = (part.isel(positions) for part in (self.per_seed, self.mean, self.low, self.high))
         return Summary(per_seed, mean, low, high, self.num_seeds)
 
+    def where(self, mask: xr.DataArray) -> "Summary":
+        """The summary with NaN where ``mask`` is False, with the same kind of band."""
+        per_seed, mean, low, high = (part.where(mask) for part in (self.per_seed, self.mean, self.low, self.high))
+        return Summary(per_seed, mean, low, high, self.num_seeds)
+
     def select(self, learners: list[str]) -> "Summary":
         """The summary of the named learners, in this order, with the same kind of band."""
         parts = (self.per_seed, self.mean, self.low, self.high)

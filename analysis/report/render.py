@@ -33,6 +33,8 @@ QUESTION = (
 )
 # CSS pixels (96 per inch) for each pixel of a PNG. Figures are shown at 1.5 times their size in print.
 _CSS_PIXELS = 1.5 * 96 / DPI
+MAX_EMBEDDED = 200_000
+"""The size in bytes below which the table of a figure's numbers is put into a page."""
 
 
 def render(
@@ -84,7 +86,9 @@ def render(
         *(paper_section(ds, config, confidence=confidence) if config else []),
         element("h2", "Figures"),
         element(
-            "p", "Beside the PNG file of each figure there is a PDF of the same name, at its size in print.", css="soft"
+            "p",
+            "Beside the PNG file of each figure there are a PDF, at its size in print, and its numbers (CSV).",
+            css="soft",
         ),
         *(_figure(ds, position, *item, embed=embed) for position, item in enumerate(figures.items(), start=1)),
         *_left_out(ds),
@@ -175,8 +179,18 @@ def _figure(ds: xr.Dataset, position: int, name: str, path: Path, *, embed: bool
     source = f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}" if embed else f"figures/{path.name}"
     alt = escape(caption.split(". ")[0])
     picture = Html(f'<img src="{source}" alt="{alt}" width="{round(width * _CSS_PIXELS)}">')
-    text = (element("b", f"Figure {position}."), " ", caption, " ", element("code", f"{name}.pdf"))
+    files = [_file(path.with_suffix(suffix), embed=embed) for suffix in (".pdf", ".csv")]
+    text = (element("b", f"Figure {position}."), " ", caption, " ", files[0], " ", files[1])
     return element("figure", picture, element("figcaption", *text), id=f"figure-{name}")
+
+
+def _file(path: Path, *, embed: bool) -> Html:
+    """The name of a file of a figure, as a link where it can be followed: a small table is put into the page."""
+    name = element("code", path.name)
+    if embed and path.suffix == ".csv" and path.exists() and path.stat().st_size < MAX_EMBEDDED:
+        content = base64.b64encode(path.read_bytes()).decode("ascii")
+        return element("a", name, href=f"data:text/csv;base64,{content}", download=path.name)
+    return element("a", name, href=f"figures/{path.name}") if path.exists() and not embed else name
 
 
 def _left_out(ds: xr.Dataset) -> list[Html]:

@@ -3,7 +3,7 @@
 Pictures with axes are drawn by ``analysis.plot``, not here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from math import isfinite, log10, prod
 
@@ -15,6 +15,8 @@ from torch import Tensor
 WIDTH, HEIGHT, MARGIN = 320, 60, 6
 # The largest number of points shown, because a result at thousands of points would fill the page.
 MAX_ROWS = 8
+# The largest number of eigenvalues of a point that are written out.
+MAX_NUMBERS = 12
 # The colours: INK for a value, SHADE for its error or for a value that has not converged, ZERO for the line at zero.
 INK, SHADE, ZERO = "#333333", "#c9c9c9", "#b2182b"
 # The logarithmic axis of a density ends at this share of the density's largest value.
@@ -22,7 +24,10 @@ LOWEST = 1e-5
 
 
 def eigenvalues_html(
-    values: Float[Tensor, "*point k"], residuals: Float[Tensor, "*point k"], converged: Bool[Tensor, "*point k"]
+    values: Float[Tensor, "*point k"],
+    residuals: Float[Tensor, "*point k"],
+    converged: Bool[Tensor, "*point k"],
+    title: str = "EigenPairs (± residual)",
 ) -> str:
     """A row for each point: its eigenvalues as ticks, grey where not converged. All rows have the same axis."""
     rows = list(zip(_rows(values), _rows(residuals), _rows(converged.to(values)), strict=True))[:MAX_ROWS]
@@ -32,9 +37,55 @@ def eigenvalues_html(
     for value, residual, good in rows:
         colored = [(v, INK if g else SHADE) for v, g in zip(value, good, strict=True) if isfinite(v)]
         marks = [_tick(_x_of(v, low, high), color) for v, color in colored]
-        numbers = ", ".join(f"{v:.4g} ± {r:.1g}" for v, r in zip(value, residual, strict=True))
+        shown = zip(value[:MAX_NUMBERS], residual, strict=False)
+        numbers = ", ".join(f"{v:.4g} ± {r:.1g}" for v, r in shown) + ", ..." * (len(value) > MAX_NUMBERS)
         texts.append(_svg(_tick(_x_of(0.0, low, high), ZERO, 0.25) + "".join(marks), 20) + _line(numbers))
-    return _block("EigenPairs (± residual)", texts, values.shape[:-1])
+    return _block(title, texts, values.shape[:-1])
+
+
+def lines_html(
+    title: str,
+    lines: Mapping[str, Float[Tensor, "*point step"]],
+    steps: Sequence[float] | None = None,
+    *,
+    where: str = "at {} points",
+) -> str:
+    """A row for each point: its numbers over the steps as lines, dark and then grey, with their first and last value.
+
+    lines: the numbers by name. steps: the x coordinates, by default 0, 1, ...; they need no order. where: stands behind
+    the title, with the number of rows, if there is an axis of points. All rows have the same axes.
+    """
+    rows = {name: _rows(values)[:MAX_ROWS] for name, values in lines.items()}
+    finite = [v for values in rows.values() for row in values for v in row if isfinite(v)]
+    low, high = min(finite, default=0.0), max(finite, default=1.0)
+    x = range(next(iter(lines.values())).shape[-1]) if steps is None else steps
+    order = sorted(range(len(x)), key=lambda k: x[k])
+    texts = []
+    for position in range(len(next(iter(rows.values())))):
+        picture = ""
+        words: list[str] = []
+        for (name, values), color in zip(reversed(rows.items()), (INK, SHADE)[len(rows) - 1 :: -1], strict=True):
+            y = values[position]
+            places = [(_x_of(x[k], min(x), max(x)), _y_of(y[k], low, high)) for k in order if isfinite(y[k])]
+            points = " ".join(f"{across:.1f},{down:.1f}" for across, down in places)
+            picture += f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="1.5"/>'
+            words.insert(0, f"{name} {y[order[0]]:.4g} to {y[order[-1]]:.4g}")
+        texts.append(_svg(picture, HEIGHT) + _line("; ".join(words)))
+    return _block(title, texts, next(iter(lines.values())).shape[:-1], where)
+
+
+def interval_html(value: float, low: float, high: float, marks: Sequence[float], text: str) -> str:
+    """One row: a value with its interval on an axis that has a red line at zero and thin grey ones at ``marks``."""
+    ends = [end for end in (value, low, high, *marks, 0.0) if isfinite(end)]
+    first, last = min(ends), max(ends)
+    picture = _tick(_x_of(0.0, first, last), ZERO, 0.9)
+    picture += "".join(_tick(_x_of(mark, first, last), SHADE, 0.9) for mark in marks if isfinite(mark))
+    if isfinite(low) and isfinite(high):
+        left, right = _x_of(low, first, last), _x_of(high, first, last)
+        picture += f'<rect x="{left:.1f}" y="9" width="{max(right - left, 1):.1f}" height="2" fill="{INK}"/>'
+    if isfinite(value):
+        picture += _tick(_x_of(value, first, last), INK, 0.5)
+    return f"<div>{_svg(picture, 20)} {escape(text)}</div>"
 
 
 def density_html(
@@ -98,6 +149,11 @@ def _x_of(value: float, low: float, high: float) -> float:
     return MARGIN + (value - low) / ((high - low) or 1.0) * (WIDTH - 2 * MARGIN)
 
 
+def _y_of(value: float, low: float, high: float) -> float:
+    """The y coordinate, in pixels from the top, of a value in a picture whose axis goes from low to high."""
+    return HEIGHT - MARGIN - (value - low) / ((high - low) or 1.0) * (HEIGHT - 2 * MARGIN)
+
+
 def _tick(x: float, color: str, height: float = 0.7) -> str:
     """A vertical line in a picture of 20 pixels. height: its length as a fraction of the picture's height."""
     top = 10 - 10 * height
@@ -124,8 +180,8 @@ def _line(text: str) -> str:
     return f' <span style="font-family:monospace;white-space:nowrap">{escape(text)}</span>'
 
 
-def _block(title: str, rows: list[str], points: Sequence[int]) -> str:
+def _block(title: str, rows: list[str], points: Sequence[int], where: str = "at {} points") -> str:
     count = prod(points)
-    more = f"<div>and {count - len(rows)} more points</div>" if count > len(rows) else ""
-    at_points = f" at {count} points" if len(points) else ""
+    more = f"<div>and {count - len(rows)} more</div>" if count > len(rows) else ""
+    at_points = f" {where.format(count)}" if len(points) else ""
     return f"<div><div>{escape(title + at_points)}</div>{''.join(f'<div>{row}</div>' for row in rows)}{more}</div>"

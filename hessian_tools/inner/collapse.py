@@ -11,11 +11,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hessian_tools.result import Result
+
 COLLAPSE_THRESHOLD = 0.01  # a network has collapsed where its ``Homogeneity.variation`` is below this
 
 
-@dataclass(frozen=True)
-class Homogeneity:
+@dataclass(frozen=True, repr=False)
+class Homogeneity(Result):
     """How far outputs differ between examples.
 
     variation: the share of the outputs' mean square that is variance between examples, in [0, 1]; 0 when the outputs
@@ -32,9 +34,9 @@ def homogeneity(outputs: Float[Tensor, "example output"], *, threshold: float = 
     """Measure how far a network's outputs differ between examples, and compare the result with the threshold.
 
     >>> homogeneity(torch.tensor([[3.0, -3.0], [3.0, -3.0]]))
-    Homogeneity(variation=0.0, collapsed=True)
+    Homogeneity(variation=0, collapsed=True)
     >>> homogeneity(torch.tensor([[3.0, -3.0], [-3.0, 3.0]]))
-    Homogeneity(variation=1.0, collapsed=False)
+    Homogeneity(variation=1, collapsed=False)
     """
     variation = float(output_variation(outputs))
     return Homogeneity(variation, variation < threshold)

@@ -16,6 +16,7 @@ from hessian_tools.inner.penalty import CurvaturePenalty
 from hessian_tools.inner.pretraining import ShotPretraining
 from hessian_tools.inner.shot import PROBABILITY_DISTANCES, Shot
 from hessian_tools.layout import ParamLayout
+from hessian_tools.result import Result
 from hessian_tools.validation import check_choice, check_whole
 
 OPTIMISERS = ("adam", "sgd")
@@ -154,8 +155,8 @@ class TrainConfig:
         }
 
 
-@dataclass(frozen=True)
-class Checkpoint:
+@dataclass(frozen=True, repr=False)
+class Checkpoint(Result):
     """The state of a training run at one meta-iteration.
 
     theta: the meta-parameters [meta], the network's first; most learners learn nothing else (see

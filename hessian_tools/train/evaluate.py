@@ -15,6 +15,7 @@ from hessian_tools.inner.learners import Learner
 from hessian_tools.inner.meta_loss import accuracy
 from hessian_tools.intervals import student_t
 from hessian_tools.loss import Loss
+from hessian_tools.result import Result
 from hessian_tools.train.config import Checkpoint
 
 TRANSDUCTIVE = "transductive: the query set is one batch, which gives the batch statistics"
@@ -22,8 +23,8 @@ INDUCTIVE = "not transductive: each query is one batch with the support set, whi
 MAX_ROWS = 512  # the examples that a non-transductive evaluation runs through the network at once; bounds its memory
 
 
-@dataclass(frozen=True)
-class Evaluation:
+@dataclass(frozen=True, repr=False)
+class Evaluation(Result):
     """The query losses and accuracies [task] of one network after adaptation; unpacks as (losses, accuracies).
 
     The intervals are 1.96 standard errors over the tasks. They hold for this network and say nothing of networks that

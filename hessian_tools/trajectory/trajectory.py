@@ -8,6 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hessian_tools.curvature.html import lines_html
+from hessian_tools.result import Result
+
 # An inner loop counts as exploded above this multiple of its first loss. In the demo, no support loss of the 400
 # recorded inner loops rose above its start.
 EXPLOSION = 1000.0
@@ -33,8 +36,8 @@ class SaveAt:
     gradients: bool = False
 
 
-@dataclass(frozen=True)
-class Trajectory:
+@dataclass(frozen=True, repr=False)
+class Trajectory(Result):
     """One inner loop of K steps: numbers at its K + 1 points, the parameter vectors theta_0 ... theta_K.
 
     A trajectory made by ``stack`` has an axis of tasks in front.
@@ -64,6 +67,11 @@ class Trajectory:
     gradients: Float[Tensor, "*task step param"] | None = None
     step_norm: Float[Tensor, "*task step_k"] | None = None
     step_cosine: Float[Tensor, "*task step_k"] | None = None
+
+    def _repr_html_(self) -> str:
+        losses = {"support loss": self.support_loss, "query loss": self.query_loss}
+        known = {name: loss for name, loss in losses.items() if loss is not None}
+        return lines_html(f"Trajectory of {self.steps} inner steps", known)
 
     @property
     def steps(self) -> int:

@@ -223,6 +223,28 @@ def test_progress_in_a_pipe_has_no_control_codes(working_folder, capsys, micro_s
     assert "\r" not in said
 
 
+@pytest.mark.heavy
+def test_figures_of_ones_own_lie_beside_those_of_the_report(working_folder, capsys, micro_study):
+    shutil.copytree(micro_study, working_folder / "study")
+    drawn = (working_folder / "study" / "figures" / "drawn.json").read_bytes()
+    options = ["--only", "alpha_rho", "--width", "icml", "--steps", "0", "--format", "pdf", "csv"]
+    assert run(["figures", "study", *options]) == 0
+    assert sorted(path.name for path in Path("study/paper").iterdir()) == ["alpha_rho.csv", "alpha_rho.pdf"]
+    assert (working_folder / "study" / "figures" / "drawn.json").read_bytes() == drawn
+    capsys.readouterr()
+    for option, values, allowed in (
+        ("--width", "icmll", "did you mean 'icml'"),
+        ("--width", "0.1", "between 1.5 and 20 inches"),
+        ("--only", "alpha_roh", "did you mean 'alpha_rho'"),
+        ("--format", "jpg", "is not one of pdf, png, svg, csv"),
+        ("--learners", "mamll", "did you mean 'maml'"),
+        ("--steps", "99", "give some of the points 0 to"),
+        ("--steps", "1.5", "--steps"),
+    ):
+        message = refused(capsys, ["figures", "study", "--only", "alpha_rho", option, values])
+        assert allowed in message, message
+
+
 def test_help_is_instant_and_needs_no_torch():
     code = "import sys, analysis.cli as c; c.run(['--help']); assert 'torch' not in sys.modules; print('no torch')"
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -180,7 +180,7 @@ def test_the_report_says_how_learners_differ_from_the_others(study_path):
 @pytest.mark.parametrize(("name", "least_height"), [("accuracy", 1.35), ("alpha_rho", 1.0)])
 def test_a_long_legend_does_not_shrink_the_panels(ds, name, least_height):
     """least_height: the height of a panel in inches in a figure with few learners."""
-    figure = FIGURES[name].draw(ds)
+    figure = FIGURES[name](ds)
     figure.draw_without_rendering()
     ax = figure.axes[0]
     inches = ax.get_window_extent().height / figure.dpi

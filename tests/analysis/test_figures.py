@@ -44,7 +44,7 @@ def visible_axes(figure: Figure):
 
 
 def test_alpha_rho_has_a_panel_for_each_inner_step_and_draws_the_summary(ds):
-    figure = FIGURES["alpha_rho"].draw(ds)
+    figure = FIGURES["alpha_rho"](ds)
     assert [ax.get_title("left") for ax in figure.axes] == ["step 0", "step 1", "step 2", "adapted (after 3 steps)"]
     summary = summarise(measured(ds, "alpha_rho"))
     for step, ax in enumerate(figure.axes):
@@ -67,7 +67,7 @@ def test_alpha_rho_has_a_panel_for_each_inner_step_and_draws_the_summary(ds):
 )
 def test_the_axis_and_legend_of_alpha_rho_far_from_the_threshold(ds, factor, scale, words, remark):
     study = ds.assign(alpha_rho=ds["alpha_rho"] * factor)
-    figure = FIGURES["alpha_rho"].draw(study)
+    figure = FIGURES["alpha_rho"](study)
     assert r"threshold $\alpha\rho = 2$" + words in legend_texts(figure)
     assert figure.axes[0].get_yscale() == scale
     assert figure.axes[0].get_ylabel().partition("$\n")[2] == remark.removeprefix("\n")
@@ -97,7 +97,7 @@ def test_an_axis_linear_below_2_has_plain_ticks(low, high, ticks, remark):
 
 def test_the_last_checkpoint_has_a_legend_entry_in_a_neutral_colour(ds):
     for name in ("eigenvalues", "directions"):
-        figure = FIGURES[name].draw(ds)
+        figure = FIGURES[name](ds)
         entry = "meta-iteration 300 (in the learner's colour)"
         handles = {h.get_label(): h for legend in figure.legends for h in legend.legend_handles}
         assert handles[entry].get_color() == style.DARK
@@ -111,7 +111,7 @@ def test_a_control_is_recognised_by_its_role_and_not_by_its_name():
         learners=("control", "untrained", "maml"), untrained=("control",), tasks=4, seeds=(0,), evaluation_tasks=4
     )
     for name in ("alpha_rho", "alignment", "accuracy"):
-        figure = FIGURES[name].draw(study)
+        figure = FIGURES[name](study)
         level, curve = (line(figure.axes[0], f"mean:{learner}") for learner in ("control", "untrained"))
         assert (level.get_color(), level.get_linestyle(), level.get_marker()) == (style.GREY, ":", "None")
         assert len(set(level.get_ydata())) == 1
@@ -121,26 +121,26 @@ def test_a_control_is_recognised_by_its_role_and_not_by_its_name():
         assert handles["control"].get_color() == style.GREY
         assert handles["untrained"].get_color() == curve.get_color()
     for name in ("eigenvalues", "directions"):
-        assert [ax.get_title("left") for ax in visible_axes(FIGURES[name].draw(study))] == ["untrained", "MAML"]
+        assert [ax.get_title("left") for ax in visible_axes(FIGURES[name](study))] == ["untrained", "MAML"]
 
 
 def test_without_a_control_the_untrained_level_is_drawn_from_checkpoint_0():
     study = simulated_study(learners=("maml", "fomaml"), tasks=4, seeds=(0, 1), evaluation_tasks=4)
-    figure = FIGURES["accuracy"].draw(study)
+    figure = FIGURES["accuracy"](study)
     start = float(study["evaluation_accuracy"].isel(learner=0, checkpoint=0).mean())
     np.testing.assert_allclose(line(figure.axes[0], "untrained:maml").get_ydata(), start)
     assert "untrained" in legend_texts(figure)
 
 
 def test_the_axis_of_meta_iterations_is_logarithmic_but_includes_zero(ds):
-    ax = FIGURES["alpha_rho"].draw(ds).axes[0]
+    ax = FIGURES["alpha_rho"](ds).axes[0]
     assert ax.get_xscale() == "symlog"
     assert list(ax.get_xticks()) == [0, 30, 100, 300]
     assert ax.get_xlim()[0] < 0
 
 
 def test_eigenvalues_draw_means_of_extremes_and_single_tasks(ds):
-    figure = FIGURES["eigenvalues"].draw(ds)
+    figure = FIGURES["eigenvalues"](ds)
     assert [ax.get_title("left") for ax in figure.axes] == ["MAML", "MAML + SHOT", "FOMAML"]
     summary = summarise(measured(ds, "eigenvalue_max"))
     drawn = line(figure.axes[1], "mean:max:last:maml-shot").get_ydata()
@@ -154,7 +154,7 @@ def test_eigenvalues_draw_means_of_extremes_and_single_tasks(ds):
 
 
 def test_alignment_shows_the_range_for_orthogonal_gradients_and_the_untrained_level(ds):
-    left, right = FIGURES["alignment"].draw(ds).axes
+    left, right = FIGURES["alignment"](ds).axes
     band = next(patch for patch in left.patches if patch.get_gid() == "null")
     # The range of the cosine for 3 orthogonal gradients, see ``cosine_null``.
     np.testing.assert_allclose([band.get_y(), band.get_y() + band.get_height()], [1 / 3, 3**-0.5])
@@ -164,12 +164,12 @@ def test_alignment_shows_the_range_for_orthogonal_gradients_and_the_untrained_le
 
 
 def test_accuracy_shows_the_level_of_chance_and_is_replaced_by_loss_for_regression(ds):
-    figure = FIGURES["accuracy"].draw(ds)
+    figure = FIGURES["accuracy"](ds)
     assert list(line(figure.axes[0], "chance").get_ydata()) == [0.2, 0.2]
     mean = summarise(ds["evaluation_accuracy"]).mean
     np.testing.assert_allclose(line(figure.axes[0], "mean:maml").get_ydata(), mean.isel(learner=1))
     regression = ds.assign(evaluation_accuracy=ds["evaluation_accuracy"] * np.nan)
-    assert FIGURES["accuracy"].draw(regression).axes[0].get_ylabel() == "query loss"
+    assert FIGURES["accuracy"](regression).axes[0].get_ylabel() == "query loss"
     assert "Query loss" in FIGURES["accuracy"].caption(regression)
 
 
@@ -178,24 +178,25 @@ def test_an_evaluation_with_a_loss_that_is_not_finite_has_no_accuracy(ds):
     loss[1, 0, -1, 0], loss[1, 0, -1, 1] = np.nan, np.inf
     study = ds.assign(evaluation_loss=loss)
     assert bool(np.isfinite(study["evaluation_accuracy"][1, 0, -1, :2]).all())
-    figure = FIGURES["accuracy"].draw(study)
+    figure = FIGURES["accuracy"](study)
     # Seed 0 of MAML has lost its first two evaluation tasks.
     per_seed = np.array([ds["evaluation_accuracy"][1, seed, -1, 2 * (seed == 0) :].mean() for seed in range(3)])
     assert line(figure.axes[0], "mean:maml").get_ydata()[-1] == pytest.approx(per_seed.mean(), rel=1e-12)
     assert any(text.startswith("2 of ") and "diverged" in text for text in legend_texts(figure))
     everything = ds.assign(evaluation_loss=loss * np.nan)
-    assert FIGURES["accuracy"].draw(everything).axes[0].get_ylabel() == "query accuracy"
+    with pytest.raises(ValueError, match="evaluation_loss has no value"):
+        FIGURES["accuracy"](everything)
 
 
 def test_the_ticks_of_eigenvalues_do_not_crowd_around_zero(ds):
-    ax = FIGURES["eigenvalues"].draw(ds).axes[0]
+    ax = FIGURES["eigenvalues"](ds).axes[0]
     ticks = ax.yaxis.get_transform().transform(np.array(ax.get_yticks()))
     assert 0 in ax.get_yticks()
     assert np.diff(ticks).min() > 0.05 * np.ptp(ax.yaxis.get_transform().transform(np.array(ax.get_ylim())))
 
 
 def test_directions_scale_curvature_by_alpha(ds):
-    figure = FIGURES["directions"].draw(ds)
+    figure = FIGURES["directions"](ds)
     random = summarise(measured(ds, "rho_random") * 0.1).mean.isel(learner=1, checkpoint=-1)
     np.testing.assert_allclose(line(figure.axes[0], "mean:random:last:maml").get_ydata(), random)
     assert any(collection.get_gid() == "error:random:last:maml" for collection in figure.axes[0].collections)
@@ -207,20 +208,20 @@ def test_diverged_units_are_counted_in_figure_and_caption(ds, name):
     if name == "accuracy":
         accuracy = ds["evaluation_accuracy"].copy()
         accuracy[1, 0, -1, :2] = np.nan
-        figure = FIGURES[name].draw(ds.assign(evaluation_accuracy=accuracy))
+        figure = FIGURES[name](ds.assign(evaluation_accuracy=accuracy))
         assert any(text.startswith("2 of ") and "diverged" in text for text in legend_texts(figure))
         assert line(figure.axes[0], "diverged:maml").get_marker() == "x"
         return
     tried = int((ds["status"] > 0).sum())  # measured or diverged
-    assert f"2 of {tried} task units diverged: not in the means" in legend_texts(FIGURES[name].draw(ds))
+    assert f"2 of {tried} task units diverged: not in the means" in legend_texts(FIGURES[name](ds))
     assert f"2 of {tried} task units" in FIGURES[name].caption(ds)
 
 
 def test_means_that_leave_out_diverged_units_are_marked_and_lost_means_too(ds):
-    ax = FIGURES["alpha_rho"].draw(ds).axes[0]
+    ax = FIGURES["alpha_rho"](ds).axes[0]
     assert list(line(ax, "diverged:maml").get_xdata()) == [300]
     lost = simulated_study(tasks=2, seeds=(0,), learners=("maml",), diverged=[("maml", 0, 0), ("maml", 0, 1)])
-    ax = FIGURES["alpha_rho"].draw(lost).axes[0]
+    ax = FIGURES["alpha_rho"](lost).axes[0]
     assert list(line(ax, "all diverged:maml").get_xdata()) == [300]
     assert 300 not in line(ax, "mean:maml").get_xdata()
 
@@ -255,14 +256,14 @@ def test_every_figure_and_caption_can_be_made_of_an_unusual_study(kind):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for name, module in figures_of(study).items():
-            figure = module.draw(study)
+            figure = module(study)
             figure.draw_without_rendering()
             assert figure.get_size_inches()[0] in (3.25, 6.75), name  # the width of one column or two
             assert "nan" not in module.caption(study), name
 
 
 def test_with_two_seeds_each_seed_is_drawn_and_the_legend_says_so():
-    figure = FIGURES["alpha_rho"].draw(simulated_study(seeds=(0, 1), **_SMALL))
+    figure = FIGURES["alpha_rho"](simulated_study(seeds=(0, 1), **_SMALL))
     assert "band: range over 2 seeds; thin lines: each seed" in legend_texts(figure)
     assert line(figure.axes[0], "seed:maml:0").get_linewidth() < line(figure.axes[0], "mean:maml").get_linewidth()
 
@@ -270,7 +271,7 @@ def test_with_two_seeds_each_seed_is_drawn_and_the_legend_says_so():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_no_text_leaves_the_figure_and_legends_cover_no_panel(large, name):
-    figure = FIGURES[name].draw(large)
+    figure = FIGURES[name](large)
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw(renderer)
     page = figure.bbox
@@ -289,7 +290,7 @@ def test_no_text_leaves_the_figure_and_legends_cover_no_panel(large, name):
 def test_drawing_does_not_change_the_study(ds):
     before = ds.copy(deep=True)
     for module in figures_of(ds).values():
-        module.draw(ds)
+        module(ds)
         module.caption(ds)
     xr.testing.assert_identical(ds, before)
 

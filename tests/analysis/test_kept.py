@@ -80,7 +80,7 @@ def test_claims_figures_and_tables_need_nothing_else(ds, from_files):
     assert set(figures_of(from_files)) == set(figures_of(ds))
     for figure in figures_of(ds).values():
         assert figure.caption(from_files) == figure.caption(ds)
-        figure.draw(from_files)
+        figure(from_files)
     assert [part.text for part in scale_section(from_files)] == [part.text for part in scale_section(ds)]
 
 

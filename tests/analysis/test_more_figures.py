@@ -64,7 +64,7 @@ def test_without_the_coordinates_of_a_later_version_a_family_is_a_learner_and_th
 def test_a_learner_with_another_inner_loop_has_a_line_at_its_own_untrained_network():
     study = simulated_study(learners=("untrained", "maml", "anil"), tasks=4, seeds=(0, 1), evaluation_tasks=4)
     study["alignment"] = study["alignment"] * xr.where(study["learner"] == "anil", 2.0, 1.0)
-    figure = FIGURES["alignment"].draw(study)
+    figure = FIGURES["alignment"](study)
     own = float(summarise(measured(study, "alignment")).mean.sel(learner="anil", checkpoint=0))
     np.testing.assert_allclose(line(figure.axes[1], "untrained:anil").get_ydata(), own)
     assert not any(drawn.get_gid() == "untrained:maml" for drawn in figure.axes[1].lines)  # the control has that line
@@ -74,7 +74,7 @@ def test_a_learner_with_another_inner_loop_has_a_line_at_its_own_untrained_netwo
 
 
 def test_a_map_of_tensors_has_the_ratio_to_the_learners_own_start(large):
-    figure = FIGURES["layers"].draw(large)
+    figure = FIGURES["layers"](large)
     rows = [text.get_text() for text in figure.axes[0].get_yticklabels()]
     rho = summarise(measured(large, "rho_layer")).mean.sel(learner="anil", layer=2).isel(inner_step=0)
     expected = float(rho.isel(checkpoint=-1) / rho.isel(checkpoint=0))
@@ -86,7 +86,7 @@ def test_a_map_of_tensors_has_the_ratio_to_the_learners_own_start(large):
 
 
 def test_dose_response_draws_every_weight_with_its_seeds(large):
-    figure = FIGURES["dose_response"].draw(large)
+    figure = FIGURES["dose_response"](large)
     axes = np.array(figure.axes).reshape(3, 2)
     doses = [-0.1, -0.01, 0.0, 0.01, 0.1, 1.0]
     names = ["maml-shot--0.1", "maml-shot--0.01", "maml", "maml-shot-0.01", "maml-shot", "maml-shot-1"]
@@ -103,7 +103,7 @@ def test_dose_response_draws_every_weight_with_its_seeds(large):
 
 
 def test_the_plane_of_the_edge_of_stability_scales_both_axes_by_alpha(ds):
-    figure = FIGURES["edge_of_stability"].draw(ds)
+    figure = FIGURES["edge_of_stability"](ds)
     path = line(figure.axes[0], "path:maml:1")
     along = summarise(measured(ds, "alpha_rho")).mean.sel(learner="maml", inner_step=1)
     top = summarise(0.1 * measured(ds, "eigenvalue_max")).mean.sel(learner="maml", inner_step=1)
@@ -114,7 +114,7 @@ def test_the_plane_of_the_edge_of_stability_scales_both_axes_by_alpha(ds):
 
 
 def test_curvature_against_accuracy_separates_step_0_from_later_steps(ds):
-    figure = FIGURES["curvature_accuracy"].draw(ds)
+    figure = FIGURES["curvature_accuracy"](ds)
     values = measured(ds, "alpha_hg_ratio").sel(learner="maml")
     later = values.isel(inner_step=slice(1, None)).mean("inner_step")
     for ax, part in zip(figure.axes, (values.isel(inner_step=0), later), strict=True):
@@ -126,19 +126,19 @@ def test_curvature_against_accuracy_separates_step_0_from_later_steps(ds):
 
 def test_spectra_and_surfaces_show_the_untrained_network_beside_the_trained_ones(ds):
     for name, rows in (("spectra", 1), ("loss_surfaces", 2)):
-        figure = FIGURES[name].draw(ds)
+        figure = FIGURES[name](ds)
         titles = [ax.get_title("left") for ax in figure.axes if ax.get_title("left")]
         assert titles == ["untrained", "MAML", "MAML + SHOT", "FOMAML"]
         pictures = [ax.collections[0].get_array() for ax in figure.axes[: 4 * rows]]
         assert not np.ma.allclose(pictures[0], pictures[1])
     density = summarise(measured(ds, "density")).mean.sel(learner="maml").isel(checkpoint=-1)
-    picture = FIGURES["spectra"].draw(ds).axes[1].collections[0].get_array()
+    picture = FIGURES["spectra"](ds).axes[1].collections[0].get_array()
     table = density.transpose("grid", "inner_step").values
     np.testing.assert_allclose(np.ma.filled(picture, np.nan)[~picture.mask], table[~picture.mask])
 
 
 def test_meta_gradients_show_where_both_would_be_equal(ds):
-    for ax in FIGURES["meta_gradients"].draw(ds).axes:
+    for ax in FIGURES["meta_gradients"](ds).axes:
         low, high = ax.get_ylim()
         assert low < 1 < high
         assert list(line(ax, "threshold").get_ydata()) == [1, 1]
@@ -148,14 +148,14 @@ def test_figures_of_kept_results_need_no_tasks_of_tensors_and_spectra(ds):
     means = {name: ds[name].mean("task") for name in ("rho_layer", "layer_norm", "density", "loss_surface")}
     kept = ds.assign(means | {"loss_surface_normalised": ds["loss_surface_normalised"].mean("task")})
     for name in ("layers", "spectra", "loss_surfaces"):
-        FIGURES[name].draw(kept)
+        FIGURES[name](kept)
         assert "nan" not in FIGURES[name].caption(kept)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_figure_of_many_learners_stays_readable(large, name):
-    figure = FIGURES[name].draw(large)
+    figure = FIGURES[name](large)
     assert figure.get_size_inches()[0] in (3.25, 6.75)
     assert figure.get_size_inches()[1] < 10.5
     renderer = FigureCanvasAgg(figure).get_renderer()

@@ -88,7 +88,7 @@ def test_a_method_has_the_same_colour_and_marker_in_every_figure(ds):
     few = simulated_study(learners=("untrained", "fomaml"), seeds=(0,), tasks=4, checkpoints=(0, 10))
     for study in (ds, few):
         for name in ("alpha_rho", "alignment", "accuracy"):
-            drawn = line(FIGURES[name].draw(study).axes[0], "mean:fomaml")
+            drawn = line(FIGURES[name](study).axes[0], "mean:fomaml")
             assert to_hex(drawn.get_color(), keep_alpha=False) == "#009e73"
             assert drawn.get_marker() == style.method_style("fomaml").marker
 
@@ -135,11 +135,6 @@ def test_every_pdf_has_truetype_fonts_even_outside_the_context(tmp_path):
 def test_old_import_paths_still_work():
     with pytest.warns(DeprecationWarning, match=r"use analysis\.drawing\.style\.context"):
         assert analysis.style.context is style.context
-    with pytest.warns(
-        DeprecationWarning, match=r"is now analysis\.drawing\.figures\.FIGURES; the old name goes in 0\.3"
-    ):
-        from analysis.figures import FIGURES as former
-    assert former is FIGURES
 
 
 def test_unknown_width_is_refused():
@@ -153,7 +148,7 @@ def test_unknown_width_is_refused():
 @pytest.mark.slow
 def test_saved_files_are_the_same_bytes_twice_and_embed_type_42_fonts(ds, tmp_path):
     for folder in ("one", "two"):
-        save(FIGURES["eigenvalues"].draw(ds), tmp_path / folder / "figure")
+        save(FIGURES["eigenvalues"](ds), tmp_path / folder / "figure")
     for suffix in (".pdf", ".png"):
         first, second = ((tmp_path / folder / f"figure{suffix}").read_bytes() for folder in ("one", "two"))
         assert first == second
@@ -167,7 +162,7 @@ def test_saved_files_are_the_same_bytes_twice_and_embed_type_42_fonts(ds, tmp_pa
 def test_saving_replaces_whole_files_and_leaves_no_hidden_ones(ds, tmp_path):
     stem = tmp_path / "accuracy"
     (tmp_path / "accuracy.pdf").write_bytes(b"old")
-    pdf, png = save(FIGURES["accuracy"].draw(ds), stem)
+    pdf, png = save(FIGURES["accuracy"](ds), stem)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["accuracy.pdf", "accuracy.png"]
     assert pdf.read_bytes().startswith(b"%PDF")
     assert int.from_bytes(png.read_bytes()[16:20], "big") == 3.25 * 300  # the width in the header, at 300 dpi

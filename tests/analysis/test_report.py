@@ -136,6 +136,18 @@ def test_every_figure_is_embedded_with_its_caption_and_the_name_of_its_pdf(ds, i
     assert not any(str(path.parent) in text for path in images.values())
 
 
+def test_the_files_of_a_figure_are_links_where_they_can_be_followed(ds, images, tmp_path):
+    paths = {"accuracy": tmp_path / "accuracy.png"}
+    for suffix, content in ((".png", PNG), (".pdf", b"%PDF"), (".csv", b"quantity,value\n")):
+        paths["accuracy"].with_suffix(suffix).write_bytes(content)
+    embedded, beside = (Reader(report(ds, paths, embed=embed)) for embed in (True, False))
+    for reader in (embedded, beside):
+        assert "accuracy.pdf accuracy.csv" in " ".join(reader.text.split())
+        assert "Html(" not in reader.text
+    assert embedded.addresses[1:] == ["data:text/csv;base64,cXVhbnRpdHksdmFsdWUK"]
+    assert beside.addresses == ["figures/accuracy.png", "figures/accuracy.pdf", "figures/accuracy.csv"]
+
+
 def test_every_verdict_is_shown_with_its_sentence_outcome_and_numbers(ds, images):
     text = report(ds, images)
     seen = Reader(text).text
@@ -214,7 +226,7 @@ def test_a_report_on_regression_shows_losses_and_mentions_no_accuracy(ds, images
     assert "Query loss (lower is better)" in seen
     about_figures = re.search(r"Not drawn: .*?\.", seen)  # it names a figure and the variable that it lacks
     assert about_figures
-    assert "ccuracy" not in seen.replace("accuracy.pdf", "").replace(about_figures.group(), "")
+    assert "ccuracy" not in re.sub(r"accuracy\.(pdf|csv)", "", seen).replace(about_figures.group(), "")
     assert "class" not in seen
 
 

@@ -8,9 +8,9 @@ from simulated_studies import simulated_study
 from analysis.claims import judge, load_plan
 from analysis.claims.points import NotMeasuredError, points
 from analysis.config.learner import LearnerConfig
-from analysis.drawing.figures import alpha_rho
 from analysis.drawing.summary import measured, summarise
 from analysis.errors import UserError
+from analysis.figures import alpha_rho
 from analysis.folder import begin, refuse_occupied
 from analysis.measure import units
 from analysis.report.accuracy import accuracy_table

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import config
+from simulated_studies import simulated_study
 from torch import nn
 from torch.nn import functional as F
 
@@ -34,6 +35,7 @@ IMAGES = data.open_tasks("quickdraw", ways=3, shots=1, queries=1)
 EVALUATION = train.Evaluation(torch.zeros(2), torch.ones(2), "test", 0, 3, True)
 CHECKPOINT = train.Checkpoint(0, THETA, 1.0, 0.5)
 TRAJECTORY = ht.record(MAML, LOSS, THETA, (X, Y), (X, Y))
+DS = simulated_study(seeds=(0,), tasks=2, evaluation_tasks=2)
 SAMPLES = torch.linspace(0, 1, 6).reshape(2, 3)
 SINE_MODEL = ht.seeded(lambda: ht.MLP((1, 4, 1)), seed=0)
 SINE_THETA, SINE_LAYOUT = ht.flatten(SINE_MODEL)
@@ -128,6 +130,12 @@ HOSTILE: dict[str, list[Any]] = {
     "path of names": [3, "nonsense", None, NOTHING, THETA, [None]],
     "folder of a run": [None, 3, MODEL, NOTHING, ["a"], b"\0", "a\0b"],
     "folder": [None, 3, "no/such/folder", MODEL, NOTHING, ["a"], b"\0", "a\0b"],
+    "file": [None, 3, MODEL, NOTHING, ["a"], b"\0", "a\0b"],
+    "ds": [None, "nonsense", 3, MODEL, NOTHING, {}],
+    "figure": [None, "nonsense", 3, MODEL, NOTHING, {}],
+    "formats": [None, "nonsense", "pdf", 3, MODEL, NOTHING, [3], [None], ["nonsense"]],
+    "numbers of steps": ["nonsense", MODEL, 3, NOTHING, [2.5], [-1], ["3"], [True], [99], [], np.ones(3)],
+    "width in print": ["nonsense", MODEL, 0, -1, float("nan"), 99, True, [3.25], NOTHING],
     "source": [None, 3, "no/such/study.yaml", MODEL, NOTHING, ["a"], "a\0b"],
     "piece of a layout": [*NOT_TENSORS, THETA.numpy(), THETA[:-1], torch.cat([THETA, THETA]), THETA[:0]],
     "vector": _not_vectors(THETA),

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from argument_values import (
     CHECKPOINT,
+    DS,
     EVALUATION,
     IMAGES,
     LAYOUT,
@@ -37,6 +38,7 @@ from torch.nn import functional as F
 
 import analysis
 import hessian_tools as ht
+from analysis import figures
 from hessian_tools import curvature, data, nets, train, trajectory
 from hessian_tools.inner import collapse, learners, penalty, pretraining, shot, steps
 
@@ -283,6 +285,8 @@ def training(scratch: Path) -> list[Entry]:
         entry(ht.evaluate, learner=MAML, loss=SINE_LOSS, theta=SINE_THETA, tasks=SINE, split="test", num_tasks=2,
               seed=0, kinds={"loss": "loss of the evaluation", "split": "choice", "theta": "meta vector"}),
         entry(ht.best_checkpoint, checkpoints=[CHECKPOINT], kinds={"checkpoints": "list of checkpoints"}),
+        entry(EVALUATION.save, title="save", path=scratch / "saved", kinds={"path": "file"}),
+        entry(ht.load, path=EVALUATION.save(scratch / "result"), kinds={"path": "file"}),
         entry(train.over_seeds, evaluations=[EVALUATION]),
     ]  # fmt: skip
 
@@ -294,6 +298,18 @@ def studies(scratch: Path) -> list[Entry]:
         entry(analysis.open_study, path=scratch, kinds={"path": "folder"}),
         entry(analysis.open_verdicts, path=scratch, kinds={"path": "folder"}),
         entry(analysis.plot, result=PAIRS, kinds={"ax": "axes", "options": "-"}),
+        entry(figures.alpha_rho, title="alpha_rho", ds=DS,
+              kinds={"learners": "names", "steps": "numbers of steps", "width": "width in print"}),
+        entry(figures.alpha_rho.data, title="alpha_rho.data", ds=DS,
+              kinds={"learners": "names", "steps": "numbers of steps"}),
+        entry(figures.alpha_rho.caption, title="alpha_rho.caption", ds=DS,
+              kinds={"learners": "names", "steps": "numbers of steps"}),
+        entry(figures.alpha_rho.save_data, title="alpha_rho.save_data", ds=DS, path_stem=scratch / "alpha_rho",
+              kinds={"learners": "names", "steps": "numbers of steps", "path_stem": "file"}),
+        entry(figures.figures_of, ds=DS),
+        entry(figures.left_out, ds=DS),
+        entry(figures.save, figure=figures.alpha_rho(DS), path_stem=scratch / "alpha_rho",
+              kinds={"path_stem": "file"}),
         entry(analysis.to_xarray, result=PAIRS, kinds={"dims": "names", "coords": "mapping"}),
         entry(partial(analysis.run_study, out="/dev/null/study"), title="run_study", source="micro",
               kinds=dict.fromkeys(["out", "claims", "data", "kept"], "-")

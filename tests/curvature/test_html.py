@@ -63,4 +63,4 @@ def test_html_of_a_single_point_of_nonfinite_points_and_of_many_points() -> None
     assert "not finite" in "".join(parsed(ht.spectral_density(with_nan, num_matvecs=8)).itertext())
     many = ht.trace(operator(symmetric(SPECTRA["outliers"], points=MAX_ROWS + 5)), num_probes=2)
     assert len(pictures(parsed(many))) == MAX_ROWS
-    assert "and 5 more points" in "".join(parsed(many).itertext())
+    assert "and 5 more" in "".join(parsed(many).itertext())

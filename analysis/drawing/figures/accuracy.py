@@ -7,10 +7,13 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from analysis.drawing import curves, legend, panels, references, selection
+from analysis.drawing.figures.study_figure import Choice, Numbers
 from analysis.drawing.style import method_label
 from analysis.drawing.summary import lost_evaluations, summarise
-from analysis.evaluation import evaluation_scores, has_accuracy
+from analysis.evaluation import evaluation_scores, has_accuracy, score_name
 from analysis.schema import learner_names
+
+HAS_STEPS = False
 
 
 def needs(ds: xr.Dataset) -> str | None:
@@ -18,46 +21,52 @@ def needs(ds: xr.Dataset) -> str | None:
     return selection.lacks(ds, "evaluation_loss")
 
 
-def draw(ds: xr.Dataset) -> Figure:
+def learners(ds: xr.Dataset) -> list[str]:
+    """The learners that are shown by default."""
+    return [name for part in selection.families(ds) for name in learner_names(part)]
+
+
+def numbers(ds: xr.Dataset, choice: Choice) -> Numbers:
+    """The accuracy (for regression, the loss) of each learner at each checkpoint."""
+    return {score_name(ds): summarise(evaluation_scores(choice.part(ds)))}
+
+
+def draw(ds: xr.Dataset, choice: Choice) -> Figure:
     """Draw one panel, with lines for the untrained networks and for the accuracy of guessing.
 
     In a study of many learners, each family has a panel of its own.
     """
-    num_diverged, num_tried = lost_evaluations(ds)
-    scores = evaluation_scores(ds)
-    parts = selection.families(ds)
-    drawn = _drawn(ds)
-    with panels.grid(len(parts), xlabel="meta-iteration") as (figure, axes):
+    drawn = choice.part(ds)
+    num_diverged, num_tried = lost_evaluations(drawn)
+    scores = summarise(evaluation_scores(drawn))
+    parts = selection.families(drawn)
+    with panels.grid(len(parts), xlabel="meta-iteration", width=choice.width) as (figure, axes):
         starts = []
         for part, ax in zip(parts, axes, strict=True):
             names = learner_names(part)
-            summary = summarise(scores).select(names)
+            summary = scores.select(names)
             curves.over_training(part, ax, summary, num_diverged=num_diverged.sel(learner=names))
             starts += curves.untrained_levels(part, ax, summary)
             chance = references.chance(ds, ax) if has_accuracy(ds) else []
             if len(parts) > 1:
                 own = [name for name in names if not selection.is_control(ds, name)]
                 ax.set_title(method_label(own[0]) if own else "controls")
-        panels.left_labels(axes, "query accuracy" if has_accuracy(ds) else "query loss")
-        notes = legend.notes(scores, num_diverged, num_tried, what="evaluations")
+        panels.left_labels(axes, score_name(ds))
+        notes = legend.notes(scores.per_seed, num_diverged, num_tried, what="evaluations")
         panels.outside_legends(figure, legend.training_entries(drawn, starts), [*chance, *notes])
     return figure
 
 
-def caption(ds: xr.Dataset) -> str:
+def caption(ds: xr.Dataset, choice: Choice) -> str:
     """Return the caption, which also says what the means and bands are and how many evaluations diverged."""
-    num_diverged, num_tried = lost_evaluations(ds)
+    drawn = choice.part(ds)
+    num_diverged, num_tried = lost_evaluations(drawn)
     total = int(num_diverged.sum())
     return legend.caption_of(
-        ds,
-        evaluation_scores(ds),
-        f"Query {'accuracy' if has_accuracy(ds) else 'loss'} after the inner loop on held-out tasks, against the "
-        "meta-iteration.",
+        drawn,
+        evaluation_scores(drawn),
+        f"{score_name(ds).capitalize()} after the inner loop on held-out tasks, against the meta-iteration.",
         "Dotted lines are untrained networks.",
-        selection.shown_sentence(ds, learner_names(_drawn(ds))),
+        selection.shown_sentence(ds, choice.learners),
         diverged=f"{total} of {num_tried} evaluations diverged and are not in the means (crosses)." if total else "",
     )
-
-
-def _drawn(ds: xr.Dataset) -> xr.Dataset:
-    return ds.sel(learner=[name for part in selection.families(ds) for name in learner_names(part)])

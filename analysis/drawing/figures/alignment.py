@@ -7,8 +7,11 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from analysis.drawing import curves, legend, panels, references, selection
-from analysis.drawing.summary import diverged_units, mean_over, measured, summarise
+from analysis.drawing.figures.study_figure import Choice
+from analysis.drawing.summary import Summary, diverged_units, mean_over, measured, summarise
 from analysis.schema import learner_names
+
+HAS_STEPS = False
 
 
 def needs(ds: xr.Dataset) -> str | None:
@@ -16,17 +19,28 @@ def needs(ds: xr.Dataset) -> str | None:
     return selection.lacks(ds, "cos_displacement")
 
 
-def draw(ds: xr.Dataset) -> Figure:
+def learners(ds: xr.Dataset) -> list[str]:
+    """The learners that are shown by default."""
+    return learner_names(selection.for_lines(ds))
+
+
+def numbers(ds: xr.Dataset, choice: Choice) -> dict[str, Summary]:
+    """The mean cosine and the alignment of each learner at each checkpoint."""
+    ds = choice.part(ds)
+    cosine = mean_over(measured(ds, "cos_displacement"), "inner_step")
+    return {"mean cosine": summarise(cosine), "alignment": summarise(measured(ds, "alignment"))}
+
+
+def draw(ds: xr.Dataset, choice: Choice) -> Figure:
     """Draw two panels over meta-training: the mean cosine and the alignment A, which the caption defines.
 
     The cosine between inner gradients and displacement is that of Lee, Yoo, Kwak (2023). The values of both quantities
     for orthogonal gradients are drawn for comparison: a band for the cosine, and a line at 0 for A.
     """
-    ds, steps = selection.for_lines(ds), ds.sizes["step_i"]
+    cosine, alignment = numbers(ds, choice).values()
+    ds, steps = choice.part(ds), ds.sizes["step_i"]
     num_diverged, num_tried = diverged_units(ds)
-    cosine = summarise(mean_over(measured(ds, "cos_displacement"), "inner_step"))
-    alignment = summarise(measured(ds, "alignment"))
-    with panels.grid(2, xlabel="meta-iteration", share_y=False) as (figure, (left, right)):
+    with panels.grid(2, xlabel="meta-iteration", share_y=False, width=choice.width) as (figure, (left, right)):
         starts = []
         for ax, summary in ((left, cosine), (right, alignment)):
             curves.over_training(ds, ax, summary, num_diverged=num_diverged)
@@ -47,7 +61,7 @@ def draw(ds: xr.Dataset) -> Figure:
     return figure
 
 
-def caption(ds: xr.Dataset) -> str:
+def caption(ds: xr.Dataset, choice: Choice) -> str:
     """Return the caption, which also gives the values for orthogonal gradients and says what means and bands are."""
     steps = ds.sizes["step_i"]
     if steps == 1:
@@ -55,7 +69,7 @@ def caption(ds: xr.Dataset) -> str:
             "With one inner step the displacement is the step, so the cosine is 1 by definition and the alignment A is "
             "not defined: this figure shows nothing."
         )
-    shown = selection.for_lines(ds)
+    shown = choice.part(ds)
     return legend.caption_of(
         shown,
         mean_over(measured(shown, "cos_displacement"), "inner_step"),
@@ -67,5 +81,5 @@ def caption(ds: xr.Dataset) -> str:
         "their norms, 1 for equal gradients, and negative for gradients that alternate in direction.",
         "Dotted lines are untrained networks. At a small inner learning rate their A is near 1 as well, so the effect "
         "of training is the difference from this line, not from 0.",
-        selection.shown_sentence(ds, learner_names(shown)),
+        selection.shown_sentence(ds, choice.learners),
     )

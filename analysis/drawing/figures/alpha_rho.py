@@ -1,12 +1,17 @@
 """Alpha rho, the curvature along the gradient times the step size, over meta-training."""
 
+from typing import Any
+
 import xarray as xr
 from matplotlib.figure import Figure
 
 from analysis.drawing import curves, legend, panels, references, selection
-from analysis.drawing.summary import diverged_units, measured, summarise
+from analysis.drawing.figures.study_figure import Choice, Numbers
+from analysis.drawing.summary import Summary, diverged_units, measured, summarise
 from analysis.schema import learner_names, with_alpha
 from hessian_tools.curvature import DESCENT_THRESHOLD
+
+HAS_STEPS = True
 
 
 def needs(ds: xr.Dataset) -> str | None:
@@ -14,18 +19,30 @@ def needs(ds: xr.Dataset) -> str | None:
     return selection.lacks(ds, "alpha_rho")
 
 
-def draw(ds: xr.Dataset) -> Figure:
+def learners(ds: xr.Dataset) -> list[str]:
+    """The learners that are shown by default."""
+    return learner_names(selection.for_lines(with_alpha(ds)))
+
+
+def numbers(ds: xr.Dataset, choice: Choice) -> Numbers:
+    """Alpha rho of each learner at each checkpoint and inner step."""
+    return {"alpha rho": _summary(choice.part(ds))}
+
+
+def draw(ds: xr.Dataset, choice: Choice) -> Figure:
     """Draw one panel for each point of the inner loop.
 
     Points are not averaged, because the network has adapted to the task at later steps and not at step 0.
     """
-    ds = selection.for_lines(with_alpha(ds))
-    summary = summarise(measured(ds, "alpha_rho"))
+    last = int(ds["inner_step"].max())
+    ds = choice.part(ds)
+    summary = _summary(ds)
     num_diverged, num_tried = diverged_units(ds)
-    last = ds.sizes["inner_step"] - 1
-    with panels.grid(last + 1, xlabel="meta-iteration", row_height=1.75) as (figure, axes):
-        for step, ax in enumerate(axes):
-            curves.over_training(ds, ax, summary.at(inner_step=step), num_diverged=num_diverged)
+    steps = [int(step) for step in ds["inner_step"].values]
+    options: dict[str, Any] = {"row_height": 1.75, "width": choice.width}
+    with panels.grid(len(steps), xlabel="meta-iteration", **options) as (figure, axes):
+        for position, (step, ax) in enumerate(zip(steps, axes, strict=True)):
+            curves.over_training(ds, ax, summary.at(inner_step=position), num_diverged=num_diverged)
             adapted = f"adapted (after {step} step{'s' * (step != 1)})"
             ax.set_title(adapted if 0 < step == last else f"step {step}")
         remark = references.curvature_axis(axes[0], *summary.span)
@@ -40,19 +57,24 @@ def draw(ds: xr.Dataset) -> Figure:
     return figure
 
 
-def caption(ds: xr.Dataset) -> str:
+def caption(ds: xr.Dataset, choice: Choice) -> str:
     """Return the caption, which also says what the means and bands are, and how many units diverged.
 
     A unit is one task of one seed at one checkpoint.
     """
-    drawn = selection.for_lines(with_alpha(ds))
+    drawn = choice.part(ds)
+    shows_last = int(drawn["inner_step"][-1]) == int(ds["inner_step"].max())
     return legend.caption_of(
         drawn,
         measured(drawn, "alpha_rho"),
         "The curvature of the support loss along the gradient times the inner learning rate, alpha rho = alpha g'Hg / "
         "g'g, at each point of the inner loop, against the meta-iteration.",
         "A gradient step lowers the quadratic model of the loss if and only if alpha rho is below 2.",
-        "The last panel shows the adapted network, from which no further step is taken.",
+        "The last panel shows the adapted network, from which no further step is taken." if shows_last else "",
         legend.no_alpha_sentence(ds),
-        selection.shown_sentence(with_alpha(ds), learner_names(drawn)),
+        selection.shown_sentence(with_alpha(ds), choice.learners),
     )
+
+
+def _summary(ds: xr.Dataset) -> Summary:
+    return summarise(measured(ds, "alpha_rho"))

@@ -8,9 +8,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.drawing import curves, legend, panels, references, selection
+from analysis.drawing.figures.study_figure import Choice
 from analysis.drawing.summary import Summary, diverged_units, mean_over, measured, seeds_with_values, summarise
-from analysis.evaluation import evaluation_scores, has_accuracy
+from analysis.evaluation import evaluation_scores, has_accuracy, score_name
 from analysis.schema import learner_names, with_alpha
+
+HAS_STEPS = False
 
 
 def needs(ds: xr.Dataset) -> str | None:
@@ -18,17 +21,36 @@ def needs(ds: xr.Dataset) -> str | None:
     return selection.lacks(ds, "alpha_hg_ratio", "evaluation_loss")
 
 
-def draw(ds: xr.Dataset) -> Figure:
+def learners(ds: xr.Dataset) -> list[str]:
+    """The learners that are shown by default."""
+    ds = with_alpha(ds)
+    return learner_names(selection.for_panels(ds))
+
+
+def numbers(ds: xr.Dataset, choice: Choice) -> dict[str, Summary]:
+    """Both coordinates of each learner at each checkpoint: alpha |Hg| / |g|, in two parts, and the accuracy."""
+    ds = choice.part(ds)
+    values = measured(ds, "alpha_hg_ratio")
+    return {
+        "alpha |Hg| / |g|, step 0": summarise(values.isel(inner_step=0)),
+        "alpha |Hg| / |g|, later steps (mean)": summarise(
+            mean_over(values.isel(inner_step=slice(1, None)), "inner_step")
+        ),
+        score_name(ds): summarise(evaluation_scores(ds)),
+    }
+
+
+def draw(ds: xr.Dataset, choice: Choice) -> Figure:
     """Draw two panels, for step 0 and for the mean of the later steps, with a path over the checkpoints per learner.
 
     Of learners whose paths would be too many, only the last checkpoint is drawn.
     """
-    ds = _drawn(ds)
+    *curvatures, scores = numbers(ds, choice).values()
+    ds = choice.part(ds)
     with_paths = learner_names(selection.for_lines(ds))
-    scores = summarise(evaluation_scores(ds))
-    with panels.grid(2, xlabel="") as (figure, axes):
-        for ax, (title, values) in zip(axes, _curvature(ds).items(), strict=True):
-            curvature = summarise(values)
+    titles = ("step 0", "later steps (mean)")
+    with panels.grid(2, xlabel="", width=choice.width) as (figure, axes):
+        for ax, title, curvature in zip(axes, titles, curvatures, strict=True):
             for name in learner_names(ds):
                 _path(ds, ax, curvature, scores, name, whole=name in with_paths)
             each_seed = curvature.per_seed.values  # the extreme dots; no intervals are drawn
@@ -36,7 +58,7 @@ def draw(ds: xr.Dataset) -> Figure:
                 references.symlog_axis(ax.xaxis, float(np.nanmin(each_seed)), float(np.nanmax(each_seed)))
             ax.set_title(title)
             ax.set_xlabel(r"$\alpha\,|Hg|\,/\,|g|$")
-        panels.left_labels(axes, "query accuracy" if has_accuracy(ds) else "query loss")
+        panels.left_labels(axes, score_name(ds))
         chance = references.chance(ds, axes[0]) if has_accuracy(ds) else []
         if chance:
             references.chance(ds, axes[1])
@@ -51,9 +73,9 @@ def draw(ds: xr.Dataset) -> Figure:
     return figure
 
 
-def caption(ds: xr.Dataset) -> str:
+def caption(ds: xr.Dataset, choice: Choice) -> str:
     """Return the caption, which also says over what the means are."""
-    drawn = _drawn(ds)
+    drawn = choice.part(ds)
     what = "accuracy" if has_accuracy(ds) else "loss"
     paths = learner_names(selection.for_lines(drawn))
     only_ends = len(paths) < drawn.sizes["learner"]
@@ -69,23 +91,9 @@ def caption(ds: xr.Dataset) -> str:
         if only_ends
         else "",
         legend.no_alpha_sentence(ds),
-        selection.shown_sentence(with_alpha(ds), learner_names(drawn)),
+        selection.shown_sentence(with_alpha(ds), choice.learners),
     )
     return " ".join(sentence for sentence in sentences if sentence)
-
-
-def _drawn(ds: xr.Dataset) -> xr.Dataset:
-    ds = with_alpha(ds)
-    return selection.for_panels(ds)
-
-
-def _curvature(ds: xr.Dataset) -> dict[str, xr.DataArray]:
-    """Alpha |Hg| / |g| at step 0, and averaged over the later points."""
-    values = measured(ds, "alpha_hg_ratio")
-    return {
-        "step 0": values.isel(inner_step=0),
-        "later steps (mean)": mean_over(values.isel(inner_step=slice(1, None)), "inner_step"),
-    }
 
 
 def _path(ds: xr.Dataset, ax: Axes, curvature: Summary, scores: Summary, name: str, *, whole: bool) -> None:

@@ -1,12 +1,16 @@
 """Curvature along the gradient, random directions and the sharpest one, before and after meta-training."""
 
+from functools import partial
+
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.drawing import curves, legend, panels, references, selection
+from analysis.drawing.figures.study_figure import Choice, Numbers
 from analysis.drawing.summary import (
+    Summary,
     diverged_units,
     measured,
     probe_error,
@@ -23,17 +27,35 @@ LOOKS = {
 }
 
 
+HAS_STEPS = True
+
+
 def needs(ds: xr.Dataset) -> str | None:
     """The reason why the figure cannot be drawn; None if it can."""
     return selection.lacks(ds, "alpha_rho", "eigenvalue_max", "rho_random")
 
 
-def draw(ds: xr.Dataset) -> Figure:
+def learners(ds: xr.Dataset) -> list[str]:
+    """The learners that are shown by default."""
+    return learner_names(selection.for_panels(with_alpha(ds)))
+
+
+def numbers(ds: xr.Dataset, choice: Choice) -> Numbers:
+    """The curvatures times alpha of each learner along the inner loop, at its first and its last checkpoint."""
+    ds = choice.part(ds)
+    drawn = curves.only_states(ds, measured(ds, "alpha_rho"))
+    names = {"top": "alpha lambda_max", "gradient": "alpha rho", "random": "alpha rho_random"}
+    means = {names[name]: summary.where(drawn) for name, summary in _curvatures(ds).items()}
+    return means | {"standard error of alpha rho_random": _random_error(ds).where(drawn)}
+
+
+def draw(ds: xr.Dataset, choice: Choice) -> Figure:
     """Draw one panel for each learner: its first checkpoint in grey, its last one in the learner's colour."""
-    ds = selection.for_panels(with_alpha(ds))
+    ds = choice.part(ds)
     values = measured(ds, "alpha_rho")
-    with panels.grid(len(curves.panel_learners(ds)), xlabel="point of the inner loop (step)") as (figure, axes):
-        curves.draw_states(ds, axes, values, _draw_curvatures)
+    names, xlabel = curves.panel_learners(ds), "point of the inner loop (step)"
+    with panels.grid(len(names), xlabel=xlabel, width=choice.width) as (figure, axes):
+        curves.draw_states(ds, axes, values, partial(_draw_curvatures, _curvatures(ds), _random_error(ds)))
         linear, low, high = _axis_limits(ds)
         axes[0].set_yscale("symlog", linthresh=linear, linscale=0.5)
         axes[0].set_ylim(1.6 * low if low < 0 else -0.2 * linear, max(1.6 * high, 1.5 * DESCENT_THRESHOLD))
@@ -44,9 +66,9 @@ def draw(ds: xr.Dataset) -> Figure:
     return figure
 
 
-def caption(ds: xr.Dataset) -> str:
+def caption(ds: xr.Dataset, choice: Choice) -> str:
     """Return the caption, which also says what the means, bands and error bars are."""
-    drawn = selection.for_panels(with_alpha(ds))
+    drawn = choice.part(ds)
     return legend.caption_of(
         drawn,
         measured(drawn, "alpha_rho"),
@@ -57,23 +79,30 @@ def caption(ds: xr.Dataset) -> str:
         "The y axis is linear near 0 and logarithmic beyond.",
         f"Means of lambda_max are over {tasks_per_seed(measured(drawn, 'eigenvalue_max'))} tasks of each seed.",
         legend.no_alpha_sentence(ds),
-        selection.shown_sentence(with_alpha(ds), learner_names(drawn)),
+        selection.shown_sentence(with_alpha(ds), choice.learners),
     )
 
 
-def _curvatures(ds: xr.Dataset) -> dict[str, xr.DataArray]:
+def _curvatures(ds: xr.Dataset) -> dict[str, Summary]:
     """The inner learning rate times the curvature, in each of the three directions."""
     return {
-        "top": ds["step_size"] * measured(ds, "eigenvalue_max"),
-        "gradient": measured(ds, "alpha_rho"),
-        "random": ds["step_size"] * measured(ds, "rho_random"),
+        "top": summarise(ds["step_size"] * measured(ds, "eigenvalue_max")),
+        "gradient": summarise(measured(ds, "alpha_rho")),
+        "random": summarise(ds["step_size"] * measured(ds, "rho_random")),
     }
 
 
-def _draw_curvatures(ds: xr.Dataset, ax: Axes, state: curves.LearnerState) -> None:
-    for name, values in _curvatures(ds).items():
-        error = probe_error(ds["step_size"] * measured(ds, "rho_random_stderr")) if name == "random" else None
-        curves.along_steps(ax, state, values, name=name, look=LOOKS[name], error=error)
+def _random_error(ds: xr.Dataset) -> xr.DataArray:
+    """The standard error, from the random probes alone, of the means along random directions."""
+    return probe_error(ds["step_size"] * measured(ds, "rho_random_stderr"))
+
+
+def _draw_curvatures(
+    curvatures: dict[str, Summary], random_error: xr.DataArray, ax: Axes, state: curves.LearnerState
+) -> None:
+    for name, summary in curvatures.items():
+        error = random_error if name == "random" else None
+        curves.along_steps(ax, state, summary, name=name, look=LOOKS[name], error=error)
 
 
 def _axis_limits(ds: xr.Dataset) -> tuple[float, float, float]:
@@ -81,7 +110,7 @@ def _axis_limits(ds: xr.Dataset) -> tuple[float, float, float]:
 
     The first value is a power of ten that lies below most means.
     """
-    summaries = [summarise(values) for values in _curvatures(ds).values()]
+    summaries = _curvatures(ds).values()
     sizes = np.abs(np.concatenate([summary.mean.values.ravel() for summary in summaries]))
     sizes = sizes[np.isfinite(sizes) & (sizes > 0)]
     if sizes.size == 0:

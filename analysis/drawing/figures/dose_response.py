@@ -9,17 +9,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.drawing import curves, legend, panels, references, selection
+from analysis.drawing.figures.study_figure import Choice, Numbers
 from analysis.drawing.style import method_label
 from analysis.drawing.summary import MAX_SEEDS_SHOWN, Summary, mean_over, measured, seeds_with_values, summarise
-from analysis.evaluation import evaluation_scores, has_accuracy
-from analysis.schema import setting, trained_learners
+from analysis.evaluation import evaluation_scores, score_name
+from analysis.schema import learner_names, setting, trained_learners
 
 WEIGHTS = {"dose": "weight of SHOT", "penalty": "weight of the curvature penalty"}
 """The coordinates that hold a weight, and how the axis of each is labelled."""
 MIN_WEIGHTS = 3
 """The smallest number of different weights, 0 among them, that make a series."""
 
-RATIO = r"$\alpha\,|Hg|/|g|$"
+RATIO = "alpha |Hg| / |g|"
+
+
+HAS_STEPS = False
 
 
 def needs(ds: xr.Dataset) -> str | None:
@@ -29,18 +33,36 @@ def needs(ds: xr.Dataset) -> str | None:
     return selection.lacks(ds, "alpha_hg_ratio", "evaluation_loss")
 
 
-def draw(ds: xr.Dataset) -> Figure:
+def learners(ds: xr.Dataset) -> list[str]:
+    """The learners that are shown by default: those of a series."""
+    series = [learners for weight in WEIGHTS for learners in _series(ds, weight).values()]
+    return [name for name in learner_names(ds) if any(name in learners for learners in series)]
+
+
+def numbers(ds: xr.Dataset, choice: Choice) -> Numbers:
+    """What is drawn of each learner of a series at the last checkpoint, and the weights of the learners."""
+    ds = choice.part(ds)
+    names = learners(ds)
+    weights = {
+        label: xr.DataArray([float(setting(ds, weight, name)) for name in names], {"learner": names})
+        for weight, label in WEIGHTS.items()
+    }
+    return weights | {label: summary.select(names) for label, summary in _quantities(ds).items()}
+
+
+def draw(ds: xr.Dataset, choice: Choice) -> Figure:
     """Draw a column for each kind of weight, with curvature at step 0 and at later steps, and accuracy.
 
     All values are those of the last checkpoint. A series is the learners that differ only in that weight; its learner
     without it stands at weight 0.
     """
+    ds = choice.part(ds)
     columns = {weight: series for weight in WEIGHTS if (series := _series(ds, weight))}
-    rows = {label: summarise(values) for label, values in _quantities(ds).items()}
+    rows = _quantities(ds)
     # The columns have axes of their own along x, and each row has one axis along y.
-    width = "single" if len(columns) == 1 else "double"
-    options: dict[str, Any] = {"columns": len(columns), "width": width, "row_height": 1.5, "share_y": False}
-    with panels.grid(len(rows) * len(columns), xlabel="", **options) as (figure, axes):
+    default = "single" if len(columns) == 1 else "double"
+    options: dict[str, Any] = {"columns": len(columns), "default": default, "row_height": 1.5, "share_y": False}
+    with panels.grid(len(rows) * len(columns), xlabel="", width=choice.width, **options) as (figure, axes):
         table = np.array(axes, dtype=object).reshape(len(rows), len(columns))
         for (label, summary), row in zip(rows.items(), table, strict=True):
             for (weight, series), ax in zip(columns.items(), row, strict=True):
@@ -48,7 +70,7 @@ def draw(ds: xr.Dataset) -> Figure:
                     _draw_series(ds, ax, summary, name, learners, weight)
                 _weight_axis(ax, [float(w) for learners in series.values() for w in learners.values()])
             _value_axes(list(row), summary, positive=label.startswith(RATIO))
-            row[0].set_ylabel(label)
+            row[0].set_ylabel(label.replace(f"{RATIO}, ", r"$\alpha\,|Hg|/|g|$" + "\n"))
         for ax, weight in zip(table[-1], columns, strict=True):
             ax.set_xlabel(WEIGHTS[weight])
         names = dict.fromkeys(name for series in columns.values() for name in series)
@@ -60,8 +82,9 @@ def draw(ds: xr.Dataset) -> Figure:
     return figure
 
 
-def caption(ds: xr.Dataset) -> str:
+def caption(ds: xr.Dataset, choice: Choice) -> str:
     """Return the caption, which also names the learners of each series."""
+    ds = choice.part(ds)
     lists = [
         f"{method_label(name)}: {', '.join(f'{learner} ({weight:g})' for learner, weight in learners.items())}"
         for kind in WEIGHTS
@@ -72,7 +95,7 @@ def caption(ds: xr.Dataset) -> str:
         [
             f"The response to the weight of an intervention, at meta-iteration {int(ds['checkpoint'][-1])}: alpha "
             "|Hg| / |g| at step 0 and averaged over later points of the inner loop, and the query "
-            f"{'accuracy' if has_accuracy(ds) else 'loss'} on other held-out tasks.",
+            f"{score_name(ds).removeprefix('query ')} on other held-out tasks.",
             "Learners of a series differ only in the weight; at 0 there is none. The axis is linear around 0 and "
             "logarithmic beyond; a negative weight rewards what a positive one penalises.",
             "Dots are the means of single seeds; markers are their means, with bars that show the "
@@ -97,16 +120,16 @@ def _series(ds: xr.Dataset, weight: str) -> dict[str, dict[str, float]]:
     return {name: {learners[key]: key for key in sorted(learners)} for name, learners in whole.items()}
 
 
-def _quantities(ds: xr.Dataset) -> dict[str, xr.DataArray]:
-    """What is drawn at the last checkpoint, by the labels of the y axes."""
+def _quantities(ds: xr.Dataset) -> dict[str, Summary]:
+    """What is drawn of all learners at the last checkpoint, by name."""
     last = ds.isel(checkpoint=-1)
     curvature = measured(last, "alpha_hg_ratio")
     later = mean_over(curvature.isel(inner_step=slice(1, None)), "inner_step")
     scores = evaluation_scores(ds).isel(checkpoint=-1)
     return {
-        f"{RATIO}\nstep 0": curvature.isel(inner_step=0),
-        f"{RATIO}\nlater steps": later,
-        "query accuracy" if has_accuracy(ds) else "query loss": scores,
+        f"{RATIO}, step 0": summarise(curvature.isel(inner_step=0)),
+        f"{RATIO}, later steps": summarise(later),
+        score_name(ds): summarise(scores),
     }
 
 

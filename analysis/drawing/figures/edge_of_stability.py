@@ -10,6 +10,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from analysis.drawing import curves, legend, panels, references, selection
+from analysis.drawing.figures.study_figure import Choice
 from analysis.drawing.style import DARK, method_label
 from analysis.drawing.summary import Summary, diverged_units, measured, seeds_with_values, summarise, tasks_per_seed
 from analysis.schema import with_alpha
@@ -19,25 +20,41 @@ MAX_LEARNERS = 4
 STEP_MARKERS = "os^Dv<>ph*"
 
 
+HAS_STEPS = True
+
+
 def needs(ds: xr.Dataset) -> str | None:
     """The reason why the figure cannot be drawn; None if it can."""
     return selection.lacks(ds, "alpha_rho", "eigenvalue_max")
 
 
-def draw(ds: xr.Dataset) -> Figure:
+def learners(ds: xr.Dataset) -> list[str]:
+    """The learners that are shown by default."""
+    return selection.main_learners(with_alpha(ds), MAX_LEARNERS)
+
+
+def numbers(ds: xr.Dataset, choice: Choice) -> dict[str, Summary]:
+    """Both coordinates of each learner at each checkpoint and inner step."""
+    ds = choice.part(ds)
+    top = ds["step_size"] * measured(ds, "eigenvalue_max")
+    return {"alpha rho": summarise(measured(ds, "alpha_rho")), "alpha lambda_max": summarise(top)}
+
+
+def draw(ds: xr.Dataset, choice: Choice) -> Figure:
     """Draw a panel for each learner, with a path over the checkpoints for each inner step.
 
     x is alpha rho and y is alpha times the largest eigenvalue. The open marker at a path's beginning is the learner's
     own start, and the filled one its last checkpoint.
     """
-    ds = with_alpha(ds)
-    names = selection.main_learners(ds, MAX_LEARNERS)
-    along, top = (summarise(values).select(names) for values in _plane(ds))
-    steps = ds.sizes["inner_step"]
-    colors = [to_hex(mpl.colormaps["viridis"](0.85 * step / max(steps - 1, 1))) for step in range(steps)]
-    with panels.grid(len(names), xlabel=r"along the gradient, $\alpha\rho$") as (figure, axes):
+    along, top = numbers(ds, choice).values()
+    last = int(ds["inner_step"].max())
+    ds, names = choice.part(ds), choice.learners
+    steps = [int(step) for step in ds["inner_step"].values]
+    colors = {step: to_hex(mpl.colormaps["viridis"](0.85 * step / max(last, 1))) for step in steps}
+    xlabel = r"along the gradient, $\alpha\rho$"
+    with panels.grid(len(names), xlabel=xlabel, width=choice.width) as (figure, axes):
         for name, ax in zip(names, axes, strict=True):
-            for step in range(steps):
+            for step in steps:
                 _path(ax, along, top, name, step, colors[step])
             ax.set_title(method_label(name), color=curves.learner_style(ds, name).color)
         for ax, low, high in ((axes[0], *top.span),):
@@ -48,26 +65,24 @@ def draw(ds: xr.Dataset) -> Figure:
         panels.left_labels(axes, r"sharpest direction, $\alpha\lambda_{\max}$")
         entries = [
             legend.entry(
-                f"step {step}" if step < steps - 1 else "adapted", color=colors[step], marker=STEP_MARKERS[step % 10]
+                f"step {step}" if step < last else "adapted", color=colors[step], marker=STEP_MARKERS[step % 10]
             )
-            for step in range(steps)
+            for step in steps
         ]
         open_marker: dict[str, Any] = {"color": DARK, "linestyle": "none", "marker": "o"}
         ends = [
             legend.entry("first checkpoint", markerfacecolor="white", **open_marker),
             legend.entry("last checkpoint", **open_marker),
         ]
-        num_diverged, num_tried = diverged_units(ds.sel(learner=names))
-        notes = legend.diverged_notes(num_diverged, num_tried, crossed=False)
+        notes = legend.diverged_notes(*diverged_units(ds), crossed=False)
         panels.outside_legends(figure, [*entries, *ends], [*lines, *notes])
     return figure
 
 
-def caption(ds: xr.Dataset) -> str:
+def caption(ds: xr.Dataset, choice: Choice) -> str:
     """Return the caption, which also says over what the means are."""
-    drawn = with_alpha(ds)
-    names = selection.main_learners(drawn, MAX_LEARNERS)
-    values = measured(drawn.sel(learner=names), "alpha_rho")
+    drawn = choice.part(ds)
+    values = measured(drawn, "alpha_rho")
     sentences = (
         "The edge of stability: alpha times the largest eigenvalue (y) against alpha rho (x), for each inner step, as "
         "paths from the first checkpoint (open marker) to the last one (filled).",
@@ -79,16 +94,11 @@ def caption(ds: xr.Dataset) -> str:
         "Both axes are linear within ±0.1 and logarithmic beyond.",
         f"Means are over {tasks_per_seed(values)} held-out tasks within each of {seeds_with_values(values)} seeds, "
         "then over the seeds.",
-        legend.diverged_sentence(drawn.sel(learner=names)),
+        legend.diverged_sentence(drawn),
         legend.no_alpha_sentence(ds),
-        selection.shown_sentence(drawn, names),
+        selection.shown_sentence(with_alpha(ds), choice.learners),
     )
     return " ".join(sentence for sentence in sentences if sentence)
-
-
-def _plane(ds: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray]:
-    """Alpha rho, and alpha times the largest eigenvalue."""
-    return measured(ds, "alpha_rho"), ds["step_size"] * measured(ds, "eigenvalue_max")
 
 
 def _path(ax: Axes, along: Summary, top: Summary, name: str, step: int, color: str) -> None:

@@ -1,5 +1,6 @@
 """Eigenvalues of the support loss's Hessian along the inner loop, before and after meta-training."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.drawing import curves, legend, panels, references, selection
-from analysis.drawing.summary import diverged_units, measured, summarise, tasks_per_seed
+from analysis.drawing.figures.study_figure import Choice, Numbers
+from analysis.drawing.summary import Summary, diverged_units, measured, summarise, tasks_per_seed
 from analysis.schema import learner_names
 
 LOOKS = {
@@ -20,31 +22,51 @@ DOTS: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 1.8, "
 _MARKER_SHARE = 0.012  # half a marker as a share of the axis: 1.75 pt of about 145 pt
 
 
+HAS_STEPS = True
+
+
 def needs(ds: xr.Dataset) -> str | None:
     """The reason why the figure cannot be drawn; None if it can."""
     return selection.lacks(ds, "eigenvalue_max")
 
 
-def draw(ds: xr.Dataset) -> Figure:
+def learners(ds: xr.Dataset) -> list[str]:
+    """The learners that are shown by default."""
+    return learner_names(selection.for_panels(ds))
+
+
+def numbers(ds: xr.Dataset, choice: Choice) -> Numbers:
+    """The eigenvalues of each learner along the inner loop, at its first and its last checkpoint."""
+    ds = choice.part(ds)
+    drawn = curves.only_states(ds, measured(ds, "eigenvalue_max"))
+    parts: dict[str, Summary | xr.DataArray] = {}
+    for end, (summary, residual) in _ends(ds).items():
+        parts[LOOKS[end].label] = summary.where(drawn)
+        parts[f"mean residual of the {LOOKS[end].label}"] = residual.where(drawn)
+    return parts | {"eigenvalue of a single task": _full_spectra(measured(ds, "eigenvalue")).where(drawn)}
+
+
+def draw(ds: xr.Dataset, choice: Choice) -> Figure:
     """Draw one panel for each learner: its first checkpoint in grey, its last one in the learner's colour."""
-    ds = selection.for_panels(ds)
+    ds = choice.part(ds)
     values = measured(ds, "eigenvalue_max")
-    with panels.grid(len(curves.panel_learners(ds)), xlabel="point of the inner loop (step)") as (figure, axes):
-        curves.draw_states(ds, axes, values, _eigenvalues)
+    names, xlabel = curves.panel_learners(ds), "point of the inner loop (step)"
+    with panels.grid(len(names), xlabel=xlabel, width=choice.width) as (figure, axes):
+        curves.draw_states(ds, axes, values, partial(_draw_eigenvalues, ds, _ends(ds)))
         for ax in axes:
             references.zero(ax)
         references.decade_axis(axes[0], _linear_width(ds))
         panels.left_labels(axes, f"eigenvalue of the Hessian\n(linear within ±{_linear_width(ds):.2g})")
         dots = legend.entry(f"{ds.sizes['eigen_index']} largest by magnitude, each task", color="black", **DOTS)
-        edges = [line for name, ax in zip(curves.panel_learners(ds), axes, strict=True) for line in _edge(ds, ax, name)]
+        edges = [line for name, ax in zip(names, axes, strict=True) for line in _edge(ds, ax, name)]
         notes = [dots, *edges[:1], *legend.notes(values, *diverged_units(ds), crossed=False)]
         panels.outside_legends(figure, [*legend.state_entries(ds, values), *legend.quantity_entries(LOOKS)], notes)
     return figure
 
 
-def caption(ds: xr.Dataset) -> str:
+def caption(ds: xr.Dataset, choice: Choice) -> str:
     """Return the caption, which also says what the means and bands are and how large the residuals are."""
-    study, ds = ds, selection.for_panels(ds)
+    study, ds = ds, choice.part(ds)
     full_spectra = _full_spectra(measured(ds, "eigenvalue")).isel(eigen_index=0)
     return legend.caption_of(
         ds,
@@ -56,7 +78,7 @@ def caption(ds: xr.Dataset) -> str:
         f"({tasks_per_seed(full_spectra)} for each seed); they are not averaged, because their signs differ from task "
         "to task.",
         residuals(ds),
-        selection.shown_sentence(study, learner_names(ds)),
+        selection.shown_sentence(study, choice.learners),
     )
 
 
@@ -78,22 +100,34 @@ def residuals(ds: xr.Dataset) -> str:
     return f"Error bars are mean residuals |Hv - lambda v|, which are at most {np.max(errors):.2g} and {size}."
 
 
-def _eigenvalues(ds: xr.Dataset, ax: Axes, state: curves.LearnerState) -> None:
+def _draw_eigenvalues(
+    ds: xr.Dataset, ends: dict[str, tuple[Summary, xr.DataArray]], ax: Axes, state: curves.LearnerState
+) -> None:
     """Draw the spectrum of one state.
 
     The means of the largest and smallest eigenvalues have mean residuals as error bars; the largest eigenvalues by
     magnitude of single tasks are dots.
     """
-    for end, look in LOOKS.items():
-        # Each residual bounds the error of its eigenvalue, so their mean bounds the error of the mean eigenvalue.
-        error = summarise(measured(ds, f"eigenvalue_{end}_residual")).mean
-        curves.along_steps(ax, state, measured(ds, f"eigenvalue_{end}"), name=end, look=look, error=error)
+    for end, (summary, residual) in ends.items():
+        curves.along_steps(ax, state, summary, name=end, look=LOOKS[end], error=residual)
     spectra = _full_spectra(measured(ds, "eigenvalue").isel(state.position))
     table = spectra.transpose("inner_step", ...).values.reshape(spectra.sizes["inner_step"], -1)
     x = np.repeat(spectra["inner_step"].values + 2.2 * state.shift, table.shape[1])
     many = np.isfinite(table).sum() > 4000  # thousands of dots as vectors make a slow PDF
     dots = DOTS | {"color": state.color, "alpha": 0.35, "zorder": 2, "rasterized": many}
     curves.plot_finite(ax, x, table.ravel(), gid=f"tasks:{state.label}", **dots)
+
+
+def _ends(ds: xr.Dataset) -> dict[str, tuple[Summary, xr.DataArray]]:
+    """The largest ("max") and the smallest ("min") eigenvalue, each with its mean residual.
+
+    Each residual bounds the error of its eigenvalue, so their mean bounds the error of the mean eigenvalue.
+    """
+    names = {end: f"eigenvalue_{end}" for end in LOOKS}
+    return {
+        end: (summarise(measured(ds, name)), summarise(measured(ds, f"{name}_residual")).mean)
+        for end, name in names.items()
+    }
 
 
 def _full_spectra(eigenvalues: xr.DataArray) -> xr.DataArray:

@@ -10,12 +10,19 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from analysis.drawing import panels, selection
-from analysis.drawing.style import INCHES, method_label
+from analysis.drawing.figures.study_figure import Choice, Numbers
+from analysis.drawing.style import method_label
 from analysis.drawing.summary import mean_over, measured, seeds_with_values, summarise
 from analysis.schema import learner_names, trained_learners, untrained_start
 
 LARGEST_CHANGE = 4.0
 """The factor at which the colours end; numbers in the cells say how large a larger change is."""
+
+MIN_CELL = 0.35
+"""Inches of the figure's width for each tensor below which numbers would overlap, and cells have none."""
+
+
+HAS_STEPS = False
 
 
 def needs(ds: xr.Dataset) -> str | None:
@@ -25,84 +32,94 @@ def needs(ds: xr.Dataset) -> str | None:
     reasons = [selection.lacks(ds, name) for name in ("rho_layer", "layer_norm")]
     if None not in reasons:
         return reasons[0]
-    if not any(np.isfinite(ratios).any() for ratios in _maps(ds).values()):
+    if not any(np.isfinite(ratios).any() for ratios in _maps(ds, learners(ds)).values()):
         return "no tensor has a value both at the untrained start and at the last checkpoint"
     return None
 
 
-def draw(ds: xr.Dataset) -> Figure:
+def learners(ds: xr.Dataset) -> list[str]:
+    """The learners that are shown by default: the trained ones that have an untrained start in the study."""
+    names = trained_learners(selection.for_panels(ds))
+    return [name for name in names if untrained_start(ds, name) in learner_names(ds)]
+
+
+def numbers(ds: xr.Dataset, choice: Choice) -> Numbers:
+    """The ratio of trained to untrained of each tensor of each learner."""
+    axes = {"learner": choice.learners, "layer": ds["layer"].attrs["flag_meanings"].split()}
+    maps = _maps(ds, choice.learners).items()
+    return {f"trained / untrained, {title}": xr.DataArray(ratios, axes) for title, ratios in maps}
+
+
+def draw(ds: xr.Dataset, choice: Choice) -> Figure:
     """Draw a map of learners and tensors for each quantity, with the ratio of trained to untrained in each cell."""
-    maps, names = _maps(ds), _learners(ds)
+    maps, names = _maps(ds, choice.learners), choice.learners
     # A tensor that starts at zero, such as a bias, has no ratio of norms. It has no column if it has no ratio at all.
     has_ratio = np.isfinite(np.stack(list(maps.values()))).any(axis=(0, 1))
     layers = np.array(ds["layer"].attrs["flag_meanings"].split())[has_ratio]
     height = 0.45 + 0.19 * len(names)
-    options: dict[str, Any] = {"columns": 1, "width": "double", "row_height": height}
+    options: dict[str, Any] = {"columns": 1, "default": "double", "row_height": height, "width": choice.width}
+    options["margin"] = 2.0  # the names of the learners, and the bar of colours
     with panels.grid(len(maps), xlabel="", **options) as (figure, axes):
         for (title, ratios), ax in zip(maps.items(), axes, strict=True):
-            picture = _map(ax, ratios[:, has_ratio])
+            picture = _map(ax, ratios[:, has_ratio], figure.get_figwidth())
             ax.set_title(title)
             ax.set_yticks(range(len(names)), [method_label(name) for name in names])
             ax.set_xticks(range(len(layers)), [] if ax is not axes[-1] else list(layers), rotation=40, ha="right")
-        bar = figure.colorbar(picture, ax=axes, label="trained / untrained", pad=0.01, extend="both")
+        bar = figure.colorbar(
+            picture, ax=axes, label="trained / untrained", pad=0.01, extend="both", aspect=6 * figure.get_figheight()
+        )
         ticks = [1 / LARGEST_CHANGE, 0.5, 1, 2, LARGEST_CHANGE]
         bar.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
         bar.minorticks_off()
     return figure
 
 
-def caption(ds: xr.Dataset) -> str:
+def caption(ds: xr.Dataset, choice: Choice) -> str:
     """Return the caption, which also says what an empty cell means."""
-    names = _learners(ds)
     values = measured(ds, "rho_layer" if "rho_layer" in ds else "layer_norm")
     sentences = (
         f"The change of each parameter tensor from the learner's own untrained start to meta-iteration "
         f"{int(ds['checkpoint'][-1])}, as the ratio of trained to untrained, for these quantities: "
-        f"{'; '.join(_maps(ds))}.",
+        f"{'; '.join(_maps(ds, choice.learners))}.",
         "rho of a tensor is g'Hg / g'g for the tensor's part of the gradient alone. A ratio is that of means over "
         f"tasks and {seeds_with_values(values)} seeds. A cell is empty where the untrained mean is not positive, "
         "because the ratio would mean nothing; a negative number means that the curvature has changed its sign.",
         f"Colours end at a factor of {LARGEST_CHANGE:g}.",
-        selection.shown_sentence(ds, names),
+        selection.shown_sentence(ds, choice.learners),
     )
     return " ".join(sentence for sentence in sentences if sentence)
 
 
-def _learners(ds: xr.Dataset) -> list[str]:
-    """The learners that have a row: the trained ones that have an untrained start in the study."""
-    names = trained_learners(selection.for_panels(ds))
-    return [name for name in names if untrained_start(ds, name) in learner_names(ds)]
-
-
-def _maps(ds: xr.Dataset) -> dict[str, np.ndarray]:
+def _maps(ds: xr.Dataset, names: list[str]) -> dict[str, np.ndarray]:
     """The ratio of trained to untrained [learner, layer] of each quantity that the study has, by its title."""
     maps = {}
     if selection.lacks(ds, "rho_layer") is None:
         rho = measured(ds, "rho_layer")
-        maps["curvature rho of each tensor, step 0"] = _ratios(ds, rho.isel(inner_step=0))
+        maps["curvature rho of each tensor, step 0"] = _ratios(ds, names, rho.isel(inner_step=0))
         later = mean_over(rho.isel(inner_step=slice(1, None)), "inner_step")
-        maps["curvature rho of each tensor, mean of the later steps"] = _ratios(ds, later)
+        maps["curvature rho of each tensor, mean of the later steps"] = _ratios(ds, names, later)
     if selection.lacks(ds, "layer_norm") is None:
-        maps["norm of each tensor, step 0"] = _ratios(ds, measured(ds, "layer_norm").isel(inner_step=0))
+        maps["norm of each tensor, step 0"] = _ratios(ds, names, measured(ds, "layer_norm").isel(inner_step=0))
     return maps
 
 
-def _ratios(ds: xr.Dataset, values: xr.DataArray) -> np.ndarray:
-    names = _learners(ds)
+def _ratios(ds: xr.Dataset, names: list[str], values: xr.DataArray) -> np.ndarray:
     means = summarise(values).mean.transpose("learner", "checkpoint", "layer")
-    start = means.sel(learner=[untrained_start(ds, name) for name in names]).isel(checkpoint=0).values
+    # An untrained learner has no start, and its row is empty.
+    starts = [untrained_start(ds, name) or name for name in names]
+    start = means.sel(learner=starts).isel(checkpoint=0).values
     end = means.sel(learner=names).isel(checkpoint=-1).values
     return np.where(start > 0, end / np.where(start > 0, start, 1.0), np.nan)
 
 
-def _map(ax: Axes, ratios: np.ndarray) -> Any:
+def _map(ax: Axes, ratios: np.ndarray, inches: float) -> Any:
     norm = LogNorm(1 / LARGEST_CHANGE, LARGEST_CHANGE)
     # In grey both ends are dark, and the numbers in the cells tell them apart.
     colored = np.ma.masked_invalid(np.clip(ratios, 1 / LARGEST_CHANGE, LARGEST_CHANGE))
     picture = ax.imshow(colored, cmap=mpl.colormaps["RdBu_r"], norm=norm, aspect="auto", alpha=0.75)
-    size = 7 if INCHES["double"] / ratios.shape[1] > 0.4 else 5.5
+    size = 7 if inches / ratios.shape[1] > 0.4 else 5.5
     for (row, column), ratio in np.ndenumerate(ratios):
-        if np.isfinite(ratio):
+        if np.isfinite(ratio) and inches / ratios.shape[1] > MIN_CELL:
             ax.text(column, row, _short(ratio), ha="center", va="center", fontsize=size, gid=f"{row}:{column}")
     ax.tick_params(length=0)
     ax.grid(visible=False)

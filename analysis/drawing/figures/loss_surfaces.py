@@ -13,11 +13,14 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from analysis.drawing import curves, legend, panels, selection
-from analysis.drawing.style import method_label
+from analysis.drawing.figures.study_figure import Choice, Numbers
 from analysis.drawing.summary import measured, seeds_with_values, summarise, tasks_per_seed
 
 MAX_LEARNERS = 3
 ROWS = {"loss_surface": "raw", "loss_surface_normalised": "filter-normalised"}
+
+
+HAS_STEPS = False
 
 
 def needs(ds: xr.Dataset) -> str | None:
@@ -25,11 +28,25 @@ def needs(ds: xr.Dataset) -> str | None:
     return selection.lacks(ds, *ROWS)
 
 
-def draw(ds: xr.Dataset) -> Figure:
+def learners(ds: xr.Dataset) -> list[str]:
+    """The learners that are shown by default."""
+    return selection.main_learners(ds, MAX_LEARNERS)
+
+
+def numbers(ds: xr.Dataset, choice: Choice) -> Numbers:
+    """The mean losses of each surface at each place (x, y)."""
+    means = _means(ds)
+    columns = curves.states_by_start(ds, means["loss_surface"], choice.learners)
+    return {
+        f"support loss, {label} directions": curves.in_columns(means[name], columns) for name, label in ROWS.items()
+    }
+
+
+def draw(ds: xr.Dataset, choice: Choice) -> Figure:
     """Draw a row of raw surfaces and one of normalised ones: each untrained network, then the learners from it."""
-    means = {name: summarise(measured(ds, name)).mean for name in ROWS}
-    columns = _columns(ds, means["loss_surface"])
-    options: dict[str, Any] = {"columns": len(columns), "width": "double", "row_height": 1.65}
+    means = _means(ds)
+    columns = curves.states_by_start(ds, means["loss_surface"], choice.learners)
+    options: dict[str, Any] = {"columns": len(columns), "default": "double", "row_height": 1.65, "width": choice.width}
     with panels.grid(2 * len(columns), xlabel=r"along $-g_0$", **options) as (figure, axes):
         for (variable, label), row in zip(ROWS.items(), np.reshape(np.array(axes, dtype=object), (2, -1)), strict=True):
             surfaces = [means[variable].isel(position).transpose("surface_y", "surface_x") for *_, position in columns]
@@ -51,11 +68,10 @@ def draw(ds: xr.Dataset) -> Figure:
     return figure
 
 
-def caption(ds: xr.Dataset) -> str:
+def caption(ds: xr.Dataset, choice: Choice) -> str:
     """Return the caption, which also says what the units of the axes are and over what the means are."""
     values = measured(ds, "loss_surface")
     sample = values.isel(surface_x=0, surface_y=0)
-    names = selection.main_learners(ds, MAX_LEARNERS)
     sentences = (
         "The support loss around theta_0, at the first and the last checkpoint, along the descent direction -g_0 (x) "
         "and a random direction (y), which is the same for all learners.",
@@ -65,25 +81,14 @@ def caption(ds: xr.Dataset) -> str:
         "larger weights.",
         f"Means are over {tasks_per_seed(sample)} tasks within each of {seeds_with_values(sample)} seeds, then over "
         "the seeds. Surfaces of a row share their colours; losses above the range are as bright as its end.",
-        selection.shown_sentence(ds, names),
+        selection.shown_sentence(ds, choice.learners),
     )
     return " ".join(sentence for sentence in sentences if sentence)
 
 
-def _columns(ds: xr.Dataset, mean: xr.DataArray) -> list[tuple[str, str, dict[str, int]]]:
-    """The title of each column, its colour, and the position of what it shows along learner and checkpoint."""
-    names = [name for name in selection.main_learners(ds, MAX_LEARNERS) if curves.states(ds, mean, name)]
-    groups = curves.alike_at_start(ds, mean, names)
-    ungrouped = [[name] for name in names if not any(name in group for group in groups)]
-    columns = []
-    for group in [*groups, *ungrouped]:
-        if group in groups:
-            title = "untrained" if len(groups) == 1 else f"untrained ({method_label(group[0])})"
-            columns.append((title, "black", curves.states(ds, mean, group[0])[0].position))
-        for name in group:
-            last = curves.states(ds, mean, name)[-1].position
-            columns.append((method_label(name), curves.learner_style(ds, name).color, last))
-    return columns
+def _means(ds: xr.Dataset) -> dict[str, xr.DataArray]:
+    """The mean of each row's surface over tasks and seeds."""
+    return {name: summarise(measured(ds, name)).mean for name in ROWS}
 
 
 def _norm(surfaces: list[xr.DataArray]) -> Normalize:

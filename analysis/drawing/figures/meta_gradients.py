@@ -4,8 +4,11 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from analysis.drawing import curves, legend, panels, references, selection
-from analysis.drawing.summary import diverged_units, measured, summarise
+from analysis.drawing.figures.study_figure import Choice
+from analysis.drawing.summary import Summary, diverged_units, measured, summarise
 from analysis.schema import learner_names
+
+HAS_STEPS = False
 
 
 def needs(ds: xr.Dataset) -> str | None:
@@ -13,12 +16,24 @@ def needs(ds: xr.Dataset) -> str | None:
     return selection.lacks(ds, "meta_gradient_cosine", "meta_gradient_ratio")
 
 
-def draw(ds: xr.Dataset) -> Figure:
+def learners(ds: xr.Dataset) -> list[str]:
+    """The learners that are shown by default."""
+    return learner_names(selection.for_lines(ds))
+
+
+def numbers(ds: xr.Dataset, choice: Choice) -> dict[str, Summary]:
+    """The cosine between both meta-gradients and the ratio of their norms, of each learner at each checkpoint."""
+    ds = choice.part(ds)
+    names = {"meta_gradient_cosine": "cosine", "meta_gradient_ratio": "norm, full / first-order"}
+    return {label: summarise(measured(ds, name)) for name, label in names.items()}
+
+
+def draw(ds: xr.Dataset, choice: Choice) -> Figure:
     """Draw two panels over meta-training: the cosine between the two meta-gradients, and the ratio of their norms."""
-    ds = selection.for_lines(ds)
+    cosine, ratio = numbers(ds, choice).values()
+    ds = choice.part(ds)
     num_diverged, num_tried = diverged_units(ds)
-    cosine, ratio = (summarise(measured(ds, f"meta_gradient_{name}")) for name in ("cosine", "ratio"))
-    with panels.grid(2, xlabel="meta-iteration", share_y=False) as (figure, (left, right)):
+    with panels.grid(2, xlabel="meta-iteration", share_y=False, width=choice.width) as (figure, (left, right)):
         starts = []
         for ax, summary in ((left, cosine), (right, ratio)):
             curves.over_training(ds, ax, summary, num_diverged=num_diverged)
@@ -33,9 +48,9 @@ def draw(ds: xr.Dataset) -> Figure:
     return figure
 
 
-def caption(ds: xr.Dataset) -> str:
+def caption(ds: xr.Dataset, choice: Choice) -> str:
     """Return the caption, which also says what the means and bands are."""
-    shown = selection.for_lines(ds)
+    shown = choice.part(ds)
     return legend.caption_of(
         shown,
         measured(shown, "meta_gradient_cosine"),
@@ -43,5 +58,5 @@ def caption(ds: xr.Dataset) -> str:
         "first-order one, which leaves them out: the cosine between them, and the norm of the full one divided by that "
         "of the first-order one. If the Hessians did not matter, both would be 1.",
         "Dotted lines are untrained networks.",
-        selection.shown_sentence(ds, learner_names(shown)),
+        selection.shown_sentence(ds, choice.learners),
     )

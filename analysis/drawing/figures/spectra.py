@@ -10,7 +10,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from analysis.drawing import curves, legend, panels, references, selection
-from analysis.drawing.style import method_label
+from analysis.drawing.figures.study_figure import Choice, Numbers
 from analysis.drawing.summary import measured, summarise, tasks_per_seed
 from analysis.schema import with_alpha
 from hessian_tools.curvature import DESCENT_THRESHOLD
@@ -20,35 +20,48 @@ SMALLEST_SHARE = 1e-4
 """The smallest density that is drawn, as a fraction of the largest; smaller ones are white."""
 
 
+HAS_STEPS = True
+
+
 def needs(ds: xr.Dataset) -> str | None:
     """The reason why the figure cannot be drawn; None if it can."""
     return selection.lacks(ds, "density")
 
 
-def draw(ds: xr.Dataset) -> Figure:
+def learners(ds: xr.Dataset) -> list[str]:
+    """The learners that are shown by default."""
+    return selection.main_learners(with_alpha(ds), MAX_LEARNERS)
+
+
+def numbers(ds: xr.Dataset, choice: Choice) -> Numbers:
+    """The mean density of each map at each inner step and at each value ``grid`` of alpha lambda."""
+    density = summarise(measured(choice.part(ds), "density")).mean
+    return {"density": curves.in_columns(density, curves.states_by_start(ds, density, choice.learners))}
+
+
+def draw(ds: xr.Dataset, choice: Choice) -> Figure:
     """Draw a heat map for each untrained network, and beside it one for each learner that starts from it."""
-    drawn = with_alpha(ds)
-    density = summarise(measured(drawn, "density")).mean
-    states = _states(drawn, density)
-    largest = max(float(np.nanmax(values.values)) for _, _, values in states)
+    density = summarise(measured(choice.part(ds), "density")).mean
+    maps = curves.states_by_start(ds, density, choice.learners)
+    largest = max(float(density.isel(one.position).max()) for one in maps)
     norm = LogNorm(SMALLEST_SHARE * largest, largest)
-    with panels.grid(len(states), xlabel="inner step", row_height=2.3) as (figure, axes):
-        for (title, color, values), ax in zip(states, axes, strict=True):
-            picture = _heat_map(ax, values, norm)
+    options: dict[str, Any] = {"row_height": 2.3, "width": choice.width}
+    with panels.grid(len(maps), xlabel="inner step", **options) as (figure, axes):
+        for (title, color, position), ax in zip(maps, axes, strict=True):
+            picture = _heat_map(ax, density.isel(position), norm)
             ax.set_title(title, color=color)
             line = references.threshold(ax, label=r"$\alpha\lambda=2$")
         panels.left_labels(axes, r"eigenvalue, $\alpha\lambda$")
-        figure.colorbar(picture, ax=axes, label="density of eigenvalues", pad=0.01)
+        figure.colorbar(picture, ax=axes, label="density of eigenvalues", pad=0.01, aspect=12 * figure.get_figheight())
         panels.outside_legends(figure, [], [line])
     return figure
 
 
-def caption(ds: xr.Dataset) -> str:
+def caption(ds: xr.Dataset, choice: Choice) -> str:
     """Return the caption, which also names the variable that is drawn and says over what the means are."""
-    drawn = with_alpha(ds)
+    drawn = choice.part(ds)
     values = measured(drawn, "density")
-    names = selection.main_learners(drawn, MAX_LEARNERS)
-    checkpoints = _last(drawn, values, names)
+    checkpoints = _last(drawn, values, choice.learners)
     sentences = (
         "The spectrum of the support loss's Hessian along the inner loop, before meta-training and after it "
         f"(meta-iteration {', '.join(map(str, sorted(checkpoints)))}): the {values.attrs.get('long_name', 'density')}.",
@@ -59,27 +72,9 @@ def caption(ds: xr.Dataset) -> str:
         f"Means are over the {tasks_per_seed(values.isel(grid=0, inner_step=0))} tasks of each seed that are measured "
         "in full, then over the seeds; the kernel by which the density is smoothed blurs single eigenvalues.",
         legend.no_alpha_sentence(ds),
-        selection.shown_sentence(drawn, names),
+        selection.shown_sentence(with_alpha(ds), choice.learners),
     )
     return " ".join(sentence for sentence in sentences if sentence)
-
-
-def _states(ds: xr.Dataset, density: xr.DataArray) -> list[tuple[str, str, xr.DataArray]]:
-    """The title, the colour of the title and the density [inner_step, grid] of every panel."""
-    names = [name for name in selection.main_learners(ds, MAX_LEARNERS) if curves.states(ds, density, name)]
-    groups = curves.alike_at_start(ds, density, names)
-    states = []
-    for group in groups:
-        title = "untrained" if len(groups) == 1 else f"untrained ({method_label(group[0])})"
-        states.append((title, "black", density.sel(learner=group[0]).isel(checkpoint=0)))
-        states += [_last_state(ds, density, name) for name in group]
-    ungrouped = [name for name in names if not any(name in group for group in groups)]
-    return states + [_last_state(ds, density, name) for name in ungrouped]
-
-
-def _last_state(ds: xr.Dataset, density: xr.DataArray, name: str) -> tuple[str, str, xr.DataArray]:
-    last = curves.states(ds, density, name)[-1]
-    return method_label(name), curves.learner_style(ds, name).color, density.isel(last.position)
 
 
 def _last(ds: xr.Dataset, values: xr.DataArray, names: list[str]) -> set[int]:
@@ -91,13 +86,13 @@ def _heat_map(ax: Axes, values: xr.DataArray, norm: LogNorm) -> Any:
     grid = values["grid"].values
     middles = (grid[1:] + grid[:-1]) / 2
     edges = np.concatenate([[2 * grid[0] - middles[0]], middles, [2 * grid[-1] - middles[-1]]])
-    steps = np.arange(values.sizes["inner_step"] + 1) - 0.5
+    steps = np.arange(values.sizes["inner_step"] + 1) - 0.5  # the steps that are shown, side by side
     # Both densities of 0 and missing ones are white. The map is dark where the density is large, and grows darker
     # evenly, so that it can be read in grey.
     shades = mpl.colormaps["cividis_r"]
     table = np.ma.masked_less(np.ma.masked_invalid(values.transpose("grid", "inner_step").values), norm.vmin or 0)
     picture = ax.pcolormesh(steps, edges, table, cmap=shades, norm=norm, rasterized=True)
-    references.step_axis(ax, values.sizes["inner_step"])
+    ax.set_xticks(range(values.sizes["inner_step"]), [str(step) for step in values["inner_step"].values])
     ax.set_xlim(steps[0], steps[-1])
     references.symlog_axis(ax.yaxis, *_span(table, grid))
     ax.grid(visible=False)

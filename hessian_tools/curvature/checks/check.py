@@ -8,6 +8,7 @@ by 25 %. Both float32 and a network that changes state spoil products just as si
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from html import escape
 from math import inf, isfinite, nan
 from typing import Any
 
@@ -26,6 +27,7 @@ from hessian_tools.curvature.operators.terms import leaves, magnitude, rebuilt, 
 from hessian_tools.first_look import random_states, same_tensors, value_of
 from hessian_tools.loss import HiddenStateError, Loss
 from hessian_tools.progress import Progress, ProgressCounter
+from hessian_tools.result import Result
 from hessian_tools.rng import stream
 from hessian_tools.torch_fixes.precision import full_precision
 from hessian_tools.validation import check_whole
@@ -43,8 +45,8 @@ DIFFERENCES = 1e-5
 NO_LOSS = "not judged, because this operator is not made from a loss"
 
 
-@dataclass(frozen=True)
-class Finding:
+@dataclass(frozen=True, repr=False)
+class Finding(Result):
     """The result of one check.
 
     passed: True or False, or None where the check could not be made. value: the largest error that was measured.
@@ -58,8 +60,8 @@ class Finding:
     sentence: str
 
 
-@dataclass(frozen=True)
-class Check:
+@dataclass(frozen=True, repr=False)
+class Check(Result):
     """The findings of :func:`check_operator`; ``str(check)`` gives one sentence for each check."""
 
     state: Finding
@@ -78,6 +80,9 @@ class Check:
     def ok(self) -> bool:
         """True if no check failed. A check that could not be made (``passed`` is None) does not count as failed."""
         return all(finding.passed is not False for finding in self.findings)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(str(self))}</pre>"
 
     def __str__(self) -> str:
         marks = {True: "ok", False: "WRONG", None: "open"}

@@ -19,7 +19,7 @@ from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.torch_fixes.precision import full_precision
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class AdaptationJacobian:
     """The Jacobian J of one trajectory [param, param] or of several tasks [task, param, param].
 
@@ -35,6 +35,11 @@ class AdaptationJacobian:
     step_sizes: Float[Tensor, "task step param_or_1"]
     single: bool
     transposed: bool = False
+
+    def __repr__(self) -> str:
+        tasks = "1 task" if self.single else f"{self.num_tasks} tasks"
+        about = f"{tasks}, {self.steps} steps, {self.num_params} parameters" + ", transposed" * self.transposed
+        return f"AdaptationJacobian({about}, {str(self.dtype).removeprefix('torch.')}, {self.device})"
 
     @property
     def num_params(self) -> int:

@@ -7,11 +7,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hessian_tools.curvature.directions.gradient_curvature import in_units
+from hessian_tools.result import Result
 from hessian_tools.torch_fixes.precision import full_precision
 
 
-@dataclass(frozen=True)
-class Null:
+@dataclass(frozen=True, repr=False)
+class Null(Result):
     """The values of a quantity under its null hypothesis, that is, if nothing but chance is at work.
 
     low, high: the ends of an interval that the quantity then never leaves. mean, std: its mean and standard deviation;

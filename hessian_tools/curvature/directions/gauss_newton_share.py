@@ -11,11 +11,12 @@ from hessian_tools.curvature.directions.subspace import cut_error, subspace_erro
 from hessian_tools.curvature.eigen.pairs import EigenPairs
 from hessian_tools.curvature.eigen.selection import Which
 from hessian_tools.curvature.eigen.spectrum import Spectrum
+from hessian_tools.result import Result
 from hessian_tools.torch_fixes.precision import full_precision
 
 
-@dataclass(frozen=True)
-class GaussNewtonShare:
+@dataclass(frozen=True, repr=False)
+class GaussNewtonShare(Result):
     """The top k eigenpairs (value, v_j) of H beside those of its Gauss-Newton part G (u_j), each with its error.
 
     hessian, hessian_error: eigenvalues of H and their residuals, in the order in which they were requested.

@@ -16,6 +16,7 @@ from hessian_tools.curvature.operators.composite import Projected
 from hessian_tools.curvature.operators.loss_operator import LossOperator
 from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.layout import ParamLayout
+from hessian_tools.result import Result
 from hessian_tools.torch_fixes.precision import full_precision
 
 # Lee 2023, Eq. 3: a step -alpha g is effective if the integral over t in [0, 1] of |g|^2 - alpha t g'Hg is positive.
@@ -27,8 +28,8 @@ DESCENT_THRESHOLD = 2.0
 ROUNDING_UNITS = 8
 
 
-@dataclass(frozen=True)
-class GradientCurvature:
+@dataclass(frozen=True, repr=False)
+class GradientCurvature(Result):
     """Curvature along the gradient g at every point; the ratios are NaN where g = 0.
 
     rho: g'Hg / g'g, in units of 1 / step size. hg_ratio: |Hg| / |g|, in the same units; by Cauchy and Schwarz

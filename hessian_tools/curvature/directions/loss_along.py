@@ -7,16 +7,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hessian_tools.curvature.html import lines_html
 from hessian_tools.curvature.operators.loss_operator import LossOperator
 from hessian_tools.first_look import value_of
 from hessian_tools.loss import Batch
+from hessian_tools.result import Result
 from hessian_tools.torch_fixes.precision import full_precision
 
 DEFAULT_STEPS = tuple(i / 10 for i in range(-10, 11))
 
 
-@dataclass(frozen=True)
-class LossAlong:
+@dataclass(frozen=True, repr=False)
+class LossAlong(Result):
     """The loss at theta + t d for each direction d and step t, and the quadratic model L + t g'd + t^2/2 d'Hd.
 
     steps: the values of t. slope, curvature: g'd and d'Hd; for a Gauss-Newton matrix G, d'Gd.
@@ -27,6 +29,10 @@ class LossAlong:
     quadratic: Float[Tensor, "*point direction step"]
     slope: Float[Tensor, "*point direction"]
     curvature: Float[Tensor, "*point direction"]
+
+    def _repr_html_(self) -> str:
+        lines = {"loss": self.loss, "quadratic model": self.quadratic}
+        return lines_html("Loss and its quadratic model", lines, self.steps.tolist(), where="along {} directions")
 
 
 @full_precision

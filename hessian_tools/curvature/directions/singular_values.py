@@ -9,12 +9,14 @@ from torch import Tensor
 
 from hessian_tools.curvature.directions.adaptation import AdaptationJacobian
 from hessian_tools.curvature.eigen.pairs import top_eigenpairs
+from hessian_tools.curvature.html import eigenvalues_html
 from hessian_tools.progress import Progress
+from hessian_tools.result import Result
 from hessian_tools.torch_fixes.precision import full_precision
 
 
-@dataclass(frozen=True)
-class SingularValues:
+@dataclass(frozen=True, repr=False)
+class SingularValues(Result):
     """The largest singular values s of a Jacobian in falling order, with their quality.
 
     left_residuals, right_residuals: |Jv - su| and |J'u - sv| of the unit vectors u and v, from true products.
@@ -34,6 +36,9 @@ class SingularValues:
     v: Float[Tensor, "*task param k"] | None
     num_matvecs: Int[Tensor, "*task"]
     complete: Bool[Tensor, "*task"]
+
+    def _repr_html_(self) -> str:
+        return eigenvalues_html(self.values, self.error, self.converged, title="SingularValues (± error)")
 
     @property
     def error(self) -> Float[Tensor, "*task k"]:

@@ -14,6 +14,7 @@ from hessian_tools.curvature.engines.evaluate import Batching, evaluate
 from hessian_tools.curvature.objective.objective import Objective, Weights
 from hessian_tools.curvature.objective.validation import objective_at
 from hessian_tools.loss import Batch, LossFunction
+from hessian_tools.result import Result
 from hessian_tools.torch_fixes.function_modes import PrimitiveNormalisation
 from hessian_tools.torch_fixes.precision import full_precision
 
@@ -21,8 +22,8 @@ from hessian_tools.torch_fixes.precision import full_precision
 PRODUCTS_PER_POINT = 2
 
 
-@dataclass(frozen=True)
-class Expansion:
+@dataclass(frozen=True, repr=False)
+class Expansion(Result):
     """The Taylor expansion of phi(t) = L(theta + t d) at t = 0, at every point.
 
     value: L. first: phi' = d'g. second: phi'' = d'Hd. third: phi''' = T(d, d, d), T the tensor of third derivatives.

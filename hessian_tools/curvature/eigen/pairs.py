@@ -13,8 +13,10 @@ from hessian_tools.curvature.eigen.lanczos import lanczos
 from hessian_tools.curvature.eigen.rayleigh_ritz import EigenPairs, checked_pairs
 from hessian_tools.curvature.eigen.ritz import RitzPairs
 from hessian_tools.curvature.eigen.selection import Selection, Which
+from hessian_tools.curvature.html import eigenvalues_html
 from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.progress import Progress, ProgressCounter
+from hessian_tools.result import Result
 from hessian_tools.torch_fixes.precision import full_precision
 from hessian_tools.validation import check_whole
 
@@ -27,8 +29,8 @@ SEARCHED_PARAMS = 1024
 PRODUCTS_PER_PAIR = 6
 
 
-@dataclass(frozen=True)
-class Extremes:
+@dataclass(frozen=True, repr=False)
+class Extremes(Result):
     """The pairs of largest magnitude, of largest value and of smallest value, from one run.
 
     ``num_matvecs`` of each of the three counts all products of this run.
@@ -37,6 +39,13 @@ class Extremes:
     magnitude: EigenPairs
     largest: EigenPairs
     smallest: EigenPairs
+
+    def _repr_html_(self) -> str:
+        parts = {"largest magnitude": self.magnitude, "largest": self.largest, "smallest": self.smallest}
+        return "".join(
+            eigenvalues_html(pairs.values, pairs.residuals, pairs.converged, f"Extremes, {name} (± residual)")
+            for name, pairs in parts.items()
+        )
 
 
 @full_precision

@@ -13,10 +13,11 @@ from hessian_tools.curvature.html import eigenvalues_html
 from hessian_tools.curvature.operators.lengths import lengths
 from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.curvature.operators.parts import row_products
+from hessian_tools.result import Result
 
 
-@dataclass(frozen=True)
-class EigenPairs:
+@dataclass(frozen=True, repr=False)
+class EigenPairs(Result):
     """Some eigenvalues at each point, in the order of ``which``, with their quality.
 
     values: Rayleigh quotients v'Hv of the unit vectors v (loss / parameter^2). vectors: the vectors v as columns, or

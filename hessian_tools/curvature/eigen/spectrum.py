@@ -13,6 +13,7 @@ from hessian_tools.curvature.eigen.gram import NotConvexError, gram_points, has_
 from hessian_tools.curvature.eigen.selection import rounding
 from hessian_tools.curvature.engines.evaluate import Batching
 from hessian_tools.curvature.engines.torch_errors import NoForwardDerivative
+from hessian_tools.curvature.html import eigenvalues_html
 from hessian_tools.curvature.objective.objective import Weights
 from hessian_tools.curvature.operators.gauss_newton import gauss_newton
 from hessian_tools.curvature.operators.lengths import lengths
@@ -20,6 +21,7 @@ from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.curvature.operators.terms import magnitude, terms
 from hessian_tools.loss import Batch, Loss
 from hessian_tools.progress import Progress, ProgressCounter
+from hessian_tools.result import Result
 from hessian_tools.rng import stream
 from hessian_tools.torch_fixes.precision import full_precision
 from hessian_tools.validation import check_whole
@@ -30,8 +32,8 @@ Method = Literal["auto", "dense", "range finder"]
 TERM_PROBES = 4
 
 
-@dataclass(frozen=True)
-class Spectrum:
+@dataclass(frozen=True, repr=False)
+class Spectrum(Result):
     """All eigenvalues at each point that can differ from zero, by falling magnitude, with a bound on their error.
 
     values: in the units of the matrix (loss / parameter^2). Eigenvalues that are not listed are zero.
@@ -48,6 +50,10 @@ class Spectrum:
     vectors: Float[Tensor, "*point param k"] | None = None
     dense: Bool[Tensor, "*point"] | None = None
     num_matvecs: Int[Tensor, "*point"] | None = None
+
+    def _repr_html_(self) -> str:
+        error = self.error[..., None].expand(self.values.shape)
+        return eigenvalues_html(self.values, error, self.values.abs() > error, "Spectrum (± error)")
 
     @property
     def rank(self) -> Int[Tensor, "*point"]:

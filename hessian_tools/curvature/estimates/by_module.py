@@ -12,6 +12,7 @@ from hessian_tools.curvature.html import modules_html
 from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.curvature.operators.parts import part_by_part
 from hessian_tools.progress import Progress, ProgressCounter
+from hessian_tools.result import Result
 from hessian_tools.rng import PathPart
 from hessian_tools.torch_fixes.precision import full_precision
 from hessian_tools.validation import check_whole
@@ -20,8 +21,8 @@ from hessian_tools.validation import check_whole
 AT_ONCE = 4
 
 
-@dataclass(frozen=True)
-class ByModule:
+@dataclass(frozen=True, repr=False)
+class ByModule(Result):
     """Estimates for the diagonal block of each module, with standard errors; ``str`` makes a table of them.
 
     modules: the names of the modules that hold parameters themselves; "" is the network. sizes: how many parameters

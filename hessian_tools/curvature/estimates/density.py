@@ -21,6 +21,7 @@ from hessian_tools.curvature.html import density_html
 from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.intervals import check_confidence, student_t
 from hessian_tools.progress import Progress, ProgressCounter
+from hessian_tools.result import Result
 from hessian_tools.rng import PathPart
 from hessian_tools.torch_fixes.precision import full_precision
 from hessian_tools.validation import check_whole
@@ -41,8 +42,8 @@ MAX_WIDTHS = 1000
 ISOLATION, SAME_PLACE = 2.0, 0.1
 
 
-@dataclass(frozen=True)
-class Density:
+@dataclass(frozen=True, repr=False)
+class Density(Result):
     """The share of eigenvalues per unit of curvature on a grid at each point; its integral is 1.
 
     nodes, weights: the Gauss rule of each probe, whose weights sum to 1. If the eigenvalues themselves were computed,

@@ -18,13 +18,14 @@ from hessian_tools.curvature.estimates.trace import (
 from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.curvature.operators.parts import part_by_part
 from hessian_tools.progress import Progress, ProgressCounter
+from hessian_tools.result import Result
 from hessian_tools.rng import PathPart
 from hessian_tools.torch_fixes.precision import full_precision
 from hessian_tools.validation import check_whole
 
 
-@dataclass(frozen=True)
-class Diagonal:
+@dataclass(frozen=True, repr=False)
+class Diagonal(Result):
     """An estimate of every diagonal entry with its standard error; ``converged`` is True where both are finite.
 
     Entries estimated from the same probes have correlated errors, so the error of a sum of entries does not follow
@@ -37,8 +38,8 @@ class Diagonal:
     num_matvecs: Int[Tensor, "*point"]
 
 
-@dataclass(frozen=True)
-class Moments:
+@dataclass(frozen=True, repr=False)
+class Moments(Result):
     """tr H, |H|_F^2 = tr H^2 and diag H at every point from the same products; ``num_matvecs`` of each counts them all.
 
     frobenius_squared is not ``converged`` where squares underflow or overflow. In float32 this happens where entries of
@@ -48,6 +49,10 @@ class Moments:
     trace: Estimate
     frobenius_squared: Estimate
     diagonal: Diagonal
+
+    def _repr_html_(self) -> str:
+        parts = {"trace": self.trace, "squared Frobenius norm": self.frobenius_squared}
+        return "".join(f"<div>Moments, {name}</div>{part._repr_html_()}" for name, part in parts.items())
 
 
 @full_precision

@@ -15,6 +15,7 @@ from hessian_tools.curvature.operators.parts import part_by_part
 from hessian_tools.deprecation import warn_deprecated
 from hessian_tools.intervals import student_t
 from hessian_tools.progress import Progress, ProgressCounter
+from hessian_tools.result import Result
 from hessian_tools.rng import PathPart, stream
 from hessian_tools.torch_fixes.precision import full_precision
 from hessian_tools.validation import check_whole
@@ -25,8 +26,8 @@ Method = Literal["auto", "probes", "exact"]
 BLOCK = 16
 
 
-@dataclass(frozen=True)
-class Estimate:
+@dataclass(frozen=True, repr=False)
+class Estimate(Result):
     """A mean over random probes with its standard error, or an exact number, whose standard error is 0.
 
     samples: one number for each probe, of which value is the mean. Points that share probes have correlated errors,

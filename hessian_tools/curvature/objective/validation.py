@@ -18,11 +18,14 @@ from hessian_tools.loss import Batch, Loss, LossFunction
 from hessian_tools.torch_fixes.function_modes import TwiceDifferentiable
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Ragged:
     """One batch for each point, where the batches may differ in size; made by :func:`ragged`."""
 
     batches: tuple[Batch, ...]
+
+    def __repr__(self) -> str:
+        return f"Ragged({len(self.batches)} batches)"
 
 
 def ragged(batches: Sequence[Batch]) -> Ragged:

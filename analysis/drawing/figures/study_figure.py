@@ -1,0 +1,184 @@
+"""A figure of a study as a function of the study's Dataset, with learners, steps and a width that the user chooses."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import pandas as pd
+import xarray as xr
+from matplotlib.figure import Figure
+
+from analysis.drawing.style import Width, inches_of
+from analysis.drawing.summary import Summary
+from analysis.schema import learner_names
+from hessian_tools.entries import checked
+from hessian_tools.runs.files import write_text
+from hessian_tools.validation import check_choice
+
+Numbers = Mapping[str, Summary | xr.DataArray]
+"""What a figure draws, by names in plain words: means over seeds with their bands, or numbers as they are."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a figure shows of a study.
+
+    learners: in the order of the study. steps: points of the inner loop; None for all of them.
+    width: the width in print; None leaves it to the figure.
+    """
+
+    learners: list[str]
+    steps: list[int] | None = None
+    width: Width | None = None
+
+    def part(self, ds: xr.Dataset) -> xr.Dataset:
+        """The chosen part of a study."""
+        ds = ds.sel(learner=self.learners)
+        return ds if self.steps is None else ds.sel(inner_step=self.steps)
+
+
+@dataclass(frozen=True, repr=False)
+class StudyFigure:
+    """A figure of a study; calling it with the Dataset of ``analysis.open_study`` draws it.
+
+    The arguments of all methods:
+    ds: the study's Dataset.
+    learners: the names of the learners that are shown. None takes the figure's own selection, which leaves learners out
+        of a large study; the caption then says which are shown.
+    steps: the points of the inner loop that are shown, counted from 0; None for all. Only some figures have steps.
+    width: the width in print: a number of inches, or a name such as "single" (a column), "double" (the full text),
+        "icml", "icml-full", "neurips", "iclr" or "jmlr". None leaves it to the number of panels.
+
+    Raises ValueError for a figure that the study has no data for, for a learner, a step or a width that there is not,
+    and for a learner of which the figure shows nothing.
+    """
+
+    name: str
+    module: ModuleType
+
+    def __repr__(self) -> str:
+        return f"<figure {self.name}: {str(self.module.__doc__).splitlines()[0]}>"
+
+    def __call__(
+        self,
+        ds: xr.Dataset,
+        *,
+        learners: Sequence[str] | None = None,
+        steps: Sequence[int] | None = None,
+        width: Width | None = None,
+    ) -> Figure:
+        """Draw the figure; it is not registered with pyplot, so it needs not be closed."""
+        figure: Figure = self.module.draw(ds, self._choice(ds, learners, steps, width))
+        return figure
+
+    def data(
+        self, ds: xr.Dataset, *, learners: Sequence[str] | None = None, steps: Sequence[int] | None = None
+    ) -> pd.DataFrame:
+        """The numbers behind the figure, one in a row.
+
+        The column ``quantity`` says what the number is, and columns such as ``learner``, ``checkpoint`` and
+        ``inner_step`` where it was measured. ``value`` is the number, for most quantities a mean over tasks and then
+        over seeds; ``low`` and ``high`` are the ends of its band over the seeds, and ``seed 0``, ``seed 1``, ... the
+        means of single seeds. Numbers that were not measured have no row.
+        """
+        return tabulated(self.module.numbers(ds, self._choice(ds, learners, steps)))
+
+    def save_data(
+        self,
+        ds: xr.Dataset,
+        path_stem: Path | str,
+        *,
+        learners: Sequence[str] | None = None,
+        steps: Sequence[int] | None = None,
+    ) -> Path:
+        """Write the numbers of ``data`` as CSV, to six digits; ``path_stem`` is the path without ".csv"."""
+        path = Path(path_stem).with_name(Path(path_stem).name + ".csv")
+        table = self.data(ds, learners=learners, steps=steps)
+        write_text(path, table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+        return path
+
+    def caption(
+        self, ds: xr.Dataset, *, learners: Sequence[str] | None = None, steps: Sequence[int] | None = None
+    ) -> str:
+        """The caption, which says what is drawn, over what the means are, and what the bands and bars are."""
+        return str(self.module.caption(ds, self._choice(ds, learners, steps)))
+
+    def needs(self, ds: xr.Dataset) -> str | None:
+        """The reason why the figure cannot be drawn of a study; None if it can."""
+        reason: str | None = self.module.needs(ds)
+        return reason
+
+    def check(
+        self,
+        ds: xr.Dataset,
+        *,
+        learners: Sequence[str] | None = None,
+        steps: Sequence[int] | None = None,
+        width: Width | None = None,
+    ) -> None:
+        """Raise ValueError, as a call would, if the figure cannot be drawn with these arguments."""
+        self._choice(ds, learners, steps, width)
+
+    def _choice(
+        self,
+        ds: xr.Dataset,
+        learners: Sequence[str] | None,
+        steps: Sequence[int] | None,
+        width: Width | None = None,
+    ) -> Choice:
+        """The checked choice."""
+        if (reason := self.needs(ds)) is not None:
+            raise ValueError(f"the figure {self.name} cannot be drawn: {reason}")
+        if width is not None:
+            inches_of(width)
+        choice = Choice(self.module.learners(ds), _steps(ds, self, steps), width)
+        if learners is None:
+            return choice
+        if not learners:
+            raise ValueError("learners is empty; give one or more names, such as ['maml']")
+        known = learner_names(ds)
+        for name in learners:
+            check_choice("learner", name, known)
+        choice = Choice([name for name in known if name in learners], choice.steps, width)
+        has_data = set(tabulated(self.module.numbers(ds, choice)).get("learner", []))
+        for name in choice.learners:
+            if name not in has_data:
+                raise ValueError(f"the figure {self.name} shows nothing of the learner {name}; leave it out")
+        return choice
+
+
+# Calls by the user have their arguments checked, as those of the library's functions have.
+for _method in ("__call__", "check", "data", "save_data", "caption"):
+    setattr(StudyFigure, _method, checked(vars(StudyFigure)[_method], module=__name__))
+
+
+def _steps(ds: xr.Dataset, figure: StudyFigure, steps: Sequence[int] | None) -> list[int] | None:
+    """The checked steps, in rising order."""
+    if steps is None:
+        return None
+    if not figure.module.HAS_STEPS:
+        raise ValueError(f"steps={list(steps)}: the figure {figure.name} has no single steps; leave them out")
+    last = int(ds["inner_step"].max())
+    wrong = [step for step in steps if step not in range(last + 1)]
+    if wrong or not steps:
+        raise ValueError(f"steps={list(steps)}: give some of the points 0 to {last} of the study's inner loop")
+    return sorted({int(step) for step in steps})
+
+
+def tabulated(numbers: Numbers) -> pd.DataFrame:
+    """The table that ``StudyFigure.data`` describes."""
+    frames = []
+    for quantity, values in numbers.items():
+        columns = {"value": values}
+        if isinstance(values, Summary):
+            columns = {"value": values.mean, "low": values.low, "high": values.high}
+            for seed in values.per_seed["seed"].values:
+                columns[f"seed {seed}"] = values.per_seed.sel(seed=seed, drop=True)
+        # The coordinates that are dropped are the settings of the learners.
+        frame = xr.Dataset(columns).reset_coords(drop=True).to_dataframe().reset_index().dropna(subset=["value"])
+        frame.insert(0, "quantity", quantity)
+        frames.append(frame)
+    table = pd.concat(frames, ignore_index=True)
+    last = [name for name in table.columns if name in ("value", "low", "high") or name.startswith("seed ")]
+    return table[[name for name in table.columns if name not in last] + last]
