@@ -29,7 +29,13 @@ from hessian_tools.runs.files import read_json, write_json
 
 def replace_by(name: str) -> Callable[[Path], None]:
     """Return a function that overwrites a file with the file of the same name in the run ``name``."""
-    return lambda file: file.write_bytes((file.parents[2] / name / file.relative_to(file.parents[1])).read_bytes())
+
+    def replace(file: Path) -> None:
+        runs = next(folder for folder in file.parents if folder.name == "runs")
+        _, *places = file.relative_to(runs).parts
+        file.write_bytes(runs.joinpath(name, *places).read_bytes())
+
+    return replace
 
 
 def change_json(file: Path) -> None:
@@ -45,6 +51,12 @@ DAMAGES = {
     "metrics.jsonl": (flip_a_bit, "train"),
     "manifest.json": (change_json, "test"),
     "measurements.zarr/rho/c/1/0/0": (flip_a_bit, "test"),
+    "measurements.zarr/rho/c/2/0/0": (replace_by("maml-seed1"), "test"),
+    "measurements.zarr/evaluation_accuracy/c/2/0": (replace_by("maml-shot-seed0"), "figures"),
+    "measurements.units/2-0.json": (replace_by("maml-seed1"), "measure"),
+    "measurements.units/1-0.json": (Path.unlink, "report"),
+    "measurements.units/1-evaluation.json": (flip_a_bit, "test"),
+    "measurements.json": (flip_a_bit, "test"),
     "measurements.zarr/trace/c/2/0/0": (Path.unlink, "figures"),
     "measurements.zarr/evaluation_accuracy/c/1/0": (Path.unlink, "report"),
     "measurements.zarr/checkpoint/c/0": (Path.unlink, "measure"),
