@@ -12,7 +12,7 @@ from analysis import store
 from analysis.schema import Sizes, point_variable
 from hessian_tools.runs.files import read_json, write_json
 
-RHO = point_variable("rho", "curvature", "layer")
+RHO = point_variable("rho", "curvature")
 # The units of the one checkpoint, and the variable that each fills; a chunk holds one task.
 UNITS = [(slice(0, 2), "rho"), (slice(2, 3), "rho"), (None, "evaluation_loss")]
 
@@ -34,7 +34,7 @@ def measured(folder: Path, value: float) -> Path:
 
 @pytest.mark.parametrize(
     ("name", "unit"),
-    [("rho/c/0/1/0/0", (0, 1)), ("rho/c/0/2/0/0", (0, 2)), ("evaluation_loss/c/0/0", (0, None)), ("step_size/c", None)],
+    [("rho/c/0/1/0", (0, 1)), ("rho/c/0/2/0", (0, 2)), ("evaluation_loss/c/0/0", (0, None)), ("step_size/c", None)],
 )
 def test_a_chunk_of_another_run_is_noticed_and_measured_anew(tmp_path, name, unit):
     ours, other = measured(tmp_path / "ours", 1.0), measured(tmp_path / "other", 2.0)
@@ -82,5 +82,5 @@ def test_a_store_that_was_made_without_records_is_read_and_goes_on_with_them(tmp
     (path / "done" / "c" / "0" / "2").unlink()
     write_units(path, 3.0)
     assert not list(store.faults(path))
-    shutil.copy(path / "rho/c/0/1/0/0", path / "rho/c/0/2/0/0")
+    shutil.copy(path / "rho/c/0/1/0", path / "rho/c/0/2/0")
     assert [fault.unit for fault in store.faults(path)] == [(0, 2)]
