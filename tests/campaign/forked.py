@@ -10,14 +10,15 @@ import resource
 import shutil
 import signal
 import sys
-import tempfile
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory, TemporaryFile
 
 import pytest
 from small_study import SMALL_STUDY
@@ -78,7 +79,7 @@ def run(
 
     prepare: called in the child before the command. sent: the signal that it is sent ``after`` that many seconds.
     """
-    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+    with TemporaryFile() as output, TemporaryFile() as errors:
         begun = time.monotonic()
         child = os.fork()
         if child == 0:
@@ -112,9 +113,7 @@ def _in_child(arguments: Sequence[str], folder: Path, prepare: Callable[[], obje
         for each in (signal.SIGTERM, signal.SIGINT):
             signal.signal(each, signal.default_int_handler)
         os.chdir(folder)
-        pipeline.figures_of = lambda ds: {  # type: ignore[assignment]
-            name: figure for name, figure in figures_of(ds).items() if name in FIGURES
-        }
+        draw_few_figures()
         prepare()
         status = cli.run(list(arguments))
     except BaseException:
@@ -192,8 +191,28 @@ class Stages:
         return results(self.folders[names[names.index(command) + 1]] / "study")
 
 
+@cache
+def warm_up() -> None:
+    """Run a study in this process once, so that its children need not import what is imported late."""
+    with TemporaryDirectory() as base, pytest.MonkeyPatch.context() as monkeypatch, warnings.catch_warnings():
+        warnings.simplefilter("default")
+        monkeypatch.chdir(base)
+        Path("small.yaml").write_text(STUDY)
+        monkeypatch.setattr(pipeline, "figures_of", pipeline.figures_of)  # put back afterwards
+        draw_few_figures()
+        assert cli.run(ALL) == cli.run(["verify", "study"]) == 0
+
+
+def draw_few_figures() -> None:
+    """Let a study have two figures, each of which takes a second."""
+    pipeline.figures_of = lambda ds: {  # type: ignore[assignment]
+        name: figure for name, figure in figures_of(ds).items() if name in FIGURES
+    }
+
+
 def make_stages(base: Path, text: str = STUDY) -> Stages:
     """Run all commands of the small study, and keep a copy of the folder before each of them."""
+    warm_up()
     folders, seconds, work = {}, {}, base / "work"
     work.mkdir(parents=True)
     (work / "small.yaml").write_text(text)
