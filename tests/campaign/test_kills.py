@@ -3,19 +3,22 @@
 import errno
 import os
 import random
+import re
 import resource
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from forked import ALL, COMMANDS, Ended, Stages, at_write, num_writes, run, scratch
+from forked import ALL, COMMANDS, Ended, Stages, at_write, num_writes, results, run, scratch
 from outcomes import BAD, record
+from processes import PATIENCE, children, measuring_has_begun, start_study, stop_when, training_has_begun
 
 pytestmark = pytest.mark.campaign
 
 KILLS_AT_WRITES, KILLS_BY_TIME = 12, 8  # of each command
-STOPS = 14
+STOPS, KILLED_WORKERS = 14, 6
 FULL_DISKS = 4  # of each command and each kind
 
 
@@ -35,8 +38,6 @@ def goes_on(stages: Stages, command: str, folder: Path, arguments: list[str]) ->
 
 
 def _results(folder: Path) -> dict[str, str]:
-    from forked import results
-
     return results(folder / "study")
 
 
@@ -86,6 +87,39 @@ def test_a_stopped_study_says_so_and_goes_on(tmp_path: Path, stages: Stages) -> 
                     plain = ended.status == 1 and said
                     found = goes_on(stages, "report", folder, ALL) if plain else f"{_bad(ended)}: {ended}"
                     tell("SIGTERM and Ctrl-C", problems, f"{sent.name} {trial}", found or "right")
+    assert not problems, "\n\n".join(problems)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks processes up in /proc")
+def test_a_killed_worker_is_named_and_the_study_goes_on(tmp_path: Path, stages: Stages) -> None:
+    """On the real command, because the workers are started by an interpreter of their own."""
+    problems: list[str] = []
+    for trial, rng in trials("worker", KILLED_WORKERS):
+        with scratch(tmp_path / "trial") as folder:
+            stages.before("train", folder)
+            two_seeds = (folder / "small.yaml").read_text().replace("seeds: [0]", "seeds: [0, 1]")
+            (folder / "two.yaml").write_text(two_seeds)
+            process = start_study(folder / "study", workers=2, source=str(folder / "two.yaml"))
+            begun = training_has_begun if trial % 2 else measuring_has_begun
+            stop_when(process, lambda folder=folder, begun=begun: begun(folder / "study"), signal.SIGCONT)
+            time.sleep(rng.uniform(0, 0.3))
+            workers = children(process.pid)[1:]  # the first child tracks the resources of multiprocessing
+            for worker in workers[-1:]:
+                os.kill(worker, signal.SIGKILL)
+            _, errors = process.communicate(timeout=PATIENCE)
+            named = re.match(r"hessian-tools: worker process \d ended \(exit code -9\) while it was \w+", errors)
+            again = run([*ALL[:1], "two.yaml", *ALL[2:]], folder)
+            if process.returncode == 0 or (process.returncode == 1 and named):
+                outcome = "right" if again.status == 0 else f"{_bad(again)}: {again}"
+            else:
+                outcome = f"{'traceback' if 'Traceback' in errors else 'wrong'}: {process.returncode} {errors[-500:]}"
+            first_seed = _results(folder)
+            same = all(
+                first_seed[name] == digest
+                for name, digest in stages.after("report").items()
+                if name.startswith("runs/") and not name.endswith("manifest.json")
+            )
+            tell("killed worker", problems, f"worker {trial}", outcome if same else "wrong: other results")
     assert not problems, "\n\n".join(problems)
 
 
