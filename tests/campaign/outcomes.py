@@ -7,9 +7,13 @@ BAD = COLUMNS[2:]
 TABLE: dict[str, Counter[str]] = {}
 
 
-def record(part: str, outcome: str) -> None:
-    """Count one trial of a part."""
-    TABLE.setdefault(part, Counter())[outcome] += 1
+def record(part: str, outcome: str, trial: object = "") -> None:
+    """Count one trial of a part by the first word of its outcome; ``pytest -s`` shows each of them at once.
+
+    outcome: one of ``COLUMNS``, which may be followed by a colon and what happened.
+    """
+    TABLE.setdefault(part, Counter())[outcome.partition(":")[0]] += 1
+    print(f"{part} {trial} {outcome}", flush=True)
 
 
 def table_lines() -> list[str]:

@@ -78,7 +78,7 @@ def test_a_wrong_command_line_is_refused_in_plain_lines(tmp_path: Path, stages: 
             (folder / "file.txt").write_text("no study")
         ended = run(line, folder)
         outcome = ended.outcome
-        record("command line", outcome)
+        record("command line", outcome, (trial, line))
         if outcome in BAD:
             problems.append(f"{trial} {outcome} {[word[:40] for word in line]}: {ended}")
         if ended.status != 2:

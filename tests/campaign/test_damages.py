@@ -12,8 +12,8 @@ from outcomes import BAD, record
 
 pytestmark = pytest.mark.campaign
 
-TRIALS = 200
-MENDED = 4  # of so many trials one also runs the command ``study``, which takes longest
+TRIALS = 40  # of each damage
+MENDED = 5  # of so many trials one also runs the command ``study``, which takes longest
 RUN = "runs/maml-seed0"
 # Each kind of file, and the command that reads it. A star stands for any files.
 KINDS = {
@@ -41,14 +41,8 @@ KINDS = {
 WITHOUT_PROMISE = ("times.jsonl",)
 
 
-def replace_by(other: Path) -> Callable[[Path], None]:
-    """A function that puts the file of another study with the same name in the place of a file."""
-
-    def of_another_run(file: Path) -> None:
-        root = next(folder for folder in file.parents if folder.name == "study")
-        shutil.copyfile(other / file.relative_to(root), file)
-
-    return of_another_run
+def replace_by_another(file: Path) -> None:
+    """Put the file of another run in the place of a file; the test does it, which knows where the other run is."""
 
 
 @pytest.fixture(scope="module")
@@ -58,26 +52,28 @@ def another(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_stages(tmp_path_factory.mktemp("another"), text).folders["end"] / "study"
 
 
+@pytest.mark.parametrize("damage", [cut, flip_a_bit, empty, Path.unlink, replace_by_another], ids=lambda f: f.__name__)
 def test_a_damaged_file_is_named_or_made_again_and_never_read_as_other_numbers(
-    tmp_path: Path, stages: Stages, another: Path
+    tmp_path: Path, stages: Stages, another: Path, damage: Callable[..., object]
 ) -> None:
     problems, original = [], stages.folders["end"] / "study"
-    damages = (cut, flip_a_bit, empty, Path.unlink, replace_by(another))
     for trial in range(TRIALS):
-        rng = random.Random(f"damage {trial}")
-        kind, damage = list(KINDS)[trial % len(KINDS)], damages[trial // len(KINDS) % len(damages)]
+        kind = list(KINDS)[trial % len(KINDS)]
+        rng = random.Random(f"{damage.__name__} {trial}")
         with scratch(tmp_path / "trial") as folder:
             shutil.copytree(original.parent, folder)
             file = rng.choice(sorted(path for path in (folder / "study").glob(kind) if path.is_file()))
-            before = file.read_bytes()
-            damage(file)
-            while file.exists() and file.read_bytes() == before:  # that of the other run is equal, such as a flag
-                flip_a_bit(file)
+            before, name = file.read_bytes(), file.relative_to(folder / "study")
+            if damage is replace_by_another:
+                shutil.copyfile(another / name, file)
+            else:
+                damage(file)
+            if file.exists() and file.read_bytes() == before:
+                flip_a_bit(file)  # that of the other run is equal, such as a flag
             outcome = tried(folder, file, KINDS[kind], results(original), mend=trial % MENDED == 0)
-        name = file.relative_to(folder / "study")
-        record("damaged file", outcome.partition(":")[0])
+        record("damaged file", outcome, (damage.__name__, trial, name))
         if outcome.partition(":")[0] in BAD:
-            problems.append(f"{trial} {getattr(damage, '__name__', damage)} {name}: {outcome}")
+            problems.append(f"{trial} {name}: {outcome}")
     assert not problems, "\n\n".join(problems)
 
 

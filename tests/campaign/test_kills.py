@@ -42,7 +42,7 @@ def _results(folder: Path) -> dict[str, str]:
 
 
 def tell(part: str, problems: list[str], trial: str, outcome: str) -> None:
-    record(part, outcome.partition(":")[0])
+    record(part, outcome, trial)
     if outcome.partition(":")[0] in BAD:
         problems.append(f"{trial}: {outcome}")
 
