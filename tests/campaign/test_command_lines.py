@@ -59,7 +59,11 @@ def wrong_line(rng: random.Random, valid: list[str]) -> list[str]:
     if kind == 3:  # a folder or a file that is none
         return [command, rng.choice(TEXTS), *rest[1:]]
     if kind == 4:  # too many or too few words
-        return [command] if rng.random() < 0.3 else [command, *rest, rng.choice(TEXTS), rng.choice(TEXTS)]
+        return (
+            [command]
+            if rng.random() < 0.3 and command != "demo"
+            else [command, *rest, rng.choice(TEXTS), rng.choice(TEXTS)]
+        )
     if kind == 5:  # another command
         return [rng.choice([command.upper(), command + "x", "", "é", "-" + command, command[:-1]]), *rest]
     order = [command, *rest, "--seeds", "x"]
