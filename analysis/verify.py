@@ -53,6 +53,13 @@ def refuse_changed_plan(study: Study) -> None:
         )
 
 
+def refuse_changed_figures(study: Study) -> None:
+    """Raise DamagedFileError if the file of a figure is not the one that was drawn."""
+    drawn = study.figures / DRAWN
+    for name, digest in _drawn_files(drawn).items() if drawn.exists() else ():
+        _refuse_changed_figure(drawn.parent / name, digest)
+
+
 def mend(study: Study, reporter: Reporter) -> None:
     """Set aside what is damaged and can be made again by training and measuring, and say so."""
     for check in list(_training_checks(study)):

@@ -13,7 +13,7 @@ from pathlib import Path
 import layouts_on_disk as disk
 import pytest
 import xarray as xr
-from damages import flip_a_bit
+from damages import cut, flip_a_bit
 from refused_commands import refused
 
 from analysis.cli import run
@@ -99,6 +99,27 @@ def test_a_worker_refuses_data_other_than_those_of_its_run(working_folder, micro
         measure_unit(unit, lambda *_: None)
     with pytest.raises(UserError, match="have changed since"):
         train_unit(TrainUnit(study, "maml", unit.seed), lambda *_: None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "damage", "said"),
+    [
+        (
+            "figures/accuracy.png",
+            flip_a_bit,
+            "accuracy.png was changed after it was drawn; run 'hessian-tools figures ",
+        ),
+        ("figures/accuracy.pdf", Path.unlink, "accuracy.pdf is missing; run 'hessian-tools figures "),
+        ("claims.yaml", cut, "claims.yaml: "),
+    ],
+)
+def test_no_report_is_made_with_a_damaged_figure_or_plan(capsys, copied_study, name, damage, said):
+    file = copied_study / name
+    undamaged = file.read_bytes()
+    damage(file)
+    assert said in refused(capsys, ["report", str(copied_study)])
+    file.write_bytes(undamaged)
 
 
 def test_verify_finds_nothing_in_an_undamaged_study(capsys, copied_study):
