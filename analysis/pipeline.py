@@ -30,7 +30,7 @@ from analysis.setup_facts import command, facts, notes
 from analysis.study import Study, check
 from analysis.study_file import load_study, overridden, study_of, with_data, with_own_files
 from analysis.training import refuse_changed_data, step_size_table, train
-from analysis.verify import mend, refuse_changed_plan, refuse_damaged_training
+from analysis.verify import mend, refuse_changed_figures, refuse_changed_plan, refuse_damaged_training
 from hessian_tools.data import summary
 from hessian_tools.runs.files import file_digest, without_fsync, write_json, write_text
 from hessian_tools.runs.worker_pool import WorkerPool, available_cores
@@ -295,6 +295,7 @@ def report(study: Study, ds: xr.Dataset) -> Path:
             f"the {part} of {study.path} rest on other measurements than the present ones;"
             f" run 'hessian-tools {part.replace('verdicts', 'test')} {study.path}' first"
         )
+    refuse_changed_figures(study)
     plan, verdicts = plan_of(study), open_verdicts(study.path)
     page = render(
         ds=ds,

@@ -136,7 +136,8 @@ def blank_run(sizes: Sizes, variables: Sequence[Variable]) -> xr.Dataset:
     used = {dim for dims, _, _ in data.values() for dim in dims}
     ds = xr.Dataset(data, coords={name: values for name, values in coords.items() if name in used})
     ds.attrs["variables"] = list(data)  # their order, which zarr does not keep
-    ds["layer"].attrs.update(flag_values=list(range(len(sizes.layers))), flag_meanings=" ".join(sizes.layers))
+    if "layer" in ds:  # a study may measure nothing by layer
+        ds["layer"].attrs.update(flag_values=list(range(len(sizes.layers))), flag_meanings=" ".join(sizes.layers))
     return ds
 
 

@@ -6,8 +6,9 @@ chunks of every variable, so that no two units write to the same chunk. One proc
 flagged unit is complete.
 
 Every chunk ends with its checksum (CRC-32C), and a flagged unit has a file for every chunk of every variable, even
-where all values are NaN. The digests of the files that describe the arrays stand in a file beside the store. So
-``faults`` notices a file that was changed or removed, which would otherwise be read as wrong numbers or as NaN.
+where all values are NaN. The digests of the files with which the store was made stand in a file beside the store. For
+each unit a record beside the store names its run and holds the checksums of its chunks. So ``faults`` notices a file
+that was changed or removed, which would otherwise be read as wrong numbers or as NaN, and one of another run.
 """
 
 import asyncio
@@ -15,7 +16,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
@@ -31,27 +32,40 @@ from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore
 
 from analysis.schema import Sizes, Variable, blank_run
-from hessian_tools.runs.files import ASIDE, DamagedFileError, fsync, read_json, refuse_unreadable, set_aside, write_json
+from hessian_tools.runs.files import (
+    ASIDE,
+    DamagedFileError,
+    fsync,
+    read_json,
+    refuse_unreadable,
+    set_aside,
+    write_json,
+)
+from hessian_tools.runs.manifest import training_digest
 
 NAME = "measurements.zarr"
-DIGESTS = "measurements.json"  # beside the store: SHA-256 (hex) of each zarr.json in it
+# Beside the store: the SHA-256 (hex) of each file with which it was made, that is of each zarr.json and each chunk of a
+# coordinate or scalar. A version that kept no records of units has only the zarr.json in it.
+DIGESTS = "measurements.json"
+RECORDS = "measurements.units"  # beside the store: the folder of the records of units, see ``_write_record``
 # The last step of writing a chunk adds four bytes, its checksum.
 COMPRESSORS = (ZstdCodec(level=0), Crc32cCodec())
 FLAGS = ("done", "evaluation_done")
+CHANGED = "was changed after it was written"
+# The position of a unit's checkpoint and of its chunk of tasks, which is None for the unit that evaluates accuracy.
+_UnitIndex = tuple[int, int | None]
 
 
 @dataclass(frozen=True)
 class Fault:
     """A file of a store that is missing or was changed.
 
-    unit: the unit to which the file belongs, as (position of the checkpoint, position of the chunk of tasks). The
-        second position is None for the unit that evaluates accuracy at a checkpoint. ``unit`` itself is None for a file
-        that belongs to the whole store.
+    unit: the unit to which the file belongs; None for a file that belongs to the whole store.
     """
 
     file: Path
     problem: str
-    unit: tuple[int, int | None] | None
+    unit: _UnitIndex | None
 
 
 def create(
@@ -84,8 +98,10 @@ def create(
             encoding[variable]["chunks"] = tuple(chunk.get(str(dim), blank.sizes[dim]) for dim in values.dims)
     try:
         blank.to_zarr(_DurableStore(part), zarr_format=3, consolidated=False, encoding=encoding)
-        _write(part, {str(name): (..., blank[name].to_numpy()) for name in [*blank.coords, *scalars]})
-        write_json(folder / DIGESTS, _description_digests(part))
+        whole = [str(name) for name in [*blank.coords, *scalars]]
+        _write(part, {name: (..., blank[name].to_numpy()) for name in whole})
+        files = [file for name in whole for file in (part / name).rglob("*") if file.is_file()]
+        write_json(folder / DIGESTS, _file_digests(part, files))
         os.rename(part, path)  # a store under its final name is complete
         fsync(folder)
     finally:
@@ -130,7 +146,7 @@ def is_done(path: Path, checkpoint: int, block: slice | None) -> bool:
 
 
 def write_unit(path: Path, checkpoint: int, block: slice | None, values: Mapping[str, np.ndarray]) -> None:
-    """Write the values of one unit, and then its flag.
+    """Write the values of one unit, then its record, and then its flag.
 
     values: the values of each variable, [task, ...] for the tasks of the block, or [evaluation_task]. A variable that
         is absent is written as NaN or 0. The other arguments are those of :func:`is_done`.
@@ -142,40 +158,56 @@ def write_unit(path: Path, checkpoint: int, block: slice | None, values: Mapping
         if name not in FLAGS and _in_unit(tuple(description.get("dimension_names") or ()), evaluation=block is None):
             blank[name] = np.array(np.nan if description["data_type"].startswith("float") else 0)
     _write(path, {name: (place, value) for name, value in (blank | dict(values)).items()})
+    _write_record(path, checkpoint, block)
     _write(path, {flag: (place, np.array(1))})
 
 
 def faults(path: Path) -> Iterator[Fault]:
-    """Every file of a store that is missing or was changed after it was written.
+    """Every file of a store that is missing, was changed after it was written, or is that of another run.
 
-    Version 0.1 wrote no checksums, so a store of that version yields no fault, whatever has happened to it.
+    Version 0.1 wrote no checksums, so a store of that version yields no fault, whatever has happened to it. A store
+    that was made before units had records is checked without them.
     """
     digests = path.parent / DIGESTS
-    descriptions = _description_digests(path)
     if not digests.exists():
-        if any(b"crc32c" in _content(path / name) for name in descriptions):
+        if any(b"crc32c" in _content(file) for file in _descriptions(path)):
             yield Fault(digests, "is missing", None)
         return
-    recorded = read_json(digests)
-    changed = [name for name in sorted(recorded | descriptions) if recorded.get(name) != descriptions.get(name)]
+    recorded = _readable_json(digests)
+    if recorded is None:
+        yield Fault(digests, CHANGED, None)
+        return
+    present = _file_digests(path, [path / name for name in recorded])
+    changed = [name for name in sorted(recorded | present) if recorded.get(name) != present.get(name)]
     for name in changed:
-        yield Fault(path / name, "was changed after it was written" if name in descriptions else "is missing", None)
+        yield Fault(path / name, CHANGED if name in present else "is missing", None)
     if changed:
         return
+    has_records = any(not name.endswith("zarr.json") for name in recorded)
     arrays = {name: json.loads((path / name / "zarr.json").read_bytes()) for name in _array_names(path)}
-    flagged: set[tuple[int, int | None]] = set()
+    measured: dict[
+        _UnitIndex | None, dict[str, str]
+    ] = {}  # the checksums of the chunks of each flagged unit, as its record has them
     for name in sorted(arrays, key=lambda name: name not in FLAGS):  # the flags say which chunks of others must exist
         dims = tuple(arrays[name].get("dimension_names") or ())
         for index, file in _chunk_files(path / name, arrays[name]):
             unit = (index[0], index[1] if "task" in dims else None) if dims[:1] == ("checkpoint",) else None
             unit = None if dims == (name,) else unit  # a coordinate belongs to the whole store
-            if file.exists():
-                if not _undamaged(_content(file)):
-                    yield Fault(file, "was changed after it was written", unit)
-                elif name in FLAGS and unit is not None:
-                    flagged.add(unit)
-            elif name not in FLAGS and (unit is None or unit in flagged):
-                yield Fault(file, "is missing", unit)
+            if not file.exists():
+                if name not in FLAGS and (unit is None or unit in measured):
+                    yield Fault(file, "is missing", unit)
+                continue
+            chunk = _content(file)
+            if not _undamaged(chunk):
+                yield Fault(file, CHANGED, unit)
+            elif name in FLAGS and unit is not None:
+                record, measured[unit] = _record_file(path, unit), {}
+                if record.exists() or has_records:
+                    problem, measured[unit] = _read_record(path, record)
+                    if problem:
+                        yield Fault(record, problem, unit)
+            elif _checksum(chunk) != measured.get(unit, {}).get(name, _checksum(chunk)):
+                yield Fault(file, "is not the one that was measured, but perhaps that of another run", unit)
 
 
 def discard(path: Path, fault: Fault) -> None:
@@ -184,7 +216,7 @@ def discard(path: Path, fault: Fault) -> None:
     A unit is measured anew in place; a store that is spoilt as a whole is renamed, so that nothing in it is lost.
     """
     if fault.unit is None:
-        for spoilt in (path, path.parent / DIGESTS):
+        for spoilt in (path, path.parent / DIGESTS, path.parent / RECORDS):
             if spoilt.exists():
                 set_aside(spoilt)
         return
@@ -243,12 +275,74 @@ def _array_names(path: Path) -> list[str]:
     return sorted(file.parent.name for file in path.glob("*/zarr.json"))
 
 
-def _description_digests(path: Path) -> dict[str, str]:
-    """The SHA-256 (hex) of the files that describe a store and its arrays, by their paths in the store."""
+def _descriptions(path: Path) -> list[Path]:
+    """The files that describe a store and its arrays."""
     files = [path / "zarr.json", *(path / name / "zarr.json" for name in _array_names(path))]
-    return {
-        file.relative_to(path).as_posix(): hashlib.sha256(_content(file)).hexdigest() for file in files if file.exists()
+    return [file for file in files if file.exists()]
+
+
+def _file_digests(path: Path, files: Iterable[Path]) -> dict[str, str]:
+    """The SHA-256 (hex) of the files that describe a store, and of those of ``files`` that exist, by their paths."""
+    all_files = {*_descriptions(path), *(file for file in files if file.exists())}
+    return {file.relative_to(path).as_posix(): hashlib.sha256(_content(file)).hexdigest() for file in sorted(all_files)}
+
+
+def _write_record(path: Path, checkpoint: int, block: slice | None) -> None:
+    """Write the run of a unit and the checksums of its chunks into a file beside the store.
+
+    A block of tasks that takes several chunks gets a record for each of them, as its flag has a chunk for each.
+    """
+    arrays = {name: json.loads((path / name / "zarr.json").read_bytes()) for name in _array_names(path)}
+    tasks: Iterable[int | None] = [None]
+    if block is not None:
+        length = arrays["done"]["chunk_grid"]["configuration"]["chunk_shape"][1]
+        tasks = range(block.start // length, -(-block.stop // length))
+    for task in tasks:
+        place = [str(position) for position in (checkpoint, task) if position is not None]
+        chunks = {}
+        for name, description in arrays.items():
+            dims = tuple(description.get("dimension_names") or ())
+            if name not in FLAGS and _in_unit(dims, evaluation=task is None):
+                rest = ["0"] * (len(dims) - len(place))  # along the other dimensions there is one chunk
+                chunks[name] = _checksum(_content(path.joinpath(name, "c", *place, *rest)))
+        write_json(_record_file(path, (checkpoint, task)), {**_run_digests(path), "chunks": chunks})
+
+
+def _read_record(path: Path, record: Path) -> tuple[str, dict[str, str]]:
+    """What is wrong with the record of a unit ("" if nothing is), and the checksums of its chunks by variable."""
+    if not record.exists():
+        return "is missing", {}
+    content = _readable_json(record, "chunks")
+    if content is None:
+        return CHANGED, {}
+    if any(content.get(name) != digest for name, digest in _run_digests(path).items()):
+        return "is that of another run", {}
+    return "", content["chunks"]
+
+
+def _record_file(path: Path, unit: _UnitIndex) -> Path:
+    checkpoint, tasks = unit
+    return path.parent / RECORDS / f"{checkpoint}-{'evaluation' if tasks is None else tasks}.json"
+
+
+def _run_digests(path: Path) -> dict[str, str]:
+    """The digests of what tells the run of a store from any other: the attributes of its store, and its training.
+
+    Where the manifest is lost or has no training, which is a fault of its own, that of the training is left out.
+    """
+    digests = {
+        "store": hashlib.sha256(_content(path / "zarr.json")).hexdigest(),
+        "training": training_digest(path.parent),
     }
+    return {name: digest for name, digest in digests.items() if digest}
+
+
+def _readable_json(file: Path, *needed: str) -> dict[str, Any] | None:
+    """The content of a JSON file; None where it is damaged."""
+    try:
+        return read_json(file, *needed)
+    except DamagedFileError:
+        return None
 
 
 def _chunk_files(folder: Path, description: Mapping[str, Any]) -> Iterator[tuple[tuple[int, ...], Path]]:
@@ -266,6 +360,11 @@ def _content(file: Path) -> bytes:
     except DamagedFileError:
         return b""
     return file.read_bytes()
+
+
+def _checksum(chunk: bytes) -> str:
+    """The checksum with which a chunk ends."""
+    return chunk[-4:].hex()
 
 
 def _undamaged(chunk: bytes) -> bool:

@@ -53,6 +53,13 @@ def refuse_changed_plan(study: Study) -> None:
         )
 
 
+def refuse_changed_figures(study: Study) -> None:
+    """Raise DamagedFileError if the file of a figure is not the one that was drawn."""
+    drawn = study.figures / DRAWN
+    for name, digest in _drawn_files(drawn).items() if drawn.exists() else ():
+        _refuse_changed_figure(drawn.parent / name, digest)
+
+
 def mend(study: Study, reporter: Reporter) -> None:
     """Set aside what is damaged and can be made again by training and measuring, and say so."""
     for check in list(_training_checks(study)):
@@ -156,19 +163,23 @@ def _refuse_other_settings(study: Study, learner: str, seed: int) -> None:
 
 
 def _lost_checkpoints(study: Study) -> Iterator[str]:
-    """A line for each checkpoint that training has passed and that is not there."""
+    """A line for each checkpoint that training has reached and that is not there."""
     for learner, seed in study.runs_to_train:
         folder = study.run(learner, seed)
         reached = _trained_to(folder)
+        with suppress(DamagedFileError):  # damaged metrics are a fault of their own
+            # A meta-iteration gets its line before its checkpoint, so the last line says nothing of that checkpoint.
+            reached = max(reached, len(metrics.read(folder / metrics.NAME)) - 1)
         for step in study.learners[learner].checkpoints:
             file = checkpoints.checkpoint_path(folder, step)
-            if step < reached and not file.exists():
+            # A process that was killed between a state and its checkpoint leaves the same behind, with the same remedy.
+            if step <= reached and not file.exists():
                 yield f"{file} is missing; run 'hessian-tools study {study.path}', which makes it again"
 
 
 def _trained_to(folder: Path) -> int:
-    """The meta-iteration up to which a run was trained, as its checkpoints and its state say."""
-    reached = max((int(file.stem) for file in (folder / checkpoints.FOLDER).glob("[0-9]*.safetensors")), default=0)
+    """The meta-iteration up to which a run was trained, as its checkpoints and its state say; -1 if there are none."""
+    reached = max((int(file.stem) for file in (folder / checkpoints.FOLDER).glob("[0-9]*.safetensors")), default=-1)
     with suppress(DamagedFileError):  # a damaged state is a fault of its own
         reached = max(reached, int(checkpoints.load(checkpoints.state_path(folder))["meta_step"]))
     return reached
@@ -176,7 +187,7 @@ def _trained_to(folder: Path) -> int:
 
 def _check_metrics(study: Study, learner: str, folder: Path) -> None:
     """Raise DamagedFileError if a line of a run's metrics was changed or lost."""
-    file, reached = folder / metrics.NAME, _trained_to(folder)
+    file, reached = folder / metrics.NAME, max(_trained_to(folder), 0)
     rows = metrics.read(file)
     if study.learners[learner].settings.trained and [row["meta_step"] for row in rows[:reached]] != [
         *range(1, reached + 1)

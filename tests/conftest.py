@@ -38,6 +38,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=left_out)
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the table of the campaign, if a part of it has run in this process."""
+    from outcomes import TABLE, table_lines
+
+    if TABLE:
+        terminalreporter.write_line("\n" + "\n".join(table_lines()))
+
+
 def _is_example_of_an_entry(item: pytest.Item) -> bool:
     example = getattr(item, "dtest", None)
     return example is not None and item.path.name == "__init__.py" and example.name not in sys.modules

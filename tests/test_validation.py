@@ -12,8 +12,10 @@ import torch
 from cases import without_type_checks
 
 import hessian_tools as ht
+from hessian_tools.failures import says_enough
+from hessian_tools.inner.shot import squared_error
 from hessian_tools.inner.steps import Plain
-from hessian_tools.validation import check_whole
+from hessian_tools.validation import check_choice, check_whole
 
 # A script of a user. It prints a line for each call, and each call but the last has a wrong argument.
 SCRIPT = """
@@ -194,3 +196,18 @@ def test_a_refusal_of_the_library_itself_stays_as_it_is_where_the_loss_fails_as_
     with without_type_checks(), pytest.raises(ValueError, match="route") as refusal:
         ht.hessian(LOSS, THETA, (X, Y + 5), route="nonsense")
     assert "the loss fails" not in str(refusal.value)
+
+
+def test_only_an_error_that_the_library_raises_itself_says_enough():
+    """Both errors come from a frame of the library; in one of them a call of torch has failed there."""
+
+    def error_of(call):
+        with pytest.raises((ValueError, RuntimeError)) as raised:
+            call()
+        return raised.value
+
+    assert says_enough(error_of(lambda: check_choice("route", "nonsense", ("auto",))))
+    assert not says_enough(error_of(lambda: squared_error(torch.ones(3), torch.ones(4))))
+    batch = (torch.ones(4, 2), torch.ones(4, 7))
+    with without_type_checks(), pytest.raises(ValueError, match="the loss fails on batch, which holds a tensor"):
+        ht.gradient(ht.make_loss(torch.nn.Linear(2, 3), squared_error), torch.zeros(9), batch)

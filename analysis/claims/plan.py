@@ -187,7 +187,10 @@ def load_plan(path: Path | str | None = None) -> Plan:
         data = parse_yaml(read_settings(source))
     except ValueError as error:
         raise PlanError(f"{source.name} {error}") from error
-    return plan_from_mapping(data)
+    try:
+        return plan_from_mapping(data)
+    except PlanError as error:
+        raise PlanError(f"{source.name}: {error}") from None
 
 
 def plan_from_mapping(data: Any) -> Plan:

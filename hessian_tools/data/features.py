@@ -141,6 +141,9 @@ def _arrays(tree: Tree, name: str, part: str) -> tuple[Float[np.ndarray, "exampl
     if not np.isfinite(vectors).all():
         raise ValueError(f"{name}: some features are not finite, or too large for float32; compute them again")
     check_same_length(name, len(features), len(labels))
+    is_whole = np.isfinite(labels) & (labels >= 0) & (labels % 1 == 0) if labels.dtype.kind in "iuf" else np.ones(1)
+    if not is_whole.all():
+        raise ValueError(f"{name}: some labels are no whole numbers from 0; give those, or the names of the classes")
     parts = [part] * len(features) if part else [str(value) for value in arrays.get("parts", ())]
     if parts:
         check_same_length(f"{name} (parts)", len(features), len(parts))

@@ -13,7 +13,7 @@ from pathlib import Path
 import layouts_on_disk as disk
 import pytest
 import xarray as xr
-from damages import flip_a_bit
+from damages import cut, flip_a_bit
 from refused_commands import refused
 
 from analysis.cli import run
@@ -29,7 +29,13 @@ from hessian_tools.runs.files import read_json, write_json
 
 def replace_by(name: str) -> Callable[[Path], None]:
     """Return a function that overwrites a file with the file of the same name in the run ``name``."""
-    return lambda file: file.write_bytes((file.parents[2] / name / file.relative_to(file.parents[1])).read_bytes())
+
+    def replace(file: Path) -> None:
+        runs = next(folder for folder in file.parents if folder.name == "runs")
+        _, *places = file.relative_to(runs).parts
+        file.write_bytes(runs.joinpath(name, *places).read_bytes())
+
+    return replace
 
 
 def change_json(file: Path) -> None:
@@ -45,6 +51,12 @@ DAMAGES = {
     "metrics.jsonl": (flip_a_bit, "train"),
     "manifest.json": (change_json, "test"),
     "measurements.zarr/rho/c/1/0/0": (flip_a_bit, "test"),
+    "measurements.zarr/rho/c/2/0/0": (replace_by("maml-seed1"), "test"),
+    "measurements.zarr/evaluation_accuracy/c/2/0": (replace_by("maml-shot-seed0"), "figures"),
+    "measurements.units/2-0.json": (replace_by("maml-seed1"), "measure"),
+    "measurements.units/1-0.json": (Path.unlink, "report"),
+    "measurements.units/1-evaluation.json": (flip_a_bit, "test"),
+    "measurements.json": (flip_a_bit, "test"),
     "measurements.zarr/trace/c/2/0/0": (Path.unlink, "figures"),
     "measurements.zarr/evaluation_accuracy/c/1/0": (Path.unlink, "report"),
     "measurements.zarr/checkpoint/c/0": (Path.unlink, "measure"),
@@ -87,6 +99,27 @@ def test_a_worker_refuses_data_other_than_those_of_its_run(working_folder, micro
         measure_unit(unit, lambda *_: None)
     with pytest.raises(UserError, match="have changed since"):
         train_unit(TrainUnit(study, "maml", unit.seed), lambda *_: None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "damage", "said"),
+    [
+        (
+            "figures/accuracy.png",
+            flip_a_bit,
+            "accuracy.png was changed after it was drawn; run 'hessian-tools figures ",
+        ),
+        ("figures/accuracy.pdf", Path.unlink, "accuracy.pdf is missing; run 'hessian-tools figures "),
+        ("claims.yaml", cut, "claims.yaml: "),
+    ],
+)
+def test_no_report_is_made_with_a_damaged_figure_or_plan(capsys, copied_study, name, damage, said):
+    file = copied_study / name
+    undamaged = file.read_bytes()
+    damage(file)
+    assert said in refused(capsys, ["report", str(copied_study)])
+    file.write_bytes(undamaged)
 
 
 def test_verify_finds_nothing_in_an_undamaged_study(capsys, copied_study):

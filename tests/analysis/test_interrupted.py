@@ -4,14 +4,21 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import xarray as xr
+from processes import (
+    PATIENCE,
+    children,
+    is_running,
+    measuring_has_begun,
+    start_study,
+    stop_when,
+    training_has_begun,
+)
 
 from analysis.drawing.figures import figures_of
 from analysis.folder import open_folder, open_study
@@ -19,40 +26,9 @@ from hessian_tools.runs.checkpoints import checkpoint_path, state_path
 
 pytestmark = pytest.mark.heavy
 
-PATIENCE = 300.0  # seconds; the study takes about 15 on a quiet machine, and many times as long on a busy one
-
-
-def start_study(out: Path, *, workers: int) -> subprocess.Popen:
-    """Start the micro study in a process of its own."""
-    command = [sys.executable, "-m", "analysis.cli", "study", "micro", "--out", str(out), "--workers", str(workers)]
-    # If a script runs these tests in the background, they inherit that Ctrl-C is ignored, and the command would too.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def training_has_begun(out: Path) -> bool:
-    return any(path.read_text().count("\n") >= 2 for path in out.glob("runs/*/metrics.jsonl"))
-
-
-def measuring_has_begun(out: Path) -> bool:
-    return any(out.glob("runs/*/measurements.zarr/done/c/**/0"))
-
 
 def drawing_has_begun(out: Path) -> bool:
     return any(out.glob("figures/*.pdf"))
-
-
-def stop_when(process: subprocess.Popen, reached: Callable[[], bool], signal_sent: signal.Signals) -> None:
-    """Send a signal to the process as soon as ``reached()`` is True."""
-    limit = time.monotonic() + PATIENCE
-    while not reached():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < limit, "the study did not get that far"
-        time.sleep(0.002)
-    os.kill(process.pid, signal_sent)
 
 
 def assert_same_files_and_numbers(out: Path, expected: Path) -> None:
@@ -83,22 +59,6 @@ def test_a_killed_study_started_again_ends_like_an_undisturbed_one(
     _, errors = again.communicate(timeout=PATIENCE)
     assert (again.returncode, errors) == (0, "")
     assert_same_files_and_numbers(out, micro_study)
-
-
-def children(pid: int) -> list[int]:
-    """The process identifiers of the running children of a process; none where there is no /proc to look them up."""
-    if not Path("/proc/self/task").exists():
-        return []
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def is_running(pid: int) -> bool:
-    """Whether there is a process that has not ended; Z marks one that has, and whose parent has not asked for it."""
-    status = Path(f"/proc/{pid}/stat")
-    try:
-        return status.read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks processes up in /proc")

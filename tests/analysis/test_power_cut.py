@@ -8,28 +8,13 @@ from pathlib import Path
 
 import pytest
 import xarray as xr
+from outcomes import record
 from power_cut import RecordingDisk
+from small_study import SMALL_STUDY
 
 from analysis.cli import run
 from analysis.folder import open_study
 from hessian_tools.runs import files, metrics
-
-STUDY = """
-name: small
-data: {name: sine-line}
-network: {name: mlp, hidden: [3]}
-inner: {steps: 1, step_size: 0.1}
-learners: {maml: {algorithm: maml}}
-seeds: [0]
-train: {checkpoints: [0, 2], meta_batch: 1, validation_tasks: 1, save_every: 1}
-measure:
-  tasks: 2
-  full_tasks: 1
-  light: {eigenvalues: 1, tolerance: 0.5, probes: 2, max_matvecs: 6}
-  full: {eigenvalues: 1, tolerance: 0.5, probes: 2, max_matvecs: 6}
-  block: 1
-  evaluation_tasks: 1
-"""
 
 
 @dataclass(frozen=True)
@@ -47,7 +32,7 @@ def study(out: Path) -> int:
 
 def record_cuts(folder: Path, moments: int) -> Cuts:
     """Run the study three times: to count the changes of the disk, and to keep what is left at some of them."""
-    (folder / "small.yaml").write_text(STUDY)
+    (folder / "small.yaml").write_text(SMALL_STUDY)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     choices, left = random.Random(0), []
@@ -120,6 +105,7 @@ def test_after_a_power_cut_the_same_command_ends_with_equal_results(tmp_path: Pa
         assert study(out) == 0, out
         assert run(["verify", str(out)]) == 0, out
         assert_equal(out, cuts.undisturbed)
+        record("power cut", "right")
 
 
 def assert_equal(out: Path, expected: Path) -> None:

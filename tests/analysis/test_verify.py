@@ -17,6 +17,7 @@ from analysis.study_file import load_study
 from hessian_tools.runs.files import DamagedFileError, read_json, set_aside, write_json
 
 RUN = "runs/maml-seed0"
+STORE = ("measurements.zarr", "measurements.json", "measurements.units")  # of a run
 
 
 def change_learning_rate(file: Path) -> None:
@@ -45,6 +46,7 @@ FAULTS: list[tuple[str, Callable[[Path], object], str]] = [
     (f"{RUN}/manifest.json", Path.unlink, "is missing; put it back"),
     (f"{RUN}/metrics.jsonl", Path.unlink, "lacks lines of the 5 meta-iterations"),
     (f"{RUN}/checkpoints/0000002.safetensors", Path.unlink, "is missing; run 'hessian-tools study "),
+    (f"{RUN}/checkpoints/0000005.safetensors", Path.unlink, "is missing; run 'hessian-tools study "),
     (f"{RUN}/checkpoints/state.safetensors", empty, "cannot be read as safetensors"),
     (f"{RUN}/measurements.zarr/rho/c/1/0/0", empty, "was changed after it was written"),
     (f"{RUN}/measurements.zarr/rho/c/1/0/0", replace_by_a_folder, "was changed after it was written"),
@@ -95,12 +97,12 @@ def test_a_report_of_other_verdicts_and_a_store_of_another_run_are_named(capsys,
     )
     verdicts.write_bytes(before)
     ours, other = copied_study / RUN, copied_study / "runs" / "maml-seed1"
-    for name in ("measurements.zarr", "measurements.json"):
+    for name in STORE:
         (ours / name).rename(ours / f"{name}.before")
         (shutil.copytree if (other / name).is_dir() else shutil.copy)(other / name, ours / name)
     assert run(["verify", str(copied_study)]) == 1
-    assert "maml-seed0/measurements.zarr is that of maml seed 1" in capsys.readouterr().out
-    for name in ("measurements.zarr", "measurements.json"):
+    assert "maml-seed0/measurements.units/0-0.json is that of another run; 'hessian-tools" in capsys.readouterr().out
+    for name in STORE:
         set_aside(ours / name)
         (ours / f"{name}.before").rename(ours / name)
 

@@ -9,7 +9,6 @@ import os
 import random
 import resource
 import traceback
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
@@ -18,6 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
+from outcomes import record
 
 from analysis import pipeline
 from analysis.cli import run
@@ -121,28 +121,29 @@ def test_a_mutated_study_is_accepted_or_refused_in_plain_lines(tmp_path, monkeyp
     monkeypatch.setattr(pipeline, "session", stop)
     (tmp_path / "first.yaml").write_text(study_text("quickdraw"))
     assert outcome(tmp_path / "first.yaml") == "accepted"  # torch has then imported what it imports late
-    record = tmp_path / "outcomes.jsonl"
+    written = tmp_path / "outcomes.jsonl"
     outcomes: dict[int, str] = {}
     while len(outcomes) < NUM_MUTATIONS:  # a process that hangs or is killed is followed by another
         child = os.fork()
         if child == 0:
-            try_mutations(range(len(outcomes), NUM_MUTATIONS), record)
+            try_mutations(range(len(outcomes), NUM_MUTATIONS), written)
             os._exit(0)
         os.waitpid(child, 0)
-        outcomes |= dict(json.loads(line) for line in record.read_text().splitlines())
-    print(Counter(found.partition(":")[0] for found in outcomes.values()))
+        outcomes |= dict(json.loads(line) for line in written.read_text().splitlines())
+    for number, found in outcomes.items():
+        record("mutated study", found.replace("accepted", "right"), number)
     faults = [f"{number}: {found}" for number, found in outcomes.items() if found not in ("accepted", "refused")]
     assert not faults, "\n\n".join(faults)
 
 
-def try_mutations(numbers: range, record: Path) -> None:
+def try_mutations(numbers: range, written: Path) -> None:
     """Write the outcome of each mutation to a file, and first that it hangs, in case it does."""
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
-    with record.open("a") as lines, record.with_name("hangs.txt").open("a") as hangs:
+    with written.open("a") as lines, written.with_name("hangs.txt").open("a") as hangs:
         for number in numbers:
             rng = random.Random(number)
-            file = record.with_name(f"{number}.yaml")
+            file = written.with_name(f"{number}.yaml")
             file.write_text(mutated(study_text(rng.choice(BUNDLED)), rng))
             print(json.dumps([number, f"hang: {hangs.name} shows where"]), file=lines, flush=True)
             faulthandler.dump_traceback_later(SECONDS, exit=True, file=hangs)

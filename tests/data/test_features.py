@@ -86,6 +86,11 @@ ARRAYS = disk.feature_arrays()
         ({"features": np.zeros((20, 3, 1))}, "features are float64 of shape .*; use floats"),
         ({"features": np.full((20, 3), np.nan)}, "some features are not finite"),
         ({"labels": np.array(["a"])}, "all.npz has 20 images but 1 labels"),
+        (
+            {"labels": np.arange(20) % 5 - 1},
+            "all.npz: some labels are no whole numbers from 0; give those, or the names",
+        ),
+        ({"labels": np.arange(20) / 2}, "all.npz: some labels are no whole numbers from 0"),
         ({"parts": np.array(["train"])}, r"all.npz \(parts\) has 20 images but 1 labels"),
         ({"parts": np.array(["first"] * 20)}, "parts of all.npz holds 'first'; use train, val and test"),
         ({"parts": np.array(["train", "test"] * 10)}, "a class of features is in two splits"),

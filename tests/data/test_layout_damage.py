@@ -32,6 +32,16 @@ def fewer_labels_than_images(root: Path) -> None:
     disk.dump(root / "FC100_val.pickle", {"data": disk.stacked(["n01855672"], 32), "labels": [0, 0]})
 
 
+def negative_label(root: Path) -> None:
+    disk.fc100_pickles(root)
+    disk.dump(root / "FC100_val.pickle", {"data": disk.stacked(["n01855672"], 32), "labels": [0, 0, 0, -1]})
+
+
+def label_between_two(root: Path) -> None:
+    disk.fc100_pickles(root)
+    disk.dump(root / "FC100_val.pickle", {"data": disk.stacked(["n01855672"], 32), "labels": [0, 0, 0, 1.5]})
+
+
 def tiered_labels_too_few(root: Path) -> None:
     disk.tiered(root, packed="arrays")
     disk.dump(root / "val_labels.pkl", {"labels": [0, 0, 0]})
@@ -121,6 +131,8 @@ def class_in_two_places(root: Path) -> None:
         (mini_image_number_too_large, r"class n01855672 lists image 99, but there are 4; fetch"),
         (mini_image_in_no_class, r"image 3 is in no class"),
         (fewer_labels_than_images, r"FC100_val.pickle has 4 images but 2 labels"),
+        (negative_label, r"the part val has the label -1; labels are whole numbers from 0"),
+        (label_between_two, r"the part val has the label 1.5; labels are whole numbers from 0"),
         (tiered_labels_too_few, r"val_images_png.pkl has 4 images but 3 labels"),
         (tiered_labels_too_many, r"val_images.npz has 4 images but 7 labels"),
         (tiered_labels_missing, r"holds test_images_png.pkl, but not its labels, test_labels.pkl; fetch"),

@@ -117,10 +117,16 @@ def _tiered_labels_file(name: str) -> str:
 
 def _numbered(part: str, labels: Iterable[Any]) -> list[str]:
     """The class name of each image, made of its part and its label, such as "train-007"."""
-    try:
-        return [f"{part}-{int(label):03d}" for label in labels]
-    except ValueError as e:
-        raise ValueError(f"a label of the part {part} is no whole number ({e}); fetch the data again") from None
+    names = []
+    for label in labels:
+        try:
+            number = int(label)
+        except (TypeError, ValueError, OverflowError):
+            number = -1
+        if number < 0 or (isinstance(label, float | np.floating) and number != label):
+            raise ValueError(f"the part {part} has the label {str(label)[:40]}; labels are whole numbers from 0")
+        names.append(f"{part}-{number:03d}")
+    return names
 
 
 def _pickled_images(tree: Tree, name: str, key: str) -> Iterator[np.ndarray]:
