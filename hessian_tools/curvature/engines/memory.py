@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from hessian_tools.batches import cast_like
+from hessian_tools.curvature.objective.loader_batches import LoaderBatches
 from hessian_tools.curvature.objective.objective import Objective
 from hessian_tools.first_look import value_of
 from hessian_tools.loss import Batch, LossFunction
@@ -102,8 +104,13 @@ def checked_budget(max_memory: float | int | None) -> MemoryBudget:
 
 
 def largest_forward(objective: Objective) -> int:
-    """The bytes that a forward pass allocates on the first point's largest batch, measured by a pass on each batch."""
+    """The bytes that a forward pass allocates on the first point's largest batch, measured by a pass on each batch.
+
+    Of the batches of a loader that is read again at every pass, only the one with the most numbers is measured.
+    """
     theta = objective.thetas[0]
+    if isinstance(batches := objective.batches, LoaderBatches):
+        return forward_bytes(objective.loss, theta, cast_like(batches.largest, theta))
     return max(forward_bytes(objective.loss, theta, batch) for batch in objective.batches_at(0))
 
 
