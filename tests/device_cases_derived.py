@@ -152,12 +152,20 @@ def around_a_point(placed: PlacedCase) -> list[Tensor]:
 
 
 def of_modules_and_directions(placed: PlacedCase) -> list[Tensor]:
-    """The traces of the modules, the loss along two directions, and a product in another metric."""
+    """Traces of the modules and errors over batches, the loss along two directions, and a product in another metric."""
     H = placed.H
     along = ht.loss_along(H, placed.random(H.num_params, 2), steps=[-0.1, 0.1])
     metric = 1 + placed.random(H.num_params).abs()
     modules = ht.by_module(H, num_probes=4)
-    return [modules.trace, along.loss, along.quadratic, ht.preconditioned(H, metric) @ placed.random(H.num_params, 1)]
+    several = OPERATORS["several batches"](placed)
+    errors = [ht.jackknife(several, "trace").stderr, ht.jackknife(several, rtol=1e-9).samples]
+    return [
+        *errors,
+        modules.trace,
+        along.loss,
+        along.quadratic,
+        ht.preconditioned(H, metric) @ placed.random(H.num_params, 1),
+    ]
 
 
 def inner_loop_numbers(placed: PlacedCase) -> list[Tensor]:

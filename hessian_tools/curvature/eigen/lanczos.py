@@ -30,23 +30,24 @@ def lanczos(
     selections: tuple[Selection, ...],
     limits: Limits,
     *,
+    start: Float[Tensor, "point param"] | None = None,
     done: Callable[[int], None] = lambda count: None,
 ) -> RitzPairs:
     """The Ritz pairs that the selections want at every point, from one run at each point.
 
-    All points start from one vector, drawn from ``stream(seed, "lanczos", 0)``. A point finishes when the pairs of all
-    selections have converged, when a number is not finite, or after ``limits.max_steps`` products. When the basis has
-    ``limits.max_basis`` vectors, the run restarts from the best Ritz pairs. done: called, whenever points have
-    finished, with their number.
+    All points start from one vector, drawn from ``stream(seed, "lanczos", 0)``, unless start gives one for each. A
+    point finishes when the pairs of all selections have converged, when a number is not finite, or after
+    ``limits.max_steps`` products. When the basis has ``limits.max_basis`` vectors, the run restarts from the best Ritz
+    pairs. done: called, whenever points have finished, with their number.
 
     From one start vector, only one copy of a multiple eigenvalue can be found. When its Krylov space is exhausted, the
     run goes on from a new random vector, and so on, until the space of a vector has brought no better value for any
     selection.
     """
     num_points, num_params, seed = H.num_points or 1, H.num_params, limits.seed
-    first = random_vector(H, seed, 0)
+    first = random_vector(H, seed, 0)[None] if start is None else start
     basis = KrylovBasis(
-        (first / first.norm())[None],
+        first / first.norm(dim=-1, keepdim=True),
         torch.empty(num_points, 0, num_params, dtype=H.dtype, device=H.device),
         max_size=limits.max_basis,
         fresh=lambda step: random_vector(H, seed, step + 1),
