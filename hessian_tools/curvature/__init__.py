@@ -39,6 +39,7 @@ from hessian_tools.curvature.estimates.density import Density, spectral_density
 from hessian_tools.curvature.estimates.gauss_rules import quadrature
 from hessian_tools.curvature.estimates.jackknife import Jackknife, jackknife
 from hessian_tools.curvature.estimates.moments import Diagonal, Moments, diagonal, frobenius_squared, moments
+from hessian_tools.curvature.estimates.plan import MemoryPlan, plan
 from hessian_tools.curvature.estimates.trace import Estimate, estimate_of, rademacher, trace
 from hessian_tools.curvature.objective.validation import Ragged, ragged
 from hessian_tools.curvature.operators.gauss_newton import GaussNewton, gauss_newton
@@ -56,6 +57,7 @@ __all__ += ["EigenPairs", "Extremes", "Spectrum"]
 # Traces, norms, diagonals and densities, from random probes.
 __all__ += ["trace", "moments", "frobenius_squared", "diagonal", "spectral_density", "quadrature"]
 __all__ += ["by_module", "ByModule", "jackknife", "Jackknife"]
+__all__ += ["plan", "MemoryPlan"]
 __all__ += ["Estimate", "Moments", "Diagonal", "Density", "rademacher", "estimate_of"]
 # Quantities along the gradient.
 __all__ += ["loss_along", "LossAlong"]

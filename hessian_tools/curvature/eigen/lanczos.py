@@ -45,9 +45,8 @@ def lanczos(
     selection.
     """
     num_points, num_params, seed = H.num_points or 1, H.num_params, limits.seed
-    first = random_vector(H, seed, 0)[None] if start is None else start
     basis = KrylovBasis(
-        first / first.norm(dim=-1, keepdim=True),
+        _unit(random_vector(H, seed, 0)[None] if start is None else start),
         torch.empty(num_points, 0, num_params, dtype=H.dtype, device=H.device),
         max_size=limits.max_basis,
         fresh=lambda step: random_vector(H, seed, step + 1),
@@ -115,6 +114,10 @@ class _ConvergedPairs(StoppingRule):
         return state.had_breakdown
 
 
+def _unit(rows: Float[Tensor, "point param"]) -> Float[Tensor, "point param"]:
+    return rows / rows.norm(dim=-1, keepdim=True)
+
+
 def random_vector(H: Operator, seed: int, *path: PathPart) -> Float[Tensor, " param"]:
     """Standard normal numbers for a named use, drawn on the CPU in float64 so that they do not depend on the device."""
     drawn = torch.randn(H.num_params, generator=stream(seed, "lanczos", *path), dtype=torch.float64, device="cpu")
@@ -134,7 +137,7 @@ def gauss_quadrature(
     """
     num_steps = min(num_steps, H.num_params)
     basis = KrylovBasis(
-        starts / starts.norm(dim=-1, keepdim=True),
+        _unit(starts),
         starts.new_empty(len(starts), 0, H.num_params),
         max_size=num_steps,
         fresh=lambda step: random_vector(H, seed, step + 1),

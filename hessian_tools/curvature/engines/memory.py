@@ -27,6 +27,10 @@ MEMORY_BUDGET = {"cpu": 2**29, "cuda": 2**32}
 # On a card of 24 GB or more each budget is 4 GiB; on a smaller card each is this share of its memory.
 GPU_SHARE = 0.2
 
+# Vectors that are multiplied together, such as probes, may take this share of the budget of products: 32 MiB of the 512
+# MiB of a CPU. A vector above it is large, and memory then goes before speed: vectors are multiplied one by one.
+BLOCK_SHARE = 1 / 16
+
 # One direct product was measured to need 4 to 7 times the bytes of one forward pass (Conv4, width 16 and 64, 1 to 112
 # products at once, peak resident memory); 8 leaves room.
 FORWARDS_PER_PRODUCT = 8
@@ -92,6 +96,19 @@ def memory_budget(device: torch.device) -> int:
     if device.type != "cuda" or not torch.cuda.is_available():
         return budget
     return min(budget, int(GPU_SHARE * torch.cuda.get_device_properties(device).total_memory))
+
+
+def vectors_at_once(device: torch.device, vector_bytes: int, most: int) -> int:
+    """How many vectors are multiplied together: ``most``, or as many as BLOCK_SHARE of the budget allows, at least 1.
+
+    vector_bytes: the bytes of one vector at all points.
+    """
+    return max(1, min(most, int(BLOCK_SHARE * memory_budget(device)) // vector_bytes))
+
+
+def is_large(vector: Tensor) -> bool:
+    """True for a vector above BLOCK_SHARE of the budget of its device."""
+    return vector.numel() * vector.element_size() > BLOCK_SHARE * memory_budget(vector.device)
 
 
 def checked_budget(max_memory: float | int | None) -> MemoryBudget:
