@@ -4,7 +4,7 @@ The Hessian of a linear regression is X'X / n, whose population is the covarianc
 drawn for each line. Run as ``python -m benchmarks.coverage``; it takes five minutes and prints a table in Markdown.
 """
 
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 from torch import Tensor

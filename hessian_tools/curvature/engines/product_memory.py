@@ -60,7 +60,8 @@ class ProductBytes:
 
     engine: the one that would be chosen. kept: the bytes that are kept between products. working: the bytes that a
     product takes while it is computed, its result among them, and its vectors not. counted: True if both were counted;
-    False if the product cannot be computed without numbers, so that they were estimated from a forward pass.
+    False if the product cannot be computed without numbers, so that they were estimated from the product of one vector
+    or from a forward pass.
     """
 
     engine: EngineName
@@ -86,14 +87,16 @@ def product_bytes(prepared: PreparedProducts, *, num_products: int, columns: int
     # Batch by batch nothing is kept, and the largest batch takes the most.
     batchwise = fresh.is_batchwise
     part = _largest_batch(objective) if batchwise else objective
-    try:
-        kept, working = _counted(replace(fresh, objective=part), name, columns)
-    except Exception:  # whatever a loss may raise on tensors without numbers
-        forward, vector = fresh._forward(), objective.thetas.numel() * objective.thetas.element_size()
-        kept = (KEPT_FORWARDS * forward + 2 * vector) if name == "double_backward" else 0
-        working = FORWARDS_PER_PRODUCT * forward * (1 if name == "double_backward" else columns) + 2 * columns * vector
-        return _bytes(name, kept, working, batchwise, counted=False)
-    return _bytes(name, kept, working, batchwise, counted=True)
+    for together in dict.fromkeys((columns, 1)):  # fake tensors refuse some products of several vectors under vmap
+        try:
+            kept, working = _counted(replace(fresh, objective=part), name, together)
+        except Exception:  # whatever a loss may raise on tensors without numbers
+            continue
+        return _bytes(name, kept, working * (columns // together), batchwise, counted=together == columns)
+    forward, vector = fresh._forward(), objective.thetas.numel() * objective.thetas.element_size()
+    kept = (KEPT_FORWARDS * forward + 2 * vector) if name == "double_backward" else 0
+    working = FORWARDS_PER_PRODUCT * forward * (1 if name == "double_backward" else columns) + 2 * columns * vector
+    return _bytes(name, kept, working, batchwise, counted=False)
 
 
 def _bytes(name: EngineName, kept: int, working: int, batchwise: bool, *, counted: bool) -> ProductBytes:

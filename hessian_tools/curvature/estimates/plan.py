@@ -1,9 +1,8 @@
 """What a calculation will hold in memory, and where, before anything is computed."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
-import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -62,7 +61,7 @@ class MemoryPlan:
         return self.bytes_in_all / self.vector_bytes
 
     def __repr__(self) -> str:
-        how = "counted" if self.counted else "estimated from a forward pass"
+        how = "counted" if self.counted else "estimated"
         rows = [*((name, size, "held already") for name, size in self.held.items())]
         rows += [(name, size, "") for name, size in self.added.items()]
         rows += [("added at most", self.bytes_added, ""), ("in all", self.bytes_in_all, f"{self.vectors:.1f} vectors")]
@@ -89,7 +88,7 @@ def plan(
     :func:`top_eigenpairs`. num_probes: as for :func:`trace` with method="probes".
     The memory of a product is counted by computing it on tensors that have a shape and no numbers. Where the loss
     cannot be computed so, because it reads numbers, it is estimated from a forward pass, by which the engine is chosen
-    in any case. The plan does not know what is allocated outside of tensors, such as the buffers of a convolution.
+    in any case; for several vectors together sometimes from the product of one. The plan does not know what is allocated outside of tensors, such as the buffers of a convolution.
 
     Raises ValueError for an operator at several points, and for one that is not the matrix of a loss.
 
@@ -99,9 +98,6 @@ def plan(
     >>> found.held, found.vector_bytes
     ({'theta': 16384, 'batches': 16384}, 16384)
     """
-    if calculation not in get_args(Calculation):
-        names = ", ".join(get_args(Calculation))
-        raise ValueError(f"calculation={calculation!r} is not known; give one of {names}")
     check_whole(k=k, num_probes=num_probes)
     if not isinstance(H, LossOperator) or not isinstance(H.prepared, PreparedProducts) or (H.num_points or 1) > 1:
         raise ValueError("a plan is made for the Hessian or the Gauss-Newton matrix of one loss at one point")
