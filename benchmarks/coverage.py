@@ -63,9 +63,8 @@ def measure(case: Case, data_sets: int) -> Jackknife:
 
 def main() -> None:
     """Print the table."""
-    print(
-        "| quantity | method | eigenvalues | batches | covered | error / spread | bias / stderr | second order / stderr |"
-    )
+    columns = ["quantity", "method", "eigenvalues", "batches", "covered", "error / spread", "bias / stderr"]
+    print(f"| {' | '.join([*columns, 'second order / stderr'])} |")
     print("|---|---|---|---|---|---|---|---|")
     for case in cases():
         result = measure(case, DATA_SETS)

@@ -22,8 +22,8 @@ Method = Literal["auto", "lanczos", "exact"]
 
 # Up to this many parameters, eigenvalues that Lanczos missed are searched for by default.
 SEARCHED_PARAMS = 1024
-# The vectors of length param that an eigenvalue run for 5 pairs holds in all where memory is short: the basis, the pairs,
-# and HELD_BESIDE: theta and its gradient.
+# The vectors of length param that an eigenvalue run for 5 pairs holds in all where memory is short: the basis, the
+# pairs, and HELD_BESIDE, which are theta and its gradient.
 MOST_VECTORS, HELD_BESIDE = 25, 2
 # The number of products that Lanczos is expected to take for each pair. It is announced, so that an engine is chosen
 # for it.
@@ -86,7 +86,7 @@ def top_eigenpairs(
     >>> [round(value, 9) for value in top_eigenpairs(H, k=2).values.tolist()]
     [4.0, -3.0]
     """
-    selections = (_selection(which, k, rtol, H.num_params),)
+    selections = (checked_selection(which, k, rtol, H.num_params),)
     plan = solver_plan(H, selections, seed, max_matvecs, max_basis, copies, method)
     return _run(H, selections, plan, vectors=vectors, progress=progress)[0]
 
@@ -121,15 +121,16 @@ def extremal_eigenpairs(
     """
     ends_rtol = rtol if ends_rtol is None else ends_rtol
     selections = (
-        _selection("LM", magnitude, rtol, H.num_params),
-        _selection("LA", ends, ends_rtol, H.num_params, min_k=0),
-        _selection("SA", ends, ends_rtol, H.num_params, min_k=0),
+        checked_selection("LM", magnitude, rtol, H.num_params),
+        checked_selection("LA", ends, ends_rtol, H.num_params, min_k=0),
+        checked_selection("SA", ends, ends_rtol, H.num_params, min_k=0),
     )
     plan = solver_plan(H, selections, seed, max_matvecs, max_basis, copies, method)
     return Extremes(*_run(H, selections, plan, vectors=vectors, progress=progress))
 
 
-def _selection(which: Which, k: int, rtol: float, num_params: int, min_k: int = 1) -> Selection:
+def checked_selection(which: Which, k: int, rtol: float, num_params: int, min_k: int = 1) -> Selection:
+    """The selection of these options; raises ValueError where they do not fit a matrix of num_params rows."""
     if which not in get_args(Which):
         raise ValueError(f"which={which!r} is not known; give one of {', '.join(get_args(Which))}")
     check_whole(k=k)

@@ -6,8 +6,7 @@ from typing import Literal
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from hessian_tools.curvature.eigen.pairs import solver_plan
-from hessian_tools.curvature.eigen.selection import Selection
+from hessian_tools.curvature.eigen.pairs import checked_selection, solver_plan
 from hessian_tools.curvature.engines.engine import PreparedProducts
 from hessian_tools.curvature.engines.memory import vectors_at_once
 from hessian_tools.curvature.engines.product_memory import ProductBytes, product_bytes
@@ -88,7 +87,8 @@ def plan(
     :func:`top_eigenpairs`. num_probes: as for :func:`trace` with method="probes".
     The memory of a product is counted by computing it on tensors that have a shape and no numbers. Where the loss
     cannot be computed so, because it reads numbers, it is estimated from a forward pass, by which the engine is chosen
-    in any case; for several vectors together sometimes from the product of one. The plan does not know what is allocated outside of tensors, such as the buffers of a convolution.
+    in any case; that of several vectors together is sometimes estimated from one. The plan does not know what is
+    allocated outside of tensors, such as the buffers of a convolution.
 
     Raises ValueError for an operator at several points, and for one that is not the matrix of a loss.
 
@@ -111,7 +111,7 @@ def plan(
         drawn = num_probes if are_drawn_together(H, num_probes) else block
         added, results = _of_trace(product, vector, block, drawn * n), 0
     else:
-        solver = solver_plan(H, (Selection("LM", k, 1e-3),), max_matvecs=max_matvecs, max_basis=max_basis)
+        solver = solver_plan(H, (checked_selection("LM", k, 0.0, n),), max_matvecs=max_matvecs, max_basis=max_basis)
         product = product_bytes(H.prepared, num_products=solver.num_products, columns=1)
         results = k * vector if vectors else 0
         if solver.exact:

@@ -58,7 +58,8 @@ def row_products(
 ) -> Float[Tensor, "point row param"]:
     """H times each row, a few rows at a time. at_once: the most products that run together, rows times points.
 
-    Large rows are multiplied one by one. Rows are used because each of them is contiguous in memory, which the columns of a block are not.
+    Large rows are multiplied one by one. Rows are used because each of them is contiguous in memory, which the columns
+    of a block are not.
     """
     num_points = H.num_points or 1
     out = rows.new_empty(num_points, *rows.shape[1:])
