@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from device_cases import OPERATORS, PlacedCase, set_nan, subspace
 from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 
 import hessian_tools as ht
 from hessian_tools.curvature import (
@@ -168,6 +169,15 @@ def of_modules_and_directions(placed: PlacedCase) -> list[Tensor]:
     ]
 
 
+def read_from_a_loader(placed: PlacedCase) -> list[Tensor]:
+    """A product and a gradient over the batches of a loader on the CPU, which is read again for each of them."""
+    leaves = [leaf[:, : len(placed.batch[0][0])].flatten(0, 1).cpu() for leaf in placed.batch]
+    loader = DataLoader(TensorDataset(*leaves), batch_size=4)
+    H = ht.hessian(placed.loss, placed.thetas[0], loader, max_memory=1)
+    product = H.mv(placed.random(H.num_params))
+    return [product, ht.gradient(placed.loss, placed.thetas[0], loader, max_memory=1)]
+
+
 def inner_loop_numbers(placed: PlacedCase) -> list[Tensor]:
     """Numbers that describe an inner loop, such as the alignment of its gradients; the gradients are random here."""
     g = placed.random(2, 4, 9)  # [task, step, param]
@@ -212,6 +222,7 @@ DERIVED: dict[str, Callable[[PlacedCase], Any]] = {
     "scaled": at_unit_filter_norm,
     "around a point": around_a_point,
     "modules": of_modules_and_directions,
+    "loader": read_from_a_loader,
     "path": inner_loop_numbers,
     "plain numbers": plain_numbers,
     "to_scipy": through_scipy,
