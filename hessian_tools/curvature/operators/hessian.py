@@ -45,7 +45,8 @@ def hessian(
     sum of one.
     The batches of a loader are kept if they take at most max_memory. Otherwise the loader is read again at every
     product, one batch is held at a time, and each reading is compared with the first, so that random augmentation is
-    refused. progress: called with (done, total) batches at each reading of such a loader.
+    refused. progress: called with (done, total) batches at each reading of such a loader. The graphs of several batches
+    that exceed max_memory together are made anew, batch by batch, at every product.
 
     max_memory: bytes for the products that run at the same time and for the data kept between products. None allows
     512 MiB (on CUDA 4 GiB, or a fifth of the memory of a smaller card). The need is measured beforehand; if a CUDA
