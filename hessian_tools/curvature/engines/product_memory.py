@@ -48,7 +48,7 @@ class PeakBytes(TorchDispatchMode):
             self._alive[key] = storage.nbytes()
             self.now += storage.nbytes()
             self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._freed, key)
+            weakref.finalize(storage, self._freed, key).atexit = False
 
     def _freed(self, key: int) -> None:
         self.now -= self._alive.pop(key)
@@ -73,7 +73,7 @@ class ProductBytes:
 def product_bytes(prepared: PreparedProducts, *, num_products: int, columns: int) -> ProductBytes:
     """The memory of products of ``columns`` vectors together, if ``num_products`` are announced; one point.
 
-    The cost is a forward pass, by which the engine is chosen.
+    The cost is a forward pass, by which the engine is chosen, and a trace of the product if that engine is "compiled".
     """
     objective = prepared.objective
     fresh = PreparedProducts(objective, prepared.matrix, prepared.engine, Findings())

@@ -87,8 +87,9 @@ def plan(
     :func:`top_eigenpairs`. num_probes: as for :func:`trace` with method="probes".
     The memory of a product is counted by computing it on tensors that have a shape and no numbers. Where the loss
     cannot be computed so, because it reads numbers, it is estimated from a forward pass, by which the engine is chosen
-    in any case; that of several vectors together is sometimes estimated from one. The plan does not know what is
-    allocated outside of tensors, such as the buffers of a convolution.
+    in any case; that of several vectors together is sometimes estimated from one. For the engine "compiled" the product
+    is traced, and the calculation then uses the trace. The plan does not know what is allocated outside of tensors,
+    such as the buffers of a convolution.
 
     Raises ValueError for an operator at several points, and for one that is not the matrix of a loss.
 
