@@ -158,7 +158,7 @@ def of_modules_and_directions(placed: PlacedCase) -> list[Tensor]:
     along = ht.loss_along(H, placed.random(H.num_params, 2), steps=[-0.1, 0.1])
     metric = 1 + placed.random(H.num_params).abs()
     modules = ht.by_module(H, num_probes=4)
-    several = OPERATORS["several batches"](placed)
+    several = OPERATORS["batches"](placed)
     errors = [ht.jackknife(several, "trace").stderr, ht.jackknife(several, rtol=1e-9).samples]
     return [
         *errors,

@@ -114,8 +114,8 @@ def loader_batches(
 
 def read(loader: DataLoader[Any], *, of_network: bool, seed: int) -> Iterator[Batch]:
     """One reading of a loader. The global random generators start from ``seed``, and are left as they were."""
-    with _random_states(seed):
-        batches = iter(loader)  # draws a seed for its workers
+    with _random_states(seed), torch.device("cpu"):
+        batches = iter(loader)  # draws a seed for its workers, and would draw it on the default device
     while True:
         with _random_states(seed):
             batch = next(batches, _END)
