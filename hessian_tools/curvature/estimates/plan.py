@@ -100,6 +100,7 @@ def plan(
     ({'theta': 16384, 'batches': 16384}, 16384)
     """
     check_whole(k=k, num_probes=num_probes)
+    k, num_probes = int(k), int(num_probes)  # NumPy's whole numbers would make results of their own type
     if not isinstance(H, LossOperator) or not isinstance(H.prepared, PreparedProducts) or (H.num_points or 1) > 1:
         raise ValueError("a plan is made for the Hessian or the Gauss-Newton matrix of one loss at one point")
     n, vector = H.num_params, H.num_params * H.dtype.itemsize
@@ -154,7 +155,10 @@ def _of_product(product: ProductBytes, vector: int) -> dict[str, int]:
 def _of_trace(product: ProductBytes, vector: int, block: int, drawn: int) -> dict[str, int]:
     """The probes as signs of one byte, a block of them as numbers, and the product; or z, Hz and their product."""
     working = max(product.working, 2 * block * vector)
-    probes = {"probes, one byte for each sign": drawn, f"{block} probe{'s' * (block > 1)} as numbers": block * vector}
+    probes = {
+        "probes, one byte for each sign": drawn,
+        f"{block} {'probe' if block == 1 else 'probes'} as numbers": block * vector,
+    }
     return _kept(product) | probes | {"a product and its result": working}
 
 
