@@ -93,6 +93,7 @@ def plan(
 
     Raises ValueError for an operator at several points, and for one that is not the matrix of a loss.
 
+    >>> import torch
     >>> from hessian_tools.curvature import hessian
     >>> H = hessian(lambda theta, a: (a * theta**2).sum() / 2, torch.zeros(4096), torch.ones(4096))
     >>> found = plan(H, "top_eigenpairs", k=1)
