@@ -29,8 +29,10 @@ from hessian_tools.curvature import (
     gradient_share,
     hessian,
     hessian_of,
+    jackknife,
     loss_along,
     moments,
+    plan,
     preconditioned,
     ragged,
     singular_values,
@@ -85,6 +87,10 @@ __all__ += [
 # Their spectrum: single eigenvalues, all of them, sums over them, their density.
 __all__ += ["top_eigenpairs", "extremal_eigenpairs", "EigenPairs", "spectrum", "gauss_newton_spectrum"]
 __all__ += ["trace", "by_module", "moments", "frobenius_squared", "diagonal", "Estimate", "spectral_density", "Density"]
+# Their standard errors as estimates for the population of the batches.
+__all__ += ["jackknife"]
+# What a calculation will hold in memory.
+__all__ += ["plan"]
 # Curvature along the gradient, in eigenspaces, and through the inner loop.
 __all__ += ["gradient_curvature", "loss_along", "third_derivative", "gauss_newton_share"]
 __all__ += ["gradient_share", "subspace_overlap", "step_overlaps", "adaptation_jacobian", "singular_values"]

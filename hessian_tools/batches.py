@@ -22,16 +22,12 @@ POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 
 
 def batches_of(batch: Any, *, of_network: bool) -> list[Batch]:
-    """The batches of an objective, from one batch, a list of batches or a ``DataLoader``.
+    """The batches of an objective, from one batch or a list of batches.
 
     For a network, a list or tuple that begins with a tensor is one batch, as is a tuple of anything, and a list of
-    tuples, lists or mappings is several. For a plain function every list is several batches. A loader is read once, and
-    its batches are kept. Raises ValueError for no batches, and for a loader that draws or leaves out examples.
+    tuples, lists or mappings is several. For a plain function every list is several batches. Raises ValueError for no
+    batches.
     """
-    if isinstance(batch, DataLoader):
-        refuse_random_loader(batch)
-        with torch.random.fork_rng(devices=[]):  # a loader draws a seed for its workers
-            batch = list(batch)
     if not isinstance(batch, list):
         return [batch]
     if of_network and any(isinstance(part, Tensor | np.ndarray) for part in batch):

@@ -43,7 +43,7 @@ METHODS: dict[type, str] = {
     **dict.fromkeys((data.ImageTasks, data.SineLineTasks, data.CrossDomainTasks), "__init__ episode"),
     trajectory.Recorder: "__init__ trajectory",
     Operator: "restrict scaled to_scipy",
-    curvature.Estimate: "interval",
+    **dict.fromkeys((curvature.Estimate, curvature.Jackknife), "interval"),
     Result: "save",
 }
 # The arguments that hold parameter vectors at which a loss is evaluated.

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from device_cases import OPERATORS, PlacedCase, set_nan, subspace
 from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 
 import hessian_tools as ht
 from hessian_tools.curvature import (
@@ -154,12 +155,29 @@ def around_a_point(placed: PlacedCase) -> list[Tensor]:
 
 
 def of_modules_and_directions(placed: PlacedCase) -> list[Tensor]:
-    """The traces of the modules, the loss along two directions, and a product in another metric."""
+    """Traces of the modules and errors over batches, the loss along two directions, and a product in another metric."""
     H = placed.H
     along = ht.loss_along(H, placed.random(H.num_params, 2), steps=[-0.1, 0.1])
     metric = 1 + placed.random(H.num_params).abs()
     modules = ht.by_module(H, num_probes=4)
-    return [modules.trace, along.loss, along.quadratic, ht.preconditioned(H, metric) @ placed.random(H.num_params, 1)]
+    several = OPERATORS["batches"](placed)
+    errors = [ht.jackknife(several, "trace").stderr, ht.jackknife(several, rtol=1e-9).samples]
+    return [
+        *errors,
+        modules.trace,
+        along.loss,
+        along.quadratic,
+        ht.preconditioned(H, metric) @ placed.random(H.num_params, 1),
+    ]
+
+
+def read_from_a_loader(placed: PlacedCase) -> list[Tensor]:
+    """A product and a gradient over the batches of a loader on the CPU, which is read again for each of them."""
+    leaves = [leaf[:, : len(placed.batch[0][0])].flatten(0, 1).cpu() for leaf in placed.batch]
+    loader = DataLoader(TensorDataset(*leaves), batch_size=4)
+    H = ht.hessian(placed.loss, placed.thetas[0], loader, max_memory=1)
+    product = H.mv(placed.random(H.num_params))
+    return [product, ht.gradient(placed.loss, placed.thetas[0], loader, max_memory=1)]
 
 
 def inner_loop_numbers(placed: PlacedCase) -> list[Tensor]:
@@ -214,6 +232,7 @@ DERIVED: dict[str, Callable[[PlacedCase], Any]] = {
     "scaled": at_unit_filter_norm,
     "around a point": around_a_point,
     "modules": of_modules_and_directions,
+    "loader": read_from_a_loader,
     "path": inner_loop_numbers,
     "plain numbers": plain_numbers,
     "to_scipy": through_scipy,

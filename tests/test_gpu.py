@@ -22,9 +22,11 @@ from hessian_tools import (
     flatten,
     gradient,
     hessian,
+    hessian_of,
     learners,
     make_loss,
     meta_train,
+    plan,
     record,
     seeded,
     stream,
@@ -115,6 +117,28 @@ def test_products_that_do_not_fit_into_memory_are_computed_in_smaller_pieces():
             same([hessian(loss, thetas, support, shared=True, route=route) @ V], [expected])
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+@pytest.mark.parametrize("calculation", ["product", "trace", "top_eigenpairs"])
+def test_the_plan_is_the_peak_of_the_card(calculation):
+    """Within 10 % or 64 MiB, for vectors of 400 MB, which are large on a card."""
+    model = nn.Sequential(nn.Linear(1000, 99_000), nn.Tanh(), nn.Linear(99_000, 10)).cuda()
+    batch = (torch.randn(16, 1000, generator=stream(0, "x")), torch.arange(16) % 10)
+    H = hessian_of(model, F.cross_entropy, batch)
+    planned = plan(H, calculation, num_probes=4)
+    assert planned.counted and planned.device.startswith("cuda")
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    if calculation == "product":
+        H.mv(torch.ones(H.num_params, device="cuda"))
+    elif calculation == "trace":
+        trace(H, num_probes=4, method="probes")
+    else:
+        top_eigenpairs(H, k=5, max_matvecs=30, method="lanczos")
+    added = torch.cuda.max_memory_allocated() - before
+    # Signs of probes, of one byte each, wait on the CPU.
+    waiting = planned.added.get("probes, one byte for each sign", 0)
+    assert abs(added - planned.bytes_added) <= max(0.1 * planned.bytes_added, 2**26) + waiting
 
 
 def few_shot_problem(device: str):

@@ -37,7 +37,9 @@ from hessian_tools.curvature.eigen.spectrum import Spectrum, gauss_newton_spectr
 from hessian_tools.curvature.estimates.by_module import ByModule, by_module
 from hessian_tools.curvature.estimates.density import Density, spectral_density
 from hessian_tools.curvature.estimates.gauss_rules import quadrature
+from hessian_tools.curvature.estimates.jackknife import Jackknife, jackknife
 from hessian_tools.curvature.estimates.moments import Diagonal, Moments, diagonal, frobenius_squared, moments
+from hessian_tools.curvature.estimates.plan import MemoryPlan, plan
 from hessian_tools.curvature.estimates.trace import Estimate, estimate_of, rademacher, trace
 from hessian_tools.curvature.objective.validation import Ragged, ragged
 from hessian_tools.curvature.operators.gauss_newton import GaussNewton, gauss_newton
@@ -54,7 +56,8 @@ __all__ += ["top_eigenpairs", "extremal_eigenpairs", "spectrum", "gauss_newton_s
 __all__ += ["EigenPairs", "Extremes", "Spectrum"]
 # Traces, norms, diagonals and densities, from random probes.
 __all__ += ["trace", "moments", "frobenius_squared", "diagonal", "spectral_density", "quadrature"]
-__all__ += ["by_module", "ByModule"]
+__all__ += ["by_module", "ByModule", "jackknife", "Jackknife"]
+__all__ += ["plan", "MemoryPlan"]
 __all__ += ["Estimate", "Moments", "Diagonal", "Density", "rademacher", "estimate_of"]
 # Quantities along the gradient.
 __all__ += ["loss_along", "LossAlong"]

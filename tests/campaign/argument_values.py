@@ -25,6 +25,7 @@ X, Y = torch.linspace(-1, 1, 12).reshape(6, 2), torch.tensor([0, 1, 2, 0, 1, 2])
 N = len(THETA)
 H = ht.hessian(LOSS, THETA, (X, Y))
 THETAS = torch.stack([THETA, 0.9 * THETA])
+SEVERAL = ht.hessian(LOSS, THETA, [(X[:2], Y[:2]), (X[2:], Y[2:])])  # on two batches
 PATH = ht.hessian(LOSS, THETAS, (X, Y), shared=True)  # at two points
 PAIRS = ht.top_eigenpairs(PATH, k=2, vectors=True)
 U = PAIRS.vectors

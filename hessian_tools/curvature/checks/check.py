@@ -16,7 +16,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from hessian_tools.batches import cast_like
 from hessian_tools.curvature.checks.differences import difference_quotients, differentiable
 from hessian_tools.curvature.engines.torch_errors import NoForwardDerivative
 from hessian_tools.curvature.objective.objective import Objective
@@ -245,7 +244,7 @@ def _checks_of_the_loss(H: Operator, V: Tensor) -> Iterator[Finding]:
 
 def _in_float64(matrix: LossOperator) -> LossOperator:
     objective, thetas = matrix.objective, matrix.objective.thetas.double()
-    groups = tuple(replace(group, batches=cast_like(group.batches, thetas)) for group in objective.groups)
+    groups = tuple(group.cast(thetas) for group in objective.groups)
     objective = replace(objective, thetas=thetas, groups=groups)
     return replace(matrix, prepared=matrix.engine.prepare(objective, matrix.prepared.matrix))
 

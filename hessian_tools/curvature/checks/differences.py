@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad, vjp
 
-from hessian_tools.curvature.engines.evaluate import evaluate, weighted_sum
+from hessian_tools.curvature.engines.evaluate import weighted_sum
 from hessian_tools.curvature.objective.matrix import DifferentiableOutputs
 from hessian_tools.curvature.operators.composite import Projected
 from hessian_tools.curvature.operators.gauss_newton import GaussNewton
@@ -118,7 +118,7 @@ def _field(matrix: Hessian | GaussNewton) -> Field:
         pieces = []
         for rows in torch.arange(len(moved), device="cpu").split(engine.products_at_once(objective)):
             part = objective.select(rows)
-            pieces.append(weighted_sum(part, evaluate(part, at_point, moved[rows], batching=engine.batching)))
+            pieces.append(weighted_sum(part, at_point, moved[rows], batching=engine.batching))
         return torch.cat(pieces)
 
     return at_points

@@ -10,7 +10,6 @@ from torch import Tensor
 from hessian_tools.curvature.html import lines_html
 from hessian_tools.curvature.operators.loss_operator import LossOperator
 from hessian_tools.first_look import value_of
-from hessian_tools.loss import Batch
 from hessian_tools.result import Result
 from hessian_tools.torch_fixes.precision import full_precision
 
@@ -68,19 +67,16 @@ def loss_along(
     objective = H.objective
     slope = (H.engine.gradients(objective)[..., None] * D).sum(-2)
     curvature = (D * H.products(D.contiguous())).sum(-2)
-    start = torch.empty(points, dtype=H.dtype, device=H.device)
-    loss = torch.empty(points, D.shape[-1], len(t), dtype=H.dtype, device=H.device)
+    start = torch.zeros(points, dtype=H.dtype, device=H.device)
+    loss = torch.zeros(points, D.shape[-1], len(t), dtype=H.dtype, device=H.device)
     for group, at in zip(objective.by_group(), objective.groups, strict=True):
         for member, place in enumerate(at.positions.tolist()):
-            pairs = list(zip(group.weights, group.batches_at(member), strict=True))
-
-            def value(theta: Tensor, pairs: list[tuple[float, Batch]] = pairs) -> Tensor:
-                return torch.stack([weight * value_of(objective.loss, theta, batch) for weight, batch in pairs]).sum()
-
             theta = group.thetas[member]
-            start[place] = value(theta)
-            for i, d in enumerate(D[place].mT):
-                loss[place, i] = torch.stack([value(theta + step * d) for step in t])
+            for weight, batch in zip(group.weights, group.batches_at(member), strict=True):
+                start[place] += weight * value_of(objective.loss, theta, batch)
+                for i, d in enumerate(D[place].mT):
+                    values = [value_of(objective.loss, theta + step * d, batch) for step in t]
+                    loss[place, i] += weight * torch.stack(values)
     quadratic = start[:, None, None] + slope[..., None] * t + curvature[..., None] * t**2 / 2
     results = (loss, quadratic, slope, curvature)
     return LossAlong(t, *(result[0] if H.num_points is None else result for result in results))

@@ -115,13 +115,7 @@ class BatchedLanczos:
 
     def _step(self) -> None:
         basis = self.basis
-        if self.running.all():
-            products = self.H.products(basis.next[..., None])[..., 0]
-        else:  # finished points get zeros instead of products
-            where = torch.from_numpy(np.flatnonzero(self.running)).to(basis.next.device)
-            products = self.H.products(basis.next[where, :, None])[..., 0]
-            products = torch.zeros_like(basis.next).index_copy_(0, where, products)
-        finite = basis.advance(products, self.steps)
+        finite = basis.advance(self._products(), self.steps)
         self.steps += 1
         if (self.running & ~finite).any():
             self._finish_nonfinite(np.flatnonzero(self.running & ~finite))
@@ -135,6 +129,15 @@ class BatchedLanczos:
             self._drop_finished()
         if basis.size == basis.restart_size:
             self._restart()
+
+    def _products(self) -> Float[Tensor, "point param"]:
+        """H times the next vector of every point; zeros at finished points."""
+        following = self.basis.next
+        if self.running.all():
+            return self.H.products(following[..., None])[..., 0]
+        where = torch.from_numpy(np.flatnonzero(self.running)).to(following.device)
+        products = self.H.products(following[where, :, None])[..., 0]
+        return torch.zeros_like(following).index_copy_(0, where, products)
 
     def _check(self, rows: Int[np.ndarray, " chosen"]) -> None:
         """Computes the Ritz pairs at some points, and finishes those that satisfy the rule or have no products left."""

@@ -21,8 +21,8 @@ from torch import Tensor
 from hessian_tools.curvature.eigen.selection import rounding
 from hessian_tools.curvature.operators.lengths import lengths
 
-# A restart overwrites the old basis by the new one in pieces of this many bytes, so that it needs no second basis.
-RESTART_BYTES = 2**23
+# Rows are overwritten by combinations of them in pieces of this many bytes, so that no second basis is needed.
+PIECE_BYTES = 2**23
 # A vector is orthogonalised a second time if the first time left less than this fraction of its length, because the
 # rounding of the removed part is then no longer small compared with the remainder ("twice is enough", Kahan and
 # Parlett).
@@ -89,7 +89,7 @@ class KrylovBasis:
             # The two terms of the recurrence are removed first, so that one full orthogonalisation is enough unless
             # much cancels.
             w = torch.addcmul(w, alpha[:, None], self.next, value=-1)
-            w = torch.addcmul(w, self._last_coupling, rows[:, -2], value=-1)
+            w.addcmul_(self._last_coupling, rows[:, -2], value=-1)
         # Written as a row vector times a matrix, because torch's batched matrix times column is ten times slower.
         components = w[:, None] @ rows.mT
         w = torch.baddbmm(w[:, None], components, rows, alpha=-1)[:, 0]
@@ -157,11 +157,7 @@ class KrylovBasis:
         values, s: the Ritz values to keep and their eigenvectors of T.
         """
         first, m, kept = self.num_locked, self.size, values.shape[-1]
-        coefficients = s.mT.to(self.rows)
-        width = max(1, RESTART_BYTES // (self.rows.element_size() * kept * len(self.rows)))
-        for start in range(0, self.rows.shape[-1], width):
-            columns = slice(start, start + width)
-            self.rows[:, first : first + kept, columns] = coefficients @ self.rows[:, first : first + m, columns]
+        combine_rows(self.rows[:, first : first + m], s.mT.to(self.rows), out=self.rows[:, first : first + kept])
         self.rows[:, first + kept] = self.next
         self.next = self.rows[:, first + kept]
         self.diagonal[:, :kept] = values.numpy()
@@ -181,6 +177,19 @@ class KrylovBasis:
     def retire(self, points: Int[np.ndarray, " chosen"]) -> None:
         """Marks points whose results are no longer read, so that no random vectors are drawn for them."""
         self.dimension[points] = 0  # so that their bases count as complete
+
+
+def combine_rows(
+    rows: Float[Tensor, "point row param"],
+    coefficients: Float[Tensor, "point new row"],
+    *,
+    out: Float[Tensor, "point new param"],
+) -> None:
+    """Writes coefficients @ rows to out, which may be a part of rows, without a second tensor of that size."""
+    width = max(1, PIECE_BYTES // max(1, rows.element_size() * out.shape[0] * out.shape[1]))
+    for start in range(0, rows.shape[-1], width):
+        columns = slice(start, start + width)
+        out[..., columns] = coefficients @ rows[..., columns]
 
 
 def move_to_front(A: Float[Tensor, "point ..."], points: Sequence[int] | Int[np.ndarray, " chosen"]) -> None:

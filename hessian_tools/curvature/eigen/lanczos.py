@@ -30,23 +30,23 @@ def lanczos(
     selections: tuple[Selection, ...],
     limits: Limits,
     *,
+    start: Float[Tensor, "point param"] | None = None,
     done: Callable[[int], None] = lambda count: None,
 ) -> RitzPairs:
     """The Ritz pairs that the selections want at every point, from one run at each point.
 
-    All points start from one vector, drawn from ``stream(seed, "lanczos", 0)``. A point finishes when the pairs of all
-    selections have converged, when a number is not finite, or after ``limits.max_steps`` products. When the basis has
-    ``limits.max_basis`` vectors, the run restarts from the best Ritz pairs. done: called, whenever points have
-    finished, with their number.
+    All points start from one vector, drawn from ``stream(seed, "lanczos", 0)``, unless start gives one for each. A
+    point finishes when the pairs of all selections have converged, when a number is not finite, or after
+    ``limits.max_steps`` products. When the basis has ``limits.max_basis`` vectors, the run restarts from the best Ritz
+    pairs. done: called, whenever points have finished, with their number.
 
     From one start vector, only one copy of a multiple eigenvalue can be found. When its Krylov space is exhausted, the
     run goes on from a new random vector, and so on, until the space of a vector has brought no better value for any
     selection.
     """
     num_points, num_params, seed = H.num_points or 1, H.num_params, limits.seed
-    first = random_vector(H, seed, 0)
     basis = KrylovBasis(
-        (first / first.norm())[None],
+        _unit(random_vector(H, seed, 0)[None] if start is None else start),
         torch.empty(num_points, 0, num_params, dtype=H.dtype, device=H.device),
         max_size=limits.max_basis,
         fresh=lambda step: random_vector(H, seed, step + 1),
@@ -114,6 +114,10 @@ class _ConvergedPairs(StoppingRule):
         return state.had_breakdown
 
 
+def _unit(rows: Float[Tensor, "point param"]) -> Float[Tensor, "point param"]:
+    return rows / rows.norm(dim=-1, keepdim=True)
+
+
 def random_vector(H: Operator, seed: int, *path: PathPart) -> Float[Tensor, " param"]:
     """Standard normal numbers for a named use, drawn on the CPU in float64 so that they do not depend on the device."""
     drawn = torch.randn(H.num_params, generator=stream(seed, "lanczos", *path), dtype=torch.float64, device="cpu")
@@ -133,7 +137,7 @@ def gauss_quadrature(
     """
     num_steps = min(num_steps, H.num_params)
     basis = KrylovBasis(
-        starts / starts.norm(dim=-1, keepdim=True),
+        _unit(starts),
         starts.new_empty(len(starts), 0, H.num_params),
         max_size=num_steps,
         fresh=lambda step: random_vector(H, seed, step + 1),

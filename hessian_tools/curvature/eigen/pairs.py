@@ -24,6 +24,9 @@ Method = Literal["auto", "lanczos", "exact"]
 
 # Up to this many parameters, eigenvalues that Lanczos missed are searched for by default.
 SEARCHED_PARAMS = 1024
+# The vectors of length param that an eigenvalue run for 5 pairs holds in all where memory is short: the basis, the
+# pairs, and HELD_BESIDE, which are theta and its gradient.
+MOST_VECTORS, HELD_BESIDE = 25, 2
 # The number of products that Lanczos is expected to take for each pair. It is announced, so that an engine is chosen
 # for it.
 PRODUCTS_PER_PAIR = 6
@@ -74,7 +77,8 @@ def top_eigenpairs(
 
     max_basis: how many vectors of length param are held for each point (k more with copies). When the basis is full,
     Lanczos restarts from the best pairs, at the cost of more products. None takes as many as fit in 512 MiB (CUDA: 4
-    GiB or less), but at least 2 k + 8 and at least 20; the points are computed in parts if they need more together.
+    GiB or less), but at least 2 k + 8; for k = 5 no more than 25 vectors are then held in all, theta among them, see
+    :func:`plan`. The points are computed in parts if they need more together.
     copies: True searches for eigenvalues that Lanczos missed, such as further copies of multiple ones (see
     ``EigenPairs``). The search costs 50 to 80 % more products, and as many again for each search that found some. False
     does not search. None searches up to 1024 parameters.
@@ -91,8 +95,8 @@ def top_eigenpairs(
     >>> [round(value, 9) for value in top_eigenpairs(H, k=2).values.tolist()]
     [4.0, -3.0]
     """
-    selections = (_selection(which, k, rtol, H.num_params),)
-    plan = _plan(H, selections, seed, max_matvecs, max_basis, copies, method)
+    selections = (checked_selection(which, k, rtol, H.num_params),)
+    plan = solver_plan(H, selections, seed, max_matvecs, max_basis, copies, method)
     return _run(H, selections, plan, vectors=vectors, progress=progress)[0]
 
 
@@ -126,15 +130,16 @@ def extremal_eigenpairs(
     """
     ends_rtol = rtol if ends_rtol is None else ends_rtol
     selections = (
-        _selection("LM", magnitude, rtol, H.num_params),
-        _selection("LA", ends, ends_rtol, H.num_params, min_k=0),
-        _selection("SA", ends, ends_rtol, H.num_params, min_k=0),
+        checked_selection("LM", magnitude, rtol, H.num_params),
+        checked_selection("LA", ends, ends_rtol, H.num_params, min_k=0),
+        checked_selection("SA", ends, ends_rtol, H.num_params, min_k=0),
     )
-    plan = _plan(H, selections, seed, max_matvecs, max_basis, copies, method)
+    plan = solver_plan(H, selections, seed, max_matvecs, max_basis, copies, method)
     return Extremes(*_run(H, selections, plan, vectors=vectors, progress=progress))
 
 
-def _selection(which: Which, k: int, rtol: float, num_params: int, min_k: int = 1) -> Selection:
+def checked_selection(which: Which, k: int, rtol: float, num_params: int, min_k: int = 1) -> Selection:
+    """The selection of these options; raises ValueError where they do not fit a matrix of num_params rows."""
     if which not in get_args(Which):
         raise ValueError(f"which={which!r} is not known; give one of {', '.join(get_args(Which))}")
     check_whole(k=k)
@@ -148,27 +153,28 @@ def _selection(which: Which, k: int, rtol: float, num_params: int, min_k: int = 
 
 
 @dataclass(frozen=True)
-class _Plan:
+class SolverPlan:
     """How the pairs are computed, at all points in the same way.
 
     exact: True computes the whole spectrum, False runs Lanczos. copies: True searches for missed eigenvalues. limits:
-    of the Lanczos run, without the products of the final check.
+    of the Lanczos run, without the products of the final check. num_products: how many are announced.
     """
 
     exact: bool
     copies: bool
     limits: Limits
+    num_products: int
 
 
-def _plan(
+def solver_plan(
     H: Operator,
     selections: tuple[Selection, ...],
-    seed: int,
-    max_matvecs: int | None,
-    max_basis: int | None,
-    copies: bool | None,
-    method: Method,
-) -> _Plan:
+    seed: int = 0,
+    max_matvecs: int | None = None,
+    max_basis: int | None = None,
+    copies: bool | None = None,
+    method: Method = "auto",
+) -> SolverPlan:
     """Checks the options and makes the plan, from counts and not from timings, so that a call can be repeated."""
     pairs, n = sum(selection.k for selection in selections), H.num_params
     if method not in get_args(Method):
@@ -183,19 +189,26 @@ def _plan(
     affordable = max_matvecs is None or max_matvecs >= max_products(n) + pairs
     exact = method == "exact" or (method == "auto" and is_small(n, pairs) and affordable)
     if max_basis is None:
-        # As many vectors as products if that fits in memory for 16 points; else 4 * pairs + 40 if they fit for one
-        # point.
-        fit = vectors_in_memory(H)
-        max_basis = max(2 * pairs + 8, 20, min(fit, max(4 * pairs + 40, fit // 16)))
-        max_basis = min(max_basis, budget + 1, n)
-    return _Plan(exact, copies, Limits(seed, budget - pairs, max_basis))
+        max_basis = min(basis_size(vectors_in_memory(H), pairs), budget + 1, n)
+    limits = Limits(seed, budget - pairs, max_basis)
+    return SolverPlan(exact, copies, limits, num_products=n if exact else PRODUCTS_PER_PAIR * pairs)
+
+
+def basis_size(fit: int, pairs: int) -> int:
+    """How many basis vectors are held for each point. fit: how many vectors fit in memory.
+
+    As many as products if that fits for 16 points; else 4 pairs + 40 if they fit for one point. Otherwise no more than
+    fit, but at least as many as restarts need: then a run for 5 pairs holds 25 vectors in all, see HELD_BESIDE.
+    """
+    smallest = max(2 * pairs + 8, min(20, MOST_VECTORS - pairs - HELD_BESIDE))
+    return max(smallest, min(fit - pairs - HELD_BESIDE, max(4 * pairs + 40, fit // 16)))
 
 
 def _run(
-    H: Operator, selections: tuple[Selection, ...], plan: _Plan, *, vectors: bool, progress: Progress | None
+    H: Operator, selections: tuple[Selection, ...], plan: SolverPlan, *, vectors: bool, progress: Progress | None
 ) -> list[EigenPairs]:
     """The pairs of each selection, computed for as many points at a time as their bases fit in memory."""
-    H.announce(H.num_params if plan.exact else PRODUCTS_PER_PAIR * sum(selection.k for selection in selections))
+    H.announce(plan.num_products)
     count = ProgressCounter(H.num_points or 1, progress)
     parts = []
     for part in parts_in_memory(H, plan.limits.max_basis):
@@ -204,7 +217,7 @@ def _run(
     return [_joined(pieces, single=H.num_points is None) for pieces in zip(*parts, strict=True)]
 
 
-def _ritz_pairs(H: Operator, selections: tuple[Selection, ...], plan: _Plan, count: ProgressCounter) -> RitzPairs:
+def _ritz_pairs(H: Operator, selections: tuple[Selection, ...], plan: SolverPlan, count: ProgressCounter) -> RitzPairs:
     if plan.exact:
         return exact_pairs(H, selections, seed=plan.limits.seed, done=count.add)
     if not plan.copies:

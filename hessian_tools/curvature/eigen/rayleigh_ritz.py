@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from hessian_tools.curvature.eigen.krylov import combine_rows
 from hessian_tools.curvature.eigen.ritz import RitzPairs
 from hessian_tools.curvature.eigen.selection import Selection
 from hessian_tools.curvature.html import eigenvalues_html
@@ -58,8 +59,8 @@ def checked_pairs(H: Operator, pairs: RitzPairs, selections: Sequence[Selection]
     needed because a pair that was found in the space orthogonal to an inexact pair carries the error of that pair.
     """
     pairs = pairs.wanted(selections)
-    X = pairs.vectors
-    X = X / X.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(X.dtype).tiny)  # rows of padding stay zero
+    X = pairs.vectors  # new tensors, which may be changed in place
+    X /= X.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(X.dtype).tiny)  # rows of padding stay zero
     HX = row_products(H, X)
     T = (X @ HX.mT).double().cpu()
     T = (T + T.mT) / 2
@@ -69,7 +70,8 @@ def checked_pairs(H: Operator, pairs: RitzPairs, selections: Sequence[Selection]
     above = 2 * T.abs().sum(-1).amax(-1, keepdim=True).clamp(min=torch.finfo(T.dtype).tiny)
     T.diagonal(dim1=1, dim2=2).add_(above * ~pairs.real)
     S = torch.linalg.eigh(T)[1].to(X)
-    X, HX = S.mT @ X, S.mT @ HX
+    for rows in (X, HX):
+        combine_rows(rows, S.mT, out=rows)
     values = (X * HX).sum(-1)
     residuals = lengths(HX.addcmul_(values[..., None], X, value=-1)).to(values)
     num_matvecs = (pairs.num_matvecs + X.shape[1]).to(H.device)

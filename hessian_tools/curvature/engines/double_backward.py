@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.utils import _pytree as pytree
 
+from hessian_tools.curvature.engines.memory import is_large
 from hessian_tools.curvature.objective.objective import Objective
 from hessian_tools.first_look import RECOMPUTED
 from hessian_tools.loss import Loss, LossFunction
@@ -54,7 +55,7 @@ class KeptGraphs:
                     else:  # the loss is linear in theta
                         product = torch.zeros_like(v)
                     results.append(product)
-            return torch.stack(results).view(len(V), -1, V.shape[1]).mT.contiguous()
+            return _as_columns(results, V)
 
     def select(self, points: Int[Tensor, " chosen"], objective: Objective) -> "KeptGraphs":
         """The products at some of the points."""
@@ -73,7 +74,7 @@ def kept_graphs(objective: Objective) -> KeptGraphs:
     # Inference mode records no graph even under enable_grad, so that all products would be zero.
     with torch.inference_mode(False), torch.enable_grad(), disable_saved_tensors_hooks(RECOMPUTED):
         for point, row in enumerate(objective.thetas):
-            theta = _ordinary(row.detach()).clone().requires_grad_()
+            theta = _leaf(row)
             value = sum(
                 weight * objective.loss(theta, pytree.tree_map_only(Tensor, _ordinary, batch))
                 for weight, batch in zip(objective.weights, objective.batches_at(point), strict=True)
@@ -136,7 +137,7 @@ class KeptOutputs:
                     for batch in factors:
                         total = total + batch.weight * batch.product(theta, v)
                     results.append(total)
-            return torch.stack(results).view(len(V), -1, V.shape[1]).mT.contiguous()
+            return _as_columns(results, V)
 
     def select(self, points: Int[Tensor, " chosen"], objective: Objective) -> "KeptOutputs":
         """The products at some of the points."""
@@ -153,7 +154,7 @@ def kept_outputs(objective: Objective) -> KeptOutputs:
     loss, thetas, factors = objective.network, [], []
     with torch.inference_mode(False), torch.enable_grad(), disable_saved_tensors_hooks(RECOMPUTED):
         for point, row in enumerate(objective.thetas):
-            theta = _ordinary(row.detach()).clone().requires_grad_()
+            theta = _leaf(row)
             batches = [pytree.tree_map_only(Tensor, _ordinary, b) for b in objective.batches_at(point)]
             thetas.append(theta)
             factors.append(tuple(_factors(loss, theta, b, w) for b, w in zip(batches, objective.weights, strict=True)))
@@ -256,6 +257,23 @@ def _refuse_broken_graph(value: Tensor, gradient: Tensor) -> None:
             raise RuntimeError(f"{NO_SECOND_DERIVATIVE}: {operation}")
         reached.add(node)
         ahead += [following for following, _ in node.next_functions]
+
+
+def _leaf(row: Tensor) -> Tensor:
+    """theta at one point as a leaf of a graph.
+
+    It is a copy, so that the graph does not change with the tensor that the user gave. A large theta is not copied; if
+    it is changed in place, torch refuses the next product.
+    """
+    row = _ordinary(row.detach())
+    return (row if is_large(row) else row.clone()).requires_grad_()
+
+
+def _as_columns(results: list[Tensor], V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
+    """The products of all columns of V, point by point, in the shape of V; a single one is not copied."""
+    if len(results) == 1:
+        return results[0].view(V.shape)
+    return torch.stack(results).view(len(V), -1, V.shape[1]).mT.contiguous()
 
 
 def _ordinary(tensor: Tensor) -> Tensor:

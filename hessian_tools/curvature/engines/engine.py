@@ -1,6 +1,5 @@
 """The interface to the engines: the user's options, and products prepared by the engine that is chosen for them."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import get_args
@@ -13,15 +12,13 @@ from torch.func import grad
 from hessian_tools.curvature.engines.choice import ENGINES, EngineName, Route, choose_engine
 from hessian_tools.curvature.engines.compiled.compiled_products import CompiledProducts, Traced
 from hessian_tools.curvature.engines.compiled.trace_cache import is_traced, traced_product
-from hessian_tools.curvature.engines.direct import DirectProducts, direct_products
+from hessian_tools.curvature.engines.direct import direct_products
 from hessian_tools.curvature.engines.double_backward import (
-    KeptGraphs,
-    KeptOutputs,
     is_scripted,
     kept_graphs,
     kept_outputs,
 )
-from hessian_tools.curvature.engines.evaluate import Batching, evaluate, raise_explained, weighted_sum
+from hessian_tools.curvature.engines.evaluate import Batching, raise_explained, weighted_sum
 from hessian_tools.curvature.engines.memory import (
     FORWARDS_PER_PRODUCT,
     KEPT_FORWARDS,
@@ -29,7 +26,9 @@ from hessian_tools.curvature.engines.memory import (
     checked_budget,
     largest_forward,
 )
+from hessian_tools.curvature.engines.partial_products import BatchwiseProducts, PiecewiseProducts, Products
 from hessian_tools.curvature.engines.torch_errors import NoForwardDerivative, NoOtherWay, explained
+from hessian_tools.curvature.objective.loader_batches import LoaderBatches
 from hessian_tools.curvature.objective.matrix import HESSIAN, Matrix
 from hessian_tools.curvature.objective.objective import Objective
 from hessian_tools.loss import Loss
@@ -80,7 +79,7 @@ class Engine:
     def _group_gradients(self, objective: Objective) -> Tensor:
         def piece(rows: slice) -> Tensor:
             part = objective.select(torch.arange(rows.start, rows.stop, device="cpu"))
-            return weighted_sum(part, evaluate(part, grad(objective.loss), batching=self.batching))
+            return weighted_sum(part, grad(objective.loss), batching=self.batching)
 
         total = len(objective.thetas)
         at_once = min(self.products_at_once(objective), total)
@@ -93,8 +92,11 @@ class Engine:
                 raise
             first_refusal = error
         try:  # in reverse mode without vmap, at one point at a time
-            parts = [objective.select(point) for point in torch.arange(total, device="cpu").split(1)]
-            return torch.stack([kept_graphs(part).gradients[0].detach() for part in parts])
+            gradients = torch.zeros_like(objective.thetas, memory_format=torch.contiguous_format)
+            for weight, batch in objective.by_batch():
+                for point in torch.arange(total, device="cpu").split(1):
+                    gradients[point] += weight * kept_graphs(batch.select(point)).gradients[0].detach()
+            return gradients
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
@@ -150,45 +152,6 @@ class Findings:
     traces: tuple[Traced, ...] | None = None
     reverse_only: bool = False
     engine: EngineName | None = None
-
-
-@dataclass(frozen=True)
-class PiecewiseProducts:
-    """Products at more points than fit in memory at once, computed for one piece of the points after the other.
-
-    The data that is kept for the products of a piece is freed before the next piece.
-
-    make: builds, from the objective at the points of a piece, the object that computes its products. at_once: the
-    number of points in a piece, before the device has run out of memory.
-    """
-
-    objective: Objective
-    make: "Callable[[Objective], Products]"
-    at_once: int
-    memory: MemoryBudget
-
-    def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
-        """Each point's matrix times its columns."""
-
-        def piece(rows: slice) -> Tensor:
-            part = self.objective.select(torch.arange(rows.start, rows.stop, device="cpu"))
-            return self.make(part).products(V[rows])
-
-        return torch.cat(self.memory.in_pieces(len(V), piece, at_once=self.at_once))
-
-    def select(self, points: Int[Tensor, " chosen"], objective: Objective) -> None:
-        """None, so that the products are built anew, because the selected points may fit in memory together."""
-        return
-
-    def can_be_halved(self, V: Tensor) -> bool:
-        """Always False: the pieces have been halved already, down to a single point."""
-        return False
-
-
-# What an engine builds for one group of points. ``products(V)`` computes each point's matrix times its columns.
-# ``select(points, objective)`` gives the object for some of the points. ``can_be_halved(V)`` is True if less memory
-# would be needed with fewer points or products at once.
-Products = DirectProducts | KeptGraphs | KeptOutputs | CompiledProducts | PiecewiseProducts
 
 
 @dataclass
@@ -269,7 +232,8 @@ class PreparedProducts:
 
     def fitting_points(self, name: EngineName) -> int:
         """For how many points an engine may keep data for their products, before the device has run out of memory."""
-        thetas, engine, num_batches = self.objective.thetas, self.engine, len(self.objective.batches)
+        thetas, engine = self.objective.thetas, self.engine
+        num_batches = 1 if self.is_batchwise else len(self.objective.batches)
         if engine.chunk is not None:
             return max(1, engine.chunk * FORWARDS_PER_PRODUCT // (KEPT_FORWARDS * num_batches))
         budget = engine.memory.budget(thetas.device)
@@ -279,10 +243,30 @@ class PreparedProducts:
             return max(1, (budget - working) // max(1, sum(trace.kept_bytes for trace in traces)))
         return max(1, budget // (KEPT_FORWARDS * num_batches * max(1, self._forward())))
 
+    @property
+    def is_batchwise(self) -> bool:
+        """True if data is kept for one batch at a time, for the length of a product.
+
+        This is so where the batches are read from a loader, and where the graphs of all batches at one point would not
+        fit in memory.
+        """
+        batches, engine = self.objective.batches, self.engine
+        if isinstance(batches, LoaderBatches):
+            return True
+        if len(batches) == 1 or engine.chunk is not None:
+            return False
+        budget = engine.memory.budget(self.objective.thetas.device)
+        return KEPT_FORWARDS * len(batches) * self._forward() > budget
+
     def _choose(self, columns: int) -> EngineName:
         """The engine for these points. columns: how many products at each point are requested now."""
         objective, engine, findings = self.objective, self.engine, self.findings
         is_hessian = self.matrix is HESSIAN
+        if ENGINES.get(engine.route) == "compiled" and isinstance(objective.batches, LoaderBatches):
+            raise ValueError(
+                f"route={engine.route!r} keeps data of every batch, but the DataLoader's batches exceed max_memory and "
+                "are read again at every product; raise max_memory, or pass route='auto'"
+            )
         if is_hessian and ENGINES.get(engine.route) != "double_backward" and is_scripted(objective.loss):
             if engine.route != "auto":
                 raise ValueError(f"route={engine.route!r} may be wrong for a scripted network; pass route='kept'")
@@ -293,26 +277,34 @@ class PreparedProducts:
             return "double_backward"
         if not isinstance(objective.loss, Loss) or engine.batching == "loop" or engine.chunk is not None:
             return "direct"
-        theta, batches = objective.thetas[0], objective.batches_at(0)
         choose = partial(
             choose_engine,
-            device=theta.device,
+            device=objective.thetas.device,
             forward=self._forward(),
             num_points=len(objective.thetas),
             num_products=max(findings.announced, columns * len(objective.thetas)),
             kept_graphs=is_hessian,
         )
+        if self.is_batchwise:
+            return choose(compilable=False)
+        theta, batches = objective.thetas[0], objective.batches_at(0)
         known = bool(findings.traces) or all(is_traced(self.matrix.name, objective.loss, theta, b) for b in batches)
         name = choose(compiled_before=known, compilable=findings.traces != ())
         return name if name != "compiled" or self._traces() else choose(compilable=False)
 
     def _build(self, name: EngineName) -> Products:
-        """What the engine builds: for all points at once or, where that does not fit in memory, piece by piece."""
-        objective, engine = self.objective, self.engine
+        """What the engine builds, for all batches together or for one after the other."""
         self.findings.engine = name
+        if name == "compiled" or not self.is_batchwise:
+            return self._build_for(name, self.objective)
+        at_once = self._products_at_once() if name == "direct" else 1
+        return BatchwiseProducts(self.objective, partial(self._build_for, name), at_once, self.engine.memory)
+
+    def _build_for(self, name: EngineName, objective: Objective) -> Products:
+        """What the engine builds: for all points at once or, where that does not fit in memory, piece by piece."""
+        engine = self.engine
         if name == "direct":
-            at_once = engine.chunk or engine.fitting_products(self._forward(), objective)
-            return direct_products(objective, self.matrix, engine.batching, at_once, engine.memory)
+            return direct_products(objective, self.matrix, engine.batching, self._products_at_once(), engine.memory)
         if name == "compiled" and not self._traces():
             raise ValueError(
                 f"route={engine.route!r}: this product cannot be traced, because the network branches on the values "
@@ -335,6 +327,10 @@ class PreparedProducts:
             for trace, batch in zip(self._traces(), objective.batches, strict=True)
         ]
         return CompiledProducts(objective.weights, tuple(parts))
+
+    def _products_at_once(self) -> int:
+        """How many products of ``direct`` may run at once."""
+        return self.engine.chunk or self.engine.fitting_products(self._forward(), self.objective)
 
     def _forward(self) -> int:
         """The bytes that one forward pass allocates."""

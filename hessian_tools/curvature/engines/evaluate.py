@@ -1,6 +1,6 @@
 """Evaluates a function of one point at all points of an objective, together by ``vmap`` or one by one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NoReturn
 
 import torch
@@ -25,14 +25,33 @@ def evaluate(objective: Objective, function: Callable[..., Any], *rest: Tensor, 
     Returns one result for each batch, in which the results of the points are stacked.
     rest: further tensors with a leading point axis.
     """
+    return list(_results(objective, function, *rest, batching=batching))
+
+
+@full_precision
+def weighted_sum(
+    objective: Objective, function: Callable[..., Tensor], *rest: Tensor, batching: Batching
+) -> Float[Tensor, "point ..."]:
+    """The results of :func:`evaluate` added up over the batches by their weights; only two are held at a time."""
+    total: Tensor | None = None
+    results = _results(objective, function, *rest, batching=batching)
+    for weight, result in zip(objective.weights, results, strict=True):
+        term = weight * result.detach()
+        total = term if total is None else total + term
+    assert total is not None
+    return total
+
+
+def _results(objective: Objective, function: Callable[..., Any], *rest: Tensor, batching: Batching) -> Iterator[Any]:
+    """The result for each batch, computed when it is asked for."""
     thetas = own_memory(objective.thetas)
-    try:
-        return [
-            over_points(function, batch, len(rest), shared=objective.shared, batching=batching)(thetas, batch, *rest)
-            for batch in objective.batches
-        ]
-    except RuntimeError as error:
-        raise_explained(error)
+    for batch in objective.batches:
+        everywhere = over_points(function, batch, len(rest), shared=objective.shared, batching=batching)
+        try:
+            result = everywhere(thetas, batch, *rest)
+        except RuntimeError as error:
+            raise_explained(error)
+        yield result
 
 
 def raise_explained(error: RuntimeError) -> NoReturn:
@@ -71,9 +90,3 @@ def over_columns(
     if columns.shape[-1] == 1:
         return function(columns[:, 0])[:, None]
     return vmap(function, in_dims=1)(columns).mT  # not out_dims=1, with which vmap fails on a constant product
-
-
-def weighted_sum(objective: Objective, terms: list[Tensor]) -> Tensor:
-    """The weighted mean over the batches of an objective with a single group. terms: one for each batch."""
-    scaled = [weight * term for weight, term in zip(objective.weights, terms, strict=True)]
-    return torch.stack(scaled).sum(0).detach() if len(scaled) > 1 else scaled[0].detach()

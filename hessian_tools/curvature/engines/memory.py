@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from hessian_tools.batches import cast_like
+from hessian_tools.curvature.objective.loader_batches import LoaderBatches
 from hessian_tools.curvature.objective.objective import Objective
 from hessian_tools.first_look import value_of
 from hessian_tools.loss import Batch, LossFunction
@@ -24,6 +26,10 @@ MEMORY_BUDGET = {"cpu": 2**29, "cuda": 2**32}
 # Products have one budget and the Lanczos bases of an eigenvalue run another; points and batches come on top of both.
 # On a card of 24 GB or more each budget is 4 GiB; on a smaller card each is this share of its memory.
 GPU_SHARE = 0.2
+
+# Vectors that are multiplied together, such as probes, may take this share of the budget of products: 32 MiB of the 512
+# MiB of a CPU. A vector above it is large, and memory then goes before speed: vectors are multiplied one by one.
+BLOCK_SHARE = 1 / 16
 
 # One direct product was measured to need 4 to 7 times the bytes of one forward pass (Conv4, width 16 and 64, 1 to 112
 # products at once, peak resident memory); 8 leaves room.
@@ -92,6 +98,19 @@ def memory_budget(device: torch.device) -> int:
     return min(budget, int(GPU_SHARE * torch.cuda.get_device_properties(device).total_memory))
 
 
+def vectors_at_once(device: torch.device, vector_bytes: int, most: int) -> int:
+    """How many vectors are multiplied together: ``most``, or as many as BLOCK_SHARE of the budget allows, at least 1.
+
+    vector_bytes: the bytes of one vector at all points.
+    """
+    return max(1, min(most, int(BLOCK_SHARE * memory_budget(device)) // vector_bytes))
+
+
+def is_large(vector: Tensor) -> bool:
+    """True for a vector above BLOCK_SHARE of the budget of its device."""
+    return vector.numel() * vector.element_size() > BLOCK_SHARE * memory_budget(vector.device)
+
+
 def checked_budget(max_memory: float | int | None) -> MemoryBudget:
     """The budget of max_memory bytes. Raises ValueError if that is not a number of 1 or more."""
     if max_memory is None:
@@ -102,8 +121,13 @@ def checked_budget(max_memory: float | int | None) -> MemoryBudget:
 
 
 def largest_forward(objective: Objective) -> int:
-    """The bytes that a forward pass allocates on the first point's largest batch, measured by a pass on each batch."""
+    """The bytes that a forward pass allocates on the first point's largest batch, measured by a pass on each batch.
+
+    Of the batches of a loader that is read again at every pass, only the one with the most numbers is measured.
+    """
     theta = objective.thetas[0]
+    if isinstance(batches := objective.batches, LoaderBatches):
+        return forward_bytes(objective.loss, theta, cast_like(batches.largest, theta))
     return max(forward_bytes(objective.loss, theta, batch) for batch in objective.batches_at(0))
 
 

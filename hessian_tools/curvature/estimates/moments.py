@@ -12,7 +12,7 @@ from hessian_tools.curvature.estimates.trace import (
     check_probes,
     estimate_of,
     exact_estimate,
-    probe_products,
+    over_probes,
     rademacher,
 )
 from hessian_tools.curvature.operators.operator import Operator
@@ -91,12 +91,15 @@ def moments(
     counter = ProgressCounter(probes.shape[-1] * len(H.parts()), progress)
 
     def part_moments(part: Operator, rows: slice) -> tuple[Tensor, ...]:
-        traces, squares, diagonal = [], [], _RunningSpread()
-        for Z, HZ in probe_products(part, rows, H, probes, counter):
+        diagonal = _RunningSpread()
+
+        def of_block(Z: Tensor, HZ: Tensor) -> tuple[Tensor, Tensor]:
+            nonlocal diagonal
             products = Z * HZ
-            traces.append(products.sum(-2))
-            squares.append(_sum_of_squares(HZ, -2))
             diagonal = diagonal.joined(products)
+            return products.sum(-2), _sum_of_squares(HZ, -2)
+
+        traces, squares = zip(*over_probes(part, rows, H, probes, counter, of_block), strict=True)
         return torch.cat(traces, dim=-1), torch.cat(squares, dim=-1), diagonal.mean, diagonal.stderr
 
     traces, squares, mean, stderr = part_by_part(H, part_moments)

@@ -1,13 +1,14 @@
 """The trace of an operator, exact where that is cheap, and otherwise from random probes with its standard error."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int, Int8, Num
 from torch import Tensor
 
+from hessian_tools.curvature.engines.memory import vectors_at_once
 from hessian_tools.curvature.estimates.exact_trace import exact_route, exact_trace
 from hessian_tools.curvature.html import estimate_html
 from hessian_tools.curvature.operators.operator import Operator
@@ -21,8 +22,9 @@ from hessian_tools.torch_fixes.precision import full_precision
 from hessian_tools.validation import check_whole
 
 Method = Literal["auto", "probes", "exact"]
+T = TypeVar("T")
 
-# The number of probes that are multiplied together. The products of all probes at once would not fit in memory.
+# The most probes that are multiplied together. The products of all probes at once would not fit in memory.
 BLOCK = 16
 
 
@@ -87,11 +89,16 @@ def rademacher(
     >>> bool((rademacher(5, 3) == rademacher(5, 8)[:, :3]).all())
     True
     """
-    probes = torch.empty(num_params, num_probes, dtype=torch.int8, device="cpu")
-    for i in range(num_probes):
-        generator = stream(seed, "rademacher", *path, i)
+    return _signs(num_params, range(num_probes), seed, path)
+
+
+def _signs(num_params: int, columns: range, seed: int, path: Sequence[PathPart]) -> Int8[Tensor, "param probe"]:
+    """The probes with these numbers."""
+    probes = torch.empty(num_params, len(columns), dtype=torch.int8, device="cpu")
+    for i, column in enumerate(columns):
+        generator = stream(seed, "rademacher", *path, column)
         signs = torch.randint(0, 2, (num_params,), generator=generator, dtype=torch.int8, device="cpu")
-        probes[:, i] = 2 * signs - 1
+        probes[:, i] = signs.mul_(2).sub_(1)
     return probes
 
 
@@ -129,6 +136,8 @@ def trace(
     affine in each parameter tensor alone, because this Hessian has the trace of its Gauss-Newton part. ReLU networks
     without batch statistics are of this kind; :func:`is_multiaffine` recognises them.
 
+    Where a vector of length param takes more than 32 MiB (CUDA: 1/16 of the memory for products), probes are drawn and
+    multiplied one by one, so that their number does not matter for memory.
     progress: called with (done, total) products or backward passes after each block; the total is an upper bound.
     Raises ValueError for fewer than two probes, and for probes with method="exact".
 
@@ -159,14 +168,14 @@ def trace(
     limit = num_probes if atol is None and rtol is None else max_probes
     H.announce(min(num_probes, limit))
     counter = ProgressCounter(limit * len(H.parts()), progress)
-    samples = _samples(H, rademacher(H.num_params, min(num_probes, limit), seed=seed, path=path), counter)
+    samples = _samples(H, drawn_probes(H, range(min(num_probes, limit)), seed, path), counter)
     estimate = estimate_of(samples, atol, rtol)
     while (done := estimate.samples.shape[-1]) < limit:
         # More probes help where the tolerance is missed, but never where the value or its error is not finite.
         finite = torch.isfinite(estimate.value) & torch.isfinite(estimate.stderr)
         if not (finite & ~estimate.converged).any():
             break
-        more = rademacher(H.num_params, min(done + num_probes, limit), seed=seed, path=path)[:, done:]
+        more = drawn_probes(H, range(done, min(done + num_probes, limit)), seed, path)
         estimate = estimate_of(torch.cat([estimate.samples, _samples(H, more, counter)], dim=-1), atol, rtol)
     return estimate
 
@@ -202,26 +211,76 @@ def check_probes(probes: Tensor) -> None:
         raise ValueError(f"probes have shape {tuple(probes.shape)}; give [param, probe] with 2 probes or more")
 
 
-def probe_products(
-    part: Operator, rows: slice, H: Operator, probes: Tensor, counter: ProgressCounter
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields the probes Z and the products HZ, for a block of probes at a time, at all points of one part of H.
+@dataclass(frozen=True)
+class DrawnProbes:
+    """Some columns of :func:`rademacher`, drawn when they are used; ``shape`` is that of the tensor of all of them."""
 
-    rows: the points of H that the part holds.
+    num_params: int
+    columns: range
+    seed: int
+    path: Sequence[PathPart]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """[param, probe]."""
+        return self.num_params, len(self.columns)
+
+    def split(self, size: int) -> Iterator[Tensor]:
+        """The columns in blocks of this many; all at once take the memory of one byte for each entry."""
+        for start in range(0, len(self.columns), size):
+            yield _signs(self.num_params, self.columns[start : start + size], self.seed, self.path)
+
+
+Probes = Tensor | DrawnProbes
+
+
+def drawn_probes(H: Operator, columns: range, seed: int, path: Sequence[PathPart]) -> Probes:
+    """Rademacher probes with these numbers: a tensor, or drawn anew for each use where that would take much memory."""
+    if are_drawn_together(H, len(columns)):
+        return _signs(H.num_params, columns, seed, path)
+    return DrawnProbes(H.num_params, columns, seed, path)
+
+
+def are_drawn_together(H: Operator, num_probes: int) -> bool:
+    """Whether the memory of so many probes, one byte for each entry, is small."""
+    return vectors_at_once(H.device, H.num_params, num_probes) == num_probes
+
+
+def over_probes(
+    part: Operator,
+    rows: slice,
+    H: Operator,
+    probes: Probes,
+    counter: ProgressCounter,
+    function: Callable[[Tensor, Tensor], T],
+) -> list[T]:
+    """``function(Z, HZ)`` for the probes Z, a block of them at a time, at all points of one part of H.
+
+    Where a vector is large, a block is one probe, and no two blocks are held together. rows: the points of H that the
+    part holds.
     """
-    if part is not H and probes.ndim > 2 and probes.shape[-3] > 1:  # each point has its own probes
-        probes = probes[..., rows, :, :]
-    for block in probes.split(BLOCK, dim=-1):
-        Z = block.to(part.device, part.dtype)
-        yield Z, part @ Z
-        counter.add(block.shape[-1])
+    if part is not H and isinstance(probes, Tensor) and probes.ndim > 2 and probes.shape[-3] > 1:
+        probes = probes[..., rows, :, :]  # each point has its own probes
+    vector_bytes = part.num_params * part.dtype.itemsize * (part.num_points or 1)
+    size = vectors_at_once(part.device, vector_bytes, BLOCK)
+    # Each block is used inside of a function, so that its tensors are freed before the next one is made.
+    return [
+        _on_block(part, block, counter, function)
+        for block in (probes.split(size, dim=-1) if isinstance(probes, Tensor) else probes.split(size))
+    ]
 
 
-def _samples(H: Operator, probes: Tensor, counter: ProgressCounter) -> Float[Tensor, "*point probe"]:
+def _on_block(part: Operator, block: Tensor, counter: ProgressCounter, function: Callable[[Tensor, Tensor], T]) -> T:
+    Z = block.to(part.device, part.dtype)
+    result = function(Z, part @ Z)
+    counter.add(block.shape[-1])
+    return result
+
+
+def _samples(H: Operator, probes: Probes, counter: ProgressCounter) -> Float[Tensor, "*point probe"]:
     """z'Hz for every probe."""
 
     def part_samples(part: Operator, rows: slice) -> tuple[Tensor]:
-        products = probe_products(part, rows, H, probes, counter)
-        return (torch.cat([(Z * HZ).sum(-2) for Z, HZ in products], dim=-1),)
+        return (torch.cat(over_probes(part, rows, H, probes, counter, lambda Z, HZ: (Z * HZ).sum(-2)), dim=-1),)
 
     return part_by_part(H, part_samples)[0]

@@ -13,7 +13,7 @@ the class weights of its labels, its tokens. Batches must be weighted by that nu
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from inspect import signature
 from typing import Any
@@ -130,6 +130,30 @@ def batch_weights(loss: LossFunction, thetas: Tensor, batches: Sequence[Batch], 
             break
     assert found is not None
     return found
+
+
+@full_precision
+def loader_weights(loss: LossFunction, theta: Tensor, batches: Iterable[Batch]) -> tuple[float, ...]:
+    """The same weights for batches that are too large to be held together: each is compared with the first alone."""
+    first: Batch | None = None
+    ratios: list[float] = []
+    same_shapes: dict[tuple[tuple[int, ...], ...], float] = {}
+    adds = False
+    for batch in batches:
+        if first is None:
+            first, ratios = batch, [1.0]
+            continue
+        shapes = tuple(tuple(t.shape) for t in tensors_of(batch))
+        if shapes in same_shapes and not _depends_on_labels([batch]):
+            ratios.append(same_shapes[shapes])
+            continue
+        weights = _weights_at(loss, theta, [first, batch])
+        if len(ratios) > 1 and adds != (sum(weights) == 2):
+            raise ValueError("the criterion averages over some batches and adds up over others; give weights=")
+        adds = sum(weights) == 2
+        same_shapes[shapes] = weights[1] / weights[0]
+        ratios.append(same_shapes[shapes])
+    return tuple(ratios) if adds else tuple(ratio / sum(ratios) for ratio in ratios)
 
 
 def _weights_at(loss: LossFunction, theta: Tensor, batches: list[Batch]) -> tuple[float, ...]:

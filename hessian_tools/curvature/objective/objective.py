@@ -1,6 +1,6 @@
 """The objective whose curvature is measured: a loss, the points, and their batches in groups of one shape."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -8,7 +8,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hessian_tools.batches import cast_like
 from hessian_tools.curvature.objective.indexing import at_points, index_of
+from hessian_tools.curvature.objective.loader_batches import LoaderBatches
 from hessian_tools.loss import Batch, Loss, LossFunction
 
 Weights = Literal["size"] | Sequence[float | int]
@@ -21,13 +23,19 @@ class Group:
     positions: where these points stand among all points of the objective. The tensor lies on the CPU, because it only
         serves as an index, and reading it from a GPU would wait for the work queued there.
     batches: one or more batches; the objective is a weighted mean of the loss over them. Every tensor has a leading
-        point axis, unless all points share the batches.
+        point axis, unless all points share the batches. They may be ``LoaderBatches``, which are read from a loader at
+        every pass over them.
     weights: the weight of each batch in that mean; the weights sum to one.
     """
 
     positions: Int[Tensor, " member"]
-    batches: tuple[Batch, ...]
+    batches: Sequence[Batch]
     weights: tuple[float, ...]
+
+    def cast(self, like: Tensor) -> "Group":
+        """The same group with its batches in the dtype and on the device of a tensor."""
+        batches = self.batches.cast(like) if isinstance(self.batches, LoaderBatches) else cast_like(self.batches, like)
+        return replace(self, batches=batches)
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,7 @@ class Objective:
         return self.loss
 
     @property
-    def batches(self) -> tuple[Batch, ...]:
+    def batches(self) -> Sequence[Batch]:
         """The batches of an objective that has a single group."""
         (group,) = self.groups
         return group.batches
@@ -63,9 +71,15 @@ class Objective:
         (group,) = self.groups
         return group.weights
 
-    def batches_at(self, point: int) -> list[Batch]:
+    def batches_at(self, point: int) -> Sequence[Batch]:
         """The batches of one point, without a point axis; for an objective that has a single group."""
-        return list(self.batches) if self.shared else [at_points(batch, point) for batch in self.batches]
+        return self.batches if self.shared else [at_points(batch, point) for batch in self.batches]
+
+    def by_batch(self) -> "Iterator[tuple[float, Objective]]":
+        """The weight of each batch, and the objective of this batch alone; for an objective that has a single group."""
+        (group,) = self.groups
+        for weight, batch in zip(group.weights, group.batches, strict=True):
+            yield weight, replace(self, groups=(replace(group, batches=(batch,), weights=(1.0,)),))
 
     def select(self, points: Int[Tensor, " chosen"]) -> "Objective":
         """The same objective at the points of these positions, in the order given.
@@ -77,7 +91,7 @@ class Objective:
         for group, (members, positions) in zip(self.groups, self.locate(points), strict=True):
             if len(members):
                 rows = index_of(members, len(group.positions), self.thetas.device)
-                batches = group.batches if self.shared else tuple(at_points(b, rows) for b in group.batches)
+                batches = group.batches if self.shared else [at_points(b, rows) for b in group.batches]
                 groups.append(replace(group, positions=positions, batches=batches))
         thetas = self.thetas[index_of(points, len(self.thetas), self.thetas.device)]
         return Objective(self.loss, thetas, tuple(groups), self.shared)

@@ -1,6 +1,6 @@
 """Checks once what a caller hands to an operator (loss, points, batches, weights), and makes an objective of it."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,13 +8,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.utils import _pytree as pytree
+from torch.utils.data import DataLoader
 
 from hessian_tools.batches import batches_of, cast_like, refuse_unusable
-from hessian_tools.curvature.objective.batch_weights import batch_weights
+from hessian_tools.curvature.objective.batch_weights import batch_weights, loader_weights
 from hessian_tools.curvature.objective.indexing import at_points
+from hessian_tools.curvature.objective.loader_batches import LoaderBatches, loader_batches
 from hessian_tools.curvature.objective.objective import Group, Objective, Weights
 from hessian_tools.first_look import look_at_function
 from hessian_tools.loss import Batch, Loss, LossFunction
+from hessian_tools.progress import Progress
 from hessian_tools.torch_fixes.function_modes import TwiceDifferentiable
 
 
@@ -54,19 +57,31 @@ def objective_at(
     *,
     shared: bool,
     weights: Weights,
+    keep: Callable[[torch.device], int] | None = None,
+    progress: Progress | None = None,
 ) -> Objective:
     """The objective made of the arguments of :func:`~hessian_tools.curvature.hessian`, which are checked.
 
-    A single point gets a point axis of length one. Raises ValueError where the arguments do not fit together.
+    A single point gets a point axis of length one. keep: how many bytes the batches of a ``DataLoader`` may take on a
+    device; a loader with more is read again at every pass. None keeps them always.
+    Raises ValueError where the arguments do not fit together.
     """
     _check_thetas(loss, thetas)
-    single = thetas.ndim == 1
-    batches = batches_of(batch, of_network=isinstance(loss, Loss))
+    single, of_network = thetas.ndim == 1, isinstance(loss, Loss)
     if single and shared:
         raise ValueError("shared=True says that many points share a batch, but thetas is one point; leave shared out")
     thetas = thetas.detach()
     rows = thetas[None] if single else thetas
     shared = shared or single
+    if isinstance(batch, DataLoader):
+        kept_bytes = keep(thetas.device) if keep is not None and shared else None
+        batch = loader_batches(batch, of_network=of_network, like=thetas, keep=kept_bytes, progress=progress)
+    if isinstance(batch, LoaderBatches):
+        function = _looked_at(loss, rows[0], batch[0])
+        everywhere = torch.arange(len(rows), device="cpu")
+        group = Group(everywhere, batch, _weights(loss, rows, batch, weights, shared=True))
+        return Objective(function, rows, (group,), shared)
+    batches = batches_of(batch, of_network=of_network)
     for b in batches:
         refuse_unusable(b.batches if isinstance(b, Ragged) else b, thetas)
     groups: tuple[Group, ...]
@@ -197,11 +212,13 @@ def _check_leading_axes(batches: list[Batch], num_points: int) -> None:
 
 
 def _weights(
-    loss: LossFunction, thetas: Tensor, batches: list[Batch], weights: Weights, *, shared: bool
+    loss: LossFunction, thetas: Tensor, batches: Sequence[Batch], weights: Weights, *, shared: bool
 ) -> tuple[float, ...]:
     """The weight of each batch: as the criterion divides for "size", else the given ones, scaled to a sum of one."""
     if isinstance(weights, str) and weights != "size":
         raise ValueError(f"weights={weights!r} is not known; give 'size', or one number for each batch")
+    if isinstance(weights, str) and isinstance(batches, LoaderBatches):
+        return loader_weights(loss, thetas[0], batches)
     if isinstance(weights, str):
         return batch_weights(loss, thetas, batches, shared=shared)
     given = [float(w) for w in weights]

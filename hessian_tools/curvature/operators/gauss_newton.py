@@ -18,6 +18,7 @@ from hessian_tools.curvature.objective.objective import Objective, Weights
 from hessian_tools.curvature.objective.validation import objective_at
 from hessian_tools.curvature.operators.loss_operator import LossOperator
 from hessian_tools.loss import Batch, Loss
+from hessian_tools.progress import Progress
 
 
 class GaussNewton(LossOperator):
@@ -63,6 +64,7 @@ def gauss_newton(
     batching: Batching = "vmap",
     route: Route = "auto",
     max_memory: float | int | None = None,
+    progress: Progress | None = None,
 ) -> GaussNewton:
     """The Gauss-Newton matrix J'BJ at every point, as an operator: ``G @ V``; arguments as for :func:`hessian`.
 
@@ -98,9 +100,10 @@ def gauss_newton(
             "the Gauss-Newton matrix needs a network's outputs and a criterion, which a plain function does not have; "
             "give a Loss from make_loss(model, criterion, layout), or use hessian"
         )
-    objective = objective_at(loss, thetas, batch, shared=shared, weights=weights)
-    _warn_if_linear(objective)
     engine = checked_engine(route=route, batching=batching, chunk=chunk, max_memory=max_memory)
+    keep = engine.memory.budget
+    objective = objective_at(loss, thetas, batch, shared=shared, weights=weights, keep=keep, progress=progress)
+    _warn_if_linear(objective)
     return GaussNewton(engine.prepare(objective, GAUSS_NEWTON), single=thetas.ndim == 1)
 
 

@@ -14,6 +14,7 @@ from hessian_tools.curvature.objective.validation import objective_at
 from hessian_tools.curvature.operators.loss_operator import LossOperator
 from hessian_tools.layout import Where, flatten
 from hessian_tools.loss import Batch, Criterion, LossFunction, make_loss
+from hessian_tools.progress import Progress
 
 
 class Hessian(LossOperator):
@@ -31,6 +32,7 @@ def hessian(
     batching: Batching = "vmap",
     route: Route = "auto",
     max_memory: float | int | None = None,
+    progress: Progress | None = None,
 ) -> Hessian:
     """The Hessian of ``loss(theta, batch)`` in theta at every point, as an operator: ``H @ V``.
 
@@ -41,6 +43,10 @@ def hessian(
     are not ignored, the sum of its class weights, its tokens; and a criterion that sums adds up. This is found from
     the criterion itself, by one pass on each batch. Otherwise weights holds one number for each batch, scaled to a
     sum of one.
+    The batches of a loader are kept if they take at most max_memory. Otherwise the loader is read again at every
+    product, one batch is held at a time, and each reading is compared with the first, so that random augmentation is
+    refused. progress: called with (done, total) batches at each reading of such a loader. The graphs of several batches
+    that exceed max_memory together are made anew, batch by batch, at every product.
 
     max_memory: bytes for the products that run at the same time and for the data kept between products. None allows
     512 MiB (on CUDA 4 GiB, or a fifth of the memory of a smaller card). The need is measured beforehand; if a CUDA
@@ -80,8 +86,9 @@ def hessian(
     >>> H @ torch.tensor([1.0, 0.0])
     tensor([2., 1.])
     """
-    objective = objective_at(loss, thetas, batch, shared=shared, weights=weights)
     engine = checked_engine(route=route, batching=batching, chunk=chunk, max_memory=max_memory)
+    keep = engine.memory.budget
+    objective = objective_at(loss, thetas, batch, shared=shared, weights=weights, keep=keep, progress=progress)
     return Hessian(engine.prepare(objective, HESSIAN), single=thetas.ndim == 1)
 
 
@@ -94,6 +101,7 @@ def hessian_of(
     weights: Weights = "size",
     route: Route = "auto",
     max_memory: float | int | None = None,
+    progress: Progress | None = None,
 ) -> Hessian:
     """The Hessian of a model's loss on some data, in its trained parameters and at their present values.
 
@@ -114,7 +122,7 @@ def hessian_of(
     """
     theta, layout = flatten(model, where)
     loss = make_loss(model, criterion, layout)
-    return hessian(loss, theta, data, weights=weights, route=route, max_memory=max_memory)
+    return hessian(loss, theta, data, weights=weights, route=route, max_memory=max_memory, progress=progress)
 
 
 def gradient(
@@ -127,6 +135,7 @@ def gradient(
     chunk: int | None = None,
     batching: Batching = "vmap",
     max_memory: float | int | None = None,
+    progress: Progress | None = None,
 ) -> Float[Tensor, "*point param"]:
     """The gradient at every point; arguments as for :func:`hessian`.
 
@@ -134,6 +143,7 @@ def gradient(
     >>> gradient(lambda theta, a: a * theta @ theta / 2, torch.tensor([1.0, 2.0]), torch.tensor(3.0))
     tensor([3., 6.])
     """
-    objective = objective_at(loss, thetas, batch, shared=shared, weights=weights)
     engine = checked_engine(batching=batching, chunk=chunk, max_memory=max_memory)
+    keep = engine.memory.budget
+    objective = objective_at(loss, thetas, batch, shared=shared, weights=weights, keep=keep, progress=progress)
     return engine.gradients(objective).reshape(thetas.shape)

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hessian_tools.curvature.engines.memory import vectors_at_once
 from hessian_tools.curvature.operators.operator import Operator
 
 # The number of products that ``row_products`` computes at once: rows times points.
@@ -55,13 +56,15 @@ def part_by_part(H: Operator, function: Callable[[Operator, slice], tuple[Tensor
 def row_products(
     H: Operator, rows: Float[Tensor, "#point row param"], *, at_once: int = AT_ONCE
 ) -> Float[Tensor, "point row param"]:
-    """H times each row, a few rows at a time. at_once: the number of products that run together, rows times points.
+    """H times each row, a few rows at a time. at_once: the most products that run together, rows times points.
 
-    Rows are used because each of them is contiguous in memory, which the columns of a block are not.
+    Large rows are multiplied one by one. Rows are used because each of them is contiguous in memory, which the columns
+    of a block are not.
     """
     num_points = H.num_points or 1
     out = rows.new_empty(num_points, *rows.shape[1:])
     rows = rows.expand(num_points, -1, -1)
+    at_once = vectors_at_once(H.device, H.num_params * H.dtype.itemsize, at_once)
     for chosen in torch.arange(rows.shape[1], device="cpu").split(max(1, at_once // num_points)):
         block = slice(int(chosen[0]), int(chosen[-1]) + 1)
         out[:, block] = H.products(rows[:, block].mT).mT

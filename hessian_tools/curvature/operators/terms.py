@@ -1,6 +1,6 @@
 """Composed operators taken apart: into the terms of a sum, or into the operators that they are made of."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
@@ -47,6 +47,37 @@ def rebuilt(H: Operator, change: Callable[[LossOperator], LossOperator]) -> Oper
         return replace(H, whole=whole, **cast)
     assert isinstance(H, LossOperator)
     return change(H)
+
+
+def weights_of_batches(H: Operator) -> tuple[float, ...]:
+    """The weight of each batch in H, which is the sum of these weights times :func:`by_batch`.
+
+    Raises ValueError unless H is made of matrices of losses over the same number of batches with the same weights.
+    """
+    parts = [leaf for leaf in leaves(H) if isinstance(leaf, LossOperator)]
+    if not parts or len(parts) < len(leaves(H)):
+        raise ValueError(f"a {type(H).__name__} is not made of losses, so it has no batches; give the matrix of a loss")
+    if any(len(leaf.objective.groups) > 1 for leaf in parts):
+        raise ValueError("the points have batches of different sizes; give the operator of points of one size")
+    weights = [leaf.objective.weights for leaf in parts]
+    if any(each != weights[0] for each in weights):
+        raise ValueError("the terms of the operator have other batches or weights; give terms on the same batches")
+    return weights[0]
+
+
+def by_batch(H: Operator) -> Iterator[Operator]:
+    """The same operator for each batch alone; each must be used before the next one is asked for.
+
+    Raises ValueError where :func:`weights_of_batches` does.
+    """
+    weights_of_batches(H)
+    parts = [leaf for leaf in leaves(H) if isinstance(leaf, LossOperator)]
+    for objectives in zip(*(leaf.objective.by_batch() for leaf in parts), strict=True):
+        alone = {
+            id(leaf): replace(leaf, prepared=leaf.engine.prepare(objective, leaf.prepared.matrix))
+            for leaf, (_, objective) in zip(parts, objectives, strict=True)
+        }
+        yield rebuilt(H, lambda leaf, alone=alone: alone[id(leaf)])  # type: ignore[misc]
 
 
 def magnitude(H: Operator, V: Float[Tensor, "param probe"]) -> Float[Tensor, "*point probe"]:

@@ -1,0 +1,175 @@
+"""What a calculation will hold in memory, and where, before anything is computed."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from hessian_tools.curvature.eigen.pairs import checked_selection, solver_plan
+from hessian_tools.curvature.engines.engine import PreparedProducts
+from hessian_tools.curvature.engines.memory import vectors_at_once
+from hessian_tools.curvature.engines.product_memory import ProductBytes, product_bytes
+from hessian_tools.curvature.estimates.trace import BLOCK, are_drawn_together
+from hessian_tools.curvature.objective.loader_batches import LoaderBatches, bytes_of
+from hessian_tools.curvature.operators.loss_operator import LossOperator
+from hessian_tools.curvature.operators.operator import Operator
+from hessian_tools.loss import Loss
+from hessian_tools.torch_fixes.precision import full_precision
+from hessian_tools.validation import check_whole
+
+Calculation = Literal["product", "trace", "top_eigenpairs"]
+
+# The vectors of length param that a step of Lanczos holds while it makes the next basis vector: the product without its
+# two largest components, a copy, and the same made orthogonal to the basis.
+STEP_VECTORS = 3
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """The memory of a calculation; ``print`` makes a table of it.
+
+    held: the bytes of what exists already, by name. added: the bytes of what the calculation adds, by name, at the
+    moment when it holds the most. results: the bytes that remain afterwards. device: where all of it lies. engine: the
+    one that computes the products. counted: True if the memory of a product was counted, False if it was estimated.
+    vector_bytes: those of a vector of length param.
+    """
+
+    calculation: Calculation
+    held: dict[str, int]
+    added: dict[str, int]
+    results: int
+    device: str
+    engine: str
+    counted: bool
+    vector_bytes: int
+
+    @property
+    def bytes_added(self) -> int:
+        """The most bytes that the calculation holds beside what exists already."""
+        return sum(self.added.values())
+
+    @property
+    def bytes_in_all(self) -> int:
+        """The most bytes that are held, with what exists already."""
+        return sum(self.held.values()) + self.bytes_added
+
+    @property
+    def vectors(self) -> float:
+        """The same in vectors of length param."""
+        return self.bytes_in_all / self.vector_bytes
+
+    def __repr__(self) -> str:
+        how = "counted" if self.counted else "estimated"
+        rows = [*((name, size, "held already") for name, size in self.held.items())]
+        rows += [(name, size, "") for name, size in self.added.items()]
+        rows += [("added at most", self.bytes_added, ""), ("in all", self.bytes_in_all, f"{self.vectors:.1f} vectors")]
+        width = max(len(name) for name, *_ in rows)
+        head = f"{self.calculation} on {self.device}, engine {self.engine}, memory of a product {how}"
+        lines = [f"{name:{width}}  {size / 2**20:10.1f} MiB  {note}".rstrip() for name, size, note in rows]
+        return "\n".join([head, *lines])
+
+
+@full_precision
+def plan(
+    H: Operator,
+    calculation: Calculation = "product",
+    *,
+    k: int = 5,
+    vectors: bool = False,
+    max_basis: int | None = None,
+    max_matvecs: int | None = None,
+    num_probes: int = 64,
+) -> MemoryPlan:
+    """What ``top_eigenpairs``, ``trace`` or a product with one vector will hold in memory, before anything is.
+
+    H: a Hessian or a Gauss-Newton matrix at one point. k, vectors, max_basis, max_matvecs: as for
+    :func:`top_eigenpairs`. num_probes: as for :func:`trace` with method="probes".
+    The memory of a product is counted by computing it on tensors that have a shape and no numbers. Where the loss
+    cannot be computed so, because it reads numbers, it is estimated from a forward pass, by which the engine is chosen
+    in any case; that of several vectors together is sometimes estimated from one. For the engine "compiled" the product
+    is traced, and the calculation then uses the trace. The plan does not know what is allocated outside of tensors,
+    such as the buffers of a convolution.
+
+    Raises ValueError for an operator at several points, and for one that is not the matrix of a loss.
+
+    >>> import torch
+    >>> from hessian_tools.curvature import hessian
+    >>> H = hessian(lambda theta, a: (a * theta**2).sum() / 2, torch.zeros(4096), torch.ones(4096))
+    >>> found = plan(H, "top_eigenpairs", k=1)
+    >>> found.held, found.vector_bytes
+    ({'theta': 16384, 'batches': 16384}, 16384)
+    """
+    check_whole(k=k, num_probes=num_probes)
+    k, num_probes = int(k), int(num_probes)  # NumPy's whole numbers would make results of their own type
+    if not isinstance(H, LossOperator) or not isinstance(H.prepared, PreparedProducts) or (H.num_points or 1) > 1:
+        raise ValueError("a plan is made for the Hessian or the Gauss-Newton matrix of one loss at one point")
+    n, vector = H.num_params, H.num_params * H.dtype.itemsize
+    if calculation == "product":
+        product = product_bytes(H.prepared, num_products=1, columns=1)
+        added, results = _of_product(product, vector), vector
+    elif calculation == "trace":
+        block = vectors_at_once(H.device, vector, min(BLOCK, num_probes))
+        product = product_bytes(H.prepared, num_products=num_probes, columns=block)
+        drawn = num_probes if are_drawn_together(H, num_probes) else block
+        added, results = _of_trace(product, vector, block, drawn * n), 0
+    else:
+        solver = solver_plan(H, (checked_selection("LM", k, 0.0, n),), max_matvecs=max_matvecs, max_basis=max_basis)
+        product = product_bytes(H.prepared, num_products=solver.num_products, columns=1)
+        results = k * vector if vectors else 0
+        if solver.exact:
+            added = _of_product(product, vector) | {"the whole matrix and its eigenvectors": 3 * 8 * n**2}
+        else:
+            added = _of_lanczos(product, vector, k, solver.limits.max_basis, searches=solver.copies)
+    return MemoryPlan(calculation, _held(H), added, results, str(H.device), product.engine, product.counted, vector)
+
+
+def _held(H: LossOperator) -> dict[str, int]:
+    """What exists before the calculation: theta, the batches, and the weights of the model."""
+    objective, theta = H.objective, H.objective.thetas
+    (group,) = objective.groups
+    if isinstance(group.batches, LoaderBatches):
+        # The first and the largest batch are held, and one is being read.
+        batches = bytes_of(group.batches.first, theta) + 2 * bytes_of(group.batches.largest, theta)
+        held = {"theta": H.num_params * H.dtype.itemsize, "batches, one read at a time": batches}
+    else:
+        tensors = [leaf for leaf in pytree.tree_leaves(list(group.batches)) if isinstance(leaf, Tensor)]
+        held = {"theta": H.num_params * H.dtype.itemsize, "batches": sum(map(_bytes, tensors))}
+    if isinstance(objective.loss, Loss):
+        model = objective.loss.model
+        held["weights and buffers of the model"] = sum(map(_bytes, [*model.parameters(), *model.buffers()]))
+    return held
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _kept(product: ProductBytes) -> dict[str, int]:
+    return {"kept between products (gradient and graph)": product.kept}
+
+
+def _of_product(product: ProductBytes, vector: int) -> dict[str, int]:
+    return _kept(product) | {"the vector": vector, "a product and its result": product.working}
+
+
+def _of_trace(product: ProductBytes, vector: int, block: int, drawn: int) -> dict[str, int]:
+    """The probes as signs of one byte, a block of them as numbers, and the product; or z, Hz and their product."""
+    working = max(product.working, 2 * block * vector)
+    probes = {
+        "probes, one byte for each sign": drawn,
+        f"{block} {'probe' if block == 1 else 'probes'} as numbers": block * vector,
+    }
+    return _kept(product) | probes | {"a product and its result": working}
+
+
+def _of_lanczos(product: ProductBytes, vector: int, k: int, basis: int, *, searches: bool) -> dict[str, int]:
+    """The stage that holds the most: a step, the pairs beside the basis, or their check."""
+    steps = {f"Krylov basis ({basis} vectors)": basis * vector}
+    steps["a product, or a step of Lanczos"] = max(product.working, STEP_VECTORS * vector)
+    ending = {f"Krylov basis ({basis} vectors)": basis * vector, f"pairs ({k})": k * vector}
+    check = {f"pairs ({k}), twice, and products with them": 3 * k * vector}
+    check["a product, or a selection of pairs"] = max(product.working, k * vector)
+    if searches:  # the known pairs are kept, and each search has a basis with a copy of them
+        steps[f"known pairs ({k}), twice"] = 2 * k * vector
+    return _kept(product) | max((steps, ending, check), key=lambda stage: sum(stage.values()))
