@@ -37,8 +37,9 @@ KINDS = {
     "figures/*.pdf": "report",
     "report.html": "report",
 }
-# What no result rests on: the processor times, of which any line may be lost.
-WITHOUT_PROMISE = ("times.jsonl",)
+# What no result rests on: the processor times, of which any line may be lost, and the state from which training is
+# resumed. Where that is lost, the run is complete, or is trained from its beginning with the same numbers.
+WITHOUT_PROMISE = ("times.jsonl", "state.safetensors")
 
 
 def replace_by_another(file: Path) -> None:
@@ -81,32 +82,33 @@ def tried(folder: Path, file: Path, command: str, expected: dict[str, str], *, m
     """What verify, a command that reads the file, and at times the command study make of a damaged file."""
     name = file.name if file.parent.name != "c" and "zarr" not in str(file) else str(file.relative_to(folder))
     verified = run(["verify", "study"], folder)
-    if verified.status not in (0, 1, 2) or verified.outcome in ("hang", "traceback"):
+    if verified.outcome in ("hang", "traceback") or verified.status not in (0, 1, 2):
         return f"{verified.outcome}: verify: {verified}"
-    is_found = verified.status != 0 and name in verified.output + verified.errors
-    read = run(COMMANDS[command], folder)
-    problem = wrong(read, folder, file, name, expected)
+    is_found = verified.status == 1 or (verified.status == 2 and name in verified.errors)
+    ended = [run(COMMANDS[command], folder)]
+    if mend and not wrong(ended[0], folder, file, name, expected, is_found=is_found):
+        ended.append(run(ALL, folder))
+    problem = wrong(ended[-1], folder, file, name, expected, is_found=is_found)
     if problem:
         return f"{problem}; verify: {verified}"
-    is_found |= read.status == 2
-    if mend:
-        again = run(ALL, folder)
-        problem = wrong(again, folder, file, name, expected)
-        if problem:
-            return f"{problem}; verify: {verified}"
     place = file.relative_to(folder / "study").as_posix()
     is_as_it_was = results(folder / "study").get(place) == expected.get(place)
-    if not is_found and not is_as_it_was and file.name not in WITHOUT_PROMISE:
+    is_refused = ended[0].status == 2
+    if not (is_found or is_refused or is_as_it_was or file.name in WITHOUT_PROMISE):
         return f"wrong: neither found nor made again: {verified}"
-    return "refused" if read.status == 2 else "right"
+    return "refused" if is_refused else "right"
 
 
-def wrong(ended: Ended, folder: Path, file: Path, name: str, expected: dict[str, str]) -> str:
-    """What is wrong with the end of a command on a damaged study: a refusal without the name, or other results."""
+def wrong(ended: Ended, folder: Path, file: Path, name: str, expected: dict[str, str], *, is_found: bool) -> str:
+    """What is wrong with the end of a command on a damaged study: other results, or a refusal that does not help.
+
+    A refusal must name the file, unless verify has found the fault (``is_found``).
+    """
     if ended.outcome in BAD:
         return f"{ended.outcome}: {ended}"
     if ended.outcome == "refused":
-        return "" if name in ended.errors or file.name in ended.errors else f"wrong: refused without a name: {ended}"
+        is_named = is_found or name in ended.errors or file.name in ended.errors
+        return "" if is_named else f"wrong: refused without a name: {ended}"
     left = str(file.relative_to(folder / "study"))
     different = [path for path, digest in results(folder / "study").items() if expected.get(path, digest) != digest]
     # The file itself may still be as damaged as before, where the command does not read it.
