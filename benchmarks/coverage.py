@@ -1,4 +1,4 @@
-"""How often the intervals of ``ht.jackknife`` cover the population's value, on simulated linear regressions.
+"""How often the intervals of ``ht.curvature.jackknife`` cover the population's value, on simulated linear regressions.
 
 The Hessian of a linear regression is X'X / n, whose population is the covariance of the examples. 1,000 data sets are
 drawn for each line. Run as ``python -m benchmarks.coverage``; it takes five minutes and prints a table in Markdown.
@@ -58,7 +58,7 @@ def measure(case: Case, data_sets: int) -> Jackknife:
 
     batches = [batch(i, size) for i, size in enumerate(case.sizes)]
     H = ht.hessian(half_squares, torch.zeros(data_sets, n, dtype=DTYPE), batches)
-    return ht.jackknife(H, case.quantity, method=case.method)
+    return ht.curvature.jackknife(H, case.quantity, method=case.method)
 
 
 def main() -> None:

@@ -29,7 +29,6 @@ from hessian_tools.curvature import (
     gradient_share,
     hessian,
     hessian_of,
-    jackknife,
     loss_along,
     moments,
     plan,
@@ -87,8 +86,6 @@ __all__ += [
 # Their spectrum: single eigenvalues, all of them, sums over them, their density.
 __all__ += ["top_eigenpairs", "extremal_eigenpairs", "EigenPairs", "spectrum", "gauss_newton_spectrum"]
 __all__ += ["trace", "by_module", "moments", "frobenius_squared", "diagonal", "Estimate", "spectral_density", "Density"]
-# Their standard errors as estimates for the population of the batches.
-__all__ += ["jackknife"]
 # What a calculation will hold in memory.
 __all__ += ["plan"]
 # Curvature along the gradient, in eigenspaces, and through the inner loop.

@@ -161,7 +161,7 @@ def of_modules_and_directions(placed: PlacedCase) -> list[Tensor]:
     metric = 1 + placed.random(H.num_params).abs()
     modules = ht.by_module(H, num_probes=4)
     several = OPERATORS["batches"](placed)
-    errors = [ht.jackknife(several, "trace").stderr, ht.jackknife(several, rtol=1e-9).samples]
+    errors = [ht.curvature.jackknife(several, "trace").stderr, ht.curvature.jackknife(several, rtol=1e-9).samples]
     return [
         *errors,
         modules.trace,

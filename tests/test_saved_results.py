@@ -59,6 +59,7 @@ RESULTS = {
     "density": lambda: ht.spectral_density(H, num_matvecs=8),
     "diagonal": lambda: ht.diagonal(H, num_probes=4),
     "by module": lambda: ht.by_module(hessian_of_a_network(), num_probes=4),
+    "jackknife": lambda: ht.curvature.jackknife(ht.hessian(square, torch.ones(2), [COLUMN, COLUMN + 1, COLUMN + 2])),
     "loss along": lambda: ht.loss_along(OF_A_LOSS, torch.eye(2), steps=[1.0, 0.0, -0.5]),
     "gradient curvature": lambda: ht.gradient_curvature(OF_A_LOSS, 0.1),
     "expansion": lambda: Expansion(*COLUMN.expand(5, 2)),
@@ -70,12 +71,14 @@ RESULTS = {
     "homogeneity": lambda: homogeneity(torch.eye(2)),
     "checkpoint": lambda: Checkpoint(3, COLUMN, 0.5, nan),
     "evaluation": lambda: Evaluation(COLUMN, COLUMN, "test", 0, 5, transductive=True),
+    "plan": lambda: ht.plan(OF_A_LOSS),
     "check": lambda: ht.check_operator(H),
     "trajectory": trajectory,
 }
 
 
 WITHOUT_PICTURE = (
+    "plan",
     *("check", "checkpoint", "diagonal", "evaluation", "expansion", "gauss-newton share"),
     *("gradient curvature", "homogeneity", "null"),
 )

@@ -178,8 +178,8 @@ LONGER = torch.cat([THETA, THETA[:1]])
         (lambda: ht.hessian_of(MODEL, None, (X, Y)), "with criterion=None it gets the whole batch"),
         (lambda: ht.hessian(LOSS, THETA, (X, Y + 5)).mv(THETA), r"fails on batch, which holds a tensor \[4, 2\]"),
         (lambda: ht.loss_along(H, THETA[:, None], steps=[]), "steps is empty"),
-        (lambda: ht.jackknife(H, "lambda_max"), "quantity='lambda_max'"),
-        (lambda: ht.jackknife(H, method="exact"), "method='exact'"),
+        (lambda: ht.curvature.jackknife(H, "lambda_max"), "quantity='lambda_max'"),
+        (lambda: ht.curvature.jackknife(H, method="exact"), "method='exact'"),
     ],
 )
 def test_wrong_arguments_are_refused_at_the_entry_by_name(call, said):

@@ -139,7 +139,9 @@ def test_a_plan_says_where_what_is_held_and_prints_it() -> None:
     assert planned.held["batches"] == 2 * 10 * 4 + 2 * 8
     assert planned.bytes_in_all == sum(planned.held.values()) + planned.bytes_added
     text = repr(planned)
-    assert text.startswith("top_eigenpairs on cpu, engine double_backward, memory of a product counted\ntheta ")
+    assert text.startswith(
+        "MemoryPlan of top_eigenpairs on cpu, engine double_backward, memory of a product counted\ntheta "
+    )
     assert "Krylov basis (" in text and "added at most" in text and "vectors" in text
     tiny = ht.hessian(lambda theta, a: (a * theta**2).sum(), torch.ones(5), torch.ones(5))
     assert "the whole matrix and its eigenvectors" in ht.plan(tiny, "top_eigenpairs").added

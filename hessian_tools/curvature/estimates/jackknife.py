@@ -24,10 +24,12 @@ from hessian_tools.curvature.eigen.pairs import top_eigenpairs
 from hessian_tools.curvature.eigen.selection import Selection
 from hessian_tools.curvature.estimates.exact_trace import exact_route
 from hessian_tools.curvature.estimates.trace import rademacher, trace
+from hessian_tools.curvature.html import interval_html
 from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.curvature.operators.terms import by_batch, weights_of_batches
 from hessian_tools.intervals import student_t
 from hessian_tools.progress import Progress, ProgressCounter
+from hessian_tools.result import Result
 from hessian_tools.torch_fixes.precision import full_precision
 from hessian_tools.validation import check_whole
 
@@ -39,8 +41,8 @@ Method = Literal["first_order", "leave_one_out"]
 MAX_BASIS, MAX_STEPS = 20, 100
 
 
-@dataclass(frozen=True)
-class Jackknife:
+@dataclass(frozen=True, repr=False)
+class Jackknife(Result):
     """A quantity of the curvature with its standard error as an estimate for the population of the batches.
 
     value: the quantity on all batches. stderr: its standard error, by the jackknife over the batches and, for a trace
@@ -80,11 +82,22 @@ class Jackknife:
 
     def __str__(self) -> str:
         """One line for each of the first points, and how many more batches would halve the error."""
-        low, high = self.interval()
-        columns = (self.value, self.stderr, low, high)
-        rows = zip(*(column.reshape(-1)[:8].tolist() for column in columns), strict=True)
-        lines = [f"{self.quantity} {v:.4g} ± {e:.2g}, 95 % interval {a:.4g} to {b:.4g}" for v, e, a, b in rows]
-        return "\n".join([*lines, f"about {self.more_batches} more batches like these would halve the error"])
+        return "\n".join([*(text for text, *_ in self._rows()), self._advice()])
+
+    def _repr_html_(self) -> str:
+        rows = "".join(interval_html(value, low, high, (), text) for text, value, low, high in self._rows())
+        return f"<div>{rows}<div>{self._advice()}</div></div>"
+
+    def _rows(self) -> list[tuple[str, float, float, float]]:
+        """For each of the first points, a line of text, the value, and its interval of 95 %."""
+        columns = (self.value, self.stderr, *self.interval())
+        return [
+            (f"{self.quantity} {value:.4g} ± {error:.2g}, 95 % interval {low:.4g} to {high:.4g}", value, low, high)
+            for value, error, low, high in zip(*(column.reshape(-1)[:8].tolist() for column in columns), strict=True)
+        ]
+
+    def _advice(self) -> str:
+        return f"about {self.more_batches} more batches like these would halve the error"
 
 
 @full_precision

@@ -15,6 +15,7 @@ from hessian_tools.curvature.objective.loader_batches import LoaderBatches, byte
 from hessian_tools.curvature.operators.loss_operator import LossOperator
 from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.loss import Loss
+from hessian_tools.result import Result
 from hessian_tools.torch_fixes.precision import full_precision
 from hessian_tools.validation import check_whole
 
@@ -25,8 +26,8 @@ Calculation = Literal["product", "trace", "top_eigenpairs"]
 STEP_VECTORS = 3
 
 
-@dataclass(frozen=True)
-class MemoryPlan:
+@dataclass(frozen=True, repr=False)
+class MemoryPlan(Result):
     """The memory of a calculation; ``print`` makes a table of it.
 
     held: the bytes of what exists already, by name. added: the bytes of what the calculation adds, by name, at the
@@ -65,7 +66,7 @@ class MemoryPlan:
         rows += [(name, size, "") for name, size in self.added.items()]
         rows += [("added at most", self.bytes_added, ""), ("in all", self.bytes_in_all, f"{self.vectors:.1f} vectors")]
         width = max(len(name) for name, *_ in rows)
-        head = f"{self.calculation} on {self.device}, engine {self.engine}, memory of a product {how}"
+        head = f"MemoryPlan of {self.calculation} on {self.device}, engine {self.engine}, memory of a product {how}"
         lines = [f"{name:{width}}  {size / 2**20:10.1f} MiB  {note}".rstrip() for name, size, note in rows]
         return "\n".join([head, *lines])
 
