@@ -97,7 +97,7 @@ def refuse_occupied(study: Study) -> None:
 
 
 def begin(study: Study, *, claims: str | None = None) -> None:
-    """Write the files with which a study's folder starts, and remove what a killed process left half-written.
+    """Write the files with which a study's folder starts.
 
     The caller holds the lock of the folder.
     claims: the text of a checked plan, or None for the bundled one. A folder keeps the plan with which it was begun.
@@ -109,7 +109,6 @@ def begin(study: Study, *, claims: str | None = None) -> None:
             f"{study.path} was begun with another plan of the claims, and a plan is fixed before anything is measured;"
             " leave --claims out, or choose another --out"
         )
-    store.remove_half_written(study.path)
     write_settings(study.config, study.path, plan=plan or PLAN.read_text(encoding="utf-8"))
     if study.goes_on_from is not None:
         step_size = study.goes_on_from / STEP_SIZE

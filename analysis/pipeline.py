@@ -163,6 +163,7 @@ def session(
     if workers is None:
         workers = 0 if study.device == "cuda" or _is_small(study) else available_cores()
     with nullcontext() if fsync else without_fsync(), folder.locked(study.path), WorkerPool(workers) as pool:
+        store.remove_half_written(study.path)  # what a killed command has left
         yield pool, reporter(progress)
 
 
@@ -217,7 +218,6 @@ def figures(study: Study, ds: xr.Dataset, reporter: Reporter) -> list[Path]:
     """
     _refuse_incomplete(study)
     (study.figures / folder.DRAWN).unlink(missing_ok=True)  # until all are drawn, the figures count as stale
-    store.remove_half_written(study.path)
     saved: list[Path] = []
     drawable = figures_of(ds)
     with reporter.stage("draw", len(drawable), "figures") as advance:

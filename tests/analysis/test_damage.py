@@ -122,6 +122,14 @@ def test_no_report_is_made_with_a_damaged_figure_or_plan(capsys, copied_study, n
     file.write_bytes(undamaged)
 
 
+@pytest.mark.slow
+def test_a_command_removes_what_a_killed_one_left_half_written(capsys, copied_study):
+    (copied_study / ".verdicts.json.123.partial").write_text("half")
+    assert run(["test", str(copied_study)]) == 0
+    assert not list(copied_study.rglob("*.partial"))
+    capsys.readouterr()
+
+
 def test_verify_finds_nothing_in_an_undamaged_study(capsys, copied_study):
     assert run(["verify", str(copied_study)]) == 0
     assert capsys.readouterr().out == f"{copied_study}: nothing is missing, damaged, changed or out of date\n"
