@@ -34,13 +34,14 @@ class Comparison:
 
     @property
     def rows(self) -> dict[Key, dict[str, Verdict]]:
-        """The verdicts on each question by the names of the studies that answer it."""
+        """The verdicts on each question by the names of the studies that answer it, one claim after the other."""
         rows: dict[Key, dict[str, Verdict]] = {}
         for name, verdicts in self.verdicts.items():
             for v in verdicts:
                 key = (v.claim, v.learner, v.baseline, v.steps, v.comparison, v.quantity)
                 rows.setdefault(key, {})[name] = v
-        return rows
+        claims = list(dict.fromkeys(claim for claim, *_ in rows))
+        return dict(sorted(rows.items(), key=lambda item: claims.index(item[0][0])))
 
     @property
     def learners(self) -> list[str]:

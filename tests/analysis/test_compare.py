@@ -70,6 +70,8 @@ def test_the_table_of_primary_verdicts_has_each_of_them_once(comparison, tmp_pat
     header, rule, *rows = (tmp_path / "primary.md").read_text(encoding="utf-8").splitlines()
     assert header == "| Learner, baseline, comparison | one | other |" and rule == "| --- | --- | --- |"
     assert all(line.count("|") == 4 for line in rows)
+    titles = [line for line in rows if "**" in line]
+    assert len(titles) == len(set(titles)) > 1
     for column, (_, verdicts) in enumerate(comparison.verdicts.items(), start=2):
         outcomes = [v.corrected_outcome.split()[0] for v in verdicts if v.kind == "primary"]
         cells = [line.split("|")[column].strip() for line in rows]
