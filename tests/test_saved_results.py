@@ -63,7 +63,7 @@ RESULTS = {
     "loss along": lambda: ht.loss_along(OF_A_LOSS, torch.eye(2), steps=[1.0, 0.0, -0.5]),
     "gradient curvature": lambda: ht.gradient_curvature(OF_A_LOSS, 0.1),
     "expansion": lambda: Expansion(*COLUMN.expand(5, 2)),
-    "gauss-newton share": lambda: GaussNewtonShare(*COLUMN.expand(8, 2)),
+    "gauss-newton share": lambda: GaussNewtonShare(*[COLUMN] * 3, COLUMN[0], *[COLUMN] * 4),
     "singular values": lambda: ht.singular_values(
         ht.adaptation_jacobian(ht.hessian(square, torch.ones(3, 2), torch.ones(2), shared=True), 0.1), k=1
     ),
