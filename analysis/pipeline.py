@@ -290,7 +290,7 @@ def report(study: Study, ds: xr.Dataset) -> Path:
     for image in images.values():
         if not image.exists():
             raise UserError(f"{image} is not drawn yet; run 'hessian-tools figures {study.path}' first")
-    for part in set(folder.stale_parts(study, ds)) - {"report"}:
+    for part in (part for part in folder.stale_parts(study, ds) if part != "report"):
         raise UserError(
             f"the {part} of {study.path} rest on other measurements than the present ones;"
             f" run 'hessian-tools {part.replace('verdicts', 'test')} {study.path}' first"

@@ -213,15 +213,15 @@ def faults(path: Path) -> Iterator[Fault]:
 def discard(path: Path, fault: Fault) -> None:
     """Make the unit that a fault spoils count as not measured, or every unit if the file belongs to the whole store.
 
-    A unit is measured anew in place; a store that is spoilt as a whole is renamed, so that nothing in it is lost.
+    What is spoilt, a file of the unit or the store as a whole, is renamed, so that nothing is lost.
     """
     if fault.unit is None:
         for spoilt in (path, path.parent / DIGESTS, path.parent / RECORDS):
             if spoilt.exists():
                 set_aside(spoilt)
         return
-    if fault.file.exists() and not fault.file.is_file():
-        set_aside(fault.file)  # nothing can be written in its place
+    if fault.file.exists():
+        set_aside(fault.file)
     checkpoint, tasks = fault.unit
     flag = path / FLAGS[1] / "c" / str(checkpoint) if tasks is None else path / FLAGS[0] / "c" / f"{checkpoint}/{tasks}"
     flag.unlink(missing_ok=True)  # a flag without a file is 0
