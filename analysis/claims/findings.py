@@ -96,4 +96,7 @@ def _example(verdicts: list[Verdict]) -> str:
     if not math.isnan(verdict.trained_value):
         values = f"{number(verdict.trained_value)} against {number(verdict.baseline_value)} {baseline(verdict)}"
     steps = "" if verdict.steps == "all steps" else where(verdict)
-    return f"; for instance, {measure(verdict)} of {verdict.learner}{steps} is {values} ({verdict.outcome})"
+    outcome: str = verdict.outcome
+    if verdict.corrected_outcome not in (None, outcome):
+        outcome += f", but {verdict.corrected_outcome} after the correction"
+    return f"; for instance, {measure(verdict)} of {verdict.learner}{steps} is {values} ({outcome})"

@@ -22,6 +22,8 @@ def test_a_claim_is_summed_up_with_the_numbers_of_a_typical_comparison():
     assert "maml at later steps is 0.95 against 1" in findings([later, later, VERDICT])[0]
     control = replace(VERDICT, learner="maml-shuffled", trained_value=0.3)
     assert "alpha rho of maml at step 0 is 0.6" in findings([control, replace(VERDICT, kind="primary")])[0]
+    lost = replace(VERDICT, kind="primary", corrected_outcome="inconclusive", num_corrected=9)
+    assert findings([lost])[0].endswith("(supported, but inconclusive after the correction).")
 
 
 def test_each_claim_has_a_sentence_and_shot_is_compared_with_the_learner_without_it():
