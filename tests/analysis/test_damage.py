@@ -53,7 +53,7 @@ DAMAGES = {
     "measurements.zarr/rho/c/1/0/0": (flip_a_bit, "test"),
     "measurements.zarr/rho/c/2/0/0": (replace_by("maml-seed1"), "test"),
     "measurements.zarr/evaluation_accuracy/c/2/0": (replace_by("maml-shot-seed0"), "figures"),
-    "measurements.units/2-0.json": (replace_by("maml-seed1"), "measure"),
+    "measurements.units/0-0.json": (replace_by("maml-seed1"), "measure"),
     "measurements.units/1-0.json": (Path.unlink, "report"),
     "measurements.units/1-evaluation.json": (flip_a_bit, "test"),
     "measurements.json": (flip_a_bit, "test"),
@@ -138,16 +138,23 @@ def test_verify_finds_nothing_in_an_undamaged_study(capsys, copied_study):
 @pytest.mark.heavy
 def test_damaged_files_of_training_and_measuring_are_made_again(working_folder, capsys, micro_study):
     shutil.copytree(micro_study, working_folder / "study")
-    # The metadata of rho are removed from another run, of which nothing else is damaged.
-    mended = [name for name in DAMAGES if name not in ("manifest.json", "measurements.zarr/zarr.json")]
-    for name in mended:
-        if name != "measurements.zarr/rho/zarr.json":
-            DAMAGES[name][0](working_folder / "study" / "runs" / "maml-seed0" / name)
-    (working_folder / "study" / "runs" / "untrained-seed1" / "measurements.zarr" / "rho" / "zarr.json").unlink()
+    # These four are damaged in other runs, because each makes all measurements of its run count as not done.
+    alone = {
+        "measurements.zarr/rho/zarr.json": "untrained-seed1",
+        "measurements.json": "maml-seed1",
+        "measurements.zarr/checkpoint/c/0": "maml-shot-seed0",
+        "measurements.zarr/step_size/c": "maml-shot-seed1",
+    }
+    damaged = {
+        f"{alone.get(name, 'maml-seed0')}/{name}": damage
+        for name, (damage, _) in DAMAGES.items()
+        if name not in ("manifest.json", "measurements.zarr/zarr.json")
+    }
+    for name, damage in damaged.items():
+        damage(working_folder / "study" / "runs" / name)
     assert run(["study", "study", "--workers", "0"]) == 0
     said = capsys.readouterr().out
-    assert all(f"maml-seed0/{name} " in said for name in mended if name != "measurements.zarr/rho/zarr.json")
-    assert "untrained-seed1/measurements.zarr/rho/zarr.json is missing" in said
+    assert not [name for name in damaged if f"{name} " not in said]
     xr.testing.assert_identical(open_study("study"), open_study(micro_study))
     assert run(["verify", "study"]) == 0
 
