@@ -8,26 +8,36 @@ parameters have no gradient, to see whether the loss depends on them all the sam
 writes by hand are compared with differences (:mod:`hessian_tools.hand_written`).
 """
 
-import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from inspect import signature
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import disable_saved_tensors_hooks
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from hessian_tools.hand_written import graph_nodes, hand_written, wrong_derivative
+from hessian_tools.hidden_state import (
+    HOOKED,
+    RECOMPUTED,
+    SCALED,
+    SPARSE,
+    HiddenStateError,
+    fix_of_independent,
+    impure_pass,
+    independent_of_theta,
+    random_module,
+    run_again,
+    stored_in_place_of_theta,
+    unreached_parameter,
+)
 from hessian_tools.outputs import tensors_of
+from hessian_tools.random_states import Drew, drawn_between, global_states, restored_random_states
 from hessian_tools.rng import stream
 from hessian_tools.torch_fixes.precision import full_precision
+from hessian_tools.watches import BackwardWatch, ForwardWatch
 
 # A GPU may add in another order in a second pass. The outputs of two passes count as equal if they differ by at most
 # this many machine epsilons of the largest output.
@@ -35,85 +45,8 @@ REORDERING_EPS = 1e3
 # A loss may draw from Python's global generator without depending on what it draws, because checks of types do so, such
 # as those of beartype. So many further values are then compared. (One in 256 losses that toss one coin goes unnoticed.)
 VALUES_AFTER_DRAWING = 8
-# The words of the error for networks with torch.utils.checkpoint. It runs the network again in the backward pass, but
-# with the parameters stored in the module instead of theta, so it cannot be allowed.
-RECOMPUTED = "saved tensor hooks of torch.utils.checkpoint"
-# The beginning of the names of the criterion's buffers, among those of the model.
-CRITERION = "<criterion>."
-SCALED = "an embedding with scale_grad_by_freq=True has a gradient that is no derivative of its loss; use False"
-HOOKED = (
-    "a hook on a tensor changes its gradient in the backward pass, so the gradient is no derivative of the loss, and "
-    "the hook itself is not differentiated; remove it, or write its effect into the forward pass"
-)
-SPARSE = (
-    "an embedding with sparse=True has no second derivative in torch: use sparse=False, which gives the same numbers"
-)
-
-
 # A network's loss: a generator of its outputs and then its value, for parameters and buffers by name and a batch.
 Evaluate = Callable[[Mapping[str, Tensor], Mapping[str, Tensor], Any], Iterator[Any]]
-
-
-class HiddenStateError(ValueError):
-    """The loss is no function of theta alone, or its derivative would miss a part of its dependence on theta."""
-
-
-class Watch(TorchFunctionMode):
-    """Sees which stored parameters a forward pass uses where theta should have taken their place.
-
-    is_stored: whether a tensor is such a parameter. used: those. Reading its shape or detaching it does not count.
-    sparse, scaled: whether an embedding has been called whose gradients are sparse, or scaled by frequency. hooked:
-    whether a hook on a tensor has changed a gradient. constant: whether the loss has differentiated inside itself
-    without a graph.
-    """
-
-    def __init__(self, is_stored: Callable[[Any], bool]) -> None:
-        super().__init__()
-        self.is_stored = is_stored
-        self.used: list[Tensor] = []
-        self.sparse = self.scaled = self.hooked = self.constant = False
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Calls the function, and notes a stored parameter among its arguments."""
-        if func is Tensor.register_hook:
-            args, kwargs = (args[0], self._noted(*args[1:], **(kwargs or {}))), {}
-        result = func(*args, **(kwargs or {}))
-        if func in (F.embedding, F.embedding_bag):
-            call = signature(func).bind(*args, **(kwargs or {})).arguments
-            trained = call["weight"].requires_grad
-            self.sparse |= bool(call.get("sparse")) and trained
-            self.scaled |= bool(call.get("scale_grad_by_freq")) and trained
-        if func in (torch.autograd.grad, Tensor.backward) and torch.is_grad_enabled():
-            call = signature(func).bind(*args, **(kwargs or {})).arguments
-            self.constant |= not call.get("create_graph")
-        if isinstance(result, Tensor) and result.requires_grad:
-            self.used += [leaf for leaf in pytree.tree_leaves((args, kwargs)) if self.is_stored(leaf)]
-        return result
-
-    def _noted(self, hook: Callable[[Tensor], Tensor | None]) -> Callable[[Tensor], Tensor | None]:
-        """The hook of a tensor, which notes if it changes the gradient."""
-
-        def noting(gradient: Tensor) -> Tensor | None:
-            changed = hook(gradient)
-            self.hooked |= changed is not None and not torch.equal(changed, gradient)
-            return changed
-
-        return noting
-
-
-class BackwardWatch(TorchDispatchMode):
-    """Sees whether a backward pass uses a stored parameter, which happens only if it runs a module again."""
-
-    def __init__(self, is_stored: Callable[[Any], bool]) -> None:
-        super().__init__()
-        self.is_stored = is_stored
-        self.used: Tensor | None = None
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Calls the operation, and notes a stored parameter among its arguments."""
-        if self.used is None:
-            self.used = next((leaf for leaf in pytree.tree_leaves((args, kwargs)) if self.is_stored(leaf)), None)
-        return func(*args, **(kwargs or {}))
 
 
 @full_precision
@@ -127,15 +60,15 @@ def look_at_function(function: Callable[[Tensor, Any], Tensor], theta: Tensor, b
         return isinstance(leaf, nn.Parameter) and leaf.requires_grad
 
     with _ordinary_mode(theta):
-        leaf, watch = theta.detach().clone().requires_grad_(), Watch(is_stored)
+        leaf, watch = theta.detach().clone().requires_grad_(), ForwardWatch(is_stored)
         batch = pytree.tree_map_only(Tensor, _out_of_inference, batch)
-        before = _random_states(theta.device)
+        before = global_states(theta.device)
         try:
             with watch:
                 value = function(leaf, batch)
         except Exception:
             return
-        drew = _drew(before, _random_states(theta.device))
+        drew = drawn_between(before, global_states(theta.device))
         if drew == "surely":
             raise HiddenStateError(
                 "the loss draws random numbers, so it is no function of theta alone; fix them, or call model.eval()"
@@ -163,9 +96,9 @@ def look_at_function(function: Callable[[Tensor, Any], Tensor], theta: Tensor, b
         if watch.hooked:
             raise HiddenStateError(HOOKED)
         if backward.used is not None:
-            raise _run_again("a module")
+            raise run_again("a module")
         if gradient[0] is None:
-            raise _independent(
+            raise independent_of_theta(
                 "compute it from theta, by torch.func.functional_call(model, layout.unflatten(theta), x)"
             )
         _refuse_wrong_derivative(value, lambda at: function(at, batch), theta)
@@ -200,7 +133,7 @@ def look_at_network(
 
     with _ordinary_mode(theta):
         batch = pytree.tree_map_only(Tensor, _out_of_inference, batch)
-        leaf, copies, watch = theta.detach().clone().requires_grad_(), buffers(), Watch(is_stored)
+        leaf, copies, watch = theta.detach().clone().requires_grad_(), buffers(), ForwardWatch(is_stored)
         pieces = parameters(leaf)
         first = _first_pass(evaluate, pieces, copies, batch, model=model, leaf=leaf, theta=theta, watch=watch)
         if first is None:
@@ -217,18 +150,7 @@ def look_at_network(
         leaves = [node.variable for node in graph_nodes(value) if hasattr(node, "variable")]
         used = watch.used + [leaf for leaf in leaves if is_stored(leaf)]
         gradients, backward = _backward(value, list(pieces.values()), is_stored, list(model.parameters()))
-    if gradients is not None and all(g is None for g in gradients):
-        raise _independent(_fix_of_independent(model))
-    if used:
-        raise HiddenStateError(
-            f"the loss uses the model's stored parameter {names[id(used[0])]!r} in place of theta, so a part of "
-            "its derivative would be missing; let the forward pass read self's parameters when it is called, and the "
-            "criterion only outputs and targets"
-        )
-    if watch.hooked:
-        raise HiddenStateError(HOOKED)
-    if backward.used is not None:
-        raise _run_again(f"the module of {names[id(backward.used)]!r}")
+    _refuse_lost_derivative(model, names, used, watch, backward, gradients)
     if gradients is None:
         return
     unreached = [name for name, gradient in zip(pieces, gradients, strict=True) if gradient is None]
@@ -237,13 +159,9 @@ def look_at_network(
             here, elsewhere = parameters(theta.detach().clone().requires_grad_()), parameters(_elsewhere(theta))
             moved_value = value_at(here | {name: elsewhere[name] for name in unreached})
             if not _agree(value.detach(), moved_value.detach()):
-                raise _unreached(model, unreached[0])
+                raise unreached_parameter(model, unreached[0])
         _refuse_wrong_derivative(value, lambda at: value_at(parameters(at)), theta)
     _warn_of_constant(watch)
-
-
-# Whether random numbers were drawn: not at all; perhaps by a check of types, from Python's generator alone; or surely.
-Drew = Literal["", "perhaps", "surely"]
 
 
 class _FirstPass(NamedTuple):
@@ -265,24 +183,24 @@ def _first_pass(
     model: nn.Module,
     leaf: Tensor,
     theta: Tensor,
-    watch: Watch,
+    watch: ForwardWatch,
 ) -> _FirstPass | None:
     """Evaluate the loss once; None where a network runs itself again in its backward pass, which the engines refuse.
 
     pieces: ``leaf`` as parameters by name, where leaf is a copy of theta.
     """
-    before = _random_states(theta.device)
+    before = global_states(theta.device)
     try:
         with disable_saved_tensors_hooks(RECOMPUTED), watch:
             passes = evaluate(pieces, buffers, batch)
             outputs = next(passes)
-            drew_in_network = _drew(before, _random_states(theta.device))
+            drew_in_network = drawn_between(before, global_states(theta.device))
             value = next(passes)
     except RuntimeError as error:
         if RECOMPUTED in str(error):
             return None
         if _moved(leaf, theta):  # torch refuses to change a part of theta in place where it is differentiated
-            raise _hidden_state(model, "", "moves its parameters") from None
+            raise impure_pass(model, "", "moves its parameters") from None
         if "dtype" in str(error) or "scalar type" in str(error):
             raise ValueError(
                 f"the network or the criterion holds a tensor in another dtype than theta ({theta.dtype}), or the "
@@ -290,18 +208,19 @@ def _first_pass(
                 f"{error})"
             ) from error
         raise
-    drew = _drew(before, _random_states(theta.device))
-    return _FirstPass(outputs, value, _moved(leaf, theta), drew_in_network, drew)
+    return _FirstPass(
+        outputs, value, _moved(leaf, theta), drew_in_network, drawn_between(before, global_states(theta.device))
+    )
 
 
 def _refuse_changes(model: nn.Module, first: _FirstPass, *, moved: list[str]) -> None:
     """Raises HiddenStateError where a pass changes state or draws. moved: the names of the buffers that it changed."""
     if first.has_moved_theta:
-        raise _hidden_state(model, "", "moves its parameters")
+        raise impure_pass(model, "", "moves its parameters")
     if moved:
-        raise _hidden_state(model, moved[0].rpartition(".")[0], "moves its buffers")
+        raise impure_pass(model, moved[0].rpartition(".")[0], "moves its buffers")
     if first.drew_in_network == "surely":
-        raise _hidden_state(model, _random_module(model), "draws random numbers")
+        raise impure_pass(model, random_module(model), "draws random numbers")
     if first.drew == "surely":
         raise HiddenStateError(
             "the criterion draws random numbers, so the loss is no function of the parameters; draw them once, "
@@ -317,7 +236,7 @@ def _refuse_another_value(model: nn.Module, first: _FirstPass, again: Iterator[A
     """
     outputs, repeated = ([t.detach() for t in tensors_of(o)] for o in (first.outputs, next(again)))
     if not _repeat(outputs, repeated) and all(t.isfinite().all() for t in outputs):
-        raise _hidden_state(model, "", "gives another output the second time")
+        raise impure_pass(model, "", "gives another output the second time")
     value, repeat = first.value.detach(), next(again).detach()
     if bool(value.isfinite()) and not _agree(value, repeat):
         raise HiddenStateError(
@@ -326,12 +245,35 @@ def _refuse_another_value(model: nn.Module, first: _FirstPass, again: Iterator[A
         )
 
 
-def _refuse_embeddings(watch: Watch) -> None:
+def _refuse_embeddings(watch: ForwardWatch) -> None:
     """Raises ValueError where an embedding was called that has no second derivative, or a wrong first one."""
     if watch.sparse:
         raise ValueError(SPARSE)
     if watch.scaled:
         raise ValueError(SCALED)
+
+
+def _refuse_lost_derivative(
+    model: nn.Module,
+    names: Mapping[int, str],
+    used: Sequence[Tensor],
+    watch: ForwardWatch,
+    backward: BackwardWatch,
+    gradients: list[Tensor | None] | None,
+) -> None:
+    """Raises HiddenStateError where a part of the loss's derivative is lost, or changed on its way back.
+
+    names: those of the stored parameters, by id. used: the stored parameters that the loss was computed from.
+    gradients: in the pieces of theta; None where torch has no derivative.
+    """
+    if gradients is not None and all(gradient is None for gradient in gradients):
+        raise independent_of_theta(fix_of_independent(model))
+    if used:
+        raise stored_in_place_of_theta(names[id(used[0])])
+    if watch.hooked:
+        raise HiddenStateError(HOOKED)
+    if backward.used is not None:
+        raise run_again(f"the module of {names[id(backward.used)]!r}")
 
 
 def _elsewhere(theta: Tensor) -> Tensor:
@@ -340,65 +282,17 @@ def _elsewhere(theta: Tensor) -> Tensor:
     return theta.detach() + 0.1 * (1 + theta.detach().abs()) * noise
 
 
-def _fix_of_independent(model: nn.Module) -> str:
-    """What to do where a network's loss does not depend on theta."""
-    if hasattr(model, "fast_params"):
-        return (
-            "higher's patched module uses its own fast weights; make the loss of the module that was patched, and "
-            "pass the fast weights as theta = torch.cat([p.flatten() for p in fmodel.parameters()])"
-        )
-    return (
-        "the network must use its parameters when its forward pass is called, not tensors held elsewhere; make the "
-        "loss of the module itself, and pass other weights as a vector theta"
-    )
-
-
 def value_of(loss: Callable[[Tensor, Any], Tensor], theta: Tensor, batch: Any) -> Tensor:
     """The loss without a graph, also where it differentiates by theta inside itself."""
     with torch.enable_grad():
         return loss(theta.detach().clone().requires_grad_(), batch).detach()
 
 
-class _States(NamedTuple):
-    """Those of the global random generators."""
-
-    of_torch: list[Tensor]
-    of_numpy: Any
-    of_python: Any
-
-
-def _random_states(device: torch.device) -> _States:
-    return _States(random_states(device), np.random.get_state(), random.getstate())
-
-
-def _drew(before: _States, after: _States) -> Drew:
-    numpy_same = all(np.array_equal(a, b) for a, b in zip(before.of_numpy, after.of_numpy, strict=True))
-    if not (numpy_same and same_tensors(before.of_torch, after.of_torch)):
-        return "surely"
-    return "" if before.of_python == after.of_python else "perhaps"
-
-
-def random_states(device: torch.device) -> list[Tensor]:
-    """The states of torch's global random generators from which a forward pass on the device can draw."""
-    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
-
-
-def same_tensors(first: list[Tensor], second: list[Tensor]) -> bool:
-    """Whether two lists of tensors hold the same numbers."""
-    return len(first) == len(second) and all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-
-
 @contextmanager
 def _ordinary_mode(theta: Tensor) -> Iterator[None]:
     """A context that records graphs, and restores the global random generators afterwards."""
-    numpy_state, python_state = np.random.get_state(), random.getstate()
-    with torch.inference_mode(False), torch.enable_grad():
-        try:
-            with torch.random.fork_rng(devices=[theta.device] if theta.is_cuda else []):
-                yield
-        finally:
-            np.random.set_state(numpy_state)
-            random.setstate(python_state)
+    with torch.inference_mode(False), torch.enable_grad(), restored_random_states(theta.device):
+        yield
 
 
 def _backward(
@@ -457,31 +351,6 @@ def _out_of_inference(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.is_inference() else tensor
 
 
-def _random_module(model: nn.Module) -> str:
-    """The name of the first dropout in training mode; "" where there is none, and something else draws."""
-    dropout = nn.modules.dropout._DropoutNd
-    return next((name for name, m in model.named_modules() if isinstance(m, dropout) and m.training), "")
-
-
-def _independent(fix: str) -> HiddenStateError:
-    return HiddenStateError(f"the loss does not depend on theta, so its Hessian would be 0 everywhere; {fix}")
-
-
-def _unreached(model: nn.Module, parameter: str) -> HiddenStateError:
-    """The error for a parameter that changes the loss although its gradient is None."""
-    quantised = next((name for name, m in model.named_modules() if "quantized" in type(m).__module__), None)
-    if quantised is not None:
-        why = f"module {quantised!r} is quantised and has no derivative"
-        fix = "measure the network before it was quantised"
-    else:
-        why = "it is used under torch.no_grad, detached, or in a checkpoint with use_reentrant=True"
-        fix = "let the forward pass record a graph"
-    return HiddenStateError(
-        f"the loss depends on the parameter {parameter!r}, but its gradient does not ({why}); {fix}, or make the "
-        "parameter a constant with flatten(model, where=...)"
-    )
-
-
 def _refuse_wrong_derivative(value: Tensor, function: Callable[[Tensor], Tensor], theta: Tensor) -> None:
     """Raises HiddenStateError if hand-written derivatives in a loss are not those of its values."""
     name = hand_written(value)
@@ -493,31 +362,10 @@ def _refuse_wrong_derivative(value: Tensor, function: Callable[[Tensor], Tensor]
         )
 
 
-def _warn_of_constant(watch: Watch) -> None:
+def _warn_of_constant(watch: ForwardWatch) -> None:
     if watch.constant:
         warnings.warn(
             "the loss differentiates inside itself without create_graph=True, so that what it computes from that "
             "derivative counts as a constant",
             stacklevel=5,
         )
-
-
-def _run_again(what: str) -> HiddenStateError:
-    return HiddenStateError(
-        f"{what} is run again inside the backward pass, at its stored weights and not at theta (an adjoint method or a "
-        "checkpoint), so its derivative would be lost; use the ordinary forward pass, such as odeint in place of "
-        "odeint_adjoint"
-    )
-
-
-def _hidden_state(model: nn.Module, name: str, what: str) -> HiddenStateError:
-    """The error for a network whose module ``name`` does ``what``; "" is the network itself."""
-    if name == CRITERION.removesuffix("."):
-        return HiddenStateError(f"the criterion {what}, so the loss is no function of the parameters")
-    module = model.get_submodule(name)
-    where = f"module {name!r} ({type(module).__name__})" if name else f"the network ({type(module).__name__})"
-    if isinstance(module, nn.modules.batchnorm._BatchNorm):
-        fix = "build it with track_running_stats=False, or call model.eval()"
-    else:
-        fix = "call model.eval(), or make the forward pass a function of its input alone"
-    return HiddenStateError(f"{where} {what} in the forward pass, so its loss is no function of the parameters; {fix}")

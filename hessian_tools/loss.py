@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from hessian_tools.batches import Batch, arguments, cast_like, signature_of, split_batch
-from hessian_tools.first_look import CRITERION, HiddenStateError, look_at_network
+from hessian_tools.first_look import look_at_network
+from hessian_tools.hidden_state import CRITERION, HiddenStateError
 from hessian_tools.layout import ParamLayout, flatten, unwrapped
 from hessian_tools.outputs import own_loss, tensors_of
 from hessian_tools.torch_fixes.function_modes import PrimitiveNormalisation, TwiceDifferentiable

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from hessian_tools import HiddenStateError, first_look, flatten, hessian, make_loss, stream
-from hessian_tools.first_look import random_states
+from hessian_tools import HiddenStateError, flatten, hessian, make_loss, random_states, stream
+from hessian_tools.random_states import torch_states
 
 
 def network(*, eval_mode: bool):
@@ -77,12 +77,12 @@ def test_random_numbers_drawn_on_a_cuda_device_are_noticed(monkeypatch):
     """The device is simulated: the state of its generator is a number that the forward pass changes."""
     state = torch.zeros(1)
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: state.clone())
-    monkeypatch.setattr(first_look, "random_states", lambda device: random_states(torch.device("cuda")))
+    monkeypatch.setattr(random_states, "torch_states", lambda device: torch_states(torch.device("cuda")))
     theta, layout = flatten(DrawingNetwork(lambda: state))
     hessian(make_loss(DrawingNetwork(lambda: state), nn.functional.cross_entropy, layout), theta, batch())
     with pytest.raises(HiddenStateError, match="draws random numbers"):
         hessian(make_loss(DrawingNetwork(lambda: state.add_(1)), nn.functional.cross_entropy, layout), theta, batch())
-    assert len(random_states(torch.device("cpu"))) == 1
+    assert len(torch_states(torch.device("cpu"))) == 1
 
 
 @pytest.mark.slow

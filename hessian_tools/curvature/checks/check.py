@@ -23,9 +23,10 @@ from hessian_tools.curvature.operators.gauss_newton import GaussNewton
 from hessian_tools.curvature.operators.loss_operator import LossOperator
 from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.curvature.operators.terms import leaves, magnitude, rebuilt, terms
-from hessian_tools.first_look import random_states, same_tensors, value_of
+from hessian_tools.first_look import value_of
 from hessian_tools.loss import HiddenStateError, Loss
 from hessian_tools.progress import Progress, ProgressCounter
+from hessian_tools.random_states import same_tensors, torch_states
 from hessian_tools.result import Result
 from hessian_tools.rng import stream
 from hessian_tools.torch_fixes.precision import full_precision
@@ -197,9 +198,9 @@ def _state_of_loss(objective: Objective) -> Finding:
         except HiddenStateError as error:
             return Finding("state", False, nan, 0.0, str(error))
     with torch.random.fork_rng(devices=[theta.device] if theta.is_cuda else []):
-        before = random_states(theta.device)
+        before = torch_states(theta.device)
         first, second = (float(value_of(loss, theta, batch)) for _ in range(2))
-        drew = not same_tensors(before, random_states(theta.device))
+        drew = not same_tensors(before, torch_states(theta.device))
     allowed = REPEATED_LOSS * torch.finfo(theta.dtype).eps * abs(first)
     change = abs(second - first)
     passed, text = True, "two evaluations of the loss agree, and a forward pass changes nothing in the network"

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from hessian_tools.curvature.engines.memory import is_large
 from hessian_tools.curvature.objective.objective import Objective
-from hessian_tools.first_look import RECOMPUTED
+from hessian_tools.hidden_state import RECOMPUTED
 from hessian_tools.loss import Loss, LossFunction
 from hessian_tools.outputs import differentiable_part, own_logits
 from hessian_tools.rng import stream

@@ -4,10 +4,8 @@ A loader that is read again must give the same data. Its readings are therefore 
 and the second one is made with other states of the random generators, so that random augmentation shows at once.
 """
 
-import random
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, overload
 
@@ -20,6 +18,7 @@ from torch.utils.data import DataLoader
 from hessian_tools.batches import Batch, cast_like, refuse_random_loader, refuse_unusable
 from hessian_tools.outputs import tensors_of
 from hessian_tools.progress import Progress, ProgressCounter
+from hessian_tools.random_states import random_states_from
 
 _END = object()
 
@@ -114,10 +113,10 @@ def loader_batches(
 
 def read(loader: DataLoader[Any], *, of_network: bool, seed: int) -> Iterator[Batch]:
     """One reading of a loader. The global random generators start from ``seed``, and are left as they were."""
-    with _random_states(seed), torch.device("cpu"):
+    with random_states_from(seed), torch.device("cpu"):
         batches = iter(loader)  # draws a seed for its workers, and would draw it on the default device
     while True:
-        with _random_states(seed):
+        with random_states_from(seed):
             batch = next(batches, _END)
         if batch is _END:
             return
@@ -149,21 +148,6 @@ def checksum(batch: Batch) -> int:
         elif isinstance(leaf, str | bytes | int | float | None):  # the repr of another object may hold its address
             total = zlib.crc32(repr(leaf).encode(), total)
     return total
-
-
-@contextmanager
-def _random_states(seed: int) -> Iterator[None]:
-    """A context in which the global random generators of the CPU start from a seed; afterwards they are restored."""
-    before = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    torch.default_generator.manual_seed(seed)
-    np.random.seed(seed)
-    random.seed(seed)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(before[0])
-        np.random.set_state(before[1])
-        random.setstate(before[2])
 
 
 def _other_data(what: str) -> str:

@@ -1,0 +1,70 @@
+"""Watches over a forward and a backward pass, which note what makes a derivative incomplete or wrong in silence."""
+
+from collections.abc import Callable
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class ForwardWatch(TorchFunctionMode):
+    """Sees which stored parameters a forward pass uses where theta should have taken their place.
+
+    is_stored: whether a tensor is such a parameter. used: those. Reading its shape or detaching it does not count.
+    sparse, scaled: whether an embedding has been called whose gradients are sparse, or scaled by frequency. hooked:
+    whether a hook on a tensor has changed a gradient. constant: whether the loss has differentiated inside itself
+    without a graph.
+    """
+
+    def __init__(self, is_stored: Callable[[Any], bool]) -> None:
+        super().__init__()
+        self.is_stored = is_stored
+        self.used: list[Tensor] = []
+        self.sparse = self.scaled = self.hooked = self.constant = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Calls the function, and notes a stored parameter among its arguments."""
+        if func is Tensor.register_hook:
+            args, kwargs = (args[0], self._noted(*args[1:], **(kwargs or {}))), {}
+        result = func(*args, **(kwargs or {}))
+        if func in (F.embedding, F.embedding_bag):
+            call = signature(func).bind(*args, **(kwargs or {})).arguments
+            trained = call["weight"].requires_grad
+            self.sparse |= bool(call.get("sparse")) and trained
+            self.scaled |= bool(call.get("scale_grad_by_freq")) and trained
+        if func in (torch.autograd.grad, Tensor.backward) and torch.is_grad_enabled():
+            call = signature(func).bind(*args, **(kwargs or {})).arguments
+            self.constant |= not call.get("create_graph")
+        if isinstance(result, Tensor) and result.requires_grad:
+            self.used += [leaf for leaf in pytree.tree_leaves((args, kwargs)) if self.is_stored(leaf)]
+        return result
+
+    def _noted(self, hook: Callable[[Tensor], Tensor | None]) -> Callable[[Tensor], Tensor | None]:
+        """The hook of a tensor, which notes if it changes the gradient."""
+
+        def noting(gradient: Tensor) -> Tensor | None:
+            changed = hook(gradient)
+            self.hooked |= changed is not None and not torch.equal(changed, gradient)
+            return changed
+
+        return noting
+
+
+class BackwardWatch(TorchDispatchMode):
+    """Sees whether a backward pass uses a stored parameter, which happens only if it runs a module again."""
+
+    def __init__(self, is_stored: Callable[[Any], bool]) -> None:
+        super().__init__()
+        self.is_stored = is_stored
+        self.used: Tensor | None = None
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Calls the operation, and notes a stored parameter among its arguments."""
+        if self.used is None:
+            self.used = next((leaf for leaf in pytree.tree_leaves((args, kwargs)) if self.is_stored(leaf)), None)
+        return func(*args, **(kwargs or {}))
