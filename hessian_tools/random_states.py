@@ -5,6 +5,7 @@ draw from the global generators, whose states must be the same after a call as b
 """
 
 import random
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
@@ -13,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Whether random numbers were drawn: not at all; perhaps by a check of types, from Python's generator alone; or surely.
+# Whether the code that was watched drew random numbers: not at all; perhaps, or only the checks of types of beartype,
+# which choose the entry of a list that they look at with Python's generator; or surely.
 Drew = Literal["", "perhaps", "surely"]
 
 
@@ -35,7 +37,9 @@ def drawn_between(before: GlobalStates, after: GlobalStates) -> Drew:
     numpy_same = all(np.array_equal(a, b) for a, b in zip(before.of_numpy, after.of_numpy, strict=True))
     if not (numpy_same and same_tensors(before.of_torch, after.of_torch)):
         return "surely"
-    return "" if before.of_python == after.of_python else "perhaps"
+    if before.of_python == after.of_python:
+        return ""
+    return "perhaps" if "beartype" in sys.modules else "surely"
 
 
 def torch_states(device: torch.device) -> list[Tensor]:

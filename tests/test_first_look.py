@@ -1,6 +1,7 @@
 """Losses that would give wrong curvature in silence are refused at the first call, with the cause and the remedy."""
 
 import random
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -46,14 +47,20 @@ DRAWING: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str]] = {
     "dropout": (lambda out, y: F.cross_entropy(F.dropout(out), y), "criterion draws random numbers"),
     "gumbel": (lambda out, y: F.nll_loss(F.gumbel_softmax(out).log(), y), "criterion draws random numbers"),
     "mixup, NumPy": (lambda out, y: np.random.beta(1, 1) * F.cross_entropy(out, y), "criterion draws random numbers"),
-    "python": (lambda out, y: random.random() * F.cross_entropy(out, y), "another value the second time"),
-    "a coin, Python": (lambda out, y: random.choice([1, 2]) * F.cross_entropy(out, y), "another value the second time"),
+    "python": (lambda out, y: random.random() * F.cross_entropy(out, y), "criterion draws random numbers"),
+    "a rare change, Python": (
+        lambda out, y: (2 if random.random() < 0.01 else 1) * F.cross_entropy(out, y),
+        "criterion draws random numbers",
+    ),
     "counter": (lambda out, y: F.cross_entropy(out, y) * next(COUNT), "another value the second time"),
 }
 
 
 @pytest.mark.parametrize("name", DRAWING)
-def test_a_criterion_that_draws_is_refused_and_the_random_state_is_left_alone(name: str) -> None:
+def test_a_criterion_that_draws_is_refused_and_the_random_state_is_left_alone(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "beartype", raising=False)
     criterion, words = DRAWING[name]
     states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
     refused(network(), criterion, words)
@@ -62,8 +69,11 @@ def test_a_criterion_that_draws_is_refused_and_the_random_state_is_left_alone(na
     assert states[2] == random.getstate()
 
 
-def test_a_loss_may_draw_from_the_generator_of_python_if_it_does_not_use_what_it_draws():
+def test_where_beartype_is_loaded_a_loss_may_draw_from_the_generator_of_python_if_it_does_not_use_it(monkeypatch):
     """Beartype looks at one entry of a list only, which it chooses at random."""
+    monkeypatch.setitem(sys.modules, "beartype", sys)
+    coin = (lambda out, y: random.choice([1, 2]) * F.cross_entropy(out, y), "another value the second time")
+    refused(network(), *coin)
 
     class Checked(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:

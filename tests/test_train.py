@@ -70,7 +70,7 @@ def test_a_complete_run_is_read_and_not_trained_again(tmp_path):
 
 def test_a_half_written_line_of_metrics_is_ignored(tmp_path):
     path = tmp_path / metrics.NAME
-    metrics.append(path, {"meta_step": 1, "query_loss": 2.0})
+    metrics.append(path, {"meta_step": 1, "query_loss": 2.0}, run=None)
     with path.open("a") as file:
         file.write('{"meta_step": 2, "que')
     assert metrics.read(path) == [{"meta_step": 1, "query_loss": 2.0}]
@@ -81,7 +81,7 @@ def test_a_run_whose_metrics_lack_a_later_column_is_resumed(tmp_path):
     list(meta_train(config))
     (row,) = metrics.read(tmp_path / metrics.NAME)
     (tmp_path / metrics.NAME).unlink()
-    metrics.append(tmp_path / metrics.NAME, {k: v for k, v in row.items() if k != "relative_change"})
+    metrics.append(tmp_path / metrics.NAME, {k: v for k, v in row.items() if k != "relative_change"}, run=None)
     *_, further = meta_train(replace(config, checkpoints=(0, 1, 2)))
     assert further.meta_step == 2
     assert ["relative_change" in row for row in metrics.read(tmp_path / metrics.NAME)] == [False, True]

@@ -45,6 +45,7 @@ class _State:
     saved_at: the time of the last save, by the clock ``monotonic``.
     replay: the trace of the batched outer step, used where all tasks of a step are computed at once.
     shared: the worker processes that share the tasks of each outer step; None until they are started.
+    run: the digest of the training; None without a folder.
     """
 
     loss: Loss
@@ -54,6 +55,7 @@ class _State:
     saved_at: float = field(default_factory=monotonic)
     replay: Replay = field(default_factory=Replay)
     shared: SharedStep | None = None
+    run: str | None = None
 
 
 def task_loss(config: TrainConfig) -> tuple[Loss, Tensor]:
@@ -137,10 +139,10 @@ def _start(config: TrainConfig) -> _State:
     if config.folder is None:
         return state
     record_ownership(config.folder, "training", config.identity(loss.layout))
+    state.run = training_digest(config.folder)
     saved = checkpoints.state_path(config.folder)
     if saved.exists():
-        run = training_digest(config.folder)
-        state.meta_step = checkpoints.restore(state.optimiser, theta, saved, run=run)
+        state.meta_step = checkpoints.restore(state.optimiser, theta, saved, run=state.run)
     # Lines are numbered from 1. Where no state was saved, ``meta_step`` is 0, so every line is dropped.
     metrics.keep_until(config.folder / metrics.NAME, state.meta_step)
     return state
@@ -180,7 +182,7 @@ def _advance(state: _State, config: TrainConfig, until: int, progress: Progress 
         state.meta_step += 1
         row = _row(state.meta_step, aux)
         if config.folder:
-            metrics.append(config.folder / metrics.NAME, row)
+            metrics.append(config.folder / metrics.NAME, row, run=state.run)
             save_is_due = config.save_every and state.meta_step % config.save_every == 0
             if save_is_due or monotonic() - state.saved_at > SAVE_SECONDS:
                 _save_state(state, config, config.folder)

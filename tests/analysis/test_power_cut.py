@@ -87,7 +87,7 @@ def test_what_was_written_is_there_after_a_power_cut_unless_nothing_waits_for_th
     with files.without_fsync():
         files.write_json(root / "runs" / "one" / "unsafe.json", {"a": 1})
     assert is_left("runs/one/unsafe.json") == {True, False}
-    metrics.append(root / metrics.NAME, {"meta_step": 1})
+    metrics.append(root / metrics.NAME, {"meta_step": 1}, run=None)
     assert is_left(metrics.NAME) == {True, False}
     files.fsync(root / metrics.NAME)
     files.fsync(root)

@@ -86,7 +86,18 @@ def test_a_checkpoint_of_another_run_or_meta_iteration_is_refused(tmp_path, fact
 def test_a_changed_number_in_the_metrics_is_noticed(tmp_path):
     file = tmp_path / metrics.NAME
     for step in (1, 2):
-        metrics.append(file, {"meta_step": step, "loss": 0.5})
+        metrics.append(file, {"meta_step": step, "loss": 0.5}, run=None)
     file.write_text(file.read_text().replace("0.5", "0.6", 1))
     with pytest.raises(DamagedFileError, match=r"line 1 of .* was changed after it was written"):
         metrics.read(file)
+
+
+def test_a_line_of_metrics_of_another_run_is_noticed(tmp_path):
+    for name in ("a", "b"):
+        record_ownership(tmp_path / name, "training", {"run": name})
+        metrics.append(tmp_path / name / metrics.NAME, {"meta_step": 1}, run=training_digest(tmp_path / name))
+    metrics.append(tmp_path / "a" / metrics.NAME, {"meta_step": 2}, run=None)  # as earlier versions wrote them
+    assert [row["meta_step"] for row in metrics.read(tmp_path / "a" / metrics.NAME)] == [1, 2]
+    (tmp_path / "a" / metrics.NAME).write_bytes((tmp_path / "b" / metrics.NAME).read_bytes())
+    with pytest.raises(DamagedFileError, match=r"line 1 of .* is that of another run"):
+        metrics.read(tmp_path / "a" / metrics.NAME)
