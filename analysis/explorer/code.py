@@ -85,7 +85,11 @@ for ax, learner in zip(axes.flat, colors):
     ax.set(title=learner, xlabel="along the descent direction", ylabel="random direction", aspect="equal")
 fig.colorbar(image, ax=axes, label="support loss")""",
 }
-TEMPLATES = {"begin": _BEGIN, "means": _MEANS, "bodies": _BODIES}
+_CANVAS = {
+    "surface": 'fig, axes = plt.subplots(1, len(colors), squeeze=False, layout="constrained")',
+    "others": 'fig, ax = plt.subplots(layout="constrained")',
+}
+TEMPLATES = {"begin": _BEGIN, "means": _MEANS, "bodies": _BODIES, "canvas": _CANVAS}
 
 
 def fill(template: str, fields: Mapping[str, str]) -> str:
@@ -97,9 +101,8 @@ def fill(template: str, fields: Mapping[str, str]) -> str:
 
 def code(header: Mapping[str, Any], view: str, state: State) -> str:
     """The code that makes the plot of a view, in full."""
-    kind = "fig, axes = plt.subplots(1, len(colors), squeeze=False)" if view == "surface" else "fig, ax = plt.subplots()"
-    begin = fill(TEMPLATES["begin"], _fields(header, view, state, state["quantity"]))
-    return "\n".join([begin, kind, *body(header, view, state), ""])
+    begin = fill(_BEGIN, _fields(header, view, state, state["quantity"]))
+    return "\n".join([begin, _CANVAS["surface" if view == "surface" else "others"], *body(header, view, state), ""])
 
 
 def body(header: Mapping[str, Any], view: str, state: State) -> list[str]:

@@ -215,9 +215,9 @@ function build(app) {
   const choices = html(
     "div",
     { class: "choices" },
-    html("label", {}, "Quantity", quantity),
-    html("label", {}, "Seed", seeds),
-    html("label", {}, "Task", app.tasks),
+    labelled("Quantity", quantity),
+    labelled("Seed", seeds),
+    labelled("Task", app.tasks),
     app.extras,
     html("label", { class: "tick" }, log, " logarithmic values"),
   );
@@ -326,7 +326,7 @@ function extraMenu(app, dim) {
     changed(app);
   });
   labels.forEach((label, index) => (box.options[index].textContent = typeof label === "number" ? number(label) : label));
-  return html("label", {}, dim.replaceAll("_", " "), box);
+  return labelled(dim.replaceAll("_", " "), box);
 }
 
 function moved(app) {
@@ -771,7 +771,9 @@ function listen(app, { picture, hits }) {
     if (!hit) return;
     ring.setAttribute("cx", hit.x);
     ring.setAttribute("cy", hit.y);
-    app.tip.replaceChildren(...hit.text.filter(Boolean).map((line) => html("div", {}, line)));
+    const same = hits.filter((other) => other.text[0] !== hit.text[0] && Math.hypot(other.x - hit.x, other.y - hit.y) < 2);
+    const also = same.length ? [`also: ${[...new Set(same.map((other) => other.text[0]))].join(", ")}`] : [];
+    app.tip.replaceChildren(...[...hit.text, ...also].map((line) => html("div", {}, line)));
     const root = app.root.getBoundingClientRect();
     const box = picture.getBoundingClientRect();
     const left = Math.min(box.left - root.left + hit.x + 12, root.width - app.tip.offsetWidth - 4);
@@ -849,9 +851,8 @@ function pythonState(app) {
 /** The Python code of a view, from the templates of analysis/explorer/code.py, which fills them in the same way. */
 function pythonCode(app, view) {
   const { quantity } = app.state;
-  const canvas = view === "surface" ? "fig, axes = plt.subplots(1, len(colors), squeeze=False)" : "fig, ax = plt.subplots()";
-  const parts = [fill(app.header.code.begin, fields(app, view, quantity)), canvas];
-  const { bodies, means } = app.header.code;
+  const { begin, bodies, canvas, means } = app.header.code;
+  const parts = [fill(begin, fields(app, view, quantity)), canvas[view] ?? canvas.others];
   const add = (name, body) => {
     const texts = fields(app, view, name);
     parts.push(fill(means[kindOfMean(app, name)], texts), fill(bodies[body], texts));
@@ -936,6 +937,12 @@ function text(content, { x, y, anchor, dark }) {
   const element = svg("text", { x, y, "text-anchor": anchor, fill: ink(dark) });
   element.textContent = content;
   return element;
+}
+
+/** A menu below its name. */
+function labelled(name, menu) {
+  menu.setAttribute("aria-label", name);
+  return html("label", {}, name, menu);
 }
 
 function button(label, action) {

@@ -25,8 +25,10 @@ LEADING_DIMS = ("learner", "seed", "checkpoint")
 TASK_DIMS = ("task", "evaluation_task")
 SPECTRUM, SURFACES = ("eigenvalue", "density"), ("loss_surface", "loss_surface_normalised")
 """The variables of the views of the spectrum and of the loss surface."""
-FIRST = ("alpha_rho", "rho", "eigenvalue_max", "alpha_lambda_max", "trace", "support_loss", "query_loss")
-FIRST += ("query_accuracy", "evaluation_accuracy", "alignment")
+FIRST = (
+    *("alpha_rho", "rho", "eigenvalue_max", "alpha_lambda_max", "trace", "support_loss", "query_loss"),
+    *("query_accuracy", "evaluation_accuracy", "alignment"),
+)
 """The quantities that the menu names first, and that are taken first where not all fit."""
 MAX_BYTES = 16_000_000
 """The size of the float32 numbers above which quantities are left out, unless the user names them."""
@@ -147,9 +149,8 @@ def _shown(ds: xr.Dataset) -> list[str]:
 
 def _start(ds: xr.Dataset, name: str) -> int:
     """The position of the last checkpoint at which the first quantity has a value."""
-    values = np.isfinite(ds[name])
-    has_value = values.any([dim for dim in values.dims if dim != "checkpoint"]).values
-    return int(np.flatnonzero(has_value)[-1])
+    has_value = np.isfinite(_ordered(ds[name]).transpose("checkpoint", ...).values)
+    return int(np.flatnonzero(has_value.reshape(len(has_value), -1).any(axis=1))[-1])
 
 
 def _step_sizes(ds: xr.Dataset) -> list[list[float | None]] | None:

@@ -168,7 +168,7 @@ class Explorer:
             figure.savefig(content, format="pdf", metadata={"CreationDate": None})
             name = f"{state['quantity']}-{view}.pdf"
             widget.send({"kind": "pdf", "name": name, "text": f"{name} is saved."}, buffers=[content.getvalue()])
-        except (KeyError, OSError, TypeError, ValueError, UserError) as e:
+        except (AttributeError, LookupError, OSError, TypeError, ValueError, UserError) as e:
             widget.send({"kind": "note", "text": str(e)})
 
 
@@ -195,7 +195,7 @@ def page(header: Mapping[str, Any], values: bytes) -> str:
     """The explorer as a whole HTML document, with the numbers compressed in it."""
     title = f"Explorer: {header['study']}" if header["study"] else "Explorer"
     # "<" is written by its code, so that no text can end the element of the script.
-    described = json.dumps(header | {"can_refresh": False}).replace("<", "\\u003c")
+    described = json.dumps({**header, "can_refresh": False}).replace("<", "\\u003c")
     numbers = base64.b64encode(gzip.compress(values, mtime=0)).decode("ascii")
     return f"""<!DOCTYPE html>
 <html lang="en">
