@@ -155,7 +155,7 @@ def _start(ds: xr.Dataset, name: str) -> int:
 
 def _step_sizes(ds: xr.Dataset) -> list[list[float | None]] | None:
     """alpha for each learner and seed, by which eigenvalues are scaled where there is a density; else None."""
-    if "step_size" not in ds or "density" not in ds:
+    if "density" not in ds or "step_size" not in ds or set(ds["step_size"].dims) != {"learner", "seed"}:
         return None
     return [[_finite(float(value)) for value in row] for row in ds["step_size"].transpose("learner", "seed").values]
 
