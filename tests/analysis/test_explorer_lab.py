@@ -1,7 +1,6 @@
 """Tests of the explorer in JupyterLab with a kernel, in a real browser, and in a notebook that is exported."""
 
 import json
-import os
 import pickle
 import socket
 import subprocess
@@ -50,21 +49,11 @@ def lab(ds, tmp_path, monkeypatch):
     # The settings of the user must not influence the run.
     for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR"):
         monkeypatch.setenv(name, str(tmp_path / "jupyter"))
-    options = [
-        "--no-browser",
-        "--allow-root",
-        f"--port={port}",
-        f"--IdentityProvider.token={TOKEN}",
-        f"--notebook-dir={folder}",
-    ]
-    options += ["--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    monkeypatch.setenv("BROWSER", "none")
+    options = ["--no-browser", "--allow-root", f"--port={port}", f"--notebook-dir={folder}"]
+    options += [f"--IdentityProvider.token={TOKEN}", "--LabApp.news_url=None"]
     with (tmp_path / "log").open("w") as log:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "jupyterlab", *options],
-            stdout=log,
-            stderr=log,
-            env={**os.environ, "BROWSER": "none"},
-        )
+        server = subprocess.Popen([sys.executable, "-m", "jupyterlab", *options], stdout=log, stderr=log)
         try:
             address = f"http://127.0.0.1:{port}"
             wait_until_it_answers(f"{address}/api/status", server)
@@ -103,7 +92,7 @@ def test_jupyterlab_shows_the_explorer_which_needs_its_kernel_for_files_alone(la
     with new_page(tmp_path / "browser", viewport={"width": 1200, "height": 1400}) as page:
         page.set_default_timeout(60_000)
         page.goto(f"{address}/lab/tree/explore.ipynb?token={TOKEN}")
-        page.wait_for_selector(".jp-Notebook .jp-CodeCell")
+        page.get_by_text("| Idle").wait_for()  # the kernel is ready
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_text("Run All Cells", exact=True).click()
         page.wait_for_selector("[data-view=training] svg")
