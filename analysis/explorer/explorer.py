@@ -59,6 +59,11 @@ class Explorer:
         quantities, size = len(self._header["menu"]), len(self._values) / 1e6
         return f"Explorer({learners} learners, {seeds} seeds, {quantities} quantities, {size:.1f} MB)"
 
+    @property
+    def left_out(self) -> list[str]:
+        """The quantities that were left out because all together are too large; ``variables`` chooses."""
+        return list(self._header["left_out"])
+
     def refresh(self) -> "Explorer":
         """Read the study's folder again, and show what was measured since.
 
@@ -189,6 +194,12 @@ def widget_class() -> type:
             self.on_msg(explorer._receive)
 
     return ExplorerWidget
+
+
+def study_page(ds: xr.Dataset, folder: Path) -> str:
+    """The explorer's page of a study's Dataset; its code opens the study's ``folder``."""
+    header, values = export(ds)
+    return page({**header, "source": folder.as_posix()}, values)
 
 
 def page(header: Mapping[str, Any], values: bytes) -> str:
