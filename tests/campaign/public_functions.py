@@ -218,7 +218,7 @@ def directions() -> list[Entry]:
         entry(ht.third_derivative, **AT_POINT, directions=THETA),
         entry(ht.loss_along, H=PATH, directions=U, kinds={"directions": "columns", "steps": "multiples"}),
         entry(ht.gauss_newton_share, pairs=PAIRS, spectrum=SPECTRUM),
-        entry(ht.gradient_share, vectors=U, g=THETAS, kinds={"vectors": "columns", "g": "vectors"}),
+        entry(ht.curvature.gradient_share, vectors=U, g=THETAS, kinds={"vectors": "columns", "g": "vectors"}),
         entry(ht.subspace_overlap, U=U, V=U, kinds={"U": "columns", "V": "columns"}),
         entry(curvature.principal_angles, U=U, V=U, kinds={"U": "columns", "V": "columns"}),
         entry(ht.step_overlaps, vectors=U, kinds={"vectors": "columns"}),
