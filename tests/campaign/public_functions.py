@@ -187,10 +187,17 @@ def matrices() -> list[Entry]:
     ]  # fmt: skip
 
 
+def _of_zeros(v: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(v)
+
+
 def spectra() -> list[Entry]:
     """Eigenvalues, traces and densities of matrices."""
     return [
         entry(ht.check_operator, H=H),
+        entry(lambda model, criterion, batch, *, num_probes=1, seed=0:
+              ht.audit(_of_zeros, model, criterion, batch, num_probes=num_probes, seed=seed),
+              title="audit", model=MODEL, criterion=F.cross_entropy, batch=BATCH),
         entry(ht.top_eigenpairs, H=H, k=2, kinds={"vectors": "flag"}),
         entry(ht.extremal_eigenpairs, H=H, magnitude=2, kinds={"vectors": "flag"}),
         entry(ht.spectrum, H=H, kinds={"vectors": "flag"}),
