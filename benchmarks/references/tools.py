@@ -91,7 +91,7 @@ def differences(model: nn.Module, criterion: nn.Module, batch: Any) -> dict[str,
     def gradient() -> Tensor:
         parts = [_flat(torch.autograd.grad(criterion(model(x), y), parameters)) for x, y in batches]
         sizes = [len(y) if criterion.reduction == "mean" else 1 for _, y in batches]
-        total = sum(size * part for size, part in zip(sizes, parts, strict=True))
+        total = torch.stack([size * part for size, part in zip(sizes, parts, strict=True)]).sum(0)
         return total / sum(sizes) if criterion.reduction == "mean" else total
 
     def matvec(v: Tensor) -> Tensor:

@@ -35,8 +35,10 @@ def by_torch(model: nn.Module, batch: Any, criterion: Any = cross_entropy, facto
 
 
 def network(dtype: torch.dtype = torch.float32, *between: nn.Module) -> nn.Module:
-    layers = [nn.Linear(4, 8), nn.LayerNorm(8), nn.Tanh(), *between, nn.Linear(8, 3)]
-    return ht.seeded(lambda: nn.Sequential(*layers), seed=4).to(dtype)
+    def layers() -> nn.Module:
+        return nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Tanh(), *between, nn.Linear(8, 3))
+
+    return ht.seeded(layers, seed=4).to(dtype)
 
 
 def data(dtype: torch.dtype = torch.float32, rows: int = 10) -> tuple[Tensor, Tensor]:
@@ -130,13 +132,13 @@ def test_a_wrong_product_fails_for_its_mistake(name: str) -> None:
 
 
 def test_a_mistake_in_one_small_parameter_is_found_where_it_is() -> None:
-    model, batch = network(), data()
+    model, (x, _) = network(), data()
+    batch = (x, torch.zeros(10, 3))
     with torch.no_grad():
-        model[3].weight.mul_(100)  # so that the last biases have a small part of every product
-    right = by_torch(model, batch)
-    n = sum(p.numel() for p in model.parameters())
+        model[3].weight.mul_(300)  # so that the last biases have a small part of every product
+    right, n = by_torch(model, batch, squared_error), sum(p.numel() for p in model.parameters())
     factors = torch.where(torch.arange(n) < n - 3, 1.0, 1.01)
-    found = ht.audit(lambda v: factors * right(v), model, cross_entropy, batch)
+    found = ht.audit(lambda v: factors * right(v), model, squared_error, batch)
     assert found.hessian.passed is False
     assert "of the part of '3.bias'" in found.hessian.sentence
     assert 9e-3 < found.hessian.value < 1.1e-2
