@@ -17,6 +17,7 @@
 # This notebook takes a plain PyTorch model and one batch, and needs half a minute.
 
 # %%
+import matplotlib.pyplot as plt
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -137,17 +138,18 @@ R = H - G
 R
 
 # %% [markdown]
-# Operators can be added and subtracted, and the sum has a spectrum like any other:
+# Operators can be added and subtracted, and the result has a spectrum like any other:
 
 # %%
-ax = analysis.plot(density, label="H", color="black")
+fig, ax = plt.subplots(figsize=(6, 3.2), layout="constrained")
+analysis.plot(density, ax, label="H", color="black")
 analysis.plot(ht.spectral_density(G), ax, label="G", color="#4477aa")
 ax = analysis.plot(ht.spectral_density(R), ax, label="H - G", color="#cc6677")
 
 # %% [markdown]
-# The large eigenvalues are those of G. The negative ones come from the rest, which is spread on both sides of zero.
-# The same in numbers: the share of each of the eight eigenvalues of H that is due to G. The whole spectrum of G is
-# cheap, because G has at most as many nonzero eigenvalues as the batch has outputs.
+# Each large eigenvalue of H has one of G a little below it. The negative ones come from the rest, which is spread on
+# both sides of zero. The same in numbers: the share of each of the eight eigenvalues of H that is due to G. The whole
+# spectrum of G is cheap, because G has at most as many nonzero eigenvalues as the batch has outputs.
 
 # %%
 spectrum_of_G = ht.gauss_newton_spectrum(loss, theta, (x, y), vectors=True)

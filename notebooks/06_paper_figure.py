@@ -13,6 +13,7 @@
 # a caption. Every figure of a study is a function of its dataset, so nothing of the package needs to be edited.
 
 # %%
+import os
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -28,7 +29,8 @@ from analysis.drawing import style
 # give its folder, such as `runs/demo`. Opening takes some ten seconds.
 
 # %%
-ds = analysis.open_study("../docs/results/quickdraw")
+smoke = "HESSIAN_TOOLS_SMOKE" in os.environ  # the tests of this notebook open a smaller study
+ds = analysis.open_study("../docs/results/" + ("cifar-fs" if smoke else "quickdraw"))
 print("learners:", *ds["learner"].values)
 print("seeds:", *ds["seed"].values, " checkpoints:", *ds["checkpoint"].values)
 

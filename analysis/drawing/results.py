@@ -168,6 +168,8 @@ def _density_curve(ax: Axes, one: Series, bottom: float) -> None:
     ax.fill_between(x, low, high, color=one.color, alpha=BAND_ALPHA, linewidth=0, gid=f"band:{one.label}")
     width = f"width {float(one.ds['width']):.2g}"
     label = f"{one.label} ({width})" if one.label else f"kernel {width}"
+    if one.label and one.label == one.ds.attrs.get("label"):  # the user's own label stands alone
+        label = one.label
     ax.plot(x, y, color=one.color, label=label, gid=f"density:{one.label}")
     nodes = np.unique(one.ds["node_value"].values[one.ds["node_isolated"].values.astype(bool)])
     heights = np.interp(nodes, x, y)
