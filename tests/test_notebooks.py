@@ -17,6 +17,7 @@ SECONDS = 120  # for one cell on a busy machine; the smoke setting takes a few s
 # How many pictures each notebook shows in the smoke setting, and texts that its outputs have, as regular expressions.
 PROMISES = {
     "01_quick_start": (2, ["EigenPairs", "eigenvalues within their residuals: 8 of 8", r"of which G \d+%", "symmetry"]),
+    "02_inner_loop": (5, [r"alpha rho +-?\d+\.\d+ ± ", r"by chance: 0\.\d+%", "accuracy on validation tasks"]),
     "05_my_own_training": (4, ["top_eigenvalue .* 95 % interval", "more batches like these"]),
     "06_paper_figure": (4, ["did you mean 'maml'", "alpha_rho.pdf", "Means are over 8 held-out tasks"]),
 }
