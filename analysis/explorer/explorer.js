@@ -70,6 +70,7 @@ function load(app) {
     step: old ? old.step : 0,
     extra: old ? old.extra : {},
     log: old ? old.log : false,
+    fit: old ? old.fit : false,
   };
   build(app);
 }
@@ -189,11 +190,14 @@ function build(app) {
     state.task = app.tasks.value === "all" ? null : Number(app.tasks.value);
     changed(app);
   });
-  const log = html("input", { type: "checkbox" });
-  log.checked = state.log;
-  log.addEventListener("change", () => {
-    state.log = log.checked;
-    changed(app);
+  const [log, fit] = ["log", "fit"].map((name) => {
+    const box = html("input", { type: "checkbox" });
+    box.checked = state[name];
+    box.addEventListener("change", () => {
+      state[name] = box.checked;
+      changed(app);
+    });
+    return box;
   });
   app.sliders = {
     checkpoint: slider(app, "checkpoint", "Meta-iteration", header.coords.checkpoint),
@@ -209,6 +213,7 @@ function build(app) {
     labelled("Task", app.tasks),
     app.extras,
     html("label", { class: "tick" }, log, " logarithmic values"),
+    html("label", { class: "tick" }, fit, " axes fit the curves"),
   );
   const refresh = header.can_refresh && app.model.send ? button("Read the study again", () => send(app, { kind: "refresh" })) : "";
   const figures = Object.entries(VIEWS).map(([name, view]) => figure(app, name, view));
@@ -394,7 +399,7 @@ function drawAll(app) {
 function drawLines(app, width, dark, dim, x, key) {
   const learners = shownLearners(app);
   const curves = learners.map((learner) => curve(app, learner, dim));
-  const y = valueScale(app, learners);
+  const y = app.state.fit ? scaleOfPoints(curves.flat(), app.state.log) : valueScale(app, learners);
   if (!y) return { missing: "Nothing of this is measured yet." };
   const at = (i) => app.header.coords[dim][i];
   const area = chart({ width, height: 270, x, y, xlabel: DESCRIBED[dim], ylabel: app.state.quantity, dark });
@@ -598,13 +603,18 @@ function valueScale(app, learners) {
         for (let s = 0; s < steps; s++) points.push(summary(app, app.state.quantity, learner.index, place(app, { checkpoint: c, inner_step: s })));
       }
     }
-    const means = finite(points.map((point) => point.mean));
-    const reach = 0.5 * (Math.max(...means) - Math.min(...means)); // a wide band must not squeeze the means
-    const ends = finite(points.flatMap((point) => [point.low, point.high]));
-    const near = ends.filter((end) => end >= Math.min(...means) - reach && end <= Math.max(...means) + reach);
-    app.curves.set(key, scaleOf([...means, ...near], app.state.log));
+    app.curves.set(key, scaleOfPoints(points, app.state.log));
   }
   return app.curves.get(key);
+}
+
+/** The scale of means with their bands; a wide band does not squeeze the means. */
+function scaleOfPoints(points, log) {
+  const means = finite(points.map((point) => point.mean));
+  const [low, high] = [Math.min(...means), Math.max(...means)];
+  const reach = 0.5 * (high - low);
+  const ends = finite(points.flatMap((point) => [point.low, point.high]));
+  return scaleOf([...means, ...ends.filter((end) => end >= low - reach && end <= high + reach)], log);
 }
 
 // ---- hovering, code and files

@@ -116,6 +116,7 @@ def test_a_study_that_grows_is_read_again(ds, monkeypatch):
 
 def test_a_notebook_keeps_a_picture_and_says_what_is_missing(ds, monkeypatch):
     monkeypatch.setitem(sys.modules, "anywidget", None)
+    explorer.widget_class.cache_clear()
     bundle, _ = analysis.explore(ds)._repr_mimebundle_()
     assert base64.b64decode(bundle["image/png"]).startswith(b"\x89PNG")
     assert "pip install 'hessian-tools[notebook]'" in bundle["text/plain"]
