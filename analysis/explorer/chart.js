@@ -92,7 +92,8 @@ function scaleOf(values, log) {
   if (log) {
     const [a, b] = [Math.log10(low), Math.log10(high)];
     const share = (value) => (value > 0 ? 0.04 + (0.92 * (Math.log10(value) - a)) / (b - a) : -0.1);
-    return { share, ticks: ticks(powers(low, high)) };
+    const round = powers(low, high);
+    return { share, ticks: ticks(round.length > 1 ? round : roundNumbers(low, high)) };
   }
   const share = (value) => 0.04 + (0.92 * (value - low)) / (high - low);
   return { share, ticks: ticks(roundNumbers(low, high)) };
@@ -121,11 +122,11 @@ function asinhScale(low, high, linear) {
 
 const ticks = (values) => values.map((value) => ({ value, text: number(value, 3) }));
 
-/** Four to six round numbers between two ends. */
+/** Two to six round numbers between two ends. */
 function roundNumbers(low, high) {
-  const rough = (high - low) / 4;
+  const rough = (high - low) / 5;
   const power = 10 ** Math.floor(Math.log10(rough));
-  const step = power * [1, 2, 5, 10].find((factor) => factor * power >= rough);
+  const step = power * [1, 2, 2.5, 5, 10].find((factor) => factor * power >= rough);
   const found = [];
   for (let i = Math.ceil(low / step); i * step <= high; i++) found.push(i * step);
   return found;

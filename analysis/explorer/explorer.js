@@ -569,12 +569,14 @@ function drawSurface(app, width, dark) {
         const [cx, cy] = [left + x * w, top + (ys.length - 1 - y) * h];
         const level = Math.min(1, Math.max(0, (value - low) / (high - low || 1)));
         const fill = app.header.cividis[Math.round(level * (app.header.cividis.length - 1))];
-        picture.append(svg("rect", { x: cx, y: cy, width: w + 0.5, height: h + 0.5, fill }));
+        picture.append(svg("rect", { x: cx, y: cy, width: w + 0.5, height: h + 0.5, fill, "shape-rendering": "crispEdges" }));
         const text = [learner.label, `descent ${number(xs[x])}, random ${number(ys[y])}`, `support loss ${number(value)}`];
         hits.push({ x: cx + w / 2, y: cy + h / 2, text });
       }),
     );
-    picture.append(svg("circle", { cx: left + size / 2, cy: top + size / 2, r: 3, fill: "#fff", stroke: "#000" }));
+    const [cx, cy] = [left + size / 2, top + size / 2];
+    if (finite(maps[index].flat()).length) picture.append(svg("circle", { cx, cy, r: 3, fill: "#fff", stroke: "#000" }));
+    else picture.append(text("not measured", { x: cx, y: cy, anchor: "middle", dark }));
   });
   const legend = `x: descent direction, y: random direction; support loss from ${number(low)} (dark) to ${number(high)} (light)`;
   wrap(legend, width).forEach((line, i) => picture.append(text(line, { x: 0, y: height - 16 + 13 * i, anchor: "start", dark })));
