@@ -16,6 +16,7 @@ from hessian_tools.curvature import (
     Estimate,
     Operator,
     adaptation_jacobian,
+    audit,
     by_module,
     check_operator,
     diagonal,
@@ -26,7 +27,6 @@ from hessian_tools.curvature import (
     gauss_newton_spectrum,
     gradient,
     gradient_curvature,
-    gradient_share,
     hessian,
     hessian_of,
     loss_along,
@@ -82,6 +82,7 @@ __all__ += [
     "preconditioned",
     "Operator",
     "check_operator",
+    "audit",
 ]
 # Their spectrum: single eigenvalues, all of them, sums over them, their density.
 __all__ += ["top_eigenpairs", "extremal_eigenpairs", "EigenPairs", "spectrum", "gauss_newton_spectrum"]
@@ -90,7 +91,7 @@ __all__ += ["trace", "by_module", "moments", "frobenius_squared", "diagonal", "E
 __all__ += ["plan"]
 # Curvature along the gradient, in eigenspaces, and through the inner loop.
 __all__ += ["gradient_curvature", "loss_along", "third_derivative", "gauss_newton_share"]
-__all__ += ["gradient_share", "subspace_overlap", "step_overlaps", "adaptation_jacobian", "singular_values"]
+__all__ += ["subspace_overlap", "step_overlaps", "adaptation_jacobian", "singular_values"]
 # A result that result.save(path) wrote.
 __all__ += ["load"]
 # Meta-training.
@@ -104,7 +105,7 @@ if not TYPE_CHECKING:
     # For each subpackage, the names in it that this package used to export.
     _ROOMS = {
         "curvature": "AdaptationJacobian Check Diagonal Expansion Extremes GaussNewton Hessian Moments "
-        "Ragged SingularValues Spectrum subspace_error",
+        "Ragged SingularValues Spectrum gradient_share subspace_error",
         "inner.collapse": "Homogeneity homogeneity",
         "inner.learners": "Latent",
         "inner.parameters": "meta_parameters",

@@ -43,7 +43,7 @@ MADE_BY = {
 # The ranges of numbers, by the names of the arguments. First the smallest whole number that is allowed.
 AT_LEAST = {
     0: "ends fine_tuning_steps index last point validation_tasks",
-    1: "channels chunk depth evaluation_steps factor groups heads hidden image_size k l magnitude max_basis "
+    1: "channels chunk depth evaluation_steps every factor groups heads hidden image_size k l magnitude max_basis "
     "max_matvecs max_points max_probes max_rank meta_batch minibatches num_matvecs num_params num_probes num_rotations "
     "num_tasks outputs patch points queries reference_steps save_every schedule_steps shots size steps target_steps "
     "ways width",

@@ -5,11 +5,11 @@ statistics) or draws random numbers (dropout), the loss depends on more than the
 with a HiddenStateError, which names the module (:mod:`hessian_tools.first_look`).
 """
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from copy import copy
 from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -40,6 +40,16 @@ class LossFunction(Protocol):
         """The loss at ``theta`` on ``batch``."""
 
 
+class AtState(NamedTuple):
+    """A batch, or the inputs of one, at a state of the network: what it holds there in place of its own, by name.
+
+    tensors: buffers, such as running statistics, and parameters outside of the layout.
+    """
+
+    tensors: dict[str, Tensor]
+    batch: Any
+
+
 class Loss:
     """The function ``loss(theta, batch) -> scalar`` of a network and a criterion; made by :func:`make_loss`."""
 
@@ -65,6 +75,15 @@ class Loss:
         """The same loss, which has not been looked at yet."""
         return Loss(self.model, self._criterion, self.layout)
 
+    def in_states(
+        self, thetas: Float[Tensor, "point param"], batches: Sequence[Batch], *, shared: bool
+    ) -> tuple[Sequence[Batch], bool]:
+        """The batches with what the network holds at each point, and whether all points share them.
+
+        Here it holds the same everywhere; the loss of a recorder knows better.
+        """
+        return batches, shared
+
     @property
     def has_criterion(self) -> bool:
         """False if the network itself returns its loss."""
@@ -75,6 +94,9 @@ class Loss:
 
         A network that returns its loss gets the whole batch. Raises ValueError for a batch that cannot be divided.
         """
+        if isinstance(batch, AtState):
+            x, y = self.split(batch.batch)
+            return AtState(batch.tensors, x), y
         if self._criterion is None:
             return batch, None
         return batch if type(batch) is tuple and len(batch) == 2 else split_batch(batch, self._takes)
@@ -92,6 +114,8 @@ class Loss:
         """The network's outputs at parameters given by name; any other parameter keeps the model's value."""
         like = next(iter(parameters.values()))
         tensors, x = self._tensors(parameters, like), cast_like(x, like)
+        if isinstance(x, AtState):
+            tensors, x = tensors | x.tensors, x.batch
         positional, by_name = arguments(x, self._takes)
         modes = tuple(module.training for module in self.model.modules())
         return self._differentiable((modes, like.dtype, *_shapes(x)), lambda: self._call(tensors, positional, by_name))
@@ -148,7 +172,7 @@ class Loss:
     def _passes(self, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor], batch: Batch) -> Iterator[Any]:
         """First the outputs and then the loss, at parameters and buffers given by name; buffers may be changed."""
         like = next(iter(parameters.values()))
-        x, y = self.split(batch)
+        x, y = self.split(batch.batch if isinstance(batch, AtState) else batch)
         own = {name: b for name, b in buffers.items() if not name.startswith(CRITERION)}
         positional, by_name = arguments(cast_like(x, like), self._takes)
         with self._replacing():

@@ -13,12 +13,12 @@ import torch
 from jaxtyping import config
 from torch import Tensor, nn
 
+from benchmarks.references.spectra import DTYPE, SPECTRA
 from hessian_tools.curvature import Hessian, hessian
 from hessian_tools.layout import flatten
 from hessian_tools.loss import Batch, Loss, LossFunction, make_loss
 from hessian_tools.rng import stream
 
-DTYPE = torch.float64
 POINTS = 3
 
 
@@ -54,15 +54,6 @@ def at(batch: Batch, point: int) -> Batch:
 def randn(*shape: int, stream_name: str, dtype: torch.dtype = DTYPE) -> Tensor:
     """Standard normal numbers from the stream that this name selects."""
     return torch.randn(*shape, generator=stream(0, "cases", stream_name), dtype=dtype, device="cpu")
-
-
-SPECTRA: dict[str, Tensor] = {
-    "decaying": 10.0 * 0.7 ** torch.arange(24, dtype=DTYPE),
-    "indefinite": torch.linspace(-9.0, 11.0, 24, dtype=DTYPE) ** 3 / 100,
-    "low_rank": torch.cat([torch.tensor([7.0, -5.0, 2.0], dtype=DTYPE), torch.zeros(21, dtype=DTYPE)]),
-    "outliers": torch.cat([torch.tensor([50.0, 30.0, -20.0], dtype=DTYPE), torch.linspace(-0.5, 0.6, 21, dtype=DTYPE)]),
-    "clustered": torch.cat([torch.linspace(4.99, 5.01, 8, dtype=DTYPE), torch.linspace(-1.0, 1.0, 16, dtype=DTYPE)]),
-}
 
 
 def quadratic(theta: Tensor, A: Tensor) -> Tensor:

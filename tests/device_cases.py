@@ -4,6 +4,7 @@ All devices must give the same numbers.
 """
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
@@ -127,6 +128,16 @@ def checked(operator: Operator) -> list[Any]:
     return []
 
 
+def audited(placed: PlacedCase) -> list[Any]:
+    """Assert that a product of ours passes the audit where the batch lies."""
+    batch = tuple(leaf[0] for leaf in placed.batch)
+    model = deepcopy(placed.loss.model).to(placed.thetas.device, placed.thetas.dtype)
+    H = ht.hessian_of(model, placed.loss.criterion, batch)
+    found = ht.audit(H.mv, model, placed.loss.criterion, batch, num_probes=1)
+    assert found.passed, str(found)
+    return []
+
+
 QUANTITIES: dict[str, Callable[[PlacedCase], Any]] = {
     "top_eigenpairs": lambda placed: ht.top_eigenpairs(placed.H, k=3, rtol=1e-5),
     "top_eigenpairs-single": lambda placed: ht.top_eigenpairs(OPERATORS["single"](placed), k=3, which="BE", rtol=1e-5),
@@ -150,6 +161,7 @@ QUANTITIES: dict[str, Callable[[PlacedCase], Any]] = {
     "gradient": lambda placed: ht.gradient(placed.loss, placed.thetas, placed.batch),
     "along": along_gradient,
     "record": recorded,
+    "audit": audited,
     "check_operator": lambda placed: checked(placed.H),
     "check_operator-composed": lambda placed: checked(OPERATORS["combination"](placed).block("head")),
 }

@@ -78,7 +78,7 @@ def subspaces(placed: PlacedCase) -> list[Tensor]:
         ht.subspace_overlap(U, V),
         principal_angles(U, V),
         ht.step_overlaps(torch.stack([U, V])),
-        ht.gradient_share(V, placed.random(len(V))),
+        ht.curvature.gradient_share(V, placed.random(len(V))),
         subspace_error(result),
         vector_error(result),
     ]

@@ -17,6 +17,7 @@ import hessian_tools as ht
 from hessian_tools import curvature
 from hessian_tools.curvature import (
     AdaptationJacobian,
+    Audit,
     Expansion,
     Extremes,
     GaussNewtonShare,
@@ -46,6 +47,11 @@ def hessian_of_a_network() -> Operator:
     return ht.hessian(loss, theta, (torch.eye(2), torch.zeros(2, 1)))
 
 
+def audit_of_a_network() -> Audit:
+    model, batch = torch.nn.Linear(2, 1, bias=False), (torch.eye(2), torch.zeros(2, 1))
+    return ht.audit(lambda v: v, model, torch.nn.functional.mse_loss, batch, num_probes=1)
+
+
 COLUMN = torch.tensor([2.0, 1.0])
 H = operator(symmetric(SPECTRA["indefinite"]))
 OF_A_LOSS = ht.hessian(square, torch.ones(2), torch.tensor([1.0, 4.0]))
@@ -73,13 +79,14 @@ RESULTS = {
     "evaluation": lambda: Evaluation(COLUMN, COLUMN, "test", 0, 5, transductive=True),
     "plan": lambda: ht.plan(OF_A_LOSS),
     "check": lambda: ht.check_operator(H),
+    "audit": audit_of_a_network,
     "trajectory": trajectory,
 }
 
 
 WITHOUT_PICTURE = (
     "plan",
-    *("check", "checkpoint", "diagonal", "evaluation", "expansion", "gauss-newton share"),
+    *("audit", "check", "checkpoint", "diagonal", "evaluation", "expansion", "gauss-newton share"),
     *("gradient curvature", "homogeneity", "null"),
 )
 

@@ -2,7 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from hessian_tools.curvature.checks.check import Check, Finding, check_operator
+from hessian_tools.curvature.checks.audit import Audit, audit
+from hessian_tools.curvature.checks.check import Check, check_operator
+from hessian_tools.curvature.checks.findings import Finding
 from hessian_tools.curvature.directions.adaptation import AdaptationJacobian, adaptation_jacobian
 from hessian_tools.curvature.directions.alignment import Null, alignment, cos_displacement, cosine_null
 from hessian_tools.curvature.directions.gauss_newton_share import GaussNewtonShare, gauss_newton_share
@@ -51,6 +53,8 @@ from hessian_tools.deprecation import old_names
 # The operators, the gradient, and the check that an operator is the matrix that it claims to be.
 __all__ = ["hessian", "hessian_of", "gauss_newton", "gradient", "ragged", "preconditioned", "check_operator"]
 __all__ += ["Operator", "Hessian", "GaussNewton", "Ragged", "Check", "Finding"]
+# Whether somebody else's product is right.
+__all__ += ["audit", "Audit"]
 # Eigenvalues.
 __all__ += ["top_eigenpairs", "extremal_eigenpairs", "spectrum", "gauss_newton_spectrum"]
 __all__ += ["EigenPairs", "Extremes", "Spectrum"]

@@ -18,7 +18,8 @@ MAX_ROWS = 8
 # The largest number of eigenvalues of a point that are written out.
 MAX_NUMBERS = 12
 # The colours: INK for a value, SHADE for its error or for a value that has not converged, ZERO for the line at zero.
-INK, SHADE, ZERO = "#333333", "#c9c9c9", "#b2182b"
+# A verdict is written in the colour ZERO where it is bad, and else in GOOD.
+INK, SHADE, ZERO, GOOD = "#333333", "#c9c9c9", "#b2182b", "#1b6e3c"
 # The logarithmic axis of a density ends at this share of the density's largest value.
 LOWEST = 1e-5
 
@@ -139,6 +140,17 @@ def modules_html(
     return _block(f"Trace by module from {probes} probes (± standard error)", texts, ())
 
 
+def findings_html(title: str, findings: Sequence[tuple[bool | None, str, str, str]]) -> str:
+    """A table with a row for each finding: whether it passed (None: not judged), the verdict, its name, a sentence."""
+    colors = {True: GOOD, False: ZERO, None: "#777777"}
+    rows = "".join(
+        f'<tr><td style="color:{colors[passed]};white-space:nowrap;text-align:left"><b>{escape(verdict)}</b></td>'
+        f'<td style="text-align:left">{escape(name)}</td><td style="text-align:left">{escape(sentence)}</td></tr>'
+        for passed, verdict, name, sentence in findings
+    )
+    return f"<div><div><b>{escape(title)}</b></div><table>{rows}</table></div>"
+
+
 def _rows(values: Tensor) -> list[list[float]]:
     """One list of numbers for each point."""
     return values.detach().cpu().reshape(-1, values.shape[-1]).tolist()
@@ -177,7 +189,7 @@ def _svg(content: str, height: int) -> str:
 
 
 def _line(text: str) -> str:
-    return f' <span style="font-family:monospace;white-space:nowrap">{escape(text)}</span>'
+    return f' <span style="font-family:monospace">{escape(text)}</span>'
 
 
 def _block(title: str, rows: list[str], points: Sequence[int], where: str = "at {} points") -> str:

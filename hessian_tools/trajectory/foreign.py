@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hessian_tools.layout import first_names
 from hessian_tools.loss import Loss, LossFunction
+from hessian_tools.trajectory.states import same_values
 from hessian_tools.validation import check_choice
 
 State = Tensor | Mapping[str, Tensor] | str | Path
@@ -111,17 +112,13 @@ def _refuse_unknown(loss: Loss, named: Mapping[str, Tensor], where: str, buffers
 def _refuse_moved(loss: Loss, named: Mapping[str, Tensor], where: str, buffers: Buffers) -> None:
     """Raise ValueError where something outside the layout differs from the model."""
     for name, parameter in loss.model.named_parameters():
-        if name in named and name not in loss.layout.names and not _same(named[name], parameter):
+        if name in named and name not in loss.layout.names and not same_values(named[name], parameter):
             raise ValueError(
                 f"{where}: {name!r} differs from the model's, but the layout holds it fixed; select it with where="
             )
     for name, buffer in loss.model.named_buffers():
-        if buffers == "refuse" and name in named and not _same(named[name], buffer):
+        if buffers == "refuse" and name in named and not same_values(named[name], buffer):
             raise ValueError(
                 f"{where}: buffer {name!r} differs from the model's, so the states' losses are different functions;"
                 " buffers='ignore' uses the model's buffers at every point"
             )
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and torch.equal(a.detach().to(b), b.detach())

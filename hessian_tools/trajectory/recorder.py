@@ -4,7 +4,9 @@ Only the points (parameter vectors) come from the other loop. Gradients and loss
 given batch, which need not be what the other loop minimised.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from time import perf_counter
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -14,12 +16,15 @@ from hessian_tools.batches import refuse_random_loader
 from hessian_tools.curvature.objective.objective import Objective
 from hessian_tools.curvature.objective.validation import objective_at
 from hessian_tools.inner.meta_loss import accuracy
-from hessian_tools.layout import Where, flatten
-from hessian_tools.loss import Batch, Criterion, Loss, LossFunction, make_loss
+from hessian_tools.layout import Where, flatten, unwrapped
+from hessian_tools.loss import Batch, Criterion, Loss, LossFunction
 from hessian_tools.outputs import map_tensors
 from hessian_tools.torch_fixes.precision import full_precision
 from hessian_tools.trajectory.foreign import Buffers, State, points_of_states
+from hessian_tools.trajectory.live import LiveMeasurement, share_of
+from hessian_tools.trajectory.states import RecordedLoss, in_eval_mode, to_host
 from hessian_tools.trajectory.trajectory import SaveAt, Trajectory, trajectory_of_points
+from hessian_tools.validation import check_choice
 
 _WITH_POINTS = SaveAt(thetas=True)
 
@@ -56,30 +61,46 @@ def trajectory_from(
         thetas = thetas.to(next(loss.model.parameters()).device)  # states are kept in main memory
     # Checks the loss and the batches once, and weighs several batches.
     objective = objective_at(loss, thetas, support, shared=True, weights="size")
-    gradients, values = zip(*[_gradient_and_values(objective, theta) for theta in thetas], strict=True)
+    gradients, values = zip(*[_gradient_and_values(objective, k) for k in range(len(thetas))], strict=True)
     with torch.inference_mode(False), torch.enable_grad():
         if query is not None:
             objective = objective_at(loss, thetas, query, shared=True, weights="size")
         on_query = []
-        for theta in thetas if query is not None else []:
-            value, share = _values(objective, theta.clone().requires_grad_())
+        for k, theta in enumerate(thetas if query is not None else []):
+            value, share = _values(objective, theta.clone().requires_grad_(), k)
             on_query.append((value.detach(), share.detach()))
         return trajectory_of_points(thetas, torch.stack(gradients), values, on_query or None, save, foreign_steps=True)
 
 
 class Recorder:
-    """Records any training loop in PyTorch, by three lines that are added to it.
+    """Records any training loop in PyTorch, or measures its curvature live, by lines that are added to it.
 
     Make the recorder before the loop, call ``step()`` after each update, and ``trajectory()`` in the end. The recorder
-    keeps a copy of the parameters and buffers when it is made and at each ``step()``, in the computer's main memory. It
-    runs no forward pass, draws no random number and changes nothing until ``trajectory()`` is called.
+    keeps a copy of the parameters and buffers when it is made and at each ``step()``, in the computer's main memory.
+    With ``every=`` it keeps none, and measures while the loop trains; see below.
 
-    model: the module that is trained; for a learn2learn clone, the module in its attribute ``.module``.
+    model: the module that is trained; for a learn2learn clone, the module in its attribute ``.module``. It is measured
+        in eval mode, whatever its own mode is, and at each point with the buffers that it had there.
     criterion, batch: the loss whose curvature is of interest, which need not be what the loop minimises; a list of
         batches, or a ``DataLoader`` in fixed order, is several batches of one loss. criterion=None is for a network
         that returns its loss.
     query: a further batch to evaluate on.
     where: which parameters are recorded, by default the trained ones; see ``flatten``.
+
+    The constructor evaluates the loss on both batches, so that everything that cannot be measured is refused before
+    the training: it raises ValueError and HiddenStateError where :func:`hessian` does. It draws no random number, and
+    neither it nor ``step()`` changes anything.
+
+    Live measurement (:mod:`hessian_tools.trajectory.live`):
+
+    every: a measurement is begun at every so many calls of ``step()``, on a copy of the weights, the buffers and the
+        batch, and made in small steps within the following calls. What ends is published late, with the number of the
+        step to which it belongs. None measures nothing.
+    budget: the share of the time since the constructor that may be spent, such as "2%" or 0.02.
+    log: called as ``log(step, values)`` with a dict of numbers: "lambda_max" (the largest eigenvalue, converged to
+        1 %), "lambda_max_error" (its residual), "rho" (the curvature along the gradient), "gradient_norm" and "loss".
+        None keeps them in ``measurements`` only.
+    clock: the time in seconds.
 
     >>> model = nn.Linear(2, 1, bias=False)
     >>> batch = (torch.eye(2), torch.zeros(2, 1))
@@ -103,55 +124,107 @@ class Recorder:
         *,
         query: Batch | None = None,
         where: Where = None,
+        every: int | None = None,
+        budget: str | float = "2%",
+        log: Callable[[int, dict[str, float]], Any] | None = None,
+        clock: Callable[[], float] = perf_counter,
     ) -> None:
-        layout = flatten(model, where)[1]
-        self.loss = make_loss(model, criterion, layout)
+        theta, layout = flatten(model, where)
         for given in (batch, query):
             refuse_random_loader(given)
-        self.batch, self.query = batch, query
-        model = self.loss.model
-        self._fixed = {name: _copy(p) for name, p in model.named_parameters() if name not in layout.names}
+        self._model, self.batch, self.query = unwrapped(model), batch, query
         self._states: list[dict[str, Tensor]] = []
+        self._names = set(layout.names)
+        self._live: LiveMeasurement | None = None
+        share = share_of(budget)
+        if every is not None:
+            if query is not None:
+                raise ValueError("query= is for trajectory(), which a live recorder does not have; leave it out")
+            self._live = LiveMeasurement(self._model, criterion, layout, batch, every, share, log, clock)
+            self.loss: Loss = self._live.loss
+            return
+        if log is not None:
+            raise ValueError("log= is called by live measurements; give every= as well, such as every=100")
+        self.loss = RecordedLoss(in_eval_mode(model), criterion, layout, self._states)
+        for given in (batch, query):
+            if given is not None:  # raises whatever trajectory() would raise after the training
+                _gradient_and_values(objective_at(self.loss, theta, given, shared=False, weights="size"), 0)
+        self._fixed = {name: to_host(p) for name, p in self._model.named_parameters() if name not in self._names}
         self.step()
 
-    def step(self) -> None:
-        """Keep the parameters as they are now."""
-        names = set(self.loss.layout.names)
-        state = {name: _copy(p) for name, p in self.loss.model.named_parameters() if name in names}
-        self._states.append(state | {name: _copy(b) for name, b in self.loss.model.named_buffers()})
+    def step(self, number: int | None = None) -> None:
+        """Keep the parameters and buffers as they are now; or go on with live measurements.
 
-    def trajectory(self, *, save: SaveAt = _WITH_POINTS, buffers: Buffers = "refuse") -> Trajectory:
-        """The trajectory so far, measured with the model in its present mode (train or eval).
+        number: that of the training step, by which a live measurement is labelled; None counts the calls.
+        """
+        if self._live is not None:
+            self._live.step(number)
+            return
+        parameters = dict(self._model.named_parameters())
+        if missing := self._names - set(parameters):
+            raise ValueError(f"the model has no parameter {min(missing)!r} any more; record another loop by itself")
+        state = {name: to_host(parameters[name]) for name in self.loss.layout.names}
+        self._states.append(state | {name: to_host(b) for name, b in self._model.named_buffers()})
 
-        buffers: if running statistics moved during training, the losses at the points are different functions. "refuse"
-            then raises ValueError; "ignore" measures all points with the statistics that the model has now.
+    def trajectory(
+        self, *, save: SaveAt = _WITH_POINTS, buffers: Literal["own", "refuse", "ignore"] = "own"
+    ) -> Trajectory:
+        """The trajectory so far, measured with the model in eval mode.
 
-        See :func:`trajectory_from` for the rest.
+        buffers: "own" measures each point with the buffers, such as running statistics, that the model had there;
+            ``hessian(recorder.loss, trajectory.thetas, batch, shared=True)`` then does so too. "ignore" measures all
+            points with the buffers that the model has now, and "refuse" raises ValueError if buffers moved.
+
+        See :func:`trajectory_from` for the rest. Raises ValueError for a live recorder, which keeps no points.
         """
         # The public function is called, because it also says what is wrong with a batch.
         from hessian_tools.trajectory import trajectory_from
 
+        if not isinstance(self.loss, RecordedLoss):
+            raise ValueError("a live recorder keeps no points; make a second one without every= for a trajectory")
+        check_choice("buffers", buffers, ("own", "refuse", "ignore"))
+        self.loss.own_buffers = buffers == "own"
         states = [state | self._fixed for state in self._states]
-        return trajectory_from(self.loss, states, self.batch, query=self.query, save=save, buffers=buffers)
+        how: Buffers = "refuse" if buffers == "refuse" else "ignore"
+        return trajectory_from(self.loss, states, self.batch, query=self.query, save=save, buffers=how)
+
+    @property
+    def measurements(self) -> list[dict[str, float]]:
+        """What a live recorder has published: the values of each measurement, with its "step"."""
+        return [] if self._live is None else list(self._live.measurements)
+
+    def finish(self) -> list[dict[str, float]]:
+        """Ends the live measurement in progress, without regard to the budget, and returns all measurements."""
+        if self._live is not None:
+            self._live.finish()
+        return self.measurements
+
+    def __repr__(self) -> str:
+        if self._live is not None:
+            return f"Recorder({self._live.summary()})"
+        return f"Recorder({len(self._states)} points of {self.loss.layout.numel} parameters)"
 
 
-def _gradient_and_values(objective: Objective, theta: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """The gradient on the batches, and loss and accuracy, in one forward and one backward pass.
+def _gradient_and_values(objective: Objective, point: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """The gradient at a point on the batches, and loss and accuracy, in one forward and one backward pass.
 
     Reverse mode without ``torch.func`` is used, because that refuses modules with backward hooks and losses that
     differentiate inside themselves.
     """
     with torch.inference_mode(False), torch.enable_grad():
-        leaf = theta.detach().clone().requires_grad_()
-        loss, accuracies = _values(objective, leaf)
+        leaf = objective.thetas[point].detach().clone().requires_grad_()
+        loss, accuracies = _values(objective, leaf, point)
         (gradient,) = torch.autograd.grad(loss, leaf)
     return gradient, (loss.detach(), accuracies)
 
 
-def _values(objective: Objective, theta: Tensor) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Loss and accuracy, weighted over the batches; a plain function has no outputs, so its accuracy is NaN."""
+def _values(objective: Objective, theta: Tensor, point: int) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Loss and accuracy at theta, the vector of a point, weighted over the batches.
+
+    A plain function has no outputs, so its accuracy is NaN.
+    """
     loss, losses, accuracies = objective.loss, [], []
-    for batch in objective.batches:
+    for batch in objective.batches_at(point):
         if not isinstance(loss, Loss):
             losses.append(loss(theta, batch))
             accuracies.append(torch.full_like(losses[-1], float("nan")).detach())
@@ -165,7 +238,3 @@ def _values(objective: Objective, theta: Tensor) -> tuple[Float[Tensor, ""], Flo
     share = sum(weight / total * value for weight, value in zip(weights, accuracies, strict=True))
     assert isinstance(value, Tensor) and isinstance(share, Tensor)
     return value, share
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True)

@@ -187,10 +187,17 @@ def matrices() -> list[Entry]:
     ]  # fmt: skip
 
 
+def _of_zeros(v: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(v)
+
+
 def spectra() -> list[Entry]:
     """Eigenvalues, traces and densities of matrices."""
     return [
         entry(ht.check_operator, H=H),
+        entry(lambda model, criterion, batch, *, num_probes=1, seed=0:
+              ht.audit(_of_zeros, model, criterion, batch, num_probes=num_probes, seed=seed),
+              title="audit", model=MODEL, criterion=F.cross_entropy, batch=BATCH),
         entry(ht.top_eigenpairs, H=H, k=2, kinds={"vectors": "flag"}),
         entry(ht.extremal_eigenpairs, H=H, magnitude=2, kinds={"vectors": "flag"}),
         entry(ht.spectrum, H=H, kinds={"vectors": "flag"}),
@@ -218,7 +225,7 @@ def directions() -> list[Entry]:
         entry(ht.third_derivative, **AT_POINT, directions=THETA),
         entry(ht.loss_along, H=PATH, directions=U, kinds={"directions": "columns", "steps": "multiples"}),
         entry(ht.gauss_newton_share, pairs=PAIRS, spectrum=SPECTRUM),
-        entry(ht.gradient_share, vectors=U, g=THETAS, kinds={"vectors": "columns", "g": "vectors"}),
+        entry(ht.curvature.gradient_share, vectors=U, g=THETAS, kinds={"vectors": "columns", "g": "vectors"}),
         entry(ht.subspace_overlap, U=U, V=U, kinds={"U": "columns", "V": "columns"}),
         entry(curvature.principal_angles, U=U, V=U, kinds={"U": "columns", "V": "columns"}),
         entry(ht.step_overlaps, vectors=U, kinds={"vectors": "columns"}),

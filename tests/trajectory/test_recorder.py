@@ -1,5 +1,6 @@
 """Trajectories of other training loops agree with those of the library's inner loop where both take the same steps."""
 
+from copy import deepcopy
 from itertools import pairwise
 
 import pytest
@@ -8,14 +9,18 @@ from cases import quadratic, randn
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
 from hessian_tools import (
     Conv4,
     HiddenStateError,
     Recorder,
     SaveAt,
+    check_operator,
     flatten,
+    gauss_newton,
     hessian,
+    hessian_of,
     learners,
     make_loss,
     record,
@@ -120,18 +125,157 @@ def test_recording_changes_nothing_in_the_loop():
     assert all(tensor.equal(other_tensors[name]) for name, tensor in tensors.items())
 
 
-def test_running_statistics_that_moved_in_training_are_refused_or_ignored():
+def with_statistics(steps: int = 3):
+    """A recorded training with running statistics, and what the model was at each recorded point, in eval mode."""
+    model = small_model(nn.BatchNorm1d(5))
+    recorder, models = Recorder(model, F.cross_entropy, batch_of(), query=batch_of(6)), [deepcopy(model).eval()]
+
+    def after() -> None:
+        recorder.step()
+        models.append(deepcopy(model).eval())
+
+    trained(model, torch.optim.SGD(model.parameters(), lr=0.5), batch_of(stream_name="moving"), steps, after)
+    return model, recorder, models
+
+
+def test_each_point_has_its_own_running_statistics_in_the_trajectory_and_in_curvature():
+    model, recorder, models = with_statistics()
+    assert model.training
+    t = recorder.trajectory()
+    batch, query = batch_of(), batch_of(6)
+    for k, then in enumerate(models):
+        torch.testing.assert_close(t.support_loss[k], F.cross_entropy(then(batch[0]), batch[1]).detach())
+        torch.testing.assert_close(t.query_loss[k], F.cross_entropy(then(query[0]), query[1]).detach())
+    dense = torch.stack([hessian_of(then, F.cross_entropy, batch).to_dense() for then in models])
+    shared = {"shared": True}
+    for route in ("direct", "kept"):
+        H = hessian(recorder.loss, t.thetas, batch, route=route, **shared)
+        torch.testing.assert_close(H.to_dense(), dense)
+    torch.testing.assert_close(hessian(recorder.loss, t.thetas[1:3], batch, **shared).to_dense(), dense[1:3])
+    torch.testing.assert_close(hessian(recorder.loss, t.thetas[2], batch).to_dense(), dense[2])
+    halves = [tuple(part[:4] for part in batch), tuple(part[4:] for part in batch)]
+    torch.testing.assert_close(hessian(recorder.loss, t.thetas, halves, **shared).to_dense(), dense)
+    loader = DataLoader(TensorDataset(*batch), batch_size=4)
+    torch.testing.assert_close(hessian(recorder.loss, t.thetas, loader, **shared).to_dense(), dense)
+    G = gauss_newton(recorder.loss, t.thetas, batch, **shared)
+    theta, layout = flatten(models[1])
+    expected = gauss_newton(make_loss(models[1], F.cross_entropy, layout), theta, batch)
+    torch.testing.assert_close(G.to_dense()[1], expected.to_dense())
+    torch.testing.assert_close(recorder.loss(t.thetas[1], batch), t.support_loss[1])
+    with pytest.raises(ValueError, match="none of the 4 recorded ones, so its buffers are not known"):
+        hessian(recorder.loss, t.thetas[0] + 1e-9, batch)
+
+
+@pytest.mark.slow
+def test_traced_products_have_the_statistics_of_each_point_and_pass_the_checks():
+    _, recorder, models = with_statistics(1)
+    t = recorder.trajectory()
+    H = hessian(recorder.loss, t.thetas, batch_of(), shared=True, route="traced")
+    dense = [hessian_of(then, F.cross_entropy, batch_of()).to_dense() for then in models]
+    torch.testing.assert_close(H.to_dense(), torch.stack(dense))
+    assert check_operator(H, num_probes=1).ok
+
+
+def test_running_statistics_that_moved_may_be_refused_or_ignored():
+    model, recorder, models = with_statistics()
+    with pytest.raises(ValueError, match="state 0: buffer '1.running_mean' differs from the model's"):
+        recorder.trajectory(buffers="refuse")
+    t = recorder.trajectory(buffers="ignore")
+    torch.testing.assert_close(t.support_loss[-1], F.cross_entropy(models[-1](batch_of()[0]), batch_of()[1]).detach())
+    H = hessian(recorder.loss, t.thetas, batch_of(), shared=True).to_dense()
+    model.eval()
+    plain = make_loss(model, F.cross_entropy, flatten(model)[1])
+    torch.testing.assert_close(H, hessian(plain, t.thetas, batch_of(), shared=True).to_dense())
+    assert model[1].num_batches_tracked == 3
+    with pytest.raises(ValueError, match="buffers"):
+        recorder.trajectory(buffers="none")
+
+
+def test_equal_parameters_with_other_statistics_are_told_apart_by_their_order_or_refused():
     model = small_model(nn.BatchNorm1d(5))
     recorder = Recorder(model, F.cross_entropy, batch_of())
-    trained(model, torch.optim.SGD(model.parameters(), lr=0.1), batch_of(), 2, recorder.step)
-    with pytest.raises(ValueError, match="state 0: buffer '1.running_mean' differs from the model's"):
-        recorder.trajectory()
-    with pytest.raises(HiddenStateError, match=r"module '1' \(BatchNorm1d\) moves its buffers"):
-        recorder.trajectory(buffers="ignore")
-    model.eval()
-    t = recorder.trajectory(buffers="ignore")
-    torch.testing.assert_close(t.support_loss[-1], F.cross_entropy(model(batch_of()[0]), batch_of()[1]).detach())
-    assert model[1].num_batches_tracked == 2
+    model(3 * batch_of()[0] + 1)
+    recorder.step()
+    t = recorder.trajectory()
+    assert torch.equal(t.thetas[0], t.thetas[1])
+    assert t.support_loss[0] != t.support_loss[1]
+    with pytest.raises(ValueError, match="point 0 was recorded 2 times with other buffers"):
+        hessian(recorder.loss, t.thetas[1], batch_of())
+
+
+class Awkward(nn.Module):
+    """A network whose parts each make a recording impossible, each for its own reason."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.layer, self.kind, self.calls = nn.Linear(4, 3), kind, 0
+        self.handle = open(__file__, encoding="utf-8") if kind == "cannot be copied" else None  # noqa: SIM115
+
+    def forward(self, x):
+        self.calls += 1
+        x = self.layer(x)
+        if self.kind == "random":
+            x = x + torch.rand_like(x)
+        if self.kind == "no second derivative":
+            x = NoSecond.apply(x)
+        return x + (self.calls if self.kind == "counts" else 0)
+
+
+class NoSecond(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g):
+        return g.clone()
+
+
+def test_what_cannot_work_is_refused_by_the_constructor():
+    good, batch = small_model(), (batch_of()[0].float(), batch_of()[1])
+    refused = {
+        "random": "random",
+        "counts": "another output",
+        "cannot be copied": "cannot be copied",
+    }
+    for kind, words in refused.items():
+        model = Awkward(kind)
+        with pytest.raises((ValueError, HiddenStateError), match=words):
+            Recorder(model, F.cross_entropy, batch)
+        if model.handle:
+            model.handle.close()
+    with pytest.raises(ValueError, match="draws its examples at random"):
+        Recorder(good, F.cross_entropy, DataLoader(TensorDataset(*batch_of()), batch_size=4, shuffle=True))
+    with pytest.raises(ValueError, match="the loss fails on query"):
+        Recorder(good, F.cross_entropy, batch_of(), query=(batch_of()[0][:, :3], batch_of()[1]))
+    with pytest.raises(ValueError, match="the criterion gives"):
+        Recorder(good, nn.CrossEntropyLoss(reduction="none"), batch_of())
+    with pytest.raises(ValueError, match="bfloat16"):
+        Recorder(Awkward("").bfloat16(), F.cross_entropy, batch)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        Recorder(Awkward("no second derivative"), F.cross_entropy, batch, every=1)
+    for options in (
+        {"every": 0},
+        {"every": 1, "budget": "2"},
+        {"every": 1, "budget": 2.0},
+        {"every": 1, "budget": "x%"},
+    ):
+        with pytest.raises(ValueError, match="every|budget"):
+            Recorder(good, F.cross_entropy, batch_of(), **options)
+    with pytest.raises(ValueError, match="give every="):
+        Recorder(good, F.cross_entropy, batch_of(), log=print)
+    with pytest.raises(ValueError, match="query"):
+        Recorder(good, F.cross_entropy, batch_of(), every=1, query=batch_of())
+
+
+def test_dropout_is_measured_without_it_although_the_model_trains():
+    model = small_model(nn.Dropout(0.5)).train()
+    recorder = Recorder(model, F.cross_entropy, batch_of())
+    expected = F.cross_entropy(deepcopy(model).eval()(batch_of()[0]), batch_of()[1]).detach()
+    torch.testing.assert_close(recorder.trajectory().support_loss[0], expected)
+    assert model.training
+    assert not recorder.loss.model.training
 
 
 def test_parameters_outside_the_layout_must_not_change():

@@ -170,11 +170,12 @@ def tabulated(numbers: Numbers) -> pd.DataFrame:
     """The table that ``StudyFigure.data`` describes."""
     frames = []
     for quantity, values in numbers.items():
-        columns = {"value": values}
         if isinstance(values, Summary):
             columns = {"value": values.mean, "low": values.low, "high": values.high}
             for seed in values.per_seed["seed"].values:
                 columns[f"seed {seed}"] = values.per_seed.sel(seed=seed, drop=True)
+        else:
+            columns = {"value": values}
         # The coordinates that are dropped are the settings of the learners. A Dataset has no order of its dimensions of
         # its own, so without ``dim_order`` rows and columns would come in another order from one call to the next.
         labelled = xr.Dataset(columns).reset_coords(drop=True)

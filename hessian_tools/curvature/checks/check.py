@@ -13,51 +13,40 @@ from math import inf, isfinite, nan
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
-from hessian_tools.curvature.checks.differences import difference_quotients, differentiable
+from hessian_tools.curvature.checks.differences import differentiable
+from hessian_tools.curvature.checks.findings import (
+    Finding,
+    check_differences,
+    check_linearity,
+    check_symmetry,
+    directions,
+    first_line,
+    in_dtype,
+    judged,
+    not_judged,
+    rounding_of,
+    unit_of,
+    worst,
+)
 from hessian_tools.curvature.engines.torch_errors import NoForwardDerivative
 from hessian_tools.curvature.objective.objective import Objective
-from hessian_tools.curvature.operators.gauss_newton import GaussNewton
 from hessian_tools.curvature.operators.loss_operator import LossOperator
 from hessian_tools.curvature.operators.operator import Operator
-from hessian_tools.curvature.operators.terms import leaves, magnitude, rebuilt, terms
+from hessian_tools.curvature.operators.terms import leaves, magnitude, rebuilt
 from hessian_tools.first_look import value_of
 from hessian_tools.loss import HiddenStateError, Loss
 from hessian_tools.progress import Progress, ProgressCounter
 from hessian_tools.random_states import same_tensors, torch_states
 from hessian_tools.result import Result
-from hessian_tools.rng import stream
 from hessian_tools.torch_fixes.precision import full_precision
 from hessian_tools.validation import check_whole
 
-# Differences that come from rounding alone stay below ROUNDING * eps, in units of |Hv|.
-ROUNDING = 1e4
 # Two evaluations of one loss may differ by REPEATED_LOSS * eps, in units of the loss.
 REPEATED_LOSS = 64
-# The forward and the backward difference quotient must agree to this fraction of |Hv|. Where they do not, the loss is
-# not smooth, and difference quotients say nothing about the products.
-SMOOTH = 1e-3
-# The error of a central difference is at most twice the disagreement of the forward and the backward one, or this
-# fraction of |Hv| if that is more.
-DIFFERENCES = 1e-5
 NO_LOSS = "not judged, because this operator is not made from a loss"
-
-
-@dataclass(frozen=True, repr=False)
-class Finding(Result):
-    """The result of one check.
-
-    passed: True or False, or None where the check could not be made. value: the largest error that was measured.
-    allowed: the largest error that passes. sentence: what was found, and what to do about it.
-    """
-
-    name: str
-    passed: bool | None
-    value: float
-    allowed: float
-    sentence: str
 
 
 @dataclass(frozen=True, repr=False)
@@ -126,7 +115,7 @@ def check_operator(
 
     def stop_after_state(state: Finding, reason: str) -> Check:
         counter.add(len(names))
-        return Check(state, *(_not_judged(name, f"not judged, because {reason}") for name in names[1:]))
+        return Check(state, *(not_judged(name, f"not judged, because {reason}") for name in names[1:]))
 
     H = _some_points(H, max_points)
     state = _check_state(H)
@@ -141,9 +130,9 @@ def check_operator(
         return stop_after_state(state, "the loss is not finite")
     counter.add(1)
     H = H if finite.all() else H.select(finite.nonzero()[:, 0])
-    U, V = (_directions(H, num_probes, seed, name) for name in ("u", "v"))
+    U, V = (directions(H, num_probes, seed, name) for name in ("u", "v"))
     findings = [state]
-    for finding in (_check_symmetry(H, U, V), _check_linearity(H, U, V), *_checks_of_the_loss(H, V)):
+    for finding in (check_symmetry(H, U, V), check_linearity(H, U, V), *_checks_of_the_loss(H, V)):
         findings.append(finding)
         counter.add(1)
     return Check(*findings)
@@ -175,18 +164,12 @@ def _finite(H: Operator) -> Bool[Tensor, " point"]:
     return finite
 
 
-def _directions(H: Operator, count: int, seed: int, name: str) -> Float[Tensor, "param probe"]:
-    """Random unit columns."""
-    columns = torch.randn(H.num_params, count, generator=stream(seed, "check", name), dtype=torch.float64, device="cpu")
-    return (columns / columns.norm(dim=0)).to(H.device, H.dtype)
-
-
 def _check_state(H: Operator) -> Finding:
     """The worst finding over the losses that H is made of; failed is worse than not judged."""
     objectives = [leaf.objective for leaf in leaves(H) if isinstance(leaf, LossOperator)]
     findings = [_state_of_loss(objective) for objective in {id(o.loss): o for o in objectives}.values()]
     if not all(isinstance(leaf, LossOperator) for leaf in leaves(H)):
-        findings.append(_not_judged("state", NO_LOSS))
+        findings.append(not_judged("state", NO_LOSS))
     return min(findings, key=lambda finding: {False: 0, None: 1, True: 2}[finding.passed])
 
 
@@ -211,70 +194,30 @@ def _state_of_loss(objective: Objective) -> Finding:
     return Finding("state", passed, change, allowed, text)
 
 
-def _check_symmetry(H: Operator, U: Tensor, V: Tensor) -> Finding:
-    scale = (magnitude(H, U) + magnitude(H, V)) / 2
-    value = _worst((U * (H @ V)).sum(-2) - (V * (H @ U)).sum(-2), scale)
-    text = f"u'Hv and v'Hu differ by {{}} of {_unit(H)}"
-    return _judged("symmetry", value, _rounding(H), text, "so this is not a Hessian")
-
-
-def _check_linearity(H: Operator, U: Tensor, V: Tensor) -> Finding:
-    difference = (H @ (2 * U - 3 * V) - (2 * (H @ U) - 3 * (H @ V))).double().norm(dim=-2)
-    value = _worst(difference, 2 * magnitude(H, U) + 3 * magnitude(H, V))
-    text = "H(2u - 3v) and 2Hu - 3Hv differ by {} of their size"
-    return _judged("linearity", value, _rounding(H), text, "so this is not a linear operator")
-
-
 def _checks_of_the_loss(H: Operator, V: Tensor) -> Iterator[Finding]:
     """The three checks that evaluate the loss anew: precision, differences and batching."""
     reason = NO_LOSS
     if differentiable(H):
-        double, V_double = rebuilt(H, _in_float64), V.double()
+        double, V_double = rebuilt(H, partial(in_dtype, dtype=torch.float64)), V.double()
         try:
             products = double @ V_double
         except RuntimeError as error:
-            reason = f"not judged, because the loss raises an error in float64: {_first_line(error)}"
+            reason = f"not judged, because the loss raises an error in float64: {first_line(error)}"
         else:
             scale = magnitude(double, V_double)
             yield _check_precision(H, V, products, scale)
-            yield _check_differences(double, V_double, products, scale)
+            yield check_differences(double, V_double, products, scale)
             yield _check_batching(double, V_double, products, scale)
             return
-    yield from (_not_judged(name, reason) for name in ("precision", "differences", "batching"))
-
-
-def _in_float64(matrix: LossOperator) -> LossOperator:
-    objective, thetas = matrix.objective, matrix.objective.thetas.double()
-    groups = tuple(group.cast(thetas) for group in objective.groups)
-    objective = replace(objective, thetas=thetas, groups=groups)
-    return replace(matrix, prepared=matrix.engine.prepare(objective, matrix.prepared.matrix))
+    yield from (not_judged(name, reason) for name in ("precision", "differences", "batching"))
 
 
 def _check_precision(H: Operator, V: Tensor, products: Tensor, scale: Tensor) -> Finding:
     if H.dtype == torch.float64:
         return Finding("precision", True, 0.0, 0.0, "the operator is in float64 already")
-    value = _worst(((H @ V).double() - products).norm(dim=-2), scale)
-    text = f"products in {str(H.dtype).removeprefix('torch.')} differ from float64 by {{}} of {_unit(H)}"
-    return _judged("precision", value, _rounding(H), text, "so measure in float64")
-
-
-def _check_differences(H: Operator, V: Tensor, products: Tensor, size: Tensor) -> Finding:
-    if any(isinstance(leaf, GaussNewton) and not leaf.objective.network.has_criterion for leaf in leaves(H)):
-        return _not_judged("differences", "not judged, because the network computes its loss itself")
-    quotients = difference_quotients(H, V)
-    scale = torch.maximum(size, quotients.central.norm(dim=1)).maximum(quotients.smallest_visible)
-    scale = torch.where(scale == 0, 1.0, scale)
-    error, disagreement = (products - quotients.central).norm(dim=1) / scale, quotients.disagreement / scale
-    allowed = (2 * disagreement).clamp(min=DIFFERENCES)
-    judged = (disagreement <= SMOOTH) | ~torch.isfinite(error + disagreement)
-    if not judged.any():
-        share = f"{float(disagreement.min()):.1e} of {_unit(H)}"
-        reason = f"the forward and the backward difference quotient of its gradient differ by {share}"
-        return _not_judged("differences", f"not judged, because the loss is not smooth here: {reason}")
-    worst = torch.where(judged, (error / allowed).nan_to_num(nan=torch.inf), -1.0).argmax()
-    text = f"products differ from central differences of the gradient by {{}} of {_unit(H)}"
-    conclusion = "so they are not derivatives of this loss's gradient"
-    return _judged("differences", float(error.flatten()[worst]), float(allowed.flatten()[worst]), text, conclusion)
+    value = worst(((H @ V).double() - products).norm(dim=-2), scale)
+    text = f"products in {str(H.dtype).removeprefix('torch.')} differ from float64 by {{}} of {unit_of(H)}"
+    return judged("precision", value, rounding_of(H), text, "so measure in float64")
 
 
 def _check_batching(H: Operator, V: Tensor, products: Tensor, scale: Tensor) -> Finding:
@@ -293,42 +236,8 @@ def _check_batching(H: Operator, V: Tensor, products: Tensor, scale: Tensor) -> 
             text = "the loss has no forward derivative, so its products are computed one at a time"
             return Finding("batching", True, 0.0, 0.0, text)
         except RuntimeError as error:
-            return _not_judged("batching", f"not judged, because a product raises an error: {_first_line(error)}")
-        values.append(_worst((other - products).norm(dim=-2), scale))
+            return not_judged("batching", f"not judged, because a product raises an error: {first_line(error)}")
+        values.append(worst((other - products).norm(dim=-2), scale))
     value = max(values, key=lambda v: v if isfinite(v) else inf)
-    text = f"products by vmap, by a loop and one at a time differ by {{}} of {_unit(H)}"
-    return _judged("batching", value, _rounding(H), text, "so one of the three is wrong; compare with batching='loop'")
-
-
-def _unit(H: Operator) -> str:
-    """The unit of errors, in words. For sums it is the size of the terms, because the terms may nearly cancel."""
-    return "|Hv|" if len(terms(H)) == 1 else "the terms of Hv"
-
-
-def _rounding(H: Operator) -> float:
-    return ROUNDING * torch.finfo(H.dtype).eps
-
-
-def _worst(difference: Tensor, scale: Tensor) -> float:
-    """The largest |difference| in units of scale; it is 0 where both are 0, and NaN if any is NaN."""
-    relative = difference.abs() / torch.where(difference == 0, 1.0, scale)
-    return float(relative.max())
-
-
-def _judged(name: str, value: float, allowed: float, text: str, conclusion: str) -> Finding:
-    """A finding, which fails if the value is above the allowed one or NaN.
-
-    Its sentence is the text with the value in place of ``{}``, followed by the conclusion if the check failed.
-    """
-    if value != value:  # NaN
-        return Finding(name, False, value, allowed, "products are not finite")
-    passed, sentence = value <= allowed, f"{text.format(f'{value:.1e}')} (allowed {allowed:.1e})"
-    return Finding(name, passed, value, allowed, sentence if passed else f"{sentence}; {conclusion}")
-
-
-def _not_judged(name: str, sentence: str) -> Finding:
-    return Finding(name, None, nan, nan, sentence)
-
-
-def _first_line(error: RuntimeError) -> str:
-    return str(error).splitlines()[0][:120]
+    text = f"products by vmap, by a loop and one at a time differ by {{}} of {unit_of(H)}"
+    return judged("batching", value, rounding_of(H), text, "so one of the three is wrong; compare with batching='loop'")

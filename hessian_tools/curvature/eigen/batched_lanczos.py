@@ -109,9 +109,15 @@ class BatchedLanczos:
 
     def run(self) -> RitzPairs:
         """The result of every point."""
-        while self.running.any():
-            self._step()
+        while self.step():
+            pass
         return in_order(self.finished)
+
+    def step(self) -> bool:
+        """Computes one product at every unfinished point; returns whether one is left, else ``run`` has the result."""
+        if self.running.any():
+            self._step()
+        return bool(self.running.any())
 
     def _step(self) -> None:
         basis = self.basis

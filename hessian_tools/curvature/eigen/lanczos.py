@@ -33,7 +33,19 @@ def lanczos(
     start: Float[Tensor, "point param"] | None = None,
     done: Callable[[int], None] = lambda count: None,
 ) -> RitzPairs:
-    """The Ritz pairs that the selections want at every point, from one run at each point.
+    """The Ritz pairs that the selections want at every point, from one run at each point; see :func:`lanczos_run`."""
+    return lanczos_run(H, selections, limits, start=start, done=done).run()
+
+
+def lanczos_run(
+    H: Operator,
+    selections: tuple[Selection, ...],
+    limits: Limits,
+    *,
+    start: Float[Tensor, "point param"] | None = None,
+    done: Callable[[int], None] = lambda count: None,
+) -> BatchedLanczos:
+    """A Lanczos run for the Ritz pairs that the selections want at every point.
 
     All points start from one vector, drawn from ``stream(seed, "lanczos", 0)``, unless start gives one for each. A
     point finishes when the pairs of all selections have converged, when a number is not finite, or after
@@ -53,7 +65,7 @@ def lanczos(
     )
     max_steps = min(limits.max_steps, num_params) if limits.max_basis >= num_params else limits.max_steps
     rule = _ConvergedPairs(selections, num_points, H.dtype)
-    return BatchedLanczos(H, basis, rule, selections, np.full(num_points, max_steps), done).run()
+    return BatchedLanczos(H, basis, rule, selections, np.full(num_points, max_steps), done)
 
 
 class _ConvergedPairs(StoppingRule):

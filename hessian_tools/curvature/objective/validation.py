@@ -1,7 +1,7 @@
 """Checks once what a caller hands to an operator (loss, points, batches, weights), and makes an objective of it."""
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -80,7 +80,7 @@ def objective_at(
         function = _looked_at(loss, rows[0], batch[0])
         everywhere = torch.arange(len(rows), device="cpu")
         group = Group(everywhere, batch, _weights(loss, rows, batch, weights, shared=True))
-        return Objective(function, rows, (group,), shared)
+        return _in_states(Objective(function, rows, (group,), shared))
     batches = batches_of(batch, of_network=of_network)
     for b in batches:
         refuse_unusable(b.batches if isinstance(b, Ragged) else b, thetas)
@@ -96,7 +96,19 @@ def objective_at(
         function = _looked_at(loss, rows[0], batches[0] if shared else at_points(batches[0], 0))
         all_points = torch.arange(len(rows), device="cpu")
         groups = (Group(all_points, tuple(batches), _weights(loss, rows, batches, weights, shared=shared)),)
-    return Objective(function, rows, groups, shared)
+    return _in_states(Objective(function, rows, groups, shared))
+
+
+def _in_states(objective: Objective) -> Objective:
+    """The objective in which each point has the network's buffers of that point, if its loss knows them."""
+    loss = objective.loss
+    if not isinstance(loss, Loss):
+        return objective
+    shared, groups = objective.shared, []
+    for group in objective.groups:
+        batches, shared = loss.in_states(objective.thetas[group.positions], group.batches, shared=objective.shared)
+        groups.append(replace(group, batches=batches))
+    return replace(objective, groups=tuple(groups), shared=shared)
 
 
 def _looked_at(loss: LossFunction, theta: Tensor, batch: Batch) -> LossFunction:

@@ -1,0 +1,134 @@
+"""The problems: quadratic losses with planted spectra, and small networks with dense Hessians in float64.
+
+The dense Hessians are made by plain reverse-over-reverse differentiation of torch, of all data at once, and share no
+code with the library.
+"""
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import hessian_tools as ht
+from benchmarks.problem import SquaredError
+from benchmarks.references.spectra import DTYPE, LARGER, SPECTRA
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A loss and its exact Hessian.
+
+    model, criterion, batch: what a tool is given, in float32. whole: all data as one pair (x, y).
+    planted: the spectrum in closed form, or None where it is computed from the dense Hessian.
+    """
+
+    name: str
+    model: nn.Module
+    criterion: nn.Module
+    batch: Any
+    whole: tuple[Tensor, Tensor]
+    planted: Tensor | None = None
+
+    @cached_property
+    def eigenvalues(self) -> Tensor:
+        """All eigenvalues in float64, the largest magnitude first."""
+        values = torch.linalg.eigvalsh(self.dense()) if self.planted is None else self.planted
+        return values[values.abs().argsort(descending=True)]
+
+    def dense(self) -> Tensor:
+        """The Hessian [param, param] in float64."""
+        model, criterion = deepcopy(self.model).double(), deepcopy(self.criterion).double()
+        x, y = (part.double() if part.is_floating_point() else part for part in self.whole)
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        gradients = torch.autograd.grad(criterion(model(x), y), parameters, create_graph=True)
+        rows = []
+        for entry in torch.cat([g.reshape(-1) for g in gradients]):
+            parts = torch.autograd.grad(entry, parameters, retain_graph=True, allow_unused=True)
+            rows.append(
+                torch.cat(
+                    [
+                        (torch.zeros_like(p) if part is None else part).reshape(-1)
+                        for part, p in zip(parts, parameters, strict=True)
+                    ]
+                )
+            )
+        return torch.stack(rows)
+
+
+class Weighted(nn.Module):
+    """Half the mean of y out^2."""
+
+    reduction = "mean"
+
+    def forward(self, outputs: Tensor, y: Tensor) -> Tensor:
+        return (y * outputs**2).mean() / 2
+
+
+def planted(name: str, spectrum: Tensor) -> Reference:
+    """A linear model whose loss has the Hessian Q diag(spectrum) Q': its n inputs are the columns of Q."""
+    n = len(spectrum)
+    Q = torch.linalg.qr(torch.randn(n, n, generator=ht.stream(0, "references", name), dtype=DTYPE)).Q
+    model = ht.seeded(lambda: nn.Linear(n, 1, bias=False), seed=0)
+    batch = (Q.T.contiguous().float(), (n * spectrum)[:, None].float())
+    return Reference(f"planted {name}", model, Weighted(), batch, batch, spectrum)
+
+
+def _network(
+    name: str,
+    layers: Callable[[], nn.Module],
+    criterion: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    parts: list[int] | None = None,
+    prepare: Callable[[nn.Module], Any] = lambda model: None,
+) -> Reference:
+    model = ht.seeded(layers, seed=1)
+    prepare(model)
+    batch = (x, y) if parts is None else list(zip(x.split(parts), y.split(parts), strict=True))
+    return Reference(name, model, criterion, batch, (x, y))
+
+
+def references() -> list[Reference]:
+    """All problems, in the order of the table."""
+    numbers = ht.stream(0, "references", "data")
+    x, images = torch.randn(24, 6, generator=numbers), torch.randn(12, 1, 8, 8, generator=numbers)
+    labels, of_images = torch.arange(24) % 4, torch.arange(12) % 3
+    targets = torch.randn(24, 4, generator=numbers)
+    some = torch.where(torch.arange(24) % 3 == 0, -100, labels)
+    some[16:] = labels[16:]  # so that the last of three batches has more labels that count
+
+    def mlp(*between: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+        return lambda: nn.Sequential(nn.Linear(6, 10), *(make() for make in between), nn.Linear(10, 4))
+
+    def convolutional(**options: Any) -> Callable[[], nn.Module]:
+        def layers() -> nn.Module:
+            first = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, **options), nn.Tanh(), nn.AvgPool2d(2))
+            return nn.Sequential(first, nn.Flatten(), nn.Linear(36, 3))
+
+        return layers
+
+    def with_statistics(model: nn.Module) -> None:
+        with torch.no_grad():
+            model(3 * images + 1)
+        model.eval()
+
+    entropy = nn.CrossEntropyLoss
+    return [
+        *(planted(name, spectrum) for name, spectrum in (SPECTRA | LARGER).items()),
+        _network("tanh network, squared error", mlp(nn.Tanh), SquaredError(), x, targets),
+        _network("ReLU network, cross-entropy", mlp(nn.ReLU), entropy(), x, labels),
+        _network("LayerNorm and GELU", mlp(lambda: nn.LayerNorm(10), nn.GELU), entropy(), x, labels),
+        _network("BatchNorm, batch statistics", convolutional(track_running_stats=False), entropy(), images, of_images),
+        _network("BatchNorm, eval mode", convolutional(), entropy(), images, of_images, prepare=with_statistics),
+        _network(
+            "dropout, eval mode", mlp(nn.Tanh, nn.Dropout), entropy(), x, labels, prepare=lambda model: model.eval()
+        ),
+        _network("sum over examples", mlp(nn.Tanh), entropy(reduction="sum"), x, labels),
+        _network("three unequal batches", mlp(nn.Tanh), entropy(), x, labels, parts=[12, 8, 4]),
+        _network("three batches, ignored labels", mlp(nn.Tanh), entropy(), x, some, parts=[8, 8, 8]),
+    ]

@@ -1,0 +1,137 @@
+"""Somebody else's product as an operator, and which differences from exact products rounding explains."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hessian_tools.curvature.checks.findings import Finding, in_dtype, judged
+from hessian_tools.curvature.operators.loss_operator import LossOperator
+from hessian_tools.curvature.operators.operator import Operator
+from hessian_tools.failures import described
+from hessian_tools.layout import ParamLayout
+
+# An exact product differs from the one in float64 by rounding alone. On the networks of the tests, products of plain
+# torch in other orders of differentiation stay below 100 eps of |Hv|. EXACT leaves a factor of 10, and in float32 it
+# still is an eighth of 0.1 %.
+EXACT = 1e3
+# Where a loss loses digits, as a saturated softmax does, every product in this dtype is that inexact. The loss of
+# digits is measured, as the error of our own product in float32; another order of operations may lose this many times
+# as much (on a network trained to a loss of 0, 1.3 times).
+SAME_DIGITS = 4
+# A parameter may have nearly no part in Hv, such as a bias before a normalisation. Its part is judged down to this
+# times eps of |Hv|, because sums over all parameters round at that size.
+SMALLEST_PART = 16
+# A part above this share of |Hv| is the unit of its own error in a finding's sentence.
+VISIBLE_PART = 1e-6
+# Above this an error of 0.1 % would pass, which the sentence then says.
+RESOLVED = 5e-4
+
+Matvec = Callable[[Tensor], Any]
+
+
+class ForeignProduct(Operator):
+    """Somebody else's product as an operator at one point. like: the model's parameters, for size, dtype and device."""
+
+    num_points = None
+
+    def __init__(self, matvec: Matvec, like: Float[Tensor, " param"]) -> None:
+        self.matvec, self.like = matvec, like
+
+    @property
+    def num_params(self) -> int:
+        """The length of the vector."""
+        return len(self.like)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the model."""
+        return self.like.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the model."""
+        return self.like.device
+
+    def select(self, points: Tensor) -> Operator:
+        """It has no points."""
+        raise ValueError("an operator at a single point has no points to select")
+
+    def products(self, V: Tensor) -> Tensor:
+        """The products with the columns of V, one after the other; the tool may take derivatives."""
+        with torch.inference_mode(False), torch.enable_grad():
+            return torch.stack([self._product(v.clone()) for v in V[0].unbind(-1)], dim=-1)[None]
+
+    def _product(self, v: Tensor) -> Tensor:
+        product = self.matvec(v)
+        if isinstance(product, np.ndarray):
+            product = torch.from_numpy(product)
+        if not isinstance(product, Tensor) or product.shape != v.shape:
+            raise ValueError(f"it returns {described(product)}; a product is a tensor [{len(v)}]")
+        return product.detach().to(v)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Which errors of products in a dtype pass: rtol, or what rounding explains, in each parameter of the layout."""
+
+    layout: ParamLayout
+    dtype: torch.dtype
+    rtol: float | None
+
+    @property
+    def eps(self) -> float:
+        """The machine epsilon of the dtype."""
+        return torch.finfo(self.dtype).eps
+
+    def relative(self, exact: Tensor, rounding: Tensor) -> float:
+        """The relative error of whole products that passes."""
+        size = float(exact.norm(dim=0).max()) or 1.0
+        return self.rtol or EXACT * self.eps + SAME_DIGITS * float(rounding.norm(dim=0).max()) / size
+
+    def compare(self, name: str, found: Tensor, exact: Tensor, rounding: Tensor) -> Finding:
+        """Judges products [param, probe] beside the exact ones, as a whole and in each parameter.
+
+        rounding: the error of our own product in this dtype. The largest over the probes are compared, because a short
+        parameter's part of one product may be small by chance.
+        """
+        where = ("all parameters", *self.layout.names)
+        error, size, own = (
+            torch.stack([part.norm(dim=0).amax() for part in (columns, *columns.split(list(self.layout.sizes)))])
+            for columns in (found.double() - exact, exact, rounding)
+        )
+        if self.rtol is None:
+            allowed = EXACT * self.eps * size + SAME_DIGITS * own + SMALLEST_PART * self.eps * size[0]
+        else:
+            allowed = self.rtol * size + SMALLEST_PART * self.eps * size[0]
+        ratio = torch.where(error == 0, 0.0, error / allowed).nan_to_num(nan=torch.inf)
+        # A parameter is named only where it alone is wrong.
+        at = int(ratio.argmax()) if ratio[0] <= 1 < ratio.max() else 0
+        has_a_part = bool(size[at] > VISIBLE_PART * size[0])
+        unit = float(size[at] if has_a_part else size[0]) or 1.0
+        of = "|Hv|" if at == 0 else f"the part of {where[at]!r}" if has_a_part else f"|Hv|, in {where[at]!r}"
+        value, limit = float(error[at]) / unit, float(allowed[at]) / unit
+        text = f"products differ from the exact ones by {{}} of {of}"
+        finding = judged(name, value, limit, text, "so they are not this Hessian's")
+        if finding.passed and self.rtol is None and limit > RESOLVED:
+            advice = f"{self.dtype}".removeprefix("torch.") + " resolves no more of this loss; audit model.double()"
+            return replace(finding, sentence=f"{finding.sentence}; {advice}")
+        return finding
+
+
+def exact_products(
+    ours: LossOperator, V: Float[Tensor, "param probe"]
+) -> tuple[Float[Tensor, "param probe"], Float[Tensor, "param probe"]]:
+    """The products with V in float64, and the error that our own products have in the dtype of V.
+
+    The latter is measured in float32, and scaled to the dtype of V.
+    """
+    exact = ours @ V.double()
+    single = in_dtype(ours, torch.float32) @ V.float()
+    scale = torch.finfo(V.dtype).eps / torch.finfo(torch.float32).eps
+    error = (single.double() - exact) * scale
+    return exact, torch.where(error.isfinite(), error, 0.0)

@@ -1,0 +1,138 @@
+"""The loss of a recorded training loop: at each recorded point the network has the buffers that it had there.
+
+Buffers, such as the running statistics of batch normalisation, move during training. A point is then a vector of
+parameters together with its buffers, and the loss finds the buffers by the vector.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from hashlib import blake2b
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hessian_tools.layout import ParamLayout, unwrapped
+from hessian_tools.loss import AtState, Batch, Criterion, Loss
+from hessian_tools.outputs import map_tensors
+
+State = Mapping[str, Tensor]
+
+
+def in_eval_mode(model: nn.Module, *, copied: Callable[[str], bool] = lambda name: False) -> nn.Module:
+    """A copy of the model in eval mode that shares its parameters and buffers, except those whose names are copied.
+
+    The mode of the model itself stays free. Raises ValueError for a model that cannot be copied.
+    """
+    model = unwrapped(model)
+    held = {id(value): value for module in model.modules() for value in vars(module).values() if _is_tensor(value)}
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        held[id(tensor)] = _separate(tensor) if copied(name) else tensor
+    try:
+        return deepcopy(model, memo=dict(held)).eval()
+    except Exception as error:  # whatever a module may hold
+        reason = next(iter(str(error).splitlines()), type(error).__name__)[:120]
+        raise ValueError(
+            f"the model cannot be copied, and it is measured as a copy in eval mode: {reason}; give a model that "
+            "copy.deepcopy takes"
+        ) from error
+
+
+class RecordedLoss(Loss):
+    """The loss of a network at the points of a training loop, with the buffers of each point.
+
+    states: the parameters and buffers by name at each point; the list may grow. own_buffers: False measures all points
+    with the buffers that the network has now.
+    """
+
+    def __init__(
+        self, model: nn.Module, criterion: Criterion | None, layout: ParamLayout, states: Sequence[State]
+    ) -> None:
+        super().__init__(model, criterion, layout)
+        self.states, self.own_buffers = states, True
+        self._points: dict[bytes, list[int]] = {}  # the states by the digests of their vectors
+        self._known = 0  # how many states are in that dict
+
+    def __call__(self, theta: Float[Tensor, " param"], batch: Batch, /) -> Float[Tensor, ""]:
+        """The criterion of the network's outputs, with the buffers of the recorded point that theta is."""
+        if self.own_buffers and not isinstance(batch, AtState) and (moved := self._moved()):
+            state = self.states[self._positions(theta[None])[0]]
+            batch = AtState({name: state[name].to(theta.device) for name in moved}, batch)
+        return super().__call__(theta, batch)
+
+    def in_states(
+        self, thetas: Float[Tensor, "point param"], batches: Sequence[Batch], *, shared: bool
+    ) -> tuple[Sequence[Batch], bool]:
+        """The batches with the buffers of each point, if buffers moved; raises ValueError for other points."""
+        moved = self._moved() if self.own_buffers else ()
+        if not moved or any(isinstance(batch, AtState) for batch in batches):
+            return batches, shared
+        states = [self.states[i] for i in self._positions(thetas)]
+        tensors = {name: torch.stack([state[name] for state in states]).to(thetas.device) for name in moved}
+        tensors = {n: t.to(thetas.dtype) if t.is_floating_point() else t for n, t in tensors.items()}
+        if shared:
+            batches = [map_tensors(lambda leaf: leaf.expand(len(states), *leaf.shape), batch) for batch in batches]
+        return [AtState(tensors, batch) for batch in batches], False
+
+    def fresh(self) -> Loss:
+        """The same loss, which has not been looked at yet."""
+        return RecordedLoss(self.model, self._criterion, self.layout, self.states)
+
+    def _moved(self) -> tuple[str, ...]:
+        """The buffers that differ between the points, or from what the network holds now."""
+        return tuple(
+            name
+            for name, buffer in self.model.named_buffers()
+            if any(not same_values(state[name], buffer) for state in self.states)
+        )
+
+    def _positions(self, thetas: Float[Tensor, "point param"]) -> list[int]:
+        """Which of the recorded points these are; raises ValueError where one is none of them."""
+        if isinstance(thetas, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(thetas):
+            raise ValueError("the buffers of a recorded point are not known here; give ht.hessian(recorder.loss, ...)")
+        for i in range(self._known, len(self.states)):
+            self._points.setdefault(_digest(self.layout.flatten(self.states[i])), []).append(i)
+        self._known = len(self.states)
+        dtype = self.states[0][self.layout.names[0]].dtype
+        places = [self._points.get(_digest(theta.to(dtype)), []) for theta in thetas.detach()]
+        for k, found in enumerate(places):
+            if not found:
+                raise ValueError(
+                    f"point {k} is none of the {len(self.states)} recorded ones, so its buffers are not known; give "
+                    "points of the trajectory, or ht.make_loss(model, criterion) for the buffers of the model now"
+                )
+            if len(thetas) != len(self.states) and not self._equal_buffers(found):
+                raise ValueError(
+                    f"point {k} was recorded {len(found)} times with other buffers; give all points of the trajectory"
+                )
+        return [k if k in found and len(thetas) == len(self.states) else found[0] for k, found in enumerate(places)]
+
+    def _equal_buffers(self, points: Sequence[int]) -> bool:
+        names = [name for name, _ in self.model.named_buffers()]
+        first = self.states[points[0]]
+        return all(same_values(first[name], self.states[i][name]) for i in points[1:] for name in names)
+
+
+def same_values(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors have the same shape and values, on whatever devices."""
+    return a.shape == b.shape and torch.equal(a.detach().to(b), b.detach())
+
+
+def to_host(tensor: Tensor) -> Tensor:
+    """A copy in the computer's main memory."""
+    return tensor.detach().to("cpu", copy=True)
+
+
+def _digest(vector: Float[Tensor, " param"]) -> bytes:
+    content: Any = vector.detach().cpu().contiguous().view(torch.uint8).numpy()
+    return blake2b(content, digest_size=16).digest()
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor)
+
+
+def _separate(tensor: Tensor) -> Tensor:
+    copy = tensor.detach().clone()
+    return nn.Parameter(copy, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copy
