@@ -33,7 +33,8 @@ from analysis.drawing.summary import measured, summarise
 colors = {{colors}}"""
 _MEANS = {
     "seeds": """\
-summary = summarise({{values}})  # means over tasks, then over seeds; the band is over seeds
+# means over tasks, then over seeds; the band is over seeds
+summary = summarise({{values}})
 mean, low, high = summary.mean, summary.low, summary.high""",
     "tasks": """\
 values = {{values}}.sel(seed={{seed}})

@@ -1,8 +1,7 @@
 // The explorer of a study. A notebook (through anywidget) and a static page both call `render` with a model that has
 // the header, which describes the study, and all numbers as float32. Everything is computed and drawn here, so moving
-// a slider needs neither a kernel nor a server.
+// a slider needs neither a kernel nor a server. The texts of chart.js and code.js come before this one in the module.
 
-const SVG = "http://www.w3.org/2000/svg";
 const TASK_DIMS = ["task", "evaluation_task"];
 const MAX_SEEDS_SHOWN = 4; // with more seeds the band is a 95 % interval, with fewer their range
 const VIEWS = {
@@ -13,7 +12,6 @@ const VIEWS = {
   surface: { title: "Loss surface around the start of the inner loop", draw: drawSurface },
 };
 const DASHES = { "-": "", "--": "6 3", "-.": "7 3 2 3", ":": "2 3" };
-const DESCRIBED = { checkpoint: "meta-iteration", inner_step: "inner step" };
 
 export default { render };
 
@@ -72,6 +70,7 @@ function load(app) {
     step: old ? old.step : 0,
     extra: old ? old.extra : {},
     log: old ? old.log : false,
+    fit: old ? old.fit : false,
   };
   build(app);
 }
@@ -149,15 +148,6 @@ function seedsWithValues(app, name) {
   return each.numSeeds;
 }
 
-const finite = (values) => values.filter(Number.isFinite);
-const mean = (values) => (values.length ? values.reduce((sum, value) => sum + value, 0) / values.length : NaN);
-const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
-
-function deviation(values) {
-  const middle = mean(values);
-  return Math.sqrt(values.reduce((sum, value) => sum + (value - middle) ** 2, 0) / (values.length - 1));
-}
-
 /** The shown learners with their positions along the dimension. */
 function shownLearners(app) {
   const all = app.header.learners.map((each, index) => ({ ...each, index }));
@@ -200,11 +190,14 @@ function build(app) {
     state.task = app.tasks.value === "all" ? null : Number(app.tasks.value);
     changed(app);
   });
-  const log = html("input", { type: "checkbox" });
-  log.checked = state.log;
-  log.addEventListener("change", () => {
-    state.log = log.checked;
-    changed(app);
+  const [log, fit] = ["log", "fit"].map((name) => {
+    const box = html("input", { type: "checkbox" });
+    box.checked = state[name];
+    box.addEventListener("change", () => {
+      state[name] = box.checked;
+      changed(app);
+    });
+    return box;
   });
   app.sliders = {
     checkpoint: slider(app, "checkpoint", "Meta-iteration", header.coords.checkpoint),
@@ -220,6 +213,7 @@ function build(app) {
     labelled("Task", app.tasks),
     app.extras,
     html("label", { class: "tick" }, log, " logarithmic values"),
+    html("label", { class: "tick" }, fit, " axes fit the curves"),
   );
   const refresh = header.can_refresh && app.model.send ? button("Read the study again", () => send(app, { kind: "refresh" })) : "";
   const figures = Object.entries(VIEWS).map(([name, view]) => figure(app, name, view));
@@ -401,56 +395,11 @@ function drawAll(app) {
   }
 }
 
-/** A colour that can be told from the background: dark colours become lighter on a dark page. */
-function visible(color, dark) {
-  if (!dark) return color;
-  const parts = [1, 3, 5].map((i) => parseInt(color.slice(i, i + 2), 16));
-  const brightness = (0.3 * parts[0] + 0.59 * parts[1] + 0.11 * parts[2]) / 255;
-  const share = Math.max(0, 0.62 - brightness);
-  return `rgb(${parts.map((part) => Math.round(part + share * (255 - part))).join(",")})`;
-}
-
-const ink = (dark) => (dark ? "#e8e8e6" : "#1c1c1c");
-const faint = (dark) => (dark ? "#44474c" : "#dddddb");
-
-/** An empty chart with its axes. x and y are scales; `place` maps values to positions in the picture. */
-function chart({ width, height, x, y, xlabel, ylabel, dark, left = 52, rows = null }) {
-  const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", xmlns: SVG });
-  picture.setAttribute("font-family", "system-ui, sans-serif");
-  picture.setAttribute("font-size", "12");
-  const box = { left, right: width - 12, top: 24, bottom: height - 38 };
-  const px = (value) => box.left + x.share(value) * (box.right - box.left);
-  const py = (value) => (rows ? box.top + ((value + 1) / (rows + 0.4)) * (box.bottom - box.top) : box.bottom - y.share(value) * (box.bottom - box.top));
-  const clip = `clip-${Math.random().toString(36).slice(2)}`;
-  const defs = svg("clipPath", { id: clip });
-  defs.append(svg("rect", { x: box.left - 4, y: box.top - 4, width: box.right - box.left + 8, height: box.bottom - box.top + 8 }));
-  picture.append(defs);
-  let end = -Infinity;
-  for (const tick of x.ticks) {
-    const at = px(tick.value);
-    picture.append(svg("line", { x1: at, x2: at, y1: box.top, y2: box.bottom, stroke: faint(dark) }));
-    const half = 3.4 * tick.text.length;
-    if (at - half < end + 6) continue; // a label that has no room
-    end = at + half;
-    picture.append(text(tick.text, { x: Math.min(at, width - half - 1), y: box.bottom + 16, anchor: "middle", dark }));
-  }
-  for (const tick of y ? y.ticks : []) {
-    const at = py(tick.value);
-    picture.append(svg("line", { x1: box.left, x2: box.right, y1: at, y2: at, stroke: faint(dark) }));
-    picture.append(text(tick.text, { x: box.left - 6, y: at + 4, anchor: "end", dark }));
-  }
-  picture.append(text(xlabel, { x: (box.left + box.right) / 2, y: height - 5, anchor: "middle", dark }));
-  if (ylabel) picture.append(text(ylabel, { x: 2, y: 13, anchor: "start", dark }));
-  const inside = svg("g", { "clip-path": `url(#${clip})` });
-  picture.append(inside);
-  return { picture, inside, px, py, box, dark };
-}
-
 /** Lines of means with bands over one dimension, with a mark at the present position of its slider. */
 function drawLines(app, width, dark, dim, x, key) {
   const learners = shownLearners(app);
   const curves = learners.map((learner) => curve(app, learner, dim));
-  const y = valueScale(app, learners);
+  const y = app.state.fit ? scaleOfPoints(curves.flat(), app.state.log) : valueScale(app, learners);
   if (!y) return { missing: "Nothing of this is measured yet." };
   const at = (i) => app.header.coords[dim][i];
   const area = chart({ width, height: 270, x, y, xlabel: DESCRIBED[dim], ylabel: app.state.quantity, dark });
@@ -582,9 +531,10 @@ function eigenvalues(app, learner, where) {
       const at = { ...where, eigen_index: i };
       const errors = residual ? taskValues(app, residual, learner.index, s, at, true) : [];
       taskValues(app, eigenvalue, learner.index, s, at, true).forEach((value, t) => {
-        const task = header.coords.task[t];
-        if (!Number.isFinite(value) || (state.task !== null && task !== state.task)) return;
-        found.push({ value, error: errors[t], of: `seed ${seed}, task ${task}, number ${i} by magnitude` });
+        const task = eigenvalue.taskDim ? header.coords[eigenvalue.taskDim][t] : null;
+        if (!Number.isFinite(value) || (task !== null && state.task !== null && task !== state.task)) return;
+        const of = `seed ${seed}${task === null ? "" : `, task ${task}`}, number ${i} by magnitude`;
+        found.push({ value, error: errors[t], of });
       });
     });
   });
@@ -619,12 +569,14 @@ function drawSurface(app, width, dark) {
         const [cx, cy] = [left + x * w, top + (ys.length - 1 - y) * h];
         const level = Math.min(1, Math.max(0, (value - low) / (high - low || 1)));
         const fill = app.header.cividis[Math.round(level * (app.header.cividis.length - 1))];
-        picture.append(svg("rect", { x: cx, y: cy, width: w + 0.5, height: h + 0.5, fill }));
+        picture.append(svg("rect", { x: cx, y: cy, width: w + 0.5, height: h + 0.5, fill, "shape-rendering": "crispEdges" }));
         const text = [learner.label, `descent ${number(xs[x])}, random ${number(ys[y])}`, `support loss ${number(value)}`];
         hits.push({ x: cx + w / 2, y: cy + h / 2, text });
       }),
     );
-    picture.append(svg("circle", { cx: left + size / 2, cy: top + size / 2, r: 3, fill: "#fff", stroke: "#000" }));
+    const [cx, cy] = [left + size / 2, top + size / 2];
+    if (finite(maps[index].flat()).length) picture.append(svg("circle", { cx, cy, r: 3, fill: "#fff", stroke: "#000" }));
+    else picture.append(text("not measured", { x: cx, y: cy, anchor: "middle", dark }));
   });
   const legend = `x: descent direction, y: random direction; support loss from ${number(low)} (dark) to ${number(high)} (light)`;
   wrap(legend, width).forEach((line, i) => picture.append(text(line, { x: 0, y: height - 16 + 13 * i, anchor: "start", dark })));
@@ -632,14 +584,6 @@ function drawSurface(app, width, dark) {
 }
 
 const rowsHeight = (learners) => Math.max(140, 70 + 52 * learners.length);
-
-/** The learner's name at the left edge, above its row; a halo keeps it readable over dots. */
-function rowLabel(area, learner, row, color) {
-  const label = text(learner.label, { x: area.box.left + 2, y: area.py(row) - 14, anchor: "start", dark: area.dark });
-  label.setAttribute("fill", color);
-  label.setAttribute("font-weight", "600");
-  area.inside.append(label);
-}
 
 function valueText(app, point) {
   return `${app.state.quantity} ${number(point.mean)} ${errorText(point)}`.trim();
@@ -649,19 +593,6 @@ function firstAndLast(points) {
   const known = points.filter((point) => Number.isFinite(point.mean));
   return known.length ? `${number(known[0].mean)} to ${number(known.at(-1).mean)}` : "nothing measured";
 }
-
-/** The positions of the points that pass a test, in runs without a gap: what is not measured stays blank. */
-function runs(points, test) {
-  const found = [];
-  points.forEach((point, i) => {
-    if (!test(point)) return;
-    if (i > 0 && found.length && found.at(-1).at(-1) === i - 1) found.at(-1).push(i);
-    else found.push([i]);
-  });
-  return found;
-}
-
-// ---- scales: `share` maps a value to 0 (start of the axis) up to 1 (its end)
 
 /** The scale of the values, the same at all positions of both sliders, so that moving one does not move the axis. */
 function valueScale(app, learners) {
@@ -674,81 +605,18 @@ function valueScale(app, learners) {
         for (let s = 0; s < steps; s++) points.push(summary(app, app.state.quantity, learner.index, place(app, { checkpoint: c, inner_step: s })));
       }
     }
-    const means = finite(points.map((point) => point.mean));
-    const reach = 0.5 * (Math.max(...means) - Math.min(...means)); // a wide band must not squeeze the means
-    const ends = finite(points.flatMap((point) => [point.low, point.high]));
-    const near = ends.filter((end) => end >= Math.min(...means) - reach && end <= Math.max(...means) + reach);
-    app.curves.set(key, scaleOf([...means, ...near], app.state.log));
+    app.curves.set(key, scaleOfPoints(points, app.state.log));
   }
   return app.curves.get(key);
 }
 
-function scaleOf(values, log) {
-  const usable = log ? values.filter((value) => value > 0) : values;
-  if (!usable.length) return null;
-  let [low, high] = [usable.reduce((a, b) => Math.min(a, b)), usable.reduce((a, b) => Math.max(a, b))];
-  if (low === high) [low, high] = log ? [low / 2, high * 2] : [low - (Math.abs(low) || 1) / 2, high + (Math.abs(high) || 1) / 2];
-  if (log) {
-    const [a, b] = [Math.log10(low), Math.log10(high)];
-    const share = (value) => (value > 0 ? 0.04 + (0.92 * (Math.log10(value) - a)) / (b - a) : -0.1);
-    return { share, ticks: ticks(powers(low, high)) };
-  }
-  const share = (value) => 0.04 + (0.92 * (value - low)) / (high - low);
-  return { share, ticks: ticks(roundNumbers(low, high)) };
-}
-
-/** Linear up to the first positive meta-iteration and logarithmic beyond, if they span a factor of more than four. */
-function trainingScale(checkpoints) {
-  const positive = checkpoints.filter((value) => value > 0);
-  const first = positive[0];
-  const far = positive.length > 0 && positive.at(-1) > 4 * first;
-  const bend = (value) => (!far ? value : value <= first ? (0.5 * value) / first : 0.5 + Math.log10(value / first));
-  const [a, b] = [bend(checkpoints[0]), bend(checkpoints.at(-1))];
-  const short = (value) => (value >= 1000 ? `${value / 1000}k` : String(value));
-  const share = (value) => 0.03 + (0.94 * (bend(value) - a)) / (b - a || 1);
-  return { share, ticks: checkpoints.map((value) => ({ value, text: short(value) })) };
-}
-
-function asinhScale(low, high, linear) {
-  const bend = (value) => Math.asinh(value / linear);
-  const [a, b] = [bend(low), bend(high)];
-  const share = (value) => 0.04 + (0.92 * (bend(value) - a)) / (b - a || 1);
-  const marks = [0];
-  for (let power = Math.log10(linear); power < 9; power++) marks.push(10 ** power, -(10 ** power));
-  return { share, ticks: ticks(marks.filter((value) => value >= low && value <= high).sort((p, q) => p - q)) };
-}
-
-const ticks = (values) => values.map((value) => ({ value, text: number(value, 3) }));
-
-/** Four to six round numbers between two ends. */
-function roundNumbers(low, high) {
-  const rough = (high - low) / 4;
-  const power = 10 ** Math.floor(Math.log10(rough));
-  const step = power * [1, 2, 5, 10].find((factor) => factor * power >= rough);
-  const found = [];
-  for (let i = Math.ceil(low / step); i * step <= high; i++) found.push(i * step);
-  return found;
-}
-
-function powers(low, high) {
-  const found = [];
-  const factors = high / low > 200 ? [1] : [1, 2, 5];
-  for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power++) {
-    for (const factor of factors) {
-      const value = factor * 10 ** power;
-      if (value >= low && value <= high) found.push(value);
-    }
-  }
-  return found;
-}
-
-/** A number with four significant digits, and a real minus sign. */
-function number(value, digits = 4) {
-  if (value === 0) return "0";
-  const size = Math.abs(value);
-  const rounded = Number(value.toPrecision(digits));
-  const text = size >= 1e6 || size < 1e-4 ? rounded.toExponential().replace("e+", "e") : String(rounded);
-  return text.replace("-", "−").replace("e-", "e−");
+/** The scale of means with their bands; a wide band does not squeeze the means. */
+function scaleOfPoints(points, log) {
+  const means = finite(points.map((point) => point.mean));
+  const [low, high] = [Math.min(...means), Math.max(...means)];
+  const reach = 0.5 * (high - low);
+  const ends = finite(points.flatMap((point) => [point.low, point.high]));
+  return scaleOf([...means, ...ends.filter((end) => end >= low - reach && end <= high + reach)], log);
 }
 
 // ---- hovering, code and files
@@ -838,126 +706,4 @@ function receive(app, message, buffers) {
 function note(app, text) {
   app.note.textContent = text;
   app.live.textContent = text;
-}
-
-/** The choice with names and values in place of positions, as Python takes it. */
-function pythonState(app) {
-  const { header, state } = app;
-  const { quantity, learners, seed, task, extra, log } = state;
-  const inner_step = (header.coords.inner_step ?? [0])[state.step];
-  return { quantity, learners, seed, task, checkpoint: header.coords.checkpoint[state.checkpoint], inner_step, extra, log };
-}
-
-/** The Python code of a view, from the templates of analysis/explorer/code.py, which fills them in the same way. */
-function pythonCode(app, view) {
-  const { quantity } = app.state;
-  const { begin, bodies, canvas, means } = app.header.code;
-  const parts = [fill(begin, fields(app, view, quantity)), canvas[view] ?? canvas.others];
-  const add = (name, body) => {
-    const texts = fields(app, view, name);
-    parts.push(fill(means[kindOfMean(app, name)], texts), fill(bodies[body], texts));
-  };
-  if (view === "training" || view === "inner") add(quantity, view);
-  if (view === "surface") add("loss_surface", "surface");
-  if (view === "spectrum" && app.variables.density) add("density", "density");
-  if (view === "spectrum" && app.variables.eigenvalue) parts.push(fill(bodies.eigenvalues, fields(app, view, "eigenvalue")));
-  if (view === "spectrum" || view === "tasks") parts.push(fill(bodies[view], fields(app, view, quantity)));
-  return [...parts, ""].join("\n");
-}
-
-function kindOfMean(app, name) {
-  if (app.state.seed === null) return "seeds";
-  return app.variables[name].taskDim && app.state.task === null ? "tasks" : "point";
-}
-
-function fill(template, texts) {
-  const lines = template.split("\n").filter((line) => {
-    const only = line.match(/^\{\{(\w+)\}\}$/);
-    return !only || texts[only[1]];
-  });
-  return lines.join("\n").replace(/\{\{(\w+)\}\}/g, (_, name) => texts[name]);
-}
-
-function fields(app, view, name) {
-  const { header } = app;
-  const state = pythonState(app);
-  const each = app.variables[name];
-  const quoted = JSON.stringify;
-  const list = (named) => Object.entries(named).map(([key, value]) => `${key}=${quoted(value)}`).join(", ");
-  const fixed = ({ training: ["inner_step"], inner: ["checkpoint"] }[view] ?? ["checkpoint", "inner_step"]).filter((dim) => each.dims.includes(dim));
-  const at = list(Object.fromEntries(fixed.map((dim) => [dim, state[dim]])));
-  const extra = list(Object.fromEntries(Object.entries(state.extra).filter(([dim]) => each.dims.includes(dim))));
-  const scale = name === "eigenvalue" && view === "spectrum" && header.step_size ? ' * ds["step_size"]' : "";
-  const one = list({ seed: state.seed, ...(each.taskDim ? { [each.taskDim]: state.task } : {}) });
-  const values = (which) => {
-    const read = header.has_status ? `measured(ds, "${which}")` : `ds["${which}"]`;
-    return (scale ? `(${read}${scale})` : read) + (extra ? `.isel(${extra})` : "") + (at ? `.sel(${at})` : "");
-  };
-  const further = Object.entries(state.extra).map(([dim, index]) => `${dim} ${header.coords[dim][index]}`);
-  const label = [name, ...further, ...fixed.map((dim) => `${DESCRIBED[dim]} ${state[dim]}`)].join(", ");
-  const colors = shownLearners(app).map((learner) => `${quoted(learner.name)}: ${quoted(learner.color)}`);
-  return {
-    open: header.source === null ? "" : "\nimport analysis",
-    study: header.source === null ? "# ds is the Dataset that you explored" : `ds = analysis.open_study(${quoted(header.source)})`,
-    colors: `{${colors.join(", ")}}`,
-    values: values(name),
-    error: each.error ? `${values(each.error)}.sel(${one})` : "0",
-    seed: quoted(state.seed),
-    axis: view === "training" ? "from analysis.drawing.references import training_axis" : "",
-    task_dim: each.taskDim ?? "",
-    point: one,
-    one_seed: state.seed === null ? "" : `.sel(seed=${quoted(state.seed)})`,
-    chosen: state.seed === null ? "" : `.sel(${state.task === null ? `seed=${quoted(state.seed)}` : one})`,
-    x: view === "training" ? "checkpoint" : "inner_step",
-    xlabel: view === "training" ? "meta-iteration" : "inner step",
-    label: quoted(label),
-    yscale: state.log ? 'ax.set_yscale("log")' : "",
-    tasks_scale: state.log ? 'ax.set_xscale("log")' : "",
-    linear_width: header.step_size ? "0.1" : "1",
-    spectrum_label: header.step_size ? "eigenvalue times step size" : "eigenvalue",
-  };
-}
-
-// ---- elements
-
-function html(tag, attributes, ...children) {
-  const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  element.append(...children.filter((child) => child !== ""));
-  return element;
-}
-
-function svg(tag, attributes) {
-  const element = document.createElementNS(SVG, tag);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  return element;
-}
-
-function text(content, { x, y, anchor, dark }) {
-  const element = svg("text", { x, y, "text-anchor": anchor, fill: ink(dark) });
-  element.textContent = content;
-  return element;
-}
-
-/** A menu below its name. */
-function labelled(name, menu) {
-  menu.setAttribute("aria-label", name);
-  return html("label", {}, name, menu);
-}
-
-function button(label, action) {
-  const element = html("button", { type: "button" }, label);
-  element.addEventListener("click", action);
-  return element;
-}
-
-/** Break a text into lines that fit a width, at about 6 pixels a letter. */
-function wrap(content, width) {
-  const lines = [""];
-  for (const word of content.split(" ")) {
-    const longer = `${lines.at(-1)} ${word}`.trim();
-    if (longer.length * 6 <= width) lines[lines.length - 1] = longer;
-    else lines.push(word);
-  }
-  return lines;
 }

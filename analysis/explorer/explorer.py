@@ -22,6 +22,9 @@ from hessian_tools.runs.files import write_text
 from hessian_tools.validation import check_choice
 
 FILES = Path(__file__).parent
+SCRIPT = "\n".join((FILES / name).read_text(encoding="utf-8") for name in ("chart.js", "code.js", "explorer.js"))
+"""The ES module of the notebook and of the static page."""
+CSS = (FILES / "explorer.css").read_text(encoding="utf-8")
 WIDGET = "application/vnd.jupyter.widget-view+json"
 INSTALL = "the explorer needs anywidget in a notebook: pip install 'hessian-tools[notebook]'"
 
@@ -184,8 +187,8 @@ def widget_class() -> type:
     import traitlets
 
     class ExplorerWidget(anywidget.AnyWidget):
-        _esm = FILES / "explorer.js"
-        _css = FILES / "explorer.css"
+        _esm = SCRIPT
+        _css = CSS
         header = traitlets.Dict().tag(sync=True)
         values = traitlets.Bytes().tag(sync=True)
 
@@ -219,14 +222,14 @@ def page(header: Mapping[str, Any], values: bytes) -> str:
 body {{ margin: 0; display: grid; justify-content: stretch; }}
 main {{ width: 100%; max-width: 76rem; margin: 0 auto; }}
 @media (prefers-color-scheme: dark) {{ body {{ background: #17181b; }} }}
-{(FILES / "explorer.css").read_text(encoding="utf-8")}</style>
+{CSS}</style>
 </head>
 <body>
 <main id="explorer"><noscript>The explorer needs JavaScript.</noscript></main>
 <script type="application/json" id="header">{described}</script>
 <script type="text/plain" id="values">{numbers}</script>
 <script type="module">
-{(FILES / "explorer.js").read_text(encoding="utf-8")}
+{SCRIPT}
 const packed = Uint8Array.from(atob(document.getElementById("values").textContent), (letter) => letter.charCodeAt(0));
 const unpacked = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
 const content = {{

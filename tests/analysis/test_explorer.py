@@ -10,6 +10,7 @@ from figure_contents import study_to_draw, with_further_variables
 from matplotlib import pyplot as plt
 
 import analysis
+from analysis.cli import run
 from analysis.drawing.summary import measured, summarise
 from analysis.explorer import Explorer, explorer
 from analysis.explorer.code import VIEWS, code, draw
@@ -115,6 +116,7 @@ def test_a_study_that_grows_is_read_again(ds, monkeypatch):
 
 def test_a_notebook_keeps_a_picture_and_says_what_is_missing(ds, monkeypatch):
     monkeypatch.setitem(sys.modules, "anywidget", None)
+    explorer.widget_class.cache_clear()
     bundle, _ = analysis.explore(ds)._repr_mimebundle_()
     assert base64.b64decode(bundle["image/png"]).startswith(b"\x89PNG")
     assert "pip install 'hessian-tools[notebook]'" in bundle["text/plain"]
@@ -126,6 +128,24 @@ def test_the_page_loads_nothing_and_no_text_can_end_its_script(ds, tmp_path):
     page = analysis.explore(ds).save(tmp_path / "new" / "page.html").read_text(encoding="utf-8")
     assert "alert(1)</script>" not in page and "https://" not in page.replace("https://www.w3.org", "")
     assert page.count("<script") == page.count("</script>") == 3
+
+
+def test_the_command_writes_the_page_or_says_what_is_wrong(ds, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(explorer, "open_study", lambda path: ds)
+    assert run(["explore", str(tmp_path), "--only", "alpha_rho", "trace"]) == 0
+    page = tmp_path / "explorer.html"
+    assert capsys.readouterr().out == f"page: {page}\n" and '"menu": ["alpha_rho", "trace"]' in page.read_text()
+    monkeypatch.setattr("analysis.explorer.export.MAX_BYTES", 20_000)
+    assert run(["explore", str(tmp_path), "--out", str(tmp_path / "other.html")]) == 0
+    assert "left out, as all would be too large: " in capsys.readouterr().out
+    assert run(["explore", str(tmp_path), "--only", "alpha_rh"]) == 2
+    assert "did you mean 'alpha_rho'" in capsys.readouterr().err
+
+
+def test_the_report_of_a_study_leads_to_the_page_beside_it(micro_study):
+    assert '<a href="explorer.html">' in (micro_study / "report.html").read_text(encoding="utf-8")
+    page = (micro_study / "explorer.html").read_text(encoding="utf-8")
+    assert f'"source": "{micro_study.as_posix()}"' in page and len(page) < 300_000
 
 
 def test_a_message_that_is_no_choice_of_the_study_is_answered_in_words(ds):

@@ -70,6 +70,9 @@ def test_the_sliders_change_the_numbers_and_the_pictures(opened, ds):
     set_slider(opened, "step", 2)
     check_table(opened, ds, "alpha_rho", checkpoint=checkpoints[1], inner_step=2)
     assert circles(opened, "training") != before[1]
+    before = circles(opened, "training")
+    opened.get_by_label("axes fit the curves").check()
+    assert circles(opened, "training") != before
     assert f"meta-iteration {checkpoints[1]}, inner step 2" in opened.locator("[aria-live]").text_content()
     assert all(address.startswith(("file:", "blob:")) for address in opened.requested)
 
