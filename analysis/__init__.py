@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from analysis.drawing.labelled import to_xarray as to_xarray
     from analysis.drawing.results import plot as plot
     from analysis.errors import UserError as UserError
+    from analysis.explorer import explore as explore
     from analysis.folder import open_study as open_study
     from analysis.folder import open_verdicts as open_verdicts
     from analysis.pipeline import StudyResult as StudyResult
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "StudyResult": "analysis.pipeline",
     "UserError": "analysis.errors",
+    "explore": "analysis.explorer",
     "load_study": "analysis.study_file",
     "open_study": "analysis.folder",
     "open_verdicts": "analysis.folder",

@@ -233,6 +233,30 @@ def figures(
 
 
 @app.command
+def explore(
+    folder: Folder,
+    *,
+    out: Annotated[Path | None, Parameter(help="The page [default: FOLDER/explorer.html].")] = None,
+    only: Annotated[
+        tuple[str, ...] | None,
+        Parameter(consume_multiple=True, help="Quantities that can be chosen, such as alpha_rho [default: all]."),
+    ] = None,
+) -> None:
+    """Write an interactive page of the measurements so far: one file, which needs neither a server nor a network."""
+    from analysis.errors import UserError
+    from analysis.explorer.explorer import explore as explore_study
+    from analysis.folder import EXPLORER
+
+    try:
+        shown = explore_study(folder, variables=only)
+    except ValueError as e:
+        raise UserError(str(e)) from None
+    print(f"page: {shown.save(out or folder / EXPLORER)}")
+    if shown.left_out:
+        print(f"left out, as all would be too large: {', '.join(shown.left_out)}; --only chooses")
+
+
+@app.command
 def report(folder: Folder) -> None:
     """Only write report.html, from verdicts and figures that exist."""
     from analysis import pipeline

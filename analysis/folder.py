@@ -26,6 +26,7 @@ from hessian_tools.runs import files
 from hessian_tools.runs.files import ASIDE, DamagedFileError, file_digest, read_json, write_atomic, write_text
 
 STUDY, CLAIMS, VERDICTS, REPORT = "study.yaml", "claims.yaml", "verdicts.json", "report.html"
+EXPLORER = "explorer.html"  # written beside the report, and by the command explore; nothing rests on it
 STEP_SIZE = "step_size.json"  # the result of the search for the step size
 README = "README.md"  # only a folder of kept results has one; see analysis.keep
 DATA_PATHS = ("path", "test_path")  # the settings of the data that say where they are, not which they are

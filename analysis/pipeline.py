@@ -21,6 +21,7 @@ from analysis.drawing.figures import FIGURES, figures_of, save
 from analysis.drawing.panels import FORMATS
 from analysis.drawing.style import inches_of
 from analysis.errors import UserError
+from analysis.explorer.explorer import study_page
 from analysis.folder import measurements, open_verdicts, plan_of
 from analysis.measure import measure
 from analysis.progress import ProgressOption, Reporter, reporter
@@ -283,7 +284,7 @@ def own_figures(
 
 
 def report(study: Study, ds: xr.Dataset) -> Path:
-    """Write the study as one self-contained page; returns the file."""
+    """Write the study as one self-contained page, and the explorer's page beside it; returns the file of the first."""
     _refuse_incomplete(study)
     refuse_changed_data(study, study.runs_to_measure)  # kept results need no data
     images = {name: study.figures / f"{name}.png" for name in figures_of(ds)}
@@ -297,6 +298,7 @@ def report(study: Study, ds: xr.Dataset) -> Path:
         )
     refuse_changed_figures(study)
     plan, verdicts = plan_of(study), open_verdicts(study.path)
+    kept = (study.path / folder.README).exists()  # the pages of kept results must stay small
     page = render(
         ds=ds,
         verdicts=verdicts,
@@ -307,12 +309,22 @@ def report(study: Study, ds: xr.Dataset) -> Path:
         step_size_table=step_size_table(study),
         confidence=plan.confidence,
         config=study.config,
-        embed=not (study.path / folder.README).exists(),  # a page of kept results must stay small
+        embed=not kept,
+        explorer=None if kept else _write_explorer(study, ds),
         unjudged=unjudged(ds, plan, verdicts, extra=study.config.claims),
     )
     rests_on = {"measurements": folder.content_digest(ds), **folder.report_basis(study)}
     write_text(study.path / folder.REPORT, with_record(page, **rests_on))
     return study.path / folder.REPORT
+
+
+def _write_explorer(study: Study, ds: xr.Dataset) -> str | None:
+    """Write the explorer's page beside the report; its name, or None where no quantity has a value to explore."""
+    try:
+        write_text(study.path / folder.EXPLORER, study_page(ds, study.path))
+    except ValueError:
+        return None
+    return folder.EXPLORER
 
 
 def _refuse_incomplete(study: Study) -> None:

@@ -42,8 +42,8 @@ from hessian_tools.watches import BackwardWatch, ForwardWatch
 # A GPU may add in another order in a second pass. The outputs of two passes count as equal if they differ by at most
 # this many machine epsilons of the largest output.
 REORDERING_EPS = 1e3
-# Where perhaps only beartype drew random numbers, so many further values are compared with the first. (Of the losses that
-# toss one coin, one in 256 then goes unnoticed.)
+# Where perhaps only beartype drew random numbers, so many further values are compared with the first. Of the losses
+# that toss one coin, one in 256 then goes unnoticed.
 VALUES_AFTER_DRAWING = 8
 # A network's loss: a generator of its outputs and then its value, for parameters and buffers by name and a batch.
 Evaluate = Callable[[Mapping[str, Tensor], Mapping[str, Tensor], Any], Iterator[Any]]

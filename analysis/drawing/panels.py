@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from io import BytesIO
 from math import ceil
 from pathlib import Path
 from textwrap import wrap
@@ -33,6 +34,15 @@ METADATA: dict[str, dict[str, str | None]] = {
 FORMATS = tuple(suffix[1:] for suffix in METADATA)
 
 
+class ShownFigure(Figure):
+    """A figure that a notebook shows although pyplot, which may never be imported, does not know it."""
+
+    def _repr_png_(self) -> bytes:
+        png = BytesIO()
+        self.savefig(png, format="png", dpi=self.dpi, bbox_inches="tight")
+        return png.getvalue()
+
+
 @contextmanager
 def grid(
     num_panels: int,
@@ -60,7 +70,7 @@ def grid(
     rows = ceil(num_panels / columns)
     with style.context(width=width):
         size = (width, rows * row_height + LEGEND_HEIGHT)
-        figure = Figure(figsize=size, layout="constrained")
+        figure = ShownFigure(figsize=size, layout="constrained")
         axes = list(figure.subplots(rows, columns, sharey=share_y, squeeze=False).flat)
         for unused in axes[num_panels:]:
             unused.set_visible(False)

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FixedFormatter, FixedLocator, Formatter, NullLocator
+from matplotlib.ticker import FixedFormatter, FixedLocator, Formatter, MaxNLocator, NullLocator
 
 from analysis.drawing.style import LIGHT_GREY
 from hessian_tools.curvature import DESCENT_THRESHOLD
@@ -97,8 +97,11 @@ TICK_INCHES = 0.35
 
 
 def step_axis(ax: Axes, points: Sequence[int] | np.ndarray) -> None:
-    """Put a tick at each of the given points of the inner loop, which are numbered from 0."""
-    ax.xaxis.set_major_locator(FixedLocator([int(point) for point in points]))
+    """Put a tick at each of the given points of the inner loop, which are numbered from 0; many get fewer ticks."""
+    if len(points) <= 12:
+        ax.xaxis.set_major_locator(FixedLocator([int(point) for point in points]))
+    else:
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlim(min(points) - 0.45, max(points) + 0.45)
 
 

@@ -23,11 +23,15 @@ from analysis.drawing.series import Series, name_axes, over_points, point_dims, 
 from analysis.drawing.style import DARK, GREY
 
 
-def plot(result: Any, ax: Axes | None = None, **options: Any) -> Axes:
+def plot(
+    result: Any, ax: Axes | None = None, *, label: str | None = None, color: str | None = None, **options: Any
+) -> Axes:
     """Draw a result, or the Dataset that ``to_xarray`` made of it, with its errors; returns the axes.
 
     ax: the axes to draw in. None makes a new figure, one column of a paper wide, in the style of
         ``analysis.drawing.style``; a notebook shows it.
+    label, color: the name of this result in the legend and its colour, so that several results can be drawn into the
+        same axes. A result with several series has the label before each of theirs, and keeps its own colours.
     options: those of the function that plots this kind of result, such as ``names=["displacement"]`` for a Trajectory
         or ``name="frobenius_squared"`` for Moments.
     Raises TypeError for a kind of result that has no plot.
@@ -39,6 +43,7 @@ def plot(result: Any, ax: Axes | None = None, **options: Any) -> Axes:
     if kind not in PLOTS:
         what = kind or "a Dataset that to_xarray did not make"
         raise TypeError(f"plot cannot draw {what}; give a result of one of the kinds {', '.join(PLOTS)}")
+    ds = ds.assign_attrs({name: word for name, word in (("label", label), ("color", color)) if word is not None})
     if ax is not None:
         return PLOTS[kind](ds, ax, **options)
     # pyplot chooses a backend on import, which drawing into given axes does not need.
@@ -50,6 +55,7 @@ def plot(result: Any, ax: Axes | None = None, **options: Any) -> Axes:
 
 # ---- eigenvalues
 
+MANY_POINTS = 40
 _ENDS = {"eigenvalue_max": ("^", "largest algebraic"), "eigenvalue_min": ("v", "smallest algebraic")}
 
 
@@ -64,12 +70,15 @@ def eigenvalues(ds: xr.Dataset, ax: Axes) -> Axes:
     for one in series:
         # No lines join eigenvalues: the i-th by magnitude changes its sign from point to point.
         _eigenvalue_markers(ax, one, "eigenvalue", ("eigen_index",) if dim is None else (dim, "eigen_index"), "o")
+        if dim is not None and one.ds.sizes["eigen_index"] == 1:  # one eigenvalue at each point makes a curve
+            ax.plot(one.ds[dim], one.ds["eigenvalue"].squeeze(), color=one.color, gid=f"curve:{one.label}")
         for name, (marker, _) in ends.items():
             _eigenvalue_markers(
                 ax, one, name, ("end_index",) if dim is None else (dim, "end_index"), marker, shift=0.12
             )
         if one.label:
-            ax.plot([], [], color=one.color, marker="o", linestyle="none", label=one.label)
+            linestyle = "-" if dim is not None and one.ds.sizes["eigen_index"] == 1 else "none"
+            ax.plot([], [], color=one.color, marker="o", linestyle=linestyle, label=one.label)
     for marker, label in ends.values():
         ax.plot([], [], color="black", marker=marker, linestyle="none", label=label)
     if not all(ds[name].values.all() for name in ds.data_vars if str(name).endswith("_converged")):
@@ -94,7 +103,8 @@ def _eigenvalue_markers(
     places = places + shift * np.min(np.diff(places), initial=1.0)
     x = np.broadcast_to(places.reshape(-1, *[1] * (y.ndim - 1)), y.shape)
     error_bars(ax, x.ravel(), y.ravel(), error.ravel(), color=one.color, name=name)
-    look: dict[str, Any] = {"marker": marker, "linestyle": "none", "color": one.color, "zorder": 3}
+    size = 1.5 if len(places) > MANY_POINTS else None  # larger markers would merge
+    look: dict[str, Any] = {"marker": marker, "markersize": size, "linestyle": "none", "color": one.color, "zorder": 3}
     for is_converged, fill, suffix in ((True, one.color, ""), (False, "white", ":open")):
         chosen = np.isfinite(y) & (converged == is_converged)
         ax.plot(x[chosen], y[chosen], markerfacecolor=fill, gid=f"{name}:{one.label}{suffix}", **look)
@@ -133,6 +143,7 @@ def density(ds: xr.Dataset, ax: Axes) -> Axes:
     """
     series = split(ds, point_dims(ds, "density", "grid"))
     series = [one for one in series if np.isfinite(one.ds["density"].values).all()]
+    (low, high), is_empty = ax.get_ylim(), not ax.has_data()  # the limits of densities that were drawn before
     # An outlier is a single eigenvalue among many, so its peak is low. The axis is logarithmic and starts at a fifth of
     # the height that the kernel of a single eigenvalue has, so that outliers can be seen.
     peaks = [1 / (one.ds.attrs["num_params"] * float(one.ds["width"]) * np.sqrt(2 * np.pi)) for one in series]
@@ -145,7 +156,8 @@ def density(ds: xr.Dataset, ax: Axes) -> Axes:
         ax.fill_between([], [], color="black", alpha=BAND_ALPHA, linewidth=0, label=label)
     if any(one.ds["node_isolated"].values.any() for one in series):
         ax.plot([], [], color="black", linewidth=0.8, marker="o", markersize=2.5, label="isolated eigenvalue")
-    ax.set_ylim(bottom, 2 * max((float(one.ds["density_high"].max()) for one in series), default=1.0))
+    top = 2 * max((float(one.ds["density_high"].max()) for one in series), default=1.0)
+    ax.set_ylim(*(bottom, top) if is_empty else (min(low, bottom), max(high, top)))
     remark = _density_scale(ax, [float(np.abs(one.ds["node_value"]).max()) for one in series])
     unit = axis_label("eigenvalue", ds["curvature"].attrs["units"])
     return name_axes(ax, ds["density"], name="density", x=unit + remark)
@@ -156,6 +168,8 @@ def _density_curve(ax: Axes, one: Series, bottom: float) -> None:
     ax.fill_between(x, low, high, color=one.color, alpha=BAND_ALPHA, linewidth=0, gid=f"band:{one.label}")
     width = f"width {float(one.ds['width']):.2g}"
     label = f"{one.label} ({width})" if one.label else f"kernel {width}"
+    if one.label and one.label == one.ds.attrs.get("label"):  # the user's own label stands alone
+        label = one.label
     ax.plot(x, y, color=one.color, label=label, gid=f"density:{one.label}")
     nodes = np.unique(one.ds["node_value"].values[one.ds["node_isolated"].values.astype(bool)])
     heights = np.interp(nodes, x, y)
@@ -207,7 +221,9 @@ def estimate(ds: xr.Dataset, ax: Axes, *, name: str = "estimate") -> Axes:
         mean_text, error_text = (
             f"{float(f'{float(number):.{digits}g}'):.12g}" for number, digits in ((value, 4), (error, 2))
         )
-        ax.axhline(float(value), color=one.color, label=f"mean, {mean_text} ± {error_text}", gid=f"{name}:")
+        ax.axhline(
+            float(value), color=one.color, label=f"{one.label or 'mean'}, {mean_text} ± {error_text}", gid=f"{name}:"
+        )
     low, high = ax.get_ylim()
     if low <= 0 <= high:
         zero(ax)
@@ -267,13 +283,14 @@ def trajectory(ds: xr.Dataset, ax: Axes, *, names: Sequence[str] = ("support_los
     """
     if not 1 <= len(names) <= 2:
         raise ValueError(f"names={list(names)} has {len(names)} variables; give one or two, such as 'support_loss'")
-    steps = ds["inner_step"].values
-    for name, color, linestyle in zip(names, (DARK, GREY), ("-", "--"), strict=False):
+    steps, whose = ds["inner_step"].values, f"{ds.attrs['label']}, " if "label" in ds.attrs else ""
+    for name, color, linestyle in zip(names, (ds.attrs.get("color", DARK), GREY), ("-", "--"), strict=False):
         tasks = ds[name].transpose(..., "inner_step").values.reshape(-1, len(steps))
         look: dict[str, Any] = {"color": color, "linestyle": linestyle, "linewidth": 1.2 if len(tasks) < 5 else 0.6}
+        look["marker"] = "o" if len(steps) <= MANY_POINTS else None
         for task, values in enumerate(tasks):
-            label = name.replace("_", " ") if task == 0 else None
-            ax.plot(steps, values, label=label, gid=f"{name}:{task}", marker="o", **look)
+            label = whose + name.replace("_", " ") if task == 0 else None
+            ax.plot(steps, values, label=label, gid=f"{name}:{task}", **look)
     step_axis(ax, steps)
     return name_axes(ax, ds[names[0]], name=" and ".join(names).replace("_", " "), x="inner step")
 

@@ -14,6 +14,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
+from matplotlib.ticker import MaxNLocator
 
 from analysis.drawing.labelled import axis_label
 from analysis.drawing.style import DARK
@@ -36,6 +37,9 @@ class Series:
 def split(ds: xr.Dataset, dims: tuple[str, ...]) -> list[Series]:
     """Split a Dataset into one series for each combination of the labels of ``dims``, coloured from dark to light.
 
+    The attribute "label" of the Dataset stands before the label of each series. Its attribute "color" is the colour of
+    a series that is the only one.
+
     Raises ValueError if there are more than ``MAX_SERIES`` combinations.
     """
     combinations = list(product(*(range(ds.sizes[dim]) for dim in dims)))
@@ -51,8 +55,10 @@ def split(ds: xr.Dataset, dims: tuple[str, ...]) -> list[Series]:
     series = []
     for index, positions in enumerate(combinations):
         part = ds.isel(dict(zip(dims, positions, strict=True)))
-        label = ", ".join(f"{dim.replace('_', ' ')} {part[dim].item()}" for dim in dims)
-        series.append(Series(part, DARK if num_series == 1 else to_hex(ramp(0.85 * index / (num_series - 1))), label))
+        words = [f"{dim.replace('_', ' ')} {part[dim].item()}" for dim in dims]
+        label = ", ".join([ds.attrs["label"], *words] if "label" in ds.attrs else words)
+        color = ds.attrs.get("color", DARK) if num_series == 1 else to_hex(ramp(0.85 * index / (num_series - 1)))
+        series.append(Series(part, color, label))
     return series
 
 
@@ -81,11 +87,18 @@ def name_axes(ax: Axes, y: xr.DataArray, *, name: str, dim: str | None = None, x
     ax.set_xlabel(x if dim is None else dim.replace("_", " "))
     if dim is not None and len(y[dim]) <= 12 and np.issubdtype(y[dim].dtype, np.number):
         ax.set_xticks(y[dim].values)  # more than 12 ticks would overlap
-    _, labels = ax.get_legend_handles_labels()
+    elif dim is not None and np.issubdtype(y[dim].dtype, np.integer):
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    # Results in the same axes have entries in common, such as the band; the first entry of a label stands for all.
+    handles = {label: handle for handle, label in reversed(list(zip(*ax.get_legend_handles_labels(), strict=True)))}
+    labels = list(reversed(handles))
     if labels:
         # matplotlib fills a legend of two columns column by column.
         half = (len(labels) + 1) // 2
         letters = sum(max(map(len, column), default=0) for column in (labels[:half], labels[half:]))
         columns = 2 if letters <= MAX_LEGEND_LETTERS else 1
-        ax.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=columns, handlelength=1.8, columnspacing=1)
+        shown = [handles[label] for label in labels]
+        ax.legend(
+            shown, labels, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=columns, handlelength=1.8, columnspacing=1
+        )
     return ax

@@ -148,6 +148,12 @@ def rc_params(*, width: Width = "single", height: float | None = None) -> dict[A
 
 @contextmanager
 def context(*, width: Width = "single", height: float | None = None) -> Iterator[None]:
-    """Set the rcParams of ``rc_params`` inside a ``with`` block; the caller's are restored afterwards."""
+    """Set the rcParams of ``rc_params`` inside a ``with`` block; the caller's are restored afterwards.
+
+    If the first figure of a notebook is made in the block, the notebook's backend turns the interactive mode on there.
+    It stays on, because no later figure would be shown without it.
+    """
     with mpl.rc_context(rc_params(width=width, height=height)):
         yield
+        interactive = mpl.is_interactive()
+    mpl.interactive(interactive)

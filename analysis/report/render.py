@@ -50,6 +50,7 @@ def render(
     config: StudyConfig | None = None,
     embed: bool = True,
     unjudged: Mapping[str, str] | None = None,
+    explorer: str | None = None,
 ) -> str:
     """Render the whole report as one HTML text, in which every given text is escaped.
 
@@ -65,6 +66,7 @@ def render(
         tables of the paper's numbers.
     embed: True puts the pictures into the page; False refers to them in the folder ``figures`` beside it.
     unjudged: the claims of the plan that have no verdict, each with the reason.
+    explorer: the name of the explorer's page, in the folder of this one; None where there is none.
     """
     name = str(ds.attrs.get("study", ""))
     body = [
@@ -73,6 +75,7 @@ def render(
         element("p", QUESTION, css="lead"),
         element("h2", "The answer of this study"),
         answer(verdicts),
+        *_explorer(explorer),
         *([element("aside", element("b", "Note"), bullets(notes))] if notes else []),
         *_verdicts(verdicts, confidence),
         *_unjudged(unjudged or {}),
@@ -144,6 +147,14 @@ def _verdicts(verdicts: Sequence[Verdict], confidence: float) -> list[Html]:
             "one, so that the sizes of filters do not matter.",
         )
     return [element("h2", "Verdicts"), bullets(reading), verdict_tables(verdicts, confidence=confidence)]
+
+
+def _explorer(name: str | None) -> list[Html]:
+    """The paragraph that leads to the explorer's page; nothing if there is none."""
+    if name is None:
+        return []
+    link = element("a", name, href=name)
+    return [element("p", "All measurements behind this page, with sliders over meta-training and inner steps: ", link)]
 
 
 def _unjudged(reasons: Mapping[str, str]) -> list[Html]:

@@ -189,7 +189,7 @@ def _svg(content: str, height: int) -> str:
 
 
 def _line(text: str) -> str:
-    return f' <span style="font-family:monospace;white-space:nowrap">{escape(text)}</span>'
+    return f' <span style="font-family:monospace">{escape(text)}</span>'
 
 
 def _block(title: str, rows: list[str], points: Sequence[int], where: str = "at {} points") -> str:

@@ -1,7 +1,7 @@
 """Sets of images grouped by class: in memory, with classes of equal size, or in a file, with classes of any size."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -56,9 +56,9 @@ class ImageClasses(DisjointClasses):
     """
 
     name: str
-    images: np.ndarray
-    class_names: tuple[str, ...]
-    splits: Mapping[str, tuple[int, ...]]
+    images: np.ndarray = field(repr=False)
+    class_names: tuple[str, ...] = field(repr=False)
+    splits: Mapping[str, tuple[int, ...]] = field(repr=False)
     digest: str
     scale: int = 1
 

@@ -88,6 +88,18 @@ def test_the_table_has_the_numbers_that_are_drawn(ds: xr.Dataset) -> None:
     assert (table["low"] <= table["value"]).all()
 
 
+def test_the_order_of_a_table_is_always_the_same(ds: xr.Dataset) -> None:
+    """A Dataset of several variables has its dimensions in an order that changes from one to the next."""
+    order = ["learner", "checkpoint", "inner_step"]
+    for step in (1, 2, 3):
+        table = figures.alpha_rho.data(ds, steps=[0, step])
+        assert list(table.columns[:5]) == ["quantity", *order, "value"]
+        places = list(zip(*(table[name].astype("category").cat.codes for name in order[1:]), strict=True))
+        assert all(
+            places[i] < places[i + 1] for i in range(len(places) - 1) if table["learner"][i] == table["learner"][i + 1]
+        )
+
+
 def test_the_tables_of_states_have_the_first_and_the_last_checkpoint_alone(ds: xr.Dataset) -> None:
     for name in ("directions", "eigenvalues"):
         table = FIGURES[name].data(ds)

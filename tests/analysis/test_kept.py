@@ -99,6 +99,18 @@ def test_a_seed_that_did_not_change_is_left_as_it_is(ds, tmp_path):
     assert kept.kept_learners(tmp_path) == {0: tuple(learner_names(ds))}
 
 
+def test_a_kept_seed_reads_as_xarray_reads_it(ds, tmp_path):
+    kept.write_seed(tmp_path, 0, runs_of(ds, 0), FACTS)
+    with xr.open_dataset(kept.files(tmp_path, 0)[0], engine="h5netcdf") as stored:
+        for name, run in kept.open_seed(tmp_path, 0).items():
+            expected = stored.sel(learner=name, drop=True)
+            xr.testing.assert_identical(run, expected.map(_widened, keep_attrs=True))
+
+
+def _widened(values: xr.DataArray) -> xr.DataArray:
+    return values.astype(float, keep_attrs=True) if values.dtype.kind == "f" else values
+
+
 def test_damage_to_a_kept_seed_is_named(ds, tmp_path):
     kept.write_seed(tmp_path, 0, runs_of(ds, 0), FACTS)
     path = kept.files(tmp_path, 0)[0]

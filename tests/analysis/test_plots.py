@@ -123,6 +123,20 @@ def test_context_restores_the_callers_settings():
     assert dict(mpl.rcParams) == before
 
 
+def test_a_backend_that_turns_interactive_inside_the_context_stays_so():
+    """The backend of notebooks does, at the first figure; later figures would not be shown without it."""
+    try:
+        with style.context():
+            mpl.interactive(True)
+        assert mpl.is_interactive()
+    finally:
+        mpl.interactive(False)
+
+
+def test_a_figure_of_a_study_shows_itself_in_a_notebook_without_pyplot(ds):
+    assert FIGURES["alpha_rho"](ds)._repr_png_().startswith(b"\x89PNG")
+
+
 def test_every_pdf_has_truetype_fonts_even_outside_the_context(tmp_path):
     figure = Figure()
     figure.subplots().set_title("a figure of somebody else")

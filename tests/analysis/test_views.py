@@ -203,6 +203,30 @@ def test_eigenvalues_have_error_bars_and_open_markers_where_not_converged() -> N
     np.testing.assert_allclose(lengths, np.sort(2 * pairs.residuals.numpy().ravel()))
 
 
+def test_several_results_on_the_same_axes_have_their_own_labels_and_colours_in_one_legend() -> None:
+    A = symmetric(SPECTRA["outliers"])[0]
+    H = ht.hessian(lambda theta, matrix: theta @ matrix @ theta / 2, torch.zeros(len(A), dtype=A.dtype), A)
+    ax = axes()
+    for scale, color in ((1.0, "#4477aa"), (5.0, "#cc6677")):
+        analysis.plot(ht.spectral_density(scale * H), ax, label=f"{scale:g} H", color=color)
+    texts = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert texts == ["1 H", "5 H", "95% band over probes", "isolated eigenvalue"]
+    assert [line(ax, f"density:{name}").get_color() for name in ("1 H", "5 H")] == ["#4477aa", "#cc6677"]
+    for name in ("1 H", "5 H"):  # the axes hold both, whichever is drawn last
+        assert line(ax, f"density:{name}").get_ydata().max() < ax.get_ylim()[1]
+
+
+def test_one_eigenvalue_at_many_points_is_drawn_as_a_curve() -> None:
+    values, yes = torch.linspace(1, 2, 201, dtype=torch.float64)[:, None], torch.ones(201, dtype=torch.bool)
+    sharpness = ht.EigenPairs(values, 0.1 * values, yes[:, None], None, torch.full((201,), 9), yes)
+    steps = np.arange(201) * 5
+    curve = analysis.to_xarray(sharpness, dims=["update"], coords={"update": steps})
+    ax = analysis.plot(curve, axes(), label="sharpness", color="#4477aa")
+    np.testing.assert_array_equal(line(ax, "curve:sharpness").get_xdata(), steps)
+    assert line(ax, "eigenvalue:sharpness").get_markersize() < 2
+    assert ax.get_legend().get_texts()[0].get_text() == "sharpness"
+
+
 def test_an_estimate_is_drawn_with_its_standard_error(results: dict[str, object]) -> None:
     estimate = results["estimate"]
     ax = analysis.plot(estimate, axes())
@@ -241,6 +265,14 @@ def test_a_trajectory_has_a_line_for_each_task(results: dict[str, object]) -> No
     assert ax.get_ylabel() == "displacement [parameter]"
     with pytest.raises(ValueError, match="has . variables; give one or two"):
         analysis.plot(results["tasks"], axes(), names=[])
+
+
+def test_a_long_recorded_trajectory_is_drawn_with_few_ticks() -> None:
+    states = [torch.full((1,), 1 + k / 10) for k in range(100)]
+    recorded = ht.trajectory_from(lambda theta, d: (d * theta**2).sum(), states, torch.ones(1))
+    ax = analysis.plot(recorded, axes(), names=["support_loss"])
+    assert len(ax.get_xticks()) < 15
+    assert line(ax, "support_loss:0").get_marker() in (None, "None")
 
 
 def test_passed_and_failed_checks_are_drawn_on_either_side_of_1() -> None:

@@ -26,7 +26,7 @@ from analysis.study_file import BUNDLED, study_text
 
 pytestmark = pytest.mark.campaign
 
-NUM_MUTATIONS = 300
+NUM_MUTATIONS = 1000
 SECONDS = 20  # for one mutation
 MAX_MESSAGE = 1000
 MEMORY = 2 << 30  # bytes, besides those that the process has at its start

@@ -170,13 +170,16 @@ def tabulated(numbers: Numbers) -> pd.DataFrame:
     """The table that ``StudyFigure.data`` describes."""
     frames = []
     for quantity, values in numbers.items():
-        columns = {"value": values}
         if isinstance(values, Summary):
             columns = {"value": values.mean, "low": values.low, "high": values.high}
             for seed in values.per_seed["seed"].values:
                 columns[f"seed {seed}"] = values.per_seed.sel(seed=seed, drop=True)
-        # The coordinates that are dropped are the settings of the learners.
-        frame = xr.Dataset(columns).reset_coords(drop=True).to_dataframe().reset_index().dropna(subset=["value"])
+        else:
+            columns = {"value": values}
+        # The coordinates that are dropped are the settings of the learners. A Dataset has no order of its dimensions of
+        # its own, so without ``dim_order`` rows and columns would come in another order from one call to the next.
+        labelled = xr.Dataset(columns).reset_coords(drop=True)
+        frame = labelled.to_dataframe(dim_order=list(columns["value"].dims)).reset_index().dropna(subset=["value"])
         frame.insert(0, "quantity", quantity)
         frames.append(frame)
     table = pd.concat(frames, ignore_index=True)

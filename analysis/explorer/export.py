@@ -1,0 +1,164 @@
+"""What the browser receives of a study: a header that describes it, and all numbers as float32, one after another.
+
+Every view is computed in the browser from these numbers, so moving a slider needs neither a kernel nor a server.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import xarray as xr
+from matplotlib.colors import to_hex
+
+from analysis.drawing.curves import learner_style
+from analysis.drawing.selection import for_lines, is_control
+from analysis.drawing.style import method_label, method_style
+from analysis.drawing.summary import measured
+from analysis.explorer.code import TEMPLATES
+from analysis.schema import learner_names
+from analysis.statistics import student_half_width
+from hessian_tools.validation import check_choice
+
+LEADING_DIMS = ("learner", "seed", "checkpoint")
+"""The dimensions that every quantity has; after them may come a task dimension and ``inner_step``."""
+TASK_DIMS = ("task", "evaluation_task")
+SPECTRUM, SURFACES = ("eigenvalue", "density"), ("loss_surface", "loss_surface_normalised")
+"""The variables of the views of the spectrum and of the loss surface."""
+FIRST = (
+    *("alpha_rho", "rho", "eigenvalue_max", "alpha_lambda_max", "trace", "support_loss", "query_loss"),
+    *("query_accuracy", "evaluation_accuracy", "alignment"),
+)
+"""The quantities that the menu names first, and that are taken first where not all fit."""
+MAX_BYTES = 16_000_000
+"""The size of the float32 numbers above which quantities are left out, unless the user names them."""
+CURVE_DIMS = ("grid", "surface_x", "surface_y")
+"""A variable along one of these is a curve or a surface and not a quantity of the menu."""
+
+
+def quantities(ds: xr.Dataset) -> list[str]:
+    """The variables that the explorer can show, the most asked for first."""
+    for dim in LEADING_DIMS:
+        if dim not in ds.dims:
+            raise ValueError(f"the Dataset has no dimension {dim!r}; give a study's folder, or all of its Dataset")
+    errors = {variable.attrs.get("error_variable") for variable in ds.data_vars.values()}
+    names = [str(name) for name in ds.data_vars if name not in errors and _is_quantity(ds[name])]
+    if not names:
+        raise ValueError("the Dataset has no measured quantity; wait until the study has measured one")
+    return sorted(names, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
+
+
+def _is_quantity(values: xr.DataArray) -> bool:
+    has_dims = all(dim in values.dims for dim in LEADING_DIMS)
+    # The names stand in the code that the explorer writes and runs, and a study's files may come from a stranger.
+    is_plain = all(str(name).isidentifier() for name in (values.name, *values.dims))
+    return has_dims and is_plain and values.dtype.kind == "f" and bool(np.isfinite(values).any())
+
+
+def export(ds: xr.Dataset, *, variables: Sequence[str] | None = None) -> tuple[dict[str, Any], bytes]:
+    """The header, which is JSON, and the float32 numbers of a study.
+
+    variables: the quantities to take; their errors come with them. None takes all, in the order of ``quantities``, as
+        long as they stay below ``MAX_BYTES`` together.
+    Raises ValueError where the Dataset is no study's, or has no quantity of that name.
+    """
+    known = quantities(ds)
+    for name in variables or ():
+        check_choice("variables", name, known)
+    if variables is not None and not variables:
+        raise ValueError("variables is empty; give one or more names, such as ['alpha_rho']")
+    # The views of the spectrum and of the surface come right after the first quantity, where there is a choice.
+    wanted = list(dict.fromkeys(variables or [known[0], *(set(SPECTRUM + SURFACES) & set(known)), *known]))
+    parts: list[bytes] = []
+    exported: dict[str, dict[str, Any]] = {}
+    left_out: list[str] = []
+    size = 0
+    for name in wanted:
+        error = ds[name].attrs.get("error_variable")
+        error = error if error in ds and str(error).isidentifier() else None
+        group = [each for each in (name, error) if each is not None and each not in exported]
+        bytes_of_group = sum(4 * ds[each].size for each in group)
+        if variables is None and exported and size + bytes_of_group > MAX_BYTES:
+            left_out.append(name)
+            continue
+        for each in group:
+            values = _ordered(measured(ds, each) if "status" in ds else ds[each])
+            exported[each] = _description(values, offset=size // 4, error=ds[each].attrs.get("error_variable"))
+            parts.append(np.ascontiguousarray(values.values, dtype="<f4").tobytes())
+            size += len(parts[-1])
+    for description in exported.values():
+        if description["error"] not in exported:
+            description["error"] = None
+    menu = [name for name in known if name in exported and not set(CURVE_DIMS) & set(ds[name].dims)]
+    if not menu:
+        raise ValueError("variables names no quantity of the menu; add one, such as 'alpha_rho'")
+    dims = {dim for description in exported.values() for dim in description["dims"]}
+    header = {
+        "study": str(ds.attrs.get("study", "")),
+        "menu": menu,
+        "left_out": left_out,
+        "variables": exported,
+        "coords": {dim: _labels(ds, dim) for dim in sorted(dims)},
+        "learners": [_learner(ds, name) for name in learner_names(ds)],
+        "shown": _shown(ds),
+        "start": _start(ds, menu[0]),
+        "step_size": _step_sizes(ds),
+        "half_widths": [_finite(student_half_width(1.0, num)) for num in range(ds.sizes["seed"] + 1)],
+        "has_status": "status" in ds,
+        "cividis": [to_hex(color) for color in mpl.colormaps["cividis"](np.linspace(0, 1, 16))],
+        "code": TEMPLATES,
+    }
+    return header, b"".join(parts)
+
+
+def _ordered(values: xr.DataArray) -> xr.DataArray:
+    """The values with the leading dimensions first, then the task, the inner step and all others."""
+    first = [dim for dim in (*LEADING_DIMS, *TASK_DIMS, "inner_step") if dim in values.dims]
+    return values.transpose(*first, ...)
+
+
+def _description(values: xr.DataArray, *, offset: int, error: str | None) -> dict[str, Any]:
+    long_name = values.attrs.get("long_name", values.name)
+    return {"dims": list(values.dims), "shape": list(values.shape), "offset": offset} | {
+        "long_name": str(long_name),
+        "error": error,
+    }
+
+
+def _labels(ds: xr.Dataset, dim: str) -> list[Any]:
+    """The coordinate of a dimension; the names of layers, which are codes in the Dataset, in their place."""
+    values = ds[dim].values
+    meanings = str(ds[dim].attrs.get("flag_meanings", "")).split()
+    if len(meanings) == len(values):
+        return meanings
+    return [value.item() if isinstance(value, np.generic) else value for value in values]
+
+
+def _learner(ds: xr.Dataset, name: str) -> dict[str, Any]:
+    style = learner_style(ds, name) if "trained" in ds.coords else method_style(name)
+    return {"name": name, "label": method_label(name), "color": style.color, "line": style.linestyle}
+
+
+def _shown(ds: xr.Dataset) -> list[str]:
+    """The learners that are shown at first: those whose lines share a panel in the figures."""
+    if "trained" not in ds.coords:
+        return learner_names(ds)[:4]
+    names = learner_names(for_lines(ds))
+    return ([name for name in names if not is_control(ds, name)] or names)[:4]
+
+
+def _start(ds: xr.Dataset, name: str) -> int:
+    """The position of the last checkpoint at which the first quantity has a value."""
+    has_value = np.isfinite(_ordered(ds[name]).transpose("checkpoint", ...).values)
+    return int(np.flatnonzero(has_value.reshape(len(has_value), -1).any(axis=1))[-1])
+
+
+def _step_sizes(ds: xr.Dataset) -> list[list[float | None]] | None:
+    """alpha for each learner and seed, by which eigenvalues are scaled where there is a density; else None."""
+    if "density" not in ds or "step_size" not in ds or set(ds["step_size"].dims) != {"learner", "seed"}:
+        return None
+    return [[_finite(float(value)) for value in row] for row in ds["step_size"].transpose("learner", "seed").values]
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None
