@@ -96,7 +96,7 @@ def audit(
     state, ours, found = _state(theirs, loss, theta, batch, weights, V)
     if ours is None or found is None:
         names = [field.name for field in fields(Audit) if field.type is Finding][1:]
-        reason = "not judged, because the product or the loss is not one function of the weights; see state"
+        reason = "not judged, because the check of the state failed"
         return Audit(setting, state, *(not_judged(name, reason) for name in names))
     exact, rounding = exact_products(ours, V)
     limits = Limits(layout, theta.dtype, rtol)
@@ -199,13 +199,12 @@ def _dependence(
 ) -> Iterator[Finding]:
     """The findings of weights and data: products that the factory makes for a copy of the model with moved weights."""
     if factory is None:
-        reason = "give factory(model, batch) -> matvec to test it"
-        yield from (not_judged(name, f"not tested; {reason}") for name in ("weights", "data"))
+        yield from (not_judged(name, "give factory(model, batch) -> matvec to test it") for name in ("weights", "data"))
         return
     try:
         copied = deepcopy(model)
     except Exception as error:  # whatever a module may hold
-        reason = f"not tested, because the model cannot be copied: {first_line(error)}"
+        reason = f"the model cannot be copied: {first_line(error)}"
         yield from (not_judged(name, reason) for name in ("weights", "data"))
         return
     move = torch.randn(len(theta), generator=stream(0, "check", "move"), dtype=torch.float64, device="cpu").to(theta)
@@ -227,14 +226,14 @@ def _dependence(
 
     part = _part_of(batch, theta)
     if part is None:
-        yield not_judged("data", "not tested, because the batch has no examples that can be left out")
+        yield not_judged("data", "the batch has no examples that can be left out")
         return
     if not isinstance(weights, str):
         weights = list(weights)[: len(part)] if isinstance(part, list) else "size"
     try:
         there = exact_products(_in_float64(loss, moved, part, weights), V)
     except (ValueError, RuntimeError) as error:
-        yield not_judged("data", f"not tested, because the loss fails on a part of the batch: {first_line(error)}")
+        yield not_judged("data", f"the loss fails on a part of the batch: {first_line(error)}")
         return
     try:
         finding = limits.compare("data", ForeignProduct(factory(copied, part), theta) @ V, *there)
@@ -291,7 +290,8 @@ def _setting(
         own = "of a source tree"
     return {
         "product": getattr(matvec, "__qualname__", type(matvec).__name__),
-        "model": f"{type(unwrapped(model)).__name__}, {mode} mode, {len(theta)} numbers in {len(layout.names)} tensors",
+        "model": f"{type(unwrapped(model)).__name__} in {mode} mode",
+        "parameters": f"{len(theta)} in {len(layout.names)} tensors",
         "numbers": f"{dtype} on {theta.device}",
         "batch": data,
         "compared with": "exact products in float64 at the model's present weights, and differences of gradients",
