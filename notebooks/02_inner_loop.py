@@ -109,7 +109,7 @@ ax = analysis.plot(analysis.to_xarray(top, dims=["inner_step"]))
 
 # %%
 gradients = ht.gradient(loss, trajectory.thetas, support, shared=True)
-share = ht.gradient_share(top.vectors, gradients)
+share = ht.curvature.gradient_share(top.vectors, gradients)
 print("in the three steepest directions:", *(f"{part:.0%}" for part in share[:, -1]))
 print(f"by chance: {3 / H.num_params:.2%}")
 

@@ -61,7 +61,8 @@ QUANTITY = Quantity(
         ),
     ),
     measure=measure,
-    library="hessian_tools.gradient_share, hessian_tools.subspace_overlap, hessian_tools.curvature.subspace_error",
+    library="hessian_tools.curvature.gradient_share, hessian_tools.subspace_overlap, "
+    "hessian_tools.curvature.subspace_error",
     cost="those of one more eigenpair",
     reference="Gur-Ari 2018; Davis, Kahan 1970",
     level="full",

@@ -193,6 +193,11 @@ class Recorder:
         """What a live recorder has published: the values of each measurement, with its "step"."""
         return [] if self._live is None else list(self._live.measurements)
 
+    @property
+    def skipped(self) -> int:
+        """How many live measurements were due but not begun, because the budget had not paid an earlier one yet."""
+        return 0 if self._live is None else self._live.skipped
+
     def finish(self) -> list[dict[str, float]]:
         """Ends the live measurement in progress, without regard to the budget, and returns all measurements."""
         if self._live is not None:

@@ -53,6 +53,7 @@ class RecordedLoss(Loss):
         self.states, self.own_buffers = states, True
         self._points: dict[bytes, list[int]] = {}  # the states by the digests of their vectors
         self._known = 0  # how many states are in that dict
+        self._compared: tuple[Any, tuple[str, ...]] = None, ()  # for which states and buffers, and what moved
 
     def __call__(self, theta: Float[Tensor, " param"], batch: Batch, /) -> Float[Tensor, ""]:
         """The criterion of the network's outputs, with the buffers of the recorded point that theta is."""
@@ -81,11 +82,13 @@ class RecordedLoss(Loss):
 
     def _moved(self) -> tuple[str, ...]:
         """The buffers that differ between the points, or from what the network holds now."""
-        return tuple(
-            name
-            for name, buffer in self.model.named_buffers()
-            if any(not same_values(state[name], buffer) for state in self.states)
-        )
+        buffers = dict(self.model.named_buffers())
+        # The loss is called at every pass, so the comparison is made again only where something may have changed.
+        key = (len(self.states), *((id(b), b._version) for b in buffers.values()))
+        if self._compared[0] != key:
+            moved = (name for name, b in buffers.items() if any(not same_values(s[name], b) for s in self.states))
+            self._compared = key, tuple(moved)
+        return self._compared[1]
 
     def _positions(self, thetas: Float[Tensor, "point param"]) -> list[int]:
         """Which of the recorded points these are; raises ValueError where one is none of them."""

@@ -138,6 +138,7 @@ def with_statistics(steps: int = 3):
     return model, recorder, models
 
 
+@pytest.mark.slow
 def test_each_point_has_its_own_running_statistics_in_the_trajectory_and_in_curvature():
     model, recorder, models = with_statistics()
     assert model.training
@@ -180,6 +181,9 @@ def test_running_statistics_that_moved_may_be_refused_or_ignored():
     model, recorder, models = with_statistics()
     with pytest.raises(ValueError, match="state 0: buffer '1.running_mean' differs from the model's"):
         recorder.trajectory(buffers="refuse")
+    own = recorder.trajectory()
+    H = hessian(recorder.loss, own.thetas[1:3], batch_of(), shared=True).to_dense()
+    torch.testing.assert_close(H[0], hessian_of(models[1], F.cross_entropy, batch_of()).to_dense())
     t = recorder.trajectory(buffers="ignore")
     torch.testing.assert_close(t.support_loss[-1], F.cross_entropy(models[-1](batch_of()[0]), batch_of()[1]).detach())
     H = hessian(recorder.loss, t.thetas, batch_of(), shared=True).to_dense()

@@ -26,12 +26,14 @@ from hessian_tools.curvature.checks.findings import (
     check_symmetry,
     directions,
     first_line,
+    in_dtype,
     judged,
     not_judged,
 )
 from hessian_tools.curvature.objective.objective import Weights
 from hessian_tools.curvature.operators.gauss_newton import gauss_newton
-from hessian_tools.curvature.operators.hessian import Hessian, hessian
+from hessian_tools.curvature.operators.hessian import hessian
+from hessian_tools.curvature.operators.loss_operator import LossOperator
 from hessian_tools.layout import ParamLayout, Where, flatten, unwrapped
 from hessian_tools.loss import Batch, Criterion, HiddenStateError, Loss, make_loss
 from hessian_tools.outputs import map_tensors, tensors_of
@@ -94,7 +96,7 @@ def audit(
     state, ours, found = _state(theirs, loss, theta, batch, weights, V)
     if ours is None or found is None:
         names = [field.name for field in fields(Audit) if field.type is Finding][1:]
-        reason = "not judged, because the product or the loss is not one function of the weights; see state"
+        reason = "not judged, because the check of the state failed"
         return Audit(setting, state, *(not_judged(name, reason) for name in names))
     exact, rounding = exact_products(ours, V)
     limits = Limits(layout, theta.dtype, rtol)
@@ -118,11 +120,11 @@ def audit(
 
 def _state(
     theirs: ForeignProduct, loss: Loss, theta: Tensor, batch: Batch, weights: Weights, V: Tensor
-) -> tuple[Finding, Hessian | None, Tensor | None]:
+) -> tuple[Finding, LossOperator | None, Tensor | None]:
     """Whether loss and product are functions of the weights alone; then also our Hessian in float64 and products."""
     wrong = replace(not_judged("state", ""), passed=False)
     try:
-        ours = hessian(loss, theta.double(), batch, weights=weights)
+        ours = _in_float64(loss, theta, batch, weights)
     except HiddenStateError as error:
         return replace(wrong, sentence=str(error)), None, None
     before = _model_state(loss.model)
@@ -140,6 +142,11 @@ def _state(
     return finding, ours, found if finding.passed else None
 
 
+def _in_float64(loss: Loss, theta: Tensor, batch: Batch, weights: Weights) -> LossOperator:
+    """Our Hessian in float64, of the inputs as the model has them in its own dtype."""
+    return in_dtype(hessian(loss, theta, batch, weights=weights), torch.float64)
+
+
 def _model_state(model: nn.Module) -> dict[str, Any]:
     tensors = {name: t.detach().clone() for name, t in [*model.named_parameters(), *model.named_buffers()]}
     return tensors | {f"mode of {name or 'the model'}": m.training for name, m in model.named_modules()}
@@ -155,7 +162,7 @@ def _moved(before: dict[str, Any], model: nn.Module) -> str:
     return ""
 
 
-def _hint(ours: Hessian, V: Tensor, found: Tensor, limits: Limits) -> str:
+def _hint(ours: LossOperator, V: Tensor, found: Tensor, limits: Limits) -> str:
     """What a wrong product resembles, for the end of its sentence."""
     exact, rounding = exact_products(ours, V)
     found = found.double()
@@ -192,13 +199,12 @@ def _dependence(
 ) -> Iterator[Finding]:
     """The findings of weights and data: products that the factory makes for a copy of the model with moved weights."""
     if factory is None:
-        reason = "give factory(model, batch) -> matvec to test it"
-        yield from (not_judged(name, f"not tested; {reason}") for name in ("weights", "data"))
+        yield from (not_judged(name, "give factory(model, batch) -> matvec to test it") for name in ("weights", "data"))
         return
     try:
         copied = deepcopy(model)
     except Exception as error:  # whatever a module may hold
-        reason = f"not tested, because the model cannot be copied: {first_line(error)}"
+        reason = f"the model cannot be copied: {first_line(error)}"
         yield from (not_judged(name, reason) for name in ("weights", "data"))
         return
     move = torch.randn(len(theta), generator=stream(0, "check", "move"), dtype=torch.float64, device="cpu").to(theta)
@@ -213,21 +219,21 @@ def _dependence(
         yield Finding("weights", False, nan, nan, f"a product of the factory fails: {first_line(error)}")
         yield not_judged("data", "not judged, because a product of the factory fails")
         return
-    there = exact_products(hessian(loss, moved.double(), batch, weights=weights), V)
+    there = exact_products(_in_float64(loss, moved, batch, weights), V)
     finding = limits.compare("weights", found, *there)
     kept = _what_it_keeps(made_before, V, before, there, limits) if finding.passed else ""
     yield replace(finding, sentence=f"at other weights, {finding.sentence}{kept}")
 
     part = _part_of(batch, theta)
     if part is None:
-        yield not_judged("data", "not tested, because the batch has no examples that can be left out")
+        yield not_judged("data", "the batch has no examples that can be left out")
         return
     if not isinstance(weights, str):
         weights = list(weights)[: len(part)] if isinstance(part, list) else "size"
     try:
-        there = exact_products(hessian(loss, moved.double(), part, weights=weights), V)
+        there = exact_products(_in_float64(loss, moved, part, weights), V)
     except (ValueError, RuntimeError) as error:
-        yield not_judged("data", f"not tested, because the loss fails on a part of the batch: {first_line(error)}")
+        yield not_judged("data", f"the loss fails on a part of the batch: {first_line(error)}")
         return
     try:
         finding = limits.compare("data", ForeignProduct(factory(copied, part), theta) @ V, *there)
@@ -284,7 +290,8 @@ def _setting(
         own = "of a source tree"
     return {
         "product": getattr(matvec, "__qualname__", type(matvec).__name__),
-        "model": f"{type(unwrapped(model)).__name__}, {mode} mode, {len(theta)} numbers in {len(layout.names)} tensors",
+        "model": f"{type(unwrapped(model)).__name__} in {mode} mode",
+        "parameters": f"{len(theta)} in {len(layout.names)} tensors",
         "numbers": f"{dtype} on {theta.device}",
         "batch": data,
         "compared with": "exact products in float64 at the model's present weights, and differences of gradients",

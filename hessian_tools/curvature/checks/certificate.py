@@ -97,7 +97,7 @@ TOLERANCES = (
     f"ordinary networks. {EXACT:.0f} eps pass, {EXACT * 2**-23:.1e} in float32 and {EXACT * 2**-52:.1e} in float64, "
     f"unless rtol was given. Where the loss itself loses digits, {SAME_DIGITS} times the error of our own product "
     "passes as well. Central differences are trusted to twice the distance of the forward and the backward ones, and "
-    "at best to 1e-5."
+    "at best to one part in 100,000."
 )
 PAGE_HEAD = (
     '<!doctype html><html lang="en"><meta charset="utf-8">'
