@@ -102,9 +102,10 @@ for rate, color in zip(rates, ["#4477aa", "#cc6677"], strict=True):
 _ = ax.legend(ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
 
 # %% [markdown]
-# With either learning rate the sharpness climbs to its dashed line and stays there. The larger rate reaches its lower
-# line earlier. The training does not diverge, as it would on a quadratic: each time the sharpness exceeds the line,
-# the parameters begin to swing along the steep direction, and the swinging drives them to a place that is less steep.
+# With either learning rate the sharpness climbs past its dashed line, drops back, and then stays close to it. The
+# larger rate reaches its lower line earlier. The training does not diverge, as it would on a quadratic: each time the
+# sharpness exceeds the line, the parameters begin to swing along the steep direction, and the swinging drives them to
+# a place that is less steep.
 
 # %%
 fig, ax = plt.subplots(figsize=(6, 2.6), layout="constrained")
@@ -150,7 +151,7 @@ interval
 ht.curvature.jackknife(H, "trace")
 
 # %% [markdown]
-# An interval this wide is normal for twenty small batches. The last line says how many more would halve it.
+# Intervals this wide are normal for twenty small batches. The last line of each says how many more would halve it.
 #
 # ## 3. A fine-tuning
 #

@@ -80,7 +80,10 @@ class Verdict(Question):
         return f"Verdict({self.outcome}: {self.sentence})"
 
     def _repr_html_(self) -> str:
-        text = f"{self.outcome}: {self.sentence}"
+        says_outcome = self.sentence.lower().startswith(self.outcome)
+        text = self.sentence if says_outcome else f"{self.outcome}: {self.sentence}"
+        if self.corrected_outcome not in (None, self.outcome):
+            text += f" After the correction for {self.num_corrected} comparisons it is {self.corrected_outcome}."
         return interval_html(self.effect, self.low, self.high, (-self.margin, self.margin), text)
 
 

@@ -188,7 +188,8 @@ def _density_scale(ax: Axes, magnitudes: list[float]) -> str:
         return ""
     narrowest, widest = min(magnitudes), max(magnitudes)
     ax.set_xscale("asinh", linear_width=narrowest)
-    decades = [10.0**power for power in range(floor(log10(narrowest)), floor(log10(widest)) + 1)]
+    # A decade far below the narrowest spectrum would lie on the zero.
+    decades = [10.0**power for power in range(floor(log10(3 * narrowest)), floor(log10(widest)) + 1)]
     ticks = [*(-value for value in reversed(decades)), 0.0, *decades]
     ax.set_xticks(ticks, [f"{value:g}".replace("-", "\N{MINUS SIGN}") for value in ticks])
     ax.xaxis.set_minor_locator(NullLocator())

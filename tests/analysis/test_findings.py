@@ -51,3 +51,10 @@ def test_the_summary_has_at_most_three_sentences_of_the_main_claims():
     assert "whether meta-training lowers the curvature along the inner gradient," in sentences[0]
     others = [verdict for verdict in verdicts if verdict.claim not in SUMMARISED]
     assert summary(others) == findings(others)[:3]
+
+
+def test_the_html_of_a_verdict_says_its_outcome_once_and_what_the_correction_made_of_it():
+    assert VERDICT._repr_html_().lower().count("supported") == 1
+    corrected = replace(VERDICT, corrected_outcome="inconclusive", num_corrected=42)
+    assert "After the correction for 42 comparisons it is inconclusive." in corrected._repr_html_()
+    assert "inconclusive: nothing" in replace(VERDICT, outcome="inconclusive", sentence="nothing")._repr_html_()
