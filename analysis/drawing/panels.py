@@ -160,8 +160,9 @@ def save(figure: Figure, path_stem: Path | str, *, formats: Sequence[str] = ("pd
 
 def _write(figure: Figure, stem: Path, suffix: str) -> Path:
     path = stem.with_name(stem.name + suffix)
+    # Drawn in memory first, because matplotlib hides the error of a full disk behind an AttributeError of its own.
+    content = BytesIO()
     with style.context():
-        write_atomic(
-            path, lambda part: figure.savefig(part, format=suffix[1:], metadata=METADATA[suffix], dpi=style.DPI)
-        )
+        figure.savefig(content, format=suffix[1:], metadata=METADATA[suffix], dpi=style.DPI)
+    write_atomic(path, lambda part: part.write_bytes(content.getvalue()))
     return path

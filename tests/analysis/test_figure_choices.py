@@ -6,9 +6,10 @@ import pytest
 import tueplots.figsizes
 import xarray as xr
 from figure_contents import large_study, line, study_to_draw
+from matplotlib.figure import Figure
 
 from analysis import figures
-from analysis.drawing import style
+from analysis.drawing import panels, style
 from analysis.drawing.figures import FIGURES, figures_of
 
 
@@ -117,6 +118,22 @@ def test_every_figure_has_a_table_and_keeps_the_width_of_a_column(large: xr.Data
     read = pd.read_csv(figure.save_data(large, tmp_path / name))
     np.testing.assert_allclose(read["value"], table["value"], rtol=1e-5)
     assert figure(large, width=3.25).get_figwidth() == 3.25
+
+
+@pytest.mark.parametrize("form", ["pdf", "png", "svg"])
+def test_a_figure_that_the_disk_has_no_room_for_is_refused_as_such(tmp_path, form: str) -> None:
+    """For a PDF matplotlib raises an AttributeError in this case."""
+    resource = pytest.importorskip("resource", reason="needs POSIX limits")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    figure = Figure()
+    figure.add_subplot().set_title("no room")
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (700, before[1]))
+        with pytest.raises(OSError, match="File too large"):
+            panels.save(figure, tmp_path / "figure", formats=[form])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_every_figure_has_its_name_in_the_public_module(ds: xr.Dataset) -> None:

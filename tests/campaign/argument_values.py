@@ -90,6 +90,7 @@ HOSTILE: dict[str, list[Any]] = {
     "device": [None, 3, "nowhere", MODEL, [], NOTHING],
     "target": [None, 3, "nonsense", "no:such", "os:nothing", MODEL, [], NOTHING],
     "text": [None, 3, MODEL, [], NOTHING, np.ones(3)],
+    "text or None": [3, MODEL, [], NOTHING, np.ones(3)],
     "name": [3, MODEL, NOTHING, "nonsense"],
     "name of a split": [*WORDS, 3],
     "names": [3, MODEL, NOTHING, [3], [None], "nonsense"],

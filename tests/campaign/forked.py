@@ -14,7 +14,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -119,9 +119,10 @@ def _in_child(arguments: Sequence[str], folder: Path, prepare: Callable[[], obje
     except BaseException:
         traceback.print_exc(file=sys.stderr)
     finally:
-        with_output = (sys.stdout, sys.stderr)
-        for stream in with_output:
-            stream.flush()
+        # Where no file may grow, the output cannot be written either; the child must end all the same.
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):
+                stream.flush()
         os._exit(status)
 
 

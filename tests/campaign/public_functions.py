@@ -308,7 +308,12 @@ def studies(scratch: Path) -> list[Entry]:
         entry(analysis.load_study, source="micro"),
         entry(analysis.open_study, path=scratch, kinds={"path": "folder"}),
         entry(analysis.open_verdicts, path=scratch, kinds={"path": "folder"}),
-        entry(analysis.plot, result=PAIRS, kinds={"ax": "axes", "options": "-"}),
+        entry(
+            analysis.plot,
+            result=PAIRS,
+            kinds={"ax": "axes", "label": "text or None", "color": "name", "options": "-"},
+        ),
+        entry(analysis.explore, study=DS, kinds={"study": "folder", "variables": "names"}),
         entry(figures.alpha_rho, title="alpha_rho", ds=DS,
               kinds={"learners": "names", "steps": "numbers of steps", "width": "width in print"}),
         entry(figures.alpha_rho.data, title="alpha_rho.data", ds=DS,
