@@ -11,6 +11,7 @@ import resource
 import traceback
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
+from copy import deepcopy
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -62,12 +63,14 @@ HOSTILE_TEXTS = [
 ]
 
 
-def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The paths of all values within a value."""
+def places(value: Any, path: tuple[Any, ...] = (), within: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The paths of all values within a value; one that contains itself is entered once."""
+    if any(value is outer for outer in within):
+        return
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in items:
         yield (*path, key)
-        yield from places(inner, (*path, key))
+        yield from places(inner, (*path, key), (*within, value))
 
 
 def mutated(text: str, rng: random.Random) -> str:
@@ -88,7 +91,7 @@ def mutated(text: str, rng: random.Random) -> str:
             if isinstance(holder, dict):
                 holder[other] = holder[key]
         else:
-            holder[key] = rng.choice(HOSTILE)
+            holder[key] = deepcopy(rng.choice(HOSTILE))  # a later change may be within it
         if not list(places(settings)):
             break
     written = yaml.safe_dump(settings, sort_keys=False)
