@@ -1,5 +1,6 @@
 """Every layout is recognised by its file names; each image is assigned to its class, and each class to its split."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -205,6 +206,26 @@ def test_images_of_all_parquet_files_are_pooled_and_split_by_class(tmp_path):
     assert data.counts == (disk.EXAMPLES,) * 5
     for name, c in disk.numbered().items():
         assert [int(image[0, 0, 0]) for image in class_images(data, name)] == [disk.tint(c, e)[0] for e in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("label", "limit", "said"),
+    [
+        (0, "MAX_GROUP", "has a row group of . MB, but at most 1 MB are read at once"),
+        (0, "MAX_WHOLE", "has an image of 1 MB"),
+        (2_000_000, "MAX_ROWS", "has the label 2000000; labels are whole numbers from 0, below 1000000"),
+    ],
+)
+def test_a_parquet_file_that_unpacks_to_far_more_than_it_holds_is_refused(tmp_path, monkeypatch, label, limit, said):
+    pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed (pip install 'hessian-tools[parquet]')")
+    parts = {"train": ["0"], "val": ["1"], "test": ["2"]}
+    images = [{"bytes": bytes(1 << 20), "path": str(row)} for row in range(8)]
+    table = pa.table({"image": images, "label": [label, 0, 1, 2, 0, 1, 2, 0]})
+    pytest.importorskip("pyarrow.parquet").write_table(table, tmp_path / "train-0.parquet")
+    (tmp_path / "split.json").write_text(json.dumps(parts))
+    monkeypatch.setattr(f"hessian_tools.data.layouts.parquet.{limit}", 1_000_000)
+    with pytest.raises(ValueError, match=said):
+        class_images(open_data(tmp_path, split=tmp_path / "split.json"), "0")
 
 
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):

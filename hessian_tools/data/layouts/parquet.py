@@ -15,7 +15,7 @@ from typing import Any
 from hessian_tools.data.class_lists import RAVI
 from hessian_tools.data.layouts.layout import Contents, Labelled, Match, group_by_home, home_suffix, labelled_images
 from hessian_tools.data.splits import Split, named_split
-from hessian_tools.data.tree import Tree
+from hessian_tools.data.tree import MAX_WHOLE, Tree
 from hessian_tools.importing import one_line
 from hessian_tools.validation import some_of
 
@@ -25,7 +25,11 @@ IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
 RAVI_RULE = "Ravi and Larochelle (2017), over the pooled files"
 MAX_ROWS = 10_000_000
-ROWS_AT_ONCE = 256  # the number of images that are held in memory together
+MAX_CLASSES = 1_000_000
+MAX_GROUP = (
+    400_000_000  # bytes of the images of a row group, unpacked; the hub's tools write some hundred images into one
+)
+ROWS_AT_ONCE = 4  # the number of images that are held in memory together, each of which may have 64 MB
 
 
 def find(tree: Tree) -> Iterator[Match]:
@@ -48,8 +52,10 @@ def _read(tree: Tree, crop: bool, *, names: list[str]) -> Contents:
                 raise ValueError(f"{name} has {table.metadata.num_rows} rows; at most {MAX_ROWS} are read")
             labels = table.read(columns=[column]).column(column).to_pylist()
             for label in labels:
-                if not (type(label) is int and 0 <= label < MAX_ROWS):
-                    raise ValueError(f"{name} has the label {str(label)[:40]}; labels are whole numbers from 0")
+                if not (type(label) is int and 0 <= label < MAX_CLASSES):
+                    raise ValueError(
+                        f"{name} has the label {str(label)[:40]}; labels are whole numbers from 0, below {MAX_CLASSES}"
+                    )
             labelled[name] = labels, partial(_images, tree, name)
     # A class for which the files give no name gets its number as its name.
     count = max((label + 1 for labels, _ in labelled.values() for label in labels), default=0)
@@ -65,12 +71,26 @@ def _images(tree: Tree, name: str) -> Iterator[bytes]:
     with tree.open(name) as file:
         table = _parquet(file, name)
         column = _column(table, IMAGE_COLUMNS, name)
+        _refuse_large_groups(table, name)
         for batch in table.iter_batches(batch_size=ROWS_AT_ONCE, columns=[column]):
             for image in batch.column(column).to_pylist():
                 content = image.get("bytes") if isinstance(image, dict) else image
                 if not isinstance(content, bytes):
                     raise ValueError(f"{name} lacks the bytes of an image; a file that refers to images is not enough")
+                if len(content) > MAX_WHOLE:
+                    raise ValueError(f"{name} has an image of {len(content) / 1e6:.0f} MB; at most 64 MB are read")
                 yield content
+
+
+def _refuse_large_groups(table: Any, name: str) -> None:
+    """Raises ValueError for a row group that would unpack to more memory than it should take."""
+    for index in range(table.metadata.num_row_groups):
+        size = table.metadata.row_group(index).total_byte_size
+        if size > MAX_GROUP:
+            raise ValueError(
+                f"{name} has a row group of {size / 1e6:.0f} MB, but at most {MAX_GROUP / 1e6:.0f} MB are read at "
+                "once; write it again with fewer rows in a group"
+            )
 
 
 def _class_names(table: Any) -> list[str]:
