@@ -117,6 +117,7 @@ def test_a_study_whose_data_are_missing_names_the_path_to_replace(
 @pytest.mark.heavy
 def test_a_small_version_of_the_regression_study_runs_to_its_report(working_folder: Path):
     small = {
+        "seeds": [0, 1],
         "train": {"checkpoints": [0, 2, 4], "meta_batch": 2, "validation_tasks": 2},
         "measure": {"tasks": 2, "full_tasks": 1, "block": 1, "evaluation_tasks": 4}
         | {"light": {"eigenvalues": 1, "probes": 2}, "full": {"eigenvalues": 2, "probes": 2}},
