@@ -12,7 +12,7 @@ from hessian_tools.data import open_tasks
 from hessian_tools.inner.penalty import CurvaturePenalty
 from hessian_tools.nets import MLP
 from hessian_tools.runs import checkpoints, metrics
-from hessian_tools.runs.files import FolderInUseError, read_json
+from hessian_tools.runs.files import DamagedFileError, FolderInUseError, read_json
 from hessian_tools.runs.manifest import ForeignRunError, record_ownership
 from hessian_tools.train import diverged_at, evaluate, logarithmic_schedule, loop, task_loss
 from hessian_tools.train.outer import accumulate_gradient
@@ -74,6 +74,14 @@ def test_a_half_written_line_of_metrics_is_ignored(tmp_path):
     with path.open("a") as file:
         file.write('{"meta_step": 2, "que')
     assert metrics.read(path) == [{"meta_step": 1, "query_loss": 2.0}]
+
+
+def test_metrics_of_a_run_with_another_seed_are_noticed(tmp_path):
+    for seed in (0, 1):
+        list(meta_train(replace(IMAGES, checkpoints=(0, 1), seed=seed, folder=tmp_path / str(seed))))
+    (tmp_path / "0" / metrics.NAME).write_bytes((tmp_path / "1" / metrics.NAME).read_bytes())
+    with pytest.raises(DamagedFileError, match="is that of another run"):
+        metrics.read(tmp_path / "0" / metrics.NAME)
 
 
 def test_a_run_whose_metrics_lack_a_later_column_is_resumed(tmp_path):

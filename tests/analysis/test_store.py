@@ -46,6 +46,7 @@ def test_a_chunk_of_another_run_is_noticed_and_measured_anew(tmp_path, name, uni
     if unit is None:  # the store is renamed as a whole
         assert {path.suffix for path in (tmp_path / "ours").iterdir()} == {".damaged-1"}
         return
+    assert ours.joinpath(f"{name}.damaged-1").read_bytes() == other.joinpath(name).read_bytes()
     assert not store.is_complete(ours)
     write_units(ours, 1.0)
     assert store.is_complete(ours)

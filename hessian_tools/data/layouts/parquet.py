@@ -26,10 +26,9 @@ LABEL_COLUMNS = ("label", "labels", "fine_label")
 RAVI_RULE = "Ravi and Larochelle (2017), over the pooled files"
 MAX_ROWS = 10_000_000
 MAX_CLASSES = 1_000_000
-MAX_GROUP = (
-    400_000_000  # bytes of the images of a row group, unpacked; the hub's tools write some hundred images into one
-)
-ROWS_AT_ONCE = 4  # the number of images that are held in memory together, each of which may have 64 MB
+# The bytes of a row group, unpacked. The tools of the hub write some hundred images into a group, which take far less.
+MAX_GROUP = 400_000_000
+ROWS_AT_ONCE = 4  # the number of images that are held in memory together, each of which may have MAX_WHOLE bytes
 
 
 def find(tree: Tree) -> Iterator[Match]:
@@ -78,7 +77,9 @@ def _images(tree: Tree, name: str) -> Iterator[bytes]:
                 if not isinstance(content, bytes):
                     raise ValueError(f"{name} lacks the bytes of an image; a file that refers to images is not enough")
                 if len(content) > MAX_WHOLE:
-                    raise ValueError(f"{name} has an image of {len(content) / 1e6:.0f} MB; at most 64 MB are read")
+                    raise ValueError(
+                        f"{name} has an image of {len(content) / 1e6:.0f} MB; at most {MAX_WHOLE / 1e6:.0f} MB are read"
+                    )
                 yield content
 
 
