@@ -34,6 +34,7 @@ from hessian_tools.curvature import gradient, quadrature, rademacher, top_eigenp
 from hessian_tools.curvature.operators.hessian import hessian as hessian_operator
 from hessian_tools.layout import flatten, unwrapped
 from hessian_tools.loss import make_loss
+from hessian_tools.random_states import restored_random_states
 from hessian_tools.validation import check_whole
 
 # The number of probes of the trace between two checks of its standard error.
@@ -159,7 +160,7 @@ def _copied(model: nn.Module) -> nn.Module:
 def _batches(data: Any, dataloader: Iterable[Any] | None) -> list[tuple[Any, Any]]:
     if (data is None) == (dataloader is None):
         raise ValueError("give either data=(inputs, targets) for one batch or dataloader= for several, not both")
-    with torch.random.fork_rng(devices=[]):  # a loader that shuffles draws from the global random state
+    with restored_random_states():  # a loader that shuffles or augments draws from the global random generators
         batches = [tuple(batch) for batch in ([data] if dataloader is None else dataloader)]
     if not batches or any(len(batch) != 2 for batch in batches):
         raise ValueError("a batch is a pair (inputs, targets); give at least one batch, and each in this form")

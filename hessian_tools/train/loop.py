@@ -23,6 +23,7 @@ from hessian_tools.inner.shot import squared_error
 from hessian_tools.layout import flatten
 from hessian_tools.loss import Loss, make_loss
 from hessian_tools.nets import seeded
+from hessian_tools.random_states import restored_random_states
 from hessian_tools.runs import checkpoints, metrics
 from hessian_tools.runs.files import fsync, locked, read_json, write_json
 from hessian_tools.runs.manifest import record_ownership, training_digest
@@ -155,7 +156,7 @@ def _refuse_unfit(config: TrainConfig, loss: Loss, theta: Tensor, x: Tensor) -> 
     """
     name, needed = type(loss.model).__name__, config.tasks.outputs
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), restored_random_states():
             outputs = loss.outputs(theta, x)
     except RuntimeError as e:
         reason = str(e).splitlines()[0]

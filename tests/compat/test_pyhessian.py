@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from typing import Any
 
 import numpy as np
 import pyhessian
@@ -10,7 +11,7 @@ import torch
 from cases import randn, seeded, squared_error, without_type_checks
 from pyhessian_reference import CRITERION, Batch, dense_reference, installed_pyhessian
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 import hessian_tools as ht
 from hessian_tools.compat.pyhessian import hessian
@@ -116,12 +117,20 @@ def test_mse_loss_works(criterion: nn.MSELoss) -> None:
     np.testing.assert_allclose(abs(values[0]), scale * float(expected), rtol=1e-4)
 
 
+def drawing_collate(rows: list[Any]) -> Any:
+    """Put examples together as usual; as random augmentation would, it draws from NumPy's global generator."""
+    np.random.rand()
+    return default_collate(rows)
+
+
 def test_the_batches_of_a_dataloader_are_weighted_by_their_sizes(model: nn.Module, data: Batch) -> None:
     """The batches have 5, 5 and 2 examples, and the last is a list, as data loaders may give it."""
-    loader = DataLoader(TensorDataset(*data), batch_size=5, shuffle=True)
-    state = torch.get_rng_state()
+    loader = DataLoader(TensorDataset(*data), batch_size=5, shuffle=True, collate_fn=drawing_collate)
+    state, next_of_numpy = torch.get_rng_state(), np.random.RandomState(0).rand()
+    np.random.seed(0)
     several = hessian(model, CRITERION, dataloader=loader, cuda=False)
     assert torch.equal(state, torch.get_rng_state())
+    assert np.random.rand() == next_of_numpy
     whole = hessian(model, CRITERION, data=list(data), cuda=False)
     np.testing.assert_allclose(several.eigenvalues(top_n=2)[0], whole.eigenvalues(top_n=2)[0], rtol=1e-4)
     np.testing.assert_allclose(several.trace(maxIter=5), whole.trace(maxIter=5), rtol=1e-3)

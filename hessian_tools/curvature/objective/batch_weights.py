@@ -28,6 +28,7 @@ from hessian_tools.batches import cast_like
 from hessian_tools.curvature.objective.indexing import at_points
 from hessian_tools.loss import Batch, Loss, LossFunction
 from hessian_tools.outputs import differentiable_part, tensors_of
+from hessian_tools.random_states import restored_random_states
 from hessian_tools.rng import stream
 from hessian_tools.torch_fixes.precision import full_precision
 
@@ -190,7 +191,7 @@ def _seen_divisors(loss: LossFunction, theta: Tensor, batches: list[Batch]) -> t
     for batch in batches:
         try:
             sums = isinstance(loss, Loss)
-            with torch.enable_grad(), torch.random.fork_rng(devices=[]), Divisors(sums=sums) as divisors:
+            with torch.enable_grad(), restored_random_states(), Divisors(sums=sums) as divisors:
                 value = loss(theta, batch)
         except RuntimeError:
             return None
@@ -246,7 +247,7 @@ def _computed_ratios(loss: LossFunction, theta: Tensor, batches: list[Batch]) ->
     batches cannot be put together.
     """
     try:
-        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        with torch.enable_grad(), restored_random_states():
             values = _criterion_values if isinstance(loss, Loss) else _function_values
             return _ratios(values(loss, theta, batches), len(batches))
     except Exception:  # whatever a loss may raise that cannot be called on such outputs, or on batches put together
