@@ -99,30 +99,11 @@ def by_module(
     check_whole(num_probes=num_probes)
     if num_probes < 4:
         raise ValueError(f"num_probes={num_probes}: give 4 or more, because the error compares pairs of probes")
-    layout = H.layout
-    if layout is None:
-        raise ValueError("the rows of this operator have no names, so they belong to no module; use ht.make_loss")
-    names: dict[str, list[str]] = {}
-    for name in layout.names:
-        names.setdefault(name.rpartition(".")[0], []).append(name)
-    rows = [layout.positions(parameters).to(H.device) for parameters in names.values()]
+    rows = _rows_of_modules(H)
     Z = rademacher(H.num_params, num_probes, seed=seed, path=path).to(H.device)
     H.announce(num_probes)
     counter = ProgressCounter(num_probes * len(H.parts()), progress)
-
-    def gram(part: Operator, _: slice) -> tuple[Tensor]:
-        """a_ij for each module: [point, module, probe, probe]."""
-        points = part.num_points or 1
-        A = torch.zeros(points, len(rows), num_probes, num_probes, dtype=torch.float64, device=H.device)
-        for columns in torch.arange(num_probes, device=H.device).split(AT_ONCE):
-            V = Z[:, columns].to(H.dtype)
-            W = part.products(V.expand(points, *V.shape).contiguous())
-            for m, of_module in enumerate(rows):
-                A[:, m][:, :, columns] = (Z[of_module].to(H.dtype).mT @ W[:, of_module]).double()
-            counter.add(len(columns))
-        return (A,)
-
-    (A,) = part_by_part(H, gram)
+    (A,) = part_by_part(H, lambda part, _: (_module_grams(part, list(rows.values()), Z, counter),))
     traces = A.diagonal(dim1=-2, dim2=-1)
     frobenius_squared, frobenius_squared_stderr = _mean_over_pairs(A)
 
@@ -130,14 +111,41 @@ def by_module(
         return result.to(H.dtype)[0] if H.num_points is None else result.to(H.dtype)
 
     return ByModule(
-        tuple(names),
-        tuple(len(of_module) for of_module in rows),
+        tuple(rows),
+        tuple(len(of_module) for of_module in rows.values()),
         shaped(traces.mean(-1)),
         shaped(traces.std(-1) / num_probes**0.5),
         shaped(frobenius_squared),
         shaped(frobenius_squared_stderr),
         num_probes,
     )
+
+
+def _rows_of_modules(H: Operator) -> dict[str, Tensor]:
+    """The positions of each module's own parameters among the rows of H, by the module's name."""
+    layout = H.layout
+    if layout is None:
+        raise ValueError("the rows of this operator have no names, so they belong to no module; use ht.make_loss")
+    names: dict[str, list[str]] = {}
+    for name in layout.names:
+        names.setdefault(name.rpartition(".")[0], []).append(name)
+    return {module: layout.positions(parameters).to(H.device) for module, parameters in names.items()}
+
+
+def _module_grams(part: Operator, rows: list[Tensor], Z: Tensor, counter: ProgressCounter) -> Tensor:
+    """a_ij = z_i,m' (H z_j)_m for each module m: float64 [point, module, probe, probe].
+
+    rows: the positions of the modules' parameters. Z: the probes [param, probe].
+    """
+    points, num_probes = part.num_points or 1, Z.shape[1]
+    A = torch.zeros(points, len(rows), num_probes, num_probes, dtype=torch.float64, device=Z.device)
+    for columns in torch.arange(num_probes, device=Z.device).split(AT_ONCE):
+        V = Z[:, columns].to(part.dtype)
+        W = part.products(V.expand(points, *V.shape).contiguous())
+        for m, of_module in enumerate(rows):
+            A[:, m][:, :, columns] = (Z[of_module].to(part.dtype).mT @ W[:, of_module]).double()
+        counter.add(len(columns))
+    return A
 
 
 def _mean_over_pairs(A: Float[Tensor, "point module probe probe"]) -> tuple[Tensor, Tensor]:

@@ -155,12 +155,7 @@ def trace(
         check_probes(probes)
         H.announce(probes.shape[-1])
         return estimate_of(_samples(H, probes, ProgressCounter(probes.shape[-1] * len(H.parts()), progress)))
-    check_whole(num_probes=num_probes, max_probes=max_probes)
-    if min(num_probes, max_probes) < 2:
-        raise ValueError(f"num_probes={num_probes}, max_probes={max_probes}: a standard error needs 2 probes or more")
-    for name, tolerance in (("atol", atol), ("rtol", rtol)):
-        if tolerance is not None and not tolerance >= 0:
-            raise ValueError(f"{name}={tolerance}: give 0 or more, or None for a fixed number of probes")
+    _check_numbers(num_probes, max_probes, atol=atol, rtol=rtol)
     route = None if method == "probes" else exact_route(H, num_probes if method == "auto" else None)
     if route is not None:
         value, passes = exact_trace(H, route, block=BLOCK, progress=progress)
@@ -178,6 +173,16 @@ def trace(
         more = drawn_probes(H, range(done, min(done + num_probes, limit)), seed, path)
         estimate = estimate_of(torch.cat([estimate.samples, _samples(H, more, counter)], dim=-1), atol, rtol)
     return estimate
+
+
+def _check_numbers(num_probes: int, max_probes: int, **tolerances: float | None) -> None:
+    """Raises ValueError for too few probes and for a tolerance below 0."""
+    check_whole(num_probes=num_probes, max_probes=max_probes)
+    if min(num_probes, max_probes) < 2:
+        raise ValueError(f"num_probes={num_probes}, max_probes={max_probes}: a standard error needs 2 probes or more")
+    for name, tolerance in tolerances.items():
+        if tolerance is not None and not tolerance >= 0:
+            raise ValueError(f"{name}={tolerance}: give 0 or more, or None for a fixed number of probes")
 
 
 def estimate_of(
