@@ -15,15 +15,13 @@ from matplotlib.figure import Figure
 
 from analysis.drawing import style
 from analysis.drawing.references import training_axis
-from analysis.drawing.summary import measured, summarise
+from analysis.drawing.summary import TASK_DIMS, measured, summarise
 
 State = Mapping[str, Any]
 """What is shown: quantity, learners, seed and task (None: the mean), checkpoint, inner_step, extra (the position along
 each further dimension of the quantity), and log (True for a logarithmic axis)."""
 
 VIEWS = ("training", "inner", "tasks", "spectrum", "surface")
-TASK_DIMS = ("task", "evaluation_task")
-"""The dimensions that count tasks; a variable has at most one of them."""
 _BEGIN = """\
 import matplotlib.pyplot as plt
 import numpy as np

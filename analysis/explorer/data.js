@@ -2,7 +2,6 @@
 // numbers that export.py writes. The functions of chart.js come before this text in the same module.
 
 const TASK_DIMS = ["task", "evaluation_task"];
-const MAX_SEEDS_SHOWN = 4; // up to so many seeds the band is their range, and with more a 95 % interval
 
 /** The description of the chosen quantity. */
 function variable(app) {
@@ -42,7 +41,8 @@ function summary(app, name, learner, where, scaled = false) {
     const tasks = perSeed.reduce((sum, values) => sum + values.length, 0);
     const count = each.taskDim ? `${tasks} tasks of ${plural(means.length, "seed")}` : plural(means.length, "seed");
     if (means.length < 2) return { mean: middle, low: NaN, high: NaN, count, source: "one seed has no band" };
-    if (seedsWithValues(app, name) <= MAX_SEEDS_SHOWN) {
+    // The same rule as in the figures: of few seeds their range, of more a 95 % Student t interval.
+    if (seedsWithValues(app, name) <= app.header.max_seeds_shown) {
       return { mean: middle, low: Math.min(...means), high: Math.max(...means), count, source: "range of the seeds" };
     }
     const half = app.header.half_widths[means.length] * deviation(means);

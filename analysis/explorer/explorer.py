@@ -14,8 +14,9 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from analysis.drawing import style
+from analysis.drawing.summary import TASK_DIMS
 from analysis.errors import UserError
-from analysis.explorer.code import TASK_DIMS, VIEWS, State, code, draw, draw_into, task_dim
+from analysis.explorer.code import VIEWS, State, code, draw, draw_into, task_dim
 from analysis.explorer.export import LEADING_DIMS, export
 from analysis.folder import open_study
 from hessian_tools.runs.files import write_text

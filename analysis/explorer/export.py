@@ -14,8 +14,8 @@ from matplotlib.colors import to_hex
 from analysis.drawing.curves import learner_style
 from analysis.drawing.selection import for_lines, is_control
 from analysis.drawing.style import method_label, method_style
-from analysis.drawing.summary import measured
-from analysis.explorer.code import TASK_DIMS, TEMPLATES
+from analysis.drawing.summary import MAX_SEEDS_SHOWN, TASK_DIMS, measured
+from analysis.explorer.code import TEMPLATES
 from analysis.schema import learner_names
 from analysis.statistics import student_half_width
 from hessian_tools.validation import check_choice
@@ -83,6 +83,7 @@ def export(ds: xr.Dataset, *, variables: Sequence[str] | None = None) -> tuple[d
         "shown": _shown(ds),
         "start": _start(ds, menu[0]),
         "step_size": _step_sizes(ds),
+        "max_seeds_shown": MAX_SEEDS_SHOWN,
         # The half width of a 95 % interval for each number of seeds, at a standard deviation of 1.
         "half_widths": [_finite(student_half_width(1.0, num)) for num in range(ds.sizes["seed"] + 1)],
         "has_status": "status" in ds,
