@@ -1,5 +1,4 @@
-// The charts of the explorer: elements, scales, axes and numbers as text, which know nothing of studies. The texts of
-// code.js and explorer.js follow this one in the same module.
+// The charts of the explorer: elements, scales, axes and numbers as text. They know nothing of studies.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -7,6 +6,7 @@ const finite = (values) => values.filter(Number.isFinite);
 const mean = (values) => (values.length ? values.reduce((sum, value) => sum + value, 0) / values.length : NaN);
 const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
 
+/** The standard deviation, with n - 1 in the denominator. */
 function deviation(values) {
   const middle = mean(values);
   return Math.sqrt(values.reduce((sum, value) => sum + (value - middle) ** 2, 0) / (values.length - 1));
@@ -18,7 +18,7 @@ function deviation(values) {
 function visible(color, dark) {
   if (!dark) return color;
   const parts = [1, 3, 5].map((i) => parseInt(color.slice(i, i + 2), 16));
-  const brightness = (0.3 * parts[0] + 0.59 * parts[1] + 0.11 * parts[2]) / 255;
+  const brightness = (0.3 * parts[0] + 0.59 * parts[1] + 0.11 * parts[2]) / 255; // luma: the eye sees green best
   const share = Math.max(0, 0.62 - brightness);
   return `rgb(${parts.map((part) => Math.round(part + share * (255 - part))).join(",")})`;
 }
@@ -27,14 +27,21 @@ const ink = (dark) => (dark ? "#e8e8e6" : "#1c1c1c");
 const paper = (dark) => (dark ? "#17181b" : "#ffffff");
 const faint = (dark) => (dark ? "#44474c" : "#dddddb");
 
-/** An empty chart with its axes. x and y are scales; `px` and `py` map values to positions, rows from 0 if there are. */
-function chart({ width, height, x, y, xlabel, ylabel, dark, left = 52, rows = null }) {
+/** An empty picture, in which texts have the page's font also after it is saved as a file. */
+function canvas(width, height) {
   const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", xmlns: SVG });
   picture.setAttribute("font-family", "system-ui, sans-serif");
   picture.setAttribute("font-size", "12");
+  return picture;
+}
+
+/** An empty chart with its axes. x and y are scales; `px` and `py` map values to pixels. With `rows`, `py` maps a row's number. */
+function chart({ width, height, x, y, xlabel, ylabel, dark, left = 52, rows = null }) {
+  const picture = canvas(width, height);
   const box = { left, right: width - 12, top: 24, bottom: height - 38 };
   const px = (value) => box.left + x.share(value) * (box.right - box.left);
   const py = (value) => (rows ? box.top + ((value + 1) / (rows + 0.4)) * (box.bottom - box.top) : box.bottom - y.share(value) * (box.bottom - box.top));
+  // Several pictures share one page, so that each needs an identifier of its own.
   const clip = `clip-${Math.random().toString(36).slice(2)}`;
   const defs = svg("clipPath", { id: clip });
   defs.append(svg("rect", { x: box.left - 4, y: box.top - 4, width: box.right - box.left + 8, height: box.bottom - box.top + 8 }));
@@ -43,7 +50,7 @@ function chart({ width, height, x, y, xlabel, ylabel, dark, left = 52, rows = nu
   for (const tick of x.ticks) {
     const at = px(tick.value);
     picture.append(svg("line", { x1: at, x2: at, y1: box.top, y2: box.bottom, stroke: faint(dark) }));
-    const half = 3.4 * tick.text.length;
+    const half = 3.4 * tick.text.length; // half the width of the label, at about 7 pixels a digit
     if (at - half < end + 6) continue; // a label that has no room
     end = at + half;
     picture.append(text(tick.text, { x: Math.min(at, width - half - 1), y: box.bottom + 16, anchor: "middle", dark }));
@@ -73,17 +80,18 @@ function rowLabel(area, learner, row, color) {
 
 /** The positions of the points that pass a test, in runs without a gap: what is not measured stays blank. */
 function runs(points, test) {
-  const found = [];
+  const all = [];
   points.forEach((point, i) => {
     if (!test(point)) return;
-    if (i > 0 && found.length && found.at(-1).at(-1) === i - 1) found.at(-1).push(i);
-    else found.push([i]);
+    if (all.length && all.at(-1).at(-1) === i - 1) all.at(-1).push(i);
+    else all.push([i]);
   });
-  return found;
+  return all;
 }
 
 // ---- scales: `share` maps a value to 0 (start of the axis) up to 1 (its end)
 
+/** A linear or logarithmic scale over values, with a margin of 4 % at both ends; null if none can be shown. */
 function scaleOf(values, log) {
   const usable = log ? values.filter((value) => value > 0) : values;
   if (!usable.length) return null;
@@ -111,6 +119,7 @@ function trainingScale(checkpoints) {
   return { share, ticks: checkpoints.map((value) => ({ value, text: short(value) })) };
 }
 
+/** A scale that is linear for values well below `linear` in magnitude, and logarithmic well beyond. */
 function asinhScale(low, high, linear) {
   const bend = (value) => Math.asinh(value / linear);
   const [a, b] = [bend(low), bend(high)];
@@ -127,21 +136,22 @@ function roundNumbers(low, high) {
   const rough = (high - low) / 5;
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = power * [1, 2, 2.5, 5, 10].find((factor) => factor * power >= rough);
-  const found = [];
-  for (let i = Math.ceil(low / step); i * step <= high; i++) found.push(i * step);
-  return found;
+  const values = [];
+  for (let i = Math.ceil(low / step); i * step <= high; i++) values.push(i * step);
+  return values;
 }
 
+/** The powers of ten between two ends; over a narrow range, twice and five times each as well. */
 function powers(low, high) {
-  const found = [];
+  const values = [];
   const factors = high / low > 200 ? [1] : [1, 2, 5];
   for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power++) {
     for (const factor of factors) {
       const value = factor * 10 ** power;
-      if (value >= low && value <= high) found.push(value);
+      if (value >= low && value <= high) values.push(value);
     }
   }
-  return found;
+  return values;
 }
 
 /** A number with four significant digits, and a real minus sign. */

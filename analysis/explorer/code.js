@@ -1,4 +1,5 @@
-// The Python code of the explorer's views, from the templates of code.py, which fills them in the same way.
+// The Python code of the explorer's views. A static page has no Python, so this file fills the templates of code.py in the
+// same way as code.py does; a test compares the two for every view.
 
 const DESCRIBED = { checkpoint: "meta-iteration", inner_step: "inner step" };
 
@@ -10,7 +11,7 @@ function pythonState(app) {
   return { quantity, learners, seed, task, checkpoint: header.coords.checkpoint[state.checkpoint], inner_step, extra, log };
 }
 
-/** The Python code of a view, from the templates of analysis/explorer/code.py, which fills them in the same way. */
+/** The Python code that draws a view of the present choice. */
 function pythonCode(app, view) {
   const { quantity } = app.state;
   const { begin, bodies, canvas, means } = app.header.code;

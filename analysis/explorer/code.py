@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from analysis.drawing import style
 from analysis.drawing.references import training_axis
-from analysis.drawing.summary import measured, summarise
+from analysis.drawing.summary import TASK_DIMS, measured, summarise
 
 State = Mapping[str, Any]
 """What is shown: quantity, learners, seed and task (None: the mean), checkpoint, inner_step, extra (the position along
@@ -94,10 +94,10 @@ TEMPLATES = {"begin": _BEGIN, "means": _MEANS, "bodies": _BODIES, "canvas": _CAN
 
 
 def fill(template: str, fields: Mapping[str, str]) -> str:
-    """The template with its placeholders replaced."""
+    """The template with its placeholders replaced; a line that holds only a placeholder of an empty text is dropped."""
     lines = template.split("\n")
     kept = [line for line in lines if not (only := re.fullmatch(r"\{\{(\w+)\}\}", line)) or fields[only[1]]]
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: fields[found[1]], "\n".join(kept))
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: fields[match[1]], "\n".join(kept))
 
 
 def code(header: Mapping[str, Any], view: str, state: State) -> str:
@@ -122,13 +122,14 @@ def body(header: Mapping[str, Any], view: str, state: State) -> list[str]:
 
 
 def _pieces(header: Mapping[str, Any], view: str, state: State, name: str, part: str) -> list[str]:
+    """The code that computes the mean of a variable with its band, and the template ``part`` that draws both."""
     fields = _fields(header, view, state, name)
     return [fill(_MEANS[kind_of_mean(header, state, name)], fields), fill(_BODIES[part], fields)]
 
 
 def task_dim(header: Mapping[str, Any], name: str) -> str | None:
     """The dimension of a variable that counts tasks, if any."""
-    return next((dim for dim in header["variables"][name]["dims"] if dim in ("task", "evaluation_task")), None)
+    return next((dim for dim in header["variables"][name]["dims"] if dim in TASK_DIMS), None)
 
 
 def kind_of_mean(header: Mapping[str, Any], state: State, name: str) -> str:
@@ -143,9 +144,11 @@ def _fields(header: Mapping[str, Any], view: str, state: State, name: str) -> di
     variable = header["variables"][name]
     tasks = task_dim(header, name)
     place = {"checkpoint": state["checkpoint"], "inner_step": state["inner_step"]}
+    # The dimensions along which the view shows the point of the sliders alone, and not a whole curve.
     fixed = {"training": ["inner_step"], "inner": ["checkpoint"]}.get(view, ["checkpoint", "inner_step"])
     at = _arguments({dim: place[dim] for dim in fixed if dim in variable["dims"]})
     extra = _arguments({dim: index for dim, index in state["extra"].items() if dim in variable["dims"]})
+    # Where there is a density, it is one of eigenvalues times alpha, and so the computed eigenvalues are scaled alike.
     scale = ' * ds["step_size"]' if name == "eigenvalue" and view == "spectrum" and header["step_size"] else ""
     one = {"seed": state["seed"]} | ({tasks: state["task"]} if tasks else {})
     known = {dim: label for dim, label in one.items() if label is not None}
@@ -159,7 +162,7 @@ def _fields(header: Mapping[str, Any], view: str, state: State, name: str) -> di
     shown = [f"{names[dim]} {place[dim]}" for dim in fixed if dim in variable["dims"]]
     shown = [f"{dim} {header['coords'][dim][index]}" for dim, index in state["extra"].items()] + shown
     log = state["log"]
-    colors = {each["name"]: each["color"] for each in header["learners"] if each["name"] in state["learners"]}
+    colors = _colors(header, state)
     return {
         "open": "" if header["source"] is None else "\nimport analysis",
         "study": "# ds is the Dataset that you explored"
@@ -184,7 +187,13 @@ def _fields(header: Mapping[str, Any], view: str, state: State, name: str) -> di
     }
 
 
+def _colors(header: Mapping[str, Any], state: State) -> dict[str, str]:
+    """The colour of each chosen learner, in the order of the study."""
+    return {each["name"]: each["color"] for each in header["learners"] if each["name"] in state["learners"]}
+
+
 def _arguments(named: Mapping[str, Any]) -> str:
+    """The arguments of a call by name, as Python writes them."""
     return ", ".join(f"{name}={_quoted(value)}" for name, value in named.items())
 
 
@@ -212,7 +221,6 @@ def draw(ds: xr.Dataset, header: Mapping[str, Any], view: str, state: State, *, 
 
 def draw_into(ds: xr.Dataset, header: Mapping[str, Any], view: str, state: State, **places: Any) -> None:
     """Run the code of a view in axes that exist. places: ``fig`` and ``ax`` (or ``axes``), by these names."""
-    colors = {each["name"]: each["color"] for each in header["learners"] if each["name"] in state["learners"]}
-    names = {"ds": ds, "np": np, "measured": measured, "summarise": summarise, "colors": colors}
-    names["training_axis"] = training_axis
+    names = {"ds": ds, "np": np, "measured": measured, "summarise": summarise, "training_axis": training_axis}
+    names["colors"] = _colors(header, state)
     exec("\n".join(body(header, view, state)), names | places)

@@ -1,9 +1,8 @@
 // The explorer of a study. A notebook (through anywidget) and a static page both call `render` with a model that has
 // the header, which describes the study, and all numbers as float32. Everything is computed and drawn here, so moving
-// a slider needs neither a kernel nor a server. The texts of chart.js and code.js come before this one in the module.
+// a slider needs neither a kernel nor a server. The other modules come before this text in one and the same ES module
+// (see MODULES in explorer.py), and so their functions are known here.
 
-const TASK_DIMS = ["task", "evaluation_task"];
-const MAX_SEEDS_SHOWN = 4; // with more seeds the band is a 95 % interval, with fewer their range
 const VIEWS = {
   training: { title: "Over meta-training", draw: drawTraining },
   inner: { title: "Along the inner loop", draw: drawInner },
@@ -11,12 +10,11 @@ const VIEWS = {
   tasks: { title: "Tasks at the point", draw: drawTasks },
   surface: { title: "Loss surface around the start of the inner loop", draw: drawSurface },
 };
-const DASHES = { "-": "", "--": "6 3", "-.": "7 3 2 3", ":": "2 3" };
 
 export default { render };
 
 function render({ model, el }) {
-  const app = { model, root: html("div", { class: "ht-explorer" }), views: {}, pdf: null };
+  const app = { model, root: html("div", { class: "ht-explorer" }), views: {} };
   el.replaceChildren(app.root);
   load(app);
   model.on("change:header", () => load(app));
@@ -41,7 +39,7 @@ function render({ model, el }) {
   };
 }
 
-// ---- the data
+// ---- the study that is shown
 
 /** Read the header and the numbers, keep what was chosen before as far as it still exists, and build the page. */
 function load(app) {
@@ -73,94 +71,6 @@ function load(app) {
     fit: old ? old.fit : false,
   };
   build(app);
-}
-
-function variable(app) {
-  return app.variables[app.state.quantity];
-}
-
-/** The positions of the dimensions that are chosen besides learner, seed and task. */
-function place(app, changes = {}) {
-  return { checkpoint: app.state.checkpoint, inner_step: app.state.step, ...app.state.extra, ...changes };
-}
-
-/** The values of all tasks (or the single value) of a variable for one learner and seed at a place. */
-function taskValues(app, each, learner, seed, where, scaled) {
-  const alpha = scaled && app.header.step_size ? app.header.step_size[learner][seed] ?? NaN : 1;
-  let start = each.offset + learner * each.strides.learner + seed * each.strides.seed;
-  for (const dim of each.dims.slice(3)) if (dim in where && dim !== each.taskDim) start += where[dim] * each.strides[dim];
-  start += where.checkpoint * each.strides.checkpoint;
-  const count = each.taskDim ? each.size[each.taskDim] : 1;
-  const stride = each.taskDim ? each.strides[each.taskDim] : 0;
-  return Array.from({ length: count }, (_, task) => alpha * app.numbers[start + task * stride]);
-}
-
-/**
- * The mean of a variable at a place with its band: over tasks and then over seeds, or over the tasks of the chosen
- * seed; or one task's value with its measured error. `count` says of how many values, `source` what the band is.
- */
-function summary(app, name, learner, where, scaled = false) {
-  const each = app.variables[name];
-  if (app.state.seed === null) {
-    const seeds = [...Array(each.size.seed).keys()];
-    const perSeed = seeds.map((seed) => finite(taskValues(app, each, learner, seed, where, scaled)));
-    const means = perSeed.filter((values) => values.length).map(mean);
-    const middle = mean(means);
-    const tasks = perSeed.reduce((sum, values) => sum + values.length, 0);
-    const count = each.taskDim ? `${tasks} tasks of ${plural(means.length, "seed")}` : plural(means.length, "seed");
-    if (means.length < 2) return { mean: middle, low: NaN, high: NaN, count, source: "one seed has no band" };
-    if (seedsWithValues(app, name) <= MAX_SEEDS_SHOWN) {
-      return { mean: middle, low: Math.min(...means), high: Math.max(...means), count, source: "range of the seeds" };
-    }
-    const half = app.header.half_widths[means.length] * deviation(means);
-    return { mean: middle, low: middle - half, high: middle + half, count, source: "95 % interval over seeds" };
-  }
-  const seed = app.header.coords.seed.indexOf(app.state.seed);
-  const values = taskValues(app, each, learner, seed, where, scaled);
-  if (each.taskDim && app.state.task === null) {
-    const known = finite(values);
-    const middle = mean(known);
-    const error = known.length > 1 ? deviation(known) / Math.sqrt(known.length) : NaN;
-    const count = plural(known.length, "task");
-    return { mean: middle, low: middle - error, high: middle + error, count, source: "standard error over tasks" };
-  }
-  const task = each.taskDim ? app.header.coords[each.taskDim].indexOf(app.state.task) : 0;
-  const middle = task >= 0 ? values[task] : NaN;
-  const errors = each.error ? taskValues(app, app.variables[each.error], learner, seed, where, scaled) : [];
-  const error = errors.length === values.length ? errors[task] : errors[0] ?? 0;
-  const source = each.error ? app.variables[each.error].long_name : "no error is measured";
-  return { mean: middle, low: middle - error, high: middle + error, count: each.taskDim ? "1 task" : "1 seed", source };
-}
-
-/** The number of seeds that have any value of a variable. */
-function seedsWithValues(app, name) {
-  const each = app.variables[name];
-  if (each.numSeeds === undefined) {
-    const { seed, learner } = each.size;
-    const inner = each.strides.seed;
-    const has = (s) =>
-      [...Array(learner).keys()].some((l) => {
-        const start = each.offset + l * each.strides.learner + s * inner;
-        return app.numbers.subarray(start, start + inner).some(Number.isFinite);
-      });
-    each.numSeeds = [...Array(seed).keys()].filter(has).length;
-  }
-  return each.numSeeds;
-}
-
-/** The shown learners with their positions along the dimension. */
-function shownLearners(app) {
-  const all = app.header.learners.map((each, index) => ({ ...each, index }));
-  return all.filter((each) => app.state.learners.includes(each.name));
-}
-
-function curve(app, learner, dim) {
-  const key = JSON.stringify([learner.index, dim, place(app, { [dim]: 0 })]);
-  if (!app.curves.has(key)) {
-    const positions = app.header.coords[dim].map((_, i) => i);
-    app.curves.set(key, positions.map((i) => summary(app, app.state.quantity, learner.index, place(app, { [dim]: i }))));
-  }
-  return app.curves.get(key);
 }
 
 // ---- the controls
@@ -293,7 +203,7 @@ function figure(app, name, view) {
   return whole;
 }
 
-/** After another choice than that of a slider: what the sliders and menus offer may have changed. */
+/** Show a choice that was made by anything but a slider: it may change what the menus and sliders offer. */
 function changed(app) {
   const { header, state } = app;
   const each = variable(app);
@@ -323,6 +233,7 @@ function extraMenu(app, dim) {
   return labelled(dim.replaceAll("_", " "), box);
 }
 
+/** Show the point at which the sliders are now. */
 function moved(app) {
   app.sliders.checkpoint.show();
   app.sliders.step.show();
@@ -347,10 +258,10 @@ function writeTable(app) {
   const said = [];
   let source = "";
   const rows = shownLearners(app).map((learner) => {
-    const found = summary(app, app.state.quantity, learner.index, place(app));
-    const known = Number.isFinite(found.mean);
-    if (known) source = `; error: ${found.source}`;
-    const cells = known ? [number(found.mean), errorText(found), found.count] : ["not measured", "", ""];
+    const point = summary(app, app.state.quantity, learner.index, place(app));
+    const isKnown = Number.isFinite(point.mean);
+    if (isKnown) source = `; error: ${point.source}`;
+    const cells = isKnown ? [number(point.mean), errorText(point), point.count] : ["not measured", "", ""];
     said.push(`${learner.label}: ${cells[0]} ${cells[1]}`.trim());
     const row = html("tr", { "data-learner": learner.name }, html("th", { scope: "row" }, learner.label));
     row.append(...cells.map((cell) => html("td", {}, cell)));
@@ -361,6 +272,7 @@ function writeTable(app) {
   app.live.textContent = `${app.state.quantity} at ${pointText(app)}. ${said.join("; ")}.`;
 }
 
+/** A band as text: one number behind ± where it is symmetric, otherwise both of its ends. */
 function errorText({ mean, low, high }) {
   if (!Number.isFinite(low) || !Number.isFinite(high)) return "";
   const [down, up] = [mean - low, high - mean];
@@ -395,230 +307,6 @@ function drawAll(app) {
   }
 }
 
-/** Lines of means with bands over one dimension, with a mark at the present position of its slider. */
-function drawLines(app, width, dark, dim, x, key) {
-  const learners = shownLearners(app);
-  const curves = learners.map((learner) => curve(app, learner, dim));
-  const y = app.state.fit ? scaleOfPoints(curves.flat(), app.state.log) : valueScale(app, learners);
-  if (!y) return { missing: "Nothing of this is measured yet." };
-  const at = (i) => app.header.coords[dim][i];
-  const area = chart({ width, height: 270, x, y, xlabel: DESCRIBED[dim], ylabel: app.state.quantity, dark });
-  const present = area.px(at(app.state[key]));
-  area.inside.append(svg("line", { x1: present, x2: present, y1: area.box.top, y2: area.box.bottom, stroke: ink(dark), "stroke-dasharray": "1 3" }));
-  const hits = [];
-  curves.forEach((points, row) => {
-    const color = visible(learners[row].color, dark);
-    for (const run of runs(points, (point) => Number.isFinite(point.low) && Number.isFinite(point.high))) {
-      const up = run.map((i) => `${area.px(at(i))},${area.py(points[i].high)}`);
-      const down = run.map((i) => `${area.px(at(i))},${area.py(points[i].low)}`).reverse();
-      area.inside.append(svg("polygon", { points: [...up, ...down].join(" "), fill: color, opacity: 0.16, class: "band" }));
-    }
-    for (const run of runs(points, (point) => Number.isFinite(point.mean))) {
-      const line = run.map((i) => `${area.px(at(i))},${area.py(points[i].mean)}`).join(" ");
-      const dash = DASHES[learners[row].line] ?? "";
-      area.inside.append(svg("polyline", { points: line, fill: "none", stroke: color, "stroke-width": 2, "stroke-dasharray": dash }));
-    }
-    points.forEach((point, i) => {
-      if (!Number.isFinite(point.mean)) return;
-      const [cx, cy] = [area.px(at(i)), area.py(point.mean)];
-      const r = i === app.state[key] ? 5 : 3;
-      area.inside.append(svg("circle", { cx, cy, r, fill: color }));
-      const text = [learners[row].label, `${DESCRIBED[dim]} ${at(i)}`, valueText(app, point), point.source];
-      hits.push({ x: cx, y: cy, text, go: () => (app.state[key] = i) });
-    });
-  });
-  const told = learners.map((learner, row) => `${learner.label} from ${firstAndLast(curves[row])}`).join("; ");
-  return { picture: area.picture, hits, text: `${app.state.quantity} by ${DESCRIBED[dim]}: ${told}.` };
-}
-
-function drawTraining(app, width, dark) {
-  return drawLines(app, width, dark, "checkpoint", trainingScale(app.header.coords.checkpoint), "checkpoint");
-}
-
-function drawInner(app, width, dark) {
-  if (!variable(app).dims.includes("inner_step")) return { missing: "This quantity has one value for a whole inner loop." };
-  const steps = app.header.coords.inner_step;
-  const ticks = steps.map((value) => ({ value, text: String(value) }));
-  const span = steps.length - 1 || 1;
-  const scale = { share: (value) => 0.03 + (0.94 * (value - steps[0])) / span, ticks };
-  return drawLines(app, width, dark, "inner_step", scale, "step");
-}
-
-/** One row for each learner with a dot for each task, and a line at the mean. */
-function drawTasks(app, width, dark) {
-  const each = variable(app);
-  if (!each.taskDim) return { missing: "This quantity is stored as a mean over tasks." };
-  const learners = shownLearners(app);
-  const seeds = app.header.coords.seed.map((_, i) => i).filter((i) => app.state.seed === null || app.header.coords.seed[i] === app.state.seed);
-  const found = learners.map((learner) =>
-    seeds.flatMap((seed) => taskValues(app, each, learner.index, seed, place(app), false).map((value, task) => ({ value, seed, task }))),
-  );
-  const scale = scaleOf(finite(found.flat().map((point) => point.value)), app.state.log);
-  if (!scale) return { missing: "Nothing is measured at this point yet." };
-  const area = chart({ width, height: rowsHeight(learners), x: scale, y: null, xlabel: app.state.quantity, dark, left: 12, rows: learners.length });
-  const hits = [];
-  learners.forEach((learner, row) => {
-    const color = visible(learner.color, dark);
-    rowLabel(area, learner, row, color);
-    found[row].forEach(({ value, seed, task }) => {
-      if (!Number.isFinite(value) || (app.state.log && value <= 0)) return;
-      const names = [`seed ${app.header.coords.seed[seed]}`, `task ${app.header.coords[each.taskDim][task]}`];
-      const chosen = app.state.task === app.header.coords[each.taskDim][task];
-      const [cx, cy] = [area.px(value), area.py(row)];
-      area.inside.append(svg("circle", { cx, cy, r: chosen ? 6 : 4, fill: color, opacity: chosen ? 1 : 0.5 }));
-      hits.push({ x: cx, y: cy, text: [learner.label, names.join(", "), `${app.state.quantity} ${number(value)}`] });
-    });
-    const { mean } = summary(app, app.state.quantity, learner.index, place(app));
-    if (Number.isFinite(mean)) {
-      const at = area.px(mean);
-      area.inside.append(svg("line", { x1: at, x2: at, y1: area.py(row) - 10, y2: area.py(row) + 10, stroke: ink(dark), "stroke-width": 2 }));
-    }
-  });
-  const told = learners.map((learner, row) => `${learner.label} ${plural(finite(found[row].map((p) => p.value)).length, "task")}`);
-  return { picture: area.picture, hits, text: `${app.state.quantity} of single tasks at ${pointText(app)}: ${told.join("; ")}.` };
-}
-
-/** One row for each learner: the mean density of eigenvalues, and a mark at each eigenvalue that was computed. */
-function drawSpectrum(app, width, dark) {
-  const { header } = app;
-  const { eigenvalue, density } = app.variables;
-  if (!eigenvalue && !density) return { missing: "The study measures no eigenvalues." };
-  const learners = shownLearners(app);
-  const where = { checkpoint: app.state.checkpoint, inner_step: app.state.step };
-  const marks = learners.map((learner) => (eigenvalue ? eigenvalues(app, learner, where) : []));
-  const grid = density ? header.coords.grid : [];
-  const heights = learners.map((learner) => grid.map((_, i) => summary(app, "density", learner.index, { ...where, grid: i }).mean));
-  const peak = Math.max(0, ...finite(heights.flat()));
-  const values = marks.flat().map((mark) => mark.value);
-  grid.forEach((value, i) => heights.some((row) => row[i] > 1e-3 * peak) && values.push(value));
-  if (!values.length) return { missing: "No eigenvalue is measured at this point." };
-  const scale = asinhScale(Math.min(0, ...values), Math.max(0, ...values), header.step_size ? 0.1 : 1);
-  const xlabel = header.step_size ? "eigenvalue times step size" : "eigenvalue";
-  const area = chart({ width, height: rowsHeight(learners), x: scale, y: null, xlabel, dark, left: 12, rows: learners.length });
-  const hits = [];
-  learners.forEach((learner, row) => {
-    const color = visible(learner.color, dark);
-    const base = area.py(row);
-    const unit = 0.8 * (area.py(1) - area.py(0));
-    if (finite(heights[row]).length) {
-      const line = grid.map((value, i) => `${area.px(value)},${base - (unit * (heights[row][i] || 0)) / peak}`);
-      const points = [`${area.px(grid[0])},${base}`, ...line, `${area.px(grid.at(-1))},${base}`].join(" ");
-      area.inside.append(svg("polygon", { points, fill: color, opacity: 0.3 }));
-    }
-    for (const mark of marks[row]) {
-      const at = area.px(mark.value);
-      const opacity = marks[row].length > 20 ? 0.35 : 1;
-      area.inside.append(svg("line", { x1: at, x2: at, y1: base - 8, y2: base + 8, stroke: color, opacity, "stroke-width": 1.5 }));
-      const error = Number.isFinite(mark.error) ? ` ± ${number(mark.error, 2)} (residual)` : "";
-      hits.push({ x: at, y: base, text: [learner.label, `${xlabel} ${number(mark.value)}${error}`, mark.of] });
-    }
-    rowLabel(area, learner, row, color);
-  });
-  const largest = (row) => (row.length ? number(Math.max(...row.map((mark) => mark.value))) : "not measured");
-  const told = learners.map((each, row) => `${each.label} largest ${largest(marks[row])}`);
-  return { picture: area.picture, hits, text: `${xlabel} at ${pointText(app, eigenvalue ?? density)}: ${told.join("; ")}.` };
-}
-
-/** The computed eigenvalues of the chosen seeds and tasks, times the step size where there is a density. */
-function eigenvalues(app, learner, where) {
-  const { header, state } = app;
-  const { eigenvalue } = app.variables;
-  const residual = app.variables[eigenvalue.error];
-  const found = [];
-  header.coords.seed.forEach((seed, s) => {
-    if (state.seed !== null && seed !== state.seed) return;
-    header.coords.eigen_index.forEach((_, i) => {
-      const at = { ...where, eigen_index: i };
-      const errors = residual ? taskValues(app, residual, learner.index, s, at, true) : [];
-      taskValues(app, eigenvalue, learner.index, s, at, true).forEach((value, t) => {
-        const task = eigenvalue.taskDim ? header.coords[eigenvalue.taskDim][t] : null;
-        if (!Number.isFinite(value) || (task !== null && state.task !== null && task !== state.task)) return;
-        const of = `seed ${seed}${task === null ? "" : `, task ${task}`}, number ${i} by magnitude`;
-        found.push({ value, error: errors[t], of });
-      });
-    });
-  });
-  return found;
-}
-
-/** A map of the support loss for each learner that has one at this checkpoint. */
-function drawSurface(app, width, dark) {
-  const each = app.variables.loss_surface;
-  if (!each) return { missing: "The study measures no loss surface." };
-  const [xs, ys] = [app.header.coords.surface_x, app.header.coords.surface_y];
-  const learners = shownLearners(app);
-  const at = (learner, x, y) => summary(app, "loss_surface", learner.index, { checkpoint: app.state.checkpoint, surface_x: x, surface_y: y }).mean;
-  const maps = learners.map((learner) => ys.map((_, y) => xs.map((_, x) => at(learner, x, y))));
-  const values = finite(maps.flat(2)).sort((a, b) => a - b);
-  if (!values.length) return { missing: "No loss surface is measured at this meta-iteration." };
-  const [low, high] = [values[0], values[Math.floor(0.95 * (values.length - 1))]];
-  const columns = Math.max(1, Math.min(learners.length, Math.floor(width / 150)));
-  const size = Math.min(220, Math.floor(width / columns) - 10);
-  const height = Math.ceil(learners.length / columns) * (size + 26) + 24;
-  const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", xmlns: SVG });
-  picture.setAttribute("font-family", "system-ui, sans-serif");
-  picture.setAttribute("font-size", "12");
-  const hits = [];
-  learners.forEach((learner, index) => {
-    const [left, top] = [(index % columns) * (size + 10), Math.floor(index / columns) * (size + 26) + 18];
-    picture.append(text(learner.label, { x: left, y: top - 5, anchor: "start", dark }));
-    const [w, h] = [size / xs.length, size / ys.length];
-    maps[index].forEach((row, y) =>
-      row.forEach((value, x) => {
-        if (!Number.isFinite(value)) return;
-        const [cx, cy] = [left + x * w, top + (ys.length - 1 - y) * h];
-        const level = Math.min(1, Math.max(0, (value - low) / (high - low || 1)));
-        const fill = app.header.cividis[Math.round(level * (app.header.cividis.length - 1))];
-        picture.append(svg("rect", { x: cx, y: cy, width: w + 0.5, height: h + 0.5, fill, "shape-rendering": "crispEdges" }));
-        const text = [learner.label, `descent ${number(xs[x])}, random ${number(ys[y])}`, `support loss ${number(value)}`];
-        hits.push({ x: cx + w / 2, y: cy + h / 2, text });
-      }),
-    );
-    const [cx, cy] = [left + size / 2, top + size / 2];
-    if (finite(maps[index].flat()).length) picture.append(svg("circle", { cx, cy, r: 3, fill: "#fff", stroke: "#000" }));
-    else picture.append(text("not measured", { x: cx, y: cy, anchor: "middle", dark }));
-  });
-  const legend = `x: descent direction, y: random direction; support loss from ${number(low)} (dark) to ${number(high)} (light)`;
-  wrap(legend, width).forEach((line, i) => picture.append(text(line, { x: 0, y: height - 16 + 13 * i, anchor: "start", dark })));
-  return { picture, hits, text: `Support loss at meta-iteration ${app.header.coords.checkpoint[app.state.checkpoint]}, from ${number(low)} to ${number(high)}.` };
-}
-
-const rowsHeight = (learners) => Math.max(140, 70 + 52 * learners.length);
-
-function valueText(app, point) {
-  return `${app.state.quantity} ${number(point.mean)} ${errorText(point)}`.trim();
-}
-
-function firstAndLast(points) {
-  const known = points.filter((point) => Number.isFinite(point.mean));
-  return known.length ? `${number(known[0].mean)} to ${number(known.at(-1).mean)}` : "nothing measured";
-}
-
-/** The scale of the values, the same at all positions of both sliders, so that moving one does not move the axis. */
-function valueScale(app, learners) {
-  const key = "scale";
-  if (!app.curves.has(key)) {
-    const steps = variable(app).dims.includes("inner_step") ? app.header.coords.inner_step.length : 1;
-    const points = [];
-    for (const learner of learners) {
-      for (let c = 0; c < app.header.coords.checkpoint.length; c++) {
-        for (let s = 0; s < steps; s++) points.push(summary(app, app.state.quantity, learner.index, place(app, { checkpoint: c, inner_step: s })));
-      }
-    }
-    app.curves.set(key, scaleOfPoints(points, app.state.log));
-  }
-  return app.curves.get(key);
-}
-
-/** The scale of means with their bands; a wide band does not squeeze the means. */
-function scaleOfPoints(points, log) {
-  const means = finite(points.map((point) => point.mean));
-  const [low, high] = [Math.min(...means), Math.max(...means)];
-  const reach = 0.5 * (high - low);
-  const ends = finite(points.flatMap((point) => [point.low, point.high]));
-  return scaleOf([...means, ...ends.filter((end) => end >= low - reach && end <= high + reach)], log);
-}
-
 // ---- hovering, code and files
 
 /** Show the nearest value near the pointer; a click moves the sliders there. */
@@ -630,7 +318,7 @@ function listen(app, { picture, hits }) {
     const [x, y] = [event.clientX - box.left, event.clientY - box.top];
     const far = (hit) => Math.hypot(hit.x - x, hit.y - y);
     const best = hits.reduce((a, b) => (a && far(a) <= far(b) ? a : b), null);
-    return best && far(best) < 30 ? best : null;
+    return best && far(best) < 30 ? best : null; // pixels, about the width of a finger
   };
   const show = (event) => {
     const hit = nearest(event);
@@ -690,7 +378,7 @@ function saveSvgFile(app, view) {
 function download(content, type, name) {
   const link = html("a", { href: URL.createObjectURL(new Blob([content], { type })), download: name });
   link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+  setTimeout(() => URL.revokeObjectURL(link.href), 10000); // milliseconds; the browser reads it after the click
 }
 
 function send(app, message) {

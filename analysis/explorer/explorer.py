@@ -14,16 +14,18 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from analysis.drawing import style
+from analysis.drawing.summary import TASK_DIMS
 from analysis.errors import UserError
-from analysis.explorer.code import VIEWS, State, code, draw, draw_into
-from analysis.explorer.export import export
+from analysis.explorer.code import VIEWS, State, code, draw, draw_into, task_dim
+from analysis.explorer.export import LEADING_DIMS, export
 from analysis.folder import open_study
 from hessian_tools.runs.files import write_text
 from hessian_tools.validation import check_choice
 
 FILES = Path(__file__).parent
-SCRIPT = "\n".join((FILES / name).read_text(encoding="utf-8") for name in ("chart.js", "code.js", "explorer.js"))
-"""The ES module of the notebook and of the static page."""
+MODULES = ("chart.js", "data.js", "code.js", "views.js", "explorer.js")
+SCRIPT = "\n".join((FILES / name).read_text(encoding="utf-8") for name in MODULES)
+"""The one ES module of the notebook and of the static page, which is joined here because a widget takes one text."""
 CSS = (FILES / "explorer.css").read_text(encoding="utf-8")
 WIDGET = "application/vnd.jupyter.widget-view+json"
 INSTALL = "the explorer needs anywidget in a notebook: pip install 'hessian-tools[notebook]'"
@@ -102,10 +104,10 @@ class Explorer:
         return bundle | {WIDGET: shown[WIDGET]}, {}
 
     def _start(self) -> dict[str, Any]:
-        """What is shown at first."""
+        """The choices that the explorer begins with, as ``_checked`` returns them."""
         coords, quantity = self._header["coords"], self._header["menu"][0]
         dims = self._header["variables"][quantity]["dims"]
-        further = [dim for dim in dims[3:] if dim not in ("task", "evaluation_task", "inner_step")]
+        further = [dim for dim in dims if dim not in (*LEADING_DIMS, *TASK_DIMS, "inner_step")]
         return {
             "quantity": quantity,
             "learners": self._header["shown"],
@@ -118,7 +120,7 @@ class Explorer:
         }
 
     def _picture(self) -> bytes:
-        """The views of the start as a PNG."""
+        """The views of the first choices side by side, as a PNG."""
         state = self._start()
         dims = self._header["variables"][state["quantity"]]["dims"]
         views = ["training"] + ["inner"] * ("inner_step" in dims) + ["tasks"] * ("task" in dims)
@@ -128,7 +130,7 @@ class Explorer:
             for view, ax in zip(views, axes, strict=True):
                 draw_into(self._ds, self._header, view, state, fig=figure, ax=ax)
                 if view == "inner":
-                    ax.get_legend().remove()  # it is that of the first panel
+                    ax.get_legend().remove()  # the first panel has the same one
                 ax.set_xlabel(ax.get_xlabel().replace(", ", "\n", 1))
             content = BytesIO()
             figure.savefig(content, format="png", dpi=110)
@@ -136,18 +138,17 @@ class Explorer:
 
     def _checked(self, state: Mapping[str, Any]) -> State:
         """The state that a browser sent, with its names and numbers replaced by those of the study."""
-        coords, variables = self._header["coords"], self._header["variables"]
+        coords = self._header["coords"]
         quantity = check_choice("quantity", state["quantity"], self._header["menu"])
         chosen = [name for name in coords["learner"] if name in state["learners"]]
-        dims = variables[quantity]["dims"]
+        if not chosen:
+            raise ValueError("no learner is chosen; choose one")
 
         def label(dim: str, value: object) -> Any:
             return None if value is None else coords[dim][coords[dim].index(value)]
 
-        tasks = next((dim for dim in dims if dim in ("task", "evaluation_task")), None)
-        extra = {dim: int(index) for dim, index in state["extra"].items() if dim in dims}
-        if not chosen:
-            raise ValueError("no learner is chosen; choose one")
+        tasks = task_dim(self._header, quantity)
+        dims = self._header["variables"][quantity]["dims"]
         return {
             "quantity": quantity,
             "learners": chosen,
@@ -155,7 +156,7 @@ class Explorer:
             "task": label(tasks, state["task"]) if tasks else None,
             "checkpoint": label("checkpoint", state["checkpoint"]),
             "inner_step": label("inner_step", state["inner_step"]) if "inner_step" in coords else 0,
-            "extra": extra,
+            "extra": {dim: int(index) for dim, index in state["extra"].items() if dim in dims},
             "log": bool(state["log"]),
         }
 
@@ -182,7 +183,7 @@ class Explorer:
 
 @cache
 def widget_class() -> type:
-    """The widget, whose class is made at its first use, because anywidget is not needed for a static page."""
+    """The class of the widget, which is made at its first use, because a static page does not need anywidget."""
     import anywidget
     import traitlets
 
@@ -206,10 +207,11 @@ def study_page(ds: xr.Dataset, folder: Path) -> str:
 
 
 def page(header: Mapping[str, Any], values: bytes) -> str:
-    """The explorer as a whole HTML document, with the numbers compressed in it."""
+    """The explorer as a whole HTML document, which holds the numbers compressed by gzip."""
     title = f"Explorer: {header['study']}" if header["study"] else "Explorer"
-    # "<" is written by its code, so that no text can end the element of the script.
-    described = json.dumps({**header, "can_refresh": False}).replace("<", "\\u003c")
+    # "<" is written as an escape of JSON, so that no text of the study can end the script element that holds it.
+    header_text = json.dumps({**header, "can_refresh": False}).replace("<", "\\u003c")
+    # Without the time of writing in it, the same study gives the same page.
     numbers = base64.b64encode(gzip.compress(values, mtime=0)).decode("ascii")
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -226,7 +228,7 @@ main {{ width: 100%; max-width: 76rem; margin: 0 auto; }}
 </head>
 <body>
 <main id="explorer"><noscript>The explorer needs JavaScript.</noscript></main>
-<script type="application/json" id="header">{described}</script>
+<script type="application/json" id="header">{header_text}</script>
 <script type="text/plain" id="values">{numbers}</script>
 <script type="module">
 {SCRIPT}

@@ -14,7 +14,7 @@ from matplotlib.colors import to_hex
 from analysis.drawing.curves import learner_style
 from analysis.drawing.selection import for_lines, is_control
 from analysis.drawing.style import method_label, method_style
-from analysis.drawing.summary import measured
+from analysis.drawing.summary import MAX_SEEDS_SHOWN, TASK_DIMS, measured
 from analysis.explorer.code import TEMPLATES
 from analysis.schema import learner_names
 from analysis.statistics import student_half_width
@@ -22,7 +22,6 @@ from hessian_tools.validation import check_choice
 
 LEADING_DIMS = ("learner", "seed", "checkpoint")
 """The dimensions that every quantity has; after them may come a task dimension and ``inner_step``."""
-TASK_DIMS = ("task", "evaluation_task")
 SPECTRUM, SURFACES = ("eigenvalue", "density"), ("loss_surface", "loss_surface_normalised")
 """The variables of the views of the spectrum and of the loss surface."""
 FIRST = (
@@ -49,8 +48,9 @@ def quantities(ds: xr.Dataset) -> list[str]:
 
 
 def _is_quantity(values: xr.DataArray) -> bool:
+    """True for real numbers along the leading dimensions, of which one at least is finite."""
     has_dims = all(dim in values.dims for dim in LEADING_DIMS)
-    # The names stand in the code that the explorer writes and runs, and a study's files may come from a stranger.
+    # The names become part of the code that the explorer writes and runs, and a study's files may come from a stranger.
     is_plain = all(str(name).isidentifier() for name in (values.name, *values.dims))
     return has_dims and is_plain and values.dtype.kind == "f" and bool(np.isfinite(values).any())
 
@@ -67,48 +67,73 @@ def export(ds: xr.Dataset, *, variables: Sequence[str] | None = None) -> tuple[d
         check_choice("variables", name, known)
     if variables is not None and not variables:
         raise ValueError("variables is empty; give one or more names, such as ['alpha_rho']")
-    # The views of the spectrum and of the surface come right after the first quantity, where there is a choice.
-    wanted = list(dict.fromkeys(variables or [known[0], *(set(SPECTRUM + SURFACES) & set(known)), *known]))
-    parts: list[bytes] = []
-    exported: dict[str, dict[str, Any]] = {}
-    left_out: list[str] = []
-    size = 0
-    for name in wanted:
-        error = ds[name].attrs.get("error_variable")
-        error = error if error in ds and str(error).isidentifier() else None
-        group = [each for each in (name, error) if each is not None and each not in exported]
-        bytes_of_group = sum(4 * ds[each].size for each in group)
-        if variables is None and exported and size + bytes_of_group > MAX_BYTES:
-            left_out.append(name)
-            continue
-        for each in group:
-            values = _ordered(measured(ds, each) if "status" in ds else ds[each])
-            exported[each] = _description(values, offset=size // 4, error=ds[each].attrs.get("error_variable"))
-            parts.append(np.ascontiguousarray(values.values, dtype="<f4").tobytes())
-            size += len(parts[-1])
-    for description in exported.values():
-        if description["error"] not in exported:
-            description["error"] = None
-    menu = [name for name in known if name in exported and not set(CURVE_DIMS) & set(ds[name].dims)]
+    names, left_out = (list(dict.fromkeys(variables)), []) if variables else _those_that_fit(ds, known)
+    menu = [name for name in known if name in names and not set(CURVE_DIMS) & set(ds[name].dims)]
     if not menu:
         raise ValueError("variables names no quantity of the menu; add one, such as 'alpha_rho'")
-    dims = {dim for description in exported.values() for dim in description["dims"]}
+    described, values = _numbers(ds, names)
+    dims = {dim for description in described.values() for dim in description["dims"]}
     header = {
         "study": str(ds.attrs.get("study", "")),
         "menu": menu,
         "left_out": left_out,
-        "variables": exported,
+        "variables": described,
         "coords": {dim: _labels(ds, dim) for dim in sorted(dims)},
         "learners": [_learner(ds, name) for name in learner_names(ds)],
         "shown": _shown(ds),
         "start": _start(ds, menu[0]),
         "step_size": _step_sizes(ds),
+        "max_seeds_shown": MAX_SEEDS_SHOWN,
+        # The half width of a 95 % interval for each number of seeds, at a standard deviation of 1.
         "half_widths": [_finite(student_half_width(1.0, num)) for num in range(ds.sizes["seed"] + 1)],
         "has_status": "status" in ds,
         "cividis": [to_hex(color) for color in mpl.colormaps["cividis"](np.linspace(0, 1, 16))],
         "code": TEMPLATES,
     }
-    return header, b"".join(parts)
+    return header, values
+
+
+def _those_that_fit(ds: xr.Dataset, known: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The quantities that stay below ``MAX_BYTES`` together with their errors, and those that are left out."""
+    # The spectrum and the surface have views of their own, so they come right after the first quantity.
+    first = [known[0], *(name for name in (*SPECTRUM, *SURFACES) if name in known)]
+    taken: list[str] = []
+    left_out: list[str] = []
+    size = 0
+    for name in dict.fromkeys([*first, *known]):
+        more = sum(4 * ds[each].size for each in (name, _error(ds, name)) if each is not None)
+        if taken and size + more > MAX_BYTES:
+            left_out.append(name)
+        else:
+            taken.append(name)
+            size += more
+    return taken, left_out
+
+
+def _numbers(ds: xr.Dataset, names: Sequence[str]) -> tuple[dict[str, dict[str, Any]], bytes]:
+    """The description of each of the variables and of their errors, and their float32 numbers one after another."""
+    described: dict[str, dict[str, Any]] = {}
+    parts: list[bytes] = []
+    offset = 0
+    with_errors = dict.fromkeys(each for name in names for each in (name, _error(ds, name)) if each is not None)
+    for name in with_errors:
+        values = _ordered(measured(ds, name) if "status" in ds else ds[name])
+        described[name] = {
+            "dims": list(values.dims),
+            "shape": list(values.shape),
+            "offset": offset,
+            "long_name": str(values.attrs.get("long_name", name)),
+            "error": error if (error := _error(ds, name)) in with_errors else None,
+        }
+        parts.append(np.ascontiguousarray(values.values, dtype="<f4").tobytes())
+        offset += values.size
+    return described, b"".join(parts)
+
+
+def _error(ds: xr.Dataset, name: str) -> str | None:
+    """The variable that holds the error of a variable; None if there is none, or its name could be code."""
+    error = ds[name].attrs.get("error_variable")
+    return error if error in ds and str(error).isidentifier() else None
 
 
 def _ordered(values: xr.DataArray) -> xr.DataArray:
@@ -117,16 +142,8 @@ def _ordered(values: xr.DataArray) -> xr.DataArray:
     return values.transpose(*first, ...)
 
 
-def _description(values: xr.DataArray, *, offset: int, error: str | None) -> dict[str, Any]:
-    long_name = values.attrs.get("long_name", values.name)
-    return {"dims": list(values.dims), "shape": list(values.shape), "offset": offset} | {
-        "long_name": str(long_name),
-        "error": error,
-    }
-
-
 def _labels(ds: xr.Dataset, dim: str) -> list[Any]:
-    """The coordinate of a dimension; the names of layers, which are codes in the Dataset, in their place."""
+    """The labels along a dimension. Layers are numbered in the Dataset; their names are the labels."""
     values = ds[dim].values
     meanings = str(ds[dim].attrs.get("flag_meanings", "")).split()
     if len(meanings) == len(values):
@@ -135,6 +152,7 @@ def _labels(ds: xr.Dataset, dim: str) -> list[Any]:
 
 
 def _learner(ds: xr.Dataset, name: str) -> dict[str, Any]:
+    """The name, the label and the line of a learner; without the study's coordinates its name alone decides them."""
     style = learner_style(ds, name) if "trained" in ds.coords else method_style(name)
     return {"name": name, "label": method_label(name), "color": style.color, "line": style.linestyle}
 
@@ -154,11 +172,15 @@ def _start(ds: xr.Dataset, name: str) -> int:
 
 
 def _step_sizes(ds: xr.Dataset) -> list[list[float | None]] | None:
-    """alpha for each learner and seed, by which eigenvalues are scaled where there is a density; else None."""
+    """alpha [learner][seed], by which eigenvalues are scaled if the study has densities, which are of alpha times H.
+
+    None if it has no densities, or no single alpha for each learner and seed.
+    """
     if "density" not in ds or "step_size" not in ds or set(ds["step_size"].dims) != {"learner", "seed"}:
         return None
     return [[_finite(float(value)) for value in row] for row in ds["step_size"].transpose("learner", "seed").values]
 
 
 def _finite(value: float) -> float | None:
+    """The value, or None where it is not finite, which JSON cannot hold."""
     return value if np.isfinite(value) else None

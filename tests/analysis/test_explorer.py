@@ -15,6 +15,7 @@ from analysis.drawing.summary import measured, summarise
 from analysis.explorer import Explorer, explorer
 from analysis.explorer.code import VIEWS, code, draw
 from analysis.explorer.export import export
+from analysis.statistics import student_half_width
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +88,43 @@ def test_the_code_of_every_view_runs_and_draws_the_means(ds, view, changes):
         expected = summarise(values).mean.sel(learner="maml-shot")
         line = names["ax"].lines[1]
         np.testing.assert_allclose(line.get_ydata(), expected)
+        check_band(ds, view, changes, names)
         assert line.get_label() == "maml-shot" and names["ax"].get_yscale() == ("log" if changes["log"] else "linear")
+    if view == "spectrum":
+        eigenvalues = measured(ds, "eigenvalue") * ds["step_size"]
+        chosen = {dim: changes[dim] for dim in ("seed", "task") if changes[dim] is not None}
+        xr.testing.assert_allclose(names["values"], eigenvalues.sel(checkpoint=0, inner_step=1, **chosen))
     figure = draw(ds, shown._header, view, shown._checked(state))
     assert len(figure.axes) == len(names["fig"].axes)
+
+
+def check_band(ds, view, changes, names):
+    """The band is over seeds; or one standard error over the tasks of a seed; or the measured error of one value."""
+    place = {"training": {"inner_step": 1}, "inner": {"checkpoint": 0}}[view]
+    values = measured(ds, "alpha_rho").sel(place)
+    if changes["seed"] is None:
+        half = summarise(values).high - summarise(values).mean
+    elif changes["task"] is None:
+        tasks = values.sel(seed=1)
+        half = tasks.std("task", ddof=1) / np.sqrt(tasks.notnull().sum("task"))
+    else:
+        half = measured(ds, "alpha_rho_error").sel(place | {"seed": 1, "task": 2})
+    xr.testing.assert_allclose(
+        (names["high"] - names["mean"]).drop_vars("seed", errors="ignore"), half.drop_vars("seed", errors="ignore")
+    )
+    assert float((names["mean"] - names["low"]).min()) >= 0
+
+
+def test_the_browser_gets_the_step_sizes_and_the_factors_of_intervals(ds):
+    sizes = ds["step_size"] + 0.1 * ds["seed"]
+    header, _ = export(ds.assign(step_size=sizes.transpose("seed", "learner")))
+    np.testing.assert_allclose(header["step_size"], sizes.transpose("learner", "seed"))
+    assert header["half_widths"][:2] == [None, None]
+    assert header["half_widths"][3] == pytest.approx(student_half_width(1.0, 3))
+
+
+def test_untrained_networks_are_not_among_the_learners_that_are_shown_at_first(ds):
+    assert export(ds)[0]["shown"] == ["maml", "maml-shot", "fomaml"]
 
 
 def test_the_code_opens_the_study_where_a_folder_was_given(ds, monkeypatch):
@@ -103,8 +138,8 @@ def test_the_code_opens_the_study_where_a_folder_was_given(ds, monkeypatch):
 
 def test_a_study_that_grows_is_read_again(ds, monkeypatch):
     early = ds.assign({name: ds[name].where(ds["checkpoint"] == 0) for name in ("alpha_rho", "rho")})
-    found = [early, ds]
-    monkeypatch.setattr(explorer, "open_study", lambda path: found.pop(0))
+    versions = [early, ds]
+    monkeypatch.setattr(explorer, "open_study", lambda path: versions.pop(0))
     shown = analysis.explore("runs/growing")
     assert shown._start()["checkpoint"] == 0
     before = numbers(shown._header, shown._values, "rho")

@@ -8,8 +8,10 @@ import pytest
 from browser import as_number, new_page, set_slider, shown_values
 from figure_contents import study_to_draw, with_further_variables
 from matplotlib import pyplot as plt
+from simulated_studies import simulated_study
 
 import analysis
+from analysis.drawing.summary import measured, summarise
 from analysis.schema import MEASURED
 
 pytestmark = pytest.mark.heavy
@@ -99,6 +101,31 @@ def test_the_menus_choose_quantity_seed_and_task(opened, ds):
     assert as_number(shown_values(opened)["maml"][0]) == pytest.approx(value, rel=1e-3)
     opened.get_by_label("Quantity").select_option("alignment")
     assert "one value for a whole inner loop" in opened.locator("[data-view=inner]").inner_text()
+
+
+def test_the_bands_are_those_of_the_figures(opened, ds, tmp_path):
+    opened.get_by_label("Seed", exact=True).select_option("1")
+    tasks = measured(ds, "alpha_rho").sel(learner="maml", seed=1).isel(checkpoint=-1, inner_step=0).dropna("task")
+    error = float(tasks.std(ddof=1)) / tasks.size**0.5
+    assert as_number(shown_values(opened)["maml"][1].replace("± ", "")) == pytest.approx(error, rel=0.06)
+    six = simulated_study(seeds=range(6), tasks=3)
+    opened.goto(analysis.explore(six, variables=["alpha_rho"]).save(tmp_path / "six.html").as_uri())
+    opened.wait_for_selector("[data-view=training] svg")
+    summary = summarise(measured(six, "alpha_rho"))
+    interval = float((summary.high - summary.mean).sel(learner="maml").isel(checkpoint=-1, inner_step=0))
+    assert as_number(shown_values(opened)["maml"][1].replace("± ", "")) == pytest.approx(interval, rel=0.06)
+
+
+def test_eigenvalues_are_scaled_and_the_surface_stands_upright(opened, ds):
+    eigenvalues = (measured(ds, "eigenvalue") * ds["step_size"]).sel(learner="maml").isel(checkpoint=-1, inner_step=0)
+    words = opened.locator("[data-view=spectrum] svg").get_attribute("aria-label")
+    largest = re.search(r"MAML largest (\S+?);", words)[1]
+    assert as_number(largest) == pytest.approx(float(eigenvalues.max()), rel=1e-3)
+    opened.locator("[data-view=surface] rect").first.hover(force=True)  # the lowest row of the first map comes first
+    low = opened.locator("[data-view=surface] rect").first.bounding_box()["y"]
+    high = opened.locator("[data-view=surface] rect").nth(ds.sizes["surface_x"]).bounding_box()["y"]
+    tip = opened.locator(".tip").inner_text()
+    assert high < low and as_number(re.search(r"random (\S+)", tip)[1]) == float(ds["surface_y"][0])
 
 
 def test_what_is_not_measured_is_blank_and_surfaces_show_where_they_are(opened, ds):
