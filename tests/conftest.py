@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,8 +39,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=left_out)
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hand the counts of the campaign over to the process that prints, if this one is a worker of it."""
+    from outcomes import TABLE
+
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["campaign"] = {part: dict(counts) for part, counts in TABLE.items()}
+
+
+@pytest.hookimpl(optionalhook=True)  # a hook of pytest-xdist
+def pytest_testnodedown(node: Any) -> None:
+    """Add the counts of a worker that has ended."""
+    from outcomes import add
+
+    add(getattr(node, "workeroutput", {}).get("campaign", {}))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the table of the campaign, if a part of it has run in this process."""
+    """Print the table of the campaign, if a part of it has run."""
     from outcomes import TABLE, table_lines
 
     if TABLE:

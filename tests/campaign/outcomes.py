@@ -1,6 +1,7 @@
 """The table of the campaign: how many trials of each part ended in which way. It is printed after the tests."""
 
 from collections import Counter
+from collections.abc import Mapping
 
 COLUMNS = ("right", "refused", "wrong", "traceback", "hang")
 BAD = COLUMNS[2:]
@@ -14,6 +15,12 @@ def record(part: str, outcome: str, trial: object = "") -> None:
     """
     TABLE.setdefault(part, Counter())[outcome.partition(":")[0]] += 1
     print(f"{part} {trial} {outcome}", flush=True)
+
+
+def add(table: Mapping[str, Mapping[str, int]]) -> None:
+    """Add the counts of another process."""
+    for part, counts in table.items():
+        TABLE.setdefault(part, Counter()).update(counts)
 
 
 def table_lines() -> list[str]:
