@@ -9,6 +9,7 @@ derivative). A graph then holds the inputs and the outputs of each block, and th
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from enum import Enum
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -22,6 +23,9 @@ from torch.utils import _pytree as pytree
 from hessian_tools.first_look import agree
 from hessian_tools.hidden_state import HiddenStateError
 
+# Values that a block cannot change. A cache of keys and values would hold each of them twice when a block is computed
+# again, which leaves the attention's output as it was and halves its derivative.
+UNCHANGEABLE = (type(None), bool, int, float, complex, str, Enum, torch.dtype, torch.device, torch.layout)
 _FLOATING = object()
 
 
@@ -79,11 +83,26 @@ class _Recomputed:
         moving = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
         if not moving:
             return self.forward(*args, **kwargs)
+        for leaf in leaves:
+            if not isinstance(leaf, (Tensor, *UNCHANGEABLE)):
+                raise self.refusal(f"receives a {type(leaf).__name__}, which it might change each time it is computed")
         values = [leaves[i] for i in moving]
         for i in moving:
             leaves[i] = None  # held by the graph, and by nothing else
         run = _Run(self, leaves, spec, moving)
-        return run.whole_outputs(_Block.apply(run, *values))
+        constants = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        versions = [t._version for t in (*values, *constants)]
+        outputs = run.whole_outputs(_Block.apply(run, *values))
+        if [t._version for t in (*values, *constants)] != versions:
+            raise self.refusal("changes its inputs or its buffers in place")
+        return outputs
+
+    def refusal(self, what: str) -> HiddenStateError:
+        """The error for a block that cannot be computed again."""
+        return HiddenStateError(
+            f"module {self.name!r} {what}, so its activations cannot be computed again; switch off what holds state, "
+            "such as a cache of keys and values (use_cache=False), or leave the module out of recompute="
+        )
 
 
 class _Run:
@@ -125,11 +144,7 @@ class _Run:
             return
         same = len(outputs) == len(expected) and all(map(agree, outputs, expected))
         if not same and all(bool(output.isfinite().all()) for output in outputs):
-            raise HiddenStateError(
-                f"module {self.of.name!r} gives another output when it is computed again, because it changes something "
-                "outside of itself, such as a cache of keys and values; switch that off (use_cache=False), or leave "
-                "the module out of recompute="
-            )
+            raise self.of.refusal("gives another output when it is computed again")
 
 
 class _WithForward(nn.Module):

@@ -105,29 +105,53 @@ def test_a_graph_holds_less() -> None:
     assert peaks["recomputed"] < peaks["kept"] / 3
 
 
-def test_a_block_that_changes_something_outside_of_itself_is_refused() -> None:
-    class Block(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = nn.Linear(4, 4)
+class Remembering(nn.Module):
+    """A block that keeps something of each call in one of three places."""
 
-        def forward(self, x: Tensor, cache: dict[str, int]) -> Tensor:
-            cache["calls"] = cache.get("calls", 0) + 1
-            return self.inner(x) * cache["calls"]
+    def __init__(self, kept_in: str) -> None:
+        super().__init__()
+        self.inner, self.kept_in, self.calls = nn.Linear(4, 4), kept_in, 0
+        self.register_buffer("count", torch.zeros(()))
 
-    class Model(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.block, self.head = Block(), nn.Linear(4, 3)
+    def forward(self, x: Tensor, cache: Any) -> Tensor:
+        """Keys that stand twice in a cache leave the output of attention as it was, but not its derivative."""
+        self.calls += self.kept_in == "itself"
+        if self.kept_in == "a buffer":
+            self.count += 1
+        if self.kept_in == "a cache":
+            cache.values.append(self.inner(x))
+            return torch.stack(cache.values).mean(0)
+        return self.inner(x) * (1 + self.calls)
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.head(self.block(x, Counter()))
 
-    class Counter(dict[str, int]):
-        """A mapping that is no plain dict, as the caches of language models."""
+class Cache:
+    """What language models pass from block to block."""
 
-    loss, theta, batch = case(("block",), ht.seeded(Model, seed=0).double())
-    with pytest.raises(HiddenStateError, match="module 'block' gives another output .*use_cache=False"):
+    def __init__(self) -> None:
+        self.values: list[Tensor] = []
+
+
+class WithCache(nn.Module):
+    def __init__(self, kept_in: str) -> None:
+        super().__init__()
+        self.block, self.head = Remembering(kept_in), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.block.calls = 0
+        return self.head(self.block(x, Cache() if self.block.kept_in == "a cache" else None))
+
+
+@pytest.mark.parametrize(
+    ("kept_in", "words"),
+    [
+        ("a cache", "module 'block' receives a Cache, which it might change .*use_cache=False"),
+        ("a buffer", "module 'block' changes its inputs or its buffers in place"),
+        ("itself", "module 'block' gives another output when it is computed again"),
+    ],
+)
+def test_a_block_that_remembers_is_refused(kept_in: str, words: str) -> None:
+    loss, theta, batch = case(("block",), ht.seeded(lambda: WithCache(kept_in), seed=0).double())
+    with pytest.raises(HiddenStateError, match=words):
         ht.hessian(loss, theta, batch).mv(theta)
 
 
