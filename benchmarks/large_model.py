@@ -1,6 +1,6 @@
 """The trace and the largest eigenvalue of a transformer of a hundred million parameters, with the memory they took.
 
-Run as ``python -m benchmarks.large_model [--parameters 1e8] [--tokens 128] [--threads 1]``; Linux only. The network is a
+Run as ``python -m benchmarks.large_model [--parameters 1e8] [--tokens 128] [--threads 1]``; Linux only. The model is a
 language model with untrained weights in float32, whose blocks are recomputed and whose cross-entropy is computed by
 chunks. The plan is made before each calculation. "Added" is the peak of the resident memory over that before the
 calculation.
