@@ -39,7 +39,7 @@ from hessian_tools.curvature.operators.terms import leaves, magnitude, rebuilt
 from hessian_tools.first_look import value_of
 from hessian_tools.loss import HiddenStateError, Loss
 from hessian_tools.progress import Progress, ProgressCounter
-from hessian_tools.random_states import same_tensors, torch_states
+from hessian_tools.random_states import drawn_between, global_states, restored_random_states
 from hessian_tools.result import Result
 from hessian_tools.torch_fixes.precision import full_precision
 from hessian_tools.validation import check_whole
@@ -180,10 +180,10 @@ def _state_of_loss(objective: Objective) -> Finding:
             loss.fresh().refuse_hidden_state(theta, batch)
         except HiddenStateError as error:
             return Finding("state", False, nan, 0.0, str(error))
-    with torch.random.fork_rng(devices=[theta.device] if theta.is_cuda else []):
-        before = torch_states(theta.device)
+    with restored_random_states(theta.device):
+        before = global_states(theta.device)
         first, second = (float(value_of(loss, theta, batch)) for _ in range(2))
-        drew = not same_tensors(before, torch_states(theta.device))
+        drew = drawn_between(before, global_states(theta.device)) == "surely"
     allowed = REPEATED_LOSS * torch.finfo(theta.dtype).eps * abs(first)
     change = abs(second - first)
     passed, text = True, "two evaluations of the loss agree, and a forward pass changes nothing in the network"
