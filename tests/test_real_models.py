@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import hessian_tools as ht
 from hessian_tools import stream
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.heavy
 
 
 def randn(*shape: int) -> Tensor:
