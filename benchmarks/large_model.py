@@ -103,11 +103,11 @@ def main() -> None:
     H = hessian_at(width_for(options.parameters), options.tokens)
     print(f"{H!r}, {options.tokens} tokens, {options.threads} threads, torch {torch.__version__}\n", flush=True)
     measured(H, ht.plan(H, "trace", num_probes=PROBES), lambda: ht.trace(H, num_probes=PROBES, method="probes", seed=0))
-    options = {"k": 1, "max_matvecs": MAX_MATVECS}
+    run = {"k": 1, "max_matvecs": MAX_MATVECS}
     measured(
         H,
-        ht.plan(H, "top_eigenpairs", **options),
-        lambda: ht.top_eigenpairs(H, **options, rtol=RTOL, seed=0, progress=True),
+        ht.plan(H, "top_eigenpairs", **run),
+        lambda: ht.top_eigenpairs(H, **run, rtol=RTOL, seed=0, progress=True),
     )
 
 
