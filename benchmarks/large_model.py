@@ -103,11 +103,10 @@ def main() -> None:
     H = hessian_at(width_for(options.parameters), options.tokens)
     print(f"{H!r}, {options.tokens} tokens, {options.threads} threads, torch {torch.__version__}\n", flush=True)
     measured(H, ht.plan(H, "trace", num_probes=PROBES), lambda: ht.trace(H, num_probes=PROBES, method="probes", seed=0))
-    run = {"k": 1, "max_matvecs": MAX_MATVECS}
     measured(
         H,
-        ht.plan(H, "top_eigenpairs", **run),
-        lambda: ht.top_eigenpairs(H, **run, rtol=RTOL, seed=0, progress=True),
+        ht.plan(H, "top_eigenpairs", k=1, max_matvecs=MAX_MATVECS),
+        lambda: ht.top_eigenpairs(H, k=1, max_matvecs=MAX_MATVECS, rtol=RTOL, seed=0, progress=True),
     )
 
 
