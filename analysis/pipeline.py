@@ -78,7 +78,7 @@ def run_study(
     data: str | None = None,
     kept: str | Path | None = None,
     workers: int | None = None,
-    devices: Sequence[str] | None = None,
+    devices: str | Sequence[str] | None = None,
     cluster: str | Path | None = None,
     dask: str | None = None,
     device: str = "cpu",
@@ -99,7 +99,7 @@ def run_study(
     workers: the number of worker processes, of one thread each, or 0 to work in the present process; by default 0 for
         a small study or on a GPU, and otherwise the number of cores. A script that uses processes needs
         ``if __name__ == "__main__":``.
-    devices: devices of this machine, such as ["cuda:0", "cuda:1"], with a worker process for each of them.
+    devices: devices of this machine, such as "cuda:0,cuda:1", with a worker process for each of them.
     cluster: the file with the settings of a cluster, in whose jobs the study trains and measures; docs/cluster.md has
         one. It needs the extra "cluster".
     dask: the address of the scheduler of a Dask cluster whose workers train and measure. It needs the extra "dask".

@@ -24,7 +24,7 @@ class ClusterConfig(Strict):
 
     executor: Literal["slurm", "local"] = "slurm"
     jobs: Annotated[int, Field(gt=0, le=1000, strict=True)] = 16  # SLURM's default limit of a job array is 1001
-    minutes: Positive = 60
+    minutes: Annotated[int, Field(ge=5, strict=True)] = 60  # submitit needs the last 90 seconds to queue a job again
     memory_gb: Annotated[float, Field(gt=0, le=1e6)] = 4.0
     cpus: Positive = 1
     gpus: Natural = 0

@@ -3,8 +3,8 @@
 import shutil
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from time import monotonic
 from typing import Any
 from uuid import uuid4
 
@@ -14,6 +14,7 @@ from analysis.errors import UserError
 from analysis.study import Study
 
 COMMANDS = ("sbatch", "srun", "sacct", "scancel")  # of SLURM
+LATE_SECONDS = 15.0  # that the result of a job which has ended may need to become visible here
 MAX_TIMEOUTS = 10  # how often a job that needs more than its time is queued again; it goes on from what it has saved
 
 
@@ -47,8 +48,7 @@ def cluster(study: Study, file: Path) -> AbstractContextManager[RemoteEngine]:
         except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
             raise UserError(f"{file}: the jobs were refused: {' '.join(str(error).split())}") from None
 
-    remove_logs = partial(shutil.rmtree, logs.parent, ignore_errors=True)
-    return nullcontext(RemoteEngine(study.path, submit, config.jobs, on_success=remove_logs))
+    return nullcontext(RemoteEngine(study.path, submit, config.jobs))
 
 
 def _parameters(config: ClusterConfig) -> dict[str, Any]:
@@ -76,7 +76,13 @@ class _Task:
     share: Share
 
     def __call__(self) -> Failure | None:
-        return do_share(self.share)
+        import submitit
+
+        failure = do_share(self.share)
+        # Submitit raises this error wherever the work is when the time is up too often; so the job is lost.
+        if failure is not None and isinstance(failure.error, submitit.core.utils.UncompletedJobError):
+            raise failure.error
+        return failure
 
     def checkpoint(self) -> Any:
         """What submitit queues again where the job's time is up, or where it had to make room for another job."""
@@ -90,23 +96,34 @@ class _Job:
 
     def __init__(self, job: Any) -> None:
         self._job, self.name = job, f"job {job.job_id}"
+        self._ended: float | None = None  # when it was first seen to have ended without a result
 
     def done(self) -> bool:
-        """True if there is a result, or if the cluster says that the job has ended."""
-        return bool(self._job.done())
+        """True if there is a result, or if the cluster says that the job has ended, and no result appears."""
+        if not self._job.done():
+            return False
+        if self._ended is None:
+            self._ended = monotonic()
+        return self._has_result or monotonic() - self._ended > LATE_SECONDS
 
     def answer(self) -> Failure | None:
-        """The result of the job; submitit waits some seconds for the file, where the file system is late."""
-        error = self._job.exception()
-        if error is None:
-            return self._job.result()  # type: ignore[no-any-return]
-        log, state = self._job.paths.stderr, self._job.state
+        """The result of the job. Raises JobLost where there is none."""
+        log, how = self._job.paths.stderr, self._job.state
+        if self._has_result:
+            error = self._job.exception()
+            if error is None:
+                return self._job.result()  # type: ignore[no-any-return]
+            how = next((line for line in reversed(str(error).splitlines()) if "Error" in line), how)
         if log.exists():
-            raise JobLost(f"{state}, its output is in {log}")
+            raise JobLost(f"{how}, its output is in {log}")
         raise JobLost(
-            f"{state}, without any output: perhaps its machine does not see {log.parent}, and --out must be on a file"
+            f"{how}, without any output: perhaps its machine does not see {log.parent}, and --out must be on a file"
             " system that all machines share"
         )
+
+    @property
+    def _has_result(self) -> bool:
+        return bool(self._job.paths.result_pickle.exists())
 
     def cancel(self) -> None:
         """Run scancel, or interrupt the local process."""

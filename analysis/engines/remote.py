@@ -33,7 +33,9 @@ from analysis.study import Study, open_problem
 from hessian_tools.runs.files import FolderInUseError
 from hessian_tools.runs.worker_pool import Emit, Work, WorkerLost, ignore_progress, one_thread, sendable
 
-HIDDEN = ".cluster"  # in the study's folder: the permits, and what the jobs of a cluster print
+HIDDEN = (
+    ".cluster"  # in the study's folder: the permits, and what the jobs of a cluster print; removed when all is well
+)
 ERROR = "error.txt"  # the traceback of the error that ended the last command
 REPORT_SECONDS = 1.0  # a job reports its progress at most so often, because a shared file system is slow
 POLL_SECONDS = (0.2, 5.0)  # the shortest and the longest pause of the command that waits for its jobs
@@ -189,13 +191,11 @@ class RemoteEngine:
     folder: the study's folder.
     submit: hands shares of the work out, and returns a job for each.
     max_jobs: the largest number of jobs; None for one job for each unit.
-    on_success: called after all units of a list are done.
     """
 
     folder: Path
     submit: Callable[[list[Share]], Sequence[Job]]
     max_jobs: int | None = None
-    on_success: Callable[[], object] = ignore_progress
 
     def run(self, work: Work, units: Sequence[Any], *, emit: Emit = ignore_progress) -> None:
         """Do what :class:`analysis.engines.engine.Engine` says.
@@ -215,10 +215,10 @@ class RemoteEngine:
             jobs = self.submit(shares)
             lost = self._wait(jobs, _Progress(permit, emit))
         except BaseException:
-            shutil.rmtree(permit, ignore_errors=True)  # this is also what stops jobs that are cancelled only in part
+            _withdraw(permit)  # this also stops jobs that no signal reaches
             _cancel(jobs)
             raise
-        shutil.rmtree(permit, ignore_errors=True)
+        _withdraw(permit)
         _see_what_others_wrote(self.folder)
         if lost:
             more = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
@@ -226,7 +226,7 @@ class RemoteEngine:
                 f"{lost[0]}{more}; what was saved is complete:\nrun the same command again, which does only what is"
                 " missing, with more memory or time if these were short"
             )
-        self.on_success()
+        shutil.rmtree(self.folder / HIDDEN, ignore_errors=True)
 
     def _wait(self, jobs: Sequence[Job], progress: "_Progress") -> list[str]:
         """Wait until all jobs have ended; returns a sentence for each that was lost."""
@@ -300,7 +300,16 @@ class _Progress:
 def end_earlier_jobs(folder: Path) -> None:
     """Take their permits from jobs that a killed command has left; the caller has locked the study's folder."""
     for permit in folder.glob(f"{HIDDEN}/permit-*"):
-        shutil.rmtree(permit, ignore_errors=True)
+        _withdraw(permit)
+
+
+def _withdraw(permit: Path) -> None:
+    """Remove a permit."""
+    # Renamed first, because a folder in which jobs go on making files cannot be removed.
+    withdrawn = permit.with_name(f"withdrawn-{permit.name}")
+    with suppress(OSError):
+        os.rename(permit, withdrawn)
+    shutil.rmtree(withdrawn, ignore_errors=True)
 
 
 @lru_cache

@@ -264,7 +264,7 @@ def test_mistakes_in_the_place_are_refused_before_anything_is_written(
         ("{}\nx", "slurm.yaml is not YAML at line"),
         ("- jobs", "slurm.yaml holds no settings; a cluster file is a YAML mapping"),
         ("executor: pbs", "slurm.yaml: executor: input should be 'slurm' or 'local' (got 'pbs')"),
-        ("minutes: 0", "slurm.yaml: minutes: input should be greater than 0 (got 0)"),
+        ("minutes: 1", "slurm.yaml: minutes: input should be greater than or equal to 5 (got 1)"),
         ("jobs: 5000", "slurm.yaml: jobs: input should be less than or equal to 1000 (got 5000)"),
     ],
 )
