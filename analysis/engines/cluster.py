@@ -9,7 +9,8 @@ from typing import Any
 from uuid import uuid4
 
 from analysis.config.cluster import ClusterConfig, load_cluster
-from analysis.engines.remote import HIDDEN, Failure, JobLost, RemoteEngine, Share, do_share
+from analysis.engines.remote import HIDDEN, JobLost, RemoteEngine
+from analysis.engines.worker import Failure, Share, do_share
 from analysis.errors import UserError
 from analysis.study import Study
 

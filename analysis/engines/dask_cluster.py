@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-from analysis.engines.remote import Failure, JobLost, RemoteEngine, Share, do_share
+from analysis.engines.remote import JobLost, RemoteEngine
+from analysis.engines.worker import Failure, Share, do_share
 from analysis.errors import UserError
 from analysis.study import Study
 

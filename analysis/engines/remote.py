@@ -1,49 +1,29 @@
-"""What the engines have in common whose workers are on other machines: how work is shared out, done and followed.
+"""What the engines have in common whose workers are on other machines: how work is shared out and followed.
 
-The machines share one file system, on which the study's folder lies. While a command waits for its jobs, that folder
-holds a hidden folder with a random name, the *permit* of these jobs. It serves four purposes. A job that does not see
-the permit does nothing, because its machine has another file system, or because the command has ended since. A job
-whose permit is removed stops at its next report of progress, so that Ctrl-C ends also what no signal reaches. A job
-reports its progress in a file of its own in the permit. And a command that is killed leaves its permit behind, which
-the next command in the folder removes, so that jobs of the killed one do not go on beside it.
+``worker.py`` says what the workers know, and what the permit is that they and the command share.
 """
 
 import json
 import os
 import shutil
-import socket
-import threading
-import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, Protocol
 from uuid import uuid4
 
-import torch
-
-from analysis import times
+from analysis.engines.worker import Failure, Share, report_file, versions
 from analysis.errors import UserError
 from analysis.folder import DATA_PATHS
 from analysis.study import Study, open_problem
-from hessian_tools.runs.files import FolderInUseError
-from hessian_tools.runs.worker_pool import Emit, Work, WorkerLost, ignore_progress, one_thread, sendable
+from hessian_tools.runs.worker_pool import Emit, Work, WorkerLost, ignore_progress
 
-HIDDEN = (
-    ".cluster"  # in the study's folder: the permits, and what the jobs of a cluster print; removed when all is well
-)
+HIDDEN = ".cluster"  # in the study's folder: permits, and what the jobs of a cluster print; removed when all is well
 ERROR = "error.txt"  # the traceback of the error that ended the last command
-REPORT_SECONDS = 1.0  # a job reports its progress at most so often, because a shared file system is slow
 POLL_SECONDS = (0.2, 5.0)  # the shortest and the longest pause of the command that waits for its jobs
-PATIENCE = 90.0  # seconds that a job waits for an earlier job in the same run to notice that its permit is gone
 STOP_SECONDS = 3.0  # that the command waits for the jobs that it has cancelled
-LIBRARIES = ("hessian-tools", "torch", "numpy")  # whose versions must be equal, so that numbers are
-
-_one_unit = threading.Lock()  # torch's settings belong to the process, so a process does one unit at a time
 
 
 class UnitFailed(RuntimeError):
@@ -57,37 +37,8 @@ class UnitFailed(RuntimeError):
         self.error = error
 
 
-class Stopped(Exception):
-    """The permit of a job is gone."""
-
-
 class JobLost(Exception):
     """A job has ended without an answer; its text says how."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """The answer of a job in which a unit of work has failed."""
-
-    unit: str
-    worker: str
-    error: Exception
-    traceback: str
-
-
-@dataclass(frozen=True)
-class Share:
-    """The units of work of one job, which are done one after the other.
-
-    permit: the folder without which nothing is done. index: the number of the job, from 0 on.
-    versions: those of ``LIBRARIES`` in the command that has shared out the work.
-    """
-
-    work: Work
-    units: tuple[Any, ...]
-    permit: Path
-    index: int
-    versions: dict[str, str]
 
 
 class Job(Protocol):
@@ -106,82 +57,6 @@ class Job(Protocol):
 
     def cancel(self) -> None:
         """End the job, or keep it from beginning."""
-
-
-def do_share(share: Share) -> Failure | None:
-    """On a worker: do the units of a share; returns the first failure, after which no more is done."""
-    worker, doing = f"{socket.gethostname()}, process {os.getpid()}", "starting"
-    try:
-        _refuse_unfit(share, worker)
-        report = _Report(share, worker)
-        with _one_unit, one_thread(), times.apart(f"{socket.gethostname()}-{os.getpid()}"):
-            for unit in share.units:
-                doing = report.unit = str(unit)
-                report.write()
-                _do_patiently(share.work, unit, report)
-                report.write()
-    except Exception as error:
-        return Failure(doing, worker, sendable(error), traceback.format_exc())
-    return None
-
-
-def _refuse_unfit(share: Share, worker: str) -> None:
-    """Raise UserError where this machine cannot do the share, or would do it with other numbers."""
-    folder = share.permit.parents[1]
-    if not folder.is_dir():
-        raise UserError(
-            f"{worker} does not see the study's folder {folder}; choose an --out on a file system that all machines"
-            " share, under the same path"
-        )
-    if not share.permit.is_dir():
-        raise Stopped(f"{folder} on {worker} holds no permit for this work: the command that gave it out has ended")
-    here = versions()
-    for name, wanted in share.versions.items():
-        if here[name] != wanted:
-            raise UserError(
-                f"{worker} has {name} {here[name]}, but the command has {wanted}, and numbers may differ between them;"
-                " start both from one environment"
-            )
-    if any(unit.study.device.startswith("cuda") for unit in share.units) and not torch.cuda.is_available():
-        raise UserError(
-            f"{worker} has no CUDA device; ask for one (gpus: 1 in the cluster's file), or use --device cpu"
-        )
-
-
-def _do_patiently(work: Work, unit: Any, emit: Emit) -> None:
-    """Do a unit; where an earlier job still holds the lock of its run, wait until that has stopped."""
-    limit = monotonic() + PATIENCE
-    while True:
-        try:
-            return work(unit, emit)
-        except FolderInUseError:
-            if monotonic() > limit:
-                raise
-            sleep(POLL_SECONDS[0])
-
-
-class _Report:
-    """On a worker: writes the progress of a share into its file, and raises Stopped once its permit is gone."""
-
-    def __init__(self, share: Share, worker: str) -> None:
-        self.share, self.worker = share, worker
-        self.unit, self.note, self.done, self._written = "", "", 0.0, 0.0
-
-    def __call__(self, amount: float, note: str) -> None:
-        self.done, self.note = self.done + amount, note
-        if monotonic() - self._written >= REPORT_SECONDS:
-            self.write()
-
-    def write(self) -> None:
-        """Write the file, which the waiting command reads whole, because it is moved into its place."""
-        self._written = monotonic()
-        part = self.share.permit / f".{self.share.index}.{socket.gethostname()}.{os.getpid()}"
-        content = {"done": self.done, "note": self.note, "unit": self.unit, "worker": self.worker}
-        try:
-            part.write_text(json.dumps(content), encoding="utf-8")
-            os.replace(part, _report_file(self.share.permit, self.share.index))
-        except FileNotFoundError:
-            raise Stopped("the command that gave out this work has ended") from None
 
 
 @dataclass
@@ -276,7 +151,7 @@ class _Progress:
     def finish(self, index: int) -> None:
         """Report the last of a job that has ended."""
         self._read(index)
-        _report_file(self.permit, index).unlink(missing_ok=True)
+        report_file(self.permit, index).unlink(missing_ok=True)
 
     def activity(self, index: int) -> str:
         """What a job was doing, as far as is known."""
@@ -287,7 +162,7 @@ class _Progress:
 
     def _read(self, index: int) -> None:
         try:
-            report = json.loads(_report_file(self.permit, index).read_text(encoding="utf-8"))
+            report = json.loads(report_file(self.permit, index).read_text(encoding="utf-8"))
         except (OSError, ValueError):  # a shared file system may be late
             return
         # A job that was started again begins again at 0, and what is in the folder already counts once.
@@ -310,22 +185,6 @@ def _withdraw(permit: Path) -> None:
     with suppress(OSError):
         os.rename(permit, withdrawn)
     shutil.rmtree(withdrawn, ignore_errors=True)
-
-
-@lru_cache
-def versions() -> dict[str, str]:
-    """The versions of ``LIBRARIES`` in this process."""
-    found = {}
-    for name in LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
-def _report_file(permit: Path, index: int) -> Path:
-    return permit / f"{index}.json"
 
 
 def _anywhere(unit: Any) -> Any:

@@ -18,10 +18,11 @@ from small_study import SMALL_STUDY
 from analysis import UserError, open_study, times
 from analysis.cli import run
 from analysis.config.cluster import ClusterConfig, load_cluster
-from analysis.engines import cluster, processes, remote
+from analysis.engines import cluster, processes, remote, worker
 from analysis.engines.engine import open_engine
 from analysis.engines.place import Place
-from analysis.engines.remote import JobLost, RemoteEngine, UnitFailed, do_share
+from analysis.engines.remote import JobLost, RemoteEngine, UnitFailed
+from analysis.engines.worker import do_share
 from analysis.folder import open_folder
 from analysis.pipeline import prepare, run_study
 from hessian_tools.runs.files import FolderInUseError, locked
@@ -43,7 +44,7 @@ class Unit:
 class ThreadJob:
     """A job in a thread of this process; ``lost`` ends it without an answer before it does anything."""
 
-    share: remote.Share
+    share: worker.Share
     lost: bool = False
     name: str = "job 7"
     cancelled: bool = False
@@ -70,14 +71,14 @@ class ThreadJob:
 def jobs(monkeypatch: pytest.MonkeyPatch) -> list[ThreadJob]:
     """The jobs of engines that are made in the test, whose units need not be those of a study."""
     monkeypatch.setattr(remote, "_anywhere", lambda unit: unit)
-    monkeypatch.setattr(remote, "REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(worker, "REPORT_SECONDS", 0.0)
     return []
 
 
 def engine(
     folder: Path, jobs: list[ThreadJob], max_jobs: int | None = None, lost: tuple[int, ...] = ()
 ) -> RemoteEngine:
-    def submit(shares: list[remote.Share]) -> list[ThreadJob]:
+    def submit(shares: list[worker.Share]) -> list[ThreadJob]:
         jobs.extend(ThreadJob(share, lost=share.index in lost) for share in shares)
         return jobs
 
@@ -126,7 +127,7 @@ def test_a_failed_unit_is_named_with_its_worker_and_ends_the_others(tmp_path: Pa
     assert 'raise ArithmeticError("it' in (tmp_path / ".cluster" / "error.txt").read_text()
     assert all(job.cancelled for job in jobs)
     jobs[0].thread.join(5)  # it reports its progress, and sees that its permit is gone
-    assert isinstance(jobs[0].answers[0].error, remote.Stopped)
+    assert isinstance(jobs[0].answers[0].error, worker.Stopped)
 
 
 def test_lost_jobs_are_named_after_the_others_have_ended(tmp_path: Path, jobs: list[ThreadJob]) -> None:
@@ -153,25 +154,25 @@ def test_an_interrupted_command_ends_its_jobs(tmp_path: Path, jobs: list[ThreadJ
 def test_a_killed_command_leaves_no_jobs_beside_the_next_one(tmp_path: Path, jobs: list[ThreadJob]) -> None:
     permit = tmp_path / ".cluster" / "permit-1"
     permit.mkdir(parents=True)
-    job = ThreadJob(remote.Share(work, tuple(units("wait")), permit, 0, remote.versions()))
+    job = ThreadJob(worker.Share(work, tuple(units("wait")), permit, 0, worker.versions()))
     remote.end_earlier_jobs(tmp_path)
     job.thread.join(5)
-    assert isinstance(job.answers[0].error, remote.Stopped)
+    assert isinstance(job.answers[0].error, worker.Stopped)
     late = do_share(job.share)  # a job that begins only now
     assert late is not None
-    assert (late.unit, type(late.error)) == ("starting", remote.Stopped)
+    assert (late.unit, type(late.error)) == ("starting", UserError)
 
 
 def test_a_worker_that_cannot_do_the_work_says_what_is_missing(tmp_path: Path, jobs: list[ThreadJob]) -> None:
     permit = tmp_path / ".cluster" / "permit-1"
     permit.mkdir(parents=True)
-    share = remote.Share(work, tuple(units(1)), permit, 0, remote.versions())
+    share = worker.Share(work, tuple(units(1)), permit, 0, worker.versions())
     far = replace(share, permit=Path("/no/such/folder/.cluster/permit-1"))
-    old = replace(share, versions={**remote.versions(), "torch": "1.0"})
+    old = replace(share, versions={**worker.versions(), "torch": "1.0"})
     card = replace(share, units=(Unit(1, SimpleNamespace(device="cuda")),))
     expected = [
-        (far, r"does not see the study's folder /no/such/folder; choose an --out on a file system that all machines"),
-        (old, rf"has torch {remote.versions()['torch']}, but the command has 1\.0"),
+        (far, r"does not see /no/such/folder/.*; choose an --out on a file system that all machines share"),
+        (old, rf"has torch {worker.versions()['torch']}, but the command has 1\.0"),
         *([] if torch.cuda.is_available() else [(card, r"has no CUDA device; ask for one \(gpus: 1")]),
     ]
     for given, message in expected:
@@ -189,12 +190,12 @@ def test_the_run_of_an_earlier_job_is_waited_for(tmp_path: Path, monkeypatch: py
         if len(calls) < 3:
             raise FolderInUseError("another process is at work")
 
-    remote._do_patiently(in_use, Unit(1), lambda *report: None)
+    worker._do_patiently(in_use, Unit(1), lambda *report: None)
     assert len(calls) == 3
-    monkeypatch.setattr(remote, "PATIENCE", -1.0)
+    monkeypatch.setattr(worker, "PATIENCE", -1.0)
     calls.clear()
     with pytest.raises(FolderInUseError):
-        remote._do_patiently(in_use, Unit(1), lambda *report: None)
+        worker._do_patiently(in_use, Unit(1), lambda *report: None)
 
 
 @pytest.fixture
@@ -207,7 +208,7 @@ def test_a_study_in_jobs_has_the_numbers_of_one_process(small: Path, monkeypatch
     made: list[ThreadJob] = []
 
     def in_threads(study: Any, place: Place) -> RemoteEngine:
-        def submit(shares: list[remote.Share]) -> list[ThreadJob]:
+        def submit(shares: list[worker.Share]) -> list[ThreadJob]:
             assert all(unit.study.path == small / "elsewhere" for share in shares for unit in share.units)
             made.extend(ThreadJob(share) for share in shares)
             return made[-len(shares) :]
@@ -326,7 +327,7 @@ def test_each_card_has_a_worker(small: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert processes.pool(study, Place(devices=devices)).workers == 2
     with pytest.raises(UserError, match="there is no cuda:2; the cards of this machine are cuda:0 to cuda:1"):
         processes.pool(study, Place(devices=("cuda:0", "cuda:2")))
-    placed = [processes.on_device(devices, Unit(1, study), worker) for worker in (0, 1)]
+    placed = [processes.on_device(devices, Unit(1, study), number) for number in (0, 1)]
     assert [unit.study.device for unit in placed] == ["cuda:0", "cuda:1"]
     assert study.device == "cuda"
 
