@@ -2,8 +2,10 @@
 
 import errno
 import fcntl
+import re
 import sys
 import threading
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +15,7 @@ import pytest
 import torch
 import xarray as xr
 from refused_commands import refused
-from small_study import SMALL_STUDY
+from small_study import SMALL_STUDY, train_and_measure
 
 from analysis import UserError, open_study, times
 from analysis.cli import run
@@ -24,7 +26,7 @@ from analysis.engines.place import Place
 from analysis.engines.remote import JobLost, RemoteEngine, UnitFailed
 from analysis.engines.worker import do_share
 from analysis.folder import open_folder
-from analysis.pipeline import prepare, run_study
+from analysis.pipeline import prepare
 from hessian_tools.runs.files import FolderInUseError, locked
 from hessian_tools.runs.worker_pool import WorkerLost
 
@@ -69,8 +71,11 @@ class ThreadJob:
 
 @pytest.fixture
 def jobs(monkeypatch: pytest.MonkeyPatch) -> list[ThreadJob]:
-    """The jobs of engines that are made in the test, whose units need not be those of a study."""
+    """The jobs of engines that are made in the test, whose units need not be those of a study and can run at once."""
     monkeypatch.setattr(remote, "_anywhere", lambda unit: unit)
+    monkeypatch.setattr(
+        worker, "_one_unit", nullcontext()
+    )  # these jobs share a process, in which they would take turns
     monkeypatch.setattr(worker, "REPORT_SECONDS", 0.0)
     return []
 
@@ -172,7 +177,7 @@ def test_a_worker_that_cannot_do_the_work_says_what_is_missing(tmp_path: Path, j
     card = replace(share, units=(Unit(1, SimpleNamespace(device="cuda")),))
     expected = [
         (far, r"does not see /no/such/folder/.*; choose an --out on a file system that all machines share"),
-        (old, rf"has torch {worker.versions()['torch']}, but the command has 1\.0"),
+        (old, rf"has torch {re.escape(worker.versions()['torch'])}, but the command has 1\.0"),
         *([] if torch.cuda.is_available() else [(card, r"has no CUDA device; ask for one \(gpus: 1")]),
     ]
     for given, message in expected:
@@ -180,6 +185,19 @@ def test_a_worker_that_cannot_do_the_work_says_what_is_missing(tmp_path: Path, j
         assert failure is not None
         with pytest.raises(UserError, match=message):
             raise failure.error
+
+
+def test_a_process_does_one_unit_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "_anywhere", lambda unit: unit)
+    at_work: list[str] = []
+
+    def alone(unit: Unit, emit: Any) -> None:
+        assert not at_work
+        at_work.append(str(unit))
+        threading.Event().wait(0.02)
+        at_work.remove(str(unit))
+
+    engine(tmp_path, []).run(alone, units(1, 2, 3))
 
 
 def test_the_run_of_an_earlier_job_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,22 +222,22 @@ def small(working_folder: Path) -> Path:
     return working_folder
 
 
+@pytest.mark.slow
 def test_a_study_in_jobs_has_the_numbers_of_one_process(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[ThreadJob] = []
 
-    def in_threads(study: Any, place: Place) -> RemoteEngine:
+    def in_threads(study: Any, place: Place) -> AbstractContextManager[RemoteEngine]:
         def submit(shares: list[worker.Share]) -> list[ThreadJob]:
             assert all(unit.study.path == small / "elsewhere" for share in shares for unit in share.units)
             made.extend(ThreadJob(share) for share in shares)
             return made[-len(shares) :]
 
-        return RemoteEngine(study.path, submit, 2)
+        return nullcontext(RemoteEngine(study.path, submit, 2))
 
-    expected = run_study("small.yaml", out="here", workers=0)
+    train_and_measure("small.yaml", Path("here"), Place(workers=0))
     monkeypatch.setattr("analysis.pipeline.open_engine", in_threads)
-    result = run_study("small.yaml", out="elsewhere")
+    train_and_measure("small.yaml", Path("elsewhere"), Place())
     assert len(made) == 3  # one run is trained in one job, and measured in two
-    xr.testing.assert_identical(result.dataset, expected.dataset)
     xr.testing.assert_identical(open_study("elsewhere"), open_study("here"))
     trained = "runs/maml-seed0/checkpoints/0000002.safetensors"
     assert Path("elsewhere", trained).read_bytes() == Path("here", trained).read_bytes()

@@ -14,12 +14,12 @@ import fake_slurm
 import pytest
 import xarray as xr
 from processes import PATIENCE
-from small_study import SMALL_STUDY
+from small_study import SMALL_STUDY, train_and_measure
 
 from analysis import UserError, open_study
 from analysis.cli import run
+from analysis.engines.place import Place
 from analysis.engines.remote import UnitFailed
-from analysis.pipeline import run_study
 
 pytestmark = pytest.mark.heavy
 
@@ -52,7 +52,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = text.replace("{name: mlp, hidden: [3]}", "{name: 'net.py:small'}")
     (folder / "net.py").write_text(NETWORK)
     (folder / "study.yaml").write_text(text)
-    run_study(folder / "study.yaml", out=folder / "here", workers=0, trust=True)
+    train_and_measure(folder / "study.yaml", folder / "here", Place(workers=0))
     return folder
 
 
@@ -60,14 +60,12 @@ def assert_same(folder: Path, expected: Path) -> None:
     xr.testing.assert_identical(open_study(folder), open_study(expected / "here"))
     for path in expected.glob("here/runs/*/checkpoints/*"):
         assert (folder / path.relative_to(expected / "here")).read_bytes() == path.read_bytes(), path
-    assert (folder / "verdicts.json").read_bytes() == (expected / "here" / "verdicts.json").read_bytes()
     assert not list(folder.rglob("*.partial"))
 
 
 def test_a_worker_for_each_device_gives_the_numbers_of_one_process(expected: Path, tmp_path: Path) -> None:
     out = tmp_path / "study"
-    options = ["--out", str(out), "--devices", "cpu,cpu", "--trust"]
-    assert run(["study", str(expected / "study.yaml"), *options]) == 0
+    train_and_measure(expected / "study.yaml", out, Place(devices=("cpu", "cpu")))
     assert_same(out, expected)
 
 
@@ -75,9 +73,9 @@ def test_jobs_of_submitit_and_one_that_dies(expected: Path, tmp_path: Path, caps
     pytest.importorskip("submitit", reason="needs submitit")
     (tmp_path / "local.yaml").write_text("executor: local\njobs: 2\n")
     out, fatal = tmp_path / "study", expected / "fatal"
-    command = ["study", str(expected / "study.yaml"), "--out", str(out), "--trust"]
-    command += ["--cluster", str(tmp_path / "local.yaml")]
+    cluster = tmp_path / "local.yaml"
     fatal.touch()
+    command = ["train", str(expected / "study.yaml"), "--out", str(out), "--trust", "--cluster", str(cluster)]
     assert run(command) == 1
     assert not fatal.exists()
     message = capsys.readouterr().err
@@ -87,7 +85,7 @@ def test_jobs_of_submitit_and_one_that_dies(expected: Path, tmp_path: Path, caps
     assert len(trained) == 1, "the other job has ended its run"
     log = Path(message.split("its output is in ")[1].split(")")[0])
     assert log.is_file()
-    assert run(command) == 0
+    train_and_measure(expected / "study.yaml", out, Place(cluster=cluster))
     assert trained == {path: path.stat().st_mtime_ns for path in trained}, "it was not run again"
     assert_same(out, expected)
     assert not (out / ".cluster").exists()
@@ -101,7 +99,7 @@ def test_jobs_of_slurm(expected: Path, tmp_path: Path, monkeypatch: pytest.Monke
         "{jobs: 2, minutes: 9, partition: cpu, sbatch: {nice: 5}, setup: [export FROM_SETUP=1]}"
     )
     out = tmp_path / "study"
-    run_study(expected / "study.yaml", out=out, cluster=tmp_path / "slurm.yaml", trust=True)
+    train_and_measure(expected / "study.yaml", out, Place(cluster=tmp_path / "slurm.yaml"))
     assert_same(out, expected)
     script = (tmp_path / "slurm" / "jobs" / "100.batch").read_text()
     for line in ("--array=0-1%2", "--time=9", "--partition=cpu", "--mem=4GB", "--nice=5", "--cpus-per-task=1"):
@@ -149,9 +147,9 @@ def test_the_workers_of_dask(expected: Path, tmp_path: Path) -> None:
         wrong.write_text(str(os.getpid()))
         named = r"^training f?o?maml seed 0 failed in a Dask task on .*, process \d+: .*it does not add up"
         with pytest.raises(UnitFailed, match=named):
-            run_study(expected / "study.yaml", out=out, dask=address, trust=True)
+            train_and_measure(expected / "study.yaml", out, Place(dask=address))
         wrong.unlink()
-        run_study(expected / "study.yaml", out=out, dask=address, trust=True)
+        train_and_measure(expected / "study.yaml", out, Place(dask=address))
         assert_same(out, expected)
 
 
@@ -162,7 +160,7 @@ def test_dask_workers_with_several_threads_and_schedulers_that_do_not_answer_are
     study, out = expected / "study.yaml", tmp_path / "study"
     options = {"n_workers": 1, "threads_per_worker": 2, "processes": False, "dashboard_address": None}
     with distributed.LocalCluster(**options) as cluster, pytest.raises(UserError, match="has 2 threads, but a unit"):
-        run_study(study, out=out, dask=cluster.scheduler_address, trust=True)
+        train_and_measure(study, out, Place(dask=cluster.scheduler_address))
     monkeypatch.setattr("analysis.engines.dask_cluster.CONNECT_SECONDS", 0.2)
     with pytest.raises(UserError, match="no Dask scheduler answers"):
-        run_study(study, out=out, dask="tcp://127.0.0.1:9", trust=True)
+        train_and_measure(study, out, Place(dask="tcp://127.0.0.1:9"))
