@@ -328,7 +328,7 @@ def studies(scratch: Path) -> list[Entry]:
               kinds={"path_stem": "file"}),
         entry(analysis.to_xarray, result=PAIRS, kinds={"dims": "names", "coords": "mapping"}),
         entry(partial(analysis.run_study, out="/dev/null/study"), title="run_study", source="micro",
-              kinds=dict.fromkeys(["out", "claims", "data", "kept"], "-")
+              kinds=dict.fromkeys(["out", "claims", "data", "kept", "devices", "cluster", "dask"], "-")
               | {"workers": "count or 0"}),
     ]  # fmt: skip
 
