@@ -2,6 +2,7 @@
 
 import html
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,26 @@ def join(children: Iterable[Child], separator: str = "") -> Html:
 def bullets(items: Iterable[Child]) -> Html:
     """An unordered list."""
     return element("ul", *(element("li", item) for item in items))
+
+
+def section(title: str) -> Html:
+    """The heading of a section, to which ``contents`` leads.
+
+    >>> section("Set-up & more").text
+    '<h2 id="set-up-more">Set-up &amp; more</h2>'
+    """
+    return element("h2", title, id="-".join(re.findall(r"\w+", title.lower())))
+
+
+def contents(parts: Iterable[Html]) -> Html:
+    """The list of all sections among the parts of a page, each a link to its heading.
+
+    >>> contents([section("Set-up"), element("p", "text")]).text
+    '<nav aria-label="Contents"><ul><li><a href="#set-up">Set-up</a></li></ul></nav>'
+    """
+    found = (re.fullmatch(r'<h2 id="(.*?)">(.*)</h2>', part.text) for part in parts)
+    links = [element("a", Html(match[2]), href=f"#{match[1]}") for match in found if match]
+    return element("nav", bullets(links), **{"aria-label": "Contents"})
 
 
 def table(header: Sequence[Child], rows: Iterable[Html], *, caption: str = "", wide: bool = False) -> Html:
@@ -91,6 +112,7 @@ def page(title: str, body: Iterable[Html]) -> str:
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
 {element("title", title).text}
 <style>
 {CSS}</style>

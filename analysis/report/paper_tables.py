@@ -15,7 +15,7 @@ from analysis.drawing import selection
 from analysis.drawing.style import method_label
 from analysis.evaluation import evaluation_scores, has_accuracy
 from analysis.report import paper_numbers as paper
-from analysis.report.page import DASH, MINUS, Html, element, row, table
+from analysis.report.page import DASH, MINUS, Html, element, row, section, table
 from analysis.schema import learner_names, setting, shot_pairs
 from analysis.statistics import Interval, mean_interval, seed_means
 
@@ -39,7 +39,7 @@ def paper_section(ds: xr.Dataset, config: StudyConfig, *, confidence: float = 0.
     tables = [made for made in (make(study) for make in makers) if made is not None]
     if not tables:
         return []
-    return [element("h2", "Beside the paper's numbers"), element("p", study.budgets()), *tables]
+    return [section("Beside the paper's numbers"), element("p", study.budgets()), *tables]
 
 
 class _Accuracies:

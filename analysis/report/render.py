@@ -1,4 +1,4 @@
-"""The report of a study: one HTML page with the answer first, then the numbers and figures behind it."""
+"""The report of a study: one HTML page with the answer in words first, then the figures, then the tables."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from analysis.drawing.summary import measured
 from analysis.evaluation import has_accuracy
 from analysis.report.accuracy import accuracy_table
 from analysis.report.learning import learning_section
-from analysis.report.page import DASH, Html, bullets, element, number, page, row, table
+from analysis.report.page import DASH, Html, bullets, contents, element, number, page, row, section, table
 from analysis.report.paper_tables import paper_section
 from analysis.report.scale import scale_section
 from analysis.report.verdicts import answer, verdict_tables
@@ -69,25 +69,17 @@ def render(
     explorer: the name of the explorer's page, in the folder of this one; None where there is none.
     """
     name = str(ds.attrs.get("study", ""))
-    body = [
+    head = [
         element("h1", TITLE),
         element("p", f"Study “{name}”" if name else "A study with hessian-tools", css="soft"),
         element("p", QUESTION, css="lead"),
-        element("h2", "The answer of this study"),
+    ]
+    body = [
+        section("The answer of this study"),
         answer(verdicts),
         *_explorer(explorer),
         *([element("aside", element("b", "Note"), bullets(notes))] if notes else []),
-        *_verdicts(verdicts, confidence),
-        *_unjudged(unjudged or {}),
-        *scale_section(ds),
-        element("h2", "Set-up"),
-        table(("What", "Value"), [row((what, value)) for what, value in setup.items()]),
-        *_step_sizes(step_size_table),
-        element("h2", f"{'Accuracy' if has_accuracy(ds) else 'Loss'} on held-out tasks"),
-        accuracy_table(ds, confidence=confidence),
-        *learning_section(ds, confidence=confidence),
-        *(paper_section(ds, config, confidence=confidence) if config else []),
-        element("h2", "Figures"),
+        section("Figures"),
         element(
             "p",
             "Beside the PNG file of each figure there are a PDF, at its size in print, and its numbers (CSV).",
@@ -95,12 +87,22 @@ def render(
         ),
         *(_figure(ds, position, *item, embed=embed) for position, item in enumerate(figures.items(), start=1)),
         *_left_out(ds),
-        element("h2", "How the numbers were computed, and their errors"),
+        *_verdicts(verdicts, confidence),
+        *_unjudged(unjudged or {}),
+        *scale_section(ds),
+        section(f"{'Accuracy' if has_accuracy(ds) else 'Loss'} on held-out tasks"),
+        accuracy_table(ds, confidence=confidence),
+        *learning_section(ds, confidence=confidence),
+        *(paper_section(ds, config, confidence=confidence) if config else []),
+        section("Set-up"),
+        table(("What", "Value"), [row((what, value)) for what, value in setup.items()]),
+        *_step_sizes(step_size_table),
+        section("How the numbers were computed, and their errors"),
         bullets(_methods(ds)),
-        element("h2", "How to reproduce this"),
+        section("How to reproduce this"),
         element("pre", element("code", command)),
     ]
-    return page(TITLE, body)
+    return page(TITLE, [*head, contents(body), *body])
 
 
 def _verdicts(verdicts: Sequence[Verdict], confidence: float) -> list[Html]:
@@ -146,7 +148,7 @@ def _verdicts(verdicts: Sequence[Verdict], confidence: float) -> list[Html]:
             "of alpha rho. For this, each filter that is followed by a normalisation layer has been scaled to norm "
             "one, so that the sizes of filters do not matter.",
         )
-    return [element("h2", "Verdicts"), bullets(reading), verdict_tables(verdicts, confidence=confidence)]
+    return [section("Verdicts"), bullets(reading), verdict_tables(verdicts, confidence=confidence)]
 
 
 def _explorer(name: str | None) -> list[Html]:

@@ -8,7 +8,7 @@ import xarray as xr
 from analysis.drawing.legend import warm_start_sentence
 from analysis.drawing.style import method_label
 from analysis.drawing.summary import measured
-from analysis.report.page import DASH, TIMES, Child, Html, element, number, row, table
+from analysis.report.page import DASH, TIMES, Child, Html, element, number, row, section, table
 from analysis.schema import alpha_steps, trained_learners
 from analysis.statistics import seed_means
 
@@ -66,7 +66,7 @@ def scale_section(ds: xr.Dataset) -> list[Html]:
         f"{warm_start_sentence(ds)}"
     )
     rows = [line for name in learners for line in _learner_rows(ds, name)]
-    return [element("h2", "Scale"), element("p", _WHY), table(_HEADER, rows, caption=caption.rstrip())]
+    return [section("Scale"), element("p", _WHY), table(_HEADER, rows, caption=caption.rstrip())]
 
 
 def quantities(ds: xr.Dataset, name: str) -> dict[str, xr.DataArray]:

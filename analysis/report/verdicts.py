@@ -35,7 +35,9 @@ def verdicts_by_claim(verdicts: Sequence[Verdict]) -> list[tuple[str, str, list[
 
 # ---- the summary
 
-MAX_NAMED = 24  # the largest number of comparisons of a claim that the summary names; the table has all of them
+# The largest numbers of comparisons of a claim whose names, and whose means, the summary gives. The table has all of
+# them, and on a phone longer lists fill screen after screen.
+MAX_NAMED, MAX_LEVELS = 8, 24
 
 
 def answer(verdicts: Sequence[Verdict]) -> Html:
@@ -44,7 +46,7 @@ def answer(verdicts: Sequence[Verdict]) -> Html:
         return element("p", "No verdict was made: this study has no comparison to judge.")
     return join(
         [
-            element("p", " ".join(summary(verdicts)), css="lead"),
+            *(element("p", sentence, css="lead") for sentence in summary(verdicts)),
             bullets(_claim_summary(*group) for group in verdicts_by_claim(verdicts)),
         ]
     )
@@ -69,8 +71,9 @@ def _claim_summary(letter: str, title: str, verdicts: list[Verdict]) -> Html:
             remarks.append(f"{few} of these from two seeds; add seeds before relying on {'it' if few == 1 else 'them'}")
         head = element("b", f"{outcome} in {count}")
         parts.append(join([head, f" ({'; '.join(remarks)})"]) if remarks else head)
-    levels = _levels(verdicts) if len(verdicts) <= MAX_NAMED else "The table below has all of them."
-    return join([element("b", f"Claim {letter}"), f" ({title}): ", join(parts, ", "), ". ", levels])
+    levels = _levels(verdicts) if len(verdicts) <= MAX_LEVELS else ""
+    rest = "" if len(verdicts) <= MAX_NAMED else " The table below has all of them."
+    return join([element("b", f"Claim {letter}"), f" ({title}): ", join(parts, ", "), ". ", f"{levels}{rest}".strip()])
 
 
 def _levels(verdicts: Sequence[Verdict]) -> str:
