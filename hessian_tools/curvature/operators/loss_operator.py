@@ -82,7 +82,14 @@ class LossOperator(Operator):
 
     @full_precision
     def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
-        """Each point's matrix times its columns, exact to rounding."""
+        """Each point's matrix times its columns, exact to rounding; summed over the processes that share the data."""
+        ranks = self.objective.ranks
+        return self._own_products(V) if ranks is None else ranks.product(lambda: self._own_products(V), V)
+
+    def _own_products(self, V: Tensor) -> Tensor:
+        """The products with the part of the matrix that comes from the batches of this process."""
+        if not any(any(group.weights) for group in self.objective.groups):
+            return torch.zeros_like(V, memory_format=torch.contiguous_format)
         try:
             return self.prepared.products(V)
         except Exception as error:
