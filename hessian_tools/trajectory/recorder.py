@@ -13,13 +13,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hessian_tools.batches import refuse_random_loader
-from hessian_tools.processes import refuse_share
 from hessian_tools.curvature.objective.objective import Objective
 from hessian_tools.curvature.objective.validation import objective_at
 from hessian_tools.inner.meta_loss import accuracy
 from hessian_tools.layout import Where, flatten, unwrapped
 from hessian_tools.loss import Batch, Criterion, Loss, LossFunction
 from hessian_tools.outputs import map_tensors
+from hessian_tools.processes import refuse_share
 from hessian_tools.torch_fixes.precision import full_precision
 from hessian_tools.trajectory.foreign import Buffers, State, points_of_states
 from hessian_tools.trajectory.live import LiveMeasurement, share_of

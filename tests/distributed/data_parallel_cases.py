@@ -38,7 +38,9 @@ class Team:
 
 def problem(criterion: Any = F.cross_entropy, seed: int = 0) -> tuple[Any, Tensor, list[Any]]:
     """A small network's loss, its parameters, and five batches of different sizes; labels of -100 do not count."""
-    model = ht.seeded(lambda: torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 3)), seed=0)
+    model = ht.seeded(
+        lambda: torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 3)), seed=0
+    )
     theta, layout = ht.flatten(model.double())
     draw = torch.Generator().manual_seed(seed)
     batches = []
@@ -55,10 +57,10 @@ def products(team: Team) -> list[Pair]:
     V = torch.randn(len(theta), 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     pairs = []
     for matrix in (ht.hessian, ht.gauss_newton):
-        for route in ("direct", "kept", "traced"):
-            pairs.append(tuple(matrix(loss, theta, b, route=route) @ V for b in (team.share(batches), batches)))
-        few = [team.share(batches), batches]
-        pairs.append(tuple(matrix(loss, theta, b, route="kept", max_memory=1e4) @ V for b in few))
+        for options in ({"route": "direct"}, {"route": "kept"}, {"route": "kept", "max_memory": 1e4}):
+            pairs.append(tuple(matrix(loss, theta, b, **options) @ V for b in (team.share(batches), batches)))
+    same_shape = [(x[:3], y[:3]) for x, y in batches]
+    pairs.append(tuple(ht.hessian(loss, theta, b, route="traced") @ V for b in (team.share(same_shape), same_shape)))
     H, G = (m(loss, theta, team.share(batches)) for m in (ht.hessian, ht.gauss_newton))
     H1, G1 = (m(loss, theta, batches) for m in (ht.hessian, ht.gauss_newton))
     pairs.append(((H - G).block("0").to_dense(), (H1 - G1).block("0").to_dense()))
@@ -92,32 +94,41 @@ def _fourth(theta: Tensor, x: Tensor) -> Tensor:
 
 
 def solvers(team: Team) -> list[Pair]:
-    """Numbers that solvers and estimators compute from products."""
+    """Numbers that the main solver and the main estimator compute from products."""
+    loss, theta, batches = problem()
+    results = []
+    for b in (team.share(batches), batches):
+        H, G = ht.hessian(loss, theta, b), ht.gauss_newton(loss, theta, b)
+        traces = [ht.trace(H, num_probes=4), ht.trace(G), ht.trace(G, num_probes=80)]
+        pairs = ht.top_eigenpairs(H, k=3, method="lanczos", rtol=1e-9)
+        by_outputs = torch.tensor([trace.method == "outputs" for trace in traces])
+        results.append([pairs.values, pairs.num_matvecs, *[trace.value for trace in traces], by_outputs])
+    return list(zip(*results, strict=True))
+
+
+def others(team: Team) -> list[Pair]:
+    """Every other quantity that is computed from an operator."""
     loss, theta, batches = problem()
     results = []
     for b in (team.share(batches), batches):
         H, G = ht.hessian(loss, theta, b), ht.gauss_newton(loss, theta, b)
         P = ht.preconditioned(H, torch.linspace(1, 2, len(theta), dtype=torch.float64))
+        expansion = ht.third_derivative(loss, theta, b, torch.ones_like(theta))
         results.append(
             [
-                ht.top_eigenpairs(H, k=3, method="lanczos", rtol=1e-9).values,
                 ht.extremal_eigenpairs(G, magnitude=2, rtol=1e-9).largest.values,
                 ht.top_eigenpairs(P, k=2).values,
                 ht.spectrum(H).values,
                 ht.spectrum(G).values,
-                ht.trace(H, num_probes=4).value,
                 ht.trace(H, method="exact").value,
-                ht.trace(G).value,
-                torch.tensor([ht.trace(m, num_probes=n).method == "outputs" for m in (H, G) for n in (4, 80)]),
-                ht.trace(G, num_probes=70, method="auto").value,
                 ht.frobenius_squared(H).value,
                 ht.diagonal(H, num_probes=6).value,
                 ht.spectral_density(H, num_probes=3, num_matvecs=8).density,
                 ht.by_module(H, num_probes=8).trace,
                 ht.gradient_curvature(H).rho,
-                ht.loss_along(H, torch.eye(len(theta), dtype=torch.float64)[:, :2]).loss,
-                ht.third_derivative(loss, theta, b, torch.ones_like(theta)).third,
-                ht.third_derivative(loss, theta, b, torch.ones_like(theta)).error < 1e-8,
+                ht.loss_along(H, torch.eye(len(theta), dtype=torch.float64)[:, :2], steps=[-1.0, 0.0, 1.0]).loss,
+                expansion.third,
+                expansion.error < 1e-8,
                 torch.tensor([finding.passed for finding in ht.check_operator(H).findings]),
             ]
         )
@@ -126,8 +137,8 @@ def solvers(team: Team) -> list[Pair]:
 
 def jackknives(team: Team) -> list[Pair]:
     loss, theta, batches = problem()
-    pairs = []
-    for options in ({}, {"method": "leave_one_out"}, {"quantity": "trace"}, {"quantity": "trace", "num_probes": 80}):
+    batches, pairs = batches[:4], []
+    for options in ({}, {"method": "leave_one_out"}, {"quantity": "trace", "num_probes": 4}):
         both = [jackknife(ht.gauss_newton(loss, theta, b), **options) for b in (team.share(batches), batches)]
         order = torch.tensor(team.order(len(batches)))
         pairs += [(both[0].value, both[1].value), (both[0].stderr, both[1].stderr), (both[0].bias, both[1].bias)]
