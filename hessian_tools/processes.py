@@ -109,9 +109,13 @@ class Ranks:
 
     def first(self, tensor: Tensor) -> Tensor:
         """The tensor of the first process."""
-        tensor = tensor.detach().contiguous()
-        self._call(dist.broadcast, tensor, group_src=0)
+        tensor = tensor.detach().clone(memory_format=torch.contiguous_format)
+        self.broadcast(tensor, 0)
         return tensor
+
+    def broadcast(self, tensor: Tensor, rank: int) -> None:
+        """Fill a contiguous tensor with that of one process."""
+        self._call(dist.broadcast, tensor, group_src=rank)
 
     def numbers(self, values: Sequence[float]) -> list[list[float]]:
         """The numbers of each process, as many on each."""
