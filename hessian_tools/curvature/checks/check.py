@@ -161,6 +161,8 @@ def _finite(H: Operator) -> Bool[Tensor, " point"]:
         for point, theta in enumerate(objective.thetas):
             values = [float(value_of(objective.loss, theta, batch)) for batch in objective.batches_at(point)]
             finite[point] &= all(isfinite(value) for value in values)
+        if objective.ranks is not None:
+            finite = torch.tensor(objective.ranks.gather(finite.tolist()), device="cpu").all(0)
     return finite
 
 
@@ -170,6 +172,9 @@ def _check_state(H: Operator) -> Finding:
     findings = [_state_of_loss(objective) for objective in {id(o.loss): o for o in objectives}.values()]
     if not all(isinstance(leaf, LossOperator) for leaf in leaves(H)):
         findings.append(not_judged("state", NO_LOSS))
+    ranks = next((objective.ranks for objective in objectives if objective.ranks is not None), None)
+    if ranks is not None:  # a check that ends early on one process must end on all of them
+        findings = [finding for others in ranks.gather(findings) for finding in others]
     return min(findings, key=lambda finding: {False: 0, None: 1, True: 2}[finding.passed])
 
 

@@ -74,7 +74,7 @@ class Engine:
     @full_precision
     def gradients(self, objective: Objective) -> Float[Tensor, "point param"]:
         """The gradient at every point."""
-        return objective.join([self._group_gradients(part) for part in objective.by_group()])
+        return objective.summed(lambda: objective.join([self._group_gradients(p) for p in objective.by_group()]))
 
     def _group_gradients(self, objective: Objective) -> Tensor:
         if recomputes(objective):
@@ -237,6 +237,8 @@ class PreparedProducts:
         """The number of points for which results should be requested at once, so that they fit in memory."""
         thetas, memory = self.objective.thetas, self.engine.memory
         fitting = max(1, memory.budget(thetas.device) // (VECTORS_OF_A_POINT * thetas.shape[1] * thetas.element_size()))
+        if self.objective.ranks is not None:
+            return fitting  # the same on all processes; each takes as many points together as its own batches allow
         if self.engine.route != "direct":
             # If no engine is named, we assume that a trace would keep as much memory as a graph, because tracing here
             # to find out would cost seconds.

@@ -15,8 +15,10 @@ from hessian_tools.curvature.objective.batch_weights import batch_weights, loade
 from hessian_tools.curvature.objective.indexing import at_points
 from hessian_tools.curvature.objective.loader_batches import LoaderBatches, loader_batches
 from hessian_tools.curvature.objective.objective import Group, Objective, Weights
+from hessian_tools.curvature.objective.shares import objective_of_share
 from hessian_tools.first_look import look_at_function
 from hessian_tools.loss import Batch, Loss, LossFunction
+from hessian_tools.processes import Share
 from hessian_tools.progress import Progress
 from hessian_tools.torch_fixes.function_modes import TwiceDifferentiable
 
@@ -67,6 +69,12 @@ def objective_at(
     Raises ValueError where the arguments do not fit together.
     """
     _check_thetas(loss, thetas)
+    if isinstance(batch, Share):
+
+        def alone(own: Batch | list[Batch]) -> Objective:
+            return objective_at(loss, thetas, own, shared=shared, weights="size", keep=keep, progress=progress)
+
+        return objective_of_share(loss, thetas, batch, weights, alone)
     single, of_network = thetas.ndim == 1, isinstance(loss, Loss)
     if single and shared:
         raise ValueError("shared=True says that many points share a batch, but thetas is one point; leave shared out")
