@@ -36,8 +36,7 @@ def linear_cross_entropy(
     """``F.cross_entropy(hidden @ weight.T + bias, targets)`` without a tensor of all logits, differentiable twice.
 
     ignore_index: tokens with this target do not count. chunk: how many tokens are computed at once; None takes as many
-    as have 32 MiB of logits. Raises ValueError for a wrong option, and IndexError
-    for a target outside the vocabulary.
+    as have 32 MiB of logits. Raises ValueError for a wrong option, and for a target outside the vocabulary.
 
     >>> h, W = torch.eye(2), torch.tensor([[1.0, 0.0], [0.0, 2.0], [0.0, 0.0]])
     >>> targets = torch.tensor([0, 2])
@@ -53,7 +52,10 @@ def linear_cross_entropy(
     counted = targets != ignore_index
     size = chunk or max(1, CHUNK_BYTES // (vocabulary * hidden.element_size()))
     bias = weight.new_zeros(()).expand(vocabulary) if bias is None else bias
-    total = _Total.apply(tokens, weight, bias, targets, counted, size)
+    try:
+        total = _Total.apply(tokens, weight, bias, targets, counted, size)
+    except IndexError:
+        raise ValueError(f"targets holds a number that is neither in 0 to {vocabulary - 1} nor {ignore_index}") from None
     return total if reduction == "sum" else total / counted.sum()
 
 
