@@ -12,7 +12,7 @@ MAX_DEPTH = 1000
 class VisionTransformer(nn.Module):
     """Patches, pre-norm transformer blocks, the mean over patches, and a linear head (Dosovitskiy 2021, small).
 
-    outputs: the number of outputs for each image. patch: the side of a patch; it must divide an image's height and width.
+    outputs: the number of outputs for each image. patch: the side of a patch, which must divide both sides of an image.
     width: the length of the vector for each patch, which ``heads`` must divide. depth: the number of blocks. hidden:
     the number of units between the two linear layers of a block, twice the width by default. input_shape: (channels,
     height, width) of an image.
