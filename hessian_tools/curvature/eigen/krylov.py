@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hessian_tools.curvature.eigen.selection import rounding
-from hessian_tools.curvature.operators.lengths import lengths
+from hessian_tools.curvature.operators.lengths import inner_products, lengths
 
 # Rows are overwritten by combinations of them in pieces of this many bytes, so that no second basis is needed.
 PIECE_BYTES = 2**23
@@ -91,7 +91,7 @@ class KrylovBasis:
             w = torch.addcmul(w, alpha[:, None], self.next, value=-1)
             w.addcmul_(self._last_coupling, rows[:, -2], value=-1)
         # Written as a row vector times a matrix, because torch's batched matrix times column is ten times slower.
-        components = w[:, None] @ rows.mT
+        components = inner_products(w[:, None], rows)
         w = torch.baddbmm(w[:, None], components, rows, alpha=-1)[:, 0]
         removed = torch.linalg.vector_norm(components[:, 0], dim=-1, dtype=torch.float64)
         alphas, removed, betas = torch.stack([alpha.double(), removed, lengths(w)]).cpu().numpy()
@@ -204,4 +204,4 @@ def _orthogonal(
 ) -> Float[Tensor, "point param"]:
     """w without its part in the span of the orthonormal rows."""
     row = w[:, None]
-    return torch.baddbmm(row, row @ rows.mT, rows, alpha=-1)[:, 0]
+    return torch.baddbmm(row, inner_products(row, rows), rows, alpha=-1)[:, 0]

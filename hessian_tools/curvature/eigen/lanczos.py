@@ -16,6 +16,7 @@ from hessian_tools.curvature.eigen.krylov import KrylovBasis
 from hessian_tools.curvature.eigen.ritz import RitzPairs
 from hessian_tools.curvature.eigen.saved_runs import SavedRun
 from hessian_tools.curvature.eigen.selection import Selection, rounding
+from hessian_tools.curvature.operators.lengths import vector_norm
 from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.rng import PathPart, stream
 
@@ -144,7 +145,7 @@ class _ConvergedPairs(StoppingRule):
 
 
 def _unit(rows: Float[Tensor, "point param"]) -> Float[Tensor, "point param"]:
-    return rows / rows.norm(dim=-1, keepdim=True)
+    return rows / vector_norm(rows, keepdim=True)
 
 
 def random_vector(H: Operator, seed: int, *path: PathPart) -> Float[Tensor, " param"]:

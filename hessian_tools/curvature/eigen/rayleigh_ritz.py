@@ -11,7 +11,7 @@ from hessian_tools.curvature.eigen.krylov import combine_rows
 from hessian_tools.curvature.eigen.ritz import RitzPairs
 from hessian_tools.curvature.eigen.selection import Selection
 from hessian_tools.curvature.html import eigenvalues_html
-from hessian_tools.curvature.operators.lengths import lengths
+from hessian_tools.curvature.operators.lengths import inner_products, lengths, vector_norm
 from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.curvature.operators.parts import row_products
 from hessian_tools.result import Result
@@ -60,9 +60,9 @@ def checked_pairs(H: Operator, pairs: RitzPairs, selections: Sequence[Selection]
     """
     pairs = pairs.wanted(selections)
     X = pairs.vectors  # new tensors, which may be changed in place
-    X /= X.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(X.dtype).tiny)  # rows of padding stay zero
+    X /= vector_norm(X, keepdim=True).clamp(min=torch.finfo(X.dtype).tiny)  # rows of padding stay zero
     HX = row_products(H, X)
-    T = (X @ HX.mT).double().cpu()
+    T = inner_products(X, HX).double().cpu()
     T = (T + T.mT) / 2
     T.masked_fill_(~T.isfinite().flatten(1).all(-1)[:, None, None], 0.0)  # because LAPACK refuses NaN
     # Padding gets an eigenvalue above all others (Gershgorin 1931), so that the real pairs come first and do not mix
