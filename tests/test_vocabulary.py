@@ -101,5 +101,5 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
         linear_cross_entropy(h, W, TARGETS, chunk=0)
     with pytest.raises(ValueError, match="reduction='none'"):
         linear_cross_entropy(h, W, TARGETS, reduction="none")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="targets holds a number that is neither in 0 to"):
+    with pytest.raises(ValueError, match="targets holds a number that is neither 0 to"):
         linear_cross_entropy(h, W, TARGETS + 5)

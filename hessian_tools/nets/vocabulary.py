@@ -55,7 +55,7 @@ def linear_cross_entropy(
     try:
         total = _Total.apply(tokens, weight, bias, targets, counted, size)
     except IndexError:
-        raise ValueError(f"targets holds a number that is neither in 0 to {vocabulary - 1} nor {ignore_index}") from None
+        raise ValueError(f"targets holds a number that is neither 0 to {vocabulary - 1} nor {ignore_index}") from None
     return total if reduction == "sum" else total / counted.sum()
 
 
