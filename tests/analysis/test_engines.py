@@ -312,7 +312,7 @@ def test_slurm_is_looked_for(small: Path, monkeypatch: pytest.MonkeyPatch) -> No
     Path("slurm.yaml").write_text("partition: gpu\n")
     monkeypatch.setitem(sys.modules, "submitit", SimpleNamespace())
     monkeypatch.setenv("PATH", "")
-    study, _ = prepare("small.yaml", out="study")
+    study, _ = prepare("small.yaml", out="study", device="cuda")  # the command's machine need not have a card
     with pytest.raises(UserError, match="needs sbatch, srun, sacct, scancel on the PATH"):
         open_engine(study, Place(cluster=Path("slurm.yaml")))
 
