@@ -23,6 +23,7 @@ from hessian_tools.inner.shot import squared_error
 from hessian_tools.layout import flatten
 from hessian_tools.loss import Loss, make_loss
 from hessian_tools.nets import seeded
+from hessian_tools.progress import bar
 from hessian_tools.random_states import restored_random_states
 from hessian_tools.runs import checkpoints, metrics
 from hessian_tools.runs.files import fsync, locked, read_json, write_json
@@ -69,28 +70,37 @@ def task_loss(config: TrainConfig) -> tuple[Loss, Tensor]:
     return make_loss(model.to(config.device), criterion, layout), theta.to(config.device)
 
 
-def meta_train(config: TrainConfig, *, progress: Progress | None = None) -> Iterator[Checkpoint]:
+def meta_train(config: TrainConfig, *, progress: Progress | bool | None = None) -> Iterator[Checkpoint]:
     """Train a learner, and yield each checkpoint as it is reached.
 
     With ``config.folder`` the run is kept on disk, and the same call resumes it. Checkpoints that exist are then read
     from disk and yielded again, and training goes on from the newest saved state with the same numbers that an
     uninterrupted run would have had (on the CPU, with the same number of threads).
-    progress: called with (meta-iteration, query loss) after every outer step.
+    progress: called with (meta-iteration, query loss) after every outer step; True shows a bar of the meta-iterations.
+
+    Training may be interrupted at any moment, as with Ctrl-C: what is saved is whole, and the same call goes on from
+    there. Without a folder it begins anew.
 
     Raises ForeignRunError where the folder holds a run that differs in ``TrainConfig.identity``, such as in its learner
     or seed, and FolderInUseError where another process trains in it.
     """
+    report = _bar_of_iterations(config.checkpoints[-1]) if progress is True else progress or None
     with locked(config.folder) if config.folder else nullcontext():
         state = _start(config)
         try:
             for meta_step in config.checkpoints:
-                checkpoint = _next_checkpoint(state, config, meta_step, progress)
+                checkpoint = _next_checkpoint(state, config, meta_step, report)
                 yield checkpoint
                 if checkpoint.diverged:
                     return
         finally:
             if state.shared:
                 state.shared.close()
+
+
+def _bar_of_iterations(total: int) -> Progress:
+    show = bar()
+    return lambda meta_step, query_loss: show(meta_step, total)
 
 
 def _next_checkpoint(state: _State, config: TrainConfig, meta_step: int, progress: Progress | None) -> Checkpoint:
