@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from analysis.claims import Verdict
+    from analysis.engines.engine import Engine
+    from analysis.engines.place import Place
     from analysis.progress import Reporter
     from analysis.study import Study
-    from hessian_tools.runs.worker_pool import WorkerPool
 
 
 Trust = Annotated[
@@ -53,6 +54,17 @@ class ComputeOptions:
             " [default: one per core; 0 for a small study]."
         ),
     ] = None
+    devices: Annotated[
+        str | None,
+        Parameter(help="Devices of this machine, e.g. cuda:0,cuda:1, with one worker process for each of them."),
+    ] = None
+    cluster: Annotated[
+        Path | None,
+        Parameter(help="File with the settings of a SLURM cluster, in whose jobs the work runs (docs/cluster.md)."),
+    ] = None
+    dask: Annotated[
+        str | None, Parameter(help="Address of the scheduler of a Dask cluster on whose workers the work runs.")
+    ] = None
     device: Annotated[Literal["cpu", "cuda"], Parameter(help="Where the tensors live.")] = "cpu"
     trust: Trust = False
     yes: Annotated[
@@ -66,11 +78,23 @@ class ComputeOptions:
         ),
     ] = False
 
-    def session(self, study: "Study") -> "AbstractContextManager[tuple[WorkerPool, Reporter]]":
-        """Lock the study's folder, and provide the worker pool and the reporter."""
+    @property
+    def place(self) -> "Place":
+        """Where the work runs."""
+        from analysis.engines.place import Place, parse_devices
+
+        return Place(self.workers, parse_devices(self.devices), self.cluster, self.dask)
+
+    @property
+    def kind_of_device(self) -> str:
+        """The device of the study, "cpu" or "cuda"."""
+        return self.place.device(self.device)
+
+    def session(self, study: "Study") -> "AbstractContextManager[tuple[Engine, Reporter]]":
+        """Lock the study's folder, and provide the engine that does the work, and the reporter."""
         from analysis.pipeline import session
 
-        return session(study, workers=self.workers, progress=True, fsync=not self.no_fsync)
+        return session(study, place=self.place, progress=True, fsync=not self.no_fsync)
 
 
 @Parameter(name="*")
@@ -104,7 +128,7 @@ class BeginOptions:
         """Check the study; returns it and the text of its plan of the claims (None: the bundled plan)."""
         from analysis.pipeline import prepare
 
-        return prepare(source, **vars(self), device=compute.device, trust=compute.trust, yes=compute.yes)
+        return prepare(source, **vars(self), device=compute.kind_of_device, trust=compute.trust, yes=compute.yes)
 
 
 File = Annotated[
@@ -145,8 +169,8 @@ def study(file: File, *, begin: BeginOptions = BEGIN, compute: ComputeOptions = 
     from analysis import pipeline
 
     prepared, plan = begin.prepare(file, compute)
-    with compute.session(prepared) as (pool, reporter):
-        *_, verdicts = pipeline.run(prepared, pool, reporter, plan=plan)
+    with compute.session(prepared) as (engine, reporter):
+        *_, verdicts = pipeline.run(prepared, engine, reporter, plan=plan)
         _say_verdicts(verdicts, reporter)
         reporter.say(f"report: {prepared.path / 'report.html'}")
 
@@ -157,8 +181,8 @@ def train(file: File, *, begin: BeginOptions = BEGIN, compute: ComputeOptions = 
     from analysis import pipeline
 
     prepared, plan = begin.prepare(file, compute)
-    with compute.session(prepared) as (pool, reporter):
-        pipeline.start(prepared, pool, reporter, plan=plan)
+    with compute.session(prepared) as (engine, reporter):
+        pipeline.start(prepared, engine, reporter, plan=plan)
 
 
 @app.command
@@ -168,11 +192,11 @@ def measure(folder: Folder, *, compute: ComputeOptions = COMPUTE) -> None:
     from analysis.cost import refuse_above_limits
     from analysis.folder import open_folder
 
-    opened = open_folder(folder, device=compute.device, trust=compute.trust)
+    opened = open_folder(folder, device=compute.kind_of_device, trust=compute.trust)
     if not compute.yes:
         refuse_above_limits(opened)
-    with compute.session(opened) as (pool, reporter):
-        pipeline.measure(opened, pool, reporter)
+    with compute.session(opened) as (engine, reporter):
+        pipeline.measure(opened, engine, reporter)
 
 
 @app.command
@@ -182,7 +206,7 @@ def test(folder: Folder, *, trust: Trust = False) -> None:
     from analysis.folder import measurements, open_folder
 
     opened = open_folder(folder, trust=trust)
-    with pipeline.session(opened, workers=0, progress=True) as (_, reporter):
+    with pipeline.session(opened, progress=True) as (_, reporter):
         _say_verdicts(pipeline.test(opened, measurements(opened)), reporter)
 
 
@@ -214,7 +238,7 @@ def figures(
     from analysis.folder import measurements, open_folder
 
     opened = open_folder(folder)
-    with pipeline.session(opened, workers=0, progress=True) as (_, reporter):
+    with pipeline.session(opened, progress=True) as (_, reporter):
         if (only, learners, steps, width, format, out) == (None,) * 6:
             paths = pipeline.figures(opened, measurements(opened), reporter)
         else:
@@ -263,7 +287,7 @@ def report(folder: Folder) -> None:
     from analysis.folder import measurements, open_folder
 
     opened = open_folder(folder)
-    with pipeline.session(opened, workers=0, progress=True) as (_, reporter):
+    with pipeline.session(opened, progress=True) as (_, reporter):
         reporter.say(str(pipeline.report(opened, measurements(opened))))
 
 
@@ -275,7 +299,7 @@ def keep(folder: Folder, *, out: Annotated[Path, Parameter(help="Folder of kept 
     from analysis.keep import keep as keep_results
 
     opened = open_folder(folder)
-    with pipeline.session(opened, workers=0, progress=True) as (_, reporter):
+    with pipeline.session(opened, progress=True) as (_, reporter):
         seeds = keep_results(opened, out, reporter)
         reporter.say(f"kept: seed {', '.join(map(str, seeds))} in {out}; next: hessian-tools test {out}")
 
@@ -362,6 +386,8 @@ def _describe(error: OSError) -> str:
 def _status(error: Exception) -> int | None:
     """The exit status of an error that is not a fault of this program; None for a fault of this program."""
     from analysis.claims import NotMeasuredError, PlanError
+    from analysis.engines.remote import UnitFailed
+    from analysis.errors import UserError
     from hessian_tools.loss import HiddenStateError
     from hessian_tools.runs.files import DamagedFileError, FolderInUseError
     from hessian_tools.runs.manifest import ForeignRunError
@@ -369,8 +395,10 @@ def _status(error: Exception) -> int | None:
 
     if isinstance(error, WorkerLost):
         return 1
-    mistakes = (NotMeasuredError, HiddenStateError, PlanError, DamagedFileError, ForeignRunError, FolderInUseError)
-    return 2 if isinstance(error, mistakes) else None
+    if isinstance(error, UnitFailed):
+        return _status(error.error) or 1
+    damages = (DamagedFileError, ForeignRunError, FolderInUseError)
+    return 2 if isinstance(error, (UserError, NotMeasuredError, HiddenStateError, PlanError, *damages)) else None
 
 
 def _say_verdicts(verdicts: "Sequence[Verdict]", reporter: "Reporter") -> None:

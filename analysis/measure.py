@@ -17,6 +17,7 @@ from torch import Tensor
 
 from analysis import store
 from analysis.config import LevelConfig
+from analysis.engines.engine import Engine
 from analysis.errors import UserError
 from analysis.progress import Reporter
 from analysis.quantities import Points, Quantity
@@ -32,7 +33,7 @@ from hessian_tools.inner.parameters import num_moved, without_projector
 from hessian_tools.loss import Loss
 from hessian_tools.nets import normalised_weights
 from hessian_tools.runs.checkpoints import checkpoint_path, load_theta
-from hessian_tools.runs.worker_pool import Emit, WorkerPool
+from hessian_tools.runs.worker_pool import Emit
 from hessian_tools.torch_fixes.precision import full_precision
 from hessian_tools.train import TrainConfig, diverged_at, evaluate, task_loss
 from hessian_tools.trajectory import SaveAt, stack
@@ -108,7 +109,7 @@ class Unit:
         return f"measuring {self.name}"
 
 
-def measure(study: Study, pool: WorkerPool, reporter: Reporter) -> None:
+def measure(study: Study, engine: Engine, reporter: Reporter) -> None:
     """Record the inner loops on held-out tasks and measure the curvature along them."""
     record_run_ownership(study)
     refuse_damaged_training(study)
@@ -121,7 +122,7 @@ def measure(study: Study, pool: WorkerPool, reporter: Reporter) -> None:
                 f"{unit.run} has no checkpoint at meta-iteration {unit.checkpoint}; run 'hessian-tools train' first"
             )
     with reporter.stage("measure", len(work), "units") as advance:
-        pool.run(measure_unit, work, emit=advance)
+        engine.run(measure_unit, work, emit=advance)
 
 
 def units(study: Study) -> list[Unit]:

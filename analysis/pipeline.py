@@ -10,7 +10,6 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import torch
 import xarray as xr
 
 from analysis import folder, store
@@ -20,6 +19,9 @@ from analysis.cost import refuse_above_limits
 from analysis.drawing.figures import FIGURES, figures_of, save
 from analysis.drawing.panels import FORMATS
 from analysis.drawing.style import inches_of
+from analysis.engines.engine import Engine, open_engine
+from analysis.engines.place import THIS_PROCESS, Place, parse_devices
+from analysis.engines.remote import end_earlier_jobs
 from analysis.errors import UserError
 from analysis.explorer.explorer import study_page
 from analysis.folder import measurements, open_verdicts, plan_of
@@ -34,7 +36,6 @@ from analysis.training import refuse_changed_data, step_size_table, train
 from analysis.verify import mend, refuse_changed_figures, refuse_changed_plan, refuse_damaged_training
 from hessian_tools.data import summary
 from hessian_tools.runs.files import file_digest, without_fsync, write_json, write_text
-from hessian_tools.runs.worker_pool import WorkerPool, available_cores
 from hessian_tools.validation import check_choice
 
 MAX_VERDICTS = 12
@@ -77,6 +78,9 @@ def run_study(
     data: str | None = None,
     kept: str | Path | None = None,
     workers: int | None = None,
+    devices: str | Sequence[str] | None = None,
+    cluster: str | Path | None = None,
+    dask: str | None = None,
     device: str = "cpu",
     trust: bool = False,
     yes: bool = False,
@@ -95,6 +99,11 @@ def run_study(
     workers: the number of worker processes, of one thread each, or 0 to work in the present process; by default 0 for
         a small study or on a GPU, and otherwise the number of cores. A script that uses processes needs
         ``if __name__ == "__main__":``.
+    devices: devices of this machine, such as "cuda:0,cuda:1", with a worker process for each of them.
+    cluster: the file with the settings of a cluster, in whose jobs the study trains and measures; docs/cluster.md has
+        one. It needs the extra "cluster".
+    dask: the address of the scheduler of a Dask cluster whose workers train and measure. It needs the extra "dask".
+        At most one of ``workers``, ``devices``, ``cluster`` and ``dask`` can be given.
     device: "cpu" or "cuda".
     trust: whether the modules and files that the study names, of a network, of quantities or of claims, may be
         imported, which runs their code.
@@ -103,13 +112,16 @@ def run_study(
     progress: None for silence, True for bars or lines on standard output, or a function that is called with
         (done, total) of the part that is at work.
 
-    Raises UserError for a mistake in the arguments, before anything is written.
+    Raises UserError for a mistake in the arguments, before anything is written. An error on another machine is raised
+    as ``analysis.engines.remote.UnitFailed``.
     """
+    place = Place(workers, parse_devices(devices), Path(cluster) if cluster is not None else None, dask)
+    device = place.device(device)
     study, plan = prepare(
         source, out=out, seeds=seeds, claims=claims, data=data, kept=kept, device=device, trust=trust, yes=yes
     )
-    with session(study, workers=workers, progress=progress, fsync=fsync) as (pool, report_progress):
-        study, ds, verdicts = run(study, pool, report_progress, plan=plan)
+    with session(study, place=place, progress=progress, fsync=fsync) as (engine, report_progress):
+        study, ds, verdicts = run(study, engine, report_progress, plan=plan)
     return StudyResult(study.path, ds, tuple(verdicts))
 
 
@@ -154,36 +166,25 @@ def prepare(
 
 @contextmanager
 def session(
-    study: Study, *, workers: int | None, progress: ProgressOption, fsync: bool = True
-) -> Iterator[tuple[WorkerPool, Reporter]]:
-    """Lock the study's folder and provide the worker pool and the reporter for the parts of the study."""
-    if workers is not None and workers < 0:
-        raise UserError(f"--workers {workers} is negative; give a number of processes, or 0 to work in this process")
-    if study.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: this torch sees no CUDA device; use --device cpu, or install a CUDA build")
-    if workers is None:
-        workers = 0 if study.device == "cuda" or _is_small(study) else available_cores()
-    with nullcontext() if fsync else without_fsync(), folder.locked(study.path), WorkerPool(workers) as pool:
+    study: Study, *, place: Place = THIS_PROCESS, progress: ProgressOption, fsync: bool = True
+) -> Iterator[tuple[Engine, Reporter]]:
+    """Lock the study's folder and provide the engine of the place and the reporter for the parts of the study."""
+    engine = open_engine(study, place)  # first, so that a mistake in the place is told before anything is written
+    with nullcontext() if fsync else without_fsync(), folder.locked(study.path), engine as opened:
+        end_earlier_jobs(study.path)
         store.remove_half_written(study.path)  # what a killed command has left
-        yield pool, reporter(progress)
-
-
-def _is_small(study: Study) -> bool:
-    """True if starting worker processes, which takes some seconds, would cost more than it saves."""
-    train_settings = study.config.train
-    num_training_tasks = len(study.runs_to_train) * train_settings.checkpoints[-1] * train_settings.meta_batch
-    return num_training_tasks < 500  # a rough limit
+        yield opened, reporter(progress)
 
 
 def run(
-    study: Study, pool: WorkerPool, reporter: Reporter, *, plan: str | None = None
+    study: Study, engine: Engine, reporter: Reporter, *, plan: str | None = None
 ) -> tuple[Study, xr.Dataset, list[Verdict]]:
     """Do all parts of a study in their order; what is complete is not trained or measured again."""
     folder.begin(study, claims=plan)
     refuse_changed_data(study, study.runs)
     mend(study, reporter)
-    study = start(study, pool, reporter, plan=plan)
-    measure(study, pool, reporter)
+    study = start(study, engine, reporter, plan=plan)
+    measure(study, engine, reporter)
     ds = measurements(study)
     verdicts = test(study, ds)
     figures(study, ds, reporter)
@@ -191,14 +192,14 @@ def run(
     return study, ds, verdicts
 
 
-def start(study: Study, pool: WorkerPool, reporter: Reporter, *, plan: str | None = None) -> Study:
+def start(study: Study, engine: Engine, reporter: Reporter, *, plan: str | None = None) -> Study:
     """Write the first files of the folder and train; returns the study, with its step size where one was chosen."""
     folder.begin(study, claims=plan)
     refuse_changed_data(study, study.runs)
     if study.config.data.path or study.config.data.test_path:
         reporter.say(f"data: {summary(study.problem.tasks)}")
     refuse_damaged_training(study)
-    return train(study, pool, reporter)
+    return train(study, engine, reporter)
 
 
 def test(study: Study, ds: xr.Dataset) -> list[Verdict]:

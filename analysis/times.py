@@ -1,15 +1,19 @@
-"""The processor time that each run of a study took, as lines in a file of the run's folder.
+"""The processor time that each run of a study took, as lines in files of the run's folder.
 
-Several processes measure one run at the same time. Each adds whole lines of its own to the end of the file, which the
-operating system does not mix. Work that was cut off leaves no line, so that the sum is the time of completed work.
+Several processes of a machine measure one run at the same time. Each adds whole lines of its own to the end of one
+file, which the operating system does not mix. File systems that machines share do mix them, so a process on another
+machine has a file of its own. Work that was cut off leaves no line, so that the sum is the time of completed work.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from time import process_time
 
 NAME = "times.jsonl"
+_file_name = ContextVar("_file_name", default=NAME)
 PARTS = ("train", "measure")
 
 
@@ -18,22 +22,32 @@ def stopwatch(run: Path, part: str) -> Callable[[], None]:
 
     run: the folder of the run. part: one of ``PARTS``.
     """
-    begun = process_time()
+    begun, path = process_time(), run / _file_name.get()
 
     def record() -> None:
         nonlocal begun
         now = process_time()
-        with (run / NAME).open("a", encoding="utf-8") as file:
+        with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"part": part, "cpu_seconds": round(now - begun, 3)}) + "\n")
         begun = now
 
     return record
 
 
+@contextmanager
+def apart(process: str) -> Iterator[None]:
+    """Inside the block, watches of this thread write into files of their own, which ``process`` names."""
+    token = _file_name.set(f"times-{process}.jsonl")
+    try:
+        yield
+    finally:
+        _file_name.reset(token)
+
+
 def cpu_seconds(run: Path) -> dict[str, float]:
     """The processor time in seconds that each part took in a run; nothing for a run of an earlier version."""
-    path, total = run / NAME, dict.fromkeys(PARTS, 0.0)
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    total = dict.fromkeys(PARTS, 0.0)
+    for line in (line for path in sorted(run.glob("times*.jsonl")) for line in path.read_text("utf-8").splitlines()):
         try:
             row = json.loads(line)
             total[row["part"]] += row["cpu_seconds"]

@@ -13,6 +13,7 @@ from typing import Any
 
 from analysis import kept
 from analysis.config import StepSizeSearch
+from analysis.engines.engine import Engine
 from analysis.errors import UserError
 from analysis.folder import STEP_SIZE, plan_of
 from analysis.progress import Reporter
@@ -22,7 +23,7 @@ from hessian_tools.runs.checkpoints import checkpoint_path
 from hessian_tools.runs.files import json_digest, read_json, write_json
 from hessian_tools.runs.manifest import NAME as MANIFEST
 from hessian_tools.runs.manifest import entries, environment, record_ownership
-from hessian_tools.runs.worker_pool import Emit, WorkerPool
+from hessian_tools.runs.worker_pool import Emit
 from hessian_tools.train import best_checkpoint, diverged_at, meta_train, saved_checkpoints
 
 # A file in the folder of a run that begins from another learner; it names the checkpoint from which the run began.
@@ -53,9 +54,9 @@ class TrainUnit:
         return diverged_at(self.run) is not None or all(checkpoint_path(self.run, step).exists() for step in steps)
 
 
-def train(study: Study, pool: WorkerPool, reporter: Reporter) -> Study:
+def train(study: Study, engine: Engine, reporter: Reporter) -> Study:
     """Train every run that is not complete; returns the study, with its step size where a search has chosen one."""
-    study = choose_step_size(study, pool, reporter)
+    study = choose_step_size(study, engine, reporter)
     record_run_ownership(study)
     units = [TrainUnit(study, learner, seed) for learner, seed in study.runs_to_train]
     # The costliest runs come first, so that no worker begins one when the others have finished: those with SHOT,
@@ -67,7 +68,7 @@ def train(study: Study, pool: WorkerPool, reporter: Reporter) -> Study:
         total = sum(study.learners[unit.learner].checkpoints[-1] for unit in waiting)
         with reporter.stage("train", total, "meta-iterations") as advance:
             for group in study.training_order:  # a learner begins only from learners of earlier groups
-                pool.run(train_unit, [unit for unit in waiting if unit.learner in group], emit=advance)
+                engine.run(train_unit, [unit for unit in waiting if unit.learner in group], emit=advance)
     for unit in units:
         stopped = diverged_at(unit.run)
         if stopped is not None:
@@ -213,7 +214,7 @@ class Candidate:
         return self.study.path / STEP_SIZE_TRIALS / f"{self.step_size}.json"
 
 
-def choose_step_size(study: Study, pool: WorkerPool, reporter: Reporter) -> Study:
+def choose_step_size(study: Study, engine: Engine, reporter: Reporter) -> Study:
     """The study with its inner step size, which is searched for if the configuration asks for it.
 
     The search is made once, and its results are kept in the study's folder.
@@ -223,7 +224,7 @@ def choose_step_size(study: Study, pool: WorkerPool, reporter: Reporter) -> Stud
         return study
     candidates = [Candidate(study, search, step_size) for step_size in search.candidates]
     with reporter.stage("step size", len(candidates) * search.meta_steps, "meta-iterations") as advance:
-        pool.run(try_candidate, candidates, emit=advance)
+        engine.run(try_candidate, candidates, emit=advance)
     rows = [read_json(candidate.result, "step_size") for candidate in candidates]
     best = _best(rows, classification=study.problem.tasks.kind == "classification")
     write_json(

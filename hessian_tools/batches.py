@@ -13,6 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data.distributed import DistributedSampler
+
+from hessian_tools.processes import refuse_share
 
 Batch = Any  # a pair (inputs, targets) for a network, or a mapping; whatever a plain function takes
 
@@ -28,6 +31,7 @@ def batches_of(batch: Any, *, of_network: bool) -> list[Batch]:
     tuples, lists or mappings is several. For a plain function every list is several batches. Raises ValueError for no
     batches.
     """
+    refuse_share(batch)
     if not isinstance(batch, list):
         return [batch]
     if of_network and any(isinstance(part, Tensor | np.ndarray) for part in batch):
@@ -46,6 +50,12 @@ def refuse_random_loader(loader: Any) -> None:
         raise ValueError(
             "the DataLoader draws its examples at random, so its batches are others at each reading; make it with "
             "shuffle=False and without a sampler, or give list(loader) to keep one reading"
+        )
+    sampler = loader.sampler
+    if isinstance(sampler, DistributedSampler) and sampler.total_size != len(loader.dataset):  # type: ignore[arg-type]
+        raise ValueError(
+            f"the DistributedSampler makes {sampler.total_size} examples of {len(loader.dataset)}, by repeating some "  # type: ignore[arg-type]
+            "or leaving some out; give each process a Subset of its own, which may differ in size"
         )
     if isinstance(loader.dataset, IterableDataset):
         return
@@ -72,6 +82,7 @@ def split_batch(batch: Batch, takes: Signature) -> tuple[Any, Any]:
     the targets, and the rest are inputs; without such an entry the whole batch is both. Raises ValueError for a batch
     that cannot be divided.
     """
+    refuse_share(batch)
     if isinstance(batch, Mapping):
         inputs = dict(batch)
         needed = required_names(takes)
@@ -141,8 +152,7 @@ def cast_like(tree: Any, like: Tensor) -> Any:
     # A function that called itself here would be a reference cycle, which holds ``like`` and the graph behind it until
     # Python collects its garbage.
     def cast(leaf: Any) -> Any:
-        if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "fiub":
-            leaf = torch.from_numpy(np.ascontiguousarray(leaf))
+        leaf = _as_tensor(leaf)
         if isinstance(leaf, Tensor):
             return leaf.to(like.device, like.dtype) if leaf.is_floating_point() else leaf.to(like.device)
         return cast_like(dict(leaf), like) if isinstance(leaf, Mapping) else leaf
@@ -155,9 +165,11 @@ def refuse_unusable(batch: Any, like: Tensor) -> None:
 
     The mean over no examples is NaN, and its derivatives are 0, which would look like a flat loss.
     """
+    refuse_share(batch)
     for leaf in pytree.tree_leaves(batch):
         if isinstance(leaf, Mapping):
             refuse_unusable(dict(leaf), like)
+        leaf = _as_tensor(leaf)
         if not isinstance(leaf, Tensor):
             continue
         if leaf.numel() == 0:
@@ -170,3 +182,9 @@ def refuse_unusable(batch: Any, like: Tensor) -> None:
                     f"the batch holds the number {largest:.3g}, which float32 cannot hold; "
                     "scale it, or use theta.double()"
                 )
+
+
+def _as_tensor(leaf: Any) -> Any:
+    """A NumPy array of numbers as a tensor; anything else as it is."""
+    is_numbers = isinstance(leaf, np.ndarray) and leaf.dtype.kind in "fiub"
+    return torch.from_numpy(np.ascontiguousarray(leaf)) if is_numbers else leaf

@@ -21,6 +21,7 @@ from hessian_tools.failures import says_enough, why_loss_fails
 from hessian_tools.inner import collapse, learners, penalty, pretraining, shot, steps
 from hessian_tools.layout import flatten
 from hessian_tools.loss import make_loss
+from hessian_tools.processes import Share
 from hessian_tools.result import Result
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -109,10 +110,11 @@ def _why_the_loss_fails(function: Callable[..., Any], given: Mapping[str, Any]) 
     if not callable(loss) or not isinstance(theta, Tensor):
         return None
     for name in names:
-        if isinstance(given[name], DataLoader):
+        batch = given[name].batch if isinstance(given[name], Share) else given[name]
+        if isinstance(batch, DataLoader):
             continue  # reading it again would draw other random numbers, or continue a stream
         own_batch = theta.ndim > 1 and name == "batch" and not given.get("shared")
-        why = why_loss_fails(loss, theta, given[name], name=name, own_batch=own_batch)
+        why = why_loss_fails(loss, theta, batch, name=name, own_batch=own_batch)
         if why is not None:
             return why
     return None

@@ -77,7 +77,7 @@ def look_at_function(function: Callable[[Tensor, Any], Tensor], theta: Tensor, b
             return
         for _ in range(VALUES_AFTER_DRAWING if drew else 1):
             repeat = function(theta.detach().clone().requires_grad_(), batch).detach()
-            if bool(value.isfinite()) and not _agree(value.detach(), repeat):
+            if bool(value.isfinite()) and not agree(value.detach(), repeat):
                 raise HiddenStateError(
                     f"the loss gives {float(value.detach()):.6g} and then {float(repeat):.6g} at the same place, "
                     "so it is no function of theta alone"
@@ -158,7 +158,7 @@ def look_at_network(
         if unreached:
             here, elsewhere = parameters(theta.detach().clone().requires_grad_()), parameters(_elsewhere(theta))
             moved_value = value_at(here | {name: elsewhere[name] for name in unreached})
-            if not _agree(value.detach(), moved_value.detach()):
+            if not agree(value.detach(), moved_value.detach()):
                 raise unreached_parameter(model, unreached[0])
         _refuse_wrong_derivative(value, lambda at: value_at(parameters(at)), theta)
     _warn_of_constant(watch)
@@ -238,7 +238,7 @@ def _refuse_another_value(model: nn.Module, first: _FirstPass, again: Iterator[A
     if not _repeat(outputs, repeated) and all(t.isfinite().all() for t in outputs):
         raise impure_pass(model, "", "gives another output the second time")
     value, repeat = first.value.detach(), next(again).detach()
-    if bool(value.isfinite()) and not _agree(value, repeat):
+    if bool(value.isfinite()) and not agree(value, repeat):
         raise HiddenStateError(
             "the criterion gives another value the second time, so the loss is no function of the parameters; "
             "make the criterion a function of outputs and targets alone"
@@ -337,10 +337,10 @@ def _moved(now: Tensor, start: Tensor) -> bool:
 
 def _repeat(first: list[Tensor], second: list[Tensor]) -> bool:
     """Whether two passes gave the same outputs."""
-    return len(first) == len(second) and all(_agree(a, b) for a, b in zip(first, second, strict=True))
+    return len(first) == len(second) and all(agree(a, b) for a, b in zip(first, second, strict=True))
 
 
-def _agree(a: Tensor, b: Tensor) -> bool:
+def agree(a: Tensor, b: Tensor) -> bool:
     """Whether two outputs are equal: to the bit on the CPU, elsewhere within the rounding of ``REORDERING_EPS``."""
     if a.device.type == "cpu" or a.shape != b.shape or not a.is_floating_point() or a.numel() == 0:
         return torch.equal(a, b)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
-from torch.autograd.function import BackwardCFunction
+from torch.autograd.function import BackwardCFunction, Function
 from torch.autograd.graph import Node
 
 from hessian_tools.rng import stream
@@ -39,10 +39,16 @@ def graph_nodes(value: Tensor) -> Iterator[Node]:
 def hand_written(value: Tensor) -> str:
     """The name of a Function of the user's among the operations that made a value; "" if there is none."""
     for node in graph_nodes(value):
-        if isinstance(node, BackwardCFunction) or "FakeQuantize" in node.name():
+        written = isinstance(node, BackwardCFunction) and not is_ours(node)
+        if written or "FakeQuantize" in node.name():
             name = node.name().removesuffix("Backward")
             return "a backward hook of a module" if name == "BackwardHookFunction" else name
     return ""
+
+
+def is_ours(node: Node) -> bool:
+    """Whether a node is of a Function of this library, whose tests compare its derivatives."""
+    return getattr(node, "_forward_cls", Function).__module__.startswith("hessian_tools.")
 
 
 def wrong_derivative(function: Callable[[Tensor], Tensor], theta: Tensor) -> str:

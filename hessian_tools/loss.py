@@ -6,7 +6,7 @@ with a HiddenStateError, which names the module (:mod:`hessian_tools.first_look`
 """
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import copy
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -21,6 +21,7 @@ from hessian_tools.first_look import look_at_network
 from hessian_tools.hidden_state import CRITERION, HiddenStateError
 from hessian_tools.layout import ParamLayout, flatten, unwrapped
 from hessian_tools.outputs import own_loss, tensors_of
+from hessian_tools.recompute import blocks_of, recomputing
 from hessian_tools.torch_fixes.function_modes import PrimitiveNormalisation, TwiceDifferentiable
 
 # Names that others take from here: what a loss is called with, and how it is looked at.
@@ -53,9 +54,12 @@ class AtState(NamedTuple):
 class Loss:
     """The function ``loss(theta, batch) -> scalar`` of a network and a criterion; made by :func:`make_loss`."""
 
-    def __init__(self, model: nn.Module, criterion: Criterion | None, layout: ParamLayout) -> None:
+    def __init__(
+        self, model: nn.Module, criterion: Criterion | None, layout: ParamLayout, recompute: Sequence[str] = ()
+    ) -> None:
         self.model = model
         self.layout = layout
+        self.recomputed = blocks_of(model, recompute)
         self._criterion = criterion
         self._takes = signature_of(model)
         named = dict(model.named_parameters())
@@ -73,7 +77,7 @@ class Loss:
 
     def fresh(self) -> "Loss":
         """The same loss, which has not been looked at yet."""
-        return Loss(self.model, self._criterion, self.layout)
+        return Loss(self.model, self._criterion, self.layout, tuple(self.recomputed))
 
     def in_states(
         self, thetas: Float[Tensor, "point param"], batches: Sequence[Batch], *, shared: bool
@@ -193,7 +197,7 @@ class Loss:
 
         Compiled code has no second derivative.
         """
-        with torch.compiler.set_stance("force_eager") if self._has_compiled_parts else nullcontext():
+        with self._uncompiled(), recomputing(self.recomputed, self._inside_of_a_block):
             try:
                 return functional_call(self.model, tensors, positional, by_name)
             except (TypeError, AttributeError) as error:
@@ -205,6 +209,15 @@ class Loss:
                     "list"
                 ) from error
 
+    def _uncompiled(self) -> AbstractContextManager[Any]:
+        return torch.compiler.set_stance("force_eager") if self._has_compiled_parts else nullcontext()
+
+    @contextmanager
+    def _inside_of_a_block(self) -> Iterator[None]:
+        """What surrounds a block that is computed again, outside of a forward pass."""
+        with self._uncompiled(), self._replacing():
+            yield
+
     @cached_property
     def thrice_differentiable(self) -> "Loss":
         """The same loss with right third derivatives, for which normalisations are computed from primitives.
@@ -213,7 +226,7 @@ class Loss:
         :class:`~hessian_tools.torch_fixes.function_modes.PrimitiveNormalisation`.
         """
         loss = copy(self)
-        loss._plain, loss._replacing = set(), PrimitiveNormalisation
+        loss._plain, loss._replacing, loss.recomputed = set(), PrimitiveNormalisation, {}
         return loss
 
     def _differentiable(self, kind: Hashable, function: Callable[[], Any]) -> Any:
@@ -262,7 +275,13 @@ class Loss:
         return self._cast[name][1]
 
 
-def make_loss(model: nn.Module, criterion: Criterion | None = None, layout: ParamLayout | None = None) -> Loss:
+def make_loss(
+    model: nn.Module,
+    criterion: Criterion | None = None,
+    layout: ParamLayout | None = None,
+    *,
+    recompute: Sequence[str] = (),
+) -> Loss:
     """The loss of ``model`` under ``criterion`` as a function of the parameters in ``layout``.
 
     criterion: ``(outputs, targets) -> scalar``. Its tensors, such as class weights, follow the dtype and device of
@@ -270,12 +289,15 @@ def make_loss(model: nn.Module, criterion: Criterion | None = None, layout: Para
         when the batch holds labels, or as the only number among its outputs.
     layout: which parameters move, from :func:`~hessian_tools.layout.flatten`; None takes the trained ones. Parameters
         outside the layout keep the values that the model holds.
+    recompute: names of modules, with ``*`` for any characters, such as ``["layers.*"]``, whose activations are computed
+        again for each derivative instead of being kept, for long sequences and deep networks. Products then take the
+        route "kept" and about two more forward passes each; the numbers are the same.
 
     A batch is ``(x, y)``; or ``((a, b), y)`` or ``(a, b, y)`` for a network with two inputs; or a mapping whose entry
     "labels" (or "label", "targets", "target", "y") is y, and whose other entries are passed to the network by name.
     Operations that torch cannot differentiate twice are computed in another way, where one is known
     (:class:`~hessian_tools.torch_fixes.function_modes.TwiceDifferentiable`). Raises ValueError for the layout of
-    another model.
+    another model, and for a name in ``recompute`` that matches no module.
 
     >>> from hessian_tools.layout import flatten
     >>> model = nn.Linear(2, 1, bias=False)
@@ -290,7 +312,7 @@ def make_loss(model: nn.Module, criterion: Criterion | None = None, layout: Para
     for name, shape in zip(layout.names, layout.shapes, strict=True):
         if name not in known or known[name].shape != shape:
             raise ValueError(f"the layout's parameter {name!r} {tuple(shape)} is not in this model; flatten this model")
-    return Loss(model, criterion, layout)
+    return Loss(model, criterion, layout, recompute)
 
 
 def require_network(loss: LossFunction, need: str) -> Loss:

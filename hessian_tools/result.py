@@ -78,8 +78,8 @@ def load(path: str | Path, *, device: str | torch.device = "cpu") -> Any:
     ...     load(Spectrum(torch.tensor([4.0, -3.0]), torch.tensor(1e-6)).save(f"{folder}/spectrum.safetensors"))
     Spectrum(values=2 in [-3, 4], error=1e-06, vectors=None, dense=None, num_matvecs=None)
     """
-    if Path(path).is_dir():
-        raise ValueError(f"{path} is a folder; give the file that result.save(path) wrote")
+    if Path(path).exists() and not Path(path).is_file():  # reading a pipe or a device might never end
+        raise ValueError(f"{path} is a folder, a pipe or a device; give the file that result.save(path) wrote")
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}

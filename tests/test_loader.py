@@ -63,7 +63,7 @@ def test_a_loader_that_is_read_at_every_product_is_one_big_batch(criterion: Any,
     close(H.mv(torch.ones(43, dtype=DTYPE)), expected.sum(1))
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_every_quantity_of_a_loader_is_that_of_one_big_batch() -> None:
     theta, layout = ht.flatten(model())
     loss, loader = ht.make_loss(model(), weighted, layout), DataLoader(DATA, batch_size=5)

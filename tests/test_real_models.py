@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import hessian_tools as ht
 from hessian_tools import stream
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.heavy
 
 
 def randn(*shape: int) -> Tensor:
@@ -212,3 +212,22 @@ def test_a_model_against_dense_matrices(name: str) -> None:
 
 
 PLAIN = ("U-Net", "LSTM tagger", "graph network", "PINN")
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("GPT-2", "transformer.h.*"), ("Llama", "model.layers.*")])
+@pytest.mark.filterwarnings("ignore")
+def test_blocks_of_a_language_model_are_computed_again(name: str, blocks: str) -> None:
+    make, criterion, batch = MODELS[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = ht.seeded(make, seed=0).double()
+    theta, layout = ht.flatten(model)
+    recomputed = ht.make_loss(model, criterion, layout, recompute=[blocks])
+    with pytest.raises(ht.HiddenStateError, match="receives a DynamicCache.*use_cache=False"):
+        ht.hessian(recomputed, theta + 0.1, batch).mv(theta)
+    without_cache = batch | {"use_cache": False}
+    found, expected = (
+        ht.hessian(loss, theta + 0.1, without_cache, route="kept").to_dense()
+        for loss in (recomputed, ht.make_loss(model, criterion, layout))
+    )
+    assert (found - expected).norm() < (1e-6 if name == "Llama" else 1e-12) * expected.norm()

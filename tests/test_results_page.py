@@ -85,7 +85,7 @@ def paragraphs() -> list[str]:
     return [block for block in re.split(r"\n\n|\n(?=[|*-] )", text) if REFERENCE.search(block)]
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("block", paragraphs(), ids=lambda block: block[:40])
 def test_every_quoted_number_follows_from_the_kept_results(block: str):
     text = REFERENCE.sub("", block).replace("-", "\N{MINUS SIGN}")

@@ -1,6 +1,7 @@
 """Results in files and in notebooks: what is loaded equals what was saved, and no tensor is printed."""
 
 import inspect
+import os
 from dataclasses import fields, is_dataclass
 from math import nan
 from pathlib import Path
@@ -197,6 +198,9 @@ def test_files_that_are_no_results_are_refused(tmp_path: Path) -> None:
         ht.load(tmp_path / "other")
     with pytest.raises(FileNotFoundError):
         ht.load(tmp_path / "nothing")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="is a folder, a pipe or a device"):  # reading it would never end
+        ht.load(tmp_path / "pipe")
     with pytest.raises(ValueError, match="is a folder"):
         ht.load(tmp_path)
 

@@ -18,21 +18,21 @@ def run(script: str, **policy: str) -> subprocess.CompletedProcess[str]:
     return done
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_threads_sleep_if_torch_is_loaded_after_the_library():
     show = "import hessian_tools; print(os.environ['OMP_WAIT_POLICY'])"
     assert run(show).stdout == "PASSIVE\n"
     assert run(show, OMP_WAIT_POLICY="ACTIVE").stdout == "ACTIVE\n"  # the user's setting is kept
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_threads_sleep_in_a_study_too_although_its_modules_import_torch_first():
     done = run("import analysis.pipeline; print(os.environ['OMP_WAIT_POLICY'])")
     assert done.stdout == "PASSIVE\n"
     assert "OMP_WAIT_POLICY" not in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("threads", "load", "warned"), [(2, 99.0, True), (1, 99.0, False), (2, 0.0, False)], ids=["spin", "one", "idle"]
 )

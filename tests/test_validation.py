@@ -84,6 +84,7 @@ THETA, LAYOUT = ht.flatten(MODEL)
 LOSS = ht.make_loss(MODEL, torch.nn.functional.cross_entropy, LAYOUT)
 X, Y = torch.ones(4, 2), torch.tensor([0, 1, 2, 0])
 MAML = ht.learners.maml(2, 0.1)
+UNCOUNTED = torch.full((4,), -100)  # labels that cross-entropy leaves out
 HUGE = torch.full((4, 2), 1e300, dtype=torch.float64)
 
 
@@ -94,6 +95,16 @@ HUGE = torch.full((4, 2), 1e300, dtype=torch.float64)
         (lambda: ht.gauss_newton(LOSS, THETA, [(X, Y), (X[:0], Y[:0])]), r"shape \(0, 2\), so it is empty"),
         (lambda: ht.hessian(LOSS, THETA[None], ht.ragged([(X[:0], Y[:0])])), r"shape \(0, 2\), so it is empty"),
         (lambda: ht.hessian(LOSS, THETA, (HUGE, Y)), "holds the number 1e\\+300, which float32 cannot hold"),
+        (lambda: ht.hessian(LOSS, THETA, (X[:0].numpy(), Y[:0].numpy())), r"shape \(0, 2\), so it is empty"),
+        (lambda: ht.adapt(MAML, LOSS, THETA, (X[:0].numpy(), Y[:0].numpy())), r"shape \(0, 2\), so it is empty"),
+        (lambda: ht.gradient(LOSS, THETA, (HUGE.numpy(), Y.numpy())), "holds the number 1e\\+300"),
+        (lambda: ht.hessian(LOSS, THETA, (X, UNCOUNTED)), "the batch has no label that counts"),
+        (lambda: ht.gauss_newton(LOSS, THETA, (X, UNCOUNTED)), "the batch has no label that counts"),
+        (lambda: ht.gradient(LOSS, THETA[None], ht.ragged([(X, UNCOUNTED)])), "the batch has no label that counts"),
+        (
+            lambda: ht.hessian(LOSS, THETA.expand(2, -1), (X.expand(2, 4, 2), torch.stack([Y, UNCOUNTED]))),
+            "the batch has no label that counts",
+        ),
         (lambda: ht.record(MAML, LOSS, THETA, (X, Y), (X[:0], Y[:0])), "is empty; give one example or more"),
         (lambda: ht.record(MAML, LOSS, THETA, (HUGE, Y), (X, Y)), "holds the number 1e\\+300"),
         (lambda: ht.adapt(MAML, LOSS, THETA, (X[:0], Y[:0])), "is empty"),
@@ -125,6 +136,12 @@ def test_numbers_that_the_dtype_of_theta_can_hold_are_accepted_in_any_dtype():
         H = ht.hessian(LOSS, theta, (X.double(), Y))
         assert torch.isfinite(H.to_dense()).all()
     assert torch.isfinite(ht.hessian(LOSS, THETA.double(), (HUGE / 1e150, Y)).to_dense()).all()
+
+
+def test_labels_that_do_not_count_are_accepted_where_the_loss_is_a_number():
+    total = torch.nn.CrossEntropyLoss(reduction="sum")
+    assert not ht.hessian_of(MODEL, total, (X, UNCOUNTED)).to_dense().any()
+    ht.hessian(LOSS, THETA, (X, torch.ones(4).long()))  # equal labels that count
 
 
 with without_type_checks():  # these draw random numbers, which the look at a new loss would take for its own

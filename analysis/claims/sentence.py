@@ -1,4 +1,7 @@
-"""The sentence of a verdict: the outcome, both values and the interval, then what was left out of the comparison."""
+"""The sentence of a verdict: the outcome, both values and the interval, then what was left out of the comparison.
+
+A unit is one task of one seed.
+"""
 
 import math
 from typing import TYPE_CHECKING
@@ -72,7 +75,7 @@ def baseline(verdict: "Verdict") -> str:
 
 
 def against_untrained(verdict: "Verdict") -> bool:
-    """True if the baseline is the untrained network, and no learner: a learner may be called "untrained" too."""
+    """True if the baseline is the network before training, and not a learner that is called "untrained"."""
     return verdict.claim in ("suppression", "suppression-hg") or verdict.comparison == "against untrained"
 
 
@@ -101,7 +104,10 @@ def _levels(verdict: "Verdict", confidence: float) -> str:
 
 
 def _unmet(verdict: "Verdict", comparison: Comparison) -> str:
-    """The clause on what else is required, if that alone keeps the claim from being supported; "" otherwise."""
+    """The clause on what else is required, if that alone keeps the claim from being supported; "" otherwise.
+
+    ``comparison.required`` holds values [seed] whose mean must be above 0, too.
+    """
     sign = -1.0 if verdict.predicted == "negative" else 1.0
     if comparison.required is None or not min(sign * verdict.low, sign * verdict.high) > 0:
         return ""

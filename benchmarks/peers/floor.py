@@ -30,11 +30,11 @@ def build(problem: Problem, quantity: str) -> Job:
 def _floor(problem: Problem) -> Answer:
     rates = {"product_flop": product_flop(problem)}
     if not problem.thetas.is_cuda:
-        return Answer(1, seconds=floor_seconds(problem), rates=rates)
-    # The rate of matrix products is a yardstick only on a GPU. On a CPU, another library computes the convolutions.
+        return Answer(num_matvecs=1, seconds=floor_seconds(problem), rates=rates)
+    # The rate of matrix products is a yardstick only on a GPU. On a CPU, convolutions come from another library.
     rates["matmul_flop_per_second"] = matmul_rate(problem)
     # One point does not fill a GPU, and our products take all points at once there, so the floor does the same.
-    return Answer(1, seconds=floor_seconds(all_points_as_one(problem), len(problem.thetas)), rates=rates)
+    return Answer(num_matvecs=1, seconds=floor_seconds(all_points_as_one(problem), len(problem.thetas)), rates=rates)
 
 
 def matmul_rate(problem: Problem) -> float:
@@ -53,7 +53,7 @@ def all_points_as_one(problem: Problem) -> Problem:
 def floor_seconds(problem: Problem, products: int = 1) -> tuple[float, float]:
     """The floor of one product in seconds, by the wall clock and by processor time.
 
-    products: the number of points whose images are in the batch of the first point.
+    products: how many products the convolutions stand for, which is the number of points after ``all_points_as_one``.
     """
     walls, processors = zip(*(_forward_seconds(conv, x) for conv, x in _layers(problem)), strict=True)
     return (6 * sum(walls) - 4 * walls[0]) / products, (6 * sum(processors) - 4 * processors[0]) / products

@@ -23,8 +23,8 @@ from hessian_tools.data.splits import Split, chosen_split, split_from_file
 from hessian_tools.data.tree import Tree, readable
 from hessian_tools.validation import did_you_mean
 
-MAX_SIDE = 1024  # pixels; the networks for few examples of a class see 28 to 224
-MAX_RESHAPED = 2_000_000_000  # bytes of bundled drawings of another size, which every process keeps in memory
+MAX_SIDE = 1024  # pixels; few-shot networks usually take images of 28 to 224
+MAX_RESHAPED = 2_000_000_000  # bytes of the resized bundled drawings, which every process keeps in memory
 
 TASK_NAMES = ("quickdraw", "sine-line")
 
@@ -118,7 +118,7 @@ def open_data(
 def describe(path: str | Path, *, split: str | Path | None = None, cache: str | Path | None = None) -> str:
     """Describe the data set at a path in a few lines: its layout, its classes and images, and every split.
 
-    No image is decoded. Unless there is a cache, pickles are read once for their labels. Raises ValueError as
+    No image is decoded. Data in pickles without a cache are read once for their labels. Raises ValueError as
     ``open_data`` does.
     """
     if path == "quickdraw":
@@ -246,6 +246,7 @@ def _reshaped(data: ImageClasses, side: int, channels: int) -> ImageClasses:
     if len(images) * images.shape[1] * side**2 > MAX_RESHAPED:
         raise ValueError(f"image_size={side} would make {data.name} larger than {MAX_RESHAPED / 1e9:g} GB; give less")
     if images.shape[3:] != (side, side):
+        # The scale is the value of a pixel that stands for 1.
         grey = (images.reshape(-1, *images.shape[3:]) * np.uint8(255 // scale)).astype(np.uint8)
         images = np.stack([resized(Image.fromarray(drawing), side=side) for drawing in grey])
         images, scale = images.reshape(*data.images.shape[:2], 1, side, side), 255

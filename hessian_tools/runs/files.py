@@ -4,6 +4,7 @@ A file's content is on the disk (``fsync``) before the file gets its name, and t
 Every file carries a checksum, which is compared at reading, so that a changed bit is an error and not another number.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -107,11 +108,13 @@ def locked(folder: Path) -> Iterator[None]:
     with (folder / ".lock").open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise FolderInUseError(
-                f"another process is at work in {folder}; wait until it ends, or read an earlier meta_train of this"
-                " process to its end"
-            ) from None
+        except OSError as error:
+            # Some file systems of clusters have no locks; there, too, the user must see to it.
+            if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
+                raise FolderInUseError(
+                    f"another process is at work in {folder}; wait until it ends, or read an earlier meta_train of this"
+                    " process to its end"
+                ) from None
         yield
 
 

@@ -40,16 +40,23 @@ def ignore_progress(*report: object) -> None:
     """The ``emit`` of a caller that does not follow the progress."""
 
 
+def _as_it_is(unit: Any, worker: int) -> Any:
+    return unit
+
+
 class WorkerPool:
     """Worker processes, which are started when they are first needed and kept for all later calls of ``run``.
 
     workers: the number of processes; with 0 the work is done in this process.
+    place: a function from a unit and the number of the worker that gets it, 0 to ``workers - 1``, to the unit as that
+        worker receives it, such as with the worker's own device; None leaves units as they are.
 
     ``close``, or leaving the pool's ``with`` block, ends the processes at once, whatever they are doing.
     """
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, *, place: Callable[[Any, int], Any] | None = None) -> None:
         self.workers = workers
+        self._place = place or _as_it_is
         self._started: list[_Worker] = []
 
     def __enter__(self) -> "WorkerPool":
@@ -74,7 +81,7 @@ class WorkerPool:
         ValueError where the work cannot be sent to another process. Any of these ends all workers.
         """
         if self.workers == 0:
-            with _one_thread():
+            with one_thread():
                 for unit in units:
                     work(unit, emit)
             return
@@ -103,7 +110,7 @@ class WorkerPool:
         """Give each worker a unit, and another one as soon as it has answered."""
         busy: dict[Any, _Worker] = {}
         for worker in self._started[: len(waiting)]:
-            worker.give(work, waiting.pop(0))
+            worker.give(work, self._place(waiting.pop(0), worker.number))
             busy[worker.connection] = worker
         while busy:
             for connection in wait(list(busy)):
@@ -114,7 +121,7 @@ class WorkerPool:
                 elif kind == "error":
                     raise value
                 elif waiting:
-                    worker.give(work, waiting.pop(0))
+                    worker.give(work, self._place(waiting.pop(0), worker.number))
                 else:
                     del busy[connection]
 
@@ -186,11 +193,11 @@ def _serve(connection: Connection, parent: int) -> None:
                 work(unit, emit)
                 answer = ("done", None)
             except Exception as error:
-                answer = ("error", _sendable(error))
+                answer = ("error", sendable(error))
             connection.send(answer)
 
 
-def _sendable(error: Exception) -> Exception:
+def sendable(error: Exception) -> Exception:
     """The error itself, or a RuntimeError with its text where its class cannot be pickled and read again."""
     try:
         return pickle.loads(pickle.dumps(error))
@@ -207,7 +214,7 @@ def _end_with(parent: int) -> None:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Inside the block, torch computes on one thread, as it does in a worker process."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -30,6 +30,7 @@ from hessian_tools.runs.files import fsync, locked, read_json, write_json
 from hessian_tools.runs.manifest import record_ownership, training_digest
 from hessian_tools.train.config import Checkpoint, TrainConfig
 from hessian_tools.train.evaluate import evaluate
+from hessian_tools.train.group_step import GroupStep
 from hessian_tools.train.outer import SharedStep, accumulate_gradient
 from hessian_tools.train.replay import Replay
 from hessian_tools.train.warm_start import first_parameters
@@ -46,7 +47,7 @@ class _State:
 
     saved_at: the time of the last save, by the clock ``monotonic``.
     replay: the trace of the batched outer step, used where all tasks of a step are computed at once.
-    shared: the worker processes that share the tasks of each outer step; None until they are started.
+    shared: the processes that share the tasks of each outer step; None until they are started, or for one process.
     run: the digest of the training; None without a folder.
     """
 
@@ -56,7 +57,7 @@ class _State:
     meta_step: int = 0
     saved_at: float = field(default_factory=monotonic)
     replay: Replay = field(default_factory=Replay)
-    shared: SharedStep | None = None
+    shared: SharedStep | GroupStep | None = None
     run: str | None = None
 
 
@@ -70,12 +71,18 @@ def task_loss(config: TrainConfig) -> tuple[Loss, Tensor]:
     return make_loss(model.to(config.device), criterion, layout), theta.to(config.device)
 
 
-def meta_train(config: TrainConfig, *, progress: Progress | bool | None = None) -> Iterator[Checkpoint]:
+def meta_train(
+    config: TrainConfig, *, process_group: Any = None, progress: Progress | bool | None = None
+) -> Iterator[Checkpoint]:
     """Train a learner, and yield each checkpoint as it is reached.
 
     With ``config.folder`` the run is kept on disk, and the same call resumes it. Checkpoints that exist are then read
     from disk and yielded again, and training goes on from the newest saved state with the same numbers that an
     uninterrupted run would have had (on the CPU, with the same number of threads).
+    process_group: a group of ``torch.distributed``, such as ``torch.distributed.group.WORLD`` in a script that
+        ``torchrun`` has started. Its processes all call meta_train with the same configuration, share the tasks of each
+        outer step and yield the same checkpoints, equal to the bit to those of one process with ``batched=False``. Only
+        the first one uses the folder, validates and calls ``progress``.
     progress: called with (meta-iteration, query loss) after every outer step; True shows a bar of the meta-iterations.
 
     Training may be interrupted at any moment, as with Ctrl-C: what is saved is whole, and the same call goes on from
@@ -85,22 +92,53 @@ def meta_train(config: TrainConfig, *, progress: Progress | bool | None = None) 
     or seed, and FolderInUseError where another process trains in it.
     """
     report = _bar_of_iterations(config.checkpoints[-1]) if progress is True else progress or None
+    if process_group is not None:
+        yield from _in_group(config, process_group, report)
+        return
     with locked(config.folder) if config.folder else nullcontext():
         state = _start(config)
         try:
-            for meta_step in config.checkpoints:
-                checkpoint = _next_checkpoint(state, config, meta_step, report)
-                yield checkpoint
-                if checkpoint.diverged:
-                    return
+            yield from _checkpoints(state, config, report)
         finally:
             if state.shared:
                 state.shared.close()
 
 
 def _bar_of_iterations(total: int) -> Progress:
+    """A function that shows the progress of ``total`` meta-iterations; the bar appears with the first of them."""
     show = bar()
     return lambda meta_step, query_loss: show(meta_step, total)
+
+
+def _checkpoints(state: _State, config: TrainConfig, progress: Progress | None) -> Iterator[Checkpoint]:
+    for meta_step in config.checkpoints:
+        checkpoint = _next_checkpoint(state, config, meta_step, progress)
+        yield checkpoint
+        if checkpoint.diverged:
+            return
+
+
+def _in_group(config: TrainConfig, process_group: Any, progress: Progress | None) -> Iterator[Checkpoint]:
+    """The checkpoints of a run whose outer steps the processes of a group share; the first one keeps its folder."""
+    loss, theta = task_loss(config)
+    group = GroupStep(config, loss, theta, process_group)
+    if not group.leads:
+        theta = first_parameters(config, loss, theta).requires_grad_()
+        yield from group.follow(theta)
+        return
+    error: BaseException | None = None
+    try:
+        with locked(config.folder) if config.folder else nullcontext():
+            state = _start(config)
+            state.shared = group
+            for checkpoint in _checkpoints(state, config, progress):
+                group.tell("checkpoint", replace(checkpoint, theta=checkpoint.theta.cpu()))
+                yield checkpoint
+    except BaseException as raised:
+        error = None if isinstance(raised, GeneratorExit) else raised
+        raise
+    finally:
+        group.close(error)
 
 
 def _next_checkpoint(state: _State, config: TrainConfig, meta_step: int, progress: Progress | None) -> Checkpoint:
@@ -208,7 +246,7 @@ def _outer_step(state: _State, config: TrainConfig) -> tuple[list[Aux], bool]:
     Returns the parts of each task's loss, and whether the step was taken.
     """
     state.optimiser.zero_grad()
-    if config.workers == 1:
+    if config.workers == 1 and state.shared is None:
         aux = accumulate_gradient(config, state.loss, state.theta, state.meta_step, replay=state.replay)
     else:
         state.shared = state.shared or SharedStep(config, state.loss, state.theta)

@@ -19,6 +19,7 @@ from hessian_tools.inner.meta_loss import accuracy
 from hessian_tools.layout import Where, flatten, unwrapped
 from hessian_tools.loss import Batch, Criterion, Loss, LossFunction
 from hessian_tools.outputs import map_tensors
+from hessian_tools.processes import refuse_share
 from hessian_tools.torch_fixes.precision import full_precision
 from hessian_tools.trajectory.foreign import Buffers, State, points_of_states
 from hessian_tools.trajectory.live import LiveMeasurement, share_of
@@ -59,6 +60,8 @@ def trajectory_from(
     thetas = points_of_states(loss, states, buffers=buffers)
     if isinstance(loss, Loss):
         thetas = thetas.to(next(loss.model.parameters()).device)  # states are kept in main memory
+    refuse_share(support)
+    refuse_share(query)
     # Checks the loss and the batches once, and weighs several batches.
     objective = objective_at(loss, thetas, support, shared=True, weights="size")
     gradients, values = zip(*[_gradient_and_values(objective, k) for k in range(len(thetas))], strict=True)
@@ -131,6 +134,7 @@ class Recorder:
     ) -> None:
         theta, layout = flatten(model, where)
         for given in (batch, query):
+            refuse_share(given)
             refuse_random_loader(given)
         self._model, self.batch, self.query = unwrapped(model), batch, query
         self._states: list[dict[str, Tensor]] = []

@@ -1,5 +1,10 @@
 """A study of one learner and one seed that takes a second or two, for tests that run it many times."""
 
+from pathlib import Path
+
+from analysis import pipeline
+from analysis.engines.place import Place
+
 SMALL_STUDY = """
 name: small
 data: {name: sine-line}
@@ -16,3 +21,10 @@ measure:
   block: 1
   evaluation_tasks: 1
 """
+
+
+def train_and_measure(source: str | Path, out: Path, place: Place) -> None:
+    """Train and measure a study at a place, without the figures and the report, which take most of the time."""
+    study, plan = pipeline.prepare(source, out=out, trust=True)
+    with pipeline.session(study, place=place, progress=None) as (engine, reporter):
+        pipeline.measure(pipeline.start(study, engine, reporter, plan=plan), engine, reporter)

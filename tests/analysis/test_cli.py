@@ -145,7 +145,7 @@ def test_a_second_command_on_the_same_folder_is_refused(working_folder, capsys, 
         assert "another hessian-tools is at work in study" in refused(capsys, ["test", "study"])
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_a_study_whose_training_diverges_says_so_in_every_output(working_folder, capsys):
     file = write_study_file(working_folder, "step_size: 0.1", "step_size: 1.0e+30")
     assert run(["study", file, "--out", "study", "--workers", "0"]) == 0
@@ -157,7 +157,7 @@ def test_a_study_whose_training_diverges_says_so_in_every_output(working_folder,
     assert "maml         seed 0: diverged at meta-iteration 1" in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_inner_loops_whose_losses_explode_are_counted_as_diverged(working_folder, capsys):
     """At this step size losses reach 1e20 and more, but stay finite; no verdict may rest on such points."""
     file = write_study_file(working_folder, "step_size: 0.1", "step_size: 1.0e+6")

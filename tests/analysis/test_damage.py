@@ -201,7 +201,7 @@ def test_a_report_is_not_made_of_old_verdicts_or_figures(working_folder, capsys,
     assert run(["report", "study"]) == 0
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_a_study_with_an_unmeasured_run_gets_no_verdicts_figures_or_report(working_folder, capsys, micro_study):
     shutil.copytree(micro_study, working_folder / "study")
     shutil.rmtree(working_folder / "study" / "runs" / "maml-seed1" / "measurements.zarr")
@@ -209,7 +209,7 @@ def test_a_study_with_an_unmeasured_run_gets_no_verdicts_figures_or_report(worki
         assert "maml seed 1 is not yet measured" in refused(capsys, [command, "study"])
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_damaged_files_of_the_study_folder_are_named(working_folder, capsys, micro_study):
     shutil.copytree(micro_study, working_folder / "study")
     run_folder = working_folder / "study" / "runs" / "maml-seed0"

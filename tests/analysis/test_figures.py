@@ -249,7 +249,7 @@ UNUSUAL_STUDIES = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("kind", UNUSUAL_STUDIES)
 def test_every_figure_and_caption_can_be_made_of_an_unusual_study(kind):
     study = UNUSUAL_STUDIES[kind]()
@@ -268,7 +268,7 @@ def test_with_two_seeds_each_seed_is_drawn_and_the_legend_says_so():
     assert line(figure.axes[0], "seed:maml:0").get_linewidth() < line(figure.axes[0], "mean:maml").get_linewidth()
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", NAMES)
 def test_no_text_leaves_the_figure_and_legends_cover_no_panel(large, name):
     figure = FIGURES[name](large)

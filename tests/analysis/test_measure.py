@@ -99,7 +99,7 @@ def test_trace_samples_their_error_and_random_directions(point):
         assert float(at["rho_random"]) == pytest.approx(samples.mean() / thetas.shape[1], rel=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_every_quantity_fills_the_variables_that_it_declares(micro_study):
     unit = measuring.Unit(open_folder(micro_study), (LEARNER,), SEED, CHECKPOINT, (TASK,))
     points = measuring._points(unit, unit.tasks)

@@ -152,7 +152,7 @@ def test_figures_of_kept_results_need_no_tasks_of_tensors_and_spectra(ds):
         assert "nan" not in FIGURES[name].caption(kept)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_figure_of_many_learners_stays_readable(large, name):
     figure = FIGURES[name](large)

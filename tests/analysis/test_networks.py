@@ -118,6 +118,7 @@ def test_a_mistake_is_named_and_nothing_is_written(mine, capsys, network, said):
     assert {path.name for path in mine.iterdir()} - {"__pycache__"} == {"mine.yaml", "own_networks.py"}
 
 
+@pytest.mark.heavy
 def test_a_study_runs_with_a_network_of_the_user(mine, capsys):
     """It is trained and measured, and refused once the file of the network has changed.
 

@@ -127,7 +127,7 @@ def test_seeds_to_decide_is_where_the_rule_first_decides(mean: float, sd: float,
         assert outcome(num - 1) == "inconclusive"  # always so with one seed
 
 
-def test_seeds_to_decide_where_nothing_helps() -> None:
+def test_seeds_to_decide_in_limiting_cases() -> None:
     assert seeds_to_decide(0.1, float("nan"), margin=0.1) is None
     assert seeds_to_decide(1e-6, 10.0, margin=1e-6) is None
     assert seeds_to_decide(0.3, 0.3, margin=0.1, max_seeds=4) is None
@@ -135,7 +135,7 @@ def test_seeds_to_decide_where_nothing_helps() -> None:
 
 
 def test_seeds_to_decide_is_right_about_new_studies() -> None:
-    """About half of the studies with the advised number of seeds decide, because their intervals end near 0.
+    """About half of the studies with the advised number of seeds decide: the expected end of their interval lies at 0.
 
     Of the studies with half that number of seeds, clearly fewer decide.
     """

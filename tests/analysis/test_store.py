@@ -13,7 +13,8 @@ from analysis.schema import Sizes, point_variable
 from hessian_tools.runs.files import read_json, write_json
 
 RHO = point_variable("rho", "curvature")
-# The units of the one checkpoint, and the variable that each fills; a chunk holds one task.
+# The units of the one checkpoint, and the variable that each fills: two blocks of tasks, and the evaluation (None). A
+# chunk of the store holds one task, so the first unit has two chunks.
 UNITS = [(slice(0, 2), "rho"), (slice(2, 3), "rho"), (None, "evaluation_loss")]
 
 
@@ -32,6 +33,7 @@ def measured(folder: Path, value: float) -> Path:
     return path
 
 
+# The unit of a fault is (checkpoint, chunk), with None in place of the chunk for the evaluation; or None for the store.
 @pytest.mark.parametrize(
     ("name", "unit"),
     [("rho/c/0/1/0", (0, 1)), ("rho/c/0/2/0", (0, 2)), ("evaluation_loss/c/0/0", (0, None)), ("step_size/c", None)],
@@ -73,6 +75,7 @@ def test_a_record_of_a_unit_that_is_lost_damaged_or_of_another_run_is_noticed(
 
 
 def test_a_store_that_was_made_without_records_is_read_and_goes_on_with_them(tmp_path):
+    """Older stores have digests of the files that describe their arrays only. A unit measured later gets a record."""
     path = measured(tmp_path, 1.0)
     shutil.rmtree(tmp_path / store.RECORDS)
     described = read_json(tmp_path / store.DIGESTS)

@@ -62,7 +62,7 @@ def test_a_study_runs_from_python_and_returns_its_results(working_folder):
     assert calls[-1] == (drawn, drawn)  # the figures
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_a_study_run_from_python_prints_nothing_by_default(working_folder, capsys, micro_study):
     shutil.copytree(micro_study, working_folder / "study")
     result = analysis.run_study("study")
@@ -122,6 +122,7 @@ def test_the_digests_of_runs_are_those_of_version_0_1(micro_study):
         assert json_digest(manifest["config"]) == expected, name
 
 
+@pytest.mark.heavy
 def test_a_folder_begun_by_version_0_1_is_completed(working_folder, micro_study):
     """Version 0.1 kept the settings of a training run in training.json, beside the manifest."""
     shutil.copytree(micro_study, working_folder / "study")

@@ -70,6 +70,7 @@ def copied_study(tmp_path_factory, micro_study) -> Path:
     return Path(shutil.copytree(micro_study, tmp_path_factory.mktemp("verified") / "study"))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("name", "damage", "said"), FAULTS, ids=[f"{f[1].__name__} {f[0]}" for f in FAULTS])
 def test_a_fault_is_named_with_its_remedy(capsys, copied_study, name, damage, said):
     file = copied_study / name

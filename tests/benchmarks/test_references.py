@@ -43,7 +43,7 @@ def wrong(model: nn.Module, criterion: nn.Module, batch: Any) -> dict[str, Any]:
     }
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_scores_of_a_right_and_of_a_wrong_tool() -> None:
     right = score(ours, SOME)
     assert isinstance(right, dict)
@@ -76,7 +76,7 @@ def test_references_have_few_parameters_and_one_dtype() -> None:
         assert {p.dtype for p in parameters} == {torch.float32}
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_the_command_runs_a_tool_of_a_file(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text("def tool(model, criterion, batch):\n    return {}\n")

@@ -147,6 +147,7 @@ HOSTILE: dict[str, list[Any]] = {
     "columns": [*_not_vectors(U.mT), U[..., :0, :], U.numpy(), U.long()],
     "probes": [*_not_vectors(THETA), torch.ones(2, 2), torch.ones(N, 0), torch.ones(N - 1, 2)],
     "numbers": [*NOT_TENSORS, SAMPLES.numpy(), SAMPLES.long(), torch.tensor(1.0), SAMPLES[..., :0]],
+    "labels": [*NOT_TENSORS, Y.numpy(), Y.float(), Y[:0], Y[:3], Y + 5, -1 - Y],
     "line": [*NOT_TENSORS, np.ones(3), torch.ones(3).long(), torch.tensor(1.0), torch.ones(0), torch.ones(2, 2)],
     "trajectories": [None, "nonsense", 3, [], [None], TRAJECTORY, [THETA], NOTHING],
     "list of checkpoints": [None, "nonsense", 3, [], [None], CHECKPOINT, [THETA], NOTHING],

@@ -61,7 +61,7 @@ KINDS = {
     "flag": "vectors copies shared first_order transductive checkpointing batched shuffle_labels flip logarithmic"
     " rotations crop trust yes fsync detach_reference",
     "choice": "which method route batching distance schedule step_sizes outer optimiser normalisation buffers"
-    " projector",
+    " projector reduction",
     "batch": "support query",
     "vectors": "thetas directions hg",
     "vector": "theta v g d along across start end direction h_d2g",
@@ -129,10 +129,13 @@ def networks() -> list[Entry]:
               options={"in_features": 2, "out_features": 3},
               kinds={"outputs": "count", "input_shape": "shape of any length"}),
         entry(nets.normalised_weights, model=MODEL),
+        entry(nets.linear_cross_entropy, hidden=X, weight=torch.ones(3, 2), targets=Y,
+              kinds={"hidden": "lone vectors", "weight": "lone vectors", "targets": "labels", "bias": "lone vectors",
+                     "ignore_index": "whole"}),
         entry(nets.refuse_unfit, model=ht.Conv4(3, width=4), outputs=3, input_shape=(1, 28, 28),
               kinds={"outputs": "count"}),
         entry(ht.flatten, model=MODEL),
-        entry(ht.make_loss, model=MODEL, criterion=F.cross_entropy, layout=LAYOUT),
+        entry(ht.make_loss, model=MODEL, criterion=F.cross_entropy, layout=LAYOUT, kinds={"recompute": "names"}),
         entry(ht.stream, seed=0),
         entry(LAYOUT.unflatten, theta=THETA, kinds={"theta": "piece of a layout"}),
     ]  # fmt: skip
@@ -328,7 +331,7 @@ def studies(scratch: Path) -> list[Entry]:
               kinds={"path_stem": "file"}),
         entry(analysis.to_xarray, result=PAIRS, kinds={"dims": "names", "coords": "mapping"}),
         entry(partial(analysis.run_study, out="/dev/null/study"), title="run_study", source="micro",
-              kinds=dict.fromkeys(["out", "claims", "data", "kept"], "-")
+              kinds=dict.fromkeys(["out", "claims", "data", "kept", "devices", "cluster", "dask"], "-")
               | {"workers": "count or 0"}),
     ]  # fmt: skip
 

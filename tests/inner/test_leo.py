@@ -110,6 +110,7 @@ def plain_leo(learner, meta: Tensor, loss, support, query, shot: Shot | None, no
     net = layout.unflatten(meta[: layout.numel])
 
     def features(x: Tensor) -> Tensor:
+        """The features of the body: the outputs of the network with the identity as its head."""
         if "body.0.0.weight" not in net:
             return x
         eye = torch.eye(net["head.weight"].shape[1], dtype=DTYPE)
@@ -167,6 +168,7 @@ def plain_leo(learner, meta: Tensor, loss, support, query, shot: Shot | None, no
 )
 def test_meta_gradient_equals_the_plain_formula(learner, noisy, setting, shot):
     loss, theta, support, query = setting()
+    # The number of features: six inputs, or the four channels to which the convolutional body pools an image.
     meta = initial_meta_parameters(learner, theta, width=6 if setting is head_alone else 4)
     noise = stream(9, "noise") if noisy else None
     value, aux = meta_loss(learner, loss, meta, support, query, shot=shot, noise=noise)
@@ -190,7 +192,7 @@ def test_shapes_are_those_of_the_paper():
     assert task.weights(task.start.flatten()).shape == (3 * 6,)
 
 
-def test_the_adapted_network_is_the_decoded_one_and_only_its_head_weights_change():
+def test_the_recorded_loop_ends_at_the_adapted_network_and_only_its_head_weights_change():
     for setting, width in ((head_alone, 6), (head_on_a_body, 4)):
         loss, theta, support, query = setting()
         meta = initial_meta_parameters(LEO, theta, width).detach()
@@ -208,7 +210,7 @@ def test_the_adapted_network_is_the_decoded_one_and_only_its_head_weights_change
         assert torch.allclose(t.gradients[3][weights], gradient(loss, t.thetas[3], support)[weights], rtol=1e-10)
 
 
-def test_draws_follow_their_generator_and_a_new_task_takes_the_means():
+def test_draws_follow_their_generator_and_without_one_codes_and_weights_are_the_means():
     loss, theta, support, query = head_alone()
     meta = initial_meta_parameters(NOISY, theta, 6).detach()
 

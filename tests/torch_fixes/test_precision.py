@@ -55,7 +55,7 @@ def test_autocast_changes_a_gradient_that_is_not_protected() -> None:
 
 
 # "eigenpairs-exhausted" is left out, because it computes in float64, which autocast does not lower.
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", [name for name in COMPUTED if name != "eigenpairs-exhausted"])
 def test_autocast_changes_no_curvature(name: str) -> None:
     compute: Callable[[Any], Any] = COMPUTED[name]

@@ -238,7 +238,7 @@ def test_a_learner_of_shuffled_labels_is_validated_with_the_true_ones():
         assert not (ends[0].diverged or ends[1].diverged)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_the_weight_of_the_curvature_penalty_moves_the_curvature_on_held_out_tasks():
     config = replace(SINE, network=partial(MLP, (1, 20, 20, 1)), checkpoints=(0, 60), learning_rate=3e-3, meta_batch=8)
     loss, _ = task_loss(config)

@@ -39,7 +39,7 @@ from hessian_tools.curvature.operators.terms import leaves, magnitude, rebuilt
 from hessian_tools.first_look import value_of
 from hessian_tools.loss import HiddenStateError, Loss
 from hessian_tools.progress import Progress, ProgressCounter
-from hessian_tools.random_states import same_tensors, torch_states
+from hessian_tools.random_states import drawn_between, global_states, restored_random_states
 from hessian_tools.result import Result
 from hessian_tools.torch_fixes.precision import full_precision
 from hessian_tools.validation import check_whole
@@ -161,6 +161,8 @@ def _finite(H: Operator) -> Bool[Tensor, " point"]:
         for point, theta in enumerate(objective.thetas):
             values = [float(value_of(objective.loss, theta, batch)) for batch in objective.batches_at(point)]
             finite[point] &= all(isfinite(value) for value in values)
+        if objective.ranks is not None:
+            finite = torch.tensor(objective.ranks.gather(finite.tolist()), device="cpu").all(0)
     return finite
 
 
@@ -170,6 +172,9 @@ def _check_state(H: Operator) -> Finding:
     findings = [_state_of_loss(objective) for objective in {id(o.loss): o for o in objectives}.values()]
     if not all(isinstance(leaf, LossOperator) for leaf in leaves(H)):
         findings.append(not_judged("state", NO_LOSS))
+    ranks = next((objective.ranks for objective in objectives if objective.ranks is not None), None)
+    if ranks is not None:  # a check that ends early on one process must end on all of them
+        findings = [finding for others in ranks.gather(findings) for finding in others]
     return min(findings, key=lambda finding: {False: 0, None: 1, True: 2}[finding.passed])
 
 
@@ -180,10 +185,10 @@ def _state_of_loss(objective: Objective) -> Finding:
             loss.fresh().refuse_hidden_state(theta, batch)
         except HiddenStateError as error:
             return Finding("state", False, nan, 0.0, str(error))
-    with torch.random.fork_rng(devices=[theta.device] if theta.is_cuda else []):
-        before = torch_states(theta.device)
+    with restored_random_states(theta.device):
+        before = global_states(theta.device)
         first, second = (float(value_of(loss, theta, batch)) for _ in range(2))
-        drew = not same_tensors(before, torch_states(theta.device))
+        drew = drawn_between(before, global_states(theta.device)) == "surely"
     allowed = REPEATED_LOSS * torch.finfo(theta.dtype).eps * abs(first)
     change = abs(second - first)
     passed, text = True, "two evaluations of the loss agree, and a forward pass changes nothing in the network"

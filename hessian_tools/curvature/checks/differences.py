@@ -121,7 +121,7 @@ def _field(matrix: Hessian | GaussNewton) -> Field:
             pieces.append(weighted_sum(part, at_point, moved[rows], batching=engine.batching))
         return torch.cat(pieces)
 
-    return at_points
+    return lambda moved: objective.summed(lambda: at_points(moved))
 
 
 def _best_quotient(field: Field, thetas: Tensor, v: Tensor, middle: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:

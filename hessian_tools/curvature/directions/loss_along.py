@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hessian_tools.curvature.html import lines_html
+from hessian_tools.curvature.objective.objective import Objective
 from hessian_tools.curvature.operators.loss_operator import LossOperator
 from hessian_tools.first_look import value_of
 from hessian_tools.result import Result
@@ -67,16 +68,24 @@ def loss_along(
     objective = H.objective
     slope = (H.engine.gradients(objective)[..., None] * D).sum(-2)
     curvature = (D * H.products(D.contiguous())).sum(-2)
-    start = torch.zeros(points, dtype=H.dtype, device=H.device)
-    loss = torch.zeros(points, D.shape[-1], len(t), dtype=H.dtype, device=H.device)
+    losses = objective.summed(lambda: _losses(objective, D, t))
+    start, loss = losses[:, 0, 0], losses[:, :, 1:]
+    quadratic = start[:, None, None] + slope[..., None] * t + curvature[..., None] * t**2 / 2
+    results = (loss, quadratic, slope, curvature)
+    return LossAlong(t, *(result[0] if H.num_points is None else result for result in results))
+
+
+def _losses(
+    objective: Objective, D: Float[Tensor, "point param direction"], t: Float[Tensor, " step"]
+) -> Float[Tensor, "point direction step"]:
+    """The loss over the batches of this process: at theta, and after it at each step along each direction."""
+    losses = torch.zeros(len(D), D.shape[-1], 1 + len(t), dtype=D.dtype, device=D.device)
     for group, at in zip(objective.by_group(), objective.groups, strict=True):
         for member, place in enumerate(at.positions.tolist()):
             theta = group.thetas[member]
             for weight, batch in zip(group.weights, group.batches_at(member), strict=True):
-                start[place] += weight * value_of(objective.loss, theta, batch)
+                losses[place, :, 0] += weight * value_of(objective.loss, theta, batch)
                 for i, d in enumerate(D[place].mT):
                     values = [value_of(objective.loss, theta + step * d, batch) for step in t]
-                    loss[place, i] += weight * torch.stack(values)
-    quadratic = start[:, None, None] + slope[..., None] * t + curvature[..., None] * t**2 / 2
-    results = (loss, quadratic, slope, curvature)
-    return LossAlong(t, *(result[0] if H.num_points is None else result for result in results))
+                    losses[place, i, 1:] += weight * torch.stack(values)
+    return losses

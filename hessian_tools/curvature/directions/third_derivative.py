@@ -106,11 +106,17 @@ def _expansions_at(objective: Objective, engine: Engine, d: Float[Tensor, "point
     """The tensors of :func:`_expansions` for all points, from as many points at a time as fit in memory."""
     group_results = []
     for part, group in zip(objective.by_group(), objective.groups, strict=True):
-        at_once = max(1, engine.products_at_once(part) // PRODUCTS_PER_POINT)
+        at_once = _points_at_once(part, engine)
         pieces = torch.arange(len(part.thetas), device="cpu").split(at_once)
         piece_results = [_expansions(part.select(rows), engine, d[group.positions][rows]) for rows in pieces]
         group_results.append([torch.cat(columns) for columns in zip(*piece_results, strict=True)])
     return [objective.join(columns) for columns in zip(*group_results, strict=True)]
+
+
+def _points_at_once(objective: Objective, engine: Engine) -> int:
+    """How many points are computed together, on all processes that share the data."""
+    at_once = max(1, engine.products_at_once(objective) // PRODUCTS_PER_POINT)
+    return at_once if objective.ranks is None else int(min(row[0] for row in objective.ranks.numbers([at_once])))
 
 
 def _expansions(objective: Objective, engine: Engine, d: Float[Tensor, "point param"]) -> tuple[Tensor, ...]:
@@ -136,4 +142,6 @@ def _expansions(objective: Objective, engine: Engine, d: Float[Tensor, "point pa
     results = zip(objective.weights, evaluate(objective, one_point, d, batching=engine.batching), strict=True)
     terms = [[weight * part for part in parts] for weight, parts in results]
     value, third_by_forward, dots, tdd = (torch.stack(parts).sum(0).detach() for parts in zip(*terms, strict=True))
+    if objective.ranks is not None:  # before the norm, which is not linear in the loss
+        value, third_by_forward, dots, tdd = map(objective.ranks.sum, (value, third_by_forward, dots, tdd))
     return value, dots[:, 0], dots[:, 1], dots[:, 2], third_by_forward, tdd.norm(dim=-1)

@@ -75,6 +75,13 @@ class StoppingRule(ABC):
     def complete(self, state: RitzState) -> Bool[Tensor, " chosen"]:
         """True where no wanted eigenvalue can be missing; read at points whose excess is 1 or less."""
 
+    def memory(self) -> Tensor:
+        """What the rule knows from earlier steps, to be saved with the run."""
+        return torch.empty(0, device="cpu")
+
+    def remember(self, memory: Tensor) -> None:  # noqa: B027 - most rules know nothing from earlier steps
+        """Takes what was saved."""
+
 
 class BatchedLanczos:
     """One Lanczos run at every point, each stopped by the rule or by the point's own limit of products.
@@ -83,6 +90,7 @@ class BatchedLanczos:
     moved together. The operator is restricted to the unfinished points immediately, so that no product is wasted.
 
     max_steps: the limit of products at each point. done: called, whenever points have finished, with their number.
+    restarted: called with the run after each restart.
     """
 
     def __init__(
@@ -93,9 +101,10 @@ class BatchedLanczos:
         selections: tuple[Selection, ...],
         max_steps: Int[np.ndarray, " point"],
         done: Callable[[int], None] = lambda count: None,
+        restarted: "Callable[[BatchedLanczos], None]" = lambda run: None,
     ) -> None:
         self.H, self.basis, self.rule, self.selections, self.max_steps = H, basis, rule, selections, max_steps
-        self.done = done
+        self.done, self.restarted = done, restarted
         num_points = len(max_steps)
         self.points = np.arange(num_points)
         self.running = np.ones(num_points, dtype=bool)
@@ -225,6 +234,7 @@ class BatchedLanczos:
         kept = wanted + int(KEPT_SHARE * (self.basis.size - wanted))
         columns = preference.sort(dim=-1, stable=True).indices[:, :kept]
         self.basis.restart(values.gather(-1, columns), s.gather(-1, columns[:, None].expand(-1, s.shape[1], -1)))
+        self.restarted(self)
 
 
 def _next_multiple(steps: Int[np.ndarray, " point"], stride: int) -> Int[np.ndarray, " point"]:

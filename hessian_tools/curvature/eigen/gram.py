@@ -38,7 +38,9 @@ class NotConvexError(ValueError):
 
 def has_gram_matrix(H: Operator) -> TypeGuard[GaussNewton]:
     """True if H is a Gauss-Newton matrix whose Gram matrices have one size, which excludes ragged batches."""
-    return isinstance(H, GaussNewton) and len(H.objective.groups) == 1 and has_output_passes(H)
+    # The rows of J lie with the batches, so that processes that share the data have no Gram matrix of all of them.
+    is_alone = H.ranks is None
+    return is_alone and isinstance(H, GaussNewton) and len(H.objective.groups) == 1 and has_output_passes(H)
 
 
 def has_output_passes(H: LossOperator) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor
 from hessian_tools.curvature.eigen.batched_lanczos import BatchedLanczos, Limits, RitzState, StoppingRule
 from hessian_tools.curvature.eigen.krylov import KrylovBasis
 from hessian_tools.curvature.eigen.ritz import RitzPairs
+from hessian_tools.curvature.eigen.saved_runs import SavedRun
 from hessian_tools.curvature.eigen.selection import Selection, rounding
 from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.rng import PathPart, stream
@@ -32,9 +33,17 @@ def lanczos(
     *,
     start: Float[Tensor, "point param"] | None = None,
     done: Callable[[int], None] = lambda count: None,
+    saved: SavedRun | None = None,
 ) -> RitzPairs:
-    """The Ritz pairs that the selections want at every point, from one run at each point; see :func:`lanczos_run`."""
-    return lanczos_run(H, selections, limits, start=start, done=done).run()
+    """The Ritz pairs that the selections want at every point, from one run at each point; see :func:`lanczos_run`.
+
+    saved: the files to which the run is saved at each restart, and from which it goes on.
+    """
+    run = lanczos_run(H, selections, limits, start=start, done=done)
+    if saved is not None:
+        saved.resume(run)
+        run.restarted = saved.save
+    return run.run()
 
 
 def lanczos_run(
@@ -124,6 +133,14 @@ class _ConvergedPairs(StoppingRule):
     def complete(self, state: RitzState) -> Bool[Tensor, " chosen"]:
         """True where the point finished after a breakdown that brought no new wanted value."""
         return state.had_breakdown
+
+    def memory(self) -> Tensor:
+        """The wanted values at the last breakdown."""
+        return self.at_breakdown
+
+    def remember(self, memory: Tensor) -> None:
+        """Takes these values from a saved run."""
+        self.at_breakdown.copy_(memory)
 
 
 def _unit(rows: Float[Tensor, "point param"]) -> Float[Tensor, "point param"]:

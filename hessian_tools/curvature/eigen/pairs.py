@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -12,6 +13,7 @@ from hessian_tools.curvature.eigen.exact import exact_pairs, is_small, max_produ
 from hessian_tools.curvature.eigen.lanczos import lanczos
 from hessian_tools.curvature.eigen.rayleigh_ritz import EigenPairs, checked_pairs
 from hessian_tools.curvature.eigen.ritz import RitzPairs
+from hessian_tools.curvature.eigen.saved_runs import SavedRun
 from hessian_tools.curvature.eigen.selection import Selection, Which
 from hessian_tools.curvature.html import eigenvalues_html
 from hessian_tools.curvature.operators.operator import Operator
@@ -64,6 +66,7 @@ def top_eigenpairs(
     max_basis: int | None = None,
     copies: bool | None = None,
     method: Method = "auto",
+    folder: str | Path | None = None,
     progress: Progress | None = None,
 ) -> EigenPairs:
     """k eigenpairs of H at every point, by Lanczos stopped on residuals and checked by true products.
@@ -85,6 +88,10 @@ def top_eigenpairs(
     method: "lanczos"; or "exact", which computes the whole spectrum from the whole matrix or by a range finder (see
     ``spectrum``). "auto" is "exact" up to 128 parameters, or 4 k if that is more, unless max_matvecs is too small for
     it; otherwise it is "lanczos".
+    folder: where the Lanczos run of a single point is saved at each restart. The same call goes on from there after the
+    process was ended, and gives the same result; once it has returned, the files are removed. It costs one further
+    product, by which a folder that holds the run of another matrix is refused. For a run that takes hours, give a
+    ``max_basis`` that restarts in between.
     progress: called with (done, total) points.
 
     Raises ValueError for k outside 1..param and for options that do not fit. (Lanczos 1950; Wu, Simon 2000.)
@@ -97,7 +104,7 @@ def top_eigenpairs(
     """
     selections = (checked_selection(which, k, rtol, H.num_params),)
     plan = solver_plan(H, selections, seed, max_matvecs, max_basis, copies, method)
-    return _run(H, selections, plan, vectors=vectors, progress=progress)[0]
+    return _run(H, selections, plan, vectors=vectors, folder=folder, progress=progress)[0]
 
 
 @full_precision
@@ -114,6 +121,7 @@ def extremal_eigenpairs(
     max_basis: int | None = None,
     copies: bool | None = None,
     method: Method = "auto",
+    folder: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Extremes:
     """Eigenpairs of largest magnitude, of largest and of smallest value, from one Lanczos run at each point.
@@ -135,7 +143,7 @@ def extremal_eigenpairs(
         checked_selection("SA", ends, ends_rtol, H.num_params, min_k=0),
     )
     plan = solver_plan(H, selections, seed, max_matvecs, max_basis, copies, method)
-    return Extremes(*_run(H, selections, plan, vectors=vectors, progress=progress))
+    return Extremes(*_run(H, selections, plan, vectors=vectors, folder=folder, progress=progress))
 
 
 def checked_selection(which: Which, k: int, rtol: float, num_params: int, min_k: int = 1) -> Selection:
@@ -205,24 +213,36 @@ def basis_size(fit: int, pairs: int) -> int:
 
 
 def _run(
-    H: Operator, selections: tuple[Selection, ...], plan: SolverPlan, *, vectors: bool, progress: Progress | None
+    H: Operator,
+    selections: tuple[Selection, ...],
+    plan: SolverPlan,
+    *,
+    vectors: bool,
+    folder: str | Path | None,
+    progress: Progress | None,
 ) -> list[EigenPairs]:
     """The pairs of each selection, computed for as many points at a time as their bases fit in memory."""
     H.announce(plan.num_products)
     count = ProgressCounter(H.num_points or 1, progress)
+    saved = None if folder is None or plan.exact else SavedRun(Path(folder), H, selections, plan.limits)
     parts = []
     for part in parts_in_memory(H, plan.limits.max_basis):
-        pairs = checked_pairs(part, _ritz_pairs(part, selections, plan, count), selections)
+        pairs = checked_pairs(part, _ritz_pairs(part, selections, plan, count, saved), selections)
         parts.append(pairs if vectors else [replace(each, vectors=None) for each in pairs])
+    if saved is not None:
+        saved.remove()
     return [_joined(pieces, single=H.num_points is None) for pieces in zip(*parts, strict=True)]
 
 
-def _ritz_pairs(H: Operator, selections: tuple[Selection, ...], plan: SolverPlan, count: ProgressCounter) -> RitzPairs:
+def _ritz_pairs(
+    H: Operator, selections: tuple[Selection, ...], plan: SolverPlan, count: ProgressCounter, saved: SavedRun | None
+) -> RitzPairs:
     if plan.exact:
         return exact_pairs(H, selections, seed=plan.limits.seed, done=count.add)
     if not plan.copies:
-        return lanczos(H, selections, plan.limits, done=count.add)
-    return with_missed_copies(H, selections, lanczos(H, selections, plan.limits), plan.limits, done=count.add)
+        return lanczos(H, selections, plan.limits, done=count.add, saved=saved)
+    found = lanczos(H, selections, plan.limits, saved=saved)
+    return with_missed_copies(H, selections, found, plan.limits, done=count.add)
 
 
 def _joined(parts: Sequence[EigenPairs], *, single: bool) -> EigenPairs:

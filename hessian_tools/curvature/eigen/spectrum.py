@@ -183,6 +183,11 @@ def gauss_newton_spectrum(
             "the spectrum from outputs needs the criterion, but the network computes its loss itself; use "
             "spectrum(gauss_newton(...)), or give the criterion: ht.make_loss(model, criterion)"
         )
+    if G.objective.ranks is not None:
+        raise ValueError(
+            "the outputs lie with several processes, so there is no Gram matrix of all of them; use "
+            "ht.spectrum(ht.gauss_newton(loss, theta, data_parallel(batches))), whose values are the same and zeros"
+        )
     if not has_gram_matrix(G):
         raise ValueError("spectra of ragged batches differ in length; compute the points of each batch size separately")
     try:

@@ -74,9 +74,12 @@ class Engine:
     @full_precision
     def gradients(self, objective: Objective) -> Float[Tensor, "point param"]:
         """The gradient at every point."""
-        return objective.join([self._group_gradients(part) for part in objective.by_group()])
+        return objective.summed(lambda: objective.join([self._group_gradients(p) for p in objective.by_group()]))
 
     def _group_gradients(self, objective: Objective) -> Tensor:
+        if recomputes(objective):
+            return _gradients_one_by_one(objective)
+
         def piece(rows: slice) -> Tensor:
             part = objective.select(torch.arange(rows.start, rows.stop, device="cpu"))
             return weighted_sum(part, grad(objective.loss), batching=self.batching)
@@ -91,12 +94,8 @@ class Engine:
             if not self.may_use_reverse(objective, error):
                 raise
             first_refusal = error
-        try:  # in reverse mode without vmap, at one point at a time
-            gradients = torch.zeros_like(objective.thetas, memory_format=torch.contiguous_format)
-            for weight, batch in objective.by_batch():
-                for point in torch.arange(total, device="cpu").split(1):
-                    gradients[point] += weight * kept_graphs(batch.select(point)).gradients[0].detach()
-            return gradients
+        try:
+            return _gradients_one_by_one(objective)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
@@ -110,6 +109,20 @@ class Engine:
         return isinstance(refusal, NoForwardDerivative) or (
             isinstance(objective.loss, Loss) and self.batching == "vmap"
         )
+
+
+def _gradients_one_by_one(objective: Objective) -> Float[Tensor, "point param"]:
+    """The gradients in reverse mode, without vmap and at one point at a time."""
+    gradients = torch.zeros_like(objective.thetas, memory_format=torch.contiguous_format)
+    for weight, batch in objective.by_batch():
+        for point in torch.arange(len(objective.thetas), device="cpu").split(1):
+            gradients[point] += weight * kept_graphs(batch.select(point)).gradients[0].detach()
+    return gradients
+
+
+def recomputes(objective: Objective) -> bool:
+    """Whether the loss computes activations again, which only graphs outside of torch.func's transforms do."""
+    return isinstance(objective.loss, Loss) and bool(objective.loss.recomputed)
 
 
 def checked_engine(
@@ -224,6 +237,8 @@ class PreparedProducts:
         """The number of points for which results should be requested at once, so that they fit in memory."""
         thetas, memory = self.objective.thetas, self.engine.memory
         fitting = max(1, memory.budget(thetas.device) // (VECTORS_OF_A_POINT * thetas.shape[1] * thetas.element_size()))
+        if self.objective.ranks is not None:
+            return fitting  # the same on all processes; each takes as many points together as its own batches allow
         if self.engine.route != "direct":
             # If no engine is named, we assume that a trace would keep as much memory as a graph, because tracing here
             # to find out would cost seconds.
@@ -271,9 +286,13 @@ class PreparedProducts:
             if engine.route != "auto":
                 raise ValueError(f"route={engine.route!r} may be wrong for a scripted network; pass route='kept'")
             return "double_backward"
+        if recomputes(objective) and ENGINES.get(engine.route, "double_backward") != "double_backward":
+            raise ValueError(
+                f"route={engine.route!r} keeps the activations that recompute= is to save; pass route='auto'"
+            )
         if engine.route != "auto":
             return ENGINES[engine.route]
-        if findings.reverse_only or (not is_hessian and not objective.network.has_criterion):
+        if findings.reverse_only or recomputes(objective) or (not is_hessian and not objective.network.has_criterion):
             return "double_backward"
         if not isinstance(objective.loss, Loss) or engine.batching == "loop" or engine.chunk is not None:
             return "direct"

@@ -3,6 +3,7 @@
 The route "diagonal" sums all diagonal entries. The route "outputs" takes one backward pass for each example and output.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
@@ -22,6 +23,7 @@ from hessian_tools.curvature.operators.hessian import Hessian
 from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.curvature.operators.parts import part_by_part
 from hessian_tools.loss import Batch
+from hessian_tools.processes import Ranks
 from hessian_tools.progress import Progress, ProgressCounter
 
 ExactRoute = Literal["diagonal", "outputs"]
@@ -32,11 +34,9 @@ def exact_route(H: Operator, max_cost: int | None) -> ExactRoute | None:
 
     max_cost: None for no limit.
     """
-    if isinstance(H, GaussNewton | Hessian) and has_output_passes(H):
-        groups = H.objective.by_group()
-        outputs = max(sum(num_outputs(group)) for group in groups)
+    if isinstance(H, GaussNewton | Hessian) and (outputs := _passes(H)) is not None:
         cheap = outputs < H.num_params and (max_cost is None or outputs <= max_cost)
-        if cheap and (isinstance(H, GaussNewton) or all(_has_trace_of_gauss_newton(group) for group in groups)):
+        if cheap and (isinstance(H, GaussNewton) or _on_all(H.objective.ranks, lambda: _is_that_of_gauss_newton(H))):
             return "outputs"
     return "diagonal" if max_cost is None or H.num_params <= max_cost else None
 
@@ -56,8 +56,16 @@ def exact_trace(
     assert isinstance(H, GaussNewton | Hessian)
     groups = H.objective.by_group()
     counter = ProgressCounter(sum(sum(num_outputs(group)) * len(group.thetas) for group in groups), progress)
-    columns = zip(*(_group_trace(group, H.engine, counter) for group in groups), strict=True)
-    value, passes = (H.objective.join(column) for column in columns)
+
+    def own() -> Tensor:
+        """Traces, and below them the numbers of passes, over the batches of this process."""
+        if not any(any(group.weights) for group in groups):
+            return torch.zeros(2, len(H.objective.thetas), dtype=torch.float64, device=H.device)
+        columns = zip(*(_group_trace(group, H.engine, counter) for group in groups), strict=True)
+        return torch.stack([H.objective.join(column).double() for column in columns])
+
+    both = H.objective.summed(own)
+    value, passes = both[0].to(H.dtype), both[1].long()
     return (value[0], passes[0]) if H.num_points is None else (value, passes)
 
 
@@ -113,6 +121,33 @@ def _diagonal_sum(H: Operator, block: int, progress: Progress | None) -> Float[T
         return (total,)
 
     return part_by_part(H, part_trace)[0]
+
+
+def _passes(H: GaussNewton | Hessian) -> int | None:
+    """How many numbers the network outputs at one point, over all processes; None without passes through outputs."""
+    ranks = H.objective.ranks
+
+    def own() -> int:
+        if not has_output_passes(H):
+            return -1
+        weighted = [group for group in H.objective.by_group() if any(group.weights)]
+        return max((sum(num_outputs(group)) for group in weighted), default=0)
+
+    if ranks is None:
+        return None if (outputs := own()) < 0 else outputs
+    numbers = [row[0] for row in ranks.numbers([ranks.together(own)])]
+    return None if min(numbers) < 0 else int(sum(numbers))
+
+
+def _on_all(ranks: Ranks | None, condition: Callable[[], bool]) -> bool:
+    """Whether the condition holds on all processes."""
+    if ranks is None:
+        return condition()
+    return all(row[0] for row in ranks.numbers([ranks.together(condition)]))
+
+
+def _is_that_of_gauss_newton(H: GaussNewton | Hessian) -> bool:
+    return all(_has_trace_of_gauss_newton(group) for group in H.objective.by_group())
 
 
 def _has_trace_of_gauss_newton(objective: Objective) -> bool:

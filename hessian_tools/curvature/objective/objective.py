@@ -1,6 +1,6 @@
 """The objective whose curvature is measured: a loss, the points, and their batches in groups of one shape."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -12,6 +12,7 @@ from hessian_tools.batches import cast_like
 from hessian_tools.curvature.objective.indexing import at_points, index_of
 from hessian_tools.curvature.objective.loader_batches import LoaderBatches
 from hessian_tools.loss import Batch, Loss, LossFunction
+from hessian_tools.processes import Ranks
 
 Weights = Literal["size"] | Sequence[float | int]
 
@@ -25,7 +26,7 @@ class Group:
     batches: one or more batches; the objective is a weighted mean of the loss over them. Every tensor has a leading
         point axis, unless all points share the batches. They may be ``LoaderBatches``, which are read from a loader at
         every pass over them.
-    weights: the weight of each batch in that mean; the weights sum to one.
+    weights: the weight of each batch in that mean; the weights sum to one, over all processes that share the data.
     """
 
     positions: Int[Tensor, " member"]
@@ -46,12 +47,14 @@ class Objective:
     then holds all points in order.
 
     shared: True if the batches have no point axis and serve every point; False if every point has its own.
+    ranks: the processes that share the data, of which this one holds the batches here; None for a single process.
     """
 
     loss: LossFunction
     thetas: Float[Tensor, "point param"]
     groups: tuple[Group, ...]
     shared: bool
+    ranks: Ranks | None = None
 
     @property
     def network(self) -> Loss:
@@ -75,11 +78,38 @@ class Objective:
         """The batches of one point, without a point axis; for an objective that has a single group."""
         return self.batches if self.shared else [at_points(batch, point) for batch in self.batches]
 
+    @property
+    def all_weights(self) -> tuple[float, ...]:
+        """The weights of the batches of all processes, one process after the other; for a single group."""
+        if self.ranks is None:
+            return self.weights
+        return tuple(weight for weights in self.ranks.gather(self.weights) if any(weights) for weight in weights)
+
+    def by_each(self) -> "Iterator[Objective]":
+        """The objective of each batch alone, in the order of ``all_weights``; for a single group.
+
+        The batch of another process has weight 0 here, so that every product is made where the batch is.
+        """
+        (group,) = self.groups
+        if self.ranks is None:
+            yield from (objective for _, objective in self.by_batch())
+            return
+        for rank, count in enumerate(self.ranks.gather(len(group.weights) if any(group.weights) else 0)):
+            own = [self.batches[0]] * count if rank != self.ranks.rank else self.batches
+            for _, batch in zip(range(count), own, strict=False):
+                weight = float(rank == self.ranks.rank)
+                yield replace(self, groups=(replace(group, batches=(batch,), weights=(weight,)),))
+
     def by_batch(self) -> "Iterator[tuple[float, Objective]]":
         """The weight of each batch, and the objective of this batch alone; for an objective that has a single group."""
         (group,) = self.groups
         for weight, batch in zip(group.weights, group.batches, strict=True):
             yield weight, replace(self, groups=(replace(group, batches=(batch,), weights=(1.0,)),))
+
+    def summed(self, function: Callable[[], Tensor]) -> Tensor:
+        """``function()``, which is linear in the loss, summed over the processes that share the data."""
+        ranks = self.ranks
+        return function() if ranks is None else ranks.sum(ranks.together(function))
 
     def select(self, points: Int[Tensor, " chosen"]) -> "Objective":
         """The same objective at the points of these positions, in the order given.
@@ -94,7 +124,7 @@ class Objective:
                 batches = group.batches if self.shared else [at_points(b, rows) for b in group.batches]
                 groups.append(replace(group, positions=positions, batches=batches))
         thetas = self.thetas[index_of(points, len(self.thetas), self.thetas.device)]
-        return Objective(self.loss, thetas, tuple(groups), self.shared)
+        return replace(self, thetas=thetas, groups=tuple(groups))
 
     def locate(self, points: Int[Tensor, " chosen"]) -> list[tuple[Tensor, Tensor]]:
         """For each group two index tensors: which of its members are among ``points``, and where these stand there."""
@@ -114,11 +144,8 @@ class Objective:
         if len(self.groups) == 1:
             return [self]
         return [
-            Objective(
-                self.loss,
-                self.thetas[group.positions],
-                (replace(group, positions=_positions_alone(group)),),
-                self.shared,
+            replace(
+                self, thetas=self.thetas[group.positions], groups=(replace(group, positions=_positions_alone(group)),)
             )
             for group in self.groups
         ]

@@ -15,10 +15,14 @@ from hessian_tools.curvature.objective.batch_weights import batch_weights, loade
 from hessian_tools.curvature.objective.indexing import at_points
 from hessian_tools.curvature.objective.loader_batches import LoaderBatches, loader_batches
 from hessian_tools.curvature.objective.objective import Group, Objective, Weights
+from hessian_tools.curvature.objective.shares import objective_of_share
 from hessian_tools.first_look import look_at_function
 from hessian_tools.loss import Batch, Loss, LossFunction
+from hessian_tools.processes import Share
 from hessian_tools.progress import Progress
 from hessian_tools.torch_fixes.function_modes import TwiceDifferentiable
+
+LABELS = (torch.int64, torch.int32)  # the dtypes of labels
 
 
 @dataclass(frozen=True, repr=False)
@@ -67,6 +71,12 @@ def objective_at(
     Raises ValueError where the arguments do not fit together.
     """
     _check_thetas(loss, thetas)
+    if isinstance(batch, Share):
+
+        def alone(own: Batch | list[Batch]) -> Objective:
+            return objective_at(loss, thetas, own, shared=shared, weights="size", keep=keep, progress=progress)
+
+        return objective_of_share(loss, thetas, batch, weights, alone)
     single, of_network = thetas.ndim == 1, isinstance(loss, Loss)
     if single and shared:
         raise ValueError("shared=True says that many points share a batch, but thetas is one point; leave shared out")
@@ -96,7 +106,9 @@ def objective_at(
         function = _looked_at(loss, rows[0], batches[0] if shared else at_points(batches[0], 0))
         all_points = torch.arange(len(rows), device="cpu")
         groups = (Group(all_points, tuple(batches), _weights(loss, rows, batches, weights, shared=shared)),)
-    return _in_states(Objective(function, rows, groups, shared))
+    objective = Objective(function, rows, groups, shared)
+    _refuse_uncounted(objective)
+    return _in_states(objective)
 
 
 def _in_states(objective: Objective) -> Objective:
@@ -109,6 +121,35 @@ def _in_states(objective: Objective) -> Objective:
         batches, shared = loss.in_states(objective.thetas[group.positions], group.batches, shared=objective.shared)
         groups.append(replace(group, batches=batches))
     return replace(objective, groups=tuple(groups), shared=shared)
+
+
+def _refuse_uncounted(objective: Objective) -> None:
+    """Raise ValueError where none of the labels of a lone batch counts, so that its loss is 0 / 0.
+
+    The derivatives of such a loss are 0 and would look like those of a flat one. (Several batches are checked where
+    their weights are found.) Labels that do not count are all equal, so only batches of equal labels are evaluated.
+    """
+    for group in objective.groups:
+        if len(group.batches) > 1 or isinstance(group.batches, LoaderBatches):
+            continue
+        (batch,), rows = group.batches, objective.thetas[group.positions]
+        labels = [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.dtype in LABELS]
+        labels = [each.reshape(1 if objective.shared else len(rows), -1) for each in labels]
+        equal = {i for each in labels for i in (each == each[:, :1]).all(1).nonzero()[:, 0].tolist()}
+        for point in sorted(equal):
+            if _is_nan_and_flat(objective.loss, rows[point], batch if objective.shared else at_points(batch, point)):
+                raise ValueError("the batch has no label that counts, so its loss is 0 / 0; give one that counts")
+
+
+def _is_nan_and_flat(loss: LossFunction, theta: Tensor, batch: Batch) -> bool:
+    """Whether a loss is NaN although its gradient is finite."""
+    leaf = theta.detach().clone().requires_grad_()
+    try:
+        with torch.enable_grad():
+            value = loss(leaf, batch)
+            return bool(value.isnan()) and bool(torch.autograd.grad(value, leaf)[0].isfinite().all())
+    except Exception:  # the engines explain the errors of a loss
+        return False
 
 
 def _looked_at(loss: LossFunction, theta: Tensor, batch: Batch) -> LossFunction:

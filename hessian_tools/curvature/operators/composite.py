@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.layout import ParamLayout
+from hessian_tools.processes import Ranks
 from hessian_tools.torch_fixes.precision import full_precision
 
 
@@ -41,6 +42,11 @@ class Derived(Operator):
         return self.source.device
 
     @property
+    def ranks(self) -> Ranks | None:
+        """The processes that make the products of the source."""
+        return self.source.ranks
+
+    @property
     def at_once(self) -> int:
         """The number of points of the source that are best taken together."""
         return self.source.at_once
@@ -63,6 +69,11 @@ class Combination(Derived):
     def source(self) -> Operator:
         """The first term; all terms agree in size, points, dtype and device."""
         return self.terms[0][1]
+
+    @property
+    def ranks(self) -> Ranks | None:
+        """The processes that make the products of a term; the products of other terms are the same on all of them."""
+        return next((term.ranks for _, term in self.terms if term.ranks is not None), None)
 
     @property
     def at_once(self) -> int:

@@ -14,6 +14,7 @@ from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.failures import says_enough, why_loss_fails
 from hessian_tools.layout import ParamLayout
 from hessian_tools.loss import Loss
+from hessian_tools.processes import Ranks
 from hessian_tools.torch_fixes.precision import full_precision
 
 # What ``.route`` says for each engine; these words are older than the engines' names.
@@ -76,13 +77,25 @@ class LossOperator(Operator):
         return loss.layout if isinstance(loss, Loss) else None
 
     @property
+    def ranks(self) -> Ranks | None:
+        """The processes that share the data."""
+        return self.objective.ranks
+
+    @property
     def at_once(self) -> int:
         """The number of points for which results should be requested together, so that they fit into ``max_memory``."""
         return self.prepared.points_at_once()
 
     @full_precision
     def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
-        """Each point's matrix times its columns, exact to rounding."""
+        """Each point's matrix times its columns, exact to rounding; summed over the processes that share the data."""
+        ranks = self.ranks
+        return self._own_products(V) if ranks is None else ranks.product(lambda: self._own_products(V), V)
+
+    def _own_products(self, V: Tensor) -> Tensor:
+        """The products with the part of the matrix that comes from the batches of this process."""
+        if not any(any(group.weights) for group in self.objective.groups):
+            return torch.zeros_like(V, memory_format=torch.contiguous_format)
         try:
             return self.prepared.products(V)
         except Exception as error:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hessian_tools.failures import described
 from hessian_tools.layout import ParamLayout
+from hessian_tools.processes import Ranks
 from hessian_tools.torch_fixes.precision import full_precision
 
 # The number of products that ``to_dense`` computes at once: unit vectors times points.
@@ -60,6 +61,11 @@ class Operator(ABC):
     @property
     def layout(self) -> ParamLayout | None:
         """The names of the rows; None where the rows have no names."""
+        return None
+
+    @property
+    def ranks(self) -> Ranks | None:
+        """The processes that make the products together; None for a single process."""
         return None
 
     @property

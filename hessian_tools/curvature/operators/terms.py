@@ -59,7 +59,7 @@ def weights_of_batches(H: Operator) -> tuple[float, ...]:
         raise ValueError(f"a {type(H).__name__} is not made of losses, so it has no batches; give the matrix of a loss")
     if any(len(leaf.objective.groups) > 1 for leaf in parts):
         raise ValueError("the points have batches of different sizes; give the operator of points of one size")
-    weights = [leaf.objective.weights for leaf in parts]
+    weights = [leaf.objective.all_weights for leaf in parts]
     if any(each != weights[0] for each in weights):
         raise ValueError("the terms of the operator have other batches or weights; give terms on the same batches")
     return weights[0]
@@ -72,10 +72,10 @@ def by_batch(H: Operator) -> Iterator[Operator]:
     """
     weights_of_batches(H)
     parts = [leaf for leaf in leaves(H) if isinstance(leaf, LossOperator)]
-    for objectives in zip(*(leaf.objective.by_batch() for leaf in parts), strict=True):
+    for objectives in zip(*(leaf.objective.by_each() for leaf in parts), strict=True):
         alone = {
             id(leaf): replace(leaf, prepared=leaf.engine.prepare(objective, leaf.prepared.matrix))
-            for leaf, (_, objective) in zip(parts, objectives, strict=True)
+            for leaf, objective in zip(parts, objectives, strict=True)
         }
         yield rebuilt(H, lambda leaf, alone=alone: alone[id(leaf)])  # type: ignore[misc]
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from cases import CASES, SPECTRA, Case, quadratic, randn, seeded, squared_error, symmetric
@@ -131,15 +132,23 @@ def test_hidden_state_is_found_even_if_it_appears_after_the_operator_was_made() 
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-@pytest.mark.parametrize("noise", [torch.rand, lambda n: next(COUNT) * torch.ones(n)], ids=["random", "counter"])
+NOISES: dict[str, Callable[[int], Tensor]] = {
+    "torch": torch.rand,
+    "NumPy": lambda n: torch.from_numpy(np.random.rand(n)).float(),
+    "counter": lambda n: next(COUNT) * torch.ones(n),
+}
+
+
+@pytest.mark.parametrize("noise", NOISES.values(), ids=NOISES)
 def test_a_loss_that_no_longer_repeats_is_found(noise: Callable[[int], Tensor]) -> None:
     """The operator refuses such a loss when it is made, so the noise is switched on afterwards."""
     switch = [torch.ones]
     H = hessian(lambda theta, _: (theta * switch[0](3)).sum() ** 2, torch.ones(3), None)
     switch[0] = noise
-    state = torch.get_rng_state()
+    states = torch.get_rng_state(), np.random.get_state()[1]
     assert failed(check_operator(H)) == {"state"}
-    assert torch.equal(state, torch.get_rng_state())
+    assert torch.equal(states[0], torch.get_rng_state())
+    assert np.array_equal(states[1], np.random.get_state()[1])
 
 
 COUNT = iter(range(1, 10_000))

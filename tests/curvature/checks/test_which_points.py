@@ -1,4 +1,4 @@
-"""The self-check where points differ: ragged batches, points that are not finite, sizes near the limits of float32."""
+"""``check_operator`` on unusual points: ragged batches, losses that are not finite, and limits of float32."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def test_ragged_points_restricted_to_different_subspaces_pass() -> None:
 
 
 def test_a_sum_of_matrices_that_are_ragged_in_different_ways_passes() -> None:
-    """Only points are checked whose batches have, in both matrices, as many examples as those of the first point."""
+    """Of the points only 0 and 3 are checked, whose two batches are as large as those of the first point, (4, 2)."""
     result = check_operator(ragged_cubes(4, 4, 2, 4, 2) - ragged_cubes(2, 5, 2, 2, 2))
     assert all(finding.passed for finding in result.findings)
 
@@ -34,10 +34,12 @@ def test_a_sum_of_matrices_that_are_ragged_in_different_ways_passes() -> None:
 def test_a_sum_of_a_ragged_hessian_and_a_matrix_of_no_known_loss() -> None:
     H = ragged_cubes(4, 2, 4)
     result = check_operator(H + adaptation_jacobian(H, 0.1, steps=1).gram)
+    # Without a loss there are no differences of its gradient, so this check is not judged (None).
     assert result.symmetry.passed and result.linearity.passed and result.differences.passed is None
 
 
 def test_points_without_a_finite_loss_are_left_out() -> None:
+    """They fail the check of state (is the loss a finite function of theta alone?); the other checks skip them."""
     thetas = randn(3, 3, stream_name="thetas")
     thetas[1, 0] = torch.nan
     result = check_operator(hessian(mean_cube, thetas, randn(4, 3, stream_name="x"), shared=True))

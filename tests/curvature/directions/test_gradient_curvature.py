@@ -1,4 +1,4 @@
-"""Curvature along the gradient: closed forms, invariances, the small-step identity, rounding errors."""
+"""Curvature along the gradient: closed forms, invariances, the distance of two inner loops, rounding errors."""
 
 import math
 from itertools import pairwise
@@ -110,7 +110,7 @@ def test_a_zero_gradient_gives_nan_and_zero_curvature_gives_zero() -> None:
 
 @pytest.mark.parametrize("alpha", [0.5, 0.99, 1.01, 3.0])
 def test_descent_threshold_is_where_the_integral_changes_sign(alpha: float) -> None:
-    """Lee 2023, Eq. 3, integrated numerically for a curvature of 2 along g."""
+    """The integral of g'g (1 - alpha t rho) over t in [0, 1] is the fall of a quadratic loss (Lee 2023, Eq. 3)."""
     g = torch.tensor([3.0], dtype=torch.float64)
     rho = curvature_along(g, 2 * g).rho
     t = torch.linspace(0, 1, 1001, dtype=torch.float64)
@@ -129,6 +129,7 @@ def test_cosine_with_the_displacement() -> None:
 
 @pytest.mark.parametrize("steps", [1, 3, 8])
 def test_the_mean_cosine_of_orthogonal_gradients_lies_within_the_null(steps: int) -> None:
+    """The null is the range from 1/K to 1/sqrt(K) for K steps; where in it the mean lies depends on the norms."""
     directions = torch.linalg.qr(randn(200, 8, 8, stream_name="directions")).Q[:, :steps]
     norms = torch.exp(2 * randn(200, steps, stream_name="norms"))
     gradients = directions * norms[..., None]
@@ -136,12 +137,13 @@ def test_the_mean_cosine_of_orthogonal_gradients_lies_within_the_null(steps: int
     null = cosine_null(steps)
     assert (means > null.low - 1e-12).all()
     assert (means < null.high + 1e-12).all()
-    assert math.isnan(null.mean) and math.isnan(null.std)  # because they depend on the norms
+    assert math.isnan(null.mean) and math.isnan(null.std)
     equal = cos_displacement(directions, -directions.sum(-2)).mean(-1)
     torch.testing.assert_close(equal, torch.full_like(equal, null.high))
 
 
 def test_alignment_in_closed_form() -> None:
+    """The argument is the Gram matrix of the gradients: diagonal if they are orthogonal, constant if they are equal."""
     norms = torch.tensor([1.0, 5.0, 0.1], dtype=torch.float64)
     assert alignment(torch.diag(norms**2)) == 0
     torch.testing.assert_close(alignment(torch.full((4, 4), 2.5)), torch.tensor(1.0))
@@ -238,7 +240,8 @@ def test_exact_products_have_no_asymmetry() -> None:
 
 
 @pytest.mark.parametrize(("target", "reference"), [(1, 3), (2, 4), (1, 6)])
-def test_small_step_identity_has_a_third_order_remainder(target: int, reference: int) -> None:
+def test_the_distance_of_two_inner_loops_has_a_third_order_remainder(target: int, reference: int) -> None:
+    """(tau^2 / 2) (1/T - 1/R) H g is the distance of their ends up to a multiple of tau^3."""
     case = tanh_mlp()
     theta, batch, dense = case.at(0)
     hg = dense @ gradient(case.loss, theta, batch)
@@ -271,8 +274,8 @@ def test_float32_is_right_at_extreme_scales(scale: float) -> None:
     expected, result = curvature_along(g, hg), curvature_along((g * scale).float(), (hg * scale).float())
     for name, unit in (("rho", 1.0), ("hg_ratio", 1.0), ("grad_norm", scale)):
         assert float(getattr(result, name)) / unit == pytest.approx(float(getattr(expected, name)), rel=1e-5)
-    small = [(t * scale).float() for t in (torch.stack([g, hg]), g + hg)]
-    torch.testing.assert_close(cos_displacement(*small).double(), cos_displacement(torch.stack([g, hg]), g + hg))
+    scaled = [(t * scale).float() for t in (torch.stack([g, hg]), g + hg)]
+    torch.testing.assert_close(cos_displacement(*scaled).double(), cos_displacement(torch.stack([g, hg]), g + hg))
     d = randn(5, stream_name="d").abs()
     normalised = rho_normalised(d.float(), (g * scale).float(), (hg * scale).float())
     assert float(normalised) == pytest.approx(float(rho_normalised(d, g, hg)), rel=1e-5)

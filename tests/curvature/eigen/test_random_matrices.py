@@ -55,7 +55,7 @@ def check(A: Tensor, n: int, **options: str | bool) -> None:
     assert ((ours - wanted).abs() <= pairs.residuals + 2e-4 * wanted.abs() + rounding * scale).all()
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("method", ["dense", "range finder"])
 @pytest.mark.parametrize("n", [2, 5, 17, 40, 130])
 def test_every_eigenvalue_lies_within_the_error_of_the_spectrum(n: int, method: str) -> None:

@@ -97,7 +97,7 @@ def plain_gradient(loss: Loss, theta: Tensor, x: Tensor) -> Tensor:
     return torch.autograd.grad(((plain_outputs(loss, theta, x) - 0.3) ** 2).mean(), theta)[0]
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.filterwarnings("ignore:torch.triangular_solve is deprecated")
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_operations_that_torch_differentiates_badly(name: str) -> None:

@@ -56,7 +56,7 @@ def test_running_out_of_memory_in_a_graph_is_not_mistaken_for_a_refusal_by_vmap(
     assert 1 < sizes[-1] <= 5  # several points are still computed together, only fewer
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_tensors_kept_for_all_points_are_freed_if_their_products_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     V = randn(CONV.thetas.shape[1], 2, stream_name="V")
     products = Stacked.products

@@ -54,7 +54,7 @@ def test_all_options_give_the_dense_matrix(case: Case) -> None:
         assert H.route == ("kept" if options["route"] == "auto" else options["route"]), options
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("route", ["kept", "traced"])
 def test_contract(route: str) -> None:
     check_operator(lambda *args, **options: hessian(*args, route=route, **options), MLP)

@@ -65,6 +65,7 @@ def test_a_product_does_not_change_the_next_one():
     assert torch.equal(H @ V, H @ V)
 
 
+@pytest.mark.heavy
 def test_dropping_points_does_not_change_the_others():
     loss, thetas, batch, V = problem(network("conv batch norm"))
     H = hessian(loss, thetas, batch, route="traced")
@@ -191,6 +192,7 @@ def test_auto_compiles_only_for_announced_products_and_never_a_plain_function():
     assert plain.route == "direct"
 
 
+@pytest.mark.heavy
 def test_traces_are_kept_and_their_number_is_bounded(monkeypatch):
     loss, thetas, (x, y), V = problem(network("tanh"))
     for examples in (1, 2, 3, 4, 1):

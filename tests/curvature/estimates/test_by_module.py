@@ -33,7 +33,7 @@ def network() -> nn.Module:
     return ht.seeded(lambda: nn.Sequential(nn.Linear(4, 4), Nested()), seed=0).double()
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_the_estimates_are_unbiased_and_their_errors_are_those_of_many_repetitions() -> None:
     """Over 300 sets of probes: means within 4 standard errors, and the mean squared error equal to the variance."""
     H = ht.hessian_of(network(), F.cross_entropy, (X, Y))

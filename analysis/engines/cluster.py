@@ -1,0 +1,131 @@
+"""The engine of a cluster: SLURM jobs, or processes on this machine to try it out, by the package submitit."""
+
+import shutil
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from typing import Any
+from uuid import uuid4
+
+from analysis.config.cluster import ClusterConfig, load_cluster
+from analysis.engines.remote import HIDDEN, JobLost, RemoteEngine
+from analysis.engines.worker import Failure, Share, do_share
+from analysis.errors import UserError
+from analysis.study import Study
+
+COMMANDS = ("sbatch", "srun", "sacct", "scancel")  # of SLURM
+LATE_SECONDS = 15.0  # that the result of a job which has ended may need to become visible here
+MAX_TIMEOUTS = 10  # how often a job that needs more than its time is queued again; it goes on from what it has saved
+
+
+def cluster(study: Study, file: Path) -> AbstractContextManager[RemoteEngine]:
+    """An engine that does a study's work in jobs with the settings of a cluster's file.
+
+    Raises UserError for a mistake in the file, or where submitit or SLURM is missing.
+    """
+    config = load_cluster(file)
+    try:
+        import submitit
+    except ImportError:
+        raise UserError(
+            "--cluster needs the package submitit; install it: pip install 'hessian-tools[cluster]'"
+        ) from None
+    if config.executor == "slurm" and (missing := [name for name in COMMANDS if shutil.which(name) is None]):
+        raise UserError(
+            f"{file}: executor: slurm needs {', '.join(missing)} on the PATH, as on a login node of the cluster; start"
+            " there, or try the file out with executor: local"
+        )
+    # What the jobs print lies here. A folder of its own for each command, because local jobs are named by numbers that
+    # are used again.
+    logs = study.path.absolute() / HIDDEN / f"jobs-{uuid4().hex[:8]}"
+
+    def submit(shares: list[Share]) -> list[_Job]:
+        timeouts = {f"{config.executor}_max_num_timeout": MAX_TIMEOUTS}
+        executor = submitit.AutoExecutor(folder=logs, cluster=config.executor, **timeouts)
+        executor.update_parameters(**_parameters(config))
+        try:
+            return [_Job(job) for job in executor.submit_array([_Task(share) for share in shares])]
+        except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
+            raise UserError(f"{file}: the jobs were refused: {' '.join(str(error).split())}") from None
+
+    return nullcontext(RemoteEngine(study.path, submit, config.jobs))
+
+
+def _parameters(config: ClusterConfig) -> dict[str, Any]:
+    """The settings by submitit's names; it leaves those of SLURM out for local jobs."""
+    return {
+        "name": "hessian-tools",
+        "timeout_min": config.minutes,
+        "mem_gb": config.memory_gb,
+        "cpus_per_task": config.cpus,
+        "gpus_per_node": config.gpus or None,
+        "slurm_partition": config.partition,
+        "slurm_account": config.account,
+        "slurm_qos": config.qos,
+        "slurm_constraint": config.constraint,
+        "slurm_array_parallelism": config.jobs,
+        "slurm_additional_parameters": dict(config.sbatch) or None,
+        f"{config.executor}_setup": list(config.setup) or None,
+    }
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What a job calls."""
+
+    share: Share
+
+    def __call__(self) -> Failure | None:
+        import submitit
+
+        failure = do_share(self.share)
+        # Submitit raises this error wherever the work is when the time is up too often; so the job is lost.
+        if failure is not None and isinstance(failure.error, submitit.core.utils.UncompletedJobError):
+            raise failure.error
+        return failure
+
+    def checkpoint(self) -> Any:
+        """What submitit queues again where the job's time is up, or where it had to make room for another job."""
+        import submitit
+
+        return submitit.helpers.DelayedSubmission(self)
+
+
+class _Job:
+    """A job of submitit; see :class:`analysis.engines.remote.Job`."""
+
+    def __init__(self, job: Any) -> None:
+        self._job, self.name = job, f"job {job.job_id}"
+        self._ended: float | None = None  # when it was first seen to have ended without a result
+
+    def done(self) -> bool:
+        """True if there is a result, or if the cluster says that the job has ended, and no result appears."""
+        if not self._job.done():
+            return False
+        if self._ended is None:
+            self._ended = monotonic()
+        return self._has_result or monotonic() - self._ended > LATE_SECONDS
+
+    def answer(self) -> Failure | None:
+        """The result of the job. Raises JobLost where there is none."""
+        log, how = self._job.paths.stderr, self._job.state
+        if self._has_result:
+            error = self._job.exception()
+            if error is None:
+                return self._job.result()  # type: ignore[no-any-return]
+            how = next((line for line in reversed(str(error).splitlines()) if "Error" in line), how)
+        if log.exists():
+            raise JobLost(f"{how}, its output is in {log}")
+        raise JobLost(
+            f"{how}, without any output: perhaps its machine does not see {log.parent}, and --out must be on a file"
+            " system that all machines share"
+        )
+
+    @property
+    def _has_result(self) -> bool:
+        return bool(self._job.paths.result_pickle.exists())
+
+    def cancel(self) -> None:
+        """Run scancel, or interrupt the local process."""
+        self._job.cancel(check=False)

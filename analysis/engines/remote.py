@@ -1,0 +1,219 @@
+"""What the engines have in common whose workers are on other machines: how work is shared out and followed.
+
+``worker.py`` says what the workers know, and what the permit is that they and the command share.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any, Protocol
+from uuid import uuid4
+
+from analysis.engines.worker import Failure, Share, report_file, versions
+from analysis.errors import UserError
+from analysis.folder import DATA_PATHS
+from analysis.study import Study, open_problem
+from hessian_tools.runs.worker_pool import Emit, Work, WorkerLost, ignore_progress
+
+HIDDEN = ".cluster"  # in the study's folder: permits, and what the jobs of a cluster print; removed when all is well
+ERROR = "error.txt"  # the traceback of the error that ended the last command
+POLL_SECONDS = (0.2, 5.0)  # the shortest and the longest pause of the command that waits for its jobs
+STOP_SECONDS = 3.0  # that the command waits for the jobs that it has cancelled
+
+
+class UnitFailed(RuntimeError):
+    """A unit of work has failed on another machine; the message names the unit and the worker.
+
+    error: what the unit has raised there.
+    """
+
+    def __init__(self, message: str, error: Exception) -> None:
+        super().__init__(message)
+        self.error = error
+
+
+class JobLost(Exception):
+    """A job has ended without an answer; its text says how."""
+
+
+class Job(Protocol):
+    """A share of the work on its way."""
+
+    name: str
+    """What the user knows the job by, such as "job 1234_5"."""
+
+    def done(self) -> bool:
+        """True if the job has ended, in whatever way."""
+        ...
+
+    def answer(self) -> Failure | None:
+        """What the job has returned. Raises JobLost where it has returned nothing."""
+        ...
+
+    def cancel(self) -> None:
+        """End the job, or keep it from beginning."""
+
+
+@dataclass
+class RemoteEngine:
+    """Does units of work in jobs on other machines.
+
+    folder: the study's folder.
+    submit: hands shares of the work out, and returns a job for each.
+    max_jobs: the largest number of jobs; None for one job for each unit.
+    """
+
+    folder: Path
+    submit: Callable[[list[Share]], Sequence[Job]]
+    max_jobs: int | None = None
+
+    def run(self, work: Work, units: Sequence[Any], *, emit: Emit = ignore_progress) -> None:
+        """Do what :class:`analysis.engines.engine.Engine` says.
+
+        An error of a unit is raised as UnitFailed. Where jobs are lost, the others are waited for before WorkerLost is
+        raised, because what ends one job (a node, its memory, its time) need not end the others.
+        """
+        if not units:
+            return
+        permit = self.folder.absolute() / HIDDEN / f"permit-{uuid4().hex}"
+        permit.mkdir(parents=True)
+        units, number = [_anywhere(unit) for unit in units], min(len(units), self.max_jobs or len(units))
+        # Every number-th unit, because the costly ones come first in the list.
+        shares = [Share(work, tuple(units[i::number]), permit, i, versions()) for i in range(number)]
+        jobs: Sequence[Job] = ()
+        try:
+            jobs = self.submit(shares)
+            lost = self._wait(jobs, _Progress(permit, emit))
+        except BaseException:
+            _withdraw(permit)  # this also stops jobs that no signal reaches
+            _cancel(jobs)
+            raise
+        _withdraw(permit)
+        _see_what_others_wrote(self.folder)
+        if lost:
+            more = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
+            raise WorkerLost(
+                f"{lost[0]}{more}; what was saved is complete:\nrun the same command again, which does only what is"
+                " missing, with more memory or time if these were short"
+            )
+        shutil.rmtree(self.folder / HIDDEN, ignore_errors=True)
+
+    def _wait(self, jobs: Sequence[Job], progress: "_Progress") -> list[str]:
+        """Wait until all jobs have ended; returns a sentence for each that was lost."""
+        waiting, lost, begun = dict(enumerate(jobs)), [], monotonic()
+        while waiting:
+            progress.read()
+            for index in [index for index, job in waiting.items() if job.done()]:
+                job = waiting.pop(index)
+                try:
+                    failure = job.answer()
+                except JobLost as error:
+                    lost.append(f"{job.name} ended ({error}) {progress.activity(index)}")
+                    continue
+                if failure is not None:
+                    self._raise(job, failure)
+                progress.finish(index)
+            if waiting:
+                shortest, longest = POLL_SECONDS
+                sleep(min(max((monotonic() - begun) / 20, shortest), longest))
+        return lost
+
+    def _raise(self, job: Job, failure: Failure) -> None:
+        """Raise the failure of a unit, and keep its traceback in a file."""
+        path = self.folder / HIDDEN / ERROR
+        path.write_text(failure.traceback, encoding="utf-8")
+        error = failure.error
+        what = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error} (see {path})"
+        message = f"{failure.unit} failed in {job.name} on {failure.worker}: {what}"
+        raise UnitFailed(message, error) from error
+
+
+class _Progress:
+    """In the command: adds up the progress of the jobs."""
+
+    def __init__(self, permit: Path, emit: Emit) -> None:
+        self.permit, self.emit = permit, emit
+        self._seen: dict[int, dict[str, Any]] = {}
+
+    def read(self) -> None:
+        """Report what the jobs have written since the last call."""
+        with suppress(OSError):
+            for name in os.listdir(self.permit):
+                index, _, ending = name.partition(".")
+                if ending == "json" and index.isdigit():
+                    self._read(int(index))
+
+    def finish(self, index: int) -> None:
+        """Report the last of a job that has ended."""
+        self._read(index)
+        report_file(self.permit, index).unlink(missing_ok=True)
+
+    def activity(self, index: int) -> str:
+        """What a job was doing, as far as is known."""
+        self._read(index)
+        if index not in self._seen:
+            return "before it had begun with a unit"
+        return f"on {self._seen[index]['worker']} while it was {self._seen[index]['unit']}"
+
+    def _read(self, index: int) -> None:
+        try:
+            report = json.loads(report_file(self.permit, index).read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # a shared file system may be late
+            return
+        # A job that was started again begins again at 0, and what is in the folder already counts once.
+        seen = self._seen.get(index, {"done": 0.0})["done"]
+        if report["done"] > seen:
+            self.emit(report["done"] - seen, report["note"])
+        self._seen[index] = report | {"done": max(report["done"], seen)}
+
+
+def end_earlier_jobs(folder: Path) -> None:
+    """Take their permits from jobs that a killed command has left; the caller has locked the study's folder."""
+    for permit in folder.glob(f"{HIDDEN}/permit-*"):
+        _withdraw(permit)
+
+
+def _withdraw(permit: Path) -> None:
+    """Remove a permit."""
+    # Renamed first, because a folder in which jobs go on making files cannot be removed.
+    withdrawn = permit.with_name(f"withdrawn-{permit.name}")
+    with suppress(OSError):
+        os.rename(permit, withdrawn)
+    shutil.rmtree(withdrawn, ignore_errors=True)
+
+
+def _anywhere(unit: Any) -> Any:
+    """The unit as it is done in any working folder."""
+    return replace(unit, study=_with_absolute_paths(unit.study))
+
+
+def _with_absolute_paths(study: Study) -> Study:
+    """The study with the absolute paths of its folder and its data; links are not followed, as they may differ."""
+    config, given = study.config, {name: getattr(study.config.data, name) for name in DATA_PATHS}
+    paths = {name: Path(value).expanduser() for name, value in given.items() if value}  # some are names of data sets
+    places = {name: str(path.absolute()) for name, path in paths.items() if path.exists()}
+    config = config.model_copy(update={"data": config.data.model_copy(update=places)})
+    problem = open_problem(config.data, config.network, study.problem.trust)
+    return replace(study, path=study.path.absolute(), config=config, problem=problem)
+
+
+def _cancel(jobs: Sequence[Job]) -> None:
+    for job in jobs:
+        with suppress(Exception):  # a scheduler that does not answer must not hide the error that led here
+            job.cancel()
+    limit = monotonic() + STOP_SECONDS
+    with suppress(Exception):
+        while monotonic() < limit and not all(job.done() for job in jobs):
+            sleep(POLL_SECONDS[0])
+
+
+def _see_what_others_wrote(folder: Path) -> None:
+    """Read the names in all folders of the runs."""
+    # A network file system remembers for up to a minute that a file did not exist, until its folder is read again.
+    for _ in os.walk(folder / "runs"):
+        pass

@@ -1,0 +1,100 @@
+"""The objective of a process that holds a share of the data, with its batches weighted among those of all processes."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hessian_tools.batches import cast_like
+from hessian_tools.curvature.objective.batch_weights import batch_weights
+from hessian_tools.curvature.objective.loader_batches import checksum
+from hessian_tools.curvature.objective.objective import Objective, Weights
+from hessian_tools.failures import why_loss_fails
+from hessian_tools.loss import Loss, LossFunction
+from hessian_tools.processes import Ranks, Share
+
+
+def objective_of_share(
+    loss: LossFunction,
+    thetas: Float[Tensor, "*point param"],
+    share: Share,
+    weights: Weights,
+    alone: Callable[[Any], Objective],
+) -> Objective:
+    """The objective of this process, whose weights sum to one over all processes, or are all one where losses add up.
+
+    alone: makes the objective of some batches, weighted by size among themselves. Shares are compared by the first
+    batch of the first process that has one, which all processes receive: a process finds by how much its own first
+    batch outweighs it. A process without batches takes it with weight 0.
+
+    Raises ValueError on every process where they differ in theta or in parameters, where none has a batch, and for
+    ragged batches; and where :func:`objective_at` raises on any of them.
+    """
+    ranks = Ranks(share.group, thetas.device)
+    own, by_size = share.batch, isinstance(weights, str)
+    is_empty = isinstance(own, list) and not own
+    names = loss.layout.names if isinstance(loss, Loss) else None
+    told = ranks.gather(((tuple(thetas.shape), str(thetas.dtype), checksum(thetas), names, by_size), is_empty))
+    for rank, (about, _) in enumerate(told):
+        if about != told[0][0]:
+            raise ValueError(
+                f"process {rank} has another theta, other parameters or another kind of weights than process 0; give "
+                "the same to all, such as a model that each makes after torch.manual_seed(0)"
+            )
+    holders = [rank for rank, (_, has_none) in enumerate(told) if not has_none]
+    if not holders:
+        raise ValueError("no process has a batch; give data to one of them at least")
+    objective = ranks.together(lambda: None if is_empty else _one_group(alone(own)))
+    first = None
+    if ranks.rank == holders[0]:
+        assert objective is not None
+        first = cast_like(objective.batches[0], torch.empty(0, dtype=thetas.dtype, device="cpu"))
+    first = ranks.from_process(holders[0], first)
+
+    def with_weights() -> tuple[Objective, list[float], bool]:
+        """The objective, its weights in units that all processes share, and whether the losses add up."""
+        if objective is None:
+            return _one_group(alone(first)), [0.0], False
+        if not by_size:
+            return objective, _given(weights, len(objective.batches)), False
+        pair = [cast_like(first, thetas), objective.batches[0]]
+        try:
+            of_first, of_own = batch_weights(loss, objective.thetas, pair, shared=objective.shared)
+        except ValueError:
+            own_batch = not objective.shared
+            why = why_loss_fails(loss, objective.thetas, objective.batches[0], name="batch", own_batch=own_batch)
+            if why is None:
+                raise
+            raise ValueError(why) from None
+        if of_first + of_own == 2:
+            return objective, [1.0] * len(objective.batches), True
+        unit = of_own / of_first / objective.weights[0]
+        return objective, [unit * weight for weight in objective.weights], False
+
+    objective, scaled, adds = ranks.together(with_weights)
+    rows = ranks.numbers([sum(scaled), float(adds)])
+    total, adding = sum(row[0] for row in rows), {bool(row[1]) for rank, row in enumerate(rows) if rank in holders}
+    if len(adding) > 1:
+        raise ValueError(
+            "the criterion averages over the batches of some processes and adds up over others; give weights="
+        )
+    if not total > 0:
+        raise ValueError(f"weights={weights!r}: the sum over all processes is {total}; give weights with a sum above 0")
+    (group,) = objective.groups
+    fractions = tuple(scaled) if adding == {True} else tuple(weight / total for weight in scaled)
+    return replace(objective, groups=(replace(group, weights=fractions),), ranks=ranks)
+
+
+def _one_group(objective: Objective) -> Objective:
+    if len(objective.groups) > 1:
+        raise ValueError("points with batches of different sizes are not shared over processes; measure them in one")
+    return objective
+
+
+def _given(weights: Any, count: int) -> list[float]:
+    if len(weights) != count:
+        raise ValueError(f"weights={weights!r} for {count} batches; give one number for each batch of this process")
+    return [float(weight) for weight in weights]

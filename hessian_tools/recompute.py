@@ -1,0 +1,216 @@
+"""Blocks of a network whose activations are computed again where a derivative needs them, instead of being kept.
+
+``torch.utils.checkpoint`` runs a block again in the backward pass at the parameters that are stored in the module, and
+what it computes there is kept for a second derivative after all. Here a block runs again at theta, and both its first
+and its second derivative are released as soon as they have been used (Chen, Xu, Zhang and Guestrin 2016, for one
+derivative). A graph then holds the inputs and the outputs of each block, and the activations of one block at a time.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd.function import Function, once_differentiable
+from torch.func import functional_call
+from torch.utils import _pytree as pytree
+
+from hessian_tools.first_look import agree
+from hessian_tools.hidden_state import HiddenStateError
+
+# Values that a block cannot change. A cache of keys and values would hold each of them twice when a block is computed
+# again, which leaves the attention's output as it was and halves its derivative.
+UNCHANGEABLE = (type(None), bool, int, float, complex, str, Enum, torch.dtype, torch.device, torch.layout)
+_FLOATING = object()
+
+
+def blocks_of(model: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Module]:
+    """The modules whose names match one of the patterns, such as "layers.*", without those inside of another match.
+
+    Raises ValueError for a pattern that matches no module, with the names that could be meant.
+    """
+    found: dict[str, nn.Module] = {}
+    for pattern in patterns:
+        matching = [(name, module) for name, module in model.named_modules() if name and fnmatchcase(name, pattern)]
+        if not matching:
+            names = ", ".join(name for name, _ in model.named_children())
+            raise ValueError(f"recompute={pattern!r} matches no module of the network; its modules are {names}")
+        found |= dict(matching)
+    inner = {name for name in found for other in found if name.startswith(f"{other}.")}
+    return {name: module for name, module in found.items() if name not in inner}
+
+
+@contextmanager
+def recomputing(blocks: Mapping[str, nn.Module], context: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
+    """Within it, a forward pass of these blocks that records a graph keeps their inputs and outputs alone.
+
+    context: what has to surround a block when it runs again. Inside of a transform of ``torch.func`` blocks run as
+    usual.
+    """
+    own = {name: block.__dict__.get("forward") for name, block in blocks.items()}
+    for name, block in blocks.items():
+        block.__dict__["forward"] = _Recomputed(name, block, block.forward, context)
+    try:
+        yield
+    finally:
+        for name, block in blocks.items():
+            if own[name] is None:
+                del block.__dict__["forward"]
+            else:
+                block.__dict__["forward"] = own[name]
+
+
+@dataclass(frozen=True, eq=False)
+class _Recomputed:
+    """The forward pass of a block that takes the place of its own, ``forward``."""
+
+    name: str
+    block: nn.Module
+    forward: Callable[..., Any]
+    context: Callable[[], AbstractContextManager[Any]]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+            return self.forward(*args, **kwargs)
+        # Within functional_call these are theta's parameters, and not those that the module stores.
+        tensors = dict(self.block.named_parameters()) | dict(self.block.named_buffers())
+        leaves, spec = pytree.tree_flatten((tensors, args, kwargs))
+        moving = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
+        if not moving:
+            return self.forward(*args, **kwargs)
+        for leaf in leaves:
+            if not isinstance(leaf, (Tensor, *UNCHANGEABLE)):
+                raise self.refusal(f"receives a {type(leaf).__name__}, which it might change each time it is computed")
+        values = [leaves[i] for i in moving]
+        for i in moving:
+            leaves[i] = None  # held by the graph, and by nothing else
+        run = _Run(self, leaves, spec, moving)
+        constants = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        versions = [t._version for t in (*values, *constants)]
+        outputs = run.whole_outputs(_Block.apply(run, *values))
+        if [t._version for t in (*values, *constants)] != versions:
+            raise self.refusal("changes its inputs or its buffers in place")
+        return outputs
+
+    def refusal(self, what: str) -> HiddenStateError:
+        """The error for a block that cannot be computed again."""
+        return HiddenStateError(
+            f"module {self.name!r} {what}, so its activations cannot be computed again; switch off what holds state, "
+            "such as a cache of keys and values (use_cache=False), or leave the module out of recompute="
+        )
+
+
+class _Run:
+    """One call of a block as a function of the tensors that are differentiated; everything else is constant.
+
+    leaves: all tensors and other values of the call, with None in the places ``moving`` of those that are
+    differentiated. outputs: those of the first run, with _FLOATING in the places of floating-point tensors.
+    """
+
+    def __init__(self, of: _Recomputed, leaves: list[Any], spec: pytree.TreeSpec, moving: list[int]) -> None:
+        self.of, self.leaves, self.spec, self.moving = of, leaves, spec, moving
+        self.outputs: tuple[list[Any], pytree.TreeSpec] | None = None
+
+    def __call__(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """The floating-point outputs at these values."""
+        leaves = list(self.leaves)
+        for i, value in zip(self.moving, values, strict=True):
+            leaves[i] = value
+        tensors, args, kwargs = pytree.tree_unflatten(leaves, self.spec)
+        module = _WithForward(self.of.block, self.of.forward)
+        with self.of.context():
+            result = functional_call(module, {f"block.{name}": t for name, t in tensors.items()}, args, kwargs)
+        outputs, spec = pytree.tree_flatten(result)
+        floating = tuple(leaf for leaf in outputs if _is_floating(leaf))
+        if self.outputs is None:
+            self.outputs = [_FLOATING if _is_floating(leaf) else leaf for leaf in outputs], spec
+        return floating
+
+    def whole_outputs(self, floating: Sequence[Tensor]) -> Any:
+        """The outputs of the block in their own form, with these tensors in the places of floating-point ones."""
+        assert self.outputs is not None
+        leaves, spec = self.outputs
+        tensors = iter(floating)
+        return pytree.tree_unflatten([next(tensors) if leaf is _FLOATING else leaf for leaf in leaves], spec)
+
+    def check(self, outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+        """Raises HiddenStateError if a second run gave other outputs than the first."""
+        if any(isinstance(output, FakeTensor) for output in outputs):  # counted without numbers
+            return
+        same = len(outputs) == len(expected) and all(map(agree, outputs, expected))
+        if not same and all(bool(output.isfinite().all()) for output in outputs):
+            raise self.of.refusal("gives another output when it is computed again")
+
+
+class _WithForward(nn.Module):
+    """A module whose forward pass is that of a block, without the block's hooks."""
+
+    def __init__(self, block: nn.Module, forward: Callable[..., Any]) -> None:
+        super().__init__()
+        self.block, self.run = block, forward
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.run(*args, **kwargs)
+
+
+class _Block(Function):
+    """The outputs of a block, without a graph inside."""
+
+    @staticmethod
+    def forward(ctx: Any, run: _Run, *values: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        outputs = run(*values)
+        ctx.run, ctx.num_values = run, len(values)
+        ctx.save_for_backward(*values, *outputs)
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        saved, n = ctx.saved_tensors, ctx.num_values
+        expected = tuple(output.detach() for output in saved[n:])
+        return None, *_Pullback.apply(ctx.run, expected, *saved[:n], *slopes)
+
+
+class _Pullback(Function):
+    """The derivatives of <slopes, outputs> of a block in its inputs and parameters."""
+
+    @staticmethod
+    def forward(ctx: Any, run: _Run, expected: tuple[Tensor, ...], *tensors: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        ctx.run, ctx.num_values = run, len(tensors) - len(expected)
+        ctx.save_for_backward(*tensors)
+        values, slopes = _leaves(tensors[: ctx.num_values]), tensors[ctx.num_values :]
+        with torch.enable_grad():
+            outputs = run(*values)
+        run.check(outputs, expected)
+        return _pulled_back(outputs, values, slopes)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *directions: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        tensors, n = _leaves(ctx.saved_tensors), ctx.num_values
+        values, slopes = tensors[:n], tensors[n:]
+        with torch.enable_grad():
+            first = _pulled_back(ctx.run(*values), values, slopes, create_graph=True)
+        return None, None, *_pulled_back(first, tensors, directions)
+
+
+def _pulled_back(
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], slopes: Sequence[Tensor], *, create_graph: bool = False
+) -> tuple[Tensor, ...]:
+    chosen = [(output, slope) for output, slope in zip(outputs, slopes, strict=True) if output.requires_grad]
+    if not chosen:
+        return tuple(torch.zeros_like(t) for t in inputs)
+    reached, vectors = zip(*chosen, strict=True)
+    return torch.autograd.grad(reached, inputs, vectors, create_graph=create_graph, materialize_grads=True)
+
+
+def _leaves(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return tuple(t.detach().requires_grad_() for t in tensors)
+
+
+def _is_floating(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_floating_point()

@@ -1,0 +1,42 @@
+"""Starts gloo processes that run functions of the cases, and brings back what each of them returned."""
+
+import os
+import traceback
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+SIZES = (2, 4)
+SIZE = max(SIZES)
+
+
+def results_of(cases: dict[tuple[str, int], Any], folder: Path) -> dict[tuple[str, int], list[Any]]:
+    """What each case returned in each process of its group, by (name, size); an error is its text.
+
+    cases: functions of a group of so many processes, by (name, size), run one after the other in the same processes.
+    """
+    mp.start_processes(_serve, (cases, folder), nprocs=SIZE, start_method="spawn")
+    found = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(SIZE)]
+    return {key: [own[key] for own in found if key in own] for key in found[0]}
+
+
+def _serve(rank: int, cases: dict[tuple[str, int], Any], folder: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    store = dist.FileStore(str(folder / "store"), SIZE)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=SIZE, timeout=timedelta(seconds=120))
+    groups = {size: dist.new_group(list(range(size))) for size in SIZES}
+    results = {}
+    for (name, size), case in cases.items():
+        if rank < size:
+            try:
+                results[name, size] = case(groups[size])
+            except Exception:
+                results[name, size] = traceback.format_exc()
+        dist.barrier()
+    torch.save(results, folder / f"{rank}.pt")
+    dist.destroy_process_group()
