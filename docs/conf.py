@@ -35,6 +35,7 @@ nb_execution_mode = "cache"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_merge_streams = True
+nb_ipywidgets_js: dict[str, dict[str, str]] = {}  # they would be loaded from the network
 
 autodoc_typehints_format = "short"
 autodoc_member_order = "bysource"
@@ -50,7 +51,7 @@ LITERAL = re.compile(r"(``.+?``|:[a-z:]+:`[^`]+`)")
 
 
 def to_rest(text: str) -> str:
-    """A line of a docstring as reST: only literals and references have a markup, and all other signs mean themselves."""
+    """A line of a docstring as reST, in which only literals and references are markup."""
     parts = LITERAL.split(text)
     plain = (re.sub(r"([\\*|`]|_(?!\w))", r"\\\1", part) for part in parts[::2])
     return "".join(a + b for a, b in zip(plain, [*parts[1::2], ""], strict=True))
