@@ -89,8 +89,8 @@ def t_test(estimate: float, standard_error: float, degrees: int) -> float:
 def slope_interval(x: np.ndarray, y: np.ndarray, *, confidence: float = 0.95) -> Interval:
     """The Student t interval for the slope of y on x by least squares, with num - 2 degrees of freedom.
 
-    x, y: one value for each of the ``num`` seeds; pairs with a NaN are left out. With fewer than three pairs, or where
-    x does not vary, the bounds are NaN. ``sd`` is the standard error times the square root of ``num``, so that
+    x, y: one value for each seed; pairs with a NaN are left out, and ``num`` pairs remain. With fewer than three, or
+    where x does not vary, the bounds are NaN. ``sd`` is the standard error times the square root of ``num``, so that
     ``seeds_to_decide`` may take it.
     """
     both = np.isfinite(x) & np.isfinite(y)
@@ -106,7 +106,7 @@ def slope_interval(x: np.ndarray, y: np.ndarray, *, confidence: float = 0.95) ->
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:
-    """The p-values corrected for their number by Holm's step-down method (Holm 1979); NaN stays NaN and counts not.
+    """The p-values corrected for their number by Holm's step-down method (Holm 1979); NaN stays NaN and is not counted.
 
     Rejecting where the corrected value is below 5 % keeps the probability of any false rejection below 5 %, however the
     tests depend on each other.

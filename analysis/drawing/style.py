@@ -32,7 +32,7 @@ MIN_INCHES, MAX_INCHES = 1.5, 20.0
 
 _PARAMETERS = dict(mpl.rc_params_from_file(Path(__file__).with_name("paper.mplstyle"), use_default_template=False))
 
-# This is set for the whole process, because a user saves what ``analysis.plot`` drew outside of ``context``.
+# This is set for the whole process, because users save what ``analysis.plot`` drew later, outside of ``context``.
 mpl.rcParams.update({key: _PARAMETERS[key] for key in ("pdf.fonttype", "ps.fonttype")})
 
 DPI = int(_PARAMETERS["savefig.dpi"])

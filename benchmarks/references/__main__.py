@@ -1,4 +1,7 @@
-"""Run tools on the problems and print a table of their scores: ``python -m benchmarks.references``."""
+"""Run Hessian tools on problems with known Hessians and print their scores: ``python -m benchmarks.references``.
+
+A tool is a function (model, criterion, batch) -> dict of its answers; docs/audit.md describes it.
+"""
 
 import argparse
 

@@ -12,7 +12,7 @@ MAX_DEPTH = 1000
 class VisionTransformer(nn.Module):
     """Patches, pre-norm transformer blocks, the mean over patches, and a linear head (Dosovitskiy 2021, small).
 
-    outputs: the number of outputs for each image. patch: the side of a patch, which must divide height and width.
+    outputs: the number of outputs for each image. patch: the side of a patch, which must divide both sides of an image.
     width: the length of the vector for each patch, which ``heads`` must divide. depth: the number of blocks. hidden:
     the number of units between the two linear layers of a block, twice the width by default. input_shape: (channels,
     height, width) of an image.
@@ -20,8 +20,8 @@ class VisionTransformer(nn.Module):
     There is no class token and no dropout. Attention is written out, because torch's fused attention lacks forward
     derivatives of its gradient. Layer normalisation is written out too, because that of torch 2.13 has wrong third
     derivatives, which Hessian products of a meta-objective and gradients of a Hessian penalty need; written out it
-    takes about a third more time. Queries, keys and values have no bias, because the softmax would cancel that of the
-    keys.
+    takes about a third more time. Queries, keys and values come from one layer without bias, because the softmax would
+    cancel that of the keys.
     """
 
     def __init__(

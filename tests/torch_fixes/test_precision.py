@@ -17,6 +17,7 @@ from hessian_tools.torch_fixes import precision as precision_module
 from hessian_tools.torch_fixes.precision import full_precision
 
 BACKENDS: Any = torch.backends
+# The first two are switches of the CPU.
 CPU_AND_CUDA = ("mkldnn.conv", "mkldnn.matmul", "cudnn.conv", "cuda.matmul", "cudnn.rnn")
 HAS_SWITCHES = torch.__version__ >= "2.9"
 switches = pytest.mark.skipif(not HAS_SWITCHES, reason="torch before 2.9 has no switch for each kind of product")
@@ -25,6 +26,7 @@ MLP = next(case for case in NETWORKS if case.name == "tanh-mlp")
 
 
 def owners(*names: str) -> list[Any]:
+    """The objects of ``torch.backends`` that have these names; each carries a switch ``fp32_precision``."""
     return [attrgetter(name)(BACKENDS) for name in names]
 
 
@@ -54,6 +56,7 @@ def test_autocast_changes_a_gradient_that_is_not_protected() -> None:
     assert (gradients[1] - gradients[0]).norm() > 1e-3 * gradients[0].norm()
 
 
+# COMPUTED: results of curvature by name, each as a function of a case; ``same`` compares up to rounding.
 # "eigenpairs-exhausted" is left out, because it computes in float64, which autocast does not lower.
 @pytest.mark.heavy
 @pytest.mark.parametrize("name", [name for name in COMPUTED if name != "eigenpairs-exhausted"])
@@ -70,6 +73,7 @@ def test_autocast_changes_no_curvature(name: str) -> None:
 
 @pytest.mark.slow
 def test_splitting_the_hessian_into_parts_keeps_no_graph_of_lower_precision() -> None:
+    """``parts`` traces the product to know how many points fit into memory, and that trace is used later."""
     placed = float32_case(MLP)
     H = ht.hessian(placed.loss, placed.thetas, placed.batch, route="traced")
     with torch.autocast("cpu", torch.bfloat16):
@@ -135,8 +139,9 @@ def test_the_older_names_of_the_switches_can_be_read_in_full_precision(
         before, before_new = older(), precisions()
         assert before == [general, general != "highest", True]
         assert full_precision(older)() == ["highest", False, False]
-        assert full_precision(without_cudnn)()[:2] == ["highest", False]
-        assert full_precision(precisions)() == ["ieee" if was != "none" else "none" for was in precisions()]
+        assert full_precision(without_cudnn)()[:2] == ["highest", False]  # cudnn.flags sets the third itself
+        # A switch at "none" follows another one, which is set, and is itself not written.
+        assert full_precision(precisions)() == ["ieee" if was != "none" else "none" for was in before_new]
         assert (older(), precisions()) == (before, before_new)
     finally:
         torch.set_float32_matmul_precision(precision_before)
@@ -144,6 +149,7 @@ def test_the_older_names_of_the_switches_can_be_read_in_full_precision(
 
 @switches
 def test_older_names_that_disagree_with_the_new_ones_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``cudnn.allow_tf32`` cannot be read where the new names of convolutions and recurrent layers disagree."""
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     BACKENDS.cudnn.conv.fp32_precision, BACKENDS.cudnn.rnn.fp32_precision = "ieee", "tf32"
     before = precisions()
@@ -161,7 +167,7 @@ def test_a_switch_that_followed_the_general_one_follows_it_afterwards() -> None:
 
 
 @switches
-def test_switches_are_restored_after_an_error_and_in_each_thread() -> None:
+def test_switches_are_restored_after_an_error() -> None:
     BACKENDS.mkldnn.conv.fp32_precision = "bf16"
 
     @full_precision
@@ -174,12 +180,15 @@ def test_switches_are_restored_after_an_error_and_in_each_thread() -> None:
             fails()
         assert BACKENDS.mkldnn.conv.fp32_precision == "bf16"
 
+
+@switches
+def test_autocast_that_is_entered_in_full_precision_stays_on_in_a_thread_too() -> None:
+    """Autocast belongs to a thread: that of the main thread says nothing about the other one."""
     autocast: list[bool] = []
 
     @full_precision
     def in_the_thread() -> None:
         with torch.autocast("cpu", torch.bfloat16):
-            # Autocast that is entered inside a function in full precision stays on.
             autocast.append(full_precision(torch.is_autocast_enabled)("cpu"))
 
     with torch.autocast("cpu", torch.bfloat16):

@@ -73,7 +73,7 @@ class Engine:
 
     @full_precision
     def gradients(self, objective: Objective) -> Float[Tensor, "point param"]:
-        """The gradient at every point."""
+        """The gradient at every point, summed over the processes that share the data."""
         return objective.summed(lambda: objective.join([self._group_gradients(p) for p in objective.by_group()]))
 
     def _group_gradients(self, objective: Objective) -> Tensor:
@@ -88,7 +88,7 @@ class Engine:
         at_once = min(self.products_at_once(objective), total)
         try:
             return torch.cat(self.memory.in_pieces(total, piece, at_once=at_once))
-        except (torch.OutOfMemoryError, NoOtherWay):
+        except (torch.OutOfMemoryError, NoOtherWay):  # NoOtherWay: no engine can differentiate this loss
             raise
         except RuntimeError as error:
             if not self.may_use_reverse(objective, error):
@@ -105,7 +105,7 @@ class Engine:
 
     def may_use_reverse(self, objective: Objective, refusal: BaseException) -> bool:
         """True if a derivative that torch has refused might be computed in reverse mode, from a kept graph."""
-        # A network has already run at the first point without transforms, so the cause may be vmap or forward mode.
+        # At the first look at it a network ran without transforms, so vmap or forward mode may be what fails here.
         return isinstance(refusal, NoForwardDerivative) or (
             isinstance(objective.loss, Loss) and self.batching == "vmap"
         )
@@ -114,14 +114,14 @@ class Engine:
 def _gradients_one_by_one(objective: Objective) -> Float[Tensor, "point param"]:
     """The gradients in reverse mode, without vmap and at one point at a time."""
     gradients = torch.zeros_like(objective.thetas, memory_format=torch.contiguous_format)
-    for weight, batch in objective.by_batch():
+    for weight, of_one_batch in objective.by_batch():
         for point in torch.arange(len(objective.thetas), device="cpu").split(1):
-            gradients[point] += weight * kept_graphs(batch.select(point)).gradients[0].detach()
+            gradients[point] += weight * kept_graphs(of_one_batch.select(point)).gradients[0].detach()
     return gradients
 
 
 def recomputes(objective: Objective) -> bool:
-    """Whether the loss computes activations again, which only graphs outside of torch.func's transforms do."""
+    """Whether the loss computes activations again; that works in ordinary graphs alone, not in transforms."""
     return isinstance(objective.loss, Loss) and bool(objective.loss.recomputed)
 
 
@@ -212,7 +212,7 @@ class PreparedProducts:
                 out_of_memory = True
             except RuntimeError as error:
                 out_of_memory, refusal = False, explained(error)
-                if first_refusal is not None:
+                if first_refusal is not None:  # the second attempt failed too, so the first error is reported
                     self.findings.reverse_only = False
                     if not isinstance(refusal, NoOtherWay):
                         raise first_refusal from None
@@ -221,8 +221,8 @@ class PreparedProducts:
                 first_refusal, self.findings.reverse_only = refusal, True
             # The data kept for all points is freed, because the next attempt builds its own beside it.
             self.current = None
-            # The refusal is recorded outside of the except block, after the error has released the tensors in its
-            # frames.
+            # The lack of memory is recorded outside of the except block, after the error has released the tensors in
+            # its frames.
             if out_of_memory:
                 self.engine.memory.refuse()
 
@@ -243,10 +243,10 @@ class PreparedProducts:
             # If no engine is named, we assume that a trace would keep as much memory as a graph, because tracing here
             # to find out would cost seconds.
             fitting = min(fitting, self.fitting_points(ENGINES.get(self.engine.route, "double_backward")))
-        return max(1, fitting >> memory.refusals)
+        return max(1, fitting >> memory.refusals)  # halved for each time that memory ran out
 
     def fitting_points(self, name: EngineName) -> int:
-        """For how many points an engine may keep data for their products, before the device has run out of memory."""
+        """For how many points an engine may keep data, not counting the halvings after memory ran out."""
         thetas, engine = self.objective.thetas, self.engine
         num_batches = 1 if self.is_batchwise else len(self.objective.batches)
         if engine.chunk is not None:
@@ -368,7 +368,7 @@ class PreparedProducts:
 
     def _can_be_halved(self, V: Tensor) -> bool:
         """True if fewer points or products together would need less memory than the attempt that has just failed."""
-        if self.current is None:  # memory ran out while the data for all points was built, which is tried only once
+        if self.current is None:  # the data for all points did not fit; after the first refusal it is built in pieces
             return len(V) > 1 and self.engine.memory.refusals == 0
         return self.current.can_be_halved(V)
 
@@ -405,6 +405,7 @@ class JoinedProducts:
 
     def select(self, points: Int[Tensor, " chosen"]) -> "PreparedProducts | JoinedProducts":
         """The products at some of the points, with the data that has been kept for these points."""
+        # For each group: the chosen members, and their positions among the chosen points.
         located = zip(self.groups, self.objective.locate(points), strict=True)
         groups = tuple(group.select(members) for group, (members, _) in located if len(members))
         if len(groups) == 1:

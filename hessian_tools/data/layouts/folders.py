@@ -29,6 +29,7 @@ LOOKS_FOR = (
     "folders by split: {train,val,test}/<class>/*.jpg",
     "a folder for each class: <class>/*.png",
 )
+# home: the folder in which a data set lies, with its slash; "" for the root.
 CLASS_LIST = re.compile(r"(?P<home>(?:.*/)?)splits/(?P<split>[^/]+)/(?P<part>[^/]+)\.txt")
 IMAGE_LIST = re.compile(r"(?P<home>(?:.*/)?)(?P<part>[^/]+)\.csv")
 IN_PART_FOLDER = re.compile(rf"(?P<home>(?:.*/)?)(?P<part>{'|'.join(PART_OF)})/[^/]+/[^/]+")
@@ -61,7 +62,10 @@ def find(tree: Tree) -> Iterator[Match]:
 
 
 def find_plain(tree: Tree) -> list[Match]:
-    """One match for each folder of images without lists: folders by split and class or, if there are none, by class."""
+    """One match for each folder of images without lists: folders by split and class or, if there are none, by class.
+
+    It is called where ``find`` of no layout has found anything.
+    """
     for pattern, kind, read in (
         (IN_PART_FOLDER, "by split and class", _read_parts),
         (IN_CLASS_FOLDER, "a folder for each class", _read_classes),
@@ -69,6 +73,7 @@ def find_plain(tree: Tree) -> list[Match]:
         matches = []
         for home, files in group_by_home(tree, pattern, images=True).items():
             images = [file.string for file in files]
+            # The folders that hold folders of classes.
             class_homes = {name.rpartition("/")[0].rpartition("/")[0] for name in images}
             for folder in tree.empty:
                 if folder.rpartition("/")[0] in class_homes:
@@ -100,6 +105,7 @@ def _match(
     return Match(layout, name, [*images, *(lists or [])], partial(read, images=images), size, channels)
 
 
+# What reads a match takes ``crop``, whether images are cropped to their boxes; these layouts have none and ignore it.
 def _read_class_lists(tree: Tree, crop: bool, *, images: list[str], splits: dict[str, dict[str, str]]) -> Contents:
     def lines(file: str) -> list[str]:
         return [line.strip() for line in tree.text(file).splitlines() if line.strip()]

@@ -1,6 +1,7 @@
 """Networks whose derivatives torch computes wrongly or not at all: weight normalisation, attention, recurrent layers.
 
-TorchScript turns Ctrl-C into another error, and it is tested that Ctrl-C stays KeyboardInterrupt.
+Torch computes the derivative of batch normalisation in TorchScript, which turns Ctrl-C into another error; the last
+test is that Ctrl-C stays KeyboardInterrupt.
 """
 
 from collections.abc import Callable
@@ -49,7 +50,7 @@ def test_weight_normalisation_by_every_route(make: Callable[[], nn.Module], norm
 
 
 class DirectWeightNorm(nn.Linear):
-    """A layer that calls torch's kernel of weight normalisation directly."""
+    """A layer that calls torch's kernel of weight normalisation directly, with its bias as the norms g."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, torch._weight_norm(self.weight, self.bias[:, None], 0))
@@ -120,7 +121,7 @@ def test_a_kept_graph_refuses_the_users_vmap() -> None:
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 def test_traces_of_recurrent_networks(kind: type[nn.Module]) -> None:
-    """torch cannot run recurrent networks under vmap if no gradient is recorded."""
+    """Exact traces use vmap without recording gradients, where torch cannot run recurrent networks."""
     model = seeded(lambda: kind(3, 2, batch_first=True)).double()
     theta, layout = flatten(model)
     loss = make_loss(model, lambda out, y: squared_error(out[0], y), layout)

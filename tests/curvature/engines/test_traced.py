@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from hessian_tools import Conv4, extremal_eigenpairs, flatten, hessian, make_loss, seeded, stream
 from hessian_tools.curvature.engines.choice import enough_products
-from hessian_tools.curvature.engines.compiled import trace_cache as traced
+from hessian_tools.curvature.engines.compiled import trace_cache
 from hessian_tools.curvature.objective.matrix import hessian_product
 
 pytestmark = pytest.mark.slow
@@ -43,7 +43,7 @@ def problem(model: nn.Module):
 
 
 def check_route(loss, thetas, batch, V, **options) -> str:
-    """Asserts that traced and direct products check_route, and returns the route that was taken."""
+    """Asserts that traced and direct products agree, and returns the route that was taken."""
     H = hessian(loss, thetas, batch, route="traced", **options)
     expected = hessian(loss, thetas, batch, route="direct", **options) @ V
     assert torch.allclose(H @ V, expected, rtol=1e-10, atol=1e-12 * expected.abs().max())
@@ -112,6 +112,7 @@ def test_a_traced_network_can_be_freed():
 def test_with_several_batches_fewer_points_fit_in_memory():
     loss, thetas, (x, y), _ = problem(network("conv batch norm"))
     one, three = (hessian(loss, thetas, [(x, y)] * n, route="traced", chunk=6).at_once for n in (1, 3))
+    # ``chunk`` counts products of the route "direct", each of which takes the memory of two kept batches.
     assert (one, three) == (12, 4)
 
 
@@ -153,7 +154,7 @@ def test_a_network_that_branches_on_its_parameters_is_never_traced():
     theta, layout = flatten(model)
     loss = make_loss(model, lambda out, y: (out**2).mean(), layout)
     x = torch.rand(4, 3, generator=stream(1), dtype=torch.float64)
-    assert traced.traced_product(partial(hessian_product, loss), "branch", loss, theta, (x, x)) is None
+    assert trace_cache.traced_product(partial(hessian_product, loss), "branch", loss, theta, (x, x)) is None
     with pytest.raises(ValueError, match="cannot be traced, because .* pass route='auto' or 'direct'"):
         hessian(loss, theta[None], (x[None], x[None]), route="traced").mv(theta)
     with pytest.raises(ValueError, match="route='traced' takes points together; pass route='direct' or 'kept'"):
@@ -180,10 +181,10 @@ def test_a_changed_frozen_parameter_is_not_taken_from_an_old_trace():
 def test_auto_compiles_only_for_announced_products_and_never_a_plain_function():
     loss, thetas, batch, V = problem(network("tanh"))
     H = hessian(loss, thetas, batch)
-    for _ in range(enough_products(10**5, H.device) // (POINTS * 3) + 1):
+    for _ in range(enough_products(forward=10**5, device=H.device) // (POINTS * 3) + 1):
         assert (H @ V).isfinite().all()
     assert H.route == "kept"  # products that were not announced never cause a trace
-    H.announce(enough_products(10**5, H.device) // POINTS)
+    H.announce(enough_products(forward=10**5, device=H.device) // POINTS)
     H @ V
     assert H.route == "traced"
     plain = hessian(lambda t, b: (t**4).sum(), thetas, torch.zeros(POINTS))
@@ -197,9 +198,13 @@ def test_traces_are_kept_and_their_number_is_bounded(monkeypatch):
     loss, thetas, (x, y), V = problem(network("tanh"))
     for examples in (1, 2, 3, 4, 1):
         hessian(loss, thetas, (x[:, :examples], y[:, :examples]), route="traced") @ V
-    assert len(traced._TRACES[loss]) == 4
-    monkeypatch.setattr(traced, "MAX_TRACES", 2)
+    assert len(trace_cache._TRACES[loss]) == 4
+    monkeypatch.setattr(trace_cache, "MAX_TRACES", 2)
     hessian(loss, thetas, (x.repeat(1, 2, 1, 1, 1), y.repeat(1, 2)), route="traced") @ V
-    assert len(traced._TRACES[loss]) == 2
+    assert len(trace_cache._TRACES[loss]) == 2
+
+
+def test_an_unknown_route_is_refused():
+    loss, thetas, batch, _ = problem(network("tanh"))
     with without_type_checks(), pytest.raises(ValueError, match="route='fast' must be one of"):
-        hessian(loss, thetas, (x, y), route="fast")
+        hessian(loss, thetas, batch, route="fast")
