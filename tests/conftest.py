@@ -8,6 +8,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -94,6 +95,30 @@ def micro_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if not complete.exists():
             assert run(["study", "micro", "--out", str(out), "--workers", "0"]) == 0
             complete.touch()
+    return out
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the documentation site, which is built once in a test run; warnings are errors.
+
+    Beside it, ``jupyter_execute/tutorial`` holds the notebooks with their outputs.
+    """
+    pytest.importorskip("myst_nb", reason="the site needs the packages of the extra 'docs'")
+    base = tmp_path_factory.getbasetemp()
+    out = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "site" / "html"
+    out.parent.mkdir(exist_ok=True)
+    with only_one(out.parent / "lock"):
+        if not (out.parent / "complete").exists():
+            root = Path(__file__).parents[1]
+            # The settings of the user must not influence the notebooks.
+            own = dict.fromkeys(
+                ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR"), str(out.parent / "jupyter")
+            )
+            command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", str(root / "docs"), str(out)]
+            run = subprocess.run(command, env=os.environ | own, capture_output=True, text=True)
+            assert run.returncode == 0, run.stderr[-5000:]
+            (out.parent / "complete").touch()
     return out
 
 

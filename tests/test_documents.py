@@ -1,15 +1,39 @@
-"""Tests that the examples in the documents run, and that the files, links and names that they mention exist."""
+"""Tests that the code in the documents runs, and that the files, links and names that they mention exist."""
 
 import doctest
+import os
 import re
+import subprocess
+import sys
 import warnings
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch.distributed
+from simulated_studies import simulated_study
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+DOCUMENTS = [ROOT / "README.md", *sorted(DOCS.glob("*.md")), *sorted(DOCS.glob("reference/*.md"))]
+# The documents whose examples are doctests, and those whose blocks of code other tests run.
+DOCTESTS = [
+    "your_own_training",
+    "new_learner",
+    "models",
+    "audit",
+    "coming_from",
+    "explanation",
+    "gpu",
+    "my_claim",
+    "my_data",
+]
+RUN_ELSEWHERE = {
+    "claims.md": "tests/analysis/test_trust.py",
+    "your_own_quantity.md": "tests/analysis/test_own_quantity.py",
+    "explorer.md": "below",
+    "scale.md": "below",
+}
 # A file or folder of the repository, perhaps with a pattern in it. The dot that ends a sentence is not part of it.
 PATH = re.compile(r"(?<![\w/.-])(?:hessian_tools|analysis|benchmarks|tests|docs|notebooks)/(?:[\w./*-]*[\w*/])?")
 # A link that stays in the repository: its target and its anchor, each of which may be missing.
@@ -45,12 +69,60 @@ def exists(dotted: str) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["your_own_training.md", "new_learner.md", "models.md"])
-def test_the_examples_of_a_document_run(name):
-    path = ROOT / "docs" / name
-    result = doctest.testfile(str(path), module_relative=False, optionflags=doctest.NORMALIZE_WHITESPACE)
+@pytest.mark.parametrize("name", DOCTESTS)
+def test_the_examples_of_a_document_run(name, monkeypatch):
+    monkeypatch.chdir(ROOT)  # an example may open the results that are kept in the repository
+    flags = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
+    result = doctest.testfile(str(DOCS / f"{name}.md"), module_relative=False, optionflags=flags)
     assert result.attempted > 5  # there are examples at all
     assert result.failed == 0
+
+
+def code_blocks(document: Path) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", document.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def test_every_block_of_python_code_is_run_by_a_test():
+    for document in DOCUMENTS:
+        blocks = code_blocks(document)
+        examples = [block for block in blocks if block.startswith(">>>")]
+        if document.name != "README.md" and document.stem not in DOCTESTS:
+            assert not examples, f"{document.name} has examples: add it to DOCTESTS"
+        if document.name not in RUN_ELSEWHERE:
+            assert blocks == examples, f"{document.name} has code that no test runs"
+
+
+@pytest.mark.slow
+def test_the_code_on_the_explorer_runs(monkeypatch, tmp_path):
+    pytest.importorskip("anywidget", reason="the explorer in a notebook needs anywidget")
+    monkeypatch.chdir(tmp_path)
+    (block,) = code_blocks(DOCS / "explorer.md")
+    names = {"ds": simulated_study(tasks=2)}
+    exec(block.replace('"runs/demo"', "ds"), names)
+    names["explorer"].save("page.html")
+    assert Path("page.html").exists()
+
+
+@pytest.mark.slow
+def test_the_code_on_several_processes_runs_in_one(tmp_path):
+    if not torch.distributed.is_available():
+        pytest.skip("torch was built without torch.distributed")
+    given = """
+from functools import partial
+import torch
+from hessian_tools import MLP, TrainConfig, learners
+from hessian_tools.data import SineLineTasks
+model, criterion = torch.nn.Linear(3, 2), torch.nn.functional.cross_entropy
+batches = [(torch.randn(6, 3), torch.arange(6) % 2), (torch.randn(4, 3), torch.arange(4) % 2)]
+config = TrainConfig(
+    learners.maml(1, 0.01), SineLineTasks(), partial(MLP, [1, 4, 1]), checkpoints=(0, 1), meta_batch=1,
+    validation_tasks=1,
+)
+"""
+    lines = [given, *code_blocks(DOCS / "scale.md"), "assert checkpoint.meta_step == 1 and pairs.values.shape == (5,)"]
+    (tmp_path / "script.py").write_text("\n".join([*lines, "dist.destroy_process_group()"]), encoding="utf-8")
+    one = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "script.py"], cwd=tmp_path, env=os.environ | one, check=True)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -1,4 +1,7 @@
-"""Tests that the notebooks run from top to bottom, show what they promise, and agree with their text files."""
+"""Tests that the notebooks run from top to bottom, show what they promise, and agree with their text files.
+
+They are executed where the documentation site is built; see the fixture ``site``.
+"""
 
 import re
 from pathlib import Path
@@ -12,7 +15,6 @@ if TYPE_CHECKING:  # the import takes six seconds, in every test process
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 MAX_LINES = 13
-SECONDS = 120  # for one cell on a busy machine; the smoke setting takes a few seconds in all
 
 # How many pictures each notebook shows in the smoke setting, and texts that its outputs have, as regular expressions.
 PROMISES = {
@@ -40,16 +42,9 @@ def read(path: Path) -> "NotebookNode":
 
 @pytest.mark.heavy
 @each_notebook
-def test_a_notebook_runs_and_shows_what_it_promises(path, tmp_path, monkeypatch):
-    from nbclient import NotebookClient
-
-    monkeypatch.setenv("HESSIAN_TOOLS_SMOKE", "1")
-    # The settings of the user must not influence the run.
-    for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR"):
-        monkeypatch.setenv(name, str(tmp_path))
-    notebook = read(path)
-    # It raises, with the traceback, at the first cell that fails.
-    NotebookClient(notebook, timeout=SECONDS, resources={"metadata": {"path": str(FOLDER)}}).execute()
+def test_a_notebook_runs_and_shows_what_it_promises(path, site):
+    # The site stops, with the traceback, at the first cell that fails.
+    notebook = read(site.parent / "jupyter_execute" / "tutorial" / path.name)
     outputs = [out for cell in notebook.cells for out in cell.get("outputs", [])]
     assert not [out.text for out in outputs if out.get("name") == "stderr"], "a cell warns"
     data = [out.get("data", {}) for out in outputs]

@@ -3,6 +3,8 @@
 import io
 import sys
 from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from cases import SPECTRA, operator, relu_mlp, symmetric
 
 import hessian_tools as ht
 from hessian_tools import progress as progress_module
+from hessian_tools.data import SineLineTasks
 from hessian_tools.progress import ProgressCounter
 
 MATRICES = symmetric(SPECTRA["decaying"])
@@ -79,7 +82,7 @@ def test_a_terminal_shows_one_line_that_is_rewritten_and_a_log_shows_few_lines(
     seconds = iter(range(100))  # the simulated clock advances by a second whenever it is read
     monkeypatch.setattr(progress_module, "monotonic", lambda: float(next(seconds)))
     monkeypatch.setattr(sys, "stderr", written := stream())
-    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    monkeypatch.delitem(sys.modules, "IPython", raising=False)
     counter = ProgressCounter(8, True)
     for _ in range(8):
         counter.add(1)
@@ -88,6 +91,56 @@ def test_a_terminal_shows_one_line_that_is_rewritten_and_a_log_shows_few_lines(
     assert text.count("\r") == (8 if rewrites else 0)
     assert text.count("\n") == (1 if rewrites else 2)  # a log gets a line after five seconds and one at the end
     assert "4 of 8 (50 %), 4 s left" in text or not rewrites
+
+
+class Handle:
+    """What a notebook's ``display`` returns: it keeps what is shown below the cell."""
+
+    def __init__(self) -> None:
+        self.shown: list[dict[str, str]] = []
+
+    def display(self, data: dict[str, str], *, raw: bool, display_id: bool) -> "Handle":
+        assert raw and display_id and not self.shown, "a second display would add a second bar"
+        self.shown.append(data)
+        return self
+
+    def update(self, data: dict[str, str], *, raw: bool) -> None:
+        assert raw
+        self.shown.append(data)
+
+
+def test_a_notebook_shows_one_bar_that_is_updated_in_place(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    handle, shell = Handle(), SimpleNamespace(kernel=None)
+    modules = SimpleNamespace(get_ipython=lambda: shell, display=handle)
+    monkeypatch.setitem(sys.modules, "IPython", modules)
+    seconds = iter(i / 50 for i in range(2000))  # the simulated clock advances by 20 ms whenever it is read
+    monkeypatch.setattr(progress_module, "monotonic", lambda: next(seconds))
+    counter = ProgressCounter(1000, True)
+    for _ in range(1000):
+        counter.add(1)
+    assert capsys.readouterr() == ("", "")
+    assert len(handle.shown) < 250  # not one update for each of the thousand
+    assert handle.shown[-1]["text/plain"] == "1000 of 1000 (100 %), 0 s left"
+    assert '<progress value="1000" max="1000"' in handle.shown[-1]["text/html"]
+    del shell.kernel  # IPython in a terminal has no kernel, and its terminal or log is written to
+    ProgressCounter(1, True).add(1)
+    assert "1 of 1" in capsys.readouterr().err
+
+
+def test_meta_training_with_true_counts_its_meta_iterations(capsys: pytest.CaptureFixture[str]) -> None:
+    config = ht.TrainConfig(
+        learner=ht.learners.maml(1, 0.01),
+        tasks=SineLineTasks(),
+        network=partial(ht.MLP, [1, 8, 1]),
+        checkpoints=(0, 2),
+        validation_tasks=1,
+    )
+    list(ht.meta_train(config, progress=True))
+    assert capsys.readouterr().err.splitlines()[-1].startswith("2 of 2 (100 %)")
+    list(ht.meta_train(config))
+    assert capsys.readouterr() == ("", "")
 
 
 def test_progress_does_not_change_the_random_state() -> None:

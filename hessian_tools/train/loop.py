@@ -23,6 +23,7 @@ from hessian_tools.inner.shot import squared_error
 from hessian_tools.layout import flatten
 from hessian_tools.loss import Loss, make_loss
 from hessian_tools.nets import seeded
+from hessian_tools.progress import bar
 from hessian_tools.random_states import restored_random_states
 from hessian_tools.runs import checkpoints, metrics
 from hessian_tools.runs.files import fsync, locked, read_json, write_json
@@ -71,7 +72,7 @@ def task_loss(config: TrainConfig) -> tuple[Loss, Tensor]:
 
 
 def meta_train(
-    config: TrainConfig, *, process_group: Any = None, progress: Progress | None = None
+    config: TrainConfig, *, process_group: Any = None, progress: Progress | bool | None = None
 ) -> Iterator[Checkpoint]:
     """Train a learner, and yield each checkpoint as it is reached.
 
@@ -82,21 +83,31 @@ def meta_train(
         ``torchrun`` has started. Its processes all call meta_train with the same configuration, share the tasks of each
         outer step and yield the same checkpoints, equal to the bit to those of one process with ``batched=False``. Only
         the first one uses the folder, validates and calls ``progress``.
-    progress: called with (meta-iteration, query loss) after every outer step.
+    progress: called with (meta-iteration, query loss) after every outer step; True shows a bar of the meta-iterations.
+
+    Training may be interrupted at any moment, as with Ctrl-C: what is saved is whole, and the same call goes on from
+    there. Without a folder it begins anew.
 
     Raises ForeignRunError where the folder holds a run that differs in ``TrainConfig.identity``, such as in its learner
     or seed, and FolderInUseError where another process trains in it.
     """
+    report = _bar_of_iterations(config.checkpoints[-1]) if progress is True else progress or None
     if process_group is not None:
-        yield from _in_group(config, process_group, progress)
+        yield from _in_group(config, process_group, report)
         return
     with locked(config.folder) if config.folder else nullcontext():
         state = _start(config)
         try:
-            yield from _checkpoints(state, config, progress)
+            yield from _checkpoints(state, config, report)
         finally:
             if state.shared:
                 state.shared.close()
+
+
+def _bar_of_iterations(total: int) -> Progress:
+    """A function that shows the progress of ``total`` meta-iterations; the bar appears with the first of them."""
+    show = bar()
+    return lambda meta_step, query_loss: show(meta_step, total)
 
 
 def _checkpoints(state: _State, config: TrainConfig, progress: Progress | None) -> Iterator[Checkpoint]:

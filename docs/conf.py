@@ -1,0 +1,106 @@
+"""Settings of the documentation site: ``python -m sphinx -W docs OUT`` builds it, without network."""
+
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from sphinx import addnodes
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+# The notebooks are executed in their smoke setting, which takes seconds. One thread each, because two would spin.
+os.environ.setdefault("HESSIAN_TOOLS_SMOKE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+project = "hessian-tools"
+author = "the authors of hessian-tools"
+project_copyright = author
+extensions = ["myst_nb", "sphinx.ext.autodoc"]
+exclude_patterns = ["results/*/README.md"]
+suppress_warnings = ["mystnb.unknown_mime_type"]  # a widget keeps its picture, and its view needs a kernel
+
+html_theme = "furo"
+html_title = project
+html_show_sphinx = False
+html_static_path = ["static"]
+html_css_files = ["site.css"]
+
+# Links lead to headings by GitHub's rule for anchors, so that one link works on GitHub and on the site.
+myst_heading_anchors = 4
+nb_execution_mode = "cache"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 300
+nb_merge_streams = True
+nb_ipywidgets_js: dict[str, dict[str, str]] = {}  # they would be loaded from the network
+
+autodoc_typehints_format = "short"
+autodoc_member_order = "bysource"
+maximum_signature_line_length = 88
+python_use_unqualified_type_names = True
+
+
+# ---- docstrings
+
+# The beginning of a paragraph on arguments, such as "theta, layout: the parameters".
+ARGUMENTS = re.compile(r"([a-z_]\w*(?:, [a-z_]\w*)*): (.*)")
+LITERAL = re.compile(r"(``.+?``|:[a-z:]+:`[^`]+`)")
+
+
+def to_rest(text: str) -> str:
+    """A line of a docstring as reST, in which only literals and references are markup."""
+    parts = LITERAL.split(text)
+    plain = (re.sub(r"([\\*|`]|_(?!\w))", r"\\\1", part) for part in parts[::2])
+    return "".join(a + b for a, b in zip(plain, [*parts[1::2], ""], strict=True))
+
+
+def process_docstring(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Write a docstring in reST: each argument as an item of a list; lists and examples stay what they are."""
+    out: list[str] = []
+    example = inside = False  # whether the line belongs to an example, and to an item of a list
+    for line in map(str.rstrip, lines):
+        argument = ARGUMENTS.fullmatch(line)
+        begins = line.lstrip().startswith(">>>") and not example
+        example = bool(line) and (example or begins)
+        if begins or (out and out[-1] and not example and not inside and (argument or line.lstrip().startswith("- "))):
+            out.append("")
+        inside = bool(line) and not example and (inside or bool(argument) or line.lstrip().startswith("- "))
+        if example or not line:
+            out.append(line)
+        elif argument:
+            out.append(f"- **{argument[1]}**: {to_rest(argument[2])}")
+        else:
+            text = to_rest(line.lstrip())
+            out.append(f"  {text}" if inside and not text.startswith("- ") else text)
+    lines[:] = out
+
+
+MODULES = re.compile(r"\b(?:[a-z_]+\.)+(?=[A-Za-z_]\w*)")
+
+
+def process_signature(
+    app: Any, what: str, name: str, obj: Any, options: Any, signature: str | None, returns: str | None
+) -> tuple[str | None, str | None]:
+    """Write types by their own names, without the modules in which they are defined."""
+    return tuple(text and MODULES.sub("", text).replace("~", "") for text in (signature, returns))  # type: ignore[return-value]
+
+
+# ---- the notebooks, which docs/tutorial is a link to
+
+
+def lead_to_notebooks(app: Any, doctree: Any) -> None:
+    """Make links to ``notebooks/NAME.ipynb`` lead to the page of the notebook."""
+    for node in doctree.findall(addnodes.pending_xref):
+        path = Path(node["reftarget"])
+        if path.parent == ROOT / "notebooks":
+            node["reftarget"] = f"tutorial/{path.name}"
+
+
+def setup(app: Any) -> None:
+    """Connect the functions above; called by Sphinx."""
+    app.connect("autodoc-process-docstring", process_docstring)
+    app.connect("autodoc-process-signature", process_signature)
+    app.connect("doctree-read", lead_to_notebooks)

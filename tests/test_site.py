@@ -1,0 +1,46 @@
+"""Tests of the documentation site: its pages are whole, name every public name, and load nothing from elsewhere."""
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+import analysis
+import hessian_tools as ht
+
+DOCS = Path(__file__).parents[1] / "docs"
+# The module that is current, and the directives up to the next one.
+CURRENT = re.compile(r"currentmodule:: (\S+)\n(.*?)(?=\.\. currentmodule|```)", re.DOTALL)
+# ``learners`` is a module, whose functions are listed, and ``figures`` one with a function for each figure.
+MODULES = {"learners", "figures"}
+
+
+@pytest.mark.parametrize("package", [ht, analysis], ids=lambda package: package.__name__)
+def test_the_reference_lists_every_public_name_once(package):
+    listed = []
+    for page in sorted((DOCS / "reference").glob("*.md")):
+        for module, names in re.findall(
+            r"currentmodule:: (\S+)\n(.*?)(?=\.\. currentmodule|```)", page.read_text(), re.DOTALL
+        ):
+            found = re.findall(r"auto(?:function|class):: (\w+)", names)
+            assert all(hasattr(importlib.import_module(module), name) for name in found), page.name
+            listed += found if module == package.__name__ else []
+    assert sorted(listed) == sorted(set(package.__all__) - MODULES)
+
+
+@pytest.mark.heavy
+def test_the_site_has_a_page_for_every_document_and_loads_nothing_from_elsewhere(site):
+    for document in [*DOCS.glob("*.md"), *DOCS.glob("reference/*.md"), *DOCS.glob("tutorial/*.ipynb")]:
+        text = (site / document.relative_to(DOCS).with_suffix(".html")).read_text(encoding="utf-8")
+        assert not re.search(r"<(?:script|link|img)[^>]*(?:src|href)=.https?:", text), document.name
+        assert "/tmp/" not in text or document.suffix == ".md", document.name
+
+
+@pytest.mark.heavy
+def test_docstrings_are_pages_and_not_raw_text(site):
+    text = (site / "reference" / "spectrum.html").read_text(encoding="utf-8")
+    assert 'id="hessian_tools.top_eigenpairs"' in text
+    assert re.search(r"<strong>rtol</strong>: the residual that a pair may have", text)
+    assert "jaxtyping" not in text and "collections.abc" not in text
+    assert re.search(r"Raises ValueError for k outside 1\.\.param", text)
