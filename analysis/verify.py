@@ -89,7 +89,7 @@ def faults(study: Study) -> Iterator[str]:
     yield from damaged
     if damaged:
         return  # a run's other files can be checked only with the help of its manifest
-    plan_and_data = (
+    plan_and_data: tuple[Callable[[], object], ...] = (
         partial(refuse_other_step_size, study),
         partial(step_size_table, study),
         *(partial(_refuse_other_settings, study, *run) for run in begun),
