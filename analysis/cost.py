@@ -15,7 +15,8 @@ from analysis.errors import UserError
 from analysis.study import Problem, Study, StudyLearner
 
 MAX_HOURS = 10_000  # of processor time: more than a year on one core
-MAX_OPTION = 10_000  # the largest whole number among the options of a network; each could be a number of layers
+MAX_OPTION = 10_000  # the largest whole number among the options of a network
+MAX_LAYERS = 100  # the same for num_layers, depth and the like; building 10,000 layers of torch takes minutes
 FLOPS = 5e9  # operations of one core in a second
 LAYER_SECONDS = 5e-5  # the least time of a forward pass, for each parameter tensor of the network
 GRADIENT = 3  # the price of a gradient in forward passes: one forward pass, and a backward pass that costs two
@@ -40,10 +41,11 @@ class Cost:
 def refuse_above_limits(study: Study) -> None:
     """Raise UserError where a study would take more than ``MAX_HOURS``, or more memory than this machine has."""
     for name, value in study.config.network.options.items():
+        limit = MAX_LAYERS if name.endswith(("layers", "depth")) else MAX_OPTION
         for number in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(number, int) and number > MAX_OPTION:
+            if isinstance(number, int) and number > limit:
                 raise UserError(
-                    f"network.options.{name} holds {number}, which is above {MAX_OPTION}; lower it, or add --yes"
+                    f"network.options.{name} holds {number}, which is above {limit}; lower it, or add --yes"
                     " (yes=True in Python)"
                 )
     cost = estimate(study)

@@ -1,6 +1,7 @@
 """A study's folder: the files in it, the study to which it belongs, and the lock of the command that writes in it."""
 
 import hashlib
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -43,7 +44,7 @@ def open_folder(path: str | Path, *, device: str = "cpu", trust: bool = False) -
         problem = "is no study folder" if path.exists() else "does not exist"
         raise UserError(f"{path} {problem}: there is no {STUDY} in it; 'hessian-tools demo' makes one")
     config = parse_study(_text(path / STUDY), source=str(path / STUDY))
-    config = with_own_files(config, lambda file: (path / file).resolve())
+    config = with_own_files(config, lambda file: Path(os.path.realpath(path / file)))
     return study_in_folder(config, path, device=device, trust=trust)
 
 

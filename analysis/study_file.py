@@ -1,5 +1,6 @@
 """Reads a study from YAML into a checked configuration; a mistake raises UserError with at most two lines."""
 
+import os
 from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -23,7 +24,7 @@ def load_study(source: str | Path) -> StudyConfig:
     The paths of the user's own files, which count from the folder of the YAML file, are made absolute.
     """
     config = parse_study(study_text(source), source=str(source))
-    return with_own_files(config, lambda path: (Path(source).parent / path).resolve())
+    return with_own_files(config, lambda path: Path(os.path.realpath(Path(source).parent / path)))
 
 
 def new_study(path: Path) -> Path:
@@ -84,8 +85,12 @@ def with_data(config: StudyConfig, path: str | None) -> StudyConfig:
     if path is None:
         return config
     bundled = get_args(DataConfig.model_fields["name"].annotation)
-    given = Path(path).expanduser()
-    source = path if path in bundled and not given.exists() else str(given.resolve())
+    if "\0" in path:
+        raise UserError(f"data={path!r} holds a NUL character, which no path does; give the folder or file of the data")
+    # Unlike those of Path, these functions do not fail on a user that there is not, or on a link to itself; opening the
+    # data then says that there are none.
+    given = Path(os.path.expanduser(path))
+    source = path if path in bundled and not given.exists() else os.path.realpath(given)
     return overridden(config, {"data": config.data.model_dump(mode="json") | {"path": source}})
 
 
@@ -97,7 +102,7 @@ def with_own_files(config: StudyConfig, place: Callable[[Path], Path]) -> StudyC
 
     def placed(target: str) -> str:
         path, _, name = target.rpartition(":")
-        return f"{place(Path(path).expanduser())}:{name}" if path.endswith(".py") else target
+        return f"{place(Path(os.path.expanduser(path)))}:{name}" if path.endswith(".py") else target
 
     settings = config.model_dump(mode="json")
     network = settings["network"] | {"name": placed(config.network.name)}

@@ -18,7 +18,14 @@ from analysis.folder import CLAIMS, DRAWN, REPORT, STUDY, VERDICTS, measurements
 from analysis.progress import Reporter
 from analysis.record import record_of
 from analysis.study import Study
-from analysis.training import STEP_SIZE_TRIALS, WARM_START, refuse_changed_data, refuse_other_step_size, run_settings
+from analysis.training import (
+    STEP_SIZE_TRIALS,
+    WARM_START,
+    refuse_changed_data,
+    refuse_other_step_size,
+    run_settings,
+    step_size_table,
+)
 from hessian_tools.runs import checkpoints, metrics
 from hessian_tools.runs.files import DamagedFileError, file_digest, read_json, set_aside
 from hessian_tools.runs.manifest import NAME as MANIFEST
@@ -82,8 +89,9 @@ def faults(study: Study) -> Iterator[str]:
     yield from damaged
     if damaged:
         return  # a run's other files can be checked only with the help of its manifest
-    plan_and_data = (
+    plan_and_data: tuple[Callable[[], object], ...] = (
         partial(refuse_other_step_size, study),
+        partial(step_size_table, study),
         *(partial(_refuse_other_settings, study, *run) for run in begun),
         partial(refuse_changed_plan, study),
         partial(refuse_changed_data, study, study.runs_to_measure),

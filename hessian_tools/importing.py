@@ -1,5 +1,6 @@
 """Finds an object by its import path or in a file; finding it runs the code of its module."""
 
+import os
 import sys
 from collections.abc import Iterable
 from hashlib import sha256
@@ -56,7 +57,8 @@ def one_line(error: BaseException) -> str:
 
 
 def _from_file(path: str, target: str) -> ModuleType:
-    file = Path(path).expanduser().resolve()
+    # Unlike those of Path, these functions do not fail on a user that there is not, or on a link to itself.
+    file = Path(os.path.realpath(os.path.expanduser(path)))
     if not file.is_file():
         raise ValueError(f"{target}: there is no file {file}; put it there, or correct its path in the study")
     # The name is that of the file's path, so that two files of one name are two modules, and each is run once.

@@ -1,5 +1,6 @@
 """Opens a data set, by its path or by the name of a bundled one, and describes what it holds and how it is divided."""
 
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -199,7 +200,7 @@ def _look_up(
     The first are stems, which are paths without the endings .npy and .json. The second is the cache or, if there is
     none, the contents of the data.
     """
-    stems = pixel_cache.stems(tree, match, folder=Path(cache).expanduser() if cache else None)
+    stems = pixel_cache.stems(tree, match, folder=Path(os.path.expanduser(cache)) if cache else None)
     contents = pixel_cache.find(stems) or pixel_cache.read_contents(tree, match)
     return stems, contents, chosen_split(contents.splits, split, match.layout)
 
@@ -213,7 +214,7 @@ def _features(tree: Tree, split: str | Path | None) -> FeatureClasses | None:
 def _existing(path: str | Path) -> Path:
     """The path; raises ValueError for a single word that is no file, since it is a misspelt name of bundled data."""
     try:
-        place = Path(path).expanduser()
+        place = Path(os.path.expanduser(path))
     except RuntimeError as e:  # no user has the name after "~"
         raise ValueError(f"there is no file or folder {path} ({e}); give the folder that holds the data") from None
     if not place.exists() and isinstance(path, str) and place.name == path and not place.suffix:

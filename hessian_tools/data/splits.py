@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import json
+import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -115,7 +116,7 @@ def split_from_file(choice: str | Path, *, known: Collection[str] = ()) -> Split
 
     known: the names of the splits that the user could have given instead, for the error message.
     """
-    file = Path(choice).expanduser()
+    file = Path(os.path.expanduser(choice))
     if file.suffix not in (".json", ".csv") or not file.is_file():
         names = f"one of {', '.join(known)}, or " if known else ""
         raise ValueError(f"split={str(choice)!r} is not known; give {names}a .json or .csv file that exists")

@@ -94,17 +94,32 @@ def refuse_unfit(model: nn.Module, *, outputs: int, input_shape: tuple[int, ...]
     theta, layout = flatten(model)
     x = torch.randn(4, *input_shape, generator=stream(0, "an input to look at shapes"))
     buffers = {key: buffer.clone() for key, buffer in model.named_buffers()}  # a forward pass may change them
-    try:
+    tensors = layout.unflatten(theta) | buffers
+
+    def outputs_on(device: str) -> Any:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            y = functional_call(model, layout.unflatten(theta) | buffers, (x,))
+            return functional_call(model, {key: each.to(device) for key, each in tensors.items()}, (x.to(device),))
+
+    def refuse(y: Any) -> None:
+        if not isinstance(y, Tensor) or y.shape != (4, outputs):
+            got = f"shape {tuple(y.shape)}" if isinstance(y, Tensor) else f"a {type(y).__name__}"
+            raise ValueError(
+                f"{name} returns {got} for 4 examples of shape {tuple(input_shape)};"
+                f" the tasks need a tensor of shape (4, {outputs})"
+            )
+
+    try:
+        # Nothing is computed on the meta device, where outputs of an absurd size are therefore refused at once.
+        shapes_only = outputs_on("meta")
+    except Exception:  # not every network works there
+        shapes_only = None
+    if isinstance(shapes_only, Tensor):
+        refuse(shapes_only)
+    try:
+        y = outputs_on("cpu")
     except Exception as e:  # a forward pass may raise anything
         raise ValueError(f"{name} cannot take examples of shape {tuple(input_shape)}: {one_line(e)}") from e
-    if not isinstance(y, Tensor) or y.shape != (4, outputs):
-        got = f"shape {tuple(y.shape)}" if isinstance(y, Tensor) else f"a {type(y).__name__}"
-        raise ValueError(
-            f"{name} returns {got} for 4 examples of shape {tuple(input_shape)};"
-            f" the tasks need a tensor of shape (4, {outputs})"
-        )
+    refuse(y)
     # Any loss will do here, because hidden state shows in the outputs; their sum needs no targets.
     make_loss(model, lambda out, _: out.sum(), layout).refuse_hidden_state(theta, (x, None))
 

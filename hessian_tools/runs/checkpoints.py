@@ -13,7 +13,7 @@ from safetensors.torch import save as serialised
 from torch import Tensor
 
 from hessian_tools.runs.files import ASIDE, CHECKSUM, DamagedFileError, json_digest, refuse_unreadable, write_atomic
-from hessian_tools.runs.manifest import num_parameters, training_digest
+from hessian_tools.runs.manifest import is_of_first_version, num_parameters, training_digest
 
 FOLDER = "checkpoints"
 ABOUT = "about"  # the entry of a file's metadata that holds, as JSON, its checksum and facts such as its run
@@ -28,15 +28,15 @@ def save(path: Path, tensors: Mapping[str, Tensor], **facts: Any) -> None:
     write_atomic(path, lambda part: part.write_bytes(serialised(copies, metadata={ABOUT: about})))
 
 
-def load(path: Path, *, at_least: int = 1, **facts: Any) -> dict[str, Tensor]:
+def load(path: Path, *, at_least: int = 1, needs_facts: bool = False, **facts: Any) -> dict[str, Tensor]:
     """The tensors of a file, on the CPU; among them is always the vector ``theta`` of the meta-parameters.
 
     at_least: the smallest number of meta-parameters that the file must hold.
+    needs_facts: whether a file without any facts and checksum is refused. Version 0.1 wrote none.
     facts: the facts with which the file must have been saved; one that is None is not compared.
 
     Raises DamagedFileError with the file's name where the file cannot be read, was changed after it was written, was
-    saved with other facts, or holds no such vector. Version 0.1 wrote no facts and no checksum, so a file without any
-    is accepted.
+    saved with other facts, or holds no such vector.
     """
     refuse_unreadable(path, max_bytes=inf)  # a network may have any size
     try:
@@ -48,6 +48,8 @@ def load(path: Path, *, at_least: int = 1, **facts: Any) -> dict[str, Tensor]:
         raise DamagedFileError(f"{path} cannot be read as safetensors ({e}); {ASIDE}") from e
     if not undamaged:
         raise DamagedFileError(f"{path} was changed after it was written (its checksum does not match); {ASIDE}")
+    if about is None and needs_facts:
+        raise DamagedFileError(f"{path} has no checksum, so it is not the one that this run saved; {ASIDE}")
     for fact, expected in facts.items():
         if about is not None and expected is not None and about.get(fact) != expected:
             raise DamagedFileError(
@@ -88,7 +90,9 @@ def load_theta(folder: Path, meta_step: int) -> Tensor:
 def load_checkpoint(folder: Path, meta_step: int) -> dict[str, Tensor]:
     """The tensors ``theta`` [meta] and ``validation`` (loss and accuracy) of the checkpoint at one meta-iteration."""
     path = checkpoint_path(folder, meta_step)
-    tensors = load(path, at_least=num_parameters(folder), run=training_digest(folder), meta_step=meta_step)
+    run = training_digest(folder)  # it raises DamagedFileError where the manifest is damaged
+    needs_facts = not is_of_first_version(folder)
+    tensors = load(path, at_least=num_parameters(folder), needs_facts=needs_facts, run=run, meta_step=meta_step)
     if "validation" not in tensors or tensors["validation"].shape != (2,):
         raise DamagedFileError(f"{path} holds no loss and accuracy of validation; {ASIDE}")
     return tensors

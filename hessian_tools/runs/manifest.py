@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import torch
 
-from hessian_tools.runs.files import DamagedFileError, json_digest, read_json, write_json
+from hessian_tools.runs.files import CHECKSUM, DamagedFileError, json_digest, read_json, write_json
 
 NAME = "manifest.json"
 EARLIER_TRAINING = "training.json"  # the file in which version 0.1 kept the part "training"
@@ -90,6 +90,12 @@ def training_digest(folder: Path) -> str | None:
     """
     recorded = _recorded_training(folder, entries(folder))
     return None if recorded is None else json_digest(recorded)
+
+
+def is_of_first_version(folder: Path) -> bool:
+    """Whether the run in a folder may have been begun by version 0.1, which wrote no checksums and no facts."""
+    path = folder / NAME
+    return not path.exists() or CHECKSUM not in json.loads(path.read_text(encoding="utf-8"))
 
 
 def recorded_layout(folder: Path) -> dict[str, tuple[int, ...]]:

@@ -312,7 +312,7 @@ def test_slurm_is_looked_for(small: Path, monkeypatch: pytest.MonkeyPatch) -> No
     Path("slurm.yaml").write_text("partition: gpu\n")
     monkeypatch.setitem(sys.modules, "submitit", SimpleNamespace())
     monkeypatch.setenv("PATH", "")
-    study, _ = prepare("small.yaml", out="study")
+    study, _ = prepare("small.yaml", out="study", device="cuda")  # the command's machine need not have a card
     with pytest.raises(UserError, match="needs sbatch, srun, sacct, scancel on the PATH"):
         open_engine(study, Place(cluster=Path("slurm.yaml")))
 
@@ -331,6 +331,20 @@ def test_settings_of_a_cluster_reach_submitit_by_its_names() -> None:
         "slurm_additional_parameters": {"exclusive": True},
         "slurm_setup": ["module load cuda"],
     }
+
+
+def test_a_job_whose_time_is_up_is_queued_again_and_at_last_lost(tmp_path: Path) -> None:
+    submitit = pytest.importorskip("submitit", reason="needs submitit")
+    permit = tmp_path / ".cluster" / "permit-1"
+    permit.mkdir(parents=True)
+
+    def too_often(unit: Unit, emit: Any) -> None:
+        raise submitit.core.utils.UncompletedJobError("Job not requeued because: timed-out too many times.")
+
+    task = cluster._Task(worker.Share(too_often, tuple(units(1)), permit, 0, worker.versions()))
+    assert task.checkpoint().function is task
+    with pytest.raises(submitit.core.utils.UncompletedJobError):  # and not a failure of the unit, which ends all jobs
+        task()
 
 
 def test_each_card_has_a_worker(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,7 +57,11 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def assert_same(folder: Path, expected: Path) -> None:
+    assert_same_training(folder, expected)
     xr.testing.assert_identical(open_study(folder), open_study(expected / "here"))
+
+
+def assert_same_training(folder: Path, expected: Path) -> None:
     for path in expected.glob("here/runs/*/checkpoints/*"):
         assert (folder / path.relative_to(expected / "here")).read_bytes() == path.read_bytes(), path
     assert not list(folder.rglob("*.partial"))
@@ -99,13 +103,14 @@ def test_jobs_of_slurm(expected: Path, tmp_path: Path, monkeypatch: pytest.Monke
         "{jobs: 2, minutes: 9, partition: cpu, sbatch: {nice: 5}, setup: [export FROM_SETUP=1]}"
     )
     out = tmp_path / "study"
-    train_and_measure(expected / "study.yaml", out, Place(cluster=tmp_path / "slurm.yaml"))
-    assert_same(out, expected)
+    options = ["--out", str(out), "--trust", "--cluster", str(tmp_path / "slurm.yaml")]
+    assert run(["train", str(expected / "study.yaml"), *options]) == 0
+    assert_same_training(out, expected)
     script = (tmp_path / "slurm" / "jobs" / "100.batch").read_text()
     for line in ("--array=0-1%2", "--time=9", "--partition=cpu", "--mem=4GB", "--nice=5", "--cpus-per-task=1"):
         assert f"#SBATCH {line}\n" in script
     assert "\nexport FROM_SETUP=1\n" in script
-    assert fake_slurm.states(tmp_path / "slurm").keys() == {"100_0", "100_1", "101_0", "101_1"}
+    assert fake_slurm.states(tmp_path / "slurm").keys() == {"100_0", "100_1"}
 
 
 def test_ctrl_c_cancels_the_jobs_of_slurm(expected: Path, tmp_path: Path) -> None:

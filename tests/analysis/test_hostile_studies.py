@@ -114,6 +114,7 @@ def with_numbers(old: str, new: str) -> Study:
         ("step_size: 0.1", "step_size: {candidates: [0.1], meta_steps: 1000000000000}", "for the search"),
         (NETWORK, "name: mlp, hidden: [1000000000000000000]", "for the parameters"),
         (NETWORK, "name: vit, options: {depth: 1000000000}", "options.depth holds"),
+        (NETWORK, "name: 'torch.nn:LSTM', options: {input_size: 784, hidden_size: 3, num_layers: 9999}", "above 100"),
     ],
 )
 def test_absurd_numbers_are_refused_with_an_estimate(old, new, said):

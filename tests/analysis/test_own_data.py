@@ -171,6 +171,19 @@ def test_a_wrong_path_on_the_command_line_is_one_line(working_folder, capsys):
     assert "data: there is no file or folder" in message
     assert len(message.strip().splitlines()) == 1
     assert list(working_folder.iterdir()) == []
+    assert "data: there is no file or folder" in refused(capsys, ["study", "micro", "--data", "~no-such-user/x"])
+    assert "holds a NUL character" in refused(capsys, ["study", "micro", "--data", "a\0b"])
+    (working_folder / "loop").symlink_to("loop")
+    refused(capsys, ["study", "micro", "--data", "loop"])
+    for folder in ("~no-such-user", "loop"):
+        network = f"name: '{folder}/x.py:y'"
+        text = study_text("micro").replace("name: conv4, width: 4, normalisation: batch", network)
+        (working_folder / "mine.yaml").write_text(text)
+        assert "add --trust" in refused(capsys, ["study", "mine.yaml"])
+        assert "there is no file" in refused(capsys, ["study", "mine.yaml", "--trust"])
+        text = study_text("micro").replace("name: quickdraw", f"path: {folder}")
+        (working_folder / "mine.yaml").write_text(text)
+        assert "data: there is no file or folder" in refused(capsys, ["study", "mine.yaml"])
 
 
 def test_a_bundled_study_on_other_data_gives_the_command_that_repeats_it(own, tmp_path):

@@ -108,6 +108,14 @@ def test_a_report_of_other_verdicts_and_a_store_of_another_run_are_named(capsys,
         (ours / f"{name}.before").rename(ours / name)
 
 
+def test_a_file_of_the_step_size_without_its_candidates_is_named(capsys, copied_study):
+    file = copied_study / "step_size.json"
+    write_json(file, {"step_size": 0.1})
+    assert run(["verify", str(copied_study)]) == 1
+    assert "step_size.json lacks candidates; put it back, or move it elsewhere" in capsys.readouterr().out
+    file.unlink()
+
+
 @pytest.mark.parametrize("content", ["{}", '{"step_size": "x"}', '{"step_size": NaN}', '{"step_size": true}'])
 def test_a_file_of_the_step_size_without_a_step_size_is_refused(working_folder, capsys, content):
     write_settings(load_study("micro"), working_folder / "out", plan=PLAN.read_text(encoding="utf-8"))

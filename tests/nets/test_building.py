@@ -116,6 +116,8 @@ def test_a_function_that_does_not_build_a_module_is_refused_when_it_is_called(mi
             "track_running_stats=False",
         ),
         (nn.Sequential(nn.Flatten()), ValueError, "no parameter"),
+        # Outputs that no memory could hold are not computed.
+        (nn.Conv1d(2, 2, 1, padding=2**40), ValueError, r"returns shape \(4, 2, 2199023255555\)"),
     ],
     ids=lambda value: type(value).__name__,
 )

@@ -1,10 +1,12 @@
 """A checkpoint must hold the vector of meta-parameters; anything else is a damaged file, named in the message."""
 
+import json
 import os
 from itertools import product
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from hessian_tools.runs import checkpoints, metrics
 from hessian_tools.runs.files import DamagedFileError, file_digest, read_json, write_json
@@ -32,6 +34,19 @@ def test_a_file_without_the_meta_parameters_is_damaged(tensors, held, tmp_path):
     assert torch.equal(checkpoints.load_theta(tmp_path, 0), THETA)
     with pytest.raises(DamagedFileError, match=rf"0000001.safetensors is no checkpoint of this run: .*{held}"):
         checkpoints.load_theta(tmp_path, 1)
+
+
+def test_a_checkpoint_without_facts_is_damaged_unless_version_0_1_began_the_run(tmp_path):
+    record_ownership(tmp_path, "training", {"network": {"weight": [2, 3]}})
+    path = checkpoints.checkpoint_path(tmp_path, 0)
+    path.parent.mkdir()
+    save_file({"theta": THETA, "validation": torch.zeros(2)}, path)
+    with pytest.raises(DamagedFileError, match="0000000.safetensors has no checksum"):
+        checkpoints.load_checkpoint(tmp_path, 0)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    del manifest["sha256"]
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    assert torch.equal(checkpoints.load_theta(tmp_path, 0), THETA)
 
 
 def test_a_checkpoint_without_its_validation_is_damaged(tmp_path):

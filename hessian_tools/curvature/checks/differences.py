@@ -19,6 +19,7 @@ from hessian_tools.curvature.objective.matrix import DifferentiableOutputs
 from hessian_tools.curvature.operators.composite import Projected
 from hessian_tools.curvature.operators.gauss_newton import GaussNewton
 from hessian_tools.curvature.operators.hessian import Hessian
+from hessian_tools.curvature.operators.lengths import vector_norm
 from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.curvature.operators.terms import leaves, terms
 from hessian_tools.loss import Batch, Loss
@@ -88,14 +89,14 @@ def _quotients_of_term(term: Operator, V: Tensor) -> Quotients:
 
     thetas, field = term.objective.thetas, _field(term)
     gradients = field(thetas)
-    length = thetas.norm(dim=-1, keepdim=True)
+    length = vector_norm(thetas, keepdim=True)
     length = torch.where(length > 0, length, 1.0)
     columns = [
         _best_quotient(lambda moved: projected(field(moved)), thetas, v, projected(gradients), length)
         for v in directions.unbind(-1)
     ]
     central, disagreement = (torch.stack(parts, dim=-1) for parts in zip(*columns, strict=True))
-    return Quotients(central, disagreement, VISIBLE * gradients.norm(dim=-1, keepdim=True) / length)
+    return Quotients(central, disagreement, VISIBLE * vector_norm(gradients, keepdim=True) / length)
 
 
 def _field(matrix: Hessian | GaussNewton) -> Field:
@@ -135,11 +136,11 @@ def _best_quotient(field: Field, thetas: Tensor, v: Tensor, middle: Tensor, leng
         h = step * length
         ahead, behind = (field(thetas + sign * h * v) for sign in (1, -1))
         central = (ahead - behind) / (2 * h)
-        both_sides = ((ahead - 2 * middle + behind) / h).norm(dim=-1)
+        both_sides = vector_norm((ahead - 2 * middle + behind) / h)
         # Rounding turns the gradient into a step function. Forward and backward quotients may then agree by chance, but
         # the central quotients of two step lengths do not.
         # The first length has no predecessor (NaN) and is therefore never chosen.
-        disagreement = torch.maximum(both_sides, (central - previous).norm(dim=-1))
+        disagreement = torch.maximum(both_sides, vector_norm(central - previous))
         better = disagreement < smallest
         best, smallest = torch.where(better[:, None], central, best), torch.where(better, disagreement, smallest)
         previous = central

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hessian_tools.curvature.directions.gradient_curvature import in_units
+from hessian_tools.curvature.operators.lengths import vector_norm
 from hessian_tools.result import Result
 from hessian_tools.torch_fixes.precision import full_precision
 
@@ -54,7 +55,7 @@ def cos_displacement(
     """
     gradients, displacement = in_units(gradients)[0], in_units(displacement)[0]
     dot = -(gradients * displacement[..., None, :]).sum(-1)
-    return dot / (gradients.norm(dim=-1) * displacement.norm(dim=-1)[..., None])
+    return dot / (vector_norm(gradients) * vector_norm(displacement)[..., None])
 
 
 def alignment(gram: Float[Tensor, "*point step step"]) -> Float[Tensor, "*point"]:

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hessian_tools.curvature.operators.composite import Projected
+from hessian_tools.curvature.operators.lengths import vector_norm
 from hessian_tools.curvature.operators.loss_operator import LossOperator
 from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.layout import ParamLayout
@@ -106,9 +107,9 @@ def curvature_along(g: Float[Tensor, "*point param"], hg: Float[Tensor, "*point 
     """
     g, size = in_units(g)
     hg, hg_size = in_units(hg)
-    norm = g.norm(dim=-1)
+    length = vector_norm(g)
     ratio = hg_size / size
-    return GradientCurvature(ratio * ((g * hg).sum(-1) / norm**2), ratio * (hg.norm(dim=-1) / norm), size * norm)
+    return GradientCurvature(ratio * ((g * hg).sum(-1) / length**2), ratio * (vector_norm(hg) / length), size * length)
 
 
 def in_units(v: Float[Tensor, "*point param"]) -> tuple[Float[Tensor, "*point param"], Float[Tensor, "*point"]]:
@@ -146,7 +147,7 @@ def product_asymmetry(
     0.25
     """
     g, size = in_units(g)
-    norms = g.norm(dim=-1)[..., None] * z.norm(dim=-2)
+    norms = vector_norm(g)[..., None] * vector_norm(z, dim=-2)
     difference = ((hg / size[..., None])[..., None] * z).sum(-2) - (g[..., None] * hz).sum(-2)
     return (difference.abs() / norms).amax(-1)
 
@@ -182,7 +183,7 @@ def filter_scale(
     for name, shape, weights in zip(layout.names, layout.shapes, theta.split(list(layout.sizes), dim=-1), strict=True):
         if name in normalised:
             filters = weights.unflatten(-1, (shape[0], -1))
-            scales.append(filters.norm(dim=-1, keepdim=True).expand_as(filters).flatten(-2))
+            scales.append(vector_norm(filters, keepdim=True).expand_as(filters).flatten(-2))
         else:
             scales.append(torch.ones_like(weights))
     return torch.cat(scales, dim=-1)

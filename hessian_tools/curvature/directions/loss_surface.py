@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hessian_tools.batches import refuse_unusable
+from hessian_tools.curvature.operators.lengths import vector_norm
 from hessian_tools.layout import ParamLayout
 from hessian_tools.loss import Batch, LossFunction
 from hessian_tools.torch_fixes.precision import full_precision
@@ -54,7 +55,7 @@ def filter_normalised(
             parts.append(torch.zeros_like(part))
             continue
         filters, of_direction = (tensor.unflatten(-1, (shape[0], -1)) for tensor in (weights, part))
-        norm = of_direction.norm(dim=-1, keepdim=True)
-        scaled = of_direction / torch.where(norm > 0, norm, 1.0) * filters.norm(dim=-1, keepdim=True)
+        length = vector_norm(of_direction, keepdim=True)
+        scaled = of_direction / torch.where(length > 0, length, 1.0) * vector_norm(filters, keepdim=True)
         parts.append(scaled.flatten(-2))
     return torch.cat(parts, dim=-1)

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from hessian_tools.curvature.operators.lengths import vector_norm
 from hessian_tools.torch_fixes.precision import full_precision
 
 
@@ -21,7 +22,7 @@ def path_ratio(thetas: Float[Tensor, "*task step param"]) -> Float[Tensor, "*tas
     tensor(1.4000)
     """
     steps = thetas.diff(dim=-2)
-    return steps.norm(dim=-1).sum(-1) / (thetas[..., -1, :] - thetas[..., 0, :]).norm(dim=-1)
+    return vector_norm(steps).sum(-1) / vector_norm(thetas[..., -1, :] - thetas[..., 0, :])
 
 
 def drop_ratio(

@@ -10,6 +10,7 @@ from torch import Tensor
 from hessian_tools.curvature.directions.adaptation import AdaptationJacobian
 from hessian_tools.curvature.eigen.pairs import top_eigenpairs
 from hessian_tools.curvature.html import eigenvalues_html
+from hessian_tools.curvature.operators.lengths import vector_norm
 from hessian_tools.progress import Progress
 from hessian_tools.result import Result
 from hessian_tools.torch_fixes.precision import full_precision
@@ -80,11 +81,11 @@ def singular_values(
     assert pairs.vectors is not None
     # s, u = Jv / s and v in descending order of s, which rounding may make differ from the order of the eigenvalues.
     images = J @ pairs.vectors
-    s, order = images.norm(dim=-2).sort(dim=-1, descending=True, stable=True)
+    s, order = vector_norm(images, dim=-2).sort(dim=-1, descending=True, stable=True)
     images, v = (columns.gather(-1, order[..., None, :].expand_as(columns)) for columns in (images, pairs.vectors))
     u = torch.where(s[..., None, :] == 0, 0.0, images / s[..., None, :])
-    left = (J @ v - u * s[..., None, :]).norm(dim=-2)
-    right = (J.T @ u - v * s[..., None, :]).norm(dim=-2)
+    left = vector_norm(J @ v - u * s[..., None, :], dim=-2)
+    right = vector_norm(J.T @ u - v * s[..., None, :], dim=-2)
     # Lanczos on J'J rounds s^2 by some eps |J|^2, and hence s by some eps |J|^2 / s.
     rounding = 64 * torch.finfo(s.dtype).eps * s[..., :1] ** 2 / s.clamp(min=torch.finfo(s.dtype).tiny)
     converged = _error(left, right) <= torch.maximum(rtol * s, rounding)

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hessian_tools.curvature.directions.gradient_curvature import in_units
+from hessian_tools.curvature.operators.lengths import vector_norm
 from hessian_tools.layout import ParamLayout
 from hessian_tools.rng import PathPart, stream
 from hessian_tools.torch_fixes.precision import full_precision
@@ -56,8 +57,8 @@ def random_rotations(
         for i in range(num_rotations)
     )
     normal = torch.stack(list(draws), -1).to(g.device)
-    units = [part / part.norm(dim=0) for part in normal.split(list(layout.sizes))]
+    units = [part / vector_norm(part, dim=0) for part in normal.split(list(layout.sizes))]
     scaled, size = in_units(g)
-    norms = [part.norm(dim=-1) for part in scaled.split(list(layout.sizes), dim=-1)]
+    norms = [vector_norm(part) for part in scaled.split(list(layout.sizes), dim=-1)]
     rotated = [unit.to(g) * norm[..., None, None] for unit, norm in zip(units, norms, strict=True)]
     return torch.cat(rotated, dim=-2) * size[..., None, None]

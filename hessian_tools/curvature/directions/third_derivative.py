@@ -13,6 +13,7 @@ from hessian_tools.curvature.engines.engine import Engine, checked_engine
 from hessian_tools.curvature.engines.evaluate import Batching, evaluate
 from hessian_tools.curvature.objective.objective import Objective, Weights
 from hessian_tools.curvature.objective.validation import objective_at
+from hessian_tools.curvature.operators.lengths import vector_norm
 from hessian_tools.loss import Batch, LossFunction
 from hessian_tools.result import Result
 from hessian_tools.torch_fixes.function_modes import PrimitiveNormalisation
@@ -97,7 +98,7 @@ def third_derivative(
     value, first, second, third, third_by_forward, tdd_norm = (
         numbers.reshape(thetas.shape[:-1]) for numbers in _expansions_at(objective, engine, d)
     )
-    rounding = 8 * torch.finfo(third.dtype).eps * d.norm(dim=-1).reshape(third.shape) * tdd_norm
+    rounding = 8 * torch.finfo(third.dtype).eps * vector_norm(d).reshape(third.shape) * tdd_norm
     error = (third - third_by_forward).abs() + rounding
     return Expansion(value, first, second, third, error)
 
@@ -144,4 +145,4 @@ def _expansions(objective: Objective, engine: Engine, d: Float[Tensor, "point pa
     value, third_by_forward, dots, tdd = (torch.stack(parts).sum(0).detach() for parts in zip(*terms, strict=True))
     if objective.ranks is not None:  # before the norm, which is not linear in the loss
         value, third_by_forward, dots, tdd = map(objective.ranks.sum, (value, third_by_forward, dots, tdd))
-    return value, dots[:, 0], dots[:, 1], dots[:, 2], third_by_forward, tdd.norm(dim=-1)
+    return value, dots[:, 0], dots[:, 1], dots[:, 2], third_by_forward, vector_norm(tdd)

@@ -109,7 +109,8 @@ class BatchedLanczos:
         self.points = np.arange(num_points)
         self.running = np.ones(num_points, dtype=bool)
         self.min_size = max(selection.k for selection in selections)
-        self.stride = STRIDE if H.num_params <= FEW_PARAMS else 1
+        num_params = H.num_params if H.shards is None else H.shards.total
+        self.stride = STRIDE if num_params <= FEW_PARAMS else 1
         self.next_check = _next_multiple(np.full(num_points, 2 * self.min_size), self.stride)
         self.last_check, self.last_excess = np.zeros(num_points, dtype=int), np.full(num_points, np.inf)
         self.had_breakdown = np.zeros(num_points, dtype=bool)

@@ -23,6 +23,7 @@ from hessian_tools.curvature.eigen.krylov import KrylovBasis
 from hessian_tools.curvature.eigen.lanczos import TOLERANCE_MARGIN, random_vector
 from hessian_tools.curvature.eigen.ritz import RitzPairs, in_order
 from hessian_tools.curvature.eigen.selection import Selection, rounding
+from hessian_tools.curvature.operators.lengths import inner_products, vector_norm
 from hessian_tools.curvature.operators.operator import Operator
 
 # The probability, at each end of the spectrum, that a search misses a wanted eigenvalue.
@@ -73,8 +74,8 @@ def _search(H: Operator, selections: tuple[Selection, ...], known: RitzPairs, li
 
     locked, first = known.vectors, fresh(0).expand(len(known.count), -1)
     for _ in range(2):  # twice, because the rounding of the first time is as large as eps times the part removed
-        first = first - ((first[:, None] @ locked.mT) @ locked)[:, 0]
-    first = first / first.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(first.dtype).tiny)
+        first = first - (inner_products(first[:, None], locked) @ locked)[:, 0]
+    first = first / vector_norm(first, keepdim=True).clamp(min=torch.finfo(first.dtype).tiny)
     basis = KrylovBasis(first, locked, max_size=limits.max_basis, fresh=lambda step: fresh(step + 1))
     # Products have rounding at the scale of |H|, even if H is much smaller on the space orthogonal to the known pairs.
     basis.scale[:] = known.norm

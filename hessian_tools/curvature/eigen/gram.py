@@ -23,6 +23,7 @@ from hessian_tools.curvature.engines.evaluate import evaluate, over_columns
 from hessian_tools.curvature.objective.indexing import slices
 from hessian_tools.curvature.objective.objective import Objective
 from hessian_tools.curvature.operators.gauss_newton import GaussNewton, factors_at
+from hessian_tools.curvature.operators.lengths import inner_products
 from hessian_tools.curvature.operators.loss_operator import LossOperator
 from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.loss import Batch, Loss
@@ -111,7 +112,7 @@ def _gram_spectrum(
         values = singular**2
     else:
         Q = Mt[..., :0]
-        gram = Mt.mT @ Mt if Mt.shape[-1] <= Mt.shape[-2] else Mt @ Mt.mT
+        gram = inner_products(Mt.mT, Mt.mT) if Mt.shape[-1] <= Mt.shape[-2] else Mt @ Mt.mT
         values = eigvalsh(solvable(gram)).to(gram.dtype).flip(-1).clamp(min=0)
     largest = values.amax(-1) if values.shape[-1] else values.new_zeros(len(values))
     error = Mt.shape[-1] * torch.finfo(values.dtype).eps * largest + torch.stack(clipped).sum(0)

@@ -19,7 +19,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hessian_tools.curvature.eigen.selection import rounding
-from hessian_tools.curvature.operators.lengths import lengths
+from hessian_tools.curvature.operators.lengths import inner_products, lengths
+from hessian_tools.curvature.operators.shards import Shards
 
 # Rows are overwritten by combinations of them in pieces of this many bytes, so that no second basis is needed.
 PIECE_BYTES = 2**23
@@ -36,7 +37,8 @@ class KrylovBasis:
     first: unit vectors orthogonal to the locked ones, one for each point or one for all. locked: known orthonormal
     rows to which all basis vectors are kept orthogonal, padded with zero rows. max_size: how many vectors fit besides
     the locked ones. fresh: draws the random vector of a given step, the same for all points, with which a point goes on
-    after a breakdown, that is, after its Krylov space was exhausted.
+    after a breakdown, that is, after its Krylov space was exhausted. shards: where processes hold parts of each vector,
+    the way to their inner products; None where this process holds whole vectors.
 
     Attributes:
     rows [point, num_locked + max_size, param]: first the locked vectors, then the ``size`` vectors that T belongs to,
@@ -56,11 +58,13 @@ class KrylovBasis:
         *,
         max_size: int,
         fresh: Callable[[int], Float[Tensor, " param"]],
+        shards: Shards | None = None,
     ) -> None:
-        num_points, self.num_locked, num_params = locked.shape
+        num_points, self.num_locked, length = locked.shape
+        self.shards, num_params = shards, length if shards is None else shards.total
         self.max_size, self.fresh = min(max_size, num_params), fresh
         self.dimension = num_params - (locked != 0).any(-1).sum(-1).cpu().numpy()
-        self.rows = locked.new_empty(num_points, self.num_locked + self.max_size, num_params)
+        self.rows = locked.new_empty(num_points, self.num_locked + self.max_size, length)
         self.rows[:, : self.num_locked] = locked
         self.rows[:, self.num_locked] = first
         self.next = self.rows[:, self.num_locked]
@@ -84,25 +88,25 @@ class KrylovBasis:
         step: the number by which ``fresh`` names the random vector that a point needs after a breakdown.
         """
         m, rows = self.size, self.rows[:, : self.num_locked + self.size + 1]
-        alpha = (w * self.next).sum(-1)
+        alpha = self._inner((w * self.next).sum(-1))
         if m > self.num_restarted:
             # The two terms of the recurrence are removed first, so that one full orthogonalisation is enough unless
             # much cancels.
             w = torch.addcmul(w, alpha[:, None], self.next, value=-1)
             w.addcmul_(self._last_coupling, rows[:, -2], value=-1)
         # Written as a row vector times a matrix, because torch's batched matrix times column is ten times slower.
-        components = w[:, None] @ rows.mT
+        components = self._inner(inner_products(w[:, None], rows))
         w = torch.baddbmm(w[:, None], components, rows, alpha=-1)[:, 0]
         removed = torch.linalg.vector_norm(components[:, 0], dim=-1, dtype=torch.float64)
-        alphas, removed, betas = torch.stack([alpha.double(), removed, lengths(w)]).cpu().numpy()
+        alphas, removed, betas = torch.stack([alpha.double(), removed, self._lengths(w)]).cpu().numpy()
         again = np.arange(len(betas))  # at all points, unless the recurrence has removed two terms beforehand
         if m > self.num_restarted:
             length_before = np.hypot(betas, removed)
             again = np.flatnonzero(betas < CANCELLATION * length_before)
         if len(again):
             points = torch.from_numpy(again).to(w.device)
-            w[points] = _orthogonal(w[points], rows if len(again) == len(w) else rows[points])
-            betas = lengths(w).cpu().numpy()
+            w[points] = self._orthogonal(w[points], rows if len(again) == len(w) else rows[points])
+            betas = self._lengths(w).cpu().numpy()
         self.scale = np.maximum(self.scale, np.maximum(abs(alphas), betas))
         finite = np.isfinite(alphas + betas)
         complete_basis = m + 1 >= self.dimension
@@ -113,8 +117,8 @@ class KrylovBasis:
             # In an exhausted Krylov space w is only rounding, so a random vector takes its place.
             points = torch.from_numpy(go_on).to(w.device)
             fresh = self.fresh(step).expand_as(w[points])
-            w[points] = _orthogonal(_orthogonal(fresh, rows[points]), rows[points])
-            betas[go_on] = lengths(w).cpu().numpy()[go_on]
+            w[points] = self._orthogonal(self._orthogonal(fresh, rows[points]), rows[points])
+            betas[go_on] = self._lengths(w).cpu().numpy()[go_on]
         # The numbers are rounded to the dtype before they move to the device. The move can be non-blocking, because
         # from pageable memory the call returns only after it has copied the numbers.
         columns = torch.from_numpy(np.stack([self.coupling[:, m], betas])).to(w.dtype)[..., None]
@@ -178,6 +182,21 @@ class KrylovBasis:
         """Marks points whose results are no longer read, so that no random vectors are drawn for them."""
         self.dimension[points] = 0  # so that their bases count as complete
 
+    def _inner(self, partial: Tensor) -> Tensor:
+        """Inner products of whole vectors, from those of the parts that this process holds."""
+        return partial if self.shards is None else self.shards.inner(partial)
+
+    def _lengths(self, w: Float[Tensor, "point param"]) -> Float[Tensor, " point"]:
+        """The lengths of whole vectors, in float64."""
+        return lengths(w) if self.shards is None else self.shards.lengths(w)
+
+    def _orthogonal(
+        self, w: Float[Tensor, "point param"], rows: Float[Tensor, "point row param"]
+    ) -> Float[Tensor, "point param"]:
+        """w without its part in the span of the orthonormal rows."""
+        row = w[:, None]
+        return torch.baddbmm(row, self._inner(inner_products(row, rows)), rows, alpha=-1)[:, 0]
+
 
 def combine_rows(
     rows: Float[Tensor, "point row param"],
@@ -197,11 +216,3 @@ def move_to_front(A: Float[Tensor, "point ..."], points: Sequence[int] | Int[np.
     for to, source in enumerate(points):
         if to != source:
             A[to] = A[source]
-
-
-def _orthogonal(
-    w: Float[Tensor, "point param"], rows: Float[Tensor, "point row param"]
-) -> Float[Tensor, "point param"]:
-    """w without its part in the span of the orthonormal rows."""
-    row = w[:, None]
-    return torch.baddbmm(row, row @ rows.mT, rows, alpha=-1)[:, 0]

@@ -16,6 +16,7 @@ from hessian_tools.curvature.eigen.krylov import KrylovBasis
 from hessian_tools.curvature.eigen.ritz import RitzPairs
 from hessian_tools.curvature.eigen.saved_runs import SavedRun
 from hessian_tools.curvature.eigen.selection import Selection, rounding
+from hessian_tools.curvature.operators.lengths import vector_norm
 from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.rng import PathPart, stream
 
@@ -65,12 +66,15 @@ def lanczos_run(
     run goes on from a new random vector, and so on, until the space of a vector has brought no better value for any
     selection.
     """
-    num_points, num_params, seed = H.num_points or 1, H.num_params, limits.seed
+    num_points, seed, shards = H.num_points or 1, limits.seed, H.shards
+    num_params = H.num_params if shards is None else shards.total
+    first = random_vector(H, seed, 0)[None] if start is None else start
     basis = KrylovBasis(
-        _unit(random_vector(H, seed, 0)[None] if start is None else start),
-        torch.empty(num_points, 0, num_params, dtype=H.dtype, device=H.device),
+        _unit(first) if shards is None else first / shards.lengths(first)[:, None].to(first),
+        torch.empty(num_points, 0, H.num_params, dtype=H.dtype, device=H.device),
         max_size=limits.max_basis,
         fresh=lambda step: random_vector(H, seed, step + 1),
+        shards=shards,
     )
     max_steps = min(limits.max_steps, num_params) if limits.max_basis >= num_params else limits.max_steps
     rule = _ConvergedPairs(selections, num_points, H.dtype)
@@ -144,12 +148,17 @@ class _ConvergedPairs(StoppingRule):
 
 
 def _unit(rows: Float[Tensor, "point param"]) -> Float[Tensor, "point param"]:
-    return rows / rows.norm(dim=-1, keepdim=True)
+    return rows / vector_norm(rows, keepdim=True)
 
 
 def random_vector(H: Operator, seed: int, *path: PathPart) -> Float[Tensor, " param"]:
     """Standard normal numbers for a named use, drawn on the CPU in float64 so that they do not depend on the device."""
-    drawn = torch.randn(H.num_params, generator=stream(seed, "lanczos", *path), dtype=torch.float64, device="cpu")
+    generator = stream(seed, "lanczos", *path)
+
+    def normal(count: int) -> Tensor:
+        return torch.randn(count, generator=generator, dtype=torch.float64, device="cpu")
+
+    drawn = normal(H.num_params) if H.shards is None else H.shards.own_numbers(normal, H.dtype)
     return drawn.to(H.device, H.dtype)
 
 

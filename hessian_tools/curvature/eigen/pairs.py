@@ -10,7 +10,7 @@ import torch
 from hessian_tools.curvature.eigen.batched_lanczos import Limits
 from hessian_tools.curvature.eigen.deflation import with_missed_copies
 from hessian_tools.curvature.eigen.exact import exact_pairs, is_small, max_products, parts_in_memory, vectors_in_memory
-from hessian_tools.curvature.eigen.lanczos import lanczos
+from hessian_tools.curvature.eigen.lanczos import lanczos, random_vector
 from hessian_tools.curvature.eigen.rayleigh_ritz import EigenPairs, checked_pairs
 from hessian_tools.curvature.eigen.ritz import RitzPairs
 from hessian_tools.curvature.eigen.saved_runs import SavedRun
@@ -224,7 +224,9 @@ def _run(
     """The pairs of each selection, computed for as many points at a time as their bases fit in memory."""
     H.announce(plan.num_products)
     count = ProgressCounter(H.num_points or 1, progress)
-    saved = None if folder is None or plan.exact else SavedRun(Path(folder), H, selections, plan.limits)
+    saved = None
+    if folder is not None and not plan.exact:
+        saved = SavedRun(Path(folder), H, selections, plan.limits, random_vector(H, 0, "saved run"))
     parts = []
     for part in parts_in_memory(H, plan.limits.max_basis):
         pairs = checked_pairs(part, _ritz_pairs(part, selections, plan, count, saved), selections)

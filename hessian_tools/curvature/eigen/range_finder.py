@@ -22,7 +22,7 @@ from torch import Tensor
 
 from hessian_tools.curvature.eigen.krylov import CANCELLATION, move_to_front
 from hessian_tools.curvature.eigen.small_eigh import eigh
-from hessian_tools.curvature.operators.lengths import lengths
+from hessian_tools.curvature.operators.lengths import inner_products, lengths, vector_norm
 from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.curvature.operators.parts import row_products
 from hessian_tools.rng import stream
@@ -73,7 +73,7 @@ def compress(H: Operator, *, rtol: float, max_rank: int, seed: int) -> Iterator[
             chosen = Q[small, :rank]
             t = T[small, :rank, :rank].double()
             t = (t + t.mT) / 2
-            E = Y[small] - ((probes @ chosen.mT) @ t.to(Q)) @ chosen
+            E = Y[small] - (inner_products(probes[None], chosen) @ t.to(Q)) @ chosen
             yield Compressed(points[small.cpu()], chosen, t, lengths(E.flatten(1)) / sqrt(quantile), num_matvecs)
         too_large = finite & ~small & (rank + BLOCK > max_rank)
         for lost, is_finite in ((~finite, False), (too_large, True)):
@@ -94,7 +94,7 @@ def compress(H: Operator, *, rtol: float, max_rank: int, seed: int) -> Iterator[
 
 def _orthogonal_part(Y: Float[Tensor, "point row param"], Q: Float[Tensor, "point found param"]) -> Tensor:
     """The part of the rows Y that is orthogonal to the rows Q."""
-    return torch.baddbmm(Y, Y @ Q.mT, Q, alpha=-1)
+    return torch.baddbmm(Y, inner_products(Y, Q), Q, alpha=-1)
 
 
 def _extend(H: Operator, Q: Tensor, T: Tensor, W: Float[Tensor, "point row param"], rank: int) -> None:
@@ -103,14 +103,14 @@ def _extend(H: Operator, Q: Tensor, T: Tensor, W: Float[Tensor, "point row param
     new = _orthogonal_part(torch.linalg.qr(W.mT).Q.mT, known)
     # Rows of W that were only rounding lose most of their length here. They are made orthonormal again and then serve
     # as random rows.
-    while bool((new.norm(dim=-1) < CANCELLATION).any()):
+    while bool((vector_norm(new) < CANCELLATION).any()):
         new = _orthogonal_part(torch.linalg.qr(new.mT).Q.mT, known)
     # The rows are nearly orthonormal; G^(-1/2) times them, with G their Gram matrix, is the nearest orthonormal set.
     # The second time removes the rounding errors of the first.
     for _ in range(2):
-        d, U = eigh((new @ new.mT).double())
+        d, U = eigh(inner_products(new, new).double())
         new = ((U / d[:, None].sqrt()) @ U.mT).to(new) @ new
     Q[:, rank:total] = new
-    block = Q[:, :total] @ row_products(H, new).mT
+    block = inner_products(Q[:, :total], row_products(H, new))
     T[:, :total, rank:total] = block
     T[:, rank:total, :rank] = block[:, :rank].mT

@@ -11,7 +11,7 @@ from hessian_tools.curvature.eigen.krylov import combine_rows
 from hessian_tools.curvature.eigen.ritz import RitzPairs
 from hessian_tools.curvature.eigen.selection import Selection
 from hessian_tools.curvature.html import eigenvalues_html
-from hessian_tools.curvature.operators.lengths import lengths
+from hessian_tools.curvature.operators.lengths import inner_products, lengths, vector_norm
 from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.curvature.operators.parts import row_products
 from hessian_tools.result import Result
@@ -60,9 +60,12 @@ def checked_pairs(H: Operator, pairs: RitzPairs, selections: Sequence[Selection]
     """
     pairs = pairs.wanted(selections)
     X = pairs.vectors  # new tensors, which may be changed in place
-    X /= X.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(X.dtype).tiny)  # rows of padding stay zero
+    shards = H.shards
+    norms = vector_norm(X, keepdim=True) if shards is None else shards.lengths(X)[..., None].to(X)
+    X /= norms.clamp(min=torch.finfo(X.dtype).tiny)  # rows of padding stay zero
     HX = row_products(H, X)
-    T = (X @ HX.mT).double().cpu()
+    inner = inner_products(X, HX)
+    T = (inner if shards is None else shards.inner(inner)).double().cpu()
     T = (T + T.mT) / 2
     T.masked_fill_(~T.isfinite().flatten(1).all(-1)[:, None, None], 0.0)  # because LAPACK refuses NaN
     # Padding gets an eigenvalue above all others (Gershgorin 1931), so that the real pairs come first and do not mix
@@ -73,7 +76,9 @@ def checked_pairs(H: Operator, pairs: RitzPairs, selections: Sequence[Selection]
     for rows in (X, HX):
         combine_rows(rows, S.mT, out=rows)
     values = (X * HX).sum(-1)
-    residuals = lengths(HX.addcmul_(values[..., None], X, value=-1)).to(values)
+    values = values if shards is None else shards.inner(values)
+    remainder = HX.addcmul_(values[..., None], X, value=-1)
+    residuals = (lengths(remainder) if shards is None else shards.lengths(remainder)).to(values)
     num_matvecs = (pairs.num_matvecs + X.shape[1]).to(H.device)
     count, norm, complete = pairs.count.to(H.device), pairs.norm.to(H.device, H.dtype), pairs.complete.to(H.device)
     results = []

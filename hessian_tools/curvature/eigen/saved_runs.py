@@ -20,7 +20,6 @@ from torch import Tensor
 from hessian_tools.curvature.eigen.batched_lanczos import BatchedLanczos, Limits
 from hessian_tools.curvature.eigen.selection import Selection, rounding
 from hessian_tools.curvature.operators.operator import Operator
-from hessian_tools.rng import stream
 
 STATE = "run.safetensors"  # the numbers of a run, beside its vectors
 # The products of the saved matrix and of the present one with a random vector may differ by so many roundings.
@@ -32,13 +31,13 @@ T = TypeVar("T")
 
 
 class SavedRun:
-    """The files of one Lanczos run at a single point.
+    """The files of one Lanczos run at a single point. z: a random vector [param], the same in every run.
 
     A saved run belongs to a matrix if their products with a random vector agree; the settings that the numbers of the
     run depend on are compared, too. ``rtol`` and ``max_matvecs`` may be others than before.
     """
 
-    def __init__(self, folder: Path, H: Operator, selections: tuple[Selection, ...], limits: Limits) -> None:
+    def __init__(self, folder: Path, H: Operator, selections: tuple[Selection, ...], limits: Limits, z: Tensor) -> None:
         if H.num_points not in (None, 1):
             raise ValueError(
                 f"folder= keeps the run of one point, but the operator has {H.num_points}; give one point at a time, "
@@ -51,11 +50,9 @@ class SavedRun:
             "wanted": [f"{selection.k} {selection.which}" for selection in selections if selection.k],
             "seed": limits.seed,
             "max_basis": limits.max_basis,
-            "parameters": H.num_params,
+            "parameters": H.num_params,  # of this process
             "dtype": str(H.dtype),
         }
-        z = torch.randn(H.num_params, generator=stream(0, "saved run", rank), dtype=torch.float64, device="cpu")
-        z = z.to(H.device, H.dtype)
         product = H.products(z.expand(1, -1)[..., None].contiguous())[0, :, 0]
         parts = product.double().tensor_split(2)  # two numbers tell more than one
         self.product = [float(product.double() @ z.double()), *(float(part.norm()) for part in parts)]

@@ -25,6 +25,7 @@ from hessian_tools.curvature.eigen.selection import Selection
 from hessian_tools.curvature.estimates.exact_trace import exact_route
 from hessian_tools.curvature.estimates.trace import rademacher, trace
 from hessian_tools.curvature.html import interval_html
+from hessian_tools.curvature.operators.lengths import vector_norm
 from hessian_tools.curvature.operators.operator import Operator
 from hessian_tools.curvature.operators.terms import by_batch, weights_of_batches
 from hessian_tools.intervals import student_t
@@ -180,7 +181,7 @@ def _of_top_eigenvalue(
     for weight, part in zip(weights, by_batch(H), strict=True):
         hv = part.mv(v)
         first_order = (v * hv).sum(-1)
-        remainder = (hv - first_order[..., None] * v).norm(dim=-1)
+        remainder = vector_norm(hv - first_order[..., None] * v)
         bound = bound + weight**2 / (1 - weight) * remainder**2 / gap
         if method == "first_order":
             samples.append(first_order)

@@ -89,8 +89,14 @@ class LossOperator(Operator):
     @full_precision
     def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
         """Each point's matrix times its columns, exact to rounding; summed over the processes that share the data."""
-        ranks = self.ranks
-        return self._own_products(V) if ranks is None else ranks.product(lambda: self._own_products(V), V)
+        if self.objective.ranks is not None:
+            return self.objective.ranks.product(lambda: self._own_products(V), V)
+        try:  # not by _own_products, because a product of a tiny network feels each frame
+            return self.prepared.products(V)
+        except Exception as error:
+            if (why := self._why_it_fails(error)) is None:
+                raise
+            raise ValueError(why) from error
 
     def _own_products(self, V: Tensor) -> Tensor:
         """The products with the part of the matrix that comes from the batches of this process."""
@@ -99,14 +105,16 @@ class LossOperator(Operator):
         try:
             return self.prepared.products(V)
         except Exception as error:
-            if says_enough(error):
-                raise
-            part = self.objective.by_group()[0]
-            batch, loss = part.batches_at(0)[0], part.loss
-            why = why_loss_fails(loss, part.thetas, batch, name="batch", own_batch=False)
-            if why is None:
+            if (why := self._why_it_fails(error)) is None:
                 raise
             raise ValueError(why) from error
+
+    def _why_it_fails(self, error: Exception) -> str | None:
+        """Why the loss fails on its first batch; None where the error says enough, or the loss does not fail."""
+        if says_enough(error):
+            return None
+        part = self.objective.by_group()[0]
+        return why_loss_fails(part.loss, part.thetas, part.batches_at(0)[0], name="batch", own_batch=False)
 
     def announce(self, num_products: int) -> None:
         """Announces that so many products of each point will follow; the engine is chosen for this number."""

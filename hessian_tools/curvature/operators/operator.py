@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
+from hessian_tools.curvature.operators.shards import Shards
 from hessian_tools.failures import described
 from hessian_tools.layout import ParamLayout
 from hessian_tools.processes import Ranks
@@ -61,6 +62,11 @@ class Operator(ABC):
     @property
     def layout(self) -> ParamLayout | None:
         """The names of the rows; None where the rows have no names."""
+        return None
+
+    @property
+    def shards(self) -> Shards | None:
+        """How processes hold each vector in parts; None where every process holds whole vectors."""
         return None
 
     @property

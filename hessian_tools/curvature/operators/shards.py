@@ -1,0 +1,56 @@
+"""Vectors of which each process holds a part: their inner products, lengths, and random numbers."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hessian_tools.curvature.operators.lengths import lengths
+from hessian_tools.processes import Ranks
+
+# Random numbers are drawn in pieces, so that no process holds those of the others. torch makes normal numbers from
+# blocks of 16, and the last block anew, so pieces are multiples of 16 and the last one is no shorter.
+PIECE, BLOCK = 2**20, 16
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The division of vectors of length ``total`` over processes.
+
+    segments: the parts [start, stop) of the whole vector that this process holds, one after the other, in rising order.
+    """
+
+    ranks: Ranks
+    total: int
+    segments: Sequence[tuple[int, int]]
+
+    @property
+    def length(self) -> int:
+        """How many numbers of a vector this process holds."""
+        return sum(stop - start for start, stop in self.segments)
+
+    def inner(self, partial: Tensor) -> Tensor:
+        """Inner products of whole vectors, from those of the parts; the same to the bit on all processes."""
+        return self.ranks.sum(partial.clone())
+
+    def lengths(self, vectors: Float[Tensor, "*rows param"]) -> Float[Tensor, "*rows"]:
+        """The lengths of whole vectors, in float64."""
+        return self.ranks.sum(lengths(vectors) ** 2).sqrt()
+
+    def own_numbers(self, draw: Callable[[int], Tensor], dtype: torch.dtype) -> Float[Tensor, " param"]:
+        """This process's part of the vector ``draw(total)``, drawn piece by piece, on the CPU."""
+        own = torch.empty(self.length, dtype=dtype, device="cpu")
+        start = 0
+        while start < self.total:
+            left = self.total - start
+            piece = draw(PIECE if left >= PIECE + BLOCK else left)
+            stop, filled = start + len(piece), 0
+            for a, b in self.segments:
+                low, high = max(a, start), min(b, stop)
+                if low < high:
+                    own[filled + low - a : filled + high - a] = piece[low - start : high - start]
+                filled += b - a
+            start = stop
+        return own
