@@ -151,7 +151,11 @@ def run_settings(study: Study, learner: str, seed: int) -> dict[str, Any]:
 
 
 def refuse_other_step_size(study: Study) -> None:
-    """Raise UserError if the step size that a search has left is not that with which the runs were begun."""
+    """Raise UserError if the step size that a search has left is not that with which the runs were begun.
+
+    Raises DamagedFileError if the file of the search lacks an entry.
+    """
+    step_size_table(study)
     for learner, seed in study.runs_to_train if (study.path / STEP_SIZE).exists() else ():
         path = study.run(learner, seed) / MANIFEST
         begun = entries(path.parent).get("config", {}).get("step_size")

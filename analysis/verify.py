@@ -24,7 +24,6 @@ from analysis.training import (
     refuse_changed_data,
     refuse_other_step_size,
     run_settings,
-    step_size_table,
 )
 from hessian_tools.runs import checkpoints, metrics
 from hessian_tools.runs.files import DamagedFileError, file_digest, read_json, set_aside
@@ -91,7 +90,6 @@ def faults(study: Study) -> Iterator[str]:
         return  # a run's other files can be checked only with the help of its manifest
     plan_and_data: tuple[Callable[[], object], ...] = (
         partial(refuse_other_step_size, study),
-        partial(step_size_table, study),
         *(partial(_refuse_other_settings, study, *run) for run in begun),
         partial(refuse_changed_plan, study),
         partial(refuse_changed_data, study, study.runs_to_measure),

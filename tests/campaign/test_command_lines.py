@@ -24,6 +24,8 @@ VALID = {
     "compare": ["compare", "study", "study"],
     "info": ["info", "study"],
     "verify": ["verify", "study"],
+    "explore": ["explore", "study", "--out", "new.html"],
+    "new": ["new", "mine"],
 }
 TEXTS = ["", " ", "x", "é", "\u202ex", "-", "--", "-1", "1.5", "1e9", "9" * 400, "x" * 5000, "nan", "[]", "{", "a b"]
 TEXTS += [
