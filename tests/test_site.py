@@ -29,6 +29,14 @@ def test_the_reference_lists_every_public_name_once(package):
     assert sorted(listed) == sorted(set(package.__all__) - MODULES)
 
 
+def test_the_contents_list_every_document():
+    listed = re.findall(r"^(?:.*<)?([\w/]+)>?$", (DOCS / "index.md").read_text(encoding="utf-8"), re.MULTILINE)
+    documents = [*DOCS.glob("*.md"), *DOCS.glob("reference/*.md"), *DOCS.glob("results/*.md")]
+    documents += DOCS.glob("tutorial/*.ipynb")
+    missing = {str(path.relative_to(DOCS).with_suffix("")) for path in documents} - {"index", *listed}
+    assert not missing, f"docs/index.md does not list {', '.join(sorted(missing))}"
+
+
 @pytest.mark.heavy
 @pytest.mark.xdist_group("site")
 def test_the_site_has_a_page_for_every_document_and_loads_nothing_from_elsewhere(site):
