@@ -2,10 +2,12 @@
 
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
+from docutils import nodes
 from sphinx import addnodes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,7 +90,16 @@ def process_signature(
     return tuple(text and MODULES.sub("", text).replace("~", "") for text in (signature, returns))  # type: ignore[return-value]
 
 
-# ---- the notebooks, which docs/tutorial is a link to
+# ---- comments in Markdown
+
+
+def remove_comments(app: Any, name: str, source: list[str]) -> None:
+    """Remove HTML comments, by which tests find numbers; one at the beginning of a line would end its paragraph."""
+    if not name.startswith("tutorial/"):
+        source[0] = re.sub(r"\s*<!--.*?-->", "", source[0], flags=re.DOTALL)
+
+
+# ---- links to notebooks, for which docs/tutorial is a link, and to the reports of kept results
 
 
 def lead_to_notebooks(app: Any, doctree: Any) -> None:
@@ -99,8 +110,27 @@ def lead_to_notebooks(app: Any, doctree: Any) -> None:
             node["reftarget"] = f"tutorial/{path.name}"
 
 
+def lead_to_reports(app: Any, doctree: Any) -> None:
+    """Make links to a ``report.html`` lead to the page in its folder, where its figures are, and not to a copy."""
+    for node in list(doctree.findall(addnodes.download_reference)):
+        path = Path(node["reftarget"])
+        if path.name == "report.html":
+            node.replace_self(nodes.reference("", "", *node.children, refuri=f"{path.parent.name}/{path.name}"))
+
+
+def copy_reports(app: Any, error: Exception | None) -> None:
+    """Copy the reports of kept results with their figures into the site."""
+    for report in (ROOT / "docs" / "results").glob("*/report.html"):
+        folder = Path(app.outdir) / "results" / report.parent.name
+        shutil.copytree(report.parent / "figures", folder / "figures", dirs_exist_ok=True)
+        shutil.copy(report, folder)
+
+
 def setup(app: Any) -> None:
     """Connect the functions above; called by Sphinx."""
     app.connect("autodoc-process-docstring", process_docstring)
     app.connect("autodoc-process-signature", process_signature)
+    app.connect("source-read", remove_comments)
     app.connect("doctree-read", lead_to_notebooks)
+    app.connect("doctree-read", lead_to_reports)
+    app.connect("build-finished", copy_reports)

@@ -41,6 +41,7 @@ def read(path: Path) -> "NotebookNode":
 
 
 @pytest.mark.heavy
+@pytest.mark.xdist_group("site")
 @each_notebook
 def test_a_notebook_runs_and_shows_what_it_promises(path, site):
     # The site stops, with the traceback, at the first cell that fails.

@@ -29,7 +29,16 @@ def test_the_reference_lists_every_public_name_once(package):
     assert sorted(listed) == sorted(set(package.__all__) - MODULES)
 
 
+def test_the_contents_list_every_document():
+    listed = re.findall(r"^(?:.*<)?([\w/]+)>?$", (DOCS / "index.md").read_text(encoding="utf-8"), re.MULTILINE)
+    documents = [*DOCS.glob("*.md"), *DOCS.glob("reference/*.md"), *DOCS.glob("results/*.md")]
+    documents += DOCS.glob("tutorial/*.ipynb")
+    missing = {str(path.relative_to(DOCS).with_suffix("")) for path in documents} - {"index", *listed}
+    assert not missing, f"docs/index.md does not list {', '.join(sorted(missing))}"
+
+
 @pytest.mark.heavy
+@pytest.mark.xdist_group("site")
 def test_the_site_has_a_page_for_every_document_and_loads_nothing_from_elsewhere(site):
     for document in [*DOCS.glob("*.md"), *DOCS.glob("reference/*.md"), *DOCS.glob("tutorial/*.ipynb")]:
         text = (site / document.relative_to(DOCS).with_suffix(".html")).read_text(encoding="utf-8")
@@ -38,9 +47,22 @@ def test_the_site_has_a_page_for_every_document_and_loads_nothing_from_elsewhere
 
 
 @pytest.mark.heavy
+@pytest.mark.xdist_group("site")
 def test_docstrings_are_pages_and_not_raw_text(site):
     text = (site / "reference" / "spectrum.html").read_text(encoding="utf-8")
     assert 'id="hessian_tools.top_eigenpairs"' in text
     assert re.search(r"<strong>rtol</strong>: the residual that a pair may have", text)
     assert "jaxtyping" not in text and "collections.abc" not in text
     assert re.search(r"Raises ValueError for k outside 1\.\.param", text)
+
+
+@pytest.mark.heavy
+@pytest.mark.xdist_group("site")
+def test_the_results_lead_to_the_reports_with_their_figures(site):
+    page = (site / "results" / "README.html").read_text(encoding="utf-8")
+    reports = set(re.findall(r'href="([^"]*report\.html)"', page))
+    assert {"quickdraw/report.html", "regression/report.html"} <= reports
+    for report in reports:
+        path = site / "results" / report
+        pictures = re.findall(r'src="(.*?)"', path.read_text(encoding="utf-8"))
+        assert pictures and all((path.parent / picture).exists() for picture in pictures)
