@@ -98,6 +98,7 @@ def refusals(group: Any) -> list[str]:
         lambda: shard(other, group),
         lambda: ht.trace(of(sharded)()),
         lambda: of(sharded)().mv(torch.ones(3)),
+        lambda: _after_a_step(of(sharded)()),
     ]
     said = []
     for call in calls:
@@ -107,6 +108,15 @@ def refusals(group: Any) -> list[str]:
         except Exception as error:
             said.append(f"{type(error).__name__}: {error}")
     return said
+
+
+def _after_a_step(H: Any) -> Tensor:
+    v = torch.ones(H.shard_size, dtype=torch.float64)
+    H.mv(v)
+    with torch.no_grad():
+        for parameter in H.operator.parameters:
+            parameter.mul_(2)
+    return H.mv(v)
 
 
 def resumed(group: Any, folder: Path) -> list[Pair]:
