@@ -4,7 +4,10 @@ Every process of the group runs the same program. A number that decides what com
 all of them, and an error on one of them must reach the others, which would otherwise wait for it.
 """
 
+import pickle
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
@@ -17,6 +20,8 @@ T = TypeVar("T")
 SAME_VECTOR = 1e-5
 # The numbers that say which vectors a process multiplies: their shape [point, param, probe], sum and length.
 NUMBERS = 5
+# The entry of a group's store that says that a process was lost, and the seconds between looks at it.
+LOST, LOOK_EVERY = "hessian_tools/lost", 1.0
 
 
 class OtherProcessFailed(RuntimeError):
@@ -126,15 +131,20 @@ class Ranks:
 
     def gather(self, value: Any) -> list[Any]:
         """An object of each process, in their order."""
-        values: list[Any] = [None] * self.size
-        self._call(dist.all_gather_object, values, value)
-        return values
+        own = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8).to(self.device)
+        sizes = [int(row[0]) for row in self.numbers([len(own)])]
+        rows = [own.new_empty(max(sizes)) for _ in sizes]
+        self._call(dist.all_gather, rows, torch.cat([own, own.new_zeros(max(sizes) - len(own))]))
+        return [_object(row[:size]) for row, size in zip(rows, sizes, strict=True)]
 
     def from_process(self, rank: int, value: Any) -> Any:
         """The object of one process, which the others receive."""
-        values = [value]
-        self._call(dist.broadcast_object_list, values, group_src=rank)
-        return values[0]
+        own = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8).to(self.device)
+        size = torch.tensor([len(own)], device="cpu").to(self.device)
+        self.broadcast(size, rank)
+        data = own if rank == self.rank else own.new_empty(int(size))
+        self.broadcast(data, rank)
+        return _object(data)
 
     def together(self, function: Callable[[], T]) -> T:
         """``function()``, whose error on one process is raised on every process, so that none waits for another.
@@ -182,18 +192,46 @@ class Ranks:
 
     def _call(self, collective: Callable[..., Any], *args: Any, **options: Any) -> None:
         try:
-            collective(*args, group=self.group, **options)
+            work = collective(*args, group=self.group, async_op=True, **options)
+            if self.device.type == "cpu":
+                self._watch(work)
+            work.wait()
         except RuntimeError as error:
-            reason = (str(error).strip().splitlines() or [""])[0][:200]
             if "No backend type" in str(error):
                 raise ValueError(
                     f"the process group has no backend for tensors on {self.device}; make it with "
                     "torch.distributed.init_process_group('cpu:gloo,cuda:nccl')"
                 ) from error
+            with suppress(Exception):
+                _store().set(LOST, str(self.rank))
+            reason = (str(error).strip().splitlines() or [""])[0][:200]
             raise ProcessLost(
                 f"process {self.rank} of {self.size} stops, because another one no longer answers ({reason});\n"
                 "see what ended it (memory, a signal, an error of its own), and start all processes again"
             ) from error
+
+    def _watch(self, work: Any) -> None:
+        """Wait until a collective is done; raises RuntimeError where another process has lost its connection.
+
+        The end of a process is seen at once by those that wait for it alone. They say so in the store of the group, so
+        that those who wait for others do not wait until the time limit.
+        """
+        pause, next_look = 0.0, time.monotonic() + LOOK_EVERY
+        while not work.is_completed():
+            time.sleep(pause)
+            pause = min(2 * pause + 1e-5, 0.01)
+            if time.monotonic() > next_look:
+                next_look += LOOK_EVERY
+                if _store().check([LOST]):
+                    raise RuntimeError("another process has said so")
+
+
+def _store() -> Any:
+    return dist.distributed_c10d._get_default_store()
+
+
+def _object(data: Tensor) -> Any:
+    return pickle.loads(data.cpu().numpy().tobytes())
 
 
 def _shares_memory(a: Tensor, b: Tensor) -> bool:

@@ -5,6 +5,7 @@ parameter after the other where the model uses it (Zhang et al. 2024, SimpleFSDP
 the process's part of Hv. A step of Lanczos exchanges the inner products with its m vectors and nothing of length n.
 """
 
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrize
 
@@ -45,7 +46,49 @@ class _Gathered(nn.Module):
         """The whole tensor on every process."""
         assert isinstance(shard, DTensor)
         placements = [Replicate()] * shard.device_mesh.ndim
-        return shard.redistribute(placements=placements).to_local(grad_placements=[Partial()] * len(placements))
+        whole = shard.redistribute(placements=placements).to_local(grad_placements=[Partial()] * len(placements))
+        if _regathers:
+            _regathers[-1].gathered.append((weakref.ref(whole), shard))
+        return whole
+
+
+class _Regathers:
+    """A context in which graphs do not hold whole parameters: where a derivative needs one, it is gathered again.
+
+    All processes run the same graph and therefore gather in the same order.
+    """
+
+    def __init__(self) -> None:
+        self.gathered: list[tuple[weakref.ref[Tensor], DTensor]] = []
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(self._packed, self._unpacked)
+
+    def __enter__(self) -> None:
+        _regathers.append(self)
+        self.hooks.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self.hooks.__exit__(*error)
+        _regathers.pop()
+
+    def _packed(self, tensor: Tensor) -> Any:
+        for reference, shard in self.gathered:
+            whole = reference()
+            if whole is not None and whole.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr():
+                return shard, shard._version, tensor.shape, tensor.stride(), tensor.storage_offset()
+        return tensor
+
+    def _unpacked(self, packed: Any) -> Tensor:
+        if isinstance(packed, Tensor):
+            return packed
+        shard, version, *form = packed
+        if shard._version != version:
+            raise ValueError("the parameters have changed since the first product; make the sharded_hessian again")
+        with torch.no_grad():
+            whole = shard.redistribute(placements=[Replicate()] * shard.device_mesh.ndim).to_local()
+            return whole.as_strided(*form)
+
+
+_regathers: list[_Regathers] = []  # the contexts that are open
 
 
 def shard(model: nn.Module, process_group: Any = None) -> nn.Module:
@@ -76,11 +119,18 @@ def shard(model: nn.Module, process_group: Any = None) -> nn.Module:
                 if parameter.ndim == 0:
                     raise ValueError(f"the parameter {name!r} is a single number; give it the shape [1]")
                 if id(parameter) not in shared:
-                    whole = distribute_tensor(parameter.detach(), mesh, [Shard(0)], src_data_rank=None)
-                    shared[id(parameter)] = nn.Parameter(whole)
+                    shared[id(parameter)] = nn.Parameter(_divided(parameter.detach(), mesh, ranks))
                 module.register_parameter(name, shared[id(parameter)])
                 parametrize.register_parametrization(module, name, _Gathered(), unsafe=True)
     return model
+
+
+def _divided(whole: Tensor, mesh: DeviceMesh, ranks: Ranks) -> DTensor:
+    """The DTensor of a tensor that every process has; only this process's part stays in memory."""
+    rows = -(-whole.shape[0] // ranks.size)
+    own = whole[ranks.rank * rows : (ranks.rank + 1) * rows].clone(memory_format=torch.contiguous_format)
+    stride = torch.empty(whole.shape, device="meta").stride()
+    return DTensor.from_local(own, mesh, [Shard(0)], run_check=False, shape=whole.shape, stride=stride)
 
 
 @dataclass(frozen=True)
@@ -295,7 +345,7 @@ class _Products(Operator):
         )
 
     def _gradient(self) -> tuple[Any, ...]:
-        with torch.enable_grad(), TwiceDifferentiable():
+        with torch.enable_grad(), TwiceDifferentiable(), _Regathers():
             value = self.weight * self.criterion(_call(self.model, self.x), self.y)
             gradients = torch.autograd.grad(value, self.parameters, create_graph=True, allow_unused=True)
         missing = [i for i, g in enumerate(gradients) if g is None]

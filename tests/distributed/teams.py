@@ -19,9 +19,12 @@ def results_of(cases: dict[tuple[str, int], Any], folder: Path) -> dict[tuple[st
 
     cases: functions of a group of so many processes, by (name, size), run one after the other in the same processes.
     """
-    mp.start_processes(_serve, (cases, folder), nprocs=SIZE, start_method="spawn")
-    found = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(SIZE)]
-    return {key: [own[key] for own in found if key in own] for key in found[0]}
+    processes = mp.start_processes(_serve, (cases, folder), nprocs=SIZE, start_method="spawn", join=False).processes
+    for process in processes:
+        process.join()
+    files = [folder / f"{rank}.pt" for rank in range(SIZE)]
+    found = [torch.load(file, weights_only=False) for file in files if file.exists()]  # a killed process may have none
+    return {key: [own[key] for own in found if key in own] for key in cases}
 
 
 def _serve(rank: int, cases: dict[tuple[str, int], Any], folder: Path) -> None:
@@ -37,6 +40,7 @@ def _serve(rank: int, cases: dict[tuple[str, int], Any], folder: Path) -> None:
                 results[name, size] = case(groups[size])
             except Exception:
                 results[name, size] = traceback.format_exc()
-        dist.barrier()
-    torch.save(results, folder / f"{rank}.pt")
+        torch.save(results, folder / f"{rank}.pt")
+        if name != "killed":
+            dist.barrier()
     dist.destroy_process_group()

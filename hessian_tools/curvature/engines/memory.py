@@ -103,7 +103,8 @@ def vectors_at_once(device: torch.device, vector_bytes: int, most: int) -> int:
 
     vector_bytes: the bytes of one vector at all points.
     """
-    return max(1, min(most, int(BLOCK_SHARE * memory_budget(device)) // vector_bytes))
+    # A process may hold no entry of a vector that is sharded.
+    return max(1, min(most, int(BLOCK_SHARE * memory_budget(device)) // max(1, vector_bytes)))
 
 
 def is_large(vector: Tensor) -> bool:

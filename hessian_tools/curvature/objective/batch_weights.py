@@ -313,7 +313,9 @@ def _ratios(value: Values, count: int) -> tuple[float, ...]:
             elif abs(both - second) <= SAME_RATIO * abs(first - second):
                 found.append(math.inf)
             else:
-                found.append((first - both) / (both - second))
+                ratio = (first - both) / (both - second)
+                # Equal batches have equal values, and rounding then gives -1, which is no ratio of divisors.
+                found.append(ratio if ratio > 0 else math.nan)
         if not all(math.isfinite(ratio) for ratio in found) or abs(found[0] - found[1]) > SAME_RATIO * abs(found[0]):
             return ()
         ratios.append(found[0])

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import hessian_tools as ht
 from hessian_tools import stream
+from hessian_tools.curvature.objective import batch_weights as batch_weights_module
 
 
 def randn(*shape: int, name: str = "x") -> Tensor:
@@ -173,3 +174,10 @@ def test_points_whose_batches_need_different_weights_are_refused() -> None:
 def test_a_batch_without_any_label_is_refused() -> None:
     with pytest.raises(ValueError, match="batch 1 has no label that counts"):
         ht.hessian_of(network(), F.cross_entropy, [(X[:6], LABELS[:6]), (X[3:6], LABELS[3:6])])
+
+
+def test_rounding_in_the_loss_of_two_equal_batches_is_not_taken_for_a_sum() -> None:
+    rounded = {(0,): 1.0, (1,): 1.0, (0, 1): 1.0 + 2.0**-50}
+    assert batch_weights_module._ratios(lambda draw, chosen: rounded[chosen], 2) == ()
+    added = {(0,): 1.0, (1,): 1.0, (0, 1): 2.0}
+    assert batch_weights_module._ratios(lambda draw, chosen: added[chosen], 2) == (batch_weights_module.ADDS,) * 2

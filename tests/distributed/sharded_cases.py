@@ -1,0 +1,157 @@
+"""A sharded model beside the same model in one process; a run that is resumed; a process that is killed."""
+
+import os
+import signal
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from data_parallel_cases import Team, problem
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.nn import functional as F
+
+import hessian_tools as ht
+from hessian_tools.distributed import shard, sharded_hessian
+
+Pair = tuple[Any, Any]
+SIZES = (4, 7, 3, 5)
+
+
+class Tied(nn.Module):
+    """A network with layer normalisation, a weight that is used twice, and parameters smaller than the group."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(5, 5), nn.LayerNorm(5), nn.Linear(5, 3)
+        self.second = nn.Linear(5, 5, bias=False)
+        self.second.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.tanh(self.second(self.norm(torch.tanh(self.first(x))))))
+
+
+def model() -> nn.Module:
+    return ht.seeded(Tied, seed=0).double()
+
+
+def data(size: int) -> list[Any]:
+    draw = torch.Generator().manual_seed(1)
+    numbers = [torch.randn(n, 5, generator=draw, dtype=torch.float64) for n in SIZES[:size]]
+    return [(x, torch.randint(0, 3, (len(x),), generator=draw)) for x in numbers]
+
+
+def products(group: Any) -> list[Pair]:
+    """Products, eigenpairs and probes, each beside the part of this process of those of one process."""
+    rank, size = dist.get_rank(group), dist.get_world_size(group)
+    pairs = []
+    for criterion in (F.cross_entropy, _summed):
+        alone = ht.hessian_of(model(), criterion, data(size))
+        H = sharded_hessian(shard(model(), group), criterion, data(size)[rank])
+        V = torch.randn(H.num_params, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+        pairs.append((H.mv(_own(H, V)), _own(H, alone.mv(V))))
+    options: dict[str, Any] = {"k": 3, "rtol": 1e-7, "vectors": True, "max_basis": 12, "max_matvecs": 200}
+    few, one = H.top_eigenpairs(**options), ht.top_eigenpairs(alone, method="lanczos", copies=False, **options)
+    assert few.vectors is not None and one.vectors is not None
+    pairs += [(few.values, one.values), (few.num_matvecs, one.num_matvecs), (few.converged, one.converged)]
+    signs = torch.sign((few.vectors * _own(H, one.vectors)).sum(0))
+    pairs.append((few.vectors * signs.where(signs != 0, 1.0), _own(H, one.vectors)) if H.shard_size else (0, 0))
+    pairs.append((H.trace(num_probes=3).samples, ht.trace(alone, num_probes=3, method="probes").samples))
+    return pairs
+
+
+def _own(H: Any, V: Tensor) -> Tensor:
+    return torch.cat([V[start:stop] for start, stop in H.operator.shards.segments])
+
+
+def _summed(out: Tensor, y: Tensor) -> Tensor:
+    return F.cross_entropy(out, y, reduction="sum")
+
+
+def refusals(group: Any) -> list[str]:
+    batch = data(2)[dist.get_rank(group)]
+    mesh = dist.device_mesh.DeviceMesh.from_group(group, "cpu")
+    sharded = shard(model(), group)
+
+    def of(network: nn.Module) -> Any:
+        return lambda: sharded_hessian(network, F.cross_entropy, batch)
+
+    def made(*modules: nn.Module) -> nn.Module:
+        network = nn.Sequential(*modules).double()
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.fill_(0.5)
+        return network
+
+    other = made(nn.Linear(5, 3))
+    with torch.no_grad():
+        other[0].bias.fill_(dist.get_rank(group))
+    calls = [
+        of(model()),
+        of(fully_shard(model(), mesh=mesh)),
+        of(shard(made(nn.Linear(5, 3), nn.Dropout(0.5)), group)),
+        of(shard(made(nn.BatchNorm1d(5), nn.Linear(5, 3)), group)),
+        lambda: shard(sharded, group),
+        lambda: shard(other, group),
+        lambda: ht.trace(of(sharded)()),
+        lambda: of(sharded)().mv(torch.ones(3)),
+        lambda: _after_a_step(of(sharded)()),
+    ]
+    said = []
+    for call in calls:
+        try:
+            call()
+            said.append("nothing")
+        except Exception as error:
+            said.append(f"{type(error).__name__}: {error}")
+    return said
+
+
+def _after_a_step(H: Any) -> Tensor:
+    v = torch.ones(H.shard_size, dtype=torch.float64)
+    H.mv(v)
+    with torch.no_grad():
+        for parameter in H.operator.parameters:
+            parameter.mul_(2)
+    return H.mv(v)
+
+
+def resumed(group: Any, folder: Path) -> list[Pair]:
+    """A run of processes that share the data, ended on all of them by an error on one, and resumed."""
+    loss, theta, batches = problem()
+    H = ht.hessian(loss, theta, Team(group).share(batches))
+    options: dict[str, Any] = {"k": 2, "rtol": 1e-10, "max_basis": 8, "max_matvecs": 500, "method": "lanczos"}
+    whole = ht.top_eigenpairs(H, **options)
+    made = []
+
+    class Stopping(type(H)):
+        def products(self, V: Tensor) -> Tensor:
+            made.append(len(made))
+            if len(made) == 15:
+                raise KeyboardInterrupt
+            return super().products(V)
+
+    with suppress(KeyboardInterrupt):
+        ht.top_eigenpairs(Stopping(H.prepared, H.single), folder=folder, **options)
+    saved = sorted(path.parent.parent.name for path in folder.glob("*/*/run.safetensors"))
+    again = ht.top_eigenpairs(H, folder=folder, **options)
+    return [(again.values, whole.values), (again.num_matvecs, whole.num_matvecs), (len(saved) >= 1, True)]
+
+
+def killed(group: Any) -> tuple[str, float]:
+    """What a process says, and after how many seconds, when another one is killed between its products."""
+    loss, theta, batches = problem()
+    H = ht.hessian(loss, theta, Team(group).share(batches))
+    H.mv(theta)
+    dist.barrier()
+    if dist.get_rank(group) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    start = time.monotonic()
+    try:
+        while True:
+            H.mv(theta)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}", time.monotonic() - start

@@ -1,0 +1,73 @@
+"""A sharded model has the Hessian of one process; runs are resumed; a killed process ends the others."""
+
+import os
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sharded_cases as cases
+import torch
+from teams import results_of
+
+from hessian_tools.curvature.operators.shards import Shards
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], list[Any]]:
+    folder = tmp_path_factory.mktemp("processes")
+    work: dict[tuple[str, int], Any] = {("products", size): cases.products for size in (2, 4)}
+    work |= {("refusals", 2): cases.refusals, ("resumed", 2): partial(cases.resumed, folder=folder / "run")}
+    return results_of(work | {("killed", 4): cases.killed}, folder)
+
+
+@pytest.mark.parametrize(("name", "size"), [("products", 2), ("products", 4), ("resumed", 2)])
+def test_processes_give_the_numbers_of_one(results: Any, name: str, size: int) -> None:
+    for pairs in results[name, size]:
+        assert not isinstance(pairs, str), pairs
+        for i, (few, one) in enumerate(pairs):
+            few, one = torch.as_tensor(few), torch.as_tensor(one)
+            torch.testing.assert_close(few, one, rtol=1e-12, atol=1e-12 if i < 2 else 1e-7)
+
+
+def test_what_cannot_be_sharded_is_refused(results: Any) -> None:
+    for said in results["refusals", 2]:
+        assert not isinstance(said, str), said
+        expected = (
+            "the parameter 'first.weight' is no DTensor; call shard(model) first",
+            "is wrapped by fully_shard, which gives no second derivative",
+            "the model draws random numbers in its forward pass; call model.eval()",
+            "the model changes its buffers in its forward pass; call model.eval()",
+            "the model has DTensors as parameters already",
+            "the processes have different parameters",
+            "H is a ShardedHessian",
+            "give this process's part of the vector",
+            "the parameters have changed since the first product",
+        )
+        for words, text in zip(expected, said, strict=True):
+            assert words in text
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX signals")
+def test_a_killed_process_ends_the_others_with_a_sentence_within_half_a_minute(results: Any) -> None:
+    said = results["killed", 4]
+    assert len(said) == 3  # all but the killed one
+    for text, seconds in said:
+        assert text.startswith("ProcessLost: process ") and "another one no longer answers" in text
+        assert seconds < 30
+
+
+def test_the_parts_of_random_vectors_make_up_the_vector_of_one_process(monkeypatch: Any, tmp_path: Path) -> None:
+    monkeypatch.setattr("hessian_tools.curvature.operators.shards.PIECE", 64)
+    for total in (3, 63, 64, 79, 80, 81, 1003):
+        whole = torch.randn(total, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        cuts = [0, total // 3, total // 2, total]
+        parts = []
+        for part in pairwise(cuts):
+            draw = torch.Generator().manual_seed(0)
+            shards: Any = Shards(None, total, [part])  # type: ignore[arg-type]
+            parts.append(shards.own_numbers(partial(torch.randn, generator=draw, dtype=torch.float64), torch.float64))
+        assert torch.equal(torch.cat(parts), whole)
