@@ -11,7 +11,7 @@ from teams import results_of
 import hessian_tools as ht
 from hessian_tools.distributed import data_parallel
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.heavy
 # With how many processes each case runs, and how closely its numbers agree with those of one process.
 EQUAL = {("products", 2): 1e-12, ("weights", 2): 1e-12, ("solvers", 2): 1e-8, ("others", 2): 1e-8}
 EQUAL |= {("jackknives", 2): 1e-8, ("products", 4): 1e-12, ("weights", 4): 1e-12, ("solvers", 4): 1e-8}

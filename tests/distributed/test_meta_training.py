@@ -8,7 +8,7 @@ import pytest
 import torch
 from teams import results_of
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.heavy
 
 
 @pytest.fixture(scope="module")

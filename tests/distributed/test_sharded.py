@@ -13,7 +13,7 @@ from teams import results_of
 
 from hessian_tools.curvature.operators.shards import Shards
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.heavy
 
 
 @pytest.fixture(scope="module")
