@@ -114,6 +114,7 @@ from hessian_tools import MLP, TrainConfig, learners
 from hessian_tools.data import SineLineTasks
 model, criterion = torch.nn.Linear(3, 2), torch.nn.functional.cross_entropy
 batches = [(torch.randn(6, 3), torch.arange(6) % 2), (torch.randn(4, 3), torch.arange(4) % 2)]
+build_model, my_batch = partial(torch.nn.Linear, 3, 2), batches[0]
 config = TrainConfig(
     learners.maml(1, 0.01), SineLineTasks(), partial(MLP, [1, 4, 1]), checkpoints=(0, 1), meta_batch=1,
     validation_tasks=1,

@@ -8,6 +8,7 @@ import threading
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from time import sleep
 from types import SimpleNamespace
 from typing import Any
 
@@ -160,6 +161,8 @@ def test_a_killed_command_leaves_no_jobs_beside_the_next_one(tmp_path: Path, job
     permit = tmp_path / ".cluster" / "permit-1"
     permit.mkdir(parents=True)
     job = ThreadJob(worker.Share(work, tuple(units("wait")), permit, 0, worker.versions()))
+    while not worker.report_file(permit, 0).exists():  # else it may find no permit before it begins
+        sleep(0.01)
     remote.end_earlier_jobs(tmp_path)
     job.thread.join(5)
     assert isinstance(job.answers[0].error, worker.Stopped)
