@@ -84,7 +84,7 @@ def test_a_graph_holds_less() -> None:
     class Wide(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.layers = nn.ModuleList(Block(32) for _ in range(6))
+            self.layers = nn.ModuleList(Block(32) for _ in range(10))
 
         def forward(self, x: Tensor) -> Tensor:
             for layer in self.layers:
