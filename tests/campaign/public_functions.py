@@ -201,8 +201,8 @@ def spectra() -> list[Entry]:
         entry(lambda model, criterion, batch, *, num_probes=1, seed=0:
               ht.audit(_of_zeros, model, criterion, batch, num_probes=num_probes, seed=seed),
               title="audit", model=MODEL, criterion=F.cross_entropy, batch=BATCH),
-        entry(ht.top_eigenpairs, H=H, k=2, kinds={"vectors": "flag"}),
-        entry(ht.extremal_eigenpairs, H=H, magnitude=2, kinds={"vectors": "flag"}),
+        entry(ht.top_eigenpairs, H=H, k=2, kinds={"vectors": "flag", "folder": "folder of a run"}),
+        entry(ht.extremal_eigenpairs, H=H, magnitude=2, kinds={"vectors": "flag", "folder": "folder of a run"}),
         entry(ht.spectrum, H=H, kinds={"vectors": "flag"}),
         entry(ht.gauss_newton_spectrum, **AT_POINT, kinds=NETWORK | {"vectors": "flag"}),
         entry(ht.trace, H=H, num_probes=4, method="probes"),
