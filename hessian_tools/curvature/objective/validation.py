@@ -135,7 +135,7 @@ def _refuse_uncounted(objective: Objective) -> None:
         (batch,), rows = group.batches, objective.thetas[group.positions]
         labels = [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.dtype in LABELS]
         labels = [each.reshape(1 if objective.shared else len(rows), -1) for each in labels]
-        equal = {i for each in labels for i in (each == each[:, :1]).all(1).nonzero()[:, 0].tolist()}
+        equal = {i for each in labels for i in (each == each[:, :1]).all(1).nonzero()[:, 0].cpu().tolist()}
         for point in sorted(equal):
             if _is_nan_and_flat(objective.loss, rows[point], batch if objective.shared else at_points(batch, point)):
                 raise ValueError("the batch has no label that counts, so its loss is 0 / 0; give one that counts")
