@@ -77,7 +77,7 @@ def loss_along(
 
 def _losses(
     objective: Objective, D: Float[Tensor, "point param direction"], t: Float[Tensor, " step"]
-) -> Float[Tensor, "point direction step"]:
+) -> Float[Tensor, "point direction place"]:
     """The loss over the batches of this process: at theta, and after it at each step along each direction."""
     losses = torch.zeros(len(D), D.shape[-1], 1 + len(t), dtype=D.dtype, device=D.device)
     for group, at in zip(objective.by_group(), objective.groups, strict=True):
