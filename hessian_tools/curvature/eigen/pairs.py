@@ -189,17 +189,35 @@ def solver_plan(
         raise ValueError(f"method={method!r} is not known; give one of {', '.join(get_args(Method))}")
     check_whole(max_matvecs=max_matvecs, max_basis=max_basis)
     copies = n <= SEARCHED_PARAMS if copies is None else copies
+    limits = lanczos_limits(pairs, n, vectors_in_memory(H), seed, max_matvecs, max_basis, copies=copies)
+    affordable = max_matvecs is None or max_matvecs >= max_products(n) + pairs
+    exact = method == "exact" or (method == "auto" and is_small(n, pairs) and affordable)
+    return SolverPlan(exact, copies, limits, num_products=n if exact else PRODUCTS_PER_PAIR * pairs)
+
+
+def lanczos_limits(
+    pairs: int,
+    num_params: int,
+    fit: int,
+    seed: int,
+    max_matvecs: int | None,
+    max_basis: int | None,
+    *,
+    copies: bool,
+) -> Limits:
+    """The limits of a Lanczos run for so many pairs, without the products of the final check.
+
+    num_params: the number of rows of the matrix. fit: how many vectors fit in memory. Raises ValueError where a limit
+    of the user's leaves too little.
+    """
     budget = (2 if copies else 1) * max(100, 20 * pairs) if max_matvecs is None else max_matvecs
     if budget < 2 * pairs:
         raise ValueError(f"max_matvecs={budget} cannot find and check {pairs} eigenpairs; give {2 * pairs} or more")
-    if max_basis is not None and max_basis < min(n, 2 * pairs + 2):
+    if max_basis is not None and max_basis < min(num_params, 2 * pairs + 2):
         raise ValueError(f"max_basis={max_basis} cannot restart {pairs} eigenpairs; give {2 * pairs + 2} or more")
-    affordable = max_matvecs is None or max_matvecs >= max_products(n) + pairs
-    exact = method == "exact" or (method == "auto" and is_small(n, pairs) and affordable)
     if max_basis is None:
-        max_basis = min(basis_size(vectors_in_memory(H), pairs), budget + 1, n)
-    limits = Limits(seed, budget - pairs, max_basis)
-    return SolverPlan(exact, copies, limits, num_products=n if exact else PRODUCTS_PER_PAIR * pairs)
+        max_basis = min(basis_size(fit, pairs), budget + 1, num_params)
+    return Limits(seed, budget - pairs, max_basis)
 
 
 def basis_size(fit: int, pairs: int) -> int:

@@ -96,10 +96,13 @@ def _signs(num_params: int, columns: range, seed: int, path: Sequence[PathPart])
     """The probes with these numbers."""
     probes = torch.empty(num_params, len(columns), dtype=torch.int8, device="cpu")
     for i, column in enumerate(columns):
-        generator = stream(seed, "rademacher", *path, column)
-        signs = torch.randint(0, 2, (num_params,), generator=generator, dtype=torch.int8, device="cpu")
-        probes[:, i] = signs.mul_(2).sub_(1)
+        probes[:, i] = signs(num_params, stream(seed, "rademacher", *path, column))
     return probes
+
+
+def signs(count: int, generator: torch.Generator) -> Int8[Tensor, " entry"]:
+    """Numbers that are +1 or -1 with equal probability, on the CPU."""
+    return torch.randint(0, 2, (count,), generator=generator, dtype=torch.int8, device="cpu").mul_(2).sub_(1)
 
 
 @full_precision

@@ -1,0 +1,160 @@
+"""Products with the Hessian of a sharded model, of which every process computes the rows of its own shards."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from hessian_tools.batches import arguments, cast_like, signature_of
+from hessian_tools.curvature.objective.batch_weights import batch_weights
+from hessian_tools.curvature.operators.operator import Operator
+from hessian_tools.curvature.operators.shards import Shards
+from hessian_tools.distributed.sharding import Regathers
+from hessian_tools.loss import Criterion
+from hessian_tools.processes import Ranks
+from hessian_tools.random_states import drawn_between, global_states
+from hessian_tools.torch_fixes.function_modes import TwiceDifferentiable
+
+
+@dataclass(frozen=True, repr=False)
+class ShardedProducts(Operator):
+    """The products with this process's part of the matrix, at one point; rows are those of its shards.
+
+    kept: the gradient with its graph, once the first product has made it.
+    """
+
+    model: nn.Module
+    criterion: Criterion
+    x: Any
+    y: Any
+    weight: float
+    parameters: tuple[Any, ...]
+    own: Shards
+    kept: list[Any]
+
+    @property
+    def shards(self) -> Shards:
+        """The division of vectors over the processes."""
+        return self.own
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes."""
+        return self.own.ranks
+
+    @property
+    def num_params(self) -> int:
+        """The number of rows that this process holds."""
+        return self.own.length
+
+    @property
+    def num_points(self) -> None:
+        """None, for a single point."""
+        return
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the parameters."""
+        return self.parameters[0].dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the shards."""
+        return self.own.ranks.device
+
+    def select(self, points: Tensor) -> Operator:
+        """There is one point only."""
+        raise ValueError("an operator at a single point has no points to select")
+
+    def products(self, V: Float[Tensor, "point param probe"]) -> Float[Tensor, "point param probe"]:
+        """This process's part of the products, one column after the other; every process takes part in each."""
+        columns = [self._product(v) for v in V[0].mT]
+        return torch.stack(columns, dim=-1)[None] if len(columns) > 1 else columns[0][None, :, None]
+
+    def _product(self, v: Tensor) -> Tensor:
+        if not self.kept:
+            self.kept.append(self._gradient())
+        chosen = [(g, part) for g, part in zip(self.kept[0], self._as_parameters(v), strict=True) if g.requires_grad]
+        if not chosen:
+            return torch.zeros_like(v)
+        gradients, directions = zip(*chosen, strict=True)
+        return self._own(
+            torch.autograd.grad(gradients, self.parameters, directions, retain_graph=True, allow_unused=True)
+        )
+
+    def _gradient(self) -> tuple[Any, ...]:
+        with torch.enable_grad(), TwiceDifferentiable(), Regathers():
+            value = self.weight * self.criterion(call(self.model, self.x), self.y)
+            gradients = torch.autograd.grad(value, self.parameters, create_graph=True, allow_unused=True)
+        missing = [i for i, g in enumerate(gradients) if g is None]
+        if missing:
+            names = [name for name, p in self.model.named_parameters() if p.requires_grad]
+            raise ValueError(f"the loss does not depend on {names[missing[0]]!r}; set its requires_grad to False")
+        return gradients
+
+    def _as_parameters(self, v: Tensor) -> list[DTensor]:
+        """The vector as DTensors with the shapes of the parameters."""
+        locals_ = [p.to_local() for p in self.parameters]
+        pieces = v.split([each.numel() for each in locals_])
+        return [
+            DTensor.from_local(
+                piece.reshape(each.shape),
+                p.device_mesh,
+                p.placements,
+                run_check=False,
+                shape=p.shape,
+                stride=p.stride(),
+            )
+            for piece, each, p in zip(pieces, locals_, self.parameters, strict=True)
+        ]
+
+    def _own(self, tensors: Any) -> Tensor:
+        """This process's shards of DTensors like the parameters, as one vector; zeros where there is none."""
+        parts = []
+        for tensor, p in zip(tensors, self.parameters, strict=True):
+            if tensor is None:
+                parts.append(torch.zeros_like(p.to_local()).flatten())
+                continue
+            parts.append(tensor.redistribute(placements=p.placements).to_local().flatten())
+        return torch.cat(parts)
+
+
+def call(model: nn.Module, x: Any) -> Any:
+    """The outputs of a model on inputs of any form."""
+    positional, named = arguments(x, signature_of(model))
+    return model(*positional, **named)
+
+
+def outputs_without_change(model: nn.Module, x: Any, device: torch.device) -> Any:
+    """The outputs at the present parameters; raises ValueError if the forward pass changes buffers or draws numbers."""
+    before, buffers = global_states(device), [b.detach().clone() for b in model.buffers()]
+    with torch.no_grad():
+        outputs = call(model, x)
+    if drawn_between(before, global_states(device)) == "surely":
+        raise ValueError("the model draws random numbers in its forward pass; call model.eval()")
+    if any(not torch.equal(a, b) for a, b in zip(buffers, model.buffers(), strict=True)):
+        raise ValueError("the model changes its buffers in its forward pass; call model.eval()")
+    return outputs
+
+
+def weight_among(criterion: Criterion, outputs: Any, y: Any, ranks: Ranks) -> float:
+    """The share of this process's loss in the loss of all data, by what the criterion divides its batch."""
+    if not isinstance(outputs, Tensor) or not isinstance(y, Tensor):
+        raise ValueError(
+            "outputs and targets are no tensors, so it is not known how much each batch counts; give weight="
+        )
+    first = ranks.from_process(0, (outputs.cpu(), y.cpu()))
+
+    def loss(scale: Tensor, pair: tuple[Tensor, Tensor]) -> Tensor:
+        return criterion(scale * pair[0], pair[1])
+
+    one = torch.ones(1, 1, dtype=outputs.dtype, device=outputs.device)
+    pair = [cast_like(first, one), (outputs, y)]
+    of_first, of_own = ranks.together(lambda: batch_weights(loss, one, pair, shared=True))
+    rows = ranks.numbers([of_own / of_first, float(of_first + of_own == 2)])
+    if all(row[1] for row in rows):
+        return 1.0
+    return of_own / of_first / sum(row[0] for row in rows)

@@ -1,0 +1,124 @@
+"""A model whose parameters are divided over processes, and gathered one after the other where the model uses them.
+
+This is parametrised sharding (Zhang et al. 2024, SimpleFSDP): the gathering is a part of the graph, so that it can be
+differentiated twice.
+"""
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import parametrize
+
+from hessian_tools.processes import Ranks, checked_group
+
+
+class _Gathered(nn.Module):
+    """The parametrisation of a sharded parameter: its whole tensor, whose gradient is summed into the shards."""
+
+    def forward(self, shard: Tensor) -> Tensor:
+        """The whole tensor on every process."""
+        assert isinstance(shard, DTensor)
+        placements = [Replicate()] * shard.device_mesh.ndim
+        whole = shard.redistribute(placements=placements).to_local(grad_placements=[Partial()] * len(placements))
+        if _regathers:
+            _regathers[-1].gathered.append((weakref.ref(whole), shard))
+        return whole
+
+
+class Regathers:
+    """A context in which graphs do not hold whole parameters: where a derivative needs one, it is gathered again.
+
+    All processes run the same graph and therefore gather in the same order.
+    """
+
+    def __init__(self) -> None:
+        self.gathered: list[tuple[weakref.ref[Tensor], DTensor]] = []
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(self._packed, self._unpacked)
+
+    def __enter__(self) -> None:
+        _regathers.append(self)
+        self.hooks.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self.hooks.__exit__(*error)
+        _regathers.pop()
+
+    def _packed(self, tensor: Tensor) -> Any:
+        for reference, shard in self.gathered:
+            whole = reference()
+            if whole is not None and whole.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr():
+                return shard, shard._version, tensor.shape, tensor.stride(), tensor.storage_offset()
+        return tensor
+
+    def _unpacked(self, packed: Any) -> Tensor:
+        if isinstance(packed, Tensor):
+            return packed
+        shard, version, *form = packed
+        if shard._version != version:
+            raise ValueError("the parameters have changed since the first product; make the sharded_hessian again")
+        with torch.no_grad():
+            whole = shard.redistribute(placements=[Replicate()] * shard.device_mesh.ndim).to_local()
+            return whole.as_strided(*form)
+
+
+_regathers: list[Regathers] = []  # the contexts that are open
+
+
+def shard(model: nn.Module, process_group: Any = None) -> nn.Module:
+    """Shards the trainable parameters of a model over the processes of a group, in place; returns the model.
+
+    Each parameter becomes a ``DTensor`` that is divided along its first axis, and is gathered whenever the model uses
+    it. All processes must give the same model.
+
+    Raises ValueError for models that are wrapped or sharded already, and for processes whose parameters differ.
+    """
+    refuse_wrapped(model)
+    group = checked_group(process_group)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if any(isinstance(p, DTensor) for p in parameters):
+        raise ValueError("the model has DTensors as parameters already; give it to sharded_hessian")
+    if not parameters:
+        raise ValueError("the model has no trainable parameters; set requires_grad")
+    kind = parameters[0].device.type
+    ranks = Ranks(group, parameters[0].device)
+    sums = ranks.numbers([sum(float(p.detach().double().sum()) for p in parameters), len(parameters)])
+    if any(row != sums[0] for row in sums):
+        raise ValueError("the processes have different parameters; make the model after torch.manual_seed(0) on each")
+    mesh = DeviceMesh.from_group(group, kind)
+    shared: dict[int, nn.Parameter] = {}
+    for module in list(model.modules()):
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter.requires_grad:
+                if parameter.ndim == 0:
+                    raise ValueError(f"the parameter {name!r} is a single number; give it the shape [1]")
+                if id(parameter) not in shared:
+                    shared[id(parameter)] = nn.Parameter(_divided(parameter.detach(), mesh, ranks))
+                module.register_parameter(name, shared[id(parameter)])
+                parametrize.register_parametrization(module, name, _Gathered(), unsafe=True)
+    return model
+
+
+def _divided(whole: Tensor, mesh: DeviceMesh, ranks: Ranks) -> DTensor:
+    """The DTensor of a tensor that every process has; only this process's part stays in memory."""
+    rows = -(-whole.shape[0] // ranks.size)
+    own = whole[ranks.rank * rows : (ranks.rank + 1) * rows].clone(memory_format=torch.contiguous_format)
+    stride = torch.empty(whole.shape, device="meta").stride()
+    return DTensor.from_local(own, mesh, [Shard(0)], run_check=False, shape=whole.shape, stride=stride)
+
+
+def refuse_wrapped(model: nn.Module) -> None:
+    """Raises ValueError for torch's own wrappers of distributed models."""
+    for name, module in model.named_modules():
+        if isinstance(module, FSDPModule):
+            raise ValueError(
+                f"the module {name or 'itself'!r} is wrapped by fully_shard, which gives no second derivative; give "
+                "the plain model to hessian_tools.distributed.shard"
+            )
+        if isinstance(module, DistributedDataParallel | nn.DataParallel):
+            raise ValueError(f"the module {name or 'itself'!r} is a {type(module).__name__}; give its .module")
