@@ -36,17 +36,7 @@ def objective_of_share(
     ranks = Ranks(share.group, thetas.device)
     own, by_size = share.batch, isinstance(weights, str)
     is_empty = isinstance(own, list) and not own
-    names = loss.layout.names if isinstance(loss, Loss) else None
-    told = ranks.gather(((tuple(thetas.shape), str(thetas.dtype), checksum(thetas), names, by_size), is_empty))
-    for rank, (about, _) in enumerate(told):
-        if about != told[0][0]:
-            raise ValueError(
-                f"process {rank} has another theta, other parameters or another kind of weights than process 0; give "
-                "the same to all, such as a model that each makes after torch.manual_seed(0)"
-            )
-    holders = [rank for rank, (_, has_none) in enumerate(told) if not has_none]
-    if not holders:
-        raise ValueError("no process has a batch; give data to one of them at least")
+    holders = _holders(ranks, loss, thetas, is_empty=is_empty, by_size=by_size)
     objective = ranks.together(lambda: None if is_empty else _one_group(alone(own)))
     first = None
     if ranks.rank == holders[0]:
@@ -54,27 +44,15 @@ def objective_of_share(
         first = cast_like(objective.batches[0], torch.empty(0, dtype=thetas.dtype, device="cpu"))
     first = ranks.from_process(holders[0], first)
 
-    def with_weights() -> tuple[Objective, list[float], bool]:
+    def weighted() -> tuple[Objective, list[float], bool]:
         """The objective, its weights in units that all processes share, and whether the losses add up."""
         if objective is None:
             return _one_group(alone(first)), [0.0], False
         if not by_size:
             return objective, _given(weights, len(objective.batches)), False
-        pair = [cast_like(first, thetas), objective.batches[0]]
-        try:
-            of_first, of_own = batch_weights(loss, objective.thetas, pair, shared=objective.shared)
-        except ValueError:
-            own_batch = not objective.shared
-            why = why_loss_fails(loss, objective.thetas, objective.batches[0], name="batch", own_batch=own_batch)
-            if why is None:
-                raise
-            raise ValueError(why) from None
-        if of_first + of_own == 2:
-            return objective, [1.0] * len(objective.batches), True
-        unit = of_own / of_first / objective.weights[0]
-        return objective, [unit * weight for weight in objective.weights], False
+        return objective, *_weights_beside(objective, cast_like(first, thetas))
 
-    objective, scaled, adds = ranks.together(with_weights)
+    objective, scaled, adds = ranks.together(weighted)
     rows = ranks.numbers([sum(scaled), float(adds)])
     total, adding = sum(row[0] for row in rows), {bool(row[1]) for rank, row in enumerate(rows) if rank in holders}
     if len(adding) > 1:
@@ -86,6 +64,41 @@ def objective_of_share(
     (group,) = objective.groups
     fractions = tuple(scaled) if adding == {True} else tuple(weight / total for weight in scaled)
     return replace(objective, groups=(replace(group, weights=fractions),), ranks=ranks)
+
+
+def _holders(ranks: Ranks, loss: LossFunction, thetas: Tensor, *, is_empty: bool, by_size: bool) -> list[int]:
+    """The processes that have batches. Raises ValueError where there is none, or where processes differ in theta."""
+    names = loss.layout.names if isinstance(loss, Loss) else None
+    told = ranks.gather(((tuple(thetas.shape), str(thetas.dtype), checksum(thetas), names, by_size), is_empty))
+    for rank, (about, _) in enumerate(told):
+        if about != told[0][0]:
+            raise ValueError(
+                f"process {rank} has another theta, other parameters or another kind of weights than process 0; give "
+                "the same to all, such as a model that each makes after torch.manual_seed(0)"
+            )
+    holders = [rank for rank, (_, has_none) in enumerate(told) if not has_none]
+    if not holders:
+        raise ValueError("no process has a batch; give data to one of them at least")
+    return holders
+
+
+def _weights_beside(objective: Objective, first: Any) -> tuple[list[float], bool]:
+    """The weights of the batches where ``first`` has the weight 1, and whether the losses add up.
+
+    first: the batch with which all processes compare their own.
+    """
+    loss, own = objective.loss, objective.batches[0]
+    try:
+        of_first, of_own = batch_weights(loss, objective.thetas, [first, own], shared=objective.shared)
+    except ValueError:
+        why = why_loss_fails(loss, objective.thetas, own, name="batch", own_batch=not objective.shared)
+        if why is None:
+            raise
+        raise ValueError(why) from None
+    if of_first + of_own == 2:  # a criterion that adds up gives every batch the weight 1
+        return [1.0] * len(objective.batches), True
+    unit = of_own / of_first / objective.weights[0]
+    return [unit * weight for weight in objective.weights], False
 
 
 def _one_group(objective: Objective) -> Objective:
