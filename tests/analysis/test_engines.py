@@ -219,6 +219,18 @@ def test_the_run_of_an_earlier_job_is_waited_for(tmp_path: Path, monkeypatch: py
         worker._do_patiently(in_use, Unit(1), lambda *report: None)
 
 
+def test_a_job_waits_until_an_earlier_one_has_given_up_its_run(tmp_path: Path) -> None:
+    calls: list[Unit] = []
+
+    def in_use_at_first(unit: Unit, emit: Any) -> None:
+        calls.append(unit)
+        if len(calls) < 2:
+            raise FolderInUseError("another process is at work")
+
+    assert do_share(worker.Share(in_use_at_first, tuple(units("wait")), tmp_path, 0, worker.versions())) is None
+    assert len(calls) == 2
+
+
 @pytest.fixture
 def small(working_folder: Path) -> Path:
     (working_folder / "small.yaml").write_text(SMALL_STUDY)

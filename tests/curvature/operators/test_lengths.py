@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import hessian_tools as ht
 from hessian_tools import stream
@@ -44,6 +44,16 @@ def test_vectors_of_any_length_and_dtype(n: int) -> None:
         x = uniform(2, n).to(dtype)
         torch.testing.assert_close(vector_norm(x), x.norm(dim=-1))
         torch.testing.assert_close(inner_products(x, x), x @ x.mT)
+
+
+def test_the_gram_matrix_of_a_million_parameters_in_float32() -> None:
+    """One example x of a linear model with the loss (x'theta)^2 has the Gauss-Newton matrix 2 x x'."""
+    model = nn.Linear(N, 1, bias=False)
+    theta, layout = ht.flatten(model)
+    loss = ht.make_loss(model, lambda out, y: (out**2).mean() + 0 * y.sum(), layout)
+    x = uniform(1, N)
+    found = ht.spectrum(ht.gauss_newton(loss, 0 * theta, (x, torch.zeros(1))))
+    assert largest_error(found.values.max(), 2 * (x.double() ** 2).sum()) < 1e-6
 
 
 def test_the_curvature_of_a_million_parameters_in_float32() -> None:
