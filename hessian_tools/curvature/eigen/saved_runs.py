@@ -113,13 +113,15 @@ class SavedRun:
         if not all(abs(a - b) <= self.rounding * scale for a, b in pairs):
             raise ValueError(
                 f"{self.folder} holds a Lanczos run of another matrix (another theta, loss or data): its product with "
-                "a random vector differs; give another folder, or remove this one"
+                "a random vector differs; give another folder"
             )
         for i, checksum in enumerate(about["checksums"]):
             path = at / f"vector-{i}.safetensors"
             vector = _tensors(path)[0]["vector"]
             if _checksum(vector) != checksum:
-                raise ValueError(f"{path} was changed after it was written; remove {self.folder}, and start again")
+                raise ValueError(
+                    f"{path} was changed after it was written; move {self.folder} elsewhere, and start again"
+                )
             basis.rows[0, i] = vector.to(basis.rows)
         for name in RUN:
             setattr(run, name, tensors[name].numpy())
@@ -136,7 +138,7 @@ def _tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); remove its folder, and start again") from None
+        raise ValueError(f"{path} cannot be read ({error}); move its folder elsewhere, and start again") from None
 
 
 def _checksum(vector: Tensor) -> int:
