@@ -197,7 +197,7 @@ class Loss:
 
         Compiled code has no second derivative.
         """
-        with self._uncompiled(), recomputing(self.recomputed, self._inside_of_a_block):
+        with self._uncompiled(), recomputing(self.recomputed, self._around_a_block):
             try:
                 return functional_call(self.model, tensors, positional, by_name)
             except (TypeError, AttributeError) as error:
@@ -213,8 +213,8 @@ class Loss:
         return torch.compiler.set_stance("force_eager") if self._has_compiled_parts else nullcontext()
 
     @contextmanager
-    def _inside_of_a_block(self) -> Iterator[None]:
-        """What surrounds a block that is computed again, outside of a forward pass."""
+    def _around_a_block(self) -> Iterator[None]:
+        """What has to surround a block that is computed again in a backward pass."""
         with self._uncompiled(), self._replacing():
             yield
 
