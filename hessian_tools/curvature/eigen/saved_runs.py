@@ -92,7 +92,7 @@ class SavedRun:
             save_file({"vector": vector.clone() if vector is row else vector}, at / f"vector-{i}.safetensors")
         tensors = {name: torch.from_numpy(getattr(run, name)).clone() for name in RUN}
         tensors |= {f"basis.{name}": torch.from_numpy(getattr(basis, name)).clone() for name in BASIS}
-        tensors |= {"last_coupling": basis._last_coupling.cpu(), "at_breakdown": run.rule.memory()}
+        tensors["at_breakdown"] = run.rule.memory()
         about: dict[str, Any] = {"settings": self.settings, "product": self.product, "checksums": checksums}
         about |= {"size": basis.size, "num_restarted": basis.num_restarted, "steps": run.steps}
         partial = at / f".{STATE}"
@@ -127,7 +127,6 @@ class SavedRun:
             setattr(run, name, tensors[name].numpy())
         for name in BASIS:
             setattr(basis, name, tensors[f"basis.{name}"].numpy())
-        basis._last_coupling = tensors["last_coupling"].to(basis.rows)
         basis.size, basis.num_restarted, run.steps = about["size"], about["num_restarted"], about["steps"]
         basis.next = basis.rows[:, basis.size]
         run.rule.remember(tensors["at_breakdown"])
