@@ -49,6 +49,18 @@ def test_a_run_that_was_ended_twice_gives_the_same_bits(tmp_path: Path, copies: 
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
+@pytest.mark.parametrize("stop_after", range(8, 13))
+def test_a_run_remembers_the_values_at_its_last_breakdown(tmp_path: Path, stop_after: int) -> None:
+    """Of five distinct eigenvalues the Krylov space is exhausted after five steps, before the first restart."""
+    spectrum = torch.arange(N, dtype=torch.float64) % 5 + 1
+    options = OPTIONS | {"k": 1, "max_basis": 8, "copies": False}
+    whole = ht.top_eigenpairs(matrix(spectrum), **options)
+    with pytest.raises(Stopped):
+        ht.top_eigenpairs(matrix(spectrum, stop_after=stop_after), folder=tmp_path, **options)
+    resumed = ht.top_eigenpairs(matrix(spectrum), folder=tmp_path, **options)
+    assert torch.equal(resumed.num_matvecs, whole.num_matvecs) and torch.equal(resumed.values, whole.values)
+
+
 def ended(folder: Path) -> None:
     with pytest.raises(Stopped):
         ht.top_eigenpairs(matrix(stop_after=40), copies=False, folder=folder, **OPTIONS)
