@@ -92,11 +92,18 @@ def process_signature(
 
 # ---- comments in Markdown
 
+# The place of an explorer, which GitHub would show as text if it were written as HTML.
+EXPLORER = re.compile(r"<!-- explorer: ([\w-]+) -->")
+FRAME = r'<iframe class="explorer" src="results/\1/explorer.html" title="Explorer of \1" loading="lazy"></iframe>'
 
-def remove_comments(app: Any, name: str, source: list[str]) -> None:
-    """Remove HTML comments, by which tests find numbers; one at the beginning of a line would end its paragraph."""
+
+def replace_comments(app: Any, name: str, source: list[str]) -> None:
+    """Put explorers in their places, and remove all other HTML comments, by which tests find numbers.
+
+    A comment at the beginning of a line would end its paragraph.
+    """
     if not name.startswith("tutorial/"):
-        source[0] = re.sub(r"\s*<!--.*?-->", "", source[0], flags=re.DOTALL)
+        source[0] = re.sub(r"\s*<!--.*?-->", "", EXPLORER.sub(FRAME, source[0]), flags=re.DOTALL)
 
 
 # ---- links to notebooks, for which docs/tutorial is a link, and to the reports of kept results
@@ -111,26 +118,34 @@ def lead_to_notebooks(app: Any, doctree: Any) -> None:
 
 
 def lead_to_reports(app: Any, doctree: Any) -> None:
-    """Make links to a ``report.html`` lead to the page in its folder, where its figures are, and not to a copy."""
+    """Make links to a ``report.html`` lead to the page in its folder, where its figures are, and not to a copy.
+
+    A link to the explorer of the same results, which exists on the site alone, is put behind it.
+    """
     for node in list(doctree.findall(addnodes.download_reference)):
         path = Path(node["reftarget"])
         if path.name == "report.html":
-            node.replace_self(nodes.reference("", "", *node.children, refuri=f"{path.parent.name}/{path.name}"))
+            report = nodes.reference("", "", *node.children, refuri=f"{path.parent.name}/{path.name}")
+            explorer = nodes.reference("", "explore", refuri=f"{path.parent.name}/explorer.html")
+            node.replace_self([report, nodes.Text(" ("), explorer, nodes.Text(")")])
 
 
-def copy_reports(app: Any, error: Exception | None) -> None:
-    """Copy the reports of kept results with their figures into the site."""
+def add_reports_and_explorers(app: Any, error: Exception | None) -> None:
+    """Copy the reports of kept results with their figures into the site, and write the explorer's page of each."""
+    import analysis
+
     for report in (ROOT / "docs" / "results").glob("*/report.html"):
         folder = Path(app.outdir) / "results" / report.parent.name
         shutil.copytree(report.parent / "figures", folder / "figures", dirs_exist_ok=True)
         shutil.copy(report, folder)
+        analysis.explore(report.parent).save(folder / "explorer.html")
 
 
 def setup(app: Any) -> None:
     """Connect the functions above; called by Sphinx."""
     app.connect("autodoc-process-docstring", process_docstring)
     app.connect("autodoc-process-signature", process_signature)
-    app.connect("source-read", remove_comments)
+    app.connect("source-read", replace_comments)
     app.connect("doctree-read", lead_to_notebooks)
     app.connect("doctree-read", lead_to_reports)
-    app.connect("build-finished", copy_reports)
+    app.connect("build-finished", add_reports_and_explorers)

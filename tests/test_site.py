@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from browser import as_number, new_page, set_slider, shown_values
 
 import analysis
 import hessian_tools as ht
@@ -66,3 +67,28 @@ def test_the_results_lead_to_the_reports_with_their_figures(site):
         path = site / "results" / report
         pictures = re.findall(r'src="(.*?)"', path.read_text(encoding="utf-8"))
         assert pictures and all((path.parent / picture).exists() for picture in pictures)
+    explorers = set(re.findall(r'href="([\w-]+/explorer\.html)"', page))
+    assert explorers == {report.replace("report.html", "explorer.html") for report in reports}
+    assert all((site / "results" / explorer).exists() for explorer in explorers)
+
+
+@pytest.mark.heavy
+@pytest.mark.xdist_group("site")
+def test_an_explorer_within_a_page_of_the_site_follows_its_sliders(site, tmp_path):
+    ds = analysis.open_study(DOCS / "results" / "quickdraw")
+    values = ds["alpha_rho"].sel(learner="maml").mean("task").mean("seed")
+    requested = []
+    with new_page(tmp_path, viewport={"width": 1200, "height": 900}) as page:
+        page.on("request", lambda request: requested.append(request.url))
+        page.goto((site / "explorer.html").as_uri())
+        page.locator("iframe.explorer").scroll_into_view_if_needed()
+        explorer = page.frame_locator("iframe.explorer")
+        explorer.locator("[data-view=training] svg").wait_for()
+        for checkpoint, step in ((3, 0), (1, 2)):
+            set_slider(explorer, "checkpoint", checkpoint)
+            set_slider(explorer, "step", step)
+            expected = float(values.isel(checkpoint=checkpoint, inner_step=step))
+            assert as_number(shown_values(explorer)["maml"][0]) == pytest.approx(expected, rel=1e-3)
+        page.set_viewport_size({"width": 400, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth") == 400
+    assert requested and all(address.startswith(("file:", "blob:")) for address in requested)
