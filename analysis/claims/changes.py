@@ -4,8 +4,10 @@
   loss.
 * "meta-gradient": the first-order and the full meta-gradient approach each other.
 * "shot-distance": the ends of few large and of many small inner steps differ by what the leading term of the expansion
-  in the step size predicts, theta_r - theta_t = (tau^2 / 2) (1/T - 1/R) H g. The claim is about a formula and not about
-  training, so the cosine of both vectors is compared with a number and not with that of the untrained network.
+  in the step size predicts, theta_r - theta_t = (tau^2 / 2) (1/T - 1/R) H g. Here T steps lead to the target and R to
+  the reference, and tau, the number of steps times their size, is the same for both. The claim is about a formula and
+  not about training, so the cosine of both vectors is compared with a number, and not with that of the untrained
+  network.
 """
 
 from dataclasses import replace
@@ -21,7 +23,8 @@ from analysis.claims.verdict import Verdict, judged
 from analysis.schema import alpha_steps, trained_learners, untrained_start, with_seeds_of
 
 THRESHOLD = 2.0  # of alpha rho
-LEAST_COSINE = 0.8  # a mean cosine surely above this, and possibly above it plus the margin, counts as close to 1
+# The mean cosine counts as close to 1 if its whole interval lies above this, and reaches this plus the margin.
+LEAST_COSINE = 0.8
 
 
 def stability_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
@@ -35,7 +38,7 @@ def stability_verdicts(ds: xr.Dataset, plan: Plan) -> list[Verdict]:
         for steps, rows in step_groups(ds, plan):
             one, other = (side[:, :, rows] for side in below)
             comparison = compare_task_by_task(one, other, plan, diverged=lost)
-            if comparison.obstacle:
+            if comparison.obstacle:  # the only one here is that both sides are identical
                 comparison = replace(comparison, obstacle="the same points are below 2 on both sides; so nothing rises")
             words = {"learner": learner, "baseline": UNTRAINED, "steps": steps}
             measure = "the fraction of points with alpha rho below 2"

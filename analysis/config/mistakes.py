@@ -11,6 +11,8 @@ from analysis.config.base import NAME
 
 # Names of a union's alternatives, which pydantic inserts into the path of a mistake and which a user would not know.
 UNION_PARTS = ("constrained-float", "float", "StepSizeSearch")
+# pydantic ends the path of a mistake with this part where the key of a mapping is wrong, and not its value.
+WRONG_KEY = ".[key]"
 # pydantic's types of the error "unknown key", for a model and for a dataclass.
 UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
 
@@ -29,7 +31,7 @@ def first_mistake(error: ValidationError, model: type) -> str:
         return f"{place + ': ' if place else ''}{mistake['msg'].removeprefix('Value error, ')}"
     if mistake.get("ctx", {}).get("pattern") == NAME:
         rule = "a name has letters, digits, '.', '_' and '-', and begins with a letter or a digit"
-        return f"{place.removesuffix('.[key]')}: {rule} (got {_short(repr(mistake['input']))})"
+        return f"{place.removesuffix(WRONG_KEY)}: {rule} (got {_short(repr(mistake['input']))})"
     got = "" if mistake["type"] == "missing" else f" (got {_short(repr(mistake['input']))})"
     return f"{place}: {mistake['msg'][:1].lower()}{mistake['msg'][1:]}{got}"
 

@@ -1,11 +1,13 @@
 """Draws the mean of a quantity over seeds, with a band and error bars, over meta-training or along the inner loop.
 
 Lines, bands and bars have a matplotlib group id (gid) such as ``mean:<name>`` or ``seed:<name>:<seed>``, by which a
-test or a drawing program finds them. A control is a learner that is not trained.
+test or a drawing program finds them. Learners and methods are the same here: the style and the label of
+a method depend on the learner's name alone.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,15 +25,15 @@ BAND_ALPHA = 0.16
 SEED_ALPHA = 0.45
 
 
-def controls(ds: xr.Dataset) -> list[str]:
+def untrained_learners(ds: xr.Dataset) -> list[str]:
     """The learners that are not trained, as the study's settings say; their names are not looked at."""
     trained = trained_learners(ds)
     return [name for name in learner_names(ds) if name not in trained]
 
 
 def learner_style(ds: xr.Dataset, name: str) -> MethodStyle:
-    """The style of one learner: that of its method if it is trained, grey if it is an untrained control."""
-    return CONTROL_STYLE if name in controls(ds) else method_style(name)
+    """The style of one learner: that of its name if it is trained, grey if it is an untrained control."""
+    return CONTROL_STYLE if name in untrained_learners(ds) else method_style(name)
 
 
 def plot_finite(ax: Axes, x: np.ndarray, y: np.ndarray, **look: Any) -> None:
@@ -93,7 +95,7 @@ def over_training(ds: xr.Dataset, ax: Axes, summary: Summary, *, num_diverged: x
     for position, name in enumerate(learner_names(ds)):
         part, style = summary.at(learner=position), learner_style(ds, name)
         has_mean = np.isfinite(part.mean.values)
-        if name in controls(ds):
+        if name in untrained_learners(ds):
             horizontal_line(ax, part.at(checkpoint=int(np.argmax(has_mean))), style=style, name=name)
         else:
             curve(ax, x, part, style=style, name=name)
@@ -126,8 +128,8 @@ def alike_at_start(ds: xr.Dataset, means: xr.DataArray, names: Sequence[str]) ->
         if untrained_start(ds, name) != name or not np.isfinite(values).any():
             continue
         # Equal networks may differ by rounding in float32. A relative difference of 1e-4 cannot be seen in a figure.
-        look: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-9, "equal_nan": True}
-        alike = (group for group in groups if np.allclose(values, start.sel(learner=group[0]).values, **look))
+        close = partial(np.allclose, values, rtol=1e-4, atol=1e-9, equal_nan=True)
+        alike = (group for group in groups if close(start.sel(learner=group[0]).values))
         found = next(alike, None)
         if found is None:
             groups.append([name])
@@ -143,9 +145,10 @@ def untrained_levels(ds: xr.Dataset, ax: Axes, summary: Summary) -> list[Line2D]
     lines are returned as legend entries. No line is drawn where an untrained control already has one, which
     ``over_training`` draws. The only line is grey; of several, each has the colour of its first learner.
     """
+    # Networks that are trained on shuffled labels, or without episodes, are controls as well, and get no line.
     names = [name for name in trained_learners(ds) if not is_control(ds, name)]
     groups = alike_at_start(ds, summary.mean, names)
-    known = [float(value) for value in summary.mean.isel(checkpoint=0).sel(learner=controls(ds)).values]
+    known = [float(value) for value in summary.mean.isel(checkpoint=0).sel(learner=untrained_learners(ds)).values]
     lines = []
     for group in groups:
         level = float(summary.mean.isel(checkpoint=0).sel(learner=group[0]))
@@ -247,7 +250,9 @@ class TitledState(NamedTuple):
 
 
 def states_by_start(ds: xr.Dataset, means: xr.DataArray, names: Sequence[str]) -> list[TitledState]:
-    """The states of figures of maps: each untrained network, followed by the last states of the learners from it.
+    """The states that a figure of heat maps shows, in order: each untrained network, then those that start from it.
+
+    A learner is shown in its last state.
 
     means: the quantity of the maps [learner, checkpoint, ...], without seeds; positions are those in it.
     """
@@ -266,7 +271,7 @@ def states_by_start(ds: xr.Dataset, means: xr.DataArray, names: Sequence[str]) -
     return maps
 
 
-def in_columns(means: xr.DataArray, maps: Sequence[TitledState]) -> xr.DataArray:
+def where_shown(means: xr.DataArray, maps: Sequence[TitledState]) -> xr.DataArray:
     """The values ``means`` where a map shows them, and NaN elsewhere."""
     shown = xr.zeros_like(means, dtype=bool)
     for one in maps:
@@ -295,7 +300,7 @@ def along_steps(
 ) -> None:
     """Draw a quantity along the inner loop of one state.
 
-    summary: that of the quantity in the whole study. The number of all seeds that have values decides the kind of band,
+    summary: that of the quantity in the whole study. Its number of seeds decides whether bands are intervals or ranges,
         so that all panels have the same kind.
     error: the errors of the quantity's means in the whole study, which are drawn as bars.
     """

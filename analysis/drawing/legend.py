@@ -11,7 +11,7 @@ from matplotlib.artist import Artist
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from analysis.drawing.curves import BAND_ALPHA, QuantityLook, controls, learner_style, panel_learners, states
+from analysis.drawing.curves import BAND_ALPHA, QuantityLook, learner_style, panel_learners, states, untrained_learners
 from analysis.drawing.style import CONTROL_STYLE, DARK, GREY, method_label
 from analysis.drawing.summary import MAX_SEEDS_SHOWN, diverged_units, seed_counts, seeds_with_values, tasks_per_seed
 from analysis.schema import begun_elsewhere, learner_names, why_no_alpha
@@ -32,7 +32,7 @@ def learner_entries(ds: xr.Dataset, *, control_lines: bool = True) -> list[Artis
     entries: list[Artist] = []
     for name in learner_names(ds):
         style = learner_style(ds, name)
-        is_line, is_marker = (control_lines, not control_lines) if name in controls(ds) else (True, True)
+        is_line, is_marker = (control_lines, not control_lines) if name in untrained_learners(ds) else (True, True)
         look = {"linestyle": style.linestyle if is_line else "none", "marker": style.marker if is_marker else ""}
         entries.append(entry(method_label(name), color=style.color, **look))
     return entries

@@ -36,7 +36,10 @@ def threshold(ax: Axes, value: float = DESCENT_THRESHOLD, *, label: str = "") ->
 
 
 def cosine_null(ax: Axes, steps: int) -> Patch:
-    """Draw the band in which the mean cosine of gradients and displacement lies if the inner gradients are orthogonal.
+    """Draw the band in which a mean cosine lies if the inner gradients are orthogonal to each other.
+
+    It is the mean over the inner steps of the cosine between a step's gradient and the displacement of the whole inner
+    loop.
 
     steps: the number K of inner steps.
     """

@@ -34,6 +34,7 @@ def measure(points: Points) -> Values:
         "rho_error": error,
         "alpha_rho": alpha * curvature.rho,
         "alpha_rho_error": alpha * error,
+        # Equal to normalised.rho but for rounding; kept datasets hold the numbers of this function.
         "rho_normalised": rho_normalised(products.scale, g, products.hd2g),
     }
 
@@ -70,6 +71,6 @@ QUANTITY = Quantity(
     ),
     measure=measure,
     library="hessian_tools.curvature.curvature_along, .rho_normalised",
-    cost="2; the error uses the products with the probes as well",
+    cost="two, with g and D^2 g; the error uses the products with the probes as well",
     reference="Lee, Yoo, Kwak 2023, equation 3",
 )

@@ -1,4 +1,4 @@
-"""How far the adapted network answers as a prototype classifier on its own features would."""
+"""How often the adapted network gives the same answer as a prototype classifier on its features."""
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ def measure(points: Points) -> Values:
         with torch.no_grad():
             try:
                 inputs, queries = (features(points.loss, theta, batch) for batch in (x, task.query[0]))
-            except ValueError:  # the network has no head, or does not call it once
+            except ValueError:  # the network has no head, or does not call it exactly once
                 return theta.new_full((), torch.nan)
             answers = points.loss.outputs(theta, task.query[0]).argmax(-1)
             return (answers == nearest_class_mean(inputs, y, queries)).to(theta.dtype).mean()

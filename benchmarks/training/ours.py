@@ -1,6 +1,7 @@
 """hessian-tools: the outer step of ``meta_train``, from drawn episodes to the mean meta-gradient.
 
-If a run has more than one thread, convolutional networks use that many worker processes of one thread each instead.
+If a run has more than one thread, convolutional networks use as many worker processes of one thread each instead, but
+at most one for each task. They are not batched over tasks, because that makes them slower on a processor.
 """
 
 import os
@@ -72,9 +73,9 @@ def _outer_step(problem: TrainingProblem, shot: Shot | None) -> Job:
 
     def run() -> Answer:
         theta.grad = None
-        accumulate_gradient(config, loss, theta, 0)
+        accumulate_gradient(config, loss, theta, meta_step=0)
         assert theta.grad is not None
-        return Answer(0, sampled_entries(theta.grad))
+        return Answer(num_matvecs=0, values=sampled_entries(theta.grad))
 
     return Job(run, "all tasks at once" if batched else "task by task")
 
@@ -91,10 +92,10 @@ def _by_workers(config: TrainConfig, loss: ht.Loss, theta: Tensor) -> Callable[[
     def run() -> Answer:
         theta.grad = None
         cpu, wall = _cpu_seconds(shared.pool.pids), time.perf_counter()
-        shared.accumulate_gradient(theta, 0)
+        shared.accumulate_gradient(theta, meta_step=0)
         seconds = time.perf_counter() - wall, _cpu_seconds(shared.pool.pids) - cpu
         assert theta.grad is not None
-        return Answer(0, sampled_entries(theta.grad), seconds=seconds)
+        return Answer(num_matvecs=0, values=sampled_entries(theta.grad), seconds=seconds)
 
     run()  # starts the worker processes, so that their start is not timed
     return run

@@ -101,11 +101,11 @@ def open_data(
         if features := _features(tree, split):
             return features
         match = _adjusted(recognise(tree), image_size=image_size, channels=channels, crop=crop)
-        stems, contents, chosen = _look_up(tree, match, split, cache)
+        places, contents, chosen = _look_up(tree, match, split, cache)
         # This comes before decoding, which can take an hour, because it refuses a split that does not fit the classes.
         splits = chosen.positions(contents.class_names, match.layout)
         if not isinstance(contents, pixel_cache.Cached):
-            contents = pixel_cache.fill(stems, contents, match, source=tree.path, progress=progress)
+            contents = pixel_cache.fill(places, contents, match, source=tree.path, progress=progress)
     class_names = contents.class_names
     if rotations:
         class_names = turned_names(class_names)
@@ -197,12 +197,12 @@ def _look_up(
 ) -> tuple[list[Path], pixel_cache.Cached | Contents, Split]:
     """Look up three things: where the cache may lie, what it or the data contain, and the chosen split.
 
-    The first are stems, which are paths without the endings .npy and .json. The second is the cache or, if there is
+    The first are paths without the endings .npy and .json. The second is the cache or, if there is
     none, the contents of the data.
     """
-    stems = pixel_cache.stems(tree, match, folder=Path(os.path.expanduser(cache)) if cache else None)
-    contents = pixel_cache.find(stems) or pixel_cache.read_contents(tree, match)
-    return stems, contents, chosen_split(contents.splits, split, match.layout)
+    places = pixel_cache.cache_paths(tree, match, folder=Path(os.path.expanduser(cache)) if cache else None)
+    contents = pixel_cache.find(places) or pixel_cache.read_contents(tree, match)
+    return places, contents, chosen_split(contents.splits, split, match.layout)
 
 
 def _features(tree: Tree, split: str | Path | None) -> FeatureClasses | None:

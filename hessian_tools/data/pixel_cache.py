@@ -58,10 +58,10 @@ class Cached:
     pixels_digest: str
 
 
-def stems(tree: Tree, match: Match, *, folder: Path | None) -> list[Path]:
-    """The stems, which are paths without the endings .npy and .json, where the cache of a data set may lie.
+def cache_paths(tree: Tree, match: Match, *, folder: Path | None) -> list[Path]:
+    """The paths, without the endings .npy and .json, where the cache of a data set may lie.
 
-    The preferred stem comes first. Its name holds a SHA-256 of everything that determines the pixels, so that other
+    The preferred path comes first. Its name holds a SHA-256 of everything that determines the pixels, so that other
     files or another format have another cache. A file is known by its name, its size and the time of its last change;
     inside a zip its checksum takes the place of the time.
     """
@@ -92,7 +92,7 @@ def user_cache() -> Path:
 
 
 def find(places: list[Path]) -> Cached | None:
-    """The first undamaged cache at the stems that ``stems`` returned, or None; nothing is decoded."""
+    """The first undamaged cache at the paths that ``cache_paths`` returned, or None; nothing is decoded."""
     return next(filter(None, map(_open, places)), None)
 
 
@@ -142,7 +142,7 @@ def _is_intact(file: Path, checksums: list[int]) -> bool:
 def fill(places: list[Path], contents: Contents, match: Match, *, source: Path, progress: Progress | None) -> Cached:
     """Decode all images into a new cache, and remove caches of earlier versions of the same data.
 
-    places: the stems that ``stems`` returned; the first one whose folder can be written is used. contents: as
+    places: the paths that ``cache_paths`` returned; the first one whose folder can be written is used. contents: as
     ``read_contents`` returned them. source: the path of the data, by which their earlier caches are recognised. Raises
     ValueError if an image cannot be read, if no folder can be written, or if the disk has too little space.
     """

@@ -57,7 +57,8 @@ def network_parameters(loss: LossFunction, theta: Float[Tensor, " meta"]) -> Flo
 
 def without_projector(learner: Learner, loss: LossFunction, theta: Float[Tensor, " longer"]) -> Float[Tensor, " meta"]:
     """The meta-parameters of an inner loop, without those that pre-training appends to them for its projector."""
-    # None takes all of them: SHOT_p refuses LEO and supervised training, so no projector follows their parameters.
+    # Where the number is None, the slice takes all of theta. That is right, because no pre-training with a projector
+    # (SHOT_p) is allowed for LEO and supervised training.
     return theta[: _num_meta_parameters(learner, loss)]
 
 

@@ -51,7 +51,7 @@ def build_learner(settings: str) -> Learner:
             "{algorithm: reptile, minibatches: 2, learning_rate: 0.5}",
             learners.reptile(STEPS, ALPHA, minibatches=2),
         ),
-        # LEO has 2 steps on codes with step size 1.0, because 2 of the 4 inner steps are fine-tuning.
+        # LEO has 2 steps on codes with step size 1.0, its default, because 2 of the 4 inner steps are fine-tuning.
         ("{algorithm: leo}", learners.leo(2, 1.0, latent=Latent(fine_tuning_steps=2))),
         (
             "{algorithm: leo, step_size: 0.5, latent: {size: 3, fine_tuning_steps: 1, kl_weight: 0.0}}",
@@ -186,13 +186,13 @@ def test_pairs_with_and_without_shot_are_found_by_their_settings():
         "maml-shot": "maml",
         "anil-shot": "anil",
         "leo-shot": "leo",
-        "maml-p": "maml",
+        "maml-p": "maml",  # a start from the pre-training by SHOT counts as SHOT
         "maml-p-shot": "maml",
         "penalised-shot": "penalised",
     }
 
 
-def test_the_control_of_shuffled_labels_is_trained_with_them_and_paired_with_none_but_another():
+def test_the_control_of_shuffled_labels_is_trained_with_them_and_paired_only_with_its_like():
     several = study(MANY + "shuffled: {shuffle_labels: true}")
     assert several.training("shuffled", 0).shuffle_labels
     assert not several.training("maml", 0).shuffle_labels
@@ -203,7 +203,7 @@ def test_the_control_of_shuffled_labels_is_trained_with_them_and_paired_with_non
 
 
 def test_settings_of_later_versions_are_written_only_where_they_are_used():
-    """The folder of a run begun before holds the settings without them, and must be resumed."""
+    """A run that began before these settings existed has stored none of them, and can still be resumed."""
     written = study(MANY).config.model_dump(mode="json")["learners"]
     assert {name for name, settings in written.items() if "shuffle_labels" in settings} == {
         "shuffled-shot", "leo-shuffled"
@@ -223,6 +223,7 @@ def test_the_curvature_penalty_reaches_training_and_is_refused_for_steps_of_anot
 
 
 def test_learners_that_differ_only_in_an_intervention_or_first_order_are_a_family():
+    """An intervention is SHOT, its pre-training or the penalty; the dose is the weight of SHOT."""
     many = study(MANY)
     relations = many.relations
     penalised = ["penalised", "penalised-shot", "other-penalty-shot"]
@@ -231,7 +232,7 @@ def test_learners_that_differ_only_in_an_intervention_or_first_order_are_a_famil
     doses = {name: dose for name, dose in relations["dose"].items() if dose}
     with_shot = ["maml-shot", "anil-shot", "other-alpha-shot", "leo-shot", "shot-p", "maml-p-shot", "shuffled-shot"]
     assert list(doses) == [*with_shot, *penalised[1:]]
-    assert (doses["maml-shot"], doses["shot-p"]) == (Shot().weight, 1.0)
+    assert (doses["maml-shot"], doses["shot-p"]) == (0.1, 1.0)
     family = [name for name, label in relations["family"].items() if label == "maml"]
     assert family == ["maml", "maml-shot", "first", "shot-p", "maml-p", "maml-p-shot", *penalised]
     assert [name for name, first in relations["first_order"].items() if first and name in family] == ["first"]

@@ -74,12 +74,12 @@ def test_each_size_and_number_of_channels_has_its_own_cache(options, root, decod
 
 def test_changed_files_are_decoded_again_and_the_old_cache_is_removed(root, decodings):
     old = open_data(root)
-    changed = disk.put(root / "bee" / "1.png", disk.png(9, 1))
+    changed = disk.put(root / "bee" / "1.png", disk.png(c=9, e=1))
     os.utime(changed, (1, 1))  # two writes within some milliseconds could get the same time
     new = open_data(root)
     assert len(decodings) == 40 and new.digest != old.digest
     assert not files_of(old)[0].exists()
-    disk.put(root / "bee" / "4.png", disk.png(9, 1))
+    disk.put(root / "bee" / "4.png", disk.png(c=9, e=1))
     assert open_data(root).counts == (4, 5, 4, 4, 4)
 
 
@@ -132,13 +132,13 @@ def test_a_large_cache_is_checked_at_both_ends_and_in_between(tmp_path, monkeypa
 
 def test_a_crash_leaves_no_cache_and_old_unfinished_files_are_removed(root, monkeypatch):
     disk.put(root / "eel" / "3.png", b"no image")
-    with pytest.raises(ValueError, match=r"eel/3.png cannot be read as an image \((?!.* at 0x)"):
+    with pytest.raises(ValueError, match=r"eel/3.png cannot be read as an image \((?!.* at 0x)"):  # no object's address
         open_data(root)
     folder = root / ".hessian-tools"
     assert list(folder.iterdir()) == []
     stale, fresh = disk.put(folder / ".old.partial", b"x"), disk.put(folder / ".new.partial", b"x")
     os.utime(stale, (1, 1))
-    disk.put(root / "eel" / "3.png", disk.png(4, 3))
+    disk.put(root / "eel" / "3.png", disk.png(c=4, e=3))
     open_data(root)
     assert not stale.exists() and fresh.exists()
 
@@ -227,7 +227,7 @@ def test_a_source_with_more_or_fewer_images_than_counted_is_refused(root, tmp_pa
     with Tree(root) as tree:
         match = replace(recognise(tree), image_size=8, channels=3, crop=False)
         contents = pixel_cache.read_contents(tree, match)
-        places = pixel_cache.stems(tree, match, folder=tmp_path / "cache")
+        places = pixel_cache.cache_paths(tree, match, folder=tmp_path / "cache")
         for change, message in (
             (-1, "the class ant has more images than were counted"),
             (1, "images of ant are missing: 20 of 21"),
@@ -240,7 +240,7 @@ def test_a_source_with_more_or_fewer_images_than_counted_is_refused(root, tmp_pa
 
 def test_pickled_tasks_hold_the_path_of_the_cache_instead_of_pixels(root):
     tasks = ImageTasks(open_data(root), ways=2, shots=1, queries=2)
-    tasks.episode(seed=0, split="train", index=0)  # the file is mapped now
+    tasks.episode(seed=0, split="train", index=0)
     sent = pickle.dumps(tasks)
     assert len(sent) < 2000 < tasks.dataset.images.nbytes
     ours, theirs = (source.episode(seed=0, split="train", index=3) for source in (tasks, pickle.loads(sent)))

@@ -46,7 +46,7 @@ def work(unit, emit):
             raise ArithmeticError("it does not add up")
         case "fail unsendably":
             raise UnsendableError("told", "lost")
-        case "sleep":
+        case "sleeping":
             emit(0, "sleeping")
             time.sleep(600)
         case number:
@@ -82,9 +82,9 @@ def test_a_worker_that_is_killed_is_named_with_what_it_was_doing(pool):
     with pytest.raises(WorkerLost, match=ended):
         pool.run(work, [1, 2])
     assert pool.pids == []
-    ended = r"^worker process 1 ended \(exit code -9\) while it was sleep; what was saved is complete:\n"
+    ended = r"^worker process 1 ended \(exit code -9\) while it was sleeping; what was saved is complete:\n"
     with pytest.raises(WorkerLost, match=ended) as error:
-        pool.run(work, ["sleep", "sleep"], emit=lambda *_: os.kill(pool.pids[1], signal.SIGKILL))
+        pool.run(work, ["sleeping", "sleeping"], emit=lambda *_: os.kill(pool.pids[1], signal.SIGKILL))
     assert str(error.value).count("\n") == 1
     assert multiprocessing.active_children() == []
 

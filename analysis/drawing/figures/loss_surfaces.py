@@ -38,7 +38,7 @@ def numbers(ds: xr.Dataset, choice: Choice) -> Numbers:
     means = _means(ds)
     columns = curves.states_by_start(ds, means["loss_surface"], choice.learners)
     return {
-        f"support loss, {label} directions": curves.in_columns(means[name], columns) for name, label in ROWS.items()
+        f"support loss, {label} directions": curves.where_shown(means[name], columns) for name, label in ROWS.items()
     }
 
 

@@ -36,7 +36,7 @@ def learners(ds: xr.Dataset) -> list[str]:
 def numbers(ds: xr.Dataset, choice: Choice) -> Numbers:
     """The mean density of each map at each inner step and at each value ``grid`` of alpha lambda."""
     density = summarise(measured(choice.part(ds), "density")).mean
-    return {"density": curves.in_columns(density, curves.states_by_start(ds, density, choice.learners))}
+    return {"density": curves.where_shown(density, curves.states_by_start(ds, density, choice.learners))}
 
 
 def draw(ds: xr.Dataset, choice: Choice) -> Figure:

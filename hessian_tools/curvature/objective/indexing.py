@@ -25,7 +25,7 @@ def slices(total: int, max_length: int) -> list[slice]:
 
 
 def own_memory(thetas: Tensor) -> Tensor:
-    """The same numbers in a storage that holds nothing else; copied only where the tensor is a view of a larger one.
+    """The same numbers in a storage that holds nothing else; copied only where the tensor does not fill its own.
 
     In forward mode torch 2.13 allocates a tangent as large as the whole storage of its primal, even if the primal is a
     small view of it. A theta that ``Tensor.expand`` repeats over points has no forward derivative at all.
