@@ -188,11 +188,14 @@ def demo(*, begin: BeginOptions = BEGIN, compute: ComputeOptions = COMPUTE) -> N
 def study(file: File, *, begin: BeginOptions = BEGIN, compute: ComputeOptions = COMPUTE) -> None:
     """Train, record, measure, test, draw and report; resume where an earlier command stopped."""
     from analysis import pipeline
+    from analysis.status import seeds_line
 
     prepared, plan = begin.prepare(file, compute)
     with compute.session(prepared) as (engine, reporter):
         *_, verdicts = pipeline.run(prepared, engine, reporter, plan=plan)
         _say_verdicts(verdicts, reporter)
+        if (seeds := seeds_line(prepared, verdicts)) is not None:
+            reporter.say(seeds)
         reporter.say(f"report: {prepared.path / 'report.html'}")
 
 
@@ -342,12 +345,18 @@ def compare(
 
 
 @command
-def info(path: Folder) -> None:
-    """Say what a study's folder holds and how far the study is."""
-    from analysis.folder import open_folder
-    from analysis.status import describe
+def info(path: Annotated[Path, Parameter(help="Folder of a study or of a run.")]) -> None:
+    """Explain a study or a run: what it is, how far it is, its times and sizes, and which command comes next."""
+    from analysis.folder import STUDY, open_folder
+    from analysis.status import describe, describe_run, study_above
+    from hessian_tools.runs.manifest import NAME as MANIFEST
 
-    for line in list(describe(open_folder(path))):  # a list, so that an error comes before any line is printed
+    if (path / MANIFEST).is_file() and not (path / STUDY).is_file():
+        above = study_above(path)
+        lines = describe_run(path, None if above is None else open_folder(above))
+    else:
+        lines = describe(open_folder(path))
+    for line in list(lines):  # a list, so that an error comes before any line is printed
         print(line)
 
 
