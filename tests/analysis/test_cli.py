@@ -228,12 +228,12 @@ def test_info_explains_a_study_that_is_not_complete_and_each_run(working_folder,
     assert said.endswith('next: ht.saved_checkpoints("alone") reads the parameters\n')
 
 
-def test_what_info_says_of_a_large_study_fits_on_a_screen(tmp_path):
+def test_what_info_says_of_a_large_study_fits_on_a_screen(working_folder):
     from analysis.status import describe
     from analysis.study import build
     from analysis.study_file import load_study
 
-    study = build(load_study("quickdraw"), tmp_path)
+    study = build(load_study("quickdraw"), "runs/quickdraw")
     assert len(study.learners) > 10
     lines = list(describe(study))
     assert len(lines) <= 24
