@@ -125,11 +125,17 @@ class BeginOptions:
         Parameter(name="--from", help="Folder of results of this study that were kept; their runs are not made again."),
     ] = None
 
+    dry_run: Annotated[
+        bool,
+        Parameter(negative="", help="Only check everything and say what would be run, with its time and its size."),
+    ] = False
+
     def prepare(self, source: Path, compute: ComputeOptions) -> "tuple[Study, str | None]":
         """Check the study; returns it and the text of its plan of the claims (None: the bundled plan)."""
         from analysis.pipeline import prepare
 
         given = vars(self) | {"data": None if self.data is None else str(self.data)}
+        del given["dry_run"]
         return prepare(source, **given, device=compute.kind_of_device, trust=compute.trust, yes=compute.yes)
 
 
@@ -144,7 +150,7 @@ BEGIN, COMPUTE = BeginOptions(), ComputeOptions()
 NEXT = """What to do next:
   hessian-tools demo               run a small study, which takes minutes
   hessian-tools new NAME           write NAME.yaml, a study to start from
-  hessian-tools study NAME.yaml    run it; the same command resumes it
+  hessian-tools study NAME.yaml    run it, or with --dry-run say what it takes
   hessian-tools info runs/NAME     how far it is, and which command comes next
   hessian-tools explore runs/NAME  a page with sliders over its measurements
 In Python: notebooks/01_quick_start.ipynb. The documentation: docs/index.md."""
@@ -191,6 +197,8 @@ def study(file: File, *, begin: BeginOptions = BEGIN, compute: ComputeOptions = 
     from analysis.status import seeds_line
 
     prepared, plan = begin.prepare(file, compute)
+    if begin.dry_run:
+        return _say_dry_run(prepared, plan, compute)
     with compute.session(prepared) as (engine, reporter):
         *_, verdicts = pipeline.run(prepared, engine, reporter, plan=plan)
         _say_verdicts(verdicts, reporter)
@@ -205,6 +213,8 @@ def train(file: File, *, begin: BeginOptions = BEGIN, compute: ComputeOptions = 
     from analysis import pipeline
 
     prepared, plan = begin.prepare(file, compute)
+    if begin.dry_run:
+        return _say_dry_run(prepared, plan, compute, only_train=True)
     with compute.session(prepared) as (engine, reporter):
         pipeline.start(prepared, engine, reporter, plan=plan)
 
@@ -429,6 +439,14 @@ def _status(error: Exception) -> int | None:
         return _status(error.error) or 1
     damages = (DamagedFileError, ForeignRunError, FolderInUseError)
     return 2 if isinstance(error, (UserError, NotMeasuredError, HiddenStateError, PlanError, *damages)) else None
+
+
+def _say_dry_run(study: "Study", plan: str | None, compute: ComputeOptions, *, only_train: bool = False) -> None:
+    from analysis.dry_run import dry_run
+    from analysis.engines.engine import open_engine
+
+    lines = list(dry_run(study, open_engine(study, compute.place), plan=plan, only_train=only_train))
+    print("\n".join(lines))
 
 
 def _say_verdicts(verdicts: "Sequence[Verdict]", reporter: "Reporter") -> None:

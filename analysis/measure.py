@@ -191,11 +191,22 @@ def chunk_tasks(study: Study) -> int:
     return settings.block if settings.full_tasks % settings.block == 0 else 1
 
 
+def is_measured(unit: Unit) -> bool:
+    """True if the results of a unit are already in all of its stores."""
+    row, block = _place(unit)
+    return all(path.exists() and store.is_done(path, row, block) for path in unit.stores)
+
+
+def _place(unit: Unit) -> tuple[int, slice | None]:
+    """Where the results of a unit are in its stores: the position of its checkpoint, and those of its tasks."""
+    row = unit.learner.checkpoints.index(unit.checkpoint)
+    return row, None if unit.tasks is None else slice(unit.tasks[0], unit.tasks[-1] + 1)
+
+
 @full_precision
 def measure_unit(unit: Unit, emit: Emit) -> None:
     """Measure one unit, unless its results are already in all of its stores."""
-    row = unit.learner.checkpoints.index(unit.checkpoint)
-    block = None if unit.tasks is None else slice(unit.tasks[0], unit.tasks[-1] + 1)
+    row, block = _place(unit)
     waiting = [path for path in unit.stores if not store.is_done(path, row, block)]
     if waiting:
         # This process has opened the data for itself, perhaps later than the one that began the run.

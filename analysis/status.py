@@ -301,7 +301,7 @@ def megabytes(num_bytes: float) -> str:
 def _what_next(study: Study, *, complete: bool, missing: Sequence[str], verdicts: Sequence[Verdict]) -> Iterator[str]:
     """The command that comes next and, for a complete study, those that go further."""
     if not complete:
-        yield f"next: {_command(study, 'study')}  (trains and measures what is missing)"
+        yield f"next: {_command(study, 'study')}  (with --dry-run, only says what is left to do)"
         return
     if missing:
         command = missing[0].replace("verdicts", "test")
