@@ -274,7 +274,7 @@ def _loss(problem: Problem, seed: int, device: str) -> Loss:
     )[0]
 
 
-def _network(unit: Unit) -> tuple[Loss, Tensor]:
+def network(unit: Unit) -> tuple[Loss, Tensor]:
     """The loss, and the meta-parameters in the unit's checkpoint, without those of a projector."""
     study = unit.study
     theta = load_theta(unit.run, unit.checkpoint).to(study.device)
@@ -285,7 +285,7 @@ def _network(unit: Unit) -> tuple[Loss, Tensor]:
 def _points(unit: Unit, tasks: tuple[int, ...]) -> Points:
     """Record the inner loops of a block of tasks, and gather all that the quantities are computed from."""
     settings, study_learner = unit.study.config.measure, unit.learner
-    loss, theta = _network(unit)
+    loss, theta = network(unit)
     level = settings.full if unit.level == FULL else settings.light
     held_out, num_tasks = unit.study.problem.held_out, settings.tasks
     trajectories, episodes, others, probes = [], [], [], []
@@ -334,7 +334,7 @@ def _evaluation(unit: Unit) -> dict[str, np.ndarray]:
         return {"evaluation_loss": blank, "evaluation_accuracy": blank}
     losses, accuracies = evaluate(
         unit.learner.learner,
-        *_network(unit),
+        *network(unit),
         unit.study.problem.held_out,
         split="test",
         num_tasks=settings.evaluation_tasks,
