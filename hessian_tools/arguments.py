@@ -28,7 +28,6 @@ MADE_BY = {
     "Generator": "ht.stream(seed)",
     "Learner": "ht.learners.maml(steps, step_size)",
     "Loss": "ht.make_loss(model, criterion, layout)",
-    "LossFunction": "ht.make_loss(model, criterion, layout)",
     "Module": "ht.MLP((2, 8, 1))",
     "Operator": "ht.hessian(loss, theta, batch)",
     "ParamLayout": "ht.flatten(model)",
@@ -148,6 +147,8 @@ def _refuse(name: str, rule: Rule, value: Any) -> None:
     if isinstance(value, Real) and WHOLE[None].expected in rule.expected:
         # Its message is the more exact one. It passes where a whole number came for a list of whole numbers.
         check_whole(at_least=LEAST.get(name), **{name: value})
+    if name in ("theta", "thetas") and not isinstance(value, Tensor | np.ndarray):
+        raise ValueError(f"{name} is {described(value)}; give {rule.expected}: theta, layout = ht.flatten(model)")
     if isinstance(value, str | int | float | complex | list | tuple | dict | set):
         raise ValueError(f"{name}={short(value)} must be {rule.expected}")
     fix = f"give {rule.expected}"
@@ -271,10 +272,34 @@ def _rule(hint: Any, name: str = "") -> Rule:
         return _callable_rule(*inside)
     if hasattr(hint, "dim_str"):
         return _tensor_rule(hint)
+    if getattr(hint, "__name__", "") == "LossFunction":
+        return LOSS_FUNCTION
     if isinstance(hint, type) and hint is not object:
         made = f", such as {MADE_BY[hint.__name__]}" if hint.__name__ in MADE_BY else ""
-        return Rule(_is_object_of(hint), f"a {hint.__name__}{made}")
+        article = "an" if hint.__name__[0] in "AEIOU" else "a"
+        return Rule(_is_object_of(hint), f"{article} {hint.__name__}{made}")
     return ANYTHING
+
+
+def _is_loss_function(value: Any) -> bool:
+    """Whether a value may be called as loss(theta, batch): no criterion of torch, and no network with one input."""
+    if not callable(value) or isinstance(value, type | nn.modules.loss._Loss):
+        return False
+    if getattr(value, "__module__", "") in ("torch.nn.functional", "torch._C._nn"):
+        return False
+    try:
+        signature(value.forward if isinstance(value, nn.Module) else value).bind(None, None)
+    except ValueError:  # some functions that are written in C have no signature
+        return True
+    except TypeError:
+        return False
+    return True
+
+
+LOSS_FUNCTION = Rule(
+    _is_loss_function,
+    "a function loss(theta, batch), such as ht.make_loss(model, criterion, layout) makes of a network",
+)
 
 
 def _list_rule(part: Rule) -> Rule:

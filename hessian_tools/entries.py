@@ -7,7 +7,7 @@ came and what is expected. Where a loss fails on the batch that it is given, the
 
 from collections.abc import Callable, Mapping
 from functools import wraps
-from inspect import signature
+from inspect import Parameter, signature
 from types import FunctionType, ModuleType
 from typing import Any, TypeVar, cast
 
@@ -63,6 +63,7 @@ def checked(function: F, *, module: str) -> F:
         except Exception as error:
             if says_enough(error):
                 raise
+            _refuse_second_batch(function, args, kwargs)
             given = dict(zip(rules_of(function).by_name, args, strict=False)) | kwargs
             explanation = _why_the_loss_fails(function, given) or _why_tensors_do_not_mix(given, error)
             if explanation is None:
@@ -87,6 +88,19 @@ def check_entries(library: ModuleType) -> None:
     for each, names in METHODS.items():
         for name in names.split():
             setattr(each, name, checked(vars(each)[name], module=each.__module__))
+
+
+def _refuse_second_batch(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Raise TypeError for a call with too many arguments by position, as of a batch that was given as x, y."""
+    by_position = [name for name, _ in rules_of(function).positional]
+    has_more = any(p.kind is Parameter.VAR_POSITIONAL for p in signature(function).parameters.values())
+    if has_more or len(args) <= len(by_position):
+        return
+    pair = f"; {by_position[-1]} is one of them: give a pair, (x, y)" if by_position[-1] in BATCHES else ""
+    shown, called = [name for name in by_position if name != "self"], function.__qualname__.removesuffix(".__init__")
+    raise TypeError(
+        f"{called} takes {len(shown)} arguments by position ({', '.join(shown)}), and the others by name{pair}"
+    )
 
 
 def _why_the_loss_fails(function: Callable[..., Any], given: Mapping[str, Any]) -> str | None:

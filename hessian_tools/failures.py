@@ -1,7 +1,7 @@
 """What a wrong value is, in words, and why a loss fails on a batch."""
 
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dis import opmap
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,47 @@ def why_loss_fails(loss: Any, thetas: Tensor, batch: Any, *, name: str, own_batc
             return f"the loss fails on {name}, which holds {held}: {said}; {advice}"
         if not isinstance(value, Tensor):
             return f"the loss gives {described(value)}; loss(theta, {name}) must return a tensor of one number"
+    return None
+
+
+def why_criterion_fails(outputs: Any, targets: Any, error: Exception) -> str | None:
+    """What to change where a criterion fails on a network's outputs, if the cause is a common mistake; else None.
+
+    The mistakes are outputs that are no tensor, class numbers where floating-point numbers are needed, and the
+    opposite.
+
+    >>> why_criterion_fails(torch.ones(4, 3), torch.ones(4), RuntimeError("expected target dtype to be Long or Byte"))
+    'the targets are a tensor [4] of float32; this criterion takes class numbers: give targets.long()'
+    """
+    said = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    if not isinstance(outputs, Tensor):
+        if not isinstance(error, TypeError | AttributeError | LookupError):
+            return None
+        names = list(outputs) if isinstance(outputs, Mapping) else []
+        logits = [name for name in names if str(name).endswith("logits")] or names or [0]
+        entries = f" with the entries {', '.join(map(str, names))}" if names else ""
+        return (
+            f"the criterion fails on the outputs, which are a {type(outputs).__name__}{entries} ({said}); let it take "
+            f"a part of them, as in lambda out, y: cross_entropy(out[{logits[0]!r}], y), or give None as the criterion "
+            "if the network returns its loss when it gets the labels"
+        )
+    if not isinstance(targets, Tensor) or not isinstance(error, RuntimeError):
+        return None
+    if "expected target dtype" in said or "expected scalar type Long" in said:
+        return f"the targets are {described(targets)}; this criterion takes class numbers: give targets.long()"
+    if targets.is_floating_point():
+        return None
+    if "must match the size" in said and targets.shape == outputs.shape[:-1]:
+        return (
+            f"the targets are {described(targets)}, and the outputs {described(outputs)}; give class numbers to a "
+            f"criterion such as cross_entropy, or give this one one_hot(targets, {outputs.shape[-1]}).float()"
+        )
+    # Torch says, in this order: "result type Float can't be cast to the desired output type Long", "Found dtype Long
+    # but expected Float", "Expected floating point type for target".
+    if any(words in said for words in ("can't be cast", "Found dtype", "floating point type")):
+        return (
+            f"the targets are {described(targets)}; this criterion takes floating-point numbers: give targets.float()"
+        )
     return None
 
 

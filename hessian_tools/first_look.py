@@ -67,6 +67,8 @@ def look_at_function(function: Callable[[Tensor, Any], Tensor], theta: Tensor, b
             with watch:
                 value = function(leaf, batch)
         except Exception:
+            if watch.spread:
+                raise
             return
         drew = drawn_between(before, global_states(theta.device))
         if drew == "surely":

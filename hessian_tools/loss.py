@@ -16,7 +16,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from hessian_tools.batches import Batch, arguments, cast_like, signature_of, split_batch
+from hessian_tools.batches import TARGETS, Batch, arguments, cast_like, signature_of, split_batch
+from hessian_tools.failures import why_criterion_fails
 from hessian_tools.first_look import look_at_network
 from hessian_tools.hidden_state import CRITERION, HiddenStateError
 from hessian_tools.layout import ParamLayout, flatten, unwrapped
@@ -137,7 +138,11 @@ class Loss:
         else:
             like = next((t for t in tensors if t.is_floating_point()), tensors[0])
             y, function = cast_like(y, like), _criterion_like(self._criterion, like)
-            value = self._differentiable((like.dtype, *_shapes((outputs, y))), lambda: function(outputs, y))
+            try:
+                value = self._differentiable((like.dtype, *_shapes((outputs, y))), lambda: function(outputs, y))
+            except Exception as error:
+                _explain(outputs, y, error)
+                raise
         if not isinstance(value, Tensor) or value.ndim != 0:
             kind = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
             raise ValueError(
@@ -188,8 +193,12 @@ class Loss:
         y = cast_like(y, next((t for t in tensors_of(outputs) if t.is_floating_point()), like))
         held = {name: p.detach() for name, p in self._criterion.named_parameters()}
         held |= {name.removeprefix(CRITERION): b for name, b in buffers.items() if name not in own}
-        with self._replacing():
-            value = functional_call(self._criterion, cast_like(held, like), (outputs, y))
+        try:
+            with self._replacing():
+                value = functional_call(self._criterion, cast_like(held, like), (outputs, y))
+        except Exception as error:
+            _explain(outputs, y, error)
+            raise
         yield value
 
     def _call(self, tensors: dict[str, Tensor], positional: tuple[Any, ...], by_name: dict[str, Any]) -> Any:
@@ -200,9 +209,11 @@ class Loss:
         with self._uncompiled(), recomputing(self.recomputed, self._around_a_block):
             try:
                 return functional_call(self.model, tensors, positional, by_name)
-            except (TypeError, AttributeError) as error:
+            except (TypeError, AttributeError, KeyError) as error:
                 given = ", ".join(type(part).__name__ for part in (*positional, *by_name.values()))
                 whole = "" if self.has_criterion else "; with criterion=None it gets the whole batch"
+                if isinstance(error, KeyError) and self.has_criterion and error.args[0] in TARGETS:
+                    whole = "; the criterion gets the labels, unless it is None because the network returns its loss"
                 raise ValueError(
                     f"the network cannot be called on these inputs ({given}): {error}{whole}; a batch is (x, y), "
                     "((a, b), y) or a mapping of the forward pass's arguments and 'labels', and several batches are a "
@@ -333,6 +344,12 @@ def _criterion_like(criterion: Criterion, like: Tensor) -> Criterion:
     if not held:
         return criterion
     return lambda outputs, y: functional_call(criterion, cast_like(held, like), (outputs, y))
+
+
+def _explain(outputs: Any, targets: Any, error: Exception) -> None:
+    """Raise ValueError with what to change, if it is known why a criterion has failed."""
+    if (why := why_criterion_fails(outputs, targets, error)) is not None:
+        raise ValueError(why) from error
 
 
 def _shapes(tree: Any) -> tuple[torch.Size, ...]:

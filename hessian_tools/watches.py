@@ -1,6 +1,6 @@
 """Watches over a forward and a backward pass, which note what makes a derivative incomplete or wrong in silence."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from inspect import signature
 from typing import Any
 
@@ -11,11 +11,15 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+# Losses that compare outputs and targets entry by entry, and expand them where their shapes differ.
+COMPARISONS = (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss)
+
 
 class ForwardWatch(TorchFunctionMode):
     """Sees which stored parameters a forward pass uses where theta should have taken their place.
 
     is_stored: whether a tensor is such a parameter. used: those. Reading its shape or detaching it does not count.
+    spread: what to say of a loss that has compared every output with every target; "" if none has.
     sparse, scaled: whether an embedding has been called whose gradients are sparse, or scaled by frequency. hooked:
     whether a hook on a tensor has changed a gradient. constant: whether the loss has differentiated inside itself
     without a graph.
@@ -25,12 +29,15 @@ class ForwardWatch(TorchFunctionMode):
         super().__init__()
         self.is_stored = is_stored
         self.used: list[Tensor] = []
+        self.spread = ""
         self.sparse = self.scaled = self.hooked = self.constant = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Calls the function, and notes a stored parameter among its arguments."""
         if func is Tensor.register_hook:
             args, kwargs = (args[0], self._noted(*args[1:], **(kwargs or {}))), {}
+        if func in COMPARISONS:
+            self._refuse_spread(func, signature(func).bind(*args, **(kwargs or {})).arguments)
         result = func(*args, **(kwargs or {}))
         if func in (F.embedding, F.embedding_bag):
             call = signature(func).bind(*args, **(kwargs or {})).arguments
@@ -43,6 +50,26 @@ class ForwardWatch(TorchFunctionMode):
         if isinstance(result, Tensor) and result.requires_grad:
             self.used += [leaf for leaf in pytree.tree_leaves((args, kwargs)) if self.is_stored(leaf)]
         return result
+
+    def _refuse_spread(self, func: Any, call: Mapping[str, Any]) -> None:
+        """Raise ValueError where torch would compare every output with every target.
+
+        Outputs [n, 1] and targets [n] are expanded to [n, n]. Torch warns of it and goes on.
+        """
+        a, b = call["input"], call["target"]
+        if not isinstance(a, Tensor) or not isinstance(b, Tensor) or a.shape == b.shape:
+            return
+        try:
+            together = torch.broadcast_shapes(a.shape, b.shape)
+        except RuntimeError:
+            return  # torch's own error says which sizes do not fit
+        if together.numel() > max(a.numel(), b.numel()):
+            self.spread = (
+                f"{func.__name__} gets outputs {list(a.shape)} and targets {list(b.shape)}, and would compare every "
+                f"output with every target; give targets of the shape {list(a.shape)}, such as "
+                f"y.reshape({', '.join(map(str, a.shape))})"
+            )
+            raise ValueError(self.spread)
 
     def _noted(self, hook: Callable[[Tensor], Tensor | None]) -> Callable[[Tensor], Tensor | None]:
         """The hook of a tensor, which notes if it changes the gradient."""

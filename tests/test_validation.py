@@ -204,6 +204,96 @@ def test_wrong_arguments_are_refused_at_the_entry_by_name(call, said):
         call()
 
 
+class Classifier(torch.nn.Linear):
+    """A model that takes and returns mappings; with labels it returns its loss as well."""
+
+    def forward(self, x, labels=None):
+        logits = super().forward(x)
+        loss = {} if labels is None else {"loss": torch.nn.functional.cross_entropy(logits, labels)}
+        return {"logits": logits} | loss
+
+
+class TakesOne(torch.nn.Linear):
+    """A model that takes a whole batch and returns its loss."""
+
+    def forward(self, batch):
+        return {"loss": torch.nn.functional.cross_entropy(super().forward(batch["x"]), batch["labels"])}
+
+
+ONE = torch.nn.Linear(2, 1)
+F = torch.nn.functional
+NAMED = {"x": X, "labels": Y}
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        # The targets do not suit the criterion.
+        (lambda: ht.hessian_of(MODEL, F.cross_entropy, (X, Y.float())), r"takes class numbers: give targets.long\(\)"),
+        (lambda: ht.hessian_of(MODEL, torch.nn.CrossEntropyLoss(), (X, Y.int())), r"give targets.long\(\)"),
+        (lambda: ht.Recorder(MODEL, F.cross_entropy, (X, Y.float())), r"targets are a tensor \[4\] of float32; this"),
+        (lambda: ht.hessian_of(MODEL, F.cross_entropy, (X, F.one_hot(Y, 3))), r"give targets.float\(\)"),
+        (lambda: ht.hessian_of(ONE, F.binary_cross_entropy_with_logits, (X, Y[:, None] % 2)), r"targets.float\(\)"),
+        (lambda: ht.hessian_of(ONE, F.binary_cross_entropy_with_logits, [(X, Y[:, None] % 2)] * 2), r"targets.float"),
+        # The outputs do not.
+        (lambda: ht.hessian_of(Classifier(2, 3), F.cross_entropy, NAMED), r"entries logits .* cross_entropy\(out\['lo"),
+        (lambda: ht.hessian_of(Classifier(2, 3), lambda out, _: out["loss"], NAMED), "give None as the criterion"),
+        (lambda: ht.hessian_of(TakesOne(2, 3), lambda out, _: out["loss"], NAMED), "the criterion gets the labels"),
+        # Outputs [4, 1] and targets [4]: torch compares each output with each target, and warns only.
+        (lambda: ht.hessian_of(ONE, F.mse_loss, (X, Y.float())), r"every target; give targets of the shape \[4, 1\]"),
+        (lambda: ht.hessian_of(ONE, F.mse_loss, [(X, Y.float())] * 2), "compare every output with every target"),
+        (lambda: ht.gradient(lambda t, y: F.l1_loss(t[:, None], y), THETA, THETA), "compare every output with every"),
+        # Something else stands where the loss or its parameters belong.
+        (
+            lambda: ht.hessian(MODEL, THETA, (X, Y)),
+            "loss is a Linear; give a function loss.theta, batch., such as ht.mak",
+        ),
+        (lambda: ht.hessian(F.cross_entropy, THETA, (X, Y)), "loss is the function cross_entropy; give a function"),
+        (lambda: ht.gradient(torch.nn.MSELoss(), THETA, (X, Y)), "loss is a MSELoss; give a function loss"),
+        (lambda: ht.hessian(lambda theta: theta.sum(), THETA, (X, Y)), "give a function loss.theta, batch."),
+        (lambda: ht.hessian(LOSS, MODEL, (X, Y)), r"thetas is a Linear; .*: theta, layout = ht.flatten\(model\)"),
+        (lambda: ht.hessian(LOSS, list(MODEL.parameters()), (X, Y)), r"theta, layout = ht.flatten\(model\)"),
+        (lambda: ht.trace(LOSS), "H is a Loss; give an Operator, such as"),
+    ],
+)
+def test_mistakes_with_losses_and_targets_are_refused_with_the_remedy(call, said):
+    with without_type_checks(), pytest.raises(ValueError, match=said) as refusal:
+        call()
+    assert len(str(refusal.value).splitlines()) == 1
+
+
+@pytest.mark.filterwarnings("ignore:Using a target size")
+def test_class_numbers_for_a_squared_error_are_refused_with_the_remedy():
+    with without_type_checks(), pytest.raises(ValueError, match=r"or give this one one_hot\(targets, 3\).float\(\)"):
+        ht.hessian_of(MODEL, F.mse_loss, (X[:2], Y[:2]))
+
+
+def test_a_batch_in_two_arguments_is_refused_with_the_remedy():
+    for call in (
+        lambda: ht.hessian_of(MODEL, F.cross_entropy, X, Y),
+        lambda: ht.Recorder(MODEL, F.cross_entropy, X, Y),
+    ):
+        with without_type_checks(), pytest.raises(TypeError, match=r"is one of them: give a pair, \(x, y\)"):
+            call()
+
+
+def test_losses_that_are_callable_objects_are_accepted():
+    """A loss may be a module of theta and the batch, an object, or a function with further arguments."""
+
+    class Module(torch.nn.Module):
+        def forward(self, theta, batch):
+            return (theta**2).sum()
+
+    class Object:
+        def __call__(self, theta, batch):
+            return (theta**2).sum()
+
+    for loss in (Module(), Object(), lambda *both: (both[0] ** 2).sum(), lambda t, b, scale=1.0: (scale * t**2).sum()):
+        assert torch.equal(ht.gradient(loss, THETA, (X, Y)), 2 * THETA)
+    # A target that is expanded along the outputs makes no more comparisons than there are outputs.
+    assert ht.hessian_of(MODEL, lambda out, y: F.mse_loss(out, y.expand(4, 3)), (X, Y[:3].float())).shape == (9, 9)
+
+
 def test_bounds_and_none_are_accepted_where_they_are_allowed():
     assert ht.top_eigenpairs(H, k=1, rtol=0.0, max_matvecs=None).values.shape == (1,)
     assert ht.trace(H, atol=None).value.shape == ()

@@ -21,6 +21,7 @@ from analysis.drawing.labelled import VERDICTS, axis_label, to_xarray
 from analysis.drawing.references import step_axis, zero
 from analysis.drawing.series import Series, name_axes, over_points, point_dims, split
 from analysis.drawing.style import DARK, GREY
+from hessian_tools.validation import check_choice
 
 
 def plot(
@@ -277,13 +278,19 @@ def findings(ds: xr.Dataset, ax: Axes) -> Axes:
     return ax
 
 
-def trajectory(ds: xr.Dataset, ax: Axes, *, names: Sequence[str] = ("support_loss", "query_loss")) -> Axes:
+def trajectory(ds: xr.Dataset, ax: Axes, *, names: Sequence[str] | None = None) -> Axes:
     """Draw one or two variables of a Trajectory over the inner steps; every task is a line.
 
-    names: the variables; two of them must have the same unit, because they share the y axis.
+    names: the variables; two of them must have the same unit, because they share the y axis. None draws the support
+        loss, and the query loss where it was recorded.
     """
+    if names is None:
+        names = [name for name in ("support_loss", "query_loss") if name in ds]
     if not 1 <= len(names) <= 2:
         raise ValueError(f"names={list(names)} has {len(names)} variables; give one or two, such as 'support_loss'")
+    # Variables of pairs of steps, such as gram, have no inner step along x.
+    for name in names:
+        check_choice("names", name, [str(known) for known, values in ds.items() if "inner_step" in values.dims])
     steps, whose = ds["inner_step"].values, f"{ds.attrs['label']}, " if "label" in ds.attrs else ""
     for name, color, linestyle in zip(names, (ds.attrs.get("color", DARK), GREY), ("-", "--"), strict=False):
         tasks = ds[name].transpose(..., "inner_step").values.reshape(-1, len(steps))

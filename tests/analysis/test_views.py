@@ -267,6 +267,15 @@ def test_a_trajectory_has_a_line_for_each_task(results: dict[str, object]) -> No
         analysis.plot(results["tasks"], axes(), names=[])
 
 
+def test_a_trajectory_without_a_query_set_is_drawn_by_its_support_loss() -> None:
+    states = [torch.full((1,), 1 + k / 10) for k in range(4)]
+    recorded = ht.trajectory_from(lambda theta, d: (d * theta**2).sum(), states, torch.ones(1))
+    ax = analysis.plot(recorded, axes())
+    assert [one.get_gid() for one in ax.lines] == ["support_loss:0"] and ax.get_ylabel() == "support loss [loss]"
+    with pytest.raises(ValueError, match="names='query_loss' is not one of support_loss, .*did you mean"):
+        analysis.plot(recorded, axes(), names=["query_loss"])
+
+
 def test_a_long_recorded_trajectory_is_drawn_with_few_ticks() -> None:
     states = [torch.full((1,), 1 + k / 10) for k in range(100)]
     recorded = ht.trajectory_from(lambda theta, d: (d * theta**2).sum(), states, torch.ones(1))
