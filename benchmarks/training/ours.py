@@ -1,7 +1,8 @@
 """hessian-tools: the outer step of ``meta_train``, from drawn episodes to the mean meta-gradient.
 
 If a run has more than one thread, convolutional networks use as many worker processes of one thread each instead, but
-at most one for each task. They are not batched over tasks, because that makes them slower on a processor.
+at most one for each task. They are not batched over tasks on a CPU, because that makes them slower there. On a GPU all
+networks are, in chunks of as many tasks as fit in memory.
 """
 
 import os
@@ -20,7 +21,7 @@ from hessian_tools.data import Episode
 from hessian_tools.inner.learners import maml
 from hessian_tools.inner.shot import Shot
 from hessian_tools.train import TrainConfig
-from hessian_tools.train.outer import SharedStep, accumulate_gradient, is_batched
+from hessian_tools.train.outer import SharedStep, accumulate_gradient, is_batched, training_chunks
 
 
 @dataclass(frozen=True)
@@ -66,14 +67,14 @@ def _outer_step(problem: TrainingProblem, shot: Shot | None) -> Job:
         device=str(theta.device),
     )
     theta.requires_grad_()
-    batched = is_batched(config, problem.model)
+    batched, chunks = is_batched(config, problem.model), training_chunks(config, theta.device)
     processes = min(torch.get_num_threads(), config.meta_batch)
     if processes > 1 and theta.device.type == "cpu" and not batched:
         return Job(_by_workers(replace(config, workers=processes), loss, theta), f"{processes} worker processes")
 
     def run() -> Answer:
         theta.grad = None
-        accumulate_gradient(config, loss, theta, meta_step=0)
+        accumulate_gradient(config, loss, theta, meta_step=0, chunks=chunks)
         assert theta.grad is not None
         return Answer(num_matvecs=0, values=sampled_entries(theta.grad))
 

@@ -55,8 +55,13 @@ class TrainConfig:
         learner's own objective.
     transductive: how validation treats the query set; see ``evaluate``.
     batched: True computes all tasks of an outer step at once, by vmap of the meta-gradient, which is exact; False
-        computes them in turn. None computes them at once where this is faster, for networks without convolutions. In
-        long runs of such networks the step is traced and replayed, with equal numbers to the bit.
+        computes them in turn. None computes them at once where this is faster: on a GPU, and on a CPU for networks
+        without convolutions. In long runs of such networks the step is traced and replayed, with equal numbers to the
+        bit. Tasks whose tensors differ in shape are computed in turn.
+    tasks_at_once: the most tasks that are computed at once, in outer steps and in validation; 1 computes them in turn.
+        None follows ``batched``, and validates as ``evaluate`` does by default. On a GPU as many tasks are then
+        computed at once as fit in half of its free memory, which is measured on the first task of a run, and half as
+        many where the memory runs out all the same.
     checkpointing: True keeps the activations of only one inner step at a time, for 1.1 to 1.4 times the running time
         (see ``meta_loss``); the tasks are then computed in turn.
     penalty: the penalty on the curvature along the inner gradient; None trains without it.
@@ -86,6 +91,7 @@ class TrainConfig:
     pretraining: ShotPretraining | None = None
     transductive: bool = True
     batched: bool | None = None
+    tasks_at_once: int | None = None
     checkpointing: bool = False
     workers: int = 1
     shuffle_labels: bool = False
@@ -93,7 +99,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_whole(seed=self.seed, validation_seed=self.validation_seed, save_every=self.save_every)
-        check_whole(at_least=1, meta_batch=self.meta_batch, workers=self.workers)
+        check_whole(at_least=1, meta_batch=self.meta_batch, workers=self.workers, tasks_at_once=self.tasks_at_once)
         check_whole(at_least=0, validation_tasks=self.validation_tasks)
         for name in ("folder", "start"):
             if isinstance(getattr(self, name), str):  # a frozen object may be set while it is being made
@@ -104,18 +110,26 @@ class TrainConfig:
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate={self.learning_rate} must be positive")
         check_choice("optimiser", self.optimiser, OPTIMISERS)
-        if self.batched and self.learner.latent is not None:
-            raise ValueError("batched=True, but a latent learner draws its noise task by task; use None or False")
-        if self.batched and self.checkpointing:
+        if self.batched is not None and self.tasks_at_once is not None:
             raise ValueError(
-                "batched=True keeps the activations of all tasks, which checkpointing=True is to avoid; use one of them"
+                f"batched={self.batched} and tasks_at_once={self.tasks_at_once} both say how many tasks are computed at"
+                " once; give one of them"
+            )
+        at_once = "batched=True" if self.batched else None
+        if (self.tasks_at_once or 1) > 1:
+            at_once = f"tasks_at_once={self.tasks_at_once}"
+        if at_once and self.learner.latent is not None:
+            raise ValueError(f"{at_once}, but a latent learner draws its noise task by task; use None")
+        if at_once and self.checkpointing:
+            raise ValueError(
+                f"{at_once} keeps the activations of all tasks, which checkpointing=True is to avoid; use one of them"
             )
         if self.workers > self.meta_batch:
             raise ValueError(f"workers={self.workers} must be at least 1 and at most meta_batch={self.meta_batch}")
-        if self.workers > 1 and (self.batched or self.device != "cpu"):
+        if self.workers > 1 and (at_once or self.device != "cpu"):
             raise ValueError(
-                f"workers={self.workers} take tasks in turn on the CPU, which does not go with batched={self.batched}"
-                f" and device={self.device!r}; use workers=1"
+                f"workers={self.workers} take tasks in turn on the CPU, which does not go with"
+                f" {at_once or 'batched=None'} and device={self.device!r}; use workers=1"
             )
         if self.shuffle_labels and self.tasks.kind != "classification":
             raise ValueError("shuffle_labels=True permutes the labels of classes, which regression does not have")
@@ -140,9 +154,9 @@ class TrainConfig:
         """All that determines the run's numbers, in JSON-like form; a run resumes in a folder only where it is equal.
 
         Settings that may change when a run is resumed are left out: which checkpoints are kept, how often the state is
-        saved, and how steps are computed (device, workers, batched, checkpointing). Two networks whose parameters have
-        the same names and shapes count as equal. A setting in ``_LATER_FIELDS`` is absent where it has its default, so
-        that a run begun before the setting existed resumes.
+        saved, and how steps are computed (device, workers, batched, tasks_at_once, checkpointing). Two networks whose
+        parameters have the same names and shapes count as equal. A setting in ``_LATER_FIELDS`` is absent where it has
+        its default, so that a run begun before the setting existed resumes.
         """
         return {
             **{name: _ADDRESS.sub("", repr(getattr(self, name))) for name in _REPR_FIELDS},

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hessian_tools.batches import cast_like
-from hessian_tools.data import TaskSource
+from hessian_tools.data import Episode, TaskSource
 from hessian_tools.inner.adapt import adapt
 from hessian_tools.inner.learners import Learner
 from hessian_tools.inner.meta_loss import accuracy
@@ -17,6 +17,8 @@ from hessian_tools.intervals import student_t
 from hessian_tools.loss import Loss
 from hessian_tools.result import Result
 from hessian_tools.train.config import Checkpoint
+from hessian_tools.train.task_chunks import TaskChunks, stacked, task_chunks
+from hessian_tools.validation import check_whole
 
 TRANSDUCTIVE = "transductive: the query set is one batch, which gives the batch statistics"
 INDUCTIVE = "not transductive: each query is one batch with the support set, which gives the batch statistics"
@@ -78,6 +80,7 @@ def evaluate(
     num_tasks: int,
     seed: int,
     transductive: bool = True,
+    tasks_at_once: int | None = None,
 ) -> Evaluation:
     """Adapt to each of ``num_tasks`` tasks by the learner's evaluation steps, and test the result on the query set.
 
@@ -86,17 +89,62 @@ def evaluate(
         query example into a batch with the support set alone, and batch normalisation uses the statistics of that
         batch. This costs (support + 1) rows per query example in place of one. Without batch normalisation, True and
         False give the same answers.
+    tasks_at_once: the most tasks that are computed at once, which gives the same numbers up to rounding. None computes
+        them in turn on a CPU; on a GPU as many at once as fit in half of its free memory, measured on the first task.
     """
-    adapting = learner.evaluating()
-    losses, accuracies = [], []
-    for index in range(num_tasks):
-        support, query = (cast_like(b, theta) for b in tasks.episode(seed=seed, split=split, index=index))
-        adapted, (x, y) = adapt(adapting, loss, theta.detach(), support), query
+    check_whole(at_least=1, tasks_at_once=tasks_at_once)
+    chunks = evaluation_chunks(tasks_at_once, theta.device)
+    return evaluate_in_chunks(
+        learner, loss, theta, tasks, split=split, num_tasks=num_tasks, seed=seed, transductive=transductive,
+        chunks=chunks,
+    )  # fmt: skip
+
+
+def evaluation_chunks(tasks_at_once: int | None, device: torch.device) -> TaskChunks:
+    """How many tasks an evaluation computes at once; see ``evaluate``."""
+    if tasks_at_once == 1 or (tasks_at_once is None and device.type != "cuda"):
+        return TaskChunks(1, in_turn=True)
+    return task_chunks(tasks_at_once, device)
+
+
+def evaluate_in_chunks(
+    learner: Learner,
+    loss: Loss,
+    theta: Float[Tensor, " meta"],
+    tasks: TaskSource,
+    *,
+    split: str,
+    num_tasks: int,
+    seed: int,
+    transductive: bool,
+    chunks: TaskChunks,
+) -> Evaluation:
+    """What ``evaluate`` does, for a run that evaluates many times and finds out only once how many tasks fit at once.
+
+    chunks: how many tasks are computed at once.
+    """
+    adapting, theta = learner.evaluating(), theta.detach()
+
+    def scores(episode: Episode) -> tuple[Tensor, Tensor]:
+        """The query loss and accuracy of one task."""
+        support, (x, y) = episode
+        adapted = adapt(adapting, loss, theta, support)
         with torch.no_grad():
             outputs = loss.outputs(adapted, x) if transductive else outputs_one_by_one(loss, adapted, support, x)
-            losses.append(loss.criterion(outputs, y))
-            accuracies.append(accuracy(outputs, y))
-    return Evaluation(torch.stack(losses), torch.stack(accuracies), split, seed, adapting.steps, transductive)
+            return loss.criterion(outputs, y), accuracy(outputs, y)
+
+    def scores_of(indices: range) -> list[Tensor]:
+        """The query losses and accuracies of some tasks, each [task]."""
+        episodes = [tasks.episode(seed=seed, split=split, index=index) for index in indices]
+        together = None if chunks.in_turn else stacked(episodes)
+        if together is not None:
+            return list(torch.vmap(scores)(cast_like(together, theta)))
+        rows = [scores(cast_like(episode, theta)) for episode in episodes]
+        return [torch.stack(column) for column in zip(*rows, strict=True)]
+
+    parts = chunks.run(num_tasks, scores_of)
+    losses, accuracies = (torch.cat(column) for column in zip(*parts, strict=True))
+    return Evaluation(losses, accuracies, split, seed, adapting.steps, transductive)
 
 
 def outputs_one_by_one(

@@ -30,10 +30,10 @@ class GroupStep:
     """
 
     def __init__(self, config: TrainConfig, loss: Loss, theta: Tensor, process_group: Any) -> None:
-        if config.workers > 1 or config.batched:
+        if config.workers > 1 or config.batched or config.tasks_at_once:
             raise ValueError(
-                f"workers={config.workers} and batched={config.batched} share the tasks of a step in another way "
-                "than a process group does; leave them out"
+                f"workers={config.workers}, batched={config.batched} and tasks_at_once={config.tasks_at_once} share "
+                "the tasks of a step in another way than a process group does; leave them out"
             )
         self.config, self.loss = config, loss
         self.ranks = Ranks(checked_group(process_group), theta.device)

@@ -29,10 +29,11 @@ from hessian_tools.runs import checkpoints, metrics
 from hessian_tools.runs.files import fsync, locked, read_json, write_json
 from hessian_tools.runs.manifest import record_ownership, training_digest
 from hessian_tools.train.config import Checkpoint, TrainConfig
-from hessian_tools.train.evaluate import evaluate
+from hessian_tools.train.evaluate import evaluate_in_chunks, evaluation_chunks
 from hessian_tools.train.group_step import GroupStep
-from hessian_tools.train.outer import SharedStep, accumulate_gradient
+from hessian_tools.train.outer import SharedStep, accumulate_gradient, training_chunks
 from hessian_tools.train.replay import Replay
+from hessian_tools.train.task_chunks import TaskChunks
 from hessian_tools.train.warm_start import first_parameters
 
 DIVERGED = "diverged.json"  # the file in a run's folder that records a divergence
@@ -47,6 +48,7 @@ class _State:
 
     saved_at: the time of the last save, by the clock ``monotonic``.
     replay: the trace of the batched outer step, used where all tasks of a step are computed at once.
+    chunks, validation_chunks: how many tasks are computed at once in an outer step, and in validation.
     shared: the processes that share the tasks of each outer step; None until they are started, or for one process.
     run: the digest of the training; None without a folder.
     """
@@ -57,6 +59,8 @@ class _State:
     meta_step: int = 0
     saved_at: float = field(default_factory=monotonic)
     replay: Replay = field(default_factory=Replay)
+    chunks: TaskChunks = field(default_factory=TaskChunks)
+    validation_chunks: TaskChunks = field(default_factory=TaskChunks)
     shared: SharedStep | GroupStep | None = None
     run: str | None = None
 
@@ -185,6 +189,8 @@ def _start(config: TrainConfig) -> _State:
     theta = first_parameters(config, loss, theta).requires_grad_()
     optimiser_class = torch.optim.Adam if config.optimiser == "adam" else torch.optim.SGD
     state = _State(loss, theta, optimiser_class([theta], lr=config.learning_rate))
+    state.chunks = training_chunks(config, theta.device)
+    state.validation_chunks = evaluation_chunks(config.tasks_at_once, theta.device)
     if config.folder is None:
         return state
     record_ownership(config.folder, "training", config.identity(loss.layout))
@@ -247,7 +253,9 @@ def _outer_step(state: _State, config: TrainConfig) -> tuple[list[Aux], bool]:
     """
     state.optimiser.zero_grad()
     if config.workers == 1 and state.shared is None:
-        aux = accumulate_gradient(config, state.loss, state.theta, state.meta_step, replay=state.replay)
+        aux = accumulate_gradient(
+            config, state.loss, state.theta, state.meta_step, replay=state.replay, chunks=state.chunks
+        )
     else:
         state.shared = state.shared or SharedStep(config, state.loss, state.theta)
         aux = state.shared.accumulate_gradient(state.theta, state.meta_step)
@@ -271,7 +279,7 @@ def _validate(state: _State, config: TrainConfig, meta_step: int) -> Checkpoint:
     theta = state.theta.detach().clone()
     if not config.validation_tasks:
         return Checkpoint(meta_step, theta, float("nan"), float("nan"))
-    losses, accuracies = evaluate(
+    losses, accuracies = evaluate_in_chunks(
         config.learner,
         state.loss,
         without_projector(config.learner, state.loss, theta),
@@ -280,6 +288,7 @@ def _validate(state: _State, config: TrainConfig, meta_step: int) -> Checkpoint:
         num_tasks=config.validation_tasks,
         seed=config.validation_seed,
         transductive=config.transductive,
+        chunks=state.validation_chunks,
     )
     return Checkpoint(meta_step, theta, float(losses.mean()), float(accuracies.mean()))
 

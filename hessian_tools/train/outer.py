@@ -1,13 +1,11 @@
 """The gradient of one outer step, whose tasks are computed in turn, all at once, or shared by worker processes."""
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.func import grad, vmap
-from torch.utils import _pytree as pytree
 
 from hessian_tools.batches import cast_like
 from hessian_tools.data import CrossDomainTasks, Episode, ImageTasks, TaskSource
@@ -19,27 +17,56 @@ from hessian_tools.runs.worker_pool import Emit, WorkerPool
 from hessian_tools.train.classes import ClassBatches
 from hessian_tools.train.config import TrainConfig
 from hessian_tools.train.replay import Replay
-
-TaskLoss = Callable[[Tensor, Episode], tuple[Tensor, Aux]]
+from hessian_tools.train.task_chunks import TaskChunks, stacked, task_chunks
 
 
 def accumulate_gradient(
-    config: TrainConfig, loss: Loss, theta: Tensor, meta_step: int, *, replay: Replay | None = None
+    config: TrainConfig,
+    loss: Loss,
+    theta: Tensor,
+    meta_step: int,
+    *,
+    replay: Replay | None = None,
+    chunks: TaskChunks | None = None,
 ) -> list[Aux]:
     """Add the mean meta-gradient of an outer step's tasks to ``theta.grad``; returns the parts of each task's loss.
 
     replay: the trace of the run's batched steps; None computes every step directly.
+    chunks: how many tasks are computed at once, which a run finds out at its first step; None finds it out again.
     """
     if not is_batched(config, loss.model):
         return [add_task_gradient(config, loss, theta, meta_step, j) for j in range(config.meta_batch)]
-    episodes = [training_episode(config, meta_step * config.meta_batch + j) for j in range(config.meta_batch)]
+    chunks = chunks or training_chunks(config, theta.device)
     # A trace holds the penalty's weight as a constant, so a penalty with a schedule is not replayed. A convolutional
     # network is not replayed either, because tracing it takes many seconds and saves no measurable time.
     constant_weight = config.shot is None or config.shot.schedule == "constant"
     replay = replay if constant_weight and not _is_convolutional(loss.model) else None
-    task_loss = partial(_task_loss, config, loss, meta_step)
-    theta.grad, aux = batched_gradient(task_loss, theta.detach(), episodes, replay=replay)
-    return aux
+    # vmap stands outside and grad inside: the gradient of a vmapped loss is silently wrong in second order through
+    # torch's batch normalisation, whereas this order is exact for every network.
+    step = vmap(grad(partial(_task_loss, config, loss, meta_step), has_aux=True), in_dims=(None, 0))
+
+    def chunk_gradient(tasks: range) -> tuple[Tensor, list[Aux]]:
+        """The sum of some tasks' shares in the mean gradient, and the parts of each task's loss."""
+        together = None
+        if not chunks.in_turn:
+            together = stacked([training_episode(config, meta_step * config.meta_batch + j) for j in tasks])
+        if together is None:  # vmap refuses the network, or the tasks differ in their shapes
+            point = theta.detach().clone().requires_grad_()
+            aux = [add_task_gradient(config, loss, point, meta_step, j) for j in tasks]
+            return torch.zeros_like(point) if point.grad is None else point.grad, aux
+        point, episodes = theta.detach(), cast_like(together, theta)
+        gradients, columns = replay(step, point, episodes) if replay else step(point, episodes)
+        return gradients.sum(0).div_(config.meta_batch), [Aux(*row) for row in zip(*columns, strict=True)]
+
+    results = chunks.run(config.meta_batch, chunk_gradient)
+    for gradient, _ in results:
+        theta.grad = gradient if theta.grad is None else theta.grad.add_(gradient)
+    return [aux for _, part in results for aux in part]
+
+
+def training_chunks(config: TrainConfig, device: torch.device) -> TaskChunks:
+    """How many tasks of an outer step are computed at once, where ``is_batched`` says that more than one is."""
+    return task_chunks(config.tasks_at_once, device, demanded=bool(config.batched))
 
 
 def add_task_gradient(config: TrainConfig, loss: Loss, theta: Tensor, meta_step: int, j: int) -> Aux:
@@ -50,18 +77,6 @@ def add_task_gradient(config: TrainConfig, loss: Loss, theta: Tensor, meta_step:
     value, aux = _task_loss(config, loss, meta_step, theta, episode, noise)
     (value / config.meta_batch).backward()
     return aux
-
-
-def batched_gradient(
-    task_loss: TaskLoss, theta: Tensor, episodes: Sequence[Episode], *, replay: Replay | None = None
-) -> tuple[Tensor, list[Aux]]:
-    """The mean over the tasks of each task's own gradient, and the parts of each task's loss."""
-    stacked = cast_like(pytree.tree_map(lambda *leaves: torch.stack(leaves), *episodes), theta)
-    # vmap stands outside and grad inside: the gradient of a vmapped loss is silently wrong in second order through
-    # torch's batch normalisation, whereas this order is exact for every network.
-    step = vmap(grad(task_loss, has_aux=True), in_dims=(None, 0))
-    gradients, aux = replay(step, theta, stacked) if replay else step(theta, stacked)
-    return gradients.mean(0), [Aux(*task_aux) for task_aux in zip(*aux, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -118,17 +133,19 @@ def _do_share(
 
 
 def is_batched(config: TrainConfig, model: nn.Module) -> bool:
-    """Whether an outer step computes all its tasks at once, as ``config.batched`` says.
+    """Whether an outer step computes its tasks at once, as ``config.batched`` or ``config.tasks_at_once`` say.
 
-    Where ``config.batched`` is None, it does so if this is faster: for several tasks and a network without
+    Where both are None, it does so for several tasks if this is faster: on a GPU, and on a CPU for a network without
     convolutions, which vmap would turn into slower, grouped ones.
     """
     if config.batched is not None:
         return config.batched
+    if config.tasks_at_once is not None:
+        return config.tasks_at_once > 1
     # A latent learner draws its noise task by task, and checkpointing does not work inside torch.func.
     if config.learner.latent is not None or config.checkpointing or config.workers > 1:
         return False
-    return config.meta_batch > 1 and not _is_convolutional(model)
+    return config.meta_batch > 1 and (config.device.startswith("cuda") or not _is_convolutional(model))
 
 
 def _is_convolutional(model: nn.Module) -> bool:

@@ -49,7 +49,7 @@ KINDS = {
     "count": "k num_probes max_points max_probes num_matvecs magnitude steps ways shots queries points width depth"
     " heads meta_batch workers patch hidden size num_params groups num_rotations max_matvecs max_basis chunk max_rank l"
     " evaluation_steps minibatches target_steps reference_steps save_every num_tasks image_size channels"
-    " schedule_steps",
+    " schedule_steps tasks_at_once",
     "count or 0": "ends validation_tasks fine_tuning_steps last",
     "whole": "seed validation_seed",
     "positive": "learning_rate tau epsilon threshold max_memory fine_tuning_step_size step_size",

@@ -89,6 +89,9 @@ class BatchedLanczos:
     A finished point keeps its place in the basis until half of the points have finished; then the unfinished points are
     moved together. The operator is restricted to the unfinished points immediately, so that no product is wasted.
 
+    ``steps`` counts the products at an unfinished point, and ``discarded`` those whose vectors were not kept (see
+    ``KrylovBasis.settle``).
+
     max_steps: the limit of products at each point. done: called, whenever points have finished, with their number.
     restarted: called with the run after each restart.
     """
@@ -110,11 +113,12 @@ class BatchedLanczos:
         self.running = np.ones(num_points, dtype=bool)
         self.min_size = max(selection.k for selection in selections)
         num_params = H.num_params if H.shards is None else H.shards.total
-        self.stride = STRIDE if num_params <= FEW_PARAMS else 1
+        self.stride = STRIDE if num_params <= FEW_PARAMS else basis.steps_per_wait
         self.next_check = _next_multiple(np.full(num_points, 2 * self.min_size), self.stride)
         self.last_check, self.last_excess = np.zeros(num_points, dtype=int), np.full(num_points, np.inf)
         self.had_breakdown = np.zeros(num_points, dtype=bool)
-        self.steps = 0
+        self.steps = self.discarded = 0
+        self._running_rows: Tensor | None = None  # on the device; None stands for all of them
         self.finished: list[tuple[Tensor, RitzPairs]] = []
 
     def run(self) -> RitzPairs:
@@ -130,9 +134,9 @@ class BatchedLanczos:
         return bool(self.running.any())
 
     def _step(self) -> None:
-        basis = self.basis
-        finite = basis.advance(self._products(), self.steps)
-        self.steps += 1
+        basis, block = self.basis, self._block()
+        finite, discarded = basis.take_steps(self._products, block, self.steps)
+        self.steps, self.discarded = self.steps + block, self.discarded + discarded
         if (self.running & ~finite).any():
             self._finish_nonfinite(np.flatnonzero(self.running & ~finite))
         self.had_breakdown |= basis.breakdown
@@ -146,12 +150,18 @@ class BatchedLanczos:
         if basis.size == basis.restart_size:
             self._restart()
 
+    def _block(self) -> int:
+        """The number of steps until the host looks at their numbers; 1 after a breakdown, as another one may follow."""
+        if self.had_breakdown[self.running].any():
+            return 1
+        return min(self.basis.block, int(self.max_steps[self.running].min()) - self.steps)
+
     def _products(self) -> Float[Tensor, "point param"]:
         """H times the next vector of every point; zeros at finished points."""
         following = self.basis.next
-        if self.running.all():
+        where = self._running_rows
+        if where is None:
             return self.H.products(following[..., None])[..., 0]
-        where = torch.from_numpy(np.flatnonzero(self.running)).to(following.device)
         products = self.H.products(following[where, :, None])[..., 0]
         return torch.zeros_like(following).index_copy_(0, where, products)
 
@@ -163,7 +173,7 @@ class BatchedLanczos:
         values, residuals, s = self.basis.pairs(rows)
         columns = (self.points, self.basis.breakdown, self.had_breakdown, self.basis.exhausted)
         points, breakdown, had_breakdown, exhausted = [torch.from_numpy(column[rows]) for column in columns]
-        norm, degree = values.abs().amax(-1), min(self.steps, self.basis.max_size - 1)
+        norm, degree = values.abs().amax(-1), min(self.steps - self.discarded, self.basis.max_size - 1)
         state = RitzState(points, values, residuals, norm, s, breakdown, had_breakdown, exhausted, degree)
         excess = self.rule.excess(state).nan_to_num(nan=torch.inf)
         self._schedule(rows, excess.numpy())
@@ -215,6 +225,7 @@ class BatchedLanczos:
         before = np.flatnonzero(self.running)
         self.running[rows] = False
         self.basis.retire(rows)
+        self._move_running_rows()
         stay = torch.from_numpy(np.flatnonzero(self.running[before]))
         if 0 < len(stay) < len(before):
             self.H = self.H.select(stay)
@@ -226,6 +237,12 @@ class BatchedLanczos:
         self.basis.keep(rows)
         for name in ("points", "running", "next_check", "last_check", "last_excess", "had_breakdown", "max_steps"):
             setattr(self, name, getattr(self, name)[rows])
+        self._move_running_rows()
+
+    def _move_running_rows(self) -> None:
+        """Tells the device once which points are unfinished, so that no product has to wait for it."""
+        rows = torch.from_numpy(np.flatnonzero(self.running))
+        self._running_rows = None if self.running.all() else rows.to(self.basis.rows.device, non_blocking=True)
 
     def _restart(self) -> None:
         """Restarts from the wanted Ritz pairs and the next ones in the order of preference, see KEPT_SHARE."""
@@ -233,6 +250,8 @@ class BatchedLanczos:
         preference = torch.stack([selection.preference(values) for selection in self.selections if selection.k]).amin(0)
         wanted = sum(selection.k for selection in self.selections)
         kept = wanted + int(KEPT_SHARE * (self.basis.size - wanted))
+        if self.basis.size - kept > self.basis.steps_per_wait:
+            kept += (self.basis.size - kept) % self.basis.steps_per_wait  # so that whole blocks fill the basis again
         columns = preference.sort(dim=-1, stable=True).indices[:, :kept]
         self.basis.restart(values.gather(-1, columns), s.gather(-1, columns[:, None].expand(-1, s.shape[1], -1)))
         self.restarted(self)

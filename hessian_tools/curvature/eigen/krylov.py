@@ -28,6 +28,9 @@ PIECE_BYTES = 2**23
 # rounding of the removed part is then no longer small compared with the remainder ("twice is enough", Kahan and
 # Parlett).
 CANCELLATION = 0.5
+# On a GPU the host waits for the device only once in so many steps, because the device is idle meanwhile. Decisions are
+# taken then, for all points together.
+STEPS_PER_WAIT = {"cuda": 4}
 
 
 class KrylovBasis:
@@ -47,6 +50,7 @@ class KrylovBasis:
     the first ``num_restarted`` rows, to row ``num_restarted``. It is 0 where the Krylov space was exhausted.
     breakdown: the points whose Krylov space was exhausted at the last step. dimension: the dimension of the space
     orthogonal to the locked vectors. scale: the largest entry of T so far, by which rounding is recognised.
+    steps_per_wait: the most steps after which the host waits for the device and takes decisions; 1 on a CPU.
     restart_size: the size at which only one more vector fits, so that a restart is due; None if a basis of the whole
     space fits.
     """
@@ -75,6 +79,8 @@ class KrylovBasis:
         self.scale = np.zeros(num_points)
         self.breakdown = np.zeros(num_points, dtype=bool)
         self._last_coupling = self.rows.new_zeros(num_points, 1)
+        self.steps_per_wait = STEPS_PER_WAIT.get(locked.device.type, 1) if shards is None else 1
+        self._pending: list[Tensor] = []  # alpha and beta of the steps that are not settled yet, [2, point] each
         self._rounding = rounding(locked.dtype)
 
     @property
@@ -129,6 +135,85 @@ class KrylovBasis:
             torch.div(w, norms.clamp(min=torch.finfo(w.dtype).tiny), out=self.next)
         return finite
 
+    @property
+    def block(self) -> int:
+        """The number of steps, at least 1, until the host must look at their numbers.
+
+        It is ``steps_per_wait``, or less if a basis will be complete before, or all will be full and must be restarted.
+        """
+        unfinished = self.dimension[self.dimension > 0]
+        full = self.max_size if self.restart_size is None else self.restart_size
+        return max(1, min([self.steps_per_wait, *(int(size) - self.size for size in (full, *unfinished))]))
+
+    def take_steps(
+        self, products: Callable[[], Float[Tensor, "point param"]], count: int, step: int
+    ) -> tuple[Bool[np.ndarray, " point"], int]:
+        """Takes ``count`` steps, at most ``block``, and waits for the device after the last one.
+
+        products: returns the products of ``next``. step: the number of the first step, as for ``advance``. Returns
+        False where a number was not finite, and how many of the steps were discarded (see ``settle``).
+        """
+        if self.steps_per_wait == 1:
+            return self.advance(products(), step), 0
+        for _ in range(count):
+            self.extend(products())
+        return self.settle(step)
+
+    def extend(self, w: Float[Tensor, "point param"]) -> None:
+        """Extends every basis by the products w of ``next`` without waiting for the device; ``settle`` must follow.
+
+        No more than ``block`` steps may be taken before that.
+        """
+        rows = self.rows[:, : self.num_locked + self.size + 1]
+        alpha = self._inner((w * self.next).sum(-1))
+        # Always twice, because the host does not know yet whether much has cancelled. Twice is enough without the
+        # recurrence, too.
+        w = self._orthogonal(self._orthogonal(w, rows), rows)
+        beta = self._lengths(w)
+        self._pending.append(torch.stack([alpha.double(), beta]))
+        self.size += 1
+        if self.size < self.max_size:
+            self.next = self.rows[:, self.num_locked + self.size]
+            torch.div(w, beta.to(w.dtype).clamp(min=torch.finfo(w.dtype).tiny)[:, None], out=self.next)
+
+    def settle(self, step: int) -> tuple[Bool[np.ndarray, " point"], int]:
+        """Reads the entries of T of all steps since the last call, which waits for the device once.
+
+        Returns False where a number was not finite, and how many steps were discarded: after a step in which some
+        Krylov space was exhausted, the later ones are, because their vectors at that point come from rounding.
+        step: the number of the first of these steps, as for ``advance``.
+        """
+        numbers = torch.stack(self._pending).cpu().numpy()
+        self._pending = []
+        first, used, finite = self.size - len(numbers), 0, np.ones(len(self.scale), dtype=bool)
+        go_on, broken = ~finite, False
+        for m, (alphas, betas) in enumerate(numbers, first):
+            self.scale = np.maximum(self.scale, np.maximum(abs(alphas), betas))
+            finite &= np.isfinite(alphas + betas)
+            complete_basis = m + 1 >= self.dimension
+            self.breakdown = finite & (complete_basis | (betas <= self._rounding * self.scale))
+            self.diagonal[:, m], self.coupling[:, m] = alphas, np.where(self.breakdown, 0.0, betas)
+            go_on = self.breakdown & ~complete_basis
+            used += 1
+            broken = bool((self.breakdown & (self.dimension > 0)).any())
+            if broken:
+                break
+        if broken:
+            self.size = first + used
+            if self.size < self.max_size:
+                self.next = self.rows[:, self.num_locked + self.size]
+                self._draw_next(np.flatnonzero(go_on), step + used - 1)
+        return finite, len(numbers) - used
+
+    def _draw_next(self, points: Int[np.ndarray, " chosen"], step: int) -> None:
+        """Puts the random vector of a step, made orthogonal to the basis, in the place of ``next`` at some points."""
+        if not len(points):
+            return
+        chosen = torch.from_numpy(points).to(self.rows.device, non_blocking=True)
+        rows = self.rows[chosen, : self.num_locked + self.size]
+        w = self._orthogonal(self._orthogonal(self.fresh(step).expand(len(points), -1), rows), rows)
+        self.next[chosen] = w / self._lengths(w).to(w.dtype).clamp(min=torch.finfo(w.dtype).tiny)[:, None]
+
     def pairs(
         self, points: Int[np.ndarray, " chosen"]
     ) -> tuple[Float[Tensor, "chosen value"], Float[Tensor, "chosen value"], Float[Tensor, "chosen row value"]]:
@@ -149,7 +234,7 @@ class KrylovBasis:
     ) -> Float[Tensor, "chosen pair param"]:
         """The Ritz vectors Q s of some points, as rows."""
         basis = self.rows[:, self.num_locked : self.num_locked + self.size]
-        coefficients = s.mT.to(basis)
+        coefficients = s.mT.to(basis, non_blocking=True)
         out = basis.new_empty(*coefficients.shape[:2], basis.shape[-1])
         for i, point in enumerate(points):  # indexing with all points at once would copy their bases
             torch.matmul(coefficients[i], basis[point], out=out[i])
@@ -161,7 +246,11 @@ class KrylovBasis:
         values, s: the Ritz values to keep and their eigenvectors of T.
         """
         first, m, kept = self.num_locked, self.size, values.shape[-1]
-        combine_rows(self.rows[:, first : first + m], s.mT.to(self.rows), out=self.rows[:, first : first + kept])
+        combine_rows(
+            self.rows[:, first : first + m],
+            s.mT.to(self.rows, non_blocking=True),
+            out=self.rows[:, first : first + kept],
+        )
         self.rows[:, first + kept] = self.next
         self.next = self.rows[:, first + kept]
         self.diagonal[:, :kept] = values.numpy()
@@ -174,7 +263,7 @@ class KrylovBasis:
         move_to_front(self.rows[:, :used], points)
         self.rows = self.rows[: len(points)]
         self.next = self.rows[:, :used][:, -1]
-        self._last_coupling = self._last_coupling[torch.from_numpy(points).to(self.rows.device)]
+        self._last_coupling = self._last_coupling[torch.from_numpy(points).to(self.rows.device, non_blocking=True)]
         for name in ("diagonal", "coupling", "scale", "dimension", "breakdown"):
             setattr(self, name, getattr(self, name)[points])
 

@@ -180,8 +180,12 @@ def gauss_quadrature(
         max_size=num_steps,
         fresh=lambda step: random_vector(H, seed, step + 1),
     )
-    for step in range(num_steps):
-        basis.advance(H.products(basis.next[..., None])[..., 0], step)
+    step, had_breakdown = 0, False
+    while basis.size < num_steps:
+        # After a breakdown another one may follow at each step, and would discard the later steps of a block.
+        count = 1 if had_breakdown else basis.block
+        basis.take_steps(lambda: H.products(basis.next[..., None])[..., 0], count, step)
+        step, had_breakdown = step + count, had_breakdown or bool(basis.breakdown.any())
     values, residuals, vectors = basis.pairs(np.arange(len(starts)))
     bad = values.isnan()
     return values, (vectors[:, 0] ** 2).masked_fill(bad, torch.nan), residuals.masked_fill(bad, torch.nan)

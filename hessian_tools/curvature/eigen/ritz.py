@@ -37,16 +37,16 @@ class RitzPairs:
 
     def select(self, points: Int[Tensor, " chosen"]) -> "RitzPairs":
         """The pairs of some points, in the order given."""
-        return RitzPairs(*(column[points.to(column.device)] for column in self.columns()))
+        return RitzPairs(*(column[points.to(column.device, non_blocking=True)] for column in self.columns()))
 
     def keep(self, mask: Bool[Tensor, "point pair"]) -> "RitzPairs":
         """Only the pairs in the mask, moved to the front of each point's row."""
         columns, count = true_columns(mask)
         padding = torch.arange(columns.shape[1], device="cpu") >= count[:, None]
         device = self.vectors.device
-        rows, device_columns = torch.arange(len(mask), device=device)[:, None], columns.to(device)
+        rows, device_columns = torch.arange(len(mask), device=device)[:, None], columns.to(device, non_blocking=True)
         values = self.values.gather(1, columns).masked_fill(padding, 0.0)
-        vectors = self.vectors[rows, device_columns].masked_fill_(padding[..., None].to(device), 0.0)
+        vectors = self.vectors[rows, device_columns].masked_fill_(padding[..., None].to(device, non_blocking=True), 0.0)
         return RitzPairs(values, vectors, count, *self.columns()[3:])
 
     def wanted(self, selections: Sequence[Selection]) -> "RitzPairs":
@@ -83,5 +83,5 @@ def in_order(batches: Sequence[tuple[Int[Tensor, " _"], RitzPairs]]) -> RitzPair
         if pieces[0].ndim > 1:  # the values and vectors have an axis of pairs
             no_padding = (0, 0) * (pieces[0].ndim - 2)
             pieces = tuple([pad(piece, (*no_padding, 0, width - piece.shape[1])) for piece in pieces])
-        columns.append(torch.cat(pieces)[order.to(pieces[0].device)])
+        columns.append(torch.cat(pieces)[order.to(pieces[0].device, non_blocking=True)])
     return RitzPairs(*columns)

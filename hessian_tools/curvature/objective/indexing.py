@@ -58,4 +58,6 @@ def index_of(points: Tensor, total: int, device: torch.device) -> slice | Tensor
     """
     first = int(points[0]) % total if len(points) else 0
     consecutive = torch.arange(first, first + len(points), device=points.device)
-    return slice(first, first + len(points)) if torch.equal(points % total, consecutive) else points.to(device)
+    if torch.equal(points % total, consecutive):
+        return slice(first, first + len(points))
+    return points.to(device, non_blocking=True)
