@@ -16,6 +16,7 @@ from hessian_tools.inner.meta_loss import accuracy
 from hessian_tools.intervals import student_t
 from hessian_tools.loss import Loss
 from hessian_tools.result import Result
+from hessian_tools.torch_fixes.precision import full_precision
 from hessian_tools.train.config import Checkpoint
 from hessian_tools.train.task_chunks import TaskChunks, stacked, task_chunks
 from hessian_tools.validation import check_whole
@@ -70,6 +71,7 @@ class Evaluation(Result):
         )
 
 
+@full_precision
 def evaluate(
     learner: Learner,
     loss: Loss,
@@ -83,6 +85,8 @@ def evaluate(
     tasks_at_once: int | None = None,
 ) -> Evaluation:
     """Adapt to each of ``num_tasks`` tasks by the learner's evaluation steps, and test the result on the query set.
+
+    Products of float32 are computed in float32, with TF32 and autocast off, whatever the process has set.
 
     transductive: True sends the whole query set through the network in one forward pass, as is usual in the field. With
         batch normalisation, the answer to a query example then depends on the other query examples. False puts each

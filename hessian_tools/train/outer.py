@@ -1,7 +1,9 @@
 """The gradient of one outer step, whose tasks are computed in turn, all at once, or shared by worker processes."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
+from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +16,30 @@ from hessian_tools.inner.pretraining import pretraining_loss
 from hessian_tools.loss import Batch, Loss
 from hessian_tools.rng import stream
 from hessian_tools.runs.worker_pool import Emit, WorkerPool
+from hessian_tools.torch_fixes.precision import full_precision
 from hessian_tools.train.classes import ClassBatches
 from hessian_tools.train.config import TrainConfig
 from hessian_tools.train.replay import Replay
 from hessian_tools.train.task_chunks import TaskChunks, stacked, task_chunks
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
+
+def _in_precision_of_run(
+    function: Callable[Concatenate[TrainConfig, P], R],
+) -> Callable[Concatenate[TrainConfig, P], R]:
+    """Makes a function of a run compute in float32 where the run does not ask for less."""
+    in_float32 = full_precision(function)
+
+    @wraps(function)
+    def called(config: TrainConfig, *args: P.args, **kwargs: P.kwargs) -> R:
+        return (function if config.reduced_precision else in_float32)(config, *args, **kwargs)
+
+    return called
+
+
+@_in_precision_of_run
 def accumulate_gradient(
     config: TrainConfig,
     loss: Loss,
@@ -69,6 +89,7 @@ def training_chunks(config: TrainConfig, device: torch.device) -> TaskChunks:
     return task_chunks(config.tasks_at_once, device, demanded=bool(config.batched))
 
 
+@_in_precision_of_run
 def add_task_gradient(config: TrainConfig, loss: Loss, theta: Tensor, meta_step: int, j: int) -> Aux:
     """Add to ``theta.grad`` the contribution of task j of an outer step to the mean."""
     index = meta_step * config.meta_batch + j
