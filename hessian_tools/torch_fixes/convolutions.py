@@ -45,7 +45,7 @@ def pays(*, device: str, points: int, patch_bytes: int = 0) -> bool:
 
 
 def at_many_points(points: int, device: torch.device) -> AbstractContextManager[Any]:
-    """The context for derivatives at so many points by ``vmap``: convolutions are matrix products in it where that pays.
+    """The context for derivatives at many points by ``vmap``: convolutions are matrix products in it where that pays.
 
     It is entered around the call of the function that ``vmap`` returns, or around the tracing of one point of it.
     """

@@ -71,7 +71,6 @@ class Evaluation(Result):
         )
 
 
-@full_precision
 def evaluate(
     learner: Learner,
     loss: Loss,
@@ -111,6 +110,7 @@ def evaluation_chunks(tasks_at_once: int | None, device: torch.device) -> TaskCh
     return task_chunks(tasks_at_once, device)
 
 
+@full_precision
 def evaluate_in_chunks(
     learner: Learner,
     loss: Loss,
