@@ -2,7 +2,7 @@
 
 ``ds`` is the Dataset of ``analysis.open_study``. Each function also has ``data(ds)``, the numbers behind the figure as
 a table, ``caption(ds)``, and ``needs(ds)``, the reason why a study's figure cannot be drawn, or None. ``save`` writes a
-figure to files.
+figure to files, and ``variable(ds, name)`` is the figure of any variable over meta-training.
 
 >>> from analysis import figures
 >>> figures.alpha_rho
@@ -16,6 +16,7 @@ from hessian_tools.entries import checked
 figures_of = checked(_figures.figures_of, module=__name__)
 left_out = checked(_figures.left_out, module=__name__)
 save = checked(_figures.save, module=__name__)
+variable = checked(_figures.variable, module=__name__)
 alpha_rho = FIGURES["alpha_rho"]
 eigenvalues = FIGURES["eigenvalues"]
 alignment = FIGURES["alignment"]
@@ -29,4 +30,4 @@ spectra = FIGURES["spectra"]
 layers = FIGURES["layers"]
 loss_surfaces = FIGURES["loss_surfaces"]
 
-__all__ = [*FIGURES, "FIGURES", "figures_of", "left_out", "save"]
+__all__ = [*FIGURES, "FIGURES", "figures_of", "left_out", "save", "variable"]

@@ -16,7 +16,8 @@ from analysis import folder, store
 from analysis.claims import Verdict, judge, load_plan, unjudged, verdicts_to_json
 from analysis.config import StudyConfig
 from analysis.cost import refuse_above_limits
-from analysis.drawing.figures import FIGURES, figures_of, save
+from analysis.drawing.figures import FIGURES, StudyFigure, figures_of, save, variable
+from analysis.drawing.figures.variable import drawable_variables
 from analysis.drawing.panels import FORMATS
 from analysis.drawing.style import inches_of
 from analysis.engines.engine import Engine, open_engine
@@ -36,7 +37,7 @@ from analysis.training import refuse_changed_data, step_size_table, train
 from analysis.verify import mend, refuse_changed_figures, refuse_changed_plan, refuse_damaged_training
 from hessian_tools.data import summary
 from hessian_tools.runs.files import file_digest, without_fsync, write_json, write_text
-from hessian_tools.validation import check_choice
+from hessian_tools.validation import check_choice, did_you_mean
 
 MAX_VERDICTS = 12
 """The largest number of verdicts that a notebook shows of a study, because a large study has hundreds."""
@@ -242,10 +243,12 @@ def own_figures(
     learners: Sequence[str] | None,
     steps: Sequence[int] | None,
     width: str | None,
+    labels: Mapping[str, str] | None = None,
 ) -> list[Path]:
     """Draw figures with learners, steps and a width of the user's own into the folder ``out``; returns the files.
 
-    only: names of figures; None stands for all that can be drawn so. The reporter says which cannot.
+    only: names of figures, or of variables that are drawn over meta-training; None stands for all figures that can be
+        drawn so. The reporter says which cannot.
     formats: pdf, png, svg, and csv for the numbers.
     The other arguments are those of ``analysis.figures``.
     """
@@ -253,28 +256,26 @@ def own_figures(
     saved: list[Path] = []
     refused: dict[str, ValueError] = {}
     try:
-        for name in only or ():
-            check_choice("--only", name, FIGURES)
         forms = [check_choice("--format", form, (*FORMATS, "csv")) for form in formats]
         if width is not None:
             inches_of(width)
         ds = measurements(study)
-        names = []
-        for name in figures_of(ds) if only is None else only:
+        chosen = figures_of(ds) if only is None else {name: _figure(ds, name) for name in only}
+        drawn = {}
+        for name, figure in chosen.items():
             try:
-                FIGURES[name].check(ds, learners=learners, steps=steps, width=width)
-                names.append(name)
+                figure.check(ds, learners=learners, steps=steps, width=width, labels=labels)
+                drawn[name] = figure
             except ValueError as e:
                 refused[name] = e
-        if refused and (only is not None or not names):
+        if refused and (only is not None or not drawn):
             raise next(iter(refused.values()))
         for name, reason in refused.items():
             reporter.say(f"not drawn: {name}; {reason}")
-        with reporter.stage("draw", len(names), "figures") as advance:
-            for name in names:
-                figure = FIGURES[name]
+        with reporter.stage("draw", len(drawn), "figures") as advance:
+            for name, figure in drawn.items():
                 if pictures := [form for form in forms if form != "csv"]:
-                    picture = figure(ds, learners=learners, steps=steps, width=width)
+                    picture = figure(ds, learners=learners, steps=steps, width=width, labels=labels)
                     saved += save(picture, out / name, formats=pictures)
                 if "csv" in forms:
                     saved.append(figure.save_data(ds, out / name, learners=learners, steps=steps))
@@ -282,6 +283,16 @@ def own_figures(
     except ValueError as e:
         raise UserError(str(e)) from None
     return saved
+
+
+def _figure(ds: xr.Dataset, name: str) -> StudyFigure:
+    """The figure of a name: one of the package, or that of a variable of the study."""
+    if name in FIGURES:
+        return FIGURES[name]
+    if name in ds.data_vars:
+        return variable(ds, name)
+    near = did_you_mean(name, [*FIGURES, *drawable_variables(ds)])
+    raise ValueError(f"--only={name!r} is none of {', '.join(FIGURES)}, nor a variable of the study{near}")
 
 
 def report(study: Study, ds: xr.Dataset) -> Path:

@@ -39,6 +39,9 @@ def plot(
 
     To name the axis of points, call ``plot(to_xarray(result, dims=["inner_step"]))``.
     """
+    if isinstance(result, xr.DataArray | xr.Dataset) and "learner" in result.dims:
+        name = getattr(result, "name", None) or "alpha_rho"
+        raise TypeError(f"a study is drawn by analysis.figures; for a variable, variable(ds, {name!r})(ds)")
     ds = result if isinstance(result, xr.Dataset) else to_xarray(result)
     kind = ds.attrs.get("kind")
     if kind not in PLOTS:

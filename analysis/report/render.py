@@ -11,7 +11,7 @@ import xarray as xr
 
 from analysis.claims.verdict import Verdict
 from analysis.config import StudyConfig
-from analysis.drawing.figures import FIGURES, left_out
+from analysis.drawing.figures import figures_of, left_out
 from analysis.drawing.legend import diverged_sentence
 from analysis.drawing.style import DPI
 from analysis.drawing.summary import measured
@@ -188,7 +188,7 @@ def _figure(ds: xr.Dataset, position: int, name: str, path: Path, *, embed: bool
     """The figure at ``position`` (from 1), with its caption and the name of its PDF."""
     png = Path(path).read_bytes()
     width = int.from_bytes(png[16:20], "big")  # bytes 16 to 19 of a PNG hold its width
-    caption = FIGURES[name].caption(ds) if name in FIGURES else name
+    caption = figures_of(ds)[name].caption(ds)
     source = f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}" if embed else f"figures/{path.name}"
     alt = escape(caption.split(". ")[0])
     picture = Html(f'<img src="{source}" alt="{alt}" width="{round(width * _CSS_PIXELS)}">')

@@ -18,7 +18,7 @@ NAME = "my_quantities.py:ALONG_DISPLACEMENT"
 @pytest.fixture
 def load(tmp_path: Path):
     """A function that returns an object of the document's example, which is written into a file and imported."""
-    (code,) = re.findall(r"```python\n(.*?)```", EXAMPLE.read_text(encoding="utf-8"), re.DOTALL)
+    code = re.findall(r"```python\n(.*?)```", EXAMPLE.read_text(encoding="utf-8"), re.DOTALL)[0]
     (tmp_path / "my_quantities.py").write_text(code)
     return lambda name: trusted_object(f"{tmp_path}/{name}", trust=True)
 
