@@ -17,6 +17,7 @@ from analysis.claims import Verdict, judge, load_plan, unjudged, verdicts_to_jso
 from analysis.config import StudyConfig
 from analysis.cost import refuse_above_limits
 from analysis.drawing.figures import FIGURES, figures_of, save
+from analysis.drawing.forest import forest
 from analysis.drawing.panels import FORMATS
 from analysis.drawing.style import inches_of
 from analysis.engines.engine import Engine, open_engine
@@ -38,6 +39,7 @@ from hessian_tools.data import summary
 from hessian_tools.runs.files import file_digest, without_fsync, write_json, write_text
 from hessian_tools.validation import check_choice
 
+FOREST = "forest"  # the figure of all verdicts, which is a function of these and not of the measurements
 MAX_VERDICTS = 12
 """The largest number of verdicts that a notebook shows of a study, because a large study has hundreds."""
 
@@ -254,26 +256,43 @@ def own_figures(
     refused: dict[str, ValueError] = {}
     try:
         for name in only or ():
-            check_choice("--only", name, FIGURES)
+            check_choice("--only", name, [*FIGURES, FOREST])
         forms = [check_choice("--format", form, (*FORMATS, "csv")) for form in formats]
         if width is not None:
             inches_of(width)
         ds = measurements(study)
         names = []
+        verdicts = open_verdicts(study.path) if _shows_verdicts(study, only) else []
         for name in figures_of(ds) if only is None else only:
+            if name == FOREST:
+                continue
             try:
                 FIGURES[name].check(ds, learners=learners, steps=steps, width=width)
                 names.append(name)
             except ValueError as e:
                 refused[name] = e
+        if verdicts:
+            try:
+                if steps is not None:
+                    raise ValueError(f"steps={list(steps)}: the figure {FOREST} has no single steps; leave them out")
+                forest.data(verdicts, learners=learners)  # called for its error
+            except ValueError as e:
+                refused[FOREST], verdicts = e, []
         if refused and (only is not None or not names):
             raise next(iter(refused.values()))
         for name, reason in refused.items():
             reporter.say(f"not drawn: {name}; {reason}")
-        with reporter.stage("draw", len(names), "figures") as advance:
+        pictures = [form for form in forms if form != "csv"]
+        with reporter.stage("draw", len(names) + bool(verdicts), "figures") as advance:
+            if verdicts:
+                if pictures:
+                    saved += save(forest(verdicts, learners=learners, width=width), out / FOREST, formats=pictures)
+                if "csv" in forms:
+                    saved.append(forest.save_data(verdicts, out / FOREST, learners=learners))
+                advance(1, FOREST)
             for name in names:
                 figure = FIGURES[name]
-                if pictures := [form for form in forms if form != "csv"]:
+                if pictures:
                     picture = figure(ds, learners=learners, steps=steps, width=width)
                     saved += save(picture, out / name, formats=pictures)
                 if "csv" in forms:
@@ -284,8 +303,16 @@ def own_figures(
     return saved
 
 
+def _shows_verdicts(study: Study, only: Sequence[str] | None) -> bool:
+    """True if figures of the user's own include that of the verdicts, which needs verdicts."""
+    return FOREST in only if only is not None else (study.path / folder.VERDICTS).exists()
+
+
 def report(study: Study, ds: xr.Dataset) -> Path:
-    """Write the study as one self-contained page, and the explorer's page beside it; returns the file of the first."""
+    """Write the study as one self-contained page, and the explorer's page beside it; returns the file of the first.
+
+    The figure of all verdicts is drawn here too, because it needs them and not the measurements.
+    """
     _refuse_incomplete(study)
     refuse_changed_data(study, study.runs_to_measure)  # kept results need no data
     images = {name: study.figures / f"{name}.png" for name in figures_of(ds)}
@@ -300,10 +327,15 @@ def report(study: Study, ds: xr.Dataset) -> Path:
     refuse_changed_figures(study)
     plan, verdicts = plan_of(study), open_verdicts(study.path)
     kept = (study.path / folder.README).exists()  # the pages of kept results must stay small
+    effects = None
+    if forest.needs(verdicts) is None:
+        *_, effects = save(forest(verdicts), study.figures / FOREST, formats=("pdf", "svg"))
+        forest.save_data(verdicts, study.figures / FOREST)
     page = render(
         ds=ds,
         verdicts=verdicts,
         figures=images,
+        effects=effects,
         setup=facts(study),
         command=command(study),
         notes=notes(study),

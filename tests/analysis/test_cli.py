@@ -197,6 +197,11 @@ def test_info_and_the_single_commands_run_on_a_complete_study(working_folder, ca
     assert "figures study' first" in refused(capsys, ["report", "study"])
     for command in ("test", "figures", "report"):
         assert run([command, "study"]) == 0
+    assert 'id="figure-forest"' in (working_folder / "study" / "report.html").read_text()
+    assert (working_folder / "study" / "figures" / "forest.csv").exists()
+    assert run(["figures", "study", "--only", "forest", "--format", "svg", "--learners", "maml"]) == 0
+    assert [path.name for path in (working_folder / "study" / "paper").iterdir()] == ["forest.svg"]
+    assert "has no single steps" in refused(capsys, ["figures", "study", "--only", "forest", "--steps", "0"])
     assert (working_folder / "study" / "figures" / "accuracy.png").read_bytes() == (
         micro_study / "figures" / "accuracy.png"
     ).read_bytes()
