@@ -208,7 +208,8 @@ def _drawn(shown: Sequence[Verdict], width: float) -> Figure:
     )
     height = ABOVE + height_of_rows + BELOW
     with style.context(width=width, height=height):
-        figure = ShownFigure(figsize=(width, height), layout="none")
+        figure = ShownFigure(figsize=(width, height))
+        figure.set_layout_engine("none")  # the one axes has its place
         ax = figure.add_axes((left / width, BELOW / height, (width - left - 0.08) / width, height_of_rows / height))
         _set_axis(ax, shown, height_of_rows)
         at_left = blended_transform_factory(figure.transFigure, ax.transData)
