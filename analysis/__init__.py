@@ -1,9 +1,9 @@
 """Studies of learners: what is measured along inner loops, which claims the numbers support, and how they are shown.
 
 ``run_study(source)`` trains, measures, tests, draws and reports a study. ``open_study(path)`` opens everything that was
-measured in a study, and ``open_verdicts(path)`` the verdicts on the claims. ``to_xarray(result)`` labels any result of
-the library, and ``plot(result)`` draws it. The figures of a study are in
-``analysis.figures``.
+measured in a study, and ``open_verdicts(path)`` the verdicts on the claims. ``open_checkpoint`` opens the network of a
+run, for measurements of one's own. ``to_xarray(result)`` labels any result of the library, and ``plot(result)`` draws
+it. The figures of a study are in ``analysis.figures``.
 """
 
 import os
@@ -20,6 +20,7 @@ if "torch" not in sys.modules:
 
 if TYPE_CHECKING:
     from analysis import figures as figures
+    from analysis.checkpoint import open_checkpoint as open_checkpoint
     from analysis.drawing.labelled import to_xarray as to_xarray
     from analysis.drawing.results import plot as plot
     from analysis.errors import UserError as UserError
@@ -35,6 +36,7 @@ _MODULES = {
     "UserError": "analysis.errors",
     "explore": "analysis.explorer",
     "load_study": "analysis.study_file",
+    "open_checkpoint": "analysis.checkpoint",
     "open_study": "analysis.folder",
     "open_verdicts": "analysis.folder",
     "plot": "analysis.drawing.results",

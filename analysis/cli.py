@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -115,7 +116,7 @@ class BeginOptions:
         None
     )
     data: Annotated[
-        str | None,
+        Path | None,
         Parameter(help="Folder or file of images, or features (.npz), in place of the study's own data."),
     ] = None
 
@@ -124,31 +125,57 @@ class BeginOptions:
         Parameter(name="--from", help="Folder of results of this study that were kept; their runs are not made again."),
     ] = None
 
-    def prepare(self, source: str, compute: ComputeOptions) -> "tuple[Study, str | None]":
+    dry_run: Annotated[
+        bool,
+        Parameter(negative="", help="Only check everything and say what would be run, with its time and its size."),
+    ] = False
+
+    def prepare(self, source: Path, compute: ComputeOptions) -> "tuple[Study, str | None]":
         """Check the study; returns it and the text of its plan of the claims (None: the bundled plan)."""
         from analysis.pipeline import prepare
 
-        return prepare(source, **vars(self), device=compute.kind_of_device, trust=compute.trust, yes=compute.yes)
+        given = vars(self) | {"data": None if self.data is None else str(self.data)}
+        del given["dry_run"]
+        return prepare(source, **given, device=compute.kind_of_device, trust=compute.trust, yes=compute.yes)
 
 
+# Paths rather than texts, so that a shell completes the names of files.
 File = Annotated[
-    str,
+    Path,
     Parameter(help="A study's YAML file, a bundled study (demo, quickdraw, ...), or the folder of a study."),
 ]
 Folder = Annotated[Path, Parameter(help="Folder of a study.")]
 BEGIN, COMPUTE = BeginOptions(), ComputeOptions()
 
+NEXT = """What to do next:
+  hessian-tools demo               run a small study, which takes minutes
+  hessian-tools new NAME           write NAME.yaml, a study to start from
+  hessian-tools study NAME.yaml    run it, or with --dry-run say what it takes
+  hessian-tools info runs/NAME     how far it is, and which command comes next
+  hessian-tools explore runs/NAME  a page with sliders over its measurements
+In Python: notebooks/01_quick_start.ipynb. The documentation: docs/index.md."""
+
 app = App(
     name="hessian-tools",
     help="Does meta-learning suppress the Hessian along its inner loop, and does SHOT? Train, measure, test, draw.",
+    help_epilogue=NEXT,
+    help_format="plaintext",  # the lines of NEXT stay lines
+    default_parameter=Parameter(negative_iterable=()),  # no --empty-seeds
     version=lambda: version("hessian-tools"),
     version_flags=["--version"],
     help_on_error=False,
     suppress_keyboard_interrupt=False,  # run() below answers it with a message
 )
+# Only the help of the whole program ends in NEXT.
+command = partial(app.command, help_epilogue="")
+
+app.register_install_completion_command(
+    help="Let bash, zsh or fish complete commands, options and files; adds a line to its startup file.",
+    help_epilogue="",
+)
 
 
-@app.command
+@command
 def new(name: Annotated[Path, Parameter(help="Name of the study, or its YAML file.")]) -> None:
     """Write a commented study to start from."""
     from analysis.study_file import new_study
@@ -157,35 +184,42 @@ def new(name: Annotated[Path, Parameter(help="Name of the study, or its YAML fil
     print(f"{path}: change it as you like, then run: hessian-tools study {path}")
 
 
-@app.command
+@command
 def demo(*, begin: BeginOptions = BEGIN, compute: ComputeOptions = COMPUTE) -> None:
     """Run the bundled study, which takes minutes on two cores; the same command resumes it."""
-    study("demo", begin=begin, compute=compute)
+    study(Path("demo"), begin=begin, compute=compute)
 
 
-@app.command
+@command
 def study(file: File, *, begin: BeginOptions = BEGIN, compute: ComputeOptions = COMPUTE) -> None:
     """Train, record, measure, test, draw and report; resume where an earlier command stopped."""
     from analysis import pipeline
+    from analysis.status import seeds_line
 
     prepared, plan = begin.prepare(file, compute)
+    if begin.dry_run:
+        return _say_dry_run(prepared, plan, compute)
     with compute.session(prepared) as (engine, reporter):
         *_, verdicts = pipeline.run(prepared, engine, reporter, plan=plan)
         _say_verdicts(verdicts, reporter)
+        if (seeds := seeds_line(prepared, verdicts)) is not None:
+            reporter.say(seeds)
         reporter.say(f"report: {prepared.path / 'report.html'}")
 
 
-@app.command
+@command
 def train(file: File, *, begin: BeginOptions = BEGIN, compute: ComputeOptions = COMPUTE) -> None:
     """Only train; checkpoints are kept, and an interrupted run goes on."""
     from analysis import pipeline
 
     prepared, plan = begin.prepare(file, compute)
+    if begin.dry_run:
+        return _say_dry_run(prepared, plan, compute, only_train=True)
     with compute.session(prepared) as (engine, reporter):
         pipeline.start(prepared, engine, reporter, plan=plan)
 
 
-@app.command
+@command
 def measure(folder: Folder, *, compute: ComputeOptions = COMPUTE) -> None:
     """Only record the inner loops and measure the curvature along them."""
     from analysis import pipeline
@@ -199,7 +233,7 @@ def measure(folder: Folder, *, compute: ComputeOptions = COMPUTE) -> None:
         pipeline.measure(opened, engine, reporter)
 
 
-@app.command
+@command
 def test(folder: Folder, *, trust: Trust = False) -> None:
     """Only judge the claims, from measurements that exist."""
     from analysis import pipeline
@@ -210,7 +244,7 @@ def test(folder: Folder, *, trust: Trust = False) -> None:
         _say_verdicts(pipeline.test(opened, measurements(opened)), reporter)
 
 
-@app.command
+@command
 def figures(
     folder: Folder,
     *,
@@ -262,7 +296,7 @@ def figures(
             reporter.say(str(path))
 
 
-@app.command
+@command
 def explore(
     folder: Folder,
     *,
@@ -286,7 +320,7 @@ def explore(
         print(f"left out, as all would be too large: {', '.join(shown.left_out)}; --only chooses")
 
 
-@app.command
+@command
 def report(folder: Folder) -> None:
     """Only write report.html, from verdicts and figures that exist."""
     from analysis import pipeline
@@ -297,7 +331,7 @@ def report(folder: Folder) -> None:
         reporter.say(str(pipeline.report(opened, measurements(opened))))
 
 
-@app.command
+@command
 def keep(folder: Folder, *, out: Annotated[Path, Parameter(help="Folder of kept results.")]) -> None:
     """Write what claims, figures and report need of each finished seed into a small folder for a repository."""
     from analysis import pipeline
@@ -310,7 +344,7 @@ def keep(folder: Folder, *, out: Annotated[Path, Parameter(help="Folder of kept 
         reporter.say(f"kept: seed {', '.join(map(str, seeds))} in {out}; next: hessian-tools test {out}")
 
 
-@app.command
+@command
 def compare(
     *folders: Folder,
     out: Annotated[Path | None, Parameter(help="Folder of comparison.html and .json, primary.md, figures.")] = None,
@@ -326,17 +360,23 @@ def compare(
         print(f"page: {write(comparison, out)}")
 
 
-@app.command
-def info(path: Folder) -> None:
-    """Say what a study's folder holds and how far the study is."""
-    from analysis.folder import open_folder
-    from analysis.status import describe
+@command
+def info(path: Annotated[Path, Parameter(help="Folder of a study or of a run.")]) -> None:
+    """Explain a study or a run: what it is, how far it is, its times and sizes, and which command comes next."""
+    from analysis.folder import STUDY, open_folder
+    from analysis.status import describe, describe_run, study_above
+    from hessian_tools.runs.manifest import NAME as MANIFEST
 
-    for line in list(describe(open_folder(path))):  # a list, so that an error comes before any line is printed
+    if (path / MANIFEST).is_file() and not (path / STUDY).is_file():
+        above = study_above(path)
+        lines = describe_run(path, None if above is None else open_folder(above))
+    else:
+        lines = describe(open_folder(path))
+    for line in list(lines):  # a list, so that an error comes before any line is printed
         print(line)
 
 
-@app.command
+@command
 def verify(folder: Folder) -> int:
     """Check every file of a study; a line for each fault says what to do. Exit status 0: no fault, 1: a fault."""
     from analysis.folder import open_folder
@@ -415,6 +455,14 @@ def _named(labels: "Sequence[str] | None") -> dict[str, str] | None:
         if "=" not in word:
             raise UserError(f'--labels {word}: give a name and its label, such as {word}="first-order MAML"')
     return None if labels is None else dict(word.split("=", 1) for word in labels)
+
+
+def _say_dry_run(study: "Study", plan: str | None, compute: ComputeOptions, *, only_train: bool = False) -> None:
+    from analysis.dry_run import dry_run
+    from analysis.engines.engine import open_engine
+
+    lines = list(dry_run(study, open_engine(study, compute.place), plan=plan, only_train=only_train))
+    print("\n".join(lines))
 
 
 def _say_verdicts(verdicts: "Sequence[Verdict]", reporter: "Reporter") -> None:

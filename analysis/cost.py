@@ -24,6 +24,8 @@ SECOND_ORDER = 3  # how much more an inner step costs where the outer gradient i
 PRODUCT = 4  # the price of a Hessian-vector product in forward passes, where the graph of the gradient is kept
 POSITION_SHARE = 1 / 16  # of an image's pixels: where a mean convolution is computed, because networks shrink images
 NUMBERS_A_POINT = 100  # that are stored, besides eigenvalues and probes
+DISK_BLOCK = 4096  # the smallest space that a file takes on most file systems, in bytes
+BYTES_OF_PAGES = 5e6  # of the report, the explorer's page and the figures
 UNCOUNTABLE = 10**18  # parameters, of a network that is too large for torch to describe
 
 
@@ -63,41 +65,81 @@ def refuse_above_limits(study: Study) -> None:
 
 def estimate(study: Study) -> Cost:
     """The processor time and the memory that a study would take, roughly."""
+    work = _work(study)
+    # The parameters, their gradient and Adam's moments, and the parameters after each inner step.
+    copies = 6 + max(learner.learner.steps for learner in study.learners.values())
+    num_bytes = {"the parameters": 4.0 * work.num_params * copies, "the measurements": _stored_bytes(study)}
+    return Cost(_seconds(study, work), num_bytes)
+
+
+def estimate_of_runs(study: Study) -> dict[str, dict[str, float]]:
+    """For each learner, the seconds of processor time that training and measuring one of its runs take, roughly.
+
+    The names of the parts are those of ``analysis.times.PARTS``.
+    """
+    work = _work(study)
+    seconds = {name: _seconds_of_run(study, work, name) for name in study.learners}
+    return {
+        name: {"train": of["training"] + of["validation"], "measure": of["evaluation"] + of["curvature"]}
+        for name, of in seconds.items()
+    }
+
+
+def bytes_on_disk(study: Study) -> float:
+    """The space on the disk that a finished study takes, roughly.
+
+    Most of it are small files and folders, which take a whole block each.
+    """
+    measure, num_params = study.config.measure, study.problem.layout.numel
+    num_variables = sum(len(quantity.variables) for quantity in study.quantities)
+    blocks = measure.tasks / (measure.block if measure.full_tasks % measure.block == 0 else 1)
+    num_bytes = BYTES_OF_PAGES + _stored_bytes(study)
+    for name, _ in study.runs_to_measure:
+        num_checkpoints = len(study.learners[name].checkpoints)
+        # For each variable a folder and its description, and for each checkpoint a folder and the files of its blocks.
+        num_files = num_variables * (3 + num_checkpoints * (1 + 1.4 * blocks))
+        num_bytes += num_files * DISK_BLOCK + (num_checkpoints + 3) * 4.0 * num_params
+    return num_bytes
+
+
+def _work(study: Study) -> "_Work":
     config, input_shape = study.config, study.problem.tasks.input_shape
     num_params, num_tensors, has_convolutions = _parameters(study.problem)
     latent_sizes = [learner.learner.latent.size for learner in study.learners.values() if learner.learner.latent]
     num_params += 100 * max(latent_sizes, default=0)  # LEO decodes a head from its codes
     positions = max(prod(input_shape[1:]) * POSITION_SHARE, 1.0) if has_convolutions else 1.0
 
-    def forward(examples_of_a_class: int) -> float:
-        examples = config.data.ways * examples_of_a_class
+    def forward(examples_of_a_class: int, *, tasks: int = 1) -> float:
+        examples = config.data.ways * examples_of_a_class * tasks
         return max(2 * num_params * positions * examples / FLOPS, num_tensors * LAYER_SECONDS)
 
-    work = _Work(
+    return _Work(
+        num_params=num_params,
         support=forward(config.data.shots),
         query=forward(config.data.queries),
         held_out=forward(config.data.test_queries),
-        meta_batch=config.train.meta_batch,
+        # The tasks of a meta-iteration pass through the network together.
+        supports=forward(config.data.shots, tasks=config.train.meta_batch),
+        queries=forward(config.data.queries, tasks=config.train.meta_batch),
     )
-    # The parameters, their gradient and Adam's moments, and the parameters after each inner step.
-    copies = 6 + max(learner.learner.steps for learner in study.learners.values())
-    num_bytes = {"the parameters": 4.0 * num_params * copies, "the measurements": _stored_bytes(study)}
-    return Cost(_seconds(study, work, num_params), num_bytes)
 
 
 @dataclass(frozen=True)
 class _Work:
     """The processor time of the work on tasks.
 
+    num_params: the number of parameters.
     support, query, held_out: the seconds of one forward pass over the support set of a task, over its query set in
         training, and over that of a held-out task.
-    meta_batch: the number of tasks of a meta-iteration.
+    supports, queries: the same over the support sets, and over the query sets, of all tasks of a meta-iteration.
     """
 
+    num_params: int
     support: float
     query: float
     held_out: float
-    meta_batch: int
+    supports: float
+    queries: float
 
     def training(self, learner: StudyLearner, meta_steps: int) -> float:
         """The seconds of a number of meta-iterations."""
@@ -105,32 +147,37 @@ class _Work:
         if learner.settings.shot:
             inner += (learner.settings.shot.reference_steps or 0) + (learner.settings.shot.target_steps or 0)
         order = 1 if learner.learner.first_order else SECOND_ORDER
-        return meta_steps * self.meta_batch * GRADIENT * (inner * self.support * order + self.query)
+        return meta_steps * GRADIENT * (inner * self.supports * order + self.queries)
 
     def evaluation(self, learner: StudyLearner, tasks: int, queries: float) -> float:
         """The seconds of adapting to a number of tasks, each followed by a forward pass of ``queries`` seconds."""
         return tasks * (GRADIENT * learner.learner.evaluating().steps * self.support + queries)
 
 
-def _seconds(study: Study, work: _Work, num_params: int) -> dict[str, float]:
+def _seconds_of_run(study: Study, work: _Work, name: str) -> dict[str, float]:
+    """The processor time of each kind of work in one run of a learner."""
+    config, measure, learner = study.config, study.config.measure, study.learners[name]
+    num_checkpoints = len(learner.checkpoints)
+    curvature = 0.0
+    for level, num_loops in ((measure.full, 2 * measure.full_tasks), (measure.light, num_checkpoints * measure.tasks)):
+        num_points = num_loops * (config.inner.steps + 1)
+        products = min(level.max_matvecs, work.num_params) + level.probes
+        curvature += num_points * (1 + len(measure.losses)) * products * PRODUCT * work.support
+    return {
+        "training": work.training(learner, learner.checkpoints[-1]),
+        "validation": num_checkpoints * work.evaluation(learner, config.train.validation_tasks, work.query),
+        "evaluation": num_checkpoints * work.evaluation(learner, measure.evaluation_tasks, work.held_out),
+        "curvature": curvature,
+    }
+
+
+def _seconds(study: Study, work: _Work) -> dict[str, float]:
     """The processor time of each kind of work."""
-    config, measure = study.config, study.config.measure
+    config = study.config
     seconds: defaultdict[str, float] = defaultdict(float)
     for name, _ in study.runs_to_measure:
-        learner = study.learners[name]
-        num_checkpoints = len(learner.checkpoints)
-        validation = work.evaluation(learner, config.train.validation_tasks, work.query)
-        evaluation = work.evaluation(learner, measure.evaluation_tasks, work.held_out)
-        seconds["training"] += work.training(learner, learner.checkpoints[-1])
-        seconds["validation"] += num_checkpoints * validation
-        seconds["evaluation"] += num_checkpoints * evaluation
-        for level, num_loops in (
-            (measure.full, 2 * measure.full_tasks),
-            (measure.light, num_checkpoints * measure.tasks),
-        ):
-            num_points = num_loops * (config.inner.steps + 1)
-            products = min(level.max_matvecs, num_params) + level.probes
-            seconds["curvature"] += num_points * (1 + len(measure.losses)) * products * PRODUCT * work.support
+        for kind, time in _seconds_of_run(study, work, name).items():
+            seconds[kind] += time
     search = config.inner.step_size
     if isinstance(search, StepSizeSearch):
         learner = study.learners[search.learner]

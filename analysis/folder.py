@@ -102,11 +102,10 @@ def refuse_occupied(study: Study) -> None:
         raise UserError(f"{path} is not empty and holds no {STUDY}; choose another --out")
 
 
-def begin(study: Study, *, claims: str | None = None) -> None:
-    """Write the files with which a study's folder starts.
+def plan_to_begin(study: Study, claims: str | None) -> str | None:
+    """The text of the plan with which a study begins or was begun; None for the bundled one.
 
-    The caller holds the lock of the folder.
-    claims: the text of a checked plan, or None for the bundled one. A folder keeps the plan with which it was begun.
+    claims: as in ``begin``. Raises UserError where the study was begun with another plan.
     """
     begun = (folder / CLAIMS for folder in (study.path, study.goes_on_from) if folder is not None)
     plan = next((_text(file) for file in begun if file.exists()), claims)
@@ -115,6 +114,16 @@ def begin(study: Study, *, claims: str | None = None) -> None:
             f"{study.path} was begun with another plan of the claims, and a plan is fixed before anything is measured;"
             " leave --claims out, or choose another --out"
         )
+    return plan
+
+
+def begin(study: Study, *, claims: str | None = None) -> None:
+    """Write the files with which a study's folder starts.
+
+    The caller holds the lock of the folder.
+    claims: the text of a checked plan, or None for the bundled one. A folder keeps the plan with which it was begun.
+    """
+    plan = plan_to_begin(study, claims)
     write_settings(study.config, study.path, plan=plan or PLAN.read_text(encoding="utf-8"))
     if study.goes_on_from is not None:
         step_size = study.goes_on_from / STEP_SIZE

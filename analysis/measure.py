@@ -191,11 +191,22 @@ def chunk_tasks(study: Study) -> int:
     return settings.block if settings.full_tasks % settings.block == 0 else 1
 
 
+def is_measured(unit: Unit) -> bool:
+    """True if the results of a unit are already in all of its stores."""
+    row, block = _place(unit)
+    return all(path.exists() and store.is_done(path, row, block) for path in unit.stores)
+
+
+def _place(unit: Unit) -> tuple[int, slice | None]:
+    """Where the results of a unit are in its stores: the position of its checkpoint, and those of its tasks."""
+    row = unit.learner.checkpoints.index(unit.checkpoint)
+    return row, None if unit.tasks is None else slice(unit.tasks[0], unit.tasks[-1] + 1)
+
+
 @full_precision
 def measure_unit(unit: Unit, emit: Emit) -> None:
     """Measure one unit, unless its results are already in all of its stores."""
-    row = unit.learner.checkpoints.index(unit.checkpoint)
-    block = None if unit.tasks is None else slice(unit.tasks[0], unit.tasks[-1] + 1)
+    row, block = _place(unit)
     waiting = [path for path in unit.stores if not store.is_done(path, row, block)]
     if waiting:
         # This process has opened the data for itself, perhaps later than the one that began the run.
@@ -263,7 +274,7 @@ def _loss(problem: Problem, seed: int, device: str) -> Loss:
     )[0]
 
 
-def _network(unit: Unit) -> tuple[Loss, Tensor]:
+def network(unit: Unit) -> tuple[Loss, Tensor]:
     """The loss, and the meta-parameters in the unit's checkpoint, without those of a projector."""
     study = unit.study
     theta = load_theta(unit.run, unit.checkpoint).to(study.device)
@@ -274,7 +285,7 @@ def _network(unit: Unit) -> tuple[Loss, Tensor]:
 def _points(unit: Unit, tasks: tuple[int, ...]) -> Points:
     """Record the inner loops of a block of tasks, and gather all that the quantities are computed from."""
     settings, study_learner = unit.study.config.measure, unit.learner
-    loss, theta = _network(unit)
+    loss, theta = network(unit)
     level = settings.full if unit.level == FULL else settings.light
     held_out, num_tasks = unit.study.problem.held_out, settings.tasks
     trajectories, episodes, others, probes = [], [], [], []
@@ -323,7 +334,7 @@ def _evaluation(unit: Unit) -> dict[str, np.ndarray]:
         return {"evaluation_loss": blank, "evaluation_accuracy": blank}
     losses, accuracies = evaluate(
         unit.learner.learner,
-        *_network(unit),
+        *network(unit),
         unit.study.problem.held_out,
         split="test",
         num_tasks=settings.evaluation_tasks,

@@ -54,3 +54,15 @@ def cpu_seconds(run: Path) -> dict[str, float]:
         except (ValueError, KeyError, TypeError):  # a line that a killed process left half-written
             continue
     return {part: round(seconds, 1) for part, seconds in total.items() if seconds}
+
+
+def duration(seconds: float) -> str:
+    """A time in words, to two digits.
+
+    >>> duration(7.64), duration(95), duration(4000), duration(400_000)
+    ('7.6 s', '1.6 min', '1.1 h', '110 h')
+    """
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{float(f'{seconds / length:.2g}'):g} {unit}"
+    return f"{float(f'{seconds:.2g}'):g} s"

@@ -71,10 +71,10 @@ class FromLibrary:
 
 @cache
 def settings_of(kind: type) -> type[Strict]:
-    """A strict model with the fields and the defaults of a dataclass of the library."""
+    """A strict model with the fields, the defaults and the docstring of a dataclass of the library."""
     hints = get_type_hints(kind)
     described: dict[str, Any] = {f.name: (_strict(hints[f.name]), f.default) for f in fields(kind)}
-    return create_model(kind.__name__, __base__=Strict, **described)
+    return create_model(kind.__name__, __base__=Strict, __doc__=kind.__doc__, **described)
 
 
 def _strict(annotation: Any) -> Any:

@@ -17,6 +17,9 @@ from hessian_tools.train.config import OPTIMISERS, TrainConfig
 class RuleConfig(Strict):
     """The rule that makes an inner step from the gradients; see ``hessian_tools.inner.steps``.
 
+    name: plain for gradient descent, momentum for the heavy ball, preconditioned for RMSProp.
+    decay: the weight of the past, in momentum and preconditioned steps.
+
     Settings that are left out take the rule's defaults.
     """
 
@@ -69,7 +72,12 @@ class LearnerConfig(Strict):
 
     The algorithm "untrained" is the control: the initial network, adapted to new tasks like the trained ones.
 
-    first_order, rule, minibatches, latent: the fields of the same names of ``hessian_tools.Learner``.
+    algorithm: how the learner is trained and adapts; see docs/new_learner.md.
+    first_order: True treats each inner gradient as a constant in the outer gradient.
+    rule: how an inner step follows from the gradients.
+    minibatches: the number of parts into which training cuts the examples of an inner loop, of which each inner step
+        takes one.
+    latent: the settings of leo.
     logarithmic: True if meta-sgd learns the logarithms of its inner step sizes, which keeps the step sizes positive;
         False if it learns the step sizes themselves.
     moves: the parameters that the inner loop moves ("head", "body", or names of modules); by default the head for anil,
@@ -85,13 +93,14 @@ class LearnerConfig(Strict):
         ``hessian_tools.inner.penalty.CurvaturePenalty``.
     start: the name of another learner of the study. This learner begins from that learner's checkpoint that is best by
         validation, among those of the same seed.
-    optimiser, learning_rate: the settings of the outer loop; by default those of the study.
+    optimiser: that of the outer loop; by default that of the algorithm (sgd for reptile) or of the study.
+    learning_rate: that of the outer loop; by default that of the study.
     seeds: the learner has those seeds of the study that are among these; by default it has all. Such a list may name
         seeds that the study does not have yet, because seeds can be added to a study.
-
-    Two learners are equal if they are trained and adapt in the same way, whichever seeds they have.
     shuffle_labels: True trains the learner on tasks whose labels are permuted at random, as a control that has nothing
         to learn; it is validated and measured with the true labels.
+
+    Two learners are equal if they are trained and adapt in the same way, whichever seeds they have.
     """
 
     later_settings = ("shuffle_labels", "penalty", "seeds")

@@ -28,9 +28,18 @@ IMPORT_PATH = r"([A-Za-z_][\w.]*|[^\x00-\x1f]+\.py):[A-Za-z_]\w*"
 class DataConfig(Strict):
     """The data from which tasks are drawn: a bundled set by ``name``, or the user's own by ``path``.
 
-    queries, test_queries: the number of query images per class, in training and on held-out tasks.
+    name: a bundled set: quickdraw, small drawings of 345 classes, or sine-line, a regression.
+    ways: the number of classes in a task.
+    shots: the number of support images per class.
+    queries: the number of query images per class in training.
+    test_queries: the number of query images per class on held-out tasks.
+    path: the folder or file of data of your own, which then take the place of ``name``; see docs/my_data.md.
+    image_size: the side of the square images, in pixels; by default the usual one of the data set.
+    channels: 1 for grey images or 3 for coloured ones; by default as the data set has them.
     test_path: the path of other data from which the held-out tasks are drawn; by default they are drawn from the same
-        data. test_split: how the classes of these other data are divided.
+        data. The images of both need the same size and channels.
+    test_split: how the classes of these other data are divided.
+
     The other settings are those of ``hessian_tools.data.open_data``.
     """
 
@@ -68,8 +77,10 @@ class NetworkConfig(Strict):
     """The network: conv4, resnet12, vit, mlp, or one of the user's own as "package.module:name" or
     "file.py:name".
 
-    width: a setting of conv4.
-    normalisation: a setting of conv4 and of resnet12.
+    name: conv4, resnet12, vit or mlp, or one of the user's own by its import path or file, which needs ``--trust``. The
+        data sine-line need mlp.
+    width: the number of filters in a layer of conv4.
+    normalisation: the kind of normalisation in conv4 and in resnet12.
     hidden: the sizes of the hidden layers, a setting of mlp.
     options: further keyword arguments of the network, such as groups, widths, residual, patch, depth or heads. A
         network of the user's own takes all of its settings from here.
@@ -166,6 +177,8 @@ class MeasureConfig(Strict):
     tasks: the number of tasks on which curvature is measured.
     full_tasks: the first ``full_tasks`` of these tasks get the measurement ``full`` at the first and the last
         checkpoint. All other measurements are ``light``.
+    light: how much is measured everywhere else.
+    full: how much is measured of the first ``full_tasks`` tasks at the first and the last checkpoint.
     block: the number of tasks that are measured and stored together.
     evaluation_tasks: the number of further tasks, on which only loss and accuracy are measured.
     quantities: what is measured: names in docs/quantities.md, "standard" or "all", or import paths or files of the
@@ -231,8 +244,13 @@ class InnerConfig(Strict):
 class TrainSettings(Strict):
     """The outer loop. The settings of a learner may give another optimiser and another learning rate.
 
-    checkpoints: the meta-iterations at which checkpoints are kept, or one number N for the logarithmic schedule
-        0, 1, 3, 10, 30, ... up to N.
+    checkpoints: the meta-iterations at which checkpoints are kept and measured, which rise from 0 and of which the last
+        one ends the training; or one number N for the logarithmic schedule 0, 1, 3, 10, 30, ... up to N.
+    meta_batch: the number of tasks in a meta-iteration.
+    optimiser: that of the outer loop, for learners that give none and whose algorithm has none of its own.
+    learning_rate: that of the outer loop, for learners that give none.
+    validation_tasks: the number of validation tasks at each checkpoint; 0 validates nothing.
+
     The other settings are those of ``hessian_tools.TrainConfig``.
     """
 
@@ -259,6 +277,14 @@ class TrainSettings(Strict):
 class StudyConfig(Strict):
     """The whole study, as ``study.yaml`` holds it.
 
+    name: the name of the study, after which its folder is called.
+    data: the data from which tasks are drawn.
+    network: the network that learns the tasks.
+    inner: the inner loop that the learners share.
+    learners: what is trained and measured, each learner under a name of its own.
+    seeds: the seeds of the repetitions, over which every statistic is taken; more can be added to a study later.
+    train: the outer loop.
+    measure: what is measured along the inner loops, and how much of it.
     claims: the user's own claims, each by its name with the import path or file of its function, such as
         my_claims.py:judge; see docs/claims.md.
     """

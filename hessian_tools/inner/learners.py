@@ -18,7 +18,8 @@ class Latent:
     """The settings of LEO (Rusu et al. 2019) besides the inner steps, which move one latent code per class.
 
     size: number of entries of a code.
-    fine_tuning_steps, fine_tuning_step_size: the steps on the decoded weights, taken after those on the codes.
+    fine_tuning_steps: the number of steps on the decoded weights, taken after those on the codes.
+    fine_tuning_step_size: the size of these steps.
     dropout: the rate at which entries of the encoder's inputs are dropped in training.
     kl_weight: weight (the paper's beta) of KL(q(z) || N(0, I)).
     encoder_weight: weight (gamma) of |stop(z') - z|^2, the squared distance of a code z from the adapted code z', whose

@@ -95,6 +95,7 @@ class Shot:
     detach_reference: True sends the gradient through the target alone, as in the authors' code; False through both.
     schedule: how the weight changes over the meta-iterations: it is "constant", or it rises from 0 to ``weight`` within
         ``schedule_steps`` ("linear"), or it falls from ``weight`` to 0 within ``schedule_steps`` ("cosine").
+    schedule_steps: the number of meta-iterations within which the weight changes; None for "constant".
     """
 
     weight: float = 0.1

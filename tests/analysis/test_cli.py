@@ -3,6 +3,7 @@
 A mistake of the user is answered by one or two plain lines and exit status 2, and leaves no half-written files.
 """
 
+import re
 import shutil
 import subprocess
 import sys
@@ -170,7 +171,7 @@ def test_a_study_whose_training_diverges_says_so_in_every_output(working_folder,
     assert "inconclusive" in said
     assert "diverged at meta-iteration 1" in (working_folder / "study" / "report.html").read_text()
     assert run(["info", "study"]) == 0
-    assert "maml         seed 0: diverged at meta-iteration 1" in capsys.readouterr().out
+    assert re.search("maml +diverged at 1 +all", capsys.readouterr().out)
 
 
 @pytest.mark.heavy
@@ -194,15 +195,159 @@ def test_info_and_the_single_commands_run_on_a_complete_study(working_folder, ca
     assert run(["info", "study"]) == 0
     said = capsys.readouterr().out
     assert "quantities: standard\n" in said
-    assert "maml         seed 1: trained to 5; measured (6 tasks, counted at each checkpoint)" in said
+    assert re.search(r"maml +to 5 +all +[\d.]+ s +[\d.]+ s\n", said)
+    assert "study: complete\n" in said
     assert "verdicts: " in said
+    assert re.search(r"on disk: [\d.]+ MB: measurements [\d.]+ MB, ", said)
+    assert f"next: open {Path('study', 'report.html')}\n      hessian-tools explore study\n" in said
+    assert re.search(r"inconclusive verdicts, .*\n  hessian-tools study study --seeds 0 1 \d", said)
+    assert len(said.splitlines()) <= 24
+    (working_folder / "study" / "verdicts.json").unlink()
+    assert run(["info", "study"]) == 0
+    said = capsys.readouterr().out
+    assert "all is measured; to do: verdicts" in said
+    assert said.endswith("next: hessian-tools test study\n")
+    assert run(["test", "study"]) == 0
+    capsys.readouterr()
     (working_folder / "study" / "figures" / "accuracy.png").unlink()
     assert "figures study' first" in refused(capsys, ["report", "study"])
     for command in ("test", "figures", "report"):
         assert run([command, "study"]) == 0
+    assert 'id="figure-forest"' in (working_folder / "study" / "report.html").read_text()
+    assert (working_folder / "study" / "figures" / "forest.csv").exists()
+    assert run(["figures", "study", "--only", "forest", "--format", "svg", "--learners", "maml"]) == 0
+    assert [path.name for path in (working_folder / "study" / "paper").iterdir()] == ["forest.svg"]
+    capsys.readouterr()
+    assert "has no single steps" in refused(capsys, ["figures", "study", "--only", "forest", "--steps", "0"])
     assert (working_folder / "study" / "figures" / "accuracy.png").read_bytes() == (
         micro_study / "figures" / "accuracy.png"
     ).read_bytes()
+
+
+@pytest.mark.slow
+def test_info_explains_a_study_that_is_not_complete_and_each_run(working_folder, capsys, micro_study):
+    shutil.copytree(micro_study, working_folder / "study")
+    runs = working_folder / "study" / "runs"
+    shutil.rmtree(runs / "maml-seed1")
+    shutil.rmtree(runs / "maml-shot-seed0" / "measurements.zarr")
+    (runs / "maml-shot-seed0" / "checkpoints" / "0000005.safetensors").unlink()
+    assert run(["info", "study"]) == 0
+    said = capsys.readouterr().out
+    assert "study: not complete\n" in said
+    assert re.search(r"maml +to 5 \(seed 0\); not yet \(seed 1\) +all \(seed 0\); not yet \(seed 1\)", said)
+    assert re.search(r"maml-shot +2 of 5 \(seed 0\); to 5 \(seed 1\)", said)
+    assert "next: hessian-tools study study " in said
+    for folder in (str(runs / "maml-seed0"), "study/runs/maml-seed0"):
+        assert run(["info", folder]) == 0
+        said = capsys.readouterr().out
+        assert said.startswith("run of the learner maml with seed 0, of the study micro: ")
+        assert "trained: to 5; measured: all\ncheckpoints: 3\n" in said
+        assert re.search(r"\n +5 +0\.\d+ +[01]", said)
+    shutil.copytree(runs / "maml-seed0", working_folder / "alone")
+    assert run(["info", "alone"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("a training run of no study, in alone\nlearner: Learner(name='maml'")
+    assert said.endswith('next: ht.saved_checkpoints("alone") reads the parameters\n')
+
+
+def test_what_info_says_of_a_large_study_fits_on_a_screen(working_folder):
+    from analysis.status import describe
+    from analysis.study import build
+    from analysis.study_file import load_study
+
+    study = build(load_study("quickdraw"), "runs/quickdraw")
+    assert len(study.learners) > 10
+    lines = list(describe(study))
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= 120
+    assert any(line.split()[1:] == ["others", "not", "yet", "not", "yet", "-", "-"] for line in lines)
+
+
+def test_more_seeds_are_suggested_where_they_would_decide_something():
+    from types import SimpleNamespace
+
+    from analysis.status import more_seeds
+
+    def verdicts(*seeds_to_decide: int | None) -> list:
+        return [SimpleNamespace(outcome="inconclusive", seeds_to_decide=number) for number in seeds_to_decide]
+
+    assert more_seeds(verdicts(4, 6, 7, None), 3) == (6, 2)
+    assert more_seeds(verdicts(40, 50), 3) == (40, 1)
+    assert more_seeds(verdicts(None), 3) is None
+    assert more_seeds([SimpleNamespace(outcome="supported", seeds_to_decide=None)], 3) is None
+
+
+def files_below(folder: Path) -> dict[str, tuple[int, int]]:
+    """The size and the time of change of every file and folder below a folder."""
+    return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in folder.rglob("*")}
+
+
+def test_a_dry_run_says_what_would_be_run_and_writes_nothing(working_folder, capsys):
+    assert run(["study", "micro", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("study micro in runs/micro: nothing is run or written")
+    assert "runs: 6 (3 learners, 2 seeds)\n" in said
+    assert "to train: 4 of 6 runs, 20 of 20 meta-iterations\n" in said
+    assert "to measure: 20 of 20 units" in said
+    assert re.search(r"\ntime: [\d.]+ s of processor time \(training .*, measuring .*\); a rough estimate", said)
+    assert re.search(r"\non disk: about \d+ MB", said)
+    assert max(map(len, said.splitlines())) <= 120
+    assert run(["train", "micro", "--seeds", "0", "1", "2", "--workers", "2", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "to train: 6 of 9 runs, 30 of 30 meta-iterations\n" in said
+    assert "measuring" not in said
+    assert "on 2 workers" in said
+    assert list(working_folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["micro", "--data", "nowhere"], "there is no file or folder"),
+        (["micro", "--devices", "cpu,tpu"], "'tpu' is no device"),
+        (["micro", "--claims", "none.yaml"], "there is no plan of the claims none.yaml"),
+        (["mine.yaml"], "ways=60"),
+    ],
+)
+def test_a_dry_run_reports_the_mistakes_that_a_run_would(working_folder, capsys, arguments, said):
+    write_study_file(working_folder, "ways: 3", "ways: 60")
+    assert said in refused(capsys, ["study", *arguments, "--dry-run"])
+    assert [path.name for path in working_folder.iterdir()] == ["mine.yaml"]
+
+
+@pytest.mark.slow
+def test_a_dry_run_counts_what_is_there_already(working_folder, capsys, micro_study):
+    shutil.copytree(micro_study, working_folder / "study")
+    runs = working_folder / "study" / "runs"
+    shutil.rmtree(runs / "maml-shot-seed0" / "measurements.zarr")
+    (runs / "maml-shot-seed0" / "checkpoints" / "0000005.safetensors").unlink()
+    before = files_below(working_folder)
+    assert run(["study", "micro", "--out", "study", "--seeds", "0", "1", "2", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    # One run has 3 of 5 meta-iterations left; the new seed has those of two learners.
+    assert "to train: 3 of 9 runs, 13 of 30 meta-iterations\n" in said
+    # The new seed has 10 units, and the run without measurements has 6.
+    assert "to measure: 16 of 30 units" in said
+    assert "; by the times so far\n" in said
+    (working_folder / "plan.yaml").write_text(
+        (working_folder / "study" / "claims.yaml").read_text().replace("confidence: 0.95", "confidence: 0.9")
+    )
+    assert "another plan" in refused(capsys, ["study", "micro", "--out", "study", "--claims", "plan.yaml", "--dry-run"])
+    (working_folder / "plan.yaml").unlink()
+    assert files_below(working_folder) == before
+
+
+@pytest.mark.slow
+def test_a_dry_run_goes_on_from_kept_results(working_folder, capsys):
+    kept = Path(__file__).parents[2] / "docs" / "results" / "regression"
+    seeds = list(map(str, range(17)))
+    options = ["--from", str(kept), "--seeds", *seeds, "--dry-run"]
+    assert run(["study", str(kept / "study.yaml"), "--out", "study", *options]) == 0
+    said = capsys.readouterr().out
+    assert "runs: 85 (5 learners, 17 seeds), of which 75 are kept already\n" in said
+    assert "to train: 8 of 10 runs" in said
+    assert "; by the times so far\n" in said
+    assert list(working_folder.iterdir()) == []
 
 
 @pytest.mark.heavy
@@ -267,6 +412,51 @@ def test_help_is_instant_and_needs_no_torch():
     assert "no torch" in process.stdout
     for command in ("demo", "study", "train", "measure", "test", "figures", "report", "info", "verify"):
         assert command in process.stdout
+
+
+def test_the_program_alone_says_what_to_do_next_and_its_commands_do_not(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    said = []
+    for arguments in ([], ["--help"], ["info", "--help"]):
+        assert run(arguments) == 0
+        said.append(capsys.readouterr().out)
+    last = said[0].split("What to do next:\n")[1].splitlines()
+    assert said[0] == said[1]
+    assert 3 <= len(last) <= 6
+    for command in ("demo", "new", "study", "info", "explore"):
+        assert sum(line.startswith(f"  hessian-tools {command} ") for line in last) == 1
+    assert "What to do next" not in said[2]
+    assert "empty" not in said[2]
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_bash_completes_commands_options_and_files_once_it_is_installed(working_folder, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(working_folder))
+    assert run(["--install-completion", "--shell", "bash"]) == 0
+    assert ".bashrc" in capsys.readouterr().out
+    (working_folder / "mine.yaml").touch()
+    (working_folder / "images").mkdir()
+    for line, completed in (
+        ("inf", "info"),
+        ("study m", "mine.yaml"),
+        ("study mine.yaml --data im", "images"),
+        ("study mine.yaml --see", "--seeds --seed"),
+        ("study mine.yaml --device c", "cpu cuda"),
+        ("figures runs/mine --form", "--format"),
+    ):
+        complete = (
+            f"source .bashrc; COMP_WORDS=(hessian-tools {line}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1));"
+            ' _hessian_tools; echo "${COMPREPLY[*]}"'
+        )
+        process = subprocess.run(["bash", "-c", complete], capture_output=True, text=True, check=True)
+        assert process.stdout.strip() == completed, process.stderr
+
+
+def test_the_completions_of_zsh_and_fish_are_written(working_folder, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(working_folder))
+    for shell, file in (("zsh", ".zsh/completions/_cyclopts_hessian-tools"), ("fish", ".config/fish/completions/*")):
+        assert run(["--install-completion", "--shell", shell]) == 0
+        assert "explore" in next(working_folder.glob(file)).read_text()
 
 
 def write_sine_line_study(working_folder: Path) -> str:

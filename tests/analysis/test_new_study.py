@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 from refused_commands import refused
+from settings_document import DOCUMENT, document, rows
 
 from analysis.cli import run
+from analysis.config import LearnerConfig, StudyConfig
 from analysis.study import build, check
 from analysis.study_file import load_study, parse_study
 
@@ -49,3 +51,32 @@ def test_a_file_is_not_written_over_and_a_bad_name_is_refused(text: str, capsys:
     assert "a name has letters, digits, '.', '_' and '-'" in refused(capsys, ["new", "my study!"])
     assert not Path("my study!.yaml").exists()
     assert yaml.safe_load(text)["seeds"] == [0, 1, 2]
+
+
+@pytest.mark.skipif(not DOCUMENT.exists(), reason="an installed package has no documents")
+def test_the_table_of_settings_is_up_to_date_and_complete() -> None:
+    text = DOCUMENT.read_text(encoding="utf-8")
+    assert text == document(), "run python tests/analysis/settings_document.py"
+    for key in ("name", "data.path", "inner.step_size.candidates", "measure.full.probes", "learners.NAME.shot.weight"):
+        assert f"\n| `{key}` |" in text
+    for setting in LearnerConfig.model_fields:
+        assert f"\n| `learners.NAME.{setting}` |" in text
+    table = list(rows(StudyConfig))
+    assert len(table) >= len({row.split("|")[1] for row in table}) >= 90
+    for row in table:
+        _, key, kind, default, _, meaning, _ = re.split(r"(?<!\\)\|", row)
+        assert key.strip() and kind.strip() and default.strip(), row
+        assert len(meaning.split()) >= 3, row
+        assert "same names" not in meaning
+
+
+def test_a_setting_without_a_description_is_named() -> None:
+    from pydantic import BaseModel
+
+    class Undescribed(BaseModel):
+        """A model."""
+
+        depth: int = 1
+
+    with pytest.raises(LookupError, match="no docstring says what Undescribed.depth means"):
+        list(rows(Undescribed))

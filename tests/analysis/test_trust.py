@@ -199,8 +199,8 @@ def test_a_folder_from_a_stranger_runs_no_code(stranger, capsys, micro_study, na
 
 
 def example(document: str, file: str) -> None:
-    """Write the Python code of a document into a file, which leaves a file named after it when it is imported."""
-    (code,) = re.findall(r"```python\n(.*?)```", (DOCUMENTS / document).read_text(encoding="utf-8"), re.DOTALL)
+    """Write the first Python code of a document into a file, which leaves a file named after it when it is imported."""
+    code = re.findall(r"```python\n(.*?)```", (DOCUMENTS / document).read_text(encoding="utf-8"), re.DOTALL)[0]
     Path(file).write_text(f'from pathlib import Path\nPath("{Path(file).stem}.executed").touch()\n{code}')
 
 

@@ -311,6 +311,8 @@ def studies(scratch: Path) -> list[Entry]:
         entry(analysis.load_study, source="micro"),
         entry(analysis.open_study, path=scratch, kinds={"path": "folder"}),
         entry(analysis.open_verdicts, path=scratch, kinds={"path": "folder"}),
+        entry(analysis.open_checkpoint, folder=scratch, learner="maml", seed=0,
+              kinds={"folder": "folder", "learner": "name", "device": "-", "trust": "flag"}),
         entry(
             analysis.plot,
             result=PAIRS,

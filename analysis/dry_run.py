@@ -1,0 +1,109 @@
+"""What a study would run and what that would take, for the option ``--dry-run``; nothing is written."""
+
+from collections.abc import Iterator
+
+from analysis import kept
+from analysis.cost import bytes_on_disk, estimate, estimate_of_runs
+from analysis.folder import plan_to_begin
+from analysis.measure import is_measured, units
+from analysis.status import megabytes, meta_iteration
+from analysis.study import Study
+from analysis.times import PARTS, cpu_seconds, duration
+from analysis.training import TrainUnit, refuse_changed_data
+from hessian_tools.data import summary
+from hessian_tools.runs.worker_pool import WorkerPool
+
+VERBS = {"train": "training", "measure": "measuring"}
+Run = tuple[str, int]  # a learner and a seed
+
+
+def dry_run(study: Study, engine: object, *, plan: str | None, only_train: bool = False) -> Iterator[str]:
+    """The lines that say what the command would do, which has been checked as far as it can be without doing it.
+
+    engine: what ``analysis.engines.engine.open_engine`` returns, which is not started.
+    plan: the text of the plan of the claims, as for ``analysis.folder.begin``.
+    only_train: whether the command only trains.
+
+    Raises UserError where the study's folder was begun with another plan or other data.
+    """
+    plan_to_begin(study, plan)
+    refuse_changed_data(study, study.runs)
+    config, problem = study.config, study.problem
+    yield f"study {config.name} in {study.path}: nothing is run or written, because this is a dry run"
+    yield f"data: {summary(problem.tasks)}"
+    yield f"network: {config.network.name}, {problem.layout.numel:,} parameters, on {study.device}"
+    num_kept = len(study.runs) - len(study.runs_to_measure)
+    kept_words = f", of which {num_kept} are kept already" if num_kept else ""
+    yield f"runs: {len(study.runs)} ({len(study.learners)} learners, {len(config.seeds)} seeds){kept_words}"
+    yield f"learners: {', '.join(study.learners)}; seeds: {', '.join(map(str, config.seeds))}"
+    to_do = {"train": _training_to_do(study)}
+    goals = {run: study.learners[run[0]].checkpoints[-1] for run in study.runs_to_train}
+    waiting = [run for run, share in to_do["train"].items() if share]
+    steps = round(sum(share * goals[run] for run, share in to_do["train"].items()))
+    if study.step_size is None:
+        yield "before training: a search for the inner step size"
+    yield f"to train: {len(waiting)} of {len(goals)} runs, {steps} of {sum(goals.values())} meta-iterations"
+    if not only_train:
+        units_of: dict[Run, int] = {}
+        left_of: dict[Run, int] = {}
+        num_left = 0
+        for unit in (work := units(study)):
+            left = not is_measured(unit)
+            num_left += left
+            for learner in unit.learners:
+                run = (learner, unit.seed)
+                units_of[run], left_of[run] = units_of.get(run, 0) + 1, left_of.get(run, 0) + left
+        to_do["measure"] = {run: left_of[run] / number for run, number in units_of.items()}
+        yield f"to measure: {num_left} of {len(work)} units, each a block of tasks at a checkpoint"
+        yield "then: verdicts, figures, the report and the explorer's page"
+    yield _time(study, engine, to_do)
+    memory = megabytes(sum(estimate(study).num_bytes.values()))
+    yield f"on disk: about {megabytes(bytes_on_disk(study))} when all is measured; in memory: {memory} besides torch"
+    yield "to run it, give the same command without --dry-run"
+
+
+def _training_to_do(study: Study) -> dict[Run, float]:
+    """The share of the meta-iterations of each run that is still to be trained."""
+    shares = {}
+    for learner, seed in study.runs_to_train:
+        goal = study.learners[learner].checkpoints[-1]
+        reached = meta_iteration(study, learner, seed)
+        unit = TrainUnit(study, learner, seed)
+        begun = 0.0 if reached is None else reached / goal if goal else 1.0
+        shares[learner, seed] = 0.0 if unit.complete or not goal else 1.0 - begun
+    return shares
+
+
+def _time(study: Study, engine: object, to_do: dict[str, dict[Run, float]]) -> str:
+    """The line on the time that is left, from the times that runs took so far or, without any, an estimate."""
+    estimates = estimate_of_runs(study)
+    seconds, measured = {}, False
+    for part, shares in to_do.items():
+        left = sum(share * estimates[learner][part] for (learner, _), share in shares.items())
+        took = sum(_recorded(study, run).get(part, 0.0) for run in study.runs)
+        estimated = sum(
+            (1.0 - shares.get((learner, seed), 0.0)) * estimates[learner][part]
+            for learner, seed in study.runs
+            if _recorded(study, (learner, seed)).get(part)
+        )
+        if took and estimated:
+            left, measured = left * took / estimated, True
+        seconds[part] = left
+    if study.step_size is None:
+        seconds["train"] += estimate(study).seconds["the search for the step size"]
+    total = sum(seconds.values())
+    parts = ", ".join(f"{VERBS[part]} {duration(time)}" for part, time in seconds.items())
+    basis = "by the times so far" if measured else "a rough estimate, up to five times off"
+    workers = engine.workers if isinstance(engine, WorkerPool) else 0
+    shared = f", {duration(total / workers)} on {workers} workers" if workers > 1 else ""
+    return f"time: {duration(total)} of processor time ({parts}){shared}; {basis}"
+
+
+def _recorded(study: Study, run: Run) -> dict[str, float]:
+    """The processor time that a run has taken so far; kept results hold that of their runs."""
+    learner, seed = run
+    if learner not in study.kept.get(seed, ()):
+        return cpu_seconds(study.run(*run))
+    folder = study.goes_on_from or study.path
+    times = kept.seed_facts(folder, seed)["runs"][learner].get("cpu_seconds", {})
+    return {part: float(times.get(part, 0.0)) for part in PARTS}
